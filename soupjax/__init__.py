@@ -1,0 +1,49 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""soupjax: one better model out of many fine-tuned ones.
+
+Names imported here are the public API. The subpackages (`soupjax.models`,
+`soupjax.data`, `soupjax.evaluators`, `soupjax.report`, ...) are public too and
+are imported when first used.
+"""
+
+import importlib
+
+from soupjax.checkpoints.find import find_ingredients as find_ingredients
+from soupjax.checkpoints.find import load_params as load_params
+from soupjax.checkpoints.find import open_ingredient as open_ingredient
+from soupjax.checkpoints.find import save_params as save_params
+from soupjax.soups.average import ensemble_logits as ensemble_logits
+from soupjax.soups.average import uniform_soup as uniform_soup
+from soupjax.soups.average import wise_ft as wise_ft
+from soupjax.soups.greedy import Decision as Decision
+from soupjax.soups.greedy import GreedySoup as GreedySoup
+from soupjax.soups.greedy import greedy_soup as greedy_soup
+from soupjax.soups.ingredient import Ingredient as Ingredient
+from soupjax.soups.ingredient import rank_by as rank_by
+from soupjax.soups.learned import LearnedSoup as LearnedSoup
+from soupjax.soups.learned import learned_soup as learned_soup
+from soupjax.version import __version__ as __version__
+
+_SUBPACKAGES = (
+  "checkpoints",
+  "config",
+  "data",
+  "evaluators",
+  "models",
+  "report",
+  "sharding",
+  "soups",
+  "tasks",
+  "train",
+)
+
+
+def __getattr__(name: str):
+  if name in _SUBPACKAGES:
+    return importlib.import_module(f"soupjax.{name}")
+  raise AttributeError(f"module 'soupjax' has no attribute {name!r}")
+
+
+def __dir__():
+  return sorted([*globals(), *_SUBPACKAGES])

@@ -1,0 +1,64 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are there whole or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file under a temporary name and renames it."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.tmp")
+  with open(temporary, "w", encoding="utf-8") as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes JSON, as `write_text` does; NaN is refused, it is not JSON."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    ValueError: if it is damaged, naming the file.
+  """
+  text = pathlib.Path(path).read_text(encoding="utf-8")
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as e:
+    raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a temporary directory that takes its final name on success.
+
+  Args:
+    path: the final name; nothing must be there.
+
+  Yields:
+    The temporary directory, beside the final one; what a killed run left in it
+    is removed first.
+
+  Raises:
+    ValueError: if `path` exists.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise ValueError(f"{path} exists already: delete it, or choose another.")
+  temporary = path.with_name(f".{path.name}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  yield temporary
+  os.rename(temporary, path)

@@ -1,0 +1,150 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Finds, opens, reads and writes checkpoints, whatever their format."""
+
+from collections.abc import Sequence
+import dataclasses
+import glob
+import os
+import pathlib
+import re
+from typing import Any
+
+from soupjax.checkpoints import files
+from soupjax.soups.ingredient import Ingredient
+
+PyTree = Any
+
+
+def find_ingredients(
+  pattern: str | os.PathLike | Sequence[str | os.PathLike],
+) -> list[Ingredient]:
+  """Opens all checkpoints that a pattern matches; reads metadata only.
+
+  Args:
+    pattern: a path with `*`, `?`, `[...]` or `**` in it, or several. Names that
+      begin with a dot are never matched.
+
+  Returns:
+    Ingredients in natural order of their paths (2 before 10), named by the part
+    of the path that tells them apart. `metrics.json` and `hyperparameters.json`
+    beside a checkpoint are read with it.
+
+  Raises:
+    ValueError: if nothing matches, or a match is not a checkpoint.
+  """
+  patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
+  paths = []
+  for one in patterns:
+    found = glob.glob(os.path.expanduser(os.fspath(one)), recursive=True)
+    if not found:
+      raise ValueError(
+        f"No ingredient found: nothing matches {os.fspath(one)!r} (looked from "
+        f"{os.getcwd()})."
+      )
+    paths += sorted(found, key=_natural)
+  paths = list(dict.fromkeys(os.path.abspath(p) for p in paths))
+  return [
+    dataclasses.replace(open_ingredient(path), name=name)
+    for path, name in zip(paths, _short_names(paths))
+  ]
+
+
+def open_ingredient(path: str | os.PathLike) -> Ingredient:
+  """Opens one checkpoint lazily.
+
+  Args:
+    path: an Orbax checkpoint, or a directory with one in `params/`.
+
+  Returns:
+    The ingredient, named by the last part of its path.
+
+  Raises:
+    ValueError: if there is nothing there, or nothing that is understood.
+  """
+  from soupjax.checkpoints import orbax
+
+  path = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+  if not path.exists():
+    raise ValueError(f"There is no checkpoint at {path}.")
+  inner = path / "params"
+  checkpoint = inner if not orbax.is_orbax(path) and inner.is_dir() else path
+  if not orbax.is_orbax(checkpoint):
+    raise ValueError(
+      f"{path} is no checkpoint: expected an Orbax directory, or a directory "
+      "with one in params/."
+    )
+  ingredient = orbax.open_checkpoint(str(checkpoint), path.name)
+  return dataclasses.replace(
+    ingredient,
+    metrics=_sidecar(path, "metrics.json"),
+    hyperparameters=_sidecar(path, "hyperparameters.json"),
+  )
+
+
+def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
+  """Reads the parameters of one checkpoint.
+
+  Args:
+    path: as for `open_ingredient`.
+    sharding: as in `Ingredient.load`; None reads into host memory.
+
+  Returns:
+    The tree, in nested dicts and lists.
+
+  Raises:
+    ValueError: if it is not a whole checkpoint.
+  """
+  return open_ingredient(path).load(sharding=sharding)
+
+
+def save_params(
+  path: str | os.PathLike,
+  params: PyTree,
+  *,
+  metadata: dict[str, Any] | None = None,
+) -> None:
+  """Writes parameters as an Orbax checkpoint, whole or not at all.
+
+  Args:
+    path: a directory that does not exist yet.
+    params: a pytree of arrays.
+    metadata: JSON to keep with the weights.
+
+  Raises:
+    ValueError: if something is at `path`.
+  """
+  from soupjax.checkpoints import orbax
+
+  path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+  if os.path.exists(path):
+    raise ValueError(f"{path} exists already: delete it, or choose another.")
+  orbax.save(path, params, metadata)
+
+
+def _natural(path: str) -> list[Any]:
+  return [
+    (1, int(part), "") if part.isdigit() else (0, 0, part)
+    for part in re.split(r"(\d+)", path)
+  ]
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+  """Drops the leading and trailing path components that all have in common."""
+  parts = [pathlib.PurePath(path).parts for path in paths]
+  if len(parts) == 1:
+    last = [p for p in parts[0] if p != "params"]
+    return [last[-1]]
+  shortest = min(len(p) for p in parts)
+  front = 0
+  while front < shortest and len({p[front] for p in parts}) == 1:
+    front += 1
+  back = 0
+  while back < shortest - front and len({p[-1 - back] for p in parts}) == 1:
+    back += 1
+  return ["/".join(p[front : len(p) - back]) or p[-1] for p in parts]
+
+
+def _sidecar(path: pathlib.Path, name: str) -> dict[str, Any]:
+  file = path / name
+  return files.read_json(file) if file.exists() else {}

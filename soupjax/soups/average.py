@@ -1,0 +1,178 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Uniform and weighted soups, interpolation, and ensembles of logits."""
+
+from collections.abc import Iterable, Sequence
+import functools
+from typing import Any
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.soups import exact, tree
+from soupjax.soups.ingredient import (
+  Ingredient,
+  check_ingredients,
+  raise_if_not_finite,
+  sharding_of,
+)
+
+PyTree = Any
+
+
+@functools.partial(jax.jit, static_argnames="weighted")
+def _mean_and_check(stack, weights, scale, *, weighted):
+  finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
+  mean = exact.linear(stack, weights, scale, weighted=weighted)
+  return mean.astype(stack[0].dtype), finite
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
+  """Returns soup weights as float32, ones if None.
+
+  Args:
+    weights: one number an ingredient, or None.
+    count: the number of ingredients.
+
+  Raises:
+    ValueError: if their number is wrong, one is not finite, or they sum to 0.
+  """
+  if weights is None:
+    return np.ones(count, np.float32)
+  array = np.asarray(weights, np.float32)
+  if array.shape != (count,):
+    raise ValueError(
+      f"Got weights of shape {array.shape} for {count} ingredients: give one "
+      "number for each."
+    )
+  if not np.isfinite(array).all():
+    raise ValueError(f"Weights must be finite, got {list(weights)}.")
+  if abs(array.sum(dtype=np.float64)) <= 1e-6 * np.abs(array).max():
+    raise ValueError(
+      f"Weights {list(weights)} sum to zero: they cannot be normalised. To add "
+      "differences of models to a base, use task arithmetic."
+    )
+  if (array < 0).any():
+    warnings.warn(
+      f"Some soup weights are negative: {list(weights)}.", stacklevel=3
+    )
+  return array
+
+
+def uniform_soup(
+  ingredients: Sequence[Ingredient],
+  weights: Sequence[float] | None = None,
+  *,
+  sharding: Any = None,
+) -> PyTree:
+  """Averages all ingredients (the uniform soup of arXiv 2203.05482, Table 2).
+
+  Works one leaf at a time: at most K copies of one leaf are held besides the
+  soup itself. Sums are taken in float32 with their rounding errors carried
+  along, as differences from the first ingredient, and rounded once: the bits do
+  not depend on the mesh, and the order matters to 1 ulp at most.
+
+  Args:
+    ingredients: of one architecture, at least one.
+    weights: one number each, divided by their sum; None weighs all alike.
+    sharding: where the soup goes, as in `Ingredient.load`.
+
+  Returns:
+    A tree like the ingredients', with the dtypes of the first. Identical
+    ingredients come back bit for bit. Leaves that are not floating are copied.
+
+  Raises:
+    ValueError: if there is nothing to average, trees differ, an ingredient
+      has NaN or infinity, or the weights do not fit.
+  """
+  ingredients = list(ingredients)
+  check_ingredients(ingredients)
+  weighted = weights is not None
+  weights = check_weights(weights, len(ingredients))
+  scale = exact.reciprocal(weights.sum(dtype=np.float64))
+  soup, checks = [], []
+  for leaf, spec in ingredients[0].specs.items():
+    where = sharding_of(sharding, leaf, spec)
+    if not tree.is_float(spec):
+      soup.append(ingredients[0].read(leaf, sharding=where))
+      continue
+    stack = [i.read(leaf, sharding=where) for i in ingredients]
+    mean, finite = _mean_and_check(stack, weights, scale, weighted=weighted)
+    soup.append(mean)
+    checks.append((leaf, finite))
+  # One wait at the end instead of one a leaf.
+  flags = np.stack([finite for _, finite in checks]) if checks else None
+  for k, ingredient in enumerate(ingredients if checks else ()):
+    raise_if_not_finite(
+      ingredient.name, [leaf for leaf, _ in checks], flags[:, k]
+    )
+  return jax.tree.unflatten(ingredients[0].treedef, soup)
+
+
+def wise_ft(pretrained: PyTree, finetuned: PyTree, alpha: float) -> PyTree:
+  """Interpolates a pretrained and a fine-tuned model (arXiv 2109.01903).
+
+  Args:
+    pretrained: parameters with a head that works, zero-shot or linear probe; a
+      random head ruins the path.
+    finetuned: parameters fine-tuned from it.
+    alpha: share of the fine-tuned model; the paper's advice without knowledge
+      of the target is 0.5.
+
+  Returns:
+    `(1 - alpha) * pretrained + alpha * finetuned`, in float32, with the dtypes
+    of `pretrained`. Alpha 0 and 1 give the ends bit for bit; values outside
+    [0, 1] extrapolate.
+
+  Raises:
+    ValueError: if the trees differ or alpha is not finite.
+  """
+  if not np.isfinite(alpha):
+    raise ValueError(f"alpha must be a finite number, got {alpha}.")
+  ends = [
+    Ingredient.from_params("pretrained", pretrained),
+    Ingredient.from_params("finetuned", finetuned),
+  ]
+  if alpha == 1:
+    ends.reverse()
+    alpha = 0.0
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
+    return uniform_soup(ends, [1 - alpha, alpha])
+
+
+def ensemble_logits(
+  logits: Iterable[Any], weights: Sequence[float] | None = None
+) -> np.ndarray:
+  """Averages unnormalised logits: the ensemble of arXiv 2203.05482, Table 2.
+
+  Args:
+    logits: arrays of one shape, such as (images, classes). A generator works:
+      one array is held at a time.
+    weights: one number each, divided by their sum; None weighs all alike.
+
+  Returns:
+    float32 array of that shape, on the host.
+
+  Raises:
+    ValueError: if there are none, shapes differ or the weights do not fit.
+  """
+  total, count = None, 0
+  for count, array in enumerate(logits, start=1):
+    array = np.asarray(array, np.float64)
+    if weights is not None and count <= len(weights):
+      array = array * weights[count - 1]
+    if total is None:
+      total = array
+    elif array.shape != total.shape:
+      raise ValueError(
+        f"Logits {count} have shape {array.shape}, those before {total.shape}."
+      )
+    else:
+      total = total + array
+  if total is None:
+    raise ValueError("An ensemble needs the logits of at least one model.")
+  scale = check_weights(weights, count).sum(dtype=np.float64)
+  return (total / scale).astype(np.float32)

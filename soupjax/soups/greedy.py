@@ -1,0 +1,238 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy soups: Recipe 1 of arXiv 2203.05482."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from soupjax.soups import exact, tree
+from soupjax.soups.ingredient import Ingredient, check_finite, check_ingredients
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decision:
+  """What happened to one ingredient.
+
+  Attributes:
+    name: the ingredient's.
+    score: held-out score of the soup with this ingredient in it.
+    bar: score of the soup without it; None for the first.
+    accepted: whether it stayed in.
+    reason: why, in words.
+    size: ingredients in the soup after the decision.
+  """
+
+  name: str
+  score: float
+  bar: float | None
+  accepted: bool
+  reason: str
+  size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedySoup:
+  """A greedy soup and how it came about.
+
+  Attributes:
+    params: the soup; the same bits as `uniform_soup` of those selected.
+    selected: names of its ingredients, in the order they went in.
+    history: every decision, in order.
+  """
+
+  params: PyTree
+  selected: tuple[str, ...]
+  history: tuple[Decision, ...]
+
+  @property
+  def score(self) -> float:
+    """Held-out score of the soup."""
+    return [d.score for d in self.history if d.accepted][-1]
+
+
+def _map_floats(function, first, *rest):
+  """Maps over float leaves; others are those of `first`."""
+
+  def on_leaf(a, *others):
+    return function(a, *others) if tree.is_float(a) else a
+
+  return jax.tree.map(on_leaf, first, *rest)
+
+
+@jax.jit
+def _zero(first):
+  return _map_floats(exact.zero, first)
+
+
+@jax.jit
+def _add(total, first, params):
+  return _map_floats(lambda a, b, s: exact.add(s, a, b), first, params, total)
+
+
+@jax.jit
+def _mean(total, first, scale):
+  return _map_floats(
+    lambda a, s: exact.mean(s, a, scale).astype(a.dtype), first, total
+  )
+
+
+def greedy_soup(
+  ingredients: Sequence[Ingredient],
+  evaluate: Callable[[PyTree], float],
+  *,
+  accept: str = "ge",
+  min_delta: float = 0.0,
+  order: Sequence[str] | None = None,
+  resume: Sequence[Decision | Mapping[str, Any]] | None = None,
+  on_decision: Callable[[Decision], None] | None = None,
+  sharding: Any = None,
+) -> GreedySoup:
+  """Adds ingredients one by one, keeping those that do not hurt.
+
+  The first ingredient is evaluated like all others, not taken from a cached
+  score. With the best ingredient first (see `rank_by`), the soup is never worse
+  than it on the data that `evaluate` looks at: use held-out data, never test.
+
+  Memory, whatever the number of ingredients: the first one, the float32 sums of
+  the soup and of the candidate with their rounding errors, the candidate and
+  the ingredient being read. Every ingredient is read once before any work to
+  check that it is finite, and once more for its turn.
+
+  Args:
+    ingredients: in the order to try, best first.
+    evaluate: maps parameters to a held-out score; higher is better.
+    accept: "ge" keeps a candidate that scores at least as well as the soup (the
+      paper), "gt" one that scores better (the paper's released code).
+    min_delta: a candidate must also gain this much.
+    order: names of all ingredients, to try them in another order.
+    resume: the decisions of an earlier run that was cut short; they are taken
+      over without evaluating again.
+    on_decision: called with every new decision, to save it.
+    sharding: where ingredients go, as in `Ingredient.load`.
+
+  Returns:
+    The soup and the record of every decision.
+
+  Raises:
+    ValueError: if there are no ingredients, trees differ, one has NaN or
+      infinity, a score is not finite, or `order` or `resume` do not fit.
+  """
+  ingredients = _in_order(ingredients, order)
+  clears = _acceptance(accept, min_delta)
+  check_ingredients(ingredients)
+  history = _replayed(ingredients, resume, clears)
+  check_finite(ingredients)
+
+  first = total = None
+  bar, selected, soup = None, [], None
+  for position, ingredient in enumerate(ingredients):
+    past = history[position] if position < len(history) else None
+    if past and not past.accepted:
+      continue
+    params = ingredient.load(sharding=sharding)
+    if first is None:
+      first, total = params, _zero(params)
+    candidate_total = _add(total, first, params)
+    scale = exact.reciprocal(len(selected) + 1)
+    candidate = _mean(candidate_total, first, scale)
+    if past is None:
+      score = _score(evaluate, candidate, ingredient.name, selected)
+      past = _decide(ingredient.name, score, bar, clears, len(selected))
+      history.append(past)
+      if on_decision:
+        on_decision(past)
+    if past.accepted:
+      soup, total, bar = candidate, candidate_total, past.score
+      selected.append(ingredient.name)
+  return GreedySoup(
+    params=soup, selected=tuple(selected), history=tuple(history)
+  )
+
+
+def _in_order(ingredients, order):
+  ingredients = list(ingredients)
+  if order is None:
+    return ingredients
+  by_name = {i.name: i for i in ingredients}
+  if sorted(order) != sorted(by_name):
+    raise ValueError(
+      "order must name every ingredient once. Missing: "
+      f"{sorted(set(by_name) - set(order))}, unknown: "
+      f"{sorted(set(order) - set(by_name))}, named twice: "
+      f"{sorted({n for n in order if list(order).count(n) > 1})}."
+    )
+  return [by_name[name] for name in order]
+
+
+def _acceptance(accept: str, min_delta: float):
+  if accept not in ("ge", "gt"):
+    raise ValueError(f"accept must be 'ge' or 'gt', got {accept!r}.")
+  if not math.isfinite(min_delta):
+    raise ValueError(f"min_delta must be finite, got {min_delta}.")
+  if accept == "ge":
+    return lambda score, bar: score >= bar + min_delta
+  return lambda score, bar: score > bar + min_delta
+
+
+def _score(evaluate, candidate, name, selected) -> float:
+  score = float(evaluate(candidate))
+  if not math.isfinite(score):
+    raise ValueError(
+      f"The soup of {[*selected, name]} scores {score}: evaluate must return "
+      "a finite number."
+    )
+  return score
+
+
+def _decide(name, score, bar, clears, size) -> Decision:
+  if bar is None:
+    accepted, reason = True, "the first ingredient"
+  else:
+    accepted = clears(score, bar)
+    gain = score - bar
+    if gain > 0:
+      reason = f"raises the score by {gain:.6g}"
+    elif gain < 0:
+      reason = f"lowers the score by {-gain:.6g}"
+    else:
+      reason = "leaves the score as it is"
+    if not accepted and gain >= 0:
+      reason += ", which is not enough"
+  return Decision(
+    name=name,
+    score=score,
+    bar=bar,
+    accepted=accepted,
+    reason=reason,
+    size=size + accepted,
+  )
+
+
+def _replayed(ingredients, resume, clears) -> list[Decision]:
+  """Checks that earlier decisions fit these ingredients and this rule."""
+  history = []
+  bar = None
+  for position, past in enumerate(resume or ()):
+    past = past if isinstance(past, Decision) else Decision(**past)
+    if position >= len(ingredients) or ingredients[position].name != past.name:
+      here = [i.name for i in ingredients[position : position + 1]]
+      raise ValueError(
+        f"Decision {position} to resume from is about {past.name!r}, but the "
+        f"ingredient there is {here[0] if here else 'none'!r}. Delete the old "
+        "trace, or give the same ingredients in the same order."
+      )
+    wanted = True if bar is None else clears(past.score, bar)
+    if past.accepted != wanted:
+      raise ValueError(
+        f"Decision {position} to resume from ({past.name!r}) was made under "
+        "another acceptance rule. Delete the old trace to start afresh."
+      )
+    bar = past.score if past.accepted else bar
+    history.append(past)
+  return history

@@ -1,0 +1,270 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""An ingredient: one fine-tuned model, by name and lazily."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax.soups import tree
+
+PyTree = Any
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Ingredient:
+  """One model that may go into a soup. Weights are read when asked for.
+
+  Attributes:
+    name: what reports and error messages call it.
+    specs: leaf name -> shape and dtype, known without reading any weights.
+    treedef: puts the leaves, in the order of `specs`, back into a tree.
+    reader: `reader(leaf, index)` returns that part of that leaf; index None
+      means all of it. Must be safe to call from several threads.
+    metrics: held-out scores measured earlier, as `{"minival/prec@1": 0.8}`.
+    hyperparameters: how it was fine-tuned.
+    path: where it was read from, None for trees in memory.
+  """
+
+  name: str
+  specs: Mapping[str, jax.ShapeDtypeStruct]
+  treedef: Any
+  reader: Callable[[str, Index | None], Any]
+  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  path: str | None = None
+
+  @classmethod
+  def from_params(
+    cls,
+    name: str,
+    params: PyTree,
+    metrics: Mapping[str, float] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+  ) -> "Ingredient":
+    """Wraps a tree that is in memory already; nothing is copied.
+
+    Args:
+      name: what to call it.
+      params: any pytree of arrays.
+      metrics: held-out scores, see `rank_by`.
+      hyperparameters: how it was fine-tuned.
+
+    Returns:
+      The ingredient.
+
+    Raises:
+      ValueError: if the tree is empty, two leaves share a name, or a leaf is
+        not an array.
+    """
+    leaves, treedef = tree.flatten(params)
+    return cls(
+      name=name,
+      specs={leaf: tree.spec(value) for leaf, value in leaves.items()},
+      treedef=treedef,
+      reader=lambda leaf, index: (
+        leaves[leaf] if index is None else np.asarray(leaves[leaf])[index]
+      ),
+      metrics=dict(metrics or {}),
+      hyperparameters=dict(hyperparameters or {}),
+    )
+
+  @property
+  def num_bytes(self) -> int:
+    """Bytes of all leaves together."""
+    return sum(
+      math.prod(s.shape) * s.dtype.itemsize for s in self.specs.values()
+    )
+
+  def read(
+    self,
+    leaf: str,
+    *,
+    index: Index | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+  ) -> jax.Array | np.ndarray:
+    """Reads one leaf, or a slice of it.
+
+    Args:
+      leaf: its name, one of `specs`.
+      index: a tuple of slices; None for the whole leaf.
+      sharding: where the whole leaf goes. Each process then reads only the
+        slices that its own devices hold. None: as the reader returns it.
+
+    Returns:
+      An array of the leaf's dtype.
+
+    Raises:
+      ValueError: if there is no such leaf, or index and sharding are both
+        given.
+    """
+    if leaf not in self.specs:
+      raise ValueError(f"{self.name!r} has no leaf {leaf!r}.")
+    if sharding is None:
+      return self.reader(leaf, index)
+    if index is not None:
+      raise ValueError("Give an index or a sharding, not both.")
+    spec = self.specs[leaf]
+    if self.path is None:
+      return jax.device_put(self.reader(leaf, None), sharding)
+    # Devices that hold the same slice share one read.
+    cache: dict[str, Any] = {}
+
+    def fetch(where):
+      key = str(where)
+      if key not in cache:
+        cache[key] = self.reader(leaf, where)
+      return cache[key]
+
+    return jax.make_array_from_callback(spec.shape, sharding, fetch)
+
+  def load(self, *, sharding: Any = None) -> PyTree:
+    """Reads all leaves and returns the tree.
+
+    Args:
+      sharding: None, one `jax.sharding.Sharding` for every leaf, or a function
+        of leaf name and `jax.ShapeDtypeStruct` that returns one.
+
+    Returns:
+      The parameters, in the containers they were saved from where the format
+      records them, else in nested dicts.
+    """
+    leaves = [
+      self.read(leaf, sharding=sharding_of(sharding, leaf, spec))
+      for leaf, spec in self.specs.items()
+    ]
+    return jax.tree.unflatten(self.treedef, leaves)
+
+  def in_memory(self, *, sharding: Any = None) -> "Ingredient":
+    """Reads it once and keeps it: for recipes that pass over it many times."""
+    params = jax.tree.map(jax.numpy.asarray, self.load(sharding=sharding))
+    return dataclasses.replace(
+      Ingredient.from_params(self.name, params),
+      metrics=self.metrics,
+      hyperparameters=self.hyperparameters,
+    )
+
+
+def sharding_of(sharding: Any, leaf: str, spec: jax.ShapeDtypeStruct) -> Any:
+  """Resolves a `sharding` argument (see `Ingredient.load`) for one leaf."""
+  if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+    return sharding
+  return sharding(leaf, spec)
+
+
+def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
+  """Checks names, structures, shapes and dtypes; reads no float weights.
+
+  Args:
+    ingredients: what is to be averaged.
+
+  Raises:
+    ValueError: if there are none, two share a name, or trees or integer
+      leaves differ; naming the ingredients and the leaves.
+    TypeError: if one is not an `Ingredient`.
+  """
+  ingredients = list(ingredients)
+  if not ingredients:
+    raise ValueError("A soup needs at least one ingredient, got none.")
+  names = []
+  for ingredient in ingredients:
+    if not isinstance(ingredient, Ingredient):
+      raise TypeError(
+        f"Expected an Ingredient, got a {type(ingredient).__name__}. Wrap "
+        "trees in memory with Ingredient.from_params(name, params)."
+      )
+    if ingredient.name in names:
+      raise ValueError(
+        f"Two ingredients are called {ingredient.name!r}. Names must differ, "
+        "so that reports can say which one they mean."
+      )
+    names.append(ingredient.name)
+  tree.check_alike(
+    {i.name: i.specs for i in ingredients},
+    {i.name: i.treedef for i in ingredients},
+  )
+  counters = [
+    n for n, s in ingredients[0].specs.items() if not tree.is_float(s)
+  ]
+  if counters:
+    tree.check_equal_integers(
+      {i.name: {n: i.read(n) for n in counters} for i in ingredients}
+    )
+  if not jax.config.jax_enable_x64:
+    for leaf, spec in ingredients[0].specs.items():
+      if spec.dtype == np.float64:
+        raise ValueError(
+          f"Leaf {leaf!r} of {names[0]!r} is float64, which JAX would silently "
+          "cut to float32. Cast it, or set jax_enable_x64."
+        )
+
+
+@jax.jit
+def _all_finite(leaves):
+  return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
+
+
+def check_finite(ingredients: Sequence[Ingredient]) -> None:
+  """Reads every float leaf once and checks it for NaN and infinity.
+
+  Args:
+    ingredients: what is to be averaged.
+
+  Raises:
+    ValueError: naming the ingredient and the first leaf that is not finite.
+  """
+  for ingredient in ingredients:
+    names = [n for n, s in ingredient.specs.items() if tree.is_float(s)]
+    if not names:
+      continue
+    finite = _all_finite([ingredient.read(name) for name in names])
+    raise_if_not_finite(ingredient.name, names, finite)
+
+
+def raise_if_not_finite(ingredient: str, names: Sequence[str], finite) -> None:
+  """Raises a ValueError for the first of `names` whose flag is False."""
+  for name, ok in zip(names, np.asarray(finite)):
+    if not ok:
+      raise ValueError(
+        f"Ingredient {ingredient!r} has NaN or infinity in leaf {name!r}; it "
+        "would spoil the whole soup. Leave it out: its fine-tuning diverged."
+      )
+
+
+def rank_by(
+  ingredients: Sequence[Ingredient], metric: str, *, mode: str = "max"
+) -> list[Ingredient]:
+  """Orders ingredients by a held-out metric, best first.
+
+  Ties keep the order given. (The released code of arXiv 2203.05482 sorts
+  ascending and reverses, which turns ties around.)
+
+  Args:
+    ingredients: with `metrics`.
+    metric: a key of `metrics`, as `"minival/prec@1"`.
+    mode: "max" if higher is better, "min" if lower is.
+
+  Returns:
+    A new list.
+
+  Raises:
+    ValueError: if an ingredient lacks the metric, or its value is NaN.
+  """
+  if mode not in ("max", "min"):
+    raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+  for ingredient in ingredients:
+    value = ingredient.metrics.get(metric)
+    if value is None:
+      raise ValueError(
+        f"Ingredient {ingredient.name!r} has no metric {metric!r}; it has "
+        f"{sorted(ingredient.metrics) or 'none'}."
+      )
+    if math.isnan(value):
+      raise ValueError(f"{metric} of ingredient {ingredient.name!r} is NaN.")
+  sign = -1 if mode == "max" else 1
+  return sorted(ingredients, key=lambda i: sign * i.metrics[metric])
