@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are there whole or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 
@@ -62,3 +64,46 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary.mkdir(parents=True)
   yield temporary
   os.rename(temporary, path)
+
+
+def open_for_writing(path: str | os.PathLike, *, create: bool = True) -> int:
+  """Opens a file for reading and writing and returns its descriptor.
+
+  Args:
+    path: of the file; what is in it is dropped.
+    create: False if another process has made it.
+
+  Raises:
+    OSError: if that is not possible.
+  """
+  flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+  return os.open(path, flags, 0o666)
+
+
+def allocate(fd: int, num_bytes: int, path: Any) -> None:
+  """Makes a file that large, so that a full disk shows at once.
+
+  Raises:
+    ValueError: if there is no room for it.
+  """
+  try:
+    os.posix_fallocate(fd, 0, max(num_bytes, 1))
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+      raise ValueError(
+        f"No space left for {path}: it needs {num_bytes / 1e9:.3f} GB. Nothing "
+        "was published. Free some, or choose another out=."
+      ) from e
+    # Some file systems cannot; writing will tell.
+    os.ftruncate(fd, num_bytes)
+
+
+@contextlib.contextmanager
+def syncing(fds: Iterable[int]) -> Iterator[None]:
+  """Flushes files to disk while the body runs."""
+  thread = threading.Thread(target=lambda: [os.fdatasync(fd) for fd in [*fds]])
+  thread.start()
+  try:
+    yield
+  finally:
+    thread.join()

@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from soupjax.checkpoints import files
+from soupjax.checkpoints import files, ranges, safetensors
 from soupjax.soups.ingredient import Ingredient
 
 PyTree = Any
@@ -51,35 +51,80 @@ def find_ingredients(
 
 
 def open_ingredient(path: str | os.PathLike) -> Ingredient:
-  """Opens one checkpoint lazily.
+  """Opens one checkpoint lazily, whatever its format; reads metadata only.
+
+  The format is recognised by content: Orbax directories of either layout (or
+  with one in `params/`), safetensors files, directories and indices, `.npz`
+  files, and torch zip files.
 
   Args:
-    path: an Orbax checkpoint, or a directory with one in `params/`.
+    path: of the checkpoint.
 
   Returns:
     The ingredient, named by the last part of its path.
 
   Raises:
-    ValueError: if there is nothing there, or nothing that is understood.
+    ValueError: if there is nothing there, it is damaged, or nothing that is
+      understood.
   """
-  from soupjax.checkpoints import orbax
-
-  path = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
-  if not path.exists():
-    raise ValueError(f"There is no checkpoint at {path}.")
-  inner = path / "params"
-  checkpoint = inner if not orbax.is_orbax(path) and inner.is_dir() else path
-  if not orbax.is_orbax(checkpoint):
-    raise ValueError(
-      f"{path} is no checkpoint: expected an Orbax directory, or a directory "
-      "with one in params/."
-    )
-  ingredient = orbax.open_checkpoint(str(checkpoint), path.name)
+  path = os.fspath(path)
+  if not ranges.is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path))
+  inner, opener = _recognise(path)
+  ingredient = opener(inner, os.path.basename(path.rstrip("/")))
   return dataclasses.replace(
     ingredient,
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
   )
+
+
+def _recognise(path: str):
+  """Finds out what is at a path: the checkpoint itself, and what opens it."""
+  place = (
+    ranges.remote_path(path) if ranges.is_remote(path) else (pathlib.Path(path))
+  )
+  if not place.exists():
+    raise ValueError(f"There is no checkpoint at {path}.")
+  if not place.is_dir():
+    if path.endswith(".index.json"):
+      return path, safetensors.open_checkpoint
+    if safetensors.is_safetensors(path):
+      return path, safetensors.open_checkpoint
+    raise ValueError(
+      f"{path} is none of the formats known: safetensors, npz and torch zip "
+      "files, and Orbax directories. It may have been cut short."
+    )
+  # Orbax takes a second to import: only where it is needed.
+  from soupjax.checkpoints import orbax
+
+  inner = place / "params"
+  for one in (place, inner):
+    if orbax.is_orbax(one):
+      return str(one), orbax.open_checkpoint
+  if any(place.glob("*.safetensors*")):
+    return path, safetensors.open_checkpoint
+  raise ValueError(
+    f"{path} is no checkpoint: expected an Orbax directory, or a directory "
+    "with one in params/, or with safetensors in it."
+  )
+
+
+def as_ingredients(found: Any) -> list[Ingredient]:
+  """Opens what is not open yet.
+
+  Args:
+    found: ingredients, or paths and patterns as for `find_ingredients`.
+
+  Raises:
+    ValueError: if nothing matches, or there are none.
+  """
+  if isinstance(found, (str, os.PathLike)):
+    return find_ingredients(found)
+  found = list(found)
+  if found and all(isinstance(one, (str, os.PathLike)) for one in found):
+    return find_ingredients(found)
+  return found
 
 
 def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
@@ -145,6 +190,9 @@ def _short_names(paths: Sequence[str]) -> list[str]:
   return ["/".join(p[front : len(p) - back]) or p[-1] for p in parts]
 
 
-def _sidecar(path: pathlib.Path, name: str) -> dict[str, Any]:
-  file = path / name
+def _sidecar(path: str, name: str) -> dict[str, Any]:
+  """Reads JSON in a checkpoint's directory, if it is one and has it."""
+  if ranges.is_remote(path):
+    return {}
+  file = pathlib.Path(path, name)
   return files.read_json(file) if file.exists() else {}
