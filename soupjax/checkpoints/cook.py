@@ -113,7 +113,7 @@ def mix(
     dtype=dtype,
     select=select,
     block_bytes=block_bytes,
-    threads=threads or min(4, (os.cpu_count() or 1) + 2),
+    threads=threads or min(8, (os.cpu_count() or 1) + 1),
   )
   target = None
   if out is not None:

@@ -98,12 +98,21 @@ def allocate(fd: int, num_bytes: int, path: Any) -> None:
     os.ftruncate(fd, num_bytes)
 
 
-@contextlib.contextmanager
-def syncing(fds: Iterable[int]) -> Iterator[None]:
-  """Flushes files to disk while the body runs."""
-  thread = threading.Thread(target=lambda: [os.fdatasync(fd) for fd in [*fds]])
-  thread.start()
-  try:
-    yield
-  finally:
-    thread.join()
+class Flusher:
+  """Moves what is written to disk all along, so that the end is short."""
+
+  def __init__(self, fds: Iterable[int]):
+    self._fds = list(fds)
+    self._stopped = threading.Event()
+    self._thread = threading.Thread(target=self._loop, daemon=True)
+    self._thread.start()
+
+  def _loop(self):
+    while not self._stopped.wait(0.1):
+      for fd in self._fds:
+        os.fdatasync(fd)
+
+  def stop(self) -> None:
+    """Waits for what is under way; the files may be closed then."""
+    self._stopped.set()
+    self._thread.join()

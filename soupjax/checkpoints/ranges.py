@@ -7,11 +7,13 @@ as fast as fresh arrays, and mapped files would count as memory of the process.
 """
 
 from collections.abc import Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import errno
 import os
 import threading
 from typing import Any
+import zlib
 
 import jax
 import numpy as np
@@ -246,7 +248,8 @@ class RangeWriter:
     Raises:
       ValueError: naming the leaf whose bytes on disk differ.
     """
-    return {leaf: self._read_back(leaf) for leaf in self.specs}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      return dict(zip(self.specs, pool.map(self._read_back, self.specs)))
 
   def _read_back(self, leaf: str) -> int:
     spec, (fd, offset) = self.specs[leaf], self.places[leaf]
@@ -276,8 +279,6 @@ _SCRATCH = threading.local()
 
 def _crc_of(fd: int, offset: int, num_bytes: int, value: int) -> int:
   """Continues a CRC-32 with bytes of a file."""
-  import zlib
-
   if not hasattr(_SCRATCH, "view"):
     _SCRATCH.view = memoryview(bytearray(1 << 20))
   while num_bytes > 0:

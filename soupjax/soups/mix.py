@@ -234,13 +234,11 @@ class _Work:
     if group.base is not None:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
-    merged, finite = _combine(
-      jax.device_put(stack, self.cpu),
-      None if base is None else jax.device_put(base, self.cpu),
-      group.values,
-      combine=group.combine,
-      dtype=group.out_dtype,
-    )
+    with jax.default_device(self.cpu):
+      merged, finite = _combine(
+        stack, base, group.values, combine=group.combine, dtype=group.out_dtype
+      )
+    # Waits for the result, and with it until the buffers are free again.
     merged = np.asarray(merged)
     if self.check_finite and not finite:
       self._explain(block, stack, base)
