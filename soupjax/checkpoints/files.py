@@ -10,6 +10,8 @@ import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a text file under a temporary name and renames it."""
@@ -25,6 +27,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes JSON, as `write_text` does; NaN is refused, it is not JSON."""
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
+  """Writes named arrays as an `.npz`, whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.tmp")
+  with open(temporary, "wb") as f:
+    np.savez(f, **arrays)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
