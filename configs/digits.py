@@ -55,7 +55,7 @@ def get_config(arg=None):
     "scale": 0.15,
     "shear": 0.2,
   }
-  c.pretrain.jitter = {"contrast": 0.6, "noise": 0.3, "blur": 1.0}
+  c.pretrain.jitter = {"contrast": 0.3, "noise": 0.1, "blur": 0.5}
 
   c.probe = ml_collections.ConfigDict()
   c.probe.l2 = 1e-3
