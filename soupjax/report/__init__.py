@@ -1,25 +1,13 @@
-import json
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables, figures and one self-contained HTML page out of a run's results."""
 
-from soupjax.checkpoints import files
-
-
-def write_results(path, rows):
-  files.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
-
-
-def write_report(workdir):
-  return workdir / "report.html"
-
-
-def results_table(rows):
-  m = {}
-  for r in rows:
-    if r["metric"] == "prec@1":
-      m.setdefault(r["model"], {})[r["dataset"].split("/")[1]] = (
-        100 * r["value"]
-      )
-  return "\n".join(
-    f"{k:18s} minival {v['minival']:.1f} test {v['test']:.1f} shifts {sum(x for d, x in v.items() if d not in ('minival', 'test')) / (len(v) - 2):.1f}  "
-    + " ".join(f"{d}:{x:.0f}" for d, x in v.items())
-    for k, v in m.items()
-  )
+from soupjax.report.figures import accuracy_plane as accuracy_plane
+from soupjax.report.figures import coefficients as coefficients
+from soupjax.report.figures import greedy_trajectory as greedy_trajectory
+from soupjax.report.figures import wise_ft_curve as wise_ft_curve
+from soupjax.report.page import write_report as write_report
+from soupjax.report.results import Results as Results
+from soupjax.report.results import read_results as read_results
+from soupjax.report.tables import clopper_pearson as clopper_pearson
+from soupjax.report.tables import results_table as results_table
