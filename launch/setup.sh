@@ -15,7 +15,7 @@
 PYTHON="${PYTHON:-python3}"
 
 if [[ -z "${VIRTUAL_ENV:-}" ]]; then
-  if [[ ! -e .venv/ready ]]; then
+  if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
     if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
       echo "soupjax needs Python 3.11 or newer, $PYTHON is:" >&2
       "$PYTHON" --version >&2
@@ -23,11 +23,10 @@ if [[ -z "${VIRTUAL_ENV:-}" ]]; then
       exit 1
     fi
     # Debian and Ubuntu leave ensurepip out; their pip can fill in.
-    "$PYTHON" -m venv --clear .venv > /dev/null || {
-      "$PYTHON" -m venv --clear --without-pip .venv
+    "$PYTHON" -m venv .venv > /dev/null || {
+      "$PYTHON" -m venv --without-pip .venv
       "$PYTHON" -m pip --python .venv/bin/python install --quiet pip
     }
-    touch .venv/ready
   fi
   # shellcheck source=/dev/null
   . .venv/bin/activate
