@@ -47,10 +47,9 @@ def read_json(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: if it is damaged, naming the file.
   """
-  text = pathlib.Path(path).read_text(encoding="utf-8")
   try:
-    return json.loads(text)
-  except json.JSONDecodeError as e:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except ValueError as e:  # Of json, or of the encoding.
     raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
 
 

@@ -35,6 +35,8 @@ def find_ingredients(
   """
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
   paths = []
+  if not patterns:
+    raise ValueError("No ingredient found: got no pattern to look for.")
   for one in patterns:
     found = glob.glob(os.path.expanduser(os.fspath(one)), recursive=True)
     if not found:
@@ -124,7 +126,7 @@ def save_params(
 
 def _natural(path: str) -> list[Any]:
   return [
-    (1, int(part), "") if part.isdigit() else (0, 0, part)
+    (1, int(part), "") if part.isdecimal() else (0, 0, part)
     for part in re.split(r"(\d+)", path)
   ]
 
@@ -135,16 +137,20 @@ def _short_names(paths: Sequence[str]) -> list[str]:
   if len(parts) == 1:
     last = [p for p in parts[0] if p != "params"]
     return [last[-1]]
-  shortest = min(len(p) for p in parts)
+  # One component is left of the shortest, so that names differ as paths do.
+  spare = min(len(p) for p in parts) - 1
   front = 0
-  while front < shortest and len({p[front] for p in parts}) == 1:
+  while front < spare and len({p[front] for p in parts}) == 1:
     front += 1
   back = 0
-  while back < shortest - front and len({p[-1 - back] for p in parts}) == 1:
+  while back < spare - front and len({p[-1 - back] for p in parts}) == 1:
     back += 1
-  return ["/".join(p[front : len(p) - back]) or p[-1] for p in parts]
+  return ["/".join(p[front : len(p) - back]) for p in parts]
 
 
 def _sidecar(path: pathlib.Path, name: str) -> dict[str, Any]:
   file = path / name
-  return files.read_json(file) if file.exists() else {}
+  value = files.read_json(file) if file.exists() else {}
+  if not isinstance(value, dict):
+    raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")
+  return value
