@@ -12,6 +12,8 @@ import shutil
 import threading
 from typing import Any
 
+import numpy as np
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a text file under a temporary name and renames it."""
@@ -29,16 +31,27 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
+  """Writes named arrays as an `.npz`, whole or not at all."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.tmp")
+  with open(temporary, "wb") as f:
+    np.savez(f, **arrays)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
 def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file.
 
   Raises:
     ValueError: if it is damaged, naming the file.
   """
-  text = pathlib.Path(path).read_text(encoding="utf-8")
   try:
-    return json.loads(text)
-  except json.JSONDecodeError as e:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except ValueError as e:  # Of json, or of the encoding.
     raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
 
 

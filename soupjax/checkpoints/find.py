@@ -35,6 +35,8 @@ def find_ingredients(
   """
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
   paths = []
+  if not patterns:
+    raise ValueError("No ingredient found: got no pattern to look for.")
   for one in patterns:
     found = glob.glob(os.path.expanduser(os.fspath(one)), recursive=True)
     if not found:
@@ -92,8 +94,8 @@ def _recognise(path: str):
     if safetensors.is_safetensors(path):
       return path, safetensors.open_checkpoint
     raise ValueError(
-      f"{path} is none of the formats known: safetensors, npz and torch zip "
-      "files, and Orbax directories. It may have been cut short."
+      f"{path} is no checkpoint: expected a safetensors, npz or torch zip "
+      "file, or an Orbax directory. It may have been cut short."
     )
   # Orbax takes a second to import: only where it is needed.
   from soupjax.checkpoints import orbax
@@ -169,7 +171,7 @@ def save_params(
 
 def _natural(path: str) -> list[Any]:
   return [
-    (1, int(part), "") if part.isdigit() else (0, 0, part)
+    (1, int(part), "") if part.isdecimal() else (0, 0, part)
     for part in re.split(r"(\d+)", path)
   ]
 
@@ -180,14 +182,15 @@ def _short_names(paths: Sequence[str]) -> list[str]:
   if len(parts) == 1:
     last = [p for p in parts[0] if p != "params"]
     return [last[-1]]
-  shortest = min(len(p) for p in parts)
+  # One component is left of the shortest, so that names differ as paths do.
+  spare = min(len(p) for p in parts) - 1
   front = 0
-  while front < shortest and len({p[front] for p in parts}) == 1:
+  while front < spare and len({p[front] for p in parts}) == 1:
     front += 1
   back = 0
-  while back < shortest - front and len({p[-1 - back] for p in parts}) == 1:
+  while back < spare - front and len({p[-1 - back] for p in parts}) == 1:
     back += 1
-  return ["/".join(p[front : len(p) - back]) or p[-1] for p in parts]
+  return ["/".join(p[front : len(p) - back]) for p in parts]
 
 
 def _sidecar(path: str, name: str) -> dict[str, Any]:
@@ -195,4 +198,7 @@ def _sidecar(path: str, name: str) -> dict[str, Any]:
   if ranges.is_remote(path):
     return {}
   file = pathlib.Path(path, name)
-  return files.read_json(file) if file.exists() else {}
+  value = files.read_json(file) if file.exists() else {}
+  if not isinstance(value, dict):
+    raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")
+  return value

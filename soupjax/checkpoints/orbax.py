@@ -23,6 +23,9 @@ from soupjax.soups.ingredient import Ingredient
 
 PyTree = Any
 
+# Where a tree is in its checkpoint: V1, V1 of old, CheckpointManager, V0.
+_TREES = ("state", "pytree", "default", "")
+
 
 def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   """Writes a tree as an Orbax checkpoint; see `save_params`."""
@@ -33,6 +36,12 @@ def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   params = jax.tree.map(
     lambda x: x if isinstance(x, jax.Array) else np.asarray(x), params
   )
+  for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    if not leaf.size:
+      name = jax.tree_util.keystr(key, simple=True, separator="/")
+      raise ValueError(
+        f"Leaf {name!r} has shape {leaf.shape}: Orbax stores no empty arrays."
+      )
   with context:
     ocp.save(path, params, custom_metadata=metadata)
 
@@ -86,29 +95,40 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     else:
       inside = ""
     leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
-    root = next(
-      p
-      for p in (
-        pathlib.PurePosixPath(path, "state"),
-        pathlib.PurePosixPath(path),
-      )
-      if pathlib.Path(p, "_METADATA").exists()
+  roots = [pathlib.Path(path, name) for name in _TREES]
+  roots = [root for root in roots if (root / "_METADATA").exists()]
+  if not roots:
+    raise ValueError(
+      f"{path} is an Orbax checkpoint of several things, none of them called "
+      f"{' or '.join(_TREES[:-1])}. Save the tree to average by itself."
     )
+  open_leaf = functools.partial(_open_leaf, str(roots[0]), _context())
   specs, keys = {}, {}
   for key, leaf in leaves:
     name_of_leaf = jax.tree_util.keystr(key, simple=True, separator="/")
-    specs[name_of_leaf] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     keys[name_of_leaf] = inside + jax.tree_util.keystr(
       key, simple=True, separator="."
     )
+    if isinstance(leaf, str):
+      raise ValueError(f"Leaf {name_of_leaf!r} of {path} is text, no array.")
+    if not hasattr(leaf, "shape"):
+      # Python and numpy scalars of V0, which have it beside the data only.
+      with explained(path):
+        array = open_leaf(keys[name_of_leaf])
+      leaf = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
+    specs[name_of_leaf] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
   if not specs:
     raise ValueError(f"{path} holds no arrays.")
-  open_leaf = functools.partial(_open_leaf, str(root), _context())
 
   def read(leaf, index):
     with explained(path):
       array = open_leaf(keys[leaf])
-      return array[index].read().result() if index else array.read().result()
+      if index:
+        # tensorstore neither counts from the end nor clips.
+        array = array[
+          tuple(slice(*s.indices(n)) for s, n in zip(index, array.shape))
+        ]
+      return array.read().result()
 
   return Ingredient(
     name=name, specs=specs, treedef=treedef, reader=read, path=path
@@ -137,5 +157,10 @@ def _open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
     }
   else:
     store = {"driver": "file", "path": f"{root}/{key}/"}
-  spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": store}
+  spec = {
+    "driver": "zarr3" if zarr3 else "zarr",
+    "kvstore": store,
+    # Orbax writes zeros too: what is missing is lost, not zero.
+    "fill_missing_data_reads": False,
+  }
   return ts.open(spec, context=context, open=True, read=True).result()

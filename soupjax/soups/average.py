@@ -30,18 +30,21 @@ def _mean_and_check(stack, weights, scale, *, weighted):
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-  """Returns soup weights as float32, ones if None.
+  """Returns soup weights as float32, of size 1 at most, ones if None.
 
   Args:
     weights: one number an ingredient, or None.
     count: the number of ingredients.
+
+  Returns:
+    (count,) weights, all divided by one power of two.
 
   Raises:
     ValueError: if their number is wrong, one is not finite, or they sum to 0.
   """
   if weights is None:
     return np.ones(count, np.float32)
-  array = np.asarray(weights, np.float32)
+  array = np.asarray(weights, np.float64)
   if array.shape != (count,):
     raise ValueError(
       f"Got weights of shape {array.shape} for {count} ingredients: give one "
@@ -49,7 +52,7 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
     )
   if not np.isfinite(array).all():
     raise ValueError(f"Weights must be finite, got {list(weights)}.")
-  if abs(array.sum(dtype=np.float64)) <= 1e-6 * np.abs(array).max():
+  if abs(array.sum()) <= 1e-6 * np.abs(array).max():
     raise ValueError(
       f"Weights {list(weights)} sum to zero: they cannot be normalised. To add "
       "differences of models to a base, use task arithmetic."
@@ -58,7 +61,10 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
     warnings.warn(
       f"Some soup weights are negative: {list(weights)}.", stacklevel=3
     )
-  return array
+  # A power of two changes no digit, and keeps the sum and its reciprocal in
+  # the range of float32.
+  _, exponent = np.frexp(np.abs(array).max())
+  return np.ldexp(array, -exponent).astype(np.float32)
 
 
 def uniform_soup(
@@ -123,8 +129,8 @@ def wise_ft(pretrained: PyTree, finetuned: PyTree, alpha: float) -> PyTree:
 
   Returns:
     `(1 - alpha) * pretrained + alpha * finetuned`, in float32, with the dtypes
-    of `pretrained`. Alpha 0 and 1 give the ends bit for bit; values outside
-    [0, 1] extrapolate.
+    of `pretrained`. Alpha 0 and 1 give the ends bit for bit (up to that cast);
+    values outside [0, 1] extrapolate.
 
   Raises:
     ValueError: if the trees differ or alpha is not finite.
@@ -140,7 +146,14 @@ def wise_ft(pretrained: PyTree, finetuned: PyTree, alpha: float) -> PyTree:
     alpha = 0.0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
-    return uniform_soup(ends, [1 - alpha, alpha])
+    soup = uniform_soup(ends, [1 - alpha, alpha])
+  return jax.tree.map(
+    lambda leaf, like: (
+      leaf.astype(like.dtype) if hasattr(like, "dtype") else leaf
+    ),
+    soup,
+    pretrained,
+  )
 
 
 def ensemble_logits(
@@ -159,11 +172,13 @@ def ensemble_logits(
   Raises:
     ValueError: if there are none, shapes differ or the weights do not fit.
   """
+  if weights is not None:
+    scaled = check_weights(weights, len(weights))  # Before any work.
   total, count = None, 0
   for count, array in enumerate(logits, start=1):
     array = np.asarray(array, np.float64)
     if weights is not None and count <= len(weights):
-      array = array * weights[count - 1]
+      array = array * scaled[count - 1]
     if total is None:
       total = array
     elif array.shape != total.shape:
@@ -174,5 +189,10 @@ def ensemble_logits(
       total = total + array
   if total is None:
     raise ValueError("An ensemble needs the logits of at least one model.")
-  scale = check_weights(weights, count).sum(dtype=np.float64)
+  if weights is not None and count != len(weights):
+    raise ValueError(
+      f"Got {len(weights)} weights for the logits of {count} models: give one "
+      "number for each."
+    )
+  scale = count if weights is None else scaled.sum(dtype=np.float64)
   return (total / scale).astype(np.float32)

@@ -46,7 +46,8 @@ def _head(x):
 
 def wide(leaf: jax.Array) -> jax.Array:
   """Casts to the dtype of the accumulator: float32, or float64 for float64."""
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  # Not jnp.promote_types, which refuses 8-bit floats.
+  return leaf.astype(np.float64 if leaf.dtype == np.float64 else np.float32)
 
 
 def zero(first: jax.Array) -> Pair:

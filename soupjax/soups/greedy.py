@@ -76,9 +76,17 @@ def _add(total, first, params):
 
 
 @jax.jit
-def _mean(total, first, scale):
+def _mean_of_floats(total, first, scale):
   return _map_floats(
     lambda a, s: exact.mean(s, a, scale).astype(a.dtype), first, total
+  )
+
+
+def _mean(total, first, scale):
+  mean = _mean_of_floats(total, first, scale)
+  # A compiled function would cut int64 to int32.
+  return jax.tree.map(
+    lambda a, b: b if tree.is_float(tree.spec(a)) else a, first, mean
   )
 
 
@@ -123,9 +131,10 @@ def greedy_soup(
     ValueError: if there are no ingredients, trees differ, one has NaN or
       infinity, a score is not finite, or `order` or `resume` do not fit.
   """
-  ingredients = _in_order(ingredients, order)
   clears = _acceptance(accept, min_delta)
+  ingredients = list(ingredients)
   check_ingredients(ingredients)
+  ingredients = _in_order(ingredients, order)
   history = _replayed(ingredients, resume, clears)
   check_finite(ingredients)
 
@@ -156,7 +165,6 @@ def greedy_soup(
 
 
 def _in_order(ingredients, order):
-  ingredients = list(ingredients)
   if order is None:
     return ingredients
   by_name = {i.name: i for i in ingredients}
@@ -219,7 +227,14 @@ def _replayed(ingredients, resume, clears) -> list[Decision]:
   history = []
   bar = None
   for position, past in enumerate(resume or ()):
-    past = past if isinstance(past, Decision) else Decision(**past)
+    if not isinstance(past, Decision):
+      try:
+        past = Decision(**past)
+      except TypeError as e:
+        raise ValueError(
+          f"Decision {position} to resume from is no decision ({e}): {past}. "
+          "Delete the old trace to start afresh."
+        ) from e
     if position >= len(ingredients) or ingredients[position].name != past.name:
       here = [i.name for i in ingredients[position : position + 1]]
       raise ValueError(

@@ -100,13 +100,15 @@ def _make_layout(specs, granularity, layer_of, stacked) -> _Layout:
     if not tree.is_float(spec):
       leaves.append(None)
       continue
-    name = {"model": "model", "tensor": leaf}.get(granularity) or layer_of(leaf)
-    is_stack = (
-      stacked is not None
-      and granularity != "model"
-      and re.search(stacked, leaf)
-      and spec.shape
-    )
+    found = stacked is not None and re.search(stacked, leaf)
+    is_stack = found and granularity != "model" and spec.shape
+    if granularity != "layer":
+      name = {"model": "model", "tensor": leaf}[granularity]
+    elif is_stack:
+      # The layers of a loop over blocks: one for all modules of a block.
+      name = leaf[: found.end()].rstrip("/.")
+    else:
+      name = layer_of(leaf)
     names = (
       [f"{name}[{i}]" for i in range(spec.shape[0])] if is_stack else [name]
     )
@@ -132,7 +134,9 @@ def _accumulate(total, first, params, slots, *, layout):
 @jax.jit
 def _finish(total, first):
   return [
-    a if s is None else a.astype(jnp.float32) + s for s, a in zip(total, first)
+    # Where all agree: keeps the sign of a zero and denormal numbers.
+    a if s is None else jnp.where(s == 0, wide, wide + s)
+    for s, a, wide in zip(total, first, [a.astype(jnp.float32) for a in first])
   ]
 
 
@@ -199,7 +203,9 @@ def learned_soup(
     batches: an iterable with at least `steps` batches.
     layer_of: leaf name -> layer name, for granularity "layer".
     stacked: regex of leaves whose leading axis counts layers (a scanned
-      encoder, `"encoderblock/"`), for granularity "layer" and "tensor".
+      encoder, `"encoderblock/"`), for granularity "layer" and "tensor". For
+      "layer", what is left of the leaf's name at the end of the match names
+      the layers: "Transformer/encoderblock[3]", for all modules of a block.
     sharding: where ingredients go, as in `Ingredient.load`.
     on_step: called with every entry of the history.
 
@@ -277,7 +283,9 @@ def learned_soup(
 
   alphas = _softmax(logits)
   params = [
-    leaf.astype(spec.dtype) for leaf, spec in zip(mix(alphas), specs.values())
+    # Not through a compiled function, which would cut int64 to int32.
+    leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
+    for leaf, spec, unchanged in zip(mix(alphas), specs.values(), first)
   ]
   return LearnedSoup(
     params=jax.tree.unflatten(treedef, params),

@@ -46,7 +46,7 @@ def spec(leaf: Any) -> jax.ShapeDtypeStruct:
   if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
     return jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(leaf.dtype))
   array = np.asarray(leaf)
-  if array.dtype == object:
+  if array.dtype.kind not in "biufc":
     raise ValueError(f"A leaf is not an array but a {type(leaf).__name__}.")
   return jax.ShapeDtypeStruct(array.shape, array.dtype)
 

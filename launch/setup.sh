@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Installs soupjax from this checkout, editable, with the extras given.
+#
+#   . launch/setup.sh EXTRAS        (to be sourced, from the repository root)
+#
+# Goes into the active virtual environment; without one, into .venv, which is
+# made and activated: the Pythons of most systems refuse pip. Index settings of
+# pip (PIP_INDEX_URL, pip.conf, ...) are respected.
+#
+#   PYTHON   what makes .venv, Python 3.11 or newer (default: python3)
+
+PYTHON="${PYTHON:-python3}"
+
+if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+  if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      echo "soupjax needs Python 3.11 or newer, $PYTHON is:" >&2
+      "$PYTHON" --version >&2
+      echo "Name another one: PYTHON=python3.13 $0" >&2
+      exit 1
+    fi
+    # Debian and Ubuntu leave ensurepip out; their pip can fill in.
+    "$PYTHON" -m venv .venv > /dev/null || {
+      "$PYTHON" -m venv --without-pip .venv
+      "$PYTHON" -m pip --python .venv/bin/python install --quiet pip
+    }
+  fi
+  # shellcheck source=/dev/null
+  . .venv/bin/activate
+fi
+
+echo "Installing into $VIRTUAL_ENV"
+python -m pip install --quiet --editable ".[$1]"

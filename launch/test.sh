@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Sets up and passes the tests, from a fresh clone with Python 3.11+ and pip.
+#
+#   launch/test.sh                          everything
+#   launch/test.sh tests/soups -x           arguments go to pytest
+#
+# Environment: see launch/setup.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+. launch/setup.sh test
+ruff check .
+ruff format --check .
+python -m pytest "$@"

@@ -1,0 +1,7 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Models, in Flax Linen."""
+
+from soupjax.models.vit import VARIANTS as VARIANTS
+from soupjax.models.vit import ViT as ViT
+from soupjax.models.vit import variant as variant

@@ -1,0 +1,428 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The figures. Colours of Okabe and Ito; shapes tell the same in grey print.
+
+Figures are made without pyplot: nothing here changes the backend of a notebook.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+import numpy as np
+
+from soupjax.report import tables
+from soupjax.report.labels import place_labels
+from soupjax.report.results import SHIFTS, Results
+
+DPI = 200
+_PREFIX = "ingredient_"
+_BLUE, _GREEN, _ORANGE = "#0072B2", "#009E73", "#D55E00"
+_STYLE = {
+  "axes.axisbelow": True,
+  "axes.edgecolor": "0.3",
+  "axes.grid": True,
+  "axes.labelsize": 9,
+  "axes.linewidth": 0.7,
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "axes.titlesize": 9,
+  "figure.constrained_layout.use": True,
+  "font.size": 8.5,
+  "grid.color": "0.9",
+  "grid.linewidth": 0.6,
+  "legend.fontsize": 8,
+  "legend.frameon": False,
+  "xtick.labelsize": 8,
+  "ytick.labelsize": 8,
+}
+_MARKS = {
+  "ingredient": dict(
+    marker="o", s=22, c="#B0B0B0", edgecolors="#555555", linewidths=0.5
+  ),
+  "best": dict(marker="D", s=42, c=_GREEN, edgecolors="black", linewidths=0.8),
+  "pretrained": dict(
+    marker="s", s=42, c="white", edgecolors="black", linewidths=1.0
+  ),
+  "soup": dict(
+    marker="*", s=130, c=_ORANGE, edgecolors="black", linewidths=0.6
+  ),
+  "ensemble": dict(
+    marker="^", s=52, c=_BLUE, edgecolors="black", linewidths=0.6
+  ),
+}
+_LEGEND = {
+  "ingredient": "ingredient",
+  "best": "best individual on minival",
+  "pretrained": "pretrained, linear probe",
+  "soup": "soup (cost of one)",
+  "ensemble": "ensemble (cost of all)",
+}
+
+
+def _styled(function: Callable) -> Callable:
+  @functools.wraps(function)
+  def wrapper(*args, **kwargs):
+    with matplotlib.rc_context(_STYLE):
+      return function(*args, **kwargs)
+
+  return wrapper
+
+
+def _frame(keep: Sequence[float], rest: Sequence[float]):
+  """Axis limits for all of `keep` and what of `rest` is not far below.
+
+  One ingredient that diverged must not squeeze the others into a corner.
+  """
+  values = np.asarray([*keep, *rest], float)
+  quarter, three = np.percentile(values, [25, 75])
+  floor = min(min(keep), quarter - max(3 * (three - quarter), 5.0))
+  shown = values[values >= floor]
+  margin = max(0.08 * (shown.max() - shown.min()), 0.2)
+  return shown.min() - margin, shown.max() + margin
+
+
+@_styled
+def accuracy_plane(results: Results) -> Figure | None:
+  """Accuracy on test against mean accuracy over the shifts.
+
+  Figure 1 of arXiv 2203.05482, for all models, with the WiSE-FT path.
+
+  Returns:
+    The figure, in percent; None if there is no shift or no test.
+  """
+  points: dict[str, dict[str, tuple[float, float]]] = {k: {} for k in _MARKS}
+  for model, kind in results.kinds.items():
+    x, y = results.accuracy(model, "test"), results.accuracy(model, SHIFTS)
+    kind = "best" if model == results.best else kind
+    if kind in points and None not in (x, y):
+      points[kind][model] = (x, y)
+  path = [
+    (a, results.accuracy(m, "test"), results.accuracy(m, SHIFTS))
+    for a, m in results.wise_ft.items()
+  ]
+  path = [p for p in path if None not in p]
+  keep = [
+    p for k, of in points.items() if k != "ingredient" for p in of.values()
+  ]
+  keep += [p[1:] for p in path]
+  if not keep:
+    return None
+  rest = list(points["ingredient"].values())
+  figure = Figure(figsize=(5.6, 5.0), dpi=DPI)
+  axes = figure.add_subplot()
+  limits = [_frame([p[i] for p in keep], [p[i] for p in rest]) for i in (0, 1)]
+  axes.set(xlim=limits[0], ylim=limits[1])
+  axes.set_xlabel("Accuracy on test (%)")
+  axes.set_ylabel(f"Mean accuracy over {_shifts(results)} (%)")
+  if path:
+    axes.plot(
+      *zip(*[p[1:] for p in path]),
+      "-o",
+      color="black",
+      linewidth=1.1,
+      markersize=2.4,
+      label="WiSE-FT, pretrained to best",
+      zorder=2,
+    )
+  for order, (kind, of) in enumerate(points.items()):
+    if of:
+      axes.scatter(
+        *zip(*of.values()),
+        label=_LEGEND[kind],
+        zorder=3 + order / 10,
+        **_MARKS[kind],
+      )
+  _note_outside(axes, rest, limits)
+  figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2)
+  _label_plane(axes, results, points, path)
+  return figure
+
+
+def _shifts(results: Results) -> str:
+  count = len(results.shifts)
+  return f"{count} shift" + "s" * (count != 1)
+
+
+def _note_outside(axes, points, limits):
+  low = limits[0][0], limits[1][0]
+  outside = len([p for p in points if p[0] < low[0] or p[1] < low[1]])
+  if outside:
+    axes.text(
+      0.01,
+      0.01,
+      f"{outside} ingredient{'s' * (outside != 1)} below the frame",
+      transform=axes.transAxes,
+      fontsize=7.5,
+      style="italic",
+      color="0.3",
+    )
+
+
+def _label_plane(axes, results, points, path):
+  """Names all but the plain ingredients, and the middle of the path."""
+  places, texts = [], []
+  for kind in ("pretrained", "best", "soup", "ensemble"):
+    for model, place in points[kind].items():
+      places.append(place)
+      text = tables.label(model, kind)
+      if model in tables.LABELS:
+        text = text[0].lower() + text[1:]
+      texts.append({"best": "best individual"}.get(kind, text))
+  for alpha, *place in path:
+    if alpha == 0.5:
+      places.append(tuple(place))
+      texts.append("\N{GREEK SMALL LETTER ALPHA} = 0.5")
+  obstacles = [p for of in points.values() for p in of.values()]
+  for (_, *start), (_, *end) in zip(path, path[1:]):
+    obstacles += [tuple(p) for p in np.linspace(start, end, 6)]
+  place_labels(axes, places, texts, obstacles, fontsize=8)
+
+
+def _short(names: Sequence[str]) -> tuple[list[str], str]:
+  """Names for ticks, and what of them the axis title must say instead."""
+  if all(n.startswith(_PREFIX) and n != _PREFIX for n in names):
+    return [n.removeprefix(_PREFIX) for n in names], f" ({_PREFIX}...)"
+  return [n if len(n) <= 24 else n[:22] + "..." for n in names], ""
+
+
+def _name_ticks(axes, names: Sequence[str], title: str) -> None:
+  names, what = _short(names)
+  upright = max(map(len, names)) <= 3 and len(names) <= 24
+  axes.set_xticks(
+    range(len(names)),
+    names,
+    rotation=0 if upright else 90,
+    fontsize=min(8, 290 / len(names)),
+    parse_math=False,
+  )
+  axes.set_xlabel(title + what)
+  axes.grid(False, axis="x")
+
+
+@_styled
+def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
+  """Held-out score of every candidate of a greedy soup, and the bar.
+
+  Args:
+    trace: `greedy.json`: "history", a list of objects with "name", "score" and
+      "accepted".
+
+  Returns:
+    The figure, in percent if all scores are fractions; None if nothing was
+    tried.
+  """
+  history = trace["history"]
+  if not history:
+    return None
+  scores = np.asarray([d["score"] for d in history], float)
+  taken = np.asarray([d["accepted"] for d in history], bool)
+  percent = scores.min() >= 0 and scores.max() <= 1
+  scores = 100 * scores if percent else scores
+  bar = _running_bar(scores, taken)
+  places = np.arange(len(scores))
+
+  figure = Figure(figsize=(max(5.6, 0.13 * len(scores)), 3.5), dpi=DPI)
+  axes = figure.add_subplot()
+  low, high = _frame([*scores[taken]], [*scores[~taken]])
+  axes.set(xlim=(-0.6, len(scores) - 0.4), ylim=(low, high))
+  axes.set_ylabel("Accuracy on minival (%)" if percent else "Held-out score")
+  axes.stairs(
+    bar,
+    np.arange(len(scores) + 1) - 0.5,
+    baseline=None,
+    color=_GREEN,
+    linewidth=1.4,
+    label="soup so far",
+  )
+  axes.scatter(
+    places[taken],
+    scores[taken],
+    s=46,
+    c=_BLUE,
+    edgecolors="black",
+    linewidths=0.6,
+    zorder=3,
+    label="candidate accepted",
+  )
+  inside = ~taken & (scores >= low)
+  if inside.any():
+    axes.scatter(
+      places[inside],
+      scores[inside],
+      s=40,
+      c=_ORANGE,
+      marker="x",
+      linewidths=1.6,
+      zorder=3,
+      label="candidate rejected",
+    )
+  _mark_below(axes, places, scores, low)
+  title = "Candidate, in the order tried"
+  _name_ticks(axes, [d["name"] for d in history], title)
+  figure.legend(loc="outside upper center", ncols=4, columnspacing=1.2)
+  return figure
+
+
+def _running_bar(scores, taken):
+  """Score of the soup after each decision; the first one starts it."""
+  last = np.maximum.accumulate(np.where(taken, np.arange(len(scores)), 0))
+  return scores[last]
+
+
+def _mark_below(axes, places, scores, low):
+  """Points at the edge, with their value, for scores below the frame."""
+  below = scores < low
+  if not below.any():
+    return
+  axes.scatter(
+    places[below],
+    np.full(below.sum(), low),
+    marker="v",
+    s=40,
+    c=_ORANGE,
+    clip_on=False,
+    zorder=3,
+    label="rejected, below frame",
+  )
+  for place, score in zip(places[below], scores[below]):
+    axes.annotate(
+      f"{score:.1f}",
+      (place, low),
+      (0, 6),
+      textcoords="offset points",
+      ha="center",
+      fontsize=7,
+    )
+
+
+@_styled
+def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+  """Heatmaps of the coefficients of learned soups, on one scale.
+
+  Args:
+    learned: title -> `learned.json`: "names", the K ingredients, and "alphas",
+      group of leaves -> K coefficients.
+
+  Returns:
+    A figure with one panel a soup, groups in rows and ingredients in columns,
+    1/K marked on the colour bar; None if there are no coefficients.
+  """
+  learned = {t: v for t, v in learned.items() if v["alphas"] and v["names"]}
+  if not learned:
+    return None
+  heights = [max(len(v["alphas"]), 1.3) for v in learned.values()]
+  names = [v["names"] for v in learned.values()]
+  columns = max(map(len, names))
+  top = max(np.max([*v["alphas"].values()]) for v in learned.values())
+  figure = Figure(
+    figsize=(max(5.6, 0.13 * columns), 1.6 + 0.21 * sum(heights)), dpi=DPI
+  )
+  panels = figure.subplots(len(learned), squeeze=False, height_ratios=heights)[
+    :, 0
+  ]
+  scale = dict(vmin=0, vmax=max(top, 2 / columns), cmap="YlGnBu")
+  for axes, (title, trace) in zip(panels, learned.items()):
+    image = axes.imshow(
+      np.asarray([*trace["alphas"].values()], float),
+      aspect="auto",
+      interpolation="nearest",
+      **scale,
+    )
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    groups = [g if len(g) <= 36 else "..." + g[-34:] for g in trace["alphas"]]
+    axes.set_yticks(
+      range(len(groups)),
+      groups,
+      parse_math=False,
+      fontsize=8 if len(groups) <= 60 else 5,
+    )
+    axes.set_title(title, loc="left", parse_math=False)
+    _name_ticks(axes, trace["names"], "Ingredient")
+    if axes is not panels[-1] and trace["names"] == names[-1]:
+      axes.set_xlabel("")
+      axes.set_xticklabels([])
+  _colour_bar(figure, image, panels, columns)
+  return figure
+
+
+def _colour_bar(figure, image, panels, count):
+  bar = figure.colorbar(image, ax=list(panels), pad=0.02, aspect=25)
+  bar.set_label("Coefficient")
+  uniform = 1 / count
+  bar.ax.axhline(uniform, color="white", linewidth=2.6)
+  bar.ax.axhline(uniform, color="black", linewidth=1.0)
+  # Its label takes the place of the ticks that would run into it.
+  low, high = image.get_clim()
+  ticks = [t for t in bar.get_ticks() if low <= t <= high]
+  ticks = [t for t in ticks if abs(t - uniform) > 0.06 * (high - low)]
+  bar.set_ticks(
+    [*ticks, uniform],
+    labels=[f"{t:.3g}" for t in ticks] + [f"1/K = {uniform:.3g}"],
+  )
+
+
+@_styled
+def wise_ft_curve(results: Results) -> Figure | None:
+  """Accuracy along the line from the pretrained model to the best individual.
+
+  Returns:
+    A figure with a panel for test, with 95 % intervals, and one for the mean
+    over shifts, each on its own scale, in percent; None if fewer than two
+    interpolations were evaluated.
+  """
+  curves = {}
+  for split, title in (
+    ("test", "Test"),
+    (SHIFTS, f"Mean of {_shifts(results)}"),
+  ):
+    curve = {a: results.accuracy(m, split) for a, m in results.wise_ft.items()}
+    if len(curve) >= 2 and None not in curve.values():
+      curves[split] = (title, curve)
+  if not curves:
+    return None
+  figure = Figure(figsize=(2.8 * max(2, len(curves)), 2.6), dpi=DPI)
+  panels = figure.subplots(1, len(curves), squeeze=False)[0]
+  for axes, (split, (title, curve)) in zip(panels, curves.items()):
+    axes.set_title(title, loc="left")
+    axes.plot(
+      [*curve],
+      [*curve.values()],
+      "-o",
+      color="black",
+      markersize=3.5,
+      linewidth=1.2,
+      label="WiSE-FT",
+    )
+    if split == "test":
+      _shade_interval(axes, results, curve)
+    greedy = results.accuracy("greedy", split)
+    if greedy is not None:
+      axes.axhline(
+        greedy,
+        color=_ORANGE,
+        linestyle="--",
+        linewidth=1.3,
+        label="greedy soup",
+      )
+    axes.set_xlabel("\N{GREEK SMALL LETTER ALPHA} (0: pretrained, 1: best)")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+  panels[0].set_ylabel("Accuracy (%)")
+  handles, texts = panels[0].get_legend_handles_labels()
+  figure.legend(handles, texts, loc="outside upper center", ncols=3)
+  return figure
+
+
+def _shade_interval(axes, results, curve):
+  ends = []
+  for alpha, value in curve.items():
+    n = results.images(results.wise_ft[alpha], "test")
+    ends.append(tables.clopper_pearson(round(value / 100 * n), n))
+  low, high = 100 * np.asarray(ends).T
+  axes.fill_between(
+    [*curve], low, high, color="0.88", linewidth=0, label="95 % interval"
+  )

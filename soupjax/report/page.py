@@ -1,0 +1,214 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run: one HTML page that needs no other file."""
+
+import base64
+from collections.abc import Sequence
+import html
+import io
+import json
+import os
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from soupjax.checkpoints import files
+from soupjax.report import figures, sections
+from soupjax.report.results import read_results
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 70rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+figure { margin: 1rem 0; }
+figure img { display: block; width: 100%; max-width: 40rem; height: auto; }
+figcaption { color: #444; font-size: .9rem; max-width: 46rem;
+  margin: .5rem 0 0; overflow-wrap: anywhere; }
+p, ul { max-width: 46rem; }
+p, li { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 0;
+  font-size: .78rem; line-height: 1.3;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .4rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid #ddd; }
+thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
+th:first-child { text-align: left; position: sticky; left: 0;
+  background: #fff; }
+tbody th { font-weight: normal; white-space: normal; min-width: 6rem;
+  overflow-wrap: anywhere; }
+td small { display: block; color: #555; font-size: .72rem; }
+td.mean, th.mean { border-left: 1px solid #999; }
+tr.best > *, tr.best > th:first-child { background: #eef6f2; }
+tr.ensemble > * { font-style: italic; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+@media print {
+  @page { size: A4; margin: 14mm; }
+  body { font-size: 10pt; max-width: none; padding: 0; }
+  figure, tr, p, li { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  figure img { max-width: 13.5cm; }
+  .wide { overflow: visible; }
+  table { font-size: 6.6pt; width: 100%; }
+  th, td { padding: 1.2pt 2pt; }
+  td small { font-size: 5.2pt; }
+  thead th { white-space: normal; }
+}
+"""
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+  """Writes `report.html` and `figures/*.png` for a finished run.
+
+  The page embeds the figures, runs no script and loads nothing. A figure whose
+  input is missing is left out.
+
+  Args:
+    workdir: directory of the run. Read are `results.jsonl` and, where they are
+      there, `config.json`, `soups/greedy/greedy.json`,
+      `soups/learned_model/learned.json`, `soups/learned_layer/learned.json`,
+      `ensembles/greedy_ensemble/greedy.json` (for the number of members) and
+      `ingredients/NAME/hyperparameters.json`.
+
+  Returns:
+    Path of the page.
+
+  Raises:
+    ValueError: if `results.jsonl` is missing, empty or malformed, or another
+      of these files is damaged.
+  """
+  workdir = pathlib.Path(workdir)
+  results = read_results(workdir / "results.jsonl")
+  greedy = _read_trace(workdir / "soups/greedy/greedy.json", "greedy")
+  members = _read_trace(
+    workdir / "ensembles/greedy_ensemble/greedy.json", "greedy"
+  )
+  learned = {
+    title: trace
+    for title, name in (
+      ("Per model", "learned_model"),
+      ("Per layer", "learned_layer"),
+    )
+    if (trace := _read_trace(workdir / f"soups/{name}/learned.json", "learned"))
+  }
+  sizes = {"greedy_ensemble": len(members["selected"])} if members else {}
+  drawn = {
+    "accuracy_plane": figures.accuracy_plane(results),
+    "greedy_trajectory": figures.greedy_trajectory(greedy) if greedy else None,
+    "coefficients": figures.coefficients(learned),
+    "wise_ft_curve": figures.wise_ft_curve(results),
+  }
+  pictures = {
+    name: _save(figure, workdir / "figures" / f"{name}.png")
+    for name, figure in drawn.items()
+  }
+  page = _page(
+    results,
+    sizes,
+    greedy,
+    pictures,
+    _hyperparameters(workdir, results.models("ingredient")),
+    _read_optional(workdir / "config.json"),
+  )
+  files.write_text(workdir / "report.html", page)
+  return workdir / "report.html"
+
+
+def _read_optional(path: pathlib.Path) -> Any:
+  return files.read_json(path) if path.is_file() else None
+
+
+def _read_trace(path: pathlib.Path, kind: str) -> Any:
+  """Reads how a soup came about, None if that is not recorded."""
+  trace = _read_optional(path)
+  fields = {"greedy": ("selected", "history"), "learned": ("names", "alphas")}
+  if trace is not None and not (
+    isinstance(trace, dict) and all(f in trace for f in fields[kind])
+  ):
+    raise ValueError(
+      f"{path} must be an object with {' and '.join(fields[kind])}. Delete it "
+      "and cook the soup again."
+    )
+  return trace
+
+
+def _hyperparameters(
+  workdir: pathlib.Path, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """Hyperparameters of the ingredients that have them on disk."""
+  folder = workdir / "ingredients"
+  present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+  found = {}
+  for name in names:
+    # Only names of directories that are there: "../x" is not one.
+    if name in present:
+      values = _read_optional(folder / name / "hyperparameters.json")
+      if isinstance(values, dict):
+        found[name] = values
+  return found
+
+
+def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
+  """Saves a figure, or removes what an earlier report left there."""
+  if figure is None:
+    path.unlink(missing_ok=True)
+    return None
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=figures.DPI)
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(buffer.getvalue())
+  return buffer.getvalue()
+
+
+def _page(results, sizes, greedy, pictures, hyperparameters, config) -> str:
+  def show(name, heading, caption):
+    if pictures[name]:
+      body.append(f"<h2>{heading}</h2>")
+      body.append(_picture(pictures[name], heading, caption))
+
+  title = f"Model soups on {html.escape(results.dataset)}"
+  body = [f"<h1>{title}</h1>", sections.summary(results, sizes, greedy)]
+  show(
+    "accuracy_plane",
+    "Accuracy on test and under shift",
+    sections.plane_caption(results),
+  )
+  body.append("<h2>Every split</h2>")
+  body.append(sections.results_section(results, sizes))
+  show(
+    "greedy_trajectory",
+    "How the greedy soup was made",
+    sections.greedy_caption(greedy),
+  )
+  show("coefficients", "Learned coefficients", sections.LEARNED_CAPTION)
+  show(
+    "wise_ft_curve",
+    "Between the pretrained model and the best individual",
+    sections.WISE_FT_CAPTION,
+  )
+  body.append("<h2>The ingredients</h2>")
+  body.append(sections.ingredients_section(results, greedy, hyperparameters))
+  if config is not None:
+    text = html.escape(json.dumps(config, indent=2))
+    body.append(
+      "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
+      f"<pre>{text}</pre></details>"
+    )
+  return (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+    + "\n".join(body)
+    + "\n</body>\n</html>\n"
+  )
+
+
+def _picture(png: bytes, alt: str, caption: str) -> str:
+  data = base64.b64encode(png).decode("ascii")
+  return (
+    f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">\n'
+    f"<figcaption>{caption}</figcaption></figure>"
+  )

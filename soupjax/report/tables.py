@@ -1,0 +1,190 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of the table of results, and the table as plain text."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import statistics
+
+from scipy import stats
+
+from soupjax.report.results import SHIFTS, Results
+
+LABELS = {
+  "pretrained": "Pretrained, linear probe",
+  "uniform": "Uniform soup",
+  "greedy": "Greedy soup",
+  "learned_model": "Learned soup, per model",
+  "learned_layer": "Learned soup, per layer",
+  "ensemble": "Ensemble of all",
+  "greedy_ensemble": "Greedy ensemble",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """One row of the table.
+
+  Attributes:
+    label: what to call it.
+    models: the model; all ingredients for their mean.
+    kind: "mean", "best" or one of `results.KINDS`.
+    cost: inference cost, in models run per image; None if not known.
+  """
+
+  label: str
+  models: tuple[str, ...]
+  kind: str
+  cost: int | None = 1
+
+  def accuracy(self, results: Results, split: str) -> float | None:
+    """Accuracy in percent, or None; a mean is over the models that have it."""
+    values = [results.accuracy(m, split) for m in self.models]
+    values = [v for v in values if v is not None]
+    return math.fsum(values) / len(values) if values else None
+
+  def spread(self, results: Results, split: str) -> float | None:
+    """Standard deviation over several models, in points."""
+    values = [results.accuracy(m, split) for m in self.models]
+    values = [v for v in values if v is not None]
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def label(model: str, kind: str) -> str:
+  """What to call a pretrained model, a soup or an ensemble."""
+  return LABELS.get(model, f"{model} ({kind})")
+
+
+def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
+  """The rows of the table, from the pretrained model to the ensembles.
+
+  Args:
+    results: the results.
+    sizes: members of an ensemble, by its name, where known. The one called
+      "ensemble" has all ingredients.
+  """
+  ingredients = results.models("ingredient")
+  sizes = {"ensemble": len(ingredients), **(sizes or {})}
+  out = [
+    Row(label=label(m, "pretrained"), models=(m,), kind="pretrained")
+    for m in _ordered(results.models("pretrained"))
+  ]
+  out.append(
+    Row(label="Mean individual", models=tuple(ingredients), kind="mean")
+  )
+  out.append(
+    Row(
+      label=f"Best individual ({results.best})",
+      models=(results.best,),
+      kind="best",
+    )
+  )
+  for model in _ordered(results.models("soup")):
+    out.append(Row(label=label(model, "soup"), models=(model,), kind="soup"))
+  if 0.5 in results.wise_ft:
+    out.append(
+      Row(
+        label="WiSE-FT, alpha 0.5",
+        models=(results.wise_ft[0.5],),
+        kind="interpolation",
+      )
+    )
+  for model in _ordered(results.models("ensemble")):
+    out.append(
+      Row(
+        label=label(model, "ensemble"),
+        models=(model,),
+        kind="ensemble",
+        cost=sizes.get(model),
+      )
+    )
+  return out
+
+
+def _ordered(models: list[str]) -> list[str]:
+  """Those with a label of ours first, in that order, then the others."""
+  known = [m for m in LABELS if m in models]
+  return known + [m for m in models if m not in known]
+
+
+def cost_text(row: Row, results: Results, times: str = "x") -> str:
+  """Inference cost, like "16x"; a bound if it is not known."""
+  if row.cost is None:
+    return f"up to {len(results.models('ingredient'))}{times}"
+  return f"{row.cost}{times}"
+
+
+def clopper_pearson(
+  correct: int, n: int, level: float = 0.95
+) -> tuple[float, float]:
+  """The exact binomial confidence interval of a fraction.
+
+  Args:
+    correct: successes.
+    n: trials, at least 1.
+    level: coverage, above 0 and below 1.
+
+  Returns:
+    The two ends, fractions.
+
+  Raises:
+    ValueError: if `correct` is not in 0..n, or n or level is out of range.
+  """
+  if n < 1 or not 0 <= correct <= n or not 0 < level < 1:
+    raise ValueError(
+      "need 0 <= correct <= n, n >= 1 and 0 < level < 1, got "
+      f"correct={correct}, n={n}, level={level}."
+    )
+  tail = (1 - level) / 2
+  low = stats.beta.ppf(tail, correct, n - correct + 1) if correct else 0.0
+  high = (
+    stats.beta.ppf(1 - tail, correct + 1, n - correct) if correct < n else 1.0
+  )
+  return float(low), float(high)
+
+
+def signed(points: float, minus: str = "-") -> str:
+  """A difference with its sign and one decimal; no sign for zero."""
+  text = f"{points:+.1f}"
+  return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", minus)
+
+
+def results_table(
+  results: Results, sizes: Mapping[str, int] | None = None
+) -> str:
+  """The results as plain text of at most 100 columns, in percent.
+
+  Args:
+    results: the results.
+    sizes: members of an ensemble, by its name, where known.
+
+  Returns:
+    One line per row of `rows`: inference cost, accuracy on minival, test and
+    the mean over shifts, and what test and shifts differ from those of the
+    best individual, in points. Ends without a newline.
+  """
+  width = 36
+  best = Row(label="", models=(results.best,), kind="best")
+  splits = ("minival", "test", SHIFTS)
+  shifts = f"{len(results.shifts)} shifts"
+  titles = ("cost", "minival", "test", shifts, "d(test)", "d(shifts)")
+  lines = ["".join([" " * width, *(f"{t:>10}" for t in titles)])]
+  lines.append("-" * len(lines[0]))
+  for row in rows(results, sizes):
+    values = [row.accuracy(results, s) for s in splits]
+    cells = ["-" if v is None else f"{v:.1f}" for v in values]
+    for value, split in zip(values[1:], splits[1:]):
+      bar = best.accuracy(results, split)
+      known = value is not None and bar is not None
+      cells.append(signed(value - bar) if known else "-")
+    name = "".join(c if c.isprintable() else "?" for c in row.label)
+    name = name if len(name) <= width else name[: width - 3] + "..."
+    cells = [cost_text(row, results), *cells]
+    lines.append("".join([f"{name:<{width}}", *(f"{c:>10}" for c in cells)]))
+  lines.append(lines[1])
+  lines.append(
+    "Percent correct. d: points above the best individual. Choices were made on"
+    "\nminival, none on test. cost: models run per image."
+  )
+  return "\n".join(line.rstrip() for line in lines)

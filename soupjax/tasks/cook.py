@@ -1,0 +1,195 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cooks the soups of a sweep; every choice is made on minival."""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.checkpoints import files
+from soupjax.data import Dataset
+from soupjax.evaluators import Classification, classification_metrics
+from soupjax.progress import Progress
+from soupjax.soups.average import ensemble_logits, uniform_soup
+from soupjax.soups.greedy import GreedySoup, greedy_soup
+from soupjax.soups.ingredient import Ingredient, rank_by
+from soupjax.soups.learned import learned_soup
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.train import losses
+
+PyTree = Any
+
+
+def ranked(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
+  """Best first: by accuracy on minival, ties by loss on minival."""
+  by_loss = rank_by(ingredients, "minival/loss", mode="min")
+  return rank_by(by_loss, "minival/prec@1")
+
+
+def cook(
+  config,
+  model,
+  ingredients: Sequence[Ingredient],
+  minival: Dataset,
+  evaluate: Classification,
+  workdir: pathlib.Path,
+) -> list[str]:
+  """Makes every soup that is not there yet.
+
+  Args:
+    config: with `cook`.
+    model: the ViT.
+    ingredients: of the sweep, with their metrics on minival.
+    minival: held-out data.
+    evaluate: returns the accuracy of parameters on it.
+    workdir: gets `soups/NAME/`.
+
+  Returns:
+    The names of the soups.
+  """
+  # Learned soups pass over all of them at every step: read each once.
+  ingredients = [i.in_memory() for i in ranked(ingredients)]
+  soups = workdir / "soups"
+  soups.mkdir(exist_ok=True)
+  granularities = list(config.cook.learned_granularities)
+  names = ["uniform", "greedy", *(f"learned_{g}" for g in granularities)]
+
+  if not (soups / "uniform").exists():
+    workdir_lib.save_model(soups / "uniform", uniform_soup(ingredients))
+  if not (soups / "greedy").exists():
+    trace = workdir / "greedy_trace.json"
+    soup = greedy(config.cook, "greedy soup", ingredients, evaluate, trace)
+    workdir_lib.save_model(
+      soups / "greedy", soup.params, greedy=greedy_record(config.cook, soup)
+    )
+    trace.unlink(missing_ok=True)
+  for granularity in granularities:
+    path = soups / f"learned_{granularity}"
+    if not path.exists():
+      _learned(config.cook, model, ingredients, minival, granularity, path)
+  return names
+
+
+def greedy(
+  config,
+  stage: str,
+  ingredients: Sequence[Ingredient],
+  evaluate,
+  trace: pathlib.Path,
+) -> GreedySoup:
+  """Runs `greedy_soup`, saving every decision; goes on from `trace`."""
+  history = files.read_json(trace) if trace.exists() else []
+  progress = Progress(
+    stage, len(ingredients), unit="candidates", start=len(history)
+  )
+
+  def save(decision):
+    history.append(dataclasses.asdict(decision))
+    files.write_json(trace, history)
+    verdict = "in" if decision.accepted else "out"
+    progress.step(note=f"{decision.name} {verdict}: {decision.reason}")
+
+  return greedy_soup(
+    ingredients,
+    evaluate,
+    accept=config.accept,
+    min_delta=config.min_delta,
+    resume=list(history),
+    on_decision=save,
+  )
+
+
+def greedy_record(config, soup: GreedySoup) -> dict[str, Any]:
+  """What is kept of a greedy soup besides its weights, as JSON."""
+  return {
+    "accept": config.accept,
+    "min_delta": config.min_delta,
+    "selected": list(soup.selected),
+    "history": [dataclasses.asdict(d) for d in soup.history],
+  }
+
+
+def _learned(config, model, ingredients, minival, granularity, path):
+  progress = Progress(f"learned, {granularity}", config.learned_steps)
+  targets = losses.smooth_labels(minival.labels, model.num_classes, 0.0)
+  batch = (jnp.asarray(minival.images), targets)
+
+  def loss(params, beta, batch):
+    images, targets = batch
+    logits, _ = model.apply({"params": params}, images)
+    return losses.softmax_loss(beta * logits, targets)
+
+  soup = learned_soup(
+    ingredients,
+    loss,
+    granularity=granularity,
+    steps=config.learned_steps,
+    learning_rate=config.learned_learning_rate,
+    batches=itertools.repeat(batch),
+    stacked="encoderblock/" if model.scan else None,
+    on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
+  )
+  record = {
+    "names": list(soup.names),
+    "alphas": {group: list(a) for group, a in soup.alphas.items()},
+    "beta": soup.beta,
+    "history": list(soup.history),
+  }
+  workdir_lib.save_model(path, soup.params, learned=record)
+
+
+def ensembles(
+  config,
+  ingredients: Sequence[Ingredient],
+  minival: Dataset,
+  logits: dict[str, dict[str, np.ndarray]],
+  workdir: pathlib.Path,
+) -> dict[str, dict[str, np.ndarray]]:
+  """Ensembles of the logits of all ingredients, and of a greedy choice.
+
+  A greedy ensemble is a greedy soup of logits: the same loop over trees that
+  hold outputs instead of weights.
+
+  Args:
+    config: with `cook`.
+    ingredients: of the sweep, with their metrics on minival.
+    minival: held-out data.
+    logits: ingredient -> dataset -> (n, classes).
+    workdir: gets `greedy_ensemble.json`.
+
+  Returns:
+    Ensemble -> dataset -> (n, classes).
+  """
+  names = [i.name for i in ranked(ingredients)]
+  candidates = [
+    Ingredient.from_params(name, logits[name][minival.name]) for name in names
+  ]
+
+  def accuracy(mean):
+    return classification_metrics(mean, minival.labels)["prec@1"]
+
+  chosen = greedy_soup(
+    candidates,
+    accuracy,
+    accept=config.cook.accept,
+    min_delta=config.cook.min_delta,
+  )
+  files.write_json(
+    workdir / "greedy_ensemble.json", greedy_record(config.cook, chosen)
+  )
+
+  def together(members):
+    return {
+      dataset: ensemble_logits(logits[name][dataset] for name in members)
+      for dataset in logits[names[0]]
+    }
+
+  return {
+    "ensemble": together(names),
+    "greedy_ensemble": together(chosen.selected),
+  }

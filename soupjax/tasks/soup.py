@@ -1,0 +1,145 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The main job: pretrain, sweep, cook, judge, report."""
+
+import os
+import pathlib
+import time
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from soupjax import data, report
+from soupjax.checkpoints import files, find
+from soupjax.evaluators import Classification, classification_metrics, predictor
+from soupjax.models import ViT
+from soupjax.progress import Progress
+from soupjax.soups.average import wise_ft
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import cook, ensembles, ranked
+from soupjax.tasks.pretrain import pretrain, probed
+from soupjax.tasks.sweep import sweep
+
+PyTree = Any
+
+
+def run(
+  config: ml_collections.ConfigDict, path: str | os.PathLike
+) -> pathlib.Path:
+  """Does the whole job, or what is left of it.
+
+  Every stage writes its result under a temporary name and renames it, so that a
+  run that was killed goes on from the last whole result and ends with the same
+  numbers.
+
+  Args:
+    config: as in configs/digits.py.
+    path: the directory of the run; see `open_workdir`.
+
+  Returns:
+    The path of the report.
+
+  Raises:
+    ValueError: if the directory holds another run, or the config is bad.
+  """
+  began = time.monotonic()
+  workdir = workdir_lib.open_workdir(path, config)
+
+  # --- Data and model ---------------------------------------------------------
+  if config.data.name != "digits":
+    raise ValueError(f"data.name must be 'digits', got {config.data.name!r}.")
+  splits = data.load_digits(
+    seed=config.seed,
+    num_train=config.data.num_train,
+    num_minival=config.data.num_minival,
+  )
+  model = ViT(num_classes=splits.num_classes, **config.model)
+  predict = predictor(model)
+  judges = {
+    d.name: Classification(
+      predict, d.images, d.labels, batch_size=config.evaluate.batch_size
+    )
+    for d in splits.evaluations
+  }
+  minival = judges[splits.minival.name]
+
+  # --- One start, many ingredients --------------------------------------------
+  pretrained = pretrain(config, model, splits.pretrain, workdir)
+  initial = probed(config, model, pretrained, splits.train, workdir)
+  sweep(
+    config,
+    model,
+    initial,
+    splits.train,
+    lambda params: {
+      f"minival/{k}": v for k, v in minival.metrics(params).items()
+    },
+    workdir,
+  )
+  ingredients = find.find_ingredients(workdir / "ingredients" / "*")
+  best = ranked(ingredients)[0]
+
+  # --- Soups ------------------------------------------------------------------
+  soups = cook(config, model, ingredients, splits.minival, minival, workdir)
+
+  # --- Judgement --------------------------------------------------------------
+  # Logits are kept: ensembles and intervals are made from them.
+  alphas = np.linspace(0, 1, config.cook.wise_ft_points)
+  models = {"pretrained": ("pretrained", lambda: initial)}
+  for i in ingredients:
+    models[i.name] = ("ingredient", i.load)
+  for name in soups:
+    where = workdir / "soups" / name
+    models[name] = ("soup", lambda where=where: find.load_params(where))
+  for alpha in alphas:
+    models[f"wise_ft_{alpha:.2f}"] = (
+      "interpolation",
+      lambda alpha=float(alpha): wise_ft(initial, best.load(), alpha),
+    )
+  progress = Progress("evaluate", len(models), unit="models")
+  logits = {}
+  for name, (_, load) in models.items():
+    logits[name] = _kept_logits(workdir / "logits", name, load, judges)
+    progress.step(images=sum(len(d) for d in splits.evaluations))
+  joint = ensembles(config, ingredients, splits.minival, logits, workdir)
+
+  # --- Results ----------------------------------------------------------------
+  kinds = {name: kind for name, (kind, _) in models.items()}
+  kinds |= dict.fromkeys(joint, "ensemble")
+  order = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
+  rows = []
+  for name in sorted(kinds, key=lambda name: order.index(kinds[name])):
+    for dataset in splits.evaluations:
+      outputs = (logits | joint)[name][dataset.name]
+      for metric, value in classification_metrics(
+        outputs, dataset.labels
+      ).items():
+        rows.append(
+          {
+            "model": name,
+            "kind": kinds[name],
+            "dataset": dataset.name,
+            "metric": metric,
+            "value": value,
+            "n": len(dataset),
+          }
+        )
+  report.write_results(workdir / "results.jsonl", rows)
+  page = report.write_report(workdir)
+  print(report.results_table(rows))
+  print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
+  return page
+
+
+def _kept_logits(directory, name, load, judges) -> dict[str, np.ndarray]:
+  """Evaluates a model on everything, unless a file has the answer."""
+  file = directory / f"{name}.npz"
+  if not file.exists():
+    params = load()
+    logits = {
+      dataset: judge.logits(params) for dataset, judge in judges.items()
+    }
+    files.write_arrays(file, logits)
+  with np.load(file, allow_pickle=False) as stored:
+    return dict(stored)

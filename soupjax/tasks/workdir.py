@@ -1,0 +1,116 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of a run: what is in it is done, and is not done again."""
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from soupjax import config as config_lib
+from soupjax.checkpoints import files, find
+
+PyTree = Any
+
+
+def open_workdir(
+  path: str | os.PathLike, config: ml_collections.ConfigDict
+) -> pathlib.Path:
+  """Makes the directory of a run, or goes on in it.
+
+  Args:
+    path: a new or empty directory, or that of an earlier run of this config.
+    config: written to `config.json` at the first start.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: if it holds a run of another config, or other files.
+  """
+  workdir = pathlib.Path(path).expanduser().absolute()
+  record = workdir / "config.json"
+  now = config_lib.to_dict(config)
+  if record.exists():
+    changes = config_lib.differences(files.read_json(record), now)
+    if changes:
+      raise ValueError(
+        f"{workdir} holds a run of another config. Choose another --workdir, "
+        "or undo:\n  " + "\n  ".join(changes)
+      )
+    return workdir
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"{workdir} is a file: choose a directory.")
+  # A start that was killed early leaves only its temporary record.
+  others = [p.name for p in workdir.glob("*") if not p.name.startswith(".")]
+  if others:
+    raise ValueError(
+      f"{workdir} has no config.json but other files ({sorted(others)[0]}, for "
+      "one): choose a new or empty directory."
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_json(record, now)
+  return workdir
+
+
+def save_model(
+  path: pathlib.Path,
+  params: PyTree,
+  *,
+  metadata: dict[str, Any] | None = None,
+  **sidecars: Any,
+) -> None:
+  """Writes a model's directory, whole or not at all.
+
+  Args:
+    path: the final name; gets `params/`, an Orbax checkpoint.
+    params: the weights.
+    metadata: JSON to store inside the checkpoint.
+    **sidecars: `name=value` is written to `name.json` beside it.
+  """
+  with files.new_directory(path) as directory:
+    find.save_params(directory / "params", params, metadata=metadata)
+    for name, value in sidecars.items():
+      files.write_json(directory / f"{name}.json", value)
+
+
+def save_state(path: pathlib.Path, state: PyTree) -> None:
+  """Writes a train state over an older one; a kill leaves one of the two."""
+  new = path.with_name(f"{path.name}-{int(state.step):08d}")
+  shutil.rmtree(new, ignore_errors=True)
+  leaves = jax.tree.leaves(state)
+  find.save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
+  for old in path.parent.glob(f"{path.name}-*"):
+    if old != new:
+      shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(path: pathlib.Path, like: PyTree) -> PyTree | None:
+  """Reads the newest whole state, or None if there is none.
+
+  Args:
+    path: as given to `save_state`.
+    like: a state of the same structure.
+  """
+  for candidate in sorted(path.parent.glob(f"{path.name}-*"), reverse=True):
+    try:
+      leaves = find.load_params(candidate)
+    except ValueError:
+      # A save was cut short: the one before it is still there.
+      continue
+    leaves = [jax.numpy.asarray(leaves[key]) for key in sorted(leaves)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+  return None
+
+
+def stream_seed(*parts: int | str) -> int:
+  """Derives an independent 32-bit seed from a run's seed and a purpose."""
+  entropy = [
+    p if isinstance(p, int) else int.from_bytes(p.encode(), "little")
+    for p in parts
+  ]
+  return int(np.random.SeedSequence(entropy).generate_state(1)[0])

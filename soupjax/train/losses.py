@@ -1,0 +1,29 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Losses over batches of logits."""
+
+import jax
+
+
+def smooth_labels(
+  labels: jax.Array, num_classes: int, smoothing: jax.typing.ArrayLike
+) -> jax.Array:
+  """Turns class indices (batch,) into probabilities (batch, num_classes).
+
+  Args:
+    labels: class indices.
+    num_classes: number of classes.
+    smoothing: the mass spread evenly over all classes (arXiv 1512.00567).
+  """
+  hot = jax.nn.one_hot(labels, num_classes)
+  return hot * (1 - smoothing) + smoothing / num_classes
+
+
+def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Mean cross-entropy, a scalar in nats.
+
+  Args:
+    logits: (batch, classes).
+    targets: (batch, classes) probabilities.
+  """
+  return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()

@@ -1,0 +1,232 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+from html import parser
+import json
+import re
+
+import fake_run
+import pytest
+
+from soupjax import report
+from soupjax.report import figures
+
+FIGURES = {
+  "accuracy_plane",
+  "greedy_trajectory",
+  "coefficients",
+  "wise_ft_curve",
+}
+EVIL = "<script>alert('x')</script>&\""
+
+
+class Tags(parser.HTMLParser):
+  """Checks that tags are closed in order, and collects them."""
+
+  VOID = ("meta", "img", "br", "wbr")
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.attributes, self.open, self.text = [], [], [], ""
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes += attrs
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+  """Draws fast: nobody looks at these."""
+  monkeypatch.setattr(figures, "DPI", 40)
+
+
+def drawn(workdir):
+  return {p.stem for p in (workdir / "figures").glob("*.png")}
+
+
+def write(workdir):
+  path = report.write_report(workdir)
+  assert path == workdir / "report.html"
+  return path.read_text()
+
+
+def cells(page, label):
+  row = re.search(rf'<th scope="row">{label}</th>(.*?)</tr>', page)[1]
+  return re.findall(r"<td[^>]*>(.*?)</td>", row)
+
+
+def test_whole_page(tmp_path):
+  page = write(fake_run.write_run(tmp_path))
+  tags = Tags(page)
+  assert drawn(tmp_path) == FIGURES
+  assert tags.tags.count("img") == 4
+  assert "script" not in tags.tags and "link" not in tags.tags
+  # Nothing is loaded from anywhere.
+  sources = [v for k, v in tags.attributes if k in ("src", "href")]
+  assert all(v.startswith("data:image/png;base64,") for v in sources)
+  assert "http" not in page and "url(" not in page
+
+
+def test_table_cells(tmp_path):
+  page = write(fake_run.write_run(tmp_path))
+  # cost, minival, test, three shifts, their mean.
+  greedy = cells(page, "Greedy soup")
+  assert greedy[0] == "1\N{MULTIPLICATION SIGN}"
+  low, high = report.clopper_pearson(192, 200)
+  interval = f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}"
+  assert greedy[2] == f"96.0<small>{interval}</small>"
+  assert greedy[-1] == "<b>81.0</b>"  # no interval of a mean
+  # The ensemble is better, but not one model.
+  assert cells(page, "Learned soup, per layer")[2].startswith("<b>96.5</b>")
+  assert cells(page, "Ensemble of all")[0] == "4\N{MULTIPLICATION SIGN}"
+  assert "<b>" not in "".join(cells(page, "Ensemble of all"))
+  assert "sd 1.0" in cells(page, "Mean individual")[1]
+  assert "n = 200" in page
+  assert "Nothing was chosen on test" in page
+  assert "optimistic" in page
+
+
+def test_ties_are_all_bold(tmp_path):
+  page = write(fake_run.write_run(tmp_path))
+  for label in ("Pretrained, linear probe", "Greedy soup"):
+    assert cells(page, label)[-1] == "<b>81.0</b>"
+
+
+def test_summary_tells_gains_and_losses(tmp_path):
+  text = Tags(write(fake_run.write_run(tmp_path))).text
+  minus = "\N{MINUS SIGN}"
+  assert (
+    "4 models were fine-tuned from one pretrained model. The best of them on "
+    "minival, ingredient_01, has 95.0 % on test and 76.0 % on the mean of 3 "
+    "shifts."
+  ) in text
+  assert (
+    "Greedy soup (2 models): +1.0 points on test, +5.0 on the mean of 3 shifts."
+  ) in text
+  assert (
+    f"Uniform soup: {minus}1.0 points on test (worse), +4.0 on the mean"
+  ) in text
+  assert "Ensemble of all (4\N{MULTIPLICATION SIGN} the cost): +2.0" in text
+  assert "No soup beats" not in text
+  assert "With its 200 test images, one image is 0.5 points" in text
+
+
+def test_summary_when_soups_lose(tmp_path):
+  lines = fake_run.records_of("a", "ingredient", 0.9, 0.9, 0.8)
+  lines += fake_run.records_of("b", "ingredient", 0.8, 0.8, 0.7)
+  lines += fake_run.records_of("uniform", "soup", 0.5, 0.5, 0.4)
+  lines += fake_run.records_of("wise_ft_0.50", "interpolation", 1.0, 1.0, 0.9)
+  fake_run.write_results(tmp_path, lines)
+  text = Tags(write(tmp_path)).text
+  assert "No soup beats the best individual on test." in text
+  assert "No soup beats the best individual under shift." in text
+
+
+@pytest.mark.parametrize(
+  "missing, gone",
+  [
+    ("soups/greedy/greedy.json", {"greedy_trajectory"}),
+    ("soups/learned_model/learned.json", set()),
+    ("soups/learned_layer/learned.json", set()),
+    ("config.json", set()),
+    ("ingredients/ingredient_02/hyperparameters.json", set()),
+  ],
+)
+def test_missing_files(tmp_path, missing, gone):
+  fake_run.write_run(tmp_path)
+  write(tmp_path)  # leaves figures that must not stay
+  (tmp_path / missing).unlink()
+  page = write(tmp_path)
+  assert drawn(tmp_path) == FIGURES - gone
+  assert Tags(page).tags.count("img") == 4 - len(gone)
+
+
+def test_results_alone_are_enough(tmp_path):
+  fake_run.write_results(tmp_path, fake_run.records())
+  Tags(write(tmp_path))
+  assert drawn(tmp_path) == {"accuracy_plane", "wise_ft_curve"}
+
+
+def test_single_ingredient(tmp_path):
+  text = Tags(write(fake_run.write_run(tmp_path, size=1))).text
+  assert "One model was fine-tuned from one pretrained model. It, " in text
+  assert drawn(tmp_path) == FIGURES
+
+
+def test_no_shifts(tmp_path):
+  text = Tags(write(fake_run.write_run(tmp_path, shifts=()))).text
+  assert drawn(tmp_path) == FIGURES - {"accuracy_plane"}
+  assert "Greedy soup (2 models): +1.0 points on test." in text
+  assert "mean of" not in text
+
+
+def test_what_comes_from_files_is_escaped(tmp_path):
+  fake_run.write_run(tmp_path)
+  lines = fake_run.records()
+  for kind in ("pretrained", "ingredient", "soup", "ensemble"):
+    lines += fake_run.records_of(kind + EVIL, kind, 0.99, 0.9, 0.7)
+  for line in list(lines):
+    if line["dataset"] == "digits/noise":
+      lines.append(line | {"dataset": f"digits/{EVIL}"})
+  lines = [r | {"dataset": EVIL[:8] + r["dataset"]} for r in lines]
+  fake_run.write_results(tmp_path, lines)
+  (tmp_path / "config.json").write_text(json.dumps({EVIL: EVIL}))
+  path = tmp_path / "ingredients/ingredient_00/hyperparameters.json"
+  path.write_text(json.dumps({EVIL: EVIL}))
+  page = write(tmp_path)
+  tags = Tags(page)
+  assert "script" not in tags.tags
+  assert page.count("&lt;script&gt;") >= 10
+  assert tags.tags.count("img") == 4
+
+
+def test_members_of_the_greedy_ensemble(tmp_path):
+  fake_run.write_run(tmp_path)
+  page = write(tmp_path)
+  assert cells(page, "Greedy ensemble")[0] == "up to 4\N{MULTIPLICATION SIGN}"
+  path = tmp_path / "ensembles/greedy_ensemble/greedy.json"
+  path.parent.mkdir(parents=True)
+  trace = {"selected": ["ingredient_00"] * 3, "history": []}
+  path.write_text(json.dumps(trace))
+  assert cells(write(tmp_path), "Greedy ensemble")[0] == (
+    "3\N{MULTIPLICATION SIGN}"
+  )
+
+
+def test_ingredients_table(tmp_path):
+  page = write(fake_run.write_run(tmp_path))
+  best = cells(page, "ingredient_01")
+  # in greedy soup, minival, test, mean of shifts, hyperparameters.
+  assert best == ["", "97.0", "95.0", "76.0", "0.002", "none"]
+  assert cells(page, "ingredient_00")[0] == "yes"
+  order = re.findall(r'<th scope="row">(ingredient_\d\d)</th>', page)
+  assert order == [f"ingredient_0{i}" for i in (1, 0, 2, 3)]
+
+
+def test_damaged_files(tmp_path):
+  fake_run.write_run(tmp_path)
+  trace = tmp_path / "soups/greedy/greedy.json"
+  trace.write_text('{"history": []}')
+  with pytest.raises(ValueError, match="greedy.json must be an object with"):
+    report.write_report(tmp_path)
+  trace.write_text("{")
+  with pytest.raises(ValueError, match="greedy.json is not valid JSON"):
+    report.write_report(tmp_path)
+  (tmp_path / "results.jsonl").write_text("")
+  with pytest.raises(ValueError, match="results.jsonl is empty"):
+    report.write_report(tmp_path)
+
+
+def test_same_run_same_page(tmp_path):
+  fake_run.write_run(tmp_path)
+  assert write(tmp_path) == write(tmp_path)

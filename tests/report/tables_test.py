@@ -1,0 +1,75 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import fake_run
+import pytest
+from scipy import stats
+
+from soupjax.report import Results, clopper_pearson, results_table, tables
+
+
+@pytest.mark.parametrize("correct, n", [(0, 7), (7, 7), (480, 499), (1, 250)])
+def test_interval_agrees_with_scipy(correct, n):
+  expected = stats.binomtest(correct, n).proportion_ci(0.95, "exact")
+  assert clopper_pearson(correct, n) == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize(
+  "correct, n, level", [(3, 2, 0.9), (0, 0, 0.9), (1, 2, 1)]
+)
+def test_interval_out_of_range(correct, n, level):
+  with pytest.raises(ValueError, match=f"got correct={correct}, n={n}"):
+    clopper_pearson(correct, n, level)
+
+
+def test_rows_are_in_order_with_their_cost():
+  results = Results.from_records(fake_run.records()[::-1])
+  every = tables.rows(results, {"greedy_ensemble": 3})
+  assert [(r.label, r.cost) for r in every] == [
+    ("Pretrained, linear probe", 1),
+    ("Mean individual", 1),
+    ("Best individual (ingredient_01)", 1),
+    ("Uniform soup", 1),
+    ("Greedy soup", 1),
+    ("Learned soup, per model", 1),
+    ("Learned soup, per layer", 1),
+    ("WiSE-FT, alpha 0.5", 1),
+    ("Ensemble of all", 4),
+    ("Greedy ensemble", 3),
+  ]
+  assert tables.rows(results)[-1].cost is None
+
+
+def test_mean_individual():
+  results = Results.from_records(fake_run.records())
+  mean = tables.rows(results)[1]
+  assert mean.accuracy(results, "minival") == pytest.approx(95.5)
+  assert mean.spread(results, "minival") == pytest.approx(1)
+  one = Results.from_records(fake_run.records(1))
+  assert tables.rows(one)[1].spread(one, "minival") is None
+
+
+def test_table():
+  lines = fake_run.records()
+  lines += fake_run.records_of("long\n" * 9, "soup", 0.9, 0.9, 0.7)
+  text = results_table(Results.from_records(lines))
+  assert all(len(line) <= 100 for line in text.splitlines())
+  found = {line[:20].strip(): line.split()[-6:] for line in text.splitlines()}
+  # cost, minival, test, shifts, difference on test, difference on shifts.
+  assert found["Greedy soup"] == ["1x", "97.5", "96.0", "81.0", "+1.0", "+5.0"]
+  assert found["Uniform soup"][-2:] == ["-1.0", "+4.0"]
+  assert found["Best individual (ing"][-2:] == ["0.0", "0.0"]
+  assert found["Ensemble of all"][0] == "4x"
+  assert "up to 4x" in text
+  assert "3 shifts" in text.splitlines()[0]
+
+
+def test_table_without_shifts():
+  text = results_table(Results.from_records(fake_run.records(shifts=())))
+  (line,) = (t for t in text.splitlines() if t.startswith("Greedy soup"))
+  assert line.split()[-5:] == ["97.5", "96.0", "-", "+1.0", "-"]
+
+
+def test_signed():
+  assert tables.signed(0.04) == tables.signed(-0.04) == "0.0"
+  assert tables.signed(-1.26, "m") == "m1.3"
+  assert tables.signed(2) == "+2.0"

@@ -1,0 +1,428 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import functools
+import itertools
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import soupjax as sj
+from soupjax.soups import learned
+
+COUNT = 4
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(32, 5)).astype(np.float32)
+LABELS = RNG.integers(3, size=32)
+
+
+def make(seed, dtype=np.float32):
+  rng = np.random.default_rng(seed)
+
+  def normal(*shape):
+    return rng.normal(size=shape).astype(dtype)
+
+  return {
+    "embed": {"kernel": normal(5, 8), "bias": normal(8)},
+    "blocks": {
+      "dense": {"kernel": 0.5 * normal(2, 8, 8), "bias": normal(2, 8)}
+    },
+    "head": {"kernel": normal(8, 3), "bias": normal(3)},
+    "count": np.int32(3),
+  }
+
+
+def logits_of(params, images=IMAGES):
+  x = images @ params["embed"]["kernel"] + params["embed"]["bias"][None]
+  for k in range(2):
+    dense = jax.tree.map(lambda leaf, k=k: leaf[k], params["blocks"]["dense"])
+    x = x + jnp.tanh(x @ dense["kernel"] + dense["bias"][None])
+  return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+def loss_of(params, beta, keep=None):
+  logits = beta * logits_of(params)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS)
+  return losses.mean() if keep is None else (losses * keep).sum() / keep.sum()
+
+
+TREES = [make(k) for k in range(COUNT)]
+POOL = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(TREES)]
+
+# (granularity, stacked): the groups of every leaf, one or one a layer.
+LAYERS = ["blocks[0]", "blocks[1]"]
+GROUPS = {
+  ("model", None): dict.fromkeys(
+    [
+      "embed/kernel",
+      "embed/bias",
+      "blocks/dense/kernel",
+      "blocks/dense/bias",
+      "head/kernel",
+      "head/bias",
+    ],
+    "model",
+  ),
+  ("layer", None): {
+    "embed/kernel": "embed",
+    "embed/bias": "embed",
+    "blocks/dense/kernel": "blocks/dense",
+    "blocks/dense/bias": "blocks/dense",
+    "head/kernel": "head",
+    "head/bias": "head",
+  },
+  ("layer", "blocks/"): {
+    "embed/kernel": "embed",
+    "embed/bias": "embed",
+    "blocks/dense/kernel": LAYERS,
+    "blocks/dense/bias": LAYERS,
+    "head/kernel": "head",
+    "head/bias": "head",
+  },
+  ("tensor", None): {
+    name: name
+    for name in (
+      "embed/kernel",
+      "embed/bias",
+      "blocks/dense/kernel",
+      "blocks/dense/bias",
+      "head/kernel",
+      "head/bias",
+    )
+  },
+  ("tensor", "blocks/"): {
+    "embed/kernel": "embed/kernel",
+    "embed/bias": "embed/bias",
+    "blocks/dense/kernel": [f"blocks/dense/kernel[{k}]" for k in range(2)],
+    "blocks/dense/bias": [f"blocks/dense/bias[{k}]" for k in range(2)],
+    "head/kernel": "head/kernel",
+    "head/bias": "head/bias",
+  },
+}
+# A model-wide coefficient does not care how layers are stored.
+GROUPS["model", "blocks/"] = GROUPS["model", None]
+granularities = pytest.mark.parametrize("granularity,stacked", GROUPS)
+
+
+def mixture(logits, groups, trees=None):
+  """The soup as one differentiable expression that holds all models."""
+  trees = TREES if trees is None else trees
+
+  def mix(path, *leaves):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name not in groups:
+      return leaves[0]
+    group = groups[name]
+    if isinstance(group, str):
+      return jnp.tensordot(jax.nn.softmax(logits[group]), jnp.stack(leaves), 1)
+    alphas = jnp.stack([jax.nn.softmax(logits[g]) for g in group])  # (L, K)
+    return jnp.einsum("lk,kl...->l...", alphas, jnp.stack(leaves))
+
+  return jax.tree_util.tree_map_with_path(mix, *trees)
+
+
+def zeros(groups):
+  names = [[g] if isinstance(g, str) else g for g in groups.values()]
+  return {g: jnp.zeros(COUNT) for g in itertools.chain(*names)}
+
+
+@pytest.fixture
+def descent(monkeypatch):
+  """Swaps AdamW for plain gradient descent and records the gradients."""
+  recorded = []
+
+  class Descent:
+    def __init__(self, learning_rate, weight_decay):
+      self.lr = learning_rate
+
+    def update(self, x, grad):
+      recorded.append(np.array(grad))
+      return x - self.lr * grad
+
+  monkeypatch.setattr(learned, "_AdamW", Descent)
+  return recorded
+
+
+@granularities
+def test_gradient_is_that_of_the_explicit_mixture(
+  granularity, stacked, descent
+):
+  groups = GROUPS[granularity, stacked]
+  soup = sj.learned_soup(
+    POOL,
+    loss_of,
+    granularity=granularity,
+    stacked=stacked,
+    steps=3,
+    learning_rate=0.5,
+  )
+  logits, log_beta = zeros(groups), jnp.zeros(())
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1))
+  def reference(logits, log_beta):
+    return loss_of(mixture(logits, groups), jnp.exp(log_beta))
+
+  assert set(soup.alphas) == set(logits)
+  for step in range(3):
+    value, (grads, beta_grad) = reference(logits, log_beta)
+    got = dict(zip(soup.alphas, descent[2 * step]))
+    np.testing.assert_allclose(soup.history[step]["loss"], value, rtol=1e-5)
+    for group, grad in grads.items():
+      np.testing.assert_allclose(got[group], grad, rtol=1e-3, atol=2e-6)
+      np.testing.assert_allclose(got[group].sum(), 0, atol=2e-6)
+    np.testing.assert_allclose(descent[2 * step + 1], beta_grad, rtol=1e-4)
+    logits = jax.tree.map(lambda x, g: x - 0.5 * g, logits, grads)
+    log_beta = log_beta - 0.5 * beta_grad
+  assert np.abs(np.concatenate(list(grads.values()))).max() > 1e-3
+
+
+@granularities
+def test_thirty_steps_match_optax_in_memory(granularity, stacked):
+  groups = GROUPS[granularity, stacked]
+  soup = sj.learned_soup(
+    POOL,
+    loss_of,
+    granularity=granularity,
+    stacked=stacked,
+    steps=30,
+    learning_rate=0.05,
+    weight_decay=0.1,
+  )
+  tx = optax.adamw(0.05, weight_decay=0.1)
+  beta_tx = optax.adamw(0.05, weight_decay=0.0)
+
+  @jax.jit
+  def step(logits, log_beta, state, beta_state):
+    value, (grads, beta_grad) = jax.value_and_grad(
+      lambda x, b: loss_of(mixture(x, groups), jnp.exp(b)), argnums=(0, 1)
+    )(logits, log_beta)
+    updates, state = tx.update(grads, state, logits)
+    beta_update, beta_state = beta_tx.update(beta_grad, beta_state, log_beta)
+    logits = optax.apply_updates(logits, updates)
+    return value, logits, log_beta + beta_update, state, beta_state
+
+  logits, log_beta = zeros(groups), jnp.zeros(())
+  state, beta_state = tx.init(logits), beta_tx.init(log_beta)
+  losses = []
+  for _ in range(30):
+    value, logits, log_beta, state, beta_state = step(
+      logits, log_beta, state, beta_state
+    )
+    losses.append(float(value))
+  np.testing.assert_allclose(
+    [entry["loss"] for entry in soup.history], losses, rtol=1e-4
+  )
+  for group, values in logits.items():
+    np.testing.assert_allclose(
+      soup.alphas[group], jax.nn.softmax(values), atol=1e-4
+    )
+  np.testing.assert_allclose(soup.beta, np.exp(log_beta), rtol=1e-4)
+  want = mixture({g: jnp.log(a) for g, a in soup.alphas.items()}, groups)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), soup.params, want
+  )
+  assert losses[-1] < losses[0]
+
+
+def test_starts_at_the_uniform_soup():
+  soup = sj.learned_soup(POOL, loss_of, steps=1, learning_rate=1e-9)
+  uniform = sj.uniform_soup(POOL)
+  np.testing.assert_allclose(
+    soup.history[0]["loss"], loss_of(uniform, 1.0), rtol=1e-6
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    soup.params,
+    uniform,
+  )
+
+
+def test_coefficients_are_a_distribution_and_names_say_whose():
+  soup = sj.learned_soup(POOL, loss_of, granularity="tensor", steps=20)
+  assert soup.names == ("m0", "m1", "m2", "m3")
+  assert "count" not in soup.alphas
+  for alphas in soup.alphas.values():
+    assert alphas.shape == (COUNT,) and (alphas > 0).all()
+    np.testing.assert_allclose(alphas.sum(), 1)
+
+
+def test_a_scanned_encoder_learns_the_layers_of_a_loop():
+  def unstack(tree):
+    rest = {k: v for k, v in tree.items() if k != "blocks"}
+    blocks = {
+      f"blocks_{k}": jax.tree.map(lambda x, k=k: x[k], tree["blocks"])
+      for k in range(2)
+    }
+    return {**rest, **blocks}
+
+  def loop_loss(params, beta):
+    pair = (params["blocks_0"], params["blocks_1"])
+    blocks = jax.tree.map(lambda *x: jnp.stack(x), *pair)
+    return loss_of({**params, "blocks": blocks}, beta)
+
+  loop = [
+    sj.Ingredient.from_params(f"m{k}", unstack(t)) for k, t in enumerate(TREES)
+  ]
+  scanned = sj.learned_soup(POOL, loss_of, stacked="blocks/", steps=5)
+  looped = sj.learned_soup(loop, loop_loss, steps=5)
+  assert set(looped.alphas) == {"embed", "blocks_0", "blocks_1", "head"}
+  for name, alphas in looped.alphas.items():
+    other = name.replace("_0", "[0]").replace("_1", "[1]")
+    np.testing.assert_allclose(scanned.alphas[other], alphas, atol=1e-4)
+
+
+def test_beta_changes_no_prediction():
+  with_beta = sj.learned_soup(POOL, loss_of, steps=10)
+  assert with_beta.beta > 0 and with_beta.beta != 1
+  logits = logits_of(with_beta.params)
+  np.testing.assert_array_equal(
+    np.argmax(logits, 1), np.argmax(with_beta.beta * logits, 1)
+  )
+  assert with_beta.history[0]["beta"] == 1
+  without = sj.learned_soup(POOL, loss_of, steps=10, learn_beta=False)
+  assert without.beta == 1 == without.history[-1]["beta"]
+
+
+@granularities
+def test_identical_ingredients_have_no_gradient(granularity, stacked, descent):
+  tree = make(0)
+  tree["head"]["bias"][:2] = [-0.0, np.finfo(np.float32).smallest_subnormal]
+  same = [sj.Ingredient.from_params(f"m{k}", tree) for k in range(3)]
+  soup = sj.learned_soup(
+    same, loss_of, granularity=granularity, stacked=stacked, steps=2
+  )
+  for grad in descent[::2]:
+    np.testing.assert_array_equal(grad, np.zeros_like(grad))
+  for alphas in soup.alphas.values():
+    np.testing.assert_array_equal(alphas, np.full(3, 1 / 3))
+  for a, b in zip(*map(jax.tree.leaves, (soup.params, tree))):
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_dtypes_are_those_of_the_first_and_integers_stay():
+  pool = [
+    sj.Ingredient.from_params(f"m{k}", make(k, jnp.bfloat16)) for k in range(2)
+  ]
+  soup = sj.learned_soup(pool, loss_of, steps=1).params
+  assert soup["count"] == 3 and soup["count"].dtype == np.int32
+  assert soup["head"]["kernel"].dtype == jnp.bfloat16
+
+
+def test_on_step_sees_the_history():
+  told = []
+  soup = sj.learned_soup(POOL, loss_of, steps=3, on_step=told.append)
+  assert tuple(told) == soup.history
+  assert [entry["step"] for entry in told] == [0, 1, 2]
+
+
+def test_batches_are_taken_in_turn_and_no_more_than_needed():
+  taken = []
+
+  def batches():
+    for k in range(100):
+      taken.append(k)
+      yield jnp.ones(32).at[k].set(0)
+
+  soup = sj.learned_soup(POOL, loss_of, steps=3, batches=batches())
+  assert taken == [0, 1, 2]
+  want = loss_of(sj.uniform_soup(POOL), 1.0, jnp.ones(32).at[0].set(0))
+  np.testing.assert_allclose(soup.history[0]["loss"], want, rtol=1e-5)
+  sj.learned_soup(POOL, loss_of, steps=2, batches=[np.ones(32)] * 2)
+
+
+def test_batches_run_out():
+  with pytest.raises(ValueError, match="Got 2 batches for 3 steps"):
+    sj.learned_soup(POOL, loss_of, steps=3, batches=iter([np.ones(32)] * 2))
+
+
+def test_holds_no_more_models_when_there_are_more():
+  class Weights(np.ndarray):
+    pass
+
+  def most_alive(count):
+    alive, most = weakref.WeakSet(), 0
+
+    def read(leaf, index):
+      nonlocal most
+      value = sj.Ingredient.from_params("m", make(0)).reader(leaf, index)
+      value = np.array(value).view(Weights)
+      key = Key(value)
+      alive.add(key)
+      most = max(most, len(alive))
+      return value
+
+    class Key:
+      def __init__(self, array):
+        weakref.finalize(array, alive.discard, self)
+
+    pool = [
+      dataclasses.replace(POOL[0], name=f"m{k}", reader=read, path="/nowhere")
+      for k in range(count)
+    ]
+    sj.learned_soup(pool, loss_of, steps=2)
+    return most
+
+  assert most_alive(9) == most_alive(3) <= 3 * len(POOL[0].specs)
+
+
+def test_sharded_learned_soup_is_the_same():
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+
+  def sharding(leaf, spec):
+    return rows if spec.shape and spec.shape[0] == 8 else replicated
+
+  got = sj.learned_soup(POOL, loss_of, steps=5, sharding=sharding)
+  want = sj.learned_soup(POOL, loss_of, steps=5)
+  assert got.params["head"]["kernel"].sharding.spec == rows.spec
+  for group, alphas in want.alphas.items():
+    np.testing.assert_allclose(got.alphas[group], alphas, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "leaf,layer",
+  [
+    ("Transformer/block_3/LayerNorm_0/scale", "Transformer/block_3"),
+    ("Transformer/block_13/MlpBlock_0/Dense_1/bias", "Transformer/block_13"),
+    ("Transformer/encoder_norm/scale", "Transformer/encoder_norm"),
+    ("blocks.3.norm1.weight", "blocks.3"),
+    ("layers/7/attn/q", "layers/7"),
+    ("head/kernel", "head"),
+    ("embedding/kernel", "embedding"),
+    ("pos_embedding", "pos_embedding"),
+    ("cls", "cls"),
+  ],
+)
+def test_layer_of(leaf, layer):
+  assert learned.layer_of(leaf) == layer
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    ({"granularity": "block"}, "granularity must be .* got 'block'"),
+    ({"steps": 0}, "steps must be positive, got 0"),
+    ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+    ({"learning_rate": np.nan}, "learning_rate must be positive, got nan"),
+    ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
+  ],
+)
+def test_refuses_arguments(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    sj.learned_soup(
+      POOL, lambda *_: pytest.fail("called"), **{"steps": 1, **arguments}
+    )
+
+
+def test_refuses_a_loss_that_is_not_finite():
+  def loss(params, beta, scale):
+    return loss_of(params, beta) * scale
+
+  with pytest.raises(ValueError, match="held-out loss is nan at step 1"):
+    sj.learned_soup(POOL, loss, steps=3, batches=[1.0, np.nan, 1.0])

@@ -1,0 +1,146 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Dependencies point one way: down this list."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What each part of soupjax may import of the others. A part is a subpackage or
+# a module beside them; one that is not listed fails the test.
+_BASE = {"version"}
+_MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config"}
+_SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
+_TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
+ALLOWED = {
+  "version": set(),
+  "soups": set(),
+  "sharding": {"version"},
+  "config": {"version"},
+  "checkpoints": {"soups", "version"},
+  "metric_writers": _MIDDLE,
+  **dict.fromkeys(_SIBLINGS, _MIDDLE),
+  "tasks": _TOP,
+  "main": _TOP | {"tasks"},
+  # The public names.
+  "__init__": {"soups", "checkpoints", "version"},
+}
+# Packages from elsewhere that only some files, or none, may import.
+ONLY_IN = {
+  "orbax": {"checkpoints/orbax.py"},
+  "flax.nnx": set(),
+}
+PURE = {"jax", "numpy"} | sys.stdlib_module_names
+
+
+def imports_of(path: pathlib.Path):
+  """Yields (line, dotted name) of every import, in functions too."""
+  tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from ((node.lineno, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      module = "." * node.level + (node.module or "")
+      for alias in node.names:
+        yield node.lineno, f"{module}.{alias.name}"
+
+
+def problems_in(package: pathlib.Path) -> list[str]:
+  """Returns what breaks the rules, one line each."""
+  problems = []
+  for path in sorted(package.rglob("*.py")):
+    relative = path.relative_to(package)
+    part = relative.parts[0].removesuffix(".py")
+    if part not in ALLOWED:
+      problems.append(f"{relative}: {part} has no place in the structure")
+      continue
+    for line, name in imports_of(path):
+      words = name.split(".")
+      where = f"{relative}:{line}: "
+      if name.startswith("."):
+        problems.append(f"{where}relative import {name}")
+      elif words[0] == "soupjax":
+        target = words[1] if len(words) > 1 else "__init__"
+        if target != part and target not in ALLOWED[part]:
+          problems.append(f"{where}{part} must not import {target}")
+      elif part == "soups" and words[0] not in PURE:
+        problems.append(f"{where}soups must not import {words[0]}")
+      for package_name, files in ONLY_IN.items():
+        if f"{name}.".startswith(f"{package_name}."):
+          if relative.as_posix() not in files:
+            problems.append(f"{where}{package_name} is not for this file")
+  return problems
+
+
+def test_dependencies_point_one_way():
+  assert not problems_in(ROOT / "soupjax")
+
+
+@pytest.mark.parametrize(
+  "file,text,problem",
+  [
+    ("soups/a.py", "import flax", "soups must not import flax"),
+    ("soups/a.py", "import os, optax.tree", "soups must not import optax"),
+    (
+      "soups/a.py",
+      "from soupjax.checkpoints import files",
+      "soups must not import checkpoints",
+    ),
+    (
+      "soups/a.py",
+      "def f():\n  from soupjax import sharding",
+      ":2: soups must not import sharding",
+    ),
+    ("soups/a.py", "import soupjax", "soups must not import __init__"),
+    (
+      "checkpoints/a.py",
+      "import soupjax.models.vit as vit",
+      "checkpoints must not import models",
+    ),
+    (
+      "models/vit.py",
+      "from soupjax.data import ops",
+      "models must not import data",
+    ),
+    ("data/a.py", "from soupjax import train", "data must not import train"),
+    ("report/a.py", "import soupjax.tasks", "report must not import tasks"),
+    ("tasks/a.py", "from soupjax import main", "tasks must not import main"),
+    ("tasks/a.py", "from soupjax.main import run", "must not import main"),
+    ("main.py", "from . import config", "relative import ..config"),
+    ("tasks/a.py", "import orbax.checkpoint", "orbax is not for this file"),
+    (
+      "checkpoints/find.py",
+      "from orbax.checkpoint import v1",
+      "orbax is not for this file",
+    ),
+    ("models/a.py", "from flax import nnx", "flax.nnx is not for this file"),
+    ("models/a.py", "import flax.nnx as nnx", "flax.nnx is not for this"),
+    ("models/a.py", "from flax.nnx import Module", "flax.nnx is not for this"),
+    ("utils/a.py", "", "utils has no place in the structure"),
+    ("helpers.py", "", "helpers has no place in the structure"),
+  ],
+)
+def test_would_notice(tmp_path, file, text, problem):
+  path = tmp_path / file
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(text)
+  (found,) = problems_in(tmp_path)
+  assert problem in found
+
+
+def test_would_let_pass_what_is_fine(tmp_path):
+  fine = {
+    "soups/a.py": "import functools, jax.numpy\nfrom soupjax.soups import b",
+    "checkpoints/orbax.py": "import orbax.checkpoint\nimport soupjax.soups.a",
+    "models/vit.py": "from flax import linen\nfrom soupjax import checkpoints",
+    "tasks/a.py": "from soupjax.models import vit\nfrom soupjax import report",
+    "main.py": "import soupjax.tasks.a",
+  }
+  for file, text in fine.items():
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+  assert not problems_in(tmp_path)
