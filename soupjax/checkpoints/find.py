@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from soupjax.checkpoints import files, ranges, safetensors
+from soupjax.checkpoints import files, npz, ranges, safetensors, torch
 from soupjax.soups.ingredient import Ingredient
 
 PyTree = Any
@@ -91,8 +91,20 @@ def _recognise(path: str):
   if not place.is_dir():
     if path.endswith(".index.json"):
       return path, safetensors.open_checkpoint
+    with place.open("rb") as f:
+      magic = f.read(4)
+    # An archive without members begins with its end.
+    if magic in (b"PK\x03\x04", b"PK\x05\x06"):
+      kind = torch if torch.is_torch(path) else npz
+      return path, kind.open_checkpoint
     if safetensors.is_safetensors(path):
       return path, safetensors.open_checkpoint
+    if magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+      raise ValueError(
+        f"{path} is a pickle, such as torch wrote before version 1.6. Pickles "
+        "are programs and are not run: save it again with a newer torch, or "
+        "convert it to safetensors."
+      )
     raise ValueError(
       f"{path} is no checkpoint: expected a safetensors, npz or torch zip "
       "file, or an Orbax directory. It may have been cut short."

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import ranges, safetensors
+from soupjax.checkpoints import npz, ranges, safetensors
 from soupjax.soups import plan as planning
 
 FORMATS = ("orbax", "safetensors", "npz")
@@ -197,6 +197,9 @@ class Target:
     return held
 
   def _writer(self, provenance, create):
+    specs, order = self.plan.specs, self.plan.order
+    if self.format == "npz":
+      return npz.NpzWriter(self.temporary, specs, order, create=create)
     text = None
     first = self.plan.sources[0].path
     if first and first.endswith(".safetensors"):
@@ -205,8 +208,8 @@ class Target:
       text = {k: v for k, v in found.items() if k == "format"}
     return safetensors.SafetensorsWriter(
       self.temporary,
-      self.plan.specs,
-      self.plan.order,
+      specs,
+      order,
       provenance,
       shard_bytes=self.shard_bytes,
       text=text,
