@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import npz, ranges, safetensors
+from soupjax.checkpoints import npz, ocdbt, ranges, safetensors
 from soupjax.soups import plan as planning
 
 FORMATS = ("orbax", "safetensors", "npz")
@@ -82,12 +82,19 @@ class Target:
   @property
   def chunks(self) -> Mapping[str, tuple[int, ...]]:
     """Leaf -> shape that pieces are aligned with."""
-    return self.plan.chunks
+    if self.format != "orbax":
+      return self.plan.chunks
+    # Read and written in one go: chunks of the output hold those of the input.
+    found = dict(self.plan.chunks)
+    for leaf, spec in self.plan.specs.items():
+      found[leaf] = ocdbt.chunk_shape(spec, found.get(leaf))
+    return found
 
   @property
   def host_bytes(self) -> int:
     """Host memory that the writer holds besides the blocks."""
-    return 1 << 20
+    # Two commits under way, in memory twice while they are encoded.
+    return 4 * ocdbt.COMMIT_BYTES if self.format == "orbax" else 1 << 20
 
   @property
   def is_directory(self) -> bool:
@@ -126,6 +133,8 @@ class Target:
           f"{self.path} is the ingredient {source.name!r}: a soup cannot "
           "replace what it is made of. Choose another out=."
         )
+    if self.format == "orbax":
+      ocdbt.check(self.plan.specs)
     needed, free = self.plan.write_bytes, self.free_bytes()
     if needed > free:
       raise ValueError(
@@ -200,6 +209,14 @@ class Target:
     specs, order = self.plan.specs, self.plan.order
     if self.format == "npz":
       return npz.NpzWriter(self.temporary, specs, order, create=create)
+    if self.format == "orbax":
+      return ocdbt.OrbaxWriter(
+        self.temporary,
+        specs,
+        self.plan.treedef,
+        self.chunks,
+        process=(jax.process_index(), jax.process_count()),
+      )
     text = None
     first = self.plan.sources[0].path
     if first and first.endswith(".safetensors"):

@@ -13,7 +13,12 @@ _POLYNOMIAL = 0xEDB88320  # Bit-reversed: bit 31 is the constant term.
 
 def crc32(array: np.ndarray) -> int:
   """CRC-32 of the bytes of a contiguous array."""
-  return zlib.crc32(array.reshape(-1).view(np.uint8))
+  return extend(0, array)
+
+
+def extend(value: int, array: np.ndarray) -> int:
+  """Goes on with a CRC-32 over the bytes of a contiguous array."""
+  return zlib.crc32(array.reshape(-1).view(np.uint8), value)
 
 
 def _times(a: int, b: int) -> int:
