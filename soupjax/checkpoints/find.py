@@ -124,6 +124,23 @@ def _recognise(path: str):
   )
 
 
+def recorded(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the record of a soup, see `soupjax.provenance`."""
+  path = os.fspath(path)
+  if not ranges.is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path))
+  inner, opener = _recognise(path)
+  if opener is npz.open_checkpoint:
+    return npz.comment(inner)
+  if opener is safetensors.open_checkpoint:
+    return safetensors.record(inner)
+  if opener is torch.open_checkpoint:
+    return {}
+  from soupjax.checkpoints import orbax
+
+  return orbax.custom_metadata(inner).get("soupjax") or {}
+
+
 def as_ingredients(found: Any) -> list[Ingredient]:
   """Opens what is not open yet.
 
@@ -163,21 +180,27 @@ def save_params(
   *,
   metadata: dict[str, Any] | None = None,
 ) -> None:
-  """Writes parameters as an Orbax checkpoint, whole or not at all.
+  """Writes parameters, whole or not at all.
 
   Args:
-    path: a directory that does not exist yet.
-    params: a pytree of arrays.
+    path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
+      directory; nothing must be there.
+    params: a pytree of arrays, on the host or on a mesh.
     metadata: JSON to keep with the weights.
 
   Raises:
     ValueError: if something is at `path`.
   """
-  from soupjax.checkpoints import orbax
+  from soupjax.checkpoints import stream
 
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
   if os.path.exists(path):
     raise ValueError(f"{path} exists already: delete it, or choose another.")
+  if path.endswith((".safetensors", ".npz")):
+    stream.write(path, params, metadata)
+    return
+  from soupjax.checkpoints import orbax
+
   orbax.save(path, params, metadata)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from soupjax.soups import boxes
 from soupjax.soups import plan as planning
-from soupjax.soups.ingredient import sharding_of
+from soupjax.soups.ingredient import Ingredient, sharding_of
 
 
 def _held(plan, sharding, leaf) -> dict[Any, boxes.Box]:
@@ -56,6 +56,30 @@ def parts(plan: planning.Plan, sharding: Any) -> dict[str, list[boxes.Box]]:
     Leaf -> boxes.
   """
   return {leaf: _wanted(_held(plan, sharding, leaf)) for leaf in plan.specs}
+
+
+def held(source: Ingredient) -> dict[str, list[boxes.Box]]:
+  """What this process writes of a tree that may be spread over a mesh.
+
+  Args:
+    source: a tree in memory.
+
+  Returns:
+    Leaf -> boxes; over all processes, every element is in one box.
+  """
+  found = {}
+  for leaf, spec in source.specs.items():
+    array = source.reader(leaf, None)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+      found[leaf] = [
+        boxes.normalise(shard.index, spec.shape)
+        for shard in array.addressable_shards
+        if shard.replica_id == 0
+      ]
+    else:  # The same in all processes.
+      first = jax.process_index() == 0
+      found[leaf] = [boxes.whole(spec.shape)] if first else []
+  return found
 
 
 def host_bytes(plan: planning.Plan, sharding: Any) -> int:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from soupjax.checkpoints import files, ranges
+from soupjax.checkpoints import files, processes, ranges
 from soupjax.soups import boxes, crc
 
 # Chunks are what others read at once; a commit is what is held in memory.
@@ -189,15 +189,16 @@ class OrbaxWriter:
     """
     self._flush()
     sums = self._read_back(self._arrays, self._pieces)
-    from soupjax.checkpoints.output import barrier
-
-    barrier("stored")
+    sync_tree(self._store())
+    processes.barrier("stored")
     if first:
+      self._write_tree()
       if self._count > 1:
         self._merge()
         sums = self._all_sums()
-      self._write_metadata(provenance, sums)
-    sync_tree(self.path)
+      record = {k: f"{value:08x}" for k, value in sums.items()}
+      self._write_record({**provenance, "crc32": record})
+      sync_tree(self.path)
 
   def _flush(self):
     self._commit(0)
@@ -246,10 +247,10 @@ class OrbaxWriter:
     """Checksums of leaves that several processes wrote parts of."""
     from soupjax.checkpoints import orbax
 
-    sums = {}
+    sums, context = {}, orbax.new_context()
     for leaf, spec in self.specs.items():
       key = ".".join(k for k, _ in self._keys[leaf])
-      array = orbax.open_leaf(self._state, self._context, key)
+      array = orbax.open_leaf(self._state, context, key)
       parts = boxes.split(
         boxes.whole(spec.shape),
         CHUNK_BYTES // spec.dtype.itemsize,
@@ -262,8 +263,7 @@ class OrbaxWriter:
       sums[leaf] = value
     return sums
 
-  def _write_metadata(self, provenance, sums):
-    record = {**provenance, "crc32": {k: f"{v:08x}" for k, v in sums.items()}}
+  def _write_tree(self):
     tree = {
       str(tuple(k for k, _ in keys)): {
         "key_metadata": [{"key": k, "key_type": t} for k, t in keys],
@@ -284,6 +284,8 @@ class OrbaxWriter:
         "custom_metadata": None,
       },
     )
+
+  def _write_record(self, record):
     now = time.time_ns()
     handler = (
       "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler."

@@ -106,7 +106,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       f"{' or '.join(_TREES[:-1])}. Save the tree to average by itself."
     )
   open_one = functools.cache(
-    functools.partial(open_leaf, str(roots[0]), _context())
+    functools.partial(open_leaf, str(roots[0]), new_context())
   )
   specs, keys = {}, {}
   for key, leaf in leaves:
@@ -173,7 +173,8 @@ def _recorded(path: str, specs: Mapping[str, Any]) -> dict[str, int]:
   return {leaf: int(v, 16) for leaf, v in found.items() if leaf in specs}
 
 
-def _context() -> ts.Context:
+def new_context() -> ts.Context:
+  """Makes what arrays that are opened together should share."""
   # Without a cache every open reads the OCDBT index again.
   return ts.Context(
     {

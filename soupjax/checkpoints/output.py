@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import npz, ocdbt, ranges, safetensors
+from soupjax.checkpoints import npz, ocdbt, processes, ranges, safetensors
 from soupjax.soups import plan as planning
 
 FORMATS = ("orbax", "safetensors", "npz")
@@ -160,17 +160,17 @@ class Target:
     try:
       if first:
         lock = self._prepare()
-      barrier("prepared")
+      processes.barrier("prepared")
       writer = self._writer(provenance, create=first)
-      barrier("created")
+      processes.barrier("created")
     except OSError as e:
       raise ranges.explained(e, self.path) from e
     try:
       yield _Finisher(writer, first)
-      barrier("finished")
+      processes.barrier("finished")
       if first:
         self._publish()
-      barrier("published")
+      processes.barrier("published")
     except BaseException:
       writer.close()
       if first:
@@ -259,7 +259,7 @@ class _Finisher:
     self._writer, self._first = writer, first
 
   def finish(self, provenance):
-    barrier("written")
+    processes.barrier("written")
     self._writer.finish(provenance, first=self._first)
 
 
@@ -269,11 +269,3 @@ def remove(path: str) -> None:
     shutil.rmtree(path)
   elif os.path.lexists(path):
     os.remove(path)
-
-
-def barrier(name: str) -> None:
-  """Waits until all processes are here."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices(f"soupjax {name}")

@@ -106,6 +106,21 @@ def metadata(path: str) -> dict[str, str]:
   return header.get("__metadata__") or {}
 
 
+def record(path: str) -> dict[str, Any]:
+  """Returns what soupjax left in a file, or in the shards of a directory."""
+  merged: dict[str, Any] = {}
+  for one in _files(path):
+    header, _ = read_header(ranges.ByteFile(one))
+    text = (header.get("__metadata__") or {}).get("soupjax")
+    if text is not None:
+      try:
+        found = json.loads(text)
+        merged |= {**found, "crc32": merged.get("crc32", {}) | found["crc32"]}
+      except (ValueError, TypeError, KeyError) as e:
+        raise _bad(one, f"its record of soupjax is damaged ({e})") from e
+  return merged
+
+
 def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
   try:
     dtype, shape = entry["dtype"], entry["shape"]

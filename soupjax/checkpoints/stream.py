@@ -161,6 +161,56 @@ def mix(
   )
 
 
+def write(
+  path: str | os.PathLike,
+  params: PyTree,
+  metadata: Mapping[str, Any] | None = None,
+  *,
+  overwrite: bool = False,
+) -> None:
+  """Writes a tree to a safetensors or npz file, whole or not at all.
+
+  Leaves may be spread over a mesh, also of several processes: each writes what
+  its own devices hold.
+
+  Args:
+    path: `*.safetensors` or `*.npz`.
+    params: a pytree of arrays.
+    metadata: JSON to keep with the weights.
+    overwrite: replaces what is at `path`.
+
+  Raises:
+    ValueError: if something is there, or cannot be written.
+  """
+  source = Ingredient.from_params("params", params)
+  plan = planning.make(
+    rules.linear(), [source], base=source, select={"": "keep"}
+  )
+  target = output.Target.of(path, None, None, overwrite, plan)
+  target.check()
+  pieces = planning.pieces(plan, mesh.held(source), {})
+  metadata = dict(metadata or {})
+  with target.opened(metadata) as writer:
+    engine.run(plan, pieces, writer, check_finite=False)
+    writer.finish(metadata)
+
+
+def provenance(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the record of how a soup was made.
+
+  Args:
+    path: of a soup that `mix` wrote.
+
+  Returns:
+    Rule, weights, inputs with sizes and content hashes, version, dtype policy
+    and a checksum of every leaf; {} if the file has no such record.
+
+  Raises:
+    ValueError: if there is no checkpoint, or it is damaged.
+  """
+  return find.recorded(path)
+
+
 def _pieces(plan, target, sharding):
   if target is None:
     return planning.pieces(plan, mesh.parts(plan, sharding), plan.chunks)
