@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are there whole or not at all."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import errno
 import json
@@ -79,26 +79,38 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   os.rename(temporary, path)
 
 
-def open_for_writing(path: str | os.PathLike, *, create: bool = True) -> int:
-  """Opens a file for reading and writing and returns its descriptor.
+def open_for_writing(
+  sizes: Mapping[str, int], *, create: bool = True
+) -> dict[str, int]:
+  """Opens files for reading and writing, as large as they will be.
 
   Args:
-    path: of the file; what is in it is dropped.
-    create: False if another process has made it.
+    sizes: path -> bytes; what is in the files is dropped.
+    create: False if another process has made them.
+
+  Returns:
+    Path -> file descriptor.
 
   Raises:
-    OSError: if that is not possible.
+    ValueError: if there is no room for them.
+    OSError: if they cannot be opened.
   """
   flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
-  return os.open(path, flags, 0o666)
+  fds: dict[str, int] = {}
+  try:
+    for path, num_bytes in sizes.items():
+      fds[path] = os.open(path, flags, 0o666)
+      if create:
+        _allocate(fds[path], num_bytes, path)
+  except BaseException:
+    for fd in fds.values():
+      os.close(fd)
+    raise
+  return fds
 
 
-def allocate(fd: int, num_bytes: int, path: Any) -> None:
-  """Makes a file that large, so that a full disk shows at once.
-
-  Raises:
-    ValueError: if there is no room for it.
-  """
+def _allocate(fd, num_bytes, path):
+  """Makes a file that large, so that a full disk shows at once."""
   try:
     os.posix_fallocate(fd, 0, max(num_bytes, 1))
   except OSError as e:
@@ -123,7 +135,9 @@ class Flusher:
   def _loop(self):
     while not self._stopped.wait(0.1):
       for fd in self._fds:
-        os.fdatasync(fd)
+        # What goes wrong here, the last fsync reports.
+        with contextlib.suppress(OSError):
+          os.fdatasync(fd)
 
   def stop(self) -> None:
     """Waits for what is under way; the files may be closed then."""

@@ -38,18 +38,33 @@ def find_ingredients(
   if not patterns:
     raise ValueError("No ingredient found: got no pattern to look for.")
   for one in patterns:
-    found = glob.glob(os.path.expanduser(os.fspath(one)), recursive=True)
+    found = _matches(os.fspath(one))
     if not found:
       raise ValueError(
         f"No ingredient found: nothing matches {os.fspath(one)!r} (looked from "
         f"{os.getcwd()})."
       )
     paths += sorted(found, key=_natural)
-  paths = list(dict.fromkeys(os.path.abspath(p) for p in paths))
+  paths = list(
+    dict.fromkeys(
+      p if ranges.is_remote(p) else os.path.abspath(p) for p in paths
+    )
+  )
   return [
     dataclasses.replace(open_ingredient(path), name=name)
     for path, name in zip(paths, _short_names(paths))
   ]
+
+
+def _matches(pattern: str) -> list[str]:
+  if not ranges.is_remote(pattern):
+    return glob.glob(os.path.expanduser(pattern), recursive=True)
+  # The part before the first wildcard is the directory to look in.
+  fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+  place = ranges.remote_path(fixed)
+  if fixed == pattern.rpartition("/")[0] and not re.search(r"[*?\[]", pattern):
+    return [pattern]
+  return [os.fspath(p) for p in place.glob(pattern[len(fixed) + 1 :])]
 
 
 def open_ingredient(path: str | os.PathLike) -> Ingredient:

@@ -227,7 +227,6 @@ class NpzWriter:
       ValueError: if a dtype has no place in this format, or the disk is full.
     """
     self.order = list(order)
-    self._fd = files.open_for_writing(path, create=create)
     self._heads: dict[str, tuple[int, bytes, int]] = {}
     at, places = 0, {}
     for leaf in self.order:
@@ -236,11 +235,11 @@ class NpzWriter:
       size *= specs[leaf].dtype.itemsize
       self._heads[leaf] = (at, head, size)
       at += len(self._local(leaf, 0)) + len(head)
-      places[leaf] = (self._fd, at)
+      places[leaf] = at
       at += size
     self._end = at
-    if create:
-      files.allocate(self._fd, at, path)
+    self._fd = files.open_for_writing({path: at}, create=create)[path]
+    places = {leaf: (self._fd, offset) for leaf, offset in places.items()}
     self.ranges = ranges.RangeWriter(specs, places)
     self.write = self.ranges.write
     self._flusher = files.Flusher([self._fd])

@@ -103,8 +103,9 @@ class OrbaxWriter:
     self._pieces: dict[str, list[tuple[boxes.Box, int]]] = {
       k: [] for k in specs
     }
-    self._arrays = {leaf: self._create(leaf) for leaf in specs}
-    self._commit(0)
+    arrays = {leaf: self._create(leaf) for leaf in specs}
+    self._flush()
+    self._arrays = {k: a.with_transaction(None) for k, a in arrays.items()}
 
   def _store(self) -> str:
     # Processes that share one store get in each other's way.
@@ -211,7 +212,7 @@ class OrbaxWriter:
     def one(leaf):
       parts, spec = [], self.specs[leaf]
       for box, expected in pieces[leaf]:
-        array = arrays[leaf].with_transaction(None)
+        array = arrays[leaf]
         found = crc.crc32(_wait(array[box].read(order="C"), self.path))
         if found != expected:
           raise ValueError(

@@ -156,25 +156,25 @@ class Target:
       ValueError: if the place cannot be written, or another run is writing.
     """
     first = jax.process_index() == 0
-    lock = None
+    lock = writer = None
     try:
       if first:
         lock = self._prepare()
       processes.barrier("prepared")
       writer = self._writer(provenance, create=first)
       processes.barrier("created")
-    except OSError as e:
-      raise ranges.explained(e, self.path) from e
-    try:
       yield _Finisher(writer, first)
       processes.barrier("finished")
       if first:
         self._publish()
       processes.barrier("published")
-    except BaseException:
-      writer.close()
-      if first:
+    except BaseException as e:
+      if writer is not None:
+        writer.close()
+      if lock is not None:
         remove(self.temporary)
+      if isinstance(e, OSError):
+        raise ranges.explained(e, self.path) from e
       raise
     finally:
       if lock is not None:

@@ -35,19 +35,22 @@ def remote_path(path: str | os.PathLike) -> Any:
   """
   from etils import epath
 
-  try:
-    return epath.Path(os.fspath(path))
-  except (ImportError, NotImplementedError, ValueError) as e:
-    kind = os.fspath(path).split("://")[0]
-    package = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}.get(kind)
+  kind = os.fspath(path).split("://")[0]
+  package = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}.get(kind)
+  if package is None:
     raise ValueError(
-      f"{os.fspath(path)} cannot be read: "
-      + (
-        f"install {package} (pip install soupjax[{kind}])."
-        if package
-        else f"{kind}:// is not supported; gs, s3 and az are."
-      )
+      f"{os.fspath(path)}: addresses begin with gs://, s3:// or az://, not "
+      f"{kind}://. Copy the file to a local path."
+    )
+  try:
+    found = epath.Path(os.fspath(path))
+    found.exists()  # The package is imported when it is first needed.
+  except ImportError as e:
+    raise ValueError(
+      f"{os.fspath(path)} cannot be read without {package}: pip install "
+      f"soupjax[{kind}]."
     ) from e
+  return found
 
 
 class ByteFile:
@@ -64,13 +67,8 @@ class ByteFile:
     if is_remote(self.path):
       self._lock = threading.Lock()
       found = remote_path(self.path)
-      try:
-        self.size = found.stat().length
-        self._file = found.open("rb")
-      except ImportError as e:
-        raise ValueError(
-          f"{self.path} cannot be read, a package is missing: {e}"
-        ) from e
+      self.size = found.stat().length
+      self._file = found.open("rb")
     else:
       self._file = open(self.path, "rb", buffering=0)
       self.size = os.fstat(self._file.fileno()).st_size
@@ -174,13 +172,13 @@ def reader(path: str, specs: Mapping[str, Any], storage: Storage):
 
   def read(leaf, index):
     spec = specs[leaf]
-    box = boxes.normalise(index, spec.shape)
+    box, steps = boxes.without_steps(index, spec.shape)
     out = np.empty(boxes.shape_of(box), spec.dtype)
     flat = out.reshape(-1)
     storage.read_box(leaf, box, flat)
     if leaf in storage.checksums and out.size and out.shape == spec.shape:
       check(path, leaf, crc.crc32(flat), storage.checksums[leaf])
-    return out
+    return out[steps] if steps else out
 
   return read
 

@@ -305,18 +305,20 @@ class SafetensorsWriter:
     # Numbers of one size are aligned if the large ones come first.
     order = sorted(order, key=lambda leaf: -specs[leaf].dtype.itemsize)
     self.shards = _shards(specs, order, shard_bytes)
-    self._starts: dict[str, int] = {}
-    self._fds: dict[str, int] = {}
-    places = {}
+    self._starts = {
+      shard: self._start(leaves, provenance)
+      for shard, leaves in self.shards.items()
+    }
+    sizes, offsets = {}, {}
     for shard, leaves in self.shards.items():
-      start = self._start(leaves, provenance)
-      fd = files.open_for_writing(self._file(shard), create=create)
-      self._starts[shard], self._fds[shard] = start, fd
+      at = self._starts[shard]
       for leaf in leaves:
-        places[leaf] = (fd, start)
-        start += _num_bytes(specs[leaf])
-      if create:
-        files.allocate(fd, start, self._file(shard))
+        offsets[leaf] = shard, at
+        at += _num_bytes(specs[leaf])
+      sizes[self._file(shard)] = at
+    fds = files.open_for_writing(sizes, create=create)
+    self._fds = {shard: fds[self._file(shard)] for shard in self.shards}
+    places = {leaf: (self._fds[s], at) for leaf, (s, at) in offsets.items()}
     self.ranges = ranges.RangeWriter(specs, places)
     self.write = self.ranges.write
     self._flusher = files.Flusher(self._fds.values())

@@ -43,6 +43,33 @@ def normalise(index: Sequence[Any] | None, shape: Shape) -> Box:
   )
 
 
+def without_steps(
+  index: Sequence[slice] | None, shape: Shape
+) -> tuple[Box, tuple[slice, ...]]:
+  """Splits an index into a box and what is left to do with it.
+
+  Args:
+    index: as many slices as axes, or fewer; None for everything.
+    shape: of the array.
+
+  Returns:
+    The smallest box around it, and slices that pick it out of that; these are
+    () if there is nothing to pick.
+  """
+  index = tuple(index or ())
+  if all(s.step in (None, 1) for s in index):
+    return normalise(index, shape), ()
+  ranges = [range(*s.indices(n)) for s, n in zip(index, shape)]
+  around = tuple(
+    slice(min(r[0], r[-1]), max(r[0], r[-1]) + 1) if r else slice(0, 0)
+    for r in ranges
+  )
+  return (
+    normalise(around, shape),
+    tuple(slice(None, None, r.step) for r in ranges),
+  )
+
+
 def shape_of(box: Box) -> Shape:
   """The shape of a box."""
   return tuple(s.stop - s.start for s in box)
