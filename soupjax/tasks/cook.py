@@ -160,7 +160,7 @@ def ensembles(
     ingredients: of the sweep, with their metrics on minival.
     minival: held-out data.
     logits: ingredient -> dataset -> (n, classes).
-    workdir: gets `greedy_ensemble.json`.
+    workdir: gets `ensembles/greedy_ensemble/greedy.json`.
 
   Returns:
     Ensemble -> dataset -> (n, classes).
@@ -179,9 +179,9 @@ def ensembles(
     accept=config.cook.accept,
     min_delta=config.cook.min_delta,
   )
-  files.write_json(
-    workdir / "greedy_ensemble.json", greedy_record(config.cook, chosen)
-  )
+  record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
+  record.parent.mkdir(parents=True, exist_ok=True)
+  files.write_json(record, greedy_record(config.cook, chosen))
 
   def together(members):
     return {

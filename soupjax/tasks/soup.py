@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job: pretrain, sweep, cook, judge, report."""
 
+import json
 import os
 import pathlib
 import time
@@ -125,9 +126,11 @@ def run(
             "n": len(dataset),
           }
         )
-  report.write_results(workdir / "results.jsonl", rows)
+  files.write_text(
+    workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+  )
   page = report.write_report(workdir)
-  print(report.results_table(rows))
+  print(report.results_table(report.read_results(workdir / "results.jsonl")))
   print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
   return page
 
