@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 _BASE = {"version"}
 _MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config"}
 _SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
-_TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
+_TOP = _MIDDLE | {*_SIBLINGS, "metric_writers", "progress"}
 ALLOWED = {
   "version": set(),
   "soups": set(),
@@ -23,6 +23,7 @@ ALLOWED = {
   "config": {"version"},
   "checkpoints": {"soups", "version"},
   "metric_writers": _MIDDLE,
+  "progress": _BASE,
   **dict.fromkeys(_SIBLINGS, _MIDDLE),
   "tasks": _TOP,
   "main": _TOP | {"tasks"},
