@@ -49,6 +49,7 @@ def get_config(arg=None):
   c.pretrain.b2 = 0.999
   c.pretrain.clip_norm = 1.0
   c.pretrain.checkpoint_steps = 500
+  c.pretrain.log_steps = 100
   c.pretrain.affine = {
     "degrees": 27.0,
     "pixels": 1.8,
@@ -74,6 +75,7 @@ def get_config(arg=None):
   c.sweep.batch_size = 32
   c.sweep.b2 = 0.98
   c.sweep.clip_norm = 1.0
+  c.sweep.log_steps = 25
   c.sweep.affine = {"degrees": 15.0, "pixels": 1.0, "scale": 0.1, "shear": 0.1}
 
   c.evaluate = ml_collections.ConfigDict()
