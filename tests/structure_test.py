@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 _BASE = {"version"}
 _MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config", "progress"}
 _SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
-_TOP = _MIDDLE | {*_SIBLINGS, "metric_writers", "progress"}
+_TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
 ALLOWED = {
   "version": set(),
   "soups": set(),
@@ -24,7 +24,6 @@ ALLOWED = {
   "progress": {"version"},
   "checkpoints": {"soups", "version"},
   "metric_writers": _MIDDLE,
-  "progress": _BASE,
   **dict.fromkeys(_SIBLINGS, _MIDDLE),
   "tasks": _TOP,
   "main": _TOP | {"tasks"},
