@@ -95,6 +95,7 @@ def test_greedy_trajectory_of_a_score_that_is_no_fraction():
   axes = report.greedy_trajectory(trace).axes[0]
   assert axes.get_ylabel() == "Held-out score"
   np.testing.assert_allclose(axes.patches[0].get_data().values[-1], -0.3)
+  assert axes.get_ylim() == pytest.approx((-0.624, -0.276))
 
 
 def test_coefficients_mark_the_uniform_soup():
