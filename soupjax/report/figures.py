@@ -200,7 +200,7 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
     edgecolors="black",
     linewidths=0.6,
     zorder=3,
-    label="candidate accepted",
+    label="accepted",
   )
   _mark_rejected(axes, places[~taken], scores[~taken], low)
   title = "Candidate, in the order tried"
@@ -227,7 +227,7 @@ def _mark_rejected(axes, places, scores, low):
       marker="x",
       linewidths=1.6,
       zorder=3,
-      label="candidate rejected",
+      label="rejected",
     )
   if not below.any():
     return

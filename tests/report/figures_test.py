@@ -77,8 +77,8 @@ def test_greedy_trajectory():
   assert names == ["00", "01", "02", "03"]
   assert legend(figure) == [
     "soup so far",
-    "candidate accepted",
-    "candidate rejected",
+    "accepted",
+    "rejected",
   ]
 
 
