@@ -149,7 +149,7 @@ def ensembles(
   minival: Dataset,
   logits: dict[str, dict[str, np.ndarray]],
   workdir: pathlib.Path,
-) -> dict[str, dict[str, np.ndarray]]:
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
   """Ensembles of the logits of all ingredients, and of a greedy choice.
 
   A greedy ensemble is a greedy soup of logits: the same loop over trees that
@@ -163,7 +163,7 @@ def ensembles(
     workdir: gets `ensembles/greedy_ensemble/greedy.json`.
 
   Returns:
-    Ensemble -> dataset -> (n, classes).
+    Ensemble -> dataset -> (n, classes), and ensemble -> number of members.
   """
   names = [i.name for i in ranked(ingredients)]
   candidates = [
@@ -189,7 +189,8 @@ def ensembles(
       for dataset in logits[names[0]]
     }
 
-  return {
-    "ensemble": together(names),
-    "greedy_ensemble": together(chosen.selected),
-  }
+  members = {"ensemble": names, "greedy_ensemble": chosen.selected}
+  return (
+    {name: together(parts) for name, parts in members.items()},
+    {name: len(parts) for name, parts in members.items()},
+  )

@@ -103,7 +103,7 @@ def run(
   for name, (_, load) in models.items():
     logits[name] = _kept_logits(workdir / "logits", name, load, judges)
     progress.step(images=sum(len(d) for d in splits.evaluations))
-  joint = ensembles(config, ingredients, splits.minival, logits, workdir)
+  joint, sizes = ensembles(config, ingredients, splits.minival, logits, workdir)
 
   # --- Results ----------------------------------------------------------------
   kinds = {name: kind for name, (kind, _) in models.items()}
@@ -130,7 +130,8 @@ def run(
     workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
   )
   page = report.write_report(workdir)
-  print(report.results_table(report.read_results(workdir / "results.jsonl")))
+  results = report.read_results(workdir / "results.jsonl")
+  print(report.results_table(results, sizes))
   print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
   return page
 
