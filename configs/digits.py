@@ -84,6 +84,9 @@ def get_config(arg=None):
   c.cook = ml_collections.ConfigDict()
   c.cook.accept = "ge"
   c.cook.min_delta = 0.0
+  # Saves most of the evaluation of candidates that fail, and decides the same;
+  # but the picture is to show their scores.
+  c.cook.early_reject = False
   c.cook.learned_granularities = ["model", "layer"]
   c.cook.learned_steps = 60
   c.cook.learned_learning_rate = 0.1

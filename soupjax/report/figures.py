@@ -162,7 +162,7 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
 
   Args:
     trace: `greedy.json`: "history", a list of objects with "name", "score" and
-      "accepted".
+      "accepted", and "bound" where a candidate was rejected early.
 
   Returns:
     The figure, in percent if all scores are fractions; None if nothing was
@@ -171,7 +171,10 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
   history = trace["history"]
   if not history:
     return None
-  scores = np.asarray([d["score"] for d in history], float)
+  early = np.asarray([d["score"] is None for d in history], bool)
+  scores = np.asarray(
+    [d["bound"] if d["score"] is None else d["score"] for d in history], float
+  )
   taken = np.asarray([d["accepted"] for d in history], bool)
   percent = scores.min() >= 0 and scores.max() <= 1
   scores = 100 * scores if percent else scores
@@ -202,7 +205,21 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
     zorder=3,
     label="accepted",
   )
-  _mark_rejected(axes, places[~taken], scores[~taken], low)
+  whole = ~taken & ~early
+  _mark_rejected(axes, places[whole], scores[whole], low)
+  if early.any():
+    axes.errorbar(
+      places[early],
+      scores[early],
+      yerr=0.06 * (high - low),
+      uplims=True,
+      fmt="_",
+      color=ORANGE,
+      markersize=8,
+      capsize=2.5,
+      zorder=3,
+      label="rejected early: at most",
+    )
   title = "Candidate, in the order tried"
   _name_ticks(axes, [d["name"] for d in history], title)
   figure.legend(loc="outside upper center", ncols=4, columnspacing=1.2)
@@ -218,7 +235,7 @@ def _running_bar(scores, taken):
 def _mark_rejected(axes, places, scores, low):
   """Crosses, and at the edge arrows with the value for those below it."""
   below = scores < low
-  if not below.all():
+  if (~below).any():
     axes.scatter(
       places[~below],
       scores[~below],

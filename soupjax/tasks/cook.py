@@ -101,6 +101,7 @@ def greedy(
     min_delta=config.min_delta,
     resume=list(history),
     on_decision=save,
+    early_reject=config.early_reject,
   )
 
 

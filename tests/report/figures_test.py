@@ -176,3 +176,18 @@ def test_settings_and_backend_are_left_alone(tmp_path):
     "sys.exit('matplotlib.pyplot' in sys.modules)"
   )
   assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_candidates_rejected_early_show_their_bound(tmp_path):
+  history = [
+    {"name": "a", "score": 0.9, "accepted": True},
+    {"name": "b", "score": None, "bound": 0.85, "accepted": False},
+    {"name": "c", "score": 0.91, "accepted": True},
+  ]
+  figure = report.greedy_trajectory({"history": history, "selected": ["a"]})
+  (axes,) = figure.axes
+  labels = axes.get_legend_handles_labels()[1]
+  assert "rejected early: at most" in labels and "rejected" not in labels
+  low, high = axes.get_ylim()
+  assert low < 85 < high
+  figure.savefig(tmp_path / "x.png")
