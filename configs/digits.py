@@ -49,6 +49,7 @@ def get_config(arg=None):
   c.pretrain.b2 = 0.999
   c.pretrain.clip_norm = 1.0
   c.pretrain.checkpoint_steps = 500
+  c.pretrain.log_steps = 100
   c.pretrain.affine = {
     "degrees": 27.0,
     "pixels": 1.8,
@@ -74,6 +75,7 @@ def get_config(arg=None):
   c.sweep.batch_size = 32
   c.sweep.b2 = 0.98
   c.sweep.clip_norm = 1.0
+  c.sweep.log_steps = 25
   c.sweep.affine = {"degrees": 15.0, "pixels": 1.0, "scale": 0.1, "shear": 0.1}
 
   c.evaluate = ml_collections.ConfigDict()
@@ -82,6 +84,9 @@ def get_config(arg=None):
   c.cook = ml_collections.ConfigDict()
   c.cook.accept = "ge"
   c.cook.min_delta = 0.0
+  # Saves most of the evaluation of candidates that fail, and decides the same;
+  # but the picture is to show their scores.
+  c.cook.early_reject = False
   c.cook.learned_granularities = ["model", "layer"]
   c.cook.learned_steps = 60
   c.cook.learned_learning_rate = 0.1

@@ -3,6 +3,7 @@
 """The command line: `soupjax --config=FILE.py --workdir=DIR`."""
 
 import importlib
+import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -38,6 +39,11 @@ def run() -> None:
   # Orbax logs a page a checkpoint at level info; --verbosity=0 shows it.
   logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
+  # --help shows the flags of the script, which is not this module.
+  for flag in (_CONFIG, _WORKDIR):
+    flags.FLAGS.register_key_flag_for_module(
+      sys.argv[0], flags.FLAGS[flag.name]
+    )
   app.run(main)
 
 

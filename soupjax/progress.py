@@ -27,6 +27,7 @@ class Progress:
     self.stage, self.total, self.unit = stage, total, unit
     self.done, self.start, self.images = start, start, 0
     self.began = self.printed = time.monotonic()
+    self.compiled = None  # when the first step was done; it compiles
     self.terminal = sys.stdout.isatty()
 
   def step(self, images: int = 0, note: str = "") -> None:
@@ -34,6 +35,7 @@ class Progress:
     self.done += 1
     self.images += images
     now = time.monotonic()
+    self.compiled = self.compiled or now
     wait = 0.2 if self.terminal else 10.0
     if self.done >= self.total or now - self.printed >= wait:
       self.printed = now
@@ -43,11 +45,11 @@ class Progress:
     parts = [f"{self.stage:<12} {self.done}/{self.total} {self.unit}"]
     if self.images:
       parts.append(f"{self.images / max(seconds, 1e-9):,.0f} images/s")
-    new = self.done - self.start
-    if self.done < self.total and new:
-      left = seconds / new * (self.total - self.done)
-      parts.append(f"{left:.0f} s left")
-    else:
+    timed = self.done - self.start - 1
+    if self.done < self.total and timed:
+      pace = (time.monotonic() - self.compiled) / timed
+      parts.append(f"{pace * (self.total - self.done):.0f} s left")
+    elif self.done >= self.total:
       parts.append(f"{seconds:.1f} s")
     if note:
       parts.append(note)

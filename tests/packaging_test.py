@@ -73,11 +73,6 @@ def test_wheel_imports_outside_the_checkout(outside):
   assert output.strip().splitlines()[-1] == expected
 
 
-@pytest.mark.xfail(
-  not (ROOT / "soupjax" / "main.py").exists(),
-  reason="soupjax.main is not there yet",
-  strict=True,
-)
 def test_command_explains_itself_outside_the_checkout(outside):
   site, run_outside = outside
   # absl exits with 1 after --help.

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # What each part of soupjax may import of the others. A part is a subpackage or
 # a module beside them; one that is not listed fails the test.
 _BASE = {"version"}
-_MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config"}
+_MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config", "progress"}
 _SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
 _TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
   "soups": set(),
   "sharding": {"version"},
   "config": {"version"},
+  "progress": {"version"},
   "checkpoints": {"soups", "version"},
   "metric_writers": _MIDDLE,
   **dict.fromkeys(_SIBLINGS, _MIDDLE),

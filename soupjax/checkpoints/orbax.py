@@ -86,17 +86,20 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     name: the ingredient's name.
 
   Returns:
-    The ingredient. A full train state is cut down to its `params`.
+    The ingredient. A full train state is cut down to its `params`; with
+    `batch_stats` beside them, to both.
 
   Raises:
     ValueError: if the checkpoint is damaged or incomplete.
   """
   with explained(path):
     found = ocp.metadata(path).metadata
+    inside = ""
     if isinstance(found, dict) and "params" in found and len(found) > 1:
-      found, inside = found["params"], "params."
-    else:
-      inside = ""
+      if "batch_stats" in found:  # Weights are worth nothing without them.
+        found = {k: found[k] for k in ("params", "batch_stats")}
+      else:
+        found, inside = found["params"], "params."
     leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
   roots = [pathlib.Path(path, name) for name in _TREES]
   roots = [root for root in roots if (root / "_METADATA").exists()]

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from soupjax.soups import greedy
+
 PyTree = Any
 Predict = Callable[[PyTree, jax.Array], jax.Array]
 
@@ -102,18 +104,31 @@ class Classification:
     if not len(images) or len(images) != len(labels):
       raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")
     self.predict, self.metric = predict, metric
-    self.labels = np.asarray(labels)
-    count = -(-len(images) // batch_size)
-    padding = count * batch_size - len(images)
-    self.mask = np.arange(count * batch_size) < len(images)
-    padded = np.pad(images, [(0, padding)] + [(0, 0)] * (images.ndim - 1))
-    self.batches = padded.reshape(count, batch_size, *images.shape[1:])
+    self.images, self.labels = np.asarray(images), np.asarray(labels)
+    self.batch_size = batch_size
+    self._last: np.ndarray | None = None  # Logits of the last full pass.
+    self._arrange(np.arange(len(images)))
+
+  def _arrange(self, order: np.ndarray) -> None:
+    """Cuts the images, in a new order, into padded batches."""
+    n, size = len(order), self.batch_size
+    count = -(-n // size)
+    padded = np.zeros((count * size, *self.images.shape[1:]), self.images.dtype)
+    padded[:n] = self.images[order]
+    self.order, self.mask = order, np.arange(count * size) < n
+    self.batches = padded.reshape(count, size, *self.images.shape[1:])
 
   def logits(self, params: PyTree) -> np.ndarray:
     """Returns (n, classes) logits on the host, in the order of the images."""
     # Launch all batches before waiting for the first.
     logits = [self.predict(params, batch) for batch in self.batches]
-    return np.concatenate([np.asarray(x) for x in logits])[self.mask]
+    return self._collect([np.asarray(x) for x in logits])
+
+  def _collect(self, batches: list[np.ndarray]) -> np.ndarray:
+    logits = np.concatenate(batches)[self.mask]
+    self._last = np.empty_like(logits)
+    self._last[self.order] = logits
+    return self._last
 
   def metrics(self, params: PyTree) -> dict[str, float]:
     """Returns what `classification_metrics` does."""
@@ -121,5 +136,52 @@ class Classification:
 
   def __call__(self, params: PyTree) -> float:
     """Returns the metric, higher is better."""
-    value = self.metrics(params)[self.metric]
+    return self._value(self.logits(params))
+
+  def _value(self, logits: np.ndarray) -> float:
+    value = classification_metrics(logits, self.labels)[self.metric]
     return -value if self.metric == "loss" else value
+
+  def trial(
+    self, params: PyTree, reaches: Callable[[float], bool]
+  ) -> greedy.Trial:
+    """Evaluates until it is clear that no sufficient score is possible.
+
+    Args:
+      params: of the candidate.
+      reaches: whether a score is sufficient; if one is, so are higher ones.
+
+    Returns:
+      The score, or a bound that it cannot exceed: all images that are left
+      right, or without loss.
+    """
+    n, done, lost, batches = len(self.order), 0, 0.0, []
+    launched = [self.predict(params, self.batches[0])]
+    for k in range(len(self.batches)):
+      # The next batch runs while this one is looked at.
+      for batch in self.batches[k + 1 : k + 2]:
+        launched.append(self.predict(params, batch))
+      batches.append(np.asarray(launched[k]))
+      rows = self.order[done : done + self.batch_size]
+      part = classification_metrics(batches[-1][: len(rows)], self.labels[rows])
+      done += len(rows)
+      if self.metric == "loss":
+        lost += part["loss"] * len(rows)
+        # Sums of another order differ in their last bits: leave room for that.
+        bound = -(lost / n) * (1 - 1e-9)
+      else:
+        lost += round((1 - part["prec@1"]) * len(rows))
+        bound = (n - lost) / n
+      if done < n and not reaches(bound):
+        return greedy.Trial(score=None, bound=bound, evaluated=done / n)
+    return greedy.Trial(score=self._value(self._collect(batches)))
+
+  def keep(self) -> None:
+    """Puts first what the model of the last full pass found hardest."""
+    if self._last is None:
+      return
+    at_label = np.take_along_axis(self._last, self.labels[:, None], axis=1)
+    others = self._last.copy()
+    np.put_along_axis(others, self.labels[:, None], -np.inf, axis=1)
+    margin = at_label[:, 0] - others.max(axis=1)
+    self._arrange(np.argsort(margin, kind="stable"))

@@ -1,15 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The figures. Colours of Okabe and Ito; shapes tell the same in grey print.
+"""The figures, made without pyplot: no notebook finds its backend changed."""
 
-Figures are made without pyplot: nothing here changes the backend of a notebook.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 import numpy as np
@@ -17,41 +12,21 @@ import numpy as np
 from soupjax.report import tables
 from soupjax.report.labels import place_labels
 from soupjax.report.results import SHIFTS, Results
+from soupjax.report.style import BLUE, GREEN, ORANGE, frame, styled
 
 DPI = 200
 _PREFIX = "ingredient_"
-_BLUE, _GREEN, _ORANGE = "#0072B2", "#009E73", "#D55E00"
-_STYLE = {
-  "axes.axisbelow": True,
-  "axes.edgecolor": "0.3",
-  "axes.grid": True,
-  "axes.labelsize": 9,
-  "axes.linewidth": 0.7,
-  "axes.spines.right": False,
-  "axes.spines.top": False,
-  "axes.titlesize": 9,
-  "figure.constrained_layout.use": True,
-  "font.size": 8.5,
-  "grid.color": "0.9",
-  "grid.linewidth": 0.6,
-  "legend.fontsize": 8,
-  "legend.frameon": False,
-  "xtick.labelsize": 8,
-  "ytick.labelsize": 8,
-}
 _MARKS = {
   "ingredient": dict(
     marker="o", s=22, c="#B0B0B0", edgecolors="#555555", linewidths=0.5
   ),
-  "best": dict(marker="D", s=42, c=_GREEN, edgecolors="black", linewidths=0.8),
+  "best": dict(marker="D", s=42, c=GREEN, edgecolors="black", linewidths=0.8),
   "pretrained": dict(
     marker="s", s=42, c="white", edgecolors="black", linewidths=1.0
   ),
-  "soup": dict(
-    marker="*", s=130, c=_ORANGE, edgecolors="black", linewidths=0.6
-  ),
+  "soup": dict(marker="*", s=130, c=ORANGE, edgecolors="black", linewidths=0.6),
   "ensemble": dict(
-    marker="^", s=52, c=_BLUE, edgecolors="black", linewidths=0.6
+    marker="^", s=52, c=BLUE, edgecolors="black", linewidths=0.6
   ),
 }
 _LEGEND = {
@@ -63,29 +38,7 @@ _LEGEND = {
 }
 
 
-def _styled(function: Callable) -> Callable:
-  @functools.wraps(function)
-  def wrapper(*args, **kwargs):
-    with matplotlib.rc_context(_STYLE):
-      return function(*args, **kwargs)
-
-  return wrapper
-
-
-def _frame(keep: Sequence[float], rest: Sequence[float]):
-  """Axis limits for all of `keep` and what of `rest` is not far below.
-
-  One ingredient that diverged must not squeeze the others into a corner.
-  """
-  values = np.asarray([*keep, *rest], float)
-  quarter, three = np.percentile(values, [25, 75])
-  floor = min(min(keep), quarter - max(3 * (three - quarter), 5.0))
-  shown = values[values >= floor]
-  margin = max(0.08 * (shown.max() - shown.min()), 0.2)
-  return shown.min() - margin, shown.max() + margin
-
-
-@_styled
+@styled
 def accuracy_plane(results: Results) -> Figure | None:
   """Accuracy on test against mean accuracy over the shifts.
 
@@ -114,7 +67,7 @@ def accuracy_plane(results: Results) -> Figure | None:
   rest = list(points["ingredient"].values())
   figure = Figure(figsize=(5.6, 5.0), dpi=DPI)
   axes = figure.add_subplot()
-  limits = [_frame([p[i] for p in keep], [p[i] for p in rest]) for i in (0, 1)]
+  limits = [frame([p[i] for p in keep], [p[i] for p in rest]) for i in (0, 1)]
   axes.set(xlim=limits[0], ylim=limits[1])
   axes.set_xlabel("Accuracy on test (%)")
   axes.set_ylabel(f"Mean accuracy over {_shifts(results)} (%)")
@@ -203,13 +156,13 @@ def _name_ticks(axes, names: Sequence[str], title: str) -> None:
   axes.grid(False, axis="x")
 
 
-@_styled
+@styled
 def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
   """Held-out score of every candidate of a greedy soup, and the bar.
 
   Args:
     trace: `greedy.json`: "history", a list of objects with "name", "score" and
-      "accepted".
+      "accepted", and "bound" where a candidate was rejected early.
 
   Returns:
     The figure, in percent if all scores are fractions; None if nothing was
@@ -218,7 +171,10 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
   history = trace["history"]
   if not history:
     return None
-  scores = np.asarray([d["score"] for d in history], float)
+  early = np.asarray([d["score"] is None for d in history], bool)
+  scores = np.asarray(
+    [d["bound"] if d["score"] is None else d["score"] for d in history], float
+  )
   taken = np.asarray([d["accepted"] for d in history], bool)
   percent = scores.min() >= 0 and scores.max() <= 1
   scores = 100 * scores if percent else scores
@@ -227,14 +183,15 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
 
   figure = Figure(figsize=(max(5.6, 0.13 * len(scores)), 3.5), dpi=DPI)
   axes = figure.add_subplot()
-  low, high = _frame([*scores[taken]], [*scores[~taken]])
+  unit = 1.0 if percent else 0.01
+  low, high = frame(scores[taken], scores[~taken], unit)
   axes.set(xlim=(-0.6, len(scores) - 0.4), ylim=(low, high))
   axes.set_ylabel("Accuracy on minival (%)" if percent else "Held-out score")
   axes.stairs(
     bar,
     np.arange(len(scores) + 1) - 0.5,
     baseline=None,
-    color=_GREEN,
+    color=GREEN,
     linewidth=1.4,
     label="soup so far",
   )
@@ -242,25 +199,27 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
     places[taken],
     scores[taken],
     s=46,
-    c=_BLUE,
+    c=BLUE,
     edgecolors="black",
     linewidths=0.6,
     zorder=3,
-    label="candidate accepted",
+    label="accepted",
   )
-  inside = ~taken & (scores >= low)
-  if inside.any():
-    axes.scatter(
-      places[inside],
-      scores[inside],
-      s=40,
-      c=_ORANGE,
-      marker="x",
-      linewidths=1.6,
+  whole = ~taken & ~early
+  _mark_rejected(axes, places[whole], scores[whole], low)
+  if early.any():
+    axes.errorbar(
+      places[early],
+      scores[early],
+      yerr=0.06 * (high - low),
+      uplims=True,
+      fmt="_",
+      color=ORANGE,
+      markersize=8,
+      capsize=2.5,
       zorder=3,
-      label="candidate rejected",
+      label="rejected early: at most",
     )
-  _mark_below(axes, places, scores, low)
   title = "Candidate, in the order tried"
   _name_ticks(axes, [d["name"] for d in history], title)
   figure.legend(loc="outside upper center", ncols=4, columnspacing=1.2)
@@ -273,9 +232,20 @@ def _running_bar(scores, taken):
   return scores[last]
 
 
-def _mark_below(axes, places, scores, low):
-  """Points at the edge, with their value, for scores below the frame."""
+def _mark_rejected(axes, places, scores, low):
+  """Crosses, and at the edge arrows with the value for those below it."""
   below = scores < low
+  if (~below).any():
+    axes.scatter(
+      places[~below],
+      scores[~below],
+      s=40,
+      c=ORANGE,
+      marker="x",
+      linewidths=1.6,
+      zorder=3,
+      label="rejected",
+    )
   if not below.any():
     return
   axes.scatter(
@@ -283,7 +253,7 @@ def _mark_below(axes, places, scores, low):
     np.full(below.sum(), low),
     marker="v",
     s=40,
-    c=_ORANGE,
+    c=ORANGE,
     clip_on=False,
     zorder=3,
     label="rejected, below frame",
@@ -299,7 +269,7 @@ def _mark_below(axes, places, scores, low):
     )
 
 
-@_styled
+@styled
 def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
   """Heatmaps of the coefficients of learned soups, on one scale.
 
@@ -321,9 +291,8 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
   figure = Figure(
     figsize=(max(5.6, 0.13 * columns), 1.6 + 0.21 * sum(heights)), dpi=DPI
   )
-  panels = figure.subplots(len(learned), squeeze=False, height_ratios=heights)[
-    :, 0
-  ]
+  panels = figure.subplots(len(learned), squeeze=False, height_ratios=heights)
+  panels = panels[:, 0]
   scale = dict(vmin=0, vmax=max(top, 2 / columns), cmap="YlGnBu")
   for axes, (title, trace) in zip(panels, learned.items()):
     image = axes.imshow(
@@ -366,7 +335,7 @@ def _colour_bar(figure, image, panels, count):
   )
 
 
-@_styled
+@styled
 def wise_ft_curve(results: Results) -> Figure | None:
   """Accuracy along the line from the pretrained model to the best individual.
 
@@ -404,7 +373,7 @@ def wise_ft_curve(results: Results) -> Figure | None:
     if greedy is not None:
       axes.axhline(
         greedy,
-        color=_ORANGE,
+        color=ORANGE,
         linestyle="--",
         linewidth=1.3,
         label="greedy soup",

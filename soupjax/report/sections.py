@@ -48,11 +48,17 @@ def greedy_caption(greedy: Mapping[str, Any] | None) -> str:
     "ge": "at least as high as",
     "gt": "higher than",
   }.get(greedy.get("accept"), "high enough against")
-  return (
+  caption = (
     "Held-out score of the soup with each candidate added. A candidate stays "
     f"in if that score is {rule} that of the soup so far (the line). "
     f"{len(greedy['selected'])} of {len(greedy['history'])} were kept."
   )
+  if any(d.get("score") is None for d in greedy["history"]):
+    caption += (
+      " Arrows: rejected before all images were evaluated; the bar is the best "
+      "score that was still possible."
+    )
+  return caption
 
 
 def summary(

@@ -26,7 +26,8 @@ PyTree = Any
 def _mean_and_check(stack, weights, scale, *, weighted):
   finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
   mean = exact.linear(stack, weights, scale, weighted=weighted)
-  return mean.astype(stack[0].dtype), finite
+  mean = mean.astype(stack[0].dtype)
+  return mean, jnp.append(finite, jnp.isfinite(mean).all())
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
@@ -114,6 +115,13 @@ def uniform_soup(
     raise_if_not_finite(
       ingredient.name, [leaf for leaf, _ in checks], flags[:, k]
     )
+  for (leaf, _), fits in zip(checks, flags[:, -1] if checks else ()):
+    if not fits:
+      raise ValueError(
+        f"The soup overflows {ingredients[0].specs[leaf].dtype} in leaf "
+        f"{leaf!r}, though every ingredient is finite: cast them to a wider "
+        "dtype, or use weights of one sign."
+      )
   return jax.tree.unflatten(ingredients[0].treedef, soup)
 
 

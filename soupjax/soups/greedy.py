@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Greedy soups: Recipe 1 of arXiv 2203.05482."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import math
 from typing import Any
@@ -21,19 +22,39 @@ class Decision:
 
   Attributes:
     name: the ingredient's.
-    score: held-out score of the soup with this ingredient in it.
+    score: held-out score of the soup with this ingredient in it; None if it
+      was rejected before all data were evaluated.
     bar: score of the soup without it; None for the first.
     accepted: whether it stayed in.
     reason: why, in words.
     size: ingredients in the soup after the decision.
+    bound: the best score that was still possible when it was rejected early.
+    evaluated: share of the held-out data that were evaluated.
   """
 
   name: str
-  score: float
+  score: float | None
   bar: float | None
   accepted: bool
   reason: str
   size: int
+  bound: float | None = None
+  evaluated: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+  """What an evaluator with a method `trial` says about a candidate.
+
+  Attributes:
+    score: on all data, None if it stopped before.
+    bound: no score above this was possible when it stopped; None otherwise.
+    evaluated: share of the data that were evaluated.
+  """
+
+  score: float | None
+  bound: float | None = None
+  evaluated: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +120,7 @@ def greedy_soup(
   order: Sequence[str] | None = None,
   resume: Sequence[Decision | Mapping[str, Any]] | None = None,
   on_decision: Callable[[Decision], None] | None = None,
+  early_reject: bool = True,
   sharding: Any = None,
 ) -> GreedySoup:
   """Adds ingredients one by one, keeping those that do not hurt.
@@ -108,9 +130,17 @@ def greedy_soup(
   than it on the data that `evaluate` looks at: use held-out data, never test.
 
   Memory, whatever the number of ingredients: the first one, the float32 sums of
-  the soup and of the candidate with their rounding errors, the candidate and
-  the ingredient being read. Every ingredient is read once before any work to
-  check that it is finite, and once more for its turn.
+  the soup and of the candidate with their rounding errors, the candidate, and
+  the ingredient of the next turn, which is read while this one is evaluated.
+  Every ingredient is read once before any work to check that it is finite, and
+  once more for its turn.
+
+  Early rejection: an evaluator may have a method `trial(params, reaches)` that
+  returns a `Trial`, and stops as soon as not even the best possible score on
+  the data that are left would make `reaches(score)` true, and a method `keep()`
+  that is called when the last candidate stayed in. `Classification` looks at
+  the images first that the soup finds hardest. Decisions and soup are those of
+  the full pass; a rejected candidate's record has a bound instead of a score.
 
   Args:
     ingredients: in the order to try, best first.
@@ -122,6 +152,7 @@ def greedy_soup(
     resume: the decisions of an earlier run that was cut short; they are taken
       over without evaluating again.
     on_decision: called with every new decision, to save it.
+    early_reject: False evaluates every candidate on all data.
     sharding: where ingredients go, as in `Ingredient.load`.
 
   Returns:
@@ -138,30 +169,60 @@ def greedy_soup(
   history = _replayed(ingredients, resume, clears)
   check_finite(ingredients)
 
+  trial = getattr(evaluate, "trial", None) if early_reject else None
+  # Rejected before: they need not be read again.
+  turns = [
+    (k, ingredient)
+    for k, ingredient in enumerate(ingredients)
+    if k >= len(history) or history[k].accepted
+  ]
   first = total = None
-  bar, selected, soup = None, [], None
-  for position, ingredient in enumerate(ingredients):
-    past = history[position] if position < len(history) else None
-    if past and not past.accepted:
-      continue
-    params = ingredient.load(sharding=sharding)
+  bar, selected, soup, incumbent = None, [], None, False
+  for (position, ingredient), params in _read_ahead(turns, sharding):
     if first is None:
       first, total = params, _zero(params)
     candidate_total = _add(total, first, params)
     scale = exact.reciprocal(len(selected) + 1)
     candidate = _mean(candidate_total, first, scale)
+    past = history[position] if position < len(history) else None
     if past is None:
-      score = _score(evaluate, candidate, ingredient.name, selected)
-      past = _decide(ingredient.name, score, bar, clears, len(selected))
+      if trial and soup is not None and not incumbent:
+        # After a resumption the evaluator has not seen the soup yet.
+        evaluate(soup)
+        evaluate.keep()
+        incumbent = True
+      if trial and bar is not None:
+        result = trial(candidate, lambda score, bar=bar: clears(score, bar))
+      else:
+        result = Trial(score=evaluate(candidate))
+      result = _checked(result, [*selected, ingredient.name])
+      past = _decide(ingredient.name, result, bar, clears, len(selected))
       history.append(past)
       if on_decision:
         on_decision(past)
+      if trial and past.accepted:
+        evaluate.keep()
+        incumbent = True
     if past.accepted:
       soup, total, bar = candidate, candidate_total, past.score
       selected.append(ingredient.name)
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
   )
+
+
+def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
+  """Yields every turn with its parameters, reading the next meanwhile."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+    def read(turn):
+      return pool.submit(turn[1].load, sharding=sharding)
+
+    coming = read(turns[0]) if turns else None
+    for turn, after in zip(turns, [*turns[1:], None]):
+      params = coming.result()
+      coming = read(after) if after else None
+      yield turn, params
 
 
 def _in_order(ingredients, order):
@@ -188,22 +249,33 @@ def _acceptance(accept: str, min_delta: float):
   return lambda score, bar: score > bar + min_delta
 
 
-def _score(evaluate, candidate, name, selected) -> float:
-  score = float(evaluate(candidate))
-  if not math.isfinite(score):
+def _checked(result: Trial, names: Sequence[str]) -> Trial:
+  value = result.score if result.score is not None else result.bound
+  try:
+    value = float(value)
+  except TypeError as e:
     raise ValueError(
-      f"The soup of {[*selected, name]} scores {score}: evaluate must return "
-      "a finite number."
+      f"evaluate returned {value!r} for the soup of {names}: it must return a "
+      "number."
+    ) from e
+  if not math.isfinite(value):
+    raise ValueError(
+      f"The soup of {names} scores {value}: evaluate must return a finite "
+      "number."
     )
-  return score
+  if result.score is None:
+    return dataclasses.replace(result, bound=value)
+  return dataclasses.replace(result, score=value)
 
 
-def _decide(name, score, bar, clears, size) -> Decision:
-  if bar is None:
+def _decide(name, result: Trial, bar, clears, size) -> Decision:
+  if result.score is None:
+    accepted = False
+    reason = f"cannot score more than {result.bound:.6g}, which is not enough"
+  elif bar is None:
     accepted, reason = True, "the first ingredient"
   else:
-    accepted = clears(score, bar)
-    gain = score - bar
+    accepted, gain = clears(result.score, bar), result.score - bar
     if gain > 0:
       reason = f"raises the score by {gain:.6g}"
     elif gain < 0:
@@ -214,11 +286,13 @@ def _decide(name, score, bar, clears, size) -> Decision:
       reason += ", which is not enough"
   return Decision(
     name=name,
-    score=score,
+    score=result.score,
     bar=bar,
     accepted=accepted,
     reason=reason,
     size=size + accepted,
+    bound=result.bound,
+    evaluated=result.evaluated,
   )
 
 
@@ -242,7 +316,13 @@ def _replayed(ingredients, resume, clears) -> list[Decision]:
         f"ingredient there is {here[0] if here else 'none'!r}. Delete the old "
         "trace, or give the same ingredients in the same order."
       )
-    wanted = True if bar is None else clears(past.score, bar)
+    best = past.bound if past.score is None else past.score
+    if best is None or (past.score is None and past.accepted):
+      raise ValueError(
+        f"Decision {position} to resume from ({past.name!r}) has no score. "
+        "Delete the old trace to start afresh."
+      )
+    wanted = True if bar is None else clears(best, bar)
     if past.accepted != wanted:
       raise ValueError(
         f"Decision {position} to resume from ({past.name!r}) was made under "

@@ -101,6 +101,7 @@ def greedy(
     min_delta=config.min_delta,
     resume=list(history),
     on_decision=save,
+    early_reject=config.early_reject,
   )
 
 
@@ -149,7 +150,7 @@ def ensembles(
   minival: Dataset,
   logits: dict[str, dict[str, np.ndarray]],
   workdir: pathlib.Path,
-) -> dict[str, dict[str, np.ndarray]]:
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
   """Ensembles of the logits of all ingredients, and of a greedy choice.
 
   A greedy ensemble is a greedy soup of logits: the same loop over trees that
@@ -160,10 +161,10 @@ def ensembles(
     ingredients: of the sweep, with their metrics on minival.
     minival: held-out data.
     logits: ingredient -> dataset -> (n, classes).
-    workdir: gets `greedy_ensemble.json`.
+    workdir: gets `ensembles/greedy_ensemble/greedy.json`.
 
   Returns:
-    Ensemble -> dataset -> (n, classes).
+    Ensemble -> dataset -> (n, classes), and ensemble -> number of members.
   """
   names = [i.name for i in ranked(ingredients)]
   candidates = [
@@ -179,9 +180,9 @@ def ensembles(
     accept=config.cook.accept,
     min_delta=config.cook.min_delta,
   )
-  files.write_json(
-    workdir / "greedy_ensemble.json", greedy_record(config.cook, chosen)
-  )
+  record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
+  record.parent.mkdir(parents=True, exist_ok=True)
+  files.write_json(record, greedy_record(config.cook, chosen))
 
   def together(members):
     return {
@@ -189,7 +190,8 @@ def ensembles(
       for dataset in logits[names[0]]
     }
 
-  return {
-    "ensemble": together(names),
-    "greedy_ensemble": together(chosen.selected),
-  }
+  members = {"ensemble": names, "greedy_ensemble": chosen.selected}
+  return (
+    {name: together(parts) for name, parts in members.items()},
+    {name: len(parts) for name, parts in members.items()},
+  )

@@ -11,6 +11,7 @@ import numpy as np
 
 from soupjax.checkpoints import find
 from soupjax.data import Dataset, batch_indices, ops
+from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import optim, probe, step
@@ -68,6 +69,7 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
   state = workdir_lib.load_state(saved, like=state) or state
   start = int(state.step)
   progress = Progress("pretrain", c.total_steps, start=start)
+  writer = MetricWriter(workdir, "pretrain")
 
   # --- Loop -------------------------------------------------------------------
   for i in range(start, c.total_steps):
@@ -78,9 +80,12 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
     if (i + 1) % c.checkpoint_steps == 0:
       check_loss(metrics["loss"], "pretraining", i)
       workdir_lib.save_state(saved, state)
+    if (i + 1) % c.log_steps == 0:
+      writer.write(i, metrics)
     progress.step(images=c.batch_size)
   if c.total_steps:
     check_loss(metrics["loss"], "pretraining", c.total_steps - 1)
+  writer.close()
   workdir_lib.save_model(done, state.params)
   for leftover in workdir.glob(f"{saved.name}-*"):
     shutil.rmtree(leftover, ignore_errors=True)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job: pretrain, sweep, cook, judge, report."""
 
+import json
 import os
 import pathlib
 import time
@@ -102,7 +103,7 @@ def run(
   for name, (_, load) in models.items():
     logits[name] = _kept_logits(workdir / "logits", name, load, judges)
     progress.step(images=sum(len(d) for d in splits.evaluations))
-  joint = ensembles(config, ingredients, splits.minival, logits, workdir)
+  joint, sizes = ensembles(config, ingredients, splits.minival, logits, workdir)
 
   # --- Results ----------------------------------------------------------------
   kinds = {name: kind for name, (kind, _) in models.items()}
@@ -125,9 +126,12 @@ def run(
             "n": len(dataset),
           }
         )
-  report.write_results(workdir / "results.jsonl", rows)
+  files.write_text(
+    workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+  )
   page = report.write_report(workdir)
-  print(report.results_table(rows))
+  results = report.read_results(workdir / "results.jsonl")
+  print(report.results_table(results, sizes))
   print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
   return page
 

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from soupjax.data import Dataset, batch_indices, ops
+from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.pretrain import check_loss
@@ -96,12 +97,16 @@ def sweep(
     )
     key = jax.random.key(member["seed"])
     state = step.init_state(params, tx)
+    writer = MetricWriter(workdir, paths[k].name)
     for i in range(member["total_steps"]):
       batch = batch_indices(len(data), c.batch_size, i, member["seed"])
       state, metrics = train_step(
         state, data.images[batch], data.labels[batch], key, hyper
       )
+      if (i + 1) % c.log_steps == 0:
+        writer.write(i, metrics)
       progress.step(images=c.batch_size, note=f"member {k + 1}/{c.size}")
+    writer.close()
     check_loss(metrics["loss"], f"ingredient {k}", member["total_steps"] - 1)
     workdir_lib.save_model(
       paths[k],

@@ -39,7 +39,7 @@ def linear_probe(
   }
 
   def objective(head):
-    logits = features @ head["kernel"] + head["bias"]
+    logits = features @ head["kernel"] + head["bias"][None]
     penalty = 0.5 * l2 * jnp.sum(head["kernel"] ** 2)
     return losses.softmax_loss(logits, targets) + penalty
 

@@ -160,6 +160,12 @@ def test_a_train_state_is_cut_to_its_params(tmp_path):
   ocp.save(tmp_path / "state", state)
   assert_same_bits(sj.load_params(tmp_path / "state"), params)
   # A tree that has nothing else keeps its only key.
+  batch_stats = {"mean": np.zeros(3, np.float32)}
+  ocp.save(tmp_path / "bn", {**state, "batch_stats": batch_stats})
+  assert_same_bits(
+    sj.load_params(tmp_path / "bn"),
+    {"params": params, "batch_stats": batch_stats},
+  )
   ocp.save(tmp_path / "linen", {"params": params})
   assert_same_bits(sj.load_params(tmp_path / "linen"), {"params": params})
 

@@ -127,7 +127,7 @@ def test_without_classes_it_returns_the_features_of_the_head():
   bare = {k: v for k, v in params.items() if k != "head"}
   same, _ = ViT(**{**TINY, "num_classes": None}).apply({"params": bare}, IMAGES)
   np.testing.assert_array_equal(same, features)
-  by_hand = features @ params["head"]["kernel"] + params["head"]["bias"]
+  by_hand = features @ params["head"]["kernel"] + params["head"]["bias"][None]
   np.testing.assert_allclose(logits, by_hand, atol=1e-6)
 
 

@@ -77,8 +77,8 @@ def test_greedy_trajectory():
   assert names == ["00", "01", "02", "03"]
   assert legend(figure) == [
     "soup so far",
-    "candidate accepted",
-    "candidate rejected",
+    "accepted",
+    "rejected",
   ]
 
 
@@ -95,6 +95,7 @@ def test_greedy_trajectory_of_a_score_that_is_no_fraction():
   axes = report.greedy_trajectory(trace).axes[0]
   assert axes.get_ylabel() == "Held-out score"
   np.testing.assert_allclose(axes.patches[0].get_data().values[-1], -0.3)
+  assert axes.get_ylim() == pytest.approx((-0.624, -0.276))
 
 
 def test_coefficients_mark_the_uniform_soup():
@@ -123,25 +124,29 @@ def test_wise_ft_curve():
 
 
 @pytest.mark.parametrize("size", [1, 72])
-def test_sizes(tmp_path, size):
+def test_sizes(size):
   names = [f"ingredient_{i:02d}" for i in range(size)]
+  report.accuracy_plane(results(size=size)).draw_without_rendering()
   for figure in (
-    report.accuracy_plane(results(size=size)),
     report.greedy_trajectory(fake_run.greedy_trace(names)),
     report.coefficients({"x": fake_run.learned_trace(names)}),
   ):
-    figure.savefig(tmp_path / "figure.png", dpi=40)
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].get_xticklabels()
+    assert len(ticks) == size
+    boxes = [t.get_window_extent() for t in ticks]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
 def test_names_are_not_mathematics(tmp_path):
-  names = ["$x^", "$\\frac{", "$y$", "_a"]
-  lines = fake_run.records_of("$\\soup{", "soup", 0.9, 0.9, 0.9)
+  names = ["$x^$", "$\\frac{$", "$y$", "_a"]
+  lines = fake_run.records_of("$\\soup{$", "soup", 0.9, 0.9, 0.9)
   for name in names:
     lines += fake_run.records_of(name, "ingredient", 0.9, 0.9, 0.9)
   for figure in (
     report.accuracy_plane(report.Results.from_records(lines)),
     report.greedy_trajectory(fake_run.greedy_trace(names)),
-    report.coefficients({"$": fake_run.learned_trace(names, ("$\\x{",))}),
+    report.coefficients({"$\\x{$": fake_run.learned_trace(names, ("$\\x{$",))}),
   ):
     figure.savefig(tmp_path / "figure.png", dpi=40)
 
@@ -171,3 +176,18 @@ def test_settings_and_backend_are_left_alone(tmp_path):
     "sys.exit('matplotlib.pyplot' in sys.modules)"
   )
   assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_candidates_rejected_early_show_their_bound(tmp_path):
+  history = [
+    {"name": "a", "score": 0.9, "accepted": True},
+    {"name": "b", "score": None, "bound": 0.85, "accepted": False},
+    {"name": "c", "score": 0.91, "accepted": True},
+  ]
+  figure = report.greedy_trajectory({"history": history, "selected": ["a"]})
+  (axes,) = figure.axes
+  labels = axes.get_legend_handles_labels()[1]
+  assert "rejected early: at most" in labels and "rejected" not in labels
+  low, high = axes.get_ylim()
+  assert low < 85 < high
+  figure.savefig(tmp_path / "x.png")

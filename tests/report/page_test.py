@@ -190,6 +190,13 @@ def test_what_comes_from_files_is_escaped(tmp_path):
   assert tags.tags.count("img") == 4
 
 
+def test_name_of_a_single_shift_is_escaped(tmp_path):
+  fake_run.write_results(tmp_path, fake_run.records(shifts=(EVIL,)))
+  tags = Tags(write(tmp_path))
+  assert "script" not in tags.tags
+  assert f"on the shift {EVIL}" in tags.text
+
+
 def test_members_of_the_greedy_ensemble(tmp_path):
   fake_run.write_run(tmp_path)
   page = write(tmp_path)
@@ -211,6 +218,15 @@ def test_ingredients_table(tmp_path):
   assert cells(page, "ingredient_00")[0] == "yes"
   order = re.findall(r'<th scope="row">(ingredient_\d\d)</th>', page)
   assert order == [f"ingredient_0{i}" for i in (1, 0, 2, 3)]
+
+
+def test_ingredients_are_sorted_by_minival(tmp_path):
+  lines = []
+  for name, minival in (("a", 0.7), ("b", 0.9), ("c", 0.8)):
+    lines += fake_run.records_of(name, "ingredient", minival, 0.9, 0.9)
+  fake_run.write_results(tmp_path, lines)
+  page = write(tmp_path)
+  assert re.findall(r'<th scope="row">(\w)</th>', page) == ["b", "c", "a"]
 
 
 def test_damaged_files(tmp_path):

@@ -310,3 +310,21 @@ def test_negative_weights_warn_where_they_are_given():
   assert caught[0].filename == __file__
   for a, b, s in zip(*map(jax.tree.leaves, [*trees, soup])):
     np.testing.assert_allclose(s, -0.5 * a + 1.5 * b, rtol=1e-5)
+
+
+def test_a_soup_that_overflows_is_an_error_not_an_infinity():
+  ends = [
+    sj.Ingredient.from_params("a", {"w": np.full(2, 60_000, np.float16)}),
+    sj.Ingredient.from_params("b", {"w": np.full(2, -60_000, np.float16)}),
+  ]
+  with pytest.warns(UserWarning, match="negative"):
+    with pytest.raises(ValueError, match="overflows float16 in leaf 'w'"):
+      sj.uniform_soup(ends, [2.0, -1.0])
+  same = [ends[0], dataclasses.replace(ends[0], name="c")]
+  np.testing.assert_array_equal(sj.uniform_soup(same)["w"], [60_000, 60_000])
+  huge = [
+    sj.Ingredient.from_params(n, {"w": np.full(2, v, np.float32)})
+    for n, v in (("a", 3e38), ("b", -3e38))
+  ]
+  with pytest.raises(ValueError, match="overflows float32"):
+    sj.uniform_soup(huge)

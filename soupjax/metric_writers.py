@@ -1,0 +1,58 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training curves: a JSON line a step always, TensorBoard when installed."""
+
+from collections.abc import Mapping
+import importlib.util
+import json
+import os
+import pathlib
+
+import jax
+
+
+class MetricWriter:
+  """Appends scalars to `metrics.jsonl`; process 0 only.
+
+  Lines are `{"run", "step", NAME: value, ...}`. A run that was killed may write
+  a step twice, with the same values: the last line counts. With tensorboardX
+  installed (the extra `tensorboard`), event files go to `tensorboard/RUN/`.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, run: str):
+    """Opens the files.
+
+    Args:
+      workdir: an existing directory.
+      run: what is trained, "pretrain" or an ingredient's name.
+    """
+    self.run, self._file, self._board = run, None, None
+    if jax.process_index() != 0:
+      return
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._file = open(path, "a", encoding="utf-8")
+    if self._file.tell() and not path.read_bytes().endswith(b"\n"):
+      self._file.write("\n")  # A kill cut the last line short.
+    if importlib.util.find_spec("tensorboardX"):
+      from tensorboardX import SummaryWriter
+
+      self._board = SummaryWriter(str(path.parent / "tensorboard" / run))
+
+  def write(
+    self, step: int, scalars: Mapping[str, jax.typing.ArrayLike]
+  ) -> None:
+    """Writes scalars of one step; waits for them if they are on a device."""
+    if self._file is None:
+      return
+    values = {name: float(value) for name, value in scalars.items()}
+    line = {"run": self.run, "step": step, **values}
+    self._file.write(json.dumps(line) + "\n")
+    if self._board is not None:
+      for name, value in values.items():
+        self._board.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    """Closes the files."""
+    for file in (self._file, self._board):
+      if file is not None:
+        file.close()

@@ -1,0 +1,155 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Early rejection changes no decision of a greedy soup."""
+
+import threading
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax.evaluators import Classification
+
+N, CLASSES = 97, 4
+IMAGES = np.arange(N, dtype=np.float32)[:, None]
+
+
+@jax.jit
+def predict(params, images):
+  """A model whose parameters are its logits."""
+  return params["logits"][images[:, 0].astype(int)]
+
+
+def problem(seed, count=8, skill=1.5):
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, CLASSES, N)
+  signal = skill * np.eye(CLASSES)[labels] + rng.normal(size=(N, CLASSES))
+  models = [
+    sj.Ingredient.from_params(
+      f"m{k}",
+      {"logits": (signal + rng.normal(size=(N, CLASSES))).astype(np.float32)},
+    )
+    for k in range(count)
+  ]
+  return labels, models
+
+
+def cook(labels, models, metric="prec@1", batch_size=10, **options):
+  judge = Classification(
+    predict, IMAGES, labels, batch_size=batch_size, metric=metric
+  )
+  return sj.greedy_soup(models, judge, **options)
+
+
+@pytest.mark.parametrize("metric", ["prec@1", "loss"])
+@pytest.mark.parametrize("accept", ["ge", "gt"])
+@pytest.mark.parametrize("seed", range(6))
+def test_decisions_and_soup_are_those_of_the_full_pass(seed, accept, metric):
+  labels, models = problem(seed)
+  early = cook(labels, models, metric, accept=accept)
+  full = cook(labels, models, metric, accept=accept, early_reject=False)
+  assert early.selected == full.selected
+  chex.assert_trees_all_equal(early.params, full.params)
+  for a, b in zip(early.history, full.history):
+    assert (a.name, a.accepted, a.bar, a.size) == (
+      b.name,
+      b.accepted,
+      b.bar,
+      b.size,
+    )
+    if a.score is None:
+      assert not a.accepted and a.evaluated < 1
+      assert b.score <= a.bound < a.bar + (accept == "gt") * 1e-12
+      assert a.reason == (
+        f"cannot score more than {a.bound:.6g}, which is not enough"
+      )
+    else:
+      assert a.score == b.score and a.evaluated == 1
+  assert all(d.evaluated == 1 and d.bound is None for d in full.history)
+
+
+def test_it_saves_evaluations_hardest_first():
+  saved = []
+  for seed in range(10):
+    labels, models = problem(seed, count=12)
+    soup = cook(labels, models, batch_size=5)
+    saved += [d.evaluated for d in soup.history if not d.accepted]
+  assert np.mean(saved) < 0.6
+  assert min(saved) > 0
+
+
+def test_a_resumed_run_writes_the_same_record():
+  labels, models = problem(3)
+  whole = cook(labels, models)
+  assert any(d.score is None for d in whole.history)
+  for cut in range(len(models) + 1):
+    again = cook(labels, models, resume=whole.history[:cut])
+    assert again.history == whole.history
+    chex.assert_trees_all_equal(again.params, whole.params)
+
+
+def test_a_trial_is_a_whole_evaluation_if_the_bar_is_low():
+  labels, models = problem(0)
+  judge = Classification(predict, IMAGES, labels, batch_size=10)
+  params = models[0].load()
+  expected = judge(params)
+  judge.keep()
+  assert not (np.diff(judge.order) == 1).all()
+  trial = judge.trial(params, lambda score: True)
+  assert (trial.score, trial.evaluated) == (expected, 1.0)
+  np.testing.assert_array_equal(judge.logits(params), params["logits"])
+  trial = judge.trial(params, lambda score: score >= 1.0)
+  assert trial.score is None and trial.evaluated == pytest.approx(10 / N)
+
+
+def test_traces_without_a_score_are_checked():
+  labels, models = problem(3)
+  history = list(cook(labels, models).history)
+  at = next(k for k, d in enumerate(history) if d.score is None)
+  bad = {**history[at].__dict__, "bound": None}
+  with pytest.raises(ValueError, match=f"Decision {at} .* has no score"):
+    cook(labels, models, resume=[*history[:at], bad])
+  lies = {**history[at].__dict__, "bound": 1.0}
+  with pytest.raises(ValueError, match="another acceptance rule"):
+    cook(labels, models, resume=[*history[:at], lies])
+
+
+def test_the_next_ingredient_is_read_during_evaluation():
+  events = []
+
+  def reader(name, value):
+    def read(leaf, index):
+      del leaf, index
+      events.append(f"read {name}")
+      return np.full(2, value, np.float32)
+
+    return read
+
+  spec = {"w": jax.ShapeDtypeStruct((2,), np.float32)}
+  models = [
+    sj.Ingredient(
+      name=f"m{k}",
+      specs=spec,
+      treedef=jax.tree.structure({"w": 0}),
+      reader=reader(f"m{k}", k),
+      path="somewhere",
+    )
+    for k in range(3)
+  ]
+
+  def evaluate(params):
+    del params
+    wanted = f"read m{min(len(seen) + 1, 2)}"
+    # The reader runs in another thread: give it a moment.
+    for _ in range(500):
+      if events[3:].count(wanted):
+        break
+      pause.wait(0.01)
+    seen.append(events[3:].count(wanted))
+    return 1.0
+
+  pause, seen = threading.Event(), []
+  sj.greedy_soup(models, evaluate)
+  assert seen == [1, 1, 1]
