@@ -11,6 +11,7 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import threading
@@ -169,6 +170,7 @@ class _Buffer:
 
   def __init__(self):
     self._bytes: dict[str, np.ndarray] = {}
+    self.results: dict[planning.Group, jax.Array] = {}
 
   def array(self, use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """Returns an array that starts on a 64-byte boundary; its content is old.
@@ -185,8 +187,15 @@ class _Buffer:
     return held[:needed].view(dtype).reshape(shape)
 
 
-@functools.partial(jax.jit, static_argnames=("combine", "dtype"))
-def _combine(stack, base, values, *, combine, dtype):
+@functools.partial(
+  jax.jit,
+  static_argnames=("combine", "dtype"),
+  # The result of the block before: its memory is used again.
+  donate_argnames="old",
+  keep_unused=True,
+)
+def _combine(old, stack, base, values, *, combine, dtype):
+  del old
   merged = combine(stack, base, values).astype(dtype)
   return merged, jnp.isfinite(merged).all()
 
@@ -204,6 +213,8 @@ class _Work:
     self.done = 0
     self.written = 0
     self._lock = threading.Lock()
+    self._compiling = threading.Lock()
+    self._compiled: set[planning.Group] = set()
     self._sums: list[dict[str, list[tuple[int, int, int]]]] = [
       {} for _ in plan.sources
     ]
@@ -234,15 +245,34 @@ class _Work:
     if group.base is not None:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
-    with jax.default_device(self.cpu):
-      merged, finite = _combine(
-        stack, base, group.values, combine=group.combine, dtype=group.out_dtype
-      )
+    result, finite = self._merge(block, stack, base, buffer)
     # Waits for the result, and with it until the buffers are free again.
-    merged = np.asarray(merged)
+    merged = np.asarray(result)
     if self.check_finite and not finite:
       self._explain(block, stack, base)
     self._write(block, merged)
+    buffer.results[group] = result
+
+  def _merge(self, block, stack, base, buffer):
+    group = block.group
+    # Threads that call a function for the first time at once would each
+    # compile it.
+    first = group not in self._compiled
+    with self._compiling if first else contextlib.nullcontext():
+      with jax.default_device(self.cpu):
+        old = buffer.results.pop(group, None)
+        if old is None:
+          old = jnp.empty(block.capacity, group.out_dtype)
+        result = _combine(
+          old,
+          stack,
+          base,
+          group.values,
+          combine=group.combine,
+          dtype=group.out_dtype,
+        )
+      self._compiled.add(group)
+    return result
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""
