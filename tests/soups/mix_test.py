@@ -130,6 +130,17 @@ def test_mixed_dtypes_are_averaged_as_they_are():
     assert found["w"].tolist() == [1.5, 3.0]
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits(dtype):
+  trees = [{"w": np.array([v, -v]).astype(dtype)} for v in (1.0, 3.0)]
+  found, _ = run(rules.linear(), named(*trees))
+  assert found["w"].dtype == dtype
+  assert found["w"].astype(float).tolist() == [2, -2]
+  trees[1]["w"] = trees[1]["w"].astype(BF16)
+  found, _ = run(rules.linear(), named(*trees))
+  assert found["w"].dtype == np.float32 and found["w"].tolist() == [2, -2]
+
+
 def test_select_keep_weights_and_share():
   base = Ingredient.from_params("base", {k: np.zeros(3, "f") for k in "abcd"})
   trees = [{k: np.full(3, v, "f") for k in "abcd"} for v in (1.0, 3.0)]
