@@ -15,6 +15,10 @@ from soupjax.checkpoints.find import find_ingredients as find_ingredients
 from soupjax.checkpoints.find import load_params as load_params
 from soupjax.checkpoints.find import open_ingredient as open_ingredient
 from soupjax.checkpoints.find import save_params as save_params
+from soupjax.checkpoints.stream import Mixed as Mixed
+from soupjax.checkpoints.stream import mix as mix
+from soupjax.checkpoints.stream import provenance as provenance
+from soupjax.soups import rules as rules
 from soupjax.soups.average import ensemble_logits as ensemble_logits
 from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are there whole or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 import numpy as np
@@ -75,3 +77,69 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary.mkdir(parents=True)
   yield temporary
   os.rename(temporary, path)
+
+
+def open_for_writing(
+  sizes: Mapping[str, int], *, create: bool = True
+) -> dict[str, int]:
+  """Opens files for reading and writing, as large as they will be.
+
+  Args:
+    sizes: path -> bytes; what is in the files is dropped.
+    create: False if another process has made them.
+
+  Returns:
+    Path -> file descriptor.
+
+  Raises:
+    ValueError: if there is no room for them.
+    OSError: if they cannot be opened.
+  """
+  flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+  fds: dict[str, int] = {}
+  try:
+    for path, num_bytes in sizes.items():
+      fds[path] = os.open(path, flags, 0o666)
+      if create:
+        _allocate(fds[path], num_bytes, path)
+  except BaseException:
+    for fd in fds.values():
+      os.close(fd)
+    raise
+  return fds
+
+
+def _allocate(fd, num_bytes, path):
+  """Makes a file that large, so that a full disk shows at once."""
+  try:
+    os.posix_fallocate(fd, 0, max(num_bytes, 1))
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+      raise ValueError(
+        f"No space left for {path}: it needs {num_bytes / 1e9:.3f} GB. Nothing "
+        "was published. Free some, or choose another out=."
+      ) from e
+    # Some file systems cannot; writing will tell.
+    os.ftruncate(fd, num_bytes)
+
+
+class Flusher:
+  """Moves what is written to disk all along, so that the end is short."""
+
+  def __init__(self, fds: Iterable[int]):
+    self._fds = list(fds)
+    self._stopped = threading.Event()
+    self._thread = threading.Thread(target=self._loop, daemon=True)
+    self._thread.start()
+
+  def _loop(self):
+    while not self._stopped.wait(0.1):
+      for fd in self._fds:
+        # What goes wrong here, the last fsync reports.
+        with contextlib.suppress(OSError):
+          os.fdatasync(fd)
+
+  def stop(self) -> None:
+    """Waits for what is under way; the files may be closed then."""
+    self._stopped.set()
+    self._thread.join()

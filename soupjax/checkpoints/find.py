@@ -10,7 +10,7 @@ import pathlib
 import re
 from typing import Any
 
-from soupjax.checkpoints import files
+from soupjax.checkpoints import files, npz, ranges, safetensors, torch
 from soupjax.soups.ingredient import Ingredient
 
 PyTree = Any
@@ -38,50 +38,139 @@ def find_ingredients(
   if not patterns:
     raise ValueError("No ingredient found: got no pattern to look for.")
   for one in patterns:
-    found = glob.glob(os.path.expanduser(os.fspath(one)), recursive=True)
+    found = _matches(os.fspath(one))
     if not found:
       raise ValueError(
         f"No ingredient found: nothing matches {os.fspath(one)!r} (looked from "
         f"{os.getcwd()})."
       )
     paths += sorted(found, key=_natural)
-  paths = list(dict.fromkeys(os.path.abspath(p) for p in paths))
+  paths = list(
+    dict.fromkeys(
+      p if ranges.is_remote(p) else os.path.abspath(p) for p in paths
+    )
+  )
   return [
     dataclasses.replace(open_ingredient(path), name=name)
     for path, name in zip(paths, _short_names(paths))
   ]
 
 
+def _matches(pattern: str) -> list[str]:
+  if not ranges.is_remote(pattern):
+    return glob.glob(os.path.expanduser(pattern), recursive=True)
+  # The part before the first wildcard is the directory to look in.
+  fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+  place = ranges.remote_path(fixed)
+  if fixed == pattern.rpartition("/")[0] and not re.search(r"[*?\[]", pattern):
+    return [pattern]
+  return [os.fspath(p) for p in place.glob(pattern[len(fixed) + 1 :])]
+
+
 def open_ingredient(path: str | os.PathLike) -> Ingredient:
-  """Opens one checkpoint lazily.
+  """Opens one checkpoint lazily, whatever its format; reads metadata only.
+
+  The format is recognised by content: Orbax directories of either layout (or
+  with one in `params/`), safetensors files, directories and indices, `.npz`
+  files, and torch zip files.
 
   Args:
-    path: an Orbax checkpoint, or a directory with one in `params/`.
+    path: of the checkpoint.
 
   Returns:
     The ingredient, named by the last part of its path.
 
   Raises:
-    ValueError: if there is nothing there, or nothing that is understood.
+    ValueError: if there is nothing there, it is damaged, or nothing that is
+      understood.
   """
-  from soupjax.checkpoints import orbax
-
-  path = pathlib.Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
-  if not path.exists():
-    raise ValueError(f"There is no checkpoint at {path}.")
-  inner = path / "params"
-  checkpoint = inner if not orbax.is_orbax(path) and inner.is_dir() else path
-  if not orbax.is_orbax(checkpoint):
-    raise ValueError(
-      f"{path} is no checkpoint: expected an Orbax directory, or a directory "
-      "with one in params/."
-    )
-  ingredient = orbax.open_checkpoint(str(checkpoint), path.name)
+  path = os.fspath(path)
+  if not ranges.is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path))
+  inner, opener = _recognise(path)
+  ingredient = opener(inner, os.path.basename(path.rstrip("/")))
   return dataclasses.replace(
     ingredient,
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
   )
+
+
+def _recognise(path: str):
+  """Finds out what is at a path: the checkpoint itself, and what opens it."""
+  place = (
+    ranges.remote_path(path) if ranges.is_remote(path) else (pathlib.Path(path))
+  )
+  if not place.exists():
+    raise ValueError(f"There is no checkpoint at {path}.")
+  if not place.is_dir():
+    if path.endswith(".index.json"):
+      return path, safetensors.open_checkpoint
+    with place.open("rb") as f:
+      magic = f.read(4)
+    # An archive without members begins with its end.
+    if magic in (b"PK\x03\x04", b"PK\x05\x06"):
+      kind = torch if torch.is_torch(path) else npz
+      return path, kind.open_checkpoint
+    if safetensors.is_safetensors(path):
+      return path, safetensors.open_checkpoint
+    if magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+      raise ValueError(
+        f"{path} is a pickle, such as torch wrote before version 1.6. Pickles "
+        "are programs and are not run: save it again with a newer torch, or "
+        "convert it to safetensors."
+      )
+    raise ValueError(
+      f"{path} is no checkpoint: expected a safetensors, npz or torch zip "
+      "file, or an Orbax directory. It may have been cut short."
+    )
+  # Orbax takes a second to import: only where it is needed.
+  from soupjax.checkpoints import orbax
+
+  inner = place / "params"
+  for one in (place, inner):
+    if orbax.is_orbax(one):
+      return str(one), orbax.open_checkpoint
+  if any(place.glob("*.safetensors*")):
+    return path, safetensors.open_checkpoint
+  raise ValueError(
+    f"{path} is no checkpoint: expected an Orbax directory, or a directory "
+    "with one in params/, or with safetensors in it."
+  )
+
+
+def recorded(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the record of a soup, see `soupjax.provenance`."""
+  path = os.fspath(path)
+  if not ranges.is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path))
+  inner, opener = _recognise(path)
+  if opener is npz.open_checkpoint:
+    return npz.comment(inner)
+  if opener is safetensors.open_checkpoint:
+    return safetensors.record(inner)
+  if opener is torch.open_checkpoint:
+    return {}
+  from soupjax.checkpoints import orbax
+
+  return orbax.custom_metadata(inner).get("soupjax") or {}
+
+
+def as_ingredients(found: Any) -> list[Ingredient]:
+  """Opens what is not open yet.
+
+  Args:
+    found: ingredients, or paths and patterns as for `find_ingredients`.
+
+  Raises:
+    ValueError: if nothing matches, or there are none.
+  """
+  if isinstance(found, (str, os.PathLike)):
+    return find_ingredients(found)
+  found = list(found)
+  if found and all(isinstance(one, (str, os.PathLike)) for one in found):
+    return find_ingredients(found)
+  return found
 
 
 def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
@@ -106,21 +195,27 @@ def save_params(
   *,
   metadata: dict[str, Any] | None = None,
 ) -> None:
-  """Writes parameters as an Orbax checkpoint, whole or not at all.
+  """Writes parameters, whole or not at all.
 
   Args:
-    path: a directory that does not exist yet.
-    params: a pytree of arrays.
+    path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
+      directory; nothing must be there.
+    params: a pytree of arrays, on the host or on a mesh.
     metadata: JSON to keep with the weights.
 
   Raises:
     ValueError: if something is at `path`.
   """
-  from soupjax.checkpoints import orbax
+  from soupjax.checkpoints import stream
 
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
   if os.path.exists(path):
     raise ValueError(f"{path} exists already: delete it, or choose another.")
+  if path.endswith((".safetensors", ".npz")):
+    stream.write(path, params, metadata)
+    return
+  from soupjax.checkpoints import orbax
+
   orbax.save(path, params, metadata)
 
 
@@ -148,8 +243,11 @@ def _short_names(paths: Sequence[str]) -> list[str]:
   return ["/".join(p[front : len(p) - back]) for p in parts]
 
 
-def _sidecar(path: pathlib.Path, name: str) -> dict[str, Any]:
-  file = path / name
+def _sidecar(path: str, name: str) -> dict[str, Any]:
+  """Reads JSON in a checkpoint's directory, if it is one and has it."""
+  if ranges.is_remote(path):
+    return {}
+  file = pathlib.Path(path, name)
   value = files.read_json(file) if file.exists() else {}
   if not isinstance(value, dict):
     raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")

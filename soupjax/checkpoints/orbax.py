@@ -8,6 +8,7 @@ stored: a tenth of the CPU time of an Orbax restore for every leaf, and a slice
 costs only the chunks that it touches.
 """
 
+from collections.abc import Mapping
 import contextlib
 import functools
 import pathlib
@@ -19,7 +20,9 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
-from soupjax.soups.ingredient import Ingredient
+from soupjax.checkpoints import ranges
+from soupjax.soups import boxes
+from soupjax.soups.ingredient import Ingredient, Storage
 
 PyTree = Any
 
@@ -105,7 +108,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       f"{path} is an Orbax checkpoint of several things, none of them called "
       f"{' or '.join(_TREES[:-1])}. Save the tree to average by itself."
     )
-  open_leaf = functools.partial(_open_leaf, str(roots[0]), _context())
+  open_one = functools.cache(
+    functools.partial(open_leaf, str(roots[0]), new_context())
+  )
   specs, keys = {}, {}
   for key, leaf in leaves:
     name_of_leaf = jax.tree_util.keystr(key, simple=True, separator="/")
@@ -117,28 +122,62 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     if not hasattr(leaf, "shape"):
       # Python and numpy scalars of V0, which have it beside the data only.
       with explained(path):
-        array = open_leaf(keys[name_of_leaf])
+        array = open_one(keys[name_of_leaf])
       leaf = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
     specs[name_of_leaf] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
   if not specs:
     raise ValueError(f"{path} holds no arrays.")
 
-  def read(leaf, index):
+  def read_box(leaf, box, out):
     with explained(path):
-      array = open_leaf(keys[leaf])
-      if index:
-        # tensorstore neither counts from the end nor clips.
-        array = array[
-          tuple(slice(*s.indices(n)) for s, n in zip(index, array.shape))
-        ]
-      return array.read().result()
+      array = open_one(keys[leaf])[box]
+      ts.array(out.reshape(boxes.shape_of(box))).write(array).result()
 
+  storage = Storage(
+    read_box=read_box,
+    order=tuple(specs),
+    chunks=_Chunks(
+      {leaf: functools.partial(open_one, key) for leaf, key in keys.items()}
+    ),
+    checksums=_recorded(path, specs),
+  )
   return Ingredient(
-    name=name, specs=specs, treedef=treedef, reader=read, path=path
+    name=name,
+    specs=specs,
+    treedef=treedef,
+    reader=ranges.reader(path, specs, storage),
+    path=path,
+    storage=storage,
   )
 
 
-def _context() -> ts.Context:
+class _Chunks(Mapping):
+  """Leaf -> shape of what is read at once; a leaf is opened when asked for."""
+
+  def __init__(self, arrays):
+    self._arrays = arrays
+
+  def __getitem__(self, leaf):
+    array = self._arrays[leaf]()
+    # 0-d arrays have no chunks.
+    return tuple(array.chunk_layout.read_chunk.shape or array.shape)
+
+  def __iter__(self):
+    return iter(self._arrays)
+
+  def __len__(self):
+    return len(self._arrays)
+
+
+def _recorded(path: str, specs: Mapping[str, Any]) -> dict[str, int]:
+  """Checksums that soupjax left in the metadata, of leaves that are here."""
+  record = custom_metadata(path).get("soupjax")
+  found = record.get("crc32", {}) if isinstance(record, dict) else {}
+  return {leaf: int(v, 16) for leaf, v in found.items() if leaf in specs}
+
+
+def new_context() -> ts.Context:
+  """Makes what arrays that are opened together should share."""
   # Without a cache every open reads the OCDBT index again.
   return ts.Context(
     {
@@ -148,7 +187,14 @@ def _context() -> ts.Context:
   )
 
 
-def _open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
+def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
+  """Opens one array of a tree.
+
+  Args:
+    root: the directory with its `_METADATA`.
+    context: of tensorstore.
+    key: the keys of the leaf, joined by dots.
+  """
   text = pathlib.Path(root, "_METADATA").read_text(encoding="utf-8")
   zarr3 = re.search(r'"use_zarr3":\s*true', text) is not None
   if pathlib.Path(root, "manifest.ocdbt").exists():

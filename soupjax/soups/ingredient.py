@@ -10,10 +10,35 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import tree
+from soupjax.soups import boxes, tree
 
 PyTree = Any
 Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Storage:
+  """How the engine reads an ingredient in blocks.
+
+  Attributes:
+    read_box: `read_box(leaf, box, out)` fills a contiguous array of the leaf's
+      dtype and the box's number of elements, in row-major order. Must be safe
+      to call from several threads.
+    order: all leaves, in the order in which they are best read.
+    chunks: leaf -> shape of what can only be read together; leaves that are
+      not here can be read in any parts.
+    checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, where
+      the file records one.
+    num_bytes: bytes on disk, where that is known.
+  """
+
+  read_box: Callable[[str, boxes.Box, np.ndarray], None]
+  order: Sequence[str]
+  chunks: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+  checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  num_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +54,7 @@ class Ingredient:
     metrics: held-out scores measured earlier, as `{"minival/prec@1": 0.8}`.
     hyperparameters: how it was fine-tuned.
     path: where it was read from, None for trees in memory.
+    storage: how to read it in blocks; None reads whole leaves with `reader`.
   """
 
   name: str
@@ -38,6 +64,7 @@ class Ingredient:
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
   hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   path: str | None = None
+  storage: Storage | None = None
 
   @classmethod
   def from_params(
@@ -268,3 +295,38 @@ def rank_by(
       raise ValueError(f"{metric} of ingredient {ingredient.name!r} is NaN.")
   sign = -1 if mode == "max" else 1
   return sorted(ingredients, key=lambda i: sign * i.metrics[metric])
+
+
+def storage_of(ingredient: Ingredient) -> Storage:
+  """Returns how to read an ingredient in blocks, whether it says so or not."""
+  if ingredient.storage is not None:
+    return ingredient.storage
+
+  def read_box(leaf, box, out):
+    found = _part(ingredient.reader(leaf, None), box)
+    np.copyto(out.reshape(found.shape), found)
+
+  # A tree in memory is cut freely; any other reader gets one call a leaf.
+  return Storage(
+    read_box=read_box,
+    order=tuple(ingredient.specs),
+    chunks={}
+    if ingredient.path is None
+    else {leaf: spec.shape for leaf, spec in ingredient.specs.items()},
+  )
+
+
+def _part(array: Any, box: boxes.Box) -> np.ndarray:
+  """Part of an array that may be spread over devices of several processes."""
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    if array.is_fully_replicated:
+      return np.asarray(array.addressable_data(0))[box]
+    for shard in array.addressable_shards:
+      held = boxes.normalise(shard.index, array.shape)
+      if boxes.intersection(box, held) == box:
+        return np.asarray(shard.data)[boxes.inside(box, held)]
+    raise ValueError(
+      f"This process holds no shard of an array of shape {array.shape} with "
+      f"all of {box}."
+    )
+  return np.asarray(array)[box]

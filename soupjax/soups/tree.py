@@ -137,3 +137,34 @@ def check_equal_integers(trees: Mapping[str, Mapping[str, Any]]) -> None:
           f"and {name!r} and {first!r} disagree on it. Drop it from the trees "
           "(step counters, for instance), or make it equal."
         )
+
+
+def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+  """Puts named leaves into nested dicts, taking names apart at each '/'.
+
+  Args:
+    leaves: leaf name -> anything.
+
+  Returns:
+    The leaves in the order of the tree, and its treedef. Names stay whole, in
+    one flat dict, where nesting them is impossible (`"a"` beside `"a/b"`).
+
+  Raises:
+    ValueError: if there are none.
+  """
+  if not leaves:
+    raise ValueError("The tree has no leaves: there is nothing to average.")
+  nested: dict[str, Any] = {}
+  for name in leaves:
+    *parents, last = name.split("/")
+    where = nested
+    for part in parents:
+      where = where.setdefault(part, {})
+      if not isinstance(where, dict):
+        break
+    if not isinstance(where, dict) or last in where:
+      nested = {name: name for name in leaves}
+      break
+    where[last] = name
+  names, treedef = jax.tree.flatten(nested)
+  return {name: leaves[name] for name in names}, treedef

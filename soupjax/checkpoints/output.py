@@ -1,0 +1,271 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where a soup is written: under a temporary name, then whole at its own."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+
+from soupjax.checkpoints import npz, ocdbt, processes, ranges, safetensors
+from soupjax.soups import plan as planning
+
+FORMATS = ("orbax", "safetensors", "npz")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+  """An output that does not exist yet.
+
+  Attributes:
+    path: its final name.
+    format: one of `FORMATS`.
+    shard_bytes: of safetensors in shards, None for one file.
+    overwrite: whether to replace what is there.
+    plan: what will be written.
+  """
+
+  path: str
+  format: str
+  shard_bytes: int | None
+  overwrite: bool
+  plan: planning.Plan
+
+  @classmethod
+  def of(
+    cls,
+    out: str | os.PathLike,
+    format: str | None,
+    shard_bytes: int | None,
+    overwrite: bool,
+    plan: planning.Plan,
+  ) -> "Target":
+    """Finds the format from a name.
+
+    Raises:
+      ValueError: if it does not fit, or the path is an address.
+    """
+    out = os.fspath(out)
+    if ranges.is_remote(out):
+      raise ValueError(
+        f"{out}: soups are written to local paths. Write one, and copy it."
+      )
+    out = os.path.abspath(os.path.expanduser(out))
+    if format is None:
+      suffix = pathlib.PurePath(out).suffix
+      format = {".safetensors": "safetensors", ".npz": "npz"}.get(
+        suffix, "safetensors" if shard_bytes else "orbax"
+      )
+    if format not in FORMATS:
+      raise ValueError(f"format={format!r} is none of {FORMATS}.")
+    if shard_bytes is not None and (
+      format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
+    ):
+      raise ValueError(
+        f"shard_bytes={shard_bytes} goes with format='safetensors' and a "
+        f"directory as out, not with {format} at {out}."
+      )
+    return cls(
+      path=out,
+      format=format,
+      shard_bytes=shard_bytes,
+      overwrite=overwrite,
+      plan=plan,
+    )
+
+  @property
+  def chunks(self) -> Mapping[str, tuple[int, ...]]:
+    """Leaf -> shape that pieces are aligned with."""
+    if self.format != "orbax":
+      return self.plan.chunks
+    # Read and written in one go: chunks of the output hold those of the input.
+    found = dict(self.plan.chunks)
+    for leaf, spec in self.plan.specs.items():
+      found[leaf] = ocdbt.chunk_shape(spec, found.get(leaf))
+    return found
+
+  @property
+  def host_bytes(self) -> int:
+    """Host memory that the writer holds besides the blocks."""
+    # Two commits under way, in memory twice while they are encoded.
+    return 4 * ocdbt.COMMIT_BYTES if self.format == "orbax" else 1 << 20
+
+  @property
+  def is_directory(self) -> bool:
+    """Whether the output is a directory."""
+    return self.format == "orbax" or self.shard_bytes is not None
+
+  @property
+  def temporary(self) -> str:
+    """The name it has while it is written."""
+    folder, name = os.path.split(self.path)
+    return os.path.join(folder, f".{name}.tmp")
+
+  def free_bytes(self) -> int:
+    """Free space on the disk of the output."""
+    folder = pathlib.Path(self.path).parent
+    while not folder.exists():
+      folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+  def check(self) -> None:
+    """Checks what can be known before anything is read.
+
+    Raises:
+      ValueError: if something is in the way, or there is no room.
+    """
+    if os.path.exists(self.path) and not self.overwrite:
+      raise ValueError(
+        f"{self.path} exists already: delete it, choose another out=, or pass "
+        "overwrite=True."
+      )
+    for source in self.plan.sources:
+      if source.path and os.path.realpath(source.path) == os.path.realpath(
+        self.path
+      ):
+        raise ValueError(
+          f"{self.path} is the ingredient {source.name!r}: a soup cannot "
+          "replace what it is made of. Choose another out=."
+        )
+    if self.format == "orbax":
+      ocdbt.check(self.plan.specs)
+    needed, free = self.plan.write_bytes, self.free_bytes()
+    if needed > free:
+      raise ValueError(
+        f"{self.path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are "
+        "free. Free some, or choose another out=."
+      )
+
+  @contextlib.contextmanager
+  def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
+    """Gives a writer; publishes what it wrote if nothing goes wrong.
+
+    Args:
+      provenance: as long as the one that the writer's `finish` will get.
+
+    Yields:
+      A `soupjax.soups.mix.Writer` with `finish(provenance)`.
+
+    Raises:
+      ValueError: if the place cannot be written, or another run is writing.
+    """
+    first = jax.process_index() == 0
+    lock = writer = None
+    try:
+      if first:
+        lock = self._prepare()
+      processes.barrier("prepared")
+      writer = self._writer(provenance, create=first)
+      processes.barrier("created")
+      yield _Finisher(writer, first)
+      processes.barrier("finished")
+      if first:
+        self._publish()
+      processes.barrier("published")
+    except BaseException as e:
+      if writer is not None:
+        writer.close()
+      if lock is not None:
+        remove(self.temporary)
+      if isinstance(e, OSError):
+        raise ranges.explained(e, self.path) from e
+      raise
+    finally:
+      if lock is not None:
+        os.close(lock)
+
+  def _prepare(self) -> int:
+    """Clears away what a killed run left; returns a lock on the place."""
+    os.makedirs(os.path.dirname(self.path), exist_ok=True)
+    if os.path.exists(self.temporary):
+      os.close(self._lock())
+      remove(self.temporary)
+    if self.is_directory:
+      os.mkdir(self.temporary)
+    else:
+      os.close(os.open(self.temporary, os.O_CREAT | os.O_WRONLY, 0o666))
+    return self._lock()
+
+  def _lock(self) -> int:
+    """Locks the temporary name; the lock ends with the process, however."""
+    held = os.open(self.temporary, os.O_RDONLY)
+    try:
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      os.close(held)
+      raise ValueError(
+        f"Another run is writing {self.path}: wait for it, or choose another "
+        "out=."
+      ) from None
+    return held
+
+  def _writer(self, provenance, create):
+    specs, order = self.plan.specs, self.plan.order
+    if self.format == "npz":
+      return npz.NpzWriter(self.temporary, specs, order, create=create)
+    if self.format == "orbax":
+      return ocdbt.OrbaxWriter(
+        self.temporary,
+        specs,
+        self.plan.treedef,
+        self.chunks,
+        process=(jax.process_index(), jax.process_count()),
+      )
+    text = None
+    first = self.plan.sources[0].path
+    if first and first.endswith(".safetensors"):
+      # Some readers insist on what it says about its origin, {"format": "pt"}.
+      found = safetensors.metadata(first)
+      text = {k: v for k, v in found.items() if k == "format"}
+    return safetensors.SafetensorsWriter(
+      self.temporary,
+      specs,
+      order,
+      provenance,
+      shard_bytes=self.shard_bytes,
+      text=text,
+      create=create,
+    )
+
+  def _publish(self):
+    if self.is_directory and os.path.exists(self.path):
+      # Directories cannot be exchanged in one step: for a moment there is
+      # nothing at the final name.
+      aside = f"{self.temporary}.old"
+      remove(aside)
+      os.rename(self.path, aside)
+      os.rename(self.temporary, self.path)
+      remove(aside)
+    else:
+      os.replace(self.temporary, self.path)
+    folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)
+
+
+class _Finisher:
+  """A writer whose `finish` knows which process it is in."""
+
+  def __init__(self, writer, first):
+    self.write = writer.write
+    self._writer, self._first = writer, first
+
+  def finish(self, provenance):
+    processes.barrier("written")
+    self._writer.finish(provenance, first=self._first)
+
+
+def remove(path: str) -> None:
+  """Removes a file or a directory, if it is there."""
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path)
+  elif os.path.lexists(path):
+    os.remove(path)

@@ -1,0 +1,409 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The safetensors format: one file, or shards with an index.
+
+A file is the length of a header (8 bytes), the header (JSON) and the data.
+Headers come from strangers: everything in them is checked before it is used.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import pathlib
+import struct
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from soupjax.checkpoints import files, ranges
+from soupjax.soups import boxes
+from soupjax.soups.ingredient import Ingredient
+
+_MAX_HEADER = 100_000_000
+_ALIGNMENT = 64
+_DTYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "F8_E4M3": ml_dtypes.float8_e4m3fn,
+  "F8_E5M2": ml_dtypes.float8_e5m2,
+  "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+  "I64": np.int64,
+  "I32": np.int32,
+  "I16": np.int16,
+  "I8": np.int8,
+  "U64": np.uint64,
+  "U32": np.uint32,
+  "U16": np.uint16,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
+  "C64": np.complex64,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+
+
+def _bad(path, reason):
+  return ValueError(
+    f"{path} is not a sound safetensors file: {reason}. Copy it again, or "
+    "leave it out."
+  )
+
+
+def _unique(pairs):
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the header has {twice!r} twice")
+  return found
+
+
+def read_header(file: ranges.ByteFile) -> tuple[dict[str, Any], int]:
+  """Reads the header of one file.
+
+  Args:
+    file: open.
+
+  Returns:
+    Its JSON, and the offset of the data.
+
+  Raises:
+    ValueError: if it is no header.
+  """
+  if file.size < 8:
+    raise _bad(file.path, f"it has {file.size} bytes")
+  (length,) = struct.unpack("<Q", file.read(0, 8))
+  if length > min(file.size - 8, _MAX_HEADER):
+    raise _bad(
+      file.path,
+      f"its header should have {length} bytes, of {file.size} in the file (and "
+      f"{_MAX_HEADER} at most)",
+    )
+  try:
+    header = json.loads(file.read(8, length), object_pairs_hook=_unique)
+  except (ValueError, RecursionError) as e:
+    raise _bad(file.path, f"its header is not valid ({e})") from e
+  if not isinstance(header, dict):
+    raise _bad(file.path, f"its header is a {type(header).__name__}")
+  return header, 8 + length
+
+
+def is_safetensors(path: str) -> bool:
+  """Whether a file begins as a safetensors file does."""
+  file = ranges.ByteFile(path)
+  if file.size < 10:
+    return False
+  (length,) = struct.unpack("<Q", file.read(0, 8))
+  return length <= _MAX_HEADER and file.read(8, 1) == b"{"
+
+
+def metadata(path: str) -> dict[str, str]:
+  """Returns the free text that a file, or the first of its shards, carries."""
+  header, _ = read_header(ranges.ByteFile(_files(path)[0]))
+  return header.get("__metadata__") or {}
+
+
+def record(path: str) -> dict[str, Any]:
+  """Returns what soupjax left in a file, or in the shards of a directory."""
+  merged: dict[str, Any] = {}
+  for one in _files(path):
+    header, _ = read_header(ranges.ByteFile(one))
+    text = (header.get("__metadata__") or {}).get("soupjax")
+    if text is not None:
+      try:
+        found = json.loads(text)
+        merged |= {**found, "crc32": merged.get("crc32", {}) | found["crc32"]}
+      except (ValueError, TypeError, KeyError) as e:
+        raise _bad(one, f"its record of soupjax is damaged ({e})") from e
+  return merged
+
+
+def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
+  try:
+    dtype, shape = entry["dtype"], entry["shape"]
+    start, stop = entry["data_offsets"]
+    sizes = [*shape, start, stop]
+    if not all(type(n) is int and n >= 0 for n in sizes):
+      raise TypeError("a number is not a natural number")
+  except (TypeError, KeyError, ValueError) as e:
+    raise _bad(path, f"the entry of {name!r} makes no sense ({e!r})") from e
+  if dtype not in _DTYPES:
+    raise _bad(
+      path, f"{name!r} has dtype {dtype!r}, known are {sorted(_DTYPES)}"
+    )
+  spec = jax.ShapeDtypeStruct(tuple(shape), np.dtype(_DTYPES[dtype]))
+  needed = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+  if stop - start != needed:
+    raise _bad(
+      path,
+      f"{name!r} has {stop - start} bytes, where {dtype}{list(shape)} needs "
+      f"{needed}",
+    )
+  if stop > end:
+    raise _bad(
+      path,
+      f"it is cut short: {name!r} ends at byte {stop} of the data, of which "
+      f"there are {end}",
+    )
+  return spec, start
+
+
+def _files(path: str) -> list[str]:
+  """The files of a checkpoint, from its index if it has one."""
+  if not os.path.isdir(path) and not path.endswith(".index.json"):
+    return [path]
+  folder = pathlib.Path(path)
+  if folder.is_dir():
+    found = sorted(folder.glob("*.safetensors.index.json"))
+    if len(found) > 1:
+      raise ValueError(
+        f"{path} has several indices, {[f.name for f in found]}: give the path "
+        "of one."
+      )
+    if not found:
+      return [str(f) for f in sorted(folder.glob("*.safetensors"))]
+    folder = found[0]
+  index = files.read_json(folder)
+  names = index.get("weight_map") if isinstance(index, dict) else None
+  if not isinstance(names, dict) or not names:
+    raise ValueError(f"{folder} is no index: it has no weight_map.")
+  shards = sorted(set(names.values()))
+  for shard in shards:
+    if os.path.basename(shard) != shard:
+      raise ValueError(
+        f"{folder} names a shard {shard!r} outside its own directory."
+      )
+  missing = [s for s in shards if not (folder.parent / s).exists()]
+  if missing:
+    raise ValueError(
+      f"{folder} names {len(shards)} shards, of which {len(missing)} are "
+      f"missing: {missing[:10]}. Copy them too."
+    )
+  return [str(folder.parent / shard) for shard in shards]
+
+
+def open_checkpoint(path: str, name: str) -> Ingredient:
+  """Opens a file, an index or a directory of shards; reads headers only.
+
+  Args:
+    path: of one of these.
+    name: the ingredient's name.
+
+  Returns:
+    The ingredient. Names with '/' make nested dicts.
+
+  Raises:
+    ValueError: if a file is damaged or missing, or a leaf is there twice.
+  """
+  specs, places, checksums, spans = {}, {}, {}, {}
+  for one in _files(path):
+    file = ranges.ByteFile(one)
+    header, data = read_header(file)
+    text = header.pop("__metadata__", None) or {}
+    for leaf, entry in header.items():
+      if leaf in specs:
+        raise ValueError(
+          f"{path} has leaf {leaf!r} in two shards: "
+          f"{places[leaf].file.path} and {one}."
+        )
+      specs[leaf], start = _spec(one, leaf, entry, file.size - data)
+      places[leaf] = ranges.Place(file, data + start)
+      spans.setdefault(one, []).append((*entry["data_offsets"], leaf))
+    _check_spans(one, spans.get(one, []), file.size - data)
+    checksums |= _recorded(one, text)
+  _check_index(path, places)
+  checksums = {k: v for k, v in checksums.items() if k in specs}
+  return ranges.ingredient(name, path, specs, places, checksums=checksums)
+
+
+def _check_spans(path, found, size):
+  """Checks that leaves follow each other without overlap or gap."""
+  end, before = 0, "the header"
+  for start, stop, leaf in sorted(found):
+    if start != end:
+      what = "share bytes" if start < end else "have a gap between them"
+      raise _bad(path, f"{before!r} and {leaf!r} {what}")
+    end, before = stop, leaf
+  if end != size:
+    raise _bad(path, f"{size - end} bytes at its end belong to no leaf")
+
+
+def _check_index(path, places):
+  index = path if path.endswith(".index.json") else None
+  if os.path.isdir(path):
+    index = next(
+      iter(pathlib.Path(path).glob("*.safetensors.index.json")), None
+    )
+  if index is None:
+    return
+  names = files.read_json(index)["weight_map"]
+  wrong = [
+    leaf
+    for leaf, shard in names.items()
+    if leaf not in places or os.path.basename(places[leaf].file.path) != shard
+  ]
+  wrong += [leaf for leaf in places if leaf not in names]
+  if wrong:
+    raise ValueError(
+      f"{index} and its shards disagree on {len(wrong)} leaves: {wrong[:10]}. "
+      "Are they from one save?"
+    )
+
+
+def _recorded(path, text) -> dict[str, int]:
+  """Checksums that soupjax left in a file."""
+  if not isinstance(text, dict) or "soupjax" not in text:
+    return {}
+  try:
+    found = json.loads(text["soupjax"]).get("crc32", {})
+    return {leaf: int(value, 16) for leaf, value in found.items()}
+  except (ValueError, AttributeError, TypeError) as e:
+    raise _bad(path, f"its record of soupjax is damaged ({e})") from e
+
+
+class SafetensorsWriter:
+  """Writes one file, or a directory of shards with an index."""
+
+  def __init__(
+    self,
+    path: str,
+    specs: Mapping[str, jax.ShapeDtypeStruct],
+    order: Sequence[str],
+    provenance: Mapping[str, Any],
+    *,
+    shard_bytes: int | None = None,
+    text: Mapping[str, str] | None = None,
+    create: bool = True,
+  ):
+    """Makes the files, without their headers.
+
+    Args:
+      path: a file; a directory that exists if `shard_bytes` is given.
+      specs: leaf -> shape and dtype.
+      order: the order of the leaves.
+      provenance: as long as the one that `finish` will get.
+      shard_bytes: the most data in one shard; a larger leaf has its own.
+      text: more metadata.
+      create: False in all processes but the first.
+
+    Raises:
+      ValueError: if a dtype has no name in this format, or the disk is full.
+    """
+    for leaf in order:
+      if specs[leaf].dtype not in _NAMES:
+        raise ValueError(
+          f"Leaf {leaf!r} has dtype {specs[leaf].dtype}, which safetensors "
+          f"files cannot hold. Choose dtype=, or another format."
+        )
+    self.path = path
+    self.specs = specs
+    self.text = dict(text or {})
+    self.sharded = shard_bytes is not None
+    # Numbers of one size are aligned if the large ones come first.
+    order = sorted(order, key=lambda leaf: -specs[leaf].dtype.itemsize)
+    self.shards = _shards(specs, order, shard_bytes)
+    self._starts = {
+      shard: self._start(leaves, provenance)
+      for shard, leaves in self.shards.items()
+    }
+    sizes, offsets = {}, {}
+    for shard, leaves in self.shards.items():
+      at = self._starts[shard]
+      for leaf in leaves:
+        offsets[leaf] = shard, at
+        at += _num_bytes(specs[leaf])
+      sizes[self._file(shard)] = at
+    fds = files.open_for_writing(sizes, create=create)
+    self._fds = {shard: fds[self._file(shard)] for shard in self.shards}
+    places = {leaf: (self._fds[s], at) for leaf, (s, at) in offsets.items()}
+    self.ranges = ranges.RangeWriter(specs, places)
+    self.write = self.ranges.write
+    self._flusher = files.Flusher(self._fds.values())
+
+  def _file(self, shard: str) -> str:
+    return os.path.join(self.path, shard) if self.sharded else self.path
+
+  def _header(self, leaves, provenance, sums) -> bytes:
+    record = {**provenance, "crc32": {k: f"{sums[k]:08x}" for k in leaves}}
+    header: dict[str, Any] = {
+      "__metadata__": {**self.text, "soupjax": json.dumps(record)}
+    }
+    at = 0
+    for leaf in leaves:
+      n = _num_bytes(self.specs[leaf])
+      header[leaf] = {
+        "dtype": _NAMES[self.specs[leaf].dtype],
+        "shape": list(self.specs[leaf].shape),
+        "data_offsets": [at, at + n],
+      }
+      at += n
+    return json.dumps(header, separators=(",", ":")).encode()
+
+  def _start(self, leaves, provenance) -> int:
+    header = self._header(leaves, provenance, dict.fromkeys(leaves, 0))
+    return -(-(8 + len(header)) // _ALIGNMENT) * _ALIGNMENT
+
+  def finish(
+    self, provenance: Mapping[str, Any], *, first: bool = True
+  ) -> None:
+    """Reads everything back and writes the headers.
+
+    Args:
+      provenance: the record, complete.
+      first: whether this is the process that writes the headers.
+
+    Raises:
+      ValueError: naming a leaf that differs from what was written.
+    """
+    sums = self.ranges.read_back()
+    if first:
+      for shard, leaves in self.shards.items():
+        header = self._header(leaves, provenance, sums)
+        room = self._starts[shard] - 8
+        assert len(header) <= room, (len(header), room)
+        data = struct.pack("<Q", room) + header.ljust(room)
+        ranges.write_all(self._fds[shard], data, 0)
+      if self.sharded:
+        self._write_index()
+    self._flusher.stop()
+    for fd in self._fds.values():
+      os.fsync(fd)
+    self.close()
+
+  def _write_index(self):
+    total = sum(_num_bytes(spec) for spec in self.specs.values())
+    names = {leaf: s for s, leaves in self.shards.items() for leaf in leaves}
+    files.write_json(
+      os.path.join(self.path, "model.safetensors.index.json"),
+      {"metadata": {"total_size": total}, "weight_map": names},
+    )
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._flusher.stop()
+    while self._fds:
+      os.close(self._fds.popitem()[1])
+
+
+def _num_bytes(spec) -> int:
+  return boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+
+
+def _shards(specs, order, shard_bytes) -> dict[str, list[str]]:
+  shards: list[list[str]] = [[]]
+  filled = 0
+  for leaf in order:
+    n = _num_bytes(specs[leaf])
+    if shard_bytes is not None and shards[-1] and filled + n > shard_bytes:
+      shards.append([])
+      filled = 0
+    shards[-1].append(leaf)
+    filled += n
+  count = len(shards)
+  return {
+    f"model-{i:05d}-of-{count:05d}.safetensors": leaves
+    for i, leaves in enumerate(shards, start=1)
+  }

@@ -1,0 +1,257 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Mixes checkpoints into a file or onto a mesh: the engine with paths."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import os
+import sys
+import time
+from typing import Any
+
+import jax
+
+from soupjax.checkpoints import find, mesh, output, record
+from soupjax.soups import boxes, rules
+from soupjax.soups import mix as engine
+from soupjax.soups import plan as planning
+from soupjax.soups.ingredient import Ingredient
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+  """What came out of a mix.
+
+  Attributes:
+    params: the tree, unless it went to a file.
+    path: where it was written, None if it was not.
+    table: the plan, as printed by a dry run.
+    provenance: the record that travels with the soup.
+    report: bytes and seconds of this process; None after a dry run.
+  """
+
+  params: PyTree | None
+  path: str | None
+  table: str
+  provenance: Mapping[str, Any]
+  report: engine.Report | None
+
+
+def mix(
+  rule: rules.Rule,
+  ingredients: Sequence[Ingredient] | Sequence[str | os.PathLike] | str,
+  *,
+  base: Ingredient | str | os.PathLike | None = None,
+  out: str | os.PathLike | None = None,
+  sharding: Any = None,
+  dtype: Any = None,
+  select: Mapping[str, Any] | None = None,
+  block_bytes: int = planning.BLOCK_BYTES,
+  threads: int | None = None,
+  format: str | None = None,
+  shard_bytes: int | None = None,
+  overwrite: bool = False,
+  hash_inputs: bool = False,
+  check_finite: bool = True,
+  max_host_bytes: int | None = None,
+  dry_run: bool = False,
+  progress: bool | Callable[[int, int], None] | None = None,
+) -> Mixed:
+  """Merges checkpoints of any size, block by block.
+
+  Nothing is read before everything that metadata can tell has been checked. In
+  several processes each calls this with the same arguments, reads its share and
+  writes its share.
+
+  Args:
+    rule: from `soupjax.soups.rules`, as `rules.linear()`.
+    ingredients: opened, or as for `find_ingredients`.
+    base: the model that the rule or `select` refers to.
+    out: where to write; nothing must be there. `*.safetensors` and `*.npz` are
+      files, anything else is an Orbax directory unless `format` says otherwise.
+      None returns the tree.
+    sharding: without `out`, where the tree goes: as in `Ingredient.load`. Each
+      process reads only what its own devices hold. None: the default device.
+    dtype: of the floating leaves; None keeps that of the ingredients.
+    select: regular expression -> "keep", "skip", a number or K numbers; see
+      `soupjax.soups.plan.make`.
+    block_bytes: what one thread holds of all ingredients together.
+    threads: how many read and average; None asks the machine.
+    format: "orbax", "safetensors" or "npz", if `out` does not tell.
+    shard_bytes: cuts safetensors into shards of that size, with an index;
+      `out` is then a directory.
+    overwrite: replaces what is at `out`.
+    hash_inputs: records content hashes of all inputs (CRC-32 of every leaf;
+      takes about as long as reading them once more) and warns of twins.
+    check_finite: refuses a soup with NaN or infinity.
+    max_host_bytes: refuses to begin if buffers would take more host memory.
+    dry_run: checks, plans and stops.
+    progress: prints bytes, GB/s and time left to stderr; None if that is a
+      terminal. Or called with the bytes read so far and in all.
+
+  Returns:
+    The tree or its path, and the record.
+
+  Raises:
+    ValueError: naming ingredient, leaf, offending value and fix, if something
+      does not fit.
+  """
+  ingredients = find.as_ingredients(ingredients)
+  if base is not None and not isinstance(base, Ingredient):
+    base = find.open_ingredient(base)
+  if out is not None and sharding is not None:
+    raise ValueError(
+      "Give out= or sharding=, not both: mix onto the mesh and save_params "
+      "from there."
+    )
+  plan = planning.make(
+    rule,
+    ingredients,
+    base=base,
+    dtype=dtype,
+    select=select,
+    block_bytes=block_bytes,
+    threads=threads or min(8, (os.cpu_count() or 1) + 1),
+  )
+  target = None
+  if out is not None:
+    target = output.Target.of(out, format, shard_bytes, overwrite, plan)
+  pieces = _pieces(plan, target, sharding)
+  writer_bytes = (
+    target.host_bytes if target else mesh.host_bytes(plan, sharding)
+  )
+  needed = engine.host_bytes(plan, pieces) + writer_bytes
+  table = record.table(plan, pieces, target, needed)
+  provenance = record.of(plan, hash_inputs)
+  if max_host_bytes is not None and needed > max_host_bytes:
+    raise ValueError(
+      f"This mix would hold {needed / 1e6:.1f} MB in host memory, more than "
+      f"max_host_bytes={max_host_bytes}. Lower block_bytes (now {block_bytes}) "
+      f"or threads (now {plan.threads}).\n{table}"
+    )
+  if target:
+    target.check()
+  if dry_run:
+    return Mixed(
+      params=None, path=None, table=table, provenance=provenance, report=None
+    )
+  settings = {
+    "hash_inputs": hash_inputs,
+    "check_finite": check_finite,
+    "progress": _progress(progress),
+  }
+  if target is None:
+    params, report = _onto_mesh(plan, pieces, sharding, settings)
+    provenance = record.complete(provenance, plan, report)
+    path = None
+  else:
+    params, path = None, target.path
+    with target.opened(provenance) as writer:
+      report = engine.run(plan, pieces, writer, **settings)
+      provenance = record.complete(provenance, plan, report)
+      writer.finish(provenance)
+  return Mixed(
+    params=params,
+    path=path,
+    table=table,
+    provenance=provenance,
+    report=report,
+  )
+
+
+def write(
+  path: str | os.PathLike,
+  params: PyTree,
+  metadata: Mapping[str, Any] | None = None,
+  *,
+  overwrite: bool = False,
+) -> None:
+  """Writes a tree to a safetensors or npz file, whole or not at all.
+
+  Leaves may be spread over a mesh, also of several processes: each writes what
+  its own devices hold.
+
+  Args:
+    path: `*.safetensors` or `*.npz`.
+    params: a pytree of arrays.
+    metadata: JSON to keep with the weights.
+    overwrite: replaces what is at `path`.
+
+  Raises:
+    ValueError: if something is there, or cannot be written.
+  """
+  source = Ingredient.from_params("params", params)
+  plan = planning.make(
+    rules.linear(), [source], base=source, select={"": "keep"}
+  )
+  target = output.Target.of(path, None, None, overwrite, plan)
+  target.check()
+  pieces = planning.pieces(plan, mesh.held(source), {})
+  metadata = dict(metadata or {})
+  with target.opened(metadata) as writer:
+    engine.run(plan, pieces, writer, check_finite=False)
+    writer.finish(metadata)
+
+
+def provenance(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the record of how a soup was made.
+
+  Args:
+    path: of a soup that `mix` wrote.
+
+  Returns:
+    Rule, weights, inputs with sizes and content hashes, version, dtype policy
+    and a checksum of every leaf; {} if the file has no such record.
+
+  Raises:
+    ValueError: if there is no checkpoint, or it is damaged.
+  """
+  return find.recorded(path)
+
+
+def _pieces(plan, target, sharding):
+  if target is None:
+    return planning.pieces(plan, mesh.parts(plan, sharding), plan.chunks)
+  whole = {leaf: [boxes.whole(s.shape)] for leaf, s in plan.specs.items()}
+  pieces = planning.pieces(plan, whole, target.chunks)
+  return planning.share(pieces, jax.process_index(), jax.process_count())
+
+
+def _onto_mesh(plan, pieces, sharding, settings):
+  writer = mesh.MeshWriter(plan, sharding)
+  report = engine.run(plan, pieces, writer, **settings)
+  leaves = [writer.array(leaf) for leaf in plan.specs]
+  return jax.tree.unflatten(plan.treedef, leaves), report
+
+
+def _progress(wanted):
+  if callable(wanted):
+    return wanted
+  if wanted is None:
+    wanted = sys.stderr.isatty()
+  return Progress() if wanted and jax.process_index() == 0 else None
+
+
+class Progress:
+  """Prints how far a mix is, at most twice a second."""
+
+  def __init__(self):
+    self._start = self._last = time.perf_counter()
+
+  def __call__(self, done: int, total: int) -> None:
+    """Prints a line over the one before."""
+    now = time.perf_counter()
+    if now - self._last < 0.5 and done < total:
+      return
+    self._last = now
+    speed = done / max(now - self._start, 1e-9)
+    left = (total - done) / max(speed, 1e-9)
+    print(
+      f"\r{done / 1e9:8.3f} of {total / 1e9:.3f} GB  {speed / 1e9:6.2f} GB/s  "
+      f"{left:6.0f} s left",
+      end="\n" if done >= total else "",
+      file=sys.stderr,
+      flush=True,
+    )

@@ -1,0 +1,398 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: a rule over K ingredients, block by block, into a writer.
+
+Each of a few threads takes the next block, reads its part of every ingredient
+into one buffer that it uses again and again, runs the rule on it and hands the
+result to the writer. There are no queues: while one thread waits for the disk,
+another computes. What is held depends on the size of a block and the number of
+threads alone. A rule is elementwise and its bits depend on the numbers alone
+(see `exact`), so that the result is the same however the work is cut up.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.soups import boxes, crc
+from soupjax.soups import plan as planning
+from soupjax.soups.ingredient import storage_of
+
+Piece = tuple[str, boxes.Box]
+
+
+class Writer(Protocol):
+  """What takes the result. Called from several threads at once."""
+
+  def write(self, leaf: str, box: boxes.Box, array: np.ndarray) -> None:
+    """Takes part of a leaf: a flat array, row-major, not to be kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """What one process did in a mix.
+
+  Attributes:
+    bytes_read: of weights.
+    bytes_written: of weights.
+    seconds: from the first block to the last.
+    checksums: source -> leaf -> CRC-32, where it was computed and complete.
+  """
+
+  bytes_read: int
+  bytes_written: int
+  seconds: float
+  checksums: tuple[Mapping[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """Pieces that go through one call of the compiled function."""
+
+  group: planning.Group
+  pieces: tuple[Piece, ...]
+  capacity: int
+
+
+def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
+  """Bytes of all block buffers of this process."""
+  widest = [
+    block.capacity * block.group.bytes_an_element
+    for block in _blocks(plan, pieces)
+  ]
+  return plan.threads * max(widest, default=0)
+
+
+def run(
+  plan: planning.Plan,
+  pieces: Sequence[Piece],
+  writer: Writer,
+  *,
+  hash_inputs: bool = False,
+  check_finite: bool = True,
+  progress: Callable[[int, int], None] | None = None,
+) -> Report:
+  """Mixes pieces of leaves into a writer.
+
+  Args:
+    plan: from `plan.make`.
+    pieces: from `plan.pieces`; in several processes each has its own.
+    writer: gets every piece once, in no particular order.
+    hash_inputs: computes the checksum of every leaf of every source. Without
+      it, only recorded ones are computed, and compared.
+    check_finite: refuses a result with NaN or infinity.
+    progress: called with the bytes read so far and in all.
+
+  Returns:
+    What was done.
+
+  Raises:
+    ValueError: naming ingredient and leaf, if integers differ, a recorded
+      checksum does not fit, or a result is not finite.
+  """
+  start = time.perf_counter()
+  work = _Work(plan, writer, hash_inputs, check_finite)
+  blocks = list(_blocks(plan, pieces))
+  total = sum(work.cost(block) for block in blocks)
+  todo, lock, failures = iter(blocks), threading.Lock(), []
+
+  def loop():
+    buffer = _Buffer()
+    try:
+      while not failures:
+        with lock:
+          block = next(todo, None)
+        if block is None:
+          return
+        work.do(block, buffer)
+        with lock:
+          work.done += work.cost(block)
+          if progress:
+            progress(work.done, total)
+    except BaseException as e:  # noqa: B036 - raised again below.
+      failures.append(e)
+
+  threads = [
+    threading.Thread(target=loop, name=f"soupjax-mix-{i}", daemon=True)
+    for i in range(min(plan.threads, len(blocks)))
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  if failures:
+    raise failures[0]
+  return Report(
+    bytes_read=work.done,
+    bytes_written=work.written,
+    seconds=time.perf_counter() - start,
+    checksums=work.checksums(),
+  )
+
+
+def _blocks(plan, pieces) -> Iterator[_Block]:
+  """Packs pieces of one group into blocks of one capacity."""
+  capacities: dict[int, int] = {}
+  totals: dict[int, int] = {}
+  for leaf, box in pieces:
+    group, n = plan.groups[leaf], boxes.size(box)
+    key = id(group)
+    capacities[key] = max(capacities.get(key, group.limit), n)
+    totals[key] = totals.get(key, 0) + n
+  # A model smaller than a block needs none of that size.
+  capacities = {
+    key: -(-min(n, totals[key]) // 16) * 16 for key, n in capacities.items()
+  }
+  waiting: dict[int, tuple[planning.Group, list[Piece], int]] = {}
+  for leaf, box in pieces:
+    group, n = plan.groups[leaf], boxes.size(box)
+    key = id(group)
+    _, held, filled = waiting.get(key, (group, [], 0))
+    if filled + n > capacities[key]:
+      yield _Block(group, tuple(held), capacities[key])
+      held, filled = [], 0
+    held.append((leaf, box))
+    waiting[key] = (group, held, filled + n)
+  for key, (group, held, _) in waiting.items():
+    yield _Block(group, tuple(held), capacities[key])
+
+
+class _Buffer:
+  """Memory of one thread, used for one block after another."""
+
+  def __init__(self):
+    self._bytes: dict[str, np.ndarray] = {}
+    self.results: dict[planning.Group, jax.Array] = {}
+
+  def array(self, use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Returns an array that starts on a 64-byte boundary; its content is old.
+
+    JAX takes such memory as it is, where it would copy any other. So a buffer
+    is filled again only after the function that reads it has returned.
+    """
+    needed = int(np.prod(shape)) * dtype.itemsize
+    held = self._bytes.get(use)
+    if held is None or held.nbytes < needed:
+      raw = np.empty(needed + 64, np.uint8)
+      first = -raw.ctypes.data % 64
+      held = self._bytes[use] = raw[first : first + needed]
+    return held[:needed].view(dtype).reshape(shape)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("combine", "dtype"),
+  # The result of the block before: its memory is used again.
+  donate_argnames="old",
+  keep_unused=True,
+)
+def _combine(old, stack, base, values, *, combine, dtype):
+  del old
+  merged = combine(stack, base, values).astype(dtype)
+  return merged, jnp.isfinite(merged).all()
+
+
+class _Work:
+  """What the threads share."""
+
+  def __init__(self, plan, writer, hash_inputs, check_finite):
+    self.plan = plan
+    self.writer = writer
+    self.check_finite = check_finite
+    self.storages = [storage_of(source) for source in plan.sources]
+    self.hash_inputs = hash_inputs
+    self.cpu = jax.local_devices(backend="cpu")[0]
+    self.done = 0
+    self.written = 0
+    self._lock = threading.Lock()
+    self._compiling = threading.Lock()
+    self._compiled: set[planning.Group] = set()
+    self._sums: list[dict[str, list[tuple[int, int, int]]]] = [
+      {} for _ in plan.sources
+    ]
+
+  def cost(self, block: _Block) -> int:
+    """Bytes of weights that a block reads."""
+    group = block.group
+    used = [*group.sources, *([] if group.base is None else [group.base])]
+    return sum(
+      boxes.size(box) * self.plan.sources[k].specs[leaf].dtype.itemsize
+      for leaf, box in block.pieces
+      for k in used
+    )
+
+  def do(self, block: _Block, buffer: _Buffer) -> None:
+    """Reads, merges and writes one block."""
+    group = block.group
+    stack = buffer.array(
+      "stack", (len(group.sources), block.capacity), group.stack_dtype
+    )
+    for row, k in enumerate(group.sources):
+      self._fill(k, block, stack[row], buffer)
+    if group.combine is None:
+      self._check_equal(block, stack)
+      self._write(block, stack[0])
+      return
+    base = None
+    if group.base is not None:
+      base = buffer.array("base", (block.capacity,), group.base_dtype)
+      self._fill(group.base, block, base, buffer)
+    result, finite = self._merge(block, stack, base, buffer)
+    # Waits for the result, and with it until the buffers are free again.
+    merged = np.asarray(result)
+    if self.check_finite and not finite:
+      self._explain(block, stack, base)
+    self._write(block, merged)
+    buffer.results[group] = result
+
+  def _merge(self, block, stack, base, buffer):
+    group = block.group
+    # Threads that call a function for the first time at once would each
+    # compile it.
+    first = group not in self._compiled
+    with self._compiling if first else contextlib.nullcontext():
+      with jax.default_device(self.cpu):
+        old = buffer.results.pop(group, None)
+        if old is None:
+          old = jnp.empty(block.capacity, group.out_dtype)
+        result = _combine(
+          old,
+          stack,
+          base,
+          group.values,
+          combine=group.combine,
+          dtype=group.out_dtype,
+        )
+      self._compiled.add(group)
+    return result
+
+  def _fill(self, k, block, row, buffer):
+    """Reads a block of one source into a row."""
+    at, source, storage = 0, self.plan.sources[k], self.storages[k]
+    for leaf, box in block.pieces:
+      n, dtype = boxes.size(box), source.specs[leaf].dtype
+      place = row[at : at + n]
+      if dtype != row.dtype:
+        place = buffer.array("cast", (n,), dtype)
+      storage.read_box(leaf, box, place)
+      if self.hash_inputs or leaf in storage.checksums:
+        self._sum(k, leaf, box, place)
+      if dtype != row.dtype:
+        row[at : at + n] = place.astype(row.dtype)
+      at += n
+    # What an earlier block left there could be NaN.
+    row[at:] = 0
+
+  def _sum(self, k, leaf, box, array):
+    stretches = boxes.runs(self.plan.sources[k].specs[leaf].shape, box)
+    first, n = next(stretches)
+    if n == array.size:
+      value = (first, array.nbytes, crc.crc32(array))
+      with self._lock:
+        self._sums[k].setdefault(leaf, []).append(value)
+
+  def _check_equal(self, block, stack):
+    for row, k in enumerate(block.group.sources[1:], start=1):
+      at = 0
+      for leaf, box in block.pieces:
+        n = boxes.size(box)
+        mine, first = stack[row, at : at + n], stack[0, at : at + n]
+        at += n
+        if not np.array_equal(mine.view(np.uint8), first.view(np.uint8)):
+          raise ValueError(
+            f"Leaf {leaf!r} has dtype {mine.dtype}, which has no average, and "
+            f"{self.plan.sources[k].name!r} and "
+            f"{self.plan.sources[block.group.sources[0]].name!r} disagree on "
+            "it. Leave it out with select={regex: 'skip'}, or keep that of a "
+            "base."
+          )
+
+  def _explain(self, block, stack, base):
+    """Says where a result that is not finite comes from."""
+    group, at = block.group, 0
+    rows = [(k, stack[row]) for row, k in enumerate(group.sources)]
+    rows += [] if base is None else [(group.base, base)]
+    for leaf, box in block.pieces:
+      n = boxes.size(box)
+      for k, row in rows:
+        bad = row[at : at + n]
+        bad = bad[~np.isfinite(bad.astype(np.float32))]
+        if bad.size:
+          raise ValueError(
+            f"Ingredient {self.plan.sources[k].name!r} has {bad[0]} in leaf "
+            f"{leaf!r}; it would spoil the whole soup. Leave it out: its "
+            "fine-tuning diverged. (check_finite=False lets it pass.)"
+          )
+      at += n
+    leaves = sorted({leaf for leaf, _ in block.pieces})
+    raise ValueError(
+      f"The soup overflows {group.out_dtype} (at most "
+      f"{float(jnp.finfo(group.out_dtype).max):g}) in one of {leaves[:5]}: "
+      "choose a wider dtype=, such as 'float32'."
+    )
+
+  def _write(self, block, row):
+    at = 0
+    for leaf, box in block.pieces:
+      n = boxes.size(box)
+      self.writer.write(leaf, box, row[at : at + n])
+      at += n
+    with self._lock:
+      self.written += at * row.dtype.itemsize
+
+  def checksums(self) -> tuple[dict[str, int], ...]:
+    """Checksums of leaves that were seen whole, compared with those recorded.
+
+    Raises:
+      ValueError: naming the leaf that differs.
+    """
+    found: tuple[dict[str, int], ...] = tuple({} for _ in self.plan.sources)
+    for k, source in enumerate(self.plan.sources):
+      for leaf, parts in self._sums[k].items():
+        spec = source.specs[leaf]
+        parts.sort()
+        if (
+          sum(n for _, n, _ in parts)
+          != boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+        ):
+          continue
+        value = crc.combine((c, n) for _, n, c in parts)
+        expected = self.storages[k].checksums.get(leaf, value)
+        if value != expected:
+          raise ValueError(
+            f"Leaf {leaf!r} of {source.name!r} ({source.path}) is damaged: its "
+            f"checksum is {value:08x}, and {expected:08x} was recorded when it "
+            "was written. Copy it again from its source."
+          )
+        found[k][leaf] = value
+    return found
+
+
+class Arrays:
+  """A writer into host memory.
+
+  Attributes:
+    leaves: leaf name -> array; complete after the mix.
+  """
+
+  def __init__(self, plan: planning.Plan):
+    self.leaves = {
+      leaf: np.empty(spec.shape, spec.dtype)
+      for leaf, spec in plan.specs.items()
+    }
+
+  def write(self, leaf: str, box: boxes.Box, array: np.ndarray) -> None:
+    """See `Writer`."""
+    place = self.leaves[leaf][box]
+    if place.ndim:
+      np.copyto(place, array.reshape(place.shape))
+    else:
+      self.leaves[leaf][()] = array[0]

@@ -1,0 +1,152 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which leaves a rule applies to, and whether the ingredients fit together."""
+
+from collections.abc import Mapping, Sequence
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax.soups import rules, tree
+from soupjax.soups.ingredient import Ingredient
+
+# What becomes of a leaf: None for the rule, "keep", "skip", a share of the way
+# from the base, or one weight an ingredient.
+Action = None | str | float | tuple[float, ...]
+
+
+def actions(
+  ingredients: Sequence[Ingredient],
+  base: Ingredient | None,
+  select: Mapping[str, Any],
+) -> dict[str, Action]:
+  """Resolves a selection.
+
+  Args:
+    ingredients: at least one.
+    base: the base model, if any.
+    select: regular expression -> action, see `plan.make`.
+
+  Returns:
+    Leaf -> action, for every leaf of any of them.
+
+  Raises:
+    ValueError: for an expression that does nothing, or an action that makes no
+      sense.
+  """
+  everyone = [*ingredients, *([] if base is None else [base])]
+  leaves = dict.fromkeys(leaf for one in everyone for leaf in one.specs)
+  chosen: dict[str, Action] = {}
+  for pattern, action in select.items():
+    try:
+      found = [leaf for leaf in leaves if re.search(pattern, leaf)]
+    except re.error as e:
+      raise ValueError(
+        f"{pattern!r} in select is no regular expression: {e}."
+      ) from e
+    if not found:
+      raise ValueError(
+        f"{pattern!r} in select matches no leaf. Leaves are called, for "
+        f"instance, {', '.join(map(repr, list(leaves)[:3]))}."
+      )
+    new = [leaf for leaf in found if leaf not in chosen]
+    if not new:
+      raise ValueError(
+        f"{pattern!r} in select is never used: an earlier expression takes "
+        f"all of its {len(found)} leaves. Put it first."
+      )
+    action = _check_action(pattern, action, len(ingredients), base)
+    chosen |= dict.fromkeys(new, action)
+  return {leaf: chosen.get(leaf) for leaf in leaves}
+
+
+def _check_action(pattern, action, count, base):
+  if isinstance(action, str) and action in ("keep", "skip"):
+    if action == "keep" and base is None:
+      raise ValueError(f"select keeps {pattern!r} from the base: pass base=.")
+    return action
+  if isinstance(action, str) or action is None:
+    raise ValueError(
+      f"select has {action!r} for {pattern!r}: expected 'keep', 'skip', a "
+      "number, or one number an ingredient."
+    )
+  if np.ndim(action) == 0:
+    if not np.isfinite(action):
+      raise ValueError(f"select has {action} for {pattern!r}, a share of what?")
+    if base is None:
+      raise ValueError(
+        f"select has {action} for {pattern!r}: a share of the way from the "
+        f"base. Pass base=, or {count} weights."
+      )
+    return float(action)
+  weights = tuple(float(w) for w in action)
+  try:
+    rules.linear(weights).values(count)
+  except ValueError as e:
+    raise ValueError(f"In select for {pattern!r}: {e}") from e
+  return weights
+
+
+def check(
+  ingredients: Sequence[Ingredient],
+  base: Ingredient | None,
+  needs_base: bool,
+  chosen: Mapping[str, Action],
+) -> None:
+  """Checks that all leaves that are averaged are there and alike.
+
+  Args:
+    ingredients: at least one.
+    base: the base model, if any.
+    needs_base: whether the rule looks at the base.
+    chosen: from `actions`.
+
+  Raises:
+    ValueError: listing every leaf that differs, and in whom.
+  """
+  mixed = {k for k, a in chosen.items() if a not in ("keep", "skip")}
+  first = ingredients[0]
+  trees = {one.name: _only(one, mixed) for one in ingredients}
+  tree.check_alike(trees)
+  if base is not None:
+    wanted = {
+      k
+      for k, a in chosen.items()
+      if a == "keep" or (k in mixed and (needs_base or isinstance(a, float)))
+    }
+    alone = sorted(mixed - set(first.specs))
+    missing = sorted(wanted - set(base.specs))
+    if alone or missing:
+      lines = [f"the ingredients lack leaf {leaf!r}" for leaf in alone]
+      lines += [f"the base lacks leaf {leaf!r}" for leaf in missing]
+      raise ValueError(
+        f"The base {base.name!r} and the ingredients differ:\n  "
+        + "\n  ".join(lines)
+        + "\nSay what to do with these leaves: select={regex: 'skip'}, or "
+        "'keep' for those of the base."
+      )
+    name = f"{base.name} (base)"
+    tree.check_alike(
+      {
+        first.name: _only(first, wanted & mixed),
+        name: _only(base, wanted & mixed),
+      }
+    )
+  if not jax.config.jax_enable_x64:
+    _refuse_float64(ingredients, mixed)
+
+
+def _only(one, leaves):
+  return {leaf: spec for leaf, spec in one.specs.items() if leaf in leaves}
+
+
+def _refuse_float64(ingredients, mixed):
+  for one in ingredients:
+    for leaf, spec in _only(one, mixed).items():
+      if spec.dtype == np.float64:
+        raise ValueError(
+          f"Leaf {leaf!r} of {one.name!r} is float64, which JAX would silently "
+          "cut to float32. Cast it, or set jax_enable_x64."
+        )

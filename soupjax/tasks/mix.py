@@ -1,0 +1,106 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Mixes checkpoint files into one, from a config: no data, no evaluation."""
+
+from typing import Any
+
+import ml_collections
+
+from soupjax.checkpoints import stream
+from soupjax.soups import plan, rules
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The settings that all configs of this task have; empty means unset."""
+  c = ml_collections.ConfigDict()
+  c.task = "mix"
+  c.rule = "uniform"
+  c.ingredients = ""  # A path or pattern, or several with commas between.
+  c.base = ""
+  c.out = ""
+  c.weights = ()  # For rule "weighted".
+  c.alpha = 0.5  # For rule "interpolate".
+  # Pairs of a regular expression and "keep", "skip", a number or K numbers.
+  c.select = ()
+  c.dtype = ""
+  c.format = ""
+  c.shard_bytes = 0
+  c.overwrite = False
+  c.hash_inputs = True
+  c.check_finite = True
+  c.block_bytes = plan.BLOCK_BYTES
+  c.threads = 0
+  c.max_host_bytes = 0
+  return c
+
+
+def rule_of(config: ml_collections.ConfigDict) -> rules.Rule:
+  """Makes the rule that a config names.
+
+  Raises:
+    ValueError: if there is no such rule, or its numbers make no sense.
+  """
+  if config.rule == "uniform":
+    return rules.linear()
+  if config.rule == "weighted":
+    if not config.weights:
+      raise ValueError(
+        "rule='weighted' needs --config.weights, one number an ingredient."
+      )
+    return rules.linear(list(config.weights))
+  if config.rule == "interpolate":
+    return rules.lerp(config.alpha)
+  raise ValueError(
+    f"rule={config.rule!r} is none of 'uniform', 'weighted', 'interpolate'."
+  )
+
+
+def mix(
+  config: ml_collections.ConfigDict, *, dry_run: bool = False
+) -> stream.Mixed:
+  """Runs a config of this task; prints the plan and what came of it.
+
+  Args:
+    config: with the keys of `default_config`.
+    dry_run: checks, prints the plan and stops.
+
+  Returns:
+    What `soupjax.mix` returns.
+
+  Raises:
+    ValueError: if something is missing or does not fit.
+  """
+  for key in ("ingredients", "out"):
+    if not config[key]:
+      raise ValueError(f"Nothing is given for --config.{key}.")
+  settings: dict[str, Any] = {
+    key: config[key] or None
+    for key in (
+      "base",
+      "dtype",
+      "format",
+      "shard_bytes",
+      "threads",
+      "max_host_bytes",
+    )
+  }
+  settings |= {
+    key: config[key]
+    for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
+  }
+  mixed = stream.mix(
+    rule_of(config),
+    [part for part in str(config.ingredients).split(",") if part],
+    out=config.out,
+    select={regex: action for regex, action in config.select},
+    dry_run=dry_run,
+    **settings,
+  )
+  print(mixed.table)
+  if mixed.report is not None:
+    seconds = max(mixed.report.seconds, 1e-9)
+    print(
+      f"Wrote {mixed.path}: read {mixed.report.bytes_read / 1e9:.3f} GB in "
+      f"{seconds:.2f} s ({mixed.report.bytes_read / seconds / 1e9:.2f} GB/s)."
+    )
+  return mixed

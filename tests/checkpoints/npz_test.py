@@ -1,0 +1,136 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import io
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import soupjax as sj
+
+TREE = {
+  "Transformer/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+  "Transformer/fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+  "bias": np.arange(3).astype(ml_dtypes.bfloat16),
+  "scalar": np.float32(2),
+  "empty": np.zeros((0, 3), np.float32),
+  "mask": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_reads_what_numpy_writes(tmp_path, save):
+  with open(tmp_path / "x", "wb") as f:
+    save(f, **TREE)
+  found = sj.open_ingredient(tmp_path / "x")
+  for name, value in TREE.items():
+    array = found.read(name)
+    assert array.dtype == value.dtype and array.shape == value.shape
+    assert np.array_equal(array, value)
+  part = found.read("Transformer/kernel", index=(slice(1, 3), slice(0, 2)))
+  assert part.tolist() == [[4, 5], [8, 9]]
+  assert found.load()["Transformer"]["fortran"].tolist() == [
+    [0, 1, 2],
+    [3, 4, 5],
+  ]
+
+
+def test_stored_members_are_read_by_ranges(tmp_path):
+  np.savez(tmp_path / "x.npz", **TREE)
+  found = sj.open_ingredient(tmp_path / "x.npz").storage
+  assert set(found.chunks) == {"Transformer/fortran"}
+  assert set(found.checksums) == set(TREE) - {"Transformer/fortran"}
+
+
+def test_numpy_and_zip_read_ours(tmp_path):
+  path = tmp_path / "x.npz"
+  sj.save_params(path, TREE, metadata={"made": "here"})
+  with np.load(path) as found:
+    assert set(found) == set(TREE)
+    for name, value in TREE.items():
+      array = found[name]
+      if array.dtype.kind == "V":
+        array = array.view(ml_dtypes.bfloat16)
+      assert np.array_equal(array, value), name
+  with zipfile.ZipFile(path) as archive:
+    assert archive.testzip() is None
+  assert sj.provenance(path) == {"made": "here"}
+  assert sj.open_ingredient(path).storage.checksums.keys() == TREE.keys()
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+  path = tmp_path / "x.npz"
+  np.savez(path, w=np.zeros(1000, "f"))
+  data = bytearray(path.read_bytes())
+  data[2000] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="'w' of .*x.npz.*damaged"):
+    sj.load_params(path)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100, -1])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_truncated_archives(tmp_path, keep, save):
+  path = tmp_path / "x.npz"
+  save(path, w=np.arange(500, dtype="f"))
+  path.write_bytes(path.read_bytes()[:keep])
+  with pytest.raises(ValueError, match=str(path)):
+    sj.open_ingredient(path)
+
+
+def test_a_damaged_compressed_member(tmp_path):
+  path = tmp_path / "x.npz"
+  np.savez_compressed(path, w=np.random.default_rng(0).normal(size=5000))
+  data = bytearray(path.read_bytes())
+  data[20000] ^= 255
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="x.npz is not a sound archive"):
+    sj.load_params(path)
+
+
+@pytest.mark.parametrize(
+  "array,text",
+  [
+    (np.array([{}]), "dtype object.*never loaded"),
+    (np.array(["a"]), "only numbers"),
+    (np.ones(2, ">f4"), "big-endian"),
+  ],
+)
+def test_what_is_no_weight_is_refused(tmp_path, array, text):
+  np.savez(tmp_path / "x.npz", w=array)
+  with pytest.raises(ValueError, match=text):
+    sj.open_ingredient(tmp_path / "x.npz")
+
+
+def archive(path, *members):
+  with zipfile.ZipFile(path, "w") as f:
+    for name, data in members:
+      f.writestr(name, data)
+  return path
+
+
+def npy(array):
+  stream = io.BytesIO()
+  np.save(stream, array)
+  return stream.getvalue()
+
+
+def test_bad_members(tmp_path):
+  whole = npy(np.ones(4))
+  with pytest.raises(ValueError, match="no arrays"):
+    sj.open_ingredient(archive(tmp_path / "a"))
+  with pytest.raises(ValueError, match="'w' has no array header"):
+    sj.open_ingredient(archive(tmp_path / "b", ("w.npy", b"wrong magic")))
+  with pytest.raises(ValueError, match=r"'w' has \d+ bytes for \(4,\)"):
+    sj.open_ingredient(archive(tmp_path / "c", ("w.npy", whole[:-1])))
+  with pytest.warns(UserWarning, match="Duplicate"):
+    archive(tmp_path / "d", ("w.npy", whole), ("w.npy", whole))
+  with pytest.raises(ValueError, match="'w' twice"):
+    sj.open_ingredient(tmp_path / "d")
+
+
+def test_a_record_that_is_too_long(tmp_path):
+  with pytest.raises(ValueError, match="npz file takes 65535"):
+    sj.save_params(tmp_path / "x.npz", TREE, metadata={"x": "y" * 70000})
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,157 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes of four devices each, on one machine."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import sharding
+
+WORKER = pathlib.Path(__file__).with_name("processes_worker.py")
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_processes(count: int, argument: str, logs: pathlib.Path) -> None:
+  """Runs the worker in `count` processes; kills all if one fails."""
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    port = s.getsockname()[1]
+  deadline = time.monotonic() + 120
+  workers = []
+  for index in range(count):
+    env = {
+      **os.environ,
+      "ADDRESS": f"localhost:{port}",
+      "COUNT": str(count),
+      "INDEX": str(index),
+      "HARD": "110",
+      "PYTHONPATH": str(ROOT),
+    }
+    env.pop("XLA_FLAGS", None)
+    # Never a pipe: one that is full stops the worker.
+    log = open(logs / f"log_{index}", "wb")
+    workers.append(
+      subprocess.Popen(
+        [sys.executable, str(WORKER), argument],
+        env=env,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+      )
+    )
+    log.close()
+  try:
+    while any(w.poll() is None for w in workers):
+      if any(w.poll() not in (None, 0) for w in workers):
+        time.sleep(1)
+        break
+      assert time.monotonic() < deadline, "timeout"
+      time.sleep(0.05)
+  finally:
+    for w in workers:
+      if w.poll() is None:
+        os.killpg(w.pid, signal.SIGKILL)
+      w.wait()
+  texts = [(logs / f"log_{i}").read_text()[-3000:] for i in range(count)]
+  assert [w.returncode for w in workers] == [0] * count, "\n".join(texts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("processes")
+  for k in range(2):
+    rng = np.random.default_rng(k)
+    tree = {
+      "rows": rng.normal(size=(4096, 128)).astype(np.float32),
+      "columns": rng.normal(size=(64, 8192)).astype(np.float32),
+      "small": rng.normal(size=(7,)).astype(np.float32),
+      "counter": np.int32(3),
+    }
+    sj.save_params(path / f"in_{k}.safetensors", tree)
+    # Orbax stores what one device held in one chunk, which is read at once.
+    mesh = sharding.make_mesh({"x": 8})
+    axes = {"rows": jax.P("x"), "columns": jax.P(None, "x")}
+    spread = {
+      name: jax.device_put(leaf, sharding.NamedSharding(mesh, axes[name]))
+      if name in axes
+      else leaf
+      for name, leaf in tree.items()
+    }
+    sj.save_params(path / f"orbax_{k}", spread)
+  run_processes(2, str(path), path)
+  return path
+
+
+def results(folder):
+  return [
+    json.loads((folder / f"results_{i}.json").read_text()) for i in range(2)
+  ]
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+  found = sj.find_ingredients(folder / "in_*.safetensors")
+  return sj.mix(sj.rules.linear(), found).params
+
+
+@pytest.mark.parametrize("kind", ["*", "o"])
+def test_shards_are_those_of_one_process(folder, expected, kind):
+  def gather(name, axis):
+    files = sorted(
+      folder.glob(f"{kind if kind == 'o' else '[*]'}_{name}_*.npy"),
+      key=lambda f: int(f.stem.split("_")[-1]),
+    )
+    assert len(files) == 8
+    return [np.load(f) for f in files], axis
+
+  for name, axis in [("rows", 0), ("columns", 1)]:
+    shards, axis = gather(name, axis)
+    assert np.array_equal(np.concatenate(shards, axis), expected[name])
+  for name in ("small", "counter"):
+    for shard in gather(name, 0)[0]:
+      assert np.array_equal(shard, expected[name])
+
+
+def test_each_process_reads_its_share(folder):
+  total = 2 * (4096 * 128 + 64 * 8192) * 4
+  for process in results(folder):
+    for kind, found in process.items():
+      assert found["read"] <= 1.1 * total / 2, kind
+    for kind in ("*.safetensors", "orbax_*"):
+      # Also what the system says, not only what we count.
+      assert process[kind]["rchar"] <= 1.1 * total / 2, (kind, process[kind])
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["soup.safetensors", "soup.npz", "soup_orbax", "from_mesh.safetensors"],
+)
+def test_outputs_are_those_of_one_process(folder, expected, name):
+  found = sj.load_params(folder / name)
+  assert set(found) == set(expected)
+  for leaf, value in expected.items():
+    assert np.array_equal(found[leaf], value), leaf
+
+
+def test_the_file_is_the_same_for_any_number_of_processes(folder):
+  sj.mix(
+    sj.rules.linear(),
+    sj.find_ingredients(folder / "*[0-9].safetensors"),
+    out=folder / "alone.safetensors",
+  )
+  one, two = (
+    (folder / name).read_bytes()
+    for name in ("alone.safetensors", "soup.safetensors")
+  )
+  assert one == two

@@ -1,0 +1,449 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From files to files and to a mesh: what is promised about the output."""
+
+import fcntl
+import os
+import pathlib
+import subprocess
+import sys
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import ml_dtypes
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+import soupjax as sj
+from soupjax import sharding
+from soupjax.checkpoints import ocdbt, output, record
+from soupjax.soups import mix as engine
+
+ROOT = pathlib.Path(__file__).parents[2]
+OUTPUTS = ["soup.safetensors", "soup.npz", "soup"]
+RULE = sj.rules.linear()
+
+
+def tree(seed, dtype=np.float32):
+  rng = np.random.default_rng(seed)
+  return {
+    "encoder": {
+      "kernel": rng.normal(size=(40, 16, 8)).astype(dtype),
+      "bias": rng.normal(size=(8,)).astype(dtype),
+    },
+    "head": rng.normal(size=(8, 5)).astype(dtype),
+    "scale": np.asarray(rng.normal(), dtype),
+    "counter": np.int32(4),
+    "mask": np.array([True, False, True]),
+  }
+
+
+def equal(found, expected):
+  found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+  assert len(found) == len(expected)
+  for a, b in zip(found, expected):
+    a, b = np.asarray(a), np.asarray(b)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    assert a.tobytes() == b.tobytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Three models, each in every format."""
+  path = tmp_path_factory.mktemp("in")
+  for k in range(3):
+    for name in (f"m{k}.safetensors", f"m{k}.npz", f"m{k}"):
+      sj.save_params(path / name, tree(k))
+  return path
+
+
+@pytest.fixture(scope="module")
+def soup(folder):
+  return sj.uniform_soup(sj.find_ingredients(folder / "m?"))
+
+
+def paths(folder, *names):
+  return [str(folder / name) for name in names]
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("m0.safetensors", "m1.safetensors", "m2.safetensors"),
+    ("m0.npz", "m1.npz", "m2.npz"),
+    ("m0", "m1", "m2"),
+    ("m0", "m1.npz", "m2.safetensors"),
+  ],
+)
+def test_every_format_in_and_out(folder, tmp_path, soup, names, out):
+  mixed = sj.mix(RULE, paths(folder, *names), out=tmp_path / out)
+  assert mixed.path == str(tmp_path / out) and mixed.params is None
+  equal(sj.load_params(tmp_path / out), soup)
+  assert os.listdir(tmp_path) == [out]
+  assert mixed.report.bytes_read == 3 * mixed.report.bytes_written
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+  st.integers(1, 100_000),
+  st.integers(1, 5),
+  st.sampled_from(["m?.safetensors", "m?.npz", "m?"]),
+  st.sampled_from([None, 1, 300, 20_000]),
+)
+def test_the_file_does_not_depend_on_how_the_work_is_cut(
+  folder, block_bytes, threads, pattern, shard_bytes
+):
+  out = folder / "cut"
+  mixed = sj.mix(
+    RULE,
+    sj.find_ingredients(folder / pattern),
+    out=out,
+    block_bytes=block_bytes,
+    threads=threads,
+    format="safetensors",
+    shard_bytes=shard_bytes,
+    overwrite=True,
+  )
+  assert mixed.report.bytes_read == 3 * mixed.report.bytes_written
+  sums = sj.provenance(out)["crc32"]
+  expected = sj.uniform_soup(sj.find_ingredients(folder / pattern))
+  equal(sj.load_params(out), expected)
+  assert len(sums) == 6
+  output.remove(str(out))
+
+
+def test_two_runs_give_one_file(folder, tmp_path):
+  for out in ("a.safetensors", "b.safetensors"):
+    sj.mix(RULE, paths(folder, "m0", "m1"), out=tmp_path / out)
+  a, b = ((tmp_path / f"{n}.safetensors").read_bytes() for n in "ab")
+  assert a == b
+
+
+@pytest.mark.parametrize(
+  "axes,spec",
+  [
+    ({"x": 8}, jax.P("x")),
+    ({"x": 8}, jax.P(None, "x")),
+    ({"x": 8}, jax.P(None, None, "x")),
+    ({"x": 4, "y": 2}, jax.P("y", "x")),
+    ({"x": 4, "y": 2}, jax.P(("x", "y"))),
+    ({"x": 4, "y": 2}, jax.P()),
+  ],
+)
+@pytest.mark.parametrize("pattern", ["m?.safetensors", "m?"])
+def test_onto_a_mesh(folder, soup, axes, spec, pattern):
+  mesh = sharding.make_mesh(axes)
+  place = sharding.by_rules(mesh, [("kernel", spec), ("", jax.P())])
+  mixed = sj.mix(
+    RULE, sj.find_ingredients(folder / pattern), sharding=place, block_bytes=999
+  )
+  equal(mixed.params, soup)
+  kernel = mixed.params["encoder"]["kernel"]
+  assert kernel.sharding == jax.sharding.NamedSharding(mesh, spec)
+  total = sj.open_ingredient(folder / "m0.npz").num_bytes
+  assert mixed.report.bytes_read == 3 * total
+
+
+def test_result_on_the_mesh_is_its_own_memory(folder):
+  # Arrays that alias a staging buffer would change with the next block.
+  mixed = sj.mix(RULE, paths(folder, "m0", "m1"), block_bytes=64)
+  before = jax.tree.map(lambda x: np.array(x), mixed.params)
+  sj.mix(RULE, paths(folder, "m1", "m2"), block_bytes=64)
+  equal(mixed.params, before)
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_writing_from_a_mesh(tmp_path, out):
+  mesh = sharding.make_mesh({"x": 8})
+  place = sharding.by_rules(mesh, [("kernel", jax.P(None, "x")), ("", jax.P())])
+  spread = sj.Ingredient.from_params("m", tree(0)).load(sharding=place)
+  sj.save_params(tmp_path / out, spread, metadata={"a": 1})
+  equal(sj.load_params(tmp_path / out), tree(0))
+
+
+def test_orbax_restores_what_is_written(folder, tmp_path, soup, monkeypatch):
+  monkeypatch.setattr(ocdbt, "CHUNK_BYTES", 2000)
+  inputs = paths(folder, "m0.npz", "m1.npz", "m2.npz")
+  sj.mix(RULE, inputs, out=tmp_path / "o")
+  equal(ocp.load(tmp_path / "o"), soup)
+  mesh = sharding.make_mesh({"x": 8})
+
+  def target(leaf):
+    spec = jax.P(None, "x") if len(leaf.shape) == 3 else jax.P()
+    where = jax.sharding.NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  targets = jax.tree.map(target, ocp.metadata(tmp_path / "o").metadata)
+  equal(ocp.load(tmp_path / "o", targets), soup)
+  chunks = sj.open_ingredient(tmp_path / "o").storage.chunks
+  assert chunks["encoder/kernel"] == (3, 16, 8)
+
+
+def test_a_flipped_bit_in_an_orbax_soup_is_found(folder, tmp_path):
+  sj.mix(RULE, paths(folder, "m0", "m1"), out=tmp_path / "o")
+  kernel = sj.load_params(tmp_path / "o")["encoder"]["kernel"].tobytes()
+  for file in (tmp_path / "o").rglob("d/*"):
+    data = file.read_bytes()
+    if kernel in data:
+      at = data.index(kernel) + 1000
+      file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+  with pytest.raises(ValueError, match="o is not a whole Orbax.*mismatch"):
+    sj.load_params(tmp_path / "o")
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_provenance(folder, tmp_path, out):
+  rule = sj.rules.linear([1.0, 3.0])
+  inputs = paths(folder, "m0.safetensors", "m1")
+  mixed = sj.mix(
+    rule,
+    inputs,
+    base=folder / "m2",
+    out=tmp_path / out,
+    dtype="bfloat16",
+    select={"head": "keep"},
+    hash_inputs=True,
+  )
+  found = sj.provenance(tmp_path / out)
+  sums = found.pop("crc32", None)
+  assert out.endswith("npz") or len(sums) == 6
+  assert found == mixed.provenance
+  assert found["rule"] == "weighted" and found["settings"]["weights"] == [1, 3]
+  assert [i["path"] for i in found["ingredients"]] == inputs
+  assert [i["bytes"] for i in found["ingredients"]][0] == os.path.getsize(
+    inputs[0]
+  )
+  assert found["base"]["name"] == "m2"
+  assert found["select"] == {"head": "keep"}
+  assert "bfloat16" in found["dtype_policy"]["output"]
+  assert found["soupjax"] == sj.__version__
+  # One hash for one content, in whatever format.
+  one = sj.open_ingredient(folder / "m0.npz")
+  expected = record.content_hash(one.specs, one.storage.checksums)
+  assert found["ingredients"][0]["content_hash"] == expected
+
+
+def test_twins_are_found_by_content(folder, tmp_path):
+  inputs = paths(folder, "m0", "m0.safetensors", "m1")
+  with pytest.warns(UserWarning, match="m0.safetensors.*'m0'.*same weights"):
+    sj.mix(RULE, inputs, out=tmp_path / "o.npz", hash_inputs=True)
+  # Formats that carry checksums need no reading.
+  inputs = paths(folder, "m0.npz", "m0.safetensors")
+  with pytest.warns(UserWarning, match="same content"):
+    mixed = sj.mix(RULE, inputs, dry_run=True)
+  assert "same content" in mixed.table
+
+
+def test_an_output_is_not_overwritten(folder, tmp_path):
+  for out in OUTPUTS:
+    path = tmp_path / out
+    sj.mix(RULE, paths(folder, "m0"), out=path)
+    with pytest.raises(ValueError, match=f"{out} exists.*overwrite=True"):
+      sj.mix(RULE, paths(folder, "m1"), out=path)
+    equal(sj.load_params(path), tree(0))
+    sj.mix(RULE, paths(folder, "m1"), out=path, overwrite=True)
+    equal(sj.load_params(path), tree(1))
+  assert sorted(os.listdir(tmp_path)) == sorted(OUTPUTS)
+
+
+def test_a_soup_cannot_replace_its_ingredient(tmp_path):
+  path = tmp_path / "m.npz"
+  sj.save_params(path, tree(0))
+  with pytest.raises(ValueError, match="is the ingredient 'm.npz'"):
+    sj.mix(RULE, path, out=path, overwrite=True)
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_a_failed_mix_leaves_nothing(folder, tmp_path, out):
+  bad = tree(1)
+  bad["encoder"]["kernel"][39, 15, 7] = np.nan
+  sj.save_params(tmp_path / "bad.npz", bad)
+  inputs = [*paths(folder, "m0"), tmp_path / "bad.npz"]
+  with pytest.raises(ValueError, match="bad.npz' has nan in .*kernel"):
+    sj.mix(RULE, inputs, out=tmp_path / out, block_bytes=4000)
+  assert os.listdir(tmp_path) == ["bad.npz"]
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_what_is_not_on_disk_as_it_was_written_is_not_published(
+  folder, tmp_path, out, monkeypatch
+):
+  finish = output._Finisher.finish
+
+  def flip(self, provenance):
+    writer = self._writer
+    if hasattr(writer, "ranges"):
+      fd, offset = writer.ranges.places["encoder/kernel"]
+      os.pwrite(fd, b"\xff\xfe\xfd", offset + 7)
+    else:
+      box, value = writer._pieces["encoder/kernel"][0]
+      writer._pieces["encoder/kernel"][0] = (box, value ^ 1)
+    finish(self, provenance)
+
+  monkeypatch.setattr(output._Finisher, "finish", flip)
+  with pytest.raises(ValueError, match="encoder/kernel.*not written as it is"):
+    sj.mix(RULE, paths(folder, "m0"), out=tmp_path / out)
+  assert not os.listdir(tmp_path)
+
+
+KILL = """
+import os, signal, sys
+import soupjax as sj
+from soupjax.checkpoints import output
+def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
+stage, folder, out = sys.argv[1:]
+if stage == "written": output._Finisher.finish = die
+if stage == "finished": output.Target._publish = die
+if stage == "half":
+  write, count = output._Finisher.__init__, [0]
+  def init(self, writer, first):
+    write(self, writer, first)
+    inner = self.write
+    def counting(*args):
+      count[0] += 1
+      inner(*args)
+      if count[0] >= 5: die()
+    self.write = counting
+  output._Finisher.__init__ = init
+sj.mix(sj.rules.linear(), folder + "/m?.npz", out=out, block_bytes=4000)
+"""
+
+
+@pytest.mark.parametrize("out", ["soup.safetensors", "soup"])
+@pytest.mark.parametrize("stage", ["half", "written", "finished"])
+def test_a_kill_leaves_nothing_and_a_rerun_cleans_up(
+  folder, tmp_path, soup, stage, out
+):
+  path = tmp_path / out
+  done = subprocess.run(
+    [sys.executable, "-c", KILL, stage, str(folder), str(path)],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == -9, done.stderr
+  assert os.listdir(tmp_path) == [f".{out}.tmp"]
+  sj.mix(RULE, str(folder / "m?.npz"), out=path)
+  equal(sj.load_params(path), soup)
+  assert os.listdir(tmp_path) == [out]
+
+
+def test_two_runs_at_once_do_not_mix(folder, tmp_path):
+  busy = tmp_path / ".soup.npz.tmp"
+  with open(busy, "w") as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="Another run is writing .*soup.npz"):
+      sj.mix(RULE, paths(folder, "m0"), out=tmp_path / "soup.npz")
+    assert busy.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  path = tmp_path / "disk"
+  path.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(path)]
+  if subprocess.run(command, capture_output=True, check=False).returncode:
+    pytest.skip("mounting a small disk needs privileges")
+  yield path
+  subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_a_full_disk(folder, small_disk, out, monkeypatch):
+  with pytest.raises(ValueError, match="needs 0.000 GB, and .* are free"):
+    sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
+  # Others may fill it in the meantime.
+  monkeypatch.setattr(output.Target, "free_bytes", lambda self: 1 << 40)
+  with pytest.raises(ValueError, match="No space left"):
+    sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
+  assert not os.listdir(small_disk)
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
+  monkeypatch.setattr(output.Target, "free_bytes", lambda self: 1 << 40)
+  command = ["mount", "-o", "remount,ro", str(small_disk)]
+  subprocess.run(command, check=True)
+  with pytest.raises(ValueError, match=f"{out} cannot be written"):
+    sj.mix(RULE, paths(folder, "m0"), out=small_disk / out, overwrite=True)
+
+
+def test_dry_run_and_limits(folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(engine, "run", None)  # Nothing is read.
+  out = tmp_path / "o.npz"
+  mixed = sj.mix(RULE, str(folder / "m?"), out=out, dry_run=True)
+  for text in ("m0", "m2", "soup", "float32", "memory", "free", str(out)):
+    assert text in mixed.table
+  assert mixed.report is None and not os.listdir(tmp_path)
+  with pytest.raises(ValueError, match="max_host_bytes=1000.*block_bytes"):
+    sj.mix(RULE, str(folder / "m?"), out=out, max_host_bytes=1000)
+  assert not os.listdir(tmp_path)
+
+
+def test_projected_memory_does_not_grow_with_ingredients(folder):
+  lines = []
+  for count in (2, 30):
+    ingredients = [
+      sj.Ingredient.from_params(str(k), {"w": np.zeros(1_000_000, "f")})
+      for k in range(count)
+    ]
+    table = sj.mix(RULE, ingredients, dry_run=True, block_bytes=100_000).table
+    line = next(x for x in table.splitlines() if x.startswith("memory"))
+    lines.append(float(line.split()[1]))
+  assert lines[1] <= 1.1 * lines[0]
+
+
+@pytest.mark.parametrize(
+  "settings,text",
+  [
+    ({"out": "x", "format": "zip"}, "format='zip'"),
+    ({"out": "x.npz", "shard_bytes": 10}, "shard_bytes=10"),
+    ({"out": "x.safetensors", "shard_bytes": 10}, "shard_bytes=10"),
+    ({"out": "gs://b/x.npz"}, "local paths"),
+    ({"out": "x", "sharding": 1}, "not both"),
+    ({"base": "nowhere"}, "no checkpoint at"),
+  ],
+)
+def test_bad_settings(folder, tmp_path, monkeypatch, settings, text):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=text):
+    sj.mix(RULE, str(folder / "m?"), **settings)
+  assert not os.listdir(tmp_path)
+
+
+def test_empty_leaves(tmp_path):
+  sj.save_params(
+    tmp_path / "m.npz", {"w": np.ones(2, "f"), "e": np.ones((0, 2), "f")}
+  )
+  for out in ("o.safetensors", "o.npz"):
+    sj.mix(
+      RULE,
+      tmp_path / "m.npz",
+      out=tmp_path / out,
+      select={"w": "skip"},
+      dtype="bfloat16",
+    )
+    found = sj.load_params(tmp_path / out)["e"]
+    assert found.shape == (0, 2) and found.dtype == ml_dtypes.bfloat16
+  mixed = sj.mix(RULE, tmp_path / "o.npz")
+  assert mixed.params["e"].shape == (0, 2)
+  with pytest.raises(ValueError, match="'e' has shape .*no empty arrays"):
+    sj.mix(RULE, tmp_path / "o.npz", out=tmp_path / "o")
+
+
+def test_a_scheme_without_its_package_is_explained():
+  with pytest.raises(ValueError, match=r"gs://b/x.*pip install soupjax\[gs\]"):
+    sj.open_ingredient("gs://b/x")
+  with pytest.raises(ValueError, match="ftp"):
+    sj.open_ingredient("ftp://b/x")
+  with pytest.raises(ValueError, match=r"soupjax\[gs\]"):
+    sj.find_ingredients("gs://b/*/ckpt")
+
+
+def test_the_public_names():
+  assert sj.mix is not engine and callable(sj.mix)
+  assert jax.tree.leaves(sj.rules.linear().values(2))

@@ -1,0 +1,23 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import zlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+
+from soupjax.soups import crc
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8))
+def test_pieces_combine_to_the_checksum_of_all(parts):
+  pieces = [(zlib.crc32(part), len(part)) for part in parts]
+  assert crc.combine(pieces) == zlib.crc32(b"".join(parts))
+
+
+def test_arrays_of_any_shape():
+  array = np.arange(12, dtype=np.float32).reshape(3, 4)
+  assert crc.crc32(array) == zlib.crc32(array.tobytes())
+  assert crc.crc32(np.zeros((0, 3))) == 0
+  half = crc.crc32(array[:1])
+  assert crc.extend(half, array[1:]) == crc.crc32(array)

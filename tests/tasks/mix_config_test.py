@@ -1,0 +1,93 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import config as configs
+from soupjax.tasks import mix
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "soups"
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for k, value in enumerate([1.0, 3.0]):
+    tree = {"body": np.full(5, value, "f"), "head": np.full(2, value, "f")}
+    sj.save_params(tmp_path / f"m{k}.safetensors", tree)
+  return tmp_path
+
+
+def run(folder, name, *, dry_run=False, **settings):
+  settings.setdefault("ingredients", str(folder / "m*"))
+  settings.setdefault("out", str(folder / "soup.npz"))
+  config = configs.load(str(CONFIGS / f"{name}.py"), **settings)
+  mix.mix(config, dry_run=dry_run)
+  return sj.load_params(settings["out"])
+
+
+def test_uniform(folder, capsys):
+  assert run(folder, "uniform")["body"].tolist() == [2] * 5
+  text = capsys.readouterr().out
+  assert "m0" in text and "Wrote " in text and "GB/s" in text
+  assert sj.provenance(folder / "soup.npz")["ingredients"][0]["content_hash"]
+
+
+def test_weighted(folder):
+  found = run(folder, "weighted", weights=(3.0, 1.0))
+  assert found["head"].tolist() == [1.5] * 2
+
+
+def test_interpolate_and_the_other_settings(folder):
+  found = run(
+    folder,
+    "interpolate",
+    ingredients=str(folder / "m1.safetensors"),
+    base=str(folder / "m0.safetensors"),
+    alpha=0.25,
+    select=(("head", "keep"),),
+    dtype="float16",
+    out=str(folder / "soup"),
+    format="safetensors",
+    shard_bytes=8,
+  )
+  assert found["body"].tolist() == [1.5] * 5 and found["body"].dtype == "f2"
+  assert found["head"].tolist() == [1] * 2
+  assert len(os.listdir(folder / "soup")) == 3
+
+
+def test_several_patterns(folder):
+  both = f"{folder}/m1*,{folder}/m0*"
+  found = run(folder, "weighted", ingredients=both, weights=(1.0, 0.0))
+  assert found["body"].tolist() == [3] * 5
+
+
+def test_dry_run(folder, capsys):
+  config = configs.load(
+    str(CONFIGS / "uniform.py"),
+    ingredients=str(folder / "m*"),
+    out=str(folder / "soup.npz"),
+  )
+  assert mix.mix(config, dry_run=True).report is None
+  assert "memory" in capsys.readouterr().out
+  assert not (folder / "soup.npz").exists()
+
+
+@pytest.mark.parametrize(
+  "name,settings,text",
+  [
+    ("uniform", {"ingredients": ""}, "--config.ingredients"),
+    ("uniform", {"out": ""}, "--config.out"),
+    ("weighted", {}, "--config.weights"),
+    ("interpolate", {}, "base"),
+    ("uniform", {"rule": "x"}, "rule='x'"),
+    ("uniform", {"max_host_bytes": 10}, "max_host_bytes=10"),
+  ],
+)
+def test_what_is_missing_is_named(folder, name, settings, text):
+  with pytest.raises(ValueError, match=text):
+    run(folder, name, **settings)
+  assert not (folder / "soup.npz").exists()
