@@ -8,9 +8,11 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
+from soupjax import config as config_lib
 from soupjax import data, report
 from soupjax.checkpoints import files, find
 from soupjax.evaluators import Classification, classification_metrics, predictor
@@ -20,14 +22,17 @@ from soupjax.soups.average import wise_ft
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import cook, ensembles, ranked
 from soupjax.tasks.pretrain import pretrain, probed
-from soupjax.tasks.sweep import sweep
+from soupjax.tasks.sweep import random_search, sweep
 
 PyTree = Any
 
 
 def run(
-  config: ml_collections.ConfigDict, path: str | os.PathLike
-) -> pathlib.Path:
+  config: ml_collections.ConfigDict,
+  path: str | os.PathLike,
+  *,
+  dry_run: bool = False,
+) -> pathlib.Path | None:
   """Does the whole job, or what is left of it.
 
   Every stage writes its result under a temporary name and renames it, so that a
@@ -37,13 +42,18 @@ def run(
   Args:
     config: as in configs/digits.py.
     path: the directory of the run; see `open_workdir`.
+    dry_run: prints the config, the model's size and the members of the sweep,
+      and stops; touches no file.
 
   Returns:
-    The path of the report.
+    The path of the report; None after a dry run.
 
   Raises:
     ValueError: if the directory holds another run, or the config is bad.
   """
+  if dry_run:
+    print(_plan(config))
+    return None
   began = time.monotonic()
   workdir = workdir_lib.open_workdir(path, config)
 
@@ -134,6 +144,24 @@ def run(
   print(report.results_table(results, sizes))
   print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
   return page
+
+
+def _plan(config) -> str:
+  """What a run would do, without data or weights."""
+  model = ViT(num_classes=data.Digits.num_classes, **config.model)
+  image = jax.ShapeDtypeStruct((1, *data.Digits.image_shape), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  leaves = jax.tree.leaves(shapes)
+  lines = [
+    json.dumps(config_lib.to_dict(config), indent=2),
+    f"{sum(x.size for x in leaves):,} parameters in {len(leaves)} leaves",
+    f"pretraining: {config.pretrain.total_steps} steps of "
+    f"{config.pretrain.batch_size} images",
+  ]
+  for k, member in enumerate(random_search(config.sweep, config.seed)):
+    values = ", ".join(f"{name} {v:.4g}" for name, v in member.items())
+    lines.append(f"ingredient_{k:02d}: {values}")
+  return "\n".join(lines)
 
 
 def _kept_logits(directory, name, load, judges) -> dict[str, np.ndarray]:

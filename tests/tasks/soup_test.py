@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -275,3 +276,17 @@ def test_seeds_of_streams_differ():
 
   seeds = [stream_seed(0, "a"), stream_seed(0, "b"), stream_seed(1, "a")]
   assert len(set(seeds)) == 3 and np.all(np.array(seeds) >= 0)
+
+
+def test_a_dry_run_tells_all_and_touches_nothing(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  config = config_lib.load(CONFIG, **SMALL)
+  assert soup.run(config, workdir, dry_run=True) is None
+  text = capsys.readouterr().out
+  assert not workdir.exists()
+  assert '"learned_steps": 4' in text
+  assert text.count("learning_rate 0.0") == text.count("ingredient_0") == 4
+  model = sj.models.ViT(num_classes=10, **config.model)
+  params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 1)))["params"]
+  count = sum(x.size for x in jax.tree.leaves(params))
+  assert f"{count:,} parameters" in text
