@@ -22,7 +22,15 @@ def main(argv: list[str]) -> None:
   """Dispatches on `config.task`."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-  config, dry_run = _CONFIG.value, _DRY_RUN.value
+  try:
+    _dispatch(_CONFIG.value, _DRY_RUN.value)
+  except ValueError as e:
+    if logging.vlog_is_on(1):
+      raise
+    sys.exit(f"soupjax: {e}\n(--verbosity=1 shows where.)")
+
+
+def _dispatch(config, dry_run):
   # Tasks are imported when asked for: each knows what it needs.
   if config.get("task") == "soup":
     if not _WORKDIR.value:

@@ -3,10 +3,12 @@
 """The main job: pretrain, sweep, cook, judge, report."""
 
 import json
+import math
 import os
 import pathlib
 import time
 from typing import Any
+import zipfile
 
 import jax
 import ml_collections
@@ -20,6 +22,7 @@ from soupjax.models import ViT
 from soupjax.progress import Progress
 from soupjax.soups.average import wise_ft
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.check import check_config
 from soupjax.tasks.cook import cook, ensembles, ranked
 from soupjax.tasks.pretrain import pretrain, probed
 from soupjax.tasks.sweep import random_search, sweep
@@ -51,20 +54,23 @@ def run(
   Raises:
     ValueError: if the directory holds another run, or the config is bad.
   """
+  check_config(config)
   if dry_run:
     print(_plan(config))
     return None
-  began = time.monotonic()
-  workdir = workdir_lib.open_workdir(path, config)
-
-  # --- Data and model ---------------------------------------------------------
-  if config.data.name != "digits":
-    raise ValueError(f"data.name must be 'digits', got {config.data.name!r}.")
   splits = data.load_digits(
     seed=config.seed,
     num_train=config.data.num_train,
     num_minival=config.data.num_minival,
   )
+  workdir = workdir_lib.open_workdir(path, config)
+  with workdir_lib.locked(workdir):
+    return _run(config, splits, workdir)
+
+
+def _run(config, splits: data.Digits, workdir: pathlib.Path) -> pathlib.Path:
+  # --- Model and evaluation ---------------------------------------------------
+  began = time.monotonic()
   model = ViT(num_classes=splits.num_classes, **config.model)
   predict = predictor(model)
   judges = {
@@ -78,7 +84,7 @@ def run(
   # --- One start, many ingredients --------------------------------------------
   pretrained = pretrain(config, model, splits.pretrain, workdir)
   initial = probed(config, model, pretrained, splits.train, workdir)
-  sweep(
+  ingredients = sweep(
     config,
     model,
     initial,
@@ -88,7 +94,6 @@ def run(
     },
     workdir,
   )
-  ingredients = find.find_ingredients(workdir / "ingredients" / "*")
   best = ranked(ingredients)[0]
 
   # --- Soups ------------------------------------------------------------------
@@ -104,7 +109,8 @@ def run(
     where = workdir / "soups" / name
     models[name] = ("soup", lambda where=where: find.load_params(where))
   for alpha in alphas:
-    models[f"wise_ft_{alpha:.2f}"] = (
+    digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
+    models[f"wise_ft_{alpha:.{digits}f}"] = (
       "interpolation",
       lambda alpha=float(alpha): wise_ft(initial, best.load(), alpha),
     )
@@ -167,11 +173,13 @@ def _plan(config) -> str:
 def _kept_logits(directory, name, load, judges) -> dict[str, np.ndarray]:
   """Evaluates a model on everything, unless a file has the answer."""
   file = directory / f"{name}.npz"
-  if not file.exists():
-    params = load()
-    logits = {
-      dataset: judge.logits(params) for dataset, judge in judges.items()
-    }
-    files.write_arrays(file, logits)
-  with np.load(file, allow_pickle=False) as stored:
-    return dict(stored)
+  if file.exists():
+    try:
+      with np.load(file, allow_pickle=False) as stored:
+        return {dataset: stored[dataset] for dataset in judges}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      pass  # It is damaged, and easily made again.
+  params = load()
+  logits = {dataset: judge.logits(params) for dataset, judge in judges.items()}
+  files.write_arrays(file, logits)
+  return logits
