@@ -11,7 +11,6 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import contextlib
 import dataclasses
 import functools
 import threading
@@ -213,8 +212,6 @@ class _Work:
     self.done = 0
     self.written = 0
     self._lock = threading.Lock()
-    self._compiling = threading.Lock()
-    self._compiled: set[planning.Group] = set()
     self._sums: list[dict[str, list[tuple[int, int, int]]]] = [
       {} for _ in plan.sources
     ]
@@ -255,24 +252,18 @@ class _Work:
 
   def _merge(self, block, stack, base, buffer):
     group = block.group
-    # Threads that call a function for the first time at once would each
-    # compile it.
-    first = group not in self._compiled
-    with self._compiling if first else contextlib.nullcontext():
-      with jax.default_device(self.cpu):
-        old = buffer.results.pop(group, None)
-        if old is None:
-          old = jnp.empty(block.capacity, group.out_dtype)
-        result = _combine(
-          old,
-          stack,
-          base,
-          group.values,
-          combine=group.combine,
-          dtype=group.out_dtype,
-        )
-      self._compiled.add(group)
-    return result
+    with jax.default_device(self.cpu):
+      old = buffer.results.pop(group, None)
+      if old is None:
+        old = jnp.empty(block.capacity, group.out_dtype)
+      return _combine(
+        old,
+        stack,
+        base,
+        group.values,
+        combine=group.combine,
+        dtype=group.out_dtype,
+      )
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""
