@@ -205,7 +205,8 @@ def ensemble_logits(
         f"Logits {count} have shape {array.shape}, those before {total.shape}."
       )
     else:
-      total = total + array
+      with np.errstate(invalid="ignore"):  # Of infinities: checked below.
+        total = total + array
   if total is None:
     raise ValueError("An ensemble needs the logits of at least one model.")
   if weights is not None and count != size:

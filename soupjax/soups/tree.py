@@ -29,7 +29,7 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   """
   paths, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not paths:
-    raise ValueError("The tree has no leaves: there is nothing to average.")
+    raise ValueError("The tree has no leaves: it needs one array at least.")
   leaves: dict[str, Any] = {}
   for path, leaf in paths:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -224,7 +224,7 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     ValueError: if there are none.
   """
   if not leaves:
-    raise ValueError("The tree has no leaves: there is nothing to average.")
+    raise ValueError("The tree has no leaves: it needs one array at least.")
   nested: dict[str, Any] = {}
   for name in leaves:
     *parents, last = name.split("/")
