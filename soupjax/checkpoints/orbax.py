@@ -120,13 +120,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   with explained(path):
     if roots:
       _check_index(roots[0])
-    found = ocp.metadata(path).metadata
-    inside = ""
-    if isinstance(found, dict) and "params" in found and len(found) > 1:
-      if "batch_stats" in found:  # Weights are worth nothing without them.
-        found = {k: found[k] for k in ("params", "batch_stats")}
-      else:
-        found, inside = found["params"], "params."
+    found, inside = _cut_to_params(ocp.metadata(path).metadata)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
   if not roots:
     raise ValueError(
@@ -176,6 +170,15 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     path=path,
     storage=storage,
   )
+
+
+def _cut_to_params(found: Any) -> tuple[Any, str]:
+  """Drops all but the weights of a train state; says where they are in it."""
+  if not (isinstance(found, dict) and "params" in found and len(found) > 1):
+    return found, ""
+  if "batch_stats" in found:  # Weights are worth nothing without them.
+    return {k: found[k] for k in ("params", "batch_stats")}, ""
+  return found["params"], "params."
 
 
 def _check_index(root: pathlib.Path) -> None:

@@ -209,14 +209,7 @@ def learned_soup(
       log_beta = adamw_beta.update(log_beta, beta_grad * np.exp(log_beta))
 
   alphas = _softmax(logits)
-  params = [
-    # Not through a compiled function, which would cut int64 to int32.
-    leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
-    for leaf, spec, unchanged in zip(
-      pool.mix(alphas), specs.values(), pool.first
-    )
-  ]
-  finite.check_overflow(specs, params)
+  params = pool.finished(alphas)
   return LearnedSoup(
     params=jax.tree.unflatten(treedef, params),
     names=tuple(i.name for i in ingredients),
@@ -251,6 +244,19 @@ class _Pool:
         layout=self.layout,
       )
     return _finish(total, self.first)
+
+  def finished(self, alphas):
+    """The leaves of the soup, with the dtypes of the first ingredient."""
+    specs = self.ingredients[0].specs
+    leaves = [
+      # Not through a compiled function, which would cut int64 to int32.
+      leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
+      for leaf, spec, unchanged in zip(
+        self.mix(alphas), specs.values(), self.first
+      )
+    ]
+    finite.check_overflow(specs, leaves)
+    return leaves
 
   def floats(self, leaves):
     """Those leaves that are floating, by position."""
