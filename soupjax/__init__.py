@@ -7,8 +7,6 @@ Names imported here are the public API. The subpackages (`soupjax.models`,
 are imported when first used.
 """
 
-import importlib
-
 from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose
 from soupjax.checkpoints.find import find_ingredients as find_ingredients
@@ -48,9 +46,11 @@ _SUBPACKAGES = (
 
 def __getattr__(name: str):
   if name in _SUBPACKAGES:
+    import importlib
+
     return importlib.import_module(f"soupjax.{name}")
   raise AttributeError(f"module 'soupjax' has no attribute {name!r}")
 
 
 def __dir__():
-  return sorted([*globals(), *_SUBPACKAGES])
+  return sorted({*globals(), *_SUBPACKAGES})

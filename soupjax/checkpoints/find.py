@@ -15,6 +15,9 @@ from soupjax.soups.ingredient import Ingredient
 
 PyTree = Any
 
+# What files are called that `**` should find.
+_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
+
 
 def find_ingredients(
   pattern: str | os.PathLike | Sequence[str | os.PathLike],
@@ -22,19 +25,22 @@ def find_ingredients(
   """Opens all checkpoints that a pattern matches; reads metadata only.
 
   Args:
-    pattern: a path with `*`, `?`, `[...]` or `**` in it, or several. Names that
-      begin with a dot are never matched.
+    pattern: a path with `*`, `?`, `[...]` or `**` in it, or several. A path
+      that is there is taken as it is, whatever is in it. Names that begin with
+      a dot are never matched. Where `**` matches, directories and files that
+      are no checkpoints are passed over.
 
   Returns:
     Ingredients in natural order of their paths (2 before 10), named by the part
-    of the path that tells them apart. `metrics.json` and `hyperparameters.json`
-    beside a checkpoint are read with it.
+    of the path that tells them apart, each checkpoint once. `metrics.json` and
+    `hyperparameters.json` in its directory are read with it, or beside it if
+    it is called `params`.
 
   Raises:
     ValueError: if nothing matches, or a match is not a checkpoint.
   """
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
-  paths = []
+  patterns, paths = list(patterns), []
   if not patterns:
     raise ValueError("No ingredient found: got no pattern to look for.")
   for one in patterns:
@@ -45,26 +51,58 @@ def find_ingredients(
         f"{os.getcwd()})."
       )
     paths += sorted(found, key=_natural)
-  paths = list(
-    dict.fromkeys(
-      p if ranges.is_remote(p) else os.path.abspath(p) for p in paths
-    )
-  )
+  opened: dict[str, tuple[str, Ingredient]] = {}
+  for path in paths:
+    path = path if ranges.is_remote(path) else os.path.abspath(path)
+    inner, opener = _recognise(path)
+    key = inner if ranges.is_remote(inner) else os.path.realpath(inner)
+    if key not in opened:
+      opened[key] = path, _open(path, inner, opener)
+  names = _short_names([path for path, _ in opened.values()])
   return [
-    dataclasses.replace(open_ingredient(path), name=name)
-    for path, name in zip(paths, _short_names(paths))
+    dataclasses.replace(ingredient, name=name)
+    for (_, ingredient), name in zip(opened.values(), names)
   ]
 
 
 def _matches(pattern: str) -> list[str]:
   if not ranges.is_remote(pattern):
-    return glob.glob(os.path.expanduser(pattern), recursive=True)
+    pattern = os.path.expanduser(pattern)
+    if os.path.exists(pattern):
+      return [pattern]
+    found = glob.glob(pattern, recursive=True)
+    return _checkpoints(found) if "**" in pattern else found
   # The part before the first wildcard is the directory to look in.
   fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
   place = ranges.remote_path(fixed)
   if fixed == pattern.rpartition("/")[0] and not re.search(r"[*?\[]", pattern):
     return [pattern]
   return [os.fspath(p) for p in place.glob(pattern[len(fixed) + 1 :])]
+
+
+def _checkpoints(paths: Sequence[str]) -> list[str]:
+  """Those of many paths at which there are checkpoints, not parts of them."""
+  kept: list[str] = []
+  # Directories come before what is in them.
+  for path in sorted(os.path.abspath(p) for p in paths):
+    above = pathlib.PurePath(path).parents
+    if not any(pathlib.PurePath(one) in above for one in kept):
+      if _may_be_checkpoint(path):
+        kept.append(path)
+  return kept
+
+
+def _may_be_checkpoint(path: str) -> bool:
+  """Whether a path is worth opening; a damaged checkpoint is."""
+  place = pathlib.Path(path)
+  if not place.is_dir():
+    return place.name.endswith(_SUFFIXES)
+  from soupjax.checkpoints import orbax
+
+  if orbax.is_orbax(place) or orbax.is_orbax(place / "params"):
+    return True
+  # Without an index, every file in a directory is a checkpoint by itself.
+  return any(place.glob("*.safetensors.index.json"))
 
 
 def open_ingredient(path: str | os.PathLike) -> Ingredient:
@@ -78,7 +116,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
     path: of the checkpoint.
 
   Returns:
-    The ingredient, named by the last part of its path.
+    The ingredient, named by the last part of its path that is not `params`.
 
   Raises:
     ValueError: if there is nothing there, it is damaged, or nothing that is
@@ -87,10 +125,13 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   path = os.fspath(path)
   if not ranges.is_remote(path):
     path = os.path.abspath(os.path.expanduser(path))
-  inner, opener = _recognise(path)
-  ingredient = opener(inner, os.path.basename(path.rstrip("/")))
+  return _open(path, *_recognise(path))
+
+
+def _open(path: str, inner: str, opener) -> Ingredient:
+  """Opens what `_recognise` found at a path, with what lies beside it."""
   return dataclasses.replace(
-    ingredient,
+    opener(inner, _short_names([path])[0]),
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
   )
@@ -199,12 +240,14 @@ def save_params(
 
   Args:
     path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
-      directory; nothing must be there.
+      directory, whose path must not have `*`, `?` or `[` in it; nothing must
+      be there.
     params: a pytree of arrays, on the host or on a mesh.
     metadata: JSON to keep with the weights.
 
   Raises:
-    ValueError: if something is at `path`.
+    ValueError: if something is at `path`, or the tree cannot be stored: it has
+      no leaves, one is no array, or two would get one name.
   """
   from soupjax.checkpoints import stream
 
@@ -229,9 +272,12 @@ def _natural(path: str) -> list[Any]:
 def _short_names(paths: Sequence[str]) -> list[str]:
   """Drops the leading and trailing path components that all have in common."""
   parts = [pathlib.PurePath(path).parts for path in paths]
+  # No name: it is where the weights are in a run. Unless two would be one.
+  shorter = [p[:-1] if p[-1] == "params" and p[1:] else p for p in parts]
+  if len(set(shorter)) == len(set(parts)):
+    parts = shorter
   if len(parts) == 1:
-    last = [p for p in parts[0] if p != "params"]
-    return [last[-1]]
+    return [parts[0][-1]]
   # One component is left of the shortest, so that names differ as paths do.
   spare = min(len(p) for p in parts) - 1
   front = 0
@@ -244,10 +290,15 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _sidecar(path: str, name: str) -> dict[str, Any]:
-  """Reads JSON in a checkpoint's directory, if it is one and has it."""
+  """Reads JSON in a checkpoint's directory, if it is one and has it.
+
+  A directory `params` is inside that of its run, which may have it too.
+  """
   if ranges.is_remote(path):
     return {}
   file = pathlib.Path(path, name)
+  if file.parent.name == "params" and not file.exists():
+    file = file.parent.with_name(name)
   value = files.read_json(file) if file.exists() else {}
   if not isinstance(value, dict):
     raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")

@@ -11,6 +11,7 @@ costs only the chunks that it touches.
 from collections.abc import Mapping
 import contextlib
 import functools
+import json
 import re
 from typing import Any
 
@@ -21,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
 from soupjax.checkpoints import ranges
-from soupjax.soups import boxes
+from soupjax.soups import boxes, tree
 from soupjax.soups.ingredient import Ingredient, Storage
 
 PyTree = Any
@@ -32,6 +33,7 @@ _TREES = ("state", "pytree", "default", "")
 
 def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   """Writes a tree as an Orbax checkpoint; see `save_params`."""
+  _check_savable(path, params)
   context = ocp.Context()
   # Float weights hardly compress: raw files are twice as fast, 7 % larger.
   context.array.saving.use_compression = False
@@ -39,14 +41,35 @@ def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   params = jax.tree.map(
     lambda x: x if isinstance(x, jax.Array) else np.asarray(x), params
   )
-  for key, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    if not leaf.size:
-      name = jax.tree_util.keystr(key, simple=True, separator="/")
-      raise ValueError(
-        f"Leaf {name!r} has shape {leaf.shape}: Orbax stores no empty arrays."
-      )
   with context:
     ocp.save(path, params, custom_metadata=metadata)
+
+
+def _check_savable(path: str, params: PyTree) -> None:
+  """Checks what Orbax would notice too late, or never."""
+  wild = sorted(set(path) & set("*?["))
+  if wild:
+    raise ValueError(
+      f"{path} has {' and '.join(wild)} in it, which Orbax takes for a "
+      "pattern: what it saves there may be lost. Choose another name."
+    )
+  leaves, _ = tree.flatten(params)
+  paths, _ = jax.tree_util.tree_flatten_with_path(params)
+  # Orbax joins keys with dots: of two leaves of one name, one would be lost.
+  stored: dict[str, str] = {}
+  for leaf, (keys, _) in zip(leaves, paths):
+    key = jax.tree_util.keystr(keys, simple=True, separator=".")
+    if key in stored:
+      raise ValueError(
+        f"Leaves {stored[key]!r} and {leaf!r} would both be stored as {key!r}. "
+        "Rename one of them, or save to a .safetensors file."
+      )
+    stored[key] = leaf
+  for leaf, spec in tree.value_specs(leaves, "what is to be saved").items():
+    if 0 in spec.shape:
+      raise ValueError(
+        f"Leaf {leaf!r} has shape {spec.shape}: Orbax stores no empty arrays."
+      )
 
 
 @contextlib.contextmanager
@@ -92,17 +115,13 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   Raises:
     ValueError: if the checkpoint is damaged or incomplete.
   """
-  with explained(path):
-    found = ocp.metadata(path).metadata
-    inside = ""
-    if isinstance(found, dict) and "params" in found and len(found) > 1:
-      if "batch_stats" in found:  # Weights are worth nothing without them.
-        found = {k: found[k] for k in ("params", "batch_stats")}
-      else:
-        found, inside = found["params"], "params."
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
   roots = [epath.Path(path) / name for name in _TREES]
   roots = [root for root in roots if (root / "_METADATA").exists()]
+  with explained(path):
+    if roots:
+      _check_index(roots[0])
+    found, inside = _cut_to_params(ocp.metadata(path).metadata)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
   if not roots:
     raise ValueError(
       f"{path} is an Orbax checkpoint of several things, none of them called "
@@ -126,7 +145,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       leaf = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
     specs[name_of_leaf] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
   if not specs:
-    raise ValueError(f"{path} holds no arrays.")
+    raise ValueError(
+      f"{path} holds no arrays: it was saved from an empty tree, or is damaged."
+    )
 
   def read_box(leaf, box, out):
     with explained(path):
@@ -149,6 +170,34 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     path=path,
     storage=storage,
   )
+
+
+def _cut_to_params(found: Any) -> tuple[Any, str]:
+  """Drops all but the weights of a train state; says where they are in it."""
+  if not (isinstance(found, dict) and "params" in found and len(found) > 1):
+    return found, ""
+  if "batch_stats" in found:  # Weights are worth nothing without them.
+    return {k: found[k] for k in ("params", "batch_stats")}, ""
+  return found["params"], "params."
+
+
+def _check_index(root: epath.Path) -> None:
+  """Reads the lists of what a tree holds, so that damage shows.
+
+  Orbax logs it page by page, and goes on with a tree without leaves.
+  """
+  text = (root / "_METADATA").read_text(encoding="utf-8")
+  try:
+    described = json.loads(text)
+    described["tree_metadata"]
+  except (ValueError, TypeError, KeyError) as e:
+    raise ValueError(f"{root / '_METADATA'} is damaged: {e!r}") from e
+  if (root / "manifest.ocdbt").exists():
+    # Of every node of the index, with its checksum; of no weights.
+    store = _database(str(root))
+    ts.KvStore.open(store, context=new_context()).result().list().result()
+  elif described.get("use_ocdbt"):
+    raise ValueError(f"{root / 'manifest.ocdbt'} is missing")
 
 
 class _Chunks(Mapping):
@@ -187,6 +236,15 @@ def new_context() -> ts.Context:
   )
 
 
+def _database(root: str) -> dict[str, Any]:
+  """The tensorstore spec of the database that a tree is in."""
+  return {
+    "driver": "ocdbt",
+    "base": _store(root),
+    "cache_pool": "cache_pool#ocdbt",
+  }
+
+
 def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
   """Opens one array of a tree.
 
@@ -200,12 +258,7 @@ def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
   zarr3 = re.search(r'"use_zarr3":\s*true', text) is not None
   store = _store(root)
   if (place / "manifest.ocdbt").exists():
-    store = {
-      "driver": "ocdbt",
-      "base": store,
-      "path": f"{key}/",
-      "cache_pool": "cache_pool#ocdbt",
-    }
+    store = {**_database(root), "path": f"{key}/"}
   else:
     store["path"] += f"{key}/"
   spec = {
@@ -221,6 +274,7 @@ def _store(root: str) -> dict[str, Any]:
   """What tensorstore calls a directory, which may be in a bucket."""
   kind, is_address, rest = root.partition("://")
   if not is_address:
+    # Not a file:// address, in which '?', '#' and '%' would mean something.
     return {"driver": "file", "path": f"{root}/"}
   drivers = {"gs": "gcs", "s3": "s3"}
   if kind not in drivers:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import greedy
+from soupjax.soups import checks, greedy
 
 PyTree = Any
 Predict = Callable[[PyTree, jax.Array], jax.Array]
@@ -45,8 +45,8 @@ def classification_metrics(
     "loss", the mean cross-entropy in nats.
 
   Raises:
-    ValueError: if shapes do not fit, a label is out of range, or a logit is
-      NaN.
+    ValueError: if shapes do not fit, a label is no class index or out of
+      range, or a logit is NaN.
   """
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -54,6 +54,7 @@ def classification_metrics(
       f"Logits {logits.shape} and labels {labels.shape} do not fit: expected "
       "(n, classes) and (n,)."
     )
+  _check_whole(labels)
   if labels.min() < 0 or labels.max() >= logits.shape[1]:
     raise ValueError(
       f"Labels run from {labels.min()} to {labels.max()}, but the model has "
@@ -68,6 +69,14 @@ def classification_metrics(
     "prec@1": float((logits.argmax(axis=1) == labels).mean()),
     "loss": float((log_sum - at_label).mean()),
   }
+
+
+def _check_whole(labels: np.ndarray) -> None:
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(
+      f"labels must be class indices, got dtype {labels.dtype}: convert them "
+      "with .astype(int), or one-hot labels with .argmax(axis=1)."
+    )
 
 
 class Classification:
@@ -97,14 +106,17 @@ class Classification:
         that higher is better.
 
     Raises:
-      ValueError: if there are no images, or the metric is unknown.
+      ValueError: if there are no images, labels are no class indices, the
+        batch size is not positive, or the metric is unknown.
     """
+    batch_size = checks.count("batch_size", batch_size)
     if metric not in ("prec@1", "loss"):
       raise ValueError(f"metric must be 'prec@1' or 'loss', got {metric!r}.")
     if not len(images) or len(images) != len(labels):
       raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")
     self.predict, self.metric = predict, metric
     self.images, self.labels = np.asarray(images), np.asarray(labels)
+    _check_whole(self.labels)
     self.batch_size = batch_size
     self._last: np.ndarray | None = None  # Logits of the last full pass.
     self._arrange(np.arange(len(images)))

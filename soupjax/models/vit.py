@@ -57,18 +57,18 @@ def sincos2d(height: int, width: int, dim: int) -> np.ndarray:
   Args:
     height: rows of patches.
     width: columns of patches.
-    dim: embedding size, a multiple of 4.
+    dim: embedding size, a positive multiple of 4.
 
   Returns:
     (1, height * width, dim) float32.
 
   Raises:
-    ValueError: if dim is not a multiple of 4.
+    ValueError: if dim is not a positive multiple of 4.
   """
-  if dim % 4:
+  if dim % 4 or dim < 4:
     raise ValueError(f"sincos2d needs a width that 4 divides, got {dim}.")
   y, x = np.mgrid[:height, :width]
-  omega = 1.0 / 10_000.0 ** (np.arange(dim // 4) / (dim // 4 - 1))
+  omega = 1.0 / 10_000.0 ** (np.arange(dim // 4) / max(dim // 4 - 1, 1))
   y, x = y.ravel()[:, None] * omega, x.ravel()[:, None] * omega
   table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
   return table[None].astype(np.float32)

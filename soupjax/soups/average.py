@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uniform and weighted soups, interpolation, and ensembles of logits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
 import functools
 from typing import Any
 import warnings
@@ -11,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import exact, tree
+from soupjax.soups import checks, exact, finite, tree
 from soupjax.soups.ingredient import (
   Ingredient,
+  as_list,
   check_ingredients,
-  raise_if_not_finite,
   sharding_of,
 )
 
@@ -24,10 +25,10 @@ PyTree = Any
 
 @functools.partial(jax.jit, static_argnames="weighted")
 def _mean_and_check(stack, weights, scale, *, weighted):
-  finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
+  flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
   mean = exact.linear(stack, weights, scale, weighted=weighted)
   mean = mean.astype(stack[0].dtype)
-  return mean, jnp.append(finite, jnp.isfinite(mean).all())
+  return mean, jnp.append(flags, jnp.isfinite(mean).all())
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
@@ -41,27 +42,34 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
     (count,) weights, all divided by one power of two.
 
   Raises:
-    ValueError: if their number is wrong, one is not finite, or they sum to 0.
+    ValueError: if they are no numbers, their number is wrong, one is not
+      finite, or they sum to 0.
   """
   if weights is None:
     return np.ones(count, np.float32)
-  array = np.asarray(weights, np.float64)
+  if isinstance(weights, Iterator):
+    weights = list(weights)
+  array = checks.numbers(weights)
+  if array is None:
+    raise ValueError(
+      f"Weights must be a sequence of {count} numbers, in the order of the "
+      f"ingredients, got a {type(weights).__name__}: {weights!r:.80}."
+    )
+  weights = np.asarray(weights).tolist()
   if array.shape != (count,):
     raise ValueError(
       f"Got weights of shape {array.shape} for {count} ingredients: give one "
       "number for each."
     )
   if not np.isfinite(array).all():
-    raise ValueError(f"Weights must be finite, got {list(weights)}.")
+    raise ValueError(f"Weights must be finite, got {weights}.")
   if abs(array.sum()) <= 1e-6 * np.abs(array).max():
     raise ValueError(
-      f"Weights {list(weights)} sum to zero: they cannot be normalised. To add "
+      f"Weights {weights} sum to zero: they cannot be normalised. To add "
       "differences of models to a base, use task arithmetic."
     )
   if (array < 0).any():
-    warnings.warn(
-      f"Some soup weights are negative: {list(weights)}.", stacklevel=3
-    )
+    warnings.warn(f"Some soup weights are negative: {weights}.", stacklevel=3)
   # A power of two changes no digit, and keeps the sum and its reciprocal in
   # the range of float32.
   _, exponent = np.frexp(np.abs(array).max())
@@ -79,11 +87,12 @@ def uniform_soup(
   Works one leaf at a time: at most K copies of one leaf are held besides the
   soup itself. Sums are taken in float32 with their rounding errors carried
   along, as differences from the first ingredient, and rounded once: the bits do
-  not depend on the mesh, and the order matters to 1 ulp at most.
+  not depend on the mesh. What that leaves of errors is in `soups.exact`.
 
   Args:
     ingredients: of one architecture, at least one.
-    weights: one number each, divided by their sum; None weighs all alike.
+    weights: one number each, rounded to float32 and divided by their sum; None
+      weighs all alike.
     sharding: where the soup goes, as in `Ingredient.load`.
 
   Returns:
@@ -94,44 +103,40 @@ def uniform_soup(
     ValueError: if there is nothing to average, trees differ, an ingredient
       has NaN or infinity, or the weights do not fit.
   """
-  ingredients = list(ingredients)
+  ingredients = as_list(ingredients)
   check_ingredients(ingredients)
   weighted = weights is not None
   weights = check_weights(weights, len(ingredients))
   scale = exact.reciprocal(weights.sum(dtype=np.float64))
-  soup, checks = [], []
+  soup, checked = [], []
   for leaf, spec in ingredients[0].specs.items():
     where = sharding_of(sharding, leaf, spec)
     if not tree.is_float(spec):
       soup.append(ingredients[0].read(leaf, sharding=where))
       continue
     stack = [i.read(leaf, sharding=where) for i in ingredients]
-    mean, finite = _mean_and_check(stack, weights, scale, weighted=weighted)
+    mean, flags = _mean_and_check(stack, weights, scale, weighted=weighted)
     soup.append(mean)
-    checks.append((leaf, finite))
-  # One wait at the end instead of one a leaf.
-  flags = np.stack([finite for _, finite in checks]) if checks else None
-  for k, ingredient in enumerate(ingredients if checks else ()):
-    raise_if_not_finite(
-      ingredient.name, [leaf for leaf, _ in checks], flags[:, k]
-    )
-  for (leaf, _), fits in zip(checks, flags[:, -1] if checks else ()):
-    if not fits:
-      raise ValueError(
-        f"The soup overflows {ingredients[0].specs[leaf].dtype} in leaf "
-        f"{leaf!r}, though every ingredient is finite: cast them to a wider "
-        "dtype, or use weights of one sign."
-      )
+    checked.append((leaf, flags))
+  if checked:
+    # One wait at the end instead of one a leaf.
+    names = [leaf for leaf, _ in checked]
+    flags = np.stack([flags for _, flags in checked])
+    for k, ingredient in enumerate(ingredients):
+      finite.raise_if_not_finite(ingredient.name, names, flags[:, k])
+    finite.raise_if_overflows(ingredients[0].specs, names, flags[:, -1])
   return jax.tree.unflatten(ingredients[0].treedef, soup)
 
 
-def wise_ft(pretrained: PyTree, finetuned: PyTree, alpha: float) -> PyTree:
+def wise_ft(
+  pretrained: PyTree | Ingredient, finetuned: PyTree | Ingredient, alpha: float
+) -> PyTree:
   """Interpolates a pretrained and a fine-tuned model (arXiv 2109.01903).
 
   Args:
     pretrained: parameters with a head that works, zero-shot or linear probe; a
-      random head ruins the path.
-    finetuned: parameters fine-tuned from it.
+      random head ruins the path. A tree or an `Ingredient`.
+    finetuned: parameters fine-tuned from it, likewise.
     alpha: share of the fine-tuned model; the paper's advice without knowledge
       of the target is 0.5.
 
@@ -141,26 +146,29 @@ def wise_ft(pretrained: PyTree, finetuned: PyTree, alpha: float) -> PyTree:
     values outside [0, 1] extrapolate.
 
   Raises:
-    ValueError: if the trees differ or alpha is not finite.
+    ValueError: if the trees differ or alpha is no finite number.
   """
-  if not np.isfinite(alpha):
-    raise ValueError(f"alpha must be a finite number, got {alpha}.")
+  alpha = checks.number("alpha", alpha)
   ends = [
-    Ingredient.from_params("pretrained", pretrained),
-    Ingredient.from_params("finetuned", finetuned),
+    dataclasses.replace(end, name=name)
+    if isinstance(end, Ingredient)
+    else Ingredient.from_params(name, end)
+    for name, end in (("pretrained", pretrained), ("finetuned", finetuned))
   ]
+  specs = list(ends[0].specs.values())
   if alpha == 1:
     ends.reverse()
     alpha = 0.0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
     soup = uniform_soup(ends, [1 - alpha, alpha])
-  return jax.tree.map(
-    lambda leaf, like: (
-      leaf.astype(like.dtype) if hasattr(like, "dtype") else leaf
-    ),
-    soup,
-    pretrained,
+  leaves, treedef = jax.tree.flatten(soup)
+  return jax.tree.unflatten(
+    treedef,
+    [
+      leaf.astype(spec.dtype) if tree.is_float(spec) else leaf
+      for leaf, spec in zip(leaves, specs)
+    ],
   )
 
 
@@ -178,14 +186,17 @@ def ensemble_logits(
     float32 array of that shape, on the host.
 
   Raises:
-    ValueError: if there are none, shapes differ or the weights do not fit.
+    ValueError: if there are none, one is no array of numbers or has NaN, shapes
+      differ, or the weights do not fit.
   """
   if weights is not None:
-    scaled = check_weights(weights, len(weights))  # Before any work.
+    weights = list(weights) if isinstance(weights, Iterator) else weights
+    size = len(weights) if hasattr(weights, "__len__") else 1
+    scaled = check_weights(weights, size)  # Before any work.
   total, count = None, 0
   for count, array in enumerate(logits, start=1):
-    array = np.asarray(array, np.float64)
-    if weights is not None and count <= len(weights):
+    array = _finite_enough(array, count)
+    if weights is not None and count <= size:
       array = array * scaled[count - 1]
     if total is None:
       total = array
@@ -194,13 +205,34 @@ def ensemble_logits(
         f"Logits {count} have shape {array.shape}, those before {total.shape}."
       )
     else:
-      total = total + array
+      with np.errstate(invalid="ignore"):  # Of infinities: checked below.
+        total = total + array
   if total is None:
     raise ValueError("An ensemble needs the logits of at least one model.")
-  if weights is not None and count != len(weights):
+  if weights is not None and count != size:
     raise ValueError(
-      f"Got {len(weights)} weights for the logits of {count} models: give one "
-      "number for each."
+      f"Got {size} weights for the logits of {count} models: give one number "
+      "for each."
+    )
+  if np.isnan(total).any():
+    raise ValueError(
+      "The ensemble has NaN: infinite logits cancel each other, or have weight "
+      "0. Use finite ones."
     )
   scale = count if weights is None else scaled.sum(dtype=np.float64)
   return (total / scale).astype(np.float32)
+
+
+def _finite_enough(logits: Any, position: int) -> np.ndarray:
+  """The logits of one model in float64; infinity may mask classes."""
+  array = checks.numbers(logits)
+  if array is None:
+    raise ValueError(
+      f"Logits {position} are no array of numbers but a "
+      f"{type(logits).__name__}: {logits!r:.80}."
+    )
+  if np.isnan(array).any():
+    raise ValueError(
+      f"Logits {position} have NaN. Leave that model out: its weights diverged."
+    )
+  return array

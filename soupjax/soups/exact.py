@@ -11,8 +11,13 @@ the rounding errors of the sums are carried along (the two-sum of Knuth, TAOCP
 
   t_0 + sum_k w_k (t_k - t_0) / sum_k w_k
 
-in float32, within 1 ulp of the exact mean unless the models cancel to less
-than a thousandth of their size. Equal leaves come back bit for bit.
+in float32. Weights are rounded to float32 first. Against the exact mean with
+the rounded weights, the error is about 1 ulp of the result (1.11 is the most
+that was measured) unless the models cancel to less than a thousandth of their
+size. The rounding of the weights comes on top: it is a relative 6e-8 of every
+weight, hence of every difference t_k - t_0, which can be many ulp of a result
+that is small beside them (hundreds were measured). Equal leaves come back bit
+for bit.
 
 Integer and boolean leaves do not belong here.
 """

@@ -2,59 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Greedy soups: Recipe 1 of arXiv 2203.05482."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 import concurrent.futures
 import dataclasses
-import math
 from typing import Any
 
 import jax
 
-from soupjax.soups import exact, tree
-from soupjax.soups.ingredient import Ingredient, check_finite, check_ingredients
+from soupjax.soups import decisions, exact, finite, tree
+from soupjax.soups.decisions import Decision, Trial
+from soupjax.soups.ingredient import (
+  Ingredient,
+  as_list,
+  check_finite,
+  check_ingredients,
+)
 
 PyTree = Any
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Decision:
-  """What happened to one ingredient.
-
-  Attributes:
-    name: the ingredient's.
-    score: held-out score of the soup with this ingredient in it; None if it
-      was rejected before all data were evaluated.
-    bar: score of the soup without it; None for the first.
-    accepted: whether it stayed in.
-    reason: why, in words.
-    size: ingredients in the soup after the decision.
-    bound: the best score that was still possible when it was rejected early.
-    evaluated: share of the held-out data that were evaluated.
-  """
-
-  name: str
-  score: float | None
-  bar: float | None
-  accepted: bool
-  reason: str
-  size: int
-  bound: float | None = None
-  evaluated: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trial:
-  """What an evaluator with a method `trial` says about a candidate.
-
-  Attributes:
-    score: on all data, None if it stopped before.
-    bound: no score above this was possible when it stopped; None otherwise.
-    evaluated: share of the data that were evaluated.
-  """
-
-  score: float | None
-  bound: float | None = None
-  evaluated: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +108,9 @@ def greedy_soup(
 
   Args:
     ingredients: in the order to try, best first.
-    evaluate: maps parameters to a held-out score; higher is better.
+    evaluate: maps parameters to a held-out score; higher is better. It must
+      not donate its argument to a compiled function (`donate_argnums`): the
+      arrays of a candidate that stays in are used again.
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
       paper), "gt" one that scores better (the paper's released code).
     min_delta: a candidate must also gain this much.
@@ -160,13 +126,15 @@ def greedy_soup(
 
   Raises:
     ValueError: if there are no ingredients, trees differ, one has NaN or
-      infinity, a score is not finite, or `order` or `resume` do not fit.
+      infinity, a score is not finite, the soup overflows its dtype, or `order`
+      or `resume` do not fit.
+    TypeError: if `ingredients` are no sequence of ingredients.
   """
-  clears = _acceptance(accept, min_delta)
-  ingredients = list(ingredients)
+  rule = decisions.Rule.of(accept, min_delta)
+  ingredients = as_list(ingredients)
   check_ingredients(ingredients)
   ingredients = _in_order(ingredients, order)
-  history = _replayed(ingredients, resume, clears)
+  history = decisions.replayed([i.name for i in ingredients], resume, rule)
   check_finite(ingredients)
 
   trial = getattr(evaluate, "trial", None) if early_reject else None
@@ -184,19 +152,22 @@ def greedy_soup(
     candidate_total = _add(total, first, params)
     scale = exact.reciprocal(len(selected) + 1)
     candidate = _mean(candidate_total, first, scale)
-    past = history[position] if position < len(history) else None
-    if past is None:
+    is_new = position >= len(history)
+    if is_new:
       if trial and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.
         evaluate(soup)
         evaluate.keep()
         incumbent = True
-      if trial and bar is not None:
-        result = trial(candidate, lambda score, bar=bar: clears(score, bar))
-      else:
-        result = Trial(score=evaluate(candidate))
-      result = _checked(result, [*selected, ingredient.name])
-      past = _decide(ingredient.name, result, bar, clears, len(selected))
+      result = _evaluated(evaluate, trial, candidate, rule, bar)
+      result = decisions.checked(result, [*selected, ingredient.name])
+      past = decisions.decide(ingredient.name, result, bar, rule, len(selected))
+    else:
+      past = history[position]
+    if past.accepted:
+      leaves = jax.tree.leaves(candidate)
+      finite.check_overflow(ingredient.specs, leaves)
+    if is_new:
       history.append(past)
       if on_decision:
         on_decision(past)
@@ -209,6 +180,19 @@ def greedy_soup(
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
   )
+
+
+def _evaluated(evaluate, trial, candidate, rule, bar) -> Trial:
+  """Evaluates a candidate, on all data or until it is clearly rejected."""
+  if not trial or bar is None:
+    return Trial(score=evaluate(candidate))
+  result = trial(candidate, lambda score: rule.accepts(score, bar))
+  if not isinstance(result, Trial):
+    raise ValueError(
+      f"evaluate.trial returned {result!r:.80}: it must return a Trial "
+      "(soupjax.soups.greedy.Trial)."
+    )
+  return result
 
 
 def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
@@ -228,106 +212,22 @@ def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
 def _in_order(ingredients, order):
   if order is None:
     return ingredients
-  by_name = {i.name: i for i in ingredients}
+  if not isinstance(order, Iterable) or isinstance(order, (str, Set)):
+    raise ValueError(
+      f"order must be a list of names, got a {type(order).__name__}: "
+      f"{order!r:.80}."
+    )
+  order, by_name = list(order), {i.name: i for i in ingredients}
+  for name in order:
+    if not isinstance(name, str):
+      kind = type(name).__name__
+      fix = " Give [i.name for i in ...]." if hasattr(name, "name") else ""
+      raise ValueError(f"order must hold names only, got a {kind}.{fix}")
   if sorted(order) != sorted(by_name):
     raise ValueError(
       "order must name every ingredient once. Missing: "
       f"{sorted(set(by_name) - set(order))}, unknown: "
       f"{sorted(set(order) - set(by_name))}, named twice: "
-      f"{sorted({n for n in order if list(order).count(n) > 1})}."
+      f"{sorted({n for n in order if order.count(n) > 1})}."
     )
   return [by_name[name] for name in order]
-
-
-def _acceptance(accept: str, min_delta: float):
-  if accept not in ("ge", "gt"):
-    raise ValueError(f"accept must be 'ge' or 'gt', got {accept!r}.")
-  if not math.isfinite(min_delta):
-    raise ValueError(f"min_delta must be finite, got {min_delta}.")
-  if accept == "ge":
-    return lambda score, bar: score >= bar + min_delta
-  return lambda score, bar: score > bar + min_delta
-
-
-def _checked(result: Trial, names: Sequence[str]) -> Trial:
-  value = result.score if result.score is not None else result.bound
-  try:
-    value = float(value)
-  except TypeError as e:
-    raise ValueError(
-      f"evaluate returned {value!r} for the soup of {names}: it must return a "
-      "number."
-    ) from e
-  if not math.isfinite(value):
-    raise ValueError(
-      f"The soup of {names} scores {value}: evaluate must return a finite "
-      "number."
-    )
-  if result.score is None:
-    return dataclasses.replace(result, bound=value)
-  return dataclasses.replace(result, score=value)
-
-
-def _decide(name, result: Trial, bar, clears, size) -> Decision:
-  if result.score is None:
-    accepted = False
-    reason = f"cannot score more than {result.bound:.6g}, which is not enough"
-  elif bar is None:
-    accepted, reason = True, "the first ingredient"
-  else:
-    accepted, gain = clears(result.score, bar), result.score - bar
-    if gain > 0:
-      reason = f"raises the score by {gain:.6g}"
-    elif gain < 0:
-      reason = f"lowers the score by {-gain:.6g}"
-    else:
-      reason = "leaves the score as it is"
-    if not accepted and gain >= 0:
-      reason += ", which is not enough"
-  return Decision(
-    name=name,
-    score=result.score,
-    bar=bar,
-    accepted=accepted,
-    reason=reason,
-    size=size + accepted,
-    bound=result.bound,
-    evaluated=result.evaluated,
-  )
-
-
-def _replayed(ingredients, resume, clears) -> list[Decision]:
-  """Checks that earlier decisions fit these ingredients and this rule."""
-  history = []
-  bar = None
-  for position, past in enumerate(resume or ()):
-    if not isinstance(past, Decision):
-      try:
-        past = Decision(**past)
-      except TypeError as e:
-        raise ValueError(
-          f"Decision {position} to resume from is no decision ({e}): {past}. "
-          "Delete the old trace to start afresh."
-        ) from e
-    if position >= len(ingredients) or ingredients[position].name != past.name:
-      here = [i.name for i in ingredients[position : position + 1]]
-      raise ValueError(
-        f"Decision {position} to resume from is about {past.name!r}, but the "
-        f"ingredient there is {here[0] if here else 'none'!r}. Delete the old "
-        "trace, or give the same ingredients in the same order."
-      )
-    best = past.bound if past.score is None else past.score
-    if best is None or (past.score is None and past.accepted):
-      raise ValueError(
-        f"Decision {position} to resume from ({past.name!r}) has no score. "
-        "Delete the old trace to start afresh."
-      )
-    wanted = True if bar is None else clears(best, bar)
-    if past.accepted != wanted:
-      raise ValueError(
-        f"Decision {position} to resume from ({past.name!r}) was made under "
-        "another acceptance rule. Delete the old trace to start afresh."
-      )
-    bar = past.score if past.accepted else bar
-    history.append(past)
-  return history

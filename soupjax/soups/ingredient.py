@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ingredient: one fine-tuned model, by name and lazily."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import boxes, tree
+from soupjax.soups import boxes, checks, finite, tree
 
 PyTree = Any
 Index = tuple[slice, ...]
@@ -87,12 +87,12 @@ class Ingredient:
 
     Raises:
       ValueError: if the tree is empty, two leaves share a name, or a leaf is
-        not an array.
+        not an array of numbers.
     """
     leaves, treedef = tree.flatten(params)
     return cls(
       name=name,
-      specs={leaf: tree.spec(value) for leaf, value in leaves.items()},
+      specs=tree.value_specs(leaves, repr(name)),
       treedef=treedef,
       reader=lambda leaf, index: (
         leaves[leaf] if index is None else np.asarray(leaves[leaf])[index]
@@ -119,24 +119,27 @@ class Ingredient:
 
     Args:
       leaf: its name, one of `specs`.
-      index: a tuple of slices; None for the whole leaf.
+      index: a tuple of slices, with positive steps; None for the whole leaf.
       sharding: where the whole leaf goes. Each process then reads only the
         slices that its own devices hold. None: as the reader returns it.
+        Integers of 64 bits stay on the host where JAX would cut them to 32.
 
     Returns:
       An array of the leaf's dtype.
 
     Raises:
-      ValueError: if there is no such leaf, or index and sharding are both
-        given.
+      ValueError: if there is no such leaf, the index does not fit it, or index
+        and sharding are both given.
     """
     if leaf not in self.specs:
       raise ValueError(f"{self.name!r} has no leaf {leaf!r}.")
-    if sharding is None:
-      return self.reader(leaf, index)
-    if index is not None:
-      raise ValueError("Give an index or a sharding, not both.")
     spec = self.specs[leaf]
+    if index is not None:
+      if sharding is not None:
+        raise ValueError("Give an index or a sharding, not both.")
+      _check_index(self.name, leaf, spec, index)
+    if sharding is None or (_is_cut(spec) and not tree.is_float(spec)):
+      return self.reader(leaf, index)
     if self.path is None:
       return jax.device_put(self.reader(leaf, None), sharding)
     # Devices that hold the same slice share one read.
@@ -168,8 +171,23 @@ class Ingredient:
     return jax.tree.unflatten(self.treedef, leaves)
 
   def in_memory(self, *, sharding: Any = None) -> "Ingredient":
-    """Reads it once and keeps it: for recipes that pass over it many times."""
-    params = jax.tree.map(jax.numpy.asarray, self.load(sharding=sharding))
+    """Reads it once and keeps it: for recipes that pass over it many times.
+
+    Args:
+      sharding: as in `load`.
+
+    Returns:
+      The same ingredient. Float leaves are on devices, others on the host: JAX
+      would cut integers of 64 bits.
+
+    Raises:
+      ValueError: if a leaf is float64 and jax_enable_x64 is off.
+    """
+    _check_float64(self)
+    params = jax.tree.map(
+      lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
+      self.load(sharding=sharding),
+    )
     return dataclasses.replace(
       Ingredient.from_params(self.name, params),
       metrics=self.metrics,
@@ -184,6 +202,66 @@ def sharding_of(sharding: Any, leaf: str, spec: jax.ShapeDtypeStruct) -> Any:
   return sharding(leaf, spec)
 
 
+def _check_index(name, leaf, spec, index):
+  """Checks that an index means the same in memory and on disk."""
+  wanted = (
+    f"give a tuple of at most {len(spec.shape)} slices, as (slice(0, 2),), or "
+    "None for all of it"
+  )
+  if not isinstance(index, tuple) or len(index) > len(spec.shape):
+    raise ValueError(
+      f"Index {index!r:.80} does not fit leaf {leaf!r} of {name!r}, of shape "
+      f"{spec.shape}: {wanted}."
+    )
+  for one in index:
+    if not isinstance(one, slice) or (one.step is not None and one.step < 1):
+      raise ValueError(
+        f"Index {index!r:.80} of leaf {leaf!r} of {name!r} has {one!r} in it, "
+        f"which is no slice with a positive step: {wanted}."
+      )
+
+
+def _is_cut(spec) -> bool:
+  """Whether JAX would hold a leaf with fewer bits."""
+  return jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype
+
+
+def _check_float64(ingredient: Ingredient) -> None:
+  for leaf, spec in ingredient.specs.items():
+    if spec.dtype == np.float64 and _is_cut(spec):
+      raise ValueError(
+        f"Leaf {leaf!r} of {ingredient.name!r} is float64, which JAX would "
+        "silently cut to float32. Cast it, or set jax_enable_x64."
+      )
+
+
+def as_list(ingredients: Any) -> list[Ingredient]:
+  """Returns several ingredients as a list.
+
+  Raises:
+    TypeError: if they are one ingredient, a dict, text, or no sequence.
+  """
+  kind = type(ingredients).__name__
+  if isinstance(ingredients, Ingredient):
+    raise TypeError(
+      f"Expected a sequence of ingredients, got only {ingredients.name!r}: put "
+      "it in a list."
+    )
+  if isinstance(ingredients, Mapping):
+    raise TypeError(
+      f"Expected a sequence of ingredients, got a {kind}: make a list of "
+      "Ingredient.from_params(name, params) of its items."
+    )
+  if isinstance(ingredients, (str, bytes)):
+    raise TypeError(
+      f"Expected a sequence of ingredients, got a {kind}: open paths with "
+      "find_ingredients(pattern)."
+    )
+  if not isinstance(ingredients, Iterable):
+    raise TypeError(f"Expected a sequence of ingredients, got a {kind}.")
+  return list(ingredients)
+
+
 def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
   """Checks names, structures, shapes and dtypes; reads no float weights.
 
@@ -195,7 +273,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
       leaves differ; naming the ingredients and the leaves.
     TypeError: if one is not an `Ingredient`.
   """
-  ingredients = list(ingredients)
+  ingredients = as_list(ingredients)
   if not ingredients:
     raise ValueError("A soup needs at least one ingredient, got none.")
   names = []
@@ -222,18 +300,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
     tree.check_equal_integers(
       {i.name: {n: i.read(n) for n in counters} for i in ingredients}
     )
-  if not jax.config.jax_enable_x64:
-    for leaf, spec in ingredients[0].specs.items():
-      if spec.dtype == np.float64:
-        raise ValueError(
-          f"Leaf {leaf!r} of {names[0]!r} is float64, which JAX would silently "
-          "cut to float32. Cast it, or set jax_enable_x64."
-        )
-
-
-@jax.jit
-def _all_finite(leaves):
-  return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
+  _check_float64(ingredients[0])
 
 
 def check_finite(ingredients: Sequence[Ingredient]) -> None:
@@ -249,18 +316,8 @@ def check_finite(ingredients: Sequence[Ingredient]) -> None:
     names = [n for n, s in ingredient.specs.items() if tree.is_float(s)]
     if not names:
       continue
-    finite = _all_finite([ingredient.read(name) for name in names])
-    raise_if_not_finite(ingredient.name, names, finite)
-
-
-def raise_if_not_finite(ingredient: str, names: Sequence[str], finite) -> None:
-  """Raises a ValueError for the first of `names` whose flag is False."""
-  for name, ok in zip(names, np.asarray(finite)):
-    if not ok:
-      raise ValueError(
-        f"Ingredient {ingredient!r} has NaN or infinity in leaf {name!r}; it "
-        "would spoil the whole soup. Leave it out: its fine-tuning diverged."
-      )
+    flags = finite.all_finite([ingredient.read(name) for name in names])
+    finite.raise_if_not_finite(ingredient.name, names, flags)
 
 
 def rank_by(
@@ -280,21 +337,29 @@ def rank_by(
     A new list.
 
   Raises:
-    ValueError: if an ingredient lacks the metric, or its value is NaN.
+    ValueError: if an ingredient lacks the metric, or its value is no number.
   """
   if mode not in ("max", "min"):
     raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+  ingredients = as_list(ingredients)
+  values = {}
   for ingredient in ingredients:
-    value = ingredient.metrics.get(metric)
-    if value is None:
+    if ingredient.metrics.get(metric) is None:
       raise ValueError(
         f"Ingredient {ingredient.name!r} has no metric {metric!r}; it has "
         f"{sorted(ingredient.metrics) or 'none'}."
       )
+    value = checks.as_number(ingredient.metrics[metric])
+    if value is None:
+      raise ValueError(
+        f"{metric} of ingredient {ingredient.name!r} must be a number, got "
+        f"{ingredient.metrics[metric]!r:.80}."
+      )
     if math.isnan(value):
       raise ValueError(f"{metric} of ingredient {ingredient.name!r} is NaN.")
+    values[id(ingredient)] = value
   sign = -1 if mode == "max" else 1
-  return sorted(ingredients, key=lambda i: sign * i.metrics[metric])
+  return sorted(ingredients, key=lambda i: sign * values[id(i)])
 
 
 def storage_of(ingredient: Ingredient) -> Storage:

@@ -13,20 +13,26 @@ turn, one dot product: no graph over K models, and never two ingredients besides
 the soup at a time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
 import math
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import tree
-from soupjax.soups.ingredient import Ingredient, check_finite, check_ingredients
+from soupjax.soups import checks, finite, tree
+from soupjax.soups.ingredient import (
+  Ingredient,
+  as_list,
+  check_finite,
+  check_ingredients,
+  sharding_of,
+)
+from soupjax.soups.layers import layer_of, make_layout
 
 PyTree = Any
 
@@ -50,71 +56,6 @@ class LearnedSoup:
   alphas: dict[str, np.ndarray]
   beta: float
   history: tuple[dict[str, float], ...]
-
-
-def layer_of(leaf: str) -> str:
-  """Names the layer a leaf belongs to: its numbered block, or its module.
-
-  Args:
-    leaf: a name like "Transformer/encoderblock_3/LayerNorm_0/scale" or
-      "blocks.3.norm1.weight".
-
-  Returns:
-    The path up to the first numbered part ("Transformer/encoderblock_3",
-    "blocks.3"); without one, the path less its last part ("head" for
-    "head/kernel"); for a leaf by itself, its name.
-  """
-  parts = list(re.finditer(r"[^/.]+", leaf))
-  for part in parts:
-    if re.fullmatch(r"(.*[_-])?\d+", part.group()):
-      return leaf[: part.end()]
-  return leaf[: parts[-2].end()] if len(parts) > 1 else leaf
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-  """Where each leaf's coefficients are in one flat vector of slots."""
-
-  groups: tuple[str, ...]
-  slot_groups: tuple[int, ...]
-  leaves: tuple[tuple[int, int] | None, ...]  # (first slot, count); None: int
-
-  def spread(self, leaf: int, slots: jax.Array, ndim: int) -> jax.Array:
-    """The coefficients of one leaf, shaped to multiply it."""
-    start, count = self.leaves[leaf]
-    if count is None:
-      return slots[start]
-    return slots[start : start + count].reshape((count,) + (1,) * (ndim - 1))
-
-  def sums(self, leaf: int, products: jax.Array) -> jax.Array:
-    """Sums a leaf's products into its slots."""
-    if self.leaves[leaf][1] is None:
-      return products.sum()[None]
-    return products.reshape(products.shape[0], -1).sum(1)
-
-
-def _make_layout(specs, granularity, layer_of, stacked) -> _Layout:
-  groups: dict[str, int] = {}
-  slot_groups, leaves = [], []
-  for leaf, spec in specs.items():
-    if not tree.is_float(spec):
-      leaves.append(None)
-      continue
-    found = stacked is not None and re.search(stacked, leaf)
-    is_stack = found and granularity != "model" and spec.shape
-    if granularity != "layer":
-      name = {"model": "model", "tensor": leaf}[granularity]
-    elif is_stack:
-      # The layers of a loop over blocks: one for all modules of a block.
-      name = leaf[: found.end()].rstrip("/.")
-    else:
-      name = layer_of(leaf)
-    names = (
-      [f"{name}[{i}]" for i in range(spec.shape[0])] if is_stack else [name]
-    )
-    leaves.append((len(slot_groups), len(names) if is_stack else None))
-    slot_groups += [groups.setdefault(n, len(groups)) for n in names]
-  return _Layout(tuple(groups), tuple(slot_groups), tuple(leaves))
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -187,13 +128,14 @@ def learned_soup(
 
   Memory: the soup, its gradient, the first ingredient and the one being read,
   whatever their number. Every ingredient is read twice a step; for a small
-  model pass `[i.in_memory() for i in ingredients]`.
+  model pass `[i.in_memory() for i in ingredients]`. The last bits may depend on
+  the mesh, other than those of `uniform_soup`.
 
   Args:
     ingredients: at least two.
     loss: `loss(params, beta)`, the loss on all held-out data with logits
       multiplied by the scalar beta; `loss(params, beta, batch)` if `batches`
-      is given. Must be traceable: it is compiled once.
+      is given. Must return one scalar and be traceable: it is compiled once.
     granularity: "model" learns K coefficients, "layer" K for every layer,
       "tensor" K for every leaf (as the paper's released code does).
     steps: optimisation steps, a positive number.
@@ -214,63 +156,49 @@ def learned_soup(
 
   Raises:
     ValueError: if there are fewer than two ingredients, trees differ, one has
-      NaN or infinity, an argument is out of range, batches run out, or the
-      loss becomes NaN.
+      NaN or infinity, none has float leaves, an argument is out of range,
+      batches run out, or the loss, its gradient or the soup is not finite.
+    TypeError: if `ingredients` are no sequence of ingredients.
   """
-  ingredients = list(ingredients)
-  _check_arguments(ingredients, granularity, steps, learning_rate, weight_decay)
+  ingredients = as_list(ingredients)
+  steps, learning_rate, weight_decay = _checked_arguments(
+    ingredients, granularity, steps, learning_rate, weight_decay
+  )
+  batches = _checked_batches(batches, steps)
   check_ingredients(ingredients)
-  check_finite(ingredients)
   specs, treedef = ingredients[0].specs, ingredients[0].treedef
-  layout = _make_layout(specs, granularity, layer_of, stacked)
-  slot_groups = np.asarray(layout.slot_groups)
-
-  def leaves_of(ingredient):
-    return jax.tree.leaves(ingredient.load(sharding=sharding))
-
-  first = leaves_of(ingredients[0])
-
-  def mix(alphas):
-    # The first ingredient's difference from itself is zero: skip it.
-    total = None
-    for k, ingredient in enumerate(ingredients[1:], start=1):
-      slots = np.float32(alphas[slot_groups, k])
-      total = _accumulate(
-        total, first, leaves_of(ingredient), slots, layout=layout
-      )
-    return _finish(total, first)
+  layout = make_layout(specs, granularity, layer_of, stacked)
+  if not layout.groups:
+    raise ValueError(
+      f"No leaf of {ingredients[0].name!r} is floating: there is nothing to "
+      f"learn. Its leaves: {sorted(specs)[:10]}."
+    )
+  check_finite(ingredients)
+  pool = _Pool(ingredients, layout, sharding)
 
   def loss_of(floats, beta, *batch):
-    leaves = list(first)
+    leaves = list(pool.first)
     for k, value in floats.items():
       leaves[k] = value
     return loss(jax.tree.unflatten(treedef, leaves), beta, *batch)
 
+  batches = _check_loss(loss_of, pool, batches)
   value_and_grad = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
 
   logits = np.zeros((len(layout.groups), len(ingredients)))
   log_beta, history = np.zeros(()), []
   adamw = _AdamW(learning_rate, weight_decay)
   adamw_beta = _AdamW(learning_rate, 0.0)
-  batches = _endless() if batches is None else _checked(batches, steps)
   for step, batch in zip(range(steps), batches):
     alphas = _softmax(logits)
-    soup = mix(alphas)
-    floats = {k: s for k, s in enumerate(soup) if layout.leaves[k] is not None}
+    soup = pool.mix(alphas)
     value, (grads, beta_grad) = value_and_grad(
-      floats, np.float32(np.exp(log_beta)), *batch
+      pool.floats(soup), np.float32(np.exp(log_beta)), *batch
     )
-    if not math.isfinite(float(value)):
-      raise ValueError(
-        f"The held-out loss is {float(value)} at step {step} of the learned "
-        "soup. Lower learning_rate, or look for a model that diverged."
-      )
-    all_grads = [grads.get(k) for k in range(len(first))]
-    dots = np.stack(
-      [_dots(all_grads, leaves_of(i), soup, layout=layout) for i in ingredients]
-    ).astype(np.float64)
-    grad = np.zeros_like(logits)
-    np.add.at(grad, slot_groups, dots.T)
+    _check_value(float(value), step, specs, soup)
+    grad = pool.gradient(grads, soup)
+    beta_grad = float(beta_grad) if learn_beta else 0.0
+    _check_gradient(grad, beta_grad, float(value), step, specs, soup)
     history.append(
       {"step": step, "loss": float(value), "beta": float(np.exp(log_beta))}
     )
@@ -278,15 +206,10 @@ def learned_soup(
       on_step(history[-1])
     logits = adamw.update(logits, alphas * grad)
     if learn_beta:
-      scaled = float(beta_grad) * np.exp(log_beta)
-      log_beta = adamw_beta.update(log_beta, scaled)
+      log_beta = adamw_beta.update(log_beta, beta_grad * np.exp(log_beta))
 
   alphas = _softmax(logits)
-  params = [
-    # Not through a compiled function, which would cut int64 to int32.
-    leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
-    for leaf, spec, unchanged in zip(mix(alphas), specs.values(), first)
-  ]
+  params = pool.finished(alphas)
   return LearnedSoup(
     params=jax.tree.unflatten(treedef, params),
     names=tuple(i.name for i in ingredients),
@@ -296,28 +219,157 @@ def learned_soup(
   )
 
 
+class _Pool:
+  """The ingredients, as leaves that are read when asked for."""
+
+  def __init__(self, ingredients, layout, sharding):
+    self.ingredients, self.layout, self.sharding = ingredients, layout, sharding
+    self.slot_groups = np.asarray(layout.slot_groups)
+    self.first = self._leaves_of(ingredients[0])
+
+  def _leaves_of(self, ingredient):
+    return jax.tree.leaves(ingredient.load(sharding=self.sharding))
+
+  def mix(self, alphas):
+    """The leaves of the soup in float32; those not floating are the first's."""
+    # The first ingredient's difference from itself is zero: skip it.
+    total = None
+    for k, ingredient in enumerate(self.ingredients[1:], start=1):
+      slots = np.float32(alphas[self.slot_groups, k])
+      total = _accumulate(
+        total,
+        self.first,
+        self._leaves_of(ingredient),
+        slots,
+        layout=self.layout,
+      )
+    return _finish(total, self.first)
+
+  def finished(self, alphas):
+    """The leaves of the soup, with the dtypes of the first ingredient."""
+    specs = self.ingredients[0].specs
+    leaves = [
+      # Not through a compiled function, which would cut int64 to int32.
+      leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
+      for leaf, spec, unchanged in zip(
+        self.mix(alphas), specs.values(), self.first
+      )
+    ]
+    finite.check_overflow(specs, leaves)
+    return leaves
+
+  def floats(self, leaves):
+    """Those leaves that are floating, by position."""
+    held = self.layout.leaves
+    return {k: x for k, x in enumerate(leaves) if held[k] is not None}
+
+  def gradient(self, grads, soup):
+    """<G, theta_i - theta> for every group and ingredient, in float64."""
+    grads = [grads.get(k) for k in range(len(self.first))]
+    dots = [
+      _dots(grads, self._leaves_of(i), soup, layout=self.layout)
+      for i in self.ingredients
+    ]
+    dots = np.stack(dots).astype(np.float64)
+    grad = np.zeros((len(self.layout.groups), len(self.ingredients)))
+    np.add.at(grad, self.slot_groups, dots.T)
+    return grad
+
+
+def _check_loss(loss_of, pool, batches):
+  """Checks what the loss returns, without computing it."""
+  # The first batch is needed for that, and put back.
+  batches = iter(batches)
+  batch = next(batches)
+  specs = [
+    jax.ShapeDtypeStruct(
+      spec.shape, np.float32, sharding=sharding_of(pool.sharding, leaf, spec)
+    )
+    for leaf, spec in pool.ingredients[0].specs.items()
+  ]
+  found = None
+
+  def run(*args):
+    nonlocal found
+    found = loss_of(*args)
+    return ()
+
+  beta = jax.ShapeDtypeStruct((), np.float32)
+  jax.eval_shape(run, pool.floats(specs), beta, *batch)
+  shape = getattr(found, "shape", () if isinstance(found, float) else None)
+  dtype = getattr(found, "dtype", np.dtype(np.float32))
+  if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+    what = f"a {type(found).__name__}"
+    if shape is not None:
+      what = f"an array of shape {shape} and dtype {dtype}"
+    elif isinstance(found, tuple):
+      what = f"a tuple of {len(found)} (only the loss is used, nothing beside)"
+    raise ValueError(
+      f"loss must return one floating-point scalar, got {what}. Average over "
+      "the images with .mean(), for instance."
+    )
+  return itertools.chain([batch], batches)
+
+
+def _check_value(value, step, specs, soup):
+  if not math.isfinite(value):
+    finite.check_overflow(specs, soup)
+    raise ValueError(
+      f"The held-out loss is {value} at step {step} of the learned soup. Lower "
+      "learning_rate, or look for a model that diverged."
+    )
+
+
+def _check_gradient(grad, beta_grad, value, step, specs, soup):
+  if not (np.isfinite(grad).all() and math.isfinite(beta_grad)):
+    finite.check_overflow(specs, soup)
+    of = "the coefficients" if math.isfinite(beta_grad) else "beta"
+    raise ValueError(
+      f"The gradient for {of} is not finite at step {step} of the learned "
+      f"soup, although the loss is {value}. Look in the loss for a square root "
+      "or a logarithm at 0, or a division that jnp.where only hides."
+    )
+
+
 def _softmax(x: np.ndarray) -> np.ndarray:
   e = np.exp(x - x.max(axis=1, keepdims=True))
   return e / e.sum(axis=1, keepdims=True)
 
 
-def _endless():
-  return itertools.repeat(())
+def _checked_batches(batches, steps):
+  """The arguments that follow beta, for every step."""
+  if batches is None:
+    return itertools.repeat(())
+  if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+    # Arrays are iterable without saying so.
+    if not hasattr(batches, "shape"):
+      raise ValueError(
+        "batches must be a sequence of batches, got a "
+        f"{type(batches).__name__}: put one batch in a list, or call the "
+        "function that makes them."
+      )
+  if hasattr(batches, "__len__") and len(batches) < steps:
+    raise _too_few(len(batches), steps)
+  return _counted(batches, steps)
 
 
-def _checked(batches, steps):
+def _counted(batches, steps):
   count = 0
   for batch in batches:
     count += 1
     yield (batch,)
   if count < steps:
-    raise ValueError(
-      f"Got {count} batches for {steps} steps: repeat the held-out data, or "
-      "take fewer steps."
-    )
+    raise _too_few(count, steps)
 
 
-def _check_arguments(ingredients, granularity, steps, learning_rate, decay):
+def _too_few(count, steps):
+  return ValueError(
+    f"Got {count} batches for {steps} steps: repeat the held-out data, or take "
+    "fewer steps."
+  )
+
+
+def _checked_arguments(ingredients, granularity, steps, learning_rate, decay):
   if len(ingredients) < 2:
     raise ValueError(
       f"A learned soup needs at least two ingredients, got {len(ingredients)}."
@@ -326,9 +378,9 @@ def _check_arguments(ingredients, granularity, steps, learning_rate, decay):
     raise ValueError(
       f"granularity must be 'model', 'layer' or 'tensor', got {granularity!r}."
     )
-  if steps < 1:
-    raise ValueError(f"steps must be positive, got {steps}.")
-  if not (math.isfinite(learning_rate) and learning_rate > 0):
-    raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-  if not (math.isfinite(decay) and decay >= 0):
-    raise ValueError(f"weight_decay must not be negative, got {decay}.")
+  number = checks.number
+  return (
+    checks.count("steps", steps),
+    number("learning_rate", learning_rate, "be positive", lambda x: x > 0),
+    number("weight_decay", decay, "not be negative", lambda x: x >= 0),
+  )

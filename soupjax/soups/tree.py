@@ -3,6 +3,7 @@
 """Named leaves of any pytree, and a little arithmetic on whole trees."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   """
   paths, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not paths:
-    raise ValueError("The tree has no leaves: there is nothing to average.")
+    raise ValueError("The tree has no leaves: it needs one array at least.")
   leaves: dict[str, Any] = {}
   for path, leaf in paths:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -41,14 +42,84 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   return leaves, treedef
 
 
-def spec(leaf: Any) -> jax.ShapeDtypeStruct:
-  """Returns shape and dtype of one leaf; Python scalars count as arrays."""
-  if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-    return jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(leaf.dtype))
-  array = np.asarray(leaf)
-  if array.dtype.kind not in "biufc":
-    raise ValueError(f"A leaf is not an array but a {type(leaf).__name__}.")
-  return jax.ShapeDtypeStruct(array.shape, array.dtype)
+def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
+  """Returns shape and dtype of one leaf; Python scalars count as arrays.
+
+  Args:
+    leaf: an array, or its spec.
+    where: what errors call it, as "Leaf 'w' of 'm0'".
+
+  Raises:
+    ValueError: if it is no array of numbers that JAX can hold.
+  """
+  if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biufc":
+      raise ValueError(
+        f"{where} is not an array but a {type(leaf).__name__}. {_hint(leaf)}"
+      )
+    leaf = array
+  dtype = leaf.dtype
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    raise ValueError(
+      f"{where} has dtype {dtype}: random keys have no average. Drop it, or "
+      "keep jax.random.key_data of it."
+    )
+  try:
+    dtype = np.dtype(dtype)
+  except TypeError as e:  # Of another library.
+    raise ValueError(
+      f"{where} is a {type(leaf).__name__} of dtype {dtype}, no array of JAX "
+      "or numpy. Convert it with numpy.asarray."
+    ) from e
+  # Not by dtype.kind, which is "V" for bfloat16.
+  if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+    raise ValueError(
+      f"{where} has dtype {dtype}: only arrays of numbers have an average. "
+      "Drop it from the tree."
+    )
+  if not dtype.isnative:
+    native = dtype.newbyteorder("=")
+    raise ValueError(
+      f"{where} has dtype {dtype.str}, whose byte order JAX does not know: "
+      f"convert it with .astype({native.name!r})."
+    )
+  return jax.ShapeDtypeStruct(tuple(leaf.shape), dtype)
+
+
+def _hint(leaf: Any) -> str:
+  """What to do about a leaf that is no array."""
+  if hasattr(leaf, "load"):
+    return "Give its parameters, from .load()."
+  if dataclasses.is_dataclass(leaf):
+    return (
+      "Register its class as a pytree (jax.tree_util.register_dataclass), or "
+      "give its parameters alone."
+    )
+  return "Drop it from the tree: only arrays can be averaged."
+
+
+def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
+  """Returns the specs of leaves that must be there with their values.
+
+  Args:
+    leaves: leaf name -> array.
+    owner: what errors call the tree, as "'m0'".
+
+  Raises:
+    ValueError: naming the first leaf that is no array, or an abstract one.
+  """
+  specs = {}
+  for name, leaf in leaves.items():
+    # A tree that is one leaf has no name for it.
+    where = f"Leaf {name!r} of {owner}" if name else f"The tree of {owner}"
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      raise ValueError(
+        f"{where} is abstract, a ShapeDtypeStruct without values: give the "
+        "arrays, not what jax.eval_shape returns."
+      )
+    specs[name] = spec(leaf, where)
+  return specs
 
 
 def is_float(leaf: Any) -> bool:
@@ -153,7 +224,7 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     ValueError: if there are none.
   """
   if not leaves:
-    raise ValueError("The tree has no leaves: there is nothing to average.")
+    raise ValueError("The tree has no leaves: it needs one array at least.")
   nested: dict[str, Any] = {}
   for name in leaves:
     *parents, last = name.split("/")

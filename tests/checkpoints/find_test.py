@@ -130,3 +130,51 @@ def test_metrics_rank_what_was_found(one, tmp_path):
     (tmp_path / f"m{k}" / "metrics.json").write_text(text)
   ranked = sj.rank_by(sj.find_ingredients(tmp_path / "m*"), "minival/prec@1")
   assert [i.name for i in ranked] == ["m1", "m2", "m0"]
+
+
+def test_sidecars_are_read_beside_params(one, tmp_path):
+  place(one, tmp_path / "a" / "params", tmp_path / "b" / "params")
+  (tmp_path / "a" / "metrics.json").write_text('{"val": 0.5}')
+  (tmp_path / "b" / "metrics.json").write_text('{"val": 0.6}')
+  (tmp_path / "b" / "params" / "metrics.json").write_text('{"val": 0.7}')
+  a, b = sj.find_ingredients(tmp_path / "*" / "params")
+  assert (a.name, b.name) == ("a", "b")
+  assert (a.metrics, b.metrics) == ({"val": 0.5}, {"val": 0.7})
+
+
+def test_params_is_no_name(one, tmp_path):
+  place(one, tmp_path / "x" / "a" / "params", tmp_path / "x" / "params")
+  assert sj.open_ingredient(tmp_path / "x" / "params").name == "x"
+  patterns = [tmp_path / "x" / "params", tmp_path / "x" / "a" / "params"]
+  assert names(patterns) == ["x", "x/a"]
+
+
+def test_one_checkpoint_is_opened_once(one, tmp_path):
+  place(one, tmp_path / "a" / "params", tmp_path / "b" / "params")
+  assert names([tmp_path / "*", tmp_path / "*" / "params"]) == ["a", "b"]
+
+
+def test_two_stars_find_only_checkpoints(one, tmp_path):
+  place(one, tmp_path / "a" / "b" / "params", tmp_path / "c")
+  (tmp_path / "a" / "metrics.json").write_text("{}")
+  np.savez(tmp_path / "a" / "d.npz", w=np.ones(2, np.float32))
+  assert names(tmp_path / "**") == ["a/b", "a/d.npz", "c"]
+  (tmp_path / "a" / "d.npz").write_bytes(b"PK")
+  with pytest.raises(ValueError, match="d.npz"):
+    sj.find_ingredients(tmp_path / "**")
+  (tmp_path / "none" / "deep").mkdir(parents=True)
+  with pytest.raises(ValueError, match="No ingredient found"):
+    sj.find_ingredients(tmp_path / "none" / "**")
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x?", "x*", "x#", "x%20"])
+def test_a_path_that_is_there_is_taken_as_it_is(one, tmp_path, name):
+  place(one, tmp_path / name, tmp_path / "x1")
+  (found,) = sj.find_ingredients(tmp_path / name)
+  assert found.name == name
+  np.testing.assert_array_equal(found.load()["w"], np.ones(2))
+
+
+def test_no_patterns_in_an_iterator():
+  with pytest.raises(ValueError, match="No ingredient found: got no pattern"):
+    sj.find_ingredients(iter([]))

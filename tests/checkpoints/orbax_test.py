@@ -275,3 +275,57 @@ def test_a_save_that_was_cut_short_is_refused(tmp_path):
   (path / "_CHECKPOINT_METADATA").write_text("{}")
   with pytest.raises(ValueError, match="cut is not a whole Orbax checkpoint"):
     sj.open_ingredient(path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*"])
+def test_a_damaged_index_is_explained_without_noise(
+  copied, name, caplog, quiet_asyncio
+):
+  (file,) = copied.glob(f"state/{name}")
+  intact = file.read_bytes()
+  flipped = bytearray(intact)
+  flipped[len(intact) // 2] ^= 0xFF
+  for cut in (None, intact[: len(intact) // 2], bytes(flipped)):
+    file.unlink(missing_ok=True)
+    if cut is not None:
+      file.write_bytes(cut)
+    caplog.clear()
+    with pytest.raises(ValueError, match="is not a whole Orbax checkpoint"):
+      sj.open_ingredient(copied)
+    if name != "_METADATA":
+      assert not caplog.records
+
+
+# Trees that Orbax would lose.
+
+
+@pytest.mark.parametrize(
+  "tree,message",
+  [
+    ({"a.b": 1.0, "a": {"b": 2.0}}, "'a/b' and 'a.b' would both be .*'a.b'"),
+    ({"a/b": 1.0, "a": {"b": 2.0}}, "Two leaves are called 'a/b'"),
+    ({"a": {"b": "text"}}, "Leaf 'a/b' of what is to be saved is not an array"),
+    ({"a": np.array(["x"])}, "Leaf 'a' of what is to be saved has dtype <U1"),
+    ({}, "The tree has no leaves"),
+  ],
+)
+def test_trees_that_cannot_be_saved_are_refused(tmp_path, tree, message):
+  with pytest.raises(ValueError, match=message):
+    sj.save_params(tmp_path / "x", tree)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x?", "x*"])
+def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, name):
+  path = tmp_path / name / "a"
+  with pytest.raises(ValueError, match="which Orbax takes for a pattern"):
+    sj.save_params(path, make())
+  assert not path.parent.exists()
+  sj.save_params(tmp_path / f"{name}.npz", {"w": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize("name", ["x#1", "x%20", "x]"])
+def test_other_paths_are_no_addresses(tmp_path, name):
+  sj.save_params(tmp_path / name, make())
+  assert_same_bits(sj.load_params(tmp_path / name), make())

@@ -81,3 +81,17 @@ def test_bad_arguments():
     Classification(predictor(Linear()), IMAGES, LABELS, metric="acc")
   with pytest.raises(ValueError, match="Got 0 images"):
     Classification(predictor(Linear()), IMAGES[:0], LABELS[:0])
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
+def test_batch_size_must_be_a_positive_number(size):
+  with pytest.raises(ValueError, match="batch_size must be"):
+    Classification(predictor(Linear()), IMAGES, LABELS, batch_size=size)
+
+
+def test_labels_must_be_class_indices():
+  labels = LABELS.astype(np.float32)
+  with pytest.raises(ValueError, match="class indices, got dtype float32"):
+    Classification(predictor(Linear()), IMAGES, labels)
+  with pytest.raises(ValueError, match="class indices, got dtype float32"):
+    classification_metrics(np.zeros((11, 3)), labels)

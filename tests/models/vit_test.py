@@ -178,3 +178,11 @@ def test_unknown_variants(name):
 def test_variants_have_whole_heads():
   for sizes in VARIANTS.values():
     assert sizes["width"] % sizes["num_heads"] == 0
+
+
+def test_sincos2d_of_the_smallest_width():
+  table = vit.sincos2d(2, 3, 4)
+  assert table.shape == (1, 6, 4) and np.isfinite(table).all()
+  np.testing.assert_allclose(table[0, :, 0], np.sin([0, 1, 2, 0, 1, 2]), 1e-6)
+  with pytest.raises(ValueError, match="a width that 4 divides, got 0"):
+    vit.sincos2d(2, 3, 0)

@@ -328,3 +328,49 @@ def test_a_soup_that_overflows_is_an_error_not_an_infinity():
   ]
   with pytest.raises(ValueError, match="overflows float32"):
     sj.uniform_soup(huge)
+
+
+@pytest.mark.parametrize("kind", [dict.fromkeys, set, str])
+def test_weights_must_be_a_sequence_of_numbers(kind):
+  with pytest.raises(ValueError, match="Weights must be a sequence of 2 num"):
+    sj.uniform_soup(ingredients_of([make(0), make(1)]), kind([1.0, 3.0]))
+
+
+def test_weights_may_be_a_generator():
+  pool = ingredients_of([make(0), make(1)])
+  got = sj.uniform_soup(pool, (w for w in (1.0, 3.0)))
+  assert_same_bits(got, sj.uniform_soup(pool, [1.0, 3.0]))
+  logits = [np.float32([0, 1]), np.float32([2, 5])]
+  got = sj.ensemble_logits(logits, (w for w in (1, 3)))
+  np.testing.assert_allclose(got, [1.5, 4.0])
+
+
+@pytest.mark.parametrize("alpha", ["0.5", None, np.ones(2)])
+def test_alpha_must_be_a_number(alpha):
+  with pytest.raises(ValueError, match="alpha must be a number, got"):
+    sj.wise_ft(make(0), make(1), alpha)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_wise_ft_takes_ingredients(alpha):
+  ends = ingredients_of([make(0), make(1, jnp.bfloat16)])
+  want = sj.wise_ft(make(0), make(1, jnp.bfloat16), alpha)
+  assert_same_bits(sj.wise_ft(*ends, alpha), want)
+
+
+@pytest.mark.parametrize(
+  "logits,message",
+  [
+    ([None], "Logits 1 are no array of numbers but a NoneType"),
+    ([np.ones(2), np.float32([1, np.nan])], "Logits 2 have NaN"),
+    ([np.float32([np.inf]), np.float32([-np.inf])], "ensemble has NaN"),
+  ],
+)
+def test_ensemble_refuses_what_is_no_number(logits, message):
+  with pytest.raises(ValueError, match=message):
+    sj.ensemble_logits(logits)
+
+
+def test_an_ensemble_may_mask_classes():
+  masked = np.float32([1, -np.inf])
+  np.testing.assert_array_equal(sj.ensemble_logits([masked] * 2), masked)

@@ -276,3 +276,78 @@ def test_order_does_not_hide_two_ingredients_of_one_name():
   pool = [*scalars(1, 2), *scalars(3)]
   with pytest.raises(ValueError, match="Two ingredients are called 'm0'"):
     sj.greedy_soup(pool, lambda _: 0.0, order=["m0", "m1"])
+
+
+@pytest.mark.parametrize("kind", [iter, reversed, tuple, dict.fromkeys])
+def test_order_may_be_any_iterable_of_names(kind):
+  got = sj.greedy_soup(
+    scalars(1, 2, 3), lambda _: 0.5, order=kind(["m2", "m0", "m1"])
+  )
+  names = ["m2", "m0", "m1"]
+  assert list(got.selected) == (names[::-1] if kind is reversed else names)
+
+
+@pytest.mark.parametrize(
+  "order,message",
+  [
+    (scalars(1, 2), "order must hold names only, got a Ingredient. Give"),
+    ({"m0", "m1"}, "order must be a list of names, got a set"),
+    ("m0", "order must be a list of names, got a str"),
+    (3, "order must be a list of names, got a int"),
+  ],
+)
+def test_refuses_an_order_without_names(order, message):
+  with pytest.raises(ValueError, match=message):
+    sj.greedy_soup(scalars(1, 2), lambda _: pytest.fail("called"), order=order)
+
+
+@pytest.mark.parametrize("score", [None, {}, "0.5", np.ones(3)])
+def test_a_score_that_is_no_number_names_the_ingredient(score):
+  scores = iter([0.5, score])
+  message = r"evaluate returned .*\['m0', 'm1'\].*'m1' was tried"
+  with pytest.raises(ValueError, match=message):
+    sj.greedy_soup(scalars(1, 2), lambda _: next(scores))
+
+
+def test_an_array_of_one_score_is_a_score():
+  soup = sj.greedy_soup(scalars(1, 2), lambda _: np.float32([0.5]))
+  assert soup.score == 0.5 and isinstance(soup.score, float)
+
+
+def test_min_delta_must_be_a_number():
+  with pytest.raises(ValueError, match="min_delta must be a number, got '0.1'"):
+    sj.greedy_soup(scalars(1), lambda _: pytest.fail("called"), min_delta="0.1")
+
+
+def test_a_reason_says_that_a_gain_is_less_than_min_delta():
+  scores = iter([0.2, 0.3])
+  soup = sj.greedy_soup(scalars(1, 2), lambda _: next(scores), min_delta=0.1)
+  assert soup.history[1].reason == (
+    "raises the score by 0.09999999999999998, less than min_delta (0.1): not "
+    "enough"
+  )
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"score": np.nan}, "has score nan, which is no finite number"),
+    ({"score": "1.0"}, "has score '1.0', which is no finite number"),
+    ({"bar": 99.0}, "has bar 99.0, but the soup before it scored"),
+    ({"bar": None}, "has bar None, but the soup before it scored"),
+    ({"size": 77}, "has size 77, where the soup has"),
+  ],
+)
+def test_resume_checks_numbers(change, message):
+  pool, evaluate = make_problem(3)
+  history = list(sj.greedy_soup(pool, evaluate).history[:3])
+  history[2] = dataclasses.replace(history[2], **change)
+  with pytest.raises(ValueError, match=f"Decision 2 to resume .*{message}"):
+    sj.greedy_soup(pool, lambda _: pytest.fail("called"), resume=history)
+
+
+def test_a_soup_that_overflows_is_an_error():
+  told = []
+  with pytest.raises(ValueError, match="overflows float32 in leaf 'w'"):
+    sj.greedy_soup(scalars(3e38, -3e38), lambda _: 0.5, on_decision=told.append)
+  assert [d.name for d in told] == ["m0"]

@@ -231,3 +231,72 @@ def test_rank_by_refuses():
     sj.rank_by(scored(0.1, np.nan), "val")
   with pytest.raises(ValueError, match="mode must be 'max' or 'min', got 'up'"):
     sj.rank_by(scored(0.1), "val", mode="up")
+
+
+def test_rank_by_takes_a_generator_and_refuses_text():
+  ranked = sj.rank_by((i for i in scored(0.1, 0.9)), "val")
+  assert [i.name for i in ranked] == ["m1", "m0"]
+  with pytest.raises(ValueError, match="val of .*'m0' must be a number.*'0.1'"):
+    sj.rank_by(scored("0.1", 0.5), "val")
+
+
+# Not several ingredients.
+
+
+@pytest.mark.parametrize(
+  "given,message",
+  [
+    (sj.Ingredient.from_params("m", make()), "got only 'm': put it in a list"),
+    ({"m": make()}, "got a dict: make a list of Ingredient.from_params"),
+    ("runs/*", "got a str: open paths with find_ingredients"),
+    (None, "got a NoneType"),
+  ],
+  ids=["one", "dict", "text", "none"],
+)
+@recipes
+def test_no_sequence_of_ingredients(recipe, given, message):
+  with pytest.raises(TypeError, match=message):
+    recipe(given)
+
+
+# What JAX would cut.
+
+
+BIG = np.array([2**40, -1], np.int64)
+
+
+def test_in_memory_keeps_every_bit_of_integers():
+  held = sj.Ingredient.from_params("m", {"w": np.ones(2, "f4"), "n": BIG})
+  held = held.in_memory()
+  assert isinstance(held.load()["w"], jax.Array)
+  assert held.specs["n"].dtype == np.int64
+  np.testing.assert_array_equal(held.load()["n"], BIG)
+
+
+def test_in_memory_refuses_float64():
+  held = sj.Ingredient.from_params("m", {"w": np.ones(2)})
+  with pytest.raises(ValueError, match="Leaf 'w' of 'm' is float64"):
+    held.in_memory()
+
+
+@kinds
+def test_a_sharding_does_not_cut_integers(wrap):
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  held = wrap("m", {"w": np.ones(2, "f4"), "n": BIG})
+  np.testing.assert_array_equal(held.load(sharding=one)["n"], BIG)
+
+
+@kinds
+@pytest.mark.parametrize(
+  "index,message",
+  [
+    (slice(0, 3), "does not fit leaf 'a' of 'm'.*tuple of at most 2 slices"),
+    ((0,), "has 0 in it, which is no slice"),
+    ((slice(5, 0, -1),), "no slice with a positive step"),
+    ((slice(0, 1),) * 3, "does not fit leaf 'a' of 'm'"),
+    (3, "does not fit"),
+  ],
+)
+def test_an_index_means_the_same_everywhere(wrap, index, message):
+  with pytest.raises(ValueError, match=message):
+    wrap("m", make()).read("a", index=index)

@@ -426,3 +426,78 @@ def test_refuses_a_loss_that_is_not_finite():
 
   with pytest.raises(ValueError, match="held-out loss is nan at step 1"):
     sj.learned_soup(POOL, loss, steps=3, batches=[1.0, np.nan, 1.0])
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+    ({"steps": "3"}, "steps must be a whole number, got '3'"),
+    ({"learning_rate": lambda k: 0.1}, "learning_rate must be a number, got"),
+    ({"weight_decay": None}, "weight_decay must be a number, got None"),
+    ({"batches": lambda: []}, "batches must be a sequence .* got a function"),
+    ({"batches": {"x": 1}}, "batches must be a sequence .* got a dict"),
+    ({"batches": [1, 2], "steps": 3}, "Got 2 batches for 3 steps"),
+  ],
+)
+def test_refuses_arguments_of_another_kind(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    sj.learned_soup(
+      POOL, lambda *_: pytest.fail("called"), **{"steps": 1, **arguments}
+    )
+
+
+@pytest.mark.parametrize(
+  "result,message",
+  [
+    (lambda x: None, "got a NoneType"),
+    (lambda x: x * jnp.ones(3), r"shape \(3,\)"),
+    (lambda x: (x, {}), "a tuple of 2"),
+    (lambda x: jnp.int32(x), "dtype int32"),
+  ],
+  ids=["none", "vector", "aux", "integer"],
+)
+def test_refuses_a_loss_that_is_no_scalar(result, message):
+  def loss(params, beta):
+    return result(beta * params["head"]["bias"].sum())
+
+  with pytest.raises(ValueError, match=f"loss must return one .*{message}"):
+    sj.learned_soup(POOL, loss, steps=1)
+
+
+def test_refuses_a_gradient_that_is_not_finite():
+  def of_params(params, beta):
+    return jnp.sqrt(jnp.sum(params["head"]["bias"]) * 0)
+
+  def of_beta(params, beta):
+    return jnp.sqrt(beta - 1) + 0 * params["head"]["bias"].sum()
+
+  message = (
+    "gradient for {} is not finite at step 0.*although the loss is -?0.0"
+  )
+  with pytest.raises(ValueError, match=message.format("the coefficients")):
+    sj.learned_soup(POOL, of_params, steps=1)
+  with pytest.raises(ValueError, match=message.format("beta")):
+    sj.learned_soup(POOL, of_beta, steps=1)
+  sj.learned_soup(POOL, of_beta, steps=1, learn_beta=False)
+
+
+def test_refuses_a_soup_that_overflows():
+  pool = [
+    sj.Ingredient.from_params(n, {"w": np.full(2, v, np.float32)})
+    for n, v in (("a", 3e38), ("b", -3e38))
+  ]
+  losses = (
+    lambda p, beta: beta,
+    lambda p, beta: p["w"].sum(),
+    lambda p, beta: jnp.nan_to_num(p["w"] * 0).sum(),
+  )
+  for loss in losses:
+    with pytest.raises(ValueError, match="overflows float32 in leaf 'w'"):
+      sj.learned_soup(pool, loss, steps=1)
+
+
+def test_refuses_to_learn_without_float_leaves():
+  pool = [sj.Ingredient.from_params(n, {"n": np.int32(1)}) for n in "ab"]
+  with pytest.raises(ValueError, match="No leaf of 'a' is floating.*'n'"):
+    sj.learned_soup(pool, loss_of, steps=1)

@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +105,42 @@ def test_check_equal_integers():
     tree.check_equal_integers(
       {"a": a, "b": a, "c": {**a, "mask": np.array([True, True])}}
     )
+
+
+def value_specs(leaf):
+  return tree.value_specs({"a/w": leaf}, "'m0'")
+
+
+@dataclasses.dataclass
+class Unregistered:
+  w: float = 1.0
+
+
+@pytest.mark.parametrize(
+  "leaf,message",
+  [
+    ("text", "not an array but a str. Drop it"),
+    (len, "not an array but a builtin_function_or_method"),
+    (Unregistered(), "Unregistered. Register its class as a pytree"),
+    (jax.ShapeDtypeStruct((2,), np.float32), "is abstract"),
+    (np.ones(2, ">f4"), "has dtype >f4, .*astype..float32"),
+    (np.array(["a", "b"]), "has dtype <U1: only arrays of numbers"),
+    (np.array([None]), "has dtype object"),
+    (np.zeros(2, [("x", "f4")]), "only arrays of numbers"),
+    (np.zeros(2, "M8[s]"), "only arrays of numbers"),
+  ],
+  ids=str,
+)
+def test_a_leaf_that_cannot_be_averaged_is_named(leaf, message):
+  with pytest.raises(ValueError, match=f"Leaf 'a/w' of 'm0' .*{message}"):
+    value_specs(leaf)
+
+
+def test_random_keys_are_refused_by_name():
+  with pytest.raises(ValueError, match="'a/w' of 'm0' has dtype key.*key_data"):
+    value_specs(jax.random.key(0))
+
+
+def test_a_tree_that_is_no_tree_says_what_to_give():
+  with pytest.raises(ValueError, match="The tree of 'm0' is not an array but"):
+    tree.value_specs({"": Unregistered()}, "'m0'")

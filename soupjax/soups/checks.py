@@ -1,0 +1,79 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that people pass in, checked before any work."""
+
+from collections.abc import Callable
+import math
+import operator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def numbers(value: Any) -> np.ndarray | None:
+  """Returns real numbers as float64, None if that is not what they are.
+
+  Text that looks like a number is none: it is a slip in most programs.
+  """
+  try:
+    array = np.asarray(value)
+  except (TypeError, ValueError):  # Lists of uneven lengths, tracers.
+    return None
+  kinds = (jnp.floating, jnp.integer, np.bool_)
+  # Not array.dtype.kind, which is "V" for bfloat16.
+  if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+    return None
+  return array.astype(np.float64)
+
+
+def as_number(value: Any) -> float | None:
+  """Returns one number, or an array that holds one, as a float; else None."""
+  array = numbers(value)
+  return array.item() if array is not None and array.size == 1 else None
+
+
+def number(
+  name: str,
+  value: Any,
+  must: str = "be a finite number",
+  holds: Callable[[float], bool] = lambda x: True,
+) -> float:
+  """Returns an argument as a float.
+
+  Args:
+    name: what the argument is called.
+    value: what was given.
+    must: what it must do, in words, as "be positive".
+    holds: whether a finite number does.
+
+  Raises:
+    ValueError: if it is no number, not finite, or `holds` is false.
+  """
+  found = as_number(value)
+  if found is None:
+    raise ValueError(f"{name} must be a number, got {value!r:.80}.")
+  if not math.isfinite(found) or not holds(found):
+    raise ValueError(f"{name} must {must}, got {value}.")
+  return found
+
+
+def count(name: str, value: Any) -> int:
+  """Returns a positive whole number as an int.
+
+  Args:
+    name: what the argument is called.
+    value: what was given.
+
+  Raises:
+    ValueError: if it is something else.
+  """
+  try:
+    found = operator.index(value)
+  except TypeError:
+    raise ValueError(
+      f"{name} must be a whole number, got {value!r:.80}."
+    ) from None
+  if found < 1:
+    raise ValueError(f"{name} must be positive, got {found}.")
+  return found

@@ -1,0 +1,222 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Decisions of a greedy soup: how they are made, and taken over again."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+from soupjax.soups import checks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decision:
+  """What happened to one ingredient.
+
+  Attributes:
+    name: the ingredient's.
+    score: held-out score of the soup with this ingredient in it; None if it
+      was rejected before all data were evaluated.
+    bar: score of the soup without it; None for the first.
+    accepted: whether it stayed in.
+    reason: why, in words.
+    size: ingredients in the soup after the decision.
+    bound: the best score that was still possible when it was rejected early.
+    evaluated: share of the held-out data that were evaluated.
+  """
+
+  name: str
+  score: float | None
+  bar: float | None
+  accepted: bool
+  reason: str
+  size: int
+  bound: float | None = None
+  evaluated: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+  """What an evaluator with a method `trial` says about a candidate.
+
+  Attributes:
+    score: on all data, None if it stopped before.
+    bound: no score above this was possible when it stopped; None otherwise.
+    evaluated: share of the data that were evaluated.
+  """
+
+  score: float | None
+  bound: float | None = None
+  evaluated: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Whether a score is enough to stay in; see `greedy_soup`."""
+
+  accept: str
+  min_delta: float
+
+  @classmethod
+  def of(cls, accept: str, min_delta: Any) -> "Rule":
+    """Checks the arguments.
+
+    Raises:
+      ValueError: if one makes no sense.
+    """
+    if accept not in ("ge", "gt"):
+      raise ValueError(f"accept must be 'ge' or 'gt', got {accept!r}.")
+    return cls(accept, checks.number("min_delta", min_delta, "be finite"))
+
+  def accepts(self, score: float, bar: float) -> bool:
+    """Whether a candidate of that score stays in a soup of score `bar`."""
+    if self.accept == "ge":
+      return score >= bar + self.min_delta
+    return score > bar + self.min_delta
+
+  def reason(self, score: float, bar: float) -> str:
+    """Says why a candidate stays in or not."""
+    gain, wanted = score - bar, f"{self.min_delta:.6g}"
+    # All digits where six would hide what tells the two apart.
+    text = f"{abs(gain):.6g}"
+    text = (
+      repr(abs(gain)) if text == wanted and gain != self.min_delta else text
+    )
+    if gain > 0:
+      reason = f"raises the score by {text}"
+    elif gain < 0:
+      reason = f"lowers the score by {text}"
+    else:
+      reason = "leaves the score as it is"
+    if self.accepts(score, bar) or gain < 0:
+      return reason
+    if self.min_delta <= 0:
+      return reason + ", which is not enough"
+    least = "less than" if gain < self.min_delta else "no more than"
+    return reason + f", {least} min_delta ({wanted}): not enough"
+
+
+def checked(result: Trial, names: Sequence[str]) -> Trial:
+  """Checks what an evaluator returned for the soup of `names`.
+
+  Returns:
+    The same with floats.
+
+  Raises:
+    ValueError: if it is no finite number.
+  """
+  found = result.score if result.score is not None else result.bound
+  value = checks.as_number(found)
+  if value is None:
+    raise ValueError(
+      f"evaluate returned {found!r:.80} for the soup of {names}, when "
+      f"{names[-1]!r} was tried: it must return one number."
+    )
+  if not math.isfinite(value):
+    raise ValueError(
+      f"The soup of {names} scores {value}: evaluate must return a finite "
+      "number."
+    )
+  if result.score is None:
+    return dataclasses.replace(result, bound=value)
+  return dataclasses.replace(result, score=value)
+
+
+def decide(
+  name: str, result: Trial, bar: float | None, rule: Rule, size: int
+) -> Decision:
+  """Decides about one ingredient.
+
+  Args:
+    name: its name.
+    result: from `checked`.
+    bar: score of the soup without it, None for the first.
+    rule: of acceptance.
+    size: ingredients in the soup without it.
+  """
+  if result.score is None:
+    accepted = False
+    reason = f"cannot score more than {result.bound:.6g}, which is not enough"
+  elif bar is None:
+    accepted, reason = True, "the first ingredient"
+  else:
+    accepted = rule.accepts(result.score, bar)
+    reason = rule.reason(result.score, bar)
+  return Decision(
+    name=name,
+    score=result.score,
+    bar=bar,
+    accepted=accepted,
+    reason=reason,
+    size=size + accepted,
+    bound=result.bound,
+    evaluated=result.evaluated,
+  )
+
+
+def replayed(
+  names: Sequence[str],
+  resume: Sequence[Decision | Mapping[str, Any]] | None,
+  rule: Rule,
+) -> list[Decision]:
+  """Checks that earlier decisions fit these ingredients and this rule.
+
+  Args:
+    names: of the ingredients, in the order in which they are tried.
+    resume: the decisions, or their fields as dicts.
+    rule: of acceptance.
+
+  Raises:
+    ValueError: naming the first decision that does not fit.
+  """
+  history: list[Decision] = []
+  bar, size = None, 0
+  for position, past in enumerate(resume or ()):
+    if not isinstance(past, Decision):
+      try:
+        past = Decision(**past)
+      except TypeError as e:
+        raise ValueError(
+          f"Decision {position} to resume from is no decision ({e}): {past}. "
+          "Delete the old trace to start afresh."
+        ) from e
+    if position >= len(names) or names[position] != past.name:
+      here = names[position] if position < len(names) else "none"
+      raise ValueError(
+        f"Decision {position} to resume from is about {past.name!r}, but the "
+        f"ingredient there is {here!r}. Delete the old trace, or give the same "
+        "ingredients in the same order."
+      )
+    problem = _problem(past, bar, size, rule)
+    if problem:
+      raise ValueError(
+        f"Decision {position} to resume from ({past.name!r}) {problem}. Delete "
+        "the old trace to start afresh."
+      )
+    if past.accepted:
+      bar, size = past.score, size + 1
+    history.append(past)
+  return history
+
+
+def _problem(past: Decision, bar, size, rule: Rule) -> str | None:
+  """What is wrong with a decision, after others that gave this bar and size."""
+  best = past.bound if past.score is None else past.score
+  if best is None or (past.score is None and past.accepted):
+    return "has no score"
+  for field in ("score", "bound", "bar", "evaluated"):
+    value = getattr(past, field)
+    # Numbers in text, or in arrays, are not what a trace holds.
+    if value is not None and not (
+      isinstance(value, numbers.Real) and math.isfinite(value)
+    ):
+      return f"has {field} {value!r:.80}, which is no finite number"
+  if past.accepted != (bar is None or rule.accepts(best, bar)):
+    return "was made under another acceptance rule"
+  if past.bar != bar:
+    return f"has bar {past.bar}, but the soup before it scored {bar}"
+  if past.size != size + past.accepted:
+    return f"has size {past.size!r}, where the soup has {size + past.accepted}"
+  return None
