@@ -9,6 +9,8 @@ are imported when first used.
 
 import importlib
 
+from soupjax.analysis.diagnose import Diagnosis as Diagnosis
+from soupjax.analysis.diagnose import diagnose as diagnose
 from soupjax.checkpoints.find import find_ingredients as find_ingredients
 from soupjax.checkpoints.find import load_params as load_params
 from soupjax.checkpoints.find import open_ingredient as open_ingredient
@@ -30,6 +32,7 @@ from soupjax.soups.learned import learned_soup as learned_soup
 from soupjax.version import __version__ as __version__
 
 _SUBPACKAGES = (
+  "analysis",
   "checkpoints",
   "config",
   "data",

@@ -28,7 +28,7 @@ ALLOWED = {
   "tasks": _TOP,
   "main": _TOP | {"tasks"},
   # The public names.
-  "__init__": {"soups", "checkpoints", "version"},
+  "__init__": {"soups", "checkpoints", "analysis", "version"},
 }
 # Packages from elsewhere that only some files, or none, may import.
 ONLY_IN = {

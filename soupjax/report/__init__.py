@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables, figures and one self-contained HTML page out of a run's results."""
 
+from soupjax.report.diagnosis import diagnosis_figure as diagnosis_figure
 from soupjax.report.figures import accuracy_plane as accuracy_plane
 from soupjax.report.figures import coefficients as coefficients
 from soupjax.report.figures import greedy_trajectory as greedy_trajectory

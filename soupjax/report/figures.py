@@ -12,9 +12,8 @@ import numpy as np
 from soupjax.report import tables
 from soupjax.report.labels import place_labels
 from soupjax.report.results import SHIFTS, Results
-from soupjax.report.style import BLUE, GREEN, ORANGE, frame, styled
+from soupjax.report.style import BLUE, DPI, GREEN, ORANGE, frame, styled
 
-DPI = 200
 _PREFIX = "ingredient_"
 _MARKS = {
   "ingredient": dict(

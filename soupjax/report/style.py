@@ -8,6 +8,7 @@ import functools
 import matplotlib
 import numpy as np
 
+DPI = 200
 # Of Okabe and Ito; shapes of markers tell the same in grey print.
 BLUE, GREEN, ORANGE = "#0072B2", "#009E73", "#D55E00"
 _STYLE = {

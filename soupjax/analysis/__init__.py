@@ -1,0 +1,8 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Why a soup works, or does not."""
+
+from soupjax.analysis.diagnose import Diagnosis as Diagnosis
+from soupjax.analysis.diagnose import diagnose as diagnose
+from soupjax.analysis.geometry import Geometry as Geometry
+from soupjax.analysis.geometry import geometry as geometry
