@@ -53,13 +53,17 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
       entry["content_hash"] = _UNKNOWN
     return entry
 
-  count = len(plan.sources) - (plan.base is not None)
   return {
     "soupjax": __version__,
     "rule": plan.rule.name,
     "settings": dict(plan.rule.settings),
-    "ingredients": [entry(source) for source in plan.sources[:count]],
+    "ingredients": [entry(source) for source in plan.sources[: plan.count]],
     "base": None if plan.base is None else entry(plan.sources[plan.base]),
+    **(
+      {"statistics": [entry(one) for one in plan.rule.extra]}
+      if plan.rule.extra
+      else {}
+    ),
     "select": {k: _json(v) for k, v in plan.select.items()},
     "dtype_policy": {
       "accumulate": "float32 with compensated sums, rounded once",

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import boxes, crc
+from soupjax.soups import boxes, crc, leafwise, measure
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import storage_of
 
@@ -67,7 +67,7 @@ def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
     block.capacity * block.group.bytes_an_element
     for block in _blocks(plan, pieces)
   ]
-  return plan.threads * max(widest, default=0)
+  return max(plan.threads * max(widest, default=0), measure.host_bytes(plan))
 
 
 def run(
@@ -98,6 +98,7 @@ def run(
       checksum does not fit, or a result is not finite.
   """
   start = time.perf_counter()
+  plan, measured_bytes = measure.measured(plan)
   work = _Work(plan, writer, hash_inputs, check_finite)
   blocks = list(_blocks(plan, pieces))
   total = sum(work.cost(block) for block in blocks)
@@ -130,7 +131,7 @@ def run(
   if failures:
     raise failures[0]
   return Report(
-    bytes_read=work.done,
+    bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
     seconds=time.perf_counter() - start,
     checksums=work.checksums(),
@@ -141,14 +142,16 @@ def _blocks(plan, pieces) -> Iterator[_Block]:
   """Packs pieces of one group into blocks of one capacity."""
   capacities: dict[int, int] = {}
   totals: dict[int, int] = {}
+  widths: dict[int, Callable[[int], int]] = {}
   for leaf, box in pieces:
     group, n = plan.groups[leaf], boxes.size(box)
     key = id(group)
     capacities[key] = max(capacities.get(key, group.limit), n)
     totals[key] = totals.get(key, 0) + n
+    widths[key] = _width if group.by_rule and plan.rule.by_leaf else _sixteens
   # A model smaller than a block needs none of that size.
   capacities = {
-    key: -(-min(n, totals[key]) // 16) * 16 for key, n in capacities.items()
+    key: widths[key](min(n, totals[key])) for key, n in capacities.items()
   }
   waiting: dict[int, tuple[planning.Group, list[Piece], int]] = {}
   for leaf, box in pieces:
@@ -162,6 +165,17 @@ def _blocks(plan, pieces) -> Iterator[_Block]:
     waiting[key] = (group, held, filled + n)
   for key, (group, held, _) in waiting.items():
     yield _Block(group, tuple(held), capacities[key])
+
+
+def _sixteens(n):
+  return -(-n // 16) * 16
+
+
+def _width(n):
+  """Of blocks of single leaves: few widths, as each is compiled anew."""
+  if n >= 1 << 16:
+    return -(-n // (1 << 16)) << 16
+  return max(1 << 10, 1 << (n - 1).bit_length())
 
 
 class _Buffer:
@@ -211,16 +225,27 @@ class _Work:
   def cost(self, block: _Block) -> int:
     """Bytes of weights that a block reads."""
     group = block.group
-    used = [*group.sources, *([] if group.base is None else [group.base])]
+    base = [] if group.base is None else [group.base]
     return sum(
-      boxes.size(box) * self.plan.sources[k].specs[leaf].dtype.itemsize
+      (
+        self.plan.sources[k].specs[leaf].size
+        if group.whole
+        else boxes.size(box)
+      )
+      * self.plan.sources[k].specs[leaf].dtype.itemsize
       for leaf, box in block.pieces
-      for k in used
+      for k in (*group.sources, *base, *group.extra)
     )
 
   def do(self, block: _Block, buffer: _Buffer) -> None:
     """Reads, merges and writes one block."""
-    group = block.group
+    group, wanted = block.group, None
+    if group.whole:
+      # The rule sees the leaf as it is, whatever part of it is wanted.
+      ((leaf, wanted),) = block.pieces
+      shape = self.plan.specs[leaf].shape
+      whole = (leaf, boxes.whole(shape))
+      block = _Block(group, (whole,), boxes.size(whole[1]))
     stack = buffer.array(
       "stack", (len(group.sources), block.capacity), group.stack_dtype
     )
@@ -234,15 +259,54 @@ class _Work:
     if group.base is not None:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
+    values = self._values(block, buffer)
+    shaped = (stack, base)
+    if wanted is not None:
+      shaped = (
+        stack.reshape(len(stack), *shape),
+        None if base is None else base.reshape(shape),
+      )
     with jax.default_device(self.cpu):
       merged, finite = _combine(
-        stack, base, group.values, combine=group.combine, dtype=group.out_dtype
+        *shaped, values, combine=group.combine, dtype=group.out_dtype
       )
     # Waits for the result, and with it until the buffers are free again.
     merged = np.asarray(merged)
     if self.check_finite and not finite:
       self._explain(block, stack, base)
+    if wanted is not None:
+      block = _Block(group, ((leaf, wanted),), 0)
+      merged = np.ascontiguousarray(merged[wanted]).reshape(-1)
     self._write(block, merged)
+
+  def _values(self, block, buffer):
+    """The numbers for `combine`, with what is to be read for them."""
+    group, values = block.group, dict(block.group.values)
+    if group.extra:
+      leaf = block.pieces[0][0]
+      values["extra"] = self._extra(leaf, block, buffer)
+    if group.indexed:
+      ((leaf, box),) = block.pieces
+      index = buffer.array("index", (2, block.capacity), np.dtype(np.uint32))
+      leafwise.places(self.plan.specs[leaf].shape, box, index)
+      values["index"] = index
+    return values
+
+  def _extra(self, leaf, block, buffer):
+    group, float32 = block.group, np.dtype(np.float32)
+    if not group.whole:
+      shape = (len(group.extra), block.capacity)
+      extra = buffer.array("extra", shape, float32)
+      for row, k in zip(extra, group.extra):
+        self._fill(k, block, row, buffer)
+      return extra
+    shape = self.plan.sources[group.extra[0]].specs[leaf].shape
+    whole = (leaf, boxes.whole(shape))
+    block = _Block(group, (whole,), boxes.size(whole[1]))
+    extra = buffer.array("extra", (len(group.extra), *shape), float32)
+    for row, k in zip(extra, group.extra):
+      self._fill(k, block, row.reshape(-1), buffer)
+    return extra
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import boxes, exact, rules, tree
+from soupjax.soups import boxes, exact, leafwise, rules, tree
 from soupjax.soups import select as selection
 from soupjax.soups.ingredient import Ingredient, storage_of
 
@@ -35,6 +35,10 @@ class Group:
     base_dtype: of the base.
     out_dtype: what the result is rounded to.
     limit: elements of a block, unless a chunk has more.
+    by_rule: whether `values` take what the rule measures.
+    extra: positions of the sources that come as `values["extra"]`.
+    indexed: whether the places of the elements come as `values["index"]`.
+    whole: whether blocks are whole leaves, in their own shape.
   """
 
   combine: Callable[..., jax.Array] | None
@@ -45,11 +49,16 @@ class Group:
   base_dtype: np.dtype | None
   out_dtype: np.dtype
   limit: int
+  by_rule: bool = False
+  extra: tuple[int, ...] = ()
+  indexed: bool = False
+  whole: bool = False
 
   @property
   def bytes_an_element(self) -> int:
     """Host bytes for one element: its stack, base and result."""
     base = self.base_dtype.itemsize if self.base is not None else 0
+    base += 4 * len(self.extra) + 8 * self.indexed
     # The result exists in float32 and in its own dtype at worst.
     result = 4 + self.out_dtype.itemsize
     return self.stack_dtype.itemsize * len(self.sources) + base + result
@@ -61,7 +70,9 @@ class Plan:
 
   Attributes:
     rule: the merge rule.
-    sources: the ingredients, then the base if there is one.
+    sources: the ingredients, then the base if there is one, then what else the
+      rule reads.
+    count: the number of ingredients.
     base: position of the base in `sources`, None if there is none.
     specs: leaf -> shape and dtype of the output, in the order of `treedef`.
     treedef: of the output.
@@ -75,6 +86,7 @@ class Plan:
 
   rule: rules.Rule
   sources: tuple[Ingredient, ...]
+  count: int
   base: int | None
   specs: Mapping[str, jax.ShapeDtypeStruct]
   treedef: Any
@@ -148,9 +160,20 @@ def make(
   actions = selection.actions(ingredients, base, select)
   selection.check(ingredients, base, rule.needs_base, actions)
   rule_values = rule.values(len(ingredients))
+  leaf_values = leafwise.values(rule, ingredients, actions)
+  extra = leafwise.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else _float_dtype(dtype)
   maker = _GroupMaker(
-    rule, rule_values, ingredients, base, dtype, block_bytes, {}, set()
+    rule,
+    rule_values,
+    leaf_values,
+    extra,
+    ingredients,
+    base,
+    dtype,
+    block_bytes,
+    {},
+    set(),
   )
   groups = {
     leaf: maker.group(leaf, action)
@@ -163,7 +186,8 @@ def make(
   specs, treedef = _output(sources, groups)
   return Plan(
     rule=rule,
-    sources=sources,
+    sources=(*sources, *rule.extra),
+    count=len(ingredients),
     base=None if base is None else len(ingredients),
     specs=specs,
     treedef=treedef,
@@ -211,8 +235,8 @@ def _float_dtype(dtype) -> np.dtype:
 
 def _blend(combine, stack, base, values):
   """A share of the way from the base to what a rule gives."""
-  merged = combine(stack, base, values["rule"])
-  return exact.linear([base, merged], values["weights"], values["scale"])
+  merged, ends = combine(stack, base, values), values["blend"]
+  return exact.linear([base, merged], ends["weights"], ends["scale"])
 
 
 @dataclasses.dataclass
@@ -221,6 +245,8 @@ class _GroupMaker:
 
   rule: rules.Rule
   values: Any
+  leaf_values: Mapping[str, Any]
+  with_extra: set[str]
   ingredients: list[Ingredient]
   base: Ingredient | None
   dtype: np.dtype | None
@@ -252,19 +278,22 @@ class _GroupMaker:
         f"The ingredients have mixed dtypes, {_names(dtypes)}: sums are in "
         f"float32, the soup is {out}."
       )
-    combine, values, base = self.rule.combine, self.values, None
     if isinstance(action, tuple):
       weighted = rules.linear(action)
       combine, values = weighted.combine, weighted.values(count)
-    elif isinstance(action, float):
+      return self._make(
+        combine, values, every, None, stacked, None, out, action
+      )
+    combine, base = self.rule.combine, None
+    values = {**self.values, **self.leaf_values.get(leaf, {})}
+    if isinstance(action, float):
       ends = rules.linear([1 - action, action]).values(2)
-      combine, values = self.blend, {"rule": values, **ends}
-      base = count
-    elif self.rule.needs_base:
+      combine, values = self.blend, {**values, "blend": ends}
+    if isinstance(action, float) or self.rule.needs_base:
       base = count
     base_dtype = None if base is None else self.base.specs[leaf].dtype
     return self._make(
-      combine, values, every, base, stacked, base_dtype, out, action
+      combine, values, every, base, stacked, base_dtype, out, action, leaf
     )
 
   def _out(self, dtypes) -> np.dtype:
@@ -273,10 +302,25 @@ class _GroupMaker:
     return np.dtype(functools.reduce(jnp.promote_types, dtypes))
 
   def _make(
-    self, combine, values, sources, base, stacked, base_dtype, out, action=None
+    self,
+    combine,
+    values,
+    sources,
+    base,
+    stacked,
+    base_dtype,
+    out,
+    action=None,
+    leaf=None,
   ):
-    key = (combine, action, sources, base, stacked, base_dtype, out)
+    by_rule, rule = leaf is not None, self.rule
+    alone = leaf if rule.by_leaf else None
+    key = (combine, action, sources, base, stacked, base_dtype, out, alone)
     if key not in self.made:
+      extra = ()
+      if leaf in self.with_extra:
+        start = len(self.ingredients) + (self.base is not None)
+        extra = tuple(range(start, start + len(rule.extra)))
       group = Group(
         combine=combine,
         values=values,
@@ -286,8 +330,14 @@ class _GroupMaker:
         base_dtype=base_dtype,
         out_dtype=out,
         limit=1,
+        by_rule=by_rule,
+        extra=extra,
+        indexed=by_rule and rule.indexed,
+        whole=by_rule and rule.whole,
       )
       limit = max(1, self.block_bytes // group.bytes_an_element)
+      if group.whole:
+        limit = max(1, self.ingredients[0].specs[leaf].size)
       self.made[key] = dataclasses.replace(group, limit=limit)
     return self.made[key]
 

@@ -1,49 +1,15 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Merge rules: pure functions of the same block of every ingredient.
+"""Weighted means of the ingredients, and of a base with them."""
 
-A rule sees a stack of K blocks, one an ingredient, and perhaps the block of a
-base model. It knows neither where they come from nor which leaf they belong to,
-so that one rule serves files, meshes and blocks of any size.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-import dataclasses
+from collections.abc import Sequence
 import functools
-from typing import Any
 
-import jax
 import numpy as np
 
 from soupjax.soups import exact
 from soupjax.soups.average import check_weights
-
-Values = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Rule:
-  """One way to merge.
-
-  Attributes:
-    name: what reports call it.
-    combine: `combine(stack, base, values)` returns the merged block in float32.
-      Pure, jittable and elementwise. `stack` is (K, n), or a sequence of K
-      arrays of one shape; `base` is one such array, or None; dtypes are those
-      of the files, so cast first. Compiled once for each function object:
-      define it at module level.
-    values: `values(count)` returns the numbers that go with `count`
-      ingredients: a dict of arrays. They are traced, so that other numbers
-      need no new compilation.
-    settings: JSON that says what was done, for the record.
-    needs_base: whether there is no rule without a base model.
-  """
-
-  name: str
-  combine: Callable[[Any, jax.Array | None, Values], jax.Array]
-  values: Callable[[int], Values]
-  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  needs_base: bool = False
+from soupjax.soups.rules.base import Rule, Values
 
 
 def _linear(stack, base, values):
