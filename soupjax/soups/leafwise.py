@@ -54,17 +54,18 @@ def check_extra(rule, ingredients, actions):
   return found
 
 
-def places(shape: tuple[int, ...], box: boxes.Box, out: np.ndarray) -> None:
-  """Says where in its leaf every element of a box is, counted row-major.
+def places(specs, pieces, out: np.ndarray) -> None:
+  """Says where in its leaf every element is, counted row-major.
 
   Args:
-    shape: of the leaf.
-    box: a part of it.
+    specs: leaf -> shape and dtype.
+    pieces: (leaf, box), one after the other.
     out: (2, n) uint32, gets the low and high words.
   """
   at = 0
-  for first, n in boxes.runs(shape, box):
-    place = np.arange(first, first + n, dtype=np.uint64)
-    out[0, at : at + n] = place & np.uint64(0xFFFFFFFF)
-    out[1, at : at + n] = place >> np.uint64(32)
-    at += n
+  for leaf, box in pieces:
+    for first, n in boxes.runs(specs[leaf].shape, box):
+      place = np.arange(first, first + n, dtype=np.uint64)
+      out[0, at : at + n] = place & np.uint64(0xFFFFFFFF)
+      out[1, at : at + n] = place >> np.uint64(32)
+      at += n

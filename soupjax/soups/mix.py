@@ -242,7 +242,7 @@ class _Work:
     group, wanted = block.group, None
     if group.whole:
       # The rule sees the leaf as it is, whatever part of it is wanted.
-      ((leaf, wanted),) = block.pieces
+      leaf, wanted = block.pieces[0][0], block
       shape = self.plan.specs[leaf].shape
       whole = (leaf, boxes.whole(shape))
       block = _Block(group, (whole,), boxes.size(whole[1]))
@@ -275,8 +275,8 @@ class _Work:
     if self.check_finite and not finite:
       self._explain(block, stack, base)
     if wanted is not None:
-      block = _Block(group, ((leaf, wanted),), 0)
-      merged = np.ascontiguousarray(merged[wanted]).reshape(-1)
+      parts = [merged[box].reshape(-1) for _, box in wanted.pieces]
+      block, merged = wanted, np.concatenate(parts)
     self._write(block, merged)
 
   def _values(self, block, buffer):
@@ -286,9 +286,8 @@ class _Work:
       leaf = block.pieces[0][0]
       values["extra"] = self._extra(leaf, block, buffer)
     if group.indexed:
-      ((leaf, box),) = block.pieces
       index = buffer.array("index", (2, block.capacity), np.dtype(np.uint32))
-      leafwise.places(self.plan.specs[leaf].shape, box, index)
+      leafwise.places(self.plan.specs, block.pieces, index)
       values["index"] = index
     return values
 

@@ -175,3 +175,68 @@ def ties(
     },
     needs_base=True,
   )
+
+
+def _sce(stack, base, values):
+  deltas = jnp.stack([float32_delta(stack[k], base) for k in range(len(stack))])
+  spread = jnp.var(deltas, axis=0)
+  least = jnp.sort(spread.reshape(-1))[-values["kept"]]
+  mask = spread >= least
+  leaves = [keep(stack[k], base, mask) for k in range(len(stack))]
+  squares = jnp.where(mask, deltas, 0.0) ** 2
+  energy = squares.reshape(len(deltas), -1).sum(1)
+  weights = energy / jnp.where(energy.sum() > 0, energy.sum(), 1.0)
+  votes = jnp.ones_like(weights)
+  return elected_mean(leaves, base, votes, weights, values)
+
+
+def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
+  """Select, calculate, erase (arXiv 2408.07990).
+
+  Of every leaf, selects the share `density` of elements whose variance over the
+  task vectors is largest; weighs every model by the sum of squares of its
+  selected elements; erases those whose sign is not that of the sum; and adds
+  `scale *` the weighted mean of the rest to the base.
+
+  Args:
+    density: share of the elements that is selected.
+    scale: as for `task_arithmetic`.
+
+  Returns:
+    The rule; it needs a base and two ingredients, and holds whole leaves of all
+    of them.
+  """
+  density = rule_base.check_share("density", density)
+
+  def numbers(scale, count):
+    rule_base.check_count("sce", count, 2)
+    return {
+      "scale": np.float32(scale),
+      "zero_sign": np.float32(0),
+      "by_count": np.bool_(False),
+    }
+
+  values, by_scale = coefficients.split("scale", scale, numbers)
+
+  def leaf_values(specs, count):
+    others = by_scale(specs, count) if by_scale else {}
+    return {
+      leaf: {
+        **others.get(leaf, {}),
+        "kept": np.int32(rank_of(density, spec.size)),
+      }
+      for leaf, spec in specs.items()
+    }
+
+  return Rule(
+    name="sce",
+    combine=_sce,
+    values=values,
+    leaf_values=leaf_values,
+    whole=True,
+    settings={
+      "density": density,
+      "scale": coefficients.check("scale", scale),
+    },
+    needs_base=True,
+  )

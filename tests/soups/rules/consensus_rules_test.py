@@ -115,3 +115,19 @@ def test_bad_numbers():
     mix(rules.ties(weights=[1.0]), [FIRST, SECOND])
   with pytest.raises(ValueError, match="needs a base"):
     sj.mix(rules.ties(), [sj.Ingredient.from_params("m", {"w": np.ones(2)})])
+
+
+def test_sce_by_hand():
+  # Variances 0, 4, 1, 0.25; half of the elements are the second and third.
+  first, second = [1.0, 3.0, 2.0, 0.5], [1.0, -1.0, 4.0, 1.5]
+  # Energies 9 + 4 and 1 + 16, of 30. Signs of the sums: plus, plus.
+  found = mix(rules.sce(0.5), [first, second])["w"]
+  expected = [0, 3, (13 * 2 + 17 * 4) / 30, 0]
+  assert np.abs(found - expected).max() < 1e-6
+
+
+def test_sce_bad_input():
+  with pytest.raises(ValueError, match="at least 2"):
+    mix(rules.sce(0.5), [[1.0]])
+  with pytest.raises(ValueError, match="density"):
+    rules.sce(0)
