@@ -103,6 +103,12 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
   done["ingredients"] = entries
   if plan.base is not None:
     done["base"] = {**provenance["base"], "content_hash": hashes[plan.base]}
+  if plan.rule.extra:
+    last = hashes[-len(plan.rule.extra) :]
+    done["statistics"] = [
+      {**entry, "content_hash": found}
+      for entry, found in zip(provenance["statistics"], last)
+    ]
   return done
 
 

@@ -29,29 +29,37 @@ def values(rule, ingredients, actions):
 
 def check_extra(rule, ingredients, actions):
   """The leaves that `Rule.extra` goes with; all of it must fit them."""
-  if rule.extra and len(rule.extra) != len(ingredients):
+  if not rule.extra:
+    return set()
+  if len(rule.extra) != len(ingredients):
     raise ValueError(
       f"The rule {rule.name!r} has {len(rule.extra)} trees of statistics for "
       f"{len(ingredients)} ingredients: give one for each."
     )
-  found, problems = set(), []
-  for leaf, spec in (
-    _by_rule(ingredients, actions).items() if rule.extra else ()
-  ):
+  wanted, problems = {}, []
+  for leaf, spec in _by_rule(ingredients, actions).items():
     shape = rule.extra_shape(leaf, spec)
-    if shape is None:
-      continue
-    found.add(leaf)
-    for one in rule.extra:
+    anywhere = any(leaf in one.specs for one in rule.extra)
+    if shape is not None and (anywhere or not rule.extra_optional):
+      wanted[leaf] = shape
+  for one in rule.extra:
+    for leaf, shape in wanted.items():
       have = one.specs[leaf].shape if leaf in one.specs else "nothing"
       if have != shape:
         problems.append(f"{one.name!r} has {have} for {leaf!r}, not {shape}")
+    problems += [
+      f"{one.name!r} has {leaf!r}, which is no leaf of the models"
+      for leaf in one.specs
+      if leaf not in actions
+    ]
+  if not wanted:
+    problems.append("there are none for any of the leaves that are merged")
   if problems:
     raise ValueError(
       f"The statistics for the rule {rule.name!r} do not fit:\n  "
       + "\n  ".join(problems[:20])
     )
-  return found
+  return set(wanted)
 
 
 def places(specs, pieces, out: np.ndarray) -> None:

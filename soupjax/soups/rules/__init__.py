@@ -15,9 +15,13 @@ from soupjax.soups.rules.geometry import geometric_median as geometric_median
 from soupjax.soups.rules.geometry import karcher as karcher
 from soupjax.soups.rules.geometry import model_stock as model_stock
 from soupjax.soups.rules.geometry import slerp as slerp
+from soupjax.soups.rules.informed import fisher as fisher
+from soupjax.soups.rules.informed import regmean as regmean
 from soupjax.soups.rules.linear import lerp as lerp
 from soupjax.soups.rules.linear import linear as linear
 from soupjax.soups.rules.linear import schedule as schedule
 from soupjax.soups.rules.sparse import breadcrumbs as breadcrumbs
 from soupjax.soups.rules.sparse import dare as dare
 from soupjax.soups.rules.sparse import della as della
+from soupjax.soups.rules.spectral import iso_c as iso_c
+from soupjax.soups.rules.spectral import tsv as tsv

@@ -37,6 +37,7 @@ class Rule:
       to `combine` as `values["extra"]`, like `stack`, in float32.
     extra_shape: `extra_shape(leaf, spec)` returns the shape that `extra` must
       have for a leaf, None where it plays no part.
+    extra_optional: whether `extra` may lack a leaf, in all of it.
     indexed: whether `combine` wants `values["index"]`, (2, n) uint32: low and
       high word of the place of every element in its leaf, row-major.
     whole: whether `combine` must see whole leaves, in their own shape.
@@ -51,6 +52,7 @@ class Rule:
   measure: Callable[[Any], Mapping[str, Values]] | None = None
   extra: Sequence[Any] = ()
   extra_shape: Callable[[str, Any], tuple[int, ...] | None] | None = None
+  extra_optional: bool = False
   indexed: bool = False
   whole: bool = False
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,9 +61,8 @@ class Rule:
   @property
   def by_leaf(self) -> bool:
     """Whether leaves differ in their numbers, and cannot share a block."""
-    return bool(
-      self.leaf_values or self.measure or self.extra or self.indexed
-    ) or (self.whole)
+    by_numbers = self.leaf_values or self.measure
+    return bool(by_numbers or self.extra or self.indexed or self.whole)
 
 
 def check_number(name: str, value: Any) -> float:
