@@ -19,8 +19,10 @@ from soupjax.soups import boxes
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import storage_of
 
-# What a thread holds of all ingredients together.
+# What a thread holds of all ingredients together; and elements, at least, for
+# what is reduced to a histogram must be larger than that.
 _UNIT_BYTES = 8 << 20
+_UNIT_ELEMENTS = 1 << 17
 
 
 class Sweep:
@@ -46,7 +48,7 @@ class Sweep:
   @property
   def unit(self) -> int:
     """Elements of a unit, unless a chunk has more."""
-    return max(1, _UNIT_BYTES // (4 * (self.count + 1)))
+    return max(_UNIT_ELEMENTS, _UNIT_BYTES // (4 * (self.count + 1)))
 
   def host_bytes(self) -> int:
     """Memory for the units of all threads."""

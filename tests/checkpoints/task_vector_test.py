@@ -101,6 +101,8 @@ def test_files_cost_nothing_until_applied(tmp_path):
     paths["pre"], 0.5, out=out
   )
   assert mixed.path == out
+  # Three files, each once: the target is the start of both.
+  assert mixed.report.bytes_read == 3 * 79 * 4
   near(
     sj.load_params(out), plus(plus(PRE, minus(A, PRE), 0.5), minus(B, PRE), 0.5)
   )

@@ -64,7 +64,9 @@ def elected_mean(
   agreed, share = [], jnp.zeros_like(sign)
   for k, leaf in enumerate(leaves):
     delta = exact.wide(leaf) - exact.wide(base)
-    mask = (jnp.sign(delta) == sign) & (delta != 0)
+    # What a model says counts the other way if its weight is negative.
+    vote = jnp.sign(delta) * jnp.sign(votes[k]).astype(delta.dtype)
+    mask = (vote == sign) & (vote != 0)
     agreed.append(keep(leaf, base, mask))
     one = jnp.where(values["by_count"], 1.0, weights[k]).astype(share.dtype)
     share = share + jnp.where(mask, one, jnp.zeros_like(share))

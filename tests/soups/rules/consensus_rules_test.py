@@ -1,10 +1,13 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.soups import rules
+from soupjax.soups import measure, rules, statistics
+from soupjax.soups.rules import consensus
 
 
 def mix(rule, deltas, base=None, **more):
@@ -58,16 +61,51 @@ def test_ties_trims_over_the_model_or_a_leaf():
 
 
 def test_ties_weights():
-  deltas = [[2.0, 2.0], [4.0, -3.0]]
+  deltas = [[2.0, 2.0, 3.0], [4.0, -3.0, -2.0]]
   weights = [1.0, 3.0]
-  # (1 * 2 + 3 * 4) / 4; 2 - 9 < 0.
+  # (1 * 2 + 3 * 4) / 4; 2 - 9 < 0; 3 - 6 < 0.
   found = mix(rules.ties(1.0, weights=weights), deltas)["w"]
-  assert found.tolist() == [3.5, -3]
+  assert found.tolist() == [3.5, -3, -2]
   found = mix(rules.ties(1.0, weights=weights, compat="mergekit"), deltas)["w"]
-  assert found.tolist() == [3.5, -3]
-  # Elects without weights, 2 - 3 < 0, and divides by the number.
+  assert found.tolist() == [3.5, -3, -2]
+  # Elects without weights, 2 - 3 < 0 < 3 - 2, and divides by the number.
   found = mix(rules.ties(1.0, weights=weights, compat="peft"), deltas)["w"]
-  assert found.tolist() == [7, -9]
+  assert found.tolist() == [7, -9, 3]
+
+
+def test_a_negative_weight_votes_the_other_way():
+  # -1 * 2 and 3 * -1 are both negative, and so is their mean, -5 / 2.
+  found = mix(rules.ties(1.0, weights=[-1.0, 3.0]), [[2.0], [-1.0]])["w"]
+  assert found == -2.5
+
+
+def test_how_many_are_kept():
+  assert consensus.rank_of(0.29, 100) == 29
+  assert consensus.rank_of(0.01, 5) == 1
+  assert consensus.rank_of(1.0, 7) == 7
+
+
+def test_magnitudes_are_the_same_in_numpy_and_in_jax():
+  values = [0.0, -0.0, 1e-45, -1e-40, 1.1754944e-38, -1.0, 3e38, np.inf]
+  stack = np.array([values], "f")
+  found = statistics.magnitudes(stack, np.zeros(8, "f"))[0]
+  assert (found[:4] == 0).all() and (np.diff(found[4:].astype("q")) > 0).all()
+  zero = jnp.zeros(8, np.float32)
+  delta = jax.jit(consensus.float32_delta)(stack[0], zero)
+  assert np.array_equal(jax.jit(consensus.magnitude)(delta), found)
+
+
+@pytest.mark.parametrize("unit", [7, 100])
+def test_thresholds_do_not_depend_on_units(unit, monkeypatch):
+  rng = np.random.default_rng(0)
+  deltas = [{"a": rng.normal(size=(9, 31)), "b": rng.normal(size=50)}] * 2
+  expected = mix(rules.ties(0.3), deltas)
+  monkeypatch.setattr(measure, "_UNIT_BYTES", 0)
+  monkeypatch.setattr(measure, "_UNIT_ELEMENTS", unit)
+  for threads in (1, 3):
+    found = mix(rules.ties(0.3), deltas, threads=threads)
+    for leaf, value in expected.items():
+      assert np.array_equal(found[leaf], value)
 
 
 def test_ties_of_equal_magnitudes_keeps_all_of_them():

@@ -6,7 +6,7 @@ from merging import mix
 import numpy as np
 import pytest
 
-from soupjax.soups import rules
+from soupjax.soups import measure, rules
 
 ROOT = math.sqrt(0.5)
 ZERO = [0.0, 0.0]
@@ -121,6 +121,22 @@ def test_karcher_by_hand():
   near(found, [3**-0.5] * 3)
   v = np.array([0.1, -3.0], "f")
   assert np.array_equal(mix(rules.karcher(), [v] * 3)["w"], v)
+
+
+def test_units_and_threads(monkeypatch):
+  rng = np.random.default_rng(0)
+  trees = [{"a": rng.normal(size=(9, 31)), "b": [1.0, 2.0]} for _ in range(2)]
+  expected = mix(rules.slerp(0.3, scope="model"), trees)
+  monkeypatch.setattr(measure, "_UNIT_BYTES", 0)
+  monkeypatch.setattr(measure, "_UNIT_ELEMENTS", 10)
+  runs = [
+    mix(rules.slerp(0.3, scope="model"), trees, threads=threads)
+    for threads in (1, 4, 4, 4)
+  ]
+  for run in runs:
+    for leaf, value in expected.items():
+      near(run[leaf], value, 1e-6)
+      assert np.array_equal(run[leaf], runs[0][leaf])
 
 
 def test_bad_input():
