@@ -62,14 +62,14 @@ def get_config(arg=None):
   c.probe.l2 = 1e-3
   c.probe.total_steps = 100
 
-  # Ranges are (low, high), sets are lists of choices.
+  # Ranges are (low, high); what has no range is a choice.
   c.sweep = ml_collections.ConfigDict()
   c.sweep.size = 16
   c.sweep.learning_rate_log10 = (-2.8, -2.1)
   c.sweep.weight_decay_log10 = (-3.0, -0.5)
-  c.sweep.label_smoothing = [0.0, 0.1, 0.2]
-  c.sweep.mixup = [0.0, 0.2, 0.5]
-  c.sweep.augment = [0.0, 0.5, 1.0]
+  c.sweep.label_smoothing = (0.0, 0.1, 0.2)
+  c.sweep.mixup = (0.0, 0.2, 0.5)
+  c.sweep.augment = (0.0, 0.5, 1.0)
   c.sweep.total_steps = (100, 200)
   c.sweep.warmup_steps = 20
   c.sweep.batch_size = 32
@@ -87,7 +87,7 @@ def get_config(arg=None):
   # Saves most of the evaluation of candidates that fail, and decides the same;
   # but the picture is to show their scores.
   c.cook.early_reject = False
-  c.cook.learned_granularities = ["model", "layer"]
+  c.cook.learned_granularities = ("model", "layer")
   c.cook.learned_steps = 60
   c.cook.learned_learning_rate = 0.1
   c.cook.wise_ft_points = 11

@@ -32,5 +32,12 @@ if [[ -z "${VIRTUAL_ENV:-}" ]]; then
   . .venv/bin/activate
 fi
 
-echo "Installing into $VIRTUAL_ENV"
-python -m pip install --quiet --editable ".[$1]"
+# Installed once; again when what is needed has changed. So a second start needs
+# no network.
+stamp="$VIRTUAL_ENV/.soupjax-$1"
+wanted="$PWD $(cat setup.cfg pyproject.toml | cksum)"
+if [[ "$(cat "$stamp" 2> /dev/null)" != "$wanted" ]]; then
+  echo "Installing into $VIRTUAL_ENV"
+  python -m pip install --quiet --editable ".[$1]"
+  echo "$wanted" > "$stamp"
+fi

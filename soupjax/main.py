@@ -2,14 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: `soupjax --config=FILE.py --workdir=DIR`."""
 
-import importlib
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-
-# config.task -> module and function; imported when asked for.
-TASKS = {"soup": ("soupjax.tasks.soup", "run")}
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A Python file with get_config().", lock_config=True
@@ -17,21 +13,39 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run; started again, it goes on there."
 )
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Check everything, print what would be done, and stop."
+)
 
 
 def main(argv: list[str]) -> None:
   """Dispatches on `config.task`."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-  config = _CONFIG.value
-  if config.get("task") not in TASKS:
+  try:
+    _dispatch(_CONFIG.value, _DRY_RUN.value)
+  except ValueError as e:
+    if logging.vlog_is_on(1):
+      raise
+    sys.exit(f"soupjax: {e}\n(--verbosity=1 shows where.)")
+
+
+def _dispatch(config, dry_run):
+  # Tasks are imported when asked for: each knows what it needs.
+  if config.get("task") == "soup":
+    if not _WORKDIR.value:
+      raise app.UsageError("Give --workdir, a directory for the results.")
+    from soupjax.tasks import soup
+
+    soup.run(config, _WORKDIR.value, dry_run=dry_run)
+  elif config.get("task") == "mix":
+    from soupjax.tasks import mix
+
+    mix.mix(config, dry_run=dry_run)
+  else:
     raise app.UsageError(
-      f"config.task must be one of {sorted(TASKS)}, got {config.get('task')!r}."
+      f"config.task must be 'soup' or 'mix', got {config.get('task')!r}."
     )
-  if not _WORKDIR.value:
-    raise app.UsageError("Give --workdir, a directory for the results.")
-  module, function = TASKS[config.task]
-  getattr(importlib.import_module(module), function)(config, _WORKDIR.value)
 
 
 def run() -> None:
@@ -40,7 +54,7 @@ def run() -> None:
   logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
   # --help shows the flags of the script, which is not this module.
-  for flag in (_CONFIG, _WORKDIR):
+  for flag in (_CONFIG, _WORKDIR, _DRY_RUN):
     flags.FLAGS.register_key_flag_for_module(
       sys.argv[0], flags.FLAGS[flag.name]
     )

@@ -32,10 +32,12 @@ class Progress:
 
   def step(self, images: int = 0, note: str = "") -> None:
     """Counts one step, and the images that it took."""
-    self.done += 1
-    self.images += images
     now = time.monotonic()
-    self.compiled = self.compiled or now
+    self.done += 1
+    if self.compiled is None:
+      self.compiled = now
+    else:
+      self.images += images
     wait = 0.2 if self.terminal else 10.0
     if self.done >= self.total or now - self.printed >= wait:
       self.printed = now
@@ -43,11 +45,12 @@ class Progress:
 
   def _print(self, seconds: float, note: str) -> None:
     parts = [f"{self.stage:<12} {self.done}/{self.total} {self.unit}"]
-    if self.images:
-      parts.append(f"{self.images / max(seconds, 1e-9):,.0f} images/s")
     timed = self.done - self.start - 1
+    steady = max(time.monotonic() - self.compiled, 1e-9)
+    if self.images:
+      parts.append(f"{self.images / steady:,.0f} images/s")
     if self.done < self.total and timed:
-      pace = (time.monotonic() - self.compiled) / timed
+      pace = steady / timed
       parts.append(f"{pace * (self.total - self.done):.0f} s left")
     elif self.done >= self.total:
       parts.append(f"{seconds:.1f} s")

@@ -21,9 +21,9 @@ def test_a_log_gets_a_line_now_and_then(clock, capsys):
     progress.step(images=8, note="member 1/2")
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 5
-  assert lines[0].split() == "sweep 1/41 steps, 0 images/s".split()
-  assert lines[1].startswith("sweep        11/41 steps, 3 images/s, 30 s left")
-  assert lines[-1].endswith("41/41 steps, 5 images/s, 60.0 s, member 1/2")
+  assert lines[0].split() == "sweep 1/41 steps".split()
+  assert lines[1].startswith("sweep        11/41 steps, 8 images/s, 30 s left")
+  assert lines[-1].endswith("41/41 steps, 8 images/s, 60.0 s, member 1/2")
 
 
 def test_a_resumed_stage_counts_on(clock, capsys):

@@ -4,4 +4,5 @@
 
 from soupjax.data.dataset import Dataset as Dataset
 from soupjax.data.dataset import batch_indices as batch_indices
+from soupjax.data.digits import Digits as Digits
 from soupjax.data.digits import load_digits as load_digits

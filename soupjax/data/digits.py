@@ -48,6 +48,7 @@ class Digits:
   shifts: tuple[Dataset, ...]
 
   num_classes = 10
+  image_shape = (16, 16, 1)
 
   @property
   def evaluations(self) -> tuple[Dataset, ...]:

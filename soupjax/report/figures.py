@@ -3,6 +3,7 @@
 """The figures, made without pyplot: no notebook finds its backend changed."""
 
 from collections.abc import Mapping, Sequence
+import re
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -294,15 +295,16 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
   panels = panels[:, 0]
   scale = dict(vmin=0, vmax=max(top, 2 / columns), cmap="YlGnBu")
   for axes, (title, trace) in zip(panels, learned.items()):
+    order = sorted(trace["alphas"], key=_depth)
     image = axes.imshow(
-      np.asarray([*trace["alphas"].values()], float),
+      np.asarray([trace["alphas"][group] for group in order], float),
       aspect="auto",
       interpolation="nearest",
       **scale,
     )
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    groups = [g if len(g) <= 36 else "..." + g[-34:] for g in trace["alphas"]]
+    groups = [g if len(g) <= 36 else "..." + g[-34:] for g in order]
     axes.set_yticks(
       range(len(groups)),
       groups,
@@ -316,6 +318,15 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
       axes.set_xticklabels([])
   _colour_bar(figure, image, panels, columns)
   return figure
+
+
+def _depth(group: str) -> tuple:
+  """Sorts layers as the image meets them: embeddings, blocks, head."""
+  last = re.search(r"head|classifier|pre_logits|MAPHead|(^|/)fc", group)
+  first = re.search(r"embed|(^|/)cls|patch|stem|conv1", group)
+  numbers = [int(n) for n in re.findall(r"\d+", group)]
+  place = 3 if last else 0 if first else 1 if numbers else 2
+  return place, numbers, group
 
 
 def _colour_bar(figure, image, panels, count):

@@ -11,11 +11,12 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,7 @@ class _Buffer:
 
   def __init__(self):
     self._bytes: dict[str, np.ndarray] = {}
+    self.results: dict[tuple[Any, ...], jax.Array] = {}
 
   def array(self, use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """Returns an array that starts on a 64-byte boundary; its content is old.
@@ -199,8 +201,15 @@ class _Buffer:
     return held[:needed].view(dtype).reshape(shape)
 
 
-@functools.partial(jax.jit, static_argnames=("combine", "dtype"))
-def _combine(stack, base, values, *, combine, dtype):
+@functools.partial(
+  jax.jit,
+  static_argnames=("combine", "dtype"),
+  # The result of the block before: its memory is used again.
+  donate_argnames="old",
+  keep_unused=True,
+)
+def _combine(old, stack, base, values, *, combine, dtype):
+  del old
   merged = combine(stack, base, values).astype(dtype)
   return merged, jnp.isfinite(merged).all()
 
@@ -218,6 +227,8 @@ class _Work:
     self.done = 0
     self.written = 0
     self._lock = threading.Lock()
+    self._compiling = threading.Lock()
+    self._compiled: set[tuple[Any, ...]] = set()
     self._sums: list[dict[str, list[tuple[int, int, int]]]] = [
       {} for _ in plan.sources
     ]
@@ -260,24 +271,42 @@ class _Work:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
     values = self._values(block, buffer)
-    shaped = (stack, base)
     if wanted is not None:
       shaped = (
         stack.reshape(len(stack), *shape),
         None if base is None else base.reshape(shape),
       )
-    with jax.default_device(self.cpu):
-      merged, finite = _combine(
-        *shaped, values, combine=group.combine, dtype=group.out_dtype
-      )
+      result, finite = self._merge(group, *shaped, values, None)
+    else:
+      result, finite = self._merge(group, stack, base, values, buffer.results)
     # Waits for the result, and with it until the buffers are free again.
-    merged = np.asarray(merged)
+    merged = np.asarray(result)
     if self.check_finite and not finite:
       self._explain(block, stack, base)
     if wanted is not None:
       parts = [merged[box].reshape(-1) for _, box in wanted.pieces]
       block, merged = wanted, np.concatenate(parts)
     self._write(block, merged)
+
+  def _merge(self, group, stack, base, values, results):
+    """Runs the rule; the memory of results is used again if there are any."""
+    shape, dtype = stack.shape[1:], group.out_dtype
+    kind = (group.combine, stack.shape, stack.dtype, group.base_dtype, dtype)
+    # Threads that call a function for the first time at once would each
+    # compile it.
+    first = kind not in self._compiled
+    with self._compiling if first else contextlib.nullcontext():
+      with jax.default_device(self.cpu):
+        old = results.pop((shape, dtype), None) if results else None
+        if old is None:
+          old = jnp.empty(shape, dtype)
+        result, finite = _combine(
+          old, stack, base, values, combine=group.combine, dtype=dtype
+        )
+      self._compiled.add(kind)
+    if results is not None:
+      results[shape, dtype] = result
+    return result, finite
 
   def _values(self, block, buffer):
     """The numbers for `combine`, with what is to be read for them."""

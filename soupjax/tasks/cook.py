@@ -57,6 +57,8 @@ def cook(
   soups = workdir / "soups"
   soups.mkdir(exist_ok=True)
   granularities = list(config.cook.learned_granularities)
+  if len(ingredients) < 2:
+    granularities = []  # There is nothing to learn.
   names = ["uniform", "greedy", *(f"learned_{g}" for g in granularities)]
 
   if not (soups / "uniform").exists():
@@ -84,6 +86,8 @@ def greedy(
 ) -> GreedySoup:
   """Runs `greedy_soup`, saving every decision; goes on from `trace`."""
   history = files.read_json(trace) if trace.exists() else []
+  if not isinstance(history, list):
+    raise ValueError(f"{trace} is no list of decisions: delete it.")
   progress = Progress(
     stage, len(ingredients), unit="candidates", start=len(history)
   )

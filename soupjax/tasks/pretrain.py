@@ -3,7 +3,6 @@
 """Makes the one model that all ingredients start from."""
 
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -35,8 +34,9 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
     ValueError: if the loss becomes NaN.
   """
   c = config.pretrain
-  done = workdir / "pretrained"
+  done, saved = workdir / "pretrained", workdir / "pretrain_state"
   if done.exists():
+    workdir_lib.remove_states(saved)
     return find.load_params(done)
 
   # --- Model, optimizer, state ------------------------------------------------
@@ -65,7 +65,6 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
   train_step = step.make_train_step(model, tx, augment)
 
   # --- Resume -----------------------------------------------------------------
-  saved = workdir / "pretrain_state"
   state = workdir_lib.load_state(saved, like=state) or state
   start = int(state.step)
   progress = Progress("pretrain", c.total_steps, start=start)
@@ -77,18 +76,17 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
     state, metrics = train_step(
       state, data.images[batch], data.labels[batch], key_train, hyper
     )
-    if (i + 1) % c.checkpoint_steps == 0:
+    last = i + 1 == c.total_steps
+    if last or (i + 1) % c.checkpoint_steps == 0:
       check_loss(metrics["loss"], "pretraining", i)
+    if (i + 1) % c.checkpoint_steps == 0 and not last:
       workdir_lib.save_state(saved, state)
     if (i + 1) % c.log_steps == 0:
       writer.write(i, metrics)
     progress.step(images=c.batch_size)
-  if c.total_steps:
-    check_loss(metrics["loss"], "pretraining", c.total_steps - 1)
   writer.close()
   workdir_lib.save_model(done, state.params)
-  for leftover in workdir.glob(f"{saved.name}-*"):
-    shutil.rmtree(leftover, ignore_errors=True)
+  workdir_lib.remove_states(saved)
   return find.load_params(done)
 
 
@@ -125,6 +123,6 @@ def check_loss(loss: jax.Array, what: str, at: int) -> None:
   """Raises a ValueError if a loss is not finite."""
   if not np.isfinite(loss):
     raise ValueError(
-      f"The loss of {what} is {float(loss)} at step {at}: lower the learning "
-      "rate, or look for broken images."
+      f"The loss of {what} is {float(loss)} at step {at}. Start again with a "
+      "lower learning rate, in a new --workdir: this one keeps its config."
     )

@@ -9,9 +9,11 @@ import jax
 import ml_collections
 import numpy as np
 
+from soupjax.checkpoints import find
 from soupjax.data import Dataset, batch_indices, ops
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
+from soupjax.soups.ingredient import Ingredient, rank_by
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.pretrain import check_loss
 from soupjax.train import optim, step
@@ -33,11 +35,7 @@ def random_search(
   Returns:
     One dict a member.
 
-  Raises:
-    ValueError: if the sweep is empty.
   """
-  if sweep.size < 1:
-    raise ValueError(f"sweep.size must be positive, got {sweep.size}.")
   members = []
   for k in range(sweep.size):
     rng = np.random.default_rng(workdir_lib.stream_seed(seed, "sweep", k))
@@ -69,6 +67,9 @@ def sweep(
     evaluate: maps parameters to metrics as `{"minival/prec@1": ...}`, kept
       beside each ingredient.
     workdir: gets `ingredients/ingredient_KK/`.
+
+  Returns:
+    The members, in order, opened.
   """
   c = config.sweep
   members = random_search(c, config.seed)
@@ -107,10 +108,25 @@ def sweep(
         writer.write(i, metrics)
       progress.step(images=c.batch_size, note=f"member {k + 1}/{c.size}")
     writer.close()
-    check_loss(metrics["loss"], f"ingredient {k}", member["total_steps"] - 1)
+    name = f"{paths[k].name} (learning_rate {member['learning_rate']:.3g})"
+    check_loss(metrics["loss"], name, member["total_steps"] - 1)
     workdir_lib.save_model(
       paths[k],
       state.params,
       hyperparameters=member,
       metrics=evaluate(state.params),
     )
+  # Only the members: what else lies there is not of this sweep.
+  return [_opened(path) for path in paths]
+
+
+def _opened(path: pathlib.Path) -> Ingredient:
+  try:
+    ingredient = find.open_ingredient(path)
+    rank_by([ingredient], "minival/prec@1")
+    rank_by([ingredient], "minival/loss")
+  except ValueError as e:
+    raise ValueError(
+      f"{path} is damaged: delete it, and it will be made again. {e}"
+    ) from e
+  return ingredient

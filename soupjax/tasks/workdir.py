@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of a run: what is in it is done, and is not done again."""
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -36,13 +39,24 @@ def open_workdir(
   record = workdir / "config.json"
   now = config_lib.to_dict(config)
   if record.exists():
-    changes = config_lib.differences(files.read_json(record), now)
+    try:
+      before = files.read_json(record)
+    except ValueError as e:
+      raise ValueError(
+        f"{record} is damaged. Put back what was in it, or choose another "
+        "--workdir."
+      ) from e
+    changes = config_lib.differences(before, now)
     if changes:
       raise ValueError(
         f"{workdir} holds a run of another config. Choose another --workdir, "
         "or undo:\n  " + "\n  ".join(changes)
       )
     return workdir
+  if set("[]") & set(str(workdir)):
+    raise ValueError(
+      f"{workdir}: Orbax takes brackets for a pattern. Choose another name."
+    )
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
   # A start that was killed early leaves only its temporary record.
@@ -52,9 +66,30 @@ def open_workdir(
       f"{workdir} has no config.json but other files ({sorted(others)[0]}, for "
       "one): choose a new or empty directory."
     )
-  workdir.mkdir(parents=True, exist_ok=True)
-  files.write_json(record, now)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write_json(record, now)
+  except OSError as e:
+    raise ValueError(f"{workdir} cannot be written: {e}.") from e
   return workdir
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds a directory for one run; a process that dies lets it go.
+
+  Raises:
+    ValueError: if another run holds it.
+  """
+  with open(workdir / ".lock", "w", encoding="utf-8") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        f"Another run is at work in {workdir}: wait for it, or choose another "
+        "--workdir."
+      ) from None
+    yield
 
 
 def save_model(
@@ -84,8 +119,13 @@ def save_state(path: pathlib.Path, state: PyTree) -> None:
   shutil.rmtree(new, ignore_errors=True)
   leaves = jax.tree.leaves(state)
   find.save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
+  remove_states(path, but=new)
+
+
+def remove_states(path: pathlib.Path, but: pathlib.Path | None = None) -> None:
+  """Removes what `save_state` wrote, except `but`."""
   for old in path.parent.glob(f"{path.name}-*"):
-    if old != new:
+    if old != but:
       shutil.rmtree(old, ignore_errors=True)
 
 

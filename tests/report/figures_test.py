@@ -191,3 +191,24 @@ def test_candidates_rejected_early_show_their_bound(tmp_path):
   low, high = axes.get_ylim()
   assert low < 85 < high
   figure.savefig(tmp_path / "x.png")
+
+
+def test_layers_are_drawn_from_the_image_to_the_head():
+  names = ["Transformer/encoder_norm", "Transformer/encoderblock_10"]
+  names += ["Transformer/encoderblock_2", "embedding", "head", "pos_embedding"]
+  alphas = {name: [k / 10, 1 - k / 10] for k, name in enumerate(names)}
+  figure = report.coefficients(
+    {"Per layer": {"names": ["a", "b"], "alphas": alphas}}
+  )
+  axes = figure.axes[0]
+  drawn = [label.get_text() for label in axes.get_yticklabels()]
+  assert drawn == [
+    "embedding",
+    "pos_embedding",
+    "Transformer/encoderblock_2",
+    "Transformer/encoderblock_10",
+    "Transformer/encoder_norm",
+    "head",
+  ]
+  values = axes.images[0].get_array()
+  np.testing.assert_allclose(values[:, 0], [alphas[n][0] for n in drawn])

@@ -5,17 +5,20 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax.tasks import soup, sweep
+from soupjax.tasks import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "digits.py")
@@ -177,7 +180,7 @@ def test_traces_pictures_and_page(done):
 
 
 @pytest.mark.slow
-def test_killed_three_times_it_ends_with_the_same_results(done, tmp_path):
+def test_killed_four_times_it_ends_with_the_same_results(done, tmp_path):
   workdir = tmp_path / "run"
 
   def there(pattern):
@@ -185,6 +188,8 @@ def test_killed_three_times_it_ends_with_the_same_results(done, tmp_path):
 
   kill_when(workdir, there("pretrain_state-*"))
   assert not (workdir / "pretrained").exists()
+  # The narrowest place: trained, but not saved under the final name.
+  kill_when(workdir, there(".pretrained.tmp"))
   kill_when(workdir, there("ingredients/ingredient_01"))
   finished = workdir / "ingredients" / "ingredient_00" / "metrics.json"
   stamp = finished.stat().st_mtime_ns
@@ -264,10 +269,6 @@ def test_random_search_draws_what_the_config_says():
   )
   assert smaller == members[:3]
   assert sweep.random_search(c, seed=1) != members
-  with pytest.raises(ValueError, match="sweep.size must be positive, got 0"):
-    sweep.random_search(
-      config_lib.load(CONFIG, **{"sweep.size": 0}).sweep, seed=0
-    )
 
 
 def test_seeds_of_streams_differ():
@@ -275,3 +276,135 @@ def test_seeds_of_streams_differ():
 
   seeds = [stream_seed(0, "a"), stream_seed(0, "b"), stream_seed(1, "a")]
   assert len(set(seeds)) == 3 and np.all(np.array(seeds) >= 0)
+
+
+def test_a_dry_run_tells_all_and_touches_nothing(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  config = config_lib.load(CONFIG, **SMALL)
+  assert soup.run(config, workdir, dry_run=True) is None
+  text = capsys.readouterr().out
+  assert not workdir.exists()
+  assert '"learned_steps": 4' in text
+  assert text.count("learning_rate 0.0") == text.count("ingredient_0") == 4
+  model = sj.models.ViT(num_classes=10, **config.model)
+  params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 1)))["params"]
+  count = sum(x.size for x in jax.tree.leaves(params))
+  assert f"{count:,} parameters" in text
+
+
+def test_damage_and_strangers_change_nothing(done, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(done[0], workdir)
+  expected = (workdir / "results.jsonl").read_bytes()
+  # A cache is made again; what is not of this sweep is left alone.
+  logits = workdir / "logits" / "greedy.npz"
+  logits.write_bytes(logits.read_bytes()[:1000])
+  (workdir / "logits" / "uniform.npz").write_bytes(b"")
+  shutil.copytree(
+    workdir / "ingredients" / "ingredient_00", workdir / "ingredients" / "copy"
+  )
+  (workdir / "ingredients" / "notes.txt").write_text("mine")
+  finish(workdir)
+  assert (workdir / "results.jsonl").read_bytes() == expected
+
+
+def test_a_damaged_ingredient_says_what_to_delete(done, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(done[0], workdir)
+  config = config_lib.load(CONFIG, **SMALL)
+  path = workdir / "ingredients" / "ingredient_02"
+  (path / "metrics.json").write_text("")
+  with pytest.raises(ValueError, match="ingredient_02 is damaged: delete it"):
+    soup.run(config, workdir)
+  (path / "metrics.json").unlink()
+  with pytest.raises(ValueError, match="ingredient_02 is damaged: delete it"):
+    soup.run(config, workdir)
+  shutil.rmtree(path)
+  (workdir / "config.json").write_text("{")
+  with pytest.raises(ValueError, match="choose another"):
+    soup.run(config, workdir)
+
+
+def test_two_runs_do_not_share_a_directory(done):
+  with workdir_lib.locked(done[0]):
+    with pytest.raises(ValueError, match="Another run is at work in"):
+      soup.run(config_lib.load(CONFIG, **SMALL), done[0])
+
+
+@pytest.mark.parametrize(
+  "key,value",
+  [
+    ("data.name", "mnist"),
+    ("pretrain.checkpoint_steps", 0),
+    ("pretrain.clip_norm", float("inf")),
+    ("pretrain.learning_rate", float("nan")),
+    ("sweep.size", 0),
+    ("sweep.total_steps", (15, 10)),
+    ("sweep.total_steps", (1, 2, 3)),
+    ("sweep.total_steps", (0, 2)),
+    ("sweep.mixup", ()),
+    ("sweep.label_smoothing", (0.0, 1.5)),
+    ("cook.accept", "gtt"),
+    ("cook.learned_steps", 0),
+    ("cook.learned_granularities", ("model", "block")),
+    ("cook.wise_ft_points", -1),
+  ],
+)
+def test_configs_that_cannot_work_touch_nothing(key, value, tmp_path):
+  config = config_lib.load(CONFIG, **{key: value})
+  with pytest.raises(ValueError) as error:
+    soup.run(config, tmp_path / "run")
+  assert f"{key} must be" in str(error.value) and repr(value) in str(
+    error.value
+  )
+  assert not (tmp_path / "run").exists()
+
+
+def test_models_that_cannot_work_touch_nothing(tmp_path):
+  for change in ({"model.patch_size": 5}, {"model.dtype_mm": "float17"}):
+    with pytest.raises(ValueError, match="model: "):
+      soup.run(config_lib.load(CONFIG, **change), tmp_path / "run")
+  with pytest.raises(ValueError, match="num_train=800"):
+    soup.run(config_lib.load(CONFIG, **{"data.num_train": 800}), tmp_path / "r")
+  with pytest.raises(ValueError, match="Choose another name"):
+    soup.run(config_lib.load(CONFIG), tmp_path / "br[1]")
+  assert not list(tmp_path.iterdir())
+
+
+def test_one_ingredient_a_scan_and_an_odd_curve(tmp_path):
+  config = config_lib.load(
+    CONFIG,
+    **{
+      **SMALL,
+      "pretrain.total_steps": 0,
+      "sweep.size": 1,
+      "sweep.total_steps": (2, 2),
+      "model.scan": True,
+      "model.pool_type": "map",
+      "cook.wise_ft_points": 4,
+    },
+  )
+  soup.run(config, tmp_path / "run")
+  models = {row["model"] for row in read_rows(tmp_path / "run")}
+  assert models == {
+    "pretrained",
+    "ingredient_00",
+    "uniform",
+    "greedy",
+    "ensemble",
+    "greedy_ensemble",
+    *(f"wise_ft_{a}" for a in ("0.00", "0.3333", "0.6667", "1.00")),
+  }
+
+
+def test_errors_of_users_come_without_a_traceback(tmp_path):
+  result = subprocess.run(
+    [*command(tmp_path / "run"), "--config.cook.accept=best"],
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 1
+  assert "cook.accept must be 'ge' or 'gt', got 'best'" in result.stderr
+  assert "Traceback" not in result.stderr
