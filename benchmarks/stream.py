@@ -292,16 +292,19 @@ def remove(path):
     os.remove(path)
 
 
-def cat_cp(paths, out, sync=False) -> float:
-  """Seconds to read all inputs and to copy one."""
+def cat_cp(paths, out, sync=False) -> dict[str, float]:
+  """Reads all inputs and copies one."""
   remove(out)
-  start = time.perf_counter()
+  start, before = time.perf_counter(), os.times()
   with open(os.devnull, "wb") as null:
     subprocess.run(["cat", *paths], stdout=null, check=True)
   subprocess.run(["cp", paths[0], out], check=True)
   if sync:
     subprocess.run(["sync", out], check=True)
-  return time.perf_counter() - start
+  seconds, after = time.perf_counter() - start, os.times()
+  cpu = after.children_user + after.children_system
+  cpu -= before.children_user + before.children_system
+  return {"seconds": seconds, "cpu": cpu, "anon": 0, "rss": 0}
 
 
 def cool(paths):
@@ -322,7 +325,7 @@ def compare(title, paths, folder, names, repeat, out_name, cold=False):
       if cold:
         cool(paths)
       if name.startswith("cat"):
-        found.append({"seconds": cat_cp(paths, out, "fsync" in name)})
+        found.append(cat_cp(paths, out, "fsync" in name))
       else:
         found.extend(launch(name, paths, out))
   remove(out)
@@ -339,17 +342,14 @@ def compare(title, paths, folder, names, repeat, out_name, cold=False):
     seconds = [f["seconds"] for f in found]
     middle = statistics.median(seconds)
     speed = total / middle / 1e9
-    line = (
+    print(
       f"{name:18s} {middle:8.2f} ({min(seconds):5.2f}) {speed:6.2f}"
       f" {middle / base:6.2f}"
+      f" {statistics.median(f['cpu'] for f in found):6.2f}"
+      f" {max(f['anon'] for f in found):8.0f}"
+      f" {max(f['rss'] for f in found):11.0f}",
+      flush=True,
     )
-    if "cpu" in found[0]:
-      line += (
-        f" {statistics.median(f['cpu'] for f in found):6.2f}"
-        f" {max(f['anon'] for f in found):8.0f}"
-        f" {max(f['rss'] for f in found):11.0f}"
-      )
-    print(line, flush=True)
 
 
 def others():

@@ -11,10 +11,10 @@ costs only the chunks that it touches.
 from collections.abc import Mapping
 import contextlib
 import functools
-import pathlib
 import re
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -101,7 +101,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       else:
         found, inside = found["params"], "params."
     leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
-  roots = [pathlib.Path(path, name) for name in _TREES]
+  roots = [epath.Path(path) / name for name in _TREES]
   roots = [root for root in roots if (root / "_METADATA").exists()]
   if not roots:
     raise ValueError(
@@ -195,17 +195,19 @@ def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
     context: of tensorstore.
     key: the keys of the leaf, joined by dots.
   """
-  text = pathlib.Path(root, "_METADATA").read_text(encoding="utf-8")
+  place = epath.Path(root)
+  text = (place / "_METADATA").read_text(encoding="utf-8")
   zarr3 = re.search(r'"use_zarr3":\s*true', text) is not None
-  if pathlib.Path(root, "manifest.ocdbt").exists():
+  store = _store(root)
+  if (place / "manifest.ocdbt").exists():
     store = {
       "driver": "ocdbt",
-      "base": f"file://{root}/",
+      "base": store,
       "path": f"{key}/",
       "cache_pool": "cache_pool#ocdbt",
     }
   else:
-    store = {"driver": "file", "path": f"{root}/{key}/"}
+    store["path"] += f"{key}/"
   spec = {
     "driver": "zarr3" if zarr3 else "zarr",
     "kvstore": store,
@@ -213,3 +215,17 @@ def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
     "fill_missing_data_reads": False,
   }
   return ts.open(spec, context=context, open=True, read=True).result()
+
+
+def _store(root: str) -> dict[str, Any]:
+  """What tensorstore calls a directory, which may be in a bucket."""
+  kind, is_address, rest = root.partition("://")
+  if not is_address:
+    return {"driver": "file", "path": f"{root}/"}
+  drivers = {"gs": "gcs", "s3": "s3"}
+  if kind not in drivers:
+    raise ValueError(
+      f"{root}: Orbax checkpoints are read from gs:// and s3://. Copy it."
+    )
+  bucket, _, path = rest.partition("/")
+  return {"driver": drivers[kind], "bucket": bucket, "path": f"{path}/"}

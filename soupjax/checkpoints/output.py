@@ -13,7 +13,14 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import npz, ocdbt, processes, ranges, safetensors
+from soupjax.checkpoints import (
+  npz,
+  ocdbt,
+  processes,
+  ranges,
+  safetensors,
+  safetensors_writer,
+)
 from soupjax.soups import plan as planning
 
 FORMATS = ("orbax", "safetensors", "npz")
@@ -223,7 +230,7 @@ class Target:
       # Some readers insist on what it says about its origin, {"format": "pt"}.
       found = safetensors.metadata(first)
       text = {k: v for k, v in found.items() if k == "format"}
-    return safetensors.SafetensorsWriter(
+    return safetensors_writer.SafetensorsWriter(
       self.temporary,
       specs,
       order,

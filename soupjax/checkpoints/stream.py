@@ -126,12 +126,7 @@ def mix(
   needed = engine.host_bytes(plan, pieces) + writer_bytes
   table = record.table(plan, pieces, target, needed)
   provenance = record.of(plan, hash_inputs)
-  if max_host_bytes is not None and needed > max_host_bytes:
-    raise ValueError(
-      f"This mix would hold {needed / 1e6:.1f} MB in host memory, more than "
-      f"max_host_bytes={max_host_bytes}. Lower block_bytes (now {block_bytes}) "
-      f"or threads (now {plan.threads}).\n{table}"
-    )
+  _check_memory(needed, max_host_bytes, plan, block_bytes, table)
   if target:
     target.check()
   if dry_run:
@@ -143,12 +138,12 @@ def mix(
     "check_finite": check_finite,
     "progress": _progress(progress),
   }
+  params = path = None
   if target is None:
     params, report = _onto_mesh(plan, pieces, sharding, settings)
     provenance = record.complete(provenance, plan, report)
-    path = None
   else:
-    params, path = None, target.path
+    path = target.path
     with target.opened(provenance) as writer:
       report = engine.run(plan, pieces, writer, **settings)
       provenance = record.complete(provenance, plan, report)
@@ -160,6 +155,15 @@ def mix(
     provenance=provenance,
     report=report,
   )
+
+
+def _check_memory(needed, limit, plan, block_bytes, table):
+  if limit is not None and needed > limit:
+    raise ValueError(
+      f"This mix would hold {needed / 1e6:.1f} MB in host memory, more than "
+      f"max_host_bytes={limit}. Lower block_bytes (now {block_bytes}) or "
+      f"threads (now {plan.threads}).\n{table}"
+    )
 
 
 def write(

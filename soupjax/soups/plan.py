@@ -299,6 +299,11 @@ class _GroupMaker:
   def _out(self, dtypes) -> np.dtype:
     if self.dtype is not None and jnp.issubdtype(dtypes[0], jnp.floating):
       return self.dtype
+    if len(set(dtypes)) == 1:
+      return dtypes[0]
+    # 8-bit floats have no common dtype of their own.
+    if any(dtype.itemsize == 1 for dtype in dtypes):
+      return np.dtype(np.float32)
     return np.dtype(functools.reduce(jnp.promote_types, dtypes))
 
   def _make(

@@ -11,6 +11,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -18,7 +19,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.checkpoints import ocdbt, output, record
+from soupjax.checkpoints import ocdbt, output, ranges, record, stream
 from soupjax.soups import mix as engine
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -447,3 +448,62 @@ def test_a_scheme_without_its_package_is_explained():
 def test_the_public_names():
   assert sj.mix is not engine and callable(sj.mix)
   assert jax.tree.leaves(sj.rules.linear().values(2))
+
+
+def test_addresses_are_read_by_ranges(folder, soup, monkeypatch):
+  from etils import epath
+
+  class Bucket:
+    """Stands for a bucket: everything in it is in a local folder."""
+
+    def __init__(self, path):
+      self.local = epath.Path(str(path).replace("gs://bucket", str(folder)))
+
+    def __getattr__(self, name):
+      return getattr(self.local, name)
+
+  monkeypatch.setattr(ranges, "remote_path", Bucket)
+  names = [f"gs://bucket/m{k}.{s}" for k, s in enumerate(("npz",) * 2)]
+  names.append("gs://bucket/m2.safetensors")
+  mixed = sj.mix(RULE, [sj.open_ingredient(n) for n in names], block_bytes=999)
+  equal(mixed.params, soup)
+
+
+def test_odd_paths(folder, tmp_path, soup):
+  odd = tmp_path / "a b:c%20#d?é"
+  odd.mkdir()
+  for out in OUTPUTS:
+    sj.mix(RULE, str(folder / "m?"), out=odd / out)
+    again = odd / f"again {out}"
+    sj.mix(RULE, [sj.open_ingredient(odd / out)], out=again)
+    equal(sj.load_params(again), soup)
+
+
+def _median(stack, base, values):
+  del base, values
+  stack = [stack[k].astype(np.float32) for k in range(len(stack))]
+  return jnp.median(jnp.stack(stack), axis=0)
+
+
+def test_one_rule_serves_files_and_meshes(folder, tmp_path):
+  rule = sj.rules.Rule(name="median", combine=_median, values=lambda count: {})
+  inputs = paths(folder, "m0.npz", "m1", "m2.safetensors")
+  sj.mix(rule, inputs, out=tmp_path / "o.npz", block_bytes=3000)
+  mesh = sharding.make_mesh({"x": 8})
+  place = sharding.by_rules(mesh, [("kernel", jax.P("x")), ("", jax.P())])
+  mixed = sj.mix(rule, inputs, sharding=place)
+  equal(mixed.params, sj.load_params(tmp_path / "o.npz"))
+  expected = np.median([tree(k)["head"] for k in range(3)], axis=0)
+  assert np.array_equal(mixed.params["head"], expected)
+
+
+def test_progress_shows_bytes_speed_and_time_left(capsys):
+  show = stream.Progress()
+  show(1, 4_000_000_000)
+  assert capsys.readouterr().err == ""
+  show._last -= 1
+  show(2_000_000_000, 4_000_000_000)
+  text = capsys.readouterr().err
+  assert "2.000 of 4.000 GB" in text and "GB/s" in text and "s left" in text
+  show(4_000_000_000, 4_000_000_000)
+  assert capsys.readouterr().err.endswith("\n")

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import fractions
 import math
+import threading
+import time
 import zlib
 
 from hypothesis import given, settings
@@ -130,6 +132,17 @@ def test_mixed_dtypes_are_averaged_as_they_are():
     assert found["w"].tolist() == [1.5, 3.0]
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_eight_bits(dtype):
+  trees = [{"w": np.array([v, -v]).astype(dtype)} for v in (1.0, 3.0)]
+  found, _ = run(rules.linear(), named(*trees))
+  assert found["w"].dtype == dtype
+  assert found["w"].astype(float).tolist() == [2, -2]
+  trees[1]["w"] = trees[1]["w"].astype(BF16)
+  found, _ = run(rules.linear(), named(*trees))
+  assert found["w"].dtype == np.float32 and found["w"].tolist() == [2, -2]
+
+
 def test_select_keep_weights_and_share():
   base = Ingredient.from_params("base", {k: np.zeros(3, "f") for k in "abcd"})
   trees = [{k: np.full(3, v, "f") for k in "abcd"} for v in (1.0, 3.0)]
@@ -168,17 +181,11 @@ def test_overflow_of_the_output_is_named():
 
 
 def test_old_content_of_a_buffer_does_not_leak():
-  # The second block is shorter than the first, which leaves a NaN behind it.
-  trees = [{"a": np.ones(64, "f"), "b": np.ones(3, "f")} for _ in range(2)]
-  trees[0]["a"][60] = np.nan
-  found, _ = run(
-    rules.linear(),
-    named(*trees),
-    block_bytes=64 * 16,
-    threads=1,
-    check_finite=False,
-  )
-  assert found["b"].tolist() == [1, 1, 1]
+  # These integers are NaNs to whoever takes them for floats, and they are in
+  # the buffer first.
+  tree = {"n": np.full(64, 0x7FC00000, np.int32), "w": np.ones(3, "f")}
+  found, _ = run(rules.linear(), named(tree, tree), threads=1)
+  assert found["w"].tolist() == [1, 1, 1]
 
 
 def test_checksums_and_bytes():
@@ -196,6 +203,19 @@ def test_one_compilation_for_all_blocks():
   mix._combine.clear_cache()
   run(rules.linear(), named(*trees), block_bytes=999)
   assert mix._combine._cache_size() == 1
+
+
+def test_threads_do_not_each_compile():
+  traced = []
+
+  def combine(stack, base, values):
+    traced.append(threading.current_thread().name)
+    time.sleep(0.2)  # So that the others come meanwhile.
+    return stack[0].astype(np.float32)
+
+  rule = rules.Rule(name="x", combine=combine, values=lambda count: {})
+  run(rule, named({"w": np.ones(1000, "f")}), block_bytes=400, threads=4)
+  assert len(traced) == 1
 
 
 def test_errors_of_a_reader_end_the_mix():
