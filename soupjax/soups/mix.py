@@ -10,7 +10,7 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 (see `exact`), so that the result is the same however the work is cut up.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import boxes, crc, leafwise, measure
+from soupjax.soups import blocks, boxes, crc, leafwise, measure
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import storage_of
 
@@ -53,20 +53,11 @@ class Report:
   checksums: tuple[Mapping[str, int], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-  """Pieces that go through one call of the compiled function."""
-
-  group: planning.Group
-  pieces: tuple[Piece, ...]
-  capacity: int
-
-
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
   """Bytes of all block buffers of this process."""
   widest = [
     block.capacity * block.group.bytes_an_element
-    for block in _blocks(plan, pieces)
+    for block in blocks.pack(plan, pieces)
   ]
   return max(plan.threads * max(widest, default=0), measure.host_bytes(plan))
 
@@ -101,12 +92,12 @@ def run(
   start = time.perf_counter()
   plan, measured_bytes = measure.measured(plan)
   work = _Work(plan, writer, hash_inputs, check_finite)
-  blocks = list(_blocks(plan, pieces))
-  total = sum(work.cost(block) for block in blocks)
-  todo, lock, failures = iter(blocks), threading.Lock(), []
+  packed = list(blocks.pack(plan, pieces))
+  total = sum(work.cost(block) for block in packed)
+  todo, lock, failures = iter(packed), threading.Lock(), []
 
   def loop():
-    buffer = _Buffer()
+    buffer = blocks.Buffer()
     try:
       while not failures:
         with lock:
@@ -123,7 +114,7 @@ def run(
 
   threads = [
     threading.Thread(target=loop, name=f"soupjax-mix-{i}", daemon=True)
-    for i in range(min(plan.threads, len(blocks)))
+    for i in range(min(plan.threads, len(packed)))
   ]
   for thread in threads:
     thread.start()
@@ -137,68 +128,6 @@ def run(
     seconds=time.perf_counter() - start,
     checksums=work.checksums(),
   )
-
-
-def _blocks(plan, pieces) -> Iterator[_Block]:
-  """Packs pieces of one group into blocks of one capacity."""
-  capacities: dict[int, int] = {}
-  totals: dict[int, int] = {}
-  widths: dict[int, Callable[[int], int]] = {}
-  for leaf, box in pieces:
-    group, n = plan.groups[leaf], boxes.size(box)
-    key = id(group)
-    capacities[key] = max(capacities.get(key, group.limit), n)
-    totals[key] = totals.get(key, 0) + n
-    widths[key] = _width if group.by_rule and plan.rule.by_leaf else _sixteens
-  # A model smaller than a block needs none of that size.
-  capacities = {
-    key: widths[key](min(n, totals[key])) for key, n in capacities.items()
-  }
-  waiting: dict[int, tuple[planning.Group, list[Piece], int]] = {}
-  for leaf, box in pieces:
-    group, n = plan.groups[leaf], boxes.size(box)
-    key = id(group)
-    _, held, filled = waiting.get(key, (group, [], 0))
-    if filled + n > capacities[key]:
-      yield _Block(group, tuple(held), capacities[key])
-      held, filled = [], 0
-    held.append((leaf, box))
-    waiting[key] = (group, held, filled + n)
-  for key, (group, held, _) in waiting.items():
-    yield _Block(group, tuple(held), capacities[key])
-
-
-def _sixteens(n):
-  return -(-n // 16) * 16
-
-
-def _width(n):
-  """Of blocks of single leaves: few widths, as each is compiled anew."""
-  if n >= 1 << 16:
-    return -(-n // (1 << 16)) << 16
-  return max(1 << 10, 1 << (n - 1).bit_length())
-
-
-class _Buffer:
-  """Memory of one thread, used for one block after another."""
-
-  def __init__(self):
-    self._bytes: dict[str, np.ndarray] = {}
-    self.results: dict[tuple[Any, ...], jax.Array] = {}
-
-  def array(self, use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Returns an array that starts on a 64-byte boundary; its content is old.
-
-    JAX takes such memory as it is, where it would copy any other. So a buffer
-    is filled again only after the function that reads it has returned.
-    """
-    needed = int(np.prod(shape)) * dtype.itemsize
-    held = self._bytes.get(use)
-    if held is None or held.nbytes < needed:
-      raw = np.empty(needed + 64, np.uint8)
-      first = -raw.ctypes.data % 64
-      held = self._bytes[use] = raw[first : first + needed]
-    return held[:needed].view(dtype).reshape(shape)
 
 
 @functools.partial(
@@ -233,7 +162,7 @@ class _Work:
       {} for _ in plan.sources
     ]
 
-  def cost(self, block: _Block) -> int:
+  def cost(self, block: blocks.Block) -> int:
     """Bytes of weights that a block reads."""
     group = block.group
     base = [] if group.base is None else [group.base]
@@ -248,7 +177,7 @@ class _Work:
       for k in (*group.sources, *base, *group.extra)
     )
 
-  def do(self, block: _Block, buffer: _Buffer) -> None:
+  def do(self, block: blocks.Block, buffer: blocks.Buffer) -> None:
     """Reads, merges and writes one block."""
     group, wanted = block.group, None
     if group.whole:
@@ -256,7 +185,7 @@ class _Work:
       leaf, wanted = block.pieces[0][0], block
       shape = self.plan.specs[leaf].shape
       whole = (leaf, boxes.whole(shape))
-      block = _Block(group, (whole,), boxes.size(whole[1]))
+      block = blocks.Block(group, (whole,), boxes.size(whole[1]))
     stack = buffer.array(
       "stack", (len(group.sources), block.capacity), group.stack_dtype
     )
@@ -330,7 +259,7 @@ class _Work:
       return extra
     shape = self.plan.sources[group.extra[0]].specs[leaf].shape
     whole = (leaf, boxes.whole(shape))
-    block = _Block(group, (whole,), boxes.size(whole[1]))
+    block = blocks.Block(group, (whole,), boxes.size(whole[1]))
     extra = buffer.array("extra", (len(group.extra), *shape), float32)
     for row, k in zip(extra, group.extra):
       self._fill(k, block, row.reshape(-1), buffer)
