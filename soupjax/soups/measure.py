@@ -53,9 +53,9 @@ class Sweep:
   def host_bytes(self) -> int:
     """Memory for the units of all threads."""
     biggest = max((s.size for s in self.specs.values()), default=0)
-    # In float32, and once more in float64 while it is reduced.
-    rows = self.count + 1
-    return self._plan.threads * min(biggest, self.unit) * rows * 3 * 4
+    # All ingredients, and one more a few times while it is reduced.
+    rows = self.count + 1 + 8
+    return self._plan.threads * min(biggest, self.unit) * rows * 4
 
   def total(self, reduce: Callable[..., Any], leaves: Iterable[str]) -> Any:
     """Sums what `reduce` gives over some leaves; see `each`."""

@@ -51,18 +51,13 @@ def largest(
       bins[k, j], left[k, j] = _locate(coarse[k], rank)
 
   def fine(stack, base):
-    bits = magnitudes(stack, base)
-    return np.stack(
-      [
-        np.stack(
-          [
-            np.bincount(row[row >> 15 == one] & 0x7FFF, minlength=1 << 15)
-            for one in bins[k]
-          ]
-        )
-        for k, row in enumerate(bits)
-      ]
-    )
+    counts = np.empty((*bins.shape, 1 << 15), np.int64)
+    for k, row in enumerate(stack):
+      bits = magnitudes(row, base)
+      for j, one in enumerate(bins[k]):
+        low = bits[bits >> np.uint32(15) == one] & np.uint32(0x7FFF)
+        counts[k, j] = np.bincount(low, minlength=1 << 15)
+    return counts
 
   fine_counts = sweep.total(fine, leaves)
   for k in range(sweep.count):
@@ -72,7 +67,7 @@ def largest(
 
 
 def magnitudes(stack: np.ndarray, base: np.ndarray | None) -> np.ndarray:
-  """The bits of |t_k - base|, (K, n) uint32, that order like the numbers."""
+  """The bits of |t - base|, as uint32, that order like the numbers."""
   delta = stack if base is None else stack - base
   bits = delta.view(np.uint32) & np.uint32(0x7FFFFFFF)
   bits[bits < 0x00800000] = 0
@@ -80,8 +75,13 @@ def magnitudes(stack: np.ndarray, base: np.ndarray | None) -> np.ndarray:
 
 
 def _coarse(stack, base):
-  bits = magnitudes(stack, base) >> np.uint32(15)
-  return np.stack([np.bincount(row, minlength=1 << 16) for row in bits])
+  # One after the other, for memory.
+  return np.stack(
+    [
+      np.bincount(magnitudes(row, base) >> np.uint32(15), minlength=1 << 16)
+      for row in stack
+    ]
+  )
 
 
 def _locate(counts, rank):

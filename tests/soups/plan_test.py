@@ -162,7 +162,7 @@ def test_shares_of_processes_are_all_and_even():
 
 
 def test_rules_that_go_by_leaf_finish_one_after_the_other():
-  leaves = {f"l{i}": np.ones((5 * i + 5, 3), np.float32) for i in range(4)}
+  leaves = {f"l{i}": np.ones((500 * i + 500, 3), "f") for i in range(4)}
   base = Ingredient.from_params("base", leaves)
   plan = planning.make(
     rules.dare(0.5), named(leaves, leaves), base=base, block_bytes=700
