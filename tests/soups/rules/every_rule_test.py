@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all rules promise: bits that do not depend on how the work is cut up."""
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import jax
 import ml_dtypes
 import numpy as np
@@ -99,6 +101,46 @@ def test_blocks_and_threads(name, merged):
   for block_bytes, threads in ((1, 1), (3000, 3), (9000, 2)):
     found = mix(name, block_bytes=block_bytes, threads=threads).params
     same(found, merged[name])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  st.sampled_from(
+    ["ties", "ties_leaf", "dare", "breadcrumbs", "model_stock", "della", "sce"]
+  ),
+  st.lists(
+    st.tuples(
+      st.lists(st.integers(0, 7), max_size=3).map(tuple),
+      st.sampled_from([np.float32, np.float16, BF16]),
+    ),
+    min_size=1,
+    max_size=4,
+  ),
+  st.integers(1, 5000),
+  st.integers(0, 99),
+)
+def test_any_shapes_and_dtypes(name, leaves, block_bytes, seed):
+  rng = np.random.default_rng(seed)
+  base, *models = [
+    {
+      f"block_{i}": np.asarray(rng.normal(size=shape)).astype(dtype)
+      for i, (shape, dtype) in enumerate(leaves)
+    }
+    for _ in range(4)
+  ]
+  runs = [
+    sj.mix(
+      RULES[name],
+      [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(models)],
+      base=sj.Ingredient.from_params("base", base),
+      block_bytes=size,
+    ).params
+    for size in (block_bytes, 1 << 20)
+  ]
+  for leaf, value in base.items():
+    assert runs[0][leaf].dtype == value.dtype
+    assert runs[0][leaf].shape == value.shape
+  same(*runs)
 
 
 @pytest.mark.parametrize("name", RULES)
