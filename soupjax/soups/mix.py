@@ -11,12 +11,11 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import contextlib
 import dataclasses
 import functools
 import threading
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +155,6 @@ class _Work:
     self.done = 0
     self.written = 0
     self._lock = threading.Lock()
-    self._compiling = threading.Lock()
-    self._compiled: set[tuple[Any, ...]] = set()
     self._sums: list[dict[str, list[tuple[int, int, int]]]] = [
       {} for _ in plan.sources
     ]
@@ -220,19 +217,13 @@ class _Work:
   def _merge(self, group, stack, base, values, results):
     """Runs the rule; the memory of results is used again if there are any."""
     shape, dtype = stack.shape[1:], group.out_dtype
-    kind = (group.combine, stack.shape, stack.dtype, group.base_dtype, dtype)
-    # Threads that call a function for the first time at once would each
-    # compile it.
-    first = kind not in self._compiled
-    with self._compiling if first else contextlib.nullcontext():
-      with jax.default_device(self.cpu):
-        old = results.pop((shape, dtype), None) if results else None
-        if old is None:
-          old = jnp.empty(shape, dtype)
-        result, finite = _combine(
-          old, stack, base, values, combine=group.combine, dtype=dtype
-        )
-      self._compiled.add(kind)
+    with jax.default_device(self.cpu):
+      old = results.pop((shape, dtype), None) if results else None
+      if old is None:
+        old = jnp.empty(shape, dtype)
+      result, finite = _combine(
+        old, stack, base, values, combine=group.combine, dtype=dtype
+      )
     if results is not None:
       results[shape, dtype] = result
     return result, finite

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import fractions
 import math
-import threading
-import time
 import zlib
 
 from hypothesis import given, settings
@@ -203,19 +201,6 @@ def test_one_compilation_for_all_blocks():
   mix._combine.clear_cache()
   run(rules.linear(), named(*trees), block_bytes=999)
   assert mix._combine._cache_size() == 1
-
-
-def test_threads_do_not_each_compile():
-  traced = []
-
-  def combine(stack, base, values):
-    traced.append(threading.current_thread().name)
-    time.sleep(0.2)  # So that the others come meanwhile.
-    return stack[0].astype(np.float32)
-
-  rule = rules.Rule(name="x", combine=combine, values=lambda count: {})
-  run(rule, named({"w": np.ones(1000, "f")}), block_bytes=400, threads=4)
-  assert len(traced) == 1
 
 
 def test_errors_of_a_reader_end_the_mix():
