@@ -16,10 +16,13 @@ from soupjax.checkpoints.find import save_params as save_params
 from soupjax.checkpoints.stream import Mixed as Mixed
 from soupjax.checkpoints.stream import mix as mix
 from soupjax.checkpoints.stream import provenance as provenance
+from soupjax.checkpoints.task_vector import TaskVector as TaskVector
 from soupjax.soups import rules as rules
 from soupjax.soups.average import ensemble_logits as ensemble_logits
 from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft
+from soupjax.soups.estimate import activation_grams as activation_grams
+from soupjax.soups.estimate import diagonal_fisher as diagonal_fisher
 from soupjax.soups.greedy import Decision as Decision
 from soupjax.soups.greedy import GreedySoup as GreedySoup
 from soupjax.soups.greedy import greedy_soup as greedy_soup

@@ -53,13 +53,17 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
       entry["content_hash"] = _UNKNOWN
     return entry
 
-  count = len(plan.sources) - (plan.base is not None)
   return {
     "soupjax": __version__,
     "rule": plan.rule.name,
     "settings": dict(plan.rule.settings),
-    "ingredients": [entry(source) for source in plan.sources[:count]],
+    "ingredients": [entry(source) for source in plan.sources[: plan.count]],
     "base": None if plan.base is None else entry(plan.sources[plan.base]),
+    **(
+      {"statistics": [entry(one) for one in plan.rule.extra]}
+      if plan.rule.extra
+      else {}
+    ),
     "select": {k: _json(v) for k, v in plan.select.items()},
     "dtype_policy": {
       "accumulate": "float32 with compensated sums, rounded once",
@@ -99,6 +103,12 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
   done["ingredients"] = entries
   if plan.base is not None:
     done["base"] = {**provenance["base"], "content_hash": hashes[plan.base]}
+  if plan.rule.extra:
+    last = hashes[-len(plan.rule.extra) :]
+    done["statistics"] = [
+      {**entry, "content_hash": found}
+      for entry, found in zip(provenance["statistics"], last)
+    ]
   return done
 
 

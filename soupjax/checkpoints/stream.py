@@ -101,6 +101,7 @@ def mix(
   ingredients = find.as_ingredients(ingredients)
   if base is not None and not isinstance(base, Ingredient):
     base = find.open_ingredient(base)
+  rule = _opened(rule)
   if out is not None and sharding is not None:
     raise ValueError(
       "Give out= or sharding=, not both: mix onto the mesh and save_params "
@@ -213,6 +214,22 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
     ValueError: if there is no checkpoint, or it is damaged.
   """
   return find.recorded(path)
+
+
+def _opened(rule):
+  """Opens what else a rule reads: paths, trees or ingredients."""
+  if not rule.extra:
+    return rule
+
+  def one(k, found):
+    if isinstance(found, str | os.PathLike):
+      return find.open_ingredient(found)
+    if isinstance(found, Ingredient):
+      return found
+    return Ingredient.from_params(f"{rule.name} statistics {k}", found)
+
+  opened = tuple(one(k, found) for k, found in enumerate(rule.extra))
+  return dataclasses.replace(rule, extra=opened)
 
 
 def _pieces(plan, target, sharding):

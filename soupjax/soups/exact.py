@@ -101,12 +101,23 @@ def mean(total: Pair, first: jax.Array, scale: jax.Array) -> jax.Array:
 
 def reciprocal(total: float) -> np.ndarray:
   """Returns 1 / total as three float32 numbers of 12 bits each, (3,)."""
-  rest, parts = 1.0 / float(total), []
+  return parts(1.0 / float(total))
+
+
+def parts(number: float) -> np.ndarray:
+  """Returns a number as three float32 numbers of 12 bits each, (3,)."""
+  rest, parts = float(number), []
   for _ in range(3):
     part = np.array(rest, np.float32).view(np.uint32) & np.uint32(0xFFFFF000)
     parts.append(part.view(np.float32))
     rest -= float(parts[-1])
   return np.stack(parts)
+
+
+def halves(numbers: jax.Array) -> jax.Array:
+  """Splits float32 numbers, one an element, for `mean`; (3, ...)."""
+  head = _head(numbers)
+  return jnp.stack([head, numbers - head, jnp.zeros_like(head)])
 
 
 @functools.partial(jax.jit, static_argnames="weighted")

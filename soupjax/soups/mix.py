@@ -10,7 +10,7 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 (see `exact`), so that the result is the same however the work is cut up.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import threading
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import boxes, crc
+from soupjax.soups import blocks, boxes, crc, leafwise, measure
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import storage_of
 
@@ -52,22 +52,13 @@ class Report:
   checksums: tuple[Mapping[str, int], ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Block:
-  """Pieces that go through one call of the compiled function."""
-
-  group: planning.Group
-  pieces: tuple[Piece, ...]
-  capacity: int
-
-
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
   """Bytes of all block buffers of this process."""
   widest = [
     block.capacity * block.group.bytes_an_element
-    for block in _blocks(plan, pieces)
+    for block in blocks.pack(plan, pieces)
   ]
-  return plan.threads * max(widest, default=0)
+  return max(plan.threads * max(widest, default=0), measure.host_bytes(plan))
 
 
 def run(
@@ -98,13 +89,14 @@ def run(
       checksum does not fit, or a result is not finite.
   """
   start = time.perf_counter()
+  plan, measured_bytes = measure.measured(plan)
   work = _Work(plan, writer, hash_inputs, check_finite)
-  blocks = list(_blocks(plan, pieces))
-  total = sum(work.cost(block) for block in blocks)
-  todo, lock, failures = iter(blocks), threading.Lock(), []
+  packed = list(blocks.pack(plan, pieces))
+  total = sum(work.cost(block) for block in packed)
+  todo, lock, failures = iter(packed), threading.Lock(), []
 
   def loop():
-    buffer = _Buffer()
+    buffer = blocks.Buffer()
     try:
       while not failures:
         with lock:
@@ -121,7 +113,7 @@ def run(
 
   threads = [
     threading.Thread(target=loop, name=f"soupjax-mix-{i}", daemon=True)
-    for i in range(min(plan.threads, len(blocks)))
+    for i in range(min(plan.threads, len(packed)))
   ]
   for thread in threads:
     thread.start()
@@ -130,60 +122,11 @@ def run(
   if failures:
     raise failures[0]
   return Report(
-    bytes_read=work.done,
+    bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
     seconds=time.perf_counter() - start,
     checksums=work.checksums(),
   )
-
-
-def _blocks(plan, pieces) -> Iterator[_Block]:
-  """Packs pieces of one group into blocks of one capacity."""
-  capacities: dict[int, int] = {}
-  totals: dict[int, int] = {}
-  for leaf, box in pieces:
-    group, n = plan.groups[leaf], boxes.size(box)
-    key = id(group)
-    capacities[key] = max(capacities.get(key, group.limit), n)
-    totals[key] = totals.get(key, 0) + n
-  # A model smaller than a block needs none of that size.
-  capacities = {
-    key: -(-min(n, totals[key]) // 16) * 16 for key, n in capacities.items()
-  }
-  waiting: dict[int, tuple[planning.Group, list[Piece], int]] = {}
-  for leaf, box in pieces:
-    group, n = plan.groups[leaf], boxes.size(box)
-    key = id(group)
-    _, held, filled = waiting.get(key, (group, [], 0))
-    if filled + n > capacities[key]:
-      yield _Block(group, tuple(held), capacities[key])
-      held, filled = [], 0
-    held.append((leaf, box))
-    waiting[key] = (group, held, filled + n)
-  for key, (group, held, _) in waiting.items():
-    yield _Block(group, tuple(held), capacities[key])
-
-
-class _Buffer:
-  """Memory of one thread, used for one block after another."""
-
-  def __init__(self):
-    self._bytes: dict[str, np.ndarray] = {}
-    self.results: dict[planning.Group, jax.Array] = {}
-
-  def array(self, use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Returns an array that starts on a 64-byte boundary; its content is old.
-
-    JAX takes such memory as it is, where it would copy any other. So a buffer
-    is filled again only after the function that reads it has returned.
-    """
-    needed = int(np.prod(shape)) * dtype.itemsize
-    held = self._bytes.get(use)
-    if held is None or held.nbytes < needed:
-      raw = np.empty(needed + 64, np.uint8)
-      first = -raw.ctypes.data % 64
-      held = self._bytes[use] = raw[first : first + needed]
-    return held[:needed].view(dtype).reshape(shape)
 
 
 @functools.partial(
@@ -216,19 +159,30 @@ class _Work:
       {} for _ in plan.sources
     ]
 
-  def cost(self, block: _Block) -> int:
+  def cost(self, block: blocks.Block) -> int:
     """Bytes of weights that a block reads."""
     group = block.group
-    used = [*group.sources, *([] if group.base is None else [group.base])]
+    base = [] if group.base is None else [group.base]
     return sum(
-      boxes.size(box) * self.plan.sources[k].specs[leaf].dtype.itemsize
+      (
+        self.plan.sources[k].specs[leaf].size
+        if group.whole
+        else boxes.size(box)
+      )
+      * self.plan.sources[k].specs[leaf].dtype.itemsize
       for leaf, box in block.pieces
-      for k in used
+      for k in (*group.sources, *base, *group.extra)
     )
 
-  def do(self, block: _Block, buffer: _Buffer) -> None:
+  def do(self, block: blocks.Block, buffer: blocks.Buffer) -> None:
     """Reads, merges and writes one block."""
-    group = block.group
+    group, wanted = block.group, None
+    if group.whole:
+      # The rule sees the leaf as it is, whatever part of it is wanted.
+      leaf, wanted = block.pieces[0][0], block
+      shape = self.plan.specs[leaf].shape
+      whole = (leaf, boxes.whole(shape))
+      block = blocks.Block(group, (whole,), boxes.size(whole[1]))
     stack = buffer.array(
       "stack", (len(group.sources), block.capacity), group.stack_dtype
     )
@@ -242,28 +196,65 @@ class _Work:
     if group.base is not None:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
-    result, finite = self._merge(block, stack, base, buffer)
+    values = self._values(block, buffer)
+    if wanted is not None:
+      shaped = (
+        stack.reshape(len(stack), *shape),
+        None if base is None else base.reshape(shape),
+      )
+      result, finite = self._merge(group, *shaped, values, None)
+    else:
+      result, finite = self._merge(group, stack, base, values, buffer.results)
     # Waits for the result, and with it until the buffers are free again.
     merged = np.asarray(result)
     if self.check_finite and not finite:
       self._explain(block, stack, base)
+    if wanted is not None:
+      parts = [merged[box].reshape(-1) for _, box in wanted.pieces]
+      block, merged = wanted, np.concatenate(parts)
     self._write(block, merged)
-    buffer.results[group] = result
 
-  def _merge(self, block, stack, base, buffer):
-    group = block.group
+  def _merge(self, group, stack, base, values, results):
+    """Runs the rule; the memory of results is used again if there are any."""
+    shape, dtype = stack.shape[1:], group.out_dtype
     with jax.default_device(self.cpu):
-      old = buffer.results.pop(group, None)
+      old = results.pop((shape, dtype), None) if results else None
       if old is None:
-        old = jnp.empty(block.capacity, group.out_dtype)
-      return _combine(
-        old,
-        stack,
-        base,
-        group.values,
-        combine=group.combine,
-        dtype=group.out_dtype,
+        old = jnp.empty(shape, dtype)
+      result, finite = _combine(
+        old, stack, base, values, combine=group.combine, dtype=dtype
       )
+    if results is not None:
+      results[shape, dtype] = result
+    return result, finite
+
+  def _values(self, block, buffer):
+    """The numbers for `combine`, with what is to be read for them."""
+    group, values = block.group, dict(block.group.values)
+    if group.extra:
+      leaf = block.pieces[0][0]
+      values["extra"] = self._extra(leaf, block, buffer)
+    if group.indexed:
+      index = buffer.array("index", (2, block.capacity), np.dtype(np.uint32))
+      leafwise.places(self.plan.specs, block.pieces, index)
+      values["index"] = index
+    return values
+
+  def _extra(self, leaf, block, buffer):
+    group, float32 = block.group, np.dtype(np.float32)
+    if not group.whole:
+      shape = (len(group.extra), block.capacity)
+      extra = buffer.array("extra", shape, float32)
+      for row, k in zip(extra, group.extra):
+        self._fill(k, block, row, buffer)
+      return extra
+    shape = self.plan.sources[group.extra[0]].specs[leaf].shape
+    whole = (leaf, boxes.whole(shape))
+    block = blocks.Block(group, (whole,), boxes.size(whole[1]))
+    extra = buffer.array("extra", (len(group.extra), *shape), float32)
+    for row, k in zip(extra, group.extra):
+      self._fill(k, block, row.reshape(-1), buffer)
+    return extra
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a mix will do, worked out before a byte of weights is read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import math
 from typing import Any
 import warnings
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import boxes, exact, rules, tree
+from soupjax.soups import boxes, leafwise, rules, tree
+from soupjax.soups import groups as group_lib
 from soupjax.soups import select as selection
 from soupjax.soups.ingredient import Ingredient, storage_of
 
@@ -22,46 +22,14 @@ BLOCK_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Group:
-  """Leaves that go through one compiled function.
-
-  Attributes:
-    combine: as in `rules.Rule`; None copies the first source, and the others
-      must be equal to it.
-    values: the numbers for `combine`.
-    sources: positions in `Plan.sources` that form the stack.
-    base: position of the base, None if `combine` does without.
-    stack_dtype: of the stack; float32 if the sources differ.
-    base_dtype: of the base.
-    out_dtype: what the result is rounded to.
-    limit: elements of a block, unless a chunk has more.
-  """
-
-  combine: Callable[..., jax.Array] | None
-  values: Any
-  sources: tuple[int, ...]
-  base: int | None
-  stack_dtype: np.dtype
-  base_dtype: np.dtype | None
-  out_dtype: np.dtype
-  limit: int
-
-  @property
-  def bytes_an_element(self) -> int:
-    """Host bytes for one element: its stack, base and result."""
-    base = self.base_dtype.itemsize if self.base is not None else 0
-    # The result exists in float32 and in its own dtype at worst.
-    result = 4 + self.out_dtype.itemsize
-    return self.stack_dtype.itemsize * len(self.sources) + base + result
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
   """A mix that has been checked.
 
   Attributes:
     rule: the merge rule.
-    sources: the ingredients, then the base if there is one.
+    sources: the ingredients, then the base if there is one, then what else the
+      rule reads.
+    count: the number of ingredients.
     base: position of the base in `sources`, None if there is none.
     specs: leaf -> shape and dtype of the output, in the order of `treedef`.
     treedef: of the output.
@@ -75,11 +43,12 @@ class Plan:
 
   rule: rules.Rule
   sources: tuple[Ingredient, ...]
+  count: int
   base: int | None
   specs: Mapping[str, jax.ShapeDtypeStruct]
   treedef: Any
   order: tuple[str, ...]
-  groups: Mapping[str, Group]
+  groups: Mapping[str, group_lib.Group]
   chunks: Mapping[str, tuple[int, ...]]
   select: Mapping[str, Any]
   notes: tuple[str, ...]
@@ -148,9 +117,20 @@ def make(
   actions = selection.actions(ingredients, base, select)
   selection.check(ingredients, base, rule.needs_base, actions)
   rule_values = rule.values(len(ingredients))
+  leaf_values = leafwise.values(rule, ingredients, actions)
+  extra = leafwise.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else _float_dtype(dtype)
-  maker = _GroupMaker(
-    rule, rule_values, ingredients, base, dtype, block_bytes, {}, set()
+  maker = group_lib.GroupMaker(
+    rule,
+    rule_values,
+    leaf_values,
+    extra,
+    ingredients,
+    base,
+    dtype,
+    block_bytes,
+    {},
+    set(),
   )
   groups = {
     leaf: maker.group(leaf, action)
@@ -163,7 +143,8 @@ def make(
   specs, treedef = _output(sources, groups)
   return Plan(
     rule=rule,
-    sources=sources,
+    sources=(*sources, *rule.extra),
+    count=len(ingredients),
     base=None if base is None else len(ingredients),
     specs=specs,
     treedef=treedef,
@@ -207,98 +188,6 @@ def _float_dtype(dtype) -> np.dtype:
       f"A soup can be float32, bfloat16, float16 or float8, not {found}."
     )
   return found
-
-
-def _blend(combine, stack, base, values):
-  """A share of the way from the base to what a rule gives."""
-  merged = combine(stack, base, values["rule"])
-  return exact.linear([base, merged], values["weights"], values["scale"])
-
-
-@dataclasses.dataclass
-class _GroupMaker:
-  """Makes one `Group` for all leaves that can share it."""
-
-  rule: rules.Rule
-  values: Any
-  ingredients: list[Ingredient]
-  base: Ingredient | None
-  dtype: np.dtype | None
-  block_bytes: int
-  made: dict[Any, Group]
-  notes: set[str]
-
-  def __post_init__(self):
-    self.blend = functools.partial(_blend, self.rule.combine)
-    self.copy_one = rules.linear()
-
-  def group(self, leaf: str, action: Any) -> Group:
-    count = len(self.ingredients)
-    if action == "keep":
-      spec = self.base.specs[leaf]
-      out = self._out([spec.dtype])
-      if out == spec.dtype:
-        return self._make(None, None, (count,), None, spec.dtype, None, out)
-      combine, values = self.copy_one.combine, self.copy_one.values(1)
-      return self._make(combine, values, (count,), None, spec.dtype, None, out)
-    dtypes = [one.specs[leaf].dtype for one in self.ingredients]
-    every = tuple(range(count))
-    if not tree.is_float(self.ingredients[0].specs[leaf]):
-      return self._make(None, None, every, None, dtypes[0], None, dtypes[0])
-    out, stacked = self._out(dtypes), dtypes[0]
-    if len(set(dtypes)) > 1:
-      stacked = np.dtype(np.float32)
-      self.notes.add(
-        f"The ingredients have mixed dtypes, {_names(dtypes)}: sums are in "
-        f"float32, the soup is {out}."
-      )
-    combine, values, base = self.rule.combine, self.values, None
-    if isinstance(action, tuple):
-      weighted = rules.linear(action)
-      combine, values = weighted.combine, weighted.values(count)
-    elif isinstance(action, float):
-      ends = rules.linear([1 - action, action]).values(2)
-      combine, values = self.blend, {"rule": values, **ends}
-      base = count
-    elif self.rule.needs_base:
-      base = count
-    base_dtype = None if base is None else self.base.specs[leaf].dtype
-    return self._make(
-      combine, values, every, base, stacked, base_dtype, out, action
-    )
-
-  def _out(self, dtypes) -> np.dtype:
-    if self.dtype is not None and jnp.issubdtype(dtypes[0], jnp.floating):
-      return self.dtype
-    if len(set(dtypes)) == 1:
-      return dtypes[0]
-    # 8-bit floats have no common dtype of their own.
-    if any(dtype.itemsize == 1 for dtype in dtypes):
-      return np.dtype(np.float32)
-    return np.dtype(functools.reduce(jnp.promote_types, dtypes))
-
-  def _make(
-    self, combine, values, sources, base, stacked, base_dtype, out, action=None
-  ):
-    key = (combine, action, sources, base, stacked, base_dtype, out)
-    if key not in self.made:
-      group = Group(
-        combine=combine,
-        values=values,
-        sources=sources,
-        base=base,
-        stack_dtype=stacked,
-        base_dtype=base_dtype,
-        out_dtype=out,
-        limit=1,
-      )
-      limit = max(1, self.block_bytes // group.bytes_an_element)
-      self.made[key] = dataclasses.replace(group, limit=limit)
-    return self.made[key]
-
-
-def _names(dtypes) -> str:
-  return " and ".join(sorted({str(d) for d in dtypes}))
 
 
 def _output(sources, groups):

@@ -2,12 +2,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixes checkpoint files into one, from a config: no data, no evaluation."""
 
+import inspect
+import json
 from typing import Any
 
 import ml_collections
 
 from soupjax.checkpoints import stream
 from soupjax.soups import plan, rules
+
+# Those of `soupjax.rules` that take their arguments from `config.arguments`.
+NAMED = (
+  "breadcrumbs",
+  "dare",
+  "della",
+  "fisher",
+  "geometric_median",
+  "iso_c",
+  "karcher",
+  "lerp",
+  "linear",
+  "model_stock",
+  "regmean",
+  "sce",
+  "slerp",
+  "task_arithmetic",
+  "ties",
+  "tsv",
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -20,6 +42,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.out = ""
   c.weights = ()  # For rule "weighted".
   c.alpha = 0.5  # For rule "interpolate".
+  c.arguments = ""  # For all other rules, as JSON: '{"density": 0.2}'.
   # Pairs of a regular expression and "keep", "skip", a number or K numbers.
   c.select = ()
   c.dtype = ""
@@ -50,9 +73,26 @@ def rule_of(config: ml_collections.ConfigDict) -> rules.Rule:
     return rules.linear(list(config.weights))
   if config.rule == "interpolate":
     return rules.lerp(config.alpha)
+  if config.rule in NAMED:
+    return _named(config.rule, config.arguments)
   raise ValueError(
-    f"rule={config.rule!r} is none of 'uniform', 'weighted', 'interpolate'."
+    f"rule={config.rule!r} is none of 'uniform', 'weighted', 'interpolate', "
+    f"{', '.join(map(repr, NAMED))}."
   )
+
+
+def _named(name, text):
+  make = getattr(rules, name)
+  try:
+    arguments = json.loads(text or "{}")
+    inspect.signature(make).bind(**arguments)
+  except (json.JSONDecodeError, TypeError) as e:
+    raise ValueError(
+      f"arguments={text!r} do not fit the rule {name}"
+      f"{inspect.signature(make)}: {e}. Write them as JSON, "
+      "as '{\"scale\": 0.3}'."
+    ) from e
+  return make(**arguments)
 
 
 def mix(

@@ -155,3 +155,17 @@ def test_the_file_is_the_same_for_any_number_of_processes(folder):
     for name in ("alone.safetensors", "soup.safetensors")
   )
   assert one == two
+
+
+@pytest.mark.parametrize("name", ["ties", "dare", "iso_c"])
+def test_rules_that_measure_draw_or_see_whole_leaves(folder, name):
+  rule = getattr(sj.rules, name)
+  alone = sj.mix(
+    rule(0.3) if name != "iso_c" else rule(),
+    sj.find_ingredients(folder / "in_*.safetensors"),
+    base=folder / "in_0.safetensors",
+    select={"rows": "skip"},
+  ).params
+  found = sj.load_params(folder / f"rule_{name}.safetensors")
+  for leaf, value in alone.items():
+    assert np.asarray(found[leaf]).tobytes() == np.asarray(value).tobytes()

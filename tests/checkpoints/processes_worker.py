@@ -54,6 +54,15 @@ def work(folder: str) -> None:
       block_bytes=1 << 16,
     )
     results[out] = {"rchar": rchar() - before, "read": mixed.report.bytes_read}
+  for name in ("ties", "dare", "iso_c"):
+    sj.mix(
+      getattr(sj.rules, name)(**({"density": 0.3} if name != "iso_c" else {})),
+      f"{folder}/in_*.safetensors",
+      base=f"{folder}/in_0.safetensors",
+      out=f"{folder}/rule_{name}.safetensors",
+      select={"rows": "skip"},
+      block_bytes=1 << 16,
+    )
   index = jax.process_index()
   with open(f"{folder}/results_{index}.json", "w", encoding="utf-8") as f:
     json.dump(results, f)

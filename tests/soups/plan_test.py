@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from soupjax.soups import boxes, rules
+from soupjax.soups import blocks, boxes, rules
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import Ingredient
 
@@ -159,3 +159,16 @@ def test_shares_of_processes_are_all_and_even():
     assert sum(shares, []) == pieces
     sizes = [sum(boxes.size(b) for _, b in s) for s in shares]
     assert max(sizes) - min(sizes) <= 2 * max(boxes.size(b) for _, b in pieces)
+
+
+def test_rules_that_go_by_leaf_finish_one_after_the_other():
+  leaves = {f"l{i}": np.ones((500 * i + 500, 3), "f") for i in range(4)}
+  base = Ingredient.from_params("base", leaves)
+  plan = planning.make(
+    rules.dare(0.5), named(leaves, leaves), base=base, block_bytes=700
+  )
+  parts = {k: [boxes.whole(s.shape)] for k, s in plan.specs.items()}
+  pieces = planning.pieces(plan, parts, {})
+  packed = list(blocks.pack(plan, pieces))
+  assert [piece for block in packed for piece in block.pieces] == pieces
+  assert all(len({leaf for leaf, _ in block.pieces}) == 1 for block in packed)

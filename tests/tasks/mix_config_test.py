@@ -24,7 +24,8 @@ def folder(tmp_path):
 def run(folder, name, *, dry_run=False, **settings):
   settings.setdefault("ingredients", str(folder / "m*"))
   settings.setdefault("out", str(folder / "soup.npz"))
-  config = configs.load(str(CONFIGS / f"{name}.py"), **settings)
+  name, _, arg = name.partition(":")
+  config = configs.load(str(CONFIGS / f"{name}.py"), arg or None, **settings)
   mix.mix(config, dry_run=dry_run)
   return sj.load_params(settings["out"])
 
@@ -59,6 +60,45 @@ def test_interpolate_and_the_other_settings(folder):
   assert len(os.listdir(folder / "soup")) == 3
 
 
+def test_merge_by_name(folder):
+  base = str(folder / "m0.safetensors")
+  found = run(
+    folder,
+    "merge:task_arithmetic",
+    base=base,
+    arguments='{"scale": {"head": 0.0, "": 0.5}}',
+  )
+  assert found["body"].tolist() == [2] * 5 and found["head"].tolist() == [1] * 2
+  one = str(folder / "m1.safetensors")
+  found = run(
+    folder,
+    "merge:ties",
+    base=base,
+    ingredients=one,
+    arguments='{"density": 1.0, "scale": 0.25}',
+    overwrite=True,
+  )
+  assert found["body"].tolist() == [1.5] * 5
+  found = run(
+    folder,
+    "merge:slerp",
+    arguments='{"t": 0.5}',
+    overwrite=True,
+  )
+  assert abs(found["body"] - 2).max() < 1e-6
+  found = run(
+    folder,
+    "merge:fisher",
+    arguments=f'{{"fishers": ["{base}", "{one}"]}}',
+    overwrite=True,
+  )
+  assert abs(found["body"] - 2.5).max() < 1e-6  # (1 * 1 + 3 * 3) / 4.
+
+
+def test_every_named_rule_exists():
+  assert all(callable(getattr(sj.rules, name)) for name in mix.NAMED)
+
+
 def test_several_patterns(folder):
   both = f"{folder}/m1*,{folder}/m0*"
   found = run(folder, "weighted", ingredients=both, weights=(1.0, 0.0))
@@ -84,6 +124,15 @@ def test_dry_run(folder, capsys):
     ("weighted", {}, "--config.weights"),
     ("interpolate", {}, "base"),
     ("uniform", {"rule": "x"}, "rule='x'"),
+    ("merge:x", {}, "rule='x' is none of.*'ties'"),
+    ("merge:ties", {}, "needs a base"),
+    (
+      "merge:ties",
+      {"arguments": '{"dense": 1}'},
+      "density.*(missing|unexpected)",
+    ),
+    ("merge:ties", {"arguments": "density=1"}, "JSON"),
+    ("merge:ties", {"arguments": '{"density": 0}'}, "density"),
     ("uniform", {"max_host_bytes": 10}, "max_host_bytes=10"),
   ],
 )

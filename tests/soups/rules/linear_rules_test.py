@@ -74,3 +74,45 @@ def test_bad_numbers():
       rules.linear(weights).values(2)
   with pytest.warns(UserWarning, match="negative"):
     rules.linear([2.0, -1.0]).values(2)
+
+
+def test_sum_without_normalising():
+  stack = arrays(3)
+  rule = rules.linear([2.0, -0.5, 0.3], normalize=False)
+  exact = np.tensordot([2.0, -0.5, 0.3], np.stack(stack).astype("d"), 1)
+  assert np.abs(apply(rule, stack) - exact).max() < 1e-6
+  # Weights that sum to 1 leave equal models as they are.
+  rule = rules.linear([0.3, 0.3, 0.4], normalize=False)
+  assert np.array_equal(apply(rule, [stack[0]] * 3), stack[0])
+  with pytest.raises(ValueError, match="each of 2 ingredients"):
+    rules.linear([1.0], normalize=False).values(2)
+  with pytest.raises(ValueError, match="normalize=True"):
+    rules.linear(normalize=False)
+
+
+def test_schedules_by_hand():
+  assert rules.schedule("uniform", 4) == [0.25] * 4
+  assert rules.schedule("uniform", 4, last=2) == [0, 0, 0.5, 0.5]
+  assert rules.schedule("linear", 3) == [1 / 6, 2 / 6, 3 / 6]
+  found = rules.schedule("minus-sqrt", 4)
+  assert np.allclose(found, np.diff(np.sqrt([0, 0.25, 0.5, 0.75, 1])))
+  assert found[0] == 0.5 and sorted(found, reverse=True) == found
+  # a, then 0.9 a + 0.1 b, then 0.81 a + 0.09 b + 0.1 c.
+  assert np.allclose(rules.schedule("ema", 3, decay=0.9), [0.81, 0.09, 0.1])
+  for kind in ("uniform", "linear", "minus-sqrt"):
+    assert abs(sum(rules.schedule(kind, 7, last=5)) - 1) < 1e-12
+  assert rules.linear(rules.schedule("linear", 3)).values(3)
+
+
+def test_bad_schedules():
+  for arguments, text in [
+    (("cosine", 3), "kind='cosine'"),
+    (("uniform", 3, 4), "last 4 of 3"),
+    (("uniform", 3, 0), "last 0 of 3"),
+    (("ema", 3), "needs it"),
+    (("linear", 3, None, 0.9), "needs it"),
+    (("ema", 3, None, 1.5), "decay"),
+  ]:
+    kind, count, last, decay = (*arguments, None, None)[:4]
+    with pytest.raises(ValueError, match=text):
+      rules.schedule(kind, count, last=last, decay=decay)

@@ -1,0 +1,168 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Task vectors: what fine-tuning added, as something to calculate with."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+from typing import Any
+
+from soupjax.checkpoints import find, stream
+from soupjax.soups import coefficients
+from soupjax.soups.ingredient import Ingredient
+from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
+from soupjax.soups.rules.linear import linear
+
+PyTree = Any
+Model = Ingredient | str | os.PathLike | PyTree
+
+
+class TaskVector:
+  """`finetuned - pretrained` (arXiv 2212.04089), not yet calculated.
+
+  A task vector is a list of models with coefficients. It can be negated, added,
+  subtracted and multiplied by a number, and sums of many are as cheap as one:
+  weights are read when it is applied, block by block.
+
+  Example:
+    both = sj.TaskVector("pre.safetensors", "cars.safetensors") + sj.TaskVector(
+        "pre.safetensors", "dtd.safetensors")
+    (0.3 * both).apply_to("pre.safetensors", out="edited.safetensors")
+  """
+
+  def __init__(self, pretrained: Model, finetuned: Model):
+    """Args: pretrained and finetuned: paths, ingredients, or trees."""
+    terms = {}
+    for model, sign in ((finetuned, 1.0), (pretrained, -1.0)):
+      key = _key(model)
+      before = terms[key][1] if key in terms else 0.0
+      terms[key] = (model, before + sign)
+    self._terms: Mapping[Any, tuple[Model, float]] = _without_zeros(terms)
+
+  @classmethod
+  def _of(cls, terms) -> "TaskVector":
+    made = cls.__new__(cls)
+    made._terms = _without_zeros(terms)
+    return made
+
+  @property
+  def terms(self) -> list[tuple[Model, float]]:
+    """The models and what each is multiplied by."""
+    return list(self._terms.values())
+
+  def __repr__(self) -> str:
+    words = [f"{c:+g} {_name(m)}" for m, c in self._terms.values()]
+    return f"TaskVector({' '.join(words) or '0'})"
+
+  def __neg__(self) -> "TaskVector":
+    return -1.0 * self
+
+  def __add__(self, other: "TaskVector") -> "TaskVector":
+    if isinstance(other, int | float) and other == 0:  # sum() begins with 0.
+      return self
+    if not isinstance(other, TaskVector):
+      return NotImplemented
+    terms = dict(self._terms)
+    for key, (model, c) in other._terms.items():
+      before = terms[key][1] if key in terms else 0.0
+      terms[key] = (model, before + c)
+    return self._of(terms)
+
+  __radd__ = __add__
+
+  def __sub__(self, other: "TaskVector") -> "TaskVector":
+    return self + -other if isinstance(other, TaskVector) else NotImplemented
+
+  def __mul__(self, number: float) -> "TaskVector":
+    if isinstance(number, TaskVector):
+      return NotImplemented
+    number = rule_base.check_number("A factor of a task vector", number)
+    return self._of({k: (m, number * c) for k, (m, c) in self._terms.items()})
+
+  __rmul__ = __mul__
+
+  def __truediv__(self, number: float) -> "TaskVector":
+    return self * (1 / number)
+
+  def apply_to(
+    self,
+    target: Model,
+    scale: coefficients.Coefficient = 1.0,
+    **settings: Any,
+  ) -> PyTree | stream.Mixed:
+    """Returns `target + scale * self`.
+
+    Args:
+      target: what to edit: a path, an ingredient, or a tree.
+      scale: one number, or one for each leaf, as for `rules.task_arithmetic`.
+      **settings: of `soupjax.mix`: `out`, `sharding`, `dtype`, `select`, ...
+
+    Returns:
+      The tree; or with `out`, what `mix` returns. With scale 1, the task vector
+      of the target itself and one fine-tuned model gives that model, bit for
+      bit.
+
+    Raises:
+      ValueError: if the models do not fit together.
+    """
+    target_key = _key(target)
+    others = {k: one for k, one in self._terms.items() if k != target_key}
+    weights = [c for _, c in others.values()]
+    values, leaf_values = coefficients.split(
+      "scale",
+      scale,
+      # The target differs from itself by zero, and needs no term. (The
+      # coefficients of a task vector sum to zero, so that differences can be
+      # taken from any model.)
+      lambda number, count: delta_values(weights, number),
+    )
+    rule = rule_base.Rule(
+      name="task_vector",
+      combine=_combine,
+      values=values,
+      leaf_values=leaf_values,
+      settings={
+        "scale": coefficients.check("scale", scale),
+        "terms": {_name(m): c for m, c in self._terms.values()},
+      },
+    )
+    if not others:
+      rule = dataclasses.replace(linear(), name="task_vector")
+    models = [_open(target, "target")]
+    for k, (model, _) in enumerate(others.values()):
+      models.append(_open(model, f"term {k + 1}"))
+    mixed = stream.mix(rule, models, **settings)
+    return mixed if mixed.params is None else mixed.params
+
+
+def _combine(stack, base, values):
+  del base
+  return combine_deltas(stack[1:], stack[0], values)
+
+
+def _key(model):
+  if isinstance(model, Ingredient):
+    return os.path.realpath(model.path) if model.path else id(model)
+  if isinstance(model, str | os.PathLike):
+    return os.path.realpath(model)
+  return id(model)
+
+
+def _name(model) -> str:
+  if isinstance(model, Ingredient):
+    return model.name
+  return str(model) if isinstance(model, str | os.PathLike) else "a tree"
+
+
+def _open(model, label):
+  if isinstance(model, Ingredient):
+    return dataclasses.replace(model, name=f"{label}, {model.name}")
+  if isinstance(model, str | os.PathLike):
+    opened = find.open_ingredient(model)
+    return dataclasses.replace(opened, name=f"{label}, {opened.name}")
+  return Ingredient.from_params(label, model)
+
+
+def _without_zeros(terms):
+  return {k: (m, c) for k, (m, c) in terms.items() if c != 0}

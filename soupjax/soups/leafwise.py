@@ -1,0 +1,79 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a rule wants to know of single leaves, and to read along with them."""
+
+import numpy as np
+
+from soupjax.soups import boxes, tree
+
+
+def _by_rule(ingredients, actions):
+  """The leaves that the rule itself merges, wholly or in part."""
+  specs = ingredients[0].specs
+  return {
+    leaf: specs[leaf]
+    for leaf, action in actions.items()
+    if (action is None or isinstance(action, float))
+    and leaf in specs
+    and tree.is_float(specs[leaf])
+  }
+
+
+def values(rule, ingredients, actions):
+  """The numbers of a rule that go by leaf, from metadata alone."""
+  if rule.leaf_values is None:
+    return {}
+  leaves = _by_rule(ingredients, actions)
+  return rule.leaf_values(leaves, len(ingredients)) if leaves else {}
+
+
+def check_extra(rule, ingredients, actions):
+  """The leaves that `Rule.extra` goes with; all of it must fit them."""
+  if not rule.extra:
+    return set()
+  if len(rule.extra) != len(ingredients):
+    raise ValueError(
+      f"The rule {rule.name!r} has {len(rule.extra)} trees of statistics for "
+      f"{len(ingredients)} ingredients: give one for each."
+    )
+  wanted, problems = {}, []
+  for leaf, spec in _by_rule(ingredients, actions).items():
+    shape = rule.extra_shape(leaf, spec)
+    anywhere = any(leaf in one.specs for one in rule.extra)
+    if shape is not None and (anywhere or not rule.extra_optional):
+      wanted[leaf] = shape
+  for one in rule.extra:
+    for leaf, shape in wanted.items():
+      have = one.specs[leaf].shape if leaf in one.specs else "nothing"
+      if have != shape:
+        problems.append(f"{one.name!r} has {have} for {leaf!r}, not {shape}")
+    problems += [
+      f"{one.name!r} has {leaf!r}, which is no leaf of the models"
+      for leaf in one.specs
+      if leaf not in actions
+    ]
+  if not wanted:
+    problems.append("there are none for any of the leaves that are merged")
+  if problems:
+    raise ValueError(
+      f"The statistics for the rule {rule.name!r} do not fit:\n  "
+      + "\n  ".join(problems[:20])
+    )
+  return set(wanted)
+
+
+def places(specs, pieces, out: np.ndarray) -> None:
+  """Says where in its leaf every element is, counted row-major.
+
+  Args:
+    specs: leaf -> shape and dtype.
+    pieces: (leaf, box), one after the other.
+    out: (2, n) uint32, gets the low and high words.
+  """
+  at = 0
+  for leaf, box in pieces:
+    for first, n in boxes.runs(specs[leaf].shape, box):
+      place = np.arange(first, first + n, dtype=np.uint64)
+      out[0, at : at + n] = place & np.uint64(0xFFFFFFFF)
+      out[1, at : at + n] = place >> np.uint64(32)
+      at += n

@@ -1,0 +1,70 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Random bits that depend on seed, leaf, model and place, and nothing else.
+
+Every element has its own number, made from its place in the leaf by Threefry
+(Salmon et al., 2011, doi 10.1145/2063384.2063405): blocks, threads and meshes
+cannot matter.
+"""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def keys(seed: int, leaf: str, count: int) -> np.ndarray:
+  """Returns a key for every ingredient, (count, 2) uint32.
+
+  Args:
+    seed: of the rule.
+    leaf: its name.
+    count: the number of ingredients; they are told apart by their position.
+  """
+  digests = [
+    hashlib.sha256(f"{seed}\0{leaf}\0{k}".encode()).digest()[:8]
+    for k in range(count)
+  ]
+  return np.frombuffer(b"".join(digests), "<u4").reshape(count, 2)
+
+
+def threefry(key: jax.Array, place: jax.Array) -> jax.Array:
+  """Threefry-2x32 of 20 rounds.
+
+  Args:
+    key: (2,) uint32.
+    place: (2, ...) uint32.
+
+  Returns:
+    (2, ...) uint32.
+  """
+  third = key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
+  schedule = (key[0], key[1], third)
+  x, y = place[0] + key[0], place[1] + key[1]
+  for i in range(5):
+    for r in _ROTATIONS[i % 2]:
+      x = x + y
+      y = (y << np.uint32(r)) | (y >> np.uint32(32 - r))
+      y = x ^ y
+    x = x + schedule[(i + 1) % 3]
+    y = y + schedule[(i + 2) % 3] + np.uint32(i + 1)
+  return jnp.stack([x, y])
+
+
+def chosen(key: jax.Array, place: jax.Array, share: jax.Array) -> jax.Array:
+  """Chooses elements independently, each with its probability.
+
+  Args:
+    key: (2,) uint32.
+    place: (2, ...) uint32, low and high word.
+    share: probability in [0, 1], float32; one, or one an element.
+
+  Returns:
+    A mask of shape (...).
+  """
+  bits = threefry(key, place)[0] >> np.uint32(1)
+  # A power of two: exact, and 1 is above all bits.
+  return bits < (share * np.float32(2**31)).astype(np.uint32)

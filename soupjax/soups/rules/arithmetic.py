@@ -1,0 +1,63 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sums of task vectors: what fine-tuning added to a base."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from soupjax.soups import coefficients, exact
+from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules.base import Rule
+
+
+def combine_deltas(stack, base, values):
+  """Returns `base + scale * sum_k w_k (t_k - base)`, to 1 ulp."""
+  ends = [base, *(stack[k] for k in range(len(stack)))]
+  return exact.linear(ends, values["weights"], values["scale"])
+
+
+def delta_values(
+  weights: Sequence[float] | np.ndarray, scale: float
+) -> dict[str, np.ndarray]:
+  """The numbers for `combine_deltas`."""
+  # The base is the first of the stack there, and differs from itself by zero.
+  weights = np.append(0.0, np.asarray(weights, np.float64))
+  return {"weights": weights.astype(np.float32), "scale": exact.parts(scale)}
+
+
+def task_arithmetic(
+  scale: coefficients.Coefficient = 1.0,
+  *,
+  weights: Sequence[float] | None = None,
+) -> Rule:
+  """`base + scale * sum_k w_k (t_k - base)` (arXiv 2212.04089).
+
+  Args:
+    scale: one for all, or for every leaf; negative to forget. See
+      `soupjax.soups.coefficients`.
+    weights: one number an ingredient, not normalised; None is 1 for each.
+
+  Returns:
+    The rule; it needs a base. One ingredient, scale 1, gives that ingredient
+    bit for bit.
+
+  Raises:
+    ValueError: if a number is not finite.
+  """
+
+  def numbers(scale, count):
+    return delta_values(rule_base.per_model(weights, count), scale)
+
+  values, leaf_values = coefficients.split("scale", scale, numbers)
+  return Rule(
+    name="task_arithmetic",
+    combine=combine_deltas,
+    values=values,
+    leaf_values=leaf_values,
+    settings={
+      "scale": coefficients.check("scale", scale),
+      **({} if weights is None else {"weights": list(map(float, weights))}),
+    },
+    needs_base=True,
+  )

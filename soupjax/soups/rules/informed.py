@@ -1,0 +1,141 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Rules that weigh parameters by statistics of data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.soups import exact
+from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules.base import Rule
+
+
+def _fisher(stack, base, values):
+  del base
+  first, total = stack[0], exact.zero(stack[0])
+  sizes = jnp.maximum(values["extra"], values["floor"])
+  # Divided by the largest of an element, so that nothing is too small.
+  sizes = sizes * values["weights"].reshape(-1, *(1,) * (sizes.ndim - 1))
+  sizes = sizes / sizes.max(0, keepdims=True)
+  for k in range(len(stack)):
+    total = exact.add(total, first, stack[k], sizes[k])
+  # One after the other: XLA orders the terms of a `sum` as it likes.
+  share = sum(sizes[k] for k in range(len(stack)))
+  scale = (np.float32(1) / share).astype(exact.wide(first).dtype)
+  return exact.mean(total, first, exact.halves(scale))
+
+
+def fisher(
+  fishers: Sequence[Any],
+  *,
+  floor: float = 1e-8,
+  weights: Sequence[float] | None = None,
+) -> Rule:
+  """Fisher-weighted mean (arXiv 2111.09832), element by element.
+
+  `sum_k w_k F_k t_k / sum_k w_k F_k`. Equal Fishers give the weighted mean.
+
+  Args:
+    fishers: a tree like the parameters for each ingredient, in their order: in
+      memory (see `soupjax.diagonal_fisher`), an Ingredient, or a path. They are
+      read block by block, like the ingredients.
+    floor: smallest value that is believed; positive.
+    weights: one positive number an ingredient; None weighs all alike.
+
+  Returns:
+    The rule.
+
+  Raises:
+    ValueError: if a number makes no sense.
+  """
+  floor = rule_base.check_number("floor", floor)
+  if floor <= 0:
+    raise ValueError(f"floor must be positive, got {floor}.")
+  fishers = tuple(fishers)
+  if not fishers:
+    raise ValueError("The rule 'fisher' needs one Fisher tree an ingredient.")
+
+  def values(count):
+    each = rule_base.per_model(weights, count)
+    if (each <= 0).any():
+      raise ValueError(f"Weights must be positive, got {weights}.")
+    return {"floor": np.float32(floor), "weights": each.astype(np.float32)}
+
+  return Rule(
+    name="fisher",
+    combine=_fisher,
+    values=values,
+    extra=fishers,
+    extra_shape=lambda leaf, spec: tuple(spec.shape),
+    settings={
+      "floor": floor,
+      **({} if weights is None else {"weights": list(map(float, weights))}),
+    },
+  )
+
+
+def _regmean(stack, base, values):
+  del base
+  leaves = jnp.stack([leaf.astype(np.float32) for leaf in stack])
+  # From the first, so that equal leaves stay as they are.
+  mean = leaves[0] + (leaves - leaves[:1]).mean(0)
+  if "extra" not in values:
+    return mean
+  grams = values["extra"]
+  diagonal = jnp.eye(grams.shape[-1], dtype=np.float32)[None] * grams
+  grams = diagonal + values["share"] * (grams - diagonal)
+  total = grams.sum(0)
+  # Around the mean: inputs that never occur leave it as it is, and errors are
+  # of the size of differences.
+  wanted = jnp.einsum("kij,kj...->i...", grams, leaves - mean[None])
+  size, vectors = jnp.linalg.eigh(total)
+  least = size[-1] * len(size) * np.float32(1e-7)
+  inverse = jnp.where(size > least, 1 / jnp.where(size > least, size, 1), 0)
+  flat = wanted.reshape(len(size), -1)
+  solved = vectors @ (inverse[:, None] * (vectors.T @ flat))
+  return mean + solved.reshape(mean.shape)
+
+
+def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
+  """Regression mean of linear layers (arXiv 2212.09849).
+
+  `W = (sum_k G_k)^-1 sum_k G_k W_k`, which fits the outputs of all models on
+  their own inputs X_k best; G_k = X_k^T X_k. All other leaves get the mean.
+
+  Args:
+    grams: a tree for each ingredient, in their order, that holds G_k, (inputs,
+      inputs), under the name of every kernel (inputs, ...) it is meant for; in
+      memory (see `soupjax.activation_grams`), an Ingredient, or a path.
+    share: what elements off the diagonal of G_k are multiplied by; the paper's
+      alpha.
+
+  Returns:
+    The rule. It holds whole leaves.
+
+  Raises:
+    ValueError: if there are no grams, or the share makes no sense.
+  """
+  share = rule_base.check_share("share", share, zero=True)
+  grams = tuple(grams)
+  if not grams:
+    raise ValueError(
+      "The rule 'regmean' needs one tree of grams an ingredient."
+    )
+
+  def gram_shape(leaf, spec):
+    del leaf
+    return (spec.shape[0],) * 2 if len(spec.shape) >= 2 else None
+
+  return Rule(
+    name="regmean",
+    combine=_regmean,
+    values=lambda count: {"share": np.float32(share)},
+    extra=grams,
+    extra_shape=gram_shape,
+    extra_optional=True,
+    whole=True,
+    settings={"share": share},
+  )

@@ -1,0 +1,173 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weighted means of the ingredients, and of a base with them."""
+
+from collections.abc import Sequence
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.soups import coefficients, exact
+from soupjax.soups.average import check_weights
+from soupjax.soups.rules.base import Rule, Values, check_share, per_model
+
+
+def _linear(stack, base, values):
+  del base
+  return exact.linear(stack, values["weights"], values["scale"])
+
+
+def _uniform(stack, base, values):
+  del base
+  return exact.linear(stack, None, values["scale"], weighted=False)
+
+
+def _lerp(stack, base, values):
+  stack = [base, *(stack[k] for k in range(len(stack)))]
+  return exact.linear(stack, values["weights"], values["scale"])
+
+
+def _values(weights: np.ndarray) -> Values:
+  return {
+    "weights": weights,
+    "scale": exact.reciprocal(weights.sum(dtype=np.float64)),
+  }
+
+
+def combine_sum(stack, base, values):
+  """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves stay as they are."""
+  del base
+  first = stack[0]
+  total = exact.zero(first)
+  for k in range(1, len(stack)):
+    total = exact.add(total, first, stack[k], values["weights"][k])
+  # What the weights exceed 1 by goes to the first leaf itself.
+  nothing = jnp.zeros_like(first)
+  total = exact.add(total, nothing, first, values["excess"])
+  return exact.mean(total, first, values["scale"])
+
+
+def sum_values(weights: np.ndarray) -> Values:
+  """The numbers for `combine_sum`."""
+  weights = np.asarray(weights, np.float64)
+  rounded = weights.astype(np.float32)
+  excess = weights.sum() - 1
+  return {
+    "weights": rounded,
+    "excess": np.float32(0 if abs(excess) < 1e-12 else excess),
+    "scale": exact.parts(1.0),
+  }
+
+
+def linear(
+  weights: Sequence[float] | None = None, *, normalize: bool = True
+) -> Rule:
+  """The weighted mean, `sum_k w_k t_k / sum_k w_k`.
+
+  Args:
+    weights: one number an ingredient, such as those of `schedule`; None weighs
+      all alike (the uniform soup of arXiv 2203.05482).
+    normalize: whether to divide by the sum of the weights.
+
+  Returns:
+    The rule. It warns about negative weights when it meets the ingredients.
+  """
+  if weights is None:
+    if not normalize:
+      raise ValueError("linear() without weights is a mean: normalize=True.")
+    return Rule(
+      name="uniform",
+      combine=_uniform,
+      values=lambda count: {"scale": exact.reciprocal(count)},
+    )
+  weights = [float(w) for w in np.asarray(weights).reshape(-1)]
+  if not normalize:
+    return Rule(
+      name="weighted",
+      combine=combine_sum,
+      values=lambda count: sum_values(per_model(weights, count)),
+      settings={"weights": weights, "normalize": False},
+    )
+  return Rule(
+    name="weighted",
+    combine=_linear,
+    values=lambda count: _values(check_weights(weights, count)),
+    settings={"weights": weights},
+  )
+
+
+def schedule(
+  kind: str, count: int, *, last: int | None = None, decay: float | None = None
+) -> list[float]:
+  """Weights for averaging checkpoints along one run, oldest first.
+
+  A mean of checkpoints imitates a learning rate that decays over them (arXiv
+  2507.17634): the n weights are the steps by which the decay curve falls from 1
+  to 0 over n stretches.
+
+  Args:
+    kind: "uniform", all alike, which imitates a linear decay; "minus-sqrt", the
+      steps of 1 - sqrt(x); "linear", weights 1, 2, ..., n that grow towards the
+      end; "ema", an exponential moving average that began at the oldest.
+    count: of the ingredients.
+    last: gives weight to that many at the end only; None to all.
+    decay: of "ema", as 0.9.
+
+  Returns:
+    `count` weights that sum to 1.
+
+  Raises:
+    ValueError: if a number or a word makes no sense.
+  """
+  n = count if last is None else last
+  if not 1 <= n <= count:
+    raise ValueError(f"Asked for the last {n} of {count} checkpoints.")
+  if (kind == "ema") != (decay is not None):
+    raise ValueError("decay= goes with kind='ema', and 'ema' needs it.")
+  if kind == "uniform":
+    found = np.full(n, 1 / n)
+  elif kind == "linear":
+    found = np.arange(1, n + 1) / (n * (n + 1) / 2)
+  elif kind == "minus-sqrt":
+    found = np.diff(np.sqrt(np.linspace(0, 1, n + 1)))
+  elif kind == "ema":
+    decay = check_share("decay", decay, zero=True)
+    found = (1 - decay) * decay ** np.arange(n - 1, -1, -1.0)
+    found[0] = decay ** (n - 1)
+  else:
+    raise ValueError(
+      f"kind={kind!r} is none of 'uniform', 'linear', 'minus-sqrt', 'ema'."
+    )
+  return [0.0] * (count - n) + [float(w) for w in found]
+
+
+def lerp(alpha: coefficients.Coefficient) -> Rule:
+  """From the base towards the mean of the ingredients (arXiv 2109.01903).
+
+  Args:
+    alpha: share of the ingredients; 0 gives the base and 1 their mean, bit for
+      bit. Values outside [0, 1] extrapolate. One for all, or for every leaf:
+      see `soupjax.soups.coefficients`.
+
+  Returns:
+    The rule `(1 - alpha) * base + alpha * mean_k t_k`; it needs a base.
+
+  Raises:
+    ValueError: if alpha is not finite.
+  """
+  alpha = coefficients.check("alpha", alpha)
+
+  def numbers(alpha, count):
+    weights = np.full(count + 1, alpha / count)
+    weights[0] = 1 - alpha
+    return _values(weights.astype(np.float32))
+
+  make = functools.partial(
+    Rule, name="interpolate", settings={"alpha": alpha}, needs_base=True
+  )
+  if alpha == 1:
+    uniform = linear()
+    return make(combine=uniform.combine, values=uniform.values)
+  values, leaf_values = coefficients.split("alpha", alpha, numbers)
+  return make(combine=_lerp, values=values, leaf_values=leaf_values)

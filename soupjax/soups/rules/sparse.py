@@ -1,0 +1,260 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Task vectors with elements dropped: at random, by size, or by both."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.soups import coefficients, exact, random_bits, statistics
+from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import consensus
+from soupjax.soups.rules.base import Rule
+
+
+def _merge(leaves, base, values, weights):
+  """The sum, or the elected mean, of what was kept."""
+  if "zero_sign" in values:
+    return consensus.elected_mean(leaves, base, weights, weights, values)
+  total = consensus.weighted_sum(leaves, base, weights)
+  return exact.mean(total, base, values["scale"])
+
+
+def _dare(stack, base, values):
+  leaves = []
+  for k in range(len(stack)):
+    mask = random_bits.chosen(
+      values["keys"][k], values["index"], values["share"]
+    )
+    leaves.append(consensus.keep(stack[k], base, mask))
+  return _merge(leaves, base, values, values["weights"])
+
+
+def _breadcrumbs(stack, base, values):
+  leaves = []
+  for k in range(len(stack)):
+    bits = consensus.magnitude(consensus.float32_delta(stack[k], base))
+    low, high = values["threshold"][k]
+    mask = (bits >= low) & (bits <= high) & (bits > 0)
+    leaves.append(consensus.keep(stack[k], base, mask))
+  return _merge(leaves, base, values, values["weights"])
+
+
+def _numbers(scale, count, weights, elect, factor=1.0):
+  """The numbers for `_merge`."""
+  each = rule_base.per_model(weights, count).astype(np.float32)
+  if not elect:
+    return {"weights": each, "scale": exact.parts(scale * factor)}
+  return {
+    "weights": each,
+    "scale": np.float32(scale * factor),
+    "zero_sign": np.float32(0),
+    "by_count": np.bool_(False),
+  }
+
+
+def _settings(scale, weights, elect, **more):
+  return {
+    **more,
+    "scale": coefficients.check("scale", scale),
+    "elect": elect,
+    **({} if weights is None else {"weights": list(map(float, weights))}),
+  }
+
+
+def _with_keys(leaf_values, seed):
+  """Adds random keys to the numbers of every leaf."""
+
+  def found(specs, count):
+    others = leaf_values(specs, count) if leaf_values else {}
+    return {
+      leaf: {
+        **others.get(leaf, {}),
+        "keys": random_bits.keys(seed, leaf, count),
+      }
+      for leaf in specs
+    }
+
+  return found
+
+
+def dare(
+  density: float,
+  scale: coefficients.Coefficient = 1.0,
+  *,
+  rescale: bool = True,
+  seed: int = 0,
+  weights: Sequence[float] | None = None,
+  elect: bool = False,
+) -> Rule:
+  """Drops elements at random, and rescales (arXiv 2311.03099).
+
+  `base + scale * sum_k w_k m_k d_k / density`; d_k is t_k - base, and every
+  element of the mask m_k is 1 with probability `density` (1 - p in the paper),
+  else 0.
+
+  Args:
+    density: share of the elements that is kept on average.
+    scale: as for `task_arithmetic`.
+    rescale: whether to divide by the density, which keeps the expected value.
+    seed: the masks depend on it, on the leaf's name, on the position of the
+      ingredient and on the place in the leaf: not on blocks, threads or mesh.
+    weights: one number an ingredient; None is 1 for each.
+    elect: merges what is left like `ties`: elects signs and takes the mean of
+      those that agree, instead of the sum.
+
+  Returns:
+    The rule; it needs a base.
+  """
+  density = rule_base.check_share("density", density)
+  factor = 1 / density if rescale else 1.0
+  values, leaf_values = coefficients.split(
+    "scale",
+    scale,
+    lambda one, count: _numbers(one, count, weights, elect, factor),
+  )
+  return Rule(
+    name="dare",
+    combine=_dare,
+    values=lambda count: {**values(count), "share": np.float32(density)},
+    leaf_values=_with_keys(leaf_values, seed),
+    indexed=True,
+    settings=_settings(
+      scale, weights, elect, density=density, rescale=rescale, seed=seed
+    ),
+    needs_base=True,
+  )
+
+
+def breadcrumbs(
+  density: float = 0.14,
+  gamma: float = 0.01,
+  scale: coefficients.Coefficient = 1.0,
+  *,
+  weights: Sequence[float] | None = None,
+  elect: bool = False,
+) -> Rule:
+  """Drops the largest and the smallest changes (arXiv 2312.06795).
+
+  `base + scale * sum_k w_k m_k (t_k - base)`; of the n elements of a leaf, m_k
+  drops the `floor(gamma * n)` of largest magnitude, keeps the `floor(density *
+  n)` that follow (one at least), and drops the rest. Elements whose magnitude
+  equals that of one that is kept are kept too.
+
+  Args:
+    density: share of the elements that is kept.
+    gamma: share that is dropped at the top; 0 drops none there.
+    scale: as for `task_arithmetic`.
+    weights: one number an ingredient; None is 1 for each.
+    elect: merges what is left like `ties`, instead of the sum.
+
+  Returns:
+    The rule; it needs a base, and reads all weights twice more.
+  """
+  density = rule_base.check_share("density", density)
+  gamma = rule_base.check_share("gamma", gamma, zero=True)
+  if density + gamma > 1 + 1e-9:
+    raise ValueError(
+      f"density={density} and gamma={gamma} are more than everything."
+    )
+
+  def thresholds(sweep):
+    found = {}
+    for leaf, spec in sweep.specs.items():
+      if not spec.size:
+        continue
+      top = min(int(gamma * spec.size + 1e-6), spec.size - 1)
+      kept = consensus.rank_of(density, spec.size)
+      ranks = [min(spec.size, top + kept), top + 1]
+      found[leaf] = {"threshold": statistics.largest(sweep, [leaf], ranks)}
+    return found
+
+  values, leaf_values = coefficients.split(
+    "scale", scale, lambda one, count: _numbers(one, count, weights, elect)
+  )
+  return Rule(
+    name="breadcrumbs",
+    combine=_breadcrumbs,
+    values=values,
+    leaf_values=leaf_values,
+    measure=thresholds,
+    settings=_settings(scale, weights, elect, density=density, gamma=gamma),
+    needs_base=True,
+  )
+
+
+def _della(stack, base, values):
+  leaves, each = [], []
+  index = values["index"].reshape(2, *base.shape)
+  for k in range(len(stack)):
+    bits = consensus.magnitude(consensus.float32_delta(stack[k], base))
+    if not bits.ndim:
+      bits = bits[None]
+    # 0 for the smallest of a row, and nearly 1 for the largest.
+    order = jnp.argsort(jnp.argsort(bits, axis=-1), axis=-1)
+    rank = (order / max(1, bits.shape[-1] - 1)).reshape(base.shape)
+    share = values["lowest"] + values["spread"] * rank.astype(np.float32)
+    mask = random_bits.chosen(values["keys"][k], index, share)
+    leaves.append(consensus.keep(stack[k], base, mask))
+    each.append(values["weights"][k] / share)
+  return _merge(leaves, base, values, each)
+
+
+def della(
+  density: float,
+  epsilon: float = 0.1,
+  scale: coefficients.Coefficient = 1.0,
+  *,
+  seed: int = 0,
+  weights: Sequence[float] | None = None,
+  elect: bool = True,
+) -> Rule:
+  """Drops at random, small changes more likely (arXiv 2406.11617).
+
+  An element is kept with probability `q = density - epsilon / 2 + epsilon * r`,
+  where r rises from 0 for the smallest magnitude of its row (the last axis) to
+  1 for the largest, and divided by q. Signs are elected, and the mean of those
+  that agree is taken, as in `ties`.
+
+  Args:
+    density: share of the elements that is kept on average.
+    epsilon: how far the probabilities are apart.
+    scale: as for `task_arithmetic`.
+    seed: as for `dare`.
+    weights: one number an ingredient; None is 1 for each.
+    elect: False takes the sum instead.
+
+  Returns:
+    The rule; it needs a base, and holds whole leaves of all ingredients.
+  """
+  density = rule_base.check_share("density", density)
+  epsilon = rule_base.check_number("epsilon", epsilon)
+  low, high = density - epsilon / 2, density + epsilon / 2
+  if epsilon < 0 or low <= 0 or high > 1:
+    raise ValueError(
+      f"density={density} and epsilon={epsilon} give probabilities from "
+      f"{low:g} to {high:g}; they must lie in (0, 1]."
+    )
+  values, leaf_values = coefficients.split(
+    "scale",
+    scale,
+    lambda one, count: {
+      **_numbers(one, count, weights, elect),
+      # Weights are divided by the probabilities here.
+      **({"by_count": np.bool_(True)} if elect else {}),
+    },
+  )
+  fixed = {"lowest": np.float32(low), "spread": np.float32(epsilon)}
+  return Rule(
+    name="della",
+    combine=_della,
+    values=lambda count: {**values(count), **fixed},
+    leaf_values=_with_keys(leaf_values, seed),
+    indexed=True,
+    whole=True,
+    settings=_settings(
+      scale, weights, elect, density=density, epsilon=epsilon, seed=seed
+    ),
+    needs_base=True,
+  )

@@ -1,0 +1,253 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What all rules promise: bits that do not depend on how the work is cut up."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import sharding
+from soupjax.soups import measure, rules
+from soupjax.soups import plan as planning
+from soupjax.soups import tree as trees
+
+BF16 = ml_dtypes.bfloat16
+SHAPES = {
+  "block_0/kernel": (16, 24),
+  "block_0/bias": (24,),
+  "block_1/kernel": (3, 8, 5),
+  "block_1/scale": (),
+  "empty": (0, 3),
+  "head/kernel": (40, 7),
+}
+
+
+def tree(seed, *, dtype=np.float32, size=1.0):
+  rng = np.random.default_rng(seed)
+  made = {k: size * rng.normal(size=s) for k, s in SHAPES.items()}
+  made = {k: np.asarray(v).astype(dtype) for k, v in made.items()}
+  return {**made, "step": np.int32(7)}
+
+
+BASE = tree(0)
+MODELS = [
+  {k: (v + d[k] if k != "step" else v).astype(v.dtype) for k, v in BASE.items()}
+  for d in (tree(k, size=0.1) for k in (1, 2, 3))
+]
+FISHERS = [{k: v**2 for k, v in tree(k).items()} for k in (4, 5, 6)]
+GRAMS = [
+  {"head/kernel": np.cov(np.random.default_rng(k).normal(size=(40, 99)))}
+  for k in (7, 8, 9)
+]
+GRAMS = [{k: v.astype("f") for k, v in g.items()} for g in GRAMS]
+
+ELEMENTWISE = {
+  "linear": rules.linear([1.0, 2.0, 0.5]),
+  "sum": rules.linear([1.0, 2.0, 0.5], normalize=False),
+  "lerp": rules.lerp([0.1, 0.7]),
+  "task_arithmetic": rules.task_arithmetic({"head": 0.2, "": 0.4}),
+  "ties": rules.ties(0.3, 0.7),
+  "ties_leaf": rules.ties(0.3, [0.2, 0.9], scope="leaf", weights=[1, 2, 3]),
+  "ties_peft": rules.ties(0.3, compat="peft", weights=[1, 2, 3]),
+  "dare": rules.dare(0.3, 0.5),
+  "dare_ties": rules.dare(0.3, elect=True),
+  "breadcrumbs": rules.breadcrumbs(0.3, 0.1),
+  "model_stock": rules.model_stock(),
+  "model_stock_model": rules.model_stock(scope="model"),
+  "geometric_median": rules.geometric_median(),
+  "karcher": rules.karcher(),
+}
+# These read more, or whole leaves.
+OTHERS = {
+  "fisher": rules.fisher(FISHERS),
+  "regmean": rules.regmean(GRAMS),
+  "della": rules.della(0.5),
+  "sce": rules.sce(0.3),
+  "tsv": rules.tsv(rows={"block_1/kernel": 2}),
+  "iso_c": rules.iso_c(0.5),
+}
+RULES = {**ELEMENTWISE, **OTHERS, "slerp": rules.slerp(0.3)}
+
+
+def models(name):
+  chosen = MODELS[:2] if name == "slerp" else MODELS
+  return [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(chosen)]
+
+
+def mix(name, **more):
+  base = sj.Ingredient.from_params("base", BASE)
+  return sj.mix(RULES[name], models(name), base=base, **more)
+
+
+def same(found, expected):
+  assert set(found) == set(expected)
+  for leaf, value in expected.items():
+    a, b = np.asarray(found[leaf]), np.asarray(value)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), leaf
+    assert a.tobytes() == b.tobytes(), leaf
+
+
+@pytest.fixture(scope="module")
+def merged():
+  return {name: mix(name).params for name in RULES}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_blocks_and_threads(name, merged):
+  for block_bytes, threads in ((1, 1), (3000, 3), (9000, 2)):
+    found = mix(name, block_bytes=block_bytes, threads=threads).params
+    same(found, merged[name])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  st.sampled_from(
+    ["ties", "ties_leaf", "dare", "breadcrumbs", "model_stock", "della", "sce"]
+  ),
+  st.lists(
+    st.tuples(
+      st.lists(st.integers(0, 7), max_size=3).map(tuple),
+      st.sampled_from([np.float32, np.float16, BF16]),
+    ),
+    min_size=1,
+    max_size=4,
+  ),
+  st.integers(1, 5000),
+  st.integers(0, 99),
+)
+def test_any_shapes_and_dtypes(name, leaves, block_bytes, seed):
+  rng = np.random.default_rng(seed)
+  base, *models = [
+    {
+      f"block_{i}": np.asarray(rng.normal(size=shape)).astype(dtype)
+      for i, (shape, dtype) in enumerate(leaves)
+    }
+    for _ in range(4)
+  ]
+  runs = [
+    sj.mix(
+      RULES[name],
+      [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(models)],
+      base=sj.Ingredient.from_params("base", base),
+      block_bytes=size,
+    ).params
+    for size in (block_bytes, 1 << 20)
+  ]
+  for leaf, value in base.items():
+    assert runs[0][leaf].dtype == value.dtype
+    assert runs[0][leaf].shape == value.shape
+  same(*runs)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_eight_devices(name, merged):
+  mesh = sharding.make_mesh({"x": 4, "y": 2})
+
+  def where(leaf, spec):
+    axes = [
+      "x" if i == 0 and n % 4 == 0 else "y" if n % 2 == 0 and i == 1 else None
+      for i, n in enumerate(spec.shape)
+    ]
+    return jax.sharding.NamedSharding(mesh, jax.P(*axes))
+
+  found = mix(name, sharding=where, block_bytes=3000).params
+  assert len(found["block_0/kernel"].sharding.device_set) == 8
+  same(found, merged[name])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_file_to_file(name, merged, tmp_path):
+  for one in (*models(name), sj.Ingredient.from_params("base", BASE)):
+    sj.save_params(tmp_path / f"{one.name}.safetensors", one.load())
+  out = str(tmp_path / "out.npz")
+  sj.mix(
+    RULES[name],
+    [str(tmp_path / f"{one.name}.safetensors") for one in models(name)],
+    base=tmp_path / "base.safetensors",
+    out=out,
+  )
+  found = jax.tree.leaves(sj.load_params(out))
+  expected = jax.tree.leaves(merged[name])
+  assert {a.tobytes() for a in map(np.asarray, found)} == {
+    a.tobytes() for a in map(np.asarray, expected)
+  }
+  assert sj.provenance(out)["rule"] == RULES[name].name
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_compiled_for_whole_leaves_on_a_mesh(name, merged):
+  # As part of somebody else's program: other shapes, other fusions.
+  rule = RULES[name]
+  base = sj.Ingredient.from_params("base", BASE)
+  plan, _ = measure.measured(planning.make(rule, models(name), base=base))
+  mesh = sharding.make_mesh({"x": 8})
+  for leaf in ("block_0/kernel", "head/kernel"):
+    shard = jax.sharding.NamedSharding(mesh, jax.P("x"))
+    stack = tuple(jax.device_put(t[leaf], shard) for t in MODELS)
+    start = jax.device_put(BASE[leaf], shard) if rule.needs_base else None
+    values = dict(plan.groups[leaf].values)
+    if rule.indexed:
+      place = np.arange(BASE[leaf].size, dtype=np.uint32).reshape(
+        BASE[leaf].shape
+      )
+      values["index"] = np.stack([place, 0 * place])
+    with jax.numpy_dtype_promotion("strict"):
+      found = jax.jit(rule.combine)(stack, start, values)
+    assert (
+      np.asarray(found).tobytes() == np.asarray(merged[name][leaf]).tobytes()
+    )
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_bfloat16_is_widened_first(name):
+  rule = RULES[name]
+
+  def run(dtype):
+    chosen = MODELS[:2] if name == "slerp" else MODELS
+    cast = [
+      {k: v.astype(BF16).astype(dtype) for k, v in t.items()} for t in chosen
+    ]
+    base = {k: v.astype(BF16).astype(dtype) for k, v in BASE.items()}
+    return sj.mix(
+      rule,
+      [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(cast)],
+      base=sj.Ingredient.from_params("base", base),
+      dtype="float32",
+      select={"step|empty": "keep"},
+    ).params
+
+  same(run(BF16), run(np.float32))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_select_goes_with_every_rule(name, merged):
+  select = {"scale": "keep", "block_0/bias": 0.25, "empty": "skip"}
+  found, _ = trees.flatten(mix(name, select=select).params)
+  assert set(found) == set(BASE) - {"empty"}
+  assert found["block_1/scale"] == BASE["block_1/scale"]
+  if name in ("ties", "geometric_median", "model_stock_model"):
+    return  # These look at the whole model, of which a leaf has gone.
+  assert np.array_equal(found["head/kernel"], merged[name]["head/kernel"])
+  start = BASE["block_0/bias"].astype("d")
+  expected = start + 0.25 * (merged[name]["block_0/bias"] - start)
+  assert np.abs(found["block_0/bias"] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if RULES[n].needs_base])
+def test_equal_models_are_the_base(name):
+  if name == "sce":
+    pytest.skip("needs two models that differ: all variances are equal.")
+  base = sj.Ingredient.from_params("base", BASE)
+  same_models = [sj.Ingredient.from_params(f"m{k}", BASE) for k in range(3)]
+  found = sj.mix(RULES[name], same_models, base=base).params
+  same(found, BASE)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if RULES[n].needs_base])
+def test_a_base_is_asked_for(name):
+  with pytest.raises(ValueError, match="needs a base model: pass base="):
+    sj.mix(RULES[name], models(name))
