@@ -14,4 +14,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup.sh test
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# Two cores are what continuous integration has; a file stays on one of them.
+python -m pytest -n 2 --dist loadfile "$@"
