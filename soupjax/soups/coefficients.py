@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from soupjax.soups import tree
+
 # A number, regular expression -> number, or numbers over depth.
 Coefficient = float | Mapping[str, float] | Sequence[float]
 
@@ -98,25 +100,8 @@ def resolve(
 
 def _by_regex(name, value, leaves):
   found: dict[str, float] = {}
-  for pattern, number in value.items():
-    try:
-      matched = [leaf for leaf in leaves if re.search(pattern, leaf)]
-    except re.error as e:
-      raise ValueError(
-        f"{pattern!r} in {name} is no regular expression: {e}."
-      ) from e
-    if not matched:
-      raise ValueError(
-        f"{pattern!r} in {name} matches no leaf. Leaves are called, for "
-        f"instance, {', '.join(map(repr, leaves[:3]))}."
-      )
-    new = [leaf for leaf in matched if leaf not in found]
-    if not new:
-      raise ValueError(
-        f"{pattern!r} in {name} is never used: an earlier expression takes all "
-        f"of its {len(matched)} leaves. Put it first."
-      )
-    found |= dict.fromkeys(new, number)
+  for pattern, new in tree.matches(name, value, leaves):
+    found |= dict.fromkeys(new, value[pattern])
   missing = [leaf for leaf in leaves if leaf not in found]
   if missing:
     raise ValueError(

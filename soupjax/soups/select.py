@@ -3,7 +3,6 @@
 """Which leaves a rule applies to, and whether the ingredients fit together."""
 
 from collections.abc import Mapping, Sequence
-import re
 from typing import Any
 
 import jax
@@ -37,27 +36,10 @@ def actions(
       sense.
   """
   everyone = [*ingredients, *([] if base is None else [base])]
-  leaves = dict.fromkeys(leaf for one in everyone for leaf in one.specs)
+  leaves = list(dict.fromkeys(leaf for one in everyone for leaf in one.specs))
   chosen: dict[str, Action] = {}
-  for pattern, action in select.items():
-    try:
-      found = [leaf for leaf in leaves if re.search(pattern, leaf)]
-    except re.error as e:
-      raise ValueError(
-        f"{pattern!r} in select is no regular expression: {e}."
-      ) from e
-    if not found:
-      raise ValueError(
-        f"{pattern!r} in select matches no leaf. Leaves are called, for "
-        f"instance, {', '.join(map(repr, list(leaves)[:3]))}."
-      )
-    new = [leaf for leaf in found if leaf not in chosen]
-    if not new:
-      raise ValueError(
-        f"{pattern!r} in select is never used: an earlier expression takes "
-        f"all of its {len(found)} leaves. Put it first."
-      )
-    action = _check_action(pattern, action, len(ingredients), base)
+  for pattern, new in tree.matches("select", select, leaves):
+    action = _check_action(pattern, select[pattern], len(ingredients), base)
     chosen |= dict.fromkeys(new, action)
   return {leaf: chosen.get(leaf) for leaf in leaves}
 

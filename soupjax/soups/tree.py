@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named leaves of any pytree, and a little arithmetic on whole trees."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -239,3 +240,42 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     where[last] = name
   names, treedef = jax.tree.flatten(nested)
   return {name: leaves[name] for name in names}, treedef
+
+
+def matches(
+  what: str, patterns: Iterable[str], leaves: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+  """Shares leaves out among regular expressions; the first found counts.
+
+  Args:
+    what: the argument they were given in, for errors.
+    patterns: regular expressions.
+    leaves: names of leaves.
+
+  Yields:
+    Each pattern with the leaves that no earlier one took.
+
+  Raises:
+    ValueError: for one that is no regular expression, or takes no leaf.
+  """
+  taken: set[str] = set()
+  for pattern in patterns:
+    try:
+      found = [leaf for leaf in leaves if re.search(pattern, leaf)]
+    except re.error as e:
+      raise ValueError(
+        f"{pattern!r} in {what} is no regular expression: {e}."
+      ) from e
+    if not found:
+      raise ValueError(
+        f"{pattern!r} in {what} matches no leaf. Leaves are called, for "
+        f"instance, {', '.join(map(repr, leaves[:3]))}."
+      )
+    new = [leaf for leaf in found if leaf not in taken]
+    if not new:
+      raise ValueError(
+        f"{pattern!r} in {what} is never used: an earlier expression takes all "
+        f"of its {len(found)} leaves. Put it first."
+      )
+    taken.update(new)
+    yield pattern, new

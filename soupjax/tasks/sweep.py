@@ -34,7 +34,6 @@ def random_search(
 
   Returns:
     One dict a member.
-
   """
   members = []
   for k in range(sweep.size):
@@ -56,7 +55,7 @@ def random_search(
 
 def sweep(
   config, model, params: PyTree, data: Dataset, evaluate, workdir: pathlib.Path
-) -> None:
+) -> list[Ingredient]:
   """Fine-tunes every member that is not there yet, all in one compilation.
 
   Args:

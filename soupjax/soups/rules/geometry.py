@@ -177,6 +177,11 @@ def geometric_median(
   Returns:
     The rule; it reads all weights once more.
   """
+  return _centre("geometric_median", weights, scope, median_weights, _centred)
+
+
+def _centre(name, weights, scope, weights_of, products) -> Rule:
+  """A middle of the models: their sum with weights from a Gram matrix."""
   _check_scope(scope)
 
   def values(count):
@@ -188,12 +193,12 @@ def geometric_median(
   def measured(sweep):
     each = rule_base.per_model(weights, sweep.count)
     return {
-      leaf: sum_values(median_weights(gram, each))
-      for leaf, gram in _grams(sweep, scope, _centred).items()
+      leaf: sum_values(weights_of(gram, each))
+      for leaf, gram in _grams(sweep, scope, products).items()
     }
 
   return Rule(
-    name="geometric_median",
+    name=name,
     combine=combine_sum,
     values=values,
     measure=measured,
@@ -243,35 +248,12 @@ def karcher(
   Returns:
     The rule; it reads all weights once more.
   """
-  _check_scope(scope)
-
-  def values(count):
-    each = rule_base.per_model(weights, count)
-    if (each < 0).any() or not each.any():
-      raise ValueError(f"Weights must be positive, got {weights}.")
-    return {}
-
-  def measured(sweep):
-    each = rule_base.per_model(weights, sweep.count)
-    return {
-      leaf: sum_values(karcher_weights(gram, each / each.sum()))
-      for leaf, gram in _grams(sweep, scope, _raw).items()
-    }
-
-  return Rule(
-    name="karcher",
-    combine=combine_sum,
-    values=values,
-    measure=measured,
-    settings={
-      "scope": scope,
-      **({} if weights is None else {"weights": list(map(float, weights))}),
-    },
-  )
+  return _centre("karcher", weights, scope, karcher_weights, _raw)
 
 
 def karcher_weights(gram: np.ndarray, each: np.ndarray) -> np.ndarray:
   """The Karcher mean as a sum with these weights, from a Gram matrix."""
+  each = each / each.sum()
   norms = np.sqrt(np.maximum(np.diag(gram), 0))
   used = norms > 0
   if not used.any():
