@@ -9,7 +9,6 @@ writes a dtype that it does not know.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import io
 import json
 import os
@@ -24,7 +23,7 @@ import numpy as np
 
 from soupjax.checkpoints import files, ranges
 from soupjax.soups import boxes, crc
-from soupjax.soups.ingredient import Ingredient, Storage
+from soupjax.soups.ingredient import Ingredient
 
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
@@ -166,32 +165,17 @@ def inflate(
 
 def _with_packed(found: Ingredient, path: str, packed) -> Ingredient:
   """Adds leaves that must be decoded: compressed, or in column-major order."""
-  plain = found.storage.read_box
 
-  def read_box(leaf, box, out):
-    if leaf not in packed:
-      plain(leaf, box, out)
-      return
+  def whole(leaf):
     member, length, fortran = packed[leaf]
     spec = found.specs[leaf]
     with open_archive(path) as archive:
       data = inflate(archive, path, archive.getinfo(member))
-    array = np.frombuffer(data, spec.dtype, offset=length).reshape(
+    return np.frombuffer(data, spec.dtype, offset=length).reshape(
       spec.shape, order="F" if fortran else "C"
     )
-    part = array[box]
-    np.copyto(out.reshape(part.shape), part)
 
-  storage = Storage(
-    read_box=read_box,
-    order=found.storage.order,
-    chunks={leaf: found.specs[leaf].shape for leaf in packed},
-    checksums=found.storage.checksums,
-    num_bytes=found.storage.num_bytes,
-  )
-  return dataclasses.replace(
-    found, storage=storage, reader=ranges.reader(path, found.specs, storage)
-  )
+  return ranges.with_whole_leaves(found, path, packed, whole)
 
 
 def comment(path: str) -> dict[str, Any]:

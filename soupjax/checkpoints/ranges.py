@@ -6,7 +6,7 @@ Reads go into memory that the caller owns and uses again: that is several times
 as fast as fresh arrays, and mapped files would count as memory of the process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import errno
@@ -317,3 +317,36 @@ def explained(error: OSError, path: Any = "the output") -> Exception:
       "change the permissions of its directory."
     )
   return error
+
+
+def with_whole_leaves(
+  found: Ingredient,
+  path: str,
+  leaves: Collection[str],
+  whole: Callable[[str], np.ndarray],
+) -> Ingredient:
+  """Replaces how some leaves are read, which only come whole.
+
+  Args:
+    found: the ingredient, that reads all others.
+    path: of the file, for errors.
+    leaves: their names.
+    whole: returns all of such a leaf.
+  """
+  plain = found.storage.read_box
+
+  def read_box(leaf, box, out):
+    if leaf not in leaves:
+      plain(leaf, box, out)
+      return
+    part = whole(leaf)[box]
+    np.copyto(out.reshape(part.shape), part)
+
+  storage = dataclasses.replace(
+    found.storage,
+    read_box=read_box,
+    chunks={leaf: found.specs[leaf].shape for leaf in leaves},
+  )
+  return dataclasses.replace(
+    found, storage=storage, reader=reader(path, found.specs, storage)
+  )

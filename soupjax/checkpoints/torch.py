@@ -22,7 +22,7 @@ import numpy as np
 
 from soupjax.checkpoints import npz, ranges
 from soupjax.soups import boxes
-from soupjax.soups.ingredient import Ingredient, Storage
+from soupjax.soups.ingredient import Ingredient
 
 _MAX_PROGRAM = 64 << 20
 _MAX_NODES = 10_000_000
@@ -256,7 +256,6 @@ def _row_major(shape) -> tuple[int, ...]:
 
 def _with_strided(found, path, places, strided) -> Ingredient:
   """Adds views that are not in row-major order, such as transposed ones."""
-  plain = found.storage.read_box
   # Strides of axes of length 1 mean nothing.
   strided = {
     leaf: value
@@ -271,26 +270,13 @@ def _with_strided(found, path, places, strided) -> Ingredient:
     )
   }
 
-  def read_box(leaf, box, out):
-    if leaf not in strided:
-      plain(leaf, box, out)
-      return
+  def whole(leaf):
     strides, reach = strided[leaf]
     spec = found.specs[leaf]
     flat = np.empty(reach, spec.dtype)
     places[leaf].file.read_into(places[leaf].offset, flat)
-    part = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
       flat, spec.shape, [s * spec.dtype.itemsize for s in strides]
-    )[box]
-    np.copyto(out.reshape(part.shape), part)
+    )
 
-  storage = Storage(
-    read_box=read_box,
-    order=found.storage.order,
-    chunks={leaf: found.specs[leaf].shape for leaf in strided},
-    checksums=found.storage.checksums,
-    num_bytes=found.storage.num_bytes,
-  )
-  return dataclasses.replace(
-    found, storage=storage, reader=ranges.reader(path, found.specs, storage)
-  )
+  return ranges.with_whole_leaves(found, path, strided, whole)
