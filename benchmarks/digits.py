@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 import soupjax as sj
+from soupjax.tasks.cook import ranked
 
 HERE = pathlib.Path(__file__).parent
 ROWS = (
@@ -69,9 +70,7 @@ def scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     for model, values in found.items()
   }
   ingredients = sj.find_ingredients(workdir / "ingredients" / "*")
-  best = sj.rank_by(
-    sj.rank_by(ingredients, "minival/loss", mode="min"), "minival/prec@1"
-  )[0]
+  best = ranked(ingredients)[0]
   table["best"] = table[best.name]
   table["mean"] = {
     column: float(np.mean([table[i.name][column] for i in ingredients]))

@@ -53,9 +53,9 @@ def open_workdir(
         "or undo:\n  " + "\n  ".join(changes)
       )
     return workdir
-  if set("[]") & set(str(workdir)):
+  if set("*?[]") & set(str(workdir)):
     raise ValueError(
-      f"{workdir}: Orbax takes brackets for a pattern. Choose another name."
+      f"{workdir}: Orbax takes * ? [ ] for a pattern. Choose another name."
     )
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")

@@ -366,8 +366,9 @@ def test_models_that_cannot_work_touch_nothing(tmp_path):
       soup.run(config_lib.load(CONFIG, **change), tmp_path / "run")
   with pytest.raises(ValueError, match="num_train=800"):
     soup.run(config_lib.load(CONFIG, **{"data.num_train": 800}), tmp_path / "r")
-  with pytest.raises(ValueError, match="Choose another name"):
-    soup.run(config_lib.load(CONFIG), tmp_path / "br[1]")
+  for name in ("br[1]", "a*", "what?"):
+    with pytest.raises(ValueError, match="Choose another name"):
+      soup.run(config_lib.load(CONFIG), tmp_path / name)
   assert not list(tmp_path.iterdir())
 
 
