@@ -3,6 +3,8 @@
 import collections
 import itertools
 import json
+import subprocess
+import sys
 import warnings
 
 import fake_images
@@ -343,3 +345,16 @@ def test_corrupt_file_of_a_folder(tmp_path):
   with pytest.warns(UserWarning, match=rf"Cannot decode {path}: skipped"):
     batch = next(stream)
   assert batch["images"].shape == (10, 8, 8, 3)
+
+
+def test_nothing_heavy_is_imported_before_it_is_used():
+  code = (
+    "import sys, soupjax\n"
+    "heavy = ('PIL', 'grain', 'tensorflow_datasets', 'tensorflow')\n"
+    "print([m for m in heavy if m in sys.modules])\n"
+    "import soupjax.data\n"
+    "print([m for m in heavy[1:] if m in sys.modules])\n"
+  )
+  command = [sys.executable, "-c", code]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout.split("\n")[:2] == ["[]", "[]"]
