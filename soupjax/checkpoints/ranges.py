@@ -105,7 +105,7 @@ class ByteFile:
     return out.tobytes()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Place:
   """Where a leaf is: row-major, little-endian, from `offset` on."""
 

@@ -10,6 +10,7 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 (see `exact`), so that the result is the same however the work is cut up.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
@@ -93,6 +94,11 @@ def run(
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
   total = sum(work.cost(block) for block in packed)
+  # What the compiler holds is free again before the buffers are filled.
+  count = collections.Counter(id(block.group) for block in packed)
+  for block in {id(block.group): block for block in packed}.values():
+    if count[id(block.group)] > plan.threads:
+      work.compile(block)
   todo, lock, failures = iter(packed), threading.Lock(), []
 
   def loop():
@@ -173,6 +179,20 @@ class _Work:
       for leaf, box in block.pieces
       for k in (*group.sources, *base, *group.extra)
     )
+
+  def compile(self, block: blocks.Block) -> None:
+    """Runs the rule on zeros, unless the shapes are those of a leaf."""
+    group, n = block.group, block.capacity
+    if group.combine is None or group.whole or group.extra:
+      return
+    zeros = blocks.Buffer(np.zeros)
+    stack = zeros.array("stack", (len(group.sources), n), group.stack_dtype)
+    base, values = None, dict(group.values)
+    if group.base is not None:
+      base = zeros.array("base", (n,), group.base_dtype)
+    if group.indexed:
+      values["index"] = zeros.array("index", (2, n), np.dtype(np.uint32))
+    jax.block_until_ready(self._merge(group, stack, base, values, None))
 
   def do(self, block: blocks.Block, buffer: blocks.Buffer) -> None:
     """Reads, merges and writes one block."""
