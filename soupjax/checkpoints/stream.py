@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import find, mesh, output, record
+from soupjax.checkpoints import find, mesh, output, processes, record
 from soupjax.soups import boxes, rules
 from soupjax.soups import mix as engine
 from soupjax.soups import plan as planning
@@ -137,6 +137,7 @@ def mix(
     "hash_inputs": hash_inputs,
     "check_finite": check_finite,
     "progress": _progress(progress),
+    "gather": processes.gather,
   }
   params = path = None
   if target is None:

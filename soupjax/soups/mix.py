@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,8 @@ class Report:
     bytes_read: of weights.
     bytes_written: of weights.
     seconds: from the first block to the last.
-    checksums: source -> leaf -> CRC-32, where it was computed and complete.
+    checksums: source -> leaf -> CRC-32, where it was computed and complete,
+      over all processes.
   """
 
   bytes_read: int
@@ -70,6 +71,7 @@ def run(
   hash_inputs: bool = False,
   check_finite: bool = True,
   progress: Callable[[int, int], None] | None = None,
+  gather: Callable[[Any], list[Any]] = lambda found: [found],
 ) -> Report:
   """Mixes pieces of leaves into a writer.
 
@@ -81,6 +83,7 @@ def run(
       it, only recorded ones are computed, and compared.
     check_finite: refuses a result with NaN or infinity.
     progress: called with the bytes read so far and in all.
+    gather: returns the JSON of all processes, each of which calls it once.
 
   Returns:
     What was done.
@@ -131,7 +134,7 @@ def run(
     bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
     seconds=time.perf_counter() - start,
-    checksums=work.checksums(),
+    checksums=work.checksums(gather),
   )
 
 
@@ -297,7 +300,8 @@ class _Work:
     stretches = boxes.runs(self.plan.sources[k].specs[leaf].shape, box)
     first, n = next(stretches)
     if n == array.size:
-      value = (first, array.nbytes, crc.crc32(array))
+      start = first * array.dtype.itemsize
+      value = (start, array.nbytes, crc.crc32(array))
       with self._lock:
         self._sums[k].setdefault(leaf, []).append(value)
 
@@ -350,23 +354,21 @@ class _Work:
     with self._lock:
       self.written += at * row.dtype.itemsize
 
-  def checksums(self) -> tuple[dict[str, int], ...]:
+  def checksums(self, gather) -> tuple[dict[str, int], ...]:
     """Checksums of leaves that were seen whole, compared with those recorded.
 
     Raises:
       ValueError: naming the leaf that differs.
     """
     found: tuple[dict[str, int], ...] = tuple({} for _ in self.plan.sources)
+    everywhere = gather(self._sums)
     for k, source in enumerate(self.plan.sources):
-      for leaf, parts in self._sums[k].items():
-        spec = source.specs[leaf]
-        parts.sort()
-        if (
-          sum(n for _, n, _ in parts)
-          != boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
-        ):
+      for leaf, spec in source.specs.items():
+        parts = [part for one in everywhere for part in one[k].get(leaf, ())]
+        size = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+        value = crc.whole(parts, size)
+        if value is None or not parts:
           continue
-        value = crc.combine((c, n) for _, n, c in parts)
         expected = self.storages[k].checksums.get(leaf, value)
         if value != expected:
           raise ValueError(

@@ -149,12 +149,24 @@ def test_the_file_is_the_same_for_any_number_of_processes(folder):
     sj.rules.linear(),
     sj.find_ingredients(folder / "*[0-9].safetensors"),
     out=folder / "alone.safetensors",
+    hash_inputs=True,
   )
   one, two = (
     (folder / name).read_bytes()
     for name in ("alone.safetensors", "soup.safetensors")
   )
   assert one == two
+
+
+@pytest.mark.parametrize("name", ["soup.safetensors", "soup.npz", "soup_orbax"])
+def test_hashes_are_those_of_one_process(folder, name):
+  found = sj.provenance(folder / name)
+  alone = sj.provenance(folder / "alone.safetensors")
+  hashes = [one["content_hash"] for one in found["ingredients"]]
+  assert None not in hashes
+  assert hashes == [one["content_hash"] for one in alone["ingredients"]]
+  if "crc32" in found:
+    assert found["crc32"] == alone["crc32"]
 
 
 @pytest.mark.parametrize("name", ["ties", "dare", "iso_c"])

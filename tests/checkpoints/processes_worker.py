@@ -52,6 +52,7 @@ def work(folder: str) -> None:
       f"{folder}/*[0-9].safetensors",
       out=f"{folder}/{out}",
       block_bytes=1 << 16,
+      hash_inputs=True,
     )
     results[out] = {"rchar": rchar() - before, "read": mixed.report.bytes_read}
   for name in ("ties", "dare", "iso_c"):
