@@ -225,7 +225,7 @@ class OrbaxWriter:
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       mine = dict(zip(pieces, pool.map(one, pieces)))
-    everywhere = processes.gather(mine)
+    everywhere = processes.gather_json(mine)
     return {
       leaf: crc.whole(
         [part for process in everywhere for part in process[leaf]],

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from soupjax.soups import measure
+
 
 def barrier(name: str) -> None:
   """Waits until all processes are here."""
@@ -17,18 +19,28 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(f"soupjax {name}")
 
 
-def gather(value: Any) -> list[Any]:
+def gather(data: bytes) -> list[bytes]:
   """Returns what every process passed here, in their order.
 
   Args:
-    value: JSON. Every process must call this.
+    data: of any length. Every process must call this.
   """
   if jax.process_count() == 1:
-    return [value]
+    return [data]
   from jax.experimental import multihost_utils
 
-  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.array([data.size]))[:, 0]
-  row = np.pad(data, (0, int(sizes.max()) - data.size))
+  mine = np.frombuffer(data, np.uint8)
+  sizes = multihost_utils.process_allgather(np.array([mine.size]))[:, 0]
+  row = np.pad(mine, (0, int(sizes.max()) - mine.size))
   rows = multihost_utils.process_allgather(row)
-  return [json.loads(one[:n].tobytes()) for one, n in zip(rows, sizes)]
+  return [one[:n].tobytes() for one, n in zip(rows, sizes)]
+
+
+def gather_json(value: Any) -> list[Any]:
+  """As `gather`, for JSON."""
+  return [json.loads(data) for data in gather(json.dumps(value).encode())]
+
+
+def all_of_them() -> measure.Processes:
+  """The processes of `jax.distributed`, for the engine."""
+  return measure.Processes(jax.process_index(), jax.process_count(), gather)

@@ -249,7 +249,7 @@ class RangeWriter:
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       mine = dict(zip(self.specs, pool.map(self._read_back, self.specs)))
-    everywhere, sums = processes.gather(mine), {}
+    everywhere, sums = processes.gather_json(mine), {}
     for leaf, spec in self.specs.items():
       size = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
       parts = [part for one in everywhere for part in one[leaf]]

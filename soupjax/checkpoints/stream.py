@@ -137,7 +137,7 @@ def mix(
     "hash_inputs": hash_inputs,
     "check_finite": check_finite,
     "progress": _progress(progress),
-    "gather": processes.gather,
+    "processes": processes.all_of_them(),
   }
   params = path = None
   if target is None:
@@ -238,7 +238,8 @@ def _pieces(plan, target, sharding):
     return planning.pieces(plan, mesh.parts(plan, sharding), plan.chunks)
   whole = {leaf: [boxes.whole(s.shape)] for leaf, s in plan.specs.items()}
   pieces = planning.pieces(plan, whole, target.chunks)
-  return planning.share(pieces, jax.process_index(), jax.process_count())
+  sizes = [boxes.size(box) for _, box in pieces]
+  return planning.share(pieces, sizes, jax.process_index(), jax.process_count())
 
 
 def _onto_mesh(plan, pieces, sharding, settings):

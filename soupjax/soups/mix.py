@@ -14,9 +14,10 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import json
 import threading
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def run(
   hash_inputs: bool = False,
   check_finite: bool = True,
   progress: Callable[[int, int], None] | None = None,
-  gather: Callable[[Any], list[Any]] = lambda found: [found],
+  processes: measure.Processes = measure.ALONE,
 ) -> Report:
   """Mixes pieces of leaves into a writer.
 
@@ -83,7 +84,7 @@ def run(
       it, only recorded ones are computed, and compared.
     check_finite: refuses a result with NaN or infinity.
     progress: called with the bytes read so far and in all.
-    gather: returns the JSON of all processes, each of which calls it once.
+    processes: that mix together, each its own pieces.
 
   Returns:
     What was done.
@@ -93,7 +94,7 @@ def run(
       checksum does not fit, or a result is not finite.
   """
   start = time.perf_counter()
-  plan, measured_bytes = measure.measured(plan)
+  plan, measured_bytes = measure.measured(plan, processes)
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
   total = sum(work.cost(block) for block in packed)
@@ -134,7 +135,7 @@ def run(
     bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
     seconds=time.perf_counter() - start,
-    checksums=work.checksums(gather),
+    checksums=work.checksums(processes),
   )
 
 
@@ -354,14 +355,19 @@ class _Work:
     with self._lock:
       self.written += at * row.dtype.itemsize
 
-  def checksums(self, gather) -> tuple[dict[str, int], ...]:
+  def checksums(
+    self, processes: measure.Processes
+  ) -> tuple[dict[str, int], ...]:
     """Checksums of leaves that were seen whole, compared with those recorded.
 
     Raises:
       ValueError: naming the leaf that differs.
     """
     found: tuple[dict[str, int], ...] = tuple({} for _ in self.plan.sources)
-    everywhere = gather(self._sums)
+    everywhere = [
+      json.loads(data)
+      for data in processes.gather(json.dumps(self._sums).encode())
+    ]
     for k, source in enumerate(self.plan.sources):
       for leaf, spec in source.specs.items():
         parts = [part for one in everywhere for part in one[k].get(leaf, ())]

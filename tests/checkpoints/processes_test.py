@@ -18,6 +18,7 @@ import safetensors.numpy
 
 import soupjax as sj
 from soupjax import sharding
+from soupjax.soups import measure
 
 WORKER = pathlib.Path(__file__).with_name("processes_worker.py")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -96,9 +97,10 @@ def folder(tmp_path_factory):
   return path
 
 
-def results(folder):
+def results(folder, key="results"):
   return [
-    json.loads((folder / f"results_{i}.json").read_text()) for i in range(2)
+    json.loads((folder / f"results_{i}.json").read_text())[key]
+    for i in range(2)
   ]
 
 
@@ -172,11 +174,21 @@ def test_hashes_are_those_of_one_process(folder, name):
     assert found["crc32"] == alone["crc32"]
 
 
-@pytest.mark.parametrize("name", ["ties", "dare", "iso_c"])
-def test_rules_that_measure_draw_or_see_whole_leaves(folder, name):
+def test_first_passes_are_shared_too(folder):
+  one = 64 * 8192 * 4  # "columns", cut to more units than processes.
+  for process in results(folder, "rules"):
+    # Two models and a base three times; two models twice.
+    assert 0.4 * 9 * one < process["ties"] < 0.6 * 9 * one
+    assert 0.4 * 4 * one < process["karcher"] < 0.6 * 4 * one
+
+
+@pytest.mark.parametrize("name", ["ties", "karcher", "dare", "iso_c"])
+def test_rules_that_measure_draw_or_see_whole_leaves(folder, name, monkeypatch):
+  monkeypatch.setattr(measure, "_UNIT_ELEMENTS", 1 << 14)
+  monkeypatch.setattr(measure, "_UNIT_BYTES", 0)
   rule = getattr(sj.rules, name)
   alone = sj.mix(
-    rule(0.3) if name != "iso_c" else rule(),
+    rule(0.3) if name in ("ties", "dare") else rule(),
     sj.find_ingredients(folder / "in_*.safetensors"),
     base=folder / "in_0.safetensors",
     select={"rows": "skip"},
