@@ -14,14 +14,15 @@
 #
 # What follows `--` goes to soupjax. A TPU that is preempted is deleted, and
 # asked for again; the run goes on where it was. So --workdir must be seen by all
-# workers and outlive them: it lies on an NFS share (a Filestore instance of the
-# same network, for one), which is mounted at /mnt/soupjax. A run that fails for
-# another reason is not repeated.
+# workers and outlive them: it lies on a share that is mounted at /mnt/soupjax,
+# by NFS (a Filestore instance of the same network) or a bucket by gcsfuse (with
+# hierarchical namespace, where renames are atomic). A run that fails for another
+# reason is not repeated.
 #
 #   --name=NAME       of the queued resource and of its node
 #   --zone=ZONE
 #   --type=TYPE       accelerator type, as v5litepod-16
-#   --share=HOST:DIR  what is mounted at /mnt/soupjax
+#   --share=SHARE     mounted at /mnt/soupjax: HOST:/DIR, or gs://BUCKET
 #   --version=V       runtime version (default: v2-alpha-tpuv5-lite)
 #   --project=P       (default: that of gcloud's configuration)
 #   --spot            cheaper, may be preempted
@@ -53,15 +54,20 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
     --keep) keep=1 ;;
     --dry_run) dry_run=1 ;;
     --help | -h)
-      sed -n '5,38s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '5,39s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) fail "unknown option $1; what goes to soupjax comes after --" ;;
   esac
   shift
 done
-[[ -n "$name" && -n "$zone" && -n "$type" && "$share" == *:/* ]] ||
-  fail "--name, --zone, --type and --share=HOST:/DIR are needed; see --help"
+[[ -n "$name" && -n "$zone" && -n "$type" ]] ||
+  fail "--name, --zone and --type are needed; --help tells more"
+case "$share" in
+  gs://?*) mount="gcsfuse --implicit-dirs ${share#gs://} /mnt/soupjax" ;;
+  ?*:/*) mount="sudo mount -t nfs $share /mnt/soupjax" ;;
+  *) fail "--share=${share:-(none)}: give HOST:/DIR or gs://BUCKET" ;;
+esac
 [[ $# -gt 1 ]] || fail "nothing to run: give -- --config=... --workdir=..."
 shift
 config="" workdir=""
@@ -146,10 +152,10 @@ set_up_and_run() {
   # Runtimes come with an old Python; uv brings a new one.
   on_all_workers "\
 sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p /mnt/soupjax &&\
- (mountpoint -q /mnt/soupjax || sudo mount -t nfs $share /mnt/soupjax) &&\
+ (mountpoint -q /mnt/soupjax || (sudo chown \$USER /mnt/soupjax && $mount)) &&\
  mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
  python3 -m pip install --quiet --user uv &&\
- ~/.local/bin/uv venv --quiet --python=3.12 .venv &&\
+ ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv &&\
  ~/.local/bin/uv pip install --quiet --python=.venv/bin/python\
  --editable='.[tpu,gs]'" || return
   local command
@@ -167,7 +173,9 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
       [[ -n "$keep" ]] || delete
       exit 0
     fi
-    # Why did it end? Only a TPU that is gone is worth another try.
+    # Why did it end? Only a TPU that is gone is worth another try; and one that
+    # is preempted needs a while until it says so.
+    sleep "$poll"
     if [[ "$(state)" == ACTIVE ]]; then
       echo "tpu_vm.sh: soupjax failed (exit code $code); not tried again." >&2
       [[ -n "$keep" ]] || delete

@@ -78,6 +78,12 @@ def test_dry_run_of_tpu_vm_prints_the_commands():
   assert done.stdout == golden.read_text()
 
 
+def test_tpu_vm_mounts_a_bucket():
+  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
+  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
+  assert command in done.stdout
+
+
 def test_tpu_vm_waits_runs_and_deletes(tmp_path):
   fake = gcloud(tmp_path, "MISSING WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
   done = run([*TPU, "--poll=0", *JOB], fake)
@@ -117,7 +123,8 @@ def test_tpu_vm_gives_up_and_keeps(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "text"),
   [
-    ([*TPU[:1], *JOB], "--name, --zone, --type"),
+    ([*TPU[:1], *JOB], "--name, --zone and --type"),
+    ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
     ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
     (TPU, "nothing to run"),
     ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),
@@ -134,7 +141,7 @@ def test_tpu_vm_bad_arguments(tmp_path, arguments, text):
 def slurm(tmp_path, *arguments, **env):
   program(tmp_path / "srun", '#!/bin/sh\necho "$@"\n')
   program(tmp_path / "venv" / "bin" / "soupjax", "#!/bin/sh\n")
-  env = {"VENV": str(tmp_path / "venv"), "SLURM_NNODES": "1", **env}
+  env = {"VENV": str(tmp_path / "venv"), "SLURM_NTASKS": "1", **env}
   command = [ROOT / "launch" / "slurm.sbatch", *arguments]
   return run(command, tmp_path, **env)
 
@@ -148,7 +155,7 @@ def test_slurm_task_is_a_member(tmp_path):
     f"{words}--sweep_index=7 --config=c.py --workdir=/w x\n"
   )
   done = slurm(
-    *(tmp_path, "--config=c.py"), SLURM_ARRAY_TASK_ID="0", SLURM_NNODES="2"
+    *(tmp_path, "--config=c.py"), SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="2"
   )
   assert done.stdout == (
     f"{words}--distributed --sweep_index=0 --config=c.py\n"
