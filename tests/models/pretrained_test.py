@@ -49,7 +49,7 @@ def npz(path, leaves):
 
 
 def logits(model, params, images=IMAGES):
-  return model.apply({"params": params}, images)[0]
+  return jax.jit(model.apply)({"params": params}, images)[0]
 
 
 def load(leaves, model, **options):

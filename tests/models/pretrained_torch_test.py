@@ -154,7 +154,7 @@ def save(theirs, folder):
 
 
 def logits(model, params, images=IMAGES):
-  return model.apply({"params": params}, images)[0]
+  return jax.jit(model.apply)({"params": params}, images)[0]
 
 
 def random_params(model, seed=0):
