@@ -173,6 +173,7 @@ def write(
   metadata: Mapping[str, Any] | None = None,
   *,
   overwrite: bool = False,
+  text: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a tree to a safetensors or npz file, whole or not at all.
 
@@ -184,6 +185,7 @@ def write(
     params: a pytree of arrays.
     metadata: JSON to keep with the weights.
     overwrite: replaces what is at `path`.
+    text: more metadata, of safetensors only; as `{"format": "pt"}`.
 
   Raises:
     ValueError: if something is there, or cannot be written.
@@ -193,6 +195,7 @@ def write(
     rules.linear(), [source], base=source, select={"": "keep"}
   )
   target = output.Target.of(path, None, None, overwrite, plan)
+  target = dataclasses.replace(target, text=text)
   target.check()
   pieces = planning.pieces(plan, mesh.held(source), {})
   metadata = dict(metadata or {})
