@@ -18,6 +18,7 @@ from soupjax.checkpoints.stream import mix as mix
 from soupjax.checkpoints.stream import provenance as provenance
 from soupjax.checkpoints.task_vector import TaskVector as TaskVector
 from soupjax.soups import rules as rules
+from soupjax.soups import search as search
 from soupjax.soups.average import ensemble_logits as ensemble_logits
 from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft
