@@ -36,7 +36,7 @@ def maximize(
   def lost(x):
     nonlocal best, best_value, left
     # Fewer digits find a point again that a resumed run has tried.
-    point = tuple(float(c) for c in np.round(np.clip(x, 0, 1), 4))
+    point = tuple(float(c) for c in np.round(x, 4))
     if point not in known:
       if left < 1:
         raise _Spent

@@ -69,7 +69,7 @@ class Blend:
       row = {}
       for key, model, weight in _terms(direction, f"direction {j}"):
         models.setdefault(key, model)
-        row[key] = row.get(key, 0.0) + weight
+        row[key] = weight
       rows.append(row)
     # The base differs from itself by zero: it needs no coefficient. (Those of a
     # task vector sum to zero, so differences can be taken from any model.)
