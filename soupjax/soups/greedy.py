@@ -237,13 +237,21 @@ def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
-      return turn and (turn, pool.submit(turn[1].load, sharding=sharding))
+      return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
 
     coming = read(next(turns, None))
     while coming:
       turn, params = coming[0], coming[1].result()
       coming = read(next(turns, None))
       yield turn, params
+
+
+def _on_devices(ingredient, sharding) -> PyTree:
+  """Reads it all the way to the devices, for the leaves that are averaged."""
+  return jax.tree.map(
+    lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
+    ingredient.load(sharding=sharding),
+  )
 
 
 def _in_order(ingredients, order):

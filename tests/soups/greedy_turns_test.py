@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.soups import decisions
+from soupjax.soups import decisions, greedy
 
 
 def pool_of(seed, count=6, size=5):
@@ -202,3 +202,13 @@ def test_what_was_read_too_early_is_not_evaluated():
     pool_of(5), lambda _: calls.append(1) or -len(calls), patience=1
   )
   assert len(calls) == 2
+
+
+def test_the_reading_thread_puts_floats_on_devices_and_leaves_counters():
+  # JAX would cut the counter to 32 bits.
+  params = {"w": np.ones(3, np.float32), "step": np.int64(2**40)}
+  model = sj.Ingredient.from_params("m", params)
+  ((turn, got),) = greedy._read_ahead(iter([(0, model)]), None)
+  assert turn == (0, model)
+  assert isinstance(got["w"], jax.Array)
+  assert got["step"] == 2**40 and got["step"].dtype == np.int64
