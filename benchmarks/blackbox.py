@@ -103,7 +103,15 @@ METHODS = {
     lambda f, x0, seed: blackbox.maximize(lambda x: -f(x), x0, BUDGET),
     False,
   ),
-  "COBYQA": (minimize("COBYQA", initial_tr_radius=0.25), False),
+  "COBYQA": (
+    minimize(
+      "COBYQA",
+      initial_tr_radius=0.25,
+      final_tr_radius=1e-3,
+      maxfev=2 * BUDGET,
+    ),
+    False,
+  ),
   "Powell": (minimize("Powell"), False),
   "DIRECT": (
     lambda f, x0, seed: scipy.optimize.direct(
