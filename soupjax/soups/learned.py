@@ -15,7 +15,6 @@ the soup at a time.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import functools
 import itertools
 import math
 from typing import Any
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, finite, tree
+from soupjax.soups import checks, finite
 from soupjax.soups.ingredient import (
   Ingredient,
   as_list,
@@ -33,6 +32,8 @@ from soupjax.soups.ingredient import (
   sharding_of,
 )
 from soupjax.soups.layers import layer_of, make_layout
+from soupjax.soups.mixing import Pool
+from soupjax.soups.optimizers import AdamW
 
 PyTree = Any
 
@@ -56,57 +57,6 @@ class LearnedSoup:
   alphas: dict[str, np.ndarray]
   beta: float
   history: tuple[dict[str, float], ...]
-
-
-@functools.partial(jax.jit, static_argnames="layout")
-def _accumulate(total, first, params, slots, *, layout):
-  """Adds coefficient * (params - first), leaf by leaf; total None is zero."""
-  out = []
-  for k, (a, b) in enumerate(zip(first, params)):
-    if layout.leaves[k] is None:
-      out.append(None)
-      continue
-    delta = b.astype(jnp.float32) - a.astype(jnp.float32)
-    step = layout.spread(k, slots, delta.ndim) * delta
-    out.append(step if total is None else total[k] + step)
-  return out
-
-
-@jax.jit
-def _finish(total, first):
-  return [
-    # Where all agree: keeps the sign of a zero and denormal numbers.
-    a if s is None else jnp.where(s == 0, wide, wide + s)
-    for s, a, wide in zip(total, first, [a.astype(jnp.float32) for a in first])
-  ]
-
-
-@functools.partial(jax.jit, static_argnames="layout")
-def _dots(grads, params, soup, *, layout):
-  """<G, theta_i - theta> for every slot."""
-  return jnp.concatenate(
-    [
-      layout.sums(k, g * (b.astype(jnp.float32) - s))
-      for k, (g, b, s) in enumerate(zip(grads, params, soup))
-      if layout.leaves[k] is not None
-    ]
-  )
-
-
-class _AdamW:
-  """AdamW (arXiv 1711.05101) on a few numbers on the host, in float64."""
-
-  def __init__(self, learning_rate, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
-    self.lr, self.wd, self.b1, self.b2 = learning_rate, weight_decay, b1, b2
-    self.eps, self.step, self.mu, self.nu = eps, 0, 0.0, 0.0
-
-  def update(self, x: np.ndarray, grad: np.ndarray) -> np.ndarray:
-    self.step += 1
-    self.mu = self.b1 * self.mu + (1 - self.b1) * grad
-    self.nu = self.b2 * self.nu + (1 - self.b2) * grad**2
-    mu = self.mu / (1 - self.b1**self.step)
-    nu = self.nu / (1 - self.b2**self.step)
-    return x - self.lr * (mu / (np.sqrt(nu) + self.eps) + self.wd * x)
 
 
 def learned_soup(
@@ -174,7 +124,7 @@ def learned_soup(
       f"learn. Its leaves: {sorted(specs)[:10]}."
     )
   check_finite(ingredients)
-  pool = _Pool(ingredients, layout, sharding)
+  pool = Pool(ingredients, layout, sharding)
 
   def loss_of(floats, beta, *batch):
     leaves = list(pool.first)
@@ -187,8 +137,8 @@ def learned_soup(
 
   logits = np.zeros((len(layout.groups), len(ingredients)))
   log_beta, history = np.zeros(()), []
-  adamw = _AdamW(learning_rate, weight_decay)
-  adamw_beta = _AdamW(learning_rate, 0.0)
+  adamw = AdamW(learning_rate, weight_decay)
+  adamw_beta = AdamW(learning_rate, 0.0)
   for step, batch in zip(range(steps), batches):
     alphas = _softmax(logits)
     soup = pool.mix(alphas)
@@ -217,63 +167,6 @@ def learned_soup(
     beta=float(np.exp(log_beta)),
     history=tuple(history),
   )
-
-
-class _Pool:
-  """The ingredients, as leaves that are read when asked for."""
-
-  def __init__(self, ingredients, layout, sharding):
-    self.ingredients, self.layout, self.sharding = ingredients, layout, sharding
-    self.slot_groups = np.asarray(layout.slot_groups)
-    self.first = self._leaves_of(ingredients[0])
-
-  def _leaves_of(self, ingredient):
-    return jax.tree.leaves(ingredient.load(sharding=self.sharding))
-
-  def mix(self, alphas):
-    """The leaves of the soup in float32; those not floating are the first's."""
-    # The first ingredient's difference from itself is zero: skip it.
-    total = None
-    for k, ingredient in enumerate(self.ingredients[1:], start=1):
-      slots = np.float32(alphas[self.slot_groups, k])
-      total = _accumulate(
-        total,
-        self.first,
-        self._leaves_of(ingredient),
-        slots,
-        layout=self.layout,
-      )
-    return _finish(total, self.first)
-
-  def finished(self, alphas):
-    """The leaves of the soup, with the dtypes of the first ingredient."""
-    specs = self.ingredients[0].specs
-    leaves = [
-      # Not through a compiled function, which would cut int64 to int32.
-      leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
-      for leaf, spec, unchanged in zip(
-        self.mix(alphas), specs.values(), self.first
-      )
-    ]
-    finite.check_overflow(specs, leaves)
-    return leaves
-
-  def floats(self, leaves):
-    """Those leaves that are floating, by position."""
-    held = self.layout.leaves
-    return {k: x for k, x in enumerate(leaves) if held[k] is not None}
-
-  def gradient(self, grads, soup):
-    """<G, theta_i - theta> for every group and ingredient, in float64."""
-    grads = [grads.get(k) for k in range(len(self.first))]
-    dots = [
-      _dots(grads, self._leaves_of(i), soup, layout=self.layout)
-      for i in self.ingredients
-    ]
-    dots = np.stack(dots).astype(np.float64)
-    grad = np.zeros((len(self.layout.groups), len(self.ingredients)))
-    np.add.at(grad, self.slot_groups, dots.T)
-    return grad
 
 
 def _check_loss(loss_of, pool, batches):

@@ -143,7 +143,7 @@ def descent(monkeypatch):
       recorded.append(np.array(grad))
       return x - self.lr * grad
 
-  monkeypatch.setattr(learned, "_AdamW", Descent)
+  monkeypatch.setattr(learned, "AdamW", Descent)
   return recorded
 
 
