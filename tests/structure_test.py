@@ -35,7 +35,8 @@ ONLY_IN = {
   "orbax": {"checkpoints/orbax.py"},
   "flax.nnx": set(),
 }
-PURE = {"jax", "numpy"} | sys.stdlib_module_names
+# What JAX itself requires costs nobody anything.
+PURE = {"jax", "numpy", "scipy"} | sys.stdlib_module_names
 
 
 def imports_of(path: pathlib.Path):
