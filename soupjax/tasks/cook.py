@@ -16,6 +16,7 @@ from soupjax.data import Dataset
 from soupjax.evaluators import Classification, classification_metrics
 from soupjax.progress import Progress
 from soupjax.soups.average import ensemble_logits, uniform_soup
+from soupjax.soups.ensemble import GreedyEnsemble, greedy_ensemble
 from soupjax.soups.greedy import GreedySoup, greedy_soup
 from soupjax.soups.ingredient import Ingredient, rank_by
 from soupjax.soups.learned import learned_soup
@@ -113,8 +114,8 @@ def greedy(
   )
 
 
-def greedy_record(config, soup: GreedySoup) -> dict[str, Any]:
-  """What is kept of a greedy soup besides its weights, as JSON."""
+def greedy_record(config, soup: GreedySoup | GreedyEnsemble) -> dict[str, Any]:
+  """What is kept of a greedy choice besides its weights, as JSON."""
   return {
     "accept": config.accept,
     "min_delta": config.min_delta,
@@ -170,9 +171,6 @@ def ensembles(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
   """Ensembles of the logits of all ingredients, and of a greedy choice.
 
-  A greedy ensemble is a greedy soup of logits: the same loop over trees that
-  hold outputs instead of weights.
-
   Args:
     config: with `cook`.
     ingredients: of the sweep, with their metrics on minival.
@@ -184,15 +182,12 @@ def ensembles(
     Ensemble -> dataset -> (n, classes), and ensemble -> number of members.
   """
   names = [i.name for i in ranked(ingredients)]
-  candidates = [
-    Ingredient.from_params(name, logits[name][minival.name]) for name in names
-  ]
 
   def accuracy(mean):
     return classification_metrics(mean, minival.labels)["prec@1"]
 
-  chosen = greedy_soup(
-    candidates,
+  chosen = greedy_ensemble(
+    {name: logits[name][minival.name] for name in names},
     accuracy,
     accept=config.cook.accept,
     min_delta=config.cook.min_delta,
