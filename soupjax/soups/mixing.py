@@ -89,7 +89,7 @@ class Pool:
     self._on_devices: dict[int, Leaves] | None = None
     self._recent: tuple[int, Leaves] | None = None
     if kept == "device":
-      self._on_devices = {}
+      self._on_devices = dict(self._pass(self._positions))
     elif kept == "host":
       for k in self._positions:
         self.ingredients[k] = residency.remembering(self.ingredients[k])
@@ -108,18 +108,15 @@ class Pool:
         leaves[k] = jnp.asarray(leaves[k])
     return leaves
 
-  def _read(self, position: int) -> Leaves:
-    if self._on_devices is None:
-      return self._load(self.ingredients[position])
-    if position not in self._on_devices:
-      self._on_devices[position] = self._load(self.ingredients[position])
-    return self._on_devices[position]
-
   def _pass(self, positions: Iterable[int]) -> Iterator[tuple[int, Leaves]]:
     """Yields the leaves of ingredients in turn, reading the next meanwhile.
 
     Whoever uses them must drop them (`del`) before asking for the next.
     """
+    if self._on_devices is not None:
+      for position in positions:
+        yield position, self._on_devices[position]
+      return
     positions, recent = list(positions), self._recent
     self._recent = None
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -127,7 +124,7 @@ class Pool:
       def read(turn):
         if turn == len(positions):
           return None
-        return thread.submit(self._read, positions[turn])
+        return thread.submit(self._load, self.ingredients[positions[turn]])
 
       if recent and positions and recent[0] == positions[0]:
         coming = concurrent.futures.Future()
@@ -172,8 +169,9 @@ class Pool:
       slots = np.float32(alphas[self.slot_groups, position])
       total = _accumulate(total, self.first, leaves, slots, layout=self.layout)
       del leaves
-      # Devices that lag behind would hold all that they still have to add.
-      jax.block_until_ready(total)
+      if self._on_devices is None:
+        # Devices that lag behind would hold all that they still have to add.
+        jax.block_until_ready(total)
     return _finish(total, self.first)
 
   def finished(self, alphas: np.ndarray) -> Leaves:
@@ -213,13 +211,14 @@ class Pool:
 
     def dots(leaves):
       found = _dots(grads, leaves, origin, layout=self.layout)
-      return np.asarray(found, np.float64)
+      # To read them waits for the device, as in `mix`.
+      return np.array(found) if self._on_devices is None else found
 
     found = {} if self.base else {0: dots(self.first)}
     for position, leaves in self._pass(reversed(self._positions)):
       found[position] = dots(leaves)
       del leaves
-    slots = np.stack([found[k] for k in sorted(found)])
+    slots = np.stack([found[k] for k in sorted(found)]).astype(np.float64)
     out = np.zeros((len(self.layout.groups), len(self.ingredients)))
     np.add.at(out, self.slot_groups, slots.T)
     return out
