@@ -138,7 +138,6 @@ class Pool:
         if coming is None:
           self._recent = (position, leaves)
         yield position, leaves
-        del leaves
 
   def check_finite(self) -> None:
     """Reads every model once and checks it for NaN and infinity.
