@@ -12,14 +12,22 @@ about a minute:
 
 soupjax --config=configs/search.py:paint --workdir=runs/paint
 
-Its names: wise_ft, addition, negation, analogy, paint, pools.
+Its names: wise_ft, addition, negation, analogy, paint, pools, adamerging.
 """
 
 import ml_collections
 
 from soupjax.config import parse_arg
 
-SEARCHES = ("wise_ft", "addition", "negation", "analogy", "paint", "pools")
+SEARCHES = (
+  "wise_ft",
+  "addition",
+  "negation",
+  "analogy",
+  "paint",
+  "pools",
+  "adamerging",
+)
 
 
 def get_config(arg=None):
@@ -88,6 +96,7 @@ def get_config(arg=None):
   c.search.negation_max = 2.0  # Forgetting may need to go farther.
   c.search.keep = 0.95
   c.search.budget = 50
+  c.search.adamerging_steps = 500
   c.search.average = "greedy"  # Of the pools; or "uniform".
   # Runs on the target, for DiWA; ratatouille has one for each of its starts,
   # the pretrained model among them.

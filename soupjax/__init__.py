@@ -24,6 +24,7 @@ from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft
 from soupjax.soups.ensemble import GreedyEnsemble as GreedyEnsemble
 from soupjax.soups.ensemble import greedy_ensemble as greedy_ensemble
+from soupjax.soups.entropy import entropy_loss as entropy_loss
 from soupjax.soups.estimate import activation_grams as activation_grams
 from soupjax.soups.estimate import diagonal_fisher as diagonal_fisher
 from soupjax.soups.greedy import Decision as Decision

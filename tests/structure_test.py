@@ -36,8 +36,10 @@ ONLY_IN = {
   "flax.nnx": set(),
 }
 PURE = {"jax", "numpy"} | sys.stdlib_module_names
-# One file of soups/ wraps an optimiser; jax needs scipy itself.
-ALSO = {"soups/search/blackbox.py": {"scipy"}}
+# Files of soups/ that wrap an optimiser; jax needs scipy itself.
+ALSO = dict.fromkeys(
+  ("soups/optimizers.py", "soups/search/blackbox.py"), {"scipy"}
+)
 
 
 def imports_of(path: pathlib.Path):

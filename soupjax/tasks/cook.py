@@ -74,7 +74,11 @@ def cook(
   for granularity in granularities:
     path = soups / f"learned_{granularity}"
     if not path.exists():
-      _learned(config.cook, model, ingredients, minival, granularity, path)
+      state = workdir / f"learned_{granularity}_state.json"
+      _learned(
+        config.cook, model, ingredients, minival, granularity, path, state
+      )
+      state.unlink(missing_ok=True)
   return names
 
 
@@ -120,8 +124,15 @@ def greedy_record(config, soup: GreedySoup | GreedyEnsemble) -> dict[str, Any]:
   }
 
 
-def _learned(config, model, ingredients, minival, granularity, path):
-  progress = Progress(f"learned, {granularity}", config.learned_steps)
+def _learned(config, model, ingredients, minival, granularity, path, state):
+  """Saves a learned soup; goes on from `state`, which has every step so far."""
+  resume = files.read_json(state) if state.exists() else None
+  if resume is not None and not isinstance(resume, dict):
+    raise ValueError(f"{state} is no state of a learned soup: delete it.")
+  done = len((resume or {}).get("history", ()))
+  progress = Progress(
+    f"learned, {granularity}", config.learned_steps, start=done
+  )
   targets = losses.smooth_labels(minival.labels, model.num_classes, 0.0)
   batch = (jnp.asarray(minival.images), targets)
 
@@ -139,6 +150,8 @@ def _learned(config, model, ingredients, minival, granularity, path):
     batches=itertools.repeat(batch),
     stacked="encoderblock/" if model.scan else None,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
+    resume=resume,
+    on_state=lambda found: files.write_json(state, found),
   )
   record = {
     "names": list(soup.names),

@@ -21,7 +21,9 @@ from soupjax.evaluators import Classification
 from soupjax.soups import search as sj_search
 from soupjax.soups.average import uniform_soup
 from soupjax.soups.ingredient import Ingredient
+from soupjax.soups.learned import LearnedSoup
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.adamerging import adamerging
 from soupjax.tasks.digit_tasks import DigitTasks
 from soupjax.tasks.pretrain import probed
 
@@ -366,6 +368,7 @@ SEARCHES = {
   "analogy": analogy,
   "paint": paint,
   "pools": pools,
+  "adamerging": adamerging,
 }
 
 
@@ -385,7 +388,13 @@ def _plain(searches: Mapping[str, Any]) -> dict[str, Any]:
   """What was tried and chosen, as JSON."""
   plain = {}
   for name, found in searches.items():
-    if isinstance(found, sj_search.Pool):
+    if isinstance(found, LearnedSoup):
+      plain[name] = {
+        "names": list(found.names),
+        "alphas": {group: list(a) for group, a in found.alphas.items()},
+        "history": list(found.history),
+      }
+    elif isinstance(found, sj_search.Pool):
       plain[name] = {
         "selected": list(found.selected),
         "score": found.score,

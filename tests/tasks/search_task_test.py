@@ -25,6 +25,7 @@ SMALL = {
   "probe.total_steps": 10,
   "search.points": 3,
   "search.budget": 6,
+  "search.adamerging_steps": 3,
   "search.auxiliary": ("rotated", "parity"),
 }
 
@@ -64,6 +65,10 @@ def test_every_search_leaves_its_record(done):
       if name == "pools":
         assert set(history["runs"]) == {"pretrained", "rotated", "parity"}
         assert len(history["history"]) == 3
+        continue
+      if name == "adamerging":
+        assert history["names"] == ["rotated", "mirrored", "parity"]
+        assert [entry["beta"] for entry in history["history"]] == [1, 1, 1]
         continue
       assert [c["chosen"] for c in history].count(True) == 1
       assert (done / "figures" / f"search_{one}.png").exists()
