@@ -41,6 +41,8 @@ class Rule:
     indexed: whether `combine` wants `values["index"]`, (2, n) uint32: low and
       high word of the place of every element in its leaf, row-major.
     whole: whether `combine` must see whole leaves, in their own shape.
+    weights: of a weighted mean, one an ingredient; those of weight 0 are not
+      read.
     settings: JSON that says what was done, for the record.
     needs_base: whether there is no rule without a base model.
   """
@@ -55,6 +57,7 @@ class Rule:
   extra_optional: bool = False
   indexed: bool = False
   whole: bool = False
+  weights: tuple[float, ...] | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   needs_base: bool = False
 
