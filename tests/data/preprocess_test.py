@@ -153,7 +153,7 @@ def test_linear_takes_its_box_and_does_not_smooth():
 
 def test_linear_without_opencv_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "cv2", None)
-  image_ops._opencv.cache_clear()
+  image_ops.opencv.cache_clear()
   with pytest.raises(ValueError, match=r"soupjax\[opencv\]"):
     Preprocess("resize(8, 'linear')")
 
