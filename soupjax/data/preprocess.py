@@ -4,6 +4,7 @@
 
 import inspect
 import io
+import re
 import struct
 
 import numpy as np
@@ -99,9 +100,11 @@ def decode(
     pixels = np.asarray(image, np.uint8)
     return pixels if opencv else Image.fromarray(pixels)
   try:
-    decoded = Image.open(io.BytesIO(image))
+    file = io.BytesIO(image)
+    decoded = Image.open(file)
     if opencv and decoded.format == "JPEG" and decoded.mode == "RGB":
-      pixels = _decode_jpeg(image)
+      # Pillow stops where the pixels begin.
+      pixels = _decode_jpeg(image, file.tell())
       if pixels is not None:
         return pixels
     decoded.load()  # All of it: so far Pillow has only read the header.
@@ -111,18 +114,23 @@ def decode(
     raise CorruptImage(f"{type(e).__name__}: {e}") from e
 
 
-def _decode_jpeg(image: bytes) -> np.ndarray | None:
-  """Decodes a JPEG whose header Pillow could read; None leaves it to Pillow."""
-  # OpenCV takes truncated files without a word. Where the end is missing, or
-  # something follows it, Pillow decides. Within the pixels of a JPEG these two
-  # bytes cannot occur, so a file that is cut there does not end with them.
-  if not image.endswith(b"\xff\xd9"):
+def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
+  """Decodes a JPEG with pixels from `start` on; None leaves it to Pillow."""
+  # OpenCV takes broken files without a word, before 4.11 truncated ones too.
+  # What it gets here has one scan, and no marker in it but the end, where the
+  # file ends: no truncated file is so, and of broken ones those that Pillow
+  # takes as well.
+  marker = _MARKER.search(image, start)
+  if marker is None or image[marker.start() :] != b"\xff\xd9":
     return None
   cv2 = image_ops.opencv()
   # Pillow does not turn images as their EXIF data say.
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   return cv2.imdecode(np.frombuffer(image, np.uint8), flags)
 
+
+# Not those of restarts; 0xff among pixels is followed by 0.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 # What Pillow raises on damaged files, depending on the format.
 _UNREADABLE = (
