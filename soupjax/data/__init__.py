@@ -6,3 +6,11 @@ from soupjax.data.dataset import Dataset as Dataset
 from soupjax.data.dataset import batch_indices as batch_indices
 from soupjax.data.digits import Digits as Digits
 from soupjax.data.digits import load_digits as load_digits
+from soupjax.data.pipeline import eval_batches as eval_batches
+from soupjax.data.pipeline import train_loader as train_loader
+from soupjax.data.preprocess import Preprocess as Preprocess
+from soupjax.data.sources import Source as Source
+from soupjax.data.sources import from_dataset as from_dataset
+from soupjax.data.sources import open_source as open_source
+from soupjax.data.sources import split_minival as split_minival
+from soupjax.data.sources import subset as subset

@@ -1,0 +1,367 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches for training and evaluation, the same on any number of hosts.
+
+Training is an endless stream of positions: epochs joined without a gap, each
+shuffled anew. Which example stands at a position, and the random numbers that
+it is augmented with, follow from (seed, position) alone. Batch k is positions
+k * batch_size and on; process p of P reads the p-th of P equal blocks of it. So
+the joint batch does not depend on processes, workers or threads, and the state
+of the stream is the number of the next batch.
+"""
+
+from collections.abc import Iterator
+import math
+import os
+from typing import Any
+import warnings
+
+import numpy as np
+
+from soupjax.data.preprocess import CorruptImage, Preprocess
+from soupjax.data.sources import Source
+
+Batch = dict[str, np.ndarray]
+
+
+# More corrupt images than this in a row are no accident.
+_IN_A_ROW = 16
+
+
+def train_loader(
+  source: Source,
+  *,
+  batch_size: int,
+  seed: int,
+  preprocess: str,
+  num_workers: int = 0,
+  num_threads: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  max_corrupt: int = 100,
+) -> "TrainLoader":
+  """Starts an endless stream of training batches.
+
+  Args:
+    source: labelled images.
+    batch_size: images in a batch over all processes.
+    seed: of order and augmentation.
+    preprocess: as "inception_crop(224)|flip_lr|value_range(-1, 1)"; see
+      `Preprocess`.
+    num_workers: processes that read ahead; 0 reads in threads of this one,
+      which is enough where most time is spent decoding and resizing. Workers
+      are spawned: a script needs `if __name__ == "__main__":`.
+    num_threads: each reads a batch ahead; default the cores, at most 8.
+    process_index: which of the processes this is, as `jax.process_index()`.
+    process_count: how many there are.
+    max_corrupt: images that may turn out to be damaged. Each is replaced by
+      its neighbour, and named in a warning; one more is an error.
+
+  Returns:
+    The stream; see `TrainLoader`.
+
+  Raises:
+    ValueError: if batch_size does not divide by process_count, preprocess is
+      wrong, or the first image does not fit it.
+  """
+  return TrainLoader(
+    _Reader(source, Preprocess(preprocess), seed),
+    _Share(batch_size, process_index, process_count),
+    num_workers=num_workers,
+    num_threads=num_threads,
+    max_corrupt=max_corrupt,
+  )
+
+
+def eval_batches(
+  source: Source,
+  *,
+  batch_size: int,
+  preprocess: str,
+  num_threads: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  max_corrupt: int = 100,
+) -> "EvalBatches":
+  """Goes through every example once, in order, in batches of one size.
+
+  Args:
+    source: labelled images.
+    batch_size: images in a batch over all processes.
+    preprocess: as "resize_small(256)|central_crop(224)|value_range(-1, 1)".
+    num_threads: each reads a batch ahead; default the cores, at most 8.
+    process_index: which of the processes this is.
+    process_count: how many there are.
+    max_corrupt: images that may turn out to be damaged. Each is masked, and
+      named in a warning; one more is an error.
+
+  Returns:
+    Batches that can be gone through again and again; see `EvalBatches`.
+
+  Raises:
+    ValueError: if batch_size does not divide by process_count, preprocess is
+      wrong or random, or the first image does not fit it.
+  """
+  parsed = Preprocess(preprocess)
+  if parsed.random:
+    raise ValueError(
+      f"Evaluation draws no random numbers, but {preprocess!r} does: use "
+      "resize, resize_small or central_crop."
+    )
+  return EvalBatches(
+    _Reader(source, parsed, 0),
+    _Share(batch_size, process_index, process_count),
+    num_threads=num_threads,
+    max_corrupt=max_corrupt,
+  )
+
+
+class TrainLoader:
+  """An endless iterator of training batches.
+
+  A batch is {"images": (b, height, width, 3) float32, or uint8 where preprocess
+  has no `value_range`; "labels": (b,) int32}, b = batch_size / process_count.
+  """
+
+  def __init__(self, reader, share, *, num_workers, num_threads, max_corrupt):
+    self._reader = reader
+    self._share = share
+    self._num_workers = num_workers
+    self._num_threads = num_threads
+    self._corrupt = _Corrupt(reader.source, max_corrupt)
+    self._next = 0
+    self._batches = None
+    reader.blank()
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    if self._batches is None:
+      self._batches = self._start()
+    batch = next(self._batches)
+    self._next += 1
+    self._corrupt.add(batch.pop("skipped"))
+    return batch
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns where the stream is, as plain JSON; the same on all processes."""
+    return {"next_batch": self._next, **self._identity()}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes to where another stream was; what follows is the same, bit for bit.
+
+    Args:
+      state: of `get_state`; the number of processes, workers and threads may
+        have been another one.
+
+    Raises:
+      ValueError: if the stream had other data, preprocessing, seed or batch
+        size.
+    """
+    for name, value in self._identity().items():
+      if state.get(name) != value:
+        raise ValueError(
+          f"The state is of a stream with {name} {state.get(name)!r}, not "
+          f"{value!r}: it cannot go on from there."
+        )
+    self.close()
+    self._next = int(state["next_batch"])
+
+  def close(self) -> None:
+    """Stops reading ahead; the next batch starts it again."""
+    if self._batches is not None:
+      self._batches.close()
+      self._batches = None
+
+  def _identity(self) -> dict[str, Any]:
+    return {
+      "source": self._reader.source.name,
+      "size": len(self._reader.source),
+      "preprocess": self._reader.preprocess.text,
+      "seed": self._reader.seed,
+      "batch_size": self._share.batch_size,
+    }
+
+  def _start(self) -> Iterator[Batch]:
+    import grain
+
+    dataset = grain.MapDataset.range(len(self._reader.source))
+    dataset = dataset.seed(self._reader.seed).shuffle().repeat()
+    dataset = dataset.map_with_index(self._reader.train)
+    dataset = self._share.of(dataset, self._next)
+    batches = dataset.to_iter_dataset(_read_options(self._num_threads))
+    if self._num_workers:
+      _allow_workers()
+      batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self._num_workers)
+      )
+    return iter(batches)
+
+
+class EvalBatches:
+  """All examples once, padded to equal batches, as many on each process.
+
+  A batch is {"images": (b, height, width, 3), "labels": (b,) int32, "mask":
+  (b,) bool}, b = batch_size / process_count. Where mask is False, there is no
+  example, or a corrupt one: the image is zeros and the label 0.
+  """
+
+  def __init__(self, reader, share, *, num_threads, max_corrupt):
+    self._reader = reader
+    self._share = share
+    self._num_threads = num_threads
+    self._corrupt = _Corrupt(reader.source, max_corrupt)
+    self._blank = reader.blank()
+
+  def __len__(self) -> int:
+    return math.ceil(len(self._reader.source) / self._share.batch_size)
+
+  def __iter__(self) -> Iterator[Batch]:
+    import grain
+
+    dataset = grain.MapDataset.range(len(self) * self._share.batch_size)
+    dataset = dataset.map(self._example)
+    dataset = self._share.of(dataset, 0)
+    batches = iter(dataset.to_iter_dataset(_read_options(self._num_threads)))
+    try:
+      for batch in batches:
+        self._corrupt.add(batch.pop("skipped"))
+        yield batch
+    finally:
+      batches.close()
+
+  def _example(self, index: int) -> dict[str, Any]:
+    example = None
+    if index < len(self._reader.source):
+      example = self._reader.read(index)
+    return {
+      "images": self._blank if example is None else example[0],
+      "labels": np.int32(0 if example is None else example[1]),
+      "mask": example is not None,
+      "skipped": index
+      if example is None and index < len(self._reader.source)
+      else -1,
+    }
+
+
+class _Reader:
+  """Reads and preprocesses examples; is sent to worker processes."""
+
+  def __init__(self, source: Source, preprocess: Preprocess, seed: int):
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"A seed is in [0, 2**32), not {seed}.")
+    self.source = source
+    self.preprocess = preprocess
+    self.seed = seed
+
+  def read(self, index: int, position: int = 0):
+    """Returns (image, label) or None where the image is corrupt."""
+    example = self.source[index]
+    rng = np.random.default_rng((self.seed, position))
+    try:
+      return self.preprocess(example["image"], rng), example["label"]
+    except CorruptImage:
+      return None
+    except ValueError as e:
+      raise ValueError(f"{self.source.describe(index)}: {e}") from e
+
+  def train(self, position: int, index: int) -> dict[str, Any]:
+    """Returns the example for a position, or the next that is not corrupt."""
+    # Batches keep their size: a neighbour takes the place of a corrupt image.
+    for offset in range(_IN_A_ROW):
+      example = self.read((index + offset) % len(self.source), position)
+      if example is not None:
+        return {
+          "images": example[0],
+          "labels": np.int32(example[1]),
+          "skipped": index if offset else -1,
+        }
+    raise ValueError(
+      f"{_IN_A_ROW} images in a row cannot be decoded, from "
+      f"{self.source.describe(index)} on."
+    )
+
+  def blank(self) -> np.ndarray:
+    """Reads one image, so that mistakes show early; returns zeros like it."""
+    return np.zeros_like(self.train(0, 0)["images"])
+
+
+class _Share:
+  """One process's part of every batch."""
+
+  def __init__(self, batch_size: int, index: int, count: int):
+    if not 0 <= index < count:
+      raise ValueError(f"There is no process {index} of {count}.")
+    if batch_size < 1 or batch_size % count:
+      raise ValueError(
+        f"batch_size {batch_size} must be a positive multiple of the "
+        f"{count} processes."
+      )
+    self.batch_size = batch_size
+    self.index = index
+    self.count = count
+
+  def of(self, examples, first: int):
+    """Batches a `grain.MapDataset` from batch `first` on."""
+    blocks = examples.batch(self.batch_size // self.count, batch_fn=_stacked)
+    return blocks[self.index + first * self.count :: self.count]
+
+
+def _stacked(examples: list[dict[str, Any]]) -> Batch:
+  """Stacks examples; they must be of one shape."""
+  shapes = {example["images"].shape for example in examples}
+  if len(shapes) > 1:
+    raise ValueError(
+      f"Images of one batch have the shapes {sorted(shapes)}: end preprocess "
+      "with an operation that gives all of them one size, as resize(224) or "
+      "central_crop(224)."
+    )
+  return {
+    key: np.stack([example[key] for example in examples]) for key in examples[0]
+  }
+
+
+class _Corrupt:
+  """Counts the images that could not be decoded."""
+
+  def __init__(self, source: Source, limit: int):
+    self._source = source
+    self._limit = limit
+    self._seen = set()
+
+  def add(self, skipped: np.ndarray) -> None:
+    """Notes new ones (-1 is none); raises ValueError beyond the limit."""
+    for index in sorted({int(i) for i in skipped if i >= 0} - self._seen):
+      self._seen.add(index)
+      where = self._source.describe(index)
+      if len(self._seen) > self._limit:
+        raise ValueError(
+          f"{len(self._seen)} images cannot be decoded, the last of them "
+          f"{where}: repair or remove them, or raise max_corrupt="
+          f"{self._limit}."
+        )
+      warnings.warn(
+        f"Cannot decode {where}: skipped ({len(self._seen)} of at most "
+        f"{self._limit}).",
+        stacklevel=3,
+      )
+
+
+def _read_options(num_threads: int | None):
+  import grain
+
+  if num_threads is None:
+    num_threads = min(os.cpu_count() or 1, 8)
+  return grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=num_threads
+  )
+
+
+def _allow_workers() -> None:
+  # Grain 0.2.18 reads an absl flag when it starts workers, and fails where
+  # nobody has parsed the flags, as in a notebook.
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
