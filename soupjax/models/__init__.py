@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models, in Flax Linen."""
 
+from soupjax.models.mixer import MIXER_VARIANTS as MIXER_VARIANTS
+from soupjax.models.mixer import Mixer as Mixer
+from soupjax.models.mixer import mixer_variant as mixer_variant
 from soupjax.models.vit import VARIANTS as VARIANTS
 from soupjax.models.vit import ViT as ViT
 from soupjax.models.vit import variant as variant

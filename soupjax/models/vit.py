@@ -6,6 +6,7 @@ Parameters have big_vision's names and shapes, so that checkpoints published in
 that form fit without renaming.
 """
 
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -14,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soupjax.models import layers
+
+POOLS = ("gap", "tok", "0", "map", "none")
 # Table 2 of arXiv 2106.04560; mu is for tests, So400m is from 2305.13035.
 VARIANTS = {
   "mu": {"width": 32, "depth": 1, "mlp_dim": 128, "num_heads": 2},
@@ -42,13 +46,7 @@ def variant(name: str) -> dict[str, Any]:
   Raises:
     ValueError: if there is no such variant, listing those there are.
   """
-  size, _, patch = name.partition("/")
-  if size not in VARIANTS or not patch.isdigit() or int(patch) < 1:
-    raise ValueError(
-      f"Unknown ViT variant {name!r}: give one of {', '.join(VARIANTS)}, then "
-      "a slash and the patch size, as in 'B/16'."
-    )
-  return {**VARIANTS[size], "patch_size": int(patch)}
+  return layers.decode_variant("ViT", name, VARIANTS)
 
 
 def sincos2d(height: int, width: int, dim: int) -> np.ndarray:
@@ -74,62 +72,64 @@ def sincos2d(height: int, width: int, dim: int) -> np.ndarray:
   return table[None].astype(np.float32)
 
 
-class MlpBlock(nn.Module):
-  """Two dense layers with a GELU between them."""
-
-  mlp_dim: int | None = None
-  dropout: float = 0.0
-  dtype_mm: str = "float32"
-
-  @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-    """Maps (batch, tokens, width) to the same shape."""
-    width = x.shape[-1]
-    dense = functools.partial(
-      nn.Dense,
-      dtype=self.dtype_mm,
-      kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=nn.initializers.normal(stddev=1e-6),
-    )
-    x = nn.gelu(dense(self.mlp_dim or 4 * width)(x))
-    x = nn.Dropout(self.dropout)(x, deterministic)
-    return dense(width)(x)
-
-
 class Block(nn.Module):
   """A pre-norm encoder block; the second result is what `nn.scan` asks for."""
 
   mlp_dim: int | None
   num_heads: int
   dropout: float = 0.0
+  act: str = "gelu"
+  norm_eps: float = 1e-6
+  attention: str | None = None
   dtype_mm: str = "float32"
 
   @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool = True):
+  def __call__(
+    self,
+    x: jax.Array,
+    deterministic: bool = True,
+    drop_rate: jax.typing.ArrayLike | None = None,
+  ):
     """Maps (batch, tokens, width) to the same shape."""
-    y = nn.LayerNorm()(x)
-    y = nn.MultiHeadDotProductAttention(
-      num_heads=self.num_heads,
-      kernel_init=nn.initializers.xavier_uniform(),
-      deterministic=deterministic,
-      dtype=self.dtype_mm,
-    )(y, y)
-    x = x + nn.Dropout(self.dropout)(y, deterministic)
-    y = nn.LayerNorm()(x)
-    y = MlpBlock(self.mlp_dim, self.dropout, self.dtype_mm)(y, deterministic)
-    return x + nn.Dropout(self.dropout)(y, deterministic), None
+    y = nn.LayerNorm(epsilon=self.norm_eps)(x)
+    y = _attention(self.num_heads, self.attention, self.dtype_mm)(y, y)
+    y = nn.Dropout(self.dropout)(y, deterministic)
+    x = x + layers.DropPath()(y, drop_rate, deterministic)
+    y = nn.LayerNorm(epsilon=self.norm_eps)(x)
+    mlp = layers.MlpBlock(self.mlp_dim, self.dropout, self.act, self.dtype_mm)
+    y = nn.Dropout(self.dropout)(mlp(y, deterministic), deterministic)
+    return x + layers.DropPath()(y, drop_rate, deterministic), None
+
+
+def _attention(num_heads, implementation, dtype):
+  return nn.MultiHeadDotProductAttention(
+    num_heads=num_heads,
+    kernel_init=nn.initializers.xavier_uniform(),
+    attention_fn=functools.partial(
+      jax.nn.dot_product_attention, implementation=implementation
+    ),
+    dtype=dtype,
+  )
 
 
 class Encoder(nn.Module):
-  """A stack of blocks and a final norm."""
+  """A stack of blocks and, unless `norm` is off, a final norm.
+
+  Attributes:
+    depth: number of blocks.
+    block: arguments of `Block`.
+    stochastic_depth: drop rate of the last block.
+    norm: whether there is a norm at the end.
+    scan: see `ViT`.
+    remat_policy: see `ViT`.
+  """
 
   depth: int
-  mlp_dim: int | None
-  num_heads: int
-  dropout: float = 0.0
+  block: Mapping[str, Any]
+  stochastic_depth: float = 0.0
+  norm: bool = True
   scan: bool = False
   remat_policy: str | None = None
-  dtype_mm: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -142,25 +142,25 @@ class Encoder(nn.Module):
         static_argnums=(2,),  # deterministic; 0 is the module itself.
         policy=getattr(jax.checkpoint_policies, self.remat_policy),
       )
-    options = {
-      "mlp_dim": self.mlp_dim,
-      "num_heads": self.num_heads,
-      "dropout": self.dropout,
-      "dtype_mm": self.dtype_mm,
-    }
+    rates = layers.drop_rates(self.stochastic_depth, self.depth)
     if self.scan:
       blocks = nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast, 0),
         length=self.depth,
       )
-      x, _ = blocks(name="encoderblock", **options)(x, deterministic)
+      blocks = blocks(name="encoderblock", **self.block)
+      x, _ = blocks(x, deterministic, rates)
     else:
       for i in range(self.depth):
-        x, _ = block(name=f"encoderblock_{i}", **options)(x, deterministic)
-    return nn.LayerNorm(name="encoder_norm")(x)
+        rate = None if rates is None else rates[i]
+        one = block(name=f"encoderblock_{i}", **self.block)
+        x, _ = one(x, deterministic, rate)
+    if not self.norm:
+      return x
+    return nn.LayerNorm(self.block["norm_eps"], name="encoder_norm")(x)
 
 
 class MAPHead(nn.Module):
@@ -168,6 +168,9 @@ class MAPHead(nn.Module):
 
   mlp_dim: int | None
   num_heads: int
+  act: str = "gelu"
+  norm_eps: float = 1e-6
+  attention: str | None = None
   dtype_mm: str = "float32"
 
   @nn.compact
@@ -176,15 +179,19 @@ class MAPHead(nn.Module):
     batch, _, width = x.shape
     init = nn.initializers.xavier_uniform()
     probe = self.param("probe", init, (1, 1, width), x.dtype)
-    x = nn.MultiHeadDotProductAttention(
-      num_heads=self.num_heads, kernel_init=init, dtype=self.dtype_mm
-    )(jnp.tile(probe, (batch, 1, 1)), x)
-    y = nn.LayerNorm()(x)
-    return (x + MlpBlock(self.mlp_dim, dtype_mm=self.dtype_mm)(y))[:, 0]
+    probe = jnp.tile(probe, (batch, 1, 1))
+    x = _attention(self.num_heads, self.attention, self.dtype_mm)(probe, x)
+    y = nn.LayerNorm(epsilon=self.norm_eps)(x)
+    mlp = layers.MlpBlock(self.mlp_dim, act=self.act, dtype_mm=self.dtype_mm)
+    return (x + mlp(y))[:, 0]
 
 
 class ViT(nn.Module):
   """Vision Transformer with a linear head.
+
+  The defaults are big_vision's. `act`, `norm_eps`, `pre_norm`, `patch_bias`,
+  `class_token`, `fc_norm` and `proj_size` are for models from elsewhere:
+  `pretrained.options` has their values.
 
   Attributes:
     num_classes: outputs of the head; None for features only.
@@ -194,10 +201,24 @@ class ViT(nn.Module):
     mlp_dim: hidden size of the MLPs; None is 4 * width.
     num_heads: attention heads.
     posemb: position embeddings, "learn" or "sincos2d" (fixed).
-    pool_type: "gap" (mean), "tok" (class token) or "map" (attention).
+    pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
+      (attention) or "none" (every token has its logits).
+    class_token: a class token beside the patches where `pool_type` does not
+      need one; "gap" leaves it out.
     rep_size: size of a tanh layer before the head; 0 for none.
+    proj_size: size of a projection before the head, without bias, as CLIP's;
+      0 for none.
     dropout: rate, in training.
+    stochastic_depth: rate at which the last block is skipped in training,
+      example by example; from 0 in the first block it grows linearly.
     head_zeroinit: whether the head starts at zero.
+    act: "gelu" (the tanh approximation), "gelu_exact" or "quick_gelu".
+    norm_eps: epsilon of all norms.
+    pre_norm: a norm before the first block (CLIP).
+    patch_bias: whether patches are embedded with a bias.
+    fc_norm: the final norm after pooling instead of before (timm).
+    attention: implementation of `jax.nn.dot_product_attention`: None chooses,
+      "xla", or "cudnn" (GPU, 16 bits).
     scan: one scanned block with stacked parameters instead of `depth` blocks:
       compiles in constant time.
     remat_policy: a name in `jax.checkpoint_policies`, as "nothing_saveable",
@@ -213,9 +234,18 @@ class ViT(nn.Module):
   num_heads: int = 12
   posemb: str = "learn"
   pool_type: str = "gap"
+  class_token: bool = False
   rep_size: int = 0
+  proj_size: int = 0
   dropout: float = 0.0
+  stochastic_depth: float = 0.0
   head_zeroinit: bool = True
+  act: str = "gelu"
+  norm_eps: float = 1e-6
+  pre_norm: bool = False
+  patch_bias: bool = True
+  fc_norm: bool = False
+  attention: str | None = None
   scan: bool = False
   remat_policy: str | None = None
   dtype_mm: str = "float32"
@@ -229,59 +259,77 @@ class ViT(nn.Module):
     Args:
       images: (batch, height, width, channels) floats; the patch size divides
         height and width.
-      train: whether dropout is on; needs the rng "dropout" then.
+      train: whether dropout and stochastic depth are on; needs the rng
+        "dropout" then.
 
     Returns:
-      Logits (batch, num_classes) in float32, and the features (batch, width or
-      rep_size) that the head saw; the features twice if num_classes is None.
+      Logits (batch, num_classes) in float32, and the features (batch, width,
+      rep_size or proj_size) that the head saw; the features twice if
+      num_classes is None. With pool_type "none" both have an axis for the
+      tokens after the first.
 
     Raises:
       ValueError: if an option is unknown or the sizes do not fit.
     """
     self._check(images)
+    block = {
+      "mlp_dim": self.mlp_dim,
+      "num_heads": self.num_heads,
+      "act": self.act,
+      "norm_eps": self.norm_eps,
+      "attention": self.attention,
+      "dtype_mm": self.dtype_mm,
+    }
+    x = self._tokens(images)
+    x = nn.Dropout(self.dropout)(x, not train)
+    x = Encoder(
+      depth=self.depth,
+      block={**block, "dropout": self.dropout},
+      stochastic_depth=self.stochastic_depth,
+      norm=not self.fc_norm,
+      scan=self.scan,
+      remat_policy=self.remat_policy,
+      name="Transformer",
+    )(x, not train)
+    if self.pool_type == "map":
+      x = MAPHead(**block)(x)
+    elif self.pool_type == "gap":
+      x = x[:, int(self.class_token) :].mean(axis=1)
+    elif self.pool_type in ("tok", "0"):
+      x = x[:, 0]
+    if self.fc_norm:
+      x = nn.LayerNorm(self.norm_eps, name="fc_norm")(x)
+    return self._head(x)
+
+  def _tokens(self, images):
+    """Embeds patches, (batch, tokens, width)."""
     p = self.patch_size
     x = nn.Conv(
       self.width,
       (p, p),
       strides=(p, p),
       padding="VALID",
+      use_bias=self.patch_bias,
       name="embedding",
       dtype=self.dtype_mm,
     )(images)
     batch, rows, columns, width = x.shape
     x = x.reshape(batch, rows * columns, width)
     x = x + self._position_embedding(rows, columns)
-    if self.pool_type == "tok":
+    if self.pool_type == "tok" or self.class_token:
       cls = self.param("cls", nn.initializers.zeros, (1, 1, width), x.dtype)
       x = jnp.concatenate([jnp.tile(cls, (batch, 1, 1)), x], axis=1)
-    x = nn.Dropout(self.dropout)(x, not train)
-    x = Encoder(
-      depth=self.depth,
-      mlp_dim=self.mlp_dim,
-      num_heads=self.num_heads,
-      dropout=self.dropout,
-      scan=self.scan,
-      remat_policy=self.remat_policy,
-      dtype_mm=self.dtype_mm,
-      name="Transformer",
-    )(x, not train)
-    if self.pool_type == "map":
-      x = MAPHead(self.mlp_dim, self.num_heads, self.dtype_mm)(x)
-    else:
-      x = x[:, 0] if self.pool_type == "tok" else x.mean(axis=1)
+    if self.pre_norm:
+      x = nn.LayerNorm(self.norm_eps, name="pre_norm")(x)
+    return x
+
+  def _head(self, x):
+    """Maps what was pooled to logits and features."""
     if self.rep_size:
       x = jnp.tanh(nn.Dense(self.rep_size, name="pre_logits")(x))
-    # The head stays in float32: its few operations decide.
-    features = x.astype(jnp.float32)
-    if self.num_classes is None:
-      return features, features
-    init = (
-      nn.initializers.zeros
-      if self.head_zeroinit
-      else nn.initializers.lecun_normal()
-    )
-    head = nn.Dense(self.num_classes, name="head", kernel_init=init)
-    return head(features), features
+    if self.proj_size:
+      x = nn.Dense(self.proj_size, use_bias=False, name="proj")(x)
+    return layers.classify(x, self.num_classes, self.head_zeroinit)
 
   def _position_embedding(self, rows, columns):
     if self.posemb == "sincos2d":
@@ -295,20 +343,22 @@ class ViT(nn.Module):
 
   def _check(self, images):
     for option, choices in (
-      ("pool_type", ("gap", "tok", "map")),
+      ("pool_type", POOLS),
       ("posemb", ("learn", "sincos2d")),
+      ("act", tuple(layers.ACTIVATIONS)),
+      ("attention", (None, "xla", "cudnn")),
     ):
-      if getattr(self, option) not in choices:
-        raise ValueError(
-          f"{option} must be one of {choices}, got {getattr(self, option)!r}."
-        )
+      layers.check_choice(option, getattr(self, option), choices)
+    if self.remat_policy is not None:
+      policies = [p for p in dir(jax.checkpoint_policies) if p[0] != "_"]
+      layers.check_choice("remat_policy", self.remat_policy, policies)
+    if self.class_token and self.pool_type in ("tok", "0"):
+      raise ValueError(
+        f"class_token goes with pool_type 'gap', 'map' or 'none', not with "
+        f"{self.pool_type!r}: 'tok' has one already."
+      )
     if self.width % self.num_heads:
       raise ValueError(
         f"width {self.width} is not divisible by {self.num_heads} heads."
       )
-    height, width = images.shape[1:3]
-    if height % self.patch_size or width % self.patch_size:
-      raise ValueError(
-        f"Patches of {self.patch_size} pixels do not tile images of {height} x "
-        f"{width}: resize the images or change patch_size."
-      )
+    layers.check_patches(images, self.patch_size)

@@ -1,0 +1,175 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that several models use."""
+
+from collections.abc import Mapping
+import difflib
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# "gelu" is the tanh approximation, as in big_vision; PyTorch's is "gelu_exact"
+# and OpenAI's CLIP has "quick_gelu".
+ACTIVATIONS = {
+  "gelu": nn.gelu,
+  "gelu_exact": functools.partial(nn.gelu, approximate=False),
+  "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+
+def suggestion(name: str, known: Any) -> str:
+  """Returns " Did you mean ...?" with the nearest known names, or nothing."""
+  known = {str(one).lower(): str(one) for one in known}
+  found = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+  if not found:
+    return ""
+  return f" Did you mean {' or '.join(repr(known[one]) for one in found)}?"
+
+
+def check_choice(what: str, value: Any, choices: Any) -> None:
+  """Checks an option.
+
+  Raises:
+    ValueError: naming what there is, and what is nearest.
+  """
+  if value not in choices:
+    raise ValueError(
+      f"{what} must be one of {tuple(choices)}, got {value!r}."
+      + suggestion(value, choices)
+    )
+
+
+def decode_variant(
+  model: str, name: str, variants: Mapping[str, Mapping[str, int]]
+) -> dict[str, Any]:
+  """Decodes a name like "B/16".
+
+  Args:
+    model: what errors call the family.
+    name: a variant, a slash and the patch size in pixels.
+    variants: name -> keyword arguments.
+
+  Returns:
+    Keyword arguments, with patch_size.
+
+  Raises:
+    ValueError: if there is no such variant, listing those there are.
+  """
+  size, _, patch = str(name).partition("/")
+  if size not in variants or not patch.isdecimal() or int(patch) < 1:
+    raise ValueError(
+      f"Unknown {model} variant {name!r}: give one of {', '.join(variants)}, "
+      "then a slash and the patch size, as in 'B/16'."
+      + ("" if size in variants else suggestion(size, variants))
+    )
+  return {**variants[size], "patch_size": int(patch)}
+
+
+def check_patches(images: jax.Array, patch_size: int) -> None:
+  """Checks that patches tile images (batch, height, width, channels).
+
+  Raises:
+    ValueError: if they do not.
+  """
+  height, width = images.shape[1:3]
+  if height % patch_size or width % patch_size:
+    raise ValueError(
+      f"Patches of {patch_size} pixels do not tile images of {height} x "
+      f"{width}: resize the images or change patch_size."
+    )
+
+
+def drop_rates(rate: float, depth: int) -> np.ndarray | None:
+  """Rates of stochastic depth: linear, from 0 in the first block.
+
+  Args:
+    rate: that of the last block.
+    depth: number of blocks.
+
+  Returns:
+    (depth,) float32, None if the rate is 0.
+
+  Raises:
+    ValueError: if the rate is not in [0, 1).
+  """
+  if not 0 <= rate < 1:
+    raise ValueError(f"stochastic_depth must be in [0, 1), got {rate}.")
+  return np.linspace(0, rate, depth, dtype=np.float32) if rate else None
+
+
+class DropPath(nn.Module):
+  """Drops a residual branch, example by example (arXiv 1603.09382)."""
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    rate: jax.typing.ArrayLike | None,
+    deterministic: bool = True,
+  ) -> jax.Array:
+    """Maps (batch, tokens, width) to the same shape.
+
+    Args:
+      x: what the branch adds.
+      rate: how often it is dropped, may be traced; None for never. What is kept
+        is scaled, so that the mean stays.
+      deterministic: whether nothing is dropped.
+    """
+    if rate is None or deterministic:
+      return x
+    keep = 1 - jnp.asarray(rate, x.dtype)
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+    return jnp.where(kept, x / keep, jnp.zeros_like(x))
+
+
+class MlpBlock(nn.Module):
+  """Two dense layers with an activation between them."""
+
+  mlp_dim: int | None = None
+  dropout: float = 0.0
+  act: str = "gelu"
+  dtype_mm: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    """Maps (batch, tokens, width) to the same shape."""
+    width = x.shape[-1]
+    dense = functools.partial(
+      nn.Dense,
+      dtype=self.dtype_mm,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(stddev=1e-6),
+    )
+    x = ACTIVATIONS[self.act](dense(self.mlp_dim or 4 * width)(x))
+    x = nn.Dropout(self.dropout)(x, deterministic)
+    return dense(width)(x)
+
+
+def classify(
+  x: jax.Array, num_classes: int | None, zeroinit: bool
+) -> tuple[jax.Array, jax.Array]:
+  """Applies the layer "head"; to be called in a compact method.
+
+  Args:
+    x: (..., width).
+    num_classes: None for no head.
+    zeroinit: whether it starts at zero.
+
+  Returns:
+    Logits (..., num_classes) and features (..., width), both float32; without
+    a head the features twice.
+  """
+  # The head stays in float32: its few operations decide.
+  features = x.astype(jnp.float32)
+  if num_classes is None:
+    return features, features
+  initializers = nn.initializers
+  init = initializers.zeros if zeroinit else initializers.lecun_normal()
+  return nn.Dense(num_classes, name="head", kernel_init=init)(
+    features
+  ), features
