@@ -8,6 +8,7 @@ from soupjax.data.digits import Digits as Digits
 from soupjax.data.digits import load_digits as load_digits
 from soupjax.data.pipeline import eval_batches as eval_batches
 from soupjax.data.pipeline import train_loader as train_loader
+from soupjax.data.prepare import write_tfds as write_tfds
 from soupjax.data.preprocess import Preprocess as Preprocess
 from soupjax.data.sources import Source as Source
 from soupjax.data.sources import from_dataset as from_dataset

@@ -5,8 +5,13 @@
 Strengths may be traced values: a sweep over them compiles once.
 """
 
+from collections.abc import Callable
+import inspect
+
 import jax
 import jax.numpy as jnp
+
+from soupjax.data import spec
 
 
 def affine(
@@ -138,3 +143,141 @@ def mixup(
     return share * x + (1 - share) * jnp.roll(x, 1, axis=0)
 
   return mix(images), mix(targets)
+
+
+def cutmix(
+  key: jax.Array,
+  images: jax.Array,
+  targets: jax.Array,
+  alpha: jax.typing.ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+  """Pastes a box of its neighbour into every image (arXiv 1905.04899).
+
+  Args:
+    key: a JAX random key.
+    images: (batch, height, width, channels).
+    targets: (batch, classes) probabilities.
+    alpha: one share is drawn from Beta(alpha, alpha) for the batch, and one box
+      of about that area for all images; 0 pastes nothing.
+
+  Returns:
+    Images, and targets mixed by the area that was pasted.
+  """
+  key_share, key_box = jax.random.split(key)
+  _, height, width, _ = images.shape
+  safe = jnp.maximum(alpha, 1e-3)
+  kept = jax.random.beta(key_share, safe, safe)
+  side = jnp.where(alpha > 0, jnp.sqrt(1 - kept), 0.0)
+  # The centre is uniform, so part of the box may be cut off by the border.
+  y, x = jax.random.uniform(key_box, (2,))
+  inside = _box(height, width, y, x, side, side)[None, :, :, None]
+  pasted = inside.mean()
+  images = jnp.where(inside, jnp.roll(images, 1, axis=0), images)
+  targets = (1 - pasted) * targets + pasted * jnp.roll(targets, 1, axis=0)
+  return images, targets
+
+
+def random_erasing(
+  key: jax.Array,
+  images: jax.Array,
+  probability: jax.typing.ArrayLike,
+  *,
+  area: tuple[float, float] = (0.02, 0.4),
+  aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> jax.Array:
+  """Replaces a box by noise, in some images (arXiv 1708.04896).
+
+  Args:
+    key: a JAX random key.
+    images: (batch, height, width, channels) floats.
+    probability: share of images that lose a box.
+    area: range of the box, as a share of the image; section 4.1 of the paper.
+    aspect: range of its height / width, drawn in its logarithm.
+
+  Returns:
+    Images of the same shape; the noise is normal of standard deviation 1,
+    clipped to [-1, 1].
+  """
+  keys = jax.random.split(key, 3)
+  batch, height, width, _ = images.shape
+  erased = jax.random.uniform(keys[0], (batch,)) < probability
+  y, x, share, shape = jax.random.uniform(keys[1], (4, batch))
+  share = area[0] + share * (area[1] - area[0])
+  low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
+  ratio = jnp.exp(low + shape * (high - low))
+  # A side may be no longer than the image's; the box lies wholly inside.
+  tall = jnp.minimum(jnp.sqrt(share * ratio), 1)
+  wide = jnp.minimum(jnp.sqrt(share / ratio), 1)
+  y, x = tall / 2 + y * (1 - tall), wide / 2 + x * (1 - wide)
+  box = jax.vmap(lambda *b: _box(height, width, *b))(y, x, tall, wide)
+  box = (box & erased[:, None, None])[..., None]
+  noise = jax.random.normal(keys[2], images.shape, images.dtype)
+  return jnp.where(box, jnp.clip(noise, -1, 1), images)
+
+
+def _box(height, width, y, x, tall, wide):
+  """Marks the pixels of a box about (y, x); all in shares of the image."""
+  rows = (jnp.arange(height) + 0.5) / height
+  columns = (jnp.arange(width) + 0.5) / width
+  in_rows = jnp.abs(rows - y) < tall / 2
+  return in_rows[:, None] & (jnp.abs(columns - x) < wide / 2)[None]
+
+
+def value_range(
+  images: jax.Array, low: float = -1.0, high: float = 1.0
+) -> jax.Array:
+  """Maps uint8 images, 0 to 255, to float32 in [low, high].
+
+  A pipeline whose preprocessing has no `value_range` hands over uint8: a
+  quarter of the bytes between processes and to the device.
+
+  Args:
+    images: (batch, height, width, channels) uint8.
+    low: what 0 becomes.
+    high: what 255 becomes.
+
+  Raises:
+    ValueError: if the images are not uint8.
+  """
+  if images.dtype != jnp.uint8:
+    raise ValueError(
+      f"value_range takes uint8 images, not {images.dtype}: it may have been "
+      "applied already."
+    )
+  return images.astype(jnp.float32) * ((high - low) / 255) + low
+
+
+def batch_augment(text: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Makes one function of a text like "mixup(0.2)|random_erasing(0.25)".
+
+  Args:
+    text: of `mixup(alpha)`, `cutmix(alpha)`, `random_erasing(probability)`,
+      `value_range(low, high)`, joined by "|"; empty does nothing.
+
+  Returns:
+    f(key, images, targets) -> images, targets, to be used under `jit`.
+
+  Raises:
+    ValueError: for an unknown operation, with suggestions, or arguments that it
+      does not take.
+  """
+  ops = spec.parse(text, _BATCH_OPS, ("key", "images", "targets"))
+
+  def augment(key, images, targets):
+    for i, (_, op) in enumerate(ops):
+      given = {
+        "key": jax.random.fold_in(key, i),
+        "images": images,
+        "targets": targets,
+      }
+      names = inspect.signature(op.func).parameters
+      out = op(**{k: v for k, v in given.items() if k in names})
+      images, targets = out if isinstance(out, tuple) else (out, targets)
+    return images, targets
+
+  return augment
+
+
+_BATCH_OPS = {
+  f.__name__: f for f in (mixup, cutmix, random_erasing, value_range)
+}
