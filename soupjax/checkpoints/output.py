@@ -36,6 +36,7 @@ class Target:
     shard_bytes: of safetensors in shards, None for one file.
     overwrite: whether to replace what is there.
     plan: what will be written.
+    text: more metadata, of safetensors only.
   """
 
   path: str
@@ -43,6 +44,7 @@ class Target:
   shard_bytes: int | None
   overwrite: bool
   plan: planning.Plan
+  text: Mapping[str, str] | None = None
 
   @classmethod
   def of(
@@ -224,7 +226,7 @@ class Target:
         self.chunks,
         process=(jax.process_index(), jax.process_count()),
       )
-    text = None
+    text = self.text
     first = self.plan.sources[0].path
     if first and first.endswith(".safetensors"):
       # Some readers insist on what it says about its origin, {"format": "pt"}.

@@ -172,6 +172,7 @@ def write(
   metadata: Mapping[str, Any] | None = None,
   *,
   overwrite: bool = False,
+  text: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a tree to a safetensors or npz file, whole or not at all.
 
@@ -183,6 +184,7 @@ def write(
     params: a pytree of arrays.
     metadata: JSON to keep with the weights.
     overwrite: replaces what is at `path`.
+    text: more metadata, of safetensors only; as `{"format": "pt"}`.
 
   Raises:
     ValueError: if something is there, or cannot be written.
@@ -192,6 +194,7 @@ def write(
     rules.linear(), [source], base=source, select={"": "keep"}
   )
   target = output.Target.of(path, None, None, overwrite, plan)
+  target = dataclasses.replace(target, text=text)
   target.check()
   pieces = planning.pieces(plan, mesh.held(source), {})
   metadata = dict(metadata or {})

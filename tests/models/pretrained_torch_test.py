@@ -1,0 +1,307 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Against the PyTorch classes themselves, with random weights, both ways."""
+
+import functools
+
+import jax
+import numpy as np
+import old_layout
+import pytest
+import torch_models
+
+import soupjax as sj
+from soupjax.models import ViT, pretrained
+
+IMAGES = torch_models.IMAGES
+SIZES = {
+  "patch_size": 4,
+  "width": 24,
+  "depth": 3,
+  "mlp_dim": 40,
+  "num_heads": 3,
+}
+
+
+def hf_vit():
+  transformers = torch_models.package("transformers")
+  config = transformers.ViTConfig(
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    intermediate_size=40,
+    image_size=16,
+    patch_size=4,
+    num_labels=5,
+  )
+  model = transformers.ViTForImageClassification(config)
+  return model, lambda x: model(pixel_values=x).logits
+
+
+def hf_clip(act="quick_gelu"):
+  transformers = torch_models.package("transformers")
+  config = transformers.CLIPVisionConfig(
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    intermediate_size=40,
+    image_size=16,
+    patch_size=4,
+    projection_dim=6,
+    hidden_act=act,
+  )
+  model = transformers.CLIPVisionModelWithProjection(config)
+  return model, lambda x: model(pixel_values=x).image_embeds
+
+
+def timm_vit(quick=False, **options):
+  timm = torch_models.package("timm")
+  if quick:
+    torch = torch_models.torch()
+    options["norm_layer"] = functools.partial(torch.nn.LayerNorm, eps=1e-5)
+    options["act_layer"] = timm.layers.get_act_layer("quick_gelu")
+  model = timm.models.vision_transformer.VisionTransformer(
+    img_size=16,
+    patch_size=4,
+    embed_dim=24,
+    depth=3,
+    num_heads=3,
+    mlp_ratio=40 / 24,
+    num_classes=5,
+    **options,
+  )
+  return model, model
+
+
+def openclip(quick=True):
+  model_of = torch_models.package("open_clip.model")
+  vision = {"layers": 3, "width": 24, "head_width": 8, "mlp_ratio": 40 / 24}
+  text = {"context_length": 5, "vocab_size": 7, "width": 8, "heads": 2}
+  model = model_of.CLIP(
+    embed_dim=6,
+    vision_cfg={**vision, "patch_size": 4, "image_size": 16},
+    text_cfg={**text, "layers": 1},
+    quick_gelu=quick,
+  )
+  return model, model.encode_image
+
+
+def _vit(family, **changes):
+  return ViT(**{**SIZES, **pretrained.options(family), **changes})
+
+
+GAP = {"class_token": False, "global_pool": "avg"}
+CLIP = {"num_classes": None, "proj_size": 6}
+# name -> (family, what makes theirs, ours)
+CASES = {
+  "hf_vit": ("hf_vit", hf_vit, {"num_classes": 5}),
+  "hf_clip": ("hf_clip", hf_clip, CLIP),
+  "hf_clip gelu": (
+    "hf_clip",
+    lambda: hf_clip("gelu"),
+    {**CLIP, "act": "gelu_exact"},
+  ),
+  "timm": ("timm", timm_vit, {"num_classes": 5}),
+  "timm class token in no mean": (
+    "timm",
+    lambda: timm_vit(global_pool="avg"),
+    {"num_classes": 5, "pool_type": "gap", "class_token": True, "fc_norm": 1},
+  ),
+  "timm mean": (
+    "timm",
+    lambda: timm_vit(**GAP, fc_norm=False),
+    {"num_classes": 5, "pool_type": "gap"},
+  ),
+  "timm map": (
+    "timm",
+    lambda: timm_vit(class_token=False, global_pool="map"),
+    {"num_classes": 5, "pool_type": "map"},
+  ),
+  "timm clip": (
+    "timm",
+    lambda: timm_vit(quick=True, pre_norm=True, no_embed_class=True),
+    {
+      "num_classes": 5,
+      "act": "quick_gelu",
+      "norm_eps": 1e-5,
+      "pre_norm": True,
+      "patch_bias": False,
+    },
+  ),
+  "openclip": ("openclip", openclip, CLIP),
+  "openclip gelu": (
+    "openclip",
+    lambda: openclip(quick=False),
+    {**CLIP, "act": "gelu_exact"},
+  ),
+}
+
+
+def made(case):
+  family, make, changes = CASES[case]
+  theirs, call = make()
+  return family, theirs, call, _vit(family, **changes)
+
+
+def save(theirs, folder):
+  """Writes what their users have."""
+  if hasattr(theirs, "save_pretrained"):
+    theirs.save_pretrained(folder)
+    return folder / "model.safetensors"
+  module = torch_models.torch()
+  module.save(theirs.state_dict(), folder / "theirs.pt")
+  return folder / "theirs.pt"
+
+
+def logits(model, params, images=IMAGES):
+  return model.apply({"params": params}, images)[0]
+
+
+def random_params(model, seed=0):
+  rng = np.random.default_rng(seed)
+  params = model.init(jax.random.key(0), IMAGES)["params"]
+
+  def moved(x):
+    return np.asarray(x) + rng.normal(size=x.shape, scale=0.2).astype(x.dtype)
+
+  return jax.tree.map(moved, params)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_their_weights_give_their_logits(case, tmp_path):
+  family, theirs, call, model = made(case)
+  torch_models.randomize(theirs)
+  path = save(theirs, tmp_path)
+  expected = torch_models.outputs(theirs, call)
+  params = pretrained.load_pretrained(path, model)
+  np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
+  # Not because they are all alike.
+  assert np.ptp(expected, axis=0).min() > 1e-2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_our_weights_give_our_logits_there(case, tmp_path):
+  family, theirs, call, model = made(case)
+  params = random_params(model)
+  path = tmp_path / "model.safetensors"
+  pretrained.save_exported(path, params, model, family)
+  if hasattr(theirs, "save_pretrained"):
+    theirs.config.save_pretrained(tmp_path)
+    same, report = type(theirs).from_pretrained(
+      tmp_path, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    theirs.load_state_dict(same.state_dict(), strict=True)
+  else:
+    load = torch_models.package("safetensors.torch").load_file(path)
+    if family == "openclip":
+      prefix = "visual."
+      load = {k.removeprefix(prefix): v for k, v in load.items()}
+      theirs.visual.load_state_dict(load, strict=True)
+    else:
+      theirs.load_state_dict(_with_positions(theirs, load), strict=True)
+  theirs.eval()
+  found = torch_models.outputs(theirs, call)
+  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+
+
+def _with_positions(theirs, load):
+  """Without a position of the class token, where their model has none."""
+  if theirs.no_embed_class:
+    assert not load["pos_embed"][:, 0].any()
+    load["pos_embed"] = load["pos_embed"][:, 1:]
+  return load
+
+
+def test_the_vision_tower_of_a_whole_clip(tmp_path):
+  transformers = torch_models.package("transformers")
+  vision, call = hf_clip()
+  text = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+  text |= {"intermediate_size": 8, "vocab_size": 9, "bos_token_id": 1}
+  config = transformers.CLIPConfig(
+    text_config=text,
+    vision_config=vision.config.to_dict(),
+    projection_dim=6,
+  )
+  whole = torch_models.randomize(transformers.CLIPModel(config))
+  whole.save_pretrained(tmp_path)
+  model = _vit("hf_clip", **CLIP)
+  params = pretrained.load_pretrained(tmp_path, model)
+  found = {k: v for k, v in whole.state_dict().items() if "text" not in k}
+  vision.load_state_dict(found, strict=False)
+  expected = torch_models.outputs(vision.eval(), call)
+  np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
+
+
+def test_names_of_transformers_in_memory(tmp_path):
+  family, theirs, call, model = made("hf_vit")
+  torch_models.randomize(theirs)
+  path = tmp_path / "memory.pt"
+  torch_models.torch().save(theirs.state_dict(), path)
+  params = pretrained.load_pretrained(path, model)
+  expected = torch_models.outputs(theirs, call)
+  np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
+
+
+def test_checkpoints_of_torch_users_are_souped_and_returned(tmp_path):
+  models = []
+  for seed in range(2):
+    theirs, _ = hf_vit()
+    torch_models.randomize(theirs, seed).save_pretrained(tmp_path / str(seed))
+    models.append(theirs)
+  soup = tmp_path / "soup"
+  models[0].config.save_pretrained(soup)
+  paths = [tmp_path / str(seed) / "model.safetensors" for seed in range(2)]
+  # In their names, as files.
+  sj.mix(sj.rules.linear(), paths, out=soup / "model.safetensors")
+  theirs = type(models[0]).from_pretrained(soup).eval()
+  found = torch_models.outputs(theirs, lambda x: theirs(pixel_values=x).logits)
+  # In ours, as trees.
+  model = _vit("hf_vit", num_classes=5)
+  params = [pretrained.load_pretrained(path, model) for path in paths]
+  mean = sj.uniform_soup(
+    [sj.Ingredient.from_params(str(i), p) for i, p in enumerate(params)]
+  )
+  np.testing.assert_allclose(found, logits(model, mean), atol=1e-4)
+
+
+def test_timm_reads_our_npz(tmp_path):
+  _, theirs, call, _ = made("timm map")
+  # It has no model with the tanh approximation, so ours is without.
+  model = ViT(**SIZES, num_classes=5, pool_type="map", act="gelu_exact")
+  params = random_params(model)
+  with pytest.warns(UserWarning, match="'big_vision' have act='gelu'"):
+    ours = pretrained.export(params, model, "big_vision")
+  # What it takes for big_vision's.
+  np.savez(tmp_path / "a.npz", **{f"params/{k}": v for k, v in ours.items()})
+  theirs.load_pretrained(str(tmp_path / "a.npz"))
+  found = torch_models.outputs(theirs.eval(), call)
+  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Models of 'big_vision'")
+def test_timm_and_we_read_old_layouts_alike(tmp_path):
+  _, theirs, call, model = made("timm")
+  params = random_params(model)
+  np.savez(tmp_path / "old.npz", **old_layout.old_layout(params))
+  theirs.load_pretrained(str(tmp_path / "old.npz"))
+  found = torch_models.outputs(theirs.eval(), call)
+  params = pretrained.load_pretrained(tmp_path / "old.npz", model)
+  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Ti/16", "B/32", "L/16", "H/14", "G/14"])
+def test_sizes_are_those_of_timm(name):
+  timm = torch_models.package("timm")
+  names = {"Ti": "tiny", "B": "base", "L": "large", "H": "huge"}
+  size, patch = name.split("/")
+  theirs = f"vit_{names.get(size, 'gigantic')}_patch{patch}_224"
+  with torch_models.torch().device("meta"):
+    theirs = timm.create_model(theirs, num_classes=1000, global_pool="token")
+  changes = {"num_classes": 1000, "scan": True, **pretrained.options("timm")}
+  model = ViT(**{**sj.models.variant(name), **changes})
+  images = np.zeros((1, 224, 224, 3), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  found = sum(x.size for x in jax.tree.leaves(shapes))
+  # Its class token has a position.
+  assert found + model.width == sum(p.numel() for p in theirs.parameters())
