@@ -160,7 +160,8 @@ def of_state(
     ValueError: if a rule is unknown or does not fit a shape, naming the leaf,
       or no rule matches anything.
   """
-  names, specs = _named(params)
+  names = [name for name, _ in named(params)]
+  specs = [spec for _, spec in named(params)]
   over = fsdp(mesh, fsdp_axis, min_size=fsdp_min_size)
   _check_rules(mesh, rules, names)
   placed: dict[str, NamedSharding] = {}
@@ -197,12 +198,13 @@ def of_state(
   return jax.tree_util.tree_map_with_path(place, state)
 
 
-def _named(params):
-  paths, _ = jax.tree_util.tree_flatten_with_path(params)
-  names = [
-    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
+def named(tree: PyTree) -> list[tuple[str, Any]]:
+  """Lists a tree's leaves with names like "head/kernel"."""
+  paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    for path, leaf in paths
   ]
-  return names, [leaf for _, leaf in paths]
 
 
 def _check_rules(mesh, rules, names):

@@ -92,6 +92,15 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def waiting(lock: pathlib.Path) -> Iterator[None]:
+  """Holds a lock file; waits for other processes that hold it."""
+  lock.parent.mkdir(parents=True, exist_ok=True)
+  with open(lock, "w", encoding="utf-8") as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
 def save_model(
   path: pathlib.Path,
   params: PyTree,
