@@ -10,8 +10,6 @@ A tiny ViT is trained on some writers, then fine-tuned on 100 images of others:
 
 """
 
-import ml_collections
-
 from soupjax import config as config_lib
 from soupjax.tasks import finetune_config
 
@@ -31,15 +29,10 @@ def get_config(arg=None):
   )
   c.data.eval_ops = "value_range(-1, 1)"
 
-  c.model = ml_collections.ConfigDict()
-  c.model.name = "vit"
-  c.model.variant = ""
-  c.model.patch_size = 4
-  c.model.width = 32
-  c.model.depth = 4
-  c.model.mlp_dim = 64
-  c.model.num_heads = 2
-  c.model.pool_type = "gap"
+  c.model.update(
+    variant="", patch_size=4, width=32, depth=4, mlp_dim=64, num_heads=2,
+    pool_type="gap",
+  )  # fmt: skip
 
   c.probe.total = "0steps" if arg.pretrain else "100steps"
   c.hyper.learning_rate = 3e-3

@@ -17,7 +17,8 @@ member of an array of jobs:
     --config.init.path=CHECKPOINT --sweep_index=$SLURM_ARRAY_TASK_ID
 
 Expected, from the paper's table 3 and for CLIP ViT-B/32: 80.4 % of the best of
-72, 81.0 % of the greedy soup. Neither that nor the time was measured here. On a laptop, in a minute: a tiny ViT on digits.
+72, 81.0 % of the greedy soup. Neither that nor the time was measured here.
+On a laptop, in a minute: a tiny ViT on digits.
 
   soupjax --config=configs/finetune/vit_b16_i1k.py:runlocal --sweep \
     --workdir=/tmp/b16

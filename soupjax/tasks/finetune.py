@@ -255,6 +255,9 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
           _save_ingredients(job, member, mine, i, i == total, failed)
     if i and i % checkpoint == 0 and first < i < max(totals):
       _check_finite(members, totals, i, metrics, failed)
+      if pending is not None:
+        _write(writers, totals, *pending)
+        pending = None
       at = [loader.get_state() for loader in loaders]
       if not failed:
         saver.save(i, state, {"step": i, "data": at})
