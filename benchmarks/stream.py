@@ -11,7 +11,6 @@ imports; memory is the peak of anonymous memory beyond what imports took.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -23,6 +22,8 @@ import subprocess
 import sys
 import threading
 import time
+
+import contestants
 
 SIZES = {  # Width, depth, MLP, heads, patch, tokens.
   "S": (384, 12, 1536, 6, 16, 197),
@@ -109,114 +110,6 @@ def make(folder, size, count, scan=False) -> list[str]:
   return paths
 
 
-# Contestants: each runs alone in a process, and returns what it wants shown.
-
-
-def soupjax(paths, out, **settings):
-  import soupjax as sj
-
-  def run():
-    return sj.mix(sj.rules.linear(), paths, out=out, **settings)
-
-  return run
-
-
-def with_hashes(paths, out):
-  return soupjax(paths, out, hash_inputs=True)
-
-
-def numpy_dicts(paths, out):
-  import safetensors.numpy as st
-
-  def run():
-    total = st.load_file(paths[0])
-    for path in paths[1:]:
-      for name, value in st.load_file(path).items():
-        total[name] += value
-    for value in total.values():
-      value /= len(paths)
-    st.save_file(total, out)
-
-  return run
-
-
-def torch_soup(paths, out):
-  """The loop of the model-soups release: a weighted sum of state dicts."""
-  import safetensors.torch as st
-
-  def run():
-    total = None
-    for path in paths:
-      state = st.load_file(path)
-      if total is None:
-        total = {k: v * (1.0 / len(paths)) for k, v in state.items()}
-      else:
-        total = {k: v * (1.0 / len(paths)) + total[k] for k, v in state.items()}
-    st.save_file(total, out)
-
-  return run
-
-
-def torch_double(paths, out):
-  """As timm averages checkpoints: summed in float64, cast at the end."""
-  import safetensors.torch as st
-
-  def run():
-    total = {}
-    for path in paths:
-      for name, value in st.load_file(path).items():
-        if name in total:
-          total[name] += value.double()
-        else:
-          total[name] = value.double()
-    st.save_file({k: (v / len(paths)).float() for k, v in total.items()}, out)
-
-  return run
-
-
-def orbax_itself(paths, out):
-  """Orbax restores all models onto the mesh and saves their mean."""
-  import jax
-  from orbax.checkpoint import v1 as ocp
-
-  import soupjax as sj
-  from soupjax import sharding
-
-  place = sharding.fsdp(sharding.make_mesh({"data": len(jax.devices())}))
-
-  def target(key, leaf):
-    name = jax.tree_util.keystr(key, simple=True, separator="/")
-    spec = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    return jax.ShapeDtypeStruct(
-      *(spec.shape, spec.dtype), sharding=place(name, spec)
-    )
-
-  mean = jax.jit(
-    lambda *trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)
-  )
-
-  def run():
-    metadata = ocp.metadata(paths[0]).metadata
-    targets = jax.tree_util.tree_map_with_path(target, metadata)
-    trees = [ocp.load(path, targets) for path in paths]
-    sj.save_params(out, mean(*trees))
-
-  return run
-
-
-CONTESTANTS = {
-  f.__name__: f
-  for f in (
-    soupjax,
-    with_hashes,
-    numpy_dicts,
-    torch_soup,
-    torch_double,
-    orbax_itself,
-  )
-}
-
-
 def status(field: str) -> float:
   """A field of /proc/self/status in MB."""
   with open("/proc/self/status", encoding="utf-8") as f:
@@ -232,7 +125,7 @@ def worker(name: str, paths: list[str], out: str) -> None:
     jax.distributed.initialize(
       os.environ["ADDRESS"], int(os.environ["COUNT"]), int(os.environ["INDEX"])
     )
-  run = CONTESTANTS[name](paths, out)
+  run = contestants.CONTESTANTS[name](paths, out)
   before, peak, done = status("RssAnon"), [0.0], threading.Event()
 
   def watch():
@@ -263,6 +156,7 @@ def worker(name: str, paths: list[str], out: str) -> None:
 def launch(name, paths, out, **env) -> list[dict[str, float]]:
   """Runs a contestant in `COUNT` processes; returns the figures of each."""
   remove(out)
+  remove(f"{out}.d")
   count = int(env.get("COUNT", "1"))
   command = [sys.executable, __file__, "--worker", name, out, *paths]
   workers = [
@@ -329,6 +223,7 @@ def compare(title, paths, folder, names, repeat, out_name, cold=False):
       else:
         found.extend(launch(name, paths, out))
   remove(out)
+  remove(f"{out}.d")
   print(
     f"\n{title} ({total / 1e9:.2f} GB in, {'cold' if cold else 'warm'}, "
     f"median of {repeat}, least in brackets)"
@@ -352,18 +247,9 @@ def compare(title, paths, folder, names, repeat, out_name, cold=False):
     )
 
 
-def others():
-  names = ["numpy_dicts"]
-  if importlib.util.find_spec("torch"):
-    names += ["torch_soup", "torch_double"]
-  else:
-    print("torch is not installed: its rows are left out.")
-  return names
-
-
 def table_1(folder, repeat):
   paths = make(folder, "B", 8)
-  names = ["soupjax", "with_hashes", *others()]
+  names = ["soupjax", "with_hashes", *contestants.others()]
   out = "out.safetensors"
   compare("1. 8 x ViT-B", paths, folder, names, repeat, out)
   compare("1. 8 x ViT-B", paths, folder, ["soupjax"], repeat, out, cold=True)
@@ -372,8 +258,8 @@ def table_1(folder, repeat):
 def table_2(folder, repeat):
   print("\n2. Peak anonymous memory of soupjax beyond imports, MB")
   out = os.path.join(folder, "out.safetensors")
-  for size, counts in {"S": (2, 8, 32), "B": (2, 8, 32), "L": (8,)}.items():
-    for count in counts:
+  for size in ("S", "B", "L"):
+    for count in (2, 8, 32):
       paths = make(folder, size, min(count, 8))
       paths = [paths[k % len(paths)] for k in range(count)]
       # The same file under several names: its reads are the same work.

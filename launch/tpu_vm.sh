@@ -2,136 +2,188 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Runs soupjax on a Cloud TPU slice: asks for it as a queued resource, installs
-# this checkout on every worker, runs the same command on all of them, asks again
-# when the slice is preempted, and gives it back at the end.
+# Runs soupjax on a Cloud TPU: asks for one, waits, copies this checkout to every
+# worker, runs the same command on all of them, and deletes the TPU at the end.
 #
-#   launch/tpu_vm.sh [--dry_run] NAME SOUPJAX_ARGUMENTS...
+#   launch/tpu_vm.sh --name=soup --zone=us-west4-a --type=v5litepod-16 \
+#     --share=10.0.0.2:/vol1 -- --config=configs/finetune/vit_b16_i1k.py \
+#     --workdir=/mnt/soupjax/run --sweep
+#   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, runs none
+#   for i in 0 1 2 3; do launch/tpu_vm.sh --name=soup-$i ... -- \
+#     ... --sweep_index=$i & done; wait         members on TPUs of their own
 #
-#   BUCKET=my-bucket launch/tpu_vm.sh g14-7 --sweep_index=7 \
-#     --config=configs/finetune/vit_g14_i1k.py --workdir=/bucket/g14
+# What follows `--` goes to soupjax. A TPU that is preempted is deleted, and
+# asked for again; the run goes on where it was. So --workdir must be seen by all
+# workers and outlive them: it lies on a share that is mounted at /mnt/soupjax,
+# by NFS (a Filestore instance of the same network) or a bucket by gcsfuse (with
+# hierarchical namespace, where renames are atomic). A run that fails for another
+# reason is not repeated.
 #
-# NAME is that of the slice: one a member of a sweep, all with one --workdir. A
-# member that was preempted goes on from its last state. --dry_run prints the
-# commands and runs none.
-#
-#   ZONE      default us-east5-a
-#   TYPE      of the slice, default v6e-32
-#   RUNTIME   image, default v2-alpha-tpuv6e; its Python is too old, uv brings one
-#   SPOT      1 (default) for preemptible machines, 0 for others
-#   BUCKET    mounted as /bucket on every worker, with gcsfuse, for --workdir.
-#             With hierarchical namespace: renames must be atomic.
-#   RETRIES   how often to ask for a new slice, default 100
-#   KEEP      1 leaves the slice there at the end
-#   POLL      seconds between looks at its state, default 60
+#   --name=NAME       of the queued resource and of its node
+#   --zone=ZONE
+#   --type=TYPE       accelerator type, as v5litepod-16
+#   --share=SHARE     mounted at /mnt/soupjax: HOST:/DIR, or gs://BUCKET
+#   --version=V       runtime version (default: v2-alpha-tpuv5-lite)
+#   --project=P       (default: that of gcloud's configuration)
+#   --spot            cheaper, may be preempted
+#   --retries=N       how often to ask again after a preemption (default: 20)
+#   --poll=SECONDS    between looks at the state (default: 30)
+#   --keep            does not delete the TPU at the end
+#   --dry_run         prints the commands and stops
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-dry_run=0
-if [[ "${1:-}" == --dry_run ]]; then
-  dry_run=1
-  shift
-fi
-if [[ $# -lt 2 || "$1" == -* ]]; then
-  sed -n '5,28s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+name="" zone="" type="" share="" version="v2-alpha-tpuv5-lite" project=""
+spot="" retries=20 poll=30 keep="" dry_run=""
+
+fail() {
+  echo "tpu_vm.sh: $*" >&2
   exit 2
-fi
-name="$1"
+}
+
+while [[ $# -gt 0 && "$1" != "--" ]]; do
+  case "$1" in
+    --name=*) name="${1#*=}" ;;
+    --zone=*) zone="${1#*=}" ;;
+    --type=*) type="${1#*=}" ;;
+    --share=*) share="${1#*=}" ;;
+    --version=*) version="${1#*=}" ;;
+    --project=*) project="${1#*=}" ;;
+    --retries=*) retries="${1#*=}" ;;
+    --poll=*) poll="${1#*=}" ;;
+    --spot) spot=1 ;;
+    --keep) keep=1 ;;
+    --dry_run) dry_run=1 ;;
+    --help | -h)
+      sed -n '5,39s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    *) fail "unknown option $1; what goes to soupjax comes after --" ;;
+  esac
+  shift
+done
+[[ -n "$name" && -n "$zone" && -n "$type" ]] ||
+  fail "--name, --zone and --type are needed; --help tells more"
+case "$share" in
+  gs://?*) mount="gcsfuse --implicit-dirs ${share#gs://} /mnt/soupjax" ;;
+  ?*:/*) mount="sudo mount -t nfs $share /mnt/soupjax" ;;
+  *) fail "--share=${share:-(none)}: give HOST:/DIR or gs://BUCKET" ;;
+esac
+[[ $# -gt 1 ]] || fail "nothing to run: give -- --config=... --workdir=..."
 shift
+config="" workdir=""
+for argument in "$@"; do
+  case "$argument" in
+    --config=*) config="${argument#*=}" ;;
+    --workdir=*) workdir="${argument#*=}" ;;
+  esac
+done
+[[ -n "$config" ]] || fail "give --config=FILE after --"
+[[ "$workdir" == /mnt/soupjax/?* ]] ||
+  fail "--workdir=${workdir:-(none)}: disks of TPU workers are lost with them;" \
+    "give a directory on the share, /mnt/soupjax/..."
 
-zone="${ZONE:-us-east5-a}"
-archive="${TMPDIR:-/tmp}/soupjax-$name.tar.gz"
-printf -v arguments ' %q' "$@"
+# The checkout, whatever directory this is called from.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+where=(--zone="$zone")
+[[ -z "$project" ]] || where+=(--project="$project")
 
-setup="set -e; mkdir -p ~/soupjax; tar -xzf ~/soupjax.tar.gz -C ~/soupjax"
-setup+="; cd ~/soupjax; curl -LsSf https://astral.sh/uv/install.sh | sh"
-setup+="; ~/.local/bin/uv venv --quiet --allow-existing --python 3.12"
-setup+="; ~/.local/bin/uv pip install --quiet '.[tpu]'"
-if [[ -n "${BUCKET:-}" ]]; then
-  setup+="; mountpoint -q /bucket || { sudo mkdir -p /bucket"
-  setup+="; sudo chown \$USER /bucket; gcsfuse --implicit-dirs $BUCKET /bucket; }"
-fi
-main="cd ~/soupjax; .venv/bin/soupjax --distributed$arguments"
-
+# Prints a command; runs it unless this is a dry run.
 run() {
-  if ((dry_run)); then
-    printf '%q ' "$@" && echo
-  else
-    "$@"
-  fi
+  printf '%q ' "$@" | sed 's/ $//' >&3
+  echo >&3
+  [[ -n "$dry_run" ]] || "$@"
 }
-
-tpus() {
-  run gcloud compute tpus "$@" --zone="$zone"
-}
+exec 3>&1
 
 on_all_workers() {
-  tpus tpu-vm ssh "$name" --worker=all --command="$1"
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
+    --command="$1"
 }
 
 state() {
-  gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
-    --format='value(state.state)' 2> /dev/null || echo MISSING
+  gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
+    --format="value(state.state)" 2> /dev/null || echo MISSING
 }
 
-create() {
-  local options=()
-  [[ "${SPOT:-1}" == 0 ]] || options+=(--spot)
-  tpus queued-resources create "$name" --node-id="$name" \
-    --accelerator-type="${TYPE:-v6e-32}" \
-    --runtime-version="${RUNTIME:-v2-alpha-tpuv6e}" \
-    ${options[@]+"${options[@]}"}
+ask() {
+  local options=(--node-id="$name" --accelerator-type="$type")
+  options+=(--runtime-version="$version")
+  [[ -z "$spot" ]] || options+=(--spot)
+  run gcloud compute tpus queued-resources create "$name" "${where[@]}" \
+    "${options[@]}"
 }
 
 delete() {
-  tpus queued-resources delete "$name" --force --quiet
+  run gcloud compute tpus queued-resources delete "$name" "${where[@]}" \
+    --quiet --force
 }
 
-# Waits for the slice; 1 if it will not come.
-wait_until_active() {
-  if ((dry_run)); then
-    echo "# wait until $name is ACTIVE"
+# Waits until the TPU is there; fails if it never will be.
+wait_for_it() {
+  [[ -z "$dry_run" ]] || {
+    echo "# wait until its state is ACTIVE, looking every $poll s"
     return 0
-  fi
+  }
+  local now=""
   while true; do
-    case "$(state)" in
+    now="$(state)"
+    case "$now" in
       ACTIVE) return 0 ;;
-      FAILED | SUSPEND* | DELETING | MISSING) return 1 ;;
-      *) sleep "${POLL:-60}" ;;
+      FAILED | SUSPENDED | SUSPENDING | MISSING) return 1 ;;
     esac
+    echo "# $name: $now"
+    sleep "$poll"
   done
 }
 
-give_back() {
-  [[ "${KEEP:-0}" == 1 ]] || delete
+set_up_and_run() {
+  # From git's list: no runs, no virtual environments.
+  local archive
+  archive="$(mktemp -d)/soupjax.tar.gz"
+  if [[ -z "$dry_run" ]]; then
+    git -C "$root" ls-files -z |
+      tar -C "$root" --null --files-from=- -czf "$archive"
+  else
+    archive="soupjax.tar.gz"
+    echo "# pack what git knows of the checkout into $archive"
+  fi
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:soupjax.tar.gz" \
+    "${where[@]}" --worker=all || return
+  # Runtimes come with an old Python; uv brings a new one.
+  on_all_workers "\
+sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p /mnt/soupjax &&\
+ (mountpoint -q /mnt/soupjax || (sudo chown \$USER /mnt/soupjax && $mount)) &&\
+ mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
+ python3 -m pip install --quiet --user uv &&\
+ ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv &&\
+ ~/.local/bin/uv pip install --quiet --python=.venv/bin/python\
+ --editable='.[tpu,gs]'" || return
+  local command
+  command="$(printf '%q ' .venv/bin/soupjax --distributed "$@")"
+  on_all_workers "cd soupjax && ${command% }"
 }
 
-run git archive --format=tar.gz --output="$archive" HEAD
-for ((attempt = 0; attempt <= ${RETRIES:-100}; attempt++)); do
-  if ((dry_run)) || [[ "$(state)" == MISSING ]]; then
-    create
-  fi
-  status=0
-  if wait_until_active; then
-    tpus tpu-vm scp "$archive" "$name:soupjax.tar.gz" --worker=all \
-      && on_all_workers "$setup" \
-      && on_all_workers "$main" \
-      || status=$?
-    if ((status == 0)); then
-      give_back
+for ((attempt = 0; attempt <= retries; attempt++)); do
+  [[ -n "$dry_run" || "$(state)" == ACTIVE ]] || ask
+  [[ -z "$dry_run" ]] || ask
+  code=0
+  if wait_for_it; then
+    set_up_and_run "$@" || code=$?
+    if [[ $code -eq 0 || -n "$dry_run" ]]; then
+      [[ -n "$keep" ]] || delete
       exit 0
     fi
-    # A preempted slice needs a while until it says so.
-    sleep "${POLL:-60}"
+    # Why did it end? Only a TPU that is gone is worth another try; and one that
+    # is preempted needs a while until it says so.
+    sleep "$poll"
     if [[ "$(state)" == ACTIVE ]]; then
-      echo "The run on $name failed; the slice is still there to look at." >&2
-      echo "To give it back: gcloud compute tpus queued-resources delete" \
-        "$name --zone=$zone --force" >&2
-      exit "$status"
+      echo "tpu_vm.sh: soupjax failed (exit code $code); not tried again." >&2
+      [[ -n "$keep" ]] || delete
+      exit "$code"
     fi
   fi
-  echo "$name was preempted or did not come: asking again." >&2
+  echo "# $name was preempted or not given ($(state)): asking again"
   delete || true
 done
-echo "Gave up on $name after ${RETRIES:-100} retries." >&2
+echo "tpu_vm.sh: given up after $retries retries." >&2
 exit 1

@@ -18,6 +18,7 @@ import zlib
 import jax
 import numpy as np
 
+from soupjax.checkpoints import processes
 from soupjax.soups import boxes, crc, tree
 from soupjax.soups.ingredient import Ingredient, Storage
 
@@ -105,7 +106,7 @@ class ByteFile:
     return out.tobytes()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Place:
   """Where a leaf is: row-major, little-endian, from `offset` on."""
 
@@ -238,20 +239,30 @@ class RangeWriter:
       self._pieces[leaf].append((box, value))
 
   def read_back(self) -> dict[str, int]:
-    """Reads every piece again and compares it.
+    """Reads every piece again, each process its own, and compares it.
 
     Returns:
-      Leaf -> CRC-32.
+      Leaf -> CRC-32, over all processes.
 
     Raises:
       ValueError: naming the leaf whose bytes on disk differ.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-      return dict(zip(self.specs, pool.map(self._read_back, self.specs)))
+      mine = dict(zip(self.specs, pool.map(self._read_back, self.specs)))
+    everywhere, sums = processes.gather_json(mine), {}
+    for leaf, spec in self.specs.items():
+      size = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+      parts = [part for one in everywhere for part in one[leaf]]
+      sums[leaf] = crc.whole(parts, size)
+      if sums[leaf] is None:
+        # Pieces that are no stretch of the file: once more in its order.
+        sums[leaf] = _crc_of(*self.places[leaf], size, 0)
+    return sums
 
-  def _read_back(self, leaf: str) -> int:
+  def _read_back(self, leaf: str) -> list[tuple[int, int, int]]:
+    """First byte, bytes and CRC-32 of what is one stretch of the file."""
     spec, (fd, offset) = self.specs[leaf], self.places[leaf]
-    item, parts, total = spec.dtype.itemsize, [], 0
+    item, parts = spec.dtype.itemsize, []
     for box, expected in self._pieces[leaf]:
       found, stretches = 0, list(boxes.runs(spec.shape, box))
       for first, n in stretches:
@@ -263,13 +274,8 @@ class RangeWriter:
         )
       if len(stretches) == 1:
         first, n = stretches[0]
-        parts.append((first, found, n * item))
-        total += n * item
-    whole = boxes.size(boxes.whole(spec.shape)) * item
-    if total == whole:
-      return crc.combine((value, n) for _, value, n in sorted(parts))
-    # Other processes, or pieces that are no stretch: once more in file order.
-    return _crc_of(fd, offset, whole, 0)
+        parts.append((first * item, n * item, found))
+    return parts
 
 
 _SCRATCH = threading.local()

@@ -7,9 +7,11 @@ Headers come from strangers: everything in them is checked before it is used.
 """
 
 import json
+import math
 import os
 import pathlib
 import struct
+import sys
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from soupjax.checkpoints import files, ranges
-from soupjax.soups import boxes
+from soupjax.soups import tree
 from soupjax.soups.ingredient import Ingredient
 
 _MAX_HEADER = 100_000_000
@@ -132,8 +134,8 @@ def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
     raise _bad(
       path, f"{name!r} has dtype {dtype!r}, known are {sorted(_DTYPES)}"
     )
-  spec = jax.ShapeDtypeStruct(tuple(shape), np.dtype(_DTYPES[dtype]))
-  needed = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+  spec = tree.shared_spec(tuple(shape), np.dtype(_DTYPES[dtype]))
+  needed = math.prod(shape) * spec.dtype.itemsize
   if stop - start != needed:
     raise _bad(
       path,
@@ -202,6 +204,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     header, data = read_header(file)
     text = header.pop("__metadata__", None) or {}
     for leaf, entry in header.items():
+      leaf = sys.intern(leaf)  # One string for all checkpoints of a model.
       if leaf in specs:
         raise ValueError(
           f"{path} has leaf {leaf!r} in two shards: "

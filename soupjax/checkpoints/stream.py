@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import find, mesh, output, record
+from soupjax.checkpoints import find, mesh, output, processes, record
 from soupjax.soups import boxes, rules
 from soupjax.soups import mix as engine
 from soupjax.soups import plan as planning
@@ -137,6 +137,7 @@ def mix(
     "hash_inputs": hash_inputs,
     "check_finite": check_finite,
     "progress": _progress(progress),
+    "processes": processes.all_of_them(),
   }
   params = path = None
   if target is None:
@@ -240,7 +241,8 @@ def _pieces(plan, target, sharding):
     return planning.pieces(plan, mesh.parts(plan, sharding), plan.chunks)
   whole = {leaf: [boxes.whole(s.shape)] for leaf, s in plan.specs.items()}
   pieces = planning.pieces(plan, whole, target.chunks)
-  return planning.share(pieces, jax.process_index(), jax.process_count())
+  sizes = [boxes.size(box) for _, box in pieces]
+  return planning.share(pieces, sizes, jax.process_index(), jax.process_count())
 
 
 def _onto_mesh(plan, pieces, sharding, settings):

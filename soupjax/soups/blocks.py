@@ -72,7 +72,8 @@ def _width(n):
 class Buffer:
   """Memory of one thread, used for one block after another."""
 
-  def __init__(self):
+  def __init__(self, allocate: Callable[..., np.ndarray] = np.empty):
+    self._allocate = allocate
     self._bytes: dict[str, np.ndarray] = {}
     self.results: dict[tuple[Any, ...], jax.Array] = {}
 
@@ -85,7 +86,7 @@ class Buffer:
     needed = int(np.prod(shape)) * dtype.itemsize
     held = self._bytes.get(use)
     if held is None or held.nbytes < needed:
-      raw = np.empty(needed + 64, np.uint8)
+      raw = self._allocate(needed + 64, np.uint8)
       first = -raw.ctypes.data % 64
       held = self._bytes[use] = raw[first : first + needed]
     return held[:needed].view(dtype).reshape(shape)

@@ -54,3 +54,23 @@ def combine(pieces: Iterable[tuple[int, int]]) -> int:
   for value, num_bytes in pieces:
     total = _times(_zeros(num_bytes), total) ^ value
   return total
+
+
+def whole(pieces: Iterable[tuple[int, int, int]], num_bytes: int) -> int | None:
+  """CRC-32 of data from pieces in any order, some perhaps given twice.
+
+  Args:
+    pieces: first byte, number of bytes and CRC-32 of each.
+    num_bytes: of all data.
+
+  Returns:
+    None if the pieces overlap or leave a gap.
+  """
+  found, end = sorted({tuple(piece) for piece in pieces}), 0
+  for start, size, _ in found:
+    if start != end:
+      return None
+    end += size
+  if end != num_bytes:
+    return None
+  return combine((value, size) for _, size, value in found)

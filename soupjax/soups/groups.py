@@ -53,8 +53,9 @@ class Group:
     """Host bytes for one element: its stack, base and result."""
     base = self.base_dtype.itemsize if self.base is not None else 0
     base += 4 * len(self.extra) + 8 * self.indexed
-    # The result exists in float32 and in its own dtype at worst.
-    result = 4 + self.out_dtype.itemsize
+    # Another dtype is made from float32, and both exist at worst.
+    result = self.out_dtype.itemsize
+    result += 0 if self.out_dtype == np.float32 else 4
     return self.stack_dtype.itemsize * len(self.sources) + base + result
 
 

@@ -3,12 +3,15 @@
 """First passes over the weights, for rules that need statistics of them.
 
 A leaf is cut into units whose size depends on the number of ingredients alone,
-and what the units give is added in their order, whichever thread was faster:
-the result does not depend on blocks, threads or mesh.
+and what the units give is added in their order, whichever thread was faster and
+whichever process read them: the result does not depend on blocks, threads, mesh
+or processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import io
+import json
 import threading
 from typing import Any
 
@@ -25,17 +28,37 @@ _UNIT_BYTES = 8 << 20
 _UNIT_ELEMENTS = 1 << 17
 
 
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """Several processes that mix together; by default there is one.
+
+  Attributes:
+    index: of this process.
+    count: of all.
+    gather: gives what every process passed, in their order; all of them call it
+      equally often.
+  """
+
+  index: int = 0
+  count: int = 1
+  gather: Callable[[bytes], list[bytes]] = lambda data: [data]
+
+
+ALONE = Processes()
+
+
 class Sweep:
   """The leaves that a rule merges, to be read as often as it asks.
 
   Attributes:
     specs: leaf -> shape and dtype, in alphabetical order.
     count: the number of ingredients.
-    bytes_read: of weights, so far.
+    bytes_read: of weights, so far, by this process.
   """
 
-  def __init__(self, plan: planning.Plan):
+  def __init__(self, plan: planning.Plan, processes: Processes = ALONE):
     self._plan = plan
+    self._processes = processes
     self._storages = [storage_of(source) for source in plan.sources]
     found = [leaf for leaf, group in plan.groups.items() if group.by_rule]
     self.specs: Mapping[str, jax.ShapeDtypeStruct] = {
@@ -85,7 +108,11 @@ class Sweep:
         self._plan.chunks.get(leaf),
       )
     ]
-    todo, totals = enumerate(units), {}
+    sizes = [boxes.size(box) for _, _, box in units]
+    units = planning.share(
+      units, sizes, self._processes.index, self._processes.count
+    )
+    todo, sums = enumerate(units), _Sums(self._processes)
     ready: dict[int, Any] = {}
     lock, failures, at = threading.Lock(), [], 0
 
@@ -102,8 +129,7 @@ class Sweep:
           with lock:
             ready[i] = part
             while at in ready:
-              key, part = units[at][0], ready.pop(at)
-              totals[key] = totals[key] + part if key in totals else part
+              sums.add(units[at][0], ready.pop(at))
               at += 1
       except BaseException as e:  # noqa: B036 - raised again below.
         failures.append(e)
@@ -118,7 +144,7 @@ class Sweep:
       thread.join()
     if failures:
       raise failures[0]
-    return totals
+    return sums.totals()
 
   def _read(self, leaf, box, buffers):
     plan, n = self._plan, boxes.size(box)
@@ -139,18 +165,60 @@ class Sweep:
     return rows[: self.count], rows[-1] if plan.rule.needs_base else None
 
 
-def measured(plan: planning.Plan) -> tuple[planning.Plan, int]:
+class _Sums:
+  """What units give, added up in their order over all processes."""
+
+  def __init__(self, processes):
+    self._processes = processes
+    self._parts: list[tuple[str | None, Any]] = []
+
+  def add(self, key, part):
+    last = self._parts[-1] if self._parts else (None, None)
+    # Floats of several processes are added when all are there: the order of
+    # their sum is that of one process. The order of integers does not matter.
+    may = self._processes.count == 1 or np.asarray(part).dtype.kind in "iub"
+    if self._parts and last[0] == key and may:
+      self._parts[-1] = (key, last[1] + part)
+    else:
+      self._parts.append((key, part))
+
+  def totals(self) -> dict[str | None, Any]:
+    totals: dict[str | None, Any] = {}
+    for key, part in self._everywhere():
+      totals[key] = totals[key] + part if key in totals else part
+    return totals
+
+  def _everywhere(self):
+    if self._processes.count == 1:
+      return self._parts
+    stream = io.BytesIO()
+    keys = json.dumps([key for key, _ in self._parts]).encode()
+    np.savez(
+      stream, np.frombuffer(keys, np.uint8), *(p for _, p in self._parts)
+    )
+    found = []
+    for data in self._processes.gather(stream.getvalue()):
+      with np.load(io.BytesIO(data)) as arrays:
+        keys = json.loads(arrays["arr_0"].tobytes())
+        found += [(k, arrays[f"arr_{i}"]) for i, k in enumerate(keys, start=1)]
+    return found
+
+
+def measured(
+  plan: planning.Plan, processes: Processes = ALONE
+) -> tuple[planning.Plan, int]:
   """Runs the first passes of a rule.
 
   Args:
     plan: of the mix.
+    processes: that each take a share of the passes.
 
   Returns:
-    The plan with what they found, and the bytes of weights they read.
+    The plan with what they found, and the bytes of weights read here.
   """
   if plan.rule.measure is None:
     return plan, 0
-  sweep = Sweep(plan)
+  sweep = Sweep(plan, processes)
   found = plan.rule.measure(sweep) if sweep.specs else {}
   groups = {
     leaf: dataclasses.replace(group, values={**group.values, **found[leaf]})

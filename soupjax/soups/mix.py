@@ -10,9 +10,11 @@ threads alone. A rule is elementwise and its bits depend on the numbers alone
 (see `exact`), so that the result is the same however the work is cut up.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import json
 import threading
 import time
 from typing import Protocol
@@ -43,7 +45,8 @@ class Report:
     bytes_read: of weights.
     bytes_written: of weights.
     seconds: from the first block to the last.
-    checksums: source -> leaf -> CRC-32, where it was computed and complete.
+    checksums: source -> leaf -> CRC-32, where it was computed and complete,
+      over all processes.
   """
 
   bytes_read: int
@@ -69,6 +72,7 @@ def run(
   hash_inputs: bool = False,
   check_finite: bool = True,
   progress: Callable[[int, int], None] | None = None,
+  processes: measure.Processes = measure.ALONE,
 ) -> Report:
   """Mixes pieces of leaves into a writer.
 
@@ -80,6 +84,7 @@ def run(
       it, only recorded ones are computed, and compared.
     check_finite: refuses a result with NaN or infinity.
     progress: called with the bytes read so far and in all.
+    processes: that mix together, each its own pieces.
 
   Returns:
     What was done.
@@ -89,10 +94,15 @@ def run(
       checksum does not fit, or a result is not finite.
   """
   start = time.perf_counter()
-  plan, measured_bytes = measure.measured(plan)
+  plan, measured_bytes = measure.measured(plan, processes)
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
   total = sum(work.cost(block) for block in packed)
+  # What the compiler holds is free again before the buffers are filled.
+  count = collections.Counter(id(block.group) for block in packed)
+  for block in {id(block.group): block for block in packed}.values():
+    if count[id(block.group)] > plan.threads:
+      work.compile(block)
   todo, lock, failures = iter(packed), threading.Lock(), []
 
   def loop():
@@ -125,7 +135,7 @@ def run(
     bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
     seconds=time.perf_counter() - start,
-    checksums=work.checksums(),
+    checksums=work.checksums(processes),
   )
 
 
@@ -173,6 +183,20 @@ class _Work:
       for leaf, box in block.pieces
       for k in (*group.sources, *base, *group.extra)
     )
+
+  def compile(self, block: blocks.Block) -> None:
+    """Runs the rule on zeros, unless the shapes are those of a leaf."""
+    group, n = block.group, block.capacity
+    if group.combine is None or group.whole or group.extra:
+      return
+    zeros = blocks.Buffer(np.zeros)
+    stack = zeros.array("stack", (len(group.sources), n), group.stack_dtype)
+    base, values = None, dict(group.values)
+    if group.base is not None:
+      base = zeros.array("base", (n,), group.base_dtype)
+    if group.indexed:
+      values["index"] = zeros.array("index", (2, n), np.dtype(np.uint32))
+    jax.block_until_ready(self._merge(group, stack, base, values, None))
 
   def do(self, block: blocks.Block, buffer: blocks.Buffer) -> None:
     """Reads, merges and writes one block."""
@@ -277,7 +301,8 @@ class _Work:
     stretches = boxes.runs(self.plan.sources[k].specs[leaf].shape, box)
     first, n = next(stretches)
     if n == array.size:
-      value = (first, array.nbytes, crc.crc32(array))
+      start = first * array.dtype.itemsize
+      value = (start, array.nbytes, crc.crc32(array))
       with self._lock:
         self._sums[k].setdefault(leaf, []).append(value)
 
@@ -330,23 +355,26 @@ class _Work:
     with self._lock:
       self.written += at * row.dtype.itemsize
 
-  def checksums(self) -> tuple[dict[str, int], ...]:
+  def checksums(
+    self, processes: measure.Processes
+  ) -> tuple[dict[str, int], ...]:
     """Checksums of leaves that were seen whole, compared with those recorded.
 
     Raises:
       ValueError: naming the leaf that differs.
     """
     found: tuple[dict[str, int], ...] = tuple({} for _ in self.plan.sources)
+    everywhere = [
+      json.loads(data)
+      for data in processes.gather(json.dumps(self._sums).encode())
+    ]
     for k, source in enumerate(self.plan.sources):
-      for leaf, parts in self._sums[k].items():
-        spec = source.specs[leaf]
-        parts.sort()
-        if (
-          sum(n for _, n, _ in parts)
-          != boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
-        ):
+      for leaf, spec in source.specs.items():
+        parts = [part for one in everywhere for part in one[k].get(leaf, ())]
+        size = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
+        value = crc.whole(parts, size)
+        if value is None or not parts:
           continue
-        value = crc.combine((c, n) for _, n, c in parts)
         expected = self.storages[k].checksums.get(leaf, value)
         if value != expected:
           raise ValueError(

@@ -274,11 +274,11 @@ def pieces(
 
 
 def share(
-  found: Sequence[tuple[str, boxes.Box]], index: int, count: int
-) -> list[tuple[str, boxes.Box]]:
-  """The pieces of one of `count` processes: a stretch of about equal size."""
-  ends = np.cumsum([boxes.size(box) for _, box in found])
+  found: Sequence[Any], sizes: Sequence[int], index: int, count: int
+) -> list[Any]:
+  """What one of `count` processes does: a stretch of about equal size."""
+  ends = np.cumsum(sizes)
   total = int(ends[-1]) if len(ends) else 0
-  middle = ends - np.array([boxes.size(box) for _, box in found]) / 2
+  middle = ends - np.asarray(sizes) / 2
   low, high = total * index / count, total * (index + 1) / count
   return [one for one, at in zip(found, middle) if low <= at < high]

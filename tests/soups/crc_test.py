@@ -21,3 +21,15 @@ def test_arrays_of_any_shape():
   assert crc.crc32(np.zeros((0, 3))) == 0
   half = crc.crc32(array[:1])
   assert crc.extend(half, array[1:]) == crc.crc32(array)
+
+
+def test_whole_from_pieces_in_any_order():
+  data = np.arange(100, dtype=np.uint8)
+  pieces = [(a, b - a, crc.crc32(data[a:b])) for a, b in ((0, 30), (30, 100))]
+  assert crc.whole(pieces[::-1], 100) == crc.crc32(data)
+  assert crc.whole([*pieces, list(pieces[0])], 100) == crc.crc32(data)
+  assert crc.whole(pieces[1:], 100) is None
+  assert crc.whole(pieces[:1], 100) is None
+  overlap = (20, 80, crc.crc32(data[20:]))
+  assert crc.whole([pieces[0], overlap], 100) is None
+  assert crc.whole([], 0) == 0

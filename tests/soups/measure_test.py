@@ -67,3 +67,23 @@ def test_the_report_counts_what_was_measured():
   base = sj.Ingredient.from_params("base", trees[0])
   report = sj.mix(rules.ties(0.5), ingredients, base=base).report
   assert report.bytes_read == 3 * 120
+
+
+def test_processes_add_up_in_the_order_of_one(monkeypatch):
+  monkeypatch.setattr(measure, "_UNIT_BYTES", 0)
+  monkeypatch.setattr(measure, "_UNIT_ELEMENTS", 1)
+  one = sj.Ingredient.from_params("m", {"w": np.float32([1, 1e17, -1e17, 2])})
+  plan = planning.make(rules.geometric_median(), [one])
+  sent = []
+
+  def run(index, gather):
+    processes = measure.Processes(index, 2, gather)
+    found = measure.Sweep(plan, processes)
+    total = found.each(lambda stack, base: stack[0].astype(np.float64))
+    assert found.bytes_read == 8
+    return total["w"].tolist()
+
+  for index in range(2):
+    run(index, lambda data: [sent.append(data) or data])
+  # Added up by each first, it would be 0.
+  assert run(0, lambda data: sent) == run(1, lambda data: sent) == [2]

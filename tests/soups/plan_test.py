@@ -154,11 +154,14 @@ def test_shares_of_processes_are_all_and_even():
   parts = {k: [boxes.whole(s.shape)] for k, s in plan.specs.items()}
   pieces = planning.pieces(plan, parts, {})
   assert len(pieces) > 5
+  sizes = [boxes.size(box) for _, box in pieces]
   for count in (1, 2, 3, 7):
-    shares = [planning.share(pieces, i, count) for i in range(count)]
+    shares = [planning.share(pieces, sizes, i, count) for i in range(count)]
     assert sum(shares, []) == pieces
-    sizes = [sum(boxes.size(b) for _, b in s) for s in shares]
-    assert max(sizes) - min(sizes) <= 2 * max(boxes.size(b) for _, b in pieces)
+    filled = [sum(boxes.size(b) for _, b in s) for s in shares]
+    assert max(filled) - min(filled) <= 2 * max(
+      boxes.size(b) for _, b in pieces
+    )
 
 
 def test_rules_that_go_by_leaf_finish_one_after_the_other():

@@ -1,0 +1,165 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to average checkpoints, for `stream.py`.
+
+Each imports what it needs, and returns a function that does the work alone.
+"""
+
+import importlib.util
+
+
+def soupjax(paths, out, **settings):
+  import soupjax as sj
+
+  def run():
+    return sj.mix(sj.rules.linear(), paths, out=out, **settings)
+
+  return run
+
+
+def with_hashes(paths, out):
+  return soupjax(paths, out, hash_inputs=True)
+
+
+def numpy_dicts(paths, out):
+  import safetensors.numpy as st
+
+  def run():
+    total = st.load_file(paths[0])
+    for path in paths[1:]:
+      for name, value in st.load_file(path).items():
+        total[name] += value
+    for value in total.values():
+      value /= len(paths)
+    st.save_file(total, out)
+
+  return run
+
+
+def torch_soup(paths, out):
+  """The loop of the model-soups release: a weighted sum of state dicts."""
+  import safetensors.torch as st
+
+  def run():
+    total = None
+    for path in paths:
+      state = st.load_file(path)
+      if total is None:
+        total = {k: v * (1.0 / len(paths)) for k, v in state.items()}
+      else:
+        total = {k: v * (1.0 / len(paths)) + total[k] for k, v in state.items()}
+    st.save_file(total, out)
+
+  return run
+
+
+def torch_double(paths, out):
+  """As timm averages checkpoints: summed in float64, cast at the end."""
+  import safetensors.torch as st
+
+  def run():
+    total = {}
+    for path in paths:
+      for name, value in st.load_file(path).items():
+        if name in total:
+          total[name] += value.double()
+        else:
+          total[name] = value.double()
+    st.save_file({k: (v / len(paths)).float() for k, v in total.items()}, out)
+
+  return run
+
+
+def orbax_itself(paths, out):
+  """Orbax restores all models onto the mesh and saves their mean."""
+  import jax
+  from orbax.checkpoint import v1 as ocp
+
+  import soupjax as sj
+  from soupjax import sharding
+
+  place = sharding.fsdp(sharding.make_mesh({"data": len(jax.devices())}))
+
+  def target(key, leaf):
+    name = jax.tree_util.keystr(key, simple=True, separator="/")
+    spec = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(
+      *(spec.shape, spec.dtype), sharding=place(name, spec)
+    )
+
+  mean = jax.jit(
+    lambda *trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)
+  )
+
+  def run():
+    metadata = ocp.metadata(paths[0]).metadata
+    targets = jax.tree_util.tree_map_with_path(target, metadata)
+    trees = [ocp.load(path, targets) for path in paths]
+    sj.save_params(out, mean(*trees))
+
+  return run
+
+
+def sd_mecha(paths, out):
+  import sd_mecha as mecha
+
+  def run():
+    recipe = mecha.n_average(*[mecha.model(path) for path in paths])
+    # Its default output is float16.
+    mecha.merge(recipe, output=out, output_dtype=None, merge_dtype=None)
+
+  return run
+
+
+def mergekit(paths, out):
+  """What the command mergekit-pytorch runs, with equal weights."""
+  from mergekit.graph import Executor
+  from mergekit.options import MergeOptions
+  from mergekit.scripts import merge_raw_pytorch as raw
+
+  models = [{"model": p, "parameters": {"weight": 1.0}} for p in paths]
+
+  def run():
+    config = raw.RawPyTorchMergeConfig.model_validate(
+      {"merge_method": "linear", "models": models}
+    )
+    # A directory, which replaces no file.
+    tasks = raw.plan_flat_merge(
+      config, f"{out}.d", False, False, MergeOptions()
+    )
+    Executor(tasks, math_device="cpu", storage_device="cpu").execute()
+
+  return run
+
+
+PACKAGES = {
+  "torch_soup": "torch",
+  "torch_double": "torch",
+  "sd_mecha": "sd_mecha",
+  "mergekit": "mergekit",
+}
+
+CONTESTANTS = {
+  f.__name__: f
+  for f in (
+    soupjax,
+    with_hashes,
+    numpy_dicts,
+    torch_soup,
+    torch_double,
+    sd_mecha,
+    mergekit,
+    orbax_itself,
+  )
+}
+
+
+def others() -> list[str]:
+  """The contestants besides soupjax whose packages are installed."""
+  found = ["numpy_dicts"]
+  for name, package in PACKAGES.items():
+    if importlib.util.find_spec(package):
+      found.append(name)
+    else:
+      print(f"{package} is not installed: {name} is left out.")
+  return found
