@@ -357,3 +357,24 @@ def test_writing_needs_one_list_of_classes(tmp_path):
     data.write_tfds("x", {"a": small(6), "b": small(6, 2)}, tmp_path)
   with pytest.raises(ValueError, match="same classes"):
     data.write_tfds("x", {}, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["tfds", "tar"])
+def test_worker_processes_read_the_same(kind, tfds_dir, folder):
+  source = (
+    data.open_source("fake_bugs", "train", data_dir=tfds_dir)
+    if kind == "tfds"
+    else data.open_source(f"folder:{folder}", "more")
+  )
+  source[0]  # So that files are open here.
+  here, there = (
+    data.train_loader(
+      source, batch_size=5, seed=1, preprocess="resize(8)", num_workers=n
+    )
+    for n in (0, 1)
+  )
+  for _ in range(3):
+    a, b = next(here), next(there)
+    np.testing.assert_array_equal(a["images"], b["images"])
+    np.testing.assert_array_equal(a["labels"], b["labels"])
+  there.close()

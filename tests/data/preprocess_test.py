@@ -1,0 +1,246 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import io
+import pickle
+
+import fake_images
+import numpy as np
+from PIL import Image
+import pytest
+
+from soupjax.data import image_ops, preprocess, randaug
+from soupjax.data.preprocess import CorruptImage, Preprocess
+
+
+def rng(seed=0):
+  return np.random.default_rng(seed)
+
+
+# The y coordinate in red, x in green: shows where each pixel came from.
+Y, X = np.mgrid[:200, :250].astype(np.uint8)
+MAP = np.stack([Y, X, np.zeros_like(X)], axis=-1)
+
+
+# The text
+
+
+@pytest.mark.parametrize(
+  "text,message",
+  [
+    ("flip", r"Unknown operation 'flip' in 'flip': did you mean 'flip_lr'\?"),
+    ("xyz(3)", r"Unknown operation 'xyz' .*: there are central_crop, flip_lr"),
+    ("resize", "'resize': missing .*'size'.* Its arguments: size"),
+    ("resize(3, size=4)", "multiple values for argument 'size'"),
+    ("flip_lr(rng=3)", "'flip_lr\\(rng=3\\)'.* unexpected keyword"),
+    ("resize(size)", r"Cannot read the operation 'resize\(size\)'"),
+    ("resize(3).load()", "Cannot read the operation"),
+    ("__import__('os')", "Unknown operation '__import__'"),
+    ("resize(**{})", "Cannot read the operation"),
+    ("resize(3", "Cannot read the operation"),
+    ("resize('big')", "size is a positive int .* not 'big'"),
+    ("resize(0)", "positive int"),
+    ("resize((8, 0))", "positive int"),
+    ("resize(8, 'cubic')", "Unknown method 'cubic': one of nearest"),
+    ("inception_crop(8, area_min=0)", "areas in percent"),
+    ("inception_crop(8, 50, 20)", "areas in percent"),
+    ("inception_crop(8, aspect=(2, 1))", "aspect"),
+    ("flip_lr(1.5)", "a probability"),
+    ("flip_lr('a')", "does not work"),
+    ("randaug(-1)", "num_layers"),
+    ("randaug(2, 31)", r"magnitude in 0\.\.30"),
+    ("value_range|flip_lr", "flip_lr comes after value_range"),
+  ],
+)
+def test_wrong_texts_are_refused_before_any_image(text, message):
+  with pytest.raises(ValueError, match=message):
+    Preprocess(text)
+
+
+def test_text_must_be_a_text():
+  with pytest.raises(ValueError, match="Operations are a text"):
+    Preprocess(["resize(3)"])
+
+
+def test_a_chain():
+  chain = Preprocess(" resize((10, 20)) | flip_lr(1.0)|value_range(0, 1) ")
+  assert chain.random
+  out = chain(MAP, rng())
+  assert out.shape == (10, 20, 3) and out.dtype == np.float32
+  expected = Image.fromarray(MAP).resize((20, 10), Image.BILINEAR)
+  np.testing.assert_allclose(
+    out, np.asarray(expected)[:, ::-1] / 255, atol=1e-6
+  )
+  again = pickle.loads(pickle.dumps(chain))
+  np.testing.assert_array_equal(again(MAP, rng()), out)
+
+
+def test_without_operations_only_decodes():
+  chain = Preprocess("")
+  assert not chain.random
+  np.testing.assert_array_equal(chain(MAP), MAP)
+  png = fake_images.encoded(3, "PNG")
+  np.testing.assert_array_equal(chain(png), fake_images.image(3))
+
+
+# Decoding
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_everything_becomes_rgb(mode):
+  file = io.BytesIO()
+  image = Image.fromarray(fake_images.image(0)).convert(mode)
+  image.save(file, "TIFF")
+  out = Preprocess("")(file.getvalue())
+  np.testing.assert_array_equal(out, np.asarray(image.convert("RGB")))
+  assert out.shape == (20, 24, 3) and out.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_damage_is_a_corrupt_image_whatever_the_format(kind):
+  whole = fake_images.encoded(1, kind)
+  preprocess.decode(whole)
+  for damaged in (whole[: len(whole) // 2], whole[:9], b"", b"<html>"):
+    with pytest.raises(CorruptImage):
+      preprocess.decode(damaged)
+
+
+# Operations
+
+
+def test_inception_crop_takes_boxes_within_its_ranges():
+  areas, ratios = [], []
+  for seed in range(300):
+    out = np.asarray(
+      image_ops.inception_crop(
+        Image.fromarray(MAP), rng(seed), 64, 20, 80, (0.5, 2.0)
+      )
+    ).astype(float)
+    assert out.shape == (64, 64, 3)
+    # From the first to the last pixel centre are 63 / 64 of the box.
+    height = (out[-1, :, 0].mean() - out[0, :, 0].mean()) * 64 / 63
+    width = (out[:, -1, 1].mean() - out[:, 0, 1].mean()) * 64 / 63
+    areas.append(height * width / (200 * 250))
+    ratios.append(width / height)
+  assert 0.18 < min(areas) < 0.25 and 0.7 < max(areas) < 0.85
+  assert 0.45 < min(ratios) < 0.6 and 1.6 < max(ratios) < 2.1
+
+
+def test_inception_crop_of_all_is_a_resize():
+  image = Image.fromarray(MAP)
+  out = image_ops.inception_crop(image, rng(), (20, 30), 100, 100, (1.25, 1.25))
+  np.testing.assert_array_equal(out, image_ops.resize(image, (20, 30)))
+  # A box that never fits: the whole image.
+  thin = Image.fromarray(MAP[:2])
+  out = image_ops.inception_crop(thin, rng(), 8, 100, 100)
+  np.testing.assert_array_equal(out, image_ops.resize(thin, 8))
+
+
+def test_resize_small_keeps_the_aspect():
+  image = Image.fromarray(MAP)
+  assert image_ops.resize_small(image, 100).size == (125, 100)
+  assert image_ops.resize_small(image.transpose(2), 100).size == (100, 125)
+  wide = Image.fromarray(MAP[:3])
+  assert image_ops.resize_small(wide, 1).size == (83, 1)
+
+
+def test_central_crop_is_central_and_pads_with_black():
+  out = np.asarray(image_ops.central_crop(Image.fromarray(MAP), (100, 50)))
+  np.testing.assert_array_equal(out, MAP[50:150, 100:150])
+  out = np.asarray(image_ops.central_crop(Image.fromarray(MAP), (220, 250)))
+  np.testing.assert_array_equal(out[10:210], MAP)
+  assert not out[:10].any() and not out[210:].any()
+
+
+def test_random_crop_reaches_every_place():
+  image = Image.fromarray(MAP[:6, :6])
+  places = set()
+  for seed in range(400):
+    out = np.asarray(image_ops.random_crop(image, rng(seed), 4, padding=1))
+    padded = np.pad(MAP[:6, :6], ((1, 1), (1, 1), (0, 0)))
+    found = [
+      (y, x)
+      for y in range(5)
+      for x in range(5)
+      if np.array_equal(padded[y : y + 4, x : x + 4], out)
+    ]
+    assert len(found) == 1
+    places.update(found)
+  assert len(places) == 25
+
+
+def test_flip():
+  image = Image.fromarray(MAP)
+  flipped = [
+    np.array_equal(image_ops.flip_lr(image, rng(s)), MAP[:, ::-1])
+    for s in range(200)
+  ]
+  assert 70 < sum(flipped) < 130
+  np.testing.assert_array_equal(image_ops.flip_lr(image, rng(), 0.0), MAP)
+
+
+def test_value_range():
+  out = image_ops.value_range(Image.fromarray(MAP), -1, 1)
+  np.testing.assert_allclose(out, MAP / 127.5 - 1, atol=1e-6)
+  assert out.dtype == np.float32
+
+
+# RandAugment
+
+
+def test_no_layers_change_nothing():
+  image = Image.fromarray(fake_images.image(0))
+  assert randaug.randaug(image, rng(), 0, 30) is image
+
+
+def test_every_operation_is_drawn_and_keeps_the_size(monkeypatch):
+  drawn = []
+
+  def spy(k):
+    return lambda image, level, sign: drawn.append((k, level, sign)) or image
+
+  monkeypatch.setattr(randaug, "_OPS", tuple(map(spy, range(14))))
+  image = Image.fromarray(fake_images.image(0))
+  for seed in range(200):
+    randaug.randaug(image, rng(seed), 3, 15)
+  assert len(drawn) == 600
+  assert {k for k, _, _ in drawn} == set(range(14))
+  assert {level for _, level, _ in drawn} == {1.5}
+  assert {sign for _, _, sign in drawn} == {-1, 1}
+
+
+def test_there_are_the_fourteen_of_the_paper():
+  assert len(randaug._OPS) == 14
+
+
+@pytest.mark.parametrize("k", range(14))
+def test_operations_work_at_every_magnitude(k):
+  pixels = fake_images.image(5)
+  image = Image.fromarray(pixels)
+  for level in (0.0, 0.5, 1.0, 3.0):
+    for sign in (-1, 1):
+      out = randaug._OPS[k](image, level, sign)
+      assert out.size == image.size and out.mode == "RGB"
+      # Only what has no strength may change an image at magnitude 0.
+      if level == 0 and k not in (1, 2):
+        np.testing.assert_array_equal(np.asarray(out), pixels)
+      # Stretching the contrast need not change an image that has all of it.
+      if level == 1 and k not in (0, 1):
+        assert not np.array_equal(np.asarray(out), pixels)
+
+
+def test_strengths_at_magnitude_10():
+  image = Image.fromarray(MAP)
+  # Posterize keeps 4 bits; all of it is solarized.
+  np.testing.assert_array_equal(randaug._posterize(image, 1, 1), MAP & 0xF0)
+  np.testing.assert_array_equal(randaug._solarize(image, 1, 1), 255 - MAP)
+  moved = np.asarray(randaug._translate_x(image, 1, 1))
+  np.testing.assert_allclose(moved[:, :130, 1], MAP[:, 112:242, 1] + 1, atol=1)
+  assert (moved[:, 140:] == 128).all()
+  rotated = np.asarray(randaug._rotate(image, 1, 1))
+  expected = np.asarray(image.rotate(30, Image.BILINEAR, fillcolor=(128,) * 3))
+  np.testing.assert_array_equal(rotated, expected)
+  sheared = np.asarray(randaug._shear_x(image, 1, 1))
+  row = 100
+  np.testing.assert_allclose(
+    sheared[row, :200, 1].astype(float), np.arange(200) + 0.3 * row, atol=1.5
+  )
