@@ -7,11 +7,14 @@
 #   launch/test.sh                          everything
 #   launch/test.sh tests/soups -x           arguments go to pytest
 #
+#   EXTRAS   what is installed besides soupjax (default: test);
+#            test,torch-tests also compares with PyTorch's models
+#
 # Environment: see launch/setup.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-. launch/setup.sh test
+. launch/setup.sh "${EXTRAS:-test}"
 ruff check .
 ruff format --check .
 # Two cores are what continuous integration has; a file stays on one of them.

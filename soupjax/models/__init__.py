@@ -1,10 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models, in Flax Linen."""
+"""Models, in Flax Linen; `pretrained` reads and writes others' weights."""
 
 from soupjax.models.mixer import MIXER_VARIANTS as MIXER_VARIANTS
 from soupjax.models.mixer import Mixer as Mixer
 from soupjax.models.mixer import mixer_variant as mixer_variant
+from soupjax.models.pretrained import load_pretrained as load_pretrained
 from soupjax.models.vit import VARIANTS as VARIANTS
 from soupjax.models.vit import ViT as ViT
 from soupjax.models.vit import variant as variant

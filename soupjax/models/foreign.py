@@ -165,8 +165,8 @@ def recognise(
   if not fits:
     raise ValueError(
       f"{where} is of no family that is known ({known}): its leaves are "
-      f"called, for instance, {shown}. Rename them, or give family= to see what is "
-      "missing."
+      f"called, for instance, {shown}. Rename them, or give family= to see "
+      "what is missing."
     )
   raise ValueError(
     f"{where} could be several things, (family, prefix) {sorted(fits)}: give "

@@ -165,7 +165,6 @@ def _big_vision() -> tuple[Row, ...]:
   heads were inlined for a while.
   """
   old = {
-    "LayerNorm_0": "LayerNorm_0",
     "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
     "LayerNorm_1": "LayerNorm_2",
     "MlpBlock_0": "MlpBlock_3",
@@ -180,8 +179,8 @@ def _big_vision() -> tuple[Row, ...]:
   rows = []
   for name in inner:
     layer, _, rest = name.partition("/")
-    before = f"{BLOCK}{old[layer]}/{rest}"
-    rows.append(Row(BLOCK + name, (BLOCK + name, before)))
+    before = (f"{BLOCK}{old[layer]}/{rest}",) if layer in old else ()
+    rows.append(Row(BLOCK + name, (BLOCK + name, *before)))
     if not name.startswith("LayerNorm_1"):
       rows.append(Row(f"MAPHead_0/{name}", (f"MAPHead_0/{name}", name)))
   positions = "pos_embedding"

@@ -37,7 +37,7 @@ class Mismatch:
   """All that does not fit.
 
   Attributes:
-    missing: their name -> ours, None where they have no name for it.
+    missing: their name -> ours; ours -> "" where they have no name for it.
     unexpected: their name -> ours, None where we have none.
     misshapen: their name -> (its shape, the shape that is needed).
   """
@@ -67,7 +67,8 @@ class Mismatch:
 
   def _missing(self, known):
     def describe(name):
-      text = f" (here {self.missing[name]})" if self.missing[name] else ""
+      ours = self.missing[name]
+      text = f" (here {ours})" if ours not in (name, "") else ""
       near = difflib.get_close_matches(_key(name), known, n=1)
       return text + (f"; nearest is {known[near[0]]}" if near else "")
 
