@@ -62,7 +62,7 @@ def get_config(arg=None):
   c.ingredients = "1000steps"
   c.checkpoint = "1000steps"
 
-  c.sharding.rules = "fsdp"
+  c.sharding.preset = "fsdp"
   if arg.runlocal:
     _runlocal(c)
   return c.lock()

@@ -82,7 +82,7 @@ def prepare(
 
   Args:
     config: of the sweep.
-    members: that will be trained.
+    members: all of the sweep, also those that this process does not train.
     workdir: gets `initial/`.
     at_once: members that are trained side by side.
 
@@ -131,7 +131,7 @@ def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
   if at_once > 1:
     if settings.sharding_rules(config):
       raise ValueError(
-        "population trains small models: use sharding.rules='replicated'."
+        "population trains small models: use sharding.preset='replicated'."
       )
     member = np.gcd(at_once, jax.device_count())
     return sharding.make_mesh({"member": int(member), "data": -1})

@@ -112,8 +112,10 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.sharding = ml_collections.ConfigDict()
   c.sharding.mesh = {"data": -1}
-  # "replicated", "fsdp", "tensor", or pairs; see `sharding.of_state`.
-  c.sharding.rules = "replicated"
+  c.sharding.preset = "replicated"  # Or "fsdp", "tensor".
+  # Pairs of a regular expression and a rule that come before the preset's; see
+  # `sharding.of_state`.
+  c.sharding.rules = ()
   c.sharding.fsdp_min_size = 2**20
   return c
 
@@ -153,20 +155,17 @@ def build_tx(config: ml_collections.ConfigDict):
 
 def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
   """Returns the (regex, rule) list that a config names."""
-  rules = config.sharding.rules
   presets = {
     "replicated": [],
     "fsdp": [(".", "fsdp")],
     "tensor": list(sharding.TENSOR_PARALLEL),
   }
-  if isinstance(rules, str):
-    if rules not in presets:
-      raise ValueError(
-        f"sharding.rules={rules!r} is none of {', '.join(presets)}; or give "
-        "pairs of a regular expression and a rule."
-      )
-    return presets[rules]
-  return [tuple(pair) for pair in rules]
+  preset = config.sharding.preset
+  if preset not in presets:
+    raise ValueError(
+      f"sharding.preset={preset!r} is none of {', '.join(presets)}."
+    )
+  return [*(tuple(pair) for pair in config.sharding.rules), *presets[preset]]
 
 
 def ops(config: ml_collections.ConfigDict, which: str) -> str:

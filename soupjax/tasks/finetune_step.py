@@ -148,7 +148,7 @@ def memory_advice(config) -> Iterator[None]:
       "The devices are out of memory. In order of cost: raise accumulate (now "
       f"{config.accumulate}), which changes no numbers; set "
       "model.remat_policy='nothing_saveable' and model.scan=True; "
-      "sharding.rules='fsdp' on several devices; model.dtype_mm='bfloat16'; "
+      "sharding.preset='fsdp' on several devices; model.dtype_mm='bfloat16'; "
       f"fewer moving averages (now {len(config.hyper.ema)}); lower population "
       f"(now {config.population}) or data.batch_size (now "
       f"{config.data.batch_size}). --dry_run shows the bytes of the state."

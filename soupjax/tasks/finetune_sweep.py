@@ -41,7 +41,8 @@ def run(
   """
   settings.check(config)
   workdir = pathlib.Path(path).expanduser().absolute()
-  members = members_of(config, workdir, sweep)
+  # What is compiled depends on all members: one alone has the same numbers.
+  members = everyone = members_of(config, workdir, sweep)
   if index is not None:
     if not 0 <= index < len(members):
       raise ValueError(
@@ -61,7 +62,7 @@ def run(
     try:
       if len(chunk) not in jobs:
         jobs[len(chunk)] = finetune.prepare(
-          config, members, workdir, at_once=len(chunk)
+          config, everyone, workdir, at_once=len(chunk)
         )
       with _opened(chunk, workdir):
         failed |= finetune.train(jobs[len(chunk)], chunk)
