@@ -176,6 +176,11 @@ def of_state(
     elif rule == "fsdp":
       placed[name] = over(name, spec)
     else:
+      if len(rule) > len(spec.shape):
+        raise ValueError(
+          f"Rule {pattern!r} -> {rule} does not fit leaf {name!r} of shape "
+          f"{tuple(spec.shape)}: it has fewer dimensions."
+        )
       parts = (None,) * (len(spec.shape) - len(rule)) + tuple(rule)
       placed[name] = by_rules(mesh, [(pattern, PartitionSpec(*parts))])(
         name, spec

@@ -121,6 +121,7 @@ def test_a_state_under_fsdp():
     ([("kernel", "fdsp")], "'fdsp' for 'kernel' is neither"),
     ([("kernel", ("modle",))], "neither 'replicated', 'fsdp', nor a tuple"),
     ([("head/bias", ("data",))], "does not fit leaf 'head/bias'"),
+    ([("head", (None, "model"))], "'head/bias' .*: it has fewer dimensions"),
   ],
 )
 def test_bad_rules_for_a_state_are_named(rules, problem):

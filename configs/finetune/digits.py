@@ -8,6 +8,9 @@ A tiny ViT is trained on some writers, then fine-tuned on 100 images of others:
   soupjax --config=configs/finetune/digits.py --workdir=runs/sweep --sweep \
     --config.init.path=runs/base/ingredients/last
 
+The first takes half a minute on 2 cores, the second as long for 8 members.
+Expected: 92 to 96 % on minival, averages of weights (last_ema_0.95) among them.
+--config.population=8 trains all members at once; :runlocal has only two.
 """
 
 from soupjax import config as config_lib
@@ -15,7 +18,7 @@ from soupjax.tasks import finetune_config
 
 
 def get_config(arg=None):
-  arg = config_lib.parse_arg(arg, pretrain=False)
+  arg = config_lib.parse_arg(arg, pretrain=False, runlocal=False)
   c = finetune_config.default_config()
   c.data.name = "digits"
   c.data.train = "pretrain" if arg.pretrain else "train"
@@ -48,7 +51,8 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  for k in range(2 if "runlocal" in (arg or "") else 8):
+  arg = config_lib.parse_arg(arg, pretrain=False, runlocal=False)
+  for k in range(2 if arg.runlocal else 8):
     yield {
       "hyper.learning_rate": 1.6e-3 * 1.2**k,
       "hyper.weight_decay": (0.01, 0.1)[k % 2],

@@ -40,6 +40,11 @@ def run(
       run then.
   """
   settings.check(config)
+  if "://" in str(path):
+    raise ValueError(
+      f"--workdir={path} is no directory: mount the bucket (gcsfuse), and give "
+      "the path in it."
+    )
   workdir = pathlib.Path(path).expanduser().absolute()
   # What is compiled depends on all members: one alone has the same numbers.
   members = everyone = members_of(config, workdir, sweep)
