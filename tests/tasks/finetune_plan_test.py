@@ -56,7 +56,7 @@ def test_vit_g_on_32_fake_devices():
     assert 1 / 32 < share < 1.1 / 32
   block = "Transformer/encoderblock/MlpBlock_0/Dense_0/kernel"
   assert re.search(
-    rf"{block} +float32\[48, 1664, 8192\] \(None, None, data\)", said
+    rf"{block} +float32\[48, 1664, 8192\] +\(None, None, data\)", said
   )
   assert "58 members" in said
   members = re.findall(r"member_\d+: ([\d,]+) steps", said)
