@@ -10,11 +10,11 @@ parts in `finetune_step`, sweeps in `finetune_sweep`.
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soupjax import data, sharding
@@ -95,7 +95,7 @@ def prepare(
   train, minival = open_data(config)
   batches = data.eval_batches(
     minival,
-    batch_size=eval_batch_size(config, mesh),
+    batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
     preprocess=settings.ops(config, "eval_ops"),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -133,8 +133,7 @@ def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
       raise ValueError(
         "population trains small models: use sharding.preset='replicated'."
       )
-    member = np.gcd(at_once, jax.device_count())
-    return sharding.make_mesh({"member": int(member), "data": -1})
+    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
   mesh = sharding.make_mesh(axes)
   if "data" not in mesh.shape:
     raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
@@ -144,13 +143,6 @@ def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
     what += " / accumulate"
   sharding.share(mesh, "data", part, what)
   return mesh
-
-
-def eval_batch_size(config, mesh) -> int:
-  """The batch size of evaluation, rounded up to what the devices divide."""
-  size = config.data.eval_batch_size or config.data.batch_size
-  devices = mesh.shape["data"]
-  return -(-size // devices) * devices
 
 
 def open_data(config) -> tuple[data.Source, data.Source]:
@@ -219,14 +211,15 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
   )
 
   # --- Hyperparameters, keys, data --------------------------------------------
-  hyper = _join([settings.hyper(m.config, num_train) for m in members])
-  keys = _join([jax.random.key(m.config.seed) for m in members])
-  hyper, keys = jax.device_put((hyper, keys), sharding.replicated(job.mesh))
+  compiled = _compiled(job, config, len(members))
+  hyper, keys = compiled.ready(
+    _join([settings.hyper(m.config, num_train) for m in members]),
+    _join([np.uint32(m.config.seed) for m in members]),
+  )
   start = job.params if job.l2_sp else None
   loaders = [_loader(job, m.config) for m in members]
 
   # --- State: the newest that is whole, else the start ------------------------
-  compiled = _compiled(job, config, len(members))
   directory = _state_directory(members)
   saver = train_state.StateSaver(directory)
   found = train_state.restore(directory, compiled.shapes, compiled.places)
@@ -264,9 +257,9 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
     if i == max(totals) or len(failed) == len(members):
       break
     # One more step; nothing here waits for the devices.
-    batch = _join([next(loader) for loader in loaders], np)
+    batch = _join([next(loader) for loader in loaders])
+    batch = put_batch(job.mesh, batch, ("member", "data")[not together :])
     with jax.transfer_guard("disallow"), memory_advice(config):
-      batch = put_batch(job.mesh, batch, ("member", "data")[not together :])
       state, metrics = compiled.step(
         state, batch["images"], batch["labels"], keys, hyper, start
       )
@@ -284,18 +277,18 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
     closing.close()
   saver.wait()
   for member in members:
-    if member.name not in failed:
+    if member.name not in failed and jax.process_index() == 0:
       _finish(member)
   if not failed:
     saver.remove()
   return failed
 
 
-def _join(found, numpy=jnp):
+def _join(found):
   """Stacks what is of several members; leaves what is of one as it is."""
   if len(found) == 1:
     return found[0]
-  return jax.tree.map(lambda *x: numpy.stack(x), *found)
+  return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
 def _loader(job, config):
@@ -377,7 +370,7 @@ def _save_ingredients(job, member, state, i, last, failed) -> None:
     )
   for name, (decay, params) in versions.items():
     path = member.directory / "ingredients" / name
-    if path.exists():
+    if workdir_lib.agreed(path.exists()):
       continue  # Of the run that was killed after it.
     try:
       metrics = job.minival.metrics(params())

@@ -8,7 +8,9 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import ml_collections
+import numpy as np
 
 from soupjax import config as config_lib
 from soupjax import models, sharding
@@ -181,6 +183,12 @@ def ops(config: ml_collections.ConfigDict, which: str) -> str:
     ) from e
 
 
+def eval_batch_size(config, devices: int) -> int:
+  """The batch size of evaluation, rounded up to what devices divide."""
+  size = config.data.eval_batch_size or config.data.batch_size
+  return -(-size // devices) * devices
+
+
 def steps(config, key: str, num_train: int | None) -> int:
   """Returns a duration of the config, as "hyper.total", in steps."""
   value = config
@@ -200,14 +208,14 @@ def total_steps(config, num_train: int | None) -> int:
 
 
 def hyper(config, num_train: int) -> finetune.Hyper:
-  """Turns `config.hyper` into arrays, durations into steps."""
+  """Turns `config.hyper` into numpy arrays, durations into steps."""
   values = config.hyper.to_dict()
   total = total_steps(config, num_train)
   for name in ("total", "warmup", "cooldown"):
     found = steps(config, f"hyper.{name}", num_train)
     values[f"{name}_steps"] = min(found, total)
     del values[name]
-  return finetune.Hyper.of(**values)
+  return jax.tree.map(np.asarray, finetune.Hyper.of(**values))
 
 
 def static(config, *, erasing: bool, l2_sp: bool) -> str:

@@ -58,8 +58,7 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
   }
   if config.hyper.sam_rho:
     parts["uphill parameters (SAM)"] = (trained, trained_places)
-  if config.hyper.l2_sp:
-    parts["start (L2-SP)"] = (state.params, places.params)
+  parts["start, for the next member"] = (state.params, places.params)
   size = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   lines = [
     json.dumps(config_lib.to_dict(config), indent=2),

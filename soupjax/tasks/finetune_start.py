@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one start of all members of a sweep: pretrained weights, probed head."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -38,8 +39,10 @@ def shared_start(
     The hash of the weights, which every ingredient records.
   """
   done = workdir / "initial"
-  with workdir_lib.waiting(workdir / ".initial.lock"):
-    if not done.exists():
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:  # The others wait for its word.
+      stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
+    if not workdir_lib.agreed(done.exists()):
       params = load(config, model)
       if config_lib.steps(config.probe.total, batch_size=1, num_examples=1):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
@@ -86,9 +89,11 @@ def initial(workdir: pathlib.Path, place: Any) -> PyTree:
 
 def _probed(config, model, params, train, mesh) -> PyTree:
   """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
+  if jax.process_count() > 1:  # Each for itself: all find the same head.
+    mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
   batches = data.eval_batches(
     train,
-    batch_size=config.data.eval_batch_size or config.data.batch_size,
+    batch_size=finetune_config.eval_batch_size(config, mesh.shape["data"]),
     preprocess=finetune_config.ops(config, "eval_ops"),
   )
 

@@ -27,12 +27,14 @@ class Compiled:
     step: `step(state, images, labels, key, hyper, start)`; the state is
       donated. With several members all but `start` have an axis in front.
     begin: parameters -> state of the start.
+    ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
     shapes: of the state.
     places: where its leaves go.
   """
 
   step: Callable[..., Any]
   begin: Callable[[PyTree], finetune.FineTuneState]
+  ready: Callable[..., tuple[finetune.Hyper, jax.Array]]
   shapes: PyTree
   places: PyTree
 
@@ -74,6 +76,10 @@ def compile_step(
       )
     return state
 
+  def ready(hyper, seed):
+    make = jax.vmap(jax.random.key) if count > 1 else jax.random.key
+    return hyper, make(seed)
+
   shapes = jax.eval_shape(begin, params)
   if count > 1:
     step = side_by_side(step)
@@ -90,6 +96,7 @@ def compile_step(
   return Compiled(
     step=jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere)),
     begin=jax.jit(begin, out_shardings=places),
+    ready=jax.jit(ready, out_shardings=everywhere),
     shapes=shapes,
     places=places,
   )

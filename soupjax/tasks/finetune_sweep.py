@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 from absl import logging
+import jax
 import ml_collections
 
 from soupjax.tasks import finetune
@@ -57,10 +58,12 @@ def run(
   # An array of jobs comes here at once.
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
-  with workdir_lib.waiting(workdir / ".start.lock"):
-    workdir_lib.open_workdir(workdir, _recorded(config))
+  if jax.process_index() == 0:
+    with workdir_lib.waiting(workdir / ".start.lock"):
+      workdir_lib.open_workdir(workdir, _recorded(config))
+  done = workdir_lib.agreed([m.name for m in members if m.done])
   chunks = chunked(members, max(config.population, 1))
-  left = [chunk for chunk in chunks if not all(m.done for m in chunk)]
+  left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]
   failed: dict[str, str] = {}
   jobs: dict[int, finetune.Job] = {}
   for chunk in left:
@@ -76,7 +79,7 @@ def run(
         raise
       logging.error("%s", traceback.format_exc())
       reason = f"{type(e).__name__}: {e}"
-      failed |= {m.name: reason for m in chunk if not m.done}
+      failed |= {m.name: reason for m in chunk if m.name not in done}
   if failed:
     lines = [f"{name}: {why}" for name, why in failed.items()]
     raise ValueError(
@@ -145,8 +148,9 @@ def _recorded(config) -> ml_collections.ConfigDict:
 def _opened(members, workdir: pathlib.Path) -> Iterator[None]:
   """Holds the directories of members that are about to be trained."""
   with contextlib.ExitStack() as stack:
-    for member in members:
+    for member in members if jax.process_index() == 0 else ():
       if member.directory != workdir:
         workdir_lib.open_workdir(member.directory, _recorded(member.config))
       stack.enter_context(workdir_lib.locked(member.directory))
+    workdir_lib.agreed("opened")
     yield

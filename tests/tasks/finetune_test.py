@@ -3,9 +3,9 @@
 """Fine-tuning on digits: one run, sweeps, members at once, other devices."""
 
 import functools
-import pathlib
 
 import chex
+from finetuning import quiet, small
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import sharding
-from soupjax.soups import tree
 from soupjax.tasks import (
   cook,
   finetune,
@@ -26,21 +25,6 @@ from soupjax.tasks import (
 from soupjax.train import finetune as train_lib
 
 MAKE_MESH = sharding.make_mesh
-ROOT = pathlib.Path(__file__).parents[2]
-DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
-SMALL = {
-  "model.width": 16,
-  "model.depth": 1,
-  "model.mlp_dim": 32,
-  "data.batch_size": 16,
-  "data.eval_batch_size": 160,
-  "probe.total": "0steps",
-  "hyper.total": "12steps",
-  "hyper.warmup": "2steps",
-  "hyper.ema": (0.9,),
-  "log": "4steps",
-  "checkpoint": "5steps",
-}
 SWEPT = {"ingredients": "5steps", "probe.total": "10steps"}
 SWEEP = [
   {"hyper.learning_rate": 1e-3, "hyper.mixup": 0.2, "seed": 1},
@@ -49,10 +33,6 @@ SWEEP = [
   {"hyper.learning_rate": 2e-3, "hyper.schedule": "linear",
    "hyper.total": "1epochs", "hyper.l2_sp": 0.1, "seed": 3},
 ]  # fmt: skip
-
-
-def small(**changes):
-  return config_lib.load(DIGITS, **{**SMALL, **changes})
 
 
 def params_of(directory, name="last"):
@@ -173,12 +153,6 @@ def test_a_member_alone_is_that_of_the_sweep_bit_for_bit(swept, tmp_path):
       params_of(tmp_path / "one" / "member_001", name),
       params_of(swept[0] / "member_001", name),
     )
-
-
-def quiet(params):
-  """Without what has a gradient of rounding noise, which optimizers blow up."""
-  leaves, _ = tree.flatten(params)
-  return {k: v for k, v in leaves.items() if not k.endswith("key/bias")}
 
 
 def test_members_at_once_are_those_alone(swept, tmp_path):
