@@ -10,7 +10,6 @@ parts in `finetune_step`, sweeps in `finetune_sweep`.
 from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 import pathlib
 from typing import Any
 
@@ -90,7 +89,7 @@ def prepare(
     ValueError: if data, model, start and devices do not fit together.
   """
   # --- Devices ----------------------------------------------------------------
-  mesh = make_mesh(config, at_once)
+  mesh = finetune_step.make_mesh(config, at_once)
   # --- Data -------------------------------------------------------------------
   train, minival = open_data(config)
   batches = data.eval_batches(
@@ -116,33 +115,15 @@ def prepare(
     model=model,
     train=train,
     minival=Streaming(
-      model, batches, functools.partial(put_batch, mesh, axes=("data",))
+      model,
+      batches,
+      functools.partial(finetune_step.put_batch, mesh, axes=("data",)),
     ),
     params=params,
     init_hash=init_hash,
     erasing=any(m.config.hyper.erasing > 0 for m in members),
     l2_sp=any(m.config.hyper.l2_sp > 0 for m in members),
   )
-
-
-def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
-  """Makes the mesh of a config; members at once get devices of their own."""
-  axes = dict(config.sharding.mesh)
-  if at_once > 1:
-    if settings.sharding_rules(config):
-      raise ValueError(
-        "population trains small models: use sharding.preset='replicated'."
-      )
-    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
-  mesh = sharding.make_mesh(axes)
-  if "data" not in mesh.shape:
-    raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
-  part = config.data.batch_size // config.accumulate
-  what = "data.batch_size"
-  if config.accumulate > 1:
-    what += " / accumulate"
-  sharding.share(mesh, "data", part, what)
-  return mesh
 
 
 def open_data(config) -> tuple[data.Source, data.Source]:
@@ -177,15 +158,6 @@ def abstract_params(config, model) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
-def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
-  """Spreads this process's part of a batch over its devices."""
-  place = sharding.along(mesh, *axes)
-  return {
-    name: jax.make_array_from_process_local_data(place, np.asarray(value))
-    for name, value in batch.items()
-  }
-
-
 # --- One run, or several at once ----------------------------------------------
 
 
@@ -217,6 +189,7 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
     _join([np.uint32(m.config.seed) for m in members]),
   )
   start = job.params if job.l2_sp else None
+  axes = ("member", "data") if together else ("data",)
   loaders = [_loader(job, m.config) for m in members]
 
   # --- State: the newest that is whole, else the start ------------------------
@@ -258,7 +231,7 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
       break
     # One more step; nothing here waits for the devices.
     batch = _join([next(loader) for loader in loaders])
-    batch = put_batch(job.mesh, batch, ("member", "data")[not together :])
+    batch = finetune_step.put_batch(job.mesh, batch, axes)
     with jax.transfer_guard("disallow"), memory_advice(config):
       state, metrics = compiled.step(
         state, batch["images"], batch["labels"], keys, hyper, start

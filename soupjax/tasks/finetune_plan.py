@@ -34,7 +34,7 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
   """
   settings.check(config)
   members = finetune_sweep.members_of(config, "", sweep)
-  mesh = finetune.make_mesh(config)
+  mesh = finetune_step.make_mesh(config)
   model = settings.build_model(config)
   params = finetune.abstract_params(config, model)
   compiled = finetune_step.compile_step(

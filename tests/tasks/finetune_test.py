@@ -243,7 +243,7 @@ def three_steps(config, mesh):
   compiled = finetune_step.compile_step(
     config, model, mesh, params, erasing=True, l2_sp=False, count=1
   )
-  batch = finetune.put_batch(
+  batch = finetune_step.put_batch(
     mesh,
     {
       "images": rng.normal(size=(16, 16, 16, 3)).astype(np.float32),
