@@ -337,7 +337,7 @@ def _save_ingredients(job, member, state, i, last, failed) -> None:
   name = "last" if last else f"step_{i:08d}"
   versions = {name: (None, lambda: state.params)}
   for k, decay in enumerate(member.config.hyper.ema):
-    versions[f"{name}_ema_{decay:g}"] = (
+    versions[f"{name}_ema_{decay}"] = (
       decay,
       functools.partial(finetune.ema_params, state, k),
     )

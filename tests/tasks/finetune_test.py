@@ -209,8 +209,10 @@ def test_a_bug_in_one_member_does_not_stop_the_rest(tmp_path, monkeypatch):
 
 
 def test_no_steps_leave_the_start_as_it_is(tmp_path):
-  config = small(**{"hyper.total": "0steps"})
+  config = small(**{"hyper.total": "0steps", "hyper.ema": (0.9999999,)})
   finetune_sweep.run(config, tmp_path / "run")
+  names = sorted(p.name for p in (tmp_path / "run" / "ingredients").iterdir())
+  assert names == ["last", "last_ema_0.9999999"]
   chex.assert_trees_all_equal(
     params_of(tmp_path / "run"), sj.load_params(tmp_path / "run" / "initial")
   )
