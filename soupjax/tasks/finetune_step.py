@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
 from soupjax import sharding
@@ -113,7 +114,7 @@ def compile_step(
 
   shapes = jax.eval_shape(begin, params)
   if count > 1:
-    step = side_by_side(step)
+    step = side_by_side(step, mesh)
     places = jax.tree.map(lambda _: sharding.along(mesh, "member"), shapes)
   else:
     places = sharding.of_state(
@@ -133,9 +134,29 @@ def compile_step(
   )
 
 
-def side_by_side(step):
-  """Runs a step for several members; those at their end stay as they are."""
-  mapped = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, None))
+def side_by_side(step, mesh):
+  """Runs a step for several members; those at their end stay as they are.
+
+  Members are split over the devices first. Then an accelerator takes its share
+  in one go; for a CPU, whose kernels are no faster on many small matrices, one
+  after another is better.
+  """
+
+  def share(state, images, labels, keys, hyper, start):
+    members = state, images, labels, keys, hyper
+    if mesh.devices.flat[0].platform == "cpu":
+      return jax.lax.map(lambda one: step(*one, start), members)
+    return jax.vmap(lambda *one: step(*one, start))(*members)
+
+  members, everywhere = PartitionSpec("member"), PartitionSpec()
+  mapped = jax.shard_map(
+    share,
+    mesh=mesh,
+    in_specs=(*[members] * 5, everywhere),
+    out_specs=members,
+    axis_names={"member"},
+    check_vma=False,
+  )
 
   def together(state, images, labels, keys, hyper, start):
     moved, metrics = mapped(state, images, labels, keys, hyper, start)

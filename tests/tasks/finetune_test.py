@@ -308,6 +308,63 @@ def test_any_mesh_gives_the_numbers_of_one_device(axes, changes):
     chex.assert_trees_all_close(quiet(ours), quiet(theirs), atol=2e-5)
 
 
+def test_members_spread_over_devices_are_those_alone():
+  config = small(**{"hyper.mixup": 0.3})
+  model = finetune_config.build_model(config)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32),
+    finetune.abstract_params(config, model),
+  )
+  rates = [1e-3, 2e-3, 3e-3, 4e-3]
+  hypers = [
+    finetune_config.hyper(
+      config_lib.updated(config, {"hyper.learning_rate": rate}), 100
+    )
+    for rate in rates
+  ]
+  images = rng.normal(size=(4, 16, 16, 16, 3)).astype(np.float32)
+  labels = rng.integers(0, 10, (4, 16))
+
+  def two_steps(mesh, count, hyper, seeds, batch, axes):
+    compiled = finetune_step.compile_step(
+      config, model, mesh, params, erasing=False, l2_sp=False, count=count
+    )
+    state = compiled.begin(params)
+    hyper, keys = compiled.ready(hyper, seeds)
+    batch = finetune_step.put_batch(mesh, batch, axes)
+    for _ in range(2):
+      state, _ = compiled.step(
+        state, batch["images"], batch["labels"], keys, hyper, None
+      )
+    return state
+
+  together = two_steps(
+    MAKE_MESH({"member": 4, "data": 2}),
+    4,
+    jax.tree.map(lambda *x: np.stack(x), *hypers),
+    np.arange(4, dtype=np.uint32),
+    {"images": images, "labels": labels},
+    ("member", "data"),
+  )
+  leaf = together.params["head"]["kernel"]
+  assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+  for k in (0, 3):
+    alone = two_steps(
+      MAKE_MESH({"data": 1}, jax.devices()[:1]),
+      1,
+      hypers[k],
+      np.uint32(k),
+      {"images": images[k], "labels": labels[k]},
+      ("data",),
+    )
+    chex.assert_trees_all_close(
+      quiet(finetune_step.select(together, k).params),
+      quiet(alone.params),
+      atol=5e-5,
+    )
+
+
 # --- Bad input --------------------------------------------------------------
 
 
