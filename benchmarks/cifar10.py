@@ -20,7 +20,6 @@ import itertools
 import json
 import pathlib
 import platform
-import tempfile
 import time
 
 import jax
@@ -31,12 +30,13 @@ from PIL import Image, ImageFilter
 
 import soupjax as sj
 from soupjax import data
+from soupjax.data import ops
 from soupjax.evaluators import Classification, predictor
 from soupjax.models import ViT
 from soupjax.tasks.cook import ranked
 from soupjax.tasks.pretrain import pretrain
 from soupjax.tasks.sweep import sweep
-from soupjax.train import losses
+from soupjax.train import losses, optim, step
 
 HERE = pathlib.Path(__file__).parent
 NAME = "cifar10_folder"
@@ -172,19 +172,34 @@ def plan(args, model, train: data.Dataset) -> dict[str, int]:
   file = args.workdir / "plan.json"
   if file.exists():
     return json.loads(file.read_text())
-  spent = []
-  # Compiled once, see main, and begun twice: the difference is steps alone.
-  for steps in (10, 10, 60):
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-      config = make_config(args.seed, steps, steps)
-      pretrain(config, model, train, pathlib.Path(scratch))
-    spent.append(time.monotonic() - begun)
-  step = max(spent[2] - spent[1], 0.05) / 50
+  config = make_config(args.seed, 100, 100)
+  tx = optim.adamw()
+  train_step = step.make_train_step(
+    model,
+    tx,
+    lambda key, images, targets, hyper: (
+      ops.affine(key, images, **config.pretrain.affine),
+      targets,
+    ),
+  )
+  batch = train.images[:BATCH], train.labels[:BATCH]
+  params = model.init(jax.random.key(0), batch[0])["params"]
+  state = step.init_state(params, tx)
+  hyper = optim.Hyperparameters.of(
+    **dict.fromkeys(("learning_rate", "weight_decay", "label_smoothing"), 0),
+    **dict.fromkeys(("mixup", "augment", "warmup_steps"), 0),
+    total_steps=100,
+  )
+  for i in range(32):
+    if i == 2:  # Compiled by now.
+      begun = time.monotonic()
+    state, metrics = train_step(state, *batch, jax.random.key(0), hyper)
+    jax.block_until_ready(metrics)
+  seconds = (time.monotonic() - begun) / 30
   left = 60 * args.budget_minutes - (time.monotonic() - args.begun)
   chosen = {
-    "pretrain_steps": max(int(0.40 * left / step), 20),
-    "sweep_steps": max(int(0.30 * left / step / MEMBERS), 20),
+    "pretrain_steps": max(int(0.40 * left / seconds), 20),
+    "sweep_steps": max(int(0.30 * left / seconds / MEMBERS), 20),
     "test_images": 10_000 if args.budget_minutes >= 30 else 4_000,
     "corrupted_images": 10_000 if args.budget_minutes >= 30 else 1_000,
   }
@@ -270,8 +285,6 @@ def main() -> None:
   args = parser.parse_args()
   args.begun = time.monotonic()
   args.workdir.mkdir(parents=True, exist_ok=True)
-  cache = args.workdir.absolute() / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(cache))
 
   # --- Images -> TFDS -> memory -----------------------------------------------
   data_dir = args.workdir / "tfds"

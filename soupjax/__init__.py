@@ -18,9 +18,13 @@ from soupjax.checkpoints.stream import mix as mix
 from soupjax.checkpoints.stream import provenance as provenance
 from soupjax.checkpoints.task_vector import TaskVector as TaskVector
 from soupjax.soups import rules as rules
+from soupjax.soups import search as search
 from soupjax.soups.average import ensemble_logits as ensemble_logits
 from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft
+from soupjax.soups.ensemble import GreedyEnsemble as GreedyEnsemble
+from soupjax.soups.ensemble import greedy_ensemble as greedy_ensemble
+from soupjax.soups.entropy import entropy_loss as entropy_loss
 from soupjax.soups.estimate import activation_grams as activation_grams
 from soupjax.soups.estimate import diagonal_fisher as diagonal_fisher
 from soupjax.soups.greedy import Decision as Decision
@@ -30,6 +34,9 @@ from soupjax.soups.ingredient import Ingredient as Ingredient
 from soupjax.soups.ingredient import rank_by as rank_by
 from soupjax.soups.learned import LearnedSoup as LearnedSoup
 from soupjax.soups.learned import learned_soup as learned_soup
+from soupjax.soups.orders import BestOrder as BestOrder
+from soupjax.soups.orders import best_order as best_order
+from soupjax.soups.orders import random_orders as random_orders
 from soupjax.version import __version__ as __version__
 
 _SUBPACKAGES = (

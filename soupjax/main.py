@@ -52,19 +52,22 @@ def _dispatch(config, dry_run):
   # Tasks are imported when asked for: each knows what it needs.
   if config.get("task") == "finetune":
     _finetune(config, dry_run)
-  elif config.get("task") == "soup":
+  elif config.get("task") in ("soup", "search"):
     if not _WORKDIR.value:
       raise app.UsageError("Give --workdir, a directory for the results.")
-    from soupjax.tasks import soup
+    if config.task == "soup":
+      from soupjax.tasks import soup as task
+    else:
+      from soupjax.tasks import search as task
 
-    soup.run(config, _WORKDIR.value, dry_run=dry_run)
+    task.run(config, _WORKDIR.value, dry_run=dry_run)
   elif config.get("task") == "mix":
     from soupjax.tasks import mix
 
     mix.mix(config, dry_run=dry_run)
   else:
     raise app.UsageError(
-      "config.task must be 'soup', 'mix' or 'finetune', got "
+      "config.task must be 'soup', 'search', 'mix' or 'finetune', got "
       f"{config.get('task')!r}."
     )
 

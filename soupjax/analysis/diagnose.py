@@ -277,8 +277,9 @@ def _rejections(diagnosis: Diagnosis, greedy: GreedySoup | None) -> list[str]:
     return []
   found = []
   kept = set(greedy.selected)
-  for decision in greedy.history:
-    if decision.accepted:
+  for decision in greedy.history[: len(diagnosis.names)]:
+    # With replacement, what is in may be rejected when it is tried again.
+    if decision.accepted or decision.name in kept:
       continue
     pairs = {
       pair: b

@@ -13,6 +13,7 @@ from soupjax.soups.ingredient import Ingredient
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
 from soupjax.soups.rules.linear import linear
+from soupjax.soups.search.blend import key_of
 
 PyTree = Any
 Model = Ingredient | str | os.PathLike | PyTree
@@ -35,7 +36,7 @@ class TaskVector:
     """Args: pretrained and finetuned: paths, ingredients, or trees."""
     terms = {}
     for model, sign in ((finetuned, 1.0), (pretrained, -1.0)):
-      key = _key(model)
+      key = key_of(model)
       before = terms[key][1] if key in terms else 0.0
       terms[key] = (model, before + sign)
     self._terms: Mapping[Any, tuple[Model, float]] = _without_zeros(terms)
@@ -50,6 +51,20 @@ class TaskVector:
   def terms(self) -> list[tuple[Model, float]]:
     """The models and what each is multiplied by."""
     return list(self._terms.values())
+
+  def opened(self) -> list[tuple[Any, Ingredient, float]]:
+    """The terms with their models opened; no weights are read.
+
+    Returns:
+      For each what identifies the model, the model, and its coefficient.
+
+    Raises:
+      ValueError: if a file cannot be opened.
+    """
+    return [
+      (key, _open(model, f"term {k}"), c)
+      for k, (key, (model, c)) in enumerate(self._terms.items())
+    ]
 
   def __repr__(self) -> str:
     words = [f"{c:+g} {_name(m)}" for m, c in self._terms.values()]
@@ -106,7 +121,7 @@ class TaskVector:
     Raises:
       ValueError: if the models do not fit together.
     """
-    target_key = _key(target)
+    target_key = key_of(target)
     others = {k: one for k, one in self._terms.items() if k != target_key}
     weights = [c for _, c in others.values()]
     values, leaf_values = coefficients.split(
@@ -139,14 +154,6 @@ class TaskVector:
 def _combine(stack, base, values):
   del base
   return combine_deltas(stack[1:], stack[0], values)
-
-
-def _key(model):
-  if isinstance(model, Ingredient):
-    return os.path.realpath(model.path) if model.path else id(model)
-  if isinstance(model, str | os.PathLike):
-    return os.path.realpath(model)
-  return id(model)
 
 
 def _name(model) -> str:

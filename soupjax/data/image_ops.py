@@ -6,6 +6,7 @@ Each takes a PIL image (RGB) and gives one back; those that draw random numbers
 take a NumPy generator after it. `value_range` ends a chain with floats.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -22,10 +23,30 @@ _FILTERS = {
 }
 
 
-def _method(name: str) -> Image.Resampling:
-  if name not in _FILTERS:
-    raise ValueError(f"Unknown method {name!r}: one of {', '.join(_FILTERS)}.")
-  return _FILTERS[name]
+@functools.cache
+def _opencv():
+  try:
+    import cv2
+  except ImportError as e:
+    raise ValueError(
+      "The method 'linear' needs OpenCV: pip install 'soupjax[opencv]', or use "
+      "'bilinear'."
+    ) from e
+  # Batches are made in parallel already; waking threads costs more than this.
+  cv2.setNumThreads(0)
+  return cv2
+
+
+def _resized(image, size, method, box=None) -> Image.Image:
+  """Resizes (left, top, right, bottom) of an image to (height, width)."""
+  height, width = size
+  if method == "linear":
+    pixels = np.asarray(image if box is None else image.crop(box))
+    return Image.fromarray(_opencv().resize(pixels, (width, height)))
+  if method not in _FILTERS:
+    known = ", ".join((*_FILTERS, "linear"))
+    raise ValueError(f"Unknown method {method!r}: one of {known}.")
+  return image.resize((width, height), _FILTERS[method], box=box)
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -54,8 +75,9 @@ def inception_crop(
     area_min: least area of the box, in percent of the image.
     area_max: largest area of the box, in percent of the image.
     aspect: range of width / height of the box, drawn in its logarithm.
-    method: "nearest", "box", "bilinear", "bicubic" or "lanczos"; all but the
-      first smooth as they shrink.
+    method: "nearest", or "box", "bilinear", "bicubic" or "lanczos", which
+      smooth as they shrink; or "linear", which does not, as big_vision's: some
+      six times faster, with OpenCV.
 
   Returns:
     An image of the given size. Where ten draws do not fit, the whole image.
@@ -79,15 +101,14 @@ def inception_crop(
       top = int(rng.integers(image.height - h + 1))
       box = (left, top, left + w, top + h)
       break
-  return image.resize((width, height), _method(method), box=box)
+  return _resized(image, (height, width), method, box)
 
 
 def resize(
   image: Image.Image, size: int | tuple[int, int], method: str = "bilinear"
 ) -> Image.Image:
   """Resizes to an int or (height, width), whatever the aspect ratio."""
-  height, width = _size(size)
-  return image.resize((width, height), _method(method))
+  return _resized(image, _size(size), method)
 
 
 def resize_small(
@@ -96,8 +117,8 @@ def resize_small(
   """Resizes so that the shorter side has `size` pixels; keeps the aspect."""
   size, _ = _size(size)
   scale = size / min(image.size)
-  shape = [max(size, round(side * scale)) for side in image.size]
-  return image.resize(tuple(shape), _method(method))
+  width, height = (max(size, round(side * scale)) for side in image.size)
+  return _resized(image, (height, width), method)
 
 
 def central_crop(

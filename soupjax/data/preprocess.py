@@ -87,8 +87,10 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
   if not isinstance(image, bytes):
     return Image.fromarray(np.asarray(image, np.uint8))
   try:
-    # Loads all of it: Pillow only reads the header at first.
-    return Image.open(io.BytesIO(image)).convert("RGB")
+    decoded = Image.open(io.BytesIO(image))
+    decoded.load()  # All of it: so far Pillow has only read the header.
+    # Of what is RGB already, convert would make a copy.
+    return decoded if decoded.mode == "RGB" else decoded.convert("RGB")
   except _UNREADABLE as e:
     raise CorruptImage(f"{type(e).__name__}: {e}") from e
 

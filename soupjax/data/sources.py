@@ -56,7 +56,9 @@ class Source:
       ValueError: if the label is not in [0, num_classes).
     """
     if not 0 <= index < self._size:
-      raise IndexError(f"{self.name} has no example {index}: {self._size}.")
+      raise IndexError(
+        f"{self.name} has no example {index}, only 0 to {self._size - 1}."
+      )
     image, label = self._read(index)
     return {"image": image, "label": self._checked(index, label)}
 

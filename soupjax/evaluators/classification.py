@@ -86,6 +86,8 @@ class Classification:
   masked out, so that every image counts exactly once.
   """
 
+  mode = "max"  # Of what a call returns, the loss too: it comes negated.
+
   def __init__(
     self,
     predict: Predict,

@@ -52,7 +52,10 @@ class Mismatch:
   def text(self) -> str:
     """Lists everything; blocks that share a problem share a line."""
     unexpected = _grouped(self.unexpected)
-    known = {_key(name): shown for shown, names in unexpected for name in names}
+    # What nobody knows is more likely meant than what has a place.
+    unknown = [k for k, ours in self.unexpected.items() if ours is None]
+    near = _grouped(unknown) or unexpected
+    known = {_key(name): shown for shown, names in near for name in names}
     lines = []
     for title, groups, describe in (
       ("missing", _grouped(self.missing), self._missing(known)),

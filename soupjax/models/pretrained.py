@@ -92,13 +92,7 @@ def load_pretrained(
   new = _new_head(wanted, there, head, where)
   wanted = {k: v for k, v in wanted.items() if k not in new}
   optional = (*skip, *(f"^{one}" for one in HEAD if new or not _head(specs)))
-  wrong = there.compare(wanted, optional)
-  if wrong:
-    raise ValueError(
-      f"{where}, read as {name!r}, does not fit this {type(model).__name__}:\n"
-      f"  {wrong.text()}\nChange the model (options({name!r}) has what its "
-      "models need), or leave leaves out with skip=."
-    )
+  _check_fit(there.compare(wanted, optional), where, name, model)
   grid = positions.grid_of(specs, image_size, getattr(model, "patch_size", 1))
   leaves = there.read(wanted, grid)
   for leaf in specs:
@@ -211,6 +205,15 @@ def _specs(model, there, image_size):
   elif isinstance(image_size, int):
     image_size = (image_size, image_size)
   return _shapes(model, tuple(image_size), there.channels())
+
+
+def _check_fit(wrong, where, name, model):
+  if wrong:
+    raise ValueError(
+      f"{where}, read as {name!r}, does not fit this {type(model).__name__}:\n"
+      f"  {wrong.text()}\nChange the model (options({name!r}) has what its "
+      "models need), or leave leaves out with skip=."
+    )
 
 
 def _check_params(leaves: Mapping[str, Any], model: nn.Module) -> None:

@@ -10,5 +10,7 @@ from soupjax.report.figures import wise_ft_curve as wise_ft_curve
 from soupjax.report.page import write_report as write_report
 from soupjax.report.results import Results as Results
 from soupjax.report.results import read_results as read_results
+from soupjax.report.search import search_figure as search_figure
+from soupjax.report.search import search_table as search_table
 from soupjax.report.tables import clopper_pearson as clopper_pearson
 from soupjax.report.tables import results_table as results_table

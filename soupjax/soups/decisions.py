@@ -43,7 +43,7 @@ class Trial:
 
   Attributes:
     score: on all data, None if it stopped before.
-    bound: no score above this was possible when it stopped; None otherwise.
+    bound: no better score was possible when it stopped; None otherwise.
     evaluated: share of the data that were evaluated.
   """
 
@@ -58,9 +58,10 @@ class Rule:
 
   accept: str
   min_delta: float
+  mode: str = "max"
 
   @classmethod
-  def of(cls, accept: str, min_delta: Any) -> "Rule":
+  def of(cls, accept: str, min_delta: Any, mode: str = "max") -> "Rule":
     """Checks the arguments.
 
     Raises:
@@ -68,10 +69,14 @@ class Rule:
     """
     if accept not in ("ge", "gt"):
       raise ValueError(f"accept must be 'ge' or 'gt', got {accept!r}.")
-    return cls(accept, checks.number("min_delta", min_delta, "be finite"))
+    if mode not in ("max", "min"):
+      raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+    return cls(accept, checks.number("min_delta", min_delta, "be finite"), mode)
 
   def accepts(self, score: float, bar: float) -> bool:
     """Whether a candidate of that score stays in a soup of score `bar`."""
+    if self.mode == "min":
+      score, bar = -score, -bar
     if self.accept == "ge":
       return score >= bar + self.min_delta
     return score > bar + self.min_delta
@@ -79,15 +84,18 @@ class Rule:
   def reason(self, score: float, bar: float) -> str:
     """Says why a candidate stays in or not."""
     gain, wanted = score - bar, f"{self.min_delta:.6g}"
+    better, worse = "raises", "lowers"
+    if self.mode == "min":
+      gain, better, worse = -gain, worse, better
     # All digits where six would hide what tells the two apart.
     text = f"{abs(gain):.6g}"
     text = (
       repr(abs(gain)) if text == wanted and gain != self.min_delta else text
     )
     if gain > 0:
-      reason = f"raises the score by {text}"
+      reason = f"{better} the score by {text}"
     elif gain < 0:
-      reason = f"lowers the score by {text}"
+      reason = f"{worse} the score by {text}"
     else:
       reason = "leaves the score as it is"
     if self.accepts(score, bar) or gain < 0:
@@ -96,6 +104,51 @@ class Rule:
       return reason + ", which is not enough"
     least = "less than" if gain < self.min_delta else "no more than"
     return reason + f", {least} min_delta ({wanted}): not enough"
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+  """Whose turn it is, and when it is over; see `greedy_soup`."""
+
+  names: tuple[str, ...]
+  rounds: int = 1
+  patience: int | None = None
+  max_size: int | None = None
+
+  @classmethod
+  def of(
+    cls, names: Sequence[str], rounds: Any, patience: Any, max_size: Any
+  ) -> "Turns":
+    """Checks the arguments.
+
+    Raises:
+      ValueError: if one is no positive whole number.
+    """
+    return cls(
+      tuple(names),
+      checks.count("rounds", rounds),
+      None if patience is None else checks.count("patience", patience),
+      None if max_size is None else checks.count("max_size", max_size),
+    )
+
+  def __len__(self) -> int:
+    """How many turns there can be."""
+    return len(self.names) * self.rounds
+
+  def over(self, history: Sequence[Decision]) -> str | None:
+    """Why no turn comes after these decisions; None if one does."""
+    if history and history[-1].size == self.max_size:
+      return f"the soup has max_size={self.max_size}"
+    in_a_row = 0
+    for decision in reversed(history):
+      if decision.accepted:
+        break
+      in_a_row += 1
+    if self.patience is not None and in_a_row >= self.patience:
+      return f"patience={self.patience} were rejected in a row"
+    if self.rounds > 1 and in_a_row >= len(self.names):
+      return "each was tried with this soup and rejected"
+    return "all had their turn" if len(history) >= len(self) else None
 
 
 def checked(result: Trial, names: Sequence[str]) -> Trial:
@@ -138,7 +191,10 @@ def decide(
   """
   if result.score is None:
     accepted = False
-    reason = f"cannot score more than {result.bound:.6g}, which is not enough"
+    least = "more" if rule.mode == "max" else "less"
+    reason = (
+      f"cannot score {least} than {result.bound:.6g}, which is not enough"
+    )
   elif bar is None:
     accepted, reason = True, "the first ingredient"
   else:
@@ -157,14 +213,14 @@ def decide(
 
 
 def replayed(
-  names: Sequence[str],
+  turns: Turns,
   resume: Sequence[Decision | Mapping[str, Any]] | None,
   rule: Rule,
 ) -> list[Decision]:
   """Checks that earlier decisions fit these ingredients and this rule.
 
   Args:
-    names: of the ingredients, in the order in which they are tried.
+    turns: the names of the ingredients, in the order in which they are tried.
     resume: the decisions, or their fields as dicts.
     rule: of acceptance.
 
@@ -182,14 +238,19 @@ def replayed(
           f"Decision {position} to resume from is no decision ({e}): {past}. "
           "Delete the old trace to start afresh."
         ) from e
-    if position >= len(names) or names[position] != past.name:
-      here = names[position] if position < len(names) else "none"
+    here = "none"
+    if position < len(turns):
+      here = turns.names[position % len(turns.names)]
+    if here != past.name:
       raise ValueError(
         f"Decision {position} to resume from is about {past.name!r}, but the "
         f"ingredient there is {here!r}. Delete the old trace, or give the same "
         "ingredients in the same order."
       )
     problem = _problem(past, bar, size, rule)
+    end = turns.over(history)
+    if end and not problem:
+      problem = f"comes after the end ({end})"
     if problem:
       raise ValueError(
         f"Decision {position} to resume from ({past.name!r}) {problem}. Delete "

@@ -27,7 +27,8 @@ class GreedySoup:
 
   Attributes:
     params: the soup; the same bits as `uniform_soup` of those selected.
-    selected: names of its ingredients, in the order they went in.
+    selected: names of its ingredients, in the order they went in; with
+      replacement a name may be there more than once.
     history: every decision, in order.
   """
 
@@ -39,6 +40,12 @@ class GreedySoup:
   def score(self) -> float:
     """Held-out score of the soup."""
     return [d.score for d in self.history if d.accepted][-1]
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """Share of each ingredient that was selected; of sum 1."""
+    count = len(self.selected)
+    return {n: self.selected.count(n) / count for n in self.selected}
 
 
 def _map_floats(function, first, *rest):
@@ -79,9 +86,13 @@ def greedy_soup(
   ingredients: Sequence[Ingredient],
   evaluate: Callable[[PyTree], float],
   *,
+  mode: str = "max",
   accept: str = "ge",
   min_delta: float = 0.0,
   order: Sequence[str] | None = None,
+  rounds: int = 1,
+  patience: int | None = None,
+  max_size: int | None = None,
   resume: Sequence[Decision | Mapping[str, Any]] | None = None,
   on_decision: Callable[[Decision], None] | None = None,
   early_reject: bool = True,
@@ -99,6 +110,10 @@ def greedy_soup(
   Every ingredient is read once before any work to check that it is finite, and
   once more for its turn.
 
+  With replacement (`rounds` above 1): all are tried again, those that are in
+  too, which then count twice, so that the soup is a weighted one. It ends when
+  every ingredient in a row was rejected, for another round would do the same.
+
   Early rejection: an evaluator may have a method `trial(params, reaches)` that
   returns a `Trial`, and stops as soon as not even the best possible score on
   the data that are left would make `reaches(score)` true, and a method `keep()`
@@ -108,13 +123,19 @@ def greedy_soup(
 
   Args:
     ingredients: in the order to try, best first.
-    evaluate: maps parameters to a held-out score; higher is better. It must
-      not donate its argument to a compiled function (`donate_argnums`): the
-      arrays of a candidate that stays in are used again.
+    evaluate: maps parameters to a held-out score. It must not donate its
+      argument to a compiled function (`donate_argnums`): the arrays of a
+      candidate that stays in are used again. If it has an attribute `mode`,
+      that must be the `mode` below.
+    mode: "max" if a higher score is better, "min" if a lower one is, as a loss.
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
       paper), "gt" one that scores better (the paper's released code).
-    min_delta: a candidate must also gain this much.
+    min_delta: a candidate must also be better by this much.
     order: names of all ingredients, to try them in another order.
+    rounds: how often each ingredient is tried at most.
+    patience: ends after this many rejections in a row.
+    max_size: ends when the soup has so many ingredients, counted as often as
+      they are in it.
     resume: the decisions of an earlier run that was cut short; they are taken
       over without evaluating again.
     on_decision: called with every new decision, to save it.
@@ -126,33 +147,38 @@ def greedy_soup(
 
   Raises:
     ValueError: if there are no ingredients, trees differ, one has NaN or
-      infinity, a score is not finite, the soup overflows its dtype, or `order`
-      or `resume` do not fit.
+      infinity, a score is not finite, the soup overflows its dtype, a number
+      makes no sense, or `order` or `resume` do not fit.
     TypeError: if `ingredients` are no sequence of ingredients.
   """
-  rule = decisions.Rule.of(accept, min_delta)
+  rule = decisions.Rule.of(accept, min_delta, mode)
+  if getattr(evaluate, "mode", mode) != mode:
+    raise ValueError(
+      f"mode is {mode!r}, but the evaluator says that its scores are for "
+      f"mode={evaluate.mode!r}: give that."
+    )
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
   ingredients = _in_order(ingredients, order)
-  history = decisions.replayed([i.name for i in ingredients], resume, rule)
+  turns = decisions.Turns.of(
+    [i.name for i in ingredients], rounds, patience, max_size
+  )
+  history = decisions.replayed(turns, resume, rule)
   check_finite(ingredients)
 
   trial = getattr(evaluate, "trial", None) if early_reject else None
-  # Rejected before: they need not be read again.
-  turns = [
-    (k, ingredient)
-    for k, ingredient in enumerate(ingredients)
-    if k >= len(history) or history[k].accepted
-  ]
   first = total = None
   bar, selected, soup, incumbent = None, [], None, False
-  for (position, ingredient), params in _read_ahead(turns, sharding):
+  coming = _turns_left(ingredients, turns, history)
+  for (position, ingredient), params in _read_ahead(coming, sharding):
+    is_new = position >= len(history)
+    if is_new and turns.over(history):
+      break  # It was read too early to know.
     if first is None:
       first, total = params, _zero(params)
     candidate_total = _add(total, first, params)
     scale = exact.reciprocal(len(selected) + 1)
     candidate = _mean(candidate_total, first, scale)
-    is_new = position >= len(history)
     if is_new:
       if trial and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.
@@ -182,6 +208,17 @@ def greedy_soup(
   )
 
 
+def _turns_left(ingredients, turns, history) -> Iterator[tuple[int, Any]]:
+  """Yields position and ingredient of every turn for which it must be read."""
+  done = len(history)
+  for position in range(len(turns)):
+    if position >= done and turns.over(history):
+      return
+    # Rejected before: they need not be read again.
+    if position >= done or history[position].accepted:
+      yield position, ingredients[position % len(ingredients)]
+
+
 def _evaluated(evaluate, trial, candidate, rule, bar) -> Trial:
   """Evaluates a candidate, on all data or until it is clearly rejected."""
   if not trial or bar is None:
@@ -200,13 +237,21 @@ def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
-      return pool.submit(turn[1].load, sharding=sharding)
+      return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
 
-    coming = read(turns[0]) if turns else None
-    for turn, after in zip(turns, [*turns[1:], None]):
-      params = coming.result()
-      coming = read(after) if after else None
+    coming = read(next(turns, None))
+    while coming:
+      turn, params = coming[0], coming[1].result()
+      coming = read(next(turns, None))
       yield turn, params
+
+
+def _on_devices(ingredient, sharding) -> PyTree:
+  """Reads it all the way to the devices, for the leaves that are averaged."""
+  return jax.tree.map(
+    lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
+    ingredient.load(sharding=sharding),
+  )
 
 
 def _in_order(ingredients, order):

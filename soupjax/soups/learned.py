@@ -8,31 +8,32 @@ of the held-out loss at theta,
   dL/dg_i = a_i <G, theta_i - theta>
 
 (for every group of leaves that has coefficients of its own, over the leaves of
-that group). So a step is one ordinary gradient and, for every ingredient in
-turn, one dot product: no graph over K models, and never two ingredients besides
-the soup at a time.
+that group). With a base model theta_0 it is theta_0 + sum_i l_i (theta_i -
+theta_0), coefficients have any sign, and
+
+  dL/dl_i = <G, theta_i - theta_0>.
+
+So a step is one ordinary gradient and, for every ingredient in turn, one dot
+product: no graph over K models, and never two ingredients besides the soup at a
+time (three while one is read ahead). A step passes twice over the ingredients,
+as no coefficient of the next soup is known before the last dot product of this
+one. Coefficients of a layer depend on that layer alone, so that one pass would
+do for AdamW; but it would hold that layer of all ingredients at once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import functools
 import itertools
-import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, finite, tree
-from soupjax.soups.ingredient import (
-  Ingredient,
-  as_list,
-  check_finite,
-  check_ingredients,
-  sharding_of,
-)
+from soupjax.soups import learned_checks, learned_state, optimizers
+from soupjax.soups import residency as residency_lib
+from soupjax.soups.ingredient import Ingredient, as_list, check_ingredients
 from soupjax.soups.layers import layer_of, make_layout
+from soupjax.soups.mixing import Pool
 
 PyTree = Any
 
@@ -42,13 +43,16 @@ class LearnedSoup:
   """A learned soup.
 
   Attributes:
-    params: the soup, with the dtypes of the first ingredient.
+    params: the soup, with the dtypes of the first ingredient, or the base.
     names: the ingredients, in the order of the coefficients.
-    alphas: group of leaves -> (K,) coefficients, positive, of sum 1. The one
-      group is "model" for granularity "model".
+    alphas: group of leaves -> (K,) coefficients, positive, of sum 1; with a
+      base of any sign and sum. The one group is "model" for granularity
+      "model".
     beta: the learned logit scale. It changes no prediction.
     history: for every step `{"step", "loss", "beta"}`; the loss before the
-      step, so the first is that of the uniform soup.
+      step, so the first is that of the soup it starts from.
+    base: name of the base, None if there is none.
+    residency: where the ingredients stayed: "device", "host" or "disk".
   """
 
   params: PyTree
@@ -56,91 +60,67 @@ class LearnedSoup:
   alphas: dict[str, np.ndarray]
   beta: float
   history: tuple[dict[str, float], ...]
-
-
-@functools.partial(jax.jit, static_argnames="layout")
-def _accumulate(total, first, params, slots, *, layout):
-  """Adds coefficient * (params - first), leaf by leaf; total None is zero."""
-  out = []
-  for k, (a, b) in enumerate(zip(first, params)):
-    if layout.leaves[k] is None:
-      out.append(None)
-      continue
-    delta = b.astype(jnp.float32) - a.astype(jnp.float32)
-    step = layout.spread(k, slots, delta.ndim) * delta
-    out.append(step if total is None else total[k] + step)
-  return out
-
-
-@jax.jit
-def _finish(total, first):
-  return [
-    # Where all agree: keeps the sign of a zero and denormal numbers.
-    a if s is None else jnp.where(s == 0, wide, wide + s)
-    for s, a, wide in zip(total, first, [a.astype(jnp.float32) for a in first])
-  ]
-
-
-@functools.partial(jax.jit, static_argnames="layout")
-def _dots(grads, params, soup, *, layout):
-  """<G, theta_i - theta> for every slot."""
-  return jnp.concatenate(
-    [
-      layout.sums(k, g * (b.astype(jnp.float32) - s))
-      for k, (g, b, s) in enumerate(zip(grads, params, soup))
-      if layout.leaves[k] is not None
-    ]
-  )
-
-
-class _AdamW:
-  """AdamW (arXiv 1711.05101) on a few numbers on the host, in float64."""
-
-  def __init__(self, learning_rate, weight_decay, b1=0.9, b2=0.999, eps=1e-8):
-    self.lr, self.wd, self.b1, self.b2 = learning_rate, weight_decay, b1, b2
-    self.eps, self.step, self.mu, self.nu = eps, 0, 0.0, 0.0
-
-  def update(self, x: np.ndarray, grad: np.ndarray) -> np.ndarray:
-    self.step += 1
-    self.mu = self.b1 * self.mu + (1 - self.b1) * grad
-    self.nu = self.b2 * self.nu + (1 - self.b2) * grad**2
-    mu = self.mu / (1 - self.b1**self.step)
-    nu = self.nu / (1 - self.b2**self.step)
-    return x - self.lr * (mu / (np.sqrt(nu) + self.eps) + self.wd * x)
+  base: str | None = None
+  residency: str = "disk"
 
 
 def learned_soup(
   ingredients: Sequence[Ingredient],
   loss: Callable[..., jax.Array],
   *,
+  base: Ingredient | None = None,
   granularity: str = "layer",
+  init: float | Sequence[float] | Mapping[str, Sequence[float]] | None = None,
   steps: int,
-  learning_rate: float = 0.1,
+  optimizer: str = "adamw",
+  learning_rate: float | None = None,
   weight_decay: float = 0.0,
   learn_beta: bool = True,
   batches: Iterable[Any] | None = None,
   layer_of: Callable[[str], str] = layer_of,
   stacked: str | None = None,
   sharding: Any = None,
+  residency: str | None = None,
+  memory_bytes: float | None = None,
   on_step: Callable[[dict[str, float]], None] | None = None,
+  resume: Mapping[str, Any] | None = None,
+  on_state: Callable[[dict[str, Any]], None] | None = None,
 ) -> LearnedSoup:
-  """Learns mixing coefficients on held-out data, from the uniform soup on.
+  """Learns mixing coefficients on held-out data.
 
-  Memory: the soup, its gradient, the first ingredient and the one being read,
-  whatever their number. Every ingredient is read twice a step; for a small
-  model pass `[i.in_memory() for i in ingredients]`. The last bits may depend on
-  the mesh, other than those of `uniform_soup`.
+  Without a base, coefficients are a softmax and start at the uniform soup. With
+  a base they multiply task vectors, have any sign and start at 0.3: with
+  `entropy_loss` on unlabelled data that is AdaMerging (arXiv 2310.02575),
+  task-wise for granularity "model", layer-wise for "layer" (the paper's
+  released code has coefficients for every tensor, and clips them to [0, 1]).
+
+  Memory, with residency "disk": the soup, its gradient, the first ingredient
+  (or the base), the one that is worked on and the one being read, whatever
+  their number; every ingredient is read twice a step, less the two where passes
+  turn around. The residency changes no bit. The last bits may depend on the
+  mesh, other than those of `uniform_soup`.
 
   Args:
-    ingredients: at least two.
+    ingredients: at least two; one is enough with a base.
     loss: `loss(params, beta)`, the loss on all held-out data with logits
       multiplied by the scalar beta; `loss(params, beta, batch)` if `batches`
       is given. Must return one scalar and be traceable: it is compiled once.
+    base: the model that all were fine-tuned from, to learn coefficients of
+      task vectors instead of a mean.
     granularity: "model" learns K coefficients, "layer" K for every layer,
-      "tensor" K for every leaf (as the paper's released code does).
-    steps: optimisation steps, a positive number.
-    learning_rate: of AdamW, constant.
-    weight_decay: of AdamW, decoupled; pulls towards the uniform soup.
+      "tensor" K for every leaf (as the released code of both papers does).
+    init: K coefficients to start from, or a mapping from every group to K, as
+      `alphas` of another learned soup. Without a base they must be positive
+      and are scaled to sum 1; with one, a single number stands for all.
+    steps: optimisation steps, a positive number; for L-BFGS the most
+      evaluations of loss and gradient.
+    optimizer: "adamw"; or "lbfgs", for a loss on all held-out data (no
+      `batches`), which stops when it converges and returns the best soup of
+      those it evaluated.
+    learning_rate: of AdamW, constant; None is 0.1, or 0.001 with a base (as
+      the papers have it).
+    weight_decay: of AdamW, decoupled; pulls towards the uniform soup, or the
+      base.
     learn_beta: whether the logit scale is learned or stays 1.
     batches: an iterable with at least `steps` batches.
     layer_of: leaf name -> layer name, for granularity "layer".
@@ -149,238 +129,152 @@ def learned_soup(
       "layer", what is left of the leaf's name at the end of the match names
       the layers: "Transformer/encoderblock[3]", for all modules of a block.
     sharding: where ingredients go, as in `Ingredient.load`.
+    residency: where ingredients stay between passes: on the "device" (sharded
+      as `sharding` says), on the "host", or on "disk", where only the next is
+      read ahead; trees in memory stay where they are for the last two. None
+      takes the first that has room, and says so in the log.
+    memory_bytes: the room that they may take in this process; None is half of
+      what is free.
     on_step: called with every entry of the history.
+    resume: the last state of a run that was cut short, with the same
+      arguments (`steps` may be more; `batches` from the start: those of steps
+      done are passed over). It ends with the same bits as an unbroken run.
+    on_state: called after every step with all that `resume` needs, as JSON:
+      some numbers a coefficient; for L-BFGS those of every evaluation.
 
   Returns:
     The soup, its coefficients and the losses on the way.
 
   Raises:
-    ValueError: if there are fewer than two ingredients, trees differ, one has
-      NaN or infinity, none has float leaves, an argument is out of range,
-      batches run out, or the loss, its gradient or the soup is not finite.
+    ValueError: if there are too few ingredients, trees differ, one has NaN or
+      infinity, none has float leaves, an argument is out of range or does not
+      fit the others, batches run out, or the loss, its gradient or the soup is
+      not finite.
     TypeError: if `ingredients` are no sequence of ingredients.
   """
   ingredients = as_list(ingredients)
-  steps, learning_rate, weight_decay = _checked_arguments(
-    ingredients, granularity, steps, learning_rate, weight_decay
+  settings = learned_checks.arguments(
+    ingredients,
+    base,
+    granularity,
+    steps,
+    optimizer,
+    learning_rate,
+    weight_decay,
+    batches,
   )
-  batches = _checked_batches(batches, steps)
-  check_ingredients(ingredients)
-  specs, treedef = ingredients[0].specs, ingredients[0].treedef
-  layout = make_layout(specs, granularity, layer_of, stacked)
-  if not layout.groups:
-    raise ValueError(
-      f"No leaf of {ingredients[0].name!r} is floating: there is nothing to "
-      f"learn. Its leaves: {sorted(specs)[:10]}."
-    )
-  check_finite(ingredients)
-  pool = _Pool(ingredients, layout, sharding)
+  batches = learned_checks.batches(batches, settings.steps)
+  anchor = ingredients[0] if base is None else base
+  check_ingredients(ingredients if base is None else [base, *ingredients])
+  layout = make_layout(anchor.specs, granularity, layer_of, stacked)
+  learned_checks.something_to_learn(anchor, layout)
+  start = learned_state.start(init, base, layout.groups, len(ingredients))
+  state = learned_state.State(settings, ingredients, base, layout, learn_beta)
+  past = state.restored(resume, start.size + 1)
+  kept = residency_lib.choose(
+    residency,
+    memory_bytes,
+    ingredients[1:] if base is None else ingredients,
+    sharding,
+  )
+  pool = Pool(ingredients, base, layout, sharding, kept)
+  pool.check_finite()
+  problem = _Problem(pool, loss, batches, learn_beta, state.history, on_step)
+  if len(state.history) < settings.steps:
+    problem.check_loss()
+  x = _minimize(problem, np.append(start, 0.0), settings, past, state, on_state)
 
-  def loss_of(floats, beta, *batch):
-    leaves = list(pool.first)
-    for k, value in floats.items():
-      leaves[k] = value
-    return loss(jax.tree.unflatten(treedef, leaves), beta, *batch)
-
-  batches = _check_loss(loss_of, pool, batches)
-  value_and_grad = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
-
-  logits = np.zeros((len(layout.groups), len(ingredients)))
-  log_beta, history = np.zeros(()), []
-  adamw = _AdamW(learning_rate, weight_decay)
-  adamw_beta = _AdamW(learning_rate, 0.0)
-  for step, batch in zip(range(steps), batches):
-    alphas = _softmax(logits)
-    soup = pool.mix(alphas)
-    value, (grads, beta_grad) = value_and_grad(
-      pool.floats(soup), np.float32(np.exp(log_beta)), *batch
-    )
-    _check_value(float(value), step, specs, soup)
-    grad = pool.gradient(grads, soup)
-    beta_grad = float(beta_grad) if learn_beta else 0.0
-    _check_gradient(grad, beta_grad, float(value), step, specs, soup)
-    history.append(
-      {"step": step, "loss": float(value), "beta": float(np.exp(log_beta))}
-    )
-    if on_step:
-      on_step(history[-1])
-    logits = adamw.update(logits, alphas * grad)
-    if learn_beta:
-      log_beta = adamw_beta.update(log_beta, beta_grad * np.exp(log_beta))
-
-  alphas = _softmax(logits)
+  alphas, beta = problem.unpacked(x)
   params = pool.finished(alphas)
   return LearnedSoup(
-    params=jax.tree.unflatten(treedef, params),
+    params=jax.tree.unflatten(anchor.treedef, params),
     names=tuple(i.name for i in ingredients),
     alphas=dict(zip(layout.groups, alphas)),
-    beta=float(np.exp(log_beta)),
-    history=tuple(history),
+    beta=beta,
+    history=tuple(state.history),
+    base=base.name if base else None,
+    residency=kept,
   )
 
 
-class _Pool:
-  """The ingredients, as leaves that are read when asked for."""
+class _Problem:
+  """Loss and gradient as functions of numbers without bounds.
 
-  def __init__(self, ingredients, layout, sharding):
-    self.ingredients, self.layout, self.sharding = ingredients, layout, sharding
-    self.slot_groups = np.asarray(layout.slot_groups)
-    self.first = self._leaves_of(ingredients[0])
+  They are what the coefficients are made from, group by group, and the
+  logarithm of beta at the end.
+  """
 
-  def _leaves_of(self, ingredient):
-    return jax.tree.leaves(ingredient.load(sharding=self.sharding))
-
-  def mix(self, alphas):
-    """The leaves of the soup in float32; those not floating are the first's."""
-    # The first ingredient's difference from itself is zero: skip it.
-    total = None
-    for k, ingredient in enumerate(self.ingredients[1:], start=1):
-      slots = np.float32(alphas[self.slot_groups, k])
-      total = _accumulate(
-        total,
-        self.first,
-        self._leaves_of(ingredient),
-        slots,
-        layout=self.layout,
-      )
-    return _finish(total, self.first)
-
-  def finished(self, alphas):
-    """The leaves of the soup, with the dtypes of the first ingredient."""
-    specs = self.ingredients[0].specs
-    leaves = [
-      # Not through a compiled function, which would cut int64 to int32.
-      leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
-      for leaf, spec, unchanged in zip(
-        self.mix(alphas), specs.values(), self.first
-      )
-    ]
-    finite.check_overflow(specs, leaves)
-    return leaves
-
-  def floats(self, leaves):
-    """Those leaves that are floating, by position."""
-    held = self.layout.leaves
-    return {k: x for k, x in enumerate(leaves) if held[k] is not None}
-
-  def gradient(self, grads, soup):
-    """<G, theta_i - theta> for every group and ingredient, in float64."""
-    grads = [grads.get(k) for k in range(len(self.first))]
-    dots = [
-      _dots(grads, self._leaves_of(i), soup, layout=self.layout)
-      for i in self.ingredients
-    ]
-    dots = np.stack(dots).astype(np.float64)
-    grad = np.zeros((len(self.layout.groups), len(self.ingredients)))
-    np.add.at(grad, self.slot_groups, dots.T)
-    return grad
-
-
-def _check_loss(loss_of, pool, batches):
-  """Checks what the loss returns, without computing it."""
-  # The first batch is needed for that, and put back.
-  batches = iter(batches)
-  batch = next(batches)
-  specs = [
-    jax.ShapeDtypeStruct(
-      spec.shape, np.float32, sharding=sharding_of(pool.sharding, leaf, spec)
-    )
-    for leaf, spec in pool.ingredients[0].specs.items()
-  ]
-  found = None
-
-  def run(*args):
-    nonlocal found
-    found = loss_of(*args)
-    return ()
-
-  beta = jax.ShapeDtypeStruct((), np.float32)
-  jax.eval_shape(run, pool.floats(specs), beta, *batch)
-  shape = getattr(found, "shape", () if isinstance(found, float) else None)
-  dtype = getattr(found, "dtype", np.dtype(np.float32))
-  if shape != () or not jnp.issubdtype(dtype, jnp.floating):
-    what = f"a {type(found).__name__}"
-    if shape is not None:
-      what = f"an array of shape {shape} and dtype {dtype}"
-    elif isinstance(found, tuple):
-      what = f"a tuple of {len(found)} (only the loss is used, nothing beside)"
-    raise ValueError(
-      f"loss must return one floating-point scalar, got {what}. Average over "
-      "the images with .mean(), for instance."
-    )
-  return itertools.chain([batch], batches)
-
-
-def _check_value(value, step, specs, soup):
-  if not math.isfinite(value):
-    finite.check_overflow(specs, soup)
-    raise ValueError(
-      f"The held-out loss is {value} at step {step} of the learned soup. Lower "
-      "learning_rate, or look for a model that diverged."
+  def __init__(self, pool, loss, batches, learn_beta, history, on_step):
+    self.pool, self.loss, self.learn_beta = pool, loss, learn_beta
+    self.history, self.on_step = history, on_step
+    # Those of steps that were done before.
+    self.batches = itertools.islice(batches, len(history), None)
+    self._value_and_grad = jax.jit(
+      jax.value_and_grad(self._loss_of, argnums=(0, 1))
     )
 
+  def _loss_of(self, floats, beta, *batch):
+    leaves = list(self.pool.first)
+    for k, value in floats.items():
+      leaves[k] = value
+    params = jax.tree.unflatten(self.pool.anchor.treedef, leaves)
+    return self.loss(params, beta, *batch)
 
-def _check_gradient(grad, beta_grad, value, step, specs, soup):
-  if not (np.isfinite(grad).all() and math.isfinite(beta_grad)):
-    finite.check_overflow(specs, soup)
-    of = "the coefficients" if math.isfinite(beta_grad) else "beta"
-    raise ValueError(
-      f"The gradient for {of} is not finite at step {step} of the learned "
-      f"soup, although the loss is {value}. Look in the loss for a square root "
-      "or a logarithm at 0, or a division that jnp.where only hides."
+  def check_loss(self) -> None:
+    """Checks what the loss returns, without computing it."""
+    # The first batch is needed for that, and put back.
+    batch = next(self.batches)
+    learned_checks.loss(self._loss_of, self.pool, batch)
+    self.batches = itertools.chain([batch], self.batches)
+
+  def unpacked(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the coefficients, (groups, K), and beta."""
+    alphas = x[:-1].reshape(len(self.pool.layout.groups), -1)
+    if self.pool.base is None:
+      alphas = _softmax(alphas)
+    return alphas, float(np.exp(x[-1]))
+
+  def evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns the loss and its gradient."""
+    step, pool = len(self.history), self.pool
+    alphas, beta = self.unpacked(x)
+    soup = pool.mix(alphas)
+    value, (grads, beta_grad) = self._value_and_grad(
+      pool.floats(soup), np.float32(beta), *next(self.batches)
     )
+    value = float(value)
+    specs = pool.anchor.specs
+    learned_checks.value(value, step, specs, soup)
+    grad = pool.products(grads, soup)
+    if pool.base is None:
+      grad = alphas * grad
+    beta_grad = float(beta_grad) * beta if self.learn_beta else 0.0
+    learned_checks.gradient(grad, beta_grad, value, step, specs, soup)
+    self.history.append({"step": step, "loss": value, "beta": beta})
+    if self.on_step:
+      self.on_step(self.history[-1])
+    return value, np.append(grad, beta_grad)
+
+
+def _minimize(problem, x, settings, past, state, on_state) -> np.ndarray:
+  def save(found):
+    if on_state:
+      on_state(state.saved(found))
+
+  arguments = {"steps": settings.steps, "state": past, "on_state": save}
+  if settings.optimizer == "lbfgs":
+    return optimizers.lbfgs(problem.evaluate, x, **arguments)
+  decay = np.full(x.size, settings.weight_decay)
+  decay[-1] = 0  # Of beta.
+  return optimizers.adamw(
+    problem.evaluate,
+    x,
+    learning_rate=settings.learning_rate,
+    weight_decay=decay,
+    **arguments,
+  )
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
   e = np.exp(x - x.max(axis=1, keepdims=True))
   return e / e.sum(axis=1, keepdims=True)
-
-
-def _checked_batches(batches, steps):
-  """The arguments that follow beta, for every step."""
-  if batches is None:
-    return itertools.repeat(())
-  if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
-    # Arrays are iterable without saying so.
-    if not hasattr(batches, "shape"):
-      raise ValueError(
-        "batches must be a sequence of batches, got a "
-        f"{type(batches).__name__}: put one batch in a list, or call the "
-        "function that makes them."
-      )
-  if hasattr(batches, "__len__") and len(batches) < steps:
-    raise _too_few(len(batches), steps)
-  return _counted(batches, steps)
-
-
-def _counted(batches, steps):
-  count = 0
-  for batch in batches:
-    count += 1
-    yield (batch,)
-  if count < steps:
-    raise _too_few(count, steps)
-
-
-def _too_few(count, steps):
-  return ValueError(
-    f"Got {count} batches for {steps} steps: repeat the held-out data, or take "
-    "fewer steps."
-  )
-
-
-def _checked_arguments(ingredients, granularity, steps, learning_rate, decay):
-  if len(ingredients) < 2:
-    raise ValueError(
-      f"A learned soup needs at least two ingredients, got {len(ingredients)}."
-    )
-  if granularity not in ("model", "layer", "tensor"):
-    raise ValueError(
-      f"granularity must be 'model', 'layer' or 'tensor', got {granularity!r}."
-    )
-  number = checks.number
-  return (
-    checks.count("steps", steps),
-    number("learning_rate", learning_rate, "be positive", lambda x: x > 0),
-    number("weight_decay", decay, "not be negative", lambda x: x >= 0),
-  )

@@ -16,6 +16,7 @@ from soupjax.data import Dataset
 from soupjax.evaluators import Classification, classification_metrics
 from soupjax.progress import Progress
 from soupjax.soups.average import ensemble_logits, uniform_soup
+from soupjax.soups.ensemble import GreedyEnsemble, greedy_ensemble
 from soupjax.soups.greedy import GreedySoup, greedy_soup
 from soupjax.soups.ingredient import Ingredient, rank_by
 from soupjax.soups.learned import learned_soup
@@ -75,7 +76,11 @@ def cook(
   for granularity in granularities:
     path = soups / f"learned_{granularity}"
     if not path.exists():
-      _learned(config.cook, model, ingredients, minival, granularity, path)
+      state = workdir / f"learned_{granularity}_state.json"
+      _learned(
+        config.cook, model, ingredients, minival, granularity, path, state
+      )
+      state.unlink(missing_ok=True)
   return names
 
 
@@ -111,8 +116,8 @@ def greedy(
   )
 
 
-def greedy_record(config, soup: GreedySoup) -> dict[str, Any]:
-  """What is kept of a greedy soup besides its weights, as JSON."""
+def greedy_record(config, soup: GreedySoup | GreedyEnsemble) -> dict[str, Any]:
+  """What is kept of a greedy choice besides its weights, as JSON."""
   return {
     "accept": config.accept,
     "min_delta": config.min_delta,
@@ -121,8 +126,15 @@ def greedy_record(config, soup: GreedySoup) -> dict[str, Any]:
   }
 
 
-def _learned(config, model, ingredients, minival, granularity, path):
-  progress = Progress(f"learned, {granularity}", config.learned_steps)
+def _learned(config, model, ingredients, minival, granularity, path, state):
+  """Saves a learned soup; goes on from `state`, which has every step so far."""
+  resume = files.read_json(state) if state.exists() else None
+  if resume is not None and not isinstance(resume, dict):
+    raise ValueError(f"{state} is no state of a learned soup: delete it.")
+  done = len((resume or {}).get("history", ()))
+  progress = Progress(
+    f"learned, {granularity}", config.learned_steps, start=done
+  )
   targets = losses.smooth_labels(minival.labels, model.num_classes, 0.0)
   batch = (jnp.asarray(minival.images), targets)
 
@@ -140,6 +152,8 @@ def _learned(config, model, ingredients, minival, granularity, path):
     batches=itertools.repeat(batch),
     stacked="encoderblock/" if model.scan else None,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
+    resume=resume,
+    on_state=lambda found: files.write_json(state, found),
   )
   record = {
     "names": list(soup.names),
@@ -159,9 +173,6 @@ def ensembles(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
   """Ensembles of the logits of all ingredients, and of a greedy choice.
 
-  A greedy ensemble is a greedy soup of logits: the same loop over trees that
-  hold outputs instead of weights.
-
   Args:
     config: with `cook`.
     ingredients: of the sweep, with their metrics on minival.
@@ -173,15 +184,12 @@ def ensembles(
     Ensemble -> dataset -> (n, classes), and ensemble -> number of members.
   """
   names = [i.name for i in ranked(ingredients)]
-  candidates = [
-    Ingredient.from_params(name, logits[name][minival.name]) for name in names
-  ]
 
   def accuracy(mean):
     return classification_metrics(mean, minival.labels)["prec@1"]
 
-  chosen = greedy_soup(
-    candidates,
+  chosen = greedy_ensemble(
+    {name: logits[name][minival.name] for name in names},
     accuracy,
     accept=config.cook.accept,
     min_delta=config.cook.min_delta,

@@ -143,6 +143,12 @@ def test_barriers_and_weak_models_and_rejections_are_named():
   assert text.count("Greedy left") == sum(
     not d.accepted for d in greedy.history
   )
+  # What is in is tried again, and rejected then: it was not left out.
+  again = sj.greedy_soup(ranked, two_bowls, accept="gt", rounds=3)
+  assert len(again.history) > len(greedy.history)
+  assert again.history[len(ranked)].name == again.selected[0]
+  findings = sj.diagnose(ranked, two_bowls, greedy=again).findings
+  assert findings == report.findings
   weak = [*some(5), model("weak", moved(7, size=0.4))]
   findings = sj.diagnose(weak, near_start, model("s", START)).findings
   assert any(f.startswith("'weak' scores") for f in findings)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
 import pickle
+import sys
 
 import fake_images
 import numpy as np
@@ -133,6 +134,28 @@ def test_inception_crop_of_all_is_a_resize():
   thin = Image.fromarray(MAP[:2])
   out = image_ops.inception_crop(thin, rng(), 8, 100, 100)
   np.testing.assert_array_equal(out, image_ops.resize(thin, 8))
+
+
+def test_linear_takes_its_box_and_does_not_smooth():
+  pytest.importorskip("cv2", reason="OpenCV is an extra")
+  image = Image.fromarray(MAP)
+  out = np.asarray(
+    image_ops._resized(image, (10, 20), "linear", (50, 100, 70, 110))
+  )
+  np.testing.assert_array_equal(out, MAP[100:110, 50:70])
+  # Every second column: a smoothing method would give grey.
+  stripes = Image.fromarray(
+    np.tile(np.array([[[0] * 3, [255] * 3]], np.uint8), (8, 6, 1))
+  )
+  third = np.asarray(image_ops.resize(stripes, (8, 4), "linear"))
+  np.testing.assert_array_equal(third[0, :, 0], [255, 0, 255, 0])
+
+
+def test_linear_without_opencv_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "cv2", None)
+  image_ops._opencv.cache_clear()
+  with pytest.raises(ValueError, match=r"soupjax\[opencv\]"):
+    Preprocess("resize(8, 'linear')")
 
 
 def test_resize_small_keeps_the_aspect():

@@ -310,6 +310,18 @@ def test_all_that_does_not_fit_is_listed_with_nearest_names():
   assert len(text.splitlines()) < 32
 
 
+def test_nearest_are_names_that_nobody_knows():
+  # Those of blocks that are too many resemble what is missing, too.
+  found = mismatch.Mismatch(
+    missing={"blocks.0.norm2.bias": "here"},
+    unexpected={"blocks.9.norm1.bias": "there", "blocks.0.ln2.bias": None},
+    misshapen={},
+  )
+  assert "norm2.bias (here here); nearest is blocks.0.ln2.bias" in found.text()
+  found.unexpected.pop("blocks.0.ln2.bias")
+  assert "nearest is blocks.9.norm1.bias" in found.text()
+
+
 def test_a_model_of_another_size_is_named_in_their_shapes():
   model = vit(pool_type="tok", act="gelu_exact")
   theirs = pretrained.export(params_of(model), model, "timm")

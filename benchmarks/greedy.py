@@ -1,0 +1,206 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a greedy soup costs: images evaluated, and time besides evaluation.
+
+python benchmarks/greedy.py --workdir=runs/greedy [--digits=runs/digits]
+
+Two settings, ingredients on disk in both. "digits": the sweep of
+configs/digits.py, trained here, or that of a finished run (`--digits`).
+"synthetic": noisy copies of a wide network on 8,192 held-out images, the best
+of which is right on five of eight. Each is cooked with and without early
+rejection, in turns; medians over rounds. Pure evaluation time is what the
+evaluator takes once a candidate's weights are there. Writes
+results/greedy.json. About ten minutes on 2 cores.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import soupjax as sj
+from soupjax import config as config_lib
+from soupjax import data
+from soupjax.evaluators import Classification, predictor
+from soupjax.models import ViT
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import ranked
+from soupjax.tasks.pretrain import pretrain, probed
+from soupjax.tasks.sweep import sweep
+
+HERE = pathlib.Path(__file__).parent
+
+
+class Timed:
+  """Counts the seconds of an evaluator, from when the weights are there."""
+
+  mode = "max"
+
+  def __init__(self, judge: Classification):
+    self.judge, self.keep, self.seconds = judge, judge.keep, 0.0
+
+  def _time(self, function, params, *rest):
+    jax.block_until_ready(params)
+    began = time.perf_counter()
+    result = function(params, *rest)
+    self.seconds += time.perf_counter() - began
+    return result
+
+  def __call__(self, params):
+    return self._time(self.judge, params)
+
+  def trial(self, params, reaches):
+    return self._time(self.judge.trial, params, reaches)
+
+
+def digits(workdir: pathlib.Path):
+  """The sweep of configs/digits.py and its 300 held-out images."""
+  config = config_lib.load(str(HERE.parent / "configs" / "digits.py"))
+  workdir = workdir_lib.open_workdir(workdir, config)
+  splits = data.load_digits(
+    seed=config.seed,
+    num_train=config.data.num_train,
+    num_minival=config.data.num_minival,
+  )
+  model = ViT(num_classes=splits.num_classes, **config.model)
+  predict, d = predictor(model), splits.minival
+
+  def judge():
+    return Classification(predict, d.images, d.labels, batch_size=10)
+
+  start = pretrain(config, model, splits.pretrain, workdir)
+  start = probed(config, model, start, splits.train, workdir)
+  whole = Classification(predict, d.images, d.labels)
+  ingredients = sweep(
+    config,
+    model,
+    start,
+    splits.train,
+    lambda p: {f"minival/{k}": v for k, v in whole.metrics(p).items()},
+    workdir,
+  )
+  return ranked(ingredients), judge
+
+
+def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
+  """Noisy copies of one network: 1024 -> 2048 -> 2048 -> 100 classes."""
+  rng = np.random.default_rng(seed)
+  prototypes = rng.normal(size=(100, 1024)).astype("f")
+
+  def draw(n):
+    labels = rng.integers(0, 100, n)
+    noise = 7.5 * rng.normal(size=(n, 1024))
+    return (prototypes[labels] + noise).astype("f"), labels
+
+  def features(params, x):
+    for name in ("hidden_0", "hidden_1"):
+      x = jnp.tanh(x @ params[name])
+    return x
+
+  @jax.jit
+  def predict(params, x):
+    return features(params, x) @ params["head"]
+
+  params = {
+    "hidden_0": 0.1 * rng.normal(size=(1024, 2048)).astype("f") / 32,
+    "hidden_1": rng.normal(size=(2048, 2048)).astype("f") / 45,
+  }
+  # The head by ridge regression: the network is as good as it can be.
+  x, labels = draw(16_384)
+  f = np.asarray(jax.jit(features)(params, x), np.float64)
+  gram = f.T @ f
+  gram += 0.3 * np.trace(gram) / len(gram) * np.eye(len(gram))
+  params["head"] = np.linalg.solve(gram, f.T @ np.eye(100)[labels]).astype("f")
+  x, labels = draw(8_192)
+
+  def judge():
+    return Classification(predict, x, labels, batch_size=256)
+
+  directory.mkdir(parents=True, exist_ok=True)
+  whole = judge()
+  ingredients = []
+  for k, size in enumerate(np.exp(rng.uniform(*np.log([0.1, 1.5]), count))):
+    noisy = {
+      name: leaf + (size * leaf.std() * rng.normal(size=leaf.shape)).astype("f")
+      for name, leaf in params.items()
+    }
+    path = directory / f"m{k:02d}.safetensors"
+    path.unlink(missing_ok=True)
+    sj.save_params(path, noisy)
+    opened = sj.open_ingredient(path)
+    opened.metrics["val"] = whole(noisy)
+    ingredients.append(opened)
+  return sj.rank_by(ingredients, "val"), judge
+
+
+def measure(ingredients, judge, rounds: int) -> dict:
+  """Cooks with and without early rejection; medians over rounds."""
+  runs = {True: [], False: []}
+  for k in range(rounds + 1):  # The first compiles.
+    for early in (True, False):
+      timed = Timed(judge())
+      began = time.perf_counter()
+      soup = sj.greedy_soup(ingredients, timed, early_reject=early)
+      wall = time.perf_counter() - began
+      if k:
+        runs[early].append((wall, timed.seconds))
+      if early:
+        first = soup
+      else:
+        same = [(d.name, d.accepted, d.bar, d.size) for d in soup.history]
+        assert same == [
+          (d.name, d.accepted, d.bar, d.size) for d in first.history
+        ]
+        jax.tree.map(np.testing.assert_array_equal, soup.params, first.params)
+  rejected = [d.evaluated for d in first.history if not d.accepted]
+  found = {
+    "images": len(judge().labels),
+    "best single": first.history[0].score,
+    "soup": first.score,
+    "candidates": len(first.history),
+    "rejected": len(rejected),
+    "evaluated, rejected": float(np.mean(rejected)) if rejected else None,
+    "evaluated, all": float(np.mean([d.evaluated for d in first.history])),
+    "MB an ingredient": ingredients[0].num_bytes / 1e6,
+  }
+  for early, name in ((True, "early"), (False, "full")):
+    walls, pure = np.array(runs[early]).T
+    found[f"{name}: wall s"] = float(np.median(walls))
+    found[f"{name}: evaluation s"] = float(np.median(pure))
+    found[f"{name}: wall / evaluation"] = float(np.median(walls / pure))
+  return found
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--workdir", type=pathlib.Path, required=True)
+  parser.add_argument("--digits", type=pathlib.Path)
+  parser.add_argument("--rounds", type=int, default=5)
+  args = parser.parse_args()
+  settings = {
+    "digits": digits(args.digits or args.workdir / "digits"),
+    "synthetic": synthetic(args.workdir / "synthetic"),
+  }
+  record = {
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "rounds": args.rounds,
+  }
+  for name, (ingredients, judge) in settings.items():
+    record[name] = measure(ingredients, judge, args.rounds)
+    print(name)
+    for key, value in record[name].items():
+      shown = f"{value:.4g}" if isinstance(value, float) else value
+      print(f"  {key:<28} {shown}")
+  results = HERE / "results" / "greedy.json"
+  results.parent.mkdir(exist_ok=True)
+  results.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

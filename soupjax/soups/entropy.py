@@ -1,0 +1,49 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A loss for learned soups that needs no labels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def entropy_loss(
+  predict: Callable[[PyTree, Any], Any], images: Any = None
+) -> Callable[..., jax.Array]:
+  """Makes a loss of unlabelled data: how unsure predictions are.
+
+  The mean entropy of the predicted classes, as in AdaMerging (arXiv 2310.02575,
+  Section 3.2), for `learned_soup` with a base and images of all tasks.
+
+  The logit scale beta has no part in it, and so stays 1: any prediction would
+  look sure under a scale that is large enough.
+
+  Args:
+    predict: `predict(params, images)` returns logits, (n, classes), or a tree
+      of them, one a task, whose mean entropies are summed. Logits of -inf
+      leave classes out.
+    images: whatever `predict` takes; None if it comes in `batches`.
+
+  Returns:
+    `loss(params, beta)`, or without images `loss(params, beta, images)`.
+  """
+
+  def loss(params, beta, images):
+    del beta
+    logits = jax.tree.leaves(predict(params, images))
+    return sum(_entropy(task).mean() for task in logits)
+
+  if images is None:
+    return loss
+  return lambda params, beta: loss(params, beta, images)
+
+
+def _entropy(logits: jax.Array) -> jax.Array:
+  """Entropy in nats, of logits (..., classes)."""
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  probs = jnp.exp(log_probs)
+  return -(probs * jnp.where(probs > 0, log_probs, 0)).sum(-1)

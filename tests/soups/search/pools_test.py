@@ -1,0 +1,74 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+
+import soupjax as sj
+
+
+def runs(*values):
+  return [
+    sj.Ingredient.from_params(f"r{k}", {"w": np.float32(v)})
+    for k, v in enumerate(values)
+  ]
+
+
+def near_zero(params):
+  return -abs(float(params["w"]))
+
+
+def test_diwa_ranks_and_averages_what_helps():
+  found = sj.search.diwa(runs(3.0, -1.0, 1.0), near_zero)
+  assert [r.name for r in found.runs] == ["r1", "r2", "r0"]
+  assert [r.metrics["held-out"] for r in found.runs] == [-1, -1, -3]
+  assert found.selected == ("r1", "r2")
+  assert (float(found.params["w"]), found.score) == (0.0, 0.0)
+  assert [d.accepted for d in found.greedy.history] == [True, True, False]
+
+
+def test_diwa_uniform():
+  found = sj.search.diwa(runs(3.0, -1.0, 1.0), near_zero, average="uniform")
+  assert found.selected == ("r1", "r2", "r0")
+  assert float(found.params["w"]) == 1.0 and found.score == -1.0
+  assert found.greedy is None
+
+
+def test_diwa_passes_settings_to_the_greedy_soup():
+  found = sj.search.diwa(runs(0, 3, 4, 5), near_zero, patience=1)
+  assert len(found.greedy.history) == 2
+
+
+@pytest.mark.parametrize("as_ingredient", [True, False])
+def test_ratatouille_fine_tunes_every_start(as_ingredient):
+  seen = []
+
+  def finetune(params, name):
+    seen.append((name, float(params["w"])))
+    tuned = {"w": np.float32(params["w"] / 2)}
+    return sj.Ingredient.from_params("saved", tuned) if as_ingredient else tuned
+
+  found = sj.search.ratatouille(
+    runs(4.0, -2.0, 2.0), finetune, near_zero, average="uniform"
+  )
+  assert seen == [("r0", 4.0), ("r1", -2.0), ("r2", 2.0)]
+  assert found.selected == ("r1", "r2", "r0")
+  assert float(found.params["w"]) == pytest.approx(2 / 3)
+
+
+def test_bad_input_comes_before_any_work():
+  def never(*args):
+    pytest.fail("called")
+
+  for search in (
+    lambda **s: sj.search.diwa(runs(1, 2), never, **s),
+    lambda **s: sj.search.ratatouille(runs(1, 2), never, never, **s),
+  ):
+    with pytest.raises(ValueError, match="'greedy' or 'uniform', got 'best'"):
+      search(average="best")
+    with pytest.raises(ValueError, match=r"\['patience'\] are settings of a"):
+      search(average="uniform", patience=3)
+  with pytest.raises(ValueError, match="at least one ingredient"):
+    sj.search.diwa([], never)
+  two = [*runs(1), sj.Ingredient.from_params("b", {"v": np.float32(1)})]
+  with pytest.raises(ValueError, match="'b' lacks leaf 'w'"):
+    sj.search.ratatouille(two, never, never)

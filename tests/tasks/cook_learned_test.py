@@ -1,0 +1,75 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Learned soups of a run go on at the step where they were killed."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax.data import Dataset
+from soupjax.tasks import cook
+
+MODEL = sj.models.ViT(
+  num_classes=3, patch_size=4, width=8, depth=1, mlp_dim=8, num_heads=1
+)
+IMAGES = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype(np.float32)
+INIT = jax.jit(MODEL.init)
+CONFIG = ml_collections.ConfigDict(
+  {"learned_steps": 6, "learned_learning_rate": 0.1}
+)
+
+
+def learn(workdir):
+  pool = [
+    sj.Ingredient.from_params(
+      f"m{k}", INIT(jax.random.key(k), IMAGES[:1])["params"]
+    )
+    for k in range(3)
+  ]
+  minival = Dataset("minival", IMAGES, np.arange(12) % 3)
+  state, path = workdir / "state.json", workdir / "learned"
+  cook._learned(CONFIG, MODEL, pool, minival, "layer", path, state)
+  return (path / "learned.json").read_bytes(), sj.load_params(path / "params")
+
+
+def test_a_killed_learned_soup_goes_on(tmp_path, monkeypatch):
+  (tmp_path / "whole").mkdir()
+  record, params = learn(tmp_path / "whole")
+
+  class Killed(Exception):
+    pass
+
+  steps = []
+
+  def killed(*args, on_step, on_state, **settings):
+    def save(state):
+      on_state(state)
+      if state["optimizer"]["step"] == 4 and len(steps) == 4:
+        raise Killed
+
+    def tell(entry):
+      on_step(entry)
+      steps.append(entry["step"])
+
+    return sj.learned_soup(*args, on_step=tell, on_state=save, **settings)
+
+  monkeypatch.setattr(cook, "learned_soup", killed)
+  with pytest.raises(Killed):
+    learn(tmp_path)
+  again, found = learn(tmp_path)
+  assert steps == [0, 1, 2, 3, 4, 5]
+  assert again == record
+  for a, b in zip(*map(jax.tree.leaves, (found, params))):
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize(
+  "text,message",
+  [("[]", "state.json is no state .*delete it"), ("{", "state.json is not")],
+)
+def test_says_which_state_to_delete(tmp_path, text, message):
+  (tmp_path / "state.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    learn(tmp_path)
