@@ -5,7 +5,7 @@
 Each takes an image and gives one back, RGB: a PIL image, or (height, width, 3)
 uint8, which OpenCV's "linear" makes and leaves so, since going to Pillow and
 back costs more than resizing. Those that draw random numbers take a NumPy
-generator after it. `value_range` ends a chain with floats.
+generator after it. `value_range` or `standardize` ends a chain with floats.
 """
 
 import functools
@@ -199,6 +199,32 @@ def value_range(
   return x
 
 
+# Mean and deviation of the channels, of 1: CLIP's (arXiv 2103.00020, in its
+# released code), and what most PyTorch models of ImageNet take.
+STATISTICS = {
+  "clip": (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+  ),
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def standardize(image: Picture, statistics: str = "clip") -> np.ndarray:
+  """Returns (height, width, 3) float32, less a mean, over a deviation.
+
+  Args:
+    image: of 0 to 255.
+    statistics: a key of `STATISTICS`.
+  """
+  if statistics not in STATISTICS:
+    raise ValueError(
+      f"statistics={statistics!r} is none of {', '.join(STATISTICS)}."
+    )
+  mean, deviation = np.asarray(STATISTICS[statistics], np.float32) * 255
+  return (np.asarray(image, np.float32) - mean) / deviation
+
+
 OPS = {
   f.__name__: f
   for f in (
@@ -210,5 +236,6 @@ OPS = {
     flip_lr,
     randaug,
     value_range,
+    standardize,
   )
 }

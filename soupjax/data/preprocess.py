@@ -62,7 +62,8 @@ class Preprocess:
       rng: for the random operations; may be None where there are none.
 
     Returns:
-      (height, width, 3), uint8, or float32 after `value_range`.
+      (height, width, 3), uint8, or float32 after `value_range` or
+      `standardize`.
 
     Raises:
       CorruptImage: if the bytes cannot be decoded.
@@ -72,7 +73,8 @@ class Preprocess:
     for name, op, draws in self._ops:
       if isinstance(x, np.ndarray) and x.dtype != np.uint8:
         raise ValueError(
-          f"{self.text!r}: {name} comes after value_range, which must be last."
+          f"{self.text!r}: {name} comes after value_range or standardize, "
+          "which must be last."
         )
       x = op(x, rng=rng) if draws else op(x)
     return np.asarray(x)

@@ -390,3 +390,17 @@ def test_strengths_at_magnitude_10():
   np.testing.assert_allclose(
     sheared[row, :200, 1].astype(float), np.arange(200) + 0.3 * row, atol=1.5
   )
+
+
+def test_standardize_takes_mean_and_deviation():
+  image = np.full((2, 2, 3), 255, np.uint8)
+  image[0, 0] = 0
+  found = Preprocess('standardize("clip")')(image)
+  assert found.dtype == np.float32
+  mean, deviation = map(np.array, image_ops.STATISTICS["clip"])
+  np.testing.assert_allclose(found[0, 0], -mean / deviation, rtol=1e-6)
+  np.testing.assert_allclose(found[1, 1], (1 - mean) / deviation, rtol=1e-6)
+  with pytest.raises(ValueError, match="none of clip, imagenet"):
+    Preprocess('standardize("jft")')
+  with pytest.raises(ValueError, match="must be last"):
+    Preprocess("standardize|flip_lr")
