@@ -117,7 +117,9 @@ def paint_sequential(
     ValueError: as `paint`.
   """
   alphas = record.grid("alphas", alphas)
-  _combined(patching, supported)  # Before any fine-tuning.
+  # Before any fine-tuning.
+  _combined(patching, supported)
+  checks.higher_is_better(evaluate)
   model, rounds = pretrained, []
   for k, task in enumerate(patching):
     params = model.load() if isinstance(model, Ingredient) else model
