@@ -159,7 +159,7 @@ def _combine(stack, base, values):
 
 
 def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:
-  """Makes the rule of no terms: the target as it is, scales checked all the same."""
+  """The rule of no terms: the target, with scales checked all the same."""
   alone, scales = linear(), rule.leaf_values
   leaf_values = None
   if scales:
