@@ -507,3 +507,13 @@ def test_progress_shows_bytes_speed_and_time_left(capsys):
   assert "2.000 of 4.000 GB" in text and "GB/s" in text and "s left" in text
   show(4_000_000_000, 4_000_000_000)
   assert capsys.readouterr().err.endswith("\n")
+
+
+def test_arguments_of_another_kind():
+  models = [sj.Ingredient.from_params(n, {"w": np.ones(2, "f")}) for n in "ab"]
+  with pytest.raises(TypeError, match=r"sj.rules.linear\(\), got 'ties'"):
+    sj.mix("ties", models)
+  with pytest.raises(TypeError, match=r"linear\(\), got <function ties"):
+    sj.mix(sj.rules.ties, models)
+  with pytest.raises(TypeError, match="base must be .* dict.*from_params"):
+    sj.mix(sj.rules.linear(), models, base={"w": np.ones(2, "f")})
