@@ -6,23 +6,19 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 import math
-import re
 from typing import Any
 
 import numpy as np
 
+from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
+from soupjax.soups import checks
 from soupjax.soups.average import uniform_soup
 from soupjax.soups.greedy import GreedySoup
-from soupjax.soups.ingredient import Ingredient, check_finite
-from soupjax.soups.learned import layer_of
-from soupjax.soups.starts import recorded_starts
+from soupjax.soups.ingredient import Ingredient, as_list, check_finite
+from soupjax.soups.layers import layer_of
 
 PyTree = Any
-# Statistics of normalisation: they belong to the weights they were taken with.
-_STATISTICS = re.compile(
-  r"(^|[/.])(batch_stats|running_mean|running_var|moving_mean|moving_variance)"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +31,8 @@ class Diagnosis:
     midpoints: pair of names -> score of their average.
     geometry: distances and angles, from the pretrained model if given.
     layers: layer -> (K,) distance of each ingredient from the origin there,
-      relative to the norm of the origin's layer.
+      relative to the norm of the origin's layer; NaN where that is zero.
+    groups: names of models that share a start, the largest group first.
     findings: what to look at, in words, the gravest first.
   """
 
@@ -44,6 +41,7 @@ class Diagnosis:
   midpoints: dict[tuple[str, str], float]
   geometry: Geometry
   layers: dict[str, np.ndarray]
+  groups: tuple[tuple[str, ...], ...]
   findings: tuple[str, ...]
 
   @property
@@ -103,20 +101,24 @@ def diagnose(
 
   Args:
     ingredients: at least two, of one architecture.
-    evaluate: maps parameters to a held-out score; higher is better.
+    evaluate: maps parameters to a held-out score; higher is better, so negate
+      losses.
     pretrained: the model they were fine-tuned from; without it distances and
-      angles are taken from their mean, and say less.
+      angles are taken from their mean, and say less. Put on the head from which
+      they were fine-tuned.
     greedy: a greedy soup of them, whose rejections to explain.
-    max_pairs: most midpoints to evaluate.
+    max_pairs: most midpoints to evaluate; 0 for none.
 
   Returns:
     The measurements, and findings in words.
 
   Raises:
-    ValueError: if there are fewer than two, trees differ, one is not finite,
-      or a score is not.
+    ValueError: if there are fewer than two, trees differ, one is not finite, a
+      score is none, or `evaluate` says that lower is better.
+    TypeError: if an argument is of another kind.
   """
-  ingredients = list(ingredients)
+  ingredients = as_list(ingredients)
+  _check(evaluate, pretrained, greedy, max_pairs)
   if len(ingredients) < 2:
     raise ValueError(
       f"A diagnosis compares ingredients: give at least two, got "
@@ -126,12 +128,9 @@ def diagnose(
   check_finite(ingredients)
 
   def score(params, what):
-    value = float(evaluate(params))
-    if not math.isfinite(value):
-      raise ValueError(f"{what} scores {value}: evaluate must be finite.")
-    return value
+    return checks.number(f"What evaluate returns for {what}", evaluate(params))
 
-  scores = {i.name: score(i.load(), i.name) for i in ingredients}
+  scores = {i.name: score(i.load(), repr(i.name)) for i in ingredients}
   pairs = sorted(
     itertools.combinations(range(len(ingredients)), 2),
     key=lambda pair: (pair[1] - pair[0], pair),
@@ -140,28 +139,46 @@ def diagnose(
   for a, b in pairs:
     both = [ingredients[a], ingredients[b]]
     names = both[0].name, both[1].name
-    midpoints[names] = score(uniform_soup(both), f"The midpoint of {names}")
-  layers = _layers(shape)
+    midpoints[names] = score(uniform_soup(both), f"the midpoint of {names}")
+  groups = findings.groups_of(shape)
   diagnosis = Diagnosis(
     names=shape.names,
     scores=scores,
     midpoints=midpoints,
     geometry=shape,
-    layers=layers,
+    layers=_layers(shape),
+    groups=tuple(tuple(shape.names[k] for k in group) for group in groups),
     findings=(),
   )
-  findings = [
-    *_duplicates(shape),
-    *_starts(ingredients),
-    *_strangers(diagnosis, pretrained is not None),
-    *_heads(layers),
-    *_statistics(ingredients[0]),
-    *_weak(diagnosis),
-    *_rejections(diagnosis, greedy),
+  found = [
+    *findings.duplicates(shape),
+    *findings.starts(ingredients),
+    *findings.strangers(shape, groups),
+    *findings.heads(shape, groups),
+    *findings.statistics(ingredients[0]),
+    *findings.weak(scores, diagnosis.barriers),
+    *findings.rejections(scores, diagnosis.barriers, greedy),
   ]
-  if not findings:
-    findings = ["Nothing stands out: these models should average well."]
-  return dataclasses.replace(diagnosis, findings=tuple(findings))
+  if not found:
+    found = ["Nothing stands out: these models should average well."]
+  return dataclasses.replace(diagnosis, findings=tuple(found))
+
+
+def _check(evaluate, pretrained, greedy, max_pairs):
+  checks.higher_is_better(evaluate)
+  if pretrained is not None and not isinstance(pretrained, Ingredient):
+    raise TypeError(
+      f"pretrained must be an Ingredient, got a {type(pretrained).__name__}: "
+      'give Ingredient.from_params("pretrained", params), or '
+      "sj.open_ingredient(path)."
+    )
+  if greedy is not None and not isinstance(greedy, GreedySoup):
+    raise TypeError(
+      "greedy must be what sj.greedy_soup returned, got a "
+      f"{type(greedy).__name__}."
+    )
+  if max_pairs != 0:
+    checks.count("max_pairs", max_pairs)
 
 
 def _layers(shape: Geometry) -> dict[str, np.ndarray]:
@@ -171,129 +188,6 @@ def _layers(shape: Geometry) -> dict[str, np.ndarray]:
     moved[layer] = moved.get(layer, 0) + np.maximum(np.diag(gram), 0)
     scales[layer] = scales.get(layer, 0.0) + shape.scales[leaf] ** 2
   return {
-    layer: np.sqrt(square / max(scales[layer], 1e-30))
+    layer: np.sqrt(square / scales[layer] if scales[layer] else square * np.nan)
     for layer, square in moved.items()
   }
-
-
-def _duplicates(shape: Geometry) -> list[str]:
-  found = []
-  # Inner products in float32 leave this much of equal models.
-  floor = 1e-5 * max(shape.norms.max(), 1e-30)
-  for a, b in itertools.combinations(range(len(shape.names)), 2):
-    if shape.distances[a, b] <= max(floor, 3e-4 * shape.norms[a]):
-      found.append(
-        f"{shape.names[a]!r} and {shape.names[b]!r} are the same model: it "
-        "counts twice in a uniform soup. Leave one out."
-      )
-  return found
-
-
-def _starts(ingredients) -> list[str]:
-  """Models that record different initial weights."""
-  found = recorded_starts(ingredients).values()
-  most, *others = sorted(found, key=len, reverse=True) or [[]]
-  return [
-    f"{', '.join(map(repr, names))} record another start (init_hash) than "
-    f"{most[0]!r}: their average means nothing. Take ingredients of one sweep."
-    for names in others
-  ]
-
-
-def _strangers(diagnosis: Diagnosis, has_origin: bool) -> list[str]:
-  """Models that cannot come from the same start as the others."""
-  shape, found = diagnosis.geometry, []
-  relative = shape.norms / max(shape.scale, 1e-30)
-  usual = float(np.median(relative))
-  for k, name in enumerate(shape.names):
-    far = relative[k] > 0.5 and relative[k] > 4 * usual
-    # Weights of other starts are about orthogonal: as far as they are long.
-    if far or (has_origin and relative[k] > 1.0):
-      found.append(
-        f"{name!r} is {relative[k]:.2g} times the norm of {shape.origin} away "
-        f"from it (median {usual:.2g}): it looks trained from another "
-        "initialisation, or with a learning rate that left the basin. Leave "
-        "it out."
-      )
-  return found
-
-
-def _heads(layers: dict[str, np.ndarray]) -> list[str]:
-  usual = float(np.median([np.median(v) for v in layers.values()]))
-  found = []
-  for layer, moved in layers.items():
-    if not re.search(r"head|classifier|(^|[/.])fc$", layer):
-      continue
-    if np.median(moved) > max(0.7, 5 * usual):
-      found.append(
-        f"Layer {layer!r} moved by {np.median(moved):.2g} of its norm, other "
-        f"layers by {usual:.2g}: the heads do not share a start. Fit one head "
-        "first (a linear probe), and fine-tune all from it, or average the "
-        "backbone alone."
-      )
-  return found
-
-
-def _statistics(ingredient: Ingredient) -> list[str]:
-  leaves = [leaf for leaf in ingredient.specs if _STATISTICS.search(leaf)]
-  if not leaves:
-    return []
-  return [
-    f"The models have normalisation statistics ({leaves[0]!r} and "
-    f"{len(leaves) - 1} more): an average of them does not fit the averaged "
-    "weights. Compute them anew on training images with the soup's weights."
-  ]
-
-
-def _weak(diagnosis: Diagnosis) -> list[str]:
-  scores = np.array(list(diagnosis.scores.values()))
-  spread = max(
-    float(np.percentile(scores, 75) - np.percentile(scores, 25)), 1e-3
-  )
-  found = []
-  for name, score in diagnosis.scores.items():
-    if np.median(scores) - score > 4 * spread:
-      found.append(
-        f"{name!r} scores {score:.4g} alone, the median is "
-        f"{np.median(scores):.4g}: it drags a uniform soup down. Use a greedy "
-        "soup, or leave it out."
-      )
-  barriers = diagnosis.barriers
-  if barriers:
-    lossy = sum(b > 0 for b in barriers.values())
-    if lossy > len(barriers) / 2:
-      pair, worst = max(barriers.items(), key=lambda item: item[1])
-      found.append(
-        f"{lossy} of {len(barriers)} midpoints are worse than their ends "
-        f"({pair[0]!r} and {pair[1]!r} lose {worst:.4g}): there are barriers "
-        "between the models. Lower the learning rate, or fine-tune for less "
-        "long; without pretraining, soups do not work at all."
-      )
-  return found
-
-
-def _rejections(diagnosis: Diagnosis, greedy: GreedySoup | None) -> list[str]:
-  if greedy is None:
-    return []
-  found = []
-  kept = set(greedy.selected)
-  for decision in greedy.history[: len(diagnosis.names)]:
-    # With replacement, what is in may be rejected when it is tried again.
-    if decision.accepted or decision.name in kept:
-      continue
-    pairs = {
-      pair: b
-      for pair, b in diagnosis.barriers.items()
-      if decision.name in pair and kept & set(pair)
-    }
-    alone = diagnosis.scores.get(decision.name, math.nan)
-    text = f"Greedy left {decision.name!r} out: {decision.reason}."
-    if pairs:
-      mean = float(np.mean(list(pairs.values())))
-      effect = "lose" if mean > 0 else "gain"
-      text += (
-        f" Alone it scores {alone:.4g}; its midpoints with those kept {effect} "
-        f"{abs(round(mean, 9)):.2g} on average."
-      )
-    found.append(text)
-  return found

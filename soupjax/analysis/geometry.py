@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distances and angles between models, one leaf at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,17 @@ class Geometry:
     origin: what they were measured from: a name, or "their mean".
     grams: leaf -> (K, K) inner products of the differences from the origin.
     scales: leaf -> norm of the origin's leaf.
+    products: leaf -> inner products of the weights themselves: (K, K), or
+      (K + 1, K + 1) with a pretrained model as origin, which is then the last.
+    sizes: leaf -> number of elements.
   """
 
   names: tuple[str, ...]
   origin: str
   grams: dict[str, np.ndarray]
   scales: dict[str, float]
+  products: dict[str, np.ndarray]
+  sizes: dict[str, int]
 
   @property
   def gram(self) -> np.ndarray:
@@ -58,18 +64,45 @@ class Geometry:
     with np.errstate(invalid="ignore", divide="ignore"):
       return np.clip(self.gram / np.outer(norms, norms), -1, 1)
 
+  def weight_cosines(self, leaves: Iterable[str]) -> np.ndarray:
+    """Cosines between the weights themselves: about 0 for two starts.
+
+    The mean over leaves by their number of elements, so that norms and biases,
+    which are alike in all models, say little.
+
+    Args:
+      leaves: which to look at.
+
+    Returns:
+      Of the shape of `products`; NaN for a pair one of which is zero in every
+      leaf.
+    """
+    total = weight = 0.0
+    for leaf in leaves:
+      product, size = self.products[leaf], self.sizes[leaf]
+      norms = np.sqrt(np.maximum(np.diag(product), 0))
+      both = np.outer(norms, norms)
+      total = total + size * product / np.where(both > 0, both, 1)
+      weight = weight + size * (both > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+      return np.clip(np.divide(total, weight), -1, 1)
+
 
 @jax.jit
 def _gram(stack, origin):
   stack = jnp.stack([x.astype(jnp.float32).reshape(-1) for x in stack])
   if origin is None:
-    origin = stack.mean(axis=0)
+    origin, everyone = stack.mean(axis=0), stack
   else:
     origin = origin.astype(jnp.float32).reshape(-1)
-  delta = stack - origin[None]
-  # HIGHEST: angles of small differences do not bear bfloat16 products.
-  gram = jnp.matmul(delta, delta.T, precision=jax.lax.Precision.HIGHEST)
-  return gram, jnp.linalg.norm(origin)
+    everyone = jnp.concatenate([stack, origin[None]])
+
+  def products(x):
+    # HIGHEST: angles of small differences do not bear bfloat16 products.
+    return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
+
+  gram = products(stack - origin[None])
+  return gram, products(everyone), jnp.linalg.norm(origin)
 
 
 def geometry(
@@ -91,16 +124,20 @@ def geometry(
   if origin is not None and origin.name in {i.name for i in ingredients}:
     origin = dataclasses.replace(origin, name=f"{origin.name} (origin)")
   check_ingredients([*ingredients, *([origin] if origin else [])])
-  grams, scales = {}, {}
+  grams, scales, weights, sizes = {}, {}, {}, {}
   for leaf, spec in ingredients[0].specs.items():
     if tree.is_float(spec):
       stack = [jnp.asarray(i.read(leaf)) for i in ingredients]
       start = None if origin is None else jnp.asarray(origin.read(leaf))
-      gram, scale = _gram(stack, start)
+      gram, product, scale = _gram(stack, start)
       grams[leaf], scales[leaf] = np.asarray(gram, np.float64), float(scale)
+      weights[leaf] = np.asarray(product, np.float64)
+      sizes[leaf] = math.prod(spec.shape)
   return Geometry(
     names=tuple(i.name for i in ingredients),
     origin="their mean" if origin is None else origin.name,
     grams=grams,
     scales=scales,
+    products=weights,
+    sizes=sizes,
   )

@@ -97,10 +97,15 @@ def mix(
   Raises:
     ValueError: naming ingredient, leaf, offending value and fix, if something
       does not fit.
+    TypeError: if `rule` or `base` is of another kind.
   """
+  if not isinstance(rule, rules.Rule):
+    raise TypeError(
+      "rule must be one of sj.rules, such as sj.rules.linear(), got "
+      f"{rule!r:.80}."
+    )
   ingredients = find.as_ingredients(ingredients)
-  if base is not None and not isinstance(base, Ingredient):
-    base = find.open_ingredient(base)
+  base = _base(base)
   rule = _opened(rule)
   if out is not None and sharding is not None:
     raise ValueError(
@@ -155,6 +160,17 @@ def mix(
     table=table,
     provenance=provenance,
     report=report,
+  )
+
+
+def _base(base):
+  if base is None or isinstance(base, Ingredient):
+    return base
+  if isinstance(base, str | os.PathLike):
+    return find.open_ingredient(base)
+  raise TypeError(
+    f"base must be an Ingredient or a path, got a {type(base).__name__}: wrap "
+    'a tree in memory with Ingredient.from_params("base", params).'
   )
 
 

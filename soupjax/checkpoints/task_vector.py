@@ -132,21 +132,23 @@ class TaskVector:
       # taken from any model.)
       lambda number, count: delta_values(weights, number),
     )
+    models = [_open(target, "target")]
+    for k, (model, _) in enumerate(others.values()):
+      models.append(_open(model, f"term {k + 1}"))
+    # Pairs, for names of people's models may be the same; called as the record
+    # calls its ingredients.
+    terms = [[m.name, c] for m, c in zip(models[1:], weights)]
+    if target_key in self._terms:
+      terms.append([models[0].name, self._terms[target_key][1]])
     rule = rule_base.Rule(
       name="task_vector",
       combine=_combine,
       values=values,
       leaf_values=leaf_values,
-      settings={
-        "scale": coefficients.check("scale", scale),
-        "terms": {_name(m): c for m, c in self._terms.values()},
-      },
+      settings={"scale": coefficients.check("scale", scale), "terms": terms},
     )
     if not others:
-      rule = dataclasses.replace(linear(), name="task_vector")
-    models = [_open(target, "target")]
-    for k, (model, _) in enumerate(others.values()):
-      models.append(_open(model, f"term {k + 1}"))
+      rule = _nothing_added(rule)
     mixed = stream.mix(rule, models, **settings)
     return mixed if mixed.params is None else mixed.params
 
@@ -154,6 +156,23 @@ class TaskVector:
 def _combine(stack, base, values):
   del base
   return combine_deltas(stack[1:], stack[0], values)
+
+
+def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:
+  """The rule of no terms: the target, with scales checked all the same."""
+  alone, scales = linear(), rule.leaf_values
+  leaf_values = None
+  if scales:
+
+    def leaf_values(leaves, count):
+      return {leaf: alone.values(count) for leaf in scales(leaves, count)}
+
+  return dataclasses.replace(
+    rule,
+    combine=alone.combine,
+    values=alone.values,
+    leaf_values=leaf_values,
+  )
 
 
 def _name(model) -> str:

@@ -58,6 +58,39 @@ def number(
   return found
 
 
+def mode(evaluate: Any, wanted: str) -> None:
+  """Checks that an evaluator means by a better score what a recipe does.
+
+  Args:
+    evaluate: may have an attribute `mode`, "max" or "min".
+    wanted: the mode of the recipe.
+
+  Raises:
+    ValueError: if it has another.
+  """
+  found = getattr(evaluate, "mode", wanted)
+  if found != wanted:
+    raise ValueError(
+      f"mode is {wanted!r}, but the evaluator says that its scores are for "
+      f"mode={found!r}: give that."
+    )
+
+
+def higher_is_better(evaluate: Any) -> None:
+  """Checks that an evaluator does not say that lower scores are better.
+
+  Raises:
+    ValueError: if its attribute `mode` is not "max".
+  """
+  found = getattr(evaluate, "mode", "max")
+  if found != "max":
+    raise ValueError(
+      f"The evaluator says that its scores are for mode={found!r}, but higher "
+      "must be better here: negate the score (return -loss, with mode='max' or "
+      "none)."
+    )
+
+
 def count(name: str, value: Any) -> int:
   """Returns a positive whole number as an int.
 

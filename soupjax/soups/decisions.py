@@ -105,6 +105,21 @@ class Rule:
     least = "less than" if gain < self.min_delta else "no more than"
     return reason + f", {least} min_delta ({wanted}): not enough"
 
+  def reason_of_bound(self, bound: float, bar: float) -> str:
+    """Says why a candidate that cannot score better than `bound` is out."""
+    least, side, sign = "more", "below", 1
+    if self.mode == "min":
+      least, side, sign = "less", "above", -1
+    wanted = bar + sign * self.min_delta
+    text = f"cannot score {least} than {bound:.6g}, which is not enough: "
+    if sign * (wanted - bound) > 0:
+      text += f"{abs(wanted - bound):.6g} {side} the bar of {wanted:.6g}"
+    else:
+      text += f"it must beat {wanted:.6g}"
+    if self.min_delta:
+      text += f" ({bar:.6g} and min_delta {self.min_delta:.6g})"
+    return text
+
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
@@ -191,10 +206,7 @@ def decide(
   """
   if result.score is None:
     accepted = False
-    least = "more" if rule.mode == "max" else "less"
-    reason = (
-      f"cannot score {least} than {result.bound:.6g}, which is not enough"
-    )
+    reason = rule.reason_of_bound(result.bound, bar)
   elif bar is None:
     accepted, reason = True, "the first ingredient"
   else:

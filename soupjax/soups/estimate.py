@@ -27,8 +27,8 @@ def diagonal_fisher(
 
   Args:
     log_probs: `log_probs(params, batch)` returns (n, classes) log-probabilities
-      of the n examples; row i must depend on example i alone (no batch
-      statistics).
+      of the n examples, or their logits; row i must depend on example i alone
+      (no batch statistics).
     params: where to take it; all leaves must be floating.
     batches: pytrees of arrays that have the n examples along their first axis;
       shapes that differ cost a compilation each.
@@ -45,10 +45,11 @@ def diagonal_fisher(
     example = jax.tree.map(lambda x: x[None], example)
 
     def chosen(params):
-      row = log_probs(params, example)[0]
+      # Changes nothing of log-probabilities, and makes them of logits.
+      row = jax.nn.log_softmax(log_probs(params, example)[0].astype(np.float32))
       # The label is drawn, and then fixed.
       label = jax.random.categorical(key, jax.lax.stop_gradient(row))
-      return row[label].astype(np.float32)
+      return row[label]
 
     return jax.grad(chosen)(params)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from soupjax.soups import decisions, exact, finite, tree
+from soupjax.soups import checks, decisions, exact, finite, tree
 from soupjax.soups.decisions import Decision, Trial
 from soupjax.soups.ingredient import (
   Ingredient,
@@ -152,11 +152,7 @@ def greedy_soup(
     TypeError: if `ingredients` are no sequence of ingredients.
   """
   rule = decisions.Rule.of(accept, min_delta, mode)
-  if getattr(evaluate, "mode", mode) != mode:
-    raise ValueError(
-      f"mode is {mode!r}, but the evaluator says that its scores are for "
-      f"mode={evaluate.mode!r}: give that."
-    )
+  checks.mode(evaluate, mode)
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
   ingredients = _in_order(ingredients, order)

@@ -130,7 +130,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     )
 
 
-# --- The searches. Each sees minival alone; test is judged at its end. -------
+# --- The searches. Each sees minival alone; test is judged after its end. ----
 
 
 def wise_ft(lab: DigitTasks):
@@ -140,24 +140,36 @@ def wise_ft(lab: DigitTasks):
   judges = {
     name: lab.evaluator(d, ["upright"]) for name, d in evaluations.items()
   }
+  minival = judges.pop("minival")
+  found = sj_search.wise_ft_curve(
+    lab.encoder,
+    finetuned,
+    lambda encoder: {"minival": minival(encoder)["upright"]},
+    _grid(lab),
+  )
 
   def evaluate(encoder):
     return {name: judge(encoder)["upright"] for name, judge in judges.items()}
 
-  found = sj_search.wise_ft_curve(
-    lab.encoder, finetuned, evaluate, _grid(lab), choose_on="minival"
-  )
+  # The choice is made: now the whole curve on the others, for the picture.
+  blend = sj_search.Blend(lab.encoder, [finetuned])
+  history = [
+    dataclasses.replace(
+      c, scores={**c.scores, **evaluate(blend(c.coefficients))}
+    )
+    for c in found.history
+  ]
+  found = dataclasses.replace(found, history=tuple(history))
   models = {
     "pretrained": lab.encoder,
     "fine-tuned": finetuned.load(),
-    "alpha 0.5": sj_search.Blend(lab.encoder, [finetuned])([0.5]),
+    "alpha 0.5": blend([0.5]),
     "alpha from minival": found.params,
   }
   judged = {}
   for name, model in models.items():
     scores = evaluate(model)
     test = scores.pop("test")
-    del scores["minival"]
     judged[name] = {
       "test": test,
       "8 shifts": float(np.mean([*scores.values()])),

@@ -6,6 +6,7 @@ import pytest
 
 import soupjax as sj
 from soupjax.analysis import geometry
+from soupjax.soups import decisions
 
 RNG = np.random.default_rng(0)
 START = {
@@ -110,10 +111,100 @@ def test_a_model_of_another_start_is_named():
     assert not any("m0' is" in f for f in findings)
 
 
-def test_heads_without_a_common_start_are_named():
-  models = some(4, head=2.0)
-  findings = sj.diagnose(models, near_start, model("s", START)).findings
-  assert any("'head' moved by" in f and "linear probe" in f for f in findings)
+def fresh(name, seed):
+  rng = np.random.default_rng(seed)
+  params = {
+    k: {"kernel": rng.normal(size=v["kernel"].shape).astype(np.float32)}
+    for k, v in START.items()
+  }
+  return model(name, params)
+
+
+def findings_of(models, origin=None, **settings):
+  return sj.diagnose(models, near_start, origin, **settings).findings
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("origin", [None, model("s", START)])
+def test_every_stranger_is_named(count, origin):
+  models = [fresh(f"new{k}", 50 + k) for k in range(count)] + some(4)
+  report = sj.diagnose(models, near_start, origin)
+  named = [f for f in report.findings if "no start with 'm0', 'm1'" in f]
+  assert [f.split()[0] for f in named] == [f"'new{k}'" for k in range(count)]
+  assert report.groups[0] == ("m0", "m1", "m2", "m3")
+  assert len(report.groups) == 1 + count
+
+
+def test_two_starts_are_told_apart():
+  other = fresh("other", 50)
+  near = {
+    k: {"kernel": other.read(f"{k}/kernel") + np.float32(0.01)} for k in START
+  }
+  both = [other, model("near", near)]
+  models = [*some(2), *both]
+  report = sj.diagnose(models, near_start)
+  assert report.groups == (("m0", "m1"), ("other", "near"))
+  assert report.findings[0].startswith("The models come from 2 starts")
+  assert "'m0', 'm1'; 'other', 'near'." in report.findings[0]
+  # With the pretrained model it is clear who does not belong.
+  (finding,) = [
+    f for f in findings_of(models, model("s", START)) if "no start" in f
+  ]
+  assert finding.startswith("'other', 'near' share no start with 'm0', 'm1'")
+  assert "The models come from 2 starts" in findings_of([both[0], *some(1)])[0]
+  wrong = findings_of(some(3), other)
+  assert wrong[0].startswith("None of the models comes from 'other'")
+  assert not any("no start" in f for f in wrong)
+
+
+def test_models_far_from_one_start_still_share_it():
+  models = [model(f"m{k}", moved(10 + k, size=1.3)) for k in range(3)]
+  start = model("s", START)
+  report = sj.diagnose(models, near_start, start)
+  assert report.groups == (("m0", "m1", "m2"),)
+  assert (
+    sum("a learning rate that left the basin?" in f for f in report.findings)
+    == 3
+  )
+  # Unless nobody says where they began.
+  assert len(sj.diagnose(models, near_start).groups) == 3
+
+
+@pytest.mark.parametrize("size", [0.05, 0.4])
+@pytest.mark.parametrize("origin", [None, model("s", START)])
+def test_heads_without_a_common_start_are_named(size, origin):
+  models = some(4, size=size)
+  for k, one in enumerate(models):
+    params = {**one.load(), "head": fresh("", 90 + k).load()["head"]}
+    models[k] = model(one.name, params)
+  findings = findings_of(models, origin)
+  assert any(
+    "'head' differs from model to model" in f and "linear probe" in f
+    for f in findings
+  )
+  assert not any("'head'" in f for f in findings_of(some(4, size=size), origin))
+
+
+def test_heads_that_begin_at_zero_share_their_start():
+  def zeroed(params):
+    head = params["head"]["kernel"] - START["head"]["kernel"]
+    return {**params, "head": {"kernel": head}}
+
+  models = [model(f"m{k}", zeroed(moved(k))) for k in range(4)]
+  report = sj.diagnose(models, near_start, model("s", zeroed(START)))
+  assert report.findings == (
+    "Nothing stands out: these models should average well.",
+  )
+  assert np.isnan(report.layers["head"]).all()
+
+
+def test_models_that_were_not_fine_tuned_are_named():
+  models = [*some(3), model("lazy", START)]
+  findings = findings_of(models, model("s", START))
+  assert findings == (
+    "'lazy' is 's' itself: it was not fine-tuned. Leave it out, or look for "
+    "the weights that training saved.",
+  )
 
 
 def test_statistics_are_named():
@@ -123,6 +214,25 @@ def test_statistics_are_named():
   ]
   findings = sj.diagnose(models, lambda p: near_start(p["params"])).findings
   assert any("'batch_stats/mean'" in f for f in findings)
+
+
+@pytest.mark.parametrize(
+  "module,leaf,expected",
+  [
+    ("BatchNorm_0", "mean", True),
+    ("bn1", "var", True),
+    ("bn1", "running_var", True),
+    ("BatchNorm_0", "scale", False),
+    ("blobn", "mean", False),
+  ],
+)
+def test_statistics_are_found_in_any_collection(module, leaf, expected):
+  models = [
+    model(n, {**moved(k), module: {leaf: np.ones(3, "f")}})
+    for k, n in enumerate("ab")
+  ]
+  found = [f for f in findings_of(models) if "normalisation statistics" in f]
+  assert bool(found) == expected
 
 
 def test_barriers_and_weak_models_and_rejections_are_named():
@@ -165,10 +275,59 @@ def test_pairs_are_bounded_and_neighbours_first():
   ]
 
 
+def test_an_early_rejection_says_by_how_much():
+  class Bounded:
+    def __call__(self, params):
+      return float(near_start(params))
+
+    def trial(self, params, reaches):
+      score = self(params)
+      if reaches(score):
+        return decisions.Trial(score=score)
+      return decisions.Trial(score=None, bound=score, evaluated=0.5)
+
+    def keep(self):
+      pass
+
+  models = [*some(2), model("bad", moved(9, size=0.5))]
+  greedy = sj.greedy_soup(models, Bounded())
+  last = greedy.history[-1]
+  assert last.score is None
+  findings = findings_of(models, greedy=greedy)
+  short = f"{last.bar - last.bound:.6g} below the bar of {last.bar:.6g}"
+  assert any("Greedy left 'bad' out" in f and short in f for f in findings)
+
+
+class Loss:
+  mode = "min"
+
+  def __call__(self, params):
+    pytest.fail("called")
+
+
+def test_arguments_of_another_kind():
+  with pytest.raises(ValueError, match="mode='min', but .*negate the score"):
+    sj.diagnose(some(2), Loss())
+  with pytest.raises(
+    TypeError, match="pretrained must be an Ingredient, got a"
+  ):
+    sj.diagnose(some(2), near_start, START)
+  with pytest.raises(TypeError, match="greedy must be what sj.greedy_soup"):
+    sj.diagnose(some(2), near_start, greedy=some(2))
+  with pytest.raises(TypeError, match="Expected a sequence of ingredients"):
+    sj.diagnose({"m0": START}, near_start)
+  with pytest.raises(ValueError, match="max_pairs must be positive, got -1"):
+    sj.diagnose(some(2), near_start, max_pairs=-1)
+  assert sj.diagnose(some(2), near_start, max_pairs=0).midpoints == {}
+  for score in (None, {"acc": 1.0}):
+    with pytest.raises(ValueError, match="returns for 'm0' must be a number"):
+      sj.diagnose(some(2), lambda p: score)  # noqa: B023
+
+
 def test_bad_input():
   with pytest.raises(ValueError, match="at least two, got 1"):
     sj.diagnose(some(1), near_start)
-  with pytest.raises(ValueError, match="m0 scores nan"):
+  with pytest.raises(ValueError, match="'m0' must be a finite number"):
     sj.diagnose(some(2), lambda p: float("nan"))
   with pytest.raises(ValueError, match="shape"):
     sj.diagnose(

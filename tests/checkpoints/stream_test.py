@@ -546,3 +546,13 @@ def test_differences_that_float32_cannot_hold():
   ]
   with pytest.raises(ValueError, match="differ by more than float32 holds"):
     sj.mix(sj.rules.linear(), found)
+
+
+def test_arguments_of_another_kind():
+  models = [sj.Ingredient.from_params(n, {"w": np.ones(2, "f")}) for n in "ab"]
+  with pytest.raises(TypeError, match=r"sj.rules.linear\(\), got 'ties'"):
+    sj.mix("ties", models)
+  with pytest.raises(TypeError, match=r"linear\(\), got <function ties"):
+    sj.mix(sj.rules.ties, models)
+  with pytest.raises(TypeError, match="base must be .* dict.*from_params"):
+    sj.mix(sj.rules.linear(), models, base={"w": np.ones(2, "f")})

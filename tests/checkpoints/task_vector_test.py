@@ -111,8 +111,40 @@ def test_files_cost_nothing_until_applied(tmp_path):
   assert len((task - sj.TaskVector(paths["pre"], paths["b"])).terms) == 2
 
 
+def test_the_record_has_every_term(tmp_path):
+  def terms(task, target, name):
+    found = sj.provenance(
+      task.apply_to(target, out=tmp_path / f"{name}.npz").path
+    )
+    names = [one["name"] for one in found["ingredients"]]
+    assert all(name in names for name, _ in found["settings"]["terms"])
+    return found["settings"]["terms"]
+
+  both = sj.TaskVector(B, A) + 2 * sj.TaskVector(B, C)
+  assert terms(both, B, "trees") == [
+    ["term 1", 1.0],
+    ["term 2", 2.0],
+    ["target", -3.0],
+  ]
+  # Another target: the start is a term of its own.
+  assert [c for _, c in terms(both, PRE, "other")] == [1.0, -3.0, 2.0]
+  same_name = [sj.Ingredient.from_params("best", t) for t in (A, C)]
+  both = sum(sj.TaskVector(B, one) for one in same_name)
+  assert terms(both, B, "names") == [
+    ["term 1, best", 1.0],
+    ["term 2, best", 1.0],
+    ["target", -2.0],
+  ]
+  assert terms(both - both, B, "nothing") == []
+
+
 def test_bad_input():
   task = sj.TaskVector(PRE, A)
+  for nothing in (task - task, sj.TaskVector(PRE, PRE)):
+    with pytest.raises(ValueError, match="'zzz' in scale matches no leaf"):
+      nothing.apply_to(PRE, {"zzz": 1.0})
+    same(nothing.apply_to(PRE, {"": 2.0}), PRE)
+    same(nothing.apply_to(PRE, [0.0, 1.0]), PRE)
   with pytest.raises(ValueError, match="factor.*nan"):
     float("nan") * task
   with pytest.raises(TypeError):

@@ -62,9 +62,12 @@ def test_decisions_and_soup_are_those_of_the_full_pass(seed, accept, metric):
     if a.score is None:
       assert not a.accepted and a.evaluated < 1
       assert b.score <= a.bound < a.bar + (accept == "gt") * 1e-12
-      assert a.reason == (
-        f"cannot score more than {a.bound:.6g}, which is not enough"
-      )
+      text = f"cannot score more than {a.bound:.6g}, which is not enough: "
+      if a.bound < a.bar:
+        text += f"{a.bar - a.bound:.6g} below the bar of {a.bar:.6g}"
+      else:
+        text += f"it must beat {a.bar:.6g}"
+      assert a.reason == text
     else:
       assert a.score == b.score and a.evaluated == 1
   assert all(d.evaluated == 1 and d.bound is None for d in full.history)

@@ -35,6 +35,16 @@ def test_diagonal_fisher_of_a_softmax():
   assert not np.array_equal(found["w"], other["w"])
 
 
+def test_logits_are_as_good_as_log_probabilities():
+  x = np.random.default_rng(1).normal(size=(50, 3)).astype("f")
+  want = sj.diagonal_fisher(log_probs, model(), [x])
+  found = sj.diagonal_fisher(
+    lambda p, x: x @ p["w"] + p["b"][None] + 3.0, model(), [x]
+  )
+  for leaf in want:
+    np.testing.assert_allclose(found[leaf], want[leaf], rtol=1e-4)
+
+
 def test_fisher_merging_of_two_models():
   models = [model(k) for k in range(2)]
   x = np.random.default_rng(1).normal(size=(50, 3)).astype("f")

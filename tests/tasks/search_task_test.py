@@ -98,6 +98,21 @@ def test_choices_are_made_on_minival(done):
   assert {"minival", "test", "new_writers"} < set(chosen["scores"])
 
 
+def test_wise_ft_looks_at_test_after_the_choice(done, monkeypatch):
+  lab, seen = lab_of(done, searches=("wise_ft",)), []
+  evaluator = lab.evaluator
+
+  def spied(dataset, tasks):
+    judge = evaluator(dataset, tasks)
+    return lambda params: seen.append(dataset.name) or judge(params)
+
+  monkeypatch.setattr(lab, "evaluator", spied)
+  found, _ = search.wise_ft(lab)
+  points = len(found["wise_ft"].history)
+  assert seen[:points] == ["digits/minival"] * points
+  assert "digits/minival" not in seen[points:]
+
+
 def test_a_second_start_goes_on(done, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(done, workdir)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Black-box search in a box, within a budget of evaluations, by scipy."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def maximize(
   value: Callable[[Sequence[float]], float],
   start: Sequence[float],
   budget: int,
-  known: Container[tuple[float, ...]] = (),
+  known: Collection[tuple[float, ...]] = (),
 ) -> None:
   """Looks for a high value in [0, 1]^K with the simplex of Nelder and Mead.
 
@@ -31,12 +31,18 @@ def maximize(
   """
   import scipy.optimize  # Comes with jax; a tenth of a second to import.
 
+  def rounded(x):
+    return tuple(float(c) for c in np.round(x, 4))
+
+  # A grid has 0.30000000000000004, which is 0.3 here.
+  free = {rounded(point): point for point in known}
   best, best_value, left = np.asarray(start, float), -np.inf, budget
 
   def lost(x):
     nonlocal best, best_value, left
     # Fewer digits find a point again that a resumed run has tried.
-    point = tuple(float(c) for c in np.round(x, 4))
+    point = rounded(x)
+    point = free.get(point, point)
     if point not in known:
       if left < 1:
         raise _Spent

@@ -9,7 +9,7 @@ each). Heads are not merged: freeze every task's head, and let `evaluate` put it
 on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -117,7 +117,9 @@ def paint_sequential(
     ValueError: as `paint`.
   """
   alphas = record.grid("alphas", alphas)
-  _combined(patching, supported)  # Before any fine-tuning.
+  # Before any fine-tuning.
+  _combined(patching, supported)
+  checks.higher_is_better(evaluate)
   model, rounds = pretrained, []
   for k, task in enumerate(patching):
     params = model.load() if isinstance(model, Ingredient) else model
@@ -159,7 +161,7 @@ def paint_parallel(
     pretrained: a tree or an ingredient.
     tasks: models fine-tuned from it, one a task, or `sj.TaskVector`s.
     evaluate: as in `paint`.
-    alphas: the equal coefficients to try.
+    alphas: the equal coefficients to try, in [0, 1].
     patching: as in `paint`.
     supported: as in `paint`.
     budget: evaluations in all, those with equal coefficients included.
@@ -171,10 +173,22 @@ def paint_parallel(
     The search, and the patched model.
 
   Raises:
-    ValueError: as `paint`, or if the budget does not cover `alphas`.
+    ValueError: as `paint`, or if the budget does not cover `alphas`, or one is
+      outside of [0, 1].
+    TypeError: if `tasks` is one model.
   """
+  if isinstance(tasks, Mapping | Ingredient) or not isinstance(tasks, Iterable):
+    raise TypeError(
+      "tasks must be a list of models or task vectors, got a "
+      f"{type(tasks).__name__}: put it in a list."
+    )
   tasks = list(tasks)
   alphas = record.grid("alphas", alphas)
+  outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
+  if outside:
+    raise ValueError(
+      f"alphas has {outside}: parallel patching searches between 0 and 1."
+    )
   if checks.count("budget", budget) < len(alphas):
     raise ValueError(
       f"budget={budget} does not cover the {len(alphas)} alphas that come "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
+from soupjax.soups import checks
 from soupjax.soups.average import uniform_soup
 from soupjax.soups.greedy import GreedySoup, greedy_soup
 from soupjax.soups.ingredient import (
@@ -43,6 +44,7 @@ def diwa(
   evaluate: Callable[[PyTree], float],
   *,
   average: str = "greedy",
+  mode: str = "max",
   **settings: Any,
 ) -> Pool:
   """Averages runs from one start (DiWA, arXiv 2205.09739).
@@ -53,37 +55,44 @@ def diwa(
 
   Args:
     runs: fine-tuned on the target from one start.
-    evaluate: score on held-out data of the target, higher is better.
+    evaluate: score on held-out data of the target. If it has an attribute
+      `mode`, that must be the `mode` below.
     average: "greedy" or "uniform".
+    mode: "max" if a higher score is better, "min" if a lower one is, as a loss.
     **settings: of `greedy_soup`, for average "greedy".
 
   Returns:
     The average, and the score of every run alone.
 
   Raises:
-    ValueError: if `average` is something else, or as `greedy_soup`.
+    ValueError: if `average` or `mode` is something else, a score is no finite
+      number, or as `greedy_soup`.
   """
   runs = as_list(runs)
-  _check_average(average, settings)
+  _check(evaluate, average, mode, settings)
   check_ingredients(runs)
-  scored = [
-    dataclasses.replace(
-      run, metrics={**run.metrics, "held-out": evaluate(run.load())}
+  scored = []
+  for run in runs:
+    found = checks.number(
+      f"What evaluate returns for {run.name!r}", evaluate(run.load())
     )
-    for run in runs
-  ]
-  ranked = rank_by(scored, "held-out")
+    metrics = {**run.metrics, "held-out": found}
+    scored.append(dataclasses.replace(run, metrics=metrics))
+  ranked = rank_by(scored, "held-out", mode=mode)
   if average == "uniform":
     params = uniform_soup(ranked)
-    selected, score, greedy = [r.name for r in ranked], evaluate(params), None
+    selected, greedy = [r.name for r in ranked], None
+    score = checks.number(
+      "What evaluate returns for the average", evaluate(params)
+    )
   else:
-    greedy = greedy_soup(ranked, evaluate, **settings)
+    greedy = greedy_soup(ranked, evaluate, mode=mode, **settings)
     params, selected, score = greedy.params, greedy.selected, greedy.score
   return Pool(
     params=params,
     runs=tuple(ranked),
     selected=tuple(selected),
-    score=float(score),
+    score=score,
     greedy=greedy,
   )
 
@@ -94,6 +103,7 @@ def ratatouille(
   evaluate: Callable[[PyTree], float],
   *,
   average: str = "greedy",
+  mode: str = "max",
   **settings: Any,
 ) -> Pool:
   """Recycles models of other tasks as starts (ratatouille, arXiv 2212.10445).
@@ -108,8 +118,9 @@ def ratatouille(
     finetune: `finetune(params, name)` returns what fine-tuning on the target
       from there gives: a tree, or an ingredient on disk. To go on after a kill,
       let it return what an earlier call saved.
-    evaluate: score on held-out data of the target, higher is better.
+    evaluate: as in `diwa`.
     average: "greedy" or "uniform".
+    mode: as in `diwa`.
     **settings: of `greedy_soup`, for average "greedy".
 
   Returns:
@@ -119,7 +130,7 @@ def ratatouille(
     ValueError: as `diwa`.
   """
   starts = as_list(starts)
-  _check_average(average, settings)
+  _check(evaluate, average, mode, settings)
   check_ingredients(starts)  # Before hours of fine-tuning.
   runs = []
   for start in starts:
@@ -128,10 +139,10 @@ def ratatouille(
       runs.append(dataclasses.replace(run, name=start.name))
     else:
       runs.append(Ingredient.from_params(start.name, run))
-  return diwa(runs, evaluate, average=average, **settings)
+  return diwa(runs, evaluate, average=average, mode=mode, **settings)
 
 
-def _check_average(average: str, settings) -> None:
+def _check(evaluate, average, mode, settings) -> None:
   if average not in ("greedy", "uniform"):
     raise ValueError(f"average must be 'greedy' or 'uniform', got {average!r}.")
   if average == "uniform" and settings:
@@ -139,3 +150,6 @@ def _check_average(average: str, settings) -> None:
       f"{sorted(settings)} are settings of a greedy soup: give "
       "average='greedy'."
     )
+  if mode not in ("max", "min"):
+    raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+  checks.mode(evaluate, mode)

@@ -103,8 +103,10 @@ class Scorer:
       on_candidate: called with every new candidate, to save it.
 
     Raises:
-      ValueError: if one to resume from is no candidate of this search.
+      ValueError: if one to resume from is no candidate of this search, or
+        `evaluate` says that lower is better.
     """
+    checks.higher_is_better(evaluate)
     self.blend, self.evaluate, self.check = blend, evaluate, check
     self.on_candidate = on_candidate
     self.scored: dict[tuple[float, ...], Scores] = {}

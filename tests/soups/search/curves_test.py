@@ -283,3 +283,29 @@ def test_curves_of_several_coefficients_are_refused():
 def test_works_on_a_jax_tree():
   a = jax.tree.map(jax.numpy.asarray, scalar(0))
   assert sj.search.wise_ft_curve(a, scalar(1), peak(1)).params["w"] == 1
+
+
+class Loss:
+  mode = "min"
+
+  def __call__(self, params):
+    pytest.fail("called")
+
+
+def test_evaluators_of_losses_are_refused():
+  tasks = {"patching": ["a"], "supported": ["b"]}
+  a, b = scalar(0), scalar(1)
+
+  def never(*args):
+    pytest.fail("called")
+
+  for search in (
+    lambda e: sj.search.wise_ft_curve(a, b, e),
+    lambda e: sj.search.task_scale(a, [b], e),
+    lambda e: sj.search.analogy(a, b, b, e),
+    lambda e: sj.search.paint(a, b, e, **tasks),
+    lambda e: sj.search.paint_parallel(a, [b], e, **tasks),
+    lambda e: sj.search.paint_sequential(a, never, e, **tasks),
+  ):
+    with pytest.raises(ValueError, match="mode='min', but .*negate the score"):
+      search(Loss())

@@ -183,3 +183,31 @@ def test_a_budget_covers_the_alphas():
     sj.search.paint_parallel(
       PRE, [unit(0)], lambda p: pytest.fail("called"), budget=5, **SUPPORT
     )
+
+
+def test_the_best_equal_alpha_is_not_evaluated_again():
+  def score(params):
+    # Highest at 0.3, which np.linspace writes as 0.30000000000000004.
+    return {"a": -float(np.abs(params["w"][:2] - 0.3).max()), "old": 0.0}
+
+  found = sj.search.paint_parallel(
+    PRE,
+    [unit(0), unit(1)],
+    score,
+    patching=["a"],
+    supported=["old"],
+    budget=20,
+  )
+  at = [tuple(np.round(c.coefficients, 4)) for c in found.history]
+  assert found.history[3].coefficients == (0.30000000000000004,) * 2
+  assert len(at) == len(set(at)) == 20
+
+
+def test_parallel_refuses_alphas_outside_of_its_box_and_single_models():
+  with pytest.raises(ValueError, match=r"alphas has \[-0.1, 1.5\]: parallel"):
+    sj.search.paint_parallel(
+      PRE, [unit(0)], evaluate, [-0.1, 0, 1.5], **SUPPORT
+    )
+  for one in (unit(0), sj.Ingredient.from_params("m", unit(0)), 3):
+    with pytest.raises(TypeError, match="tasks must be a list of models"):
+      sj.search.paint_parallel(PRE, one, evaluate, **SUPPORT)

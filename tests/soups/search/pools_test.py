@@ -33,6 +33,55 @@ def test_diwa_uniform():
   assert found.greedy is None
 
 
+def loss(params):
+  return abs(float(params["w"]))
+
+
+@pytest.mark.parametrize("average", ["greedy", "uniform"])
+def test_diwa_of_losses_is_that_of_negated_scores(average):
+  found = sj.search.diwa(
+    runs(3.0, -1.0, 1.0), loss, average=average, mode="min"
+  )
+  want = sj.search.diwa(runs(3.0, -1.0, 1.0), near_zero, average=average)
+  assert [r.name for r in found.runs] == ["r1", "r2", "r0"]
+  assert found.selected == want.selected and found.score == -want.score
+  assert found.params["w"] == want.params["w"]
+
+
+def test_ratatouille_of_losses():
+  found = sj.search.ratatouille(
+    runs(4.0, -2.0, 2.0), lambda p, name: p, loss, mode="min"
+  )
+  assert found.runs[0].name == "r1" and found.score == 0
+
+
+class Loss:
+  mode = "min"
+
+  def __call__(self, params):
+    pytest.fail("called")
+
+
+@pytest.mark.parametrize("average", ["greedy", "uniform"])
+def test_evaluators_of_losses_are_not_taken_for_scores(average):
+  settings = {"average": average}
+  message = "mode is 'max', but the evaluator .* mode='min': give that"
+  with pytest.raises(ValueError, match=message):
+    sj.search.diwa(runs(1, 2), Loss(), **settings)
+  with pytest.raises(ValueError, match=message):
+    sj.search.ratatouille(runs(1, 2), Loss(), Loss(), **settings)
+  with pytest.raises(ValueError, match="mode must be 'max' or 'min'"):
+    sj.search.diwa(runs(1, 2), near_zero, mode="low", **settings)
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, float("nan")])
+def test_diwa_says_which_run_has_no_score(value):
+  with pytest.raises(
+    ValueError, match="What evaluate returns for 'r0' must be"
+  ):
+    sj.search.diwa(runs(1, 2), lambda p: value)
+
+
 def test_diwa_passes_settings_to_the_greedy_soup():
   found = sj.search.diwa(runs(0, 3, 4, 5), near_zero, patience=1)
   assert len(found.greedy.history) == 2
