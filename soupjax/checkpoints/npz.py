@@ -21,7 +21,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax.checkpoints import files, ranges
+from soupjax.checkpoints import files, ranges, weights
 from soupjax.soups import boxes, crc
 from soupjax.soups.ingredient import Ingredient
 
@@ -101,8 +101,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     name: the ingredient's name.
 
   Returns:
-    The ingredient. Names with '/' make nested dicts. The CRC-32 of a stored
-    member is checked when it is read whole.
+    The ingredient. Names with '/' make nested dicts; a train state is cut to
+    its weights. The CRC-32 of a stored member is checked when it is read whole.
 
   Raises:
     ValueError: if it is damaged, or holds anything but numbers.
@@ -137,7 +137,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   found = ranges.ingredient(
     name, path, specs, places, order=list(specs), checksums=sums
   )
-  return _with_packed(found, path, packed) if packed else found
+  return weights.of(_with_packed(found, path, packed) if packed else found)
 
 
 def _without(whole: int, head: bytes, rest: int) -> int:

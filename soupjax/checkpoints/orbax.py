@@ -21,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
-from soupjax.checkpoints import ranges
+from soupjax.checkpoints import ranges, weights
 from soupjax.soups import boxes, tree
 from soupjax.soups.ingredient import Ingredient, Storage
 
@@ -120,7 +120,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   with explained(path):
     if roots:
       _check_index(roots[0])
-    found, inside = _cut_to_params(ocp.metadata(path).metadata)
+    found, entry = weights.of_state(path, ocp.metadata(path).metadata)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
   if not roots:
     raise ValueError(
@@ -133,8 +133,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   specs, keys = {}, {}
   for key, leaf in leaves:
     name_of_leaf = jax.tree_util.keystr(key, simple=True, separator="/")
-    keys[name_of_leaf] = inside + jax.tree_util.keystr(
-      key, simple=True, separator="."
+    keys[name_of_leaf] = (f"{entry}." if entry else "") + (
+      jax.tree_util.keystr(key, simple=True, separator=".")
     )
     if isinstance(leaf, str):
       raise ValueError(f"Leaf {name_of_leaf!r} of {path} is text, no array.")
@@ -170,15 +170,6 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     path=path,
     storage=storage,
   )
-
-
-def _cut_to_params(found: Any) -> tuple[Any, str]:
-  """Drops all but the weights of a train state; says where they are in it."""
-  if not (isinstance(found, dict) and "params" in found and len(found) > 1):
-    return found, ""
-  if "batch_stats" in found:  # Weights are worth nothing without them.
-    return {k: found[k] for k in ("params", "batch_stats")}, ""
-  return found["params"], "params."
 
 
 def _check_index(root: epath.Path) -> None:

@@ -18,7 +18,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax.checkpoints import files, ranges
+from soupjax.checkpoints import files, ranges, weights
 from soupjax.soups import tree
 from soupjax.soups.ingredient import Ingredient
 
@@ -193,7 +193,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     name: the ingredient's name.
 
   Returns:
-    The ingredient. Names with '/' make nested dicts.
+    The ingredient. Names with '/' make nested dicts; a train state is cut to
+    its weights.
 
   Raises:
     ValueError: if a file is damaged or missing, or a leaf is there twice.
@@ -217,7 +218,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     checksums |= _recorded(one, text)
   _check_index(path, places)
   checksums = {k: v for k, v in checksums.items() if k in specs}
-  return ranges.ingredient(name, path, specs, places, checksums=checksums)
+  return weights.of(
+    ranges.ingredient(name, path, specs, places, checksums=checksums)
+  )
 
 
 def _check_spans(path, found, size):

@@ -17,7 +17,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax.checkpoints import npz, program, ranges
+from soupjax.checkpoints import npz, program, ranges, weights
 from soupjax.soups.ingredient import Ingredient
 
 _MAX_PROGRAM = 64 << 20
@@ -170,7 +170,7 @@ def _program(
       raise ValueError(f"{path} is big-endian: save it on another machine.")
     data = npz.inflate(archive, path, info)
   try:
-    tensors = _weights(program.follow(data, _ALLOWED, _storage))
+    tensors = _weights(path, program.follow(data, _ALLOWED, _storage))
     return tensors, prefix, infos
   except Exception as e:  # A hostile program can raise anything.
     raise ValueError(
@@ -180,12 +180,19 @@ def _program(
     ) from e
 
 
-def _weights(found: Any) -> dict[str, _Tensor]:
-  """Names all tensors in containers, or in the part that holds the weights."""
+def _weights(path: str, found: Any) -> dict[str, _Tensor]:
+  """Names the tensors of a train state's weights, or all if it is none."""
   for key in _WEIGHTS:
-    if isinstance(found, dict) and isinstance(found.get(key), dict):
-      found = found[key]
-      break
+    if type(found) is dict and type(found.get(key)) is dict:
+      others = _named({k: part for k, part in found.items() if k != key})
+      others = dict.fromkeys(name.split("/")[0] for name in others)
+      weights.warn_of_others(path, [key], others)
+      return _named(found[key])
+  return _named(found)
+
+
+def _named(found: Any) -> dict[str, _Tensor]:
+  """Names all tensors in containers."""
   if type(found) not in (dict, list, tuple, _Tensor):
     return {}
   tensors: dict[str, _Tensor] = {}

@@ -9,6 +9,7 @@ import os
 import pickle
 import time
 import tracemalloc
+import warnings
 import zipfile
 
 import ml_dtypes
@@ -110,6 +111,19 @@ def test_weights_out_of_a_training_checkpoint(tmp_path, key):
   found = {"epoch": 3, "optimizer": [{"m": weights["w"]}], key: weights}
   path = save(tmp_path / "x", found, {"0": NUMBERS})
   assert list(sj.open_ingredient(path).specs) == ["w"]
+
+
+def test_what_may_belong_to_the_model_is_named(tmp_path):
+  one = {"w": tensor("0", 60, 0, (60,), (1,))}
+  found = {"model": one, "optimizer": one, "head": [one]}
+  path = save(tmp_path / "x", found, {"0": NUMBERS})
+  with pytest.warns(UserWarning, match=r"only model is read.*\['head'\]"):
+    assert list(sj.open_ingredient(path).specs) == ["w"]
+  del found["head"]
+  path = save(tmp_path / "y", found, {"0": NUMBERS})
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", UserWarning)
+    assert list(sj.open_ingredient(path).specs) == ["w"]
 
 
 def bomb(function, *arguments):
