@@ -89,13 +89,35 @@ def of_runs(array: np.ndarray, runs: Iterable[tuple[int, int]]) -> int:
     The CRC-32 up to the end of the last run; the parts of different runs are
     joined by exclusive or.
   """
-  flat, item = array.reshape(-1), array.dtype.itemsize
+  data = memoryview(array.reshape(-1).view(np.uint8))
+  item = array.dtype.itemsize
   total = at = before = 0
   for first, n in runs:
-    end = (first + n) * item
-    total = _moved(total, end - before) ^ crc32(flat[at : at + n])
-    at, before = at + n, end
+    end, stop = (first + n) * item, at + n * item
+    if total:
+      a, b, c, d = _tables(end - before)
+      total = (
+        a[total & 255]
+        ^ b[total >> 8 & 255]
+        ^ c[total >> 16 & 255]
+        ^ d[total >> 24]
+      )
+    total ^= zlib.crc32(data[at:stop])
+    at, before = stop, end
   return total
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(num_bytes: int) -> tuple[list[int], ...]:
+  """What `_moved` makes of each of the four bytes: a tenth of its time."""
+  power, tables = _zeros(num_bytes), []
+  for byte in range(4):
+    table = [0]
+    for bit in range(8 * byte, 8 * byte + 8):
+      moved = _times(power, 1 << bit)
+      table += [value ^ moved for value in table]
+    tables.append(table)
+  return tuple(tables)
 
 
 def _moved(value: int, num_bytes: int) -> int:
