@@ -11,6 +11,7 @@ writes a dtype that it does not know.
 from collections.abc import Mapping, Sequence
 import io
 import json
+import lzma
 import os
 import struct
 from typing import Any
@@ -21,10 +22,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax.checkpoints import files, ranges
+from soupjax.checkpoints import files, layout, ranges, weights
 from soupjax.soups import boxes, crc
 from soupjax.soups.ingredient import Ingredient
 
+_LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
 
@@ -45,7 +47,7 @@ def open_archive(path: str) -> zipfile.ZipFile:
   try:
     place = ranges.remote_path(path) if ranges.is_remote(path) else None
     return zipfile.ZipFile(place.open("rb") if place else path)
-  except (zipfile.BadZipFile, NotImplementedError, OSError) as e:
+  except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as e:
     raise bad(path, f"{e} (cut short, or no zip file)") from e
 
 
@@ -56,14 +58,36 @@ def data_offset(file: ranges.ByteFile, info: zipfile.ZipInfo) -> int:
     ValueError: if its own header is damaged, or its bytes are not all there.
   """
   header = file.read(info.header_offset, _LOCAL.size)
-  if header[:4] != b"PK\x03\x04":
+  if header[:4] != _LOCAL_MAGIC:
     raise bad(file.path, f"member {info.filename!r} has no header")
-  # Its lengths may differ from those in the list of members.
+  # Its lengths may differ from those in the list of members, its name not.
   name, extra = _LOCAL.unpack(header)[-2:]
+  found = file.read(info.header_offset + _LOCAL.size, name)
+  encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
+  if found.decode(encoding, "replace") != info.orig_filename:
+    raise bad(
+      file.path,
+      f"member {info.filename!r} is called {found!r:.80} in its own header",
+    )
   start = info.header_offset + _LOCAL.size + name + extra
   if start + info.compress_size > file.size:
     raise bad(file.path, f"member {info.filename!r} ends outside the file")
   return start
+
+
+def _check_listed(
+  file: ranges.ByteFile, infos: Sequence[zipfile.ZipInfo], ends: Sequence[int]
+) -> None:
+  """Checks that no member follows another without being in the list.
+
+  A flipped bit in the list can make one entry swallow the next.
+  """
+  listed = {info.header_offset for info in infos}
+  # Where sizes were unknown when a member was begun, they come after it.
+  for end in [0, *ends, *(end + skip for end in ends for skip in (16, 24))]:
+    if end not in listed and file.size >= end + 4:
+      if file.read(end, 4) == _LOCAL_MAGIC:
+        raise bad(file.path, f"the member at byte {end} is not in its list")
 
 
 def _array_header(path, name, head: bytes) -> tuple[jax.ShapeDtypeStruct, int]:
@@ -75,7 +99,10 @@ def _array_header(path, name, head: bytes) -> tuple[jax.ShapeDtypeStruct, int]:
       (2, 0): np.lib.format.read_array_header_2_0,
     }[version]
     shape, fortran, dtype = read(stream)
-  except (ValueError, KeyError, SyntaxError) as e:
+    if not all(type(n) is int and n >= 0 for n in shape):
+      raise ValueError(f"shape {shape}")
+  # Of a damaged header, numpy lets almost anything through.
+  except Exception as e:
     raise bad(path, f"{name!r} has no array header ({e})") from e
   if fortran and len(shape) > 1:
     shape = ("fortran", *shape)
@@ -101,8 +128,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     name: the ingredient's name.
 
   Returns:
-    The ingredient. Names with '/' make nested dicts. The CRC-32 of a stored
-    member is checked when it is read whole.
+    The ingredient. Names with '/' make nested dicts; a train state is cut to
+    its weights. The CRC-32 of a stored member is checked when it is read whole.
 
   Raises:
     ValueError: if it is damaged, or holds anything but numbers.
@@ -110,11 +137,13 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   file = ranges.ByteFile(path)
   specs, places, packed, sums = {}, {}, {}, {}
   with open_archive(path) as archive:
+    ends = []
     for info in archive.infolist():
       leaf = info.filename.removesuffix(".npy")
       if leaf in specs:
         raise ValueError(f"{path} has leaf {leaf!r} twice.")
       start = data_offset(file, info)
+      ends.append(start + info.compress_size)
       stored = info.compress_type == zipfile.ZIP_STORED
       if stored:
         head = file.read(start, min(info.file_size, 65536 + 16))
@@ -134,10 +163,12 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
         sums[leaf] = _without(info.CRC, head[:length], info.file_size - length)
       else:
         packed[leaf] = (info.filename, length, fortran)
+    _check_listed(file, archive.infolist(), ends)
+    layout.check(path, specs, _comment(path, archive).get(layout.KEY))
   found = ranges.ingredient(
     name, path, specs, places, order=list(specs), checksums=sums
   )
-  return _with_packed(found, path, packed) if packed else found
+  return weights.of(_with_packed(found, path, packed) if packed else found)
 
 
 def _without(whole: int, head: bytes, rest: int) -> int:
@@ -159,7 +190,16 @@ def inflate(
   try:
     with archive.open(info) as f:
       return f.read(limit) if limit else f.read()
-  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as e:
+  except (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # NotImplementedError too.
+    OSError,
+    ValueError,
+    struct.error,
+  ) as e:
     raise bad(path, f"member {info.filename!r}: {e}") from e
 
 
@@ -181,11 +221,20 @@ def _with_packed(found: Ingredient, path: str, packed) -> Ingredient:
 def comment(path: str) -> dict[str, Any]:
   """Returns the record that soupjax left in an archive, {} if there is none."""
   with open_archive(path) as archive:
-    text = archive.comment
+    return _comment(path, archive).get("soupjax", {})
+
+
+def _comment(path, archive) -> dict[str, Any]:
+  text = archive.comment
+  if b"soupjax" not in text:
+    return {}
   try:
-    return json.loads(text)["soupjax"] if text[:1] == b"{" else {}
-  except (ValueError, KeyError) as e:
-    raise bad(path, f"its comment is damaged ({e})") from e
+    found = json.loads(text)
+    if not isinstance(found["soupjax"], dict):
+      raise TypeError("its record is no object")
+    return found
+  except (ValueError, KeyError, TypeError, RecursionError) as e:
+    raise bad(path, f"its comment is damaged ({e!r})") from e
 
 
 class NpzWriter:
@@ -211,6 +260,7 @@ class NpzWriter:
       ValueError: if a dtype has no place in this format, or the disk is full.
     """
     self.order = list(order)
+    self._specs = {leaf: specs[leaf] for leaf in order}
     self._heads: dict[str, tuple[int, bytes, int]] = {}
     at, places = 0, {}
     for leaf in self.order:
@@ -267,7 +317,9 @@ class NpzWriter:
 
   def _tail(self, infos, provenance) -> bytes:
     """The list of members and the record, as `zipfile` writes them."""
-    text = json.dumps({"soupjax": provenance}).encode()
+    text = json.dumps(
+      {"soupjax": provenance, layout.KEY: layout.digest(self._specs)}
+    ).encode()
     if len(text) > _MAX_COMMENT:
       raise ValueError(
         f"The record of this soup has {len(text)} bytes, and an npz file takes "

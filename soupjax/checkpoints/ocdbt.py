@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from soupjax.checkpoints import files, processes, ranges
+from soupjax.checkpoints import files, layout, processes, ranges
 from soupjax.soups import boxes, crc
 
 # Chunks are what others read at once; a commit is what is held in memory.
@@ -291,7 +291,10 @@ class OrbaxWriter:
         "performance_metrics": {},
         "init_timestamp_nsecs": now,
         "commit_timestamp_nsecs": now,
-        "custom_metadata": {"soupjax": record},
+        "custom_metadata": {
+          "soupjax": record,
+          layout.KEY: layout.digest(self.specs),
+        },
       },
     )
     pathlib.Path(self.path, "orbax.checkpoint").touch()

@@ -8,7 +8,7 @@ stored: a tenth of the CPU time of an Orbax restore for every leaf, and a slice
 costs only the chunks that it touches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import functools
 import json
@@ -21,14 +21,15 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
-from soupjax.checkpoints import ranges
+from soupjax.checkpoints import layout, ranges, weights
 from soupjax.soups import boxes, tree
 from soupjax.soups.ingredient import Ingredient, Storage
 
 PyTree = Any
 
-# Where a tree is in its checkpoint: V1, V1 of old, CheckpointManager, V0.
-_TREES = ("state", "pytree", "default", "")
+# Where a tree is in its checkpoint: V1, V1 of old, CheckpointManager, the item
+# of several that is the model, V0.
+_TREES = ("state", "pytree", "default", "params", "")
 
 
 def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
@@ -120,7 +121,7 @@ def is_orbax(path: Any) -> bool:
 def custom_metadata(path: str) -> dict[str, Any]:
   """Returns what `save_params` stored beside the weights."""
   with explained(path):
-    return ocp.metadata(path).custom_metadata or {}
+    return _describe(path, _items(path)).custom_metadata or {}
 
 
 def open_checkpoint(path: str, name: str) -> Ingredient:
@@ -137,17 +138,20 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   Raises:
     ValueError: if the checkpoint is damaged or incomplete.
   """
-  roots = [epath.Path(path) / name for name in _TREES]
-  roots = [root for root in roots if (root / "_METADATA").exists()]
+  items = _items(path)
+  roots = [epath.Path(path) / item for item in items]
   with explained(path):
     if roots:
       _check_index(roots[0])
-    found, inside = _cut_to_params(ocp.metadata(path).metadata)
+    described = _describe(path, items)
+    _check_leaves(path, described)
+    found, entry = weights.of_state(path, described.metadata)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
   if not roots:
     raise ValueError(
       f"{path} is an Orbax checkpoint of several things, none of them called "
-      f"{' or '.join(_TREES[:-1])}. Save the tree to average by itself."
+      f"{' or '.join(_TREES[:-1])}. Give the directory of one of them, as "
+      f"{path}/NAME."
     )
   open_one = functools.cache(
     functools.partial(open_leaf, str(roots[0]), new_context())
@@ -155,8 +159,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   specs, keys = {}, {}
   for key, leaf in leaves:
     name_of_leaf = jax.tree_util.keystr(key, simple=True, separator="/")
-    keys[name_of_leaf] = inside + jax.tree_util.keystr(
-      key, simple=True, separator="."
+    keys[name_of_leaf] = (f"{entry}." if entry else "") + (
+      jax.tree_util.keystr(key, simple=True, separator=".")
     )
     if isinstance(leaf, str):
       raise ValueError(f"Leaf {name_of_leaf!r} of {path} is text, no array.")
@@ -182,7 +186,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     chunks=_Chunks(
       {leaf: functools.partial(open_one, key) for leaf, key in keys.items()}
     ),
-    checksums=_recorded(path, specs),
+    checksums=_recorded(described.custom_metadata or {}, entry, specs),
   )
   return Ingredient(
     name=name,
@@ -194,13 +198,36 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   )
 
 
-def _cut_to_params(found: Any) -> tuple[Any, str]:
-  """Drops all but the weights of a train state; says where they are in it."""
-  if not (isinstance(found, dict) and "params" in found and len(found) > 1):
-    return found, ""
-  if "batch_stats" in found:  # Weights are worth nothing without them.
-    return {k: found[k] for k in ("params", "batch_stats")}, ""
-  return found["params"], "params."
+def _items(path: str) -> list[str]:
+  """Those of `_TREES` that a checkpoint has."""
+  place = epath.Path(path)
+  return [item for item in _TREES if (place / item / "_METADATA").exists()]
+
+
+def _describe(path: str, items: Sequence[str]) -> Any:
+  """Returns Orbax's metadata of the tree that was found."""
+  place = epath.Path(path)
+  if items and items[0]:
+    return ocp.metadata(path, checkpointable_name=items[0])
+  if items and not (place / "_CHECKPOINT_METADATA").exists():
+    if (place.parent / "_CHECKPOINT_METADATA").exists():
+      # The directory of one item of several.
+      return ocp.metadata(place.parent, checkpointable_name=place.name)
+  return ocp.metadata(path)
+
+
+def _check_leaves(path: str, described: Any) -> None:
+  """Compares the leaves with those that soupjax wrote, if it did."""
+  custom = described.custom_metadata or {}
+  if layout.KEY not in custom:
+    return
+  leaves, _ = tree.flatten(described.metadata)
+  specs = {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    for name, leaf in leaves.items()
+  }
+  names = custom.get("soupjax", {}).get("crc32", {})
+  layout.check(path, specs, custom[layout.KEY], names)
 
 
 def _check_index(root: epath.Path) -> None:
@@ -240,11 +267,16 @@ class _Chunks(Mapping):
     return len(self._arrays)
 
 
-def _recorded(path: str, specs: Mapping[str, Any]) -> dict[str, int]:
+def _recorded(
+  custom: Mapping[str, Any], entry: str, specs: Mapping[str, Any]
+) -> dict[str, int]:
   """Checksums that soupjax left in the metadata, of leaves that are here."""
-  record = custom_metadata(path).get("soupjax")
+  record = custom.get("soupjax")
   found = record.get("crc32", {}) if isinstance(record, dict) else {}
-  return {leaf: int(v, 16) for leaf, v in found.items() if leaf in specs}
+  names = {leaf: f"{entry}/{leaf}" if entry else leaf for leaf in specs}
+  return {
+    leaf: int(found[name], 16) for leaf, name in names.items() if name in found
+  }
 
 
 def new_context() -> ts.Context:

@@ -80,8 +80,10 @@ class ByteFile:
     """Fills a contiguous array with bytes from `offset` on.
 
     Raises:
-      ValueError: if the file ends before.
+      ValueError: if the file ends before, or begins after `offset`.
     """
+    if offset < 0:
+      raise ValueError(f"{self.path} is damaged: it refers to byte {offset}.")
     view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
     while done < len(view):
       if self._lock is None:

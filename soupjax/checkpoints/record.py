@@ -82,11 +82,17 @@ def _json(value):
 
 
 def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
-  """Fills in the content hashes that a mix has found; warns of twins."""
+  """Fills in the content hashes that a mix has found; warns of twins.
+
+  A source has one if the bytes of all its leaves were read and summed, by all
+  processes together, else None.
+  """
   hashes: list[str | None] = []
   for source, found in zip(plan.sources, report.checksums):
     empty = {leaf: 0 for leaf, s in source.specs.items() if 0 in s.shape}
-    sums = {**storage_of(source).checksums, **empty, **found}
+    # Recorded sums do not count: of leaves that were not read whole, nobody
+    # knows whether they are still true.
+    sums = {**empty, **found}
     whole = all(leaf in sums for leaf in source.specs)
     hashes.append(content_hash(source.specs, sums) if whole else None)
   done = dict(provenance)

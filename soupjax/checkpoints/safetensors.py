@@ -18,7 +18,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax.checkpoints import files, ranges
+from soupjax.checkpoints import files, layout, ranges, weights
 from soupjax.soups import tree
 from soupjax.soups.ingredient import Ingredient
 
@@ -88,6 +88,13 @@ def read_header(file: ranges.ByteFile) -> tuple[dict[str, Any], int]:
     raise _bad(file.path, f"its header is not valid ({e})") from e
   if not isinstance(header, dict):
     raise _bad(file.path, f"its header is a {type(header).__name__}")
+  text = header.get("__metadata__", {})
+  if not (
+    isinstance(text, dict) and all(type(v) is str for v in text.values())
+  ):
+    raise _bad(
+      file.path, f"its __metadata__ is {text!r:.80}, not names with texts"
+    )
   return header, 8 + length
 
 
@@ -103,7 +110,7 @@ def is_safetensors(path: str) -> bool:
 def metadata(path: str) -> dict[str, str]:
   """Returns the free text that a file, or the first of its shards, carries."""
   header, _ = read_header(ranges.ByteFile(_files(path)[0]))
-  return header.get("__metadata__") or {}
+  return header.get("__metadata__", {})
 
 
 def record(path: str) -> dict[str, Any]:
@@ -111,12 +118,12 @@ def record(path: str) -> dict[str, Any]:
   merged: dict[str, Any] = {}
   for one in _files(path):
     header, _ = read_header(ranges.ByteFile(one))
-    text = (header.get("__metadata__") or {}).get("soupjax")
+    text = header.get("__metadata__", {}).get("soupjax")
     if text is not None:
       try:
         found = json.loads(text)
         merged |= {**found, "crc32": merged.get("crc32", {}) | found["crc32"]}
-      except (ValueError, TypeError, KeyError) as e:
+      except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise _bad(one, f"its record of soupjax is damaged ({e})") from e
   return merged
 
@@ -130,7 +137,7 @@ def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
       raise TypeError("a number is not a natural number")
   except (TypeError, KeyError, ValueError) as e:
     raise _bad(path, f"the entry of {name!r} makes no sense ({e!r})") from e
-  if dtype not in _DTYPES:
+  if type(dtype) is not str or dtype not in _DTYPES:
     raise _bad(
       path, f"{name!r} has dtype {dtype!r}, known are {sorted(_DTYPES)}"
     )
@@ -170,6 +177,12 @@ def _files(path: str) -> list[str]:
   names = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(names, dict) or not names:
     raise ValueError(f"{folder} is no index: it has no weight_map.")
+  for leaf, shard in names.items():
+    if type(shard) is not str:
+      raise ValueError(
+        f"{folder} says that {leaf!r} is in {shard!r:.80}, which is no name of "
+        "a file."
+      )
   shards = sorted(set(names.values()))
   for shard in shards:
     if os.path.basename(shard) != shard:
@@ -193,7 +206,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     name: the ingredient's name.
 
   Returns:
-    The ingredient. Names with '/' make nested dicts.
+    The ingredient. Names with '/' make nested dicts; a train state is cut to
+    its weights.
 
   Raises:
     ValueError: if a file is damaged or missing, or a leaf is there twice.
@@ -202,7 +216,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   for one in _files(path):
     file = ranges.ByteFile(one)
     header, data = read_header(file)
-    text = header.pop("__metadata__", None) or {}
+    text = header.pop("__metadata__", {})
     for leaf, entry in header.items():
       leaf = sys.intern(leaf)  # One string for all checkpoints of a model.
       if leaf in specs:
@@ -214,10 +228,14 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       places[leaf] = ranges.Place(file, data + start)
       spans.setdefault(one, []).append((*entry["data_offsets"], leaf))
     _check_spans(one, spans.get(one, []), file.size - data)
-    checksums |= _recorded(one, text)
+    recorded = _recorded(one, text)
+    inside = {leaf: specs[leaf] for leaf in header}
+    layout.check(one, inside, text.get(layout.KEY), recorded)
+    checksums |= recorded
   _check_index(path, places)
-  checksums = {k: v for k, v in checksums.items() if k in specs}
-  return ranges.ingredient(name, path, specs, places, checksums=checksums)
+  return weights.of(
+    ranges.ingredient(name, path, specs, places, checksums=checksums)
+  )
 
 
 def _check_spans(path, found, size):
@@ -256,10 +274,10 @@ def _check_index(path, places):
 
 def _recorded(path, text) -> dict[str, int]:
   """Checksums that soupjax left in a file."""
-  if not isinstance(text, dict) or "soupjax" not in text:
+  if "soupjax" not in text:
     return {}
   try:
     found = json.loads(text["soupjax"]).get("crc32", {})
     return {leaf: int(value, 16) for leaf, value in found.items()}
-  except (ValueError, AttributeError, TypeError) as e:
+  except (ValueError, AttributeError, TypeError, RecursionError) as e:
     raise _bad(path, f"its record of soupjax is damaged ({e})") from e

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from soupjax.checkpoints import files, ranges, safetensors
+from soupjax.checkpoints import files, layout, ranges, safetensors
 from soupjax.soups import boxes
 
 _ALIGNMENT = 64
@@ -81,7 +81,11 @@ class SafetensorsWriter:
   def _header(self, leaves, provenance, sums) -> bytes:
     record = {**provenance, "crc32": {k: f"{sums[k]:08x}" for k in leaves}}
     header: dict[str, Any] = {
-      "__metadata__": {**self.text, "soupjax": json.dumps(record)}
+      "__metadata__": {
+        **self.text,
+        "soupjax": json.dumps(record),
+        layout.KEY: layout.digest({k: self.specs[k] for k in leaves}),
+      }
     }
     at = 0
     for leaf in leaves:

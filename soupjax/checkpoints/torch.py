@@ -2,30 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch `.pt` and `.bin` zip files, without torch and without running them.
 
-The list of tensors in such a file is a pickle, which is a program. It is read
-by an unpickler that knows a dozen names, each bound to a harmless function of
-our own, and imports nothing: any other name is refused. Only the small program
-goes through it, the numbers are read by ranges.
+The list of tensors in such a file is a pickle, which is a program. It is
+followed by `program`, which knows a dozen names, each bound to a harmless
+function of our own, and imports nothing: any other name is refused. The numbers
+are read by ranges.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping
-import dataclasses
-import io
-import pickle
-from typing import Any
+import math
+from typing import Any, NamedTuple
 import zipfile
 
 import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax.checkpoints import npz, ranges
-from soupjax.soups import boxes
+from soupjax.checkpoints import npz, program, ranges, weights
 from soupjax.soups.ingredient import Ingredient
 
 _MAX_PROGRAM = 64 << 20
-_MAX_NODES = 10_000_000
+_MAX_PARTS = 1_000_000
+_MAX_DEPTH = 64
+_MAX_AXES = 64
+_MAX_EXPANDED = 1 << 30
 _STORAGES = {
   "DoubleStorage": np.float64,
   "FloatStorage": np.float32,
@@ -57,24 +56,20 @@ _DTYPES = {
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "params")
 
 
-# With slots, and frozen: a program cannot change one after its checks.
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Kind:
+class _Kind(NamedTuple):
   """The dtype of a storage or a tensor."""
 
   dtype: np.dtype
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Bytes:
+class _Bytes(NamedTuple):
   """A storage: a member of the archive."""
 
   key: str
   dtype: np.dtype
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
   storage: _Bytes
   offset: int  # In elements, as the strides.
   shape: tuple[int, ...]
@@ -82,24 +77,40 @@ class _Tensor:
   dtype: np.dtype
 
 
-def _tensor(storage, offset, shape, strides, *rest):
-  del rest  # requires_grad, hooks and the like.
-  return _v3(storage, offset, shape, strides, storage.dtype)
+def _v1(storage, offset, shape, strides):
+  if type(storage) is not _Bytes:
+    raise program.refused("a tensor has no storage")
+  return _v3(storage, offset, shape, strides, False, None, storage.dtype)
 
 
-def _v3(storage, offset, shape, strides, dtype, *rest):
-  dtype = dtype.dtype if isinstance(dtype, _Kind) else dtype
+def _v2(storage, offset, shape, strides, grad, hooks, metadata=None):
+  if type(storage) is not _Bytes:
+    raise program.refused("a tensor has no storage")
+  dtype = storage.dtype
+  return _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata)
+
+
+def _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
+  del grad, hooks
+  dtype = dtype.dtype if type(dtype) is _Kind else dtype
+  if type(storage) is not _Bytes or not isinstance(dtype, np.dtype):
+    raise program.refused("a tensor has no storage or no dtype")
+  if not (
+    type(shape) is type(strides) is tuple
+    and (len(shape) == len(strides) <= _MAX_AXES)
+  ):
+    raise program.refused("a tensor has no shape, or too many axes")
   numbers = [offset, *shape, *strides]
-  if not isinstance(storage, _Bytes) or len(shape) != len(strides):
-    raise pickle.UnpicklingError("a tensor without storage")
-  if not all(type(n) is int and n >= 0 for n in numbers):
-    raise pickle.UnpicklingError(f"a tensor of shape {shape}")
-  return _Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
-
-
-def _rebuild_v3(storage, offset, shape, strides, grad, hooks, dtype, *rest):
-  del grad, hooks, rest
-  return _v3(storage, offset, shape, strides, dtype)
+  if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+    raise program.refused("a tensor has no sound shape or place")
+  if metadata:
+    # Negative and conjugate views: the numbers in the file are not theirs.
+    kinds = sorted(map(str, metadata)) if type(metadata) is dict else "metadata"
+    raise program.refused(
+      f"a tensor is a lazy view ({kinds!s:.80}), whose numbers are not those "
+      "in the file. Save its .resolve_neg().resolve_conj()"
+    )
+  return _Tensor(storage, offset, shape, strides, dtype)
 
 
 def _parameter(data, *rest):
@@ -107,39 +118,36 @@ def _parameter(data, *rest):
   return data
 
 
+def _size(shape=()):
+  if type(shape) is not tuple:
+    raise program.refused("a size is no tuple")
+  return shape
+
+
 _ALLOWED: Mapping[tuple[str, str], Any] = {
-  ("collections", "OrderedDict"): OrderedDict,
-  ("torch._utils", "_rebuild_tensor"): _tensor,
-  ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-  ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
-  ("torch._utils", "_rebuild_parameter"): _parameter,
-  ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-  ("torch", "Size"): lambda *a: tuple(*a),
-  ("torch", "device"): lambda *a: None,
+  ("collections", "OrderedDict"): program.Function(lambda: {}),
+  ("torch._utils", "_rebuild_tensor"): program.Function(_v1),
+  ("torch._utils", "_rebuild_tensor_v2"): program.Function(_v2),
+  ("torch._utils", "_rebuild_tensor_v3"): program.Function(_v3),
+  ("torch._utils", "_rebuild_parameter"): program.Function(_parameter),
+  ("torch._utils", "_rebuild_parameter_with_state"): program.Function(
+    _parameter
+  ),
+  ("torch", "Size"): program.Function(_size),
+  ("torch", "device"): program.Function(lambda *a: None),
   **{("torch", k): _Kind(np.dtype(v)) for k, v in _STORAGES.items()},
   ("torch.storage", "UntypedStorage"): _Kind(np.dtype(np.uint8)),
   **{("torch", k): _Kind(np.dtype(v)) for k, v in _DTYPES.items()},
 }
 
 
-class _Reader(pickle.Unpickler):
-  """Understands tensors and plain containers, and nothing else."""
-
-  def find_class(self, module, name):
-    if (module, name) not in _ALLOWED:
-      raise pickle.UnpicklingError(
-        f"it asks for {module}.{name}, which weights have no need of"
-      )
-    return _ALLOWED[module, name]
-
-  def persistent_load(self, pid):
-    try:
-      tag, kind, key, _, _ = pid
-      if tag == "storage" and isinstance(kind, _Kind) and isinstance(key, str):
-        return _Bytes(key, kind.dtype)
-    except (TypeError, ValueError):
-      pass
-    raise pickle.UnpicklingError(f"it refers to {pid!r:.80}")
+def _storage(pid: Any) -> _Bytes:
+  """Understands a reference to a member of the archive."""
+  if type(pid) is tuple and len(pid) == 5 and pid[0] == "storage":
+    _, kind, key, _, _ = pid
+    if type(kind) is _Kind and type(key) is str:
+      return _Bytes(key, kind.dtype)
+  raise program.refused("it refers to something that is no storage")
 
 
 def _program(
@@ -156,11 +164,13 @@ def _program(
       raise npz.bad(path, f"its data.pkl has {info.file_size} bytes")
     prefix = lists[0].removesuffix("data.pkl")
     order = infos.get(prefix + "byteorder")
-    if order is not None and archive.read(order) != b"little":
+    if order is not None and (
+      npz.inflate(archive, path, order, 16) != b"little"
+    ):
       raise ValueError(f"{path} is big-endian: save it on another machine.")
     data = npz.inflate(archive, path, info)
   try:
-    tensors = _weights(_Reader(io.BytesIO(data)).load())
+    tensors = _weights(path, program.follow(data, _ALLOWED, _storage))
     return tensors, prefix, infos
   except Exception as e:  # A hostile program can raise anything.
     raise ValueError(
@@ -170,29 +180,43 @@ def _program(
     ) from e
 
 
-def _weights(found: Any) -> dict[str, _Tensor]:
-  """Names all tensors in containers, or in the part that holds the weights."""
+def _weights(path: str, found: Any) -> dict[str, _Tensor]:
+  """Names the tensors of a train state's weights, or all if it is none."""
   for key in _WEIGHTS:
-    if isinstance(found, dict) and isinstance(found.get(key), dict):
-      found = found[key]
-      break
+    if type(found) is dict and type(found.get(key)) is dict:
+      others = _named({k: part for k, part in found.items() if k != key})
+      others = dict.fromkeys(name.split("/")[0] for name in others)
+      weights.warn_of_others(path, [key], others)
+      return _named(found[key])
+  return _named(found)
+
+
+def _named(found: Any) -> dict[str, _Tensor]:
+  """Names all tensors in containers."""
+  if type(found) not in (dict, list, tuple, _Tensor):
+    return {}
   tensors: dict[str, _Tensor] = {}
-  waiting, seen = [("", found)], 0
+  waiting, parts, characters = [("", found, 0)], 0, 0
   while waiting:
-    name, value = waiting.pop()
-    seen += 1
-    if seen > _MAX_NODES:
-      raise pickle.UnpicklingError(f"it has more than {_MAX_NODES} parts")
-    if isinstance(value, _Tensor):
+    name, value, depth = waiting.pop()
+    if type(value) is _Tensor:
+      if name in tensors:
+        raise program.refused(f"it has two tensors called {name!r:.80}")
       tensors[name] = value
       continue
-    if isinstance(value, (list, tuple)):
-      value = dict(enumerate(value))
-    if isinstance(value, dict):
-      waiting += [
-        (f"{name}/{key}" if name else str(key), part)
-        for key, part in reversed(dict.items(value))
-      ]
+    if depth > _MAX_DEPTH:
+      raise program.refused(
+        f"{name:.40}... is more than {_MAX_DEPTH} levels deep, or a container "
+        "holds itself"
+      )
+    items = value if type(value) is dict else dict(enumerate(value))
+    parts += len(items)
+    for key, part in reversed(items.items()):
+      if type(part) in (dict, list, tuple, _Tensor):
+        waiting.append((f"{name}/{key}" if name else str(key), part, depth + 1))
+        characters += len(waiting[-1][0])
+      if max(parts, characters // 100) > _MAX_PARTS:
+        raise program.refused(f"it has more than {_MAX_PARTS} parts")
   return tensors
 
 
@@ -226,7 +250,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       raise npz.bad(path, f"the numbers of {leaf!r} are missing")
     if info.compress_type != zipfile.ZIP_STORED:
       raise npz.bad(path, f"the numbers of {leaf!r} are compressed")
-    item, count = tensor.dtype.itemsize, boxes.size(boxes.whole(tensor.shape))
+    item, count = tensor.dtype.itemsize, math.prod(tensor.shape)
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides)) + 1
     if count and (tensor.offset + reach) * item > info.file_size:
       raise npz.bad(
@@ -234,8 +258,12 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
         f"{leaf!r} reaches byte {(tensor.offset + reach) * item} of its "
         f"{info.file_size}",
       )
-    if count > 2 * reach:
-      raise npz.bad(path, f"{leaf!r} repeats {reach} numbers {count} times")
+    if count > 2 * reach and count * item > _MAX_EXPANDED:
+      raise npz.bad(
+        path,
+        f"{leaf!r} is an expanded view, which repeats {reach} numbers to "
+        f"{count * item} bytes (at most {_MAX_EXPANDED}): save its .clone()",
+      )
     start = npz.data_offset(file, info) + tensor.offset * item
     places[leaf] = ranges.Place(file, start)
     if tensor.strides != _row_major(tensor.shape) and count > 1:

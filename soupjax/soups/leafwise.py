@@ -57,7 +57,7 @@ def check_extra(rule, ingredients, actions):
   if problems:
     raise ValueError(
       f"The statistics for the rule {rule.name!r} do not fit:\n  "
-      + "\n  ".join(problems[:20])
+      + tree.listed(problems)
     )
   return set(wanted)
 

@@ -165,9 +165,7 @@ class _Work:
     self.done = 0
     self.written = 0
     self._lock = threading.Lock()
-    self._sums: list[dict[str, list[tuple[int, int, int]]]] = [
-      {} for _ in plan.sources
-    ]
+    self._sums: list[dict[str, list[crc.Part]]] = [{} for _ in plan.sources]
 
   def cost(self, block: blocks.Block) -> int:
     """Bytes of weights that a block reads."""
@@ -298,13 +296,12 @@ class _Work:
     row[at:] = 0
 
   def _sum(self, k, leaf, box, array):
-    stretches = boxes.runs(self.plan.sources[k].specs[leaf].shape, box)
-    first, n = next(stretches)
-    if n == array.size:
-      start = first * array.dtype.itemsize
-      value = (start, array.nbytes, crc.crc32(array))
-      with self._lock:
-        self._sums[k].setdefault(leaf, []).append(value)
+    runs = list(boxes.runs(self.plan.sources[k].specs[leaf].shape, box))
+    bounds = [(axis.start, axis.stop) for axis in box]
+    start, end = (n * array.dtype.itemsize for n in (runs[0][0], sum(runs[-1])))
+    part = bounds, start, end, array.nbytes, crc.of_runs(array, runs)
+    with self._lock:
+      self._sums[k].setdefault(leaf, []).append(part)
 
   def _check_equal(self, block, stack):
     for row, k in enumerate(block.group.sources[1:], start=1):
@@ -377,7 +374,7 @@ class _Work:
       for leaf, spec in source.specs.items():
         parts = [part for one in everywhere for part in one[k].get(leaf, ())]
         size = boxes.size(boxes.whole(spec.shape)) * spec.dtype.itemsize
-        value = crc.whole(parts, size)
+        value = crc.joined(parts, size)
         if value is None or not parts:
           continue
         expected = self.storages[k].checksums.get(leaf, value)

@@ -14,6 +14,9 @@ import numpy as np
 
 PyTree = Any
 
+# Differences in one message: all of a large model, but not of a thousand.
+_MOST_SHOWN = 500
+
 
 def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   """Names every leaf of a tree.
@@ -148,7 +151,8 @@ def check_alike(
     treedefs: ingredient name -> treedef, to compare containers as well.
 
   Raises:
-    ValueError: listing, for every tree that differs, every leaf that does.
+    ValueError: listing, for every tree that differs, every leaf that does (at
+      most 500, then how many more there are).
   """
   names = list(trees)
   first, problems = names[0], []
@@ -162,13 +166,18 @@ def check_alike(
         f"{treedefs[name]} against {treedefs[first]}"
       )
   if problems:
-    shown = problems[:20]
-    if len(problems) > 20:
-      shown.append(f"and {len(problems) - 20} more")
     raise ValueError(
       "Only checkpoints of one architecture can be averaged, but:\n  "
-      + "\n  ".join(shown)
+      + listed(problems)
     )
+
+
+def listed(problems: Sequence[str]) -> str:
+  """Lists differences one a line; at most 500, then how many more there are."""
+  shown = list(problems[:_MOST_SHOWN])
+  if len(problems) > _MOST_SHOWN:
+    shown.append(f"and {len(problems) - _MOST_SHOWN} more")
+  return "\n  ".join(shown)
 
 
 def _differences(first, expected, name, found) -> list[str]:

@@ -130,7 +130,11 @@ def mix(
   }
   mixed = stream.mix(
     rule_of(config),
-    [part for part in str(config.ingredients).split(",") if part],
+    [
+      part.strip()
+      for part in str(config.ingredients).split(",")
+      if part.strip()
+    ],
     out=config.out,
     select={regex: action for regex, action in config.select},
     dry_run=dry_run,

@@ -221,6 +221,29 @@ def test_a_checkpoint_of_several_things(tmp_path):
     sj.open_ingredient(path)
 
 
+@pytest.mark.parametrize("kind", ["manager", "v1"])
+def test_the_item_called_params_of_several(tmp_path, kind):
+  params = jax.tree.map(np.asarray, make())
+  opt = {"mu": np.zeros(3, np.float32)}
+  if kind == "v1":
+    path = tmp_path / "several"
+    ocp.save_checkpointables(path, {"params": params, "opt": opt})
+  else:
+    path = tmp_path / "run" / "7"
+    save = ocp_v0.args.StandardSave
+    with ocp_v0.CheckpointManager(tmp_path / "run") as manager:
+      items = {"params": save(params), "opt": save(opt)}
+      manager.save(7, args=ocp_v0.args.Composite(**items))
+  for place in (path, path / "params"):
+    assert_same_bits(sj.load_params(place), params)
+    assert sj.provenance(place) == {}
+  (found,) = sj.find_ingredients(path)
+  assert found.specs["encoder/kernel"].shape == (16, 6)
+  assert_same_bits(sj.load_params(path / "opt"), opt)
+  mixed = sj.mix(sj.rules.linear(), path, out=tmp_path / "soup")
+  assert_same_bits(sj.load_params(mixed.path), params)
+
+
 # Damage.
 
 

@@ -93,6 +93,11 @@ def folder(tmp_path_factory):
       for name, leaf in tree.items()
     }
     sj.save_params(path / f"orbax_{k}", spread)
+    # A checksum of every leaf, one of which is damaged in the second file.
+    np.savez(path / f"sum_{k}.npz", **arrays)
+  data = bytearray((path / "sum_1.npz").read_bytes())
+  data[data.index(arrays["columns"].tobytes()) + 123_457] ^= 1
+  (path / "sum_1.npz").write_bytes(data)
   run_processes(2, str(path), path)
   return path
 
@@ -172,6 +177,14 @@ def test_hashes_are_those_of_one_process(folder, name):
   assert hashes == [one["content_hash"] for one in alone["ingredients"]]
   if "crc32" in found:
     assert found["crc32"] == alone["crc32"]
+
+
+def test_columns_are_compared_with_checksums_and_hashed(folder):
+  alone = sj.provenance(folder / "alone.safetensors")["ingredients"][0]
+  for process in range(2):
+    assert results(folder, "hashes")[process] == [alone["content_hash"]]
+    message = results(folder, "message")[process]
+    assert "'columns' of 'sum_1.npz'" in message and "is damaged" in message
 
 
 def test_first_passes_are_shared_too(folder):

@@ -56,6 +56,14 @@ def work(folder: str) -> None:
       hash_inputs=True,
     )
     results[out] = {"rchar": rchar() - before, "read": mixed.report.bytes_read}
+  # Inputs with checksums, one of them damaged.
+  mixed = sj.mix(sj.rules.linear(), f"{folder}/sum_0.npz", sharding=place)
+  hashes = [one["content_hash"] for one in mixed.provenance["ingredients"]]
+  try:
+    sj.mix(sj.rules.linear(), f"{folder}/sum_?.npz", sharding=place)
+    message = "nothing"
+  except ValueError as e:
+    message = str(e)
   rules = {}
   measure._UNIT_ELEMENTS, measure._UNIT_BYTES = 1 << 14, 0
   for name in ("ties", "karcher", "dare", "iso_c"):
@@ -72,7 +80,15 @@ def work(folder: str) -> None:
     rules[name] = mixed.report.bytes_read
   index = jax.process_index()
   with open(f"{folder}/results_{index}.json", "w", encoding="utf-8") as f:
-    json.dump({"results": results, "rules": rules}, f)
+    json.dump(
+      {
+        "results": results,
+        "rules": rules,
+        "hashes": hashes,
+        "message": message,
+      },
+      f,
+    )
 
 
 def main() -> None:

@@ -99,6 +99,10 @@ def test_an_index_that_lies(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match=text):
       sj.open_ingredient(tmp_path)
+  for name in (5, None, ["x"], {}):
+    index.write_text(json.dumps({"weight_map": {"a": name, "b": "x"}}))
+    with pytest.raises(ValueError, match="'a' is in .*no name of a file"):
+      sj.open_ingredient(tmp_path)
   index.write_text("{}")
   with pytest.raises(ValueError, match="no weight_map"):
     sj.open_ingredient(tmp_path)
@@ -130,6 +134,21 @@ def test_an_index_that_lies(tmp_path):
     ({"a": entry(shape=(2.0,))}, bytes(8), "makes no sense"),
     ({"a": {"dtype": "F32"}}, bytes(8), "makes no sense"),
     ({"a": 3}, bytes(8), "makes no sense"),
+    ({"a": entry(dtype=["F32"])}, bytes(8), r"dtype \['F32'\]"),
+    ({"a": entry(), "__metadata__": [1]}, bytes(8), r"__metadata__ is \[1\]"),
+    ({"a": entry(), "__metadata__": 5}, bytes(8), "__metadata__ is 5"),
+    ({"a": entry(), "__metadata__": "x"}, bytes(8), "__metadata__ is 'x'"),
+    ({"a": entry(), "__metadata__": None}, bytes(8), "__metadata__ is None"),
+    (
+      {"a": entry(), "__metadata__": {"format": 5}},
+      bytes(8),
+      "__metadata__ is {'format': 5}",
+    ),
+    (
+      {"a": entry(), "__metadata__": {"soupjax": "[" * 100_000}},
+      bytes(8),
+      "record of soupjax is damaged",
+    ),
     ({}, b"", "no arrays"),
     (
       b'{"a":'

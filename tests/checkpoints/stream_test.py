@@ -221,6 +221,10 @@ def test_provenance(folder, tmp_path, out):
   assert found["select"] == {"head": "keep"}
   assert "bfloat16" in found["dtype_policy"]["output"]
   assert found["soupjax"] == sj.__version__
+  # Nobody read the head of the ingredients: it may be damaged.
+  assert [i["content_hash"] for i in found["ingredients"]] == [None, None]
+  mixed = sj.mix(rule, inputs, out=tmp_path / f"all_{out}", hash_inputs=True)
+  found = sj.provenance(tmp_path / f"all_{out}")
   # One hash for one content, in whatever format.
   one = sj.open_ingredient(folder / "m0.npz")
   expected = record.content_hash(one.specs, one.storage.checksums)

@@ -37,6 +37,13 @@ def test_uniform(folder, capsys):
   assert sj.provenance(folder / "soup.npz")["ingredients"][0]["content_hash"]
 
 
+@pytest.mark.parametrize("between", [",", ", ", " ,\n"])
+def test_several_paths(folder, between):
+  both = between.join(str(folder / f"m{k}.safetensors") for k in range(2))
+  found = run(folder, "uniform", ingredients=f" {both}, ")
+  assert found["body"].tolist() == [2] * 5
+
+
 def test_weighted(folder):
   found = run(folder, "weighted", weights=(3.0, 1.0))
   assert found["head"].tolist() == [1.5] * 2

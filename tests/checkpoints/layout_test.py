@@ -1,0 +1,137 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Flipped bits outside of the weights: in names, shapes, dtypes and lists."""
+
+import json
+import pathlib
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import sharding
+
+TREE = {
+  "head": np.arange(6, dtype=np.float32),
+  "norm": np.ones((2, 3), np.float32),
+  "tail": np.full(5, 2, np.float32),
+}
+OUTPUTS = ["x.safetensors", "x.npz", "shards"]
+
+
+def soup(path):
+  kwargs = {"format": "safetensors", "shard_bytes": 30}
+  one = sj.Ingredient.from_params("a", TREE)
+  kwargs = kwargs if path.name == "shards" else {}
+  sj.mix(sj.rules.linear(), [one], out=path, **kwargs)
+  return path
+
+
+def replace(path, old, new):
+  """Replaces bytes in all files of a checkpoint."""
+  files = [path] if path.is_file() else [p for p in path.rglob("*")]
+  count = 0
+  for file in files:
+    if file.is_file() and old in (data := file.read_bytes()):
+      count += data.count(old)
+      file.write_bytes(data.replace(old, new))
+  assert count
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_leaf_by_another_name_is_noticed(tmp_path, name):
+  path = soup(tmp_path / name)
+  assert set(sj.load_params(path)) == set(TREE)
+  old, new = {
+    # Not in the record, where it stands between \\" and \\".
+    "x.safetensors": (b'"head":{', b'"heae":{'),
+    "shards": (b'"head":{', b'"heae":{'),
+    "x.npz": (b"head.npy", b"heae.npy"),
+  }[name]
+  replace(path, old, new)
+  if name == "shards":
+    replace(path, b'"head": "model', b'"heae": "model')
+  with pytest.raises(ValueError, match="is damaged: its leaves are not those"):
+    sj.open_ingredient(path)
+
+
+def test_a_leaf_that_orbax_no_longer_lists_is_noticed(tmp_path):
+  path = soup(tmp_path / "x")
+  assert set(sj.load_params(path)) == set(TREE)
+  file = path / "state" / "_METADATA"
+  text = json.loads(file.read_text())
+  del text["tree_metadata"]["('head',)"]
+  file.write_text(json.dumps(text))
+  with pytest.raises(ValueError, match=r"recorded are also \['head'\]"):
+    sj.open_ingredient(path)
+
+
+def test_another_dtype_or_shape_of_one_size_is_noticed(tmp_path):
+  for old, new in [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")]:
+    path = soup(tmp_path / f"{new[1]}.safetensors")
+    replace(path, old, new)
+    with pytest.raises(ValueError, match="shape or dtype has changed"):
+      sj.open_ingredient(path)
+
+
+def damage_everywhere(path, start, stop):
+  """Flips bits in turn; nothing else may come of it than ValueErrors."""
+  intact, refused = path.read_bytes(), 0
+  for at in range(start, stop):
+    damaged = bytearray(intact)
+    damaged[at] ^= 1 << at % 8
+    path.write_bytes(damaged)
+    try:
+      found = sj.load_params(path)
+    except ValueError as e:
+      assert str(path) in str(e)
+      refused += 1
+    else:
+      assert set(found) == set(TREE), at
+      for leaf, value in TREE.items():
+        assert found[leaf].dtype == value.dtype, at
+        assert np.array_equal(found[leaf], value), at
+  assert refused > (stop - start) / 5
+  path.write_bytes(intact)
+
+
+def test_flips_in_the_header_of_a_soup(tmp_path):
+  path = soup(tmp_path / "x.safetensors")
+  (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+  damage_everywhere(path, 0, 8 + length)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_flips_in_the_list_of_an_archive(tmp_path, ours):
+  path = tmp_path / "x.npz"
+  if ours:
+    soup(path)
+  else:
+    np.savez(path, **TREE)
+  data = path.read_bytes()
+  damage_everywhere(path, data.index(b"PK\x01\x02"), len(data))
+
+
+def test_flips_in_the_headers_of_arrays(tmp_path):
+  path = tmp_path / "x.npz"
+  np.savez(path, **TREE)
+  damage_everywhere(path, 0, 260)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.npz"])
+@pytest.mark.parametrize("axes", [("x",), (None, "x"), ("x", "y"), ()])
+def test_damage_is_found_on_the_way_to_a_mesh(tmp_path, name, axes):
+  array = np.random.default_rng(0).normal(size=(16, 24)).astype("f")
+  path = pathlib.Path(tmp_path / name)
+  sj.save_params(path, {"w": array})
+  mesh = sharding.make_mesh({"x": 4, "y": 2})
+  place = sharding.NamedSharding(mesh, jax.P(*axes))
+  found = sj.load_params(path, sharding=place)["w"]
+  assert found.sharding == place and np.array_equal(found, array)
+  data = path.read_bytes()
+  at = data.index(array.tobytes()) + 700
+  path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+  with pytest.raises(ValueError, match="'w' of .*damaged"):
+    sj.load_params(path, sharding=place)
