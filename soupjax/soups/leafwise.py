@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from soupjax.soups import boxes, tree
+from soupjax.soups import boxes, random_bits, tree
 
 
 def _by_rule(ingredients, actions):
@@ -19,12 +19,27 @@ def _by_rule(ingredients, actions):
   }
 
 
-def values(rule, ingredients, actions):
+def every(models):
+  """Specs of all leaves of some models, in the order of their names."""
+  found = {}
+  for one in models:
+    found = {**one.specs, **found}
+  return dict(sorted(found.items()))
+
+
+def values(rule, ingredients, base, actions):
   """The numbers of a rule that go by leaf, from metadata alone."""
-  if rule.leaf_values is None:
-    return {}
   leaves = _by_rule(ingredients, actions)
-  return rule.leaf_values(leaves, len(ingredients)) if leaves else {}
+  found = {leaf: {} for leaf in leaves}
+  if rule.leaf_values is not None and leaves:
+    models = [*ingredients, *([] if base is None else [base])]
+    found |= rule.leaf_values(leaves, len(ingredients), every(models))
+  if rule.seed is not None:
+    names = [one.name for one in ingredients]
+    for leaf in leaves:
+      drawn = {"keys": random_bits.keys(rule.seed, leaf, names)}
+      found[leaf] = {**found.get(leaf, {}), **drawn}
+  return found
 
 
 def check_extra(rule, ingredients, actions):

@@ -117,7 +117,7 @@ def make(
   actions = selection.actions(ingredients, base, select)
   selection.check(ingredients, base, rule.needs_base, actions)
   rule_values = rule.values(len(ingredients))
-  leaf_values = leafwise.values(rule, ingredients, actions)
+  leaf_values = leafwise.values(rule, ingredients, base, actions)
   extra = leafwise.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else _float_dtype(dtype)
   maker = group_lib.GroupMaker(

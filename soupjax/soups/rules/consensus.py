@@ -124,6 +124,7 @@ def ties(
     ValueError: if a number or a word makes no sense.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
   if compat not in (None, "mergekit", "peft"):
     raise ValueError(f"compat={compat!r} is none of None, 'mergekit', 'peft'.")
   scope = scope or ("model" if compat is None else "leaf")
@@ -173,7 +174,7 @@ def ties(
       "scale": coefficients.check("scale", scale),
       "scope": scope,
       "compat": compat,
-      **({} if weights is None else {"weights": list(map(float, weights))}),
+      **({} if weights is None else {"weights": weights}),
     },
     needs_base=True,
   )
@@ -220,8 +221,8 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
 
   values, by_scale = coefficients.split("scale", scale, numbers)
 
-  def leaf_values(specs, count):
-    others = by_scale(specs, count) if by_scale else {}
+  def leaf_values(specs, count, every):
+    others = by_scale(specs, count, every) if by_scale else {}
     return {
       leaf: {
         **others.get(leaf, {}),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import coefficients, exact, random_bits, statistics
+from soupjax.soups import checks, coefficients, exact, random_bits, statistics
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import consensus
 from soupjax.soups.rules.base import Rule
@@ -59,24 +59,8 @@ def _settings(scale, weights, elect, **more):
     **more,
     "scale": coefficients.check("scale", scale),
     "elect": elect,
-    **({} if weights is None else {"weights": list(map(float, weights))}),
+    **({} if weights is None else {"weights": weights}),
   }
-
-
-def _with_keys(leaf_values, seed):
-  """Adds random keys to the numbers of every leaf."""
-
-  def found(specs, count):
-    others = leaf_values(specs, count) if leaf_values else {}
-    return {
-      leaf: {
-        **others.get(leaf, {}),
-        "keys": random_bits.keys(seed, leaf, count),
-      }
-      for leaf in specs
-    }
-
-  return found
 
 
 def dare(
@@ -98,8 +82,9 @@ def dare(
     density: share of the elements that is kept on average.
     scale: as for `task_arithmetic`.
     rescale: whether to divide by the density, which keeps the expected value.
-    seed: the masks depend on it, on the leaf's name, on the position of the
-      ingredient and on the place in the leaf: not on blocks, threads or mesh.
+    seed: the masks depend on it, on the names of leaf and ingredient, and on
+      the place in the leaf: not on the order of the ingredients, blocks,
+      threads or mesh.
     weights: one number an ingredient; None is 1 for each.
     elect: merges what is left like `ties`: elects signs and takes the mean of
       those that agree, instead of the sum.
@@ -108,6 +93,10 @@ def dare(
     The rule; it needs a base.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
+  checks.flag("elect", elect)
+  checks.flag("rescale", rescale)
+  seed = checks.whole("seed", seed)
   factor = 1 / density if rescale else 1.0
   values, leaf_values = coefficients.split(
     "scale",
@@ -118,8 +107,9 @@ def dare(
     name="dare",
     combine=_dare,
     values=lambda count: {**values(count), "share": np.float32(density)},
-    leaf_values=_with_keys(leaf_values, seed),
+    leaf_values=leaf_values,
     indexed=True,
+    seed=seed,
     settings=_settings(
       scale, weights, elect, density=density, rescale=rescale, seed=seed
     ),
@@ -153,6 +143,8 @@ def breadcrumbs(
     The rule; it needs a base, and reads all weights twice more.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
+  checks.flag("elect", elect)
   gamma = rule_base.check_share("gamma", gamma, zero=True)
   if density + gamma > 1 + 1e-9:
     raise ValueError(
@@ -191,9 +183,11 @@ def _della(stack, base, values):
     bits = consensus.magnitude(consensus.float32_delta(stack[k], base))
     if not bits.ndim:
       bits = bits[None]
-    # 0 for the smallest of a row, and nearly 1 for the largest.
+    # 0 for the smallest of a row, 1 for the largest; one alone is neither.
     order = jnp.argsort(jnp.argsort(bits, axis=-1), axis=-1)
-    rank = (order / max(1, bits.shape[-1] - 1)).reshape(base.shape)
+    size = bits.shape[-1]
+    rank = order / (size - 1) if size > 1 else jnp.full(bits.shape, 0.5)
+    rank = rank.reshape(base.shape)
     share = values["lowest"] + values["spread"] * rank.astype(np.float32)
     mask = random_bits.chosen(values["keys"][k], index, share)
     leaves.append(consensus.keep(stack[k], base, mask))
@@ -214,8 +208,8 @@ def della(
 
   An element is kept with probability `q = density - epsilon / 2 + epsilon * r`,
   where r rises from 0 for the smallest magnitude of its row (the last axis) to
-  1 for the largest, and divided by q. Signs are elected, and the mean of those
-  that agree is taken, as in `ties`.
+  1 for the largest (1/2 in a row of one), and divided by q. Signs are elected,
+  and the mean of those that agree is taken, as in `ties`.
 
   Args:
     density: share of the elements that is kept on average.
@@ -229,7 +223,10 @@ def della(
     The rule; it needs a base, and holds whole leaves of all ingredients.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
+  checks.flag("elect", elect)
   epsilon = rule_base.check_number("epsilon", epsilon)
+  seed = checks.whole("seed", seed)
   low, high = density - epsilon / 2, density + epsilon / 2
   if epsilon < 0 or low <= 0 or high > 1:
     raise ValueError(
@@ -250,8 +247,9 @@ def della(
     name="della",
     combine=_della,
     values=lambda count: {**values(count), **fixed},
-    leaf_values=_with_keys(leaf_values, seed),
+    leaf_values=leaf_values,
     indexed=True,
+    seed=seed,
     whole=True,
     settings=_settings(
       scale, weights, elect, density=density, epsilon=epsilon, seed=seed
