@@ -46,6 +46,7 @@ def elected_mean(
   votes: jax.Array,
   weights: jax.Array,
   values,
+  sizes: jax.Array | None = None,
 ) -> jax.Array:
   """`base + scale *` the mean of deltas that agree with the elected sign.
 
@@ -56,11 +57,13 @@ def elected_mean(
     weights: (K,) what each counts in the mean.
     values: with `scale`; `zero_sign`, the sign where votes cancel; and
       `by_count`, whether to divide by the number that agree, or else by the sum
-      of their weights.
+      of their sizes.
+    sizes: (K,) None takes the weights.
   """
   high, low = weighted_sum(leaves, base, votes)
   sign = jnp.sign(high + low)
   sign = jnp.where(sign == 0, values["zero_sign"].astype(sign.dtype), sign)
+  sizes = weights if sizes is None else sizes
   agreed, share = [], jnp.zeros_like(sign)
   for k, leaf in enumerate(leaves):
     delta = exact.wide(leaf) - exact.wide(base)
@@ -68,7 +71,7 @@ def elected_mean(
     vote = jnp.sign(delta) * jnp.sign(votes[k]).astype(delta.dtype)
     mask = (vote == sign) & (vote != 0)
     agreed.append(keep(leaf, base, mask))
-    one = jnp.where(values["by_count"], 1.0, weights[k]).astype(share.dtype)
+    one = jnp.where(values["by_count"], 1.0, sizes[k]).astype(share.dtype)
     share = share + jnp.where(mask, one, jnp.zeros_like(share))
   scale = values["scale"].astype(share.dtype) / jnp.where(share == 0, 1, share)
   total = weighted_sum(agreed, base, weights)

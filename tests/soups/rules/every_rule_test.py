@@ -66,6 +66,7 @@ OTHERS = {
   "fisher": rules.fisher(FISHERS),
   "regmean": rules.regmean(GRAMS),
   "della": rules.della(0.5),
+  "della_mergekit": rules.della(0.5, compat="mergekit"),
   "sce": rules.sce(0.3),
   "tsv": rules.tsv(rows={"block_1/kernel": 2}),
   "iso_c": rules.iso_c(0.5),

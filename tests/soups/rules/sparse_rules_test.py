@@ -145,6 +145,27 @@ def test_della_drops_small_changes_more_often():
   )
 
 
+def test_della_as_mergekit():
+  sizes = np.array([7, 1, 5, 10, 2, 8, 4, 9, 3, 6], "f")
+  delta = np.tile(sizes, (2000, 1))
+  rule = rules.della(0.5, 0.4, compat="mergekit")
+  found = mix(rule, [delta], 0 * delta)["w"]
+  kept = (found != 0).mean(0)
+  assert np.abs(kept - (0.1 + 0.8 * (sizes - 1) / 9)).max() < 0.05
+  # Scaled to the norm it had, all elements alike.
+  assert abs(found.sum() / delta.sum() - 1) < 1e-5
+  ratio = found[found != 0] / delta[found != 0]
+  assert np.ptp(ratio) < 1e-6 and 1 < ratio[0] < 2
+  # An even election goes up, and weights weigh the mean: 2 with weight 1.
+  rule = rules.della(1.0, 0.0, weights=[2, 4], compat="mergekit")
+  found = mix(rule, [[2.0, 2.0], [-1.0, 5.0]], zeros(2))["w"]
+  assert np.allclose(found, [2, 4])
+  with pytest.raises(ValueError, match="from -0.1 to"):
+    rules.della(0.3, 0.4, compat="mergekit")
+  with pytest.raises(ValueError, match="compat='peft'"):
+    rules.della(0.3, compat="peft")
+
+
 def test_della_of_rows_of_one():
   # Neither the smallest nor the largest: kept as often as the others.
   delta = np.ones((20_000, 1), "f")
