@@ -77,6 +77,29 @@ def check_extra(rule, ingredients, actions):
   return set(wanted)
 
 
+def check_numbers(rule, statistics, leaf, row):
+  """Raises if statistics of a leaf are not finite, or smaller than they may be.
+
+  Args:
+    rule: that wants them.
+    statistics: the Ingredient they were read from.
+    leaf: its name.
+    row: the numbers, or some of them.
+  """
+  if not row.size:
+    return
+  low, high, least = row.min(), row.max(), rule.extra_least
+  finite = np.isfinite(low) and np.isfinite(high)
+  if finite and (least is None or low >= least):
+    return
+  bad = low if finite else row[~np.isfinite(row)][0]
+  must = "be finite" + ("" if least is None else f" and at least {least:g}")
+  raise ValueError(
+    f"The statistics {statistics.name!r} for the rule {rule.name!r} have {bad} "
+    f"in leaf {leaf!r}; they must {must}. Estimate them again."
+  )
+
+
 def places(specs, pieces, out: np.ndarray) -> None:
   """Says where in its leaf every element is, counted row-major.
 

@@ -271,7 +271,7 @@ class _Work:
       extra = buffer.array("extra", shape, float32)
       for row, k in zip(extra, group.extra):
         self._fill(k, block, row, buffer)
-        self._check_extra(leaf, k, row)
+        leafwise.check_numbers(self.plan.rule, self.plan.sources[k], leaf, row)
       return extra
     shape = self.plan.sources[group.extra[0]].specs[leaf].shape
     whole = (leaf, boxes.whole(shape))
@@ -279,25 +279,8 @@ class _Work:
     extra = buffer.array("extra", (len(group.extra), *shape), float32)
     for row, k in zip(extra, group.extra):
       self._fill(k, block, row.reshape(-1), buffer)
-      self._check_extra(leaf, k, row)
+      leafwise.check_numbers(self.plan.rule, self.plan.sources[k], leaf, row)
     return extra
-
-  def _check_extra(self, leaf, k, row):
-    """Raises if statistics are not finite, or too small, in a leaf."""
-    if not row.size:
-      return
-    rule, low, high = self.plan.rule, row.min(), row.max()
-    finite = np.isfinite(low) and np.isfinite(high)
-    least = rule.extra_least
-    if finite and (least is None or low >= least):
-      return
-    bad = row[~np.isfinite(row)][0] if not finite else low
-    must = "be finite" + ("" if least is None else f" and at least {least:g}")
-    raise ValueError(
-      f"The statistics {self.plan.sources[k].name!r} for the rule "
-      f"{rule.name!r} have {bad} in leaf {leaf!r}; they must {must}. Estimate "
-      "them again."
-    )
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""
