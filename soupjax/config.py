@@ -2,12 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers for `ml_collections` configs."""
 
+from collections.abc import Iterator
 import importlib.util
+import inspect
+import itertools
 import json
 import os
+import re
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -65,12 +70,59 @@ def load(path: str, arg: str | None = None, **overrides: Any):
   Raises:
     ValueError: if the file is not there or a key does not exist.
   """
+  config = _module(path).get_config(arg)
+  return updated(config, overrides, what=path)
+
+
+def _module(path: str):
   if not os.path.exists(path):
     raise ValueError(f"There is no config file {path}.")
   spec = importlib.util.spec_from_file_location("soupjax_config", path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  config = module.get_config(arg)
+  return module
+
+
+def load_sweep(path: str, arg: str | None = None) -> list[dict[str, Any]]:
+  """Returns the members of a config's sweep.
+
+  Args:
+    path: a file that defines `get_sweep()`, or `get_sweep(arg)`, a generator of
+      dicts of dotted overrides.
+    arg: what would stand behind the colon.
+
+  Returns:
+    One dict a member.
+
+  Raises:
+    ValueError: if the file has no sweep, or it is empty.
+  """
+  module = _module(path)
+  if not hasattr(module, "get_sweep"):
+    raise ValueError(f"{path} has no get_sweep(): there is no sweep to run.")
+  takes_arg = inspect.signature(module.get_sweep).parameters
+  members = list(module.get_sweep(arg) if takes_arg else module.get_sweep())
+  if not members:
+    raise ValueError(f"get_sweep() of {path} yields nothing.")
+  return members
+
+
+def updated(
+  config: ml_collections.ConfigDict,
+  overrides: dict[str, Any],
+  what: str = "The config",
+) -> ml_collections.ConfigDict:
+  """Returns a locked copy of a config with some values replaced.
+
+  Args:
+    config: any config.
+    overrides: values by dotted key.
+    what: what errors call it.
+
+  Raises:
+    ValueError: if a key does not exist, or a value has another type.
+  """
+  config = ml_collections.ConfigDict(config.to_dict())
   for key in overrides:
     parent, _, leaf = key.rpartition(".")
     try:
@@ -78,8 +130,11 @@ def load(path: str, arg: str | None = None, **overrides: Any):
     except (KeyError, AttributeError, TypeError):
       found = False
     if not found:
-      raise ValueError(f"{path} has no config key {key!r}.")
-  config.update_from_flattened_dict(overrides)
+      raise ValueError(f"{what} has no config key {key!r}.")
+  try:
+    config.update_from_flattened_dict(overrides)
+  except TypeError as e:
+    raise ValueError(f"{what}: an override has the wrong type: {e}") from e
   return config.lock()
 
 
@@ -108,3 +163,131 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         lines += differences(old[key], new[key], here)
     return lines
   return [] if old == new else [f"{path}: {old!r} before, {new!r} now"]
+
+
+def steps(
+  duration: str, *, batch_size: int, num_examples: int | None, name: str = ""
+) -> int:
+  """Turns a duration with its unit into steps, rounded to the nearest.
+
+  Args:
+    duration: "10epochs", "500steps" or "1000examples"; fractions are fine.
+    batch_size: examples a step.
+    num_examples: examples an epoch; None if that is not known.
+    name: the config key, for errors.
+
+  Raises:
+    ValueError: if it has no unit or no number, or epochs of unknown length.
+  """
+  match = re.fullmatch(
+    r"\s*([0-9.]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?)\s*", str(duration)
+  )
+  try:
+    number = float(match.group(1)) if match else None
+  except ValueError:
+    number = None
+  if number is None:
+    raise ValueError(
+      f"{name or 'A duration'} must have a unit, as '10epochs', '500steps' or "
+      f"'1000examples', got {duration!r}."
+    )
+  unit = match.group(2).rstrip("s")
+  if unit == "step":
+    return round(number)
+  if unit == "example":
+    return round(number / batch_size)
+  if num_examples is None:
+    raise ValueError(
+      f"{name or 'A duration'}={duration!r} needs the number of examples in an "
+      "epoch, which is not known."
+    )
+  return round(number * num_examples / batch_size)
+
+
+# The searches of arXiv 2203.05482, appendix J, over the keys of a fine-tuning
+# config. They begin with what all of them share: the seed.
+
+
+def seeds(size: int) -> Iterator[dict[str, Any]]:
+  """Yields runs that differ by their seed alone: data order, augmentation."""
+  for seed in range(size):
+    yield {"seed": seed}
+
+
+def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
+  """Yields the paper's random search (appendix J, "random search").
+
+  Learning rate 10^-U(4, 6), weight decay 10^-U(0.2, 4), 4 to 16 epochs, label
+  smoothing 0 or U(0, 0.25), mixup 0 or U(0, 0.9), and minimal augmentation in a
+  third of the runs, else RandAugment of 0 to 2 layers and magnitude 1 to 20, as
+  in the runs that the authors released.
+
+  Args:
+    size: number of members. A larger search begins with a smaller one.
+    seed: of the draws.
+  """
+  for k in range(size):
+    rng = np.random.default_rng([seed, k])
+    smoothing, mixup = rng.random(2) < 0.5
+    minimal = rng.random() < 1 / 3
+    values = {
+      "hyper.learning_rate": float(10 ** -rng.uniform(4, 6)),
+      "hyper.weight_decay": float(10 ** -rng.uniform(0.2, 4)),
+      "hyper.total": f"{rng.integers(4, 17)}epochs",
+      "hyper.label_smoothing": float(rng.uniform(0, 0.25) * smoothing),
+      "hyper.mixup": float(rng.uniform(0, 0.9) * mixup),
+      "seed": int(rng.integers(2**31)),
+    }
+    layers, magnitude = int(rng.integers(0, 3)), float(rng.integers(1, 21))
+    drawn = {
+      "data.augment.randaug_layers": layers,
+      "data.augment.randaug_magnitude": magnitude,
+    }
+    yield values | (MINIMAL if minimal else MEDIUM | drawn)
+
+
+# Augmentation strengths of the grids. Medium is the default of a config's crop.
+MINIMAL = {
+  "data.augment.crop_min": 90.0,
+  "data.augment.randaug_layers": 0,
+}
+MEDIUM = {
+  "data.augment.crop_min": 8.0,
+  "data.augment.randaug_layers": 0,
+}
+STRONG = {
+  "data.augment.crop_min": 8.0,
+  "data.augment.randaug_layers": 2,
+  "data.augment.randaug_magnitude": 15.0,
+}
+
+
+def _grid(rates, num_seeds):
+  strengths = (MINIMAL, MEDIUM, STRONG)
+  members = itertools.product(rates, strengths, (0.0, 0.5), range(num_seeds))
+  for k, (rate, strength, mixup, _) in enumerate(members):
+    yield {
+      "hyper.learning_rate": rate,
+      "hyper.mixup": mixup,
+      **strength,
+      "seed": k,
+    }
+
+
+def standard_grid() -> Iterator[dict[str, Any]]:
+  """Yields the paper's standard grid (appendix J): 48 members.
+
+  Four learning rates, three strengths of augmentation, mixup off or 0.5, two
+  seeds.
+  """
+  return _grid((3e-5, 2e-5, 1e-5, 3e-6), num_seeds=2)
+
+
+def extreme_grid() -> Iterator[dict[str, Any]]:
+  """Yields the paper's extreme grid (appendix J): 48 members, some of them bad.
+
+  Eight learning rates from 3e-4 to 1e-7, three strengths of augmentation, mixup
+  off or 0.5, one seed.
+  """
+  rates = (3e-4, 1e-4, 3e-5, 2e-5, 1e-5, 3e-6, 1e-6, 1e-7)
+  return _grid(rates, num_seeds=1)

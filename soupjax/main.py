@@ -7,6 +7,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from soupjax import config as config_lib
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A Python file with get_config().", lock_config=True
 )
@@ -16,6 +18,22 @@ _WORKDIR = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print what would be done, and stop."
 )
+_SWEEP = flags.DEFINE_bool(
+  "sweep", False, "Run all members of the config's get_sweep(), one by one."
+)
+_SWEEP_INDEX = flags.DEFINE_integer(
+  "sweep_index", None, "Run this member of get_sweep(), from 0: in a job array."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes: on a pod, or under Slurm."
+)
+_FAKE_DEVICES = flags.DEFINE_integer(
+  "fake_devices", 0, "With --dry_run: plan for that many devices."
+)
+_FLAGS = (
+  (_CONFIG, _WORKDIR, _DRY_RUN, _SWEEP, _SWEEP_INDEX)
+  + (_DISTRIBUTED, _FAKE_DEVICES)
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -32,7 +50,9 @@ def main(argv: list[str]) -> None:
 
 def _dispatch(config, dry_run):
   # Tasks are imported when asked for: each knows what it needs.
-  if config.get("task") in ("soup", "search"):
+  if config.get("task") == "finetune":
+    _finetune(config, dry_run)
+  elif config.get("task") in ("soup", "search"):
     if not _WORKDIR.value:
       raise app.UsageError("Give --workdir, a directory for the results.")
     if config.task == "soup":
@@ -47,9 +67,45 @@ def _dispatch(config, dry_run):
     mix.mix(config, dry_run=dry_run)
   else:
     raise app.UsageError(
-      "config.task must be 'soup', 'search' or 'mix', got "
+      "config.task must be 'soup', 'search', 'mix' or 'finetune', got "
       f"{config.get('task')!r}."
     )
+
+
+def _finetune(config, dry_run):
+  import jax
+
+  from soupjax.tasks import finetune_plan, finetune_sweep
+
+  sweep = None
+  if _SWEEP.value or _SWEEP_INDEX.value is not None or dry_run:
+    sweep = _sweep(required=not dry_run)
+  if dry_run:
+    if _FAKE_DEVICES.value:
+      jax.config.update("jax_platforms", "cpu")
+      jax.config.update("jax_num_cpu_devices", _FAKE_DEVICES.value)
+    print(finetune_plan.plan(config, sweep))
+    return
+  if not _WORKDIR.value:
+    raise app.UsageError("Give --workdir, a directory for the results.")
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  finetune_sweep.run(
+    config, _WORKDIR.value, sweep=sweep, index=_SWEEP_INDEX.value
+  )
+
+
+def _sweep(required):
+  """Returns the members of the config file's get_sweep()."""
+  path, _, arg = config_flags.get_config_filename(
+    flags.FLAGS["config"]
+  ).partition(":")
+  try:
+    return config_lib.load_sweep(path, arg)
+  except ValueError:
+    if required:
+      raise
+    return None
 
 
 def run() -> None:
@@ -58,7 +114,7 @@ def run() -> None:
   logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
   # --help shows the flags of the script, which is not this module.
-  for flag in (_CONFIG, _WORKDIR, _DRY_RUN):
+  for flag in _FLAGS:
     flags.FLAGS.register_key_flag_for_module(
       sys.argv[0], flags.FLAGS[flag.name]
     )

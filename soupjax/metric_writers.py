@@ -47,6 +47,7 @@ class MetricWriter:
     values = {name: float(value) for name, value in scalars.items()}
     line = {"run": self.run, "step": step, **values}
     self._file.write(json.dumps(line) + "\n")
+    self._file.flush()  # A kill loses nothing.
     if self._board is not None:
       for name, value in values.items():
         self._board.add_scalar(name, value, step)

@@ -5,10 +5,23 @@
 from collections.abc import Callable, Mapping, Sequence
 import math
 import re
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+
+PyTree = Any
+# Of a ViT's or Mixer's matrices, what one layer splits by heads or hidden units
+# the next sums over: one all-reduce a layer (arXiv 1909.08053, section 3).
+TENSOR_PARALLEL = (
+  (r"(query|key|value)/kernel$", (None, "model", None)),
+  (r"(query|key|value)/bias$", ("model", None)),
+  (r"MultiHeadDotProductAttention_\d+/out/kernel$", ("model", None, None)),
+  (r"Dense_0/kernel$", (None, "model")),
+  (r"Dense_0/bias$", ("model",)),
+  (r"Dense_1/kernel$", ("model", None)),
+)
 
 
 def make_mesh(
@@ -103,3 +116,131 @@ def by_rules(
     return NamedSharding(mesh, PartitionSpec())
 
   return place
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Everything on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def along(mesh: Mesh, *axes: str | None) -> NamedSharding:
+  """Shards the first dimensions over mesh axes: a batch over "data"."""
+  return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def of_state(
+  mesh: Mesh,
+  state: PyTree,
+  params: PyTree,
+  rules: Sequence[tuple[str, Any]],
+  *,
+  fsdp_axis: str = "data",
+  fsdp_min_size: int = 2**20,
+) -> PyTree:
+  """Shards a train state by a list of (regex, rule).
+
+  Args:
+    mesh: from `make_mesh`.
+    state: any tree of arrays or specs. A leaf whose name ends with that of a
+      parameter, and whose shape is its shape, goes where the parameter goes:
+      moments and moving averages. Others (rows and columns of Adafactor) are
+      sharded only under "fsdp".
+    params: tree of arrays or specs.
+    rules: the first whose regex is found in the parameter's name counts. Rules
+      are "replicated", "fsdp" (see `fsdp`), or a tuple of one mesh axis or None
+      for each of the last dimensions: so one rule fits blocks in a loop and
+      scanned ones. Leaves that no rule matches are replicated.
+    fsdp_axis: the mesh axis of "fsdp".
+    fsdp_min_size: leaves with fewer elements are replicated under "fsdp".
+
+  Returns:
+    A tree like `state`, of shardings.
+
+  Raises:
+    ValueError: if a rule is unknown or does not fit a shape, naming the leaf,
+      or no rule matches anything.
+  """
+  names = [name for name, _ in named(params)]
+  specs = [spec for _, spec in named(params)]
+  over = fsdp(mesh, fsdp_axis, min_size=fsdp_min_size)
+  _check_rules(mesh, rules, names)
+  placed: dict[str, NamedSharding] = {}
+  kinds: dict[str, Any] = {}
+  for name, spec in zip(names, specs):
+    pattern, rule = next(
+      ((p, r) for p, r in rules if re.search(p, name)), ("", "replicated")
+    )
+    kinds[name] = rule
+    if rule == "replicated":
+      placed[name] = replicated(mesh)
+    elif rule == "fsdp":
+      placed[name] = over(name, spec)
+    else:
+      if len(rule) > len(spec.shape):
+        raise ValueError(
+          f"Rule {pattern!r} -> {rule} does not fit leaf {name!r} of shape "
+          f"{tuple(spec.shape)}: it has fewer dimensions."
+        )
+      parts = (None,) * (len(spec.shape) - len(rule)) + tuple(rule)
+      placed[name] = by_rules(mesh, [(pattern, PartitionSpec(*parts))])(
+        name, spec
+      )
+  shapes = {name: tuple(spec.shape) for name, spec in zip(names, specs)}
+
+  def place(path, leaf):
+    full = jax.tree_util.keystr(path, simple=True, separator="/")
+    # The longest name: of "head/bias" and "bias", a state "mu/head/bias" is
+    # the first's.
+    parts = full.split("/")
+    for k in range(len(parts)):
+      name = "/".join(parts[k:])
+      if name in placed:
+        if tuple(leaf.shape) == shapes[name]:
+          return placed[name]
+        return over(name, leaf) if kinds[name] == "fsdp" else replicated(mesh)
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(place, state)
+
+
+def named(tree: PyTree) -> list[tuple[str, Any]]:
+  """Lists a tree's leaves with names like "head/kernel"."""
+  paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [
+    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    for path, leaf in paths
+  ]
+
+
+def _check_rules(mesh, rules, names):
+  patterns = [pattern for pattern, _ in rules]
+  if rules and not any(re.search(p, name) for p in patterns for name in names):
+    raise ValueError(
+      f"None of the sharding rules {patterns} matches a leaf; names look like "
+      f"{names[0]!r}."
+    )
+  for pattern, rule in rules:
+    if rule in ("replicated", "fsdp"):
+      continue
+    if isinstance(rule, str) or not set(rule) <= {None, *mesh.shape}:
+      raise ValueError(
+        f"Sharding rule {rule!r} for {pattern!r} is neither 'replicated', "
+        "'fsdp', nor a tuple of None and axes of the mesh "
+        f"{dict(mesh.shape)}."
+      )
+
+
+def share(mesh: Mesh, axis: str, count: int, what: str) -> None:
+  """Checks that something divides evenly over a mesh axis.
+
+  Raises:
+    ValueError: if it does not, saying which counts would.
+  """
+  devices = mesh.shape[axis]
+  if count % devices:
+    lower, upper = count // devices * devices, -(-count // devices) * devices
+    near = f"{lower} or {upper}" if lower else f"{upper}"
+    raise ValueError(
+      f"{what} is {count}, which {devices} devices on mesh axis {axis!r} do "
+      f"not divide: make it {near}."
+    )

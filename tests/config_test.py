@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pathlib
 
+import ml_collections
 import pytest
 
 from soupjax import config
@@ -63,3 +64,120 @@ def test_to_dict_is_json():
   c = config.to_dict(config.load(str(DIGITS)))
   assert c["sweep"]["total_steps"] == [100, 200]
   assert c["pretrain"]["affine"]["degrees"] == 27.0
+
+
+@pytest.mark.parametrize(
+  "duration,expected",
+  [
+    ("10epochs", 200),
+    ("0.5epochs", 10),
+    ("1epoch", 20),
+    ("500steps", 500),
+    ("1000examples", 20),
+    ("1e3examples", 20),
+  ],
+)
+def test_durations_have_units(duration, expected):
+  found = config.steps(duration, batch_size=50, num_examples=1000)
+  assert found == expected
+
+
+@pytest.mark.parametrize(
+  "duration", ["10", 10, "epochs", "10weeks", "1.2.3steps"]
+)
+def test_durations_without_a_unit_are_named(duration):
+  with pytest.raises(ValueError, match="hyper.total must have a unit"):
+    config.steps(duration, batch_size=1, num_examples=1, name="hyper.total")
+
+
+def test_epochs_of_unknown_length_are_an_error():
+  assert config.steps("5steps", batch_size=1, num_examples=None) == 5
+  with pytest.raises(ValueError, match="needs the number of examples"):
+    config.steps("5epochs", batch_size=1, num_examples=None)
+
+
+def test_random_search_draws_from_the_papers_ranges():
+  members = list(config.random_search(300, seed=1))
+  assert members[:5] == list(config.random_search(5, seed=1))
+  assert members[:5] != list(config.random_search(5, seed=2))
+
+  def values(key):
+    return [m[key] for m in members if key in m]
+
+  for key, low, high in (
+    ("hyper.learning_rate", 1e-6, 1e-4),
+    ("hyper.weight_decay", 1e-4, 10**-0.2),
+    ("hyper.label_smoothing", 0, 0.25),
+    ("hyper.mixup", 0, 0.9),
+    ("data.augment.randaug_magnitude", 1, 20),
+  ):
+    found = values(key)
+    assert low <= min(found) <= low + 0.1 * (high - low)
+    assert high - 0.15 * (high - low) <= max(found) <= high
+  epochs = {int(e.removesuffix("epochs")) for e in values("hyper.total")}
+  assert epochs == set(range(4, 17))
+  assert set(values("data.augment.randaug_layers")) == {0, 1, 2}
+  for key, share in (
+    ("hyper.label_smoothing", 0.5),
+    ("hyper.mixup", 0.5),
+  ):
+    zeros = sum(v == 0 for v in values(key)) / len(members)
+    assert abs(zeros - share) < 0.1
+  minimal = sum(v == 90 for v in values("data.augment.crop_min")) / 300
+  assert abs(minimal - 1 / 3) < 0.1
+  assert len({m["seed"] for m in members}) == 300
+
+
+@pytest.mark.parametrize(
+  "grid,rates", [(config.standard_grid, 4), (config.extreme_grid, 8)]
+)
+def test_grids_have_every_combination_and_seeds_of_their_own(grid, rates):
+  members = list(grid())
+  assert len(members) == 48
+  assert len({m["hyper.learning_rate"] for m in members}) == rates
+  assert {m["hyper.mixup"] for m in members} == {0.0, 0.5}
+  assert len({m["seed"] for m in members}) == 48
+
+
+def test_seeds():
+  assert list(config.seeds(3)) == [{"seed": k} for k in range(3)]
+
+
+SWEEP = """
+import ml_collections
+def get_config(arg=None):
+  return ml_collections.ConfigDict({"lr": 1.0, "n": {"k": 1}})
+"""
+
+
+@pytest.mark.parametrize(
+  "get_sweep",
+  [
+    "def get_sweep():\n  yield {'lr': 2.0}",
+    "def get_sweep(arg=None):\n  yield {'lr': float(arg)}",
+    "def get_sweep(arg):\n  return [{'lr': float(arg)}]",
+  ],
+)
+def test_a_sweep_is_loaded_with_or_without_its_argument(tmp_path, get_sweep):
+  (tmp_path / "c.py").write_text(SWEEP + get_sweep)
+  assert config.load_sweep(str(tmp_path / "c.py"), "2") == [{"lr": 2.0}]
+
+
+def test_configs_without_members_are_named(tmp_path):
+  path = tmp_path / "c.py"
+  path.write_text(SWEEP)
+  with pytest.raises(ValueError, match=r"has no get_sweep\(\)"):
+    config.load_sweep(str(path))
+  path.write_text(SWEEP + "def get_sweep():\n  return []")
+  with pytest.raises(ValueError, match="yields nothing"):
+    config.load_sweep(str(path))
+
+
+def test_an_updated_config_is_a_locked_copy():
+  old = ml_collections.ConfigDict({"lr": 1.0, "n": {"k": 1, "t": (1, 2)}})
+  new = config.updated(old, {"n.k": 2, "n.t": (3,)})
+  assert (old.n.k, new.n.k, new.n.t) == (1, 2, (3,)) and new.is_locked
+  with pytest.raises(ValueError, match="no config key 'n.x'"):
+    config.updated(old, {"n.x": 2})
+  with pytest.raises(ValueError, match="wrong type"):
+    config.updated(old, {"n.k": "two"})

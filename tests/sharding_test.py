@@ -75,3 +75,64 @@ def test_recipes_run_on_a_mesh_and_give_the_same_bits():
   chex.assert_trees_all_equal(
     jax.device_get(uniform), jax.device_get(sj.uniform_soup(models))
   )
+
+
+def state_specs():
+  params = {
+    "block/kernel": spec(3, 8, 16),
+    "head/kernel": spec(16, 10),
+    "head/bias": spec(10),
+  }
+  moments = {
+    "mu": params,
+    "v_row": {"block/kernel": spec(3, 8), "head/kernel": spec(1)},
+  }
+  return params, {"step": spec(), "params": params, "opt": (moments,)}
+
+
+def test_moments_go_where_their_parameters_go():
+  mesh = sharding.make_mesh({"data": 4, "model": 2})
+  params, state = state_specs()
+  rules = [("block/kernel", (None, "model")), ("head", "replicated")]
+  found = sharding.of_state(mesh, state, params, rules)
+  expected = P(None, None, "model")
+  assert found["params"]["block/kernel"].spec == expected
+  assert found["opt"][0]["mu"]["block/kernel"].spec == expected
+  assert found["opt"][0]["v_row"]["block/kernel"].spec == P()
+  assert found["params"]["head/kernel"].spec == P() == found["step"].spec
+
+
+def test_a_state_under_fsdp():
+  mesh = sharding.make_mesh({"data": 4, "model": 2})
+  params, state = state_specs()
+  found = sharding.of_state(
+    mesh, state, params, [(".", "fsdp")], fsdp_min_size=20
+  )
+  assert found["params"]["head/kernel"].spec == P("data", None)
+  assert found["opt"][0]["mu"]["head/kernel"].spec == P("data", None)
+  assert found["opt"][0]["v_row"]["block/kernel"].spec == P(None, "data")
+  assert found["params"]["head/bias"].spec == P()
+
+
+@pytest.mark.parametrize(
+  "rules,problem",
+  [
+    ([("kernl", "fsdp")], "None of the sharding rules .*matches a leaf"),
+    ([("kernel", "fdsp")], "'fdsp' for 'kernel' is neither"),
+    ([("kernel", ("modle",))], "neither 'replicated', 'fsdp', nor a tuple"),
+    ([("head/bias", ("data",))], "does not fit leaf 'head/bias'"),
+    ([("head", (None, "model"))], "'head/bias' .*: it has fewer dimensions"),
+  ],
+)
+def test_bad_rules_for_a_state_are_named(rules, problem):
+  mesh = sharding.make_mesh({"data": 4, "model": 2})
+  params, state = state_specs()
+  with pytest.raises(ValueError, match=problem):
+    sharding.of_state(mesh, state, params, rules)
+
+
+def test_what_devices_do_not_divide_is_said_with_what_would():
+  mesh = sharding.make_mesh({"data": 4, "model": 2})
+  sharding.share(mesh, "data", 12, "batch_size")
+  with pytest.raises(ValueError, match="batch_size is 10, .*make it 8 or 12"):
+    sharding.share(mesh, "data", 10, "batch_size")

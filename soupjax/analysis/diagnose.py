@@ -16,6 +16,7 @@ from soupjax.soups.average import uniform_soup
 from soupjax.soups.greedy import GreedySoup
 from soupjax.soups.ingredient import Ingredient, check_finite
 from soupjax.soups.learned import layer_of
+from soupjax.soups.starts import recorded_starts
 
 PyTree = Any
 # Statistics of normalisation: they belong to the weights they were taken with.
@@ -151,6 +152,7 @@ def diagnose(
   )
   findings = [
     *_duplicates(shape),
+    *_starts(ingredients),
     *_strangers(diagnosis, pretrained is not None),
     *_heads(layers),
     *_statistics(ingredients[0]),
@@ -185,6 +187,17 @@ def _duplicates(shape: Geometry) -> list[str]:
         "counts twice in a uniform soup. Leave one out."
       )
   return found
+
+
+def _starts(ingredients) -> list[str]:
+  """Models that record different initial weights."""
+  found = recorded_starts(ingredients).values()
+  most, *others = sorted(found, key=len, reverse=True) or [[]]
+  return [
+    f"{', '.join(map(repr, names))} record another start (init_hash) than "
+    f"{most[0]!r}: their average means nothing. Take ingredients of one sweep."
+    for names in others
+  ]
 
 
 def _strangers(diagnosis: Diagnosis, has_origin: bool) -> list[str]:

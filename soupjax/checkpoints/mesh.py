@@ -14,13 +14,13 @@ import numpy as np
 
 from soupjax.soups import boxes
 from soupjax.soups import plan as planning
-from soupjax.soups.ingredient import Ingredient, sharding_of
+from soupjax.soups.ingredient import Ingredient, is_cut, sharding_of
 
 
 def _held(plan, sharding, leaf) -> dict[Any, boxes.Box]:
   """Device of this process -> what it holds of a leaf."""
   spec = plan.specs[leaf]
-  where = sharding_of(sharding, leaf, spec)
+  where = _where(plan, sharding, leaf)
   if where is None:
     return {jax.local_devices()[0]: boxes.whole(spec.shape)}
   return {
@@ -29,6 +29,12 @@ def _held(plan, sharding, leaf) -> dict[Any, boxes.Box]:
       spec.shape
     ).items()
   }
+
+
+def _where(plan, sharding, leaf):
+  """The sharding of a leaf; None for one device, or the host."""
+  spec = plan.specs[leaf]
+  return None if is_cut(spec) else sharding_of(sharding, leaf, spec)
 
 
 def _wanted(held) -> list[boxes.Box]:
@@ -129,9 +135,11 @@ class MeshWriter:
   def _place(self, leaf):
     """Moves a whole leaf to its devices, and forgets it here."""
     spec, found = self._plan.specs[leaf], self._parts.pop(leaf)
-    where = sharding_of(self._sharding, leaf, spec)
+    where = _where(self._plan, self._sharding, leaf)
     if where is None:
-      self._arrays[leaf] = jax.device_put(found[0][1])
+      # Integers of 64 bits stay on the host: JAX would cut them to 32.
+      whole = found[0][1]
+      self._arrays[leaf] = whole if is_cut(spec) else jax.device_put(whole)
       return
     shards = []
     held = _held(self._plan, self._sharding, leaf)

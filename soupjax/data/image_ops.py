@@ -1,9 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Operations on one image on the host, with Pillow.
+"""Operations on one image on the host, with Pillow or OpenCV.
 
-Each takes a PIL image (RGB) and gives one back; those that draw random numbers
-take a NumPy generator after it. `value_range` ends a chain with floats.
+Each takes an image and gives one back, RGB: a PIL image, or (height, width, 3)
+uint8, which OpenCV's "linear" makes and leaves so, since going to Pillow and
+back costs more than resizing. Those that draw random numbers take a NumPy
+generator after it. `value_range` or `standardize` ends a chain with floats.
 """
 
 import functools
@@ -23,8 +25,12 @@ _FILTERS = {
 }
 
 
+Picture = Image.Image | np.ndarray
+
+
 @functools.cache
-def _opencv():
+def opencv():
+  """Imports cv2; raises ValueError, saying what to install, without it."""
   try:
     import cv2
   except ImportError as e:
@@ -37,15 +43,34 @@ def _opencv():
   return cv2
 
 
-def _resized(image, size, method, box=None) -> Image.Image:
+def _height_width(image: Picture) -> tuple[int, int]:
+  if isinstance(image, np.ndarray):
+    return image.shape[:2]
+  return image.height, image.width
+
+
+def _cropped(image: Picture, box: tuple[int, int, int, int]) -> Picture:
+  """Cuts out (left, top, right, bottom); what is missing becomes black."""
+  if isinstance(image, np.ndarray):
+    left, top, right, bottom = box
+    height, width = image.shape[:2]
+    if 0 <= left and 0 <= top and right <= width and bottom <= height:
+      return image[top:bottom, left:right]
+    image = Image.fromarray(image)
+  return image.crop(box)
+
+
+def _resized(image: Picture, size, method, box=None) -> Picture:
   """Resizes (left, top, right, bottom) of an image to (height, width)."""
   height, width = size
   if method == "linear":
-    pixels = np.asarray(image if box is None else image.crop(box))
-    return Image.fromarray(_opencv().resize(pixels, (width, height)))
+    pixels = np.asarray(image if box is None else _cropped(image, box))
+    return opencv().resize(pixels, (width, height))
   if method not in _FILTERS:
     known = ", ".join((*_FILTERS, "linear"))
     raise ValueError(f"Unknown method {method!r}: one of {known}.")
+  if isinstance(image, np.ndarray):
+    image = Image.fromarray(image)
   return image.resize((width, height), _FILTERS[method], box=box)
 
 
@@ -58,14 +83,14 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def inception_crop(
-  image: Image.Image,
+  image: Picture,
   rng: np.random.Generator,
   size: int | tuple[int, int],
   area_min: float = 5.0,
   area_max: float = 100.0,
   aspect: tuple[float, float] = (3 / 4, 4 / 3),
   method: str = "bilinear",
-) -> Image.Image:
+) -> Picture:
   """Crops a random box and resizes it (arXiv 1409.4842, section 6).
 
   Args:
@@ -77,7 +102,7 @@ def inception_crop(
     aspect: range of width / height of the box, drawn in its logarithm.
     method: "nearest", or "box", "bilinear", "bicubic" or "lanczos", which
       smooth as they shrink; or "linear", which does not, as big_vision's: some
-      six times faster, with OpenCV.
+      eight times faster, with OpenCV.
 
   Returns:
     An image of the given size. Where ten draws do not fit, the whole image.
@@ -90,86 +115,114 @@ def inception_crop(
     )
   if not 0 < aspect[0] <= aspect[1]:
     raise ValueError(f"aspect is (low, high) above 0, not {aspect}.")
-  box = (0, 0, image.width, image.height)
+  rows, columns = _height_width(image)
+  box = (0, 0, columns, rows)
   for _ in range(10):
-    area = rng.uniform(area_min, area_max) / 100 * image.width * image.height
+    area = rng.uniform(area_min, area_max) / 100 * columns * rows
     ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
     w = round(math.sqrt(area * ratio))
     h = round(math.sqrt(area / ratio))
-    if 0 < w <= image.width and 0 < h <= image.height:
-      left = int(rng.integers(image.width - w + 1))
-      top = int(rng.integers(image.height - h + 1))
+    if 0 < w <= columns and 0 < h <= rows:
+      left = int(rng.integers(columns - w + 1))
+      top = int(rng.integers(rows - h + 1))
       box = (left, top, left + w, top + h)
       break
   return _resized(image, (height, width), method, box)
 
 
 def resize(
-  image: Image.Image, size: int | tuple[int, int], method: str = "bilinear"
-) -> Image.Image:
+  image: Picture, size: int | tuple[int, int], method: str = "bilinear"
+) -> Picture:
   """Resizes to an int or (height, width), whatever the aspect ratio."""
   return _resized(image, _size(size), method)
 
 
 def resize_small(
-  image: Image.Image, size: int, method: str = "bilinear"
-) -> Image.Image:
+  image: Picture, size: int, method: str = "bilinear"
+) -> Picture:
   """Resizes so that the shorter side has `size` pixels; keeps the aspect."""
   size, _ = _size(size)
-  scale = size / min(image.size)
-  width, height = (max(size, round(side * scale)) for side in image.size)
-  return _resized(image, (height, width), method)
+  sides = _height_width(image)
+  scale = size / min(sides)
+  shape = tuple(max(size, round(side * scale)) for side in sides)
+  return _resized(image, shape, method)
 
 
-def central_crop(
-  image: Image.Image, size: int | tuple[int, int]
-) -> Image.Image:
+def central_crop(image: Picture, size: int | tuple[int, int]) -> Picture:
   """Cuts (height, width) from the middle; what is missing becomes black."""
   height, width = _size(size)
-  left, top = (image.width - width) // 2, (image.height - height) // 2
-  return image.crop((left, top, left + width, top + height))
+  rows, columns = _height_width(image)
+  left, top = (columns - width) // 2, (rows - height) // 2
+  return _cropped(image, (left, top, left + width, top + height))
 
 
 def random_crop(
-  image: Image.Image,
+  image: Picture,
   rng: np.random.Generator,
   size: int | tuple[int, int],
   padding: int = 0,
-) -> Image.Image:
+) -> Picture:
   """Cuts (height, width) from a random place, after a black border."""
   height, width = _size(size)
-  free = (
-    image.width + 2 * padding - width,
-    image.height + 2 * padding - height,
-  )
+  rows, columns = _height_width(image)
+  free = (columns + 2 * padding - width, rows + 2 * padding - height)
   if min(free) < 0:
     raise ValueError(
       f"random_crop({size}, padding={padding}) does not fit an image of "
-      f"{image.height} x {image.width} pixels: resize it first."
+      f"{rows} x {columns} pixels: resize it first."
     )
   left, top = (int(rng.integers(f + 1)) - padding for f in free)
-  return image.crop((left, top, left + width, top + height))
+  return _cropped(image, (left, top, left + width, top + height))
 
 
 def flip_lr(
-  image: Image.Image, rng: np.random.Generator, probability: float = 0.5
-) -> Image.Image:
+  image: Picture, rng: np.random.Generator, probability: float = 0.5
+) -> Picture:
   """Mirrors left to right, with some probability."""
   if not 0 <= probability <= 1:
     raise ValueError(f"flip_lr takes a probability, not {probability}.")
-  if rng.random() < probability:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  return image
+  if rng.random() >= probability:
+    return image
+  if isinstance(image, np.ndarray):
+    # A copy of a view that runs backwards would take 30 times as long.
+    return opencv().flip(image, 1)
+  return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def value_range(
-  image: Image.Image, low: float = -1.0, high: float = 1.0
+  image: Picture, low: float = -1.0, high: float = 1.0
 ) -> np.ndarray:
   """Returns (height, width, 3) float32, 0 to 255 mapped to [low, high]."""
   x = np.asarray(image, np.float32)
   x *= np.float32((high - low) / 255)
   x += np.float32(low)
   return x
+
+
+# Mean and deviation of the channels, of 1: CLIP's (arXiv 2103.00020, in its
+# released code), and what most PyTorch models of ImageNet take.
+STATISTICS = {
+  "clip": (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+  ),
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def standardize(image: Picture, statistics: str = "clip") -> np.ndarray:
+  """Returns (height, width, 3) float32, less a mean, over a deviation.
+
+  Args:
+    image: of 0 to 255.
+    statistics: a key of `STATISTICS`.
+  """
+  if statistics not in STATISTICS:
+    raise ValueError(
+      f"statistics={statistics!r} is none of {', '.join(STATISTICS)}."
+    )
+  mean, deviation = np.asarray(STATISTICS[statistics], np.float32) * 255
+  return (np.asarray(image, np.float32) - mean) / deviation
 
 
 OPS = {
@@ -183,5 +236,6 @@ OPS = {
     flip_lr,
     randaug,
     value_range,
+    standardize,
   )
 }

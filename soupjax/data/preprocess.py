@@ -4,6 +4,7 @@
 
 import inspect
 import io
+import re
 import struct
 
 import numpy as np
@@ -43,6 +44,9 @@ class Preprocess:
       for name, op in spec.parse(text, image_ops.OPS, ("image", "rng"))
     ]
     self.random = any(draws for _, _, draws in self._ops)
+    self._opencv = any(
+      op.keywords.get("method") == "linear" for _, op, _ in self._ops
+    )
     try:
       self(np.zeros((640, 512, 3), np.uint8), np.random.default_rng(0))
     except TypeError as e:
@@ -58,42 +62,77 @@ class Preprocess:
       rng: for the random operations; may be None where there are none.
 
     Returns:
-      (height, width, 3), uint8, or float32 after `value_range`.
+      (height, width, 3), uint8, or float32 after `value_range` or
+      `standardize`.
 
     Raises:
       CorruptImage: if the bytes cannot be decoded.
       ValueError: if an operation does not fit the image.
     """
-    x = decode(image)
+    x = decode(image, opencv=self._opencv)
     for name, op, draws in self._ops:
-      if not isinstance(x, Image.Image):
+      if isinstance(x, np.ndarray) and x.dtype != np.uint8:
         raise ValueError(
-          f"{self.text!r}: {name} comes after value_range, which must be last."
+          f"{self.text!r}: {name} comes after value_range or standardize, "
+          "which must be last."
         )
       x = op(x, rng=rng) if draws else op(x)
     return np.asarray(x)
 
 
-def decode(image: bytes | np.ndarray) -> Image.Image:
+def decode(
+  image: bytes | np.ndarray, *, opencv: bool = False
+) -> image_ops.Picture:
   """Returns an RGB image.
 
   Args:
     image: encoded bytes of any format that Pillow reads, or (height, width, 3)
       uint8.
+    opencv: whether an array will do, so that OpenCV can decode JPEGs. Pixels
+      are the same: both use libjpeg-turbo.
+
+  Returns:
+    A PIL image; or, with `opencv`, (height, width, 3) uint8 where there is no
+    need for Pillow.
 
   Raises:
     CorruptImage: if the bytes cannot be decoded.
   """
   if not isinstance(image, bytes):
-    return Image.fromarray(np.asarray(image, np.uint8))
+    pixels = np.asarray(image, np.uint8)
+    return pixels if opencv else Image.fromarray(pixels)
   try:
-    decoded = Image.open(io.BytesIO(image))
+    file = io.BytesIO(image)
+    decoded = Image.open(file)
+    if opencv and decoded.format == "JPEG" and decoded.mode == "RGB":
+      # Pillow stops where the pixels begin.
+      pixels = _decode_jpeg(image, file.tell())
+      if pixels is not None:
+        return pixels
     decoded.load()  # All of it: so far Pillow has only read the header.
     # Of what is RGB already, convert would make a copy.
     return decoded if decoded.mode == "RGB" else decoded.convert("RGB")
   except _UNREADABLE as e:
     raise CorruptImage(f"{type(e).__name__}: {e}") from e
 
+
+def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
+  """Decodes a JPEG with pixels from `start` on; None leaves it to Pillow."""
+  # OpenCV takes broken files without a word, before 4.11 truncated ones too.
+  # What it gets here has one scan, and no marker in it but the end, where the
+  # file ends: no truncated file is so, and of broken ones those that Pillow
+  # takes as well.
+  marker = _MARKER.search(image, start)
+  if marker is None or image[marker.start() :] != b"\xff\xd9":
+    return None
+  cv2 = image_ops.opencv()
+  # Pillow does not turn images as their EXIF data say.
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  return cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+
+
+# Not those of restarts; 0xff among pixels is followed by 0.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 # What Pillow raises on damaged files, depending on the format.
 _UNREADABLE = (

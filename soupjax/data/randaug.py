@@ -16,7 +16,7 @@ _GREY = (128, 128, 128)
 
 
 def randaug(
-  image: Image.Image,
+  image: Image.Image | np.ndarray,
   rng: np.random.Generator,
   num_layers: int = 2,
   magnitude: float = 10,
@@ -24,13 +24,13 @@ def randaug(
   """Applies `num_layers` random operations, one after another.
 
   Args:
-    image: an RGB image.
+    image: a PIL image (RGB), or (height, width, 3) uint8.
     rng: for the operations and their signs.
     num_layers: how many; 0 changes nothing.
     magnitude: their strength, 0 to 30.
 
   Returns:
-    An image of the same size; what moves in from outside is grey.
+    A PIL image of the same size; what moves in from outside is grey.
 
   Raises:
     ValueError: if an argument is out of its range.
@@ -39,6 +39,8 @@ def randaug(
     raise ValueError(f"randaug takes num_layers >= 0, not {num_layers!r}.")
   if not 0 <= magnitude <= 30:
     raise ValueError(f"randaug takes a magnitude in 0..30, not {magnitude!r}.")
+  if isinstance(image, np.ndarray):
+    image = Image.fromarray(image)
   for _ in range(num_layers):
     op = _OPS[rng.integers(len(_OPS))]
     sign = 1 if rng.random() < 0.5 else -1

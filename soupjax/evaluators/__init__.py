@@ -7,3 +7,4 @@ from soupjax.evaluators.classification import (
   classification_metrics as classification_metrics,
 )
 from soupjax.evaluators.classification import predictor as predictor
+from soupjax.evaluators.streaming import Streaming as Streaming

@@ -32,7 +32,7 @@ def _mean_and_check(stack, weights, scale, *, weighted):
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-  """Returns soup weights as float32, of size 1 at most, ones if None.
+  """Returns soup weights as float64, of size 1 at most, ones if None.
 
   Args:
     weights: one number an ingredient, or None.
@@ -46,7 +46,7 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
       finite, or they sum to 0.
   """
   if weights is None:
-    return np.ones(count, np.float32)
+    return np.ones(count)
   if isinstance(weights, Iterator):
     weights = list(weights)
   array = checks.numbers(weights)
@@ -73,7 +73,7 @@ def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
   # A power of two changes no digit, and keeps the sum and its reciprocal in
   # the range of float32.
   _, exponent = np.frexp(np.abs(array).max())
-  return np.ldexp(array, -exponent).astype(np.float32)
+  return np.ldexp(np.asarray(array, np.float64), -exponent)
 
 
 def uniform_soup(
@@ -91,8 +91,8 @@ def uniform_soup(
 
   Args:
     ingredients: of one architecture, at least one.
-    weights: one number each, rounded to float32 and divided by their sum; None
-      weighs all alike.
+    weights: one number each, divided by their sum; None weighs all alike. What
+      has weight 0 is not read.
     sharding: where the soup goes, as in `Ingredient.load`.
 
   Returns:
@@ -107,7 +107,10 @@ def uniform_soup(
   check_ingredients(ingredients)
   weighted = weights is not None
   weights = check_weights(weights, len(ingredients))
-  scale = exact.reciprocal(weights.sum(dtype=np.float64))
+  ingredients = [i for i, weight in zip(ingredients, weights) if weight]
+  weights = weights[weights != 0]
+  scale = exact.reciprocal(weights.sum())
+  weights = exact.pair(weights)
   soup, checked = [], []
   for leaf, spec in ingredients[0].specs.items():
     where = sharding_of(sharding, leaf, spec)

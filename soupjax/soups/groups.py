@@ -94,9 +94,13 @@ class GroupMaker:
         return self._make(None, None, (count,), None, spec.dtype, None, out)
       combine, values = self.copy_one.combine, self.copy_one.values(1)
       return self._make(combine, values, (count,), None, spec.dtype, None, out)
-    dtypes = [one.specs[leaf].dtype for one in self.ingredients]
     every = tuple(range(count))
-    if not tree.is_float(self.ingredients[0].specs[leaf]):
+    if isinstance(action, tuple):
+      every = tuple(k for k in every if action[k])
+      action = tuple(action[k] for k in every)
+    used = [self.ingredients[k].specs[leaf] for k in every]
+    dtypes = [spec.dtype for spec in used]
+    if not tree.is_float(used[0]):
       return self._make(None, None, every, None, dtypes[0], None, dtypes[0])
     out, stacked = self._out(dtypes), dtypes[0]
     if len(set(dtypes)) > 1:
@@ -107,7 +111,7 @@ class GroupMaker:
       )
     if isinstance(action, tuple):
       weighted = rules.linear(action)
-      combine, values = weighted.combine, weighted.values(count)
+      combine, values = weighted.combine, weighted.values(len(every))
       return self._make(
         combine, values, every, None, stacked, None, out, action
       )

@@ -138,7 +138,7 @@ class Ingredient:
       if sharding is not None:
         raise ValueError("Give an index or a sharding, not both.")
       _check_index(self.name, leaf, spec, index)
-    if sharding is None or (_is_cut(spec) and not tree.is_float(spec)):
+    if sharding is None or (is_cut(spec) and not tree.is_float(spec)):
       return self.reader(leaf, index)
     if self.path is None:
       return jax.device_put(self.reader(leaf, None), sharding)
@@ -221,14 +221,14 @@ def _check_index(name, leaf, spec, index):
       )
 
 
-def _is_cut(spec) -> bool:
+def is_cut(spec) -> bool:
   """Whether JAX would hold a leaf with fewer bits."""
   return jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype
 
 
 def _check_float64(ingredient: Ingredient) -> None:
   for leaf, spec in ingredient.specs.items():
-    if spec.dtype == np.float64 and _is_cut(spec):
+    if spec.dtype == np.float64 and is_cut(spec):
       raise ValueError(
         f"Leaf {leaf!r} of {ingredient.name!r} is float64, which JAX would "
         "silently cut to float32. Cast it, or set jax_enable_x64."

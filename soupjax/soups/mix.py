@@ -342,6 +342,11 @@ class _Work:
           )
       at += n
     leaves = sorted({leaf for leaf, _ in block.pieces})
+    if group.out_dtype == np.float32:
+      raise ValueError(
+        f"In one of {leaves[:5]} models differ by more than float32 holds, "
+        "3.4e38. Leave out the one with such weights: it diverged."
+      )
     raise ValueError(
       f"The soup overflows {group.out_dtype} (at most "
       f"{float(jnp.finfo(group.out_dtype).max):g}) in one of {leaves[:5]}: "

@@ -114,9 +114,11 @@ def make(
       f"{threads}."
     )
   select = dict(select or {})
-  actions = selection.actions(ingredients, base, select)
-  selection.check(ingredients, base, rule.needs_base, actions)
   rule_values = rule.values(len(ingredients))
+  actions = selection.actions(ingredients, base, select)
+  if rule.weights is not None:
+    actions = {k: rule.weights if a is None else a for k, a in actions.items()}
+  selection.check(ingredients, base, rule.needs_base, actions)
   leaf_values = leafwise.values(rule, ingredients, base, actions)
   extra = leafwise.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else _float_dtype(dtype)

@@ -90,15 +90,15 @@ def check(
   """
   mixed = {k for k, a in chosen.items() if a not in ("keep", "skip")}
   first = ingredients[0]
-  trees = {one.name: _only(one, mixed) for one in ingredients}
-  tree.check_alike(trees)
+  tree.check_alike(_compared(ingredients, mixed, chosen))
   if base is not None:
     wanted = {
       k
       for k, a in chosen.items()
       if a == "keep" or (k in mixed and (needs_base or isinstance(a, float)))
     }
-    alone = sorted(mixed - set(first.specs))
+    everyone = {leaf for one in ingredients for leaf in one.specs}
+    alone = sorted(mixed - everyone)
     missing = sorted(wanted - set(base.specs))
     if alone or missing:
       lines = [f"the ingredients lack leaf {leaf!r}" for leaf in alone]
@@ -118,6 +118,21 @@ def check(
     )
   if not jax.config.jax_enable_x64:
     _refuse_float64(ingredients, mixed)
+
+
+def _compared(ingredients, mixed, chosen):
+  """What must be alike: not the leaves of an ingredient with weight 0."""
+  trees = {one.name: _only(one, mixed) for one in ingredients}
+  for leaf in mixed:
+    weights = chosen[leaf]
+    if isinstance(weights, tuple) and not all(weights):
+      used = [one for one, weight in zip(ingredients, weights) if weight]
+      unused = [one for one, weight in zip(ingredients, weights) if not weight]
+      for one in unused:
+        trees[one.name].pop(leaf, None)
+        if leaf in used[0].specs:
+          trees[one.name][leaf] = used[0].specs[leaf]
+  return trees
 
 
 def _only(one, leaves):

@@ -20,6 +20,7 @@ from soupjax.soups.ensemble import GreedyEnsemble, greedy_ensemble
 from soupjax.soups.greedy import GreedySoup, greedy_soup
 from soupjax.soups.ingredient import Ingredient, rank_by
 from soupjax.soups.learned import learned_soup
+from soupjax.soups.starts import check_same_start
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import losses
 
@@ -53,6 +54,7 @@ def cook(
   Returns:
     The names of the soups.
   """
+  check_same_start(ingredients)
   # Learned soups pass over all of them at every step: read each once.
   ingredients = [i.in_memory() for i in ranked(ingredients)]
   soups = workdir / "soups"

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax.checkpoints import files, find
+from soupjax.checkpoints import files, find, processes
 
 PyTree = Any
 
@@ -92,6 +92,15 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def waiting(lock: pathlib.Path) -> Iterator[None]:
+  """Holds a lock file; waits for other processes that hold it."""
+  lock.parent.mkdir(parents=True, exist_ok=True)
+  with open(lock, "w", encoding="utf-8") as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    yield
+
+
 def save_model(
   path: pathlib.Path,
   params: PyTree,
@@ -107,10 +116,22 @@ def save_model(
     metadata: JSON to store inside the checkpoint.
     **sidecars: `name=value` is written to `name.json` beside it.
   """
-  with files.new_directory(path) as directory:
+  with contextlib.ExitStack() as stack:
+    directory = path.with_name(f".{path.name}.tmp")
+    if jax.process_index() == 0:
+      directory = stack.enter_context(files.new_directory(path))
+    processes.barrier(f"making {path.name}")
     find.save_params(directory / "params", params, metadata=metadata)
-    for name, value in sidecars.items():
-      files.write_json(directory / f"{name}.json", value)
+    processes.barrier(f"saved {path.name}")
+    if jax.process_index() == 0:
+      for name, value in sidecars.items():
+        files.write_json(directory / f"{name}.json", value)
+  processes.barrier(f"named {path.name}")
+
+
+def agreed(value: Any) -> Any:
+  """What the first process found: all others go by it. JSON."""
+  return processes.gather_json(value)[0]
 
 
 def save_state(path: pathlib.Path, state: PyTree) -> None:

@@ -27,3 +27,14 @@ def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     targets: (batch, classes) probabilities.
   """
   return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+
+
+def sigmoid_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Sum over classes of binary cross-entropies, mean over the batch.
+
+  Args:
+    logits: (batch, classes).
+    targets: (batch, classes), each in [0, 1].
+  """
+  yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+  return -(targets * yes + (1 - targets) * no).sum(axis=-1).mean()

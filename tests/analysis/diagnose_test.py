@@ -174,3 +174,17 @@ def test_bad_input():
     sj.diagnose(
       some(2), near_start, model("s", {**START, "head": {"kernel": np.ones(2)}})
     )
+
+
+def test_recorded_starts_that_differ_are_a_finding():
+  def found(hashes):
+    models = [
+      sj.Ingredient.from_params(
+        f"m{k}", moved(k), hyperparameters={"init_hash": one} if one else {}
+      )
+      for k, one in enumerate(hashes)
+    ]
+    return "\n".join(sj.diagnose(models, near_start).findings)
+
+  assert "'m2' record another start (init_hash) than 'm0'" in found("aab")
+  assert "init_hash" not in found(["a", "a", None])

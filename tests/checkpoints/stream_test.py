@@ -507,3 +507,42 @@ def test_progress_shows_bytes_speed_and_time_left(capsys):
   assert "2.000 of 4.000 GB" in text and "GB/s" in text and "s left" in text
   show(4_000_000_000, 4_000_000_000)
   assert capsys.readouterr().err.endswith("\n")
+
+
+def test_one_hot_weights_give_that_model():
+  big = sj.Ingredient.from_params("big", {"w": np.float32([1e8, np.nan])})
+  one = sj.Ingredient.from_params("one", {"w": np.float32([1.2345e-3, 1e-5])})
+  for mixed in (
+    sj.mix(sj.rules.linear([0, 2]), [big, one]),
+    sj.mix(sj.rules.linear(), [big, one], select={"w": (0, 1)}),
+  ):
+    assert mixed.params["w"].tolist() == one.load()["w"].tolist()
+  soup = sj.uniform_soup([big, one], [0, 1])
+  assert soup["w"].tolist() == one.load()["w"].tolist()
+
+
+def test_integers_from_one_ingredient():
+  trees = [{"n": np.arange(3) + k, "w": np.ones(2, "f")} for k in range(2)]
+  found = [sj.Ingredient.from_params(str(k), t) for k, t in enumerate(trees)]
+  with pytest.raises(ValueError, match="disagree"):
+    sj.mix(sj.rules.linear(), found)
+  mixed = sj.mix(sj.rules.linear(), found, select={"n": (0, 1)})
+  assert mixed.params["n"].tolist() == [1, 2, 3]
+
+
+def test_wide_integers_are_not_cut():
+  one = {"n": np.array(2**40 + 5), "w": np.ones(8, np.float32)}
+  one = sj.Ingredient.from_params("one", one)
+  mesh = sharding.make_mesh({"x": 8})
+  for place in (None, sharding.by_rules(mesh, [("", jax.P())])):
+    found = sj.mix(sj.rules.linear(), [one], sharding=place).params["n"]
+    assert found.dtype == np.int64 and found == 2**40 + 5
+
+
+def test_differences_that_float32_cannot_hold():
+  found = [
+    sj.Ingredient.from_params(str(x), {"w": np.float32([x])})
+    for x in (2e38, -2e38, 6e37)
+  ]
+  with pytest.raises(ValueError, match="differ by more than float32 holds"):
+    sj.mix(sj.rules.linear(), found)

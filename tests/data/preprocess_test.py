@@ -105,6 +105,129 @@ def test_damage_is_a_corrupt_image_whatever_the_format(kind):
       preprocess.decode(damaged)
 
 
+# Decoding with OpenCV, where an array will do
+
+
+@pytest.fixture
+def opencv():
+  return pytest.importorskip("cv2", reason="OpenCV is an extra")
+
+
+def jpeg(size=(47, 33), mode="RGB", **options):
+  """A picture with noise in it, so that all frequencies are there."""
+  pixels = rng().integers(0, 256, (33, 47, 3), dtype=np.uint8)
+  image = Image.fromarray(pixels).resize(size, Image.BICUBIC)
+  file = io.BytesIO()
+  image.convert(mode).save(file, "JPEG", **options)
+  return file.getvalue()
+
+
+def turned():
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  return jpeg(exif=exif)
+
+
+PLAIN = [
+  *(
+    jpeg(size, quality=quality, subsampling=subsampling)
+    for size in ((1, 1), (7, 5), (16, 16), (47, 33))
+    for quality in (1, 75, 100)
+    for subsampling in (0, 1, 2)
+  ),
+  jpeg(keep_rgb=True),
+  jpeg(restart_marker_blocks=2),
+  turned(),
+]
+
+
+@pytest.mark.parametrize("encoded", PLAIN, ids=range(len(PLAIN)))
+def test_opencv_gives_the_pixels_that_pillow_gives(opencv, encoded):
+  pixels = preprocess.decode(encoded, opencv=True)
+  assert isinstance(pixels, np.ndarray)
+  np.testing.assert_array_equal(pixels, preprocess.decode(encoded))
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pillow(opencv):
+  for encoded in (
+    fake_images.encoded(1, "PNG"),
+    jpeg(mode="L"),
+    jpeg(mode="CMYK"),
+    jpeg(progressive=True),
+    jpeg() + b"more",
+    jpeg() + jpeg(),
+    b"P6 2 1 255\n" + bytes(4) + b"\xff\xd9",  # Ends as a JPEG does.
+  ):
+    image = preprocess.decode(encoded, opencv=True)
+    assert isinstance(image, Image.Image) and image.mode == "RGB"
+    np.testing.assert_array_equal(image, preprocess.decode(encoded))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_linear_notices_a_jpeg_cut_off_anywhere(opencv, progressive):
+  # The end of the thumbnail and of the comment look like the end of the file.
+  whole = jpeg(
+    exif=b"Exif\0\0" + jpeg((8, 6)),
+    comment=b"\xff\xd9",
+    progressive=progressive,
+  )
+  chain = Preprocess("resize(8, 'linear')")
+  chain(whole)
+  for size in range(len(whole)):
+    with pytest.raises(CorruptImage):
+      chain(whole[:size])
+
+
+def test_opencv_refuses_the_broken_jpegs_that_pillow_refuses(opencv):
+  def outcome(encoded, **options):
+    try:
+      return np.asarray(preprocess.decode(encoded, **options)).tobytes()
+    except CorruptImage:
+      return None
+
+  whole = jpeg((200, 150), quality=95)
+  refused = 0
+  for seed in range(100):
+    start = int(rng(seed).integers(700, len(whole) - 300))
+    broken = whole[:start] + rng(seed).bytes(256) + whole[start + 256 :]
+    expected = outcome(broken)
+    assert outcome(broken, opencv=True) == expected
+    refused += expected is None
+  assert 20 < refused < 80
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "inception_crop(24, method='linear')|flip_lr|value_range",
+    "resize_small(30, 'linear')|central_crop(28)",
+    "resize(12, 'linear')|central_crop((16, 8))|flip_lr(1.0)",
+    "random_crop(28, 4)|resize(16, 'linear')|random_crop(12)",
+    "flip_lr(1.0)|resize(16, 'linear')|resize_small(9)",
+    "resize(24, 'linear')|randaug(2, 9)|inception_crop(8, method='linear')",
+    "inception_crop(16)|resize(8, 'linear')",
+  ],
+)
+def test_arrays_and_pillow_images_come_out_the_same(opencv, text):
+  chain, by_pillow = Preprocess(text), Preprocess(text)
+  by_pillow._opencv = False
+  grey = np.broadcast_to(MAP[..., :1], MAP.shape)  # As sources give it.
+  for image in (jpeg(), turned(), MAP, grey, fake_images.encoded(2, "PNG")):
+    for seed in range(4):
+      out = chain(image, rng(seed))
+      expected = by_pillow(image, rng(seed))
+      assert out.dtype == expected.dtype
+      np.testing.assert_array_equal(out, expected)
+
+
+def test_other_methods_do_without_opencv(monkeypatch):
+  monkeypatch.setitem(sys.modules, "cv2", None)
+  image_ops.opencv.cache_clear()
+  chain = Preprocess("inception_crop(16)|flip_lr(1.0)|resize(8)")
+  for image in (jpeg(), MAP):
+    assert chain(image, rng()).shape == (8, 8, 3)
+
+
 # Operations
 
 
@@ -153,7 +276,7 @@ def test_linear_takes_its_box_and_does_not_smooth():
 
 def test_linear_without_opencv_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "cv2", None)
-  image_ops._opencv.cache_clear()
+  image_ops.opencv.cache_clear()
   with pytest.raises(ValueError, match=r"soupjax\[opencv\]"):
     Preprocess("resize(8, 'linear')")
 
@@ -267,3 +390,17 @@ def test_strengths_at_magnitude_10():
   np.testing.assert_allclose(
     sheared[row, :200, 1].astype(float), np.arange(200) + 0.3 * row, atol=1.5
   )
+
+
+def test_standardize_takes_mean_and_deviation():
+  image = np.full((2, 2, 3), 255, np.uint8)
+  image[0, 0] = 0
+  found = Preprocess('standardize("clip")')(image)
+  assert found.dtype == np.float32
+  mean, deviation = map(np.array, image_ops.STATISTICS["clip"])
+  np.testing.assert_allclose(found[0, 0], -mean / deviation, rtol=1e-6)
+  np.testing.assert_allclose(found[1, 1], (1 - mean) / deviation, rtol=1e-6)
+  with pytest.raises(ValueError, match="none of clip, imagenet"):
+    Preprocess('standardize("jft")')
+  with pytest.raises(ValueError, match="must be last"):
+    Preprocess("standardize|flip_lr")

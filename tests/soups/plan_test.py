@@ -89,14 +89,25 @@ def test_dtype_leaves_integers_alone():
 
 def test_select():
   base = Ingredient.from_params("base", tree())
-  select = {"head": "keep", "body/b": "skip", "body": (1.0, 0.0)}
+  select = {"head": "keep", "body/b": "skip", "body": (1.0, 2.0)}
   plan = planning.make(
     rules.linear(), named(tree(), tree()), base=base, select=select
   )
   assert list(plan.specs) == ["body/w", "head/w"]
   assert plan.groups["head/w"].sources == (2,)
   assert plan.groups["body/w"].sources == (0, 1)
-  assert plan.groups["body/w"].combine is rules.linear([1, 0]).combine
+  assert plan.groups["body/w"].combine is rules.linear([1, 2]).combine
+
+
+def test_what_has_weight_zero_is_not_read():
+  odd = {"body": tree()["body"], "head": {"w": np.zeros((9, 9), "f")}}
+  select = {"head": (1.0, 0.0)}
+  plan = planning.make(rules.linear(), named(tree(), odd), select=select)
+  assert plan.groups["head/w"].sources == (0,)
+  assert plan.specs["head/w"].shape == tree()["head"]["w"].shape
+  plan = planning.make(rules.linear([0, 3, 4]), named(odd, tree(), tree()))
+  assert {group.sources for group in plan.groups.values()} == {(1, 2)}
+  fails("lacks|shape", tree(), odd, select={"head": (1.0, 1.0)})
 
 
 @pytest.mark.parametrize(

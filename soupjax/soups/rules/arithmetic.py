@@ -23,7 +23,7 @@ def delta_values(
   """The numbers for `combine_deltas`."""
   # The base is the first of the stack there, and differs from itself by zero.
   weights = np.append(0.0, np.asarray(weights, np.float64))
-  return {"weights": weights.astype(np.float32), "scale": exact.parts(scale)}
+  return {"weights": exact.pair(weights), "scale": exact.parts(scale)}
 
 
 def task_arithmetic(

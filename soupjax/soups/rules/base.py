@@ -48,6 +48,8 @@ class Rule:
       keys made from it, from the name of the leaf and from those of the
       ingredients.
     whole: whether `combine` must see whole leaves, in their own shape.
+    weights: of a weighted mean, one an ingredient; those of weight 0 are not
+      read.
     settings: JSON that says what was done, for the record.
     needs_base: whether there is no rule without a base model.
   """
@@ -64,6 +66,7 @@ class Rule:
   indexed: bool = False
   seed: int | None = None
   whole: bool = False
+  weights: tuple[float, ...] | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   needs_base: bool = False
 

@@ -31,8 +31,8 @@ def _lerp(stack, base, values):
 
 def _values(weights: np.ndarray) -> Values:
   return {
-    "weights": weights,
-    "scale": exact.reciprocal(weights.sum(dtype=np.float64)),
+    "weights": exact.pair(weights),
+    "scale": exact.reciprocal(weights.sum()),
   }
 
 
@@ -42,21 +42,20 @@ def combine_sum(stack, base, values):
   first = stack[0]
   total = exact.zero(first)
   for k in range(1, len(stack)):
-    total = exact.add(total, first, stack[k], values["weights"][k])
+    total = exact.add(total, first, stack[k], *values["weights"][:, k])
   # What the weights exceed 1 by goes to the first leaf itself.
   nothing = jnp.zeros_like(first)
-  total = exact.add(total, nothing, first, values["excess"])
+  total = exact.add(total, nothing, first, *values["excess"])
   return exact.mean(total, first, values["scale"])
 
 
 def sum_values(weights: np.ndarray) -> Values:
   """The numbers for `combine_sum`."""
   weights = np.asarray(weights, np.float64)
-  rounded = weights.astype(np.float32)
   excess = weights.sum() - 1
   return {
-    "weights": rounded,
-    "excess": np.float32(0 if abs(excess) < 1e-12 else excess),
+    "weights": exact.pair(weights),
+    "excess": exact.pair([0 if abs(excess) < 1e-12 else excess])[:, 0],
     "scale": exact.parts(1.0),
   }
 
@@ -95,6 +94,7 @@ def linear(
     name="weighted",
     combine=_linear,
     values=lambda count: _values(check_weights(weights, count)),
+    weights=tuple(weights),
     settings={"weights": weights},
   )
 
@@ -164,7 +164,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
   def numbers(alpha, count):
     weights = np.full(count + 1, alpha / count)
     weights[0] = 1 - alpha
-    return _values(weights.astype(np.float32))
+    return _values(weights)
 
   make = functools.partial(
     Rule, name="interpolate", settings={"alpha": alpha}, needs_base=True

@@ -1,0 +1,326 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a fine-tuning run: defaults, checks, what they mean."""
+
+from collections.abc import Callable
+import json
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+
+from soupjax import config as config_lib
+from soupjax import models, sharding
+from soupjax.train import finetune, optimizers, schedules
+
+# What a member of a sweep must not change: all start from the same weights, or
+# there is nothing to average.
+SHARED = ("task", "init", "probe", "model", "population", "sharding")
+SHARED += tuple(
+  f"data.{name}"
+  for name in (
+    "name",
+    "data_dir",
+    "train",
+    "minival",
+    "minival_per_class",
+    "eval_ops",
+    "image_size",
+    "num_classes",
+    "num_train",
+  )  # fmt: skip
+)
+# But these change no weights.
+FREE = ("model.dropout", "model.stochastic_depth")
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The settings that all configs of this task have."""
+  c = ml_collections.ConfigDict()
+  c.task = "finetune"
+  c.seed = 0  # Of data order, augmentation and dropout; not of the start.
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = ""
+  c.data.data_dir = ""
+  c.data.train = "train"
+  c.data.minival = ""  # A split, or empty for a part of train:
+  c.data.minival_per_class = 26
+  c.data.num_classes = 1000
+  c.data.num_train = 0  # For --dry_run; 0 is unknown before data is opened.
+  c.data.image_size = 224
+  c.data.batch_size = 512
+  c.data.eval_batch_size = 0  # 0 is batch_size.
+  c.data.num_workers = 0
+  c.data.train_ops = (
+    "inception_crop({image_size}, {crop_min})|flip_lr|"
+    "randaug({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)"
+  )
+  c.data.eval_ops = "resize({image_size})|value_range(-1, 1)"
+  # What a sweep varies of train_ops.
+  c.data.augment = ml_collections.ConfigDict()
+  c.data.augment.crop_min = 8.0  # Percent of the image's area.
+  c.data.augment.randaug_layers = 0
+  c.data.augment.randaug_magnitude = 0.0
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = "vit"  # Or "mixer".
+  c.model.variant = "B/16"
+  c.model.dropout = 0.0
+  c.model.stochastic_depth = 0.0
+
+  c.init = ml_collections.ConfigDict()
+  c.init.path = ""  # A checkpoint; empty starts from random weights.
+  c.init.head = "auto"  # See `models.pretrained.load_pretrained`.
+  c.init.seed = 0
+
+  c.probe = ml_collections.ConfigDict()
+  c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the head as it is.
+  c.probe.l2 = 1e-3
+  c.probe.max_examples = 0  # 0 is all.
+
+  # All of these are traced: a sweep over them compiles once.
+  c.hyper = ml_collections.ConfigDict()
+  c.hyper.learning_rate = 3e-5
+  c.hyper.weight_decay = 0.1
+  c.hyper.total = "10epochs"
+  c.hyper.warmup = "500steps"
+  c.hyper.cooldown = "0steps"
+  c.hyper.schedule = "cosine"
+  c.hyper.label_smoothing = 0.0
+  c.hyper.mixup = 0.0
+  c.hyper.cutmix = 0.0
+  c.hyper.erasing = 0.0
+  c.hyper.layer_decay = 1.0
+  c.hyper.l2_sp = 0.0
+  c.hyper.sam_rho = 0.0
+  c.hyper.ema = ()  # Decays, as (0.999, 0.9999999).
+
+  c.loss = "softmax"  # Or "sigmoid".
+  c.freeze = ()  # Regular expressions of leaves.
+  c.decay = "."  # Of those that weight decay applies to.
+  c.accumulate = 1  # Parts of a batch, one after another.
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.name = "adamw"
+  c.optimizer.clip_norm = 1.0
+
+  c.log = "50steps"
+  c.checkpoint = "1000steps"  # To go on from after a kill.
+  c.ingredients = ""  # Also along the run, every "1epochs"; empty: at the end.
+  c.population = 0  # Members of a sweep trained at once; 0 one by one.
+
+  c.sharding = ml_collections.ConfigDict()
+  c.sharding.mesh = {"data": -1}
+  c.sharding.preset = "replicated"  # Or "fsdp", "tensor".
+  # Pairs of a regular expression and a rule that come before the preset's; see
+  # `sharding.of_state`.
+  c.sharding.rules = ()
+  c.sharding.fsdp_min_size = 2**20
+  return c
+
+
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+  """Builds the model that a config names.
+
+  Raises:
+    ValueError: if there is no such model, variant or option.
+  """
+  options = config.model.to_dict()
+  name, variant = options.pop("name"), options.pop("variant")
+  makers = {
+    "vit": (models.ViT, models.variant),
+    "mixer": (models.Mixer, models.mixer_variant),
+  }
+  if name not in makers:
+    raise ValueError(f"model.name={name!r} is none of {', '.join(makers)}.")
+  make, decode = makers[name]
+  if name == "mixer":
+    if options.pop("dropout"):
+      raise ValueError("model.dropout: the mixer has none.")
+  try:
+    return make(
+      num_classes=config.data.num_classes,
+      **{**(decode(variant) if variant else {}), **options},
+    )
+  except TypeError as e:
+    raise ValueError(f"model: {e}") from e
+
+
+def build_tx(config: ml_collections.ConfigDict):
+  """Builds the optimizer that a config names; see `optimizers.make`."""
+  options = config.optimizer.to_dict()
+  return optimizers.make(options.pop("name"), **options)
+
+
+def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
+  """Returns the (regex, rule) list that a config names."""
+  presets = {
+    "replicated": [],
+    "fsdp": [(".", "fsdp")],
+    "tensor": list(sharding.TENSOR_PARALLEL),
+  }
+  preset = config.sharding.preset
+  if preset not in presets:
+    raise ValueError(
+      f"sharding.preset={preset!r} is none of {', '.join(presets)}."
+    )
+  return [*(tuple(pair) for pair in config.sharding.rules), *presets[preset]]
+
+
+def ops(config: ml_collections.ConfigDict, which: str) -> str:
+  """Fills in the numbers of `data.train_ops` or `data.eval_ops`."""
+  values = {"image_size": config.data.image_size}
+  values |= config.data.augment.to_dict()
+  try:
+    return config.data[which].format(**values)
+  except (KeyError, IndexError, ValueError) as e:
+    raise ValueError(
+      f"data.{which}={config.data[which]!r} has a place for {e}; there are "
+      f"only {', '.join(values)}."
+    ) from e
+
+
+def eval_batch_size(config, devices: int) -> int:
+  """The batch size of evaluation, rounded up to what devices divide."""
+  size = config.data.eval_batch_size or config.data.batch_size
+  return -(-size // devices) * devices
+
+
+def steps(config, key: str, num_train: int | None) -> int:
+  """Returns a duration of the config, as "hyper.total", in steps."""
+  value = config
+  for part in key.split("."):
+    value = value[part]
+  return config_lib.steps(
+    value,
+    batch_size=config.data.batch_size,
+    num_examples=num_train,
+    name=key,
+  )
+
+
+def total_steps(config, num_train: int | None) -> int:
+  """Returns the length of a run in steps."""
+  return steps(config, "hyper.total", num_train)
+
+
+def hyper(config, num_train: int) -> finetune.Hyper:
+  """Turns `config.hyper` into numpy arrays, durations into steps."""
+  values = config.hyper.to_dict()
+  total = total_steps(config, num_train)
+  for name in ("total", "warmup", "cooldown"):
+    found = steps(config, f"hyper.{name}", num_train)
+    values[f"{name}_steps"] = min(found, total)
+    del values[name]
+  return jax.tree.map(np.asarray, finetune.Hyper.of(**values))
+
+
+def static(config, *, erasing: bool, l2_sp: bool) -> str:
+  """Names what a compiled step depends on; equal text, same step."""
+  return json.dumps(
+    {
+      "model": config.model.to_dict(),
+      "optimizer": config.optimizer.to_dict(),
+      "loss": config.loss,
+      "freeze": list(config.freeze),
+      "decay": config.decay,
+      "accumulate": config.accumulate,
+      "batch_size": config.data.batch_size,
+      "sam": config.hyper.sam_rho > 0,
+      "num_ema": len(config.hyper.ema),
+      "erasing": erasing,
+      "l2_sp": l2_sp,
+    },
+    sort_keys=True,
+  )
+
+
+def member_config(
+  config: ml_collections.ConfigDict, overrides: dict[str, Any], k: int
+) -> ml_collections.ConfigDict:
+  """Applies the overrides of one member of a sweep.
+
+  Raises:
+    ValueError: if one changes what all members must share.
+  """
+  for key in overrides:
+    shared = any(key == one or key.startswith(f"{one}.") for one in SHARED)
+    if shared and key not in FREE:
+      raise ValueError(
+        f"Member {k} of the sweep changes {key}: members must share their "
+        "start, or their weights cannot be averaged. Use another --workdir."
+      )
+  return config_lib.updated(config, overrides, what=f"Member {k} of the sweep")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks values that would otherwise fail after minutes of work.
+
+  Raises:
+    ValueError: listing every key with a value that cannot work.
+  """
+  problems: list[str] = []
+
+  def expect(key: str, what: str, holds: Callable[[Any], bool]) -> None:
+    value = config
+    for part in key.split("."):
+      value = value[part]
+    try:
+      ok = holds(value)
+    except (TypeError, ValueError):
+      ok = False
+    if not ok:
+      problems.append(f"{key} must be {what}, got {value!r}")
+
+  def number(value):
+    return 0 <= value < math.inf
+
+  def count(value):
+    return value >= 1 and value == int(value)
+
+  expect("data.name", "the name of a dataset", bool)
+  for key in ("batch_size", "num_classes", "image_size"):
+    expect(f"data.{key}", "a positive whole number", count)
+  expect("accumulate", "a positive whole number", count)
+  for key in (
+    "learning_rate", "weight_decay", "mixup", "cutmix", "l2_sp", "sam_rho",
+  ):  # fmt: skip
+    expect(f"hyper.{key}", "a finite number from 0", number)
+  expect("hyper.label_smoothing", "in [0, 1)", lambda v: 0 <= v < 1)
+  expect("hyper.erasing", "in [0, 1]", lambda v: 0 <= v <= 1)
+  expect("hyper.layer_decay", "in (0, 1]", lambda v: 0 < v <= 1)
+  expect("hyper.ema", "decays in [0, 1)", lambda v: all(0 <= d < 1 for d in v))
+  expect(
+    "hyper.schedule",
+    f"one of {', '.join(schedules.NAMES)}",
+    lambda v: v in schedules.NAMES,
+  )
+  expect(
+    "loss",
+    f"one of {', '.join(finetune.LOSSES)}",
+    lambda v: v in finetune.LOSSES,
+  )
+  expect("probe.l2", "a finite number from 0", number)
+  for key in ("hyper.total", "hyper.warmup", "hyper.cooldown", "log") + (
+    ("checkpoint", "probe.total")
+    + (("ingredients",) * bool(config.ingredients))
+  ):
+    try:
+      steps(config, key, 1)
+    except ValueError as e:
+      problems.append(str(e))
+  if config.data.batch_size % max(config.accumulate, 1):
+    problems.append(
+      f"accumulate={config.accumulate} does not divide data.batch_size="
+      f"{config.data.batch_size}"
+    )
+  for build in (build_model, build_tx, sharding_rules):
+    try:
+      build(config)
+    except ValueError as e:
+      problems.append(str(e))
+  if problems:
+    raise ValueError("The config cannot work:\n  " + "\n  ".join(problems))

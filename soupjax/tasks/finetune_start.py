@@ -1,0 +1,120 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The one start of all members of a sweep: pretrained weights, probed head."""
+
+import contextlib
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from soupjax import config as config_lib
+from soupjax import data, sharding
+from soupjax.checkpoints import files, find, record
+from soupjax.models import pretrained
+from soupjax.soups import crc
+from soupjax.soups.ingredient import Ingredient
+from soupjax.tasks import finetune_config
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.train import probe
+
+PyTree = Any
+
+
+def shared_start(
+  config, model, train: data.Source, mesh, workdir: pathlib.Path
+) -> str:
+  """Makes the start, or finds that another member has made it.
+
+  Args:
+    config: with `init` and `probe`.
+    model: with a head of the right size.
+    train: images to fit the head on.
+    mesh: to compute features on.
+    workdir: gets `initial/`, and its hash in `initial/init.json`.
+
+  Returns:
+    The hash of the weights, which every ingredient records.
+  """
+  done = workdir / "initial"
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:  # The others wait for its word.
+      stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
+    if not workdir_lib.agreed(done.exists()):
+      params = load(config, model)
+      if config_lib.steps(config.probe.total, batch_size=1, num_examples=1):
+        params = {**params, "head": _probed(config, model, params, train, mesh)}
+      host = jax.tree.map(np.asarray, params)
+      found = init_hash(Ingredient.from_params("initial", host))
+      workdir_lib.save_model(done, host, init={"init_hash": found})
+    return files.read_json(done / "init.json")["init_hash"]
+
+
+def load(config, model) -> PyTree:
+  """Reads pretrained weights, or draws random ones."""
+  size = config.data.image_size
+  image = np.zeros((1, size, size, 3), np.float32)
+  # By a key of its own: members differ in config.seed, not in this.
+  init = jax.jit(model.init)(jax.random.key(config.init.seed), image)["params"]
+  if not config.init.path:
+    logging.warning(
+      "init.path is empty: all members start from the same random weights. "
+      "Soups need a pretrained model."
+    )
+    return init
+  return pretrained.load_pretrained(
+    config.init.path,
+    model,
+    head=config.init.head,
+    image_size=size,
+    init=init,
+  )
+
+
+def init_hash(start: Ingredient) -> str:
+  """Hashes weights: names, shapes, dtypes and contents of all leaves."""
+  sums = {
+    leaf: crc.crc32(np.ascontiguousarray(start.read(leaf)))
+    for leaf in start.specs
+  }
+  return record.content_hash(start.specs, sums)
+
+
+def initial(workdir: pathlib.Path, place: Any) -> PyTree:
+  """Reads the start onto the devices; `place` as in `load_params`."""
+  return find.load_params(workdir / "initial", sharding=place)
+
+
+def _probed(config, model, params, train, mesh) -> PyTree:
+  """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
+  if jax.process_count() > 1:  # Each for itself: all find the same head.
+    mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
+  batches = data.eval_batches(
+    train,
+    batch_size=finetune_config.eval_batch_size(config, mesh.shape["data"]),
+    preprocess=finetune_config.ops(config, "eval_ops"),
+  )
+
+  @jax.jit
+  def features_of(params, images):
+    return model.apply({"params": params}, images)[1]
+
+  params = jax.device_put(params, sharding.replicated(mesh))
+  features, labels, count = [], [], 0
+  for batch in batches:
+    mask = batch["mask"]
+    images = jax.device_put(batch["images"], sharding.along(mesh, "data"))
+    features.append(np.asarray(features_of(params, images))[mask])
+    labels.append(batch["labels"][mask])
+    count += int(mask.sum())
+    if 0 < config.probe.max_examples <= count:
+      break
+  return probe.linear_probe(
+    np.concatenate(features),
+    np.concatenate(labels),
+    num_classes=model.num_classes,
+    l2=config.probe.l2,
+    steps=config_lib.steps(config.probe.total, batch_size=1, num_examples=1),
+  )

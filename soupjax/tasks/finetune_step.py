@@ -1,0 +1,214 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Devices and compiled parts of fine-tuning: one member or several at once."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from soupjax import sharding
+from soupjax.data import ops
+from soupjax.tasks import finetune_config as settings
+from soupjax.train import finetune
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+  """What one static config compiles to.
+
+  Attributes:
+    step: `step(state, images, labels, key, hyper, start)`; the state is
+      donated. With several members all but `start` have an axis in front.
+    begin: parameters -> state of the start.
+    ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
+    shapes: of the state.
+    places: where its leaves go.
+  """
+
+  step: Callable[..., Any]
+  begin: Callable[[PyTree], finetune.FineTuneState]
+  ready: Callable[..., tuple[finetune.Hyper, jax.Array]]
+  shapes: PyTree
+  places: PyTree
+
+
+def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
+  """Makes the mesh of a config; members at once get devices of their own."""
+  axes = dict(config.sharding.mesh)
+  if at_once > 1:
+    if settings.sharding_rules(config):
+      raise ValueError(
+        "population trains small models: use sharding.preset='replicated'."
+      )
+    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
+  mesh = sharding.make_mesh(axes)
+  if "data" not in mesh.shape:
+    raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
+  part = config.data.batch_size // config.accumulate
+  what = "data.batch_size"
+  if config.accumulate > 1:
+    what += " / accumulate"
+  sharding.share(mesh, "data", part, what)
+  return mesh
+
+
+def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
+  """Spreads this process's part of a batch over its devices."""
+  place = sharding.along(mesh, *axes)
+  return {
+    name: jax.make_array_from_process_local_data(place, np.asarray(value))
+    for name, value in batch.items()
+  }
+
+
+def compile_step(
+  config, model, mesh, params: PyTree, *, erasing: bool, l2_sp: bool, count: int
+) -> Compiled:
+  """Builds the functions; they compile when they are first called.
+
+  Args:
+    config: of a member.
+    model: with `num_classes`.
+    mesh: with axes "data" and, for several members, "member".
+    params: of the start, or their shapes.
+    erasing: whether any member erases.
+    l2_sp: whether any member is pulled to the start.
+    count: members side by side.
+  """
+  tx = settings.build_tx(config)
+  step = finetune.make_step(
+    model,
+    tx,
+    functools.partial(augment, erasing),
+    loss=config.loss,
+    frozen=config.freeze,
+    decay=config.decay,
+    accumulate=config.accumulate,
+    sam=config.hyper.sam_rho > 0,
+    l2_sp=l2_sp,
+  )
+
+  def begin(params):
+    state = finetune.init_state(
+      params, tx, frozen=config.freeze, num_ema=len(config.hyper.ema)
+    )
+    if count > 1:
+      state = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape)), state
+      )
+    return state
+
+  def ready(hyper, seed):
+    make = jax.vmap(jax.random.key) if count > 1 else jax.random.key
+    return hyper, make(seed)
+
+  shapes = jax.eval_shape(begin, params)
+  if count > 1:
+    step = side_by_side(step, mesh)
+    places = jax.tree.map(lambda _: sharding.along(mesh, "member"), shapes)
+  else:
+    places = sharding.of_state(
+      mesh,
+      shapes,
+      params,
+      settings.sharding_rules(config),
+      fsdp_min_size=config.sharding.fsdp_min_size,
+    )
+  everywhere = sharding.replicated(mesh)
+  return Compiled(
+    step=jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere)),
+    begin=jax.jit(begin, out_shardings=places),
+    ready=jax.jit(ready, out_shardings=everywhere),
+    shapes=shapes,
+    places=places,
+  )
+
+
+def side_by_side(step, mesh):
+  """Runs a step for several members; those at their end stay as they are.
+
+  Members are split over the devices first. Then an accelerator takes its share
+  in one go; for a CPU, whose kernels are no faster on many small matrices, one
+  after another is better.
+  """
+
+  def share(state, images, labels, keys, hyper, start):
+    members = state, images, labels, keys, hyper
+    if mesh.devices.flat[0].platform == "cpu":
+      return jax.lax.map(lambda one: step(*one, start), members)
+    return jax.vmap(lambda *one: step(*one, start))(*members)
+
+  members, everywhere = PartitionSpec("member"), PartitionSpec()
+  mapped = jax.shard_map(
+    share,
+    mesh=mesh,
+    in_specs=(*[members] * 5, everywhere),
+    out_specs=members,
+    axis_names={"member"},
+    check_vma=False,
+  )
+
+  def together(state, images, labels, keys, hyper, start):
+    moved, metrics = mapped(state, images, labels, keys, hyper, start)
+    going = state.step < hyper.total_steps
+
+    def choose(new, old):
+      return jnp.where(going.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, moved, state), metrics
+
+  return together
+
+
+@jax.jit
+def select(state: PyTree, k: jax.typing.ArrayLike) -> PyTree:
+  """Returns the state of one of several members."""
+  return jax.tree.map(
+    lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), state
+  )
+
+
+def augment(erasing, key, images, targets, hyper):
+  """Erasing, mixup and CutMix; with both of the last, one of them a batch."""
+  key_erase, key_coin, key_mixup, key_cutmix = jax.random.split(key, 4)
+  if erasing:
+    images = ops.random_erasing(key_erase, images, hyper.erasing)
+  both = (hyper.mixup > 0) & (hyper.cutmix > 0)
+  coin = jax.random.bernoulli(key_coin)
+  mixup = jnp.where(both & coin, 0.0, hyper.mixup)
+  cutmix = jnp.where(both & ~coin, 0.0, hyper.cutmix)
+  images, targets = ops.mixup(key_mixup, images, targets, mixup)
+  return ops.cutmix(key_cutmix, images, targets, cutmix)
+
+
+@contextlib.contextmanager
+def memory_advice(config) -> Iterator[None]:
+  """Says what to lower when a device runs out of memory.
+
+  Raises:
+    ValueError: instead of JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e) and "ut of memory" not in str(e):
+      raise
+    raise ValueError(
+      "The devices are out of memory. In order of cost: raise accumulate (now "
+      f"{config.accumulate}), which changes no numbers; set "
+      "model.remat_policy='nothing_saveable' and model.scan=True; "
+      "sharding.preset='fsdp' on several devices; model.dtype_mm='bfloat16'; "
+      f"fewer moving averages (now {len(config.hyper.ema)}); lower population "
+      f"(now {config.population}) or data.batch_size (now "
+      f"{config.data.batch_size}). --dry_run shows the bytes of the state."
+    ) from e

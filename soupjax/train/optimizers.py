@@ -1,0 +1,181 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Directions to step in: AdamW, SGD and Adafactor, and what scales them.
+
+These transformations know no learning rate and no weight decay: the step takes
+both from a `Hyper`, so that a sweep over them compiles once.
+"""
+
+from collections.abc import Sequence
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from soupjax.soups import tree
+
+PyTree = Any
+
+
+def make(
+  name: str, *, clip_norm: float = 0.0, **options: Any
+) -> optax.GradientTransformation:
+  """Makes the transformation from gradients to a direction.
+
+  Args:
+    name: "adamw", "sgd" or "adafactor".
+    clip_norm: largest global norm of a gradient; 0 does not clip.
+    **options: of `adamw`, `sgd` or `adafactor`.
+
+  Raises:
+    ValueError: if there is no such optimizer, or an option does not fit.
+  """
+  makers = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor}
+  if name not in makers:
+    raise ValueError(f"optimizer={name!r} is none of {', '.join(makers)}.")
+  if not clip_norm >= 0:
+    raise ValueError(f"clip_norm must be 0 (off) or above, got {clip_norm}.")
+  try:
+    scale = makers[name](**options)
+  except TypeError as e:
+    raise ValueError(f"The options {options} do not fit {name}: {e}.") from e
+  if not clip_norm:
+    return scale
+  return optax.chain(optax.clip_by_global_norm(clip_norm), scale)
+
+
+def _adamw(b1=0.9, b2=0.999, eps=1e-8, momentum_dtype="float32"):
+  return optax.scale_by_adam(
+    b1=b1, b2=b2, eps=eps, mu_dtype=jnp.dtype(momentum_dtype)
+  )
+
+
+def _sgd(momentum=0.9, nesterov=False, momentum_dtype="float32"):
+  return optax.trace(
+    momentum, nesterov, accumulator_dtype=jnp.dtype(momentum_dtype)
+  )
+
+
+def _adafactor(
+  momentum=0.9,
+  momentum_dtype="bfloat16",
+  decay_exponent=0.8,
+  b2_cap=0.999,
+  clip_block_rms=0.0,
+  min_dim_size_to_factor=32,
+):
+  """Adafactor as in arXiv 2106.04560, section 3.4, and in big_vision.
+
+  The second moment of a matrix is kept as a row and a column; the first moment
+  in half precision. Parameters do not scale the update.
+  """
+
+  def decay(step, exponent):
+    t = jnp.asarray(step, jnp.float32) + 1
+    return jnp.minimum(b2_cap, 1 - t**-exponent)
+
+  parts = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_exponent,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      decay_rate_fn=decay,
+    )
+  ]
+  if clip_block_rms:
+    parts.append(optax.clip_by_block_rms(clip_block_rms))
+  if momentum:
+    parts.append(
+      optax.ema(
+        momentum, debias=False, accumulator_dtype=jnp.dtype(momentum_dtype)
+      )
+    )
+  return optax.chain(*parts)
+
+
+def split(params: PyTree, frozen: Sequence[str]) -> tuple[PyTree, PyTree]:
+  """Parts a tree into what is trained and what is frozen.
+
+  Args:
+    params: any pytree of arrays.
+    frozen: leaves in whose name one of these regular expressions is found are
+      frozen.
+
+  Returns:
+    Two trees like `params`, with None for the leaves of the other; see `join`.
+
+  Raises:
+    ValueError: if an expression is found nowhere, or nothing is left to train.
+  """
+  leaves, treedef = tree.flatten(params)
+  for pattern in frozen:
+    if not any(re.search(pattern, name) for name in leaves):
+      raise ValueError(
+        f"freeze={pattern!r} is found in no leaf; names look like "
+        f"{next(iter(leaves))!r}."
+      )
+  held = [any(re.search(p, name) for p in frozen) for name in leaves]
+  if all(held):
+    raise ValueError(f"freeze={list(frozen)} leaves nothing to train.")
+  values = list(leaves.values())
+  return (
+    treedef.unflatten([None if h else v for h, v in zip(held, values)]),
+    treedef.unflatten([v if h else None for h, v in zip(held, values)]),
+  )
+
+
+def join(trained: PyTree, frozen: PyTree) -> PyTree:
+  """Puts the two trees of `split` together."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a,
+    trained,
+    frozen,
+    is_leaf=lambda x: x is None,
+  )
+
+
+def matches(params: PyTree, pattern: str) -> PyTree:
+  """Marks the leaves in whose name a regular expression is found."""
+  leaves, treedef = tree.flatten(params)
+  return treedef.unflatten([bool(re.search(pattern, n)) for n in leaves])
+
+
+_NUMBERED = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock|block)_(\d+)/")
+_STACKED = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock|block)/")
+_FIRST = re.compile(r"(?:^|/)(?:embedding|pos_embedding|cls|stem)(?:/|$)")
+
+
+def layer_powers(params: PyTree) -> PyTree:
+  """How many layers each leaf is below the head, for layer-wise decay.
+
+  Blocks are told by names like "encoderblock_3"; a leaf of scanned blocks
+  ("encoderblock") has one number a layer. Embeddings are below the first block,
+  all else is level with the head, as in arXiv 2106.08254 (BEiT), A.2.
+
+  Args:
+    params: any pytree of arrays.
+
+  Returns:
+    A tree of numpy arrays that broadcast against the leaves.
+  """
+  leaves, treedef = tree.flatten(params)
+  found = {n: m for n in leaves if (m := _NUMBERED.search(n))}
+  stacked = {n for n in leaves if n not in found and _STACKED.search(n)}
+  depth = max(
+    [int(m.group(1)) + 1 for m in found.values()]
+    + [leaves[n].shape[0] for n in stacked],
+    default=0,
+  )
+  powers = []
+  for name, leaf in leaves.items():
+    if name in found:
+      power = np.asarray(depth - int(found[name].group(1)))
+    elif name in stacked:
+      power = depth - np.arange(depth)
+      power = power.reshape(-1, *[1] * (len(leaf.shape) - 1))
+    else:
+      power = np.asarray(depth + 1 if _FIRST.search(name) else 0)
+    powers.append(power.astype(np.float32))
+  return treedef.unflatten(powers)

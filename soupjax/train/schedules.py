@@ -1,0 +1,62 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates over time, with everything a sweep varies as traced values."""
+
+import jax
+import jax.numpy as jnp
+
+from soupjax.train import optim
+
+# A schedule is a traced number, so that a sweep over them compiles once.
+NAMES = ("cosine", "rsqrt", "linear", "constant")
+
+
+def index(name: str) -> int:
+  """Returns the number of a schedule.
+
+  Raises:
+    ValueError: if there is no such schedule.
+  """
+  if name not in NAMES:
+    raise ValueError(f"schedule={name!r} is none of {', '.join(NAMES)}.")
+  return NAMES.index(name)
+
+
+def learning_rate(
+  step: jax.typing.ArrayLike,
+  *,
+  schedule: jax.typing.ArrayLike,
+  peak: jax.typing.ArrayLike,
+  total_steps: jax.typing.ArrayLike,
+  warmup_steps: jax.typing.ArrayLike,
+  cooldown_steps: jax.typing.ArrayLike = 0,
+) -> jax.Array:
+  """Linear warmup, then one of `NAMES`, then a linear cooldown to 0.
+
+  Args:
+    step: from 0; the first step already has a rate above 0.
+    schedule: from `index`. "cosine" and "linear" fall to 0 at the end; "rsqrt"
+      falls as 1 / sqrt(step) from the end of the warmup on, whatever the total
+      (arXiv 2106.04560, section 3.5); "constant" stays.
+    peak: the highest rate.
+    total_steps: where the schedule ends.
+    warmup_steps: where it begins; 0 for none.
+    cooldown_steps: the rate goes to 0 over that many last steps; 0 for none.
+
+  Returns:
+    The rate, a float32 scalar.
+  """
+  step = jnp.asarray(step, jnp.float32)
+  cosine = optim.warmup_cosine(
+    step, peak=1.0, total_steps=total_steps, warmup_steps=warmup_steps
+  )
+  span = jnp.maximum(total_steps - warmup_steps, 1)
+  done = jnp.clip((step - warmup_steps) / span, 0, 1)
+  # Without a warmup there is no scale of time to fall over: take 1 step.
+  scale = jnp.maximum(warmup_steps, 1)
+  rsqrt = jnp.sqrt(scale / jnp.maximum(step + 1, scale))
+  warm = jnp.minimum((step + 1) / scale, 1)
+  rates = jnp.stack([cosine, warm * rsqrt, warm * (1 - done), warm])
+  left = jnp.clip((total_steps - step) / jnp.maximum(cooldown_steps, 1), 0, 1)
+  cool = jnp.where(cooldown_steps > 0, left, 1.0)
+  return peak * cool * rates[schedule]

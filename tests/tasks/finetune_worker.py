@@ -1,0 +1,46 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""One of several processes of `finetune_processes_test`; no test by itself."""
+
+import os
+import sys
+
+import jax
+
+
+def main(workdir: str, stop: str) -> None:
+  """Trains a run under FSDP; exits at step `stop`, as a kill would."""
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", 2)
+  jax.config.update("jax_disable_most_optimizations", True)
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.distributed.initialize(
+    os.environ["ADDRESS"],
+    num_processes=int(os.environ["COUNT"]),
+    process_id=int(os.environ["INDEX"]),
+  )
+  from finetuning import SMALL, small
+
+  from soupjax.checkpoints import train_state
+  from soupjax.tasks import finetune_sweep
+
+  save = train_state.StateSaver.save
+
+  def save_and_stop(self, step, *rest):
+    save(self, step, *rest)
+    if step == int(stop):
+      self.wait()
+      from soupjax.checkpoints import processes
+
+      processes.barrier("stop")
+      os._exit(0)
+
+  train_state.StateSaver.save = save_and_stop
+  assert SMALL["checkpoint"] == "5steps"
+  finetune_sweep.run(
+    small(**{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}), workdir
+  )
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
