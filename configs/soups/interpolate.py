@@ -18,4 +18,5 @@ def get_config(arg=None):
   del arg
   config = mix.default_config()
   config.rule = "interpolate"
+  config.alpha = 0.5
   return config.lock()

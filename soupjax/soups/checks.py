@@ -33,6 +33,46 @@ def as_number(value: Any) -> float | None:
   return array.item() if array is not None and array.size == 1 else None
 
 
+def has_bool(value: Any) -> bool:
+  """Whether it is a boolean, or has one in it: 1 and 0 to numpy."""
+  if isinstance(value, list | tuple):
+    return any(has_bool(one) for one in value)
+  return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
+
+
+def real(name: str, value: Any) -> float:
+  """Returns a finite number as a float; unlike `number` takes no boolean.
+
+  Raises:
+    ValueError: that names it.
+  """
+  found = None if has_bool(value) else as_number(value)
+  if found is None or not math.isfinite(found):
+    raise ValueError(f"{name} must be a finite number, got {value!r:.80}.")
+  return found
+
+
+def flag(name: str, value: Any) -> bool:
+  """Returns a boolean, or raises a ValueError: "false" and 0 are none."""
+  if not isinstance(value, bool | np.bool_):
+    raise ValueError(f"{name} must be True or False, got {value!r:.80}.")
+  return bool(value)
+
+
+def whole(name: str, value: Any) -> int:
+  """Returns a whole number, of any sign, as an int.
+
+  Raises:
+    ValueError: if it is something else, such as 1.5 or True.
+  """
+  try:
+    if not has_bool(value):
+      return operator.index(value)
+  except TypeError:
+    pass
+  raise ValueError(f"{name} must be a whole number, got {value!r:.80}.")
+
+
 def number(
   name: str,
   value: Any,

@@ -53,13 +53,18 @@ class Layout:
 
 def make_layout(specs, granularity, layer_of, stacked) -> Layout:
   """Gives every float leaf its coefficients; see `learned_soup`."""
+  floats = [leaf for leaf, spec in specs.items() if tree.is_float(spec)]
+  patterns = [] if stacked is None else [stacked]
+  stacks = {
+    x for _, new in tree.matches("stacked", patterns, floats) for x in new
+  }
   groups: dict[str, int] = {}
   slot_groups, leaves = [], []
   for leaf, spec in specs.items():
     if not tree.is_float(spec):
       leaves.append(None)
       continue
-    found = stacked is not None and re.search(stacked, leaf)
+    found = leaf in stacks and re.search(stacked, leaf)
     is_stack = found and granularity != "model" and spec.shape
     if granularity != "layer":
       name = {"model": "model", "tensor": leaf}[granularity]

@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from soupjax.soups import boxes, tree
+from soupjax.soups import boxes, random_bits, tree
 
 
 def _by_rule(ingredients, actions):
@@ -19,12 +19,27 @@ def _by_rule(ingredients, actions):
   }
 
 
-def values(rule, ingredients, actions):
+def every(models):
+  """Specs of all leaves of some models, in the order of their names."""
+  found = {}
+  for one in models:
+    found = {**one.specs, **found}
+  return dict(sorted(found.items()))
+
+
+def values(rule, ingredients, base, actions):
   """The numbers of a rule that go by leaf, from metadata alone."""
-  if rule.leaf_values is None:
-    return {}
   leaves = _by_rule(ingredients, actions)
-  return rule.leaf_values(leaves, len(ingredients)) if leaves else {}
+  found = {leaf: {} for leaf in leaves}
+  if rule.leaf_values is not None and leaves:
+    models = [*ingredients, *([] if base is None else [base])]
+    found |= rule.leaf_values(leaves, len(ingredients), every(models))
+  if rule.seed is not None:
+    names = [one.name for one in ingredients]
+    for leaf in leaves:
+      drawn = {"keys": random_bits.keys(rule.seed, leaf, names)}
+      found[leaf] = {**found.get(leaf, {}), **drawn}
+  return found
 
 
 def check_extra(rule, ingredients, actions):
@@ -60,6 +75,29 @@ def check_extra(rule, ingredients, actions):
       + tree.listed(problems)
     )
   return set(wanted)
+
+
+def check_numbers(rule, statistics, leaf, row):
+  """Raises if statistics of a leaf are not finite, or smaller than they may be.
+
+  Args:
+    rule: that wants them.
+    statistics: the Ingredient they were read from.
+    leaf: its name.
+    row: the numbers, or some of them.
+  """
+  if not row.size:
+    return
+  low, high, least = row.min(), row.max(), rule.extra_least
+  finite = np.isfinite(low) and np.isfinite(high)
+  if finite and (least is None or low >= least):
+    return
+  bad = low if finite else row[~np.isfinite(row)][0]
+  must = "be finite" + ("" if least is None else f" and at least {least:g}")
+  raise ValueError(
+    f"The statistics {statistics.name!r} for the rule {rule.name!r} have {bad} "
+    f"in leaf {leaf!r}; they must {must}. Estimate them again."
+  )
 
 
 def places(specs, pieces, out: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import boxes
+from soupjax.soups import boxes, leafwise
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import storage_of
 
@@ -52,6 +52,7 @@ class Sweep:
 
   Attributes:
     specs: leaf -> shape and dtype, in alphabetical order.
+    every: the same of all leaves of the models, also those it does not merge.
     count: the number of ingredients.
     bytes_read: of weights, so far, by this process.
   """
@@ -64,6 +65,8 @@ class Sweep:
     self.specs: Mapping[str, jax.ShapeDtypeStruct] = {
       leaf: plan.sources[0].specs[leaf] for leaf in sorted(found)
     }
+    models = plan.count + (plan.base is not None)
+    self.every = leafwise.every(plan.sources[:models])
     self.count = plan.count
     self.bytes_read = 0
     self._lock = threading.Lock()

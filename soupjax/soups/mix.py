@@ -269,6 +269,7 @@ class _Work:
       extra = buffer.array("extra", shape, float32)
       for row, k in zip(extra, group.extra):
         self._fill(k, block, row, buffer)
+        leafwise.check_numbers(self.plan.rule, self.plan.sources[k], leaf, row)
       return extra
     shape = self.plan.sources[group.extra[0]].specs[leaf].shape
     whole = (leaf, boxes.whole(shape))
@@ -276,6 +277,7 @@ class _Work:
     extra = buffer.array("extra", (len(group.extra), *shape), float32)
     for row, k in zip(extra, group.extra):
       self._fill(k, block, row.reshape(-1), buffer)
+      leafwise.check_numbers(self.plan.rule, self.plan.sources[k], leaf, row)
     return extra
 
   def _fill(self, k, block, row, buffer):

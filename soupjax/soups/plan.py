@@ -119,7 +119,7 @@ def make(
   if rule.weights is not None:
     actions = {k: rule.weights if a is None else a for k, a in actions.items()}
   selection.check(ingredients, base, rule.needs_base, actions)
-  leaf_values = leafwise.values(rule, ingredients, actions)
+  leaf_values = leafwise.values(rule, ingredients, base, actions)
   extra = leafwise.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else _float_dtype(dtype)
   maker = group_lib.GroupMaker(

@@ -7,6 +7,7 @@ Every element has its own number, made from its place in the leaf by Threefry
 cannot matter.
 """
 
+from collections.abc import Sequence
 import hashlib
 
 import jax
@@ -16,19 +17,19 @@ import numpy as np
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-def keys(seed: int, leaf: str, count: int) -> np.ndarray:
-  """Returns a key for every ingredient, (count, 2) uint32.
+def keys(seed: int, leaf: str, names: Sequence[str]) -> np.ndarray:
+  """Returns a key for every ingredient, (K, 2) uint32.
 
   Args:
     seed: of the rule.
     leaf: its name.
-    count: the number of ingredients; they are told apart by their position.
+    names: of the ingredients; their order does not matter.
   """
   digests = [
-    hashlib.sha256(f"{seed}\0{leaf}\0{k}".encode()).digest()[:8]
-    for k in range(count)
+    hashlib.sha256(f"{seed}\0{leaf}\0{name}".encode()).digest()[:8]
+    for name in names
   ]
-  return np.frombuffer(b"".join(digests), "<u4").reshape(count, 2)
+  return np.frombuffer(b"".join(digests), "<u4").reshape(len(names), 2)
 
 
 def threefry(key: jax.Array, place: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
-from soupjax.checkpoints import stream
+from soupjax.checkpoints import find, stream
 from soupjax.soups import plan, rules
 
 # Those of `soupjax.rules` that take their arguments from `config.arguments`.
@@ -41,8 +42,13 @@ def default_config() -> ml_collections.ConfigDict:
   c.base = ""
   c.out = ""
   c.weights = ()  # For rule "weighted".
-  c.alpha = 0.5  # For rule "interpolate".
-  c.arguments = ""  # For all other rules, as JSON: '{"density": 0.2}'.
+  # Instead of weights: "uniform", "linear", "minus-sqrt" or "ema", for
+  # checkpoints of one run, oldest first; `arguments` are those of
+  # `rules.schedule`: '{"last": 5}'.
+  c.schedule = ""
+  c.alpha = config_dict.placeholder(float)  # For rule "interpolate".
+  # For `schedule` and all other rules, as JSON: '{"density": 0.2}'.
+  c.arguments = ""
   # Pairs of a regular expression and "keep", "skip", a number or K numbers.
   c.select = ()
   c.dtype = ""
@@ -57,38 +63,62 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
-def rule_of(config: ml_collections.ConfigDict) -> rules.Rule:
+def rule_of(config: ml_collections.ConfigDict, count: int) -> rules.Rule:
   """Makes the rule that a config names.
 
+  Args:
+    config: with the keys of `default_config`.
+    count: of the ingredients.
+
   Raises:
-    ValueError: if there is no such rule, or its numbers make no sense.
+    ValueError: if there is no such rule, its numbers make no sense, or one of
+      the settings is set that it does not use.
   """
+  used = {"uniform": set(), "interpolate": {"alpha"}}
+  used["weighted"] = (
+    {"schedule", "arguments"} if config.schedule else {"weights"}
+  )
+  used |= {name: {"arguments"} for name in NAMED}
+  if config.rule not in used:
+    raise ValueError(
+      f"rule={config.rule!r} is none of {', '.join(map(repr, used))}."
+    )
+  for key in ("weights", "schedule", "alpha", "arguments"):
+    unset = config[key] is None or config[key] in ("", ())
+    if not unset and key not in used[config.rule]:
+      takes = " and ".join(sorted(used[config.rule])) or "no settings"
+      raise ValueError(
+        f"--config.{key}={config[key]!r} would be ignored: the rule "
+        f"{config.rule!r} takes {takes} here."
+      )
   if config.rule == "uniform":
     return rules.linear()
+  if config.rule == "weighted" and config.schedule:
+    weights = _called(
+      rules.schedule, config.arguments, kind=config.schedule, count=count
+    )
+    return rules.linear(weights)
   if config.rule == "weighted":
     if not config.weights:
       raise ValueError(
-        "rule='weighted' needs --config.weights, one number an ingredient."
+        "rule='weighted' needs --config.weights, one number an ingredient, or "
+        "--config.schedule."
       )
     return rules.linear(list(config.weights))
   if config.rule == "interpolate":
-    return rules.lerp(config.alpha)
-  if config.rule in NAMED:
-    return _named(config.rule, config.arguments)
-  raise ValueError(
-    f"rule={config.rule!r} is none of 'uniform', 'weighted', 'interpolate', "
-    f"{', '.join(map(repr, NAMED))}."
-  )
+    return rules.lerp(0.5 if config.alpha is None else config.alpha)
+  return _called(getattr(rules, config.rule), config.arguments)
 
 
-def _named(name, text):
-  make = getattr(rules, name)
+def _called(make, text, **more):
+  """Calls a function with arguments in JSON, and more."""
+  name = make.__name__
   try:
-    arguments = json.loads(text or "{}")
+    arguments = {**json.loads(text or "{}"), **more}
     inspect.signature(make).bind(**arguments)
   except (json.JSONDecodeError, TypeError) as e:
     raise ValueError(
-      f"arguments={text!r} do not fit the rule {name}"
+      f"arguments={text!r} do not fit {name}"
       f"{inspect.signature(make)}: {e}. Write them as JSON, "
       "as '{\"scale\": 0.3}'."
     ) from e
@@ -128,13 +158,12 @@ def mix(
     key: config[key]
     for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
   }
+  ingredients = find.find_ingredients(
+    [p.strip() for p in str(config.ingredients).split(",") if p.strip()]
+  )
   mixed = stream.mix(
-    rule_of(config),
-    [
-      part.strip()
-      for part in str(config.ingredients).split(",")
-      if part.strip()
-    ],
+    rule_of(config, len(ingredients)),
+    ingredients,
     out=config.out,
     select={regex: action for regex, action in config.select},
     dry_run=dry_run,

@@ -18,7 +18,7 @@ def test_the_first_expression_counts():
 
 def test_depth():
   leaves = [
-    "Transformer/encoderblock_0/LayerNorm_1/scale",
+    "Transformer/encoderblock_0/MlpBlock_0/kernel",
     "Transformer/encoderblock_2/MlpBlock_0/kernel",
     "Transformer/encoderblock_10/MlpBlock_0/kernel",
     "Transformer/encoder_norm/scale",
@@ -47,6 +47,12 @@ def test_depth():
     ([1.0, float("inf")], "a must be"),
     ({"z": 1.0}, "'z' in a matches no leaf"),
     ([1.0, 2.0], "numbered layer"),
+    (True, "a must be"),
+    ("1", "a must be"),
+    ([0.1, True], "a must be"),
+    (["0.1", "0.2"], "a must be"),
+    ({"x": True, "": 1}, r"a\['x'\] must be"),
+    ({"x": [0.1, 0.9], "": 0.5}, r"a\['x'\] must be"),
   ],
 )
 def test_bad_coefficients(value, text):

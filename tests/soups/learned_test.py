@@ -280,6 +280,8 @@ def test_layer_of(leaf, layer):
     ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
     ({"learning_rate": np.nan}, "learning_rate must be positive, got nan"),
     ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
+    ({"stacked": "zzz"}, "'zzz' in stacked matches no leaf"),
+    ({"stacked": "blocks/("}, "in stacked is no regular expression"),
   ],
 )
 def test_refuses_arguments(arguments, message):

@@ -126,6 +126,36 @@ def test_mergekit_breadcrumbs(tmp_path, elect):
   check(theirs, sj.rules.breadcrumbs(0.4, 0.1, weights=WEIGHTS, elect=elect))
 
 
+@pytest.mark.parametrize("elect", [False, True])
+def test_mergekit_della(tmp_path, elect):
+  # Means over many equal rows: the random numbers are others.
+  rng = np.random.default_rng(0)
+  rows = rng.normal(size=(3, 1, 8)).astype("f")
+  base = {"matrix": np.zeros((200_000, 8), "f")}
+  trees = [{"matrix": base["matrix"] + row} for row in rows]
+  theirs = mergekit(
+    tmp_path,
+    "della" if elect else "della_linear",
+    trees,
+    base=base,
+    each=each(density=0.5, epsilon=0.3),
+    normalize=elect,
+    rescale=True,
+  )["matrix"]
+  rule = sj.rules.della(
+    0.5, 0.3, weights=WEIGHTS, elect=elect, compat="mergekit"
+  )
+  ours = sj.mix(
+    rule,
+    [sj.Ingredient.from_params(f"m{k}", one) for k, one in enumerate(trees)],
+    base=sj.Ingredient.from_params("base", base),
+  ).params["matrix"]
+  for statistic in (np.mean, np.std, lambda x, axis: (x != 0).mean(axis)):
+    np.testing.assert_allclose(
+      statistic(ours, 0), statistic(theirs, 0), rtol=0, atol=0.015
+    )
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_mergekit_model_stock(tmp_path, count):
   theirs = mergekit(tmp_path, "model_stock", TREES[:count], base=BASE)

@@ -49,6 +49,36 @@ def test_weighted(folder):
   assert found["head"].tolist() == [1.5] * 2
 
 
+def test_schedule(folder):
+  found = run(folder, "weighted", schedule="linear")
+  assert np.allclose(found["head"], (1 + 2 * 3) / 3)
+  again = {"overwrite": True, "schedule": "ema"}
+  found = run(folder, "weighted", arguments='{"decay": 0.25}', **again)
+  assert np.allclose(found["head"], 0.25 * 1 + 0.75 * 3)
+  with pytest.raises(ValueError, match="last 3 of 2"):
+    run(folder, "weighted", schedule="linear", arguments='{"last": 3}')
+
+
+@pytest.mark.parametrize(
+  "name,settings,text",
+  [
+    ("merge:linear", {"weights": (1.0, 2.0)}, "'linear' takes arguments here"),
+    ("uniform", {"weights": (1.0, 2.0)}, "weights=.*takes no settings"),
+    ("uniform", {"arguments": "{}"}, "arguments=.*takes no settings"),
+    ("uniform", {"schedule": "ema"}, "schedule=.*takes no settings"),
+    ("weighted", {"weights": (1.0, 2.0), "alpha": 0.5}, "alpha=0.5 would"),
+    ("weighted", {"weights": (1.0, 2.0), "arguments": "{}"}, "takes weights"),
+    ("weighted", {"weights": (1.0, 2.0), "schedule": "ema"}, "weights=.*and"),
+    ("interpolate", {"weights": (1.0, 2.0)}, "takes alpha here"),
+    ("merge:lerp", {"alpha": 0.2}, "alpha=0.2 would be ignored"),
+  ],
+)
+def test_nothing_is_ignored(folder, name, settings, text):
+  with pytest.raises(ValueError, match=text):
+    run(folder, name, base=str(folder / "m0.safetensors"), **settings)
+  assert not (folder / "soup.npz").exists()
+
+
 def test_interpolate_and_the_other_settings(folder):
   found = run(
     folder,

@@ -45,6 +45,7 @@ def task_arithmetic(
   Raises:
     ValueError: if a number is not finite.
   """
+  weights = rule_base.check_weights(weights)
 
   def numbers(scale, count):
     return delta_values(rule_base.per_model(weights, count), scale)
@@ -57,7 +58,7 @@ def task_arithmetic(
     leaf_values=leaf_values,
     settings={
       "scale": coefficients.check("scale", scale),
-      **({} if weights is None else {"weights": list(map(float, weights))}),
+      **({} if weights is None else {"weights": weights}),
     },
     needs_base=True,
   )

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from soupjax.soups import checks
+
 Values = Mapping[str, Any]
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -27,8 +29,9 @@ class Rule:
     values: `values(count)` returns the numbers that go with `count`
       ingredients: a dict of arrays. They are traced, so that other numbers
       need no new compilation. Raises if it cannot merge so many.
-    leaf_values: `leaf_values(specs, count)` returns more numbers for each of
-      the leaves that are merged, from names and shapes alone.
+    leaf_values: `leaf_values(specs, count, every)` returns more numbers for
+      each of the leaves that are merged, from names and shapes alone; `every`
+      has the specs of all leaves, also of those that are kept or left out.
     measure: `measure(sweep)` returns more numbers for each of the leaves, from
       a first pass over the weights; see `soupjax.soups.measure.Sweep`. They
       come to `combine` in the same dict.
@@ -38,8 +41,12 @@ class Rule:
     extra_shape: `extra_shape(leaf, spec)` returns the shape that `extra` must
       have for a leaf, None where it plays no part.
     extra_optional: whether `extra` may lack a leaf, in all of it.
+    extra_least: what no number in `extra` may be below.
     indexed: whether `combine` wants `values["index"]`, (2, n) uint32: low and
       high word of the place of every element in its leaf, row-major.
+    seed: of random rules; `values["keys"]`, (K, 2) uint32, are then random
+      keys made from it, from the name of the leaf and from those of the
+      ingredients.
     whole: whether `combine` must see whole leaves, in their own shape.
     weights: of a weighted mean, one an ingredient; those of weight 0 are not
       read.
@@ -50,12 +57,14 @@ class Rule:
   name: str
   combine: Callable[[Any, jax.Array | None, Values], jax.Array]
   values: Callable[[int], Values]
-  leaf_values: Callable[[Specs, int], Mapping[str, Values]] | None = None
+  leaf_values: Callable[[Specs, int, Specs], Mapping[str, Values]] | None = None
   measure: Callable[[Any], Mapping[str, Values]] | None = None
   extra: Sequence[Any] = ()
   extra_shape: Callable[[str, Any], tuple[int, ...] | None] | None = None
   extra_optional: bool = False
+  extra_least: float | None = None
   indexed: bool = False
+  seed: int | None = None
   whole: bool = False
   weights: tuple[float, ...] | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,23 +74,17 @@ class Rule:
   def by_leaf(self) -> bool:
     """Whether leaves differ in their numbers, and cannot share a block."""
     by_numbers = self.leaf_values or self.measure
-    return bool(by_numbers or self.extra or self.indexed or self.whole)
+    drawn = self.indexed or self.seed is not None
+    return bool(by_numbers or self.extra or drawn or self.whole)
 
 
-def check_number(name: str, value: Any) -> float:
-  """Returns a finite float, or raises a ValueError that names it."""
-  try:
-    number = float(value)
-  except (TypeError, ValueError):
-    number = float("nan")
-  if not np.isfinite(number):
-    raise ValueError(f"{name} must be a finite number, got {value!r}.")
-  return number
+# Of a finite float, or a ValueError that names it.
+check_number = checks.real
 
 
 def check_share(name: str, value: Any, *, zero: bool = False) -> float:
   """Returns a float in (0, 1], or [0, 1] if `zero`; else raises."""
-  number = check_number(name, value)
+  number = checks.real(name, value)
   if not (0 <= number <= 1) or (number == 0 and not zero):
     raise ValueError(
       f"{name} is the share of elements, in {'[' if zero else '('}0, 1], got "
@@ -96,6 +99,23 @@ def check_count(rule: str, count: int, least: int) -> None:
     raise ValueError(
       f"The rule {rule!r} needs at least {least} ingredients, got {count}."
     )
+
+
+def check_weights(weights: Sequence[float] | None) -> list[float] | None:
+  """Returns the argument `weights` of a rule as floats, None if it is None.
+
+  Raises:
+    ValueError: if it is no flat sequence of finite numbers.
+  """
+  if weights is None:
+    return None
+  array = None if checks.has_bool(weights) else checks.numbers(weights)
+  if array is None or array.ndim != 1 or not np.isfinite(array).all():
+    raise ValueError(
+      "weights must be a flat sequence of finite numbers, one an ingredient, "
+      f"got {weights!r:.80}."
+    )
+  return array.tolist()
 
 
 def per_model(weights: Sequence[float] | None, count: int) -> np.ndarray:

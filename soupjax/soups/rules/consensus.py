@@ -46,6 +46,7 @@ def elected_mean(
   votes: jax.Array,
   weights: jax.Array,
   values,
+  sizes: jax.Array | None = None,
 ) -> jax.Array:
   """`base + scale *` the mean of deltas that agree with the elected sign.
 
@@ -56,11 +57,13 @@ def elected_mean(
     weights: (K,) what each counts in the mean.
     values: with `scale`; `zero_sign`, the sign where votes cancel; and
       `by_count`, whether to divide by the number that agree, or else by the sum
-      of their weights.
+      of their sizes.
+    sizes: (K,) None takes the weights.
   """
   high, low = weighted_sum(leaves, base, votes)
   sign = jnp.sign(high + low)
   sign = jnp.where(sign == 0, values["zero_sign"].astype(sign.dtype), sign)
+  sizes = weights if sizes is None else sizes
   agreed, share = [], jnp.zeros_like(sign)
   for k, leaf in enumerate(leaves):
     delta = exact.wide(leaf) - exact.wide(base)
@@ -68,7 +71,7 @@ def elected_mean(
     vote = jnp.sign(delta) * jnp.sign(votes[k]).astype(delta.dtype)
     mask = (vote == sign) & (vote != 0)
     agreed.append(keep(leaf, base, mask))
-    one = jnp.where(values["by_count"], 1.0, weights[k]).astype(share.dtype)
+    one = jnp.where(values["by_count"], 1.0, sizes[k]).astype(share.dtype)
     share = share + jnp.where(mask, one, jnp.zeros_like(share))
   scale = values["scale"].astype(share.dtype) / jnp.where(share == 0, 1, share)
   total = weighted_sum(agreed, base, weights)
@@ -124,6 +127,7 @@ def ties(
     ValueError: if a number or a word makes no sense.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
   if compat not in (None, "mergekit", "peft"):
     raise ValueError(f"compat={compat!r} is none of None, 'mergekit', 'peft'.")
   scope = scope or ("model" if compat is None else "leaf")
@@ -173,7 +177,7 @@ def ties(
       "scale": coefficients.check("scale", scale),
       "scope": scope,
       "compat": compat,
-      **({} if weights is None else {"weights": list(map(float, weights))}),
+      **({} if weights is None else {"weights": weights}),
     },
     needs_base=True,
   )
@@ -220,8 +224,8 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
 
   values, by_scale = coefficients.split("scale", scale, numbers)
 
-  def leaf_values(specs, count):
-    others = by_scale(specs, count) if by_scale else {}
+  def leaf_values(specs, count, every):
+    others = by_scale(specs, count, every) if by_scale else {}
     return {
       leaf: {
         **others.get(leaf, {}),

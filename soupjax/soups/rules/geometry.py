@@ -74,13 +74,13 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
       raise ValueError(f"slerp goes between 2 ingredients, got {count}.")
     return {}
 
-  def leaf_values(specs, count):
-    del count
-    coefficients.resolve("t", t, specs)  # Raises before anything is read.
+  def leaf_values(specs, count, every):
+    del count  # Raises before anything is read.
+    coefficients.resolve("t", t, specs, every)
     return {}
 
   def measured(sweep):
-    shares = coefficients.resolve("t", t, sweep.specs)
+    shares = coefficients.resolve("t", t, sweep.specs, sweep.every)
     grams = _grams(sweep, scope, _raw)
     return {
       leaf: sum_values(slerp_weights(gram, shares[leaf]))
@@ -183,6 +183,7 @@ def geometric_median(
 def _centre(name, weights, scope, weights_of, products) -> Rule:
   """A middle of the models: their sum with weights from a Gram matrix."""
   _check_scope(scope)
+  weights = rule_base.check_weights(weights)
 
   def values(count):
     each = rule_base.per_model(weights, count)
@@ -204,7 +205,7 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
     measure=measured,
     settings={
       "scope": scope,
-      **({} if weights is None else {"weights": list(map(float, weights))}),
+      **({} if weights is None else {"weights": weights}),
     },
   )
 

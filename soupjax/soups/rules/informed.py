@@ -49,11 +49,13 @@ def fisher(
     The rule.
 
   Raises:
-    ValueError: if a number makes no sense.
+    ValueError: if a number makes no sense; when it merges, also for a Fisher
+      that is negative or not finite.
   """
   floor = rule_base.check_number("floor", floor)
   if floor <= 0:
     raise ValueError(f"floor must be positive, got {floor}.")
+  weights = rule_base.check_weights(weights)
   fishers = tuple(fishers)
   if not fishers:
     raise ValueError("The rule 'fisher' needs one Fisher tree an ingredient.")
@@ -70,9 +72,10 @@ def fisher(
     values=values,
     extra=fishers,
     extra_shape=lambda leaf, spec: tuple(spec.shape),
+    extra_least=0.0,
     settings={
       "floor": floor,
-      **({} if weights is None else {"weights": list(map(float, weights))}),
+      **({} if weights is None else {"weights": weights}),
     },
   )
 

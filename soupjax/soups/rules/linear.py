@@ -8,8 +8,9 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import coefficients, exact
+from soupjax.soups import checks, coefficients, exact
 from soupjax.soups.average import check_weights
+from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules.base import Rule, Values, check_share, per_model
 
 
@@ -72,6 +73,7 @@ def linear(
   Returns:
     The rule. It warns about negative weights when it meets the ingredients.
   """
+  checks.flag("normalize", normalize)
   if weights is None:
     if not normalize:
       raise ValueError("linear() without weights is a mean: normalize=True.")
@@ -80,7 +82,7 @@ def linear(
       combine=_uniform,
       values=lambda count: {"scale": exact.reciprocal(count)},
     )
-  weights = [float(w) for w in np.asarray(weights).reshape(-1)]
+  weights = rule_base.check_weights(weights)
   if not normalize:
     return Rule(
       name="weighted",
@@ -120,7 +122,8 @@ def schedule(
   Raises:
     ValueError: if a number or a word makes no sense.
   """
-  n = count if last is None else last
+  count = checks.count("count", count)
+  n = count if last is None else checks.whole("last", last)
   if not 1 <= n <= count:
     raise ValueError(f"Asked for the last {n} of {count} checkpoints.")
   if (kind == "ema") != (decay is not None):

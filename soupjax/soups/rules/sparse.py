@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import coefficients, exact, random_bits, statistics
+from soupjax.soups import checks, coefficients, exact, random_bits, statistics
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import consensus
 from soupjax.soups.rules.base import Rule
@@ -59,24 +59,8 @@ def _settings(scale, weights, elect, **more):
     **more,
     "scale": coefficients.check("scale", scale),
     "elect": elect,
-    **({} if weights is None else {"weights": list(map(float, weights))}),
+    **({} if weights is None else {"weights": weights}),
   }
-
-
-def _with_keys(leaf_values, seed):
-  """Adds random keys to the numbers of every leaf."""
-
-  def found(specs, count):
-    others = leaf_values(specs, count) if leaf_values else {}
-    return {
-      leaf: {
-        **others.get(leaf, {}),
-        "keys": random_bits.keys(seed, leaf, count),
-      }
-      for leaf in specs
-    }
-
-  return found
 
 
 def dare(
@@ -98,8 +82,9 @@ def dare(
     density: share of the elements that is kept on average.
     scale: as for `task_arithmetic`.
     rescale: whether to divide by the density, which keeps the expected value.
-    seed: the masks depend on it, on the leaf's name, on the position of the
-      ingredient and on the place in the leaf: not on blocks, threads or mesh.
+    seed: the masks depend on it, on the names of leaf and ingredient, and on
+      the place in the leaf: not on the order of the ingredients, blocks,
+      threads or mesh.
     weights: one number an ingredient; None is 1 for each.
     elect: merges what is left like `ties`: elects signs and takes the mean of
       those that agree, instead of the sum.
@@ -108,6 +93,10 @@ def dare(
     The rule; it needs a base.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
+  checks.flag("elect", elect)
+  checks.flag("rescale", rescale)
+  seed = checks.whole("seed", seed)
   factor = 1 / density if rescale else 1.0
   values, leaf_values = coefficients.split(
     "scale",
@@ -118,8 +107,9 @@ def dare(
     name="dare",
     combine=_dare,
     values=lambda count: {**values(count), "share": np.float32(density)},
-    leaf_values=_with_keys(leaf_values, seed),
+    leaf_values=leaf_values,
     indexed=True,
+    seed=seed,
     settings=_settings(
       scale, weights, elect, density=density, rescale=rescale, seed=seed
     ),
@@ -153,6 +143,8 @@ def breadcrumbs(
     The rule; it needs a base, and reads all weights twice more.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
+  checks.flag("elect", elect)
   gamma = rule_base.check_share("gamma", gamma, zero=True)
   if density + gamma > 1 + 1e-9:
     raise ValueError(
@@ -184,20 +176,34 @@ def breadcrumbs(
   )
 
 
+def _ranks(bits):
+  """0 for the smallest of a row, 1 for the largest; one alone is neither."""
+  if not bits.ndim or bits.shape[-1] == 1:
+    return jnp.full(bits.shape, np.float32(0.5))
+  order = jnp.argsort(jnp.argsort(bits, axis=-1), axis=-1)
+  return (order / (bits.shape[-1] - 1)).astype(np.float32)
+
+
 def _della(stack, base, values):
   leaves, each = [], []
   index = values["index"].reshape(2, *base.shape)
   for k in range(len(stack)):
-    bits = consensus.magnitude(consensus.float32_delta(stack[k], base))
-    if not bits.ndim:
-      bits = bits[None]
-    # 0 for the smallest of a row, and nearly 1 for the largest.
-    order = jnp.argsort(jnp.argsort(bits, axis=-1), axis=-1)
-    rank = (order / max(1, bits.shape[-1] - 1)).reshape(base.shape)
-    share = values["lowest"] + values["spread"] * rank.astype(np.float32)
+    delta = consensus.float32_delta(stack[k], base)
+    rank = _ranks(consensus.magnitude(delta))
+    share = values["lowest"] + values["spread"] * rank
     mask = random_bits.chosen(values["keys"][k], index, share)
     leaves.append(consensus.keep(stack[k], base, mask))
+    if "by_norm" in values:
+      # To the L1 norm that the leaf had before.
+      before = jnp.abs(delta).sum()
+      after = jnp.where(mask, jnp.abs(delta), 0).sum()
+      small = jnp.minimum(before, after) < np.float32(1e-7)
+      share = jnp.where(small, 1, after / jnp.where(small, 1, before))
     each.append(values["weights"][k] / share)
+  if "by_norm" in values and "zero_sign" in values:
+    return consensus.elected_mean(
+      leaves, base, each, each, values, sizes=values["weights"]
+    )
   return _merge(leaves, base, values, each)
 
 
@@ -209,13 +215,14 @@ def della(
   seed: int = 0,
   weights: Sequence[float] | None = None,
   elect: bool = True,
+  compat: str | None = None,
 ) -> Rule:
   """Drops at random, small changes more likely (arXiv 2406.11617).
 
   An element is kept with probability `q = density - epsilon / 2 + epsilon * r`,
   where r rises from 0 for the smallest magnitude of its row (the last axis) to
-  1 for the largest, and divided by q. Signs are elected, and the mean of those
-  that agree is taken, as in `ties`.
+  1 for the largest (1/2 in a row of one), and divided by q. Signs are elected,
+  and the mean of those that agree is taken, as in `ties`.
 
   Args:
     density: share of the elements that is kept on average.
@@ -224,37 +231,62 @@ def della(
     seed: as for `dare`.
     weights: one number an ingredient; None is 1 for each.
     elect: False takes the sum instead.
+    compat: None is the paper. With "mergekit" q goes from density - epsilon to
+      density + epsilon; what is kept is not divided by q, but scaled to the L1
+      norm that the leaf had; an election that ends even goes to the positive
+      side, and the mean is weighted. (mergekit 0.1.5: `rescale` and `normalize`
+      on, `della`; off the latter with elect=False, `della_linear`.)
 
   Returns:
     The rule; it needs a base, and holds whole leaves of all ingredients.
+
+  Raises:
+    ValueError: if a number or a word makes no sense.
   """
   density = rule_base.check_share("density", density)
+  weights = rule_base.check_weights(weights)
+  checks.flag("elect", elect)
   epsilon = rule_base.check_number("epsilon", epsilon)
-  low, high = density - epsilon / 2, density + epsilon / 2
+  seed = checks.whole("seed", seed)
+  if compat not in (None, "mergekit"):
+    raise ValueError(f"compat={compat!r} is neither None nor 'mergekit'.")
+  half = epsilon / 2 if compat is None else epsilon
+  low, high = density - half, density + half
   if epsilon < 0 or low <= 0 or high > 1:
     raise ValueError(
       f"density={density} and epsilon={epsilon} give probabilities from "
       f"{low:g} to {high:g}; they must lie in (0, 1]."
     )
-  values, leaf_values = coefficients.split(
-    "scale",
-    scale,
-    lambda one, count: {
-      **_numbers(one, count, weights, elect),
+
+  def numbers(scale, count):
+    found = _numbers(scale, count, weights, elect)
+    if elect and compat is None:
       # Weights are divided by the probabilities here.
-      **({"by_count": np.bool_(True)} if elect else {}),
-    },
-  )
-  fixed = {"lowest": np.float32(low), "spread": np.float32(epsilon)}
+      found["by_count"] = np.bool_(True)
+    elif elect:
+      found["zero_sign"] = np.float32(1)
+    return found
+
+  values, leaf_values = coefficients.split("scale", scale, numbers)
+  fixed = {"lowest": np.float32(low), "spread": np.float32(2 * half)}
+  if compat is not None:
+    fixed["by_norm"] = np.bool_(True)
   return Rule(
     name="della",
     combine=_della,
     values=lambda count: {**values(count), **fixed},
-    leaf_values=_with_keys(leaf_values, seed),
+    leaf_values=leaf_values,
     indexed=True,
+    seed=seed,
     whole=True,
     settings=_settings(
-      scale, weights, elect, density=density, epsilon=epsilon, seed=seed
+      scale,
+      weights,
+      elect,
+      density=density,
+      epsilon=epsilon,
+      seed=seed,
+      compat=compat,
     ),
     needs_base=True,
   )

@@ -7,13 +7,12 @@ mean of the task vectors to the base. Whole leaves are held, one a thread.
 """
 
 from collections.abc import Mapping
-import re
 
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import coefficients
-from soupjax.soups.rules.base import Rule, check_number
+from soupjax.soups import checks, coefficients, tree
+from soupjax.soups.rules.base import Rule
 
 
 def _deltas(stack, base):
@@ -66,13 +65,15 @@ def _iso_c(stack, base, values):
 
 
 def _spectral(name, combine, scale, rows):
-  rows = {str(k): int(check_number("rows", v)) for k, v in (rows or {}).items()}
+  rows = {
+    str(k): checks.whole(f"rows[{k!r}]", v) for k, v in (rows or {}).items()
+  }
   values, by_scale = coefficients.split(
     "scale", scale, lambda one, count: {"scale": np.float32(one)}
   )
 
-  def leaf_values(specs, count):
-    others = by_scale(specs, count) if by_scale else {}
+  def leaf_values(specs, count, every):
+    others = by_scale(specs, count, every) if by_scale else {}
     # How many axes are rows must be known when the rule is compiled; numbers
     # are not, and shapes are.
     return {
@@ -97,10 +98,8 @@ def _spectral(name, combine, scale, rows):
 def _row_axes(rows, specs):
   """Leaf -> how many leading axes are rows; 0 if it is no matrix."""
   found = {leaf: int(len(spec.shape) == 2) for leaf, spec in specs.items()}
-  for pattern, number in rows.items():
-    matched = [leaf for leaf in specs if re.search(pattern, leaf)]
-    if not matched:
-      raise ValueError(f"{pattern!r} in rows matches no leaf.")
+  for pattern, matched in tree.matches("rows", rows, list(specs)):
+    number = rows[pattern]
     for leaf in matched:
       if not 0 <= number < max(1, len(specs[leaf].shape)):
         raise ValueError(
@@ -127,8 +126,9 @@ def tsv(
     scale: as for `task_arithmetic`.
     rows: regular expression -> how many leading axes of a leaf with more than
       two are its rows, as {"(query|key|value)/kernel": 1, "out/kernel": 2} for
-      Linen's attention; 0 for leaves that are no matrices. Without it, leaves
-      with two axes are matrices, and no others.
+      Linen's attention; 0 for leaves that are no matrices; the first
+      expression that is found in a leaf's name counts. Without it, leaves with
+      two axes are matrices, and no others.
 
   Returns:
     The rule; it needs a base. Leaves that are no matrices get `base + scale *

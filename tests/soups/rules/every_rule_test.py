@@ -66,6 +66,7 @@ OTHERS = {
   "fisher": rules.fisher(FISHERS),
   "regmean": rules.regmean(GRAMS),
   "della": rules.della(0.5),
+  "della_mergekit": rules.della(0.5, compat="mergekit"),
   "sce": rules.sce(0.3),
   "tsv": rules.tsv(rows={"block_1/kernel": 2}),
   "iso_c": rules.iso_c(0.5),
@@ -75,7 +76,11 @@ RULES = {**ELEMENTWISE, **OTHERS, "slerp": rules.slerp(0.3)}
 
 def models(name):
   chosen = MODELS[:2] if name == "slerp" else MODELS
-  return [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(chosen)]
+  # As files are called: random rules go by these names.
+  return [
+    sj.Ingredient.from_params(f"m{k}.safetensors", tree)
+    for k, tree in enumerate(chosen)
+  ]
 
 
 def mix(name, **more):
@@ -113,7 +118,7 @@ def test_blocks_and_threads(name, merged):
       st.lists(st.integers(0, 7), max_size=3).map(tuple),
       st.sampled_from([np.float32, np.float16, BF16]),
     ),
-    min_size=1,
+    min_size=2,
     max_size=4,
   ),
   st.integers(1, 5000),
@@ -161,12 +166,13 @@ def test_eight_devices(name, merged):
 
 @pytest.mark.parametrize("name", RULES)
 def test_file_to_file(name, merged, tmp_path):
-  for one in (*models(name), sj.Ingredient.from_params("base", BASE)):
-    sj.save_params(tmp_path / f"{one.name}.safetensors", one.load())
+  sj.save_params(tmp_path / "base.safetensors", BASE)
+  for one in models(name):
+    sj.save_params(tmp_path / one.name, one.load())
   out = str(tmp_path / "out.npz")
   sj.mix(
     RULES[name],
-    [str(tmp_path / f"{one.name}.safetensors") for one in models(name)],
+    [str(tmp_path / one.name) for one in models(name)],
     base=tmp_path / "base.safetensors",
     out=out,
   )
@@ -245,6 +251,32 @@ def test_equal_models_are_the_base(name):
   same_models = [sj.Ingredient.from_params(f"m{k}", BASE) for k in range(3)]
   found = sj.mix(RULES[name], same_models, base=base).params
   same(found, BASE)
+
+
+@pytest.mark.parametrize("name", [n for n in RULES if n != "slerp"])
+def test_order_of_the_ingredients(name):
+  # Weights and statistics go with their ingredients.
+  make = {
+    "linear": lambda at: rules.linear(np.array([1.0, 2.0, 0.5])[at]),
+    "sum": lambda at: rules.linear(
+      np.array([1.0, 2.0, 0.5])[at], normalize=False
+    ),
+    "ties_leaf": lambda at: rules.ties(
+      0.3, [0.2, 0.9], scope="leaf", weights=np.array([1, 2, 3])[at]
+    ),
+    "ties_peft": lambda at: rules.ties(
+      0.3, compat="peft", weights=np.array([1, 2, 3])[at]
+    ),
+    "fisher": lambda at: rules.fisher([FISHERS[k] for k in at]),
+    "regmean": lambda at: rules.regmean([GRAMS[k] for k in at]),
+  }.get(name, lambda at: RULES[name])
+  base, pool = sj.Ingredient.from_params("base", BASE), models(name)
+  first, second = (
+    sj.mix(make(at), [pool[k] for k in at], base=base).params
+    for at in ([0, 1, 2], [2, 0, 1])
+  )
+  for leaf in BASE:
+    np.testing.assert_allclose(first[leaf], second[leaf], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in RULES if RULES[n].needs_base])

@@ -119,3 +119,22 @@ def test_bad_input():
     mix(rules.regmean([{"typo": np.ones((3, 3), "f")}] * 2), trees)
   with pytest.raises(ValueError, match="share"):
     rules.regmean([good], share=2)
+
+
+@pytest.mark.parametrize("value", [-1e-3, np.nan, np.inf])
+def test_fishers_that_make_no_sense(value):
+  trees = arrays(2, (3, 2))
+  good = {"w": np.ones((3, 2), "f")}
+  bad = {"w": np.array(good["w"])}
+  bad["w"][1, 1] = value
+  with pytest.raises(ValueError, match="'fisher' have .* in leaf 'w'.* least"):
+    mix(rules.fisher([good, bad]), trees)
+
+
+def test_grams_that_make_no_sense():
+  trees = arrays(2, (3, 2))
+  gram = np.array([[1, -0.5, 0], [-0.5, 1, 0], [0, 0, 1]], "f")
+  mix(rules.regmean([{"w": gram}] * 2), trees)  # Products may be negative.
+  bad = {"w": np.full((3, 3), np.nan, "f")}
+  with pytest.raises(ValueError, match="'regmean' have nan in leaf 'w'"):
+    mix(rules.regmean([{"w": gram}, bad]), trees)

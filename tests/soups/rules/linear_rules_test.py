@@ -90,6 +90,31 @@ def test_sum_without_normalising():
     rules.linear(normalize=False)
 
 
+@pytest.mark.parametrize(
+  "weights", [[[1, 2, 3]], "123", ["1", "2"], [1.0, True], 3.0, [1, np.inf]]
+)
+@pytest.mark.parametrize(
+  "make",
+  [
+    rules.linear,
+    rules.geometric_median,
+    rules.karcher,
+    lambda weights: rules.task_arithmetic(weights=weights),
+    lambda weights: rules.ties(weights=weights),
+    lambda weights: rules.fisher([{}], weights=weights),
+  ],
+)
+def test_weights_are_a_flat_sequence_of_numbers(make, weights):
+  with pytest.raises(ValueError, match="weights must be a flat"):
+    make(weights)
+
+
+def test_normalize_is_a_boolean():
+  for value in ("no", 0, None):
+    with pytest.raises(ValueError, match="normalize must be True or False"):
+      rules.linear([1.0, 2.0], normalize=value)
+
+
 def test_schedules_by_hand():
   assert rules.schedule("uniform", 4) == [0.25] * 4
   assert rules.schedule("uniform", 4, last=2) == [0, 0, 0.5, 0.5]
@@ -112,6 +137,8 @@ def test_bad_schedules():
     (("ema", 3), "needs it"),
     (("linear", 3, None, 0.9), "needs it"),
     (("ema", 3, None, 1.5), "decay"),
+    (("uniform", 2.5), "count must be a whole"),
+    (("uniform", 3, True), "last must be a whole"),
   ]:
     kind, count, last, decay = (*arguments, None, None)[:4]
     with pytest.raises(ValueError, match=text):

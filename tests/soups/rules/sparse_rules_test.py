@@ -6,6 +6,7 @@ from merging import mix
 import numpy as np
 import pytest
 
+import soupjax as sj
 from soupjax.soups import random_bits, rules
 
 
@@ -50,7 +51,7 @@ def test_breadcrumbs_keeps_as_many_as_it_says(density, gamma):
 
 def test_dare_by_hand():
   # The masks, made by another program; then sums of what they keep.
-  keys = random_bits.keys(3, "w", 2)
+  keys = random_bits.keys(3, "w", ["m0", "m1"])
   place = np.stack([np.arange(50), np.zeros(50)]).astype(np.uint32)
   masks = np.stack(
     [random_bits.chosen(k, place, np.float32(0.25)) for k in keys]
@@ -88,6 +89,28 @@ def test_dare_depends_on_seed_leaf_and_model_alone():
     assert 150 < (one != first["a"]).sum() < 350
 
 
+def test_masks_go_by_the_name_of_the_ingredient():
+  base = sj.Ingredient.from_params("base", {"w": np.zeros(500, "f")})
+  one, two, three = (
+    sj.Ingredient.from_params(name, {"w": np.full(500, size, "f")})
+    for name, size in (("one", 1.0), ("two", 4.0), ("three", 16.0))
+  )
+
+  def merged(rule, *models):
+    return np.asarray(sj.mix(rule, models, base=base).params["w"])
+
+  for rule in (
+    rules.dare(0.5, rescale=False),
+    rules.della(0.5, 0.0, elect=False),
+  ):
+    found = merged(rule, one, two, three)
+    assert np.array_equal(merged(rule, three, one, two), found)
+    # Nor do the others matter.
+    alone = merged(rule, one) + merged(rule, two) + merged(rule, three)
+    assert np.array_equal(alone, found)
+    assert len(np.unique(found)) == 8
+
+
 def test_dare_of_everything():
   tuned = np.random.default_rng(0).normal(size=99).astype("f")
   base = np.random.default_rng(1).normal(size=99).astype("f")
@@ -122,11 +145,68 @@ def test_della_drops_small_changes_more_often():
   )
 
 
+def test_della_as_mergekit():
+  sizes = np.array([7, 1, 5, 10, 2, 8, 4, 9, 3, 6], "f")
+  delta = np.tile(sizes, (2000, 1))
+  rule = rules.della(0.5, 0.4, compat="mergekit")
+  found = mix(rule, [delta], 0 * delta)["w"]
+  kept = (found != 0).mean(0)
+  assert np.abs(kept - (0.1 + 0.8 * (sizes - 1) / 9)).max() < 0.05
+  # Scaled to the norm it had, all elements alike.
+  assert abs(found.sum() / delta.sum() - 1) < 1e-5
+  ratio = found[found != 0] / delta[found != 0]
+  assert np.ptp(ratio) < 1e-6 and 1 < ratio[0] < 2
+  # An even election goes up, and weights weigh the mean: 2 with weight 1.
+  rule = rules.della(1.0, 0.0, weights=[2, 4], compat="mergekit")
+  found = mix(rule, [[2.0, 2.0], [-1.0, 5.0]], zeros(2))["w"]
+  assert np.allclose(found, [2, 4])
+  with pytest.raises(ValueError, match="from -0.1 to"):
+    rules.della(0.3, 0.4, compat="mergekit")
+  with pytest.raises(ValueError, match="compat='peft'"):
+    rules.della(0.3, compat="peft")
+
+
+def test_della_of_rows_of_one():
+  # Neither the smallest nor the largest: kept as often as the others.
+  delta = np.ones((20_000, 1), "f")
+  found = mix(rules.della(0.5, 0.4), [delta], 0 * delta)["w"]
+  assert abs((found != 0).mean() - 0.5) < 0.02
+  assert set(np.unique(found)) == {0, 2}
+  one = {f"b{k}": np.ones((), "f") for k in range(400)}
+  base = {leaf: 0 * value for leaf, value in one.items()}
+  found = mix(rules.della(0.5, 0.4), [one], base)
+  assert 150 < sum(value != 0 for value in found.values()) < 250
+
+
 @pytest.mark.parametrize("density", [0.0, 1.1, -1.0])
 def test_bad_densities(density):
   for make in (rules.dare, rules.breadcrumbs, rules.della):
     with pytest.raises(ValueError, match="density"):
       make(density)
+
+
+@pytest.mark.parametrize(
+  "make,text",
+  [
+    (lambda: rules.dare(0.5, False), "scale must be"),
+    (lambda: rules.dare(0.5, scale=True), "scale must be"),
+    (lambda: rules.dare(True), "density must be"),
+    (lambda: rules.dare("0.5"), "density must be"),
+    (lambda: rules.dare(0.5, rescale="false"), "rescale must be True or"),
+    (lambda: rules.dare(0.5, rescale=0), "rescale must be True or"),
+    (lambda: rules.dare(0.5, elect="no"), "elect must be True or"),
+    (lambda: rules.dare(0.5, seed=1.5), "seed must be a whole"),
+    (lambda: rules.dare(0.5, seed="a"), "seed must be a whole"),
+    (lambda: rules.della(0.5, seed=True), "seed must be a whole"),
+    (lambda: rules.della(0.5, elect="no"), "elect must be True or"),
+    (lambda: rules.della(0.5, weights="12"), "weights must be a flat"),
+    (lambda: rules.breadcrumbs(elect=1), "elect must be True or"),
+    (lambda: rules.breadcrumbs(gamma=False), "gamma must be"),
+  ],
+)
+def test_booleans_and_words_are_no_numbers(make, text):
+  with pytest.raises(ValueError, match=text):
+    make()
 
 
 def test_other_bad_input():

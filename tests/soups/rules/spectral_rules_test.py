@@ -64,6 +64,11 @@ def test_rows():
     found = mix(rules.tsv(rows={"w": n}), deltas, base)["w"]
     flat = mix(rules.tsv(), deltas.reshape(2, *shape), base.reshape(shape))
     near(found.reshape(shape), flat["w"])
+  for bad in (1.7, True, "1"):
+    with pytest.raises(ValueError, match=r"rows\['w'\] must be a whole"):
+      rules.tsv(rows={"w": bad})
+  with pytest.raises(ValueError, match="in rows is no regular expression"):
+    mix(rules.tsv(rows={"w(": 1}), deltas, base)
   with pytest.raises(ValueError, match="'x' in rows matches no leaf"):
     mix(rules.tsv(rows={"x": 1}), deltas, base)
   with pytest.raises(ValueError, match="3 axes of 'w' are rows"):
