@@ -164,8 +164,10 @@ def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:
   leaf_values = None
   if scales:
 
-    def leaf_values(leaves, count):
-      return {leaf: alone.values(count) for leaf in scales(leaves, count)}
+    def leaf_values(leaves, count, every):
+      return {
+        leaf: alone.values(count) for leaf in scales(leaves, count, every)
+      }
 
   return dataclasses.replace(
     rule,
