@@ -16,6 +16,7 @@ import jax
 from soupjax.checkpoints import (
   npz,
   ocdbt,
+  place,
   processes,
   ranges,
   safetensors,
@@ -116,12 +117,14 @@ class Target:
     folder, name = os.path.split(self.path)
     return os.path.join(folder, f".{name}.tmp")
 
+  @property
+  def aside(self) -> str:
+    """The name of a directory that is about to be replaced."""
+    return f"{self.temporary}.old"
+
   def free_bytes(self) -> int:
     """Free space on the disk of the output."""
-    folder = pathlib.Path(self.path).parent
-    while not folder.exists():
-      folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return place.free_bytes(self.path)
 
   def check(self) -> None:
     """Checks what can be known before anything is read.
@@ -134,22 +137,21 @@ class Target:
         f"{self.path} exists already: delete it, choose another out=, or pass "
         "overwrite=True."
       )
-    for source in self.plan.sources:
-      if source.path and os.path.realpath(source.path) == os.path.realpath(
-        self.path
-      ):
-        raise ValueError(
-          f"{self.path} is the ingredient {source.name!r}: a soup cannot "
-          "replace what it is made of. Choose another out=."
-        )
+    if os.path.exists(self.aside) and not (
+      self.overwrite or os.path.exists(self.path)
+    ):
+      raise ValueError(
+        f"{self.aside} is what was at {self.path}, left by a run that was "
+        "killed when it replaced it: rename it back or delete it, choose "
+        "another out=, or pass overwrite=True."
+      )
+    place.check_sources(self.path, self.plan.sources)
+    if os.path.exists(self.path):
+      place.check_replaceable(self.path, self.is_directory)
+    place.check_writable(self.path)
     if self.format == "orbax":
       ocdbt.check(self.plan.specs)
-    needed, free = self.plan.write_bytes, self.free_bytes()
-    if needed > free:
-      raise ValueError(
-        f"{self.path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are "
-        "free. Free some, or choose another out=."
-      )
+    place.check_room(self.path, self.plan.write_bytes, self.free_bytes())
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -199,7 +201,14 @@ class Target:
       os.mkdir(self.temporary)
     else:
       os.close(os.open(self.temporary, os.O_CREAT | os.O_WRONLY, 0o666))
-    return self._lock()
+    held = self._lock()
+    # A run was killed while it replaced a directory, before or after the soup
+    # was there.
+    if os.path.exists(self.path):
+      remove(self.aside)
+    elif os.path.exists(self.aside):
+      os.rename(self.aside, self.path)
+    return held
 
   def _lock(self) -> int:
     """Locks the temporary name; the lock ends with the process, however."""
@@ -246,11 +255,10 @@ class Target:
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step: for a moment there is
       # nothing at the final name.
-      aside = f"{self.temporary}.old"
-      remove(aside)
-      os.rename(self.path, aside)
+      remove(self.aside)
+      os.rename(self.path, self.aside)
       os.rename(self.temporary, self.path)
-      remove(aside)
+      remove(self.aside)
     else:
       os.replace(self.temporary, self.path)
     folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
