@@ -66,6 +66,26 @@ def check(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
       )
 
 
+def num_bytes(
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  chunks: Mapping[str, tuple[int, ...]],
+) -> int:
+  """About how much a checkpoint takes on disk, rather too much.
+
+  Args:
+    specs: leaf -> shape and dtype.
+    chunks: leaf -> chunk shape; the last of an axis is stored in full.
+  """
+  weights = count = 0
+  for leaf, spec in specs.items():
+    fit = [-(-n // c) for n, c in zip(spec.shape, chunks[leaf])]
+    count += math.prod(fit)
+    weights += math.prod(fit) * math.prod(chunks[leaf]) * spec.dtype.itemsize
+  # Metadata of a leaf, an entry of the index, and an index for each commit.
+  commits = 1 + weights // COMMIT_BYTES
+  return weights + 640 * len(specs) + 64 * count + 4096 * (1 + commits)
+
+
 class OrbaxWriter:
   """Writes a directory that Orbax restores."""
 

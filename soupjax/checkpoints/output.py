@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from soupjax.checkpoints import (
+  find,
   npz,
   ocdbt,
   place,
@@ -126,11 +127,22 @@ class Target:
     """Free space on the disk of the output."""
     return place.free_bytes(self.path)
 
-  def check(self) -> None:
+  @property
+  def num_bytes(self) -> int:
+    """Bytes that it takes on disk, but for a header."""
+    if self.format == "orbax":
+      return ocdbt.num_bytes(self.plan.specs, self.chunks)
+    return self.plan.write_bytes
+
+  def check(self, provenance: Mapping[str, Any]) -> None:
     """Checks what can be known before anything is read.
 
+    Args:
+      provenance: as long as the one that the writer's `finish` will get.
+
     Raises:
-      ValueError: if something is in the way, or there is no room.
+      ValueError: if something is in the way, the format cannot hold it, or
+        there is no room.
     """
     if os.path.exists(self.path) and not self.overwrite:
       raise ValueError(
@@ -151,7 +163,11 @@ class Target:
     place.check_writable(self.path)
     if self.format == "orbax":
       ocdbt.check(self.plan.specs)
-    place.check_room(self.path, self.plan.write_bytes, self.free_bytes())
+    elif self.format == "npz":
+      npz.check(self.plan.specs, provenance)
+    else:
+      safetensors_writer.check(self.plan.specs)
+    place.check_room(self.path, self.num_bytes, self.free_bytes())
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -235,19 +251,13 @@ class Target:
         self.chunks,
         process=(jax.process_index(), jax.process_count()),
       )
-    text = self.text
-    first = self.plan.sources[0].path
-    if first and first.endswith(".safetensors"):
-      # Some readers insist on what it says about its origin, {"format": "pt"}.
-      found = safetensors.metadata(first)
-      text = {k: v for k, v in found.items() if k == "format"}
     return safetensors_writer.SafetensorsWriter(
       self.temporary,
       specs,
       order,
       provenance,
       shard_bytes=self.shard_bytes,
-      text=text,
+      text=self.text or _origin(self.plan.sources[0]),
       create=create,
     )
 
@@ -278,6 +288,23 @@ class _Finisher:
   def finish(self, provenance):
     processes.barrier("written")
     self._writer.finish(provenance, first=self._first)
+
+
+def _origin(source) -> dict[str, str]:
+  """What a safetensors source says about its origin, {"format": "pt"}.
+
+  Some readers insist on it.
+  """
+  if source.path is None:
+    return {}
+  try:
+    path, opener = find.recognise(source.path)
+  except ValueError:  # Gone, or read by other means than ours.
+    return {}
+  if opener is not safetensors.open_checkpoint:
+    return {}
+  found = safetensors.metadata(path)
+  return {k: v for k, v in found.items() if k == "format"}
 
 
 def remove(path: str) -> None:

@@ -128,7 +128,7 @@ def mix(
   provenance = record.of(plan, hash_inputs)
   _check_memory(needed, max_host_bytes, plan, block_bytes, table)
   if target:
-    target.check()
+    target.check(provenance)
   if dry_run:
     return Mixed(
       params=None, path=None, table=table, provenance=provenance, report=None
@@ -196,9 +196,9 @@ def write(
   )
   target = output.Target.of(path, None, None, overwrite, plan)
   target = dataclasses.replace(target, text=text)
-  target.check()
-  pieces = planning.pieces(plan, mesh.held(source), {})
   metadata = dict(metadata or {})
+  target.check(metadata)
+  pieces = planning.pieces(plan, mesh.held(source), {})
   with target.opened(metadata) as writer:
     engine.run(plan, pieces, writer, check_finite=False)
     writer.finish(metadata)

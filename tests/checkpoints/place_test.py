@@ -8,10 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.checkpoints import output
+from soupjax.soups import mix as engine
+from soupjax.soups import plan as planning
 
 ROOT = pathlib.Path(__file__).parents[2]
 RULE = sj.rules.linear()
@@ -178,3 +182,48 @@ def test_a_kill_while_a_directory_is_replaced(folder, stage):
   sj.mix(RULE, folder / "m1.safetensors", **again)
   np.testing.assert_array_equal(sj.load_params(out)["a"], tree(1)["a"])
   assert not [name for name in os.listdir(folder) if name.startswith(".")]
+
+
+def test_a_file_where_a_directory_must_be(folder):
+  for out in ("notes.txt/soup.npz", "notes.txt/a/b"):
+    with pytest.raises(ValueError, match="notes.txt is no directory"):
+      sj.mix(RULE, folder / "m0.safetensors", out=folder / out, dry_run=True)
+
+
+def test_a_record_that_an_npz_cannot_hold(folder, monkeypatch):
+  monkeypatch.setattr(engine, "run", None)  # Nothing is read.
+  many = [sj.Ingredient.from_params(f"{k:0500d}", tree(0)) for k in range(150)]
+  for dry_run in (True, False):
+    with pytest.raises(ValueError, match="record .* bytes, and an npz"):
+      sj.mix(RULE, many, out=folder / "o.npz", dry_run=dry_run)
+
+
+@pytest.mark.parametrize("out", ["o.npz", "o.safetensors"])
+def test_a_dtype_that_the_format_cannot_hold(folder, out):
+  dtype = {"o.npz": ml_dtypes.float8_e5m2, "o.safetensors": np.complex128}
+  one = sj.Ingredient.from_params("m", {"w": np.ones(3, dtype[out])})
+  with pytest.raises(ValueError, match="Leaf 'w'.*files cannot hold"):
+    sj.mix(
+      RULE,
+      [one],
+      base=one,
+      select={"": "keep"},
+      out=folder / out,
+      dry_run=True,
+    )
+
+
+@pytest.mark.parametrize(
+  "shapes",
+  [[(4,)] * 10, [(4,)] * 300, [(3000, 3000)], [(70, 100, 150), ()]],
+)
+def test_room_for_an_orbax_checkpoint(tmp_path, shapes):
+  params = {f"leaf{i}": np.ones(s, "f") for i, s in enumerate(shapes)}
+  one = [sj.Ingredient.from_params("m", params)]
+  plan = planning.make(RULE, one)
+  target = output.Target.of(tmp_path / "o", None, None, False, plan)
+  sj.mix(RULE, one, out=tmp_path / "o")
+  used = sum(
+    p.stat().st_size for p in (tmp_path / "o").rglob("*") if p.is_file()
+  )
+  assert used <= target.num_bytes <= 1.1 * used + 400 * len(shapes) + 16_000

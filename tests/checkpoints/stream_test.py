@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From files to files and to a mesh: what is promised about the output."""
 
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -19,7 +20,14 @@ import pytest
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.checkpoints import ocdbt, output, ranges, record, stream
+from soupjax.checkpoints import (
+  ocdbt,
+  output,
+  ranges,
+  record,
+  safetensors,
+  stream,
+)
 from soupjax.soups import mix as engine
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -369,8 +377,15 @@ def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
   monkeypatch.setattr(output.Target, "free_bytes", lambda self: 1 << 40)
   command = ["mount", "-o", "remount,ro", str(small_disk)]
   subprocess.run(command, check=True)
-  with pytest.raises(ValueError, match=f"{out} cannot be written"):
-    sj.mix(RULE, paths(folder, "m0"), out=small_disk / out, overwrite=True)
+  for dry_run in (True, False):
+    with pytest.raises(ValueError, match=f"{out} cannot be written"):
+      sj.mix(
+        RULE,
+        paths(folder, "m0"),
+        out=small_disk / out,
+        overwrite=True,
+        dry_run=dry_run,
+      )
 
 
 def test_dry_run_and_limits(folder, tmp_path, monkeypatch):
@@ -414,6 +429,40 @@ def test_bad_settings(folder, tmp_path, monkeypatch, settings, text):
   with pytest.raises(ValueError, match=text):
     sj.mix(RULE, str(folder / "m?"), **settings)
   assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "source",
+  ["m.safetensors", "one", "many", "many/model.safetensors.index.json"],
+)
+def test_what_a_file_says_of_its_origin_is_kept(tmp_path, source):
+  text = {"format": "pt"}
+  (tmp_path / "one").mkdir()
+  for name in ("m.safetensors", "one/model.safetensors"):
+    stream.write(tmp_path / name, tree(0), text=text)
+  mixed = [sj.open_ingredient(tmp_path / "m.safetensors")]
+  many = {"format": "safetensors", "shard_bytes": 10_000}
+  sj.mix(RULE, mixed, out=tmp_path / "many", **many)
+  sj.mix(RULE, tmp_path / source, out=tmp_path / "o.safetensors")
+  found = safetensors.metadata(str(tmp_path / "o.safetensors"))
+  assert found["format"] == "pt"
+
+
+def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):
+  ingredients = []
+  for k in range(2):
+    params = {"w": np.full(1000, k, "f"), "e": np.ones((0, 3), "f")}
+    sj.save_params(tmp_path / f"m{k}.npz", params)
+    one = sj.open_ingredient(tmp_path / f"m{k}.npz")
+    # As of torch: no checksum for a view of a larger tensor.
+    sums = {"w": one.storage.checksums["w"]}
+    storage = dataclasses.replace(one.storage, checksums=sums)
+    ingredients.append(dataclasses.replace(one, storage=storage))
+  out = tmp_path / "o.safetensors"
+  mixed = sj.mix(RULE, ingredients, out=out)
+  found = sj.provenance(out)["ingredients"]
+  assert [len(entry["content_hash"]) for entry in found] == [64, 64]
+  assert mixed.provenance["ingredients"] == found
 
 
 def test_empty_leaves(tmp_path):
