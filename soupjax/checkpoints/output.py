@@ -105,7 +105,9 @@ class Target:
   def host_bytes(self) -> int:
     """Host memory that the writer holds besides the blocks."""
     # Two commits under way, in memory twice while they are encoded.
-    return 4 * ocdbt.COMMIT_BYTES if self.format == "orbax" else 1 << 20
+    if self.format != "orbax":
+      return 1 << 20
+    return min(4 * ocdbt.COMMIT_BYTES, 4 * self.plan.write_bytes + (1 << 20))
 
   @property
   def is_directory(self) -> bool:

@@ -29,6 +29,7 @@ from soupjax.checkpoints import (
   stream,
 )
 from soupjax.soups import mix as engine
+from soupjax.soups import plan as planning
 
 ROOT = pathlib.Path(__file__).parents[2]
 OUTPUTS = ["soup.safetensors", "soup.npz", "soup"]
@@ -556,3 +557,45 @@ def test_progress_shows_bytes_speed_and_time_left(capsys):
   assert "2.000 of 4.000 GB" in text and "GB/s" in text and "s left" in text
   show(4_000_000_000, 4_000_000_000)
   assert capsys.readouterr().err.endswith("\n")
+
+
+def line_of(table, word):
+  line = next(x for x in table.splitlines() if x.startswith(word))
+  return float(line.split()[1])
+
+
+def test_projected_memory_has_room_for_what_is_decoded(tmp_path):
+  params = {"w": np.zeros((1000, 1000), "f")}
+  np.savez(tmp_path / "plain.npz", **params)
+  np.savez_compressed(tmp_path / "packed.npz", **params)
+  needed = {}
+  for name in ("plain", "packed"):
+    settings = {"dry_run": True, "threads": 2, "block_bytes": 16_000_000}
+    mixed = sj.mix(RULE, tmp_path / f"{name}.npz", **settings)
+    needed[name] = line_of(mixed.table, "memory")
+  # The packed bytes, the array, and what is made of it, for each thread.
+  assert needed["packed"] >= needed["plain"] + 2 * 3 * 4.0
+  # The first passes of a rule as well.
+  one = [sj.open_ingredient(tmp_path / "packed.npz")]
+  two = [*one, sj.open_ingredient(tmp_path / "plain.npz")]
+  mixed = sj.mix(sj.rules.karcher(), two, dry_run=True, threads=2)
+  assert line_of(mixed.table, "memory") >= 2 * (3 + 9) * 4.0
+
+
+def test_a_small_orbax_checkpoint_needs_little_memory(tmp_path):
+  one = [sj.Ingredient.from_params("m", {"w": np.zeros(4000, "f")})]
+  mixed = sj.mix(RULE, one, out=tmp_path / "o", max_host_bytes=2_000_000)
+  assert line_of(mixed.table, "memory") < 2
+
+
+def test_bytes_read_are_those_of_whole_chunks(tmp_path):
+  params = {"w": np.ones((6, 10), "f"), "v": np.ones(3, "f")}
+  np.savez_compressed(tmp_path / "m.npz", **params)
+  sj.save_params(tmp_path / "m", params)
+  sj.save_params(tmp_path / "n.npz", params)
+  sources = sj.find_ingredients([tmp_path / n for n in ("m.npz", "m", "n.npz")])
+  plan = planning.make(RULE, sources)
+  # One process of several gets part of a leaf.
+  pieces = [("w", (slice(0, 2), slice(0, 10)))]
+  report = engine.run(plan, pieces, engine.Arrays(plan))
+  assert report.bytes_read == (60 + 60 + 20) * 4
