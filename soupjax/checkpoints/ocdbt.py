@@ -341,18 +341,28 @@ def _wait(future, path):
   try:
     return future.result()
   except (ValueError, OSError, RuntimeError) as e:
-    text = str(e)
-    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-      raise ValueError(
-        f"No space left for {path}: nothing was published. Free some, or "
-        "choose another out=."
-      ) from e
-    if "DATA_LOSS" in text:
-      raise ValueError(
-        f"{path} was not written as it is: {text.splitlines()[0]}. Is the disk "
-        "sound?"
-      ) from e
-    raise
+    found = explained(e, path)
+    if found is e:
+      raise
+    raise found from e
+
+
+def explained(error: Exception, path: str) -> Exception:
+  """Turns what tensorstore says of a disk that cannot be written into ours."""
+  text = str(error)
+  if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+    return ValueError(
+      f"No space left for {path}: nothing was published. Free some, or choose "
+      "another out=."
+    )
+  if "DATA_LOSS" in text:
+    return ValueError(
+      f"{path} was not written as it is: {text.splitlines()[0]}. Is the disk "
+      "sound?"
+    )
+  if isinstance(error, OSError):
+    return ranges.explained(error, path)
+  return error
 
 
 def sync_tree(path: str) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import re
+import shutil
 from typing import Any
 
 from etils import epath
@@ -21,7 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
-from soupjax.checkpoints import ranges
+from soupjax.checkpoints import ocdbt, place, ranges
 from soupjax.soups import boxes, tree
 from soupjax.soups.ingredient import Ingredient, Storage
 
@@ -34,15 +35,31 @@ _TREES = ("state", "pytree", "default", "")
 def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   """Writes a tree as an Orbax checkpoint; see `save_params`."""
   _check_savable(path, params)
+  # Orbax refuses numpy scalars.
+  params = jax.tree.map(_array, params)
+  # Found by Orbax, it fills pages of the log.
+  place.check_writable(path)
+  arrays = jax.tree.leaves(params)
+  num_bytes = sum(x.nbytes for x in arrays) + 640 * len(arrays) + 8192
+  place.check_room(path, num_bytes, place.free_bytes(path))
   context = ocp.Context()
   # Float weights hardly compress: raw files are twice as fast, 7 % larger.
   context.array.saving.use_compression = False
-  # Orbax refuses numpy scalars.
-  params = jax.tree.map(
-    lambda x: x if isinstance(x, jax.Array) else np.asarray(x), params
-  )
-  with context:
-    ocp.save(path, params, custom_metadata=metadata)
+  try:
+    with context:
+      ocp.save(path, params, custom_metadata=metadata)
+  except Exception as e:
+    # Orbax leaves what it has written.
+    if jax.process_index() == 0:
+      shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
+    found = ocdbt.explained(e, path)
+    if found is e:
+      raise
+    raise found from e
+
+
+def _array(x):
+  return x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _check_savable(path: str, params: PyTree) -> None:

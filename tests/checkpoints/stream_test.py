@@ -23,6 +23,7 @@ from soupjax import sharding
 from soupjax.checkpoints import (
   ocdbt,
   output,
+  place,
   ranges,
   record,
   safetensors,
@@ -389,6 +390,20 @@ def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
       )
 
 
+def test_saving_from_memory_to_a_bad_disk(small_disk, monkeypatch):
+  params = {"w": np.random.default_rng(0).normal(size=10_000).astype("f")}
+  with pytest.raises(ValueError, match="s needs 0.000 GB, and .* are free"):
+    sj.save_params(small_disk / "s", params)
+  monkeypatch.setattr(place, "free_bytes", lambda path: 1 << 40)
+  with pytest.raises(ValueError, match="No space left for .*s: nothing"):
+    sj.save_params(small_disk / "s", params)
+  assert not os.listdir(small_disk)
+  command = ["mount", "-o", "remount,ro", str(small_disk)]
+  subprocess.run(command, check=True)
+  with pytest.raises(ValueError, match="s cannot be written"):
+    sj.save_params(small_disk / "s", params)
+
+
 def test_dry_run_and_limits(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(engine, "run", None)  # Nothing is read.
   out = tmp_path / "o.npz"
@@ -421,7 +436,7 @@ def test_projected_memory_does_not_grow_with_ingredients(folder):
     ({"out": "x.npz", "shard_bytes": 10}, "shard_bytes=10"),
     ({"out": "x.safetensors", "shard_bytes": 10}, "shard_bytes=10"),
     ({"out": "gs://b/x.npz"}, "local paths"),
-    ({"out": "x", "sharding": 1}, "not both"),
+    ({"out": "x", "sharding": lambda leaf, spec: None}, "not both"),
     ({"base": "nowhere"}, "no checkpoint at"),
   ],
 )
@@ -464,6 +479,30 @@ def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):
   found = sj.provenance(out)["ingredients"]
   assert [len(entry["content_hash"]) for entry in found] == [64, 64]
   assert mixed.provenance["ingredients"] == found
+
+
+@pytest.mark.parametrize(
+  "settings,text",
+  [
+    ({"max_host_bytes": "4GB"}, "max_host_bytes must be a whole.*'4GB'"),
+    ({"threads": 2.5}, "threads must be a whole number.*2.5"),
+    ({"block_bytes": 1e6}, "block_bytes must be a whole number"),
+    ({"shard_bytes": "1GB"}, "shard_bytes must be a whole number"),
+    ({"rule": "uniform"}, "rules.linear.*got 'uniform'"),
+    ({"sharding": 1}, "sharding must be"),
+  ],
+)
+def test_arguments_of_the_wrong_type(folder, settings, text):
+  arguments = {"rule": RULE, "ingredients": str(folder / "m?"), **settings}
+  with pytest.raises(TypeError, match=text):
+    sj.mix(**arguments)
+
+
+def test_a_sharding_that_does_not_fit(folder):
+  mesh = sharding.make_mesh({"x": 8})
+  rows = jax.sharding.NamedSharding(mesh, jax.P("x"))
+  with pytest.raises(ValueError, match="Leaf .* of shape .* cannot be cut as"):
+    sj.mix(RULE, str(folder / "m?"), sharding=rows, dry_run=True)
 
 
 def test_empty_leaves(tmp_path):
