@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds, opens, reads and writes checkpoints, whatever their format."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import glob
 import os
@@ -54,7 +54,7 @@ def find_ingredients(
   opened: dict[str, tuple[str, Ingredient]] = {}
   for path in paths:
     path = path if ranges.is_remote(path) else os.path.abspath(path)
-    inner, opener = _recognise(path)
+    inner, opener = recognise(path)
     key = inner if ranges.is_remote(inner) else os.path.realpath(inner)
     if key not in opened:
       opened[key] = path, _open(path, inner, opener)
@@ -125,11 +125,11 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   path = os.fspath(path)
   if not ranges.is_remote(path):
     path = os.path.abspath(os.path.expanduser(path))
-  return _open(path, *_recognise(path))
+  return _open(path, *recognise(path))
 
 
 def _open(path: str, inner: str, opener) -> Ingredient:
-  """Opens what `_recognise` found at a path, with what lies beside it."""
+  """Opens what `recognise` found at a path, with what lies beside it."""
   return dataclasses.replace(
     opener(inner, _short_names([path])[0]),
     metrics=_sidecar(path, "metrics.json"),
@@ -137,8 +137,12 @@ def _open(path: str, inner: str, opener) -> Ingredient:
   )
 
 
-def _recognise(path: str):
-  """Finds out what is at a path: the checkpoint itself, and what opens it."""
+def recognise(path: str) -> tuple[str, Callable[[str, str], Ingredient]]:
+  """Finds out what is at a path: the checkpoint itself, and what opens it.
+
+  Raises:
+    ValueError: if there is nothing, or nothing that is understood.
+  """
   place = (
     ranges.remote_path(path) if ranges.is_remote(path) else (pathlib.Path(path))
   )
@@ -185,7 +189,7 @@ def recorded(path: str | os.PathLike) -> dict[str, Any]:
   path = os.fspath(path)
   if not ranges.is_remote(path):
     path = os.path.abspath(os.path.expanduser(path))
-  inner, opener = _recognise(path)
+  inner, opener = recognise(path)
   if opener is npz.open_checkpoint:
     return npz.comment(inner)
   if opener is safetensors.open_checkpoint:

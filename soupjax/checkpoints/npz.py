@@ -237,6 +237,31 @@ def _comment(path, archive) -> dict[str, Any]:
     raise bad(path, f"its comment is damaged ({e!r})") from e
 
 
+def check(
+  specs: Mapping[str, jax.ShapeDtypeStruct], provenance: Mapping[str, Any]
+) -> None:
+  """Checks that an archive can hold some leaves and a record.
+
+  Raises:
+    ValueError: naming a leaf whose dtype has no place in this format, or if the
+      record is too long for a comment.
+  """
+  for leaf, spec in specs.items():
+    _npy_header(leaf, spec)
+  _text(specs, provenance)
+
+
+def _text(specs, provenance) -> bytes:
+  digest = layout.digest(specs)
+  text = json.dumps({"soupjax": provenance, layout.KEY: digest}).encode()
+  if len(text) > _MAX_COMMENT:
+    raise ValueError(
+      f"The record of this soup has {len(text)} bytes, and an npz file takes "
+      f"{_MAX_COMMENT}. Write safetensors or Orbax."
+    )
+  return text
+
+
 class NpzWriter:
   """Writes an archive of stored members, for `np.load` and big_vision."""
 
@@ -317,20 +342,12 @@ class NpzWriter:
 
   def _tail(self, infos, provenance) -> bytes:
     """The list of members and the record, as `zipfile` writes them."""
-    text = json.dumps(
-      {"soupjax": provenance, layout.KEY: layout.digest(self._specs)}
-    ).encode()
-    if len(text) > _MAX_COMMENT:
-      raise ValueError(
-        f"The record of this soup has {len(text)} bytes, and an npz file takes "
-        f"{_MAX_COMMENT}. Write safetensors or Orbax."
-      )
     stream = _Tail(self._end)
     with zipfile.ZipFile(stream, "w") as archive:
       archive.filelist = infos
       archive.NameToInfo = {info.filename: info for info in infos}
       archive.start_dir = self._end
-      archive.comment = text
+      archive.comment = _text(self._specs, provenance)
     return stream.getvalue()
 
   def close(self) -> None:
@@ -359,7 +376,8 @@ def _npy_header(leaf: str, spec: jax.ShapeDtypeStruct) -> bytes:
   dtype = spec.dtype
   if dtype == ml_dtypes.bfloat16:
     text = "|V2"
-  elif dtype.kind in "biufc":
+  elif dtype.kind in "biufc" and dtype.isbuiltin == 1:
+    # NumPy would write a name for 8-bit floats that it cannot read.
     text = np.lib.format.dtype_to_descr(dtype)
   else:
     raise ValueError(

@@ -66,6 +66,26 @@ def check(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
       )
 
 
+def num_bytes(
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  chunks: Mapping[str, tuple[int, ...]],
+) -> int:
+  """About how much a checkpoint takes on disk, rather too much.
+
+  Args:
+    specs: leaf -> shape and dtype.
+    chunks: leaf -> chunk shape; the last of an axis is stored in full.
+  """
+  weights = count = 0
+  for leaf, spec in specs.items():
+    fit = [-(-n // c) for n, c in zip(spec.shape, chunks[leaf])]
+    count += math.prod(fit)
+    weights += math.prod(fit) * math.prod(chunks[leaf]) * spec.dtype.itemsize
+  # Metadata of a leaf, an entry of the index, and an index for each commit.
+  commits = 1 + weights // COMMIT_BYTES
+  return weights + 640 * len(specs) + 64 * count + 4096 * (1 + commits)
+
+
 class OrbaxWriter:
   """Writes a directory that Orbax restores."""
 
@@ -324,18 +344,28 @@ def _wait(future, path):
   try:
     return future.result()
   except (ValueError, OSError, RuntimeError) as e:
-    text = str(e)
-    if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-      raise ValueError(
-        f"No space left for {path}: nothing was published. Free some, or "
-        "choose another out=."
-      ) from e
-    if "DATA_LOSS" in text:
-      raise ValueError(
-        f"{path} was not written as it is: {text.splitlines()[0]}. Is the disk "
-        "sound?"
-      ) from e
-    raise
+    found = explained(e, path)
+    if found is e:
+      raise
+    raise found from e
+
+
+def explained(error: Exception, path: str) -> Exception:
+  """Turns what tensorstore says of a disk that cannot be written into ours."""
+  text = str(error)
+  if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+    return ValueError(
+      f"No space left for {path}: nothing was published. Free some, or choose "
+      "another out=."
+    )
+  if "DATA_LOSS" in text:
+    return ValueError(
+      f"{path} was not written as it is: {text.splitlines()[0]}. Is the disk "
+      "sound?"
+    )
+  if isinstance(error, OSError):
+    return ranges.explained(error, path)
+  return error
 
 
 def sync_tree(path: str) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import re
+import shutil
 from typing import Any
 
 from etils import epath
@@ -21,7 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
-from soupjax.checkpoints import layout, ranges, weights
+from soupjax.checkpoints import layout, ocdbt, place, ranges, weights
 from soupjax.soups import boxes, tree
 from soupjax.soups.ingredient import Ingredient, Storage
 
@@ -35,8 +36,23 @@ _TREES = ("state", "pytree", "default", "params", "")
 def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   """Writes a tree as an Orbax checkpoint; see `save_params`."""
   _check_savable(path, params)
-  with _raw():
-    ocp.save(path, _arrays(params), custom_metadata=metadata)
+  # Found by Orbax, it fills pages of the log.
+  place.check_writable(path)
+  arrays = _arrays(params)
+  sizes = [x.nbytes for x in jax.tree.leaves(arrays)]
+  num_bytes = sum(sizes) + 640 * len(sizes) + 8192
+  place.check_room(path, num_bytes, place.free_bytes(path))
+  try:
+    with _raw():
+      ocp.save(path, arrays, custom_metadata=metadata)
+  except Exception as e:
+    # Orbax leaves what it has written.
+    if jax.process_index() == 0:
+      shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
+    found = ocdbt.explained(e, path)
+    if found is e:
+      raise
+    raise found from e
 
 
 def save_async(path: str, params: PyTree) -> Any:

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 
 from soupjax.checkpoints import (
+  find,
   npz,
   ocdbt,
+  place,
   processes,
   ranges,
   safetensors,
@@ -103,7 +105,9 @@ class Target:
   def host_bytes(self) -> int:
     """Host memory that the writer holds besides the blocks."""
     # Two commits under way, in memory twice while they are encoded.
-    return 4 * ocdbt.COMMIT_BYTES if self.format == "orbax" else 1 << 20
+    if self.format != "orbax":
+      return 1 << 20
+    return min(4 * ocdbt.COMMIT_BYTES, 4 * self.plan.write_bytes + (1 << 20))
 
   @property
   def is_directory(self) -> bool:
@@ -116,40 +120,56 @@ class Target:
     folder, name = os.path.split(self.path)
     return os.path.join(folder, f".{name}.tmp")
 
+  @property
+  def aside(self) -> str:
+    """The name of a directory that is about to be replaced."""
+    return f"{self.temporary}.old"
+
   def free_bytes(self) -> int:
     """Free space on the disk of the output."""
-    folder = pathlib.Path(self.path).parent
-    while not folder.exists():
-      folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return place.free_bytes(self.path)
 
-  def check(self) -> None:
+  @property
+  def num_bytes(self) -> int:
+    """Bytes that it takes on disk, but for a header."""
+    if self.format == "orbax":
+      return ocdbt.num_bytes(self.plan.specs, self.chunks)
+    return self.plan.write_bytes
+
+  def check(self, provenance: Mapping[str, Any]) -> None:
     """Checks what can be known before anything is read.
 
+    Args:
+      provenance: as long as the one that the writer's `finish` will get.
+
     Raises:
-      ValueError: if something is in the way, or there is no room.
+      ValueError: if something is in the way, the format cannot hold it, or
+        there is no room.
     """
     if os.path.exists(self.path) and not self.overwrite:
       raise ValueError(
         f"{self.path} exists already: delete it, choose another out=, or pass "
         "overwrite=True."
       )
-    for source in self.plan.sources:
-      if source.path and os.path.realpath(source.path) == os.path.realpath(
-        self.path
-      ):
-        raise ValueError(
-          f"{self.path} is the ingredient {source.name!r}: a soup cannot "
-          "replace what it is made of. Choose another out=."
-        )
+    if os.path.exists(self.aside) and not (
+      self.overwrite or os.path.exists(self.path)
+    ):
+      raise ValueError(
+        f"{self.aside} is what was at {self.path}, left by a run that was "
+        "killed when it replaced it: rename it back or delete it, choose "
+        "another out=, or pass overwrite=True."
+      )
+    place.check_sources(self.path, self.plan.sources)
+    if os.path.exists(self.path):
+      place.check_replaceable(self.path, self.is_directory)
+    place.check_writable(self.path)
     if self.format == "orbax":
       ocdbt.check(self.plan.specs)
-    needed, free = self.plan.write_bytes, self.free_bytes()
-    if needed > free:
-      raise ValueError(
-        f"{self.path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are "
-        "free. Free some, or choose another out=."
-      )
+    elif self.format == "npz":
+      npz.check(self.plan.specs, provenance)
+    else:
+      safetensors_writer.check(self.plan.specs)
+    place.check_room(self.path, self.num_bytes, self.free_bytes())
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -199,7 +219,14 @@ class Target:
       os.mkdir(self.temporary)
     else:
       os.close(os.open(self.temporary, os.O_CREAT | os.O_WRONLY, 0o666))
-    return self._lock()
+    held = self._lock()
+    # A run was killed while it replaced a directory, before or after the soup
+    # was there.
+    if os.path.exists(self.path):
+      remove(self.aside)
+    elif os.path.exists(self.aside):
+      os.rename(self.aside, self.path)
+    return held
 
   def _lock(self) -> int:
     """Locks the temporary name; the lock ends with the process, however."""
@@ -226,19 +253,13 @@ class Target:
         self.chunks,
         process=(jax.process_index(), jax.process_count()),
       )
-    text = self.text
-    first = self.plan.sources[0].path
-    if first and first.endswith(".safetensors"):
-      # Some readers insist on what it says about its origin, {"format": "pt"}.
-      found = safetensors.metadata(first)
-      text = {k: v for k, v in found.items() if k == "format"}
     return safetensors_writer.SafetensorsWriter(
       self.temporary,
       specs,
       order,
       provenance,
       shard_bytes=self.shard_bytes,
-      text=text,
+      text=self.text or _origin(self.plan.sources[0]),
       create=create,
     )
 
@@ -246,11 +267,10 @@ class Target:
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step: for a moment there is
       # nothing at the final name.
-      aside = f"{self.temporary}.old"
-      remove(aside)
-      os.rename(self.path, aside)
+      remove(self.aside)
+      os.rename(self.path, self.aside)
       os.rename(self.temporary, self.path)
-      remove(aside)
+      remove(self.aside)
     else:
       os.replace(self.temporary, self.path)
     folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
@@ -270,6 +290,23 @@ class _Finisher:
   def finish(self, provenance):
     processes.barrier("written")
     self._writer.finish(provenance, first=self._first)
+
+
+def _origin(source) -> dict[str, str]:
+  """What a safetensors source says about its origin, {"format": "pt"}.
+
+  Some readers insist on it.
+  """
+  if source.path is None:
+    return {}
+  try:
+    path, opener = find.recognise(source.path)
+  except ValueError:  # Gone, or read by other means than ours.
+    return {}
+  if opener is not safetensors.open_checkpoint:
+    return {}
+  found = safetensors.metadata(path)
+  return {k: v for k, v in found.items() if k == "format"}
 
 
 def remove(path: str) -> None:

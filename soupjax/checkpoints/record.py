@@ -42,14 +42,14 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
   """The record of a mix before it has run; hashes are filled in later."""
 
   def entry(source: Ingredient):
-    known = storage_of(source).checksums
     entry = {
       "name": source.name,
       "path": source.path,
       "bytes": storage_of(source).num_bytes or source.num_bytes,
       "content_hash": None,
     }
-    if hash_inputs or len(known) == len(source.specs):
+    # Not all of them may be read; then there is less to write than expected.
+    if hash_inputs or _known(source).keys() >= source.specs.keys():
       entry["content_hash"] = _UNKNOWN
     return entry
 
@@ -71,6 +71,12 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
     },
     "notes": list(plan.notes),
   }
+
+
+def _known(source) -> dict[str, int]:
+  """Checksums that are known without reading: of no bytes it is 0."""
+  empty = {leaf: 0 for leaf, s in source.specs.items() if 0 in s.shape}
+  return {**storage_of(source).checksums, **empty}
 
 
 def _json(value):

@@ -109,14 +109,14 @@ def is_safetensors(path: str) -> bool:
 
 def metadata(path: str) -> dict[str, str]:
   """Returns the free text that a file, or the first of its shards, carries."""
-  header, _ = read_header(ranges.ByteFile(_files(path)[0]))
+  header, _ = read_header(ranges.ByteFile(files_of(path)[0]))
   return header.get("__metadata__", {})
 
 
 def record(path: str) -> dict[str, Any]:
   """Returns what soupjax left in a file, or in the shards of a directory."""
   merged: dict[str, Any] = {}
-  for one in _files(path):
+  for one in files_of(path):
     header, _ = read_header(ranges.ByteFile(one))
     text = header.get("__metadata__", {}).get("soupjax")
     if text is not None:
@@ -158,7 +158,7 @@ def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
   return spec, start
 
 
-def _files(path: str) -> list[str]:
+def files_of(path: str) -> list[str]:
   """The files of a checkpoint, from its index if it has one."""
   if not os.path.isdir(path) and not path.endswith(".index.json"):
     return [path]
@@ -213,7 +213,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     ValueError: if a file is damaged or missing, or a leaf is there twice.
   """
   specs, places, checksums, spans = {}, {}, {}, {}
-  for one in _files(path):
+  for one in files_of(path):
     file = ranges.ByteFile(one)
     header, data = read_header(file)
     text = header.pop("__metadata__", {})

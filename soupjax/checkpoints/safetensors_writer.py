@@ -16,6 +16,20 @@ from soupjax.soups import boxes
 _ALIGNMENT = 64
 
 
+def check(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+  """Checks that the format can hold some leaves.
+
+  Raises:
+    ValueError: naming a leaf whose dtype has no name in it.
+  """
+  for leaf, spec in specs.items():
+    if spec.dtype not in safetensors.NAMES:
+      raise ValueError(
+        f"Leaf {leaf!r} has dtype {spec.dtype}, which safetensors files cannot "
+        "hold. Choose dtype=, or another format."
+      )
+
+
 class SafetensorsWriter:
   """Writes one file, or a directory of shards with an index."""
 
@@ -44,12 +58,7 @@ class SafetensorsWriter:
     Raises:
       ValueError: if a dtype has no name in this format, or the disk is full.
     """
-    for leaf in order:
-      if specs[leaf].dtype not in safetensors.NAMES:
-        raise ValueError(
-          f"Leaf {leaf!r} has dtype {specs[leaf].dtype}, which safetensors "
-          f"files cannot hold. Choose dtype=, or another format."
-        )
+    check(specs)
     self.path = path
     self.specs = specs
     self.text = dict(text or {})

@@ -10,12 +10,13 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from soupjax.checkpoints import find, mesh, output, processes, record
 from soupjax.soups import boxes, rules
 from soupjax.soups import mix as engine
 from soupjax.soups import plan as planning
-from soupjax.soups.ingredient import Ingredient
+from soupjax.soups.ingredient import Ingredient, sharding_of
 
 PyTree = Any
 
@@ -97,13 +98,16 @@ def mix(
   Raises:
     ValueError: naming ingredient, leaf, offending value and fix, if something
       does not fit.
-    TypeError: if `rule` or `base` is of another kind.
+    TypeError: if an argument is of another kind.
   """
-  if not isinstance(rule, rules.Rule):
-    raise TypeError(
-      "rule must be one of sj.rules, such as sj.rules.linear(), got "
-      f"{rule!r:.80}."
-    )
+  _check_types(
+    rule,
+    sharding,
+    block_bytes=block_bytes,
+    threads=threads,
+    shard_bytes=shard_bytes,
+    max_host_bytes=max_host_bytes,
+  )
   ingredients = find.as_ingredients(ingredients)
   base = _base(base)
   rule = _opened(rule)
@@ -133,7 +137,7 @@ def mix(
   provenance = record.of(plan, hash_inputs)
   _check_memory(needed, max_host_bytes, plan, block_bytes, table)
   if target:
-    target.check()
+    target.check(provenance)
   if dry_run:
     return Mixed(
       params=None, path=None, table=table, provenance=provenance, report=None
@@ -174,6 +178,46 @@ def _base(base):
   )
 
 
+def _check_types(rule, sharding, **numbers):
+  if not isinstance(rule, rules.Rule):
+    raise TypeError(
+      "rule must be one of sj.rules, such as sj.rules.linear(), got "
+      f"{rule!r:.80}."
+    )
+  for name, value in numbers.items():
+    if value is not None and not (
+      isinstance(value, int | np.integer) and not isinstance(value, bool)
+    ):
+      raise TypeError(
+        f"{name} must be a whole number, as {name}="
+        f"{'4' if name == 'threads' else '4 << 30'}, got {value!r:.80}."
+      )
+  if not (
+    sharding is None
+    or callable(sharding)
+    or isinstance(sharding, jax.sharding.Sharding)
+  ):
+    raise TypeError(
+      "sharding must be a jax.sharding.Sharding, or a function of leaf name "
+      f"and spec that returns one, got {sharding!r:.80}."
+    )
+
+
+def _check_sharding(plan, sharding):
+  """Checks that every leaf can be cut as wanted."""
+  for leaf, spec in plan.specs.items():
+    where = sharding_of(sharding, leaf, spec)
+    try:
+      if where is not None:
+        where.shard_shape(spec.shape)
+    except Exception as e:  # JAX has an exception of its own for it.
+      raise ValueError(
+        f"Leaf {leaf!r} of shape {spec.shape} cannot be cut as {where}: "
+        f"{str(e).splitlines()[0]:.200} Give another sharding for this leaf, "
+        "as a function of leaf name and spec."
+      ) from e
+
+
 def _check_memory(needed, limit, plan, block_bytes, table):
   if limit is not None and needed > limit:
     raise ValueError(
@@ -212,9 +256,9 @@ def write(
   )
   target = output.Target.of(path, None, None, overwrite, plan)
   target = dataclasses.replace(target, text=text)
-  target.check()
-  pieces = planning.pieces(plan, mesh.held(source), {})
   metadata = dict(metadata or {})
+  target.check(metadata)
+  pieces = planning.pieces(plan, mesh.held(source), {})
   with target.opened(metadata) as writer:
     engine.run(plan, pieces, writer, check_finite=False)
     writer.finish(metadata)
@@ -254,6 +298,7 @@ def _opened(rule):
 
 def _pieces(plan, target, sharding):
   if target is None:
+    _check_sharding(plan, sharding)
     return planning.pieces(plan, mesh.parts(plan, sharding), plan.chunks)
   whole = {leaf: [boxes.whole(s.shape)] for leaf, s in plan.specs.items()}
   pieces = planning.pieces(plan, whole, target.chunks)

@@ -4,12 +4,14 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
 from soupjax.soups import boxes, groups
+from soupjax.soups.ingredient import storage_of
 
 Piece = tuple[str, boxes.Box]
 
@@ -56,6 +58,45 @@ def pack(plan, pieces) -> Iterator[Block]:
     waiting[key] = (group, held, filled + n)
   for key, (group, held, _) in waiting.items():
     yield Block(group, tuple(held), capacities[key])
+
+
+# Copies of what is decoded, while it is: 2 to 4 were measured, the most for
+# compressed Orbax checkpoints.
+_DECODING = 4
+
+
+def decoding_bytes(plan, pieces) -> int:
+  """Host memory for one read of a source, besides its row of a block.
+
+  What comes in chunks is decoded beside its place, and another dtype than that
+  of the row is cast from a buffer.
+  """
+  chunks = stored_chunks(plan)
+  largest: dict[str, int] = {}
+  for leaf, box in pieces:
+    largest[leaf] = max(largest.get(leaf, 0), boxes.size(box))
+  most = 0
+  for leaf, n in largest.items():
+    group = plan.groups[leaf]
+    rows = [(k, group.stack_dtype) for k in group.sources]
+    rows += [] if group.base is None else [(group.base, group.base_dtype)]
+    rows += [(k, np.dtype(np.float32)) for k in group.extra]
+    for k, dtype in rows:
+      spec, chunk = plan.sources[k].specs[leaf], chunks[k].get(leaf)
+      count = spec.size if group.whole else n
+      held = count if spec.dtype != dtype else 0
+      if chunk is not None:
+        held += _DECODING * max(count, math.prod(chunk))
+      most = max(most, held * spec.dtype.itemsize)
+  return most
+
+
+def stored_chunks(plan) -> list[dict[str, tuple[int, ...]]]:
+  """Leaf -> chunks, for every source; of the leaves that are read."""
+  stored = [storage_of(source).chunks for source in plan.sources]
+  return [
+    {leaf: one[leaf] for leaf in plan.groups if leaf in one} for one in stored
+  ]
 
 
 def _sixteens(n):

@@ -103,6 +103,24 @@ def inside(box: Box, outer: Box) -> Box:
   )
 
 
+def touched(shape: Shape, box: Box, chunk: Shape) -> int:
+  """Elements that are read for a box where only chunks can be read.
+
+  Args:
+    shape: of the array.
+    box: what is wanted.
+    chunk: of an array that is stored in chunks; those on an edge end with it.
+  """
+  if not size(box):
+    return 0
+  total = 1
+  for n, part, step in zip(shape, box, chunk):
+    step = max(1, step)
+    end = min(n, -(-part.stop // step) * step)
+    total *= end - part.start // step * step
+  return total
+
+
 def runs(shape: Shape, box: Box) -> Iterator[tuple[int, int]]:
   """Cuts a box into stretches that are contiguous in row-major memory.
 

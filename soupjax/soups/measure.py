@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import boxes, leafwise
+from soupjax.soups import blocks, boxes, leafwise
 from soupjax.soups import plan as planning
 from soupjax.soups.ingredient import storage_of
 
@@ -60,6 +60,7 @@ class Sweep:
   def __init__(self, plan: planning.Plan, processes: Processes = ALONE):
     self._plan = plan
     self._processes = processes
+    self._chunks = blocks.stored_chunks(plan)
     self._storages = [storage_of(source) for source in plan.sources]
     found = [leaf for leaf, group in plan.groups.items() if group.by_rule]
     self.specs: Mapping[str, jax.ShapeDtypeStruct] = {
@@ -78,10 +79,17 @@ class Sweep:
 
   def host_bytes(self) -> int:
     """Memory for the units of all threads."""
-    biggest = max((s.size for s in self.specs.values()), default=0)
+    pieces = [(leaf, box) for leaf in self.specs for box in self._cut(leaf)]
+    biggest = max((boxes.size(box) for _, box in pieces), default=0)
     # All ingredients, and one more a few times while it is reduced.
     rows = self.count + 1 + 8
-    return self._plan.threads * min(biggest, self.unit) * rows * 4
+    decoding = blocks.decoding_bytes(self._plan, pieces)
+    return self._plan.threads * (biggest * rows * 4 + decoding)
+
+  def _cut(self, leaf: str) -> list[boxes.Box]:
+    """The units of a leaf."""
+    shape, chunk = self.specs[leaf].shape, self._plan.chunks.get(leaf)
+    return boxes.split(boxes.whole(shape), self.unit, chunk)
 
   def total(self, reduce: Callable[..., Any], leaves: Iterable[str]) -> Any:
     """Sums what `reduce` gives over some leaves; see `each`."""
@@ -105,11 +113,7 @@ class Sweep:
       (key, leaf, box)
       for key, leaf in leaves
       if self.specs[leaf].size
-      for box in boxes.split(
-        boxes.whole(self.specs[leaf].shape),
-        self.unit,
-        self._plan.chunks.get(leaf),
-      )
+      for box in self._cut(leaf)
     ]
     sizes = [boxes.size(box) for _, _, box in units]
     units = planning.share(
@@ -163,8 +167,11 @@ class Sweep:
         part = np.empty(n, dtype)
         self._storages[k].read_box(leaf, box, part)
         row[:] = part.astype(np.float32)
+      chunk = self._chunks[k].get(leaf)
+      shape = self.specs[leaf].shape
+      count = boxes.touched(shape, box, chunk) if chunk else n
       with self._lock:
-        self.bytes_read += n * dtype.itemsize
+        self.bytes_read += count * dtype.itemsize
     return rows[: self.count], rows[-1] if plan.rule.needs_base else None
 
 

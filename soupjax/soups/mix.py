@@ -42,7 +42,8 @@ class Report:
   """What one process did in a mix.
 
   Attributes:
-    bytes_read: of weights.
+    bytes_read: of weights, as they are in memory; of what is stored in chunks
+      (Orbax, or leaves that are compressed) all chunks that were decoded.
     bytes_written: of weights.
     seconds: from the first block to the last.
     checksums: source -> leaf -> CRC-32, where it was computed and complete,
@@ -56,12 +57,16 @@ class Report:
 
 
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
-  """Bytes of all block buffers of this process."""
+  """Bytes of all block buffers of this process, and of what is decoded."""
   widest = [
     block.capacity * block.group.bytes_an_element
     for block in blocks.pack(plan, pieces)
   ]
-  return max(plan.threads * max(widest, default=0), measure.host_bytes(plan))
+  decoding = blocks.decoding_bytes(plan, pieces)
+  return max(
+    plan.threads * (max(widest, default=0) + decoding),
+    measure.host_bytes(plan),
+  )
 
 
 def run(
@@ -160,6 +165,7 @@ class _Work:
     self.writer = writer
     self.check_finite = check_finite
     self.storages = [storage_of(source) for source in plan.sources]
+    self.chunks = blocks.stored_chunks(plan)
     self.hash_inputs = hash_inputs
     self.cpu = jax.local_devices(backend="cpu")[0]
     self.done = 0
@@ -171,16 +177,17 @@ class _Work:
     """Bytes of weights that a block reads."""
     group = block.group
     base = [] if group.base is None else [group.base]
-    return sum(
-      (
-        self.plan.sources[k].specs[leaf].size
-        if group.whole
-        else boxes.size(box)
-      )
-      * self.plan.sources[k].specs[leaf].dtype.itemsize
-      for leaf, box in block.pieces
-      for k in (*group.sources, *base, *group.extra)
-    )
+    total = 0
+    for leaf, box in block.pieces:
+      n = boxes.size(box)
+      for k in (*group.sources, *base, *group.extra):
+        spec, chunk = self.plan.sources[k].specs[leaf], self.chunks[k].get(leaf)
+        if group.whole:
+          count = spec.size
+        else:
+          count = boxes.touched(spec.shape, box, chunk) if chunk else n
+        total += count * spec.dtype.itemsize
+    return total
 
   def compile(self, block: blocks.Block) -> None:
     """Runs the rule on zeros, unless the shapes are those of a leaf."""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From files to files and to a mesh: what is promised about the output."""
 
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -19,8 +20,17 @@ import pytest
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.checkpoints import ocdbt, output, ranges, record, stream
+from soupjax.checkpoints import (
+  ocdbt,
+  output,
+  place,
+  ranges,
+  record,
+  safetensors,
+  stream,
+)
 from soupjax.soups import mix as engine
+from soupjax.soups import plan as planning
 
 ROOT = pathlib.Path(__file__).parents[2]
 OUTPUTS = ["soup.safetensors", "soup.npz", "soup"]
@@ -373,8 +383,29 @@ def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
   monkeypatch.setattr(output.Target, "free_bytes", lambda self: 1 << 40)
   command = ["mount", "-o", "remount,ro", str(small_disk)]
   subprocess.run(command, check=True)
-  with pytest.raises(ValueError, match=f"{out} cannot be written"):
-    sj.mix(RULE, paths(folder, "m0"), out=small_disk / out, overwrite=True)
+  for dry_run in (True, False):
+    with pytest.raises(ValueError, match=f"{out} cannot be written"):
+      sj.mix(
+        RULE,
+        paths(folder, "m0"),
+        out=small_disk / out,
+        overwrite=True,
+        dry_run=dry_run,
+      )
+
+
+def test_saving_from_memory_to_a_bad_disk(small_disk, monkeypatch):
+  params = {"w": np.random.default_rng(0).normal(size=10_000).astype("f")}
+  with pytest.raises(ValueError, match="s needs 0.000 GB, and .* are free"):
+    sj.save_params(small_disk / "s", params)
+  monkeypatch.setattr(place, "free_bytes", lambda path: 1 << 40)
+  with pytest.raises(ValueError, match="No space left for .*s: nothing"):
+    sj.save_params(small_disk / "s", params)
+  assert not os.listdir(small_disk)
+  command = ["mount", "-o", "remount,ro", str(small_disk)]
+  subprocess.run(command, check=True)
+  with pytest.raises(ValueError, match="s cannot be written"):
+    sj.save_params(small_disk / "s", params)
 
 
 def test_dry_run_and_limits(folder, tmp_path, monkeypatch):
@@ -409,7 +440,7 @@ def test_projected_memory_does_not_grow_with_ingredients(folder):
     ({"out": "x.npz", "shard_bytes": 10}, "shard_bytes=10"),
     ({"out": "x.safetensors", "shard_bytes": 10}, "shard_bytes=10"),
     ({"out": "gs://b/x.npz"}, "local paths"),
-    ({"out": "x", "sharding": 1}, "not both"),
+    ({"out": "x", "sharding": lambda leaf, spec: None}, "not both"),
     ({"base": "nowhere"}, "no checkpoint at"),
   ],
 )
@@ -418,6 +449,64 @@ def test_bad_settings(folder, tmp_path, monkeypatch, settings, text):
   with pytest.raises(ValueError, match=text):
     sj.mix(RULE, str(folder / "m?"), **settings)
   assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "source",
+  ["m.safetensors", "one", "many", "many/model.safetensors.index.json"],
+)
+def test_what_a_file_says_of_its_origin_is_kept(tmp_path, source):
+  text = {"format": "pt"}
+  (tmp_path / "one").mkdir()
+  for name in ("m.safetensors", "one/model.safetensors"):
+    stream.write(tmp_path / name, tree(0), text=text)
+  mixed = [sj.open_ingredient(tmp_path / "m.safetensors")]
+  many = {"format": "safetensors", "shard_bytes": 10_000}
+  sj.mix(RULE, mixed, out=tmp_path / "many", **many)
+  sj.mix(RULE, tmp_path / source, out=tmp_path / "o.safetensors")
+  found = safetensors.metadata(str(tmp_path / "o.safetensors"))
+  assert found["format"] == "pt"
+
+
+def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):
+  ingredients = []
+  for k in range(2):
+    params = {"w": np.full(1000, k, "f"), "e": np.ones((0, 3), "f")}
+    sj.save_params(tmp_path / f"m{k}.npz", params)
+    one = sj.open_ingredient(tmp_path / f"m{k}.npz")
+    # As of torch: no checksum for a view of a larger tensor.
+    sums = {"w": one.storage.checksums["w"]}
+    storage = dataclasses.replace(one.storage, checksums=sums)
+    ingredients.append(dataclasses.replace(one, storage=storage))
+  out = tmp_path / "o.safetensors"
+  mixed = sj.mix(RULE, ingredients, out=out)
+  found = sj.provenance(out)["ingredients"]
+  assert [len(entry["content_hash"]) for entry in found] == [64, 64]
+  assert mixed.provenance["ingredients"] == found
+
+
+@pytest.mark.parametrize(
+  "settings,text",
+  [
+    ({"max_host_bytes": "4GB"}, "max_host_bytes must be a whole.*'4GB'"),
+    ({"threads": 2.5}, "threads must be a whole number.*2.5"),
+    ({"block_bytes": 1e6}, "block_bytes must be a whole number"),
+    ({"shard_bytes": "1GB"}, "shard_bytes must be a whole number"),
+    ({"rule": "uniform"}, "rules.linear.*got 'uniform'"),
+    ({"sharding": 1}, "sharding must be"),
+  ],
+)
+def test_arguments_of_the_wrong_type(folder, settings, text):
+  arguments = {"rule": RULE, "ingredients": str(folder / "m?"), **settings}
+  with pytest.raises(TypeError, match=text):
+    sj.mix(**arguments)
+
+
+def test_a_sharding_that_does_not_fit(folder):
+  mesh = sharding.make_mesh({"x": 8})
+  rows = jax.sharding.NamedSharding(mesh, jax.P("x"))
+  with pytest.raises(ValueError, match="Leaf .* of shape .* cannot be cut as"):
+    sj.mix(RULE, str(folder / "m?"), sharding=rows, dry_run=True)
 
 
 def test_empty_leaves(tmp_path):
@@ -538,8 +627,8 @@ def test_wide_integers_are_not_cut():
   one = {"n": np.array(2**40 + 5), "w": np.ones(8, np.float32)}
   one = sj.Ingredient.from_params("one", one)
   mesh = sharding.make_mesh({"x": 8})
-  for place in (None, sharding.by_rules(mesh, [("", jax.P())])):
-    found = sj.mix(sj.rules.linear(), [one], sharding=place).params["n"]
+  for where in (None, sharding.by_rules(mesh, [("", jax.P())])):
+    found = sj.mix(sj.rules.linear(), [one], sharding=where).params["n"]
     assert found.dtype == np.int64 and found == 2**40 + 5
 
 
@@ -560,3 +649,45 @@ def test_arguments_of_another_kind():
     sj.mix(sj.rules.ties, models)
   with pytest.raises(TypeError, match="base must be .* dict.*from_params"):
     sj.mix(sj.rules.linear(), models, base={"w": np.ones(2, "f")})
+
+
+def line_of(table, word):
+  line = next(x for x in table.splitlines() if x.startswith(word))
+  return float(line.split()[1])
+
+
+def test_projected_memory_has_room_for_what_is_decoded(tmp_path):
+  params = {"w": np.zeros((1000, 1000), "f")}
+  np.savez(tmp_path / "plain.npz", **params)
+  np.savez_compressed(tmp_path / "packed.npz", **params)
+  needed = {}
+  for name in ("plain", "packed"):
+    settings = {"dry_run": True, "threads": 2, "block_bytes": 16_000_000}
+    mixed = sj.mix(RULE, tmp_path / f"{name}.npz", **settings)
+    needed[name] = line_of(mixed.table, "memory")
+  # The packed bytes, the array, and what is made of it, for each thread.
+  assert needed["packed"] >= needed["plain"] + 2 * 3 * 4.0
+  # The first passes of a rule as well.
+  one = [sj.open_ingredient(tmp_path / "packed.npz")]
+  two = [*one, sj.open_ingredient(tmp_path / "plain.npz")]
+  mixed = sj.mix(sj.rules.karcher(), two, dry_run=True, threads=2)
+  assert line_of(mixed.table, "memory") >= 2 * (3 + 9) * 4.0
+
+
+def test_a_small_orbax_checkpoint_needs_little_memory(tmp_path):
+  one = [sj.Ingredient.from_params("m", {"w": np.zeros(4000, "f")})]
+  mixed = sj.mix(RULE, one, out=tmp_path / "o", max_host_bytes=2_000_000)
+  assert line_of(mixed.table, "memory") < 2
+
+
+def test_bytes_read_are_those_of_whole_chunks(tmp_path):
+  params = {"w": np.ones((6, 10), "f"), "v": np.ones(3, "f")}
+  np.savez_compressed(tmp_path / "m.npz", **params)
+  sj.save_params(tmp_path / "m", params)
+  sj.save_params(tmp_path / "n.npz", params)
+  sources = sj.find_ingredients([tmp_path / n for n in ("m.npz", "m", "n.npz")])
+  plan = planning.make(RULE, sources)
+  # One process of several gets part of a leaf.
+  pieces = [("w", (slice(0, 2), slice(0, 10)))]
+  report = engine.run(plan, pieces, engine.Arrays(plan))
+  assert report.bytes_read == (60 + 60 + 20) * 4

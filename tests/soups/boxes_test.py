@@ -98,3 +98,18 @@ def test_steps_are_those_of_numpy(shape, data):
   box, steps = boxes.without_steps(index, shape)
   part = array[box]
   assert np.array_equal(part[steps] if steps else part, array[index])
+
+
+def test_elements_of_the_chunks_that_a_box_touches():
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    shape = tuple(rng.integers(1, 9, 2))
+    chunk = tuple(rng.integers(1, 10, 2))
+    ends = [sorted(rng.integers(0, n + 1, 2)) for n in shape]
+    box = tuple(slice(int(a), int(b)) for a, b in ends)
+    # Numbers of chunks, at every element.
+    number = np.indices(shape) // np.array(chunk)[:, None, None]
+    number = number[0] * 100 + number[1]
+    expected = np.isin(number, number[box]).sum()
+    assert boxes.touched(shape, box, chunk) == expected
+  assert boxes.touched((), (), ()) == 1
