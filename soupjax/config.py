@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers for `ml_collections` configs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import importlib.util
 import inspect
 import itertools
@@ -291,3 +291,33 @@ def extreme_grid() -> Iterator[dict[str, Any]]:
   """
   rates = (3e-4, 1e-4, 3e-5, 2e-5, 1e-5, 3e-6, 1e-6, 1e-7)
   return _grid(rates, num_seeds=1)
+
+
+class Problems:
+  """What cannot work in a config, said all at once.
+
+  Attributes:
+    found: one line each.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self.found: list[str] = []
+
+  def expect(self, key: str, what: str, holds: Callable[[Any], bool]) -> None:
+    """Notes a dotted key whose value does not hold, or cannot be asked."""
+    value = self._config
+    for part in key.split("."):
+      value = value[part]
+    try:
+      ok = holds(value)
+    except (TypeError, ValueError):
+      ok = False
+    if not ok:
+      self.found.append(f"{key} must be {what}, got {value!r}")
+
+  def raise_if_any(self) -> None:
+    """Raises a ValueError that lists what was found."""
+    if self.found:
+      lines = "\n  ".join(self.found)
+      raise ValueError(f"The config cannot work:\n  {lines}")

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the config of the main job before anything is done."""
 
-from collections.abc import Callable
 import math
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT
 
@@ -37,18 +36,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   Raises:
     ValueError: listing every key with a value that cannot work.
   """
-  problems: list[str] = []
-
-  def expect(key: str, what: str, holds: Callable[[Any], bool]) -> None:
-    value = config
-    for part in key.split("."):
-      value = value[part]
-    try:
-      ok = holds(value)
-    except (TypeError, ValueError):
-      ok = False
-    if not ok:
-      problems.append(f"{key} must be {what}, got {value!r}")
+  problems = config_lib.Problems(config)
+  expect = problems.expect
 
   expect("data.name", "'digits'", lambda v: v == "digits")
   for key in _POSITIVE:
@@ -77,9 +66,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   expect(
     "cook.wise_ft_points", "a number from 0 to 1001", lambda v: 0 <= v <= 1001
   )
-  problems += _model_problems(config.model)
-  if problems:
-    raise ValueError("The config cannot work:\n  " + "\n  ".join(problems))
+  problems.found += _model_problems(config.model)
+  problems.raise_if_any()
 
 
 def _positive(value) -> bool:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a fine-tuning run: defaults, checks, what they mean."""
 
-from collections.abc import Callable
 import json
 import math
 from typing import Any
@@ -262,18 +261,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   Raises:
     ValueError: listing every key with a value that cannot work.
   """
-  problems: list[str] = []
-
-  def expect(key: str, what: str, holds: Callable[[Any], bool]) -> None:
-    value = config
-    for part in key.split("."):
-      value = value[part]
-    try:
-      ok = holds(value)
-    except (TypeError, ValueError):
-      ok = False
-    if not ok:
-      problems.append(f"{key} must be {what}, got {value!r}")
+  problems = config_lib.Problems(config)
+  expect = problems.expect
 
   def number(value):
     return 0 <= value < math.inf
@@ -311,9 +300,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     try:
       steps(config, key, 1)
     except ValueError as e:
-      problems.append(str(e))
+      problems.found.append(str(e))
   if config.data.batch_size % max(config.accumulate, 1):
-    problems.append(
+    problems.found.append(
       f"accumulate={config.accumulate} does not divide data.batch_size="
       f"{config.data.batch_size}"
     )
@@ -321,6 +310,5 @@ def check(config: ml_collections.ConfigDict) -> None:
     try:
       build(config)
     except ValueError as e:
-      problems.append(str(e))
-  if problems:
-    raise ValueError("The config cannot work:\n  " + "\n  ".join(problems))
+      problems.found.append(str(e))
+  problems.raise_if_any()
