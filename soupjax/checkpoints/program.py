@@ -152,7 +152,7 @@ class _Machine:
     elif name == "STACK_GLOBAL":
       found, module = stack.pop(), stack.pop()
       self._find(module, found)
-    elif name == "REDUCE":
+    elif name in ("REDUCE", "NEWOBJ"):
       arguments, function = stack.pop(), stack.pop()
       if not isinstance(function, Function) or type(arguments) is not tuple:
         raise refused("it calls what is no function")

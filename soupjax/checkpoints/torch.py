@@ -118,6 +118,11 @@ def _parameter(data, *rest):
   return data
 
 
+def _setting(*arguments):
+  """Stands for what training scripts save beside weights: nothing is kept."""
+  del arguments
+
+
 def _size(shape=()):
   if type(shape) is not tuple:
     raise program.refused("a size is no tuple")
@@ -134,7 +139,14 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
     _parameter
   ),
   ("torch", "Size"): program.Function(_size),
-  ("torch", "device"): program.Function(lambda *a: None),
+  ("torch", "device"): program.Function(_setting),
+  # Command lines and metrics, as timm's and many others' checkpoints have.
+  ("argparse", "Namespace"): program.Function(_setting),
+  ("pathlib", "PosixPath"): program.Function(_setting),
+  ("numpy", "dtype"): program.Function(_setting),
+  ("numpy.core.multiarray", "scalar"): program.Function(_setting),
+  ("numpy._core.multiarray", "scalar"): program.Function(_setting),
+  ("_codecs", "encode"): program.Function(_setting),
   **{("torch", k): _Kind(np.dtype(v)) for k, v in _STORAGES.items()},
   ("torch.storage", "UntypedStorage"): _Kind(np.dtype(np.uint8)),
   **{("torch", k): _Kind(np.dtype(v)) for k, v in _DTYPES.items()},

@@ -178,7 +178,7 @@ def recognise(
     if family in (None, name)
     for prefix in one.prefixes
     if (hits := _hits(one, prefix, found))
-  }
+  } or _wrapped(found, family)
   if len(fits) == 1:
     return next(iter(fits))
   if family is not None and not fits:
@@ -204,6 +204,31 @@ def _hits(family, prefix, found) -> int:
     for row in family.rows
     if "{i}" in row.ours
   )
+
+
+def _wrapped(found, family) -> dict[tuple[str, str], int]:
+  """The same for a model inside another module, whatever that calls it."""
+  fits = {}
+  for name, one in mappings.FAMILIES.items():
+    if family not in (None, name):
+      continue
+    firsts = [
+      theirs.replace("{i}", "0")
+      for row in one.rows
+      if row.ours == f"{mappings.BLOCK}LayerNorm_0/scale"
+      for theirs in row.theirs
+    ]
+    prefixes = {
+      leaf.removesuffix(first)
+      for leaf in found
+      for first in firsts
+      if leaf.endswith(f".{first}") or leaf.endswith(f"/{first}")
+    }
+    for prefix in prefixes:
+      # Where names are in one another, the longer one is the model's.
+      if not any(p != prefix and prefix.startswith(p) for p in prefixes):
+        fits[name, prefix] = _hits(one, prefix, found)
+  return fits
 
 
 def without_prefix(

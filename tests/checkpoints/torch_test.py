@@ -315,3 +315,18 @@ def test_files_that_torch_writes(tmp_path):
   torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
   with pytest.raises(ValueError, match="refused.*Linear"):
     sj.open_ingredient(tmp_path / "module.pt")
+
+
+def test_what_training_scripts_save_beside_weights(tmp_path):
+  torch = torch_or_skip()
+  state = {
+    "state_dict": {"w": torch.ones(2)},
+    "arch": "vit",
+    # As timm's train.py, with its command line.
+    "args": argparse.Namespace(lr=0.1, output=pathlib.Path("/a")),
+    "metric": np.float64(93.5),
+    "best": np.float32(0.5),
+  }
+  torch.save(state, tmp_path / "x.pth.tar")
+  found = sj.open_ingredient(tmp_path / "x.pth.tar")
+  assert set(found.specs) == {"w"}
