@@ -29,7 +29,6 @@ half a minute, after the two lines of configs/finetune/digits.py:
 """
 
 from soupjax.config import parse_arg
-from soupjax.models import pretrained
 from soupjax.tasks import cook_config
 
 
@@ -40,5 +39,4 @@ def get_config(arg=None):
     cook_config.of_sweep(c, arg.sweep, arg.which)
   if arg.family:
     c.family = arg.family
-    c.model.update(pretrained.options(arg.family))
   return c.lock()

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves by a table of `mappings`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import re
@@ -261,7 +261,7 @@ class Table:
     there = [k for k in row.theirs if k in self.found] if row else []
     return row, there[0] if there else None
 
-  def _shape(self, ours: str) -> tuple[int, ...] | None:
+  def shape(self, ours: str) -> tuple[int, ...] | None:
     """Shape of a leaf in our layout, up to what is our choice."""
     row, theirs = self._at(ours)
     if theirs is None:
@@ -274,10 +274,10 @@ class Table:
 
   def tokens(self) -> int:
     """How many patches an image has, 1 if that cannot be told."""
-    mixing = self._shape("MixerBlock_0/token_mixing/Dense_0/kernel")
+    mixing = self.shape("MixerBlock_0/token_mixing/Dense_0/kernel")
     if mixing:
       return mixing[0]
-    table = self._shape("pos_embedding")
+    table = self.shape("pos_embedding")
     if table is None or len(table) != 3:
       return 1
     return table[1] - int(self._has_class_position(table[1], None))
@@ -285,7 +285,7 @@ class Table:
   def channels(self) -> int:
     """How many channels an image has, 3 if that cannot be told."""
     for name in ("embedding/kernel", "stem/kernel"):
-      shape = self._shape(name)
+      shape = self.shape(name)
       if shape and len(shape) == 4:
         return shape[2]
     return 3
@@ -301,7 +301,7 @@ class Table:
     if theirs is None:
       return False
     if ours == "pos_embedding":
-      found = self._shape(ours)
+      found = self.shape(ours)
       return found is not None and len(found) == 3 and found[2] == shape[2]
     return self.found[theirs].shape == needed(row, shape)
 
@@ -393,13 +393,16 @@ def needed(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def write(
-  family: mappings.Family, leaves: Mapping[str, Any]
+  family: mappings.Family,
+  leaves: Mapping[str, Any],
+  like: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
   """Writes leaves as a family does.
 
   Args:
     family: with a row for every leaf.
     leaves: ours, with blocks one by one.
+    like: names to write where a leaf has several; else the first.
 
   Returns:
     Their name -> array. What the class token had added of its position stays
@@ -411,7 +414,8 @@ def write(
     if ours == "pos_embedding" and family.class_position and "cls" in leaves:
       value = np.concatenate([np.zeros_like(value[:, :1]), value], axis=1)
     value = mappings.LAYOUTS[row.layout].write(value)
-    parts.setdefault(row.theirs[0], {})[row.part[0]] = value
+    theirs = next((one for one in row.theirs if one in like), row.theirs[0])
+    parts.setdefault(theirs, {})[row.part[0]] = value
   return {
     theirs: np.ascontiguousarray(found[0])
     if len(found) == 1

@@ -157,13 +157,21 @@ def as_ingredient(
   )
 
 
-def export(params: PyTree, model: nn.Module, family: str) -> dict[str, Any]:
+def export(
+  params: PyTree,
+  model: nn.Module,
+  family: str,
+  *,
+  like: Ingredient | None = None,
+) -> dict[str, Any]:
   """Renames parameters as a family does.
 
   Args:
     params: of the model; scanned or not.
     model: whose they are.
     family: a key of `mappings.FAMILIES`.
+    like: a checkpoint of the family whose names to take, with what stands
+      before all of them, where there are several ways; None is the usual one.
 
   Returns:
     Name -> NumPy array, in the family's layout.
@@ -193,7 +201,13 @@ def export(params: PyTree, model: nn.Module, family: str) -> dict[str, Any]:
       f"{family!r} has learned position embeddings, and posemb='sincos2d' has "
       "none to export."
     )
-  return foreign.write(table, leaves)
+  if like is None:
+    return foreign.write(table, leaves)
+  found = foreign.entries(like)
+  _, prefix = foreign.recognise(found, family, like.path or repr(like.name))
+  names = foreign.without_prefix(found, prefix, table)
+  written = foreign.write(table, leaves, names)
+  return {prefix + name: value for name, value in written.items()}
 
 
 def save_exported(
@@ -202,6 +216,7 @@ def save_exported(
   model: nn.Module,
   family: str,
   *,
+  like: Ingredient | None = None,
   overwrite: bool = False,
 ) -> None:
   """Writes parameters to a file with the names of a family.
@@ -211,6 +226,7 @@ def save_exported(
     params: as for `export`.
     model: as for `export`.
     family: as for `export`.
+    like: as for `export`.
     overwrite: replaces what is at `path`.
 
   Raises:
@@ -220,7 +236,7 @@ def save_exported(
     raise ValueError(
       f"{os.fspath(path)} must end in .safetensors, or .npz for big_vision."
     )
-  leaves = export(params, model, family)
+  leaves = export(params, model, family, like=like)
   # transformers before version 5 opens no file that does not say this.
   stream.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
 

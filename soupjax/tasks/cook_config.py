@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of cooking a folder of checkpoints: defaults, checks."""
 
+import dataclasses
 import math
 import os
 import pathlib
 import re
 
+import flax.linen as nn
 import ml_collections
 
 from soupjax import config as config_lib
+from soupjax import models
 from soupjax.checkpoints import files
 from soupjax.models import mappings
 from soupjax.tasks import finetune_config
@@ -17,6 +20,17 @@ from soupjax.tasks import finetune_config
 LEARNED = ("model", "layer", "tensor")
 # What a sweep of `tasks.finetune` recorded, and cooking goes by.
 _OF_SWEEP = ("data", "model", "sharding")
+
+
+# Those of `models.ViT` that checkpoints from elsewhere differ in, or that say
+# how it is computed.
+_OPTIONS = (
+  *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
+  *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
+  *("pre_norm", "patch_bias", "fc_norm", "attention", "scan", "dtype_mm"),
+)
+# Of those that can be None.
+_KINDS = {int | None: int, str | None: str}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -39,15 +53,24 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.train = "train"  # Minival is a part of it where data.minival is empty.
   c.data.minival = ""
   c.data.minival_per_class = 26
-  c.data.num_classes = 1000
-  c.data.image_size = 224
-  c.data.eval_ops = theirs.data.eval_ops
+  # 0 and empty: as the checkpoints, or files beside them, say.
+  c.data.num_classes = 0
+  c.data.image_size = 0
+  c.data.eval_ops = ""
+  # The order of the models' outputs: "text", "natural" (as timm sorts folders),
+  # or a file with a class a line. Empty: as a config.json says, else "text".
+  c.data.classes = ""
   c.data.augment = ml_collections.ConfigDict()
   c.data.batch_size = 256
   # Minival is decoded once if it takes no more; else for every candidate.
   c.data.cache_gb = 8.0
 
-  c.model = theirs.model
+  # Options of `models.ViT`; what is not set is found out (docs/cook.md).
+  c.model = ml_collections.ConfigDict({"name": "vit", "variant": ""})
+  for field in dataclasses.fields(models.ViT):
+    if field.name in _OPTIONS:
+      kind = _KINDS.get(field.type, field.type)
+      c.model[field.name] = ml_collections.config_dict.placeholder(kind)
   c.sharding = theirs.sharding
 
   c.cook = ml_collections.ConfigDict()
@@ -131,6 +154,20 @@ def eval_ops(config: ml_collections.ConfigDict) -> str:
   return finetune_config.ops(config, "eval_ops")
 
 
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+  """Builds the model, of those options that are set.
+
+  Raises:
+    ValueError: if there is no such model, variant or option.
+  """
+  given = {k: v for k, v in config.model.to_dict().items() if v is not None}
+  if given["name"] == "mixer":
+    given.setdefault("dropout", 0.0)
+  return finetune_config.build_model(
+    ml_collections.ConfigDict({"data": config.data, "model": given})
+  )
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
@@ -145,9 +182,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
   expect("ingredients", "a path with * in it, or several", bool)
   expect("data.name", "the name of a dataset", bool)
+  for key in ("data.num_classes", "data.image_size"):
+    expect(key, "a whole number from 0", lambda v: v >= 0 and v == int(v))
   for key in (
-    "data.num_classes",
-    "data.image_size",
     "data.batch_size",
     "cook.learned_steps",
     "cook.learned_batch_size",
@@ -173,7 +210,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     lambda v: not v or v in mappings.FAMILIES,
   )
   for build in (
-    finetune_config.build_model,
+    build_model,
     finetune_config.sharding_rules,
     tests,
     eval_ops,

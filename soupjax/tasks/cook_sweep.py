@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import time
 from typing import Any
 
@@ -30,12 +31,18 @@ from soupjax.evaluators import (
   Streaming,
   classification_metrics,
 )
-from soupjax.models import pretrained
+from soupjax.models import detect, pretrained
 from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.soups.ingredient import Ingredient, check_ingredients
 from soupjax.soups.starts import check_same_start
-from soupjax.tasks import cook, cook_config, finetune, finetune_config
+from soupjax.tasks import (
+  cook,
+  cook_checkpoints,
+  cook_config,
+  finetune,
+  finetune_config,
+)
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune_step import put_batch
 
@@ -45,6 +52,10 @@ PyTree = Any
 _RESERVED = re.compile(
   "(pretrained|uniform|greedy|ensemble|greedy_ensemble|learned_.*|wise_ft_.*)$"
 )
+
+
+# What other libraries keep beside weights.
+_CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +71,8 @@ class Kitchen:
     tests: name -> source of a test set.
     ingredients: with the leaves of the model.
     initial: the start, None where it is not known.
+    theirs: the first of them as it was found.
+    notes: lines for the plan, on what the checkpoints told.
   """
 
   config: ml_collections.ConfigDict
@@ -70,6 +83,8 @@ class Kitchen:
   tests: Mapping[str, data.Source]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
+  theirs: Ingredient
+  notes: Sequence[str]
 
   @property
   def images(self) -> int:
@@ -118,6 +133,7 @@ def run(
   """
   cook_config.check(config)
   kitchen = _open(config)
+  config = kitchen.config
   if _first():
     print(plan(kitchen))
   if dry_run:
@@ -141,24 +157,28 @@ def _first() -> bool:
 
 
 def _open(config) -> Kitchen:
-  """Opens checkpoints and data; reads metadata and an image of each set."""
-  model = finetune_config.build_model(config)
+  """Opens checkpoints and data; reads metadata and an image."""
+  patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
+  opened = find.find_ingredients(patterns)
+  start = find.open_ingredient(config.initial) if config.initial else None
+  config, detected, notes = cook_checkpoints.resolve(
+    config, [*opened, *filter(None, [start])]
+  )
+  model = cook_config.build_model(config)
   see = functools.partial(
     pretrained.as_ingredient,
     model=model,
     family=config.family or None,
     image_size=config.data.image_size,
   )
-  patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
   ingredients = [
-    dataclasses.replace(see(found), name=_safe(found.name))
-    for found in find.find_ingredients(patterns)
+    dataclasses.replace(see(found), name=_safe(found.name)) for found in opened
   ]
   check_same_start(ingredients)
   check_ingredients(ingredients)
   initial = None
-  if config.initial:
-    initial = see(find.open_ingredient(config.initial))
+  if start is not None:
+    initial = see(start)
     check_ingredients([*ingredients, initial])
   shapes = finetune.abstract_params(config, model)
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
@@ -172,18 +192,18 @@ def _open(config) -> Kitchen:
     fsdp_min_size=config.sharding.fsdp_min_size,
   )
   by_name = dict(sharding.named(places))
+  minival, tests = _open_sources(config, detected)
   return Kitchen(
     config=config,
     model=model,
     mesh=mesh,
     place=lambda leaf, _: by_name[leaf],
-    minival=_open_minival(config),
-    tests={
-      name: _open_test(config, name, *where)
-      for name, where in cook_config.tests(config).items()
-    },
+    minival=minival,
+    tests=tests,
     ingredients=ingredients,
     initial=initial,
+    theirs=opened[0],
+    notes=notes,
   )
 
 
@@ -193,37 +213,36 @@ def _safe(name: str) -> str:
   return f"ingredient_{name}" if _RESERVED.match(name) else name
 
 
-def _open_minival(config) -> data.Source:
+def _open_sources(config, detected):
+  """The held-out set and the test sets, labelled as the models' outputs."""
   c = config.data
   options = {"data_dir": c.data_dir or None}
-  split = c.minival or c.train
-  source = data.open_source(c.name, split, **options)
-  _check_classes(config, "data.name", source)
+  source = data.open_source(c.name, c.minival or c.train, **options)
+  classes = cook_checkpoints.classes_of(config, detected, source)
+  number = functools.partial(
+    cook_checkpoints.labelled, classes=classes, num=c.num_classes
+  )
+  source = number(source, what="data.name")
+  minival = source
   if not c.minival:
-    _, source = data.split_minival(source, per_class=c.minival_per_class)
-  return source
-
-
-def _open_test(config, name, dataset, split) -> data.Source:
-  options = {"data_dir": config.data.data_dir or None}
-  source = data.open_source(dataset, split, **options)
-  _check_classes(config, f"tests, {name}", source)
-  return source
-
-
-def _check_classes(config, what, source):
-  if source.num_classes != config.data.num_classes:
-    raise ValueError(
-      f"{what}: {source.name} has {source.num_classes} classes, and the models "
-      f"data.num_classes={config.data.num_classes}. A set of some of the "
-      "classes needs labels of the whole set."
-    )
+    _, minival = data.split_minival(source, per_class=c.minival_per_class)
+  tests = {
+    name: number(data.open_source(*where, **options), what=f"tests, {name}")
+    for name, where in cook_config.tests(config).items()
+  }
+  for one in (minival, *tests.values()):
+    cook_checkpoints.check_images(config, one)
+  return minival, tests
 
 
 def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
   """Notes the checkpoints at the first start, compares them at later ones."""
   some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
   now = {i.name: _identity(i.path) for i in some}
+  now |= {
+    f"the set {name}": [source.name, len(source), source.num_classes]
+    for name, source in {"minival": kitchen.minival, **kitchen.tests}.items()
+  }
   before = workdir_lib.agreed(
     files.read_json(record) if record.exists() else None
   )
@@ -246,7 +265,7 @@ def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
   ]
   if changes:
     raise ValueError(
-      f"{record.parent} holds soups of other checkpoints: "
+      f"{record.parent} holds soups of other checkpoints or images: "
       f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
       "--workdir."
     )
@@ -256,8 +275,12 @@ def _identity(path: str) -> list[Any]:
   """Path, and size and time of what is there."""
   if "://" in path:
     return [path]
-  found = os.stat(path)
-  return [path, found.st_size, found.st_mtime_ns]
+  place = pathlib.Path(path)
+  # A directory's own time does not tell of files that were written over.
+  inside = sorted(p for p in place.rglob("*") if p.is_file())
+  found = [p.stat() for p in (inside if place.is_dir() else [place])]
+  size = sum(one.st_size for one in found)
+  return [path, size, max((one.st_mtime_ns for one in found), default=0)]
 
 
 def plan(kitchen: Kitchen) -> str:
@@ -272,6 +295,7 @@ def plan(kitchen: Kitchen) -> str:
     f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
     for i, value in zip(some, known)
   ]
+  lines += kitchen.notes
   lines.append(
     "start: "
     + (kitchen.initial.path if kitchen.initial else "not known, no WiSE-FT")
@@ -435,11 +459,23 @@ def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
   if kitchen.family is None:
     return
   npz = kitchen.family in ("big_vision", "mixer")
-  path = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
-  if not workdir_lib.agreed(path.exists()):
-    path.parent.mkdir(exist_ok=True)
+  # Beside their configs it is a folder that their libraries open as it is.
+  configs = [
+    found
+    for name in _CONFIGS
+    if (found := detect.beside(kitchen.ingredients[0].path, name))
+  ]
+  file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
+  if configs:
+    file = path / "model.safetensors"
+  if not workdir_lib.agreed(file.exists()):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for one in configs if _first() else ():
+      shutil.copyfile(one, path / one.name)
     params = find.load_params(soup)
-    pretrained.save_exported(path, params, kitchen.model, kitchen.family)
+    pretrained.save_exported(
+      file, params, kitchen.model, kitchen.family, like=kitchen.theirs
+    )
 
 
 def _batches(kitchen):

@@ -5,7 +5,9 @@
 With torch installed, files that it writes are read too.
 """
 
+import argparse
 import os
+import pathlib
 import pickle
 import time
 import tracemalloc
@@ -318,7 +320,7 @@ def test_files_that_torch_writes(tmp_path):
 
 
 def test_what_training_scripts_save_beside_weights(tmp_path):
-  torch = torch_or_skip()
+  torch = pytest.importorskip("torch")
   state = {
     "state_dict": {"w": torch.ones(2)},
     "arch": "vit",
