@@ -2,7 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves by a table of `mappings`."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 import dataclasses
 import functools
 import re

@@ -258,7 +258,7 @@ def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
       if name not in before
       else "is gone"
       if name not in now
-      else "was written anew"
+      else "changed"
       if before[name] != now[name]
       else ""
     )

@@ -1,0 +1,342 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints from elsewhere are cooked as their own libraries mean them."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import soupjax as sj
+from soupjax import config as config_lib
+from soupjax import data
+from soupjax.models import ViT, detect, pretrained
+from soupjax.tasks import cook_checkpoints, cook_sweep
+
+CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "cook.py")
+NAMES = ("ant", "bee", "cow")
+ORDER = ("cow", "ant", "bee")  # Of the models' outputs.
+MODEL = ViT(
+  num_classes=3,
+  patch_size=4,
+  width=8,
+  depth=2,
+  mlp_dim=12,
+  num_heads=4,
+  **pretrained.options("hf_vit"),
+)
+LOGITS = jax.jit(lambda params, x: MODEL.apply({"params": params}, x)[0])
+HF = {
+  "model_type": "vit",
+  "hidden_size": 8,
+  "num_attention_heads": 4,
+  "hidden_act": "gelu",
+  "layer_norm_eps": 1e-12,
+  "id2label": dict(enumerate(ORDER)),
+}
+PREPARED = {
+  "do_resize": True,
+  "size": {"height": 8, "width": 8},
+  "resample": 3,
+  "do_normalize": True,
+  "image_mean": [0.4, 0.4, 0.4],
+  "image_std": [0.2, 0.2, 0.2],
+}
+
+
+def params_of(seed):
+  rng = np.random.default_rng(seed)
+  image = np.zeros((1, 8, 8, 3), np.float32)
+  made = jax.eval_shape(MODEL.init, jax.random.key(0), image)["params"]
+  return jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), made)
+
+
+def write_model(path, seed, **changes):
+  path.mkdir(parents=True)
+  pretrained.save_exported(
+    path / "model.safetensors", params_of(seed), MODEL, "hf_vit"
+  )
+  (path / "config.json").write_text(json.dumps({**HF, **changes}))
+  (path / "preprocessor_config.json").write_text(json.dumps(PREPARED))
+
+
+def write_images(path, names, seed=0, count=4):
+  rng = np.random.default_rng(seed)
+  for name in names:
+    (path / name).mkdir(parents=True)
+    for k in range(count):
+      pixels = rng.integers(0, 256, (14, 10, 3), np.uint8)
+      PIL.Image.fromarray(pixels).save(path / name / f"{k}.png")
+
+
+@pytest.fixture
+def place(tmp_path):
+  for k in range(2):
+    write_model(tmp_path / f"runs/{k}", k)
+  for k, split in enumerate(("val", "test")):
+    write_images(tmp_path / "photos" / split, NAMES, k)
+  write_images(tmp_path / "street", ("ant", "cow"), 3)  # No bees there.
+  return tmp_path
+
+
+def config_of(place, **changes):
+  values = {
+    "ingredients": f"{place}/runs/*",
+    "data.name": f"folder:{place}/photos",
+    "data.minival": "val",
+    "tests": f"test=test,street=folder:{place}/street/all",
+    "cook.learned_granularities": (),
+    **changes,
+  }
+  return config_lib.load(CONFIG, **values)
+
+
+def accuracy(params, folder):
+  """As transformers' own preparation and labels have it."""
+  right, total = 0, 0
+  for name in sorted(p.name for p in folder.iterdir()):
+    for file in sorted((folder / name).iterdir()):
+      image = PIL.Image.open(file).resize((8, 8), PIL.Image.BICUBIC)
+      x = (np.asarray(image, np.float32) / 255 - 0.4) / 0.2
+      logits = LOGITS(params, x[None])
+      right += ORDER[int(logits[0].argmax())] == name
+      total += 1
+  return right / total
+
+
+def test_nothing_but_folders_has_to_be_said(place):
+  cook_sweep.run(config_of(place), place / "soups")
+  lines = (place / "soups/results.jsonl").read_text().splitlines()
+  found = {
+    (r["model"], r["dataset"].split("/")[-1]): r["value"]
+    for r in map(json.loads, lines)
+    if r["metric"] == "prec@1"
+  }
+  soup = sj.uniform_soup(
+    [sj.Ingredient.from_params(str(k), params_of(k)) for k in range(2)]
+  )
+  folders = {
+    "minival": place / "photos/val",
+    "test": place / "photos/test",
+    "street": place / "street",
+  }
+  for name, params in (("0", params_of(0)), ("1", params_of(1))):
+    for split, folder in folders.items():
+      assert found[name, split] == pytest.approx(accuracy(params, folder))
+  assert found["uniform", "test"] == pytest.approx(
+    accuracy(soup, folders["test"])
+  )
+  assert len(set(found.values())) > 2, "a test that could not tell"
+  # Their library opens it as it is.
+  export = place / "soups/export/uniform"
+  assert json.loads((export / "config.json").read_text())["hidden_size"] == 8
+  assert (export / "preprocessor_config.json").exists()
+  assert detect.detect(export).classes == ORDER
+  theirs = sj.open_ingredient(place / "runs/0")
+  assert set(sj.open_ingredient(export).specs) == set(theirs.specs)
+
+
+def test_what_was_judged_must_not_change(place):
+  config = config_of(place)
+  cook_sweep.run(config, place / "soups")
+  cook_sweep.run(config, place / "soups")
+  (place / "street/cow/3.png").unlink()
+  with pytest.raises(ValueError, match="the set street changed"):
+    cook_sweep.run(config, place / "soups")
+  write_images(place / "more", ("cow",), 3)
+  (place / "more/cow/3.png").rename(place / "street/cow/3.png")
+  # Written over in its directory.
+  weights = place / "runs/1/model.safetensors"
+  weights.write_bytes(weights.read_bytes())
+  with pytest.raises(ValueError, match="1 changed.*--workdir"):
+    cook_sweep.run(config, place / "soups")
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"model.num_heads": 2}, "model.num_heads=2.*says 4"),
+    ({"model.act": "gelu"}, "model.act='gelu'.*says 'gelu_exact'"),
+    ({"model.width": 16}, r"\(8,\), and \(16,\) is needed"),
+    ({"data.image_size": 16}, "images of 8 x 8, and the model takes .*16"),
+    ({"data.num_classes": 4}, r"classifier.bias is \(3,\), and \(4,\) is"),
+    ({"data.classes": "/nowhere"}, "neither 'text' nor 'natural' nor a file"),
+  ],
+)
+def test_what_contradicts_the_files(place, changes, message):
+  with pytest.raises(ValueError, match=f"(?s){message}"):
+    cook_sweep.run(config_of(place, **changes), place / "soups")
+  assert not (place / "soups").exists()
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"num_attention_heads": 2}, "'0' and '2' differ in model.num_heads"),
+    ({"id2label": dict(enumerate(NAMES))}, "differ in the order of classes"),
+  ],
+)
+def test_ingredients_that_mean_different_things(place, changes, message):
+  write_model(place / "runs/2", 2, **changes)
+  with pytest.raises(ValueError, match=message):
+    cook_sweep.run(config_of(place), place / "soups")
+
+
+def test_ingredients_that_were_prepared_differently(place):
+  write_model(place / "runs/2", 2)
+  record = place / "runs/2/preprocessor_config.json"
+  record.write_text(json.dumps({**PREPARED, "image_mean": [0.5] * 3}))
+  with pytest.raises(ValueError, match="differ in the preparation of images"):
+    cook_sweep.run(config_of(place), place / "soups")
+
+
+def test_what_no_file_says_is_asked_for(place, capsys):
+  for k in range(2):
+    (place / f"runs/{k}/config.json").unlink()
+  config = config_of(place)
+  with pytest.raises(ValueError, match="--config.model.num_heads"):
+    cook_sweep.run(config, None, dry_run=True)
+  heads = {"model.num_heads": 4}
+  cook_sweep.run(config_of(place, **heads), None, dry_run=True)
+  text = capsys.readouterr().out
+  assert "taken for granted, as no file says it: act gelu_exact" in text
+  for k in range(2):
+    (place / f"runs/{k}/preprocessor_config.json").unlink()
+  with pytest.raises(ValueError, match="--config.data.eval_ops"):
+    cook_sweep.run(config_of(place, **heads), None, dry_run=True)
+
+
+def test_other_images_than_theirs_are_a_warning(place, capsys):
+  config = config_of(
+    place,
+    **{"data.eval_ops": "resize(12)|value_range(0, 1)", "data.image_size": 12},
+  )
+  cook_sweep.run(config, None, dry_run=True)
+  text = capsys.readouterr().out
+  assert "WARNING: the checkpoints' own preparation is resize(8, " in text
+  assert "WARNING: position embeddings for 8 px are resampled to 12" in text
+
+
+# --- Preparation --------------------------------------------------------------
+
+IMAGENET = {
+  "image_mean": [0.485, 0.456, 0.406],
+  "image_std": [0.229, 0.224, 0.225],
+}
+
+
+@pytest.mark.parametrize(
+  "values, expected",
+  [
+    (PREPARED, 'resize(8, "bicubic")|value_range(-2, 3)'),
+    (
+      {
+        "do_resize": True,
+        "size": {"shortest_edge": 9},
+        "do_center_crop": True,
+        "crop_size": {"height": 8, "width": 8},
+        "do_normalize": True,
+        **IMAGENET,
+      },
+      'resize_small(9, "bilinear")|central_crop(8)|standardize("imagenet")',
+    ),
+    ({"do_resize": True, "size": 8}, 'resize(8, "bilinear")|value_range(0, 1)'),
+    ({**PREPARED, "rescale_factor": 1}, None),
+    ({**PREPARED, "resample": 5}, None),
+    ({**PREPARED, "image_mean": [0.1, 0.2, 0.3]}, None),
+  ],
+)
+def test_preparation_of_transformers(tmp_path, values, expected):
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+  found = detected()
+  text = cook_checkpoints.preparation(str(tmp_path), found)
+  assert text == expected
+  if text:
+    data.Preprocess(text)
+
+
+def detected(config=None, family="timm", classes=None):
+  return detect.Detected(
+    family=family,
+    options={},
+    said=frozenset(),
+    assumed=frozenset(),
+    image_size=None,
+    classes=classes,
+    config=config or {},
+  )
+
+
+@pytest.mark.parametrize(
+  "changes, expected",
+  [
+    (
+      {},
+      'resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)',
+    ),
+    (
+      {"crop_mode": "squash", "crop_pct": 1.0},
+      'resize(224, "bicubic")|central_crop(224)|value_range(-1, 1)',
+    ),
+    ({"crop_mode": "border"}, None),
+    ({"interpolation": "random"}, None),
+  ],
+)
+def test_preparation_of_timm(changes, expected):
+  timms = {
+    "input_size": [3, 224, 224],
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "crop_pct": 0.9,
+    **changes,
+  }
+  found = detected({"architecture": "vit", "pretrained_cfg": timms})
+  assert cook_checkpoints.preparation("", found) == expected
+
+
+# --- Classes ------------------------------------------------------------------
+
+
+def source_of(path, names):
+  write_images(path, names, count=1)
+  return data.open_source(f"folder:{path}", "all")
+
+
+def test_timm_sorts_folders_by_number(tmp_path):
+  config = config_lib.load(CONFIG)
+  source = source_of(tmp_path / "x", ("1", "2", "10"))
+  assert source.class_names == ("1", "10", "2")
+
+  def order(classes, family="timm"):
+    changed = config_lib.updated(config, {"data.classes": classes})
+    return cook_checkpoints.classes_of(changed, detected(None, family), source)
+
+  with pytest.raises(ValueError, match="'2' before '10'.*=natural"):
+    order("")
+  assert order("", "hf_vit") == ("1", "10", "2")
+  assert order("text") == ("1", "10", "2")
+  assert order("natural") == ("1", "2", "10")
+  (tmp_path / "names.txt").write_text("10\n1\n2\n")
+  assert order(str(tmp_path / "names.txt")) == ("10", "1", "2")
+  labels = cook_checkpoints.labelled(source, order("natural"), 3, "x")
+  read = {
+    labels.describe(k).split("/")[-2]: labels[k]["label"] for k in range(3)
+  }
+  assert read == {"1": 0, "2": 1, "10": 2}
+  assert [labels.label(k) for k in range(3)] == [
+    labels[k]["label"] for k in range(3)
+  ]
+
+
+def test_as_many_classes_are_not_the_same_classes(tmp_path):
+  source = source_of(tmp_path / "x", ("bee", "cow", "dog"))
+  with pytest.raises(ValueError, match="street.* do not know: dog.*, ant"):
+    cook_checkpoints.labelled(source, NAMES, 3, "tests, street")
+  # Names of another kind cannot be compared.
+  assert cook_checkpoints.labelled(source, ("x", "y", "z"), 3, "a") is source
+  with pytest.raises(ValueError, match="has 3 classes, and the models"):
+    cook_checkpoints.labelled(source, ("x", "y"), 2, "a")
