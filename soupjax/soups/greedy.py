@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from soupjax.soups import checks, decisions, exact, finite, tree
+from soupjax.soups import checks, decisions, exact, finite, starts, tree
 from soupjax.soups.decisions import Decision, Trial
 from soupjax.soups.ingredient import (
   Ingredient,
@@ -155,6 +155,7 @@ def greedy_soup(
   checks.mode(evaluate, mode)
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
+  starts.warn_of_other_starts(ingredients)
   ingredients = _in_order(ingredients, order)
   turns = decisions.Turns.of(
     [i.name for i in ingredients], rounds, patience, max_size
