@@ -10,14 +10,17 @@ what it recorded:
 
 Its moving averages instead: configs/cook.py:sweep=runs/b16,which=last_ema_0.999
 
-Of checkpoints from elsewhere, as timm's or Hugging Face's of one model; the
-soups are written with their names too (docs/cook.md):
+Of checkpoints from elsewhere, as timm's or Hugging Face's of one model, which
+is found out from them and files beside them; the soups are written with their
+names too (docs/cook.md):
 
-  soupjax --config=configs/cook.py:family=timm --workdir=runs/soups \
+  soupjax --config=configs/cook.py --workdir=runs/soups \
     --config.ingredients='runs/*/model.safetensors' \
-    --config.model.variant=B/16 --config.data.name=folder:photos \
-    --config.data.minival=val --config.data.num_classes=37 \
+    --config.data.name=folder:photos --config.data.minival=val \
     --config.tests=test=test
+
+What no file says is asked for, as --config.model.num_heads=12 and
+--config.data.eval_ops='resize(224)|value_range(-1, 1)'.
 
 Evaluates every ingredient once on everything, then cooks: uniform, greedy and
 learned soups, WiSE-FT where the start is known, ensembles to compare with. The

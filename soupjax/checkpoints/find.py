@@ -16,6 +16,7 @@ from soupjax.soups.ingredient import Ingredient
 PyTree = Any
 
 # What files are called that `**` should find.
+_TORCH = "pytorch_model.bin"
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -178,9 +179,11 @@ def recognise(path: str) -> tuple[str, Callable[[str, str], Ingredient]]:
       return str(one), orbax.open_checkpoint
   if any(place.glob("*.safetensors*")):
     return path, safetensors.open_checkpoint
+  if (place / _TORCH).exists():  # As transformers and timm save a folder.
+    return recognise(str(place / _TORCH))
   raise ValueError(
     f"{path} is no checkpoint: expected an Orbax directory, or a directory "
-    "with one in params/, or with safetensors in it."
+    f"with one in params/, or with safetensors or {_TORCH} in it."
   )
 
 

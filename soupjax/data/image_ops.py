@@ -210,18 +210,32 @@ STATISTICS = {
 }
 
 
-def standardize(image: Picture, statistics: str = "clip") -> np.ndarray:
+def standardize(
+  image: Picture,
+  statistics: str | tuple[float, float, float] = "clip",
+  deviation: tuple[float, float, float] | None = None,
+) -> np.ndarray:
   """Returns (height, width, 3) float32, less a mean, over a deviation.
 
   Args:
     image: of 0 to 255.
-    statistics: a key of `STATISTICS`.
+    statistics: a key of `STATISTICS`, or the mean of each channel, of 1.
+    deviation: with a mean, that of each channel.
   """
-  if statistics not in STATISTICS:
+  if deviation is None:
+    if statistics not in STATISTICS:
+      raise ValueError(
+        f"statistics={statistics!r} is none of {', '.join(STATISTICS)}, nor a "
+        "mean and a deviation of three channels."
+      )
+    statistics, deviation = STATISTICS[statistics]
+  values = np.asarray((statistics, deviation), np.float32)
+  if values.shape != (2, 3) or not (values[1] > 0).all():
     raise ValueError(
-      f"statistics={statistics!r} is none of {', '.join(STATISTICS)}."
+      f"standardize takes a mean and a positive deviation of three channels, "
+      f"not {statistics!r} and {deviation!r}."
     )
-  mean, deviation = np.asarray(STATISTICS[statistics], np.float32) * 255
+  mean, deviation = values * 255
   return (np.asarray(image, np.float32) - mean) / deviation
 
 

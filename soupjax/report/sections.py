@@ -71,11 +71,13 @@ def summary(
   best = next(r for r in every if r.kind == "best")
   count = len(results.models("ingredient"))
   models = "One model was" if count == 1 else f"{count} models were"
+  known = results.models("pretrained")
+  start = " from one pretrained model" if known else ""
   choice = "It" if count == 1 else "The best of them on minival"
   soups = [r for r in every if r.kind in ("soup", "interpolation")]
   against = " Against it, at the same inference cost:" if soups else ""
   out = [
-    f"<p>{models} fine-tuned from one pretrained model. {choice}, "
+    f"<p>{models} fine-tuned{start}. {choice}, "
     f"<b>{html.escape(results.best)}</b>, has {_levels(best, results)}."
     f"{against}</p>"
   ]

@@ -265,7 +265,7 @@ def _values(mean, deviation) -> str | None:
   if len(set(mean)) == len(set(deviation)) == 1:
     low, high = -mean[0] / deviation[0], (1 - mean[0]) / deviation[0]
     return f"value_range({low:.7g}, {high:.7g})"
-  return None
+  return f"standardize({tuple(mean)}, {tuple(deviation)})"
 
 
 # --- Classes ------------------------------------------------------------------
@@ -340,6 +340,19 @@ def classes_of(
       "with a class a line."
     )
   return names
+
+
+def incomparable(
+  source: data.Source, classes: Sequence[str] | None, name: str
+) -> list[str]:
+  """A line for the plan if a set calls all classes otherwise than models do."""
+  names = source.class_names
+  if not classes or not names or set(classes) & set(names):
+    return []
+  return [
+    f"WARNING: their classes are called {', '.join(classes[:2])}, ... and "
+    f"those of {name} {', '.join(names[:2])}, ...: taken to be in one order"
+  ]
 
 
 def labelled(

@@ -192,7 +192,7 @@ def _open(config) -> Kitchen:
     fsdp_min_size=config.sharding.fsdp_min_size,
   )
   by_name = dict(sharding.named(places))
-  minival, tests = _open_sources(config, detected)
+  minival, tests = _open_sources(config, detected, notes)
   return Kitchen(
     config=config,
     model=model,
@@ -213,7 +213,7 @@ def _safe(name: str) -> str:
   return f"ingredient_{name}" if _RESERVED.match(name) else name
 
 
-def _open_sources(config, detected):
+def _open_sources(config, detected, notes):
   """The held-out set and the test sets, labelled as the models' outputs."""
   c = config.data
   options = {"data_dir": c.data_dir or None}
@@ -230,7 +230,11 @@ def _open_sources(config, detected):
     name: number(data.open_source(*where, **options), what=f"tests, {name}")
     for name, where in cook_config.tests(config).items()
   }
-  for one in (minival, *tests.values()):
+  for name, one in {"minival": minival, **tests}.items():
+    known = classes
+    if name == "minival" and not c.classes:
+      known = detected.classes
+    notes += cook_checkpoints.incomparable(one, known, name)
     cook_checkpoints.check_images(config, one)
   return minival, tests
 
@@ -348,6 +352,7 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
       files.write_json(where, dict(one.hyperparameters))
     progress.step(images=kitchen.images)
   ingredients = cook.ranked(ingredients)
+  _warn_of_chance(kitchen, ingredients[0])
 
   # --- Soups, by minival alone ------------------------------------------------
   names = _cook(kitchen, ingredients, bench, workdir)
@@ -410,6 +415,22 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   print(report.results_table(results, sizes))
   print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
   return page
+
+
+def _warn_of_chance(kitchen, best) -> None:
+  """Says so if the best ingredient knows next to nothing."""
+  accuracy, chance = (
+    best.metrics["minival/prec@1"],
+    1 / kitchen.model.num_classes,
+  )
+  if accuracy - chance < 0.1 * (1 - chance) and _first():
+    logging.warning(
+      "The best ingredient has %.1f %% on minival, hardly better than chance. "
+      "If that is not what you measured, its images are prepared otherwise "
+      "(data.eval_ops), its classes are in another order (data.classes), or "
+      "model.num_heads or model.act is not that of training.",
+      100 * accuracy,
+    )
 
 
 def _order(kind: str) -> int:

@@ -404,3 +404,12 @@ def test_standardize_takes_mean_and_deviation():
     Preprocess('standardize("jft")')
   with pytest.raises(ValueError, match="must be last"):
     Preprocess("standardize|flip_lr")
+
+
+def test_standardize_takes_statistics_of_ones_own():
+  image = np.full((4, 4, 3), (51, 102, 255), np.uint8)
+  found = Preprocess("standardize((0.1, 0.2, 0.5), (0.1, 0.2, 0.25))")(image)
+  np.testing.assert_allclose(found[0, 0], [1, 1, 2], rtol=1e-5)
+  for text in ("(0.1, 0.2), (1, 1)", "(1, 1, 1), (0, 1, 1)", "(1, 1, 1)"):
+    with pytest.raises(ValueError, match="mean and a (positive )?deviation"):
+      Preprocess(f"standardize({text})")

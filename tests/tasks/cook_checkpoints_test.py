@@ -130,6 +130,8 @@ def test_nothing_but_folders_has_to_be_said(place):
     accuracy(soup, folders["test"])
   )
   assert len(set(found.values())) > 2, "a test that could not tell"
+  report = (place / "soups/report.html").read_text()
+  assert "2 models were fine-tuned. The best" in report  # No start is known.
   # Their library opens it as it is.
   export = place / "soups/export/uniform"
   assert json.loads((export / "config.json").read_text())["hidden_size"] == 8
@@ -246,7 +248,10 @@ IMAGENET = {
     ({"do_resize": True, "size": 8}, 'resize(8, "bilinear")|value_range(0, 1)'),
     ({**PREPARED, "rescale_factor": 1}, None),
     ({**PREPARED, "resample": 5}, None),
-    ({**PREPARED, "image_mean": [0.1, 0.2, 0.3]}, None),
+    (
+      {**PREPARED, "image_mean": [0.1, 0.2, 0.3]},
+      'resize(8, "bicubic")|standardize((0.1, 0.2, 0.3), (0.2, 0.2, 0.2))',
+    ),
   ],
 )
 def test_preparation_of_transformers(tmp_path, values, expected):
@@ -340,3 +345,22 @@ def test_as_many_classes_are_not_the_same_classes(tmp_path):
   assert cook_checkpoints.labelled(source, ("x", "y", "z"), 3, "a") is source
   with pytest.raises(ValueError, match="has 3 classes, and the models"):
     cook_checkpoints.labelled(source, ("x", "y"), 2, "a")
+
+
+def test_names_that_cannot_be_compared_are_told(place, capsys):
+  for k in range(2):
+    record = place / f"runs/{k}/config.json"
+    labels = {"id2label": {"0": "Kuh", "1": "Ameise", "2": "Biene"}}
+    record.write_text(json.dumps({**HF, **labels}))
+  cook_sweep.run(config_of(place, tests="test=test"), None, dry_run=True)
+  assert (
+    "WARNING: their classes are called Kuh, Ameise, ... and those of minival "
+    "ant, bee, ...: taken to be in one order"
+  ) in capsys.readouterr().out
+
+
+def test_hardly_better_than_chance_is_a_warning(place, caplog):
+  config = config_of(place, tests="")
+  with caplog.at_level("WARNING"):
+    cook_sweep.run(config, place / "soups")
+  assert "hardly better than chance" in caplog.text
