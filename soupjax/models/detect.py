@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from soupjax.checkpoints import files, find
-from soupjax.models import foreign, mappings, vit
+from soupjax.models import families, foreign, mappings, vit
 from soupjax.soups.ingredient import Ingredient
 
 # What configs call an activation -> what we do.
@@ -77,7 +77,7 @@ def detect(
     source = find.open_ingredient(source)
   entries = foreign.entries(source)
   where = source.path or repr(source.name)
-  family, prefix = foreign.recognise(entries, family, where)
+  family, prefix = families.recognise(entries, family, where)
   kind = mappings.FAMILIES[family]
   config, path = _config_beside(source.path)
   if kind.model != "ViT":
@@ -90,7 +90,7 @@ def detect(
       classes=_classes(config),
       config=config,
     )
-  there = foreign.Table(kind, foreign.without_prefix(entries, prefix, kind))
+  there = foreign.Table(kind, families.without_prefix(entries, prefix, kind))
   seen = _of_leaves(there)
   said = _of_config(config, family)
   for key in ("width", "depth", "mlp_dim", "patch_size"):

@@ -18,7 +18,16 @@ import jax
 import numpy as np
 
 from soupjax.checkpoints import find, stream
-from soupjax.models import foreign, layers, mappings, mismatch, positions
+from soupjax.models import (
+  families,
+  foreign,
+  layers,
+  mappings,
+  mismatch,
+  positions,
+)
+from soupjax.models.detect import Detected as Detected
+from soupjax.models.detect import detect as detect
 from soupjax.soups import tree
 from soupjax.soups.ingredient import Ingredient
 
@@ -204,8 +213,8 @@ def export(
   if like is None:
     return foreign.write(table, leaves)
   found = foreign.entries(like)
-  _, prefix = foreign.recognise(found, family, like.path or repr(like.name))
-  names = foreign.without_prefix(found, prefix, table)
+  _, prefix = families.recognise(found, family, like.path or repr(like.name))
+  names = families.without_prefix(found, prefix, table)
   written = foreign.write(table, leaves, names)
   return {prefix + name: value for name, value in written.items()}
 
@@ -245,9 +254,9 @@ def _seen(source, model, family):
   """What errors call a checkpoint, its family, and its leaves through it."""
   entries = foreign.entries(source)
   where = source.path or repr(source.name)
-  name, prefix = foreign.recognise(entries, family, where)
+  name, prefix = families.recognise(entries, family, where)
   _check_model(model, name, mappings.FAMILIES[name])
-  entries = foreign.without_prefix(entries, prefix, mappings.FAMILIES[name])
+  entries = families.without_prefix(entries, prefix, mappings.FAMILIES[name])
   return where, name, foreign.Table(mappings.FAMILIES[name], entries)
 
 
