@@ -142,7 +142,11 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
   ("torch", "device"): program.Function(_setting),
   # Command lines and metrics, as timm's and many others' checkpoints have.
   ("argparse", "Namespace"): program.Function(_setting),
-  ("pathlib", "PosixPath"): program.Function(_setting),
+  **{
+    (module, kind): program.Function(_setting)
+    for module in ("pathlib", "pathlib._local")
+    for kind in ("PosixPath", "PurePosixPath", "WindowsPath")
+  },
   ("numpy", "dtype"): program.Function(_setting),
   ("numpy.core.multiarray", "scalar"): program.Function(_setting),
   ("numpy._core.multiarray", "scalar"): program.Function(_setting),

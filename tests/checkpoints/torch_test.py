@@ -320,15 +320,29 @@ def test_files_that_torch_writes(tmp_path):
 
 
 def test_what_training_scripts_save_beside_weights(tmp_path):
-  torch = pytest.importorskip("torch")
+  one = {"w": tensor("0", 60, 0, (60,), (1,))}
   state = {
-    "state_dict": {"w": torch.ones(2)},
+    "state_dict": one,
     "arch": "vit",
     # As timm's train.py, with its command line.
-    "args": argparse.Namespace(lr=0.1, output=pathlib.Path("/a")),
+    "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/a")),
     "metric": np.float64(93.5),
     "best": np.float32(0.5),
   }
-  torch.save(state, tmp_path / "x.pth.tar")
-  found = sj.open_ingredient(tmp_path / "x.pth.tar")
-  assert set(found.specs) == {"w"}
+  path = save(tmp_path / "x.pth.tar", state, {"0": NUMBERS})
+  found = sj.open_ingredient(path)
+  np.testing.assert_array_equal(found.read("w"), NUMBERS)
+  # What they are is not known: a tensor made of one is none.
+  state["state_dict"] = {"w": Call(V2, argparse.Namespace(), 0, (1,), (1,))}
+  path = save(tmp_path / "y.pth.tar", state, {"0": NUMBERS})
+  with pytest.raises(ValueError, match="y.pth.tar is refused"):
+    sj.open_ingredient(path)
+
+
+def test_a_folder_as_transformers_saves_it(tmp_path):
+  one = {"w": tensor("0", 60, 0, (60,), (1,))}
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run/config.json").write_text("{}")
+  save(tmp_path / "run/pytorch_model.bin", one, {"0": NUMBERS})
+  found = sj.open_ingredient(tmp_path / "run")
+  np.testing.assert_array_equal(found.read("w"), NUMBERS)
