@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from soupjax import config as config_lib
-from soupjax.tasks import finetune_plan
+from soupjax.tasks import finetune_config, finetune_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "finetune"
@@ -90,6 +90,17 @@ def test_the_searches_of_the_paper_fit_the_config(arg, members):
   assert f"{members} members, 1 compilation\n" in said
   with pytest.raises(ValueError, match="'best' is none of random, standard"):
     config_lib.load_sweep(path, "sweep=best")
+
+
+@pytest.mark.parametrize("arg", ["clip", "clip,runlocal"])
+def test_clip_gets_the_pixels_that_it_was_trained_with(arg):
+  config = config_lib.load(str(CONFIGS / "vit_b16_i1k.py"), arg)
+  for which in ("train_ops", "eval_ops"):
+    text = finetune_config.ops(config, which)
+    assert text.endswith('|standardize("clip")') or (
+      text == 'standardize("clip")'
+    )
+    assert "value_range" not in text
 
 
 def test_steps_that_depend_on_unknown_data_are_said_to():
