@@ -175,6 +175,14 @@ def test_finished_members_are_skipped(swept, monkeypatch):
   assert [p.name for p in found] == [f"member_{k:03d}" for k in range(3)]
 
 
+def test_finished_members_of_another_sweep_are_refused(swept):
+  changed = [*SWEEP[:1], SWEEP[1] | {"hyper.mixup": 0.5, "seed": 9}, SWEEP[2]]
+  with pytest.raises(
+    ValueError, match=r"(?s)member_001 .*another config.*hyper.mixup.*seed: 2"
+  ):
+    finetune_sweep.run(small(**SWEPT), swept[0], sweep=changed)
+
+
 @pytest.mark.parametrize("population", [0, 3])
 def test_a_broken_member_does_not_stop_the_rest(tmp_path, population):
   sweep = [
@@ -385,6 +393,13 @@ def test_members_spread_over_devices_are_those_alone():
     ({"data.num_classes": 9}, "has 10 classes, not data.num_classes=9"),
     ({"data.num_train": 99}, "has 100 images, not data.num_train=99"),
     ({"data.train": "trian"}, "did you mean 'train'"),
+    ({"data.minival": "train[90%:]"},
+     r"10 images are in data.train='train' and in data.minival='train\[90"),
+    ({"hyper.warmup": "13steps"},
+     "run: hyper.warmup is 13 steps.* longer than hyper.total, 12 steps"),
+    ({"hyper.warmup": "8steps", "hyper.cooldown": "5steps"},
+     "hyper.warmup is 8 steps and hyper.cooldown 5"),
+    ({"decay": "kernels$"}, "decay='kernels\\$' is found in no leaf"),
     ({"data.train_ops": "resize({size})"}, "has a place for 'size'"),
     ({"freeze": ("encoder_nrom",)}, "freeze='encoder_nrom' is found in no"),
     ({"init.path": "/nowhere"}, "There is no checkpoint at /nowhere"),
