@@ -135,6 +135,11 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
     (["--workdir=/tmp/x", "--sweep_index=99"], "has members 0 to 7"),
     (["--workdir=gs://bucket/x"], "mount the bucket"),
     (["--dry_run", "--config.hyper.total=5"], "must have a unit"),
+    (["--dry_run", "--config.model.scan=True"], "The config has no key 'scan'"),
+    (
+      ["--workdir=/nowhere/x", "--sweep", "--config.hyper.total=9steps"],
+      "get_sweep() sets hyper.total in all members",
+    ),
   ],
 )
 def test_what_is_wrong_on_the_command_line_is_said(arguments, problem):
