@@ -79,7 +79,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.probe = ml_collections.ConfigDict()
   c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the head as it is.
   c.probe.l2 = 1e-3
-  c.probe.max_examples = 0  # 0 is all.
+  c.probe.max_examples = 0  # Evenly spread over train; 0 is all.
 
   # All of these are traced: a sweep over them compiles once.
   c.hyper = ml_collections.ConfigDict()

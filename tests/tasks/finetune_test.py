@@ -13,7 +13,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax import sharding
+from soupjax import data, sharding
 from soupjax.tasks import (
   cook,
   finetune,
@@ -23,6 +23,7 @@ from soupjax.tasks import (
   finetune_sweep,
 )
 from soupjax.train import finetune as train_lib
+from soupjax.train import probe
 
 MAKE_MESH = sharding.make_mesh
 SWEPT = {"ingredients": "5steps", "probe.total": "10steps"}
@@ -142,6 +143,23 @@ def test_metrics_are_those_of_the_saved_weights(swept):
 def test_the_start_has_a_fitted_head(swept):
   start = sj.load_params(swept[0] / "initial")
   assert float(np.abs(start["head"]["kernel"]).max()) > 0.01
+
+
+def test_part_of_a_sorted_set_has_all_classes_for_the_head(monkeypatch):
+  config = small(**{"probe.max_examples": 30})
+  train, _ = finetune.open_data(config)
+  labels = np.array([train.label(i) for i in range(len(train))])
+  by_class = data.subset(train, np.argsort(labels), "sorted")
+  given = []
+  monkeypatch.setattr(
+    probe, "linear_probe", lambda x, y, **_: given.append((x.shape, y))
+  )
+  model = finetune_config.build_model(config)
+  mesh = finetune_step.make_mesh(config)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  finetune_start._probed(config, model, params, by_class, mesh)
+  ((shape, labels),) = given
+  assert shape == (30, 16) and set(labels) == set(range(10))
 
 
 def test_a_member_alone_is_that_of_the_sweep_bit_for_bit(swept, tmp_path):
