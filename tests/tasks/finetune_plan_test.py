@@ -137,7 +137,7 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
     (["--dry_run", "--config.hyper.total=5"], "must have a unit"),
     (["--dry_run", "--config.model.scan=True"], "The config has no key 'scan'"),
     (
-      ["--workdir=/nowhere/x", "--sweep", "--config.hyper.total=9steps"],
+      ["--workdir=/dev/null/x", "--sweep", "--config.hyper.total=9steps"],
       "get_sweep() sets hyper.total in all members",
     ),
   ],
