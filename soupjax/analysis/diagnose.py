@@ -12,10 +12,10 @@ import numpy as np
 
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
-from soupjax.soups import checks
+from soupjax.soups import checks, finite
 from soupjax.soups.average import uniform_soup
 from soupjax.soups.greedy import GreedySoup
-from soupjax.soups.ingredient import Ingredient, as_list, check_finite
+from soupjax.soups.ingredient import Ingredient, as_list
 from soupjax.soups.layers import layer_of
 
 PyTree = Any
@@ -125,7 +125,7 @@ def diagnose(
       f"{len(ingredients)}."
     )
   shape = geometry(ingredients, pretrained)
-  check_finite(ingredients)
+  finite.check_finite(ingredients)
 
   def score(params, what):
     return checks.number(f"What evaluate returns for {what}", evaluate(params))
