@@ -9,7 +9,6 @@ import pytest
 
 import soupjax as sj
 from soupjax.soups import crc, finite
-from soupjax.soups import tree as sj_tree
 from soupjax.soups.ingredient import Storage
 
 SIZE = 23
