@@ -52,11 +52,13 @@ def _dispatch(config, dry_run):
   # Tasks are imported when asked for: each knows what it needs.
   if config.get("task") == "finetune":
     _finetune(config, dry_run)
-  elif config.get("task") in ("soup", "search"):
-    if not _WORKDIR.value:
+  elif config.get("task") in ("soup", "cook", "search"):
+    if not _WORKDIR.value and not dry_run:
       raise app.UsageError("Give --workdir, a directory for the results.")
     if config.task == "soup":
       from soupjax.tasks import soup as task
+    elif config.task == "cook":
+      from soupjax.tasks import cook_sweep as task
     else:
       from soupjax.tasks import search as task
 
@@ -67,7 +69,7 @@ def _dispatch(config, dry_run):
     mix.mix(config, dry_run=dry_run)
   else:
     raise app.UsageError(
-      "config.task must be 'soup', 'search', 'mix' or 'finetune', got "
+      "config.task must be 'soup', 'cook', 'search', 'mix' or 'finetune', got "
       f"{config.get('task')!r}."
     )
 

@@ -19,6 +19,8 @@ class Streaming:
   last batch, and a batch may be spread over several hosts.
   """
 
+  mode = "max"  # Of what a call returns.
+
   def __init__(
     self,
     model: Any,
@@ -35,6 +37,8 @@ class Streaming:
         "images", "labels" and "mask".
       put: moves a batch to the devices.
       name: what metrics are called after.
+
+    Its attribute `predict(params, images)` returns logits, jitted.
     """
     self._batches, self._put, self._name = batches, put, name
 
@@ -48,6 +52,9 @@ class Streaming:
       return right.sum(), -jnp.where(mask, each, 0.0).sum(), mask.sum()
 
     self._sums = sums
+    self.predict = jax.jit(
+      lambda params, images: model.apply({"params": params}, images)[0]
+    )
 
   def metrics(self, params: PyTree) -> dict[str, float]:
     """Returns {"NAME/prec@1", "NAME/loss"}; every image counts once.
@@ -71,6 +78,37 @@ class Streaming:
       f"{self._name}/prec@1": right / count,
       f"{self._name}/loss": loss / count,
     }
+
+  def logits(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits and labels of all images, on the host.
+
+    In one process only, which has all devices.
+
+    Returns:
+      (n, classes) float32 and (n,) int32, without what is masked.
+    """
+    outputs, labels = [], []
+    running = None  # The next batch is read while this one is computed.
+    for batch in self._batches:
+      mask = np.asarray(batch["mask"])
+      labels.append(np.asarray(batch["labels"])[mask])
+      images = self._put(batch)["images"]
+      launched = self.predict(params, images), mask
+      if running is not None:
+        outputs.append(np.asarray(running[0])[running[1]])
+      running = launched
+    if running is not None:
+      outputs.append(np.asarray(running[0])[running[1]])
+    return np.concatenate(outputs), np.concatenate(labels)
+
+  def examples(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all images, as they go into the model, and labels."""
+    found = [
+      (batch["images"][batch["mask"]], batch["labels"][batch["mask"]])
+      for batch in self._batches
+    ]
+    images, labels = zip(*found)
+    return np.concatenate(images), np.concatenate(labels)
 
   def __call__(self, params: PyTree) -> float:
     """Returns the accuracy."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves by a table of `mappings`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import re
@@ -96,6 +96,29 @@ def stacked(leaves: dict[str, Any]) -> dict[str, Any]:
       stack = np.stack([leaves.pop(one) for one in names])
       found[f"Transformer/encoderblock{block[3]}"] = stack
   return found
+
+
+def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
+  """What leaves of a model are made of.
+
+  Args:
+    names: our leaves, with blocks one by one.
+    scan: whether the model stacks them.
+
+  Returns:
+    Leaf of the model -> its own name, or the blocks that are stacked in it.
+  """
+  found: dict[str, tuple[str, ...]] = {}
+  for name in names:
+    block = _BLOCK.match(name) if scan else None
+    leaf = f"Transformer/encoderblock{block[3]}" if block else name
+    found[leaf] = (*found.get(leaf, ()), name)
+  return {
+    leaf: tuple(sorted(parts, key=lambda one: int(_BLOCK.match(one)[2])))
+    if len(parts) > 1
+    else parts
+    for leaf, parts in found.items()
+  }
 
 
 def row_of(family: mappings.Family, ours: str) -> mappings.Row | None:

@@ -7,6 +7,7 @@ to fit; then leaf by leaf.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 from typing import Any
 import warnings
@@ -80,12 +81,7 @@ def load_pretrained(
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = find.open_ingredient(source)
-  entries = foreign.entries(source)
-  where = source.path or repr(source.name)
-  name, prefix = foreign.recognise(entries, family, where)
-  _check_model(model, name, mappings.FAMILIES[name])
-  entries = foreign.without_prefix(entries, prefix, mappings.FAMILIES[name])
-  there = foreign.Table(mappings.FAMILIES[name], entries)
+  where, name, there = _seen(source, model, family)
   specs = _specs(model, there, image_size)
   kept = _skipped(specs, there, skip, init)
   wanted = {k: v for k, v in specs.items() if k not in kept}
@@ -101,6 +97,64 @@ def load_pretrained(
     elif leaf in kept:
       leaves[leaf] = np.asarray(kept[leaf])
   return _nested(leaves, getattr(model, "scan", False))
+
+
+def as_ingredient(
+  source: Ingredient,
+  model: nn.Module,
+  *,
+  family: str | None = None,
+  image_size: int | tuple[int, int] | None = None,
+) -> Ingredient:
+  """Sees a checkpoint from elsewhere as one of a model; reads no weights yet.
+
+  Args:
+    source: of any family, with a head if the model has one. One that has the
+      model's own leaves already is returned as it is.
+    model: as for `load_pretrained`.
+    family: as for `load_pretrained`.
+    image_size: as for `load_pretrained`.
+
+  Returns:
+    An ingredient with the names, shapes and dtypes of `model.init`; name, path,
+    metrics and hyperparameters are those of the source. It is read leaf by
+    leaf. Its hyperparameters have the "family" that it was read as.
+
+  Raises:
+    ValueError: as `load_pretrained`.
+  """
+  where, name, there = _seen(source, model, family)
+  ours = _specs(model, there, image_size)
+  optional = () if _head(ours) else tuple(f"^{one}" for one in HEAD)
+  _check_fit(there.compare(ours, optional), where, name, model)
+  grid = positions.grid_of(ours, image_size, getattr(model, "patch_size", 1))
+  blocks = foreign.blocks_of(ours, getattr(model, "scan", False))
+  specs, treedef = tree.nest(
+    {leaf: _spec_of(ours, leaf, names) for leaf, names in blocks.items()}
+  )
+  if treedef == source.treedef and _same(specs, source.specs):
+    return source
+
+  def read(leaf, index):
+    names = blocks[leaf]
+    # The class token takes in its own position.
+    also = (
+      ("pos_embedding",) if leaf == "cls" and "pos_embedding" in ours else ()
+    )
+    found = there.read({k: ours[k] for k in (*names, *also)}, grid)
+    array = (
+      found[leaf] if names == (leaf,) else np.stack([found[k] for k in names])
+    )
+    return array if index is None else array[index]
+
+  return dataclasses.replace(
+    source,
+    specs=specs,
+    treedef=treedef,
+    reader=read,
+    storage=None,
+    hyperparameters={**source.hyperparameters, "family": name},
+  )
 
 
 def export(params: PyTree, model: nn.Module, family: str) -> dict[str, Any]:
@@ -171,6 +225,16 @@ def save_exported(
   stream.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
 
 
+def _seen(source, model, family):
+  """What errors call a checkpoint, its family, and its leaves through it."""
+  entries = foreign.entries(source)
+  where = source.path or repr(source.name)
+  name, prefix = foreign.recognise(entries, family, where)
+  _check_model(model, name, mappings.FAMILIES[name])
+  entries = foreign.without_prefix(entries, prefix, mappings.FAMILIES[name])
+  return where, name, foreign.Table(mappings.FAMILIES[name], entries)
+
+
 def _check_model(model: nn.Module, name: str, family: mappings.Family) -> None:
   kind = type(model).__name__
   if kind != family.model:
@@ -205,6 +269,21 @@ def _specs(model, there, image_size):
   elif isinstance(image_size, int):
     image_size = (image_size, image_size)
   return _shapes(model, tuple(image_size), there.channels())
+
+
+def _spec_of(ours, leaf, names):
+  """The spec of a leaf, or of the stack of several."""
+  one = ours[names[0]]
+  if names == (leaf,):
+    return one
+  return jax.ShapeDtypeStruct((len(names), *one.shape), one.dtype)
+
+
+def _same(specs, others) -> bool:
+  return list(specs) == list(others) and all(
+    (a.shape, a.dtype) == (b.shape, b.dtype)
+    for a, b in zip(specs.values(), others.values())
+  )
 
 
 def _check_fit(wrong, where, name, model):

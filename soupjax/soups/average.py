@@ -132,7 +132,11 @@ def uniform_soup(
 
 
 def wise_ft(
-  pretrained: PyTree | Ingredient, finetuned: PyTree | Ingredient, alpha: float
+  pretrained: PyTree | Ingredient,
+  finetuned: PyTree | Ingredient,
+  alpha: float,
+  *,
+  sharding: Any = None,
 ) -> PyTree:
   """Interpolates a pretrained and a fine-tuned model (arXiv 2109.01903).
 
@@ -142,6 +146,7 @@ def wise_ft(
     finetuned: parameters fine-tuned from it, likewise.
     alpha: share of the fine-tuned model; the paper's advice without knowledge
       of the target is 0.5.
+    sharding: where the result goes, as in `Ingredient.load`.
 
   Returns:
     `(1 - alpha) * pretrained + alpha * finetuned`, in float32, with the dtypes
@@ -164,7 +169,7 @@ def wise_ft(
     alpha = 0.0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
-    soup = uniform_soup(ends, [1 - alpha, alpha])
+    soup = uniform_soup(ends, [1 - alpha, alpha], sharding=sharding)
   leaves, treedef = jax.tree.flatten(soup)
   return jax.tree.unflatten(
     treedef,

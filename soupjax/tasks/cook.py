@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cooks the soups of a sweep; every choice is made on minival."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import itertools
 import pathlib
@@ -63,6 +63,7 @@ def cook(
   if len(ingredients) < 2:
     granularities = []  # There is nothing to learn.
   names = ["uniform", "greedy", *(f"learned_{g}" for g in granularities)]
+  batches = itertools.repeat((jnp.asarray(minival.images), minival.labels))
 
   if not (soups / "uniform").exists():
     workdir_lib.save_model(soups / "uniform", uniform_soup(ingredients))
@@ -77,9 +78,10 @@ def cook(
     path = soups / f"learned_{granularity}"
     if not path.exists():
       state = workdir / f"learned_{granularity}_state.json"
-      _learned(
-        config.cook, model, ingredients, minival, granularity, path, state
+      params, record = learned(
+        config.cook, granularity, model, ingredients, batches, state
       )
+      workdir_lib.save_model(path, params, learned=record)
       state.unlink(missing_ok=True)
   return names
 
@@ -90,6 +92,7 @@ def greedy(
   ingredients: Sequence[Ingredient],
   evaluate,
   trace: pathlib.Path,
+  sharding: Any = None,
 ) -> GreedySoup:
   """Runs `greedy_soup`, saving every decision; goes on from `trace`."""
   history = files.read_json(trace) if trace.exists() else []
@@ -113,6 +116,7 @@ def greedy(
     resume=list(history),
     on_decision=save,
     early_reject=config.early_reject,
+    sharding=sharding,
   )
 
 
@@ -126,8 +130,29 @@ def greedy_record(config, soup: GreedySoup | GreedyEnsemble) -> dict[str, Any]:
   }
 
 
-def _learned(config, model, ingredients, minival, granularity, path, state):
-  """Saves a learned soup; goes on from `state`, which has every step so far."""
+def learned(
+  config,
+  granularity: str,
+  model,
+  ingredients: Sequence[Ingredient],
+  batches: Iterable[tuple[Any, Any]],
+  state: pathlib.Path,
+  sharding: Any = None,
+) -> tuple[PyTree, dict[str, Any]]:
+  """Runs `learned_soup`, saving every step; goes on from `state`.
+
+  Args:
+    config: with `learned_steps` and `learned_learning_rate`.
+    granularity: as for `learned_soup`.
+    model: with logits first.
+    ingredients: at least two.
+    batches: of held-out images and labels, from the first step on.
+    state: a file to go on from after a kill.
+    sharding: where ingredients go.
+
+  Returns:
+    The soup, and what is kept of it besides its weights.
+  """
   resume = files.read_json(state) if state.exists() else None
   if resume is not None and not isinstance(resume, dict):
     raise ValueError(f"{state} is no state of a learned soup: delete it.")
@@ -135,12 +160,11 @@ def _learned(config, model, ingredients, minival, granularity, path, state):
   progress = Progress(
     f"learned, {granularity}", config.learned_steps, start=done
   )
-  targets = losses.smooth_labels(minival.labels, model.num_classes, 0.0)
-  batch = (jnp.asarray(minival.images), targets)
 
   def loss(params, beta, batch):
-    images, targets = batch
+    images, labels = batch
     logits, _ = model.apply({"params": params}, images)
+    targets = losses.smooth_labels(labels, model.num_classes, 0.0)
     return losses.softmax_loss(beta * logits, targets)
 
   soup = learned_soup(
@@ -149,25 +173,26 @@ def _learned(config, model, ingredients, minival, granularity, path, state):
     granularity=granularity,
     steps=config.learned_steps,
     learning_rate=config.learned_learning_rate,
-    batches=itertools.repeat(batch),
+    batches=batches,
+    sharding=sharding,
     stacked="encoderblock/" if model.scan else None,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
     resume=resume,
     on_state=lambda found: files.write_json(state, found),
   )
-  record = {
+  return soup.params, {
     "names": list(soup.names),
     "alphas": {group: list(a) for group, a in soup.alphas.items()},
     "beta": soup.beta,
     "history": list(soup.history),
   }
-  workdir_lib.save_model(path, soup.params, learned=record)
 
 
 def ensembles(
   config,
   ingredients: Sequence[Ingredient],
-  minival: Dataset,
+  minival: str,
+  labels: np.ndarray,
   logits: dict[str, dict[str, np.ndarray]],
   workdir: pathlib.Path,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
@@ -176,7 +201,8 @@ def ensembles(
   Args:
     config: with `cook`.
     ingredients: of the sweep, with their metrics on minival.
-    minival: held-out data.
+    minival: the dataset that is held out.
+    labels: its labels.
     logits: ingredient -> dataset -> (n, classes).
     workdir: gets `ensembles/greedy_ensemble/greedy.json`.
 
@@ -186,10 +212,10 @@ def ensembles(
   names = [i.name for i in ranked(ingredients)]
 
   def accuracy(mean):
-    return classification_metrics(mean, minival.labels)["prec@1"]
+    return classification_metrics(mean, labels)["prec@1"]
 
   chosen = greedy_ensemble(
-    {name: logits[name][minival.name] for name in names},
+    {name: logits[name][minival] for name in names},
     accuracy,
     accept=config.cook.accept,
     min_delta=config.cook.min_delta,

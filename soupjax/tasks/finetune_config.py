@@ -185,6 +185,11 @@ def ops(config: ml_collections.ConfigDict, which: str) -> str:
 def eval_batch_size(config, devices: int) -> int:
   """The batch size of evaluation, rounded up to what devices divide."""
   size = config.data.eval_batch_size or config.data.batch_size
+  return rounded_up(size, devices)
+
+
+def rounded_up(size: int, devices: int) -> int:
+  """The next multiple of the number of devices."""
   return -(-size // devices) * devices
 
 

@@ -119,7 +119,10 @@ def _run(config, splits: data.Digits, workdir: pathlib.Path) -> pathlib.Path:
   for name, (_, load) in models.items():
     logits[name] = _kept_logits(workdir / "logits", name, load, judges)
     progress.step(images=sum(len(d) for d in splits.evaluations))
-  joint, sizes = ensembles(config, ingredients, splits.minival, logits, workdir)
+  held_out = splits.minival
+  joint, sizes = ensembles(
+    config, ingredients, held_out.name, held_out.labels, logits, workdir
+  )
 
   # --- Results ----------------------------------------------------------------
   kinds = {name: kind for name, (kind, _) in models.items()}

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learned soups of a run go on at the step where they were killed."""
 
+import itertools
+import json
+
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.data import Dataset
 from soupjax.tasks import cook
 
 MODEL = sj.models.ViT(
@@ -28,10 +30,11 @@ def learn(workdir):
     )
     for k in range(3)
   ]
-  minival = Dataset("minival", IMAGES, np.arange(12) % 3)
-  state, path = workdir / "state.json", workdir / "learned"
-  cook._learned(CONFIG, MODEL, pool, minival, "layer", path, state)
-  return (path / "learned.json").read_bytes(), sj.load_params(path / "params")
+  batches = itertools.repeat((IMAGES, np.arange(12) % 3))
+  params, record = cook.learned(
+    CONFIG, "layer", MODEL, pool, batches, workdir / "state.json"
+  )
+  return json.dumps(record), params
 
 
 def test_a_killed_learned_soup_goes_on(tmp_path, monkeypatch):

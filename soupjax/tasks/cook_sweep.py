@@ -1,0 +1,550 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Soups of checkpoints on disk, judged on held-out and shifted test sets.
+
+Reads top to bottom: what there is, every ingredient on everything, soups,
+judgement, report. Settings are in `cook_config`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from soupjax import data, report, sharding
+from soupjax.checkpoints import files, find
+from soupjax.evaluators import (
+  Classification,
+  Streaming,
+  classification_metrics,
+)
+from soupjax.models import pretrained
+from soupjax.progress import Progress
+from soupjax.soups import average
+from soupjax.soups.ingredient import Ingredient, check_ingredients
+from soupjax.soups.starts import check_same_start
+from soupjax.tasks import cook, cook_config, finetune, finetune_config
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune_step import put_batch
+
+PyTree = Any
+
+# What models of the report are called that are no ingredients.
+_RESERVED = re.compile(
+  "(pretrained|uniform|greedy|ensemble|greedy_ensemble|learned_.*|wise_ft_.*)$"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kitchen:
+  """What everything here needs.
+
+  Attributes:
+    config: as in configs/cook.py.
+    model: with a head for the data's classes.
+    mesh: with an axis "data".
+    place: leaf name and spec -> where it goes on the mesh.
+    minival: the source of held-out images.
+    tests: name -> source of a test set.
+    ingredients: with the leaves of the model.
+    initial: the start, None where it is not known.
+  """
+
+  config: ml_collections.ConfigDict
+  model: Any
+  mesh: jax.sharding.Mesh
+  place: Callable[[str, Any], jax.sharding.Sharding]
+  minival: data.Source
+  tests: Mapping[str, data.Source]
+  ingredients: Sequence[Ingredient]
+  initial: Ingredient | None
+
+  @property
+  def images(self) -> int:
+    """Images in all sets together."""
+    return len(self.minival) + sum(len(t) for t in self.tests.values())
+
+  @property
+  def logits_bytes(self) -> int:
+    """Of all ingredients on all sets."""
+    classes = self.config.data.num_classes
+    return 4 * len(self.ingredients) * self.images * classes
+
+  @property
+  def ensembles(self) -> bool:
+    """Whether there is room for what ensembles are made from."""
+    return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
+
+  @property
+  def family(self) -> str | None:
+    """What the checkpoints were read as; None if they are of the model."""
+    return self.ingredients[0].hyperparameters.get("family")
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  path: str | os.PathLike,
+  *,
+  dry_run: bool = False,
+) -> pathlib.Path | None:
+  """Cooks and judges what is not there yet.
+
+  Args:
+    config: as in configs/cook.py.
+    path: the directory of the run: `soups/NAME` (an Orbax checkpoint, how it
+      came about, and `model.safetensors` with the names of the family that the
+      ingredients are of), `judged/NAME.json`, `results.jsonl`, `report.html`.
+    dry_run: opens everything, prints what would be done and stops.
+
+  Returns:
+    The path of the report; None after a dry run.
+
+  Raises:
+    ValueError: if the config cannot work, or checkpoints, model and data do not
+      fit together.
+  """
+  cook_config.check(config)
+  if jax.process_count() > 1:
+    raise ValueError(
+      "Cooking a folder runs in one process, on all of its devices: start it "
+      "on one host. (Soups that need no scores, sj.mix, run on many.)"
+    )
+  kitchen = _open(config)
+  print(plan(kitchen))
+  if dry_run:
+    return None
+  workdir = workdir_lib.open_workdir(path, config)
+  with workdir_lib.locked(workdir):
+    _check_unchanged(kitchen, workdir / "cooked_from.json")
+    return _run(kitchen, workdir)
+
+
+# --- What there is ------------------------------------------------------------
+
+
+def _open(config) -> Kitchen:
+  """Opens checkpoints and data; reads metadata and an image of each set."""
+  model = finetune_config.build_model(config)
+  see = functools.partial(
+    pretrained.as_ingredient,
+    model=model,
+    family=config.family or None,
+    image_size=config.data.image_size,
+  )
+  patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
+  ingredients = [
+    dataclasses.replace(see(found), name=_safe(found.name))
+    for found in find.find_ingredients(patterns)
+  ]
+  check_same_start(ingredients)
+  check_ingredients(ingredients)
+  initial = None
+  if config.initial:
+    initial = see(find.open_ingredient(config.initial))
+    check_ingredients([*ingredients, initial])
+  shapes = finetune.abstract_params(config, model)
+  mesh = sharding.make_mesh(dict(config.sharding.mesh))
+  places = sharding.of_state(
+    mesh,
+    shapes,
+    shapes,
+    finetune_config.sharding_rules(config),
+    fsdp_min_size=config.sharding.fsdp_min_size,
+  )
+  by_name = dict(sharding.named(places))
+  return Kitchen(
+    config=config,
+    model=model,
+    mesh=mesh,
+    place=lambda leaf, _: by_name[leaf],
+    minival=_open_minival(config),
+    tests={
+      name: _open_test(config, name, *where)
+      for name, where in cook_config.tests(config).items()
+    },
+    ingredients=ingredients,
+    initial=initial,
+  )
+
+
+def _safe(name: str) -> str:
+  """A name that is a file's, and that no soup has."""
+  name = name.replace("/", ".").lstrip(".")
+  return f"ingredient_{name}" if _RESERVED.match(name) else name
+
+
+def _open_minival(config) -> data.Source:
+  c = config.data
+  options = {"data_dir": c.data_dir or None}
+  split = c.minival or c.train
+  source = data.open_source(c.name, split, **options)
+  _check_classes(config, "data.name", source)
+  if not c.minival:
+    _, source = data.split_minival(source, per_class=c.minival_per_class)
+  return source
+
+
+def _open_test(config, name, dataset, split) -> data.Source:
+  options = {"data_dir": config.data.data_dir or None}
+  source = data.open_source(dataset, split, **options)
+  _check_classes(config, f"tests, {name}", source)
+  return source
+
+
+def _check_classes(config, what, source):
+  if source.num_classes != config.data.num_classes:
+    raise ValueError(
+      f"{what}: {source.name} has {source.num_classes} classes, and the models "
+      f"data.num_classes={config.data.num_classes}. A set of some of the "
+      "classes needs labels of the whole set."
+    )
+
+
+def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
+  """Notes the checkpoints at the first start, compares them at later ones."""
+  some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
+  now = {i.name: _identity(i.path) for i in some}
+  if not record.exists():
+    files.write_json(record, now)
+    return
+  before = files.read_json(record)
+  changes = [
+    f"{name} {what}"
+    for name in sorted({*before, *now})
+    if (
+      what := "is new"
+      if name not in before
+      else "is gone"
+      if name not in now
+      else "was written anew"
+      if before[name] != now[name]
+      else ""
+    )
+  ]
+  if changes:
+    raise ValueError(
+      f"{record.parent} holds soups of other checkpoints: "
+      f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
+      "--workdir."
+    )
+
+
+def _identity(path: str) -> list[Any]:
+  """Path, and size and time of what is there."""
+  if "://" in path:
+    return [path]
+  found = os.stat(path)
+  return [path, found.st_size, found.st_mtime_ns]
+
+
+def plan(kitchen: Kitchen) -> str:
+  """What there is and what will be done, as text."""
+  some = kitchen.ingredients
+  known = [i.metrics.get("minival/prec@1") for i in some]
+  lines = [
+    f"{len(some)} ingredients of {some[0].num_bytes / 1e6:,.1f} MB"
+    + (f", read as {kitchen.family!r}" if kitchen.family else "")
+  ]
+  lines += [
+    f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
+    for i, value in zip(some, known)
+  ]
+  lines.append(
+    "start: "
+    + (kitchen.initial.path if kitchen.initial else "not known, no WiSE-FT")
+  )
+  lines.append(
+    f"minival: {kitchen.minival.name}, {len(kitchen.minival)} images"
+  )
+  lines += [
+    f"{name}: {source.name}, {len(source)} images"
+    for name, source in kitchen.tests.items()
+  ]
+  if not kitchen.tests:
+    lines.append("no test set: give tests= to see what was won")
+  lines.append(
+    "soups: " + ", ".join(["uniform", "greedy", *_learned_names(kitchen)])
+  )
+  lines.append(
+    f"ensembles: {kitchen.logits_bytes / 1e6:,.1f} MB of logits"
+    + ("" if kitchen.ensembles else ", more than cook.ensembles_gb: none")
+  )
+  return "\n".join(lines)
+
+
+def _learned_names(kitchen) -> list[str]:
+  """Learned soups need two ingredients at least."""
+  if len(kitchen.ingredients) < 2:
+    return []
+  return [f"learned_{g}" for g in kitchen.config.cook.learned_granularities]
+
+
+# --- The job ------------------------------------------------------------------
+
+
+def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
+  began, config = time.monotonic(), kitchen.config
+  bench = _Bench(kitchen, workdir)
+  place = kitchen.place
+
+  # --- Every ingredient, on everything ----------------------------------------
+  ingredients = []
+  progress = Progress("ingredients", len(kitchen.ingredients), unit="models")
+  for one in kitchen.ingredients:
+    load = functools.partial(one.load, sharding=place)
+    found = bench.judge(one.name, load, keep_logits=kitchen.ensembles)
+    metrics = {f"minival/{k}": v for k, v in found["minival"].items()}
+    ingredients.append(dataclasses.replace(one, metrics=metrics))
+    where = workdir / "ingredients" / one.name / "hyperparameters.json"
+    where.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(where, dict(one.hyperparameters))
+    progress.step(images=kitchen.images)
+  ingredients = cook.ranked(ingredients)
+
+  # --- Soups, by minival alone ------------------------------------------------
+  names = _cook(kitchen, ingredients, bench, workdir)
+
+  # --- Judgement --------------------------------------------------------------
+  models = {i.name: ("ingredient", None) for i in kitchen.ingredients}
+  if kitchen.initial:
+    models["pretrained"] = (
+      "pretrained",
+      lambda: kitchen.initial.load(sharding=place),
+    )
+  for name in names:
+    where = workdir / "soups" / name
+    models[name] = (
+      "soup",
+      lambda where=where: find.load_params(where, sharding=place),
+    )
+  points = config.cook.wise_ft_points if kitchen.initial else 0
+  for alpha in np.linspace(0, 1, points).tolist():
+    digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
+    models[f"wise_ft_{alpha:.{digits}f}"] = (
+      "interpolation",
+      lambda alpha=alpha: average.wise_ft(
+        kitchen.initial, ingredients[0], alpha, sharding=place
+      ),
+    )
+  progress = Progress("evaluate", len(models), unit="models")
+  for name, (_, load) in models.items():
+    bench.judge(name, load)
+    progress.step(images=kitchen.images)
+  joint, sizes = {}, {}
+  if kitchen.ensembles:
+    logits = {i.name: bench.logits(i.name) for i in ingredients}
+    labels = bench.logits(_Bench.LABELS)
+    joint, sizes = cook.ensembles(
+      config, ingredients, "minival", labels["minival"], logits, workdir
+    )
+
+  # --- Results ----------------------------------------------------------------
+  rows = []
+  for name, (kind, _) in sorted(models.items(), key=lambda m: _order(m[1][0])):
+    rows += bench.rows(name, kind, bench.judge(name, None))
+  for name, outputs in joint.items():
+    found = {
+      dataset: {
+        **classification_metrics(array, labels[dataset]),
+        "n": len(array),
+      }
+      for dataset, array in outputs.items()
+    }
+    rows += bench.rows(name, "ensemble", found)
+  files.write_text(
+    workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+  )
+  page = report.write_report(workdir)
+  results = report.read_results(workdir / "results.jsonl")
+  print(report.results_table(results, sizes))
+  print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
+  return page
+
+
+def _order(kind: str) -> int:
+  return ("pretrained", "ingredient", "soup", "interpolation").index(kind)
+
+
+def _cook(kitchen, ingredients, bench, workdir) -> list[str]:
+  """Makes every soup that is not there yet; returns their names."""
+  config, place = kitchen.config.cook, kitchen.place
+  soups = workdir / "soups"
+  soups.mkdir(exist_ok=True)
+  if not (soups / "uniform").exists():
+    soup = average.uniform_soup(ingredients, sharding=place)
+    workdir_lib.save_model(soups / "uniform", soup)
+  if not (soups / "greedy").exists():
+    trace = workdir / "greedy_trace.json"
+    greedy = cook.greedy(
+      config, "greedy soup", ingredients, bench.minival, trace, place
+    )
+    record = cook.greedy_record(config, greedy)
+    workdir_lib.save_model(soups / "greedy", greedy.params, greedy=record)
+    trace.unlink(missing_ok=True)
+  for name in _learned_names(kitchen):
+    if not (soups / name).exists():
+      state = workdir / f"{name}_state.json"
+      params, record = cook.learned(
+        config,
+        name.removeprefix("learned_"),
+        kitchen.model,
+        ingredients,
+        _batches(kitchen),
+        state,
+        place,
+      )
+      workdir_lib.save_model(soups / name, params, learned=record)
+      state.unlink(missing_ok=True)
+  names = ["uniform", "greedy", *_learned_names(kitchen)]
+  for name in names:
+    _export(kitchen, soups / name, workdir / "export" / name)
+  return names
+
+
+def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
+  """Writes a soup with the names that the ingredients came with."""
+  if kitchen.family is None:
+    return
+  npz = kitchen.family in ("big_vision", "mixer")
+  path = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
+  if not path.exists():
+    path.parent.mkdir(exist_ok=True)
+    params = find.load_params(soup)
+    pretrained.save_exported(path, params, kitchen.model, kitchen.family)
+
+
+def _batches(kitchen):
+  """Held-out images in random order, for learned soups."""
+  config = kitchen.config
+  size = min(config.cook.learned_batch_size, len(kitchen.minival))
+  size = max(size // kitchen.mesh.shape["data"], 1) * kitchen.mesh.shape["data"]
+  loader = data.train_loader(
+    kitchen.minival,
+    batch_size=size,
+    seed=config.seed,
+    preprocess=cook_config.eval_ops(config),
+  )
+  for batch in loader:
+    batch = put_batch(kitchen.mesh, batch, ("data",))
+    yield batch["images"], batch["labels"]
+
+
+# --- Judges -------------------------------------------------------------------
+
+
+class _Bench:
+  """Evaluates models on all sets, and remembers it on disk."""
+
+  LABELS = ".labels"  # Beside the logits of models.
+
+  def __init__(self, kitchen: Kitchen, workdir: pathlib.Path):
+    self._kitchen, self._workdir = kitchen, workdir
+    config, mesh = kitchen.config, kitchen.mesh
+    self._sources = {"minival": kitchen.minival, **kitchen.tests}
+    self._size = finetune_config.rounded_up(
+      config.data.batch_size, mesh.shape["data"]
+    )
+    put = functools.partial(put_batch, mesh, axes=("data",))
+    self._judges = {
+      name: Streaming(
+        kitchen.model,
+        data.eval_batches(
+          source,
+          batch_size=self._size,
+          preprocess=cook_config.eval_ops(config),
+        ),
+        put,
+        name=name,
+      )
+      for name, source in self._sources.items()
+    }
+    self._labels: dict[str, np.ndarray] = {}
+
+  @functools.cached_property
+  def minival(self) -> Classification | Streaming:
+    """Scores candidates on held-out images; decoded once if there is room."""
+    kitchen, judge = self._kitchen, self._judges["minival"]
+    config, mesh = kitchen.config, kitchen.mesh
+    # Once as they are, once in the order that candidates are judged in.
+    needed = 2 * 12 * config.data.image_size**2 * len(kitchen.minival)
+    if needed > config.data.cache_gb * 1e9:
+      logging.warning(
+        "minival takes %.1f GB decoded, more than data.cache_gb=%g: it is "
+        "decoded anew for every candidate, and all of it evaluated.",
+        needed / 1e9,
+        config.data.cache_gb,
+      )
+      return judge
+    images, labels = judge.examples()
+    place = sharding.along(mesh, "data")
+    predict = judge.predict
+    return Classification(
+      lambda params, batch: predict(params, jax.device_put(batch, place)),
+      images,
+      labels,
+      batch_size=self._size,
+    )
+
+  def judge(
+    self,
+    name: str,
+    load: Callable[[], PyTree] | None,
+    keep_logits: bool = False,
+  ) -> dict[str, dict[str, float]]:
+    """Metrics of a model by set; those of an earlier run if there are any."""
+    record = self._workdir / "judged" / f"{name}.json"
+    kept = self._logits_file(name)
+    if record.exists() and (kept.exists() or not keep_logits):
+      return files.read_json(record)
+    params, found, logits = load(), {}, {}
+    for dataset, judge in self._judges.items():
+      outputs, labels = judge.logits(params)
+      try:
+        found[dataset] = classification_metrics(outputs, labels)
+      except ValueError as e:
+        raise ValueError(f"{name} on {dataset}: {e}") from e
+      self._labels[dataset] = labels
+      logits[dataset] = outputs
+      found[dataset]["n"] = len(labels)
+    record.parent.mkdir(exist_ok=True)
+    if keep_logits:
+      files.write_arrays(self._logits_file(self.LABELS), self._labels)
+      files.write_arrays(kept, logits)
+    files.write_json(record, found)
+    return found
+
+  def _logits_file(self, name: str) -> pathlib.Path:
+    return self._workdir / "logits" / f"{name}.npz"
+
+  def logits(self, name: str) -> dict[str, np.ndarray]:
+    """Logits of a model that was judged, by set."""
+    with np.load(self._logits_file(name), allow_pickle=False) as stored:
+      return {dataset: stored[dataset] for dataset in self._judges}
+
+  def rows(self, name: str, kind: str, found) -> list[dict[str, Any]]:
+    """Lines of `results.jsonl`."""
+    title = pathlib.PurePath(self._kitchen.config.data.name).name
+    return [
+      {
+        "model": name,
+        "kind": kind,
+        "dataset": f"{title}/{dataset}",
+        "metric": metric,
+        "value": value,
+        "n": values["n"],
+      }
+      for dataset, values in found.items()
+      for metric, value in values.items()
+      if metric != "n"
+    ]

@@ -1,0 +1,319 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import json
+import shutil
+
+import chex
+import finetuning
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import soupjax as sj
+from soupjax import config as config_lib
+from soupjax.models import pretrained
+from soupjax.tasks import (
+  cook_config,
+  cook_sweep,
+  finetune_config,
+  finetune_sweep,
+)
+
+CONFIG = str(finetuning.ROOT / "configs" / "cook.py")
+TESTS = "test=test,blur=blur"
+SMALL = {
+  "tests": TESTS,
+  "cook.learned_steps": 3,
+  "cook.learned_granularities": ("layer",),
+  "cook.learned_batch_size": 100,
+  "cook.wise_ft_points": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+  """Three members of one start, far enough apart to differ."""
+  workdir = tmp_path_factory.mktemp("cook") / "sweep"
+  config = finetuning.small(**{"hyper.ema": (), "hyper.total": "60steps"})
+  overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2, 3)]
+  finetune_sweep.run(config, workdir, sweep=overrides)
+  return workdir
+
+
+def config_of(sweep, **changes):
+  return config_lib.load(CONFIG, f"sweep={sweep}", **{**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def cooked(sweep, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("cook") / "soups"
+  cook_sweep.run(config_of(sweep), workdir)
+  return workdir
+
+
+def rows(workdir):
+  lines = (workdir / "results.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def accuracies(workdir):
+  return {
+    (r["model"], r["dataset"]): r["value"]
+    for r in rows(workdir)
+    if r["metric"] == "prec@1"
+  }
+
+
+def judge_of(config, split):
+  """Accuracy by other means: arrays in memory, a plain loop."""
+  splits = sj.data.load_digits()
+  found = {d.name: d for d in splits.evaluations}[f"digits/{split}"]
+  model = finetune_config.build_model(config)
+  # Sources have 256 levels.
+  images = np.round((found.images + 1) * 127.5).astype(np.float32) / 127.5 - 1
+  images = np.broadcast_to(images, (*images.shape[:3], 3))
+
+  def accuracy(params):
+    logits = model.apply({"params": params}, images)[0]
+    return float((np.asarray(logits).argmax(-1) == found.labels).mean())
+
+  return accuracy
+
+
+def test_every_model_is_judged_on_everything(cooked):
+  kinds = {row["model"]: row["kind"] for row in rows(cooked)}
+  assert kinds == {
+    "pretrained": "pretrained",
+    **{f"member_00{k}": "ingredient" for k in range(3)},
+    **dict.fromkeys(("uniform", "greedy", "learned_layer"), "soup"),
+    **{f"wise_ft_{a}": "interpolation" for a in ("0.00", "0.50", "1.00")},
+    **dict.fromkeys(("ensemble", "greedy_ensemble"), "ensemble"),
+  }
+  sizes = {row["dataset"]: row["n"] for row in rows(cooked)}
+  assert sizes == {
+    "digits/minival": 300, "digits/test": 499, "digits/blur": 499,
+  }  # fmt: skip
+  assert len(rows(cooked)) == len(kinds) * len(sizes) * 2
+  assert "greedy" in (cooked / "report.html").read_text()
+  assert not list(cooked.glob("*_trace.json")) + list(cooked.glob("*_state*"))
+  assert not (cooked / "export").exists()  # They have our names already.
+
+
+def test_numbers_are_those_of_the_saved_models(sweep, cooked):
+  config, found = config_of(sweep), accuracies(cooked)
+  for split in ("minival", "test", "blur"):
+    accuracy = judge_of(config, split)
+    for name in ("uniform", "greedy", "learned_layer"):
+      params = sj.load_params(cooked / "soups" / name)
+      assert accuracy(params) == found[name, f"digits/{split}"]
+    start = sj.load_params(sweep / "initial")
+    assert accuracy(start) == found["pretrained", f"digits/{split}"]
+    assert accuracy(start) == found["wise_ft_0.00", f"digits/{split}"]
+  ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
+  for i in ingredients:  # What the sweep itself measured.
+    assert i.metrics["minival/prec@1"] == found[i.name, "digits/minival"]
+
+
+def test_soups_are_those_of_the_library(sweep, cooked):
+  ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
+  measured = accuracies(cooked)
+  chosen = {i.name: measured[i.name, "digits/minival"] for i in ingredients}
+  assert len(set(chosen.values())) > 1, "a test that could not tell the order"
+  soup = sj.load_params(cooked / "soups" / "uniform")
+  order = sorted(ingredients, key=lambda i: -chosen[i.name])
+  chex.assert_trees_all_close(soup, sj.uniform_soup(order), rtol=1e-6)
+  record = json.loads((cooked / "soups/greedy/greedy.json").read_text())
+  assert [d["name"] for d in record["history"]][0] == order[0].name
+  best = measured[order[0].name, "digits/minival"]
+  assert measured["greedy", "digits/minival"] >= best
+  taken = [i for i in ingredients if i.name in record["selected"]]
+  chex.assert_trees_all_close(
+    sj.load_params(cooked / "soups" / "greedy"),
+    sj.uniform_soup(taken),
+    rtol=1e-5,
+    atol=1e-7,
+  )
+  alphas = json.loads(
+    (cooked / "soups/learned_layer/learned.json").read_text()
+  )["alphas"]
+  assert "Transformer/encoderblock_0" in alphas
+  assert any(len(set(a)) > 1 for a in alphas.values()), "nothing was learned"
+
+
+def test_goes_on_where_it_was(sweep, cooked, tmp_path):
+  workdir = tmp_path / "soups"
+  shutil.copytree(cooked, workdir)
+  before = (workdir / "results.jsonl").read_bytes()
+  # As a kill leaves it between any two of its writes.
+  for path in ("results.jsonl", "report.html", "judged/greedy.json"):
+    (workdir / path).unlink()
+  for path in ("soups/greedy", "soups/learned_layer"):
+    shutil.rmtree(workdir / path)
+  (workdir / "logits/member_001.npz").unlink()
+  kept = workdir / "soups/uniform/params"
+  written = kept.stat().st_mtime_ns
+  cook_sweep.run(config_of(sweep), workdir)
+  assert (workdir / "results.jsonl").read_bytes() == before
+  assert kept.stat().st_mtime_ns == written
+  with pytest.raises(ValueError, match="another config"):
+    cook_sweep.run(config_of(sweep, **{"cook.accept": "gt"}), workdir)
+
+
+def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
+  shutil.copytree(sweep, tmp_path / "sweep", copy_function=shutil.copy2)
+  sweep, workdir = tmp_path / "sweep", tmp_path / "soups"
+  shutil.copytree(cooked, workdir)
+  config = config_of(sweep)
+  # The same config, of a directory that was moved.
+  (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+  (workdir / "cooked_from.json").unlink()
+  cook_sweep.run(config, workdir)
+  shutil.rmtree(sweep / "member_001")
+  with pytest.raises(ValueError, match="member_001 is gone.*--workdir"):
+    cook_sweep.run(config, workdir)
+
+
+@pytest.mark.filterwarnings("ignore:Models of")
+def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
+  config = config_of(sweep)
+  model = finetune_config.build_model(config)
+  for k in range(3):
+    params = sj.load_params(sweep / f"member_00{k}/ingredients/last")
+    path = tmp_path / f"runs/{k}/model.safetensors"
+    path.parent.mkdir(parents=True)
+    pretrained.save_exported(path, params, model, "timm")
+  foreign = config_lib.updated(
+    config,
+    {
+      "ingredients": str(tmp_path / "runs/*/model.safetensors"),
+      "initial": "",
+      "tests": "test=test",
+      "cook.learned_granularities": (),
+      "cook.ensembles_gb": 0.0,
+      "data.cache_gb": 0.0,
+    },
+  )
+  cook_sweep.run(foreign, tmp_path / "soups")
+  assert "read as 'timm'" in capsys.readouterr().out
+  found = accuracies(tmp_path / "soups")
+  for k in range(3):
+    theirs = sj.open_ingredient(sweep / f"member_00{k}/ingredients/last")
+    assert found[str(k), "digits/minival"] == theirs.metrics["minival/prec@1"]
+  assert {name for name, _ in found} == {"0", "1", "2", "uniform", "greedy"}
+  # With their names, as the average of their files.
+  soup = sj.open_ingredient(tmp_path / "soups/export/uniform.safetensors")
+  files = sj.find_ingredients(tmp_path / "runs/*/model.safetensors")
+  assert "blocks.0.attn.qkv.weight" in soup.specs
+  flat = sj.uniform_soup(files)
+  for leaf in soup.specs:
+    np.testing.assert_allclose(
+      soup.read(leaf), flat[leaf], rtol=1e-5, atol=1e-6, err_msg=leaf
+    )
+
+
+def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
+  before = sorted(tmp_path.rglob("*"))
+  assert cook_sweep.run(config_of(sweep), None, dry_run=True) is None
+  text = capsys.readouterr().out
+  assert "3 ingredients" in text and "digits/blur, 499 images" in text
+  assert "uniform, greedy, learned_layer" in text
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"tests": "test"}, "NAME=SPLIT"),
+    ({"tests": "a=test,a=blur"}, "'a' is taken"),
+    ({"tests": "minival=test"}, "'minival' is taken"),
+    ({"tests": "test=nowhere"}, "no split 'nowhere'"),
+    ({"data.name": ""}, "data.name must be"),
+    ({"ingredients": ""}, "ingredients must be"),
+    ({"ingredients": "/nowhere/*"}, "nothing matches '/nowhere/\\*'"),
+    ({"cook.learned_granularities": ("block",)}, "model, layer, tensor"),
+    ({"cook.wise_ft_points": 1}, "0, or at least 2"),
+    ({"family": "tim"}, "family must be one of"),
+    ({"data.num_classes": 7}, "head/"),
+    ({"model.width": 24}, "embedding/kernel"),
+  ],
+)
+def test_what_does_not_fit_is_said_before_any_work(
+  sweep, tmp_path, changes, message
+):
+  with pytest.raises(ValueError, match=message):
+    cook_sweep.run(config_of(sweep, **changes), tmp_path / "soups")
+  assert not (tmp_path / "soups").exists()
+
+
+def test_a_test_set_of_other_classes(sweep, tmp_path):
+  source = tmp_path / "images" / "test"
+  for name in ("a", "b"):
+    (source / name).mkdir(parents=True)
+    image = PIL.Image.fromarray(np.zeros((16, 16, 3), np.uint8))
+    image.save(source / name / "1.png")
+  config = config_of(sweep, tests=f"test=folder:{tmp_path}/images/test")
+  with pytest.raises(ValueError, match="has 2 classes, and the models"):
+    cook_sweep.run(config, tmp_path / "soups")
+
+
+def test_ingredients_of_two_sweeps(sweep, tmp_path):
+  shutil.copytree(sweep / "member_000/ingredients/last", tmp_path / "other")
+  record = tmp_path / "other/hyperparameters.json"
+  values = json.loads(record.read_text())
+  record.write_text(json.dumps({**values, "init_hash": "0123456789"}))
+  both = f"{sweep}/member_*/ingredients/last,{tmp_path}/other"
+  with pytest.raises(ValueError, match="different weights"):
+    cook_sweep.run(config_of(sweep, ingredients=both), tmp_path / "soups")
+
+
+def test_names_of_soups_are_taken(sweep, tmp_path):
+  for k, name in enumerate(("greedy", "uniform", "mine")):
+    shutil.copytree(sweep / f"member_00{k}/ingredients/last", tmp_path / name)
+  config = config_of(sweep, ingredients=f"{tmp_path}/*")
+  found = cook_sweep._open(config).ingredients
+  assert [i.name for i in found] == [
+    "ingredient_greedy", "mine", "ingredient_uniform",
+  ]  # fmt: skip
+
+
+def test_no_sweep_there(tmp_path):
+  with pytest.raises(ValueError, match="no config.json"):
+    config_lib.load(CONFIG, f"sweep={tmp_path}")
+  (tmp_path / "config.json").write_text('{"task": "soup"}')
+  with pytest.raises(ValueError, match="no run of task 'finetune'"):
+    config_lib.load(CONFIG, f"sweep={tmp_path}")
+
+
+def test_tests_are_read():
+  config = cook_config.default_config()
+  config.data.name = "imagenet2012"
+  config.tests = "test=validation, r=imagenet_r/test,own=folder:/a/b/val[:50%]"
+  assert cook_config.tests(config) == {
+    "test": ("imagenet2012", "validation"),
+    "r": ("imagenet_r", "test"),
+    "own": ("folder:/a/b", "val[:50%]"),
+  }
+
+
+def test_on_a_mesh(sweep, cooked, tmp_path):
+  config = config_of(
+    sweep,
+    **{
+      "sharding.preset": "fsdp",
+      "sharding.fsdp_min_size": 64,
+      "tests": "test=test",
+      "cook.learned_granularities": (),
+      "cook.wise_ft_points": 0,
+    },
+  )
+  assert jax.device_count() > 1
+  cook_sweep.run(config, tmp_path / "soups")
+  same = ("uniform", "pretrained", "member_000")
+  here, there = accuracies(tmp_path / "soups"), accuracies(cooked)
+  for name in same:
+    assert here[name, "digits/test"] == there[name, "digits/test"]
+  kept = "soups/uniform"
+  chex.assert_trees_all_equal(
+    sj.load_params(tmp_path / "soups" / kept), sj.load_params(cooked / kept)
+  )
