@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification: logits, prec@1 and loss over a labelled set."""
 
+import collections
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -136,9 +137,13 @@ class Classification:
 
   def logits(self, params: PyTree) -> np.ndarray:
     """Returns (n, classes) logits on the host, in the order of the images."""
-    # Launch all batches before waiting for the first.
-    logits = [self.predict(params, batch) for batch in self._batches()]
-    return self._collect([np.asarray(x) for x in logits])
+    waiting, found = collections.deque(), []
+    for batch in self._batches():
+      # Two run while the next is put together; all would be a second copy.
+      waiting.append(self.predict(params, batch))
+      if len(waiting) > 2:
+        found.append(np.asarray(waiting.popleft()))
+    return self._collect(found + [np.asarray(x) for x in waiting])
 
   def _collect(self, batches: list[np.ndarray]) -> np.ndarray:
     logits = np.concatenate(batches)[: len(self.order)]

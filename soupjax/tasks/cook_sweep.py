@@ -120,20 +120,20 @@ def run(
       "Cooking a folder runs in one process, on all of its devices: start it "
       "on one host. (Soups that need no scores, sj.mix, run on many.)"
     )
-  kitchen = _open(config)
+  kitchen = open_kitchen(config)
   print(plan(kitchen))
   if dry_run:
     return None
   workdir = workdir_lib.open_workdir(path, config)
   with workdir_lib.locked(workdir):
-    _check_unchanged(kitchen, workdir / "cooked_from.json")
+    check_unchanged(kitchen, workdir / "cooked_from.json")
     return _run(kitchen, workdir)
 
 
 # --- What there is ------------------------------------------------------------
 
 
-def _open(config) -> Kitchen:
+def open_kitchen(config) -> Kitchen:
   """Opens checkpoints and data; reads metadata and an image of each set."""
   model = finetune_config.build_model(config)
   see = functools.partial(
@@ -211,7 +211,7 @@ def _check_classes(config, what, source):
     )
 
 
-def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
+def check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
   """Notes the checkpoints at the first start, compares them at later ones."""
   some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
   now = {i.name: _identity(i.path) for i in some}
@@ -295,7 +295,7 @@ def _learned_names(kitchen) -> list[str]:
 
 def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   began, config = time.monotonic(), kitchen.config
-  bench = _Bench(kitchen, workdir)
+  bench = Bench(kitchen, workdir)
   place = kitchen.place
 
   # --- Every ingredient, on everything ----------------------------------------
@@ -344,7 +344,7 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   joint, sizes = {}, {}
   if kitchen.ensembles:
     logits = {i.name: bench.logits(i.name) for i in ingredients}
-    labels = bench.logits(_Bench.LABELS)
+    labels = bench.logits(Bench.LABELS)
     joint, sizes = cook.ensembles(
       config, ingredients, "minival", labels["minival"], logits, workdir
     )
@@ -443,7 +443,7 @@ def _batches(kitchen):
 # --- Judges -------------------------------------------------------------------
 
 
-class _Bench:
+class Bench:
   """Evaluates models on all sets, and remembers it on disk."""
 
   LABELS = ".labels"  # Beside the logits of models.
@@ -476,8 +476,7 @@ class _Bench:
     """Scores candidates on held-out images; decoded once if there is room."""
     kitchen, judge = self._kitchen, self._judges["minival"]
     config, mesh = kitchen.config, kitchen.mesh
-    # Once as they are, once in the order that candidates are judged in.
-    needed = 2 * 12 * config.data.image_size**2 * len(kitchen.minival)
+    needed = 12 * config.data.image_size**2 * len(kitchen.minival)
     if needed > config.data.cache_gb * 1e9:
       logging.warning(
         "minival takes %.1f GB decoded, more than data.cache_gb=%g: it is "
