@@ -116,7 +116,8 @@ def _refuse_scanned(family, specs):
       f"The layers of {family.parent[:-1]!r} seem to be the first axis of its "
       f"leaves, {shapes[0][0]} in each, such as {inside[0]!r}: a scanned "
       "model. A leaf has one coefficient, so that these cannot go by depth. "
-      f"{_ADVICE} Or take the blocks apart before."
+      f"{_ADVICE} Or take the blocks apart before; learned_soup(stacked=) has "
+      "coefficients for each of them."
     )
 
 
