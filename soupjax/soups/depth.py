@@ -139,9 +139,10 @@ def _layers(families, names):
   found = blocks or [f for f in families.values() if _is_list(f, names)]
   if not found:
     raise ValueError(
-      "No leaf has a numbered layer in its name, as 'encoderblock_3/kernel', "
-      "so that coefficients cannot go by depth. (Modules repeated inside a "
-      "block are no layers; in a scanned model layers are an axis.) " + _ADVICE
+      "No leaf has a numbered layer in its name, as "
+      "'encoderblock_3/mlp/kernel', so that coefficients cannot go by depth. "
+      "(Modules repeated inside a block are no layers; in a scanned model "
+      "layers are an axis.) " + _ADVICE
     )
   most = max(len(f.members) for f in found)
   word = next(f.word for f in found if len(f.members) == most)
