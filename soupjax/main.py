@@ -58,6 +58,7 @@ def _dispatch(config, dry_run):
     if config.task == "soup":
       from soupjax.tasks import soup as task
     elif config.task == "cook":
+      _distribute()
       from soupjax.tasks import cook_sweep as task
     elif config.task == "diagnose":
       from soupjax.tasks import diagnose as task
@@ -92,11 +93,17 @@ def _finetune(config, dry_run):
     return
   if not _WORKDIR.value:
     raise app.UsageError("Give --workdir, a directory for the results.")
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+  _distribute()
   finetune_sweep.run(
     config, _WORKDIR.value, sweep=sweep, index=_SWEEP_INDEX.value
   )
+
+
+def _distribute():
+  if _DISTRIBUTED.value:
+    import jax
+
+    jax.distributed.initialize()
 
 
 def _sweep(required):

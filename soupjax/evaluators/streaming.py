@@ -56,8 +56,8 @@ class Streaming:
       lambda params, images: model.apply({"params": params}, images)[0]
     )
 
-  def metrics(self, params: PyTree) -> dict[str, float]:
-    """Returns {"NAME/prec@1", "NAME/loss"}; every image counts once.
+  def totals(self, params: PyTree) -> dict[str, float]:
+    """Returns {"prec@1", "loss", "n"}; every image counts once.
 
     Raises:
       ValueError: if the loss is not finite.
@@ -74,10 +74,12 @@ class Streaming:
       raise ValueError(
         f"The loss on {self._name} is {loss}: the model's weights diverged."
       )
-    return {
-      f"{self._name}/prec@1": right / count,
-      f"{self._name}/loss": loss / count,
-    }
+    return {"prec@1": right / count, "loss": loss / count, "n": int(count)}
+
+  def metrics(self, params: PyTree) -> dict[str, float]:
+    """Returns {"NAME/prec@1", "NAME/loss"}; raises as `totals` does."""
+    found = self.totals(params)
+    return {f"{self._name}/{key}": found[key] for key in ("prec@1", "loss")}
 
   def logits(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:
     """Returns logits and labels of all images, on the host.

@@ -46,18 +46,36 @@ def check_finite(ingredients: Sequence[Ingredient]) -> None:
       a leaf.
   """
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    for _ in pool.map(_check_one, ingredients):
-      pass
+    found = [
+      pool.submit(_check_file, i) if i.path and i.storage else None
+      for i in ingredients
+    ]
+    try:
+      for ingredient, coming in zip(ingredients, found):
+        if coming is not None:
+          coming.result()
+        else:
+          # Not in a thread: processes that share an array must all run what is
+          # compiled in one order.
+          _check_leaves(ingredient)
+    finally:
+      for coming in filter(None, found):
+        coming.cancel()
 
 
-def _check_one(ingredient: Ingredient) -> None:
-  floats = [n for n, s in ingredient.specs.items() if tree.is_float(s)]
-  if not floats:
-    return
-  if ingredient.path is None or ingredient.storage is None:
+def _floats(ingredient: Ingredient) -> list[str]:
+  return [n for n, s in ingredient.specs.items() if tree.is_float(s)]
+
+
+def _check_leaves(ingredient: Ingredient) -> None:
+  floats = _floats(ingredient)
+  if floats:
     flags = all_finite([ingredient.read(name) for name in floats])
     raise_if_not_finite(ingredient.name, floats, flags)
-    return
+
+
+def _check_file(ingredient: Ingredient) -> None:
+  floats = _floats(ingredient)
   storage, buffer = ingredient.storage, [np.empty(0, np.uint8)]
   position = {name: k for k, name in enumerate(storage.order)}
   for name in sorted(floats, key=position.__getitem__):

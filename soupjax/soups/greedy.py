@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from soupjax.soups import checks, decisions, exact, finite, tree
+from soupjax.soups import checks, decisions, exact, finite, starts, tree
 from soupjax.soups.decisions import Decision, Trial
 from soupjax.soups.ingredient import (
   Ingredient,
@@ -171,6 +171,7 @@ def greedy_soup(
   checks.mode(evaluate, mode)
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
+  starts.warn_of_other_starts(ingredients)
   ingredients = _in_order(ingredients, order)
   turns = decisions.Turns.of(
     [i.name for i in ingredients], rounds, patience, max_size
@@ -260,11 +261,13 @@ def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
 
 def _on_devices(ingredient, sharding) -> PyTree:
   """Reads it all the way to the devices, for the leaves that are averaged."""
-  # Not asarray, which copies.
-  return jax.tree.map(
-    lambda x: jax.device_put(x) if tree.is_float(tree.spec(x)) else x,
-    ingredient.load(sharding=sharding),
-  )
+
+  def place(x):
+    if isinstance(x, jax.Array) or not tree.is_float(tree.spec(x)):
+      return x
+    return jax.device_put(x)  # Not asarray, which copies.
+
+  return jax.tree.map(place, ingredient.load(sharding=sharding))
 
 
 def _in_order(ingredients, order):

@@ -8,6 +8,7 @@ import itertools
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,7 +96,7 @@ def greedy(
   sharding: Any = None,
 ) -> GreedySoup:
   """Runs `greedy_soup`, saving every decision; goes on from `trace`."""
-  history = files.read_json(trace) if trace.exists() else []
+  history = workdir_lib.agreed(files.read_json(trace) if trace.exists() else [])
   if not isinstance(history, list):
     raise ValueError(f"{trace} is no list of decisions: delete it.")
   progress = Progress(
@@ -104,7 +105,8 @@ def greedy(
 
   def save(decision):
     history.append(dataclasses.asdict(decision))
-    files.write_json(trace, history)
+    if jax.process_index() == 0:
+      files.write_json(trace, history)
     verdict = "in" if decision.accepted else "out"
     progress.step(note=f"{decision.name} {verdict}: {decision.reason}")
 
@@ -153,7 +155,9 @@ def learned(
   Returns:
     The soup, and what is kept of it besides its weights.
   """
-  resume = files.read_json(state) if state.exists() else None
+  resume = workdir_lib.agreed(
+    files.read_json(state) if state.exists() else None
+  )
   if resume is not None and not isinstance(resume, dict):
     raise ValueError(f"{state} is no state of a learned soup: delete it.")
   done = len((resume or {}).get("history", ()))
@@ -167,6 +171,10 @@ def learned(
     targets = losses.smooth_labels(labels, model.num_classes, 0.0)
     return losses.softmax_loss(beta * logits, targets)
 
+  def save(found):
+    if jax.process_index() == 0:
+      files.write_json(state, found)
+
   soup = learned_soup(
     ingredients,
     loss,
@@ -178,7 +186,7 @@ def learned(
     stacked="encoderblock/" if model.scan else None,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
     resume=resume,
-    on_state=lambda found: files.write_json(state, found),
+    on_state=save,
   )
   return soup.params, {
     "names": list(soup.names),

@@ -7,6 +7,7 @@ judgement, report. Settings are in `cook_config`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
@@ -23,7 +24,7 @@ import ml_collections
 import numpy as np
 
 from soupjax import data, report, sharding
-from soupjax.checkpoints import files, find
+from soupjax.checkpoints import files, find, processes
 from soupjax.evaluators import (
   Classification,
   Streaming,
@@ -84,7 +85,8 @@ class Kitchen:
   @property
   def ensembles(self) -> bool:
     """Whether there is room for what ensembles are made from."""
-    return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
+    room = self.config.cook.ensembles_gb * 1e9
+    return jax.process_count() == 1 and self.logits_bytes <= room
 
   @property
   def family(self) -> str | None:
@@ -115,19 +117,24 @@ def run(
       fit together.
   """
   cook_config.check(config)
-  if jax.process_count() > 1:
-    raise ValueError(
-      "Cooking a folder runs in one process, on all of its devices: start it "
-      "on one host. (Soups that need no scores, sj.mix, run on many.)"
-    )
   kitchen = open_kitchen(config)
-  print(plan(kitchen))
+  if _first():
+    print(plan(kitchen))
   if dry_run:
     return None
-  workdir = workdir_lib.open_workdir(path, config)
-  with workdir_lib.locked(workdir):
+  workdir = pathlib.Path(path).expanduser().absolute()
+  with contextlib.ExitStack() as stack:
+    if _first():
+      workdir_lib.open_workdir(workdir, config)
+      stack.enter_context(workdir_lib.locked(workdir))
+    processes.barrier("opened")
     check_unchanged(kitchen, workdir / "cooked_from.json")
     return _run(kitchen, workdir)
+
+
+def _first() -> bool:
+  """Whether this process writes for all."""
+  return jax.process_index() == 0
 
 
 # --- What there is ------------------------------------------------------------
@@ -155,6 +162,8 @@ def open_kitchen(config) -> Kitchen:
     check_ingredients([*ingredients, initial])
   shapes = finetune.abstract_params(config, model)
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
+  size = config.cook.learned_batch_size
+  sharding.share(mesh, "data", size, "cook.learned_batch_size")
   places = sharding.of_state(
     mesh,
     shapes,
@@ -215,10 +224,13 @@ def check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
   """Notes the checkpoints at the first start, compares them at later ones."""
   some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
   now = {i.name: _identity(i.path) for i in some}
-  if not record.exists():
-    files.write_json(record, now)
+  before = workdir_lib.agreed(
+    files.read_json(record) if record.exists() else None
+  )
+  if before is None:
+    if _first():
+      files.write_json(record, now)
     return
-  before = files.read_json(record)
   changes = [
     f"{name} {what}"
     for name in sorted({*before, *now})
@@ -278,7 +290,7 @@ def plan(kitchen: Kitchen) -> str:
   )
   lines.append(
     f"ensembles: {kitchen.logits_bytes / 1e6:,.1f} MB of logits"
-    + ("" if kitchen.ensembles else ", more than cook.ensembles_gb: none")
+    + ("" if kitchen.ensembles else ", for which there is no room: none")
   )
   return "\n".join(lines)
 
@@ -306,9 +318,10 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
     found = bench.judge(one.name, load, keep_logits=kitchen.ensembles)
     metrics = {f"minival/{k}": v for k, v in found["minival"].items()}
     ingredients.append(dataclasses.replace(one, metrics=metrics))
-    where = workdir / "ingredients" / one.name / "hyperparameters.json"
-    where.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(where, dict(one.hyperparameters))
+    if _first():
+      where = workdir / "ingredients" / one.name / "hyperparameters.json"
+      where.parent.mkdir(parents=True, exist_ok=True)
+      files.write_json(where, dict(one.hyperparameters))
     progress.step(images=kitchen.images)
   ingredients = cook.ranked(ingredients)
 
@@ -362,6 +375,9 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
       for dataset, array in outputs.items()
     }
     rows += bench.rows(name, "ensemble", found)
+  page = workdir / "report.html"
+  if not _first():
+    return page
   files.write_text(
     workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
   )
@@ -381,19 +397,20 @@ def _cook(kitchen, ingredients, bench, workdir) -> list[str]:
   config, place = kitchen.config.cook, kitchen.place
   soups = workdir / "soups"
   soups.mkdir(exist_ok=True)
-  if not (soups / "uniform").exists():
+  if not workdir_lib.agreed((soups / "uniform").exists()):
     soup = average.uniform_soup(ingredients, sharding=place)
     workdir_lib.save_model(soups / "uniform", soup)
-  if not (soups / "greedy").exists():
+  if not workdir_lib.agreed((soups / "greedy").exists()):
     trace = workdir / "greedy_trace.json"
     greedy = cook.greedy(
       config, "greedy soup", ingredients, bench.minival, trace, place
     )
     record = cook.greedy_record(config, greedy)
     workdir_lib.save_model(soups / "greedy", greedy.params, greedy=record)
-    trace.unlink(missing_ok=True)
+    if _first():
+      trace.unlink(missing_ok=True)
   for name in _learned_names(kitchen):
-    if not (soups / name).exists():
+    if not workdir_lib.agreed((soups / name).exists()):
       state = workdir / f"{name}_state.json"
       params, record = cook.learned(
         config,
@@ -405,7 +422,8 @@ def _cook(kitchen, ingredients, bench, workdir) -> list[str]:
         place,
       )
       workdir_lib.save_model(soups / name, params, learned=record)
-      state.unlink(missing_ok=True)
+      if _first():
+        state.unlink(missing_ok=True)
   names = ["uniform", "greedy", *_learned_names(kitchen)]
   for name in names:
     _export(kitchen, soups / name, workdir / "export" / name)
@@ -418,7 +436,7 @@ def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = kitchen.family in ("big_vision", "mixer")
   path = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
-  if not path.exists():
+  if not workdir_lib.agreed(path.exists()):
     path.parent.mkdir(exist_ok=True)
     params = find.load_params(soup)
     pretrained.save_exported(path, params, kitchen.model, kitchen.family)
@@ -427,13 +445,13 @@ def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
 def _batches(kitchen):
   """Held-out images in random order, for learned soups."""
   config = kitchen.config
-  size = min(config.cook.learned_batch_size, len(kitchen.minival))
-  size = max(size // kitchen.mesh.shape["data"], 1) * kitchen.mesh.shape["data"]
   loader = data.train_loader(
     kitchen.minival,
-    batch_size=size,
+    batch_size=config.cook.learned_batch_size,
     seed=config.seed,
     preprocess=cook_config.eval_ops(config),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
   for batch in loader:
     batch = put_batch(kitchen.mesh, batch, ("data",))
@@ -463,6 +481,8 @@ class Bench:
           source,
           batch_size=self._size,
           preprocess=cook_config.eval_ops(config),
+          process_index=jax.process_index(),
+          process_count=jax.process_count(),
         ),
         put,
         name=name,
@@ -477,6 +497,8 @@ class Bench:
     kitchen, judge = self._kitchen, self._judges["minival"]
     config, mesh = kitchen.config, kitchen.mesh
     needed = 12 * config.data.image_size**2 * len(kitchen.minival)
+    if jax.process_count() > 1:
+      return judge
     if needed > config.data.cache_gb * 1e9:
       logging.warning(
         "minival takes %.1f GB decoded, more than data.cache_gb=%g: it is "
@@ -504,23 +526,30 @@ class Bench:
     """Metrics of a model by set; those of an earlier run if there are any."""
     record = self._workdir / "judged" / f"{name}.json"
     kept = self._logits_file(name)
-    if record.exists() and (kept.exists() or not keep_logits):
-      return files.read_json(record)
-    params, found, logits = load(), {}, {}
+    if workdir_lib.agreed(
+      record.exists() and (kept.exists() or not keep_logits)
+    ):
+      return workdir_lib.agreed(files.read_json(record) if _first() else None)
+    params, logits = load(), {}
+    found = {}
     for dataset, judge in self._judges.items():
-      outputs, labels = judge.logits(params)
       try:
-        found[dataset] = classification_metrics(outputs, labels)
+        if keep_logits:
+          logits[dataset], labels = judge.logits(params)
+          found[dataset] = classification_metrics(logits[dataset], labels)
+          found[dataset]["n"] = len(labels)
+          self._labels[dataset] = labels
+        else:
+          found[dataset] = judge.totals(params)
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
-      self._labels[dataset] = labels
-      logits[dataset] = outputs
-      found[dataset]["n"] = len(labels)
-    record.parent.mkdir(exist_ok=True)
-    if keep_logits:
-      files.write_arrays(self._logits_file(self.LABELS), self._labels)
-      files.write_arrays(kept, logits)
-    files.write_json(record, found)
+    if _first():
+      record.parent.mkdir(exist_ok=True)
+      if keep_logits:
+        files.write_arrays(self._logits_file(self.LABELS), self._labels)
+        files.write_arrays(kept, logits)
+      files.write_json(record, found)
+    processes.barrier(f"judged {name}")
     return found
 
   def _logits_file(self, name: str) -> pathlib.Path:

@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 
+import jax
 import ml_collections
 
 from soupjax import config as config_lib
@@ -41,6 +42,11 @@ def run(
       fit together.
   """
   _check(config)
+  if jax.process_count() > 1:
+    raise ValueError(
+      "A diagnosis runs in one process, on all of its devices: start it on one "
+      "host."
+    )
   kitchen = cook_sweep.open_kitchen(config)
   count = len(kitchen.ingredients)
   pairs = min(config.max_pairs, count * (count - 1) // 2)

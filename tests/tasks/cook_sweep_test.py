@@ -26,7 +26,7 @@ SMALL = {
   "tests": TESTS,
   "cook.learned_steps": 3,
   "cook.learned_granularities": ("layer",),
-  "cook.learned_batch_size": 100,
+  "cook.learned_batch_size": 96,
   "cook.wise_ft_points": 3,
 }
 
@@ -234,6 +234,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
     ({"cook.learned_granularities": ("block",)}, "model, layer, tensor"),
     ({"cook.wise_ft_points": 1}, "0, or at least 2"),
     ({"family": "tim"}, "family must be one of"),
+    ({"cook.learned_batch_size": 100}, "cook.learned_batch_size"),
     ({"data.num_classes": 7}, "head/"),
     ({"model.width": 24}, "embedding/kernel"),
   ],

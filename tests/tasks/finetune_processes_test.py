@@ -23,7 +23,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 WORKER = pathlib.Path(__file__).with_name("finetune_worker.py")
 
 
-def run_two(logs: pathlib.Path, *arguments: str) -> None:
+def run_two(
+  logs: pathlib.Path, *arguments: str, worker: pathlib.Path = WORKER
+) -> None:
   """Runs two workers; kills both if one fails."""
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -35,7 +37,7 @@ def run_two(logs: pathlib.Path, *arguments: str) -> None:
     with open(logs / f"log_{index}", "wb") as log:
       workers.append(
         subprocess.Popen(
-          [sys.executable, str(WORKER), *arguments],
+          [sys.executable, str(worker), *arguments],
           env={**env, "PYTHONPATH": str(ROOT)},
           stdout=log,
           stderr=log,
