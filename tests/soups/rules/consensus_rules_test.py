@@ -171,6 +171,11 @@ def test_the_largest_are_those_that_sorting_finds(kept):
   sizes[0, 0] = np.inf
   found = consensus._largest(sizes, np.int32(kept))
   assert np.array_equal(found, sizes >= np.sort(sizes, axis=None)[-kept])
+  # Neighbouring numbers.
+  close = (1 << 23) + rng.permutation(100).astype(np.uint32)
+  close = close.view(np.float32)
+  found = consensus._largest(close, np.int32(kept))
+  assert np.array_equal(found, close >= np.sort(close)[-kept])
 
 
 def test_sce_bad_input():
