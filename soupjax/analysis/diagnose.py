@@ -72,7 +72,7 @@ class Diagnosis:
         f"{name[:24]:<24} {self.scores[name]:8.4f} {norms[k]:9.4g} "
         f"{norms[k] / max(self.geometry.scale, 1e-30):9.4f} "
         f"{np.mean(angles) if len(angles) else math.nan:6.1f} "
-        f"{np.mean(mine) if mine else math.nan:+8.4f}"
+        + (f"{np.mean(mine):+8.4f}" if mine else f"{'-':>8}")
       )
     lines += [
       "",
