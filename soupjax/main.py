@@ -52,7 +52,7 @@ def _dispatch(config, dry_run):
   # Tasks are imported when asked for: each knows what it needs.
   if config.get("task") == "finetune":
     _finetune(config, dry_run)
-  elif config.get("task") in ("soup", "cook", "search"):
+  elif config.get("task") in ("soup", "cook", "diagnose", "search"):
     if not _WORKDIR.value and not dry_run:
       raise app.UsageError("Give --workdir, a directory for the results.")
     if config.task == "soup":
@@ -60,6 +60,8 @@ def _dispatch(config, dry_run):
     elif config.task == "cook":
       _distribute()
       from soupjax.tasks import cook_sweep as task
+    elif config.task == "diagnose":
+      from soupjax.tasks import diagnose as task
     else:
       from soupjax.tasks import search as task
 
@@ -70,8 +72,8 @@ def _dispatch(config, dry_run):
     mix.mix(config, dry_run=dry_run)
   else:
     raise app.UsageError(
-      "config.task must be 'soup', 'cook', 'search', 'mix' or 'finetune', got "
-      f"{config.get('task')!r}."
+      "config.task must be 'soup', 'cook', 'diagnose', 'search', 'mix' or "
+      f"'finetune', got {config.get('task')!r}."
     )
 
 

@@ -50,8 +50,6 @@ class StateSaver:
 
     self.wait()
     final = self._directory / f"{_PREFIX}{step:08d}"
-    if final.exists():
-      return
     temporary = final.with_name(f".{final.name}.tmp")
     if jax.process_index() == 0:
       shutil.rmtree(temporary, ignore_errors=True)
@@ -75,6 +73,11 @@ class StateSaver:
         files.write_json(
           temporary / "record.json", {"run": record, "crc32": sums}
         )
+        # This run passed over what is as new as this one, or newer: it is
+        # damaged, and must not take the place of one that is whole.
+        for newer in _candidates(self._directory):
+          if newer.name >= final.name:
+            shutil.rmtree(newer, ignore_errors=True)
         os.rename(temporary, final)
         for old in _candidates(self._directory)[self._keep :]:
           shutil.rmtree(old, ignore_errors=True)

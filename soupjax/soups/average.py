@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, exact, finite, tree
+from soupjax.soups import checks, exact, finite, starts, tree
 from soupjax.soups.ingredient import (
   Ingredient,
   as_list,
@@ -105,6 +105,7 @@ def uniform_soup(
   """
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
+  starts.warn_of_other_starts(ingredients)
   weighted = weights is not None
   weights = check_weights(weights, len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]

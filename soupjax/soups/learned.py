@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import learned_checks, learned_state, optimizers
+from soupjax.soups import learned_checks, learned_state, optimizers, starts
 from soupjax.soups import residency as residency_lib
 from soupjax.soups.ingredient import Ingredient, as_list, check_ingredients
 from soupjax.soups.layers import layer_of, make_layout
@@ -105,6 +105,7 @@ def learned_soup(
     loss: `loss(params, beta)`, the loss on all held-out data with logits
       multiplied by the scalar beta; `loss(params, beta, batch)` if `batches`
       is given. Must return one scalar and be traceable: it is compiled once.
+      If it has an attribute `mode`, that must be "min".
     base: the model that all were fine-tuned from, to learn coefficients of
       task vectors instead of a mean.
     granularity: "model" learns K coefficients, "layer" K for every layer,
@@ -163,9 +164,11 @@ def learned_soup(
     weight_decay,
     batches,
   )
+  learned_checks.direction(loss)
   batches = learned_checks.batches(batches, settings.steps)
   anchor = ingredients[0] if base is None else base
   check_ingredients(ingredients if base is None else [base, *ingredients])
+  starts.warn_of_other_starts(ingredients)
   layout = make_layout(anchor.specs, granularity, layer_of, stacked)
   learned_checks.something_to_learn(anchor, layout)
   start = learned_state.start(init, base, layout.groups, len(ingredients))

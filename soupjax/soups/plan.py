@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import boxes, leafwise, rules, tree
+from soupjax.soups import boxes, leafwise, rules, starts, tree
 from soupjax.soups import groups as group_lib
 from soupjax.soups import select as selection
 from soupjax.soups.ingredient import Ingredient, storage_of
@@ -106,6 +106,7 @@ def make(
   """
   ingredients = list(ingredients)
   _check_names(ingredients, base)
+  starts.warn_of_other_starts(ingredients)
   if rule.needs_base and base is None:
     raise ValueError(f"The rule {rule.name!r} needs a base model: pass base=.")
   if block_bytes < 1 or threads < 1:

@@ -3,6 +3,7 @@
 """What ingredients record of the weights that they started from."""
 
 from collections.abc import Iterable
+import warnings
 
 from soupjax.soups.ingredient import Ingredient
 
@@ -23,6 +24,19 @@ def recorded_starts(ingredients: Iterable[Ingredient]) -> dict[str, list[str]]:
     if found:
       starts.setdefault(str(found), []).append(ingredient.name)
   return starts
+
+
+def warn_of_other_starts(ingredients: Iterable[Ingredient]) -> None:
+  """Warns if ingredients record that they started elsewhere."""
+  starts = recorded_starts(ingredients)
+  if len(starts) > 1:
+    (a, ours), (b, others) = list(starts.items())[:2]
+    warnings.warn(
+      f"{ours[0]!r} and {others[0]!r} were fine-tuned from different weights "
+      f"(init_hash {a[:8]} and {b[:8]}): unless these are close, the average "
+      "means nothing. sj.diagnose looks for barriers.",
+      stacklevel=3,
+    )
 
 
 def check_same_start(ingredients: Iterable[Ingredient]) -> None:

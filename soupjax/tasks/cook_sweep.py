@@ -117,7 +117,7 @@ def run(
       fit together.
   """
   cook_config.check(config)
-  kitchen = _open(config)
+  kitchen = open_kitchen(config)
   if _first():
     print(plan(kitchen))
   if dry_run:
@@ -128,7 +128,7 @@ def run(
       workdir_lib.open_workdir(workdir, config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.barrier("opened")
-    _check_unchanged(kitchen, workdir / "cooked_from.json")
+    check_unchanged(kitchen, workdir / "cooked_from.json")
     return _run(kitchen, workdir)
 
 
@@ -140,7 +140,7 @@ def _first() -> bool:
 # --- What there is ------------------------------------------------------------
 
 
-def _open(config) -> Kitchen:
+def open_kitchen(config) -> Kitchen:
   """Opens checkpoints and data; reads metadata and an image of each set."""
   model = finetune_config.build_model(config)
   see = functools.partial(
@@ -220,7 +220,7 @@ def _check_classes(config, what, source):
     )
 
 
-def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
+def check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
   """Notes the checkpoints at the first start, compares them at later ones."""
   some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
   now = {i.name: _identity(i.path) for i in some}
@@ -307,7 +307,7 @@ def _learned_names(kitchen) -> list[str]:
 
 def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   began, config = time.monotonic(), kitchen.config
-  bench = _Bench(kitchen, workdir)
+  bench = Bench(kitchen, workdir)
   place = kitchen.place
 
   # --- Every ingredient, on everything ----------------------------------------
@@ -357,7 +357,7 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   joint, sizes = {}, {}
   if kitchen.ensembles:
     logits = {i.name: bench.logits(i.name) for i in ingredients}
-    labels = bench.logits(_Bench.LABELS)
+    labels = bench.logits(Bench.LABELS)
     joint, sizes = cook.ensembles(
       config, ingredients, "minival", labels["minival"], logits, workdir
     )
@@ -461,7 +461,7 @@ def _batches(kitchen):
 # --- Judges -------------------------------------------------------------------
 
 
-class _Bench:
+class Bench:
   """Evaluates models on all sets, and remembers it on disk."""
 
   LABELS = ".labels"  # Beside the logits of models.
@@ -496,8 +496,7 @@ class _Bench:
     """Scores candidates on held-out images; decoded once if there is room."""
     kitchen, judge = self._kitchen, self._judges["minival"]
     config, mesh = kitchen.config, kitchen.mesh
-    # Once as they are, once in the order that candidates are judged in.
-    needed = 2 * 12 * config.data.image_size**2 * len(kitchen.minival)
+    needed = 12 * config.data.image_size**2 * len(kitchen.minival)
     if jax.process_count() > 1:
       return judge
     if needed > config.data.cache_gb * 1e9:

@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import shutil
 
 import chex
 import jax
@@ -83,6 +84,19 @@ def test_a_damaged_state_is_passed_over_and_said(tmp_path, damage, caplog):
   chex.assert_trees_all_equal(state, scaled(2))
   assert record == {"data": {"next": 2}}
   assert "state_00000003 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damaged, step", [(3, 3), (4, 3)])
+def test_a_damaged_state_takes_no_place_of_a_whole_one(tmp_path, damaged, step):
+  saved(tmp_path, steps=(1, 2))
+  (tmp_path / f"state_{damaged:08d}").mkdir()
+  saver = train_state.StateSaver(tmp_path)
+  saver.save(step, scaled(step), {})
+  saver.wait()
+  for whole in (step, 2):
+    state, _ = train_state.restore(tmp_path, STATE)
+    chex.assert_trees_all_equal(state, scaled(whole))
+    shutil.rmtree(tmp_path / f"state_{whole:08d}")
 
 
 def test_no_state_is_none_but_only_damaged_ones_are_an_error(tmp_path):
