@@ -9,8 +9,9 @@ configs/digits.py, trained here, or that of a finished run (`--digits`).
 "synthetic": noisy copies of a wide network on 8,192 held-out images, the best
 of which is right on five of eight. Each is cooked with and without early
 rejection, in turns; medians over rounds. Pure evaluation time is what the
-evaluator takes once a candidate's weights are there. Writes
-results/greedy.json. About ten minutes on 2 cores.
+evaluator takes once a candidate's weights are there; "alone", what the same
+calls take when nothing else goes on. Writes results/greedy.json. About ten
+minutes on 2 cores.
 """
 
 import argparse
@@ -42,20 +43,33 @@ class Timed:
   mode = "max"
 
   def __init__(self, judge: Classification):
-    self.judge, self.keep, self.seconds = judge, judge.keep, 0.0
+    self.judge, self.seconds, self.calls = judge, 0.0, []
 
-  def _time(self, function, params, *rest):
-    jax.block_until_ready(params)
+  def _time(self, name, *args):
+    jax.block_until_ready(args)
     began = time.perf_counter()
-    result = function(params, *rest)
+    result = getattr(self.judge, name)(*args)
     self.seconds += time.perf_counter() - began
+    self.calls.append((name, *args))
     return result
 
   def __call__(self, params):
-    return self._time(self.judge, params)
+    return self._time("__call__", params)
 
   def trial(self, params, reaches):
-    return self._time(self.judge.trial, params, reaches)
+    return self._time("trial", params, reaches)
+
+  def keep(self):
+    self.judge.keep()
+    self.calls.append(("keep",))
+
+
+def alone(judge: Classification, calls: list[tuple]) -> float:
+  """Seconds of the same calls with nothing beside them."""
+  began = time.perf_counter()
+  for name, *args in calls:
+    getattr(judge, name)(*args)
+  return time.perf_counter() - began
 
 
 def digits(workdir: pathlib.Path):
@@ -148,7 +162,8 @@ def measure(ingredients, judge, rounds: int) -> dict:
       soup = sj.greedy_soup(ingredients, timed, early_reject=early)
       wall = time.perf_counter() - began
       if k:
-        runs[early].append((wall, timed.seconds))
+        pure = alone(judge(), timed.calls)
+        runs[early].append((wall, timed.seconds, pure))
       if early:
         first = soup
       else:
@@ -169,10 +184,12 @@ def measure(ingredients, judge, rounds: int) -> dict:
     "MB an ingredient": ingredients[0].num_bytes / 1e6,
   }
   for early, name in ((True, "early"), (False, "full")):
-    walls, pure = np.array(runs[early]).T
+    walls, pure, by_itself = np.array(runs[early]).T
     found[f"{name}: wall s"] = float(np.median(walls))
     found[f"{name}: evaluation s"] = float(np.median(pure))
+    found[f"{name}: evaluation alone s"] = float(np.median(by_itself))
     found[f"{name}: wall / evaluation"] = float(np.median(walls / pure))
+    found[f"{name}: wall / alone"] = float(np.median(walls / by_itself))
   return found
 
 

@@ -1,14 +1,15 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches for coefficients, on tasks made from real digits; two minutes.
+"""Searches for coefficients, on tasks made from real digits.
 
 soupjax --config=configs/search.py --workdir=runs/search
 
 Pretrains a small ViT on upright and inverted digits of some writers, fine-tunes
 it with its head frozen on tasks made from digits of other writers (upright,
 rotated, mirrored, inverted, odd or even), and runs every search of `sj.search`.
-Choices are made on minival; docs/search.md has what came out. One alone, in
-about a minute:
+Choices are made on minival; docs/search.md has what came out. It takes 4.5
+minutes of CPU time, and took 7 minutes on 2 cores with other work on them. One
+alone, in about a minute:
 
 soupjax --config=configs/search.py:paint --workdir=runs/paint
 

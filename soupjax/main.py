@@ -52,7 +52,7 @@ def _dispatch(config, dry_run):
   # Tasks are imported when asked for: each knows what it needs.
   if config.get("task") == "finetune":
     _finetune(config, dry_run)
-  elif config.get("task") in ("soup", "cook", "search"):
+  elif config.get("task") in ("soup", "cook", "diagnose", "search"):
     if not _WORKDIR.value and not dry_run:
       raise app.UsageError("Give --workdir, a directory for the results.")
     if config.task == "soup":
@@ -60,6 +60,8 @@ def _dispatch(config, dry_run):
     elif config.task == "cook":
       _distribute()
       from soupjax.tasks import cook_sweep as task
+    elif config.task == "diagnose":
+      from soupjax.tasks import diagnose as task
     else:
       from soupjax.tasks import search as task
 
@@ -70,8 +72,8 @@ def _dispatch(config, dry_run):
     mix.mix(config, dry_run=dry_run)
   else:
     raise app.UsageError(
-      "config.task must be 'soup', 'cook', 'search', 'mix' or 'finetune', got "
-      f"{config.get('task')!r}."
+      "config.task must be 'soup', 'cook', 'diagnose', 'search', 'mix' or "
+      f"'finetune', got {config.get('task')!r}."
     )
 
 
@@ -83,6 +85,8 @@ def _finetune(config, dry_run):
   sweep = None
   if _SWEEP.value or _SWEEP_INDEX.value is not None or dry_run:
     sweep = _sweep(required=not dry_run)
+  if _SWEEP.value or _SWEEP_INDEX.value is not None:
+    _check_overrides(sweep)
   if dry_run:
     if _FAKE_DEVICES.value:
       jax.config.update("jax_platforms", "cpu")
@@ -117,6 +121,28 @@ def _sweep(required):
     return None
 
 
+def _check_overrides(sweep):
+  """Raises a ValueError where the sweep would undo what was asked for."""
+  for key in flags.FLAGS["config"].override_values:
+    if all(key in member for member in sweep):
+      raise ValueError(
+        f"get_sweep() sets {key} in all members, so --config.{key} would be "
+        "without effect: edit get_sweep(), or leave --sweep out."
+      )
+
+
+def _parse(argv):
+  """Parses flags as absl does; ml_collections has no word for a wrong key."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as e:
+    sys.exit(
+      f"soupjax: The config has no key {str(e).strip(chr(34))}, so no flag can "
+      "set it. A key that is left to its default, as an option of the model or "
+      "of the optimizer, has to be set in a config file."
+    )
+
+
 def run() -> None:
   """Entry point of the console script."""
   # Orbax logs a page a checkpoint at level info; --verbosity=0 shows it.
@@ -127,7 +153,7 @@ def run() -> None:
     flags.FLAGS.register_key_flag_for_module(
       sys.argv[0], flags.FLAGS[flag.name]
     )
-  app.run(main)
+  app.run(main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ def get_config(arg=None):
   c.decay = "."
   if arg.runlocal:
     _runlocal(c)
+  if arg.clip:
+    for name in ("train_ops", "eval_ops"):
+      c.data[name] = c.data[name].replace(
+        "value_range(-1, 1)", 'standardize("clip")'
+      )
   return c.lock()
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
-from soupjax.soups import checks
+from soupjax.soups import checks, finite
 from soupjax.soups.average import uniform_soup
 from soupjax.soups.greedy import GreedySoup
-from soupjax.soups.ingredient import Ingredient, as_list, check_finite
+from soupjax.soups.ingredient import Ingredient, as_list
 from soupjax.soups.layers import layer_of
 
 PyTree = Any
@@ -72,7 +72,7 @@ class Diagnosis:
         f"{name[:24]:<24} {self.scores[name]:8.4f} {norms[k]:9.4g} "
         f"{norms[k] / max(self.geometry.scale, 1e-30):9.4f} "
         f"{np.mean(angles) if len(angles) else math.nan:6.1f} "
-        f"{np.mean(mine) if mine else math.nan:+8.4f}"
+        + (f"{np.mean(mine):+8.4f}" if mine else f"{'-':>8}")
       )
     lines += [
       "",
@@ -125,7 +125,7 @@ def diagnose(
       f"{len(ingredients)}."
     )
   shape = geometry(ingredients, pretrained)
-  check_finite(ingredients)
+  finite.check_finite(ingredients)
 
   def score(params, what):
     return checks.number(f"What evaluate returns for {what}", evaluate(params))

@@ -13,5 +13,6 @@ from soupjax.data.preprocess import Preprocess as Preprocess
 from soupjax.data.sources import Source as Source
 from soupjax.data.sources import from_dataset as from_dataset
 from soupjax.data.sources import open_source as open_source
+from soupjax.data.sources import shared_examples as shared_examples
 from soupjax.data.sources import split_minival as split_minival
 from soupjax.data.sources import subset as subset

@@ -111,9 +111,25 @@ def decode(
         return pixels
     decoded.load()  # All of it: so far Pillow has only read the header.
     # Of what is RGB already, convert would make a copy.
-    return decoded if decoded.mode == "RGB" else decoded.convert("RGB")
+    return decoded if decoded.mode == "RGB" else _eight_bits(decoded)
   except _UNREADABLE as e:
     raise CorruptImage(f"{type(e).__name__}: {e}") from e
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+  """Returns any image as RGB. Pillow would clip 16 bits to 255: all white."""
+  if image.mode.startswith("I;16") or (image.mode, image.format) == (
+    "I",
+    "PNG",
+  ):
+    upper = np.asarray(image).astype(np.uint16) >> 8  # As of 16 bits of RGB.
+    image = Image.fromarray(upper.astype(np.uint8))
+  elif image.mode in ("I", "F"):
+    raise ValueError(
+      f"pixels of Pillow's mode {image.mode} have no range; save it with 8 or "
+      "16 bits"
+    )
+  return image.convert("RGB")
 
 
 def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:

@@ -23,7 +23,11 @@ class Source:
     name: as in reports, "cifar10/train[:98%]".
     num_classes: labels are in [0, num_classes).
     class_names: one a class, or None where they are not known.
+    ranges: (stored split, start, stop) of what it holds of a dataset; empty
+      where that is not known.
   """
+
+  ranges: tuple[tuple[str, int, int], ...] = ()
 
   def __init__(
     self,
@@ -165,6 +169,24 @@ def subset(
   return _Subset(source, np.asarray(indices, np.int64), name)
 
 
+def shared_examples(a: Source, b: Source) -> int:
+  """Counts the examples that two parts of one dataset have in common.
+
+  Args:
+    a: from `open_source`.
+    b: from `open_source`, of the same dataset.
+
+  Returns:
+    The number; 0 also where it is not known which examples one of them holds.
+  """
+  return sum(
+    max(min(stop, other_stop) - max(start, other_start), 0)
+    for split, start, stop in a.ranges
+    for other, other_start, other_stop in b.ranges
+    if split == other
+  )
+
+
 def split_minival(
   source: Source, *, per_class: int = 26, seed: int = 0
 ) -> tuple[Source, Source]:
@@ -273,9 +295,10 @@ def _part_of(name, split, splits, open_split) -> Source:
       f"{name} has no split {base!r}{spec.suggestion(base, splits)}"
     )
   source = open_split(splits[base])
-  if bounds == [None, None]:
-    return source
   size = len(source)
+  if bounds == [None, None]:
+    source.ranges = ((base, 0, size),)
+    return source
   start, stop = (_bound(b, size) for b in bounds)
   start, stop = start or 0, size if stop is None else stop
   if start >= stop:
@@ -283,7 +306,9 @@ def _part_of(name, split, splits, open_split) -> Source:
       f"{name}/{split} is empty: it would go from {start} to {stop} of {size}."
     )
   part = split.removeprefix(base)
-  return _Subset(source, np.arange(start, stop), source.name + part)
+  source = _Subset(source, np.arange(start, stop), source.name + part)
+  source.ranges = ((base, start, stop),)
+  return source
 
 
 def _bound(text: str | None, size: int) -> int | None:

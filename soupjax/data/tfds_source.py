@@ -76,7 +76,17 @@ def open_tfds(
   records = builder.as_data_source(
     split, decoders={"image": tfds.decode.SkipDecoding()}
   )
-  return _Tfds(label, records, features["label"])
+  source = _Tfds(label, records, features["label"])
+  parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+  source.ranges = tuple(
+    (
+      p.splitname,
+      p.from_ or 0,
+      info.splits[p.splitname].num_examples if p.to is None else p.to,
+    )
+    for p in parts
+  )
+  return source
 
 
 def _not_found(name: str, data_dir: str | None, tfds) -> str:

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classification: logits, prec@1 and loss over a labelled set."""
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import jax
@@ -121,25 +123,30 @@ class Classification:
     _check_whole(self.labels)
     self.batch_size = batch_size
     self._last: np.ndarray | None = None  # Logits of the last full pass.
-    self._arrange(np.arange(len(images)))
+    self.order = np.arange(len(images))
 
-  def _arrange(self, order: np.ndarray) -> None:
-    """Cuts the images, in a new order, into padded batches."""
-    n, size = len(order), self.batch_size
-    count = -(-n // size)
-    padded = np.zeros((count * size, *self.images.shape[1:]), self.images.dtype)
-    padded[:n] = self.images[order]
-    self.order, self.mask = order, np.arange(count * size) < n
-    self.batches = padded.reshape(count, size, *self.images.shape[1:])
+  def _batches(self) -> Iterator[np.ndarray]:
+    """Cuts the images, in the present order, into padded batches."""
+    for start in range(0, len(self.order), self.batch_size):
+      batch = self.images[self.order[start : start + self.batch_size]]
+      missing = self.batch_size - len(batch)
+      if missing:
+        zeros = np.zeros((missing, *batch.shape[1:]), batch.dtype)
+        batch = np.concatenate([batch, zeros])
+      yield batch
 
   def logits(self, params: PyTree) -> np.ndarray:
     """Returns (n, classes) logits on the host, in the order of the images."""
-    # Launch all batches before waiting for the first.
-    logits = [self.predict(params, batch) for batch in self.batches]
-    return self._collect([np.asarray(x) for x in logits])
+    waiting, found = collections.deque(), []
+    for batch in self._batches():
+      # Two run while the next is put together; all would be a second copy.
+      waiting.append(self.predict(params, batch))
+      if len(waiting) > 2:
+        found.append(np.asarray(waiting.popleft()))
+    return self._collect(found + [np.asarray(x) for x in waiting])
 
   def _collect(self, batches: list[np.ndarray]) -> np.ndarray:
-    logits = np.concatenate(batches)[self.mask]
+    logits = np.concatenate(batches)[: len(self.order)]
     self._last = np.empty_like(logits)
     self._last[self.order] = logits
     return self._last
@@ -169,26 +176,34 @@ class Classification:
       The score, or a bound that it cannot exceed: all images that are left
       right, or without loss.
     """
-    n, done, lost, batches = len(self.order), 0, 0.0, []
-    launched = [self.predict(params, self.batches[0])]
-    for k in range(len(self.batches)):
-      # The next batch runs while this one is looked at.
-      for batch in self.batches[k + 1 : k + 2]:
-        launched.append(self.predict(params, batch))
-      batches.append(np.asarray(launched[k]))
+    n, done, lost, worse = len(self.order), 0, 0.0, 0.0
+    launched, batches = self._batches(), []
+    waiting = [self.predict(params, next(launched))]
+    while waiting:
+      # The next batch runs while this one is looked at; but not for nothing,
+      # if one as bad as the last would be the end.
+      if reaches(self._bound(lost + worse)):
+        waiting += [self.predict(params, x) for x in islice(launched, 1)]
+      batches.append(np.asarray(waiting.pop(0)))
       rows = self.order[done : done + self.batch_size]
       part = classification_metrics(batches[-1][: len(rows)], self.labels[rows])
-      done += len(rows)
-      if self.metric == "loss":
-        lost += part["loss"] * len(rows)
-        # Sums of another order differ in their last bits: leave room for that.
-        bound = -(lost / n) * (1 - 1e-9)
-      else:
-        lost += round((1 - part["prec@1"]) * len(rows))
-        bound = (n - lost) / n
+      worse = part["loss"] if self.metric == "loss" else 1 - part["prec@1"]
+      worse = worse * len(rows)
+      lost, done = lost + worse, done + len(rows)
+      bound = self._bound(lost)
       if done < n and not reaches(bound):
         return greedy.Trial(score=None, bound=bound, evaluated=done / n)
+      if not waiting:
+        waiting = [self.predict(params, x) for x in islice(launched, 1)]
     return greedy.Trial(score=self._value(self._collect(batches)))
+
+  def _bound(self, lost: float) -> float:
+    """The best score that is left when so much is lost: images, or nats."""
+    n = len(self.order)
+    if self.metric == "loss":
+      # Sums of another order differ in their last bits: leave room for that.
+      return -(lost / n) * (1 - 1e-9)
+    return (n - round(lost)) / n
 
   def keep(self) -> None:
     """Puts first what the model of the last full pass found hardest."""
@@ -198,4 +213,4 @@ class Classification:
     others = self._last.copy()
     np.put_along_axis(others, self.labels[:, None], -np.inf, axis=1)
     margin = at_label[:, 0] - others.max(axis=1)
-    self._arrange(np.argsort(margin, kind="stable"))
+    self.order = np.argsort(margin, kind="stable")

@@ -11,6 +11,8 @@ from soupjax.soups import checks, depth, tree
 
 # A number, regular expression -> number, or numbers over depth.
 Coefficient = float | Mapping[str, float] | Sequence[float]
+# One number an ingredient, or regular expression -> such numbers; None is 1s.
+Weights = Sequence[float] | Mapping[str, Sequence[float]] | None
 
 
 def check(name: str, value: Coefficient) -> Any:
@@ -37,6 +39,32 @@ def check(name: str, value: Coefficient) -> Any:
   return array.tolist()
 
 
+def check_weights(weights: Weights) -> Any:
+  """Returns weights as list of floats, dict of such lists, or None.
+
+  Raises:
+    ValueError: if they are no flat sequence of finite numbers, nor a mapping
+      to such.
+  """
+  if weights is None:
+    return None
+  if isinstance(weights, Mapping):
+    if not weights:
+      raise ValueError("weights is an empty mapping.")
+    return {str(k): _flat(f"weights[{k!r}]", v) for k, v in weights.items()}
+  return _flat("weights", weights)
+
+
+def _flat(name, weights):
+  array = None if checks.has_bool(weights) else checks.numbers(weights)
+  if array is None or array.ndim != 1 or not np.isfinite(array).all():
+    raise ValueError(
+      f"{name} must be a flat sequence of finite numbers, one an ingredient, "
+      f"got {weights!r:.80}."
+    )
+  return array.tolist()
+
+
 def split(
   name: str,
   value: Coefficient,
@@ -52,19 +80,63 @@ def split(
   Returns:
     The two; the second is None if all leaves have the same coefficient.
   """
-  value = check(name, value)
-  if isinstance(value, float):
-    return (lambda count: numbers(value, count)), None
+  return split_weighted(
+    name, value, None, lambda one, weights, count: numbers(one, count)
+  )
+
+
+def split_weighted(
+  name: str,
+  value: Coefficient,
+  weights: Weights,
+  numbers: Callable[[float, Any, int], Mapping[str, Any]],
+) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+  """Like `split`, for a rule that has weights besides.
+
+  Args:
+    name: of the coefficient, for errors.
+    value: the coefficient.
+    weights: of the ingredients.
+    numbers: `numbers(coefficient, weights, count)` returns what goes to
+      `combine`; weights are those of a leaf, or None.
+  """
+  value, weights = check(name, value), check_weights(weights)
+  if isinstance(value, float) and not isinstance(weights, dict):
+    return (lambda count: numbers(value, weights, count)), None
 
   def values(count):
-    numbers(1.0, count)  # Raises if the count does not fit.
+    sets = weights.values() if isinstance(weights, dict) else [weights]
+    for one in sets:
+      numbers(1.0, one, count)  # Raises if the count does not fit.
     return {}
 
   def leaf_values(leaves, count, every):
     found = resolve(name, value, leaves, every)
-    return {leaf: numbers(c, count) for leaf, c in found.items()}
+    each = resolve_weights(weights, leaves)
+    return {leaf: numbers(found[leaf], each[leaf], count) for leaf in found}
 
   return values, leaf_values
+
+
+def resolve_weights(weights: Any, leaves: Iterable[str]) -> dict[str, Any]:
+  """Finds the weights of every leaf that is merged.
+
+  Args:
+    weights: from `check_weights`. Of a mapping, the first expression found in
+      the leaf's name counts.
+    leaves: their names.
+
+  Returns:
+    Leaf -> weights, or None.
+
+  Raises:
+    ValueError: for an expression that matches nothing, or a leaf without
+      weights.
+  """
+  leaves = list(leaves)
+  if isinstance(weights, dict):
+    return _by_regex("weights", weights, leaves)
+  return dict.fromkeys(leaves, weights)
 
 
 def resolve(
@@ -102,14 +174,14 @@ def resolve(
 
 
 def _by_regex(name, value, leaves):
-  found: dict[str, float] = {}
+  found: dict[str, Any] = {}
   for pattern, new in tree.matches(name, value, leaves):
     found |= dict.fromkeys(new, value[pattern])
   missing = [leaf for leaf in leaves if leaf not in found]
   if missing:
     raise ValueError(
       f"{name} says nothing about {len(missing)} leaves, such as "
-      f"{', '.join(map(repr, missing[:3]))}. End it with '': number, for all "
+      f"{', '.join(map(repr, missing[:3]))}. End it with an entry '' for all "
       "others."
     )
   return found

@@ -23,6 +23,20 @@ def extend(value: int, array: np.ndarray) -> int:
   return zlib.crc32(array.reshape(-1).view(np.uint8), value)
 
 
+def check(path: str, leaf: str, found: int, expected: int) -> None:
+  """Compares a checksum.
+
+  Raises:
+    ValueError: naming file and leaf, if it differs.
+  """
+  if found != expected:
+    raise ValueError(
+      f"Leaf {leaf!r} of {path} is damaged: its checksum is {found:08x}, and "
+      f"{expected:08x} was recorded when it was written. Copy it again from "
+      "its source."
+    )
+
+
 def _times(a: int, b: int) -> int:
   """Product of two polynomials over GF(2), modulo that of CRC-32."""
   product = 0

@@ -116,7 +116,8 @@ def _refuse_scanned(family, specs):
       f"The layers of {family.parent[:-1]!r} seem to be the first axis of its "
       f"leaves, {shapes[0][0]} in each, such as {inside[0]!r}: a scanned "
       "model. A leaf has one coefficient, so that these cannot go by depth. "
-      f"{_ADVICE} Or take the blocks apart before."
+      f"{_ADVICE} Or take the blocks apart before; learned_soup(stacked=) has "
+      "coefficients for each of them."
     )
 
 
@@ -138,9 +139,10 @@ def _layers(families, names):
   found = blocks or [f for f in families.values() if _is_list(f, names)]
   if not found:
     raise ValueError(
-      "No leaf has a numbered layer in its name, as 'encoderblock_3/kernel', "
-      "so that coefficients cannot go by depth. (Modules repeated inside a "
-      "block are no layers; in a scanned model layers are an axis.) " + _ADVICE
+      "No leaf has a numbered layer in its name, as "
+      "'encoderblock_3/mlp/kernel', so that coefficients cannot go by depth. "
+      "(Modules repeated inside a block are no layers; in a scanned model "
+      "layers are an axis.) " + _ADVICE
     )
   most = max(len(f.members) for f in found)
   word = next(f.word for f in found if len(f.members) == most)

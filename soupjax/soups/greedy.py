@@ -5,6 +5,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 import concurrent.futures
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,7 +15,6 @@ from soupjax.soups.decisions import Decision, Trial
 from soupjax.soups.ingredient import (
   Ingredient,
   as_list,
-  check_finite,
   check_ingredients,
 )
 
@@ -48,37 +48,53 @@ class GreedySoup:
     return {n: self.selected.count(n) / count for n in self.selected}
 
 
-def _map_floats(function, first, *rest):
-  """Maps over float leaves; others are those of `first`."""
-
-  def on_leaf(a, *others):
-    return function(a, *others) if tree.is_float(a) else a
-
-  return jax.tree.map(on_leaf, first, *rest)
-
-
 @jax.jit
 def _zero(first):
-  return _map_floats(exact.zero, first)
+  # Of the leaves themselves: plain zeros would not be spread as they are.
+  sums = [exact.add(exact.zero(leaf), leaf, leaf) for leaf in first]
+  return [high for high, _ in sums], [low for _, low in sums]
 
 
 @jax.jit
+def _candidate(total, first, params, scale):
+  """The mean with one ingredient more; its sums are not kept."""
+  return [
+    exact.mean(exact.add(s, a, b), a, scale).astype(a.dtype)
+    for s, a, b in zip(zip(*total), first, params)
+  ]
+
+
+# One output a program: with two, XLA's CPU compiler keeps what they share in
+# memory, which took five times as long.
+@functools.partial(jax.jit, donate_argnames="low")
+def _low(high, low, first, params):
+  sums = zip(high, low)
+  return [exact.add(s, a, b)[1] for s, a, b in zip(sums, first, params)]
+
+
+@functools.partial(jax.jit, donate_argnames="high")
+def _high(high, first, params):
+  sums = zip(high, high)
+  return [exact.add(s, a, b)[0] for s, a, b in zip(sums, first, params)]
+
+
 def _add(total, first, params):
-  return _map_floats(lambda a, b, s: exact.add(s, a, b), first, params, total)
+  """Adds an ingredient to the sums of the soup, in their memory."""
+  high, low = total
+  low = _low(high, low, first, params)
+  return _high(high, first, params), low
 
 
-@jax.jit
-def _mean_of_floats(total, first, scale):
-  return _map_floats(
-    lambda a, s: exact.mean(s, a, scale).astype(a.dtype), first, total
-  )
+def _floats(params):
+  """Those leaves that are averaged; a compiled function would cut int64."""
+  return [x for x in jax.tree.leaves(params) if tree.is_float(tree.spec(x))]
 
 
-def _mean(total, first, scale):
-  mean = _mean_of_floats(total, first, scale)
-  # A compiled function would cut int64 to int32.
+def _with_floats(params, floats):
+  """The tree with other floating leaves."""
+  floats = iter(floats)
   return jax.tree.map(
-    lambda a, b: b if tree.is_float(tree.spec(a)) else a, first, mean
+    lambda x: next(floats) if tree.is_float(tree.spec(x)) else x, params
   )
 
 
@@ -105,10 +121,10 @@ def greedy_soup(
   than it on the data that `evaluate` looks at: use held-out data, never test.
 
   Memory, whatever the number of ingredients: the first one, the float32 sums of
-  the soup and of the candidate with their rounding errors, the candidate, and
-  the ingredient of the next turn, which is read while this one is evaluated.
-  Every ingredient is read once before any work to check that it is finite, and
-  once more for its turn.
+  the soup with their rounding errors, the soup, the candidate, its ingredient
+  and that of the next turn, which is read while this one is evaluated. Every
+  ingredient is read once before any work, in blocks, to check that it is
+  finite, and once more for its turn.
 
   With replacement (`rounds` above 1): all are tried again, those that are in
   too, which then count twice, so that the soup is a weighted one. It ends when
@@ -161,21 +177,22 @@ def greedy_soup(
     [i.name for i in ingredients], rounds, patience, max_size
   )
   history = decisions.replayed(turns, resume, rule)
-  check_finite(ingredients)
+  finite.check_finite(ingredients)
 
   trial = getattr(evaluate, "trial", None) if early_reject else None
-  first = total = None
+  first = whole = total = None
   bar, selected, soup, incumbent = None, [], None, False
   coming = _turns_left(ingredients, turns, history)
   for (position, ingredient), params in _read_ahead(coming, sharding):
     is_new = position >= len(history)
     if is_new and turns.over(history):
       break  # It was read too early to know.
+    floats = _floats(params)
     if first is None:
-      first, total = params, _zero(params)
-    candidate_total = _add(total, first, params)
+      first, whole, total = floats, params, _zero(floats)
     scale = exact.reciprocal(len(selected) + 1)
-    candidate = _mean(candidate_total, first, scale)
+    mean = _candidate(total, first, floats, scale)
+    candidate = _with_floats(whole, mean)
     if is_new:
       if trial and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.
@@ -188,8 +205,7 @@ def greedy_soup(
     else:
       past = history[position]
     if past.accepted:
-      leaves = jax.tree.leaves(candidate)
-      finite.check_overflow(ingredient.specs, leaves)
+      finite.check_overflow(ingredient.specs, jax.tree.leaves(candidate))
     if is_new:
       history.append(past)
       if on_decision:
@@ -198,7 +214,7 @@ def greedy_soup(
         evaluate.keep()
         incumbent = True
     if past.accepted:
-      soup, total, bar = candidate, candidate_total, past.score
+      soup, total, bar = candidate, _add(total, first, floats), past.score
       selected.append(ingredient.name)
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
@@ -245,10 +261,13 @@ def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
 
 def _on_devices(ingredient, sharding) -> PyTree:
   """Reads it all the way to the devices, for the leaves that are averaged."""
-  return jax.tree.map(
-    lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
-    ingredient.load(sharding=sharding),
-  )
+
+  def place(x):
+    if isinstance(x, jax.Array) or not tree.is_float(tree.spec(x)):
+      return x
+    return jax.device_put(x)  # Not asarray, which copies.
+
+  return jax.tree.map(place, ingredient.load(sharding=sharding))
 
 
 def _in_order(ingredients, order):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import boxes, checks, finite, tree
+from soupjax.soups import boxes, checks, tree
 
 PyTree = Any
 Index = tuple[slice, ...]
@@ -314,23 +314,6 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
       {i.name: {n: i.read(n) for n in counters} for i in ingredients}
     )
   _check_float64(ingredients[0])
-
-
-def check_finite(ingredients: Sequence[Ingredient]) -> None:
-  """Reads every float leaf once and checks it for NaN and infinity.
-
-  Args:
-    ingredients: what is to be averaged.
-
-  Raises:
-    ValueError: naming the ingredient and the first leaf that is not finite.
-  """
-  for ingredient in ingredients:
-    names = [n for n, s in ingredient.specs.items() if tree.is_float(s)]
-    if not names:
-      continue
-    flags = finite.all_finite([ingredient.read(name) for name in names])
-    finite.raise_if_not_finite(ingredient.name, names, flags)
 
 
 def rank_by(

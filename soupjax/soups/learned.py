@@ -105,6 +105,7 @@ def learned_soup(
     loss: `loss(params, beta)`, the loss on all held-out data with logits
       multiplied by the scalar beta; `loss(params, beta, batch)` if `batches`
       is given. Must return one scalar and be traceable: it is compiled once.
+      If it has an attribute `mode`, that must be "min".
     base: the model that all were fine-tuned from, to learn coefficients of
       task vectors instead of a mean.
     granularity: "model" learns K coefficients, "layer" K for every layer,
@@ -163,6 +164,7 @@ def learned_soup(
     weight_decay,
     batches,
   )
+  learned_checks.direction(loss)
   batches = learned_checks.batches(batches, settings.steps)
   anchor = ingredients[0] if base is None else base
   check_ingredients(ingredients if base is None else [base, *ingredients])

@@ -75,6 +75,16 @@ def arguments(
   return Settings(checks.count("steps", steps), optimizer, learning_rate, decay)
 
 
+def direction(loss: Any) -> None:
+  """Raises a ValueError if a loss says of itself that higher is better."""
+  found = getattr(loss, "mode", "min")
+  if found != "min":
+    raise ValueError(
+      f"The loss says that its values are for mode={found!r}, but a learned "
+      "soup makes them as low as it can: negate them, with mode='min' or none."
+    )
+
+
 def _check_lbfgs(batches, learning_rate, decay):
   if batches is not None:
     raise ValueError(

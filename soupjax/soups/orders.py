@@ -76,7 +76,8 @@ def best_order(
 
   Args:
     ingredients: as in `greedy_soup`.
-    evaluate: as in `greedy_soup`; the choice between the soups rests on it too.
+    evaluate: as in `greedy_soup`; the choice between the soups rests on it, and
+      on `mode`, too.
     orders: names of all ingredients, once an order; see `random_orders`.
     resume: the decisions of an earlier run, one list an order.
     on_decision: called with the position of the order and every new decision.

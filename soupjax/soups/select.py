@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import rules, tree
+from soupjax.soups import checks, rules, tree
 from soupjax.soups.ingredient import Ingredient
 
 # What becomes of a leaf: None for the rule, "keep", "skip", a share of the way
@@ -53,6 +53,11 @@ def _check_action(pattern, action, count, base):
     raise ValueError(
       f"select has {action!r} for {pattern!r}: expected 'keep', 'skip', a "
       "number, or one number an ingredient."
+    )
+  if checks.has_bool(action):
+    raise ValueError(
+      f"select has {action!r} for {pattern!r}: True and False are no weights. "
+      "Give 'skip', 'keep' or numbers."
     )
   if np.ndim(action) == 0:
     if not np.isfinite(action):

@@ -132,7 +132,7 @@ def run(
       fit together.
   """
   cook_config.check(config)
-  kitchen = _open(config)
+  kitchen = open_kitchen(config)
   config = kitchen.config
   if _first():
     print(plan(kitchen))
@@ -144,7 +144,7 @@ def run(
       workdir_lib.open_workdir(workdir, config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.barrier("opened")
-    _check_unchanged(kitchen, workdir / "cooked_from.json")
+    check_unchanged(kitchen, workdir / "cooked_from.json")
     return _run(kitchen, workdir)
 
 
@@ -156,7 +156,7 @@ def _first() -> bool:
 # --- What there is ------------------------------------------------------------
 
 
-def _open(config) -> Kitchen:
+def open_kitchen(config) -> Kitchen:
   """Opens checkpoints and data; reads metadata and an image."""
   patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
   opened = find.find_ingredients(patterns)
@@ -239,7 +239,7 @@ def _open_sources(config, detected, notes):
   return minival, tests
 
 
-def _check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
+def check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
   """Notes the checkpoints at the first start, compares them at later ones."""
   some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
   now = {i.name: _identity(i.path) for i in some}
@@ -335,7 +335,7 @@ def _learned_names(kitchen) -> list[str]:
 
 def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   began, config = time.monotonic(), kitchen.config
-  bench = _Bench(kitchen, workdir)
+  bench = Bench(kitchen, workdir)
   place = kitchen.place
 
   # --- Every ingredient, on everything ----------------------------------------
@@ -386,7 +386,7 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   joint, sizes = {}, {}
   if kitchen.ensembles:
     logits = {i.name: bench.logits(i.name) for i in ingredients}
-    labels = bench.logits(_Bench.LABELS)
+    labels = bench.logits(Bench.LABELS)
     joint, sizes = cook.ensembles(
       config, ingredients, "minival", labels["minival"], logits, workdir
     )
@@ -518,7 +518,7 @@ def _batches(kitchen):
 # --- Judges -------------------------------------------------------------------
 
 
-class _Bench:
+class Bench:
   """Evaluates models on all sets, and remembers it on disk."""
 
   LABELS = ".labels"  # Beside the logits of models.
@@ -553,8 +553,7 @@ class _Bench:
     """Scores candidates on held-out images; decoded once if there is room."""
     kitchen, judge = self._kitchen, self._judges["minival"]
     config, mesh = kitchen.config, kitchen.mesh
-    # Once as they are, once in the order that candidates are judged in.
-    needed = 2 * 12 * config.data.image_size**2 * len(kitchen.minival)
+    needed = 12 * config.data.image_size**2 * len(kitchen.minival)
     if jax.process_count() > 1:
       return judge
     if needed > config.data.cache_gb * 1e9:

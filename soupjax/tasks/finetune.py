@@ -92,6 +92,8 @@ def prepare(
   mesh = finetune_step.make_mesh(config, at_once)
   # --- Data -------------------------------------------------------------------
   train, minival = open_data(config)
+  for member in members:
+    settings.check_lengths(member.config, len(train), member.name)
   batches = data.eval_batches(
     minival,
     batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
@@ -130,13 +132,21 @@ def open_data(config) -> tuple[data.Source, data.Source]:
   """Opens the images to train on, and those held out.
 
   Raises:
-    ValueError: if they are not there, or not of `data.num_classes` classes.
+    ValueError: if they are not there, not of `data.num_classes` classes, or
+      some are in both.
   """
   c = config.data
   options = {"data_dir": c.data_dir or None}
   train = data.open_source(c.name, c.train, **options)
   if c.minival:
     minival = data.open_source(c.name, c.minival, **options)
+    if shared := data.shared_examples(train, minival):
+      raise ValueError(
+        f"{shared} images are in data.train={c.train!r} and in data.minival="
+        f"{c.minival!r}: what is chosen on images that were trained on is "
+        "chosen wrongly. Take parts that do not overlap, as 'train[:98%]' and "
+        "'train[98%:]'."
+      )
   else:
     train, minival = data.split_minival(train, per_class=c.minival_per_class)
   if train.num_classes != c.num_classes:

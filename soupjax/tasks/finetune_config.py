@@ -79,7 +79,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.probe = ml_collections.ConfigDict()
   c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the head as it is.
   c.probe.l2 = 1e-3
-  c.probe.max_examples = 0  # 0 is all.
+  c.probe.max_examples = 0  # Evenly spread over train; 0 is all.
 
   # All of these are traced: a sweep over them compiles once.
   c.hyper = ml_collections.ConfigDict()
@@ -211,13 +211,31 @@ def total_steps(config, num_train: int | None) -> int:
   return steps(config, "hyper.total", num_train)
 
 
+def check_lengths(config, num_train: int, name: str) -> None:
+  """Checks that warmup and cooldown fit into a run.
+
+  Raises:
+    ValueError: if not: the learning rate would never be what it should.
+  """
+  total, warmup, cooldown = (
+    steps(config, f"hyper.{key}", num_train)
+    for key in ("total", "warmup", "cooldown")
+  )
+  if 0 < total < warmup + cooldown:
+    raise ValueError(
+      f"{name}: hyper.warmup is {warmup} steps and hyper.cooldown {cooldown}, "
+      f"longer than hyper.total, {total} steps: the rate would never be "
+      f"hyper.learning_rate. Shorten them ({num_train} images to train on)."
+    )
+
+
 def hyper(config, num_train: int) -> finetune.Hyper:
   """Turns `config.hyper` into numpy arrays, durations into steps."""
   values = config.hyper.to_dict()
   total = total_steps(config, num_train)
   for name in ("total", "warmup", "cooldown"):
     found = steps(config, f"hyper.{name}", num_train)
-    values[f"{name}_steps"] = min(found, total)
+    values[f"{name}_steps"] = min(found, total)  # Of 0 steps, all are 0.
     del values[name]
   return jax.tree.map(np.asarray, finetune.Hyper.of(**values))
 

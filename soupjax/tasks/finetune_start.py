@@ -91,6 +91,10 @@ def _probed(config, model, params, train, mesh) -> PyTree:
   """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
   if jax.process_count() > 1:  # Each for itself: all find the same head.
     mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
+  if 0 < config.probe.max_examples < len(train):
+    # From all of it: some sets are sorted by class.
+    at = np.arange(config.probe.max_examples) * len(train)
+    train = data.subset(train, at // config.probe.max_examples, train.name)
   batches = data.eval_batches(
     train,
     batch_size=finetune_config.eval_batch_size(config, mesh.shape["data"]),
@@ -102,15 +106,12 @@ def _probed(config, model, params, train, mesh) -> PyTree:
     return model.apply({"params": params}, images)[1]
 
   params = jax.device_put(params, sharding.replicated(mesh))
-  features, labels, count = [], [], 0
+  features, labels = [], []
   for batch in batches:
     mask = batch["mask"]
     images = jax.device_put(batch["images"], sharding.along(mesh, "data"))
     features.append(np.asarray(features_of(params, images))[mask])
     labels.append(batch["labels"][mask])
-    count += int(mask.sum())
-    if 0 < config.probe.max_examples <= count:
-      break
   return probe.linear_probe(
     np.concatenate(features),
     np.concatenate(labels),

@@ -17,7 +17,7 @@ import numpy as np
 from soupjax import sharding
 from soupjax.data import ops
 from soupjax.tasks import finetune_config as settings
-from soupjax.train import finetune
+from soupjax.train import finetune, optimizers
 
 PyTree = Any
 
@@ -85,6 +85,12 @@ def compile_step(
     l2_sp: whether any member is pulled to the start.
     count: members side by side.
   """
+  # Among frozen leaves will do: then there is nothing left to decay.
+  if not any(jax.tree.leaves(optimizers.matches(params, config.decay))):
+    raise ValueError(
+      f"decay={config.decay!r} is found in no leaf: no weight would decay. "
+      "Names are those of --dry_run; hyper.weight_decay=0 turns it off."
+    )
   tx = settings.build_tx(config)
   step = finetune.make_step(
     model,
@@ -205,7 +211,7 @@ def memory_advice(config) -> Iterator[None]:
       raise
     raise ValueError(
       "The devices are out of memory. In order of cost: raise accumulate (now "
-      f"{config.accumulate}), which changes no numbers; set "
+      f"{config.accumulate}), which without dropout changes no numbers; set "
       "model.remat_policy='nothing_saveable' and model.scan=True; "
       "sharding.preset='fsdp' on several devices; model.dtype_mm='bfloat16'; "
       f"fewer moving averages (now {len(config.hyper.ema)}); lower population "

@@ -61,6 +61,9 @@ def run(
   if jax.process_index() == 0:
     with workdir_lib.waiting(workdir / ".start.lock"):
       workdir_lib.open_workdir(workdir, _recorded(config))
+    for member in members if sweep is not None else ():
+      if member.done:  # Not of a sweep that was changed since.
+        workdir_lib.open_workdir(member.directory, _recorded(member.config))
   done = workdir_lib.agreed([m.name for m in members if m.done])
   chunks = chunked(members, max(config.population, 1))
   left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]

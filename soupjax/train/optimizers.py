@@ -144,15 +144,18 @@ def matches(params: PyTree, pattern: str) -> PyTree:
 
 _NUMBERED = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock|block)_(\d+)/")
 _STACKED = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock|block)/")
-_FIRST = re.compile(r"(?:^|/)(?:embedding|pos_embedding|cls|stem)(?:/|$)")
+_FIRST = re.compile(
+  r"(?:^|/)(?:embedding|pos_embedding|cls|pre_norm|stem)(?:/|$)"
+)
 
 
 def layer_powers(params: PyTree) -> PyTree:
   """How many layers each leaf is below the head, for layer-wise decay.
 
   Blocks are told by names like "encoderblock_3"; a leaf of scanned blocks
-  ("encoderblock") has one number a layer. Embeddings are below the first block,
-  all else is level with the head, as in arXiv 2106.08254 (BEiT), A.2.
+  ("encoderblock") has one number a layer. Embeddings and CLIP's norm after them
+  are below the first block, all else is level with the head, as in arXiv
+  2106.08254 (BEiT), A.2.
 
   Args:
     params: any pytree of arrays.

@@ -347,3 +347,13 @@ def test_recorded_starts_that_differ_are_a_finding():
 
   assert "'m2' record another start (init_hash) than 'm0'" in found("aab")
   assert "init_hash" not in found(["a", "a", None])
+
+
+def test_a_model_without_midpoints_has_no_barrier_in_the_table():
+  pool = [
+    sj.Ingredient.from_params(f"m{k}", {"w": np.full(4, k + 1, np.float32)})
+    for k in range(3)
+  ]
+  table = sj.diagnose(pool, lambda _: 0.5, max_pairs=1).table()
+  rows = {line.split()[0]: line.split()[-1] for line in table.splitlines()[1:4]}
+  assert rows == {"m0": "+0.0000", "m1": "+0.0000", "m2": "-"}

@@ -96,6 +96,26 @@ def test_everything_becomes_rgb(mode):
   assert out.shape == (20, 24, 3) and out.dtype == np.uint8
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("opencv", [False, True])
+def test_sixteen_bits_keep_their_upper_eight(kind, opencv):
+  pixels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, kind)
+  out = np.asarray(preprocess.decode(file.getvalue(), opencv=opencv))
+  assert out.shape == (8, 8, 3) and out.dtype == np.uint8
+  np.testing.assert_array_equal(out, np.stack([pixels >> 8] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("high", [254.0, 300.0])
+def test_floats_and_wide_integers_have_no_range_and_are_refused(high):
+  for dtype in (np.float32, np.int32):
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), high, dtype)).save(file, "TIFF")
+    with pytest.raises(CorruptImage, match="mode [FI].* save it with 8 or 16"):
+      Preprocess("")(file.getvalue())
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
 def test_damage_is_a_corrupt_image_whatever_the_format(kind):
   whole = fake_images.encoded(1, kind)

@@ -276,6 +276,34 @@ def test_bounds(text, size, index):
   assert sources._bound(text, size) == index
 
 
+@pytest.mark.parametrize(
+  "one,other,count",
+  [
+    ("train", "train", 20),
+    ("train", "train[90%:]", 2),
+    ("train[:90%]", "train[90%:]", 0),
+    ("train[:-3]", "train[16:]", 1),
+    ("train", "test", 0),
+    ("train+test", "test[1:]", 4),
+  ],
+)
+def test_examples_that_two_parts_share_are_counted(
+  tfds_dir, tmp_path, one, other, count
+):
+  a, b = (
+    data.open_source("fake_bugs", split, data_dir=tfds_dir)
+    for split in (one, other)
+  )
+  assert data.shared_examples(a, b) == data.shared_examples(b, a) == count
+  if "+" not in one:
+    fake_images.write_folder(tmp_path / "train", {"ant": 12, "bee": 8})
+    fake_images.write_folder(tmp_path / "test", {"ant": 5})
+    a, b = (
+      data.open_source(f"folder:{tmp_path}", split) for split in (one, other)
+    )
+    assert data.shared_examples(a, b) == count
+
+
 # Minival
 
 

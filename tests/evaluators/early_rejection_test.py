@@ -107,6 +107,47 @@ def test_a_trial_is_a_whole_evaluation_if_the_bar_is_low():
   assert trial.score is None and trial.evaluated == pytest.approx(10 / N)
 
 
+@pytest.mark.parametrize("metric", ["prec@1", "loss"])
+def test_few_batches_run_for_nothing(metric):
+  launched, used, rejected = [0], 0, 0
+
+  def counted(params, images):
+    launched[0] += 1
+    return predict(params, images)
+
+  for seed in range(6):
+    labels, models = problem(seed)
+    judge = Classification(counted, IMAGES, labels, batch_size=5, metric=metric)
+    soup = sj.greedy_soup(models, judge)
+    used += sum(np.ceil(d.evaluated * N / 5) for d in soup.history)
+    rejected += sum(d.score is None for d in soup.history)
+  assert rejected > 12
+  assert used <= launched[0] < used + rejected / 2
+
+
+def test_the_next_batch_is_launched_before_the_last_is_looked_at():
+  events = []
+
+  class Logits:
+    def __init__(self, array):
+      self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+      events.append("look")
+      return np.asarray(self.array, dtype)
+
+  def watched(params, images):
+    events.append("launch")
+    return Logits(predict(params, images))
+
+  labels, models = problem(0)
+  judge = Classification(watched, IMAGES, labels, batch_size=25)
+  judge.trial(models[0].load(), lambda score: True)
+  assert events == ["launch", "launch", "look"] + 2 * ["launch", "look"] + [
+    "look"
+  ]
+
+
 def test_traces_without_a_score_are_checked():
   labels, models = problem(3)
   history = list(cook(labels, models).history)

@@ -351,3 +351,18 @@ def test_a_soup_that_overflows_is_an_error():
   with pytest.raises(ValueError, match="overflows float32 in leaf 'w'"):
     sj.greedy_soup(scalars(3e38, -3e38), lambda _: 0.5, on_decision=told.append)
   assert [d.name for d in told] == ["m0"]
+
+
+def test_candidates_and_ingredients_can_be_used_afterwards():
+  # Sums are made in place: in memory that nobody else sees.
+  pool, evaluate = make_problem(3)
+  trees = [jax.tree.map(jax.numpy.asarray, i.load()) for i in pool]
+  pool = [sj.Ingredient.from_params(i.name, t) for i, t in zip(pool, trees)]
+  held = []
+  soup = sj.greedy_soup(pool, lambda p: held.append(p) or evaluate(p))
+  assert 1 < len(soup.selected) < len(pool)
+  chosen = []
+  for decision, candidate in zip(soup.history, held, strict=True):
+    names = [*chosen, decision.name]
+    assert_same_bits(candidate, sj.uniform_soup(named(pool, names)))
+    chosen = names if decision.accepted else chosen

@@ -372,3 +372,14 @@ def test_refuses_to_learn_without_float_leaves():
   pool = [sj.Ingredient.from_params(n, {"n": np.int32(1)}) for n in "ab"]
   with pytest.raises(ValueError, match="No leaf of 'a' is floating.*'n'"):
     sj.learned_soup(pool, loss_of, steps=1)
+
+
+def test_refuses_a_loss_that_should_be_high():
+  class Accuracy:
+    mode = "max"
+
+    def __call__(self, params, beta):
+      pytest.fail("called")
+
+  with pytest.raises(ValueError, match="mode='max', but a learned soup"):
+    sj.learned_soup(POOL, Accuracy(), steps=1)

@@ -94,3 +94,18 @@ def test_bad_input():
     sj.random_orders(pool, 0, seed=0)
   with pytest.raises(ValueError, match="got no ingredients"):
     sj.random_orders([], 1, seed=0)
+
+
+def test_an_evaluator_knows_which_way_is_better():
+  class Loss:
+    mode = "min"
+
+    def __call__(self, params):
+      return loss(params)
+
+  pool = pool_of(0)
+  orders = sj.random_orders(pool, 3, seed=0)
+  with pytest.raises(ValueError, match="mode is 'max', but the evaluator"):
+    sj.best_order(pool, Loss(), orders)
+  found = sj.best_order(pool, Loss(), orders, mode="min")
+  assert found.soup.score == min(found.scores)

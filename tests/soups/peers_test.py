@@ -127,6 +127,37 @@ def test_mergekit_breadcrumbs(tmp_path, elect):
 
 
 @pytest.mark.parametrize("elect", [False, True])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_mergekit_dare(tmp_path, elect, rescale):
+  # Means over many equal rows: the random numbers are others.
+  rng = np.random.default_rng(0)
+  rows = rng.normal(size=(3, 1, 8)).astype("f")
+  base = {"matrix": np.zeros((200_000, 8), "f")}
+  trees = [{"matrix": base["matrix"] + row} for row in rows]
+  theirs = mergekit(
+    tmp_path,
+    "dare_ties" if elect else "dare_linear",
+    trees,
+    base=base,
+    each=each(density=0.4),
+    normalize=elect,
+    rescale=rescale,
+  )["matrix"]
+  rule = sj.rules.dare(
+    0.4, weights=WEIGHTS, elect=elect, rescale=rescale, compat="mergekit"
+  )
+  ours = sj.mix(
+    rule,
+    [sj.Ingredient.from_params(f"m{k}", one) for k, one in enumerate(trees)],
+    base=sj.Ingredient.from_params("base", base),
+  ).params["matrix"]
+  for statistic in (np.mean, np.std, lambda x, axis: (x != 0).mean(axis)):
+    np.testing.assert_allclose(
+      statistic(ours, 0), statistic(theirs, 0), rtol=0, atol=0.015
+    )
+
+
+@pytest.mark.parametrize("elect", [False, True])
 def test_mergekit_della(tmp_path, elect):
   # Means over many equal rows: the random numbers are others.
   rng = np.random.default_rng(0)

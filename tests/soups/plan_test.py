@@ -113,6 +113,8 @@ def test_what_has_weight_zero_is_not_read():
 @pytest.mark.parametrize(
   "select,text",
   [
+    ({"head": True}, "select has True for 'head': True and False are no"),
+    ({"head": (True, False)}, "True and False are no weights"),
     ({"nothing": "skip"}, "'nothing' in select matches no leaf.*body/"),
     ({"body": "skip", "body/w": "skip"}, "'body/w'.*never used"),
     ({"(": "skip"}, "no regular expression"),

@@ -272,7 +272,7 @@ def test_names_of_soups_are_taken(sweep, tmp_path):
   for k, name in enumerate(("greedy", "uniform", "mine")):
     shutil.copytree(sweep / f"member_00{k}/ingredients/last", tmp_path / name)
   config = config_of(sweep, ingredients=f"{tmp_path}/*")
-  found = cook_sweep._open(config).ingredients
+  found = cook_sweep.open_kitchen(config).ingredients
   assert [i.name for i in found] == [
     "ingredient_greedy", "mine", "ingredient_uniform",
   ]  # fmt: skip

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from soupjax import config as config_lib
-from soupjax.tasks import finetune_plan
+from soupjax.tasks import finetune_config, finetune_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "finetune"
@@ -92,6 +92,17 @@ def test_the_searches_of_the_paper_fit_the_config(arg, members):
     config_lib.load_sweep(path, "sweep=best")
 
 
+@pytest.mark.parametrize("arg", ["clip", "clip,runlocal"])
+def test_clip_gets_the_pixels_that_it_was_trained_with(arg):
+  config = config_lib.load(str(CONFIGS / "vit_b16_i1k.py"), arg)
+  for which in ("train_ops", "eval_ops"):
+    text = finetune_config.ops(config, which)
+    assert text.endswith('|standardize("clip")') or (
+      text == 'standardize("clip")'
+    )
+    assert "value_range" not in text
+
+
 def test_steps_that_depend_on_unknown_data_are_said_to():
   path = str(CONFIGS / "digits.py")
   config = config_lib.load(path, **{"hyper.total": "3epochs"})
@@ -124,6 +135,11 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
     (["--workdir=/tmp/x", "--sweep_index=99"], "has members 0 to 7"),
     (["--workdir=gs://bucket/x"], "mount the bucket"),
     (["--dry_run", "--config.hyper.total=5"], "must have a unit"),
+    (["--dry_run", "--config.model.scan=True"], "The config has no key 'scan'"),
+    (
+      ["--workdir=/dev/null/x", "--sweep", "--config.hyper.total=9steps"],
+      "get_sweep() sets hyper.total in all members",
+    ),
   ],
 )
 def test_what_is_wrong_on_the_command_line_is_said(arguments, problem):

@@ -13,7 +13,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax import sharding
+from soupjax import data, sharding
 from soupjax.tasks import (
   cook,
   finetune,
@@ -23,6 +23,7 @@ from soupjax.tasks import (
   finetune_sweep,
 )
 from soupjax.train import finetune as train_lib
+from soupjax.train import probe
 
 MAKE_MESH = sharding.make_mesh
 SWEPT = {"ingredients": "5steps", "probe.total": "10steps"}
@@ -144,6 +145,23 @@ def test_the_start_has_a_fitted_head(swept):
   assert float(np.abs(start["head"]["kernel"]).max()) > 0.01
 
 
+def test_part_of_a_sorted_set_has_all_classes_for_the_head(monkeypatch):
+  config = small(**{"probe.max_examples": 30})
+  train, _ = finetune.open_data(config)
+  labels = np.array([train.label(i) for i in range(len(train))])
+  by_class = data.subset(train, np.argsort(labels), "sorted")
+  given = []
+  monkeypatch.setattr(
+    probe, "linear_probe", lambda x, y, **_: given.append((x.shape, y))
+  )
+  model = finetune_config.build_model(config)
+  mesh = finetune_step.make_mesh(config)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  finetune_start._probed(config, model, params, by_class, mesh)
+  ((shape, labels),) = given
+  assert shape == (30, 16) and set(labels) == set(range(10))
+
+
 def test_a_member_alone_is_that_of_the_sweep_bit_for_bit(swept, tmp_path):
   config = small(**SWEPT)
   finetune_sweep.run(config, tmp_path / "one", sweep=SWEEP, index=1)
@@ -173,6 +191,14 @@ def test_finished_members_are_skipped(swept, monkeypatch):
   config = small(**SWEPT)
   found = finetune_sweep.run(config, swept[0], sweep=SWEEP)
   assert [p.name for p in found] == [f"member_{k:03d}" for k in range(3)]
+
+
+def test_finished_members_of_another_sweep_are_refused(swept):
+  changed = [*SWEEP[:1], SWEEP[1] | {"hyper.mixup": 0.5, "seed": 9}, SWEEP[2]]
+  with pytest.raises(
+    ValueError, match=r"(?s)member_001 .*another config.*hyper.mixup.*seed: 2"
+  ):
+    finetune_sweep.run(small(**SWEPT), swept[0], sweep=changed)
 
 
 @pytest.mark.parametrize("population", [0, 3])
@@ -385,6 +411,13 @@ def test_members_spread_over_devices_are_those_alone():
     ({"data.num_classes": 9}, "has 10 classes, not data.num_classes=9"),
     ({"data.num_train": 99}, "has 100 images, not data.num_train=99"),
     ({"data.train": "trian"}, "did you mean 'train'"),
+    ({"data.minival": "train[90%:]"},
+     r"10 images are in data.train='train' and in data.minival='train\[90"),
+    ({"hyper.warmup": "13steps"},
+     "run: hyper.warmup is 13 steps.* longer than hyper.total, 12 steps"),
+    ({"hyper.warmup": "8steps", "hyper.cooldown": "5steps"},
+     "hyper.warmup is 8 steps and hyper.cooldown 5"),
+    ({"decay": "kernels$"}, "decay='kernels\\$' is found in no leaf"),
     ({"data.train_ops": "resize({size})"}, "has a place for 'size'"),
     ({"freeze": ("encoder_nrom",)}, "freeze='encoder_nrom' is found in no"),
     ({"init.path": "/nowhere"}, "There is no checkpoint at /nowhere"),

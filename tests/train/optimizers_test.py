@@ -105,10 +105,10 @@ def test_expressions_that_freeze_nothing_or_all_are_refused():
     optimizers.split(PARAMS, ["."])
 
 
-def vit(scan):
+def vit(scan, **options):
   model = ViT(
     num_classes=3, patch_size=4, width=8, depth=3, num_heads=2, scan=scan,
-    pool_type="map",
+    **{"pool_type": "map", **options},
   )  # fmt: skip
   image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
   return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -124,6 +124,18 @@ def test_layer_powers_fall_towards_the_head():
     "Transformer/encoder_norm/scale": 0,
     "MAPHead_0/MlpBlock_0/Dense_0/kernel": 0,
     "head/bias": 0,
+  }
+  assert {name: float(powers[name]) for name in by_part} == by_part
+
+
+def test_the_norm_before_the_blocks_is_level_with_the_embedding():
+  clip = vit(scan=False, pool_type="tok", pre_norm=True, proj_size=4)
+  powers, _ = tree.flatten(optimizers.layer_powers(clip))
+  by_part = {
+    "pre_norm/scale": 4,
+    "pre_norm/bias": 4,
+    "cls": 4,
+    "proj/kernel": 0,
   }
   assert {name: float(powers[name]) for name in by_part} == by_part
 

@@ -29,14 +29,15 @@ def delta_values(
 def task_arithmetic(
   scale: coefficients.Coefficient = 1.0,
   *,
-  weights: Sequence[float] | None = None,
+  weights: coefficients.Weights = None,
 ) -> Rule:
   """`base + scale * sum_k w_k (t_k - base)` (arXiv 2212.04089).
 
   Args:
     scale: one for all, or for every leaf; negative to forget. See
       `soupjax.soups.coefficients`.
-    weights: one number an ingredient, not normalised; None is 1 for each.
+    weights: one number an ingredient, not normalised, or a mapping from regular
+      expressions to such; None is 1 for each.
 
   Returns:
     The rule; it needs a base. One ingredient, scale 1, gives that ingredient
@@ -47,10 +48,12 @@ def task_arithmetic(
   """
   weights = rule_base.check_weights(weights)
 
-  def numbers(scale, count):
+  def numbers(scale, weights, count):
     return delta_values(rule_base.per_model(weights, count), scale)
 
-  values, leaf_values = coefficients.split("scale", scale, numbers)
+  values, leaf_values = coefficients.split_weighted(
+    "scale", scale, weights, numbers
+  )
   return Rule(
     name="task_arithmetic",
     combine=combine_deltas,

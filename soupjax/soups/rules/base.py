@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import checks
+from soupjax.soups import checks, coefficients
 
 Values = Mapping[str, Any]
 Specs = Mapping[str, jax.ShapeDtypeStruct]
@@ -101,21 +101,7 @@ def check_count(rule: str, count: int, least: int) -> None:
     )
 
 
-def check_weights(weights: Sequence[float] | None) -> list[float] | None:
-  """Returns the argument `weights` of a rule as floats, None if it is None.
-
-  Raises:
-    ValueError: if it is no flat sequence of finite numbers.
-  """
-  if weights is None:
-    return None
-  array = None if checks.has_bool(weights) else checks.numbers(weights)
-  if array is None or array.ndim != 1 or not np.isfinite(array).all():
-    raise ValueError(
-      "weights must be a flat sequence of finite numbers, one an ingredient, "
-      f"got {weights!r:.80}."
-    )
-  return array.tolist()
+check_weights = coefficients.check_weights
 
 
 def per_model(weights: Sequence[float] | None, count: int) -> np.ndarray:

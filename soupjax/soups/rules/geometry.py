@@ -7,7 +7,6 @@ dot products of all pairs of models. A first pass takes these, in float64; what
 is left is a weighted sum.
 """
 
-from collections.abc import Sequence
 import math
 
 import numpy as np
@@ -163,7 +162,7 @@ def stock_ratio(gram: np.ndarray, *, mean_angle: bool = False) -> float:
 
 
 def geometric_median(
-  weights: Sequence[float] | None = None, *, scope: str = "model"
+  weights: coefficients.Weights = None, *, scope: str = "model"
 ) -> Rule:
   """The point of least summed distance (Weiszfeld; arXiv 1912.13445).
 
@@ -171,7 +170,8 @@ def geometric_median(
   minority of models that went astray.
 
   Args:
-    weights: one positive number an ingredient; None weighs all alike.
+    weights: one positive number an ingredient, or a mapping from regular
+      expressions to such; None weighs all alike.
     scope: whether distances are of the whole "model" or of every "leaf".
 
   Returns:
@@ -185,23 +185,32 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
   _check_scope(scope)
   weights = rule_base.check_weights(weights)
 
-  def values(count):
+  def check(number, weights, count):
+    del number
     each = rule_base.per_model(weights, count)
     if (each < 0).any() or not each.any():
       raise ValueError(f"Weights must be positive, got {weights}.")
     return {}
 
+  # Nothing is known before the first pass, but that the weights fit.
+  values, leaf_values = coefficients.split_weighted("", 1.0, weights, check)
+
   def measured(sweep):
-    each = rule_base.per_model(weights, sweep.count)
-    return {
-      leaf: sum_values(weights_of(gram, each))
-      for leaf, gram in _grams(sweep, scope, products).items()
-    }
+    each = coefficients.resolve_weights(weights, sweep.specs)
+    found, made = {}, {}
+    for leaf, gram in _grams(sweep, scope, products).items():
+      key = id(gram), tuple(each[leaf] or ())
+      if key not in made:
+        mine = rule_base.per_model(each[leaf], sweep.count)
+        made[key] = sum_values(weights_of(gram, mine))
+      found[leaf] = made[key]
+    return found
 
   return Rule(
     name=name,
     combine=combine_sum,
     values=values,
+    leaf_values=leaf_values,
     measure=measured,
     settings={
       "scope": scope,
@@ -235,7 +244,7 @@ def median_weights(gram: np.ndarray, each: np.ndarray) -> np.ndarray:
 
 
 def karcher(
-  weights: Sequence[float] | None = None, *, scope: str = "leaf"
+  weights: coefficients.Weights = None, *, scope: str = "leaf"
 ) -> Rule:
   """The Karcher mean on the sphere of directions (Karcher, 1977).
 
@@ -243,7 +252,8 @@ def karcher(
   of the t_k. For two models of one norm it is `slerp` halfway.
 
   Args:
-    weights: one positive number an ingredient; None weighs all alike.
+    weights: one positive number an ingredient, or a mapping from regular
+      expressions to such; None weighs all alike.
     scope: whether angles are of every "leaf" or of the whole "model".
 
   Returns:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import exact
+from soupjax.soups import coefficients, exact
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules.base import Rule
 
@@ -32,7 +32,7 @@ def fisher(
   fishers: Sequence[Any],
   *,
   floor: float = 1e-8,
-  weights: Sequence[float] | None = None,
+  weights: coefficients.Weights = None,
 ) -> Rule:
   """Fisher-weighted mean (arXiv 2111.09832), element by element.
 
@@ -43,7 +43,8 @@ def fisher(
       memory (see `soupjax.diagonal_fisher`), an Ingredient, or a path. They are
       read block by block, like the ingredients.
     floor: smallest value that is believed; positive.
-    weights: one positive number an ingredient; None weighs all alike.
+    weights: one positive number an ingredient, or a mapping from regular
+      expressions to such; None weighs all alike.
 
   Returns:
     The rule.
@@ -60,16 +61,21 @@ def fisher(
   if not fishers:
     raise ValueError("The rule 'fisher' needs one Fisher tree an ingredient.")
 
-  def values(count):
+  def numbers(floor, weights, count):
     each = rule_base.per_model(weights, count)
     if (each <= 0).any():
       raise ValueError(f"Weights must be positive, got {weights}.")
     return {"floor": np.float32(floor), "weights": each.astype(np.float32)}
 
+  values, leaf_values = coefficients.split_weighted(
+    "floor", floor, weights, numbers
+  )
+
   return Rule(
     name="fisher",
     combine=_fisher,
     values=values,
+    leaf_values=leaf_values,
     extra=fishers,
     extra_shape=lambda leaf, spec: tuple(spec.shape),
     extra_least=0.0,

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weighted means of the ingredients, and of a base with them."""
 
-from collections.abc import Sequence
 import functools
 
 import jax.numpy as jnp
@@ -61,13 +60,14 @@ def sum_values(weights: np.ndarray) -> Values:
 
 
 def linear(
-  weights: Sequence[float] | None = None, *, normalize: bool = True
+  weights: coefficients.Weights = None, *, normalize: bool = True
 ) -> Rule:
   """The weighted mean, `sum_k w_k t_k / sum_k w_k`.
 
   Args:
-    weights: one number an ingredient, such as those of `schedule`; None weighs
-      all alike (the uniform soup of arXiv 2203.05482).
+    weights: one number an ingredient, such as those of `schedule`, or a mapping
+      from regular expressions to such; None weighs all alike (the uniform soup
+      of arXiv 2203.05482).
     normalize: whether to divide by the sum of the weights.
 
   Returns:
@@ -83,6 +83,8 @@ def linear(
       values=lambda count: {"scale": exact.reciprocal(count)},
     )
   weights = rule_base.check_weights(weights)
+  if isinstance(weights, dict):
+    return _by_leaf(weights, normalize)
   if not normalize:
     return Rule(
       name="weighted",
@@ -96,6 +98,28 @@ def linear(
     values=lambda count: _values(check_weights(weights, count)),
     weights=tuple(weights),
     settings={"weights": weights},
+  )
+
+
+def _by_leaf(weights, normalize) -> Rule:
+  """`linear` with other weights for some leaves."""
+
+  def numbers(number, weights, count):
+    del number
+    if normalize:
+      return _values(check_weights(weights, count))
+    return sum_values(per_model(weights, count))
+
+  values, leaf_values = coefficients.split_weighted("", 1.0, weights, numbers)
+  return Rule(
+    name="weighted",
+    combine=_linear if normalize else combine_sum,
+    values=values,
+    leaf_values=leaf_values,
+    settings={
+      "weights": weights,
+      **({} if normalize else {"normalize": False}),
+    },
   )
 
 

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Task vectors with elements dropped: at random, by size, or by both."""
 
-from collections.abc import Sequence
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,8 +68,9 @@ def dare(
   *,
   rescale: bool = True,
   seed: int = 0,
-  weights: Sequence[float] | None = None,
+  weights: coefficients.Weights = None,
   elect: bool = False,
+  compat: str | None = None,
 ) -> Rule:
   """Drops elements at random, and rescales (arXiv 2311.03099).
 
@@ -85,33 +85,57 @@ def dare(
     seed: the masks depend on it, on the names of leaf and ingredient, and on
       the place in the leaf: not on the order of the ingredients, blocks,
       threads or mesh.
-    weights: one number an ingredient; None is 1 for each.
+    weights: as for `task_arithmetic`.
     elect: merges what is left like `ties`: elects signs and takes the mean of
       those that agree, instead of the sum.
+    compat: None is the paper. With "mergekit" what is kept is not divided by
+      the density, but scaled to the L1 norm that the leaf had (unless `rescale`
+      is off), and an election that ends even goes to the positive side.
+      (mergekit 0.1.5: `dare_linear`; with elect=True `dare_ties`, `normalize`
+      on.)
 
   Returns:
-    The rule; it needs a base.
+    The rule; it needs a base. To scale by norms it holds whole leaves of all
+    ingredients.
+
+  Raises:
+    ValueError: if a number or a word makes no sense.
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
   checks.flag("elect", elect)
   checks.flag("rescale", rescale)
   seed = checks.whole("seed", seed)
-  factor = 1 / density if rescale else 1.0
-  values, leaf_values = coefficients.split(
-    "scale",
-    scale,
-    lambda one, count: _numbers(one, count, weights, elect, factor),
+  if compat not in (None, "mergekit"):
+    raise ValueError(f"compat={compat!r} is neither None nor 'mergekit'.")
+  by_norm = rescale and compat is not None
+  factor = 1 / density if rescale and not by_norm else 1.0
+
+  def numbers(scale, weights, count):
+    found = _numbers(scale, count, weights, elect, factor)
+    if elect and compat is not None:
+      found["zero_sign"] = np.float32(1)
+    return found
+
+  values, leaf_values = coefficients.split_weighted(
+    "scale", scale, weights, numbers
   )
   return Rule(
     name="dare",
-    combine=_dare,
+    combine=_dare_by_norm if by_norm else _dare,
     values=lambda count: {**values(count), "share": np.float32(density)},
     leaf_values=leaf_values,
     indexed=True,
     seed=seed,
+    whole=by_norm,
     settings=_settings(
-      scale, weights, elect, density=density, rescale=rescale, seed=seed
+      scale,
+      weights,
+      elect,
+      density=density,
+      rescale=rescale,
+      seed=seed,
+      compat=compat,
     ),
     needs_base=True,
   )
@@ -122,7 +146,7 @@ def breadcrumbs(
   gamma: float = 0.01,
   scale: coefficients.Coefficient = 1.0,
   *,
-  weights: Sequence[float] | None = None,
+  weights: coefficients.Weights = None,
   elect: bool = False,
 ) -> Rule:
   """Drops the largest and the smallest changes (arXiv 2312.06795).
@@ -136,7 +160,7 @@ def breadcrumbs(
     density: share of the elements that is kept.
     gamma: share that is dropped at the top; 0 drops none there.
     scale: as for `task_arithmetic`.
-    weights: one number an ingredient; None is 1 for each.
+    weights: as for `task_arithmetic`.
     elect: merges what is left like `ties`, instead of the sum.
 
   Returns:
@@ -162,8 +186,11 @@ def breadcrumbs(
       found[leaf] = {"threshold": statistics.largest(sweep, [leaf], ranks)}
     return found
 
-  values, leaf_values = coefficients.split(
-    "scale", scale, lambda one, count: _numbers(one, count, weights, elect)
+  values, leaf_values = coefficients.split_weighted(
+    "scale",
+    scale,
+    weights,
+    lambda one, weights, count: _numbers(one, count, weights, elect),
   )
   return Rule(
     name="breadcrumbs",
@@ -180,8 +207,11 @@ def _ranks(bits):
   """0 for the smallest of a row, 1 for the largest; one alone is neither."""
   if not bits.ndim or bits.shape[-1] == 1:
     return jnp.full(bits.shape, np.float32(0.5))
-  order = jnp.argsort(jnp.argsort(bits, axis=-1), axis=-1)
-  return (order / (bits.shape[-1] - 1)).astype(np.float32)
+  order = jnp.argsort(bits, axis=-1)
+  # The inverse of the order; another sort would take as long as the first.
+  ranks = jax.lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
+  ranks = jnp.put_along_axis(order, order, ranks, axis=-1, inplace=False)
+  return (ranks / (bits.shape[-1] - 1)).astype(np.float32)
 
 
 def _della(stack, base, values):
@@ -194,13 +224,38 @@ def _della(stack, base, values):
     mask = random_bits.chosen(values["keys"][k], index, share)
     leaves.append(consensus.keep(stack[k], base, mask))
     if "by_norm" in values:
-      # To the L1 norm that the leaf had before.
-      before = jnp.abs(delta).sum()
-      after = jnp.where(mask, jnp.abs(delta), 0).sum()
-      small = jnp.minimum(before, after) < np.float32(1e-7)
-      share = jnp.where(small, 1, after / jnp.where(small, 1, before))
+      share = _kept_norm(delta, mask)
     each.append(values["weights"][k] / share)
-  if "by_norm" in values and "zero_sign" in values:
+  if "by_norm" in values:
+    return _merge_by_norm(leaves, base, values, each)
+  return _merge(leaves, base, values, each)
+
+
+def _dare_by_norm(stack, base, values):
+  leaves, each = [], []
+  index = values["index"].reshape(2, *base.shape)
+  for k in range(len(stack)):
+    mask = random_bits.chosen(values["keys"][k], index, values["share"])
+    leaves.append(consensus.keep(stack[k], base, mask))
+    delta = consensus.float32_delta(stack[k], base)
+    each.append(values["weights"][k] / _kept_norm(delta, mask))
+  return _merge_by_norm(leaves, base, values, each)
+
+
+def _kept_norm(delta, mask):
+  """Which share of its L1 norm a task vector keeps; 1 if there is too little.
+
+  What is kept, divided by it, has the norm that the leaf had before.
+  """
+  before = jnp.abs(delta).sum()
+  after = jnp.where(mask, jnp.abs(delta), 0).sum()
+  small = jnp.minimum(before, after) < np.float32(1e-7)
+  return jnp.where(small, 1, after / jnp.where(small, 1, before))
+
+
+def _merge_by_norm(leaves, base, values, each):
+  """`_merge`, where factors scale task vectors and do not count as weights."""
+  if "zero_sign" in values:
     return consensus.elected_mean(
       leaves, base, each, each, values, sizes=values["weights"]
     )
@@ -213,7 +268,7 @@ def della(
   scale: coefficients.Coefficient = 1.0,
   *,
   seed: int = 0,
-  weights: Sequence[float] | None = None,
+  weights: coefficients.Weights = None,
   elect: bool = True,
   compat: str | None = None,
 ) -> Rule:
@@ -229,7 +284,7 @@ def della(
     epsilon: how far the probabilities are apart.
     scale: as for `task_arithmetic`.
     seed: as for `dare`.
-    weights: one number an ingredient; None is 1 for each.
+    weights: as for `task_arithmetic`.
     elect: False takes the sum instead.
     compat: None is the paper. With "mergekit" q goes from density - epsilon to
       density + epsilon; what is kept is not divided by q, but scaled to the L1
@@ -258,7 +313,7 @@ def della(
       f"{low:g} to {high:g}; they must lie in (0, 1]."
     )
 
-  def numbers(scale, count):
+  def numbers(scale, weights, count):
     found = _numbers(scale, count, weights, elect)
     if elect and compat is None:
       # Weights are divided by the probabilities here.
@@ -267,7 +322,9 @@ def della(
       found["zero_sign"] = np.float32(1)
     return found
 
-  values, leaf_values = coefficients.split("scale", scale, numbers)
+  values, leaf_values = coefficients.split_weighted(
+    "scale", scale, weights, numbers
+  )
   fixed = {"lowest": np.float32(low), "spread": np.float32(2 * half)}
   if compat is not None:
     fixed["by_norm"] = np.bool_(True)

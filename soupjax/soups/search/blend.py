@@ -13,7 +13,6 @@ import numpy as np
 from soupjax.soups import exact, finite, tree
 from soupjax.soups.ingredient import (
   Ingredient,
-  check_finite,
   check_ingredients,
   sharding_of,
 )
@@ -82,7 +81,7 @@ class Blend:
       for k, model in enumerate(models.values())
     ]
     check_ingredients(opened)
-    check_finite(opened)
+    finite.check_finite(opened)
     self._sharding, self._in_memory = sharding, in_memory
     self._models = (
       [m.in_memory(sharding=sharding) for m in opened] if in_memory else opened

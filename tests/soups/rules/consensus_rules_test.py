@@ -164,6 +164,20 @@ def test_sce_by_hand():
   assert np.abs(found - expected).max() < 1e-6
 
 
+@pytest.mark.parametrize("kept", [1, 2, 37, 99, 100])
+def test_the_largest_are_those_that_sorting_finds(kept):
+  rng = np.random.default_rng(kept)
+  sizes = rng.integers(0, 30, size=(20, 5)).astype("f") * np.float32(1e-30)
+  sizes[0, 0] = np.inf
+  found = consensus._largest(sizes, np.int32(kept))
+  assert np.array_equal(found, sizes >= np.sort(sizes, axis=None)[-kept])
+  # Neighbouring numbers.
+  close = (1 << 23) + rng.permutation(100).astype(np.uint32)
+  close = close.view(np.float32)
+  found = consensus._largest(close, np.int32(kept))
+  assert np.array_equal(found, close >= np.sort(close)[-kept])
+
+
 def test_sce_bad_input():
   with pytest.raises(ValueError, match="at least 2"):
     mix(rules.sce(0.5), [[1.0]])

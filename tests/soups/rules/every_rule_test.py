@@ -45,6 +45,8 @@ GRAMS = [
 ]
 GRAMS = [{k: v.astype("f") for k, v in g.items()} for g in GRAMS]
 
+WEIGHTS = {"kernel": [1.0, 2.0, 0.5], "": [3.0, 1.0, 2.0]}
+
 ELEMENTWISE = {
   "linear": rules.linear([1.0, 2.0, 0.5]),
   "sum": rules.linear([1.0, 2.0, 0.5], normalize=False),
@@ -60,11 +62,15 @@ ELEMENTWISE = {
   "model_stock_model": rules.model_stock(scope="model"),
   "geometric_median": rules.geometric_median(),
   "karcher": rules.karcher(),
+  "linear_by_leaf": rules.linear(WEIGHTS),
+  "geometric_median_by_leaf": rules.geometric_median(WEIGHTS),
 }
 # These read more, or whole leaves.
 OTHERS = {
   "fisher": rules.fisher(FISHERS),
+  "fisher_by_leaf": rules.fisher(FISHERS, weights=WEIGHTS),
   "regmean": rules.regmean(GRAMS),
+  "dare_mergekit": rules.dare(0.3, compat="mergekit"),
   "della": rules.della(0.5),
   "della_mergekit": rules.della(0.5, compat="mergekit"),
   "sce": rules.sce(0.3),
@@ -256,6 +262,9 @@ def test_equal_models_are_the_base(name):
 @pytest.mark.parametrize("name", [n for n in RULES if n != "slerp"])
 def test_order_of_the_ingredients(name):
   # Weights and statistics go with their ingredients.
+  def turned(at):
+    return {leaf: np.array(one)[at] for leaf, one in WEIGHTS.items()}
+
   make = {
     "linear": lambda at: rules.linear(np.array([1.0, 2.0, 0.5])[at]),
     "sum": lambda at: rules.linear(
@@ -268,6 +277,11 @@ def test_order_of_the_ingredients(name):
       0.3, compat="peft", weights=np.array([1, 2, 3])[at]
     ),
     "fisher": lambda at: rules.fisher([FISHERS[k] for k in at]),
+    "fisher_by_leaf": lambda at: rules.fisher(
+      [FISHERS[k] for k in at], weights=turned(at)
+    ),
+    "linear_by_leaf": lambda at: rules.linear(turned(at)),
+    "geometric_median_by_leaf": lambda at: rules.geometric_median(turned(at)),
     "regmean": lambda at: rules.regmean([GRAMS[k] for k in at]),
   }.get(name, lambda at: RULES[name])
   base, pool = sj.Ingredient.from_params("base", BASE), models(name)
@@ -283,3 +297,61 @@ def test_order_of_the_ingredients(name):
 def test_a_base_is_asked_for(name):
   with pytest.raises(ValueError, match="needs a base model: pass base="):
     sj.mix(RULES[name], models(name))
+
+
+WEIGHTED = {
+  "linear": rules.linear,
+  "sum": lambda weights: rules.linear(weights, normalize=False),
+  "task_arithmetic": lambda weights: rules.task_arithmetic(
+    0.3, weights=weights
+  ),
+  "ties": lambda weights: rules.ties(0.3, weights=weights),
+  "dare": lambda weights: rules.dare(0.3, [0.2, 0.9], weights=weights),
+  "dare_mergekit": lambda weights: rules.dare(
+    0.3, weights=weights, elect=True, compat="mergekit"
+  ),
+  "della": lambda weights: rules.della(0.5, weights=weights),
+  "breadcrumbs": lambda weights: rules.breadcrumbs(0.3, 0.1, weights=weights),
+  "fisher": lambda weights: rules.fisher(FISHERS, weights=weights),
+  "geometric_median": rules.geometric_median,
+  "geometric_median_leaf": lambda weights: rules.geometric_median(
+    weights, scope="leaf"
+  ),
+  "karcher": rules.karcher,
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_may_differ_from_leaf_to_leaf(name):
+  base = sj.Ingredient.from_params("base", BASE)
+
+  def mixed(weights):
+    return sj.mix(WEIGHTED[name](weights), models(name), base=base).params
+
+  found, differ = mixed(WEIGHTS), 0
+  kernels, others = (mixed(weights) for weights in WEIGHTS.values())
+  same(found, {k: (kernels if "kernel" in k else others)[k] for k in found})
+  for leaf in found:
+    differ += not np.array_equal(kernels[leaf], others[leaf])
+  assert differ > 3
+  with pytest.raises(ValueError, match="'nothing' in weights matches no leaf"):
+    mixed({"nothing": [1, 1, 1], "": [1, 2, 3]})
+  with pytest.raises(ValueError, match="weights says nothing about .* leaves"):
+    mixed({"kernel": [1, 1, 1]})
+  with pytest.raises(ValueError, match="3 ingredients"):
+    mixed({"kernel": [1, 1], "": [1, 2, 3]})
+
+
+@pytest.mark.parametrize(
+  "weights,message",
+  [
+    ({}, "weights is an empty mapping"),
+    ({"a": 1.0}, r"weights\['a'\] must be a flat sequence"),
+    ({"a": [1, np.nan]}, r"weights\['a'\] must be a flat sequence"),
+    ({"a": [1, True]}, r"weights\['a'\] must be a flat sequence"),
+  ],
+)
+@pytest.mark.parametrize("name", ["linear", "ties", "karcher", "fisher"])
+def test_bad_weights_of_leaves(name, weights, message):
+  with pytest.raises(ValueError, match=message):
+    WEIGHTED[name](weights)

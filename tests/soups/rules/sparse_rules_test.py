@@ -8,6 +8,7 @@ import pytest
 
 import soupjax as sj
 from soupjax.soups import random_bits, rules
+from soupjax.soups.rules import sparse
 
 
 def zeros(n):
@@ -164,6 +165,44 @@ def test_della_as_mergekit():
     rules.della(0.3, 0.4, compat="mergekit")
   with pytest.raises(ValueError, match="compat='peft'"):
     rules.della(0.3, compat="peft")
+
+
+def test_dare_as_mergekit():
+  delta = np.random.default_rng(0).normal(size=(300, 9)).astype("f")
+  found = mix(rules.dare(0.4, compat="mergekit"), [delta], 0 * delta)["w"]
+  plain = mix(rules.dare(0.4, rescale=False), [delta], 0 * delta)["w"]
+  # The same elements, scaled to the norm that the leaf had before.
+  assert np.array_equal(found != 0, plain != 0)
+  assert abs(np.abs(found).sum() / np.abs(delta).sum() - 1) < 1e-5
+  ratio = found[plain != 0] / plain[plain != 0]
+  assert np.ptp(ratio) < 1e-5 and abs(ratio[0] - 2.5) < 0.2
+  # Every model by itself, and not by its weight.
+  both = mix(
+    rules.dare(0.4, compat="mergekit", weights=[2, -1]),
+    [delta, 0 * delta],
+    0 * delta,
+  )["w"]
+  assert np.allclose(both, 2 * found, atol=1e-6)
+  # An even election goes up, and weights weigh the mean: 2 with weight 1.
+  for rescale in (True, False):
+    rule = rules.dare(
+      1.0, weights=[2, 4], elect=True, rescale=rescale, compat="mergekit"
+    )
+    found = mix(rule, [[2.0, 2.0], [-1.0, 5.0]], zeros(2))["w"]
+    assert np.allclose(found, [2, 4])
+  nothing = mix(rules.dare(0.5, compat="mergekit"), [zeros(4)], zeros(4))["w"]
+  assert np.array_equal(nothing, zeros(4))
+  with pytest.raises(ValueError, match="compat='peft'"):
+    rules.dare(0.3, compat="peft")
+
+
+def test_ranks_are_those_of_a_stable_sort():
+  rng = np.random.default_rng(0)
+  bits = rng.integers(0, 5, size=(7, 40)).astype(np.uint32)
+  order = np.argsort(bits, axis=-1, kind="stable")
+  want = np.argsort(order, axis=-1) / 39
+  assert np.array_equal(sparse._ranks(bits), want.astype(np.float32))
+  assert np.array_equal(sparse._ranks(bits[0]), want[0].astype(np.float32))
 
 
 def test_della_of_rows_of_one():

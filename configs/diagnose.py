@@ -1,0 +1,36 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+r"""Why averages of a folder of checkpoints gain or lose (docs/diagnose.md).
+
+Of a sweep that was fine-tuned with configs/finetune; model, data and start are
+what it recorded:
+
+  soupjax --config=configs/diagnose.py:sweep=runs/b16 --workdir=runs/b16_why
+
+Of other checkpoints, the settings of configs/cook.py:
+
+  soupjax --config=configs/diagnose.py:family=timm --workdir=runs/why \
+    --config.ingredients='runs/*/model.safetensors' \
+    --config.model.variant=B/16 --config.data.name=folder:photos \
+    --config.data.minival=val --config.data.num_classes=37
+
+Evaluates on minival every ingredient, a greedy soup and the midpoints of pairs
+(max_pairs at most, neighbours in the order of scores first; 0 for none). Prints
+a table and findings, and writes them to WORKDIR/diagnosis.txt, with a picture
+beside. --dry_run shows what would be done.
+"""
+
+from soupjax.config import parse_arg
+from soupjax.tasks import cook_config
+
+
+def get_config(arg=None):
+  arg = parse_arg(arg, sweep="", which="last", family="")
+  c = cook_config.default_config()
+  c.task = "diagnose"
+  c.max_pairs = 120
+  if arg.sweep:
+    cook_config.of_sweep(c, arg.sweep, arg.which)
+  if arg.family:
+    c.family = arg.family
+  return c.lock()

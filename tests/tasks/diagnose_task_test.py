@@ -1,0 +1,120 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Diagnoses from a config, of a sweep on disk."""
+
+import json
+
+import finetuning
+import pytest
+
+import soupjax as sj
+from soupjax import config as config_lib
+from soupjax.tasks import cook_sweep, diagnose, finetune_sweep
+
+CONFIG = str(finetuning.ROOT / "configs" / "diagnose.py")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("diagnose") / "sweep"
+  config = finetuning.small(**{"hyper.ema": (), "hyper.total": "60steps"})
+  overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2, 3)]
+  finetune_sweep.run(config, workdir, sweep=overrides)
+  return workdir
+
+
+def config_of(sweep, **changes):
+  return config_lib.load(CONFIG, f"sweep={sweep}", **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(sweep, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("diagnose") / "why"
+  assert diagnose.run(config_of(sweep), workdir) == workdir / "diagnosis.txt"
+  return workdir
+
+
+def test_it_is_what_the_library_says(sweep, whole):
+  kitchen = cook_sweep.open_kitchen(config_of(sweep))
+  judge = cook_sweep.Bench(kitchen, whole / "elsewhere").minival
+  scores = {i.name: judge(i.load()) for i in kitchen.ingredients}
+  found = json.loads((whole / "diagnosis.json").read_text())
+  assert found["scores"] == scores and len(set(scores.values())) > 1
+  pool = {i.name: i for i in kitchen.ingredients}
+  assert len(found["midpoints"]) == 3
+  for entry in found["midpoints"]:
+    both = [pool[name] for name in entry["pair"]]
+    assert entry["score"] == judge(sj.uniform_soup(both))
+  order = sorted(scores, key=lambda name: -scores[name])
+  greedy = sj.greedy_soup([pool[name] for name in order], judge)
+  want = sj.diagnose(
+    [pool[name] for name in order], judge, kitchen.initial, greedy=greedy
+  )
+  assert tuple(found["findings"]) == want.findings
+  assert (whole / "diagnosis.txt").read_text() == want.table() + "\n"
+  assert "distance: from pretrained" not in want.table()
+  assert (whole / "diagnosis.png").read_bytes()[:4] == b"\x89PNG"
+  record = json.loads((whole / "greedy.json").read_text())
+  assert record["selected"] == list(greedy.selected)
+
+
+def test_a_second_start_prints_it_again(sweep, whole, capsys, monkeypatch):
+  monkeypatch.setattr(
+    cook_sweep.Bench, "judge", lambda *_, **__: pytest.fail("evaluated")
+  )
+  diagnose.run(config_of(sweep), whole)
+  assert (whole / "diagnosis.txt").read_text() in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
+  config, calls = config_of(sweep), []
+
+  def dying(self, params):
+    if len(calls) == 4:
+      raise KeyboardInterrupt
+    calls.append(1)
+    return call(self, params)
+
+  call = diagnose._Remembered.__call__
+  with monkeypatch.context() as patch:
+    patch.setattr(diagnose._Remembered, "__call__", dying)
+    with pytest.raises(KeyboardInterrupt):
+      diagnose.run(config, tmp_path / "why")
+  assert len(json.loads((tmp_path / "why" / "scores.json").read_text())) == 4
+  fresh = []
+  cls = cook_sweep.Classification
+  original = cls.__call__
+  monkeypatch.setattr(
+    cls, "__call__", lambda s, p: fresh.append(1) or original(s, p)
+  )
+  diagnose.run(config, tmp_path / "why")
+  assert len(fresh) == 2  # Of three models and three midpoints.
+  assert (tmp_path / "why" / "diagnosis.json").read_text() == (
+    whole / "diagnosis.json"
+  ).read_text()
+  left = {path.name for path in (tmp_path / "why").glob("*")}
+  assert not {"scores.json", "greedy_trace.json"} & left
+
+
+def test_a_dry_run_evaluates_and_writes_nothing(sweep, tmp_path, capsys):
+  config = config_of(sweep, max_pairs=2)
+  assert diagnose.run(config, tmp_path / "why", dry_run=True) is None
+  assert "3 ingredients and 2 midpoints, on 300" in capsys.readouterr().out
+  assert not (tmp_path / "why").exists()
+
+
+@pytest.mark.parametrize(
+  "changes,message",
+  [
+    ({"max_pairs": -1}, "max_pairs"),
+    ({"data.name": ""}, "data.name"),
+    ({"ingredients": "{sweep}/member_000/ingredients/last"}, "is only one"),
+  ],
+)
+def test_refuses_settings(sweep, tmp_path, changes, message):
+  changes = {
+    k: v.format(sweep=sweep) if isinstance(v, str) else v
+    for k, v in changes.items()
+  }
+  with pytest.raises(ValueError, match=message):
+    diagnose.run(config_of(sweep, **changes), tmp_path / "why")
