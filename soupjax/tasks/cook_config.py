@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 
+from absl import logging
 import flax.linen as nn
 import ml_collections
 
@@ -122,6 +123,18 @@ def of_sweep(
       known.update({k: v for k, v in values.items() if k in known})
   if found["data"].get("eval_batch_size"):
     config.data.batch_size = found["data"]["eval_batch_size"]
+  waiting = [
+    member.name
+    for member in sorted(root.glob("member_*"))
+    if not (member / "ingredients" / which).exists()
+  ]
+  if waiting:
+    logging.warning(
+      "%s: %s have no ingredients/%s (yet): the soups are without them.",
+      root,
+      ", ".join(waiting),
+      which,
+    )
   config.ingredients = os.path.join(root, "member_*", "ingredients", which)
   config.initial = os.path.join(root, "initial")
 

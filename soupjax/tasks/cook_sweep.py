@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soups of checkpoints on disk, judged on held-out and shifted test sets.
 
-Reads top to bottom: what there is, every ingredient on everything, soups,
-judgement, report. Settings are in `cook_config`.
+Reads top to bottom: every ingredient on everything, soups, judgement, report.
+Settings are in `cook_config`, what is opened in `cook_kitchen`, how models are
+judged in `cook_bench`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -14,99 +14,28 @@ import json
 import math
 import os
 import pathlib
-import re
 import shutil
 import time
-from typing import Any
 
 from absl import logging
 import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, report, sharding
+from soupjax import data, report
 from soupjax.checkpoints import files, find, processes
-from soupjax.evaluators import (
-  Classification,
-  Streaming,
-  classification_metrics,
-)
+from soupjax.evaluators import classification_metrics
 from soupjax.models import detect, pretrained
 from soupjax.progress import Progress
 from soupjax.soups import average
-from soupjax.soups.ingredient import Ingredient, check_ingredients
-from soupjax.soups.starts import check_same_start
-from soupjax.tasks import (
-  cook,
-  cook_checkpoints,
-  cook_config,
-  finetune,
-  finetune_config,
-)
+from soupjax.tasks import cook, cook_config, cook_kitchen
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook_bench import Bench
+from soupjax.tasks.cook_kitchen import Kitchen
 from soupjax.tasks.finetune_step import put_batch
-
-PyTree = Any
-
-# What models of the report are called that are no ingredients.
-_RESERVED = re.compile(
-  "(pretrained|uniform|greedy|ensemble|greedy_ensemble|learned_.*|wise_ft_.*)$"
-)
-
 
 # What other libraries keep beside weights.
 _CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Kitchen:
-  """What everything here needs.
-
-  Attributes:
-    config: as in configs/cook.py.
-    model: with a head for the data's classes.
-    mesh: with an axis "data".
-    place: leaf name and spec -> where it goes on the mesh.
-    minival: the source of held-out images.
-    tests: name -> source of a test set.
-    ingredients: with the leaves of the model.
-    initial: the start, None where it is not known.
-    theirs: the first of them as it was found.
-    notes: lines for the plan, on what the checkpoints told.
-  """
-
-  config: ml_collections.ConfigDict
-  model: Any
-  mesh: jax.sharding.Mesh
-  place: Callable[[str, Any], jax.sharding.Sharding]
-  minival: data.Source
-  tests: Mapping[str, data.Source]
-  ingredients: Sequence[Ingredient]
-  initial: Ingredient | None
-  theirs: Ingredient
-  notes: Sequence[str]
-
-  @property
-  def images(self) -> int:
-    """Images in all sets together."""
-    return len(self.minival) + sum(len(t) for t in self.tests.values())
-
-  @property
-  def logits_bytes(self) -> int:
-    """Of all ingredients on all sets."""
-    classes = self.config.data.num_classes
-    return 4 * len(self.ingredients) * self.images * classes
-
-  @property
-  def ensembles(self) -> bool:
-    """Whether there is room for what ensembles are made from."""
-    room = self.config.cook.ensembles_gb * 1e9
-    return jax.process_count() == 1 and self.logits_bytes <= room
-
-  @property
-  def family(self) -> str | None:
-    """What the checkpoints were read as; None if they are of the model."""
-    return self.ingredients[0].hyperparameters.get("family")
 
 
 def run(
@@ -132,10 +61,10 @@ def run(
       fit together.
   """
   cook_config.check(config)
-  kitchen = open_kitchen(config)
+  kitchen = cook_kitchen.open_kitchen(config)
   config = kitchen.config
   if _first():
-    print(plan(kitchen))
+    print(cook_kitchen.plan(kitchen))
   if dry_run:
     return None
   workdir = pathlib.Path(path).expanduser().absolute()
@@ -144,193 +73,13 @@ def run(
       workdir_lib.open_workdir(workdir, config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.barrier("opened")
-    check_unchanged(kitchen, workdir / "cooked_from.json")
+    cook_kitchen.check_unchanged(kitchen, workdir / "cooked_from.json")
     return _run(kitchen, workdir)
 
 
 def _first() -> bool:
   """Whether this process writes for all."""
   return jax.process_index() == 0
-
-
-# --- What there is ------------------------------------------------------------
-
-
-def open_kitchen(config) -> Kitchen:
-  """Opens checkpoints and data; reads metadata and an image."""
-  patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
-  opened = find.find_ingredients(patterns)
-  start = find.open_ingredient(config.initial) if config.initial else None
-  config, detected, notes = cook_checkpoints.resolve(
-    config, [*opened, *filter(None, [start])]
-  )
-  model = cook_config.build_model(config)
-  see = functools.partial(
-    pretrained.as_ingredient,
-    model=model,
-    family=config.family or None,
-    image_size=config.data.image_size,
-  )
-  ingredients = [
-    dataclasses.replace(see(found), name=_safe(found.name)) for found in opened
-  ]
-  check_same_start(ingredients)
-  check_ingredients(ingredients)
-  initial = None
-  if start is not None:
-    initial = see(start)
-    check_ingredients([*ingredients, initial])
-  shapes = finetune.abstract_params(config, model)
-  mesh = sharding.make_mesh(dict(config.sharding.mesh))
-  size = config.cook.learned_batch_size
-  sharding.share(mesh, "data", size, "cook.learned_batch_size")
-  places = sharding.of_state(
-    mesh,
-    shapes,
-    shapes,
-    finetune_config.sharding_rules(config),
-    fsdp_min_size=config.sharding.fsdp_min_size,
-  )
-  by_name = dict(sharding.named(places))
-  minival, tests = _open_sources(config, detected, notes)
-  return Kitchen(
-    config=config,
-    model=model,
-    mesh=mesh,
-    place=lambda leaf, _: by_name[leaf],
-    minival=minival,
-    tests=tests,
-    ingredients=ingredients,
-    initial=initial,
-    theirs=opened[0],
-    notes=notes,
-  )
-
-
-def _safe(name: str) -> str:
-  """A name that is a file's, and that no soup has."""
-  name = name.replace("/", ".").lstrip(".")
-  return f"ingredient_{name}" if _RESERVED.match(name) else name
-
-
-def _open_sources(config, detected, notes):
-  """The held-out set and the test sets, labelled as the models' outputs."""
-  c = config.data
-  options = {"data_dir": c.data_dir or None}
-  source = data.open_source(c.name, c.minival or c.train, **options)
-  classes = cook_checkpoints.classes_of(config, detected, source)
-  number = functools.partial(
-    cook_checkpoints.labelled, classes=classes, num=c.num_classes
-  )
-  source = number(source, what="data.name")
-  minival = source
-  if not c.minival:
-    _, minival = data.split_minival(source, per_class=c.minival_per_class)
-  tests = {
-    name: number(data.open_source(*where, **options), what=f"tests, {name}")
-    for name, where in cook_config.tests(config).items()
-  }
-  for name, one in {"minival": minival, **tests}.items():
-    known = classes
-    if name == "minival" and not c.classes:
-      known = detected.classes
-    notes += cook_checkpoints.incomparable(one, known, name)
-    cook_checkpoints.check_images(config, one)
-  return minival, tests
-
-
-def check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
-  """Notes the checkpoints at the first start, compares them at later ones."""
-  some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
-  now = {i.name: _identity(i.path) for i in some}
-  now |= {
-    f"the set {name}": [source.name, len(source), source.num_classes]
-    for name, source in {"minival": kitchen.minival, **kitchen.tests}.items()
-  }
-  before = workdir_lib.agreed(
-    files.read_json(record) if record.exists() else None
-  )
-  if before is None:
-    if _first():
-      files.write_json(record, now)
-    return
-  changes = [
-    f"{name} {what}"
-    for name in sorted({*before, *now})
-    if (
-      what := "is new"
-      if name not in before
-      else "is gone"
-      if name not in now
-      else "changed"
-      if before[name] != now[name]
-      else ""
-    )
-  ]
-  if changes:
-    raise ValueError(
-      f"{record.parent} holds soups of other checkpoints or images: "
-      f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
-      "--workdir."
-    )
-
-
-def _identity(path: str) -> list[Any]:
-  """Path, and size and time of what is there."""
-  if "://" in path:
-    return [path]
-  place = pathlib.Path(path)
-  # A directory's own time does not tell of files that were written over.
-  inside = sorted(p for p in place.rglob("*") if p.is_file())
-  found = [p.stat() for p in (inside if place.is_dir() else [place])]
-  size = sum(one.st_size for one in found)
-  return [path, size, max((one.st_mtime_ns for one in found), default=0)]
-
-
-def plan(kitchen: Kitchen) -> str:
-  """What there is and what will be done, as text."""
-  some = kitchen.ingredients
-  known = [i.metrics.get("minival/prec@1") for i in some]
-  lines = [
-    f"{len(some)} ingredients of {some[0].num_bytes / 1e6:,.1f} MB"
-    + (f", read as {kitchen.family!r}" if kitchen.family else "")
-  ]
-  lines += [
-    f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
-    for i, value in zip(some, known)
-  ]
-  lines += kitchen.notes
-  lines.append(
-    "start: "
-    + (kitchen.initial.path if kitchen.initial else "not known, no WiSE-FT")
-  )
-  lines.append(
-    f"minival: {kitchen.minival.name}, {len(kitchen.minival)} images"
-  )
-  lines += [
-    f"{name}: {source.name}, {len(source)} images"
-    for name, source in kitchen.tests.items()
-  ]
-  if not kitchen.tests:
-    lines.append("no test set: give tests= to see what was won")
-  lines.append(
-    "soups: " + ", ".join(["uniform", "greedy", *_learned_names(kitchen)])
-  )
-  lines.append(
-    f"ensembles: {kitchen.logits_bytes / 1e6:,.1f} MB of logits"
-    + ("" if kitchen.ensembles else ", for which there is no room: none")
-  )
-  return "\n".join(lines)
-
-
-def _learned_names(kitchen) -> list[str]:
-  """Learned soups need two ingredients at least."""
-  if len(kitchen.ingredients) < 2:
-    return []
-  return [f"learned_{g}" for g in kitchen.config.cook.learned_granularities]
-
-
-# --- The job ------------------------------------------------------------------
 
 
 def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
@@ -454,7 +203,7 @@ def _cook(kitchen, ingredients, bench, workdir) -> list[str]:
     workdir_lib.save_model(soups / "greedy", greedy.params, greedy=record)
     if _first():
       trace.unlink(missing_ok=True)
-  for name in _learned_names(kitchen):
+  for name in kitchen.learned:
     if not workdir_lib.agreed((soups / name).exists()):
       state = workdir / f"{name}_state.json"
       params, record = cook.learned(
@@ -469,7 +218,7 @@ def _cook(kitchen, ingredients, bench, workdir) -> list[str]:
       workdir_lib.save_model(soups / name, params, learned=record)
       if _first():
         state.unlink(missing_ok=True)
-  names = ["uniform", "greedy", *_learned_names(kitchen)]
+  names = ["uniform", "greedy", *kitchen.learned]
   for name in names:
     _export(kitchen, soups / name, workdir / "export" / name)
   return names
@@ -513,123 +262,3 @@ def _batches(kitchen):
   for batch in loader:
     batch = put_batch(kitchen.mesh, batch, ("data",))
     yield batch["images"], batch["labels"]
-
-
-# --- Judges -------------------------------------------------------------------
-
-
-class Bench:
-  """Evaluates models on all sets, and remembers it on disk."""
-
-  LABELS = ".labels"  # Beside the logits of models.
-
-  def __init__(self, kitchen: Kitchen, workdir: pathlib.Path):
-    self._kitchen, self._workdir = kitchen, workdir
-    config, mesh = kitchen.config, kitchen.mesh
-    self._sources = {"minival": kitchen.minival, **kitchen.tests}
-    self._size = finetune_config.rounded_up(
-      config.data.batch_size, mesh.shape["data"]
-    )
-    put = functools.partial(put_batch, mesh, axes=("data",))
-    self._judges = {
-      name: Streaming(
-        kitchen.model,
-        data.eval_batches(
-          source,
-          batch_size=self._size,
-          preprocess=cook_config.eval_ops(config),
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
-        ),
-        put,
-        name=name,
-      )
-      for name, source in self._sources.items()
-    }
-    self._labels: dict[str, np.ndarray] = {}
-
-  @functools.cached_property
-  def minival(self) -> Classification | Streaming:
-    """Scores candidates on held-out images; decoded once if there is room."""
-    kitchen, judge = self._kitchen, self._judges["minival"]
-    config, mesh = kitchen.config, kitchen.mesh
-    needed = 12 * config.data.image_size**2 * len(kitchen.minival)
-    if jax.process_count() > 1:
-      return judge
-    if needed > config.data.cache_gb * 1e9:
-      logging.warning(
-        "minival takes %.1f GB decoded, more than data.cache_gb=%g: it is "
-        "decoded anew for every candidate, and all of it evaluated.",
-        needed / 1e9,
-        config.data.cache_gb,
-      )
-      return judge
-    images, labels = judge.examples()
-    place = sharding.along(mesh, "data")
-    predict = judge.predict
-    return Classification(
-      lambda params, batch: predict(params, jax.device_put(batch, place)),
-      images,
-      labels,
-      batch_size=self._size,
-    )
-
-  def judge(
-    self,
-    name: str,
-    load: Callable[[], PyTree] | None,
-    keep_logits: bool = False,
-  ) -> dict[str, dict[str, float]]:
-    """Metrics of a model by set; those of an earlier run if there are any."""
-    record = self._workdir / "judged" / f"{name}.json"
-    kept = self._logits_file(name)
-    if workdir_lib.agreed(
-      record.exists() and (kept.exists() or not keep_logits)
-    ):
-      return workdir_lib.agreed(files.read_json(record) if _first() else None)
-    params, logits = load(), {}
-    found = {}
-    for dataset, judge in self._judges.items():
-      try:
-        if keep_logits:
-          logits[dataset], labels = judge.logits(params)
-          found[dataset] = classification_metrics(logits[dataset], labels)
-          found[dataset]["n"] = len(labels)
-          self._labels[dataset] = labels
-        else:
-          found[dataset] = judge.totals(params)
-      except ValueError as e:
-        raise ValueError(f"{name} on {dataset}: {e}") from e
-    if _first():
-      record.parent.mkdir(exist_ok=True)
-      if keep_logits:
-        files.write_arrays(self._logits_file(self.LABELS), self._labels)
-        files.write_arrays(kept, logits)
-      files.write_json(record, found)
-    processes.barrier(f"judged {name}")
-    return found
-
-  def _logits_file(self, name: str) -> pathlib.Path:
-    return self._workdir / "logits" / f"{name}.npz"
-
-  def logits(self, name: str) -> dict[str, np.ndarray]:
-    """Logits of a model that was judged, by set."""
-    with np.load(self._logits_file(name), allow_pickle=False) as stored:
-      return {dataset: stored[dataset] for dataset in self._judges}
-
-  def rows(self, name: str, kind: str, found) -> list[dict[str, Any]]:
-    """Lines of `results.jsonl`."""
-    title = pathlib.PurePath(self._kitchen.config.data.name).name
-    return [
-      {
-        "model": name,
-        "kind": kind,
-        "dataset": f"{title}/{dataset}",
-        "metric": metric,
-        "value": value,
-        "n": values["n"],
-      }
-      for dataset, values in found.items()
-      for metric, value in values.items()
-      if metric != "n"
-    ]

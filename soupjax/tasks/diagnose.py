@@ -15,7 +15,7 @@ from soupjax import report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.checkpoints import files
 from soupjax.progress import Progress
-from soupjax.tasks import cook, cook_config, cook_sweep
+from soupjax.tasks import cook, cook_bench, cook_config, cook_kitchen
 from soupjax.tasks import workdir as workdir_lib
 
 
@@ -47,7 +47,7 @@ def run(
       "A diagnosis runs in one process, on all of its devices: start it on one "
       "host."
     )
-  kitchen = cook_sweep.open_kitchen(config)
+  kitchen = cook_kitchen.open_kitchen(config)
   config = kitchen.config
   count = len(kitchen.ingredients)
   pairs = min(config.max_pairs, count * (count - 1) // 2)
@@ -66,7 +66,7 @@ def run(
     return None
   workdir = workdir_lib.open_workdir(path, config)
   with workdir_lib.locked(workdir):
-    cook_sweep.check_unchanged(kitchen, workdir / "diagnosed.json")
+    cook_kitchen.check_unchanged(kitchen, workdir / "diagnosed.json")
     return _run(kitchen, workdir, pairs)
 
 
@@ -84,7 +84,7 @@ def _run(kitchen, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   if text.exists():
     print(text.read_text(encoding="utf-8"))
     return text
-  bench = cook_sweep.Bench(kitchen, workdir)
+  bench = cook_bench.Bench(kitchen, workdir)
 
   # --- Every ingredient, best first -------------------------------------------
   ingredients = []

@@ -15,6 +15,7 @@ from soupjax import config as config_lib
 from soupjax.models import pretrained
 from soupjax.tasks import (
   cook_config,
+  cook_kitchen,
   cook_sweep,
   finetune_config,
   finetune_sweep,
@@ -227,6 +228,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
     ({"tests": "test"}, "NAME=SPLIT"),
     ({"tests": "a=test,a=blur"}, "'a' is taken"),
     ({"tests": "minival=test"}, "'minival' is taken"),
+    ({"tests": "test=test,again=minival"}, "again: .* 300 images of minival"),
     ({"tests": "test=nowhere"}, "no split 'nowhere'"),
     ({"data.name": ""}, "data.name must be"),
     ({"ingredients": ""}, "ingredients must be"),
@@ -272,10 +274,19 @@ def test_names_of_soups_are_taken(sweep, tmp_path):
   for k, name in enumerate(("greedy", "uniform", "mine")):
     shutil.copytree(sweep / f"member_00{k}/ingredients/last", tmp_path / name)
   config = config_of(sweep, ingredients=f"{tmp_path}/*")
-  found = cook_sweep.open_kitchen(config).ingredients
+  found = cook_kitchen.open_kitchen(config).ingredients
   assert [i.name for i in found] == [
     "ingredient_greedy", "mine", "ingredient_uniform",
   ]  # fmt: skip
+
+
+def test_members_that_are_not_finished_are_named(sweep, tmp_path, caplog):
+  shutil.copytree(sweep, tmp_path / "sweep")
+  shutil.rmtree(tmp_path / "sweep/member_001/ingredients/last")
+  with caplog.at_level("WARNING", logger="absl"):
+    config = config_of(tmp_path / "sweep")
+  assert "member_001 have no ingredients/last" in caplog.text
+  assert len(cook_kitchen.open_kitchen(config).ingredients) == 2
 
 
 def test_no_sweep_there(tmp_path):

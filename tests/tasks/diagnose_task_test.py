@@ -9,7 +9,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax.tasks import cook_sweep, diagnose, finetune_sweep
+from soupjax.tasks import cook_bench, cook_kitchen, diagnose, finetune_sweep
 
 CONFIG = str(finetuning.ROOT / "configs" / "diagnose.py")
 
@@ -35,8 +35,8 @@ def whole(sweep, tmp_path_factory):
 
 
 def test_it_is_what_the_library_says(sweep, whole):
-  kitchen = cook_sweep.open_kitchen(config_of(sweep))
-  judge = cook_sweep.Bench(kitchen, whole / "elsewhere").minival
+  kitchen = cook_kitchen.open_kitchen(config_of(sweep))
+  judge = cook_bench.Bench(kitchen, whole / "elsewhere").minival
   scores = {i.name: judge(i.load()) for i in kitchen.ingredients}
   found = json.loads((whole / "diagnosis.json").read_text())
   assert found["scores"] == scores and len(set(scores.values())) > 1
@@ -60,7 +60,7 @@ def test_it_is_what_the_library_says(sweep, whole):
 
 def test_a_second_start_prints_it_again(sweep, whole, capsys, monkeypatch):
   monkeypatch.setattr(
-    cook_sweep.Bench, "judge", lambda *_, **__: pytest.fail("evaluated")
+    cook_bench.Bench, "judge", lambda *_, **__: pytest.fail("evaluated")
   )
   diagnose.run(config_of(sweep), whole)
   assert (whole / "diagnosis.txt").read_text() in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
       diagnose.run(config, tmp_path / "why")
   assert len(json.loads((tmp_path / "why" / "scores.json").read_text())) == 4
   fresh = []
-  cls = cook_sweep.Classification
+  cls = cook_bench.Classification
   original = cls.__call__
   monkeypatch.setattr(
     cls, "__call__", lambda s, p: fresh.append(1) or original(s, p)
