@@ -85,7 +85,7 @@ class Bench:
   def judge(
     self,
     name: str,
-    load: Callable[[], PyTree] | None,
+    load: Callable[[], PyTree],
     keep_logits: bool = False,
   ) -> dict[str, dict[str, float]]:
     """Metrics of a model by set; those of an earlier run if there are any."""

@@ -88,11 +88,12 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   place = kitchen.place
 
   # --- Every ingredient, on everything ----------------------------------------
-  ingredients = []
+  judged, ingredients = {}, []
   progress = Progress("ingredients", len(kitchen.ingredients), unit="models")
   for one in kitchen.ingredients:
     load = functools.partial(one.load, sharding=place)
     found = bench.judge(one.name, load, keep_logits=kitchen.ensembles)
+    judged[one.name] = "ingredient", found
     metrics = {f"minival/{k}": v for k, v in found["minival"].items()}
     ingredients.append(dataclasses.replace(one, metrics=metrics))
     if _first():
@@ -107,7 +108,7 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
   names = _cook(kitchen, ingredients, bench, workdir)
 
   # --- Judgement --------------------------------------------------------------
-  models = {i.name: ("ingredient", None) for i in kitchen.ingredients}
+  models = {}
   if kitchen.initial:
     models["pretrained"] = (
       "pretrained",
@@ -129,8 +130,8 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
       ),
     )
   progress = Progress("evaluate", len(models), unit="models")
-  for name, (_, load) in models.items():
-    bench.judge(name, load)
+  for name, (kind, load) in models.items():
+    judged[name] = kind, bench.judge(name, load)
     progress.step(images=kitchen.images)
   joint, sizes = {}, {}
   if kitchen.ensembles:
@@ -142,8 +143,10 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
 
   # --- Results ----------------------------------------------------------------
   rows = []
-  for name, (kind, _) in sorted(models.items(), key=lambda m: _order(m[1][0])):
-    rows += bench.rows(name, kind, bench.judge(name, None))
+  for name, (kind, found) in sorted(
+    judged.items(), key=lambda one: _order(one[1][0])
+  ):
+    rows += bench.rows(name, kind, found)
   for name, outputs in joint.items():
     found = {
       dataset: {

@@ -18,7 +18,6 @@ from soupjax.tasks import (
   cook_kitchen,
   cook_sweep,
   finetune_config,
-  finetune_sweep,
 )
 
 CONFIG = str(finetuning.ROOT / "configs" / "cook.py")
@@ -34,12 +33,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-  """Three members of one start, far enough apart to differ."""
-  workdir = tmp_path_factory.mktemp("cook") / "sweep"
-  config = finetuning.small(**{"hyper.ema": (), "hyper.total": "60steps"})
-  overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2, 3)]
-  finetune_sweep.run(config, workdir, sweep=overrides)
-  return workdir
+  return finetuning.three_members(tmp_path_factory.mktemp("cook") / "sweep")
 
 
 def config_of(sweep, **changes):

@@ -2,23 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of several processes that cook together; no test by itself."""
 
-import os
 import sys
 
-import jax
+import joining
 
 
 def main(sweep: str, workdir: str) -> None:
   """Cooks a sweep under FSDP."""
-  jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", 2)
-  jax.config.update("jax_disable_most_optimizations", True)
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(
-    os.environ["ADDRESS"],
-    num_processes=int(os.environ["COUNT"]),
-    process_id=int(os.environ["INDEX"]),
-  )
+  joining.join()
   from cook_sweep_test import config_of
 
   from soupjax.tasks import cook_sweep

@@ -9,18 +9,14 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax.tasks import cook_bench, cook_kitchen, diagnose, finetune_sweep
+from soupjax.tasks import cook_bench, cook_kitchen, diagnose
 
 CONFIG = str(finetuning.ROOT / "configs" / "diagnose.py")
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("diagnose") / "sweep"
-  config = finetuning.small(**{"hyper.ema": (), "hyper.total": "60steps"})
-  overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2, 3)]
-  finetune_sweep.run(config, workdir, sweep=overrides)
-  return workdir
+  return finetuning.three_members(tmp_path_factory.mktemp("diagnose") / "sweep")
 
 
 def config_of(sweep, **changes):

@@ -5,20 +5,12 @@
 import os
 import sys
 
-import jax
+import joining
 
 
 def main(workdir: str, stop: str) -> None:
   """Trains a run under FSDP; exits at step `stop`, as a kill would."""
-  jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_num_cpu_devices", 2)
-  jax.config.update("jax_disable_most_optimizations", True)
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(
-    os.environ["ADDRESS"],
-    num_processes=int(os.environ["COUNT"]),
-    process_id=int(os.environ["INDEX"]),
-  )
+  joining.join()
   from finetuning import SMALL, small
 
   from soupjax.checkpoints import train_state

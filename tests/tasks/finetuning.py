@@ -6,6 +6,7 @@ import pathlib
 
 from soupjax import config as config_lib
 from soupjax.soups import tree
+from soupjax.tasks import finetune_sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
@@ -26,6 +27,14 @@ SMALL = {
 
 def small(**changes):
   return config_lib.load(DIGITS, **{**SMALL, **changes})
+
+
+def three_members(workdir):
+  """Trains three members of one start, far enough apart to differ."""
+  config = small(**{"hyper.ema": (), "hyper.total": "60steps"})
+  overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2, 3)]
+  finetune_sweep.run(config, workdir, sweep=overrides)
+  return workdir
 
 
 def quiet(params):
