@@ -3,70 +3,23 @@
 """Two processes of four devices each, on one machine."""
 
 import json
-import os
 import pathlib
-import signal
-import socket
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import workers
 
 import soupjax as sj
 from soupjax import sharding
 from soupjax.soups import measure
 
 WORKER = pathlib.Path(__file__).with_name("processes_worker.py")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_processes(count: int, argument: str, logs: pathlib.Path) -> None:
-  """Runs the worker in `count` processes; kills all if one fails."""
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    port = s.getsockname()[1]
-  deadline = time.monotonic() + 120
-  workers = []
-  for index in range(count):
-    env = {
-      **os.environ,
-      "ADDRESS": f"localhost:{port}",
-      "COUNT": str(count),
-      "INDEX": str(index),
-      "HARD": "110",
-      "PYTHONPATH": str(ROOT),
-    }
-    env.pop("XLA_FLAGS", None)
-    # Never a pipe: one that is full stops the worker.
-    log = open(logs / f"log_{index}", "wb")
-    workers.append(
-      subprocess.Popen(
-        [sys.executable, str(WORKER), argument],
-        env=env,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-      )
-    )
-    log.close()
-  try:
-    while any(w.poll() is None for w in workers):
-      if any(w.poll() not in (None, 0) for w in workers):
-        time.sleep(1)
-        break
-      assert time.monotonic() < deadline, "timeout"
-      time.sleep(0.05)
-  finally:
-    for w in workers:
-      if w.poll() is None:
-        os.killpg(w.pid, signal.SIGKILL)
-      w.wait()
-  texts = [(logs / f"log_{i}").read_text()[-3000:] for i in range(count)]
-  assert [w.returncode for w in workers] == [0] * count, "\n".join(texts)
+  workers.run(WORKER, logs, argument, count=count, seconds=120, HARD="110")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pathlib
 
 import chex
 from cook_sweep_test import accuracies, config_of, finetuning
-from finetune_processes_test import run_two
 import numpy as np
+import workers
 
 import soupjax as sj
 from soupjax.tasks import cook_sweep, finetune_sweep
@@ -21,7 +21,7 @@ def test_two_processes_cook_what_one_does(tmp_path):
   overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2)]
   config = finetuning.small(**{"hyper.ema": ()})
   finetune_sweep.run(config, sweep, sweep=overrides)
-  run_two(tmp_path, str(sweep), str(tmp_path / "two"), worker=WORKER)
+  workers.run(WORKER, tmp_path, str(sweep), str(tmp_path / "two"))
   cook_sweep.run(
     config_of(sweep, **{"cook.early_reject": False}), tmp_path / "one"
   )
