@@ -24,6 +24,16 @@ class Block:
   pieces: tuple[Piece, ...]
   capacity: int
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """What the function sees: a row, layers, or a leaf as it is."""
+    shape = boxes.shape_of(self.pieces[0][1])
+    if self.group.whole:
+      return shape
+    if self.group.layered:
+      return (shape[0], self.capacity // shape[0])
+    return (self.capacity,)
+
 
 def pack(plan, pieces) -> Iterator[Block]:
   """Packs pieces of one group into blocks of one capacity."""
@@ -32,6 +42,8 @@ def pack(plan, pieces) -> Iterator[Block]:
   widths: dict[int, Callable[[int], int]] = {}
   for leaf, box in pieces:
     group, n = plan.groups[leaf], boxes.size(box)
+    if group.layered:
+      continue
     key = id(group)
     capacities[key] = max(capacities.get(key, group.limit), n)
     totals[key] = totals.get(key, 0) + n
@@ -44,6 +56,10 @@ def pack(plan, pieces) -> Iterator[Block]:
   last = None
   for leaf, box in pieces:
     group, n = plan.groups[leaf], boxes.size(box)
+    if group.layered:
+      # By itself and as large as it is: it can be shaped as layers.
+      yield Block(group, ((leaf, box),), n)
+      continue
     key = id(group)
     if last not in (None, key) and widths[last] is _width and last in waiting:
       # No other leaf will come to it: done, so that writers can let it go.

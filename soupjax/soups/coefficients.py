@@ -113,9 +113,38 @@ def split_weighted(
   def leaf_values(leaves, count, every):
     found = resolve(name, value, leaves, every)
     each = resolve_weights(weights, leaves)
-    return {leaf: numbers(found[leaf], each[leaf], count) for leaf in found}
+    return {
+      leaf: by_layer(one, lambda x, w=each[leaf]: numbers(x, w, count))
+      for leaf, one in found.items()
+    }
 
   return values, leaf_values
+
+
+def by_layer(
+  value: float | np.ndarray, numbers: Callable[[float], Mapping[str, Any]]
+) -> dict[str, Any]:
+  """The numbers of a leaf, whose layers may be its first axis.
+
+  Args:
+    value: the coefficient of the leaf, or (L,) one for each of its layers.
+    numbers: `numbers(coefficient)` returns what goes to `combine`.
+
+  Returns:
+    What `numbers` does. Entries that differ between layers are in a dict called
+    "by_layer" instead, with layers as their last axis; see `leafwise.spread`.
+  """
+  if not np.ndim(value):
+    return dict(numbers(float(value)))
+  found = [numbers(float(one)) for one in value]
+  first = found[0]
+  differ = {
+    key: np.stack([one[key] for one in found], axis=-1)
+    for key in first
+    if not all(np.array_equal(one[key], first[key]) for one in found)
+  }
+  same = {key: one for key, one in first.items() if key not in differ}
+  return {**same, "by_layer": differ} if differ else same
 
 
 def resolve_weights(weights: Any, leaves: Iterable[str]) -> dict[str, Any]:
@@ -144,7 +173,7 @@ def resolve(
   value: Coefficient,
   leaves: Iterable[str],
   every: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | np.ndarray]:
   """Finds the coefficient of every leaf that is merged.
 
   Args:
@@ -157,7 +186,7 @@ def resolve(
       out: depth is that in the whole of it. None: there are no others.
 
   Returns:
-    Leaf -> number.
+    Leaf -> number; by depth, (L,) numbers where L layers are the first axis.
 
   Raises:
     ValueError: for an expression that matches nothing, a leaf without a
@@ -170,7 +199,7 @@ def resolve(
     return _by_regex(name, value, leaves)
   depths = depth.of(leaves if every is None else every)
   at = np.linspace(0, 1, len(value)) if len(value) > 1 else np.zeros(1)
-  return {leaf: float(np.interp(depths[leaf], at, value)) for leaf in leaves}
+  return {leaf: np.interp(depths[leaf], at, value) for leaf in leaves}
 
 
 def _by_regex(name, value, leaves):

@@ -7,6 +7,8 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
+
 # Leaves out of the layers with such names come before them, all others after.
 _BEFORE = re.compile(
   r"embed|patch|pos(?!t)|cls|token|stem|root|wte|wpe|ln_pre|norm_pre|pre_norm|"
@@ -35,6 +37,10 @@ class _Family:
     """What they are called: "encoderblock_" or, of a list, "resblocks."."""
     return re.search(r"[^/.]*[/.]?$", self.stem).group()
 
+  def inside(self, leaves: Iterable[str]) -> bool:
+    """Whether it is a part of what these leaves make up."""
+    return any(leaf.startswith(self.stem) for leaf in leaves)
+
   def holds_modules(self) -> bool:
     """Whether there are modules in them, as in a block, or just weights."""
     rests = set().union(*self.members.values())
@@ -49,33 +55,41 @@ class _Family:
     return 2 * len(set.intersection(*rests)) >= min(map(len, rests))
 
 
-def of(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
+def of(
+  leaves: Iterable[str] | Mapping[str, Any],
+) -> dict[str, float | np.ndarray]:
   """Returns how deep in the network each leaf is, from 0 to 1.
 
   Layers are modules told apart by the first number in a name
   ("encoderblock_3/...", "blocks.3....", "layer3...."). Of several families of
   them, those that hold modules go before those that hold just weights, and of
   these the longest is that of the layers; so is every other of the same name
-  and length, as in models of two towers. All other leaves are at 0 if their
-  name speaks of embeddings, patches, positions, tokens or a stem, else at 1.
+  and length, as in models of two towers. In a scanned model layers are the
+  first axis of all leaves of a module. All other leaves are at 0 if their name
+  speaks of embeddings, patches, positions, tokens or a stem, else at 1.
 
   Args:
     leaves: names of all leaves of the model, or also their specs, which show
       whether layers are an axis.
+
+  Returns:
+    Leaf -> its depth; (L,) that of its layers, if these are its first axis.
 
   Raises:
     ValueError: if there are no such layers, or it is not clear which they are.
   """
   names = list(leaves)
   families, first = _families(names)
+  scanned = {}
   if isinstance(leaves, Mapping):
-    for family in families.values():
-      _refuse_scanned(family, leaves)
-  layers = _layers(families, names)
+    scanned = _scanned(families, leaves)
+  layers = {} if scanned else _layers(families, names)
   depths = {}
   for leaf in names:
     stem, number = first.get(leaf, ("", 0))
-    if stem in layers:
+    if leaf in scanned:
+      depths[leaf] = np.linspace(0, 1, scanned[leaf])
+    elif stem in layers:
       numbers = sorted(layers[stem].members)
       depths[leaf] = numbers.index(number) / (len(numbers) - 1)
     else:
@@ -105,20 +119,41 @@ def _families(names):
   return {k: f for k, f in families.items() if k in used}, first
 
 
-def _refuse_scanned(family, specs):
-  """Raises if the layers are the first axis of all that is beside a family."""
-  inside = [k for k in specs if family.parent and k.startswith(family.parent)]
-  shapes = [tuple(specs[leaf].shape) for leaf in inside]
-  if not shapes or min(map(len, shapes)) < 2:
-    return
-  if len({shape[0] for shape in shapes}) == 1:
+def _scanned(families, specs):
+  """Leaf -> layers, of leaves whose first axis these are.
+
+  They are that of a module with numbered parts (LayerNorm_0, LayerNorm_1) in
+  which all leaves begin with an axis of one length, though some are vectors
+  within a layer and others are matrices.
+  """
+  found = {}
+  for parent in {family.parent for family in families.values()} - {""}:
+    inside = [leaf for leaf in specs if leaf.startswith(parent)]
+    shapes = [tuple(specs[leaf].shape) for leaf in inside]
+    axes = {len(shape) for shape in shapes}
+    if min(axes) < 2 or len({shape[0] for shape in shapes}) > 1:
+      continue
+    if len(axes) == 1:
+      raise ValueError(
+        f"All leaves of {parent[:-1]!r} have {axes.pop()} axes, the first of "
+        f"length {shapes[0][0]}, such as {inside[0]!r}. Are these its layers? "
+        + _ADVICE
+      )
+    found |= dict.fromkeys(inside, shapes[0][0])
+  others = [
+    family
+    for family in families.values()
+    if family.holds_modules() and not family.inside(found)
+  ]
+  if found and (others or len(set(found.values())) > 1 or 1 in found.values()):
+    lengths = sorted(set(found.values()))
+    more = [f"the modules {family.stem!r} + number" for family in others]
     raise ValueError(
-      f"The layers of {family.parent[:-1]!r} seem to be the first axis of its "
-      f"leaves, {shapes[0][0]} in each, such as {inside[0]!r}: a scanned "
-      "model. A leaf has one coefficient, so that these cannot go by depth. "
-      f"{_ADVICE} Or take the blocks apart before; learned_soup(stacked=) has "
-      "coefficients for each of them."
+      f"Which are the layers: the first axis of leaves such as "
+      f"{next(iter(found))!r}, of length {' or '.join(map(str, lengths))}"
+      f"{', or '.join(['', *more])}? {_ADVICE}"
     )
+  return found
 
 
 def _is_list(family, names):

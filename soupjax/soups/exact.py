@@ -150,8 +150,9 @@ def linear(
 
   Args:
     stack: K float arrays of one shape.
-    weights: (K,) float32, or (2, K) from `pair`.
-    scale: `reciprocal` of the sum of the weights.
+    weights: (K,) float32, or (2, K) from `pair`; (2, K, ...) with axes that
+      are broadcast to the leaves', where elements have weights of their own.
+    scale: `reciprocal` of the sum of the weights, (3,) or (3, ...).
     weighted: False says that all weights are 1, and saves the products.
 
   Returns:
@@ -166,4 +167,4 @@ def linear(
 
 def _of(weights, k):
   """The k-th weight, and its rest if there are rests."""
-  return weights[..., k] if weights.ndim == 2 else (weights[k],)
+  return (weights[k],) if weights.ndim == 1 else weights[:, k]

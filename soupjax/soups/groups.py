@@ -49,6 +49,11 @@ class Group:
   whole: bool = False
 
   @property
+  def layered(self) -> bool:
+    """Whether blocks keep the first axis of a leaf: its layers."""
+    return "by_layer" in (self.values or {}) and not self.whole
+
+  @property
   def bytes_an_element(self) -> int:
     """Host bytes for one element: its stack, base and result."""
     base = self.base_dtype.itemsize if self.base is not None else 0

@@ -42,6 +42,18 @@ def values(rule, ingredients, base, actions):
   return found
 
 
+def layer_notes(leaf_values, specs):
+  """Says of which leaves the first axis is taken for layers."""
+  found = [leaf for leaf, values in leaf_values.items() if "by_layer" in values]
+  if not found:
+    return set()
+  return {
+    f"{len(found)} leaves, such as {found[0]!r}, have one coefficient for each "
+    f"layer, and their first axis, of {specs[found[0]].shape[0]}, is taken for "
+    "the layers."
+  }
+
+
 def check_extra(rule, ingredients, actions):
   """The leaves that `Rule.extra` goes with; all of it must fit them."""
   if not rule.extra:
@@ -98,6 +110,24 @@ def check_numbers(rule, statistics, leaf, row):
     f"The statistics {statistics.name!r} for the rule {rule.name!r} have {bad} "
     f"in leaf {leaf!r}; they must {must}. Estimate them again."
   )
+
+
+def spread(values, box, ndim):
+  """Shapes numbers that go by layer, so that they multiply these layers.
+
+  Args:
+    values: for `combine`; see `coefficients.by_layer`.
+    box: the part of the leaf that these are.
+    ndim: axes that `combine` will see, the first of them that of the layers.
+
+  Returns:
+    The values, without "by_layer".
+  """
+  values = dict(values)
+  for name, found in values.pop("by_layer", {}).items():
+    part = found[..., box[0]]
+    values[name] = part.reshape(part.shape + (1,) * (ndim - 1))
+  return values
 
 
 def places(specs, pieces, out: np.ndarray) -> None:

@@ -193,7 +193,7 @@ class _Work:
   def compile(self, block: blocks.Block) -> None:
     """Runs the rule on zeros, unless the shapes are those of a leaf."""
     group, n = block.group, block.capacity
-    if group.combine is None or group.whole or group.extra:
+    if group.combine is None or group.whole or group.extra or group.layered:
       return
     zeros = blocks.Buffer(np.zeros)
     stack = zeros.array("stack", (len(group.sources), n), group.stack_dtype)
@@ -210,8 +210,7 @@ class _Work:
     if group.whole:
       # The rule sees the leaf as it is, whatever part of it is wanted.
       leaf, wanted = block.pieces[0][0], block
-      shape = self.plan.specs[leaf].shape
-      whole = (leaf, boxes.whole(shape))
+      whole = (leaf, boxes.whole(self.plan.specs[leaf].shape))
       block = blocks.Block(group, (whole,), boxes.size(whole[1]))
     stack = buffer.array(
       "stack", (len(group.sources), block.capacity), group.stack_dtype
@@ -226,17 +225,19 @@ class _Work:
     if group.base is not None:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
-    values = self._values(block, buffer)
-    if wanted is not None:
-      shaped = (
-        stack.reshape(len(stack), *shape),
-        None if base is None else base.reshape(shape),
-      )
-      result = self._merge(group, *shaped, values, None)
-    else:
-      result = self._merge(group, stack, base, values, buffer.results)
+    shape = block.shape
+    result = self._merge(
+      group,
+      stack.reshape(len(stack), *shape),
+      None if base is None else base.reshape(shape),
+      self._values(block, buffer),
+      # Layers come in shapes of their own: too many to keep memory for.
+      None if group.whole or group.layered else buffer.results,
+    )
     # Waits for the result, and with it until the buffers are free again.
     merged = np.asarray(result)
+    if wanted is None:
+      merged = merged.reshape(-1)
     if self.check_finite and not np.isfinite(merged).all():
       self._explain(block, stack, base)
     if wanted is not None:
@@ -260,14 +261,16 @@ class _Work:
 
   def _values(self, block, buffer):
     """The numbers for `combine`, with what is to be read for them."""
-    group, values = block.group, dict(block.group.values)
+    group, shape = block.group, block.shape
+    leaf, box = block.pieces[0]
+    values = leafwise.spread(group.values, box, len(shape))
     if group.extra:
-      leaf = block.pieces[0][0]
-      values["extra"] = self._extra(leaf, block, buffer)
+      extra = self._extra(leaf, block, buffer)
+      values["extra"] = extra if group.whole else extra.reshape(-1, *shape)
     if group.indexed:
       index = buffer.array("index", (2, block.capacity), np.dtype(np.uint32))
       leafwise.places(self.plan.specs, block.pieces, index)
-      values["index"] = index
+      values["index"] = index.reshape(2, *shape)
     return values
 
   def _extra(self, leaf, block, buffer):

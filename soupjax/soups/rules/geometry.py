@@ -82,7 +82,9 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
     shares = coefficients.resolve("t", t, sweep.specs, sweep.every)
     grams = _grams(sweep, scope, _raw)
     return {
-      leaf: sum_values(slerp_weights(gram, shares[leaf]))
+      leaf: coefficients.by_layer(
+        shares[leaf], lambda t, gram=gram: sum_values(slerp_weights(gram, t))
+      )
       for leaf, gram in grams.items()
     }
 

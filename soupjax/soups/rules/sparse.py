@@ -216,12 +216,11 @@ def _ranks(bits):
 
 def _della(stack, base, values):
   leaves, each = [], []
-  index = values["index"].reshape(2, *base.shape)
   for k in range(len(stack)):
     delta = consensus.float32_delta(stack[k], base)
     rank = _ranks(consensus.magnitude(delta))
     share = values["lowest"] + values["spread"] * rank
-    mask = random_bits.chosen(values["keys"][k], index, share)
+    mask = random_bits.chosen(values["keys"][k], values["index"], share)
     leaves.append(consensus.keep(stack[k], base, mask))
     if "by_norm" in values:
       share = _kept_norm(delta, mask)
@@ -233,9 +232,10 @@ def _della(stack, base, values):
 
 def _dare_by_norm(stack, base, values):
   leaves, each = [], []
-  index = values["index"].reshape(2, *base.shape)
   for k in range(len(stack)):
-    mask = random_bits.chosen(values["keys"][k], index, values["share"])
+    mask = random_bits.chosen(
+      values["keys"][k], values["index"], values["share"]
+    )
     leaves.append(consensus.keep(stack[k], base, mask))
     delta = consensus.float32_delta(stack[k], base)
     each.append(values["weights"][k] / _kept_norm(delta, mask))

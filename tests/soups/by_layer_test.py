@@ -1,0 +1,158 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Coefficients over depth, where layers are an axis of the leaves."""
+
+import jax
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import models
+from soupjax.models import foreign
+from soupjax.soups import plan, tree
+
+VALUES = [0.2, 0.8]
+# Of the three layers, at depth 0, 1/2 and 1.
+EACH = [0.2, 0.5, 0.8]
+RULES = {
+  "lerp": sj.rules.lerp,
+  "task_arithmetic": sj.rules.task_arithmetic,
+  "weighted": lambda x: sj.rules.task_arithmetic(x, weights=[0.3, 0.6]),
+  "ties": lambda x: sj.rules.ties(0.3, x),
+  "ties, leaf": lambda x: sj.rules.ties(0.3, x, scope="leaf"),
+  "slerp": sj.rules.slerp,
+  "slerp, model": lambda x: sj.rules.slerp(x, scope="model"),
+  "breadcrumbs": lambda x: sj.rules.breadcrumbs(0.3, 0.01, x),
+  "dare": lambda x: sj.rules.dare(0.5, x),
+  "dare, elect": lambda x: sj.rules.dare(0.5, x, elect=True),
+  "della": lambda x: sj.rules.della(0.5, 0.1, x),
+  "sce": lambda x: sj.rules.sce(0.3, x),
+  "iso_c": lambda x: sj.rules.iso_c(x, rows={"block/.*Dense_./kernel": 2}),
+}
+# Those that ask nothing of a leaf, so that its layers may be leaves as well.
+ELEMENTWISE = ["lerp", "task_arithmetic", "weighted", "ties", "slerp, model"]
+
+
+def _models():
+  model = models.ViT(
+    num_classes=3,
+    patch_size=4,
+    width=6,
+    depth=3,
+    num_heads=2,
+    pool_type="map",
+    scan=True,
+  )
+  image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+  specs = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  rng = np.random.default_rng(0)
+  return [
+    jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), specs)
+    for _ in range(3)
+  ]
+
+
+BASE, *FINETUNED = _models()
+
+
+def _apart(params):
+  """Leaf -> array, with every block by itself."""
+  return foreign.unstacked(tree.flatten(params)[0])
+
+
+def _mix(rule, pool, base, **settings):
+  named = [
+    sj.Ingredient.from_params(f"model {k}", one) for k, one in enumerate(pool)
+  ]
+  if rule.needs_base:
+    settings["base"] = sj.Ingredient.from_params("base", base)
+  return tree.flatten(sj.mix(rule, named, **settings).params)[0]
+
+
+def _stacks(leaves):
+  return {k for k in leaves if "encoderblock/" in k}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_layer_is_that_of_its_own_number(name):
+  found = _mix(RULES[name](VALUES), FINETUNED, BASE)
+  assert len(_stacks(found)) == 16
+  expected = [_mix(RULES[name](one), FINETUNED, BASE) for one in EACH]
+  for i, one in enumerate(expected):
+    for leaf in _stacks(found):
+      assert np.array_equal(found[leaf][i], one[leaf][i]), (leaf, i)
+  # Leaves before and after the layers.
+  for leaf, one in {"embedding/kernel": 0, "head/kernel": -1}.items():
+    assert np.array_equal(found[leaf], expected[one][leaf])
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_scanned_or_in_a_loop_is_the_same(name):
+  rule, pool = RULES[name](VALUES), [_apart(one) for one in FINETUNED]
+  found = _apart(_mix(rule, FINETUNED, BASE))
+  expected = _mix(rule, pool, _apart(BASE))
+  assert found.keys() == expected.keys()
+  for leaf, one in found.items():
+    assert np.array_equal(one, expected[leaf]), leaf
+
+
+@pytest.mark.parametrize("name", ["lerp", "ties", "dare", "sce", "slerp"])
+def test_the_same_bits_however_it_is_cut(name):
+  expected = _mix(RULES[name](VALUES), FINETUNED, BASE)
+  # Less than a layer of the larger leaves, one, and a few.
+  for block_bytes in 300, 4_000:
+    found = _mix(RULES[name](VALUES), FINETUNED, BASE, block_bytes=block_bytes)
+    for leaf, one in expected.items():
+      assert np.array_equal(found[leaf], one), (leaf, block_bytes)
+  mesh = jax.make_mesh((2, 3), ("a", "b"), devices=jax.devices()[:6])
+  for axes in ("b", "a"), (None, ("a", "b")):
+
+    def place(leaf, spec, axes=axes):
+      del leaf
+      fits = len(spec.shape) > 1 and not (
+        spec.shape[0] % 3 or spec.shape[1] % 6
+      )
+      axes = axes if fits else ()
+      return jax.sharding.NamedSharding(mesh, jax.P(*axes))
+
+    found = _mix(RULES[name](VALUES), FINETUNED, BASE, sharding=place)
+    for leaf, one in expected.items():
+      assert np.array_equal(found[leaf], one), (leaf, axes)
+
+
+def test_from_checkpoints_with_chunks(tmp_path):
+  expected = _mix(sj.rules.lerp(VALUES), FINETUNED, BASE)
+  paths = []
+  for k, one in enumerate([BASE, *FINETUNED]):
+    paths.append(tmp_path / f"{k}")
+    sj.save_params(paths[-1], one)
+  found = sj.mix(
+    sj.rules.lerp(VALUES), paths[1:], base=paths[0], block_bytes=2_000
+  ).params
+  for leaf, one in tree.flatten(found)[0].items():
+    assert np.array_equal(one, expected[leaf]), leaf
+
+
+def test_part_of_the_way_to_the_base():
+  rule, select = sj.rules.lerp(VALUES), {"Dense_0": 0.25, "": 1.0}
+  found = _mix(rule, FINETUNED, BASE, select=select)
+  loops = [_apart(one) for one in FINETUNED]
+  expected = _mix(rule, loops, _apart(BASE), select=select)
+  for leaf, one in _apart(found).items():
+    assert np.array_equal(one, expected[leaf]), leaf
+
+
+def test_task_vectors_go_by_layer_too():
+  vector = sj.TaskVector(BASE, FINETUNED[0])
+  found = tree.flatten(vector.apply_to(BASE, scale=VALUES))[0]
+  expected = _mix(sj.rules.task_arithmetic(VALUES), FINETUNED[:1], BASE)
+  for leaf, one in expected.items():
+    assert np.array_equal(found[leaf], one), leaf
+
+
+def test_the_plan_says_what_is_taken_for_layers():
+  pool = [sj.Ingredient.from_params("one", FINETUNED[0])]
+  base = sj.Ingredient.from_params("base", BASE)
+  (note,) = plan.make(sj.rules.lerp(VALUES), pool, base=base).notes
+  assert note.startswith("16 leaves") and "of 3, is taken for" in note
+  assert not plan.make(sj.rules.lerp(0.5), pool, base=base).notes
