@@ -5,8 +5,9 @@
   soupjax --config=configs/finetune/vit_b16_i1k.py --workdir=runs/b16 --sweep \
     --config.init.path=CHECKPOINT
 
-CHECKPOINT is AugReg's B/16 of ImageNet-21k (.npz), or with :clip the vision
-tower of CLIP's: see docs/pretrained.md for these and others. Settings are those
+CHECKPOINT is AugReg's B/16 of ImageNet-21k (.npz), whose images were resized as
+OpenCV does (pip install 'soupjax[opencv]'), or with :clip the vision tower of
+CLIP's: see docs/pretrained.md for these and others. Settings are those
 of arXiv 2203.05482, appendix J: AdamW, batch 512, gradients clipped at 1, 500
 steps of warmup and a cosine, weight decay on all parameters; the head is fitted
 first (LP-FT). The sweep is the random search, of 72 members; :sweep=standard
@@ -43,9 +44,7 @@ def get_config(arg=None):
   c.data.num_train = 1_281_167 - 26_000
   c.data.image_size = arg.res
   c.data.batch_size = 512
-  c.data.eval_ops = (
-    "resize_small({image_size})|central_crop({image_size})|value_range(-1, 1)"
-  )
+  c.data.train_ops, c.data.eval_ops = _ops(arg)
 
   c.model.variant = "B/16"
   c.model.pool_type = "tok"
@@ -65,18 +64,31 @@ def get_config(arg=None):
   c.decay = "."
   if arg.runlocal:
     _runlocal(c)
-  if arg.clip:
-    for name in ("train_ops", "eval_ops"):
-      c.data[name] = c.data[name].replace(
-        "value_range(-1, 1)", 'standardize("clip")'
-      )
   return c.lock()
+
+
+def _ops(arg):
+  """Images as those were that the weights have seen."""
+  # AugReg's were not smoothed as they shrank: OpenCV does it, in less time.
+  method, pixels = "linear", "value_range(-1, 1)"
+  if arg.clip:
+    method, pixels = "bicubic", 'standardize("clip")'
+  small = (
+    f"resize_small({{image_size}}, {method!r})|central_crop({{image_size}})|"
+  )
+  if arg.runlocal:  # Digits are small already, and OpenCV need not be there.
+    method, small = "bilinear", ""
+  return (
+    f"inception_crop({{image_size}}, {{crop_min}}, method={method!r})|flip_lr|"
+    f"randaug({{randaug_layers}}, {{randaug_magnitude}})|{pixels}",
+    small + pixels,
+  )
 
 
 def _runlocal(c):
   c.data.update(
     name="digits", minival="minival", num_classes=10, num_train=0,
-    image_size=16, batch_size=20, eval_ops="value_range(-1, 1)",
+    image_size=16, batch_size=20,
   )  # fmt: skip
   c.model.update(variant="mu/4", dtype_mm="float32")
   c.hyper.update(warmup="5steps")

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from soupjax import config as config_lib
+from soupjax.data import preprocess
 from soupjax.tasks import finetune_config, finetune_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -101,6 +102,19 @@ def test_clip_gets_the_pixels_that_it_was_trained_with(arg):
       text == 'standardize("clip")'
     )
     assert "value_range" not in text
+    resized = text.startswith(("inception_crop(224", "resize_small(224"))
+    assert resized == ("'bicubic')" in text)
+
+
+def test_other_weights_get_images_resized_as_in_their_pretraining():
+  config = config_lib.load(str(CONFIGS / "vit_b16_i1k.py"), "res=384")
+  for which, start in {
+    "train_ops": "inception_crop(384, 8.0, method='linear')|flip_lr|",
+    "eval_ops": "resize_small(384, 'linear')|central_crop(384)|",
+  }.items():
+    text = finetune_config.ops(config, which)
+    assert text.startswith(start) and text.endswith("|value_range(-1, 1)")
+    preprocess.Preprocess(text)
 
 
 def test_steps_that_depend_on_unknown_data_are_said_to():
