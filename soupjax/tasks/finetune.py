@@ -216,7 +216,7 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
 
   # --- Loop -------------------------------------------------------------------
   failed: dict[str, str] = {}
-  writers = [MetricWriter(m.directory, m.name) for m in members]
+  writers = [MetricWriter(m.directory, m.name, done=first) for m in members]
   progress = Progress(members[0].name, max(totals), start=first)
   metrics = None
   pending = None  # Metrics of the last log step: read when the next one is due.

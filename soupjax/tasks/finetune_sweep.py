@@ -142,8 +142,9 @@ def chunked(
 def _recorded(config) -> ml_collections.ConfigDict:
   """The config as it is written down: without what changes no result."""
   kept = ml_collections.ConfigDict(config.to_dict())
-  for name in ("population", "log"):
+  for name in ("population", "log", "checkpoint"):
     del kept[name]
+  del kept.data["num_workers"]
   return kept
 
 

@@ -188,7 +188,9 @@ def test_members_at_once_are_those_alone(swept, tmp_path):
 
 def test_finished_members_are_skipped(swept, monkeypatch):
   monkeypatch.setattr(finetune, "train", None)
-  config = small(**SWEPT)
+  # Also where settings differ that change no result.
+  free = {"data.num_workers": 2, "log": "7steps", "checkpoint": "9steps"}
+  config = small(**SWEPT | free)
   found = finetune_sweep.run(config, swept[0], sweep=SWEEP)
   assert [p.name for p in found] == [f"member_{k:03d}" for k in range(3)]
 
