@@ -122,38 +122,63 @@ def _families(names):
 def _scanned(families, specs):
   """Leaf -> layers, of leaves whose first axis these are.
 
-  They are that of a module with numbered parts (LayerNorm_0, LayerNorm_1) in
-  which all leaves begin with an axis of one length, though some are vectors
-  within a layer and others are matrices.
+  They are that of a module with numbered parts (LayerNorm_0, LayerNorm_1), or
+  of one around it, in which all leaves begin with an axis of one length, though
+  some are vectors within a layer and others are matrices.
   """
+  stacks = _stacks(specs)
   found = {}
-  for parent in {family.parent for family in families.values()} - {""}:
-    inside = [leaf for leaf in specs if leaf.startswith(parent)]
-    shapes = [tuple(specs[leaf].shape) for leaf in inside]
-    axes = {len(shape) for shape in shapes}
-    if min(axes) < 2 or len({shape[0] for shape in shapes}) > 1:
+  for family in families.values():
+    around = [one for one in stacks if family.parent.startswith(one)]
+    if not around:
       continue
-    if len(axes) == 1:
+    module = min(around, key=len)
+    inside = [leaf for leaf in specs if leaf.startswith(module)]
+    if len({len(specs[leaf].shape) for leaf in inside}) == 1:
+      leaf, shape = inside[0], specs[inside[0]].shape
       raise ValueError(
-        f"All leaves of {parent[:-1]!r} have {axes.pop()} axes, the first of "
-        f"length {shapes[0][0]}, such as {inside[0]!r}. Are these its layers? "
-        + _ADVICE
+        f"All leaves of {module[:-1]!r} have {len(shape)} axes, the first of "
+        f"length {shape[0]}, such as {leaf!r}. Are these its layers? {_ADVICE}"
       )
-    found |= dict.fromkeys(inside, shapes[0][0])
+    found |= dict.fromkeys(inside, stacks[module])
+  if not found:
+    return found
+  lengths = sorted(set(found.values()))
   others = [
-    family
+    f"the modules {family.stem!r} + number"
     for family in families.values()
     if family.holds_modules() and not family.inside(found)
+  ] + [
+    f"also that of {module[:-1]!r}"
+    for module, length in stacks.items()
+    if length in lengths and not any(leaf.startswith(module) for leaf in found)
   ]
-  if found and (others or len(set(found.values())) > 1 or 1 in found.values()):
-    lengths = sorted(set(found.values()))
-    more = [f"the modules {family.stem!r} + number" for family in others]
+  if others or len(lengths) > 1 or 1 in lengths:
     raise ValueError(
       f"Which are the layers: the first axis of leaves such as "
       f"{next(iter(found))!r}, of length {' or '.join(map(str, lengths))}"
-      f"{', or '.join(['', *more])}? {_ADVICE}"
+      f"{', or '.join(['', *others])}? {_ADVICE}"
     )
   return found
+
+
+def _stacks(specs):
+  """Module -> first axis, of modules in which all leaves have the same.
+
+  Modules have two leaves or more, and are called with the separator at the end;
+  leaves have two axes or more.
+  """
+  inside: dict[str, list[tuple[int, ...]]] = {}
+  for leaf, spec in specs.items():
+    for end in re.finditer(r"[/.]", leaf):
+      inside.setdefault(leaf[: end.end()], []).append(tuple(spec.shape))
+  return {
+    module: shapes[0][0]
+    for module, shapes in inside.items()
+    if len(shapes) > 1
+    and min(map(len, shapes)) > 1
+    and len({shape[0] for shape in shapes}) == 1
+  }
 
 
 def _is_list(family, names):

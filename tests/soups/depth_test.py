@@ -67,6 +67,20 @@ def test_first_axes_that_may_not_be_layers():
   other = {k.replace("block", "tower"): (7, *s[1:]) for k, s in block.items()}
   with pytest.raises(ValueError, match="of length 5 or 7"):
     of(**block, **other)
+  # Only a part of the block has numbers: it is a part of it all the same.
+  part = {
+    "layers/mlp/wi_0/kernel": (5, 8, 9),
+    "layers/mlp/wi_1/kernel": (5, 8, 9),
+    "layers/attention/kernel": (5, 8, 8),
+    "layers/norm/scale": (5, 8),
+  }
+  found = of(**part, embed=(7, 8))
+  assert found.pop("embed") == 0
+  assert {stack.shape for stack in found.values()} == {(5,)}
+  # A second stack, which nothing says to be layers.
+  beside = {"norms/scale": (5, 8), "norms/bias": (5, 8)}
+  with pytest.raises(ValueError, match="also that of 'norms'"):
+    of(**part, **beside)
   with pytest.raises(ValueError, match="of length 1"):
     of(**{k: (1, *shape[1:]) for k, shape in block.items()})
 
