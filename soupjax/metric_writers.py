@@ -20,14 +20,14 @@ class MetricWriter:
   (the extra `tensorboard`), event files go to `tensorboard/RUN/`.
   """
 
-  def __init__(self, workdir: str | os.PathLike, run: str, *, done: int = -1):
+  def __init__(self, workdir: str | os.PathLike, run: str, *, done: int):
     """Opens the files.
 
     Args:
       workdir: an existing directory.
       run: what is trained, "pretrain" or an ingredient's name.
-      done: the step up to which this run has come, if it was begun before; what
-        it wrote of later steps, before it was killed, is taken out.
+      done: the last step that will not come again, -1 if all will; what a run
+        wrote of later ones, before it was killed, is taken out.
     """
     self.run, self._file, self._board = run, None, None
     if jax.process_index() != 0:

@@ -16,12 +16,12 @@ def read(path):
 
 
 def test_lines_are_appended_after_a_kill(tmp_path):
-  writer = metric_writers.MetricWriter(tmp_path, "pretrain")
+  writer = metric_writers.MetricWriter(tmp_path, "pretrain", done=-1)
   writer.write(0, {"loss": jnp.float32(2.5)})
   writer.close()
   with open(tmp_path / "metrics.jsonl", "a") as f:
     f.write('{"run": "pre')
-  writer = metric_writers.MetricWriter(tmp_path, "ft")
+  writer = metric_writers.MetricWriter(tmp_path, "ft", done=-1)
   writer.write(50, {"loss": 1.0, "learning_rate": 0.1})
   writer.close()
   assert read(tmp_path) == [
@@ -32,7 +32,7 @@ def test_lines_are_appended_after_a_kill(tmp_path):
 
 def test_what_a_killed_run_will_write_again_is_taken_out(tmp_path):
   for run, steps in {"a": (10, 20, 30), "b": (10, 20)}.items():
-    writer = metric_writers.MetricWriter(tmp_path, run)
+    writer = metric_writers.MetricWriter(tmp_path, run, done=-1)
     for step in steps:
       writer.write(step, {"loss": 1.0})
     writer.close()
@@ -42,13 +42,13 @@ def test_what_a_killed_run_will_write_again_is_taken_out(tmp_path):
   seen = [(line["run"], line["step"]) for line in read(tmp_path)]
   assert seen == [("a", 10), ("a", 20), ("b", 10), ("b", 20), ("a", 30)]
   # From the beginning.
-  metric_writers.MetricWriter(tmp_path, "b").close()
+  metric_writers.MetricWriter(tmp_path, "b", done=-1).close()
   assert [line["run"] for line in read(tmp_path)] == ["a", "a", "a"]
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
-  writer = metric_writers.MetricWriter(tmp_path, "ft")
+  writer = metric_writers.MetricWriter(tmp_path, "ft", done=-1)
   writer.write(0, {"loss": 1.0})
   writer.close()
   assert not list(tmp_path.iterdir())

@@ -9,8 +9,9 @@ import numpy as np
 
 from soupjax.soups import checks, depth, tree
 
-# A number, regular expression -> number, or numbers over depth.
-Coefficient = float | Mapping[str, float] | Sequence[float]
+# A number, regular expression -> number or numbers along the first axis, or
+# numbers over depth.
+Coefficient = float | Mapping[str, float | Sequence[float]] | Sequence[float]
 # One number an ingredient, or regular expression -> such numbers; None is 1s.
 Weights = Sequence[float] | Mapping[str, Sequence[float]] | None
 
@@ -24,7 +25,7 @@ def check(name: str, value: Coefficient) -> Any:
   if isinstance(value, Mapping):
     if not value:
       raise ValueError(f"{name} is an empty mapping.")
-    return {str(k): checks.real(f"{name}[{k!r}]", v) for k, v in value.items()}
+    return {str(k): _one_or_list(f"{name}[{k!r}]", v) for k, v in value.items()}
   array = None if checks.has_bool(value) else checks.numbers(value)
   if (
     array is None
@@ -37,6 +38,15 @@ def check(name: str, value: Coefficient) -> Any:
       f"numbers, or a sequence of numbers over depth; got {value!r}."
     )
   return array.tolist()
+
+
+def _one_or_list(name, value):
+  if np.ndim(value) == 0:
+    return checks.real(name, value)
+  found = _flat(name, value, "over the layers that are the first axis")
+  if not found:
+    raise ValueError(f"{name} is an empty list: give a number for a layer.")
+  return found
 
 
 def check_weights(weights: Weights) -> Any:
@@ -55,12 +65,12 @@ def check_weights(weights: Weights) -> Any:
   return _flat("weights", weights)
 
 
-def _flat(name, weights):
-  array = None if checks.has_bool(weights) else checks.numbers(weights)
+def _flat(name, values, what="one an ingredient"):
+  array = None if checks.has_bool(values) else checks.numbers(values)
   if array is None or array.ndim != 1 or not np.isfinite(array).all():
     raise ValueError(
-      f"{name} must be a flat sequence of finite numbers, one an ingredient, "
-      f"got {weights!r:.80}."
+      f"{name} must be a flat sequence of finite numbers, {what}, got "
+      f"{values!r:.80}."
     )
   return array.tolist()
 
@@ -171,7 +181,7 @@ def resolve_weights(weights: Any, leaves: Iterable[str]) -> dict[str, Any]:
 def resolve(
   name: str,
   value: Coefficient,
-  leaves: Iterable[str],
+  leaves: Iterable[str] | Mapping[str, Any],
   every: Mapping[str, Any] | None = None,
 ) -> dict[str, float | np.ndarray]:
   """Finds the coefficient of every leaf that is merged.
@@ -180,26 +190,55 @@ def resolve(
     name: of the coefficient, for errors.
     value: a number for all; a mapping, of which the first expression found in
       the leaf's name counts; or numbers that are interpolated over depth, the
-      first for the first layer and the last for the last.
-    leaves: their names.
+      first for the first layer and the last for the last. In a mapping, numbers
+      are interpolated over the layers that are the first axis of leaves.
+    leaves: their names, or also their specs, which lists in a mapping need.
     every: specs of all leaves of the model, also those that are kept or left
       out: depth is that in the whole of it. None: there are no others.
 
   Returns:
-    Leaf -> number; by depth, (L,) numbers where L layers are the first axis.
+    Leaf -> number, or (L,) numbers for the L layers of its first axis.
 
   Raises:
     ValueError: for an expression that matches nothing, a leaf without a
       coefficient, or depth without layers to be told (see `depth.of`).
   """
-  value, leaves = check(name, value), list(leaves)
+  value, specs, leaves = check(name, value), leaves, list(leaves)
   if isinstance(value, float):
     return dict.fromkeys(leaves, value)
   if isinstance(value, dict):
-    return _by_regex(name, value, leaves)
+    found = _by_regex(name, value, leaves)
+    lists = [leaf for leaf in leaves if isinstance(found[leaf], list)]
+    return found | {
+      leaf: _interpolated(np.linspace(0, 1, count), found[leaf])
+      for leaf, count in _layers(name, value, lists, specs).items()
+    }
   depths = depth.of(leaves if every is None else every)
-  at = np.linspace(0, 1, len(value)) if len(value) > 1 else np.zeros(1)
-  return {leaf: np.interp(depths[leaf], at, value) for leaf in leaves}
+  return {leaf: float(_interpolated(depths[leaf], value)) for leaf in leaves}
+
+
+def _interpolated(at, values):
+  """Numbers that go from the first of `values` at 0 to the last at 1."""
+  ends = np.linspace(0, 1, len(values)) if len(values) > 1 else np.zeros(1)
+  return np.interp(at, ends, values)
+
+
+def _layers(name, value, leaves, specs):
+  """Leaf -> layers on its first axis, of those that get a list."""
+  counts = {leaf: (specs[leaf].shape or (0,))[0] for leaf in leaves}
+  for pattern, matched in tree.matches(name, value, list(specs)):
+    mine = {leaf: counts[leaf] for leaf in matched if leaf in counts}
+    for leaf, count in mine.items():
+      most = max(mine.values())
+      if count < 2 or count != most:
+        other = next(leaf for leaf in mine if mine[leaf] == most)
+        raise ValueError(
+          f"{name}[{pattern!r}] is a list, for layers that are the first axis "
+          f"of leaves: the shapes {specs[leaf].shape} of {leaf!r} and "
+          f"{specs[other].shape} of {other!r} are not of as many layers, two "
+          "or more. Let the expression match the scanned blocks alone."
+        )
+  return counts
 
 
 def _by_regex(name, value, leaves):

@@ -7,8 +7,6 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
-
 # Leaves out of the layers with such names come before them, all others after.
 _BEFORE = re.compile(
   r"embed|patch|pos(?!t)|cls|token|stem|root|wte|wpe|ln_pre|norm_pre|pre_norm|"
@@ -17,7 +15,14 @@ _BEFORE = re.compile(
 )
 _NUMBERED = re.compile(r"(?:[A-Za-z]+|.*[_-])?(\d+)")
 
+# What has one axis in a module, and two in a stack of them.
+_VECTOR = re.compile(r"(bias|scale|gamma|beta)$|norm", re.IGNORECASE)
+
 _ADVICE = "Give a mapping from regular expressions to numbers instead."
+_SCANNED = (
+  "Say where layers are an axis, and what all other leaves get: a mapping as "
+  "{{{!r}: [...], '': 0.5}} goes along the first axis with its list."
+)
 
 
 @dataclasses.dataclass
@@ -37,10 +42,6 @@ class _Family:
     """What they are called: "encoderblock_" or, of a list, "resblocks."."""
     return re.search(r"[^/.]*[/.]?$", self.stem).group()
 
-  def inside(self, leaves: Iterable[str]) -> bool:
-    """Whether it is a part of what these leaves make up."""
-    return any(leaf.startswith(self.stem) for leaf in leaves)
-
   def holds_modules(self) -> bool:
     """Whether there are modules in them, as in a block, or just weights."""
     rests = set().union(*self.members.values())
@@ -55,41 +56,34 @@ class _Family:
     return 2 * len(set.intersection(*rests)) >= min(map(len, rests))
 
 
-def of(
-  leaves: Iterable[str] | Mapping[str, Any],
-) -> dict[str, float | np.ndarray]:
+def of(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
   """Returns how deep in the network each leaf is, from 0 to 1.
 
   Layers are modules told apart by the first number in a name
   ("encoderblock_3/...", "blocks.3....", "layer3...."). Of several families of
   them, those that hold modules go before those that hold just weights, and of
   these the longest is that of the layers; so is every other of the same name
-  and length, as in models of two towers. In a scanned model layers are the
-  first axis of all leaves of a module. All other leaves are at 0 if their name
-  speaks of embeddings, patches, positions, tokens or a stem, else at 1.
+  and length, as in models of two towers. All other leaves are at 0 if their
+  name speaks of embeddings, patches, positions, tokens or a stem, else at 1.
 
   Args:
     leaves: names of all leaves of the model, or also their specs, which show
       whether layers are an axis.
-
-  Returns:
-    Leaf -> its depth; (L,) that of its layers, if these are its first axis.
 
   Raises:
     ValueError: if there are no such layers, or it is not clear which they are.
   """
   names = list(leaves)
   families, first = _families(names)
-  scanned = {}
   if isinstance(leaves, Mapping):
-    scanned = _scanned(families, leaves)
-  layers = {} if scanned else _layers(families, names)
+    for family in families.values():
+      _refuse_scanned(family, leaves)
+    _refuse_stacks(leaves)
+  layers = _layers(families, names)
   depths = {}
   for leaf in names:
     stem, number = first.get(leaf, ("", 0))
-    if leaf in scanned:
-      depths[leaf] = np.linspace(0, 1, scanned[leaf])
-    elif stem in layers:
+    if stem in layers:
       numbers = sorted(layers[stem].members)
       depths[leaf] = numbers.index(number) / (len(numbers) - 1)
     else:
@@ -119,66 +113,40 @@ def _families(names):
   return {k: f for k, f in families.items() if k in used}, first
 
 
-def _scanned(families, specs):
-  """Leaf -> layers, of leaves whose first axis these are.
-
-  They are that of a module with numbered parts (LayerNorm_0, LayerNorm_1), or
-  of one around it, in which all leaves begin with an axis of one length, though
-  some are vectors within a layer and others are matrices.
-  """
-  stacks = _stacks(specs)
-  found = {}
-  for family in families.values():
-    around = [one for one in stacks if family.parent.startswith(one)]
-    if not around:
-      continue
-    module = min(around, key=len)
-    inside = [leaf for leaf in specs if leaf.startswith(module)]
-    if len({len(specs[leaf].shape) for leaf in inside}) == 1:
-      leaf, shape = inside[0], specs[inside[0]].shape
-      raise ValueError(
-        f"All leaves of {module[:-1]!r} have {len(shape)} axes, the first of "
-        f"length {shape[0]}, such as {leaf!r}. Are these its layers? {_ADVICE}"
-      )
-    found |= dict.fromkeys(inside, stacks[module])
-  if not found:
-    return found
-  lengths = sorted(set(found.values()))
-  others = [
-    f"the modules {family.stem!r} + number"
-    for family in families.values()
-    if family.holds_modules() and not family.inside(found)
-  ] + [
-    f"also that of {module[:-1]!r}"
-    for module, length in stacks.items()
-    if length in lengths and not any(leaf.startswith(module) for leaf in found)
-  ]
-  if others or len(lengths) > 1 or 1 in lengths:
+def _refuse_scanned(family, specs):
+  """Raises if the layers are the first axis of all that is beside a family."""
+  inside = [k for k in specs if family.parent and k.startswith(family.parent)]
+  shapes = [tuple(specs[leaf].shape) for leaf in inside]
+  if not shapes or min(map(len, shapes)) < 2:
+    return
+  if len({shape[0] for shape in shapes}) == 1:
     raise ValueError(
-      f"Which are the layers: the first axis of leaves such as "
-      f"{next(iter(found))!r}, of length {' or '.join(map(str, lengths))}"
-      f"{', or '.join(['', *others])}? {_ADVICE}"
+      f"The layers of {family.parent[:-1]!r} seem to be the first axis of its "
+      f"leaves, {shapes[0][0]} in each, such as {inside[0]!r}: a scanned "
+      f"model. {_SCANNED.format(family.parent)}"
     )
-  return found
 
 
-def _stacks(specs):
-  """Module -> first axis, of modules in which all leaves have the same.
-
-  Modules have two leaves or more, and are called with the separator at the end;
-  leaves have two axes or more.
-  """
-  inside: dict[str, list[tuple[int, ...]]] = {}
-  for leaf, spec in specs.items():
+def _refuse_stacks(specs):
+  """Raises if a module looks as if its layers were the first axis."""
+  inside: dict[str, list[str]] = {}
+  for leaf in specs:
     for end in re.finditer(r"[/.]", leaf):
-      inside.setdefault(leaf[: end.end()], []).append(tuple(spec.shape))
-  return {
-    module: shapes[0][0]
-    for module, shapes in inside.items()
-    if len(shapes) > 1
-    and min(map(len, shapes)) > 1
-    and len({shape[0] for shape in shapes}) == 1
-  }
+      inside.setdefault(leaf[: end.end()], []).append(leaf)
+  for module, leaves in inside.items():
+    shapes = [tuple(specs[leaf].shape) for leaf in leaves]
+    vectors = [
+      leaf
+      for leaf, shape in zip(leaves, shapes)
+      if len(shape) == 2 and _VECTOR.search(leaf)
+    ]
+    if vectors and min(map(len, shapes)) > 1 and max(map(len, shapes)) > 2:
+      if len({shape[0] for shape in shapes}) == 1:
+        raise ValueError(
+          f"The layers of {module[:-1]!r} seem to be the first axis of its "
+          f"leaves, {shapes[0][0]} in each, such as {vectors[0]!r}: a scanned "
+          f"model. {_SCANNED.format(module)}"
+        )
 
 
 def _is_list(family, names):

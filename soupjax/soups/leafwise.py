@@ -42,18 +42,6 @@ def values(rule, ingredients, base, actions):
   return found
 
 
-def layer_notes(leaf_values, specs):
-  """Says of which leaves the first axis is taken for layers."""
-  found = [leaf for leaf, values in leaf_values.items() if "by_layer" in values]
-  if not found:
-    return set()
-  return {
-    f"{len(found)} leaves, such as {found[0]!r}, have one coefficient for each "
-    f"layer, and their first axis, of {specs[found[0]].shape[0]}, is taken for "
-    "the layers."
-  }
-
-
 def check_extra(rule, ingredients, actions):
   """The leaves that `Rule.extra` goes with; all of it must fit them."""
   if not rule.extra:

@@ -142,7 +142,6 @@ def make(
   }
   if not groups:
     raise ValueError(f"select={select} skips every leaf: nothing is left.")
-  maker.notes |= leafwise.layer_notes(leaf_values, ingredients[0].specs)
   sources = (*ingredients, *([] if base is None else [base]))
   specs, treedef = _output(sources, groups)
   return Plan(

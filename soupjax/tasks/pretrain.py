@@ -68,7 +68,7 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
   state = workdir_lib.load_state(saved, like=state) or state
   start = int(state.step)
   progress = Progress("pretrain", c.total_steps, start=start)
-  writer = MetricWriter(workdir, "pretrain")
+  writer = MetricWriter(workdir, "pretrain", done=start - 1)
 
   # --- Loop -------------------------------------------------------------------
   for i in range(start, c.total_steps):

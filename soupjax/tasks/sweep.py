@@ -97,7 +97,7 @@ def sweep(
     )
     key = jax.random.key(member["seed"])
     state = step.init_state(params, tx)
-    writer = MetricWriter(workdir, paths[k].name)
+    writer = MetricWriter(workdir, paths[k].name, done=-1)
     for i in range(member["total_steps"]):
       batch = batch_indices(len(data), c.batch_size, i, member["seed"])
       state, metrics = train_step(

@@ -9,9 +9,11 @@ import pytest
 import soupjax as sj
 from soupjax import models
 from soupjax.models import foreign
-from soupjax.soups import plan, tree
+from soupjax.soups import tree
 
 VALUES = [0.2, 0.8]
+# The same where layers are an axis.
+IN_STACKS = {"encoderblock/": VALUES, "embed": 0.2, "": 0.8}
 # Of the three layers, at depth 0, 1/2 and 1.
 EACH = [0.2, 0.5, 0.8]
 RULES = {
@@ -75,7 +77,7 @@ def _stacks(leaves):
 
 @pytest.mark.parametrize("name", RULES)
 def test_each_layer_is_that_of_its_own_number(name):
-  found = _mix(RULES[name](VALUES), FINETUNED, BASE)
+  found = _mix(RULES[name](IN_STACKS), FINETUNED, BASE)
   assert len(_stacks(found)) == 16
   expected = [_mix(RULES[name](one), FINETUNED, BASE) for one in EACH]
   for i, one in enumerate(expected):
@@ -88,9 +90,9 @@ def test_each_layer_is_that_of_its_own_number(name):
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_scanned_or_in_a_loop_is_the_same(name):
-  rule, pool = RULES[name](VALUES), [_apart(one) for one in FINETUNED]
-  found = _apart(_mix(rule, FINETUNED, BASE))
-  expected = _mix(rule, pool, _apart(BASE))
+  found = _apart(_mix(RULES[name](IN_STACKS), FINETUNED, BASE))
+  loops = [_apart(one) for one in FINETUNED]
+  expected = _mix(RULES[name](VALUES), loops, _apart(BASE))
   assert found.keys() == expected.keys()
   for leaf, one in found.items():
     assert np.array_equal(one, expected[leaf]), leaf
@@ -98,10 +100,12 @@ def test_scanned_or_in_a_loop_is_the_same(name):
 
 @pytest.mark.parametrize("name", ["lerp", "ties", "dare", "sce", "slerp"])
 def test_the_same_bits_however_it_is_cut(name):
-  expected = _mix(RULES[name](VALUES), FINETUNED, BASE)
+  expected = _mix(RULES[name](IN_STACKS), FINETUNED, BASE)
   # Less than a layer of the larger leaves, one, and a few.
   for block_bytes in 300, 4_000:
-    found = _mix(RULES[name](VALUES), FINETUNED, BASE, block_bytes=block_bytes)
+    found = _mix(
+      RULES[name](IN_STACKS), FINETUNED, BASE, block_bytes=block_bytes
+    )
     for leaf, one in expected.items():
       assert np.array_equal(found[leaf], one), (leaf, block_bytes)
   mesh = jax.make_mesh((2, 3), ("a", "b"), devices=jax.devices()[:6])
@@ -115,44 +119,66 @@ def test_the_same_bits_however_it_is_cut(name):
       axes = axes if fits else ()
       return jax.sharding.NamedSharding(mesh, jax.P(*axes))
 
-    found = _mix(RULES[name](VALUES), FINETUNED, BASE, sharding=place)
+    found = _mix(RULES[name](IN_STACKS), FINETUNED, BASE, sharding=place)
     for leaf, one in expected.items():
       assert np.array_equal(found[leaf], one), (leaf, axes)
 
 
 def test_from_checkpoints_with_chunks(tmp_path):
-  expected = _mix(sj.rules.lerp(VALUES), FINETUNED, BASE)
+  expected = _mix(sj.rules.lerp(IN_STACKS), FINETUNED, BASE)
   paths = []
   for k, one in enumerate([BASE, *FINETUNED]):
     paths.append(tmp_path / f"{k}")
     sj.save_params(paths[-1], one)
   found = sj.mix(
-    sj.rules.lerp(VALUES), paths[1:], base=paths[0], block_bytes=2_000
+    sj.rules.lerp(IN_STACKS), paths[1:], base=paths[0], block_bytes=2_000
   ).params
   for leaf, one in tree.flatten(found)[0].items():
     assert np.array_equal(one, expected[leaf]), leaf
 
 
 def test_part_of_the_way_to_the_base():
-  rule, select = sj.rules.lerp(VALUES), {"Dense_0": 0.25, "": 1.0}
-  found = _mix(rule, FINETUNED, BASE, select=select)
+  select = {"Dense_0": 0.25, "": 1.0}
+  found = _mix(sj.rules.lerp(IN_STACKS), FINETUNED, BASE, select=select)
   loops = [_apart(one) for one in FINETUNED]
-  expected = _mix(rule, loops, _apart(BASE), select=select)
+  expected = _mix(sj.rules.lerp(VALUES), loops, _apart(BASE), select=select)
   for leaf, one in _apart(found).items():
     assert np.array_equal(one, expected[leaf]), leaf
 
 
 def test_task_vectors_go_by_layer_too():
   vector = sj.TaskVector(BASE, FINETUNED[0])
-  found = tree.flatten(vector.apply_to(BASE, scale=VALUES))[0]
-  expected = _mix(sj.rules.task_arithmetic(VALUES), FINETUNED[:1], BASE)
+  found = tree.flatten(vector.apply_to(BASE, scale=IN_STACKS))[0]
+  expected = _mix(sj.rules.task_arithmetic(IN_STACKS), FINETUNED[:1], BASE)
   for leaf, one in expected.items():
     assert np.array_equal(found[leaf], one), leaf
 
 
-def test_the_plan_says_what_is_taken_for_layers():
+def test_lists_go_along_an_axis_that_is_there():
   pool = [sj.Ingredient.from_params("one", FINETUNED[0])]
   base = sj.Ingredient.from_params("base", BASE)
-  (note,) = plan.make(sj.rules.lerp(VALUES), pool, base=base).notes
-  assert note.startswith("16 leaves") and "of 3, is taken for" in note
-  assert not plan.make(sj.rules.lerp(0.5), pool, base=base).notes
+
+  def refused(alpha, match):
+    with pytest.raises(ValueError, match=match):
+      sj.mix(sj.rules.lerp(alpha), pool, base=base)
+
+  refused({"": VALUES}, "shapes .* are not of as many layers")
+  refused(
+    {"encoder_norm/|block/": VALUES, "": 0.5},
+    r"alpha\['encoder_norm/\|block/'\] is a list.*shapes .* of 'Transformer",
+  )
+  refused({"pos_embedding": VALUES, "": 0.5}, "pos_embedding.*two or more")
+  refused({"encoderblock/": [], "": 0.5}, "is an empty list")
+  refused({"encoderblock/": [[0.5]], "": 0.5}, "flat sequence of finite numb")
+  refused({"encoderblock/": [0.5, np.nan], "": 0.5}, "flat sequence of finite")
+  # A list by itself does not say which leaves have layers as an axis.
+  refused(VALUES, r"scanned model.*\{'Transformer/encoderblock/': \[...\]")
+
+
+def test_one_number_in_a_list_is_that_number():
+  found, expected = (
+    _mix(sj.rules.lerp({"block/": one, "": 0.8}), FINETUNED, BASE)
+    for one in ([0.2], 0.2)
+  )
+  for leaf, one in expected.items():
+    assert np.array_equal(found[leaf], one), leaf
