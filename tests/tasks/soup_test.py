@@ -26,8 +26,10 @@ SMALL = {
   "pretrain.total_steps": 60,
   "pretrain.checkpoint_steps": 20,
   "pretrain.warmup_steps": 6,
+  "pretrain.log_steps": 10,
   "model.depth": 2,
   "sweep.size": 4,
+  "sweep.log_steps": 5,
   "sweep.total_steps": (15, 25),
   "cook.learned_steps": 4,
   "cook.wise_ft_points": 3,
@@ -197,7 +199,12 @@ def test_killed_four_times_it_ends_with_the_same_results(done, tmp_path):
   assert not (workdir / "results.jsonl").exists()
   finish(workdir)
   assert finished.stat().st_mtime_ns == stamp
-  for name in ("results.jsonl", "soups/greedy/greedy.json", "config.json"):
+  for name in (
+    "results.jsonl",
+    "soups/greedy/greedy.json",
+    "config.json",
+    "metrics.jsonl",
+  ):
     found, expected = (w / name for w in (workdir, done[0]))
     assert found.read_bytes() == expected.read_bytes(), name
 
