@@ -207,12 +207,7 @@ def resolve(
   if isinstance(value, float):
     return dict.fromkeys(leaves, value)
   if isinstance(value, dict):
-    found = _by_regex(name, value, leaves)
-    lists = [leaf for leaf in leaves if isinstance(found[leaf], list)]
-    return found | {
-      leaf: _interpolated(np.linspace(0, 1, count), found[leaf])
-      for leaf, count in _layers(name, value, lists, specs).items()
-    }
+    return _by_regex(name, value, leaves, specs)
   depths = depth.of(leaves if every is None else every)
   return {leaf: float(_interpolated(depths[leaf], value)) for leaf in leaves}
 
@@ -223,28 +218,31 @@ def _interpolated(at, values):
   return np.interp(at, ends, values)
 
 
-def _layers(name, value, leaves, specs):
-  """Leaf -> layers on its first axis, of those that get a list."""
+def _along(name, values, leaves, specs):
+  """The numbers of leaves whose first axis counts layers."""
   counts = {leaf: (specs[leaf].shape or (0,))[0] for leaf in leaves}
-  for pattern, matched in tree.matches(name, value, list(specs)):
-    mine = {leaf: counts[leaf] for leaf in matched if leaf in counts}
-    for leaf, count in mine.items():
-      most = max(mine.values())
-      if count < 2 or count != most:
-        other = next(leaf for leaf in mine if mine[leaf] == most)
-        raise ValueError(
-          f"{name}[{pattern!r}] is a list, for layers that are the first axis "
-          f"of leaves: the shapes {specs[leaf].shape} of {leaf!r} and "
-          f"{specs[other].shape} of {other!r} are not of as many layers, two "
-          "or more. Let the expression match the scanned blocks alone."
-        )
-  return counts
+  other = max(leaves, key=counts.__getitem__)
+  for leaf, count in counts.items():
+    if count < 2 or count != counts[other]:
+      raise ValueError(
+        f"{name} is a list, for layers that are the first axis of leaves: the "
+        f"shapes {specs[leaf].shape} of {leaf!r} and {specs[other].shape} of "
+        f"{other!r} are not of as many layers, two or more. Let the expression "
+        "match the scanned blocks alone."
+      )
+  numbers = _interpolated(np.linspace(0, 1, counts[other]), values)
+  return dict.fromkeys(leaves, numbers)
 
 
-def _by_regex(name, value, leaves):
+def _by_regex(name, value, leaves, specs=None):
+  """Leaf -> what its expression says; with specs, lists go along an axis."""
   found: dict[str, Any] = {}
   for pattern, new in tree.matches(name, value, leaves):
-    found |= dict.fromkeys(new, value[pattern])
+    one = value[pattern]
+    if specs is not None and isinstance(one, list):
+      found |= _along(f"{name}[{pattern!r}]", one, new, specs)
+    else:
+      found |= dict.fromkeys(new, one)
   missing = [leaf for leaf in leaves if leaf not in found]
   if missing:
     raise ValueError(

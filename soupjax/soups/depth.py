@@ -19,10 +19,6 @@ _NUMBERED = re.compile(r"(?:[A-Za-z]+|.*[_-])?(\d+)")
 _VECTOR = re.compile(r"(bias|scale|gamma|beta)$|norm", re.IGNORECASE)
 
 _ADVICE = "Give a mapping from regular expressions to numbers instead."
-_SCANNED = (
-  "Say where layers are an axis, and what all other leaves get: a mapping as "
-  "{{{!r}: [...], '': 0.5}} goes along the first axis with its list."
-)
 
 
 @dataclasses.dataclass
@@ -120,11 +116,7 @@ def _refuse_scanned(family, specs):
   if not shapes or min(map(len, shapes)) < 2:
     return
   if len({shape[0] for shape in shapes}) == 1:
-    raise ValueError(
-      f"The layers of {family.parent[:-1]!r} seem to be the first axis of its "
-      f"leaves, {shapes[0][0]} in each, such as {inside[0]!r}: a scanned "
-      f"model. {_SCANNED.format(family.parent)}"
-    )
+    raise _scanned(family.parent, shapes[0][0], inside[0])
 
 
 def _refuse_stacks(specs):
@@ -142,11 +134,17 @@ def _refuse_stacks(specs):
     ]
     if vectors and min(map(len, shapes)) > 1 and max(map(len, shapes)) > 2:
       if len({shape[0] for shape in shapes}) == 1:
-        raise ValueError(
-          f"The layers of {module[:-1]!r} seem to be the first axis of its "
-          f"leaves, {shapes[0][0]} in each, such as {vectors[0]!r}: a scanned "
-          f"model. {_SCANNED.format(module)}"
-        )
+        raise _scanned(module, shapes[0][0], vectors[0])
+
+
+def _scanned(module, count, leaf):
+  """The error that layers are an axis."""
+  return ValueError(
+    f"The layers of {module[:-1]!r} seem to be the first axis of its leaves, "
+    f"{count} in each, such as {leaf!r}: a scanned model. Say where layers are "
+    "an axis, and what all other leaves get: a mapping as "
+    f"{{{module!r}: [...], '': 0.5}} goes along the first axis with its list."
+  )
 
 
 def _is_list(family, names):
