@@ -5,9 +5,9 @@
 import jax
 import numpy as np
 import pytest
+from toy_models import vit_specs
 
 import soupjax as sj
-from soupjax import models
 from soupjax.models import foreign
 from soupjax.soups import tree
 
@@ -36,17 +36,7 @@ ELEMENTWISE = ["lerp", "task_arithmetic", "weighted", "ties", "slerp, model"]
 
 
 def _models():
-  model = models.ViT(
-    num_classes=3,
-    patch_size=4,
-    width=6,
-    depth=3,
-    num_heads=2,
-    pool_type="map",
-    scan=True,
-  )
-  image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
-  specs = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  specs = vit_specs(width=6, depth=3, scan=True)
   rng = np.random.default_rng(0)
   return [
     jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), specs)

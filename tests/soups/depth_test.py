@@ -3,25 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from toy_models import vit_specs
 
 import soupjax as sj
-from soupjax import models
 from soupjax.soups import depth, tree
 
 
 def vit(scan):
-  model = models.ViT(
-    num_classes=3,
-    patch_size=4,
-    width=8,
-    depth=4,
-    num_heads=2,
-    pool_type="map",
-    scan=scan,
-  )
-  image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image)
-  return tree.flatten(variables["params"])[0]
+  return tree.flatten(vit_specs(width=8, depth=4, scan=scan))[0]
 
 
 def test_our_own_vit():

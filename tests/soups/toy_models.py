@@ -8,11 +8,21 @@ import numpy as np
 import optax
 
 import soupjax as sj
+from soupjax import models
 
 COUNT = 4
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(32, 5)).astype(np.float32)
 LABELS = RNG.integers(3, size=32)
+
+
+def vit_specs(**options):
+  """Shapes of a tiny ViT's parameters, as a tree."""
+  model = models.ViT(
+    num_classes=3, patch_size=4, num_heads=2, pool_type="map", **options
+  )
+  image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
 def make(seed, dtype=np.float32):
