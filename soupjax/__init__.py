@@ -46,6 +46,7 @@ _SUBPACKAGES = (
   "data",
   "evaluators",
   "models",
+  "registry",
   "report",
   "sharding",
   "soups",

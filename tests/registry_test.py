@@ -1,0 +1,60 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Names that a config may use, from inside and outside the package."""
+
+import math
+
+import pytest
+
+from soupjax.registry import Registry, suggestion
+
+
+def _named(name):
+  def function():
+    return name
+
+  function.__name__ = function.__qualname__ = name
+  return function
+
+
+def test_a_registered_function_is_returned_by_its_name():
+  registry = Registry("rule")
+  f = registry.register(_named("mean"))
+  g = registry.register(name="average")(_named("other"))
+  assert registry.get("mean") is f
+  assert registry.get("average") is g
+  assert list(registry) == ["average", "mean"]
+  assert "mean" in registry and "other" not in registry
+
+
+def test_a_name_with_a_dot_is_imported():
+  assert Registry("rule").get("math.hypot") is math.hypot
+
+
+def test_two_functions_of_one_name_are_refused():
+  registry = Registry("rule")
+  registry.register(_named("mean"))
+  with pytest.raises(ValueError, match="'mean'"):
+    registry.register(math.hypot, name="mean")
+
+
+def test_the_same_definition_may_be_registered_again():
+  registry = Registry("rule")
+  first, again = _named("mean"), _named("mean")
+  registry.register(first)
+  registry.register(again)
+  assert registry.get("mean") is again
+
+
+@pytest.mark.parametrize("path", ["no_such.thing", "math.no_such", "math..x"])
+def test_an_import_path_that_leads_nowhere_is_an_error(path):
+  with pytest.raises(ValueError, match=path):
+    Registry("rule").get(path)
+
+
+def test_unknown_names_come_with_suggestions():
+  registry = Registry("rule")
+  registry.register(_named("linear"))
+  with pytest.raises(ValueError, match="'linear'"):
+    registry.get("liner")
+  assert suggestion("x", ["a", "b"]) == ": there are a, b."
