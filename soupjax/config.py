@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers for `ml_collections` configs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import importlib.util
 import inspect
 import itertools
@@ -11,7 +11,9 @@ import os
 import re
 from typing import Any
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
 import numpy as np
 
 
@@ -53,6 +55,63 @@ def _cast(name: str, text: str, default: Any) -> Any:
   except ValueError as e:
     kind = type(default).__name__
     raise ValueError(f"Config argument {name}={text} is not {kind}.") from e
+
+
+class _NamedTextsParser(flags.ArgumentParser):
+  """Reads the short form of `NamedTexts` from a flag."""
+
+  def parse(self, argument: Any) -> "NamedTexts":
+    if isinstance(argument, str):
+      argument = parse_named(argument)
+    return NamedTexts(argument)
+
+
+@config_flags.register_flag_parser(parser=_NamedTextsParser())
+class NamedTexts(ml_collections.ConfigDict):
+  """A dict of texts. A flag may give all of it in short, as `a=x,b=y`.
+
+  In a config file an entry is set as usual: `c.tests.sketch = "sketch/test"`.
+  """
+
+
+def parse_named(text: str) -> dict[str, str]:
+  """Parses the short form of a dict of texts.
+
+  Example:
+    >>> parse_named("test=validation, sketch=imagenet_sketch/test")
+    {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
+
+  Raises:
+    ValueError: if a part is not NAME=VALUE, or a name is given twice.
+  """
+  values: dict[str, str] = {}
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, is_pair, value = part.partition("=")
+    if not (is_pair and value and re.fullmatch(r"[\w-]+", name)):
+      raise ValueError(f"Cannot read {part!r} of {text!r}: write NAME=VALUE.")
+    if name in values:
+      raise ValueError(f"{name!r} is given twice in {text!r}.")
+    values[name] = value
+  return values
+
+
+def check_short_forms(overrides: Iterable[str]) -> None:
+  """Checks that no flag gives a whole dict in short beside entries of it.
+
+  Args:
+    overrides: dotted keys of all flags, such as "tests" and "tests.sketch".
+
+  Raises:
+    ValueError: naming both flags.
+  """
+  overrides = sorted(overrides)
+  for key in overrides:
+    inner = [other for other in overrides if other.startswith(f"{key}.")]
+    if inner:
+      raise ValueError(
+        f"--config.{key} and --config.{inner[0]} set the same: give one of "
+        "them."
+      )
 
 
 def load(path: str, arg: str | None = None, **overrides: Any):
@@ -123,7 +182,8 @@ def updated(
     ValueError: if a key does not exist, or a value has another type.
   """
   config = ml_collections.ConfigDict(config.to_dict())
-  for key in overrides:
+  overrides = dict(overrides)
+  for key, value in overrides.items():
     parent, _, leaf = key.rpartition(".")
     try:
       found = leaf in (_at(config, parent) if parent else config)
@@ -131,6 +191,9 @@ def updated(
       found = False
     if not found:
       raise ValueError(f"{what} has no config key {key!r}.")
+    target = _at(config, key)
+    if isinstance(target, ml_collections.ConfigDict) and isinstance(value, str):
+      overrides[key] = parse_named(value)
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:

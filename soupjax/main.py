@@ -59,7 +59,7 @@ def _dispatch(config, dry_run):
       from soupjax.tasks import soup as task
     elif config.task == "cook":
       _distribute()
-      from soupjax.tasks import cook_sweep as task
+      from soupjax.tasks.cook import run as task
     elif config.task == "diagnose":
       from soupjax.tasks import diagnose as task
     else:

@@ -7,4 +7,5 @@ from soupjax.evaluators.metrics import METRICS as METRICS
 from soupjax.evaluators.metrics import (
   classification_metrics as classification_metrics,
 )
+from soupjax.evaluators.metrics import get_metric as get_metric
 from soupjax.evaluators.metrics import metric as metric

@@ -3,6 +3,7 @@
 """The evaluator of classification, for one device or many hosts."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import copy
 import functools
 import math
 from typing import Any
@@ -116,13 +117,15 @@ class Evaluator:
       ValueError: if a metric is unknown.
     """
     self.metric, self.name = metric, name
-    self.names = tuple(dict.fromkeys((*_METRICS, metric, *more_metrics)))
+    more = sorted({metric, *more_metrics} - {*_METRICS})
+    self.names = (*_METRICS, *more)
     self._metric = get_metric(metric)
-    for other in more_metrics:
+    for other in more:
       get_metric(other)
     self._model, self._mesh = model, mesh
     self._batches, self._cache_bytes = batches, 1e9 * cache_gb
     self._cached: dict[str, np.ndarray] | None = None
+    self._order: np.ndarray | None = None  # Rows of the cache, to cut batches.
     self._shape = (0, 0)  # Batches, and examples of this process in each.
     self._on_devices: dict[int, Any] = {}
     self._count: int | None = None  # Examples in all processes.
@@ -137,6 +140,7 @@ class Evaluator:
     *,
     batch_size: int = 256,
     metric: str = "prec@1",
+    more_metrics: Iterable[str] = (),
     name: str = "minival",
   ) -> "Evaluator":
     """Makes an evaluator of images in memory, in one process.
@@ -147,6 +151,7 @@ class Evaluator:
       labels: (n,) class indices.
       batch_size: images in a batch; the last is padded and masked.
       metric: as above.
+      more_metrics: as above.
       name: as above.
 
     Raises:
@@ -157,7 +162,7 @@ class Evaluator:
     images, labels = np.asarray(images), metrics_lib.check_labels(labels)
     if not len(images) or len(images) != len(labels):
       raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")
-    self = cls(model, (), metric=metric, name=name, cache_gb=math.inf)
+    self = cls(model, (), metric=metric, more_metrics=more_metrics, name=name)
     self._shape = math.ceil(len(images) / batch_size), batch_size
     self._cached = {
       "images": images,
@@ -166,10 +171,27 @@ class Evaluator:
     }
     return self
 
+  def for_metric(self, metric: str) -> "Evaluator":
+    """Returns an evaluator of the same images that scores by another metric.
+
+    The decoded images are shared; the order for early rejection is not.
+
+    Raises:
+      ValueError: if the metric is not one of this evaluator.
+    """
+    if metric not in self.names:
+      raise ValueError(
+        f"The evaluator has {', '.join(self.names)}, not {metric!r}: name it "
+        "in more_metrics."
+      )
+    other = copy.copy(self)
+    other.metric, other._metric = metric, get_metric(metric)
+    return other
+
   @property
-  def cached(self) -> bool:
-    """Whether the decoded images are in memory."""
-    return self._cached is not None
+  def cached_bytes(self) -> int:
+    """Bytes of the decoded images that are kept in memory."""
+    return 0 if self._cached is None else self._cached["images"].nbytes
 
   # --- Scores -----------------------------------------------------------------
 
@@ -285,9 +307,8 @@ class Evaluator:
     loss = values[:, self.names.index("loss")]
     # This process's images; the worst by the metric first, then by the loss.
     rows = np.searchsorted(position, self._cached["position"])
-    order = np.lexsort((-loss[rows], value[rows]))
-    self._cached = {key: x[order] for key, x in self._cached.items()}
-    self._on_devices.clear()
+    self._order = np.lexsort((-loss[rows], value[rows]))
+    self._on_devices = {}
 
   # --- Passes over the data ---------------------------------------------------
 
@@ -358,9 +379,12 @@ class Evaluator:
   def _cut(self, k: int) -> dict[str, np.ndarray]:
     """Cuts one padded batch out of the cache."""
     size = self._shape[1]
+    rows = slice(k * size, (k + 1) * size)
+    if self._order is not None:
+      rows = self._order[rows]
     batch = {}
     for key, x in self._cached.items():
-      part = x[k * size : (k + 1) * size]
+      part = x[rows]
       missing = size - len(part)
       if missing:
         fill = np.full((missing, *x.shape[1:]), -(key == "position"), x.dtype)

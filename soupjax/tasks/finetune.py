@@ -18,7 +18,7 @@ import numpy as np
 
 from soupjax import data, sharding
 from soupjax.checkpoints import files, train_state
-from soupjax.evaluators import Streaming
+from soupjax.evaluators import Evaluator
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.tasks import finetune_config as settings
@@ -52,7 +52,7 @@ class Job:
   mesh: jax.sharding.Mesh
   model: Any
   train: data.Source
-  minival: Streaming
+  minival: Evaluator
   params: PyTree
   init_hash: str
   erasing: bool
@@ -116,11 +116,7 @@ def prepare(
     mesh=mesh,
     model=model,
     train=train,
-    minival=Streaming(
-      model,
-      batches,
-      functools.partial(finetune_step.put_batch, mesh, axes=("data",)),
-    ),
+    minival=Evaluator(model, batches, mesh=mesh),
     params=params,
     init_hash=init_hash,
     erasing=any(m.config.hyper.erasing > 0 for m in members),

@@ -1,7 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of cooking a folder of checkpoints: defaults, checks."""
+"""The settings of cooking: defaults, what a sweep recorded, checks."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import os
@@ -13,77 +14,85 @@ import flax.linen as nn
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import models
+from soupjax import evaluators, models
 from soupjax.checkpoints import files
 from soupjax.models import mappings
 from soupjax.tasks import finetune_config
 
 LEARNED = ("model", "layer", "tensor")
-# What a sweep of `tasks.finetune` recorded, and cooking goes by.
+# Parts of the config that a sweep of task "finetune" has recorded.
 _OF_SWEEP = ("data", "model", "sharding")
+# Names in `tests` that the report uses for something else.
+_RESERVED = ("minival", "shifts")
 
-
-# Those of `models.ViT` that checkpoints from elsewhere differ in, or that say
-# how it is computed.
+# Options of `models.ViT` in which checkpoints from elsewhere differ, or that
+# say how the model is computed.
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
   *("pre_norm", "patch_bias", "fc_norm", "attention", "scan", "dtype_mm"),
 )
-# Of those that can be None.
+# Types of options that can be None.
 _KINDS = {int | None: int, str | None: str}
 
 
 def default_config() -> ml_collections.ConfigDict:
   """The settings that all configs of this task have."""
-  theirs = finetune_config.default_config()
   c = ml_collections.ConfigDict()
   c.task = "cook"
   c.seed = 0  # Of the order of held-out images in learned soups.
   c.ingredients = ""  # A pattern, or several joined by commas.
-  # The model that all were fine-tuned from, with a head: for WiSE-FT. Or empty.
+  # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
   c.initial = ""
-  c.family = ""  # Of the checkpoints, see docs/pretrained.md; empty finds out.
-  # "NAME=SPLIT" of data.name or "NAME=DATASET/SPLIT", joined by commas. "test"
-  # is the test set, all others are shifts. No choice is made on any.
-  c.tests = ""
+  # What the head of `initial` is: "linear probe", "new head", or unknown: "".
+  c.initial_head = ""
+  c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
+  # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
+  # all others are shifts. Nothing is chosen on them. In short, from the shell:
+  # --config.tests=test=validation,sketch=imagenet_sketch/test
+  c.tests = config_lib.NamedTexts()
 
   c.data = ml_collections.ConfigDict()
   c.data.name = ""
   c.data.data_dir = ""
-  c.data.train = "train"  # Minival is a part of it where data.minival is empty.
+  c.data.train = "train"  # Minival is a part of it if data.minival is "".
   c.data.minival = ""
   c.data.minival_per_class = 26
-  # 0 and empty: as the checkpoints, or files beside them, say.
+  # 0 and "": as in the checkpoints, or in files beside them.
   c.data.num_classes = 0
   c.data.image_size = 0
   c.data.eval_ops = ""
   # The order of the models' outputs: "text", "natural" (as timm sorts folders),
-  # or a file with a class a line. Empty: as a config.json says, else "text".
+  # or a file with one class per line. "": as in config.json, else "text".
   c.data.classes = ""
   c.data.augment = ml_collections.ConfigDict()
   c.data.batch_size = 256
-  # Minival is decoded once if it takes no more; else for every candidate.
+  # Decoded images are kept in memory, minival first, up to this size; sets that
+  # do not fit are decoded again for every model.
   c.data.cache_gb = 8.0
 
-  # Options of `models.ViT`; what is not set is found out (docs/cook.md).
+  # Options of `models.ViT`; those that are not set are detected (docs/cook.md).
   c.model = ml_collections.ConfigDict({"name": "vit", "variant": ""})
   for field in dataclasses.fields(models.ViT):
     if field.name in _OPTIONS:
       kind = _KINDS.get(field.type, field.type)
       c.model[field.name] = ml_collections.config_dict.placeholder(kind)
-  c.sharding = theirs.sharding
+  c.sharding = finetune_config.default_config().sharding
 
   c.cook = ml_collections.ConfigDict()
-  c.cook.accept = "ge"
-  c.cook.min_delta = 0.0
-  c.cook.early_reject = True
-  c.cook.learned_granularities = ("layer",)
-  c.cook.learned_steps = 100
-  c.cook.learned_learning_rate = 0.1
-  c.cook.learned_batch_size = 256
+  # Of minival: "prec@1", "loss", a registered metric or an import path. In
+  # "loss,prec@1" the first ranks the ingredients and makes the soup "greedy";
+  # each of the others makes one more greedy soup, here "greedy_prec1".
+  c.cook.metric = "prec@1"
+  c.cook.greedy = {"accept": "ge", "min_delta": 0.0, "early_reject": True}
+  c.cook.learned = {
+    "granularities": ("layer",),
+    "steps": 100,
+    "learning_rate": 0.1,
+    "batch_size": 256,
+  }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
-  # For ensembles the logits of all ingredients are kept, unless they take more.
+  # Ensembles need the logits of all ingredients: made if they take no more.
   c.cook.ensembles_gb = 8.0
   return c
 
@@ -91,38 +100,43 @@ def default_config() -> ml_collections.ConfigDict:
 def of_sweep(
   config: ml_collections.ConfigDict, directory: str, which: str = "last"
 ) -> None:
-  """Fills in what a sweep of `tasks.finetune` recorded.
+  """Fills in the settings that a sweep of task "finetune" recorded.
 
   Args:
     config: from `default_config`; changed in place.
     directory: the sweep's `--workdir`.
-    which: of each member's ingredients, as "last" or "last_ema_0.999".
+    which: the name of the ingredient of each member, such as "last" or
+      "last_ema_0.999".
 
   Raises:
-    ValueError: if it is no such directory.
+    ValueError: if the directory does not hold such a run.
   """
   root = pathlib.Path(directory).expanduser().absolute()
   record = root / "config.json"
   if not record.exists():
     raise ValueError(
-      f"{root} has no config.json: give the --workdir of a sweep that was "
-      "fine-tuned, or say with --config.ingredients, --config.model and "
-      "--config.data what there is."
+      f"{root} has no config.json: give the --workdir of a fine-tuning sweep, "
+      "or describe the checkpoints with --config.ingredients, --config.model "
+      "and --config.data."
     )
-  found = files.read_json(record)
-  if not isinstance(found, dict) or found.get("task") != "finetune":
+  recorded = files.read_json(record)
+  task = recorded.get("task") if isinstance(recorded, dict) else None
+  if task != "finetune":
     raise ValueError(
-      f"{root} is no run of task 'finetune', but of {found.get('task')!r}."
+      f"{root} is a run of task {task!r}, but sweep= needs one of 'finetune'."
     )
   for part in _OF_SWEEP:
     known = config[part]
-    values = {k: v for k, v in found[part].items() if k != "augment"}
-    if part == "model":  # Every option of the model is its own.
+    values = {k: v for k, v in recorded[part].items() if k != "augment"}
+    if part == "model":  # All options are those of the sweep.
       config.model = ml_collections.ConfigDict(values)
     else:
       known.update({k: v for k, v in values.items() if k in known})
-  if found["data"].get("eval_batch_size"):
-    config.data.batch_size = found["data"]["eval_batch_size"]
+  if recorded["data"].get("eval_batch_size"):
+    config.data.batch_size = recorded["data"]["eval_batch_size"]
+  config.tests = config_lib.NamedTexts(recorded.get("tests") or {})
+  probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
+  config.initial_head = "linear probe" if probed else ""
   waiting = [
     member.name
     for member in sorted(root.glob("member_*"))
@@ -143,35 +157,54 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
   """Returns name -> (dataset, split) of `config.tests`.
 
   Raises:
-    ValueError: if it cannot be read.
+    ValueError: if a name is reserved, or a value is not a split.
   """
-  found: dict[str, tuple[str, str]] = {}
-  for part in filter(None, (p.strip() for p in config.tests.split(","))):
-    name, is_pair, place = part.partition("=")
-    dataset, _, split = place.rpartition("/")
-    if not (is_pair and split and re.fullmatch(r"[\w.-]+", name)):
+  sets: dict[str, tuple[str, str]] = {}
+  for name, place in config.tests.items():
+    dataset, _, split = str(place).rpartition("/")
+    if name in _RESERVED:
+      raise ValueError(f"tests.{name}: this name is reserved, choose another")
+    if not split or not re.fullmatch(r"[\w-]+", name):
       raise ValueError(
-        f"tests={config.tests!r}: write NAME=SPLIT or NAME=DATASET/SPLIT, as "
-        "'test=validation,sketch=imagenet_sketch/test'"
+        f"tests.{name}={place!r}: give a name of letters and digits, and as "
+        "its value SPLIT or DATASET/SPLIT, such as 'imagenet_sketch/test'"
       )
-    if name in ("minival", "shifts", *found):
-      raise ValueError(
-        f"tests={config.tests!r}: the name {name!r} is taken, choose another"
-      )
-    found[name] = dataset or config.data.name, split
-  return found
+    sets[name] = dataset or config.data.name, split
+  return sets
+
+
+def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Returns the names of the metrics of `cook.metric`, the first one ranking.
+
+  Raises:
+    ValueError: if there is none, or one is unknown or given twice.
+  """
+  names = [name.strip() for name in config.cook.metric.split(",")]
+  for name in names:
+    evaluators.get_metric(name)
+  safe = [greedy_name(names, name) for name in names]
+  if len(set(safe)) < len(names):
+    raise ValueError(f"cook.metric={config.cook.metric!r} has a metric twice")
+  return tuple(names)
+
+
+def greedy_name(names: Sequence[str], name: str) -> str:
+  """Returns the name of the greedy soup by a metric, safe as a file name."""
+  if name == names[0]:
+    return "greedy"
+  return "greedy_" + re.sub(r"\W", "", name.rpartition(".")[2])
 
 
 def eval_ops(config: ml_collections.ConfigDict) -> str:
-  """What is done to every image."""
+  """Returns the operations on every image, with numbers filled in."""
   return finetune_config.ops(config, "eval_ops")
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
-  """Builds the model, of those options that are set.
+  """Builds the model from those options that are set.
 
   Raises:
-    ValueError: if there is no such model, variant or option.
+    ValueError: if a model, variant or option is unknown.
   """
   given = {k: v for k, v in config.model.to_dict().items() if v is not None}
   if given["name"] == "mixer":
@@ -185,7 +218,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
   Raises:
-    ValueError: listing every key with a value that cannot work.
+    ValueError: listing every key with an invalid value.
   """
   problems = config_lib.Problems(config)
   expect = problems.expect
@@ -199,21 +232,21 @@ def check(config: ml_collections.ConfigDict) -> None:
     expect(key, "a whole number from 0", lambda v: v >= 0 and v == int(v))
   for key in (
     "data.batch_size",
-    "cook.learned_steps",
-    "cook.learned_batch_size",
+    "cook.learned.steps",
+    "cook.learned.batch_size",
   ):
     expect(key, "a positive whole number", count)
   for key in ("data.cache_gb", "cook.ensembles_gb"):
     expect(key, "a number from 0", lambda v: v >= 0)
-  expect("cook.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
-  expect("cook.min_delta", "a finite number", math.isfinite)
+  expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
+  expect("cook.greedy.min_delta", "a finite number", math.isfinite)
   expect(
-    "cook.learned_granularities",
+    "cook.learned.granularities",
     f"some of {', '.join(LEARNED)}",
     lambda v: set(v) <= set(LEARNED) and len(set(v)) == len(v),
   )
   expect(
-    "cook.learned_learning_rate", "positive and finite",
+    "cook.learned.learning_rate", "positive and finite",
     lambda v: 0 < v < math.inf,
   )  # fmt: skip
   expect("cook.wise_ft_points", "0, or at least 2", lambda v: v == 0 or v >= 2)
@@ -226,6 +259,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     build_model,
     finetune_config.sharding_rules,
     tests,
+    metrics,
     eval_ops,
   ):
     try:

@@ -1,10 +1,12 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What cooking needs: checkpoints, a model that fits them, images."""
+"""Opens the inputs of cooking: checkpoints, a model that fits, datasets."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
+import glob
+import os
 import pathlib
 import re
 from typing import Any
@@ -12,40 +14,41 @@ from typing import Any
 import jax
 import ml_collections
 
-from soupjax import data, sharding
+from soupjax import config as config_lib
+from soupjax import data, evaluators, sharding
 from soupjax.checkpoints import files, find
 from soupjax.models import pretrained
 from soupjax.soups.ingredient import Ingredient, check_ingredients
 from soupjax.soups.starts import check_same_start
-from soupjax.tasks import (
-  cook_checkpoints,
-  cook_config,
-  finetune,
-  finetune_config,
-)
+from soupjax.tasks import finetune, finetune_config
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import infer
 
-# What models of the report are called that are no ingredients.
+# Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
-  "(pretrained|uniform|greedy|ensemble|greedy_ensemble|learned_.*|wise_ft_.*)$"
+  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
 )
+# A metric that counts images moves in steps of one image; larger steps than
+# this make ties and lucky leaders likely.
+_COARSE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Kitchen:
-  """What everything here needs.
+class CookInputs:
+  """The opened checkpoints, model, mesh and datasets.
 
   Attributes:
-    config: as in configs/cook.py.
+    config: as in configs/cook.py, without gaps.
     model: with a head for the data's classes.
     mesh: with an axis "data".
-    place: leaf name and spec -> where it goes on the mesh.
+    place: leaf name and spec -> its sharding on the mesh.
     minival: the source of held-out images.
     tests: name -> source of a test set.
     ingredients: with the leaves of the model.
-    initial: the start, None where it is not known.
-    theirs: the first of them as it was found.
-    notes: lines for the plan, on what the checkpoints told.
+    initial: the start, None if it is not known.
+    original: the first ingredient with the leaves of its file.
+    notes: lines for the plan about the checkpoints.
   """
 
   config: ml_collections.ConfigDict
@@ -56,67 +59,87 @@ class Kitchen:
   tests: Mapping[str, data.Source]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
-  theirs: Ingredient
+  original: Ingredient
   notes: Sequence[str]
 
   @property
-  def images(self) -> int:
+  def sets(self) -> dict[str, data.Source]:
+    """All sets by name, minival first."""
+    return {"minival": self.minival, **self.tests}
+
+  @property
+  def num_images(self) -> int:
     """Images in all sets together."""
-    return len(self.minival) + sum(len(t) for t in self.tests.values())
+    return sum(map(len, self.sets.values()))
+
+  @property
+  def metrics(self) -> tuple[str, ...]:
+    """Names of the metrics that choose, the first one ranking."""
+    return cook_config.metrics(self.config)
+
+  @property
+  def greedy(self) -> dict[str, str]:
+    """Name of each greedy soup -> its metric."""
+    names = self.metrics
+    return {cook_config.greedy_name(names, name): name for name in names}
 
   @property
   def logits_bytes(self) -> int:
-    """Of all ingredients on all sets."""
+    """Bytes of the logits of all ingredients on all sets."""
     classes = self.config.data.num_classes
-    return 4 * len(self.ingredients) * self.images * classes
+    return 4 * len(self.ingredients) * self.num_images * classes
 
   @property
   def ensembles(self) -> bool:
-    """Whether there is room for what ensembles are made from."""
-    room = self.config.cook.ensembles_gb * 1e9
-    return jax.process_count() == 1 and self.logits_bytes <= room
+    """Whether the logits that ensembles need may be kept."""
+    return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
 
   @property
   def learned(self) -> list[str]:
-    """Names of learned soups, which need two ingredients at least."""
+    """Names of the learned soups, which need at least two ingredients."""
     if len(self.ingredients) < 2:
       return []
-    return [f"learned_{g}" for g in self.config.cook.learned_granularities]
+    return [f"learned_{g}" for g in self.config.cook.learned.granularities]
 
   @property
   def family(self) -> str | None:
-    """What the checkpoints were read as; None if they are of the model."""
+    """The family of the checkpoints; None if their leaves are the model's."""
     return self.ingredients[0].hyperparameters.get("family")
 
 
-def open_kitchen(config) -> Kitchen:
-  """Opens checkpoints and data; reads metadata and an image."""
-  patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
-  opened = find.find_ingredients(patterns)
+def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
+  """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Raises:
+    ValueError: if checkpoints, model and data do not fit together.
+  """
+  opened = find.find_ingredients(patterns(config))
   start = find.open_ingredient(config.initial) if config.initial else None
-  config, detected, notes = cook_checkpoints.resolve(
+  config, detected, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
   model = cook_config.build_model(config)
-  see = functools.partial(
+  adapt = functools.partial(
     pretrained.as_ingredient,
     model=model,
     family=config.family or None,
     image_size=config.data.image_size,
   )
   ingredients = [
-    dataclasses.replace(see(found), name=_safe(found.name)) for found in opened
+    dataclasses.replace(adapt(original), name=_safe(original.name))
+    for original in opened
   ]
   check_same_start(ingredients)
   check_ingredients(ingredients)
   initial = None
   if start is not None:
-    initial = see(start)
+    initial = adapt(start)
     check_ingredients([*ingredients, initial])
   shapes = finetune.abstract_params(config, model)
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
-  size = config.cook.learned_batch_size
-  sharding.share(mesh, "data", size, "cook.learned_batch_size")
+  sharding.share(
+    mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
+  )
   places = sharding.of_state(
     mesh,
     shapes,
@@ -126,7 +149,7 @@ def open_kitchen(config) -> Kitchen:
   )
   by_name = dict(sharding.named(places))
   minival, tests = _open_sources(config, detected, notes)
-  return Kitchen(
+  return CookInputs(
     config=config,
     model=model,
     mesh=mesh,
@@ -135,129 +158,202 @@ def open_kitchen(config) -> Kitchen:
     tests=tests,
     ingredients=ingredients,
     initial=initial,
-    theirs=opened[0],
+    original=opened[0],
     notes=notes,
   )
 
 
+def patterns(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the patterns of `config.ingredients`."""
+  return [p.strip() for p in config.ingredients.split(",") if p.strip()]
+
+
 def _safe(name: str) -> str:
-  """A name that is a file's, and that no soup has."""
+  """Makes a name safe as a file name and distinct from those of soups."""
   name = name.replace("/", ".").lstrip(".")
   return f"ingredient_{name}" if _RESERVED.match(name) else name
 
 
 def _open_sources(config, detected, notes):
-  """The held-out set and the test sets, labelled as the models' outputs."""
+  """Opens minival and the test sets, labelled as the models' outputs."""
   c = config.data
   options = {"data_dir": c.data_dir or None}
   source = data.open_source(c.name, c.minival or c.train, **options)
   opened = {
-    name: data.open_source(*where, **options)
-    for name, where in cook_config.tests(config).items()
+    name: data.open_source(*place, **options)
+    for name, place in cook_config.tests(config).items()
   }
-  for name, one in opened.items() if c.minival else ():
-    if shared := data.shared_examples(source, one):
+  for name, test in opened.items() if c.minival else ():
+    if shared := data.shared_examples(source, test):
       raise ValueError(
-        f"tests, {name}: {one.name} has {shared} images of minival, where "
-        "every choice is made. Take others."
+        f"tests.{name}: {test.name} has {shared} images of minival, on which "
+        "every choice is made. Take other images."
       )
-  classes = cook_checkpoints.classes_of(config, detected, source)
-  number = functools.partial(
-    cook_checkpoints.labelled, classes=classes, num=c.num_classes
-  )
+  classes = infer.classes_of(config, detected, source)
+  number = functools.partial(infer.labelled, classes=classes, num=c.num_classes)
   source = number(source, what="data.name")
   minival = source
   if not c.minival:
     _, minival = data.split_minival(source, per_class=c.minival_per_class)
   tests = {
-    name: number(one, what=f"tests, {name}") for name, one in opened.items()
+    name: number(test, what=f"tests.{name}") for name, test in opened.items()
   }
-  for name, one in {"minival": minival, **tests}.items():
+  for name, test in {"minival": minival, **tests}.items():
     known = classes
     if name == "minival" and not c.classes:
       known = detected.classes
-    notes += cook_checkpoints.incomparable(one, known, name)
-    cook_checkpoints.check_images(config, one)
+    notes += infer.incomparable(test, known, name)
+    infer.check_images(config, test)
   return minival, tests
 
 
-def check_unchanged(kitchen: Kitchen, record: pathlib.Path) -> None:
-  """Notes the checkpoints at the first start, compares them at later ones."""
-  some = [*kitchen.ingredients, *filter(None, [kitchen.initial])]
-  now = {i.name: _identity(i.path) for i in some}
+# --- The record of inputs -----------------------------------------------------
+
+
+def check_unchanged(
+  config: ml_collections.ConfigDict, inputs: CookInputs, record: pathlib.Path
+) -> None:
+  """Records the inputs at the first start and compares them at later ones.
+
+  Args:
+    config: as the user gave it, with gaps.
+    inputs: of this start.
+    record: a file of the workdir.
+
+  Raises:
+    ValueError: naming the inputs that changed.
+  """
+  ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
+  now = {i.name: identity(i.path) for i in ingredients}
   now |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
-    for name, source in {"minival": kitchen.minival, **kitchen.tests}.items()
+    for name, source in inputs.sets.items()
   }
   before = workdir_lib.agreed(
     files.read_json(record) if record.exists() else None
   )
   if before is None:
     if jax.process_index() == 0:
-      files.write_json(record, now)
+      values = {"config": config_lib.to_dict(config), "inputs": now}
+      files.write_json(record, values | {"files": _matches(config)})
     return
-  changes = [
-    f"{name} {what}"
-    for name in sorted({*before, *now})
-    if (
-      what := "is new"
-      if name not in before
-      else "is gone"
-      if name not in now
-      else "changed"
-      if before[name] != now[name]
-      else ""
-    )
-  ]
+  changes = changed(before.get("inputs", before), now)
   if changes:
     raise ValueError(
-      f"{record.parent} holds soups of other checkpoints or images: "
+      f"{record.parent} holds results of other checkpoints or images: "
       f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
       "--workdir."
     )
 
 
-def _identity(path: str) -> list[Any]:
-  """Path, and size and time of what is there."""
+def is_record_of(
+  record: pathlib.Path, config: ml_collections.ConfigDict
+) -> bool:
+  """Whether a record is of this config and of unchanged checkpoints.
+
+  Compares paths, sizes and times of files, without opening any.
+  """
+  before = files.read_json(record) if record.exists() else {}
+  return (
+    before.get("config") == config_lib.to_dict(config)
+    and "files" in before
+    and before["files"] == _matches(config)
+  )
+
+
+def _matches(config) -> list[list[Any]]:
+  """Identifies all paths that match `ingredients`, and `initial`."""
+  paths: list[str] = []
+  for pattern in [*patterns(config), config.initial]:
+    local = "://" not in pattern
+    paths += (
+      glob.glob(os.path.expanduser(pattern), recursive=True)
+      if local
+      else [pattern]
+    )
+  return [identity(path) for path in sorted(paths)]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Lists inputs that differ between two starts, in words."""
+  changes = []
+  for name in sorted({*before, *now}):
+    if name not in before:
+      changes.append(f"{name} is new")
+    elif name not in now:
+      changes.append(f"{name} is gone")
+    elif before[name] != now[name]:
+      changes.append(f"{name} changed")
+  return changes
+
+
+def identity(path: str) -> list[Any]:
+  """Returns a path with the size and the time of its files."""
   if "://" in path:
     return [path]
   place = pathlib.Path(path)
-  # A directory's own time does not tell of files that were written over.
+  # The time of a directory does not change when its files are overwritten.
   inside = sorted(p for p in place.rglob("*") if p.is_file())
-  found = [p.stat() for p in (inside if place.is_dir() else [place])]
-  size = sum(one.st_size for one in found)
-  return [path, size, max((one.st_mtime_ns for one in found), default=0)]
+  stats = [p.stat() for p in (inside if place.is_dir() else [place])]
+  size = sum(stat.st_size for stat in stats)
+  return [path, size, max((stat.st_mtime_ns for stat in stats), default=0)]
 
 
-def plan(kitchen: Kitchen) -> str:
-  """What there is and what will be done, as text."""
-  some = kitchen.ingredients
-  known = [i.metrics.get("minival/prec@1") for i in some]
+# --- The plan -----------------------------------------------------------------
+
+
+def plan(inputs: CookInputs) -> str:
+  """Describes the inputs and the work to be done, as text."""
+  ingredients = inputs.ingredients
+  recorded = [i.metrics.get("minival/prec@1") for i in ingredients]
   lines = [
-    f"{len(some)} ingredients of {some[0].num_bytes / 1e6:,.1f} MB"
-    + (f", read as {kitchen.family!r}" if kitchen.family else "")
+    f"{len(ingredients)} ingredients of {ingredients[0].num_bytes / 1e6:,.1f} "
+    "MB" + (f", read as {inputs.family!r}" if inputs.family else "")
   ]
   lines += [
     f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
-    for i, value in zip(some, known)
+    for i, value in zip(ingredients, recorded)
   ]
-  lines += kitchen.notes
+  lines += inputs.notes
   lines.append(
     "start: "
-    + (kitchen.initial.path if kitchen.initial else "not known, no WiSE-FT")
-  )
-  lines.append(
-    f"minival: {kitchen.minival.name}, {len(kitchen.minival)} images"
+    + (inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT")
   )
   lines += [
     f"{name}: {source.name}, {len(source)} images"
-    for name, source in kitchen.tests.items()
+    for name, source in inputs.sets.items()
   ]
-  if not kitchen.tests:
-    lines.append("no test set: give tests= to see what was won")
-  lines.append("soups: " + ", ".join(["uniform", "greedy", *kitchen.learned]))
+  if not inputs.tests:
+    lines.append("no test set: name one with tests= to see what soups gain")
   lines.append(
-    f"ensembles: {kitchen.logits_bytes / 1e6:,.1f} MB of logits"
-    + ("" if kitchen.ensembles else ", for which there is no room: none")
+    "soups: " + ", ".join(["uniform", *inputs.greedy, *inputs.learned])
+  )
+  lines += _about_metrics(inputs)
+  size = inputs.config.data.image_size
+  needed = 12 * size**2 * len(inputs.minival) / 1e9
+  if needed > inputs.config.data.cache_gb:
+    lines.append(
+      f"minival takes {needed:.1f} GB decoded, more than data.cache_gb: it is "
+      "decoded again for every candidate"
+    )
+  lines.append(
+    f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
+    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
   )
   return "\n".join(lines)
+
+
+def _about_metrics(inputs: CookInputs) -> Iterable[str]:
+  """Says what chooses, and whether it is coarse."""
+  first, count = inputs.metrics[0], len(inputs.minival)
+  chosen = [f"{name} by {metric}" for name, metric in inputs.greedy.items()]
+  yield f"chosen on minival: ranks by {first}, " + ", ".join(chosen)
+  for metric in inputs.metrics:
+    if evaluators.get_metric(metric).bound is None:
+      yield f"{metric} has no bound: no early rejection by it"
+  if first == "prec@1" and 1 / count > _COARSE:
+    yield (
+      f"WARNING: with {count} images, accuracy moves in steps of "
+      f"{100 / count:.2g} points: small differences cannot be told apart. "
+      "--config.cook.metric=loss is recommended."
+    )

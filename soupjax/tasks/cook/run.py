@@ -1,10 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Soups of checkpoints on disk, judged on held-out and shifted test sets.
+"""Cooks soups of checkpoints on disk and evaluates them on held-out sets.
 
-Reads top to bottom: every ingredient on everything, soups, judgement, report.
-Settings are in `cook_config`, what is opened in `cook_kitchen`, how models are
-judged in `cook_bench`.
+Reads top to bottom: every ingredient on every set, soups, evaluation, report.
+Settings are in `config`, opened checkpoints and datasets in `inputs`, scores in
+`evaluate`, the single soups in `soups`.
 """
 
 import contextlib
@@ -16,26 +16,27 @@ import os
 import pathlib
 import shutil
 import time
+from typing import Any
 
 from absl import logging
 import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, report
+from soupjax import data, evaluators, report
 from soupjax.checkpoints import files, find, processes
-from soupjax.evaluators import classification_metrics
 from soupjax.models import detect, pretrained
 from soupjax.progress import Progress
 from soupjax.soups import average
-from soupjax.tasks import cook, cook_config, cook_kitchen
 from soupjax.tasks import workdir as workdir_lib
-from soupjax.tasks.cook_bench import Bench
-from soupjax.tasks.cook_kitchen import Kitchen
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import evaluate, inputs, soups
 from soupjax.tasks.finetune_step import put_batch
 
-# What other libraries keep beside weights.
+PyTree = Any
+# Files that other libraries keep beside their weights.
 _CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+_RECORD = "cooked_from.json"
 
 
 def run(
@@ -44,14 +45,12 @@ def run(
   *,
   dry_run: bool = False,
 ) -> pathlib.Path | None:
-  """Cooks and judges what is not there yet.
+  """Cooks and evaluates; what a run before has finished is not done again.
 
   Args:
     config: as in configs/cook.py.
-    path: the directory of the run: `soups/NAME` (an Orbax checkpoint, how it
-      came about, and `model.safetensors` with the names of the family that the
-      ingredients are of), `judged/NAME.json`, `results.jsonl`, `report.html`.
-    dry_run: opens everything, prints what would be done and stops.
+    path: the directory of the run; docs/cook.md lists its files.
+    dry_run: opens everything, prints the plan and stops.
 
   Returns:
     The path of the report; None after a dry run.
@@ -60,208 +59,241 @@ def run(
     ValueError: if the config cannot work, or checkpoints, model and data do not
       fit together.
   """
+  workdir = pathlib.Path(path).expanduser().absolute() if path else None
+  if not dry_run and _print_finished(config, workdir):
+    return workdir / "report.html"
   cook_config.check(config)
-  kitchen = cook_kitchen.open_kitchen(config)
-  config = kitchen.config
+  opened = inputs.open_inputs(config)
   if _first():
-    print(cook_kitchen.plan(kitchen))
+    print(inputs.plan(opened))
   if dry_run:
     return None
-  workdir = pathlib.Path(path).expanduser().absolute()
   with contextlib.ExitStack() as stack:
     if _first():
-      workdir_lib.open_workdir(workdir, config)
+      workdir_lib.open_workdir(workdir, opened.config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.barrier("opened")
-    cook_kitchen.check_unchanged(kitchen, workdir / "cooked_from.json")
-    return _run(kitchen, workdir)
+    inputs.check_unchanged(config, opened, workdir / _RECORD)
+    return _run(opened, workdir)
 
 
 def _first() -> bool:
-  """Whether this process writes for all."""
+  """Whether this is the process that prints and writes."""
   return jax.process_index() == 0
 
 
-def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
-  began, config = time.monotonic(), kitchen.config
-  bench = Bench(kitchen, workdir)
-  place = kitchen.place
+def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
+  began, config = time.monotonic(), opened.config
+  evaluations = evaluate.Evaluations(opened, workdir)
+  place, metric = opened.place, opened.metrics[0]
 
-  # --- Every ingredient, on everything ----------------------------------------
-  judged, ingredients = {}, []
-  progress = Progress("ingredients", len(kitchen.ingredients), unit="models")
-  for one in kitchen.ingredients:
-    load = functools.partial(one.load, sharding=place)
-    found = bench.judge(one.name, load, keep_logits=kitchen.ensembles)
-    judged[one.name] = "ingredient", found
-    metrics = {f"minival/{k}": v for k, v in found["minival"].items()}
-    ingredients.append(dataclasses.replace(one, metrics=metrics))
+  # --- Every ingredient, on every set -----------------------------------------
+  results, ingredients = {}, []
+  progress = Progress("ingredients", len(opened.ingredients), unit="models")
+  for ingredient in opened.ingredients:
+    name = ingredient.name
+    load = functools.partial(ingredient.load, sharding=place)
+    values = evaluations.evaluate(name, load, keep_logits=opened.ensembles)
+    results[name] = "ingredient", values
+    metrics = {f"minival/{k}": v for k, v in values["minival"].items()}
+    ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
     if _first():
-      where = workdir / "ingredients" / one.name / "hyperparameters.json"
-      where.parent.mkdir(parents=True, exist_ok=True)
-      files.write_json(where, dict(one.hyperparameters))
-    progress.step(images=kitchen.images)
-  ingredients = cook.ranked(ingredients)
-  _warn_of_chance(kitchen, ingredients[0])
+      record = workdir / "ingredients" / name / "hyperparameters.json"
+      record.parent.mkdir(parents=True, exist_ok=True)
+      files.write_json(record, dict(ingredient.hyperparameters))
+    progress.step(images=opened.num_images)
+  _write_choices(opened, ingredients, workdir)
+  ingredients = soups.ranked(ingredients, metric)
+  _warn_of_chance(opened, ingredients[0])
 
   # --- Soups, by minival alone ------------------------------------------------
-  names = _cook(kitchen, ingredients, bench, workdir)
+  names = _cook(opened, ingredients, evaluations, workdir)
 
-  # --- Judgement --------------------------------------------------------------
+  # --- Evaluation -------------------------------------------------------------
   models = {}
-  if kitchen.initial:
+  if opened.initial:
     models["pretrained"] = (
       "pretrained",
-      lambda: kitchen.initial.load(sharding=place),
+      lambda: opened.initial.load(sharding=place),
     )
   for name in names:
-    where = workdir / "soups" / name
+    soup = workdir / "soups" / name
     models[name] = (
       "soup",
-      lambda where=where: find.load_params(where, sharding=place),
+      lambda soup=soup: find.load_params(soup, sharding=place),
     )
-  points = config.cook.wise_ft_points if kitchen.initial else 0
+  points = config.cook.wise_ft_points if opened.initial else 0
   for alpha in np.linspace(0, 1, points).tolist():
     digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
     models[f"wise_ft_{alpha:.{digits}f}"] = (
       "interpolation",
       lambda alpha=alpha: average.wise_ft(
-        kitchen.initial, ingredients[0], alpha, sharding=place
+        opened.initial, ingredients[0], alpha, sharding=place
       ),
     )
   progress = Progress("evaluate", len(models), unit="models")
   for name, (kind, load) in models.items():
-    judged[name] = kind, bench.judge(name, load)
-    progress.step(images=kitchen.images)
-  joint, sizes = {}, {}
-  if kitchen.ensembles:
-    logits = {i.name: bench.logits(i.name) for i in ingredients}
-    labels = bench.logits(Bench.LABELS)
-    joint, sizes = cook.ensembles(
-      config, ingredients, "minival", labels["minival"], logits, workdir
+    results[name] = kind, evaluations.evaluate(name, load)
+    progress.step(images=opened.num_images)
+  sizes = {}
+  if opened.ensembles:
+    ensembles, sizes = soups.ensembles(
+      config.cook.greedy,
+      metric,
+      [i.name for i in ingredients],
+      evaluations.logits(evaluate.LABELS)["minival"],
+      {i.name: evaluations.logits(i.name) for i in ingredients},
+      workdir,
     )
+    for name, logits in ensembles.items():
+      values = evaluations.evaluate_logits(name, logits)
+      results[name] = "ensemble", values
 
   # --- Results ----------------------------------------------------------------
   rows = []
-  for name, (kind, found) in sorted(
-    judged.items(), key=lambda one: _order(one[1][0])
+  for name, (kind, values) in sorted(
+    results.items(), key=lambda item: report.KINDS.index(item[1][0])
   ):
-    rows += bench.rows(name, kind, found)
-  for name, outputs in joint.items():
-    found = {
-      dataset: {
-        **classification_metrics(array, labels[dataset]),
-        "n": len(array),
-      }
-      for dataset, array in outputs.items()
-    }
-    rows += bench.rows(name, "ensemble", found)
+    rows += evaluations.rows(name, kind, values)
   page = workdir / "report.html"
-  if not _first():
-    return page
-  files.write_text(
-    workdir / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-  )
-  page = report.write_report(workdir)
-  results = report.read_results(workdir / "results.jsonl")
-  print(report.results_table(results, sizes))
-  print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
+  if _first():
+    files.write_text(
+      workdir / "results.jsonl", "".join(json.dumps(r) + "\n" for r in rows)
+    )
+    report.write_report(workdir)
+    print(report.results_table(report.read_run(workdir), sizes))
+    print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
   return page
 
 
-def _warn_of_chance(kitchen, best) -> None:
-  """Says so if the best ingredient knows next to nothing."""
-  accuracy, chance = (
-    best.metrics["minival/prec@1"],
-    1 / kitchen.model.num_classes,
-  )
+def _write_choices(opened, ingredients, workdir) -> None:
+  """Records by what was chosen, for the report."""
+  if _first():
+    names = opened.metrics
+    files.write_json(
+      workdir / "choices.json",
+      {
+        "metrics": list(names),
+        "modes": {name: evaluators.get_metric(name).mode for name in names},
+        "best": {n: soups.ranked(ingredients, n)[0].name for n in names},
+        "greedy": opened.greedy,
+        "initial_head": opened.config.initial_head,
+      },
+    )
+
+
+def _warn_of_chance(opened, best) -> None:
+  """Warns if the best ingredient is hardly better than chance."""
+  accuracy = best.metrics["minival/prec@1"]
+  chance = 1 / opened.model.num_classes
   if accuracy - chance < 0.1 * (1 - chance) and _first():
     logging.warning(
       "The best ingredient has %.1f %% on minival, hardly better than chance. "
-      "If that is not what you measured, its images are prepared otherwise "
+      "If you measured more, its images were prepared differently "
       "(data.eval_ops), its classes are in another order (data.classes), or "
       "model.num_heads or model.act is not that of training.",
       100 * accuracy,
     )
 
 
-def _order(kind: str) -> int:
-  return ("pretrained", "ingredient", "soup", "interpolation").index(kind)
-
-
-def _cook(kitchen, ingredients, bench, workdir) -> list[str]:
+def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
   """Makes every soup that is not there yet; returns their names."""
-  config, place = kitchen.config.cook, kitchen.place
-  soups = workdir / "soups"
-  soups.mkdir(exist_ok=True)
-  if not workdir_lib.agreed((soups / "uniform").exists()):
+  config, place = opened.config.cook, opened.place
+  folder = workdir / "soups"
+  folder.mkdir(exist_ok=True)
+  if not workdir_lib.agreed((folder / "uniform").exists()):
     soup = average.uniform_soup(ingredients, sharding=place)
-    workdir_lib.save_model(soups / "uniform", soup)
-  if not workdir_lib.agreed((soups / "greedy").exists()):
-    trace = workdir / "greedy_trace.json"
-    greedy = cook.greedy(
-      config, "greedy soup", ingredients, bench.minival, trace, place
-    )
-    record = cook.greedy_record(config, greedy)
-    workdir_lib.save_model(soups / "greedy", greedy.params, greedy=record)
-    if _first():
-      trace.unlink(missing_ok=True)
-  for name in kitchen.learned:
-    if not workdir_lib.agreed((soups / name).exists()):
+    workdir_lib.save_model(folder / "uniform", soup)
+  for name, metric in opened.greedy.items():
+    if not workdir_lib.agreed((folder / name).exists()):
+      trace = workdir / f"{name}_trace.json"
+      greedy = soups.greedy(
+        config.greedy,
+        f"{name} soup by {metric}",
+        soups.ranked(ingredients, metric),
+        evaluations.minival(metric),
+        trace,
+        place,
+      )
+      record = soups.greedy_record(config.greedy, metric, greedy)
+      workdir_lib.save_model(folder / name, greedy.params, greedy=record)
+      if _first():
+        trace.unlink(missing_ok=True)
+  for name in opened.learned:
+    if not workdir_lib.agreed((folder / name).exists()):
       state = workdir / f"{name}_state.json"
-      params, record = cook.learned(
-        config,
+      params, record = soups.learned(
+        config.learned,
         name.removeprefix("learned_"),
-        kitchen.model,
+        opened.model,
         ingredients,
-        _batches(kitchen),
+        _batches(opened),
         state,
         place,
       )
-      workdir_lib.save_model(soups / name, params, learned=record)
+      workdir_lib.save_model(folder / name, params, learned=record)
       if _first():
         state.unlink(missing_ok=True)
-  names = ["uniform", "greedy", *kitchen.learned]
+  names = ["uniform", *opened.greedy, *opened.learned]
   for name in names:
-    _export(kitchen, soups / name, workdir / "export" / name)
+    _export(opened, folder / name, workdir / "export" / name)
   return names
 
 
-def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
-  """Writes a soup with the names that the ingredients came with."""
-  if kitchen.family is None:
+def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
+  """Writes a soup with the leaf names of the ingredients' files."""
+  if opened.family is None:
     return
-  npz = kitchen.family in ("big_vision", "mixer")
-  # Beside their configs it is a folder that their libraries open as it is.
-  configs = [
-    found
-    for name in _CONFIGS
-    if (found := detect.beside(kitchen.ingredients[0].path, name))
-  ]
+  npz = opened.family in ("big_vision", "mixer")
+  # Beside their configs, a soup is a folder that their libraries open.
+  beside = (detect.beside(opened.ingredients[0].path, n) for n in _CONFIGS)
+  configs = [config for config in beside if config]
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if configs:
     file = path / "model.safetensors"
   if not workdir_lib.agreed(file.exists()):
     file.parent.mkdir(parents=True, exist_ok=True)
-    for one in configs if _first() else ():
-      shutil.copyfile(one, path / one.name)
+    for config in configs if _first() else ():
+      shutil.copyfile(config, path / config.name)
     params = find.load_params(soup)
     pretrained.save_exported(
-      file, params, kitchen.model, kitchen.family, like=kitchen.theirs
+      file, params, opened.model, opened.family, like=opened.original
     )
 
 
-def _batches(kitchen):
-  """Held-out images in random order, for learned soups."""
-  config = kitchen.config
+def _batches(opened):
+  """Yields held-out images in random order, for learned soups."""
+  config = opened.config
   loader = data.train_loader(
-    kitchen.minival,
-    batch_size=config.cook.learned_batch_size,
+    opened.minival,
+    batch_size=config.cook.learned.batch_size,
     seed=config.seed,
     preprocess=cook_config.eval_ops(config),
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
   for batch in loader:
-    batch = put_batch(kitchen.mesh, batch, ("data",))
+    batch = put_batch(opened.mesh, batch, ("data",))
     yield batch["images"], batch["labels"]
+
+
+# --- A finished run -----------------------------------------------------------
+
+
+def _print_finished(config, workdir: pathlib.Path) -> bool:
+  """Prints the table of a finished run of these inputs; False if there is none.
+
+  Compares the config and the checkpoints' files with the record; opens neither
+  checkpoints nor data.
+  """
+  finished = False
+  if _first():
+    finished = inputs.is_record_of(workdir / _RECORD, config) and all(
+      (workdir / name).exists() for name in ("results.jsonl", "report.html")
+    )
+  if not workdir_lib.agreed(finished):
+    return False
+  if _first():
+    print(report.results_table(report.read_run(workdir)))
+    print(f"Finished before. Report: {workdir / 'report.html'}")
+  return True

@@ -1,90 +1,42 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cooks the soups of a sweep; every choice is made on minival."""
+"""The soups of a run; each goes on where a killed run left it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import itertools
 import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from soupjax import evaluators
 from soupjax.checkpoints import files
-from soupjax.data import Dataset
-from soupjax.evaluators import Classification, classification_metrics
 from soupjax.progress import Progress
-from soupjax.soups.average import ensemble_logits, uniform_soup
+from soupjax.soups.average import ensemble_logits
 from soupjax.soups.ensemble import GreedyEnsemble, greedy_ensemble
 from soupjax.soups.greedy import GreedySoup, greedy_soup
 from soupjax.soups.ingredient import Ingredient, rank_by
 from soupjax.soups.learned import learned_soup
-from soupjax.soups.starts import check_same_start
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import losses
 
 PyTree = Any
 
 
-def ranked(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
-  """Best first: by accuracy on minival, ties by loss on minival."""
-  by_loss = rank_by(ingredients, "minival/loss", mode="min")
-  return rank_by(by_loss, "minival/prec@1")
-
-
-def cook(
-  config,
-  model,
-  ingredients: Sequence[Ingredient],
-  minival: Dataset,
-  evaluate: Classification,
-  workdir: pathlib.Path,
-) -> list[str]:
-  """Makes every soup that is not there yet.
+def ranked(
+  ingredients: Sequence[Ingredient], metric: str = "prec@1"
+) -> list[Ingredient]:
+  """Sorts by a metric on minival, best first; ties by accuracy, then by loss.
 
   Args:
-    config: with `cook`.
-    model: the ViT.
-    ingredients: of the sweep, with their metrics on minival.
-    minival: held-out data.
-    evaluate: returns the accuracy of parameters on it.
-    workdir: gets `soups/NAME/`.
-
-  Returns:
-    The names of the soups.
+    ingredients: with "minival/METRIC" among their metrics.
+    metric: its name.
   """
-  check_same_start(ingredients)
-  # Learned soups pass over all of them at every step: read each once.
-  ingredients = [i.in_memory() for i in ranked(ingredients)]
-  soups = workdir / "soups"
-  soups.mkdir(exist_ok=True)
-  granularities = list(config.cook.learned_granularities)
-  if len(ingredients) < 2:
-    granularities = []  # There is nothing to learn.
-  names = ["uniform", "greedy", *(f"learned_{g}" for g in granularities)]
-  batches = itertools.repeat((jnp.asarray(minival.images), minival.labels))
-
-  if not (soups / "uniform").exists():
-    workdir_lib.save_model(soups / "uniform", uniform_soup(ingredients))
-  if not (soups / "greedy").exists():
-    trace = workdir / "greedy_trace.json"
-    soup = greedy(config.cook, "greedy soup", ingredients, evaluate, trace)
-    workdir_lib.save_model(
-      soups / "greedy", soup.params, greedy=greedy_record(config.cook, soup)
-    )
-    trace.unlink(missing_ok=True)
-  for granularity in granularities:
-    path = soups / f"learned_{granularity}"
-    if not path.exists():
-      state = workdir / f"learned_{granularity}_state.json"
-      params, record = learned(
-        config.cook, granularity, model, ingredients, batches, state
-      )
-      workdir_lib.save_model(path, params, learned=record)
-      state.unlink(missing_ok=True)
-  return names
+  for name in ("loss", "prec@1", metric):  # Sorting is stable.
+    mode = evaluators.get_metric(name).mode
+    ingredients = rank_by(ingredients, f"minival/{name}", mode=mode)
+  return list(ingredients)
 
 
 def greedy(
@@ -95,10 +47,19 @@ def greedy(
   trace: pathlib.Path,
   sharding: Any = None,
 ) -> GreedySoup:
-  """Runs `greedy_soup`, saving every decision; goes on from `trace`."""
+  """Runs `greedy_soup` and saves every decision in the file `trace`.
+
+  Args:
+    config: with "accept", "min_delta" and "early_reject".
+    stage: the name of the progress line.
+    ingredients: best first.
+    evaluate: as for `greedy_soup`.
+    trace: a file to go on from after a kill.
+    sharding: as for `greedy_soup`.
+  """
   history = workdir_lib.agreed(files.read_json(trace) if trace.exists() else [])
   if not isinstance(history, list):
-    raise ValueError(f"{trace} is no list of decisions: delete it.")
+    raise ValueError(f"{trace} is not a list of decisions: delete it.")
   progress = Progress(
     stage, len(ingredients), unit="candidates", start=len(history)
   )
@@ -122,9 +83,12 @@ def greedy(
   )
 
 
-def greedy_record(config, soup: GreedySoup | GreedyEnsemble) -> dict[str, Any]:
-  """What is kept of a greedy choice besides its weights, as JSON."""
+def greedy_record(
+  config, metric: str, soup: GreedySoup | GreedyEnsemble
+) -> dict[str, Any]:
+  """Returns the record of a greedy choice, as JSON."""
   return {
+    "metric": metric,
     "accept": config.accept,
     "min_delta": config.min_delta,
     "selected": list(soup.selected),
@@ -141,29 +105,27 @@ def learned(
   state: pathlib.Path,
   sharding: Any = None,
 ) -> tuple[PyTree, dict[str, Any]]:
-  """Runs `learned_soup`, saving every step; goes on from `state`.
+  """Runs `learned_soup` and saves every step in the file `state`.
 
   Args:
-    config: with `learned_steps` and `learned_learning_rate`.
+    config: with "steps" and "learning_rate".
     granularity: as for `learned_soup`.
     model: with logits first.
     ingredients: at least two.
     batches: of held-out images and labels, from the first step on.
     state: a file to go on from after a kill.
-    sharding: where ingredients go.
+    sharding: as for `learned_soup`.
 
   Returns:
-    The soup, and what is kept of it besides its weights.
+    The soup and its record, as JSON.
   """
   resume = workdir_lib.agreed(
     files.read_json(state) if state.exists() else None
   )
   if resume is not None and not isinstance(resume, dict):
-    raise ValueError(f"{state} is no state of a learned soup: delete it.")
+    raise ValueError(f"{state} is not the state of a learned soup: delete it.")
   done = len((resume or {}).get("history", ()))
-  progress = Progress(
-    f"learned, {granularity}", config.learned_steps, start=done
-  )
+  progress = Progress(f"learned, {granularity}", config.steps, start=done)
 
   def loss(params, beta, batch):
     images, labels = batch
@@ -171,16 +133,16 @@ def learned(
     targets = losses.smooth_labels(labels, model.num_classes, 0.0)
     return losses.softmax_loss(beta * logits, targets)
 
-  def save(found):
+  def save(value):
     if jax.process_index() == 0:
-      files.write_json(state, found)
+      files.write_json(state, value)
 
   soup = learned_soup(
     ingredients,
     loss,
     granularity=granularity,
-    steps=config.learned_steps,
-    learning_rate=config.learned_learning_rate,
+    steps=config.steps,
+    learning_rate=config.learning_rate,
     batches=batches,
     sharding=sharding,
     stacked="encoderblock/" if model.scan else None,
@@ -198,48 +160,49 @@ def learned(
 
 def ensembles(
   config,
-  ingredients: Sequence[Ingredient],
-  minival: str,
+  metric: str,
+  names: Sequence[str],
   labels: np.ndarray,
-  logits: dict[str, dict[str, np.ndarray]],
+  logits: Mapping[str, Mapping[str, np.ndarray]],
   workdir: pathlib.Path,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
-  """Ensembles of the logits of all ingredients, and of a greedy choice.
+  """Averages the logits of all ingredients, and of a greedy choice.
 
   Args:
-    config: with `cook`.
-    ingredients: of the sweep, with their metrics on minival.
-    minival: the dataset that is held out.
-    labels: its labels.
-    logits: ingredient -> dataset -> (n, classes).
+    config: with "accept" and "min_delta".
+    metric: of the greedy choice, on minival.
+    names: of the ingredients, best first.
+    labels: of minival.
+    logits: ingredient -> set -> (n, classes).
     workdir: gets `ensembles/greedy_ensemble/greedy.json`.
 
   Returns:
-    Ensemble -> dataset -> (n, classes), and ensemble -> number of members.
+    Ensemble -> set -> (n, classes), and ensemble -> number of members.
   """
-  names = [i.name for i in ranked(ingredients)]
-
-  def accuracy(mean):
-    return classification_metrics(mean, labels)["prec@1"]
-
-  chosen = greedy_ensemble(
-    {name: logits[name][minival] for name in names},
-    accuracy,
-    accept=config.cook.accept,
-    min_delta=config.cook.min_delta,
+  evaluator = evaluators.Evaluator.from_arrays(
+    lambda mean, rows: mean[rows],
+    np.arange(len(labels)),
+    labels,
+    batch_size=len(labels),
+    metric=metric,
   )
-  record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
-  record.parent.mkdir(parents=True, exist_ok=True)
-  files.write_json(record, greedy_record(config.cook, chosen))
-
-  def together(members):
-    return {
-      dataset: ensemble_logits(logits[name][dataset] for name in members)
+  choice = greedy_ensemble(
+    {name: logits[name]["minival"] for name in names},
+    evaluator,
+    accept=config.accept,
+    min_delta=config.min_delta,
+    early_reject=False,
+  )
+  if jax.process_index() == 0:
+    record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(record, greedy_record(config, metric, choice))
+  members = {"ensemble": names, "greedy_ensemble": choice.selected}
+  means = {
+    ensemble: {
+      dataset: ensemble_logits(logits[name][dataset] for name in parts)
       for dataset in logits[names[0]]
     }
-
-  members = {"ensemble": names, "greedy_ensemble": chosen.selected}
-  return (
-    {name: together(parts) for name, parts in members.items()},
-    {name: len(parts) for name, parts in members.items()},
-  )
+    for ensemble, parts in members.items()
+  }
+  return means, {ensemble: len(parts) for ensemble, parts in members.items()}
