@@ -84,17 +84,16 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     Row(label="Mean ingredient", models=tuple(ingredients), kind="mean")
   )
   metrics, best = results.choices.metrics, results.choices.best
-  for metric in metrics:
-    model = results.best if metric == metrics[0] else best.get(metric)
-    if model in results.kinds and model not in [r.models[0] for r in out[-1:]]:
-      by = "" if metrics == ("prec@1",) else f" by {in_words(metric)}"
-      out.append(
-        Row(
-          label=f"Best ingredient{by} ({model})",
-          models=(model,),
-          kind="best" if metric == metrics[0] else "ingredient",
-        )
-      )
+  bests = {results.best: metrics[0]}
+  for metric in metrics[1:]:
+    if best.get(metric) in results.kinds:
+      bests.setdefault(best[metric], metric)
+  for model, metric in bests.items():
+    by = "" if metrics == ("prec@1",) else f" by {in_words(metric)}"
+    kind = "best" if model == results.best else "ingredient"
+    out.append(
+      Row(label=f"Best ingredient{by} ({model})", models=(model,), kind=kind)
+    )
   for model in _ordered(results.models("soup"), results):
     out.append(
       Row(label=label(model, "soup", results), models=(model,), kind="soup")

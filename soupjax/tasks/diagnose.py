@@ -102,7 +102,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   ingredients = soups.ranked(ingredients, metric)
   minival = evaluations.minival(metric)
 
-  # --- A greedy soup, and why it rejects ingredients ---------------------------
+  # --- A greedy soup, and why it rejects ingredients --------------------------
   settings, trace = opened.config.cook.greedy, workdir / "greedy_trace.json"
   greedy = soups.greedy(
     settings, "greedy soup", ingredients, minival, trace, opened.place
