@@ -36,7 +36,8 @@ def members(together: bool, count: int, seconds: float) -> float:
   import numpy as np
 
   from soupjax import config as config_lib
-  from soupjax.tasks import finetune_config, finetune_step
+  from soupjax.tasks.finetune import config as finetune_config
+  from soupjax.tasks.finetune import step as finetune_step
 
   config = config_lib.load(str(CONFIGS / "digits.py"))
   at_once = count if together else 1

@@ -55,7 +55,8 @@ def soupjax(args):
   import numpy as np
 
   from soupjax import sharding
-  from soupjax.tasks import finetune_config, finetune_step
+  from soupjax.tasks.finetune import config as finetune_config
+  from soupjax.tasks.finetune import step as finetune_step
 
   config = finetune_config.default_config()
   config.data.update(batch_size=args.batch, image_size=args.image_size)

@@ -80,7 +80,8 @@ def _dispatch(config, dry_run):
 def _finetune(config, dry_run):
   import jax
 
-  from soupjax.tasks import finetune_plan, finetune_sweep
+  from soupjax.tasks.finetune import dry_run as plan_lib
+  from soupjax.tasks.finetune import run
 
   sweep = None
   if _SWEEP.value or _SWEEP_INDEX.value is not None or dry_run:
@@ -91,14 +92,12 @@ def _finetune(config, dry_run):
     if _FAKE_DEVICES.value:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", _FAKE_DEVICES.value)
-    print(finetune_plan.plan(config, sweep))
+    print(plan_lib.plan(config, sweep))
     return
   if not _WORKDIR.value:
     raise app.UsageError("Give --workdir, a directory for the results.")
   _distribute()
-  finetune_sweep.run(
-    config, _WORKDIR.value, sweep=sweep, index=_SWEEP_INDEX.value
-  )
+  run.run(config, _WORKDIR.value, sweep=sweep, index=_SWEEP_INDEX.value)
 
 
 def _distribute():

@@ -14,7 +14,7 @@ Expected: 92 to 96 % on minival, averages of weights (last_ema_0.95) among them.
 """
 
 from soupjax import config as config_lib
-from soupjax.tasks import finetune_config
+from soupjax.tasks.finetune import config as finetune_config
 
 
 def get_config(arg=None):

@@ -16,7 +16,7 @@ from soupjax import config as config_lib
 from soupjax import models
 from soupjax.checkpoints import files
 from soupjax.models import mappings
-from soupjax.tasks import finetune_config
+from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
 # What a sweep of `tasks.finetune` recorded, and cooking goes by.

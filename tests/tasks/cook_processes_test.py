@@ -11,7 +11,8 @@ import numpy as np
 import workers
 
 import soupjax as sj
-from soupjax.tasks import cook_sweep, finetune_sweep
+from soupjax.tasks import cook_sweep
+from soupjax.tasks.finetune import run as finetune_sweep
 
 WORKER = pathlib.Path(__file__).with_name("cook_worker.py")
 

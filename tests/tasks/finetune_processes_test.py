@@ -12,7 +12,7 @@ import workers
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.tasks import finetune_sweep
+from soupjax.tasks.finetune import run as finetune_sweep
 
 WORKER = pathlib.Path(__file__).with_name("finetune_worker.py")
 

@@ -14,7 +14,7 @@ def main(workdir: str, stop: str) -> None:
   from finetuning import SMALL, small
 
   from soupjax.checkpoints import train_state
-  from soupjax.tasks import finetune_sweep
+  from soupjax.tasks.finetune import run as finetune_sweep
 
   save = train_state.StateSaver.save
 

@@ -6,7 +6,7 @@ import pathlib
 
 from soupjax import config as config_lib
 from soupjax.soups import tree
-from soupjax.tasks import finetune_sweep
+from soupjax.tasks.finetune import run as finetune_sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
