@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from soupjax import sharding
-from soupjax.data import ops
+from soupjax.data import batch_ops as ops
 from soupjax.tasks import finetune_config as settings
 from soupjax.train import finetune, optimizers
 
@@ -188,7 +188,7 @@ def augment(erasing, key, images, targets, hyper):
   """Erasing, mixup and CutMix; with both of the last, one of them a batch."""
   key_erase, key_coin, key_mixup, key_cutmix = jax.random.split(key, 4)
   if erasing:
-    images = ops.random_erasing(key_erase, images, hyper.erasing)
+    images = ops.erasing(key_erase, images, hyper.erasing)
   both = (hyper.mixup > 0) & (hyper.cutmix > 0)
   coin = jax.random.bernoulli(key_coin)
   mixup = jnp.where(both & coin, 0.0, hyper.mixup)
