@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images, and what is done to them."""
 
+from soupjax.data import batch_ops, image_ops
 from soupjax.data.dataset import Dataset as Dataset
 from soupjax.data.dataset import batch_indices as batch_indices
 from soupjax.data.digits import Digits as Digits
@@ -16,3 +17,7 @@ from soupjax.data.sources import open_source as open_source
 from soupjax.data.sources import shared_examples as shared_examples
 from soupjax.data.sources import split_minival as split_minival
 from soupjax.data.sources import subset as subset
+
+# Decorators that register operations of one's own.
+image_op = image_ops.OPS.register
+batch_op = batch_ops.OPS.register

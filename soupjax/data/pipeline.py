@@ -103,7 +103,7 @@ def eval_batches(
       wrong or random, or the first image does not fit it.
   """
   parsed = Preprocess(preprocess)
-  if parsed.random:
+  if parsed.random_ops:
     raise ValueError(
       f"Evaluation draws no random numbers, but {preprocess!r} does: use "
       "resize, resize_small or central_crop."

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from soupjax.data import spec
+from soupjax import registry
 from soupjax.data.dataset import Dataset
 
 
@@ -292,7 +292,7 @@ def _part_of(name, split, splits, open_split) -> Source:
   base, *bounds = match.groups()
   if base not in splits:
     raise ValueError(
-      f"{name} has no split {base!r}{spec.suggestion(base, splits)}"
+      f"{name} has no split {base!r}{registry.suggestion(base, splits)}"
     )
   source = open_split(splits[base])
   size = len(source)

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from soupjax.data import spec
+from soupjax import registry
 from soupjax.data.sources import Source
 
 
@@ -63,7 +63,7 @@ def open_tfds(
   base = split.partition("[")[0]
   if "+" not in split and base not in info.splits:
     raise ValueError(
-      f"{name} has no split {base!r}{spec.suggestion(base, info.splits)}"
+      f"{name} has no split {base!r}{registry.suggestion(base, info.splits)}"
     )
   try:
     size = info.splits[split].num_examples
@@ -98,7 +98,7 @@ def _not_found(name: str, data_dir: str | None, tfds) -> str:
     return f"{name} is not prepared in {directory}: {_how_to(name)}"
   if directory.expanduser().is_dir():
     known |= {p.name for p in directory.expanduser().iterdir() if p.is_dir()}
-  return f"Unknown dataset {name!r}{spec.suggestion(base, known)}"
+  return f"Unknown dataset {name!r}{registry.suggestion(base, known)}"
 
 
 def _how_to(name: str) -> str:
