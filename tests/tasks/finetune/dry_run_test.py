@@ -16,7 +16,7 @@ from soupjax.data import preprocess
 from soupjax.tasks.finetune import config as finetune_config
 from soupjax.tasks.finetune import dry_run
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "finetune"
 
 
