@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Atomic writes, JSON and JSON lines."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a soup is written: under a temporary name, then whole at its own."""
+"""Outputs of a mix: written under a temporary name, then renamed."""
 
 from collections.abc import Iterator, Mapping
 import contextlib

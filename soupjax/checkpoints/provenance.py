@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The record that travels with a soup, and the plan as a table."""
+"""Provenance that travels with a soup, and the plan as a table."""
 
 from collections.abc import Mapping
 import hashlib

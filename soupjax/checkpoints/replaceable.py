@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a soup may be written at a path, and what it may replace there."""
+"""Checks that a soup may be written at a path, or replace what is there."""
 
 from collections.abc import Iterable
 import os

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from elsewhere, and back: see docs/pretrained.md.
+"""Converts weights of other libraries, and exports ours to them.
 
 The tables are in `mappings`. Nothing is read before names and shapes are known
 to fit; then leaf by leaf.

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a merge rule is."""
+"""The type of a merge rule."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that look at angles and distances between models.
+"""Rules that use angles and distances between models.
 
 However many parameters there are, all of these need no more of them than the
 dot products of all pairs of models. A first pass takes these, in float64; what

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that look at the singular vectors of task matrices.
+"""Rules that use the singular vectors of task matrices.
 
 They apply to leaves that are matrices; of all others they add `scale *` the
 mean of the task vectors to the base. Whole leaves are held, one a thread.
