@@ -5,7 +5,7 @@
 import pathlib
 
 from soupjax import config as config_lib
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 from soupjax.tasks.finetune import run as finetune_run
 
 ROOT = pathlib.Path(__file__).parents[2]
