@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from soupjax import registry
-from soupjax.data.sources import Source
+from soupjax.data.source import Source
 
 
 class _Tfds(Source):
@@ -25,7 +25,7 @@ class _Tfds(Source):
 def open_tfds(
   name: str, split: str, data_dir: str | os.PathLike | None = None
 ) -> Source:
-  """Opens a prepared TFDS dataset; see `sources.open_source`.
+  """Opens a prepared TFDS dataset; see `open.open_source`.
 
   Args:
     name: as TFDS names it, "cifar10" or "dataset/config:1.0.0".
