@@ -302,7 +302,7 @@ def test_what_is_not_on_disk_as_it_was_written_is_not_published(
 KILL = """
 import os, signal, sys
 import soupjax as sj
-from soupjax.checkpoints import output
+from soupjax.checkpoints import destination
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 stage, folder, out = sys.argv[1:]
 if stage == "written": destination._Finisher.finish = die
