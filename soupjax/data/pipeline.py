@@ -19,6 +19,7 @@ import warnings
 
 import numpy as np
 
+from soupjax.data.dataset import shuffled_index
 from soupjax.data.preprocess import CorruptImage, Preprocess
 from soupjax.data.source import Source
 
@@ -145,20 +146,12 @@ class Stream:
       "batch_size": batch_size,
     }
     self._size = len(source)
-    # As grain.MapDataset.range(size).seed(seed).shuffle() derives it.
-    sequence = np.random.SeedSequence([seed, 1])
-    self._seed = int(sequence.generate_state(1, np.uint32)[0])
+    self._seed = seed
 
   def example_at(self, position: int) -> int:
-    """Returns the index of the example at a position.
-
-    The order is that of Grain's `range(size).seed(seed).shuffle().repeat()`.
-    """
-    import grain
-
+    """Returns the index of the example at a position."""
     epoch, index = divmod(position, self._size)
-    seed = (self._seed + epoch) % 2**32
-    return grain.experimental.index_shuffle(index, self._size - 1, seed, 4)
+    return shuffled_index(index, self._size, self._seed, epoch)
 
   def get_state(self) -> dict[str, Any]:
     """Returns the state as plain JSON; it is the same on all processes."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soupjax.data import Dataset, batch_indices, load_digits
+from soupjax.data import batch_indices, load_digits
 from soupjax.data import digits as digits_lib
 
 
@@ -72,13 +72,6 @@ def test_too_small_a_test_set_is_refused():
     load_digits(num_train=50, num_minival=800)
   with pytest.raises(ValueError, match="num_train=0"):
     load_digits(num_train=0)
-
-
-def test_datasets_check_themselves():
-  with pytest.raises(ValueError, match="a/b is empty"):
-    Dataset("a/b", np.zeros((0, 2, 2, 1)), np.zeros(0))
-  with pytest.raises(ValueError, match="has 2 images and 3 labels"):
-    Dataset("a/b", np.zeros((2, 2, 2, 1)), np.zeros(3))
 
 
 def test_every_epoch_sees_every_example_once():
