@@ -9,6 +9,7 @@ epoch is shuffled at once.
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,56 @@ def batch_indices(size: int, batch_size: int, step: int, seed: int):
 @functools.lru_cache(maxsize=8)
 def _shuffled(size: int, epoch: int, seed: int) -> np.ndarray:
   return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+class Stream:
+  """The order of a training stream, and the number of its next batch."""
+
+  def __init__(self, source, *, batch_size: int, seed: int, preprocess: str):
+    """Starts at batch 0.
+
+    Args:
+      source: has a `name` and a length.
+      batch_size: images in a batch over all processes.
+      seed: of the order.
+      preprocess: text of the operations; part of the state only.
+
+    Raises:
+      ValueError: if batch_size or seed is out of range.
+    """
+    if not 0 <= seed < 2**32:
+      raise ValueError(f"A seed is in [0, 2**32), not {seed}.")
+    if batch_size < 1:
+      raise ValueError(f"batch_size must be positive, not {batch_size}.")
+    self.next_batch = 0
+    self._identity = {
+      "source": source.name,
+      "size": len(source),
+      "preprocess": preprocess,
+      "seed": seed,
+      "batch_size": batch_size,
+    }
+    self._size = len(source)
+    self._seed = seed
+
+  def example_at(self, position: int) -> int:
+    """Returns the index of the example at a position."""
+    epoch, index = divmod(position, self._size)
+    return shuffled_index(index, self._size, self._seed, epoch)
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the state as plain JSON; it is the same on all processes."""
+    return {"next_batch": self.next_batch, **self._identity}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues from a state; raises ValueError if it is of another stream."""
+    for name, value in self._identity.items():
+      if state.get(name) != value:
+        raise ValueError(
+          f"The state is of a stream with {name} {state.get(name)!r}, not "
+          f"{value!r}: it cannot go on from there."
+        )
+    self.next_batch = int(state["next_batch"])
 
 
 # Epochs of larger sets are not kept: 4 bytes an example.
