@@ -8,7 +8,7 @@ import numpy as np
 
 from soupjax.soups import coefficients, exact
 from soupjax.soups.rules import base as rule_base
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def combine_deltas(stack, base, values):
@@ -26,6 +26,7 @@ def delta_values(
   return {"weights": exact.pair(weights), "scale": exact.parts(scale)}
 
 
+@RULES.register
 def task_arithmetic(
   scale: coefficients.Coefficient = 1.0,
   *,

@@ -10,7 +10,7 @@ import numpy as np
 
 from soupjax.soups import coefficients, exact
 from soupjax.soups.rules import base as rule_base
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _fisher(stack, base, values):
@@ -28,6 +28,7 @@ def _fisher(stack, base, values):
   return exact.mean(total, first, exact.halves(scale))
 
 
+@RULES.register
 def fisher(
   fishers: Sequence[Any],
   *,
@@ -108,6 +109,7 @@ def _regmean(stack, base, values):
   return mean + solved.reshape(mean.shape)
 
 
+@RULES.register
 def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
   """Regression mean of linear layers (arXiv 2212.09849).
 

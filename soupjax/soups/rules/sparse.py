@@ -9,7 +9,7 @@ import numpy as np
 from soupjax.soups import checks, coefficients, exact, random_bits, statistics
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import consensus
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _merge(leaves, base, values, weights):
@@ -62,6 +62,7 @@ def _settings(scale, weights, elect, **more):
   }
 
 
+@RULES.register
 def dare(
   density: float,
   scale: coefficients.Coefficient = 1.0,
@@ -141,6 +142,7 @@ def dare(
   )
 
 
+@RULES.register
 def breadcrumbs(
   density: float = 0.14,
   gamma: float = 0.01,
@@ -262,6 +264,7 @@ def _merge_by_norm(leaves, base, values, each):
   return _merge(leaves, base, values, each)
 
 
+@RULES.register
 def della(
   density: float,
   epsilon: float = 0.1,

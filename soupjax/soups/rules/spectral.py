@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups import checks, coefficients, tree
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _deltas(stack, base):
@@ -111,6 +111,7 @@ def _row_axes(rows, specs):
   return {leaf: n if specs[leaf].size else 0 for leaf, n in found.items()}
 
 
+@RULES.register
 def tsv(
   scale: coefficients.Coefficient = 1.0,
   *,
@@ -137,6 +138,7 @@ def tsv(
   return _spectral("tsv", _tsv, scale, rows)
 
 
+@RULES.register
 def iso_c(
   scale: coefficients.Coefficient = 1.0,
   *,
