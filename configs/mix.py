@@ -22,11 +22,11 @@ The same in short:
 
 Further examples of what follows the colon:
 
-  'weighted([3, 1])'            one weight for each ingredient
-  'interpolate(0.5)'            halfway from the base (WiSE-FT, arXiv 2109.01903)
-  'schedule("ema", decay=0.9)'  checkpoints of one run, oldest first
-  'task_arithmetic({"head": 0.0, "": 0.4})'   a scale for each leaf
-  'my_rules.trimmed_mean(share=0.1)'          a function of a module of yours
+  'weighted([3, 1])'             one weight for each ingredient
+  'interpolate(0.5)'             halfway from the base: WiSE-FT, 2109.01903
+  'schedule("ema", decay=0.9)'   checkpoints of one run, oldest first
+  'task_arithmetic({"head": 0.0, "": 0.4})'      a scale for each leaf
+  'my_rules.trimmed_mean(share=0.1)'             a function in your module
 
 Ingredients are in the order of the patterns, and within a pattern in natural
 order (2 before 10). --dry_run checks everything, prints the order and the plan,
