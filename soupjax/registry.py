@@ -9,6 +9,7 @@ path, so that a config can use code that this package has never seen.
 from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
+import inspect
 from typing import Any
 
 
@@ -73,6 +74,17 @@ class Registry:
     raise ValueError(
       f"Unknown {self.kind} {name!r}{suggestion(name, self._members)}"
     )
+
+  def signature(self, name: str) -> inspect.Signature:
+    """Returns the parameters of a member.
+
+    Raises:
+      ValueError: if there is no such member, or it is not a Python function.
+    """
+    try:
+      return inspect.signature(self.get(name))
+    except TypeError as e:
+      raise ValueError(f"The {self.kind} {name!r} is not a function.") from e
 
   def _import(self, path: str) -> Any:
     module, _, attribute = path.rpartition(".")

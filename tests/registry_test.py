@@ -58,3 +58,11 @@ def test_unknown_names_come_with_suggestions():
   with pytest.raises(ValueError, match="'linear'"):
     registry.get("liner")
   assert suggestion("x", ["a", "b"]) == ": there are a, b."
+
+
+def test_only_functions_have_a_signature():
+  registry = Registry("rule")
+  registry.register(_named("mean"))
+  assert not registry.signature("mean").parameters
+  with pytest.raises(ValueError, match="'math.pi'"):
+    registry.signature("math.pi")

@@ -13,7 +13,7 @@ import numpy as np
 
 from soupjax import config as config_lib
 from soupjax import models, sharding
-from soupjax.train import finetune, optimizers, schedules
+from soupjax.train import finetune, losses, optimizers, schedules
 
 # What a member of a sweep must not change: all start from the same weights, or
 # there is nothing to average.
@@ -128,24 +128,14 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     ValueError: if there is no such model, variant or option.
   """
   options = config.model.to_dict()
-  name, variant = options.pop("name"), options.pop("variant")
-  makers = {
-    "vit": (models.ViT, models.variant),
-    "mixer": (models.Mixer, models.mixer_variant),
-  }
-  if name not in makers:
-    raise ValueError(f"model.name={name!r} is none of {', '.join(makers)}.")
-  make, decode = makers[name]
-  if name == "mixer":
-    if options.pop("dropout"):
-      raise ValueError("model.dropout: the mixer has none.")
-  try:
-    return make(
-      num_classes=config.data.num_classes,
-      **{**(decode(variant) if variant else {}), **options},
-    )
-  except TypeError as e:
-    raise ValueError(f"model: {e}") from e
+  return models.build(
+    options.pop("name"), num_classes=config.data.num_classes, **options
+  )
+
+
+def build_loss(config: ml_collections.ConfigDict):
+  """Returns the loss that a config names, a function of logits and targets."""
+  return losses.LOSSES.get(config.loss)
 
 
 def build_tx(config: ml_collections.ConfigDict):
@@ -310,11 +300,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     f"one of {', '.join(schedules.NAMES)}",
     lambda v: v in schedules.NAMES,
   )
-  expect(
-    "loss",
-    f"one of {', '.join(finetune.LOSSES)}",
-    lambda v: v in finetune.LOSSES,
-  )
   expect("probe.l2", "a finite number from 0", number)
   for key in ("hyper.total", "hyper.warmup", "hyper.cooldown", "log") + (
     ("checkpoint", "probe.total")
@@ -329,7 +314,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"accumulate={config.accumulate} does not divide data.batch_size="
       f"{config.data.batch_size}"
     )
-  for build in (build_model, build_tx, sharding_rules):
+  for build in (build_model, build_tx, sharding_rules, build_loss):
     try:
       build(config)
     except ValueError as e:

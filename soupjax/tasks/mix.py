@@ -80,7 +80,7 @@ def _parts(rule):
       "rule must be a text such as 'ties(density=0.2)' or a dict such as "
       f"{{'name': 'ties', 'density': 0.2}}, got {rule!r}."
     )
-  signature = inspect.signature(rules.RULES.get(name))
+  signature = rules.RULES.signature(name)
   parameters = {
     k: p
     for k, p in signature.parameters.items()
@@ -125,10 +125,9 @@ def rule_of(rule: str | Mapping[str, Any], count: int) -> rules.Rule:
       raise ValueError(
         f"The rule {name!r} needs {key}: set --config.rule.{key}."
       )
-  make = rules.RULES.get(name)
-  if "count" in inspect.signature(make).parameters:
+  if "count" in rules.RULES.signature(name).parameters:
     given["count"] = count
-  made = make(**given)
+  made = rules.RULES.get(name)(**given)
   if not isinstance(made, rules.Rule):
     raise ValueError(
       f"{name!r} must return a soupjax.rules.Rule, got {made!r}."

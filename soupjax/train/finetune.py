@@ -16,7 +16,6 @@ from soupjax.train import losses, optimizers, schedules
 PyTree = Any
 # augment(key, images, targets, hyper) -> images, targets
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
-LOSSES = {"softmax": losses.softmax_loss, "sigmoid": losses.sigmoid_loss}
 
 
 @flax.struct.dataclass
@@ -167,8 +166,7 @@ def make_step(
   Raises:
     ValueError: if there is no such loss.
   """
-  if loss not in LOSSES:
-    raise ValueError(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
+  loss_function = losses.LOSSES.get(loss)
 
   def step(state, images, labels, key, hyper, start):
     key = jax.random.fold_in(key, state.step)
@@ -184,7 +182,7 @@ def make_step(
       logits, _ = model.apply(
         variables, images, train=True, rngs={"dropout": key}
       )
-      return LOSSES[loss](logits, targets)
+      return loss_function(logits, targets)
 
     def gradient(trained):
       return _accumulated(
