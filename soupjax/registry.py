@@ -79,12 +79,15 @@ class Registry:
     """Returns the parameters of a member.
 
     Raises:
-      ValueError: if there is no such member, or it is not a Python function.
+      ValueError: if there is no such member, or its parameters are not known.
     """
+    target = self.get(name)
     try:
-      return inspect.signature(self.get(name))
-    except TypeError as e:
-      raise ValueError(f"The {self.kind} {name!r} is not a function.") from e
+      return inspect.signature(target)
+    except (TypeError, ValueError) as e:
+      raise ValueError(
+        f"The {self.kind} {name!r} is not a Python function: {e}."
+      ) from e
 
   def _import(self, path: str) -> Any:
     module, _, attribute = path.rpartition(".")
