@@ -27,15 +27,16 @@ class Progress:
     self.stage, self.total, self.unit = stage, total, unit
     self.done, self.start, self.images = start, start, 0
     self.began = self.printed = time.monotonic()
-    self.compiled = None  # when the first step was done; it compiles
+    self.compiled = None  # Time of the first call's end; it compiles.
+    self.untimed = start  # Steps done by then.
     self.terminal = sys.stdout.isatty()
 
-  def step(self, images: int = 0, note: str = "") -> None:
-    """Counts one step, and the images that it took."""
+  def step(self, count: int = 1, images: int = 0, note: str = "") -> None:
+    """Counts steps, and the images that they took."""
     now = time.monotonic()
-    self.done += 1
+    self.done += count
     if self.compiled is None:
-      self.compiled = now
+      self.compiled, self.untimed = now, self.done
     else:
       self.images += images
     wait = 0.2 if self.terminal else 10.0
@@ -45,7 +46,7 @@ class Progress:
 
   def _print(self, seconds: float, note: str) -> None:
     parts = [f"{self.stage:<12} {self.done}/{self.total} {self.unit}"]
-    timed = self.done - self.start - 1
+    timed = self.done - self.untimed
     steady = max(time.monotonic() - self.compiled, 1e-9)
     if self.images:
       parts.append(f"{self.images / steady:,.0f} images/s")

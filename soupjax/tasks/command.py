@@ -123,7 +123,8 @@ def _run(task, command, dry_run):
 
 
 def _finetune(command, dry_run):
-  from soupjax.tasks import finetune_plan, finetune_sweep
+  from soupjax.tasks.finetune import dry_run as plan_lib
+  from soupjax.tasks.finetune import run as finetune
 
   index = command.flags.get("sweep_index")
   in_sweep = command.flags.get("sweep") or index is not None
@@ -137,9 +138,9 @@ def _finetune(command, dry_run):
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
-    print(finetune_plan.plan(command.config, members))
+    print(plan_lib.plan(command.config, members))
     return
-  finetune_sweep.run(
+  finetune.run(
     command.config, command.flags["workdir"], sweep=members, index=index
   )
 

@@ -12,18 +12,15 @@ from typing import Any
 import jax
 import ml_collections
 
-from soupjax import data, sharding
-from soupjax.checkpoints import files, find
+from soupjax import data, files, sharding
+from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
-from soupjax.soups.ingredient import Ingredient, check_ingredients
-from soupjax.soups.starts import check_same_start
-from soupjax.tasks import (
-  cook_checkpoints,
-  cook_config,
-  finetune,
-  finetune_config,
-)
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.same_init import check_same_init
+from soupjax.tasks import cook_checkpoints, cook_config
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import config as finetune_config
+from soupjax.tasks.finetune import loop as finetune
 
 # What models of the report are called that are no ingredients.
 _RESERVED = re.compile(
@@ -92,8 +89,8 @@ class Kitchen:
 def open_kitchen(config) -> Kitchen:
   """Opens checkpoints and data; reads metadata and an image."""
   patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
-  opened = find.find_ingredients(patterns)
-  start = find.open_ingredient(config.initial) if config.initial else None
+  opened = open_lib.find_ingredients(patterns)
+  start = open_lib.open_ingredient(config.initial) if config.initial else None
   config, detected, notes = cook_checkpoints.resolve(
     config, [*opened, *filter(None, [start])]
   )
@@ -107,7 +104,7 @@ def open_kitchen(config) -> Kitchen:
   ingredients = [
     dataclasses.replace(see(found), name=_safe(found.name)) for found in opened
   ]
-  check_same_start(ingredients)
+  check_same_init(ingredients)
   check_ingredients(ingredients)
   initial = None
   if start is not None:

@@ -12,9 +12,11 @@ import ml_collections
 from ml_collections import config_dict
 
 from soupjax import config as config_lib
-from soupjax.checkpoints import find, stream
+from soupjax.checkpoints import mix as mix_lib
+from soupjax.checkpoints import open as open_lib
 from soupjax.registry import suggestion
-from soupjax.soups import plan, rules
+from soupjax.soups import rules
+from soupjax.soups.engine import plan
 
 
 def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
@@ -189,7 +191,7 @@ def _select_pair(part):
 
 def run(
   config: ml_collections.ConfigDict, *, dry_run: bool = False
-) -> stream.Mixed:
+) -> mix_lib.Mixed:
   """Mixes as a config says; prints the plan and the throughput.
 
   In several processes each reads and writes its share of one output; the first
@@ -212,10 +214,10 @@ def run(
   settings: dict[str, Any] = {key: config[key] or None for key in optional}
   for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes"):
     settings[key] = config[key]
-  ingredients = find.find_ingredients(
+  ingredients = open_lib.find_ingredients(
     [p.strip() for p in str(config.ingredients).split(",") if p.strip()]
   )
-  mixed = stream.mix(
+  mixed = mix_lib.mix(
     rule_of(config.rule, len(ingredients)),
     ingredients,
     out=config.out,

@@ -6,10 +6,9 @@ import jax
 
 from soupjax.registry import Registry
 
-# Functions of logits and targets, both (batch, classes), that return a scalar,
-# by the name that a config gives them.
+# A loss maps logits and target probabilities, both (batch, classes), to a
+# scalar. `@LOSSES.register` adds one that configs can name.
 LOSSES = Registry("loss")
-register = LOSSES.register
 
 
 def smooth_labels(
@@ -26,7 +25,7 @@ def smooth_labels(
   return hot * (1 - smoothing) + smoothing / num_classes
 
 
-@register(name="softmax")
+@LOSSES.register(name="softmax")
 def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Mean cross-entropy, a scalar in nats.
 
@@ -37,7 +36,7 @@ def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
 
 
-@register(name="sigmoid")
+@LOSSES.register(name="sigmoid")
 def sigmoid_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Sum over classes of binary cross-entropies, mean over the batch.
 
