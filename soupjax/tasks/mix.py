@@ -86,7 +86,8 @@ def _parts(rule):
   parameters = {
     k: p
     for k, p in signature.parameters.items()
-    if k != "count" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    if k not in ("count", "name")
+    and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
   }
   takes = ", ".join(map(str, parameters.values())) or "no arguments"
   for key in given:
