@@ -133,7 +133,7 @@ def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
     return None
   if wanted:
     in_memory.check_deterministic(ops)
-  elif data.Preprocess(ops).random:
+  elif data.Preprocess(ops).random_ops:
     return None
   needed, room = in_memory.bytes_needed(train, ops), config.data.cache_gb * 1e9
   if needed > room:

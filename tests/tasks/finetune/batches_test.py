@@ -83,6 +83,10 @@ def args_of(config):
 def one_device(monkeypatch):
   make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   monkeypatch.setattr(sharding, "make_mesh", make)
+  # Half of these tests would be compilation.
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_several_steps_a_call_give_the_numbers_of_single_steps(
@@ -112,8 +116,8 @@ def test_several_steps_a_call_give_the_numbers_of_single_steps(
 
 
 def test_members_of_different_length_stop_within_a_call(tmp_path, one_device):
-  config = small(**PLAIN, steps_per_call=5, population=2)
-  sweep = [{"hyper.total": "12steps"}, {"hyper.total": "7steps", "seed": 1}]
+  config = small(**PLAIN, steps_per_call=5, population=3)
+  sweep = [{"hyper.total": f"{n}steps", "seed": n} for n in (12, 7, 5)]
   finetune_run.run(config, tmp_path / "both", sweep=sweep)
   alone = small(**PLAIN, steps_per_call=5)
   finetune_run.run(alone, tmp_path / "alone", sweep=sweep, index=1)
