@@ -14,7 +14,7 @@ import numpy as np
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
 from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
 
 
@@ -50,6 +50,7 @@ def cosines(gram: np.ndarray) -> np.ndarray:
   return np.clip(np.where(sizes > 0, gram / safe, 0), -1, 1)
 
 
+@RULES.register
 def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
   """Spherical interpolation of two ingredients (Shoemake, 1985).
 
@@ -109,6 +110,7 @@ def slerp_weights(gram: np.ndarray, t: float) -> np.ndarray:
   return np.sin([(1 - t) * angle, t * angle]) / math.sin(angle)
 
 
+@RULES.register
 def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
   """Between the base and the mean, by the angle (arXiv 2403.19522).
 
@@ -163,6 +165,7 @@ def stock_ratio(gram: np.ndarray, *, mean_angle: bool = False) -> float:
   return count * cosine / (1 + (count - 1) * cosine)
 
 
+@RULES.register
 def geometric_median(
   weights: coefficients.Weights = None, *, scope: str = "model"
 ) -> Rule:
@@ -245,6 +248,7 @@ def median_weights(gram: np.ndarray, each: np.ndarray) -> np.ndarray:
   return found
 
 
+@RULES.register
 def karcher(
   weights: coefficients.Weights = None, *, scope: str = "leaf"
 ) -> Rule:

@@ -146,24 +146,9 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     ValueError: if there is no such model, variant or option.
   """
   options = config.model.to_dict()
-  name, variant = options.pop("name"), options.pop("variant")
-  makers = {
-    "vit": (models.ViT, models.variant),
-    "mixer": (models.Mixer, models.mixer_variant),
-  }
-  if name not in makers:
-    raise ValueError(f"model.name={name!r} is none of {', '.join(makers)}.")
-  make, decode = makers[name]
-  if name == "mixer":
-    if options.pop("dropout"):
-      raise ValueError("model.dropout: the mixer has none.")
-  try:
-    return make(
-      num_classes=config.data.num_classes,
-      **{**(decode(variant) if variant else {}), **options},
-    )
-  except TypeError as e:
-    raise ValueError(f"model: {e}") from e
+  return models.build(
+    options.pop("name"), num_classes=config.data.num_classes, **options
+  )
 
 
 def build_tx(config: ml_collections.ConfigDict):
