@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers for `ml_collections` configs."""
 
-from collections.abc import Callable, Iterable, Iterator
+import ast
+from collections.abc import Callable, Iterator
+import copy
 import importlib.util
 import inspect
 import itertools
@@ -95,23 +97,41 @@ def parse_named(text: str) -> dict[str, str]:
   return values
 
 
-def check_short_forms(overrides: Iterable[str]) -> None:
-  """Checks that no flag gives a whole dict in short beside entries of it.
+def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+  """Splits a call such as `ties(0.2, scale=0.5)` into its parts.
 
   Args:
-    overrides: dotted keys of all flags, such as "tests" and "tests.sketch".
+    text: a name or an import path, alone or with literals as arguments.
+
+  Returns:
+    The name, the positional arguments and the arguments by name.
 
   Raises:
-    ValueError: naming both flags.
+    ValueError: if the text is not a call, or an argument is not a literal.
+
+  Example:
+    >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
+    ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
+    >>> parse_call("my_rules.trimmed_mean")
+    ('my_rules.trimmed_mean', [], {})
   """
-  overrides = sorted(overrides)
-  for key in overrides:
-    inner = [other for other in overrides if other.startswith(f"{key}.")]
-    if inner:
-      raise ValueError(
-        f"--config.{key} and --config.{inner[0]} set the same: give one of "
-        "them."
-      )
+  try:
+    node = ast.parse(text.strip(), mode="eval").body
+    args, keywords = [], []
+    if isinstance(node, ast.Call):
+      node, args, keywords = node.func, node.args, node.keywords
+    name = ast.unparse(node)
+    if not all(part.isidentifier() for part in name.split(".")):
+      raise ValueError(name)
+    values = {k.arg: ast.literal_eval(k.value) for k in keywords}
+    if None in values:
+      raise ValueError("**")
+    return name, [ast.literal_eval(a) for a in args], values
+  except (SyntaxError, ValueError) as e:
+    raise ValueError(
+      f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
+      "quoted words, lists and dicts as arguments."
+    ) from e
 
 
 def load(path: str, arg: str | None = None, **overrides: Any):
@@ -181,19 +201,17 @@ def updated(
   Raises:
     ValueError: if a key does not exist, or a value has another type.
   """
-  config = ml_collections.ConfigDict(config.to_dict())
-  overrides = dict(overrides)
-  for key, value in overrides.items():
-    parent, _, leaf = key.rpartition(".")
-    try:
-      found = leaf in (_at(config, parent) if parent else config)
-    except (KeyError, AttributeError, TypeError):
-      found = False
-    if not found:
+  config, overrides = copy.deepcopy(config).unlock(), dict(overrides)
+  for key in list(overrides):
+    if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
-    target = _at(config, key)
-    if isinstance(target, ml_collections.ConfigDict) and isinstance(value, str):
-      overrides[key] = parse_named(value)
+    parent = config
+    for part in key.split(".")[:-1]:
+      parent = parent[part]
+    if isinstance(parent[key.rpartition(".")[2]], NamedTexts):
+      parent[key.rpartition(".")[2]] = _NamedTextsParser().parse(
+        overrides.pop(key)
+      )
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:
@@ -201,10 +219,12 @@ def updated(
   return config.lock()
 
 
-def _at(config, dotted):
+def _has(config, dotted):
   for part in dotted.split("."):
+    if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+      return False
     config = config[part]
-  return config
+  return True
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

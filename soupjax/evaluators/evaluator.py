@@ -16,7 +16,8 @@ import numpy as np
 from soupjax import sharding
 from soupjax.evaluators import metrics as metrics_lib
 from soupjax.evaluators.metrics import get_metric
-from soupjax.soups import checks, decisions
+from soupjax.soups.core import arguments
+from soupjax.soups.greedy import decisions
 
 PyTree = Any
 Batch = Mapping[str, Any]
@@ -158,7 +159,7 @@ class Evaluator:
       ValueError: if there are no images, labels are not class indices, the
         batch size is not positive, or the metric is unknown.
     """
-    batch_size = checks.count("batch_size", batch_size)
+    batch_size = arguments.count("batch_size", batch_size)
     images, labels = np.asarray(images), metrics_lib.check_labels(labels)
     if not len(images) or len(images) != len(labels):
       raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")

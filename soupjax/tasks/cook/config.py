@@ -14,10 +14,9 @@ import flax.linen as nn
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import evaluators, models
-from soupjax.checkpoints import files
-from soupjax.models import mappings
-from soupjax.tasks import finetune_config
+from soupjax import evaluators, files, models
+from soupjax.models.pretrained import mappings
+from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
 # Parts of the config that a sweep of task "finetune" has recorded.

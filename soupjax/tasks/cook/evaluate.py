@@ -10,13 +10,12 @@ import zipfile
 import jax
 import numpy as np
 
-from soupjax import data
-from soupjax.checkpoints import files, processes
+from soupjax import data, files, processes
 from soupjax.evaluators import Evaluator
-from soupjax.tasks import finetune_config
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
 LABELS = ".labels"  # The file of labels beside those of logits.

@@ -15,15 +15,16 @@ import jax
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import data, evaluators, sharding
-from soupjax.checkpoints import files, find
+from soupjax import data, evaluators, files, sharding
+from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
-from soupjax.soups.ingredient import Ingredient, check_ingredients
-from soupjax.soups.starts import check_same_start
-from soupjax.tasks import finetune, finetune_config
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.same_init import check_same_init
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import infer
+from soupjax.tasks.finetune import config as finetune_config
+from soupjax.tasks.finetune import loop as finetune
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
@@ -113,8 +114,8 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
   """
-  opened = find.find_ingredients(patterns(config))
-  start = find.open_ingredient(config.initial) if config.initial else None
+  opened = open_lib.find_ingredients(patterns(config))
+  start = open_lib.open_ingredient(config.initial) if config.initial else None
   config, detected, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
@@ -129,7 +130,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     dataclasses.replace(adapt(original), name=_safe(original.name))
     for original in opened
   ]
-  check_same_start(ingredients)
+  check_same_init(ingredients)
   check_ingredients(ingredients)
   initial = None
   if start is not None:

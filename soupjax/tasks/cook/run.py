@@ -23,15 +23,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, evaluators, report
-from soupjax.checkpoints import files, find, processes
-from soupjax.models import detect, pretrained
+from soupjax import data, evaluators, files, processes, report
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import pretrained
+from soupjax.models.pretrained import detection
 from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, soups
-from soupjax.tasks.finetune_step import put_batch
+from soupjax.tasks.finetune.step import put_batch
 
 PyTree = Any
 # Files that other libraries keep beside their weights.
@@ -120,7 +121,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
     soup = workdir / "soups" / name
     models[name] = (
       "soup",
-      lambda soup=soup: find.load_params(soup, sharding=place),
+      lambda soup=soup: open_lib.load_params(soup, sharding=place),
     )
   points = config.cook.wise_ft_points if opened.initial else 0
   for alpha in np.linspace(0, 1, points).tolist():
@@ -246,7 +247,7 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # Beside their configs, a soup is a folder that their libraries open.
-  beside = (detect.beside(opened.ingredients[0].path, n) for n in _CONFIGS)
+  beside = (detection.beside(opened.ingredients[0].path, n) for n in _CONFIGS)
   configs = [config for config in beside if config]
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if configs:
@@ -255,7 +256,7 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     for config in configs if _first() else ():
       shutil.copyfile(config, path / config.name)
-    params = find.load_params(soup)
+    params = open_lib.load_params(soup)
     pretrained.save_exported(
       file, params, opened.model, opened.family, like=opened.original
     )

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax import evaluators
-from soupjax.checkpoints import files
+from soupjax import evaluators, files
 from soupjax.progress import Progress
 from soupjax.soups.average import ensemble_logits
-from soupjax.soups.ensemble import GreedyEnsemble, greedy_ensemble
-from soupjax.soups.greedy import GreedySoup, greedy_soup
-from soupjax.soups.ingredient import Ingredient, rank_by
-from soupjax.soups.learned import learned_soup
+from soupjax.soups.core.ingredient import Ingredient, rank_by
+from soupjax.soups.greedy.ensemble import GreedyEnsemble, greedy_ensemble
+from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
+from soupjax.soups.learned.soup import learned_soup
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import losses
 
