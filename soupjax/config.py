@@ -240,8 +240,8 @@ def steps(
     number = None
   if number is None:
     raise ValueError(
-      f"{name or 'A duration'} must have a unit, such as '10epochs', '500steps' "
-      f"or '1000examples', got {duration!r}."
+      f"{name or 'A duration'} must have a unit, such as '10epochs', "
+      f"'500steps' or '1000examples', got {duration!r}."
     )
   unit = match.group(2).rstrip("s")
   if unit == "step":

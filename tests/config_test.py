@@ -232,6 +232,6 @@ def test_problems_are_raised_together():
   problems.attempt(int, "two")
   problems.attempt(int, "3")
   with pytest.raises(
-    ValueError, match="n.k .*0\n.*x must be a text.*1\n.*'two'"
+    ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"
   ):
     problems.raise_if_any()
