@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from soupjax.data import pipeline
+from soupjax.data.dataset import Stream
 from soupjax.data.preprocess import Preprocess
 from soupjax.data.source import Source
 
@@ -127,7 +128,7 @@ class IndexLoader:
       ValueError: if batch_size or seed is out of range.
     """
     self._batch_size = batch_size
-    self._stream = pipeline.Stream(
+    self._stream = Stream(
       source, batch_size=batch_size, seed=seed, preprocess=preprocess
     )
 

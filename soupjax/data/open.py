@@ -21,9 +21,10 @@ def open_source(
   """Opens labelled images.
 
   Args:
-    name: "digits"; "folder:PATH" for PATH/SPLIT/CLASS/*.jpg or PATH/SPLIT.tar
-      with CLASS/*.jpg in it; else a TFDS name as "imagenet2012" or
-      "cifar10:3.0.2", prepared as array_record.
+    name: "digits"; "digits_row", noisy digits in a row, or "digits_row:1000",
+      drawn with another seed; "folder:PATH" for PATH/SPLIT/CLASS/*.jpg or
+      PATH/SPLIT.tar with CLASS/*.jpg in it; else a TFDS name such as
+      "imagenet2012" or "cifar10:3.0.2", prepared as array_record.
     split: the name of a split, or a part of it as "train[:98%]", "train[98%:]",
       "train[:5000]"; TFDS datasets take all that TFDS does. A folder without
       splits in it has one, "all". Folders are in the order of a hash of the
@@ -46,10 +47,32 @@ def open_source(
       {d.name.removeprefix("digits/"): d for d in named},
       lambda d: source_lib.from_dataset(d, splits.num_classes),
     )
+  if name.partition(":")[0] == "digits_row":
+    return _open_row(name, split)
   if name.startswith("folder:"):
     path = name.removeprefix("folder:")
     return _part_of(name, split, folders.splits_of(path), folders.open_split)
   return tfds.open_tfds(name, split, data_dir)
+
+
+def _open_row(name: str, split: str) -> source_lib.Source:
+  seed = name.partition(":")[2] or "0"
+  if not seed.isdecimal():
+    raise ValueError(f"{name!r}: write digits_row:SEED, with a number.")
+  seed = int(seed)
+  source = _part_of(
+    name,
+    split,
+    {key: key for key in digits.ROW_SPLITS},
+    lambda key: digits.open_row(key, seed=seed),
+  )
+  # By digit: a shift is made of the test images, and seeds split differently.
+  ((base, start, stop),) = source.ranges
+  source.ranges = tuple(
+    ("digits", int(i), int(i) + 1)
+    for i in np.unique(digits.row_digits(base, seed)[start:stop])
+  )
+  return source
 
 
 def _part_of(name, split, splits, open_split) -> source_lib.Source:

@@ -3,7 +3,7 @@
 """Batches for training and evaluation, the same on any number of hosts.
 
 Training is an endless stream of positions: epochs joined without a gap, each
-with its own shuffle. The example at a position (`Stream.example_at`) and the
+with its own shuffle. The example at a position (`dataset.Stream`) and the
 random numbers of its augmentation follow from (seed, position) alone. Batch k
 starts at position k * batch_size; process p of P reads the p-th of P equal
 blocks of it. So the joint batch does not depend on processes, workers or
@@ -19,6 +19,7 @@ import warnings
 
 import numpy as np
 
+from soupjax.data.dataset import Stream
 from soupjax.data.preprocess import CorruptImage, Preprocess
 from soupjax.data.source import Source
 
@@ -115,64 +116,6 @@ def eval_batches(
     num_threads=num_threads,
     max_corrupt=max_corrupt,
   )
-
-
-class Stream:
-  """The order of a training stream, and the number of its next batch."""
-
-  def __init__(self, source, *, batch_size: int, seed: int, preprocess: str):
-    """Starts at batch 0.
-
-    Args:
-      source: has a `name` and a length.
-      batch_size: images in a batch over all processes.
-      seed: of the order.
-      preprocess: text of the operations; part of the state only.
-
-    Raises:
-      ValueError: if batch_size or seed is out of range.
-    """
-    if not 0 <= seed < 2**32:
-      raise ValueError(f"A seed is in [0, 2**32), not {seed}.")
-    if batch_size < 1:
-      raise ValueError(f"batch_size must be positive, not {batch_size}.")
-    self.next_batch = 0
-    self._identity = {
-      "source": source.name,
-      "size": len(source),
-      "preprocess": preprocess,
-      "seed": seed,
-      "batch_size": batch_size,
-    }
-    self._size = len(source)
-    # As grain.MapDataset.range(size).seed(seed).shuffle() derives it.
-    sequence = np.random.SeedSequence([seed, 1])
-    self._seed = int(sequence.generate_state(1, np.uint32)[0])
-
-  def example_at(self, position: int) -> int:
-    """Returns the index of the example at a position.
-
-    The order is that of Grain's `range(size).seed(seed).shuffle().repeat()`.
-    """
-    import grain
-
-    epoch, index = divmod(position, self._size)
-    seed = (self._seed + epoch) % 2**32
-    return grain.experimental.index_shuffle(index, self._size - 1, seed, 4)
-
-  def get_state(self) -> dict[str, Any]:
-    """Returns the state as plain JSON; it is the same on all processes."""
-    return {"next_batch": self.next_batch, **self._identity}
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    """Continues from a state; raises ValueError if it is of another stream."""
-    for name, value in self._identity.items():
-      if state.get(name) != value:
-        raise ValueError(
-          f"The state is of a stream with {name} {state.get(name)!r}, not "
-          f"{value!r}: it cannot go on from there."
-        )
-    self.next_batch = int(state["next_batch"])
 
 
 class TrainLoader:

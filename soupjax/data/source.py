@@ -91,8 +91,8 @@ class Source:
 class _Arrays(Source):
   """A `Dataset` in memory."""
 
-  def __init__(self, dataset: Dataset, num_classes: int):
-    super().__init__(dataset.name, len(dataset), num_classes)
+  def __init__(self, dataset: Dataset, num_classes: int, class_names):
+    super().__init__(dataset.name, len(dataset), num_classes, class_names)
     images = np.asarray(dataset.images)
     if images.dtype != np.uint8:
       images = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
@@ -133,18 +133,24 @@ class _Subset(Source):
     return self._parent.describe(int(self._indices[index]))
 
 
-def from_dataset(dataset: Dataset, num_classes: int) -> Source:
+def from_dataset(
+  dataset: Dataset,
+  num_classes: int,
+  *,
+  class_names: Sequence[str] | None = None,
+) -> Source:
   """Makes a source of images in memory.
 
   Args:
     dataset: images (n, height, width, 1 or 3), uint8, or floats in [-1, 1],
       which are rounded to 256 levels; one channel is repeated.
     num_classes: number of classes.
+    class_names: one for each class, where they are known.
 
   Raises:
     ValueError: if the shape does not fit or a label is out of range.
   """
-  return _Arrays(dataset, num_classes)
+  return _Arrays(dataset, num_classes, class_names)
 
 
 def subset(

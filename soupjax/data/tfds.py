@@ -96,6 +96,7 @@ def _not_found(name: str, data_dir: str | None, tfds) -> str:
   known = set(tfds.list_builders(with_community_datasets=False))
   if base in known:
     return f"{name} is not prepared in {directory}: {_how_to(name)}"
+  known |= {"digits", "digits_row"}
   if directory.expanduser().is_dir():
     known |= {p.name for p in directory.expanduser().iterdir() if p.is_dir()}
   return f"Unknown dataset {name!r}{registry.suggestion(base, known)}"

@@ -3,7 +3,6 @@
 import json
 
 import fake_images
-import grain
 import numpy as np
 import pytest
 
@@ -48,15 +47,6 @@ def test_batches_are_those_of_the_loader():
     )
     block = indices[:, 4 * process : 4 * process + 4]
     assert_same_batches(half, held, block)
-
-
-@pytest.mark.parametrize("size,seed", [(1, 0), (7, 5), (1000, 2**32 - 1)])
-def test_the_order_is_that_of_grain(size, seed):
-  order = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-  stream = {**STREAM, "batch_size": 5, "seed": seed}
-  loader = in_memory.IndexLoader(Jpegs(size), **stream)
-  expected = [order[i] for i in range(5 * 600)]
-  assert loader.next_indices(600).ravel().tolist() == expected
 
 
 def test_either_kind_of_stream_goes_on_from_the_other():
