@@ -8,7 +8,10 @@ from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Page of the site: its source.
-PAGES = {"benchmarks.md": "benchmarks/README.md", "changelog.md": "CHANGELOG.md"}
+PAGES = {
+  "benchmarks.md": "benchmarks/README.md",
+  "changelog.md": "CHANGELOG.md",
+}
 
 
 def on_files(files, config):
