@@ -104,7 +104,7 @@ def graph(job):
   import optax
 
   import soupjax as sj
-  from soupjax.soups.layers import layer_of
+  from soupjax.soups.core.layers import layer_of
 
   _, _, loss = model_and_data(job["variant"], job["pixels"], job["images"])
   tx = optax.adam(LEARNING_RATE)

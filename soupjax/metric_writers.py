@@ -10,7 +10,7 @@ import pathlib
 
 import jax
 
-from soupjax.checkpoints import files
+from soupjax import files
 
 
 class MetricWriter:

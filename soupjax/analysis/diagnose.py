@@ -12,11 +12,11 @@ import numpy as np
 
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
-from soupjax.soups import checks, finite
 from soupjax.soups.average import uniform_soup
-from soupjax.soups.greedy import GreedySoup
-from soupjax.soups.ingredient import Ingredient, as_list
-from soupjax.soups.layers import layer_of
+from soupjax.soups.core import arguments, nonfinite
+from soupjax.soups.core.ingredient import Ingredient, as_list
+from soupjax.soups.core.layers import layer_of
+from soupjax.soups.greedy.soup import GreedySoup
 
 PyTree = Any
 
@@ -125,10 +125,12 @@ def diagnose(
       f"{len(ingredients)}."
     )
   shape = geometry(ingredients, pretrained)
-  finite.check_finite(ingredients)
+  nonfinite.check_finite(ingredients)
 
   def score(params, what):
-    return checks.number(f"What evaluate returns for {what}", evaluate(params))
+    return arguments.number(
+      f"What evaluate returns for {what}", evaluate(params)
+    )
 
   scores = {i.name: score(i.load(), repr(i.name)) for i in ingredients}
   pairs = sorted(
@@ -165,7 +167,7 @@ def diagnose(
 
 
 def _check(evaluate, pretrained, greedy, max_pairs):
-  checks.higher_is_better(evaluate)
+  arguments.higher_is_better(evaluate)
   if pretrained is not None and not isinstance(pretrained, Ingredient):
     raise TypeError(
       f"pretrained must be an Ingredient, got a {type(pretrained).__name__}: "
@@ -178,7 +180,7 @@ def _check(evaluate, pretrained, greedy, max_pairs):
       f"{type(greedy).__name__}."
     )
   if max_pairs != 0:
-    checks.count("max_pairs", max_pairs)
+    arguments.count("max_pairs", max_pairs)
 
 
 def _layers(shape: Geometry) -> dict[str, np.ndarray]:

@@ -10,10 +10,10 @@ import re
 import numpy as np
 
 from soupjax.analysis.geometry import Geometry
-from soupjax.soups.greedy import GreedySoup
-from soupjax.soups.ingredient import Ingredient
-from soupjax.soups.layers import layer_of
-from soupjax.soups.starts import recorded_starts
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.layers import layer_of
+from soupjax.soups.core.same_init import recorded_inits
+from soupjax.soups.greedy.soup import GreedySoup
 
 Pair = tuple[str, str]
 Groups = Sequence[Sequence[int]]
@@ -98,7 +98,7 @@ def duplicates(shape: Geometry) -> list[str]:
 
 def starts(ingredients: Sequence[Ingredient]) -> list[str]:
   """Models that record different initial weights."""
-  found = recorded_starts(ingredients).values()
+  found = recorded_inits(ingredients).values()
   most, *others = sorted(found, key=len, reverse=True) or [[]]
   return [
     f"{', '.join(map(repr, names))} record another start (init_hash) than "

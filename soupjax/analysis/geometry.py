@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import tree
-from soupjax.soups.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core import tree
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -7,13 +7,14 @@ import dataclasses
 import os
 from typing import Any
 
-from soupjax.checkpoints import find, stream
-from soupjax.soups import coefficients
-from soupjax.soups.ingredient import Ingredient
+from soupjax.checkpoints import mix as mix_lib
+from soupjax.checkpoints import open as open_lib
+from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
 from soupjax.soups.rules.linear import linear
-from soupjax.soups.search.blend import key_of
+from soupjax.soups.search.interpolate import key_of
 
 PyTree = Any
 Model = Ingredient | str | os.PathLike | PyTree
@@ -105,7 +106,7 @@ class TaskVector:
     target: Model,
     scale: coefficients.Coefficient = 1.0,
     **settings: Any,
-  ) -> PyTree | stream.Mixed:
+  ) -> PyTree | mix_lib.Mixed:
     """Returns `target + scale * self`.
 
     Args:
@@ -149,7 +150,7 @@ class TaskVector:
     )
     if not others:
       rule = _nothing_added(rule)
-    mixed = stream.mix(rule, models, **settings)
+    mixed = mix_lib.mix(rule, models, **settings)
     return mixed if mixed.params is None else mixed.params
 
 
@@ -187,7 +188,7 @@ def _open(model, label):
   if isinstance(model, Ingredient):
     return dataclasses.replace(model, name=f"{label}, {model.name}")
   if isinstance(model, str | os.PathLike):
-    opened = find.open_ingredient(model)
+    opened = open_lib.open_ingredient(model)
     return dataclasses.replace(opened, name=f"{label}, {opened.name}")
   return Ingredient.from_params(label, model)
 

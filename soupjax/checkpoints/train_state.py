@@ -17,7 +17,8 @@ import zlib
 from absl import logging
 import jax
 
-from soupjax.checkpoints import files, find
+from soupjax import files
+from soupjax.checkpoints import open as open_lib
 
 PyTree = Any
 _PREFIX = "state_"
@@ -46,7 +47,7 @@ class StateSaver:
     Raises:
       ValueError: if the state before this one could not be written.
     """
-    from soupjax.checkpoints import orbax
+    from soupjax.checkpoints.formats import orbax
 
     self.wait()
     final = self._directory / f"{_PREFIX}{step:08d}"
@@ -173,7 +174,7 @@ def _checked(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(path, like, shardings):
-  source = find.open_ingredient(path / "arrays")
+  source = open_lib.open_ingredient(path / "arrays")
   leaves, treedef = jax.tree.flatten(like)
   if shardings is None:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import checks, greedy
+from soupjax.soups.core import arguments
+from soupjax.soups.greedy.decisions import Trial
 
 PyTree = Any
 Predict = Callable[[PyTree, jax.Array], jax.Array]
@@ -113,7 +114,7 @@ class Classification:
       ValueError: if there are no images, labels are no class indices, the
         batch size is not positive, or the metric is unknown.
     """
-    batch_size = checks.count("batch_size", batch_size)
+    batch_size = arguments.count("batch_size", batch_size)
     if metric not in ("prec@1", "loss"):
       raise ValueError(f"metric must be 'prec@1' or 'loss', got {metric!r}.")
     if not len(images) or len(images) != len(labels):
@@ -163,9 +164,7 @@ class Classification:
     value = classification_metrics(logits, self.labels)[self.metric]
     return -value if self.metric == "loss" else value
 
-  def trial(
-    self, params: PyTree, reaches: Callable[[float], bool]
-  ) -> greedy.Trial:
+  def trial(self, params: PyTree, reaches: Callable[[float], bool]) -> Trial:
     """Evaluates until it is clear that no sufficient score is possible.
 
     Args:
@@ -192,10 +191,10 @@ class Classification:
       lost, done = lost + worse, done + len(rows)
       bound = self._bound(lost)
       if done < n and not reaches(bound):
-        return greedy.Trial(score=None, bound=bound, evaluated=done / n)
+        return Trial(score=None, bound=bound, evaluated=done / n)
       if not waiting:
         waiting = [self.predict(params, x) for x in islice(launched, 1)]
-    return greedy.Trial(score=self._value(self._collect(batches)))
+    return Trial(score=self._value(self._collect(batches)))
 
   def _bound(self, lost: float) -> float:
     """The best score that is left when so much is lost: images, or nats."""

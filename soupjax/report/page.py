@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from soupjax.checkpoints import files
+from soupjax import files
 from soupjax.report import figures, sections
 from soupjax.report.results import read_results
 

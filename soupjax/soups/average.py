@@ -12,8 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, exact, finite, starts, tree
-from soupjax.soups.ingredient import (
+from soupjax.soups.core import (
+  arguments,
+  compensated,
+  nonfinite,
+  same_init,
+  tree,
+)
+from soupjax.soups.core.ingredient import (
   Ingredient,
   as_list,
   check_ingredients,
@@ -26,54 +32,9 @@ PyTree = Any
 @functools.partial(jax.jit, static_argnames="weighted")
 def _mean_and_check(stack, weights, scale, *, weighted):
   flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
-  mean = exact.linear(stack, weights, scale, weighted=weighted)
+  mean = compensated.linear(stack, weights, scale, weighted=weighted)
   mean = mean.astype(stack[0].dtype)
   return mean, jnp.append(flags, jnp.isfinite(mean).all())
-
-
-def check_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-  """Returns soup weights as float64, of size 1 at most, ones if None.
-
-  Args:
-    weights: one number an ingredient, or None.
-    count: the number of ingredients.
-
-  Returns:
-    (count,) weights, all divided by one power of two.
-
-  Raises:
-    ValueError: if they are no numbers, their number is wrong, one is not
-      finite, or they sum to 0.
-  """
-  if weights is None:
-    return np.ones(count)
-  if isinstance(weights, Iterator):
-    weights = list(weights)
-  array = checks.numbers(weights)
-  if array is None:
-    raise ValueError(
-      f"Weights must be a sequence of {count} numbers, in the order of the "
-      f"ingredients, got a {type(weights).__name__}: {weights!r:.80}."
-    )
-  weights = np.asarray(weights).tolist()
-  if array.shape != (count,):
-    raise ValueError(
-      f"Got weights of shape {array.shape} for {count} ingredients: give one "
-      "number for each."
-    )
-  if not np.isfinite(array).all():
-    raise ValueError(f"Weights must be finite, got {weights}.")
-  if abs(array.sum()) <= 1e-6 * np.abs(array).max():
-    raise ValueError(
-      f"Weights {weights} sum to zero: they cannot be normalised. To add "
-      "differences of models to a base, use task arithmetic."
-    )
-  if (array < 0).any():
-    warnings.warn(f"Some soup weights are negative: {weights}.", stacklevel=3)
-  # A power of two changes no digit, and keeps the sum and its reciprocal in
-  # the range of float32.
-  _, exponent = np.frexp(np.abs(array).max())
-  return np.ldexp(np.asarray(array, np.float64), -exponent)
 
 
 def uniform_soup(
@@ -105,13 +66,13 @@ def uniform_soup(
   """
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
-  starts.warn_of_other_starts(ingredients)
+  same_init.warn_of_other_starts(ingredients)
   weighted = weights is not None
-  weights = check_weights(weights, len(ingredients))
+  weights = arguments.soup_weights(weights, len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]
   weights = weights[weights != 0]
-  scale = exact.reciprocal(weights.sum())
-  weights = exact.pair(weights)
+  scale = compensated.reciprocal(weights.sum())
+  weights = compensated.pair(weights)
   soup, checked = [], []
   for leaf, spec in ingredients[0].specs.items():
     where = sharding_of(sharding, leaf, spec)
@@ -127,8 +88,8 @@ def uniform_soup(
     names = [leaf for leaf, _ in checked]
     flags = np.stack([flags for _, flags in checked])
     for k, ingredient in enumerate(ingredients):
-      finite.raise_if_not_finite(ingredient.name, names, flags[:, k])
-    finite.raise_if_overflows(ingredients[0].specs, names, flags[:, -1])
+      nonfinite.raise_if_not_finite(ingredient.name, names, flags[:, k])
+    nonfinite.raise_if_overflows(ingredients[0].specs, names, flags[:, -1])
   return jax.tree.unflatten(ingredients[0].treedef, soup)
 
 
@@ -157,7 +118,7 @@ def wise_ft(
   Raises:
     ValueError: if the trees differ or alpha is no finite number.
   """
-  alpha = checks.number("alpha", alpha)
+  alpha = arguments.number("alpha", alpha)
   ends = [
     dataclasses.replace(end, name=name)
     if isinstance(end, Ingredient)
@@ -201,7 +162,7 @@ def ensemble_logits(
   if weights is not None:
     weights = list(weights) if isinstance(weights, Iterator) else weights
     size = len(weights) if hasattr(weights, "__len__") else 1
-    scaled = check_weights(weights, size)  # Before any work.
+    scaled = arguments.soup_weights(weights, size)  # Before any work.
   total, count = None, 0
   for count, array in enumerate(logits, start=1):
     array = _finite_enough(array, count)
@@ -234,7 +195,7 @@ def ensemble_logits(
 
 def _finite_enough(logits: Any, position: int) -> np.ndarray:
   """The logits of one model in float64; infinity may mask classes."""
-  array = checks.numbers(logits)
+  array = arguments.numbers(logits)
   if array is None:
     raise ValueError(
       f"Logits {position} are no array of numbers but a "

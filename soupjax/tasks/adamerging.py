@@ -9,9 +9,9 @@ import numpy as np
 from soupjax.data.variants import variant
 from soupjax.soups import search as sj_search
 from soupjax.soups.average import uniform_soup
-from soupjax.soups.entropy import entropy_loss
-from soupjax.soups.ingredient import Ingredient
-from soupjax.soups.learned import LearnedSoup, learned_soup
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.learned.entropy import entropy_loss
+from soupjax.soups.learned.soup import LearnedSoup, learned_soup
 from soupjax.tasks.digit_tasks import DigitTasks
 
 

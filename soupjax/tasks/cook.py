@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.checkpoints import files
+from soupjax import files
 from soupjax.data import Dataset
 from soupjax.evaluators import Classification, classification_metrics
 from soupjax.progress import Progress
 from soupjax.soups.average import ensemble_logits, uniform_soup
-from soupjax.soups.ensemble import GreedyEnsemble, greedy_ensemble
-from soupjax.soups.greedy import GreedySoup, greedy_soup
-from soupjax.soups.ingredient import Ingredient, rank_by
-from soupjax.soups.learned import learned_soup
-from soupjax.soups.starts import check_same_start
+from soupjax.soups.core.ingredient import Ingredient, rank_by
+from soupjax.soups.core.same_init import check_same_init
+from soupjax.soups.greedy.ensemble import GreedyEnsemble, greedy_ensemble
+from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
+from soupjax.soups.learned.soup import learned_soup
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import losses
 
@@ -55,7 +55,7 @@ def cook(
   Returns:
     The names of the soups.
   """
-  check_same_start(ingredients)
+  check_same_init(ingredients)
   # Learned soups pass over all of them at every step: read each once.
   ingredients = [i.in_memory() for i in ranked(ingredients)]
   soups = workdir / "soups"

@@ -11,8 +11,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from soupjax import data, sharding
-from soupjax.checkpoints import files, processes
+from soupjax import data, files, processes, sharding
 from soupjax.evaluators import (
   Classification,
   Streaming,

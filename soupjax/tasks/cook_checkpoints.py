@@ -11,11 +11,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from soupjax import data, models
-from soupjax.checkpoints import files
+from soupjax import data, files, models
 from soupjax.data import image_ops
-from soupjax.models import detect
-from soupjax.soups.ingredient import Ingredient
+from soupjax.models.pretrained import detection
+from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import cook_config
 
 # Pillow's numbers, as transformers has them; timm has the names.
@@ -30,7 +29,7 @@ _SILENT = ("num_heads", "act", "norm_eps", "pool_type")
 
 def resolve(
   config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
-) -> tuple[ml_collections.ConfigDict, detect.Detected, list[str]]:
+) -> tuple[ml_collections.ConfigDict, detection.Detected, list[str]]:
   """Fills in what a config leaves to the checkpoints.
 
   Args:
@@ -45,7 +44,9 @@ def resolve(
     ValueError: if ingredients differ in what they say, say something else than
       the config, or something is said by neither.
   """
-  found = [detect.detect(i, family=config.family or None) for i in ingredients]
+  found = [
+    detection.detect(i, family=config.family or None) for i in ingredients
+  ]
   first = found[0]
   prepared = [preparation(i.path, d) for i, d in zip(ingredients, found)]
   for one, other, ops in zip(ingredients[1:], found[1:], prepared[1:]):
@@ -181,7 +182,7 @@ def _lines(config, found, filled, prepared):
 # --- Images -------------------------------------------------------------------
 
 
-def preparation(path: str, found: detect.Detected) -> str | None:
+def preparation(path: str, found: detection.Detected) -> str | None:
   """The operations of evaluation that files beside a checkpoint describe.
 
   Args:
@@ -192,7 +193,7 @@ def preparation(path: str, found: detect.Detected) -> str | None:
     As for `data.Preprocess`; None if there is no such file, or it asks for
     something that cannot be done here.
   """
-  file = detect.beside(path, "preprocessor_config.json")
+  file = detection.beside(path, "preprocessor_config.json")
   if file:
     return _of_transformers(files.read_json(file))
   timms = found.config.get("pretrained_cfg", {})
@@ -299,7 +300,7 @@ def natural_key(name: str) -> list[Any]:
 
 def classes_of(
   config: ml_collections.ConfigDict,
-  found: detect.Detected,
+  found: detection.Detected,
   source: data.Source,
 ) -> tuple[str, ...] | None:
   """Names of the models' outputs, in order; None where they are not known.

@@ -13,9 +13,8 @@ import flax.linen as nn
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import models
-from soupjax.checkpoints import files
-from soupjax.models import mappings
+from soupjax import files, models
+from soupjax.models.pretrained import mappings
 from soupjax.tasks import finetune_config
 
 LEARNED = ("model", "layer", "tensor")

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from soupjax import data, sharding
-from soupjax.checkpoints import files, find
+from soupjax import data, files, sharding
+from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
-from soupjax.soups.ingredient import Ingredient, check_ingredients
-from soupjax.soups.starts import check_same_start
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.same_init import check_same_init
 from soupjax.tasks import (
   cook_checkpoints,
   cook_config,
@@ -92,8 +92,8 @@ class Kitchen:
 def open_kitchen(config) -> Kitchen:
   """Opens checkpoints and data; reads metadata and an image."""
   patterns = [p.strip() for p in config.ingredients.split(",") if p.strip()]
-  opened = find.find_ingredients(patterns)
-  start = find.open_ingredient(config.initial) if config.initial else None
+  opened = open_lib.find_ingredients(patterns)
+  start = open_lib.open_ingredient(config.initial) if config.initial else None
   config, detected, notes = cook_checkpoints.resolve(
     config, [*opened, *filter(None, [start])]
   )
@@ -107,7 +107,7 @@ def open_kitchen(config) -> Kitchen:
   ingredients = [
     dataclasses.replace(see(found), name=_safe(found.name)) for found in opened
   ]
-  check_same_start(ingredients)
+  check_same_init(ingredients)
   check_ingredients(ingredients)
   initial = None
   if start is not None:

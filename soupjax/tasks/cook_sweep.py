@@ -22,10 +22,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, report
-from soupjax.checkpoints import files, find, processes
+from soupjax import data, files, processes, report
+from soupjax.checkpoints import open as open_lib
 from soupjax.evaluators import classification_metrics
-from soupjax.models import detect, pretrained
+from soupjax.models import pretrained
+from soupjax.models.pretrained import detection
 from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import cook, cook_config, cook_kitchen
@@ -118,7 +119,7 @@ def _run(kitchen: Kitchen, workdir: pathlib.Path) -> pathlib.Path:
     where = workdir / "soups" / name
     models[name] = (
       "soup",
-      lambda where=where: find.load_params(where, sharding=place),
+      lambda where=where: open_lib.load_params(where, sharding=place),
     )
   points = config.cook.wise_ft_points if kitchen.initial else 0
   for alpha in np.linspace(0, 1, points).tolist():
@@ -236,7 +237,7 @@ def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
   configs = [
     found
     for name in _CONFIGS
-    if (found := detect.beside(kitchen.ingredients[0].path, name))
+    if (found := detection.beside(kitchen.ingredients[0].path, name))
   ]
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if configs:
@@ -245,7 +246,7 @@ def _export(kitchen, soup: pathlib.Path, path: pathlib.Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     for one in configs if _first() else ():
       shutil.copyfile(one, path / one.name)
-    params = find.load_params(soup)
+    params = open_lib.load_params(soup)
     pretrained.save_exported(
       file, params, kitchen.model, kitchen.family, like=kitchen.theirs
     )

@@ -11,9 +11,8 @@ import jax
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import report
+from soupjax import files, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
-from soupjax.checkpoints import files
 from soupjax.progress import Progress
 from soupjax.tasks import cook, cook_bench, cook_config, cook_kitchen
 from soupjax.tasks import workdir as workdir_lib

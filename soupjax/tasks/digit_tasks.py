@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from soupjax import data
-from soupjax.checkpoints import find
+from soupjax.checkpoints import open as open_lib
 from soupjax.data import Dataset, batch_indices, ops
 from soupjax.data.variants import joined, variant
 from soupjax.evaluators import Classification, predictor
 from soupjax.models import ViT
 from soupjax.progress import Progress
-from soupjax.soups.ingredient import Ingredient
+from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.pretrain import check_loss, pretrain
 from soupjax.train import optim, step
@@ -120,7 +120,7 @@ class DigitTasks:
       workdir_lib.save_model(
         path, params if train_head else _without_head(params)
       )
-    return find.open_ingredient(path)
+    return open_lib.open_ingredient(path)
 
   def _train(self, name, dataset, params, rate, train_head) -> PyTree:
     c = self.config.finetune

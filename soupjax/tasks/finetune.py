@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax import data, sharding
-from soupjax.checkpoints import files, train_state
+from soupjax import data, files, sharding
+from soupjax.checkpoints import train_state
 from soupjax.evaluators import Streaming
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import data, sharding
-from soupjax.checkpoints import files, find, record
+from soupjax import data, files, sharding
+from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.models import pretrained
-from soupjax.soups import crc
-from soupjax.soups.ingredient import Ingredient
+from soupjax.soups.core import crc32
+from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import finetune_config
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import probe
@@ -76,15 +77,15 @@ def load(config, model) -> PyTree:
 def init_hash(start: Ingredient) -> str:
   """Hashes weights: names, shapes, dtypes and contents of all leaves."""
   sums = {
-    leaf: crc.crc32(np.ascontiguousarray(start.read(leaf)))
+    leaf: crc32.crc32(np.ascontiguousarray(start.read(leaf)))
     for leaf in start.specs
   }
-  return record.content_hash(start.specs, sums)
+  return provenance_lib.content_hash(start.specs, sums)
 
 
 def initial(workdir: pathlib.Path, place: Any) -> PyTree:
   """Reads the start onto the devices; `place` as in `load_params`."""
-  return find.load_params(workdir / "initial", sharding=place)
+  return open_lib.load_params(workdir / "initial", sharding=place)
 
 
 def _probed(config, model, params, train, mesh) -> PyTree:

@@ -9,8 +9,10 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from soupjax.checkpoints import find, stream
-from soupjax.soups import plan, rules
+from soupjax.checkpoints import mix as mix_lib
+from soupjax.checkpoints import open as open_lib
+from soupjax.soups import rules
+from soupjax.soups.engine import plan
 
 # Those of `soupjax.rules` that take their arguments from `config.arguments`.
 NAMED = (
@@ -127,7 +129,7 @@ def _called(make, text, **more):
 
 def mix(
   config: ml_collections.ConfigDict, *, dry_run: bool = False
-) -> stream.Mixed:
+) -> mix_lib.Mixed:
   """Runs a config of this task; prints the plan and what came of it.
 
   Args:
@@ -158,10 +160,10 @@ def mix(
     key: config[key]
     for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
   }
-  ingredients = find.find_ingredients(
+  ingredients = open_lib.find_ingredients(
     [p.strip() for p in str(config.ingredients).split(",") if p.strip()]
   )
-  mixed = stream.mix(
+  mixed = mix_lib.mix(
     rule_of(config, len(ingredients)),
     ingredients,
     out=config.out,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.checkpoints import find
+from soupjax.checkpoints import open as open_lib
 from soupjax.data import Dataset, batch_indices, ops
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
@@ -37,7 +37,7 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
   done, saved = workdir / "pretrained", workdir / "pretrain_state"
   if done.exists():
     workdir_lib.remove_states(saved)
-    return find.load_params(done)
+    return open_lib.load_params(done)
 
   # --- Model, optimizer, state ------------------------------------------------
   key_init, key_train = jax.random.split(
@@ -87,7 +87,7 @@ def pretrain(config, model, data: Dataset, workdir: pathlib.Path) -> PyTree:
   writer.close()
   workdir_lib.save_model(done, state.params)
   workdir_lib.remove_states(saved)
-  return find.load_params(done)
+  return open_lib.load_params(done)
 
 
 def probed(
@@ -116,7 +116,7 @@ def probed(
       steps=config.probe.total_steps,
     )
     workdir_lib.save_model(done, {**params, "head": head})
-  return find.load_params(done)
+  return open_lib.load_params(done)
 
 
 def check_loss(loss: jax.Array, what: str, at: int) -> None:

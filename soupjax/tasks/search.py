@@ -13,15 +13,14 @@ import ml_collections
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import data, report
-from soupjax.checkpoints import files
+from soupjax import data, files, report
 from soupjax.checkpoints.task_vector import TaskVector
 from soupjax.data.variants import VARIANTS
 from soupjax.evaluators import Classification
 from soupjax.soups import search as sj_search
 from soupjax.soups.average import uniform_soup
-from soupjax.soups.ingredient import Ingredient
-from soupjax.soups.learned import LearnedSoup
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.learned.soup import LearnedSoup
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.adamerging import adamerging
 from soupjax.tasks.digit_tasks import DigitTasks

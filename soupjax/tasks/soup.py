@@ -15,8 +15,8 @@ import ml_collections
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import data, report
-from soupjax.checkpoints import files, find
+from soupjax import data, files, report
+from soupjax.checkpoints import open as open_lib
 from soupjax.evaluators import Classification, classification_metrics, predictor
 from soupjax.models import ViT
 from soupjax.progress import Progress
@@ -107,7 +107,7 @@ def _run(config, splits: data.Digits, workdir: pathlib.Path) -> pathlib.Path:
     models[i.name] = ("ingredient", i.load)
   for name in soups:
     where = workdir / "soups" / name
-    models[name] = ("soup", lambda where=where: find.load_params(where))
+    models[name] = ("soup", lambda where=where: open_lib.load_params(where))
   for alpha in alphas:
     digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
     models[f"wise_ft_{alpha:.{digits}f}"] = (

@@ -9,11 +9,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax.checkpoints import find
+from soupjax.checkpoints import open as open_lib
 from soupjax.data import Dataset, batch_indices, ops
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
-from soupjax.soups.ingredient import Ingredient, rank_by
+from soupjax.soups.core.ingredient import Ingredient, rank_by
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.pretrain import check_loss
 from soupjax.train import optim, step
@@ -121,7 +121,7 @@ def sweep(
 
 def _opened(path: pathlib.Path) -> Ingredient:
   try:
-    ingredient = find.open_ingredient(path)
+    ingredient = open_lib.open_ingredient(path)
     rank_by([ingredient], "minival/prec@1")
     rank_by([ingredient], "minival/loss")
   except ValueError as e:

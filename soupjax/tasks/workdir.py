@@ -15,7 +15,8 @@ import ml_collections
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax.checkpoints import files, find, processes
+from soupjax import files, processes
+from soupjax.checkpoints import open as open_lib
 
 PyTree = Any
 
@@ -121,7 +122,7 @@ def save_model(
     if jax.process_index() == 0:
       directory = stack.enter_context(files.new_directory(path))
     processes.barrier(f"making {path.name}")
-    find.save_params(directory / "params", params, metadata=metadata)
+    open_lib.save_params(directory / "params", params, metadata=metadata)
     processes.barrier(f"saved {path.name}")
     if jax.process_index() == 0:
       for name, value in sidecars.items():
@@ -139,7 +140,7 @@ def save_state(path: pathlib.Path, state: PyTree) -> None:
   new = path.with_name(f"{path.name}-{int(state.step):08d}")
   shutil.rmtree(new, ignore_errors=True)
   leaves = jax.tree.leaves(state)
-  find.save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
+  open_lib.save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
   remove_states(path, but=new)
 
 
@@ -159,7 +160,7 @@ def load_state(path: pathlib.Path, like: PyTree) -> PyTree | None:
   """
   for candidate in sorted(path.parent.glob(f"{path.name}-*"), reverse=True):
     try:
-      leaves = find.load_params(candidate)
+      leaves = open_lib.load_params(candidate)
     except ValueError:
       # A save was cut short: the one before it is still there.
       continue

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 
 PyTree = Any
 

@@ -6,7 +6,7 @@ import pytest
 
 import soupjax as sj
 from soupjax.analysis import geometry
-from soupjax.soups import decisions
+from soupjax.soups.greedy import decisions
 
 RNG = np.random.default_rng(0)
 START = {

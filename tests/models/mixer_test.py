@@ -10,7 +10,7 @@ import pytest
 
 import soupjax as sj
 from soupjax.models import MIXER_VARIANTS, Mixer, mixer_variant
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 from soupjax.train import optim, step
 
 TINY = {

@@ -12,7 +12,7 @@ import pytest
 from scipy import special
 
 from soupjax.models import VARIANTS, ViT, layers, variant, vit
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 
 TINY = {
   "patch_size": 4,

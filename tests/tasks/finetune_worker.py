@@ -22,7 +22,7 @@ def main(workdir: str, stop: str) -> None:
     save(self, step, *rest)
     if step == int(stop):
       self.wait()
-      from soupjax.checkpoints import processes
+      from soupjax import processes
 
       processes.barrier("stop")
       os._exit(0)

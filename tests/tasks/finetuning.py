@@ -5,7 +5,7 @@
 import pathlib
 
 from soupjax import config as config_lib
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 from soupjax.tasks import finetune_sweep
 
 ROOT = pathlib.Path(__file__).parents[2]

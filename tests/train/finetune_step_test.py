@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 from soupjax.train import finetune, losses, optim, optimizers
 from soupjax.train import step as main_step
 

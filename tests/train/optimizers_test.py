@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from soupjax.models import ViT
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 from soupjax.train import optimizers
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from soupjax.models import ViT
-from soupjax.soups import tree
+from soupjax.soups.core import tree
 from soupjax.train import losses, optim, probe, step
 
 MODEL = ViT(

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from soupjax.soups import coefficients, exact
+from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import Rule
 
 
 def combine_deltas(stack, base, values):
   """Returns `base + scale * sum_k w_k (t_k - base)`, to 1 ulp."""
   ends = [base, *(stack[k] for k in range(len(stack)))]
-  return exact.linear(ends, values["weights"], values["scale"])
+  return compensated.linear(ends, values["weights"], values["scale"])
 
 
 def delta_values(
@@ -23,7 +24,10 @@ def delta_values(
   """The numbers for `combine_deltas`."""
   # The base is the first of the stack there, and differs from itself by zero.
   weights = np.append(0.0, np.asarray(weights, np.float64))
-  return {"weights": exact.pair(weights), "scale": exact.parts(scale)}
+  return {
+    "weights": compensated.pair(weights),
+    "scale": compensated.parts(scale),
+  }
 
 
 def task_arithmetic(
@@ -35,7 +39,7 @@ def task_arithmetic(
 
   Args:
     scale: one for all, or for every leaf; negative to forget. See
-      `soupjax.soups.coefficients`.
+      `soupjax.soups.rules.coefficients`.
     weights: one number an ingredient, not normalised, or a mapping from regular
       expressions to such; None is 1 for each.
 

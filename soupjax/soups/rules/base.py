@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups import checks, coefficients
+from soupjax.soups.core import arguments
+from soupjax.soups.rules import coefficients
 
 Values = Mapping[str, Any]
 Specs = Mapping[str, jax.ShapeDtypeStruct]
@@ -32,9 +33,10 @@ class Rule:
     leaf_values: `leaf_values(specs, count, every)` returns more numbers for
       each of the leaves that are merged, from names and shapes alone; `every`
       has the specs of all leaves, also of those that are kept or left out.
-    measure: `measure(sweep)` returns more numbers for each of the leaves, from
-      a first pass over the weights; see `soupjax.soups.measure.Sweep`. They
-      come to `combine` in the same dict.
+    measure: `measure(reader)` returns more numbers for each of the leaves, from
+      a first pass over the weights by a
+      `soupjax.soups.engine.first_pass.LeafReader`. They come to `combine` in
+      the same dict.
     extra: trees that are read along with the ingredients, block by block, such
       as Fisher information; Ingredients, trees in memory, or paths. They come
       to `combine` as `values["extra"]`, like `stack`, in float32.
@@ -79,12 +81,12 @@ class Rule:
 
 
 # Of a finite float, or a ValueError that names it.
-check_number = checks.real
+check_number = arguments.real
 
 
 def check_share(name: str, value: Any, *, zero: bool = False) -> float:
   """Returns a float in (0, 1], or [0, 1] if `zero`; else raises."""
-  number = checks.real(name, value)
+  number = arguments.real(name, value)
   if not (0 <= number <= 1) or (number == 0 and not zero):
     raise ValueError(
       f"{name} is the share of elements, in {'[' if zero else '('}0, 1], got "

@@ -9,34 +9,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import coefficients, exact, statistics
+from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import coefficients, thresholds
 from soupjax.soups.rules.base import Rule
 
 
 def float32_delta(leaf: jax.Array, base: jax.Array) -> jax.Array:
-  """The task vector as masks see it: as `statistics` does, bit for bit."""
+  """The task vector as masks see it: as `thresholds` does, bit for bit."""
   return leaf.astype(np.float32) - base.astype(np.float32)
 
 
 def magnitude(delta: jax.Array) -> jax.Array:
-  """Bits of |delta| that order like it, as in `statistics.magnitudes`."""
+  """Bits of |delta| that order like it, as in `thresholds.magnitudes`."""
   bits = jax.lax.bitcast_convert_type(delta, np.uint32) & np.uint32(0x7FFFFFFF)
   return jnp.where(bits < np.uint32(0x00800000), np.uint32(0), bits)
 
 
 def keep(leaf: jax.Array, base: jax.Array, mask: jax.Array) -> jax.Array:
   """The leaf where the mask holds, the base elsewhere: a delta of zero."""
-  return jnp.where(mask, exact.wide(leaf), exact.wide(base))
+  return jnp.where(mask, compensated.wide(leaf), compensated.wide(base))
 
 
 def weighted_sum(
   leaves: Sequence[jax.Array], base: jax.Array, weights: jax.Array
-) -> exact.Pair:
+) -> compensated.Pair:
   """sum_k w_k (t_k - base), with its rounding error; w_k may be arrays."""
-  total = exact.zero(base)
+  total = compensated.zero(base)
   for k, leaf in enumerate(leaves):
-    total = exact.add(total, base, leaf, weights[k])
+    total = compensated.add(total, base, leaf, weights[k])
   return total
 
 
@@ -66,7 +67,7 @@ def elected_mean(
   sizes = weights if sizes is None else sizes
   agreed, share = [], jnp.zeros_like(sign)
   for k, leaf in enumerate(leaves):
-    delta = exact.wide(leaf) - exact.wide(base)
+    delta = compensated.wide(leaf) - compensated.wide(base)
     # What a model says counts the other way if its weight is negative.
     vote = jnp.sign(delta) * jnp.sign(votes[k]).astype(delta.dtype)
     mask = (vote == sign) & (vote != 0)
@@ -75,7 +76,7 @@ def elected_mean(
     share = share + jnp.where(mask, one, jnp.zeros_like(share))
   scale = values["scale"].astype(share.dtype) / jnp.where(share == 0, 1, share)
   total = weighted_sum(agreed, base, weights)
-  return exact.mean(total, base, exact.halves(scale))
+  return compensated.mean(total, base, compensated.halves(scale))
 
 
 def _ties(stack, base, values):
@@ -144,16 +145,16 @@ def ties(
       "by_count": np.bool_(compat == "peft"),
     }
 
-  def thresholds(sweep):
-    sizes = {leaf: spec.size for leaf, spec in sweep.specs.items()}
+  def first_pass(reader):
+    sizes = {leaf: spec.size for leaf, spec in reader.specs.items()}
     if density == 1:
-      found = np.zeros((sweep.count, 1), np.uint32)
+      found = np.zeros((reader.count, 1), np.uint32)
       return {leaf: {"threshold": found} for leaf in sizes}
     if scope == "leaf":
       return {
         leaf: {
-          "threshold": statistics.largest(
-            sweep, [leaf], [rank_of(density, size)]
+          "threshold": thresholds.largest(
+            reader, [leaf], [rank_of(density, size)]
           )
         }
         for leaf, size in sizes.items()
@@ -162,7 +163,7 @@ def ties(
     if not any(sizes.values()):
       return {}
     rank = rank_of(density, sum(sizes.values()))
-    found = statistics.largest(sweep, sizes, [rank])
+    found = thresholds.largest(reader, sizes, [rank])
     return {leaf: {"threshold": found} for leaf in sizes}
 
   values, leaf_values = coefficients.split_weighted(
@@ -173,7 +174,7 @@ def ties(
     combine=_ties,
     values=values,
     leaf_values=leaf_values,
-    measure=thresholds,
+    measure=first_pass,
     settings={
       "density": density,
       "scale": coefficients.check("scale", scale),

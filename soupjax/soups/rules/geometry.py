@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from soupjax.soups import coefficients, statistics
 from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import coefficients, thresholds
 from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
 from soupjax.soups.rules.base import Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
@@ -24,22 +24,22 @@ def _check_scope(scope):
   return scope
 
 
-def _grams(sweep, scope, reduce):
+def _grams(reader, scope, reduce):
   """Leaf -> Gram matrix; the same for all leaves if scope is "model"."""
   if scope == "leaf":
-    return sweep.each(reduce)
-  total = sweep.total(reduce, sweep.specs)
-  return {} if total is None else dict.fromkeys(sweep.specs, total)
+    return reader.each(reduce)
+  total = reader.total(reduce, reader.specs)
+  return {} if total is None else dict.fromkeys(reader.specs, total)
 
 
 def _raw(stack, base):
   del base
-  return statistics.gram(stack, None)
+  return thresholds.gram(stack, None)
 
 
 def _centred(stack, base):
   del base
-  return statistics.gram(stack, stack[0].copy())
+  return thresholds.gram(stack, stack[0].copy())
 
 
 def cosines(gram: np.ndarray) -> np.ndarray:
@@ -78,9 +78,9 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
     coefficients.resolve("t", t, specs, every)
     return {}
 
-  def measured(sweep):
-    shares = coefficients.resolve("t", t, sweep.specs, sweep.every)
-    grams = _grams(sweep, scope, _raw)
+  def measured(reader):
+    shares = coefficients.resolve("t", t, reader.specs, reader.every)
+    grams = _grams(reader, scope, _raw)
     return {
       leaf: coefficients.by_layer(
         shares[leaf], lambda t, gram=gram: sum_values(slerp_weights(gram, t))
@@ -134,12 +134,12 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
     rule_base.check_count("model_stock", count, 2)
     return {}
 
-  def measured(sweep):
+  def measured(reader):
     found = {}
-    for leaf, gram in _grams(sweep, scope, statistics.gram).items():
+    for leaf, gram in _grams(reader, scope, thresholds.gram).items():
       ratio = stock_ratio(gram, mean_angle=compat == "fusion_bench")
-      ones = np.ones(sweep.count)
-      found[leaf] = delta_values(ones, ratio / sweep.count)
+      ones = np.ones(reader.count)
+      found[leaf] = delta_values(ones, ratio / reader.count)
     return found
 
   return Rule(
@@ -197,13 +197,13 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
   # Nothing is known before the first pass, but that the weights fit.
   values, leaf_values = coefficients.split_weighted("", 1.0, weights, check)
 
-  def measured(sweep):
-    each = coefficients.resolve_weights(weights, sweep.specs)
+  def measured(reader):
+    each = coefficients.resolve_weights(weights, reader.specs)
     found, made = {}, {}
-    for leaf, gram in _grams(sweep, scope, products).items():
+    for leaf, gram in _grams(reader, scope, products).items():
       key = id(gram), tuple(each[leaf] or ())
       if key not in made:
-        mine = rule_base.per_model(each[leaf], sweep.count)
+        mine = rule_base.per_model(each[leaf], reader.count)
         made[key] = sum_values(weights_of(gram, mine))
       found[leaf] = made[key]
     return found

@@ -8,24 +8,25 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import coefficients, exact
+from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import Rule
 
 
 def _fisher(stack, base, values):
   del base
-  first, total = stack[0], exact.zero(stack[0])
+  first, total = stack[0], compensated.zero(stack[0])
   sizes = jnp.maximum(values["extra"], values["floor"])
   # Divided by the largest of an element, so that nothing is too small.
   sizes = sizes * values["weights"].reshape(-1, *(1,) * (sizes.ndim - 1))
   sizes = sizes / sizes.max(0, keepdims=True)
   for k in range(len(stack)):
-    total = exact.add(total, first, stack[k], sizes[k])
+    total = compensated.add(total, first, stack[k], sizes[k])
   # One after the other: XLA orders the terms of a `sum` as it likes.
   share = sum(sizes[k] for k in range(len(stack)))
-  scale = (np.float32(1) / share).astype(exact.wide(first).dtype)
-  return exact.mean(total, first, exact.halves(scale))
+  scale = (np.float32(1) / share).astype(compensated.wide(first).dtype)
+  return compensated.mean(total, first, compensated.halves(scale))
 
 
 def fisher(

@@ -7,31 +7,31 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, coefficients, exact
-from soupjax.soups.average import check_weights
+from soupjax.soups.core import arguments, compensated
 from soupjax.soups.rules import base as rule_base
+from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import Rule, Values, check_share, per_model
 
 
 def _linear(stack, base, values):
   del base
-  return exact.linear(stack, values["weights"], values["scale"])
+  return compensated.linear(stack, values["weights"], values["scale"])
 
 
 def _uniform(stack, base, values):
   del base
-  return exact.linear(stack, None, values["scale"], weighted=False)
+  return compensated.linear(stack, None, values["scale"], weighted=False)
 
 
 def _lerp(stack, base, values):
   stack = [base, *(stack[k] for k in range(len(stack)))]
-  return exact.linear(stack, values["weights"], values["scale"])
+  return compensated.linear(stack, values["weights"], values["scale"])
 
 
 def _values(weights: np.ndarray) -> Values:
   return {
-    "weights": exact.pair(weights),
-    "scale": exact.reciprocal(weights.sum()),
+    "weights": compensated.pair(weights),
+    "scale": compensated.reciprocal(weights.sum()),
   }
 
 
@@ -39,13 +39,13 @@ def combine_sum(stack, base, values):
   """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves stay as they are."""
   del base
   first = stack[0]
-  total = exact.zero(first)
+  total = compensated.zero(first)
   for k in range(1, len(stack)):
-    total = exact.add(total, first, stack[k], *values["weights"][:, k])
+    total = compensated.add(total, first, stack[k], *values["weights"][:, k])
   # What the weights exceed 1 by goes to the first leaf itself.
   nothing = jnp.zeros_like(first)
-  total = exact.add(total, nothing, first, *values["excess"])
-  return exact.mean(total, first, values["scale"])
+  total = compensated.add(total, nothing, first, *values["excess"])
+  return compensated.mean(total, first, values["scale"])
 
 
 def sum_values(weights: np.ndarray) -> Values:
@@ -53,9 +53,9 @@ def sum_values(weights: np.ndarray) -> Values:
   weights = np.asarray(weights, np.float64)
   excess = weights.sum() - 1
   return {
-    "weights": exact.pair(weights),
-    "excess": exact.pair([0 if abs(excess) < 1e-12 else excess])[:, 0],
-    "scale": exact.parts(1.0),
+    "weights": compensated.pair(weights),
+    "excess": compensated.pair([0 if abs(excess) < 1e-12 else excess])[:, 0],
+    "scale": compensated.parts(1.0),
   }
 
 
@@ -73,14 +73,14 @@ def linear(
   Returns:
     The rule. It warns about negative weights when it meets the ingredients.
   """
-  checks.flag("normalize", normalize)
+  arguments.flag("normalize", normalize)
   if weights is None:
     if not normalize:
       raise ValueError("linear() without weights is a mean: normalize=True.")
     return Rule(
       name="uniform",
       combine=_uniform,
-      values=lambda count: {"scale": exact.reciprocal(count)},
+      values=lambda count: {"scale": compensated.reciprocal(count)},
     )
   weights = rule_base.check_weights(weights)
   if isinstance(weights, dict):
@@ -95,7 +95,7 @@ def linear(
   return Rule(
     name="weighted",
     combine=_linear,
-    values=lambda count: _values(check_weights(weights, count)),
+    values=lambda count: _values(arguments.soup_weights(weights, count)),
     weights=tuple(weights),
     settings={"weights": weights},
   )
@@ -107,7 +107,7 @@ def _by_leaf(weights, normalize) -> Rule:
   def numbers(number, weights, count):
     del number
     if normalize:
-      return _values(check_weights(weights, count))
+      return _values(arguments.soup_weights(weights, count))
     return sum_values(per_model(weights, count))
 
   values, leaf_values = coefficients.split_weighted("", 1.0, weights, numbers)
@@ -146,8 +146,8 @@ def schedule(
   Raises:
     ValueError: if a number or a word makes no sense.
   """
-  count = checks.count("count", count)
-  n = count if last is None else checks.whole("last", last)
+  count = arguments.count("count", count)
+  n = count if last is None else arguments.whole("last", last)
   if not 1 <= n <= count:
     raise ValueError(f"Asked for the last {n} of {count} checkpoints.")
   if (kind == "ema") != (decay is not None):
@@ -175,7 +175,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
   Args:
     alpha: share of the ingredients; 0 gives the base and 1 their mean, bit for
       bit. Values outside [0, 1] extrapolate. One for all, or for every leaf:
-      see `soupjax.soups.coefficients`.
+      see `soupjax.soups.rules.coefficients`.
 
   Returns:
     The rule `(1 - alpha) * base + alpha * mean_k t_k`; it needs a base.

@@ -6,9 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, coefficients, exact, random_bits, statistics
+from soupjax.soups.core import arguments, compensated
 from soupjax.soups.rules import base as rule_base
-from soupjax.soups.rules import consensus
+from soupjax.soups.rules import (
+  coefficients,
+  consensus,
+  random_masks,
+  thresholds,
+)
 from soupjax.soups.rules.base import Rule
 
 
@@ -17,13 +22,13 @@ def _merge(leaves, base, values, weights):
   if "zero_sign" in values:
     return consensus.elected_mean(leaves, base, weights, weights, values)
   total = consensus.weighted_sum(leaves, base, weights)
-  return exact.mean(total, base, values["scale"])
+  return compensated.mean(total, base, values["scale"])
 
 
 def _dare(stack, base, values):
   leaves = []
   for k in range(len(stack)):
-    mask = random_bits.chosen(
+    mask = random_masks.chosen(
       values["keys"][k], values["index"], values["share"]
     )
     leaves.append(consensus.keep(stack[k], base, mask))
@@ -44,7 +49,7 @@ def _numbers(scale, count, weights, elect, factor=1.0):
   """The numbers for `_merge`."""
   each = rule_base.per_model(weights, count).astype(np.float32)
   if not elect:
-    return {"weights": each, "scale": exact.parts(scale * factor)}
+    return {"weights": each, "scale": compensated.parts(scale * factor)}
   return {
     "weights": each,
     "scale": np.float32(scale * factor),
@@ -103,9 +108,9 @@ def dare(
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
-  checks.flag("elect", elect)
-  checks.flag("rescale", rescale)
-  seed = checks.whole("seed", seed)
+  arguments.flag("elect", elect)
+  arguments.flag("rescale", rescale)
+  seed = arguments.whole("seed", seed)
   if compat not in (None, "mergekit"):
     raise ValueError(f"compat={compat!r} is neither None nor 'mergekit'.")
   by_norm = rescale and compat is not None
@@ -168,22 +173,22 @@ def breadcrumbs(
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
-  checks.flag("elect", elect)
+  arguments.flag("elect", elect)
   gamma = rule_base.check_share("gamma", gamma, zero=True)
   if density + gamma > 1 + 1e-9:
     raise ValueError(
       f"density={density} and gamma={gamma} are more than everything."
     )
 
-  def thresholds(sweep):
+  def first_pass(reader):
     found = {}
-    for leaf, spec in sweep.specs.items():
+    for leaf, spec in reader.specs.items():
       if not spec.size:
         continue
       top = min(int(gamma * spec.size + 1e-6), spec.size - 1)
       kept = consensus.rank_of(density, spec.size)
       ranks = [min(spec.size, top + kept), top + 1]
-      found[leaf] = {"threshold": statistics.largest(sweep, [leaf], ranks)}
+      found[leaf] = {"threshold": thresholds.largest(reader, [leaf], ranks)}
     return found
 
   values, leaf_values = coefficients.split_weighted(
@@ -197,7 +202,7 @@ def breadcrumbs(
     combine=_breadcrumbs,
     values=values,
     leaf_values=leaf_values,
-    measure=thresholds,
+    measure=first_pass,
     settings=_settings(scale, weights, elect, density=density, gamma=gamma),
     needs_base=True,
   )
@@ -220,7 +225,7 @@ def _della(stack, base, values):
     delta = consensus.float32_delta(stack[k], base)
     rank = _ranks(consensus.magnitude(delta))
     share = values["lowest"] + values["spread"] * rank
-    mask = random_bits.chosen(values["keys"][k], values["index"], share)
+    mask = random_masks.chosen(values["keys"][k], values["index"], share)
     leaves.append(consensus.keep(stack[k], base, mask))
     if "by_norm" in values:
       share = _kept_norm(delta, mask)
@@ -233,7 +238,7 @@ def _della(stack, base, values):
 def _dare_by_norm(stack, base, values):
   leaves, each = [], []
   for k in range(len(stack)):
-    mask = random_bits.chosen(
+    mask = random_masks.chosen(
       values["keys"][k], values["index"], values["share"]
     )
     leaves.append(consensus.keep(stack[k], base, mask))
@@ -300,9 +305,9 @@ def della(
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
-  checks.flag("elect", elect)
+  arguments.flag("elect", elect)
   epsilon = rule_base.check_number("epsilon", epsilon)
-  seed = checks.whole("seed", seed)
+  seed = arguments.whole("seed", seed)
   if compat not in (None, "mergekit"):
     raise ValueError(f"compat={compat!r} is neither None nor 'mergekit'.")
   half = epsilon / 2 if compat is None else epsilon

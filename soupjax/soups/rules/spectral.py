@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups import checks, coefficients, tree
+from soupjax.soups.core import arguments, tree
+from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import Rule
 
 
@@ -66,7 +67,7 @@ def _iso_c(stack, base, values):
 
 def _spectral(name, combine, scale, rows):
   rows = {
-    str(k): checks.whole(f"rows[{k!r}]", v) for k, v in (rows or {}).items()
+    str(k): arguments.whole(f"rows[{k!r}]", v) for k, v in (rows or {}).items()
   }
   values, by_scale = coefficients.split(
     "scale", scale, lambda one, count: {"scale": np.float32(one)}

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from soupjax.soups import checks
-from soupjax.soups.ingredient import Ingredient
-from soupjax.soups.search import record
-from soupjax.soups.search.blend import Blend
-from soupjax.soups.search.record import Candidate, Scorer, Search
+from soupjax.soups.core import arguments
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.search import candidates
+from soupjax.soups.search.candidates import Candidate, Scorer, Search
+from soupjax.soups.search.interpolate import Blend
 
 PyTree = Any
 Model = Ingredient | PyTree
@@ -54,7 +54,7 @@ def wise_ft_curve(
     "wise_ft",
     Blend(pretrained, [finetuned], **reading),
     evaluate,
-    record.grid("alphas", alphas),
+    candidates.grid("alphas", alphas),
     choose_on,
     resume,
     on_candidate,
@@ -94,7 +94,7 @@ def analogy(
   Raises:
     ValueError: as `wise_ft_curve`.
   """
-  scales = record.grid("scales", scales)
+  scales = candidates.grid("scales", scales)
   # From c to b and from c to a: c itself cancels.
   blend = Blend(c, [b, a], **reading)
   return _line(
@@ -121,7 +121,7 @@ class _Combined:
 def _line(method, blend, evaluate, values, choose_on, resume, on_candidate):
   def check(scores):
     if choose_on is not None:
-      record.names_in("choose_on", [choose_on], scores)
+      candidates.names_in("choose_on", [choose_on], scores)
     elif len(scores) > 1:
       raise ValueError(
         f"evaluate returns scores on {sorted(scores)}: say with choose_on "
@@ -133,7 +133,7 @@ def _line(method, blend, evaluate, values, choose_on, resume, on_candidate):
     scorer([value])
   name = choose_on or next(iter(next(iter(scorer.scored.values()))))
   what = "score" if name == "score" else f"score on {name}"
-  return record.choose(method, scorer, lambda s: s[name], what=what)
+  return candidates.choose(method, scorer, lambda s: s[name], what=what)
 
 
 def task_scale(
@@ -180,14 +180,14 @@ def task_scale(
     ValueError: as `wise_ft_curve`, or if nothing is left besides the control.
   """
   tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
-  scales = record.grid("scales", scales)
-  keep = checks.number(
+  scales = candidates.grid("scales", scales)
+  keep = arguments.number(
     "keep", keep, "be between 0 and 1", lambda x: 0 <= x <= 1
   )
 
   def check(scores):
     if control is not None:
-      record.names_in("control", [control], scores)
+      candidates.names_in("control", [control], scores)
       if scores[control] < 0:
         raise ValueError(
           f"control {control!r} scores {scores[control]:.4g}: a share of a "
@@ -205,7 +205,7 @@ def task_scale(
   def mean(scores):
     rest = {name: s for name, s in scores.items() if name != control}
     own = finetuned_scores or dict.fromkeys(rest, 1.0)
-    return record.normalized_accuracy(rest, own)
+    return candidates.normalized_accuracy(rest, own)
 
   blend = Blend(pretrained, tasks, **reading)
   combined = _Combined(blend, [-1.0 if negate else 1.0] * len(tasks))
@@ -223,7 +223,7 @@ def task_scale(
     )
 
   kind = "normalised accuracy" if finetuned_scores else "mean score"
-  return record.choose(
+  return candidates.choose(
     "negation" if negate else "addition",
     scorer,
     (lambda scores: -mean(scores)) if negate else mean,

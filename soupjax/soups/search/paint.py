@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from soupjax.soups import checks
-from soupjax.soups.ingredient import Ingredient
-from soupjax.soups.search import blackbox, record
-from soupjax.soups.search.blend import Blend
-from soupjax.soups.search.record import Candidate, Scorer, Search
+from soupjax.soups.core import arguments
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.search import blackbox, candidates
+from soupjax.soups.search.candidates import Candidate, Scorer, Search
+from soupjax.soups.search.interpolate import Blend
 
 PyTree = Any
 Model = Ingredient | PyTree
@@ -75,13 +75,13 @@ def paint(
     ValueError: if models or alphas do not fit, a task has no score, or one is
       not finite.
   """
-  alphas = record.grid("alphas", alphas)
+  alphas = candidates.grid("alphas", alphas)
   combined, check = _combined(patching, supported)
   blend = Blend(pretrained, [finetuned], **reading)
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
   for alpha in alphas:
     scorer([alpha])
-  return record.choose("paint", scorer, combined, what=_WHAT)
+  return candidates.choose("paint", scorer, combined, what=_WHAT)
 
 
 def paint_sequential(
@@ -116,10 +116,10 @@ def paint_sequential(
   Raises:
     ValueError: as `paint`.
   """
-  alphas = record.grid("alphas", alphas)
+  alphas = candidates.grid("alphas", alphas)
   # Before any fine-tuning.
   _combined(patching, supported)
-  checks.higher_is_better(evaluate)
+  arguments.higher_is_better(evaluate)
   model, rounds = pretrained, []
   for k, task in enumerate(patching):
     params = model.load() if isinstance(model, Ingredient) else model
@@ -183,13 +183,13 @@ def paint_parallel(
       f"{type(tasks).__name__}: put it in a list."
     )
   tasks = list(tasks)
-  alphas = record.grid("alphas", alphas)
+  alphas = candidates.grid("alphas", alphas)
   outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
   if outside:
     raise ValueError(
       f"alphas has {outside}: parallel patching searches between 0 and 1."
     )
-  if checks.count("budget", budget) < len(alphas):
+  if arguments.count("budget", budget) < len(alphas):
     raise ValueError(
       f"budget={budget} does not cover the {len(alphas)} alphas that come "
       "first."
@@ -206,7 +206,7 @@ def paint_parallel(
   blackbox.maximize(
     value, start, budget - len(scorer.scored), known=scorer.scored
   )
-  return record.choose("paint_parallel", scorer, combined, what=_WHAT)
+  return candidates.choose("paint_parallel", scorer, combined, what=_WHAT)
 
 
 def _combined(patching, supported):
@@ -219,8 +219,8 @@ def _combined(patching, supported):
     raise ValueError(f"{both} are patching and supported tasks: choose one.")
 
   def check(scores):
-    record.names_in("patching", patching, scores)
-    record.names_in("supported", supported, scores)
+    candidates.names_in("patching", patching, scores)
+    candidates.names_in("supported", supported, scores)
 
   def value(scores):
     new = float(np.mean([scores[task] for task in patching]))

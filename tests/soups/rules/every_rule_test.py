@@ -11,9 +11,10 @@ import pytest
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.soups import measure, rules
-from soupjax.soups import plan as planning
-from soupjax.soups import tree as trees
+from soupjax.soups import rules
+from soupjax.soups.core import tree as trees
+from soupjax.soups.engine import first_pass
+from soupjax.soups.engine import plan as planning
 
 BF16 = ml_dtypes.bfloat16
 SHAPES = {
@@ -195,7 +196,7 @@ def test_compiled_for_whole_leaves_on_a_mesh(name, merged):
   # As part of somebody else's program: other shapes, other fusions.
   rule = RULES[name]
   base = sj.Ingredient.from_params("base", BASE)
-  plan, _ = measure.measured(planning.make(rule, models(name), base=base))
+  plan, _ = first_pass.measured(planning.make(rule, models(name), base=base))
   mesh = sharding.make_mesh({"x": 8})
   for leaf in ("block_0/kernel", "head/kernel"):
     shard = jax.sharding.NamedSharding(mesh, jax.P("x"))

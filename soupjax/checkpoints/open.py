@@ -1,0 +1,315 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Finds, opens, reads and writes checkpoints, whatever their format."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import glob
+import os
+import pathlib
+import re
+from typing import Any
+
+from soupjax import files
+from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
+from soupjax.soups.core.ingredient import Ingredient
+
+PyTree = Any
+
+# What files are called that `**` should find.
+_TORCH = "pytorch_model.bin"
+_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def find_ingredients(
+  pattern: str | os.PathLike | Sequence[str | os.PathLike],
+) -> list[Ingredient]:
+  """Opens all checkpoints that a pattern matches; reads metadata only.
+
+  Args:
+    pattern: a path with `*`, `?`, `[...]` or `**` in it, or several. A path
+      that is there is taken as it is, whatever is in it. Names that begin with
+      a dot are never matched. Where `**` matches, directories and files that
+      are no checkpoints are passed over.
+
+  Returns:
+    Ingredients in natural order of their paths (2 before 10), named by the part
+    of the path that tells them apart, each checkpoint once. `metrics.json` and
+    `hyperparameters.json` in its directory are read with it, or beside it if
+    it is called `params`.
+
+  Raises:
+    ValueError: if nothing matches, or a match is not a checkpoint.
+  """
+  patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
+  patterns, paths = list(patterns), []
+  if not patterns:
+    raise ValueError("No ingredient found: got no pattern to look for.")
+  for one in patterns:
+    found = _matches(os.fspath(one))
+    if not found:
+      raise ValueError(
+        f"No ingredient found: nothing matches {os.fspath(one)!r} (looked from "
+        f"{os.getcwd()})."
+      )
+    paths += sorted(found, key=_natural)
+  opened: dict[str, tuple[str, Ingredient]] = {}
+  for path in paths:
+    path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
+    inner, opener = recognise(path)
+    key = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)
+    if key not in opened:
+      opened[key] = path, _open(path, inner, opener)
+  names = _short_names([path for path, _ in opened.values()])
+  return [
+    dataclasses.replace(ingredient, name=name)
+    for (_, ingredient), name in zip(opened.values(), names)
+  ]
+
+
+def _matches(pattern: str) -> list[str]:
+  if not byte_ranges.is_remote(pattern):
+    pattern = os.path.expanduser(pattern)
+    if os.path.exists(pattern):
+      return [pattern]
+    found = glob.glob(pattern, recursive=True)
+    return _checkpoints(found) if "**" in pattern else found
+  # The part before the first wildcard is the directory to look in.
+  fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+  place = byte_ranges.remote_path(fixed)
+  if fixed == pattern.rpartition("/")[0] and not re.search(r"[*?\[]", pattern):
+    return [pattern]
+  return [os.fspath(p) for p in place.glob(pattern[len(fixed) + 1 :])]
+
+
+def _checkpoints(paths: Sequence[str]) -> list[str]:
+  """Those of many paths at which there are checkpoints, not parts of them."""
+  kept: list[str] = []
+  # Directories come before what is in them.
+  for path in sorted(os.path.abspath(p) for p in paths):
+    above = pathlib.PurePath(path).parents
+    if not any(pathlib.PurePath(one) in above for one in kept):
+      if _may_be_checkpoint(path):
+        kept.append(path)
+  return kept
+
+
+def _may_be_checkpoint(path: str) -> bool:
+  """Whether a path is worth opening; a damaged checkpoint is."""
+  place = pathlib.Path(path)
+  if not place.is_dir():
+    return place.name.endswith(_SUFFIXES)
+  from soupjax.checkpoints.formats import orbax
+
+  if orbax.is_orbax(place) or orbax.is_orbax(place / "params"):
+    return True
+  # Without an index, every file in a directory is a checkpoint by itself.
+  return any(place.glob("*.safetensors.index.json"))
+
+
+def open_ingredient(path: str | os.PathLike) -> Ingredient:
+  """Opens one checkpoint lazily, whatever its format; reads metadata only.
+
+  The format is recognised by content: Orbax directories of either layout (or
+  with one in `params/`), safetensors files, directories and indices, `.npz`
+  files, and torch zip files.
+
+  Args:
+    path: of the checkpoint.
+
+  Returns:
+    The ingredient, named by the last part of its path that is not `params`.
+
+  Raises:
+    ValueError: if there is nothing there, it is damaged, or nothing that is
+      understood.
+  """
+  path = os.fspath(path)
+  if not byte_ranges.is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path))
+  return _open(path, *recognise(path))
+
+
+def _open(path: str, inner: str, opener) -> Ingredient:
+  """Opens what `recognise` found at a path, with what lies beside it."""
+  return dataclasses.replace(
+    opener(inner, _short_names([path])[0]),
+    metrics=_sidecar(path, "metrics.json"),
+    hyperparameters=_sidecar(path, "hyperparameters.json"),
+  )
+
+
+def recognise(path: str) -> tuple[str, Callable[[str, str], Ingredient]]:
+  """Finds out what is at a path: the checkpoint itself, and what opens it.
+
+  Raises:
+    ValueError: if there is nothing, or nothing that is understood.
+  """
+  place = (
+    byte_ranges.remote_path(path)
+    if byte_ranges.is_remote(path)
+    else (pathlib.Path(path))
+  )
+  if not place.exists():
+    raise ValueError(f"There is no checkpoint at {path}.")
+  if not place.is_dir():
+    if path.endswith(".index.json"):
+      return path, safetensors.open_checkpoint
+    with place.open("rb") as f:
+      magic = f.read(4)
+    # An archive without members begins with its end.
+    if magic in (b"PK\x03\x04", b"PK\x05\x06"):
+      kind = torch if torch.is_torch(path) else npz
+      return path, kind.open_checkpoint
+    if safetensors.is_safetensors(path):
+      return path, safetensors.open_checkpoint
+    if magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+      raise ValueError(
+        f"{path} is a pickle, such as torch wrote before version 1.6. Pickles "
+        "are programs and are not run: save it again with a newer torch, or "
+        "convert it to safetensors."
+      )
+    raise ValueError(
+      f"{path} is no checkpoint: expected a safetensors, npz or torch zip "
+      "file, or an Orbax directory. It may have been cut short."
+    )
+  # Orbax takes a second to import: only where it is needed.
+  from soupjax.checkpoints.formats import orbax
+
+  inner = place / "params"
+  for one in (place, inner):
+    if orbax.is_orbax(one):
+      return str(one), orbax.open_checkpoint
+  if any(place.glob("*.safetensors*")):
+    return path, safetensors.open_checkpoint
+  if (place / _TORCH).exists():  # As transformers and timm save a folder.
+    return recognise(str(place / _TORCH))
+  raise ValueError(
+    f"{path} is no checkpoint: expected an Orbax directory, or a directory "
+    f"with one in params/, or with safetensors or {_TORCH} in it."
+  )
+
+
+def recorded(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the record of a soup, see `soupjax.provenance`."""
+  path = os.fspath(path)
+  if not byte_ranges.is_remote(path):
+    path = os.path.abspath(os.path.expanduser(path))
+  inner, opener = recognise(path)
+  if opener is npz.open_checkpoint:
+    return npz.comment(inner)
+  if opener is safetensors.open_checkpoint:
+    return safetensors.record(inner)
+  if opener is torch.open_checkpoint:
+    return {}
+  from soupjax.checkpoints.formats import orbax
+
+  return orbax.custom_metadata(inner).get("soupjax") or {}
+
+
+def as_ingredients(found: Any) -> list[Ingredient]:
+  """Opens what is not open yet.
+
+  Args:
+    found: ingredients, or paths and patterns as for `find_ingredients`.
+
+  Raises:
+    ValueError: if nothing matches, or there are none.
+  """
+  if isinstance(found, (str, os.PathLike)):
+    return find_ingredients(found)
+  found = list(found)
+  if found and all(isinstance(one, (str, os.PathLike)) for one in found):
+    return find_ingredients(found)
+  return found
+
+
+def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
+  """Reads the parameters of one checkpoint.
+
+  Args:
+    path: as for `open_ingredient`.
+    sharding: as in `Ingredient.load`; None reads into host memory.
+
+  Returns:
+    The tree, in nested dicts and lists.
+
+  Raises:
+    ValueError: if it is not a whole checkpoint.
+  """
+  return open_ingredient(path).load(sharding=sharding)
+
+
+def save_params(
+  path: str | os.PathLike,
+  params: PyTree,
+  *,
+  metadata: dict[str, Any] | None = None,
+) -> None:
+  """Writes parameters, whole or not at all.
+
+  Args:
+    path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
+      directory, whose path must not have `*`, `?` or `[` in it; nothing must
+      be there.
+    params: a pytree of arrays, on the host or on a mesh.
+    metadata: JSON to keep with the weights.
+
+  Raises:
+    ValueError: if something is at `path`, or the tree cannot be stored: it has
+      no leaves, one is no array, or two would get one name.
+  """
+  from soupjax.checkpoints import mix as mix_lib
+
+  path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+  if os.path.exists(path):
+    raise ValueError(f"{path} exists already: delete it, or choose another.")
+  if path.endswith((".safetensors", ".npz")):
+    mix_lib.write(path, params, metadata)
+    return
+  from soupjax.checkpoints.formats import orbax
+
+  orbax.save(path, params, metadata)
+
+
+def _natural(path: str) -> list[Any]:
+  return [
+    (1, int(part), "") if part.isdecimal() else (0, 0, part)
+    for part in re.split(r"(\d+)", path)
+  ]
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+  """Drops the leading and trailing path components that all have in common."""
+  parts = [pathlib.PurePath(path).parts for path in paths]
+  # No name: it is where the weights are in a run. Unless two would be one.
+  shorter = [p[:-1] if p[-1] == "params" and p[1:] else p for p in parts]
+  if len(set(shorter)) == len(set(parts)):
+    parts = shorter
+  if len(parts) == 1:
+    return [parts[0][-1]]
+  # One component is left of the shortest, so that names differ as paths do.
+  spare = min(len(p) for p in parts) - 1
+  front = 0
+  while front < spare and len({p[front] for p in parts}) == 1:
+    front += 1
+  back = 0
+  while back < spare - front and len({p[-1 - back] for p in parts}) == 1:
+    back += 1
+  return ["/".join(p[front : len(p) - back]) for p in parts]
+
+
+def _sidecar(path: str, name: str) -> dict[str, Any]:
+  """Reads JSON in a checkpoint's directory, if it is one and has it.
+
+  A directory `params` is inside that of its run, which may have it too.
+  """
+  if byte_ranges.is_remote(path):
+    return {}
+  file = pathlib.Path(path, name)
+  if file.parent.name == "params" and not file.exists():
+    file = file.parent.with_name(name)
+  value = files.read_json(file) if file.exists() else {}
+  if not isinstance(value, dict):
+    raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")
+  return value

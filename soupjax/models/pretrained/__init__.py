@@ -1,0 +1,12 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights from other libraries, and back: see docs/pretrained.md."""
+
+from soupjax.models.pretrained.convert import HEAD as HEAD
+from soupjax.models.pretrained.convert import as_ingredient as as_ingredient
+from soupjax.models.pretrained.convert import export as export
+from soupjax.models.pretrained.convert import load_pretrained as load_pretrained
+from soupjax.models.pretrained.convert import options as options
+from soupjax.models.pretrained.convert import save_exported as save_exported
+from soupjax.models.pretrained.detection import Detected as Detected
+from soupjax.models.pretrained.detection import detect as detect

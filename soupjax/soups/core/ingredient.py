@@ -1,0 +1,393 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""An ingredient: one fine-tuned model, by name and lazily."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax.soups.core import arguments, slices, tree
+
+PyTree = Any
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Storage:
+  """How the engine reads an ingredient in blocks.
+
+  Attributes:
+    read_box: `read_box(leaf, box, out)` fills a contiguous array of the leaf's
+      dtype and the box's number of elements, in row-major order. Must be safe
+      to call from several threads.
+    order: all leaves, in the order in which they are best read.
+    chunks: leaf -> shape of what can only be read together; leaves that are
+      not here can be read in any parts.
+    checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, where
+      the file records one.
+    num_bytes: bytes on disk, where that is known.
+  """
+
+  read_box: Callable[[str, slices.Slices, np.ndarray], None]
+  order: Sequence[str]
+  chunks: Mapping[str, tuple[int, ...]] = dataclasses.field(
+    default_factory=dict
+  )
+  checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  num_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Ingredient:
+  """One model that may go into a soup. Weights are read when asked for.
+
+  Attributes:
+    name: what reports and error messages call it.
+    specs: leaf name -> shape and dtype, known without reading any weights.
+    treedef: puts the leaves, in the order of `specs`, back into a tree.
+    reader: `reader(leaf, index)` returns that part of that leaf; index None
+      means all of it. Must be safe to call from several threads.
+    metrics: held-out scores measured earlier, as `{"minival/prec@1": 0.8}`.
+    hyperparameters: how it was fine-tuned.
+    path: where it was read from, None for trees in memory.
+    storage: how to read it in blocks; None reads whole leaves with `reader`.
+  """
+
+  name: str
+  specs: Mapping[str, jax.ShapeDtypeStruct]
+  treedef: Any
+  reader: Callable[[str, Index | None], Any]
+  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  path: str | None = None
+  storage: Storage | None = None
+
+  @classmethod
+  def from_params(
+    cls,
+    name: str,
+    params: PyTree,
+    metrics: Mapping[str, float] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+  ) -> "Ingredient":
+    """Wraps a tree that is in memory already; nothing is copied.
+
+    Args:
+      name: what to call it.
+      params: any pytree of arrays.
+      metrics: held-out scores, see `rank_by`.
+      hyperparameters: how it was fine-tuned.
+
+    Returns:
+      The ingredient.
+
+    Raises:
+      ValueError: if the tree is empty, two leaves share a name, or a leaf is
+        not an array of numbers.
+    """
+    leaves, treedef = tree.flatten(params)
+    return cls(
+      name=name,
+      specs=tree.value_specs(leaves, repr(name)),
+      treedef=treedef,
+      reader=lambda leaf, index: (
+        leaves[leaf] if index is None else np.asarray(leaves[leaf])[index]
+      ),
+      metrics=dict(metrics or {}),
+      hyperparameters=dict(hyperparameters or {}),
+    )
+
+  @property
+  def num_bytes(self) -> int:
+    """Bytes of all leaves together."""
+    return sum(
+      math.prod(s.shape) * s.dtype.itemsize for s in self.specs.values()
+    )
+
+  def read(
+    self,
+    leaf: str,
+    *,
+    index: Index | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+  ) -> jax.Array | np.ndarray:
+    """Reads one leaf, or a slice of it.
+
+    Args:
+      leaf: its name, one of `specs`.
+      index: a tuple of slices, with positive steps; None for the whole leaf.
+      sharding: where the whole leaf goes. Each process then reads only the
+        slices that its own devices hold. None: as the reader returns it. A
+        leaf with a recorded checksum is compared with it if this process reads
+        all of the leaf; slices are not.
+        Integers of 64 bits stay on the host where JAX would cut them to 32.
+
+    Returns:
+      An array of the leaf's dtype.
+
+    Raises:
+      ValueError: if there is no such leaf, the index does not fit it, or index
+        and sharding are both given.
+    """
+    if leaf not in self.specs:
+      raise ValueError(f"{self.name!r} has no leaf {leaf!r}.")
+    spec = self.specs[leaf]
+    if index is not None:
+      if sharding is not None:
+        raise ValueError("Give an index or a sharding, not both.")
+      _check_index(self.name, leaf, spec, index)
+    if sharding is None or (is_cut(spec) and not tree.is_float(spec)):
+      return self.reader(leaf, index)
+    if self.path is None:
+      return jax.device_put(self.reader(leaf, None), sharding)
+    if self.storage is not None and leaf in self.storage.checksums:
+      held = sharding.addressable_devices_indices_map(spec.shape).values()
+      # Slices have no hash before Python 3.12.
+      held = [slices.normalise(where, spec.shape) for where in held]
+      different = {str(box): slices.size(box) for box in held}
+      if sum(different.values()) >= math.prod(spec.shape):
+        # Read whole, it is compared with its checksum.
+        whole = self.reader(leaf, None)
+        return jax.make_array_from_callback(
+          spec.shape, sharding, lambda where: whole[where]
+        )
+    # Devices that hold the same slice share one read.
+    cache: dict[str, Any] = {}
+
+    def fetch(where):
+      key = str(where)
+      if key not in cache:
+        cache[key] = self.reader(leaf, where)
+      return cache[key]
+
+    return jax.make_array_from_callback(spec.shape, sharding, fetch)
+
+  def load(self, *, sharding: Any = None) -> PyTree:
+    """Reads all leaves and returns the tree.
+
+    Args:
+      sharding: None, one `jax.sharding.Sharding` for every leaf, or a function
+        of leaf name and `jax.ShapeDtypeStruct` that returns one.
+
+    Returns:
+      The parameters, in the containers they were saved from where the format
+      records them, else in nested dicts.
+    """
+    leaves = [
+      self.read(leaf, sharding=sharding_of(sharding, leaf, spec))
+      for leaf, spec in self.specs.items()
+    ]
+    return jax.tree.unflatten(self.treedef, leaves)
+
+  def in_memory(self, *, sharding: Any = None) -> "Ingredient":
+    """Reads it once and keeps it: for recipes that pass over it many times.
+
+    Args:
+      sharding: as in `load`.
+
+    Returns:
+      The same ingredient. Float leaves are on devices, others on the host: JAX
+      would cut integers of 64 bits.
+
+    Raises:
+      ValueError: if a leaf is float64 and jax_enable_x64 is off.
+    """
+    _check_float64(self)
+    params = jax.tree.map(
+      lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
+      self.load(sharding=sharding),
+    )
+    return dataclasses.replace(
+      Ingredient.from_params(self.name, params),
+      metrics=self.metrics,
+      hyperparameters=self.hyperparameters,
+    )
+
+
+def sharding_of(sharding: Any, leaf: str, spec: jax.ShapeDtypeStruct) -> Any:
+  """Resolves a `sharding` argument (see `Ingredient.load`) for one leaf."""
+  if sharding is None or isinstance(sharding, jax.sharding.Sharding):
+    return sharding
+  return sharding(leaf, spec)
+
+
+def _check_index(name, leaf, spec, index):
+  """Checks that an index means the same in memory and on disk."""
+  wanted = (
+    f"give a tuple of at most {len(spec.shape)} slices, as (slice(0, 2),), or "
+    "None for all of it"
+  )
+  if not isinstance(index, tuple) or len(index) > len(spec.shape):
+    raise ValueError(
+      f"Index {index!r:.80} does not fit leaf {leaf!r} of {name!r}, of shape "
+      f"{spec.shape}: {wanted}."
+    )
+  for one in index:
+    if not isinstance(one, slice) or (one.step is not None and one.step < 1):
+      raise ValueError(
+        f"Index {index!r:.80} of leaf {leaf!r} of {name!r} has {one!r} in it, "
+        f"which is no slice with a positive step: {wanted}."
+      )
+
+
+def is_cut(spec) -> bool:
+  """Whether JAX would hold a leaf with fewer bits."""
+  return jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype
+
+
+def _check_float64(ingredient: Ingredient) -> None:
+  for leaf, spec in ingredient.specs.items():
+    if spec.dtype == np.float64 and is_cut(spec):
+      raise ValueError(
+        f"Leaf {leaf!r} of {ingredient.name!r} is float64, which JAX would "
+        "silently cut to float32. Cast it, or set jax_enable_x64."
+      )
+
+
+def as_list(ingredients: Any) -> list[Ingredient]:
+  """Returns several ingredients as a list.
+
+  Raises:
+    TypeError: if they are one ingredient, a dict, text, or no sequence.
+  """
+  kind = type(ingredients).__name__
+  if isinstance(ingredients, Ingredient):
+    raise TypeError(
+      f"Expected a sequence of ingredients, got only {ingredients.name!r}: put "
+      "it in a list."
+    )
+  if isinstance(ingredients, Mapping):
+    raise TypeError(
+      f"Expected a sequence of ingredients, got a {kind}: make a list of "
+      "Ingredient.from_params(name, params) of its items."
+    )
+  if isinstance(ingredients, (str, bytes)):
+    raise TypeError(
+      f"Expected a sequence of ingredients, got a {kind}: open paths with "
+      "find_ingredients(pattern)."
+    )
+  if not isinstance(ingredients, Iterable):
+    raise TypeError(f"Expected a sequence of ingredients, got a {kind}.")
+  return list(ingredients)
+
+
+def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
+  """Checks names, structures, shapes and dtypes; reads no float weights.
+
+  Args:
+    ingredients: what is to be averaged.
+
+  Raises:
+    ValueError: if there are none, two share a name, or trees or integer
+      leaves differ; naming the ingredients and the leaves.
+    TypeError: if one is not an `Ingredient`.
+  """
+  ingredients = as_list(ingredients)
+  if not ingredients:
+    raise ValueError("A soup needs at least one ingredient, got none.")
+  names = []
+  for ingredient in ingredients:
+    if not isinstance(ingredient, Ingredient):
+      raise TypeError(
+        f"Expected an Ingredient, got a {type(ingredient).__name__}. Wrap "
+        "trees in memory with Ingredient.from_params(name, params)."
+      )
+    if ingredient.name in names:
+      raise ValueError(
+        f"Two ingredients are called {ingredient.name!r}. Names must differ, "
+        "so that reports can say which one they mean."
+      )
+    names.append(ingredient.name)
+  tree.check_alike(
+    {i.name: i.specs for i in ingredients},
+    {i.name: i.treedef for i in ingredients},
+  )
+  counters = [
+    n for n, s in ingredients[0].specs.items() if not tree.is_float(s)
+  ]
+  if counters:
+    tree.check_equal_integers(
+      {i.name: {n: i.read(n) for n in counters} for i in ingredients}
+    )
+  _check_float64(ingredients[0])
+
+
+def rank_by(
+  ingredients: Sequence[Ingredient], metric: str, *, mode: str = "max"
+) -> list[Ingredient]:
+  """Orders ingredients by a held-out metric, best first.
+
+  Ties keep the order given. (The released code of arXiv 2203.05482 sorts
+  ascending and reverses, which turns ties around.)
+
+  Args:
+    ingredients: with `metrics`.
+    metric: a key of `metrics`, as `"minival/prec@1"`.
+    mode: "max" if higher is better, "min" if lower is.
+
+  Returns:
+    A new list.
+
+  Raises:
+    ValueError: if an ingredient lacks the metric, or its value is no number.
+  """
+  if mode not in ("max", "min"):
+    raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+  ingredients = as_list(ingredients)
+  values = {}
+  for ingredient in ingredients:
+    if ingredient.metrics.get(metric) is None:
+      raise ValueError(
+        f"Ingredient {ingredient.name!r} has no metric {metric!r}; it has "
+        f"{sorted(ingredient.metrics) or 'none'}."
+      )
+    value = arguments.as_number(ingredient.metrics[metric])
+    if value is None:
+      raise ValueError(
+        f"{metric} of ingredient {ingredient.name!r} must be a number, got "
+        f"{ingredient.metrics[metric]!r:.80}."
+      )
+    if math.isnan(value):
+      raise ValueError(f"{metric} of ingredient {ingredient.name!r} is NaN.")
+    values[id(ingredient)] = value
+  sign = -1 if mode == "max" else 1
+  return sorted(ingredients, key=lambda i: sign * values[id(i)])
+
+
+def storage_of(ingredient: Ingredient) -> Storage:
+  """Returns how to read an ingredient in blocks, whether it says so or not."""
+  if ingredient.storage is not None:
+    return ingredient.storage
+
+  def read_box(leaf, box, out):
+    found = _part(ingredient.reader(leaf, None), box)
+    np.copyto(out.reshape(found.shape), found)
+
+  # A tree in memory is cut freely; any other reader gets one call a leaf.
+  return Storage(
+    read_box=read_box,
+    order=tuple(ingredient.specs),
+    chunks={}
+    if ingredient.path is None
+    else {leaf: spec.shape for leaf, spec in ingredient.specs.items()},
+  )
+
+
+def _part(array: Any, box: slices.Slices) -> np.ndarray:
+  """Part of an array that may be spread over devices of several processes."""
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    if array.is_fully_replicated:
+      return np.asarray(array.addressable_data(0))[box]
+    for shard in array.addressable_shards:
+      held = slices.normalise(shard.index, array.shape)
+      if slices.intersection(box, held) == box:
+        return np.asarray(shard.data)[slices.inside(box, held)]
+    raise ValueError(
+      f"This process holds no shard of an array of shape {array.shape} with "
+      f"all of {box}."
+    )
+  return np.asarray(array)[box]

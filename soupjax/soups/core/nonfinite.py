@@ -1,0 +1,137 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""NaN and infinity: in an ingredient, or in a soup of finite ones."""
+
+from collections.abc import Mapping, Sequence
+import concurrent.futures
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax.soups.core import crc32, slices, tree
+from soupjax.soups.core.ingredient import Ingredient, Storage
+
+# What a thread reads at once; memory that is used again costs a fourth of new.
+_ELEMENTS = 1 << 20
+
+
+@jax.jit
+def all_finite(leaves):
+  """Whether each of some arrays is finite, as one array."""
+  return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
+
+
+def raise_if_not_finite(ingredient: str, names: Sequence[str], flags) -> None:
+  """Raises a ValueError for the first of `names` whose flag is False."""
+  for name, ok in zip(names, np.asarray(flags)):
+    if not ok:
+      raise ValueError(
+        f"Ingredient {ingredient!r} has NaN or infinity in leaf {name!r}; it "
+        "would spoil the whole soup. Leave it out: its fine-tuning diverged."
+      )
+
+
+def check_finite(ingredients: Sequence[Ingredient]) -> None:
+  """Reads every float leaf once and checks it for NaN and infinity.
+
+  Files are read in blocks, two at a time, and compared with their checksums
+  where they record some.
+
+  Args:
+    ingredients: what is to be averaged.
+
+  Raises:
+    ValueError: naming the first ingredient that is not finite, or damaged, and
+      a leaf.
+  """
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    found = [
+      pool.submit(_check_file, i) if i.path and i.storage else None
+      for i in ingredients
+    ]
+    try:
+      for ingredient, coming in zip(ingredients, found):
+        if coming is not None:
+          coming.result()
+        else:
+          # Not in a thread: processes that share an array must all run what is
+          # compiled in one order.
+          _check_leaves(ingredient)
+    finally:
+      for coming in filter(None, found):
+        coming.cancel()
+
+
+def _floats(ingredient: Ingredient) -> list[str]:
+  return [n for n, s in ingredient.specs.items() if tree.is_float(s)]
+
+
+def _check_leaves(ingredient: Ingredient) -> None:
+  floats = _floats(ingredient)
+  if floats:
+    flags = all_finite([ingredient.read(name) for name in floats])
+    raise_if_not_finite(ingredient.name, floats, flags)
+
+
+def _check_file(ingredient: Ingredient) -> None:
+  floats = _floats(ingredient)
+  storage, buffer = ingredient.storage, [np.empty(0, np.uint8)]
+  position = {name: k for k, name in enumerate(storage.order)}
+  for name in sorted(floats, key=position.__getitem__):
+    flag = _is_finite(ingredient, storage, name, buffer)
+    raise_if_not_finite(ingredient.name, [name], [flag])
+
+
+def _is_finite(
+  ingredient: Ingredient, storage: Storage, leaf: str, buffer: list[np.ndarray]
+) -> bool:
+  """Whether a leaf on disk is finite; `buffer` holds memory for its blocks."""
+  spec, value = ingredient.specs[leaf], 0
+  chunk = storage.chunks.get(leaf)
+  for box in slices.split(slices.whole(spec.shape), _ELEMENTS, chunk):
+    size = slices.size(box) * spec.dtype.itemsize
+    if buffer[0].size < size:
+      buffer[0] = np.empty(size, np.uint8)
+    part = buffer[0][:size].view(spec.dtype)
+    storage.read_box(leaf, box, part)
+    if leaf in storage.checksums:
+      value = crc32.extend(value, part)
+    if not np.isfinite(part).all():
+      return False
+  if spec.size and leaf in storage.checksums:
+    crc32.check(ingredient.path, leaf, value, storage.checksums[leaf])
+  return True
+
+
+def check_overflow(
+  specs: Mapping[str, jax.ShapeDtypeStruct], leaves: Sequence[Any]
+) -> None:
+  """Checks that the float leaves of a soup of finite ingredients are finite.
+
+  Args:
+    specs: leaf name -> shape and dtype.
+    leaves: of the soup, in that order.
+
+  Raises:
+    ValueError: naming the first leaf that is not.
+  """
+  floats = [
+    (name, leaf)
+    for (name, spec), leaf in zip(specs.items(), leaves)
+    if tree.is_float(spec)
+  ]
+  if floats:
+    flags = all_finite([leaf for _, leaf in floats])
+    raise_if_overflows(specs, [name for name, _ in floats], flags)
+
+
+def raise_if_overflows(specs, names: Sequence[str], flags) -> None:
+  """Raises a ValueError for the first of `names` whose flag is False."""
+  for name, ok in zip(names, np.asarray(flags)):
+    if not ok:
+      raise ValueError(
+        f"The soup overflows {specs[name].dtype} in leaf {name!r}, though "
+        "every ingredient is finite: cast them to a wider dtype, or use "
+        "weights of one sign."
+      )

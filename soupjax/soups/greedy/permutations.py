@@ -1,0 +1,122 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy soups in several orders, and the best of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from soupjax.soups.core import arguments
+from soupjax.soups.core.ingredient import Ingredient, as_list
+from soupjax.soups.greedy.decisions import Decision
+from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOrder:
+  """The best of several greedy soups.
+
+  Attributes:
+    soup: the best; of soups with one score the first.
+    orders: the names in every order that was tried.
+    histories: every decision, order by order.
+    scores: held-out score of every soup.
+    chosen: position of the best.
+  """
+
+  soup: GreedySoup
+  orders: tuple[tuple[str, ...], ...]
+  histories: tuple[tuple[Decision, ...], ...]
+  scores: tuple[float, ...]
+  chosen: int
+
+
+def random_orders(
+  ingredients: Sequence[Ingredient], count: int, seed: int
+) -> list[list[str]]:
+  """Draws orders in which to try ingredients (arXiv 2203.05482, Table 3).
+
+  Args:
+    ingredients: what is to be shuffled. Orders depend on the names and the
+      seed, not on the order given.
+    count: how many orders; more begin with the same ones.
+    seed: of the draws.
+
+  Returns:
+    For each the names of all ingredients, as `order` of `greedy_soup`.
+
+  Raises:
+    ValueError: if count is not positive, or there are no ingredients.
+  """
+  names = sorted(i.name for i in as_list(ingredients))
+  if not names:
+    raise ValueError("Nothing to put in order: got no ingredients.")
+  count = arguments.count("count", count)
+  rng = np.random.default_rng(seed)
+  return [[names[k] for k in rng.permutation(len(names))] for _ in range(count)]
+
+
+def best_order(
+  ingredients: Sequence[Ingredient],
+  evaluate: Callable[[PyTree], float],
+  orders: Sequence[Sequence[str]],
+  *,
+  resume: Sequence[Sequence[Decision | Mapping[str, Any]]] = (),
+  on_decision: Callable[[int, Decision], None] | None = None,
+  **settings: Any,
+) -> BestOrder:
+  """Cooks a greedy soup in every order and keeps the best on held-out data.
+
+  The score of the best of many is flattered by the choice: judge it on data
+  that `evaluate` never saw. Two soups are held at a time.
+
+  Args:
+    ingredients: as in `greedy_soup`.
+    evaluate: as in `greedy_soup`; the choice between the soups rests on it, and
+      on `mode`, too.
+    orders: names of all ingredients, once an order; see `random_orders`.
+    resume: the decisions of an earlier run, one list an order.
+    on_decision: called with the position of the order and every new decision.
+    **settings: of `greedy_soup`: `mode`, `accept`, `rounds`, `patience`, ...
+
+  Returns:
+    The best soup and what became of every order.
+
+  Raises:
+    ValueError: as `greedy_soup`, or if there are no orders, or more lists to
+      resume from than orders.
+  """
+  orders = [list(order) for order in orders]
+  if not orders:
+    raise ValueError("Give at least one order, as random_orders(...) does.")
+  if len(resume) > len(orders):
+    raise ValueError(
+      f"Got decisions of {len(resume)} orders to resume from, but "
+      f"{len(orders)} orders."
+    )
+  best, chosen, histories, scores = None, 0, [], []
+  for k, order in enumerate(orders):
+    soup = greedy_soup(
+      ingredients,
+      evaluate,
+      order=order,
+      resume=resume[k] if k < len(resume) else None,
+      on_decision=on_decision and (lambda d, k=k: on_decision(k, d)),
+      **settings,
+    )
+    histories.append(soup.history)
+    scores.append(soup.score)
+    sign = -1 if settings.get("mode") == "min" else 1
+    if best is None or sign * soup.score > sign * best.score:
+      best, chosen = soup, k
+  return BestOrder(
+    soup=best,
+    orders=tuple(map(tuple, orders)),
+    histories=tuple(histories),
+    scores=tuple(scores),
+    chosen=chosen,
+  )

@@ -1,0 +1,299 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy soups: Recipe 1 of arXiv 2203.05482."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+import concurrent.futures
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from soupjax.soups.core import (
+  arguments,
+  compensated,
+  nonfinite,
+  same_init,
+  tree,
+)
+from soupjax.soups.core.ingredient import Ingredient, as_list, check_ingredients
+from soupjax.soups.greedy import decisions
+from soupjax.soups.greedy.decisions import Decision, Trial
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GreedySoup:
+  """A greedy soup and how it came about.
+
+  Attributes:
+    params: the soup; the same bits as `uniform_soup` of those selected.
+    selected: names of its ingredients, in the order they went in; with
+      replacement a name may be there more than once.
+    history: every decision, in order.
+  """
+
+  params: PyTree
+  selected: tuple[str, ...]
+  history: tuple[Decision, ...]
+
+  @property
+  def score(self) -> float:
+    """Held-out score of the soup."""
+    return [d.score for d in self.history if d.accepted][-1]
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """Share of each ingredient that was selected; of sum 1."""
+    count = len(self.selected)
+    return {n: self.selected.count(n) / count for n in self.selected}
+
+
+@jax.jit
+def _zero(first):
+  # Of the leaves themselves: plain zeros would not be spread as they are.
+  sums = [compensated.add(compensated.zero(leaf), leaf, leaf) for leaf in first]
+  return [high for high, _ in sums], [low for _, low in sums]
+
+
+@jax.jit
+def _candidate(total, first, params, scale):
+  """The mean with one ingredient more; its sums are not kept."""
+  return [
+    compensated.mean(compensated.add(s, a, b), a, scale).astype(a.dtype)
+    for s, a, b in zip(zip(*total), first, params)
+  ]
+
+
+# One output a program: with two, XLA's CPU compiler keeps what they share in
+# memory, which took five times as long.
+@functools.partial(jax.jit, donate_argnames="low")
+def _low(high, low, first, params):
+  sums = zip(high, low)
+  return [compensated.add(s, a, b)[1] for s, a, b in zip(sums, first, params)]
+
+
+@functools.partial(jax.jit, donate_argnames="high")
+def _high(high, first, params):
+  sums = zip(high, high)
+  return [compensated.add(s, a, b)[0] for s, a, b in zip(sums, first, params)]
+
+
+def _add(total, first, params):
+  """Adds an ingredient to the sums of the soup, in their memory."""
+  high, low = total
+  low = _low(high, low, first, params)
+  return _high(high, first, params), low
+
+
+def _floats(params):
+  """Those leaves that are averaged; a compiled function would cut int64."""
+  return [x for x in jax.tree.leaves(params) if tree.is_float(tree.spec(x))]
+
+
+def _with_floats(params, floats):
+  """The tree with other floating leaves."""
+  floats = iter(floats)
+  return jax.tree.map(
+    lambda x: next(floats) if tree.is_float(tree.spec(x)) else x, params
+  )
+
+
+def greedy_soup(
+  ingredients: Sequence[Ingredient],
+  evaluate: Callable[[PyTree], float],
+  *,
+  mode: str = "max",
+  accept: str = "ge",
+  min_delta: float = 0.0,
+  order: Sequence[str] | None = None,
+  rounds: int = 1,
+  patience: int | None = None,
+  max_size: int | None = None,
+  resume: Sequence[Decision | Mapping[str, Any]] | None = None,
+  on_decision: Callable[[Decision], None] | None = None,
+  early_reject: bool = True,
+  sharding: Any = None,
+) -> GreedySoup:
+  """Adds ingredients one by one, keeping those that do not hurt.
+
+  The first ingredient is evaluated like all others, not taken from a cached
+  score. With the best ingredient first (see `rank_by`), the soup is never worse
+  than it on the data that `evaluate` looks at: use held-out data, never test.
+
+  Memory, whatever the number of ingredients: the first one, the float32 sums of
+  the soup with their rounding errors, the soup, the candidate, its ingredient
+  and that of the next turn, which is read while this one is evaluated. Every
+  ingredient is read once before any work, in blocks, to check that it is
+  finite, and once more for its turn.
+
+  With replacement (`rounds` above 1): all are tried again, those that are in
+  too, which then count twice, so that the soup is a weighted one. It ends when
+  every ingredient in a row was rejected, for another round would do the same.
+
+  Early rejection: an evaluator may have a method `trial(params, reaches)` that
+  returns a `Trial`, and stops as soon as not even the best possible score on
+  the data that are left would make `reaches(score)` true, and a method `keep()`
+  that is called when the last candidate stayed in. `Classification` looks at
+  the images first that the soup finds hardest. Decisions and soup are those of
+  the full pass; a rejected candidate's record has a bound instead of a score.
+
+  Args:
+    ingredients: in the order to try, best first.
+    evaluate: maps parameters to a held-out score. It must not donate its
+      argument to a compiled function (`donate_argnums`): the arrays of a
+      candidate that stays in are used again. If it has an attribute `mode`,
+      that must be the `mode` below.
+    mode: "max" if a higher score is better, "min" if a lower one is, as a loss.
+    accept: "ge" keeps a candidate that scores at least as well as the soup (the
+      paper), "gt" one that scores better (the paper's released code).
+    min_delta: a candidate must also be better by this much.
+    order: names of all ingredients, to try them in another order.
+    rounds: how often each ingredient is tried at most.
+    patience: ends after this many rejections in a row.
+    max_size: ends when the soup has so many ingredients, counted as often as
+      they are in it.
+    resume: the decisions of an earlier run that was cut short; they are taken
+      over without evaluating again.
+    on_decision: called with every new decision, to save it.
+    early_reject: False evaluates every candidate on all data.
+    sharding: where ingredients go, as in `Ingredient.load`.
+
+  Returns:
+    The soup and the record of every decision.
+
+  Raises:
+    ValueError: if there are no ingredients, trees differ, one has NaN or
+      infinity, a score is not finite, the soup overflows its dtype, a number
+      makes no sense, or `order` or `resume` do not fit.
+    TypeError: if `ingredients` are no sequence of ingredients.
+  """
+  rule = decisions.Rule.of(accept, min_delta, mode)
+  arguments.mode(evaluate, mode)
+  ingredients = as_list(ingredients)
+  check_ingredients(ingredients)
+  same_init.warn_of_other_starts(ingredients)
+  ingredients = _in_order(ingredients, order)
+  turns = decisions.Turns.of(
+    [i.name for i in ingredients], rounds, patience, max_size
+  )
+  history = decisions.replayed(turns, resume, rule)
+  nonfinite.check_finite(ingredients)
+
+  trial = getattr(evaluate, "trial", None) if early_reject else None
+  first = whole = total = None
+  bar, selected, soup, incumbent = None, [], None, False
+  coming = _turns_left(ingredients, turns, history)
+  for (position, ingredient), params in _read_ahead(coming, sharding):
+    is_new = position >= len(history)
+    if is_new and turns.over(history):
+      break  # It was read too early to know.
+    floats = _floats(params)
+    if first is None:
+      first, whole, total = floats, params, _zero(floats)
+    candidate = params  # The mean of one, bit for bit.
+    if selected:
+      scale = compensated.reciprocal(len(selected) + 1)
+      mean = _candidate(total, first, floats, scale)
+      candidate = _with_floats(whole, mean)
+    if is_new:
+      if trial and soup is not None and not incumbent:
+        # After a resumption the evaluator has not seen the soup yet.
+        evaluate(soup)
+        evaluate.keep()
+        incumbent = True
+      result = _evaluated(evaluate, trial, candidate, rule, bar)
+      result = decisions.checked(result, [*selected, ingredient.name])
+      past = decisions.decide(ingredient.name, result, bar, rule, len(selected))
+    else:
+      past = history[position]
+    if past.accepted:
+      nonfinite.check_overflow(ingredient.specs, jax.tree.leaves(candidate))
+    if is_new:
+      history.append(past)
+      if on_decision:
+        on_decision(past)
+      if trial and past.accepted:
+        evaluate.keep()
+        incumbent = True
+    if past.accepted:
+      soup, total, bar = candidate, _add(total, first, floats), past.score
+      selected.append(ingredient.name)
+  return GreedySoup(
+    params=soup, selected=tuple(selected), history=tuple(history)
+  )
+
+
+def _turns_left(ingredients, turns, history) -> Iterator[tuple[int, Any]]:
+  """Yields position and ingredient of every turn for which it must be read."""
+  done = len(history)
+  for position in range(len(turns)):
+    if position >= done and turns.over(history):
+      return
+    # Rejected before: they need not be read again.
+    if position >= done or history[position].accepted:
+      yield position, ingredients[position % len(ingredients)]
+
+
+def _evaluated(evaluate, trial, candidate, rule, bar) -> Trial:
+  """Evaluates a candidate, on all data or until it is clearly rejected."""
+  if not trial or bar is None:
+    return Trial(score=evaluate(candidate))
+  result = trial(candidate, lambda score: rule.accepts(score, bar))
+  if not isinstance(result, Trial):
+    raise ValueError(
+      f"evaluate.trial returned {result!r:.80}: it must return a Trial "
+      "(soupjax.soups.greedy.Trial)."
+    )
+  return result
+
+
+def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
+  """Yields every turn with its parameters, reading the next meanwhile."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+
+    def read(turn):
+      return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
+
+    coming = read(next(turns, None))
+    while coming:
+      turn, params = coming[0], coming[1].result()
+      coming = read(next(turns, None))
+      yield turn, params
+
+
+def _on_devices(ingredient, sharding) -> PyTree:
+  """Reads it all the way to the devices, for the leaves that are averaged."""
+
+  def place(x):
+    if isinstance(x, jax.Array) or not tree.is_float(tree.spec(x)):
+      return x
+    return jax.device_put(x)  # Not asarray, which copies.
+
+  return jax.tree.map(place, ingredient.load(sharding=sharding))
+
+
+def _in_order(ingredients, order):
+  if order is None:
+    return ingredients
+  if not isinstance(order, Iterable) or isinstance(order, (str, Set)):
+    raise ValueError(
+      f"order must be a list of names, got a {type(order).__name__}: "
+      f"{order!r:.80}."
+    )
+  order, by_name = list(order), {i.name: i for i in ingredients}
+  for name in order:
+    if not isinstance(name, str):
+      kind = type(name).__name__
+      fix = " Give [i.name for i in ...]." if hasattr(name, "name") else ""
+      raise ValueError(f"order must hold names only, got a {kind}.{fix}")
+  if sorted(order) != sorted(by_name):
+    raise ValueError(
+      "order must name every ingredient once. Missing: "
+      f"{sorted(set(by_name) - set(order))}, unknown: "
+      f"{sorted(set(order) - set(by_name))}, named twice: "
+      f"{sorted({n for n in order if order.count(n) > 1})}."
+    )
+  return [by_name[name] for name in order]

@@ -1,0 +1,286 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Learned soups (arXiv 2203.05482, Appendix I) in the memory of a few models.
+
+The soup is theta = sum_i a_i theta_i with a = softmax(g). With G the gradient
+of the held-out loss at theta,
+
+  dL/dg_i = a_i <G, theta_i - theta>
+
+(for every group of leaves that has coefficients of its own, over the leaves of
+that group). With a base model theta_0 it is theta_0 + sum_i l_i (theta_i -
+theta_0), coefficients have any sign, and
+
+  dL/dl_i = <G, theta_i - theta_0>.
+
+So a step is one ordinary gradient and, for every ingredient in turn, one dot
+product: no graph over K models, and never two ingredients besides the soup at a
+time (three while one is read ahead). A step passes twice over the ingredients,
+as no coefficient of the next soup is known before the last dot product of this
+one. Coefficients of a layer depend on that layer alone, so that one pass would
+do for AdamW; but it would hold that layer of all ingredients at once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax.soups.core import same_init
+from soupjax.soups.core.ingredient import Ingredient, as_list, check_ingredients
+from soupjax.soups.core.layers import layer_of
+from soupjax.soups.learned import checks, host_optimizers
+from soupjax.soups.learned import offload as offload_lib
+from soupjax.soups.learned import state as state_lib
+from soupjax.soups.learned.granularity import make_layout
+from soupjax.soups.learned.streamed_passes import Pool
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnedSoup:
+  """A learned soup.
+
+  Attributes:
+    params: the soup, with the dtypes of the first ingredient, or the base.
+    names: the ingredients, in the order of the coefficients.
+    alphas: group of leaves -> (K,) coefficients, positive, of sum 1; with a
+      base of any sign and sum. The one group is "model" for granularity
+      "model".
+    beta: the learned logit scale. It changes no prediction.
+    history: for every step `{"step", "loss", "beta"}`; the loss before the
+      step, so the first is that of the soup it starts from.
+    base: name of the base, None if there is none.
+    residency: where the ingredients stayed: "device", "host" or "disk".
+  """
+
+  params: PyTree
+  names: tuple[str, ...]
+  alphas: dict[str, np.ndarray]
+  beta: float
+  history: tuple[dict[str, float], ...]
+  base: str | None = None
+  residency: str = "disk"
+
+
+def learned_soup(
+  ingredients: Sequence[Ingredient],
+  loss: Callable[..., jax.Array],
+  *,
+  base: Ingredient | None = None,
+  granularity: str = "layer",
+  init: float | Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+  steps: int,
+  optimizer: str = "adamw",
+  learning_rate: float | None = None,
+  weight_decay: float = 0.0,
+  learn_beta: bool = True,
+  batches: Iterable[Any] | None = None,
+  layer_of: Callable[[str], str] = layer_of,
+  stacked: str | None = None,
+  sharding: Any = None,
+  residency: str | None = None,
+  memory_bytes: float | None = None,
+  on_step: Callable[[dict[str, float]], None] | None = None,
+  resume: Mapping[str, Any] | None = None,
+  on_state: Callable[[dict[str, Any]], None] | None = None,
+) -> LearnedSoup:
+  """Learns mixing coefficients on held-out data.
+
+  Without a base, coefficients are a softmax and start at the uniform soup. With
+  a base they multiply task vectors, have any sign and start at 0.3: with
+  `entropy_loss` on unlabelled data that is AdaMerging (arXiv 2310.02575),
+  task-wise for granularity "model", layer-wise for "layer" (the paper's
+  released code has coefficients for every tensor, and clips them to [0, 1]).
+
+  Memory, with residency "disk": the soup, its gradient, the first ingredient
+  (or the base), the one that is worked on and the one being read, whatever
+  their number; every ingredient is read twice a step, less the two where passes
+  turn around. The residency changes no bit. The last bits may depend on the
+  mesh, other than those of `uniform_soup`.
+
+  Args:
+    ingredients: at least two; one is enough with a base.
+    loss: `loss(params, beta)`, the loss on all held-out data with logits
+      multiplied by the scalar beta; `loss(params, beta, batch)` if `batches`
+      is given. Must return one scalar and be traceable: it is compiled once.
+      If it has an attribute `mode`, that must be "min".
+    base: the model that all were fine-tuned from, to learn coefficients of
+      task vectors instead of a mean.
+    granularity: "model" learns K coefficients, "layer" K for every layer,
+      "tensor" K for every leaf (as the released code of both papers does).
+    init: K coefficients to start from, or a mapping from every group to K, as
+      `alphas` of another learned soup. Without a base they must be positive
+      and are scaled to sum 1; with one, a single number stands for all.
+    steps: optimisation steps, a positive number; for L-BFGS the most
+      evaluations of loss and gradient.
+    optimizer: "adamw"; or "lbfgs", for a loss on all held-out data (no
+      `batches`), which stops when it converges and returns the best soup of
+      those it evaluated.
+    learning_rate: of AdamW, constant; None is 0.1, or 0.001 with a base (as
+      the papers have it).
+    weight_decay: of AdamW, decoupled; pulls towards the uniform soup, or the
+      base.
+    learn_beta: whether the logit scale is learned or stays 1.
+    batches: an iterable with at least `steps` batches.
+    layer_of: leaf name -> layer name, for granularity "layer".
+    stacked: regex of leaves whose leading axis counts layers (a scanned
+      encoder, `"encoderblock/"`), for granularity "layer" and "tensor". For
+      "layer", what is left of the leaf's name at the end of the match names
+      the layers: "Transformer/encoderblock[3]", for all modules of a block.
+    sharding: where ingredients go, as in `Ingredient.load`.
+    residency: where ingredients stay between passes: on the "device" (sharded
+      as `sharding` says), on the "host", or on "disk", where only the next is
+      read ahead; trees in memory stay where they are for the last two. None
+      takes the first that has room, and says so in the log.
+    memory_bytes: the room that they may take in this process; None is half of
+      what is free.
+    on_step: called with every entry of the history.
+    resume: the last state of a run that was cut short, with the same
+      arguments (`steps` may be more; `batches` from the start: those of steps
+      done are passed over). It ends with the same bits as an unbroken run.
+    on_state: called after every step with all that `resume` needs, as JSON:
+      some numbers a coefficient; for L-BFGS those of every evaluation.
+
+  Returns:
+    The soup, its coefficients and the losses on the way.
+
+  Raises:
+    ValueError: if there are too few ingredients, trees differ, one has NaN or
+      infinity, none has float leaves, an argument is out of range or does not
+      fit the others, batches run out, or the loss, its gradient or the soup is
+      not finite.
+    TypeError: if `ingredients` are no sequence of ingredients.
+  """
+  ingredients = as_list(ingredients)
+  settings = checks.settings(
+    ingredients,
+    base,
+    granularity,
+    steps,
+    optimizer,
+    learning_rate,
+    weight_decay,
+    batches,
+  )
+  checks.direction(loss)
+  batches = checks.batches(batches, settings.steps)
+  anchor = ingredients[0] if base is None else base
+  check_ingredients(ingredients if base is None else [base, *ingredients])
+  same_init.warn_of_other_starts(ingredients)
+  layout = make_layout(anchor.specs, granularity, layer_of, stacked)
+  checks.something_to_learn(anchor, layout)
+  start = state_lib.start(init, base, layout.groups, len(ingredients))
+  state = state_lib.State(settings, ingredients, base, layout, learn_beta)
+  past = state.restored(resume, start.size + 1)
+  kept = offload_lib.choose(
+    residency,
+    memory_bytes,
+    ingredients[1:] if base is None else ingredients,
+    sharding,
+  )
+  pool = Pool(ingredients, base, layout, sharding, kept)
+  pool.check_finite()
+  problem = _Problem(pool, loss, batches, learn_beta, state.history, on_step)
+  if len(state.history) < settings.steps:
+    problem.check_loss()
+  x = _minimize(problem, np.append(start, 0.0), settings, past, state, on_state)
+
+  alphas, beta = problem.unpacked(x)
+  params = pool.finished(alphas)
+  return LearnedSoup(
+    params=jax.tree.unflatten(anchor.treedef, params),
+    names=tuple(i.name for i in ingredients),
+    alphas=dict(zip(layout.groups, alphas)),
+    beta=beta,
+    history=tuple(state.history),
+    base=base.name if base else None,
+    residency=kept,
+  )
+
+
+class _Problem:
+  """Loss and gradient as functions of numbers without bounds.
+
+  They are what the coefficients are made from, group by group, and the
+  logarithm of beta at the end.
+  """
+
+  def __init__(self, pool, loss, batches, learn_beta, history, on_step):
+    self.pool, self.loss, self.learn_beta = pool, loss, learn_beta
+    self.history, self.on_step = history, on_step
+    # Those of steps that were done before.
+    self.batches = itertools.islice(batches, len(history), None)
+    self._value_and_grad = jax.jit(
+      jax.value_and_grad(self._loss_of, argnums=(0, 1))
+    )
+
+  def _loss_of(self, floats, beta, *batch):
+    leaves = list(self.pool.first)
+    for k, value in floats.items():
+      leaves[k] = value
+    params = jax.tree.unflatten(self.pool.anchor.treedef, leaves)
+    return self.loss(params, beta, *batch)
+
+  def check_loss(self) -> None:
+    """Checks what the loss returns, without computing it."""
+    # The first batch is needed for that, and put back.
+    batch = next(self.batches)
+    checks.loss(self._loss_of, self.pool, batch)
+    self.batches = itertools.chain([batch], self.batches)
+
+  def unpacked(self, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the coefficients, (groups, K), and beta."""
+    alphas = x[:-1].reshape(len(self.pool.layout.groups), -1)
+    if self.pool.base is None:
+      alphas = _softmax(alphas)
+    return alphas, float(np.exp(x[-1]))
+
+  def evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns the loss and its gradient."""
+    step, pool = len(self.history), self.pool
+    alphas, beta = self.unpacked(x)
+    soup = pool.mix(alphas)
+    value, (grads, beta_grad) = self._value_and_grad(
+      pool.floats(soup), np.float32(beta), *next(self.batches)
+    )
+    value = float(value)
+    specs = pool.anchor.specs
+    checks.value(value, step, specs, soup)
+    grad = pool.products(grads, soup)
+    if pool.base is None:
+      grad = alphas * grad
+    beta_grad = float(beta_grad) * beta if self.learn_beta else 0.0
+    checks.gradient(grad, beta_grad, value, step, specs, soup)
+    self.history.append({"step": step, "loss": value, "beta": beta})
+    if self.on_step:
+      self.on_step(self.history[-1])
+    return value, np.append(grad, beta_grad)
+
+
+def _minimize(problem, x, settings, past, state, on_state) -> np.ndarray:
+  def save(found):
+    if on_state:
+      on_state(state.saved(found))
+
+  arguments = {"steps": settings.steps, "state": past, "on_state": save}
+  if settings.optimizer == "lbfgs":
+    return host_optimizers.lbfgs(problem.evaluate, x, **arguments)
+  decay = np.full(x.size, settings.weight_decay)
+  decay[-1] = 0  # Of beta.
+  return host_optimizers.adamw(
+    problem.evaluate,
+    x,
+    learning_rate=settings.learning_rate,
+    weight_decay=decay,
+    **arguments,
+  )
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+  e = np.exp(x - x.max(axis=1, keepdims=True))
+  return e / e.sum(axis=1, keepdims=True)

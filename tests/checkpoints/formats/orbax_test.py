@@ -1,0 +1,354 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import gc
+import logging
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp_v0
+from orbax.checkpoint import v1 as ocp
+import pytest
+
+import soupjax as sj
+from soupjax.checkpoints.formats import orbax
+
+P = jax.sharding.PartitionSpec
+
+
+def make(seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "encoder": {"kernel": rng.normal(size=(16, 6)).astype(np.float32)},
+    "half": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+    "scalar": np.float32(rng.normal()),
+    "layers": [np.zeros(3, np.float32), {"scale": np.ones(2, np.float16)}],
+    "count": np.int64(2**40 + 1),
+    "mask": np.array([True, False]),
+    "blocks.0.norm": {"weight.raw": np.full(4, 1e-42, np.float32)},
+  }
+
+
+def assert_same_bits(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    a, b = np.asarray(a), np.asarray(b)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    assert a.tobytes() == b.tobytes()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  path = tmp_path_factory.mktemp("saved") / "checkpoint"
+  sj.save_params(path, make(), metadata={"recipe": "uniform", "names": ["a"]})
+  return path
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+  """A copy that a test may damage."""
+  return pathlib.Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def test_round_trip_bit_for_bit(saved):
+  assert_same_bits(sj.load_params(saved), make())
+  assert orbax.custom_metadata(str(saved)) == {
+    "recipe": "uniform",
+    "names": ["a"],
+  }
+
+
+def test_what_is_saved_is_an_orbax_checkpoint(saved):
+  # For those who read our soups without soupjax.
+  assert_same_bits(jax.device_get(ocp.load(saved)), make())
+
+
+def test_saving_twice_is_refused_and_leaves_the_first(copied):
+  with pytest.raises(ValueError, match=f"{copied} exists already"):
+    sj.save_params(copied, make(1))
+  assert_same_bits(sj.load_params(copied), make())
+
+
+def test_empty_arrays_are_refused_by_name(tmp_path):
+  bad = {"a": np.ones(1), "b": [np.ones((0, 3))]}
+  with pytest.raises(ValueError, match=r"Leaf 'b/0' has shape \(0, 3\)"):
+    sj.save_params(tmp_path / "x", bad)
+  assert not list(tmp_path.iterdir())
+
+
+def test_specs_are_known_before_reading(saved):
+  ingredient = sj.open_ingredient(saved)
+  assert ingredient.name == "checkpoint" and ingredient.path == str(saved)
+  assert {n: (s.shape, s.dtype.name) for n, s in ingredient.specs.items()} == {
+    "blocks.0.norm/weight.raw": ((4,), "float32"),
+    "count": ((), "int64"),
+    "encoder/kernel": ((16, 6), "float32"),
+    "half": ((5,), "bfloat16"),
+    "layers/0": ((3,), "float32"),
+    "layers/1/scale": ((2,), "float16"),
+    "mask": ((2,), "bool"),
+    "scalar": ((), "float32"),
+  }
+
+
+@pytest.mark.parametrize(
+  "index",
+  [
+    (slice(3, 7), slice(None)),
+    (slice(None), slice(0, 1)),
+    (slice(0, 16),),
+    (slice(-2, None), slice(1, 100)),
+    (slice(5, 5), slice(None)),
+    (slice(0, 16, 5), slice(None)),
+  ],
+)
+def test_slices_are_those_of_numpy(saved, index):
+  got = sj.open_ingredient(saved).read("encoder/kernel", index=index)
+  np.testing.assert_array_equal(got, make()["encoder"]["kernel"][index])
+
+
+@pytest.mark.parametrize("spec", [P("x"), P("x", "y"), P(None, "y"), P()])
+def test_reads_into_a_sharding(saved, spec):
+  mesh = jax.make_mesh(
+    (4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+  sharding = jax.sharding.NamedSharding(mesh, spec)
+  want = make()["encoder"]["kernel"]
+  array = sj.open_ingredient(saved).read("encoder/kernel", sharding=sharding)
+  assert array.sharding == sharding
+  for shard in array.addressable_shards:
+    np.testing.assert_array_equal(shard.data, want[shard.index])
+
+
+def test_loads_into_shardings(saved):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def sharding(leaf, spec):
+    axes = P("x") if leaf == "encoder/kernel" else P()
+    return jax.sharding.NamedSharding(mesh, axes)
+
+  loaded = sj.load_params(saved, sharding=sharding)
+  assert loaded["encoder"]["kernel"].sharding.spec == P("x")
+  np.testing.assert_array_equal(loaded["half"], make()["half"])
+
+
+def test_saves_what_is_sharded(tmp_path):
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+  sharding = jax.sharding.NamedSharding(mesh, P("x"))
+  array = np.arange(16, dtype=np.float32)
+  sj.save_params(tmp_path / "x", {"w": jax.device_put(array, sharding)})
+  assert_same_bits(sj.load_params(tmp_path / "x"), {"w": array})
+
+
+def test_averages_from_disk_as_from_memory(tmp_path):
+  trees = [{**make(k), "count": np.int32(1)} for k in range(3)]
+  for k, tree in enumerate(trees):
+    sj.save_params(tmp_path / f"m{k}", tree)
+  soup = sj.uniform_soup(sj.find_ingredients(tmp_path / "m*"))
+  held = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(trees)]
+  assert_same_bits(soup, sj.uniform_soup(held))
+
+
+# Other layouts.
+
+
+def test_a_train_state_is_cut_to_its_params(tmp_path):
+  params = {"w": np.ones(3, np.float32)}
+  state = {"params": params, "opt_state": [np.zeros(3)], "step": jnp.int32(7)}
+  ocp.save(tmp_path / "state", state)
+  assert_same_bits(sj.load_params(tmp_path / "state"), params)
+  # A tree that has nothing else keeps its only key.
+  batch_stats = {"mean": np.zeros(3, np.float32)}
+  ocp.save(tmp_path / "bn", {**state, "batch_stats": batch_stats})
+  assert_same_bits(
+    sj.load_params(tmp_path / "bn"),
+    {"params": params, "batch_stats": batch_stats},
+  )
+  ocp.save(tmp_path / "linen", {"params": params})
+  assert_same_bits(sj.load_params(tmp_path / "linen"), {"params": params})
+
+
+def test_v0_standard_checkpointer(tmp_path):
+  with ocp_v0.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "v0", make())
+  assert_same_bits(sj.load_params(tmp_path / "v0"), make())
+
+
+@pytest.mark.parametrize("use_ocdbt", [False, True])
+def test_v0_with_scalars_and_empty_nodes(tmp_path, use_ocdbt):
+  handler = ocp_v0.PyTreeCheckpointHandler(use_ocdbt=use_ocdbt)
+  with ocp_v0.Checkpointer(handler) as checkpointer:
+    params = {"w": np.ones((2, 3), np.float32), "nothing": None, "empty": {}}
+    state = {"params": {**params, "n": 3, "t": np.float32(2)}, "step": 3}
+    checkpointer.save(tmp_path / "v0", state)
+  loaded = sj.load_params(tmp_path / "v0")
+  assert loaded["n"] == 3 and loaded["t"] == np.float32(2)
+  assert loaded["t"].dtype == np.float32
+  np.testing.assert_array_equal(loaded["w"], np.ones((2, 3)))
+
+
+def test_v0_text_is_refused_by_name(tmp_path):
+  with ocp_v0.Checkpointer(ocp_v0.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save(tmp_path / "v0", {"w": np.ones(3), "s": {"t": "text"}})
+  with pytest.raises(ValueError, match="Leaf 's/t' of .*v0 is text"):
+    sj.open_ingredient(tmp_path / "v0")
+
+
+def test_a_missing_chunk_is_not_zero(tmp_path):
+  handler = ocp_v0.PyTreeCheckpointHandler(use_ocdbt=False)
+  with ocp_v0.Checkpointer(handler) as checkpointer:
+    checkpointer.save(tmp_path / "v0", {"a": np.zeros(2), "b": np.ones(2)})
+  np.testing.assert_array_equal(sj.load_params(tmp_path / "v0")["a"], [0, 0])
+  (tmp_path / "v0" / "b" / "0").unlink()
+  with pytest.raises(ValueError, match="v0 is not a whole Orbax checkpoint"):
+    sj.load_params(tmp_path / "v0")
+
+
+def test_steps_of_a_checkpoint_manager(tmp_path):
+  params = {"w": np.ones(3, np.float32)}
+  with ocp_v0.CheckpointManager(tmp_path / "run") as manager:
+    manager.save(1, args=ocp_v0.args.StandardSave(params))
+  assert_same_bits(sj.load_params(tmp_path / "run" / "1"), params)
+
+
+def test_a_checkpoint_of_several_things(tmp_path):
+  params = {"w": np.ones(3, np.float32)}
+  path = tmp_path / "several"
+  ocp.save_checkpointables(path, {"student": params, "teacher": params})
+  with pytest.raises(ValueError, match="several is .* of several things"):
+    sj.open_ingredient(path)
+
+
+@pytest.mark.parametrize("kind", ["manager", "v1"])
+def test_the_item_called_params_of_several(tmp_path, kind):
+  params = jax.tree.map(np.asarray, make())
+  opt = {"mu": np.zeros(3, np.float32)}
+  if kind == "v1":
+    path = tmp_path / "several"
+    ocp.save_checkpointables(path, {"params": params, "opt": opt})
+  else:
+    path = tmp_path / "run" / "7"
+    save = ocp_v0.args.StandardSave
+    with ocp_v0.CheckpointManager(tmp_path / "run") as manager:
+      items = {"params": save(params), "opt": save(opt)}
+      manager.save(7, args=ocp_v0.args.Composite(**items))
+  for place in (path, path / "params"):
+    assert_same_bits(sj.load_params(place), params)
+    assert sj.provenance(place) == {}
+  (found,) = sj.find_ingredients(path)
+  assert found.specs["encoder/kernel"].shape == (16, 6)
+  assert_same_bits(sj.load_params(path / "opt"), opt)
+  mixed = sj.mix(sj.rules.linear(), path, out=tmp_path / "soup")
+  assert_same_bits(sj.load_params(mixed.path), params)
+
+
+# Damage.
+
+
+def test_data_is_not_touched_before_it_is_asked_for(copied):
+  (found,) = sj.find_ingredients(copied)
+  for data in copied.glob("state/**/d"):
+    shutil.rmtree(data)
+  assert found.specs["half"].shape == (5,)
+  with pytest.raises(ValueError, match=f"{copied} is not a whole Orbax"):
+    found.load()
+
+
+@pytest.fixture
+def quiet_asyncio(monkeypatch):
+  # Orbax drops the tasks that fail on a damaged checkpoint; asyncio says so
+  # when they are collected.
+  monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)
+  yield
+  gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["delete", "empty", "half", "junk"])
+def test_damage_is_a_value_error_or_harmless(copied, damage, quiet_asyncio):
+  refused = 0
+  for file in sorted(p for p in copied.rglob("*") if p.is_file()):
+    intact = file.read_bytes()
+    if damage == "delete":
+      file.unlink()
+    else:
+      size = len(intact)
+      cut = {"empty": b"", "half": intact[: size // 2], "junk": b"\xff\0" * 99}
+      file.write_bytes(cut[damage])
+    try:
+      loaded = sj.load_params(copied)
+    except ValueError as e:
+      assert str(copied) in str(e)
+      refused += 1
+    else:
+      assert_same_bits(loaded, make())
+    file.write_bytes(intact)
+  assert refused >= 3
+  assert_same_bits(sj.load_params(copied), make())
+
+
+def test_a_save_that_was_cut_short_is_refused(tmp_path):
+  path = tmp_path / "cut"
+  path.mkdir()
+  (path / "state").mkdir()
+  with pytest.raises(ValueError, match="cut is no checkpoint"):
+    sj.open_ingredient(path)
+  (path / "_CHECKPOINT_METADATA").write_text("{}")
+  with pytest.raises(ValueError, match="cut is not a whole Orbax checkpoint"):
+    sj.open_ingredient(path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*"])
+def test_a_damaged_index_is_explained_without_noise(
+  copied, name, caplog, quiet_asyncio
+):
+  (file,) = copied.glob(f"state/{name}")
+  intact = file.read_bytes()
+  flipped = bytearray(intact)
+  flipped[len(intact) // 2] ^= 0xFF
+  for cut in (None, intact[: len(intact) // 2], bytes(flipped)):
+    file.unlink(missing_ok=True)
+    if cut is not None:
+      file.write_bytes(cut)
+    caplog.clear()
+    with pytest.raises(ValueError, match="is not a whole Orbax checkpoint"):
+      sj.open_ingredient(copied)
+    if name != "_METADATA":
+      assert not caplog.records
+
+
+# Trees that Orbax would lose.
+
+
+@pytest.mark.parametrize(
+  "tree,message",
+  [
+    ({"a.b": 1.0, "a": {"b": 2.0}}, "'a/b' and 'a.b' would both be .*'a.b'"),
+    ({"a/b": 1.0, "a": {"b": 2.0}}, "Two leaves are called 'a/b'"),
+    ({"a": {"b": "text"}}, "Leaf 'a/b' of what is to be saved is not an array"),
+    ({"a": np.array(["x"])}, "Leaf 'a' of what is to be saved has dtype <U1"),
+    ({}, "The tree has no leaves"),
+  ],
+)
+def test_trees_that_cannot_be_saved_are_refused(tmp_path, tree, message):
+  with pytest.raises(ValueError, match=message):
+    sj.save_params(tmp_path / "x", tree)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x[1]", "x?", "x*"])
+def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, name):
+  path = tmp_path / name / "a"
+  with pytest.raises(ValueError, match="which Orbax takes for a pattern"):
+    sj.save_params(path, make())
+  assert not path.parent.exists()
+  sj.save_params(tmp_path / f"{name}.npz", {"w": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize("name", ["x#1", "x%20", "x]"])
+def test_other_paths_are_no_addresses(tmp_path, name):
+  sj.save_params(tmp_path / name, make())
+  assert_same_bits(sj.load_params(tmp_path / name), make())

@@ -1,0 +1,217 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import json
+import struct
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import soupjax as sj
+from soupjax.checkpoints.formats import safetensors as ours
+
+TREE = {
+  "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
+  "block/bias": np.ones(3, ml_dtypes.bfloat16),
+  "half": np.array([1.5], np.float16),
+  "scalar": np.array(2.0, np.float32),
+  "counter": np.array([7], np.int64),
+  "mask": np.array([True, False, True]),
+  "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def equal(found, expected):
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    assert found[name].dtype == value.dtype, name
+    assert found[name].shape == value.shape, name
+    assert found[name].tobytes() == value.tobytes(), name
+
+
+def write(path, header, data=b"", length=None):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  length = len(text) if length is None else length
+  path.write_bytes(struct.pack("<Q", length) + text + data)
+  return path
+
+
+def entry(start=0, stop=8, shape=(2,), dtype="F32"):
+  return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
+
+
+def test_files_of_the_reference_library(tmp_path):
+  path = tmp_path / "x"  # The format is known by content.
+  safetensors.numpy.save_file(TREE, path)
+  found = sj.open_ingredient(path)
+  equal({k: found.read(k) for k in found.specs}, TREE)
+  assert found.load()["block"]["kernel"].shape == (3, 4)
+  part = found.read("block/kernel", index=(slice(1, 3), slice(1, 2)))
+  assert part.tolist() == [[5], [9]]
+  assert found.storage.checksums == {}
+
+
+def test_the_reference_library_reads_ours(tmp_path):
+  path = tmp_path / "x y:z.safetensors"
+  sj.save_params(path, TREE, metadata={"note": "ä"})
+  equal(safetensors.numpy.load_file(path), TREE)
+  assert sj.provenance(path)["note"] == "ä"
+  with open(path, "rb") as f:
+    assert (struct.unpack("<Q", f.read(8))[0] + 8) % 64 == 0
+
+
+def test_names_that_cannot_be_nested_stay_flat(tmp_path):
+  tree = {"a": np.ones(1, "f"), "a/b": np.zeros(1, "f")}
+  safetensors.numpy.save_file(tree, tmp_path / "x")
+  assert set(sj.load_params(tmp_path / "x")) == {"a", "a/b"}
+
+
+def test_shards(tmp_path):
+  for k in range(2):
+    tree = {n: v for n, v in TREE.items() if n != "empty"}
+    tree["block/kernel"] = tree["block/kernel"] + k
+    sj.save_params(tmp_path / f"m{k}.safetensors", tree)
+  out = tmp_path / "sharded"
+  sj.mix(sj.rules.linear(), str(tmp_path / "m*"), out=out, shard_bytes=20)
+  index = json.loads((out / "model.safetensors.index.json").read_text())
+  shards = set(index["weight_map"].values())
+  assert len(shards) > 2
+  assert all(f"-of-{len(shards):05d}.safetensors" in s for s in shards)
+  merged = {}
+  for shard in shards:
+    merged |= safetensors.numpy.load_file(out / shard)
+  assert set(index["weight_map"]) == set(merged)
+  assert (merged["block/kernel"] == TREE["block/kernel"] + 0.5).all()
+  for path in (out, out / "model.safetensors.index.json"):
+    found = sj.open_ingredient(path)
+    equal({k: found.read(k) for k in found.specs}, merged)
+  assert set(sj.provenance(out)["crc32"]) == set(merged)
+  gone = sorted(shards)[1]
+  (out / gone).unlink()
+  with pytest.raises(ValueError, match=f"1 are missing: .*{gone}"):
+    sj.open_ingredient(out)
+
+
+def test_an_index_that_lies(tmp_path):
+  index = tmp_path / "model.safetensors.index.json"
+  for name, text in [("../x", "outside"), ("x", "missing")]:
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ValueError, match=text):
+      sj.open_ingredient(tmp_path)
+  for name in (5, None, ["x"], {}):
+    index.write_text(json.dumps({"weight_map": {"a": name, "b": "x"}}))
+    with pytest.raises(ValueError, match="'a' is in .*no name of a file"):
+      sj.open_ingredient(tmp_path)
+  index.write_text("{}")
+  with pytest.raises(ValueError, match="no weight_map"):
+    sj.open_ingredient(tmp_path)
+  index.write_text(json.dumps({"weight_map": {"a": "x", "b": "x"}}))
+  safetensors.numpy.save_file(
+    {"a": np.ones(1), "c": np.ones(1)}, tmp_path / "x"
+  )
+  with pytest.raises(ValueError, match="disagree on 2 leaves: .'b', 'c'"):
+    sj.open_ingredient(tmp_path)
+  index.write_text(json.dumps({"weight_map": {"a": "x", "c": "y"}}))
+  safetensors.numpy.save_file({"c": np.ones(1)}, tmp_path / "y")
+  with pytest.raises(ValueError, match="'c' in two shards"):
+    sj.open_ingredient(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "header,data,text",
+  [
+    (b"", b"", "it has 8 bytes|header is not valid"),
+    (b"{nonsense}", b"", "header is not valid"),
+    (b"[1]      ", b"", "header is a list"),
+    ({"a": entry(0, 16, (4,))}, bytes(8), "cut short.*16.*8"),
+    ({"a": entry()}, bytes(12), "4 bytes at its end belong to no leaf"),
+    ({"a": entry(0, 8, (3,))}, bytes(8), "'a' has 8 bytes.*needs 12"),
+    ({"a": entry(), "b": entry(4, 12)}, bytes(12), "'a' and 'b' share bytes"),
+    ({"a": entry(), "b": entry(12, 20)}, bytes(20), "gap between"),
+    ({"a": entry(dtype="F31")}, bytes(8), "dtype 'F31'"),
+    ({"a": entry(shape=(-2,))}, bytes(8), "makes no sense"),
+    ({"a": entry(shape=(2.0,))}, bytes(8), "makes no sense"),
+    ({"a": {"dtype": "F32"}}, bytes(8), "makes no sense"),
+    ({"a": 3}, bytes(8), "makes no sense"),
+    ({"a": entry(dtype=["F32"])}, bytes(8), r"dtype \['F32'\]"),
+    ({"a": entry(), "__metadata__": [1]}, bytes(8), r"__metadata__ is \[1\]"),
+    ({"a": entry(), "__metadata__": 5}, bytes(8), "__metadata__ is 5"),
+    ({"a": entry(), "__metadata__": "x"}, bytes(8), "__metadata__ is 'x'"),
+    ({"a": entry(), "__metadata__": None}, bytes(8), "__metadata__ is None"),
+    (
+      {"a": entry(), "__metadata__": {"format": 5}},
+      bytes(8),
+      "__metadata__ is {'format': 5}",
+    ),
+    (
+      {"a": entry(), "__metadata__": {"soupjax": "[" * 100_000}},
+      bytes(8),
+      "record of soupjax is damaged",
+    ),
+    ({}, b"", "no arrays"),
+    (
+      b'{"a":'
+      + json.dumps(entry()).encode()
+      + b',"a":'
+      + json.dumps(entry()).encode()
+      + b"}",
+      bytes(8),
+      "'a' twice",
+    ),
+  ],
+)
+def test_bad_headers(tmp_path, header, data, text):
+  path = write(tmp_path / "x.safetensors", header, data)
+  with pytest.raises(ValueError, match=text) as e:
+    ours.open_checkpoint(str(path), "x")
+  assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("length", [1 << 62, 100, 10**8 + 1])
+def test_a_flipped_header_length(tmp_path, length):
+  path = write(tmp_path / "x", {"a": entry()}, bytes(8), length=length)
+  with pytest.raises(ValueError, match=f"should have {length} bytes"):
+    ours.open_checkpoint(str(path), "x")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 9, 60, -1])
+def test_truncated_files(tmp_path, keep):
+  path = tmp_path / "x.safetensors"
+  safetensors.numpy.save_file(TREE, path)
+  path.write_bytes(path.read_bytes()[:keep])
+  with pytest.raises(ValueError, match=str(path)):
+    sj.open_ingredient(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+  path = tmp_path / "x"
+  safetensors.numpy.save_file(TREE, path)
+  found = sj.open_ingredient(path)
+  with open(path, "r+b") as f:
+    f.truncate(path.stat().st_size - 1)
+  with pytest.raises(ValueError, match="cut short"):
+    found.load()
+
+
+def test_every_flipped_bit_of_a_soup_is_found(tmp_path):
+  path = tmp_path / "soup.safetensors"
+  sj.save_params(path, {"a": np.arange(64, dtype="f"), "b": np.ones(9, "f")})
+  whole = path.read_bytes()
+  start = struct.unpack("<Q", whole[:8])[0] + 8
+  for at in (start, start + 100, len(whole) - 1):
+    damaged = bytearray(whole)
+    damaged[at] ^= 16
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="Leaf '[ab]' of .*damaged"):
+      sj.load_params(path)
+    with pytest.raises(ValueError, match="Leaf '[ab]' of .*damaged"):
+      sj.mix(sj.rules.linear(), path, out=tmp_path / "out.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["soup.safetensors"]
+
+
+def test_dtypes_without_a_name_are_refused(tmp_path):
+  tree = {"w": np.zeros(2, ml_dtypes.float8_e4m3b11fnuz)}
+  with pytest.raises(ValueError, match="'w'.*float8_e4m3b11fnuz"):
+    sj.save_params(tmp_path / "x.safetensors", tree)
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,54 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+import pytest
+
+from soupjax import files
+
+
+def test_json_round_trip_leaves_nothing_else(tmp_path):
+  files.write_json(tmp_path / "a.json", {"x": [1, 0.1, None, "\u00e9"]})
+  assert files.read_json(tmp_path / "a.json") == {"x": [1, 0.1, None, "\u00e9"]}
+  assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+  file = tmp_path / "a.json"
+  files.write_json(file, {"x": 1})
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, "fsync", killed)
+  with pytest.raises(KeyboardInterrupt):
+    files.write_json(file, {"x": 2})
+  assert files.read_json(file) == {"x": 1}
+
+
+def test_nan_is_no_json(tmp_path):
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    files.write_json(tmp_path / "a.json", {"x": float("nan")})
+  assert not (tmp_path / "a.json").exists()
+
+
+def test_damaged_json_is_named(tmp_path):
+  (tmp_path / "a.json").write_text('{"x": 1')
+  with pytest.raises(ValueError, match=r"a\.json is not valid JSON.*Delete"):
+    files.read_json(tmp_path / "a.json")
+
+
+def test_a_directory_takes_its_name_on_success_only(tmp_path):
+  final = tmp_path / "out"
+  with pytest.raises(RuntimeError), files.new_directory(final) as d:
+    (d / "half").write_text("x")
+    raise RuntimeError
+  assert not final.exists()
+  with files.new_directory(final) as d:
+    assert not list(d.iterdir())  # What the first try left is gone.
+    (d / "whole").write_text("x")
+    assert not final.exists()
+  assert os.listdir(tmp_path) == ["out"] and os.listdir(final) == ["whole"]
+  with pytest.raises(ValueError, match="out exists already"):
+    with files.new_directory(final):
+      pass

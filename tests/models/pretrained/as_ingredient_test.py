@@ -1,0 +1,99 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import chex
+import convert_test as cases
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax.models import pretrained
+
+pytestmark = pytest.mark.filterwarnings("ignore:Models of")
+
+ALL = [
+  pytest.param(family, model, id=f"{family}{k}")
+  for family, models in cases.MODELS.items()
+  for k, model in enumerate(models)
+]
+
+
+def theirs_of(family, model, name="theirs", seed=0):
+  params = cases.params_of(model, seed=seed)
+  leaves = pretrained.export(params, model, family)
+  return sj.Ingredient.from_params(name, leaves, {"minival/prec@1": 0.5})
+
+
+@pytest.mark.parametrize("family, model", ALL)
+def test_is_what_load_pretrained_reads(family, model):
+  theirs = theirs_of(family, model)
+  ours = pretrained.as_ingredient(theirs, model, image_size=12)
+  chex.assert_trees_all_equal(
+    ours.load(), pretrained.load_pretrained(theirs, model, image_size=12)
+  )
+  assert ours.metrics == theirs.metrics
+  for leaf, spec in ours.specs.items():
+    read = ours.read(leaf)
+    assert (read.shape, read.dtype) == (spec.shape, spec.dtype), leaf
+    part = tuple(slice(0, n, 2) for n in spec.shape)
+    np.testing.assert_array_equal(ours.read(leaf, index=part), read[part])
+
+
+def test_nothing_is_read_before_it_is_needed():
+  model = cases.vit(pool_type="tok")
+  theirs = theirs_of("timm", model)
+  asked = []
+
+  def reader(leaf, index, read=theirs.reader):
+    asked.append(leaf)
+    return read(leaf, index)
+
+  ours = pretrained.as_ingredient(
+    dataclasses.replace(theirs, reader=reader), model, image_size=12
+  )
+  assert not asked
+  ours.read("head/bias")
+  assert asked == ["head.bias"]
+
+
+def test_soup_is_that_of_the_files():
+  # Renaming and averaging commute.
+  model = cases.vit(pool_type="tok", scan=True)
+  theirs = [
+    theirs_of("hf_vit", model, name, seed)
+    for seed, name in enumerate(["a", "b", "c"])
+  ]
+  ours = [pretrained.as_ingredient(i, model, image_size=12) for i in theirs]
+  assert {i.hyperparameters["family"] for i in ours} == {"hf_vit"}
+  soup = sj.uniform_soup(ours)
+  there = sj.uniform_soup(theirs)
+  back = pretrained.export(soup, model, "hf_vit")
+  chex.assert_trees_all_equal_shapes(back, there)
+  # The token has its position added before, or after.
+  chex.assert_trees_all_close(
+    soup, cases.load(there, model, image_size=12), rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_own_checkpoints_stay_as_they_are(tmp_path, scan):
+  model = cases.vit(pool_type="map", scan=scan)
+  params = cases.params_of(model)
+  sj.save_params(tmp_path / "own", params)
+  own = sj.open_ingredient(tmp_path / "own")
+  assert pretrained.as_ingredient(own, model, image_size=12) is own
+  other = cases.vit(pool_type="map", scan=not scan)
+  seen = pretrained.as_ingredient(own, other, image_size=12)
+  assert seen is not own
+  chex.assert_trees_all_close(
+    cases.logits(other, seen.load()), cases.logits(model, params), rtol=1e-5
+  )
+
+
+def test_a_head_of_other_classes_is_refused():
+  theirs = theirs_of("timm", cases.vit(pool_type="tok"))
+  with pytest.raises(ValueError, match=r"(?s)theirs.*head\.(bias|weight)"):
+    pretrained.as_ingredient(
+      theirs, cases.vit(pool_type="tok", num_classes=7), image_size=12
+    )

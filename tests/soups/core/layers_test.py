@@ -1,0 +1,161 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import numpy as np
+import pytest
+from toy_models import vit_specs
+
+import soupjax as sj
+from soupjax.soups.core import layers, tree
+
+
+def vit(scan):
+  return tree.flatten(vit_specs(width=8, depth=4, scan=scan))[0]
+
+
+def test_our_own_vit():
+  found = layers.depths(vit(scan=False))
+  for leaf, at in found.items():
+    if "encoderblock_" in leaf:
+      assert at == int(leaf.split("encoderblock_")[1][0]) / 3
+    else:
+      assert at == (0 if "embed" in leaf else 1), leaf
+
+
+def test_layers_that_are_an_axis():
+  with pytest.raises(ValueError, match="'Transformer/encoderblock'.*scanned"):
+    layers.depths(vit(scan=True))
+  # Modules in modules: "encoderblock/MlpBlock_0", "encoderblock/MlpBlock_1".
+  specs = {
+    f"blocks/MlpBlock_{i}/Dense_{j}/{what}": jax.ShapeDtypeStruct(shape, "f")
+    for i in range(2)
+    for j in range(2)
+    for what, shape in {"bias": (5, 8), "kernel": (5, 8, 9)}.items()
+  }
+  with pytest.raises(ValueError, match="scanned"):
+    layers.depths(specs)
+
+
+def test_layers_that_are_an_axis_beside_numbers_that_are_none():
+  specs = {
+    "layers/attn/kernel": (6, 4, 4),
+    "layers/norm/scale": (6, 4),
+    "head/Dense_0/kernel": (4, 4),
+    "head/Dense_0/bias": (4,),
+    "head/Dense_1/kernel": (4, 3),
+    "head/Dense_1/bias": (3,),
+  }
+  specs = {k: jax.ShapeDtypeStruct(v, "f") for k, v in specs.items()}
+  with pytest.raises(ValueError, match="'layers' seem to be the first axis"):
+    layers.depths(specs)
+
+
+def test_names_alone_do_not_make_norms_layers():
+  with pytest.raises(ValueError, match="no layers"):
+    layers.depths([k for k in vit(scan=True) if "MAPHead" not in k])
+
+
+def test_two_towers():
+  rest = ["ln_1.weight", "attn.in_proj_weight", "mlp.c_fc.weight"]
+  towers = [
+    f"{tower}transformer.resblocks.{i}.{one}"
+    for tower in ("visual.", "")
+    for i in range(3)
+    for one in rest
+  ]
+  more = {
+    "visual.conv1.weight": 0,
+    "visual.class_embedding": 0,
+    "visual.ln_pre.weight": 0,
+    "visual.ln_post.weight": 1,
+    "token_embedding.weight": 0,
+    "ln_final.weight": 1,
+    "text_projection": 1,
+  }
+  found = layers.depths([*towers, *more])
+  expected = np.repeat([0, 0.5, 1, 0, 0.5, 1], 3)
+  assert np.array_equal([found[leaf] for leaf in towers], expected)
+  assert {leaf: found[leaf] for leaf in more} == more
+  # One tower of another length: is it a part of the head?
+  longer = [f"transformer.resblocks.3.{one}" for one in rest]
+  with pytest.raises(ValueError, match="Which are the layers"):
+    layers.depths([*towers, *longer])
+
+
+def test_stages_of_a_resnet():
+  blocks = {1: 2, 2: 3, 3: 6, 4: 2}
+  leaves = [
+    f"layer{stage}.{i}.{one}.weight"
+    for stage, count in blocks.items()
+    for i in range(count)
+    for one in ("conv1", "bn1", "conv2", "bn2")
+  ]
+  leaves.append("layer2.0.downsample.0.weight")
+  found = layers.depths([*leaves, "conv1.weight", "bn1.weight", "fc.weight"])
+  for leaf in leaves:
+    assert found[leaf] == (int(leaf[5]) - 1) / 3
+  ends = ("conv1.weight", "bn1.weight", "fc.weight")
+  assert [found[leaf] for leaf in ends] == [0, 0, 1]
+
+
+def test_a_wrapper_with_a_number_hides_nothing():
+  leaves = [f"ViT_0/block_{i}/Dense_0/kernel" for i in range(3)]
+  assert list(layers.depths(leaves).values()) == [0, 0.5, 1]
+
+
+def test_layers_without_modules_in_them():
+  found = layers.depths(["Dense_0/w", "Dense_1/w", "head/w"])
+  assert list(found.values()) == [0, 1, 1]
+  assert list(layers.depths(["mlp.w.2", "mlp.w.10", "embed"]).values()) == [
+    0,
+    1,
+    0,
+  ]
+
+
+@pytest.mark.parametrize(
+  "leaves,text",
+  [
+    (["a/w", "b/w"], "No leaf has a numbered layer"),
+    (["block_0/w", "head/w"], "No leaf has a numbered layer"),
+    (["Conv_0/w", "Conv_1/w", "Dense_0/w", "Dense_1/w"], "Which are"),
+    (["part_0/a/w", "part_0/b/w", "part_1/c/w"], "not alike"),
+  ],
+)
+def test_what_is_not_clear(leaves, text):
+  with pytest.raises(ValueError, match=text):
+    layers.depths(leaves)
+
+
+@pytest.mark.parametrize("action", ["keep", "skip", 0.5])
+@pytest.mark.parametrize("last", ["block_3", "block_0"])
+def test_select_leaves_the_depth_of_others_alone(action, last):
+  one = {f"block_{i}": {"w": np.ones(2, "f")} for i in range(4)}
+  base = jax.tree.map(np.zeros_like, one)
+
+  def run(rule, **more):
+    models = [
+      sj.Ingredient.from_params("a", one),
+      sj.Ingredient.from_params("b", one),
+    ]
+    found = sj.mix(
+      rule, models, base=sj.Ingredient.from_params("base", base), **more
+    )
+    return {k: float(v["w"][0]) for k, v in found.params.items()}
+
+  whole = run(sj.rules.lerp([0.0, 1.0]))
+  assert np.allclose(list(whole.values()), [0, 1 / 3, 2 / 3, 1])
+  part = run(sj.rules.lerp([0.0, 1.0]), select={last: action})
+  for leaf in set(whole) - {last}:
+    assert part[leaf] == whole[leaf]
+
+
+def test_select_and_slerp():
+  a = {f"block_{i}": np.array([1, 0], "f") for i in range(3)}
+  b = {f"block_{i}": np.array([0, 1], "f") for i in range(3)}
+  models = [sj.Ingredient.from_params(n, t) for n, t in (("a", a), ("b", b))]
+  found = sj.mix(
+    sj.rules.slerp([0.0, 1.0]), models, select={"block_2": "skip"}
+  ).params
+  assert np.allclose(found["block_0"], a["block_0"])
+  assert np.allclose(found["block_1"], [0.5**0.5] * 2)  # Halfway.

@@ -1,0 +1,60 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from soupjax.soups.rules import coefficients
+
+
+def test_a_number_for_all():
+  assert coefficients.resolve("a", 0.5, ["x", "y"]) == {"x": 0.5, "y": 0.5}
+
+
+def test_the_first_expression_counts():
+  found = coefficients.resolve(
+    "a", {"head": 1, "h": 2, "": 3}, ["head", "h", "x"]
+  )
+  assert found == {"head": 1, "h": 2, "x": 3}
+
+
+def test_depth():
+  leaves = [
+    "Transformer/encoderblock_0/MlpBlock_0/kernel",
+    "Transformer/encoderblock_2/MlpBlock_0/kernel",
+    "Transformer/encoderblock_10/MlpBlock_0/kernel",
+    "Transformer/encoder_norm/scale",
+    "Transformer/posembed_input/pos_embedding",
+    "MAPHead_0/probe",
+    "embedding/kernel",
+    "head/kernel",
+  ]
+  found = coefficients.resolve("a", [0.0, 1.0, 4.0], leaves)
+  assert list(found.values()) == [0, 1, 4, 4, 0, 4, 0, 4]
+  names = ["blocks.0.w", "blocks.1.w", "cls_token"]
+  found = coefficients.resolve("a", [2.0, 3.0], names)
+  assert list(found.values()) == [2, 3, 2]
+  assert set(coefficients.resolve("a", [7.0], names).values()) == {7}
+
+
+@pytest.mark.parametrize(
+  "value,text",
+  [
+    ({}, "empty"),
+    ({"x": "y"}, r"a\['x'\]"),
+    ([[1.0]], "a must be"),
+    ([], "a must be"),
+    (None, "a must be"),
+    (float("nan"), "a must be"),
+    ([1.0, float("inf")], "a must be"),
+    ({"z": 1.0}, "'z' in a matches no leaf"),
+    ([1.0, 2.0], "numbered layer"),
+    (True, "a must be"),
+    ("1", "a must be"),
+    ([0.1, True], "a must be"),
+    (["0.1", "0.2"], "a must be"),
+    ({"x": True, "": 1}, r"a\['x'\] must be"),
+    ({"x": [0.1, True], "": 0.5}, r"a\['x'\] must be"),
+  ],
+)
+def test_bad_coefficients(value, text):
+  with pytest.raises(ValueError, match=text):
+    coefficients.resolve("a", value, ["x", "y"])
