@@ -29,6 +29,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
 
   Raises:
     ValueError: for a name without a default, or a value of another type.
+
+  Example:
+    >>> arg = parse_arg("size=4,quick", size=16, quick=False, name="digits")
+    >>> arg.size, arg.quick, arg.name
+    (4, True, 'digits')
   """
   values = dict(defaults)
   for part in filter(None, (arg or "").split(",")):
@@ -121,6 +126,11 @@ def updated(
 
   Raises:
     ValueError: if a key does not exist, or a value has another type.
+
+  Example:
+    >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
+    >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
+    0.3
   """
   config = ml_collections.ConfigDict(config.to_dict())
   for key in overrides:
@@ -150,7 +160,12 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Lists where two configs (from `to_dict`) differ, one line a key."""
+  """Lists where two configs (from `to_dict`) differ, one line a key.
+
+  Example:
+    >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
+    ['hyper.rate: 0.1 before, 0.3 now']
+  """
   if isinstance(old, dict) and isinstance(new, dict):
     lines = []
     for key in sorted({*old, *new}):
@@ -178,6 +193,12 @@ def steps(
 
   Raises:
     ValueError: if it has no unit or no number, or epochs of unknown length.
+
+  Example:
+    >>> steps("10epochs", batch_size=32, num_examples=1000)
+    312
+    >>> steps("500steps", batch_size=32, num_examples=None)
+    500
   """
   match = re.fullmatch(
     r"\s*([0-9.]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?)\s*", str(duration)
@@ -209,7 +230,12 @@ def steps(
 
 
 def seeds(size: int) -> Iterator[dict[str, Any]]:
-  """Yields runs that differ by their seed alone: data order, augmentation."""
+  """Yields runs that differ by their seed alone: data order, augmentation.
+
+  Example:
+    >>> list(seeds(2))
+    [{'seed': 0}, {'seed': 1}]
+  """
   for seed in range(size):
     yield {"seed": seed}
 
@@ -225,6 +251,11 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
   Args:
     size: number of members. A larger search begins with a smaller one.
     seed: of the draws.
+
+  Example:
+    >>> member = next(random_search(8, seed=0))
+    >>> member["hyper.total"], round(member["hyper.learning_rate"], 7)
+    ('12epochs', 9.27e-05)
   """
   for k in range(size):
     rng = np.random.default_rng([seed, k])
@@ -279,6 +310,11 @@ def standard_grid() -> Iterator[dict[str, Any]]:
 
   Four learning rates, three strengths of augmentation, mixup off or 0.5, two
   seeds.
+
+  Example:
+    >>> members = list(standard_grid())
+    >>> len(members), members[0]["hyper.learning_rate"]
+    (48, 3e-05)
   """
   return _grid((3e-5, 2e-5, 1e-5, 3e-6), num_seeds=2)
 
