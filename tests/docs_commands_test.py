@@ -247,11 +247,14 @@ def sweeps(shell, place):
   (place / "runs/sweep").symlink_to(place / "runs/b16")
 
 
-@pytest.mark.parametrize("command", HERE)
-def test_commands_run(shell, sweeps, place, command):
+@pytest.mark.parametrize(
+  "number,command", list(enumerate(HERE)), ids=lambda x: str(x)[-60:]
+)
+def test_commands_run(shell, sweeps, place, number, command):
   short = shorter(command, first_match(SHORTER, command, []))
-  for old in re.findall(r"--config\.out=(\S+)", short):
-    (place / old).unlink(missing_ok=True)
+  # Pages write to the same places.
+  short = re.sub(r"--(workdir|config\.out)=", rf"--\1=out/{number}/", short)
+  (place / f"out/{number}").mkdir(parents=True)
   code, output = shell(short)
   assert code == 0, f"{short}\n{output}"
 
