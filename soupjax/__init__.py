@@ -11,11 +11,11 @@ from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose
 from soupjax.checkpoints.mix import Mixed as Mixed
 from soupjax.checkpoints.mix import mix as mix
-from soupjax.checkpoints.mix import provenance as provenance
 from soupjax.checkpoints.open import find_ingredients as find_ingredients
 from soupjax.checkpoints.open import load_params as load_params
 from soupjax.checkpoints.open import open_ingredient as open_ingredient
-from soupjax.checkpoints.open import save_params as save_params
+from soupjax.checkpoints.provenance import provenance as provenance
+from soupjax.checkpoints.save import save_params as save_params
 from soupjax.checkpoints.task_vector import TaskVector as TaskVector
 from soupjax.soups import rules as rules
 from soupjax.soups import search as search

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers for `ml_collections` configs."""
 
+import ast
 from collections.abc import Callable, Iterator
+import copy
 import importlib.util
 import inspect
 import itertools
@@ -58,6 +60,43 @@ def _cast(name: str, text: str, default: Any) -> Any:
   except ValueError as e:
     kind = type(default).__name__
     raise ValueError(f"Config argument {name}={text} is not {kind}.") from e
+
+
+def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+  """Splits a call such as `ties(0.2, scale=0.5)` into its parts.
+
+  Args:
+    text: a name or an import path, alone or with literals as arguments.
+
+  Returns:
+    The name, the positional arguments and the arguments by name.
+
+  Raises:
+    ValueError: if the text is not a call, or an argument is not a literal.
+
+  Example:
+    >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
+    ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
+    >>> parse_call("my_rules.trimmed_mean")
+    ('my_rules.trimmed_mean', [], {})
+  """
+  try:
+    node = ast.parse(text.strip(), mode="eval").body
+    args, keywords = [], []
+    if isinstance(node, ast.Call):
+      node, args, keywords = node.func, node.args, node.keywords
+    name = ast.unparse(node)
+    if not all(part.isidentifier() for part in name.split(".")):
+      raise ValueError(name)
+    values = {k.arg: ast.literal_eval(k.value) for k in keywords}
+    if None in values:
+      raise ValueError("**")
+    return name, [ast.literal_eval(a) for a in args], values
+  except (SyntaxError, ValueError) as e:
+    raise ValueError(
+      f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
+      "quoted words, lists and dicts as arguments."
+    ) from e
 
 
 def load(path: str, arg: str | None = None, **overrides: Any):
@@ -132,14 +171,9 @@ def updated(
     >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
     0.3
   """
-  config = ml_collections.ConfigDict(config.to_dict())
+  config = copy.deepcopy(config).unlock()
   for key in overrides:
-    parent, _, leaf = key.rpartition(".")
-    try:
-      found = leaf in (_at(config, parent) if parent else config)
-    except (KeyError, AttributeError, TypeError):
-      found = False
-    if not found:
+    if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
   try:
     config.update_from_flattened_dict(overrides)
@@ -148,10 +182,12 @@ def updated(
   return config.lock()
 
 
-def _at(config, dotted):
+def _has(config, dotted):
   for part in dotted.split("."):
+    if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+      return False
     config = config[part]
-  return config
+  return True
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

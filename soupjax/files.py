@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Atomic writes, JSON, and what a disk has room for."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
@@ -143,3 +143,48 @@ class Flusher:
     """Waits for what is under way; the files may be closed then."""
     self._stopped.set()
     self._thread.join()
+
+
+def above(path: str) -> str:
+  """The nearest directory above a path, or the file that is in the way."""
+  folder = os.path.dirname(path)
+  while not os.path.lexists(folder):
+    folder = os.path.dirname(folder)
+  return folder
+
+
+def free_bytes(path: str) -> int:
+  """Free space on the disk of a path that need not exist."""
+  return shutil.disk_usage(above(path)).free
+
+
+def check_writable(path: str) -> None:
+  """Checks that something can be made at a path.
+
+  Raises:
+    ValueError: if a file is where a directory must be, or it is read-only.
+  """
+  folder = above(path)
+  if not os.path.isdir(folder):
+    raise ValueError(
+      f"{path} cannot be written: {folder} is no directory. Choose another "
+      "path."
+    )
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise ValueError(
+      f"{path} cannot be written: {folder} is read-only, or not yours. Choose "
+      "another path, or change its permissions."
+    )
+
+
+def check_room(path: str, needed: int, free: int) -> None:
+  """Compares what is needed with what is free.
+
+  Raises:
+    ValueError: if there is too little.
+  """
+  if needed > free:
+    raise ValueError(
+      f"{path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free. "
+      "Free some, or choose another path."
+    )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes that write one checkpoint."""
+"""Barriers and gathers of several processes that write one output."""
 
 import json
 from typing import Any

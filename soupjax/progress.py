@@ -4,6 +4,7 @@
 
 import sys
 import time
+from typing import TextIO
 
 
 class Progress:
@@ -14,28 +15,37 @@ class Progress:
   """
 
   def __init__(
-    self, stage: str, total: int, *, unit: str = "steps", start: int = 0
+    self,
+    stage: str,
+    total: int,
+    *,
+    unit: str = "steps",
+    start: int = 0,
+    file: TextIO | None = None,
   ):
     """Starts the clock.
 
     Args:
       stage: what to call it.
       total: steps in all.
-      unit: what one step is called, in the plural.
+      unit: what one step is called, in the plural; "bytes" are shown in GB.
       start: steps done before, by a run that was cut short.
+      file: the stream to print to; None is stdout.
     """
     self.stage, self.total, self.unit = stage, total, unit
     self.done, self.start, self.images = start, start, 0
     self.began = self.printed = time.monotonic()
-    self.compiled = None  # when the first step was done; it compiles
-    self.terminal = sys.stdout.isatty()
+    self.compiled = None  # Time of the first call's end; it compiles.
+    self.untimed = start  # Steps done by then.
+    self.file = file or sys.stdout
+    self.terminal = self.file.isatty()
 
-  def step(self, images: int = 0, note: str = "") -> None:
-    """Counts one step, and the images that it took."""
+  def step(self, count: int = 1, images: int = 0, note: str = "") -> None:
+    """Counts steps, and the images that they took."""
     now = time.monotonic()
-    self.done += 1
+    self.done += count
     if self.compiled is None:
-      self.compiled = now
+      self.compiled, self.untimed = now, self.done
     else:
       self.images += images
     wait = 0.2 if self.terminal else 10.0
@@ -44,11 +54,16 @@ class Progress:
       self._print(now - self.began, note)
 
   def _print(self, seconds: float, note: str) -> None:
-    parts = [f"{self.stage:<12} {self.done}/{self.total} {self.unit}"]
-    timed = self.done - self.start - 1
+    amount = f"{self.done}/{self.total} {self.unit}"
+    if self.unit == "bytes":
+      amount = f"{self.done / 1e9:.3f}/{self.total / 1e9:.3f} GB"
+    parts = [f"{self.stage:<12} {amount}"]
+    timed = self.done - self.untimed
     steady = max(time.monotonic() - self.compiled, 1e-9)
     if self.images:
       parts.append(f"{self.images / steady:,.0f} images/s")
+    if self.unit == "bytes" and timed:
+      parts.append(f"{timed / steady / 1e9:.2f} GB/s")
     if self.done < self.total and timed:
       pace = steady / timed
       parts.append(f"{pace * (self.total - self.done):.0f} s left")
@@ -59,6 +74,6 @@ class Progress:
     line = ", ".join(parts)
     if self.terminal:
       end = "\n" if self.done >= self.total else ""
-      print(f"\r\033[K{line}", end=end, flush=True)
+      print(f"\r\033[K{line}", end=end, file=self.file, flush=True)
     else:
-      print(line, flush=True)
+      print(line, file=self.file, flush=True)

@@ -9,6 +9,7 @@ path, so that a config can use code that this package has never seen.
 from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
+import inspect
 from typing import Any
 
 
@@ -73,6 +74,20 @@ class Registry:
     raise ValueError(
       f"Unknown {self.kind} {name!r}{suggestion(name, self._members)}"
     )
+
+  def signature(self, name: str) -> inspect.Signature:
+    """Returns the parameters of a member.
+
+    Raises:
+      ValueError: if there is no such member, or its parameters are not known.
+    """
+    target = self.get(name)
+    try:
+      return inspect.signature(target)
+    except (TypeError, ValueError) as e:
+      raise ValueError(
+        f"The {self.kind} {name!r} is not a Python function: {e}."
+      ) from e
 
   def _import(self, path: str) -> Any:
     module, _, attribute = path.rpartition(".")

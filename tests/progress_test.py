@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import pytest
 
 from soupjax import progress as progress_lib
@@ -42,3 +44,18 @@ def test_a_terminal_gets_one_line(clock, capsys, monkeypatch):
     progress.step()
   out = capsys.readouterr().out
   assert out.count("\r") == 2 and out.endswith("\n") and out.count("\n") == 1
+
+
+def test_bytes_are_shown_as_gb(clock, capsys):
+  progress = progress_lib.Progress("mix", 4 * 10**9, unit="bytes")
+  for _ in range(4):
+    clock[0] += 10
+    progress.step(10**9)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[1] == "mix          2.000/4.000 GB, 0.10 GB/s, 20 s left"
+  assert lines[-1] == "mix          4.000/4.000 GB, 0.10 GB/s, 40.0 s"
+
+
+def test_another_stream(clock, capsys):
+  progress_lib.Progress("mix", 1, file=sys.stderr).step()
+  assert capsys.readouterr() == ("", "mix          1/1 steps, 0.0 s\n")

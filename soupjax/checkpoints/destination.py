@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a soup is written: under a temporary name, then whole at its own."""
+"""Outputs of a mix: written under a temporary name, then renamed."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -13,8 +13,7 @@ from typing import Any
 
 import jax
 
-from soupjax import processes
-from soupjax.checkpoints import open as open_lib
+from soupjax import files, processes
 from soupjax.checkpoints import replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
@@ -23,6 +22,7 @@ from soupjax.checkpoints.formats import (
   safetensors,
   safetensors_writer,
 )
+from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.engine import plan as planning
 
 FORMATS = ("orbax", "safetensors", "npz")
@@ -129,7 +129,7 @@ class Destination:
 
   def free_bytes(self) -> int:
     """Free space on the disk of the output."""
-    return replaceable.free_bytes(self.path)
+    return files.free_bytes(self.path)
 
   @property
   def num_bytes(self) -> int:
@@ -164,14 +164,14 @@ class Destination:
     replaceable.check_sources(self.path, self.plan.sources)
     if os.path.exists(self.path):
       replaceable.check_replaceable(self.path, self.is_directory)
-    replaceable.check_writable(self.path)
+    files.check_writable(self.path)
     if self.format == "orbax":
       orbax_writer.check(self.plan.specs)
     elif self.format == "npz":
       npz.check(self.plan.specs, provenance)
     else:
       safetensors_writer.check(self.plan.specs)
-    replaceable.check_room(self.path, self.num_bytes, self.free_bytes())
+    files.check_room(self.path, self.num_bytes, self.free_bytes())
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -302,7 +302,7 @@ def _origin(source) -> dict[str, str]:
   if source.path is None:
     return {}
   try:
-    path, opener = open_lib.recognise(source.path)
+    path, opener = recognise(source.path)
   except ValueError:  # Gone, or read by other means than ours.
     return {}
   if opener is not safetensors.open_checkpoint:

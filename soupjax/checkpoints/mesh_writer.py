@@ -59,7 +59,7 @@ def parts(plan: planning.Plan, sharding: Any) -> dict[str, list[slices.Slices]]:
     sharding: as in `Ingredient.load`.
 
   Returns:
-    Leaf -> boxes.
+    Leaf -> slices.
   """
   return {leaf: _wanted(_held(plan, sharding, leaf)) for leaf in plan.specs}
 
@@ -71,7 +71,7 @@ def held(source: Ingredient) -> dict[str, list[slices.Slices]]:
     source: a tree in memory.
 
   Returns:
-    Leaf -> boxes; over all processes, every element is in one box.
+    Leaf -> slices; over all processes, every element is in one of them.
   """
   found = {}
   for leaf, spec in source.specs.items():

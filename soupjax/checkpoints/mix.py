@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import sys
-import time
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from soupjax import processes
 from soupjax.checkpoints import destination, mesh_writer
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
+from soupjax.progress import Progress
 from soupjax.soups import rules
 from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import Ingredient, sharding_of
@@ -241,67 +241,6 @@ def _check_memory(needed, limit, plan, block_bytes, table):
     )
 
 
-def write(
-  path: str | os.PathLike,
-  params: PyTree,
-  metadata: Mapping[str, Any] | None = None,
-  *,
-  overwrite: bool = False,
-  text: Mapping[str, str] | None = None,
-) -> None:
-  """Writes a tree to a safetensors or npz file, whole or not at all.
-
-  Leaves may be spread over a mesh, also of several processes: each writes what
-  its own devices hold.
-
-  Args:
-    path: `*.safetensors` or `*.npz`.
-    params: a pytree of arrays.
-    metadata: JSON to keep with the weights.
-    overwrite: replaces what is at `path`.
-    text: more metadata, of safetensors only; as `{"format": "pt"}`.
-
-  Raises:
-    ValueError: if something is there, or cannot be written.
-  """
-  source = Ingredient.from_params("params", params)
-  plan = planning.make(
-    rules.linear(), [source], base=source, select={"": "keep"}
-  )
-  target = destination.Destination.of(path, None, None, overwrite, plan)
-  target = dataclasses.replace(target, text=text)
-  metadata = dict(metadata or {})
-  target.check(metadata)
-  pieces = planning.pieces(plan, mesh_writer.held(source), {})
-  with target.opened(metadata) as writer:
-    engine.run(plan, pieces, writer, check_finite=False)
-    writer.finish(metadata)
-
-
-def provenance(path: str | os.PathLike) -> dict[str, Any]:
-  """Returns the record of how a soup was made.
-
-  Args:
-    path: of a soup that `mix` wrote.
-
-  Returns:
-    Rule, weights, inputs with sizes and content hashes, version, dtype policy
-    and a checksum of every leaf; {} if the file has no such record.
-
-  Raises:
-    ValueError: if there is no checkpoint, or it is damaged.
-
-  Example:
-    >>> make = sj.Ingredient.from_params
-    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
-    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
-    >>> mixed = sj.mix(sj.rules.linear(), models, out="soup.npz")
-    >>> sj.provenance("soup.npz")["rule"]
-    'uniform'
-  """
-  return open_lib.recorded(path)
-
-
 def _opened(rule):
   """Opens what else a rule reads: paths, trees or ingredients."""
   if not rule.extra:
@@ -336,31 +275,17 @@ def _onto_mesh(plan, pieces, sharding, settings):
 
 
 def _progress(wanted):
+  """Returns the callback that shows progress, or None."""
   if callable(wanted):
     return wanted
   if wanted is None:
     wanted = sys.stderr.isatty()
-  return Progress() if wanted and jax.process_index() == 0 else None
+  if not wanted or jax.process_index() != 0:
+    return None
+  progress = Progress("mix", 0, unit="bytes", file=sys.stderr)
 
+  def show(done, total):
+    progress.total = total
+    progress.step(done - progress.done)
 
-class Progress:
-  """Prints how far a mix is, at most twice a second."""
-
-  def __init__(self):
-    self._start = self._last = time.perf_counter()
-
-  def __call__(self, done: int, total: int) -> None:
-    """Prints a line over the one before."""
-    now = time.perf_counter()
-    if now - self._last < 0.5 and done < total:
-      return
-    self._last = now
-    speed = done / max(now - self._start, 1e-9)
-    left = (total - done) / max(speed, 1e-9)
-    print(
-      f"\r{done / 1e9:8.3f} of {total / 1e9:.3f} GB  {speed / 1e9:6.2f} GB/s  "
-      f"{left:6.0f} s left",
-      end="\n" if done >= total else "",
-      file=sys.stderr,
-      flush=True,
-    )
+  return show

@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, opens, reads and writes checkpoints, whatever their format."""
+"""Finds, opens and reads checkpoints, whatever their format."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import glob
 import os
@@ -11,13 +11,13 @@ import re
 from typing import Any
 
 from soupjax import files
-from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
+from soupjax.checkpoints.formats import byte_ranges
+from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
-# What files are called that `**` should find.
-_TORCH = "pytorch_model.bin"
+# Suffixes of files that `**` should find.
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -138,9 +138,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
     >>> model.read("head/bias")
     array([0., 1., 2.], dtype=float32)
   """
-  path = os.fspath(path)
-  if not byte_ranges.is_remote(path):
-    path = os.path.abspath(os.path.expanduser(path))
+  path = absolute(path)
   return _open(path, *recognise(path))
 
 
@@ -151,74 +149,6 @@ def _open(path: str, inner: str, opener) -> Ingredient:
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
   )
-
-
-def recognise(path: str) -> tuple[str, Callable[[str, str], Ingredient]]:
-  """Finds out what is at a path: the checkpoint itself, and what opens it.
-
-  Raises:
-    ValueError: if there is nothing, or nothing that is understood.
-  """
-  place = (
-    byte_ranges.remote_path(path)
-    if byte_ranges.is_remote(path)
-    else (pathlib.Path(path))
-  )
-  if not place.exists():
-    raise ValueError(f"There is no checkpoint at {path}.")
-  if not place.is_dir():
-    if path.endswith(".index.json"):
-      return path, safetensors.open_checkpoint
-    with place.open("rb") as f:
-      magic = f.read(4)
-    # An archive without members begins with its end.
-    if magic in (b"PK\x03\x04", b"PK\x05\x06"):
-      kind = torch if torch.is_torch(path) else npz
-      return path, kind.open_checkpoint
-    if safetensors.is_safetensors(path):
-      return path, safetensors.open_checkpoint
-    if magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-      raise ValueError(
-        f"{path} is a pickle, such as torch wrote before version 1.6. Pickles "
-        "are programs and are not run: save it again with a newer torch, or "
-        "convert it to safetensors."
-      )
-    raise ValueError(
-      f"{path} is no checkpoint: expected a safetensors, npz or torch zip "
-      "file, or an Orbax directory. It may have been cut short."
-    )
-  # Orbax takes a second to import: only where it is needed.
-  from soupjax.checkpoints.formats import orbax
-
-  inner = place / "params"
-  for one in (place, inner):
-    if orbax.is_orbax(one):
-      return str(one), orbax.open_checkpoint
-  if any(place.glob("*.safetensors*")):
-    return path, safetensors.open_checkpoint
-  if (place / _TORCH).exists():  # As transformers and timm save a folder.
-    return recognise(str(place / _TORCH))
-  raise ValueError(
-    f"{path} is no checkpoint: expected an Orbax directory, or a directory "
-    f"with one in params/, or with safetensors or {_TORCH} in it."
-  )
-
-
-def recorded(path: str | os.PathLike) -> dict[str, Any]:
-  """Returns the record of a soup, see `soupjax.provenance`."""
-  path = os.fspath(path)
-  if not byte_ranges.is_remote(path):
-    path = os.path.abspath(os.path.expanduser(path))
-  inner, opener = recognise(path)
-  if opener is npz.open_checkpoint:
-    return npz.comment(inner)
-  if opener is safetensors.open_checkpoint:
-    return safetensors.record(inner)
-  if opener is torch.open_checkpoint:
-    return {}
-  from soupjax.checkpoints.formats import orbax
-
-  return orbax.custom_metadata(inner).get("soupjax") or {}
 
 
 def as_ingredients(found: Any) -> list[Ingredient]:
@@ -252,43 +182,6 @@ def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
     ValueError: if it is not a whole checkpoint.
   """
   return open_ingredient(path).load(sharding=sharding)
-
-
-def save_params(
-  path: str | os.PathLike,
-  params: PyTree,
-  *,
-  metadata: dict[str, Any] | None = None,
-) -> None:
-  """Writes parameters, whole or not at all.
-
-  Args:
-    path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
-      directory, whose path must not have `*`, `?` or `[` in it; nothing must
-      be there.
-    params: a pytree of arrays, on the host or on a mesh.
-    metadata: JSON to keep with the weights.
-
-  Raises:
-    ValueError: if something is at `path`, or the tree cannot be stored: it has
-      no leaves, one is no array, or two would get one name.
-
-  Example:
-    >>> sj.save_params("a.safetensors", {"w": jnp.arange(3.0)})
-    >>> sj.load_params("a.safetensors")
-    {'w': array([0., 1., 2.], dtype=float32)}
-  """
-  from soupjax.checkpoints import mix as mix_lib
-
-  path = os.path.abspath(os.path.expanduser(os.fspath(path)))
-  if os.path.exists(path):
-    raise ValueError(f"{path} exists already: delete it, or choose another.")
-  if path.endswith((".safetensors", ".npz")):
-    mix_lib.write(path, params, metadata)
-    return
-  from soupjax.checkpoints.formats import orbax
-
-  orbax.save(path, params, metadata)
 
 
 def _natural(path: str) -> list[Any]:

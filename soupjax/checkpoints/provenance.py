@@ -1,14 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The record that travels with a soup, and the plan as a table."""
+"""Provenance that travels with a soup, and the plan as a table."""
 
 from collections.abc import Mapping
 import hashlib
+import os
 from typing import Any
 import warnings
 
 import jax
 
+from soupjax.checkpoints.formats import npz, safetensors, torch
+from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
@@ -36,6 +39,32 @@ def content_hash(
     for leaf, spec in sorted(specs.items())
   ]
   return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def provenance(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the record of how a soup was made.
+
+  Args:
+    path: of a soup that `mix` wrote.
+
+  Returns:
+    Rule, weights, inputs with sizes and content hashes, version, dtype policy
+    and a checksum of every leaf; {} if the file has no such record.
+
+  Raises:
+    ValueError: if there is no checkpoint, or it is damaged.
+  """
+  inner, opener = recognise(absolute(path))
+  if opener is npz.open_checkpoint:
+    return npz.comment(inner)
+  if opener is safetensors.open_checkpoint:
+    return safetensors.record(inner)
+  if opener is torch.open_checkpoint:
+    return {}
+  # Orbax takes a second to import: only where it is needed.
+  from soupjax.checkpoints.formats import orbax
+
+  return orbax.custom_metadata(inner).get("soupjax") or {}
 
 
 def of(plan, hash_inputs: bool) -> dict[str, Any]:

@@ -1,60 +1,14 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a soup may be written at a path, and what it may replace there."""
+"""Checks what a soup may replace: a checkpoint that it is not made of."""
 
 from collections.abc import Iterable
 import os
 import pathlib
-import shutil
 
-from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.formats import byte_ranges, safetensors
+from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.core.ingredient import Ingredient
-
-
-def above(path: str) -> str:
-  """The nearest directory above a path, or the file that is in the way."""
-  folder = os.path.dirname(path)
-  while not os.path.lexists(folder):
-    folder = os.path.dirname(folder)
-  return folder
-
-
-def free_bytes(path: str) -> int:
-  """Free space on the disk of a path that need not exist."""
-  return shutil.disk_usage(above(path)).free
-
-
-def check_writable(path: str) -> None:
-  """Checks that something can be made at a path.
-
-  Raises:
-    ValueError: if a file is where a directory must be, or it is read-only.
-  """
-  folder = above(path)
-  if not os.path.isdir(folder):
-    raise ValueError(
-      f"{path} cannot be written: {folder} is no directory. Choose another "
-      "path."
-    )
-  if not os.access(folder, os.W_OK | os.X_OK):
-    raise ValueError(
-      f"{path} cannot be written: {folder} is read-only, or not yours. Choose "
-      "another path, or change its permissions."
-    )
-
-
-def check_room(path: str, needed: int, free: int) -> None:
-  """Compares what is needed with what is free.
-
-  Raises:
-    ValueError: if there is too little.
-  """
-  if needed > free:
-    raise ValueError(
-      f"{path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free. "
-      "Free some, or choose another path."
-    )
 
 
 def check_replaceable(path: str, is_directory: bool) -> None:
@@ -77,7 +31,7 @@ def check_replaceable(path: str, is_directory: bool) -> None:
   if not is_directory or not os.listdir(path):
     return
   try:
-    inner, opener = open_lib.recognise(path)
+    inner, opener = recognise(path)
     if inner != path:
       raise ValueError(f"the checkpoint is {inner}, with more beside it")
     opener(inner, "")
@@ -150,7 +104,7 @@ def _files(path) -> list[str]:
   if not path.endswith(".index.json") and not os.path.isdir(path):
     return [path]
   try:
-    opener = open_lib.recognise(path)[1]
+    opener = recognise(path)[1]
     sharded = opener is safetensors.open_checkpoint
     return [path, *(safetensors.files_of(path) if sharded else ())]
   except ValueError:  # Gone, or read by other means than ours.

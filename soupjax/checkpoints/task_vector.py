@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Task vectors: what fine-tuning added, as something to calculate with."""
+"""Task vectors: differences of models, to add and scale."""
 
 from collections.abc import Mapping
 import dataclasses

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Train states, written while training goes on, and found again after a kill.
+"""Train states, saved during training and restored after a kill.
 
 A state is a directory `state_STEP` with `arrays/`, an Orbax checkpoint, and
 `record.json`: what else the run needs, and a checksum of every file. It gets

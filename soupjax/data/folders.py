@@ -12,7 +12,7 @@ import tarfile
 
 import numpy as np
 
-from soupjax.data.sources import Source
+from soupjax.data.source import Source
 
 _SUFFIXES = frozenset(
   (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")

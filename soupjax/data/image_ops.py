@@ -14,7 +14,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from soupjax import registry
 from soupjax.data.randaug import randaug
+
+OPS = registry.Registry("image op")
+OPS.register(randaug)
 
 _FILTERS = {
   "nearest": Image.Resampling.NEAREST,
@@ -82,6 +86,7 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
   return pair
 
 
+@OPS.register
 def inception_crop(
   image: Picture,
   rng: np.random.Generator,
@@ -130,6 +135,7 @@ def inception_crop(
   return _resized(image, (height, width), method, box)
 
 
+@OPS.register
 def resize(
   image: Picture, size: int | tuple[int, int], method: str = "bilinear"
 ) -> Picture:
@@ -137,6 +143,7 @@ def resize(
   return _resized(image, _size(size), method)
 
 
+@OPS.register
 def resize_small(
   image: Picture, size: int, method: str = "bilinear"
 ) -> Picture:
@@ -148,6 +155,7 @@ def resize_small(
   return _resized(image, shape, method)
 
 
+@OPS.register
 def central_crop(image: Picture, size: int | tuple[int, int]) -> Picture:
   """Cuts (height, width) from the middle; what is missing becomes black."""
   height, width = _size(size)
@@ -156,6 +164,7 @@ def central_crop(image: Picture, size: int | tuple[int, int]) -> Picture:
   return _cropped(image, (left, top, left + width, top + height))
 
 
+@OPS.register
 def random_crop(
   image: Picture,
   rng: np.random.Generator,
@@ -175,6 +184,7 @@ def random_crop(
   return _cropped(image, (left, top, left + width, top + height))
 
 
+@OPS.register
 def flip_lr(
   image: Picture, rng: np.random.Generator, probability: float = 0.5
 ) -> Picture:
@@ -189,6 +199,7 @@ def flip_lr(
   return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
+@OPS.register
 def value_range(
   image: Picture, low: float = -1.0, high: float = 1.0
 ) -> np.ndarray:
@@ -210,6 +221,7 @@ STATISTICS = {
 }
 
 
+@OPS.register
 def standardize(
   image: Picture,
   statistics: str | tuple[float, float, float] = "clip",
@@ -237,19 +249,3 @@ def standardize(
     )
   mean, deviation = values * 255
   return (np.asarray(image, np.float32) - mean) / deviation
-
-
-OPS = {
-  f.__name__: f
-  for f in (
-    inception_crop,
-    resize,
-    resize_small,
-    central_crop,
-    random_crop,
-    flip_lr,
-    randaug,
-    value_range,
-    standardize,
-  )
-}

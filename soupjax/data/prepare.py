@@ -7,7 +7,7 @@ import os
 
 from PIL import Image
 
-from soupjax.data.sources import Source
+from soupjax.data.source import Source
 
 
 def write_tfds(

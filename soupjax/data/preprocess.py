@@ -10,7 +10,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-from soupjax.data import image_ops, spec
+from soupjax.data import image_ops, op_strings
 
 
 class CorruptImage(ValueError):
@@ -21,11 +21,14 @@ class Preprocess:
   """Decodes an image and applies the operations of a short text.
 
   Attributes:
-    text: as "inception_crop(224)|flip_lr|randaug(2, 10)|value_range(-1, 1)";
-      see `image_ops` for the operations. Decoding, to RGB, comes by itself.
-      Without `value_range` the result is uint8, a quarter of the bytes; see
-      `ops.value_range` for the device.
-    random: whether any operation draws random numbers.
+    text: operations joined by "|", such as
+      "inception_crop(224)|flip_lr|randaug(2, 10)|value_range(-1, 1)":
+      registered ones (`image_ops.OPS`) or import paths. An operation is a
+      function with a parameter `image`, and `rng` where it draws random
+      numbers. Images are decoded to RGB first. Without `value_range` the
+      result is uint8, a quarter of the bytes; `batch_ops.value_range` converts
+      it on the device.
+    random_ops: names of the operations that draw random numbers.
   """
 
   def __init__(self, text: str):
@@ -41,9 +44,9 @@ class Preprocess:
     self.text = text
     self._ops = [
       (name, op, "rng" in inspect.signature(op.func).parameters)
-      for name, op in spec.parse(text, image_ops.OPS, ("image", "rng"))
+      for name, op in op_strings.parse(text, image_ops.OPS, ("image", "rng"))
     ]
-    self.random = any(draws for _, _, draws in self._ops)
+    self.random_ops = tuple(name for name, _, draws in self._ops if draws)
     self._opencv = any(
       op.keywords.get("method") == "linear" for _, op, _ in self._ops
     )
@@ -76,7 +79,7 @@ class Preprocess:
           f"{self.text!r}: {name} comes after value_range or standardize, "
           "which must be last."
         )
-      x = op(x, rng=rng) if draws else op(x)
+      x = op(image=x, rng=rng) if draws else op(image=x)
     return np.asarray(x)
 
 

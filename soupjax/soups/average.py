@@ -75,7 +75,7 @@ def uniform_soup(
   """
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
-  same_init.warn_of_other_starts(ingredients)
+  same_init.warn_of_other_inits(ingredients)
   weighted = weights is not None
   weights = arguments.soup_weights(weights, len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]

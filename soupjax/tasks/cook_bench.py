@@ -17,10 +17,11 @@ from soupjax.evaluators import (
   Streaming,
   classification_metrics,
 )
-from soupjax.tasks import cook_config, finetune_config
+from soupjax.tasks import cook_config
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook_kitchen import Kitchen
-from soupjax.tasks.finetune_step import put_batch
+from soupjax.tasks.finetune import config as finetune_config
+from soupjax.tasks.finetune.step import put_batch
 
 PyTree = Any
 

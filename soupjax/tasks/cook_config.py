@@ -15,7 +15,7 @@ import ml_collections
 from soupjax import config as config_lib
 from soupjax import files, models
 from soupjax.models.pretrained import mappings
-from soupjax.tasks import finetune_config
+from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
 # What a sweep of `tasks.finetune` recorded, and cooking goes by.

@@ -17,13 +17,10 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.same_init import check_same_init
-from soupjax.tasks import (
-  cook_checkpoints,
-  cook_config,
-  finetune,
-  finetune_config,
-)
+from soupjax.tasks import cook_checkpoints, cook_config
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import config as finetune_config
+from soupjax.tasks.finetune import loop as finetune
 
 # What models of the report are called that are no ingredients.
 _RESERVED = re.compile(

@@ -33,7 +33,7 @@ from soupjax.tasks import cook, cook_config, cook_kitchen
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook_bench import Bench
 from soupjax.tasks.cook_kitchen import Kitchen
-from soupjax.tasks.finetune_step import put_batch
+from soupjax.tasks.finetune.step import put_batch
 
 # What other libraries keep beside weights.
 _CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")

@@ -17,6 +17,7 @@ import numpy as np
 from soupjax import config as config_lib
 from soupjax import files, processes
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints.save import save_params
 
 PyTree = Any
 
@@ -122,7 +123,7 @@ def save_model(
     if jax.process_index() == 0:
       directory = stack.enter_context(files.new_directory(path))
     processes.barrier(f"making {path.name}")
-    open_lib.save_params(directory / "params", params, metadata=metadata)
+    save_params(directory / "params", params, metadata=metadata)
     processes.barrier(f"saved {path.name}")
     if jax.process_index() == 0:
       for name, value in sidecars.items():
@@ -140,7 +141,7 @@ def save_state(path: pathlib.Path, state: PyTree) -> None:
   new = path.with_name(f"{path.name}-{int(state.step):08d}")
   shutil.rmtree(new, ignore_errors=True)
   leaves = jax.tree.leaves(state)
-  open_lib.save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
+  save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
   remove_states(path, but=new)
 
 

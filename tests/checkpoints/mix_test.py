@@ -19,9 +19,8 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 import soupjax as sj
-from soupjax import sharding
-from soupjax.checkpoints import destination, replaceable
-from soupjax.checkpoints import mix as mix_lib
+from soupjax import files, sharding
+from soupjax.checkpoints import destination, save
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.checkpoints.formats import byte_ranges, orbax_writer, safetensors
 from soupjax.soups.engine import plan as planning
@@ -302,7 +301,7 @@ def test_what_is_not_on_disk_as_it_was_written_is_not_published(
 KILL = """
 import os, signal, sys
 import soupjax as sj
-from soupjax.checkpoints import output
+from soupjax.checkpoints import destination, save
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 stage, folder, out = sys.argv[1:]
 if stage == "written": destination._Finisher.finish = die
@@ -397,7 +396,7 @@ def test_saving_from_memory_to_a_bad_disk(small_disk, monkeypatch):
   params = {"w": np.random.default_rng(0).normal(size=10_000).astype("f")}
   with pytest.raises(ValueError, match="s needs 0.000 GB, and .* are free"):
     sj.save_params(small_disk / "s", params)
-  monkeypatch.setattr(replaceable, "free_bytes", lambda path: 1 << 40)
+  monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
   with pytest.raises(ValueError, match="No space left for .*s: nothing"):
     sj.save_params(small_disk / "s", params)
   assert not os.listdir(small_disk)
@@ -458,7 +457,7 @@ def test_what_a_file_says_of_its_origin_is_kept(tmp_path, source):
   text = {"format": "pt"}
   (tmp_path / "one").mkdir()
   for name in ("m.safetensors", "one/model.safetensors"):
-    mix_lib.write(tmp_path / name, tree(0), text=text)
+    save.write(tmp_path / name, tree(0), text=text)
   mixed = [sj.open_ingredient(tmp_path / "m.safetensors")]
   many = {"format": "safetensors", "shard_bytes": 10_000}
   sj.mix(RULE, mixed, out=tmp_path / "many", **many)
@@ -589,16 +588,14 @@ def test_one_rule_serves_files_and_meshes(folder, tmp_path):
   assert np.array_equal(mixed.params["head"], expected)
 
 
-def test_progress_shows_bytes_speed_and_time_left(capsys):
-  show = mix_lib.Progress()
-  show(1, 4_000_000_000)
-  assert capsys.readouterr().err == ""
-  show._last -= 1
-  show(2_000_000_000, 4_000_000_000)
-  text = capsys.readouterr().err
-  assert "2.000 of 4.000 GB" in text and "GB/s" in text and "s left" in text
-  show(4_000_000_000, 4_000_000_000)
-  assert capsys.readouterr().err.endswith("\n")
+def test_progress_goes_to_stderr_in_bytes(tmp_path, capsys):
+  inputs = [sj.Ingredient.from_params(f"m{k}", tree(k)) for k in range(2)]
+  sj.mix(RULE, inputs, out=tmp_path / "o.npz", block_bytes=999, progress=True)
+  out, err = capsys.readouterr()
+  assert not out and "GB/s" in err.splitlines()[-1]
+  calls = []
+  sj.mix(RULE, inputs, progress=lambda *numbers: calls.append(numbers))
+  assert calls[-1][0] == calls[-1][1] > 0
 
 
 def test_one_hot_weights_give_that_model():

@@ -146,7 +146,7 @@ def test_files_and_directories_do_not_replace_each_other(folder, out):
 KILL = """
 import os, signal, sys
 import soupjax as sj
-from soupjax.checkpoints import output
+from soupjax.checkpoints import destination
 rename, stage = os.rename, sys.argv[3]
 def renaming(old, new):
   rename(old, new)

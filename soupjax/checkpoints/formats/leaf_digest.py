@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A digest over which leaves a file holds, kept in what soupjax writes.
+"""A digest of the leaves in a file, kept in what soupjax writes.
 
 The checksums of leaves cannot tell that a name, a shape or a dtype has changed,
 or that a leaf is gone.

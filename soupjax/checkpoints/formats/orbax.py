@@ -22,7 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import tensorstore as ts
 
-from soupjax.checkpoints import replaceable
+from soupjax import files
 from soupjax.checkpoints.formats import (
   byte_ranges,
   leaf_digest,
@@ -43,11 +43,11 @@ def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   """Writes a tree as an Orbax checkpoint; see `save_params`."""
   _check_savable(path, params)
   # Found by Orbax, it fills pages of the log.
-  replaceable.check_writable(path)
+  files.check_writable(path)
   arrays = _arrays(params)
   sizes = [x.nbytes for x in jax.tree.leaves(arrays)]
   num_bytes = sum(sizes) + 640 * len(sizes) + 8192
-  replaceable.check_room(path, num_bytes, replaceable.free_bytes(path))
+  files.check_room(path, num_bytes, files.free_bytes(path))
   try:
     with _raw():
       ocp.save(path, arrays, custom_metadata=metadata)

@@ -187,7 +187,7 @@ class OrbaxWriter:
     self._transaction, self._held = ts.Transaction(), 0
 
   def write(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
-    """See `soupjax.soups.engine.run.Writer`; boxes consist of whole chunks."""
+    """See `soupjax.soups.engine.run.Writer`; slices consist of whole chunks."""
     value = crc32.crc32(np.ascontiguousarray(array))
     part = array.reshape(slices.shape_of(box))
     with self._lock:

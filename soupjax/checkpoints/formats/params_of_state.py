@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of a train state is the model: one rule for every format."""
+"""Finds the model in a train state, by one rule for every format."""
 
 from collections.abc import Collection
 import dataclasses

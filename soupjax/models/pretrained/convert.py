@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from elsewhere, and back: see docs/pretrained.md.
+"""Converts weights of other libraries, and exports ours to them.
 
 The tables are in `mappings`. Nothing is read before names and shapes are known
 to fit; then leaf by leaf.
@@ -17,8 +17,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints import save
 from soupjax.models import layers
 from soupjax.models.pretrained import (
   families,
@@ -248,7 +248,7 @@ def save_exported(
     )
   leaves = export(params, model, family, like=like)
   # transformers before version 5 opens no file that does not say this.
-  mix_lib.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
+  save.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
 
 
 def _seen(source, model, family):

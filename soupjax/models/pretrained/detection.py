@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which model a checkpoint is of: from its leaves, and the config beside it."""
+"""Detects a checkpoint's model from its leaves and the config beside it."""
 
 from collections.abc import Mapping
 import dataclasses

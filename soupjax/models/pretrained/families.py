@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tells from which library a checkpoint is, by the names of its leaves."""
+"""Recognises the library of a checkpoint by the names of its leaves."""
 
 from collections.abc import Mapping
 import re

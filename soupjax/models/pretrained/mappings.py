@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What our parameters are called elsewhere: one table a family of checkpoints.
+"""Parameter names of other libraries: one table a family of checkpoints.
 
 A row has the name of a leaf of ours, its name or names there, and how arrays
 are laid out there. It is read in both directions: `pretrained.load_pretrained`

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Says what is wrong when a checkpoint does not fit a model."""
+"""Explains why a checkpoint does not fit a model."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Position embeddings of another grid, or with one for the class token."""
+"""Resamples position embeddings, with or without a class token."""
 
 from collections.abc import Mapping
 import math

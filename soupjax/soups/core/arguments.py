@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers that people pass in, checked before any work."""
+"""Checks of numbers that callers pass in."""
 
 from collections.abc import Callable, Iterator, Sequence
 import math

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRC-32 (the one of zip files) of data that is seen in pieces."""
+"""CRC-32, as in zip files, of data seen in pieces."""
 
 from collections.abc import Iterable, Sequence
 import functools
@@ -143,7 +143,7 @@ Part = tuple[Sequence[Sequence[int]], int, int, int, int]
 
 
 def joined(parts: Iterable[Part], num_bytes: int) -> int | None:
-  """CRC-32 of an array from boxes of it, some perhaps given twice.
+  """CRC-32 of an array from slices of it, some perhaps given twice.
 
   Args:
     parts: of each box start and stop on every axis, the byte at which it
@@ -151,7 +151,7 @@ def joined(parts: Iterable[Part], num_bytes: int) -> int | None:
     num_bytes: of the array.
 
   Returns:
-    None if the boxes overlap or leave a gap, or are too many to tell.
+    None if the slices overlap or leave a gap, or are too many to tell.
   """
   different = {str(part[0]): part for part in parts}.values()
   different = sorted(different, key=lambda part: part[2])
@@ -171,7 +171,7 @@ def joined(parts: Iterable[Part], num_bytes: int) -> int | None:
 
 
 def _disjoint(bounds: Sequence[Sequence[Sequence[int]]]) -> bool:
-  """Whether no two boxes share an element."""
+  """Whether no two slices share an element."""
   if len(bounds) > _MOST_BOXES:
     return False
   starts, stops = np.moveaxis(np.array(bounds, np.int64), -1, 0)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""An ingredient: one fine-tuned model, by name and lazily."""
+"""An ingredient: one fine-tuned model, named and read lazily."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses

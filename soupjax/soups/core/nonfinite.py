@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""NaN and infinity: in an ingredient, or in a soup of finite ones."""
+"""Checks for NaN and infinity, in ingredients and in soups."""
 
 from collections.abc import Mapping, Sequence
 import concurrent.futures

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What ingredients record of the weights that they started from."""
+"""The recorded initial weights of ingredients, compared."""
 
 from collections.abc import Iterable
 import warnings
@@ -18,19 +18,19 @@ def recorded_inits(ingredients: Iterable[Ingredient]) -> dict[str, list[str]]:
   Returns:
     Hash of the initial weights -> names, in order.
   """
-  starts: dict[str, list[str]] = {}
+  inits: dict[str, list[str]] = {}
   for ingredient in ingredients:
     found = ingredient.hyperparameters.get("init_hash")
     if found:
-      starts.setdefault(str(found), []).append(ingredient.name)
-  return starts
+      inits.setdefault(str(found), []).append(ingredient.name)
+  return inits
 
 
-def warn_of_other_starts(ingredients: Iterable[Ingredient]) -> None:
+def warn_of_other_inits(ingredients: Iterable[Ingredient]) -> None:
   """Warns if ingredients record that they started elsewhere."""
-  starts = recorded_inits(ingredients)
-  if len(starts) > 1:
-    (a, ours), (b, others) = list(starts.items())[:2]
+  inits = recorded_inits(ingredients)
+  if len(inits) > 1:
+    (a, ours), (b, others) = list(inits.items())[:2]
     warnings.warn(
       f"{ours[0]!r} and {others[0]!r} were fine-tuned from different weights "
       f"(init_hash {a[:8]} and {b[:8]}): unless these are close, the average "
@@ -41,9 +41,9 @@ def warn_of_other_starts(ingredients: Iterable[Ingredient]) -> None:
 
 def check_same_init(ingredients: Iterable[Ingredient]) -> None:
   """Raises a ValueError if ingredients record that they started elsewhere."""
-  starts = recorded_inits(ingredients)
-  if len(starts) > 1:
-    (a, ours), (b, others) = list(starts.items())[:2]
+  inits = recorded_inits(ingredients)
+  if len(inits) > 1:
+    (a, ours), (b, others) = list(inits.items())[:2]
     raise ValueError(
       f"{ours[0]!r} and {others[0]!r} were fine-tuned from different weights "
       f"(init_hash {a[:8]} and {b[:8]}): their average means nothing. Take "

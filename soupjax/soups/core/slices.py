@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes: rectangular parts of an array, and how to cut them into blocks.
+"""Rectangular parts of an array, and how to cut them into blocks.
 
-A box is a tuple of slices with a start and a stop, one an axis; the box of a
-0-d array is `()`.
+`Slices` is a tuple of slices with a start and a stop, one an axis; that of a
+0-d array is `()`. A variable that holds one is called `box`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 def whole(shape: Shape) -> Slices:
-  """The box of all of an array."""
+  """The slices of a whole array."""
   return tuple(slice(0, n) for n in shape)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a mix will do, worked out before a byte of weights is read."""
+"""Plans a mix before a byte of weights is read."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -108,7 +108,7 @@ def make(
   """
   ingredients = list(ingredients)
   _check_names(ingredients, base)
-  same_init.warn_of_other_starts(ingredients)
+  same_init.warn_of_other_inits(ingredients)
   if rule.needs_base and base is None:
     raise ValueError(f"The rule {rule.name!r} needs a base model: pass base=.")
   if block_bytes < 1 or threads < 1:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decisions of a greedy soup: how they are made, and taken over again."""
+"""Decisions of a greedy soup: made, recorded and replayed."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

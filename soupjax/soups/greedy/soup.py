@@ -187,7 +187,7 @@ def greedy_soup(
   arguments.mode(evaluate, mode)
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
-  same_init.warn_of_other_starts(ingredients)
+  same_init.warn_of_other_inits(ingredients)
   ingredients = _in_order(ingredients, order)
   turns = decisions.Turns.of(
     [i.name for i in ingredients], rounds, patience, max_size

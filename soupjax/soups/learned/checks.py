@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with the arguments of a learned soup, and with its loss."""
+"""Checks the arguments of a learned soup, its loss and its gradient."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where ingredients stay between passes: on devices, on the host, on disk."""
+"""Keeps ingredients on devices, on the host or on disk between passes."""
 
 from collections.abc import Sequence
 import dataclasses

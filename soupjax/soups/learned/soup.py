@@ -182,7 +182,7 @@ def learned_soup(
   batches = checks.batches(batches, settings.steps)
   anchor = ingredients[0] if base is None else base
   check_ingredients(ingredients if base is None else [base, *ingredients])
-  same_init.warn_of_other_starts(ingredients)
+  same_init.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity, layer_of, stacked)
   checks.something_to_learn(anchor, layout)
   start = state_lib.start(init, base, layout.groups, len(ingredients))

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a learned soup starts from, and how it is taken up again."""
+"""Initial coefficients and resumable state of a learned soup."""
 
 from collections.abc import Mapping, Sequence
 import math

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over ingredients: their mixture, and its gradient's products."""
+"""Passes over ingredients: the mixture, and the gradient's dot products."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures

@@ -9,7 +9,7 @@ import numpy as np
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def combine_deltas(stack, base, values):
@@ -30,6 +30,7 @@ def delta_values(
   }
 
 
+@RULES.register
 def task_arithmetic(
   scale: coefficients.Coefficient = 1.0,
   *,

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a merge rule is."""
+"""The type of a merge rule."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -9,11 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from soupjax.registry import Registry
 from soupjax.soups.core import arguments
 from soupjax.soups.rules import coefficients
 
 Values = Mapping[str, Any]
 Specs = Mapping[str, jax.ShapeDtypeStruct]
+
+# Functions that return a Rule, by the name that a config gives them.
+RULES = Registry("rule")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

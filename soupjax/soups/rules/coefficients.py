@@ -142,7 +142,8 @@ def by_layer(
 
   Returns:
     What `numbers` does. Entries that differ between layers are in a dict called
-    "by_layer" instead, with layers as their last axis; see `leafwise.spread`.
+    "by_layer" instead, with layers as their last axis: see
+    `rule_inputs.spread`.
   """
   if not np.ndim(value):
     return dict(numbers(float(value)))

@@ -12,7 +12,7 @@ import numpy as np
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def float32_delta(leaf: jax.Array, base: jax.Array) -> jax.Array:
@@ -94,6 +94,7 @@ def rank_of(density: float, size: int) -> int:
   return max(1, math.floor(density * size + 1e-6))
 
 
+@RULES.register
 def ties(
   density: float = 0.2,
   scale: coefficients.Coefficient = 1.0,
@@ -220,6 +221,7 @@ def _sce(stack, base, values):
   return elected_mean(leaves, base, votes, weights, values)
 
 
+@RULES.register
 def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
   """Select, calculate, erase (arXiv 2408.07990).
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of data that `rules.fisher` and `rules.regmean` weigh with."""
+"""Statistics of data for `rules.fisher` and `rules.regmean`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that look at angles and distances between models.
+"""Rules that use angles and distances between models.
 
 However many parameters there are, all of these need no more of them than the
 dot products of all pairs of models. A first pass takes these, in float64; what
@@ -14,7 +14,7 @@ import numpy as np
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
 from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
 
 
@@ -50,6 +50,7 @@ def cosines(gram: np.ndarray) -> np.ndarray:
   return np.clip(np.where(sizes > 0, gram / safe, 0), -1, 1)
 
 
+@RULES.register
 def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
   """Spherical interpolation of two ingredients (Shoemake, 1985).
 
@@ -117,6 +118,7 @@ def slerp_weights(gram: np.ndarray, t: float) -> np.ndarray:
   return np.sin([(1 - t) * angle, t * angle]) / math.sin(angle)
 
 
+@RULES.register
 def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
   """Between the base and the mean, by the angle (arXiv 2403.19522).
 
@@ -180,6 +182,7 @@ def stock_ratio(gram: np.ndarray, *, mean_angle: bool = False) -> float:
   return count * cosine / (1 + (count - 1) * cosine)
 
 
+@RULES.register
 def geometric_median(
   weights: coefficients.Weights = None, *, scope: str = "model"
 ) -> Rule:
@@ -271,6 +274,7 @@ def median_weights(gram: np.ndarray, each: np.ndarray) -> np.ndarray:
   return found
 
 
+@RULES.register
 def karcher(
   weights: coefficients.Weights = None, *, scope: str = "leaf"
 ) -> Rule:

@@ -11,7 +11,7 @@ import numpy as np
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _fisher(stack, base, values):
@@ -29,6 +29,7 @@ def _fisher(stack, base, values):
   return compensated.mean(total, first, compensated.halves(scale))
 
 
+@RULES.register
 def fisher(
   fishers: Sequence[Any],
   *,
@@ -119,6 +120,7 @@ def _regmean(stack, base, values):
   return mean + solved.reshape(mean.shape)
 
 
+@RULES.register
 def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
   """Regression mean of linear layers (arXiv 2212.09849).
 

@@ -10,7 +10,7 @@ import numpy as np
 from soupjax.soups.core import arguments, compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.base import Rule, Values, check_share, per_model
+from soupjax.soups.rules.base import RULES, Rule, Values, check_share, per_model
 
 
 def _linear(stack, base, values):
@@ -59,6 +59,7 @@ def sum_values(weights: np.ndarray) -> Values:
   }
 
 
+@RULES.register
 def linear(
   weights: coefficients.Weights = None, *, normalize: bool = True
 ) -> Rule:
@@ -183,6 +184,7 @@ def schedule(
   return [0.0] * (count - n) + [float(w) for w in found]
 
 
+@RULES.register
 def lerp(alpha: coefficients.Coefficient) -> Rule:
   """From the base towards the mean of the ingredients (arXiv 2109.01903).
 
@@ -221,3 +223,34 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     return make(combine=uniform.combine, values=uniform.values)
   values, leaf_values = coefficients.split("alpha", alpha, numbers)
   return make(combine=_lerp, values=values, leaf_values=leaf_values)
+
+
+# More names for a config.
+
+
+@RULES.register(name="uniform")
+def _uniform_rule() -> Rule:
+  """The mean of the ingredients."""
+  return linear()
+
+
+@RULES.register(name="weighted")
+def _weighted_rule(
+  weights: coefficients.Weights, *, normalize: bool = True
+) -> Rule:
+  """`linear`, which must have weights."""
+  return linear(weights, normalize=normalize)
+
+
+@RULES.register(name="interpolate")
+def _interpolate_rule(alpha: coefficients.Coefficient = 0.5) -> Rule:
+  """`lerp`, halfway by default."""
+  return lerp(alpha)
+
+
+@RULES.register(name="schedule")
+def _schedule_rule(
+  kind: str, count: int, *, last: int | None = None, decay: float | None = None
+) -> Rule:
+  """The mean of checkpoints of one run, weighted by `schedule`."""
+  return linear(schedule(kind, count, last=last, decay=decay))

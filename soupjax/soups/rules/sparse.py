@@ -14,7 +14,7 @@ from soupjax.soups.rules import (
   random_masks,
   thresholds,
 )
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _merge(leaves, base, values, weights):
@@ -67,6 +67,7 @@ def _settings(scale, weights, elect, **more):
   }
 
 
+@RULES.register
 def dare(
   density: float,
   scale: coefficients.Coefficient = 1.0,
@@ -155,6 +156,7 @@ def dare(
   )
 
 
+@RULES.register
 def breadcrumbs(
   density: float = 0.14,
   gamma: float = 0.01,
@@ -285,6 +287,7 @@ def _merge_by_norm(leaves, base, values, each):
   return _merge(leaves, base, values, each)
 
 
+@RULES.register
 def della(
   density: float,
   epsilon: float = 0.1,

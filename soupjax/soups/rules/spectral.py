@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that look at the singular vectors of task matrices.
+"""Rules that use the singular vectors of task matrices.
 
 They apply to leaves that are matrices; of all others they add `scale *` the
 mean of the task vectors to the base. Whole leaves are held, one a thread.
@@ -13,7 +13,7 @@ import numpy as np
 
 from soupjax.soups.core import arguments, tree
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _deltas(stack, base):
@@ -112,6 +112,7 @@ def _row_axes(rows, specs):
   return {leaf: n if specs[leaf].size else 0 for leaf, n in found.items()}
 
 
+@RULES.register
 def tsv(
   scale: coefficients.Coefficient = 1.0,
   *,
@@ -148,6 +149,7 @@ def tsv(
   return _spectral("tsv", _tsv, scale, rows)
 
 
+@RULES.register
 def iso_c(
   scale: coefficients.Coefficient = 1.0,
   *,

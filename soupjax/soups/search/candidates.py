@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a search tried, what it chose, and why."""
+"""The candidates of a search, with their scores and the choice."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses

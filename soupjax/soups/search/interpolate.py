@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates of a search: a model plus multiples of task vectors."""
+"""Affine combinations: a model plus multiples of task vectors."""
 
 from collections.abc import Sequence
 import dataclasses

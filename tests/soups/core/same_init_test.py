@@ -31,7 +31,7 @@ def models(*hashes):
     lambda some: sj.mix(sj.rules.linear(), some),
   ],
 )
-def test_soups_warn_of_other_starts(recipe):
+def test_soups_warn_of_other_inits(recipe):
   with pytest.warns(UserWarning, match="'m0' and 'm1' were fine-tuned from"):
     recipe(models("a", "b"))
   with warnings.catch_warnings(record=True) as found:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one start of all members of a sweep: pretrained weights, probed head."""
+"""The shared start of a sweep: pretrained weights and a probed head."""
 
 import contextlib
 import pathlib
@@ -17,8 +17,8 @@ from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.models import pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
-from soupjax.tasks import finetune_config
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import config as settings
 from soupjax.train import probe
 
 PyTree = Any
@@ -27,7 +27,7 @@ PyTree = Any
 def shared_start(
   config, model, train: data.Source, mesh, workdir: pathlib.Path
 ) -> str:
-  """Makes the start, or finds that another member has made it.
+  """Makes the start, unless another member has made it.
 
   Args:
     config: with `init` and `probe`.
@@ -41,15 +41,15 @@ def shared_start(
   """
   done = workdir / "initial"
   with contextlib.ExitStack() as stack:
-    if jax.process_index() == 0:  # The others wait for its word.
+    if jax.process_index() == 0:  # The others wait in `agreed`.
       stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
     if not workdir_lib.agreed(done.exists()):
       params = load(config, model)
       if config_lib.steps(config.probe.total, batch_size=1, num_examples=1):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
       host = jax.tree.map(np.asarray, params)
-      found = init_hash(Ingredient.from_params("initial", host))
-      workdir_lib.save_model(done, host, init={"init_hash": found})
+      value = init_hash(Ingredient.from_params("initial", host))
+      workdir_lib.save_model(done, host, init={"init_hash": value})
     return files.read_json(done / "init.json")["init_hash"]
 
 
@@ -57,7 +57,7 @@ def load(config, model) -> PyTree:
   """Reads pretrained weights, or draws random ones."""
   size = config.data.image_size
   image = np.zeros((1, size, size, 3), np.float32)
-  # By a key of its own: members differ in config.seed, not in this.
+  # A seed of its own: members differ in config.seed, not in their start.
   init = jax.jit(model.init)(jax.random.key(config.init.seed), image)["params"]
   if not config.init.path:
     logging.warning(
@@ -90,16 +90,16 @@ def initial(workdir: pathlib.Path, place: Any) -> PyTree:
 
 def _probed(config, model, params, train, mesh) -> PyTree:
   """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
-  if jax.process_count() > 1:  # Each for itself: all find the same head.
+  if jax.process_count() > 1:  # Every process fits the same head by itself.
     mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
   if 0 < config.probe.max_examples < len(train):
-    # From all of it: some sets are sorted by class.
+    # Evenly spread, since some sets are sorted by class.
     at = np.arange(config.probe.max_examples) * len(train)
     train = data.subset(train, at // config.probe.max_examples, train.name)
   batches = data.eval_batches(
     train,
-    batch_size=finetune_config.eval_batch_size(config, mesh.shape["data"]),
-    preprocess=finetune_config.ops(config, "eval_ops"),
+    batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
+    preprocess=settings.ops(config, "eval_ops"),
   )
 
   @jax.jit

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from soupjax import data
-from soupjax.data import folders, sources
+from soupjax.data import folders
+from soupjax.data import open as open_lib
+from soupjax.data import source as source_lib
 
 
 class Encoded(data.Source):
@@ -273,7 +275,7 @@ def test_subset_of_a_subset():
   ],
 )
 def test_bounds(text, size, index):
-  assert sources._bound(text, size) == index
+  assert open_lib._bound(text, size) == index
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_minival_has_so_many_of_each_class_and_no_image_is_in_both():
 
 
 def test_minival_does_not_read_all_labels():
-  class Counting(sources.Source):
+  class Counting(source_lib.Source):
     reads = 0
 
     def _label(self, index):

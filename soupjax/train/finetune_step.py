@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fine-tuning step: state, hyperparameters, and one compiled update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,22 +14,18 @@ import optax
 from soupjax.train import losses, optimizers, schedules
 
 PyTree = Any
-# augment(key, images, targets, hyper) -> images, targets
+# augment(key, images, targets, values) -> images, targets
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
-LOSSES = {"softmax": losses.softmax_loss, "sigmoid": losses.sigmoid_loss}
 
 
 @flax.struct.dataclass
 class Hyper:
-  """What differs between members of a sweep. Arrays, so nothing recompiles.
+  """Values that differ between members of a sweep, as traced arrays.
 
   Attributes:
     learning_rate: the peak.
     weight_decay: decoupled, multiplied by the learning rate.
     label_smoothing: in [0, 1).
-    mixup: alpha of Beta(alpha, alpha); 0 is off.
-    cutmix: likewise; with both, every batch gets one of the two.
-    erasing: probability that a part of an image is erased.
     layer_decay: the learning rate falls by this factor a layer, from the head
       down; 1 is off.
     l2_sp: pull towards the start (arXiv 1802.01483): that many times the
@@ -41,14 +37,12 @@ class Hyper:
     cooldown_steps: linear cooldown, in steps.
     ema_rates: (averages,) 1 - decay of each moving average of the parameters.
       Not the decay: float32 cannot tell 0.9999999 from 0.9999999 + 2e-8.
+    op_values: the values of names in `data.batch_ops`.
   """
 
   learning_rate: jax.typing.ArrayLike
   weight_decay: jax.typing.ArrayLike
   label_smoothing: jax.typing.ArrayLike
-  mixup: jax.typing.ArrayLike
-  cutmix: jax.typing.ArrayLike
-  erasing: jax.typing.ArrayLike
   layer_decay: jax.typing.ArrayLike
   l2_sp: jax.typing.ArrayLike
   sam_rho: jax.typing.ArrayLike
@@ -57,27 +51,44 @@ class Hyper:
   warmup_steps: jax.typing.ArrayLike
   cooldown_steps: jax.typing.ArrayLike
   ema_rates: jax.typing.ArrayLike
+  op_values: Mapping[str, jax.typing.ArrayLike]
 
   @classmethod
-  def of(cls, schedule: str = "cosine", ema: Sequence[float] = (), **values):
-    """Makes one of float32 scalars; what is not given is 0 or off.
+  def of(
+    cls,
+    schedule: str = "cosine",
+    ema: Sequence[float] = (),
+    op_values: Mapping[str, float] | None = None,
+    **values: float,
+  ) -> "Hyper":
+    """Converts values to float32 scalars; those not given are 0, or off.
 
     Args:
       schedule: one of `schedules.NAMES`.
       ema: decays of the moving averages.
+      op_values: values of names in `data.batch_ops`.
       **values: the other attributes.
     """
-    off = dict.fromkeys(cls.__dataclass_fields__, 0.0) | {"layer_decay": 1.0}
-    off |= values
-    off["ema_rates"] = [1 - decay for decay in ema]
-    arrays = {k: jnp.asarray(v, jnp.float32) for k, v in off.items()}
+    defaults = dict.fromkeys(cls.__dataclass_fields__, 0.0)
+    arrays: dict[str, Any] = {
+      **defaults,
+      "layer_decay": 1.0,
+      **values,
+      "ema_rates": [1 - decay for decay in ema],
+      "op_values": dict(op_values or {}),
+    }
+    arrays = jax.tree.map(
+      lambda v: jnp.asarray(v, jnp.float32),
+      arrays,
+      is_leaf=lambda v: isinstance(v, list),
+    )
     arrays["schedule"] = jnp.asarray(schedules.index(schedule), jnp.int32)
     return cls(**arrays)
 
 
 @flax.struct.dataclass
 class FineTuneState:
-  """What a run needs to go on, besides the state of its data.
+  """State of a run, apart from the position in its data.
 
   Attributes:
     step: updates done.
@@ -147,8 +158,9 @@ def make_step(
   Args:
     model: a module that returns logits and features, with `num_classes`.
     tx: from `optimizers.make`.
-    augment: changes a batch of images and targets.
-    loss: "softmax" or "sigmoid".
+    augment: `augment(key, images, targets, values)`, with the values of
+      `Hyper.op_values`.
+    loss: "softmax", "sigmoid", or another name that `losses.LOSSES` knows.
     frozen: regular expressions of leaves that are not trained.
     decay: regular expression of the leaves that weight decay applies to.
     accumulate: parts that a batch is cut into, one after another, to save
@@ -167,8 +179,7 @@ def make_step(
   Raises:
     ValueError: if there is no such loss.
   """
-  if loss not in LOSSES:
-    raise ValueError(f"loss={loss!r} is none of {', '.join(LOSSES)}.")
+  loss_fn = losses.LOSSES.get(loss)
 
   def step(state, images, labels, key, hyper, start):
     key = jax.random.fold_in(key, state.step)
@@ -176,7 +187,7 @@ def make_step(
     targets = losses.smooth_labels(
       labels, model.num_classes, hyper.label_smoothing
     )
-    images, targets = augment(key_augment, images, targets, hyper)
+    images, targets = augment(key_augment, images, targets, hyper.op_values)
     trained, rest = optimizers.split(state.params, frozen)
 
     def loss_of(trained, images, targets, key):
@@ -184,7 +195,7 @@ def make_step(
       logits, _ = model.apply(
         variables, images, train=True, rngs={"dropout": key}
       )
-      return LOSSES[loss](logits, targets)
+      return loss_fn(logits, targets)
 
     def gradient(trained):
       return _accumulated(
@@ -235,8 +246,8 @@ def _accumulated(loss_of, trained, images, targets, key, parts):
 
   def add(total, part):
     images, targets, key = part
-    found = jax.value_and_grad(loss_of)(trained, images, targets, key)
-    return jax.tree.map(jnp.add, total, found), None
+    value_and_grad = jax.value_and_grad(loss_of)(trained, images, targets, key)
+    return jax.tree.map(jnp.add, total, value_and_grad), None
 
   zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
   keys = jax.random.split(key, parts)

@@ -16,9 +16,13 @@ import pytest
 
 import soupjax as sj
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 # 100 images in batches of 16: every state is saved in mid-epoch.
 OVERRIDES = {
+  "data.name": "digits",
+  "data.train_ops": "random_crop({image_size}, 2)|"
+  "randaug({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)",
+  "steps_per_call": 1,
   "model.width": 16,
   "model.depth": 1,
   "model.mlp_dim": 32,

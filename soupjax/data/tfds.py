@@ -6,8 +6,8 @@ import os
 import pathlib
 from typing import Any
 
-from soupjax.data import spec
-from soupjax.data.sources import Source
+from soupjax import registry
+from soupjax.data.source import Source
 
 
 class _Tfds(Source):
@@ -25,7 +25,7 @@ class _Tfds(Source):
 def open_tfds(
   name: str, split: str, data_dir: str | os.PathLike | None = None
 ) -> Source:
-  """Opens a prepared TFDS dataset; see `sources.open_source`.
+  """Opens a prepared TFDS dataset; see `open.open_source`.
 
   Args:
     name: as TFDS names it, "cifar10" or "dataset/config:1.0.0".
@@ -63,7 +63,7 @@ def open_tfds(
   base = split.partition("[")[0]
   if "+" not in split and base not in info.splits:
     raise ValueError(
-      f"{name} has no split {base!r}{spec.suggestion(base, info.splits)}"
+      f"{name} has no split {base!r}{registry.suggestion(base, info.splits)}"
     )
   try:
     size = info.splits[split].num_examples
@@ -96,9 +96,10 @@ def _not_found(name: str, data_dir: str | None, tfds) -> str:
   known = set(tfds.list_builders(with_community_datasets=False))
   if base in known:
     return f"{name} is not prepared in {directory}: {_how_to(name)}"
+  known |= {"digits", "digits_row"}
   if directory.expanduser().is_dir():
     known |= {p.name for p in directory.expanduser().iterdir() if p.is_dir()}
-  return f"Unknown dataset {name!r}{spec.suggestion(base, known)}"
+  return f"Unknown dataset {name!r}{registry.suggestion(base, known)}"
 
 
 def _how_to(name: str) -> str:

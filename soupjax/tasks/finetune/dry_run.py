@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a fine-tuning run would do: no data, no weights, nothing computed."""
+"""The plan of a fine-tuning run, without data, weights or computation."""
 
 from collections.abc import Sequence
 import json
@@ -12,8 +12,8 @@ import jax
 
 from soupjax import config as config_lib
 from soupjax import sharding
-from soupjax.tasks import finetune, finetune_step, finetune_sweep
-from soupjax.tasks import finetune_config as settings
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import loop, run, step
 
 PyTree = Any
 
@@ -22,7 +22,7 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
   """Describes a run on the devices that are there, which may be fake.
 
   Args:
-    config: with the keys of `finetune_config.default_config`.
+    config: with the keys of `config.default_config`.
     sweep: dotted overrides, one dict a member, or None.
 
   Returns:
@@ -33,18 +33,16 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
     ValueError: if the config, or that of a member, cannot work.
   """
   settings.check(config)
-  members = finetune_sweep.members_of(config, "", sweep)
-  mesh = finetune_step.make_mesh(config)
+  members = run.members_of(config, "", sweep)
+  mesh = step.make_mesh(config)
   model = settings.build_model(config)
-  params = finetune.abstract_params(config, model)
-  compiled = finetune_step.compile_step(
+  params = loop.abstract_params(config, model)
+  compiled = step.compile_step(
     config,
     model,
     mesh,
     params,
-    erasing=False,
     l2_sp=config.hyper.l2_sp > 0,
-    count=1,
   )
   state, places = compiled.shapes, compiled.places
   # The gradient is as large as what is trained, and so is each average.
@@ -79,10 +77,10 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
   return "\n".join(lines)
 
 
-def _bytes(found: PyTree, places: PyTree) -> tuple[int, int]:
-  """Bytes in all, and on each device."""
+def _bytes(specs: PyTree, places: PyTree) -> tuple[int, int]:
+  """Returns the bytes in all, and on each device."""
   whole = on_each = 0
-  for spec, place in zip(jax.tree.leaves(found), jax.tree.leaves(places)):
+  for spec, place in zip(jax.tree.leaves(specs), jax.tree.leaves(places)):
     whole += math.prod(spec.shape) * spec.dtype.itemsize
     on_each += math.prod(place.shard_shape(spec.shape)) * spec.dtype.itemsize
   return whole, on_each
@@ -99,7 +97,7 @@ def _bytes_table(parts) -> list[str]:
 
 
 def _places_table(params, places) -> list[str]:
-  """One line for all leaves that differ in the number of their block alone."""
+  """Lists leaves, those that differ only in their block's number as one."""
   groups: dict[tuple[str, str, str], int] = {}
   for (name, spec), (_, place) in zip(
     sharding.named(params), sharding.named(places)
@@ -119,24 +117,24 @@ def _places_table(params, places) -> list[str]:
 
 
 def _steps(config, members) -> list[str]:
-  """Steps and images of every run, where that is known without data."""
+  """Lists the steps and images of every run, if known without data."""
   num_train = config.data.num_train or None
   lines = []
   for member in members:
     try:
       steps = settings.total_steps(member.config, num_train)
       images = steps * member.config.data.batch_size
-      found = f"{steps:,} steps, {images:,} images"
+      length = f"{steps:,} steps, {images:,} images"
     except ValueError as e:
-      found = f"{member.config.hyper.total} ({e})"
+      length = f"{member.config.hyper.total} ({e})"
     differs = config_lib.differences(
       config_lib.to_dict(config), config_lib.to_dict(member.config)
     )
-    # "key: a before, b now" is for people who changed something; here all do.
+    # Members differ from the config on purpose: "key=b", not "a before, b now".
     changed = [re.sub(r": .* before, (.*) now$", r"=\1", d) for d in differs]
-    lines.append(f"  {member.name}: {'; '.join([found, *changed])}")
-  chunks = finetune_sweep.chunked(members, max(config.population, 1))
-  kinds = finetune_sweep.chunked(members, len(members))
+    lines.append(f"  {member.name}: {'; '.join([length, *changed])}")
+  chunks = run.chunked(members, max(config.population, 1))
+  kinds = run.chunked(members, len(members))
   header = (
     f"{len(members)} member{'s' * (len(members) > 1)}, {len(kinds)} "
     f"compilation{'s' * (len(kinds) > 1)}"

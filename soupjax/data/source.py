@@ -1,18 +1,12 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where labelled images come from: TFDS, folders, tar files, memory.
-
-No TensorFlow: TFDS datasets are read as array_record, by random access.
-"""
+"""Labelled images by index, their subsets, and images in memory."""
 
 from collections.abc import Sequence
-import os
-import re
 from typing import Any
 
 import numpy as np
 
-from soupjax.data import spec
 from soupjax.data.dataset import Dataset
 
 
@@ -97,8 +91,8 @@ class Source:
 class _Arrays(Source):
   """A `Dataset` in memory."""
 
-  def __init__(self, dataset: Dataset, num_classes: int):
-    super().__init__(dataset.name, len(dataset), num_classes)
+  def __init__(self, dataset: Dataset, num_classes: int, class_names):
+    super().__init__(dataset.name, len(dataset), num_classes, class_names)
     images = np.asarray(dataset.images)
     if images.dtype != np.uint8:
       images = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
@@ -139,18 +133,24 @@ class _Subset(Source):
     return self._parent.describe(int(self._indices[index]))
 
 
-def from_dataset(dataset: Dataset, num_classes: int) -> Source:
+def from_dataset(
+  dataset: Dataset,
+  num_classes: int,
+  *,
+  class_names: Sequence[str] | None = None,
+) -> Source:
   """Makes a source of images in memory.
 
   Args:
     dataset: images (n, height, width, 1 or 3), uint8, or floats in [-1, 1],
       which are rounded to 256 levels; one channel is repeated.
     num_classes: number of classes.
+    class_names: one for each class, where they are known.
 
   Raises:
     ValueError: if the shape does not fit or a label is out of range.
   """
-  return _Arrays(dataset, num_classes)
+  return _Arrays(dataset, num_classes, class_names)
 
 
 def subset(
@@ -236,85 +236,3 @@ def split_minival(
     _Subset(source, np.flatnonzero(~minival), f"{source.name}-train"),
     _Subset(source, np.flatnonzero(minival), f"{source.name}-minival"),
   )
-
-
-def open_source(
-  name: str, split: str, *, data_dir: str | os.PathLike | None = None
-) -> Source:
-  """Opens labelled images.
-
-  Args:
-    name: "digits"; "folder:PATH" for PATH/SPLIT/CLASS/*.jpg or PATH/SPLIT.tar
-      with CLASS/*.jpg in it; else a TFDS name as "imagenet2012" or
-      "cifar10:3.0.2", prepared as array_record.
-    split: the name of a split, or a part of it as "train[:98%]", "train[98%:]",
-      "train[:5000]"; TFDS datasets take all that TFDS does. A folder without
-      splits in it has one, "all". Folders are in the order of a hash of the
-      file names, so that a part holds images of all classes.
-    data_dir: where TFDS datasets lie; default ~/tensorflow_datasets.
-
-  Returns:
-    The source.
-
-  Raises:
-    ValueError: for an unknown dataset or split, with suggestions, an empty
-      split, or a dataset that is not prepared.
-  """
-  if name == "digits":
-    from soupjax.data import digits
-
-    splits = digits.load_digits()
-    named = [splits.pretrain, splits.train, *splits.evaluations]
-    return _part_of(
-      "digits",
-      split,
-      {d.name.removeprefix("digits/"): d for d in named},
-      lambda d: from_dataset(d, splits.num_classes),
-    )
-  if name.startswith("folder:"):
-    from soupjax.data import folders
-
-    path = name.removeprefix("folder:")
-    return _part_of(name, split, folders.splits_of(path), folders.open_split)
-  from soupjax.data import tfds_source
-
-  return tfds_source.open_tfds(name, split, data_dir)
-
-
-def _part_of(name, split, splits, open_split) -> Source:
-  """Opens "train[:10%]" where `splits` has what "train" is."""
-  match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
-  if match is None:
-    raise ValueError(
-      f"Cannot read the split {split!r}: write it as 'train', 'train[:98%]', "
-      "'train[98%:]' or 'train[100:200]'."
-    )
-  base, *bounds = match.groups()
-  if base not in splits:
-    raise ValueError(
-      f"{name} has no split {base!r}{spec.suggestion(base, splits)}"
-    )
-  source = open_split(splits[base])
-  size = len(source)
-  if bounds == [None, None]:
-    source.ranges = ((base, 0, size),)
-    return source
-  start, stop = (_bound(b, size) for b in bounds)
-  start, stop = start or 0, size if stop is None else stop
-  if start >= stop:
-    raise ValueError(
-      f"{name}/{split} is empty: it would go from {start} to {stop} of {size}."
-    )
-  part = split.removeprefix(base)
-  source = _Subset(source, np.arange(start, stop), source.name + part)
-  source.ranges = ((base, start, stop),)
-  return source
-
-
-def _bound(text: str | None, size: int) -> int | None:
-  """Returns the index that "98%", "-3" or "100" means; as TFDS rounds."""
-  if text is None:
-    return None
-  number = int(text.removesuffix("%"))
-  index = round(number / 100 * size) if text.endswith("%") else number
-  return min(max(index + size if number < 0 else index, 0), size)

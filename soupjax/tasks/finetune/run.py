@@ -13,9 +13,9 @@ from absl import logging
 import jax
 import ml_collections
 
-from soupjax.tasks import finetune
-from soupjax.tasks import finetune_config as settings
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import loop
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
   """Fine-tunes what is not there yet.
 
   Args:
-    config: with the keys of `finetune_config.default_config`.
+    config: with the keys of `config.default_config`.
     path: the directory of the run, or of all members of the sweep.
     sweep: dotted overrides, one dict a member; None runs the config itself.
     index: of the one member to run; None runs all.
@@ -43,11 +43,12 @@ def run(
   settings.check(config)
   if "://" in str(path):
     raise ValueError(
-      f"--workdir={path} is no directory: mount the bucket (gcsfuse), and give "
-      "the path in it."
+      f"--workdir={path} is not a directory: mount the bucket (gcsfuse), and "
+      "give the path in it."
     )
   workdir = pathlib.Path(path).expanduser().absolute()
-  # What is compiled depends on all members: one alone has the same numbers.
+  # Compiled functions depend on all members, so that one run alone gives the
+  # same numbers.
   members = everyone = members_of(config, workdir, sweep)
   if index is not None:
     if not 0 <= index < len(members):
@@ -55,29 +56,29 @@ def run(
         f"--sweep_index={index}: the sweep has members 0 to {len(members) - 1}."
       )
     members = [members[index]]
-  # An array of jobs comes here at once.
+  # All jobs of an array may get here at the same time.
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
   if jax.process_index() == 0:
     with workdir_lib.waiting(workdir / ".start.lock"):
       workdir_lib.open_workdir(workdir, _recorded(config))
     for member in members if sweep is not None else ():
-      if member.done:  # Not of a sweep that was changed since.
+      if member.done:  # Refuse results of a sweep that was changed since.
         workdir_lib.open_workdir(member.directory, _recorded(member.config))
   done = workdir_lib.agreed([m.name for m in members if m.done])
   chunks = chunked(members, max(config.population, 1))
   left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]
   failed: dict[str, str] = {}
-  jobs: dict[int, finetune.Job] = {}
+  jobs: dict[int, loop.Job] = {}
   for chunk in left:
     try:
       if len(chunk) not in jobs:
-        jobs[len(chunk)] = finetune.prepare(
+        jobs[len(chunk)] = loop.prepare(
           config, everyone, workdir, at_once=len(chunk)
         )
       with _opened(chunk, workdir):
-        failed |= finetune.train(jobs[len(chunk)], chunk)
-    except Exception as e:  # One that breaks must not stop the rest.
+        failed |= loop.train(jobs[len(chunk)], chunk)
+    except Exception as e:  # A member that breaks must not stop the others.
       if len(left) == 1 or len(chunk) not in jobs:
         raise
       logging.error("%s", traceback.format_exc())
@@ -94,7 +95,7 @@ def run(
 
 def members_of(
   config, workdir: str | os.PathLike, sweep: Sequence[dict[str, Any]] | None
-) -> list[finetune.Member]:
+) -> list[loop.Member]:
   """Lists the runs, with resolved and checked configs.
 
   Raises:
@@ -102,7 +103,7 @@ def members_of(
   """
   workdir = pathlib.Path(workdir)
   if sweep is None:
-    return [finetune.Member("run", config, workdir)]
+    return [loop.Member("run", config, workdir)]
   members = []
   for k, overrides in enumerate(sweep):
     name = f"member_{k:03d}"
@@ -111,23 +112,23 @@ def members_of(
       settings.check(resolved)
     except ValueError as e:
       raise ValueError(f"{name} of the sweep, {overrides}: {e}") from e
-    members.append(finetune.Member(name, resolved, workdir / name))
+    members.append(loop.Member(name, resolved, workdir / name))
   return members
 
 
 def chunked(
-  members: Sequence[finetune.Member], size: int
-) -> list[list[finetune.Member]]:
-  """Parts members into those that are trained at once.
+  members: Sequence[loop.Member], size: int
+) -> list[list[loop.Member]]:
+  """Splits members into groups that are trained at once.
 
-  They must compile to the same step. What is done already does not matter, so
-  that a sweep that was killed has the same parts when it goes on.
+  A group compiles to one step. Members that are done stay in their groups, so
+  that a sweep that was killed has the same groups when it goes on.
   """
   options = {
-    "erasing": any(m.config.hyper.erasing > 0 for m in members),
+    "off": settings.off([m.config for m in members]),
     "l2_sp": any(m.config.hyper.l2_sp > 0 for m in members),
   }
-  kinds: dict[str, list[finetune.Member]] = {}
+  kinds: dict[str, list[loop.Member]] = {}
   for member in members:
     kinds.setdefault(settings.static(member.config, **options), []).append(
       member
@@ -140,12 +141,13 @@ def chunked(
 
 
 def _recorded(config) -> ml_collections.ConfigDict:
-  """The config as it is written down: without what changes no result."""
-  kept = ml_collections.ConfigDict(config.to_dict())
+  """Returns the config without keys that change no result."""
+  recorded = ml_collections.ConfigDict(config.to_dict())
   for name in ("population", "log", "checkpoint"):
-    del kept[name]
-  del kept.data["num_workers"]
-  return kept
+    del recorded[name]
+  for name in ("num_workers", "in_memory", "cache_gb"):
+    del recorded.data[name]
+  return recorded
 
 
 @contextlib.contextmanager

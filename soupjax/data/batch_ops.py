@@ -2,26 +2,134 @@
 # SPDX-License-Identifier: Apache-2.0
 """Augmentation of whole batches on the device, under `jit`.
 
-Strengths may be traced values: a sweep over them compiles once.
+Probabilities, strengths and alphas may be traced values, so a sweep over them
+compiles once. A text such as "affine(15, 1, 0.1, 0.1)|mixup({mixup})" names the
+operations of a config; names in braces are hyperparameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from soupjax.data import spec
+from soupjax import registry
+from soupjax.data import op_strings
+
+OPS = registry.Registry("batch op")
+
+Augment = Callable[..., tuple[jax.Array, jax.Array]]
+
+_GIVEN_LATER = ("images", "targets", "key")
 
 
+def names_in(text: str) -> set[str]:
+  """Returns the hyperparameters that a text has in braces.
+
+  Example:
+    >>> sorted(names_in("flip_lr|mixup({mixup})|erasing({erasing})"))
+    ['erasing', 'mixup']
+  """
+  return op_strings.names_in(text)
+
+
+def batch_augment(
+  text: str, *, names: Collection[str] = (), off: Collection[str] = ()
+) -> Augment:
+  """Makes one function of a text such as "flip_lr|mixup({mixup})".
+
+  Operation i draws its random numbers from `fold_in(key, i)`. Where both mixup
+  and cutmix have an alpha above 0, each batch gets one of the two, by a coin.
+
+  Args:
+    text: operations joined by "|": registered ones (`OPS`) or import paths. An
+      operation is a function with a parameter `images` and, where it needs
+      them, `targets` and `key`; it returns images, or images and targets.
+    names: the hyperparameters that may stand in braces.
+    off: hyperparameters that are 0 for all members of a sweep. An operation
+      whose hyperparameters are all off is left out, with its cost.
+
+  Returns:
+    `augment(key, images, targets, values) -> (images, targets)`, to be used
+    under `jit`; `values` maps hyperparameters to scalars, which may be traced.
+
+  Raises:
+    ValueError: for an unknown operation or hyperparameter, with suggestions, or
+      arguments that the operation does not take.
+  """
+  ops = [
+    (i, op)
+    for i, (_, op) in enumerate(
+      op_strings.parse(text, OPS, _GIVEN_LATER, names)
+    )
+  ]
+  num_ops = len(ops)
+  ops = [(i, op) for i, op in ops if not _is_off(op, off)]
+
+  def augment(key, images, targets, values):
+    arguments = {i: _arguments(op, values) for i, op in ops}
+    _choose_one(jax.random.fold_in(key, num_ops), ops, arguments)
+    for i, op in ops:
+      available = {
+        "key": jax.random.fold_in(key, i),
+        "images": images,
+        "targets": targets,
+      }
+      parameters = inspect.signature(op.func).parameters
+      given = {k: v for k, v in available.items() if k in parameters}
+      result = op.func(**given, **arguments[i])
+      images, targets = (
+        result if isinstance(result, tuple) else (result, targets)
+      )
+    return images, targets
+
+  return augment
+
+
+def _is_off(op: functools.partial, off: Collection[str]) -> bool:
+  names = [
+    v.name
+    for v in op.keywords.values()
+    if isinstance(v, op_strings.Hyperparameter)
+  ]
+  return bool(names) and all(name in off for name in names)
+
+
+def _arguments(op: functools.partial, values: Mapping[str, Any]):
+  return {
+    k: values[v.name] if isinstance(v, op_strings.Hyperparameter) else v
+    for k, v in op.keywords.items()
+  }
+
+
+def _choose_one(key, ops, arguments) -> None:
+  """Turns off either mixup or cutmix where both are on."""
+  alphas = {
+    function: [arguments[i] for i, op in ops if op.func is function]
+    for function in (mixup, cutmix)
+  }
+  if not all(alphas.values()):
+    return
+  both = True
+  for listed in alphas.values():
+    both &= functools.reduce(jnp.logical_or, [a["alpha"] > 0 for a in listed])
+  coin = jax.random.bernoulli(key)
+  for function, lost in ((mixup, coin), (cutmix, ~coin)):
+    for argument in alphas[function]:
+      argument["alpha"] = jnp.where(both & lost, 0.0, argument["alpha"])
+
+
+@OPS.register
 def affine(
   key: jax.Array,
   images: jax.Array,
-  *,
   degrees: jax.typing.ArrayLike,
   pixels: jax.typing.ArrayLike,
   scale: jax.typing.ArrayLike,
   shear: jax.typing.ArrayLike,
+  strength: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
   """Rotates, shifts, scales and shears every image by its own random amount.
 
@@ -32,18 +140,21 @@ def affine(
     pixels: shift up to this, either way, in rows and columns.
     scale: size changes by a factor in [1 - scale, 1 + scale].
     shear: shear factor up to this, either way.
+    strength: multiplies the four numbers above.
 
   Returns:
     Images of the same shape, bilinearly resampled, borders repeated.
   """
   batch, height, width, _ = images.shape
   draw = jax.random.uniform(key, (6, batch), minval=-1.0)
+  degrees, pixels = degrees * strength, pixels * strength
+  scale, shear = scale * strength, shear * strength
   angle = draw[0] * jnp.deg2rad(degrees)
   rows, columns = draw[1] * pixels, draw[2] * pixels
   size_y, size_x = 1 + draw[3] * scale, 1 + draw[4] * scale
   slant = draw[5] * shear
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  # Where each output pixel comes from, about the centre.
+  # Coordinates of the output pixels, from the centre.
   y = jnp.arange(height)[:, None] - (height - 1) / 2
   x = jnp.arange(width)[None, :] - (width - 1) / 2
 
@@ -72,13 +183,14 @@ def _bilinear(image, y, x):
   return upper * (1 - down) + lower * down
 
 
+@OPS.register
 def jitter(
   key: jax.Array,
   images: jax.Array,
-  *,
   contrast: jax.typing.ArrayLike,
   noise: jax.typing.ArrayLike,
   blur: jax.typing.ArrayLike,
+  strength: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
   """Changes contrast, blurs and adds noise, each image by its own amount.
 
@@ -89,10 +201,13 @@ def jitter(
       grey.
     noise: Gaussian noise of a standard deviation up to this.
     blur: share of a 3 x 3 binomial blur, up to this; at most 1.
+    strength: multiplies the three numbers above.
 
   Returns:
     Images of the same shape, clipped to [-1, 1].
   """
+  contrast, noise = contrast * strength, noise * strength
+  blur = blur * strength
   keys = jax.random.split(key, 5)
   shape = (images.shape[0], 1, 1, 1)
   factor = 1 - contrast * jax.random.uniform(keys[0], shape)
@@ -117,6 +232,27 @@ def _binomial(images):
   return smooth(smooth(images, 1), 2)
 
 
+@OPS.register
+def flip_lr(
+  key: jax.Array,
+  images: jax.Array,
+  probability: jax.typing.ArrayLike = 0.5,
+) -> jax.Array:
+  """Mirrors some images left to right.
+
+  Args:
+    key: a JAX random key.
+    images: (batch, height, width, channels).
+    probability: share of images that are mirrored.
+
+  Returns:
+    Images of the same shape.
+  """
+  flipped = jax.random.uniform(key, (images.shape[0], 1, 1, 1)) < probability
+  return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+@OPS.register
 def mixup(
   key: jax.Array,
   images: jax.Array,
@@ -145,6 +281,7 @@ def mixup(
   return mix(images), mix(targets)
 
 
+@OPS.register
 def cutmix(
   key: jax.Array,
   images: jax.Array,
@@ -177,7 +314,8 @@ def cutmix(
   return images, targets
 
 
-def random_erasing(
+@OPS.register
+def erasing(
   key: jax.Array,
   images: jax.Array,
   probability: jax.typing.ArrayLike,
@@ -223,6 +361,7 @@ def _box(height, width, y, x, tall, wide):
   return in_rows[:, None] & (jnp.abs(columns - x) < wide / 2)[None]
 
 
+@OPS.register
 def value_range(
   images: jax.Array, low: float = -1.0, high: float = 1.0
 ) -> jax.Array:
@@ -245,39 +384,3 @@ def value_range(
       "applied already."
     )
   return images.astype(jnp.float32) * ((high - low) / 255) + low
-
-
-def batch_augment(text: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """Makes one function of a text like "mixup(0.2)|random_erasing(0.25)".
-
-  Args:
-    text: of `mixup(alpha)`, `cutmix(alpha)`, `random_erasing(probability)`,
-      `value_range(low, high)`, joined by "|"; empty does nothing.
-
-  Returns:
-    f(key, images, targets) -> images, targets, to be used under `jit`.
-
-  Raises:
-    ValueError: for an unknown operation, with suggestions, or arguments that it
-      does not take.
-  """
-  ops = spec.parse(text, _BATCH_OPS, ("key", "images", "targets"))
-
-  def augment(key, images, targets):
-    for i, (_, op) in enumerate(ops):
-      given = {
-        "key": jax.random.fold_in(key, i),
-        "images": images,
-        "targets": targets,
-      }
-      names = inspect.signature(op.func).parameters
-      out = op(**{k: v for k, v in given.items() if k in names})
-      images, targets = out if isinstance(out, tuple) else (out, targets)
-    return images, targets
-
-  return augment
-
-
-_BATCH_OPS = {
-  f.__name__: f for f in (mixup, cutmix, random_erasing, value_range)
-}

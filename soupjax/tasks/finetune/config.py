@@ -1,7 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a fine-tuning run: defaults, checks, what they mean."""
+"""Settings of a fine-tuning run: defaults, checks, derived values."""
 
+from collections.abc import Sequence
 import json
 import math
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 
 from soupjax import config as config_lib
 from soupjax import models, sharding
-from soupjax.train import finetune, optimizers, schedules
+from soupjax.data import batch_ops
+from soupjax.train import finetune_step, losses, optimizers, schedules
 
-# What a member of a sweep must not change: all start from the same weights, or
-# there is nothing to average.
-SHARED = ("task", "init", "probe", "model", "population", "sharding")
+# Keys that all members of a sweep share: they start from the same weights, or
+# they cannot be averaged.
+SHARED = ("task", "init", "probe", "model", "population", "sharding", "tests")
 SHARED += tuple(
   f"data.{name}"
   for name in (
@@ -32,15 +34,18 @@ SHARED += tuple(
     "num_train",
   )  # fmt: skip
 )
-# But these change no weights.
+# Exceptions, which change no weights of the start.
 FREE = ("model.dropout", "model.stochastic_depth")
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """The settings that all configs of this task have."""
+  """Returns the settings that all configs of this task have."""
   c = ml_collections.ConfigDict()
   c.task = "finetune"
   c.seed = 0  # Of data order, augmentation and dropout; not of the start.
+  # Test sets by name, "SPLIT" or "DATASET/SPLIT". Fine-tuning records them for
+  # cooking and never opens them.
+  c.tests = ml_collections.ConfigDict()
 
   c.data = ml_collections.ConfigDict()
   c.data.name = ""
@@ -54,12 +59,19 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.batch_size = 512
   c.data.eval_batch_size = 0  # 0 is batch_size.
   c.data.num_workers = 0
+  # Hold the decoded train set in memory, where train_ops draw no random
+  # numbers: True, False, or unset for "if it takes at most cache_gb".
+  c.data.in_memory = ml_collections.config_dict.placeholder(bool)
+  c.data.cache_gb = 8.0
   c.data.train_ops = (
     "inception_crop({image_size}, {crop_min})|flip_lr|"
     "randaug({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)"
   )
   c.data.eval_ops = "resize({image_size})|value_range(-1, 1)"
-  # What a sweep varies of train_ops.
+  # Augmentation of batches on the devices. A name in braces is a key of hyper,
+  # and traced; an operation whose names are 0 in all members is left out.
+  c.data.batch_ops = "erasing({erasing})|mixup({mixup})|cutmix({cutmix})"
+  # Values of the names in train_ops.
   c.data.augment = ml_collections.ConfigDict()
   c.data.augment.crop_min = 8.0  # Percent of the image's area.
   c.data.augment.randaug_layers = 0
@@ -81,7 +93,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.probe.l2 = 1e-3
   c.probe.max_examples = 0  # Evenly spread over train; 0 is all.
 
-  # All of these are traced: a sweep over them compiles once.
+  # All of these are traced: a sweep over them compiles once. A config may add
+  # keys of its own for the names in data.batch_ops.
   c.hyper = ml_collections.ConfigDict()
   c.hyper.learning_rate = 3e-5
   c.hyper.weight_decay = 0.1
@@ -98,10 +111,15 @@ def default_config() -> ml_collections.ConfigDict:
   c.hyper.sam_rho = 0.0
   c.hyper.ema = ()  # Decays, as (0.999, 0.9999999).
 
-  c.loss = "softmax"  # Or "sigmoid".
+  c.loss = "softmax"  # Or "sigmoid", or a registered or imported one.
   c.freeze = ()  # Regular expressions of leaves.
-  c.decay = "."  # Of those that weight decay applies to.
+  c.decay = (
+    "."  # Regular expression of the leaves that weight decay applies to.
+  )
   c.accumulate = 1  # Parts of a batch, one after another.
+  # Steps in one call of the devices: worth it where a step takes milliseconds.
+  # Ingredients along the run are saved at multiples of it.
+  c.steps_per_call = 1
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"
   c.optimizer.clip_norm = 1.0
@@ -128,24 +146,9 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     ValueError: if there is no such model, variant or option.
   """
   options = config.model.to_dict()
-  name, variant = options.pop("name"), options.pop("variant")
-  makers = {
-    "vit": (models.ViT, models.variant),
-    "mixer": (models.Mixer, models.mixer_variant),
-  }
-  if name not in makers:
-    raise ValueError(f"model.name={name!r} is none of {', '.join(makers)}.")
-  make, decode = makers[name]
-  if name == "mixer":
-    if options.pop("dropout"):
-      raise ValueError("model.dropout: the mixer has none.")
-  try:
-    return make(
-      num_classes=config.data.num_classes,
-      **{**(decode(variant) if variant else {}), **options},
-    )
-  except TypeError as e:
-    raise ValueError(f"model: {e}") from e
+  return models.build(
+    options.pop("name"), num_classes=config.data.num_classes, **options
+  )
 
 
 def build_tx(config: ml_collections.ConfigDict):
@@ -182,14 +185,42 @@ def ops(config: ml_collections.ConfigDict, which: str) -> str:
     ) from e
 
 
+def op_values(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """Returns the hyperparameters that `data.batch_ops` may name."""
+  known = {"total", "warmup", "cooldown", "ema"}
+  known |= set(finetune_step.Hyper.__dataclass_fields__)
+  return {k: v for k, v in config.hyper.to_dict().items() if k not in known}
+
+
+def off(configs: Sequence[ml_collections.ConfigDict]) -> tuple[str, ...]:
+  """Names the hyperparameters of `data.batch_ops` that are 0 in all configs."""
+  values = [op_values(config) for config in configs]
+  return tuple(sorted(k for k in values[0] if not any(v[k] for v in values)))
+
+
+def build_augment(config: ml_collections.ConfigDict, off: Sequence[str] = ()):
+  """Builds the augmentation of `data.batch_ops`; see `batch_ops.batch_augment`.
+
+  Args:
+    config: of one member.
+    off: from `off`.
+
+  Raises:
+    ValueError: if an operation or a name in braces does not exist.
+  """
+  return batch_ops.batch_augment(
+    config.data.batch_ops, names=tuple(op_values(config)), off=tuple(off)
+  )
+
+
 def eval_batch_size(config, devices: int) -> int:
-  """The batch size of evaluation, rounded up to what devices divide."""
+  """Returns the batch size of evaluation, a multiple of the devices."""
   size = config.data.eval_batch_size or config.data.batch_size
   return rounded_up(size, devices)
 
 
 def rounded_up(size: int, devices: int) -> int:
-  """The next multiple of the number of devices."""
+  """Returns the next multiple of the number of devices."""
   return -(-size // devices) * devices
 
 
@@ -212,11 +243,19 @@ def total_steps(config, num_train: int | None) -> int:
 
 
 def check_lengths(config, num_train: int, name: str) -> None:
-  """Checks that warmup and cooldown fit into a run.
+  """Checks that durations fit together.
 
   Raises:
-    ValueError: if not: the learning rate would never be what it should.
+    ValueError: if warmup and cooldown exceed the run, so that the peak rate
+      would never be reached, or ingredients are due within a call.
   """
+  if config.ingredients:
+    every = steps(config, "ingredients", num_train)
+    if every % config.steps_per_call:
+      raise ValueError(
+        f"{name}: ingredients={config.ingredients!r} is {every} steps, not a "
+        f"multiple of steps_per_call={config.steps_per_call}: change one."
+      )
   total, warmup, cooldown = (
     steps(config, f"hyper.{key}", num_train)
     for key in ("total", "warmup", "cooldown")
@@ -229,19 +268,22 @@ def check_lengths(config, num_train: int, name: str) -> None:
     )
 
 
-def hyper(config, num_train: int) -> finetune.Hyper:
+def hyper(config, num_train: int) -> finetune_step.Hyper:
   """Turns `config.hyper` into numpy arrays, durations into steps."""
-  values = config.hyper.to_dict()
+  for_ops = op_values(config)
+  values = {k: v for k, v in config.hyper.to_dict().items() if k not in for_ops}
   total = total_steps(config, num_train)
   for name in ("total", "warmup", "cooldown"):
-    found = steps(config, f"hyper.{name}", num_train)
-    values[f"{name}_steps"] = min(found, total)  # Of 0 steps, all are 0.
+    count = steps(config, f"hyper.{name}", num_train)
+    values[f"{name}_steps"] = min(count, total)  # Of 0 steps, all are 0.
     del values[name]
-  return jax.tree.map(np.asarray, finetune.Hyper.of(**values))
+  return jax.tree.map(
+    np.asarray, finetune_step.Hyper.of(op_values=for_ops, **values)
+  )
 
 
-def static(config, *, erasing: bool, l2_sp: bool) -> str:
-  """Names what a compiled step depends on; equal text, same step."""
+def static(config, *, off: Sequence[str], l2_sp: bool) -> str:
+  """Serialises what a compiled step depends on: equal text, same step."""
   return json.dumps(
     {
       "model": config.model.to_dict(),
@@ -251,9 +293,11 @@ def static(config, *, erasing: bool, l2_sp: bool) -> str:
       "decay": config.decay,
       "accumulate": config.accumulate,
       "batch_size": config.data.batch_size,
+      "batch_ops": config.data.batch_ops,
+      "steps_per_call": config.steps_per_call,
       "sam": config.hyper.sam_rho > 0,
       "num_ema": len(config.hyper.ema),
-      "erasing": erasing,
+      "off": list(off),
       "l2_sp": l2_sp,
     },
     sort_keys=True,
@@ -269,7 +313,7 @@ def member_config(
     ValueError: if one changes what all members must share.
   """
   for key in overrides:
-    shared = any(key == one or key.startswith(f"{one}.") for one in SHARED)
+    shared = any(key == s or key.startswith(f"{s}.") for s in SHARED)
     if shared and key not in FREE:
       raise ValueError(
         f"Member {k} of the sweep changes {key}: members must share their "
@@ -278,11 +322,15 @@ def member_config(
   return config_lib.updated(config, overrides, what=f"Member {k} of the sweep")
 
 
+def _loss(config):
+  return losses.LOSSES.get(config.loss)
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
   Raises:
-    ValueError: listing every key with a value that cannot work.
+    ValueError: listing every key whose value cannot work.
   """
   problems = config_lib.Problems(config)
   expect = problems.expect
@@ -296,24 +344,21 @@ def check(config: ml_collections.ConfigDict) -> None:
   expect("data.name", "the name of a dataset", bool)
   for key in ("batch_size", "num_classes", "image_size"):
     expect(f"data.{key}", "a positive whole number", count)
-  expect("accumulate", "a positive whole number", count)
-  for key in (
-    "learning_rate", "weight_decay", "mixup", "cutmix", "l2_sp", "sam_rho",
-  ):  # fmt: skip
+  for key in ("accumulate", "steps_per_call"):
+    expect(key, "a positive whole number", count)
+  expect("data.cache_gb", "a finite number from 0", number)
+  ranged = ("learning_rate", "weight_decay", "l2_sp", "sam_rho")
+  for key in (*ranged, *op_values(config)):
     expect(f"hyper.{key}", "a finite number from 0", number)
   expect("hyper.label_smoothing", "in [0, 1)", lambda v: 0 <= v < 1)
-  expect("hyper.erasing", "in [0, 1]", lambda v: 0 <= v <= 1)
+  if "erasing" in config.hyper:
+    expect("hyper.erasing", "in [0, 1]", lambda v: 0 <= v <= 1)
   expect("hyper.layer_decay", "in (0, 1]", lambda v: 0 < v <= 1)
   expect("hyper.ema", "decays in [0, 1)", lambda v: all(0 <= d < 1 for d in v))
   expect(
     "hyper.schedule",
     f"one of {', '.join(schedules.NAMES)}",
     lambda v: v in schedules.NAMES,
-  )
-  expect(
-    "loss",
-    f"one of {', '.join(finetune.LOSSES)}",
-    lambda v: v in finetune.LOSSES,
   )
   expect("probe.l2", "a finite number from 0", number)
   for key in ("hyper.total", "hyper.warmup", "hyper.cooldown", "log") + (
@@ -329,7 +374,8 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"accumulate={config.accumulate} does not divide data.batch_size="
       f"{config.data.batch_size}"
     )
-  for build in (build_model, build_tx, sharding_rules):
+  builders = (build_model, build_tx, build_augment, sharding_rules, _loss)
+  for build in builders:
     try:
       build(config)
     except ValueError as e:

@@ -14,7 +14,7 @@ def main(workdir: str, stop: str) -> None:
   from finetuning import SMALL, small
 
   from soupjax.checkpoints import train_state
-  from soupjax.tasks import finetune_sweep
+  from soupjax.tasks.finetune import run as finetune_run
 
   save = train_state.StateSaver.save
 
@@ -29,7 +29,7 @@ def main(workdir: str, stop: str) -> None:
 
   train_state.StateSaver.save = save_and_stop
   assert SMALL["checkpoint"] == "5steps"
-  finetune_sweep.run(
+  finetune_run.run(
     small(**{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}), workdir
   )
 

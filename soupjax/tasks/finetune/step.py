@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices and compiled parts of fine-tuning: one member or several at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -15,20 +14,21 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from soupjax import sharding
-from soupjax.data import ops
-from soupjax.tasks import finetune_config as settings
-from soupjax.train import finetune, optimizers
+from soupjax.tasks.finetune import config as settings
+from soupjax.train import finetune_step, optimizers
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
-  """What one static config compiles to.
+  """Functions of one static config, compiled when first called.
 
   Attributes:
-    step: `step(state, images, labels, key, hyper, start)`; the state is
-      donated. With several members all but `start` have an axis in front.
+    step: `step(state, images, labels, key, hyper, start) -> state, metrics`;
+      the state is donated. Images, labels and metrics have an axis of
+      `config.steps_per_call` steps in front. With several members all but
+      `start` have an axis of members, after that of the steps.
     begin: parameters -> state of the start.
     ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
     shapes: of the state.
@@ -36,8 +36,8 @@ class Compiled:
   """
 
   step: Callable[..., Any]
-  begin: Callable[[PyTree], finetune.FineTuneState]
-  ready: Callable[..., tuple[finetune.Hyper, jax.Array]]
+  begin: Callable[[PyTree], finetune_step.FineTuneState]
+  ready: Callable[..., tuple[finetune_step.Hyper, jax.Array]]
   shapes: PyTree
   places: PyTree
 
@@ -72,7 +72,14 @@ def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
 
 
 def compile_step(
-  config, model, mesh, params: PyTree, *, erasing: bool, l2_sp: bool, count: int
+  config,
+  model,
+  mesh,
+  params: PyTree,
+  *,
+  off: Sequence[str] = (),
+  l2_sp: bool = False,
+  count: int = 1,
 ) -> Compiled:
   """Builds the functions; they compile when they are first called.
 
@@ -81,21 +88,21 @@ def compile_step(
     model: with `num_classes`.
     mesh: with axes "data" and, for several members, "member".
     params: of the start, or their shapes.
-    erasing: whether any member erases.
+    off: hyperparameters of batch ops that are 0 in all members.
     l2_sp: whether any member is pulled to the start.
     count: members side by side.
   """
-  # Among frozen leaves will do: then there is nothing left to decay.
+  # A match among frozen leaves is enough; then nothing decays.
   if not any(jax.tree.leaves(optimizers.matches(params, config.decay))):
     raise ValueError(
       f"decay={config.decay!r} is found in no leaf: no weight would decay. "
       "Names are those of --dry_run; hyper.weight_decay=0 turns it off."
     )
   tx = settings.build_tx(config)
-  step = finetune.make_step(
+  step = finetune_step.make_step(
     model,
     tx,
-    functools.partial(augment, erasing),
+    settings.build_augment(config, off),
     loss=config.loss,
     frozen=config.freeze,
     decay=config.decay,
@@ -105,7 +112,7 @@ def compile_step(
   )
 
   def begin(params):
-    state = finetune.init_state(
+    state = finetune_step.init_state(
       params, tx, frozen=config.freeze, num_ema=len(config.hyper.ema)
     )
     if count > 1:
@@ -131,6 +138,7 @@ def compile_step(
       fsdp_min_size=config.sharding.fsdp_min_size,
     )
   everywhere = sharding.replicated(mesh)
+  step = several_steps(step, config.steps_per_call)
   return Compiled(
     step=jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere)),
     begin=jax.jit(begin, out_shardings=places),
@@ -138,6 +146,38 @@ def compile_step(
     shapes=shapes,
     places=places,
   )
+
+
+def several_steps(step, count: int):
+  """Takes `count` steps in one call; those past the end change nothing."""
+  if count == 1:
+
+    def single(state, images, labels, keys, hyper, start):
+      state, metrics = step(state, images[0], labels[0], keys, hyper, start)
+      return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return single
+
+  def several(state, images, labels, keys, hyper, start):
+    def body(state, batch):
+      moved, metrics = step(state, *batch, keys, hyper, start)
+      return going_on(moved, state, hyper), metrics
+
+    return jax.lax.scan(body, state, (images, labels))
+
+  return several
+
+
+def going_on(moved: PyTree, state: PyTree, hyper) -> PyTree:
+  """Takes the new state of members that are not at their end."""
+  going = state.step < hyper.total_steps
+
+  def choose(new, old):
+    return jnp.where(
+      going.reshape(going.shape + (1,) * (new.ndim - going.ndim)), new, old
+    )
+
+  return jax.tree.map(choose, moved, state)
 
 
 def side_by_side(step, mesh):
@@ -166,12 +206,7 @@ def side_by_side(step, mesh):
 
   def together(state, images, labels, keys, hyper, start):
     moved, metrics = mapped(state, images, labels, keys, hyper, start)
-    going = state.step < hyper.total_steps
-
-    def choose(new, old):
-      return jnp.where(going.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, moved, state), metrics
+    return going_on(moved, state, hyper), metrics
 
   return together
 
@@ -182,19 +217,6 @@ def select(state: PyTree, k: jax.typing.ArrayLike) -> PyTree:
   return jax.tree.map(
     lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), state
   )
-
-
-def augment(erasing, key, images, targets, hyper):
-  """Erasing, mixup and CutMix; with both of the last, one of them a batch."""
-  key_erase, key_coin, key_mixup, key_cutmix = jax.random.split(key, 4)
-  if erasing:
-    images = ops.random_erasing(key_erase, images, hyper.erasing)
-  both = (hyper.mixup > 0) & (hyper.cutmix > 0)
-  coin = jax.random.bernoulli(key_coin)
-  mixup = jnp.where(both & coin, 0.0, hyper.mixup)
-  cutmix = jnp.where(both & ~coin, 0.0, hyper.cutmix)
-  images, targets = ops.mixup(key_mixup, images, targets, mixup)
-  return ops.cutmix(key_cutmix, images, targets, cutmix)
 
 
 @contextlib.contextmanager

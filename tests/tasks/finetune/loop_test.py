@@ -14,15 +14,12 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
-from soupjax.tasks import (
-  cook,
-  finetune,
-  finetune_config,
-  finetune_start,
-  finetune_step,
-  finetune_sweep,
-)
-from soupjax.train import finetune as train_lib
+from soupjax.tasks import cook
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import init, loop
+from soupjax.tasks.finetune import run as finetune_run
+from soupjax.tasks.finetune import step as step_lib
+from soupjax.train import finetune_step as train_lib
 from soupjax.train import probe
 
 MAKE_MESH = sharding.make_mesh
@@ -67,7 +64,7 @@ def swept(tmp_path_factory):
     if name.endswith("backend_compile_duration"):
       compiled.append(name)
 
-  train = finetune.train
+  train = loop.train
 
   def counted(job, chunk):
     before = len(compiled)
@@ -77,8 +74,8 @@ def swept(tmp_path_factory):
 
   jax.monitoring.register_event_duration_secs_listener(count)
   patch = pytest.MonkeyPatch()
-  patch.setattr(finetune, "train", counted)
-  finetune_sweep.run(small(**SWEPT), workdir, sweep=SWEEP)
+  patch.setattr(loop, "train", counted)
+  finetune_run.run(small(**SWEPT), workdir, sweep=SWEEP)
   patch.undo()
   jax.monitoring.unregister_event_duration_listener(count)
   return workdir, members
@@ -101,7 +98,7 @@ def test_ingredients_are_complete_and_share_their_start(swept):
   found = sj.find_ingredients(workdir / "member_*" / "ingredients" / "*")
   paths = [str(workdir / name / "params") for name in names]
   assert sorted(i.path for i in found) == sorted(paths)
-  start = finetune_start.init_hash(sj.open_ingredient(workdir / "initial"))
+  start = init.init_hash(sj.open_ingredient(workdir / "initial"))
   for i in found:
     assert set(i.metrics) == {"minival/prec@1", "minival/loss"}
     assert i.hyperparameters["init_hash"] == start
@@ -125,7 +122,7 @@ def test_cooking_refuses_ingredients_of_another_start(tmp_path):
 def test_metrics_are_those_of_the_saved_weights(swept):
   workdir, _ = swept
   config = small()
-  model = finetune_config.build_model(config)
+  model = settings.build_model(config)
   digits = sj.data.load_digits().minival
   images = np.round((digits.images + 1) * 127.5) / 127.5 - 1
   judge = sj.evaluators.Classification(
@@ -147,24 +144,24 @@ def test_the_start_has_a_fitted_head(swept):
 
 def test_part_of_a_sorted_set_has_all_classes_for_the_head(monkeypatch):
   config = small(**{"probe.max_examples": 30})
-  train, _ = finetune.open_data(config)
+  train, _ = loop.open_data(config)
   labels = np.array([train.label(i) for i in range(len(train))])
   by_class = data.subset(train, np.argsort(labels), "sorted")
   given = []
   monkeypatch.setattr(
     probe, "linear_probe", lambda x, y, **_: given.append((x.shape, y))
   )
-  model = finetune_config.build_model(config)
-  mesh = finetune_step.make_mesh(config)
+  model = settings.build_model(config)
+  mesh = step_lib.make_mesh(config)
   params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
-  finetune_start._probed(config, model, params, by_class, mesh)
+  init._probed(config, model, params, by_class, mesh)
   ((shape, labels),) = given
   assert shape == (30, 16) and set(labels) == set(range(10))
 
 
 def test_a_member_alone_is_that_of_the_sweep_bit_for_bit(swept, tmp_path):
   config = small(**SWEPT)
-  finetune_sweep.run(config, tmp_path / "one", sweep=SWEEP, index=1)
+  finetune_run.run(config, tmp_path / "one", sweep=SWEEP, index=1)
   assert [p.name for p in (tmp_path / "one").glob("member_*")] == ["member_001"]
   for name in ("last", "last_ema_0.9", "step_00000005"):
     chex.assert_trees_all_equal(
@@ -175,7 +172,7 @@ def test_a_member_alone_is_that_of_the_sweep_bit_for_bit(swept, tmp_path):
 
 def test_members_at_once_are_those_alone(swept, tmp_path):
   config = small(**SWEPT, population=3)
-  finetune_sweep.run(config, tmp_path / "run", sweep=SWEEP)
+  finetune_run.run(config, tmp_path / "run", sweep=SWEEP)
   for k in range(3):
     for name in ("last", "last_ema_0.9", "step_00000005"):
       ours = params_of(tmp_path / "run" / f"member_{k:03d}", name)
@@ -187,11 +184,11 @@ def test_members_at_once_are_those_alone(swept, tmp_path):
 
 
 def test_finished_members_are_skipped(swept, monkeypatch):
-  monkeypatch.setattr(finetune, "train", None)
+  monkeypatch.setattr(loop, "train", None)
   # Also where settings differ that change no result.
   free = {"data.num_workers": 2, "log": "7steps", "checkpoint": "9steps"}
   config = small(**SWEPT | free)
-  found = finetune_sweep.run(config, swept[0], sweep=SWEEP)
+  found = finetune_run.run(config, swept[0], sweep=SWEEP)
   assert [p.name for p in found] == [f"member_{k:03d}" for k in range(3)]
 
 
@@ -200,7 +197,7 @@ def test_finished_members_of_another_sweep_are_refused(swept):
   with pytest.raises(
     ValueError, match=r"(?s)member_001 .*another config.*hyper.mixup.*seed: 2"
   ):
-    finetune_sweep.run(small(**SWEPT), swept[0], sweep=changed)
+    finetune_run.run(small(**SWEPT), swept[0], sweep=changed)
 
 
 @pytest.mark.parametrize("population", [0, 3])
@@ -214,7 +211,7 @@ def test_a_broken_member_does_not_stop_the_rest(tmp_path, population):
   with pytest.raises(
     ValueError, match="1 of 3 runs failed.*\n.*member_001: "
   ) as e:
-    finetune_sweep.run(config, tmp_path / "run", sweep=sweep)
+    finetune_run.run(config, tmp_path / "run", sweep=sweep)
   assert "Lower hyper.learning_rate (now 1e+30)" in str(e.value)
   done = sorted(p.parent.name for p in (tmp_path / "run").glob("*/done.json"))
   assert done == ["member_000", "member_002"]
@@ -222,23 +219,23 @@ def test_a_broken_member_does_not_stop_the_rest(tmp_path, population):
 
 
 def test_a_bug_in_one_member_does_not_stop_the_rest(tmp_path, monkeypatch):
-  train = finetune.train
+  train = loop.train
 
   def broken(job, members):
     if members[0].name == "member_000":
       raise RuntimeError("a disk on fire")
     return train(job, members)
 
-  monkeypatch.setattr(finetune, "train", broken)
+  monkeypatch.setattr(loop, "train", broken)
   config = small(**{"hyper.total": "2steps"})
   with pytest.raises(ValueError, match="RuntimeError: a disk on fire"):
-    finetune_sweep.run(config, tmp_path / "run", sweep=SWEEP[:2])
+    finetune_run.run(config, tmp_path / "run", sweep=SWEEP[:2])
   assert (tmp_path / "run" / "member_001" / "done.json").exists()
 
 
 def test_no_steps_leave_the_start_as_it_is(tmp_path):
   config = small(**{"hyper.total": "0steps", "hyper.ema": (0.9999999,)})
-  finetune_sweep.run(config, tmp_path / "run")
+  finetune_run.run(config, tmp_path / "run")
   names = sorted(p.name for p in (tmp_path / "run" / "ingredients").iterdir())
   assert names == ["last", "last_ema_0.9999999"]
   chex.assert_trees_all_equal(
@@ -251,7 +248,7 @@ def test_a_mixer_goes_through_the_same_loop(tmp_path):
   config = config.unlock()
   config.model = {"name": "mixer", "variant": "mu/4", "dropout": 0.0,
                   "stochastic_depth": 0.1}  # fmt: skip
-  finetune_sweep.run(config, tmp_path / "run")
+  finetune_run.run(config, tmp_path / "run")
   start = sj.load_params(tmp_path / "run" / "initial")
   moved = params_of(tmp_path / "run")["MixerBlock_0"]
   difference = jax.tree.map(
@@ -264,24 +261,22 @@ def test_a_mixer_goes_through_the_same_loop(tmp_path):
 
 
 def three_steps(config, mesh):
-  model = finetune_config.build_model(config)
+  model = settings.build_model(config)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32),
-    finetune.abstract_params(config, model),
+    loop.abstract_params(config, model),
   )
-  compiled = finetune_step.compile_step(
-    config, model, mesh, params, erasing=True, l2_sp=False, count=1
-  )
-  batch = finetune_step.put_batch(
+  compiled = step_lib.compile_step(config, model, mesh, params)
+  batch = step_lib.put_batch(
     mesh,
     {
-      "images": rng.normal(size=(16, 16, 16, 3)).astype(np.float32),
-      "labels": rng.integers(0, 10, 16),
+      "images": rng.normal(size=(1, 16, 16, 16, 3)).astype(np.float32),
+      "labels": rng.integers(0, 10, (1, 16)),
     },
-    ("data",),
+    (None, "data"),
   )
-  hyper = finetune_config.hyper(config, 100)
+  hyper = settings.hyper(config, 100)
   state = compiled.begin(params)
   for _ in range(3):
     state, metrics = compiled.step(
@@ -338,15 +333,15 @@ def test_any_mesh_gives_the_numbers_of_one_device(axes, changes):
 
 def test_members_spread_over_devices_are_those_alone():
   config = small(**{"hyper.mixup": 0.3})
-  model = finetune_config.build_model(config)
+  model = settings.build_model(config)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32),
-    finetune.abstract_params(config, model),
+    loop.abstract_params(config, model),
   )
   rates = [1e-3, 2e-3, 3e-3, 4e-3]
   hypers = [
-    finetune_config.hyper(
+    settings.hyper(
       config_lib.updated(config, {"hyper.learning_rate": rate}), 100
     )
     for rate in rates
@@ -355,12 +350,10 @@ def test_members_spread_over_devices_are_those_alone():
   labels = rng.integers(0, 10, (4, 16))
 
   def two_steps(mesh, count, hyper, seeds, batch, axes):
-    compiled = finetune_step.compile_step(
-      config, model, mesh, params, erasing=False, l2_sp=False, count=count
-    )
+    compiled = step_lib.compile_step(config, model, mesh, params, count=count)
     state = compiled.begin(params)
     hyper, keys = compiled.ready(hyper, seeds)
-    batch = finetune_step.put_batch(mesh, batch, axes)
+    batch = step_lib.put_batch(mesh, batch, axes)
     for _ in range(2):
       state, _ = compiled.step(
         state, batch["images"], batch["labels"], keys, hyper, None
@@ -372,8 +365,8 @@ def test_members_spread_over_devices_are_those_alone():
     4,
     jax.tree.map(lambda *x: np.stack(x), *hypers),
     np.arange(4, dtype=np.uint32),
-    {"images": images, "labels": labels},
-    ("member", "data"),
+    {"images": images[None], "labels": labels[None]},
+    (None, "member", "data"),
   )
   leaf = together.params["head"]["kernel"]
   assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
@@ -383,11 +376,11 @@ def test_members_spread_over_devices_are_those_alone():
       1,
       hypers[k],
       np.uint32(k),
-      {"images": images[k], "labels": labels[k]},
-      ("data",),
+      {"images": images[None, k], "labels": labels[None, k]},
+      (None, "data"),
     )
     chex.assert_trees_all_close(
-      quiet(finetune_step.select(together, k).params),
+      quiet(step_lib.select(together, k).params),
       quiet(alone.params),
       atol=5e-5,
     )
@@ -406,9 +399,15 @@ def test_members_spread_over_devices_are_those_alone():
     ({"hyper.total": "10"}, "hyper.total must have a unit"),
     ({"hyper.schedule": "step"}, "hyper.schedule must be one of cosine"),
     ({"hyper.layer_decay": 0.0}, r"hyper.layer_decay must be in \(0, 1\]"),
-    ({"loss": "hinge"}, "loss must be one of softmax, sigmoid"),
+    ({"loss": "hinge"}, "loss 'hinge'"),
+    ({"data.batch_ops": "mixup({mixupp})"}, "mixupp"),
+    ({"steps_per_call": 0}, "steps_per_call"),
+    ({"steps_per_call": 4, "ingredients": "6steps"}, "6 steps"),
+    ({"data.in_memory": True}, "random_crop"),
+    ({"data.in_memory": True, "data.train_ops": "value_range(-1, 1)",
+      "data.cache_gb": 1e-6}, "307,600"),
     ({"optimizer.name": "adam"}, "optimizer='adam' is none of"),
-    ({"model.name": "resnet"}, "model.name='resnet' is none of vit, mixer"),
+    ({"model.name": "resnet"}, "resnet"),
     ({"sharding.preset": "fdsp"}, "sharding.preset='fdsp' is none of"),
     ({"data.num_classes": 9}, "has 10 classes, not data.num_classes=9"),
     ({"data.num_train": 99}, "has 100 images, not data.num_train=99"),
@@ -429,7 +428,7 @@ def test_bad_configs_are_named_before_any_work(
   tmp_path, changes, problem, all_devices
 ):
   with pytest.raises(ValueError, match=problem):
-    finetune_sweep.run(small(**changes), tmp_path / "run")
+    finetune_run.run(small(**changes), tmp_path / "run")
   assert not list((tmp_path / "run").glob("ingredients/*"))
 
 
@@ -445,7 +444,7 @@ def test_bad_configs_are_named_before_any_work(
 )
 def test_bad_sweeps_are_named_before_any_work(tmp_path, sweep, index, problem):
   with pytest.raises(ValueError, match=problem):
-    finetune_sweep.run(small(), tmp_path / "run", sweep=sweep, index=index)
+    finetune_run.run(small(), tmp_path / "run", sweep=sweep, index=index)
   assert not (tmp_path / "run").exists()
 
 
@@ -453,10 +452,10 @@ def test_out_of_memory_says_what_to_lower():
   config = small(accumulate=2)
   error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")
   with pytest.raises(ValueError, match=r"raise accumulate \(now 2\).*now 16"):
-    with finetune_step.memory_advice(config):
+    with step_lib.memory_advice(config):
       raise error
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-    with finetune_step.memory_advice(config):
+    with step_lib.memory_advice(config):
       raise jax.errors.JaxRuntimeError("INTERNAL: other")
 
 
@@ -474,7 +473,7 @@ def test_a_diverging_run_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
   monkeypatch.setattr(train_lib, "make_step", poisoned)
   config = small(ingredients="5steps")
   with pytest.raises(ValueError, match="loss of run is nan after"):
-    finetune_sweep.run(config, tmp_path / "run")
+    finetune_run.run(config, tmp_path / "run")
   names = sorted(p.name for p in (tmp_path / "run" / "ingredients").iterdir())
   assert names == ["step_00000005", "step_00000005_ema_0.9"]
   assert [p.name for p in (tmp_path / "run").glob("state_*")] == [
@@ -482,6 +481,6 @@ def test_a_diverging_run_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
   ]
   # The state is good: without the poison, the run goes on from it.
   monkeypatch.undo()
-  finetune_sweep.run(config, tmp_path / "run")
+  finetune_run.run(config, tmp_path / "run")
   assert (tmp_path / "run" / "done.json").exists()
   assert not list((tmp_path / "run").glob("state_*"))

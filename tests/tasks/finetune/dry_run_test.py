@@ -13,9 +13,10 @@ import pytest
 
 from soupjax import config as config_lib
 from soupjax.data import preprocess
-from soupjax.tasks import finetune_config, finetune_plan
+from soupjax.tasks.finetune import config as finetune_config
+from soupjax.tasks.finetune import dry_run
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "finetune"
 
 
@@ -73,7 +74,7 @@ def test_every_config_and_its_sweep_have_a_plan(path, arg):
   # Eight devices do not divide all of their batches.
   config = config_lib.updated(config, {"data.batch_size": 64})
   sweep = config_lib.load_sweep(str(path), arg)
-  said = finetune_plan.plan(config, sweep)
+  said = dry_run.plan(config, sweep)
   assert f"{len(sweep)} members" in said
   assert f"Mesh {{'data': {jax.device_count()}}}" in said
 
@@ -86,7 +87,7 @@ def test_the_searches_of_the_paper_fit_the_config(arg, members):
   path = str(CONFIGS / "vit_b16_i1k.py")
   sweep = config_lib.load_sweep(path, arg)
   assert len(sweep) == members
-  said = finetune_plan.plan(config_lib.load(path, arg), sweep)
+  said = dry_run.plan(config_lib.load(path, arg), sweep)
   # A seed, a rate, mixup and augmentation compile nothing new.
   assert f"{members} members, 1 compilation\n" in said
   with pytest.raises(ValueError, match="'best' is none of random, standard"):
@@ -120,16 +121,16 @@ def test_other_weights_get_images_resized_as_in_their_pretraining():
 def test_steps_that_depend_on_unknown_data_are_said_to():
   path = str(CONFIGS / "digits.py")
   config = config_lib.load(path, **{"hyper.total": "3epochs"})
-  said = finetune_plan.plan(config, None)
+  said = dry_run.plan(config, None)
   assert "1 member, 1 compilation\n  run: 3epochs (" in said
   config = config_lib.updated(config, {"data.num_train": 96})
-  assert "run: 9 steps, 288 images" in finetune_plan.plan(config, None)
+  assert "run: 9 steps, 288 images" in dry_run.plan(config, None)
 
 
 def test_a_population_is_planned_in_groups():
   config = config_lib.load(str(CONFIGS / "digits.py"), population=3)
   sweep = config_lib.load_sweep(str(CONFIGS / "digits.py"))
-  said = finetune_plan.plan(config, sweep)
+  said = dry_run.plan(config, sweep)
   assert "8 members, 1 compilation, up to 3 at once in 3 groups" in said
 
 

@@ -12,7 +12,7 @@ import workers
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.tasks import finetune_sweep
+from soupjax.tasks.finetune import run as finetune_run
 
 WORKER = pathlib.Path(__file__).with_name("finetune_worker.py")
 
@@ -29,7 +29,7 @@ def test_two_processes_stopped_and_started_again_give_the_numbers_of_one(
   # As in the workers: random weights are the same then.
   jax.config.update("jax_disable_most_optimizations", True)
   try:
-    finetune_sweep.run(small(), tmp_path / "one")
+    finetune_run.run(small(), tmp_path / "one")
   finally:
     jax.config.update("jax_disable_most_optimizations", False)
   for name in ("last", "last_ema_0.9"):
