@@ -40,6 +40,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
 
   Raises:
     ValueError: for a name without a default, or a value of another type.
+
+  Example:
+    >>> arg = parse_arg("size=4,quick", size=16, quick=False, name="digits")
+    >>> arg.size, arg.quick, arg.name
+    (4, True, 'digits')
   """
   values = dict(defaults)
   for part in filter(None, (arg or "").split(",")):
@@ -170,6 +175,11 @@ def updated(
 
   Raises:
     ValueError: if a key does not exist, or a value has the wrong type.
+
+  Example:
+    >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
+    >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
+    0.3
   """
   config = copy.deepcopy(config).unlock()
   for key in overrides:
@@ -196,7 +206,12 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Lists the differences of two configs from `to_dict`, one line per key."""
+  """Lists the differences of two configs from `to_dict`, one line per key.
+
+  Example:
+    >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
+    ['hyper.rate: 0.1 before, 0.3 now']
+  """
   if isinstance(old, dict) and isinstance(new, dict):
     lines = []
     for key in sorted({*old, *new}):
@@ -260,7 +275,12 @@ def steps(
 
 
 def seeds(size: int) -> Iterator[dict[str, Any]]:
-  """Yields runs that differ in their seed only: data order, augmentation."""
+  """Yields runs that differ in their seed only: data order, augmentation.
+
+  Example:
+    >>> list(seeds(2))
+    [{'seed': 0}, {'seed': 1}]
+  """
   for seed in range(size):
     yield {"seed": seed}
 
@@ -277,6 +297,11 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
     size: number of members. A larger search begins with the members of a
       smaller one.
     seed: seed of the draws.
+
+  Example:
+    >>> member = next(random_search(8, seed=0))
+    >>> member["hyper.total"], round(member["hyper.learning_rate"], 7)
+    ('12epochs', 9.27e-05)
   """
   for k in range(size):
     rng = np.random.default_rng([seed, k])
@@ -331,6 +356,11 @@ def standard_grid() -> Iterator[dict[str, Any]]:
 
   Four learning rates, three strengths of augmentation, mixup off or 0.5, two
   seeds.
+
+  Example:
+    >>> members = list(standard_grid())
+    >>> len(members), members[0]["hyper.learning_rate"]
+    (48, 3e-05)
   """
   return _grid((3e-5, 2e-5, 1e-5, 3e-6), num_seeds=2)
 
