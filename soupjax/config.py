@@ -22,7 +22,9 @@ import os
 import re
 from typing import Any
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
 import numpy as np
 
 
@@ -71,6 +73,44 @@ def _cast(name: str, text: str, default: Any) -> Any:
     raise ValueError(
       f"Config argument {name} must be of type {kind}, got {text!r}."
     ) from e
+
+
+class _NamedTextsParser(flags.ArgumentParser):
+  """Reads the short form of `NamedTexts` from a flag."""
+
+  def parse(self, argument: Any) -> "NamedTexts":
+    if isinstance(argument, str):
+      argument = parse_named(argument)
+    return NamedTexts(argument)
+
+
+@config_flags.register_flag_parser(parser=_NamedTextsParser())
+class NamedTexts(ml_collections.ConfigDict):
+  """A dict of texts. A flag may give all of it in short, as `a=x,b=y`.
+
+  In a config file an entry is set as usual: `c.tests.sketch = "sketch/test"`.
+  """
+
+
+def parse_named(text: str) -> dict[str, str]:
+  """Parses the short form of a dict of texts.
+
+  Example:
+    >>> parse_named("test=validation, sketch=imagenet_sketch/test")
+    {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
+
+  Raises:
+    ValueError: if a part is not NAME=VALUE, or a name is given twice.
+  """
+  values: dict[str, str] = {}
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, is_pair, value = part.partition("=")
+    if not (is_pair and value and re.fullmatch(r"[\w-]+", name)):
+      raise ValueError(f"Cannot read {part!r} of {text!r}: write NAME=VALUE.")
+    if name in values:
+      raise ValueError(f"{name!r} is given twice in {text!r}.")
+    values[name] = value
+  return values
 
 
 def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -181,10 +221,17 @@ def updated(
     >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
     0.3
   """
-  config = copy.deepcopy(config).unlock()
-  for key in overrides:
+  config, overrides = copy.deepcopy(config).unlock(), dict(overrides)
+  for key in list(overrides):
     if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
+    parent = config
+    for part in key.split(".")[:-1]:
+      parent = parent[part]
+    if isinstance(parent[key.rpartition(".")[2]], NamedTexts):
+      parent[key.rpartition(".")[2]] = _NamedTextsParser().parse(
+        overrides.pop(key)
+      )
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:

@@ -102,11 +102,12 @@ class _OfLogits:
     self.evaluate = evaluate
     if hasattr(evaluate, "mode"):
       self.mode = evaluate.mode
-    if hasattr(evaluate, "trial"):
-      self.trial, self.keep = self._trial, evaluate.keep
+    if hasattr(evaluate, "evaluate_until"):
+      self.evaluate_until = self._evaluate_until
+      self.set_incumbent = evaluate.set_incumbent
 
   def __call__(self, params):
     return self.evaluate(np.asarray(params["logits"]))
 
-  def _trial(self, params, reaches):
-    return self.evaluate.trial(np.asarray(params["logits"]), reaches)
+  def _evaluate_until(self, params, can_reach):
+    return self.evaluate.evaluate_until(np.asarray(params["logits"]), can_reach)
