@@ -60,6 +60,17 @@ def greedy_ensemble(
 
   Raises:
     ValueError: as `greedy_soup`, or if logits are no arrays of numbers.
+
+  Example:
+    >>> labels = jnp.array([0, 1, 1])
+    >>> logits = {
+    ...   "a": jnp.array([[2.0, 0.0], [0.5, 0.0], [0.0, 1.0]]),
+    ...   "b": jnp.array([[0.0, 0.2], [0.0, 2.0], [0.0, 1.0]]),
+    ... }
+    >>> def accuracy(logits):
+    ...   return float((logits.argmax(-1) == labels).mean())
+    >>> sj.greedy_ensemble(logits, accuracy).selected
+    ('a', 'b')
   """
   if not isinstance(logits, Mapping):
     raise ValueError(

@@ -170,6 +170,19 @@ def greedy_soup(
       infinity, a score is not finite, the soup overflows its dtype, a number
       makes no sense, or `order` or `resume` do not fit.
     TypeError: if `ingredients` are no sequence of ingredients.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array(1.0)}),
+    ...           make("b", {"w": jnp.array(4.0)}),
+    ...           make("c", {"w": jnp.array(2.0)})]
+    >>> def evaluate(params):
+    ...   return -abs(float(params["w"]) - 1.6)
+    >>> soup = sj.greedy_soup(models, evaluate)
+    >>> soup.selected
+    ('a', 'c')
+    >>> float(soup.params["w"])
+    1.5
   """
   rule = decisions.Rule.of(accept, min_delta, mode)
   arguments.mode(evaluate, mode)

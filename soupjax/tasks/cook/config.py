@@ -261,8 +261,5 @@ def check(config: ml_collections.ConfigDict) -> None:
     metrics,
     eval_ops,
   ):
-    try:
-      build(config)
-    except ValueError as e:
-      problems.found.append(str(e))
+    problems.attempt(build, config)
   problems.raise_if_any()
