@@ -3,8 +3,8 @@
 """Checkpoints from elsewhere are cooked as their own libraries mean them."""
 
 import json
-import pathlib
 
+import finetuning
 import jax
 import numpy as np
 import PIL.Image
@@ -18,7 +18,7 @@ from soupjax.models.pretrained import detection
 from soupjax.tasks.cook import infer
 from soupjax.tasks.cook import run as cook
 
-CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "cook.py")
+CONFIG = str(finetuning.ROOT / "configs" / "cook.py")
 NAMES = ("ant", "bee", "cow")
 ORDER = ("cow", "ant", "bee")  # Of the models' outputs.
 MODEL = ViT(
@@ -143,7 +143,7 @@ def test_nothing_but_folders_has_to_be_said(place):
   assert set(sj.open_ingredient(export).specs) == set(theirs.specs)
 
 
-def test_what_was_judged_must_not_change(place):
+def test_evaluated_checkpoints_must_not_change(place):
   config = config_of(place)
   cook.run(config, place / "soups")
   cook.run(config, place / "soups")

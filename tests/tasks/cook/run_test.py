@@ -189,7 +189,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
   assert cook.run(config_of(sweep), None, dry_run=True) is None
   text = capsys.readouterr().out
   assert "3 ingredients" in text and "digits/blur, 499 images" in text
-  assert "uniform, greedy, learned_layer" in text
+  assert "uniform, greedy, greedy_loss, learned_layer" in text
   assert sorted(tmp_path.rglob("*")) == before
 
 
