@@ -98,11 +98,13 @@ def _origin(target: Any) -> str:
   return f"{getattr(target, '__qualname__', target)} of {where}"
 
 
-def suggestion(name: str, known: Iterable[str], show: int = 20) -> str:
+def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
   """Ends a sentence about an unknown name: close matches, or the whole list."""
-  known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+  known = sorted(map(str, known))
+  folded = {one.lower(): one for one in known}
+  close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
   if close:
-    return f": did you mean {' or '.join(map(repr, close))}?"
+    names = " or ".join(repr(folded[one]) for one in close)
+    return f": did you mean {names}?"
   more = f" and {len(known) - show} more" if len(known) > show else ""
   return f": there are {', '.join(known[:show]) or 'none'}{more}."

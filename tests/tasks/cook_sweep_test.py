@@ -229,7 +229,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
     ({"ingredients": "/nowhere/*"}, "nothing matches '/nowhere/\\*'"),
     ({"cook.learned_granularities": ("block",)}, "model, layer, tensor"),
     ({"cook.wise_ft_points": 1}, "0, or at least 2"),
-    ({"family": "tim"}, "family must be one of"),
+    ({"family": "tim"}, "family 'tim': did you mean 'timm'"),
     ({"cook.learned_batch_size": 100}, "cook.learned_batch_size"),
     ({"data.num_classes": 7}, "head/"),
     ({"model.width": 24}, "embedding/kernel"),
