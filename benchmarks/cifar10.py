@@ -30,7 +30,7 @@ from PIL import Image, ImageFilter
 
 import soupjax as sj
 from soupjax import data
-from soupjax.data import ops
+from soupjax.data import batch_ops as ops
 from soupjax.evaluators import Classification, predictor
 from soupjax.models import ViT
 from soupjax.tasks.cook import ranked

@@ -36,9 +36,11 @@ def members(together: bool, count: int, seconds: float) -> float:
   import numpy as np
 
   from soupjax import config as config_lib
-  from soupjax.tasks import finetune_config, finetune_step
+  from soupjax.tasks.finetune import config as finetune_config
+  from soupjax.tasks.finetune import step as finetune_step
 
-  config = config_lib.load(str(CONFIGS / "digits.py"))
+  overrides = {"steps_per_call": 1}
+  config = config_lib.load(str(CONFIGS / "digits.py"), **overrides)
   at_once = count if together else 1
   mesh = finetune_step.make_mesh(config, at_once)
   model = finetune_config.build_model(config)
@@ -47,21 +49,22 @@ def members(together: bool, count: int, seconds: float) -> float:
     jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)
   )["params"]
   compiled = finetune_step.compile_step(
-    config, model, mesh, params, erasing=False, l2_sp=False, count=at_once
+    config, model, mesh, params, count=at_once
   )
   one = finetune_config.hyper(config, 100)
   rng = np.random.default_rng(0)
   data = {
-    "images": rng.normal(size=(batch, 16, 16, 3)).astype(np.float32),
-    "labels": rng.integers(0, 10, batch),
+    "images": rng.normal(size=(1, batch, 16, 16, 3)).astype(np.float32),
+    "labels": rng.integers(0, 10, (1, batch)),
   }
-  seed, axes = np.uint32(0), ("data",)
+  seed, axes = np.uint32(0), (None, "data")
   if together:
     # Long enough that nobody comes to its end.
     one = jax.tree.map(lambda x: np.stack([x] * count), one)
     one = one.replace(total_steps=np.full(count, 1e9, np.float32))
-    data = {k: np.stack([v] * count) for k, v in data.items()}
-    seed, axes = np.arange(count, dtype=np.uint32), ("member", "data")
+    data = {k: np.stack([v] * count, axis=1) for k, v in data.items()}
+    seed = np.arange(count, dtype=np.uint32)
+    axes = (None, "member", "data")
   hyper, key = compiled.ready(one, seed)
   state = compiled.begin(params)
 

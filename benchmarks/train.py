@@ -55,7 +55,8 @@ def soupjax(args):
   import numpy as np
 
   from soupjax import sharding
-  from soupjax.tasks import finetune_config, finetune_step
+  from soupjax.tasks.finetune import config as finetune_config
+  from soupjax.tasks.finetune import step as finetune_step
 
   config = finetune_config.default_config()
   config.data.update(batch_size=args.batch, image_size=args.image_size)
@@ -74,12 +75,10 @@ def soupjax(args):
   mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
   images, labels = batch(args)
   params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
-  compiled = finetune_step.compile_step(
-    config, model, mesh, params, erasing=False, l2_sp=False, count=1
-  )
+  compiled = finetune_step.compile_step(config, model, mesh, params)
   hyper, key = compiled.ready(finetune_config.hyper(config, 1000), np.uint32(0))
-  data = {"images": images, "labels": labels}
-  data = finetune_step.put_batch(mesh, data, ("data",))
+  data = {"images": images[None], "labels": labels[None]}
+  data = finetune_step.put_batch(mesh, data, (None, "data"))
   state = compiled.begin(params)
 
   def run():

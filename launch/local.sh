@@ -2,16 +2,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Sets up and runs the main job, from a fresh clone with Python 3.11+ and pip:
-# pretraining, a sweep of fine-tunes, soups and a report, on a laptop's CPU.
+# Sets up and runs the whole story on a laptop's CPU, from a fresh clone with
+# Python 3.11+ and pip: pretraining, a sweep of fine-tunes, soups and a report.
+# The three commands are printed as they run; change them for your own data.
 #
 #   launch/local.sh                         into runs/digits
-#   launch/local.sh DIR                     into DIR; goes on where it was
-#   launch/local.sh DIR --config.sweep.size=16
+#   launch/local.sh DIR                     into DIR; goes on after a kill
+#   launch/local.sh DIR --dry_run           only shows the plan of each command
 #
 # Environment: see launch/setup.sh.
 set -euo pipefail
-# A path given is meant from where the command was typed.
+# A relative DIR is relative to where the command was typed.
 from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,5 +23,34 @@ if [[ $# -gt 0 && "$1" != -* ]]; then
   shift
 fi
 
+base="$workdir/pretrained"
+sweep="$workdir/sweep"
+commands=(
+  "soupjax --config=configs/finetune/digits.py:pretrain --workdir=$(printf %q "$base")"
+  "soupjax --config=configs/finetune/digits.py --sweep --workdir=$(printf %q "$sweep") \
+--config.init.path=$(printf %q "$base/ingredients/last")"
+  "soupjax --config=configs/cook.py:sweep=$(printf %q "$sweep") --workdir=$(printf %q "$workdir/soups")"
+)
+
+dry_run=""
+if [[ $# -eq 1 && "$1" =~ ^--dry_run(=true)?$ ]]; then
+  dry_run=" --dry_run"
+elif [[ $# -gt 0 ]]; then
+  echo "launch/local.sh takes a directory and --dry_run, not: $*" >&2
+  echo "Type and change the commands that it runs:" >&2
+  printf '  %s\n' "${commands[@]}" >&2
+  exit 2
+fi
+
 . launch/setup.sh demo
-soupjax --config=configs/digits.py --workdir="$workdir" "$@"
+step=0
+for command in "${commands[@]}"; do
+  step=$((step + 1))
+  printf '\n[%s/%s] %s\n' "$step" "${#commands[@]}" "$command$dry_run"
+  # The plan of cooking reads the sweep, which a dry run does not make.
+  if [[ -n "$dry_run" && $step -eq 3 && ! -e "$sweep/config.json" ]]; then
+    echo "$sweep is made by step 2; the plan of this step reads it."
+    continue
+  fi
+  eval "$command$dry_run"
+done

@@ -9,6 +9,7 @@ path, so that a config can use code that this package has never seen.
 from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
+import inspect
 from typing import Any
 
 
@@ -74,6 +75,20 @@ class Registry:
       f"Unknown {self.kind} {name!r}{suggestion(name, self._members)}"
     )
 
+  def signature(self, name: str) -> inspect.Signature:
+    """Returns the parameters of a member.
+
+    Raises:
+      ValueError: if there is no such member, or its parameters are not known.
+    """
+    target = self.get(name)
+    try:
+      return inspect.signature(target)
+    except (TypeError, ValueError) as e:
+      raise ValueError(
+        f"The {self.kind} {name!r} is not a Python function: {e}."
+      ) from e
+
   def _import(self, path: str) -> Any:
     module, _, attribute = path.rpartition(".")
     try:
@@ -99,7 +114,14 @@ def _origin(target: Any) -> str:
 
 
 def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
-  """Ends a sentence about an unknown name: close matches, or the whole list."""
+  """Ends a sentence about an unknown name: close matches, or the whole list.
+
+  Example:
+    >>> suggestion("tie", ["ties", "dare", "linear"])
+    ": did you mean 'ties'?"
+    >>> suggestion("x", ["ties", "dare", "linear"])
+    ': there are dare, linear, ties.'
+  """
   known = sorted(map(str, known))
   folded = {one.lower(): one for one in known}
   close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)

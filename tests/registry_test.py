@@ -58,3 +58,12 @@ def test_unknown_names_come_with_suggestions():
   with pytest.raises(ValueError, match="'linear'"):
     registry.get("liner")
   assert suggestion("x", ["a", "b"]) == ": there are a, b."
+
+
+def test_only_functions_have_a_signature():
+  registry = Registry("rule")
+  registry.register(_named("mean"))
+  assert not registry.signature("mean").parameters
+  for name in ("math.pi", "builtins.dict"):
+    with pytest.raises(ValueError, match=f"{name!r}"):
+      registry.signature(name)

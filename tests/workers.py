@@ -24,7 +24,8 @@ def run(
   """Runs a script in several processes; kills all if one fails.
 
   Args:
-    worker: the script; finds ADDRESS, COUNT and INDEX in its environment.
+    worker: the script; finds ADDRESS, COUNT and INDEX in its environment, and
+      the variables that `soupjax --distributed` reads.
     logs: a directory for what they print.
     *arguments: of the script.
     count: of processes.
@@ -38,7 +39,10 @@ def run(
   for index in range(count):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {"ADDRESS": f"localhost:{port}", "COUNT": str(count)}
-    env |= {"INDEX": str(index), "PYTHONPATH": str(ROOT), **variables}
+    env |= {"INDEX": str(index), "PYTHONPATH": str(ROOT)}
+    env |= {"JAX_COORDINATOR_ADDRESS": env["ADDRESS"]}
+    env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+    env |= variables
     # Never a pipe: one that is full stops the worker.
     with open(logs / f"log_{index}", "wb") as log:
       workers.append(

@@ -27,7 +27,7 @@ On a laptop, in a minute: a tiny ViT on digits.
 
 from soupjax import config as config_lib
 from soupjax.models import pretrained
-from soupjax.tasks import finetune_config
+from soupjax.tasks.finetune import config as finetune_config
 
 
 def _parsed(arg):

@@ -30,7 +30,7 @@ On a laptop, in a minute: a tiny ViT on digits through the same steps.
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax.tasks import finetune_config
+from soupjax.tasks.finetune import config as finetune_config
 
 
 def get_config(arg=None):

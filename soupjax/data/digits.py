@@ -8,24 +8,33 @@ writers each. Splits follow the runs:
 
   runs 0-4    the source: pretraining only
   runs 5-11   the target, shuffled by the seed: fine-tuning, minival and test
-  runs 12-13  writers that nothing else has seen: a natural shift
+  runs 12-13  new writers, in no other split: a natural shift
 
 So no writer of the source is in the target, and the new writers are in neither.
 The other shifts are made from the test images, and only from them.
+
+There are two datasets: the plain digits (`load_digits`), and noisy digits in a
+row (`open_row`), where the middle digit is to be read among its neighbours
+through a noisy sensor. The second is hard enough that fine-tuning matters.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 import numpy as np
 import scipy.ndimage
 
 from soupjax.data.dataset import Dataset
+from soupjax.data.source import Source, from_dataset
 
 # First image of every run of writers, and the end.
 _RUNS = (
   (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
 ) + (1797,)
+_SOURCE = np.arange(_RUNS[0], _RUNS[5])
+_TARGET = np.arange(_RUNS[5], _RUNS[12])
+_NEW_WRITERS = np.arange(_RUNS[12], _RUNS[14])
 _SHIFT_SEED = 2203_05482
 
 
@@ -73,26 +82,14 @@ def load_digits(
     ValueError: if the split leaves less than 100 images for test.
     ImportError: if scikit-learn is missing, saying how to install it.
   """
-  try:
-    import sklearn.datasets
-  except ImportError as e:
-    raise ImportError(
-      "The digits come with scikit-learn: pip install 'soupjax[demo]'."
-    ) from e
-  raw = sklearn.datasets.load_digits()
-  images = np.stack([_double(image / 16.0) for image in raw.images])
-  labels = raw.target.astype(np.int32)
-
-  source = np.arange(_RUNS[0], _RUNS[5])
-  target = np.arange(_RUNS[5], _RUNS[12])
-  new_writers = np.arange(_RUNS[12], _RUNS[14])
-  left = len(target) - num_train - num_minival
+  images, labels = _images_and_labels()
+  left = len(_TARGET) - num_train - num_minival
   if num_train < 1 or num_minival < 1 or left < 100:
     raise ValueError(
       f"num_train={num_train} and num_minival={num_minival} leave {left} of "
-      f"{len(target)} images for test: keep at least 100."
+      f"{len(_TARGET)} images for test: keep at least 100."
     )
-  order = np.random.default_rng(seed).permutation(target)
+  order = np.random.default_rng(seed).permutation(_TARGET)
   train, minival, test = np.split(order, [num_train, num_train + num_minival])
 
   def dataset(name, indices, change=None):
@@ -106,15 +103,29 @@ def load_digits(
     )
 
   return Digits(
-    pretrain=dataset("pretrain", source),
+    pretrain=dataset("pretrain", _SOURCE),
     train=dataset("train", train),
     minival=dataset("minival", minival),
     test=dataset("test", test),
     shifts=(
       *(dataset(name, test, change) for name, change in SHIFTS.items()),
-      dataset("new_writers", new_writers),
+      dataset("new_writers", _NEW_WRITERS),
     ),
   )
+
+
+@functools.cache
+def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
+  """Returns (1797, 16, 16) in [0, 1], and the digits."""
+  try:
+    import sklearn.datasets
+  except ImportError as e:
+    raise ImportError(
+      "The digits come with scikit-learn: pip install 'soupjax[demo]'."
+    ) from e
+  raw = sklearn.datasets.load_digits()
+  images = np.stack([_double(image / 16.0) for image in raw.images])
+  return images, raw.target.astype(np.int32)
 
 
 def _double(image: np.ndarray) -> np.ndarray:
@@ -124,7 +135,7 @@ def _double(image: np.ndarray) -> np.ndarray:
   )
 
 
-# What follows changes one image, (16, 16) in [0, 1], ink high.
+# The shifts change one image, (16, 16) in [0, 1], ink high.
 
 
 def _rotate(rng, image):
@@ -171,3 +182,90 @@ SHIFTS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
   "contrast": _contrast,
   "occlude": _occlude,
 }
+
+
+# Digits in a row. All that is drawn follows from the seed of the dataset.
+
+ROW_SPLITS = ("pretrain", "train", "minival", "test", *SHIFTS, "new_writers")
+_NUM_TRAIN, _NUM_MINIVAL = 150, 300
+_COPIES = 12
+_DRAWS = 2
+_SENSOR_NOISE = 0.15
+# First member of the seed of each kind of random numbers.
+_SPLIT, _NEIGHBOURS, _SHIFT, _SENSOR = range(4)
+
+
+def open_row(split: str, *, seed: int = 0) -> Source:
+  """Opens noisy digits in a row: the label is that of the middle digit.
+
+  The source has 12 copies of each image, each with neighbours of its own: one
+  on either side with probability 0.8, 9 to 14 pixels away. All other splits
+  have two neighbours, 9 to 11 pixels away; then the shift, if any, changes the
+  whole picture, and Gaussian noise of standard deviation 0.15 of the range is
+  added. Neighbours come from the same split. Test, its shifts and the new
+  writers have two draws of each image, one set after the other.
+
+  Args:
+    split: one of `ROW_SPLITS`.
+    seed: of the split of the target, neighbours, shifts and noise.
+
+  Returns:
+    Images (16, 16, 3), uint8, ink high; 10 classes.
+  """
+  images, labels = _images_and_labels()
+  base = _base_of(split)
+  digits = row_digits(split, seed)
+
+  def rng(kind, name):
+    return np.random.default_rng([kind, ROW_SPLITS.index(name), seed])
+
+  # A shift has the neighbours of test.
+  neighbours = rng(_NEIGHBOURS, base)
+  if split == "pretrain":
+    pictures = _rows(neighbours, images, digits, (9, 14), 0.8)
+  else:
+    pictures = _rows(neighbours, images, digits, (9, 11), 1.0)
+    if split in SHIFTS:
+      draw = rng(_SHIFT, split)
+      pictures = np.stack([SHIFTS[split](draw, p) for p in pictures])
+    sensor = rng(_SENSOR, split).standard_normal(pictures.shape)
+    pictures = pictures + _SENSOR_NOISE * sensor
+  pixels = np.round(np.clip(pictures, 0, 1) * 255).astype(np.uint8)
+  name = "digits_row" + (f":{seed}" if seed else "")
+  dataset = Dataset(f"{name}/{split}", pixels[..., None], labels[digits])
+  return from_dataset(dataset, 10, class_names=[str(i) for i in range(10)])
+
+
+def row_digits(split: str, seed: int) -> np.ndarray:
+  """Returns which of the 1,797 digits is the middle one of each example."""
+  rng = np.random.default_rng([_SPLIT, 0, seed])
+  train, minival, test = np.split(
+    rng.permutation(_TARGET), [_NUM_TRAIN, _NUM_TRAIN + _NUM_MINIVAL]
+  )
+  return {
+    "pretrain": np.tile(_SOURCE, _COPIES),
+    "train": train,
+    "minival": minival,
+    "test": np.tile(test, _DRAWS),
+    "new_writers": np.tile(_NEW_WRITERS, _DRAWS),
+  }[_base_of(split)]
+
+
+def _base_of(split: str) -> str:
+  return "test" if split in SHIFTS else split
+
+
+def _rows(rng, images, digits, distances, probability) -> np.ndarray:
+  """Draws a neighbour on either side; overlapping ink takes the maximum."""
+  width = images.shape[2]
+  pictures = images[digits]
+  # Room for a neighbour to move in from either side.
+  padded = np.pad(images, ((0, 0), (0, 0), (width, width)))
+  for side in (-1, 1):
+    neighbours = rng.choice(digits, len(digits))
+    distance = rng.integers(*distances, len(digits), endpoint=True)
+    present = rng.random(len(digits)) < probability
+    columns = width + np.arange(width) - side * distance[:, None]
+    moved = padded[neighbours[:, None], :, columns].swapaxes(1, 2)
+    pictures = np.maximum(pictures, moved * present[:, None, None])
+  return pictures

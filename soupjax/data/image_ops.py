@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations on one image on the host, with Pillow or OpenCV.
 
-Each takes an image and gives one back, RGB: a PIL image, or (height, width, 3)
-uint8, which OpenCV's "linear" makes and leaves so, since going to Pillow and
-back costs more than resizing. Those that draw random numbers take a NumPy
-generator after it. `value_range` or `standardize` ends a chain with floats.
+Each takes and returns an RGB image: a PIL image, or a (height, width, 3) uint8
+array. OpenCV's "linear" returns arrays, since converting to Pillow and back
+costs more than resizing. Random operations have a parameter `rng`, a NumPy
+generator. `value_range` or `standardize` ends a chain with floats.
 """
 
 import functools
@@ -14,7 +14,11 @@ import math
 import numpy as np
 from PIL import Image
 
+from soupjax import registry
 from soupjax.data.randaug import randaug
+
+OPS = registry.Registry("image op")
+OPS.register(randaug)
 
 _FILTERS = {
   "nearest": Image.Resampling.NEAREST,
@@ -50,7 +54,7 @@ def _height_width(image: Picture) -> tuple[int, int]:
 
 
 def _cropped(image: Picture, box: tuple[int, int, int, int]) -> Picture:
-  """Cuts out (left, top, right, bottom); what is missing becomes black."""
+  """Crops to (left, top, right, bottom); black outside the image."""
   if isinstance(image, np.ndarray):
     left, top, right, bottom = box
     height, width = image.shape[:2]
@@ -82,6 +86,7 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
   return pair
 
 
+@OPS.register
 def inception_crop(
   image: Picture,
   rng: np.random.Generator,
@@ -101,8 +106,8 @@ def inception_crop(
     area_max: largest area of the box, in percent of the image.
     aspect: range of width / height of the box, drawn in its logarithm.
     method: "nearest", or "box", "bilinear", "bicubic" or "lanczos", which
-      smooth as they shrink; or "linear", which does not, as big_vision's: some
-      eight times faster, with OpenCV.
+      smooth as they shrink; or OpenCV's "linear", which does not, like
+      big_vision's, and is about eight times faster.
 
   Returns:
     An image of the given size. Where ten draws do not fit, the whole image.
@@ -130,6 +135,7 @@ def inception_crop(
   return _resized(image, (height, width), method, box)
 
 
+@OPS.register
 def resize(
   image: Picture, size: int | tuple[int, int], method: str = "bilinear"
 ) -> Picture:
@@ -137,6 +143,7 @@ def resize(
   return _resized(image, _size(size), method)
 
 
+@OPS.register
 def resize_small(
   image: Picture, size: int, method: str = "bilinear"
 ) -> Picture:
@@ -148,21 +155,23 @@ def resize_small(
   return _resized(image, shape, method)
 
 
+@OPS.register
 def central_crop(image: Picture, size: int | tuple[int, int]) -> Picture:
-  """Cuts (height, width) from the middle; what is missing becomes black."""
+  """Crops to the central (height, width); black outside the image."""
   height, width = _size(size)
   rows, columns = _height_width(image)
   left, top = (columns - width) // 2, (rows - height) // 2
   return _cropped(image, (left, top, left + width, top + height))
 
 
+@OPS.register
 def random_crop(
   image: Picture,
   rng: np.random.Generator,
   size: int | tuple[int, int],
   padding: int = 0,
 ) -> Picture:
-  """Cuts (height, width) from a random place, after a black border."""
+  """Crops to (height, width) at a random place, after a black border."""
   height, width = _size(size)
   rows, columns = _height_width(image)
   free = (columns + 2 * padding - width, rows + 2 * padding - height)
@@ -175,6 +184,7 @@ def random_crop(
   return _cropped(image, (left, top, left + width, top + height))
 
 
+@OPS.register
 def flip_lr(
   image: Picture, rng: np.random.Generator, probability: float = 0.5
 ) -> Picture:
@@ -189,6 +199,7 @@ def flip_lr(
   return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
+@OPS.register
 def value_range(
   image: Picture, low: float = -1.0, high: float = 1.0
 ) -> np.ndarray:
@@ -199,8 +210,8 @@ def value_range(
   return x
 
 
-# Mean and deviation of the channels, of 1: CLIP's (arXiv 2103.00020, in its
-# released code), and what most PyTorch models of ImageNet take.
+# Mean and deviation of the channels, on a scale of 1: CLIP's (arXiv 2103.00020,
+# in its released code), and those of most PyTorch models of ImageNet.
 STATISTICS = {
   "clip": (
     (0.48145466, 0.4578275, 0.40821073),
@@ -210,12 +221,13 @@ STATISTICS = {
 }
 
 
+@OPS.register
 def standardize(
   image: Picture,
   statistics: str | tuple[float, float, float] = "clip",
   deviation: tuple[float, float, float] | None = None,
 ) -> np.ndarray:
-  """Returns (height, width, 3) float32, less a mean, over a deviation.
+  """Subtracts a mean and divides by a deviation; (height, width, 3) float32.
 
   Args:
     image: of 0 to 255.
@@ -225,8 +237,8 @@ def standardize(
   if deviation is None:
     if statistics not in STATISTICS:
       raise ValueError(
-        f"statistics={statistics!r} is none of {', '.join(STATISTICS)}, nor a "
-        "mean and a deviation of three channels."
+        f"statistics={statistics!r} must be one of {', '.join(STATISTICS)}, or "
+        "a mean and a deviation of three channels."
       )
     statistics, deviation = STATISTICS[statistics]
   values = np.asarray((statistics, deviation), np.float32)
@@ -237,19 +249,3 @@ def standardize(
     )
   mean, deviation = values * 255
   return (np.asarray(image, np.float32) - mean) / deviation
-
-
-OPS = {
-  f.__name__: f
-  for f in (
-    inception_crop,
-    resize,
-    resize_small,
-    central_crop,
-    random_crop,
-    flip_lr,
-    randaug,
-    value_range,
-    standardize,
-  )
-}

@@ -3,14 +3,15 @@
 """Batches for training and evaluation, the same on any number of hosts.
 
 Training is an endless stream of positions: epochs joined without a gap, each
-shuffled anew. Which example stands at a position, and the random numbers that
-it is augmented with, follow from (seed, position) alone. Batch k is positions
-k * batch_size and on; process p of P reads the p-th of P equal blocks of it. So
-the joint batch does not depend on processes, workers or threads, and the state
-of the stream is the number of the next batch.
+with its own shuffle. The example at a position (`dataset.Stream`) and the
+random numbers of its augmentation follow from (seed, position) alone. Batch k
+starts at position k * batch_size; process p of P reads the p-th of P equal
+blocks of it. So the joint batch does not depend on processes, workers or
+threads, and the state of the stream is the number of the next batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+import functools
 import math
 import os
 from typing import Any
@@ -18,13 +19,14 @@ import warnings
 
 import numpy as np
 
+from soupjax.data.dataset import Stream
 from soupjax.data.preprocess import CorruptImage, Preprocess
-from soupjax.data.sources import Source
+from soupjax.data.source import Source
 
 Batch = dict[str, np.ndarray]
 
 
-# More corrupt images than this in a row are no accident.
+# More corrupt images than this in a row are not an accident.
 _IN_A_ROW = 16
 
 
@@ -46,14 +48,14 @@ def train_loader(
     source: labelled images.
     batch_size: images in a batch over all processes.
     seed: of order and augmentation.
-    preprocess: as "inception_crop(224)|flip_lr|value_range(-1, 1)"; see
+    preprocess: operations, such as "inception_crop(224)|flip_lr"; see
       `Preprocess`.
     num_workers: processes that read ahead; 0 reads in threads of this one,
       which is enough where most time is spent decoding and resizing. Workers
       are spawned: a script needs `if __name__ == "__main__":`.
     num_threads: each reads a batch ahead; default the cores, at most 8.
-    process_index: which of the processes this is, as `jax.process_index()`.
-    process_count: how many there are.
+    process_index: index of this process, `jax.process_index()`.
+    process_count: number of processes.
     max_corrupt: images that may turn out to be damaged. Each is replaced by
       its neighbour, and named in a warning; one more is an error.
 
@@ -65,7 +67,7 @@ def train_loader(
       wrong, or the first image does not fit it.
   """
   return TrainLoader(
-    _Reader(source, Preprocess(preprocess), seed),
+    Reader(source, Preprocess(preprocess), seed),
     _Share(batch_size, process_index, process_count),
     num_workers=num_workers,
     num_threads=num_threads,
@@ -83,33 +85,34 @@ def eval_batches(
   process_count: int = 1,
   max_corrupt: int = 100,
 ) -> "EvalBatches":
-  """Goes through every example once, in order, in batches of one size.
+  """Iterates over every example once, in order, in batches of one size.
 
   Args:
     source: labelled images.
     batch_size: images in a batch over all processes.
-    preprocess: as "resize_small(256)|central_crop(224)|value_range(-1, 1)".
+    preprocess: deterministic operations, such as
+      "resize_small(256)|central_crop(224)|value_range(-1, 1)".
     num_threads: each reads a batch ahead; default the cores, at most 8.
-    process_index: which of the processes this is.
-    process_count: how many there are.
+    process_index: index of this process.
+    process_count: number of processes.
     max_corrupt: images that may turn out to be damaged. Each is masked, and
       named in a warning; one more is an error.
 
   Returns:
-    Batches that can be gone through again and again; see `EvalBatches`.
+    Batches that can be iterated over repeatedly; see `EvalBatches`.
 
   Raises:
     ValueError: if batch_size does not divide by process_count, preprocess is
       wrong or random, or the first image does not fit it.
   """
   parsed = Preprocess(preprocess)
-  if parsed.random:
+  if parsed.random_ops:
     raise ValueError(
       f"Evaluation draws no random numbers, but {preprocess!r} does: use "
       "resize, resize_small or central_crop."
     )
   return EvalBatches(
-    _Reader(source, parsed, 0),
+    Reader(source, parsed, 0),
     _Share(batch_size, process_index, process_count),
     num_threads=num_threads,
     max_corrupt=max_corrupt,
@@ -128,8 +131,13 @@ class TrainLoader:
     self._share = share
     self._num_workers = num_workers
     self._num_threads = num_threads
-    self._corrupt = _Corrupt(reader.source, max_corrupt)
-    self._next = 0
+    self._corrupt = Corrupt(reader.source, max_corrupt)
+    self._stream = Stream(
+      reader.source,
+      batch_size=share.batch_size,
+      seed=reader.seed,
+      preprocess=reader.preprocess.text,
+    )
     self._batches = None
     reader.blank()
 
@@ -140,33 +148,27 @@ class TrainLoader:
     if self._batches is None:
       self._batches = self._start()
     batch = next(self._batches)
-    self._next += 1
+    self._stream.next_batch += 1
     self._corrupt.add(batch.pop("skipped"))
     return batch
 
   def get_state(self) -> dict[str, Any]:
-    """Returns where the stream is, as plain JSON; the same on all processes."""
-    return {"next_batch": self._next, **self._identity()}
+    """Returns the state as plain JSON; it is the same on all processes."""
+    return self._stream.get_state()
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to where another stream was; what follows is the same, bit for bit.
+    """Continues from the state of another stream, bit for bit.
 
     Args:
-      state: of `get_state`; the number of processes, workers and threads may
-        have been another one.
+      state: of `get_state`, here or of an `in_memory.IndexLoader`; the number
+        of processes, workers and threads may differ.
 
     Raises:
       ValueError: if the stream had other data, preprocessing, seed or batch
         size.
     """
-    for name, value in self._identity().items():
-      if state.get(name) != value:
-        raise ValueError(
-          f"The state is of a stream with {name} {state.get(name)!r}, not "
-          f"{value!r}: it cannot go on from there."
-        )
+    self._stream.set_state(state)
     self.close()
-    self._next = int(state["next_batch"])
 
   def close(self) -> None:
     """Stops reading ahead; the next batch starts it again."""
@@ -174,22 +176,14 @@ class TrainLoader:
       self._batches.close()
       self._batches = None
 
-  def _identity(self) -> dict[str, Any]:
-    return {
-      "source": self._reader.source.name,
-      "size": len(self._reader.source),
-      "preprocess": self._reader.preprocess.text,
-      "seed": self._reader.seed,
-      "batch_size": self._share.batch_size,
-    }
-
   def _start(self) -> Iterator[Batch]:
     import grain
 
-    dataset = grain.MapDataset.range(len(self._reader.source))
-    dataset = dataset.seed(self._reader.seed).shuffle().repeat()
-    dataset = dataset.map_with_index(self._reader.train)
-    dataset = self._share.of(dataset, self._next)
+    dataset = grain.MapDataset.range(len(self._reader.source)).repeat()
+    dataset = dataset.map_with_index(
+      functools.partial(_example, self._stream, self._reader)
+    )
+    dataset = self._share.of(dataset, self._stream.next_batch)
     batches = dataset.to_iter_dataset(_read_options(self._num_threads))
     if self._num_workers:
       _allow_workers()
@@ -203,15 +197,15 @@ class EvalBatches:
   """All examples once, padded to equal batches, as many on each process.
 
   A batch is {"images": (b, height, width, 3), "labels": (b,) int32, "mask":
-  (b,) bool}, b = batch_size / process_count. Where mask is False, there is no
-  example, or a corrupt one: the image is zeros and the label 0.
+  (b,) bool}, b = batch_size / process_count. The mask is False for padding and
+  corrupt examples, whose image is zeros and label 0.
   """
 
   def __init__(self, reader, share, *, num_threads, max_corrupt):
     self._reader = reader
     self._share = share
     self._num_threads = num_threads
-    self._corrupt = _Corrupt(reader.source, max_corrupt)
+    self._corrupt = Corrupt(reader.source, max_corrupt)
     self._blank = reader.blank()
 
   def __len__(self) -> int:
@@ -245,12 +239,15 @@ class EvalBatches:
     }
 
 
-class _Reader:
+def _example(stream: Stream, reader: "Reader", position: int, _: int):
+  """Reads the example at a position, here or in a worker process."""
+  return reader.train(position, stream.example_at(position))
+
+
+class Reader:
   """Reads and preprocesses examples; is sent to worker processes."""
 
   def __init__(self, source: Source, preprocess: Preprocess, seed: int):
-    if not 0 <= seed < 2**32:
-      raise ValueError(f"A seed is in [0, 2**32), not {seed}.")
     self.source = source
     self.preprocess = preprocess
     self.seed = seed
@@ -310,19 +307,24 @@ class _Share:
 
 def _stacked(examples: list[dict[str, Any]]) -> Batch:
   """Stacks examples; they must be of one shape."""
-  shapes = {example["images"].shape for example in examples}
+  check_one_shape(example["images"] for example in examples)
+  return {
+    key: np.stack([example[key] for example in examples]) for key in examples[0]
+  }
+
+
+def check_one_shape(images: Iterable[np.ndarray]) -> None:
+  """Raises ValueError if images differ in shape."""
+  shapes = {image.shape for image in images}
   if len(shapes) > 1:
     raise ValueError(
       f"Images of one batch have the shapes {sorted(shapes)}: end preprocess "
       "with an operation that gives all of them one size, as resize(224) or "
       "central_crop(224)."
     )
-  return {
-    key: np.stack([example[key] for example in examples]) for key in examples[0]
-  }
 
 
-class _Corrupt:
+class Corrupt:
   """Counts the images that could not be decoded."""
 
   def __init__(self, source: Source, limit: int):
@@ -331,7 +333,7 @@ class _Corrupt:
     self._seen = set()
 
   def add(self, skipped: np.ndarray) -> None:
-    """Notes new ones (-1 is none); raises ValueError beyond the limit."""
+    """Counts and names new ones; -1 is not corrupt. Raises at the limit."""
     for index in sorted({int(i) for i in skipped if i >= 0} - self._seen):
       self._seen.add(index)
       where = self._source.describe(index)
@@ -348,11 +350,15 @@ class _Corrupt:
       )
 
 
+def default_threads() -> int:
+  """Returns the number of cores, at most 8."""
+  return min(os.cpu_count() or 1, 8)
+
+
 def _read_options(num_threads: int | None):
   import grain
 
-  if num_threads is None:
-    num_threads = min(os.cpu_count() or 1, 8)
+  num_threads = num_threads or default_threads()
   return grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=num_threads
   )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded bytes to the array that a model sees, on the host."""
+"""Preprocessing on the host: from encoded bytes to the array of a model."""
 
 import inspect
 import io
@@ -10,7 +10,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-from soupjax.data import image_ops, spec
+from soupjax.data import image_ops, op_strings
 
 
 class CorruptImage(ValueError):
@@ -21,11 +21,14 @@ class Preprocess:
   """Decodes an image and applies the operations of a short text.
 
   Attributes:
-    text: as "inception_crop(224)|flip_lr|randaug(2, 10)|value_range(-1, 1)";
-      see `image_ops` for the operations. Decoding, to RGB, comes by itself.
-      Without `value_range` the result is uint8, a quarter of the bytes; see
-      `ops.value_range` for the device.
-    random: whether any operation draws random numbers.
+    text: operations joined by "|", such as
+      "inception_crop(224)|flip_lr|randaug(2, 10)|value_range(-1, 1)":
+      registered ones (`image_ops.OPS`) or import paths. An operation is a
+      function with a parameter `image`, and `rng` where it draws random
+      numbers. Images are decoded to RGB first. Without `value_range` the
+      result is uint8, a quarter of the bytes; `batch_ops.value_range` converts
+      it on the device.
+    random_ops: names of the operations that draw random numbers.
   """
 
   def __init__(self, text: str):
@@ -41,9 +44,9 @@ class Preprocess:
     self.text = text
     self._ops = [
       (name, op, "rng" in inspect.signature(op.func).parameters)
-      for name, op in spec.parse(text, image_ops.OPS, ("image", "rng"))
+      for name, op in op_strings.parse(text, image_ops.OPS, ("image", "rng"))
     ]
-    self.random = any(draws for _, _, draws in self._ops)
+    self.random_ops = tuple(name for name, _, draws in self._ops if draws)
     self._opencv = any(
       op.keywords.get("method") == "linear" for _, op, _ in self._ops
     )
@@ -76,7 +79,7 @@ class Preprocess:
           f"{self.text!r}: {name} comes after value_range or standardize, "
           "which must be last."
         )
-      x = op(x, rng=rng) if draws else op(x)
+      x = op(image=x, rng=rng) if draws else op(image=x)
     return np.asarray(x)
 
 
@@ -88,12 +91,12 @@ def decode(
   Args:
     image: encoded bytes of any format that Pillow reads, or (height, width, 3)
       uint8.
-    opencv: whether an array will do, so that OpenCV can decode JPEGs. Pixels
+    opencv: whether arrays are accepted, so that OpenCV can decode JPEGs. Pixels
       are the same: both use libjpeg-turbo.
 
   Returns:
-    A PIL image; or, with `opencv`, (height, width, 3) uint8 where there is no
-    need for Pillow.
+    A PIL image; or, with `opencv`, (height, width, 3) uint8 where Pillow is not
+    needed.
 
   Raises:
     CorruptImage: if the bytes cannot be decoded.
@@ -135,7 +138,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
   """Decodes a JPEG with pixels from `start` on; None leaves it to Pillow."""
   # OpenCV takes broken files without a word, before 4.11 truncated ones too.
-  # What it gets here has one scan, and no marker in it but the end, where the
+  # Here it gets files of one scan without markers but the end, where the
   # file ends: no truncated file is so, and of broken ones those that Pillow
   # takes as well.
   marker = _MARKER.search(image, start)
@@ -150,7 +153,7 @@ def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
 # Not those of restarts; 0xff among pixels is followed by 0.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
-# What Pillow raises on damaged files, depending on the format.
+# Errors of Pillow on damaged files, depending on the format.
 _UNREADABLE = (
   OSError,
   SyntaxError,

@@ -1,7 +1,13 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models, in Flax Linen; `pretrained` reads and writes others' weights."""
+"""Models in Flax Linen; `pretrained` loads and saves weights in other layouts.
 
+A function that returns a Flax module, or a module class, can be named in a
+config once it is decorated with `register`, or by its import path.
+"""
+
+from soupjax.models.build import MODELS as MODELS
+from soupjax.models.build import build as build
 from soupjax.models.mixer import MIXER_VARIANTS as MIXER_VARIANTS
 from soupjax.models.mixer import Mixer as Mixer
 from soupjax.models.mixer import mixer_variant as mixer_variant
@@ -9,3 +15,5 @@ from soupjax.models.pretrained import load_pretrained as load_pretrained
 from soupjax.models.vit import VARIANTS as VARIANTS
 from soupjax.models.vit import ViT as ViT
 from soupjax.models.vit import variant as variant
+
+register = MODELS.register

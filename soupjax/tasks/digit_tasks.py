@@ -19,7 +19,8 @@ import optax
 
 from soupjax import data
 from soupjax.checkpoints import open as open_lib
-from soupjax.data import Dataset, batch_indices, ops
+from soupjax.data import Dataset, batch_indices
+from soupjax.data import batch_ops as ops
 from soupjax.data.variants import joined, variant
 from soupjax.evaluators import Classification, predictor
 from soupjax.models import ViT

@@ -1,58 +1,44 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Mixes checkpoint files into one, from a config: no data, no evaluation."""
+"""Mixes checkpoint files into one, as a config says: no data, no evaluation."""
 
+import ast
+from collections.abc import Mapping
 import inspect
-import json
 from typing import Any
 
+import jax
 import ml_collections
 from ml_collections import config_dict
 
+from soupjax import config as config_lib
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
+from soupjax.registry import suggestion
 from soupjax.soups import rules
 from soupjax.soups.engine import plan
 
-# Those of `soupjax.rules` that take their arguments from `config.arguments`.
-NAMED = (
-  "breadcrumbs",
-  "dare",
-  "della",
-  "fisher",
-  "geometric_median",
-  "iso_c",
-  "karcher",
-  "lerp",
-  "linear",
-  "model_stock",
-  "regmean",
-  "sce",
-  "slerp",
-  "task_arithmetic",
-  "ties",
-  "tsv",
-)
 
+def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
+  """Returns all settings of this task, for one rule; empty means unset.
 
-def default_config() -> ml_collections.ConfigDict:
-  """The settings that all configs of this task have; empty means unset."""
-  c = ml_collections.ConfigDict()
+  Args:
+    rule: a name or a call, such as "ties" or "ties(density=0.2)". The arguments
+      of the rule become the keys of `config.rule`.
+
+  Raises:
+    ValueError: if there is no such rule, or it does not take the arguments.
+  """
+  # Mappings stay dicts: their keys are regular expressions, in their order.
+  c = ml_collections.ConfigDict(convert_dict=False)
   c.task = "mix"
-  c.rule = "uniform"
+  c.rule = config_dict.FieldReference(_rule_keys(rule), field_type=object)
   c.ingredients = ""  # A path or pattern, or several with commas between.
   c.base = ""
   c.out = ""
-  c.weights = ()  # For rule "weighted".
-  # Instead of weights: "uniform", "linear", "minus-sqrt" or "ema", for
-  # checkpoints of one run, oldest first; `arguments` are those of
-  # `rules.schedule`: '{"last": 5}'.
-  c.schedule = ""
-  c.alpha = config_dict.placeholder(float)  # For rule "interpolate".
-  # For `schedule` and all other rules, as JSON: '{"density": 0.2}'.
-  c.arguments = ""
-  # Pairs of a regular expression and "keep", "skip", a number or K numbers.
-  c.select = ()
+  # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as text,
+  # "head=keep,pos_embedding=[0, 1],=0.5"; the actions are those of `sj.mix`.
+  c.select = config_dict.placeholder(object)
   c.dtype = ""
   c.format = ""
   c.shard_bytes = 0
@@ -65,79 +51,159 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
-def rule_of(config: ml_collections.ConfigDict, count: int) -> rules.Rule:
+def _rule_keys(text):
+  """Returns the name of a rule and all its arguments, defaults included."""
+  name, parameters, given = _parts(text)
+  keys = ml_collections.ConfigDict({"name": name}, convert_dict=False)
+  for parameter in parameters.values():
+    default = parameter.default
+    value = given.get(
+      parameter.name, None if default is inspect.Parameter.empty else default
+    )
+    # An argument may be a number, a list or a dict, whatever its default is.
+    keys[parameter.name] = config_dict.FieldReference(value, field_type=object)
+  return keys
+
+
+def _parts(rule):
+  """Splits a rule into name, parameters that a config sets, and arguments."""
+  if isinstance(rule, str):
+    name, positional, given = config_lib.parse_call(rule)
+  elif isinstance(rule, Mapping) and isinstance(rule.get("name"), str):
+    given = dict(rule)
+    name, positional = given.pop("name"), []
+    if "(" in name:
+      raise ValueError(
+        f"rule.name={name!r} has arguments, and there are the keys "
+        f"{sorted(given)} too. Write either the text or the dict."
+      )
+  else:
+    raise ValueError(
+      "rule must be a text such as 'ties(density=0.2)' or a dict such as "
+      f"{{'name': 'ties', 'density': 0.2}}, got {rule!r}."
+    )
+  signature = rules.RULES.signature(name)
+  parameters = {
+    k: p
+    for k, p in signature.parameters.items()
+    if k not in ("count", "name")
+    and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+  }
+  takes = ", ".join(map(str, parameters.values())) or "no arguments"
+  for key in given:
+    if key not in parameters:
+      raise ValueError(
+        f"The rule {name!r} has no argument {key!r}"
+        + (suggestion(key, parameters) if parameters else ".")
+      )
+  try:
+    bound = inspect.Signature(list(parameters.values())).bind_partial(
+      *positional, **given
+    )
+  except TypeError as e:
+    raise ValueError(f"rule={rule!r}: {e}. It takes {takes}.") from e
+  return name, parameters, bound.arguments
+
+
+def rule_of(rule: str | Mapping[str, Any], count: int) -> rules.Rule:
   """Makes the rule that a config names.
 
   Args:
-    config: with the keys of `default_config`.
-    count: of the ingredients.
+    rule: a text such as "ties(density=0.2)", or a dict such as {"name": "ties",
+      "density": 0.2}. The name is a registered one, or the import path of a
+      function that returns a `Rule`. Arguments that are None are left to their
+      defaults.
+    count: number of ingredients, for rules with a parameter of that name.
 
   Raises:
-    ValueError: if there is no such rule, its numbers make no sense, or one of
-      the settings is set that it does not use.
+    ValueError: if there is no such rule, or an argument is missing, unknown or
+      out of range.
   """
-  used = {"uniform": set(), "interpolate": {"alpha"}}
-  used["weighted"] = (
-    {"schedule", "arguments"} if config.schedule else {"weights"}
-  )
-  used |= {name: {"arguments"} for name in NAMED}
-  if config.rule not in used:
+  if isinstance(rule, ml_collections.ConfigDict):
+    rule = rule.to_dict()
+  name, parameters, given = _parts(rule)
+  given = {k: v for k, v in given.items() if v is not None}
+  for key, parameter in parameters.items():
+    if parameter.default is inspect.Parameter.empty and key not in given:
+      raise ValueError(
+        f"The rule {name!r} needs {key}: set --config.rule.{key}."
+      )
+  if "count" in rules.RULES.signature(name).parameters:
+    given["count"] = count
+  made = rules.RULES.get(name)(**given)
+  if not isinstance(made, rules.Rule):
     raise ValueError(
-      f"rule={config.rule!r} is none of {', '.join(map(repr, used))}."
+      f"{name!r} must return a soupjax.rules.Rule, got {made!r}."
     )
-  for key in ("weights", "schedule", "alpha", "arguments"):
-    unset = config[key] is None or config[key] in ("", ())
-    if not unset and key not in used[config.rule]:
-      takes = " and ".join(sorted(used[config.rule])) or "no settings"
-      raise ValueError(
-        f"--config.{key}={config[key]!r} would be ignored: the rule "
-        f"{config.rule!r} takes {takes} here."
-      )
-  if config.rule == "uniform":
-    return rules.linear()
-  if config.rule == "weighted" and config.schedule:
-    weights = _called(
-      rules.schedule, config.arguments, kind=config.schedule, count=count
-    )
-    return rules.linear(weights)
-  if config.rule == "weighted":
-    if not config.weights:
-      raise ValueError(
-        "rule='weighted' needs --config.weights, one number an ingredient, or "
-        "--config.schedule."
-      )
-    return rules.linear(list(config.weights))
-  if config.rule == "interpolate":
-    return rules.lerp(0.5 if config.alpha is None else config.alpha)
-  return _called(getattr(rules, config.rule), config.arguments)
+  return made
 
 
-def _called(make, text, **more):
-  """Calls a function with arguments in JSON, and more."""
-  name = make.__name__
+def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:
+  """Returns regular expressions and actions, from a dict or a text.
+
+  Args:
+    select: a dict, pairs, or a text such as "head=keep,pos_embedding=[0, 1]".
+      A regular expression that has a comma outside of brackets needs the dict.
+
+  Raises:
+    ValueError: if it cannot be read, or an expression occurs twice.
+  """
+  if isinstance(select, ml_collections.ConfigDict):
+    select = select.to_dict()
+  if isinstance(select, str):
+    pairs = [_select_pair(part) for part in _split_at_commas(select)]
+  else:
+    try:
+      pairs = list(dict(select or {}).items())
+    except (TypeError, ValueError) as e:
+      raise ValueError(
+        "select must be a dict {regex: action} or a text "
+        f"'regex=action,...', got {select!r}."
+      ) from e
+  selection: dict[str, Any] = {}
+  for regex, action in pairs:
+    if regex in selection:
+      raise ValueError(f"select has {regex!r} twice.")
+    selection[regex] = action
+  return selection
+
+
+def _split_at_commas(text):
+  """Splits at the commas that are not inside brackets."""
+  parts, depth = [""], 0
+  for character in text:
+    depth += (character in "([{") - (character in ")]}")
+    if character == "," and depth == 0:
+      parts.append("")
+    else:
+      parts[-1] += character
+  return [part.strip() for part in parts if part.strip()]
+
+
+def _select_pair(part):
+  regex, separator, action = part.rpartition("=")
+  if not separator:
+    raise ValueError(f"select has {part!r}: write regex=action.")
   try:
-    arguments = {**json.loads(text or "{}"), **more}
-    inspect.signature(make).bind(**arguments)
-  except (json.JSONDecodeError, TypeError) as e:
-    raise ValueError(
-      f"arguments={text!r} do not fit {name}"
-      f"{inspect.signature(make)}: {e}. Write them as JSON, "
-      "as '{\"scale\": 0.3}'."
-    ) from e
-  return make(**arguments)
+    return regex, ast.literal_eval(action)
+  except (SyntaxError, ValueError):
+    return regex, action  # "keep" or "skip"; others are refused with the leaf.
 
 
-def mix(
+def run(
   config: ml_collections.ConfigDict, *, dry_run: bool = False
 ) -> mix_lib.Mixed:
-  """Runs a config of this task; prints the plan and what came of it.
+  """Mixes as a config says; prints the plan and the throughput.
+
+  In several processes each reads and writes its share of one output; the first
+  one prints.
 
   Args:
     config: with the keys of `default_config`.
     dry_run: checks, prints the plan and stops.
 
   Returns:
-    What `soupjax.mix` returns.
+    The result of `soupjax.mix`.
 
   Raises:
     ValueError: if something is missing or does not fit.
@@ -145,32 +211,23 @@ def mix(
   for key in ("ingredients", "out"):
     if not config[key]:
       raise ValueError(f"Nothing is given for --config.{key}.")
-  settings: dict[str, Any] = {
-    key: config[key] or None
-    for key in (
-      "base",
-      "dtype",
-      "format",
-      "shard_bytes",
-      "threads",
-      "max_host_bytes",
-    )
-  }
-  settings |= {
-    key: config[key]
-    for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
-  }
+  optional = "base dtype format shard_bytes threads max_host_bytes".split()
+  settings: dict[str, Any] = {key: config[key] or None for key in optional}
+  for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes"):
+    settings[key] = config[key]
   ingredients = open_lib.find_ingredients(
     [p.strip() for p in str(config.ingredients).split(",") if p.strip()]
   )
   mixed = mix_lib.mix(
-    rule_of(config, len(ingredients)),
+    rule_of(config.rule, len(ingredients)),
     ingredients,
     out=config.out,
-    select={regex: action for regex, action in config.select},
+    select=selection_of(config.select),
     dry_run=dry_run,
     **settings,
   )
+  if jax.process_index() > 0:
+    return mixed
   print(mixed.table)
   if mixed.report is not None:
     seconds = max(mixed.report.seconds, 1e-9)

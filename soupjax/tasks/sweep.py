@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 
 from soupjax.checkpoints import open as open_lib
-from soupjax.data import Dataset, batch_indices, ops
+from soupjax.data import Dataset, batch_indices
+from soupjax.data import batch_ops as ops
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.soups.core.ingredient import Ingredient, rank_by

@@ -4,6 +4,12 @@
 
 import jax
 
+from soupjax.registry import Registry
+
+# A loss maps logits and target probabilities, both (batch, classes), to a
+# scalar. `@LOSSES.register` adds one that configs can name.
+LOSSES = Registry("loss")
+
 
 def smooth_labels(
   labels: jax.Array, num_classes: int, smoothing: jax.typing.ArrayLike
@@ -19,6 +25,7 @@ def smooth_labels(
   return hot * (1 - smoothing) + smoothing / num_classes
 
 
+@LOSSES.register(name="softmax")
 def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Mean cross-entropy, a scalar in nats.
 
@@ -29,6 +36,7 @@ def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return -(targets * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
 
 
+@LOSSES.register(name="sigmoid")
 def sigmoid_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Sum over classes of binary cross-entropies, mean over the batch.
 

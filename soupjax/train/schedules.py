@@ -5,8 +5,6 @@
 import jax
 import jax.numpy as jnp
 
-from soupjax.train import optim
-
 # A schedule is a traced number, so that a sweep over them compiles once.
 NAMES = ("cosine", "rsqrt", "linear", "constant")
 
@@ -47,15 +45,14 @@ def learning_rate(
     The rate, a float32 scalar.
   """
   step = jnp.asarray(step, jnp.float32)
-  cosine = optim.warmup_cosine(
-    step, peak=1.0, total_steps=total_steps, warmup_steps=warmup_steps
-  )
   span = jnp.maximum(total_steps - warmup_steps, 1)
   done = jnp.clip((step - warmup_steps) / span, 0, 1)
-  # Without a warmup there is no scale of time to fall over: take 1 step.
+  # Without a warmup, rsqrt falls from the first step on.
   scale = jnp.maximum(warmup_steps, 1)
   rsqrt = jnp.sqrt(scale / jnp.maximum(step + 1, scale))
   warm = jnp.minimum((step + 1) / scale, 1)
+  half_cosine = 0.5 * (1 + jnp.cos(jnp.pi * done))
+  cosine = jnp.where(step < warmup_steps, warm, half_cosine)
   rates = jnp.stack([cosine, warm * rsqrt, warm * (1 - done), warm])
   left = jnp.clip((total_steps - step) / jnp.maximum(cooldown_steps, 1), 0, 1)
   cool = jnp.where(cooldown_steps > 0, left, 1.0)

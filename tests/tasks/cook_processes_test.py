@@ -11,7 +11,8 @@ import numpy as np
 import workers
 
 import soupjax as sj
-from soupjax.tasks import cook_sweep, finetune_sweep
+from soupjax.tasks import cook_sweep
+from soupjax.tasks.finetune import run as finetune_run
 
 WORKER = pathlib.Path(__file__).with_name("cook_worker.py")
 
@@ -20,7 +21,7 @@ def test_two_processes_cook_what_one_does(tmp_path):
   sweep = tmp_path / "sweep"
   overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2)]
   config = finetuning.small(**{"hyper.ema": ()})
-  finetune_sweep.run(config, sweep, sweep=overrides)
+  finetune_run.run(config, sweep, sweep=overrides)
   workers.run(WORKER, tmp_path, str(sweep), str(tmp_path / "two"))
   cook_sweep.run(
     config_of(sweep, **{"cook.early_reject": False}), tmp_path / "one"

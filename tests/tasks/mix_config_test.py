@@ -1,5 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import os
 import pathlib
 
@@ -10,28 +11,26 @@ import soupjax as sj
 from soupjax import config as configs
 from soupjax.tasks import mix
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "soups"
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "mix.py"
 
 
 @pytest.fixture
 def folder(tmp_path):
   for k, value in enumerate([1.0, 3.0]):
-    tree = {"body": np.full(5, value, "f"), "head": np.full(2, value, "f")}
+    tree = {"body": np.full(5, value, "f"), "head.x": np.full(2, value, "f")}
     sj.save_params(tmp_path / f"m{k}.safetensors", tree)
   return tmp_path
 
 
-def run(folder, name, *, dry_run=False, **settings):
+def run(folder, arg="uniform", /, *, dry_run=False, **settings):
   settings.setdefault("ingredients", str(folder / "m*"))
   settings.setdefault("out", str(folder / "soup.npz"))
-  name, _, arg = name.partition(":")
-  config = configs.load(str(CONFIGS / f"{name}.py"), arg or None, **settings)
-  mix.mix(config, dry_run=dry_run)
+  mix.run(configs.load(str(CONFIG), arg, **settings), dry_run=dry_run)
   return sj.load_params(settings["out"])
 
 
 def test_uniform(folder, capsys):
-  assert run(folder, "uniform")["body"].tolist() == [2] * 5
+  assert run(folder)["body"].tolist() == [2] * 5
   text = capsys.readouterr().out
   assert "m0" in text and "Wrote " in text and "GB/s" in text
   assert sj.provenance(folder / "soup.npz")["ingredients"][0]["content_hash"]
@@ -40,140 +39,136 @@ def test_uniform(folder, capsys):
 @pytest.mark.parametrize("between", [",", ", ", " ,\n"])
 def test_several_paths(folder, between):
   both = between.join(str(folder / f"m{k}.safetensors") for k in range(2))
-  found = run(folder, "uniform", ingredients=f" {both}, ")
-  assert found["body"].tolist() == [2] * 5
+  assert run(folder, ingredients=f" {both}, ")["body"].tolist() == [2] * 5
 
 
-def test_weighted(folder):
-  found = run(folder, "weighted", weights=(3.0, 1.0))
-  assert found["head"].tolist() == [1.5] * 2
-
-
-def test_schedule(folder):
-  found = run(folder, "weighted", schedule="linear")
-  assert np.allclose(found["head"], (1 + 2 * 3) / 3)
-  again = {"overwrite": True, "schedule": "ema"}
-  found = run(folder, "weighted", arguments='{"decay": 0.25}', **again)
-  assert np.allclose(found["head"], 0.25 * 1 + 0.75 * 3)
-  with pytest.raises(ValueError, match="last 3 of 2"):
-    run(folder, "weighted", schedule="linear", arguments='{"last": 3}')
+def test_several_patterns(folder):
+  both = f"{folder}/m1*,{folder}/m0*"
+  soup = run(folder, "weighted([1, 0])", ingredients=both)
+  assert soup["body"].tolist() == [3] * 5
 
 
 @pytest.mark.parametrize(
-  "name,settings,text",
+  "rule,settings,body,head",
   [
-    ("merge:linear", {"weights": (1.0, 2.0)}, "'linear' takes arguments here"),
-    ("uniform", {"weights": (1.0, 2.0)}, "weights=.*takes no settings"),
-    ("uniform", {"arguments": "{}"}, "arguments=.*takes no settings"),
-    ("uniform", {"schedule": "ema"}, "schedule=.*takes no settings"),
-    ("weighted", {"weights": (1.0, 2.0), "alpha": 0.5}, "alpha=0.5 would"),
-    ("weighted", {"weights": (1.0, 2.0), "arguments": "{}"}, "takes weights"),
-    ("weighted", {"weights": (1.0, 2.0), "schedule": "ema"}, "weights=.*and"),
-    ("interpolate", {"weights": (1.0, 2.0)}, "takes alpha here"),
-    ("merge:lerp", {"alpha": 0.2}, "alpha=0.2 would be ignored"),
+    ("weighted", {"rule.weights": (3.0, 1.0)}, 1.5, 1.5),
+    ("weighted([3, 1])", {}, 1.5, 1.5),
+    ("uniform", {"rule": "linear(weights=[3, 1])"}, 1.5, 1.5),
+    ("uniform", {"rule": {"name": "linear", "weights": [3, 1]}}, 1.5, 1.5),
+    ("linear([1, 1], normalize=False)", {}, 4, 4),
+    ("schedule", {"rule.kind": "linear"}, 7 / 3, 7 / 3),
+    ("schedule('ema', decay=0.25)", {}, 2.5, 2.5),
+    ("schedule('uniform', last=1)", {}, 3, 3),
+    ("interpolate", {}, 1.5, 1.5),
+    ("interpolate(0.25)", {"rule.alpha": 0.75}, 1.75, 1.75),
+    ("lerp({'d.x': 0.0, '': 0.5})", {}, 1.5, 1),
+    ("task_arithmetic", {"rule.scale": {"d.x": 0.0, "": 0.5}}, 2, 1),
+    ("ties(1.0)", {"rule.scale": 0.25}, 1.5, 1.5),
+    ("slerp", {"rule.t": 0.5}, 2, 2),
+    ("uniform", {"select": {"d.x": "keep"}}, 2, 1),
+    ("uniform", {"select": "d.x=keep"}, 2, 1),
+    ("uniform", {"select": (("d.x", (0, 1)),)}, 2, 3),
+    ("uniform", {"select": "d.x=[0, 1], body=0.25"}, 1.25, 3),
+    ("uniform", {"select": "head[.]x{1,2}=(0,1),=keep"}, 1, 3),
   ],
 )
-def test_nothing_is_ignored(folder, name, settings, text):
-  with pytest.raises(ValueError, match=text):
-    run(folder, name, base=str(folder / "m0.safetensors"), **settings)
-  assert not (folder / "soup.npz").exists()
+def test_rules(folder, rule, settings, body, head):
+  ends = {"base": str(folder / "m0.safetensors")}
+  if rule.startswith("ties"):
+    ends["ingredients"] = str(folder / "m1.safetensors")
+  soup = run(folder, rule, **ends, **settings)
+  assert np.allclose(soup["body"], body) and np.allclose(soup["head.x"], head)
 
 
-def test_interpolate_and_the_other_settings(folder):
-  found = run(
+def test_statistics_may_be_paths(folder):
+  fishers = [str(folder / f"m{k}.safetensors") for k in range(2)]
+  soup = run(folder, f"fisher({fishers})")
+  assert abs(soup["body"] - 2.5).max() < 1e-6  # (1 * 1 + 3 * 3) / 4.
+
+
+def test_the_other_settings(folder):
+  soup = run(
     folder,
-    "interpolate",
+    "interpolate(0.25)",
     ingredients=str(folder / "m1.safetensors"),
     base=str(folder / "m0.safetensors"),
-    alpha=0.25,
-    select=(("head", "keep"),),
     dtype="float16",
     out=str(folder / "soup"),
     format="safetensors",
     shard_bytes=8,
   )
-  assert found["body"].tolist() == [1.5] * 5 and found["body"].dtype == "f2"
-  assert found["head"].tolist() == [1] * 2
+  assert soup["body"].tolist() == [1.5] * 5 and soup["body"].dtype == "f2"
   assert len(os.listdir(folder / "soup")) == 3
 
 
-def test_merge_by_name(folder):
-  base = str(folder / "m0.safetensors")
-  found = run(
-    folder,
-    "merge:task_arithmetic",
-    base=base,
-    arguments='{"scale": {"head": 0.0, "": 0.5}}',
-  )
-  assert found["body"].tolist() == [2] * 5 and found["head"].tolist() == [1] * 2
-  one = str(folder / "m1.safetensors")
-  found = run(
-    folder,
-    "merge:ties",
-    base=base,
-    ingredients=one,
-    arguments='{"density": 1.0, "scale": 0.25}',
-    overwrite=True,
-  )
-  assert found["body"].tolist() == [1.5] * 5
-  found = run(
-    folder,
-    "merge:slerp",
-    arguments='{"t": 0.5}',
-    overwrite=True,
-  )
-  assert abs(found["body"] - 2).max() < 1e-6
-  found = run(
-    folder,
-    "merge:fisher",
-    arguments=f'{{"fishers": ["{base}", "{one}"]}}',
-    overwrite=True,
-  )
-  assert abs(found["body"] - 2.5).max() < 1e-6  # (1 * 1 + 3 * 3) / 4.
+@pytest.mark.parametrize("name", sorted(sj.rules.RULES))
+def test_the_arguments_of_a_rule_are_keys_of_its_config(name):
+  rule = configs.load(str(CONFIG), name).rule
+  assert rule.name == name
+  parameters = inspect.signature(sj.rules.RULES.get(name)).parameters
+  assert set(rule) - {"name"} == set(parameters) - {"count"}
+  for key, parameter in parameters.items():
+    if parameter.default is not parameter.empty:
+      assert rule[key] == parameter.default
 
 
-def test_every_named_rule_exists():
-  assert all(callable(getattr(sj.rules, name)) for name in mix.NAMED)
+def test_every_rule_of_the_package_is_in_the_registry():
+  returns_rule = {
+    name
+    for name, value in vars(sj.rules).items()
+    if inspect.isfunction(value)
+    and inspect.signature(value).return_annotation is sj.rules.Rule
+  }
+  assert len(returns_rule) >= 16 and returns_rule <= set(sj.rules.RULES)
 
 
-def test_several_patterns(folder):
-  both = f"{folder}/m1*,{folder}/m0*"
-  found = run(folder, "weighted", ingredients=both, weights=(1.0, 0.0))
-  assert found["body"].tolist() == [3] * 5
+def test_the_defaults_of_the_config_are_those_of_the_rule():
+  config = configs.load(str(CONFIG), "della(0.5)")
+  from_config = mix.rule_of(config.rule, 2)
+  assert from_config.settings == sj.rules.della(0.5).settings
 
 
 def test_dry_run(folder, capsys):
-  config = configs.load(
-    str(CONFIGS / "uniform.py"),
-    ingredients=str(folder / "m*"),
-    out=str(folder / "soup.npz"),
-  )
-  assert mix.mix(config, dry_run=True).report is None
+  with pytest.raises(ValueError, match="soup.npz"):  # Nothing was written.
+    run(folder, dry_run=True)
   assert "memory" in capsys.readouterr().out
-  assert not (folder / "soup.npz").exists()
 
 
 @pytest.mark.parametrize(
-  "name,settings,text",
+  "rule,settings,culprit",
   [
+    ("uniform", {"rule.weights": (1.0, 2.0)}, "'rule.weights'"),
+    ("uniform", {"rule": "uniform(weights=[1, 2])"}, "'weights'"),
+    ("interpolate", {"rule": {"name": "lerp", "weights": [1]}}, "'weights'"),
+    ("schedule('linear', last=3)", {}, "3 of 2"),
+    ("schedule('linear', decay=0.5)", {}, "decay="),
     ("uniform", {"ingredients": ""}, "--config.ingredients"),
     ("uniform", {"out": ""}, "--config.out"),
-    ("weighted", {}, "--config.weights"),
+    ("weighted", {}, "--config.rule.weights"),
+    ("slerp", {}, "--config.rule.t"),
     ("interpolate", {}, "base"),
-    ("uniform", {"rule": "x"}, "rule='x'"),
-    ("merge:x", {}, "rule='x' is none of.*'ties'"),
-    ("merge:ties", {}, "needs a base"),
-    (
-      "merge:ties",
-      {"arguments": '{"dense": 1}'},
-      "density.*(missing|unexpected)",
-    ),
-    ("merge:ties", {"arguments": "density=1"}, "JSON"),
-    ("merge:ties", {"arguments": '{"density": 0}'}, "density"),
+    ("ties", {}, "base"),
+    ("ties(dense=1)", {}, "'dense'.*'density'"),
+    ("ties(0.1, density=1)", {}, "density"),
+    ("ties(0)", {}, "density"),
+    ("ties(density=", {}, "'ties.density='"),
+    ("ties(density=x)", {}, "'ties.density=x.'"),
+    ("ties()|dare()", {}, "'ties..|dare..'"),
+    ("tie", {}, "'tie'.*'ties'"),
+    ("no_such_module.rule", {}, "no_such_module"),
+    ("math.no_such", {}, "math.no_such"),
+    ("operator.abs(a=1)", {}, "'a'|no signature"),
+    ("uniform", {"rule": {"name": "ties(0.2)", "scale": 1}}, "ties.0.2."),
+    ("uniform", {"rule": 3}, "got 3"),
+    ("uniform", {"rule": {"density": 3}}, "'density': 3"),
+    ("uniform", {"select": "head"}, "'head'"),
+    ("uniform", {"select": "head=skip,head=keep"}, "'head' twice"),
+    ("uniform", {"select": "head=drop"}, "'drop'.*'head'"),
+    ("uniform", {"select": ("head", "keep")}, "'head', 'keep'"),
     ("uniform", {"max_host_bytes": 10}, "max_host_bytes=10"),
   ],
 )
-def test_what_is_missing_is_named(folder, name, settings, text):
-  with pytest.raises(ValueError, match=text):
-    run(folder, name, **settings)
+def test_bad_input_is_named(folder, rule, settings, culprit):
+  with pytest.raises(ValueError, match=culprit):
+    run(folder, rule, **settings)
   assert not (folder / "soup.npz").exists()

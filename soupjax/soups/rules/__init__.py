@@ -2,12 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merge rules: pure functions of the same block of every ingredient.
 
-A rule sees a stack of K blocks, one an ingredient, and perhaps the block of a
-base model. It knows neither where they come from nor which leaf they belong to,
-so that one rule serves files, meshes and blocks of any size.
+A rule sees a stack of K blocks, one for each ingredient, and perhaps the block
+of a base model. It does not know where they come from or which leaf they belong
+to, so one rule serves files, meshes and blocks of any size.
+
+A function that returns a `Rule` can be named in a config once it is decorated
+with `register`, or by its import path.
 """
 
 from soupjax.soups.rules.arithmetic import task_arithmetic as task_arithmetic
+from soupjax.soups.rules.base import RULES as RULES
 from soupjax.soups.rules.base import Rule as Rule
 from soupjax.soups.rules.consensus import sce as sce
 from soupjax.soups.rules.consensus import ties as ties
@@ -25,3 +29,5 @@ from soupjax.soups.rules.sparse import dare as dare
 from soupjax.soups.rules.sparse import della as della
 from soupjax.soups.rules.spectral import iso_c as iso_c
 from soupjax.soups.rules.spectral import tsv as tsv
+
+register = RULES.register

@@ -9,11 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from soupjax.registry import Registry
 from soupjax.soups.core import arguments
 from soupjax.soups.rules import coefficients
 
 Values = Mapping[str, Any]
 Specs = Mapping[str, jax.ShapeDtypeStruct]
+
+# Functions that return a Rule, by the name that a config gives them.
+RULES = Registry("rule")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ import numpy as np
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def float32_delta(leaf: jax.Array, base: jax.Array) -> jax.Array:
@@ -94,6 +94,7 @@ def rank_of(density: float, size: int) -> int:
   return max(1, math.floor(density * size + 1e-6))
 
 
+@RULES.register
 def ties(
   density: float = 0.2,
   scale: coefficients.Coefficient = 1.0,
@@ -126,6 +127,15 @@ def ties(
 
   Raises:
     ValueError: if a number or a word makes no sense.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.ties(density=0.5)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 4., -3., -3.,  0.], dtype=float32)
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
@@ -211,6 +221,7 @@ def _sce(stack, base, values):
   return elected_mean(leaves, base, votes, weights, values)
 
 
+@RULES.register
 def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
   """Select, calculate, erase (arXiv 2408.07990).
 
@@ -226,6 +237,15 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
   Returns:
     The rule; it needs a base and two ingredients, and holds whole leaves of all
     of them.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.sce(density=0.5)
+    >>> sj.mix(rule, models, base=base).params["w"].round(3)
+    Array([ 2.8400002, -3.0000002, -3.16     ,  0.       ], dtype=float32)
   """
   density = rule_base.check_share("density", density)
 

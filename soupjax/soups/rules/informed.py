@@ -11,7 +11,7 @@ import numpy as np
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.base import Rule
+from soupjax.soups.rules.base import RULES, Rule
 
 
 def _fisher(stack, base, values):
@@ -29,6 +29,7 @@ def _fisher(stack, base, values):
   return compensated.mean(total, first, compensated.halves(scale))
 
 
+@RULES.register
 def fisher(
   fishers: Sequence[Any],
   *,
@@ -53,6 +54,16 @@ def fisher(
   Raises:
     ValueError: if a number makes no sense; when it merges, also for a Fisher
       that is negative or not finite.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> fishers = [make("a", {"w": jnp.array([3.0, 1.0])}),
+    ...            make("b", {"w": jnp.array([1.0, 1.0])})]
+    >>> rule = sj.rules.fisher(fishers)
+    >>> sj.mix(rule, models).params["w"]
+    Array([1.5, 6. ], dtype=float32)
   """
   floor = rule_base.check_number("floor", floor)
   if floor <= 0:
@@ -109,6 +120,7 @@ def _regmean(stack, base, values):
   return mean + solved.reshape(mean.shape)
 
 
+@RULES.register
 def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
   """Regression mean of linear layers (arXiv 2212.09849).
 

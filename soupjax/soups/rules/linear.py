@@ -10,7 +10,7 @@ import numpy as np
 from soupjax.soups.core import arguments, compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.base import Rule, Values, check_share, per_model
+from soupjax.soups.rules.base import RULES, Rule, Values, check_share, per_model
 
 
 def _linear(stack, base, values):
@@ -59,6 +59,7 @@ def sum_values(weights: np.ndarray) -> Values:
   }
 
 
+@RULES.register
 def linear(
   weights: coefficients.Weights = None, *, normalize: bool = True
 ) -> Rule:
@@ -72,6 +73,14 @@ def linear(
 
   Returns:
     The rule. It warns about negative weights when it meets the ingredients.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> rule = sj.rules.linear([1, 3])
+    >>> sj.mix(rule, models).params["w"]
+    Array([2.5, 7. ], dtype=float32)
   """
   arguments.flag("normalize", normalize)
   if weights is None:
@@ -145,6 +154,12 @@ def schedule(
 
   Raises:
     ValueError: if a number or a word makes no sense.
+
+  Example:
+    >>> sj.rules.schedule("linear", 4)
+    [0.1, 0.2, 0.3, 0.4]
+    >>> sj.rules.schedule("uniform", 4, last=2)
+    [0.0, 0.0, 0.5, 0.5]
   """
   count = arguments.count("count", count)
   n = count if last is None else arguments.whole("last", last)
@@ -169,6 +184,7 @@ def schedule(
   return [0.0] * (count - n) + [float(w) for w in found]
 
 
+@RULES.register
 def lerp(alpha: coefficients.Coefficient) -> Rule:
   """From the base towards the mean of the ingredients (arXiv 2109.01903).
 
@@ -182,6 +198,15 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
 
   Raises:
     ValueError: if alpha is not finite.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.lerp(0.5)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 1.5, -0.5, -1.5,  0.1], dtype=float32)
   """
   alpha = coefficients.check("alpha", alpha)
 
@@ -198,3 +223,34 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     return make(combine=uniform.combine, values=uniform.values)
   values, leaf_values = coefficients.split("alpha", alpha, numbers)
   return make(combine=_lerp, values=values, leaf_values=leaf_values)
+
+
+# More names for a config.
+
+
+@RULES.register(name="uniform")
+def _uniform_rule() -> Rule:
+  """The mean of the ingredients."""
+  return linear()
+
+
+@RULES.register(name="weighted")
+def _weighted_rule(
+  weights: coefficients.Weights, *, normalize: bool = True
+) -> Rule:
+  """`linear`, which must have weights."""
+  return linear(weights, normalize=normalize)
+
+
+@RULES.register(name="interpolate")
+def _interpolate_rule(alpha: coefficients.Coefficient = 0.5) -> Rule:
+  """`lerp`, halfway by default."""
+  return lerp(alpha)
+
+
+@RULES.register(name="schedule")
+def _schedule_rule(
+  kind: str, count: int, *, last: int | None = None, decay: float | None = None
+) -> Rule:
+  """The mean of checkpoints of one run, weighted by `schedule`."""
+  return linear(schedule(kind, count, last=last, decay=decay))

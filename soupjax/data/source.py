@@ -1,0 +1,238 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled images by index, their subsets, and images in memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from soupjax.data.dataset import Dataset
+
+
+class Source:
+  """Labelled images by index. Subclasses implement `_read`.
+
+  Attributes:
+    name: as in reports, such as "cifar10/train[:98%]".
+    num_classes: labels are in [0, num_classes).
+    class_names: one for each class, or None where they are unknown.
+    ranges: (stored split, start, stop) of the examples in its dataset; empty
+      where they are unknown.
+  """
+
+  ranges: tuple[tuple[str, int, int], ...] = ()
+
+  def __init__(
+    self,
+    name: str,
+    size: int,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+  ):
+    if not size:
+      raise ValueError(f"{name} is empty: there is nothing to read in it.")
+    self.name = name
+    self.num_classes = num_classes
+    self.class_names = tuple(class_names) if class_names else None
+    self._size = size
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Reads one example.
+
+    Args:
+      index: in [0, len).
+
+    Returns:
+      {"image": encoded bytes, or (height, width, 3) uint8; "label": int}.
+
+    Raises:
+      IndexError: if the index is out of range.
+      ValueError: if the label is not in [0, num_classes).
+    """
+    if not 0 <= index < self._size:
+      raise IndexError(
+        f"{self.name} has no example {index}, only 0 to {self._size - 1}."
+      )
+    image, label = self._read(index)
+    return {"image": image, "label": self._checked(index, label)}
+
+  def label(self, index: int) -> int:
+    """Returns the label of one example, without reading its image if possible.
+
+    Raises:
+      ValueError: if the label is not in [0, num_classes).
+    """
+    return self._checked(index, self._label(index))
+
+  def describe(self, index: int) -> str:
+    """Names one example in messages."""
+    return f"example {index} of {self.name}"
+
+  def _checked(self, index: int, label: Any) -> int:
+    if not 0 <= label < self.num_classes:
+      raise ValueError(
+        f"{self.describe(index)} has label {label}, but there are only "
+        f"{self.num_classes} classes, 0 to {self.num_classes - 1}: correct the "
+        "labels, or the number of classes."
+      )
+    return int(label)
+
+  def _read(self, index: int) -> tuple[Any, Any]:
+    raise NotImplementedError
+
+  def _label(self, index: int) -> Any:
+    return self._read(index)[1]
+
+
+class _Arrays(Source):
+  """A `Dataset` in memory."""
+
+  def __init__(self, dataset: Dataset, num_classes: int, class_names):
+    super().__init__(dataset.name, len(dataset), num_classes, class_names)
+    images = np.asarray(dataset.images)
+    if images.dtype != np.uint8:
+      images = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+      raise ValueError(
+        f"{dataset.name} has images of shape {images.shape}: (n, height, "
+        "width, 1 or 3) is needed."
+      )
+    self._images = np.broadcast_to(images, (*images.shape[:3], 3))
+    self._labels = np.asarray(dataset.labels)
+    for index in np.flatnonzero(
+      (self._labels < 0) | (self._labels >= num_classes)
+    )[:1]:
+      self._checked(int(index), self._labels[index])
+
+  def _read(self, index):
+    return self._images[index], self._labels[index]
+
+  def _label(self, index):
+    return self._labels[index]
+
+
+class _Subset(Source):
+  """Some examples of another source."""
+
+  def __init__(self, parent: Source, indices: np.ndarray, name: str):
+    super().__init__(name, len(indices), parent.num_classes, parent.class_names)
+    self._parent = parent
+    self._indices = np.asarray(indices)
+
+  def _read(self, index):
+    return self._parent._read(int(self._indices[index]))
+
+  def _label(self, index):
+    return self._parent._label(int(self._indices[index]))
+
+  def describe(self, index: int) -> str:
+    return self._parent.describe(int(self._indices[index]))
+
+
+def from_dataset(
+  dataset: Dataset,
+  num_classes: int,
+  *,
+  class_names: Sequence[str] | None = None,
+) -> Source:
+  """Makes a source of images in memory.
+
+  Args:
+    dataset: images (n, height, width, 1 or 3), uint8, or floats in [-1, 1],
+      which are rounded to 256 levels; one channel is repeated.
+    num_classes: number of classes.
+    class_names: one for each class, where they are known.
+
+  Raises:
+    ValueError: if the shape does not fit or a label is out of range.
+  """
+  return _Arrays(dataset, num_classes, class_names)
+
+
+def subset(
+  source: Source, indices: Sequence[int] | np.ndarray, name: str
+) -> Source:
+  """Makes a source of some examples of another one.
+
+  Args:
+    source: any source.
+    indices: (n,) of the examples, in order.
+    name: of the new source.
+
+  Raises:
+    ValueError: if there are no indices.
+  """
+  return _Subset(source, np.asarray(indices, np.int64), name)
+
+
+def shared_examples(a: Source, b: Source) -> int:
+  """Counts the examples that two parts of one dataset have in common.
+
+  Args:
+    a: from `open_source`.
+    b: from `open_source`, of the same dataset.
+
+  Returns:
+    The number; 0 also where the ranges of either are unknown.
+  """
+  return sum(
+    max(min(stop, other_stop) - max(start, other_start), 0)
+    for split, start, stop in a.ranges
+    for other, other_start, other_stop in b.ranges
+    if split == other
+  )
+
+
+def split_minival(
+  source: Source, *, per_class: int = 26, seed: int = 0
+) -> tuple[Source, Source]:
+  """Holds out the same number of images of every class.
+
+  The paper's minival is about 2 % of ImageNet's training set, 26 images a class
+  (arXiv 2203.05482, section 3.1). The rule: in the order of NumPy's
+  `default_rng(seed).permutation(n)`, the first `per_class` images of each class
+  are minival, all others train; both keep the order of the source. Labels are
+  read in that order until every class is full, a small part of a large set.
+
+  Args:
+    source: to split.
+    per_class: images of each class in minival.
+    seed: of the order.
+
+  Returns:
+    (train, minival), named "NAME-minival26" and so on.
+
+  Raises:
+    ValueError: if a class has not more than `per_class` images.
+  """
+  if per_class < 1:
+    raise ValueError(f"per_class must be positive, not {per_class}.")
+  counts = np.zeros(source.num_classes, np.int64)
+  beyond = np.zeros(source.num_classes, bool)
+  held = []
+  for index in np.random.default_rng(seed).permutation(len(source)):
+    label = source.label(int(index))
+    if counts[label] < per_class:
+      counts[label] += 1
+      held.append(index)
+    else:
+      beyond[label] = True
+    if beyond.all():
+      break
+  if not beyond.all():
+    few = np.flatnonzero(~beyond)
+    raise ValueError(
+      f"{source.name} has no more than {counts[few[0]]} images of class "
+      f"{few[0]} ({len(few)} such classes): minival would take {per_class} and "
+      "leave none to train on. Lower per_class."
+    )
+  minival = np.zeros(len(source), bool)
+  minival[held] = True
+  return (
+    _Subset(source, np.flatnonzero(~minival), f"{source.name}-train"),
+    _Subset(source, np.flatnonzero(minival), f"{source.name}-minival"),
+  )

@@ -1,0 +1,109 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""TFDS datasets in array_record files, read without TensorFlow."""
+
+import os
+import pathlib
+from typing import Any
+
+from soupjax import registry
+from soupjax.data.source import Source
+
+
+class _Tfds(Source):
+  """A part of a TFDS dataset; images stay encoded."""
+
+  def __init__(self, name: str, records, labels):
+    super().__init__(name, len(records), labels.num_classes, labels.names)
+    self._records = records
+
+  def _read(self, index: int) -> tuple[Any, Any]:
+    record = self._records[index]
+    return record["image"], record["label"]
+
+
+def open_tfds(
+  name: str, split: str, data_dir: str | os.PathLike | None = None
+) -> Source:
+  """Opens a prepared TFDS dataset; see `open.open_source`.
+
+  Args:
+    name: a TFDS name, such as "cifar10" or "dataset/config:1.0.0".
+    split: with any slicing of TFDS.
+    data_dir: directory of datasets; default ~/tensorflow_datasets.
+
+  Raises:
+    ValueError: if it is unknown, not prepared, not array_record, empty, or has
+      no "image" or no class "label".
+  """
+  import tensorflow_datasets as tfds
+
+  where = None if data_dir is None else os.fspath(data_dir)
+  try:
+    builder = tfds.core.read_only_builder.builder_from_files(
+      name, data_dir=where
+    )
+  except (tfds.core.registered.DatasetNotFoundError, ValueError) as e:
+    raise ValueError(_not_found(name, where, tfds)) from e
+  info = builder.info
+  label = f"{name}/{split}"
+  if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise ValueError(
+      f"{builder.data_dir} holds {info.file_format.value} files; only "
+      f"array_record can be read at random: {_how_to(name)}"
+    )
+  features = dict(info.features or {})
+  if "image" not in features or not hasattr(
+    features.get("label"), "num_classes"
+  ):
+    raise ValueError(
+      f"{name} has the features {sorted(features)}: an 'image' and a 'label' "
+      "that is a class are needed."
+    )
+  base = split.partition("[")[0]
+  if "+" not in split and base not in info.splits:
+    raise ValueError(
+      f"{name} has no split {base!r}{registry.suggestion(base, info.splits)}"
+    )
+  try:
+    size = info.splits[split].num_examples
+  except (ValueError, AssertionError) as e:
+    raise ValueError(f"Cannot read the split {split!r} of {name}: {e}") from e
+  if size <= 0:
+    raise ValueError(
+      f"{label} is empty: {base} has {info.splits[base].num_examples} images."
+    )
+  records = builder.as_data_source(
+    split, decoders={"image": tfds.decode.SkipDecoding()}
+  )
+  source = _Tfds(label, records, features["label"])
+  parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+  source.ranges = tuple(
+    (
+      p.splitname,
+      p.from_ or 0,
+      info.splits[p.splitname].num_examples if p.to is None else p.to,
+    )
+    for p in parts
+  )
+  return source
+
+
+def _not_found(name: str, data_dir: str | None, tfds) -> str:
+  """Returns the error for a dataset without files."""
+  base = name.partition(":")[0].partition("/")[0]
+  directory = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR)
+  known = set(tfds.list_builders(with_community_datasets=False))
+  if base in known:
+    return f"{name} is not prepared in {directory}: {_how_to(name)}"
+  known |= {"digits", "digits_row"}
+  if directory.expanduser().is_dir():
+    known |= {p.name for p in directory.expanduser().iterdir() if p.is_dir()}
+  return f"Unknown dataset {name!r}{registry.suggestion(base, known)}"
+
+
+def _how_to(name: str) -> str:
+  return (
+    "pip install 'soupjax[prepare]', then `tfds build "
+    f"{name} --file_format=array_record --data_dir=...`."
+  )

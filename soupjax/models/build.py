@@ -1,0 +1,84 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Models by the names that configs give them."""
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+
+from soupjax.models import mixer as mixer_lib
+from soupjax.models import vit as vit_lib
+from soupjax.registry import Registry, suggestion
+
+# Functions of `num_classes` and of options that return a Flax module; a module
+# class is one.
+MODELS = Registry("model")
+
+
+@MODELS.register
+def vit(num_classes: int | None, variant: str = "", **options) -> vit_lib.ViT:
+  """Makes a ViT of a variant such as "B/16", with options that change it."""
+  size = vit_lib.variant(variant) if variant else {}
+  return vit_lib.ViT(num_classes=num_classes, **size | options)
+
+
+@MODELS.register
+def mixer(
+  num_classes: int | None, variant: str = "", **options
+) -> mixer_lib.Mixer:
+  """Makes an MLP-Mixer of a variant such as "B/16"."""
+  size = mixer_lib.mixer_variant(variant) if variant else {}
+  return mixer_lib.Mixer(num_classes=num_classes, **size | options)
+
+
+# Classes behind the functions whose options a signature does not list.
+_CLASSES = {"vit": vit_lib.ViT, "mixer": mixer_lib.Mixer}
+
+
+def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
+  """Builds the model that a config names.
+
+  Args:
+    name: of a registered model, or the import path of a function or of a module
+      class.
+    num_classes: outputs of the head.
+    **options: further arguments. Those that are off (0, "", False or None) are
+      left out where the model does not know them.
+
+  Raises:
+    ValueError: if there is no such model or option.
+
+  Example:
+    >>> build("vit", 10, variant="mu/16", dropout=0.1).depth
+    1
+  """
+  make = MODELS.get(name)
+  known = _options(name)
+  if known is not None:
+    for key in [k for k in options if k not in known]:
+      value = options.pop(key)
+      if value:
+        raise ValueError(
+          f"The model {name!r} has no option {key!r}, which is {value!r}"
+          f"{suggestion(key, known)}"
+        )
+  try:
+    model = make(num_classes=num_classes, **options)
+  except TypeError as e:
+    raise ValueError(f"The model {name!r}: {e}") from e
+  if not isinstance(model, nn.Module):
+    raise ValueError(
+      f"The model {name!r} must be a flax.linen.Module, got {model!r:.80}."
+    )
+  return model
+
+
+def _options(name: str) -> set[str] | None:
+  """Returns the names of all options, None if any name is accepted."""
+  parameters = dict(MODELS.signature(name).parameters)
+  if name in _CLASSES:
+    parameters |= inspect.signature(_CLASSES[name]).parameters
+  elif any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    return None
+  return set(parameters) - {"num_classes", "options", "parent", "name"}

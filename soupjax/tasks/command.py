@@ -1,0 +1,193 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The task of a config, run with the flags of the command line."""
+
+from collections.abc import Collection
+import dataclasses
+import os
+import sys
+from typing import Any
+
+from absl import flags
+import jax
+import ml_collections
+from ml_collections import config_flags
+
+from soupjax import config as config_lib
+from soupjax.registry import suggestion
+
+# Task -> the flags that it uses, besides --config, --dry_run and --distributed.
+TASKS = {
+  "finetune": ("workdir", "sweep", "sweep_index", "fake_devices"),
+  "cook": ("workdir",),
+  "diagnose": ("workdir",),
+  "mix": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A command line.
+
+  Attributes:
+    config: the config, with the overrides applied.
+    config_file: path of the config, perhaps with a colon and an argument.
+    overrides: the dotted keys that flags have set.
+    flags: values of the other flags that were given.
+  """
+
+  config: ml_collections.ConfigDict
+  config_file: str
+  overrides: Collection[str]
+  flags: dict[str, Any]
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses flags as absl does, with short messages for errors in configs."""
+  keys = [a.lstrip("-").partition("=")[0] for a in argv if a[:2] == "--"]
+  for key in keys:
+    below = [k for k in keys if k.startswith(f"{key}.") and key != "config"]
+    if below:
+      sys.exit(
+        f"soupjax: --{key} and --{below[0]} are both given: write either the "
+        "whole text or single keys."
+      )
+  try:
+    rest = flags.FLAGS(argv)
+  except (AttributeError, KeyError) as e:
+    sys.exit(
+      f"soupjax: The config has no key {str(e).strip(chr(34))}, so no flag can "
+      "set it. Optional keys, such as further options of the model or the "
+      "optimizer, can be set in a config file only."
+    )
+  except flags.Error as e:
+    # ml_collections puts a traceback of an error in a config into the message.
+    wrapped = e.__context__
+    cause = wrapped.__context__ if wrapped else None
+    in_config = isinstance(cause, ValueError) and "config file" in str(wrapped)
+    sys.exit(f"soupjax: {cause if in_config else e}\n(--help lists the flags.)")
+  path, _, _ = config_flags.get_config_filename(
+    flags.FLAGS["config"]
+  ).partition(":")
+  if not os.path.exists(path):
+    sys.exit(f"soupjax: There is no config file {path}.")
+  return rest
+
+
+def run(command: Command) -> None:
+  """Runs the task that `config.task` names.
+
+  Raises:
+    ValueError: if there is no such task, a flag is missing or not used by the
+      task, or the config cannot work.
+  """
+  task, given = command.config.get("task"), command.flags
+  if task not in TASKS:
+    raise ValueError(
+      f"Unknown config.task {task!r}{suggestion(str(task), TASKS)}"
+    )
+  for flag in given:
+    if flag not in ("dry_run", "distributed", *TASKS[task]):
+      uses = ", ".join(f"--{flag}" for flag in TASKS[task])
+      raise ValueError(
+        f"The task {task!r} does not use --{flag}; leave it out. Besides "
+        f"--dry_run and --distributed it uses {uses or 'none'}."
+      )
+  dry_run = given.get("dry_run", False)
+  if "workdir" in TASKS[task] and not (given.get("workdir") or dry_run):
+    raise ValueError("Give --workdir, a directory for the results.")
+  if "fake_devices" in given and not dry_run:
+    raise ValueError("--fake_devices is for --dry_run, which is not given.")
+  if given.get("distributed"):
+    join_processes()
+  _run(task, command, dry_run)
+
+
+def _run(task, command, dry_run):
+  # A task is imported when it is asked for: some need optional packages.
+  workdir = command.flags.get("workdir")
+  if task == "finetune":
+    _finetune(command, dry_run)
+  elif task == "cook":
+    from soupjax.tasks.cook import run as cook
+
+    cook.run(command.config, workdir, dry_run=dry_run)
+  elif task == "diagnose":
+    from soupjax.tasks import diagnose
+
+    diagnose.run(command.config, workdir, dry_run=dry_run)
+  else:
+    from soupjax.tasks import mix
+
+    mix.run(command.config, dry_run=dry_run)
+
+
+def _finetune(command, dry_run):
+  from soupjax.tasks.finetune import dry_run as plan_lib
+  from soupjax.tasks.finetune import run as finetune
+
+  index = command.flags.get("sweep_index")
+  in_sweep = command.flags.get("sweep") or index is not None
+  members = None
+  if in_sweep or dry_run:
+    members = _members(command, required=not dry_run)
+  if in_sweep:
+    _check_overrides(command.overrides, members)
+  if dry_run:
+    devices = command.flags.get("fake_devices")
+    if devices:
+      jax.config.update("jax_platforms", "cpu")
+      jax.config.update("jax_num_cpu_devices", devices)
+    print(plan_lib.plan(command.config, members))
+    return
+  finetune.run(
+    command.config, command.flags["workdir"], sweep=members, index=index
+  )
+
+
+def _members(command, required):
+  """Returns the members of the config file's get_sweep()."""
+  path, _, arg = command.config_file.partition(":")
+  try:
+    return config_lib.load_sweep(path, arg)
+  except ValueError:
+    if required:
+      raise
+    return None
+
+
+def _check_overrides(overrides, members):
+  """Raises a ValueError where the sweep would undo an override."""
+  for key in overrides:
+    if all(key in member for member in members or ()):
+      raise ValueError(
+        f"get_sweep() sets {key} in all members, so --config.{key} would have "
+        "no effect: edit get_sweep(), or leave --sweep out."
+      )
+
+
+def join_processes() -> None:
+  """Joins the processes that were started together.
+
+  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, each
+  process has JAX_COORDINATOR_ADDRESS (host:port of the first one),
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) in its environment.
+
+  Raises:
+    ValueError: if the environment does not say which processes there are.
+  """
+  numbers = {}
+  for name in ("num_processes", "process_id"):
+    text = os.environ.get(f"JAX_{name.upper()}")
+    if text is not None:
+      if not text.isdigit():
+        raise ValueError(f"JAX_{name.upper()}={text!r} must be a whole number.")
+      numbers[name] = int(text)
+  try:
+    jax.distributed.initialize(**numbers)
+  except ValueError as e:
+    raise ValueError(
+      f"--distributed: {e} Start it under Slurm, Open MPI, Kubernetes or on "
+      "Cloud TPUs, or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
+      "and JAX_PROCESS_ID in the environment of each process."
+    ) from e

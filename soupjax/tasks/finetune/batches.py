@@ -1,0 +1,185 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training batches on the devices, drawn from memory or read ahead by Grain.
+
+Both draw the same examples at the same step, so a run may change from one to
+the other when it is started again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax import data, sharding
+from soupjax.data import in_memory
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune.step import put_batch
+
+
+class Batches:
+  """Batches of one member, or of several that are trained side by side."""
+
+  def __init__(self, mesh, loaders, steps: int, held: "HeldOnDevices | None"):
+    """Use `open_batches`."""
+    self._mesh, self._loaders, self._steps = mesh, loaders, steps
+    self._held = held
+    members = ("member",) * (len(loaders) > 1)
+    self._axes = (None, *members, "data")
+
+  def next(self) -> tuple[jax.Array, jax.Array]:
+    """Returns the images and labels of the next call.
+
+    Returns:
+      (steps, batch, height, width, 3) and (steps, batch) arrays, sharded over
+      the batch; with several members, (steps, members, batch, ...).
+    """
+    if self._held is not None:
+      indices = [loader.next_indices(self._steps) for loader in self._loaders]
+      return self._held.take(_beside(indices), self._axes)
+    read = [[next(x) for _ in range(self._steps)] for x in self._loaders]
+    batch = {
+      key: _beside([_stack([b[key] for b in batches]) for batches in read])
+      for key in ("images", "labels")
+    }
+    batch = put_batch(self._mesh, batch, self._axes)
+    return batch["images"], batch["labels"]
+
+  def get_state(self) -> list[dict[str, Any]]:
+    """Returns the position of every member, as JSON."""
+    return [loader.get_state() for loader in self._loaders]
+
+  def set_state(self, states: Sequence[dict[str, Any]]) -> None:
+    """Goes to the position of an earlier `get_state`."""
+    for loader, state in zip(self._loaders, states):
+      loader.set_state(state)
+
+  def close(self) -> None:
+    """Stops reading ahead."""
+    for loader in self._loaders:
+      loader.close()
+
+
+def _stack(arrays):
+  return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
+
+
+def _beside(arrays):
+  """Joins members along a second axis."""
+  return arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=1)
+
+
+class HeldOnDevices:
+  """A decoded train set, whole on every device or, if large, on each host."""
+
+  def __init__(self, mesh, held: in_memory.Held, room: float):
+    """Moves the set to the devices if it takes at most `room` bytes there."""
+    self._mesh = mesh
+    self._arrays = held.images, held.labels
+    self._takers: dict[Any, Any] = {}
+    count = 1
+    if mesh.devices.flat[0].platform == "cpu":  # They share one memory.
+      count = len(mesh.local_devices)
+    self._on_devices = count * held.images.nbytes <= room
+    if self._on_devices:
+      everywhere = sharding.replicated(mesh)
+      self._arrays = tuple(
+        _place(np.asarray(array), everywhere) for array in self._arrays
+      )
+
+  def take(self, indices: np.ndarray, axes) -> tuple[jax.Array, jax.Array]:
+    """Gathers examples, sharded along `axes`, by index over all processes."""
+    place = sharding.along(self._mesh, *axes)
+    if not self._on_devices:
+      images, labels = self._arrays
+      return (
+        _place(indices, place, lambda part: images[part]),
+        _place(indices, place, lambda part: labels[part]),
+      )
+    if axes not in self._takers:
+      self._takers[axes] = jax.jit(
+        lambda images, labels, at: (images[at], labels[at]),
+        out_shardings=place,
+      )
+    return self._takers[axes](*self._arrays, _place(indices, place))
+
+
+def _place(array, place, read=lambda part: part) -> jax.Array:
+  """Moves an array to the devices, or what `read` returns for its parts."""
+  shape = array.shape + read(array[:0]).shape[array.ndim :]
+  return jax.make_array_from_callback(
+    shape, place, lambda index: read(array[index[: array.ndim]])
+  )
+
+
+def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
+  """Holds the train set in memory where the config and its size allow it.
+
+  Args:
+    config: with `data.in_memory`, `data.cache_gb` and `data.train_ops`.
+    train: the train set.
+    mesh: of the devices.
+
+  Returns:
+    The decoded set, or None where Grain is to read it.
+
+  Raises:
+    ValueError: if `data.in_memory` is set and the set does not fit, or
+      `data.train_ops` draws random numbers.
+  """
+  wanted, ops = config.data.in_memory, settings.ops(config, "train_ops")
+  if wanted is False:
+    return None
+  if wanted:
+    in_memory.check_deterministic(ops)
+  elif data.Preprocess(ops).random_ops:
+    return None
+  needed, room = in_memory.bytes_needed(train, ops), config.data.cache_gb * 1e9
+  if needed > room:
+    if wanted:
+      raise ValueError(
+        f"data.in_memory: {train.name} takes {needed:,} bytes decoded, more "
+        f"than data.cache_gb={config.data.cache_gb:g} ({room:,.0f} bytes). "
+        "Raise data.cache_gb, or leave data.in_memory unset."
+      )
+    return None
+  stats = mesh.local_devices[0].memory_stats() or {}
+  # An accelerator's memory is for the model first.
+  room = min(room, stats.get("bytes_limit", np.inf) / 5)
+  return HeldOnDevices(mesh, in_memory.hold(train, ops), room)
+
+
+def open_batches(job, configs: Sequence[Any]) -> Batches:
+  """Opens the batches of members that are trained side by side.
+
+  Args:
+    job: of the sweep; keeps train sets that are held in memory.
+    configs: one a member.
+  """
+  texts = {settings.ops(config, "train_ops") for config in configs}
+  holder = None
+  if len(texts) == 1:
+    (text,) = texts
+    if text not in job.held:
+      job.held[text] = hold(configs[0], job.train, job.mesh)
+    holder = job.held[text]
+  loaders = [_loader(job.train, config, holder) for config in configs]
+  return Batches(job.mesh, loaders, configs[0].steps_per_call, holder)
+
+
+def _loader(train, config, held):
+  options = {
+    "batch_size": config.data.batch_size,
+    "seed": config.seed,
+    "preprocess": settings.ops(config, "train_ops"),
+  }
+  if held is not None:
+    return in_memory.IndexLoader(train, **options)
+  return data.train_loader(
+    train,
+    num_workers=config.data.num_workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    **options,
+  )

@@ -1,0 +1,162 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a fine-tuning config: once, one member of its sweep, or all of them."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import os
+import pathlib
+import traceback
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import loop
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  path: str | os.PathLike,
+  *,
+  sweep: Sequence[dict[str, Any]] | None = None,
+  index: int | None = None,
+) -> list[pathlib.Path]:
+  """Fine-tunes what is not there yet.
+
+  Args:
+    config: with the keys of `config.default_config`.
+    path: the directory of the run, or of all members of the sweep.
+    sweep: dotted overrides, one dict a member; None runs the config itself.
+    index: of the one member to run; None runs all.
+
+  Returns:
+    The directories of the runs, each with `ingredients/NAME`.
+
+  Raises:
+    ValueError: if the config cannot work, or a run failed; others have been
+      run then.
+  """
+  settings.check(config)
+  if "://" in str(path):
+    raise ValueError(
+      f"--workdir={path} is not a directory: mount the bucket (gcsfuse), and "
+      "give the path in it."
+    )
+  workdir = pathlib.Path(path).expanduser().absolute()
+  # Compiled functions depend on all members, so that one run alone gives the
+  # same numbers.
+  members = everyone = members_of(config, workdir, sweep)
+  if index is not None:
+    if not 0 <= index < len(members):
+      raise ValueError(
+        f"--sweep_index={index}: the sweep has members 0 to {len(members) - 1}."
+      )
+    members = [members[index]]
+  # All jobs of an array may get here at the same time.
+  if workdir.exists() and not workdir.is_dir():
+    raise ValueError(f"{workdir} is a file: choose a directory.")
+  if jax.process_index() == 0:
+    with workdir_lib.waiting(workdir / ".start.lock"):
+      workdir_lib.open_workdir(workdir, _recorded(config))
+    for member in members if sweep is not None else ():
+      if member.done:  # Refuse results of a sweep that was changed since.
+        workdir_lib.open_workdir(member.directory, _recorded(member.config))
+  done = workdir_lib.agreed([m.name for m in members if m.done])
+  chunks = chunked(members, max(config.population, 1))
+  left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]
+  failed: dict[str, str] = {}
+  jobs: dict[int, loop.Job] = {}
+  for chunk in left:
+    try:
+      if len(chunk) not in jobs:
+        jobs[len(chunk)] = loop.prepare(
+          config, everyone, workdir, at_once=len(chunk)
+        )
+      with _opened(chunk, workdir):
+        failed |= loop.train(jobs[len(chunk)], chunk)
+    except Exception as e:  # A member that breaks must not stop the others.
+      if len(left) == 1 or len(chunk) not in jobs:
+        raise
+      logging.error("%s", traceback.format_exc())
+      reason = f"{type(e).__name__}: {e}"
+      failed |= {m.name: reason for m in chunk if m.name not in done}
+  if failed:
+    lines = [f"{name}: {why}" for name, why in failed.items()]
+    raise ValueError(
+      f"{len(failed)} of {len(members)} runs failed; started again, only those "
+      "are run:\n  " + "\n  ".join(lines)
+    )
+  return [m.directory for m in members]
+
+
+def members_of(
+  config, workdir: str | os.PathLike, sweep: Sequence[dict[str, Any]] | None
+) -> list[loop.Member]:
+  """Lists the runs, with resolved and checked configs.
+
+  Raises:
+    ValueError: if the config of one cannot work, naming it.
+  """
+  workdir = pathlib.Path(workdir)
+  if sweep is None:
+    return [loop.Member("run", config, workdir)]
+  members = []
+  for k, overrides in enumerate(sweep):
+    name = f"member_{k:03d}"
+    resolved = settings.member_config(config, overrides, k)
+    try:
+      settings.check(resolved)
+    except ValueError as e:
+      raise ValueError(f"{name} of the sweep, {overrides}: {e}") from e
+    members.append(loop.Member(name, resolved, workdir / name))
+  return members
+
+
+def chunked(
+  members: Sequence[loop.Member], size: int
+) -> list[list[loop.Member]]:
+  """Splits members into groups that are trained at once.
+
+  A group compiles to one step. Members that are done stay in their groups, so
+  that a sweep that was killed has the same groups when it goes on.
+  """
+  options = {
+    "off": settings.off([m.config for m in members]),
+    "l2_sp": any(m.config.hyper.l2_sp > 0 for m in members),
+  }
+  kinds: dict[str, list[loop.Member]] = {}
+  for member in members:
+    kinds.setdefault(settings.static(member.config, **options), []).append(
+      member
+    )
+  return [
+    kind[i : i + size]
+    for kind in kinds.values()
+    for i in range(0, len(kind), size)
+  ]
+
+
+def _recorded(config) -> ml_collections.ConfigDict:
+  """Returns the config without keys that change no result."""
+  recorded = ml_collections.ConfigDict(config.to_dict())
+  for name in ("population", "log", "checkpoint"):
+    del recorded[name]
+  for name in ("num_workers", "in_memory", "cache_gb"):
+    del recorded.data[name]
+  return recorded
+
+
+@contextlib.contextmanager
+def _opened(members, workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the directories of members that are about to be trained."""
+  with contextlib.ExitStack() as stack:
+    for member in members if jax.process_index() == 0 else ():
+      if member.directory != workdir:
+        workdir_lib.open_workdir(member.directory, _recorded(member.config))
+      stack.enter_context(workdir_lib.locked(member.directory))
+    workdir_lib.agreed("opened")
+    yield

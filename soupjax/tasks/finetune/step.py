@@ -1,0 +1,242 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Devices and compiled parts of fine-tuning: one member or several at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from soupjax import sharding
+from soupjax.tasks.finetune import config as settings
+from soupjax.train import finetune_step, optimizers
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+  """Functions of one static config, compiled when first called.
+
+  Attributes:
+    step: `step(state, images, labels, key, hyper, start) -> state, metrics`;
+      the state is donated. Images, labels and metrics have an axis of
+      `config.steps_per_call` steps in front. With several members all but
+      `start` have an axis of members, after that of the steps.
+    begin: parameters -> state of the start.
+    ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
+    shapes: of the state.
+    places: where its leaves go.
+  """
+
+  step: Callable[..., Any]
+  begin: Callable[[PyTree], finetune_step.FineTuneState]
+  ready: Callable[..., tuple[finetune_step.Hyper, jax.Array]]
+  shapes: PyTree
+  places: PyTree
+
+
+def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
+  """Makes the mesh of a config; members at once get devices of their own."""
+  axes = dict(config.sharding.mesh)
+  if at_once > 1:
+    if settings.sharding_rules(config):
+      raise ValueError(
+        "population trains small models: use sharding.preset='replicated'."
+      )
+    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
+  mesh = sharding.make_mesh(axes)
+  if "data" not in mesh.shape:
+    raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
+  part = config.data.batch_size // config.accumulate
+  what = "data.batch_size"
+  if config.accumulate > 1:
+    what += " / accumulate"
+  sharding.share(mesh, "data", part, what)
+  return mesh
+
+
+def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
+  """Spreads this process's part of a batch over its devices."""
+  place = sharding.along(mesh, *axes)
+  return {
+    name: jax.make_array_from_process_local_data(place, np.asarray(value))
+    for name, value in batch.items()
+  }
+
+
+def compile_step(
+  config,
+  model,
+  mesh,
+  params: PyTree,
+  *,
+  off: Sequence[str] = (),
+  l2_sp: bool = False,
+  count: int = 1,
+) -> Compiled:
+  """Builds the functions; they compile when they are first called.
+
+  Args:
+    config: of a member.
+    model: with `num_classes`.
+    mesh: with axes "data" and, for several members, "member".
+    params: of the start, or their shapes.
+    off: hyperparameters of batch ops that are 0 in all members.
+    l2_sp: whether any member is pulled to the start.
+    count: members side by side.
+  """
+  # A match among frozen leaves is enough; then nothing decays.
+  if not any(jax.tree.leaves(optimizers.matches(params, config.decay))):
+    raise ValueError(
+      f"decay={config.decay!r} is found in no leaf: no weight would decay. "
+      "Names are those of --dry_run; hyper.weight_decay=0 turns it off."
+    )
+  tx = settings.build_tx(config)
+  step = finetune_step.make_step(
+    model,
+    tx,
+    settings.build_augment(config, off),
+    loss=config.loss,
+    frozen=config.freeze,
+    decay=config.decay,
+    accumulate=config.accumulate,
+    sam=config.hyper.sam_rho > 0,
+    l2_sp=l2_sp,
+  )
+
+  def begin(params):
+    state = finetune_step.init_state(
+      params, tx, frozen=config.freeze, num_ema=len(config.hyper.ema)
+    )
+    if count > 1:
+      state = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, *x.shape)), state
+      )
+    return state
+
+  def ready(hyper, seed):
+    make = jax.vmap(jax.random.key) if count > 1 else jax.random.key
+    return hyper, make(seed)
+
+  shapes = jax.eval_shape(begin, params)
+  if count > 1:
+    step = side_by_side(step, mesh)
+    places = jax.tree.map(lambda _: sharding.along(mesh, "member"), shapes)
+  else:
+    places = sharding.of_state(
+      mesh,
+      shapes,
+      params,
+      settings.sharding_rules(config),
+      fsdp_min_size=config.sharding.fsdp_min_size,
+    )
+  everywhere = sharding.replicated(mesh)
+  step = several_steps(step, config.steps_per_call)
+  return Compiled(
+    step=jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere)),
+    begin=jax.jit(begin, out_shardings=places),
+    ready=jax.jit(ready, out_shardings=everywhere),
+    shapes=shapes,
+    places=places,
+  )
+
+
+def several_steps(step, count: int):
+  """Takes `count` steps in one call; those past the end change nothing."""
+  if count == 1:
+
+    def single(state, images, labels, keys, hyper, start):
+      state, metrics = step(state, images[0], labels[0], keys, hyper, start)
+      return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return single
+
+  def several(state, images, labels, keys, hyper, start):
+    def body(state, batch):
+      moved, metrics = step(state, *batch, keys, hyper, start)
+      return going_on(moved, state, hyper), metrics
+
+    return jax.lax.scan(body, state, (images, labels))
+
+  return several
+
+
+def going_on(moved: PyTree, state: PyTree, hyper) -> PyTree:
+  """Takes the new state of members that are not at their end."""
+  going = state.step < hyper.total_steps
+
+  def choose(new, old):
+    return jnp.where(
+      going.reshape(going.shape + (1,) * (new.ndim - going.ndim)), new, old
+    )
+
+  return jax.tree.map(choose, moved, state)
+
+
+def side_by_side(step, mesh):
+  """Runs a step for several members; those at their end stay as they are.
+
+  Members are split over the devices first. Then an accelerator takes its share
+  in one go; for a CPU, whose kernels are no faster on many small matrices, one
+  after another is better.
+  """
+
+  def share(state, images, labels, keys, hyper, start):
+    members = state, images, labels, keys, hyper
+    if mesh.devices.flat[0].platform == "cpu":
+      return jax.lax.map(lambda one: step(*one, start), members)
+    return jax.vmap(lambda *one: step(*one, start))(*members)
+
+  members, everywhere = PartitionSpec("member"), PartitionSpec()
+  mapped = jax.shard_map(
+    share,
+    mesh=mesh,
+    in_specs=(*[members] * 5, everywhere),
+    out_specs=members,
+    axis_names={"member"},
+    check_vma=False,
+  )
+
+  def together(state, images, labels, keys, hyper, start):
+    moved, metrics = mapped(state, images, labels, keys, hyper, start)
+    return going_on(moved, state, hyper), metrics
+
+  return together
+
+
+@jax.jit
+def select(state: PyTree, k: jax.typing.ArrayLike) -> PyTree:
+  """Returns the state of one of several members."""
+  return jax.tree.map(
+    lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), state
+  )
+
+
+@contextlib.contextmanager
+def memory_advice(config) -> Iterator[None]:
+  """Says what to lower when a device runs out of memory.
+
+  Raises:
+    ValueError: instead of JAX's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e) and "ut of memory" not in str(e):
+      raise
+    raise ValueError(
+      "The devices are out of memory. In order of cost: raise accumulate (now "
+      f"{config.accumulate}), which without dropout changes no numbers; set "
+      "model.remat_policy='nothing_saveable' and model.scan=True; "
+      "sharding.preset='fsdp' on several devices; model.dtype_mm='bfloat16'; "
+      f"fewer moving averages (now {len(config.hyper.ema)}); lower population "
+      f"(now {config.population}) or data.batch_size (now "
+      f"{config.data.batch_size}). --dry_run shows the bytes of the state."
+    ) from e

@@ -1,0 +1,157 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import json
+import pathlib
+import subprocess
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+import workers
+
+import soupjax as sj
+from soupjax.tasks import command, mix
+
+ROOT = pathlib.Path(__file__).parents[2]
+MIX = str(ROOT / "configs" / "mix.py")
+
+
+def soupjax(*arguments, **options):
+  return subprocess.run(
+    [sys.executable, "-m", "soupjax.main", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+    **options,
+  )
+
+
+def test_main_is_short():
+  assert len((ROOT / "soupjax/main.py").read_text().splitlines()) <= 80
+
+
+def test_help_lists_tasks_and_flags():
+  text = soupjax("--help").stdout
+  for word in ("--config", "--workdir", "--sweep_index", "fine-tuning"):
+    assert word in text
+
+
+@pytest.mark.parametrize(
+  "task,flag",
+  [
+    ("mix", "workdir"),
+    ("mix", "sweep"),
+    ("mix", "sweep_index"),
+    ("mix", "fake_devices"),
+    ("cook", "sweep"),
+    ("cook", "fake_devices"),
+    ("diagnose", "sweep_index"),
+  ],
+)
+def test_a_flag_that_the_task_does_not_use_is_an_error(task, flag):
+  with pytest.raises(ValueError, match=f"'{task}'.*--{flag}"):
+    run(task, **{flag: 1, "dry_run": True})
+
+
+def run(task, **flags):
+  config = ml_collections.ConfigDict({"task": task})
+  command.run(command.Command(config, "x.py", (), flags))
+
+
+@pytest.mark.parametrize(
+  "task,flags,culprit",
+  [
+    ("mixx", {}, "'mixx'.*'mix'"),
+    (None, {}, "None"),
+    ("cook", {}, "--workdir"),
+    ("finetune", {"workdir": "x", "fake_devices": 8}, "--fake_devices"),
+  ],
+)
+def test_bad_commands_are_named(task, flags, culprit):
+  with pytest.raises(ValueError, match=culprit):
+    run(task, **flags)
+
+
+@pytest.mark.parametrize(
+  "arguments,culprit",
+  [
+    ([f"--config={MIX}:tie"], "'ties'"),
+    ([f"--config={MIX}:ties", "--config.rule.dense=1"], "'dense'"),
+    ([f"--config={MIX}:ties", "--config.threads=x"], "threads=x"),
+    ([f"--config={MIX}:ties", "--workdirs=x"], "workdirs"),
+    (["--config=nowhere.py:ties"], "nowhere.py"),
+    ([], "--config"),
+  ],
+)
+def test_bad_flags_end_with_one_message(arguments, culprit):
+  done = soupjax(*arguments)
+  assert done.returncode == 1 and culprit in done.stderr, done.stderr
+  assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("keys_first", [False, True])
+def test_a_text_and_keys_for_one_rule_are_an_error(keys_first):
+  flags = ["--config.rule=ties(0.2)", "--config.rule.density=0.3"]
+  if keys_first:
+    flags.reverse()
+  with pytest.raises(SystemExit, match="config.rule and .*config.rule.density"):
+    command.parse(["soupjax", f"--config={MIX}:ties", *flags])
+
+
+@pytest.mark.parametrize(
+  "variables,culprit",
+  [
+    ({"JAX_PROCESS_ID": "first"}, "'first'"),
+    ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS"),
+  ],
+)
+def test_processes_that_cannot_be_told_are_named(
+  monkeypatch, variables, culprit
+):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=culprit):
+    command.join_processes()
+
+
+def test_two_processes_mix_into_one_file(tmp_path):
+  for k in range(2):
+    rng = np.random.default_rng(k)
+    tree = {f"leaf_{i}": rng.normal(size=2**19).astype("f") for i in range(4)}
+    sj.save_params(tmp_path / f"m{k}.safetensors", tree)
+  flags = [
+    f"--config={MIX}:ties(0.5)",
+    f"--config.base={tmp_path}/m0.safetensors",
+    f"--config.ingredients={tmp_path}/m?.safetensors",
+    "--config.block_bytes=65536",
+  ]
+  workers.run(
+    pathlib.Path(__file__).with_name("command_worker.py"),
+    tmp_path,
+    *flags,
+    f"--config.out={tmp_path}/soup.safetensors",
+    "--distributed",
+    seconds=120,
+    LOGS=str(tmp_path),
+  )
+  alone = mix.run(
+    sj.config.load(
+      MIX,
+      "ties(0.5)",
+      base=f"{tmp_path}/m0.safetensors",
+      ingredients=f"{tmp_path}/m?.safetensors",
+      out=f"{tmp_path}/alone.safetensors",
+    )
+  )
+  total = alone.report.bytes_read
+  for index in range(2):
+    read = json.loads((tmp_path / f"read_{index}.json").read_text())
+    assert 0.4 * total < read < 0.6 * total
+  soups = [tmp_path / f"{name}.safetensors" for name in ("soup", "alone")]
+  assert soups[0].read_bytes() == soups[1].read_bytes()
+  # The first process prints.
+  assert "Wrote" in (tmp_path / "log_0").read_text()
+  assert "Wrote" not in (tmp_path / "log_1").read_text()

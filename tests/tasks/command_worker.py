@@ -1,0 +1,24 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""One of several processes of `command_test`: soupjax with its arguments."""
+
+import faulthandler
+import json
+import os
+import pathlib
+
+from soupjax import main
+from soupjax.tasks import mix
+
+
+def save_bytes_read(mixed, folder=pathlib.Path(os.environ["LOGS"])):
+  path = folder / f"read_{os.environ['INDEX']}.json"
+  path.write_text(json.dumps(mixed.report.bytes_read))
+  return mixed
+
+
+if __name__ == "__main__":
+  faulthandler.dump_traceback_later(110, exit=True)
+  run = mix.run
+  mix.run = lambda *a, **k: save_bytes_read(run(*a, **k))
+  main.run()

@@ -1,0 +1,38 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""One of several processes of `finetune_processes_test`; no test by itself."""
+
+import os
+import sys
+
+import joining
+
+
+def main(workdir: str, stop: str) -> None:
+  """Trains a run under FSDP; exits at step `stop`, as a kill would."""
+  joining.join()
+  from finetuning import SMALL, small
+
+  from soupjax.checkpoints import train_state
+  from soupjax.tasks.finetune import run as finetune_run
+
+  save = train_state.StateSaver.save
+
+  def save_and_stop(self, step, *rest):
+    save(self, step, *rest)
+    if step == int(stop):
+      self.wait()
+      from soupjax import processes
+
+      processes.barrier("stop")
+      os._exit(0)
+
+  train_state.StateSaver.save = save_and_stop
+  assert SMALL["checkpoint"] == "5steps"
+  finetune_run.run(
+    small(**{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}), workdir
+  )
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,0 +1,486 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning on digits: one run, sweeps, members at once, other devices."""
+
+import functools
+
+import chex
+from finetuning import quiet, small
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import config as config_lib
+from soupjax import data, sharding
+from soupjax.tasks import cook
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import init, loop
+from soupjax.tasks.finetune import run as finetune_run
+from soupjax.tasks.finetune import step as step_lib
+from soupjax.train import finetune_step as train_lib
+from soupjax.train import probe
+
+MAKE_MESH = sharding.make_mesh
+SWEPT = {"ingredients": "5steps", "probe.total": "10steps"}
+SWEEP = [
+  {"hyper.learning_rate": 1e-3, "hyper.mixup": 0.2, "seed": 1},
+  {"hyper.learning_rate": 3e-3, "hyper.cutmix": 0.5, "hyper.erasing": 0.3,
+   "hyper.total": "9steps", "seed": 2},
+  {"hyper.learning_rate": 2e-3, "hyper.schedule": "linear",
+   "hyper.total": "1epochs", "hyper.l2_sp": 0.1, "seed": 3},
+]  # fmt: skip
+
+
+def params_of(directory, name="last"):
+  return sj.load_params(directory / "ingredients" / name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+  """Eight fake devices compile for long: most of this needs only one."""
+  patch = pytest.MonkeyPatch()
+  one = functools.partial(MAKE_MESH, devices=jax.devices()[:1])
+  patch.setattr(sharding, "make_mesh", one)
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+  patch.undo()
+
+
+@pytest.fixture
+def all_devices(monkeypatch):
+  monkeypatch.setattr(sharding, "make_mesh", MAKE_MESH)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+  """A sweep in one process, and what each member compiled."""
+  workdir = tmp_path_factory.mktemp("sweep") / "run"
+  compiled, members = [], []
+
+  def count(name, *_, **__):
+    if name.endswith("backend_compile_duration"):
+      compiled.append(name)
+
+  train = loop.train
+
+  def counted(job, chunk):
+    before = len(compiled)
+    failed = train(job, chunk)
+    members.append(len(compiled) - before)
+    return failed
+
+  jax.monitoring.register_event_duration_secs_listener(count)
+  patch = pytest.MonkeyPatch()
+  patch.setattr(loop, "train", counted)
+  finetune_run.run(small(**SWEPT), workdir, sweep=SWEEP)
+  patch.undo()
+  jax.monitoring.unregister_event_duration_listener(count)
+  return workdir, members
+
+
+def test_only_the_first_member_of_a_sweep_compiles(swept):
+  _, members = swept
+  assert len(members) == 3
+  assert members[0] > 0 and members[1:] == [0, 0]
+
+
+def test_ingredients_are_complete_and_share_their_start(swept):
+  workdir, _ = swept
+  names = [
+    f"member_{k:03d}/ingredients/{name}"
+    for k, steps in enumerate((["05", "10"], ["05"], ["05"]))
+    for stem in (*(f"step_000000{s}" for s in steps), "last")
+    for name in (stem, f"{stem}_ema_0.9")
+  ]
+  found = sj.find_ingredients(workdir / "member_*" / "ingredients" / "*")
+  paths = [str(workdir / name / "params") for name in names]
+  assert sorted(i.path for i in found) == sorted(paths)
+  start = init.init_hash(sj.open_ingredient(workdir / "initial"))
+  for i in found:
+    assert set(i.metrics) == {"minival/prec@1", "minival/loss"}
+    assert i.hyperparameters["init_hash"] == start
+  lasts = sj.find_ingredients(workdir / "member_*" / "ingredients" / "last")
+  assert [i.hyperparameters["steps"] for i in lasts] == [12, 9, 6]
+  assert [i.hyperparameters["seed"] for i in lasts] == [1, 2, 3]
+  sj.uniform_soup(lasts)
+
+
+def test_cooking_refuses_ingredients_of_another_start(tmp_path):
+  models = [
+    sj.Ingredient.from_params(
+      name, {"w": np.ones(2)}, hyperparameters={"init_hash": name}
+    )
+    for name in "ab"
+  ]
+  with pytest.raises(ValueError, match="'a' and 'b' were fine-tuned from"):
+    cook.cook(None, None, models, None, None, tmp_path)
+
+
+def test_metrics_are_those_of_the_saved_weights(swept):
+  workdir, _ = swept
+  config = small()
+  model = settings.build_model(config)
+  digits = sj.data.load_digits().minival
+  images = np.round((digits.images + 1) * 127.5) / 127.5 - 1
+  judge = sj.evaluators.Classification(
+    sj.evaluators.predictor(model),
+    np.repeat(images, 3, axis=-1).astype(np.float32),
+    digits.labels,
+  )
+  for name in ("last", "last_ema_0.9", "step_00000005"):
+    (i,) = sj.find_ingredients(workdir / "member_000" / "ingredients" / name)
+    found = judge.metrics(i.load())
+    assert i.metrics["minival/prec@1"] == pytest.approx(found["prec@1"])
+    assert i.metrics["minival/loss"] == pytest.approx(found["loss"], rel=1e-4)
+
+
+def test_the_start_has_a_fitted_head(swept):
+  start = sj.load_params(swept[0] / "initial")
+  assert float(np.abs(start["head"]["kernel"]).max()) > 0.01
+
+
+def test_part_of_a_sorted_set_has_all_classes_for_the_head(monkeypatch):
+  config = small(**{"probe.max_examples": 30})
+  train, _ = loop.open_data(config)
+  labels = np.array([train.label(i) for i in range(len(train))])
+  by_class = data.subset(train, np.argsort(labels), "sorted")
+  given = []
+  monkeypatch.setattr(
+    probe, "linear_probe", lambda x, y, **_: given.append((x.shape, y))
+  )
+  model = settings.build_model(config)
+  mesh = step_lib.make_mesh(config)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  init._probed(config, model, params, by_class, mesh)
+  ((shape, labels),) = given
+  assert shape == (30, 16) and set(labels) == set(range(10))
+
+
+def test_a_member_alone_is_that_of_the_sweep_bit_for_bit(swept, tmp_path):
+  config = small(**SWEPT)
+  finetune_run.run(config, tmp_path / "one", sweep=SWEEP, index=1)
+  assert [p.name for p in (tmp_path / "one").glob("member_*")] == ["member_001"]
+  for name in ("last", "last_ema_0.9", "step_00000005"):
+    chex.assert_trees_all_equal(
+      params_of(tmp_path / "one" / "member_001", name),
+      params_of(swept[0] / "member_001", name),
+    )
+
+
+def test_members_at_once_are_those_alone(swept, tmp_path):
+  config = small(**SWEPT, population=3)
+  finetune_run.run(config, tmp_path / "run", sweep=SWEEP)
+  for k in range(3):
+    for name in ("last", "last_ema_0.9", "step_00000005"):
+      ours = params_of(tmp_path / "run" / f"member_{k:03d}", name)
+      theirs = params_of(swept[0] / f"member_{k:03d}", name)
+      chex.assert_trees_all_close(quiet(ours), quiet(theirs), atol=2e-4)
+  # Two of three steps are over when the longest goes on.
+  found = (tmp_path / "run" / "member_001" / "metrics.jsonl").read_text()
+  assert [f'"step": {s}' in found for s in (4, 8, 12)] == [True, True, False]
+
+
+def test_finished_members_are_skipped(swept, monkeypatch):
+  monkeypatch.setattr(loop, "train", None)
+  # Also where settings differ that change no result.
+  free = {"data.num_workers": 2, "log": "7steps", "checkpoint": "9steps"}
+  config = small(**SWEPT | free)
+  found = finetune_run.run(config, swept[0], sweep=SWEEP)
+  assert [p.name for p in found] == [f"member_{k:03d}" for k in range(3)]
+
+
+def test_finished_members_of_another_sweep_are_refused(swept):
+  changed = [*SWEEP[:1], SWEEP[1] | {"hyper.mixup": 0.5, "seed": 9}, SWEEP[2]]
+  with pytest.raises(
+    ValueError, match=r"(?s)member_001 .*another config.*hyper.mixup.*seed: 2"
+  ):
+    finetune_run.run(small(**SWEPT), swept[0], sweep=changed)
+
+
+@pytest.mark.parametrize("population", [0, 3])
+def test_a_broken_member_does_not_stop_the_rest(tmp_path, population):
+  sweep = [
+    {"hyper.learning_rate": 1e-3},
+    {"hyper.learning_rate": 1e30},
+    {"hyper.learning_rate": 2e-3},
+  ]
+  config = small(**{"hyper.total": "6steps", "population": population})
+  with pytest.raises(
+    ValueError, match="1 of 3 runs failed.*\n.*member_001: "
+  ) as e:
+    finetune_run.run(config, tmp_path / "run", sweep=sweep)
+  assert "Lower hyper.learning_rate (now 1e+30)" in str(e.value)
+  done = sorted(p.parent.name for p in (tmp_path / "run").glob("*/done.json"))
+  assert done == ["member_000", "member_002"]
+  assert not (tmp_path / "run" / "member_001" / "ingredients").exists()
+
+
+def test_a_bug_in_one_member_does_not_stop_the_rest(tmp_path, monkeypatch):
+  train = loop.train
+
+  def broken(job, members):
+    if members[0].name == "member_000":
+      raise RuntimeError("a disk on fire")
+    return train(job, members)
+
+  monkeypatch.setattr(loop, "train", broken)
+  config = small(**{"hyper.total": "2steps"})
+  with pytest.raises(ValueError, match="RuntimeError: a disk on fire"):
+    finetune_run.run(config, tmp_path / "run", sweep=SWEEP[:2])
+  assert (tmp_path / "run" / "member_001" / "done.json").exists()
+
+
+def test_no_steps_leave_the_start_as_it_is(tmp_path):
+  config = small(**{"hyper.total": "0steps", "hyper.ema": (0.9999999,)})
+  finetune_run.run(config, tmp_path / "run")
+  names = sorted(p.name for p in (tmp_path / "run" / "ingredients").iterdir())
+  assert names == ["last", "last_ema_0.9999999"]
+  chex.assert_trees_all_equal(
+    params_of(tmp_path / "run"), sj.load_params(tmp_path / "run" / "initial")
+  )
+
+
+def test_a_mixer_goes_through_the_same_loop(tmp_path):
+  config = small(**{"hyper.total": "2steps", "hyper.layer_decay": 0.5})
+  config = config.unlock()
+  config.model = {"name": "mixer", "variant": "mu/4", "dropout": 0.0,
+                  "stochastic_depth": 0.1}  # fmt: skip
+  finetune_run.run(config, tmp_path / "run")
+  start = sj.load_params(tmp_path / "run" / "initial")
+  moved = params_of(tmp_path / "run")["MixerBlock_0"]
+  difference = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), moved, start["MixerBlock_0"]
+  )
+  assert max(jax.tree.leaves(difference)) > 0
+
+
+# --- Other devices ----------------------------------------------------------
+
+
+def three_steps(config, mesh):
+  model = settings.build_model(config)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32),
+    loop.abstract_params(config, model),
+  )
+  compiled = step_lib.compile_step(config, model, mesh, params)
+  batch = step_lib.put_batch(
+    mesh,
+    {
+      "images": rng.normal(size=(1, 16, 16, 16, 3)).astype(np.float32),
+      "labels": rng.integers(0, 10, (1, 16)),
+    },
+    (None, "data"),
+  )
+  hyper = settings.hyper(config, 100)
+  state = compiled.begin(params)
+  for _ in range(3):
+    state, metrics = compiled.step(
+      state, batch["images"], batch["labels"], jax.random.key(0), hyper, None
+    )
+  return state, metrics
+
+
+@pytest.mark.parametrize(
+  "axes,changes",
+  [
+    ({"data": 8}, {"hyper.sam_rho": 0.05, "accumulate": 2}),
+    ({"data": 8}, {"sharding.preset": "fsdp", "optimizer.name": "adafactor"}),
+    ({"data": 4, "model": 2}, {"sharding.preset": "tensor"}),
+    (
+      {"data": 2, "model": 4},
+      {"sharding.rules": (("(key|value)/kernel", (None, "model", None)),
+                          ("kernel", "fsdp"))},
+    ),
+  ],
+  ids=["data", "fsdp", "tensor", "rules"],
+)  # fmt: skip
+def test_any_mesh_gives_the_numbers_of_one_device(axes, changes):
+  config = small(
+    **{
+      "model.num_heads": 4,
+      "model.mlp_dim": 32,
+      "hyper.mixup": 0.3,
+      "hyper.erasing": 0.3,
+      "hyper.learning_rate": 1e-3,
+      "sharding.fsdp_min_size": 64,
+      **changes,
+    }
+  )
+  state, metrics = three_steps(config, MAKE_MESH(axes))
+  places = {
+    str(x.sharding.spec) for x in jax.tree.leaves((state.params, state.ema))
+  }
+  spread = any(key.startswith("sharding") for key in changes)
+  assert (len(places) > 1) == spread
+  one = {"sharding.preset": "replicated", "sharding.rules": ()}
+  alone, expected = three_steps(
+    config_lib.updated(config, one), MAKE_MESH({"data": 1}, jax.devices()[:1])
+  )
+  state, metrics, alone, expected = jax.device_get(
+    (state, metrics, alone, expected)
+  )
+  chex.assert_trees_all_close(metrics, expected, rtol=2e-5)
+  for ours, theirs in zip(
+    (state.params, *state.ema), (alone.params, *alone.ema)
+  ):
+    chex.assert_trees_all_close(quiet(ours), quiet(theirs), atol=2e-5)
+
+
+def test_members_spread_over_devices_are_those_alone():
+  config = small(**{"hyper.mixup": 0.3})
+  model = settings.build_model(config)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32),
+    loop.abstract_params(config, model),
+  )
+  rates = [1e-3, 2e-3, 3e-3, 4e-3]
+  hypers = [
+    settings.hyper(
+      config_lib.updated(config, {"hyper.learning_rate": rate}), 100
+    )
+    for rate in rates
+  ]
+  images = rng.normal(size=(4, 16, 16, 16, 3)).astype(np.float32)
+  labels = rng.integers(0, 10, (4, 16))
+
+  def two_steps(mesh, count, hyper, seeds, batch, axes):
+    compiled = step_lib.compile_step(config, model, mesh, params, count=count)
+    state = compiled.begin(params)
+    hyper, keys = compiled.ready(hyper, seeds)
+    batch = step_lib.put_batch(mesh, batch, axes)
+    for _ in range(2):
+      state, _ = compiled.step(
+        state, batch["images"], batch["labels"], keys, hyper, None
+      )
+    return state
+
+  together = two_steps(
+    MAKE_MESH({"member": 4, "data": 2}),
+    4,
+    jax.tree.map(lambda *x: np.stack(x), *hypers),
+    np.arange(4, dtype=np.uint32),
+    {"images": images[None], "labels": labels[None]},
+    (None, "member", "data"),
+  )
+  leaf = together.params["head"]["kernel"]
+  assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+  for k in (0, 3):
+    alone = two_steps(
+      MAKE_MESH({"data": 1}, jax.devices()[:1]),
+      1,
+      hypers[k],
+      np.uint32(k),
+      {"images": images[None, k], "labels": labels[None, k]},
+      (None, "data"),
+    )
+    chex.assert_trees_all_close(
+      quiet(step_lib.select(together, k).params),
+      quiet(alone.params),
+      atol=5e-5,
+    )
+
+
+# --- Bad input --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "changes,problem",
+  [
+    ({"data.batch_size": 12}, "data.batch_size is 12, .*make it 8 or 16"),
+    ({"data.batch_size": 16, "accumulate": 4},
+     "data.batch_size / accumulate is 4, .*make it 8"),
+    ({"accumulate": 3}, "accumulate=3 does not divide data.batch_size=16"),
+    ({"hyper.total": "10"}, "hyper.total must have a unit"),
+    ({"hyper.schedule": "step"}, "hyper.schedule must be one of cosine"),
+    ({"hyper.layer_decay": 0.0}, r"hyper.layer_decay must be in \(0, 1\]"),
+    ({"loss": "hinge"}, "loss 'hinge'"),
+    ({"data.batch_ops": "mixup({mixupp})"}, "mixupp"),
+    ({"steps_per_call": 0}, "steps_per_call"),
+    ({"steps_per_call": 4, "ingredients": "6steps"}, "6 steps"),
+    ({"data.in_memory": True}, "random_crop"),
+    ({"data.in_memory": True, "data.train_ops": "value_range(-1, 1)",
+      "data.cache_gb": 1e-6}, "307,600"),
+    ({"optimizer.name": "adam"}, "optimizer='adam' is none of"),
+    ({"model.name": "resnet"}, "resnet"),
+    ({"sharding.preset": "fdsp"}, "sharding.preset='fdsp' is none of"),
+    ({"data.num_classes": 9}, "has 10 classes, not data.num_classes=9"),
+    ({"data.num_train": 99}, "has 100 images, not data.num_train=99"),
+    ({"data.train": "trian"}, "did you mean 'train'"),
+    ({"data.minival": "train[90%:]"},
+     r"10 images are in data.train='train' and in data.minival='train\[90"),
+    ({"hyper.warmup": "13steps"},
+     "run: hyper.warmup is 13 steps.* longer than hyper.total, 12 steps"),
+    ({"hyper.warmup": "8steps", "hyper.cooldown": "5steps"},
+     "hyper.warmup is 8 steps and hyper.cooldown 5"),
+    ({"decay": "kernels$"}, "decay='kernels\\$' is found in no leaf"),
+    ({"data.train_ops": "resize({size})"}, "has a place for 'size'"),
+    ({"freeze": ("encoder_nrom",)}, "freeze='encoder_nrom' is found in no"),
+    ({"init.path": "/nowhere"}, "There is no checkpoint at /nowhere"),
+  ],
+)  # fmt: skip
+def test_bad_configs_are_named_before_any_work(
+  tmp_path, changes, problem, all_devices
+):
+  with pytest.raises(ValueError, match=problem):
+    finetune_run.run(small(**changes), tmp_path / "run")
+  assert not list((tmp_path / "run").glob("ingredients/*"))
+
+
+@pytest.mark.parametrize(
+  "sweep,index,problem",
+  [
+    ([{"model.width": 8}], None, "Member 0 of the sweep changes model.width"),
+    ([{}, {"init.seed": 1}], None, "Member 1 of the sweep changes init.seed"),
+    ([{"hyper.lr": 1.0}], None, "Member 0 .* no config key 'hyper.lr'"),
+    ([{"hyper.mixup": -1.0}], None, "(?s)member_000 .*hyper.mixup must be"),
+    ([{}, {}], 2, "--sweep_index=2: the sweep has members 0 to 1"),
+  ],
+)
+def test_bad_sweeps_are_named_before_any_work(tmp_path, sweep, index, problem):
+  with pytest.raises(ValueError, match=problem):
+    finetune_run.run(small(), tmp_path / "run", sweep=sweep, index=index)
+  assert not (tmp_path / "run").exists()
+
+
+def test_out_of_memory_says_what_to_lower():
+  config = small(accumulate=2)
+  error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GB")
+  with pytest.raises(ValueError, match=r"raise accumulate \(now 2\).*now 16"):
+    with step_lib.memory_advice(config):
+      raise error
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    with step_lib.memory_advice(config):
+      raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+def test_a_diverging_run_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
+  def poisoned(*args, **kwargs):
+    step = train_lib_make_step(*args, **kwargs)
+
+    def poison(state, images, *rest):
+      images = jnp.where(state.step == 7, jnp.nan, images)
+      return step(state, images, *rest)
+
+    return poison
+
+  train_lib_make_step = train_lib.make_step
+  monkeypatch.setattr(train_lib, "make_step", poisoned)
+  config = small(ingredients="5steps")
+  with pytest.raises(ValueError, match="loss of run is nan after"):
+    finetune_run.run(config, tmp_path / "run")
+  names = sorted(p.name for p in (tmp_path / "run" / "ingredients").iterdir())
+  assert names == ["step_00000005", "step_00000005_ema_0.9"]
+  assert [p.name for p in (tmp_path / "run").glob("state_*")] == [
+    "state_00000005"
+  ]
+  # The state is good: without the poison, the run goes on from it.
+  monkeypatch.undo()
+  finetune_run.run(config, tmp_path / "run")
+  assert (tmp_path / "run" / "done.json").exists()
+  assert not list((tmp_path / "run").glob("state_*"))
