@@ -68,17 +68,20 @@ def _cast(name: str, text: str, default: Any) -> Any:
     ) from e
 
 
-def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+def parse_call(
+  text: str, value: Callable[[ast.expr], Any] = ast.literal_eval
+) -> tuple[str, list[Any], dict[str, Any]]:
   """Splits a call such as `ties(0.2, scale=0.5)` into its parts.
 
   Args:
-    text: a name or an import path, alone or with literals as arguments.
+    text: a name or an import path, alone or with arguments.
+    value: returns the value of an argument, or raises a ValueError.
 
   Returns:
     The name, the positional arguments and the arguments by name.
 
   Raises:
-    ValueError: if the text is not a call, or an argument is not a literal.
+    ValueError: if the text is not such a call.
 
   Example:
     >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
@@ -94,10 +97,10 @@ def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     name = ast.unparse(node)
     if not all(part.isidentifier() for part in name.split(".")):
       raise ValueError(name)
-    values = {k.arg: ast.literal_eval(k.value) for k in keywords}
+    values = {k.arg: value(k.value) for k in keywords}
     if None in values:
       raise ValueError("**")
-    return name, [ast.literal_eval(a) for a in args], values
+    return name, [value(a) for a in args], values
   except (SyntaxError, ValueError) as e:
     raise ValueError(
       f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
