@@ -22,7 +22,9 @@ import os
 import re
 from typing import Any
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
 import numpy as np
 
 
@@ -40,6 +42,11 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
 
   Raises:
     ValueError: for a name without a default, or a value of another type.
+
+  Example:
+    >>> arg = parse_arg("size=4,quick", size=16, quick=False, name="digits")
+    >>> arg.size, arg.quick, arg.name
+    (4, True, 'digits')
   """
   values = dict(defaults)
   for part in filter(None, (arg or "").split(",")):
@@ -66,6 +73,44 @@ def _cast(name: str, text: str, default: Any) -> Any:
     raise ValueError(
       f"Config argument {name} must be of type {kind}, got {text!r}."
     ) from e
+
+
+class _NamedTextsParser(flags.ArgumentParser):
+  """Reads the short form of `NamedTexts` from a flag."""
+
+  def parse(self, argument: Any) -> "NamedTexts":
+    if isinstance(argument, str):
+      argument = parse_named(argument)
+    return NamedTexts(argument)
+
+
+@config_flags.register_flag_parser(parser=_NamedTextsParser())
+class NamedTexts(ml_collections.ConfigDict):
+  """A dict of texts. A flag may give all of it in short, as `a=x,b=y`.
+
+  In a config file an entry is set as usual: `c.tests.sketch = "sketch/test"`.
+  """
+
+
+def parse_named(text: str) -> dict[str, str]:
+  """Parses the short form of a dict of texts.
+
+  Example:
+    >>> parse_named("test=validation, sketch=imagenet_sketch/test")
+    {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
+
+  Raises:
+    ValueError: if a part is not NAME=VALUE, or a name is given twice.
+  """
+  values: dict[str, str] = {}
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, is_pair, value = part.partition("=")
+    if not (is_pair and value and re.fullmatch(r"[\w-]+", name)):
+      raise ValueError(f"Cannot read {part!r} of {text!r}: write NAME=VALUE.")
+    if name in values:
+      raise ValueError(f"{name!r} is given twice in {text!r}.")
+    values[name] = value
+  return values
 
 
 def parse_call(
@@ -173,11 +218,23 @@ def updated(
 
   Raises:
     ValueError: if a key does not exist, or a value has the wrong type.
+
+  Example:
+    >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
+    >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
+    0.3
   """
-  config = copy.deepcopy(config).unlock()
-  for key in overrides:
+  config, overrides = copy.deepcopy(config).unlock(), dict(overrides)
+  for key in list(overrides):
     if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
+    parent = config
+    for part in key.split(".")[:-1]:
+      parent = parent[part]
+    if isinstance(parent[key.rpartition(".")[2]], NamedTexts):
+      parent[key.rpartition(".")[2]] = _NamedTextsParser().parse(
+        overrides.pop(key)
+      )
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:
@@ -199,7 +256,12 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Lists the differences of two configs from `to_dict`, one line per key."""
+  """Lists the differences of two configs from `to_dict`, one line per key.
+
+  Example:
+    >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
+    ['hyper.rate: 0.1 before, 0.3 now']
+  """
   if isinstance(old, dict) and isinstance(new, dict):
     lines = []
     for key in sorted({*old, *new}):
@@ -263,7 +325,12 @@ def steps(
 
 
 def seeds(size: int) -> Iterator[dict[str, Any]]:
-  """Yields runs that differ in their seed only: data order, augmentation."""
+  """Yields runs that differ in their seed only: data order, augmentation.
+
+  Example:
+    >>> list(seeds(2))
+    [{'seed': 0}, {'seed': 1}]
+  """
   for seed in range(size):
     yield {"seed": seed}
 
@@ -280,6 +347,11 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
     size: number of members. A larger search begins with the members of a
       smaller one.
     seed: seed of the draws.
+
+  Example:
+    >>> member = next(random_search(8, seed=0))
+    >>> member["hyper.total"], round(member["hyper.learning_rate"], 7)
+    ('12epochs', 9.27e-05)
   """
   for k in range(size):
     rng = np.random.default_rng([seed, k])
@@ -334,6 +406,11 @@ def standard_grid() -> Iterator[dict[str, Any]]:
 
   Four learning rates, three strengths of augmentation, mixup off or 0.5, two
   seeds.
+
+  Example:
+    >>> members = list(standard_grid())
+    >>> len(members), members[0]["hyper.learning_rate"]
+    (48, 3e-05)
   """
   return _grid((3e-5, 2e-5, 1e-5, 3e-6), num_seeds=2)
 

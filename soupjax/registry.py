@@ -114,7 +114,14 @@ def _origin(target: Any) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], show: int = 20) -> str:
-  """Ends a sentence about an unknown name: close matches, or the whole list."""
+  """Ends a sentence about an unknown name: close matches, or the whole list.
+
+  Example:
+    >>> suggestion("tie", ["ties", "dare", "linear"])
+    ": did you mean 'ties'?"
+    >>> suggestion("x", ["ties", "dare", "linear"])
+    ': there are dare, linear, ties.'
+  """
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
   if close:

@@ -60,7 +60,8 @@ def test_wheel_holds_every_module_and_nothing_else(wheel):
     p.relative_to(ROOT).as_posix() for p in (ROOT / "soupjax").rglob("*.py")
   }
   info = f"soupjax-{soupjax.__version__}.dist-info"
-  assert modules == {n for n in names if not n.startswith(info)}
+  package = {n for n in names if not n.startswith(info)}
+  assert package == modules | {"soupjax/py.typed"}
   assert f"{info}/licenses/LICENSE" in names
 
 

@@ -103,6 +103,14 @@ def mix(
     ValueError: naming ingredient, leaf, offending value and fix, if something
       does not fit.
     TypeError: if an argument is of another kind.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> mixed = sj.mix(sj.rules.linear(), models, out="soup.safetensors")
+    >>> sj.load_params("soup.safetensors")["w"]
+    array([2., 6.], dtype=float32)
   """
   _check_types(
     rule,

@@ -40,6 +40,12 @@ def find_ingredients(
 
   Raises:
     ValueError: if nothing matches, or a match is not a checkpoint.
+
+  Example:
+    >>> for name in ("a", "b"):
+    ...   sj.save_params(f"sweep/{name}.npz", {"w": jnp.zeros(2)})
+    >>> [model.name for model in sj.find_ingredients("sweep/*.npz")]
+    ['a.npz', 'b.npz']
   """
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
   patterns, paths = list(patterns), []
@@ -123,6 +129,14 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   Raises:
     ValueError: if there is nothing there, it is damaged, or nothing that is
       understood.
+
+  Example:
+    >>> sj.save_params("a.npz", {"head": {"bias": jnp.arange(3.0)}})
+    >>> model = sj.open_ingredient("a.npz")
+    >>> model.specs["head/bias"]
+    ShapeDtypeStruct(shape=(3,), dtype=float32)
+    >>> model.read("head/bias")
+    array([0., 1., 2.], dtype=float32)
   """
   path = absolute(path)
   return _open(path, *recognise(path))

@@ -28,9 +28,17 @@ class TaskVector:
   weights are read when it is applied, block by block.
 
   Example:
-    both = sj.TaskVector("pre.safetensors", "cars.safetensors") + sj.TaskVector(
-        "pre.safetensors", "dtd.safetensors")
-    (0.3 * both).apply_to("pre.safetensors", out="edited.safetensors")
+    >>> pretrained = {"w": jnp.array([1.0, 1.0])}
+    >>> cars, dtd = {"w": jnp.array([3.0, 1.0])}, {"w": jnp.array([1.0, 5.0])}
+    >>> both = sj.TaskVector(pretrained, cars) + sj.TaskVector(pretrained, dtd)
+    >>> (0.5 * both).apply_to(pretrained)["w"]
+    Array([2., 3.], dtype=float32)
+
+    Of files, to a file:
+
+        both = sj.TaskVector("pre.npz", "cars.npz") + sj.TaskVector(
+            "pre.npz", "dtd.npz")
+        (0.3 * both).apply_to("pre.npz", out="edited.npz")
   """
 
   def __init__(self, pretrained: Model, finetuned: Model):

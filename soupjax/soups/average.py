@@ -63,6 +63,15 @@ def uniform_soup(
   Raises:
     ValueError: if there is nothing to average, trees differ, an ingredient
       has NaN or infinity, or the weights do not fit.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> sj.uniform_soup(models)["w"]
+    Array([2., 6.], dtype=float32)
+    >>> sj.uniform_soup(models, weights=[3, 1])["w"]
+    Array([1.5, 5. ], dtype=float32)
   """
   ingredients = as_list(ingredients)
   check_ingredients(ingredients)
@@ -117,6 +126,13 @@ def wise_ft(
 
   Raises:
     ValueError: if the trees differ or alpha is no finite number.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> pretrained = make("zero-shot", {"w": jnp.array([0.0, 1.0])})
+    >>> finetuned = make("fine-tuned", {"w": jnp.array([1.0, 3.0])})
+    >>> sj.wise_ft(pretrained, finetuned, alpha=0.25)["w"]
+    Array([0.25, 1.5 ], dtype=float32)
   """
   alpha = arguments.number("alpha", alpha)
   ends = [
@@ -158,6 +174,10 @@ def ensemble_logits(
   Raises:
     ValueError: if there are none, one is no array of numbers or has NaN, shapes
       differ, or the weights do not fit.
+
+  Example:
+    >>> sj.ensemble_logits([jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])])
+    array([1. , 0.5], dtype=float32)
   """
   if weights is not None:
     weights = list(weights) if isinstance(weights, Iterator) else weights

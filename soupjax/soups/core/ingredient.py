@@ -55,6 +55,13 @@ class Ingredient:
     hyperparameters: how it was fine-tuned.
     path: where it was read from, None for trees in memory.
     storage: how to read it in blocks; None reads whole leaves with `reader`.
+
+  Example:
+    >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
+    >>> a.specs["head/bias"]
+    ShapeDtypeStruct(shape=(3,), dtype=float32)
+    >>> a.read("head/bias", index=(slice(0, 2),))
+    array([0., 1.], dtype=float32)
   """
 
   name: str
@@ -334,6 +341,14 @@ def rank_by(
 
   Raises:
     ValueError: if an ingredient lacks the metric, or its value is no number.
+
+  Example:
+    >>> tree = {"w": jnp.zeros(2)}
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", tree, {"minival/prec@1": 0.7}),
+    ...           make("b", tree, {"minival/prec@1": 0.9})]
+    >>> [model.name for model in sj.rank_by(models, "minival/prec@1")]
+    ['b', 'a']
   """
   if mode not in ("max", "min"):
     raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")

@@ -60,6 +60,17 @@ def greedy_ensemble(
 
   Raises:
     ValueError: as `greedy_soup`, or if logits are no arrays of numbers.
+
+  Example:
+    >>> labels = jnp.array([0, 1, 1])
+    >>> logits = {
+    ...   "a": jnp.array([[2.0, 0.0], [0.5, 0.0], [0.0, 1.0]]),
+    ...   "b": jnp.array([[0.0, 0.2], [0.0, 2.0], [0.0, 1.0]]),
+    ... }
+    >>> def accuracy(logits):
+    ...   return float((logits.argmax(-1) == labels).mean())
+    >>> sj.greedy_ensemble(logits, accuracy).selected
+    ('a', 'b')
   """
   if not isinstance(logits, Mapping):
     raise ValueError(
@@ -91,11 +102,12 @@ class _OfLogits:
     self.evaluate = evaluate
     if hasattr(evaluate, "mode"):
       self.mode = evaluate.mode
-    if hasattr(evaluate, "trial"):
-      self.trial, self.keep = self._trial, evaluate.keep
+    if hasattr(evaluate, "evaluate_until"):
+      self.evaluate_until = self._evaluate_until
+      self.set_incumbent = evaluate.set_incumbent
 
   def __call__(self, params):
     return self.evaluate(np.asarray(params["logits"]))
 
-  def _trial(self, params, reaches):
-    return self.evaluate.trial(np.asarray(params["logits"]), reaches)
+  def _evaluate_until(self, params, can_reach):
+    return self.evaluate.evaluate_until(np.asarray(params["logits"]), can_reach)

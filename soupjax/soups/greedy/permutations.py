@@ -51,6 +51,12 @@ def random_orders(
 
   Raises:
     ValueError: if count is not positive, or there are no ingredients.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make(name, {"w": jnp.zeros(1)}) for name in "abc"]
+    >>> sj.random_orders(models, 2, seed=0)
+    [['c', 'a', 'b'], ['c', 'b', 'a']]
   """
   names = sorted(i.name for i in as_list(ingredients))
   if not names:
@@ -89,6 +95,18 @@ def best_order(
   Raises:
     ValueError: as `greedy_soup`, or if there are no orders, or more lists to
       resume from than orders.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array(1.0)}),
+    ...           make("b", {"w": jnp.array(4.0)}),
+    ...           make("c", {"w": jnp.array(2.0)})]
+    >>> def evaluate(params):
+    ...   return -abs(float(params["w"]) - 1.6)
+    >>> orders = [["a", "b", "c"], ["b", "c", "a"]]
+    >>> best = sj.best_order(models, evaluate, orders)
+    >>> best.orders[best.chosen]
+    ('a', 'b', 'c')
   """
   orders = [list(order) for order in orders]
   if not orders:

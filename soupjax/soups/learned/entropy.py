@@ -30,6 +30,12 @@ def entropy_loss(
 
   Returns:
     `loss(params, beta)`, or without images `loss(params, beta, images)`.
+
+  Example:
+    >>> loss = sj.entropy_loss(lambda params, images: images @ params["w"])
+    >>> sure, unsure = {"w": 9 * jnp.eye(2)}, {"w": jnp.zeros((2, 2))}
+    >>> bool(loss(sure, 1.0, jnp.eye(2)) < loss(unsure, 1.0, jnp.eye(2)))
+    True
   """
 
   def loss(params, beta, images):

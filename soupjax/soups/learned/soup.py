@@ -155,6 +155,17 @@ def learned_soup(
       fit the others, batches run out, or the loss, its gradient or the soup is
       not finite.
     TypeError: if `ingredients` are no sequence of ingredients.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([0.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([4.0, 0.0])})]
+    >>> def loss(params, beta):  # Smallest at a quarter of b.
+    ...   return ((params["w"] - jnp.array([1.0, 3.0])) ** 2).sum()
+    >>> soup = sj.learned_soup(models, loss, granularity="model", steps=20,
+    ...                        optimizer="lbfgs", learn_beta=False)
+    >>> soup.alphas["model"].round(3)
+    array([0.75, 0.25])
   """
   ingredients = as_list(ingredients)
   settings = checks.settings(

@@ -50,6 +50,15 @@ def task_arithmetic(
 
   Raises:
     ValueError: if a number is not finite.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.task_arithmetic(0.5)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 3. , -1. , -3. ,  0.2], dtype=float32)
   """
   weights = rule_base.check_weights(weights)
 

@@ -127,6 +127,15 @@ def ties(
 
   Raises:
     ValueError: if a number or a word makes no sense.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.ties(density=0.5)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 4., -3., -3.,  0.], dtype=float32)
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
@@ -228,6 +237,15 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
   Returns:
     The rule; it needs a base and two ingredients, and holds whole leaves of all
     of them.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.sce(density=0.5)
+    >>> sj.mix(rule, models, base=base).params["w"].round(3)
+    Array([ 2.8400002, -3.0000002, -3.16     ,  0.       ], dtype=float32)
   """
   density = rule_base.check_share("density", density)
 

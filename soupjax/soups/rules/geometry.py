@@ -65,6 +65,14 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
 
   Returns:
     The rule; it reads all weights once more.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 0.0])}),
+    ...           make("b", {"w": jnp.array([0.0, 1.0])})]
+    >>> rule = sj.rules.slerp(0.5)
+    >>> sj.mix(rule, models).params["w"].round(3)
+    Array([0.707, 0.707], dtype=float32)
   """
   t = coefficients.check("t", t)
   _check_scope(scope)
@@ -127,6 +135,15 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
   Returns:
     The rule; it needs a base and two ingredients, and reads all weights once
     more.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.model_stock()
+    >>> sj.mix(rule, models, base=base).params["w"].round(3)
+    Array([ 2.071     , -0.69000006, -2.071     ,  0.13800001], dtype=float32)
   """
   _check_scope(scope)
   if compat not in (None, "fusion_bench"):
@@ -181,6 +198,15 @@ def geometric_median(
 
   Returns:
     The rule; it reads all weights once more.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([0.0, 0.0])}),
+    ...           make("b", {"w": jnp.array([0.0, 0.1])}),
+    ...           make("c", {"w": jnp.array([9.0, 0.0])})]
+    >>> rule = sj.rules.geometric_median()
+    >>> sj.mix(rule, models).params["w"].round(3)
+    Array([0.029, 0.049], dtype=float32)
   """
   return _centre("geometric_median", weights, scope, median_weights, _centred)
 
@@ -264,6 +290,14 @@ def karcher(
 
   Returns:
     The rule; it reads all weights once more.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([3.0, 0.0])}),
+    ...           make("b", {"w": jnp.array([0.0, 1.0])})]
+    >>> rule = sj.rules.karcher()
+    >>> sj.mix(rule, models).params["w"].round(3)
+    Array([1.414, 1.414], dtype=float32)
   """
   return _centre("karcher", weights, scope, karcher_weights, _raw)
 

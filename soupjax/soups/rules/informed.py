@@ -54,6 +54,16 @@ def fisher(
   Raises:
     ValueError: if a number makes no sense; when it merges, also for a Fisher
       that is negative or not finite.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> fishers = [make("a", {"w": jnp.array([3.0, 1.0])}),
+    ...            make("b", {"w": jnp.array([1.0, 1.0])})]
+    >>> rule = sj.rules.fisher(fishers)
+    >>> sj.mix(rule, models).params["w"]
+    Array([1.5, 6. ], dtype=float32)
   """
   floor = rule_base.check_number("floor", floor)
   if floor <= 0:

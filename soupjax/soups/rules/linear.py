@@ -73,6 +73,14 @@ def linear(
 
   Returns:
     The rule. It warns about negative weights when it meets the ingredients.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> rule = sj.rules.linear([1, 3])
+    >>> sj.mix(rule, models).params["w"]
+    Array([2.5, 7. ], dtype=float32)
   """
   arguments.flag("normalize", normalize)
   if weights is None:
@@ -146,6 +154,12 @@ def schedule(
 
   Raises:
     ValueError: if a number or a word makes no sense.
+
+  Example:
+    >>> sj.rules.schedule("linear", 4)
+    [0.1, 0.2, 0.3, 0.4]
+    >>> sj.rules.schedule("uniform", 4, last=2)
+    [0.0, 0.0, 0.5, 0.5]
   """
   count = arguments.count("count", count)
   n = count if last is None else arguments.whole("last", last)
@@ -184,6 +198,15 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
 
   Raises:
     ValueError: if alpha is not finite.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.lerp(0.5)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 1.5, -0.5, -1.5,  0.1], dtype=float32)
   """
   alpha = coefficients.check("alpha", alpha)
 

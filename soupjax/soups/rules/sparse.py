@@ -106,6 +106,15 @@ def dare(
 
   Raises:
     ValueError: if a number or a word makes no sense.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.dare(density=0.5, seed=0)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 8. ,  2. , -8. ,  0.6], dtype=float32)
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
@@ -172,6 +181,15 @@ def breadcrumbs(
 
   Returns:
     The rule; it needs a base, and reads all weights twice more.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.breadcrumbs(density=0.5, gamma=0.25)
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([ 2., -2., -2.,  0.], dtype=float32)
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)
@@ -305,6 +323,15 @@ def della(
 
   Raises:
     ValueError: if a number or a word makes no sense.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros(4)})
+    >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
+    ...           make("b", {"w": jnp.array([2.0, -3.0, -4.0, 0.3])})]
+    >>> rule = sj.rules.della(density=0.5, epsilon=0.2, seed=0)
+    >>> sj.mix(rule, models, base=base).params["w"].round(3)
+    Array([ 6.6670003 ,  2.1430001 , -5.208     ,  0.75000006], dtype=float32)
   """
   density = rule_base.check_share("density", density)
   weights = rule_base.check_weights(weights)

@@ -135,6 +135,16 @@ def tsv(
   Returns:
     The rule; it needs a base. Leaves that are no matrices get `base + scale *
     mean_k (t_k - base)`.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros((2, 2))})
+    >>> models = [make("a", {"w": jnp.array([[4.0, 0.0], [0.0, 0.0]])}),
+    ...           make("b", {"w": jnp.array([[0.0, 0.0], [0.0, 2.0]])})]
+    >>> rule = sj.rules.tsv()
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([[4., 0.],
+           [0., 2.]], dtype=float32)
   """
   return _spectral("tsv", _tsv, scale, rows)
 
@@ -156,5 +166,15 @@ def iso_c(
   Returns:
     The rule; it needs a base. Leaves that are no matrices get `base + scale *
     mean_k (t_k - base)`.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> base = make("base", {"w": jnp.zeros((2, 2))})
+    >>> models = [make("a", {"w": jnp.array([[4.0, 0.0], [0.0, 0.0]])}),
+    ...           make("b", {"w": jnp.array([[0.0, 0.0], [0.0, 2.0]])})]
+    >>> rule = sj.rules.iso_c()
+    >>> sj.mix(rule, models, base=base).params["w"]
+    Array([[3., 0.],
+           [0., 3.]], dtype=float32)
   """
   return _spectral("iso_c", _iso_c, scale, rows)

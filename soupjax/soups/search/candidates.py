@@ -232,6 +232,11 @@ def normalized_accuracy(
   Raises:
     ValueError: if there is no task, one has no score, or a score to divide by
       is not positive.
+
+  Example:
+    >>> own = {"cars": 0.8, "dtd": 0.5}
+    >>> sj.search.normalized_accuracy({"cars": 0.4, "dtd": 0.5}, own)
+    0.75
   """
   if not finetuned_scores:
     raise ValueError("finetuned_scores is empty: give one score a task.")

@@ -49,6 +49,17 @@ def wise_ft_curve(
   Raises:
     ValueError: if models or alphas do not fit, a score is not finite, or
       `choose_on` is no dataset.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> pretrained = make("zero-shot", {"w": jnp.array(0.0)})
+    >>> finetuned = make("tuned", {"w": jnp.array(1.0)})
+    >>> def evaluate(params):
+    ...   return -abs(float(params["w"]) - 0.3)
+    >>> curve = sj.search.wise_ft_curve(
+    ...   pretrained, finetuned, evaluate, alphas=[0, 0.25, 0.5, 1])
+    >>> curve.best.coefficients
+    (0.25,)
   """
   return _line(
     "wise_ft",
@@ -178,6 +189,18 @@ def task_scale(
 
   Raises:
     ValueError: as `wise_ft_curve`, or if nothing is left besides the control.
+
+  Example:
+    >>> pretrained = {"w": jnp.array([0.0, 0.0])}
+    >>> cars, dtd = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+    >>> vectors = [sj.TaskVector(pretrained, model) for model in (cars, dtd)]
+    >>> def evaluate(params):  # One held-out score a task.
+    ...   return {"cars": 1 - abs(float(params["w"][0]) - 0.4),
+    ...           "dtd": 1 - abs(float(params["w"][1]) - 0.4)}
+    >>> search = sj.search.task_scale(
+    ...   pretrained, vectors, evaluate, scales=[0.2, 0.4, 0.6])
+    >>> search.best.coefficients
+    (0.4,)
   """
   tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
   scales = candidates.grid("scales", scales)

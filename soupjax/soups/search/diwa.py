@@ -67,6 +67,17 @@ def diwa(
   Raises:
     ValueError: if `average` or `mode` is something else, a score is no finite
       number, or as `greedy_soup`.
+
+  Example:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array(1.0)}),
+    ...           make("b", {"w": jnp.array(4.0)}),
+    ...           make("c", {"w": jnp.array(2.0)})]
+    >>> def evaluate(params):
+    ...   return -abs(float(params["w"]) - 1.6)
+    >>> pool = sj.search.diwa(models, evaluate)
+    >>> pool.selected
+    ('c', 'a')
   """
   runs = as_list(runs)
   _check(evaluate, average, mode, settings)

@@ -1,0 +1,328 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Commands and Python of README and docs/ run, shortened where they are long.
+
+Whatever is new there runs as it stands, or gets an entry in a table here.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+import soupjax as sj
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Commands that do not run here, and why.
+ELSEWHERE = {
+  r"pip install .*": "needs the network; tests/packaging_test.py installs",
+  r"(EXTRAS=\S+ )?launch/test\.sh.*": "these tests",
+  r"\.ci/run.*": "these tests",
+  r"launch/local\.sh.*": "tests/launch/launch_test.py and tests/tasks run it",
+  r"launch/(tpu_vm\.sh|slurm\.sbatch).*": "needs a cluster; launch_test.py",
+  r"sbatch .*": "needs a cluster; launch_test.py",
+  r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
+  r"python (-m )?benchmarks.*": "takes minutes",
+  r"tfds build.*": "needs TensorFlow and data",
+}
+# What is changed in a command, from the first pattern that matches. Others run
+# as they stand.
+SHORTER = {
+  # Weights and images that are not here: the plan alone.
+  r"soupjax --config=configs/finetune/vit.*": [(r"$", " --dry_run")],
+  r"soupjax --config=configs/finetune/digits\.py(?!:pretrain).*": [
+    (r"$", " --dry_run")
+  ],
+  r"soupjax --config=configs/finetune/digits\.py:pretrain.*": [
+    (r"$", " --config.hyper.total=2steps --config.hyper.warmup=0steps")
+  ],
+  # A sweep of digits stands for ImageNet's.
+  r"soupjax --config=configs/cook\.py:sweep=.*": [
+    (r"--config\.tests=\S+", ""),
+    (r"$", " --config.tests=test=test --config.cook.learned_granularities=()"),
+  ],
+  r"soupjax --config=configs/cook\.py.*": [
+    (r"$", " --config.cook.learned_granularities=()"),
+    (r"$", " --config.cook.wise_ft_points=2"),
+  ],
+  r"soupjax --config=configs/digits\.py.*": [(r"$", " --dry_run")],
+}
+# The same for blocks of Python, by what is found in them; None does not run.
+PYTHON = {
+  r"sj\.search\.paint_sequential\(.*\.\.\.": None,  # Signatures, cut short.
+  r"imagenet2012": [
+    (
+      r'"imagenet2012", "train", data_dir="/data/tfds"',
+      '"folder:photos", "val"',
+    ),
+    (r"1024", "4"),
+    (r"=26", "=1"),
+  ],
+  r'variant\("B/16"\)': [
+    (r'variant\("B/16"\)', "TINY"),
+    (r"384", "8"),
+    (r"num_classes=10", "num_classes=3"),
+  ],
+  r"steps=\d+": [(r"steps=\d+", "steps=2")],
+  r"configs/digits\.py": None,
+}
+
+
+def blocks(path: pathlib.Path, language: str) -> list[str]:
+  text = path.read_text(encoding="utf-8")
+  fence = rf"^```{language}\n(.*?)^```"
+  return re.findall(fence, text, flags=re.M | re.S)
+
+
+def commands(path: pathlib.Path) -> list[str]:
+  """Returns the commands of a page on one line each, without comments."""
+  lines, before = [], ""
+  for block in blocks(path, "sh"):
+    for line in block.replace("\\\n", " ").splitlines():
+      words = shlex.split(line, comments=True)
+      line = shlex.join(words)
+      if line.startswith("soupjax ..."):  # The command above, once more.
+        line = before + line.removeprefix("soupjax ...")
+      elif line.startswith("soupjax"):
+        before = line
+      lines += [line] if line else []
+  return lines
+
+
+def first_match(table, text, default, match=re.fullmatch):
+  return next((v for p, v in table.items() if match(p, text)), default)
+
+
+def shorter(text: str, changes) -> str:
+  for pattern, replacement in changes:
+    text = re.sub(pattern, replacement, text, count=1 if "$" in pattern else 0)
+  return text
+
+
+ALL = [(path.name, c) for path in PAGES for c in commands(path)]
+HERE = sorted({c for _, c in ALL if not first_match(ELSEWHERE, c, None)})
+
+MODEL = {"patch_size": 4, "width": 8, "depth": 2, "mlp_dim": 12, "num_heads": 4}
+TINY_SWEEP = """
+from soupjax import config as config_lib
+
+def get_config(arg=None):
+  config = config_lib.load("configs/finetune/digits.py", "runlocal")
+  return config_lib.updated(config, {
+    "hyper.warmup": "0steps", "probe.total": "0steps", "data.batch_size": 8,
+    "data.train_ops": "value_range(-1, 1)", "model.depth": 1})
+
+def get_sweep():
+  for seed in range(2):
+    yield {"hyper.total": "2steps", "seed": seed}
+"""
+# Runs commands of the console script, each in a fork: all import once.
+RUNNER = """
+import json, os, sys, traceback
+from absl import flags
+import soupjax.main, soupjax.tasks
+for line in sys.stdin:
+  argv, log = json.loads(line)
+  child = os.fork()
+  if not child:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv, code = argv, 0
+    try:
+      soupjax.main.run()
+    except SystemExit as e:
+      code = e.code if isinstance(e.code, int) else int(e.code is not None)
+      if isinstance(e.code, str):
+        print(e.code)
+    except BaseException:
+      traceback.print_exc()
+      code = 1
+    sys.stdout.flush()
+    os._exit(code)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def write_models(directory: pathlib.Path):
+  """Writes the checkpoints and images that the pages speak of."""
+  rng = np.random.default_rng(0)
+  tree = {
+    "encoderblock_0": {"w": np.ones((2, 2), "f")},
+    "head": np.ones(2, "f"),
+  }
+  names = ("ckpts/a", "ckpts/b", "finetuned/a", "finetuned/b", "pretrained")
+  for name in (*names, "sweep/a", "sweep/b"):
+    (directory / name).parent.mkdir(exist_ok=True)
+    moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape) / 9, tree)
+    moved = jax.tree.map(lambda x: x.astype("f"), moved)
+    sj.save_params(directory / f"{name}.safetensors", moved)
+  pretrained = sj.models.pretrained
+  model = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("hf_vit"))
+  image = np.zeros((1, 8, 8, 3), "f")
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  start = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+  for k in range(2):
+    path = directory / f"runs/{k}"
+    path.mkdir(parents=True)
+    params = jax.tree.map(lambda x, k=k: (x + k / 99).astype("f"), start)
+    pretrained.save_exported(
+      path / "model.safetensors", params, model, "hf_vit"
+    )
+    settings = {
+      "model_type": "vit",
+      "hidden_size": 8,
+      "num_attention_heads": 4,
+      "hidden_act": "gelu",
+      "layer_norm_eps": 1e-12,
+      "id2label": dict(enumerate(("ant", "bee", "cow"))),
+    }
+    (path / "config.json").write_text(json.dumps(settings))
+    prepared = {"do_resize": True, "size": {"height": 8, "width": 8}}
+    prepared |= {"resample": 3, "do_normalize": True}
+    prepared |= {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    (path / "preprocessor_config.json").write_text(json.dumps(prepared))
+  timm = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("timm"))
+  params = jax.tree.map(lambda x: x.astype("f"), start)
+  pretrained.save_exported(directory / "vit.safetensors", params, timm, "timm")
+  for place in ("photos/val", "photos/test", "street_photos"):
+    for name in ("ant", "bee", "cow"):
+      (directory / place / name).mkdir(parents=True)
+      for k in range(4):
+        pixels = rng.integers(0, 256, (9, 10, 3), np.uint8)
+        file = directory / place / name / f"{k}.png"
+        PIL.Image.fromarray(pixels).save(file)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  path = tmp_path_factory.mktemp("docs")
+  (path / "configs").symlink_to(ROOT / "configs")
+  (path / "tiny.py").write_text(TINY_SWEEP)
+  write_models(path)
+  return path
+
+
+@pytest.fixture(scope="module")
+def shell(place):
+  """Runs a command as it is typed; returns its exit code and its output."""
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+  # Compiles faster, which takes longer here than what is compiled.
+  environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  runner = subprocess.Popen(
+    [sys.executable, "-c", RUNNER],
+    cwd=place,
+    env=environment,
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+
+  def run(command):
+    log = place / "log.txt"
+    request = json.dumps([shlex.split(command), str(log)])
+    print(request, file=runner.stdin, flush=True)
+    return int(runner.stdout.readline() or -1), log.read_text()
+
+  yield run
+  runner.stdin.close()
+  runner.wait()
+
+
+@pytest.fixture(scope="module")
+def sweeps(shell, place):
+  code, output = shell("soupjax --config=tiny.py --workdir=runs/b16 --sweep")
+  assert code == 0, output
+  (place / "runs/sweep").symlink_to(place / "runs/b16")
+
+
+@pytest.mark.parametrize(
+  "number,command", list(enumerate(HERE)), ids=lambda x: str(x)[-60:]
+)
+def test_commands_run(shell, sweeps, place, number, command):
+  short = shorter(command, first_match(SHORTER, command, []))
+  # Pages write to the same places.
+  short = re.sub(r"--(workdir|config\.out)=", rf"--\1=out/{number}/", short)
+  (place / f"out/{number}").mkdir(parents=True)
+  code, output = shell(short)
+  assert code == 0, f"{short}\n{output}"
+
+
+def test_commands_are_known():
+  unknown = [
+    (page, command)
+    for page, command in ALL
+    if not command.startswith("soupjax ")
+    and not first_match(ELSEWHERE, command, None)
+  ]
+  assert not unknown
+
+
+def test_bad_commands_are_noticed(shell):
+  code, output = shell("soupjax --config=configs/cook.py --config.nothing=1")
+  assert code and "nothing" in output
+
+
+def in_memory(name, value):
+  params = {"encoderblock_0": {"w": jnp.full((2, 2), value)}}
+  params["head"] = jnp.full(2, value)
+  metrics = {"minival/prec@1": value}
+  return sj.Ingredient.from_params(name, params, metrics)
+
+
+def evaluate(params):
+  return -float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(params)))
+
+
+def loss(params, beta, batch=0.0):
+  leaves = jax.tree.leaves(params)
+  return beta**2 + sum(((x - batch) ** 2).sum() for x in leaves)
+
+
+def namespace(page: str) -> dict:
+  """Names that a page uses and leaves to the reader."""
+  a, b = in_memory("a", 0.5), in_memory("b", 1.0)
+  names = dict(sj=sj, jax=jax, jnp=jnp, np=np, json=json, TINY=MODEL)
+  names |= dict(ingredients=[a, b], pretrained=in_memory("pretrained", 0.0))
+  names |= dict(evaluate=evaluate, loss=loss, tree_a=a.load(), tree_b=b.load())
+  if page == "README.md":
+    names |= dict(finetuned=a)
+  elif page == "learned.md":
+    names |= dict(finetuned=[a, b], path=pathlib.Path("state.json"))
+    # Of AdaMerging: one task, whose head does not matter here.
+    names |= dict(heads={"cars": jnp.ones(2)}, batches=[{"cars": 1.0}] * 9)
+    names |= dict(apply=lambda params, x: x * params["encoderblock_0"]["w"])
+  return names
+
+
+def test_names_in_python_exist():
+  for path in PAGES:
+    for name in re.findall(r"\bsj(\.[\w.]*\w)", path.read_text()):
+      value = sj
+      for word in name.split(".")[1:]:
+        value = getattr(value, word)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_python_runs(path, place, sweeps, monkeypatch):
+  monkeypatch.chdir(place)
+  for leftover in ("soup", "soup.safetensors", "merged.safetensors"):
+    if (place / leftover).is_file():
+      (place / leftover).unlink()
+  names = namespace(path.name)
+  for block in blocks(path, "python"):
+    changes = first_match(PYTHON, block, [], re.search)
+    if changes is not None:
+      with jax.numpy_rank_promotion("allow"):
+        exec(compile(shorter(block, changes), str(path), "exec"), names)
