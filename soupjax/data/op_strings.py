@@ -9,7 +9,7 @@ import functools
 import inspect
 from typing import Any
 
-from soupjax import config, registry
+from soupjax import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _calls(text: str) -> list[_Call]:
 
 
 def _call(text: str) -> _Call:
-  return _Call(text, *config.parse_call(text, value=_value))
+  return _Call(text, *registry.parse_call(text, value=_value))
 
 
 def _value(node: ast.expr) -> Any:
