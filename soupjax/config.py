@@ -32,7 +32,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   Raises:
     ValueError: for a name without a default, or a value of another type.
 
-  Example:
+  Examples:
     >>> arg = parse_arg("size=4,quick", size=16, quick=False, name="digits")
     >>> arg.size, arg.quick, arg.name
     (4, True, 'digits')
@@ -74,7 +74,7 @@ def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
   Raises:
     ValueError: if the text is not a call, or an argument is not a literal.
 
-  Example:
+  Examples:
     >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
     ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
     >>> parse_call("my_rules.trimmed_mean")
@@ -166,7 +166,7 @@ def updated(
   Raises:
     ValueError: if a key does not exist, or a value has another type.
 
-  Example:
+  Examples:
     >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
     >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
     0.3
@@ -198,7 +198,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
   """Lists where two configs (from `to_dict`) differ, one line a key.
 
-  Example:
+  Examples:
     >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
     ['hyper.rate: 0.1 before, 0.3 now']
   """
@@ -230,7 +230,7 @@ def steps(
   Raises:
     ValueError: if it has no unit or no number, or epochs of unknown length.
 
-  Example:
+  Examples:
     >>> steps("10epochs", batch_size=32, num_examples=1000)
     312
     >>> steps("500steps", batch_size=32, num_examples=None)
@@ -268,7 +268,7 @@ def steps(
 def seeds(size: int) -> Iterator[dict[str, Any]]:
   """Yields runs that differ by their seed alone: data order, augmentation.
 
-  Example:
+  Examples:
     >>> list(seeds(2))
     [{'seed': 0}, {'seed': 1}]
   """
@@ -288,7 +288,7 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
     size: number of members. A larger search begins with a smaller one.
     seed: of the draws.
 
-  Example:
+  Examples:
     >>> member = next(random_search(8, seed=0))
     >>> member["hyper.total"], round(member["hyper.learning_rate"], 7)
     ('12epochs', 9.27e-05)
@@ -347,7 +347,7 @@ def standard_grid() -> Iterator[dict[str, Any]]:
   Four learning rates, three strengths of augmentation, mixup off or 0.5, two
   seeds.
 
-  Example:
+  Examples:
     >>> members = list(standard_grid())
     >>> len(members), members[0]["hyper.learning_rate"]
     (48, 3e-05)

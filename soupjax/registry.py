@@ -16,7 +16,7 @@ from typing import Any
 class Registry:
   """Functions or classes by name.
 
-  Example:
+  Examples:
     >>> losses = Registry("loss")
     >>> @losses.register
     ... def hinge(logits, targets):
@@ -116,7 +116,7 @@ def _origin(target: Any) -> str:
 def suggestion(name: str, known: Iterable[str], show: int = 20) -> str:
   """Ends a sentence about an unknown name: close matches, or the whole list.
 
-  Example:
+  Examples:
     >>> suggestion("tie", ["ties", "dare", "linear"])
     ": did you mean 'ties'?"
     >>> suggestion("x", ["ties", "dare", "linear"])

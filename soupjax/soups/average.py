@@ -64,7 +64,7 @@ def uniform_soup(
     ValueError: if there is nothing to average, trees differ, an ingredient
       has NaN or infinity, or the weights do not fit.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
     ...           make("b", {"w": jnp.array([3.0, 8.0])})]
@@ -127,7 +127,7 @@ def wise_ft(
   Raises:
     ValueError: if the trees differ or alpha is no finite number.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> pretrained = make("zero-shot", {"w": jnp.array([0.0, 1.0])})
     >>> finetuned = make("fine-tuned", {"w": jnp.array([1.0, 3.0])})
@@ -175,7 +175,7 @@ def ensemble_logits(
     ValueError: if there are none, one is no array of numbers or has NaN, shapes
       differ, or the weights do not fit.
 
-  Example:
+  Examples:
     >>> sj.ensemble_logits([jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])])
     array([1. , 0.5], dtype=float32)
   """

@@ -61,7 +61,7 @@ def greedy_ensemble(
   Raises:
     ValueError: as `greedy_soup`, or if logits are no arrays of numbers.
 
-  Example:
+  Examples:
     >>> labels = jnp.array([0, 1, 1])
     >>> logits = {
     ...   "a": jnp.array([[2.0, 0.0], [0.5, 0.0], [0.0, 1.0]]),

@@ -170,7 +170,7 @@ def greedy_soup(
       makes no sense, or `order` or `resume` do not fit.
     TypeError: if `ingredients` are no sequence of ingredients.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array(1.0)}),
     ...           make("b", {"w": jnp.array(4.0)}),

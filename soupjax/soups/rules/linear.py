@@ -74,7 +74,7 @@ def linear(
   Returns:
     The rule. It warns about negative weights when it meets the ingredients.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
     ...           make("b", {"w": jnp.array([3.0, 8.0])})]
@@ -155,7 +155,7 @@ def schedule(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> sj.rules.schedule("linear", 4)
     [0.1, 0.2, 0.3, 0.4]
     >>> sj.rules.schedule("uniform", 4, last=2)
@@ -199,7 +199,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
   Raises:
     ValueError: if alpha is not finite.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),

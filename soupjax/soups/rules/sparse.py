@@ -107,7 +107,7 @@ def dare(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -182,7 +182,7 @@ def breadcrumbs(
   Returns:
     The rule; it needs a base, and reads all weights twice more.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -324,7 +324,7 @@ def della(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),

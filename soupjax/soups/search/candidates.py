@@ -233,7 +233,7 @@ def normalized_accuracy(
     ValueError: if there is no task, one has no score, or a score to divide by
       is not positive.
 
-  Example:
+  Examples:
     >>> own = {"cars": 0.8, "dtd": 0.5}
     >>> sj.search.normalized_accuracy({"cars": 0.4, "dtd": 0.5}, own)
     0.75

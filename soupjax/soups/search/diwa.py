@@ -68,7 +68,7 @@ def diwa(
     ValueError: if `average` or `mode` is something else, a score is no finite
       number, or as `greedy_soup`.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array(1.0)}),
     ...           make("b", {"w": jnp.array(4.0)}),
