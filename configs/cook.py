@@ -32,7 +32,7 @@ half a minute, after the two lines of configs/finetune/digits.py:
 """
 
 from soupjax.config import parse_arg
-from soupjax.tasks import cook_config
+from soupjax.tasks.cook import config as cook_config
 
 
 def get_config(arg=None):

@@ -21,7 +21,7 @@ beside. --dry_run shows what would be done.
 """
 
 from soupjax.config import parse_arg
-from soupjax.tasks import cook_config
+from soupjax.tasks.cook import config as cook_config
 
 
 def get_config(arg=None):

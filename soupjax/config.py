@@ -1,6 +1,15 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers for `ml_collections` configs."""
+"""Configs: loading, overriding, checking, and the sweeps of the paper.
+
+A config is an `ml_collections.ConfigDict` that a Python file returns from
+`get_config(arg)`; the file may also define `get_sweep()`.
+
+A duration in a config is a number with a unit: "10epochs", "500steps" or
+"1000examples" (see `steps`). Keys that hold one are named after the event, such
+as `hyper.total`, `hyper.warmup`, `log` and `checkpoint`. Integers called
+`..._steps` occur in Python functions only, where the conversion is done.
+"""
 
 import ast
 from collections.abc import Callable, Iterator
@@ -13,18 +22,20 @@ import os
 import re
 from typing import Any
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
 import numpy as np
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-  """Parses the part behind the colon of `--config=file.py:name=value,flag`.
+  """Parses the part after the colon of `--config=file.py:name=value,flag`.
 
   Args:
-    arg: comma-separated `name=value`; a bare `name` means True. None or empty
-      means all defaults.
-    **defaults: every name that is allowed, with its default; the type of the
-      default is that of the value.
+    arg: comma-separated `name=value`; a bare `name` means True. With None or an
+      empty text, all values are the defaults.
+    **defaults: every allowed name with its default. A value has the type of
+      its default.
 
   Returns:
     A locked ConfigDict with a value for every name.
@@ -52,14 +63,54 @@ def _cast(name: str, text: str, default: Any) -> Any:
   if isinstance(default, bool):
     if text.lower() not in ("true", "false"):
       raise ValueError(
-        f"Config argument {name} is true or false, not {text!r}."
+        f"Config argument {name} must be true or false, got {text!r}."
       )
     return text.lower() == "true"
   try:
     return type(default)(text)
   except ValueError as e:
     kind = type(default).__name__
-    raise ValueError(f"Config argument {name}={text} is not {kind}.") from e
+    raise ValueError(
+      f"Config argument {name} must be of type {kind}, got {text!r}."
+    ) from e
+
+
+class _NamedTextsParser(flags.ArgumentParser):
+  """Reads the short form of `NamedTexts` from a flag."""
+
+  def parse(self, argument: Any) -> "NamedTexts":
+    if isinstance(argument, str):
+      argument = parse_named(argument)
+    return NamedTexts(argument)
+
+
+@config_flags.register_flag_parser(parser=_NamedTextsParser())
+class NamedTexts(ml_collections.ConfigDict):
+  """A dict of texts. A flag may give all of it in short, as `a=x,b=y`.
+
+  In a config file an entry is set as usual: `c.tests.sketch = "sketch/test"`.
+  """
+
+
+def parse_named(text: str) -> dict[str, str]:
+  """Parses the short form of a dict of texts.
+
+  Examples:
+    >>> parse_named("test=validation, sketch=imagenet_sketch/test")
+    {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
+
+  Raises:
+    ValueError: if a part is not NAME=VALUE, or a name is given twice.
+  """
+  values: dict[str, str] = {}
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, is_pair, value = part.partition("=")
+    if not (is_pair and value and re.fullmatch(r"[\w-]+", name)):
+      raise ValueError(f"Cannot read {part!r} of {text!r}: write NAME=VALUE.")
+    if name in values:
+      raise ValueError(f"{name!r} is given twice in {text!r}.")
+    values[name] = value
+  return values
 
 
 def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -104,21 +155,20 @@ def load(path: str, arg: str | None = None, **overrides: Any):
 
   Args:
     path: a file that defines `get_config(arg)`.
-    arg: what would stand behind the colon.
-    **overrides: dotted keys in a dict do not fit keywords, so pass
-      `**{"sweep.size": 4}`.
+    arg: the text that would follow the colon.
+    **overrides: values by dotted key, such as `**{"sweep.size": 4}`.
 
   Returns:
     A locked ConfigDict.
 
   Raises:
-    ValueError: if the file is not there or a key does not exist.
+    ValueError: if the file or a key does not exist.
   """
   config = _module(path).get_config(arg)
   return updated(config, overrides, what=path)
 
 
-def _module(path: str):
+def _module(path: str) -> Any:
   if not os.path.exists(path):
     raise ValueError(f"There is no config file {path}.")
   spec = importlib.util.spec_from_file_location("soupjax_config", path)
@@ -133,17 +183,17 @@ def load_sweep(path: str, arg: str | None = None) -> list[dict[str, Any]]:
   Args:
     path: a file that defines `get_sweep()`, or `get_sweep(arg)`, a generator of
       dicts of dotted overrides.
-    arg: what would stand behind the colon.
+    arg: the text that would follow the colon.
 
   Returns:
-    One dict a member.
+    One dict for each member.
 
   Raises:
-    ValueError: if the file has no sweep, or it is empty.
+    ValueError: if the file has no sweep, or the sweep is empty.
   """
   module = _module(path)
   if not hasattr(module, "get_sweep"):
-    raise ValueError(f"{path} has no get_sweep(): there is no sweep to run.")
+    raise ValueError(f"{path} has no get_sweep(), so there is no sweep to run.")
   takes_arg = inspect.signature(module.get_sweep).parameters
   members = list(module.get_sweep(arg) if takes_arg else module.get_sweep())
   if not members:
@@ -161,20 +211,27 @@ def updated(
   Args:
     config: any config.
     overrides: values by dotted key.
-    what: what errors call it.
+    what: the subject of error messages.
 
   Raises:
-    ValueError: if a key does not exist, or a value has another type.
+    ValueError: if a key does not exist, or a value has the wrong type.
 
   Examples:
     >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
     >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
     0.3
   """
-  config = copy.deepcopy(config).unlock()
-  for key in overrides:
+  config, overrides = copy.deepcopy(config).unlock(), dict(overrides)
+  for key in list(overrides):
     if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
+    parent = config
+    for part in key.split(".")[:-1]:
+      parent = parent[part]
+    if isinstance(parent[key.rpartition(".")[2]], NamedTexts):
+      parent[key.rpartition(".")[2]] = _NamedTextsParser().parse(
+        overrides.pop(key)
+      )
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:
@@ -196,7 +253,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Lists where two configs (from `to_dict`) differ, one line a key.
+  """Lists the differences of two configs from `to_dict`, one line per key.
 
   Examples:
     >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
@@ -219,16 +276,18 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def steps(
   duration: str, *, batch_size: int, num_examples: int | None, name: str = ""
 ) -> int:
-  """Turns a duration with its unit into steps, rounded to the nearest.
+  """Converts a duration to steps, rounded to the nearest.
 
   Args:
-    duration: "10epochs", "500steps" or "1000examples"; fractions are fine.
-    batch_size: examples a step.
-    num_examples: examples an epoch; None if that is not known.
-    name: the config key, for errors.
+    duration: a number with a unit, such as "10epochs", "0.5epochs", "500steps"
+      or "1000examples".
+    batch_size: number of examples in a step.
+    num_examples: number of examples in an epoch; None if unknown.
+    name: the config key, for error messages.
 
   Raises:
-    ValueError: if it has no unit or no number, or epochs of unknown length.
+    ValueError: if the number or the unit is missing, or the duration is in
+      epochs of unknown length.
 
   Examples:
     >>> steps("10epochs", batch_size=32, num_examples=1000)
@@ -245,8 +304,8 @@ def steps(
     number = None
   if number is None:
     raise ValueError(
-      f"{name or 'A duration'} must have a unit, as '10epochs', '500steps' or "
-      f"'1000examples', got {duration!r}."
+      f"{name or 'A duration'} must have a unit, such as '10epochs', "
+      f"'500steps' or '1000examples', got {duration!r}."
     )
   unit = match.group(2).rstrip("s")
   if unit == "step":
@@ -256,17 +315,16 @@ def steps(
   if num_examples is None:
     raise ValueError(
       f"{name or 'A duration'}={duration!r} needs the number of examples in an "
-      "epoch, which is not known."
+      "epoch, which is unknown."
     )
   return round(number * num_examples / batch_size)
 
 
-# The searches of arXiv 2203.05482, appendix J, over the keys of a fine-tuning
-# config. They begin with what all of them share: the seed.
+# Sweeps of arXiv 2203.05482, appendix J, over the keys of a fine-tuning config.
 
 
 def seeds(size: int) -> Iterator[dict[str, Any]]:
-  """Yields runs that differ by their seed alone: data order, augmentation.
+  """Yields runs that differ in their seed only: data order, augmentation.
 
   Examples:
     >>> list(seeds(2))
@@ -277,16 +335,17 @@ def seeds(size: int) -> Iterator[dict[str, Any]]:
 
 
 def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-  """Yields the paper's random search (appendix J, "random search").
+  """Yields the members of the paper's random search (appendix J).
 
   Learning rate 10^-U(4, 6), weight decay 10^-U(0.2, 4), 4 to 16 epochs, label
-  smoothing 0 or U(0, 0.25), mixup 0 or U(0, 0.9), and minimal augmentation in a
-  third of the runs, else RandAugment of 0 to 2 layers and magnitude 1 to 20, as
-  in the runs that the authors released.
+  smoothing 0 or U(0, 0.25), mixup 0 or U(0, 0.9). Augmentation is minimal in a
+  third of the runs; in the others RandAugment has 0 to 2 layers and magnitude 1
+  to 20, as in the runs that the authors released.
 
   Args:
-    size: number of members. A larger search begins with a smaller one.
-    seed: of the draws.
+    size: number of members. A larger search begins with the members of a
+      smaller one.
+    seed: seed of the draws.
 
   Examples:
     >>> member = next(random_search(8, seed=0))
@@ -313,7 +372,7 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
     yield values | (MINIMAL if minimal else MEDIUM | drawn)
 
 
-# Augmentation strengths of the grids. Medium is the default of a config's crop.
+# Augmentation strengths of the grids. The default crop of a config is medium.
 MINIMAL = {
   "data.augment.crop_min": 90.0,
   "data.augment.randaug_layers": 0,
@@ -342,7 +401,7 @@ def _grid(rates, num_seeds):
 
 
 def standard_grid() -> Iterator[dict[str, Any]]:
-  """Yields the paper's standard grid (appendix J): 48 members.
+  """Yields the 48 members of the paper's standard grid (appendix J).
 
   Four learning rates, three strengths of augmentation, mixup off or 0.5, two
   seeds.
@@ -356,7 +415,7 @@ def standard_grid() -> Iterator[dict[str, Any]]:
 
 
 def extreme_grid() -> Iterator[dict[str, Any]]:
-  """Yields the paper's extreme grid (appendix J): 48 members, some of them bad.
+  """Yields the 48 members of the paper's extreme grid, some of them bad.
 
   Eight learning rates from 3e-4 to 1e-7, three strengths of augmentation, mixup
   off or 0.5, one seed.
@@ -366,18 +425,18 @@ def extreme_grid() -> Iterator[dict[str, Any]]:
 
 
 class Problems:
-  """What cannot work in a config, said all at once.
+  """Collects the errors of a config and raises them together.
 
   Attributes:
-    found: one line each.
+    errors: one line each.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
-    self.found: list[str] = []
+    self.errors: list[str] = []
 
   def expect(self, key: str, what: str, holds: Callable[[Any], bool]) -> None:
-    """Notes a dotted key whose value does not hold, or cannot be asked."""
+    """Adds an error unless the value of a dotted key passes a test."""
     value = self._config
     for part in key.split("."):
       value = value[part]
@@ -386,10 +445,17 @@ class Problems:
     except (TypeError, ValueError):
       ok = False
     if not ok:
-      self.found.append(f"{key} must be {what}, got {value!r}")
+      self.errors.append(f"{key} must be {what}, got {value!r}")
+
+  def attempt(self, function: Callable, *arguments: Any) -> None:
+    """Calls a function, and adds the ValueError that it raises, if any."""
+    try:
+      function(*arguments)
+    except ValueError as e:
+      self.errors.append(str(e))
 
   def raise_if_any(self) -> None:
-    """Raises a ValueError that lists what was found."""
-    if self.found:
-      lines = "\n  ".join(self.found)
+    """Raises a ValueError that lists all errors."""
+    if self.errors:
+      lines = "\n  ".join(self.errors)
       raise ValueError(f"The config cannot work:\n  {lines}")

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
 import inspect
-from typing import Any
+from typing import Any, TypeVar, overload
+
+T = TypeVar("T")
 
 
 class Registry:
@@ -32,9 +34,15 @@ class Registry:
     self.kind = kind
     self._members: dict[str, Any] = {}
 
+  @overload
   def register(
-    self, target: Any = None, *, name: str | None = None
-  ) -> Callable[[Any], Any]:
+    self, target: None = None, *, name: str | None = None
+  ) -> Callable[[T], T]: ...
+
+  @overload
+  def register(self, target: T, *, name: str | None = None) -> T: ...
+
+  def register(self, target: Any = None, *, name: str | None = None) -> Any:
     """Adds a function or class under its own name, as a decorator.
 
     Args:

@@ -39,9 +39,9 @@ def test_parse_arg():
 @pytest.mark.parametrize(
   "arg,message",
   [
-    ("res=big", "res=big is not int"),
-    ("size=3", r"Unknown config argument 'size': allowed are \['res', 'x'\]"),
-    ("x=maybe", "x is true or false"),
+    ("res=big", "res .*int.*'big'"),
+    ("size=3", "'size'.*'res', 'x'"),
+    ("x=maybe", "x .*'maybe'"),
   ],
 )
 def test_parse_arg_bad(arg, message):
@@ -113,8 +113,8 @@ def test_to_dict_is_json(path):
   ],
 )
 def test_durations_have_units(duration, expected):
-  found = config.steps(duration, batch_size=50, num_examples=1000)
-  assert found == expected
+  steps = config.steps(duration, batch_size=50, num_examples=1000)
+  assert steps == expected
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_random_search_draws_from_the_papers_ranges():
     ("hyper.mixup", 0, 0.9),
     ("data.augment.randaug_magnitude", 1, 20),
   ):
-    found = values(key)
-    assert low <= min(found) <= low + 0.1 * (high - low)
-    assert high - 0.15 * (high - low) <= max(found) <= high
+    drawn = values(key)
+    assert low <= min(drawn) <= low + 0.1 * (high - low)
+    assert high - 0.15 * (high - low) <= max(drawn) <= high
   epochs = {int(e.removesuffix("epochs")) for e in values("hyper.total")}
   assert epochs == set(range(4, 17))
   assert set(values("data.augment.randaug_layers")) == {0, 1, 2}
@@ -222,3 +222,16 @@ def test_an_updated_config_has_the_types_of_the_old_one():
   old = ml_collections.ConfigDict({"any": config_dict.placeholder(object)})
   new = config.updated(config.updated(old, {"any": 1}), {"any": "text"})
   assert new.any == "text"
+
+
+def test_problems_are_raised_together():
+  problems = config.Problems(ml_collections.ConfigDict({"n": {"k": 0}, "x": 1}))
+  problems.expect("n.k", "positive", lambda v: v > 0)
+  problems.expect("x", "a text", lambda v: len(v) > 0)
+  problems.expect("x", "positive", lambda v: v > 0)
+  problems.attempt(int, "two")
+  problems.attempt(int, "3")
+  with pytest.raises(
+    ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"
+  ):
+    problems.raise_if_any()

@@ -59,7 +59,7 @@ ONLY_IN = {
 # The most .py files in a folder, besides __init__.py.
 MOST_FILES = 14
 # Being taken apart: their cycles and their size do not fail yet.
-PENDING = ("soupjax.data", "tasks")
+PENDING = ("data", "tasks")
 PURE = {"jax", "numpy"} | sys.stdlib_module_names
 # Files of soups/ that wrap an optimiser; jax needs scipy itself.
 ALSO = dict.fromkeys(

@@ -43,7 +43,7 @@ class TaskVector:
 
   def __init__(self, pretrained: Model, finetuned: Model):
     """Args: pretrained and finetuned: paths, ingredients, or trees."""
-    terms = {}
+    terms: dict[Any, tuple[Model, float]] = {}
     for model, sign in ((finetuned, 1.0), (pretrained, -1.0)):
       key = key_of(model)
       before = terms[key][1] if key in terms else 0.0

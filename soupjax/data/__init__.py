@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images, and what is done to them."""
+"""Labelled images: sources, preprocessing, augmentation and batches."""
 
 from soupjax.data import batch_ops, image_ops
 from soupjax.data.dataset import Dataset as Dataset

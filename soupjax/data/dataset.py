@@ -19,7 +19,7 @@ class Dataset:
   """Labelled images.
 
   Attributes:
-    name: as in reports, "digits/test".
+    name: as in reports, such as "digits/test".
     images: (n, height, width, channels) float32 in [-1, 1].
     labels: (n,) int32 class indices.
   """
@@ -127,7 +127,7 @@ class Stream:
     self.next_batch = int(state["next_batch"])
 
 
-# Epochs of larger sets are not kept: 4 bytes an example.
+# Epochs of larger sets are not cached: 4 bytes per example.
 _LARGEST_EPOCH = 2**22
 
 

@@ -21,7 +21,7 @@ _SUFFIXES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Where the images of one split are.
+  """Location of the images of one split.
 
   Attributes:
     path: a folder of class folders, or a tar file.
@@ -44,7 +44,7 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
     Splits by name.
 
   Raises:
-    ValueError: if there is nothing of the kind.
+    ValueError: if there is no image there.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_file():
@@ -53,20 +53,20 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
     raise ValueError(f"There is no image folder {path}.")
   if any(_has_images(child) for child in _folders(path)):
     return {"all": Split(path, (path,))}
-  found = {
+  paths = {
     child.name: child
     for child in _folders(path)
     if any(_has_images(grandchild) for grandchild in _folders(child))
   }
   for child in sorted(path.glob("*.tar")):
-    found.setdefault(child.stem, child)
-  if not found:
+    paths.setdefault(child.stem, child)
+  if not paths:
     raise ValueError(
       f"{path} has no images in it: put them in SPLIT/CLASS/NAME.jpg, or "
       "CLASS/NAME.jpg."
     )
-  siblings = tuple(found[name] for name in sorted(found))
-  return {name: Split(child, siblings) for name, child in found.items()}
+  siblings = tuple(paths[name] for name in sorted(paths))
+  return {name: Split(child, siblings) for name, child in paths.items()}
 
 
 def open_split(split: Split) -> Source:
@@ -76,7 +76,7 @@ def open_split(split: Split) -> Source:
   class that is missing from one of them does not shift the others.
 
   Args:
-    split: which one.
+    split: the split to open.
 
   Returns:
     The source, in the order of a hash of "CLASS/NAME".
@@ -124,7 +124,7 @@ class _Files(Source):
   def __init__(
     self, path: pathlib.Path, class_names: list[str], files: list[str]
   ):
-    # Without the folders above: results and states do not depend on them.
+    # Without parent folders: results and states do not depend on them.
     name = f"{path.parent.name}/{path.name.removesuffix('.tar')}"
     super().__init__(name, len(files), len(class_names), class_names)
     number = {name: i for i, name in enumerate(class_names)}

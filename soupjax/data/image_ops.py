@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operations on one image on the host, with Pillow or OpenCV.
 
-Each takes an image and gives one back, RGB: a PIL image, or (height, width, 3)
-uint8, which OpenCV's "linear" makes and leaves so, since going to Pillow and
-back costs more than resizing. Those that draw random numbers take a NumPy
-generator after it. `value_range` or `standardize` ends a chain with floats.
+Each takes and returns an RGB image: a PIL image, or a (height, width, 3) uint8
+array. OpenCV's "linear" returns arrays, since converting to Pillow and back
+costs more than resizing. Random operations have a parameter `rng`, a NumPy
+generator. `value_range` or `standardize` ends a chain with floats.
 """
 
 import functools
@@ -54,7 +54,7 @@ def _height_width(image: Picture) -> tuple[int, int]:
 
 
 def _cropped(image: Picture, box: tuple[int, int, int, int]) -> Picture:
-  """Cuts out (left, top, right, bottom); what is missing becomes black."""
+  """Crops to (left, top, right, bottom); black outside the image."""
   if isinstance(image, np.ndarray):
     left, top, right, bottom = box
     height, width = image.shape[:2]
@@ -106,8 +106,8 @@ def inception_crop(
     area_max: largest area of the box, in percent of the image.
     aspect: range of width / height of the box, drawn in its logarithm.
     method: "nearest", or "box", "bilinear", "bicubic" or "lanczos", which
-      smooth as they shrink; or "linear", which does not, as big_vision's: some
-      eight times faster, with OpenCV.
+      smooth as they shrink; or OpenCV's "linear", which does not, like
+      big_vision's, and is about eight times faster.
 
   Returns:
     An image of the given size. Where ten draws do not fit, the whole image.
@@ -157,7 +157,7 @@ def resize_small(
 
 @OPS.register
 def central_crop(image: Picture, size: int | tuple[int, int]) -> Picture:
-  """Cuts (height, width) from the middle; what is missing becomes black."""
+  """Crops to the central (height, width); black outside the image."""
   height, width = _size(size)
   rows, columns = _height_width(image)
   left, top = (columns - width) // 2, (rows - height) // 2
@@ -171,7 +171,7 @@ def random_crop(
   size: int | tuple[int, int],
   padding: int = 0,
 ) -> Picture:
-  """Cuts (height, width) from a random place, after a black border."""
+  """Crops to (height, width) at a random place, after a black border."""
   height, width = _size(size)
   rows, columns = _height_width(image)
   free = (columns + 2 * padding - width, rows + 2 * padding - height)
@@ -210,8 +210,8 @@ def value_range(
   return x
 
 
-# Mean and deviation of the channels, of 1: CLIP's (arXiv 2103.00020, in its
-# released code), and what most PyTorch models of ImageNet take.
+# Mean and deviation of the channels, on a scale of 1: CLIP's (arXiv 2103.00020,
+# in its released code), and those of most PyTorch models of ImageNet.
 STATISTICS = {
   "clip": (
     (0.48145466, 0.4578275, 0.40821073),
@@ -227,7 +227,7 @@ def standardize(
   statistics: str | tuple[float, float, float] = "clip",
   deviation: tuple[float, float, float] | None = None,
 ) -> np.ndarray:
-  """Returns (height, width, 3) float32, less a mean, over a deviation.
+  """Subtracts a mean and divides by a deviation; (height, width, 3) float32.
 
   Args:
     image: of 0 to 255.
@@ -237,8 +237,8 @@ def standardize(
   if deviation is None:
     if statistics not in STATISTICS:
       raise ValueError(
-        f"statistics={statistics!r} is none of {', '.join(STATISTICS)}, nor a "
-        "mean and a deviation of three channels."
+        f"statistics={statistics!r} must be one of {', '.join(STATISTICS)}, or "
+        "a mean and a deviation of three channels."
       )
     statistics, deviation = STATISTICS[statistics]
   values = np.asarray((statistics, deviation), np.float32)

@@ -29,7 +29,7 @@ def open_source(
       "train[:5000]"; TFDS datasets take all that TFDS does. A folder without
       splits in it has one, "all". Folders are in the order of a hash of the
       file names, so that a part holds images of all classes.
-    data_dir: where TFDS datasets lie; default ~/tensorflow_datasets.
+    data_dir: directory of TFDS datasets; default ~/tensorflow_datasets.
 
   Returns:
     The source.
@@ -76,7 +76,7 @@ def _open_row(name: str, split: str) -> source_lib.Source:
 
 
 def _part_of(name, split, splits, open_split) -> source_lib.Source:
-  """Opens "train[:10%]" where `splits` has what "train" is."""
+  """Opens a split, or a part of one such as "train[:10%]"."""
   match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
   if match is None:
     raise ValueError(
@@ -106,7 +106,7 @@ def _part_of(name, split, splits, open_split) -> source_lib.Source:
 
 
 def _bound(text: str | None, size: int) -> int | None:
-  """Returns the index that "98%", "-3" or "100" means; as TFDS rounds."""
+  """Converts "98%", "-3" or "100" to an index, rounded as in TFDS."""
   if text is None:
     return None
   number = int(text.removesuffix("%"))

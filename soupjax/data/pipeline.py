@@ -48,14 +48,14 @@ def train_loader(
     source: labelled images.
     batch_size: images in a batch over all processes.
     seed: of order and augmentation.
-    preprocess: as "inception_crop(224)|flip_lr|value_range(-1, 1)"; see
+    preprocess: operations, such as "inception_crop(224)|flip_lr"; see
       `Preprocess`.
     num_workers: processes that read ahead; 0 reads in threads of this one,
       which is enough where most time is spent decoding and resizing. Workers
       are spawned: a script needs `if __name__ == "__main__":`.
     num_threads: each reads a batch ahead; default the cores, at most 8.
-    process_index: which of the processes this is, as `jax.process_index()`.
-    process_count: how many there are.
+    process_index: index of this process, `jax.process_index()`.
+    process_count: number of processes.
     max_corrupt: images that may turn out to be damaged. Each is replaced by
       its neighbour, and named in a warning; one more is an error.
 
@@ -85,20 +85,21 @@ def eval_batches(
   process_count: int = 1,
   max_corrupt: int = 100,
 ) -> "EvalBatches":
-  """Goes through every example once, in order, in batches of one size.
+  """Iterates over every example once, in order, in batches of one size.
 
   Args:
     source: labelled images.
     batch_size: images in a batch over all processes.
-    preprocess: as "resize_small(256)|central_crop(224)|value_range(-1, 1)".
+    preprocess: deterministic operations, such as
+      "resize_small(256)|central_crop(224)|value_range(-1, 1)".
     num_threads: each reads a batch ahead; default the cores, at most 8.
-    process_index: which of the processes this is.
-    process_count: how many there are.
+    process_index: index of this process.
+    process_count: number of processes.
     max_corrupt: images that may turn out to be damaged. Each is masked, and
       named in a warning; one more is an error.
 
   Returns:
-    Batches that can be gone through again and again; see `EvalBatches`.
+    Batches that can be iterated over repeatedly; see `EvalBatches`.
 
   Raises:
     ValueError: if batch_size does not divide by process_count, preprocess is
@@ -196,8 +197,8 @@ class EvalBatches:
   """All examples once, padded to equal batches, as many on each process.
 
   A batch is {"images": (b, height, width, 3), "labels": (b,) int32, "mask":
-  (b,) bool}, b = batch_size / process_count. Where mask is False, there is no
-  example, or a corrupt one: the image is zeros and the label 0.
+  (b,) bool}, b = batch_size / process_count. The mask is False for padding and
+  corrupt examples, whose image is zeros and label 0.
   """
 
   def __init__(self, reader, share, *, num_threads, max_corrupt):
@@ -332,7 +333,7 @@ class Corrupt:
     self._seen = set()
 
   def add(self, skipped: np.ndarray) -> None:
-    """Notes new ones (-1 is none); raises ValueError beyond the limit."""
+    """Counts and names new ones; -1 is not corrupt. Raises at the limit."""
     for index in sorted({int(i) for i in skipped if i >= 0} - self._seen):
       self._seen.add(index)
       where = self._source.describe(index)

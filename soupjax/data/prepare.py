@@ -21,13 +21,13 @@ def write_tfds(
 
   A folder of many small files becomes a few array_record files, which any
   program that knows TFDS can read. TFDS writes beside the final name and
-  renames; a dataset that is there already is left as it is.
+  renames; an existing dataset is left unchanged.
 
   Args:
     name: of the dataset, in snake_case.
-    splits: what to write; all with the same classes. Encoded images are kept
+    splits: sources to write; all with the same classes. Encoded images are kept
       byte for byte, arrays are stored as PNG.
-    data_dir: where TFDS datasets lie.
+    data_dir: directory of TFDS datasets.
     version: of the dataset.
 
   Raises:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded bytes to the array that a model sees, on the host."""
+"""Preprocessing on the host: from encoded bytes to the array of a model."""
 
 import inspect
 import io
@@ -91,12 +91,12 @@ def decode(
   Args:
     image: encoded bytes of any format that Pillow reads, or (height, width, 3)
       uint8.
-    opencv: whether an array will do, so that OpenCV can decode JPEGs. Pixels
+    opencv: whether arrays are accepted, so that OpenCV can decode JPEGs. Pixels
       are the same: both use libjpeg-turbo.
 
   Returns:
-    A PIL image; or, with `opencv`, (height, width, 3) uint8 where there is no
-    need for Pillow.
+    A PIL image; or, with `opencv`, (height, width, 3) uint8 where Pillow is not
+    needed.
 
   Raises:
     CorruptImage: if the bytes cannot be decoded.
@@ -138,7 +138,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
   """Decodes a JPEG with pixels from `start` on; None leaves it to Pillow."""
   # OpenCV takes broken files without a word, before 4.11 truncated ones too.
-  # What it gets here has one scan, and no marker in it but the end, where the
+  # Here it gets files of one scan without markers but the end, where the
   # file ends: no truncated file is so, and of broken ones those that Pillow
   # takes as well.
   marker = _MARKER.search(image, start)
@@ -153,7 +153,7 @@ def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
 # Not those of restarts; 0xff among pixels is followed by 0.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
-# What Pillow raises on damaged files, depending on the format.
+# Errors of Pillow on damaged files, depending on the format.
 _UNREADABLE = (
   OSError,
   SyntaxError,

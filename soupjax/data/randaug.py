@@ -30,7 +30,7 @@ def randaug(
     magnitude: their strength, 0 to 30.
 
   Returns:
-    A PIL image of the same size; what moves in from outside is grey.
+    A PIL image of the same size; grey outside the original image.
 
   Raises:
     ValueError: if an argument is out of its range.

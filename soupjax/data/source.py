@@ -11,14 +11,14 @@ from soupjax.data.dataset import Dataset
 
 
 class Source:
-  """Labelled images by index. Subclasses say how to read one.
+  """Labelled images by index. Subclasses implement `_read`.
 
   Attributes:
-    name: as in reports, "cifar10/train[:98%]".
+    name: as in reports, such as "cifar10/train[:98%]".
     num_classes: labels are in [0, num_classes).
-    class_names: one a class, or None where they are not known.
-    ranges: (stored split, start, stop) of what it holds of a dataset; empty
-      where that is not known.
+    class_names: one for each class, or None where they are unknown.
+    ranges: (stored split, start, stop) of the examples in its dataset; empty
+      where they are unknown.
   """
 
   ranges: tuple[tuple[str, int, int], ...] = ()
@@ -61,7 +61,7 @@ class Source:
     return {"image": image, "label": self._checked(index, label)}
 
   def label(self, index: int) -> int:
-    """Returns the label of one example, without its image where that is less.
+    """Returns the label of one example, without reading its image if possible.
 
     Raises:
       ValueError: if the label is not in [0, num_classes).
@@ -160,11 +160,11 @@ def subset(
 
   Args:
     source: any source.
-    indices: (n,) which examples, in order.
+    indices: (n,) of the examples, in order.
     name: of the new source.
 
   Raises:
-    ValueError: if there are none.
+    ValueError: if there are no indices.
   """
   return _Subset(source, np.asarray(indices, np.int64), name)
 
@@ -177,7 +177,7 @@ def shared_examples(a: Source, b: Source) -> int:
     b: from `open_source`, of the same dataset.
 
   Returns:
-    The number; 0 also where it is not known which examples one of them holds.
+    The number; 0 also where the ranges of either are unknown.
   """
   return sum(
     max(min(stop, other_stop) - max(start, other_start), 0)

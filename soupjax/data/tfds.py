@@ -28,9 +28,9 @@ def open_tfds(
   """Opens a prepared TFDS dataset; see `open.open_source`.
 
   Args:
-    name: as TFDS names it, "cifar10" or "dataset/config:1.0.0".
+    name: a TFDS name, such as "cifar10" or "dataset/config:1.0.0".
     split: with any slicing of TFDS.
-    data_dir: where datasets lie; default ~/tensorflow_datasets.
+    data_dir: directory of datasets; default ~/tensorflow_datasets.
 
   Raises:
     ValueError: if it is unknown, not prepared, not array_record, empty, or has
@@ -90,7 +90,7 @@ def open_tfds(
 
 
 def _not_found(name: str, data_dir: str | None, tfds) -> str:
-  """Says what is wrong with a dataset that has no files."""
+  """Returns the error for a dataset without files."""
   base = name.partition(":")[0].partition("/")[0]
   directory = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR)
   known = set(tfds.list_builders(with_community_datasets=False))

@@ -1,10 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is worth, on data it was not trained on."""
+"""Scores of models on labelled images they were not trained on."""
 
-from soupjax.evaluators.classification import Classification as Classification
-from soupjax.evaluators.classification import (
+from soupjax.evaluators.evaluator import Evaluator as Evaluator
+from soupjax.evaluators.metrics import METRICS as METRICS
+from soupjax.evaluators.metrics import (
   classification_metrics as classification_metrics,
 )
-from soupjax.evaluators.classification import predictor as predictor
-from soupjax.evaluators.streaming import Streaming as Streaming
+from soupjax.evaluators.metrics import get_metric as get_metric
+from soupjax.evaluators.metrics import metric as metric

@@ -31,8 +31,8 @@ _MARKS = {
 }
 _LEGEND = {
   "ingredient": "ingredient",
-  "best": "best individual on minival",
-  "pretrained": "pretrained, linear probe",
+  "best": "best ingredient on minival",
+  "pretrained": "initial model",
   "soup": "soup (cost of one)",
   "ensemble": "ensemble (cost of all)",
 }
@@ -78,7 +78,7 @@ def accuracy_plane(results: Results) -> Figure | None:
       color="black",
       linewidth=1.1,
       markersize=2.4,
-      label="WiSE-FT, pretrained to best",
+      label="WiSE-FT, initial to best",
       zorder=2,
     )
   for order, (kind, of) in enumerate(points.items()):
@@ -121,10 +121,10 @@ def _label_plane(axes, results, points, path):
   for kind in ("pretrained", "best", "soup", "ensemble"):
     for model, place in points[kind].items():
       places.append(place)
-      text = tables.label(model, kind)
-      if model in tables.LABELS:
+      text = tables.label(model, kind, results)
+      if tables.is_labelled(model, results):
         text = text[0].lower() + text[1:]
-      texts.append({"best": "best individual"}.get(kind, text))
+      texts.append({"best": "best ingredient"}.get(kind, text))
   for alpha, *place in path:
     if alpha == 0.5:
       places.append(tuple(place))
@@ -162,11 +162,11 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
 
   Args:
     trace: `greedy.json`: "history", a list of objects with "name", "score" and
-      "accepted", and "bound" where a candidate was rejected early.
+      "accepted", and "bound" where a candidate was rejected early. "metric" is
+      the metric; without it, scores that are all fractions are accuracies.
 
   Returns:
-    The figure, in percent if all scores are fractions; None if nothing was
-    tried.
+    The figure, accuracies in percent; None if nothing was tried.
   """
   history = trace["history"]
   if not history:
@@ -176,7 +176,10 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
     [d["bound"] if d["score"] is None else d["score"] for d in history], float
   )
   taken = np.asarray([d["accepted"] for d in history], bool)
-  percent = scores.min() >= 0 and scores.max() <= 1
+  metric = trace.get("metric")
+  percent = metric == "prec@1"
+  if metric is None:
+    percent = scores.min() >= 0 and scores.max() <= 1
   scores = 100 * scores if percent else scores
   bar = _running_bar(scores, taken)
   places = np.arange(len(scores))
@@ -186,7 +189,10 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
   unit = 1.0 if percent else 0.01
   low, high = frame(scores[taken], scores[~taken], unit)
   axes.set(xlim=(-0.6, len(scores) - 0.4), ylim=(low, high))
-  axes.set_ylabel("Accuracy on minival (%)" if percent else "Held-out score")
+  name = "Held-out score" if metric is None else f"{metric} on minival"
+  if scores.max() < 0 and metric:  # Higher is better for every score.
+    name = f"\N{MINUS SIGN} {name}"
+  axes.set_ylabel("Accuracy on minival (%)" if percent else name)
   axes.stairs(
     bar,
     np.arange(len(scores) + 1) - 0.5,
@@ -347,7 +353,7 @@ def _colour_bar(figure, image, panels, count):
 
 @styled
 def wise_ft_curve(results: Results) -> Figure | None:
-  """Accuracy along the line from the pretrained model to the best individual.
+  """Accuracy along the line from the initial model to the best ingredient.
 
   Returns:
     A figure with a panel for test, with 95 % intervals, and one for the mean
@@ -388,7 +394,7 @@ def wise_ft_curve(results: Results) -> Figure | None:
         linewidth=1.3,
         label="greedy soup",
       )
-    axes.set_xlabel("\N{GREEK SMALL LETTER ALPHA} (0: pretrained, 1: best)")
+    axes.set_xlabel("\N{GREEK SMALL LETTER ALPHA} (0: initial, 1: best)")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
   panels[0].set_ylabel("Accuracy (%)")
   handles, texts = panels[0].get_legend_handles_labels()

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from soupjax import files
 from soupjax.report import figures, sections
-from soupjax.report.results import read_results
+from soupjax.report.results import Results, in_words, read_run
 
 _CSS = """
 :root { color-scheme: light; }
@@ -67,8 +67,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   input is missing is left out.
 
   Args:
-    workdir: directory of the run. Read are `results.jsonl` and, where they are
-      there, `config.json`, `soups/greedy/greedy.json`,
+    workdir: directory of the run, with `results.jsonl`. Used if they exist:
+      `choices.json`, `config.json`, `soups/NAME/greedy.json`,
       `soups/learned_model/learned.json`, `soups/learned_layer/learned.json`,
       `ensembles/greedy_ensemble/greedy.json` (for the number of members) and
       `ingredients/NAME/hyperparameters.json`.
@@ -81,8 +81,12 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
       of these files is damaged.
   """
   workdir = pathlib.Path(workdir)
-  results = read_results(workdir / "results.jsonl")
-  greedy = _read_trace(workdir / "soups/greedy/greedy.json", "greedy")
+  results = read_run(workdir)
+  greedy = {
+    name: trace
+    for name in results.choices.greedy
+    if (trace := _read_trace(workdir / f"soups/{name}/greedy.json", "greedy"))
+  }
   members = _read_trace(
     workdir / "ensembles/greedy_ensemble/greedy.json", "greedy"
   )
@@ -97,10 +101,11 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   sizes = {"greedy_ensemble": len(members["selected"])} if members else {}
   drawn = {
     "accuracy_plane": figures.accuracy_plane(results),
-    "greedy_trajectory": figures.greedy_trajectory(greedy) if greedy else None,
     "coefficients": figures.coefficients(learned),
     "wise_ft_curve": figures.wise_ft_curve(results),
   }
+  for name, trace in greedy.items():
+    drawn[_picture_of(name)] = figures.greedy_trajectory(trace)
   pictures = {
     name: _save(figure, workdir / "figures" / f"{name}.png")
     for name, figure in drawn.items()
@@ -117,12 +122,17 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   return workdir / "report.html"
 
 
+def _picture_of(greedy: str) -> str:
+  """Names the picture of a greedy soup."""
+  return greedy.replace("greedy", "greedy_trajectory", 1)
+
+
 def _read_optional(path: pathlib.Path) -> Any:
   return files.read_json(path) if path.is_file() else None
 
 
 def _read_trace(path: pathlib.Path, kind: str) -> Any:
-  """Reads how a soup came about, None if that is not recorded."""
+  """Reads the record of a soup; None if there is none."""
   trace = _read_optional(path)
   fields = {"greedy": ("selected", "history"), "learned": ("names", "alphas")}
   if trace is not None and not (
@@ -163,9 +173,11 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
   return buffer.getvalue()
 
 
-def _page(results, sizes, greedy, pictures, hyperparameters, config) -> str:
+def _page(
+  results: Results, sizes, greedy, pictures, hyperparameters, config
+) -> str:
   def show(name, heading, caption):
-    if pictures[name]:
+    if pictures.get(name):
       body.append(f"<h2>{heading}</h2>")
       body.append(_picture(pictures[name], heading, caption))
 
@@ -178,15 +190,19 @@ def _page(results, sizes, greedy, pictures, hyperparameters, config) -> str:
   )
   body.append("<h2>Every split</h2>")
   body.append(sections.results_section(results, sizes))
-  show(
-    "greedy_trajectory",
-    "How the greedy soup was made",
-    sections.greedy_caption(greedy),
-  )
+  for name, trace in greedy.items():
+    by = ""
+    if len(results.choices.greedy) > 1:
+      by = f" by {html.escape(in_words(results.choices.greedy[name]))}"
+    show(
+      _picture_of(name),
+      f"The decisions of the greedy soup{by}",
+      sections.greedy_caption(trace),
+    )
   show("coefficients", "Learned coefficients", sections.LEARNED_CAPTION)
   show(
     "wise_ft_curve",
-    "Between the pretrained model and the best individual",
+    "Between the initial model and the best ingredient",
     sections.WISE_FT_CAPTION,
   )
   body.append("<h2>The ingredients</h2>")

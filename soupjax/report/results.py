@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a run measured: `results.jsonl`, checked and looked up by model."""
+"""Results of a run: `results.jsonl`, checked and looked up by model."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -13,7 +13,32 @@ import re
 from typing import Any
 
 KINDS = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
-SHIFTS = "shifts"  # the column that is the mean over all shifts
+SHIFTS = "shifts"  # The column that is the mean over all shifts.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices:
+  """The metrics on minival by which a run chose; `choices.json`.
+
+  Attributes:
+    metrics: the first one ranked the ingredients.
+    best: metric -> the best ingredient by it.
+    greedy: name of a greedy soup -> its metric.
+    initial_head: the head of the initial model, such as "linear probe"; "" if
+      that is unknown.
+  """
+
+  metrics: tuple[str, ...] = ("prec@1",)
+  best: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  greedy: Mapping[str, str] = dataclasses.field(
+    default_factory=lambda: {"greedy": "prec@1"}
+  )
+  initial_head: str = ""
+
+
+def in_words(metric: str) -> str:
+  """Returns what texts call a metric."""
+  return "accuracy" if metric == "prec@1" else metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +54,25 @@ class Results:
     kinds: model -> one of `KINDS`, in the order of the file.
     splits: all splits, in the order of the file.
     cells: (model, split, metric) -> (value, number of images).
+    choices: the metrics by which the run chose.
   """
 
   dataset: str
   kinds: dict[str, str]
   splits: tuple[str, ...]
   cells: dict[tuple[str, str, str], tuple[float, int]]
+  choices: Choices = Choices()
 
   @classmethod
-  def from_records(cls, records: Iterable[Mapping[str, Any]]) -> "Results":
+  def from_records(
+    cls, records: Iterable[Mapping[str, Any]], choices: Choices = Choices()
+  ) -> "Results":
     """Builds results from objects like the lines of `results.jsonl`.
 
     Args:
       records: objects with "model", "kind", "dataset", "metric", "value" and
         "n". The metric "prec@1" is a fraction, "loss" a mean in nats.
+      choices: the metrics by which the run chose.
 
     Raises:
       ValueError: if there are none, one is malformed or given twice (the
@@ -67,7 +97,7 @@ class Results:
       kinds[model] = kind
       splits[split] = None
       cells[model, split, metric] = value, n
-    results = cls(dataset or "", kinds, tuple(splits), cells)
+    results = cls(dataset or "", kinds, tuple(splits), cells, choices)
     if results.best is None:
       raise ValueError(
         "no ingredient with prec@1 on minival. Run the sweep and its "
@@ -101,7 +131,13 @@ class Results:
 
   @functools.cached_property
   def best(self) -> str | None:
-    """The ingredient most accurate on minival, ties by lower minival loss."""
+    """The best ingredient on minival by the first metric.
+
+    Where it is not recorded: the most accurate one, ties by lower loss.
+    """
+    recorded = self.choices.best.get(self.choices.metrics[0])
+    if recorded in self.kinds:
+      return recorded
 
     def rank(model):
       loss, _ = self.cells.get((model, "minival", "loss"), (math.inf, 0))
@@ -126,7 +162,7 @@ class Results:
 
 
 def _checked(record, line: int):
-  """Takes a record apart, or says what is wrong with it."""
+  """Returns the fields of a record; raises a ValueError for a bad one."""
   fields = ("model", "kind", "dataset", "metric", "value", "n")
   if not isinstance(record, Mapping):
     raise ValueError(f"line {line}: expected an object, got {record!r}.")
@@ -153,7 +189,34 @@ def _checked(record, line: int):
   return model, kind, dataset, metric, value, n
 
 
-def read_results(path: str | os.PathLike) -> Results:
+def read_run(workdir: str | os.PathLike) -> Results:
+  """Reads `results.jsonl` and `choices.json` of a directory.
+
+  Raises:
+    ValueError: as `read_results`, or if `choices.json` is malformed.
+  """
+  workdir = pathlib.Path(workdir)
+  path, choices = workdir / "choices.json", Choices()
+  if path.is_file():
+    try:
+      choices = _choices(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, KeyError) as e:
+      raise ValueError(f"{path} is damaged ({e}): delete it.") from e
+  return read_results(workdir / "results.jsonl", choices)
+
+
+def _choices(values: Mapping[str, Any]) -> Choices:
+  return Choices(
+    metrics=tuple(values["metrics"]) or ("prec@1",),
+    best=dict(values["best"]),
+    greedy=dict(values["greedy"]),
+    initial_head=str(values["initial_head"]),
+  )
+
+
+def read_results(
+  path: str | os.PathLike, choices: Choices = Choices()
+) -> Results:
   """Reads `results.jsonl`, one object a line.
 
   Raises:
@@ -178,6 +241,6 @@ def read_results(path: str | os.PathLike) -> Results:
       f"--workdir={path.parent}` to the end."
     )
   try:
-    return Results.from_records(records)
+    return Results.from_records(records, choices)
   except ValueError as e:
     raise ValueError(f"{path}, {e}") from e

@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The words and tables of the page, as HTML computed from the numbers.
+"""Texts and tables of the page, as HTML computed from the numbers.
 
-Whatever comes from a file goes through `html.escape`.
+All texts from files go through `html.escape`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import html
 from typing import Any
 
 from soupjax.report import tables
-from soupjax.report.results import SHIFTS, Results
+from soupjax.report.results import SHIFTS, Results, in_words
 
 _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -21,8 +21,8 @@ LEARNED_CAPTION = (
   "1. The mark 1/K on the colour bar is the uniform soup, where they start."
 )
 WISE_FT_CAPTION = (
-  "Accuracy of (1 \N{MINUS SIGN} \N{GREEK SMALL LETTER ALPHA}) pretrained + "
-  "\N{GREEK SMALL LETTER ALPHA} best individual, weight by weight. The panels "
+  "Accuracy of (1 \N{MINUS SIGN} \N{GREEK SMALL LETTER ALPHA}) initial + "
+  "\N{GREEK SMALL LETTER ALPHA} best ingredient, weight by weight. The panels "
   "have different scales. Grey: 95 % Clopper-Pearson intervals; the mean over "
   "shifts has none, as shifts share images. No \N{GREEK SMALL LETTER ALPHA} "
   "was chosen by this figure."
@@ -30,26 +30,27 @@ WISE_FT_CAPTION = (
 
 
 def plane_caption(results: Results) -> str:
-  """Says what the plane shows."""
+  """Describes the plane of test against shifts."""
   return (
     "Each point is one model: accuracy on test against the mean accuracy over "
     f"{html.escape(', '.join(results.shifts))}. Up and to the right is better. "
-    "The line is WiSE-FT, from the pretrained model to the best individual. "
+    "The line is WiSE-FT, from the initial model to the best ingredient. "
     "Ensembles run all their members on every image; everything else costs "
     "one model."
   )
 
 
-def greedy_caption(greedy: Mapping[str, Any] | None) -> str:
-  """Says by what rule candidates were accepted."""
-  if greedy is None:
-    return ""
+def greedy_caption(greedy: Mapping[str, Any]) -> str:
+  """Describes the rule by which candidates were accepted."""
   rule = {
     "ge": "at least as high as",
     "gt": "higher than",
   }.get(greedy.get("accept"), "high enough against")
+  negated = greedy["history"] and greedy["history"][0].get("score", 0) < 0
   caption = (
-    "Held-out score of the soup with each candidate added. A candidate stays "
+    "Held-out score of the soup with each candidate added"
+    + (" (the metric with a minus sign: higher is better)" if negated else "")
+    + ". A candidate stays "
     f"in if that score is {rule} that of the soup so far (the line). "
     f"{len(greedy['selected'])} of {len(greedy['history'])} were kept."
   )
@@ -64,16 +65,19 @@ def greedy_caption(greedy: Mapping[str, Any] | None) -> str:
 def summary(
   results: Results,
   sizes: Mapping[str, int],
-  greedy: Mapping[str, Any] | None = None,
+  greedy: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
-  """The paragraphs at the top: what was gained or lost, in numbers."""
+  """The paragraphs at the top: gains and losses in numbers."""
   every = tables.rows(results, sizes)
   best = next(r for r in every if r.kind == "best")
   count = len(results.models("ingredient"))
   models = "One model was" if count == 1 else f"{count} models were"
   known = results.models("pretrained")
-  start = " from one pretrained model" if known else ""
-  choice = "It" if count == 1 else "The best of them on minival"
+  start = " from one initial model" if known else ""
+  metrics = results.choices.metrics
+  by = "" if metrics == ("prec@1",) else f" by {in_words(metrics[0])}"
+  by = html.escape(by)
+  choice = "It" if count == 1 else f"The best of them{by} on minival"
   soups = [r for r in every if r.kind in ("soup", "interpolation")]
   against = " Against it, at the same inference cost:" if soups else ""
   out = [
@@ -81,7 +85,10 @@ def summary(
     f"<b>{html.escape(results.best)}</b>, has {_levels(best, results)}."
     f"{against}</p>"
   ]
-  kept = {"greedy": f" ({len(greedy['selected'])} models)"} if greedy else {}
+  kept = {
+    name: f" ({len(trace['selected'])} models)"
+    for name, trace in (greedy or {}).items()
+  }
   items = [
     f"<li>{html.escape(row.label)}{kept.get(row.models[0], '')}: "
     f"{_against(row, best, results)}.</li>"
@@ -123,7 +130,7 @@ def _difference(row, best, results, split) -> float | None:
 
 
 def _against(row, best, results) -> str:
-  """Differences in words; a loss is called one."""
+  """Differences in words, such as "0.4 points lower on test"."""
   parts = []
   for split, place in (("test", "test"), (SHIFTS, _shifts(results))):
     gain = _difference(row, best, results, split)
@@ -136,7 +143,7 @@ def _against(row, best, results) -> str:
 
 
 def _verdict(every, best, results) -> str:
-  """Whether any soup won at all, and how far one run settles this."""
+  """Says whether any soup won, and how little one run proves."""
   out = []
   for split, place in (("test", "on test"), (SHIFTS, "under shift")):
     gains = [
@@ -146,17 +153,17 @@ def _verdict(every, best, results) -> str:
     ]
     gains = [g for g in gains if g is not None]
     if gains and max(gains) <= 0:
-      out.append(f"No soup beats the best individual {place}.")
+      out.append(f"No soup beats the best ingredient {place}.")
   if interval := _interval(results, results.best, "test"):
     n = results.images(results.best, "test")
     out.append(
-      "This is one run. With its "
-      f"{n} test images, one image is {100 / n:.2g} points and the 95 % "
-      "interval of the best individual is "
+      f"With {n} test images, one image is {100 / n:.2g} points and the 95 % "
+      "interval of the best ingredient is "
       f"{interval[0]:.1f} to {interval[1]:.1f} %: differences on test that "
       "are small against that may be chance."
     )
-  return f"<p>{' '.join(out)}</p>" if out else ""
+  out.append(f"<b>{html.escape(tables.one_run_note(results))}</b>")
+  return f"<p>{' '.join(out)}</p>"
 
 
 def _interval(results, model, split) -> tuple[float, float] | None:
@@ -228,7 +235,7 @@ def _table_note(results) -> str:
   count = len(results.models("ingredient"))
   return (
     "Percent correct; below it the 95 % Clopper-Pearson interval of that one "
-    "model on those images (for the mean individual: the standard deviation "
+    "model on those images (for the mean ingredient: the standard deviation "
     f"over the {count} ingredients). Means over shifts have no interval, as "
     "shifts may be made of the same images; neither do the intervals say how "
     "much another run would differ. Models share images, so two intervals "
@@ -242,24 +249,32 @@ def _table_note(results) -> str:
 
 def ingredients_section(
   results: Results,
-  greedy: Mapping[str, Any] | None,
+  greedy: Mapping[str, Mapping[str, Any]],
   hyperparameters: Mapping[str, Mapping[str, Any]],
 ) -> str:
   """All ingredients, best on minival first, with their hyperparameters."""
   splits = [s for s in ("minival", "test") if s in results.splits]
   splits += [SHIFTS] if results.shifts else []
   keys = list(dict.fromkeys(k for v in hyperparameters.values() for k in v))
-  selected = set(greedy["selected"]) if greedy else set()
+  selected = {
+    f"in {tables.label(name, 'soup', results).lower()}": set(trace["selected"])
+    for name, trace in greedy.items()
+  }
 
   def rank(model):
     value = results.accuracy(model, "minival")
     return model != results.best, value is None, -(value or 0)
 
+  loss = {
+    model: results.cells.get((model, "minival", "loss"), (None,))[0]
+    for model in results.models("ingredient")
+  }
   body = []
   for model in sorted(results.models("ingredient"), key=rank):
     values = [results.accuracy(model, s) for s in splits]
-    cells = ["\N{EN DASH}" if v is None else f"{v:.1f}" for v in values]
-    cells.insert(0, "yes" if model in selected else "")
+    cells = ["yes" if model in names else "" for names in selected.values()]
+    cells += ["\N{EN DASH}" if v is None else f"{v:.1f}" for v in values]
+    cells.append("\N{EN DASH}" if loss[model] is None else f"{loss[model]:.3f}")
     own = hyperparameters.get(model, {})
     cells += [_plain(own[k]) if k in own else "" for k in keys]
     kind = "best" if model == results.best else "ingredient"
@@ -269,7 +284,7 @@ def ingredients_section(
       + "</tr>"
     )
   titles = {"minival": "minival", "test": "test", SHIFTS: "mean of shifts"}
-  heads = ["in greedy soup", *(titles[s] for s in splits), *keys]
+  heads = [*selected, *(titles[s] for s in splits), "minival loss", *keys]
   head = "".join(
     # Long names of hyperparameters may break at their underscores.
     f'<th scope="col">{html.escape(str(h)).replace("_", "_<wbr>")}</th>'

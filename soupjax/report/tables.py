@@ -6,13 +6,12 @@ from collections.abc import Mapping
 import dataclasses
 import math
 import statistics
+import textwrap
 
-from scipy import stats
-
-from soupjax.report.results import SHIFTS, Results
+from soupjax.report.results import SHIFTS, Results, in_words
 
 LABELS = {
-  "pretrained": "Pretrained, linear probe",
+  "pretrained": "Initial model",
   "uniform": "Uniform soup",
   "greedy": "Greedy soup",
   "learned_model": "Learned soup, per model",
@@ -27,10 +26,10 @@ class Row:
   """One row of the table.
 
   Attributes:
-    label: what to call it.
+    label: its name in the table.
     models: the model; all ingredients for their mean.
     kind: "mean", "best" or one of `results.KINDS`.
-    cost: inference cost, in models run per image; None if not known.
+    cost: inference cost, in models run per image; None if unknown.
   """
 
   label: str
@@ -51,9 +50,20 @@ class Row:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def label(model: str, kind: str) -> str:
-  """What to call a pretrained model, a soup or an ensemble."""
+def label(model: str, kind: str, results: Results) -> str:
+  """Names an initial model, a soup or an ensemble in words."""
+  choices = results.choices
+  if model == "pretrained" and choices.initial_head:
+    return f"Initial: {choices.initial_head}"
+  by_accuracy = set(choices.greedy.values()) == {"prec@1"}
+  if model in choices.greedy and not by_accuracy:
+    return f"Greedy soup by {in_words(choices.greedy[model])}"
   return LABELS.get(model, f"{model} ({kind})")
+
+
+def is_labelled(model: str, results: Results) -> bool:
+  """Whether `label` has words for a model instead of its name."""
+  return model in LABELS or model in results.choices.greedy
 
 
 def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
@@ -67,21 +77,27 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
   ingredients = results.models("ingredient")
   sizes = {"ensemble": len(ingredients), **(sizes or {})}
   out = [
-    Row(label=label(m, "pretrained"), models=(m,), kind="pretrained")
-    for m in _ordered(results.models("pretrained"))
+    Row(label=label(m, "pretrained", results), models=(m,), kind="pretrained")
+    for m in _ordered(results.models("pretrained"), results)
   ]
   out.append(
-    Row(label="Mean individual", models=tuple(ingredients), kind="mean")
+    Row(label="Mean ingredient", models=tuple(ingredients), kind="mean")
   )
-  out.append(
-    Row(
-      label=f"Best individual ({results.best})",
-      models=(results.best,),
-      kind="best",
+  metrics, best = results.choices.metrics, results.choices.best
+  bests = {results.best: metrics[0]}
+  for metric in metrics[1:]:
+    if best.get(metric) in results.kinds:
+      bests.setdefault(best[metric], metric)
+  for model, metric in bests.items():
+    by = "" if metrics == ("prec@1",) else f" by {in_words(metric)}"
+    kind = "best" if model == results.best else "ingredient"
+    out.append(
+      Row(label=f"Best ingredient{by} ({model})", models=(model,), kind=kind)
     )
-  )
-  for model in _ordered(results.models("soup")):
-    out.append(Row(label=label(model, "soup"), models=(model,), kind="soup"))
+  for model in _ordered(results.models("soup"), results):
+    out.append(
+      Row(label=label(model, "soup", results), models=(model,), kind="soup")
+    )
   if 0.5 in results.wise_ft:
     out.append(
       Row(
@@ -90,10 +106,10 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
         kind="interpolation",
       )
     )
-  for model in _ordered(results.models("ensemble")):
+  for model in _ordered(results.models("ensemble"), results):
     out.append(
       Row(
-        label=label(model, "ensemble"),
+        label=label(model, "ensemble", results),
         models=(model,),
         kind="ensemble",
         cost=sizes.get(model),
@@ -102,10 +118,25 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
   return out
 
 
-def _ordered(models: list[str]) -> list[str]:
-  """Those with a label of ours first, in that order, then the others."""
-  known = [m for m in LABELS if m in models]
+def _ordered(models: list[str], results: Results) -> list[str]:
+  """Sorts models with a label first, in the order of the labels."""
+  order = ["pretrained", "uniform", *results.choices.greedy, *LABELS]
+  known = [m for m in dict.fromkeys(order) if m in models]
   return known + [m for m in models if m not in known]
+
+
+def one_run_note(results: Results) -> str:
+  """Says that one run proves little, and where there is more evidence."""
+  text = (
+    "This is one run, and one run proves little: another seed can turn the "
+  )
+  text += "order of two close models around."
+  if results.dataset == "digits_row":
+    return (
+      f"{text} The table over 20 seeds, with paired differences and intervals, "
+      "is in benchmarks/README.md."
+    )
+  return f"{text} Repeat it with other seeds before you rely on a difference."
 
 
 def cost_text(row: Row, results: Results, times: str = "x") -> str:
@@ -141,6 +172,8 @@ def clopper_pearson(
       "need 0 <= correct <= n, n >= 1 and 0 < level < 1, got "
       f"correct={correct}, n={n}, level={level}."
     )
+  from scipy import stats  # It takes long to import.
+
   tail = (1 - level) / 2
   low = stats.beta.ppf(tail, correct, n - correct + 1) if correct else 0.0
   high = (
@@ -171,13 +204,15 @@ def results_table(
 
   Returns:
     One line per row of `rows`: inference cost, accuracy on minival, test and
-    the mean over shifts, and what test and shifts differ from those of the
-    best individual, in points. Ends without a newline.
+    the mean over shifts, and the differences on test and shifts from the best
+    ingredient, in points. Ends without a newline.
   """
   width = 36
   best = Row(label="", models=(results.best,), kind="best")
   splits = ("minival", "test", SHIFTS)
   shifts = f"{len(results.shifts)} shifts"
+  metrics = results.choices.metrics
+  single = metrics == ("prec@1",)
   titles = ("cost", "minival", "test", shifts, "d(test)", "d(shifts)")
   lines = ["".join([" " * width, *(f"{t:>10}" for t in titles)])]
   lines.append("-" * len(lines[0]))
@@ -194,7 +229,10 @@ def results_table(
     lines.append("".join([f"{name:<{width}}", *(f"{c:>10}" for c in cells)]))
   lines.append(lines[1])
   lines.append(
-    "Percent correct. d: points above the best individual. Choices were made on"
+    "Percent correct. d: points above the best ingredient"
+    + ("" if single else f" by {in_words(metrics[0])}")
+    + ". Choices were made on"
     "\nminival, none on test. cost: models run per image."
   )
+  lines += textwrap.wrap(one_run_note(results), 100)
   return "\n".join(line.rstrip() for line in lines)

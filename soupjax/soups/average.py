@@ -77,11 +77,11 @@ def uniform_soup(
   check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
   weighted = weights is not None
-  weights = arguments.soup_weights(weights, len(ingredients))
-  ingredients = [i for i, weight in zip(ingredients, weights) if weight]
-  weights = weights[weights != 0]
-  scale = compensated.reciprocal(weights.sum())
-  weights = compensated.pair(weights)
+  shares = arguments.soup_weights(weights, len(ingredients))
+  ingredients = [i for i, share in zip(ingredients, shares) if share]
+  shares = shares[shares != 0]
+  scale = compensated.reciprocal(shares.sum())
+  pairs = compensated.pair(shares)
   soup, checked = [], []
   for leaf, spec in ingredients[0].specs.items():
     where = sharding_of(sharding, leaf, spec)

@@ -66,7 +66,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   expect(
     "cook.wise_ft_points", "a number from 0 to 1001", lambda v: 0 <= v <= 1001
   )
-  problems.found += _model_problems(config.model)
+  problems.errors += _model_problems(config.model)
   problems.raise_if_any()
 
 

@@ -109,9 +109,9 @@ def _run(task, command, dry_run):
   if task == "finetune":
     _finetune(command, dry_run)
   elif task == "cook":
-    from soupjax.tasks import cook_sweep
+    from soupjax.tasks.cook import run as cook
 
-    cook_sweep.run(command.config, workdir, dry_run=dry_run)
+    cook.run(command.config, workdir, dry_run=dry_run)
   elif task == "diagnose":
     from soupjax.tasks import diagnose
 

@@ -14,8 +14,9 @@ from soupjax import config as config_lib
 from soupjax import files, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.progress import Progress
-from soupjax.tasks import cook, cook_bench, cook_config, cook_kitchen
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import evaluate, inputs, soups
 
 
 def run(
@@ -24,7 +25,7 @@ def run(
   *,
   dry_run: bool = False,
 ) -> pathlib.Path | None:
-  """Says why averages of these checkpoints gain or lose; see docs/diagnose.md.
+  """Explains why averages of checkpoints gain or lose; see docs/diagnose.md.
 
   Args:
     config: as in configs/diagnose.py.
@@ -46,27 +47,27 @@ def run(
       "A diagnosis runs in one process, on all of its devices: start it on one "
       "host."
     )
-  kitchen = cook_kitchen.open_kitchen(config)
-  config = kitchen.config
-  count = len(kitchen.ingredients)
+  opened = inputs.open_inputs(config)
+  resolved = opened.config
+  count = len(opened.ingredients)
   pairs = min(config.max_pairs, count * (count - 1) // 2)
   if count < 2:
     raise ValueError(
-      f"A diagnosis compares ingredients: {config.ingredients!r} is only one."
+      f"A diagnosis needs two ingredients: {config.ingredients!r} is only one."
     )
   print(
-    f"{count} ingredients and {pairs} midpoints, on {len(kitchen.minival)} "
-    f"images of {kitchen.minival.name}; start: "
-    + (kitchen.initial.path if kitchen.initial else "not known")
+    f"{count} ingredients and {pairs} midpoints, on {len(opened.minival)} "
+    f"images of {opened.minival.name}; start: "
+    + (opened.initial.path if opened.initial else "unknown")
   )
-  for line in kitchen.notes:
+  for line in opened.notes:
     print(line)
   if dry_run:
     return None
-  workdir = workdir_lib.open_workdir(path, config)
+  workdir = workdir_lib.open_workdir(path, resolved)
   with workdir_lib.locked(workdir):
-    cook_kitchen.check_unchanged(kitchen, workdir / "diagnosed.json")
-    return _run(kitchen, workdir, pairs)
+    inputs.check_unchanged(config, opened, workdir / "diagnosed.json")
+    return _run(opened, workdir, pairs)
 
 
 def _check(config) -> None:
@@ -78,56 +79,60 @@ def _check(config) -> None:
   problems.raise_if_any()
 
 
-def _run(kitchen, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
+def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   text = workdir / "diagnosis.txt"
   if text.exists():
     print(text.read_text(encoding="utf-8"))
     return text
-  bench = cook_bench.Bench(kitchen, workdir)
+  # Evaluates on minival alone.
+  opened = dataclasses.replace(opened, tests={})
+  evaluations = evaluate.Evaluations(opened, workdir)
 
   # --- Every ingredient, best first -------------------------------------------
   ingredients = []
-  progress = Progress("ingredients", len(kitchen.ingredients), unit="models")
-  for one in kitchen.ingredients:
-    load = functools.partial(one.load, sharding=kitchen.place)
-    found = bench.judge(one.name, load)["minival"]
-    metrics = {f"minival/{k}": v for k, v in found.items()}
-    ingredients.append(dataclasses.replace(one, metrics=metrics))
-    progress.step(images=len(kitchen.minival))
-  ingredients = cook.ranked(ingredients)
+  progress = Progress("ingredients", len(opened.ingredients), unit="models")
+  for ingredient in opened.ingredients:
+    load = functools.partial(ingredient.load, sharding=opened.place)
+    values = evaluations.evaluate(ingredient.name, load)["minival"]
+    metrics = {f"minival/{k}": v for k, v in values.items()}
+    ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
+    progress.step(images=len(opened.minival))
+  metric = opened.metrics[0]
+  ingredients = soups.ranked(ingredients, metric)
+  minival = evaluations.minival(metric)
 
-  # --- What a greedy soup would take, and why not the others ------------------
-  settings, trace = kitchen.config.cook, workdir / "greedy_trace.json"
-  greedy = cook.greedy(
-    settings, "greedy soup", ingredients, bench.minival, trace, kitchen.place
+  # --- A greedy soup, and why it rejects ingredients --------------------------
+  settings, trace = opened.config.cook.greedy, workdir / "greedy_trace.json"
+  greedy = soups.greedy(
+    settings, "greedy soup", ingredients, minival, trace, opened.place
   )
   files.write_json(
-    workdir / "greedy.json", cook.greedy_record(settings, greedy)
+    workdir / "greedy.json", soups.greedy_record(settings, metric, greedy)
   )
 
   # --- The diagnosis ----------------------------------------------------------
   scores = workdir / "scores.json"
-  found = diagnose(
+  diagnosis = diagnose(
     ingredients,
-    _Remembered(bench.minival, scores, len(ingredients) + pairs),
-    kitchen.initial,
+    _Resumed(minival, scores, len(ingredients) + pairs),
+    opened.initial,
     greedy=greedy,
-    max_pairs=kitchen.config.max_pairs,
+    max_pairs=opened.config.max_pairs,
   )
-  files.write_json(workdir / "diagnosis.json", _plain(found))
+  files.write_json(workdir / "diagnosis.json", _as_json(diagnosis))
   picture = workdir / "diagnosis.png"
   report.diagnosis_figure(
-    found.names, found.barriers, found.geometry.cosines
+    diagnosis.names, diagnosis.barriers, diagnosis.geometry.cosines
   ).savefig(picture, bbox_inches="tight")
-  files.write_text(text, found.table() + "\n")
+  files.write_text(text, diagnosis.table() + "\n")
   for old in (trace, scores):
     old.unlink(missing_ok=True)
-  print(f"{found.table()}\n\nPicture: {picture}")
+  print(f"{diagnosis.table()}\n\nPicture: {picture}")
   return text
 
 
-class _Remembered:
-  """Scores in the order of the calls; those of an earlier run are taken over.
+class _Resumed:
+  """Returns the scores of an earlier run first, in the order of the calls.
 
   A diagnosis evaluates the same models in the same order.
   """
@@ -148,18 +153,18 @@ class _Remembered:
     return self._scores[self._calls - 1]
 
 
-def _plain(found: Diagnosis) -> dict:
-  """What was found, as JSON."""
-  shape = found.geometry
+def _as_json(diagnosis: Diagnosis) -> dict:
+  """Returns a diagnosis as JSON."""
+  shape = diagnosis.geometry
   return {
-    "scores": found.scores,
+    "scores": diagnosis.scores,
     "midpoints": [
-      {"pair": list(pair), "score": score, "barrier": found.barriers[pair]}
-      for pair, score in found.midpoints.items()
+      {"pair": list(pair), "score": score, "barrier": diagnosis.barriers[pair]}
+      for pair, score in diagnosis.midpoints.items()
     ],
-    "distances": dict(zip(found.names, shape.norms.tolist())),
+    "distances": dict(zip(diagnosis.names, shape.norms.tolist())),
     "distances from": shape.origin,
     "norm of the origin": float(shape.scale),
-    "groups": [list(group) for group in found.groups],
-    "findings": list(found.findings),
+    "groups": [list(group) for group in diagnosis.groups],
+    "findings": list(diagnosis.findings),
   }

@@ -280,13 +280,13 @@ def test_an_early_rejection_says_by_how_much():
     def __call__(self, params):
       return float(near_start(params))
 
-    def trial(self, params, reaches):
+    def evaluate_until(self, params, can_reach):
       score = self(params)
-      if reaches(score):
+      if can_reach(score):
         return decisions.Trial(score=score)
       return decisions.Trial(score=None, bound=score, evaluated=0.5)
 
-    def keep(self):
+    def set_incumbent(self):
       pass
 
   models = [*some(2), model("bad", moved(9, size=0.5))]

@@ -39,7 +39,7 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-  """What an evaluator with a method `trial` says about a candidate.
+  """The result of an evaluator's `evaluate_until` for one candidate.
 
   Attributes:
     score: on all data, None if it stopped before.

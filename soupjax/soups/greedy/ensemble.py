@@ -33,7 +33,8 @@ class GreedyEnsemble:
   @property
   def score(self) -> float:
     """Held-out score of the ensemble."""
-    return [d.score for d in self.history if d.accepted][-1]
+    scores = [d.score for d in self.history if d.accepted]
+    return [score for score in scores if score is not None][-1]
 
 
 def greedy_ensemble(
@@ -102,11 +103,12 @@ class _OfLogits:
     self.evaluate = evaluate
     if hasattr(evaluate, "mode"):
       self.mode = evaluate.mode
-    if hasattr(evaluate, "trial"):
-      self.trial, self.keep = self._trial, evaluate.keep
+    if hasattr(evaluate, "evaluate_until"):
+      self.evaluate_until = self._evaluate_until
+      self.set_incumbent = evaluate.set_incumbent
 
   def __call__(self, params):
     return self.evaluate(np.asarray(params["logits"]))
 
-  def _trial(self, params, reaches):
-    return self.evaluate.trial(np.asarray(params["logits"]), reaches)
+  def _evaluate_until(self, params, can_reach):
+    return self.evaluate.evaluate_until(np.asarray(params["logits"]), can_reach)

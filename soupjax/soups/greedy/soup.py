@@ -42,7 +42,8 @@ class GreedySoup:
   @property
   def score(self) -> float:
     """Held-out score of the soup."""
-    return [d.score for d in self.history if d.accepted][-1]
+    scores = [d.score for d in self.history if d.accepted]
+    return [score for score in scores if score is not None][-1]
 
   @property
   def weights(self) -> dict[str, float]:
@@ -133,12 +134,13 @@ def greedy_soup(
   too, which then count twice, so that the soup is a weighted one. It ends when
   every ingredient in a row was rejected, for another round would do the same.
 
-  Early rejection: an evaluator may have a method `trial(params, reaches)` that
-  returns a `Trial`, and stops as soon as not even the best possible score on
-  the data that are left would make `reaches(score)` true, and a method `keep()`
-  that is called when the last candidate stayed in. `Classification` looks at
-  the images first that the soup finds hardest. Decisions and soup are those of
-  the full pass; a rejected candidate's record has a bound instead of a score.
+  Early rejection: an evaluator may have a method `evaluate_until(params,
+  can_reach)`, which returns a `Trial` and stops as soon as not even the best
+  possible score on the remaining data makes `can_reach(score)` true. Its method
+  `set_incumbent()` is called when the last candidate stayed in.
+  `evaluators.Evaluator` begins with the images that the soup finds hardest.
+  Decisions and soup are those of the full pass; the record of a rejected
+  candidate has a bound instead of a score.
 
   Args:
     ingredients: in the order to try, best first.
@@ -195,7 +197,9 @@ def greedy_soup(
   history = decisions.replayed(turns, resume, rule)
   nonfinite.check_finite(ingredients)
 
-  trial = getattr(evaluate, "trial", None) if early_reject else None
+  evaluate_until = (
+    getattr(evaluate, "evaluate_until", None) if early_reject else None
+  )
   first = whole = total = None
   bar, selected, soup, incumbent = None, [], None, False
   coming = _turns_left(ingredients, turns, history)
@@ -212,12 +216,12 @@ def greedy_soup(
       mean = _candidate(total, first, floats, scale)
       candidate = _with_floats(whole, mean)
     if is_new:
-      if trial and soup is not None and not incumbent:
+      if evaluate_until and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.
         evaluate(soup)
-        evaluate.keep()
+        evaluate.set_incumbent()
         incumbent = True
-      result = _evaluated(evaluate, trial, candidate, rule, bar)
+      result = _evaluated(evaluate, evaluate_until, candidate, rule, bar)
       result = decisions.checked(result, [*selected, ingredient.name])
       past = decisions.decide(ingredient.name, result, bar, rule, len(selected))
     else:
@@ -228,8 +232,8 @@ def greedy_soup(
       history.append(past)
       if on_decision:
         on_decision(past)
-      if trial and past.accepted:
-        evaluate.keep()
+      if evaluate_until and past.accepted:
+        evaluate.set_incumbent()
         incumbent = True
     if past.accepted:
       soup, total, bar = candidate, _add(total, first, floats), past.score
@@ -250,14 +254,14 @@ def _turns_left(ingredients, turns, history) -> Iterator[tuple[int, Any]]:
       yield position, ingredients[position % len(ingredients)]
 
 
-def _evaluated(evaluate, trial, candidate, rule, bar) -> Trial:
+def _evaluated(evaluate, evaluate_until, candidate, rule, bar) -> Trial:
   """Evaluates a candidate, on all data or until it is clearly rejected."""
-  if not trial or bar is None:
+  if not evaluate_until or bar is None:
     return Trial(score=evaluate(candidate))
-  result = trial(candidate, lambda score: rule.accepts(score, bar))
+  result = evaluate_until(candidate, lambda score: rule.accepts(score, bar))
   if not isinstance(result, Trial):
     raise ValueError(
-      f"evaluate.trial returned {result!r:.80}: it must return a Trial "
+      f"evaluate_until returned {result!r:.80}: it must return a Trial "
       "(soupjax.soups.greedy.Trial)."
     )
   return result

@@ -1,20 +1,18 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Random bits that depend on seed, leaf, model and place, and nothing else.
+"""Random masks that depend on seed, leaf, model and place, and nothing else.
 
 Every element has its own number, made from its place in the leaf by Threefry
-(Salmon et al., 2011, doi 10.1145/2063384.2063405): blocks, threads and meshes
-cannot matter.
+(Salmon et al., 2011, doi 10.1145/2063384.2063405), so that blocks, threads and
+meshes cannot matter.
 """
 
 from collections.abc import Sequence
 import hashlib
 
 import jax
-import jax.numpy as jnp
+from jax.extend import random
 import numpy as np
-
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def keys(seed: int, leaf: str, names: Sequence[str]) -> np.ndarray:
@@ -32,29 +30,6 @@ def keys(seed: int, leaf: str, names: Sequence[str]) -> np.ndarray:
   return np.frombuffer(b"".join(digests), "<u4").reshape(len(names), 2)
 
 
-def threefry(key: jax.Array, place: jax.Array) -> jax.Array:
-  """Threefry-2x32 of 20 rounds.
-
-  Args:
-    key: (2,) uint32.
-    place: (2, ...) uint32.
-
-  Returns:
-    (2, ...) uint32.
-  """
-  third = key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)
-  schedule = (key[0], key[1], third)
-  x, y = place[0] + key[0], place[1] + key[1]
-  for i in range(5):
-    for r in _ROTATIONS[i % 2]:
-      x = x + y
-      y = (y << np.uint32(r)) | (y >> np.uint32(32 - r))
-      y = x ^ y
-    x = x + schedule[(i + 1) % 3]
-    y = y + schedule[(i + 2) % 3] + np.uint32(i + 1)
-  return jnp.stack([x, y])
-
-
 def chosen(key: jax.Array, place: jax.Array, share: jax.Array) -> jax.Array:
   """Chooses elements independently, each with its probability.
 
@@ -66,6 +41,6 @@ def chosen(key: jax.Array, place: jax.Array, share: jax.Array) -> jax.Array:
   Returns:
     A mask of shape (...).
   """
-  bits = threefry(key, place)[0] >> np.uint32(1)
+  bits = random.threefry_2x32(key, place)[0] >> np.uint32(1)
   # A power of two: exact, and 1 is above all bits.
   return bits < (share * np.float32(2**31)).astype(np.uint32)

@@ -360,7 +360,7 @@ def della(
   values, leaf_values = coefficients.split_weighted(
     "scale", scale, weights, numbers
   )
-  fixed = {"lowest": np.float32(low), "spread": np.float32(2 * half)}
+  fixed: Values = {"lowest": np.float32(low), "spread": np.float32(2 * half)}
   if compat is not None:
     fixed["by_norm"] = np.bool_(True)
   return Rule(

@@ -192,13 +192,13 @@ def choose(
   values = {at: value(scores) for at, scores in scorer.scored.items()}
   refused = {at: forbidden(s) for at, s in scorer.scored.items()}
   allowed = [at for at in values if refused[at] is None]
-  best = max(allowed, key=values.get)  # The first of equal ones.
+  best = max(allowed, key=lambda at: values[at])  # The first of equal ones.
   history = []
   for at, scores in scorer.scored.items():
     if at == best:
       reason = f"the best {what}"
-    elif refused[at]:
-      reason = refused[at]
+    elif refusal := refused[at]:
+      reason = refusal
     else:
       reason = f"{values[best] - values[at]:.4g} below the best {what}"
       if values[at] == values[best]:

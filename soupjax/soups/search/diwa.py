@@ -92,7 +92,7 @@ def diwa(
   ranked = rank_by(scored, "held-out", mode=mode)
   if average == "uniform":
     params = uniform_soup(ranked)
-    selected, greedy = [r.name for r in ranked], None
+    selected, greedy = tuple(r.name for r in ranked), None
     score = arguments.number(
       "What evaluate returns for the average", evaluate(params)
     )
@@ -102,7 +102,7 @@ def diwa(
   return Pool(
     params=params,
     runs=tuple(ranked),
-    selected=tuple(selected),
+    selected=selected,
     score=score,
     greedy=greedy,
   )

@@ -365,19 +365,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     ("checkpoint", "probe.total")
     + (("ingredients",) * bool(config.ingredients))
   ):
-    try:
-      steps(config, key, 1)
-    except ValueError as e:
-      problems.found.append(str(e))
+    problems.attempt(steps, config, key, 1)
   if config.data.batch_size % max(config.accumulate, 1):
-    problems.found.append(
+    problems.errors.append(
       f"accumulate={config.accumulate} does not divide data.batch_size="
       f"{config.data.batch_size}"
     )
   builders = (build_model, build_tx, build_augment, sharding_rules, _loss)
   for build in builders:
-    try:
-      build(config)
-    except ValueError as e:
-      problems.found.append(str(e))
+    problems.attempt(build, config)
   problems.raise_if_any()

@@ -16,7 +16,7 @@ import numpy as np
 
 from soupjax import data, files, sharding
 from soupjax.checkpoints import train_state
-from soupjax.evaluators import Streaming
+from soupjax.evaluators import Evaluator
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
@@ -51,7 +51,7 @@ class Job:
   mesh: jax.sharding.Mesh
   model: Any
   train: data.Source
-  minival: Streaming
+  minival: Evaluator
   params: PyTree
   init_hash: str
   off: tuple[str, ...]
@@ -116,10 +116,8 @@ def prepare(
     mesh=mesh,
     model=model,
     train=train,
-    minival=Streaming(
-      model,
-      batches,
-      functools.partial(step.put_batch, mesh, axes=("data",)),
+    minival=Evaluator(
+      model, batches, mesh=mesh, cache_gb=config.data.cache_gb
     ),
     params=params,
     init_hash=init_hash,

@@ -72,13 +72,13 @@ def test_passes_on_early_rejection():
     def __call__(self, mean):
       return accuracy(mean)
 
-    def trial(self, mean, reaches):
+    def evaluate_until(self, mean, can_reach):
       score = accuracy(mean)
-      if reaches(score):
+      if can_reach(score):
         return decisions.Trial(score=score)
       return decisions.Trial(score=None, bound=score, evaluated=0.5)
 
-    def keep(self):
+    def set_incumbent(self):
       pass
 
   early = sj.greedy_ensemble(logits, Early())

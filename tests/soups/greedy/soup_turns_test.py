@@ -71,17 +71,17 @@ class Bounded:
   def __call__(self, params):
     return distance(params)
 
-  def trial(self, params, reaches):
+  def evaluate_until(self, params, can_reach):
     terms = np.square(np.float64(params["w"]))
     for k in range(1, len(terms)):
       bound = float(terms[:k].sum()) * (1 - 1e-12)
-      if not reaches(bound):
+      if not can_reach(bound):
         return decisions.Trial(
           score=None, bound=bound, evaluated=k / len(terms)
         )
     return decisions.Trial(score=distance(params))
 
-  def keep(self):
+  def set_incumbent(self):
     pass
 
 

@@ -1,7 +1,5 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-from jax.extend import random as extend_random
-import jax.numpy as jnp
 from merging import mix
 import numpy as np
 import pytest
@@ -122,14 +120,6 @@ def test_dare_with_election():
   deltas = [[2.0, 2.0], [4.0, -3.0]]
   found = mix(rules.dare(1.0, elect=True), deltas, zeros(2))["w"]
   assert found.tolist() == [3, -3]
-
-
-def test_threefry_is_that_of_jax():
-  key = np.array([0x12345678, 0x9ABCDEF0], np.uint32)
-  counts = np.arange(64, dtype=np.uint32)
-  expected = extend_random.threefry_2x32(key, jnp.asarray(counts))
-  found = random_masks.threefry(jnp.asarray(key), counts.reshape(2, 32))
-  assert np.array_equal(np.asarray(found).reshape(-1), expected)
 
 
 def test_della_drops_small_changes_more_often():

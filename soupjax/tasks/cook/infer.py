@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What checkpoints say of their model, its images and its classes."""
+"""Infers model, preprocessing and class order from checkpoints and files."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -15,42 +15,44 @@ from soupjax import data, files, models
 from soupjax.data import image_ops
 from soupjax.models.pretrained import detection
 from soupjax.soups.core.ingredient import Ingredient
-from soupjax.tasks import cook_config
+from soupjax.tasks.cook import config as cook_config
 
-# Pillow's numbers, as transformers has them; timm has the names.
+# Pillow's numbers, which transformers writes; timm writes names.
 _METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 _EXAMPLES = """
   resize_small(256, "bicubic")|central_crop(224)|standardize("imagenet")
   resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)
   resize(224)|value_range(-1, 1)"""
-# What only a config tells: shapes are compared leaf by leaf.
+# Options that show in a config only. Shapes are compared leaf by leaf.
 _SILENT = ("num_heads", "act", "norm_eps", "pool_type")
 
 
 def resolve(
   config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
 ) -> tuple[ml_collections.ConfigDict, detection.Detected, list[str]]:
-  """Fills in what a config leaves to the checkpoints.
+  """Fills the gaps of a config from the checkpoints.
 
   Args:
     config: as in configs/cook.py.
-    ingredients: as they were found, and the start.
+    ingredients: with the leaves of their files; the start, too.
 
   Returns:
-    The config without gaps, what the first ingredient is, and lines for the
-    plan: where that comes from, and what is taken for granted.
+    The config without gaps, the detected model of the first ingredient, and
+    lines for the plan about detected and assumed settings.
 
   Raises:
-    ValueError: if ingredients differ in what they say, say something else than
-      the config, or something is said by neither.
+    ValueError: if ingredients differ in their settings or contradict the
+      config, or if a setting is in neither.
   """
-  found = [
+  detected = [
     detection.detect(i, family=config.family or None) for i in ingredients
   ]
-  first = found[0]
-  prepared = [preparation(i.path, d) for i, d in zip(ingredients, found)]
-  for one, other, ops in zip(ingredients[1:], found[1:], prepared[1:]):
-    _check_alike(ingredients[0], first, prepared[0], one, other, ops)
+  first = detected[0]
+  prepared = [preparation(i.path, d) for i, d in zip(ingredients, detected)]
+  for ingredient, model, ops in zip(
+    ingredients[1:], detected[1:], prepared[1:]
+  ):
+    _check_alike(ingredients[0], first, prepared[0], ingredient, model, ops)
   given = {k: v for k, v in config.model.to_dict().items() if v is not None}
   name, variant = given.pop("name"), given.pop("variant")
   if variant and name == "vit":
@@ -73,8 +75,8 @@ def resolve(
   options = {**given, **filled}
   if "num_heads" in gaps and name == "vit" and "num_heads" not in options:
     raise ValueError(
-      f"The number of attention heads of {ingredients[0].path} is in no file "
-      "that is there, and models of its size have no usual one: give "
+      f"No file beside {ingredients[0].path} says how many attention heads it "
+      "has, and there is no usual number for its size: give "
       f"--config.model.num_heads (it divides the width, {options['width']}), "
       "or put its config.json beside it."
     )
@@ -93,22 +95,22 @@ def resolve(
   return full.lock(), first, lines
 
 
-def _check_alike(first, theirs, ops, one, other, its):
-  """Models that compute different things of the same weights are no soup."""
-  for what, a, b in (
+def _check_alike(first, model, ops, other, other_model, other_ops):
+  """Rejects ingredients whose configs imply different forward passes."""
+  for setting, a, b in (
     *(
-      (f"model.{k}", theirs.options[k], other.options[k])
+      (f"model.{k}", model.options[k], other_model.options[k])
       for k in _SILENT
-      if k in theirs.said & other.said
+      if k in model.said & other_model.said
     ),
-    ("the order of classes", theirs.classes, other.classes),
-    ("the preparation of images", ops, its),
+    ("the order of classes", model.classes, other_model.classes),
+    ("the preparation of images", ops, other_ops),
   ):
     if a is not None and b is not None and a != b:
       raise ValueError(
-        f"{first.name!r} and {one.name!r} differ in {what}, by the files "
-        f"beside them: {a!s:.200} and {b!s:.200}. They cannot be averaged, or "
-        "one of these files is wrong."
+        f"{first.name!r} and {other.name!r} differ in {setting}, according to "
+        f"the files beside them: {a!s:.200} and {b!s:.200}. They cannot be "
+        "averaged, or one of these files is wrong."
       )
 
 
@@ -116,8 +118,8 @@ def _check_full(config, ingredient):
   where = ingredient.path or ingredient.name
   if not config.data.num_classes:
     raise ValueError(
-      f"{where} has no head that is known, so that it has no classes: cooking "
-      "needs models that classify. (sj.mix averages any.)"
+      f"{where} has no head that is known, and so no classes: cooking needs "
+      "classifiers. (sj.mix averages any models.)"
     )
   if not config.data.image_size:
     raise ValueError(
@@ -126,10 +128,10 @@ def _check_full(config, ingredient):
     )
   if not config.data.eval_ops:
     raise ValueError(
-      "How images were prepared is in no file beside "
-      f"{where}: give --config.data.eval_ops, as in training. Usual are, for "
-      "timm's models of ImageNet, for those of AugReg, and for transformers' "
-      f"ViT:{_EXAMPLES}"
+      f"No file beside {where} says how images were prepared: give "
+      "--config.data.eval_ops, as in training. Usual are, for timm's models of "
+      "ImageNet, for those of AugReg, and for transformers' ViT:"
+      f"{_EXAMPLES}"
     )
 
 
@@ -150,8 +152,8 @@ def check_images(
     )
 
 
-def _lines(config, found, filled, prepared):
-  """What the plan says of the model."""
+def _lines(config, detected, filled, prepared):
+  """Describes model and preprocessing for the plan."""
   shown = config.model.to_dict()
   sizes = ("patch_size", "width", "depth", "mlp_dim", "num_heads", "pool_type")
   lines = [
@@ -163,18 +165,18 @@ def _lines(config, found, filled, prepared):
     ),
     f"images: {config.data.image_size} px, {cook_config.eval_ops(config)}",
   ]
-  guessed = sorted(found.assumed & set(filled))
+  guessed = sorted(detected.assumed & set(filled))
   if guessed:
     lines.append(
-      "taken for granted, as no file says it: "
+      "assumed, since no file says it: "
       + ", ".join(f"{k} {shown[k]}" for k in guessed)
     )
   if prepared and prepared != config.data.eval_ops:
     lines.append(f"WARNING: the checkpoints' own preparation is {prepared}")
-  if found.image_size not in (None, config.data.image_size):
+  if detected.image_size not in (None, config.data.image_size):
     lines.append(
-      f"WARNING: position embeddings for {found.image_size} px are resampled "
-      f"to {config.data.image_size}, in the exported soups too"
+      f"WARNING: position embeddings for {detected.image_size} px are "
+      f"resampled to {config.data.image_size}, in the exported soups too"
     )
   return lines
 
@@ -182,22 +184,22 @@ def _lines(config, found, filled, prepared):
 # --- Images -------------------------------------------------------------------
 
 
-def preparation(path: str, found: detection.Detected) -> str | None:
-  """The operations of evaluation that files beside a checkpoint describe.
+def preparation(path: str, detected: detection.Detected) -> str | None:
+  """Returns the operations of evaluation by the files beside a checkpoint.
 
   Args:
     path: of the checkpoint.
-    found: what is known of it.
+    detected: its model.
 
   Returns:
-    As for `data.Preprocess`; None if there is no such file, or it asks for
-    something that cannot be done here.
+    Operations for `data.Preprocess`; None if there is no such file, or it asks
+    for an operation that does not exist here.
   """
   file = detection.beside(path, "preprocessor_config.json")
   if file:
     return _of_transformers(files.read_json(file))
-  timms = found.config.get("pretrained_cfg", {})
-  return _of_timm(timms) if "architecture" in found.config else None
+  pretrained_cfg = detected.config.get("pretrained_cfg", {})
+  return _of_timm(pretrained_cfg) if "architecture" in detected.config else None
 
 
 def _of_transformers(c: Mapping[str, Any]) -> str | None:
@@ -253,7 +255,7 @@ def _of_timm(c: Mapping[str, Any]) -> str | None:
 
 
 def _values(mean, deviation) -> str | None:
-  """The operation that takes a mean away and divides by a deviation."""
+  """Returns the operation that subtracts a mean and divides by a deviation."""
   if not (
     isinstance(mean, (list, tuple))
     and isinstance(deviation, (list, tuple))
@@ -273,7 +275,7 @@ def _values(mean, deviation) -> str | None:
 
 
 class _Relabelled(data.Source):
-  """A source whose labels are numbered as a model's outputs."""
+  """A source with the label numbers of a model's outputs."""
 
   def __init__(self, parent: data.Source, classes: Sequence[str]):
     super().__init__(parent.name, len(parent), len(classes), classes)
@@ -293,52 +295,54 @@ class _Relabelled(data.Source):
 
 
 def natural_key(name: str) -> list[Any]:
-  """What timm sorts class folders by: 2 before 10, a before B."""
+  """Returns the key by which timm sorts folders: 2 before 10, a before B."""
   parts = re.split(r"(\d+)", name.lower())
   return [int(part) if part.isdigit() else part for part in parts]
 
 
 def classes_of(
   config: ml_collections.ConfigDict,
-  found: detection.Detected,
+  detected: detection.Detected,
   source: data.Source,
 ) -> tuple[str, ...] | None:
-  """Names of the models' outputs, in order; None where they are not known.
+  """Returns the names of the models' outputs in order, None if unknown.
 
   Args:
     config: with `data.classes`.
-    found: what is known of the models.
-    source: of `data.name`, on which they were trained.
+    detected: the model.
+    source: of `data.name`, on which the models were trained.
 
   Raises:
-    ValueError: if `data.classes` is no such list, or it is needed.
+    ValueError: if `data.classes` cannot be read, or is missing but needed.
   """
-  wanted, names = config.data.classes, source.class_names
-  if wanted not in ("", "text", "natural"):
-    path = pathlib.Path(wanted).expanduser()
+  order, names = config.data.classes, source.class_names
+  if order not in ("", "text", "natural"):
+    path = pathlib.Path(order).expanduser()
     if not path.is_file():
       raise ValueError(
-        f"data.classes={wanted!r} is neither 'text' nor 'natural' nor a file "
-        "with a class a line."
+        f"data.classes={order!r} is neither 'text' nor 'natural' nor a file "
+        "with one class per line."
       )
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(line.strip() for line in lines if line.strip())
   if names is None:
-    return found.classes
-  if wanted:
-    key = natural_key if wanted == "natural" else None
+    return detected.classes
+  if order:
+    key = natural_key if order == "natural" else None
     return tuple(sorted(names, key=key))
-  if found.classes and set(found.classes) & set(names):
-    return found.classes
-  if found.family == "timm" and list(names) != sorted(names, key=natural_key):
+  if detected.classes and set(detected.classes) & set(names):
+    return detected.classes
+  if detected.family == "timm" and list(names) != sorted(
+    names, key=natural_key
+  ):
     a, b = next(
       p for p in zip(names, sorted(names, key=natural_key)) if p[0] != p[1]
     )
     raise ValueError(
-      f"In which order are the classes of {source.name}? timm numbers them "
-      f"with {b!r} before {a!r}, torchvision the other way round. Give "
+      f"The order of the classes of {source.name} is unknown: timm puts {b!r} "
+      f"before {a!r}, torchvision {a!r} before {b!r}. Give "
       "--config.data.classes=natural (timm), =text (torchvision), or a file "
-      "with a class a line."
+      "with one class per line."
     )
   return names
 
@@ -346,29 +350,30 @@ def classes_of(
 def incomparable(
   source: data.Source, classes: Sequence[str] | None, name: str
 ) -> list[str]:
-  """A line for the plan if a set calls all classes otherwise than models do."""
+  """Returns a line for the plan if a set shares no class name with models."""
   names = source.class_names
   if not classes or not names or set(classes) & set(names):
     return []
   return [
-    f"WARNING: their classes are called {', '.join(classes[:2])}, ... and "
-    f"those of {name} {', '.join(names[:2])}, ...: taken to be in one order"
+    f"WARNING: the models' classes are called {', '.join(classes[:2])}, ... "
+    f"and those of {name} {', '.join(names[:2])}, ...: assumed to be in the "
+    "same order"
   ]
 
 
 def labelled(
   source: data.Source, classes: Sequence[str] | None, num: int, what: str
 ) -> data.Source:
-  """Numbers the labels of a source as the models' outputs are.
+  """Maps the labels of a source to the models' outputs.
 
   Args:
     source: with the models' classes, or some of them.
     classes: names of the outputs, None if they are not known.
-    num: how many there are.
-    what: what errors call it.
+    num: number of outputs.
+    what: the name of the source in errors.
 
   Raises:
-    ValueError: if it has other classes.
+    ValueError: if the source has other classes.
   """
   if classes is not None and len(classes) != num:
     raise ValueError(
@@ -382,9 +387,9 @@ def labelled(
     if others:
       left = sorted(set(classes) - common) or list(classes)
       raise ValueError(
-        f"{what}: {source.name} has classes that the models do not know: "
-        f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}. Theirs are "
-        f"called, for instance, {', '.join(left[:3])}."
+        f"{what}: {source.name} has classes that the models do not have: "
+        f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}. Those of the "
+        f"models are called, for instance, {', '.join(left[:3])}."
       )
     return (
       source

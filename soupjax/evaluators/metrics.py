@@ -1,0 +1,178 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of classification: an open list of per-example values."""
+
+from collections.abc import Callable
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from soupjax.registry import Registry
+
+METRICS = Registry("metric")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A function of one batch's logits whose mean over all examples is reported.
+
+  Attributes:
+    function: maps logits (batch, classes), labels (batch,) and a mask (batch,)
+      to one value per example. It is traced by `jax.jit`. Values where the mask
+      is False are ignored.
+    mode: "max" if higher means are better, "min" if lower ones are.
+    bound: the best value that an example can have. It lets greedy soups reject
+      candidates early; None if there is no such value.
+  """
+
+  function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+  mode: str = "max"
+  bound: float | None = None
+
+  def __repr__(self) -> str:
+    code = getattr(self.function, "__code__", None)
+    file = code.co_filename if code else "?"
+    return f"{getattr(self.function, '__qualname__', self.function)} of {file}"
+
+  @property
+  def sign(self) -> int:
+    """The factor that makes higher values better."""
+    return 1 if self.mode == "max" else -1
+
+
+def metric(
+  name: str, *, mode: str = "max", bound: float | None = None
+) -> Callable[[Callable], Metric]:
+  """Registers a function as a metric that a config can name.
+
+  Examples:
+    >>> from soupjax.evaluators import metric
+    >>> @metric("confidence", bound=1.0)
+    ... def confidence(logits, labels, mask):
+    ...   return jax.nn.softmax(logits).max(axis=-1)
+
+  Args:
+    name: the name in configs and results.
+    mode: "max" or "min".
+    bound: the best possible value of an example, or None.
+
+  Returns:
+    A decorator that turns the function into a `Metric`.
+
+  Raises:
+    ValueError: if the mode is unknown, the bound is not finite, or another
+      metric has the name.
+  """
+  if mode not in ("max", "min"):
+    raise ValueError(
+      f"Metric {name!r}: mode must be 'max' or 'min', got {mode!r}."
+    )
+  if bound is not None and not math.isfinite(bound):
+    raise ValueError(f"Metric {name!r}: bound must be finite, got {bound!r}.")
+
+  def register(function):
+    return METRICS.register(
+      Metric(function, mode, None if bound is None else float(bound)), name=name
+    )
+
+  return register
+
+
+def get_metric(name: str) -> Metric:
+  """Returns a metric by its name or import path.
+
+  Raises:
+    ValueError: if there is none, or the import path leads to something else.
+  """
+  member = METRICS.get(name)
+  if not isinstance(member, Metric):
+    raise ValueError(
+      f"The metric {name!r} is a {type(member).__name__}: decorate the "
+      "function with soupjax.evaluators.metric(NAME)."
+    )
+  return member
+
+
+@metric("prec@1", bound=1.0)
+def _prec_at_1(logits, labels, mask):
+  """The share of examples whose highest logit is the label's."""
+  del mask
+  return logits.argmax(axis=-1) == labels
+
+
+@metric("loss", mode="min", bound=0.0)
+def _loss(logits, labels, mask):
+  """The mean cross-entropy in nats."""
+  del mask
+  # A label beyond the classes gives NaN, which the evaluator reports.
+  picked = jnp.take_along_axis(
+    jax.nn.log_softmax(logits.astype(jnp.float32)),
+    labels[:, None],
+    axis=-1,
+    mode="fill",
+    fill_value=jnp.nan,
+  )
+  return -picked[:, 0]
+
+
+def check_labels(labels: Any) -> np.ndarray:
+  """Returns labels as an array of class indices.
+
+  Raises:
+    ValueError: if they are not whole numbers from 0.
+  """
+  labels = np.asarray(labels)
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(
+      f"labels must be class indices, got dtype {labels.dtype}: convert them "
+      "with .astype(int), or one-hot labels with .argmax(axis=1)."
+    )
+  if labels.size and labels.min() < 0:
+    raise ValueError(
+      f"labels must be class indices from 0, got {labels.min()}."
+    )
+  return labels
+
+
+def classification_metrics(
+  logits: np.ndarray, labels: np.ndarray
+) -> dict[str, float]:
+  """Computes accuracy and loss on the host, in float64.
+
+  Args:
+    logits: (n, classes).
+    labels: (n,) class indices.
+
+  Returns:
+    "prec@1", the share of images whose highest logit is the label's, and
+    "loss", the mean cross-entropy in nats.
+
+  Raises:
+    ValueError: if shapes do not fit, a label is not a class index or out of
+      range, or a logit is NaN.
+  """
+  logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+  if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    raise ValueError(
+      f"Logits {logits.shape} and labels {labels.shape} do not fit: expected "
+      "(n, classes) and (n,)."
+    )
+  check_labels(labels)
+  if labels.max() >= logits.shape[1]:
+    raise ValueError(
+      f"Labels run from {labels.min()} to {labels.max()}, but the model has "
+      f"{logits.shape[1]} classes."
+    )
+  if np.isnan(logits).any():
+    raise ValueError("The model's logits are NaN: its weights diverged.")
+  top = logits.max(axis=1)
+  log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+  at_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+  return {
+    "prec@1": float((logits.argmax(axis=1) == labels).mean()),
+    "loss": float((log_sum - at_label).mean()),
+  }

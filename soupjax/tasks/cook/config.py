@@ -1,0 +1,265 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of cooking: defaults, what a sweep recorded, checks."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import os
+import pathlib
+import re
+
+from absl import logging
+import flax.linen as nn
+import ml_collections
+
+from soupjax import config as config_lib
+from soupjax import evaluators, files, models
+from soupjax.models.pretrained import mappings
+from soupjax.tasks.finetune import config as finetune_config
+
+LEARNED = ("model", "layer", "tensor")
+# Parts of the config that a sweep of task "finetune" has recorded.
+_OF_SWEEP = ("data", "model", "sharding")
+# Names in `tests` that the report uses for something else.
+_RESERVED = ("minival", "shifts")
+
+# Options of `models.ViT` in which checkpoints from elsewhere differ, or that
+# say how the model is computed.
+_OPTIONS = (
+  *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
+  *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
+  *("pre_norm", "patch_bias", "fc_norm", "attention", "scan", "dtype_mm"),
+)
+# Types of options that can be None.
+_KINDS = {int | None: int, str | None: str}
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The settings that all configs of this task have."""
+  c = ml_collections.ConfigDict()
+  c.task = "cook"
+  c.seed = 0  # Of the order of held-out images in learned soups.
+  c.ingredients = ""  # A pattern, or several joined by commas.
+  # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
+  c.initial = ""
+  # What the head of `initial` is: "linear probe", "new head", or unknown: "".
+  c.initial_head = ""
+  c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
+  # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
+  # all others are shifts. Nothing is chosen on them. In short, from the shell:
+  # --config.tests=test=validation,sketch=imagenet_sketch/test
+  c.tests = config_lib.NamedTexts()
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = ""
+  c.data.data_dir = ""
+  c.data.train = "train"  # Minival is a part of it if data.minival is "".
+  c.data.minival = ""
+  c.data.minival_per_class = 26
+  # 0 and "": as in the checkpoints, or in files beside them.
+  c.data.num_classes = 0
+  c.data.image_size = 0
+  c.data.eval_ops = ""
+  # The order of the models' outputs: "text", "natural" (as timm sorts folders),
+  # or a file with one class per line. "": as in config.json, else "text".
+  c.data.classes = ""
+  c.data.augment = ml_collections.ConfigDict()
+  c.data.batch_size = 256
+  # Decoded images are kept in memory, minival first, up to this size; sets that
+  # do not fit are decoded again for every model.
+  c.data.cache_gb = 8.0
+
+  # Options of `models.ViT`; those that are not set are detected (docs/cook.md).
+  c.model = ml_collections.ConfigDict({"name": "vit", "variant": ""})
+  for field in dataclasses.fields(models.ViT):
+    if field.name in _OPTIONS:
+      kind = _KINDS.get(field.type, field.type)
+      c.model[field.name] = ml_collections.config_dict.placeholder(kind)
+  c.sharding = finetune_config.default_config().sharding
+
+  c.cook = ml_collections.ConfigDict()
+  # Of minival: "prec@1", "loss", a registered metric or an import path. In
+  # "loss,prec@1" the first ranks the ingredients and makes the soup "greedy";
+  # each of the others makes one more greedy soup, here "greedy_prec1".
+  c.cook.metric = "prec@1"
+  c.cook.greedy = {"accept": "ge", "min_delta": 0.0, "early_reject": True}
+  c.cook.learned = {
+    "granularities": ("layer",),
+    "steps": 100,
+    "learning_rate": 0.1,
+    "batch_size": 256,
+  }
+  c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
+  # Ensembles need the logits of all ingredients: made if they take no more.
+  c.cook.ensembles_gb = 8.0
+  return c
+
+
+def of_sweep(
+  config: ml_collections.ConfigDict, directory: str, which: str = "last"
+) -> None:
+  """Fills in the settings that a sweep of task "finetune" recorded.
+
+  Args:
+    config: from `default_config`; changed in place.
+    directory: the sweep's `--workdir`.
+    which: the name of the ingredient of each member, such as "last" or
+      "last_ema_0.999".
+
+  Raises:
+    ValueError: if the directory does not hold such a run.
+  """
+  root = pathlib.Path(directory).expanduser().absolute()
+  record = root / "config.json"
+  if not record.exists():
+    raise ValueError(
+      f"{root} has no config.json: give the --workdir of a fine-tuning sweep, "
+      "or describe the checkpoints with --config.ingredients, --config.model "
+      "and --config.data."
+    )
+  recorded = files.read_json(record)
+  task = recorded.get("task") if isinstance(recorded, dict) else None
+  if task != "finetune":
+    raise ValueError(
+      f"{root} is a run of task {task!r}, but sweep= needs one of 'finetune'."
+    )
+  for part in _OF_SWEEP:
+    known = config[part]
+    values = {k: v for k, v in recorded[part].items() if k != "augment"}
+    if part == "model":  # All options are those of the sweep.
+      config.model = ml_collections.ConfigDict(values)
+    else:
+      known.update({k: v for k, v in values.items() if k in known})
+  if recorded["data"].get("eval_batch_size"):
+    config.data.batch_size = recorded["data"]["eval_batch_size"]
+  config.tests = config_lib.NamedTexts(recorded.get("tests") or {})
+  probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
+  config.initial_head = "linear probe" if probed else ""
+  waiting = [
+    member.name
+    for member in sorted(root.glob("member_*"))
+    if not (member / "ingredients" / which).exists()
+  ]
+  if waiting:
+    logging.warning(
+      "%s: %s have no ingredients/%s (yet): the soups are without them.",
+      root,
+      ", ".join(waiting),
+      which,
+    )
+  config.ingredients = os.path.join(root, "member_*", "ingredients", which)
+  config.initial = os.path.join(root, "initial")
+
+
+def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
+  """Returns name -> (dataset, split) of `config.tests`.
+
+  Raises:
+    ValueError: if a name is reserved, or a value is not a split.
+  """
+  sets: dict[str, tuple[str, str]] = {}
+  for name, place in config.tests.items():
+    dataset, _, split = str(place).rpartition("/")
+    if name in _RESERVED:
+      raise ValueError(f"tests.{name}: this name is reserved, choose another")
+    if not split or not re.fullmatch(r"[\w-]+", name):
+      raise ValueError(
+        f"tests.{name}={place!r}: give a name of letters and digits, and as "
+        "its value SPLIT or DATASET/SPLIT, such as 'imagenet_sketch/test'"
+      )
+    sets[name] = dataset or config.data.name, split
+  return sets
+
+
+def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Returns the names of the metrics of `cook.metric`, the first one ranking.
+
+  Raises:
+    ValueError: if there is none, or one is unknown or given twice.
+  """
+  names = [name.strip() for name in config.cook.metric.split(",")]
+  for name in names:
+    evaluators.get_metric(name)
+  safe = [greedy_name(names, name) for name in names]
+  if len(set(safe)) < len(names):
+    raise ValueError(f"cook.metric={config.cook.metric!r} has a metric twice")
+  return tuple(names)
+
+
+def greedy_name(names: Sequence[str], name: str) -> str:
+  """Returns the name of the greedy soup by a metric, safe as a file name."""
+  if name == names[0]:
+    return "greedy"
+  return "greedy_" + re.sub(r"\W", "", name.rpartition(".")[2])
+
+
+def eval_ops(config: ml_collections.ConfigDict) -> str:
+  """Returns the operations on every image, with numbers filled in."""
+  return finetune_config.ops(config, "eval_ops")
+
+
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+  """Builds the model from those options that are set.
+
+  Raises:
+    ValueError: if a model, variant or option is unknown.
+  """
+  given = {k: v for k, v in config.model.to_dict().items() if v is not None}
+  if given["name"] == "mixer":
+    given.setdefault("dropout", 0.0)
+  return finetune_config.build_model(
+    ml_collections.ConfigDict({"data": config.data, "model": given})
+  )
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks values that would otherwise fail after minutes of work.
+
+  Raises:
+    ValueError: listing every key with an invalid value.
+  """
+  problems = config_lib.Problems(config)
+  expect = problems.expect
+
+  def count(value):
+    return value >= 1 and value == int(value)
+
+  expect("ingredients", "a path with * in it, or several", bool)
+  expect("data.name", "the name of a dataset", bool)
+  for key in ("data.num_classes", "data.image_size"):
+    expect(key, "a whole number from 0", lambda v: v >= 0 and v == int(v))
+  for key in (
+    "data.batch_size",
+    "cook.learned.steps",
+    "cook.learned.batch_size",
+  ):
+    expect(key, "a positive whole number", count)
+  for key in ("data.cache_gb", "cook.ensembles_gb"):
+    expect(key, "a number from 0", lambda v: v >= 0)
+  expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
+  expect("cook.greedy.min_delta", "a finite number", math.isfinite)
+  expect(
+    "cook.learned.granularities",
+    f"some of {', '.join(LEARNED)}",
+    lambda v: set(v) <= set(LEARNED) and len(set(v)) == len(v),
+  )
+  expect(
+    "cook.learned.learning_rate", "positive and finite",
+    lambda v: 0 < v < math.inf,
+  )  # fmt: skip
+  expect("cook.wise_ft_points", "0, or at least 2", lambda v: v == 0 or v >= 2)
+  expect(
+    "family",
+    f"one of {', '.join(mappings.FAMILIES)}, or empty",
+    lambda v: not v or v in mappings.FAMILIES,
+  )
+  for build in (
+    build_model,
+    finetune_config.sharding_rules,
+    tests,
+    metrics,
+    eval_ops,
+  ):
+    problems.attempt(build, config)
+  problems.raise_if_any()

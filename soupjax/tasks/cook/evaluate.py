@@ -1,0 +1,167 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates models on all sets, once each, and keeps the results on disk."""
+
+from collections.abc import Callable, Mapping
+import pathlib
+from typing import Any
+import zipfile
+
+import jax
+import numpy as np
+
+from soupjax import data, files, processes
+from soupjax.evaluators import Evaluator
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.finetune import config as finetune_config
+
+PyTree = Any
+LABELS = ".labels"  # The file of labels beside those of logits.
+
+
+class Evaluations:
+  """Results of models by set, in `metrics/`, `correct/` and `logits/`."""
+
+  def __init__(self, inputs: CookInputs, workdir: pathlib.Path):
+    """Sets up one evaluator for each set; decodes nothing yet."""
+    self._inputs, self._workdir = inputs, workdir
+    config, mesh = inputs.config, inputs.mesh
+    batch_size = finetune_config.rounded_up(
+      config.data.batch_size, mesh.shape["data"]
+    )
+    room = config.data.cache_gb
+    self._evaluators: dict[str, Evaluator] = {}
+    for name, source in inputs.sets.items():
+      needed = 12e-9 * config.data.image_size**2 * len(source)
+      fits = needed <= room
+      self._evaluators[name] = Evaluator(
+        inputs.model,
+        data.eval_batches(
+          source,
+          batch_size=batch_size,
+          preprocess=cook_config.eval_ops(config),
+          process_index=jax.process_index(),
+          process_count=jax.process_count(),
+        ),
+        metric=inputs.metrics[0],
+        more_metrics=inputs.metrics,
+        name=name,
+        mesh=mesh,
+        # A little more: the last batch is padded.
+        cache_gb=2 * room if fits else 0.0,
+      )
+      room -= needed if fits else 0.0
+
+  def minival(self, metric: str) -> Evaluator:
+    """Returns an evaluator of candidates on minival by a metric."""
+    return self._evaluators["minival"].for_metric(metric)
+
+  def evaluate(
+    self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
+  ) -> dict[str, dict[str, float]]:
+    """Evaluates a model on all sets, or reads the results of an earlier run.
+
+    Args:
+      name: of the model, and of its files.
+      load: returns its parameters; called only if they are needed.
+      keep_logits: whether to write the logits, for ensembles.
+
+    Returns:
+      Set -> metric -> value, and "n", the number of images.
+
+    Raises:
+      ValueError: if the weights diverged.
+    """
+    record = self._workdir / "metrics" / f"{name}.json"
+    if workdir_lib.agreed(
+      record.exists() and not (keep_logits and self.logits(name) is None)
+    ):
+      return workdir_lib.agreed(
+        files.read_json(record) if jax.process_index() == 0 else None
+      )
+    params, results, correct, logits, labels = load(), {}, {}, {}, {}
+    for dataset, evaluator in self._evaluators.items():
+      try:
+        values = evaluator.per_example(params, logits=keep_logits)
+      except ValueError as e:
+        raise ValueError(f"{name} on {dataset}: {e}") from e
+      results[dataset] = evaluator.means(values)
+      correct[dataset] = values["prec@1"]
+      if keep_logits:
+        logits[dataset], labels[dataset] = values["logits"], values["labels"]
+    if jax.process_index() == 0:
+      self._write_correct(name, correct)
+      if keep_logits:
+        files.write_arrays(self._file("logits", LABELS), labels)
+        files.write_arrays(self._file("logits", name), logits)
+      record.parent.mkdir(exist_ok=True)
+      files.write_json(record, results)
+    processes.barrier(f"evaluated {name}")
+    return results
+
+  def evaluate_logits(
+    self, name: str, logits: Mapping[str, np.ndarray]
+  ) -> dict[str, dict[str, float]]:
+    """Evaluates an ensemble, as `evaluate` does a model."""
+    labels = self.logits(LABELS)
+    results, correct = {}, {}
+    for dataset, outputs in logits.items():
+      evaluator = Evaluator.from_arrays(
+        _unchanged, outputs, labels[dataset], metric=self._inputs.metrics[0],
+        more_metrics=self._inputs.metrics, name=dataset,
+      )  # fmt: skip
+      values = evaluator.per_example(None)
+      results[dataset] = evaluator.means(values)
+      correct[dataset] = values["prec@1"]
+    if jax.process_index() == 0:
+      self._write_correct(name, correct)
+    return results
+
+  def logits(self, name: str) -> dict[str, np.ndarray] | None:
+    """Returns the logits of a model by set; None if they must be made again."""
+    file = self._file("logits", name)
+    if not file.exists():
+      return None
+    try:
+      with np.load(file, allow_pickle=False) as stored:
+        return {dataset: stored[dataset] for dataset in self._evaluators}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      return None  # The file is damaged.
+
+  def rows(self, name: str, kind: str, results) -> list[dict[str, Any]]:
+    """Returns the lines of `results.jsonl` for one model."""
+    title = pathlib.PurePath(self._inputs.config.data.name).name
+    return [
+      {
+        "model": name,
+        "kind": kind,
+        "dataset": f"{title}/{dataset}",
+        "metric": metric,
+        "value": value,
+        "n": values["n"],
+      }
+      for dataset, values in results.items()
+      for metric, value in values.items()
+      if metric != "n"
+    ]
+
+  def _write_correct(self, name: str, correct) -> None:
+    """Writes for each image whether it was right: eight in a byte."""
+    packed = {
+      dataset: np.packbits(values.astype(bool))
+      for dataset, values in correct.items()
+    }
+    files.write_arrays(self._file("correct", name), packed)
+
+  def _file(self, folder: str, name: str) -> pathlib.Path:
+    path = self._workdir / folder / f"{name}.npz"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def _unchanged(params, logits):
+  """The forward pass of a model whose inputs are its logits."""
+  del params
+  return logits

@@ -1,0 +1,360 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the inputs of cooking: checkpoints, a model that fits, datasets."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import glob
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+import ml_collections
+
+from soupjax import config as config_lib
+from soupjax import data, evaluators, files, sharding
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import pretrained
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.same_init import check_same_init
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import infer
+from soupjax.tasks.finetune import config as finetune_config
+from soupjax.tasks.finetune import loop as finetune
+
+# Names that the report uses for models other than ingredients.
+_RESERVED = re.compile(
+  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
+)
+# A metric that counts images moves in steps of one image; larger steps than
+# this make ties and lucky leaders likely.
+_COARSE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CookInputs:
+  """The opened checkpoints, model, mesh and datasets.
+
+  Attributes:
+    config: as in configs/cook.py, without gaps.
+    model: with a head for the data's classes.
+    mesh: with an axis "data".
+    place: leaf name and spec -> its sharding on the mesh.
+    minival: the source of held-out images.
+    tests: name -> source of a test set.
+    ingredients: with the leaves of the model.
+    initial: the start, None if it is not known.
+    original: the first ingredient with the leaves of its file.
+    notes: lines for the plan about the checkpoints.
+  """
+
+  config: ml_collections.ConfigDict
+  model: Any
+  mesh: jax.sharding.Mesh
+  place: Callable[[str, Any], jax.sharding.Sharding]
+  minival: data.Source
+  tests: Mapping[str, data.Source]
+  ingredients: Sequence[Ingredient]
+  initial: Ingredient | None
+  original: Ingredient
+  notes: Sequence[str]
+
+  @property
+  def sets(self) -> dict[str, data.Source]:
+    """All sets by name, minival first."""
+    return {"minival": self.minival, **self.tests}
+
+  @property
+  def num_images(self) -> int:
+    """Images in all sets together."""
+    return sum(map(len, self.sets.values()))
+
+  @property
+  def metrics(self) -> tuple[str, ...]:
+    """Names of the metrics that choose, the first one ranking."""
+    return cook_config.metrics(self.config)
+
+  @property
+  def greedy(self) -> dict[str, str]:
+    """Name of each greedy soup -> its metric."""
+    names = self.metrics
+    return {cook_config.greedy_name(names, name): name for name in names}
+
+  @property
+  def logits_bytes(self) -> int:
+    """Bytes of the logits of all ingredients on all sets."""
+    classes = self.config.data.num_classes
+    return 4 * len(self.ingredients) * self.num_images * classes
+
+  @property
+  def ensembles(self) -> bool:
+    """Whether the logits that ensembles need may be kept."""
+    return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
+
+  @property
+  def learned(self) -> list[str]:
+    """Names of the learned soups, which need at least two ingredients."""
+    if len(self.ingredients) < 2:
+      return []
+    return [f"learned_{g}" for g in self.config.cook.learned.granularities]
+
+  @property
+  def family(self) -> str | None:
+    """The family of the checkpoints; None if their leaves are the model's."""
+    return self.ingredients[0].hyperparameters.get("family")
+
+
+def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
+  """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Raises:
+    ValueError: if checkpoints, model and data do not fit together.
+  """
+  opened = open_lib.find_ingredients(patterns(config))
+  start = open_lib.open_ingredient(config.initial) if config.initial else None
+  config, detected, notes = infer.resolve(
+    config, [*opened, *filter(None, [start])]
+  )
+  model = cook_config.build_model(config)
+  adapt = functools.partial(
+    pretrained.as_ingredient,
+    model=model,
+    family=config.family or None,
+    image_size=config.data.image_size,
+  )
+  ingredients = [
+    dataclasses.replace(adapt(original), name=_safe(original.name))
+    for original in opened
+  ]
+  check_same_init(ingredients)
+  check_ingredients(ingredients)
+  initial = None
+  if start is not None:
+    initial = adapt(start)
+    check_ingredients([*ingredients, initial])
+  shapes = finetune.abstract_params(config, model)
+  mesh = sharding.make_mesh(dict(config.sharding.mesh))
+  sharding.share(
+    mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
+  )
+  places = sharding.of_state(
+    mesh,
+    shapes,
+    shapes,
+    finetune_config.sharding_rules(config),
+    fsdp_min_size=config.sharding.fsdp_min_size,
+  )
+  by_name = dict(sharding.named(places))
+  minival, tests = _open_sources(config, detected, notes)
+  return CookInputs(
+    config=config,
+    model=model,
+    mesh=mesh,
+    place=lambda leaf, _: by_name[leaf],
+    minival=minival,
+    tests=tests,
+    ingredients=ingredients,
+    initial=initial,
+    original=opened[0],
+    notes=notes,
+  )
+
+
+def patterns(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the patterns of `config.ingredients`."""
+  return [p.strip() for p in config.ingredients.split(",") if p.strip()]
+
+
+def _safe(name: str) -> str:
+  """Makes a name safe as a file name and distinct from those of soups."""
+  name = name.replace("/", ".").lstrip(".")
+  return f"ingredient_{name}" if _RESERVED.match(name) else name
+
+
+def _open_sources(config, detected, notes):
+  """Opens minival and the test sets, labelled as the models' outputs."""
+  c = config.data
+  options = {"data_dir": c.data_dir or None}
+  source = data.open_source(c.name, c.minival or c.train, **options)
+  opened = {
+    name: data.open_source(*place, **options)
+    for name, place in cook_config.tests(config).items()
+  }
+  for name, test in opened.items() if c.minival else ():
+    if shared := data.shared_examples(source, test):
+      raise ValueError(
+        f"tests.{name}: {test.name} has {shared} images of minival, on which "
+        "every choice is made. Take other images."
+      )
+  classes = infer.classes_of(config, detected, source)
+  number = functools.partial(infer.labelled, classes=classes, num=c.num_classes)
+  source = number(source, what="data.name")
+  minival = source
+  if not c.minival:
+    _, minival = data.split_minival(source, per_class=c.minival_per_class)
+  tests = {
+    name: number(test, what=f"tests.{name}") for name, test in opened.items()
+  }
+  for name, test in {"minival": minival, **tests}.items():
+    known = classes
+    if name == "minival" and not c.classes:
+      known = detected.classes
+    notes += infer.incomparable(test, known, name)
+    infer.check_images(config, test)
+  return minival, tests
+
+
+# --- The record of inputs -----------------------------------------------------
+
+
+def check_unchanged(
+  config: ml_collections.ConfigDict, inputs: CookInputs, record: pathlib.Path
+) -> None:
+  """Records the inputs at the first start and compares them at later ones.
+
+  Args:
+    config: as the user gave it, with gaps.
+    inputs: of this start.
+    record: a file of the workdir.
+
+  Raises:
+    ValueError: naming the inputs that changed.
+  """
+  ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
+  now = {i.name: identity(i.path) for i in ingredients}
+  now |= {
+    f"the set {name}": [source.name, len(source), source.num_classes]
+    for name, source in inputs.sets.items()
+  }
+  before = workdir_lib.agreed(
+    files.read_json(record) if record.exists() else None
+  )
+  if before is None:
+    if jax.process_index() == 0:
+      values = {"config": config_lib.to_dict(config), "inputs": now}
+      files.write_json(record, values | {"files": _matches(config)})
+    return
+  changes = changed(before.get("inputs", before), now)
+  if changes:
+    raise ValueError(
+      f"{record.parent} holds results of other checkpoints or images: "
+      f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
+      "--workdir."
+    )
+
+
+def is_record_of(
+  record: pathlib.Path, config: ml_collections.ConfigDict
+) -> bool:
+  """Whether a record is of this config and of unchanged checkpoints.
+
+  Compares paths, sizes and times of files, without opening any.
+  """
+  before = files.read_json(record) if record.exists() else {}
+  return (
+    before.get("config") == config_lib.to_dict(config)
+    and "files" in before
+    and before["files"] == _matches(config)
+  )
+
+
+def _matches(config) -> list[list[Any]]:
+  """Identifies all paths that match `ingredients`, and `initial`."""
+  paths: list[str] = []
+  for pattern in [*patterns(config), config.initial]:
+    local = "://" not in pattern
+    paths += (
+      glob.glob(os.path.expanduser(pattern), recursive=True)
+      if local
+      else [pattern]
+    )
+  return [identity(path) for path in sorted(paths)]
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Lists inputs that differ between two starts, in words."""
+  changes = []
+  for name in sorted({*before, *now}):
+    if name not in before:
+      changes.append(f"{name} is new")
+    elif name not in now:
+      changes.append(f"{name} is gone")
+    elif before[name] != now[name]:
+      changes.append(f"{name} changed")
+  return changes
+
+
+def identity(path: str) -> list[Any]:
+  """Returns a path with the size and the time of its files."""
+  if "://" in path:
+    return [path]
+  place = pathlib.Path(path)
+  # The time of a directory does not change when its files are overwritten.
+  inside = sorted(p for p in place.rglob("*") if p.is_file())
+  stats = [p.stat() for p in (inside if place.is_dir() else [place])]
+  size = sum(stat.st_size for stat in stats)
+  return [path, size, max((stat.st_mtime_ns for stat in stats), default=0)]
+
+
+# --- The plan -----------------------------------------------------------------
+
+
+def plan(inputs: CookInputs) -> str:
+  """Describes the inputs and the work to be done, as text."""
+  ingredients = inputs.ingredients
+  recorded = [i.metrics.get("minival/prec@1") for i in ingredients]
+  lines = [
+    f"{len(ingredients)} ingredients of {ingredients[0].num_bytes / 1e6:,.1f} "
+    "MB" + (f", read as {inputs.family!r}" if inputs.family else "")
+  ]
+  lines += [
+    f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
+    for i, value in zip(ingredients, recorded)
+  ]
+  lines += inputs.notes
+  lines.append(
+    "start: "
+    + (inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT")
+  )
+  lines += [
+    f"{name}: {source.name}, {len(source)} images"
+    for name, source in inputs.sets.items()
+  ]
+  if not inputs.tests:
+    lines.append("no test set: name one with tests= to see what soups gain")
+  lines.append(
+    "soups: " + ", ".join(["uniform", *inputs.greedy, *inputs.learned])
+  )
+  lines += _about_metrics(inputs)
+  size = inputs.config.data.image_size
+  needed = 12 * size**2 * len(inputs.minival) / 1e9
+  if needed > inputs.config.data.cache_gb:
+    lines.append(
+      f"minival takes {needed:.1f} GB decoded, more than data.cache_gb: it is "
+      "decoded again for every candidate"
+    )
+  lines.append(
+    f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
+    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
+  )
+  return "\n".join(lines)
+
+
+def _about_metrics(inputs: CookInputs) -> Iterable[str]:
+  """Says what chooses, and whether it is coarse."""
+  first, count = inputs.metrics[0], len(inputs.minival)
+  chosen = [f"{name} by {metric}" for name, metric in inputs.greedy.items()]
+  yield f"chosen on minival: ranks by {first}, " + ", ".join(chosen)
+  for metric in inputs.metrics:
+    if evaluators.get_metric(metric).bound is None:
+      yield f"{metric} has no bound: no early rejection by it"
+  if first == "prec@1" and 1 / count > _COARSE:
+    yield (
+      f"WARNING: with {count} images, accuracy moves in steps of "
+      f"{100 / count:.2g} points: small differences cannot be told apart. "
+      "--config.cook.metric=loss is recommended."
+    )

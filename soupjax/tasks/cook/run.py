@@ -1,0 +1,300 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cooks soups of checkpoints on disk and evaluates them on held-out sets.
+
+Reads top to bottom: every ingredient on every set, soups, evaluation, report.
+Settings are in `config`, opened checkpoints and datasets in `inputs`, scores in
+`evaluate`, the single soups in `soups`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import shutil
+import time
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+
+from soupjax import data, evaluators, files, processes, report
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import pretrained
+from soupjax.models.pretrained import detection
+from soupjax.progress import Progress
+from soupjax.soups import average
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.finetune.step import put_batch
+
+PyTree = Any
+# Files that other libraries keep beside their weights.
+_CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+_RECORD = "cooked_from.json"
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  path: str | os.PathLike,
+  *,
+  dry_run: bool = False,
+) -> pathlib.Path | None:
+  """Cooks and evaluates; what a run before has finished is not done again.
+
+  Args:
+    config: as in configs/cook.py.
+    path: the directory of the run; docs/cook.md lists its files.
+    dry_run: opens everything, prints the plan and stops.
+
+  Returns:
+    The path of the report; None after a dry run.
+
+  Raises:
+    ValueError: if the config cannot work, or checkpoints, model and data do not
+      fit together.
+  """
+  workdir = pathlib.Path(path).expanduser().absolute() if path else None
+  if not dry_run and _print_finished(config, workdir):
+    return workdir / "report.html"
+  cook_config.check(config)
+  opened = inputs.open_inputs(config)
+  if _first():
+    print(inputs.plan(opened))
+  if dry_run:
+    return None
+  with contextlib.ExitStack() as stack:
+    if _first():
+      workdir_lib.open_workdir(workdir, opened.config)
+      stack.enter_context(workdir_lib.locked(workdir))
+    processes.barrier("opened")
+    inputs.check_unchanged(config, opened, workdir / _RECORD)
+    return _run(opened, workdir)
+
+
+def _first() -> bool:
+  """Whether this is the process that prints and writes."""
+  return jax.process_index() == 0
+
+
+def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
+  began, config = time.monotonic(), opened.config
+  evaluations = evaluate.Evaluations(opened, workdir)
+  place, metric = opened.place, opened.metrics[0]
+
+  # --- Every ingredient, on every set -----------------------------------------
+  results, ingredients = {}, []
+  progress = Progress("ingredients", len(opened.ingredients), unit="models")
+  for ingredient in opened.ingredients:
+    name = ingredient.name
+    load = functools.partial(ingredient.load, sharding=place)
+    values = evaluations.evaluate(name, load, keep_logits=opened.ensembles)
+    results[name] = "ingredient", values
+    metrics = {f"minival/{k}": v for k, v in values["minival"].items()}
+    ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
+    if _first():
+      record = workdir / "ingredients" / name / "hyperparameters.json"
+      record.parent.mkdir(parents=True, exist_ok=True)
+      files.write_json(record, dict(ingredient.hyperparameters))
+    progress.step(images=opened.num_images)
+  _write_choices(opened, ingredients, workdir)
+  ingredients = soups.ranked(ingredients, metric)
+  _warn_of_chance(opened, ingredients[0])
+
+  # --- Soups, by minival alone ------------------------------------------------
+  names = _cook(opened, ingredients, evaluations, workdir)
+
+  # --- Evaluation -------------------------------------------------------------
+  models = {}
+  if opened.initial:
+    models["pretrained"] = (
+      "pretrained",
+      lambda: opened.initial.load(sharding=place),
+    )
+  for name in names:
+    soup = workdir / "soups" / name
+    models[name] = (
+      "soup",
+      lambda soup=soup: open_lib.load_params(soup, sharding=place),
+    )
+  points = config.cook.wise_ft_points if opened.initial else 0
+  for alpha in np.linspace(0, 1, points).tolist():
+    digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
+    models[f"wise_ft_{alpha:.{digits}f}"] = (
+      "interpolation",
+      lambda alpha=alpha: average.wise_ft(
+        opened.initial, ingredients[0], alpha, sharding=place
+      ),
+    )
+  progress = Progress("evaluate", len(models), unit="models")
+  for name, (kind, load) in models.items():
+    results[name] = kind, evaluations.evaluate(name, load)
+    progress.step(images=opened.num_images)
+  sizes = {}
+  if opened.ensembles:
+    ensembles, sizes = soups.ensembles(
+      config.cook.greedy,
+      metric,
+      [i.name for i in ingredients],
+      evaluations.logits(evaluate.LABELS)["minival"],
+      {i.name: evaluations.logits(i.name) for i in ingredients},
+      workdir,
+    )
+    for name, logits in ensembles.items():
+      values = evaluations.evaluate_logits(name, logits)
+      results[name] = "ensemble", values
+
+  # --- Results ----------------------------------------------------------------
+  rows = []
+  for name, (kind, values) in sorted(
+    results.items(), key=lambda item: report.KINDS.index(item[1][0])
+  ):
+    rows += evaluations.rows(name, kind, values)
+  page = workdir / "report.html"
+  if _first():
+    files.write_text(
+      workdir / "results.jsonl", "".join(json.dumps(r) + "\n" for r in rows)
+    )
+    report.write_report(workdir)
+    print(report.results_table(report.read_run(workdir), sizes))
+    print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
+  return page
+
+
+def _write_choices(opened, ingredients, workdir) -> None:
+  """Records by what was chosen, for the report."""
+  if _first():
+    names = opened.metrics
+    files.write_json(
+      workdir / "choices.json",
+      {
+        "metrics": list(names),
+        "modes": {name: evaluators.get_metric(name).mode for name in names},
+        "best": {n: soups.ranked(ingredients, n)[0].name for n in names},
+        "greedy": opened.greedy,
+        "initial_head": opened.config.initial_head,
+      },
+    )
+
+
+def _warn_of_chance(opened, best) -> None:
+  """Warns if the best ingredient is hardly better than chance."""
+  accuracy = best.metrics["minival/prec@1"]
+  chance = 1 / opened.model.num_classes
+  if accuracy - chance < 0.1 * (1 - chance) and _first():
+    logging.warning(
+      "The best ingredient has %.1f %% on minival, hardly better than chance. "
+      "If you measured more, its images were prepared differently "
+      "(data.eval_ops), its classes are in another order (data.classes), or "
+      "model.num_heads or model.act is not that of training.",
+      100 * accuracy,
+    )
+
+
+def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
+  """Makes every soup that is not there yet; returns their names."""
+  config, place = opened.config.cook, opened.place
+  folder = workdir / "soups"
+  folder.mkdir(exist_ok=True)
+  if not workdir_lib.agreed((folder / "uniform").exists()):
+    soup = average.uniform_soup(ingredients, sharding=place)
+    workdir_lib.save_model(folder / "uniform", soup)
+  for name, metric in opened.greedy.items():
+    if not workdir_lib.agreed((folder / name).exists()):
+      trace = workdir / f"{name}_trace.json"
+      greedy = soups.greedy(
+        config.greedy,
+        f"{name} soup by {metric}",
+        soups.ranked(ingredients, metric),
+        evaluations.minival(metric),
+        trace,
+        place,
+      )
+      record = soups.greedy_record(config.greedy, metric, greedy)
+      workdir_lib.save_model(folder / name, greedy.params, greedy=record)
+      if _first():
+        trace.unlink(missing_ok=True)
+  for name in opened.learned:
+    if not workdir_lib.agreed((folder / name).exists()):
+      state = workdir / f"{name}_state.json"
+      params, record = soups.learned(
+        config.learned,
+        name.removeprefix("learned_"),
+        opened.model,
+        ingredients,
+        _batches(opened),
+        state,
+        place,
+      )
+      workdir_lib.save_model(folder / name, params, learned=record)
+      if _first():
+        state.unlink(missing_ok=True)
+  names = ["uniform", *opened.greedy, *opened.learned]
+  for name in names:
+    _export(opened, folder / name, workdir / "export" / name)
+  return names
+
+
+def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
+  """Writes a soup with the leaf names of the ingredients' files."""
+  if opened.family is None:
+    return
+  npz = opened.family in ("big_vision", "mixer")
+  # Beside their configs, a soup is a folder that their libraries open.
+  beside = (detection.beside(opened.ingredients[0].path, n) for n in _CONFIGS)
+  configs = [config for config in beside if config]
+  file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
+  if configs:
+    file = path / "model.safetensors"
+  if not workdir_lib.agreed(file.exists()):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for config in configs if _first() else ():
+      shutil.copyfile(config, path / config.name)
+    params = open_lib.load_params(soup)
+    pretrained.save_exported(
+      file, params, opened.model, opened.family, like=opened.original
+    )
+
+
+def _batches(opened):
+  """Yields held-out images in random order, for learned soups."""
+  config = opened.config
+  loader = data.train_loader(
+    opened.minival,
+    batch_size=config.cook.learned.batch_size,
+    seed=config.seed,
+    preprocess=cook_config.eval_ops(config),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  for batch in loader:
+    batch = put_batch(opened.mesh, batch, ("data",))
+    yield batch["images"], batch["labels"]
+
+
+# --- A finished run -----------------------------------------------------------
+
+
+def _print_finished(config, workdir: pathlib.Path) -> bool:
+  """Prints the table of a finished run of these inputs; False if there is none.
+
+  Compares the config and the checkpoints' files with the record; opens neither
+  checkpoints nor data.
+  """
+  finished = False
+  if _first():
+    finished = inputs.is_record_of(workdir / _RECORD, config) and all(
+      (workdir / name).exists() for name in ("results.jsonl", "report.html")
+    )
+  if not workdir_lib.agreed(finished):
+    return False
+  if _first():
+    print(report.results_table(report.read_run(workdir)))
+    print(f"Finished before. Report: {workdir / 'report.html'}")
+  return True

@@ -1,0 +1,207 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The soups of a run; each goes on where a killed run left it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from soupjax import evaluators, files
+from soupjax.progress import Progress
+from soupjax.soups.average import ensemble_logits
+from soupjax.soups.core.ingredient import Ingredient, rank_by
+from soupjax.soups.greedy.ensemble import GreedyEnsemble, greedy_ensemble
+from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
+from soupjax.soups.learned.soup import learned_soup
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.train import losses
+
+PyTree = Any
+
+
+def ranked(
+  ingredients: Sequence[Ingredient], metric: str = "prec@1"
+) -> list[Ingredient]:
+  """Sorts by a metric on minival, best first; ties by accuracy, then by loss.
+
+  Args:
+    ingredients: with "minival/METRIC" among their metrics.
+    metric: its name.
+  """
+  for name in ("loss", "prec@1", metric):  # Sorting is stable.
+    mode = evaluators.get_metric(name).mode
+    ingredients = rank_by(ingredients, f"minival/{name}", mode=mode)
+  return list(ingredients)
+
+
+def greedy(
+  config,
+  stage: str,
+  ingredients: Sequence[Ingredient],
+  evaluate,
+  trace: pathlib.Path,
+  sharding: Any = None,
+) -> GreedySoup:
+  """Runs `greedy_soup` and saves every decision in the file `trace`.
+
+  Args:
+    config: with "accept", "min_delta" and "early_reject".
+    stage: the name of the progress line.
+    ingredients: best first.
+    evaluate: as for `greedy_soup`.
+    trace: a file to go on from after a kill.
+    sharding: as for `greedy_soup`.
+  """
+  history = workdir_lib.agreed(files.read_json(trace) if trace.exists() else [])
+  if not isinstance(history, list):
+    raise ValueError(f"{trace} is not a list of decisions: delete it.")
+  progress = Progress(
+    stage, len(ingredients), unit="candidates", start=len(history)
+  )
+
+  def save(decision):
+    history.append(dataclasses.asdict(decision))
+    if jax.process_index() == 0:
+      files.write_json(trace, history)
+    verdict = "in" if decision.accepted else "out"
+    progress.step(note=f"{decision.name} {verdict}: {decision.reason}")
+
+  return greedy_soup(
+    ingredients,
+    evaluate,
+    accept=config.accept,
+    min_delta=config.min_delta,
+    resume=list(history),
+    on_decision=save,
+    early_reject=config.early_reject,
+    sharding=sharding,
+  )
+
+
+def greedy_record(
+  config, metric: str, soup: GreedySoup | GreedyEnsemble
+) -> dict[str, Any]:
+  """Returns the record of a greedy choice, as JSON."""
+  return {
+    "metric": metric,
+    "accept": config.accept,
+    "min_delta": config.min_delta,
+    "selected": list(soup.selected),
+    "history": [dataclasses.asdict(d) for d in soup.history],
+  }
+
+
+def learned(
+  config,
+  granularity: str,
+  model,
+  ingredients: Sequence[Ingredient],
+  batches: Iterable[tuple[Any, Any]],
+  state: pathlib.Path,
+  sharding: Any = None,
+) -> tuple[PyTree, dict[str, Any]]:
+  """Runs `learned_soup` and saves every step in the file `state`.
+
+  Args:
+    config: with "steps" and "learning_rate".
+    granularity: as for `learned_soup`.
+    model: with logits first.
+    ingredients: at least two.
+    batches: of held-out images and labels, from the first step on.
+    state: a file to go on from after a kill.
+    sharding: as for `learned_soup`.
+
+  Returns:
+    The soup and its record, as JSON.
+  """
+  resume = workdir_lib.agreed(
+    files.read_json(state) if state.exists() else None
+  )
+  if resume is not None and not isinstance(resume, dict):
+    raise ValueError(f"{state} is not the state of a learned soup: delete it.")
+  done = len((resume or {}).get("history", ()))
+  progress = Progress(f"learned, {granularity}", config.steps, start=done)
+
+  def loss(params, beta, batch):
+    images, labels = batch
+    logits, _ = model.apply({"params": params}, images)
+    targets = losses.smooth_labels(labels, model.num_classes, 0.0)
+    return losses.softmax_loss(beta * logits, targets)
+
+  def save(value):
+    if jax.process_index() == 0:
+      files.write_json(state, value)
+
+  soup = learned_soup(
+    ingredients,
+    loss,
+    granularity=granularity,
+    steps=config.steps,
+    learning_rate=config.learning_rate,
+    batches=batches,
+    sharding=sharding,
+    stacked="encoderblock/" if model.scan else None,
+    on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
+    resume=resume,
+    on_state=save,
+  )
+  return soup.params, {
+    "names": list(soup.names),
+    "alphas": {group: list(a) for group, a in soup.alphas.items()},
+    "beta": soup.beta,
+    "history": list(soup.history),
+  }
+
+
+def ensembles(
+  config,
+  metric: str,
+  names: Sequence[str],
+  labels: np.ndarray,
+  logits: Mapping[str, Mapping[str, np.ndarray]],
+  workdir: pathlib.Path,
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
+  """Averages the logits of all ingredients, and of a greedy choice.
+
+  Args:
+    config: with "accept" and "min_delta".
+    metric: of the greedy choice, on minival.
+    names: of the ingredients, best first.
+    labels: of minival.
+    logits: ingredient -> set -> (n, classes).
+    workdir: gets `ensembles/greedy_ensemble/greedy.json`.
+
+  Returns:
+    Ensemble -> set -> (n, classes), and ensemble -> number of members.
+  """
+  evaluator = evaluators.Evaluator.from_arrays(
+    lambda mean, rows: mean[rows],
+    np.arange(len(labels)),
+    labels,
+    batch_size=len(labels),
+    metric=metric,
+  )
+  choice = greedy_ensemble(
+    {name: logits[name]["minival"] for name in names},
+    evaluator,
+    accept=config.accept,
+    min_delta=config.min_delta,
+    early_reject=False,
+  )
+  if jax.process_index() == 0:
+    record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(record, greedy_record(config, metric, choice))
+  members = {"ensemble": names, "greedy_ensemble": choice.selected}
+  means = {
+    ensemble: {
+      dataset: ensemble_logits(logits[name][dataset] for name in parts)
+      for dataset in logits[names[0]]
+    }
+    for ensemble, parts in members.items()
+  }
+  return means, {ensemble: len(parts) for ensemble, parts in members.items()}
