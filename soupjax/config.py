@@ -132,15 +132,15 @@ def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     ('my_rules.trimmed_mean', [], {})
   """
   try:
-    node = ast.parse(text.strip(), mode="eval").body
+    node: ast.expr = ast.parse(text.strip(), mode="eval").body
     args, keywords = [], []
     if isinstance(node, ast.Call):
-      node, args, keywords = node.func, node.args, node.keywords
+      args, keywords, node = node.args, node.keywords, node.func
     name = ast.unparse(node)
     if not all(part.isidentifier() for part in name.split(".")):
       raise ValueError(name)
-    values = {k.arg: ast.literal_eval(k.value) for k in keywords}
-    if None in values:
+    values = {k.arg or "**": ast.literal_eval(k.value) for k in keywords}
+    if "**" in values:
       raise ValueError("**")
     return name, [ast.literal_eval(a) for a in args], values
   except (SyntaxError, ValueError) as e:
@@ -172,6 +172,8 @@ def _module(path: str) -> Any:
   if not os.path.exists(path):
     raise ValueError(f"There is no config file {path}.")
   spec = importlib.util.spec_from_file_location("soupjax_config", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"{path} is not a Python file: its name must end in .py.")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -299,15 +301,14 @@ def steps(
     r"\s*([0-9.]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?)\s*", str(duration)
   )
   try:
-    number = float(match.group(1)) if match else None
+    if match is None:
+      raise ValueError(duration)
+    number, unit = float(match[1]), match[2].rstrip("s")
   except ValueError:
-    number = None
-  if number is None:
     raise ValueError(
       f"{name or 'A duration'} must have a unit, such as '10epochs', "
       f"'500steps' or '1000examples', got {duration!r}."
-    )
-  unit = match.group(2).rstrip("s")
+    ) from None
   if unit == "step":
     return round(number)
   if unit == "example":

@@ -181,7 +181,7 @@ def mix(
   )
 
 
-def _base(base):
+def _base(base: Any) -> Ingredient | None:
   if base is None or isinstance(base, Ingredient):
     return base
   if isinstance(base, str | os.PathLike):

@@ -89,7 +89,7 @@ def uniform_soup(
       soup.append(ingredients[0].read(leaf, sharding=where))
       continue
     stack = [i.read(leaf, sharding=where) for i in ingredients]
-    mean, flags = _mean_and_check(stack, weights, scale, weighted=weighted)
+    mean, flags = _mean_and_check(stack, pairs, scale, weighted=weighted)
     soup.append(mean)
     checked.append((leaf, flags))
   if checked:

@@ -131,6 +131,7 @@ def best_order(
     sign = -1 if settings.get("mode") == "min" else 1
     if best is None or sign * soup.score > sign * best.score:
       best, chosen = soup, k
+  assert best is not None  # There is an order.
   return BestOrder(
     soup=best,
     orders=tuple(map(tuple, orders)),

@@ -91,22 +91,22 @@ def linear(
       combine=_uniform,
       values=lambda count: {"scale": compensated.reciprocal(count)},
     )
-  weights = rule_base.check_weights(weights)
-  if isinstance(weights, dict):
-    return _by_leaf(weights, normalize)
+  checked = rule_base.check_weights(weights)
+  if isinstance(checked, dict):
+    return _by_leaf(checked, normalize)
   if not normalize:
     return Rule(
       name="weighted",
       combine=combine_sum,
-      values=lambda count: sum_values(per_model(weights, count)),
-      settings={"weights": weights, "normalize": False},
+      values=lambda count: sum_values(per_model(checked, count)),
+      settings={"weights": checked, "normalize": False},
     )
   return Rule(
     name="weighted",
     combine=_linear,
-    values=lambda count: _values(arguments.soup_weights(weights, count)),
-    weights=tuple(weights),
-    settings={"weights": weights},
+    values=lambda count: _values(arguments.soup_weights(checked, count)),
+    weights=tuple(checked),
+    settings={"weights": checked},
   )
 
 

@@ -360,7 +360,10 @@ def della(
   values, leaf_values = coefficients.split_weighted(
     "scale", scale, weights, numbers
   )
-  fixed: Values = {"lowest": np.float32(low), "spread": np.float32(2 * half)}
+  fixed: dict[str, np.generic] = {
+    "lowest": np.float32(low),
+    "spread": np.float32(2 * half),
+  }
   if compat is not None:
     fixed["by_norm"] = np.bool_(True)
   return Rule(

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 from soupjax.soups.core import arguments
-from soupjax.soups.search.interpolate import Blend
 
 PyTree = Any
 Scores = dict[str, float]
@@ -86,7 +85,7 @@ class Scorer:
 
   def __init__(
     self,
-    blend: Blend,
+    blend: Any,
     evaluate: Callable[[PyTree], Any],
     check: Callable[[Scores], None],
     resume: Sequence[Candidate | Mapping[str, Any]] | None,
@@ -95,7 +94,7 @@ class Scorer:
     """Prepares.
 
     Args:
-      blend: makes the candidates.
+      blend: a `Blend`, or a function with its `size`: makes candidates.
       evaluate: see `soupjax.soups.search`.
       check: raises a ValueError if scores lack what the search needs; called
         with the first ones.
