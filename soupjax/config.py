@@ -227,13 +227,11 @@ def updated(
   for key in list(overrides):
     if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
-    parent = config
+    parent, leaf = config, key.split(".")[-1]
     for part in key.split(".")[:-1]:
       parent = parent[part]
-    if isinstance(parent[key.rpartition(".")[2]], NamedTexts):
-      parent[key.rpartition(".")[2]] = _NamedTextsParser().parse(
-        overrides.pop(key)
-      )
+    if isinstance(parent[leaf], NamedTexts):  # Replaced, not updated.
+      parent[leaf] = _NamedTextsParser().parse(overrides.pop(key))
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:

@@ -246,6 +246,17 @@ class Evaluator:
     values = self.per_example(params, logits=True)
     return values["logits"], values["labels"]
 
+  def examples(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns this process's images, as the model takes them, and labels."""
+    if self._cached is not None:
+      return self._cached["images"], self._cached["labels"]
+    parts = [
+      (batch["images"][batch["mask"]], batch["labels"][batch["mask"]])
+      for batch in self._batches
+    ]
+    images, labels = zip(*parts)
+    return np.concatenate(images), np.concatenate(labels)
+
   # --- Early rejection --------------------------------------------------------
 
   def evaluate_until(

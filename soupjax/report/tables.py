@@ -80,9 +80,7 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     Row(label=label(m, "pretrained", results), models=(m,), kind="pretrained")
     for m in _ordered(results.models("pretrained"), results)
   ]
-  out.append(
-    Row(label="Mean ingredient", models=tuple(ingredients), kind="mean")
-  )
+  out.append(mean_row(results))
   metrics, best = results.choices.metrics, results.choices.best
   bests = {results.best: metrics[0]}
   for metric in metrics[1:]:
@@ -116,6 +114,12 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
       )
     )
   return out
+
+
+def mean_row(results: Results) -> Row:
+  """Returns the row of the mean over all ingredients."""
+  ingredients = tuple(results.models("ingredient"))
+  return Row(label="Mean ingredient", models=ingredients, kind="mean")
 
 
 def _ordered(models: list[str], results: Results) -> list[str]:
