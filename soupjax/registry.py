@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
 import inspect
-from typing import Any
+from typing import Any, TypeVar, overload
+
+T = TypeVar("T")
 
 
 class Registry:
   """Functions or classes by name.
 
-  Example:
+  Examples:
     >>> losses = Registry("loss")
     >>> @losses.register
     ... def hinge(logits, targets):
@@ -33,9 +35,15 @@ class Registry:
     self.kind = kind
     self._members: dict[str, Any] = {}
 
+  @overload
   def register(
-    self, target: Any = None, *, name: str | None = None
-  ) -> Callable[[Any], Any]:
+    self, target: None = None, *, name: str | None = None
+  ) -> Callable[[T], T]: ...
+
+  @overload
+  def register(self, target: T, *, name: str | None = None) -> T: ...
+
+  def register(self, target: Any = None, *, name: str | None = None) -> Any:
     """Adds a function or class under its own name, as a decorator.
 
     Args:
@@ -117,7 +125,7 @@ def _origin(target: Any) -> str:
 def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
   """Ends a sentence about an unknown name: close matches, or the whole list.
 
-  Example:
+  Examples:
     >>> suggestion("tie", ["ties", "dare", "linear"])
     ": did you mean 'ties'?"
     >>> suggestion("x", ["ties", "dare", "linear"])
