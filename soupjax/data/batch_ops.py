@@ -28,7 +28,7 @@ _GIVEN_LATER = ("images", "targets", "key")
 def names_in(text: str) -> set[str]:
   """Returns the hyperparameters that a text has in braces.
 
-  Example:
+  Examples:
     >>> sorted(names_in("flip_lr|mixup({mixup})|erasing({erasing})"))
     ['erasing', 'mixup']
   """

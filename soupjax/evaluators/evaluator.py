@@ -73,7 +73,7 @@ class Evaluator:
   With `evaluate_until` and `set_incumbent`, `greedy_soup` rejects candidates
   early, in one process or several.
 
-  Example:
+  Examples:
     >>> import numpy as np
     >>> from soupjax.evaluators import Evaluator
     >>> images, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
