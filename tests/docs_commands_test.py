@@ -50,6 +50,10 @@ SHORTER = {
     (r"--config\.tests=\S+", ""),
     (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
   ],
+  # The same as docs/cook.md has with one more test set.
+  r"soupjax --config=configs/cook\.py .*tests=test=test": [
+    (r"$", " --dry_run")
+  ],
   r"soupjax --config=configs/cook\.py.*": [
     (r"$", " --config.cook.learned.granularities=()"),
     (r"$", " --config.cook.wise_ft_points=2"),
