@@ -11,7 +11,6 @@ as `hyper.total`, `hyper.warmup`, `log` and `checkpoint`. Integers called
 `..._steps` occur in Python functions only, where the conversion is done.
 """
 
-import ast
 from collections.abc import Callable, Iterator
 import copy
 import importlib.util
@@ -111,43 +110,6 @@ def parse_named(text: str) -> dict[str, str]:
       raise ValueError(f"{name!r} is given twice in {text!r}.")
     values[name] = value
   return values
-
-
-def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-  """Splits a call such as `ties(0.2, scale=0.5)` into its parts.
-
-  Args:
-    text: a name or an import path, alone or with literals as arguments.
-
-  Returns:
-    The name, the positional arguments and the arguments by name.
-
-  Raises:
-    ValueError: if the text is not a call, or an argument is not a literal.
-
-  Examples:
-    >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
-    ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
-    >>> parse_call("my_rules.trimmed_mean")
-    ('my_rules.trimmed_mean', [], {})
-  """
-  try:
-    node: ast.expr = ast.parse(text.strip(), mode="eval").body
-    args, keywords = [], []
-    if isinstance(node, ast.Call):
-      args, keywords, node = node.args, node.keywords, node.func
-    name = ast.unparse(node)
-    if not all(part.isidentifier() for part in name.split(".")):
-      raise ValueError(name)
-    values = {k.arg or "**": ast.literal_eval(k.value) for k in keywords}
-    if "**" in values:
-      raise ValueError("**")
-    return name, [ast.literal_eval(a) for a in args], values
-  except (SyntaxError, ValueError) as e:
-    raise ValueError(
-      f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
-      "quoted words, lists and dicts as arguments."
-    ) from e
 
 
 def load(path: str, arg: str | None = None, **overrides: Any):

@@ -208,7 +208,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
     ({"ingredients": "/nowhere/*"}, "nothing matches '/nowhere/\\*'"),
     ({"cook.learned.granularities": ("block",)}, "model, layer, tensor"),
     ({"cook.wise_ft_points": 1}, "0, or at least 2"),
-    ({"family": "tim"}, "family must be one of"),
+    ({"family": "tim"}, "'tim'"),
     ({"cook.learned.batch_size": 100}, "cook.learned.batch_size"),
     ({"data.num_classes": 7}, "head/"),
     ({"model.width": 24}, "embedding/kernel"),
