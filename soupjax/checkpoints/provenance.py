@@ -48,6 +48,14 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
 
   Raises:
     ValueError: if there is no checkpoint, or it is damaged.
+
+  Examples:
+    >>> make = sj.Ingredient.from_params
+    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
+    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
+    >>> mixed = sj.mix(sj.rules.linear(), models, out="soup.npz")
+    >>> sj.provenance("soup.npz")["rule"]
+    'uniform'
   """
   inner, opener = recognise(absolute(path))
   if opener is npz.open_checkpoint:
