@@ -231,7 +231,5 @@ def test_problems_are_raised_together():
   problems.expect("x", "positive", lambda v: v > 0)
   problems.attempt(int, "two")
   problems.attempt(int, "3")
-  with pytest.raises(
-    ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"
-  ):
+  with pytest.raises(ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"):
     problems.raise_if_any()

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+from soupjax.data.variants import VARIANTS, joined, variant
 
 from soupjax.data import Dataset
-from soupjax.data.variants import VARIANTS, joined, variant
 
 IMAGES = np.array([[[-1, 1], [0, 0.5]]], np.float32)[..., None]
 DIGITS = Dataset("digits/few", IMAGES, np.array([7], np.int32))

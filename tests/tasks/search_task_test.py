@@ -9,10 +9,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from soupjax.data.variants import variant
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax.data.variants import variant
 from soupjax.tasks import digit_tasks, search
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "search.py")
