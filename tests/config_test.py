@@ -1,7 +1,5 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-import re
-
 import ml_collections
 from ml_collections import config_dict
 import pytest
@@ -47,29 +45,6 @@ def test_parse_arg():
 def test_parse_arg_bad(arg, message):
   with pytest.raises(ValueError, match=message):
     config.parse_arg(arg, res=1, x=False)
-
-
-@pytest.mark.parametrize(
-  "text,parts",
-  [
-    ("ties", ("ties", [], {})),
-    (" my.rules.mean( ) ", ("my.rules.mean", [], {})),
-    (
-      "ties(-0.2, scale={'a.b': 1, '': [1, 2]}, compat=None)",
-      ("ties", [-0.2], {"scale": {"a.b": 1, "": [1, 2]}, "compat": None}),
-    ),
-  ],
-)
-def test_parse_call(text, parts):
-  assert config.parse_call(text) == parts
-
-
-@pytest.mark.parametrize(
-  "text", ["", "f(", "f(x)", "f(**{'a': 1})", "f(*[1])", "f()()", "1", "a b"]
-)
-def test_parse_call_bad(text):
-  with pytest.raises(ValueError, match=f"Cannot read {re.escape(repr(text))}"):
-    config.parse_call(text)
 
 
 def test_load_overrides_and_locks(path):

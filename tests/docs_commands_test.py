@@ -20,6 +20,7 @@ import PIL.Image
 import pytest
 
 import soupjax as sj
+from soupjax.data import batch_ops, image_ops
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,29 +35,24 @@ ELSEWHERE = {
   r"sbatch .*": "needs a cluster; launch_test.py",
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
+  # The loop of docs/streaming.md over processes.
+  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "tests/tasks/mix_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # What is changed in a command, from the first pattern that matches. Others run
 # as they stand.
 SHORTER = {
   # Weights and images that are not here: the plan alone.
-  r"soupjax --config=configs/finetune/vit.*": [(r"$", " --dry_run")],
-  r"soupjax --config=configs/finetune/digits\.py(?!:pretrain).*": [
-    (r"$", " --dry_run")
-  ],
-  r"soupjax --config=configs/finetune/digits\.py:pretrain.*": [
-    (r"$", " --config.hyper.total=2steps --config.hyper.warmup=0steps")
-  ],
+  r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
   r"soupjax --config=configs/cook\.py:sweep=.*": [
     (r"--config\.tests=\S+", ""),
-    (r"$", " --config.tests=test=test --config.cook.learned_granularities=()"),
+    (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
   ],
   r"soupjax --config=configs/cook\.py.*": [
-    (r"$", " --config.cook.learned_granularities=()"),
+    (r"$", " --config.cook.learned.granularities=()"),
     (r"$", " --config.cook.wise_ft_points=2"),
   ],
-  r"soupjax --config=configs/digits\.py.*": [(r"$", " --dry_run")],
 }
 # The same for blocks of Python, by what is found in them; None does not run.
 PYTHON = {
@@ -69,6 +65,7 @@ PYTHON = {
     (r"1024", "4"),
     (r"=26", "=1"),
   ],
+  r"in_memory\.hold": [(r"512", "4")],
   r'variant\("B/16"\)': [
     (r'variant\("B/16"\)', "TINY"),
     (r"384", "8"),
@@ -121,7 +118,7 @@ def get_config(arg=None):
   config = config_lib.load("configs/finetune/digits.py", "runlocal")
   return config_lib.updated(config, {
     "hyper.warmup": "0steps", "probe.total": "0steps", "data.batch_size": 8,
-    "data.train_ops": "value_range(-1, 1)", "model.depth": 1})
+    "data.batch_ops": "", "model.depth": 1})
 
 def get_sweep():
   for seed in range(2):
@@ -298,6 +295,9 @@ def namespace(page: str) -> dict:
   names |= dict(evaluate=evaluate, loss=loss, tree_a=a.load(), tree_b=b.load())
   if page == "README.md":
     names |= dict(finetuned=a)
+  elif page == "data.md":
+    names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
+    names |= dict(targets=jnp.eye(4))
   elif page == "learned.md":
     names |= dict(finetuned=[a, b], path=pathlib.Path("state.json"))
     # Of AdaMerging: one task, whose head does not matter here.
@@ -320,6 +320,14 @@ def test_python_runs(path, place, sweeps, monkeypatch):
   for leftover in ("soup", "soup.safetensors", "merged.safetensors"):
     if (place / leftover).is_file():
       (place / leftover).unlink()
+  for registry in (
+    sj.rules.RULES,
+    sj.models.MODELS,
+    image_ops.OPS,
+    batch_ops.OPS,
+  ):
+    members = dict(registry._members)  # Pages register some of their own.
+    monkeypatch.setattr(registry, "_members", members)
   names = namespace(path.name)
   for block in blocks(path, "python"):
     changes = first_match(PYTHON, block, [], re.search)

@@ -37,7 +37,7 @@ ALLOWED = {
     for i, part in enumerate(_SOUPS)
   },
   "soups": set(),
-  "sharding": _BASE,
+  "sharding": _BASE | {"soups"},
   "config": _BASE,
   "processes": _BASE | {"soups"},
   "checkpoints": _BASE | {"soups", "processes"},

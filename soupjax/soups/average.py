@@ -64,7 +64,7 @@ def uniform_soup(
     ValueError: if there is nothing to average, trees differ, an ingredient
       has NaN or infinity, or the weights do not fit.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
     ...           make("b", {"w": jnp.array([3.0, 8.0])})]
@@ -77,11 +77,11 @@ def uniform_soup(
   check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
   weighted = weights is not None
-  weights = arguments.soup_weights(weights, len(ingredients))
-  ingredients = [i for i, weight in zip(ingredients, weights) if weight]
-  weights = weights[weights != 0]
-  scale = compensated.reciprocal(weights.sum())
-  weights = compensated.pair(weights)
+  shares = arguments.soup_weights(weights, len(ingredients))
+  ingredients = [i for i, share in zip(ingredients, shares) if share]
+  shares = shares[shares != 0]
+  scale = compensated.reciprocal(shares.sum())
+  pairs = compensated.pair(shares)
   soup, checked = [], []
   for leaf, spec in ingredients[0].specs.items():
     where = sharding_of(sharding, leaf, spec)
@@ -89,7 +89,7 @@ def uniform_soup(
       soup.append(ingredients[0].read(leaf, sharding=where))
       continue
     stack = [i.read(leaf, sharding=where) for i in ingredients]
-    mean, flags = _mean_and_check(stack, weights, scale, weighted=weighted)
+    mean, flags = _mean_and_check(stack, pairs, scale, weighted=weighted)
     soup.append(mean)
     checked.append((leaf, flags))
   if checked:
@@ -127,7 +127,7 @@ def wise_ft(
   Raises:
     ValueError: if the trees differ or alpha is no finite number.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> pretrained = make("zero-shot", {"w": jnp.array([0.0, 1.0])})
     >>> finetuned = make("fine-tuned", {"w": jnp.array([1.0, 3.0])})
@@ -175,7 +175,7 @@ def ensemble_logits(
     ValueError: if there are none, one is no array of numbers or has NaN, shapes
       differ, or the weights do not fit.
 
-  Example:
+  Examples:
     >>> sj.ensemble_logits([jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])])
     array([1. , 0.5], dtype=float32)
   """

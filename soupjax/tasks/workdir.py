@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import os
 import pathlib
 from typing import Any
@@ -80,24 +79,26 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     ValueError: if another run holds it.
   """
-  with open(workdir / ".lock", "w", encoding="utf-8") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-        f"Another run is at work in {workdir}: wait for it, or choose another "
-        "--workdir."
-      ) from None
+  lock = files.lock(
+    workdir / ".lock",
+    f"Another run is at work in {workdir}: wait for it, or choose another "
+    "--workdir.",
+  )
+  try:
     yield
+  finally:
+    os.close(lock)
 
 
 @contextlib.contextmanager
 def waiting(lock: pathlib.Path) -> Iterator[None]:
   """Holds a lock file; waits for other processes that hold it."""
   lock.parent.mkdir(parents=True, exist_ok=True)
-  with open(lock, "w", encoding="utf-8") as f:
-    fcntl.flock(f, fcntl.LOCK_EX)
+  fd = files.lock(lock)
+  try:
     yield
+  finally:
+    os.close(fd)
 
 
 def save_model(
@@ -116,7 +117,7 @@ def save_model(
     **sidecars: `name=value` is written to `name.json` beside it.
   """
   with contextlib.ExitStack() as stack:
-    directory = path.with_name(f".{path.name}.tmp")
+    directory = files.temporary_name(path)
     if jax.process_index() == 0:
       directory = stack.enter_context(files.new_directory(path))
     processes.barrier(f"making {path.name}")

@@ -67,7 +67,7 @@ def finish(command, env) -> str:
 
 
 def kill_when(command, env, workdir, pattern) -> None:
-  """Starts a command, and kills it (-9) once a file of that pattern is there."""
+  """Starts a command, and kills it (-9) once there is such a file."""
   process = subprocess.Popen(
     command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
   )

@@ -156,7 +156,7 @@ def learned_soup(
       not finite.
     TypeError: if `ingredients` are no sequence of ingredients.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([0.0, 4.0])}),
     ...           make("b", {"w": jnp.array([4.0, 0.0])})]

@@ -102,7 +102,7 @@ class Blend:
     weights = np.append(0.0, weights).astype(np.float32)
     floats = [n for n, s in self._specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
-    found = {}
+    found: dict[str, jax.Array] = {}
     for group in filter(None, groups):
       stacks = [[self._read(m, leaf) for m in self._models] for leaf in group]
       combined = _combine(stacks, weights, compensated.parts(1.0))
