@@ -86,7 +86,7 @@ def get_sweep(arg=None):
   """
   arg = _parsed(arg)
   if arg.pretrain:
-    return  # One run.
+    return  # A single run.
   for k in range(2 if arg.runlocal else 16):
     rng = np.random.default_rng([arg.seed, k])
     rate, decay = 10 ** rng.uniform((-3.2, -3.0), (-2.4, -0.5))
