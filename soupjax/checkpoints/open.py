@@ -62,10 +62,10 @@ def find_ingredients(
   opened: dict[str, tuple[str, Ingredient]] = {}
   for path in paths:
     path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
-    inner, opener = recognise(path)
+    inner, file_format = recognise(path)
     key = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)
     if key not in opened:
-      opened[key] = path, _open(path, inner, opener)
+      opened[key] = path, _open(path, inner, file_format)
   names = _short_names([path for path, _ in opened.values()])
   return [
     dataclasses.replace(ingredient, name=name)
@@ -142,10 +142,10 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   return _open(path, *recognise(path))
 
 
-def _open(path: str, inner: str, opener) -> Ingredient:
+def _open(path: str, inner: str, file_format) -> Ingredient:
   """Opens what `recognise` found at a path, with what lies beside it."""
   return dataclasses.replace(
-    opener(inner, _short_names([path])[0]),
+    file_format.open_checkpoint(inner, _short_names([path])[0]),
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
   )

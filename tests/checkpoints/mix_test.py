@@ -22,7 +22,12 @@ import soupjax as sj
 from soupjax import files, sharding
 from soupjax.checkpoints import destination, save
 from soupjax.checkpoints import provenance as provenance_lib
-from soupjax.checkpoints.formats import byte_ranges, orbax_writer, safetensors
+from soupjax.checkpoints.formats import (
+  block_writer,
+  byte_ranges,
+  orbax_writer,
+  safetensors,
+)
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -280,19 +285,18 @@ def test_a_failed_mix_leaves_nothing(folder, tmp_path, out):
 def test_what_is_not_on_disk_as_it_was_written_is_not_published(
   folder, tmp_path, out, monkeypatch
 ):
-  finish = destination._Finisher.finish
+  finish = block_writer.BlockWriter.finish
 
   def flip(self, provenance):
-    writer = self._writer
-    if hasattr(writer, "ranges"):
-      fd, offset = writer.ranges.places["encoder/kernel"]
+    if isinstance(self, block_writer.RangeWriter):
+      fd, offset = self.places["encoder/kernel"]
       os.pwrite(fd, b"\xff\xfe\xfd", offset + 7)
     else:
-      box, value = writer._pieces["encoder/kernel"][0]
-      writer._pieces["encoder/kernel"][0] = (box, value ^ 1)
+      box, value = self._checksums["encoder/kernel"][0]
+      self._checksums["encoder/kernel"][0] = (box, value ^ 1)
     finish(self, provenance)
 
-  monkeypatch.setattr(destination._Finisher, "finish", flip)
+  monkeypatch.setattr(block_writer.BlockWriter, "finish", flip)
   with pytest.raises(ValueError, match="encoder/kernel.*not written as it is"):
     sj.mix(RULE, paths(folder, "m0"), out=tmp_path / out)
   assert not os.listdir(tmp_path)
@@ -301,22 +305,19 @@ def test_what_is_not_on_disk_as_it_was_written_is_not_published(
 KILL = """
 import os, signal, sys
 import soupjax as sj
-from soupjax.checkpoints import destination, save
+from soupjax.checkpoints import destination
+from soupjax.checkpoints.formats.block_writer import BlockWriter
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 stage, folder, out = sys.argv[1:]
-if stage == "written": destination._Finisher.finish = die
+if stage == "written": BlockWriter.finish = die
 if stage == "finished": destination.Destination._publish = die
 if stage == "half":
-  write, count = destination._Finisher.__init__, [0]
-  def init(self, writer, first):
-    write(self, writer, first)
-    inner = self.write
-    def counting(*args):
-      count[0] += 1
-      inner(*args)
-      if count[0] >= 5: die()
-    self.write = counting
-  destination._Finisher.__init__ = init
+  write, blocks = BlockWriter.write, []
+  def counting(self, *args):
+    write(self, *args)
+    blocks.append(args)
+    if len(blocks) >= 5: die()
+  BlockWriter.write = counting
 sj.mix(sj.rules.linear(), folder + "/m?.npz", out=out, block_bytes=4000)
 """
 

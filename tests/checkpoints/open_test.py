@@ -119,7 +119,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
   (tmp_path / "file").write_text("x")
   (tmp_path / "directory" / "params").mkdir(parents=True)
   for name in ("file", "directory"):
-    with pytest.raises(ValueError, match=f"{name} is no checkpoint"):
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint"):
       sj.find_ingredients(tmp_path / name)
 
 

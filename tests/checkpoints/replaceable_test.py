@@ -106,7 +106,7 @@ def test_what_is_no_checkpoint_is_not_replaced(folder):
   shutil.rmtree(folder / "run1/params/state")
   before = everything(folder)
   for out in ("home", "one", "sharded", "run0", "run1/params"):
-    with pytest.raises(ValueError, match=f"{out} holds more than a checkpoint"):
+    with pytest.raises(ValueError, match=f"overwrite=True .*{out}"):
       sj.mix(
         RULE,
         sj.find_ingredients(folder / "m*.safetensors"),
@@ -186,7 +186,7 @@ def test_a_kill_while_a_directory_is_replaced(folder, stage):
 
 def test_a_file_where_a_directory_must_be(folder):
   for out in ("notes.txt/soup.npz", "notes.txt/a/b"):
-    with pytest.raises(ValueError, match="notes.txt is no directory"):
+    with pytest.raises(ValueError, match="notes.txt"):
       sj.mix(RULE, folder / "m0.safetensors", out=folder / out, dry_run=True)
 
 

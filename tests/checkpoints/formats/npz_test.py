@@ -120,7 +120,7 @@ def test_bad_members(tmp_path):
   whole = npy(np.ones(4))
   with pytest.raises(ValueError, match="no arrays"):
     sj.open_ingredient(archive(tmp_path / "a"))
-  with pytest.raises(ValueError, match="'w' has no array header"):
+  with pytest.raises(ValueError, match="'w' has no valid array header"):
     sj.open_ingredient(archive(tmp_path / "b", ("w.npy", b"wrong magic")))
   with pytest.raises(ValueError, match=r"'w' has \d+ bytes for \(4,\)"):
     sj.open_ingredient(archive(tmp_path / "c", ("w.npy", whole[:-1])))

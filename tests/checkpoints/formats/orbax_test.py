@@ -217,7 +217,7 @@ def test_a_checkpoint_of_several_things(tmp_path):
   params = {"w": np.ones(3, np.float32)}
   path = tmp_path / "several"
   ocp.save_checkpointables(path, {"student": params, "teacher": params})
-  with pytest.raises(ValueError, match="several is .* of several things"):
+  with pytest.raises(ValueError, match="several/NAME"):
     sj.open_ingredient(path)
 
 
@@ -293,7 +293,7 @@ def test_a_save_that_was_cut_short_is_refused(tmp_path):
   path = tmp_path / "cut"
   path.mkdir()
   (path / "state").mkdir()
-  with pytest.raises(ValueError, match="cut is no checkpoint"):
+  with pytest.raises(ValueError, match="cut is not a checkpoint"):
     sj.open_ingredient(path)
   (path / "_CHECKPOINT_METADATA").write_text("{}")
   with pytest.raises(ValueError, match="cut is not a whole Orbax checkpoint"):
@@ -328,8 +328,8 @@ def test_a_damaged_index_is_explained_without_noise(
   [
     ({"a.b": 1.0, "a": {"b": 2.0}}, "'a/b' and 'a.b' would both be .*'a.b'"),
     ({"a/b": 1.0, "a": {"b": 2.0}}, "Two leaves are called 'a/b'"),
-    ({"a": {"b": "text"}}, "Leaf 'a/b' of what is to be saved is not an array"),
-    ({"a": np.array(["x"])}, "Leaf 'a' of what is to be saved has dtype <U1"),
+    ({"a": {"b": "text"}}, "Leaf 'a/b' of the tree to save is not an array"),
+    ({"a": np.array(["x"])}, "Leaf 'a' of the tree to save has dtype <U1"),
     ({}, "The tree has no leaves"),
   ],
 )
@@ -342,7 +342,7 @@ def test_trees_that_cannot_be_saved_are_refused(tmp_path, tree, message):
 @pytest.mark.parametrize("name", ["x[1]", "x?", "x*"])
 def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, name):
   path = tmp_path / name / "a"
-  with pytest.raises(ValueError, match="which Orbax takes for a pattern"):
+  with pytest.raises(ValueError, match="Orbax takes for a pattern"):
     sj.save_params(path, make())
   assert not path.parent.exists()
   sj.save_params(tmp_path / f"{name}.npz", {"w": np.ones(2, np.float32)})

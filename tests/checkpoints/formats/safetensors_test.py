@@ -95,13 +95,13 @@ def test_shards(tmp_path):
 
 def test_an_index_that_lies(tmp_path):
   index = tmp_path / "model.safetensors.index.json"
-  for name, text in [("../x", "outside"), ("x", "missing")]:
+  for name, text in [("../x", "'../x'"), ("x", "missing")]:
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match=text):
       sj.open_ingredient(tmp_path)
   for name in (5, None, ["x"], {}):
     index.write_text(json.dumps({"weight_map": {"a": name, "b": "x"}}))
-    with pytest.raises(ValueError, match="'a' is in .*no name of a file"):
+    with pytest.raises(ValueError, match="'a' to "):
       sj.open_ingredient(tmp_path)
   index.write_text("{}")
   with pytest.raises(ValueError, match="no weight_map"):
@@ -130,19 +130,19 @@ def test_an_index_that_lies(tmp_path):
     ({"a": entry(), "b": entry(4, 12)}, bytes(12), "'a' and 'b' share bytes"),
     ({"a": entry(), "b": entry(12, 20)}, bytes(20), "gap between"),
     ({"a": entry(dtype="F31")}, bytes(8), "dtype 'F31'"),
-    ({"a": entry(shape=(-2,))}, bytes(8), "makes no sense"),
-    ({"a": entry(shape=(2.0,))}, bytes(8), "makes no sense"),
-    ({"a": {"dtype": "F32"}}, bytes(8), "makes no sense"),
-    ({"a": 3}, bytes(8), "makes no sense"),
+    ({"a": entry(shape=(-2,))}, bytes(8), "'a'"),
+    ({"a": entry(shape=(2.0,))}, bytes(8), "'a'"),
+    ({"a": {"dtype": "F32"}}, bytes(8), "'a'"),
+    ({"a": 3}, bytes(8), "'a'"),
     ({"a": entry(dtype=["F32"])}, bytes(8), r"dtype \['F32'\]"),
-    ({"a": entry(), "__metadata__": [1]}, bytes(8), r"__metadata__ is \[1\]"),
-    ({"a": entry(), "__metadata__": 5}, bytes(8), "__metadata__ is 5"),
-    ({"a": entry(), "__metadata__": "x"}, bytes(8), "__metadata__ is 'x'"),
-    ({"a": entry(), "__metadata__": None}, bytes(8), "__metadata__ is None"),
+    ({"a": entry(), "__metadata__": [1]}, bytes(8), r"__metadata__ .*\[1\]"),
+    ({"a": entry(), "__metadata__": 5}, bytes(8), "__metadata__ .*5"),
+    ({"a": entry(), "__metadata__": "x"}, bytes(8), "__metadata__ .*'x'"),
+    ({"a": entry(), "__metadata__": None}, bytes(8), "__metadata__ .*None"),
     (
       {"a": entry(), "__metadata__": {"format": 5}},
       bytes(8),
-      "__metadata__ is {'format': 5}",
+      "__metadata__ .*{'format': 5}",
     ),
     (
       {"a": entry(), "__metadata__": {"soupjax": "[" * 100_000}},

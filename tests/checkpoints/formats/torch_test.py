@@ -150,8 +150,8 @@ def test_a_pickle_bomb_is_refused_and_nothing_runs(tmp_path, place):
 @pytest.mark.parametrize(
   "arguments,text",
   [
-    ((0, (61,), (1,)), "reaches byte 244 of its 240"),
-    ((50, (11,), (1,)), "reaches byte 244"),
+    ((0, (61,), (1,)), "'w'.* 244 .* 240"),
+    ((50, (11,), (1,)), "'w'.* 244 "),
     ((0, (10**12,), (0,)), "expanded view.*repeats 1 numbers"),
     ((-1, (3,), (1,)), "refused"),
     ((0, (3,), (1, 1)), "refused"),
@@ -227,12 +227,12 @@ HOSTILE = {
   ),
   "nothing to take": (b"0", "step 1 of its list"),
   "no mark": (b"u", "step 1 of its list"),
-  "a call of a value": (b"ctorch\nFloatStorage\n)R", "no function"),
+  "a call of a value": (b"ctorch\nFloatStorage\n)R", "not a function"),
   "another opcode": (b"(ios\nsystem\n", "INST"),
   "an extension": (b"\x82\1", "EXT1"),
   "a tensor of nothing": (
     b"ctorch._utils\n_rebuild_tensor_v2\n)R",
-    "missing 6",
+    "missing 4",
   ),
   "a dict of a list": (
     b"ccollections\nOrderedDict\n(](K\1K\2tatR",
