@@ -231,12 +231,13 @@ def check_writable(path: str) -> None:
     )
 
 
-def check_room(path: str, needed: int, free: int) -> None:
-  """Checks that the free bytes on a disk are enough for an output.
+def check_room(path: str, needed: int) -> None:
+  """Checks that the disk of an output has enough free bytes.
 
   Raises:
-    ValueError: if they are not.
+    ValueError: if it has not.
   """
+  free = free_bytes(path)
   if needed > free:
     raise ValueError(
       f"{path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free. "

@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -24,39 +23,45 @@ from soupjax.checkpoints.formats import (
 from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.engine import plan as planning
 
-FORMATS = ("orbax", "safetensors", "npz")
+FORMATS = {
+  "orbax": orbax_writer,
+  "safetensors": safetensors_writer,
+  "npz": npz,
+}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Destination:
   """The file or directory that a mix will write.
 
   Attributes:
     path: its final name.
     format: one of `FORMATS`.
-    shard_bytes: the size of safetensors shards, None for one file.
-    overwrite: whether to replace an existing checkpoint.
-    plan: of the mix.
-    text: more metadata, of safetensors only.
+    is_directory: whether it is a directory.
+    temporary: its name while it is written.
+    aside: the name of the old directory while it is replaced.
+    chunks: leaf -> shape that blocks are aligned with.
+    num_bytes: size on disk, without headers.
+    host_bytes: host memory of the writer, without the blocks.
   """
 
-  path: str
-  format: str
-  shard_bytes: int | None
-  overwrite: bool
-  plan: planning.Plan
-  text: Mapping[str, str] | None = None
-
-  @classmethod
-  def of(
-    cls,
+  def __init__(
+    self,
     out: str | os.PathLike,
     format: str | None,
     shard_bytes: int | None,
     overwrite: bool,
     plan: planning.Plan,
-  ) -> "Destination":
-    """Makes a destination; the suffix of `out` implies the format.
+    text: Mapping[str, str] | None = None,
+  ):
+    """Chooses the format by the suffix of `out` if `format` is None.
+
+    Args:
+      out: a local path.
+      format: one of `FORMATS` or None.
+      shard_bytes: the size of safetensors shards, None for one file.
+      overwrite: whether to replace an existing checkpoint.
+      plan: of the mix.
+      text: more metadata, of safetensors only.
 
     Raises:
       ValueError: if format and path contradict each other, or the path is
@@ -74,7 +79,7 @@ class Destination:
         suffix, "safetensors" if shard_bytes else "orbax"
       )
     if format not in FORMATS:
-      raise ValueError(f"format={format!r} must be one of {FORMATS}.")
+      raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
     if shard_bytes is not None and (
       format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
     ):
@@ -82,60 +87,25 @@ class Destination:
         f"shard_bytes={shard_bytes} needs format='safetensors' and a directory "
         f"as out, but got {format} at {out}."
       )
-    return cls(
-      path=out,
-      format=format,
-      shard_bytes=shard_bytes,
-      overwrite=overwrite,
-      plan=plan,
-    )
-
-  @property
-  def chunks(self) -> Mapping[str, tuple[int, ...]]:
-    """Leaf -> shape that blocks are aligned with."""
-    if self.format != "orbax":
-      return self.plan.chunks
-    # Output chunks consist of whole input chunks, so that each is read once.
-    return dict(self.plan.chunks) | {
-      leaf: orbax_writer.chunk_shape(spec, self.plan.chunks.get(leaf))
-      for leaf, spec in self.plan.specs.items()
-    }
-
-  @property
-  def host_bytes(self) -> int:
-    """Host memory of the writer, without the blocks."""
-    if self.format != "orbax":
-      return 1 << 20
-    # Two commits at a time, each in memory twice while it is encoded.
-    return min(
-      4 * orbax_writer.COMMIT_BYTES, 4 * self.plan.write_bytes + (1 << 20)
-    )
-
-  @property
-  def is_directory(self) -> bool:
-    """Whether the output is a directory."""
-    return self.format == "orbax" or self.shard_bytes is not None
-
-  @property
-  def temporary(self) -> str:
-    """The name of the output while it is written."""
-    return str(files.temporary_name(self.path))
-
-  @property
-  def aside(self) -> str:
-    """The name of the old directory while it is replaced."""
-    return f"{self.temporary}.old"
-
-  def free_bytes(self) -> int:
-    """Returns the free space on the disk of the output."""
-    return files.free_bytes(self.path)
-
-  @property
-  def num_bytes(self) -> int:
-    """Bytes on disk, without headers."""
-    if self.format == "orbax":
-      return orbax_writer.num_bytes(self.plan.specs, self.chunks)
-    return self.plan.write_bytes
+    self.path, self.format = out, format
+    self._shard_bytes, self._overwrite = shard_bytes, overwrite
+    self._plan, self._text = plan, text
+    self.is_directory = format == "orbax" or shard_bytes is not None
+    self.temporary = str(files.temporary_name(out))
+    self.aside = f"{self.temporary}.old"
+    self.chunks = dict(plan.chunks)
+    self.num_bytes = plan.write_bytes
+    self.host_bytes = 1 << 20
+    if format == "orbax":
+      # Output chunks consist of whole input chunks, so that each is read once.
+      for leaf, spec in plan.specs.items():
+        chunk = orbax_writer.chunk_shape(spec, plan.chunks.get(leaf))
+        self.chunks[leaf] = chunk
+      self.num_bytes = orbax_writer.num_bytes(plan.specs, self.chunks)
+      # Two commits at a time, each in memory twice while it is encoded.
+      self.host_bytes = min(
+        4 * orbax_writer.COMMIT_BYTES, 4 * plan.write_bytes + (1 << 20)
+      )
 
   def check(self, provenance: Mapping[str, Any]) -> None:
     """Checks everything that can be checked before reading weights.
@@ -148,28 +118,23 @@ class Destination:
         the disk is too full.
     """
     exists = os.path.exists(self.path)
-    if exists and not self.overwrite:
+    if exists and not self._overwrite:
       raise ValueError(
         f"{self.path} exists already: delete it, choose another out= or pass "
         "overwrite=True."
       )
-    if os.path.exists(self.aside) and not (self.overwrite or exists):
+    if os.path.exists(self.aside) and not (self._overwrite or exists):
       raise ValueError(
         f"{self.aside} is the previous content of {self.path}, left by a run "
         "that was killed while it replaced it: rename it back, delete it, "
         "choose another out= or pass overwrite=True."
       )
-    replaceable.check_sources(self.path, self.plan.sources)
+    replaceable.check_sources(self.path, self._plan.sources)
     if exists:
       replaceable.check_replaceable(self.path, self.is_directory)
     files.check_writable(self.path)
-    if self.format == "orbax":
-      orbax_writer.check(self.plan.specs)
-    elif self.format == "npz":
-      npz.check(self.plan.specs, provenance)
-    else:
-      safetensors_writer.check(self.plan.specs)
-    files.check_room(self.path, self.num_bytes, self.free_bytes())
+    FORMATS[self.format].check(self._plan.specs, provenance)
+    files.check_room(self.path, self.num_bytes)
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -237,20 +202,20 @@ class Destination:
     )
 
   def _writer(self, provenance, first):
-    specs, order = self.plan.specs, self.plan.order
+    specs, order = self._plan.specs, self._plan.order
     if self.format == "npz":
       return npz.NpzWriter(self.temporary, specs, order, first=first)
     if self.format == "orbax":
       return orbax_writer.OrbaxWriter(
-        self.temporary, specs, self.plan.treedef, self.chunks
+        self.temporary, specs, self._plan.treedef, self.chunks
       )
     return safetensors_writer.SafetensorsWriter(
       self.temporary,
       specs,
       order,
       provenance,
-      shard_bytes=self.shard_bytes,
-      text=self.text or _origin(self.plan.sources[0]),
+      shard_bytes=self._shard_bytes,
+      text=self._text or _origin(self._plan.sources[0]),
       first=first,
     )
 

@@ -139,9 +139,7 @@ def mix(
   )
   target = None
   if out is not None:
-    target = destination.Destination.of(
-      out, format, shard_bytes, overwrite, plan
-    )
+    target = destination.Destination(out, format, shard_bytes, overwrite, plan)
   pieces = _pieces(plan, target, sharding)
   writer_bytes = (
     target.host_bytes if target else mesh_writer.host_bytes(plan, sharding)

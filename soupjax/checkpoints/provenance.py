@@ -9,6 +9,7 @@ import warnings
 
 import jax
 
+from soupjax import files
 from soupjax.checkpoints.formats import leaf_digest
 from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core.ingredient import Ingredient, storage_of
@@ -167,9 +168,8 @@ def table(plan, pieces, target, host_bytes: int) -> str:
   )
   lines.append(f"writes  {plan.write_bytes / 1e9:.3f} GB")
   if target is not None:
-    lines.append(
-      f"disk    {target.free_bytes() / 1e9:.3f} GB free, as {target.format}"
-    )
+    free = files.free_bytes(target.path)
+    lines.append(f"disk    {free / 1e9:.3f} GB free, as {target.format}")
   lines.append(
     f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, without imports"
   )

@@ -3,7 +3,6 @@
 """Writes the parameters of one model, whole or not at all."""
 
 from collections.abc import Mapping
-import dataclasses
 import os
 from typing import Any
 
@@ -78,8 +77,7 @@ def write(
   plan = planning.make(
     rules.linear(), [source], base=source, select={"": "keep"}
   )
-  target = destination.Destination.of(path, None, None, overwrite, plan)
-  target = dataclasses.replace(target, text=text)
+  target = destination.Destination(path, None, None, overwrite, plan, text)
   metadata = dict(metadata or {})
   target.check(metadata)
   pieces = planning.pieces(plan, mesh_writer.owned_slices(source), {})

@@ -367,9 +367,7 @@ def test_a_full_disk(folder, small_disk, out, monkeypatch):
   with pytest.raises(ValueError, match="needs 0.000 GB, and .* are free"):
     sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
   # Others may fill it in the meantime.
-  monkeypatch.setattr(
-    destination.Destination, "free_bytes", lambda self: 1 << 40
-  )
+  monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
   with pytest.raises(ValueError, match="No space left"):
     sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
   assert not os.listdir(small_disk)
@@ -377,9 +375,7 @@ def test_a_full_disk(folder, small_disk, out, monkeypatch):
 
 @pytest.mark.parametrize("out", OUTPUTS)
 def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
-  monkeypatch.setattr(
-    destination.Destination, "free_bytes", lambda self: 1 << 40
-  )
+  monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
   command = ["mount", "-o", "remount,ro", str(small_disk)]
   subprocess.run(command, check=True)
   for dry_run in (True, False):

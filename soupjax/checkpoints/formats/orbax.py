@@ -45,7 +45,7 @@ def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   arrays = _arrays(params)
   sizes = [x.nbytes for x in jax.tree.leaves(arrays)]
   num_bytes = sum(sizes) + 640 * len(sizes) + 8192
-  files.check_room(path, num_bytes, files.free_bytes(path))
+  files.check_room(path, num_bytes)
   try:
     with _uncompressed():
       ocp.save(path, arrays, custom_metadata=metadata)

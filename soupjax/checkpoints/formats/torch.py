@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import zipfile
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from soupjax.checkpoints.formats import (
@@ -29,32 +29,22 @@ _MAX_DEPTH = 64
 _MAX_AXES = 64
 _MAX_EXPANDED = 1 << 30
 _STORAGES = {
-  "DoubleStorage": np.float64,
-  "FloatStorage": np.float32,
-  "HalfStorage": np.float16,
-  "BFloat16Storage": ml_dtypes.bfloat16,
-  "LongStorage": np.int64,
-  "IntStorage": np.int32,
-  "ShortStorage": np.int16,
-  "CharStorage": np.int8,
-  "ByteStorage": np.uint8,
-  "BoolStorage": np.bool_,
-  "UntypedStorage": np.uint8,
+  "DoubleStorage": "float64",
+  "FloatStorage": "float32",
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "LongStorage": "int64",
+  "IntStorage": "int32",
+  "ShortStorage": "int16",
+  "CharStorage": "int8",
+  "ByteStorage": "uint8",
+  "BoolStorage": "bool",
+  "UntypedStorage": "uint8",
 }
-_DTYPES = {
-  "float64": np.float64,
-  "float32": np.float32,
-  "float16": np.float16,
-  "bfloat16": ml_dtypes.bfloat16,
-  "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-  "float8_e5m2": ml_dtypes.float8_e5m2,
-  "int64": np.int64,
-  "int32": np.int32,
-  "int16": np.int16,
-  "int8": np.int8,
-  "uint8": np.uint8,
-  "bool": np.bool_,
-}
+_DTYPES = (
+  "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 "
+  "int64 int32 int16 int8 uint8 bool"
+).split()
 # Entries of a training checkpoint that may hold the weights.
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "params")
 
@@ -150,8 +140,8 @@ _FUNCTIONS = {
 _ALLOWED: Mapping[tuple[str, str], Any] = {
   **{name: unpickle.Function(call) for name, call in _FUNCTIONS.items()},
   **{
-    ("torch", name): _Kind(np.dtype(dtype))
-    for name, dtype in {**_STORAGES, **_DTYPES}.items()
+    ("torch", name): _Kind(jnp.dtype(dtype))
+    for name, dtype in [*_STORAGES.items(), *zip(_DTYPES, _DTYPES)]
   },
   ("torch.storage", "UntypedStorage"): _Kind(np.dtype(np.uint8)),
 }
