@@ -7,10 +7,10 @@ A state is a directory `state_STEP` with the Orbax checkpoint `arrays/` and
 The directory gets this name when it is complete.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import shutil
-import threading
 from typing import Any
 import zlib
 
@@ -32,8 +32,8 @@ class StateSaver:
 
   def __init__(self, directory: str | os.PathLike):
     self._directory = pathlib.Path(directory)
-    self._thread: threading.Thread | None = None
-    self._error: BaseException | None = None
+    self._executor = concurrent.futures.ThreadPoolExecutor(1)
+    self._pending: concurrent.futures.Future[None] | None = None
 
   def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
     """Starts to write a state after the previous one is finished.
@@ -56,33 +56,30 @@ class StateSaver:
       temporary.mkdir(parents=True)
     leaves = dict(_numbered(jax.tree.leaves(state)))
     response = orbax.save_async(str(temporary / "arrays"), leaves)
-    self._thread = threading.Thread(
-      target=self._finish, args=(response, temporary, final, record)
+    self._pending = self._executor.submit(
+      self._finish, response, temporary, final, record
     )
-    self._thread.start()
 
   def _finish(self, response, temporary, final, record):
-    try:
-      response.result()
-      if jax.process_index() == 0:
-        sums = {
-          str(path.relative_to(temporary)): _checksum(path)
-          for path in sorted(temporary.rglob("*"))
-          if path.is_file()
-        }
-        files.write_json(
-          temporary / "record.json", {"run": record, "crc32": sums}
-        )
-        # States of this step or later were skipped as damaged. They must not
-        # hide this one.
-        for newer in _candidates(self._directory):
-          if newer.name >= final.name:
-            shutil.rmtree(newer, ignore_errors=True)
-        os.rename(temporary, final)
-        for old in _candidates(self._directory)[2:]:
-          shutil.rmtree(old, ignore_errors=True)
-    except BaseException as e:  # Raised in `wait`.
-      self._error = e
+    response.result()
+    if jax.process_index() != 0:
+      return
+    checksums = {
+      str(path.relative_to(temporary)): _checksum(path)
+      for path in sorted(temporary.rglob("*"))
+      if path.is_file()
+    }
+    files.write_json(
+      temporary / "record.json", {"run": record, "crc32": checksums}
+    )
+    # States of this step or later were skipped as damaged. They must not hide
+    # this one.
+    for newer in _candidates(self._directory):
+      if newer.name >= final.name:
+        shutil.rmtree(newer, ignore_errors=True)
+    os.rename(temporary, final)
+    for old in _candidates(self._directory)[2:]:
+      shutil.rmtree(old, ignore_errors=True)
 
   def wait(self) -> None:
     """Waits until the last state is on disk.
@@ -90,14 +87,14 @@ class StateSaver:
     Raises:
       ValueError: if it could not be written.
     """
-    if self._thread is not None:
-      self._thread.join()
-      self._thread = None
-    if self._error is not None:
-      error, self._error = self._error, None
-      raise ValueError(
-        f"A train state could not be written to {self._directory}: {error}"
-      ) from error
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      try:
+        pending.result()
+      except Exception as e:
+        raise ValueError(
+          f"A train state could not be written to {self._directory}: {e}"
+        ) from e
 
   def remove(self) -> None:
     """Removes all states after a run is finished."""

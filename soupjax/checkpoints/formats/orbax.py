@@ -161,7 +161,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     if roots:
       _check_index(roots[0])
     described = _describe(path, items)
-    _check_leaves(path, described)
+    recorded = _check_leaves(path, described)
     params, entry = params_of_state.of_state(path, described.metadata)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not roots:
@@ -173,6 +173,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   open_array = functools.cache(
     functools.partial(open_leaf, str(roots[0]), new_context())
   )
+  prefix = f"{entry}/" if entry else ""
   specs, keys = {}, {}
   for key_path, array in leaves:
     leaf = tree.name_of(key_path)
@@ -202,7 +203,11 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     read_box=read_box,
     order=tuple(specs),
     chunks=_Chunks(open_array, keys),
-    checksums=_checksums(described.custom_metadata or {}, entry, specs),
+    checksums={
+      leaf: int(recorded[prefix + leaf], 16)
+      for leaf in specs
+      if prefix + leaf in recorded
+    },
   )
   return Ingredient(
     name=name,
@@ -232,18 +237,23 @@ def _describe(path: str, items: Sequence[str]) -> Any:
   return ocp.metadata(path)
 
 
-def _check_leaves(path: str, described: Any) -> None:
-  """Compares the leaves with the digest of soupjax, if there is one."""
+def _check_leaves(path: str, described: Any) -> dict[str, str]:
+  """Compares the leaves with the digest of soupjax, if there is one.
+
+  Returns:
+    The checksums that soupjax recorded.
+  """
   custom = described.custom_metadata or {}
-  if leaf_digest.KEY not in custom:
-    return
-  leaves, _ = tree.flatten(described.metadata)
-  specs = {
-    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    for name, leaf in leaves.items()
-  }
-  names = custom.get("soupjax", {}).get("crc32", {})
-  leaf_digest.check(path, specs, custom[leaf_digest.KEY], names)
+  soup = custom.get("soupjax")
+  checksums = soup.get("crc32", {}) if isinstance(soup, dict) else {}
+  if leaf_digest.KEY in custom:
+    leaves, _ = tree.flatten(described.metadata)
+    specs = {
+      leaf: jax.ShapeDtypeStruct(array.shape, array.dtype)
+      for leaf, array in leaves.items()
+    }
+    leaf_digest.check(path, specs, custom[leaf_digest.KEY], checksums)
+  return checksums
 
 
 def _check_index(root: epath.Path) -> None:
@@ -281,20 +291,6 @@ class _Chunks(Mapping):
 
   def __len__(self):
     return len(self._keys)
-
-
-def _checksums(
-  custom: Mapping[str, Any], entry: str, specs: Mapping[str, Any]
-) -> dict[str, int]:
-  """Returns the checksums that soupjax recorded for these leaves."""
-  soup = custom.get("soupjax")
-  recorded = soup.get("crc32", {}) if isinstance(soup, dict) else {}
-  names = {leaf: f"{entry}/{leaf}" if entry else leaf for leaf in specs}
-  return {
-    leaf: int(recorded[name], 16)
-    for leaf, name in names.items()
-    if name in recorded
-  }
 
 
 def new_context() -> ts.Context:
