@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a soup may replace, and what it may not."""
+"""Paths that a soup may and may not replace."""
 
 import os
 import pathlib
@@ -40,7 +40,7 @@ def everything(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Runs with checkpoints of all kinds, and what else people keep there."""
+  """Runs with checkpoints of all kinds and unrelated files."""
   for k in range(2):
     sj.save_params(tmp_path / f"m{k}.safetensors", tree(k))
     sj.save_params(tmp_path / f"run{k}" / "params", tree(k))
@@ -98,7 +98,7 @@ def test_a_base_is_not_replaced(folder):
     )
 
 
-def test_what_is_no_checkpoint_is_not_replaced(folder):
+def test_other_directories_are_not_replaced(folder):
   for made in ("home/thesis", "one/thesis", "sharded/thesis"):
     (folder / made).mkdir(parents=True)
   shutil.copy(folder / "m0.safetensors", folder / "one")
@@ -122,9 +122,9 @@ def test_checkpoints_and_empty_directories_are_replaced(folder):
   (folder / "empty").mkdir()
   for out in ("empty", "s0", "link", "run0/params", "empty"):
     sj.mix(RULE, inputs, out=folder / out, overwrite=True)
-    found = sj.load_params(folder / out)
-    np.testing.assert_array_equal(found["a"], expected["a"])
-  # Beside its input, in one directory, is no harm.
+    params = sj.load_params(folder / out)
+    np.testing.assert_array_equal(params["a"], expected["a"])
+  # Next to its input in one directory is harmless.
   sj.mix(RULE, folder / "s1", out=folder / "s1" / "soup.npz")
   sj.load_params(folder / "s1")
 
@@ -201,12 +201,12 @@ def test_a_record_that_an_npz_cannot_hold(folder, monkeypatch):
 @pytest.mark.parametrize("out", ["o.npz", "o.safetensors"])
 def test_a_dtype_that_the_format_cannot_hold(folder, out):
   dtype = {"o.npz": ml_dtypes.float8_e5m2, "o.safetensors": np.complex128}
-  one = sj.Ingredient.from_params("m", {"w": np.ones(3, dtype[out])})
+  ingredient = sj.Ingredient.from_params("m", {"w": np.ones(3, dtype[out])})
   with pytest.raises(ValueError, match="Leaf 'w'.*files cannot hold"):
     sj.mix(
       RULE,
-      [one],
-      base=one,
+      [ingredient],
+      base=ingredient,
       select={"": "keep"},
       out=folder / out,
       dry_run=True,
@@ -219,10 +219,10 @@ def test_a_dtype_that_the_format_cannot_hold(folder, out):
 )
 def test_room_for_an_orbax_checkpoint(tmp_path, shapes):
   params = {f"leaf{i}": np.ones(s, "f") for i, s in enumerate(shapes)}
-  one = [sj.Ingredient.from_params("m", params)]
-  plan = planning.make(RULE, one)
+  ingredient = [sj.Ingredient.from_params("m", params)]
+  plan = planning.make(RULE, ingredient)
   target = destination.Destination(tmp_path / "o", None, None, False, plan)
-  sj.mix(RULE, one, out=tmp_path / "o")
+  sj.mix(RULE, ingredient, out=tmp_path / "o")
   used = sum(
     p.stat().st_size for p in (tmp_path / "o").rglob("*") if p.is_file()
   )

@@ -60,7 +60,7 @@ def test_round_trip_bit_for_bit(saved):
   }
 
 
-def test_what_is_saved_is_an_orbax_checkpoint(saved):
+def test_orbax_restores_saved_checkpoints(saved):
   # For those who read our soups without soupjax.
   assert_same_bits(jax.device_get(ocp.load(saved)), make())
 
@@ -134,7 +134,7 @@ def test_loads_into_shardings(saved):
   np.testing.assert_array_equal(loaded["half"], make()["half"])
 
 
-def test_saves_what_is_sharded(tmp_path):
+def test_sharded_trees_are_saved(tmp_path):
   mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
   sharding = jax.sharding.NamedSharding(mesh, P("x"))
   array = np.arange(16, dtype=np.float32)
@@ -147,8 +147,10 @@ def test_averages_from_disk_as_from_memory(tmp_path):
   for k, tree in enumerate(trees):
     sj.save_params(tmp_path / f"m{k}", tree)
   soup = sj.uniform_soup(sj.find_ingredients(tmp_path / "m*"))
-  held = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(trees)]
-  assert_same_bits(soup, sj.uniform_soup(held))
+  ingredients = [
+    sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(trees)
+  ]
+  assert_same_bits(soup, sj.uniform_soup(ingredients))
 
 
 # Other layouts.
@@ -213,7 +215,7 @@ def test_steps_of_a_checkpoint_manager(tmp_path):
   assert_same_bits(sj.load_params(tmp_path / "run" / "1"), params)
 
 
-def test_a_checkpoint_of_several_things(tmp_path):
+def test_a_checkpoint_of_several_items(tmp_path):
   params = {"w": np.ones(3, np.float32)}
   path = tmp_path / "several"
   ocp.save_checkpointables(path, {"student": params, "teacher": params})
@@ -237,8 +239,8 @@ def test_the_item_called_params_of_several(tmp_path, kind):
   for place in (path, path / "params"):
     assert_same_bits(sj.load_params(place), params)
     assert sj.provenance(place) == {}
-  (found,) = sj.find_ingredients(path)
-  assert found.specs["encoder/kernel"].shape == (16, 6)
+  (ingredient,) = sj.find_ingredients(path)
+  assert ingredient.specs["encoder/kernel"].shape == (16, 6)
   assert_same_bits(sj.load_params(path / "opt"), opt)
   mixed = sj.mix(sj.rules.linear(), path, out=tmp_path / "soup")
   assert_same_bits(sj.load_params(mixed.path), params)
@@ -248,12 +250,12 @@ def test_the_item_called_params_of_several(tmp_path, kind):
 
 
 def test_data_is_not_touched_before_it_is_asked_for(copied):
-  (found,) = sj.find_ingredients(copied)
+  (ingredient,) = sj.find_ingredients(copied)
   for data in copied.glob("state/**/d"):
     shutil.rmtree(data)
-  assert found.specs["half"].shape == (5,)
+  assert ingredient.specs["half"].shape == (5,)
   with pytest.raises(ValueError, match=f"{copied} is not a whole Orbax"):
-    found.load()
+    ingredient.load()
 
 
 @pytest.fixture
