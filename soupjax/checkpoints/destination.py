@@ -23,11 +23,7 @@ from soupjax.checkpoints.formats import (
 from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.engine import plan as planning
 
-FORMATS = {
-  "orbax": orbax_writer,
-  "safetensors": safetensors_writer,
-  "npz": npz,
-}
+FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
 
 
 class Destination:

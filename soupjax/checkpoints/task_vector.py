@@ -100,10 +100,7 @@ class TaskVector:
     return self * (1 / number)
 
   def apply_to(
-    self,
-    target: Model,
-    scale: coefficients.Coefficient = 1.0,
-    **settings: Any,
+    self, target: Model, scale: coefficients.Coefficient = 1.0, **settings: Any
   ) -> PyTree | mix_lib.Mixed:
     """Returns `target + scale * self`.
 
@@ -167,10 +164,7 @@ def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:
       }
 
   return dataclasses.replace(
-    rule,
-    combine=alone.combine,
-    values=alone.values,
-    leaf_values=leaf_values,
+    rule, combine=alone.combine, values=alone.values, leaf_values=leaf_values
   )
 
 

@@ -219,7 +219,5 @@ def with_whole_leaves(
     chunks={leaf: ingredient.specs[leaf].shape for leaf in leaves},
   )
   return dataclasses.replace(
-    ingredient,
-    storage=storage,
-    reader=reader(path, ingredient.specs, storage),
+    ingredient, storage=storage, reader=reader(path, ingredient.specs, storage)
   )
