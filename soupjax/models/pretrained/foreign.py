@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from soupjax.models.pretrained import mappings, mismatch, positions
+from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
-_STACKED = re.compile(r"^(.*Transformer/encoderblock)(/.+)$")
-_BLOCK = re.compile(r"^(Transformer/encoderblock_|MixerBlock_)(\d+)(/.*)$")
+# Names of our blocks up to their number.
+_BLOCKS = ("Transformer/encoderblock_", "MixerBlock_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +43,18 @@ def entries(ingredient: Ingredient) -> dict[str, Entry]:
   result = {}
   for leaf, spec in ingredient.specs.items():
     blocks = _block_names(leaf, spec)
-    if blocks is None:
-      read = functools.partial(_read, ingredient, leaf, None)
-      result[leaf] = Entry(spec.shape, read)
-      continue
     for i, name in enumerate(blocks):
       read = functools.partial(_read, ingredient, leaf, i)
       result[name] = Entry(spec.shape[1:], read)
+    if not blocks:
+      read = functools.partial(_read, ingredient, leaf, None)
+      result[leaf] = Entry(spec.shape, read)
   return result
 
 
-def _block_names(leaf: str, value: Any) -> list[str] | None:
-  """Names the blocks that a leaf stacks, None if it does not stack any."""
-  match = _STACKED.match(leaf)
-  if not match or not value.shape:
-    return None
-  return [f"{match[1]}_{i}{match[2]}" for i in range(value.shape[0])]
+def _block_names(leaf: str, value: Any) -> list[str]:
+  """Names the blocks that a leaf stacks, [] if it does not stack any."""
+  return layers.block_names(leaf, value.shape[0]) if value.shape else []
 
 
 def _read(ingredient, leaf, block, index):
@@ -79,7 +76,7 @@ def unstacked(flat: Mapping[str, Any]) -> dict[str, Any]:
   result: dict[str, Any] = {}
   for leaf, value in flat.items():
     blocks = _block_names(leaf, value)
-    if blocks is None:
+    if not blocks:
       result[leaf] = value
     elif isinstance(value, jax.ShapeDtypeStruct):
       spec = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
@@ -87,6 +84,12 @@ def unstacked(flat: Mapping[str, Any]) -> dict[str, Any]:
     else:
       result |= {name: value[i] for i, name in enumerate(blocks)}
   return result
+
+
+def _split_block(leaf: str) -> tuple[str, int, str] | None:
+  """Splits the name of a leaf of our blocks at their number."""
+  parts = layers.split_number(leaf)
+  return parts if parts and parts[0] in _BLOCKS else None
 
 
 def stacked(leaves: dict[str, Any], scan: bool) -> dict[str, Any]:
@@ -111,12 +114,9 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
   """
   groups: dict[str, dict[int, str]] = {}
   for name in names:
-    block = _BLOCK.match(name) if scan else None
-    if block:
-      leaf = f"Transformer/encoderblock{block[3]}"
-      groups.setdefault(leaf, {})[int(block[2])] = name
-    else:
-      groups[name] = {0: name}
+    block = _split_block(name) if scan else None
+    leaf = f"Transformer/encoderblock{block[2]}" if block else name
+    groups.setdefault(leaf, {})[block[1] if block else 0] = name
   return {
     leaf: tuple(blocks[i] for i in sorted(blocks))
     for leaf, blocks in groups.items()
@@ -125,12 +125,12 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
 
 def row_of(family: mappings.Family, leaf: str) -> mappings.Row | None:
   """Returns the row of one of our leaves, for its block, None without one."""
-  block = _BLOCK.match(leaf)
-  template = f"{block[1]}{{i}}{block[3]}" if block else leaf
+  block = _split_block(leaf)
+  template = f"{block[0]}{{i}}{block[2]}" if block else leaf
   row = _rows(family.rows).get(template)
   if row is None or not block:
     return row
-  names = tuple(name.replace("{i}", block[2]) for name in row.names)
+  names = tuple(name.replace("{i}", str(block[1])) for name in row.names)
   return row._replace(leaf=leaf, names=names)
 
 

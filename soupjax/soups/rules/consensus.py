@@ -34,7 +34,7 @@ def keep(leaf: jax.Array, base: jax.Array, mask: jax.Array) -> jax.Array:
 def weighted_sum(
   leaves: Sequence[jax.Array], base: jax.Array, weights: jax.Array
 ) -> compensated.Pair:
-  """Returns sum_k w_k (t_k - base) with its rounding error; w_k can be arrays."""
+  """Returns sum_k w_k (t_k - base) and its rounding error; w_k can vary."""
   total = compensated.zero(base)
   for k, leaf in enumerate(leaves):
     total = compensated.add(total, base, leaf, weights[k])

@@ -19,8 +19,8 @@ from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import init, loop
 from soupjax.tasks.finetune import run as finetune_run
 from soupjax.tasks.finetune import step as step_lib
-from soupjax.train import finetune_step as train_lib
 from soupjax.train import probe
+from soupjax.train import step as train_lib
 
 MAKE_MESH = sharding.make_mesh
 SWEPT = {"ingredients": "5steps", "probe.total": "10steps"}
