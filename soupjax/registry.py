@@ -156,22 +156,22 @@ def parse_call(
   Raises:
     ValueError: if the text is not such a call.
 
-  Example:
+  Examples:
     >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
     ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
     >>> parse_call("my_rules.trimmed_mean")
     ('my_rules.trimmed_mean', [], {})
   """
   try:
-    node = ast.parse(text.strip(), mode="eval").body
+    node: ast.expr = ast.parse(text.strip(), mode="eval").body
     args, keywords = [], []
     if isinstance(node, ast.Call):
-      node, args, keywords = node.func, node.args, node.keywords
+      args, keywords, node = node.args, node.keywords, node.func
     name = ast.unparse(node)
     if not all(part.isidentifier() for part in name.split(".")):
       raise ValueError(name)
-    values = {k.arg: value(k.value) for k in keywords}
-    if None in values:
+    values = {k.arg or "**": value(k.value) for k in keywords}
+    if "**" in values:
       raise ValueError("**")
     return name, [value(a) for a in args], values
   except (SyntaxError, ValueError) as e:

@@ -208,3 +208,10 @@ def test_problems_are_raised_together():
   problems.attempt(int, "3")
   with pytest.raises(ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"):
     problems.raise_if_any()
+
+
+def test_a_config_is_a_python_file(tmp_path):
+  path = tmp_path / "config.txt"
+  path.write_text("def get_config(arg=None): pass\n")
+  with pytest.raises(ValueError, match="config.txt"):
+    config.load(str(path))

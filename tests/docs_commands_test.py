@@ -15,6 +15,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
@@ -36,7 +37,7 @@ ELSEWHERE = {
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
   # The loop of docs/streaming.md over processes.
-  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "tests/tasks/mix_test.py",
+  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "command_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # What is changed in a command, from the first pattern that matches. Others run
@@ -48,6 +49,10 @@ SHORTER = {
   r"soupjax --config=configs/cook\.py:sweep=.*": [
     (r"--config\.tests=\S+", ""),
     (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
+  ],
+  # The same as docs/cook.md has with one more test set.
+  r"soupjax --config=configs/cook\.py .*tests=test=test": [
+    (r"$", " --dry_run")
   ],
   r"soupjax --config=configs/cook\.py.*": [
     (r"$", " --config.cook.learned.granularities=()"),
@@ -72,7 +77,7 @@ PYTHON = {
     (r"num_classes=10", "num_classes=3"),
   ],
   r"steps=\d+": [(r"steps=\d+", "steps=2")],
-  r"configs/digits\.py": None,
+  r"load_digits\(\)": [(r"depth=4", "depth=1")],  # Of the sweep here.
 }
 
 
@@ -165,6 +170,9 @@ def write_models(directory: pathlib.Path):
     moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape) / 9, tree)
     moved = jax.tree.map(lambda x: x.astype("f"), moved)
     sj.save_params(directory / f"{name}.safetensors", moved)
+  (directory / "runs/b16_soups/correct").mkdir(parents=True)
+  right = np.packbits(np.ones(5, bool))
+  np.savez(directory / "runs/b16_soups/correct/greedy.npz", test=right)
   pretrained = sj.models.pretrained
   model = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("hf_vit"))
   image = np.zeros((1, 8, 8, 3), "f")
@@ -295,6 +303,8 @@ def namespace(page: str) -> dict:
   names |= dict(evaluate=evaluate, loss=loss, tree_a=a.load(), tree_b=b.load())
   if page == "README.md":
     names |= dict(finetuned=a)
+  elif page == "cook.md":
+    names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
   elif page == "data.md":
     names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
     names |= dict(targets=jnp.eye(4))
@@ -320,13 +330,10 @@ def test_python_runs(path, place, sweeps, monkeypatch):
   for leftover in ("soup", "soup.safetensors", "merged.safetensors"):
     if (place / leftover).is_file():
       (place / leftover).unlink()
-  for registry in (
-    sj.rules.RULES,
-    sj.models.MODELS,
-    image_ops.OPS,
-    batch_ops.OPS,
-  ):
-    members = dict(registry._members)  # Pages register some of their own.
+  # Pages register functions of their own.
+  open_lists = (sj.rules.RULES, sj.models.MODELS, sj.evaluators.METRICS)
+  for registry in (*open_lists, image_ops.OPS, batch_ops.OPS):
+    members = dict(registry._members)
     monkeypatch.setattr(registry, "_members", members)
   names = namespace(path.name)
   for block in blocks(path, "python"):

@@ -85,8 +85,8 @@ def get_sweep(arg=None):
   larger sweep begins with the members of a smaller one.
   """
   arg = _parsed(arg)
-  if arg.pretrain:  # It is one run.
-    return
+  if arg.pretrain:
+    return  # A single run.
   for k in range(2 if arg.runlocal else 16):
     rng = np.random.default_rng([arg.seed, k])
     rate, decay = 10 ** rng.uniform((-3.2, -3.0), (-2.4, -0.5))

@@ -135,7 +135,7 @@ def one_run_note(results: Results) -> str:
     "This is one run, and one run proves little: another seed can turn the "
   )
   text += "order of two close models around."
-  if results.dataset == "digits_row":
+  if results.dataset.partition(":")[0] == "digits_row":
     return (
       f"{text} The table over 20 seeds, with paired differences and intervals, "
       "is in benchmarks/README.md."

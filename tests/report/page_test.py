@@ -213,8 +213,8 @@ def test_members_of_the_greedy_ensemble(tmp_path):
 def test_ingredients_table(tmp_path):
   page = write(fake_run.write_run(tmp_path))
   best = cells(page, "ingredient_01")
-  # in greedy soup, minival, test, mean of shifts, hyperparameters.
-  assert best == ["", "97.0", "95.0", "76.0", "0.002", "none"]
+  # in greedy soup, minival, test, mean of shifts, loss, hyperparameters.
+  assert best == ["", "97.0", "95.0", "76.0", "0.100", "0.002", "none"]
   assert cells(page, "ingredient_00")[0] == "yes"
   order = re.findall(r'<th scope="row">(ingredient_\d\d)</th>', page)
   assert order == [f"ingredient_0{i}" for i in (1, 0, 2, 3)]

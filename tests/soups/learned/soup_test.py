@@ -262,6 +262,7 @@ def test_sharded_learned_soup_is_the_same():
     ("Transformer/block_13/MlpBlock_0/Dense_1/bias", "Transformer/block_13"),
     ("Transformer/encoder_norm/scale", "Transformer/encoder_norm"),
     ("blocks.3.norm1.weight", "blocks.3"),
+    ("layer3.0.conv1.weight", "layer3"),
     ("layers/7/attn/q", "layers/7"),
     ("head/kernel", "head"),
     ("embedding/kernel", "embedding"),
