@@ -20,7 +20,6 @@ from toy_models import (
 )
 
 import soupjax as sj
-from soupjax.soups.core.layers import layer_of
 from soupjax.soups.learned import host_optimizers
 
 granularities = pytest.mark.parametrize("granularity,stacked", GROUPS)
@@ -253,25 +252,6 @@ def test_sharded_learned_soup_is_the_same():
   assert got.params["head"]["kernel"].sharding.spec == rows.spec
   for group, alphas in want.alphas.items():
     np.testing.assert_allclose(got.alphas[group], alphas, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-  "leaf,layer",
-  [
-    ("Transformer/block_3/LayerNorm_0/scale", "Transformer/block_3"),
-    ("Transformer/block_13/MlpBlock_0/Dense_1/bias", "Transformer/block_13"),
-    ("Transformer/encoder_norm/scale", "Transformer/encoder_norm"),
-    ("blocks.3.norm1.weight", "blocks.3"),
-    ("layer3.0.conv1.weight", "layer3"),
-    ("layers/7/attn/q", "layers/7"),
-    ("head/kernel", "head"),
-    ("embedding/kernel", "embedding"),
-    ("pos_embedding", "pos_embedding"),
-    ("cls", "cls"),
-  ],
-)
-def test_layer_of(leaf, layer):
-  assert layer_of(leaf) == layer
 
 
 @pytest.mark.parametrize(
