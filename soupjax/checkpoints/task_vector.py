@@ -120,13 +120,6 @@ class TaskVector:
     target_key = key_of(target)
     others = [term for key, term in self._terms.items() if key != target_key]
     weights = [c for _, c in others]
-    values, leaf_values = coefficients.split(
-      "scale",
-      scale,
-      # Coefficients of a task vector sum to zero, so that differences can be
-      # taken from any model. From the target, its own term is zero.
-      lambda number, count: delta_values(weights, number),
-    )
     models = [_open(target, "target")]
     for k, (model, _) in enumerate(others):
       models.append(_open(model, f"term {k + 1}"))
@@ -134,12 +127,14 @@ class TaskVector:
     terms = [[m.name, c] for m, c in zip(models[1:], weights)]
     if target_key in self._terms:
       terms.append([models[0].name, self._terms[target_key][1]])
-    rule = rule_base.Rule(
-      name="task_vector",
-      combine=_combine,
-      values=values,
-      leaf_values=leaf_values,
-      settings={"scale": coefficients.check("scale", scale), "terms": terms},
+    rule = rule_base.scaled_rule(
+      "task_vector",
+      _combine,
+      # Coefficients of a task vector sum to zero, so that differences can be
+      # taken from any model. From the target, its own term is zero.
+      lambda number, _, count: delta_values(weights, number),
+      scale,
+      settings={"terms": terms},
     )
     if not others:
       rule = _nothing_added(rule)
