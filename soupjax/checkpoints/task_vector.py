@@ -41,7 +41,7 @@ class TaskVector:
   """
 
   def __init__(self, pretrained: Model, finetuned: Model):
-    """Args: pretrained and finetuned: paths, ingredients, or trees."""
+    """Makes the difference of two models, each a path, Ingredient or tree."""
     self._terms = _sum((finetuned, 1.0), (pretrained, -1.0))
 
   @classmethod
