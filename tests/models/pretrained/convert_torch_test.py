@@ -202,8 +202,8 @@ def test_our_weights_give_our_logits_there(case, tmp_path):
     else:
       theirs.load_state_dict(_with_positions(theirs, load), strict=True)
   theirs.eval()
-  found = torch_models.outputs(theirs, call)
-  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+  result = torch_models.outputs(theirs, call)
+  np.testing.assert_allclose(result, logits(model, params), atol=1e-4)
 
 
 def _with_positions(theirs, load):
@@ -228,8 +228,8 @@ def test_the_vision_tower_of_a_whole_clip(tmp_path):
   whole.save_pretrained(tmp_path)
   model = _vit("hf_clip", **CLIP)
   params = pretrained.load_pretrained(tmp_path, model)
-  found = {k: v for k, v in whole.state_dict().items() if "text" not in k}
-  vision.load_state_dict(found, strict=False)
+  result = {k: v for k, v in whole.state_dict().items() if "text" not in k}
+  vision.load_state_dict(result, strict=False)
   expected = torch_models.outputs(vision.eval(), call)
   np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
 
@@ -256,14 +256,14 @@ def test_checkpoints_of_torch_users_are_souped_and_returned(tmp_path):
   # In their names, as files.
   sj.mix(sj.rules.linear(), paths, out=soup / "model.safetensors")
   theirs = type(models[0]).from_pretrained(soup).eval()
-  found = torch_models.outputs(theirs, lambda x: theirs(pixel_values=x).logits)
+  result = torch_models.outputs(theirs, lambda x: theirs(pixel_values=x).logits)
   # In ours, as trees.
   model = _vit("hf_vit", num_classes=5)
   params = [pretrained.load_pretrained(path, model) for path in paths]
   mean = sj.uniform_soup(
     [sj.Ingredient.from_params(str(i), p) for i, p in enumerate(params)]
   )
-  np.testing.assert_allclose(found, logits(model, mean), atol=1e-4)
+  np.testing.assert_allclose(result, logits(model, mean), atol=1e-4)
 
 
 def test_timm_reads_our_npz(tmp_path):
@@ -276,8 +276,8 @@ def test_timm_reads_our_npz(tmp_path):
   # What it takes for big_vision's.
   np.savez(tmp_path / "a.npz", **{f"params/{k}": v for k, v in ours.items()})
   theirs.load_pretrained(str(tmp_path / "a.npz"))
-  found = torch_models.outputs(theirs.eval(), call)
-  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+  result = torch_models.outputs(theirs.eval(), call)
+  np.testing.assert_allclose(result, logits(model, params), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Models of 'big_vision'")
@@ -286,9 +286,9 @@ def test_timm_and_we_read_old_layouts_alike(tmp_path):
   params = random_params(model)
   np.savez(tmp_path / "old.npz", **old_layout.old_layout(params))
   theirs.load_pretrained(str(tmp_path / "old.npz"))
-  found = torch_models.outputs(theirs.eval(), call)
+  result = torch_models.outputs(theirs.eval(), call)
   params = pretrained.load_pretrained(tmp_path / "old.npz", model)
-  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+  np.testing.assert_allclose(result, logits(model, params), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["Ti/16", "B/32", "L/16", "H/14", "G/14"])
@@ -303,6 +303,6 @@ def test_sizes_are_those_of_timm(name):
   model = ViT(**{**sj.models.variant(name), **changes})
   images = np.zeros((1, 224, 224, 3), np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  found = sum(x.size for x in jax.tree.leaves(shapes))
+  result = sum(x.size for x in jax.tree.leaves(shapes))
   # Its class token has a position.
-  assert found + model.width == sum(p.numel() for p in theirs.parameters())
+  assert result + model.width == sum(p.numel() for p in theirs.parameters())
