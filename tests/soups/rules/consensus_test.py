@@ -36,7 +36,7 @@ SECOND = [-1.0, -6.0, 0.5, 3.0, 2.0]  # Trimmed: 0, -6, 0, 3, 2.
 
 def test_ties_by_hand():
   result = mix(rules.ties(0.6, 1.0), [FIRST, SECOND])["w"]
-  # Where only one is left it counts alone.
+  # A single remaining model counts alone.
   assert result.tolist() == [4, -4.5, 2, 3, 2]
   result = mix(rules.ties(0.6, 0.5), [FIRST, SECOND])["w"]
   assert result.tolist() == [2, -2.25, 1, 1.5, 1]

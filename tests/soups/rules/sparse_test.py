@@ -233,7 +233,7 @@ def test_bad_densities(density):
     (lambda: rules.breadcrumbs(gamma=False), "gamma"),
   ],
 )
-def test_booleans_and_words_are_no_numbers(make, text):
+def test_booleans_and_words_are_not_numbers(make, text):
   with pytest.raises(ValueError, match=text):
     make()
 
