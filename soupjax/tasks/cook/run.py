@@ -296,6 +296,10 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   if not workdir_lib.agreed(finished):
     return False
   if _first():
-    print(report.results_table(report.read_run(workdir)))
+    record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
+    sizes = {}
+    if record.exists():
+      sizes = {"greedy_ensemble": len(files.read_json(record)["selected"])}
+    print(report.results_table(report.read_run(workdir), sizes))
     print(f"Finished before. Report: {workdir / 'report.html'}")
   return True
