@@ -212,12 +212,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     return _values(weights)
 
   rule = rule_base.scaled_rule(
-    "interpolate",
-    _lerp,
-    numbers,
-    alpha,
-    coefficient="alpha",
-    needs_base=True,
+    "interpolate", _lerp, numbers, alpha, coefficient="alpha", needs_base=True
   )
   if rule.settings["alpha"] != 1:
     return rule
