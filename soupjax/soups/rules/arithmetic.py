@@ -32,9 +32,7 @@ def delta_values(
 
 @RULES.register
 def task_arithmetic(
-  scale: coefficients.Coefficient = 1.0,
-  *,
-  weights: coefficients.Weights = None,
+  scale: coefficients.Coefficient = 1.0, *, weights: coefficients.Weights = None
 ) -> Rule:
   """Adds task vectors to the base (arXiv 2212.04089).
 

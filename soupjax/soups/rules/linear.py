@@ -121,16 +121,13 @@ def _by_leaf(weights, normalize) -> Rule:
       return _values(arguments.soup_weights(weights, count))
     return sum_values(per_model(weights, count))
 
-  values, leaf_values = coefficients.split("", 1.0, weights, numbers)
-  return Rule(
-    name="weighted",
-    combine=_linear if normalize else combine_sum,
-    values=values,
-    leaf_values=leaf_values,
-    settings={
-      "weights": weights,
-      **({} if normalize else {"normalize": False}),
-    },
+  return rule_base.scaled_rule(
+    "weighted",
+    _linear if normalize else combine_sum,
+    numbers,
+    coefficient="",
+    weights=weights,
+    settings={} if normalize else {"normalize": False},
   )
 
 
@@ -215,12 +212,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     return _values(weights)
 
   rule = rule_base.scaled_rule(
-    "interpolate",
-    _lerp,
-    numbers,
-    alpha,
-    coefficient="alpha",
-    needs_base=True,
+    "interpolate", _lerp, numbers, alpha, coefficient="alpha", needs_base=True
   )
   if rule.settings["alpha"] != 1:
     return rule
