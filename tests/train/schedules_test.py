@@ -45,5 +45,5 @@ def test_cooldown_ends_at_zero():
 
 
 def test_unknown_schedules_are_named():
-  with pytest.raises(ValueError, match="'step' is none of cosine, rsqrt"):
+  with pytest.raises(ValueError, match="'step'.*cosine"):
     schedules.index("step")

@@ -26,7 +26,7 @@ def theirs_of(family, model, name="theirs", seed=0):
 
 
 @pytest.mark.parametrize("family, model", ALL)
-def test_is_what_load_pretrained_reads(family, model):
+def test_equals_load_pretrained(family, model):
   theirs = theirs_of(family, model)
   ours = pretrained.as_ingredient(theirs, model, image_size=12)
   chex.assert_trees_all_equal(
@@ -43,22 +43,21 @@ def test_is_what_load_pretrained_reads(family, model):
 def test_nothing_is_read_before_it_is_needed():
   model = cases.vit(pool_type="tok")
   theirs = theirs_of("timm", model)
-  asked = []
+  leaves_read = []
 
   def reader(leaf, index, read=theirs.reader):
-    asked.append(leaf)
+    leaves_read.append(leaf)
     return read(leaf, index)
 
   ours = pretrained.as_ingredient(
     dataclasses.replace(theirs, reader=reader), model, image_size=12
   )
-  assert not asked
+  assert not leaves_read
   ours.read("head/bias")
-  assert asked == ["head.bias"]
+  assert leaves_read == ["head.bias"]
 
 
-def test_soup_is_that_of_the_files():
-  # Renaming and averaging commute.
+def test_renaming_and_averaging_commute():
   model = cases.vit(pool_type="tok", scan=True)
   theirs = [
     theirs_of("hf_vit", model, name, seed)
@@ -67,12 +66,12 @@ def test_soup_is_that_of_the_files():
   ours = [pretrained.as_ingredient(i, model, image_size=12) for i in theirs]
   assert {i.hyperparameters["family"] for i in ours} == {"hf_vit"}
   soup = sj.uniform_soup(ours)
-  there = sj.uniform_soup(theirs)
+  foreign_soup = sj.uniform_soup(theirs)
   back = pretrained.export(soup, model, "hf_vit")
-  chex.assert_trees_all_equal_shapes(back, there)
-  # The token has its position added before, or after.
+  chex.assert_trees_all_equal_shapes(back, foreign_soup)
+  # The position is added to the class token before or after averaging.
   chex.assert_trees_all_close(
-    soup, cases.load(there, model, image_size=12), rtol=1e-5, atol=1e-6
+    soup, cases.load(foreign_soup, model, image_size=12), rtol=1e-5, atol=1e-6
   )
 
 
@@ -84,10 +83,10 @@ def test_own_checkpoints_stay_as_they_are(tmp_path, scan):
   own = sj.open_ingredient(tmp_path / "own")
   assert pretrained.as_ingredient(own, model, image_size=12) is own
   other = cases.vit(pool_type="map", scan=not scan)
-  seen = pretrained.as_ingredient(own, other, image_size=12)
-  assert seen is not own
+  adapted = pretrained.as_ingredient(own, other, image_size=12)
+  assert adapted is not own
   chex.assert_trees_all_close(
-    cases.logits(other, seen.load()), cases.logits(model, params), rtol=1e-5
+    cases.logits(other, adapted.load()), cases.logits(model, params), rtol=1e-5
   )
 
 

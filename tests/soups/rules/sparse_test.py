@@ -53,7 +53,7 @@ def test_dare_by_hand():
   keys = random_masks.keys(3, "w", ["m0", "m1"])
   place = np.stack([np.arange(50), np.zeros(50)]).astype(np.uint32)
   masks = np.stack(
-    [random_masks.chosen(k, place, np.float32(0.25)) for k in keys]
+    [random_masks.random_mask(k, place, np.float32(0.25)) for k in keys]
   )
   assert masks.sum(1).min() > 3
   deltas = np.random.default_rng(0).normal(size=(2, 50)).astype("f")
