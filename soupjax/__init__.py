@@ -17,6 +17,7 @@ from soupjax.checkpoints.open import open_ingredient as open_ingredient
 from soupjax.checkpoints.provenance import provenance as provenance
 from soupjax.checkpoints.save import save_params as save_params
 from soupjax.checkpoints.task_vector import TaskVector as TaskVector
+from soupjax.lazy import submodules
 from soupjax.soups import rules as rules
 from soupjax.soups import search as search
 from soupjax.soups.average import ensemble_logits as ensemble_logits
@@ -39,29 +40,4 @@ from soupjax.soups.rules.estimate import activation_grams as activation_grams
 from soupjax.soups.rules.estimate import diagonal_fisher as diagonal_fisher
 from soupjax.version import __version__ as __version__
 
-_SUBPACKAGES = (
-  "analysis",
-  "checkpoints",
-  "config",
-  "data",
-  "evaluators",
-  "models",
-  "registry",
-  "report",
-  "sharding",
-  "soups",
-  "tasks",
-  "train",
-)
-
-
-def __getattr__(name: str):
-  if name in _SUBPACKAGES:
-    import importlib
-
-    return importlib.import_module(f"soupjax.{name}")
-  raise AttributeError(f"module 'soupjax' has no attribute {name!r}")
-
-
-def __dir__():
-  return sorted({*globals(), *_SUBPACKAGES})
+__getattr__, __dir__ = submodules(__name__, __path__)

@@ -9,7 +9,7 @@ from typing import Any
 
 from soupjax.checkpoints import destination, mesh_writer
 from soupjax.soups import rules
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -18,7 +18,7 @@ PyTree = Any
 
 def save_params(
   path: str | os.PathLike,
-  params: PyTree,
+  params: Any,
   *,
   metadata: dict[str, Any] | None = None,
 ) -> None:
@@ -28,7 +28,8 @@ def save_params(
     path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
       directory, whose path must not have `*`, `?` or `[` in it; nothing must
       be there.
-    params: a pytree of arrays, on the host or on a mesh.
+    params: a pytree of arrays, on the host or on a mesh; or an Ingredient, or
+      the path of a checkpoint.
     metadata: JSON to keep with the weights.
 
   Raises:
@@ -38,6 +39,7 @@ def save_params(
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
   if os.path.exists(path):
     raise ValueError(f"{path} exists already: delete it, or choose another.")
+  params = as_ingredient(params, "params").load()
   if path.endswith((".safetensors", ".npz")):
     write(path, params, metadata)
     return

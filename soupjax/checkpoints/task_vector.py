@@ -8,11 +8,11 @@ import os
 from typing import Any
 
 from soupjax.checkpoints import mix as mix_lib
-from soupjax.checkpoints import open as open_lib
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core import compensated
+from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
+from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.linear import linear
 from soupjax.soups.search.interpolate import key_of
 
@@ -118,9 +118,10 @@ class TaskVector:
     """Returns `target + scale * self`.
 
     Args:
-      target: what to edit: a path, an ingredient, or a tree.
+      target: what to edit: a model in any form.
       scale: one number, or one for each leaf, as for `rules.task_arithmetic`.
       **settings: of `soupjax.mix`: `out`, `sharding`, `dtype`, `select`, ...
+        The base of `select` is the target.
 
     Returns:
       The tree; or with `out`, what `mix` returns. With scale 1, the task vector
@@ -139,7 +140,7 @@ class TaskVector:
       # The target differs from itself by zero, and needs no term. (The
       # coefficients of a task vector sum to zero, so that differences can be
       # taken from any model.)
-      lambda number, count: delta_values(weights, number),
+      lambda number, count: compensated.delta_coefficients(weights, number),
     )
     models = [_open(target, "target")]
     for k, (model, _) in enumerate(others.values()):
@@ -158,6 +159,8 @@ class TaskVector:
     )
     if not others:
       rule = _nothing_added(rule)
+    if settings.get("select"):
+      settings.setdefault("base", models[0])
     mixed = mix_lib.mix(rule, models, **settings)
     return mixed if mixed.params is None else mixed.params
 
@@ -193,12 +196,10 @@ def _name(model) -> str:
 
 
 def _open(model, label):
-  if isinstance(model, Ingredient):
-    return dataclasses.replace(model, name=f"{label}, {model.name}")
-  if isinstance(model, str | os.PathLike):
-    opened = open_lib.open_ingredient(model)
-    return dataclasses.replace(opened, name=f"{label}, {opened.name}")
-  return Ingredient.from_params(label, model)
+  opened = as_ingredient(model, label)
+  if opened.name == label:
+    return opened
+  return dataclasses.replace(opened, name=f"{label}, {opened.name}")
 
 
 def _without_zeros(terms):

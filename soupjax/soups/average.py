@@ -20,8 +20,10 @@ from soupjax.soups.core import (
   tree,
 )
 from soupjax.soups.core.ingredient import (
-  Ingredient,
-  as_list,
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
   check_ingredients,
   sharding_of,
 )
@@ -38,7 +40,7 @@ def _mean_and_check(stack, weights, scale, *, weighted):
 
 
 def uniform_soup(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   weights: Sequence[float] | None = None,
   *,
   sharding: Any = None,
@@ -51,7 +53,8 @@ def uniform_soup(
   not depend on the mesh. What that leaves of errors is in `soups.exact`.
 
   Args:
-    ingredients: of one architecture, at least one.
+    ingredients: models of one architecture, in any form: trees, Ingredients,
+      paths or patterns, or a list of any of these.
     weights: one number each, divided by their sum; None weighs all alike. What
       has weight 0 is not read.
     sharding: where the soup goes, as in `Ingredient.load`.
@@ -73,7 +76,7 @@ def uniform_soup(
     >>> sj.uniform_soup(models, weights=[3, 1])["w"]
     Array([1.5, 5. ], dtype=float32)
   """
-  ingredients = as_list(ingredients)
+  ingredients = as_ingredients(ingredients)
   check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
   weighted = weights is not None
@@ -103,8 +106,8 @@ def uniform_soup(
 
 
 def wise_ft(
-  pretrained: PyTree | Ingredient,
-  finetuned: PyTree | Ingredient,
+  pretrained: Model,
+  finetuned: Model,
   alpha: float,
   *,
   sharding: Any = None,
@@ -113,7 +116,7 @@ def wise_ft(
 
   Args:
     pretrained: parameters with a head that works, zero-shot or linear probe; a
-      random head ruins the path. A tree or an `Ingredient`.
+      random head ruins the path. A model in any form.
     finetuned: parameters fine-tuned from it, likewise.
     alpha: share of the fine-tuned model; the paper's advice without knowledge
       of the target is 0.5.
@@ -136,9 +139,7 @@ def wise_ft(
   """
   alpha = arguments.number("alpha", alpha)
   ends = [
-    dataclasses.replace(end, name=name)
-    if isinstance(end, Ingredient)
-    else Ingredient.from_params(name, end)
+    dataclasses.replace(as_ingredient(end, name), name=name)
     for name, end in (("pretrained", pretrained), ("finetuned", finetuned))
   ]
   specs = list(ends[0].specs.values())

@@ -308,13 +308,11 @@ class Loss:
 def test_arguments_of_another_kind():
   with pytest.raises(ValueError, match="mode='min', but .*negate the score"):
     sj.diagnose(some(2), Loss())
-  with pytest.raises(
-    TypeError, match="pretrained must be an Ingredient, got a"
-  ):
-    sj.diagnose(some(2), near_start, START)
+  with pytest.raises(TypeError, match="got a int: 3"):
+    sj.diagnose(some(2), near_start, 3)
   with pytest.raises(TypeError, match="greedy must be what sj.greedy_soup"):
     sj.diagnose(some(2), near_start, greedy=some(2))
-  with pytest.raises(TypeError, match="Expected a sequence of ingredients"):
+  with pytest.raises(ValueError, match="at least two, got 1"):
     sj.diagnose({"m0": START}, near_start)
   with pytest.raises(ValueError, match="max_pairs must be positive, got -1"):
     sj.diagnose(some(2), near_start, max_pairs=-1)

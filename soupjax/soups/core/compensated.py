@@ -132,6 +132,30 @@ def pair(numbers: Sequence[float]) -> np.ndarray:
   return np.stack([near, (numbers - near).astype(np.float32)])
 
 
+def mean_coefficients(weights: Sequence[float]) -> dict[str, np.ndarray]:
+  """Arguments of `linear` for `sum_k w_k t_k / sum_k w_k`.
+
+  Args:
+    weights: one number a model, of size 1 at most (`arguments.soup_weights`).
+  """
+  weights = np.asarray(weights, np.float64)
+  return {"weights": pair(weights), "scale": reciprocal(weights.sum())}
+
+
+def delta_coefficients(
+  weights: Sequence[float], scale: float = 1.0
+) -> dict[str, np.ndarray]:
+  """Arguments of `linear` for `t_0 + scale * sum_k w_k (t_k - t_0)`, k > 0.
+
+  Args:
+    weights: one number for each model but the first, which differs from itself
+      by zero.
+    scale: of the sum.
+  """
+  weights = np.append(0.0, np.asarray(weights, np.float64))
+  return {"weights": pair(weights), "scale": parts(scale)}
+
+
 def halves(numbers: jax.Array) -> jax.Array:
   """Splits float32 numbers, one an element, for `mean`; (3, ...)."""
   head = _head(numbers)

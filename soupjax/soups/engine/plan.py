@@ -167,12 +167,6 @@ def _check_names(ingredients, base):
     raise ValueError("A soup needs at least one ingredient, got none.")
   seen = set()
   for one in [*ingredients, *([] if base is None else [base])]:
-    if not isinstance(one, Ingredient):
-      raise TypeError(
-        f"Expected an Ingredient, got a {type(one).__name__}. Wrap trees in "
-        "memory with Ingredient.from_params(name, params), and open paths "
-        "with open_ingredient(path)."
-      )
     if one.name in seen and one is not base:
       raise ValueError(
         f"Two ingredients are called {one.name!r}. Names must differ, so that "

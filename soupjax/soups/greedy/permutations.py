@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import Ingredient, as_list
+from soupjax.soups.core.ingredient import (
+  Models,
+  as_ingredients,
+)
 from soupjax.soups.greedy.decisions import Decision
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
@@ -36,7 +39,7 @@ class BestOrder:
 
 
 def random_orders(
-  ingredients: Sequence[Ingredient], count: int, seed: int
+  ingredients: Models, count: int, seed: int
 ) -> list[list[str]]:
   """Draws orders in which to try ingredients (arXiv 2203.05482, Table 3).
 
@@ -58,7 +61,7 @@ def random_orders(
     >>> sj.random_orders(models, 2, seed=0)
     [['c', 'a', 'b'], ['c', 'b', 'a']]
   """
-  names = sorted(i.name for i in as_list(ingredients))
+  names = sorted(i.name for i in as_ingredients(ingredients))
   if not names:
     raise ValueError("Nothing to put in order: got no ingredients.")
   count = arguments.count("count", count)
@@ -67,7 +70,7 @@ def random_orders(
 
 
 def best_order(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   evaluate: Callable[[PyTree], float],
   orders: Sequence[Sequence[str]],
   *,

@@ -17,7 +17,11 @@ from soupjax.soups.core import (
   same_init,
   tree,
 )
-from soupjax.soups.core.ingredient import Ingredient, as_list, check_ingredients
+from soupjax.soups.core.ingredient import (
+  Models,
+  as_ingredients,
+  check_ingredients,
+)
 from soupjax.soups.greedy import decisions
 from soupjax.soups.greedy.decisions import Decision, Trial
 
@@ -102,7 +106,7 @@ def _with_floats(params, floats):
 
 
 def greedy_soup(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   evaluate: Callable[[PyTree], float],
   *,
   mode: str = "max",
@@ -142,7 +146,7 @@ def greedy_soup(
   candidate has a bound instead of a score.
 
   Args:
-    ingredients: in the order to try, best first.
+    ingredients: models in any form, in the order to try, best first.
     evaluate: maps parameters to a held-out score. It must not donate its
       argument to a compiled function (`donate_argnums`): the arrays of a
       candidate that stays in are used again. If it has an attribute `mode`,
@@ -169,7 +173,7 @@ def greedy_soup(
     ValueError: if there are no ingredients, trees differ, one has NaN or
       infinity, a score is not finite, the soup overflows its dtype, a number
       makes no sense, or `order` or `resume` do not fit.
-    TypeError: if `ingredients` are no sequence of ingredients.
+    TypeError: if one is not a model.
 
   Example:
     >>> make = sj.Ingredient.from_params
@@ -186,7 +190,7 @@ def greedy_soup(
   """
   rule = decisions.Rule.of(accept, min_delta, mode)
   arguments.mode(evaluate, mode)
-  ingredients = as_list(ingredients)
+  ingredients = as_ingredients(ingredients)
   check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
   ingredients = _in_order(ingredients, order)

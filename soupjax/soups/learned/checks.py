@@ -40,13 +40,7 @@ def settings(
 
   Raises:
     ValueError: if one is out of range, or two do not fit together.
-    TypeError: if the base is no ingredient.
   """
-  if base is not None and not isinstance(base, Ingredient):
-    raise TypeError(
-      f"base must be an Ingredient, got a {type(base).__name__}: open it with "
-      "open_ingredient(path), or wrap a tree with Ingredient.from_params."
-    )
   if len(ingredients) < (2 if base is None else 1):
     wanted = "two ingredients" if base is None else "one beside its base"
     raise ValueError(

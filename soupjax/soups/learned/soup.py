@@ -30,7 +30,13 @@ import jax
 import numpy as np
 
 from soupjax.soups.core import same_init
-from soupjax.soups.core.ingredient import Ingredient, as_list, check_ingredients
+from soupjax.soups.core.ingredient import (
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
+  check_ingredients,
+)
 from soupjax.soups.core.layers import layer_of
 from soupjax.soups.learned import checks, host_optimizers
 from soupjax.soups.learned import offload as offload_lib
@@ -68,10 +74,10 @@ class LearnedSoup:
 
 
 def learned_soup(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   loss: Callable[..., jax.Array],
   *,
-  base: Ingredient | None = None,
+  base: Model | None = None,
   granularity: str = "layer",
   init: float | Sequence[float] | Mapping[str, Sequence[float]] | None = None,
   steps: int,
@@ -154,7 +160,7 @@ def learned_soup(
       infinity, none has float leaves, an argument is out of range or does not
       fit the others, batches run out, or the loss, its gradient or the soup is
       not finite.
-    TypeError: if `ingredients` are no sequence of ingredients.
+    TypeError: if one is not a model.
 
   Example:
     >>> make = sj.Ingredient.from_params
@@ -167,7 +173,8 @@ def learned_soup(
     >>> soup.alphas["model"].round(3)
     array([0.75, 0.25])
   """
-  ingredients = as_list(ingredients)
+  ingredients = as_ingredients(ingredients)
+  base = None if base is None else as_ingredient(base, "base")
   settings = checks.settings(
     ingredients,
     base,

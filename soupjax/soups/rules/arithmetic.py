@@ -18,18 +18,6 @@ def combine_deltas(stack, base, values):
   return compensated.linear(ends, values["weights"], values["scale"])
 
 
-def delta_values(
-  weights: Sequence[float] | np.ndarray, scale: float
-) -> dict[str, np.ndarray]:
-  """The numbers for `combine_deltas`."""
-  # The base is the first of the stack there, and differs from itself by zero.
-  weights = np.append(0.0, np.asarray(weights, np.float64))
-  return {
-    "weights": compensated.pair(weights),
-    "scale": compensated.parts(scale),
-  }
-
-
 @RULES.register
 def task_arithmetic(
   scale: coefficients.Coefficient = 1.0,
@@ -63,7 +51,9 @@ def task_arithmetic(
   weights = rule_base.check_weights(weights)
 
   def numbers(scale, weights, count):
-    return delta_values(rule_base.per_model(weights, count), scale)
+    return compensated.delta_coefficients(
+      rule_base.per_model(weights, count), scale
+    )
 
   values, leaf_values = coefficients.split_weighted(
     "scale", scale, weights, numbers

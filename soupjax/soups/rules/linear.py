@@ -28,13 +28,6 @@ def _lerp(stack, base, values):
   return compensated.linear(stack, values["weights"], values["scale"])
 
 
-def _values(weights: np.ndarray) -> Values:
-  return {
-    "weights": compensated.pair(weights),
-    "scale": compensated.reciprocal(weights.sum()),
-  }
-
-
 def combine_sum(stack, base, values):
   """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves stay as they are."""
   del base
@@ -104,7 +97,7 @@ def linear(
   return Rule(
     name="weighted",
     combine=_linear,
-    values=lambda count: _values(arguments.soup_weights(weights, count)),
+    values=lambda count: compensated.mean_coefficients(arguments.soup_weights(weights, count)),
     weights=tuple(weights),
     settings={"weights": weights},
   )
@@ -116,7 +109,7 @@ def _by_leaf(weights, normalize) -> Rule:
   def numbers(number, weights, count):
     del number
     if normalize:
-      return _values(arguments.soup_weights(weights, count))
+      return compensated.mean_coefficients(arguments.soup_weights(weights, count))
     return sum_values(per_model(weights, count))
 
   values, leaf_values = coefficients.split_weighted("", 1.0, weights, numbers)
@@ -213,7 +206,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
   def numbers(alpha, count):
     weights = np.full(count + 1, alpha / count)
     weights[0] = 1 - alpha
-    return _values(weights)
+    return compensated.mean_coefficients(weights)
 
   make = functools.partial(
     Rule, name="interpolate", settings={"alpha": alpha}, needs_base=True

@@ -116,9 +116,7 @@ def prepare(
     mesh=mesh,
     model=model,
     train=train,
-    minival=Evaluator(
-      model, batches, mesh=mesh, cache_gb=config.data.cache_gb
-    ),
+    minival=Evaluator(model, batches, mesh=mesh, cache_gb=config.data.cache_gb),
     params=params,
     init_hash=init_hash,
     off=settings.off([m.config for m in members]),
