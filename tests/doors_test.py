@@ -38,30 +38,34 @@ ONE_MODEL = {
   "base of uniform_soup": lambda a, b, c: sj.uniform_soup(
     [b, c], base=a, select={"w": 0.25}
   ),
-  "base of greedy_soup": lambda a, b, c: sj.greedy_soup(
-    [b, c], score, base=a, select={"w": 0.25}
-  ).params,
-  "base of learned_soup": lambda a, b, c: sj.learned_soup(
-    [b, c], loss, steps=1, base=a
-  ).params,
-  "base of mix": lambda a, b, c: sj.mix(
-    sj.rules.lerp(0.5), [b, c], base=a
-  ).params,
+  "base of greedy_soup": lambda a, b, c: (
+    sj.greedy_soup([b, c], score, base=a, select={"w": 0.25}).params
+  ),
+  "base of learned_soup": lambda a, b, c: (
+    sj.learned_soup([b, c], loss, steps=1, base=a).params
+  ),
+  "base of mix": lambda a, b, c: (
+    sj.mix(sj.rules.lerp(0.5), [b, c], base=a).params
+  ),
   "wise_ft": lambda a, b, c: sj.wise_ft(a, b, 0.5),
-  "search.wise_ft_curve": lambda a, b, c: sj.search.wise_ft_curve(
-    a, b, score
-  ).params,
+  "search.wise_ft_curve": lambda a, b, c: (
+    sj.search.wise_ft_curve(a, b, score).params
+  ),
   "search.analogy": lambda a, b, c: sj.search.analogy(a, b, c, score).params,
-  "search.paint": lambda a, b, c: sj.search.paint(
-    a, b, lambda p: {"x": score(p), "y": 0}, patching=["x"], supported=["y"]
-  ).params,
-  "search.paint_sequential": lambda a, b, c: sj.search.paint_sequential(
-    a,
-    lambda params, task: b,
-    lambda p: {"x": score(p), "y": 0},
-    patching=["x"],
-    supported=["y"],
-  ).params,
+  "search.paint": lambda a, b, c: (
+    sj.search.paint(
+      a, b, lambda p: {"x": score(p), "y": 0}, patching=["x"], supported=["y"]
+    ).params
+  ),
+  "search.paint_sequential": lambda a, b, c: (
+    sj.search.paint_sequential(
+      a,
+      lambda params, task: b,
+      lambda p: {"x": score(p), "y": 0},
+      patching=["x"],
+      supported=["y"],
+    ).params
+  ),
   "TaskVector": lambda a, b, c: sj.TaskVector(a, b).apply_to(c),
   "TaskVector of itself": lambda a, b, c: sj.TaskVector(a, b).apply_to(a),
   "diagnose": lambda a, b, c: sj.diagnose([b, c], score, a).geometry.gram,
@@ -77,21 +81,23 @@ MODELS = {
   "mix": lambda m: sj.mix(sj.rules.linear(), m).params,
   "diagnose": lambda m: sj.diagnose(m, score).geometry.gram,
   "search.diwa": lambda m: sj.search.diwa(m, score).params,
-  "search.ratatouille": lambda m: sj.search.ratatouille(
-    m, lambda params, name: params, score
-  ).params,
-  "search.task_scale": lambda m: sj.search.task_scale(
-    TREES[0], m, score, [0.1, 0.3]
-  ).params,
-  "search.paint_parallel": lambda m: sj.search.paint_parallel(
-    TREES[0],
-    m,
-    lambda p: {"x": score(p), "y": 0},
-    [0.1, 0.3],
-    patching=["x"],
-    supported=["y"],
-    budget=3,
-  ).params,
+  "search.ratatouille": lambda m: (
+    sj.search.ratatouille(m, lambda params, name: params, score).params
+  ),
+  "search.task_scale": lambda m: (
+    sj.search.task_scale(TREES[0], m, score, [0.1, 0.3]).params
+  ),
+  "search.paint_parallel": lambda m: (
+    sj.search.paint_parallel(
+      TREES[0],
+      m,
+      lambda p: {"x": score(p), "y": 0},
+      [0.1, 0.3],
+      patching=["x"],
+      supported=["y"],
+      budget=3,
+    ).params
+  ),
   "search.Blend": lambda m: sj.search.Blend(TREES[0], m)([0.1, 0.2, 0.3]),
 }
 
@@ -151,7 +157,9 @@ def test_models(door, form):
 
 
 def test_a_tree_that_is_a_list_is_one_model_where_one_is_asked_for():
-  trees = [[np.full(2, float(k), np.float32), {"b": np.ones(1)}] for k in (0, 1)]
+  trees = [
+    [np.full(2, float(k), np.float32), {"b": np.ones(1)}] for k in (0, 1)
+  ]
   trees = jax.tree.map(np.float32, trees)
   soup = sj.wise_ft(*trees, 0.5)
   np.testing.assert_array_equal(soup[0], [0.5, 0.5])

@@ -2,10 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums of task vectors: what fine-tuning added to a base."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients

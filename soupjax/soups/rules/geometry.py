@@ -11,9 +11,10 @@ import math
 
 import numpy as np
 
+from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
-from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
+from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.base import RULES, Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
 
@@ -158,7 +159,7 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
     for leaf, gram in _grams(reader, scope, thresholds.gram).items():
       ratio = stock_ratio(gram, mean_angle=compat == "fusion_bench")
       ones = np.ones(reader.count)
-      found[leaf] = delta_values(ones, ratio / reader.count)
+      found[leaf] = compensated.delta_coefficients(ones, ratio / reader.count)
     return found
 
   return Rule(

@@ -97,7 +97,9 @@ def linear(
   return Rule(
     name="weighted",
     combine=_linear,
-    values=lambda count: compensated.mean_coefficients(arguments.soup_weights(weights, count)),
+    values=lambda count: compensated.mean_coefficients(
+      arguments.soup_weights(weights, count)
+    ),
     weights=tuple(weights),
     settings={"weights": weights},
   )
@@ -109,7 +111,9 @@ def _by_leaf(weights, normalize) -> Rule:
   def numbers(number, weights, count):
     del number
     if normalize:
-      return compensated.mean_coefficients(arguments.soup_weights(weights, count))
+      return compensated.mean_coefficients(
+        arguments.soup_weights(weights, count)
+      )
     return sum_values(per_model(weights, count))
 
   values, leaf_values = coefficients.split_weighted("", 1.0, weights, numbers)

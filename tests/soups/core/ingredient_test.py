@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.soups.core import ingredient as ingredient_lib
 
 AxisType = jax.sharding.AxisType
 P = jax.sharding.PartitionSpec
