@@ -294,6 +294,11 @@ class Selection:
     if mixes_base:
       self.base = _restricted(self._base, mixed)
 
+  def share(self, leaf: str) -> float | None:
+    """How far from the base to the mean a leaf goes; None if all the way."""
+    share = self._actions.get(leaf)
+    return share if isinstance(share, float) else None
+
   def ends(self, leaves: Sequence[str], sharding: Any) -> list[Any]:
     """Reads leaves of the base that results go only a share of the way from.
 
@@ -302,8 +307,8 @@ class Selection:
     """
     ends: list[Any] = []
     for leaf in leaves:
-      share = self._actions.get(leaf)
-      if not isinstance(share, float):
+      share = self.share(leaf)
+      if share is None:
         ends.append(None)
         continue
       weights = arguments.soup_weights([1 - share, share], 2)
@@ -378,5 +383,5 @@ class Selection:
 def _restricted(ingredient: Ingredient, leaves: set[str]) -> Ingredient:
   """An ingredient without its other leaves."""
   specs = {k: spec for k, spec in ingredient.specs.items() if k in leaves}
-  specs, treedef = output([ingredient], specs)
+  specs, treedef = tree.nest(specs)
   return dataclasses.replace(ingredient, specs=specs, treedef=treedef)
