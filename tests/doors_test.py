@@ -76,7 +76,6 @@ ONE_MODEL = {
 MODELS = {
   "uniform_soup": sj.uniform_soup,
   "greedy_soup": lambda m: sj.greedy_soup(m, score).params,
-  "best_order": lambda m: sj.greedy_soup(m, score).params,
   "learned_soup": lambda m: sj.learned_soup(m, loss, steps=1).params,
   "mix": lambda m: sj.mix(sj.rules.linear(), m).params,
   "diagnose": lambda m: sj.diagnose(m, score).geometry.gram,

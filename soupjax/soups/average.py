@@ -93,13 +93,15 @@ def uniform_soup(
   ingredients = selection.ingredients
   check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
+  if weights is not None:
+    weights = arguments.soup_weights(weights, len(ingredients))
   return _average(ingredients, weights, selection, sharding)
 
 
 def _average(ingredients, weights, selection, sharding) -> PyTree:
-  """Averages checked ingredients leaf by leaf."""
+  """Averages checked ingredients leaf by leaf; weights None are all 1."""
   weighted = weights is not None
-  weights = arguments.soup_weights(weights, len(ingredients))
+  weights = weights if weighted else np.ones(len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]
   coefficients = compensated.mean_coefficients(weights[weights != 0])
   soup, checked = selection.fixed(sharding), []
@@ -178,7 +180,8 @@ def wise_ft(
     alpha = 0.0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
-    return _average(ends, [1 - alpha, alpha], selection, sharding)
+    weights = arguments.soup_weights([1 - alpha, alpha], 2)
+  return _average(ends, weights, selection, sharding)
 
 
 def ensemble_logits(
