@@ -144,7 +144,9 @@ def check_equal(got, want):
 @pytest.mark.parametrize("door", ONE_MODEL)
 def test_one_model(door, form):
   function, as_form = ONE_MODEL[door], FORMS[form]
-  got = function(*(as_form(k) for k in range(3)))
+  # Lists are not nested: the other models are given by path.
+  others = path if form == "list of one path" else as_form
+  got = function(as_form(0), others(1), others(2))
   pathlib.Path("saved.npz").unlink(missing_ok=True)
   check_equal(got, function(*TREES))
 
@@ -178,3 +180,125 @@ def test_submodules_are_attributes():
     assert module.__name__ == f"soupjax.{name}"
   with pytest.raises(AttributeError, match="nothing_there"):
     sj.tasks.nothing_there  # noqa: B018
+
+
+# select= and dtype= mean the same wherever a model is made.
+
+
+BASE = jax.tree.map(lambda x: x + np.float32(1), TREES[0])
+SELECTIONS = [
+  {"select": {"head": "keep"}},
+  {"select": {"head": "skip"}},
+  {"select": {"blocks/0": 0.3}},
+  {"select": {"head": "keep", "blocks/0": "skip", "blocks/1": 0.5}},
+  {"dtype": "bfloat16"},
+  {"select": {"head": 0.7}, "dtype": "float16"},
+]
+MAKERS = {
+  "uniform_soup": (
+    lambda **s: sj.uniform_soup(TREES, base=BASE, **s),
+    lambda **s: sj.mix(sj.rules.linear(), TREES, base=BASE, **s),
+  ),
+  "greedy_soup": (
+    lambda **s: sj.greedy_soup(TREES, lambda _: 1.0, base=BASE, **s).params,
+    lambda **s: sj.mix(sj.rules.linear(), TREES, base=BASE, **s),
+  ),
+  "wise_ft": (
+    lambda **s: sj.wise_ft(BASE, TREES[1], 0.4, **s),
+    lambda **s: sj.mix(sj.rules.lerp(0.4), TREES[1:2], base=BASE, **s),
+  ),
+  "TaskVector": (
+    lambda **s: sj.TaskVector(TREES[0], TREES[1]).apply_to(BASE, **s),
+    lambda **s: sj.mix(
+      sj.rules.task_arithmetic(weights=[1, -1]),
+      [TREES[1], TREES[0]],
+      base=BASE,
+      **s,
+    ),
+  ),
+}
+
+
+@pytest.mark.parametrize("settings", SELECTIONS, ids=str)
+@pytest.mark.parametrize("door", MAKERS)
+def test_selections(door, settings):
+  made, mixed = MAKERS[door]
+  got, want = made(**settings), mixed(**settings).params
+  check_equal(got, want)
+  dtypes = [[x.dtype for x in jax.tree.leaves(t)] for t in (got, want)]
+  assert dtypes[0] == dtypes[1]
+
+
+@pytest.mark.parametrize("settings", SELECTIONS, ids=str)
+def test_selections_of_learned_soups(settings):
+  seen = []
+
+  def of_blocks(params, beta):
+    seen.append(jax.tree.structure(params))
+    return sum((x**2).sum() for x in jax.tree.leaves(params)) * beta
+
+  soup = sj.learned_soup(
+    TREES, of_blocks, steps=2, granularity="model", base=BASE, **settings
+  )
+  rule = sj.rules.task_arithmetic(weights=soup.alphas["model"])
+  want = sj.mix(rule, TREES, base=BASE, **settings).params
+  check_equal(soup.params, want)
+  assert set(seen) == {jax.tree.structure(soup.params)}
+
+
+@pytest.mark.parametrize("door", ["uniform_soup", "greedy_soup"])
+def test_selected_weights(door):
+  settings = {"select": {"head": [0, 1, 3]}, "dtype": "bfloat16"}
+  made, mixed = MAKERS[door]
+  check_equal(made(**settings), mixed(**settings).params)
+
+
+def test_candidates_are_what_the_soup_is():
+  seen = []
+
+  def evaluate(params):
+    seen.append(params)
+    return 1.0
+
+  soup = sj.greedy_soup(
+    TREES, evaluate, base=BASE, select={"head": "keep"}, dtype="float16"
+  )
+  assert len(seen) == 3
+  for params in seen:
+    check_equal(params["head"], jax.tree.map(np.float16, BASE["head"]))
+  check_equal(seen[-1], soup.params)
+
+
+@pytest.mark.parametrize(
+  "settings,culprit",
+  [
+    ({"select": {"head": "leave"}}, "'leave'"),
+    ({"select": {"nothing": "skip"}}, "'nothing'"),
+    ({"select": {"head": np.nan}}, "nan"),
+    ({"select": {"head": [1, 2]}}, "'head'"),
+    ({"select": {"": "skip"}}, "select="),
+    ({"dtype": "int8"}, "int8"),
+    ({"dtype": "float99"}, "float99"),
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize("door", ["uniform_soup", "greedy_soup", "wise_ft"])
+def test_bad_selections(door, settings, culprit):
+  if settings.get("select") == {"head": [1, 2]} and door == "wise_ft":
+    settings = {"select": {"head": [1, 2, 3]}}
+  for make in MAKERS[door]:
+    with pytest.raises(ValueError, match=culprit):
+      make(**settings)
+
+
+def test_what_refers_to_a_base_needs_one():
+  for make in (sj.uniform_soup, lambda m, **s: sj.greedy_soup(m, score, **s)):
+    with pytest.raises(ValueError, match="base="):
+      make(TREES, select={"head": "keep"})
+
+
+def test_heads_that_differ_are_left_out():
+  other = {**TREES[1], "head": {"w": np.zeros((7, 7), np.float32)}}
+  soup = sj.uniform_soup([TREES[0], other], select={"head": "skip"})
+  want = sj.uniform_soup(TREES[:2])
+  check_equal(soup["blocks"], want["blocks"])

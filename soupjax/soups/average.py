@@ -91,7 +91,7 @@ def uniform_soup(
     dtype=dtype,
   )
   ingredients = selection.ingredients
-  check_ingredients(ingredients)
+  ingredients = check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
   if weights is not None:
     weights = arguments.soup_weights(weights, len(ingredients))
@@ -173,7 +173,7 @@ def wise_ft(
     ends[1:], base=ends[0], select=select, dtype=dtype, mixes_base=True
   )
   ends = [selection.base, *selection.ingredients]
-  check_ingredients(ends)
+  ends = check_ingredients(ends)
   same_init.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()

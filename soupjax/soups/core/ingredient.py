@@ -338,7 +338,25 @@ def as_ingredients(models: Models) -> list[Ingredient]:
     positions, same_kind = zip(*group)
     names = [f"model_{k}" for k in positions]
     ingredients += open_models(same_kind[0], same_kind, names)
-  return ingredients
+  return _in_shared_containers(ingredients)
+
+
+def _in_shared_containers(ingredients: list[Ingredient]) -> list[Ingredient]:
+  """Gives models from files the containers of the first tree in memory.
+
+  Most formats record names of leaves only: lists come back as dicts.
+  """
+  model = next((i for i in ingredients if i.path is None), None)
+  if model is None:
+    return ingredients
+
+  def adapted(other):
+    if other.path is None or other.specs.keys() != model.specs.keys():
+      return other
+    specs = {leaf: other.specs[leaf] for leaf in model.specs}
+    return dataclasses.replace(other, specs=specs, treedef=model.treedef)
+
+  return [adapted(ingredient) for ingredient in ingredients]
 
 
 def as_ingredient(model: Model, name: str) -> Ingredient:
@@ -387,11 +405,15 @@ def _check_one_model(models: Mapping[Any, Any]) -> None:
     )
 
 
-def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
+def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
   """Checks names, structures, shapes and dtypes; reads no float weights.
 
   Args:
-    ingredients: what is to be averaged.
+    ingredients: to be averaged.
+
+  Returns:
+    The ingredients, those from files in the containers of the first tree in
+    memory.
 
   Raises:
     ValueError: if there are none, two share a name, or trees or integer
@@ -399,6 +421,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
   """
   if not ingredients:
     raise ValueError("A soup needs at least one ingredient, got none.")
+  ingredients = _in_shared_containers(list(ingredients))
   names = []
   for ingredient in ingredients:
     if ingredient.name in names:
@@ -419,6 +442,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
       {i.name: {n: i.read(n) for n in counters} for i in ingredients}
     )
   _check_float64(ingredients[0])
+  return ingredients
 
 
 def rank_by(

@@ -172,7 +172,7 @@ def greedy_soup(
     dtype=dtype,
   )
   ingredients = selection.ingredients
-  check_ingredients(ingredients)
+  ingredients = check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
   ingredients = _in_order(ingredients, order)
   turns = decisions.Turns.of(

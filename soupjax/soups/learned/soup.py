@@ -202,8 +202,11 @@ def learned_soup(
   )
   checks.direction(loss)
   batches = checks.batches(batches, settings.steps)
-  anchor = ingredients[0] if base is None else base
-  check_ingredients(ingredients if base is None else [base, *ingredients])
+  if base is None:
+    ingredients = check_ingredients(ingredients)
+  else:
+    base, *ingredients = check_ingredients([base, *ingredients])
+  anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity, layer_of, stacked)
   checks.something_to_learn(anchor, layout)

@@ -83,7 +83,7 @@ def diwa(
   """
   runs = as_ingredients(runs)
   _check(evaluate, average, mode, settings)
-  check_ingredients(runs)
+  runs = check_ingredients(runs)
   scored = []
   for run in runs:
     found = arguments.number(
@@ -144,7 +144,7 @@ def ratatouille(
   """
   starts = as_ingredients(starts)
   _check(evaluate, average, mode, settings)
-  check_ingredients(starts)  # Before hours of fine-tuning.
+  starts = check_ingredients(starts)  # Before hours of fine-tuning.
   runs = []
   for start in starts:
     run = finetune(start.load(), start.name)

@@ -84,7 +84,7 @@ class Blend:
       dataclasses.replace(model, name=f"{k}: {model.name}")
       for k, model in enumerate(models.values())
     ]
-    check_ingredients(opened)
+    opened = check_ingredients(opened)
     nonfinite.check_finite(opened)
     self._sharding, self._in_memory = sharding, in_memory
     self._models = (
