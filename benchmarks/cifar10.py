@@ -27,15 +27,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from PIL import Image, ImageFilter
+from soupjax.tasks.pretrain import pretrain
+from soupjax.tasks.sweep import sweep
 
 import soupjax as sj
 from soupjax import data
 from soupjax.data import batch_ops as ops
-from soupjax.evaluators import Classification, predictor
+from soupjax.evaluators import Evaluator
 from soupjax.models import ViT
 from soupjax.tasks.cook import ranked
-from soupjax.tasks.pretrain import pretrain
-from soupjax.tasks.sweep import sweep
 from soupjax.train import losses, optim, step
 
 HERE = pathlib.Path(__file__).parent
@@ -229,7 +229,7 @@ def cook(model, ingredients, minival: data.Dataset, evaluate, seed: int):
       loss,
       granularity=granularity,
       steps=30,
-      learning_rate=0.1,
+      optimizer=sj.CoefficientOptimizer(learning_rate=0.1),
       batches=map(lambda b: jax.tree.map(jnp.asarray, b), batches()),
     ).params
     for granularity in ("model", "layer")
@@ -244,19 +244,23 @@ def cook(model, ingredients, minival: data.Dataset, evaluate, seed: int):
 
 def judge(models, model, test: data.Dataset, num_corrupted: int):
   """Returns model -> dataset -> accuracy in percent."""
-  predict = predictor(model)
   part = test.images[:num_corrupted], test.labels[:num_corrupted]
   sets = {"test": test}
   for name in CORRUPTIONS:
     sets[name] = data.Dataset(name, corrupted(part[0], name), part[1])
-  judges = {
-    name: Classification(predict, floats(d).images, d.labels, batch_size=500)
+  evaluators = {
+    name: Evaluator.from_arrays(
+      model, floats(d).images, d.labels, batch_size=500, name=name
+    )
     for name, d in sets.items()
   }
   table = {}
   for name, load in models.items():
     params = load()
-    table[name] = {k: 100 * judge(params) for k, judge in judges.items()}
+    table[name] = {
+      dataset: 100 * evaluate(params)
+      for dataset, evaluate in evaluators.items()
+    }
     table[name]["corrupted"] = float(
       np.mean([table[name][k] for k in CORRUPTIONS])
     )
@@ -306,14 +310,12 @@ def main() -> None:
     args.seed, chosen["pretrain_steps"], chosen["sweep_steps"]
   )
   initial = pretrain(config, model, first, args.workdir)
-  evaluate = Classification(
-    predictor(model), minival.images, minival.labels, batch_size=500
+  evaluate = Evaluator.from_arrays(
+    model, minival.images, minival.labels, batch_size=500
   )
-
-  def metrics(params):
-    return {f"minival/{k}": v for k, v in evaluate.metrics(params).items()}
-
-  ingredients = sweep(config, model, initial, second, metrics, args.workdir)
+  ingredients = sweep(
+    config, model, initial, second, evaluate.metrics, args.workdir
+  )
 
   # --- Soups ------------------------------------------------------------------
   soups, selected = cook(model, ingredients, minival, evaluate, args.seed)

@@ -1,18 +1,24 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Do soups win on the digits? The main job over seeds, and its control.
+"""Do soups win on noisy digits in a row? Twenty runs, and the control.
 
-python benchmarks/digits.py --workdir=runs/benchmark [--seeds=5]
+python benchmarks/digits.py --workdir=runs/benchmark [--report]
 
-Runs configs/digits.py once a seed, then the same without pretraining, where
-soups should win nothing. Prints the tables of README and benchmarks/README.md
-and writes the numbers to results/digits.json. A run that is there already is
-not repeated. About 12 minutes on 2 cores.
+Runs the three commands of launch/local.sh for each of the seeds 1000 to 1019:
+every run has its own split, pretraining and sweep. Then the same without
+pretraining for the first five, where soups should win nothing. Two runs go side
+by side, one on each core. A run that is finished is not repeated. Writes
+results/digits.json (accuracies by method and set), results/digits_correct.npz
+(whether each image was right, packed) and docs/images/digits.png, and prints
+the tables of README.md and benchmarks/README.md; --report does only that, from
+the files. About 40 minutes on 2 cores.
 """
 
 import argparse
-import collections
+from concurrent import futures
+import functools
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -20,117 +26,290 @@ import sys
 
 import jax
 import numpy as np
+import scipy.stats
 
 import soupjax as sj
-from soupjax.tasks.cook import ranked
 
 HERE = pathlib.Path(__file__).parent
-ROWS = (
-  ("pretrained", "pretrained + linear probe"),
-  ("mean", "mean ingredient"),
-  ("best", "best ingredient on minival"),
-  ("uniform", "uniform soup"),
-  ("greedy", "greedy soup"),
-  ("learned_model", "learned soup, per model"),
-  ("learned_layer", "learned soup, per layer"),
-  ("wise_ft_0.50", "WiSE-FT, alpha 0.5, to the best"),
-  ("ensemble", "logit ensemble (costs K models)"),
-  ("greedy_ensemble", "greedy ensemble"),
-)
+ROOT = HERE.parent
+RESULTS = HERE / "results" / "digits.json"
+CORRECT = HERE / "results" / "digits_correct.npz"
+PICTURE = ROOT / "docs" / "images" / "digits.png"
+SEEDS, CONTROLS = range(1000, 1020), range(1000, 1005)
+METRIC = "loss,prec@1"
+# Name in a run's results -> row of the tables; "best_*" and "mean" are derived.
+METHODS = {
+  "pretrained": "linear probe, the start",
+  "mean": "mean ingredient",
+  "best_prec@1": "best ingredient by accuracy",
+  "best_loss": "best ingredient by loss",
+  "uniform": "uniform soup",
+  "greedy_prec1": "greedy soup by accuracy",
+  "greedy": "greedy soup by loss",
+  "learned_layer": "learned soup, per layer",
+  "wise_ft_0.50": "WiSE-FT, alpha 0.5, to the best by loss",
+  "ensemble": "ensemble of 16, at 16 x the cost",
+}
 
 
-def run(argument: str, seed: int, workdir: pathlib.Path) -> None:
-  command = [
-    sys.executable,
-    "-m",
-    "soupjax.main",
-    f"--config={HERE.parent / 'configs' / 'digits.py'}{argument}",
-    f"--config.seed={seed}",
-    f"--workdir={workdir}",
+# --- Runs ---------------------------------------------------------------------
+
+
+def run(seed: int, workdir: pathlib.Path, pretrained: bool) -> pathlib.Path:
+  """Runs the three commands, or the last two; returns the soups' directory."""
+  root = workdir / f"{'digits' if pretrained else 'control'}_{seed}"
+  base, sweep, soups = (root / n for n in ("pretrained", "sweep", "soups"))
+  config = ROOT / "configs" / "finetune" / "digits.py"
+  start = f"--config.init.path={base / 'ingredients' / 'last'}"
+  commands = [
+    [f"--config={config}:pretrain,seed={seed}", f"--workdir={base}"],
+    [f"--config={config}:seed={seed}", "--sweep", f"--workdir={sweep}", start],
+    [
+      f"--config={ROOT / 'configs' / 'cook.py'}:sweep={sweep}",
+      f"--workdir={soups}",
+      f"--config.cook.metric={METRIC}",
+    ],
   ]
-  subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+  if not pretrained:
+    commands = [commands[1][:-1], commands[2]]
+  if not (soups / "report.html").exists():
+    # One core each; all runs share what they compile.
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache")}
+    for command in commands:
+      with open(workdir / f"{root.name}.log", "a") as log:
+        subprocess.run(
+          [sys.executable, "-m", "soupjax.main", *command],
+          check=True, env=env, stdout=log, stderr=log,
+        )  # fmt: skip
+  print(f"{root.name} is done", flush=True)
+  return soups
 
 
-def scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Accuracy in percent of every row: minival, test, mean over shifts."""
-  found = collections.defaultdict(dict)
-  for line in (workdir / "results.jsonl").read_text().splitlines():
+def record_of(soups: pathlib.Path) -> dict:
+  """Returns {"accuracy": model -> set -> percent, "loss": model -> minival}."""
+  accuracy, loss, ingredients = {}, {}, []
+  for line in (soups / "results.jsonl").read_text().splitlines():
     row = json.loads(line)
+    model, dataset = row["model"], row["dataset"].rpartition("/")[2]
+    if row["kind"] == "ingredient" and model not in ingredients:
+      ingredients.append(model)
     if row["metric"] == "prec@1":
-      dataset = row["dataset"].removeprefix("digits/")
-      found[row["model"]][dataset] = 100 * row["value"]
-  table = {
-    model: {
-      "minival": values["minival"],
-      "test": values["test"],
-      "shifts": float(
-        np.mean([v for k, v in values.items() if k not in ("minival", "test")])
-      ),
-    }
-    for model, values in found.items()
+      accuracy.setdefault(model, {})[dataset] = 100 * row["value"]
+    elif row["metric"] == "loss" and dataset == "minival":
+      loss[model] = row["value"]
+  kept = [*ingredients, *(m for m in METHODS if m in accuracy)]
+  greedy = json.loads((soups / "soups/greedy/greedy.json").read_text())
+  return {
+    "ingredients": ingredients,
+    "accuracy": {model: accuracy[model] for model in kept},
+    "minival_loss": {model: loss[model] for model in ingredients},
+    "selected": greedy["selected"],
   }
-  ingredients = sj.find_ingredients(workdir / "ingredients" / "*")
-  best = ranked(ingredients)[0]
-  table["best"] = table[best.name]
-  table["mean"] = {
-    column: float(np.mean([table[i.name][column] for i in ingredients]))
-    for column in ("minival", "test", "shifts")
-  }
-  return {name: table[name] for name, _ in ROWS}
 
 
-def markdown(title: str, runs: list[dict[str, dict[str, float]]]) -> str:
+def correct_of(soups: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns "METHOD/SET" -> packed bits, and those of the ingredients."""
+  packed = {}
+  for path in sorted((soups / "correct").glob("*.npz")):
+    if path.stem in METHODS or path.stem.startswith("member_"):
+      with np.load(path) as stored:
+        packed |= {f"{path.stem}/{name}": stored[name] for name in stored}
+  return packed
+
+
+# --- Statistics ---------------------------------------------------------------
+
+
+def table_of(record: dict) -> dict[str, tuple[float, float]]:
+  """Returns method -> accuracy on test and its mean over the shifts."""
+  accuracy = record["accuracy"]
+
+  def columns(model):
+    sets = accuracy[model]
+    shifts = [v for k, v in sets.items() if k not in ("minival", "test")]
+    return sets["test"], float(np.mean(shifts))
+
+  names = record["ingredients"]
+  by_loss = min(names, key=record["minival_loss"].__getitem__)
+  by_accuracy = max(
+    names,
+    key=lambda n: (accuracy[n]["minival"], -record["minival_loss"][n]),
+  )
+  derived = {
+    "mean": tuple(np.mean([columns(n) for n in names], axis=0)),
+    "best_prec@1": columns(by_accuracy),
+    "best_loss": columns(by_loss),
+  }
+  return {m: derived[m] if m in derived else columns(m) for m in METHODS}
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+  """Returns mean, standard error and half of the 95 % interval (t)."""
+  error = values.std(ddof=1) / np.sqrt(len(values))
+  return values.mean(), error, error * scipy.stats.t.ppf(0.975, len(values) - 1)
+
+
+def markdown(records: list[dict], baseline: str) -> str:
+  """Formats one row a method, with paired differences from a baseline."""
+  tables = [table_of(r) for r in records]
   lines = [
-    f"**{title}**, {len(runs)} seeds, accuracy in percent; differences from "
-    "the best ingredient, mean +- standard deviation, and in how many seeds "
-    "they are >= 0.",
-    "",
-    "| | test | shifts (mean of 8) | test, difference | wins "
-    "| shifts, difference | wins |",
+    "| | test | 8 shifts | test, difference (se) [95 %] | > 0 "
+    "| shifts, difference (se) [95 %] | > 0 |",
     "|---|---|---|---|---|---|---|",
   ]
-  for name, label in ROWS:
-    cells = [label]
-    for column in ("test", "shifts"):
-      cells.append(f"{np.mean([r[name][column] for r in runs]):.1f}")
-    for column in ("test", "shifts"):
-      gains = np.array([r[name][column] - r["best"][column] for r in runs])
-      wins = int((gains >= -1e-9).sum())
-      if name == "best":
-        cells += ["", ""]
-      else:
-        cells += [
-          f"{gains.mean():+.1f} +- {gains.std(ddof=1):.1f}",
-          f"{wins} of {len(runs)}",
-        ]
+  for method, label in METHODS.items():
+    values = np.array([t[method] for t in tables])
+    cells = [label, *(f"{v:.1f}" for v in values.mean(axis=0))]
+    gains = values - np.array([t[baseline] for t in tables])
+    for column in gains.T if method != baseline else ():
+      mean, error, half = interval(column)
+      cells.append(
+        f"{mean:+.2f} ({error:.2f}) [{mean - half:+.2f}, {mean + half:+.2f}]"
+      )
+      cells.append(f"{(column > 1e-9).sum()} of {len(column)}")
+    cells += [""] * (7 - len(cells))
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 
+# --- Picture ------------------------------------------------------------------
+
+STARS = {
+  "uniform": ("Uniform soup", "#0072B2"),
+  "greedy": ("Greedy soup (loss)", "#D55E00"),
+  "greedy_prec1": ("Greedy soup (accuracy)", "#E69F00"),
+  "learned_layer": ("Learned soup", "#009E73"),
+  "ensemble": ("Ensemble, 16 x the cost", "#CC79A7"),
+}
+
+
+def picture(records: list[dict]) -> None:
+  """Draws all ingredients and soups, and each run's gains by method."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  tables = [table_of(r) for r in records]
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(11, 4.6), dpi=130, width_ratios=(1, 1.25)
+  )
+  dots = [
+    (
+      r["accuracy"][n]["test"],
+      np.mean(
+        [v for k, v in r["accuracy"][n].items() if k not in ("minival", "test")]
+      ),
+    )
+    for r in records
+    for n in r["ingredients"]
+  ]
+  left.scatter(
+    *np.transpose(dots), s=9, color="0.6", alpha=0.5, lw=0,
+    label=f"Ingredients of {len(records)} runs",
+  )  # fmt: skip
+  points = {
+    "best_prec@1": ("Best ingredient", "black", "D", 45),
+    "pretrained": ("Linear probe", "0.35", "s", 45),
+    **{m: (*style, "*", 190) for m, style in STARS.items()},
+  }
+  for method, (label, color, marker, size) in points.items():
+    values = np.array([t[method] for t in tables])
+    half = [interval(column)[2] for column in values.T]
+    left.errorbar(
+      *values.mean(axis=0), xerr=half[0], yerr=half[1], color=color, lw=1,
+      zorder=3,
+    )  # fmt: skip
+    left.scatter(
+      *values.mean(axis=0), s=size, color=color, marker=marker, zorder=4,
+      edgecolor="white", lw=0.6, label=label,
+    )  # fmt: skip
+  left.set_xlabel("Accuracy on test, %")
+  left.set_ylabel("Mean accuracy over 8 shifts, %")
+  left.legend(fontsize=7.5, loc="lower right", framealpha=0.9)
+  left.set_title("Means over runs, with 95 % intervals", fontsize=10)
+
+  rng = np.random.default_rng(0)
+  methods = ["pretrained", "mean", *STARS]
+  for row, method in enumerate(methods):
+    for offset, column, color in ((-0.17, 0, "#0072B2"), (0.17, 1, "#D55E00")):
+      gains = np.array(
+        [t[method][column] - t["best_prec@1"][column] for t in tables]
+      )
+      mean, _, half = interval(gains)
+      y = row + offset
+      right.scatter(
+        gains, y + rng.uniform(-0.07, 0.07, len(gains)), s=10, color=color,
+        alpha=0.4, lw=0,
+      )  # fmt: skip
+      right.errorbar(
+        mean, y, xerr=half, fmt="o", color=color, ms=4.5, capsize=3, zorder=3,
+        label=("test", "mean of 8 shifts")[column] if not row else None,
+      )  # fmt: skip
+  right.axvline(0, color="black", lw=0.8)
+  right.set_yticks(
+    range(len(methods)),
+    ["Linear probe", "Mean ingredient", *(s[0] for s in STARS.values())],
+    fontsize=8,
+  )
+  right.invert_yaxis()
+  right.set_xlabel("Points above the run's best ingredient (by accuracy)")
+  right.legend(fontsize=8)
+  right.set_title("One dot a run; mean and 95 % interval", fontsize=10)
+  figure.tight_layout()
+  figure.savefig(PICTURE)
+
+
+def report() -> None:
+  """Prints the tables and draws the picture from the stored results."""
+  stored = json.loads(RESULTS.read_text())
+  print(f"Commit {stored['commit']}, jax {stored['jax']}.")
+  for key, title in (("runs", "Pretrained"), ("controls", "No pretraining")):
+    records = list(stored[key].values())
+    for baseline in ("best_prec@1", "best_loss"):
+      print(
+        f"\n**{title}**, {len(records)} runs, against {METHODS[baseline]}\n"
+      )
+      print(markdown(records, baseline))
+    sizes = [len(r["selected"]) for r in records]
+    print(f"\nIngredients in the greedy soup by loss: {sorted(sizes)}")
+  picture(list(stored["runs"].values()))
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--seeds", type=int, default=5)
+  parser.add_argument("--workdir", type=pathlib.Path)
+  parser.add_argument("--report", action="store_true")
   args = parser.parse_args()
-  record = {
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "soupjax": sj.__version__,
-  }
-  for argument, title in (
-    ("", "Pretrained"),
-    (":scratch", "Control without pretraining"),
-  ):
-    runs = []
-    for seed in range(args.seeds):
-      workdir = args.workdir / f"{argument.lstrip(':') or 'digits'}_{seed}"
-      run(argument, seed, workdir)
-      runs.append(scores(workdir))
-    record[title] = runs
-    print(markdown(title, runs), "\n", flush=True)
-  results = HERE / "results" / "digits.json"
-  results.parent.mkdir(exist_ok=True)
-  results.write_text(json.dumps(record, indent=1) + "\n")
+  if not args.report:
+    if args.workdir is None:
+      parser.error("--workdir is needed, or --report")
+    workdir = args.workdir.absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(
+      ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True,
+      capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    stored = {
+      "commit": commit,
+      "python": platform.python_version(),
+      "jax": jax.__version__,
+      "soupjax": sj.__version__,
+    }
+    correct = {}
+    with futures.ThreadPoolExecutor(2) as pool:
+      for key, seeds in (("runs", SEEDS), ("controls", CONTROLS)):
+        start = functools.partial(
+          run, workdir=workdir, pretrained=key == "runs"
+        )
+        stored[key] = {}
+        for seed, soups in zip(seeds, pool.map(start, seeds)):
+          stored[key][str(seed)] = record_of(soups)
+          packed = correct_of(soups) if key == "runs" else {}
+          correct |= {f"{seed}/{name}": bits for name, bits in packed.items()}
+    RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+    np.savez_compressed(CORRECT, **correct)
+  report()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a greedy soup costs: images evaluated, and time besides evaluation.
+"""Measures greedy soups: images evaluated, and time besides evaluation.
 
-python benchmarks/greedy.py --workdir=runs/greedy [--digits=runs/digits]
+python benchmarks/greedy.py --workdir=runs/greedy --sweep=runs/sweep
 
-Two settings, ingredients on disk in both. "digits": the sweep of
-configs/digits.py, trained here, or that of a finished run (`--digits`).
-"synthetic": noisy copies of a wide network on 8,192 held-out images, the best
-of which is right on five of eight. Each is cooked with and without early
-rejection, in turns; medians over rounds. Pure evaluation time is what the
-evaluator takes once a candidate's weights are there; "alone", what the same
-calls take when nothing else goes on. Writes results/greedy.json. About ten
-minutes on 2 cores.
+Two settings, with ingredients on disk. "digits": a finished sweep of
+configs/finetune/digits.py (`--sweep`) and its 300 held-out images. "synthetic":
+noisy copies of a wide network on 8,192 held-out images, the best of which is
+right on five of eight. Each is cooked with and without early rejection, in
+turns; medians over rounds. Pure evaluation time is that of the evaluator once a
+candidate's weights are on the device; "alone" is the time of the same calls
+with nothing else going on. Writes results/greedy.json. About ten minutes on 2
+cores.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import platform
@@ -26,30 +27,25 @@ import numpy as np
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax import data
-from soupjax.evaluators import Classification, predictor
-from soupjax.models import ViT
-from soupjax.tasks import workdir as workdir_lib
-from soupjax.tasks.cook import ranked
-from soupjax.tasks.pretrain import pretrain, probed
-from soupjax.tasks.sweep import sweep
+from soupjax.evaluators import Evaluator
+from soupjax.tasks.cook import evaluate, inputs, soups
 
 HERE = pathlib.Path(__file__).parent
 
 
 class Timed:
-  """Counts the seconds of an evaluator, from when the weights are there."""
+  """Counts the seconds of an evaluator, once the weights are on the device."""
 
   mode = "max"
 
-  def __init__(self, judge: Classification, calls: list | None = None):
-    # All candidates are held by a list of calls: not where time is taken.
-    self.judge, self.seconds, self.calls = judge, 0.0, calls
+  def __init__(self, evaluator: Evaluator, calls: list | None = None):
+    # A list of calls holds all candidates: none while time is measured.
+    self.evaluator, self.seconds, self.calls = evaluator, 0.0, calls
 
   def _time(self, name, *args):
     jax.block_until_ready(args)
     began = time.perf_counter()
-    result = getattr(self.judge, name)(*args)
+    result = getattr(self.evaluator, name)(*args)
     self.seconds += time.perf_counter() - began
     self._note(name, *args)
     return result
@@ -61,49 +57,41 @@ class Timed:
   def __call__(self, params):
     return self._time("__call__", params)
 
-  def trial(self, params, reaches):
-    return self._time("trial", params, reaches)
+  def evaluate_until(self, params, can_reach):
+    return self._time("evaluate_until", params, can_reach)
 
-  def keep(self):
-    self.judge.keep()
-    self._note("keep")
+  def set_incumbent(self):
+    self.evaluator.set_incumbent()
+    self._note("set_incumbent")
 
 
-def alone(judge: Classification, calls: list[tuple]) -> float:
+def alone(evaluator: Evaluator, calls: list[tuple]) -> float:
   """Seconds of the same calls with nothing beside them."""
   began = time.perf_counter()
   for name, *args in calls:
-    getattr(judge, name)(*args)
+    getattr(evaluator, name)(*args)
   return time.perf_counter() - began
 
 
-def digits(workdir: pathlib.Path):
-  """The sweep of configs/digits.py and its 300 held-out images."""
-  config = config_lib.load(str(HERE.parent / "configs" / "digits.py"))
-  workdir = workdir_lib.open_workdir(workdir, config)
-  splits = data.load_digits(
-    seed=config.seed,
-    num_train=config.data.num_train,
-    num_minival=config.data.num_minival,
-  )
-  model = ViT(num_classes=splits.num_classes, **config.model)
-  predict, d = predictor(model), splits.minival
+def digits(sweep: pathlib.Path, workdir: pathlib.Path):
+  """A sweep of configs/finetune/digits.py and its 300 held-out images."""
+  path = str(HERE.parent / "configs" / "cook.py")
+  config = config_lib.load(path, f"sweep={sweep}", **{"tests": {}})
+  opened = inputs.open_inputs(config)
+  evaluations = evaluate.Evaluations(opened, workdir)
+  ingredients = []
+  workdir.mkdir(parents=True, exist_ok=True)
+  for ingredient in opened.ingredients:
+    values = evaluations.evaluate(ingredient.name, ingredient.load)["minival"]
+    metrics = {f"minival/{k}": v for k, v in values.items()}
+    ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
+  minival = evaluations.minival("prec@1")
+  images, labels = minival.examples()
 
-  def judge():
-    return Classification(predict, d.images, d.labels, batch_size=10)
+  def evaluator():
+    return Evaluator.from_arrays(opened.model, images, labels, batch_size=10)
 
-  start = pretrain(config, model, splits.pretrain, workdir)
-  start = probed(config, model, start, splits.train, workdir)
-  whole = Classification(predict, d.images, d.labels)
-  ingredients = sweep(
-    config,
-    model,
-    start,
-    splits.train,
-    lambda p: {f"minival/{k}": v for k, v in whole.metrics(p).items()},
-    workdir,
-  )
-  return ranked(ingredients), judge
+  return soups.ranked(ingredients), evaluator
 
 
 def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
@@ -121,7 +109,6 @@ def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
       x = jnp.tanh(x @ params[name])
     return x
 
-  @jax.jit
   def predict(params, x):
     return features(params, x) @ params["head"]
 
@@ -137,11 +124,11 @@ def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
   params["head"] = np.linalg.solve(gram, f.T @ np.eye(100)[labels]).astype("f")
   x, labels = draw(8_192)
 
-  def judge():
-    return Classification(predict, x, labels, batch_size=256)
+  def evaluator():
+    return Evaluator.from_arrays(predict, x, labels, batch_size=256)
 
   directory.mkdir(parents=True, exist_ok=True)
-  whole = judge()
+  whole = evaluator()
   ingredients = []
   for k, size in enumerate(np.exp(rng.uniform(*np.log([0.1, 1.5]), count))):
     noisy = {
@@ -154,15 +141,15 @@ def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
     opened = sj.open_ingredient(path)
     opened.metrics["val"] = whole(noisy)
     ingredients.append(opened)
-  return sj.rank_by(ingredients, "val"), judge
+  return sj.rank_by(ingredients, "val"), evaluator
 
 
-def measure(ingredients, judge, rounds: int) -> dict:
+def measure(ingredients, make_evaluator, rounds: int) -> dict:
   """Cooks with and without early rejection; medians over rounds."""
   runs = {True: [], False: []}
   for k in range(rounds + 1):  # The first compiles.
     for early in (True, False):
-      timed = Timed(judge())
+      timed = Timed(make_evaluator())
       began = time.perf_counter()
       soup = sj.greedy_soup(ingredients, timed, early_reject=early)
       wall = time.perf_counter() - began
@@ -178,7 +165,7 @@ def measure(ingredients, judge, rounds: int) -> dict:
         jax.tree.map(np.testing.assert_array_equal, soup.params, first.params)
   rejected = [d.evaluated for d in first.history if not d.accepted]
   found = {
-    "images": len(judge().labels),
+    "images": make_evaluator().totals(ingredients[0].load())["n"],
     "best single": first.history[0].score,
     "soup": first.score,
     "candidates": len(first.history),
@@ -190,8 +177,12 @@ def measure(ingredients, judge, rounds: int) -> dict:
   for early, name in ((True, "early"), (False, "full")):
     walls, pure = np.array(runs[early]).T
     calls = []
-    sj.greedy_soup(ingredients, Timed(judge(), calls), early_reject=early)
-    by_itself = np.median([alone(judge(), calls) for _ in range(rounds)])
+    sj.greedy_soup(
+      ingredients, Timed(make_evaluator(), calls), early_reject=early
+    )
+    by_itself = np.median(
+      [alone(make_evaluator(), calls) for _ in range(rounds)]
+    )
     found[f"{name}: wall s"] = float(np.median(walls))
     found[f"{name}: evaluation s"] = float(np.median(pure))
     found[f"{name}: evaluation alone s"] = float(by_itself)
@@ -203,11 +194,11 @@ def measure(ingredients, judge, rounds: int) -> dict:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
-  parser.add_argument("--digits", type=pathlib.Path)
+  parser.add_argument("--sweep", type=pathlib.Path, required=True)
   parser.add_argument("--rounds", type=int, default=5)
   args = parser.parse_args()
   settings = {
-    "digits": digits(args.digits or args.workdir / "digits"),
+    "digits": digits(args.sweep, args.workdir / "digits"),
     "synthetic": synthetic(args.workdir / "synthetic"),
   }
   record = {
@@ -215,8 +206,8 @@ def main() -> None:
     "jax": jax.__version__,
     "rounds": args.rounds,
   }
-  for name, (ingredients, judge) in settings.items():
-    record[name] = measure(ingredients, judge, args.rounds)
+  for name, (ingredients, make_evaluator) in settings.items():
+    record[name] = measure(ingredients, make_evaluator, args.rounds)
     print(name)
     for key, value in record[name].items():
       shown = f"{value:.4g}" if isinstance(value, float) else value

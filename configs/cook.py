@@ -1,34 +1,38 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-r"""Soups of a folder of checkpoints, and what was won.
+r"""Cooks soups of a folder of checkpoints and evaluates them.
 
-Of a sweep that was fine-tuned with configs/finetune; data, model and start are
-what it recorded:
+For a sweep that was fine-tuned with configs/finetune. Data, model, test sets
+and start are those that it recorded:
 
   soupjax --config=configs/cook.py:sweep=runs/b16 --workdir=runs/b16_soups \
     --config.tests=test=validation,sketch=imagenet_sketch/test
 
-Its moving averages instead: configs/cook.py:sweep=runs/b16,which=last_ema_0.999
+For its moving averages: configs/cook.py:sweep=runs/b16,which=last_ema_0.999
 
-Of checkpoints from elsewhere, as timm's or Hugging Face's of one model, which
-is found out from them and files beside them; the soups are written with their
-names too (docs/cook.md):
+For checkpoints from elsewhere, such as timm or Hugging Face, the model is
+detected from them and from files beside them. The soups are also written with
+their leaf names (docs/cook.md):
 
   soupjax --config=configs/cook.py --workdir=runs/soups \
     --config.ingredients='runs/*/model.safetensors' \
     --config.data.name=folder:photos --config.data.minival=val \
     --config.tests=test=test
 
-What no file says is asked for, as --config.model.num_heads=12 and
+An error asks for settings that are in no file, such as
+--config.model.num_heads=12 and
 --config.data.eval_ops='resize(224)|value_range(-1, 1)'.
 
-Evaluates every ingredient once on everything, then cooks: uniform, greedy and
-learned soups, WiSE-FT where the start is known, ensembles to compare with. The
-report is WORKDIR/report.html. --dry_run shows what would be done. On digits, in
-half a minute, after the two lines of configs/finetune/digits.py:
+Evaluates every ingredient once on every set, then makes uniform, greedy and
+learned soups, WiSE-FT if the start is known, and ensembles to compare with. The
+report is WORKDIR/report.html. --dry_run prints the plan. With few held-out
+images (below 1,000), --config.cook.metric=loss ranks and accepts by the loss.
+
+On digits, half a minute, after the two commands of configs/finetune/digits.py:
 
   soupjax --config=configs/cook.py:sweep=runs/sweep --workdir=runs/soups \
-    --config.tests=test=test,rotate=rotate,noise=noise,blur=blur
+    --config.tests=test=test,rotate=rotate,noise=noise,blur=blur \
+    --config.cook.metric=loss,prec@1
 """
 
 from soupjax.config import parse_arg

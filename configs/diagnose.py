@@ -1,23 +1,23 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-r"""Why averages of a folder of checkpoints gain or lose (docs/diagnose.md).
+r"""Explains why averages of checkpoints gain or lose (docs/diagnose.md).
 
-Of a sweep that was fine-tuned with configs/finetune; model, data and start are
-what it recorded:
+For a sweep that was fine-tuned with configs/finetune. Model, data and start are
+those that it recorded:
 
   soupjax --config=configs/diagnose.py:sweep=runs/b16 --workdir=runs/b16_why
 
-Of other checkpoints, the settings of configs/cook.py:
+For other checkpoints, with the settings of configs/cook.py:
 
   soupjax --config=configs/diagnose.py:family=timm --workdir=runs/why \
     --config.ingredients='runs/*/model.safetensors' \
     --config.model.variant=B/16 --config.data.name=folder:photos \
     --config.data.minival=val --config.data.num_classes=37
 
-Evaluates on minival every ingredient, a greedy soup and the midpoints of pairs
-(max_pairs at most, neighbours in the order of scores first; 0 for none). Prints
+Evaluates every ingredient, a greedy soup and the midpoints of pairs on minival
+(at most max_pairs, neighbours in the order of scores first; 0 for none). Prints
 a table and findings, and writes them to WORKDIR/diagnosis.txt, with a picture
-beside. --dry_run shows what would be done.
+beside it. --dry_run prints the plan.
 """
 
 from soupjax.config import parse_arg

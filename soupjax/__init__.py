@@ -34,6 +34,10 @@ from soupjax.soups.greedy.soup import Decision as Decision
 from soupjax.soups.greedy.soup import GreedySoup as GreedySoup
 from soupjax.soups.greedy.soup import greedy_soup as greedy_soup
 from soupjax.soups.learned.entropy import entropy_loss as entropy_loss
+from soupjax.soups.learned.options import (
+  CoefficientOptimizer as CoefficientOptimizer,
+)
+from soupjax.soups.learned.options import Granularity as Granularity
 from soupjax.soups.learned.soup import LearnedSoup as LearnedSoup
 from soupjax.soups.learned.soup import learned_soup as learned_soup
 from soupjax.soups.rules.estimate import activation_grams as activation_grams

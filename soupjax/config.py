@@ -11,7 +11,6 @@ as `hyper.total`, `hyper.warmup`, `log` and `checkpoint`. Integers called
 `..._steps` occur in Python functions only, where the conversion is done.
 """
 
-import ast
 from collections.abc import Callable, Iterator
 import copy
 import importlib.util
@@ -43,7 +42,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   Raises:
     ValueError: for a name without a default, or a value of another type.
 
-  Example:
+  Examples:
     >>> arg = parse_arg("size=4,quick", size=16, quick=False, name="digits")
     >>> arg.size, arg.quick, arg.name
     (4, True, 'digits')
@@ -95,7 +94,7 @@ class NamedTexts(ml_collections.ConfigDict):
 def parse_named(text: str) -> dict[str, str]:
   """Parses the short form of a dict of texts.
 
-  Example:
+  Examples:
     >>> parse_named("test=validation, sketch=imagenet_sketch/test")
     {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
 
@@ -111,43 +110,6 @@ def parse_named(text: str) -> dict[str, str]:
       raise ValueError(f"{name!r} is given twice in {text!r}.")
     values[name] = value
   return values
-
-
-def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
-  """Splits a call such as `ties(0.2, scale=0.5)` into its parts.
-
-  Args:
-    text: a name or an import path, alone or with literals as arguments.
-
-  Returns:
-    The name, the positional arguments and the arguments by name.
-
-  Raises:
-    ValueError: if the text is not a call, or an argument is not a literal.
-
-  Example:
-    >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
-    ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
-    >>> parse_call("my_rules.trimmed_mean")
-    ('my_rules.trimmed_mean', [], {})
-  """
-  try:
-    node = ast.parse(text.strip(), mode="eval").body
-    args, keywords = [], []
-    if isinstance(node, ast.Call):
-      node, args, keywords = node.func, node.args, node.keywords
-    name = ast.unparse(node)
-    if not all(part.isidentifier() for part in name.split(".")):
-      raise ValueError(name)
-    values = {k.arg: ast.literal_eval(k.value) for k in keywords}
-    if None in values:
-      raise ValueError("**")
-    return name, [ast.literal_eval(a) for a in args], values
-  except (SyntaxError, ValueError) as e:
-    raise ValueError(
-      f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
-      "quoted words, lists and dicts as arguments."
-    ) from e
 
 
 def load(path: str, arg: str | None = None, **overrides: Any):
@@ -168,10 +130,12 @@ def load(path: str, arg: str | None = None, **overrides: Any):
   return updated(config, overrides, what=path)
 
 
-def _module(path: str):
+def _module(path: str) -> Any:
   if not os.path.exists(path):
     raise ValueError(f"There is no config file {path}.")
   spec = importlib.util.spec_from_file_location("soupjax_config", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"{path} is not a Python file: its name must end in .py.")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
@@ -216,7 +180,7 @@ def updated(
   Raises:
     ValueError: if a key does not exist, or a value has the wrong type.
 
-  Example:
+  Examples:
     >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
     >>> updated(config, {"hyper.rate": 0.3}).hyper.rate
     0.3
@@ -225,13 +189,11 @@ def updated(
   for key in list(overrides):
     if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
-    parent = config
+    parent, leaf = config, key.split(".")[-1]
     for part in key.split(".")[:-1]:
       parent = parent[part]
-    if isinstance(parent[key.rpartition(".")[2]], NamedTexts):
-      parent[key.rpartition(".")[2]] = _NamedTextsParser().parse(
-        overrides.pop(key)
-      )
+    if isinstance(parent[leaf], NamedTexts):  # Replaced, not updated.
+      parent[leaf] = _NamedTextsParser().parse(overrides.pop(key))
   try:
     config.update_from_flattened_dict(overrides)
   except TypeError as e:
@@ -255,7 +217,7 @@ def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
   """Lists the differences of two configs from `to_dict`, one line per key.
 
-  Example:
+  Examples:
     >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
     ['hyper.rate: 0.1 before, 0.3 now']
   """
@@ -289,23 +251,24 @@ def steps(
     ValueError: if the number or the unit is missing, or the duration is in
       epochs of unknown length.
 
-  Example:
-    >>> steps("10epochs", batch_size=50, num_examples=1000)
-    200
+  Examples:
+    >>> steps("10epochs", batch_size=32, num_examples=1000)
+    312
+    >>> steps("500steps", batch_size=32, num_examples=None)
+    500
   """
   match = re.fullmatch(
     r"\s*([0-9.]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?)\s*", str(duration)
   )
   try:
-    number = float(match.group(1)) if match else None
+    if match is None:
+      raise ValueError(duration)
+    number, unit = float(match[1]), match[2].rstrip("s")
   except ValueError:
-    number = None
-  if number is None:
     raise ValueError(
       f"{name or 'A duration'} must have a unit, such as '10epochs', "
       f"'500steps' or '1000examples', got {duration!r}."
-    )
-  unit = match.group(2).rstrip("s")
+    ) from None
   if unit == "step":
     return round(number)
   if unit == "example":
@@ -324,7 +287,7 @@ def steps(
 def seeds(size: int) -> Iterator[dict[str, Any]]:
   """Yields runs that differ in their seed only: data order, augmentation.
 
-  Example:
+  Examples:
     >>> list(seeds(2))
     [{'seed': 0}, {'seed': 1}]
   """
@@ -345,7 +308,7 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
       smaller one.
     seed: seed of the draws.
 
-  Example:
+  Examples:
     >>> member = next(random_search(8, seed=0))
     >>> member["hyper.total"], round(member["hyper.learning_rate"], 7)
     ('12epochs', 9.27e-05)
@@ -404,7 +367,7 @@ def standard_grid() -> Iterator[dict[str, Any]]:
   Four learning rates, three strengths of augmentation, mixup off or 0.5, two
   seeds.
 
-  Example:
+  Examples:
     >>> members = list(standard_grid())
     >>> len(members), members[0]["hyper.learning_rate"]
     (48, 3e-05)

@@ -5,25 +5,38 @@
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import threading
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file under a temporary name and renames it."""
+def temporary_name(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the name that a file or directory has while it is written."""
   path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "w", encoding="utf-8") as f:
-    f.write(text)
+  return path.with_name(f".{path.name}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a temporary file that takes its final name on success."""
+  temporary = temporary_name(path)
+  with open(temporary, "wb") as f:
+    yield f
     f.flush()
     os.fsync(f.fileno())
   os.replace(temporary, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file, whole or not at all."""
+  with replacing(path) as f:
+    f.write(text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -33,14 +46,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
   """Writes named arrays as an `.npz`, whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "wb") as f:
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  with replacing(path) as f:
     np.savez(f, **arrays)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -72,11 +80,36 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   path = pathlib.Path(path)
   if path.exists():
     raise ValueError(f"{path} exists already: delete it, or choose another.")
-  temporary = path.with_name(f".{path.name}.tmp")
+  temporary = temporary_name(path)
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   yield temporary
   os.rename(temporary, path)
+
+
+def lock(path: str | os.PathLike, busy: str | None = None) -> int:
+  """Locks a file or directory; the lock ends with the process, however.
+
+  Args:
+    path: of a file, made if it does not exist, or of a directory.
+    busy: the error if another process holds the lock; None waits for it.
+
+  Returns:
+    A file descriptor; closing it ends the lock.
+
+  Raises:
+    ValueError: saying `busy`.
+  """
+  flags = os.O_RDONLY | (0 if os.path.isdir(path) else os.O_CREAT)
+  fd = os.open(path, flags, 0o666)
+  try:
+    fcntl.flock(fd, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+  except BaseException as e:
+    os.close(fd)
+    if isinstance(e, BlockingIOError):
+      raise ValueError(busy) from None
+    raise
+  return fd
 
 
 def open_for_writing(

@@ -6,17 +6,20 @@ A name is looked up among the registered functions. One with a dot is an import
 path, so that a config can use code that this package has never seen.
 """
 
+import ast
 from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
 import inspect
-from typing import Any
+from typing import Any, TypeVar, overload
+
+T = TypeVar("T")
 
 
 class Registry:
   """Functions or classes by name.
 
-  Example:
+  Examples:
     >>> losses = Registry("loss")
     >>> @losses.register
     ... def hinge(logits, targets):
@@ -32,9 +35,15 @@ class Registry:
     self.kind = kind
     self._members: dict[str, Any] = {}
 
+  @overload
   def register(
-    self, target: Any = None, *, name: str | None = None
-  ) -> Callable[[Any], Any]:
+    self, target: None = None, *, name: str | None = None
+  ) -> Callable[[T], T]: ...
+
+  @overload
+  def register(self, target: T, *, name: str | None = None) -> T: ...
+
+  def register(self, target: Any = None, *, name: str | None = None) -> Any:
     """Adds a function or class under its own name, as a decorator.
 
     Args:
@@ -113,18 +122,60 @@ def _origin(target: Any) -> str:
   return f"{getattr(target, '__qualname__', target)} of {where}"
 
 
-def suggestion(name: str, known: Iterable[str], show: int = 20) -> str:
+def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
   """Ends a sentence about an unknown name: close matches, or the whole list.
 
-  Example:
+  Examples:
     >>> suggestion("tie", ["ties", "dare", "linear"])
     ": did you mean 'ties'?"
     >>> suggestion("x", ["ties", "dare", "linear"])
     ': there are dare, linear, ties.'
   """
-  known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+  known = sorted(map(str, known))
+  folded = {one.lower(): one for one in known}
+  close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
   if close:
-    return f": did you mean {' or '.join(map(repr, close))}?"
+    names = " or ".join(repr(folded[one]) for one in close)
+    return f": did you mean {names}?"
   more = f" and {len(known) - show} more" if len(known) > show else ""
   return f": there are {', '.join(known[:show]) or 'none'}{more}."
+
+
+def parse_call(
+  text: str, value: Callable[[ast.expr], Any] = ast.literal_eval
+) -> tuple[str, list[Any], dict[str, Any]]:
+  """Splits a call such as `ties(0.2, scale=0.5)` into its parts.
+
+  Args:
+    text: a name or an import path, alone or with arguments.
+    value: returns the value of an argument, or raises a ValueError.
+
+  Returns:
+    The name, the positional arguments and the arguments by name.
+
+  Raises:
+    ValueError: if the text is not such a call.
+
+  Examples:
+    >>> parse_call("ties(0.2, scale={'head': 0.0, '': 1.0})")
+    ('ties', [0.2], {'scale': {'head': 0.0, '': 1.0}})
+    >>> parse_call("my_rules.trimmed_mean")
+    ('my_rules.trimmed_mean', [], {})
+  """
+  try:
+    node: ast.expr = ast.parse(text.strip(), mode="eval").body
+    args, keywords = [], []
+    if isinstance(node, ast.Call):
+      args, keywords, node = node.args, node.keywords, node.func
+    name = ast.unparse(node)
+    if not all(part.isidentifier() for part in name.split(".")):
+      raise ValueError(name)
+    values = {k.arg or "**": value(k.value) for k in keywords}
+    if "**" in values:
+      raise ValueError("**")
+    return name, [value(a) for a in args], values
+  except (SyntaxError, ValueError) as e:
+    raise ValueError(
+      f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
+      "quoted words, lists and dicts as arguments."
+    ) from e

@@ -11,6 +11,8 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from soupjax.soups.core import tree as tree_lib
+
 PyTree = Any
 # Of a ViT's or Mixer's matrices, what one layer splits by heads or hidden units
 # the next sums over: one all-reduce a layer (arXiv 1909.08053, section 3).
@@ -188,7 +190,7 @@ def of_state(
   shapes = {name: tuple(spec.shape) for name, spec in zip(names, specs)}
 
   def place(path, leaf):
-    full = jax.tree_util.keystr(path, simple=True, separator="/")
+    full = tree_lib.name_of(path)
     # The longest name: of "head/bias" and "bias", a state "mu/head/bias" is
     # the first's.
     parts = full.split("/")
@@ -206,10 +208,7 @@ def of_state(
 def named(tree: PyTree) -> list[tuple[str, Any]]:
   """Lists a tree's leaves with names like "head/kernel"."""
   paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return [
-    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-    for path, leaf in paths
-  ]
+  return [(tree_lib.name_of(path), leaf) for path, leaf in paths]
 
 
 def _check_rules(mesh, rules, names):

@@ -1,7 +1,5 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-import re
-
 import ml_collections
 from ml_collections import config_dict
 import pytest
@@ -47,29 +45,6 @@ def test_parse_arg():
 def test_parse_arg_bad(arg, message):
   with pytest.raises(ValueError, match=message):
     config.parse_arg(arg, res=1, x=False)
-
-
-@pytest.mark.parametrize(
-  "text,parts",
-  [
-    ("ties", ("ties", [], {})),
-    (" my.rules.mean( ) ", ("my.rules.mean", [], {})),
-    (
-      "ties(-0.2, scale={'a.b': 1, '': [1, 2]}, compat=None)",
-      ("ties", [-0.2], {"scale": {"a.b": 1, "": [1, 2]}, "compat": None}),
-    ),
-  ],
-)
-def test_parse_call(text, parts):
-  assert config.parse_call(text) == parts
-
-
-@pytest.mark.parametrize(
-  "text", ["", "f(", "f(x)", "f(**{'a': 1})", "f(*[1])", "f()()", "1", "a b"]
-)
-def test_parse_call_bad(text):
-  with pytest.raises(ValueError, match=f"Cannot read {re.escape(repr(text))}"):
-    config.parse_call(text)
 
 
 def test_load_overrides_and_locks(path):
@@ -231,7 +206,12 @@ def test_problems_are_raised_together():
   problems.expect("x", "positive", lambda v: v > 0)
   problems.attempt(int, "two")
   problems.attempt(int, "3")
-  with pytest.raises(
-    ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"
-  ):
+  with pytest.raises(ValueError, match="n.k .*0\n.*x .*text.*1\n.*'two'"):
     problems.raise_if_any()
+
+
+def test_a_config_is_a_python_file(tmp_path):
+  path = tmp_path / "config.txt"
+  path.write_text("def get_config(arg=None): pass\n")
+  with pytest.raises(ValueError, match="config.txt"):
+    config.load(str(path))

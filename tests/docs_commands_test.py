@@ -15,11 +15,13 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
 
 import soupjax as sj
+from soupjax.data import batch_ops, image_ops
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,29 +36,28 @@ ELSEWHERE = {
   r"sbatch .*": "needs a cluster; launch_test.py",
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
+  # The loop of docs/streaming.md over processes.
+  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "command_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # What is changed in a command, from the first pattern that matches. Others run
 # as they stand.
 SHORTER = {
   # Weights and images that are not here: the plan alone.
-  r"soupjax --config=configs/finetune/vit.*": [(r"$", " --dry_run")],
-  r"soupjax --config=configs/finetune/digits\.py(?!:pretrain).*": [
-    (r"$", " --dry_run")
-  ],
-  r"soupjax --config=configs/finetune/digits\.py:pretrain.*": [
-    (r"$", " --config.hyper.total=2steps --config.hyper.warmup=0steps")
-  ],
+  r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
   r"soupjax --config=configs/cook\.py:sweep=.*": [
     (r"--config\.tests=\S+", ""),
-    (r"$", " --config.tests=test=test --config.cook.learned_granularities=()"),
+    (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
+  ],
+  # The same as docs/cook.md has with one more test set.
+  r"soupjax --config=configs/cook\.py .*tests=test=test": [
+    (r"$", " --dry_run")
   ],
   r"soupjax --config=configs/cook\.py.*": [
-    (r"$", " --config.cook.learned_granularities=()"),
+    (r"$", " --config.cook.learned.granularities=()"),
     (r"$", " --config.cook.wise_ft_points=2"),
   ],
-  r"soupjax --config=configs/digits\.py.*": [(r"$", " --dry_run")],
 }
 # The same for blocks of Python, by what is found in them; None does not run.
 PYTHON = {
@@ -69,13 +70,14 @@ PYTHON = {
     (r"1024", "4"),
     (r"=26", "=1"),
   ],
+  r"in_memory\.hold": [(r"512", "4")],
   r'variant\("B/16"\)': [
     (r'variant\("B/16"\)', "TINY"),
     (r"384", "8"),
     (r"num_classes=10", "num_classes=3"),
   ],
   r"steps=\d+": [(r"steps=\d+", "steps=2")],
-  r"configs/digits\.py": None,
+  r"load_digits\(\)": [(r"depth=4", "depth=1")],  # Of the sweep here.
 }
 
 
@@ -121,7 +123,7 @@ def get_config(arg=None):
   config = config_lib.load("configs/finetune/digits.py", "runlocal")
   return config_lib.updated(config, {
     "hyper.warmup": "0steps", "probe.total": "0steps", "data.batch_size": 8,
-    "data.train_ops": "value_range(-1, 1)", "model.depth": 1})
+    "data.batch_ops": "", "model.depth": 1})
 
 def get_sweep():
   for seed in range(2):
@@ -168,6 +170,9 @@ def write_models(directory: pathlib.Path):
     moved = jax.tree.map(lambda x: x + rng.normal(size=x.shape) / 9, tree)
     moved = jax.tree.map(lambda x: x.astype("f"), moved)
     sj.save_params(directory / f"{name}.safetensors", moved)
+  (directory / "runs/b16_soups/correct").mkdir(parents=True)
+  right = np.packbits(np.ones(5, bool))
+  np.savez(directory / "runs/b16_soups/correct/greedy.npz", test=right)
   pretrained = sj.models.pretrained
   model = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("hf_vit"))
   image = np.zeros((1, 8, 8, 3), "f")
@@ -298,6 +303,11 @@ def namespace(page: str) -> dict:
   names |= dict(evaluate=evaluate, loss=loss, tree_a=a.load(), tree_b=b.load())
   if page == "README.md":
     names |= dict(finetuned=a)
+  elif page == "cook.md":
+    names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
+  elif page == "data.md":
+    names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
+    names |= dict(targets=jnp.eye(4))
   elif page == "learned.md":
     names |= dict(finetuned=[a, b], path=pathlib.Path("state.json"))
     # Of AdaMerging: one task, whose head does not matter here.
@@ -320,6 +330,11 @@ def test_python_runs(path, place, sweeps, monkeypatch):
   for leftover in ("soup", "soup.safetensors", "merged.safetensors"):
     if (place / leftover).is_file():
       (place / leftover).unlink()
+  # Pages register functions of their own.
+  open_lists = (sj.rules.RULES, sj.models.MODELS, sj.evaluators.METRICS)
+  for registry in (*open_lists, image_ops.OPS, batch_ops.OPS):
+    members = dict(registry._members)
+    monkeypatch.setattr(registry, "_members", members)
   names = namespace(path.name)
   for block in blocks(path, "python"):
     changes = first_match(PYTHON, block, [], re.search)

@@ -52,3 +52,12 @@ def test_a_directory_takes_its_name_on_success_only(tmp_path):
   with pytest.raises(ValueError, match="out exists already"):
     with files.new_directory(final):
       pass
+
+
+def test_a_lock_is_for_one(tmp_path):
+  for path in (tmp_path, tmp_path / "file"):
+    fd = files.lock(path, "never raised")
+    with pytest.raises(ValueError, match="is busy"):
+      files.lock(path, f"{path} is busy")
+    os.close(fd)
+    os.close(files.lock(path))

@@ -3,10 +3,11 @@
 """Names that a config may use, from inside and outside the package."""
 
 import math
+import re
 
 import pytest
 
-from soupjax.registry import Registry, suggestion
+from soupjax.registry import Registry, parse_call, suggestion
 
 
 def _named(name):
@@ -67,3 +68,26 @@ def test_only_functions_have_a_signature():
   for name in ("math.pi", "builtins.dict"):
     with pytest.raises(ValueError, match=f"{name!r}"):
       registry.signature(name)
+
+
+@pytest.mark.parametrize(
+  "text,parts",
+  [
+    ("ties", ("ties", [], {})),
+    (" my.rules.mean( ) ", ("my.rules.mean", [], {})),
+    (
+      "ties(-0.2, scale={'a.b': 1, '': [1, 2]}, compat=None)",
+      ("ties", [-0.2], {"scale": {"a.b": 1, "": [1, 2]}, "compat": None}),
+    ),
+  ],
+)
+def test_parse_call(text, parts):
+  assert parse_call(text) == parts
+
+
+@pytest.mark.parametrize(
+  "text", ["", "f(", "f(x)", "f(**{'a': 1})", "f(*[1])", "f()()", "1", "a b"]
+)
+def test_parse_call_bad(text):
+  with pytest.raises(ValueError, match=f"Cannot read {re.escape(repr(text))}"):
+    parse_call(text)

@@ -39,7 +39,10 @@ def run(
   for index in range(count):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {"ADDRESS": f"localhost:{port}", "COUNT": str(count)}
-    env |= {"INDEX": str(index), "PYTHONPATH": str(ROOT)}
+    # As in setup.cfg: workers import the helpers of tests, too.
+    paths = (ROOT, ROOT / "tests", ROOT / "tests" / "tasks")
+    env |= {"INDEX": str(index)}
+    env |= {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     env |= {"JAX_COORDINATOR_ADDRESS": env["ADDRESS"]}
     env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
     env |= variables

@@ -44,7 +44,9 @@ def get_config(arg=None):
   c.data.eval_batch_size = 256
   c.data.train_ops = c.data.eval_ops = "value_range(-1, 1)"
   if arg.pretrain:
-    c.data.batch_ops = "affine(27, 1.8, 0.15, 0.2)|jitter(0.5, 0.3, 0.5)"
+    c.data.batch_ops = (
+      "affine(27, 1.8, 0.15, 0.2)|jitter(0.5, 0.3, 0.5, per_channel=False)"
+    )
   else:
     c.data.batch_ops = (
       "affine(15, 1, 0.1, 0.1, strength={augment})|mixup({mixup})"
@@ -83,6 +85,8 @@ def get_sweep(arg=None):
   larger sweep begins with the members of a smaller one.
   """
   arg = _parsed(arg)
+  if arg.pretrain:
+    return  # A single run.
   for k in range(2 if arg.runlocal else 16):
     rng = np.random.default_rng([arg.seed, k])
     rate, decay = 10 ** rng.uniform((-3.2, -3.0), (-2.4, -0.5))

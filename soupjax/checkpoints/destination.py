@@ -5,7 +5,6 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
-import fcntl
 import os
 import pathlib
 import shutil
@@ -119,8 +118,7 @@ class Destination:
   @property
   def temporary(self) -> str:
     """The name it has while it is written."""
-    folder, name = os.path.split(self.path)
-    return os.path.join(folder, f".{name}.tmp")
+    return str(files.temporary_name(self.path))
 
   @property
   def aside(self) -> str:
@@ -231,17 +229,12 @@ class Destination:
     return held
 
   def _lock(self) -> int:
-    """Locks the temporary name; the lock ends with the process, however."""
-    held = os.open(self.temporary, os.O_RDONLY)
-    try:
-      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      os.close(held)
-      raise ValueError(
-        f"Another run is writing {self.path}: wait for it, or choose another "
-        "out=."
-      ) from None
-    return held
+    """Locks the temporary name."""
+    return files.lock(
+      self.temporary,
+      f"Another run is writing {self.path}: wait for it, or choose another "
+      "out=.",
+    )
 
   def _writer(self, provenance, create):
     specs, order = self.plan.specs, self.plan.order

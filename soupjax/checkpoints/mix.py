@@ -109,7 +109,7 @@ def mix(
       does not fit.
     TypeError: if an argument is of another kind.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
     ...           make("b", {"w": jnp.array([3.0, 8.0])})]

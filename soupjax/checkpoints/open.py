@@ -41,7 +41,7 @@ def find_ingredients(
   Raises:
     ValueError: if nothing matches, or a match is not a checkpoint.
 
-  Example:
+  Examples:
     >>> for name in ("a", "b"):
     ...   sj.save_params(f"sweep/{name}.npz", {"w": jnp.zeros(2)})
     >>> [model.name for model in sj.find_ingredients("sweep/*.npz")]
@@ -130,7 +130,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
     ValueError: if there is nothing there, it is damaged, or nothing that is
       understood.
 
-  Example:
+  Examples:
     >>> sj.save_params("a.npz", {"head": {"bias": jnp.arange(3.0)}})
     >>> model = sj.open_ingredient("a.npz")
     >>> model.specs["head/bias"]

@@ -35,6 +35,11 @@ def save_params(
   Raises:
     ValueError: if something is at `path`, or the tree cannot be stored: it has
       no leaves, one is no array, or two would get one name.
+
+  Examples:
+    >>> sj.save_params("a.safetensors", {"w": jnp.arange(3.0)})
+    >>> sj.load_params("a.safetensors")
+    {'w': array([0., 1., 2.], dtype=float32)}
   """
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
   if os.path.exists(path):

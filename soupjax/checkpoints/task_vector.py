@@ -27,7 +27,7 @@ class TaskVector:
   subtracted and multiplied by a number, and sums of many are as cheap as one:
   weights are read when it is applied, block by block.
 
-  Example:
+  Examples:
     >>> pretrained = {"w": jnp.array([1.0, 1.0])}
     >>> cars, dtd = {"w": jnp.array([3.0, 1.0])}, {"w": jnp.array([1.0, 5.0])}
     >>> both = sj.TaskVector(pretrained, cars) + sj.TaskVector(pretrained, dtd)
@@ -43,7 +43,7 @@ class TaskVector:
 
   def __init__(self, pretrained: Model, finetuned: Model):
     """Args: pretrained and finetuned: paths, ingredients, or trees."""
-    terms = {}
+    terms: dict[Any, tuple[Model, float]] = {}
     for model, sign in ((finetuned, 1.0), (pretrained, -1.0)):
       key = key_of(model)
       before = terms[key][1] if key in terms else 0.0

@@ -51,7 +51,7 @@ class StateSaver:
 
     self.wait()
     final = self._directory / f"{_PREFIX}{step:08d}"
-    temporary = final.with_name(f".{final.name}.tmp")
+    temporary = files.temporary_name(final)
     if jax.process_index() == 0:
       shutil.rmtree(temporary, ignore_errors=True)
       temporary.mkdir(parents=True)

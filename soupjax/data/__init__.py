@@ -4,7 +4,6 @@
 
 from soupjax.data import batch_ops, image_ops
 from soupjax.data.dataset import Dataset as Dataset
-from soupjax.data.dataset import batch_indices as batch_indices
 from soupjax.data.digits import Digits as Digits
 from soupjax.data.digits import load_digits as load_digits
 from soupjax.data.open import open_source as open_source

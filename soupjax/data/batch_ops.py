@@ -28,7 +28,7 @@ _GIVEN_LATER = ("images", "targets", "key")
 def names_in(text: str) -> set[str]:
   """Returns the hyperparameters that a text has in braces.
 
-  Example:
+  Examples:
     >>> sorted(names_in("flip_lr|mixup({mixup})|erasing({erasing})"))
     ['erasing', 'mixup']
   """
@@ -191,6 +191,7 @@ def jitter(
   noise: jax.typing.ArrayLike,
   blur: jax.typing.ArrayLike,
   strength: jax.typing.ArrayLike = 1.0,
+  per_channel: bool = True,
 ) -> jax.Array:
   """Changes contrast, blurs and adds noise, each image by its own amount.
 
@@ -202,6 +203,8 @@ def jitter(
     noise: Gaussian noise of a standard deviation up to this.
     blur: share of a 3 x 3 binomial blur, up to this; at most 1.
     strength: multiplies the three numbers above.
+    per_channel: whether channels get different noise. Grey images need the same
+      noise in all of them, or a model can average it away.
 
   Returns:
     Images of the same shape, clipped to [-1, 1].
@@ -216,7 +219,8 @@ def jitter(
   share = blur * jax.random.uniform(keys[2], shape)
   images = (1 - share) * images + share * _binomial(images)
   amount = noise * jax.random.uniform(keys[3], shape)
-  images = images + amount * jax.random.normal(keys[4], images.shape)
+  shape = images.shape if per_channel else (*images.shape[:3], 1)
+  images = images + amount * jax.random.normal(keys[4], shape)
   return jnp.clip(images, -1, 1)
 
 

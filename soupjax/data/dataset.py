@@ -41,42 +41,6 @@ class Dataset:
     return len(self.images)
 
 
-def batch_indices(size: int, batch_size: int, step: int, seed: int):
-  """Returns which examples make up one training batch.
-
-  Epochs are shuffled one by one and joined without a gap, so every example is
-  seen once an epoch even where the batch size does not divide it. The answer
-  depends on the arguments alone: a run that is resumed needs no iterator state.
-
-  Args:
-    size: examples in the dataset.
-    batch_size: examples in a batch.
-    step: from 0.
-    seed: of the shuffling.
-
-  Returns:
-    (batch_size,) int64 indices.
-
-  Raises:
-    ValueError: if size or batch_size is not positive.
-  """
-  if size < 1 or batch_size < 1:
-    raise ValueError(f"Cannot draw {batch_size} of {size} examples.")
-  positions = np.arange(step * batch_size, (step + 1) * batch_size)
-  epochs = positions // size
-  return np.concatenate(
-    [
-      _shuffled(size, int(epoch), seed)[positions[epochs == epoch] % size]
-      for epoch in np.unique(epochs)
-    ]
-  )
-
-
-@functools.lru_cache(maxsize=8)
-def _shuffled(size: int, epoch: int, seed: int) -> np.ndarray:
-  return np.random.default_rng([seed, epoch]).permutation(size)
-
-
 class Stream:
   """The order of a training stream, and the number of its next batch."""
 

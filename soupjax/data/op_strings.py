@@ -118,30 +118,7 @@ def _calls(text: str) -> list[_Call]:
 
 
 def _call(text: str) -> _Call:
-  """Splits "name(1, key=2)" into its parts."""
-  try:
-    node = ast.parse(text, mode="eval").body
-    if not isinstance(node, ast.Call):
-      return _Call(text, _dotted(node), [], {})
-    kwargs = {k.arg: _value(k.value) for k in node.keywords}
-    if None not in kwargs:
-      args = [_value(a) for a in node.args]
-      return _Call(text, _dotted(node.func), args, kwargs)
-  except (SyntaxError, ValueError):
-    pass
-  raise ValueError(
-    f"Cannot read the operation {text!r}: write name, or name(1, key=2) with "
-    "plain numbers, words and tuples, or hyperparameters in braces."
-  )
-
-
-def _dotted(node: ast.expr) -> str:
-  """Returns "a.b.c" for such a chain of names."""
-  if isinstance(node, ast.Attribute):
-    return f"{_dotted(node.value)}.{node.attr}"
-  if isinstance(node, ast.Name):
-    return node.id
-  raise ValueError("neither a name nor an import path")
+  return _Call(text, *registry.parse_call(text, value=_value))
 
 
 def _value(node: ast.expr) -> Any:

@@ -73,7 +73,7 @@ class Evaluator:
   With `evaluate_until` and `set_incumbent`, `greedy_soup` rejects candidates
   early, in one process or several.
 
-  Example:
+  Examples:
     >>> import numpy as np
     >>> from soupjax.evaluators import Evaluator
     >>> images, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
@@ -245,6 +245,17 @@ class Evaluator:
     """Returns (n, classes) float32 logits and (n,) labels of all images."""
     values = self.per_example(params, logits=True)
     return values["logits"], values["labels"]
+
+  def examples(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns this process's images, as the model takes them, and labels."""
+    if self._cached is not None:
+      return self._cached["images"], self._cached["labels"]
+    parts = [
+      (batch["images"][batch["mask"]], batch["labels"][batch["mask"]])
+      for batch in self._batches
+    ]
+    images, labels = zip(*parts)
+    return np.concatenate(images), np.concatenate(labels)
 
   # --- Early rejection --------------------------------------------------------
 

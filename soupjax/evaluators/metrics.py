@@ -49,7 +49,7 @@ def metric(
 ) -> Callable[[Callable], Metric]:
   """Registers a function as a metric that a config can name.
 
-  Example:
+  Examples:
     >>> from soupjax.evaluators import metric
     >>> @metric("confidence", bound=1.0)
     ... def confidence(logits, labels, mask):

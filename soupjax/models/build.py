@@ -49,7 +49,7 @@ def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
   Raises:
     ValueError: if there is no such model or option.
 
-  Example:
+  Examples:
     >>> build("vit", 10, variant="mu/16", dropout=0.1).depth
     1
   """

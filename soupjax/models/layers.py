@@ -3,7 +3,6 @@
 """Layers that several models use."""
 
 from collections.abc import Mapping
-import difflib
 import functools
 from typing import Any
 
@@ -11,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from soupjax.registry import suggestion
 
 # "gelu" is the tanh approximation, as in big_vision; PyTorch's is "gelu_exact"
 # and OpenAI's CLIP has "quick_gelu".
@@ -21,15 +22,6 @@ ACTIVATIONS = {
 }
 
 
-def suggestion(name: str, known: Any) -> str:
-  """Returns " Did you mean ...?" with the nearest known names, or nothing."""
-  known = {str(one).lower(): str(one) for one in known}
-  found = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
-  if not found:
-    return ""
-  return f" Did you mean {' or '.join(repr(known[one]) for one in found)}?"
-
-
 def check_choice(what: str, value: Any, choices: Any) -> None:
   """Checks an option.
 
@@ -37,10 +29,7 @@ def check_choice(what: str, value: Any, choices: Any) -> None:
     ValueError: naming what there is, and what is nearest.
   """
   if value not in choices:
-    raise ValueError(
-      f"{what} must be one of {tuple(choices)}, got {value!r}."
-      + suggestion(value, choices)
-    )
+    raise ValueError(f"Unknown {what} {value!r}{suggestion(value, choices)}")
 
 
 def decode_variant(
@@ -61,10 +50,11 @@ def decode_variant(
   """
   size, _, patch = str(name).partition("/")
   if size not in variants or not patch.isdecimal() or int(patch) < 1:
+    near = f": there are {', '.join(variants)}."
+    near = near if size in variants else suggestion(size, variants)
     raise ValueError(
-      f"Unknown {model} variant {name!r}: give one of {', '.join(variants)}, "
-      "then a slash and the patch size, as in 'B/16'."
-      + ("" if size in variants else suggestion(size, variants))
+      f"Unknown {model} variant {name!r}{near} Give a size, a slash and the "
+      "patch size, as in 'B/16'."
     )
   return {**variants[size], "patch_size": int(patch)}
 

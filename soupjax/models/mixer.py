@@ -36,7 +36,7 @@ def mixer_variant(name: str) -> dict[str, Any]:
   Raises:
     ValueError: if there is no such variant, listing those there are.
 
-  Example:
+  Examples:
     >>> mixer_variant("S/16")
     {'width': 512, 'depth': 8, 'tokens_dim': 256, 'channels_dim': 2048,
      'patch_size': 16}

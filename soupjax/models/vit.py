@@ -46,7 +46,7 @@ def variant(name: str) -> dict[str, Any]:
   Raises:
     ValueError: if there is no such variant, listing those there are.
 
-  Example:
+  Examples:
     >>> variant("S/16")
     {'width': 384, 'depth': 12, 'mlp_dim': 1536, 'num_heads': 6,
      'patch_size': 16}

@@ -19,8 +19,6 @@ _PUBLIC = {
   "read_run": "results",
   "Results": "results",
   "results_table": "tables",
-  "search_figure": "search",
-  "search_table": "search",
   "wise_ft_curve": "figures",
   "write_report": "page",
 }

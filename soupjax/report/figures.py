@@ -20,6 +20,9 @@ _MARKS = {
   "ingredient": dict(
     marker="o", s=22, c="#B0B0B0", edgecolors="#555555", linewidths=0.5
   ),
+  "mean": dict(
+    marker="X", s=46, c="#555555", edgecolors="white", linewidths=0.6
+  ),
   "best": dict(marker="D", s=42, c=GREEN, edgecolors="black", linewidths=0.8),
   "pretrained": dict(
     marker="s", s=42, c="white", edgecolors="black", linewidths=1.0
@@ -31,6 +34,7 @@ _MARKS = {
 }
 _LEGEND = {
   "ingredient": "ingredient",
+  "mean": "mean ingredient",
   "best": "best ingredient on minival",
   "pretrained": "initial model",
   "soup": "soup (cost of one)",
@@ -53,6 +57,10 @@ def accuracy_plane(results: Results) -> Figure | None:
     kind = "best" if model == results.best else kind
     if kind in points and None not in (x, y):
       points[kind][model] = (x, y)
+  mean = tables.mean_row(results)
+  place = mean.accuracy(results, "test"), mean.accuracy(results, SHIFTS)
+  if len(mean.models) > 1 and None not in place:
+    points["mean"]["mean ingredient"] = place
   path = [
     (a, results.accuracy(m, "test"), results.accuracy(m, SHIFTS))
     for a, m in results.wise_ft.items()

@@ -104,8 +104,10 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     "coefficients": figures.coefficients(learned),
     "wise_ft_curve": figures.wise_ft_curve(results),
   }
-  for name, trace in greedy.items():
-    drawn[_picture_of(name)] = figures.greedy_trajectory(trace)
+  for name in results.choices.greedy:  # None removes an older picture.
+    drawn[_picture_of(name)] = (
+      figures.greedy_trajectory(greedy[name]) if name in greedy else None
+    )
   pictures = {
     name: _save(figure, workdir / "figures" / f"{name}.png")
     for name, figure in drawn.items()

@@ -80,9 +80,7 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     Row(label=label(m, "pretrained", results), models=(m,), kind="pretrained")
     for m in _ordered(results.models("pretrained"), results)
   ]
-  out.append(
-    Row(label="Mean ingredient", models=tuple(ingredients), kind="mean")
-  )
+  out.append(mean_row(results))
   metrics, best = results.choices.metrics, results.choices.best
   bests = {results.best: metrics[0]}
   for metric in metrics[1:]:
@@ -118,6 +116,12 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
   return out
 
 
+def mean_row(results: Results) -> Row:
+  """Returns the row of the mean over all ingredients."""
+  ingredients = tuple(results.models("ingredient"))
+  return Row(label="Mean ingredient", models=ingredients, kind="mean")
+
+
 def _ordered(models: list[str], results: Results) -> list[str]:
   """Sorts models with a label first, in the order of the labels."""
   order = ["pretrained", "uniform", *results.choices.greedy, *LABELS]
@@ -131,7 +135,7 @@ def one_run_note(results: Results) -> str:
     "This is one run, and one run proves little: another seed can turn the "
   )
   text += "order of two close models around."
-  if results.dataset == "digits_row":
+  if results.dataset.partition(":")[0] == "digits_row":
     return (
       f"{text} The table over 20 seeds, with paired differences and intervals, "
       "is in benchmarks/README.md."
@@ -161,6 +165,11 @@ def clopper_pearson(
 
   Raises:
     ValueError: if `correct` is not in 0..n, or n or level is out of range.
+
+  Examples:
+    >>> low, high = clopper_pearson(97, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.915, 0.994)
   """
   if n < 1 or not 0 <= correct <= n or not 0 < level < 1:
     raise ValueError(
@@ -178,7 +187,12 @@ def clopper_pearson(
 
 
 def signed(points: float, minus: str = "-") -> str:
-  """A difference with its sign and one decimal; no sign for zero."""
+  """A difference with its sign and one decimal; no sign for zero.
+
+  Examples:
+    >>> signed(1.24), signed(-0.5), signed(-0.04)
+    ('+1.2', '-0.5', '0.0')
+  """
   text = f"{points:+.1f}"
   return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", minus)
 

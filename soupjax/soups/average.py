@@ -76,7 +76,7 @@ def uniform_soup(
     ValueError: if there is nothing to average, trees differ, an ingredient
       has NaN or infinity, or the weights, `select` or `dtype` do not fit.
 
-  Example:
+  Examples:
     >>> a, b = {"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([3.0, 8.0])}
     >>> sj.uniform_soup([a, b])["w"]
     Array([2., 6.], dtype=float32)
@@ -159,7 +159,7 @@ def wise_ft(
     ValueError: if the trees differ, alpha is not a finite number, or `select`
       or `dtype` do not fit.
 
-  Example:
+  Examples:
     >>> pretrained, finetuned = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
     >>> sj.wise_ft(pretrained, finetuned, alpha=0.25)["w"]
     Array([0.25, 0.25], dtype=float32)
@@ -201,7 +201,7 @@ def ensemble_logits(
     ValueError: if there are none, one is no array of numbers or has NaN, shapes
       differ, or the weights do not fit.
 
-  Example:
+  Examples:
     >>> sj.ensemble_logits([jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])])
     array([1. , 0.5], dtype=float32)
   """

@@ -11,10 +11,9 @@ import jax
 import ml_collections
 from ml_collections import config_dict
 
-from soupjax import config as config_lib
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
-from soupjax.registry import suggestion
+from soupjax.registry import parse_call, suggestion
 from soupjax.soups import rules
 from soupjax.soups.engine import plan
 
@@ -68,7 +67,7 @@ def _rule_keys(text):
 def _parts(rule):
   """Splits a rule into name, parameters that a config sets, and arguments."""
   if isinstance(rule, str):
-    name, positional, given = config_lib.parse_call(rule)
+    name, positional, given = parse_call(rule)
   elif isinstance(rule, Mapping) and isinstance(rule.get("name"), str):
     given = dict(rule)
     name, positional = given.pop("name"), []

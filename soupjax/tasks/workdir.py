@@ -4,19 +4,15 @@
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from soupjax import config as config_lib
 from soupjax import files, processes
-from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.save import save_params
 
 PyTree = Any
@@ -83,24 +79,26 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     ValueError: if another run holds it.
   """
-  with open(workdir / ".lock", "w", encoding="utf-8") as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-        f"Another run is at work in {workdir}: wait for it, or choose another "
-        "--workdir."
-      ) from None
+  lock = files.lock(
+    workdir / ".lock",
+    f"Another run is at work in {workdir}: wait for it, or choose another "
+    "--workdir.",
+  )
+  try:
     yield
+  finally:
+    os.close(lock)
 
 
 @contextlib.contextmanager
 def waiting(lock: pathlib.Path) -> Iterator[None]:
   """Holds a lock file; waits for other processes that hold it."""
   lock.parent.mkdir(parents=True, exist_ok=True)
-  with open(lock, "w", encoding="utf-8") as f:
-    fcntl.flock(f, fcntl.LOCK_EX)
+  fd = files.lock(lock)
+  try:
     yield
+  finally:
+    os.close(fd)
 
 
 def save_model(
@@ -119,7 +117,7 @@ def save_model(
     **sidecars: `name=value` is written to `name.json` beside it.
   """
   with contextlib.ExitStack() as stack:
-    directory = path.with_name(f".{path.name}.tmp")
+    directory = files.temporary_name(path)
     if jax.process_index() == 0:
       directory = stack.enter_context(files.new_directory(path))
     processes.barrier(f"making {path.name}")
@@ -134,46 +132,3 @@ def save_model(
 def agreed(value: Any) -> Any:
   """What the first process found: all others go by it. JSON."""
   return processes.gather_json(value)[0]
-
-
-def save_state(path: pathlib.Path, state: PyTree) -> None:
-  """Writes a train state over an older one; a kill leaves one of the two."""
-  new = path.with_name(f"{path.name}-{int(state.step):08d}")
-  shutil.rmtree(new, ignore_errors=True)
-  leaves = jax.tree.leaves(state)
-  save_params(new, {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
-  remove_states(path, but=new)
-
-
-def remove_states(path: pathlib.Path, but: pathlib.Path | None = None) -> None:
-  """Removes what `save_state` wrote, except `but`."""
-  for old in path.parent.glob(f"{path.name}-*"):
-    if old != but:
-      shutil.rmtree(old, ignore_errors=True)
-
-
-def load_state(path: pathlib.Path, like: PyTree) -> PyTree | None:
-  """Reads the newest whole state, or None if there is none.
-
-  Args:
-    path: as given to `save_state`.
-    like: a state of the same structure.
-  """
-  for candidate in sorted(path.parent.glob(f"{path.name}-*"), reverse=True):
-    try:
-      leaves = open_lib.load_params(candidate)
-    except ValueError:
-      # A save was cut short: the one before it is still there.
-      continue
-    leaves = [jax.numpy.asarray(leaves[key]) for key in sorted(leaves)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-  return None
-
-
-def stream_seed(*parts: int | str) -> int:
-  """Derives an independent 32-bit seed from a run's seed and a purpose."""
-  entropy = [
-    p if isinstance(p, int) else int.from_bytes(p.encode(), "little")
-    for p in parts
-  ]
-  return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from soupjax.soups.core import tree
+from soupjax.soups.core import layers, tree
 
 PyTree = Any
 
@@ -142,20 +142,13 @@ def matches(params: PyTree, pattern: str) -> PyTree:
   return treedef.unflatten([bool(re.search(pattern, n)) for n in leaves])
 
 
-_NUMBERED = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock|block)_(\d+)/")
-_STACKED = re.compile(r"(?:^|/)(?:encoderblock|MixerBlock|block)/")
-_FIRST = re.compile(
-  r"(?:^|/)(?:embedding|pos_embedding|cls|pre_norm|stem)(?:/|$)"
-)
-
-
 def layer_powers(params: PyTree) -> PyTree:
-  """How many layers each leaf is below the head, for layer-wise decay.
+  """Counts the layers from each leaf to the head, for layer-wise decay.
 
-  Blocks are told by names like "encoderblock_3"; a leaf of scanned blocks
+  Layers are those of `soups.core.layers.ranks`; a leaf of scanned blocks
   ("encoderblock") has one number a layer. Embeddings and CLIP's norm after them
   are below the first block, all else is level with the head, as in arXiv
-  2106.08254 (BEiT), A.2.
+  2106.08254 (BEiT), A.2; so is all of a model without such layers.
 
   Args:
     params: any pytree of arrays.
@@ -164,21 +157,18 @@ def layer_powers(params: PyTree) -> PyTree:
     A tree of numpy arrays that broadcast against the leaves.
   """
   leaves, treedef = tree.flatten(params)
-  found = {n: m for n in leaves if (m := _NUMBERED.search(n))}
-  stacked = {n for n in leaves if n not in found and _STACKED.search(n)}
-  depth = max(
-    [int(m.group(1)) + 1 for m in found.values()]
-    + [leaves[n].shape[0] for n in stacked],
-    default=0,
-  )
+  blocks = {
+    name: layers.block_names(name, leaf.shape[0]) if leaf.shape else []
+    for name, leaf in leaves.items()
+  }
+  names = [one for name in leaves for one in blocks[name] or [name]]
+  try:
+    ranks, count = layers.ranks(names)
+  except ValueError:
+    ranks, count = dict.fromkeys(names, 0), 0
   powers = []
   for name, leaf in leaves.items():
-    if name in found:
-      power = np.asarray(depth - int(found[name].group(1)))
-    elif name in stacked:
-      power = depth - np.arange(depth)
-      power = power.reshape(-1, *[1] * (len(leaf.shape) - 1))
-    else:
-      power = np.asarray(depth + 1 if _FIRST.search(name) else 0)
-    powers.append(power.astype(np.float32))
+    power = np.float32([count - ranks[one] for one in blocks[name] or [name]])
+    rank = len(leaf.shape) if blocks[name] else 0
+    powers.append(power.reshape(-1, *[1] * (rank - 1)) if rank else power[0])
   return treedef.unflatten(powers)

@@ -43,6 +43,12 @@ def learning_rate(
 
   Returns:
     The rate, a float32 scalar.
+
+  Examples:
+    >>> linear = dict(schedule=index("linear"), total_steps=10, warmup_steps=2)
+    >>> rates = [learning_rate(k, peak=1.0, **linear) for k in (0, 2, 6, 10)]
+    >>> [round(float(rate), 2) for rate in rates]
+    [0.5, 1.0, 0.5, 0.0]
   """
   step = jnp.asarray(step, jnp.float32)
   span = jnp.maximum(total_steps - warmup_steps, 1)

@@ -1,9 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One training step."""
+"""The training step: state, hyperparameters, and one compiled update."""
 
-from collections.abc import Callable
-import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,79 +11,277 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from soupjax.train import losses, optim
+from soupjax.train import losses, optimizers, schedules
 
 PyTree = Any
-# augment(key, images, targets, hyperparameters) -> images, targets
+# augment(key, images, targets, values) -> images, targets
 Augment = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 @flax.struct.dataclass
-class TrainState:
-  """What a run needs to go on: everything else follows from config and step."""
+class Hyper:
+  """Values that differ between members of a sweep, as traced arrays.
+
+  Attributes:
+    learning_rate: the peak.
+    weight_decay: decoupled, multiplied by the learning rate.
+    label_smoothing: in [0, 1).
+    layer_decay: the learning rate falls by this factor a layer, from the head
+      down; 1 is off.
+    l2_sp: pull towards the start (arXiv 1802.01483): that many times the
+      difference is added to the gradient. Only where the step is made for it.
+    sam_rho: radius of SAM's ascent. Only where the step is made for it.
+    schedule: from `schedules.index`.
+    total_steps: length of the schedule, in steps.
+    warmup_steps: linear warmup, in steps.
+    cooldown_steps: linear cooldown, in steps.
+    ema_rates: (averages,) 1 - decay of each moving average of the parameters.
+      Not the decay: float32 cannot tell 0.9999999 from 0.9999999 + 2e-8.
+    op_values: the values of names in `data.batch_ops`.
+  """
+
+  learning_rate: jax.typing.ArrayLike
+  weight_decay: jax.typing.ArrayLike
+  label_smoothing: jax.typing.ArrayLike
+  layer_decay: jax.typing.ArrayLike
+  l2_sp: jax.typing.ArrayLike
+  sam_rho: jax.typing.ArrayLike
+  schedule: jax.typing.ArrayLike
+  total_steps: jax.typing.ArrayLike
+  warmup_steps: jax.typing.ArrayLike
+  cooldown_steps: jax.typing.ArrayLike
+  ema_rates: jax.typing.ArrayLike
+  op_values: Mapping[str, jax.typing.ArrayLike]
+
+  @classmethod
+  def of(
+    cls,
+    schedule: str = "cosine",
+    ema: Sequence[float] = (),
+    op_values: Mapping[str, float] | None = None,
+    **values: float,
+  ) -> "Hyper":
+    """Converts values to float32 scalars; those not given are 0, or off.
+
+    Args:
+      schedule: one of `schedules.NAMES`.
+      ema: decays of the moving averages.
+      op_values: values of names in `data.batch_ops`.
+      **values: the other attributes.
+    """
+    defaults = dict.fromkeys(cls.__dataclass_fields__, 0.0)
+    arrays: dict[str, Any] = {
+      **defaults,
+      "layer_decay": 1.0,
+      **values,
+      "ema_rates": [1 - decay for decay in ema],
+      "op_values": dict(op_values or {}),
+    }
+    arrays = jax.tree.map(
+      lambda v: jnp.asarray(v, jnp.float32),
+      arrays,
+      is_leaf=lambda v: isinstance(v, list),
+    )
+    arrays["schedule"] = jnp.asarray(schedules.index(schedule), jnp.int32)
+    return cls(**arrays)
+
+
+@flax.struct.dataclass
+class FineTuneState:
+  """State of a run, apart from the position in its data.
+
+  Attributes:
+    step: updates done.
+    params: the whole model.
+    opt_state: of the leaves that are trained.
+    ema: moving averages of those leaves, one tree a decay.
+  """
 
   step: jax.Array
   params: PyTree
   opt_state: PyTree
+  ema: tuple[PyTree, ...]
 
 
-def init_state(params: PyTree, tx: optax.GradientTransformation) -> TrainState:
-  """Starts a run from given parameters, which are copied."""
-  # The step donates its state: without the copy it would eat the caller's.
-  params = jax.tree.map(jnp.array, params)
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+def init_state(
+  params: PyTree,
+  tx: optax.GradientTransformation,
+  *,
+  frozen: Sequence[str] = (),
+  num_ema: int = 0,
+) -> FineTuneState:
+  """Starts a run from given parameters, which are copied.
+
+  Args:
+    params: the whole model.
+    tx: from `optimizers.make`.
+    frozen: regular expressions of leaves that are not trained.
+    num_ema: moving averages to keep; all begin at `params`.
+  """
+
+  def copy(tree):  # The step donates its state.
+    return jax.tree.map(jnp.array, tree)
+
+  trained, _ = optimizers.split(params, frozen)
+  return FineTuneState(
+    step=jnp.zeros((), jnp.int32),
+    params=copy(params),
+    opt_state=tx.init(trained),
+    ema=tuple(copy(trained) for _ in range(num_ema)),
+  )
 
 
-def make_train_step(
+def ema_params(state: FineTuneState, k: int) -> PyTree:
+  """Returns the whole model with the k-th moving average in it."""
+  return jax.tree.map(
+    lambda average, p: p if average is None else average,
+    state.ema[k],
+    state.params,
+    is_leaf=lambda x: x is None,
+  )
+
+
+def make_step(
   model: nn.Module,
   tx: optax.GradientTransformation,
   augment: Augment,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """Builds the jitted step.
+  *,
+  loss: str = "softmax",
+  frozen: Sequence[str] = (),
+  decay: str = "kernel$",
+  accumulate: int = 1,
+  sam: bool = False,
+  l2_sp: bool = False,
+) -> Callable[..., tuple[FineTuneState, dict[str, jax.Array]]]:
+  """Builds the update, a pure function to be jitted.
 
   Args:
-    model: a module that returns logits and features, as `models.ViT`.
-    tx: from `optim.adamw`.
-    augment: changes a batch of images and targets under `jit`.
+    model: a module that returns logits and features, with `num_classes`.
+    tx: from `optimizers.make`.
+    augment: `augment(key, images, targets, values)`, with the values of
+      `Hyper.op_values`.
+    loss: "softmax", "sigmoid", or another name that `losses.LOSSES` knows.
+    frozen: regular expressions of leaves that are not trained.
+    decay: regular expression of the leaves that weight decay applies to.
+    accumulate: parts that a batch is cut into, one after another, to save
+      memory; the gradient is that of the whole batch.
+    sam: sharpness-aware minimisation (arXiv 2010.01412): the gradient is taken
+      at the end of a step of length `hyper.sam_rho` uphill. The norm is that
+      of the whole batch's gradient, not of one device's share.
+    l2_sp: whether there is a pull towards the start.
 
   Returns:
-    `step(state, images, labels, key, hyperparameters) -> state, metrics`. The
-    state is donated. Randomness follows from `key` and `state.step`. Metrics
-    are "loss", "learning_rate" and "grad_norm", scalars on the device.
-  """
+    `step(state, images, labels, key, hyper, start) -> state, metrics`; `start`
+    is the parameters of the start if `l2_sp`, else None. Randomness follows
+    from `key` and `state.step`. Metrics are "loss" (of the first gradient),
+    "learning_rate" and "grad_norm".
 
-  @functools.partial(jax.jit, donate_argnums=0)
-  def train_step(state, images, labels, key, hyper):
+  Raises:
+    ValueError: if there is no such loss.
+  """
+  loss_fn = losses.LOSSES.get(loss)
+
+  def step(state, images, labels, key, hyper, start):
     key = jax.random.fold_in(key, state.step)
     key_augment, key_dropout = jax.random.split(key)
-
-    def loss_of(params):
-      logits, _ = model.apply(
-        {"params": params}, x, train=True, rngs={"dropout": key_dropout}
-      )
-      return losses.softmax_loss(logits, targets)
-
     targets = losses.smooth_labels(
       labels, model.num_classes, hyper.label_smoothing
     )
-    x, targets = augment(key_augment, images, targets, hyper)
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
-    rate = optim.warmup_cosine(
+    images, targets = augment(key_augment, images, targets, hyper.op_values)
+    trained, rest = optimizers.split(state.params, frozen)
+
+    def loss_of(trained, images, targets, key):
+      variables = {"params": optimizers.join(trained, rest)}
+      logits, _ = model.apply(
+        variables, images, train=True, rngs={"dropout": key}
+      )
+      return loss_fn(logits, targets)
+
+    def gradient(trained):
+      return _accumulated(
+        loss_of, trained, images, targets, key_dropout, accumulate
+      )
+
+    value, grads = gradient(trained)
+    norm = optax.tree.norm(grads)
+    if sam:
+      scale = hyper.sam_rho / jnp.maximum(norm, 1e-12)
+      uphill = jax.tree.map(lambda p, g: p + scale * g, trained, grads)
+      _, grads = gradient(uphill)
+    if l2_sp:
+      origin, _ = optimizers.split(start, frozen)
+      grads = jax.tree.map(
+        lambda g, p, o: g + hyper.l2_sp * (p - o), grads, trained, origin
+      )
+    direction, opt_state = tx.update(grads, state.opt_state, trained)
+    rate = schedules.learning_rate(
       state.step,
+      schedule=hyper.schedule,
       peak=hyper.learning_rate,
       total_steps=hyper.total_steps,
       warmup_steps=hyper.warmup_steps,
+      cooldown_steps=hyper.cooldown_steps,
     )
-    opt_state = optim.with_rates(
-      state.opt_state, learning_rate=rate, weight_decay=hyper.weight_decay
-    )
-    updates, opt_state = tx.update(grads, opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      "loss": loss,
-      "learning_rate": rate,
-      "grad_norm": optax.tree.norm(grads),
-    }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    powers, _ = optimizers.split(optimizers.layer_powers(state.params), frozen)
+    trained = _moved(trained, direction, rate, decay, powers, hyper)
+    metrics = {"loss": value, "learning_rate": rate, "grad_norm": norm}
+    return FineTuneState(
+      step=state.step + 1,
+      params=optimizers.join(trained, rest),
+      opt_state=opt_state,
+      ema=_averaged(state.ema, trained, state.step, hyper.ema_rates),
+    ), metrics
 
-  return train_step
+  return step
+
+
+def _accumulated(loss_of, trained, images, targets, key, parts):
+  """Loss and gradient of a batch, in equal parts one after another."""
+  if parts == 1:
+    return jax.value_and_grad(loss_of)(trained, images, targets, key)
+
+  def cut(x):
+    # Every part takes its share from every device's images.
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  def add(total, part):
+    images, targets, key = part
+    value_and_grad = jax.value_and_grad(loss_of)(trained, images, targets, key)
+    return jax.tree.map(jnp.add, total, value_and_grad), None
+
+  zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
+  keys = jax.random.split(key, parts)
+  total, _ = jax.lax.scan(add, zero, (cut(images), cut(targets), keys))
+  return jax.tree.map(lambda x: x / parts, total)
+
+
+def _moved(trained, direction, rate, decay, powers, hyper):
+  """One step against the direction, with weight decay."""
+
+  def move(p, d, decays, power):
+    pull = hyper.weight_decay * p if decays else 0.0
+    mult = hyper.layer_decay**power
+    return p - (rate * mult * (d + pull)).astype(p.dtype)
+
+  return jax.tree.map(
+    move,
+    trained,
+    direction,
+    optimizers.matches(trained, decay),
+    powers,
+  )
+
+
+def _averaged(averages, trained, step, rates):
+  """Moves every average by its rate, faster at the beginning.
+
+  The decay is at most (1 + n) / (10 + n) after n updates, as TensorFlow's
+  ExponentialMovingAverage has it: with 0.9999999 from the first step on, the
+  average of a run of 20,000 steps would be its start.
+  """
+
+  def move(average, rate):
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, trained)
+
+  rates = jnp.maximum(rates, 9.0 / (10.0 + step))
+  return tuple(move(average, rates[k]) for k, average in enumerate(averages))

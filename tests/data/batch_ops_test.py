@@ -298,3 +298,12 @@ def test_operations_of_ones_own(tmp_path, monkeypatch):
   x, t = augment(KEY, IMAGES, TARGETS, values(augment=0.5))
   np.testing.assert_array_equal(x, IMAGES - 0.5)
   np.testing.assert_array_equal(t, TARGETS[::-1])
+
+
+def test_grey_images_stay_grey_under_noise_for_all_channels():
+  images = jnp.zeros((2, 8, 8, 3))
+  grey = batch_ops.jitter(KEY, images, 0.0, 0.5, 0.0, per_channel=False)
+  assert float(jnp.abs(grey).max()) > 0
+  np.testing.assert_array_equal(grey, grey[..., :1].repeat(3, axis=-1))
+  coloured = batch_ops.jitter(KEY, images, 0.0, 0.5, 0.0)
+  assert float(jnp.abs(coloured - coloured[..., :1]).max()) > 0.01

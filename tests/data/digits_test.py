@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from soupjax import data
-from soupjax.data import batch_indices, load_digits
 from soupjax.data import digits as digits_lib
+from soupjax.data import load_digits
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +73,6 @@ def test_too_small_a_test_set_is_refused():
     load_digits(num_train=50, num_minival=800)
   with pytest.raises(ValueError, match="num_train=0"):
     load_digits(num_train=0)
-
-
-def test_every_epoch_sees_every_example_once():
-  drawn = np.concatenate([batch_indices(10, 4, i, seed=1) for i in range(10)])
-  epochs = drawn.reshape(4, 10)
-  for epoch in epochs:
-    assert sorted(epoch) == list(range(10))
-  assert len({tuple(e) for e in epochs}) == 4
-  assert tuple(batch_indices(10, 4, 2, seed=2)) != tuple(drawn[8:12])
-
-
-def test_a_batch_larger_than_the_data_spans_epochs():
-  batch = batch_indices(3, 8, 0, seed=0)
-  assert sorted(batch[:3]) == sorted(batch[3:6]) == [0, 1, 2]
-  with pytest.raises(ValueError, match="Cannot draw 0 of 3"):
-    batch_indices(3, 0, 0, seed=0)
 
 
 # Digits in a row

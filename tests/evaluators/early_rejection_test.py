@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.evaluators import Classification
+from soupjax.evaluators import Evaluator, evaluator
+from soupjax.evaluators import metric as metric_of
 
 N, CLASSES = 97, 4
 IMAGES = np.arange(N, dtype=np.float32)[:, None]
 
 
-@jax.jit
 def predict(params, images):
   """A model whose parameters are its logits."""
   return params["logits"][images[:, 0].astype(int)]
@@ -37,10 +37,10 @@ def problem(seed, count=8, skill=1.5):
 
 
 def cook(labels, models, metric="prec@1", batch_size=10, **options):
-  judge = Classification(
+  evaluate = Evaluator.from_arrays(
     predict, IMAGES, labels, batch_size=batch_size, metric=metric
   )
-  return sj.greedy_soup(models, judge, **options)
+  return sj.greedy_soup(models, evaluate, **options)
 
 
 @pytest.mark.parametrize("metric", ["prec@1", "loss"])
@@ -93,56 +93,96 @@ def test_a_resumed_run_writes_the_same_record():
     chex.assert_trees_all_equal(again.params, whole.params)
 
 
-def test_a_trial_is_a_whole_evaluation_if_the_bar_is_low():
+def test_it_is_a_whole_evaluation_if_the_bar_is_low():
   labels, models = problem(0)
-  judge = Classification(predict, IMAGES, labels, batch_size=10)
+  evaluate = Evaluator.from_arrays(predict, IMAGES, labels, batch_size=10)
   params = models[0].load()
-  expected = judge(params)
-  judge.keep()
-  assert not (np.diff(judge.order) == 1).all()
-  trial = judge.trial(params, lambda score: True)
+  expected = evaluate(params)
+  evaluate.set_incumbent()
+  trial = evaluate.evaluate_until(params, lambda score: True)
   assert (trial.score, trial.evaluated) == (expected, 1.0)
-  np.testing.assert_array_equal(judge.logits(params), params["logits"])
-  trial = judge.trial(params, lambda score: score >= 1.0)
+  trial = evaluate.evaluate_until(params, lambda score: score >= 1.0)
   assert trial.score is None and trial.evaluated == pytest.approx(10 / N)
 
 
 @pytest.mark.parametrize("metric", ["prec@1", "loss"])
-def test_few_batches_run_for_nothing(metric):
+def test_images_that_are_not_held_decide_the_same(metric):
+  labels, models = problem(3)
+  batches = [
+    {
+      "images": IMAGES[at : at + 10],
+      "labels": labels[at : at + 10],
+      "mask": np.ones(10, bool),
+    }
+    for at in range(0, 90, 10)
+  ]
+  stopped = 0
+  for cache_gb in (0, 1):
+    evaluate = Evaluator(predict, batches, metric=metric, cache_gb=cache_gb)
+    early = sj.greedy_soup(models, evaluate)
+    full = sj.greedy_soup(models, evaluate, early_reject=False)
+    assert early.selected == full.selected
+    stopped += sum(d.score is None for d in early.history)
+  assert stopped
+
+
+def test_a_metric_without_a_bound_is_evaluated_in_full():
+  @metric_of("margin without a bound")
+  def margin(logits, labels, mask):
+    del labels, mask
+    return logits.max(axis=-1)
+
+  labels, models = problem(0)
+  soup = cook(labels, models, "margin without a bound")
+  assert all(d.evaluated == 1 for d in soup.history)
+
+
+@pytest.mark.parametrize("metric", ["prec@1", "loss"])
+def test_few_batches_run_for_nothing(metric, monkeypatch):
   launched, used, rejected = [0], 0, 0
+  compiled = evaluator._compiled
 
-  def counted(params, images):
-    launched[0] += 1
-    return predict(params, images)
+  def counted(*key):
+    program = compiled(*key)
 
+    def run(params, batch):
+      launched[0] += 1
+      return program(params, batch)
+
+    return run
+
+  monkeypatch.setattr(evaluator, "_compiled", counted)
   for seed in range(6):
     labels, models = problem(seed)
-    judge = Classification(counted, IMAGES, labels, batch_size=5, metric=metric)
-    soup = sj.greedy_soup(models, judge)
+    soup = cook(labels, models, metric, batch_size=5)
     used += sum(np.ceil(d.evaluated * N / 5) for d in soup.history)
     rejected += sum(d.score is None for d in soup.history)
   assert rejected > 12
   assert used <= launched[0] < used + rejected / 2
 
 
-def test_the_next_batch_is_launched_before_the_last_is_looked_at():
+def test_the_next_batch_is_launched_before_the_last_is_looked_at(monkeypatch):
   events = []
+  compiled, device_get = evaluator._compiled, jax.device_get
 
-  class Logits:
-    def __init__(self, array):
-      self.array = array
+  def watched(*key):
+    program = compiled(*key)
 
-    def __array__(self, dtype=None, copy=None):
-      events.append("look")
-      return np.asarray(self.array, dtype)
+    def run(params, batch):
+      events.append("launch")
+      return program(params, batch)
 
-  def watched(params, images):
-    events.append("launch")
-    return Logits(predict(params, images))
+    return run
 
   labels, models = problem(0)
-  judge = Classification(watched, IMAGES, labels, batch_size=25)
-  judge.trial(models[0].load(), lambda score: True)
+  evaluate = Evaluator.from_arrays(predict, IMAGES, labels, batch_size=25)
+  params = models[0].load()
+  evaluate(params)
+  monkeypatch.setattr(evaluator, "_compiled", watched)
+  monkeypatch.setattr(
+    jax, "device_get", lambda x: events.append("look") or device_get(x)
+  )
+  evaluate.evaluate_until(params, lambda score: True)
   assert events == ["launch", "launch", "look"] + 2 * ["launch", "look"] + [
     "look"
   ]

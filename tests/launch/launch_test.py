@@ -4,6 +4,7 @@
 
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,84 @@ def test_slurm_bad_arguments(tmp_path):
   for done, text in zip(found, ("give --config", "as an array", "VENV=DIR")):
     assert done.returncode == 2
     assert text in done.stderr
+
+
+def local(tmp_path, *arguments):
+  """Runs launch/local.sh with a `soupjax` that prints its arguments."""
+  program(tmp_path / "bin" / "soupjax", "#!/bin/bash\nprintf '<%s>' \"$@\"\n")
+  program(tmp_path / "bin" / "python", "#!/bin/sh\n")  # Installs nothing.
+  command = [ROOT / "launch" / "local.sh", *arguments]
+  return run(command, tmp_path / "bin", VIRTUAL_ENV=str(tmp_path))
+
+
+def test_local_prints_and_runs_three_commands(tmp_path):
+  workdir = tmp_path / "my runs"
+  done = local(tmp_path, workdir)
+  assert done.returncode == 0, done.stderr
+  lines = [line for line in done.stdout.splitlines() if line[:1] in ("[", "<")]
+  printed = [shlex.split(line)[1:] for line in lines[::2]]
+  assert [line[:5] for line in lines[::2]] == ["[1/3]", "[2/3]", "[3/3]"]
+  # What is printed can be typed: it is what was run.
+  assert ["".join(f"<{w}>" for w in words[1:]) for words in printed] == lines[
+    1::2
+  ]
+  assert all(words[0] == "soupjax" for words in printed)
+  base, sweep, soups = (
+    f"{workdir}/{x}" for x in ("pretrained", "sweep", "soups")
+  )
+  digits = "--config=configs/finetune/digits.py"
+  assert [sorted(words[1:]) for words in printed] == [
+    [f"{digits}:pretrain", f"--workdir={base}"],
+    [f"--config.init.path={base}/ingredients/last", digits, "--sweep"]
+    + [f"--workdir={sweep}"],
+    [f"--config=configs/cook.py:sweep={sweep}", f"--workdir={soups}"],
+  ]
+
+
+def test_local_dry_run_from_nothing(tmp_path):
+  workdir = tmp_path / "my runs"
+  done = local(tmp_path, workdir, "--dry_run")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("<--dry_run>") == 2  # Cooking reads the sweep.
+  assert f"{workdir}/sweep is made by step 2" in done.stdout
+  assert not workdir.exists()
+  (workdir / "sweep").mkdir(parents=True)
+  (workdir / "sweep" / "config.json").write_text("{}")
+  assert local(tmp_path, workdir, "--dry_run").stdout.count("<--dry_run>") == 3
+
+
+@pytest.mark.parametrize("flag", ["--config.seed=3", "--dry_run=no", "more"])
+def test_local_refuses_other_flags(tmp_path, flag):
+  done = local(tmp_path, tmp_path / "my runs", flag)
+  assert done.returncode == 2
+  assert f"not: {flag}" in done.stderr
+  assert done.stderr.count("  soupjax --config=") == 3
+  assert "<" not in done.stdout and not (tmp_path / "my runs").exists()
+
+
+@pytest.mark.slow
+def test_local_dry_run_with_the_real_program(tmp_path):
+  """The plan of pretraining and of the sweep, before there is any weight."""
+  program(
+    tmp_path / "bin" / "soupjax",
+    f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m soupjax.main "$@"\n',
+  )
+  program(tmp_path / "bin" / "python", "#!/bin/sh\n")
+  done = subprocess.run(
+    [str(ROOT / "launch" / "local.sh"), str(tmp_path / "runs"), "--dry_run"],
+    capture_output=True,
+    text=True,
+    env={
+      **os.environ,
+      "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+      "PYTHONPATH": str(ROOT),
+      "VIRTUAL_ENV": str(tmp_path),
+    },
+    timeout=280,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "member_015" in done.stdout
+  assert not (tmp_path / "runs").exists()
 
 
 def test_shellcheck_is_silent():

@@ -11,7 +11,8 @@ import pytest
 import soupjax as sj
 from soupjax.models import MIXER_VARIANTS, Mixer, mixer_variant
 from soupjax.soups.core import tree
-from soupjax.train import optim, step
+from soupjax.train import optimizers
+from soupjax.train import step as train_step
 
 TINY = {
   "patch_size": 4,
@@ -119,16 +120,12 @@ def test_it_trains_and_two_of_them_make_a_soup():
   images = rng.normal(size=(96, 8, 12, 1)).astype(np.float32)
   images += labels[:, None, None, None] * np.linspace(-1, 1, 12)[:, None]
   images = images.astype(np.float32)
-  tx = optim.adamw()
-  train = step.make_train_step(model, tx, lambda key, x, y, hyper: (x, y))
-  hyper = optim.Hyperparameters.of(
-    learning_rate=1e-2,
-    weight_decay=1e-4,
-    label_smoothing=0.0,
-    mixup=0.0,
-    augment=0.0,
-    total_steps=30,
-    warmup_steps=3,
+  tx = optimizers.make("adamw")
+  train = jax.jit(
+    train_step.make_step(model, tx, lambda key, x, y, values: (x, y))
+  )
+  hyper = train_step.Hyper.of(
+    learning_rate=1e-2, weight_decay=1e-4, total_steps=30, warmup_steps=3
   )
   start = init(model)
 
@@ -140,9 +137,10 @@ def test_it_trains_and_two_of_them_make_a_soup():
 
   models = []
   for seed in range(2):
-    state, losses = step.init_state(start, tx), []
+    state, losses = train_step.init_state(start, tx), []
+    key = jax.random.key(seed)
     for _ in range(30):
-      state, metrics = train(state, images, labels, jax.random.key(seed), hyper)
+      state, metrics = train(state, images, labels, key, hyper, None)
       losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.6 * losses[0]
     models.append(sj.Ingredient.from_params(f"seed{seed}", state.params))

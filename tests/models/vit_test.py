@@ -201,16 +201,16 @@ def test_sincos2d_tells_positions_apart():
 @pytest.mark.parametrize(
   "change,message",
   [
-    ({"pool_type": "max"}, "pool_type must be one of .*'max'"),
-    ({"posemb": "rope"}, "posemb must be one of .*'rope'"),
+    ({"pool_type": "max"}, "pool_type 'max': did you mean 'map'"),
+    ({"posemb": "rope"}, "posemb 'rope'"),
     ({"num_heads": 3}, "width 16 is not divisible by 3 heads"),
     ({"patch_size": 5}, "Patches of 5 pixels do not tile images of 8 x 12"),
     ({"width": 18, "posemb": "sincos2d"}, "4 divides, got 18"),
-    ({"act": "quickgelu"}, "act must be .*Did you mean 'quick_gelu'"),
-    ({"attention": "flash"}, "attention must be one of .*'cudnn'"),
+    ({"act": "quickgelu"}, "'quickgelu': did you mean 'quick_gelu'"),
+    ({"attention": "flash"}, "attention 'flash'"),
     (
       {"remat_policy": "nothing_savable"},
-      "remat_policy must be .*Did you mean 'nothing_saveable'",
+      "remat_policy .*did you mean 'nothing_saveable'",
     ),
     ({"stochastic_depth": -0.1}, "stochastic_depth must be in .*-0.1"),
     (
@@ -226,7 +226,7 @@ def test_bad_options(change, message):
 
 @pytest.mark.parametrize("name", ["X/16", "B", "B/", "B/x", "B/0", "b/16"])
 def test_unknown_variants(name):
-  with pytest.raises(ValueError, match="Unknown ViT variant.*So400m"):
+  with pytest.raises(ValueError, match=f"Unknown ViT variant {name!r}: .*B"):
     variant(name)
 
 
@@ -234,7 +234,7 @@ def test_unknown_variants(name):
   "name,near", [("b/16", "'B'"), ("So400/14", "'So400m'"), ("tiny/16", "'Ti'")]
 )
 def test_unknown_variants_with_suggestions(name, near):
-  with pytest.raises(ValueError, match=f"Did you mean .*{near}"):
+  with pytest.raises(ValueError, match=f"did you mean .*{near}"):
     variant(name)
 
 

@@ -28,7 +28,7 @@ def records_of(model, kind, minival, test, shift, shifts=SHIFTS, loss=0.1):
 
 
 def records(size=4, shifts=SHIFTS):
-  """Records of all kinds; the best individual is ingredient_01."""
+  """Records of all kinds; the best ingredient is ingredient_01."""
   out = records_of("pretrained", "pretrained", 0.93, 0.92, 0.80, shifts)
   for i in range(size):
     minival = 0.97 if i == min(1, size - 1) else 0.95

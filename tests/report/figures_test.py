@@ -35,7 +35,7 @@ def test_plane_places_and_names_models():
   assert (96.0, 81.0) in points  # greedy
   assert (95.0, 76.0) in points  # ingredients
   texts = {t.get_text() for t in axes.texts}
-  assert {"greedy soup", "best individual", "ensemble of all"} <= texts
+  assert {"greedy soup", "best ingredient", "ensemble of all"} <= texts
   assert axes.get_ylabel() == "Mean accuracy over 3 shifts (%)"
   assert len(axes.lines[0].get_xdata()) == 5
 

@@ -90,7 +90,7 @@ def test_table_cells(tmp_path):
   assert cells(page, "Learned soup, per layer")[2].startswith("<b>96.5</b>")
   assert cells(page, "Ensemble of all")[0] == "4\N{MULTIPLICATION SIGN}"
   assert "<b>" not in "".join(cells(page, "Ensemble of all"))
-  assert "sd 1.0" in cells(page, "Mean individual")[1]
+  assert "sd 1.0" in cells(page, "Mean ingredient")[1]
   assert "n = 200" in page
   assert "Nothing was chosen on test" in page
   assert "optimistic" in page
@@ -98,7 +98,7 @@ def test_table_cells(tmp_path):
 
 def test_ties_are_all_bold(tmp_path):
   page = write(fake_run.write_run(tmp_path))
-  for label in ("Pretrained, linear probe", "Greedy soup"):
+  for label in ("Initial model", "Greedy soup"):
     assert cells(page, label)[-1] == "<b>81.0</b>"
 
 
@@ -106,7 +106,7 @@ def test_summary_tells_gains_and_losses(tmp_path):
   text = Tags(write(fake_run.write_run(tmp_path))).text
   minus = "\N{MINUS SIGN}"
   assert (
-    "4 models were fine-tuned from one pretrained model. The best of them on "
+    "4 models were fine-tuned from one initial model. The best of them on "
     "minival, ingredient_01, has 95.0 % on test and 76.0 % on the mean of 3 "
     "shifts."
   ) in text
@@ -118,7 +118,7 @@ def test_summary_tells_gains_and_losses(tmp_path):
   ) in text
   assert "Ensemble of all (4\N{MULTIPLICATION SIGN} the cost): +2.0" in text
   assert "No soup beats" not in text
-  assert "With its 200 test images, one image is 0.5 points" in text
+  assert "With 200 test images, one image is 0.5 points" in text
 
 
 def test_summary_when_soups_lose(tmp_path):
@@ -128,8 +128,8 @@ def test_summary_when_soups_lose(tmp_path):
   lines += fake_run.records_of("wise_ft_0.50", "interpolation", 1.0, 1.0, 0.9)
   fake_run.write_results(tmp_path, lines)
   text = Tags(write(tmp_path)).text
-  assert "No soup beats the best individual on test." in text
-  assert "No soup beats the best individual under shift." in text
+  assert "No soup beats the best ingredient on test." in text
+  assert "No soup beats the best ingredient under shift." in text
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_results_alone_are_enough(tmp_path):
 
 def test_single_ingredient(tmp_path):
   text = Tags(write(fake_run.write_run(tmp_path, size=1))).text
-  assert "One model was fine-tuned from one pretrained model. It, " in text
+  assert "One model was fine-tuned from one initial model. It, " in text
   assert drawn(tmp_path) == FIGURES
 
 
@@ -213,8 +213,8 @@ def test_members_of_the_greedy_ensemble(tmp_path):
 def test_ingredients_table(tmp_path):
   page = write(fake_run.write_run(tmp_path))
   best = cells(page, "ingredient_01")
-  # in greedy soup, minival, test, mean of shifts, hyperparameters.
-  assert best == ["", "97.0", "95.0", "76.0", "0.002", "none"]
+  # in greedy soup, minival, test, mean of shifts, loss, hyperparameters.
+  assert best == ["", "97.0", "95.0", "76.0", "0.100", "0.002", "none"]
   assert cells(page, "ingredient_00")[0] == "yes"
   order = re.findall(r'<th scope="row">(ingredient_\d\d)</th>', page)
   assert order == [f"ingredient_0{i}" for i in (1, 0, 2, 3)]

@@ -30,7 +30,7 @@ def test_mean_of_shifts_needs_all_of_them():
   assert results.accuracy("uniform", "shifts") is not None
 
 
-def test_best_individual_is_best_on_minival_not_test():
+def test_best_ingredient_is_best_on_minival_not_test():
   lines = fake_run.records_of("a", "ingredient", 0.95, 0.99, 0.9)
   lines += fake_run.records_of("b", "ingredient", 0.96, 0.90, 0.7)
   lines += fake_run.records_of("c", "soup", 0.99, 0.99, 0.9)

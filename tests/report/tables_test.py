@@ -25,9 +25,9 @@ def test_rows_are_in_order_with_their_cost():
   results = Results.from_records(fake_run.records()[::-1])
   every = tables.rows(results, {"greedy_ensemble": 3})
   assert [(r.label, r.cost) for r in every] == [
-    ("Pretrained, linear probe", 1),
-    ("Mean individual", 1),
-    ("Best individual (ingredient_01)", 1),
+    ("Initial model", 1),
+    ("Mean ingredient", 1),
+    ("Best ingredient (ingredient_01)", 1),
     ("Uniform soup", 1),
     ("Greedy soup", 1),
     ("Learned soup, per model", 1),
@@ -39,7 +39,7 @@ def test_rows_are_in_order_with_their_cost():
   assert tables.rows(results)[-1].cost is None
 
 
-def test_mean_individual():
+def test_mean_ingredient():
   results = Results.from_records(fake_run.records())
   mean = tables.rows(results)[1]
   assert mean.accuracy(results, "minival") == pytest.approx(95.5)
@@ -57,7 +57,7 @@ def test_table():
   # cost, minival, test, shifts, difference on test, difference on shifts.
   assert found["Greedy soup"] == ["1x", "97.5", "96.0", "81.0", "+1.0", "+5.0"]
   assert found["Uniform soup"][-2:] == ["-1.0", "+4.0"]
-  assert found["Best individual (ing"][-2:] == ["0.0", "0.0"]
+  assert found["Best ingredient (ing"][-2:] == ["0.0", "0.0"]
   assert found["Ensemble of all"][0] == "4x"
   assert "up to 4x" in text
   assert "3 shifts" in text.splitlines()[0]

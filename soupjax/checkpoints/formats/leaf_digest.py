@@ -15,12 +15,20 @@ import jax
 KEY = "soupjax_leaves"
 
 
-def digest(specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-  """SHA-256 over names, shapes and dtypes of all leaves, in hexadecimal."""
-  lines = [
-    f"{leaf}\t{list(spec.shape)}\t{spec.dtype}\n"
-    for leaf, spec in sorted(specs.items())
-  ]
+def digest(
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  checksums: Mapping[str, int] | None = None,
+) -> str:
+  """SHA-256 over names, shapes and dtypes of all leaves, in hexadecimal.
+
+  Args:
+    specs: leaf -> shape and dtype.
+    checksums: leaf -> CRC-32 of its bytes, to be part of the digest.
+  """
+  lines = []
+  for leaf, spec in sorted(specs.items()):
+    crc = "" if checksums is None else f"\t{checksums[leaf]:08x}"
+    lines.append(f"{leaf}\t{list(spec.shape)}\t{spec.dtype}{crc}\n")
   return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

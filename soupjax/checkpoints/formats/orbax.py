@@ -180,7 +180,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   )
   specs, keys = {}, {}
   for key, leaf in leaves:
-    name_of_leaf = jax.tree_util.keystr(key, simple=True, separator="/")
+    name_of_leaf = tree.name_of(key)
     keys[name_of_leaf] = (f"{entry}." if entry else "") + (
       jax.tree_util.keystr(key, simple=True, separator=".")
     )

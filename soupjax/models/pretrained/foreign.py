@@ -19,10 +19,11 @@ import jax
 import numpy as np
 
 from soupjax.models.pretrained import mappings, mismatch, positions
+from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
-_SCANNED = re.compile(r"^(.*Transformer/)encoderblock/(.+)$")
-_BLOCK = re.compile(r"^(Transformer/encoderblock_|MixerBlock_)(\d+)(/.*)$")
+# Our blocks, before their number.
+_BLOCKS = ("Transformer/encoderblock_", "MixerBlock_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +43,13 @@ def entries(ingredient: Ingredient) -> dict[str, Entry]:
   """All leaves of a checkpoint; scanned blocks one by one."""
   found = {}
   for name, spec in ingredient.specs.items():
-    scanned = _SCANNED.match(name)
-    if not scanned or not spec.shape:
+    blocks = layers.block_names(name, spec.shape[0]) if spec.shape else []
+    if not blocks:
       read = functools.partial(_read, ingredient, name)
       found[name] = Entry(spec.shape, read)
-      continue
-    for i in range(spec.shape[0]):
+    for i, block in enumerate(blocks):
       read = functools.partial(_read_block, ingredient, name, i)
-      one = f"{scanned[1]}encoderblock_{i}/{scanned[2]}"
-      found[one] = Entry(spec.shape[1:], read)
+      found[block] = Entry(spec.shape[1:], read)
   return found
 
 
@@ -74,34 +73,38 @@ def unstacked(flat: Mapping[str, Any]) -> dict[str, Any]:
   """
   found: dict[str, Any] = {}
   for name, value in flat.items():
-    scanned = _SCANNED.match(name)
-    if not scanned:
+    blocks = layers.block_names(name, value.shape[0]) if value.shape else []
+    if not blocks:
       found[name] = value
-      continue
-    for i in range(value.shape[0]):
-      one = f"{scanned[1]}encoderblock_{i}/{scanned[2]}"
+    for i, block in enumerate(blocks):
       if isinstance(value, jax.ShapeDtypeStruct):
-        found[one] = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+        found[block] = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
       else:
-        found[one] = value[i]
+        found[block] = value[i]
   return found
+
+
+def _block(name: str) -> tuple[str, int, str] | None:
+  """Splits the name of a leaf of our blocks at their number."""
+  parts = layers.split_number(name)
+  return parts if parts and parts[0] in _BLOCKS else None
 
 
 def stacked(leaves: dict[str, Any]) -> dict[str, Any]:
   """Puts blocks into one array a leaf; `leaves` is empty then."""
   found = {}
   for name in list(leaves):
-    block = _BLOCK.match(name)
+    block = _block(name)
     if not block:
       found[name] = leaves.pop(name)
-    elif block[2] == "0":
+    elif block[1] == 0:
       names, i = [], 0
-      while (one := f"{block[1]}{i}{block[3]}") in leaves:
+      while (one := f"{block[0]}{i}{block[2]}") in leaves:
         names.append(one)
         i += 1
       # One leaf at a time: blocks go as the stack comes.
       stack = np.stack([leaves.pop(one) for one in names])
-      found[f"Transformer/encoderblock{block[3]}"] = stack
+      found[f"Transformer/encoderblock{block[2]}"] = stack
   return found
 
 
@@ -117,11 +120,11 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
   """
   found: dict[str, tuple[str, ...]] = {}
   for name in names:
-    block = _BLOCK.match(name) if scan else None
-    leaf = f"Transformer/encoderblock{block[3]}" if block else name
+    block = _block(name) if scan else None
+    leaf = f"Transformer/encoderblock{block[2]}" if block else name
     found[leaf] = (*found.get(leaf, ()), name)
   return {
-    leaf: tuple(sorted(parts, key=lambda one: int(_BLOCK.match(one)[2])))
+    leaf: tuple(sorted(parts, key=lambda one: _block(one)[1]))
     if len(parts) > 1
     else parts
     for leaf, parts in found.items()
@@ -130,12 +133,12 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
 
 def row_of(family: mappings.Family, ours: str) -> mappings.Row | None:
   """The row of one of our leaves, with the number of its block put in."""
-  block = _BLOCK.match(ours)
-  template = f"{block[1]}{{i}}{block[3]}" if block else ours
+  block = _block(ours)
+  template = f"{block[0]}{{i}}{block[2]}" if block else ours
   row = _rows(family.rows).get(template)
   if row is None or not block:
     return row
-  theirs = tuple(one.replace("{i}", block[2]) for one in row.theirs)
+  theirs = tuple(one.replace("{i}", str(block[1])) for one in row.theirs)
   return row._replace(ours=ours, theirs=theirs)
 
 

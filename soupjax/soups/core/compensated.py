@@ -128,11 +128,11 @@ def parts(number: float) -> np.ndarray:
   return np.stack(parts)
 
 
-def pair(numbers: Sequence[float]) -> np.ndarray:
+def pair(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
   """Splits float64 numbers into float32 and what is left, (2, K) float32."""
-  numbers = np.asarray(numbers, np.float64)
-  near = numbers.astype(np.float32)
-  return np.stack([near, (numbers - near).astype(np.float32)])
+  exact = np.asarray(numbers, np.float64)
+  near = exact.astype(np.float32)
+  return np.stack([near, (exact - near).astype(np.float32)])
 
 
 def mean_coefficients(weights: Sequence[float]) -> dict[str, np.ndarray]:

@@ -62,7 +62,7 @@ class Ingredient:
     path: where it was read from, None for trees in memory.
     storage: how to read it in blocks; None reads whole leaves with `reader`.
 
-  Example:
+  Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
     >>> a.specs["head/bias"]
     ShapeDtypeStruct(shape=(3,), dtype=float32)
@@ -464,7 +464,7 @@ def rank_by(
   Raises:
     ValueError: if an ingredient lacks the metric, or its value is no number.
 
-  Example:
+  Examples:
     >>> tree = {"w": jnp.zeros(2)}
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", tree, {"minival/prec@1": 0.7}),

@@ -14,11 +14,33 @@ _BEFORE = re.compile(
   re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"(?:[A-Za-z]+|.*[_-])?(\d+)")
+_SCANNED = re.compile(r"((?:.*/)?encoderblock)(/.+)")
 
 # What has one axis in a module, and two in a stack of them.
 _VECTOR = re.compile(r"(bias|scale|gamma|beta)$|norm", re.IGNORECASE)
 
 _ADVICE = "Give a mapping from regular expressions to numbers instead."
+
+
+def split_number(leaf: str) -> tuple[str, int, str] | None:
+  """Splits a name at the number of its first numbered part.
+
+  Example:
+    >>> split_number("Transformer/encoderblock_3/LayerNorm_0/scale")
+    ('Transformer/encoderblock_', 3, '/LayerNorm_0/scale')
+
+  Args:
+    leaf: its name.
+
+  Returns:
+    The name up to the number, the number, and the rest; None without one.
+  """
+  for part in re.finditer(r"[^/.]+", leaf):
+    number = _NUMBERED.fullmatch(part.group())
+    if number:
+      stem = leaf[: part.start() + number.start(1)]
+      return stem, int(number[1]), leaf[part.end() :]
+  return None
 
 
 def layer_of(leaf: str) -> str:
@@ -33,11 +55,31 @@ def layer_of(leaf: str) -> str:
     "blocks.3"); without one, the path less its last part ("head" for
     "head/kernel"); for a leaf by itself, its name.
   """
-  parts = list(re.finditer(r"[^/.]+", leaf))
-  for part in parts:
-    if re.fullmatch(r"(.*[_-])?\d+", part.group()):
-      return leaf[: part.end()]
-  return leaf[: parts[-2].end()] if len(parts) > 1 else leaf
+  parts = split_number(leaf)
+  if parts is not None:
+    return leaf.removesuffix(parts[2])
+  return re.sub(r"(?<=[^/.])[/.]+[^/.]+$", "", leaf)
+
+
+def block_names(leaf: str, count: int) -> list[str]:
+  """Names the blocks of a leaf whose first axis is that of scanned blocks.
+
+  Example:
+    >>> block_names("Transformer/encoderblock/LayerNorm_0/scale", 2)[1]
+    'Transformer/encoderblock_1/LayerNorm_0/scale'
+
+  Args:
+    leaf: its name.
+    count: the number of blocks.
+
+  Returns:
+    What the same leaf is called in every block of a model that is not scanned;
+    [] for all other leaves.
+  """
+  scanned = _SCANNED.fullmatch(leaf)
+  if not scanned:
+    return []
+  return [f"{scanned[1]}_{i}{scanned[2]}" for i in range(count)]
 
 
 @dataclasses.dataclass
@@ -71,15 +113,42 @@ class _Family:
     return 2 * len(set.intersection(*rests)) >= min(map(len, rests))
 
 
-def depths(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
-  """Returns how deep in the network each leaf is, from 0 to 1.
+def ranks(leaves: Iterable[str]) -> tuple[dict[str, int], int]:
+  """Ranks the leaves of a network by layer.
 
   Layers are modules told apart by the first number in a name
   ("encoderblock_3/...", "blocks.3....", "layer3...."). Of several families of
   them, those that hold modules go before those that hold just weights, and of
   these the longest is that of the layers; so is every other of the same name
-  and length, as in models of two towers. All other leaves are at 0 if their
-  name speaks of embeddings, patches, positions, tokens or a stem, else at 1.
+  and length, as in models of two towers.
+
+  Args:
+    leaves: names of all leaves of the model.
+
+  Returns:
+    The rank of each leaf, and the number of layers, n. Ranks are 0 to n - 1 in
+    the layers. All other leaves are at -1 if their name speaks of embeddings,
+    patches, positions, tokens or a stem, else at n.
+
+  Raises:
+    ValueError: if there are no such layers, or it is not clear which they are.
+  """
+  names = list(leaves)
+  families, first = _families(names)
+  layers = _layers(families, names)
+  count = max(len(family.members) for family in layers.values())
+  by_leaf = {}
+  for leaf in names:
+    stem, number = first.get(leaf, ("", 0))
+    if stem in layers:
+      by_leaf[leaf] = sorted(layers[stem].members).index(number)
+    else:
+      by_leaf[leaf] = -1 if _BEFORE.search(leaf) else count
+  return by_leaf, count
+
+
+def depths(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
+  """Returns how deep in the network each leaf is, from 0 to 1: see `ranks`.
 
   Args:
     leaves: names of all leaves of the model, or also their specs, which show
@@ -88,22 +157,15 @@ def depths(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
   Raises:
     ValueError: if there are no such layers, or it is not clear which they are.
   """
-  names = list(leaves)
-  families, first = _families(names)
   if isinstance(leaves, Mapping):
-    for family in families.values():
+    for family in _families(leaves)[0].values():
       _refuse_scanned(family, leaves)
     _refuse_stacks(leaves)
-  layers = _layers(families, names)
-  by_leaf = {}
-  for leaf in names:
-    stem, number = first.get(leaf, ("", 0))
-    if stem in layers:
-      numbers = sorted(layers[stem].members)
-      by_leaf[leaf] = numbers.index(number) / (len(numbers) - 1)
-    else:
-      by_leaf[leaf] = 0.0 if _BEFORE.search(leaf) else 1.0
-  return by_leaf
+  by_leaf, count = ranks(leaves)
+  return {
+    leaf: min(max(rank / (count - 1), 0.0), 1.0)
+    for leaf, rank in by_leaf.items()
+  }
 
 
 def _families(names):

@@ -18,6 +18,11 @@ PyTree = Any
 _MOST_SHOWN = 500
 
 
+def name_of(path: Sequence[Any]) -> str:
+  """Returns the name of the leaf at a path, as in `"encoder/head/kernel"`."""
+  return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
 def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   """Names every leaf of a tree.
 
@@ -37,7 +42,7 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
     raise ValueError("The tree has no leaves: it needs one array at least.")
   leaves: dict[str, Any] = {}
   for path, leaf in paths:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    name = name_of(path)
     if name in leaves:
       raise ValueError(
         f"Two leaves are called {name!r}. Keys with a '/' in them can clash: "

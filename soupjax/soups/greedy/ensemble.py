@@ -33,7 +33,8 @@ class GreedyEnsemble:
   @property
   def score(self) -> float:
     """Held-out score of the ensemble."""
-    return [d.score for d in self.history if d.accepted][-1]
+    scores = [d.score for d in self.history if d.accepted]
+    return [score for score in scores if score is not None][-1]
 
 
 def greedy_ensemble(
@@ -61,7 +62,7 @@ def greedy_ensemble(
   Raises:
     ValueError: as `greedy_soup`, or if logits are no arrays of numbers.
 
-  Example:
+  Examples:
     >>> labels = jnp.array([0, 1, 1])
     >>> logits = {
     ...   "a": jnp.array([[2.0, 0.0], [0.5, 0.0], [0.0, 1.0]]),

@@ -55,7 +55,7 @@ def random_orders(
   Raises:
     ValueError: if count is not positive, or there are no ingredients.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make(name, {"w": jnp.zeros(1)}) for name in "abc"]
     >>> sj.random_orders(models, 2, seed=0)
@@ -99,7 +99,7 @@ def best_order(
     ValueError: as `greedy_soup`, or if there are no orders, or more lists to
       resume from than orders.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array(1.0)}),
     ...           make("b", {"w": jnp.array(4.0)}),
@@ -134,6 +134,7 @@ def best_order(
     sign = -1 if settings.get("mode") == "min" else 1
     if best is None or sign * soup.score > sign * best.score:
       best, chosen = soup, k
+  assert best is not None  # There is an order.
   return BestOrder(
     soup=best,
     orders=tuple(map(tuple, orders)),

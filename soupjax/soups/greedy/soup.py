@@ -51,7 +51,8 @@ class GreedySoup:
   @property
   def score(self) -> float:
     """Held-out score of the soup."""
-    return [d.score for d in self.history if d.accepted][-1]
+    scores = [d.score for d in self.history if d.accepted]
+    return [score for score in scores if score is not None][-1]
 
   @property
   def weights(self) -> dict[str, float]:
@@ -150,7 +151,7 @@ def greedy_soup(
       makes no sense, or `order` or `resume` do not fit.
     TypeError: if one is not a model.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array(1.0)}),
     ...           make("b", {"w": jnp.array(4.0)}),
@@ -190,7 +191,9 @@ def greedy_soup(
   specs = ingredients[0].specs if dtype is None else selection.specs
   dtypes = tuple(specs[name].dtype for name in names)
   first = whole = total = None
-  bar, selected, soup, incumbent = None, [], None, False
+  evaluator: Any = evaluate  # Of early rejection: it has `set_incumbent` too.
+  selected: list[str] = []
+  bar, soup, incumbent = None, None, False
   coming = _turns_left(ingredients, turns, history)
   for (position, ingredient), leaves in _read_ahead(coming, sharding):
     is_new = position >= len(history)
@@ -209,7 +212,7 @@ def greedy_soup(
       if evaluate_until and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.
         evaluate(soup)
-        evaluate.set_incumbent()
+        evaluator.set_incumbent()
         incumbent = True
       result = _evaluated(evaluate, evaluate_until, candidate, rule, bar)
       result = decisions.checked(result, [*selected, ingredient.name])
@@ -223,7 +226,7 @@ def greedy_soup(
       if on_decision:
         on_decision(past)
       if evaluate_until and past.accepted:
-        evaluate.set_incumbent()
+        evaluator.set_incumbent()
         incumbent = True
     if past.accepted:
       soup, bar = candidate, past.score

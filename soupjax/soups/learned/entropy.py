@@ -31,7 +31,7 @@ def entropy_loss(
   Returns:
     `loss(params, beta)`, or without images `loss(params, beta, images)`.
 
-  Example:
+  Examples:
     >>> loss = sj.entropy_loss(lambda params, images: images @ params["w"])
     >>> sure, unsure = {"w": 9 * jnp.eye(2)}, {"w": jnp.zeros((2, 2))}
     >>> bool(loss(sure, 1.0, jnp.eye(2)) < loss(unsure, 1.0, jnp.eye(2)))

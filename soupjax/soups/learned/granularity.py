@@ -8,6 +8,7 @@ import re
 import jax
 
 from soupjax.soups.core import tree
+from soupjax.soups.learned.options import Granularity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,9 @@ class CoefficientLayout:
     return products.reshape(products.shape[0], -1).sum(1)
 
 
-def make_layout(specs, granularity, layer_of, stacked) -> CoefficientLayout:
+def make_layout(specs, granularity: Granularity) -> CoefficientLayout:
   """Gives every float leaf its coefficients; see `learned_soup`."""
+  kind, stacked = granularity.name, granularity.stacked
   floats = [leaf for leaf, spec in specs.items() if tree.is_float(spec)]
   patterns = [] if stacked is None else [stacked]
   stacks = {
@@ -64,14 +66,14 @@ def make_layout(specs, granularity, layer_of, stacked) -> CoefficientLayout:
       leaves.append(None)
       continue
     found = leaf in stacks and re.search(stacked, leaf)
-    is_stack = found and granularity != "model" and spec.shape
-    if granularity != "layer":
-      name = {"model": "model", "tensor": leaf}[granularity]
+    is_stack = found and kind != "model" and spec.shape
+    if kind != "layer":
+      name = {"model": "model", "tensor": leaf}[kind]
     elif is_stack:
       # The layers of a loop over blocks: one for all modules of a block.
       name = leaf[: found.end()].rstrip("/.")
     else:
-      name = layer_of(leaf)
+      name = granularity.layer_of(leaf)
     names = (
       [f"{name}[{i}]" for i in range(spec.shape[0])] if is_stack else [name]
     )

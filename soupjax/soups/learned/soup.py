@@ -38,12 +38,12 @@ from soupjax.soups.core.ingredient import (
   as_ingredients,
   check_ingredients,
 )
-from soupjax.soups.core.layers import layer_of
 from soupjax.soups.core.select import Selection
 from soupjax.soups.learned import checks, host_optimizers
 from soupjax.soups.learned import offload as offload_lib
 from soupjax.soups.learned import state as state_lib
 from soupjax.soups.learned.granularity import make_layout
+from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 from soupjax.soups.learned.streamed_passes import Pool
 
 PyTree = Any
@@ -80,21 +80,15 @@ def learned_soup(
   loss: Callable[..., jax.Array],
   *,
   base: Model | None = None,
-  granularity: str = "layer",
+  granularity: str | Granularity = "layer",
   init: float | Sequence[float] | Mapping[str, Sequence[float]] | None = None,
   steps: int,
-  optimizer: str = "adamw",
-  learning_rate: float | None = None,
-  weight_decay: float = 0.0,
-  learn_beta: bool = True,
+  optimizer: str | CoefficientOptimizer = "adamw",
   batches: Iterable[Any] | None = None,
-  layer_of: Callable[[str], str] = layer_of,
-  stacked: str | None = None,
   select: Mapping[str, Any] | None = None,
   dtype: Any = None,
   sharding: Any = None,
-  residency: str | None = None,
-  memory_bytes: float | None = None,
+  residency: str | float | None = None,
   on_step: Callable[[dict[str, float]], None] | None = None,
   resume: Mapping[str, Any] | None = None,
   on_state: Callable[[dict[str, Any]], None] | None = None,
@@ -121,27 +115,14 @@ def learned_soup(
       If it has an attribute `mode`, that must be "min".
     base: the model that all were fine-tuned from, to learn coefficients of
       task vectors instead of a mean.
-    granularity: "model" learns K coefficients, "layer" K for every layer,
-      "tensor" K for every leaf (as the released code of both papers does).
+    granularity: "model", "layer" or "tensor", or a `Granularity`.
     init: K coefficients to start from, or a mapping from every group to K, as
       `alphas` of another learned soup. Without a base they must be positive
       and are scaled to sum 1; with one, a single number stands for all.
     steps: optimisation steps, a positive number; for L-BFGS the most
       evaluations of loss and gradient.
-    optimizer: "adamw"; or "lbfgs", for a loss on all held-out data (no
-      `batches`), which stops when it converges and returns the best soup of
-      those it evaluated.
-    learning_rate: of AdamW, constant; None is 0.1, or 0.001 with a base (as
-      the papers have it).
-    weight_decay: of AdamW, decoupled; pulls towards the uniform soup, or the
-      base.
-    learn_beta: whether the logit scale is learned or stays 1.
+    optimizer: "adamw" or "lbfgs", or a `CoefficientOptimizer`.
     batches: an iterable with at least `steps` batches.
-    layer_of: leaf name -> layer name, for granularity "layer".
-    stacked: regex of leaves whose leading axis counts layers (a scanned
-      encoder, `"encoderblock/"`), for granularity "layer" and "tensor". For
-      "layer", what is left of the leaf's name at the end of the match names
-      the layers: "Transformer/encoderblock[3]", for all modules of a block.
     select: leaves that are not mixed with learned coefficients, as in `mix`;
       the loss sees the result. What it keeps, it keeps from `base`.
     dtype: of the floating leaves of the soup; None keeps those of the first
@@ -149,10 +130,9 @@ def learned_soup(
     sharding: where ingredients go, as in `Ingredient.load`.
     residency: where ingredients stay between passes: on the "device" (sharded
       as `sharding` says), on the "host", or on "disk", where only the next is
-      read ahead; trees in memory stay where they are for the last two. None
-      takes the first that has room, and says so in the log.
-    memory_bytes: the room that they may take in this process; None is half of
-      what is free.
+      read ahead; trees in memory stay where they are for the last two. A number
+      is the bytes that they may take in this process: then the first place with
+      room is used, and the log says which. None allows half of the free memory.
     on_step: called with every entry of the history.
     resume: the last state of a run that was cut short, with the same
       arguments (`steps` may be more; `batches` from the start: those of steps
@@ -170,7 +150,7 @@ def learned_soup(
       not finite.
     TypeError: if one is not a model.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([0.0, 4.0])}),
     ...           make("b", {"w": jnp.array([4.0, 0.0])})]
@@ -190,14 +170,16 @@ def learned_soup(
     mixes_base=base is not None,
   )
   ingredients, base = selection.ingredients, selection.base
+  if isinstance(granularity, str):
+    granularity = Granularity(granularity)
+  if isinstance(optimizer, str):
+    optimizer = CoefficientOptimizer(optimizer)
   settings = checks.settings(
     ingredients,
     base,
     granularity,
     steps,
     optimizer,
-    learning_rate,
-    weight_decay,
     batches,
   )
   checks.direction(loss)
@@ -208,23 +190,28 @@ def learned_soup(
     base, *ingredients = check_ingredients([base, *ingredients])
   anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
-  layout = make_layout(anchor.specs, granularity, layer_of, stacked)
+  layout = make_layout(anchor.specs, granularity)
   checks.something_to_learn(anchor, layout)
   start = state_lib.start(init, base, layout.groups, len(ingredients))
   state = state_lib.State(
-    settings, ingredients, base, layout, learn_beta, selection.select
+    settings, ingredients, base, layout, optimizer.learn_beta, selection.select
   )
   past = state.restored(resume, start.size + 1)
   kept = offload_lib.choose(
     residency,
-    memory_bytes,
     ingredients[1:] if base is None else ingredients,
     sharding,
   )
   pool = Pool(ingredients, base, layout, sharding, kept)
   pool.check_finite()
   problem = _Problem(
-    pool, loss, batches, learn_beta, state.history, on_step, selection
+    pool,
+    loss,
+    batches,
+    optimizer.learn_beta,
+    state.history,
+    on_step,
+    selection,
   )
   if len(state.history) < settings.steps:
     problem.check_loss()

@@ -35,7 +35,7 @@ def task_arithmetic(
   Raises:
     ValueError: if a number is not finite.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),

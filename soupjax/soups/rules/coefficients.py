@@ -147,7 +147,7 @@ def by_layer(
   """
   if not np.ndim(value):
     return dict(numbers(float(value)))
-  found = [numbers(float(one)) for one in value]
+  found = [numbers(float(one)) for one in np.asarray(value)]
   first = found[0]
   differ = {
     key: np.stack([one[key] for one in found], axis=-1)

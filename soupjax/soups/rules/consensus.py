@@ -128,7 +128,7 @@ def ties(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -238,7 +238,7 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
     The rule; it needs a base and two ingredients, and holds whole leaves of all
     of them.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),

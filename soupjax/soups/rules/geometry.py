@@ -67,7 +67,7 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
   Returns:
     The rule; it reads all weights once more.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 0.0])}),
     ...           make("b", {"w": jnp.array([0.0, 1.0])})]
@@ -137,7 +137,7 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
     The rule; it needs a base and two ingredients, and reads all weights once
     more.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -200,7 +200,7 @@ def geometric_median(
   Returns:
     The rule; it reads all weights once more.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([0.0, 0.0])}),
     ...           make("b", {"w": jnp.array([0.0, 0.1])}),
@@ -292,7 +292,7 @@ def karcher(
   Returns:
     The rule; it reads all weights once more.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([3.0, 0.0])}),
     ...           make("b", {"w": jnp.array([0.0, 1.0])})]

@@ -55,7 +55,7 @@ def fisher(
     ValueError: if a number makes no sense; when it merges, also for a Fisher
       that is negative or not finite.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
     ...           make("b", {"w": jnp.array([3.0, 8.0])})]

@@ -67,7 +67,7 @@ def linear(
   Returns:
     The rule. It warns about negative weights when it meets the ingredients.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
     ...           make("b", {"w": jnp.array([3.0, 8.0])})]
@@ -84,24 +84,24 @@ def linear(
       combine=_uniform,
       values=lambda count: {"scale": compensated.reciprocal(count)},
     )
-  weights = rule_base.check_weights(weights)
-  if isinstance(weights, dict):
-    return _by_leaf(weights, normalize)
+  checked = rule_base.check_weights(weights)
+  if isinstance(checked, dict):
+    return _by_leaf(checked, normalize)
   if not normalize:
     return Rule(
       name="weighted",
       combine=combine_sum,
-      values=lambda count: sum_values(per_model(weights, count)),
-      settings={"weights": weights, "normalize": False},
+      values=lambda count: sum_values(per_model(checked, count)),
+      settings={"weights": checked, "normalize": False},
     )
   return Rule(
     name="weighted",
     combine=_linear,
     values=lambda count: compensated.mean_coefficients(
-      arguments.soup_weights(weights, count)
+      arguments.soup_weights(checked, count)
     ),
-    weights=tuple(weights),
-    settings={"weights": weights},
+    weights=tuple(checked),
+    settings={"weights": checked},
   )
 
 
@@ -152,7 +152,7 @@ def schedule(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> sj.rules.schedule("linear", 4)
     [0.1, 0.2, 0.3, 0.4]
     >>> sj.rules.schedule("uniform", 4, last=2)
@@ -196,7 +196,7 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
   Raises:
     ValueError: if alpha is not finite.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),

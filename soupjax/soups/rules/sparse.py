@@ -107,7 +107,7 @@ def dare(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -182,7 +182,7 @@ def breadcrumbs(
   Returns:
     The rule; it needs a base, and reads all weights twice more.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -324,7 +324,7 @@ def della(
   Raises:
     ValueError: if a number or a word makes no sense.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros(4)})
     >>> models = [make("a", {"w": jnp.array([4.0, 1.0, -2.0, 0.1])}),
@@ -360,7 +360,10 @@ def della(
   values, leaf_values = coefficients.split_weighted(
     "scale", scale, weights, numbers
   )
-  fixed = {"lowest": np.float32(low), "spread": np.float32(2 * half)}
+  fixed: dict[str, np.generic] = {
+    "lowest": np.float32(low),
+    "spread": np.float32(2 * half),
+  }
   if compat is not None:
     fixed["by_norm"] = np.bool_(True)
   return Rule(

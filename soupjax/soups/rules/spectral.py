@@ -136,7 +136,7 @@ def tsv(
     The rule; it needs a base. Leaves that are no matrices get `base + scale *
     mean_k (t_k - base)`.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros((2, 2))})
     >>> models = [make("a", {"w": jnp.array([[4.0, 0.0], [0.0, 0.0]])}),
@@ -167,7 +167,7 @@ def iso_c(
     The rule; it needs a base. Leaves that are no matrices get `base + scale *
     mean_k (t_k - base)`.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> base = make("base", {"w": jnp.zeros((2, 2))})
     >>> models = [make("a", {"w": jnp.array([[4.0, 0.0], [0.0, 0.0]])}),

@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 from soupjax.soups.core import arguments
-from soupjax.soups.search.interpolate import Blend
 
 PyTree = Any
 Scores = dict[str, float]
@@ -86,7 +85,7 @@ class Scorer:
 
   def __init__(
     self,
-    blend: Blend,
+    blend: Any,
     evaluate: Callable[[PyTree], Any],
     check: Callable[[Scores], None],
     resume: Sequence[Candidate | Mapping[str, Any]] | None,
@@ -95,7 +94,7 @@ class Scorer:
     """Prepares.
 
     Args:
-      blend: makes the candidates.
+      blend: a `Blend`, or a function with its `size`: makes candidates.
       evaluate: see `soupjax.soups.search`.
       check: raises a ValueError if scores lack what the search needs; called
         with the first ones.
@@ -192,13 +191,13 @@ def choose(
   values = {at: value(scores) for at, scores in scorer.scored.items()}
   refused = {at: forbidden(s) for at, s in scorer.scored.items()}
   allowed = [at for at in values if refused[at] is None]
-  best = max(allowed, key=values.get)  # The first of equal ones.
+  best = max(allowed, key=lambda at: values[at])  # The first of equal ones.
   history = []
   for at, scores in scorer.scored.items():
     if at == best:
       reason = f"the best {what}"
-    elif refused[at]:
-      reason = refused[at]
+    elif refusal := refused[at]:
+      reason = refusal
     else:
       reason = f"{values[best] - values[at]:.4g} below the best {what}"
       if values[at] == values[best]:
@@ -233,7 +232,7 @@ def normalized_accuracy(
     ValueError: if there is no task, one has no score, or a score to divide by
       is not positive.
 
-  Example:
+  Examples:
     >>> own = {"cars": 0.8, "dtd": 0.5}
     >>> sj.search.normalized_accuracy({"cars": 0.4, "dtd": 0.5}, own)
     0.75

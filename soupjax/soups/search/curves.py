@@ -51,7 +51,7 @@ def wise_ft_curve(
     ValueError: if models or alphas do not fit, a score is not finite, or
       `choose_on` is no dataset.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> pretrained = make("zero-shot", {"w": jnp.array(0.0)})
     >>> finetuned = make("tuned", {"w": jnp.array(1.0)})
@@ -191,7 +191,7 @@ def task_scale(
   Raises:
     ValueError: as `wise_ft_curve`, or if nothing is left besides the control.
 
-  Example:
+  Examples:
     >>> pretrained = {"w": jnp.array([0.0, 0.0])}
     >>> cars, dtd = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
     >>> vectors = [sj.TaskVector(pretrained, model) for model in (cars, dtd)]

@@ -70,7 +70,7 @@ def diwa(
     ValueError: if `average` or `mode` is something else, a score is no finite
       number, or as `greedy_soup`.
 
-  Example:
+  Examples:
     >>> make = sj.Ingredient.from_params
     >>> models = [make("a", {"w": jnp.array(1.0)}),
     ...           make("b", {"w": jnp.array(4.0)}),
@@ -94,7 +94,7 @@ def diwa(
   ranked = rank_by(scored, "held-out", mode=mode)
   if average == "uniform":
     params = uniform_soup(ranked)
-    selected, greedy = [r.name for r in ranked], None
+    selected, greedy = tuple(r.name for r in ranked), None
     score = arguments.number(
       "What evaluate returns for the average", evaluate(params)
     )
@@ -104,7 +104,7 @@ def diwa(
   return Pool(
     params=params,
     runs=tuple(ranked),
-    selected=tuple(selected),
+    selected=selected,
     score=score,
     greedy=greedy,
   )

@@ -106,7 +106,7 @@ class Blend:
     coefficients = compensated.delta_coefficients(weights)
     floats = [n for n, s in self._specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
-    found = {}
+    found: dict[str, jax.Array] = {}
     for group in filter(None, groups):
       stacks = [[self._read(m, leaf) for m in self._models] for leaf in group]
       combined = _combine(stacks, coefficients)

@@ -15,7 +15,8 @@ import numpy as np
 from soupjax import config as config_lib
 from soupjax import models, sharding
 from soupjax.data import batch_ops
-from soupjax.train import finetune_step, losses, optimizers, schedules
+from soupjax.train import losses, optimizers, schedules
+from soupjax.train import step as train_step
 
 # Keys that all members of a sweep share: they start from the same weights, or
 # they cannot be averaged.
@@ -188,7 +189,7 @@ def ops(config: ml_collections.ConfigDict, which: str) -> str:
 def op_values(config: ml_collections.ConfigDict) -> dict[str, float]:
   """Returns the hyperparameters that `data.batch_ops` may name."""
   known = {"total", "warmup", "cooldown", "ema"}
-  known |= set(finetune_step.Hyper.__dataclass_fields__)
+  known |= set(train_step.Hyper.__dataclass_fields__)
   return {k: v for k, v in config.hyper.to_dict().items() if k not in known}
 
 
@@ -268,7 +269,7 @@ def check_lengths(config, num_train: int, name: str) -> None:
     )
 
 
-def hyper(config, num_train: int) -> finetune_step.Hyper:
+def hyper(config, num_train: int) -> train_step.Hyper:
   """Turns `config.hyper` into numpy arrays, durations into steps."""
   for_ops = op_values(config)
   values = {k: v for k, v in config.hyper.to_dict().items() if k not in for_ops}
@@ -278,7 +279,7 @@ def hyper(config, num_train: int) -> finetune_step.Hyper:
     values[f"{name}_steps"] = min(count, total)  # Of 0 steps, all are 0.
     del values[name]
   return jax.tree.map(
-    np.asarray, finetune_step.Hyper.of(op_values=for_ops, **values)
+    np.asarray, train_step.Hyper.of(op_values=for_ops, **values)
   )
 
 

@@ -23,7 +23,7 @@ from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import batches as batches_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import init, step
-from soupjax.train import finetune_step
+from soupjax.train import step as train_step
 
 PyTree = Any
 
@@ -377,7 +377,7 @@ def _save_ingredients(job, member, state, i, last, failed) -> None:
   for k, decay in enumerate(member.config.hyper.ema):
     versions[f"{name}_ema_{decay}"] = (
       decay,
-      functools.partial(finetune_step.ema_params, state, k),
+      functools.partial(train_step.ema_params, state, k),
     )
   for name, (decay, params) in versions.items():
     path = member.directory / "ingredients" / name

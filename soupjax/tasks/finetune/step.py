@@ -15,7 +15,8 @@ import numpy as np
 
 from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
-from soupjax.train import finetune_step, optimizers
+from soupjax.train import optimizers
+from soupjax.train import step as train_step
 
 PyTree = Any
 
@@ -36,8 +37,8 @@ class Compiled:
   """
 
   step: Callable[..., Any]
-  begin: Callable[[PyTree], finetune_step.FineTuneState]
-  ready: Callable[..., tuple[finetune_step.Hyper, jax.Array]]
+  begin: Callable[[PyTree], train_step.FineTuneState]
+  ready: Callable[..., tuple[train_step.Hyper, jax.Array]]
   shapes: PyTree
   places: PyTree
 
@@ -99,7 +100,7 @@ def compile_step(
       "Names are those of --dry_run; hyper.weight_decay=0 turns it off."
     )
   tx = settings.build_tx(config)
-  step = finetune_step.make_step(
+  step = train_step.make_step(
     model,
     tx,
     settings.build_augment(config, off),
@@ -112,7 +113,7 @@ def compile_step(
   )
 
   def begin(params):
-    state = finetune_step.init_state(
+    state = train_step.init_state(
       params, tx, frozen=config.freeze, num_ema=len(config.hyper.ema)
     )
     if count > 1:

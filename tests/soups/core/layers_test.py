@@ -159,3 +159,41 @@ def test_select_and_slerp():
   ).params
   assert np.allclose(found["block_0"], a["block_0"])
   assert np.allclose(found["block_1"], [0.5**0.5] * 2)  # Halfway.
+
+
+@pytest.mark.parametrize(
+  "leaf,layer",
+  [
+    ("Transformer/block_3/LayerNorm_0/scale", "Transformer/block_3"),
+    ("Transformer/block_13/MlpBlock_0/Dense_1/bias", "Transformer/block_13"),
+    ("Transformer/encoder_norm/scale", "Transformer/encoder_norm"),
+    ("blocks.3.norm1.weight", "blocks.3"),
+    ("layer3.0.conv1.weight", "layer3"),
+    ("layers/7/attn/q", "layers/7"),
+    ("head/kernel", "head"),
+    ("embedding/kernel", "embedding"),
+    ("pos_embedding", "pos_embedding"),
+    ("cls", "cls"),
+  ],
+)
+def test_layer_of(leaf, layer):
+  assert layers.layer_of(leaf) == layer
+
+
+def test_a_name_is_split_at_its_first_number():
+  assert layers.split_number("blocks.03.norm1.w") == ("blocks.", 3, ".norm1.w")
+  assert layers.split_number("a/h_7") == ("a/h_", 7, "")
+  assert layers.split_number("head/kernel") is None
+
+
+def test_scanned_blocks_have_the_names_of_single_ones():
+  names = layers.block_names("img/Transformer/encoderblock/x/w", 2)
+  assert names == [f"img/Transformer/encoderblock_{i}/x/w" for i in (0, 1)]
+  assert layers.block_names("encoderblock_0/x", 2) == []
+  assert layers.block_names("my_encoderblock/x", 2) == []
+
+
+def test_ranks_are_integers_around_the_layers():
+  leaves = ["embed/w", "h.0.a.w", "h.2.a.w", "h.10.a.w", "head/w"]
+  found, count = layers.ranks(leaves)
+  assert count == 3 and list(found.values()) == [-1, 0, 1, 2, 3]

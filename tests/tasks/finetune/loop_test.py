@@ -19,8 +19,8 @@ from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import init, loop
 from soupjax.tasks.finetune import run as finetune_run
 from soupjax.tasks.finetune import step as step_lib
-from soupjax.train import finetune_step as train_lib
 from soupjax.train import probe
+from soupjax.train import step as train_lib
 
 MAKE_MESH = sharding.make_mesh
 SWEPT = {"ingredients": "5steps", "probe.total": "10steps"}
@@ -125,16 +125,16 @@ def test_metrics_are_those_of_the_saved_weights(swept):
   model = settings.build_model(config)
   digits = sj.data.load_digits().minival
   images = np.round((digits.images + 1) * 127.5) / 127.5 - 1
-  judge = sj.evaluators.Classification(
-    sj.evaluators.predictor(model),
+  evaluator = sj.evaluators.Evaluator.from_arrays(
+    model,
     np.repeat(images, 3, axis=-1).astype(np.float32),
     digits.labels,
   )
   for name in ("last", "last_ema_0.9", "step_00000005"):
     (i,) = sj.find_ingredients(workdir / "member_000" / "ingredients" / name)
-    found = judge.metrics(i.load())
-    assert i.metrics["minival/prec@1"] == pytest.approx(found["prec@1"])
-    assert i.metrics["minival/loss"] == pytest.approx(found["loss"], rel=1e-4)
+    totals = evaluator.totals(i.load())
+    assert i.metrics["minival/prec@1"] == pytest.approx(totals["prec@1"])
+    assert i.metrics["minival/loss"] == pytest.approx(totals["loss"], rel=1e-4)
 
 
 def test_the_start_has_a_fitted_head(swept):

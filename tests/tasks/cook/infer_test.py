@@ -3,8 +3,8 @@
 """Checkpoints from elsewhere are cooked as their own libraries mean them."""
 
 import json
-import pathlib
 
+import finetuning
 import jax
 import numpy as np
 import PIL.Image
@@ -15,9 +15,10 @@ from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
 from soupjax.models.pretrained import detection
-from soupjax.tasks import cook_checkpoints, cook_sweep
+from soupjax.tasks.cook import infer
+from soupjax.tasks.cook import run as cook
 
-CONFIG = str(pathlib.Path(__file__).parents[2] / "configs" / "cook.py")
+CONFIG = str(finetuning.ROOT / "configs" / "cook.py")
 NAMES = ("ant", "bee", "cow")
 ORDER = ("cow", "ant", "bee")  # Of the models' outputs.
 MODEL = ViT(
@@ -89,7 +90,7 @@ def config_of(place, **changes):
     "data.name": f"folder:{place}/photos",
     "data.minival": "val",
     "tests": f"test=test,street=folder:{place}/street/all",
-    "cook.learned_granularities": (),
+    "cook.learned.granularities": (),
     **changes,
   }
   return config_lib.load(CONFIG, **values)
@@ -109,7 +110,7 @@ def accuracy(params, folder):
 
 
 def test_nothing_but_folders_has_to_be_said(place):
-  cook_sweep.run(config_of(place), place / "soups")
+  cook.run(config_of(place), place / "soups")
   lines = (place / "soups/results.jsonl").read_text().splitlines()
   found = {
     (r["model"], r["dataset"].split("/")[-1]): r["value"]
@@ -142,20 +143,21 @@ def test_nothing_but_folders_has_to_be_said(place):
   assert set(sj.open_ingredient(export).specs) == set(theirs.specs)
 
 
-def test_what_was_judged_must_not_change(place):
+def test_evaluated_checkpoints_must_not_change(place):
   config = config_of(place)
-  cook_sweep.run(config, place / "soups")
-  cook_sweep.run(config, place / "soups")
+  cook.run(config, place / "soups")
   (place / "street/cow/3.png").unlink()
+  cook.run(config, place / "soups")  # It is finished, and opens no data.
+  (place / "soups/results.jsonl").unlink()
   with pytest.raises(ValueError, match="the set street changed"):
-    cook_sweep.run(config, place / "soups")
+    cook.run(config, place / "soups")
   write_images(place / "more", ("cow",), 3)
   (place / "more/cow/3.png").rename(place / "street/cow/3.png")
   # Written over in its directory.
   weights = place / "runs/1/model.safetensors"
   weights.write_bytes(weights.read_bytes())
   with pytest.raises(ValueError, match="1 changed.*--workdir"):
-    cook_sweep.run(config, place / "soups")
+    cook.run(config, place / "soups")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_what_was_judged_must_not_change(place):
 )
 def test_what_contradicts_the_files(place, changes, message):
   with pytest.raises(ValueError, match=f"(?s){message}"):
-    cook_sweep.run(config_of(place, **changes), place / "soups")
+    cook.run(config_of(place, **changes), place / "soups")
   assert not (place / "soups").exists()
 
 
@@ -185,7 +187,7 @@ def test_what_contradicts_the_files(place, changes, message):
 def test_ingredients_that_mean_different_things(place, changes, message):
   write_model(place / "runs/2", 2, **changes)
   with pytest.raises(ValueError, match=message):
-    cook_sweep.run(config_of(place), place / "soups")
+    cook.run(config_of(place), place / "soups")
 
 
 def test_ingredients_that_were_prepared_differently(place):
@@ -193,7 +195,7 @@ def test_ingredients_that_were_prepared_differently(place):
   record = place / "runs/2/preprocessor_config.json"
   record.write_text(json.dumps({**PREPARED, "image_mean": [0.5] * 3}))
   with pytest.raises(ValueError, match="differ in the preparation of images"):
-    cook_sweep.run(config_of(place), place / "soups")
+    cook.run(config_of(place), place / "soups")
 
 
 def test_what_no_file_says_is_asked_for(place, capsys):
@@ -201,15 +203,15 @@ def test_what_no_file_says_is_asked_for(place, capsys):
     (place / f"runs/{k}/config.json").unlink()
   config = config_of(place)
   with pytest.raises(ValueError, match="--config.model.num_heads"):
-    cook_sweep.run(config, None, dry_run=True)
+    cook.run(config, None, dry_run=True)
   heads = {"model.num_heads": 4}
-  cook_sweep.run(config_of(place, **heads), None, dry_run=True)
+  cook.run(config_of(place, **heads), None, dry_run=True)
   text = capsys.readouterr().out
-  assert "taken for granted, as no file says it: act gelu_exact" in text
+  assert "assumed, since no file says it: act gelu_exact" in text
   for k in range(2):
     (place / f"runs/{k}/preprocessor_config.json").unlink()
   with pytest.raises(ValueError, match="--config.data.eval_ops"):
-    cook_sweep.run(config_of(place, **heads), None, dry_run=True)
+    cook.run(config_of(place, **heads), None, dry_run=True)
 
 
 def test_other_images_than_theirs_are_a_warning(place, capsys):
@@ -217,7 +219,7 @@ def test_other_images_than_theirs_are_a_warning(place, capsys):
     place,
     **{"data.eval_ops": "resize(12)|value_range(0, 1)", "data.image_size": 12},
   )
-  cook_sweep.run(config, None, dry_run=True)
+  cook.run(config, None, dry_run=True)
   text = capsys.readouterr().out
   assert "WARNING: the checkpoints' own preparation is resize(8, " in text
   assert "WARNING: position embeddings for 8 px are resampled to 12" in text
@@ -258,7 +260,7 @@ IMAGENET = {
 def test_preparation_of_transformers(tmp_path, values, expected):
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
   found = detected()
-  text = cook_checkpoints.preparation(str(tmp_path), found)
+  text = infer.preparation(str(tmp_path), found)
   assert text == expected
   if text:
     data.Preprocess(text)
@@ -301,7 +303,7 @@ def test_preparation_of_timm(changes, expected):
     **changes,
   }
   found = detected({"architecture": "vit", "pretrained_cfg": timms})
-  assert cook_checkpoints.preparation("", found) == expected
+  assert infer.preparation("", found) == expected
 
 
 # --- Classes ------------------------------------------------------------------
@@ -319,7 +321,7 @@ def test_timm_sorts_folders_by_number(tmp_path):
 
   def order(classes, family="timm"):
     changed = config_lib.updated(config, {"data.classes": classes})
-    return cook_checkpoints.classes_of(changed, detected(None, family), source)
+    return infer.classes_of(changed, detected(None, family), source)
 
   with pytest.raises(ValueError, match="'2' before '10'.*=natural"):
     order("")
@@ -328,7 +330,7 @@ def test_timm_sorts_folders_by_number(tmp_path):
   assert order("natural") == ("1", "2", "10")
   (tmp_path / "names.txt").write_text("10\n1\n2\n")
   assert order(str(tmp_path / "names.txt")) == ("10", "1", "2")
-  labels = cook_checkpoints.labelled(source, order("natural"), 3, "x")
+  labels = infer.labelled(source, order("natural"), 3, "x")
   read = {
     labels.describe(k).split("/")[-2]: labels[k]["label"] for k in range(3)
   }
@@ -340,12 +342,12 @@ def test_timm_sorts_folders_by_number(tmp_path):
 
 def test_as_many_classes_are_not_the_same_classes(tmp_path):
   source = source_of(tmp_path / "x", ("bee", "cow", "dog"))
-  with pytest.raises(ValueError, match="street.* do not know: dog.*, ant"):
-    cook_checkpoints.labelled(source, NAMES, 3, "tests, street")
+  with pytest.raises(ValueError, match="street.* do not have: dog.*, ant"):
+    infer.labelled(source, NAMES, 3, "tests, street")
   # Names of another kind cannot be compared.
-  assert cook_checkpoints.labelled(source, ("x", "y", "z"), 3, "a") is source
+  assert infer.labelled(source, ("x", "y", "z"), 3, "a") is source
   with pytest.raises(ValueError, match="has 3 classes, and the models"):
-    cook_checkpoints.labelled(source, ("x", "y"), 2, "a")
+    infer.labelled(source, ("x", "y"), 2, "a")
 
 
 def test_names_that_cannot_be_compared_are_told(place, capsys):
@@ -353,15 +355,15 @@ def test_names_that_cannot_be_compared_are_told(place, capsys):
     record = place / f"runs/{k}/config.json"
     labels = {"id2label": {"0": "Kuh", "1": "Ameise", "2": "Biene"}}
     record.write_text(json.dumps({**HF, **labels}))
-  cook_sweep.run(config_of(place, tests="test=test"), None, dry_run=True)
+  cook.run(config_of(place, tests="test=test"), None, dry_run=True)
   assert (
-    "WARNING: their classes are called Kuh, Ameise, ... and those of minival "
-    "ant, bee, ...: taken to be in one order"
+    "WARNING: the models' classes are called Kuh, Ameise, ... and those of "
+    "minival ant, bee, ...: assumed to be in the same order"
   ) in capsys.readouterr().out
 
 
 def test_hardly_better_than_chance_is_a_warning(place, caplog):
   config = config_of(place, tests="")
   with caplog.at_level("WARNING"):
-    cook_sweep.run(config, place / "soups")
+    cook.run(config, place / "soups")
   assert "hardly better than chance" in caplog.text

@@ -6,12 +6,13 @@ import json
 import pathlib
 
 import chex
-from cook_sweep_test import accuracies, config_of, finetuning
+from cooking import config_of, values
+import finetuning
 import numpy as np
 import workers
 
 import soupjax as sj
-from soupjax.tasks import cook_sweep
+from soupjax.tasks.cook import run as cook
 from soupjax.tasks.finetune import run as finetune_run
 
 WORKER = pathlib.Path(__file__).with_name("cook_worker.py")
@@ -23,17 +24,14 @@ def test_two_processes_cook_what_one_does(tmp_path):
   config = finetuning.small(**{"hyper.ema": ()})
   finetune_run.run(config, sweep, sweep=overrides)
   workers.run(WORKER, tmp_path, str(sweep), str(tmp_path / "two"))
-  cook_sweep.run(
-    config_of(sweep, **{"cook.early_reject": False}), tmp_path / "one"
+  cook.run(
+    config_of(sweep, **{"cook.greedy.early_reject": False}), tmp_path / "one"
   )
-  two, one = accuracies(tmp_path / "two"), accuracies(tmp_path / "one")
-  # Ensembles need the logits of all in one process.
-  assert {m for m, _ in one} - {m for m, _ in two} == {
-    "ensemble", "greedy_ensemble",
-  }  # fmt: skip
-  for where, value in two.items():
-    assert abs(value - one[where]) < 0.011, where
-  for name in ("uniform", "greedy"):
+  two, one = values(tmp_path / "two"), values(tmp_path / "one")
+  assert {model for model, _ in one} == {model for model, _ in two}
+  for place, value in two.items():
+    assert abs(value - one[place]) < 0.011, place
+  for name in ("uniform", "greedy", "greedy_loss"):
     soups = [
       sj.load_params(tmp_path / run / "soups" / name) for run in ("one", "two")
     ]
@@ -49,5 +47,5 @@ def test_two_processes_cook_what_one_does(tmp_path):
     )
     for run in ("one", "two")
   ]
-  for layer, values in alphas[0]["alphas"].items():
-    np.testing.assert_allclose(values, alphas[1]["alphas"][layer], atol=1e-3)
+  for layer, expected in alphas[0]["alphas"].items():
+    np.testing.assert_allclose(expected, alphas[1]["alphas"][layer], atol=1e-3)

@@ -10,14 +10,14 @@ import joining
 def main(sweep: str, workdir: str) -> None:
   """Cooks a sweep under FSDP."""
   joining.join()
-  from cook_sweep_test import config_of
+  from cooking import config_of
 
-  from soupjax.tasks import cook_sweep
+  from soupjax.tasks.cook import run as cook
 
   config = config_of(
     sweep, **{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}
   )
-  cook_sweep.run(config, workdir)
+  cook.run(config, workdir)
 
 
 if __name__ == "__main__":

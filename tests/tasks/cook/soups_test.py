@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.tasks import cook
+from soupjax.tasks.cook import soups
 
 MODEL = sj.models.ViT(
   num_classes=3, patch_size=4, width=8, depth=1, mlp_dim=8, num_heads=1
 )
 IMAGES = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype(np.float32)
 INIT = jax.jit(MODEL.init)
-CONFIG = ml_collections.ConfigDict(
-  {"learned_steps": 6, "learned_learning_rate": 0.1}
-)
+CONFIG = ml_collections.ConfigDict({"steps": 6, "learning_rate": 0.1})
 
 
 def learn(workdir):
@@ -31,7 +29,7 @@ def learn(workdir):
     for k in range(3)
   ]
   batches = itertools.repeat((IMAGES, np.arange(12) % 3))
-  params, record = cook.learned(
+  params, record = soups.learned(
     CONFIG, "layer", MODEL, pool, batches, workdir / "state.json"
   )
   return json.dumps(record), params
@@ -58,7 +56,7 @@ def test_a_killed_learned_soup_goes_on(tmp_path, monkeypatch):
 
     return sj.learned_soup(*args, on_step=tell, on_state=save, **settings)
 
-  monkeypatch.setattr(cook, "learned_soup", killed)
+  monkeypatch.setattr(soups, "learned_soup", killed)
   with pytest.raises(Killed):
     learn(tmp_path)
   again, found = learn(tmp_path)
@@ -70,7 +68,10 @@ def test_a_killed_learned_soup_goes_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   "text,message",
-  [("[]", "state.json is no state .*delete it"), ("{", "state.json is not")],
+  [
+    ("[]", "state.json is not the state .*delete it"),
+    ("{", "state.json is not"),
+  ],
 )
 def test_says_which_state_to_delete(tmp_path, text, message):
   (tmp_path / "state.json").write_text(text)

@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches for coefficients: a picture of what was tried, and a table."""
+"""A picture of the candidates of a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -33,10 +33,10 @@ def search_figure(title: str, history: Sequence[Any]) -> Figure:
   axes.set_title(title, loc="left", parse_math=False)
   best = next(c for c in history if c.chosen)
   if len(best.coefficients) == 1:
-    found = sorted(history, key=lambda c: c.coefficients)
-    at = [c.coefficients[0] for c in found]
+    curve = sorted(history, key=lambda c: c.coefficients)
+    at = [c.coefficients[0] for c in curve]
     for name in best.scores:
-      axes.plot(at, [c.scores[name] for c in found], marker=".", label=name)
+      axes.plot(at, [c.scores[name] for c in curve], marker=".", label=name)
     axes.axvline(best.coefficients[0], color="0.4", linestyle="--", linewidth=1)
     axes.set_xlabel("Coefficient (dashed: chosen)")
     axes.set_ylabel("Score")
@@ -50,18 +50,3 @@ def search_figure(title: str, history: Sequence[Any]) -> Figure:
   axes.set_ylabel("Value")
   axes.legend()
   return figure
-
-
-def search_table(judged: Mapping[str, Mapping[str, float]]) -> str:
-  """Models against datasets, in percent, as plain text.
-
-  Args:
-    judged: model -> dataset -> accuracy in [0, 1].
-  """
-  columns = list(next(iter(judged.values())))
-  width = max(map(len, judged))
-  lines = [" ".join([" " * width, *(c.rjust(10) for c in columns)])]
-  for model, scores in judged.items():
-    cells = [f"{100 * scores[c]:.1f}".rjust(max(10, len(c))) for c in columns]
-    lines.append(" ".join([model.ljust(width), *cells]))
-  return "\n".join(lines)

@@ -3,9 +3,9 @@
 """Which optimiser for parallel patching? On real held-out scores.
 
 pip install cma nevergrad
-python benchmarks/blackbox.py --workdir=runs/searches [--seeds=3]
+python benchmarks/digit_tasks/blackbox.py --workdir=runs/searches [--seeds=3]
 
-Takes the finished runs of benchmarks/search.py in `workdir`, and searches the
+Takes the models of finished runs of run.py in `workdir`, and searches the
 coefficients of 2 and 4 tasks with 39 evaluations each, from the best equal
 ones. Prints the gain over those in points of combined minival accuracy.
 """
@@ -19,14 +19,11 @@ import cma
 import nevergrad
 import numpy as np
 import scipy.optimize
+from tasks import DigitTasks, Settings
 
 import soupjax as sj
-from soupjax import config as config_lib
-from soupjax import data
 from soupjax.soups.search import blackbox
-from soupjax.tasks.digit_tasks import DigitTasks
 
-HERE = pathlib.Path(__file__).parent
 BUDGET = 39
 PATCHING = (
   ("rotated", "mirrored"),
@@ -154,13 +151,8 @@ def main() -> None:
   logging.disable(logging.CRITICAL)
   gains = {(name, len(p)): [] for name in METHODS for p in PATCHING}
   for seed in range(args.seeds):
-    config = config_lib.load(str(HERE.parent / "configs" / "search.py"))
-    splits = data.load_digits(
-      seed=seed,
-      num_train=config.data.num_train,
-      num_minival=config.data.num_minival,
-    )
-    lab = DigitTasks(config, splits, args.workdir / f"seed_{seed}")
+    workdir = args.workdir.expanduser().absolute() / f"seed_{seed}"
+    lab = DigitTasks(Settings(seed=seed), workdir)
     for patching in PATCHING:
       value = objective(lab, patching)
       equal = [[a] * len(patching) for a in np.linspace(0, 1, 11)]
@@ -174,9 +166,9 @@ def main() -> None:
             pass
           gain = max(0.0, f.best - value(x0))
           gains[name, len(patching)].append((seed, 100 * gain))
-  for (name, size), found in gains.items():
+  for (name, size), pairs in gains.items():
     means = [
-      np.mean([g for s, g in found if s == seed]) for seed in range(args.seeds)
+      np.mean([g for s, g in pairs if s == seed]) for seed in range(args.seeds)
     ]
     print(f"{name:<24} K = {size}: {np.mean(means):.2f}")
 

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import chex
+import cooking
+from cooking import config_of, rows, values
 import finetuning
 import jax
 import numpy as np
@@ -13,22 +15,10 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax.models import pretrained
-from soupjax.tasks import (
-  cook_config,
-  cook_kitchen,
-  cook_sweep,
-  finetune_config,
-)
-
-CONFIG = str(finetuning.ROOT / "configs" / "cook.py")
-TESTS = "test=test,blur=blur"
-SMALL = {
-  "tests": TESTS,
-  "cook.learned_steps": 3,
-  "cook.learned_granularities": ("layer",),
-  "cook.learned_batch_size": 96,
-  "cook.wise_ft_points": 3,
-}
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import inputs
+from soupjax.tasks.cook import run as cook
+from soupjax.tasks.finetune import config as finetune_config
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +26,14 @@ def sweep(tmp_path_factory):
   return finetuning.three_members(tmp_path_factory.mktemp("cook") / "sweep")
 
 
-def config_of(sweep, **changes):
-  return config_lib.load(CONFIG, f"sweep={sweep}", **{**SMALL, **changes})
-
-
 @pytest.fixture(scope="module")
 def cooked(sweep, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("cook") / "soups"
-  cook_sweep.run(config_of(sweep), workdir)
+  cook.run(config_of(sweep), workdir)
   return workdir
 
 
-def rows(workdir):
-  lines = (workdir / "results.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-def accuracies(workdir):
-  return {
-    (r["model"], r["dataset"]): r["value"]
-    for r in rows(workdir)
-    if r["metric"] == "prec@1"
-  }
-
-
-def judge_of(config, split):
+def accuracy_of(config, split):
   """Accuracy by other means: arrays in memory, a plain loop."""
   splits = sj.data.load_digits()
   found = {d.name: d for d in splits.evaluations}[f"digits/{split}"]
@@ -76,12 +49,14 @@ def judge_of(config, split):
   return accuracy
 
 
-def test_every_model_is_judged_on_everything(cooked):
+def test_every_model_is_evaluated_on_every_set(cooked):
   kinds = {row["model"]: row["kind"] for row in rows(cooked)}
   assert kinds == {
     "pretrained": "pretrained",
     **{f"member_00{k}": "ingredient" for k in range(3)},
-    **dict.fromkeys(("uniform", "greedy", "learned_layer"), "soup"),
+    **dict.fromkeys(
+      ("uniform", "greedy", "greedy_loss", "learned_layer"), "soup"
+    ),
     **{f"wise_ft_{a}": "interpolation" for a in ("0.00", "0.50", "1.00")},
     **dict.fromkeys(("ensemble", "greedy_ensemble"), "ensemble"),
   }
@@ -96,9 +71,9 @@ def test_every_model_is_judged_on_everything(cooked):
 
 
 def test_numbers_are_those_of_the_saved_models(sweep, cooked):
-  config, found = config_of(sweep), accuracies(cooked)
+  config, found = config_of(sweep), values(cooked)
   for split in ("minival", "test", "blur"):
-    accuracy = judge_of(config, split)
+    accuracy = accuracy_of(config, split)
     for name in ("uniform", "greedy", "learned_layer"):
       params = sj.load_params(cooked / "soups" / name)
       assert accuracy(params) == found[name, f"digits/{split}"]
@@ -112,7 +87,7 @@ def test_numbers_are_those_of_the_saved_models(sweep, cooked):
 
 def test_soups_are_those_of_the_library(sweep, cooked):
   ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
-  measured = accuracies(cooked)
+  measured = values(cooked)
   chosen = {i.name: measured[i.name, "digits/minival"] for i in ingredients}
   assert len(set(chosen.values())) > 1, "a test that could not tell the order"
   soup = sj.load_params(cooked / "soups" / "uniform")
@@ -141,18 +116,18 @@ def test_goes_on_where_it_was(sweep, cooked, tmp_path):
   shutil.copytree(cooked, workdir)
   before = (workdir / "results.jsonl").read_bytes()
   # As a kill leaves it between any two of its writes.
-  for path in ("results.jsonl", "report.html", "judged/greedy.json"):
+  for path in ("results.jsonl", "report.html", "metrics/greedy.json"):
     (workdir / path).unlink()
   for path in ("soups/greedy", "soups/learned_layer"):
     shutil.rmtree(workdir / path)
   (workdir / "logits/member_001.npz").unlink()
   kept = workdir / "soups/uniform/params"
   written = kept.stat().st_mtime_ns
-  cook_sweep.run(config_of(sweep), workdir)
+  cook.run(config_of(sweep), workdir)
   assert (workdir / "results.jsonl").read_bytes() == before
   assert kept.stat().st_mtime_ns == written
   with pytest.raises(ValueError, match="another config"):
-    cook_sweep.run(config_of(sweep, **{"cook.accept": "gt"}), workdir)
+    cook.run(config_of(sweep, **{"cook.greedy.accept": "gt"}), workdir)
 
 
 def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
@@ -163,10 +138,10 @@ def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
   # The same config, of a directory that was moved.
   (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
   (workdir / "cooked_from.json").unlink()
-  cook_sweep.run(config, workdir)
+  cook.run(config, workdir)
   shutil.rmtree(sweep / "member_001")
   with pytest.raises(ValueError, match="member_001 is gone.*--workdir"):
-    cook_sweep.run(config, workdir)
+    cook.run(config, workdir)
 
 
 @pytest.mark.filterwarnings("ignore:Models of")
@@ -184,18 +159,20 @@ def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
       "ingredients": str(tmp_path / "runs/*/model.safetensors"),
       "initial": "",
       "tests": "test=test",
-      "cook.learned_granularities": (),
+      "cook.learned.granularities": (),
       "cook.ensembles_gb": 0.0,
       "data.cache_gb": 0.0,
     },
   )
-  cook_sweep.run(foreign, tmp_path / "soups")
+  cook.run(foreign, tmp_path / "soups")
   assert "read as 'timm'" in capsys.readouterr().out
-  found = accuracies(tmp_path / "soups")
+  found = values(tmp_path / "soups")
   for k in range(3):
     theirs = sj.open_ingredient(sweep / f"member_00{k}/ingredients/last")
     assert found[str(k), "digits/minival"] == theirs.metrics["minival/prec@1"]
-  assert {name for name, _ in found} == {"0", "1", "2", "uniform", "greedy"}
+  assert {name for name, _ in found} == {
+    *("0", "1", "2", "uniform", "greedy", "greedy_loss")
+  }
   # With their names, as the average of their files.
   soup = sj.open_ingredient(tmp_path / "soups/export/uniform.safetensors")
   files = sj.find_ingredients(tmp_path / "runs/*/model.safetensors")
@@ -209,28 +186,30 @@ def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
 
 def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
   before = sorted(tmp_path.rglob("*"))
-  assert cook_sweep.run(config_of(sweep), None, dry_run=True) is None
+  assert cook.run(config_of(sweep), None, dry_run=True) is None
   text = capsys.readouterr().out
   assert "3 ingredients" in text and "digits/blur, 499 images" in text
-  assert "uniform, greedy, learned_layer" in text
+  assert "uniform, greedy, greedy_loss, learned_layer" in text
   assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"tests": "test"}, "NAME=SPLIT"),
-    ({"tests": "a=test,a=blur"}, "'a' is taken"),
-    ({"tests": "minival=test"}, "'minival' is taken"),
+    ({"tests": "minival=test"}, "tests.minival"),
+    ({"tests": {"shifts": "test"}}, "tests.shifts"),
+    ({"tests": {"test": "mnist/"}}, "tests.test='mnist/'"),
+    ({"cook.metric": "prec@2"}, "'prec@2'"),
+    ({"cook.metric": "loss,loss"}, "'loss,loss'"),
     ({"tests": "test=test,again=minival"}, "again: .* 300 images of minival"),
     ({"tests": "test=nowhere"}, "no split 'nowhere'"),
     ({"data.name": ""}, "data.name must be"),
     ({"ingredients": ""}, "ingredients must be"),
     ({"ingredients": "/nowhere/*"}, "nothing matches '/nowhere/\\*'"),
-    ({"cook.learned_granularities": ("block",)}, "model, layer, tensor"),
+    ({"cook.learned.granularities": ("block",)}, "model, layer, tensor"),
     ({"cook.wise_ft_points": 1}, "0, or at least 2"),
-    ({"family": "tim"}, "family must be one of"),
-    ({"cook.learned_batch_size": 100}, "cook.learned_batch_size"),
+    ({"family": "tim"}, "'tim'"),
+    ({"cook.learned.batch_size": 100}, "cook.learned.batch_size"),
     ({"data.num_classes": 7}, "head/"),
     ({"model.width": 24}, "embedding/kernel"),
   ],
@@ -239,7 +218,7 @@ def test_what_does_not_fit_is_said_before_any_work(
   sweep, tmp_path, changes, message
 ):
   with pytest.raises(ValueError, match=message):
-    cook_sweep.run(config_of(sweep, **changes), tmp_path / "soups")
+    cook.run(config_of(sweep, **changes), tmp_path / "soups")
   assert not (tmp_path / "soups").exists()
 
 
@@ -251,7 +230,7 @@ def test_a_test_set_of_other_classes(sweep, tmp_path):
     image.save(source / name / "1.png")
   config = config_of(sweep, tests=f"test=folder:{tmp_path}/images/test")
   with pytest.raises(ValueError, match="has 2 classes, and the models"):
-    cook_sweep.run(config, tmp_path / "soups")
+    cook.run(config, tmp_path / "soups")
 
 
 def test_ingredients_of_two_sweeps(sweep, tmp_path):
@@ -261,14 +240,14 @@ def test_ingredients_of_two_sweeps(sweep, tmp_path):
   record.write_text(json.dumps({**values, "init_hash": "0123456789"}))
   both = f"{sweep}/member_*/ingredients/last,{tmp_path}/other"
   with pytest.raises(ValueError, match="different weights"):
-    cook_sweep.run(config_of(sweep, ingredients=both), tmp_path / "soups")
+    cook.run(config_of(sweep, ingredients=both), tmp_path / "soups")
 
 
 def test_names_of_soups_are_taken(sweep, tmp_path):
   for k, name in enumerate(("greedy", "uniform", "mine")):
     shutil.copytree(sweep / f"member_00{k}/ingredients/last", tmp_path / name)
   config = config_of(sweep, ingredients=f"{tmp_path}/*")
-  found = cook_kitchen.open_kitchen(config).ingredients
+  found = inputs.open_inputs(config).ingredients
   assert [i.name for i in found] == [
     "ingredient_greedy", "mine", "ingredient_uniform",
   ]  # fmt: skip
@@ -280,26 +259,34 @@ def test_members_that_are_not_finished_are_named(sweep, tmp_path, caplog):
   with caplog.at_level("WARNING", logger="absl"):
     config = config_of(tmp_path / "sweep")
   assert "member_001 have no ingredients/last" in caplog.text
-  assert len(cook_kitchen.open_kitchen(config).ingredients) == 2
+  assert len(inputs.open_inputs(config).ingredients) == 2
 
 
 def test_no_sweep_there(tmp_path):
   with pytest.raises(ValueError, match="no config.json"):
-    config_lib.load(CONFIG, f"sweep={tmp_path}")
+    config_lib.load(cooking.CONFIG, f"sweep={tmp_path}")
   (tmp_path / "config.json").write_text('{"task": "soup"}')
-  with pytest.raises(ValueError, match="no run of task 'finetune'"):
-    config_lib.load(CONFIG, f"sweep={tmp_path}")
+  with pytest.raises(ValueError, match="'soup'.*'finetune'"):
+    config_lib.load(cooking.CONFIG, f"sweep={tmp_path}")
 
 
 def test_tests_are_read():
   config = cook_config.default_config()
   config.data.name = "imagenet2012"
-  config.tests = "test=validation, r=imagenet_r/test,own=folder:/a/b/val[:50%]"
+  config.tests.test = "validation"
+  config.tests.r = "imagenet_r/test"
+  config.tests.own = "folder:/a/b/val[:50%]"
   assert cook_config.tests(config) == {
     "test": ("imagenet2012", "validation"),
     "r": ("imagenet_r", "test"),
     "own": ("folder:/a/b", "val[:50%]"),
   }
+
+
+@pytest.mark.parametrize("text", ["test", "a=test,a=blur", "=test", "a b=c"])
+def test_short_forms_that_cannot_be_read(sweep, text):
+  with pytest.raises(ValueError, match=text):
+    config_of(sweep, tests=text)
 
 
 def test_on_a_mesh(sweep, cooked, tmp_path):
@@ -309,14 +296,14 @@ def test_on_a_mesh(sweep, cooked, tmp_path):
       "sharding.preset": "fsdp",
       "sharding.fsdp_min_size": 64,
       "tests": "test=test",
-      "cook.learned_granularities": (),
+      "cook.learned.granularities": (),
       "cook.wise_ft_points": 0,
     },
   )
   assert jax.device_count() > 1
-  cook_sweep.run(config, tmp_path / "soups")
+  cook.run(config, tmp_path / "soups")
   same = ("uniform", "pretrained", "member_000")
-  here, there = accuracies(tmp_path / "soups"), accuracies(cooked)
+  here, there = values(tmp_path / "soups"), values(cooked)
   for name in same:
     assert here[name, "digits/test"] == there[name, "digits/test"]
   kept = "soups/uniform"

@@ -9,7 +9,8 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax.tasks import cook_bench, cook_kitchen, diagnose
+from soupjax.tasks import diagnose
+from soupjax.tasks.cook import evaluate, inputs
 
 CONFIG = str(finetuning.ROOT / "configs" / "diagnose.py")
 
@@ -31,20 +32,20 @@ def whole(sweep, tmp_path_factory):
 
 
 def test_it_is_what_the_library_says(sweep, whole):
-  kitchen = cook_kitchen.open_kitchen(config_of(sweep))
-  judge = cook_bench.Bench(kitchen, whole / "elsewhere").minival
-  scores = {i.name: judge(i.load()) for i in kitchen.ingredients}
+  opened = inputs.open_inputs(config_of(sweep))
+  score = evaluate.Evaluations(opened, whole / "elsewhere").minival("prec@1")
+  scores = {i.name: score(i.load()) for i in opened.ingredients}
   found = json.loads((whole / "diagnosis.json").read_text())
   assert found["scores"] == scores and len(set(scores.values())) > 1
-  pool = {i.name: i for i in kitchen.ingredients}
+  pool = {i.name: i for i in opened.ingredients}
   assert len(found["midpoints"]) == 3
   for entry in found["midpoints"]:
     both = [pool[name] for name in entry["pair"]]
-    assert entry["score"] == judge(sj.uniform_soup(both))
+    assert entry["score"] == score(sj.uniform_soup(both))
   order = sorted(scores, key=lambda name: -scores[name])
-  greedy = sj.greedy_soup([pool[name] for name in order], judge)
+  greedy = sj.greedy_soup([pool[name] for name in order], score)
   want = sj.diagnose(
-    [pool[name] for name in order], judge, kitchen.initial, greedy=greedy
+    [pool[name] for name in order], score, opened.initial, greedy=greedy
   )
   assert tuple(found["findings"]) == want.findings
   assert (whole / "diagnosis.txt").read_text() == want.table() + "\n"
@@ -56,7 +57,7 @@ def test_it_is_what_the_library_says(sweep, whole):
 
 def test_a_second_start_prints_it_again(sweep, whole, capsys, monkeypatch):
   monkeypatch.setattr(
-    cook_bench.Bench, "judge", lambda *_, **__: pytest.fail("evaluated")
+    evaluate.Evaluations, "evaluate", lambda *_, **__: pytest.fail("evaluated")
   )
   diagnose.run(config_of(sweep), whole)
   assert (whole / "diagnosis.txt").read_text() in capsys.readouterr().out
@@ -71,14 +72,14 @@ def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
     calls.append(1)
     return call(self, params)
 
-  call = diagnose._Remembered.__call__
+  call = diagnose._Resumed.__call__
   with monkeypatch.context() as patch:
-    patch.setattr(diagnose._Remembered, "__call__", dying)
+    patch.setattr(diagnose._Resumed, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
       diagnose.run(config, tmp_path / "why")
   assert len(json.loads((tmp_path / "why" / "scores.json").read_text())) == 4
   fresh = []
-  cls = cook_bench.Classification
+  cls = evaluate.Evaluator
   original = cls.__call__
   monkeypatch.setattr(
     cls, "__call__", lambda s, p: fresh.append(1) or original(s, p)

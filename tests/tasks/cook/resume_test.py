@@ -1,0 +1,176 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cooking from the shell: kills, damage and finished runs change no number."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import cooking
+import finetuning
+import pytest
+
+from soupjax import data
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import run as cook
+
+CHANGES = {
+  "cook.learned.steps": 4,
+  "cook.learned.granularities": ("model", "layer"),
+}
+
+
+def command(sweep, workdir, *more):
+  overrides = {**cooking.SMALL, **CHANGES}
+  return [
+    sys.executable,
+    "-m",
+    "soupjax.main",
+    f"--config={cooking.CONFIG}:sweep={sweep}",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in overrides.items()),
+    *more,
+  ]
+
+
+def environment():
+  # Not the eight devices of the other tests.
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  root = str(finetuning.ROOT)
+  return {**env, "PYTHONPATH": root, "JAX_NUM_CPU_DEVICES": "1"}
+
+
+def finish(sweep, workdir, *more, check=True):
+  return subprocess.run(
+    command(sweep, workdir, *more),
+    env=environment(),
+    check=check,
+    capture_output=True,
+    text=True,
+    timeout=280,
+  )
+
+
+def kill_when(sweep, workdir, pattern):
+  """Starts a run, and kills it (-9) as soon as a file matches."""
+  process = subprocess.Popen(
+    command(sweep, workdir),
+    env=environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 200
+  while not any(workdir.glob(pattern)):
+    assert process.poll() is None, "the run ended before it could be killed"
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+  return finetuning.three_members(tmp_path_factory.mktemp("resume") / "sweep")
+
+
+@pytest.fixture(scope="module")
+def whole(sweep, tmp_path_factory):
+  """One unbroken run: its directory and output."""
+  workdir = tmp_path_factory.mktemp("resume") / "soups"
+  return workdir, finish(sweep, workdir).stdout
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_results(sweep, whole, tmp_path):
+  workdir = tmp_path / "soups"
+  kill_when(sweep, workdir, "metrics/member_000.json")
+  first = (workdir / "metrics/member_000.json").stat().st_mtime_ns
+  kill_when(sweep, workdir, "greedy_trace.json")
+  kill_when(sweep, workdir, "learned_model_state.json")
+  # The narrowest place: learned, but not saved under the final name.
+  kill_when(sweep, workdir, "soups/.learned_layer.tmp")
+  kill_when(sweep, workdir, "metrics/wise_ft_0.50.json")
+  assert not (workdir / "results.jsonl").exists()
+  finish(sweep, workdir)
+  assert (workdir / "metrics/member_000.json").stat().st_mtime_ns == first
+  names = ["results.jsonl", "choices.json", "config.json"]
+  names += [f"soups/{n}/greedy.json" for n in ("greedy", "greedy_loss")]
+  names += [f"correct/{n}.npz" for n in ("greedy", "ensemble")]
+  for name in names:
+    again, expected = (w / name for w in (workdir, whole[0]))
+    assert again.read_bytes() == expected.read_bytes(), name
+  assert not [p for p in workdir.rglob("*") if ".tmp" in p.name]
+
+
+def test_a_finished_run_prints_its_table_and_opens_nothing(
+  sweep, whole, capsys, monkeypatch
+):
+  workdir, output = whole
+  config = cooking.config_of(sweep, **CHANGES)
+  monkeypatch.setattr(data, "open_source", lambda *_, **__: pytest.fail("data"))
+  stamps = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+  assert cook.run(config, workdir) == workdir / "report.html"
+  text = capsys.readouterr().out
+  table = text[text.index("-----") : text.rindex("-----")]
+  assert table in output and "Greedy soup by loss" in table
+  assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+
+
+def test_changed_files_are_noticed_by_a_finished_run(sweep, whole, tmp_path):
+  workdir, moved = tmp_path / "soups", tmp_path / "sweep"
+  shutil.copytree(sweep, moved)
+  shutil.copytree(whole[0], workdir)
+  record = workdir / "cooked_from.json"
+  for path in (record, workdir / "config.json"):
+    path.write_text(path.read_text().replace(str(sweep), str(moved)))
+  values = json.loads(record.read_text())
+  assert values["config"]["ingredients"].startswith(str(moved))
+  # The times of the copies are not those of the record.
+  with pytest.raises(ValueError, match="member_000 changed"):
+    cook.run(cooking.config_of(moved, **CHANGES), workdir)
+
+
+def test_damaged_caches_are_made_again(sweep, whole, tmp_path):
+  workdir = tmp_path / "soups"
+  shutil.copytree(whole[0], workdir)
+  expected = (workdir / "results.jsonl").read_bytes()
+  logits = workdir / "logits" / "member_001.npz"
+  logits.write_bytes(logits.read_bytes()[:1000])
+  (workdir / "logits" / "member_002.npz").write_bytes(b"")
+  (workdir / "results.jsonl").unlink()
+  finish(sweep, workdir)
+  assert (workdir / "results.jsonl").read_bytes() == expected
+
+
+def test_two_runs_do_not_share_a_directory(sweep, tmp_path):
+  config = cooking.config_of(sweep)
+  workdir = tmp_path / "soups"
+  workdir_lib.open_workdir(workdir, cook.inputs.open_inputs(config).config)
+  with workdir_lib.locked(workdir):
+    with pytest.raises(ValueError, match=str(workdir)):
+      cook.run(config, workdir)
+
+
+def test_other_directories_are_refused(sweep, tmp_path):
+  config = cooking.config_of(sweep)
+  (tmp_path / "thesis.tex").write_text("")
+  for path, culprit in (
+    (tmp_path, "thesis.tex"),
+    (tmp_path / "thesis.tex", "thesis.tex"),
+    (tmp_path / "what?", r"what\?"),
+  ):
+    with pytest.raises(ValueError, match=culprit):
+      cook.run(config, path)
+  assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_errors_of_users_come_without_a_traceback(sweep, tmp_path):
+  flag = "--config.cook.greedy.accept=best"
+  result = finish(sweep, tmp_path / "soups", flag, check=False)
+  assert result.returncode == 1
+  assert "cook.greedy.accept" in result.stderr and "'best'" in result.stderr
+  assert "Traceback" not in result.stderr

@@ -1,0 +1,39 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import chex
+import jax
+import numpy as np
+import pytest
+
+from soupjax.models import ViT
+from soupjax.train import probe
+
+RNG = np.random.default_rng(0)
+
+
+def test_linear_probe_reaches_the_optimum_of_scikit_learn():
+  linear_model = pytest.importorskip("sklearn.linear_model")
+  features = RNG.normal(size=(60, 5)).astype(np.float32)
+  labels = (features @ RNG.normal(size=(5, 3))).argmax(axis=1)
+  head = probe.linear_probe(features, labels, num_classes=3, l2=1e-2)
+  # C multiplies the summed loss: 1 / (n * l2).
+  reference = linear_model.LogisticRegression(C=1 / (60 * 1e-2), tol=1e-8)
+  reference.fit(features, labels)
+  np.testing.assert_allclose(head["kernel"], reference.coef_.T, atol=2e-3)
+  bias = head["bias"] - head["bias"].mean()
+  expected = reference.intercept_ - reference.intercept_.mean()
+  np.testing.assert_allclose(bias, expected, atol=2e-3)
+
+
+def test_a_linear_probe_is_a_head():
+  model = ViT(
+    num_classes=3, patch_size=4, width=16, depth=1, mlp_dim=32, num_heads=2
+  )
+  images = RNG.normal(size=(6, 8, 8, 1)).astype(np.float32)
+  labels = np.array([0, 1, 2, 0, 1, 2])
+  params = model.init(jax.random.key(0), images)["params"]
+  _, features = model.apply({"params": params}, images)
+  head = probe.linear_probe(features, labels, num_classes=3, l2=1e-3)
+  chex.assert_trees_all_equal_shapes(head, params["head"])
+  logits, _ = model.apply({"params": {**params, "head": head}}, images)
+  assert (logits.argmax(axis=1) == labels).all()
