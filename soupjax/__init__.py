@@ -25,6 +25,7 @@ from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft
 from soupjax.soups.core.ingredient import Ingredient as Ingredient
 from soupjax.soups.core.ingredient import rank_by as rank_by
+from soupjax.soups.greedy.decisions import Turns as Turns
 from soupjax.soups.greedy.ensemble import GreedyEnsemble as GreedyEnsemble
 from soupjax.soups.greedy.ensemble import greedy_ensemble as greedy_ensemble
 from soupjax.soups.greedy.permutations import BestOrder as BestOrder

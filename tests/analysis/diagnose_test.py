@@ -254,7 +254,9 @@ def test_barriers_and_weak_models_and_rejections_are_named():
     not d.accepted for d in greedy.history
   )
   # What is in is tried again, and rejected then: it was not left out.
-  again = sj.greedy_soup(ranked, two_bowls, accept="gt", rounds=3)
+  again = sj.greedy_soup(
+    ranked, two_bowls, accept="gt", turns=sj.Turns(rounds=3)
+  )
   assert len(again.history) > len(greedy.history)
   assert again.history[len(ranked)].name == again.selected[0]
   findings = sj.diagnose(ranked, two_bowls, greedy=again).findings

@@ -13,7 +13,7 @@ from soupjax.soups.core.ingredient import (
   Models,
   as_ingredients,
 )
-from soupjax.soups.greedy.decisions import Decision
+from soupjax.soups.greedy.decisions import Decision, Turns
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
 PyTree = Any
@@ -50,7 +50,7 @@ def random_orders(
     seed: of the draws.
 
   Returns:
-    For each the names of all ingredients, as `order` of `greedy_soup`.
+    For each the names of all ingredients, as `Turns.order`.
 
   Raises:
     ValueError: if count is not positive, or there are no ingredients.
@@ -74,6 +74,7 @@ def best_order(
   evaluate: Callable[[PyTree], float],
   orders: Sequence[Sequence[str]],
   *,
+  turns: Turns = Turns(),
   resume: Sequence[Sequence[Decision | Mapping[str, Any]]] = (),
   on_decision: Callable[[int, Decision], None] | None = None,
   **settings: Any,
@@ -88,9 +89,10 @@ def best_order(
     evaluate: as in `greedy_soup`; the choice between the soups rests on it, and
       on `mode`, too.
     orders: names of all ingredients, once an order; see `random_orders`.
+    turns: as in `greedy_soup`, without an order.
     resume: the decisions of an earlier run, one list an order.
     on_decision: called with the position of the order and every new decision.
-    **settings: of `greedy_soup`: `mode`, `accept`, `rounds`, `patience`, ...
+    **settings: of `greedy_soup`: `mode`, `accept`, ...
 
   Returns:
     The best soup and what became of every order.
@@ -124,7 +126,7 @@ def best_order(
     soup = greedy_soup(
       ingredients,
       evaluate,
-      order=order,
+      turns=dataclasses.replace(turns, order=order),
       resume=resume[k] if k < len(resume) else None,
       on_decision=on_decision and (lambda d, k=k: on_decision(k, d)),
       **settings,

@@ -28,7 +28,7 @@ from soupjax.soups.core.ingredient import (
 )
 from soupjax.soups.core.select import Selection
 from soupjax.soups.greedy import decisions
-from soupjax.soups.greedy.decisions import Decision, Trial
+from soupjax.soups.greedy.decisions import Decision, Trial, Turns
 
 PyTree = Any
 
@@ -80,10 +80,7 @@ def greedy_soup(
   mode: str = "max",
   accept: str = "ge",
   min_delta: float = 0.0,
-  order: Sequence[str] | None = None,
-  rounds: int = 1,
-  patience: int | None = None,
-  max_size: int | None = None,
+  turns: Turns = Turns(),
   resume: Sequence[Decision | Mapping[str, Any]] | None = None,
   on_decision: Callable[[Decision], None] | None = None,
   early_reject: bool = True,
@@ -104,9 +101,9 @@ def greedy_soup(
   ingredient is read once before any work, in blocks, to check that it is
   finite, and once more for its turn.
 
-  With replacement (`rounds` above 1): all are tried again, those that are in
-  too, which then count twice, so that the soup is a weighted one. It ends when
-  every ingredient in a row was rejected, for another round would do the same.
+  With replacement (`turns.rounds` above 1): all are tried again, also those in
+  the soup, which then count twice, so that the soup is a weighted one. It ends
+  when every ingredient in a row was rejected: another round would do the same.
 
   Early rejection: an evaluator may have a method `evaluate_until(params,
   can_reach)`, which returns a `Trial` and stops as soon as not even the best
@@ -126,11 +123,7 @@ def greedy_soup(
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
       paper), "gt" one that scores better (the paper's released code).
     min_delta: a candidate must also be better by this much.
-    order: names of all ingredients, to try them in another order.
-    rounds: how often each ingredient is tried at most.
-    patience: ends after this many rejections in a row.
-    max_size: ends when the soup has so many ingredients, counted as often as
-      they are in it.
+    turns: another order, several rounds, or an early end: see `Turns`.
     resume: the decisions of an earlier run that was cut short; they are taken
       over without evaluating again.
     on_decision: called with every new decision, to save it.
@@ -148,7 +141,7 @@ def greedy_soup(
   Raises:
     ValueError: if there are no ingredients, trees differ, one has NaN or
       infinity, a score is not finite, the soup overflows its dtype, a number
-      makes no sense, or `order` or `resume` do not fit.
+      makes no sense, or `turns.order` or `resume` do not fit.
     TypeError: if one is not a model.
 
   Examples:
@@ -164,6 +157,8 @@ def greedy_soup(
     >>> float(soup.params["w"])
     1.5
   """
+  if not isinstance(turns, Turns):
+    raise TypeError(f"turns must be sj.Turns(...), got {turns!r:.80}.")
   rule = decisions.Rule.of(accept, min_delta, mode)
   arguments.mode(evaluate, mode)
   selection = Selection(
@@ -175,11 +170,9 @@ def greedy_soup(
   ingredients = selection.ingredients
   ingredients = check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
-  ingredients = _in_order(ingredients, order)
-  turns = decisions.Turns.of(
-    [i.name for i in ingredients], rounds, patience, max_size
-  )
-  history = decisions.replayed(turns, resume, rule)
+  ingredients = _in_order(ingredients, turns.order)
+  schedule = decisions.Schedule.of([i.name for i in ingredients], turns)
+  history = decisions.replayed(schedule, resume, rule)
   nonfinite.check_finite(ingredients)
 
   evaluate_until = (
@@ -194,10 +187,10 @@ def greedy_soup(
   evaluator: Any = evaluate  # Of early rejection: it has `set_incumbent` too.
   selected: list[str] = []
   bar, soup, incumbent = None, None, False
-  coming = _turns_left(ingredients, turns, history)
+  coming = _turns_left(ingredients, schedule, history)
   for (position, ingredient), leaves in _read_ahead(coming, sharding):
     is_new = position >= len(history)
-    if is_new and turns.over(history):
+    if is_new and schedule.over(history):
       break  # It was read too early to know.
     floats = [leaves[name] for name in names]
     if first is None:
@@ -237,11 +230,11 @@ def greedy_soup(
   )
 
 
-def _turns_left(ingredients, turns, history) -> Iterator[tuple[int, Any]]:
+def _turns_left(ingredients, schedule, history) -> Iterator[tuple[int, Any]]:
   """Yields position and ingredient of every turn for which it must be read."""
   done = len(history)
-  for position in range(len(turns)):
-    if position >= done and turns.over(history):
+  for position in range(len(schedule)):
+    if position >= done and schedule.over(history):
       return
     # Rejected before: they need not be read again.
     if position >= done or history[position].accepted:
