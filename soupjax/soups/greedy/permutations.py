@@ -74,7 +74,7 @@ def best_order(
   evaluate: Callable[[PyTree], float],
   orders: Sequence[Sequence[str]],
   *,
-  turns: Turns = Turns(),
+  turns: Turns | None = None,
   resume: Sequence[Sequence[Decision | Mapping[str, Any]]] = (),
   on_decision: Callable[[int, Decision], None] | None = None,
   **settings: Any,
@@ -126,7 +126,7 @@ def best_order(
     soup = greedy_soup(
       ingredients,
       evaluate,
-      turns=dataclasses.replace(turns, order=order),
+      turns=dataclasses.replace(turns or Turns(), order=order),
       resume=resume[k] if k < len(resume) else None,
       on_decision=on_decision and (lambda d, k=k: on_decision(k, d)),
       **settings,

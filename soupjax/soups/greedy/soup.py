@@ -80,7 +80,7 @@ def greedy_soup(
   mode: str = "max",
   accept: str = "ge",
   min_delta: float = 0.0,
-  turns: Turns = Turns(),
+  turns: Turns | None = None,
   resume: Sequence[Decision | Mapping[str, Any]] | None = None,
   on_decision: Callable[[Decision], None] | None = None,
   early_reject: bool = True,
@@ -157,6 +157,7 @@ def greedy_soup(
     >>> float(soup.params["w"])
     1.5
   """
+  turns = Turns() if turns is None else turns
   if not isinstance(turns, Turns):
     raise TypeError(f"turns must be sj.Turns(...), got {turns!r:.80}.")
   rule = decisions.Rule.of(accept, min_delta, mode)
