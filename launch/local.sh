@@ -29,7 +29,8 @@ commands=(
   "soupjax --config=configs/finetune/digits.py:pretrain --workdir=$(printf %q "$base")"
   "soupjax --config=configs/finetune/digits.py --sweep --workdir=$(printf %q "$sweep") \
 --config.init.path=$(printf %q "$base/ingredients/last")"
-  "soupjax --config=configs/cook.py:sweep=$(printf %q "$sweep") --workdir=$(printf %q "$workdir/soups")"
+  "soupjax --config=configs/cook.py:sweep=$(printf %q "$sweep") --workdir=$(printf %q "$workdir/soups") \
+--config.cook.metric=loss,prec@1"
 )
 
 dry_run=""

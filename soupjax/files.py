@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic writes, JSON, and what a disk has room for."""
+"""Atomic writes, JSON, locks and free disk space."""
 
 from collections.abc import Iterable, Iterator, Mapping
 import contextlib
@@ -15,9 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+# Errors of a full disk.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def temporary_name(path: str | os.PathLike) -> pathlib.Path:
-  """Returns the name that a file or directory has while it is written."""
+  """Returns the name of a file or directory while it is written."""
   path = pathlib.Path(path)
   return path.with_name(f".{path.name}.tmp")
 
@@ -40,7 +43,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes JSON, as `write_text` does; NaN is refused, it is not JSON."""
+  """Writes JSON, whole or not at all; NaN is refused, since JSON has none."""
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -59,20 +62,19 @@ def read_json(path: str | os.PathLike) -> Any:
   """
   try:
     return json.loads(pathlib.Path(path).read_bytes())
-  except ValueError as e:  # Of json, or of the encoding.
+  except ValueError as e:  # Wrong JSON or encoding.
     raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
 
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a temporary directory that takes its final name on success.
+  """Makes a temporary directory that takes its final name on success.
 
   Args:
-    path: the final name; nothing must be there.
+    path: the final name; it must not exist.
 
   Yields:
-    The temporary directory, beside the final one; what a killed run left in it
-    is removed first.
+    The temporary directory, next to the final one and empty.
 
   Raises:
     ValueError: if `path` exists.
@@ -88,17 +90,17 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:
-  """Locks a file or directory; the lock ends with the process, however.
+  """Locks a file or directory until the process ends, even if it is killed.
 
   Args:
-    path: of a file, made if it does not exist, or of a directory.
-    busy: the error if another process holds the lock; None waits for it.
+    path: of a file, which is created if it does not exist, or of a directory.
+    busy: the error message if another process holds the lock; None waits.
 
   Returns:
     A file descriptor; closing it ends the lock.
 
   Raises:
-    ValueError: saying `busy`.
+    ValueError: with the message `busy`.
   """
   flags = os.O_RDONLY | (0 if os.path.isdir(path) else os.O_CREAT)
   fd = os.open(path, flags, 0o666)
@@ -115,17 +117,17 @@ def lock(path: str | os.PathLike, busy: str | None = None) -> int:
 def open_for_writing(
   sizes: Mapping[str, int], *, create: bool = True
 ) -> dict[str, int]:
-  """Opens files for reading and writing, as large as they will be.
+  """Opens files for reading and writing at their final size.
 
   Args:
-    sizes: path -> bytes; what is in the files is dropped.
-    create: False if another process has made them.
+    sizes: path -> bytes; existing content is dropped.
+    create: False if another process has created them.
 
   Returns:
     Path -> file descriptor.
 
   Raises:
-    ValueError: if there is no room for them.
+    ValueError: if the disk is too full for them.
     OSError: if they cannot be opened.
   """
   flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
@@ -143,21 +145,40 @@ def open_for_writing(
 
 
 def _allocate(fd, num_bytes, path):
-  """Makes a file that large, so that a full disk shows at once."""
+  """Reserves the space of a file, so that a full disk shows at once."""
   try:
     os.posix_fallocate(fd, 0, max(num_bytes, 1))
   except OSError as e:
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-      raise ValueError(
-        f"No space left for {path}: it needs {num_bytes / 1e9:.3f} GB. Nothing "
-        "was published. Free some, or choose another out=."
-      ) from e
-    # Some file systems cannot; writing will tell.
+    # Only a full disk matters here; not every file system can reserve.
+    if e.errno in _FULL:
+      explain(e, f"{path} ({num_bytes / 1e9:.3f} GB)")
     os.ftruncate(fd, num_bytes)
 
 
+def explain(error: OSError, path: str) -> None:
+  """Raises a clear error for a full disk or a missing permission.
+
+  Args:
+    error: the error that is being handled. If it is neither, nothing is raised.
+    path: the output that was being written.
+
+  Raises:
+    ValueError: naming the output and a fix.
+  """
+  if error.errno in _FULL:
+    raise ValueError(
+      f"No space left for {path}: nothing was published. Free some space or "
+      "choose another out=."
+    ) from error
+  if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    raise ValueError(
+      f"{path} cannot be written ({error.strerror}): choose another out= or "
+      "change the permissions of its directory."
+    ) from error
+
+
 class Flusher:
-  """Moves what is written to disk all along, so that the end is short."""
+  """Flushes files to disk in the background, so that the last sync is short."""
 
   def __init__(self, fds: Iterable[int]):
     self._fds = list(fds)
@@ -168,18 +189,18 @@ class Flusher:
   def _loop(self):
     while not self._stopped.wait(0.1):
       for fd in self._fds:
-        # What goes wrong here, the last fsync reports.
+        # The final fsync reports errors.
         with contextlib.suppress(OSError):
           os.fdatasync(fd)
 
   def stop(self) -> None:
-    """Waits for what is under way; the files may be closed then."""
+    """Waits for the last flush; then the files may be closed."""
     self._stopped.set()
     self._thread.join()
 
 
 def above(path: str) -> str:
-  """The nearest directory above a path, or the file that is in the way."""
+  """Returns the nearest existing ancestor of a path, directory or not."""
   folder = os.path.dirname(path)
   while not os.path.lexists(folder):
     folder = os.path.dirname(folder)
@@ -187,37 +208,38 @@ def above(path: str) -> str:
 
 
 def free_bytes(path: str) -> int:
-  """Free space on the disk of a path that need not exist."""
+  """Returns the free disk space at a path, which need not exist."""
   return shutil.disk_usage(above(path)).free
 
 
 def check_writable(path: str) -> None:
-  """Checks that something can be made at a path.
+  """Checks that a file or directory can be created at a path.
 
   Raises:
-    ValueError: if a file is where a directory must be, or it is read-only.
+    ValueError: if an ancestor is a file or read-only.
   """
   folder = above(path)
   if not os.path.isdir(folder):
     raise ValueError(
-      f"{path} cannot be written: {folder} is no directory. Choose another "
+      f"{path} cannot be written: {folder} is not a directory. Choose another "
       "path."
     )
   if not os.access(folder, os.W_OK | os.X_OK):
     raise ValueError(
-      f"{path} cannot be written: {folder} is read-only, or not yours. Choose "
-      "another path, or change its permissions."
+      f"{path} cannot be written: no write permission in {folder}. Choose "
+      "another path or change its permissions."
     )
 
 
-def check_room(path: str, needed: int, free: int) -> None:
-  """Compares what is needed with what is free.
+def check_room(path: str, needed: int) -> None:
+  """Checks that the disk of an output has enough free bytes.
 
   Raises:
-    ValueError: if there is too little.
+    ValueError: if it has not.
   """
+  free = free_bytes(path)
   if needed > free:
     raise ValueError(
       f"{path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free. "
-      "Free some, or choose another path."
+      "Free some space or choose another path."
     )

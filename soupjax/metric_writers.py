@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training curves: a JSON line a step always, TensorBoard when installed."""
+"""Training curves as JSON lines, and in TensorBoard if it is installed."""
 
 from collections.abc import Mapping
 import importlib.util
@@ -14,7 +14,7 @@ from soupjax import files
 
 
 class MetricWriter:
-  """Appends scalars to `metrics.jsonl`; process 0 only.
+  """Appends scalars to `metrics.jsonl`, in process 0 only.
 
   Lines are `{"run", "step", NAME: value, ...}`. With tensorboardX installed
   (the extra `tensorboard`), event files go to `tensorboard/RUN/`.
@@ -25,9 +25,9 @@ class MetricWriter:
 
     Args:
       workdir: an existing directory.
-      run: what is trained, "pretrain" or an ingredient's name.
-      done: the last step that will not come again, -1 if all will; what a run
-        wrote of later ones, before it was killed, is taken out.
+      run: "pretrain" or the name of an ingredient.
+      done: last step of the checkpoint that the run continues from, -1 without
+        one; lines of later steps, from before a kill, are removed.
     """
     self.run, self._file, self._board = run, None, None
     if jax.process_index() != 0:
@@ -35,9 +35,9 @@ class MetricWriter:
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if path.exists():
       lines = path.read_text(encoding="utf-8").splitlines()
-      kept = [line for line in lines if _stays(line, run, done)]
-      if kept != lines:
-        files.write_text(path, "".join(f"{line}\n" for line in kept))
+      valid = [line for line in lines if _is_valid(line, run, done)]
+      if valid != lines:
+        files.write_text(path, "".join(f"{line}\n" for line in valid))
     self._file = open(path, "a", encoding="utf-8")
     if importlib.util.find_spec("tensorboardX"):
       from tensorboardX import SummaryWriter
@@ -55,7 +55,7 @@ class MetricWriter:
     values = {name: float(value) for name, value in scalars.items()}
     line = {"run": self.run, "step": step, **values}
     self._file.write(json.dumps(line) + "\n")
-    self._file.flush()  # A kill loses nothing.
+    self._file.flush()  # So that a kill loses nothing.
     if self._board is not None:
       for name, value in values.items():
         self._board.add_scalar(name, value, step)
@@ -67,10 +67,10 @@ class MetricWriter:
         file.close()
 
 
-def _stays(line: str, run: str, done: int) -> bool:
-  """Whether a line is whole, and of another run or a step that is done."""
+def _is_valid(line: str, run: str, done: int) -> bool:
+  """Tells whether a line is complete, and of another run or an earlier step."""
   try:
-    found = json.loads(line)
+    entry = json.loads(line)
   except ValueError:
-    return False  # A kill cut it short.
-  return found["run"] != run or found["step"] <= done
+    return False  # Truncated by a kill.
+  return entry["run"] != run or entry["step"] <= done

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes and shardings: the one place that makes them."""
+"""Meshes and shardings, which are all made here."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -14,8 +14,8 @@ import numpy as np
 from soupjax.soups.core import tree as tree_lib
 
 PyTree = Any
-# Of a ViT's or Mixer's matrices, what one layer splits by heads or hidden units
-# the next sums over: one all-reduce a layer (arXiv 1909.08053, section 3).
+# Rules for `of_state`: heads and hidden units of a ViT or Mixer are split, with
+# one all-reduce per layer (arXiv 1909.08053, section 3).
 TENSOR_PARALLEL = (
   (r"(query|key|value)/kernel$", (None, "model", None)),
   (r"(query|key|value)/bias$", ("model", None)),
@@ -29,13 +29,13 @@ TENSOR_PARALLEL = (
 def make_mesh(
   axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Makes a mesh whose axes `jit` shards over by itself.
+  """Makes a mesh with axes of type Auto, over which `jit` shards by itself.
 
-  `jax.make_mesh` makes axes of type Explicit, on which gradients of Linen
-  modules fail; these are Auto.
+  The axes of `jax.make_mesh` are Explicit; gradients of Linen modules fail on
+  them.
 
   Args:
-    axes: name -> number of devices; one may be -1, for all that are left.
+    axes: name -> number of devices; one may be -1, for the remaining ones.
     devices: all devices if None.
 
   Returns:
@@ -76,7 +76,7 @@ def fsdp(
   """
   count = mesh.shape[axis]
 
-  def place(leaf, spec):
+  def sharding_of(leaf, spec):
     del leaf
     fits = [d for d, n in enumerate(spec.shape) if n and n % count == 0]
     if not fits or math.prod(spec.shape) < min_size:
@@ -86,47 +86,51 @@ def fsdp(
     parts[largest] = axis
     return NamedSharding(mesh, PartitionSpec(*parts))
 
-  return place
+  return sharding_of
 
 
 def by_rules(
   mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]]
 ) -> Callable[[str, jax.ShapeDtypeStruct], NamedSharding]:
-  """Shards leaves by the first rule whose regex is found in their name.
+  """Shards leaves by the first rule whose regex matches part of their name.
 
   Args:
     mesh: from `make_mesh`.
-    rules: (regex, spec); leaves that no rule matches are replicated.
+    rules: (regex, spec); leaves without a rule are replicated.
 
   Returns:
     A function of leaf name and spec, for `Ingredient.load(sharding=...)`. It
     raises a ValueError naming the leaf if a dimension is not divisible.
   """
 
-  def place(leaf, spec):
+  def sharding_of(leaf, spec):
     for pattern, parts in rules:
       if re.search(pattern, leaf):
-        sharding = NamedSharding(mesh, parts)
-        try:
-          sharding.shard_shape(spec.shape)
-        except ValueError as e:
-          raise ValueError(
-            f"Rule {pattern!r} -> {parts} does not fit leaf {leaf!r} of shape "
-            f"{spec.shape} on a mesh of {dict(mesh.shape)}."
-          ) from e
-        return sharding
+        return _checked(mesh, pattern, parts, leaf, spec.shape)
     return NamedSharding(mesh, PartitionSpec())
 
-  return place
+  return sharding_of
+
+
+def _checked(mesh, pattern, parts, leaf, shape) -> NamedSharding:
+  sharding = NamedSharding(mesh, parts)
+  try:
+    sharding.shard_shape(shape)
+  except ValueError as e:
+    raise ValueError(
+      f"Rule {pattern!r} -> {parts} does not fit leaf {leaf!r} of shape "
+      f"{shape} on a mesh of {dict(mesh.shape)}."
+    ) from e
+  return sharding
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Everything on every device."""
+  """Replicates arrays on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def along(mesh: Mesh, *axes: str | None) -> NamedSharding:
-  """Shards the first dimensions over mesh axes: a batch over "data"."""
+  """Shards the first dimensions over mesh axes, such as a batch over "data"."""
   return NamedSharding(mesh, PartitionSpec(*axes))
 
 
@@ -143,15 +147,15 @@ def of_state(
 
   Args:
     mesh: from `make_mesh`.
-    state: any tree of arrays or specs. A leaf whose name ends with that of a
-      parameter, and whose shape is its shape, goes where the parameter goes:
-      moments and moving averages. Others (rows and columns of Adafactor) are
-      sharded only under "fsdp".
+    state: any tree of arrays or specs. A leaf is sharded like a parameter if
+      its name ends with that of the parameter and their shapes are equal, such
+      as moments and moving averages. Other leaves (rows and columns of
+      Adafactor) are sharded only under "fsdp".
     params: tree of arrays or specs.
-    rules: the first whose regex is found in the parameter's name counts. Rules
-      are "replicated", "fsdp" (see `fsdp`), or a tuple of one mesh axis or None
-      for each of the last dimensions: so one rule fits blocks in a loop and
-      scanned ones. Leaves that no rule matches are replicated.
+    rules: the first whose regex matches part of the parameter's name counts.
+      Rules are "replicated", "fsdp" (see `fsdp`), or a tuple of one mesh axis
+      or None for each of the last dimensions, so that one rule fits both
+      looped and scanned blocks. Leaves without a rule are replicated.
     fsdp_axis: the mesh axis of "fsdp".
     fsdp_min_size: leaves with fewer elements are replicated under "fsdp".
 
@@ -160,53 +164,48 @@ def of_state(
 
   Raises:
     ValueError: if a rule is unknown or does not fit a shape, naming the leaf,
-      or no rule matches anything.
+      or the rules do not match any leaf.
   """
-  names = [name for name, _ in named(params)]
-  specs = [spec for _, spec in named(params)]
+  specs = dict(named(params))
   over = fsdp(mesh, fsdp_axis, min_size=fsdp_min_size)
-  _check_rules(mesh, rules, names)
-  placed: dict[str, NamedSharding] = {}
+  _check_rules(mesh, rules, list(specs))
+  shardings: dict[str, NamedSharding] = {}
   kinds: dict[str, Any] = {}
-  for name, spec in zip(names, specs):
+  for name, spec in specs.items():
     pattern, rule = next(
       ((p, r) for p, r in rules if re.search(p, name)), ("", "replicated")
     )
     kinds[name] = rule
     if rule == "replicated":
-      placed[name] = replicated(mesh)
+      shardings[name] = replicated(mesh)
     elif rule == "fsdp":
-      placed[name] = over(name, spec)
-    else:
-      if len(rule) > len(spec.shape):
-        raise ValueError(
-          f"Rule {pattern!r} -> {rule} does not fit leaf {name!r} of shape "
-          f"{tuple(spec.shape)}: it has fewer dimensions."
-        )
-      parts = (None,) * (len(spec.shape) - len(rule)) + tuple(rule)
-      placed[name] = by_rules(mesh, [(pattern, PartitionSpec(*parts))])(
-        name, spec
+      shardings[name] = over(name, spec)
+    elif len(rule) > len(spec.shape):
+      raise ValueError(
+        f"Rule {pattern!r} -> {rule} does not fit leaf {name!r} of shape "
+        f"{tuple(spec.shape)}: it has fewer dimensions."
       )
-  shapes = {name: tuple(spec.shape) for name, spec in zip(names, specs)}
+    else:
+      parts = (None,) * (len(spec.shape) - len(rule)) + tuple(rule)
+      parts = PartitionSpec(*parts)
+      shardings[name] = _checked(mesh, pattern, parts, name, spec.shape)
 
-  def place(path, leaf):
-    full = tree_lib.name_of(path)
-    # The longest name: of "head/bias" and "bias", a state "mu/head/bias" is
-    # the first's.
-    parts = full.split("/")
-    for k in range(len(parts)):
-      name = "/".join(parts[k:])
-      if name in placed:
-        if tuple(leaf.shape) == shapes[name]:
-          return placed[name]
-        return over(name, leaf) if kinds[name] == "fsdp" else replicated(mesh)
-    return replicated(mesh)
+  def sharding_of(path, leaf):
+    # The longest name counts: "mu/head/bias" goes with "head/bias", not "bias".
+    parts = tree_lib.name_of(path).split("/")
+    suffixes = ("/".join(parts[k:]) for k in range(len(parts)))
+    name = next((name for name in suffixes if name in specs), None)
+    if name is None:
+      return replicated(mesh)
+    if tuple(leaf.shape) == tuple(specs[name].shape):
+      return shardings[name]
+    return over(name, leaf) if kinds[name] == "fsdp" else replicated(mesh)
 
-  return jax.tree_util.tree_map_with_path(place, state)
+  return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
 def named(tree: PyTree) -> list[tuple[str, Any]]:
-  """Lists a tree's leaves with names like "head/kernel"."""
+  """Lists the leaves of a tree with names like "head/kernel"."""
   paths, _ = jax.tree_util.tree_flatten_with_path(tree)
   return [(tree_lib.name_of(path), leaf) for path, leaf in paths]
 
@@ -215,7 +214,7 @@ def _check_rules(mesh, rules, names):
   patterns = [pattern for pattern, _ in rules]
   if rules and not any(re.search(p, name) for p in patterns for name in names):
     raise ValueError(
-      f"None of the sharding rules {patterns} matches a leaf; names look like "
+      f"The sharding rules {patterns} do not match any leaf; names look like "
       f"{names[0]!r}."
     )
   for pattern, rule in rules:
@@ -223,23 +222,22 @@ def _check_rules(mesh, rules, names):
       continue
     if isinstance(rule, str) or not set(rule) <= {None, *mesh.shape}:
       raise ValueError(
-        f"Sharding rule {rule!r} for {pattern!r} is neither 'replicated', "
-        "'fsdp', nor a tuple of None and axes of the mesh "
-        f"{dict(mesh.shape)}."
+        f"Sharding rule {rule!r} for {pattern!r} must be 'replicated', 'fsdp', "
+        f"or a tuple of None and axes of the mesh {dict(mesh.shape)}."
       )
 
 
 def share(mesh: Mesh, axis: str, count: int, what: str) -> None:
-  """Checks that something divides evenly over a mesh axis.
+  """Checks that a count divides evenly over a mesh axis.
 
   Raises:
-    ValueError: if it does not, saying which counts would.
+    ValueError: if it does not, with the nearest counts that do.
   """
   devices = mesh.shape[axis]
   if count % devices:
     lower, upper = count // devices * devices, -(-count // devices) * devices
     near = f"{lower} or {upper}" if lower else f"{upper}"
     raise ValueError(
-      f"{what} is {count}, which {devices} devices on mesh axis {axis!r} do "
-      f"not divide: make it {near}."
+      f"{what} is {count}, which is not divisible by the {devices} devices on "
+      f"mesh axis {axis!r}: make it {near}."
     )

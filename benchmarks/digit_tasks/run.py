@@ -46,8 +46,6 @@ def run(
     Search -> "accuracies" on test, and the "searches" with all candidates.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  # Every model is trained by a run of its own: compile once.
-  jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   lab, records = None, {}
   for name in names:
     record = workdir / f"{name}.json"
@@ -128,6 +126,9 @@ def main() -> None:
     if name not in searches.SEARCHES:
       parser.error(f"--search={name}: one of {', '.join(searches.SEARCHES)}")
   workdir = args.workdir.expanduser().absolute()
+  # Every model is trained by a run of its own: compile once.
+  jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   runs = [
     run(Settings(seed=k), names, workdir / f"seed_{k}")
     for k in range(args.seeds)

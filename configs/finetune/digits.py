@@ -8,7 +8,8 @@ images of others, seen through a noisy sensor (`data.digits`):
   soupjax --config=configs/finetune/digits.py:pretrain --workdir=runs/base
   soupjax --config=configs/finetune/digits.py --workdir=runs/sweep --sweep \
     --config.init.path=runs/base/ingredients/last
-  soupjax --config=configs/cook.py:sweep=runs/sweep --workdir=runs/soups
+  soupjax --config=configs/cook.py:sweep=runs/sweep --workdir=runs/soups \
+    --config.cook.metric=loss,prec@1
 
 The first two take about half a minute each on 2 cores; launch/local.sh runs all
 three. Ranges were fixed before the published runs; benchmarks/README.md has

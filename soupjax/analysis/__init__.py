@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Why a soup works, or does not."""
+"""Diagnosis and geometry of the ingredients of a soup."""
 
 from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose

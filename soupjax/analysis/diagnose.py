@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Why does my soup lose? What can be measured about its ingredients."""
+"""Measures ingredients to explain why their soup gains or loses."""
 
 from collections.abc import Callable
 import dataclasses
@@ -28,17 +28,17 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Diagnosis:
-  """What was found out about a set of ingredients.
+  """Measurements and findings about a set of ingredients.
 
   Attributes:
-    names: the ingredients.
+    names: of the ingredients.
     scores: name -> held-out score of the ingredient alone.
     midpoints: pair of names -> score of their average.
     geometry: distances and angles, from the pretrained model if given.
-    layers: layer -> (K,) distance of each ingredient from the origin there,
-      relative to the norm of the origin's layer; NaN where that is zero.
+    layers: layer -> (K,) distance of each ingredient's layer from the origin's,
+      relative to the norm of the latter; NaN where that is zero.
     groups: names of models that share a start, the largest group first.
-    findings: what to look at, in words, the gravest first.
+    findings: problems and advice as text, the most serious first.
   """
 
   names: tuple[str, ...]
@@ -51,10 +51,10 @@ class Diagnosis:
 
   @property
   def barriers(self) -> dict[tuple[str, str], float]:
-    """Pair -> mean score of the two less that of their average.
+    """Returns pair -> mean score of the two minus the score of their average.
 
-    Positive: the average is worse, there is a barrier between them. Negative:
-    the two gain from being averaged (arXiv 2203.05482, Figure 3).
+    A positive value is a barrier: the average is worse. Negative: averaging
+    the two helps (arXiv 2203.05482, Figure 3).
     """
     return {
       (a, b): (self.scores[a] + self.scores[b]) / 2 - score
@@ -62,7 +62,7 @@ class Diagnosis:
     }
 
   def table(self) -> str:
-    """A line an ingredient, then the findings, as plain text."""
+    """Formats one line per ingredient, then the findings, as plain text."""
     barriers = self.barriers
     lines = [
       f"{'ingredient':<24} {'score':>8} {'distance':>9} {'relative':>9} "
@@ -70,20 +70,20 @@ class Diagnosis:
     ]
     norms, cosines = self.geometry.norms, self.geometry.cosines
     for k, name in enumerate(self.names):
-      others = np.delete(cosines[k], k)
-      angles = np.degrees(np.arccos(others[np.isfinite(others)]))
-      mine = [v for pair, v in barriers.items() if name in pair]
+      row = np.delete(cosines[k], k)
+      angles = np.degrees(np.arccos(row[np.isfinite(row)]))
+      losses = [v for pair, v in barriers.items() if name in pair]
       lines.append(
         f"{name[:24]:<24} {self.scores[name]:8.4f} {norms[k]:9.4g} "
         f"{norms[k] / max(self.geometry.scale, 1e-30):9.4f} "
         f"{np.mean(angles) if len(angles) else math.nan:6.1f} "
-        + (f"{np.mean(mine):+8.4f}" if mine else f"{'-':>8}")
+        + (f"{np.mean(losses):+8.4f}" if losses else f"{'-':>8}")
       )
     lines += [
       "",
-      f"distance: from {self.geometry.origin}; relative: to its norm; angle: "
-      "mean over the others, in degrees, seen from there; barrier: mean over "
-      "pairs of what is lost at the midpoint (negative: gained).",
+      f"distance: from {self.geometry.origin}; relative: distance / its norm; "
+      "angle: mean over the other ingredients, in degrees, at that origin; "
+      "barrier: mean loss at midpoints with others (negative: a gain).",
       "",
     ]
     lines += [f"- {finding}" for finding in self.findings]
@@ -98,29 +98,30 @@ def diagnose(
   greedy: GreedySoup | None = None,
   max_pairs: int = 120,
 ) -> Diagnosis:
-  """Looks for the reasons why averaging these models does not help.
+  """Looks for reasons why averaging these models does not help.
 
-  Evaluates every ingredient, and the midpoint of pairs: neighbours in the
-  order given first, up to `max_pairs`. Geometry reads every model once and
-  holds K copies of one leaf.
+  Evaluates every ingredient and the midpoints of up to `max_pairs` pairs,
+  neighbours in the given order first. Distances and angles read every model
+  once, with K copies of one leaf in memory.
 
   Args:
     ingredients: at least two, of one architecture.
     evaluate: maps parameters to a held-out score; higher is better, so negate
       losses.
-    pretrained: the model they were fine-tuned from; without it distances and
-      angles are taken from their mean, and say less. Put on the head from which
-      they were fine-tuned.
-    greedy: a greedy soup of them, whose rejections to explain.
-    max_pairs: most midpoints to evaluate; 0 for none.
+    pretrained: the model they were fine-tuned from, with the head that they
+      started with; without it, distances and angles are measured from their
+      mean, which is less informative.
+    greedy: a greedy soup of them, to explain its rejections.
+    max_pairs: maximal number of midpoints; 0 is none.
 
   Returns:
-    The measurements, and findings in words.
+    The measurements, and findings as text.
 
   Raises:
-    ValueError: if there are fewer than two, trees differ, one is not finite, a
-      score is none, or `evaluate` says that lower is better.
-    TypeError: if an argument is of another kind.
+    ValueError: for fewer than two ingredients, different trees, weights or
+      scores that are not finite, or an `evaluate` whose lower values are
+      better.
+    TypeError: if an argument has a wrong type.
   """
   ingredients = as_ingredients(ingredients)
   if pretrained is not None:
@@ -134,10 +135,8 @@ def diagnose(
   shape = geometry(ingredients, pretrained)
   nonfinite.check_finite(ingredients)
 
-  def score(params, what):
-    return arguments.number(
-      f"What evaluate returns for {what}", evaluate(params)
-    )
+  def score(params, name):
+    return arguments.number(f"The score of {name}", evaluate(params))
 
   scores = {i.name: score(i.load(), repr(i.name)) for i in ingredients}
   pairs = sorted(
@@ -146,9 +145,9 @@ def diagnose(
   )[:max_pairs]
   midpoints = {}
   for a, b in pairs:
-    both = [ingredients[a], ingredients[b]]
-    names = both[0].name, both[1].name
-    midpoints[names] = score(uniform_soup(both), f"the midpoint of {names}")
+    ends = [ingredients[a], ingredients[b]]
+    names = ends[0].name, ends[1].name
+    midpoints[names] = score(uniform_soup(ends), f"the midpoint of {names}")
   groups = findings.groups_of(shape)
   diagnosis = Diagnosis(
     names=shape.names,
@@ -159,25 +158,25 @@ def diagnose(
     groups=tuple(tuple(shape.names[k] for k in group) for group in groups),
     findings=(),
   )
-  found = [
+  texts = [
     *findings.duplicates(shape),
-    *findings.starts(ingredients),
+    *findings.recorded_starts(ingredients),
     *findings.strangers(shape, groups),
     *findings.heads(shape, groups),
     *findings.statistics(ingredients[0]),
     *findings.weak(scores, diagnosis.barriers),
     *findings.rejections(scores, diagnosis.barriers, greedy),
   ]
-  if not found:
-    found = ["Nothing stands out: these models should average well."]
-  return dataclasses.replace(diagnosis, findings=tuple(found))
+  if not texts:
+    texts = ["Nothing stands out: these models should average well."]
+  return dataclasses.replace(diagnosis, findings=tuple(texts))
 
 
 def _check(evaluate, greedy, max_pairs):
   arguments.higher_is_better(evaluate)
   if greedy is not None and not isinstance(greedy, GreedySoup):
     raise TypeError(
-      "greedy must be what sj.greedy_soup returned, got a "
+      "greedy must be the result of sj.greedy_soup, got a "
       f"{type(greedy).__name__}."
     )
   if max_pairs != 0:
@@ -185,12 +184,13 @@ def _check(evaluate, greedy, max_pairs):
 
 
 def _layers(shape: Geometry) -> dict[str, np.ndarray]:
-  moved, scales = {}, {}
+  """Returns layer -> relative distance of each ingredient from the origin."""
+  squares, scales = {}, {}
   for leaf, gram in shape.grams.items():
     layer = layer_of(leaf)
-    moved[layer] = moved.get(layer, 0) + np.maximum(np.diag(gram), 0)
+    squares[layer] = squares.get(layer, 0) + np.maximum(np.diag(gram), 0)
     scales[layer] = scales.get(layer, 0.0) + shape.scales[leaf] ** 2
   return {
     layer: np.sqrt(square / scales[layer] if scales[layer] else square * np.nan)
-    for layer, square in moved.items()
+    for layer, square in squares.items()
   }

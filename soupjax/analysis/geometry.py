@@ -20,7 +20,7 @@ class Geometry:
 
   Attributes:
     names: of the models.
-    origin: what they were measured from: a name, or "their mean".
+    origin: name of the origin, or "their mean".
     grams: leaf -> (K, K) inner products of the differences from the origin.
     scales: leaf -> norm of the origin's leaf.
     products: leaf -> inner products of the weights themselves: (K, K), or
@@ -37,45 +37,45 @@ class Geometry:
 
   @property
   def gram(self) -> np.ndarray:
-    """(K, K) inner products over all leaves."""
+    """Returns the (K, K) inner products over all leaves."""
     return sum(self.grams.values())
 
   @property
   def norms(self) -> np.ndarray:
-    """(K,) distances from the origin."""
+    """Returns the (K,) distances from the origin."""
     return np.sqrt(np.maximum(np.diag(self.gram), 0))
 
   @property
   def scale(self) -> float:
-    """Norm of the origin."""
+    """Returns the norm of the origin."""
     return float(np.sqrt(sum(s**2 for s in self.scales.values())))
 
   @property
   def distances(self) -> np.ndarray:
-    """(K, K) distances between models."""
+    """Returns the (K, K) distances between models."""
     square = np.diag(self.gram)
     gaps = square[:, None] + square[None, :] - 2 * self.gram
     return np.sqrt(np.maximum(gaps, 0))
 
   @property
   def cosines(self) -> np.ndarray:
-    """(K, K) cosines of the angles at the origin; NaN for a model on it."""
+    """Returns the (K, K) cosines at the origin; NaN for a model equal to it."""
     norms = self.norms
     with np.errstate(invalid="ignore", divide="ignore"):
       return np.clip(self.gram / np.outer(norms, norms), -1, 1)
 
   def weight_cosines(self, leaves: Iterable[str]) -> np.ndarray:
-    """Cosines between the weights themselves: about 0 for two starts.
+    """Returns cosines between weights, about 0 for different starts.
 
-    The mean over leaves by their number of elements, so that norms and biases,
-    which are alike in all models, say little.
+    Leaves are averaged by their number of elements, so that norms and biases,
+    which are similar in all models, hardly count.
 
     Args:
-      leaves: which to look at.
+      leaves: names of the leaves to average over.
 
     Returns:
-      Of the shape of `products`; NaN for a pair one of which is zero in every
-      leaf.
+      An array with the shape of `products`; NaN for a pair if one of the two is
+      zero in every leaf.
     """
     total = weight = 0.0
     for leaf in leaves:
@@ -92,30 +92,30 @@ class Geometry:
 def _gram(stack, origin):
   stack = jnp.stack([x.astype(jnp.float32).reshape(-1) for x in stack])
   if origin is None:
-    origin, everyone = stack.mean(axis=0), stack
+    origin, models = stack.mean(axis=0), stack
   else:
     origin = origin.astype(jnp.float32).reshape(-1)
-    everyone = jnp.concatenate([stack, origin[None]])
+    models = jnp.concatenate([stack, origin[None]])
 
   def products(x):
-    # HIGHEST: angles of small differences do not bear bfloat16 products.
+    # HIGHEST, since bfloat16 products are too coarse for small differences.
     return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
 
   gram = products(stack - origin[None])
-  return gram, products(everyone), jnp.linalg.norm(origin)
+  return gram, products(models), jnp.linalg.norm(origin)
 
 
 def geometry(
   ingredients: Sequence[Ingredient], origin: Ingredient | None = None
 ) -> Geometry:
-  """Measures distances and angles; holds K copies of one leaf at a time.
+  """Measures distances and angles, with K copies of one leaf in memory.
 
   Args:
     ingredients: of one architecture.
     origin: the pretrained model; None measures from the ingredients' mean.
 
   Returns:
-    Inner products for every floating leaf.
+    Inner products of all floating leaves.
 
   Raises:
     ValueError: if trees differ.
@@ -124,20 +124,20 @@ def geometry(
   if origin is not None and origin.name in {i.name for i in ingredients}:
     origin = dataclasses.replace(origin, name=f"{origin.name} (origin)")
   check_ingredients([*ingredients, *([origin] if origin else [])])
-  grams, scales, weights, sizes = {}, {}, {}, {}
+  grams, scales, products, sizes = {}, {}, {}, {}
   for leaf, spec in ingredients[0].specs.items():
     if tree.is_float(spec):
       stack = [jnp.asarray(i.read(leaf)) for i in ingredients]
       start = None if origin is None else jnp.asarray(origin.read(leaf))
       gram, product, scale = _gram(stack, start)
       grams[leaf], scales[leaf] = np.asarray(gram, np.float64), float(scale)
-      weights[leaf] = np.asarray(product, np.float64)
+      products[leaf] = np.asarray(product, np.float64)
       sizes[leaf] = math.prod(spec.shape)
   return Geometry(
     names=tuple(i.name for i in ingredients),
     origin="their mean" if origin is None else origin.name,
     grams=grams,
     scales=scales,
-    products=weights,
+    products=products,
     sizes=sizes,
   )

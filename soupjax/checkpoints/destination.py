@@ -1,10 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of a mix: written under a temporary name, then renamed."""
+"""Destinations of a mix: written under a temporary name, then renamed."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -24,47 +23,50 @@ from soupjax.checkpoints.formats import (
 from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.engine import plan as planning
 
-FORMATS = ("orbax", "safetensors", "npz")
+FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Destination:
-  """An output that does not exist yet.
+  """The file or directory that a mix will write.
 
   Attributes:
     path: its final name.
     format: one of `FORMATS`.
-    shard_bytes: of safetensors in shards, None for one file.
-    overwrite: whether to replace what is there.
-    plan: what will be written.
-    text: more metadata, of safetensors only.
+    is_directory: whether it is a directory.
+    temporary: its name while it is written.
+    aside: the name of the old directory while it is replaced.
+    chunks: leaf -> shape that blocks are aligned with.
+    num_bytes: size on disk, without headers.
+    host_bytes: host memory of the writer, without the blocks.
   """
 
-  path: str
-  format: str
-  shard_bytes: int | None
-  overwrite: bool
-  plan: planning.Plan
-  text: Mapping[str, str] | None = None
-
-  @classmethod
-  def of(
-    cls,
+  def __init__(
+    self,
     out: str | os.PathLike,
     format: str | None,
     shard_bytes: int | None,
     overwrite: bool,
     plan: planning.Plan,
-  ) -> "Destination":
-    """Finds the format from a name.
+    text: Mapping[str, str] | None = None,
+  ):
+    """Chooses the format by the suffix of `out` if `format` is None.
+
+    Args:
+      out: a local path.
+      format: one of `FORMATS` or None.
+      shard_bytes: the size of safetensors shards, None for one file.
+      overwrite: whether to replace an existing checkpoint.
+      plan: of the mix.
+      text: more metadata, of safetensors only.
 
     Raises:
-      ValueError: if it does not fit, or the path is an address.
+      ValueError: if format and path contradict each other, or the path is
+        remote.
     """
     out = os.fspath(out)
     if byte_ranges.is_remote(out):
       raise ValueError(
-        f"{out}: soups are written to local paths. Write one, and copy it."
+        f"{out}: soups are written to local paths only. Write one and copy it."
       )
     out = os.path.abspath(os.path.expanduser(out))
     if format is None:
@@ -73,116 +75,75 @@ class Destination:
         suffix, "safetensors" if shard_bytes else "orbax"
       )
     if format not in FORMATS:
-      raise ValueError(f"format={format!r} is none of {FORMATS}.")
+      raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
     if shard_bytes is not None and (
       format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
     ):
       raise ValueError(
-        f"shard_bytes={shard_bytes} goes with format='safetensors' and a "
-        f"directory as out, not with {format} at {out}."
+        f"shard_bytes={shard_bytes} needs format='safetensors' and a directory "
+        f"as out, but got {format} at {out}."
       )
-    return cls(
-      path=out,
-      format=format,
-      shard_bytes=shard_bytes,
-      overwrite=overwrite,
-      plan=plan,
-    )
-
-  @property
-  def chunks(self) -> Mapping[str, tuple[int, ...]]:
-    """Leaf -> shape that pieces are aligned with."""
-    if self.format != "orbax":
-      return self.plan.chunks
-    # Read and written in one go: chunks of the output hold those of the input.
-    found = dict(self.plan.chunks)
-    for leaf, spec in self.plan.specs.items():
-      found[leaf] = orbax_writer.chunk_shape(spec, found.get(leaf))
-    return found
-
-  @property
-  def host_bytes(self) -> int:
-    """Host memory that the writer holds besides the blocks."""
-    # Two commits under way, in memory twice while they are encoded.
-    if self.format != "orbax":
-      return 1 << 20
-    return min(
-      4 * orbax_writer.COMMIT_BYTES, 4 * self.plan.write_bytes + (1 << 20)
-    )
-
-  @property
-  def is_directory(self) -> bool:
-    """Whether the output is a directory."""
-    return self.format == "orbax" or self.shard_bytes is not None
-
-  @property
-  def temporary(self) -> str:
-    """The name it has while it is written."""
-    return str(files.temporary_name(self.path))
-
-  @property
-  def aside(self) -> str:
-    """The name of a directory that is about to be replaced."""
-    return f"{self.temporary}.old"
-
-  def free_bytes(self) -> int:
-    """Free space on the disk of the output."""
-    return files.free_bytes(self.path)
-
-  @property
-  def num_bytes(self) -> int:
-    """Bytes that it takes on disk, but for a header."""
-    if self.format == "orbax":
-      return orbax_writer.num_bytes(self.plan.specs, self.chunks)
-    return self.plan.write_bytes
+    self.path, self.format = out, format
+    self._shard_bytes, self._overwrite = shard_bytes, overwrite
+    self._plan, self._text = plan, text
+    self.is_directory = format == "orbax" or shard_bytes is not None
+    self.temporary = str(files.temporary_name(out))
+    self.aside = f"{self.temporary}.old"
+    self.chunks = dict(plan.chunks)
+    self.num_bytes = plan.write_bytes
+    self.host_bytes = 1 << 20
+    if format == "orbax":
+      # Output chunks consist of whole input chunks, so that each is read once.
+      for leaf, spec in plan.specs.items():
+        chunk = orbax_writer.chunk_shape(spec, plan.chunks.get(leaf))
+        self.chunks[leaf] = chunk
+      self.num_bytes = orbax_writer.num_bytes(plan.specs, self.chunks)
+      # Two commits at a time, each in memory twice while it is encoded.
+      self.host_bytes = min(
+        4 * orbax_writer.COMMIT_BYTES, 4 * plan.write_bytes + (1 << 20)
+      )
 
   def check(self, provenance: Mapping[str, Any]) -> None:
-    """Checks what can be known before anything is read.
+    """Checks everything that can be checked before reading weights.
 
     Args:
-      provenance: as long as the one that the writer's `finish` will get.
+      provenance: of the same length as the one that the writer's `finish` gets.
 
     Raises:
-      ValueError: if something is in the way, the format cannot hold it, or
-        there is no room.
+      ValueError: if the path is taken, the format cannot hold the leaves, or
+        the disk is too full.
     """
-    if os.path.exists(self.path) and not self.overwrite:
+    exists = os.path.exists(self.path)
+    if exists and not self._overwrite:
       raise ValueError(
-        f"{self.path} exists already: delete it, choose another out=, or pass "
+        f"{self.path} exists already: delete it, choose another out= or pass "
         "overwrite=True."
       )
-    if os.path.exists(self.aside) and not (
-      self.overwrite or os.path.exists(self.path)
-    ):
+    if os.path.exists(self.aside) and not (self._overwrite or exists):
       raise ValueError(
-        f"{self.aside} is what was at {self.path}, left by a run that was "
-        "killed when it replaced it: rename it back or delete it, choose "
-        "another out=, or pass overwrite=True."
+        f"{self.aside} is the previous content of {self.path}, left by a run "
+        "that was killed while it replaced it: rename it back, delete it, "
+        "choose another out= or pass overwrite=True."
       )
-    replaceable.check_sources(self.path, self.plan.sources)
-    if os.path.exists(self.path):
+    replaceable.check_sources(self.path, self._plan.sources)
+    if exists:
       replaceable.check_replaceable(self.path, self.is_directory)
     files.check_writable(self.path)
-    if self.format == "orbax":
-      orbax_writer.check(self.plan.specs)
-    elif self.format == "npz":
-      npz.check(self.plan.specs, provenance)
-    else:
-      safetensors_writer.check(self.plan.specs)
-    files.check_room(self.path, self.num_bytes, self.free_bytes())
+    FORMATS[self.format].check(self._plan.specs, provenance)
+    files.check_room(self.path, self.num_bytes)
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
-    """Gives a writer; publishes what it wrote if nothing goes wrong.
+    """Opens a writer and publishes its output on success.
 
     Args:
-      provenance: as long as the one that the writer's `finish` will get.
+      provenance: of the same length as the one that the writer's `finish` gets.
 
     Yields:
-      A `soupjax.soups.engine.run.Writer` with `finish(provenance)`.
+      A `soupjax.checkpoints.formats.block_writer.BlockWriter`.
 
     Raises:
-      ValueError: if the place cannot be written, or another run is writing.
+      ValueError: if the path cannot be written, or another run is writing it.
     """
     first = jax.process_index() == 0
     lock = writer = None
@@ -190,9 +151,9 @@ class Destination:
       if first:
         lock = self._prepare()
       processes.barrier("prepared")
-      writer = self._writer(provenance, create=first)
+      writer = self._writer(provenance, first)
       processes.barrier("created")
-      yield _Finisher(writer, first)
+      yield writer
       processes.barrier("finished")
       if first:
         self._publish()
@@ -203,14 +164,14 @@ class Destination:
       if lock is not None:
         remove(self.temporary)
       if isinstance(e, OSError):
-        raise byte_ranges.explained(e, self.path) from e
+        files.explain(e, self.path)
       raise
     finally:
       if lock is not None:
         os.close(lock)
 
   def _prepare(self) -> int:
-    """Clears away what a killed run left; returns a lock on the place."""
+    """Removes the remains of a killed run; returns a lock on the output."""
     os.makedirs(os.path.dirname(self.path), exist_ok=True)
     if os.path.exists(self.temporary):
       os.close(self._lock())
@@ -219,49 +180,45 @@ class Destination:
       os.mkdir(self.temporary)
     else:
       os.close(os.open(self.temporary, os.O_CREAT | os.O_WRONLY, 0o666))
-    held = self._lock()
-    # A run was killed while it replaced a directory, before or after the soup
-    # was there.
+    lock = self._lock()
+    # A run was killed while it replaced a directory, after or before the new
+    # one had its name.
     if os.path.exists(self.path):
       remove(self.aside)
     elif os.path.exists(self.aside):
       os.rename(self.aside, self.path)
-    return held
+    return lock
 
   def _lock(self) -> int:
     """Locks the temporary name."""
     return files.lock(
       self.temporary,
-      f"Another run is writing {self.path}: wait for it, or choose another "
+      f"Another run is writing {self.path}: wait for it or choose another "
       "out=.",
     )
 
-  def _writer(self, provenance, create):
-    specs, order = self.plan.specs, self.plan.order
+  def _writer(self, provenance, first):
+    specs, order = self._plan.specs, self._plan.order
     if self.format == "npz":
-      return npz.NpzWriter(self.temporary, specs, order, create=create)
+      return npz.NpzWriter(self.temporary, specs, order, first=first)
     if self.format == "orbax":
       return orbax_writer.OrbaxWriter(
-        self.temporary,
-        specs,
-        self.plan.treedef,
-        self.chunks,
-        process=(jax.process_index(), jax.process_count()),
+        self.temporary, specs, self._plan.treedef, self.chunks
       )
     return safetensors_writer.SafetensorsWriter(
       self.temporary,
       specs,
       order,
       provenance,
-      shard_bytes=self.shard_bytes,
-      text=self.text or _origin(self.plan.sources[0]),
-      create=create,
+      shard_bytes=self._shard_bytes,
+      text=self._text or _origin(self._plan.sources[0]),
+      first=first,
     )
 
   def _publish(self):
     if self.is_directory and os.path.exists(self.path):
-      # Directories cannot be exchanged in one step: for a moment there is
-      # nothing at the final name.
+      # Directories cannot be exchanged in one step, so the final name is free
+      # for a moment.
       remove(self.aside)
       os.rename(self.path, self.aside)
       os.rename(self.temporary, self.path)
@@ -275,37 +232,24 @@ class Destination:
       os.close(folder)
 
 
-class _Finisher:
-  """A writer whose `finish` knows which process it is in."""
-
-  def __init__(self, writer, first):
-    self.write = writer.write
-    self._writer, self._first = writer, first
-
-  def finish(self, provenance):
-    processes.barrier("written")
-    self._writer.finish(provenance, first=self._first)
-
-
 def _origin(source) -> dict[str, str]:
-  """What a safetensors source says about its origin, {"format": "pt"}.
+  """Returns {"format": "pt"} if a safetensors source has it.
 
-  Some readers insist on it.
+  Some readers require it.
   """
   if source.path is None:
     return {}
   try:
-    path, opener = recognise(source.path)
-  except ValueError:  # Gone, or read by other means than ours.
+    path, file_format = recognise(source.path)
+  except ValueError:  # It is gone, or the user's own reader opened it.
     return {}
-  if opener is not safetensors.open_checkpoint:
+  if file_format is not safetensors:
     return {}
-  found = safetensors.metadata(path)
-  return {k: v for k, v in found.items() if k == "format"}
+  return {k: v for k, v in safetensors.metadata(path).items() if k == "format"}
 
 
 def remove(path: str) -> None:
-  """Removes a file or a directory, if it is there."""
+  """Removes a file or directory if it exists."""
   if os.path.isdir(path) and not os.path.islink(path):
     shutil.rmtree(path)
   elif os.path.lexists(path):

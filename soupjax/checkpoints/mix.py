@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Mixes checkpoints into a file or onto a mesh: the engine with paths."""
+"""Mixes checkpoints into a file or onto a mesh."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -32,13 +32,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixed:
-  """What came out of a mix.
+  """The result of a mix.
 
   Attributes:
-    params: the tree, unless it went to a file.
-    path: where it was written, None if it was not.
-    table: the plan, as printed by a dry run.
-    provenance: the record that travels with the soup.
+    params: the tree, None if it was written to a file.
+    path: of the file, None without `out`.
+    table: the plan, which a dry run prints.
+    provenance: the record that is stored with the soup.
     report: bytes and seconds of this process; None after a dry run.
   """
 
@@ -71,43 +71,42 @@ def mix(
 ) -> Mixed:
   """Merges checkpoints of any size, block by block.
 
-  Nothing is read before everything that metadata can tell has been checked. In
-  several processes each calls this with the same arguments, reads its share and
+  All checks that need metadata only come before any weights are read. If there
+  are several processes, each calls this with the same arguments, and reads and
   writes its share.
 
   Args:
     rule: from `soupjax.soups.rules`, as `rules.linear()`.
     ingredients: models in any form: trees, Ingredients, paths or patterns.
     base: the model that the rule or `select` refers to, in any form.
-    out: where to write; nothing must be there. `*.safetensors` and `*.npz` are
-      files, anything else is an Orbax directory unless `format` says otherwise.
-      None returns the tree.
-    sharding: without `out`, where the tree goes: as in `Ingredient.load`. Each
-      process reads only what its own devices hold. None: the default device.
+    out: path of a new file (`*.safetensors` or `*.npz`) or Orbax directory
+      (anything else, unless `format` is given). None returns the tree.
+    sharding: of the returned tree, as in `Ingredient.load`. Each process reads
+      only the slices on its own devices. None: the default device.
     dtype: of the floating leaves; None keeps that of the ingredients.
     select: regular expression -> "keep", "skip", a number or K numbers; see
       `soupjax.soups.engine.plan.make`.
-    block_bytes: what one thread holds of all ingredients together.
-    threads: how many read and average; None asks the machine.
-    format: "orbax", "safetensors" or "npz", if `out` does not tell.
-    shard_bytes: cuts safetensors into shards of that size, with an index;
-      `out` is then a directory.
-    overwrite: replaces what is at `out`.
+    block_bytes: size of the blocks of all ingredients together, per thread.
+    threads: number of threads that read and average; None: one more than CPUs,
+      at most 8.
+    format: "orbax", "safetensors" or "npz"; None: by the suffix of `out`.
+    shard_bytes: the size of safetensors shards in a directory `out` with an
+      index; None writes one file.
+    overwrite: replaces an existing checkpoint at `out`.
     hash_inputs: records content hashes of all inputs (CRC-32 of every leaf;
-      takes about as long as reading them once more) and warns of twins.
+      takes about as long as reading them again) and warns of equal inputs.
     check_finite: refuses a soup with NaN or infinity.
-    max_host_bytes: refuses to begin if buffers would take more host memory.
-    dry_run: checks, plans and stops.
-    progress: prints bytes, GB/s and time left to stderr; None if that is a
-      terminal. Or called with the bytes read so far and in all.
+    max_host_bytes: limit on host memory; larger mixes are refused.
+    dry_run: stops after all checks and the plan.
+    progress: whether to print bytes, GB/s and time left to stderr; None: only
+      if it is a terminal. A function is called with bytes read and total bytes.
 
   Returns:
     The tree or its path, and the record.
 
   Raises:
-    ValueError: naming ingredient, leaf, offending value and fix, if something
-      does not fit.
-    TypeError: if an argument is of another kind.
+    ValueError: naming ingredient, leaf, value and fix of a mismatch.
+    TypeError: if an argument has the wrong type.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -144,42 +143,42 @@ def mix(
   )
   target = None
   if out is not None:
-    target = destination.Destination.of(
-      out, format, shard_bytes, overwrite, plan
-    )
+    target = destination.Destination(out, format, shard_bytes, overwrite, plan)
   pieces = _pieces(plan, target, sharding)
-  writer_bytes = (
+  needed = engine.host_bytes(plan, pieces) + (
     target.host_bytes if target else mesh_writer.host_bytes(plan, sharding)
   )
-  needed = engine.host_bytes(plan, pieces) + writer_bytes
   table = provenance_lib.table(plan, pieces, target, needed)
   provenance = provenance_lib.of(plan, hash_inputs)
-  _check_memory(needed, max_host_bytes, plan, block_bytes, table)
+  if max_host_bytes is not None and needed > max_host_bytes:
+    raise ValueError(
+      f"This mix would need {needed / 1e6:.1f} MB of host memory, more than "
+      f"max_host_bytes={max_host_bytes}. Lower block_bytes (now {block_bytes}) "
+      f"or threads (now {plan.threads}).\n{table}"
+    )
   if target:
     target.check(provenance)
-  if dry_run:
-    return Mixed(
-      params=None, path=None, table=table, provenance=provenance, report=None
-    )
-  settings = {
-    "hash_inputs": hash_inputs,
-    "check_finite": check_finite,
-    "progress": _progress(progress),
-    "processes": processes.all_of_them(),
-  }
-  params = path = None
-  if target is None:
-    params, report = _onto_mesh(plan, pieces, sharding, settings)
-    provenance = provenance_lib.complete(provenance, plan, report)
-  else:
-    path = target.path
-    with target.opened(provenance) as writer:
+  params = report = None
+  if not dry_run:
+    settings = {
+      "hash_inputs": hash_inputs,
+      "check_finite": check_finite,
+      "progress": _progress(progress),
+      "processes": processes.all_of_them(),
+    }
+    if target is None:
+      writer = mesh_writer.MeshWriter(plan, sharding)
       report = engine.run(plan, pieces, writer, **settings)
+      params = jax.tree.unflatten(plan.treedef, map(writer.array, plan.specs))
       provenance = provenance_lib.complete(provenance, plan, report)
-      writer.finish(provenance)
+    else:
+      with target.opened(provenance) as writer:
+        report = engine.run(plan, pieces, writer, **settings)
+        provenance = provenance_lib.complete(provenance, plan, report)
+        writer.finish(provenance)
   return Mixed(
     params=params,
-    path=path,
+    path=None if target is None or dry_run else target.path,
     table=table,
     provenance=provenance,
     report=report,
@@ -193,18 +192,13 @@ def _check_types(rule, sharding, **numbers):
       f"{rule!r:.80}."
     )
   for name, value in numbers.items():
-    if value is not None and not (
-      isinstance(value, int | np.integer) and not isinstance(value, bool)
-    ):
+    whole = isinstance(value, int | np.integer | None)
+    if not whole or isinstance(value, bool):
       raise TypeError(
-        f"{name} must be a whole number, as {name}="
+        f"{name} must be a whole number, such as {name}="
         f"{'4' if name == 'threads' else '4 << 30'}, got {value!r:.80}."
       )
-  if not (
-    sharding is None
-    or callable(sharding)
-    or isinstance(sharding, jax.sharding.Sharding)
-  ):
+  if not isinstance(sharding, jax.sharding.Sharding | Callable | None):
     raise TypeError(
       "sharding must be a jax.sharding.Sharding, or a function of leaf name "
       f"and spec that returns one, got {sharding!r:.80}."
@@ -212,27 +206,18 @@ def _check_types(rule, sharding, **numbers):
 
 
 def _check_sharding(plan, sharding):
-  """Checks that every leaf can be cut as wanted."""
+  """Checks that every leaf can be sharded."""
   for leaf, spec in plan.specs.items():
-    where = sharding_of(sharding, leaf, spec)
+    leaf_sharding = sharding_of(sharding, leaf, spec)
     try:
-      if where is not None:
-        where.shard_shape(spec.shape)
-    except Exception as e:  # JAX has an exception of its own for it.
+      if leaf_sharding is not None:
+        leaf_sharding.shard_shape(spec.shape)
+    except Exception as e:  # JAX raises an exception class of its own.
       raise ValueError(
-        f"Leaf {leaf!r} of shape {spec.shape} cannot be cut as {where}: "
-        f"{str(e).splitlines()[0]:.200} Give another sharding for this leaf, "
-        "as a function of leaf name and spec."
+        f"Leaf {leaf!r} of shape {spec.shape} cannot be cut as "
+        f"{leaf_sharding}: {str(e).splitlines()[0]:.200} Give a function "
+        "of leaf name and spec that returns another sharding for this leaf."
       ) from e
-
-
-def _check_memory(needed, limit, plan, block_bytes, table):
-  if limit is not None and needed > limit:
-    raise ValueError(
-      f"This mix would hold {needed / 1e6:.1f} MB in host memory, more than "
-      f"max_host_bytes={limit}. Lower block_bytes (now {block_bytes}) or "
-      f"threads (now {plan.threads}).\n{table}"
-    )
 
 
 def _opened(rule):
@@ -254,25 +239,18 @@ def _pieces(plan, target, sharding):
   return planning.share(pieces, sizes, jax.process_index(), jax.process_count())
 
 
-def _onto_mesh(plan, pieces, sharding, settings):
-  writer = mesh_writer.MeshWriter(plan, sharding)
-  report = engine.run(plan, pieces, writer, **settings)
-  leaves = [writer.array(leaf) for leaf in plan.specs]
-  return jax.tree.unflatten(plan.treedef, leaves), report
-
-
-def _progress(wanted):
+def _progress(progress):
   """Returns the callback that shows progress, or None."""
-  if callable(wanted):
-    return wanted
-  if wanted is None:
-    wanted = sys.stderr.isatty()
-  if not wanted or jax.process_index() != 0:
+  if callable(progress):
+    return progress
+  if progress is None:
+    progress = sys.stderr.isatty()
+  if not progress or jax.process_index() != 0:
     return None
-  progress = Progress("mix", 0, unit="bytes", file=sys.stderr)
+  bar = Progress("mix", 0, unit="bytes", file=sys.stderr)
 
   def show(done, total):
-    progress.total = total
-    progress.step(done - progress.done)
+    bar.total = total
+    bar.step(done - bar.done)
 
   return show

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finds, opens and reads checkpoints, whatever their format."""
+"""Finds, opens and reads checkpoints of any format."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +17,7 @@ from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
 
-# Suffixes of files that `**` should find.
+# Suffixes of the files that `**` finds.
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -27,16 +27,16 @@ def find_ingredients(
   """Opens all checkpoints that a pattern matches; reads metadata only.
 
   Args:
-    pattern: a path with `*`, `?`, `[...]` or `**` in it, or several. A path
-      that is there is taken as it is, whatever is in it. Names that begin with
-      a dot are never matched. Where `**` matches, directories and files that
-      are no checkpoints are passed over.
+    pattern: a path, perhaps with `*`, `?`, `[...]` or `**`, or several paths.
+      A path that exists is not used as a pattern. Wildcards do not match names
+      that start with a dot. `**` skips files and directories that are not
+      checkpoints.
 
   Returns:
-    Ingredients in natural order of their paths (2 before 10), named by the part
-    of the path that tells them apart, each checkpoint once. `metrics.json` and
-    `hyperparameters.json` in its directory are read with it, or beside it if
-    it is called `params`.
+    Ingredients in natural order of their paths (2 before 10), each checkpoint
+    once and named by the part of the path that is unique. `metrics.json` and
+    `hyperparameters.json` are read from its directory, or from the parent of a
+    directory called `params`.
 
   Raises:
     ValueError: if nothing matches, or a match is not a checkpoint.
@@ -50,22 +50,22 @@ def find_ingredients(
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
   patterns, paths = list(patterns), []
   if not patterns:
-    raise ValueError("No ingredient found: got no pattern to look for.")
-  for one in patterns:
-    found = _matches(os.fspath(one))
-    if not found:
+    raise ValueError("No ingredient found: the list of patterns is empty.")
+  for pattern in map(os.fspath, patterns):
+    matches = _matches(pattern)
+    if not matches:
       raise ValueError(
-        f"No ingredient found: nothing matches {os.fspath(one)!r} (looked from "
+        f"No ingredient found: nothing matches {pattern!r} (searched from "
         f"{os.getcwd()})."
       )
-    paths += sorted(found, key=_natural)
+    paths += sorted(matches, key=_natural)
   opened: dict[str, tuple[str, Ingredient]] = {}
   for path in paths:
     path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
-    inner, opener = recognise(path)
+    inner, file_format = recognise(path)
     key = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)
     if key not in opened:
-      opened[key] = path, _open(path, inner, opener)
+      opened[key] = path, _open(path, inner, file_format)
   names = _short_names([path for path, _ in opened.values()])
   return [
     dataclasses.replace(ingredient, name=name)
@@ -78,43 +78,46 @@ def _matches(pattern: str) -> list[str]:
     pattern = os.path.expanduser(pattern)
     if os.path.exists(pattern):
       return [pattern]
-    found = glob.glob(pattern, recursive=True)
-    return _checkpoints(found) if "**" in pattern else found
-  # The part before the first wildcard is the directory to look in.
-  fixed = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
-  place = byte_ranges.remote_path(fixed)
-  if fixed == pattern.rpartition("/")[0] and not re.search(r"[*?\[]", pattern):
+    paths = glob.glob(pattern, recursive=True)
+    return _checkpoints(paths) if "**" in pattern else paths
+  if not re.search(r"[*?\[]", pattern):
     return [pattern]
-  return [os.fspath(p) for p in place.glob(pattern[len(fixed) + 1 :])]
+  # The directory before the first wildcard.
+  folder = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
+  matches = byte_ranges.remote_path(folder).glob(pattern[len(folder) + 1 :])
+  return [os.fspath(path) for path in matches]
 
 
 def _checkpoints(paths: Sequence[str]) -> list[str]:
-  """Those of many paths at which there are checkpoints, not parts of them."""
-  kept: list[str] = []
-  # Directories come before what is in them.
-  for path in sorted(os.path.abspath(p) for p in paths):
-    above = pathlib.PurePath(path).parents
-    if not any(pathlib.PurePath(one) in above for one in kept):
-      if _may_be_checkpoint(path):
-        kept.append(path)
-  return kept
+  """Returns the paths of checkpoints, without those of their parts."""
+  checkpoints: list[str] = []
+  # A directory comes before its content.
+  for path in sorted(os.path.abspath(path) for path in paths):
+    inside = any(
+      pathlib.PurePath(path).is_relative_to(folder) for folder in checkpoints
+    )
+    if not inside and _may_be_checkpoint(path):
+      checkpoints.append(path)
+  return checkpoints
 
 
 def _may_be_checkpoint(path: str) -> bool:
-  """Whether a path is worth opening; a damaged checkpoint is."""
+  """Whether to open a path, which may be a damaged checkpoint."""
   place = pathlib.Path(path)
   if not place.is_dir():
     return place.name.endswith(_SUFFIXES)
   from soupjax.checkpoints.formats import orbax
 
-  if orbax.is_orbax(place) or orbax.is_orbax(place / "params"):
-    return True
-  # Without an index, every file in a directory is a checkpoint by itself.
-  return any(place.glob("*.safetensors.index.json"))
+  # Without an index, each file in a directory of safetensors is a checkpoint.
+  return (
+    orbax.is_orbax(place)
+    or orbax.is_orbax(place / "params")
+    or any(place.glob("*.safetensors.index.json"))
+  )
 
 
 def open_ingredient(path: str | os.PathLike) -> Ingredient:
-  """Opens one checkpoint lazily, whatever its format; reads metadata only.
+  """Opens one checkpoint of any format lazily; reads metadata only.
 
   The format is recognised by content: Orbax directories of either layout (or
   with one in `params/`), safetensors files, directories and indices, `.npz`
@@ -127,8 +130,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
     The ingredient, named by the last part of its path that is not `params`.
 
   Raises:
-    ValueError: if there is nothing there, it is damaged, or nothing that is
-      understood.
+    ValueError: if the path does not exist, is damaged or of unknown format.
 
   Examples:
     >>> sj.save_params("a.npz", {"head": {"bias": jnp.arange(3.0)}})
@@ -142,10 +144,10 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   return _open(path, *recognise(path))
 
 
-def _open(path: str, inner: str, opener) -> Ingredient:
-  """Opens what `recognise` found at a path, with what lies beside it."""
+def _open(path: str, inner: str, file_format) -> Ingredient:
+  """Opens the checkpoint at a path together with its JSON files."""
   return dataclasses.replace(
-    opener(inner, _short_names([path])[0]),
+    file_format.open_checkpoint(inner, _short_names([path])[0]),
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
   )
@@ -177,27 +179,26 @@ def _natural(path: str) -> list[Any]:
 def _short_names(paths: Sequence[str]) -> list[str]:
   """Drops the leading and trailing path components that all have in common."""
   parts = [pathlib.PurePath(path).parts for path in paths]
-  # No name: it is where the weights are in a run. Unless two would be one.
+  # A last component "params" is dropped unless two names would be equal.
   shorter = [p[:-1] if p[-1] == "params" and p[1:] else p for p in parts]
   if len(set(shorter)) == len(set(parts)):
     parts = shorter
   if len(parts) == 1:
     return [parts[0][-1]]
-  # One component is left of the shortest, so that names differ as paths do.
-  spare = min(len(p) for p in parts) - 1
-  front = 0
+  # The shortest path keeps at least one component.
+  spare = min(map(len, parts)) - 1
+  front = back = 0
   while front < spare and len({p[front] for p in parts}) == 1:
     front += 1
-  back = 0
   while back < spare - front and len({p[-1 - back] for p in parts}) == 1:
     back += 1
   return ["/".join(p[front : len(p) - back]) for p in parts]
 
 
 def _sidecar(path: str, name: str) -> dict[str, Any]:
-  """Reads JSON in a checkpoint's directory, if it is one and has it.
+  """Returns the JSON object in a file in the directory of a checkpoint.
 
-  A directory `params` is inside that of its run, which may have it too.
+  For a directory called `params`, the file may also be in its parent.
   """
   if byte_ranges.is_remote(path):
     return {}

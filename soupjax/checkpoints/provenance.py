@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Provenance that travels with a soup, and the plan as a table."""
+"""The record that is stored with a soup, and the table of a plan."""
 
 from collections.abc import Mapping
 import os
@@ -9,9 +9,9 @@ import warnings
 
 import jax
 
-from soupjax.checkpoints.formats import leaf_digest, npz, safetensors, torch
+from soupjax import files
+from soupjax.checkpoints.formats import leaf_digest
 from soupjax.checkpoints.formats.recognise import absolute, recognise
-from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
 
@@ -21,10 +21,10 @@ _UNKNOWN = "0" * 64
 def content_hash(
   specs: Mapping[str, jax.ShapeDtypeStruct], checksums: Mapping[str, int]
 ) -> str:
-  """SHA-256 over names, shapes, dtypes and CRC-32 of all leaves.
+  """Returns the SHA-256 of names, shapes, dtypes and CRC-32 of all leaves.
 
-  Two checkpoints have one hash if they hold the same leaves, whatever their
-  format. CRC-32 finds damage and twins; it is no defence against forgery.
+  Checkpoints with the same leaves have the same hash in any format. CRC-32
+  finds damage and copies, but it does not prevent forgery.
 
   Args:
     specs: leaf -> shape and dtype.
@@ -47,7 +47,7 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
     and a checksum of every leaf; {} if the file has no such record.
 
   Raises:
-    ValueError: if there is no checkpoint, or it is damaged.
+    ValueError: if the checkpoint is missing or damaged.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -57,33 +57,22 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
     >>> sj.provenance("soup.npz")["rule"]
     'uniform'
   """
-  inner, opener = recognise(absolute(path))
-  if opener is npz.open_checkpoint:
-    return npz.comment(inner)
-  if opener is safetensors.open_checkpoint:
-    return safetensors.record(inner)
-  if opener is torch.open_checkpoint:
-    return {}
-  # Orbax takes a second to import: only where it is needed.
-  from soupjax.checkpoints.formats import orbax
-
-  return orbax.custom_metadata(inner).get("soupjax") or {}
+  inner, file_format = recognise(absolute(path))
+  return file_format.record(inner)
 
 
 def of(plan, hash_inputs: bool) -> dict[str, Any]:
-  """The record of a mix before it has run; hashes are filled in later."""
+  """Returns the record of a mix before it runs, with dummy content hashes."""
 
   def entry(source: Ingredient):
-    entry = {
+    # If only some sources are hashed in the end, the record gets shorter.
+    hashed = hash_inputs or _recorded(source).keys() >= source.specs.keys()
+    return {
       "name": source.name,
       "path": source.path,
       "bytes": storage_of(source).num_bytes or source.num_bytes,
-      "content_hash": None,
+      "content_hash": _UNKNOWN if hashed else None,
     }
-    # Not all of them may be read; then there is less to write than expected.
-    if hash_inputs or _known(source).keys() >= source.specs.keys():
-      entry["content_hash"] = _UNKNOWN
-    return entry
 
   return {
     "soupjax": __version__,
@@ -92,7 +81,7 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
     "ingredients": [entry(source) for source in plan.sources[: plan.count]],
     "base": None if plan.base is None else entry(plan.sources[plan.base]),
     **(
-      {"statistics": [entry(one) for one in plan.rule.extra]}
+      {"statistics": [entry(source) for source in plan.rule.extra]}
       if plan.rule.extra
       else {}
     ),
@@ -105,38 +94,39 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
   }
 
 
-def _known(source) -> dict[str, int]:
-  """Checksums that are known without reading: of no bytes it is 0."""
-  empty = {leaf: 0 for leaf, s in source.specs.items() if 0 in s.shape}
-  return {**storage_of(source).checksums, **empty}
+def _empty(source) -> dict[str, int]:
+  """Returns the checksums of empty leaves, which are 0."""
+  return {leaf: 0 for leaf, spec in source.specs.items() if not spec.size}
+
+
+def _recorded(source) -> dict[str, int]:
+  """Returns the checksums that are known without reading."""
+  return {**storage_of(source).checksums, **_empty(source)}
 
 
 def _json(value):
-  return (
-    [float(v) for v in value]
-    if hasattr(value, "__len__") and not (isinstance(value, str))
-    else value
-  )
+  is_list = hasattr(value, "__len__") and not isinstance(value, str)
+  return [float(v) for v in value] if is_list else value
 
 
 def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
-  """Fills in the content hashes that a mix has found; warns of twins.
+  """Fills in the content hashes from a mix and warns of equal ingredients.
 
-  A source has one if the bytes of all its leaves were read and summed, by all
-  processes together, else None.
+  The hash of a source is None unless all its leaves were read whole, by all
+  processes together.
   """
   hashes: list[str | None] = []
-  for source, found in zip(plan.sources, report.checksums):
-    empty = {leaf: 0 for leaf, s in source.specs.items() if 0 in s.shape}
-    # Recorded sums do not count: of leaves that were not read whole, nobody
-    # knows whether they are still true.
-    sums = {**empty, **found}
-    whole = all(leaf in sums for leaf in source.specs)
-    hashes.append(content_hash(source.specs, sums) if whole else None)
-  done = dict(provenance)
-  entries = [*provenance["ingredients"]]
+  for source, checksums in zip(plan.sources, report.checksums):
+    # Recorded checksums do not count: only those that were verified are true.
+    checksums = {**_empty(source), **checksums}
+    whole = checksums.keys() >= source.specs.keys()
+    hashes.append(content_hash(source.specs, checksums) if whole else None)
+
+  def filled(entries, values):
+    return [{**e, "content_hash": v} for e, v in zip(entries, values)]
+
+  entries = filled(provenance["ingredients"], hashes)
   for k, entry in enumerate(entries):
-    entries[k] = {**entry, "content_hash": hashes[k]}
     twin = hashes.index(hashes[k])
     if hashes[k] and twin < k:
       warnings.warn(
@@ -144,26 +134,26 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
         "weights.",
         stacklevel=3,
       )
-  done["ingredients"] = entries
+  completed = {**provenance, "ingredients": entries}
   if plan.base is not None:
-    done["base"] = {**provenance["base"], "content_hash": hashes[plan.base]}
+    completed["base"] = {
+      **provenance["base"],
+      "content_hash": hashes[plan.base],
+    }
   if plan.rule.extra:
     last = hashes[-len(plan.rule.extra) :]
-    done["statistics"] = [
-      {**entry, "content_hash": found}
-      for entry, found in zip(provenance["statistics"], last)
-    ]
-  return done
+    completed["statistics"] = filled(provenance["statistics"], last)
+  return completed
 
 
 def table(plan, pieces, target, host_bytes: int) -> str:
-  """The plan of a mix, for people."""
+  """Returns the plan of a mix as a table."""
   rows = [("", "leaves", "parameters", "dtypes", "GB", "path")]
   for k, source in enumerate(plan.sources):
     name = source.name + (" (base)" if k == plan.base else "")
     rows.append(_row(name, source.specs, source.path or "in memory"))
-  where = "in memory" if target is None else target.path
-  rows.append(_row("soup", plan.specs, where))
+  path = "in memory" if target is None else target.path
+  rows.append(_row("soup", plan.specs, path))
   widths = [max(len(row[i]) for row in rows) for i in range(5)]
   lines = [
     "  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[5]]).rstrip()
@@ -178,24 +168,22 @@ def table(plan, pieces, target, host_bytes: int) -> str:
   )
   lines.append(f"writes  {plan.write_bytes / 1e9:.3f} GB")
   if target is not None:
-    lines.append(
-      f"disk    {target.free_bytes() / 1e9:.3f} GB free, as {target.format}"
-    )
+    free = files.free_bytes(target.path)
+    lines.append(f"disk    {free / 1e9:.3f} GB free, as {target.format}")
   lines.append(
-    f"memory  {host_bytes / 1e6:.1f} MB of buffers a process, beyond imports"
+    f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, without imports"
   )
   lines += [f"note    {note}" for note in plan.notes]
   return "\n".join(lines)
 
 
 def _row(name, specs, path):
-  sizes = {k: slices.size(slices.whole(s.shape)) for k, s in specs.items()}
-  num_bytes = sum(sizes[k] * s.dtype.itemsize for k, s in specs.items())
+  num_bytes = sum(s.size * s.dtype.itemsize for s in specs.values())
   return (
     name,
     str(len(specs)),
-    f"{sum(sizes.values()):,}",
+    f"{sum(s.size for s in specs.values()):,}",
     ",".join(sorted({str(s.dtype) for s in specs.values()})),
     f"{num_bytes / 1e9:.3f}",
-    str(path),
+    path,
   )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks what a soup may replace: a checkpoint that it is not made of."""
+"""Checks that overwriting deletes one checkpoint and none of the sources."""
 
 from collections.abc import Iterable
 import os
@@ -12,107 +12,105 @@ from soupjax.soups.core.ingredient import Ingredient
 
 
 def check_replaceable(path: str, is_directory: bool) -> None:
-  """Checks that no more than a checkpoint is lost if a path is replaced.
+  """Checks that a path is nothing but a checkpoint or an empty directory.
 
   Args:
-    path: what is there.
-    is_directory: whether a directory will take its place.
+    path: of an existing file or directory.
+    is_directory: whether a directory will replace it.
 
   Raises:
-    ValueError: if it is of the other kind, or a directory that is neither empty
-      nor a checkpoint and nothing else.
+    ValueError: if a file would replace a directory or the other way round, or
+      if the directory has other content than a checkpoint.
   """
   if os.path.isdir(path) != is_directory:
     kinds = ("file", "directory") if is_directory else ("directory", "file")
     raise ValueError(
-      f"{path} is a {kinds[0]}, and would be replaced by a {kinds[1]}: delete "
-      "it yourself, or choose another out=."
+      f"{path} is a {kinds[0]} and would be replaced by a {kinds[1]}: delete "
+      "it yourself or choose another out=."
     )
   if not is_directory or not os.listdir(path):
     return
   try:
-    inner, opener = recognise(path)
+    inner, file_format = recognise(path)
     if inner != path:
-      raise ValueError(f"the checkpoint is {inner}, with more beside it")
-    opener(inner, "")
-    if opener is safetensors.open_checkpoint:
+      raise ValueError(f"the checkpoint is {inner}, next to other files")
+    file_format.open_checkpoint(inner, "")
+    if file_format is safetensors:
       _check_alone(path)
   except ValueError as e:
     raise ValueError(
-      f"{path} holds more than a checkpoint, or none that can be opened: "
-      "overwrite=True replaces nothing else. Delete it yourself, or choose "
-      f"another out=. ({e})"
+      "overwrite=True only replaces a checkpoint or an empty directory, and "
+      f"{path} is neither ({e}). Delete it yourself or choose another out=."
     ) from e
 
 
 def _check_alone(folder):
-  """Any directory with one safetensors file in it can be opened."""
+  """Checks that a directory of safetensors has no other content."""
   others = sorted(
     entry.name
     for entry in os.scandir(folder)
     if entry.is_dir() or not entry.name.endswith((".safetensors", ".json"))
   )
   if others:
-    raise ValueError(f"it holds {others[:10]} as well")
+    raise ValueError(f"it also holds {others[:10]}")
 
 
 def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
-  """Checks that no source is lost if a path is replaced.
+  """Checks that a soup does not replace any of its sources.
 
   Args:
-    path: where a soup will be.
-    sources: what is read.
+    path: of the soup.
+    sources: that are read.
 
   Raises:
-    ValueError: naming a source that is at the path or below it, or that the
-      path is part of.
+    ValueError: naming a source that is at the path, in it or around it.
   """
   for source in sources:
     if not source.path or byte_ranges.is_remote(source.path):
       continue
-    lost = ""
+    files = _files(source.path)
     if os.path.realpath(source.path) == os.path.realpath(path):
-      lost = "is"
-    elif any(_below(file, path) for file in _files(source.path)):
-      lost = "is, or has in it, part of"
-    elif os.path.exists(path) and _inside_orbax(path, source.path):
-      lost = "is part of"
-    if lost:
-      raise ValueError(
-        f"{path} {lost} the ingredient {source.name!r}: a soup cannot replace "
-        "what it is made of. Choose another out=."
-      )
+      relation = "is"
+    elif any(_is_inside(file, path) for file in files):
+      relation = "is or contains part of"
+    elif (
+      # In an Orbax directory, every file is needed.
+      os.path.exists(path)
+      and os.path.isdir(source.path)
+      and _is_inside(path, source.path)
+      and files == [source.path]
+    ):
+      relation = "is part of"
+    else:
+      continue
+    raise ValueError(
+      f"{path} {relation} the ingredient {source.name!r}: a soup cannot "
+      "replace what it is made of. Choose another out=."
+    )
 
 
-def _below(path, folder) -> bool:
-  """Whether a path is another, or in it."""
+def _is_inside(path, folder) -> bool:
+  """Whether a path is a folder or in it, with links resolved or not."""
   return any(
-    pathlib.PurePath(one).is_relative_to(other)
-    for one in _names(path)
-    for other in _names(folder)
+    pathlib.PurePath(name).is_relative_to(outer)
+    for name in _names(path)
+    for outer in _names(folder)
   )
 
 
 def _names(path) -> set[str]:
-  """A path without links, and the same with a link as its last part."""
+  """Returns a path without links, and with a link as its last part only."""
   folder, name = os.path.split(os.path.abspath(path))
   return {os.path.realpath(path), os.path.join(os.path.realpath(folder), name)}
 
 
 def _files(path) -> list[str]:
-  """A checkpoint, and the files of one that is in shards."""
+  """Returns the path of a checkpoint and those of its shards."""
   if not path.endswith(".index.json") and not os.path.isdir(path):
     return [path]
   try:
-    opener = recognise(path)[1]
-    sharded = opener is safetensors.open_checkpoint
+    _, file_format = recognise(path)
+    sharded = file_format is safetensors
     return [path, *(safetensors.files_of(path) if sharded else ())]
-  except ValueError:  # Gone, or read by other means than ours.
+  except ValueError:  # It is gone, or the user's own reader opened it.
     return [path]
-
-
-def _inside_orbax(path, source) -> bool:
-  """Whether a path is in a directory of which every file is needed."""
-  if not os.path.isdir(source):
-    return False
-  return _below(path, source) and _files(source) == [source]

@@ -3,7 +3,6 @@
 """Writes the parameters of one model, whole or not at all."""
 
 from collections.abc import Mapping
-import dataclasses
 import os
 from typing import Any
 
@@ -25,16 +24,15 @@ def save_params(
   """Writes parameters, whole or not at all.
 
   Args:
-    path: `*.safetensors` and `*.npz` are files, anything else is an Orbax
-      directory, whose path must not have `*`, `?` or `[` in it; nothing must
-      be there.
+    path: of a new file (`*.safetensors` or `*.npz`) or Orbax directory
+      (anything else, without `*`, `?` and `[`).
     params: a pytree of arrays, on the host or on a mesh; or an Ingredient, or
       the path of a checkpoint.
-    metadata: JSON to keep with the weights.
+    metadata: JSON to store with the weights.
 
   Raises:
-    ValueError: if something is at `path`, or the tree cannot be stored: it has
-      no leaves, one is no array, or two would get one name.
+    ValueError: if `path` exists, or the tree cannot be stored: it has no
+      leaves, a leaf is not an array, or two leaves would get one name.
 
   Examples:
     >>> sj.save_params("a.safetensors", {"w": jnp.arange(3.0)})
@@ -43,12 +41,12 @@ def save_params(
   """
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
   if os.path.exists(path):
-    raise ValueError(f"{path} exists already: delete it, or choose another.")
+    raise ValueError(f"{path} exists already: delete it or choose another.")
   params = as_ingredient(params, "params").load()
   if path.endswith((".safetensors", ".npz")):
     write(path, params, metadata)
     return
-  # Orbax takes a second to import: only where it is needed.
+  # Imported here because Orbax takes a second.
   from soupjax.checkpoints.formats import orbax
 
   orbax.save(path, params, metadata)
@@ -64,28 +62,27 @@ def write(
 ) -> None:
   """Writes a tree to a safetensors or npz file, whole or not at all.
 
-  Leaves may be spread over a mesh, also of several processes: each writes what
-  its own devices hold.
+  Leaves may be sharded over a mesh of several processes, each of which writes
+  the slices on its own devices.
 
   Args:
     path: `*.safetensors` or `*.npz`.
     params: a pytree of arrays.
-    metadata: JSON to keep with the weights.
-    overwrite: replaces what is at `path`.
-    text: more metadata, of safetensors only; as `{"format": "pt"}`.
+    metadata: JSON to store with the weights.
+    overwrite: replaces an existing checkpoint.
+    text: more metadata, of safetensors only, such as `{"format": "pt"}`.
 
   Raises:
-    ValueError: if something is there, or cannot be written.
+    ValueError: if `path` exists or cannot be written.
   """
   source = Ingredient.from_params("params", params)
   plan = planning.make(
     rules.linear(), [source], base=source, select={"": "keep"}
   )
-  target = destination.Destination.of(path, None, None, overwrite, plan)
-  target = dataclasses.replace(target, text=text)
+  target = destination.Destination(path, None, None, overwrite, plan, text)
   metadata = dict(metadata or {})
   target.check(metadata)
-  pieces = planning.pieces(plan, mesh_writer.held(source), {})
+  pieces = planning.pieces(plan, mesh_writer.owned_slices(source), {})
   with target.opened(metadata) as writer:
     engine.run(plan, pieces, writer, check_finite=False)
     writer.finish(metadata)

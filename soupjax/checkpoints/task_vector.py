@@ -1,8 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Task vectors: differences of models, to add and scale."""
+"""Task vectors: differences of models that can be added and scaled."""
 
-from collections.abc import Mapping
 import dataclasses
 import os
 from typing import Any
@@ -21,11 +20,11 @@ Model = Ingredient | str | os.PathLike | PyTree
 
 
 class TaskVector:
-  """`finetuned - pretrained` (arXiv 2212.04089), not yet calculated.
+  """The difference `finetuned - pretrained` (arXiv 2212.04089), computed late.
 
   A task vector is a list of models with coefficients. It can be negated, added,
-  subtracted and multiplied by a number, and sums of many are as cheap as one:
-  weights are read when it is applied, block by block.
+  subtracted and multiplied by a number. Weights are read block by block when it
+  is applied, so that a sum of many costs one pass.
 
   Examples:
     >>> pretrained = {"w": jnp.array([1.0, 1.0])}
@@ -34,7 +33,7 @@ class TaskVector:
     >>> (0.5 * both).apply_to(pretrained)["w"]
     Array([2., 3.], dtype=float32)
 
-    Of files, to a file:
+    From files to a file:
 
         both = sj.TaskVector("pre.npz", "cars.npz") + sj.TaskVector(
             "pre.npz", "dtd.npz")
@@ -42,30 +41,25 @@ class TaskVector:
   """
 
   def __init__(self, pretrained: Model, finetuned: Model):
-    """Args: pretrained and finetuned: paths, ingredients, or trees."""
-    terms: dict[Any, tuple[Model, float]] = {}
-    for model, sign in ((finetuned, 1.0), (pretrained, -1.0)):
-      key = key_of(model)
-      before = terms[key][1] if key in terms else 0.0
-      terms[key] = (model, before + sign)
-    self._terms: Mapping[Any, tuple[Model, float]] = _without_zeros(terms)
+    """Makes the difference of two models, each a path, Ingredient or tree."""
+    self._terms = _sum((finetuned, 1.0), (pretrained, -1.0))
 
   @classmethod
-  def _of(cls, terms) -> "TaskVector":
-    made = cls.__new__(cls)
-    made._terms = _without_zeros(terms)
-    return made
+  def _of(cls, *terms: tuple[Model, float]) -> "TaskVector":
+    vector = cls.__new__(cls)
+    vector._terms = _sum(*terms)
+    return vector
 
   @property
   def terms(self) -> list[tuple[Model, float]]:
-    """The models and what each is multiplied by."""
+    """The models with their coefficients."""
     return list(self._terms.values())
 
   def opened(self) -> list[tuple[Any, Ingredient, float]]:
-    """The terms with their models opened; no weights are read.
+    """Opens the models of all terms without reading weights.
 
     Returns:
-      For each what identifies the model, the model, and its coefficient.
+      Key, model and coefficient of every term.
 
     Raises:
       ValueError: if a file cannot be opened.
@@ -76,22 +70,18 @@ class TaskVector:
     ]
 
   def __repr__(self) -> str:
-    words = [f"{c:+g} {_name(m)}" for m, c in self._terms.values()]
-    return f"TaskVector({' '.join(words) or '0'})"
+    terms = [f"{c:+g} {_name(model)}" for model, c in self.terms]
+    return f"TaskVector({' '.join(terms) or '0'})"
 
   def __neg__(self) -> "TaskVector":
     return -1.0 * self
 
   def __add__(self, other: "TaskVector") -> "TaskVector":
-    if isinstance(other, int | float) and other == 0:  # sum() begins with 0.
+    if isinstance(other, int | float) and other == 0:  # sum() starts with 0.
       return self
     if not isinstance(other, TaskVector):
       return NotImplemented
-    terms = dict(self._terms)
-    for key, (model, c) in other._terms.items():
-      before = terms[key][1] if key in terms else 0.0
-      terms[key] = (model, before + c)
-    return self._of(terms)
+    return self._of(*self.terms, *other.terms)
 
   __radd__ = __add__
 
@@ -102,7 +92,7 @@ class TaskVector:
     if isinstance(number, TaskVector):
       return NotImplemented
     number = rule_base.check_number("A factor of a task vector", number)
-    return self._of({k: (m, number * c) for k, (m, c) in self._terms.items()})
+    return self._of(*((model, number * c) for model, c in self.terms))
 
   __rmul__ = __mul__
 
@@ -110,10 +100,7 @@ class TaskVector:
     return self * (1 / number)
 
   def apply_to(
-    self,
-    target: Model,
-    scale: coefficients.Coefficient = 1.0,
-    **settings: Any,
+    self, target: Model, scale: coefficients.Coefficient = 1.0, **settings: Any
   ) -> PyTree | mix_lib.Mixed:
     """Returns `target + scale * self`.
 
@@ -132,30 +119,23 @@ class TaskVector:
       ValueError: if the models do not fit together.
     """
     target_key = key_of(target)
-    others = {k: one for k, one in self._terms.items() if k != target_key}
-    weights = [c for _, c in others.values()]
-    values, leaf_values = coefficients.split(
-      "scale",
-      scale,
-      # The target differs from itself by zero, and needs no term. (The
-      # coefficients of a task vector sum to zero, so that differences can be
-      # taken from any model.)
-      lambda number, count: compensated.delta_coefficients(weights, number),
-    )
+    others = [term for key, term in self._terms.items() if key != target_key]
+    weights = [c for _, c in others]
     models = [_open(target, "target")]
-    for k, (model, _) in enumerate(others.values()):
+    for k, (model, _) in enumerate(others):
       models.append(_open(model, f"term {k + 1}"))
-    # Pairs, for names of people's models may be the same; called as the record
-    # calls its ingredients.
+    # Pairs, since two models may have the same name.
     terms = [[m.name, c] for m, c in zip(models[1:], weights)]
     if target_key in self._terms:
       terms.append([models[0].name, self._terms[target_key][1]])
-    rule = rule_base.Rule(
-      name="task_vector",
-      combine=_combine,
-      values=values,
-      leaf_values=leaf_values,
-      settings={"scale": coefficients.check("scale", scale), "terms": terms},
+    rule = rule_base.scaled_rule(
+      "task_vector",
+      _combine,
+      # Coefficients of a task vector sum to zero, so that differences can be
+      # taken from any model. From the target, its own term is zero.
+      lambda number, _, count: compensated.delta_coefficients(weights, number),
+      scale,
+      settings={"terms": terms},
     )
     if not others:
       rule = _nothing_added(rule)
@@ -171,7 +151,7 @@ def _combine(stack, base, values):
 
 
 def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:
-  """The rule of no terms: the target, with scales checked all the same."""
+  """Returns the rule without terms: the target, with scales still checked."""
   alone, scales = linear(), rule.leaf_values
   leaf_values = None
   if scales:
@@ -182,10 +162,7 @@ def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:
       }
 
   return dataclasses.replace(
-    rule,
-    combine=alone.combine,
-    values=alone.values,
-    leaf_values=leaf_values,
+    rule, combine=alone.combine, values=alone.values, leaf_values=leaf_values
   )
 
 
@@ -202,5 +179,10 @@ def _open(model, label):
   return dataclasses.replace(opened, name=f"{label}, {opened.name}")
 
 
-def _without_zeros(terms):
-  return {k: (m, c) for k, (m, c) in terms.items() if c != 0}
+def _sum(*terms: tuple[Model, float]) -> dict[Any, tuple[Model, float]]:
+  """Adds the coefficients of equal models; drops those that are zero."""
+  total: dict[Any, tuple[Model, float]] = {}
+  for model, c in terms:
+    key = key_of(model)
+    total[key] = (model, total[key][1] + c if key in total else c)
+  return {k: (model, c) for k, (model, c) in total.items() if c != 0}

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train states, saved during training and restored after a kill.
 
-A state is a directory `state_STEP` with `arrays/`, an Orbax checkpoint, and
-`record.json`: what else the run needs, and a checksum of every file. It gets
-its name when all of it is on disk.
+A state is a directory `state_STEP` with the Orbax checkpoint `arrays/` and
+`record.json`, which holds other state of the run and a checksum of every file.
+The directory gets this name when it is complete.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import shutil
-import threading
 from typing import Any
 import zlib
 
@@ -25,27 +25,26 @@ _PREFIX = "state_"
 
 
 class StateSaver:
-  """Writes states in the background, one at a time; keeps the newest two.
+  """Writes states in the background, one at a time, and keeps the newest two.
 
-  Two, so that one is left if the newest is damaged.
+  The older one is a fallback if the newest is damaged.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+  def __init__(self, directory: str | os.PathLike):
     self._directory = pathlib.Path(directory)
-    self._keep = keep
-    self._thread: threading.Thread | None = None
-    self._error: BaseException | None = None
+    self._executor = concurrent.futures.ThreadPoolExecutor(1)
+    self._pending: concurrent.futures.Future[None] | None = None
 
   def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
-    """Begins to write a state; waits for the one before it.
+    """Starts to write a state after the previous one is finished.
 
     Args:
-      step: its number.
+      step: number of the step.
       state: a tree of arrays; may be donated after the call.
-      record: JSON to keep with it, as the state of the data.
+      record: JSON to store with it, such as the position in the data.
 
     Raises:
-      ValueError: if the state before this one could not be written.
+      ValueError: if the previous state could not be written.
     """
     from soupjax.checkpoints.formats import orbax
 
@@ -57,82 +56,78 @@ class StateSaver:
       temporary.mkdir(parents=True)
     leaves = dict(_numbered(jax.tree.leaves(state)))
     response = orbax.save_async(str(temporary / "arrays"), leaves)
-    self._thread = threading.Thread(
-      target=self._finish, args=(response, temporary, final, record)
+    self._pending = self._executor.submit(
+      self._finish, response, temporary, final, record
     )
-    self._thread.start()
 
   def _finish(self, response, temporary, final, record):
-    try:
-      response.result()
-      if jax.process_index() == 0:
-        sums = {
-          str(path.relative_to(temporary)): _checksum(path)
-          for path in sorted(temporary.rglob("*"))
-          if path.is_file()
-        }
-        files.write_json(
-          temporary / "record.json", {"run": record, "crc32": sums}
-        )
-        # This run passed over what is as new as this one, or newer: it is
-        # damaged, and must not take the place of one that is whole.
-        for newer in _candidates(self._directory):
-          if newer.name >= final.name:
-            shutil.rmtree(newer, ignore_errors=True)
-        os.rename(temporary, final)
-        for old in _candidates(self._directory)[self._keep :]:
-          shutil.rmtree(old, ignore_errors=True)
-    except BaseException as e:  # Raised where someone waits.
-      self._error = e
+    response.result()
+    if jax.process_index() != 0:
+      return
+    checksums = {
+      str(path.relative_to(temporary)): _checksum(path)
+      for path in sorted(temporary.rglob("*"))
+      if path.is_file()
+    }
+    files.write_json(
+      temporary / "record.json", {"run": record, "crc32": checksums}
+    )
+    # States of this step or later were skipped as damaged. They must not hide
+    # this one.
+    for newer in _candidates(self._directory):
+      if newer.name >= final.name:
+        shutil.rmtree(newer, ignore_errors=True)
+    os.rename(temporary, final)
+    for old in _candidates(self._directory)[2:]:
+      shutil.rmtree(old, ignore_errors=True)
 
   def wait(self) -> None:
-    """Waits until what was saved last is on disk.
+    """Waits until the last state is on disk.
 
     Raises:
       ValueError: if it could not be written.
     """
-    if self._thread is not None:
-      self._thread.join()
-      self._thread = None
-    if self._error is not None:
-      error, self._error = self._error, None
-      raise ValueError(
-        f"A train state could not be written to {self._directory}: {error}"
-      ) from error
+    pending, self._pending = self._pending, None
+    if pending is not None:
+      try:
+        pending.result()
+      except Exception as e:
+        raise ValueError(
+          f"A train state could not be written to {self._directory}: {e}"
+        ) from e
 
   def remove(self) -> None:
-    """Removes all states: the run is done."""
+    """Removes all states after a run is finished."""
     self.wait()
     if jax.process_index() == 0:
-      for path in self._directory.glob(f".{_PREFIX}*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-      for path in _candidates(self._directory):
-        shutil.rmtree(path, ignore_errors=True)
+      for pattern in (f".{_PREFIX}*.tmp", f"{_PREFIX}*"):
+        for path in self._directory.glob(pattern):
+          shutil.rmtree(path, ignore_errors=True)
 
 
 def restore(
   directory: str | os.PathLike, like: PyTree, shardings: PyTree = None
 ) -> tuple[PyTree, dict[str, Any]] | None:
-  """Reads the newest state that is whole; says in the log which were not.
+  """Reads the newest undamaged state and logs those that it skips.
 
   Args:
-    directory: as given to `StateSaver`.
+    directory: of the `StateSaver`.
     like: a tree of arrays or specs of the same structure.
-    shardings: where its leaves go, a tree like it; None for the first device.
+    shardings: a tree of shardings, one per leaf; None for the first device.
 
   Returns:
     The state and its record; None if there is no state at all.
 
   Raises:
-    ValueError: if there are states but none is whole, or the state is of
-      another model or optimizer.
+    ValueError: if all states are damaged, or the state belongs to another model
+      or optimizer.
   """
   candidates = _candidates(pathlib.Path(directory))
   for path in candidates:
     try:
       record = _checked(path)
     except (ValueError, OSError) as e:
-      logging.warning("%s is damaged, trying the one before: %s", path, e)
+      logging.warning("%s is damaged, trying the previous one: %s", path, e)
       continue
     return _read(path, like, shardings), record
   if candidates:
@@ -144,12 +139,12 @@ def restore(
 
 
 def _candidates(directory: pathlib.Path) -> list[pathlib.Path]:
-  """Newest first."""
+  """Returns the directories of all states, newest first."""
   return sorted(directory.glob(f"{_PREFIX}*"), reverse=True)
 
 
 def _numbered(leaves):
-  # Names of leaves of a state are long, and may clash where Orbax joins them.
+  # Real leaf names are long and may clash when Orbax joins their keys.
   return ((f"{k:05d}", leaf) for k, leaf in enumerate(leaves))
 
 
@@ -162,14 +157,14 @@ def _checksum(path: pathlib.Path) -> str:
 
 
 def _checked(path: pathlib.Path) -> dict[str, Any]:
-  """Returns a state's record; a ValueError if a file is not what it was."""
+  """Returns the record of a state after verifying all checksums."""
   record = files.read_json(path / "record.json")
   for name, expected in record["crc32"].items():
     file = path / name
     if not file.exists():
       raise ValueError(f"{name} is missing")
     if _checksum(file) != expected:
-      raise ValueError(f"{name} is not what was written")
+      raise ValueError(f"{name} differs from its checksum")
   return record["run"]
 
 
@@ -181,22 +176,19 @@ def _read(path, like, shardings):
     places = [device] * len(leaves)
   else:
     places = treedef.flatten_up_to(shardings)
-  wanted = {
-    name: (tuple(leaf.shape), str(leaf.dtype))
-    for name, leaf in _numbered(leaves)
-  }
-  found = {
-    name: (tuple(spec.shape), str(spec.dtype))
-    for name, spec in source.specs.items()
-  }
-  if wanted != found:
+  expected = dict(_numbered([_signature(leaf) for leaf in leaves]))
+  stored = {name: _signature(spec) for name, spec in source.specs.items()}
+  if expected != stored:
     raise ValueError(
       f"{path} is the state of another model or optimizer: it has "
-      f"{len(found)} leaves, this run {len(wanted)}, or their shapes differ. "
-      "Choose another --workdir."
+      f"{len(stored)} leaves, this run {len(expected)}, or their shapes "
+      "differ. Choose another --workdir."
     )
   arrays = [
-    source.read(name, sharding=place)
-    for (name, _), place in zip(_numbered(leaves), places)
+    source.read(name, sharding=place) for name, place in _numbered(places)
   ]
   return treedef.unflatten(arrays)
+
+
+def _signature(leaf) -> tuple[tuple[int, ...], str]:
+  return tuple(leaf.shape), str(leaf.dtype)

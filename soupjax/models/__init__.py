@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models in Flax Linen; `pretrained` loads and saves weights in other layouts.
+"""Models in Flax Linen; `pretrained` converts weights of other libraries.
 
 A function that returns a Flax module, or a module class, can be named in a
 config once it is decorated with `register`, or by its import path.

@@ -11,8 +11,8 @@ from soupjax.models import mixer as mixer_lib
 from soupjax.models import vit as vit_lib
 from soupjax.registry import Registry, suggestion
 
-# Functions of `num_classes` and of options that return a Flax module; a module
-# class is one.
+# Functions of `num_classes` and options that return a Flax module, or module
+# classes.
 MODELS = Registry("model")
 
 
@@ -32,7 +32,7 @@ def mixer(
   return mixer_lib.Mixer(num_classes=num_classes, **size | options)
 
 
-# Classes behind the functions whose options a signature does not list.
+# Module classes of functions that accept their options as **options.
 _CLASSES = {"vit": vit_lib.ViT, "mixer": mixer_lib.Mixer}
 
 
@@ -40,14 +40,13 @@ def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
   """Builds the model that a config names.
 
   Args:
-    name: of a registered model, or the import path of a function or of a module
-      class.
+    name: a registered model, or the import path of a function or module class.
     num_classes: outputs of the head.
-    **options: further arguments. Those that are off (0, "", False or None) are
-      left out where the model does not know them.
+    **options: further arguments. Unknown ones are ignored if they are off (0,
+      "", False or None).
 
   Raises:
-    ValueError: if there is no such model or option.
+    ValueError: if the model or an option does not exist.
 
   Examples:
     >>> build("vit", 10, variant="mu/16", dropout=0.1).depth
@@ -56,13 +55,13 @@ def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
   make = MODELS.get(name)
   known = _options(name)
   if known is not None:
-    for key in [k for k in options if k not in known]:
-      value = options.pop(key)
-      if value:
+    for key, value in options.items():
+      if value and key not in known:
         raise ValueError(
-          f"The model {name!r} has no option {key!r}, which is {value!r}"
-          f"{suggestion(key, known)}"
+          f"The model {name!r} does not have the option {key!r}, which is set "
+          f"to {value!r}{suggestion(key, known)}"
         )
+    options = {k: v for k, v in options.items() if k in known}
   try:
     model = make(num_classes=num_classes, **options)
   except TypeError as e:
@@ -75,7 +74,7 @@ def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
 
 
 def _options(name: str) -> set[str] | None:
-  """Returns the names of all options, None if any name is accepted."""
+  """Returns the names of all options, None if the model accepts any name."""
   parameters = dict(MODELS.signature(name).parameters)
   if name in _CLASSES:
     parameters |= inspect.signature(_CLASSES[name]).parameters

@@ -26,7 +26,7 @@ def check_choice(what: str, value: Any, choices: Any) -> None:
   """Checks an option.
 
   Raises:
-    ValueError: naming what there is, and what is nearest.
+    ValueError: if the value is not among the choices, listing the nearest.
   """
   if value not in choices:
     raise ValueError(f"Unknown {what} {value!r}{suggestion(value, choices)}")
@@ -38,7 +38,7 @@ def decode_variant(
   """Decodes a name like "B/16".
 
   Args:
-    model: what errors call the family.
+    model: name of the model in errors.
     name: a variant, a slash and the patch size in pixels.
     variants: name -> keyword arguments.
 
@@ -46,7 +46,7 @@ def decode_variant(
     Keyword arguments, with patch_size.
 
   Raises:
-    ValueError: if there is no such variant, listing those there are.
+    ValueError: if the variant does not exist, listing those that do.
   """
   size, _, patch = str(name).partition("/")
   if size not in variants or not patch.isdecimal() or int(patch) < 1:
@@ -54,9 +54,15 @@ def decode_variant(
     near = near if size in variants else suggestion(size, variants)
     raise ValueError(
       f"Unknown {model} variant {name!r}{near} Give a size, a slash and the "
-      "patch size, as in 'B/16'."
+      "patch size, such as 'B/16'."
     )
   return {**variants[size], "patch_size": int(patch)}
+
+
+def patch_conv(width: int, patch_size: int, **options: Any) -> nn.Conv:
+  """Returns a layer that embeds square patches linearly."""
+  size = (patch_size, patch_size)
+  return nn.Conv(width, size, strides=size, padding="VALID", **options)
 
 
 def check_patches(images: jax.Array, patch_size: int) -> None:
@@ -74,10 +80,10 @@ def check_patches(images: jax.Array, patch_size: int) -> None:
 
 
 def drop_rates(rate: float, depth: int) -> np.ndarray | None:
-  """Rates of stochastic depth: linear, from 0 in the first block.
+  """Returns the rates of stochastic depth, linear from 0 in the first block.
 
   Args:
-    rate: that of the last block.
+    rate: the rate of the last block.
     depth: number of blocks.
 
   Returns:
@@ -92,7 +98,7 @@ def drop_rates(rate: float, depth: int) -> np.ndarray | None:
 
 
 class DropPath(nn.Module):
-  """Drops a residual branch, example by example (arXiv 1603.09382)."""
+  """Drops a residual branch, independently per example (arXiv 1603.09382)."""
 
   @nn.compact
   def __call__(
@@ -104,17 +110,17 @@ class DropPath(nn.Module):
     """Maps (batch, tokens, width) to the same shape.
 
     Args:
-      x: what the branch adds.
-      rate: how often it is dropped, may be traced; None for never. What is kept
-        is scaled, so that the mean stays.
-      deterministic: whether nothing is dropped.
+      x: output of the branch.
+      rate: probability of dropping it, may be traced; None for never. Branches
+        that stay are scaled, so that the mean is unchanged.
+      deterministic: whether to drop nothing.
     """
     if rate is None or deterministic:
       return x
     keep = 1 - jnp.asarray(rate, x.dtype)
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
-    return jnp.where(kept, x / keep, jnp.zeros_like(x))
+    mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, shape)
+    return jnp.where(mask, x / keep, jnp.zeros_like(x))
 
 
 class MlpBlock(nn.Module):
@@ -143,23 +149,22 @@ class MlpBlock(nn.Module):
 def classify(
   x: jax.Array, num_classes: int | None, zeroinit: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """Applies the layer "head"; to be called in a compact method.
+  """Applies the layer "head", in a compact method of a model.
 
   Args:
     x: (..., width).
     num_classes: None for no head.
-    zeroinit: whether it starts at zero.
+    zeroinit: whether the head starts at zero.
 
   Returns:
     Logits (..., num_classes) and features (..., width), both float32; without
-    a head the features twice.
+    a head, the features twice.
   """
-  # The head stays in float32: its few operations decide.
+  # The head is always float32: it is cheap, and rounding would change answers.
   features = x.astype(jnp.float32)
   if num_classes is None:
     return features, features
-  initializers = nn.initializers
-  init = initializers.zeros if zeroinit else initializers.lecun_normal()
-  return nn.Dense(num_classes, name="head", kernel_init=init)(
-    features
-  ), features
+  lecun = nn.initializers.lecun_normal()
+  init = nn.initializers.zeros if zeroinit else lecun
+  head = nn.Dense(num_classes, name="head", kernel_init=init)
+  return head(features), features

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MLP-Mixer (arXiv 2105.01601).
 
-Parameters have the names and shapes of the vision_transformer repository, whose
-checkpoints fit without renaming.
+Parameters have the names and shapes of the vision_transformer repository, so
+that its checkpoints fit without renaming.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ def mixer_variant(name: str) -> dict[str, Any]:
     Keyword arguments: width, depth, tokens_dim, channels_dim, patch_size.
 
   Raises:
-    ValueError: if there is no such variant, listing those there are.
+    ValueError: if the variant does not exist, listing those that do.
 
   Examples:
     >>> mixer_variant("S/16")
@@ -99,7 +99,7 @@ class Mixer(nn.Module):
   def __call__(
     self, images: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
-    """Classifies images, all of one size: its parameters depend on it.
+    """Classifies images of one fixed size, which its parameters depend on.
 
     Args:
       images: (batch, height, width, channels) floats; the patch size divides
@@ -114,16 +114,11 @@ class Mixer(nn.Module):
       ValueError: if the sizes do not fit.
     """
     layers.check_patches(images, self.patch_size)
-    p = self.patch_size
-    x = nn.Conv(
-      self.width,
-      (p, p),
-      strides=(p, p),
-      padding="VALID",
-      name="stem",
-      dtype=self.dtype_mm,
-    )(images)
-    # What is added up stays in float32, as in ViT.
+    stem = layers.patch_conv(
+      self.width, self.patch_size, name="stem", dtype=self.dtype_mm
+    )
+    x = stem(images)
+    # The residual stream is always float32, as in ViT.
     x = x.reshape(x.shape[0], -1, self.width).astype(jnp.float32)
     rates = layers.drop_rates(self.stochastic_depth, self.depth)
     for i in range(self.depth):

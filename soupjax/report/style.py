@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all figures share: settings, colours and how limits are chosen."""
+"""Settings, colours and limits that all figures share."""
 
 from collections.abc import Callable, Sequence
 import functools

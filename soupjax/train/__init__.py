@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training: optimizer, losses, one step, linear probes."""
+"""Training: optimizers, schedules, losses, the step, and linear probes."""
 
 from soupjax.lazy import submodules
 

@@ -6,8 +6,8 @@ import jax
 
 from soupjax.registry import Registry
 
-# A loss maps logits and target probabilities, both (batch, classes), to a
-# scalar. `@LOSSES.register` adds one that configs can name.
+# Functions from logits and target probabilities, both (batch, classes), to a
+# scalar. `@LOSSES.register` adds a loss for use in configs.
 LOSSES = Registry("loss")
 
 
@@ -19,7 +19,7 @@ def smooth_labels(
   Args:
     labels: class indices.
     num_classes: number of classes.
-    smoothing: the mass spread evenly over all classes (arXiv 1512.00567).
+    smoothing: probability spread evenly over all classes (arXiv 1512.00567).
 
   Examples:
     >>> smooth_labels(jnp.array([2]), 4, 0.4).round(1)
@@ -31,7 +31,7 @@ def smooth_labels(
 
 @LOSSES.register(name="softmax")
 def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Mean cross-entropy, a scalar in nats.
+  """Returns the mean cross-entropy, a scalar in nats.
 
   Args:
     logits: (batch, classes).
@@ -47,7 +47,7 @@ def softmax_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @LOSSES.register(name="sigmoid")
 def sigmoid_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Sum over classes of binary cross-entropies, mean over the batch.
+  """Returns the binary cross-entropy, a sum over classes and mean over batch.
 
   Args:
     logits: (batch, classes).

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Directions to step in: AdamW, SGD and Adafactor, and what scales them.
+"""Step directions (AdamW, SGD, Adafactor), frozen leaves, layer-wise decay.
 
-These transformations know no learning rate and no weight decay: the step takes
-both from a `Hyper`, so that a sweep over them compiles once.
+The transformations do not contain learning rate and weight decay: the step
+takes both from a `Hyper`, so that a sweep over them compiles once.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,17 @@ def make(
 
   Args:
     name: "adamw", "sgd" or "adafactor".
-    clip_norm: largest global norm of a gradient; 0 does not clip.
-    **options: of `adamw`, `sgd` or `adafactor`.
+    clip_norm: largest global norm of a gradient; 0 is off.
+    **options: keyword arguments of the optimizer, such as `momentum`.
 
   Raises:
-    ValueError: if there is no such optimizer, or an option does not fit.
+    ValueError: if the optimizer or an option does not exist.
   """
   makers = {"adamw": _adamw, "sgd": _sgd, "adafactor": _adafactor}
   if name not in makers:
-    raise ValueError(f"optimizer={name!r} is none of {', '.join(makers)}.")
+    raise ValueError(f"optimizer={name!r} must be one of {', '.join(makers)}.")
   if not clip_norm >= 0:
-    raise ValueError(f"clip_norm must be 0 (off) or above, got {clip_norm}.")
+    raise ValueError(f"clip_norm must be 0 (off) or positive, got {clip_norm}.")
   try:
     scale = makers[name](**options)
   except TypeError as e:
@@ -67,10 +67,10 @@ def _adafactor(
   clip_block_rms=0.0,
   min_dim_size_to_factor=32,
 ):
-  """Adafactor as in arXiv 2106.04560, section 3.4, and in big_vision.
+  """Makes Adafactor as in arXiv 2106.04560, section 3.4, and big_vision.
 
-  The second moment of a matrix is kept as a row and a column; the first moment
-  in half precision. Parameters do not scale the update.
+  The second moment of a matrix is a row and a column; the first moment has half
+  precision. Updates are not scaled by parameters.
   """
 
   def decay(step, exponent):
@@ -96,38 +96,36 @@ def _adafactor(
 
 
 def split(params: PyTree, frozen: Sequence[str]) -> tuple[PyTree, PyTree]:
-  """Parts a tree into what is trained and what is frozen.
+  """Splits a tree into trained and frozen leaves.
 
   Args:
     params: any pytree of arrays.
-    frozen: leaves in whose name one of these regular expressions is found are
-      frozen.
+    frozen: regular expressions that match part of the names of frozen leaves.
 
   Returns:
     Two trees like `params`, with None for the leaves of the other; see `join`.
 
   Raises:
-    ValueError: if an expression is found nowhere, or nothing is left to train.
+    ValueError: if an expression matches no leaf, or no leaf is left to train.
   """
   leaves, treedef = tree.flatten(params)
   for pattern in frozen:
     if not any(re.search(pattern, name) for name in leaves):
       raise ValueError(
-        f"freeze={pattern!r} is found in no leaf; names look like "
+        f"freeze={pattern!r} does not match any leaf; names look like "
         f"{next(iter(leaves))!r}."
       )
-  held = [any(re.search(p, name) for p in frozen) for name in leaves]
-  if all(held):
+  is_frozen = {n: any(re.search(p, n) for p in frozen) for n in leaves}
+  if all(is_frozen.values()):
     raise ValueError(f"freeze={list(frozen)} leaves nothing to train.")
-  values = list(leaves.values())
   return (
-    treedef.unflatten([None if h else v for h, v in zip(held, values)]),
-    treedef.unflatten([v if h else None for h, v in zip(held, values)]),
+    treedef.unflatten([None if is_frozen[n] else leaves[n] for n in leaves]),
+    treedef.unflatten([leaves[n] if is_frozen[n] else None for n in leaves]),
   )
 
 
 def join(trained: PyTree, frozen: PyTree) -> PyTree:
-  """Puts the two trees of `split` together."""
+  """Joins the two trees of `split`; takes `frozen` where `trained` is None."""
   return jax.tree.map(
     lambda a, b: b if a is None else a,
     trained,
@@ -137,7 +135,7 @@ def join(trained: PyTree, frozen: PyTree) -> PyTree:
 
 
 def matches(params: PyTree, pattern: str) -> PyTree:
-  """Marks the leaves in whose name a regular expression is found."""
+  """Marks the leaves whose names match a regular expression in part."""
   leaves, treedef = tree.flatten(params)
   return treedef.unflatten([bool(re.search(pattern, n)) for n in leaves])
 
@@ -146,9 +144,10 @@ def layer_powers(params: PyTree) -> PyTree:
   """Counts the layers from each leaf to the head, for layer-wise decay.
 
   Layers are those of `soups.core.layers.ranks`; a leaf of scanned blocks
-  ("encoderblock") has one number a layer. Embeddings and CLIP's norm after them
-  are below the first block, all else is level with the head, as in arXiv
-  2106.08254 (BEiT), A.2; so is all of a model without such layers.
+  ("encoderblock") has one number per layer. Embeddings, and CLIP's norm after
+  them, are below the first block; other leaves, and all leaves of a model
+  without such layers, are level with the head, as in arXiv 2106.08254 (BEiT),
+  A.2.
 
   Args:
     params: any pytree of arrays.
@@ -161,14 +160,14 @@ def layer_powers(params: PyTree) -> PyTree:
     name: layers.block_names(name, leaf.shape[0]) if leaf.shape else []
     for name, leaf in leaves.items()
   }
-  names = [one for name in leaves for one in blocks[name] or [name]]
+  names = [block for leaf in leaves for block in blocks[leaf] or [leaf]]
   try:
     ranks, count = layers.ranks(names)
   except ValueError:
     ranks, count = dict.fromkeys(names, 0), 0
   powers = []
   for name, leaf in leaves.items():
-    power = np.float32([count - ranks[one] for one in blocks[name] or [name]])
+    power = np.float32([count - ranks[k] for k in blocks[name] or [name]])
     rank = len(leaf.shape) if blocks[name] else 0
     powers.append(power.reshape(-1, *[1] * (rank - 1)) if rank else power[0])
   return treedef.unflatten(powers)

@@ -26,8 +26,8 @@ def linear_probe(
     features: (n, width) floats.
     labels: (n,) class indices.
     num_classes: number of classes.
-    l2: weight of the squared norm of the kernel, halved, in the mean loss.
-    steps: L-BFGS steps; the problem is convex and needs few.
+    l2: factor of half the squared norm of the kernel, added to the mean loss.
+    steps: number of L-BFGS steps; the problem is convex and needs few.
 
   Returns:
     `{"kernel": (width, num_classes), "bias": (num_classes,)}`, a ViT head.

@@ -5,7 +5,7 @@
 import jax
 import jax.numpy as jnp
 
-# A schedule is a traced number, so that a sweep over them compiles once.
+# Schedules are traced as numbers, so that a sweep over them compiles once.
 NAMES = ("cosine", "rsqrt", "linear", "constant")
 
 
@@ -13,10 +13,10 @@ def index(name: str) -> int:
   """Returns the number of a schedule.
 
   Raises:
-    ValueError: if there is no such schedule.
+    ValueError: if the schedule does not exist.
   """
   if name not in NAMES:
-    raise ValueError(f"schedule={name!r} is none of {', '.join(NAMES)}.")
+    raise ValueError(f"schedule={name!r} must be one of {', '.join(NAMES)}.")
   return NAMES.index(name)
 
 
@@ -29,17 +29,18 @@ def learning_rate(
   warmup_steps: jax.typing.ArrayLike,
   cooldown_steps: jax.typing.ArrayLike = 0,
 ) -> jax.Array:
-  """Linear warmup, then one of `NAMES`, then a linear cooldown to 0.
+  """Computes a rate: linear warmup, a schedule, linear cooldown to 0.
 
   Args:
-    step: from 0; the first step already has a rate above 0.
+    step: from 0; the rate of the first step is above 0.
     schedule: from `index`. "cosine" and "linear" fall to 0 at the end; "rsqrt"
-      falls as 1 / sqrt(step) from the end of the warmup on, whatever the total
-      (arXiv 2106.04560, section 3.5); "constant" stays.
+      falls as 1 / sqrt(step) after the warmup, independent of the total (arXiv
+      2106.04560, section 3.5); "constant" stays at the peak.
     peak: the highest rate.
-    total_steps: where the schedule ends.
-    warmup_steps: where it begins; 0 for none.
-    cooldown_steps: the rate goes to 0 over that many last steps; 0 for none.
+    total_steps: length of the schedule.
+    warmup_steps: length of the warmup; 0 is off.
+    cooldown_steps: number of last steps over which the rate falls to 0; 0 is
+      off.
 
   Returns:
     The rate, a float32 scalar.
@@ -53,7 +54,7 @@ def learning_rate(
   step = jnp.asarray(step, jnp.float32)
   span = jnp.maximum(total_steps - warmup_steps, 1)
   done = jnp.clip((step - warmup_steps) / span, 0, 1)
-  # Without a warmup, rsqrt falls from the first step on.
+  # Without a warmup, rsqrt falls from the first step.
   scale = jnp.maximum(warmup_steps, 1)
   rsqrt = jnp.sqrt(scale / jnp.maximum(step + 1, scale))
   warm = jnp.minimum((step + 1) / scale, 1)

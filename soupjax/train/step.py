@@ -23,20 +23,21 @@ class Hyper:
   """Values that differ between members of a sweep, as traced arrays.
 
   Attributes:
-    learning_rate: the peak.
+    learning_rate: the peak rate.
     weight_decay: decoupled, multiplied by the learning rate.
     label_smoothing: in [0, 1).
-    layer_decay: the learning rate falls by this factor a layer, from the head
-      down; 1 is off.
-    l2_sp: pull towards the start (arXiv 1802.01483): that many times the
-      difference is added to the gradient. Only where the step is made for it.
-    sam_rho: radius of SAM's ascent. Only where the step is made for it.
+    layer_decay: factor of the learning rate per layer, from the head down; 1 is
+      off.
+    l2_sp: pull towards the start (arXiv 1802.01483), a factor of the difference
+      that is added to the gradient; needs `make_step(l2_sp=True)`.
+    sam_rho: radius of SAM's ascent; needs `make_step(sam=True)`.
     schedule: from `schedules.index`.
     total_steps: length of the schedule, in steps.
     warmup_steps: linear warmup, in steps.
     cooldown_steps: linear cooldown, in steps.
     ema_rates: (averages,) 1 - decay of each moving average of the parameters.
-      Not the decay: float32 cannot tell 0.9999999 from 0.9999999 + 2e-8.
+      The decay itself would lose precision: in float32, 0.9999999 equals
+      0.9999999 + 2e-8.
     op_values: the values of names in `data.batch_ops`.
   """
 
@@ -61,7 +62,7 @@ class Hyper:
     op_values: Mapping[str, float] | None = None,
     **values: float,
   ) -> "Hyper":
-    """Converts values to float32 scalars; those not given are 0, or off.
+    """Converts values to float32 scalars; omitted ones are 0, or off.
 
     Args:
       schedule: one of `schedules.NAMES`.
@@ -88,13 +89,13 @@ class Hyper:
 
 @flax.struct.dataclass
 class FineTuneState:
-  """State of a run, apart from the position in its data.
+  """State of a run, except the position in its data.
 
   Attributes:
-    step: updates done.
-    params: the whole model.
-    opt_state: of the leaves that are trained.
-    ema: moving averages of those leaves, one tree a decay.
+    step: number of updates.
+    params: parameters of the whole model.
+    opt_state: optimizer state of the trained leaves.
+    ema: moving averages of these leaves, one tree per decay.
   """
 
   step: jax.Array
@@ -113,10 +114,10 @@ def init_state(
   """Starts a run from given parameters, which are copied.
 
   Args:
-    params: the whole model.
+    params: parameters of the whole model.
     tx: from `optimizers.make`.
     frozen: regular expressions of leaves that are not trained.
-    num_ema: moving averages to keep; all begin at `params`.
+    num_ema: number of moving averages; all start at `params`.
   """
 
   def copy(tree):  # The step donates its state.
@@ -132,13 +133,8 @@ def init_state(
 
 
 def ema_params(state: FineTuneState, k: int) -> PyTree:
-  """Returns the whole model with the k-th moving average in it."""
-  return jax.tree.map(
-    lambda average, p: p if average is None else average,
-    state.ema[k],
-    state.params,
-    is_leaf=lambda x: x is None,
-  )
+  """Returns the parameters with the k-th moving average in place."""
+  return optimizers.join(state.ema[k], state.params)
 
 
 def make_step(
@@ -153,31 +149,31 @@ def make_step(
   sam: bool = False,
   l2_sp: bool = False,
 ) -> Callable[..., tuple[FineTuneState, dict[str, jax.Array]]]:
-  """Builds the update, a pure function to be jitted.
+  """Makes the update, a pure function for `jax.jit`.
 
   Args:
     model: a module that returns logits and features, with `num_classes`.
     tx: from `optimizers.make`.
     augment: `augment(key, images, targets, values)`, with the values of
       `Hyper.op_values`.
-    loss: "softmax", "sigmoid", or another name that `losses.LOSSES` knows.
+    loss: a name in `losses.LOSSES`, such as "softmax" or "sigmoid".
     frozen: regular expressions of leaves that are not trained.
     decay: regular expression of the leaves that weight decay applies to.
-    accumulate: parts that a batch is cut into, one after another, to save
+    accumulate: number of parts of a batch that are processed one by one to save
       memory; the gradient is that of the whole batch.
-    sam: sharpness-aware minimisation (arXiv 2010.01412): the gradient is taken
-      at the end of a step of length `hyper.sam_rho` uphill. The norm is that
-      of the whole batch's gradient, not of one device's share.
-    l2_sp: whether there is a pull towards the start.
+    sam: whether to use sharpness-aware minimisation (arXiv 2010.01412), with
+      the gradient after a step of length `hyper.sam_rho` uphill. The norm is
+      that of the whole batch's gradient, not of one device's share.
+    l2_sp: whether to pull towards the start.
 
   Returns:
     `step(state, images, labels, key, hyper, start) -> state, metrics`; `start`
-    is the parameters of the start if `l2_sp`, else None. Randomness follows
-    from `key` and `state.step`. Metrics are "loss" (of the first gradient),
+    is the initial parameters if `l2_sp`, else None. Randomness depends on `key`
+    and `state.step`. Metrics are "loss" (of the first gradient),
     "learning_rate" and "grad_norm".
 
   Raises:
-    ValueError: if there is no such loss.
+    ValueError: if the loss does not exist.
   """
   loss_fn = losses.LOSSES.get(loss)
 
@@ -236,12 +232,12 @@ def make_step(
 
 
 def _accumulated(loss_of, trained, images, targets, key, parts):
-  """Loss and gradient of a batch, in equal parts one after another."""
+  """Returns loss and gradient of a batch, computed in equal parts."""
   if parts == 1:
     return jax.value_and_grad(loss_of)(trained, images, targets, key)
 
   def cut(x):
-    # Every part takes its share from every device's images.
+    # Every part contains images of every device.
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
   def add(total, part):
@@ -256,28 +252,23 @@ def _accumulated(loss_of, trained, images, targets, key, parts):
 
 
 def _moved(trained, direction, rate, decay, powers, hyper):
-  """One step against the direction, with weight decay."""
+  """Moves parameters against the direction, with weight decay."""
 
   def move(p, d, decays, power):
     pull = hyper.weight_decay * p if decays else 0.0
-    mult = hyper.layer_decay**power
-    return p - (rate * mult * (d + pull)).astype(p.dtype)
+    factor = hyper.layer_decay**power
+    return p - (rate * factor * (d + pull)).astype(p.dtype)
 
-  return jax.tree.map(
-    move,
-    trained,
-    direction,
-    optimizers.matches(trained, decay),
-    powers,
-  )
+  decays = optimizers.matches(trained, decay)
+  return jax.tree.map(move, trained, direction, decays, powers)
 
 
 def _averaged(averages, trained, step, rates):
   """Moves every average by its rate, faster at the beginning.
 
-  The decay is at most (1 + n) / (10 + n) after n updates, as TensorFlow's
-  ExponentialMovingAverage has it: with 0.9999999 from the first step on, the
-  average of a run of 20,000 steps would be its start.
+  The decay is at most (1 + n) / (10 + n) after n updates, as in TensorFlow's
+  ExponentialMovingAverage. With a constant 0.9999999, the average of a run of
+  20,000 steps would remain at its start.
   """
 
   def move(average, rate):

@@ -46,22 +46,22 @@ def some(count=4, **kwargs):
   return [model(f"m{k}", moved(k, **kwargs)) for k in range(count)]
 
 
-def test_geometry_is_that_of_the_flat_vectors():
+def test_geometry_equals_that_of_flat_vectors():
   models = some(3)
   flat = np.stack(
     [np.concatenate([m.read(leaf).ravel() for leaf in m.specs]) for m in models]
   ).astype(np.float64)
   origin = model("start", START)
   zero = np.concatenate([origin.read(leaf).ravel() for leaf in origin.specs])
-  found = geometry(models, origin)
+  result = geometry(models, origin)
   delta = flat - zero
-  np.testing.assert_allclose(found.gram, delta @ delta.T, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(found.norms, np.linalg.norm(delta, axis=1), 1e-5)
+  np.testing.assert_allclose(result.gram, delta @ delta.T, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(result.norms, np.linalg.norm(delta, axis=1), 1e-5)
   np.testing.assert_allclose(
-    found.distances[0, 1], np.linalg.norm(flat[0] - flat[1]), rtol=1e-5
+    result.distances[0, 1], np.linalg.norm(flat[0] - flat[1]), rtol=1e-5
   )
   cosine = delta[0] @ delta[1] / np.prod(np.linalg.norm(delta[:2], axis=1))
-  np.testing.assert_allclose(found.cosines[0, 1], cosine, atol=1e-5)
+  np.testing.assert_allclose(result.cosines[0, 1], cosine, atol=1e-5)
   mean = geometry(models)
   assert mean.origin == "their mean"
   np.testing.assert_allclose(mean.gram.sum(), 0, atol=1e-4)
@@ -72,8 +72,8 @@ def test_opposite_task_vectors_are_at_180_degrees():
   down = {
     k: {"kernel": 2 * START[k]["kernel"] - up[k]["kernel"]} for k in START
   }
-  found = geometry([model("up", up), model("down", down)], model("s", START))
-  np.testing.assert_allclose(found.cosines[0, 1], -1, atol=1e-5)
+  result = geometry([model("up", up), model("down", down)], model("s", START))
+  np.testing.assert_allclose(result.cosines[0, 1], -1, atol=1e-5)
 
 
 def test_good_models_get_no_findings_and_gain_at_midpoints():
@@ -129,7 +129,7 @@ def findings_of(models, origin=None, **settings):
 def test_every_stranger_is_named(count, origin):
   models = [fresh(f"new{k}", 50 + k) for k in range(count)] + some(4)
   report = sj.diagnose(models, near_start, origin)
-  named = [f for f in report.findings if "no start with 'm0', 'm1'" in f]
+  named = [f for f in report.findings if "share a start with 'm0', 'm1'" in f]
   assert [f.split()[0] for f in named] == [f"'new{k}'" for k in range(count)]
   assert report.groups[0] == ("m0", "m1", "m2", "m3")
   assert len(report.groups) == 1 + count
@@ -146,15 +146,19 @@ def test_two_starts_are_told_apart():
   assert report.groups == (("m0", "m1"), ("other", "near"))
   assert report.findings[0].startswith("The models come from 2 starts")
   assert "'m0', 'm1'; 'other', 'near'." in report.findings[0]
-  # With the pretrained model it is clear who does not belong.
+  # The pretrained model decides which group is wrong.
   (finding,) = [
-    f for f in findings_of(models, model("s", START)) if "no start" in f
+    f
+    for f in findings_of(models, model("s", START))
+    if "not share a start" in f
   ]
-  assert finding.startswith("'other', 'near' share no start with 'm0', 'm1'")
+  assert finding.startswith(
+    "'other', 'near' do not share a start with 'm0', 'm1'"
+  )
   assert "The models come from 2 starts" in findings_of([both[0], *some(1)])[0]
   wrong = findings_of(some(3), other)
   assert wrong[0].startswith("None of the models comes from 'other'")
-  assert not any("no start" in f for f in wrong)
+  assert not any("not share a start" in f for f in wrong)
 
 
 def test_models_far_from_one_start_still_share_it():
@@ -162,11 +166,9 @@ def test_models_far_from_one_start_still_share_it():
   start = model("s", START)
   report = sj.diagnose(models, near_start, start)
   assert report.groups == (("m0", "m1", "m2"),)
-  assert (
-    sum("a learning rate that left the basin?" in f for f in report.findings)
-    == 3
-  )
-  # Unless nobody says where they began.
+  far = [f for f in report.findings if "times the norm of 's'" in f]
+  assert len(far) == 3
+  # Without the pretrained model, they seem to have different starts.
   assert len(sj.diagnose(models, near_start).groups) == 3
 
 
@@ -174,9 +176,9 @@ def test_models_far_from_one_start_still_share_it():
 @pytest.mark.parametrize("origin", [None, model("s", START)])
 def test_heads_without_a_common_start_are_named(size, origin):
   models = some(4, size=size)
-  for k, one in enumerate(models):
-    params = {**one.load(), "head": fresh("", 90 + k).load()["head"]}
-    models[k] = model(one.name, params)
+  for k, ingredient in enumerate(models):
+    params = {**ingredient.load(), "head": fresh("", 90 + k).load()["head"]}
+    models[k] = model(ingredient.name, params)
   findings = findings_of(models, origin)
   assert any(
     "'head' differs from model to model" in f and "linear probe" in f
@@ -201,10 +203,8 @@ def test_heads_that_begin_at_zero_share_their_start():
 def test_models_that_were_not_fine_tuned_are_named():
   models = [*some(3), model("lazy", START)]
   findings = findings_of(models, model("s", START))
-  assert findings == (
-    "'lazy' is 's' itself: it was not fine-tuned. Leave it out, or look for "
-    "the weights that training saved.",
-  )
+  (finding,) = findings
+  assert finding.startswith("'lazy' is 's' itself")
 
 
 def test_statistics_are_named():
@@ -226,13 +226,13 @@ def test_statistics_are_named():
     ("blobn", "mean", False),
   ],
 )
-def test_statistics_are_found_in_any_collection(module, leaf, expected):
+def test_statistics_in_any_collection(module, leaf, expected):
   models = [
     model(n, {**moved(k), module: {leaf: np.ones(3, "f")}})
     for k, n in enumerate("ab")
   ]
-  found = [f for f in findings_of(models) if "normalisation statistics" in f]
-  assert bool(found) == expected
+  texts = [f for f in findings_of(models) if "normalisation statistics" in f]
+  assert bool(texts) == expected
 
 
 def test_barriers_and_weak_models_and_rejections_are_named():
@@ -253,7 +253,7 @@ def test_barriers_and_weak_models_and_rejections_are_named():
   assert text.count("Greedy left") == sum(
     not d.accepted for d in greedy.history
   )
-  # What is in is tried again, and rejected then: it was not left out.
+  # Selected models are tried again and then rejected, but not left out.
   again = sj.greedy_soup(
     ranked, two_bowls, accept="gt", turns=sj.Turns(rounds=3)
   )
@@ -308,26 +308,26 @@ class Loss:
 
 
 def test_arguments_of_another_kind():
-  with pytest.raises(ValueError, match="mode='min', but .*negate the score"):
+  with pytest.raises(ValueError, match="mode='min'"):
     sj.diagnose(some(2), Loss())
-  with pytest.raises(TypeError, match="got a int: 3"):
+  with pytest.raises(TypeError, match="3"):
     sj.diagnose(some(2), near_start, 3)
-  with pytest.raises(TypeError, match="greedy must be what sj.greedy_soup"):
+  with pytest.raises(TypeError, match="greedy"):
     sj.diagnose(some(2), near_start, greedy=some(2))
   with pytest.raises(ValueError, match="at least two, got 1"):
     sj.diagnose({"m0": START}, near_start)
-  with pytest.raises(ValueError, match="max_pairs must be positive, got -1"):
+  with pytest.raises(ValueError, match="max_pairs.*-1"):
     sj.diagnose(some(2), near_start, max_pairs=-1)
   assert sj.diagnose(some(2), near_start, max_pairs=0).midpoints == {}
   for score in (None, {"acc": 1.0}):
-    with pytest.raises(ValueError, match="returns for 'm0' must be a number"):
+    with pytest.raises(ValueError, match="'m0' must be a number"):
       sj.diagnose(some(2), lambda p: score)  # noqa: B023
 
 
 def test_bad_input():
-  with pytest.raises(ValueError, match="at least two, got 1"):
+  with pytest.raises(ValueError, match="got 1"):
     sj.diagnose(some(1), near_start)
-  with pytest.raises(ValueError, match="'m0' must be a finite number"):
+  with pytest.raises(ValueError, match="'m0'.*nan"):
     sj.diagnose(some(2), lambda p: float("nan"))
   with pytest.raises(ValueError, match="shape"):
     sj.diagnose(
@@ -336,17 +336,17 @@ def test_bad_input():
 
 
 def test_recorded_starts_that_differ_are_a_finding():
-  def found(hashes):
+  def findings(hashes):
     models = [
       sj.Ingredient.from_params(
-        f"m{k}", moved(k), hyperparameters={"init_hash": one} if one else {}
+        f"m{k}", moved(k), hyperparameters={"init_hash": value} if value else {}
       )
-      for k, one in enumerate(hashes)
+      for k, value in enumerate(hashes)
     ]
     return "\n".join(sj.diagnose(models, near_start).findings)
 
-  assert "'m2' record another start (init_hash) than 'm0'" in found("aab")
-  assert "init_hash" not in found(["a", "a", None])
+  assert "'m2' record another start (init_hash) than 'm0'" in findings("aab")
+  assert "init_hash" not in findings(["a", "a", None])
 
 
 def test_a_model_without_midpoints_has_no_barrier_in_the_table():

@@ -4,7 +4,9 @@
 
 import importlib
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -31,22 +33,46 @@ SMALL = tasks.Settings(
   budget=6,
   auxiliary=("rotated", "parity"),
 )
+SCRIPT = """
+import pathlib, run, searches, tasks
+run.run({settings}, list(searches.SEARCHES), pathlib.Path({workdir!r}))
+"""
+
+
+def run_all(workdir):
+  """Runs all searches in a process with one device; returns their records."""
+  settings = f"tasks.{SMALL}"
+  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  env |= {
+    "PYTHONPATH": f"{FOLDER}:{FOLDER.parents[1]}",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  code = SCRIPT.format(settings=settings, workdir=str(workdir))
+  done = subprocess.run(
+    [sys.executable, "-c", code], env=env, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return {
+    name: json.loads((workdir / f"{name}.json").read_text())
+    for name in searches.SEARCHES
+  }
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
   """The directory of a run of all searches, and their records."""
   workdir = tmp_path_factory.mktemp("searches")
-  return workdir, run.run(SMALL, list(searches.SEARCHES), workdir)
+  return workdir, run_all(workdir)
 
 
 @pytest.mark.slow
 def test_every_search_leaves_its_record(done):
   workdir, records = done
-  assert set(records) == set(searches.SEARCHES)
   for name, record in records.items():
-    assert json.loads((workdir / f"{name}.json").read_text()) == record
-    assert f"| {name} | " in run.markdown(name, [record_of(records)] * 2)
+    assert f"| {name} | " in run.markdown(name, [records] * 2)
     for title, history in record["searches"].items():
       if name == "pools":
         assert set(history["runs"]) == {"pretrained", "rotated", "parity"}
@@ -63,10 +89,6 @@ def test_every_search_leaves_its_record(done):
   assert set(curves["paint_joint"][0]["scores"]) == {
     *("rotated", "mirrored", "upright", "inverted", "parity")
   }
-
-
-def record_of(records):
-  return json.loads(json.dumps(records))
 
 
 @pytest.mark.slow
@@ -90,7 +112,7 @@ def test_a_second_start_goes_on(done):
   path, kept = workdir / "analogy.json", workdir / "pools.json"
   stamp = kept.stat().st_mtime_ns
   path.unlink()
-  assert run.run(SMALL, list(searches.SEARCHES), workdir) == records
+  assert run_all(workdir) == records
   assert kept.stat().st_mtime_ns == stamp and path.exists()
 
 

@@ -64,8 +64,8 @@ def results(folder, key="results"):
 
 @pytest.fixture(scope="module")
 def expected(folder):
-  found = sj.find_ingredients(folder / "in_*.safetensors")
-  return sj.mix(sj.rules.linear(), found).params
+  ingredients = sj.find_ingredients(folder / "in_*.safetensors")
+  return sj.mix(sj.rules.linear(), ingredients).params
 
 
 @pytest.mark.parametrize("kind", ["*", "o"])
@@ -89,8 +89,8 @@ def test_shards_are_those_of_one_process(folder, expected, kind):
 def test_each_process_reads_its_share(folder):
   total = 2 * (4096 * 128 + 64 * 8192) * 4
   for process in results(folder):
-    for kind, found in process.items():
-      assert found["read"] <= 1.1 * total / 2, kind
+    for kind, counts in process.items():
+      assert counts["read"] <= 1.1 * total / 2, kind
     for kind in ("*.safetensors", "orbax_*"):
       # Also what the system says, not only what we count.
       assert process[kind]["rchar"] <= 1.1 * total / 2, (kind, process[kind])
@@ -101,10 +101,10 @@ def test_each_process_reads_its_share(folder):
   ["soup.safetensors", "soup.npz", "soup_orbax", "from_mesh.safetensors"],
 )
 def test_outputs_are_those_of_one_process(folder, expected, name):
-  found = sj.load_params(folder / name)
-  assert set(found) == set(expected)
+  params = sj.load_params(folder / name)
+  assert set(params) == set(expected)
   for leaf, value in expected.items():
-    assert np.array_equal(found[leaf], value), leaf
+    assert np.array_equal(params[leaf], value), leaf
 
 
 def test_the_file_is_the_same_for_any_number_of_processes(folder):
@@ -114,22 +114,22 @@ def test_the_file_is_the_same_for_any_number_of_processes(folder):
     out=folder / "alone.safetensors",
     hash_inputs=True,
   )
-  one, two = (
+  alone, shared = (
     (folder / name).read_bytes()
     for name in ("alone.safetensors", "soup.safetensors")
   )
-  assert one == two
+  assert alone == shared
 
 
 @pytest.mark.parametrize("name", ["soup.safetensors", "soup.npz", "soup_orbax"])
 def test_hashes_are_those_of_one_process(folder, name):
-  found = sj.provenance(folder / name)
+  record = sj.provenance(folder / name)
   alone = sj.provenance(folder / "alone.safetensors")
-  hashes = [one["content_hash"] for one in found["ingredients"]]
+  hashes = [entry["content_hash"] for entry in record["ingredients"]]
   assert None not in hashes
-  assert hashes == [one["content_hash"] for one in alone["ingredients"]]
-  if "crc32" in found:
-    assert found["crc32"] == alone["crc32"]
+  assert hashes == [entry["content_hash"] for entry in alone["ingredients"]]
+  if "crc32" in record:
+    assert record["crc32"] == alone["crc32"]
 
 
 def test_columns_are_compared_with_checksums_and_hashed(folder):
@@ -141,11 +141,11 @@ def test_columns_are_compared_with_checksums_and_hashed(folder):
 
 
 def test_first_passes_are_shared_too(folder):
-  one = 64 * 8192 * 4  # "columns", cut to more units than processes.
+  num_bytes = 64 * 8192 * 4  # "columns", cut to more units than processes.
   for process in results(folder, "rules"):
     # Two models and a base three times; two models twice.
-    assert 0.4 * 9 * one < process["ties"] < 0.6 * 9 * one
-    assert 0.4 * 4 * one < process["karcher"] < 0.6 * 4 * one
+    assert 0.4 * 9 * num_bytes < process["ties"] < 0.6 * 9 * num_bytes
+    assert 0.4 * 4 * num_bytes < process["karcher"] < 0.6 * 4 * num_bytes
 
 
 @pytest.mark.parametrize("name", ["ties", "karcher", "dare", "iso_c"])
@@ -159,6 +159,6 @@ def test_rules_that_measure_draw_or_see_whole_leaves(folder, name, monkeypatch):
     base=folder / "in_0.safetensors",
     select={"rows": "skip"},
   ).params
-  found = sj.load_params(folder / f"rule_{name}.safetensors")
+  params = sj.load_params(folder / f"rule_{name}.safetensors")
   for leaf, value in alone.items():
-    assert np.asarray(found[leaf]).tobytes() == np.asarray(value).tobytes()
+    assert np.asarray(params[leaf]).tobytes() == np.asarray(value).tobytes()

@@ -58,7 +58,7 @@ def work(folder: str) -> None:
     results[out] = {"rchar": rchar() - before, "read": mixed.report.bytes_read}
   # Inputs with checksums, one of them damaged.
   mixed = sj.mix(sj.rules.linear(), f"{folder}/sum_0.npz", sharding=place)
-  hashes = [one["content_hash"] for one in mixed.provenance["ingredients"]]
+  hashes = [entry["content_hash"] for entry in mixed.provenance["ingredients"]]
   try:
     sj.mix(sj.rules.linear(), f"{folder}/sum_?.npz", sharding=place)
     message = "nothing"

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From files to files and to a mesh: what is promised about the output."""
+"""Mixes of files into files and onto a mesh."""
 
 import dataclasses
 import fcntl
@@ -22,7 +22,12 @@ import soupjax as sj
 from soupjax import files, sharding
 from soupjax.checkpoints import destination, save
 from soupjax.checkpoints import provenance as provenance_lib
-from soupjax.checkpoints.formats import byte_ranges, orbax_writer, safetensors
+from soupjax.checkpoints.formats import (
+  block_writer,
+  byte_ranges,
+  orbax_writer,
+  safetensors,
+)
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -45,10 +50,10 @@ def tree(seed, dtype=np.float32):
   }
 
 
-def equal(found, expected):
-  found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
-  assert len(found) == len(expected)
-  for a, b in zip(found, expected):
+def equal(actual, expected):
+  actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+  assert len(actual) == len(expected)
+  for a, b in zip(actual, expected):
     a, b = np.asarray(a), np.asarray(b)
     assert (a.dtype, a.shape) == (b.dtype, b.shape)
     assert a.tobytes() == b.tobytes()
@@ -98,7 +103,7 @@ def test_every_format_in_and_out(folder, tmp_path, soup, names, out):
   st.sampled_from(["m?.safetensors", "m?.npz", "m?"]),
   st.sampled_from([None, 1, 300, 20_000]),
 )
-def test_the_file_does_not_depend_on_how_the_work_is_cut(
+def test_the_file_does_not_depend_on_blocks_and_threads(
   folder, block_bytes, threads, pattern, shard_bytes
 ):
   out = folder / "cut"
@@ -212,27 +217,32 @@ def test_provenance(folder, tmp_path, out):
     select={"head": "keep"},
     hash_inputs=True,
   )
-  found = sj.provenance(tmp_path / out)
-  sums = found.pop("crc32", None)
+  record = sj.provenance(tmp_path / out)
+  sums = record.pop("crc32", None)
   assert out.endswith("npz") or len(sums) == 6
-  assert found == mixed.provenance
-  assert found["rule"] == "weighted" and found["settings"]["weights"] == [1, 3]
-  assert [i["path"] for i in found["ingredients"]] == inputs
-  assert [i["bytes"] for i in found["ingredients"]][0] == os.path.getsize(
+  assert record == mixed.provenance
+  assert record["rule"] == "weighted" and record["settings"]["weights"] == [
+    1,
+    3,
+  ]
+  assert [i["path"] for i in record["ingredients"]] == inputs
+  assert [i["bytes"] for i in record["ingredients"]][0] == os.path.getsize(
     inputs[0]
   )
-  assert found["base"]["name"] == "m2"
-  assert found["select"] == {"head": "keep"}
-  assert "bfloat16" in found["dtype_policy"]["output"]
-  assert found["soupjax"] == sj.__version__
-  # Nobody read the head of the ingredients: it may be damaged.
-  assert [i["content_hash"] for i in found["ingredients"]] == [None, None]
+  assert record["base"]["name"] == "m2"
+  assert record["select"] == {"head": "keep"}
+  assert "bfloat16" in record["dtype_policy"]["output"]
+  assert record["soupjax"] == sj.__version__
+  # The head of the ingredients was not read, so it may be damaged.
+  assert [i["content_hash"] for i in record["ingredients"]] == [None, None]
   mixed = sj.mix(rule, inputs, out=tmp_path / f"all_{out}", hash_inputs=True)
-  found = sj.provenance(tmp_path / f"all_{out}")
-  # One hash for one content, in whatever format.
-  one = sj.open_ingredient(folder / "m0.npz")
-  expected = provenance_lib.content_hash(one.specs, one.storage.checksums)
-  assert found["ingredients"][0]["content_hash"] == expected
+  record = sj.provenance(tmp_path / f"all_{out}")
+  # The hash of the same content is the same in every format.
+  ingredient = sj.open_ingredient(folder / "m0.npz")
+  expected = provenance_lib.content_hash(
+    ingredient.specs, ingredient.storage.checksums
+  )
+  assert record["ingredients"][0]["content_hash"] == expected
 
 
 def test_twins_are_found_by_content(folder, tmp_path):
@@ -277,22 +287,21 @@ def test_a_failed_mix_leaves_nothing(folder, tmp_path, out):
 
 
 @pytest.mark.parametrize("out", OUTPUTS)
-def test_what_is_not_on_disk_as_it_was_written_is_not_published(
+def test_an_output_that_differs_on_disk_is_not_published(
   folder, tmp_path, out, monkeypatch
 ):
-  finish = destination._Finisher.finish
+  finish = block_writer.BlockWriter.finish
 
   def flip(self, provenance):
-    writer = self._writer
-    if hasattr(writer, "ranges"):
-      fd, offset = writer.ranges.places["encoder/kernel"]
+    if isinstance(self, block_writer.RangeWriter):
+      fd, offset = self.places["encoder/kernel"]
       os.pwrite(fd, b"\xff\xfe\xfd", offset + 7)
     else:
-      box, value = writer._pieces["encoder/kernel"][0]
-      writer._pieces["encoder/kernel"][0] = (box, value ^ 1)
+      box, value = self._checksums["encoder/kernel"][0]
+      self._checksums["encoder/kernel"][0] = (box, value ^ 1)
     finish(self, provenance)
 
-  monkeypatch.setattr(destination._Finisher, "finish", flip)
+  monkeypatch.setattr(block_writer.BlockWriter, "finish", flip)
   with pytest.raises(ValueError, match="encoder/kernel.*not written as it is"):
     sj.mix(RULE, paths(folder, "m0"), out=tmp_path / out)
   assert not os.listdir(tmp_path)
@@ -301,22 +310,19 @@ def test_what_is_not_on_disk_as_it_was_written_is_not_published(
 KILL = """
 import os, signal, sys
 import soupjax as sj
-from soupjax.checkpoints import destination, save
+from soupjax.checkpoints import destination
+from soupjax.checkpoints.formats.block_writer import BlockWriter
 def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 stage, folder, out = sys.argv[1:]
-if stage == "written": destination._Finisher.finish = die
+if stage == "written": BlockWriter.finish = die
 if stage == "finished": destination.Destination._publish = die
 if stage == "half":
-  write, count = destination._Finisher.__init__, [0]
-  def init(self, writer, first):
-    write(self, writer, first)
-    inner = self.write
-    def counting(*args):
-      count[0] += 1
-      inner(*args)
-      if count[0] >= 5: die()
-    self.write = counting
-  destination._Finisher.__init__ = init
+  write, blocks = BlockWriter.write, []
+  def counting(self, *args):
+    write(self, *args)
+    blocks.append(args)
+    if len(blocks) >= 5: die()
+  BlockWriter.write = counting
 sj.mix(sj.rules.linear(), folder + "/m?.npz", out=out, block_bytes=4000)
 """
 
@@ -366,9 +372,7 @@ def test_a_full_disk(folder, small_disk, out, monkeypatch):
   with pytest.raises(ValueError, match="needs 0.000 GB, and .* are free"):
     sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
   # Others may fill it in the meantime.
-  monkeypatch.setattr(
-    destination.Destination, "free_bytes", lambda self: 1 << 40
-  )
+  monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
   with pytest.raises(ValueError, match="No space left"):
     sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
   assert not os.listdir(small_disk)
@@ -376,9 +380,7 @@ def test_a_full_disk(folder, small_disk, out, monkeypatch):
 
 @pytest.mark.parametrize("out", OUTPUTS)
 def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
-  monkeypatch.setattr(
-    destination.Destination, "free_bytes", lambda self: 1 << 40
-  )
+  monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
   command = ["mount", "-o", "remount,ro", str(small_disk)]
   subprocess.run(command, check=True)
   for dry_run in (True, False):
@@ -453,7 +455,7 @@ def test_bad_settings(folder, tmp_path, monkeypatch, settings, text):
   "source",
   ["m.safetensors", "one", "many", "many/model.safetensors.index.json"],
 )
-def test_what_a_file_says_of_its_origin_is_kept(tmp_path, source):
+def test_the_format_of_the_source_is_kept_in_the_metadata(tmp_path, source):
   text = {"format": "pt"}
   (tmp_path / "one").mkdir()
   for name in ("m.safetensors", "one/model.safetensors"):
@@ -462,8 +464,8 @@ def test_what_a_file_says_of_its_origin_is_kept(tmp_path, source):
   many = {"format": "safetensors", "shard_bytes": 10_000}
   sj.mix(RULE, mixed, out=tmp_path / "many", **many)
   sj.mix(RULE, tmp_path / source, out=tmp_path / "o.safetensors")
-  found = safetensors.metadata(str(tmp_path / "o.safetensors"))
-  assert found["format"] == "pt"
+  text = safetensors.metadata(str(tmp_path / "o.safetensors"))
+  assert text["format"] == "pt"
 
 
 def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):
@@ -471,16 +473,16 @@ def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):
   for k in range(2):
     params = {"w": np.full(1000, k, "f"), "e": np.ones((0, 3), "f")}
     sj.save_params(tmp_path / f"m{k}.npz", params)
-    one = sj.open_ingredient(tmp_path / f"m{k}.npz")
-    # As of torch: no checksum for a view of a larger tensor.
-    sums = {"w": one.storage.checksums["w"]}
-    storage = dataclasses.replace(one.storage, checksums=sums)
-    ingredients.append(dataclasses.replace(one, storage=storage))
+    ingredient = sj.open_ingredient(tmp_path / f"m{k}.npz")
+    # As in torch files: a view of a larger tensor has no checksum.
+    sums = {"w": ingredient.storage.checksums["w"]}
+    storage = dataclasses.replace(ingredient.storage, checksums=sums)
+    ingredients.append(dataclasses.replace(ingredient, storage=storage))
   out = tmp_path / "o.safetensors"
   mixed = sj.mix(RULE, ingredients, out=out)
-  found = sj.provenance(out)["ingredients"]
-  assert [len(entry["content_hash"]) for entry in found] == [64, 64]
-  assert mixed.provenance["ingredients"] == found
+  entries = sj.provenance(out)["ingredients"]
+  assert [len(entry["content_hash"]) for entry in entries] == [64, 64]
+  assert mixed.provenance["ingredients"] == entries
 
 
 @pytest.mark.parametrize(
@@ -519,8 +521,8 @@ def test_empty_leaves(tmp_path):
       select={"w": "skip"},
       dtype="bfloat16",
     )
-    found = sj.load_params(tmp_path / out)["e"]
-    assert found.shape == (0, 2) and found.dtype == ml_dtypes.bfloat16
+    leaf = sj.load_params(tmp_path / out)["e"]
+    assert leaf.shape == (0, 2) and leaf.dtype == ml_dtypes.bfloat16
   mixed = sj.mix(RULE, tmp_path / "o.npz")
   assert mixed.params["e"].shape == (0, 2)
   with pytest.raises(ValueError, match="'e' has shape .*no empty arrays"):
@@ -600,44 +602,48 @@ def test_progress_goes_to_stderr_in_bytes(tmp_path, capsys):
 
 def test_one_hot_weights_give_that_model():
   big = sj.Ingredient.from_params("big", {"w": np.float32([1e8, np.nan])})
-  one = sj.Ingredient.from_params("one", {"w": np.float32([1.2345e-3, 1e-5])})
+  ingredient = sj.Ingredient.from_params(
+    "one", {"w": np.float32([1.2345e-3, 1e-5])}
+  )
   for mixed in (
-    sj.mix(sj.rules.linear([0, 2]), [big, one]),
-    sj.mix(sj.rules.linear(), [big, one], select={"w": (0, 1)}),
+    sj.mix(sj.rules.linear([0, 2]), [big, ingredient]),
+    sj.mix(sj.rules.linear(), [big, ingredient], select={"w": (0, 1)}),
   ):
-    assert mixed.params["w"].tolist() == one.load()["w"].tolist()
-  soup = sj.uniform_soup([big, one], [0, 1])
-  assert soup["w"].tolist() == one.load()["w"].tolist()
+    assert mixed.params["w"].tolist() == ingredient.load()["w"].tolist()
+  soup = sj.uniform_soup([big, ingredient], [0, 1])
+  assert soup["w"].tolist() == ingredient.load()["w"].tolist()
 
 
 def test_integers_from_one_ingredient():
   trees = [{"n": np.arange(3) + k, "w": np.ones(2, "f")} for k in range(2)]
-  found = [sj.Ingredient.from_params(str(k), t) for k, t in enumerate(trees)]
+  ingredients = [
+    sj.Ingredient.from_params(str(k), t) for k, t in enumerate(trees)
+  ]
   with pytest.raises(ValueError, match="disagree"):
-    sj.mix(sj.rules.linear(), found)
-  mixed = sj.mix(sj.rules.linear(), found, select={"n": (0, 1)})
+    sj.mix(sj.rules.linear(), ingredients)
+  mixed = sj.mix(sj.rules.linear(), ingredients, select={"n": (0, 1)})
   assert mixed.params["n"].tolist() == [1, 2, 3]
 
 
 def test_wide_integers_are_not_cut():
-  one = {"n": np.array(2**40 + 5), "w": np.ones(8, np.float32)}
-  one = sj.Ingredient.from_params("one", one)
+  ingredient = {"n": np.array(2**40 + 5), "w": np.ones(8, np.float32)}
+  ingredient = sj.Ingredient.from_params("one", ingredient)
   mesh = sharding.make_mesh({"x": 8})
   for where in (None, sharding.by_rules(mesh, [("", jax.P())])):
-    found = sj.mix(sj.rules.linear(), [one], sharding=where).params["n"]
-    assert found.dtype == np.int64 and found == 2**40 + 5
+    leaf = sj.mix(sj.rules.linear(), [ingredient], sharding=where).params["n"]
+    assert leaf.dtype == np.int64 and leaf == 2**40 + 5
 
 
 def test_differences_that_float32_cannot_hold():
-  found = [
+  ingredients = [
     sj.Ingredient.from_params(str(x), {"w": np.float32([x])})
     for x in (2e38, -2e38, 6e37)
   ]
   with pytest.raises(ValueError, match="differ by more than float32 holds"):
-    sj.mix(sj.rules.linear(), found)
+    sj.mix(sj.rules.linear(), ingredients)
 
 
-def test_arguments_of_another_kind():
+def test_rules_and_bases_of_the_wrong_type():
   models = [sj.Ingredient.from_params(n, {"w": np.ones(2, "f")}) for n in "ab"]
   with pytest.raises(TypeError, match=r"sj.rules.linear\(\), got 'ties'"):
     sj.mix("ties", models)
@@ -652,7 +658,7 @@ def line_of(table, word):
   return float(line.split()[1])
 
 
-def test_projected_memory_has_room_for_what_is_decoded(tmp_path):
+def test_projected_memory_includes_decoded_leaves(tmp_path):
   params = {"w": np.zeros((1000, 1000), "f")}
   np.savez(tmp_path / "plain.npz", **params)
   np.savez_compressed(tmp_path / "packed.npz", **params)
@@ -664,15 +670,15 @@ def test_projected_memory_has_room_for_what_is_decoded(tmp_path):
   # The packed bytes, the array, and what is made of it, for each thread.
   assert needed["packed"] >= needed["plain"] + 2 * 3 * 4.0
   # The first passes of a rule as well.
-  one = [sj.open_ingredient(tmp_path / "packed.npz")]
-  two = [*one, sj.open_ingredient(tmp_path / "plain.npz")]
+  ingredient = [sj.open_ingredient(tmp_path / "packed.npz")]
+  two = [*ingredient, sj.open_ingredient(tmp_path / "plain.npz")]
   mixed = sj.mix(sj.rules.karcher(), two, dry_run=True, threads=2)
   assert line_of(mixed.table, "memory") >= 2 * (3 + 9) * 4.0
 
 
 def test_a_small_orbax_checkpoint_needs_little_memory(tmp_path):
-  one = [sj.Ingredient.from_params("m", {"w": np.zeros(4000, "f")})]
-  mixed = sj.mix(RULE, one, out=tmp_path / "o", max_host_bytes=2_000_000)
+  ingredient = [sj.Ingredient.from_params("m", {"w": np.zeros(4000, "f")})]
+  mixed = sj.mix(RULE, ingredient, out=tmp_path / "o", max_host_bytes=2_000_000)
   assert line_of(mixed.table, "memory") < 2
 
 

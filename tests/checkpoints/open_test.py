@@ -12,30 +12,34 @@ from soupjax.checkpoints import open as open_lib
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def checkpoint(tmp_path_factory):
   path = tmp_path_factory.mktemp("one") / "checkpoint"
   sj.save_params(path, {"w": np.ones(2, np.float32)})
   return path
 
 
-def place(one, *paths):
+def place(checkpoint, *paths):
   for path in paths:
-    shutil.copytree(one, path)
+    shutil.copytree(checkpoint, path)
 
 
 def names(pattern):
   return [i.name for i in sj.find_ingredients(pattern)]
 
 
-def test_natural_order(one, tmp_path):
-  place(one, *(tmp_path / f"run_{k}" for k in (10, 9, 1, 100, 2)))
-  found = sj.find_ingredients(tmp_path / "run_*")
-  assert [i.name for i in found] == [f"run_{k}" for k in (1, 2, 9, 10, 100)]
-  assert [i.path for i in found] == [str(tmp_path / i.name) for i in found]
+def test_natural_order(checkpoint, tmp_path):
+  place(checkpoint, *(tmp_path / f"run_{k}" for k in (10, 9, 1, 100, 2)))
+  ingredients = sj.find_ingredients(tmp_path / "run_*")
+  assert [i.name for i in ingredients] == [
+    f"run_{k}" for k in (1, 2, 9, 10, 100)
+  ]
+  assert [i.path for i in ingredients] == [
+    str(tmp_path / i.name) for i in ingredients
+  ]
 
 
-def test_names_are_what_tells_paths_apart(one, tmp_path):
-  place(one, *(tmp_path / k / "ckpt" / "params" for k in ("a", "b")))
+def test_names_are_the_unique_parts_of_paths(checkpoint, tmp_path):
+  place(checkpoint, *(tmp_path / k / "ckpt" / "params" for k in ("a", "b")))
   assert names(tmp_path / "*" / "ckpt" / "params") == ["a", "b"]
   assert names(tmp_path / "*" / "ckpt") == ["a", "b"]
   assert names(tmp_path / "a" / "ckpt" / "params") == ["ckpt"]
@@ -62,8 +66,8 @@ def test_natural_sorts_numbers_in_other_scripts():
   assert sorted(["1\u00b22", "1", "\u0663"], key=open_lib._natural)
 
 
-def test_several_patterns_and_no_path_twice(one, tmp_path, monkeypatch):
-  place(one, tmp_path / "x1", tmp_path / "y1")
+def test_several_patterns_and_no_path_twice(checkpoint, tmp_path, monkeypatch):
+  place(checkpoint, tmp_path / "x1", tmp_path / "y1")
   patterns = [tmp_path / "y*", str(tmp_path / "x*"), tmp_path / "?1"]
   assert names(patterns) == ["y1", "x1"]
   monkeypatch.chdir(tmp_path)
@@ -71,21 +75,21 @@ def test_several_patterns_and_no_path_twice(one, tmp_path, monkeypatch):
   assert sj.find_ingredients("x1")[0].path == str(tmp_path / "x1")
 
 
-def test_recursive_and_home_patterns(one, tmp_path, monkeypatch):
-  place(one, tmp_path / "a" / "b" / "params", tmp_path / "c" / "params")
+def test_recursive_and_home_patterns(checkpoint, tmp_path, monkeypatch):
+  place(checkpoint, tmp_path / "a" / "b" / "params", tmp_path / "c" / "params")
   assert names(tmp_path / "**" / "params") == ["a/b", "c"]
   monkeypatch.setenv("HOME", str(tmp_path))
   assert names("~/*/params") == ["c"]
   assert np.array_equal(sj.load_params("~/c")["w"], np.ones(2))
 
 
-def test_temporary_directories_are_not_matched(one, tmp_path):
-  place(one, tmp_path / "a", tmp_path / ".b.tmp")
+def test_temporary_directories_are_not_matched(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "a", tmp_path / ".b.tmp")
   assert names(tmp_path / "*") == ["a"]
 
 
-def test_sidecars_are_read(one, tmp_path):
-  place(one, tmp_path / "a" / "params", tmp_path / "b" / "params")
+def test_sidecars_are_read(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "a" / "params", tmp_path / "b" / "params")
   (tmp_path / "a" / "metrics.json").write_text('{"val": 0.5}')
   (tmp_path / "a" / "hyperparameters.json").write_text('{"lr": 0.1}')
   a, b = sj.find_ingredients(tmp_path / "*")
@@ -95,15 +99,15 @@ def test_sidecars_are_read(one, tmp_path):
 
 @pytest.mark.parametrize("text", [b'{"val": ', b"", b"\xff\xfe", b"[1, 2]"])
 @pytest.mark.parametrize("name", ["metrics.json", "hyperparameters.json"])
-def test_a_damaged_sidecar_is_named(one, tmp_path, name, text):
-  place(one, tmp_path / "a" / "params")
+def test_a_damaged_sidecar_is_named(checkpoint, tmp_path, name, text):
+  place(checkpoint, tmp_path / "a" / "params")
   (tmp_path / "a" / name).write_bytes(text)
   with pytest.raises(ValueError, match=str(tmp_path / "a" / name)):
     sj.find_ingredients(tmp_path / "*")
 
 
-def test_nothing_found(one, tmp_path):
-  place(one, tmp_path / "a")
+def test_nothing_found(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "a")
   pattern = str(tmp_path / "b*")
   for patterns in (pattern, [tmp_path / "a", pattern]):
     with pytest.raises(ValueError, match="No ingredient found.*b\\*") as e:
@@ -113,27 +117,27 @@ def test_nothing_found(one, tmp_path):
     sj.find_ingredients([])
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path):
+def test_files_that_are_not_checkpoints_are_named(tmp_path):
   with pytest.raises(ValueError, match="There is no checkpoint at .*nowhere"):
     sj.open_ingredient(tmp_path / "nowhere")
   (tmp_path / "file").write_text("x")
   (tmp_path / "directory" / "params").mkdir(parents=True)
   for name in ("file", "directory"):
-    with pytest.raises(ValueError, match=f"{name} is no checkpoint"):
+    with pytest.raises(ValueError, match=f"{name} is not a checkpoint"):
       sj.find_ingredients(tmp_path / name)
 
 
-def test_metrics_rank_what_was_found(one, tmp_path):
+def test_metrics_rank_ingredients(checkpoint, tmp_path):
   for k, score in enumerate([0.2, 0.9, 0.4]):
-    place(one, tmp_path / f"m{k}" / "params")
+    place(checkpoint, tmp_path / f"m{k}" / "params")
     text = json.dumps({"minival/prec@1": score})
     (tmp_path / f"m{k}" / "metrics.json").write_text(text)
   ranked = sj.rank_by(sj.find_ingredients(tmp_path / "m*"), "minival/prec@1")
   assert [i.name for i in ranked] == ["m1", "m2", "m0"]
 
 
-def test_sidecars_are_read_beside_params(one, tmp_path):
-  place(one, tmp_path / "a" / "params", tmp_path / "b" / "params")
+def test_sidecars_are_read_beside_params(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "a" / "params", tmp_path / "b" / "params")
   (tmp_path / "a" / "metrics.json").write_text('{"val": 0.5}')
   (tmp_path / "b" / "metrics.json").write_text('{"val": 0.6}')
   (tmp_path / "b" / "params" / "metrics.json").write_text('{"val": 0.7}')
@@ -142,20 +146,20 @@ def test_sidecars_are_read_beside_params(one, tmp_path):
   assert (a.metrics, b.metrics) == ({"val": 0.5}, {"val": 0.7})
 
 
-def test_params_is_no_name(one, tmp_path):
-  place(one, tmp_path / "x" / "a" / "params", tmp_path / "x" / "params")
+def test_params_is_not_used_as_a_name(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "x" / "a" / "params", tmp_path / "x" / "params")
   assert sj.open_ingredient(tmp_path / "x" / "params").name == "x"
   patterns = [tmp_path / "x" / "params", tmp_path / "x" / "a" / "params"]
   assert names(patterns) == ["x", "x/a"]
 
 
-def test_one_checkpoint_is_opened_once(one, tmp_path):
-  place(one, tmp_path / "a" / "params", tmp_path / "b" / "params")
+def test_one_checkpoint_is_opened_once(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "a" / "params", tmp_path / "b" / "params")
   assert names([tmp_path / "*", tmp_path / "*" / "params"]) == ["a", "b"]
 
 
-def test_two_stars_find_only_checkpoints(one, tmp_path):
-  place(one, tmp_path / "a" / "b" / "params", tmp_path / "c")
+def test_two_stars_find_only_checkpoints(checkpoint, tmp_path):
+  place(checkpoint, tmp_path / "a" / "b" / "params", tmp_path / "c")
   (tmp_path / "a" / "metrics.json").write_text("{}")
   np.savez(tmp_path / "a" / "d.npz", w=np.ones(2, np.float32))
   assert names(tmp_path / "**") == ["a/b", "a/d.npz", "c"]
@@ -168,13 +172,13 @@ def test_two_stars_find_only_checkpoints(one, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x[1]", "x?", "x*", "x#", "x%20"])
-def test_a_path_that_is_there_is_taken_as_it_is(one, tmp_path, name):
-  place(one, tmp_path / name, tmp_path / "x1")
-  (found,) = sj.find_ingredients(tmp_path / name)
-  assert found.name == name
-  np.testing.assert_array_equal(found.load()["w"], np.ones(2))
+def test_an_existing_path_is_not_a_pattern(checkpoint, tmp_path, name):
+  place(checkpoint, tmp_path / name, tmp_path / "x1")
+  (ingredient,) = sj.find_ingredients(tmp_path / name)
+  assert ingredient.name == name
+  np.testing.assert_array_equal(ingredient.load()["w"], np.ones(2))
 
 
 def test_no_patterns_in_an_iterator():
-  with pytest.raises(ValueError, match="No ingredient found: got no pattern"):
+  with pytest.raises(ValueError, match="No ingredient found"):
     sj.find_ingredients(iter([]))

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a soup may replace, and what it may not."""
+"""Paths that a soup may and may not replace."""
 
 import os
 import pathlib
@@ -40,7 +40,7 @@ def everything(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-  """Runs with checkpoints of all kinds, and what else people keep there."""
+  """Runs with checkpoints of all kinds and unrelated files."""
   for k in range(2):
     sj.save_params(tmp_path / f"m{k}.safetensors", tree(k))
     sj.save_params(tmp_path / f"run{k}" / "params", tree(k))
@@ -98,7 +98,7 @@ def test_a_base_is_not_replaced(folder):
     )
 
 
-def test_what_is_no_checkpoint_is_not_replaced(folder):
+def test_other_directories_are_not_replaced(folder):
   for made in ("home/thesis", "one/thesis", "sharded/thesis"):
     (folder / made).mkdir(parents=True)
   shutil.copy(folder / "m0.safetensors", folder / "one")
@@ -106,7 +106,7 @@ def test_what_is_no_checkpoint_is_not_replaced(folder):
   shutil.rmtree(folder / "run1/params/state")
   before = everything(folder)
   for out in ("home", "one", "sharded", "run0", "run1/params"):
-    with pytest.raises(ValueError, match=f"{out} holds more than a checkpoint"):
+    with pytest.raises(ValueError, match=f"overwrite=True .*{out}"):
       sj.mix(
         RULE,
         sj.find_ingredients(folder / "m*.safetensors"),
@@ -122,9 +122,9 @@ def test_checkpoints_and_empty_directories_are_replaced(folder):
   (folder / "empty").mkdir()
   for out in ("empty", "s0", "link", "run0/params", "empty"):
     sj.mix(RULE, inputs, out=folder / out, overwrite=True)
-    found = sj.load_params(folder / out)
-    np.testing.assert_array_equal(found["a"], expected["a"])
-  # Beside its input, in one directory, is no harm.
+    params = sj.load_params(folder / out)
+    np.testing.assert_array_equal(params["a"], expected["a"])
+  # Next to its input in one directory is harmless.
   sj.mix(RULE, folder / "s1", out=folder / "s1" / "soup.npz")
   sj.load_params(folder / "s1")
 
@@ -172,7 +172,7 @@ def test_a_kill_while_a_directory_is_replaced(folder, stage):
   assert left.exists() and out.exists() == (stage == "after")
   again = {"out": out, "overwrite": True}
   if stage == "between":
-    with pytest.raises(ValueError, match="orb.tmp.old is what was at"):
+    with pytest.raises(ValueError, match="orb.tmp.old"):
       sj.mix(RULE, folder / "m1.safetensors", out=out)
     # If the next run fails, the old one is back.
     bad = sj.Ingredient.from_params("bad", {"a": np.full(3, np.nan, "f")})
@@ -186,7 +186,7 @@ def test_a_kill_while_a_directory_is_replaced(folder, stage):
 
 def test_a_file_where_a_directory_must_be(folder):
   for out in ("notes.txt/soup.npz", "notes.txt/a/b"):
-    with pytest.raises(ValueError, match="notes.txt is no directory"):
+    with pytest.raises(ValueError, match="notes.txt"):
       sj.mix(RULE, folder / "m0.safetensors", out=folder / out, dry_run=True)
 
 
@@ -201,12 +201,12 @@ def test_a_record_that_an_npz_cannot_hold(folder, monkeypatch):
 @pytest.mark.parametrize("out", ["o.npz", "o.safetensors"])
 def test_a_dtype_that_the_format_cannot_hold(folder, out):
   dtype = {"o.npz": ml_dtypes.float8_e5m2, "o.safetensors": np.complex128}
-  one = sj.Ingredient.from_params("m", {"w": np.ones(3, dtype[out])})
+  ingredient = sj.Ingredient.from_params("m", {"w": np.ones(3, dtype[out])})
   with pytest.raises(ValueError, match="Leaf 'w'.*files cannot hold"):
     sj.mix(
       RULE,
-      [one],
-      base=one,
+      [ingredient],
+      base=ingredient,
       select={"": "keep"},
       out=folder / out,
       dry_run=True,
@@ -219,10 +219,10 @@ def test_a_dtype_that_the_format_cannot_hold(folder, out):
 )
 def test_room_for_an_orbax_checkpoint(tmp_path, shapes):
   params = {f"leaf{i}": np.ones(s, "f") for i, s in enumerate(shapes)}
-  one = [sj.Ingredient.from_params("m", params)]
-  plan = planning.make(RULE, one)
-  target = destination.Destination.of(tmp_path / "o", None, None, False, plan)
-  sj.mix(RULE, one, out=tmp_path / "o")
+  ingredient = [sj.Ingredient.from_params("m", params)]
+  plan = planning.make(RULE, ingredient)
+  target = destination.Destination(tmp_path / "o", None, None, False, plan)
+  sj.mix(RULE, ingredient, out=tmp_path / "o")
   used = sum(
     p.stat().st_size for p in (tmp_path / "o").rglob("*") if p.is_file()
   )

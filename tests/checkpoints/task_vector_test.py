@@ -49,9 +49,9 @@ def test_negation_then_addition_is_the_identity():
 
 
 def test_a_scale_is_wise_ft():
-  found = sj.TaskVector(PRE, A).apply_to(PRE, 0.3)
-  near(found, sj.wise_ft(PRE, A, 0.3), 3e-7)
-  near((0.3 * sj.TaskVector(PRE, A)).apply_to(PRE), found, 3e-7)
+  edited = sj.TaskVector(PRE, A).apply_to(PRE, 0.3)
+  near(edited, sj.wise_ft(PRE, A, 0.3), 3e-7)
+  near((0.3 * sj.TaskVector(PRE, A)).apply_to(PRE), edited, 3e-7)
 
 
 def test_an_equal_mean_of_tasks_is_the_uniform_soup():
@@ -71,19 +71,19 @@ def test_analogies():
 
 
 def test_another_target():
-  found = (2 * sj.TaskVector(PRE, A)).apply_to(B)
-  near(found, plus(B, minus(A, PRE), 2.0), 3e-6)
+  edited = (2 * sj.TaskVector(PRE, A)).apply_to(B)
+  near(edited, plus(B, minus(A, PRE), 2.0), 3e-6)
 
 
 def test_coefficients_by_leaf_and_by_depth():
   task = sj.TaskVector(PRE, A)
-  found = task.apply_to(PRE, {"head": 0.0, "block": 1.0})
-  same(found["head"], PRE["head"])
-  same(found["block_1"], A["block_1"])
-  found = task.apply_to(PRE, [0.0, 1.0])
-  same(found["block_0"], PRE["block_0"])
-  same(found["block_1"], A["block_1"])
-  same(found["head"], A["head"])
+  edited = task.apply_to(PRE, {"head": 0.0, "block": 1.0})
+  same(edited["head"], PRE["head"])
+  same(edited["block_1"], A["block_1"])
+  edited = task.apply_to(PRE, [0.0, 1.0])
+  same(edited["block_0"], PRE["block_0"])
+  same(edited["block_1"], A["block_1"])
+  same(edited["head"], A["head"])
 
 
 def test_files_cost_nothing_until_applied(tmp_path):
@@ -113,12 +113,12 @@ def test_files_cost_nothing_until_applied(tmp_path):
 
 def test_the_record_has_every_term(tmp_path):
   def terms(task, target, name):
-    found = sj.provenance(
+    record = sj.provenance(
       task.apply_to(target, out=tmp_path / f"{name}.npz").path
     )
-    names = [one["name"] for one in found["ingredients"]]
-    assert all(name in names for name, _ in found["settings"]["terms"])
-    return found["settings"]["terms"]
+    names = [entry["name"] for entry in record["ingredients"]]
+    assert all(name in names for name, _ in record["settings"]["terms"])
+    return record["settings"]["terms"]
 
   both = sj.TaskVector(B, A) + 2 * sj.TaskVector(B, C)
   assert terms(both, B, "trees") == [
@@ -129,7 +129,7 @@ def test_the_record_has_every_term(tmp_path):
   # Another target: the start is a term of its own.
   assert [c for _, c in terms(both, PRE, "other")] == [1.0, -3.0, 2.0]
   same_name = [sj.Ingredient.from_params("best", t) for t in (A, C)]
-  both = sum(sj.TaskVector(B, one) for one in same_name)
+  both = sum(sj.TaskVector(B, model) for model in same_name)
   assert terms(both, B, "names") == [
     ["term 1, best", 1.0],
     ["term 2, best", 1.0],
@@ -153,7 +153,7 @@ def test_bad_input():
     task * task
   with pytest.raises(ValueError, match="'nothing' in scale matches no leaf"):
     task.apply_to(PRE, {"nothing": 1.0})
-  with pytest.raises(ValueError, match="says nothing about 1 leaves.*'head'"):
+  with pytest.raises(ValueError, match="1 leaves.*'head'"):
     task.apply_to(PRE, {"block": 1.0})
   other = {**A, "head": np.zeros(3, "f")}
   with pytest.raises(ValueError, match="head"):

@@ -51,8 +51,8 @@ def test_training_may_go_on_while_a_state_is_written(tmp_path):
     for _ in range(5):
       state = advance(state)
   saver.wait()
-  found, _ = train_state.restore(tmp_path, state)
-  assert float(found["w"].min()) == float(found["w"].max()) == 10
+  restored, _ = train_state.restore(tmp_path, state)
+  assert float(restored["w"].min()) == float(restored["w"].max()) == 10
 
 
 def largest(path):
@@ -99,7 +99,7 @@ def test_a_damaged_state_takes_no_place_of_a_whole_one(tmp_path, damaged, step):
     shutil.rmtree(tmp_path / f"state_{whole:08d}")
 
 
-def test_no_state_is_none_but_only_damaged_ones_are_an_error(tmp_path):
+def test_a_missing_state_is_none_but_damaged_ones_are_an_error(tmp_path):
   assert train_state.restore(tmp_path, STATE) is None
   saved(tmp_path, steps=(1,))
   flip(largest(tmp_path / "state_00000001"))
@@ -135,7 +135,7 @@ def test_states_come_back_onto_a_mesh(tmp_path):
   assert state["params"]["w"].sharding == places["params"]["w"]
 
 
-def test_what_cannot_be_written_is_said_when_waited_for(tmp_path):
+def test_wait_raises_errors_of_the_background_write(tmp_path):
   saver = train_state.StateSaver(tmp_path)
   saver.save(1, STATE, {"data": float("nan")})  # No JSON.
   with pytest.raises(ValueError, match="could not be written"):

@@ -23,7 +23,8 @@ def greedy_soups(process: int, count: int) -> list[list]:
   everywhere = sharding.replicated(mesh)
   models = []
   for k in range(8):
-    logits = (signal + rng.normal(size=(96, 4))).astype(np.float32)
+    noise = (0.5 + k) * rng.normal(size=(96, 4))
+    logits = (signal + noise).astype(np.float32)
     models.append(sj.Ingredient.from_params(f"m{k}", {"logits": logits}))
   part = 16 // count
   rows = [np.arange(at, at + part) for at in range(process * part, 96, 16)]

@@ -93,7 +93,7 @@ def by_hand(p, images):
   return x @ p["head"]["kernel"], x
 
 
-def test_what_it_computes():
+def test_equals_a_computation_by_hand():
   model = Mixer(**TINY, head_zeroinit=False)
   params = jax.tree.map(np.asarray, init(model))
   # Biases of norms and of the ends are zero at the beginning.
@@ -113,7 +113,7 @@ def test_what_it_computes():
 
 
 def test_it_trains_and_two_of_them_make_a_soup():
-  """The loop that trains ViTs, and the average of what it made."""
+  """Trains with the loop for ViTs, and averages the results."""
   model = Mixer(**TINY, stochastic_depth=0.1)
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 3, 96)
@@ -167,10 +167,10 @@ def test_stochastic_depth_is_for_training():
 
 
 def test_bad_arguments():
-  with pytest.raises(ValueError, match="Patches of 5 pixels do not tile"):
+  with pytest.raises(ValueError, match="5 pixels"):
     init(Mixer(**{**TINY, "patch_size": 5}))
-  with pytest.raises(ValueError, match="Unknown Mixer variant 'B16'"):
+  with pytest.raises(ValueError, match="'B16'"):
     mixer_variant("B16")
-  with pytest.raises(ValueError, match="must be in .0, 1., got 1"):
+  with pytest.raises(ValueError, match="stochastic_depth.*got 1"):
     init(Mixer(**TINY, stochastic_depth=1))
   assert mixer_variant("mu/4") == {**MIXER_VARIANTS["mu"], "patch_size": 4}

@@ -74,8 +74,8 @@ def num_params(model, size):
 def test_sizes_are_the_published_ones(name, pool, count):
   classes = 1000 if pool == "tok" else None
   model = ViT(num_classes=classes, pool_type=pool, **variant(name), scan=True)
-  found = num_params(model, 224)
-  assert found + (model.width if pool == "tok" else 0) == count
+  size = num_params(model, 224)
+  assert size + (model.width if pool == "tok" else 0) == count
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_scan_is_the_loop_with_stacked_parameters():
   stacked = {**params, "Transformer": stacked}
   chex.assert_trees_all_equal_shapes(stacked, init(scan))
   expected, _ = apply(loop, params)
-  found, _ = apply(scan, stacked)
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  logits, _ = apply(scan, stacked)
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
   # Blocks differ, or the order of the stack would not be tested.
   assert not np.allclose(*(jax.tree.leaves(b)[5] for b in blocks))
 
@@ -149,8 +149,8 @@ def test_remat_changes_no_gradient(scan):
 
     return jax.grad(loss)(params)
 
-  expected, found = (gradient(params, model) for model in (plain, remat))
-  chex.assert_trees_all_close(found, expected, atol=1e-5)
+  expected, actual = (gradient(params, model) for model in (plain, remat))
+  chex.assert_trees_all_close(actual, expected, atol=1e-5)
   jaxpr = jax.make_jaxpr(gradient, static_argnums=1)
   assert "remat" in str(jaxpr(params, remat))
   assert "remat" not in str(jaxpr(params, plain))
@@ -203,19 +203,19 @@ def test_sincos2d_tells_positions_apart():
   [
     ({"pool_type": "max"}, "pool_type 'max': did you mean 'map'"),
     ({"posemb": "rope"}, "posemb 'rope'"),
-    ({"num_heads": 3}, "width 16 is not divisible by 3 heads"),
-    ({"patch_size": 5}, "Patches of 5 pixels do not tile images of 8 x 12"),
-    ({"width": 18, "posemb": "sincos2d"}, "4 divides, got 18"),
-    ({"act": "quickgelu"}, "'quickgelu': did you mean 'quick_gelu'"),
+    ({"num_heads": 3}, "width 16 .*=3"),
+    ({"patch_size": 5}, "5 pixels .* 8 x 12"),
+    ({"width": 18, "posemb": "sincos2d"}, "got 18"),
+    ({"act": "quickgelu"}, "'quickgelu'.*'quick_gelu'"),
     ({"attention": "flash"}, "attention 'flash'"),
     (
       {"remat_policy": "nothing_savable"},
-      "remat_policy .*did you mean 'nothing_saveable'",
+      "remat_policy .*'nothing_saveable'",
     ),
-    ({"stochastic_depth": -0.1}, "stochastic_depth must be in .*-0.1"),
+    ({"stochastic_depth": -0.1}, "stochastic_depth .*-0.1"),
     (
       {"class_token": True, "pool_type": "tok"},
-      "class_token goes with pool_type .* not with 'tok'",
+      "class_token .*'tok'",
     ),
   ],
 )
@@ -226,7 +226,7 @@ def test_bad_options(change, message):
 
 @pytest.mark.parametrize("name", ["X/16", "B", "B/", "B/x", "B/0", "b/16"])
 def test_unknown_variants(name):
-  with pytest.raises(ValueError, match=f"Unknown ViT variant {name!r}: .*B"):
+  with pytest.raises(ValueError, match=f"{name!r}.*B"):
     variant(name)
 
 
@@ -234,7 +234,7 @@ def test_unknown_variants(name):
   "name,near", [("b/16", "'B'"), ("So400/14", "'So400m'"), ("tiny/16", "'Ti'")]
 )
 def test_unknown_variants_with_suggestions(name, near):
-  with pytest.raises(ValueError, match=f"did you mean .*{near}"):
+  with pytest.raises(ValueError, match=near):
     variant(name)
 
 
@@ -247,12 +247,12 @@ def test_sincos2d_of_the_smallest_width():
   table = vit.sincos2d(2, 3, 4)
   assert table.shape == (1, 6, 4) and np.isfinite(table).all()
   np.testing.assert_allclose(table[0, :, 0], np.sin([0, 1, 2, 0, 1, 2]), 1e-6)
-  with pytest.raises(ValueError, match="a width that 4 divides, got 0"):
+  with pytest.raises(ValueError, match="got 0"):
     vit.sincos2d(2, 3, 0)
 
 
 def encoded(model, params):
-  """What pooling sees, (batch, tokens, width)."""
+  """Returns the input of pooling, (batch, tokens, width)."""
   bare = {k: v for k, v in params.items() if k != "head"}
   tokens = model.clone(pool_type="none", num_classes=None)
   return apply(tokens, bare)[0]
@@ -285,7 +285,7 @@ def test_class_token_beside_a_mean():
   # It is not in the mean, but the others see it.
   moved = {**params, "cls": params["cls"] * -1}
   assert not np.allclose(apply(model, moved)[1], features, atol=1e-3)
-  # With pool_type "tok" it is what is pooled.
+  # With pool_type "tok" the class token is pooled.
   token = model.clone(pool_type="tok", class_token=False)
   np.testing.assert_allclose(apply(token, params)[1], tokens[:, 0], atol=1e-5)
 
@@ -327,7 +327,7 @@ def test_attention_is_that_of_linen(implementation, dtype, pool, monkeypatch):
     seen.append(implementation)
     return nn.dot_product_attention(*args)
 
-  found = apply(model, params)[0]
+  logits = apply(model, params)[0]
   monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
   compiled.cache_clear()
   apply(model, params)
@@ -336,7 +336,7 @@ def test_attention_is_that_of_linen(implementation, dtype, pool, monkeypatch):
   assert set(seen) == (set() if ours else {implementation})
   expected = apply(ViT(**options, attention="xla"), params)[0]
   atol = 1e-5 if dtype == "float32" else 0.05
-  np.testing.assert_allclose(found, expected, atol=atol)
+  np.testing.assert_allclose(logits, expected, atol=atol)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -379,12 +379,12 @@ def test_rates_of_stochastic_depth_are_linear():
 def test_activations():
   x = np.linspace(-4, 4, 101).astype(np.float32)
   exact = 0.5 * x * (1 + special.erf(x / np.sqrt(2)))
-  found = {k: np.asarray(f(x)) for k, f in layers.ACTIVATIONS.items()}
-  np.testing.assert_allclose(found["gelu_exact"], exact, atol=1e-6)
+  values = {k: np.asarray(f(x)) for k, f in layers.ACTIVATIONS.items()}
+  np.testing.assert_allclose(values["gelu_exact"], exact, atol=1e-6)
   np.testing.assert_allclose(
-    found["quick_gelu"], x / (1 + np.exp(-1.702 * x)), atol=1e-6
+    values["quick_gelu"], x / (1 + np.exp(-1.702 * x)), atol=1e-6
   )
-  assert 1e-5 < np.abs(found["gelu"] - exact).max() < 1e-3
+  assert 1e-5 < np.abs(values["gelu"] - exact).max() < 1e-3
 
 
 def test_options_reach_the_layers():

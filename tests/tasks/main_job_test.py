@@ -89,15 +89,13 @@ def done(tmp_path_factory, environment):
   return workdir
 
 
-# Trained for some steps, and trained but not saved under the final name; one
-# member, an evaluation, a soup done.
+# Each command is killed in the middle of two of its stages. Trained for some
+# steps, and to the end but not saved under the final name; one member trained,
+# and a part of the next; one model evaluated, and one soup made.
 KILLS = {
   "pretrain": ("pretrained/state_*", "pretrained/ingredients/.last.tmp"),
-  "sweep": (
-    *("sweep/initial", "sweep/member_000/ingredients/last"),
-    "sweep/member_001/state_*",
-  ),
-  "cook": ("soups/metrics/*.json", "soups/soups/uniform", "soups/logits/*"),
+  "sweep": ("sweep/member_000/ingredients/last", "sweep/member_001/state_*"),
+  "cook": ("soups/metrics/*.json", "soups/soups/uniform"),
 }
 
 

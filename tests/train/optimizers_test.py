@@ -22,11 +22,11 @@ GRADS = [
 
 
 def directions(tx):
-  state, found = tx.init(PARAMS), []
+  state, result = tx.init(PARAMS), []
   for grads in GRADS:
     direction, state = tx.update(grads, state, PARAMS)
-    found.append(direction)
-  return found, state
+    result.append(direction)
+  return result, state
 
 
 def test_adamw_and_sgd_are_those_of_optax():
@@ -58,10 +58,10 @@ def reference_adafactor(grads, cap):
 @pytest.mark.parametrize("cap", [0.999, 0.3])
 def test_adafactor_follows_its_formulas(cap):
   tx = optimizers.make("adafactor", b2_cap=cap, momentum_dtype="float32")
-  found, _ = directions(tx)
+  result, _ = directions(tx)
   for name in PARAMS:
     expected = reference_adafactor([np.asarray(g[name]) for g in GRADS], cap)
-    np.testing.assert_allclose(found[-1][name], expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(result[-1][name], expected, rtol=2e-4, atol=1e-5)
 
 
 def test_adafactor_keeps_little():
@@ -73,14 +73,14 @@ def test_adafactor_keeps_little():
 
 def test_clipping_bounds_the_whole_gradient():
   tx = optimizers.make("sgd", momentum=0.0, clip_norm=0.5)
-  found, _ = directions(tx)
-  assert float(optax.tree.norm(found[0])) == pytest.approx(0.5, rel=1e-5)
+  result, _ = directions(tx)
+  assert float(optax.tree.norm(result[0])) == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(
   "name,options,problem",
   [
-    ("adam", {}, "'adam' is none of adamw, sgd, adafactor"),
+    ("adam", {}, "'adam'.*adamw"),
     ("sgd", {"b1": 0.9}, "do not fit sgd"),
     ("sgd", {"clip_norm": -1.0}, "clip_norm must be 0"),
   ],
@@ -99,9 +99,9 @@ def test_frozen_leaves_come_back_as_they_were():
 
 
 def test_expressions_that_freeze_nothing_or_all_are_refused():
-  with pytest.raises(ValueError, match="'biass' is found in no leaf"):
+  with pytest.raises(ValueError, match="'biass'"):
     optimizers.split(PARAMS, ["biass"])
-  with pytest.raises(ValueError, match="leaves nothing to train"):
+  with pytest.raises(ValueError, match="freeze=.*kernel|freeze="):
     optimizers.split(PARAMS, ["."])
 
 

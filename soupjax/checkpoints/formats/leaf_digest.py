@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A digest of the leaves in a file, kept in what soupjax writes.
+"""A digest of all leaves that soupjax stores in its checkpoints.
 
-The checksums of leaves cannot tell that a name, a shape or a dtype has changed,
-or that a leaf is gone.
+The checksums of single leaves do not show that a name, shape or dtype has
+changed or that a leaf is missing.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,11 +19,11 @@ def digest(
   specs: Mapping[str, jax.ShapeDtypeStruct],
   checksums: Mapping[str, int] | None = None,
 ) -> str:
-  """SHA-256 over names, shapes and dtypes of all leaves, in hexadecimal.
+  """Returns the hexadecimal SHA-256 of all names, shapes and dtypes.
 
   Args:
     specs: leaf -> shape and dtype.
-    checksums: leaf -> CRC-32 of its bytes, to be part of the digest.
+    checksums: leaf -> CRC-32 of its bytes, if they should be included.
   """
   lines = []
   for leaf, spec in sorted(specs.items()):
@@ -38,28 +38,28 @@ def check(
   recorded: Any,
   names: Collection[str] = (),
 ) -> None:
-  """Compares the leaves of a file with those that were written.
+  """Compares the leaves of a file with its recorded digest.
 
   Args:
     path: of the file.
-    specs: leaf -> shape and dtype, as found.
+    specs: leaf -> shape and dtype, from the file.
     recorded: the digest in the file; None if it has none.
-    names: leaves of which the file has a checksum; of all, or none.
+    names: the leaves that have a recorded checksum: all leaves or none.
 
   Raises:
-    ValueError: saying how they differ.
+    ValueError: naming the leaves that differ.
   """
-  lost = sorted(set(names) - set(specs))
-  new = sorted(set(specs) - set(names)) if names else []
-  if lost or new:
-    what = f"recorded are also {lost[:10]}" if lost else ""
-    what += " and " if lost and new else ""
-    what += f"not recorded are {new[:10]}" if new else ""
-  elif recorded is not None and recorded != digest(specs):
-    what = "a name, shape or dtype has changed"
-  else:
-    return
-  raise ValueError(
-    f"{path} is damaged: its leaves are not those that were written ({what}). "
-    "Copy it again from its source."
-  )
+  missing = sorted(set(names) - set(specs))
+  extra = sorted(set(specs) - set(names)) if names else []
+  differences = []
+  if missing:
+    differences.append(f"{missing[:10]} are missing")
+  if extra:
+    differences.append(f"{extra[:10]} were not recorded")
+  if not differences and recorded is not None and recorded != digest(specs):
+    differences.append("a name, shape or dtype has changed")
+  if differences:
+    raise ValueError(
+      f"{path} is damaged: its leaves are not those that were written "
+      f"({' and '.join(differences)}). Copy it again from its source."
+    )

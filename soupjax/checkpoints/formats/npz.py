@@ -1,18 +1,15 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""NumPy `.npz` archives, as big_vision and AugReg publish their weights.
+"""NumPy `.npz` archives, the format of big_vision and AugReg weights.
 
-Members that are stored as they are, which is what `np.savez` does, are read by
-ranges. Compressed ones are inflated from the start for every piece that is
-wanted, hence best read whole. bfloat16 is kept as `|V2`, which is how NumPy
-writes a dtype that it does not know.
+Uncompressed members, which `np.savez` writes, are read by ranges. Compressed
+members must be decoded from their start, so they are read whole. bfloat16 is
+stored as `|V2`, NumPy's descriptor for unknown dtypes of two bytes.
 """
 
 from collections.abc import Mapping, Sequence
 import io
 import json
-import lzma
-import os
 import struct
 from typing import Any
 import zipfile
@@ -22,24 +19,25 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from soupjax import files
 from soupjax.checkpoints.formats import (
+  block_writer,
   byte_ranges,
   leaf_digest,
   params_of_state,
 )
-from soupjax.soups.core import crc32, slices
+from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 
 _LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
+_MAX_HEADER = 65536 + 16
 
 
 def bad(path: str, reason: Any) -> ValueError:
-  """The error about an archive that is damaged."""
+  """Returns the error for a damaged archive."""
   return ValueError(
-    f"{path} is not a sound archive: {reason}. Copy it again, or leave it out."
+    f"{path} is not a sound archive: {reason}. Copy it again or leave it out."
   )
 
 
@@ -47,36 +45,35 @@ def open_archive(path: str) -> zipfile.ZipFile:
   """Opens a zip file.
 
   Raises:
-    ValueError: if it is none, or cut short.
+    ValueError: if it is not a zip file or is cut short.
   """
   try:
-    place = (
-      byte_ranges.remote_path(path) if byte_ranges.is_remote(path) else None
-    )
-    return zipfile.ZipFile(place.open("rb") if place else path)
+    remote = byte_ranges.is_remote(path)
+    file = byte_ranges.remote_path(path).open("rb") if remote else path
+    return zipfile.ZipFile(file)
   except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as e:
-    raise bad(path, f"{e} (cut short, or no zip file)") from e
+    raise bad(path, f"{e} (cut short or not a zip file)") from e
 
 
 def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
-  """Where the bytes of a member begin.
+  """Returns the offset of a member's bytes.
 
   Raises:
-    ValueError: if its own header is damaged, or its bytes are not all there.
+    ValueError: if the member's header is damaged or its bytes are cut short.
   """
   header = file.read(info.header_offset, _LOCAL.size)
   if header[:4] != _LOCAL_MAGIC:
     raise bad(file.path, f"member {info.filename!r} has no header")
-  # Its lengths may differ from those in the list of members, its name not.
-  name, extra = _LOCAL.unpack(header)[-2:]
-  found = file.read(info.header_offset + _LOCAL.size, name)
+  # The lengths may differ from those in the list of members, the name may not.
+  name_size, extra_size = _LOCAL.unpack(header)[-2:]
+  name = file.read(info.header_offset + _LOCAL.size, name_size)
   encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
-  if found.decode(encoding, "replace") != info.orig_filename:
+  if name.decode(encoding, "replace") != info.orig_filename:
     raise bad(
       file.path,
-      f"member {info.filename!r} is called {found!r:.80} in its own header",
+      f"member {info.filename!r} is called {name!r:.80} in its own header",
     )
-  start = info.header_offset + _LOCAL.size + name + extra
+  start = info.header_offset + _LOCAL.size + name_size + extra_size
   if start + info.compress_size > file.size:
     raise bad(file.path, f"member {info.filename!r} ends outside the file")
   return start
@@ -87,19 +84,22 @@ def _check_listed(
   infos: Sequence[zipfile.ZipInfo],
   ends: Sequence[int],
 ) -> None:
-  """Checks that no member follows another without being in the list.
+  """Checks that every member is in the list.
 
-  A flipped bit in the list can make one entry swallow the next.
+  A flipped bit in the list can make one entry hide the next.
   """
   listed = {info.header_offset for info in infos}
-  # Where sizes were unknown when a member was begun, they come after it.
+  # A streamed member is followed by its sizes, which take 16 or 24 bytes.
   for end in [0, *ends, *(end + skip for end in ends for skip in (16, 24))]:
     if end not in listed and file.size >= end + 4:
       if file.read(end, 4) == _LOCAL_MAGIC:
         raise bad(file.path, f"the member at byte {end} is not in its list")
 
 
-def _array_header(path, name, head: bytes) -> tuple[jax.ShapeDtypeStruct, int]:
+def _array_header(
+  path: str, leaf: str, head: bytes
+) -> tuple[jax.ShapeDtypeStruct, bool, int]:
+  """Returns spec, whether the order is column-major, and header length."""
   stream = io.BytesIO(head)
   try:
     version = np.lib.format.read_magic(stream)
@@ -110,23 +110,22 @@ def _array_header(path, name, head: bytes) -> tuple[jax.ShapeDtypeStruct, int]:
     shape, fortran, dtype = read(stream)
     if not all(type(n) is int and n >= 0 for n in shape):
       raise ValueError(f"shape {shape}")
-  # Of a damaged header, numpy lets almost anything through.
+  # NumPy raises many kinds of errors for damaged headers.
   except Exception as e:
-    raise bad(path, f"{name!r} has no array header ({e})") from e
-  if fortran and len(shape) > 1:
-    shape = ("fortran", *shape)
+    raise bad(path, f"{leaf!r} has no valid array header ({e})") from e
   if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
     dtype = np.dtype(ml_dtypes.bfloat16)
   if dtype.hasobject or dtype.kind not in "biufc" and dtype.name != "bfloat16":
     raise ValueError(
-      f"Leaf {name!r} of {path} has dtype {dtype}: only numbers can be read. "
+      f"Leaf {leaf!r} of {path} has dtype {dtype}: only numbers can be read. "
       "Pickled objects are never loaded."
     )
   if dtype.byteorder == ">":
     raise ValueError(
-      f"Leaf {name!r} of {path} is big-endian: save it again as {dtype.name}."
+      f"Leaf {leaf!r} of {path} is big-endian: save it again as {dtype.name}."
     )
-  return (shape, dtype), stream.tell()
+  spec = jax.ShapeDtypeStruct(shape, dtype)
+  return spec, fortran and len(shape) > 1, stream.tell()
 
 
 def open_checkpoint(path: str, name: str) -> Ingredient:
@@ -134,19 +133,19 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
 
   Args:
     path: of the file.
-    name: the ingredient's name.
+    name: of the ingredient.
 
   Returns:
     The ingredient. Names with '/' make nested dicts; a train state is cut to
-    its weights. The CRC-32 of a stored member is checked when it is read whole.
+    its weights. CRC-32 values of uncompressed members are verified when these
+    are read whole.
 
   Raises:
-    ValueError: if it is damaged, or holds anything but numbers.
+    ValueError: if it is damaged or has other members than arrays of numbers.
   """
   file = byte_ranges.ByteFile(path)
-  specs, places, packed, sums = {}, {}, {}, {}
+  specs, places, packed, checksums, ends = {}, {}, {}, {}, []
   with open_archive(path) as archive:
-    ends = []
     for info in archive.infolist():
       leaf = info.filename.removesuffix(".npy")
       if leaf in specs:
@@ -155,36 +154,39 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       ends.append(start + info.compress_size)
       stored = info.compress_type == zipfile.ZIP_STORED
       if stored:
-        head = file.read(start, min(info.file_size, 65536 + 16))
+        head = file.read(start, min(info.file_size, _MAX_HEADER))
       else:
-        head = inflate(archive, path, info, 65536 + 16)
-      (shape, dtype), length = _array_header(path, leaf, head)
-      fortran = shape[:1] == ("fortran",)
-      shape = shape[1:] if fortran else shape
-      specs[leaf] = jax.ShapeDtypeStruct(shape, dtype)
-      if slices.size(slices.whole(shape)) * dtype.itemsize != (
-        info.file_size - length
-      ):
-        raise bad(path, f"{leaf!r} has {info.file_size} bytes for {shape}")
+        head = inflate(archive, path, info, _MAX_HEADER)
+      spec, fortran, length = _array_header(path, leaf, head)
+      specs[leaf], num_bytes = spec, info.file_size - length
+      if spec.size * spec.dtype.itemsize != num_bytes:
+        raise bad(path, f"{leaf!r} has {info.file_size} bytes for {spec.shape}")
       if stored and not fortran:
         places[leaf] = byte_ranges.Place(file, start + length)
-        # The recorded checksum covers the header as well.
-        sums[leaf] = _without(info.CRC, head[:length], info.file_size - length)
+        # The recorded checksum includes the array header: remove its part.
+        header = (zlib.crc32(head[:length]), length)
+        checksums[leaf] = info.CRC ^ crc32.combine([header, (0, num_bytes)])
       else:
         packed[leaf] = (info.filename, length, fortran)
     _check_listed(file, archive.infolist(), ends)
     leaf_digest.check(path, specs, _comment(path, archive).get(leaf_digest.KEY))
-  found = byte_ranges.ingredient(
-    name, path, specs, places, order=list(specs), checksums=sums
-  )
-  return params_of_state.of(
-    _with_packed(found, path, packed) if packed else found
+  ingredient = byte_ranges.ingredient(
+    name, path, specs, places, order=list(specs), checksums=checksums
   )
 
+  def read_whole(leaf):
+    member, length, fortran = packed[leaf]
+    with open_archive(path) as archive:
+      data = inflate(archive, path, archive.getinfo(member))
+    return np.frombuffer(data, specs[leaf].dtype, offset=length).reshape(
+      specs[leaf].shape, order="F" if fortran else "C"
+    )
 
-def _without(whole: int, head: bytes, rest: int) -> int:
-  """CRC-32 of what follows a head, from that of both."""
-  return whole ^ crc32.combine([(zlib.crc32(head), len(head)), (0, rest)])
+  if packed:
+    ingredient = byte_ranges.with_whole_leaves(
+      ingredient, path, packed, read_whole
+    )
+  return params_of_state.of(ingredient)
 
 
 def inflate(
@@ -193,7 +195,7 @@ def inflate(
   info: zipfile.ZipInfo,
   limit: int | None = None,
 ) -> bytes:
-  """Decodes a member, or its first bytes.
+  """Returns the decoded bytes of a member, or the first `limit` of them.
 
   Raises:
     ValueError: if it is damaged.
@@ -201,49 +203,24 @@ def inflate(
   try:
     with archive.open(info) as f:
       return f.read(limit) if limit else f.read()
-  except (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,  # NotImplementedError too.
-    OSError,
-    ValueError,
-    struct.error,
-  ) as e:
-    raise bad(path, f"member {info.filename!r}: {e}") from e
+  except Exception as e:  # Decoders raise many kinds of errors.
+    raise bad(path, f"member {info.filename!r}: {e!r}") from e
 
 
-def _with_packed(found: Ingredient, path: str, packed) -> Ingredient:
-  """Adds leaves that must be decoded: compressed, or in column-major order."""
-
-  def whole(leaf):
-    member, length, fortran = packed[leaf]
-    spec = found.specs[leaf]
-    with open_archive(path) as archive:
-      data = inflate(archive, path, archive.getinfo(member))
-    return np.frombuffer(data, spec.dtype, offset=length).reshape(
-      spec.shape, order="F" if fortran else "C"
-    )
-
-  return byte_ranges.with_whole_leaves(found, path, packed, whole)
-
-
-def comment(path: str) -> dict[str, Any]:
-  """Returns the record that soupjax left in an archive, {} if there is none."""
+def record(path: str) -> dict[str, Any]:
+  """Returns the record that soupjax left in an archive, {} if it left none."""
   with open_archive(path) as archive:
     return _comment(path, archive).get("soupjax", {})
 
 
 def _comment(path, archive) -> dict[str, Any]:
-  text = archive.comment
-  if b"soupjax" not in text:
+  if b"soupjax" not in archive.comment:
     return {}
   try:
-    found = json.loads(text)
-    if not isinstance(found["soupjax"], dict):
-      raise TypeError("its record is no object")
-    return found
+    comment = json.loads(archive.comment)
+    if not isinstance(comment["soupjax"], dict):
+      raise TypeError("its record is not an object")
+    return comment
   except (ValueError, KeyError, TypeError, RecursionError) as e:
     raise bad(path, f"its comment is damaged ({e!r})") from e
 
@@ -251,20 +228,21 @@ def _comment(path, archive) -> dict[str, Any]:
 def check(
   specs: Mapping[str, jax.ShapeDtypeStruct], provenance: Mapping[str, Any]
 ) -> None:
-  """Checks that an archive can hold some leaves and a record.
+  """Checks that an archive can hold these leaves and this record.
 
   Raises:
-    ValueError: naming a leaf whose dtype has no place in this format, or if the
-      record is too long for a comment.
+    ValueError: naming a leaf whose dtype the format lacks, or the size of a
+      record that is too long for a comment.
   """
   for leaf, spec in specs.items():
     _npy_header(leaf, spec)
-  _text(specs, provenance)
+  _new_comment(specs, provenance)
 
 
-def _text(specs, provenance) -> bytes:
+def _new_comment(specs, provenance) -> bytes:
   digest = leaf_digest.digest(specs)
-  text = json.dumps({"soupjax": provenance, leaf_digest.KEY: digest}).encode()
+  comment = {"soupjax": provenance, leaf_digest.KEY: digest}
+  text = json.dumps(comment).encode()
   if len(text) > _MAX_COMMENT:
     raise ValueError(
       f"The record of this soup has {len(text)} bytes, and an npz file takes "
@@ -273,8 +251,8 @@ def _text(specs, provenance) -> bytes:
   return text
 
 
-class NpzWriter:
-  """Writes an archive of stored members, for `np.load` and big_vision."""
+class NpzWriter(block_writer.RangeWriter):
+  """Writes an archive of uncompressed members, for NumPy and big_vision."""
 
   def __init__(
     self,
@@ -282,123 +260,69 @@ class NpzWriter:
     specs: Mapping[str, jax.ShapeDtypeStruct],
     order: Sequence[str],
     *,
-    create: bool = True,
+    first: bool = True,
   ):
-    """Makes the file, without headers.
+    """Opens the file and leaves room for the headers.
 
     Args:
       path: of the file.
       specs: leaf -> shape and dtype.
       order: the order of the members.
-      create: False in all processes but the first.
+      first: whether this process creates the file and writes the headers.
 
     Raises:
-      ValueError: if a dtype has no place in this format, or the disk is full.
+      ValueError: if the format lacks a dtype, or the disk is full.
     """
-    self.order = list(order)
-    self._specs = {leaf: specs[leaf] for leaf in order}
+    # Leaf -> offset and bytes of its array header, size of its data.
     self._heads: dict[str, tuple[int, bytes, int]] = {}
     at, places = 0, {}
-    for leaf in self.order:
+    for leaf in order:
       head = _npy_header(leaf, specs[leaf])
-      size = slices.size(slices.whole(specs[leaf].shape))
-      size *= specs[leaf].dtype.itemsize
-      self._heads[leaf] = (at, head, size)
-      at += len(self._local(leaf, 0)) + len(head)
-      places[leaf] = at
-      at += size
-    self._end = at
-    self._fd = files.open_for_writing({path: at}, create=create)[path]
-    places = {leaf: (self._fd, offset) for leaf, offset in places.items()}
-    self.ranges = byte_ranges.RangeWriter(specs, places)
-    self.write = self.ranges.write
-    self._flusher = files.Flusher([self._fd])
+      num_bytes = specs[leaf].size * specs[leaf].dtype.itemsize
+      self._heads[leaf] = (at, head, num_bytes)
+      at += len(self._info(leaf, 0).FileHeader(zip64=True)) + len(head)
+      places[leaf] = (path, at)
+      at += num_bytes
+    self._path, self._end = path, at
+    specs = {leaf: specs[leaf] for leaf in order}
+    super().__init__(specs, places, {path: at}, first=first)
 
-  def _info(self, leaf, value) -> zipfile.ZipInfo:
-    at, head, size = self._heads[leaf]
+  def _info(self, leaf, checksum) -> zipfile.ZipInfo:
+    at, head, num_bytes = self._heads[leaf]
     info = zipfile.ZipInfo(f"{leaf}.npy", (1980, 1, 1, 0, 0, 0))
-    info.header_offset, info.CRC = at, value
-    info.file_size = info.compress_size = len(head) + size
+    info.header_offset, info.CRC = at, checksum
+    info.file_size = info.compress_size = len(head) + num_bytes
     return info
 
-  def _local(self, leaf, value) -> bytes:
-    # Always with 64-bit sizes: one length whatever the size.
-    return self._info(leaf, value).FileHeader(zip64=True)
-
-  def finish(
-    self, provenance: Mapping[str, Any], *, first: bool = True
-  ) -> None:
-    """Reads everything back, and writes headers and the list of members.
-
-    Args:
-      provenance: the record; kept as the comment of the archive.
-      first: whether this is the process that writes the headers.
-
-    Raises:
-      ValueError: naming a leaf that differs from what was written, or if the
-        record is too long for a comment.
-    """
-    sums = self.ranges.read_back()
-    if first:
-      infos = []
-      for leaf in self.order:
-        at, head, size = self._heads[leaf]
-        value = crc32.combine(
-          [(zlib.crc32(head), len(head)), (sums[leaf], size)]
-        )
-        infos.append(self._info(leaf, value))
-        byte_ranges.write_all(self._fd, self._local(leaf, value) + head, at)
-      byte_ranges.write_all(self._fd, self._tail(infos, provenance), self._end)
-    self._flusher.stop()
-    os.fsync(self._fd)
-    self.close()
-
-  def _tail(self, infos, provenance) -> bytes:
-    """The list of members and the record, as `zipfile` writes them."""
-    stream = _Tail(self._end)
-    with zipfile.ZipFile(stream, "w") as archive:
-      archive.filelist = infos
-      archive.NameToInfo = {info.filename: info for info in infos}
-      archive.start_dir = self._end
-      archive.comment = _text(self._specs, provenance)
-    return stream.getvalue()
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._flusher.stop()
-    if self._fd >= 0:
-      os.close(self._fd)
-      self._fd = -1
-
-
-class _Tail(io.BytesIO):
-  """The end of a file that begins elsewhere."""
-
-  def __init__(self, start: int):
-    super().__init__()
-    self._start = start
-
-  def tell(self) -> int:
-    return super().tell() + self._start
-
-  def seek(self, offset: int, whence: int = 0) -> int:
-    return super().seek(offset - (self._start if whence == 0 else 0), whence)
+  def _write_headers(self, provenance, checksums):
+    infos, fd = [], self._fds[self._path]
+    for leaf, (at, head, num_bytes) in self._heads.items():
+      parts = [(zlib.crc32(head), len(head)), (checksums[leaf], num_bytes)]
+      infos.append(self._info(leaf, crc32.combine(parts)))
+      # With 64-bit sizes, so that the length does not depend on the size.
+      header = infos[-1].FileHeader(zip64=True) + head
+      block_writer.write_all(fd, header, at)
+    with open(self._path, "r+b") as file:
+      file.seek(self._end)
+      with zipfile.ZipFile(file, "w") as archive:
+        archive.filelist = infos
+        archive.comment = _new_comment(self.specs, provenance)
 
 
 def _npy_header(leaf: str, spec: jax.ShapeDtypeStruct) -> bytes:
   dtype = spec.dtype
   if dtype == ml_dtypes.bfloat16:
-    text = "|V2"
+    descriptor = "|V2"
   elif dtype.kind in "biufc" and dtype.isbuiltin == 1:
-    # NumPy would write a name for 8-bit floats that it cannot read.
-    text = np.lib.format.dtype_to_descr(dtype)
+    # For 8-bit floats, NumPy would write a name that it cannot read.
+    descriptor = np.lib.format.dtype_to_descr(dtype)
   else:
     raise ValueError(
       f"Leaf {leaf!r} has dtype {dtype}, which npz files cannot hold. Choose "
-      "dtype=, or another format."
+      "dtype= or another format."
     )
   stream = io.BytesIO()
   np.lib.format.write_array_header_1_0(
-    stream, {"descr": text, "fortran_order": False, "shape": spec.shape}
+    stream, {"descr": descriptor, "fortran_order": False, "shape": spec.shape}
   )
   return stream.getvalue()

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Orbax checkpoints: written by its V1 API, read by leaf and by slice.
 
-Metadata goes through Orbax, which knows its own layouts (V0 and V1, OCDBT or
-one file a chunk). Leaves are read with tensorstore from the arrays that Orbax
-stored: a tenth of the CPU time of an Orbax restore for every leaf, and a slice
-costs only the chunks that it touches.
+Orbax reads the metadata, since it knows its own layouts (V0 and V1, OCDBT or
+one file per chunk). Leaves are read directly with tensorstore, which takes a
+tenth of the CPU time of an Orbax restore and only the chunks of a slice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,73 +33,69 @@ from soupjax.soups.core.ingredient import Ingredient, Storage
 
 PyTree = Any
 
-# Where a tree is in its checkpoint: V1, V1 of old, CheckpointManager, the item
-# of several that is the model, V0.
+# Item names to try: V1, early V1, CheckpointManager, multi-item "params", V0.
 _TREES = ("state", "pytree", "default", "params", "")
 
 
 def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
   """Writes a tree as an Orbax checkpoint; see `save_params`."""
   _check_savable(path, params)
-  # Found by Orbax, it fills pages of the log.
+  # Orbax would report this in pages of log.
   files.check_writable(path)
   arrays = _arrays(params)
   sizes = [x.nbytes for x in jax.tree.leaves(arrays)]
   num_bytes = sum(sizes) + 640 * len(sizes) + 8192
-  files.check_room(path, num_bytes, files.free_bytes(path))
+  files.check_room(path, num_bytes)
   try:
-    with _raw():
+    with _uncompressed():
       ocp.save(path, arrays, custom_metadata=metadata)
   except Exception as e:
-    # Orbax leaves what it has written.
     if jax.process_index() == 0:
       shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
-    found = orbax_writer.explained(e, path)
-    if found is e:
-      raise
-    raise found from e
+    orbax_writer.explain(e, path)
+    raise
 
 
 def save_async(path: str, params: PyTree) -> Any:
-  """Begins to write a tree as an Orbax checkpoint.
+  """Starts to write a tree as an Orbax checkpoint.
 
   Args:
     path: a new directory.
     params: a tree of arrays; may be donated or changed after the call.
 
   Returns:
-    A response; its `result()` waits until the checkpoint is whole.
+    A response; its `result()` waits until the checkpoint is complete.
   """
   _check_savable(path, params)
-  with _raw():
+  with _uncompressed():
     return ocp.save_async(path, _arrays(params))
 
 
-def _raw() -> ocp.Context:
+def _uncompressed() -> ocp.Context:
   context = ocp.Context()
-  # Float weights hardly compress: raw files are twice as fast, 7 % larger.
+  # Float weights hardly shrink: this is twice as fast and 7 % larger.
   context.array.saving.use_compression = False
   return context
 
 
 def _arrays(params):
-  # Orbax refuses numpy scalars.
+  # Orbax rejects NumPy scalars.
   return jax.tree.map(
     lambda x: x if isinstance(x, jax.Array) else np.asarray(x), params
   )
 
 
 def _check_savable(path: str, params: PyTree) -> None:
-  """Checks what Orbax would notice too late, or never."""
-  wild = sorted(set(path) & set("*?["))
-  if wild:
+  """Checks for errors that Orbax reports late or never."""
+  wildcards = sorted(set(path) & set("*?["))
+  if wildcards:
     raise ValueError(
-      f"{path} has {' and '.join(wild)} in it, which Orbax takes for a "
-      "pattern: what it saves there may be lost. Choose another name."
+      f"{path} contains {' and '.join(wildcards)}, which Orbax takes for a "
+      "pattern: a checkpoint there may be lost. Choose another name."
     )
   leaves, _ = tree.flatten(params)
   paths, _ = jax.tree_util.tree_flatten_with_path(params)
-  # Orbax joins keys with dots: of two leaves of one name, one would be lost.
+  # Orbax joins keys with dots and would lose one of two leaves with one name.
   stored: dict[str, str] = {}
   for leaf, (keys, _) in zip(leaves, paths):
     key = jax.tree_util.keystr(keys, simple=True, separator=".")
@@ -110,16 +105,12 @@ def _check_savable(path: str, params: PyTree) -> None:
         "Rename one of them, or save to a .safetensors file."
       )
     stored[key] = leaf
-  for leaf, spec in tree.value_specs(leaves, "what is to be saved").items():
-    if 0 in spec.shape:
-      raise ValueError(
-        f"Leaf {leaf!r} has shape {spec.shape}: Orbax stores no empty arrays."
-      )
+  orbax_writer.check(tree.value_specs(leaves, "the tree to save"))
 
 
 @contextlib.contextmanager
 def explained(path: str):
-  """Turns what Orbax raises on a damaged checkpoint into a ValueError."""
+  """Turns Orbax's errors about a damaged checkpoint into a ValueError."""
   try:
     yield
   except (ValueError, OSError, KeyError, TypeError) as e:
@@ -127,8 +118,7 @@ def explained(path: str):
     reason = (str(e).splitlines() or ["no reason given"])[0]
     raise ValueError(
       f"{path} is not a whole Orbax checkpoint ({type(e).__name__}: {reason}). "
-      "A save that was cut short leaves such a directory: save it again, or "
-      "leave it out."
+      "It may be an interrupted save: save it again or leave it out."
     ) from e
 
 
@@ -141,21 +131,26 @@ def is_orbax(path: Any) -> bool:
 
 
 def custom_metadata(path: str) -> dict[str, Any]:
-  """Returns what `save_params` stored beside the weights."""
+  """Returns the custom metadata, such as that of `save_params`."""
   with explained(path):
     return _describe(path, _items(path)).custom_metadata or {}
 
 
+def record(path: str) -> dict[str, Any]:
+  """Returns the record that soupjax left in a checkpoint, {} if none."""
+  return custom_metadata(path).get("soupjax") or {}
+
+
 def open_checkpoint(path: str, name: str) -> Ingredient:
-  """Opens a checkpoint lazily: reads metadata, no weights.
+  """Opens a checkpoint lazily: reads metadata, but no weights.
 
   Args:
     path: a checkpoint directory.
-    name: the ingredient's name.
+    name: of the ingredient.
 
   Returns:
-    The ingredient. A full train state is cut down to its `params`; with
-    `batch_stats` beside them, to both.
+    The ingredient. A train state is cut to its `params`, or to `params` and
+    `batch_stats`.
 
   Raises:
     ValueError: if the checkpoint is damaged or incomplete.
@@ -166,49 +161,53 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     if roots:
       _check_index(roots[0])
     described = _describe(path, items)
-    _check_leaves(path, described)
-    found, entry = params_of_state.of_state(path, described.metadata)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(found)
+    recorded = _check_leaves(path, described)
+    params, entry = params_of_state.of_state(path, described.metadata)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not roots:
     raise ValueError(
-      f"{path} is an Orbax checkpoint of several things, none of them called "
-      f"{' or '.join(_TREES[:-1])}. Give the directory of one of them, as "
-      f"{path}/NAME."
+      f"{path} is an Orbax checkpoint of several items, none of which is "
+      f"called {' or '.join(_TREES[:-1])}. Give the directory of one item, "
+      f"such as {path}/NAME."
     )
-  open_one = functools.cache(
+  open_array = functools.cache(
     functools.partial(open_leaf, str(roots[0]), new_context())
   )
+  prefix = f"{entry}/" if entry else ""
   specs, keys = {}, {}
-  for key, leaf in leaves:
-    name_of_leaf = tree.name_of(key)
-    keys[name_of_leaf] = (f"{entry}." if entry else "") + (
-      jax.tree_util.keystr(key, simple=True, separator=".")
+  for key_path, array in leaves:
+    leaf = tree.name_of(key_path)
+    keys[leaf] = (f"{entry}." if entry else "") + (
+      jax.tree_util.keystr(key_path, simple=True, separator=".")
     )
-    if isinstance(leaf, str):
-      raise ValueError(f"Leaf {name_of_leaf!r} of {path} is text, no array.")
-    if not hasattr(leaf, "shape"):
-      # Python and numpy scalars of V0, which have it beside the data only.
+    if isinstance(array, str):
+      raise ValueError(f"Leaf {leaf!r} of {path} is text, not an array.")
+    if hasattr(array, "shape"):
+      specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+    else:
+      # The metadata of V0 has no specs of scalars.
       with explained(path):
-        array = open_one(keys[name_of_leaf])
-      leaf = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
-    specs[name_of_leaf] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        array = open_array(keys[leaf])
+      specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
   if not specs:
     raise ValueError(
-      f"{path} holds no arrays: it was saved from an empty tree, or is damaged."
+      f"{path} holds no arrays: it was saved from an empty tree or is damaged."
     )
 
   def read_box(leaf, box, out):
     with explained(path):
-      array = open_one(keys[leaf])[box]
+      array = open_array(keys[leaf])[box]
       ts.array(out.reshape(slices.shape_of(box))).write(array).result()
 
   storage = Storage(
     read_box=read_box,
     order=tuple(specs),
-    chunks=_Chunks(
-      {leaf: functools.partial(open_one, key) for leaf, key in keys.items()}
-    ),
-    checksums=_recorded(described.custom_metadata or {}, entry, specs),
+    chunks=_Chunks(open_array, keys),
+    checksums={
+      leaf: int(recorded[prefix + leaf], 16)
+      for leaf in specs
+      if prefix + leaf in recorded
+    },
   )
   return Ingredient(
     name=name,
@@ -221,41 +220,46 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
 
 
 def _items(path: str) -> list[str]:
-  """Those of `_TREES` that a checkpoint has."""
+  """Returns the names in `_TREES` that a checkpoint has."""
   place = epath.Path(path)
   return [item for item in _TREES if (place / item / "_METADATA").exists()]
 
 
 def _describe(path: str, items: Sequence[str]) -> Any:
-  """Returns Orbax's metadata of the tree that was found."""
+  """Returns Orbax's metadata of the first item."""
   place = epath.Path(path)
   if items and items[0]:
     return ocp.metadata(path, checkpointable_name=items[0])
   if items and not (place / "_CHECKPOINT_METADATA").exists():
     if (place.parent / "_CHECKPOINT_METADATA").exists():
-      # The directory of one item of several.
+      # The path is the directory of one item.
       return ocp.metadata(place.parent, checkpointable_name=place.name)
   return ocp.metadata(path)
 
 
-def _check_leaves(path: str, described: Any) -> None:
-  """Compares the leaves with those that soupjax wrote, if it did."""
+def _check_leaves(path: str, described: Any) -> dict[str, str]:
+  """Compares the leaves with the digest of soupjax, if there is one.
+
+  Returns:
+    The checksums that soupjax recorded.
+  """
   custom = described.custom_metadata or {}
-  if leaf_digest.KEY not in custom:
-    return
-  leaves, _ = tree.flatten(described.metadata)
-  specs = {
-    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    for name, leaf in leaves.items()
-  }
-  names = custom.get("soupjax", {}).get("crc32", {})
-  leaf_digest.check(path, specs, custom[leaf_digest.KEY], names)
+  soup = custom.get("soupjax")
+  checksums = soup.get("crc32", {}) if isinstance(soup, dict) else {}
+  if leaf_digest.KEY in custom:
+    leaves, _ = tree.flatten(described.metadata)
+    specs = {
+      leaf: jax.ShapeDtypeStruct(array.shape, array.dtype)
+      for leaf, array in leaves.items()
+    }
+    leaf_digest.check(path, specs, custom[leaf_digest.KEY], checksums)
+  return checksums
 
 
 def _check_index(root: epath.Path) -> None:
-  """Reads the lists of what a tree holds, so that damage shows.
+  """Reads the index of a tree, so that damage raises an error.
 
-  Orbax logs it page by page, and goes on with a tree without leaves.
+  Orbax only logs such an error and returns a tree without leaves.
   """
   text = (root / "_METADATA").read_text(encoding="utf-8")
   try:
@@ -264,7 +268,7 @@ def _check_index(root: epath.Path) -> None:
   except (ValueError, TypeError, KeyError) as e:
     raise ValueError(f"{root / '_METADATA'} is damaged: {e!r}") from e
   if (root / "manifest.ocdbt").exists():
-    # Of every node of the index, with its checksum; of no weights.
+    # Verifies the checksum of every index node without reading weights.
     store = _database(str(root))
     ts.KvStore.open(store, context=new_context()).result().list().result()
   elif described.get("use_ocdbt"):
@@ -272,37 +276,25 @@ def _check_index(root: epath.Path) -> None:
 
 
 class _Chunks(Mapping):
-  """Leaf -> shape of what is read at once; a leaf is opened when asked for."""
+  """Leaf -> chunk shape; an array is opened when its leaf is asked for."""
 
-  def __init__(self, arrays):
-    self._arrays = arrays
+  def __init__(self, open_array, keys):
+    self._open_array, self._keys = open_array, keys
 
   def __getitem__(self, leaf):
-    array = self._arrays[leaf]()
+    array = self._open_array(self._keys[leaf])
     # 0-d arrays have no chunks.
     return tuple(array.chunk_layout.read_chunk.shape or array.shape)
 
   def __iter__(self):
-    return iter(self._arrays)
+    return iter(self._keys)
 
   def __len__(self):
-    return len(self._arrays)
-
-
-def _recorded(
-  custom: Mapping[str, Any], entry: str, specs: Mapping[str, Any]
-) -> dict[str, int]:
-  """Checksums that soupjax left in the metadata, of leaves that are here."""
-  record = custom.get("soupjax")
-  found = record.get("crc32", {}) if isinstance(record, dict) else {}
-  names = {leaf: f"{entry}/{leaf}" if entry else leaf for leaf in specs}
-  return {
-    leaf: int(found[name], 16) for leaf, name in names.items() if name in found
-  }
+    return len(self._keys)
 
 
 def new_context() -> ts.Context:
-  """Makes what arrays that are opened together should share."""
+  """Returns a context to share among arrays that are opened together."""
   # Without a cache every open reads the OCDBT index again.
   return ts.Context(
     {
@@ -313,7 +305,7 @@ def new_context() -> ts.Context:
 
 
 def _database(root: str) -> dict[str, Any]:
-  """The tensorstore spec of the database that a tree is in."""
+  """Returns the tensorstore spec of the OCDBT database of a tree."""
   return {
     "driver": "ocdbt",
     "base": _store(root),
@@ -340,22 +332,23 @@ def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
   spec = {
     "driver": "zarr3" if zarr3 else "zarr",
     "kvstore": store,
-    # Orbax writes zeros too: what is missing is lost, not zero.
+    # Orbax stores zeros too, so a missing chunk is damage.
     "fill_missing_data_reads": False,
   }
   return ts.open(spec, context=context, open=True, read=True).result()
 
 
 def _store(root: str) -> dict[str, Any]:
-  """What tensorstore calls a directory, which may be in a bucket."""
+  """Returns the tensorstore spec of a local directory or one in a bucket."""
   kind, is_address, rest = root.partition("://")
   if not is_address:
-    # Not a file:// address, in which '?', '#' and '%' would mean something.
+    # A file:// address would give '?', '#' and '%' a meaning.
     return {"driver": "file", "path": f"{root}/"}
   drivers = {"gs": "gcs", "s3": "s3"}
   if kind not in drivers:
     raise ValueError(
-      f"{root}: Orbax checkpoints are read from gs:// and s3://. Copy it."
+      f"{root}: Orbax checkpoints are read from gs:// and s3:// only. Copy it "
+      "to a local path."
     )
   bucket, _, path = rest.partition("/")
   return {"driver": drivers[kind], "bucket": bucket, "path": f"{path}/"}

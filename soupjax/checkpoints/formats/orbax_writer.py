@@ -2,30 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes Orbax checkpoints block by block.
 
-Orbax itself wants whole leaves in memory. Here the arrays are written with
-tensorstore as Orbax would (zarr3 in an OCDBT store), in chunks of bounded size,
-uncompressed (float weights hardly compress) and with a checksum each (without
-one a flipped bit is restored silently), and Orbax's metadata goes beside them.
+Orbax itself needs whole leaves in memory. This writer stores arrays with
+tensorstore in Orbax's layout (zarr3 in an OCDBT store) and adds Orbax's
+metadata. Chunks have a bounded size and a checksum, without which a flipped bit
+is restored silently. They are not compressed, since float weights hardly
+shrink.
 """
 
 from collections.abc import Mapping, Sequence
-import concurrent.futures
+import errno
 import math
 import os
 import pathlib
-import threading
 import time
 from typing import Any
 
 import jax
-import numpy as np
 import tensorstore as ts
 
-from soupjax import files, processes
-from soupjax.checkpoints.formats import byte_ranges, leaf_digest
+from soupjax import files
+from soupjax.checkpoints.formats import block_writer, leaf_digest
 from soupjax.soups.core import crc32, slices
 
-# Chunks are what others read at once; a commit is what is held in memory.
+# The sizes of a chunk, which a reader decodes at once, and of a commit, which
+# stays in memory until then.
 CHUNK_BYTES = 4 << 20
 COMMIT_BYTES = 64 << 20
 
@@ -33,14 +33,14 @@ COMMIT_BYTES = 64 << 20
 def chunk_shape(
   spec: jax.ShapeDtypeStruct, source: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-  """Chooses how a leaf is cut in storage.
+  """Chooses the chunk shape of a leaf.
 
   Args:
-    spec: its shape and dtype.
-    source: the chunks that it is read in, which stay together.
+    spec: shape and dtype of the leaf.
+    source: the chunk shape of the ingredients; these chunks are not cut.
 
   Returns:
-    A chunk shape: some rows, or part of one if rows are long.
+    A chunk shape: several rows, or part of one if rows are long.
   """
   shape, most = spec.shape, max(1, CHUNK_BYTES // spec.dtype.itemsize)
   chunk = [1] * len(shape)
@@ -53,17 +53,21 @@ def chunk_shape(
   return tuple(chunk)
 
 
-def check(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-  """Checks that Orbax can hold a tree.
+def check(
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  provenance: Mapping[str, Any] | None = None,
+) -> None:
+  """Checks that Orbax can hold these leaves.
 
   Raises:
-    ValueError: naming a leaf that is empty.
+    ValueError: naming an empty leaf.
   """
+  del provenance  # It can have any size.
   for leaf, spec in specs.items():
-    if not math.prod(spec.shape):
+    if not spec.size:
       raise ValueError(
         f"Leaf {leaf!r} has shape {spec.shape}: Orbax stores no empty arrays. "
-        "Write safetensors or npz, or leave it out with select."
+        "Write safetensors or npz, or leave the leaf out."
       )
 
 
@@ -71,24 +75,24 @@ def num_bytes(
   specs: Mapping[str, jax.ShapeDtypeStruct],
   chunks: Mapping[str, tuple[int, ...]],
 ) -> int:
-  """About how much a checkpoint takes on disk, rather too much.
+  """Estimates the size of a checkpoint on disk, rather too high.
 
   Args:
     specs: leaf -> shape and dtype.
-    chunks: leaf -> chunk shape; the last of an axis is stored in full.
+    chunks: leaf -> chunk shape; chunks at the edge are stored in full.
   """
   weights = count = 0
   for leaf, spec in specs.items():
-    fit = [-(-n // c) for n, c in zip(spec.shape, chunks[leaf])]
-    count += math.prod(fit)
-    weights += math.prod(fit) * math.prod(chunks[leaf]) * spec.dtype.itemsize
+    grid = [-(-n // c) for n, c in zip(spec.shape, chunks[leaf])]
+    count += math.prod(grid)
+    weights += math.prod(grid) * math.prod(chunks[leaf]) * spec.dtype.itemsize
   # Metadata of a leaf, an entry of the index, and an index for each commit.
   commits = 1 + weights // COMMIT_BYTES
   return weights + 640 * len(specs) + 64 * count + 4096 * (1 + commits)
 
 
-class OrbaxWriter:
-  """Writes a directory that Orbax restores."""
+class OrbaxWriter(block_writer.BlockWriter):
+  """Writes a directory that Orbax restores; blocks consist of whole chunks."""
 
   def __init__(
     self,
@@ -96,57 +100,50 @@ class OrbaxWriter:
     specs: Mapping[str, jax.ShapeDtypeStruct],
     treedef: Any,
     chunks: Mapping[str, tuple[int, ...]],
-    *,
-    process: tuple[int, int] = (0, 1),
   ):
-    """Makes the store.
+    """Creates the store of this process.
 
     Args:
-      path: a directory that exists.
+      path: an existing directory.
       specs: leaf -> shape and dtype, in the order of `treedef`.
       treedef: of the tree.
-      chunks: leaf -> chunk shape; pieces that are written end where chunks do.
-      process: index and number of processes that write.
+      chunks: leaf -> chunk shape.
 
     Raises:
-      ValueError: if a leaf is of a dtype that zarr does not know.
+      ValueError: if zarr does not know the dtype of a leaf.
     """
-    self.path, self.specs, self.treedef = path, specs, treedef
-    self._index, self._count = process
+    index, self._count = jax.process_index(), jax.process_count()
+    super().__init__(specs, first=index == 0)
+    self.path = path
     self._chunks = chunks
     self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
     self._state = os.path.join(path, "state")
-    os.makedirs(self._store(), exist_ok=True)
+    # Several processes cannot write to one store at the same time.
+    self._folder = self._state if self._count == 1 else self._part(index)
+    os.makedirs(self._folder, exist_ok=True)
     self._keys = _keys(specs, treedef)
-    self._lock = threading.Lock()
-    self._transaction, self._held = ts.Transaction(), 0
+    self._transaction, self._uncommitted = ts.Transaction(), 0
     self._pending = None
-    self._pieces: dict[str, list[tuple[slices.Slices, int]]] = {
-      k: [] for k in specs
-    }
     arrays = {leaf: self._create(leaf) for leaf in specs}
-    self._flush()
+    self._commit()
     self._arrays = {k: a.with_transaction(None) for k, a in arrays.items()}
 
-  def _store(self) -> str:
-    # Processes that share one store get in each other's way.
-    if self._count == 1:
-      return self._state
-    return os.path.join(self._state, f"ocdbt.process_{self._index}")
+  def _part(self, index: int) -> str:
+    return os.path.join(self._state, f"ocdbt.process_{index}")
 
   def _base(self, folder: str) -> dict[str, Any]:
-    # Flushed once at the end instead of at each commit.
+    # Synced once at the end instead of at each commit.
     return {"driver": "file", "path": f"{folder}/", "file_io_sync": False}
 
   def _create(self, leaf):
     spec = self.specs[leaf]
     settings = {
       "driver": "zarr3",
-      # Without it a leaf of zeros would have no chunk, which reads as lost.
+      # Otherwise a leaf of zeros has no chunks and reads as missing.
       "store_data_equal_to_fill_value": True,
       "kvstore": {
         "driver": "ocdbt",
-        "base": self._base(self._store()),
+        "base": self._base(self._folder),
         "path": f"{'.'.join(k for k, _ in self._keys[leaf])}/",
         "config": {"max_inline_value_bytes": 1024},
       },
@@ -174,105 +171,65 @@ class OrbaxWriter:
     except ValueError as e:
       raise ValueError(
         f"Leaf {leaf!r} of dtype {spec.dtype} cannot be written: {e}. Choose "
-        "dtype=, or another format."
+        "dtype= or another format."
       ) from e
 
-  def _commit(self, limit: int) -> None:
-    """Ends the transaction if it holds more than `limit` bytes."""
-    if self._held < limit:
-      return
+  def _store(self, leaf, box, array):
+    block = array.reshape(slices.shape_of(box))
+    with self._lock:
+      target = self._arrays[leaf].with_transaction(self._transaction)
+      _wait(target[box].write(block), self.path)
+      self._uncommitted += array.nbytes
+      if self._uncommitted >= COMMIT_BYTES:
+        self._begin_commit()
+
+  def _begin_commit(self) -> None:
+    """Commits in the background, one transaction at a time."""
     if self._pending is not None:
       _wait(self._pending, self.path)
     self._pending = self._transaction.commit_async()
-    self._transaction, self._held = ts.Transaction(), 0
+    self._transaction, self._uncommitted = ts.Transaction(), 0
 
-  def write(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
-    """See `soupjax.soups.engine.run.Writer`; slices consist of whole chunks."""
-    value = crc32.crc32(np.ascontiguousarray(array))
-    part = array.reshape(slices.shape_of(box))
-    with self._lock:
-      target = self._arrays[leaf].with_transaction(self._transaction)
-      _wait(target[box].write(part), self.path)
-      self._pieces[leaf].append((box, value))
-      self._held += array.nbytes
-      self._commit(COMMIT_BYTES)
-
-  def finish(
-    self, provenance: Mapping[str, Any], *, first: bool = True
-  ) -> None:
-    """Reads everything back and writes Orbax's metadata.
-
-    Args:
-      provenance: the record.
-      first: whether this is the process that writes the metadata.
-
-    Raises:
-      ValueError: naming a leaf that differs from what was written.
-    """
-    self._flush()
-    sums = self._read_back(self._arrays, self._pieces)
-    sync_tree(self._store())
-    processes.barrier("stored")
-    if first:
-      self._write_tree()
-      if self._count > 1:
-        self._merge()
-      record = {k: f"{value:08x}" for k, value in sums.items()}
-      self._write_record({**provenance, "crc32": record})
-      sync_tree(self.path)
-
-  def _flush(self):
-    self._commit(0)
+  def _commit(self) -> None:
+    """Commits everything and waits for it."""
+    self._begin_commit()
     _wait(self._pending, self.path)
     self._pending = None
 
-  def _read_back(self, arrays, pieces) -> dict[str, int]:
-    """Compares all pieces; returns the checksums of all leaves."""
+  def _checksum(self, leaf, box):
+    stored = self._arrays[leaf][box].read(order="C")
+    return crc32.crc32(_wait(stored, self.path))
 
-    def one(leaf):
-      parts, spec = [], self.specs[leaf]
-      for box, expected in pieces[leaf]:
-        array = arrays[leaf]
-        found = crc32.crc32(_wait(array[box].read(order="C"), self.path))
-        if found != expected:
-          raise ValueError(
-            f"Leaf {leaf!r} was not written as it is: the bytes on disk have "
-            f"checksum {found:08x} instead of {expected:08x}. Is the disk "
-            "sound?"
-          )
-        first, item = (
-          next(slices.contiguous_runs(spec.shape, box))[0],
-          spec.dtype.itemsize,
-        )
-        parts.append((first * item, slices.size(box) * item, found))
-      return parts
+  def _flush(self):
+    self._commit()
+    sync_tree(self._folder)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-      mine = dict(zip(pieces, pool.map(one, pieces)))
-    everywhere = processes.gather_json(mine)
-    return {
-      leaf: crc32.whole(
-        [part for process in everywhere for part in process[leaf]],
-        slices.size(slices.whole(spec.shape)) * spec.dtype.itemsize,
-      )
-      for leaf, spec in self.specs.items()
-    }
+  def _write_headers(self, provenance, checksums):
+    self._write_tree()
+    if self._count > 1:
+      self._merge()
+    recorded = {leaf: f"{value:08x}" for leaf, value in checksums.items()}
+    self._write_record({**provenance, "crc32": recorded})
+    sync_tree(self.path)
+
+  def _sync(self):
+    """Does nothing: stores and headers are synced when they are written."""
 
   def _merge(self):
-    """Joins the stores of all processes by reference: no bytes move."""
+    """Joins the stores of all processes by reference, without a copy."""
     context, keys = ts.Context(), set()
     merged = ts.KvStore.open(
       {"driver": "ocdbt", "base": self._base(self._state)}, context=context
     ).result()
     transaction = ts.Transaction(atomic=True)
-    for i in range(self._count):
-      folder = os.path.join(self._state, f"ocdbt.process_{i}")
-      one = ts.KvStore.open(
-        {"driver": "ocdbt", "base": self._base(folder)}, context=context
+    for index in range(self._count):
+      part = ts.KvStore.open(
+        {"driver": "ocdbt", "base": self._base(self._part(index))},
+        context=context,
       ).result()
-      keys.update(one.list().result())
+      keys.update(part.list().result())
       target = merged.with_transaction(transaction)
-      one.experimental_copy_range_to(target).result()
+      part.experimental_copy_range_to(target).result()
     transaction.commit_async().result()
     if set(merged.list().result()) != keys:
       raise ValueError(
@@ -324,62 +281,66 @@ class OrbaxWriter:
     pathlib.Path(self.path, "orbax.checkpoint").touch()
 
   def close(self) -> None:
-    """Drops what is not committed."""
+    """Drops everything that is not committed."""
     self._transaction.abort()
 
 
 def _keys(specs, treedef) -> dict[str, Sequence[tuple[str, int]]]:
-  """Leaf -> its keys and whether each is of a list (1) or a dict (2)."""
-  named = jax.tree.unflatten(treedef, list(specs))
-  found = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(named)[0]:
-    found[leaf] = [
+  """Returns leaf -> its keys and their types: 1 in a list, 2 in a dict."""
+  names = jax.tree.unflatten(treedef, list(specs))
+  return {
+    leaf: [
       (
         jax.tree_util.keystr((key,), simple=True),
         1 if isinstance(key, jax.tree_util.SequenceKey) else 2,
       )
       for key in path
     ]
-  return found
+    for path, leaf in jax.tree_util.tree_flatten_with_path(names)[0]
+  }
 
 
 def _wait(future, path):
-  """Waits for tensorstore, and explains a full disk."""
+  """Waits for tensorstore and explains its errors."""
   try:
     return future.result()
   except (ValueError, OSError, RuntimeError) as e:
-    found = explained(e, path)
-    if found is e:
-      raise
-    raise found from e
+    explain(e, path)
+    raise
 
 
-def explained(error: Exception, path: str) -> Exception:
-  """Turns what tensorstore says of a disk that cannot be written into ours."""
+def explain(error: Exception, path: str) -> None:
+  """Raises a clear error for what tensorstore reports about a disk.
+
+  Args:
+    error: the error that is being handled. If it has another cause, nothing is
+      raised.
+    path: the output that was being written.
+
+  Raises:
+    ValueError: naming the output and a fix.
+  """
   text = str(error)
   if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-    return ValueError(
-      f"No space left for {path}: nothing was published. Free some, or choose "
-      "another out=."
-    )
-  if "DATA_LOSS" in text:
-    return ValueError(
+    error = OSError(errno.ENOSPC, text)
+  elif "DATA_LOSS" in text:
+    raise ValueError(
       f"{path} was not written as it is: {text.splitlines()[0]}. Is the disk "
       "sound?"
-    )
+    ) from error
   if isinstance(error, OSError):
-    return byte_ranges.explained(error, path)
-  return error
+    files.explain(error, path)
 
 
 def sync_tree(path: str) -> None:
-  """Flushes all files below a directory to disk."""
+  """Flushes all files in a directory to disk."""
   for folder, _, names in os.walk(path):
     for name in [*names, "."]:
       fd = os.open(os.path.join(folder, name), os.O_RDONLY)
       try:
         os.fsync(fd)
       except OSError as e:
-        raise byte_ranges.explained(e, path) from e
+        files.explain(e, path)
+        raise
       finally:
         os.close(fd)

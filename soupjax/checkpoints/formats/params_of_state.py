@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the model in a train state, by one rule for every format."""
+"""Extracts the model from a train state, with one rule for all formats."""
 
 from collections.abc import Collection
 import dataclasses
@@ -15,8 +15,8 @@ from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
-# What a training run keeps beside the model. Of anything else that is left out
-# the user is told.
+# Entries of a train state that are not part of the model. If any other entry is
+# left out, the user is warned.
 _TRAINING = re.compile(
   r"opt(im\w*|_\w+)?|(lr_?)?schedulers?|lr|\w*rngs?(_\w+)?|\w*steps?|epochs?|"
   r"iter(ation)?s?|(grad_?)?scaler|loss(_scale)?|loops|callbacks"
@@ -24,66 +24,69 @@ _TRAINING = re.compile(
 
 
 def of_state(path: str, state: PyTree) -> tuple[PyTree, str]:
-  """Cuts a train state to its weights.
+  """Returns the weights in a train state.
 
-  They are its entry `params`, or `params` and `batch_stats`, which are worth
-  nothing without each other. A tree that has nothing else stays as it is, and
-  so does one without `params`.
+  These are its entry `params`, or the entries `params` and `batch_stats`, since
+  a model needs both. A tree without other entries or without `params` is
+  returned unchanged.
 
   Args:
     path: of the checkpoint, for the warning.
-    state: nested containers; of the leaves nothing is asked.
+    state: nested containers with leaves of any type.
 
   Returns:
-    The part, and the name of the entry that it was, "" for more than one.
+    The weights, and the name of their entry, "" if it is not a single one.
   """
   if not (isinstance(state, dict) and len(state) > 1):
     return state, ""
   if not isinstance(state.get("params"), (dict, list, tuple)):
     return state, ""
-  kept = [key for key in ("params", "batch_stats") if key in state]
-  others = [k for k in state if k not in kept and jax.tree.leaves(state[k])]
-  warn_of_others(path, kept, others)
-  if len(kept) > 1:
-    return {key: state[key] for key in kept}, ""
+  keys = [key for key in ("params", "batch_stats") if key in state]
+  rest = [k for k in state if k not in keys and jax.tree.leaves(state[k])]
+  warn_of_rest(path, keys, rest)
+  if len(keys) > 1:
+    return {key: state[key] for key in keys}, ""
   return state["params"], "params"
 
 
-def warn_of_others(
-  path: str, kept: Collection[str], others: Collection[str]
+def warn_of_rest(
+  path: str, keys: Collection[str], rest: Collection[str]
 ) -> None:
-  """Warns of entries with arrays in them that may belong to the model."""
-  others = [key for key in map(str, others) if not _TRAINING.fullmatch(key)]
-  if others:
+  """Warns of ignored entries with arrays that may belong to the model."""
+  rest = [key for key in map(str, rest) if not _TRAINING.fullmatch(key)]
+  if rest:
     warnings.warn(
-      f"{path}: of this train state only {' and '.join(kept)} is read. It also "
-      f"has arrays in {others[:10]}, which are left out. If they belong to the "
-      "model, save them together with it, in one tree without the rest.",
+      f"{path}: only {' and '.join(keys)} is read from this train state. Its "
+      f"arrays in {rest[:10]} are ignored. If they belong to the model, save "
+      "them together with it in a tree without the training state.",
       stacklevel=5,
     )
 
 
-def of(found: Ingredient) -> Ingredient:
+def of(ingredient: Ingredient) -> Ingredient:
   """Cuts an ingredient whose file holds a train state to its weights."""
-  names = jax.tree.unflatten(found.treedef, list(found.specs))
-  part, _ = of_state(found.path, names)
-  if part is names:
-    return found
+  names = jax.tree.unflatten(ingredient.treedef, list(ingredient.specs))
+  weights, _ = of_state(ingredient.path, names)
+  if weights is names:
+    return ingredient
   # New name -> name in the file.
-  old, treedef = tree.flatten(part)
-  storage = found.storage
-  checksums, chunks = storage.checksums, storage.chunks
-  new = {name: leaf for leaf, name in old.items()}
+  old, treedef = tree.flatten(weights)
+  new = {stored: leaf for leaf, stored in old.items()}
+  storage = ingredient.storage
+
+  def renamed(values):
+    return {leaf: values[k] for leaf, k in old.items() if k in values}
+
   return dataclasses.replace(
-    found,
-    specs={leaf: found.specs[name] for leaf, name in old.items()},
+    ingredient,
+    specs=renamed(ingredient.specs),
     treedef=treedef,
-    reader=lambda leaf, index: found.reader(old[leaf], index),
+    reader=lambda leaf, index: ingredient.reader(old[leaf], index),
     storage=dataclasses.replace(
       storage,
       read_box=lambda leaf, box, out: storage.read_box(old[leaf], box, out),
-      order=tuple(new[name] for name in storage.order if name in new),
-      chunks={k: chunks[v] for k, v in old.items() if v in chunks},
-      checksums={k: checksums[v] for k, v in old.items() if v in checksums},
+      order=tuple(new[stored] for stored in storage.order if stored in new),
+      chunks=renamed(storage.chunks),
+      checksums=renamed(storage.checksums),
     ),
   )

@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The safetensors format: one file, or shards with an index.
 
-A file is the length of a header (8 bytes), the header (JSON) and the data.
-Headers come from strangers: everything in them is checked before it is used.
+A file consists of the header's length (8 bytes), the header (JSON) and the
+data. Headers are untrusted: every entry is checked before it is used.
 """
 
 import json
-import math
 import os
 import pathlib
 import struct
@@ -52,31 +51,25 @@ NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 def _bad(path, reason):
   return ValueError(
-    f"{path} is not a sound safetensors file: {reason}. Copy it again, or "
-    "leave it out."
+    f"{path} is not a sound safetensors file: {reason}. Copy it again or leave "
+    "it out."
   )
 
 
 def _unique(pairs):
-  found = dict(pairs)
-  if len(found) < len(pairs):
+  entries = dict(pairs)
+  if len(entries) < len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"the header has {twice!r} twice")
-  return found
+  return entries
 
 
 def read_header(file: byte_ranges.ByteFile) -> tuple[dict[str, Any], int]:
-  """Reads the header of one file.
-
-  Args:
-    file: open.
-
-  Returns:
-    Its JSON, and the offset of the data.
+  """Returns the header of an open file and the offset of the data.
 
   Raises:
-    ValueError: if it is no header.
+    ValueError: if the header is damaged.
   """
   if file.size < 8:
     raise _bad(file.path, f"it has {file.size} bytes")
@@ -84,8 +77,8 @@ def read_header(file: byte_ranges.ByteFile) -> tuple[dict[str, Any], int]:
   if length > min(file.size - 8, _MAX_HEADER):
     raise _bad(
       file.path,
-      f"its header should have {length} bytes, of {file.size} in the file (and "
-      f"{_MAX_HEADER} at most)",
+      f"its header should have {length} bytes, but the file has {file.size} "
+      f"and a header at most {_MAX_HEADER}",
     )
   try:
     header = json.loads(file.read(8, length), object_pairs_hook=_unique)
@@ -98,13 +91,13 @@ def read_header(file: byte_ranges.ByteFile) -> tuple[dict[str, Any], int]:
     isinstance(text, dict) and all(type(v) is str for v in text.values())
   ):
     raise _bad(
-      file.path, f"its __metadata__ is {text!r:.80}, not names with texts"
+      file.path, f"its __metadata__ must map names to strings, got {text!r:.80}"
     )
   return header, 8 + length
 
 
 def is_safetensors(path: str) -> bool:
-  """Whether a file begins as a safetensors file does."""
+  """Whether a file starts like a safetensors file."""
   file = byte_ranges.ByteFile(path)
   if file.size < 10:
     return False
@@ -113,24 +106,34 @@ def is_safetensors(path: str) -> bool:
 
 
 def metadata(path: str) -> dict[str, str]:
-  """Returns the free text that a file, or the first of its shards, carries."""
+  """Returns the free text in a file or in its first shard."""
   header, _ = read_header(byte_ranges.ByteFile(files_of(path)[0]))
   return header.get("__metadata__", {})
 
 
 def record(path: str) -> dict[str, Any]:
-  """Returns what soupjax left in a file, or in the shards of a directory."""
+  """Returns the record that soupjax left in a file or in all its shards."""
   merged: dict[str, Any] = {}
-  for one in files_of(path):
-    header, _ = read_header(byte_ranges.ByteFile(one))
-    text = header.get("__metadata__", {}).get("soupjax")
-    if text is not None:
-      try:
-        found = json.loads(text)
-        merged |= {**found, "crc32": merged.get("crc32", {}) | found["crc32"]}
-      except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise _bad(one, f"its record of soupjax is damaged ({e})") from e
+  checksums: dict[str, str] = {}
+  for file in files_of(path):
+    header, _ = read_header(byte_ranges.ByteFile(file))
+    if entries := _record(file, header.get("__metadata__", {})):
+      checksums |= entries["crc32"]
+      merged |= {**entries, "crc32": checksums}
   return merged
+
+
+def _record(path, text) -> dict[str, Any]:
+  """Returns the record in the metadata of a file, {} if it has none."""
+  if "soupjax" not in text:
+    return {}
+  try:
+    entries = json.loads(text["soupjax"])
+    for value in entries.setdefault("crc32", {}).values():
+      int(value, 16)
+    return entries
+  except (ValueError, AttributeError, TypeError, RecursionError) as e:
+    raise _bad(path, f"its record of soupjax is damaged ({e})") from e
 
 
 def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
@@ -139,68 +142,73 @@ def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
     start, stop = entry["data_offsets"]
     sizes = [*shape, start, stop]
     if not all(type(n) is int and n >= 0 for n in sizes):
-      raise TypeError("a number is not a natural number")
+      raise TypeError("a size or offset is not a natural number")
   except (TypeError, KeyError, ValueError) as e:
-    raise _bad(path, f"the entry of {name!r} makes no sense ({e!r})") from e
+    raise _bad(path, f"the entry of {name!r} is not valid ({e!r})") from e
   if type(dtype) is not str or dtype not in _DTYPES:
     raise _bad(
-      path, f"{name!r} has dtype {dtype!r}, known are {sorted(_DTYPES)}"
+      path, f"{name!r} has dtype {dtype!r}, which is not in {sorted(_DTYPES)}"
     )
   spec = tree.shared_spec(tuple(shape), np.dtype(_DTYPES[dtype]))
-  needed = math.prod(shape) * spec.dtype.itemsize
+  needed = spec.size * spec.dtype.itemsize
   if stop - start != needed:
     raise _bad(
       path,
-      f"{name!r} has {stop - start} bytes, where {dtype}{list(shape)} needs "
+      f"{name!r} has {stop - start} bytes, but {dtype}{list(shape)} needs "
       f"{needed}",
     )
   if stop > end:
     raise _bad(
       path,
-      f"it is cut short: {name!r} ends at byte {stop} of the data, of which "
-      f"there are {end}",
+      f"it is cut short: {name!r} ends at byte {stop} of the data, which has "
+      f"{end}",
     )
   return spec, start
 
 
+def _index(path: str) -> tuple[pathlib.Path | None, dict[str, str]]:
+  """Returns the path of the index of a checkpoint, and leaf -> shard."""
+  if os.path.isdir(path):
+    indices = sorted(pathlib.Path(path).glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+      raise ValueError(
+        f"{path} has several indices, {[f.name for f in indices]}: give the "
+        "path of one."
+      )
+    index = indices[0] if indices else None
+  else:
+    index = pathlib.Path(path) if path.endswith(".index.json") else None
+  if index is None:
+    return None, {}
+  content = files.read_json(index)
+  shards = content.get("weight_map") if isinstance(content, dict) else None
+  if not isinstance(shards, dict) or not shards:
+    raise ValueError(f"{index} is not an index: it has no weight_map.")
+  for leaf, shard in shards.items():
+    if type(shard) is not str or os.path.basename(shard) != shard:
+      raise ValueError(
+        f"{index} maps {leaf!r} to {shard!r:.80}, which is not the name of a "
+        "file in its directory."
+      )
+  return index, shards
+
+
 def files_of(path: str) -> list[str]:
-  """The files of a checkpoint, from its index if it has one."""
-  if not os.path.isdir(path) and not path.endswith(".index.json"):
+  """Returns the files of a checkpoint, from its index if it has one."""
+  index, shards = _index(path)
+  if index is not None:
+    paths = sorted({index.parent / shard for shard in shards.values()})
+  elif os.path.isdir(path):
+    paths = sorted(pathlib.Path(path).glob("*.safetensors"))
+  else:
     return [path]
-  folder = pathlib.Path(path)
-  if folder.is_dir():
-    found = sorted(folder.glob("*.safetensors.index.json"))
-    if len(found) > 1:
-      raise ValueError(
-        f"{path} has several indices, {[f.name for f in found]}: give the path "
-        "of one."
-      )
-    if not found:
-      return [str(f) for f in sorted(folder.glob("*.safetensors"))]
-    folder = found[0]
-  index = files.read_json(folder)
-  names = index.get("weight_map") if isinstance(index, dict) else None
-  if not isinstance(names, dict) or not names:
-    raise ValueError(f"{folder} is no index: it has no weight_map.")
-  for leaf, shard in names.items():
-    if type(shard) is not str:
-      raise ValueError(
-        f"{folder} says that {leaf!r} is in {shard!r:.80}, which is no name of "
-        "a file."
-      )
-  shards = sorted(set(names.values()))
-  for shard in shards:
-    if os.path.basename(shard) != shard:
-      raise ValueError(
-        f"{folder} names a shard {shard!r} outside its own directory."
-      )
-  missing = [s for s in shards if not (folder.parent / s).exists()]
+  missing = [file.name for file in paths if not file.exists()]
   if missing:
     raise ValueError(
-      f"{folder} names {len(shards)} shards, of which {len(missing)} are "
+      f"{index} names {len(paths)} shards, of which {len(missing)} are "
       f"missing: {missing[:10]}. Copy them too."
     )
-  return [str(folder.parent / shard) for shard in shards]
+  return [str(file) for file in paths]
 
 
 def open_checkpoint(path: str, name: str) -> Ingredient:
@@ -208,81 +216,64 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
 
   Args:
     path: of one of these.
-    name: the ingredient's name.
+    name: of the ingredient.
 
   Returns:
     The ingredient. Names with '/' make nested dicts; a train state is cut to
     its weights.
 
   Raises:
-    ValueError: if a file is damaged or missing, or a leaf is there twice.
+    ValueError: if a file is damaged or missing, or two shards have one leaf.
   """
-  specs, places, checksums, spans = {}, {}, {}, {}
-  for one in files_of(path):
-    file = byte_ranges.ByteFile(one)
+  specs, places, checksums = {}, {}, {}
+  for shard in files_of(path):
+    file = byte_ranges.ByteFile(shard)
     header, data = read_header(file)
-    text = header.pop("__metadata__", {})
+    text, spans = header.pop("__metadata__", {}), []
     for leaf, entry in header.items():
       leaf = sys.intern(leaf)  # One string for all checkpoints of a model.
       if leaf in specs:
         raise ValueError(
           f"{path} has leaf {leaf!r} in two shards: "
-          f"{places[leaf].file.path} and {one}."
+          f"{places[leaf].file.path} and {shard}."
         )
-      specs[leaf], start = _spec(one, leaf, entry, file.size - data)
+      specs[leaf], start = _spec(shard, leaf, entry, file.size - data)
       places[leaf] = byte_ranges.Place(file, data + start)
-      spans.setdefault(one, []).append((*entry["data_offsets"], leaf))
-    _check_spans(one, spans.get(one, []), file.size - data)
-    recorded = _recorded(one, text)
-    inside = {leaf: specs[leaf] for leaf in header}
-    leaf_digest.check(one, inside, text.get(leaf_digest.KEY), recorded)
-    checksums |= recorded
+      spans.append((*entry["data_offsets"], leaf))
+    _check_spans(shard, spans, file.size - data)
+    recorded = _record(shard, text).get("crc32", {})
+    leaf_digest.check(
+      shard,
+      {leaf: specs[leaf] for leaf in header},
+      text.get(leaf_digest.KEY),
+      recorded,
+    )
+    checksums |= {leaf: int(value, 16) for leaf, value in recorded.items()}
   _check_index(path, places)
   return params_of_state.of(
     byte_ranges.ingredient(name, path, specs, places, checksums=checksums)
   )
 
 
-def _check_spans(path, found, size):
+def _check_spans(path, spans, size):
   """Checks that leaves follow each other without overlap or gap."""
   end, before = 0, "the header"
-  for start, stop, leaf in sorted(found):
+  for start, stop, leaf in sorted(spans):
     if start != end:
-      what = "share bytes" if start < end else "have a gap between them"
-      raise _bad(path, f"{before!r} and {leaf!r} {what}")
+      problem = "share bytes" if start < end else "have a gap between them"
+      raise _bad(path, f"{before!r} and {leaf!r} {problem}")
     end, before = stop, leaf
   if end != size:
     raise _bad(path, f"{size - end} bytes at its end belong to no leaf")
 
 
 def _check_index(path, places):
-  index = path if path.endswith(".index.json") else None
-  if os.path.isdir(path):
-    index = next(
-      iter(pathlib.Path(path).glob("*.safetensors.index.json")), None
-    )
-  if index is None:
-    return
-  names = files.read_json(index)["weight_map"]
-  wrong = [
-    leaf
-    for leaf, shard in names.items()
-    if leaf not in places or os.path.basename(places[leaf].file.path) != shard
-  ]
-  wrong += [leaf for leaf in places if leaf not in names]
-  if wrong:
+  """Checks that the index and the shards list the same leaves."""
+  index, shards = _index(path)
+  actual = {k: os.path.basename(p.file.path) for k, p in places.items()}
+  wrong = [k for k in {**shards, **actual} if shards.get(k) != actual.get(k)]
+  if index is not None and wrong:
     raise ValueError(
       f"{index} and its shards disagree on {len(wrong)} leaves: {wrong[:10]}. "
       "Are they from one save?"
     )
-
-
-def _recorded(path, text) -> dict[str, int]:
-  """Checksums that soupjax left in a file."""
-  if "soupjax" not in text:
-    return {}
-  try:
-    found = json.loads(text["soupjax"]).get("crc32", {})
-    return {leaf: int(value, 16) for leaf, value in found.items()}
-  except (ValueError, AttributeError, TypeError, RecursionError) as e:
-    raise _bad(path, f"its record of soupjax is damaged ({e})") from e

@@ -11,27 +11,30 @@ from typing import Any
 import jax
 
 from soupjax import files
-from soupjax.checkpoints.formats import byte_ranges, leaf_digest, safetensors
-from soupjax.soups.core import slices
+from soupjax.checkpoints.formats import block_writer, leaf_digest, safetensors
 
 _ALIGNMENT = 64
 
 
-def check(specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-  """Checks that the format can hold some leaves.
+def check(
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  provenance: Mapping[str, Any] | None = None,
+) -> None:
+  """Checks that the format can hold these leaves.
 
   Raises:
-    ValueError: naming a leaf whose dtype has no name in it.
+    ValueError: naming a leaf whose dtype the format lacks.
   """
+  del provenance  # It can have any size.
   for leaf, spec in specs.items():
     if spec.dtype not in safetensors.NAMES:
       raise ValueError(
         f"Leaf {leaf!r} has dtype {spec.dtype}, which safetensors files cannot "
-        "hold. Choose dtype=, or another format."
+        "hold. Choose dtype= or another format."
       )
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(block_writer.RangeWriter):
   """Writes one file, or a directory of shards with an index."""
 
   def __init__(
@@ -43,133 +46,95 @@ class SafetensorsWriter:
     *,
     shard_bytes: int | None = None,
     text: Mapping[str, str] | None = None,
-    create: bool = True,
+    first: bool = True,
   ):
-    """Makes the files, without their headers.
+    """Opens the files and leaves room for the headers.
 
     Args:
-      path: a file; a directory that exists if `shard_bytes` is given.
+      path: a file; an existing directory if `shard_bytes` is given.
       specs: leaf -> shape and dtype.
       order: the order of the leaves.
-      provenance: as long as the one that `finish` will get.
-      shard_bytes: the most data in one shard; a larger leaf has its own.
+      provenance: of the same length as the one that `finish` gets.
+      shard_bytes: the most data in one shard; a larger leaf gets its own.
       text: more metadata.
-      create: False in all processes but the first.
+      first: whether this process creates the files and writes the headers.
 
     Raises:
-      ValueError: if a dtype has no name in this format, or the disk is full.
+      ValueError: if the format lacks a dtype, or the disk is full.
     """
     check(specs)
-    self.path = path
-    self.specs = specs
-    self.text = dict(text or {})
+    self.path, self.specs, self.text = path, specs, dict(text or {})
     self.sharded = shard_bytes is not None
-    # Numbers of one size are aligned if the large ones come first.
+    # Sorted by descending item size, so that all numbers are aligned.
     order = sorted(order, key=lambda leaf: -specs[leaf].dtype.itemsize)
     self.shards = _shards(specs, order, shard_bytes)
-    self._starts = {
-      shard: self._start(leaves, provenance)
-      for shard, leaves in self.shards.items()
-    }
-    sizes, offsets = {}, {}
+    self._starts, places, sizes = {}, {}, {}
     for shard, leaves in self.shards.items():
-      at = self._starts[shard]
+      file = self._file(shard)
+      header = self._header(leaves, provenance, dict.fromkeys(leaves, 0))
+      at = -(-(8 + len(header)) // _ALIGNMENT) * _ALIGNMENT
+      self._starts[shard] = at
       for leaf in leaves:
-        offsets[leaf] = shard, at
+        places[leaf] = file, at
         at += _num_bytes(specs[leaf])
-      sizes[self._file(shard)] = at
-    fds = files.open_for_writing(sizes, create=create)
-    self._fds = {shard: fds[self._file(shard)] for shard in self.shards}
-    places = {leaf: (self._fds[s], at) for leaf, (s, at) in offsets.items()}
-    self.ranges = byte_ranges.RangeWriter(specs, places)
-    self.write = self.ranges.write
-    self._flusher = files.Flusher(self._fds.values())
+      sizes[file] = at
+    super().__init__(specs, places, sizes, first=first)
 
   def _file(self, shard: str) -> str:
     return os.path.join(self.path, shard) if self.sharded else self.path
 
-  def _header(self, leaves, provenance, sums) -> bytes:
-    record = {**provenance, "crc32": {k: f"{sums[k]:08x}" for k in leaves}}
+  def _header(self, leaves, provenance, checksums) -> bytes:
+    recorded = {leaf: f"{checksums[leaf]:08x}" for leaf in leaves}
     header: dict[str, Any] = {
       "__metadata__": {
         **self.text,
-        "soupjax": json.dumps(record),
+        "soupjax": json.dumps({**provenance, "crc32": recorded}),
         leaf_digest.KEY: leaf_digest.digest({k: self.specs[k] for k in leaves}),
       }
     }
     at = 0
     for leaf in leaves:
-      n = _num_bytes(self.specs[leaf])
+      end = at + _num_bytes(self.specs[leaf])
       header[leaf] = {
         "dtype": safetensors.NAMES[self.specs[leaf].dtype],
         "shape": list(self.specs[leaf].shape),
-        "data_offsets": [at, at + n],
+        "data_offsets": [at, end],
       }
-      at += n
+      at = end
     return json.dumps(header, separators=(",", ":")).encode()
 
-  def _start(self, leaves, provenance) -> int:
-    header = self._header(leaves, provenance, dict.fromkeys(leaves, 0))
-    return -(-(8 + len(header)) // _ALIGNMENT) * _ALIGNMENT
-
-  def finish(
-    self, provenance: Mapping[str, Any], *, first: bool = True
-  ) -> None:
-    """Reads everything back and writes the headers.
-
-    Args:
-      provenance: the record, complete.
-      first: whether this is the process that writes the headers.
-
-    Raises:
-      ValueError: naming a leaf that differs from what was written.
-    """
-    sums = self.ranges.read_back()
-    if first:
-      for shard, leaves in self.shards.items():
-        header = self._header(leaves, provenance, sums)
-        room = self._starts[shard] - 8
-        assert len(header) <= room, (len(header), room)
-        data = struct.pack("<Q", room) + header.ljust(room)
-        byte_ranges.write_all(self._fds[shard], data, 0)
-      if self.sharded:
-        self._write_index()
-    self._flusher.stop()
-    for fd in self._fds.values():
-      os.fsync(fd)
-    self.close()
-
-  def _write_index(self):
-    total = sum(_num_bytes(spec) for spec in self.specs.values())
-    names = {leaf: s for s, leaves in self.shards.items() for leaf in leaves}
-    files.write_json(
-      os.path.join(self.path, "model.safetensors.index.json"),
-      {"metadata": {"total_size": total}, "weight_map": names},
-    )
-
-  def close(self) -> None:
-    """Closes the files."""
-    self._flusher.stop()
-    while self._fds:
-      os.close(self._fds.popitem()[1])
+  def _write_headers(self, provenance, checksums):
+    for shard, leaves in self.shards.items():
+      header = self._header(leaves, provenance, checksums)
+      room = self._starts[shard] - 8
+      assert len(header) <= room, (len(header), room)
+      data = struct.pack("<Q", room) + header.ljust(room)
+      block_writer.write_all(self._fds[self._file(shard)], data, 0)
+    if self.sharded:
+      total = sum(map(_num_bytes, self.specs.values()))
+      names = {leaf: s for s, leaves in self.shards.items() for leaf in leaves}
+      files.write_json(
+        os.path.join(self.path, "model.safetensors.index.json"),
+        {"metadata": {"total_size": total}, "weight_map": names},
+      )
 
 
 def _num_bytes(spec) -> int:
-  return slices.size(slices.whole(spec.shape)) * spec.dtype.itemsize
+  return spec.size * spec.dtype.itemsize
 
 
 def _shards(specs, order, shard_bytes) -> dict[str, list[str]]:
+  """Returns name of the shard -> its leaves."""
   shards: list[list[str]] = [[]]
   filled = 0
   for leaf in order:
-    n = _num_bytes(specs[leaf])
-    if shard_bytes is not None and shards[-1] and filled + n > shard_bytes:
+    num_bytes = _num_bytes(specs[leaf])
+    if shard_bytes and shards[-1] and filled + num_bytes > shard_bytes:
       shards.append([])
       filled = 0
     shards[-1].append(leaf)
-    filled += n
-  count = len(shards)
+    filled += num_bytes
   return {
-    f"model-{i:05d}-of-{count:05d}.safetensors": leaves
+    f"model-{i:05d}-of-{len(shards):05d}.safetensors": leaves
     for i, leaves in enumerate(shards, start=1)
   }

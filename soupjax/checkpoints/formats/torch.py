@@ -1,20 +1,18 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch `.pt` and `.bin` zip files, without torch and without running them.
+"""PyTorch `.pt` and `.bin` zip files, read without torch.
 
-The list of tensors in such a file is a pickle, which is a program. It is
-followed by `program`, which knows a dozen names, each bound to a harmless
-function of our own, and imports nothing: any other name is refused. The numbers
-are read by ranges.
+The list of tensors in such a file is a pickle, which is a program. `unpickle`
+interprets it without imports: it knows a dozen names, each bound to a harmless
+function in this file, and refuses all others. Numbers are read by ranges.
 """
 
 from collections.abc import Mapping
-import math
 from typing import Any, NamedTuple
 import zipfile
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from soupjax.checkpoints.formats import (
@@ -25,39 +23,29 @@ from soupjax.checkpoints.formats import (
 )
 from soupjax.soups.core.ingredient import Ingredient
 
-_MAX_PROGRAM = 64 << 20
+_MAX_PICKLE = 64 << 20
 _MAX_PARTS = 1_000_000
 _MAX_DEPTH = 64
 _MAX_AXES = 64
 _MAX_EXPANDED = 1 << 30
 _STORAGES = {
-  "DoubleStorage": np.float64,
-  "FloatStorage": np.float32,
-  "HalfStorage": np.float16,
-  "BFloat16Storage": ml_dtypes.bfloat16,
-  "LongStorage": np.int64,
-  "IntStorage": np.int32,
-  "ShortStorage": np.int16,
-  "CharStorage": np.int8,
-  "ByteStorage": np.uint8,
-  "BoolStorage": np.bool_,
-  "UntypedStorage": np.uint8,
+  "DoubleStorage": "float64",
+  "FloatStorage": "float32",
+  "HalfStorage": "float16",
+  "BFloat16Storage": "bfloat16",
+  "LongStorage": "int64",
+  "IntStorage": "int32",
+  "ShortStorage": "int16",
+  "CharStorage": "int8",
+  "ByteStorage": "uint8",
+  "BoolStorage": "bool",
+  "UntypedStorage": "uint8",
 }
-_DTYPES = {
-  "float64": np.float64,
-  "float32": np.float32,
-  "float16": np.float16,
-  "bfloat16": ml_dtypes.bfloat16,
-  "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-  "float8_e5m2": ml_dtypes.float8_e5m2,
-  "int64": np.int64,
-  "int32": np.int32,
-  "int16": np.int16,
-  "int8": np.int8,
-  "uint8": np.uint8,
-  "bool": np.bool_,
-}
-# Where a training checkpoint keeps its weights.
+_DTYPES = (
+  "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 "
+  "int64 int32 int16 int8 uint8 bool"
+).split()
+# Entries of a training checkpoint that may hold the weights.
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "params")
 
 
@@ -67,29 +55,23 @@ class _Kind(NamedTuple):
   dtype: np.dtype
 
 
-class _Bytes(NamedTuple):
-  """A storage: a member of the archive."""
+class _Storage(NamedTuple):
+  """A member of the archive."""
 
   key: str
   dtype: np.dtype
 
 
 class _Tensor(NamedTuple):
-  storage: _Bytes
-  offset: int  # In elements, as the strides.
+  storage: _Storage
+  offset: int  # In elements, like the strides.
   shape: tuple[int, ...]
   strides: tuple[int, ...]
   dtype: np.dtype
 
 
-def _v1(storage, offset, shape, strides):
-  if type(storage) is not _Bytes:
-    raise unpickle.refused("a tensor has no storage")
-  return _v3(storage, offset, shape, strides, False, None, storage.dtype)
-
-
-def _v2(storage, offset, shape, strides, grad, hooks, metadata=None):
-  if type(storage) is not _Bytes:
+def _v2(storage, offset, shape, strides, grad=None, hooks=None, metadata=None):
+  if type(storage) is not _Storage:
     raise unpickle.refused("a tensor has no storage")
   dtype = storage.dtype
   return _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata)
@@ -98,22 +80,22 @@ def _v2(storage, offset, shape, strides, grad, hooks, metadata=None):
 def _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
   del grad, hooks
   dtype = dtype.dtype if type(dtype) is _Kind else dtype
-  if type(storage) is not _Bytes or not isinstance(dtype, np.dtype):
+  if type(storage) is not _Storage or not isinstance(dtype, np.dtype):
     raise unpickle.refused("a tensor has no storage or no dtype")
   if not (
     type(shape) is type(strides) is tuple
     and (len(shape) == len(strides) <= _MAX_AXES)
   ):
-    raise unpickle.refused("a tensor has no shape, or too many axes")
+    raise unpickle.refused("a tensor has no shape or too many axes")
   numbers = [offset, *shape, *strides]
   if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-    raise unpickle.refused("a tensor has no sound shape or place")
+    raise unpickle.refused("a tensor has an invalid shape, offset or stride")
   if metadata:
-    # Negative and conjugate views: the numbers in the file are not theirs.
+    # Negative and conjugate views differ from the numbers in the file.
     kinds = sorted(map(str, metadata)) if type(metadata) is dict else "metadata"
     raise unpickle.refused(
-      f"a tensor is a lazy view ({kinds!s:.80}), whose numbers are not those "
-      "in the file. Save its .resolve_neg().resolve_conj()"
+      f"a tensor is a lazy view ({kinds!s:.80}), which differs from the stored "
+      "numbers. Save its .resolve_neg().resolve_conj()"
     )
   return _Tensor(storage, offset, shape, strides, dtype)
 
@@ -123,103 +105,104 @@ def _parameter(data, *rest):
   return data
 
 
-def _setting(*arguments):
-  """Stands for what training scripts save beside weights: nothing is kept."""
+def _ignored(*arguments):
+  """Replaces settings and metrics that training scripts save."""
   del arguments
 
 
 def _size(shape=()):
   if type(shape) is not tuple:
-    raise unpickle.refused("a size is no tuple")
+    raise unpickle.refused("a size is not a tuple")
   return shape
 
 
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-  ("collections", "OrderedDict"): unpickle.Function(lambda: {}),
-  ("torch._utils", "_rebuild_tensor"): unpickle.Function(_v1),
-  ("torch._utils", "_rebuild_tensor_v2"): unpickle.Function(_v2),
-  ("torch._utils", "_rebuild_tensor_v3"): unpickle.Function(_v3),
-  ("torch._utils", "_rebuild_parameter"): unpickle.Function(_parameter),
-  ("torch._utils", "_rebuild_parameter_with_state"): unpickle.Function(
-    _parameter
-  ),
-  ("torch", "Size"): unpickle.Function(_size),
-  ("torch", "device"): unpickle.Function(_setting),
-  # Command lines and metrics, as timm's and many others' checkpoints have.
-  ("argparse", "Namespace"): unpickle.Function(_setting),
+_FUNCTIONS = {
+  ("collections", "OrderedDict"): lambda: {},
+  ("torch._utils", "_rebuild_tensor"): _v2,
+  ("torch._utils", "_rebuild_tensor_v2"): _v2,
+  ("torch._utils", "_rebuild_tensor_v3"): _v3,
+  ("torch._utils", "_rebuild_parameter"): _parameter,
+  ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+  ("torch", "Size"): _size,
+  ("torch", "device"): _ignored,
+  # Command lines and metrics, such as those in checkpoints of timm.
+  ("argparse", "Namespace"): _ignored,
   **{
-    (module, kind): unpickle.Function(_setting)
+    (module, kind): _ignored
     for module in ("pathlib", "pathlib._local")
     for kind in ("PosixPath", "PurePosixPath", "WindowsPath")
   },
-  ("numpy", "dtype"): unpickle.Function(_setting),
-  ("numpy.core.multiarray", "scalar"): unpickle.Function(_setting),
-  ("numpy._core.multiarray", "scalar"): unpickle.Function(_setting),
-  ("_codecs", "encode"): unpickle.Function(_setting),
-  **{("torch", k): _Kind(np.dtype(v)) for k, v in _STORAGES.items()},
+  ("numpy", "dtype"): _ignored,
+  ("numpy.core.multiarray", "scalar"): _ignored,
+  ("numpy._core.multiarray", "scalar"): _ignored,
+  ("_codecs", "encode"): _ignored,
+}
+_ALLOWED: Mapping[tuple[str, str], Any] = {
+  **{name: unpickle.Function(call) for name, call in _FUNCTIONS.items()},
+  **{
+    ("torch", name): _Kind(jnp.dtype(dtype))
+    for name, dtype in [*_STORAGES.items(), *zip(_DTYPES, _DTYPES)]
+  },
   ("torch.storage", "UntypedStorage"): _Kind(np.dtype(np.uint8)),
-  **{("torch", k): _Kind(np.dtype(v)) for k, v in _DTYPES.items()},
 }
 
 
-def _storage(pid: Any) -> _Bytes:
-  """Understands a reference to a member of the archive."""
+def _storage(pid: Any) -> _Storage:
+  """Interprets a reference to a member of the archive."""
   if type(pid) is tuple and len(pid) == 5 and pid[0] == "storage":
     _, kind, key, _, _ = pid
     if type(kind) is _Kind and type(key) is str:
-      return _Bytes(key, kind.dtype)
-  raise unpickle.refused("it refers to something that is no storage")
+      return _Storage(key, kind.dtype)
+  raise unpickle.refused("it refers to something that is not a storage")
 
 
-def _program(
+def _read_list(
   path: str,
 ) -> tuple[dict[str, _Tensor], str, dict[str, zipfile.ZipInfo]]:
-  """Reads the list of tensors; also the prefix and members of the archive."""
+  """Returns the tensors, and the prefix and members of the archive."""
   with npz.open_archive(path) as archive:
     infos = {info.filename: info for info in archive.infolist()}
-    lists = [name for name in infos if name.rsplit("/", 1)[-1] == "data.pkl"]
+    lists = [name for name in infos if _is_list(name)]
     if len(lists) != 1:
       raise npz.bad(path, f"it has {len(lists)} lists of tensors (data.pkl)")
     info = infos[lists[0]]
-    if info.file_size > _MAX_PROGRAM:
+    if info.file_size > _MAX_PICKLE:
       raise npz.bad(path, f"its data.pkl has {info.file_size} bytes")
     prefix = lists[0].removesuffix("data.pkl")
     order = infos.get(prefix + "byteorder")
-    if order is not None and (
-      npz.inflate(archive, path, order, 16) != b"little"
-    ):
+    if order and npz.inflate(archive, path, order, 16) != b"little":
       raise ValueError(f"{path} is big-endian: save it on another machine.")
     data = npz.inflate(archive, path, info)
   try:
-    tensors = _weights(path, unpickle.follow(data, _ALLOWED, _storage))
+    tensors = _weights(path, unpickle.interpret(data, _ALLOWED, _storage))
     return tensors, prefix, infos
-  except Exception as e:  # A hostile program can raise anything.
+  except Exception as e:  # A hostile pickle can raise anything.
     raise ValueError(
       f"{path} is refused: {e}. Only tensors in dicts and lists are read, and "
-      "nothing in a file is ever run. Save its state_dict() again, or convert "
-      "it to safetensors."
+      "code in a file is never run. Save its state_dict() again or convert it "
+      "to safetensors."
     ) from e
 
 
-def _weights(path: str, found: Any) -> dict[str, _Tensor]:
-  """Names the tensors of a train state's weights, or all if it is none."""
+def _weights(path: str, content: Any) -> dict[str, _Tensor]:
+  """Names the tensors of the weights in a train state, or else all tensors."""
   for key in _WEIGHTS:
-    if type(found) is dict and type(found.get(key)) is dict:
-      others = _named({k: part for k, part in found.items() if k != key})
-      others = dict.fromkeys(name.split("/")[0] for name in others)
-      params_of_state.warn_of_others(path, [key], others)
-      return _named(found[key])
-  return _named(found)
+    if type(content) is dict and type(content.get(key)) is dict:
+      rest = _named({k: part for k, part in content.items() if k != key})
+      rest = dict.fromkeys(name.split("/")[0] for name in rest)
+      params_of_state.warn_of_rest(path, [key], rest)
+      return _named(content[key])
+  return _named(content)
 
 
-def _named(found: Any) -> dict[str, _Tensor]:
-  """Names all tensors in containers."""
-  if type(found) not in (dict, list, tuple, _Tensor):
+def _named(content: Any) -> dict[str, _Tensor]:
+  """Names all tensors in nested containers."""
+  if type(content) not in (dict, list, tuple, _Tensor):
     return {}
   tensors: dict[str, _Tensor] = {}
-  waiting, parts, characters = [("", found, 0)], 0, 0
-  while waiting:
-    name, value, depth = waiting.pop()
+  stack, parts, characters = [("", content, 0)], 0, 0
+  while stack:
+    name, value, depth = stack.pop()
     if type(value) is _Tensor:
       if name in tensors:
         raise unpickle.refused(f"it has two tensors called {name!r:.80}")
@@ -234,36 +217,46 @@ def _named(found: Any) -> dict[str, _Tensor]:
     parts += len(items)
     for key, part in reversed(items.items()):
       if type(part) in (dict, list, tuple, _Tensor):
-        waiting.append((f"{name}/{key}" if name else str(key), part, depth + 1))
-        characters += len(waiting[-1][0])
+        stack.append((f"{name}/{key}" if name else str(key), part, depth + 1))
+        characters += len(stack[-1][0])
       if max(parts, characters // 100) > _MAX_PARTS:
         raise unpickle.refused(f"it has more than {_MAX_PARTS} parts")
   return tensors
 
 
+def _is_list(member: str) -> bool:
+  return member.rsplit("/", 1)[-1] == "data.pkl"
+
+
 def is_torch(path: str) -> bool:
-  """Whether a zip file has the list of tensors that torch writes."""
+  """Whether a zip file has a list of tensors."""
   with npz.open_archive(path) as archive:
-    return any(n.rsplit("/", 1)[-1] == "data.pkl" for n in archive.namelist())
+    return any(map(_is_list, archive.namelist()))
+
+
+def record(path: str) -> dict[str, Any]:
+  """Returns {}: soupjax writes no torch files."""
+  del path
+  return {}
 
 
 def open_checkpoint(path: str, name: str) -> Ingredient:
-  """Opens a file lazily: reads its list of tensors, and no numbers.
+  """Opens a file lazily: reads its list of tensors, but no numbers.
 
   Args:
     path: of the file.
-    name: the ingredient's name.
+    name: of the ingredient.
 
   Returns:
-    The ingredient. Of a training checkpoint, only the weights: what is in
-    `state_dict`, `model` and the like.
+    The ingredient. A training checkpoint is cut to its weights, such as its
+    entry `state_dict` or `model`.
 
   Raises:
-    ValueError: if it asks for code, is damaged, or holds no tensors.
+    ValueError: if it calls unknown code, is damaged, or holds no tensors.
   """
-  tensors, prefix, infos = _program(path)
+  tensors, prefix, infos = _read_list(path)
   file = byte_ranges.ByteFile(path)
-  specs, places, sums, strided = {}, {}, {}, {}
+  specs, places, checksums, strided = {}, {}, {}, {}
   for leaf, tensor in tensors.items():
     specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
     info = infos.get(f"{prefix}data/{tensor.storage.key}")
@@ -271,12 +264,12 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       raise npz.bad(path, f"the numbers of {leaf!r} are missing")
     if info.compress_type != zipfile.ZIP_STORED:
       raise npz.bad(path, f"the numbers of {leaf!r} are compressed")
-    item, count = tensor.dtype.itemsize, math.prod(tensor.shape)
+    item, count = tensor.dtype.itemsize, specs[leaf].size
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides)) + 1
     if count and (tensor.offset + reach) * item > info.file_size:
       raise npz.bad(
         path,
-        f"{leaf!r} reaches byte {(tensor.offset + reach) * item} of its "
+        f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of its "
         f"{info.file_size}",
       )
     if count > 2 * reach and count * item > _MAX_EXPANDED:
@@ -287,45 +280,33 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       )
     start = npz.data_offset(file, info) + tensor.offset * item
     places[leaf] = byte_ranges.Place(file, start)
-    if tensor.strides != _row_major(tensor.shape) and count > 1:
+    row_major = _is_row_major(tensor.shape, tensor.strides)
+    if not row_major and count > 1:
       strided[leaf] = (tensor.strides, reach)
     elif count * item == info.file_size:
-      sums[leaf] = info.CRC
-  result = byte_ranges.ingredient(name, path, specs, places, checksums=sums)
-  return _with_strided(result, path, places, strided) if strided else result
+      checksums[leaf] = info.CRC
 
-
-def _row_major(shape) -> tuple[int, ...]:
-  strides, step = [], 1
-  for n in reversed(shape):
-    strides.append(step)
-    step *= n
-  return tuple(reversed(strides))
-
-
-def _with_strided(found, path, places, strided) -> Ingredient:
-  """Adds views that are not in row-major order, such as transposed ones."""
-  # Strides of axes of length 1 mean nothing.
-  strided = {
-    leaf: value
-    for leaf, value in strided.items()
-    if any(
-      n > 1 and have != want
-      for n, have, want in zip(
-        found.specs[leaf].shape,
-        value[0],
-        _row_major(found.specs[leaf].shape),
-      )
-    )
-  }
-
-  def whole(leaf):
+  def read_whole(leaf):
     strides, reach = strided[leaf]
-    spec = found.specs[leaf]
-    flat = np.empty(reach, spec.dtype)
+    flat = np.empty(reach, specs[leaf].dtype)
     places[leaf].file.read_into(places[leaf].offset, flat)
     return np.lib.stride_tricks.as_strided(
-      flat, spec.shape, [s * spec.dtype.itemsize for s in strides]
+      flat, specs[leaf].shape, [s * flat.itemsize for s in strides]
     )
 
-  return byte_ranges.with_whole_leaves(found, path, strided, whole)
+  ingredient = byte_ranges.ingredient(
+    name, path, specs, places, checksums=checksums
+  )
+  if strided:
+    return byte_ranges.with_whole_leaves(ingredient, path, strided, read_whole)
+  return ingredient
+
+
+def _is_row_major(shape, strides) -> bool:
+  step = 1
+  for n, stride in zip(reversed(shape), reversed(strides)):
+    # The strides of axes of length 1 do not matter.
+    if n > 1 and stride != step:
+      return False
+    step *= n
+  return True

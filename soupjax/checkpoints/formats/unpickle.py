@@ -1,12 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the pickle in a torch file without running it.
+"""Interprets the pickle in a torch file without Python's unpickler.
 
-A pickle is a program for a small stack machine. This is another such machine,
-which knows containers, plain values and the few functions that make a tensor,
-each of which does nothing but note its arguments. It imports nothing, calls
-nothing else, and what it holds is bounded by the size of the program: numbers
-of steps, places in memory and depth come from strangers.
+A pickle is a program for a stack machine. This machine knows containers, plain
+values and the functions that the caller allows. It imports nothing and calls
+nothing else. Pickles are untrusted, so the number of steps is limited and the
+memory is bounded by the size of the pickle.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,160 +30,154 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Function(NamedTuple):
-  """One that a program may call."""
+  """A function that a pickle may call."""
 
   call: Callable[..., Any]
 
 
 def refused(reason: str) -> pickle.UnpicklingError:
-  """The error about a program that is not followed."""
+  """Returns the error for a pickle that is refused."""
   return pickle.UnpicklingError(reason)
 
 
-def follow(
+def interpret(
   data: bytes,
   names: Mapping[tuple[str, str], Any],
   reference: Callable[[Any], Any],
 ) -> Any:
-  """Returns what a program makes.
+  """Returns the value that a pickle describes.
 
   Args:
-    data: the program.
-    names: (module, name) -> what it stands for; only a `Function` is callable.
-    reference: makes something of a persistent id.
+    data: the pickle.
+    names: (module, name) -> value; only a `Function` is callable.
+    reference: returns the value of a persistent id.
 
   Raises:
-    pickle.UnpicklingError: if it asks for anything else.
-    ValueError: if it is no program.
+    pickle.UnpicklingError: if it needs anything else.
+    ValueError: if it is not a valid pickle.
   """
   machine = _Machine(names, reference)
-  # Stops at the first opcode that is cut short, or is none.
+  # Raises ValueError at an opcode that is unknown or cut short.
   for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
     if step >= MAX_STEPS:
       raise refused(f"its list of tensors has more than {MAX_STEPS} steps")
     try:
-      machine.do(opcode.name, argument, step)
+      machine.run(opcode.name, argument, step)
     except (IndexError, KeyError) as e:
       raise refused(f"step {step} of its list of tensors lacks {e!r}") from e
   return machine.pop()
 
 
 class _Machine:
-  """A stack, a memory, and what each opcode does to them."""
+  """A stack and a memory, and the effect of each opcode on them."""
 
   def __init__(self, names, reference):
     self._names, self._reference = names, reference
     self._stack: list[Any] = []
-    self._marked: list[list[Any]] = []
+    self._outer: list[list[Any]] = []  # The stacks below each mark.
     self._memory: dict[int, Any] = {}
 
   def pop(self):
     return self._stack.pop()
 
   def _pop_mark(self):
-    items, self._stack = self._stack, self._marked.pop()
+    items, self._stack = self._stack, self._outer.pop()
     return items
 
-  def do(self, name: str, argument: Any, step: int) -> None:
-    """Takes one step."""
+  def run(self, name: str, argument: Any, step: int) -> None:
+    """Runs one opcode."""
+    stack = self._stack
     if name in _VALUES:
-      self._stack.append(argument)
+      stack.append(argument)
     elif name in _GETS:
-      self._stack.append(self._memory[argument])
+      stack.append(self._memory[argument])
     elif name in _PUTS:
-      # Who writes a program counts from 0; the pickle module would make room
-      # for any number.
+      # Honest pickles count from 0; the pickle module would reserve memory for
+      # any number.
       if not 0 <= argument <= step:
-        raise refused(f"it remembers something as number {argument}")
-      self._memory[argument] = self._stack[-1]
+        raise refused(f"it stores a value under the number {argument}")
+      self._memory[argument] = stack[-1]
     elif name == "MEMOIZE":
-      self._memory[len(self._memory)] = self._stack[-1]
+      self._memory[len(self._memory)] = stack[-1]
     elif name in _CONSTANTS:
-      self._stack.append(_CONSTANTS[name])
+      stack.append(_CONSTANTS[name])
     elif name in _EMPTY:
-      self._stack.append(_EMPTY[name]())
+      stack.append(_EMPTY[name]())
     elif name == "MARK":
-      self._marked.append(self._stack)
+      self._outer.append(stack)
       self._stack = []
     elif name in _TUPLES:
       count = _TUPLES[name]
-      if len(self._stack) < count:
+      if len(stack) < count:
         raise IndexError(name)
-      self._stack[-count:] = [tuple(self._stack[-count:])]
+      stack[-count:] = [tuple(stack[-count:])]
     elif name == "BUILD":
-      # Attributes such as the _metadata of a state_dict: not wanted.
-      self._stack.pop()
+      # Attributes, such as the _metadata of a state_dict, are not needed.
+      stack.pop()
     elif name not in ("PROTO", "FRAME", "STOP"):
-      self._less_common(name, argument)
+      self._run_rare(name, argument)
 
-  def _less_common(self, name, argument):
+  def _run_rare(self, name, argument):
     stack = self._stack
-    if name == "TUPLE":
+    if name in ("TUPLE", "LIST", "DICT"):
       items = self._pop_mark()
-      self._stack.append(tuple(items))
-    elif name == "LIST":
-      items = self._pop_mark()
-      self._stack.append(items)
-    elif name == "DICT":
-      items = self._pop_mark()
-      self._stack.append(_filled({}, items))
+      if name == "DICT":
+        items = _add({}, items)
+      self._stack.append(tuple(items) if name == "TUPLE" else items)
     elif name in ("APPENDS", "SETITEMS"):
       items = self._pop_mark()
-      _filled(self._stack[-1], items)
+      _add(self._stack[-1], items)
     elif name == "APPEND":
       value = stack.pop()
-      _filled(stack[-1], [value])
+      _add(stack[-1], [value])
     elif name == "SETITEM":
       value, key = stack.pop(), stack.pop()
-      _filled(stack[-1], [key, value])
-    elif name == "POP":
-      # Without anything on top of a mark, it takes the mark away.
-      if stack:
-        stack.pop()
-      else:
-        self._pop_mark()
-    elif name == "POP_MARK":
+      _add(stack[-1], [key, value])
+    elif name == "POP_MARK" or name == "POP" and not stack:
+      # POP directly after a mark removes the mark.
       self._pop_mark()
+    elif name == "POP":
+      stack.pop()
     elif name == "DUP":
       stack.append(stack[-1])
     elif name == "GLOBAL":
-      self._find(*argument.split(" ", 1))
+      self._push_global(*argument.split(" ", 1))
     elif name == "STACK_GLOBAL":
-      found, module = stack.pop(), stack.pop()
-      self._find(module, found)
+      attribute, module = stack.pop(), stack.pop()
+      self._push_global(module, attribute)
     elif name in ("REDUCE", "NEWOBJ"):
       arguments, function = stack.pop(), stack.pop()
       if not isinstance(function, Function) or type(arguments) is not tuple:
-        raise refused("it calls what is no function")
+        raise refused("it calls a value that is not a function")
       stack.append(function.call(*arguments))
     elif name == "BINPERSID":
       stack.append(self._reference(stack.pop()))
     else:
-      raise refused(f"it uses the opcode {name}, which weights have no need of")
+      raise refused(f"it uses the opcode {name}, which weights do not need")
 
-  def _find(self, module, name):
+  def _push_global(self, module, name):
     if type(module) is not str or type(name) is not str:
-      raise refused("it asks for something without a name")
+      raise refused("it asks for a global without a name")
     if (module, name) not in self._names:
       raise refused(
-        f"it asks for {module:.80}.{name:.80}, which weights have no need of"
+        f"it asks for {module:.80}.{name:.80}, which weights do not need"
       )
     self._stack.append(self._names[module, name])
 
 
-def _filled(target, items):
-  """Adds items, or keys and values in turn."""
+def _add(target, items):
+  """Adds items to a list, or alternating keys and values to a dict."""
   if type(target) is list:
     target += items
   elif type(target) is dict:
     if len(items) % 2:
       raise refused("it gives a key without a value")
     for key, value in zip(items[::2], items[1::2]):
-      # Of others, hostile ones could all have one hash.
+      # Hostile keys of other types could all have the same hash.
       if type(key) is not str and not (
         type(key) in (int, bool) and abs(key) < _MAX_INTEGER
       ):
-        raise refused(f"a key is a {type(key).__name__}, no name or number")
+        raise refused(f"a key is a {type(key).__name__}, not a name or number")
       target[key] = value
   else:
     raise refused(f"it adds to a {type(target).__name__}")

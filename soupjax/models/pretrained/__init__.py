@@ -8,5 +8,6 @@ from soupjax.models.pretrained.convert import export as export
 from soupjax.models.pretrained.convert import load_pretrained as load_pretrained
 from soupjax.models.pretrained.convert import options as options
 from soupjax.models.pretrained.convert import save_exported as save_exported
-from soupjax.models.pretrained.detection import Detected as Detected
-from soupjax.models.pretrained.detection import detect as detect
+from soupjax.models.pretrained.detect import Detected as Detected
+from soupjax.models.pretrained.detect import detect as detect
+from soupjax.models.pretrained.detect import file_beside as file_beside

@@ -1,12 +1,12 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Converts weights of other libraries, and exports ours to them.
+"""Converts weights of other libraries to our models, and exports ours to them.
 
-The tables are in `mappings`. Nothing is read before names and shapes are known
-to fit; then leaf by leaf.
+The tables are in `mappings`. Names and shapes are checked first; then weights
+are read leaf by leaf.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -20,15 +20,7 @@ import numpy as np
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import save
 from soupjax.models import layers
-from soupjax.models.pretrained import (
-  families,
-  foreign,
-  mappings,
-  mismatch,
-  positions,
-)
-from soupjax.models.pretrained.detection import Detected as Detected
-from soupjax.models.pretrained.detection import detect as detect
+from soupjax.models.pretrained import families, foreign, mappings, mismatch
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -44,11 +36,11 @@ def options(family: str) -> dict[str, Any]:
     family: a key of `mappings.FAMILIES`.
 
   Returns:
-    Keyword arguments, as `{"act": "gelu_exact", ...}`; to be joined with
+    Keyword arguments such as `{"act": "gelu_exact", ...}`, to be joined with
     `models.variant(...)`.
 
   Raises:
-    ValueError: if there is no such family, with suggestions.
+    ValueError: if the family does not exist, with suggestions.
   """
   layers.check_choice("family", family, mappings.FAMILIES)
   return dict(mappings.FAMILIES[family].options)
@@ -64,49 +56,51 @@ def load_pretrained(
   skip: Sequence[str] = (),
   init: PyTree | None = None,
 ) -> PyTree:
-  """Reads weights from elsewhere into the parameters of a model.
+  """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled bilinearly to `image_size`, as big_vision does; one for the
-  class token is added to that token, which computes the same.
+  are resampled bilinearly to `image_size`, as big_vision does. The position of
+  the class token is added to that token, which computes the same.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     model: `models.ViT` or `models.Mixer`.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
-    image_size: side of the images in pixels, or (height, width); None is what
-      the checkpoint is for.
-    head: "keep" its head; "new" for zeros; "auto" keeps it where its shape
-      fits, else it is new. A model without a head leaves it out.
+    image_size: side of the images in pixels, or (height, width); None is the
+      size that the checkpoint was trained with.
+    head: "keep" the checkpoint's head; "new" starts a head at zero; "auto"
+      keeps the head if its shape fits and starts a new one otherwise. A model
+      without a head ignores that of the checkpoint.
     skip: regular expressions of our leaves that are not loaded.
-    init: parameters of the model, for what is skipped.
+    init: parameters of the model, for the leaves that are skipped.
 
   Returns:
-    Nested dicts of NumPy arrays, as `model.init` makes them.
+    Nested dicts of NumPy arrays, in the form of `model.init`.
 
   Raises:
-    ValueError: if the family is unknown or cannot be told; or listing all
-      leaves that are missing, unexpected or misshapen, with the nearest names.
+    ValueError: if the family is unknown or ambiguous; or listing all leaves
+      that are missing, unexpected or misshapen, with the nearest names.
   """
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  where, name, there = _seen(source, model, family)
-  specs = _specs(model, there, image_size)
-  kept = _skipped(specs, there, skip, init)
-  wanted = {k: v for k, v in specs.items() if k not in kept}
-  new = _new_head(wanted, there, head, where)
-  wanted = {k: v for k, v in wanted.items() if k not in new}
-  optional = (*skip, *(f"^{one}" for one in HEAD if new or not _head(specs)))
-  _check_fit(there.compare(wanted, optional), where, name, model)
-  grid = positions.grid_of(specs, image_size, getattr(model, "patch_size", 1))
-  leaves = there.read(wanted, grid)
-  for leaf in specs:
-    if leaf in new:
-      leaves[leaf] = np.zeros(specs[leaf].shape, specs[leaf].dtype)
-    elif leaf in kept:
-      leaves[leaf] = np.asarray(kept[leaf])
-  return _nested(leaves, getattr(model, "scan", False))
+  table = families.recognise(source, family)
+  _check_model(model, table.name)
+  specs, grid = _model_specs(model, table, image_size)
+  skipped = _skipped(specs, table, skip, init)
+  specs = {leaf: spec for leaf, spec in specs.items() if leaf not in skipped}
+  new = _new_head(specs, table, head)
+  loaded = {leaf: spec for leaf, spec in specs.items() if leaf not in new}
+  without_head = new or not _head({**specs, **skipped})
+  _check_fit(table, loaded, model, (*skip, *_head_patterns(without_head)))
+  leaves = table.read(loaded, grid) | skipped
+  leaves |= {
+    leaf: np.zeros(specs[leaf].shape, specs[leaf].dtype) for leaf in new
+  }
+  named, treedef = tree.nest(
+    foreign.stacked(leaves, getattr(model, "scan", False))
+  )
+  return jax.tree.unflatten(treedef, list(named.values()))
 
 
 def as_ingredient(
@@ -116,11 +110,11 @@ def as_ingredient(
   family: str | None = None,
   image_size: int | tuple[int, int] | None = None,
 ) -> Ingredient:
-  """Sees a checkpoint from elsewhere as one of a model; reads no weights yet.
+  """Adapts a checkpoint of another library to a model; reads no weights yet.
 
   Args:
-    source: of any family, with a head if the model has one. One that has the
-      model's own leaves already is returned as it is.
+    source: of any family, with a head if the model has one. A checkpoint with
+      exactly the model's leaves is returned unchanged.
     model: as for `load_pretrained`.
     family: as for `load_pretrained`.
     image_size: as for `load_pretrained`.
@@ -128,33 +122,37 @@ def as_ingredient(
   Returns:
     An ingredient with the names, shapes and dtypes of `model.init`; name, path,
     metrics and hyperparameters are those of the source. It is read leaf by
-    leaf. Its hyperparameters have the "family" that it was read as.
+    leaf. "family" is added to its hyperparameters.
 
   Raises:
-    ValueError: as `load_pretrained`.
+    ValueError: as for `load_pretrained`.
   """
-  where, name, there = _seen(source, model, family)
-  ours = _specs(model, there, image_size)
-  optional = () if _head(ours) else tuple(f"^{one}" for one in HEAD)
-  _check_fit(there.compare(ours, optional), where, name, model)
-  grid = positions.grid_of(ours, image_size, getattr(model, "patch_size", 1))
-  blocks = foreign.blocks_of(ours, getattr(model, "scan", False))
+  table = families.recognise(source, family)
+  _check_model(model, table.name)
+  blocks, grid = _model_specs(model, table, image_size)
+  _check_fit(table, blocks, model, _head_patterns(not _head(blocks)))
+  names_of = foreign.blocks_of(blocks, getattr(model, "scan", False))
   specs, treedef = tree.nest(
-    {leaf: _spec_of(ours, leaf, names) for leaf, names in blocks.items()}
+    {
+      leaf: _stacked_spec(leaf, names, blocks)
+      for leaf, names in names_of.items()
+    }
   )
-  if treedef == source.treedef and _same(specs, source.specs):
+  if treedef == source.treedef and _signature(specs) == _signature(
+    source.specs
+  ):
     return source
 
   def read(leaf, index):
-    names = blocks[leaf]
-    # The class token takes in its own position.
-    also = (
-      ("pos_embedding",) if leaf == "cls" and "pos_embedding" in ours else ()
-    )
-    found = there.read({k: ours[k] for k in (*names, *also)}, grid)
-    array = (
-      found[leaf] if names == (leaf,) else np.stack([found[k] for k in names])
-    )
+    names = names_of[leaf]
+    # The position of the class token is added to the token.
+    if leaf == "cls" and "pos_embedding" in blocks:
+      names = (leaf, "pos_embedding")
+    arrays = table.read({name: blocks[name] for name in names}, grid)
+    if leaf in arrays:
+      array = arrays[leaf]
+    else:
+      array = np.stack([arrays[name] for name in names])
     return array if index is None else array[index]
 
   return dataclasses.replace(
@@ -163,7 +161,7 @@ def as_ingredient(
     treedef=treedef,
     reader=read,
     storage=None,
-    hyperparameters={**source.hyperparameters, "family": name},
+    hyperparameters={**source.hyperparameters, "family": table.name},
   )
 
 
@@ -174,50 +172,45 @@ def export(
   *,
   like: Ingredient | None = None,
 ) -> dict[str, Any]:
-  """Renames parameters as a family does.
+  """Converts parameters to the names and layout of a family.
 
   Args:
-    params: of the model; scanned or not.
-    model: whose they are.
+    params: parameters of the model, scanned or not.
+    model: `models.ViT` or `models.Mixer`.
     family: a key of `mappings.FAMILIES`.
-    like: a checkpoint of the family whose names to take, with what stands
-      before all of them, where there are several ways; None is the usual one.
+    like: a checkpoint of the family whose names and prefix to use where there
+      are several; None uses the usual ones.
 
   Returns:
     Name -> NumPy array, in the family's layout.
 
   Raises:
-    ValueError: if the family is unknown or has no place for a leaf, or the
-      parameters are not those of the model.
+    ValueError: if the family is unknown or has no name for a leaf, or the
+      parameters do not belong to the model.
   """
   layers.check_choice("family", family, mappings.FAMILIES)
-  table = mappings.FAMILIES[family]
-  _check_model(model, family, table)
-  flat, _ = tree.flatten(params)
-  leaves = foreign.unstacked(flat)
-  _check_params(leaves, model)
-  homeless = [k for k in leaves if foreign.row_of(table, k) is None]
-  if homeless:
+  _check_model(model, family)
+  _check_params(params, model)
+  kind = mappings.FAMILIES[family]
+  leaves = foreign.unstacked(tree.flatten(params)[0])
+  unnamed = [leaf for leaf in leaves if foreign.row_of(kind, leaf) is None]
+  if unnamed:
+    hints = {leaf: mismatch.hint(leaf) for leaf in unnamed}
     raise ValueError(
-      f"{family!r} has no place for {len(homeless)} leaves: "
-      + "; ".join(
-        f"{k} (from {mismatch.hint(k)})" if mismatch.hint(k) else k
-        for k in homeless
-      )
+      f"{family!r} has no name for {len(unnamed)} leaves: "
+      + "; ".join(f"{k} (from {v})" if v else k for k, v in hints.items())
       + ". Choose another family, or a model without them."
     )
-  if getattr(model, "posemb", "") == "sincos2d" and table.class_position:
+  if getattr(model, "posemb", "") == "sincos2d" and kind.class_position:
     raise ValueError(
-      f"{family!r} has learned position embeddings, and posemb='sincos2d' has "
-      "none to export."
+      f"{family!r} has learned position embeddings, and a model with "
+      "posemb='sincos2d' has none to export: use posemb='learn'."
     )
   if like is None:
-    return foreign.write(table, leaves)
-  found = foreign.entries(like)
-  _, prefix = families.recognise(found, family, like.path or repr(like.name))
-  names = families.without_prefix(found, prefix, table)
-  written = foreign.write(table, leaves, names)
-  return {prefix + name: value for name, value in written.items()}
+    return foreign.write(kind, leaves)
+  table = families.recognise(like, family)
+  exported = foreign.write(kind, leaves, table.entries)
+  return {table.prefix + name: value for name, value in exported.items()}
 
 
 def save_exported(
@@ -232,37 +225,27 @@ def save_exported(
   """Writes parameters to a file with the names of a family.
 
   Args:
-    path: `*.safetensors`, or `*.npz` as big_vision's are.
+    path: `*.safetensors`, or `*.npz` for big_vision.
     params: as for `export`.
     model: as for `export`.
     family: as for `export`.
     like: as for `export`.
-    overwrite: replaces what is at `path`.
+    overwrite: whether to replace a file at `path`.
 
   Raises:
-    ValueError: as `export`, or if the file cannot be written.
+    ValueError: as for `export`, or if the file cannot be written.
   """
   if not os.fspath(path).endswith((".safetensors", ".npz")):
     raise ValueError(
       f"{os.fspath(path)} must end in .safetensors, or .npz for big_vision."
     )
   leaves = export(params, model, family, like=like)
-  # transformers before version 5 opens no file that does not say this.
+  # transformers before version 5 only opens files with this entry.
   save.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
 
 
-def _seen(source, model, family):
-  """What errors call a checkpoint, its family, and its leaves through it."""
-  entries = foreign.entries(source)
-  where = source.path or repr(source.name)
-  name, prefix = families.recognise(entries, family, where)
-  _check_model(model, name, mappings.FAMILIES[name])
-  entries = families.without_prefix(entries, prefix, mappings.FAMILIES[name])
-  return where, name, foreign.Table(mappings.FAMILIES[name], entries)
-
-
-def _check_model(model: nn.Module, name: str, family: mappings.Family) -> None:
-  kind = type(model).__name__
+def _check_model(model: nn.Module, name: str) -> None:
+  kind, family = type(model).__name__, mappings.FAMILIES[name]
   if kind != family.model:
     raise ValueError(
       f"{name!r} is for models.{family.model}, and the model is a {kind}."
@@ -277,122 +260,102 @@ def _check_model(model: nn.Module, name: str, family: mappings.Family) -> None:
     )
 
 
-def _shapes(model: nn.Module, size: tuple[int, int], channels: int):
-  """Leaf -> spec, with blocks one by one."""
+def _model_specs(model, table, image_size):
+  """Returns leaf -> spec with blocks one by one, and the grid of patches.
+
+  The grid is None where the position embeddings of the checkpoint are kept.
+  """
+  if isinstance(image_size, int):
+    image_size = (image_size, image_size)
+  # By default patches are one above the other: only their number counts.
+  patch = model.patch_size
+  height, width = image_size or (table.tokens() * patch, patch)
   if getattr(model, "attention", None):
     model = model.clone(attention=None)  # Names do not depend on the machine.
-  images = jax.ShapeDtypeStruct((1, *size, channels), np.float32)
-  made = jax.eval_shape(model.init, jax.random.key(0), images)
-  flat, _ = tree.flatten(made["params"])
-  return foreign.unstacked(flat)
-
-
-def _specs(model, there, image_size):
-  """What the model needs for images of that size, else of the checkpoint's."""
-  if image_size is None:
-    # Patches one above the other: as many of them, whatever their grid is.
-    image_size = (there.tokens() * model.patch_size, model.patch_size)
-  elif isinstance(image_size, int):
-    image_size = (image_size, image_size)
-  return _shapes(model, tuple(image_size), there.channels())
-
-
-def _spec_of(ours, leaf, names):
-  """The spec of a leaf, or of the stack of several."""
-  one = ours[names[0]]
-  if names == (leaf,):
-    return one
-  return jax.ShapeDtypeStruct((len(names), *one.shape), one.dtype)
-
-
-def _same(specs, others) -> bool:
-  return list(specs) == list(others) and all(
-    (a.shape, a.dtype) == (b.shape, b.dtype)
-    for a, b in zip(specs.values(), others.values())
+  images = jax.ShapeDtypeStruct(
+    (1, height, width, table.channels()), np.float32
   )
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  specs = foreign.unstacked(tree.flatten(variables["params"])[0])
+  resampled = image_size is not None and "pos_embedding" in specs
+  return specs, (height // patch, width // patch) if resampled else None
 
 
-def _check_fit(wrong, where, name, model):
-  if wrong:
+def _stacked_spec(leaf, names, blocks):
+  """Returns the spec of a leaf of the model, which may stack blocks."""
+  spec = blocks[names[0]]
+  if names == (leaf,):
+    return spec
+  return jax.ShapeDtypeStruct((len(names), *spec.shape), spec.dtype)
+
+
+def _signature(specs) -> list[tuple]:
+  return [(leaf, spec.shape, spec.dtype) for leaf, spec in specs.items()]
+
+
+def _check_fit(table, specs, model, optional):
+  problems = table.compare(specs, optional)
+  if problems:
     raise ValueError(
-      f"{where}, read as {name!r}, does not fit this {type(model).__name__}:\n"
-      f"  {wrong.text()}\nChange the model (options({name!r}) has what its "
-      "models need), or leave leaves out with skip=."
+      f"{table.where}, read as {table.name!r}, does not fit this "
+      f"{type(model).__name__}:\n  {problems}\nChange the model "
+      f"(options({table.name!r}) has the options of the family), or leave "
+      "leaves out with skip=."
     )
 
 
-def _check_params(leaves: Mapping[str, Any], model: nn.Module) -> None:
-  """Checks that parameters are those of a model."""
-  tokens, channels = 1, 3
-  for name, axis in (("embedding/kernel", 2), ("stem/kernel", 2)):
-    if name in leaves and np.ndim(leaves[name]) == 4:
-      channels = np.shape(leaves[name])[axis]
-  for name, axis in (
-    ("pos_embedding", 1),
-    ("MixerBlock_0/token_mixing/Dense_0/kernel", 0),
-  ):
-    if name in leaves and np.ndim(leaves[name]) > axis:
-      tokens = np.shape(leaves[name])[axis]
-  size = (tokens * model.patch_size, model.patch_size)
-  specs = _shapes(model, size, channels)
-  wrong = mismatch.Mismatch(
-    missing={k: "" for k in specs if k not in leaves},
-    unexpected={k: k for k in leaves if k not in specs},
-    misshapen={
-      k: (np.shape(leaves[k]), spec.shape)
-      for k, spec in specs.items()
-      if k in leaves and np.shape(leaves[k]) != spec.shape
-    },
-  )
-  if wrong:
+def _check_params(params: PyTree, model: nn.Module) -> None:
+  source = Ingredient.from_params("params", params)
+  own = {"ViT": "big_vision", "Mixer": "mixer"}[type(model).__name__]
+  table = foreign.SourceTable(own, foreign.entries(source))
+  problems = table.compare(_model_specs(model, table, None)[0], ())
+  if problems:
     raise ValueError(
       f"These are not the parameters of this {type(model).__name__}:\n  "
-      f"{wrong.text()}"
+      f"{problems}"
     )
 
 
-def _head(names: Sequence[str] | Mapping) -> list[str]:
+def _head(names: Iterable[str]) -> list[str]:
   return [name for name in names if name.startswith("head/")]
 
 
-def _new_head(wanted, there, head, where) -> list[str]:
-  """The leaves of a head that starts at zero."""
-  ours = _head(wanted)
-  if head == "keep" or not ours:
-    return []
-  if head == "auto" and all(there.fits(k, wanted[k].shape) for k in ours):
-    return []
-  logging.info("A new head of zeros on the weights of %s", where)
-  return ours
+def _head_patterns(without_head) -> list[str]:
+  return [f"^{name}" for name in HEAD] if without_head else []
 
 
-def _skipped(specs, there, skip, init) -> dict[str, Any]:
-  """Our leaves that are taken from `init`."""
-  names = list(specs) + [k for k in there.ours() if k not in specs]
-  found = {k for _, some in tree.matches("skip", skip, names) for k in some}
-  found &= set(specs)
-  if not found:
+def _new_head(specs, table, head) -> list[str]:
+  """Returns the leaves of a head that starts at zero."""
+  leaves = _head(specs)
+  if head == "keep" or not leaves:
+    return []
+  if head == "auto" and all(table.fits(k, specs[k].shape) for k in leaves):
+    return []
+  logging.info("A new head of zeros on the weights of %s", table.where)
+  return leaves
+
+
+def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
+  """Returns our leaves that are taken from `init`."""
+  names = [*specs, *(leaf for leaf in table.leaves() if leaf not in specs)]
+  matches = tree.matches("skip", skip, names)
+  skipped = sorted({k for _, leaves in matches for k in leaves} & set(specs))
+  if not skipped:
     return {}
   if init is None:
     raise ValueError(
-      f"skip= leaves out {sorted(found)[:3]} and {len(found)} leaves in all: "
-      "give init=, parameters of the model to take them from."
+      f"skip= leaves out {len(skipped)} leaves of the model, such as "
+      f"{skipped[:3]}: give init=, parameters of the model to take them from."
     )
   leaves = foreign.unstacked(tree.flatten(init)[0])
   bad = [
-    k
-    for k in sorted(found)
-    if k not in leaves or np.shape(leaves[k]) != specs[k].shape
+    leaf
+    for leaf in skipped
+    if leaf not in leaves or np.shape(leaves[leaf]) != specs[leaf].shape
   ]
   if bad:
     raise ValueError(
-      f"init= does not have {bad} in the model's shapes, as "
-      f"{specs[bad[0]].shape} for the first."
+      f"init= does not have {bad} in the model's shapes, which is "
+      f"{specs[bad[0]].shape} for the first: give parameters of this model."
     )
-  return {k: leaves[k] for k in found}
-
-
-def _nested(leaves: dict[str, Any], scan: bool) -> PyTree:
-  flat = foreign.stacked(leaves) if scan else leaves
-  named, treedef = tree.nest(flat)
-  return jax.tree.unflatten(treedef, list(named.values()))
+  return {leaf: np.asarray(leaves[leaf]) for leaf in skipped}

@@ -1,15 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes leaves by a table of `mappings`."""
+"""Reads and writes leaves of other libraries by the tables of `mappings`."""
 
-from collections.abc import (
-  Callable,
-  Collection,
-  Iterable,
-  Iterator,
-  Mapping,
-  Sequence,
-)
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import re
@@ -22,7 +15,7 @@ from soupjax.models.pretrained import mappings, mismatch, positions
 from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
-# Our blocks, before their number.
+# Names of our blocks up to their number.
 _BLOCKS = ("Transformer/encoderblock_", "MixerBlock_")
 
 
@@ -40,161 +33,168 @@ class Entry:
 
 
 def entries(ingredient: Ingredient) -> dict[str, Entry]:
-  """All leaves of a checkpoint; scanned blocks one by one."""
-  found = {}
-  for name, spec in ingredient.specs.items():
-    blocks = layers.block_names(name, spec.shape[0]) if spec.shape else []
+  """Lists all leaves of a checkpoint, those of scanned blocks one by one."""
+  result = {}
+  for leaf, spec in ingredient.specs.items():
+    blocks = _block_names(leaf, spec)
+    for i, name in enumerate(blocks):
+      read = functools.partial(_read, ingredient, leaf, i)
+      result[name] = Entry(spec.shape[1:], read)
     if not blocks:
-      read = functools.partial(_read, ingredient, name)
-      found[name] = Entry(spec.shape, read)
-    for i, block in enumerate(blocks):
-      read = functools.partial(_read_block, ingredient, name, i)
-      found[block] = Entry(spec.shape[1:], read)
-  return found
+      read = functools.partial(_read, ingredient, leaf, None)
+      result[leaf] = Entry(spec.shape, read)
+  return result
 
 
-def _read(ingredient, name, index):
-  return np.asarray(ingredient.read(name, index=index))
+def _block_names(leaf: str, value: Any) -> list[str]:
+  """Names the blocks that a leaf stacks, [] if it does not stack any."""
+  return layers.block_names(leaf, value.shape[0]) if value.shape else []
 
 
-def _read_block(ingredient, name, i, index):
-  index = (slice(i, i + 1), *(index or ()))
-  return np.asarray(ingredient.read(name, index=index))[0]
+def _read(ingredient, leaf, block, index):
+  if block is None:
+    return np.asarray(ingredient.read(leaf, index=index))
+  index = (slice(block, block + 1), *(index or ()))
+  return np.asarray(ingredient.read(leaf, index=index))[0]
 
 
 def unstacked(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Takes scanned blocks apart.
+  """Splits the leaves of scanned blocks into one leaf per block.
 
   Args:
-    flat: leaf -> array or `jax.ShapeDtypeStruct`, of a model of ours.
+    flat: leaf -> array or `jax.ShapeDtypeStruct`, of one of our models.
 
   Returns:
-    The same with blocks one by one; others are left as they are.
+    The same with blocks one by one; other leaves are unchanged.
   """
-  found: dict[str, Any] = {}
-  for name, value in flat.items():
-    blocks = layers.block_names(name, value.shape[0]) if value.shape else []
+  result: dict[str, Any] = {}
+  for leaf, value in flat.items():
+    blocks = _block_names(leaf, value)
     if not blocks:
-      found[name] = value
-    for i, block in enumerate(blocks):
-      if isinstance(value, jax.ShapeDtypeStruct):
-        found[block] = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
-      else:
-        found[block] = value[i]
-  return found
+      result[leaf] = value
+    elif isinstance(value, jax.ShapeDtypeStruct):
+      spec = jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+      result |= dict.fromkeys(blocks, spec)
+    else:
+      result |= {name: value[i] for i, name in enumerate(blocks)}
+  return result
 
 
-def _block(name: str) -> tuple[str, int, str] | None:
+def _split_block(leaf: str) -> tuple[str, int, str] | None:
   """Splits the name of a leaf of our blocks at their number."""
-  parts = layers.split_number(name)
+  parts = layers.split_number(leaf)
   return parts if parts and parts[0] in _BLOCKS else None
 
 
-def stacked(leaves: dict[str, Any]) -> dict[str, Any]:
-  """Puts blocks into one array a leaf; `leaves` is empty then."""
-  found = {}
-  for name in list(leaves):
-    block = _block(name)
-    if not block:
-      found[name] = leaves.pop(name)
-    elif block[1] == 0:
-      names, i = [], 0
-      while (one := f"{block[0]}{i}{block[2]}") in leaves:
-        names.append(one)
-        i += 1
-      # One leaf at a time: blocks go as the stack comes.
-      stack = np.stack([leaves.pop(one) for one in names])
-      found[f"Transformer/encoderblock{block[2]}"] = stack
-  return found
+def stacked(leaves: dict[str, Any], scan: bool) -> dict[str, Any]:
+  """Stacks blocks where the model scans; empties `leaves` to save memory."""
+  return {
+    leaf: leaves.pop(leaf)
+    if names == (leaf,)
+    else np.stack([leaves.pop(name) for name in names])
+    for leaf, names in blocks_of(list(leaves), scan).items()
+  }
 
 
 def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
-  """What leaves of a model are made of.
+  """Groups leaves by the leaf of the model that contains them.
 
   Args:
     names: our leaves, with blocks one by one.
     scan: whether the model stacks them.
 
   Returns:
-    Leaf of the model -> its own name, or the blocks that are stacked in it.
+    Leaf of the model -> its own name, or the blocks that it stacks, in order.
   """
-  found: dict[str, tuple[str, ...]] = {}
+  groups: dict[str, dict[int, str]] = {}
   for name in names:
-    block = _block(name) if scan else None
+    block = _split_block(name) if scan else None
     leaf = f"Transformer/encoderblock{block[2]}" if block else name
-    found[leaf] = (*found.get(leaf, ()), name)
+    groups.setdefault(leaf, {})[block[1] if block else 0] = name
   return {
-    leaf: tuple(sorted(parts, key=lambda one: _block(one)[1]))
-    if len(parts) > 1
-    else parts
-    for leaf, parts in found.items()
+    leaf: tuple(blocks[i] for i in sorted(blocks))
+    for leaf, blocks in groups.items()
   }
 
 
-def row_of(family: mappings.Family, ours: str) -> mappings.Row | None:
-  """The row of one of our leaves, with the number of its block put in."""
-  block = _block(ours)
-  template = f"{block[0]}{{i}}{block[2]}" if block else ours
+def row_of(family: mappings.Family, leaf: str) -> mappings.Row | None:
+  """Returns the row of one of our leaves, for its block, None without one."""
+  block = _split_block(leaf)
+  template = f"{block[0]}{{i}}{block[2]}" if block else leaf
   row = _rows(family.rows).get(template)
   if row is None or not block:
     return row
-  theirs = tuple(one.replace("{i}", str(block[1])) for one in row.theirs)
-  return row._replace(ours=ours, theirs=theirs)
+  names = tuple(name.replace("{i}", str(block[1])) for name in row.names)
+  return row._replace(leaf=leaf, names=names)
 
 
 @functools.lru_cache
 def _rows(rows):
-  return {row.ours: row for row in rows}
+  return {row.leaf: row for row in rows}
 
 
 @functools.lru_cache
 def _templates(rows):
-  return {theirs: row.ours for row in rows for theirs in row.theirs}
+  return {name: row.leaf for row in rows for name in row.names}
 
 
-def ours_of(family: mappings.Family, theirs: str) -> str | None:
-  """What we call a leaf of theirs, None if we have none."""
+def leaf_of(family: mappings.Family, name: str) -> str | None:
+  """Returns our leaf for a name of the family, None if we have none."""
   known = _templates(family.rows)
-  if theirs in known and "{i}" not in theirs:
-    return known[theirs]
-  for number in re.finditer(r"\d+", theirs):
-    template = f"{theirs[: number.start()]}{{i}}{theirs[number.end() :]}"
+  if name in known and "{i}" not in name:
+    return known[name]
+  for number in re.finditer(r"\d+", name):
+    template = f"{name[: number.start()]}{{i}}{name[number.end() :]}"
     if template in known:
       return known[template].replace("{i}", number[0])
   return None
 
 
-class Table:
-  """A checkpoint seen through the table of its family."""
+@dataclasses.dataclass(frozen=True)
+class SourceTable:
+  """A checkpoint with the table that translates its names.
 
-  def __init__(self, family: mappings.Family, found: Mapping[str, Entry]):
-    self.family = family
-    self.found = found
+  Attributes:
+    name: its family, a key of `mappings.FAMILIES`.
+    entries: its leaves, by name without `prefix`.
+    prefix: text in front of all of its names.
+    where: path or name, for errors.
+  """
 
-  def ours(self) -> Iterator[str]:
-    """What we call its leaves."""
-    names = (ours_of(self.family, theirs) for theirs in self.found)
-    return (name for name in names if name is not None)
+  name: str
+  entries: Mapping[str, Entry]
+  prefix: str = ""
+  where: str = ""
 
-  def _at(self, ours: str) -> tuple[mappings.Row | None, str | None]:
-    """The row of a leaf, and its name there if it is there."""
-    row = row_of(self.family, ours)
-    there = [k for k in row.theirs if k in self.found] if row else []
-    return row, there[0] if there else None
+  @property
+  def family(self) -> mappings.Family:
+    """Returns the table of the family."""
+    return mappings.FAMILIES[self.name]
 
-  def shape(self, ours: str) -> tuple[int, ...] | None:
-    """Shape of a leaf in our layout, up to what is our choice."""
-    row, theirs = self._at(ours)
-    if theirs is None:
+  def leaves(self) -> list[str]:
+    """Returns our names of its leaves, where we have one."""
+    names = (leaf_of(self.family, name) for name in self.entries)
+    return [name for name in names if name is not None]
+
+  def _locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
+    """Returns the row of our leaf, and its name here, None if it is absent."""
+    row = row_of(self.family, leaf)
+    names = row.names if row else ()
+    return row, next((name for name in names if name in self.entries), None)
+
+  def shape(self, leaf: str) -> tuple[int, ...] | None:
+    """Returns a shape in our layout; heads may share an axis with features."""
+    row, name = self._locate(leaf)
+    if name is None:
       return None
     layout = mappings.LAYOUTS[row.layout]
     try:
-      return layout.read(_view(self.found[theirs].shape), None).shape
+      return layout.read(_view(self.entries[name].shape), None).shape
     except (ValueError, TypeError, IndexError):
       return None
 
   def tokens(self) -> int:
-    """How many patches an image has, 1 if that cannot be told."""
+    """Returns the number of patches of an image, 1 if the leaves lack it."""
     mixing = self.shape("MixerBlock_0/token_mixing/Dense_0/kernel")
     if mixing:
       return mixing[0]
@@ -204,97 +204,85 @@ class Table:
     return table[1] - int(self._has_class_position(table[1], None))
 
   def channels(self) -> int:
-    """How many channels an image has, 3 if that cannot be told."""
-    for name in ("embedding/kernel", "stem/kernel"):
-      shape = self.shape(name)
+    """Returns the number of image channels, 3 if the leaves lack it."""
+    for leaf in ("embedding/kernel", "stem/kernel"):
+      shape = self.shape(leaf)
       if shape and len(shape) == 4:
         return shape[2]
     return 3
 
-  def _has_class_position(self, tokens: int, wanted: int | None) -> bool:
-    _, cls = self._at("cls")
+  def _has_class_position(self, tokens: int, patches: int | None) -> bool:
+    _, cls = self._locate("cls")
     expected = self.family.class_position and cls is not None
-    return positions.has_class(tokens, wanted, expected)
+    return positions.has_class(tokens, patches, expected)
 
-  def fits(self, ours: str, shape: tuple[int, ...]) -> bool:
-    """Whether a leaf is there in a shape that makes ours."""
-    row, theirs = self._at(ours)
-    if theirs is None:
+  def fits(self, leaf: str, shape: tuple[int, ...]) -> bool:
+    """Tells whether our leaf can be read in a shape."""
+    row, name = self._locate(leaf)
+    if name is None:
       return False
-    if ours == "pos_embedding":
-      found = self.shape(ours)
-      return found is not None and len(found) == 3 and found[2] == shape[2]
-    return self.found[theirs].shape == needed(row, shape)
+    if leaf == "pos_embedding":
+      table = self.shape(leaf)
+      return table is not None and len(table) == 3 and table[2] == shape[2]
+    return self.entries[name].shape == foreign_shape(row, shape)
 
   def compare(
-    self, wanted: Mapping[str, jax.ShapeDtypeStruct], optional: Sequence[str]
-  ) -> mismatch.Mismatch:
-    """Finds all that does not fit.
+    self, specs: Mapping[str, jax.ShapeDtypeStruct], optional: Sequence[str]
+  ) -> str:
+    """Lists all leaves that do not fit a model, "" if all do.
 
     Args:
-      wanted: our leaves.
-      optional: regular expressions of our leaves that may be there.
+      specs: our leaves.
+      optional: regular expressions of our leaves that the checkpoint may have
+        in addition.
     """
     missing, misshapen, used = {}, {}, set()
-    for ours, spec in wanted.items():
-      row, theirs = self._at(ours)
-      if theirs is None:
-        missing[row.theirs[0] if row else ours] = ours if row else ""
+    for leaf, spec in specs.items():
+      row, name = self._locate(leaf)
+      if name is None:
+        missing[row.names[0] if row else leaf] = leaf if row else ""
         continue
-      used.add(theirs)
-      if not self.fits(ours, spec.shape):
-        shape = needed(row, spec.shape)
-        misshapen[theirs] = self.found[theirs].shape, shape
+      used.add(name)
+      if not self.fits(leaf, spec.shape):
+        shapes = self.entries[name].shape, foreign_shape(row, spec.shape)
+        misshapen[name] = shapes
     unexpected = {}
-    for theirs in self.found:
-      ours = ours_of(self.family, theirs)
-      if theirs not in used and not (
-        ours and any(re.search(one, ours) for one in optional)
+    for name in self.entries:
+      leaf = leaf_of(self.family, name)
+      if name not in used and not (
+        leaf and any(re.search(pattern, leaf) for pattern in optional)
       ):
-        unexpected[theirs] = ours
-    return mismatch.Mismatch(
-      missing=missing, unexpected=unexpected, misshapen=misshapen
-    )
+        unexpected[name] = leaf
+    return mismatch.describe(missing, unexpected, misshapen)
 
   def read(
     self,
-    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    specs: Mapping[str, jax.ShapeDtypeStruct],
     grid: tuple[int, int] | None,
   ) -> dict[str, np.ndarray]:
     """Reads leaves, one after the other.
 
     Args:
-      wanted: our leaves, which fit.
-      grid: of patches, None to keep what is there.
+      specs: our leaves, which fit.
+      grid: rows and columns of patches, None to keep those of the checkpoint.
 
     Raises:
       ValueError: if position embeddings cannot be resampled.
     """
-    leaves = {
-      ours: self._leaf(ours, spec)
-      for ours, spec in wanted.items()
-      if ours != "pos_embedding"
-    }
-    if "pos_embedding" in wanted:
-      spec = wanted["pos_embedding"]
-      table = self._leaf("pos_embedding", spec)
-      if self._has_class_position(table.shape[1], spec.shape[1]):
+    leaves = {leaf: self._leaf(leaf, spec) for leaf, spec in specs.items()}
+    if "pos_embedding" in leaves:
+      table = leaves["pos_embedding"]
+      patches = specs["pos_embedding"].shape[1]
+      if self._has_class_position(table.shape[1], patches):
         if "cls" in leaves:
           leaves["cls"] = leaves["cls"] + table[:, :1]
         table = table[:, 1:]
-      if not positions.can_resample(table.shape[1], grid):
-        raise ValueError(
-          f"{table.shape[1]} position embeddings are of no square grid, and "
-          f"cannot be resampled to {grid}: load them without image_size=."
-        )
-      if grid:
-        table = positions.resample(table, grid)
-      leaves["pos_embedding"] = table
+      leaves["pos_embedding"] = positions.resample(table, grid)
     return leaves
 
-  def _leaf(self, ours, spec):
-    row, theirs = self._at(ours)
-    entry, (k, n) = self.found[theirs], row.part
+  def _leaf(self, leaf, spec):
+    row, name = self._locate(leaf)
+    entry, (k, n) = self.entries[name], row.part
     size = entry.shape[0] // n if entry.shape else 0
     index = None if n == 1 else (slice(k * size, (k + 1) * size),)
     layout = mappings.LAYOUTS[row.layout]
@@ -303,43 +291,41 @@ class Table:
 
 
 def _view(shape: tuple[int, ...]) -> np.ndarray:
-  """An array of that shape that takes no memory."""
+  """Returns an array of that shape that takes no memory."""
   return np.broadcast_to(np.float32(0), shape)
 
 
-def needed(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape that a leaf of ours has there."""
-  there = mappings.LAYOUTS[row.layout].write(_view(shape)).shape
-  return (there[0] * row.part[1], *there[1:]) if there else there
+def foreign_shape(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Converts the shape of our leaf to the layout of the family."""
+  shape = mappings.LAYOUTS[row.layout].write(_view(shape)).shape
+  return (shape[0] * row.part[1], *shape[1:]) if shape else shape
 
 
 def write(
-  family: mappings.Family,
-  leaves: Mapping[str, Any],
-  like: Collection[str] = (),
+  family: mappings.Family, leaves: Mapping[str, Any], like: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-  """Writes leaves as a family does.
+  """Converts our leaves to the names and layout of a family.
 
   Args:
     family: with a row for every leaf.
     leaves: ours, with blocks one by one.
-    like: names to write where a leaf has several; else the first.
+    like: preferred names where a leaf has several; else the first is taken.
 
   Returns:
-    Their name -> array. What the class token had added of its position stays
-    in the token, and its position is zero.
+    Name in the family -> array. The class token keeps the position that was
+    added to it, and its position is zero.
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
-  for ours, value in leaves.items():
-    row, value = row_of(family, ours), np.asarray(value)
-    if ours == "pos_embedding" and family.class_position and "cls" in leaves:
+  for leaf, value in leaves.items():
+    row, value = row_of(family, leaf), np.asarray(value)
+    if leaf == "pos_embedding" and family.class_position and "cls" in leaves:
       value = np.concatenate([np.zeros_like(value[:, :1]), value], axis=1)
     value = mappings.LAYOUTS[row.layout].write(value)
-    theirs = next((one for one in row.theirs if one in like), row.theirs[0])
-    parts.setdefault(theirs, {})[row.part[0]] = value
+    name = next((name for name in row.names if name in like), row.names[0])
+    parts.setdefault(name, {})[row.part[0]] = value
   return {
-    theirs: np.ascontiguousarray(found[0])
-    if len(found) == 1
-    else np.concatenate([found[k] for k in sorted(found)])
-    for theirs, found in parts.items()
+    name: np.ascontiguousarray(arrays[0])
+    if len(arrays) == 1
+    else np.concatenate([arrays[k] for k in sorted(arrays)])
+    for name, arrays in parts.items()
   }

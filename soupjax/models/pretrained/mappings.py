@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter names of other libraries: one table a family of checkpoints.
+"""Parameter names of other libraries: one table per family of checkpoints.
 
-A row has the name of a leaf of ours, its name or names there, and how arrays
-are laid out there. It is read in both directions: `pretrained.load_pretrained`
-takes the first name that is found, `pretrained.export` writes the first. `{i}`
-is the number of a block.
+A row has the name of one of our leaves, its names in the family, and the layout
+of its array there. Tables are used in both directions:
+`pretrained.load_pretrained` reads the first name that exists,
+`pretrained.export` writes the first one. `{i}` is the number of a block.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 
 class Layout(NamedTuple):
-  """A change of layout, both ways.
+  """A change of layout in both directions.
 
   Attributes:
-    read: `read(array, shape)` makes ours, of that shape, of theirs.
-    write: makes theirs of ours.
+    read: `read(array, shape)` converts to our layout, with that shape.
+    write: `write(array)` converts from our layout.
   """
 
   read: Callable[[Any, tuple[int, ...]], Any]
@@ -32,16 +32,15 @@ LAYOUTS = {
   "conv": Layout(
     lambda x, _: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
   ),
-  # Ours is (width, heads, size) or (heads, size, width).
+  # We have (width, heads, size) or (heads, size, width).
   "to_heads": Layout(
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(len(x), -1).T
   ),
   "from_heads": Layout(
-    lambda x, shape: x.T.reshape(shape),
-    lambda x: x.reshape(-1, x.shape[-1]).T,
+    lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
   ),
   "flat": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
-  # Without the axis for the batch.
+  # Position embeddings without an axis for the batch.
   "table": Layout(lambda x, _: x[None], lambda x: x[0]),
 }
 
@@ -50,14 +49,14 @@ class Row(NamedTuple):
   """One leaf.
 
   Attributes:
-    ours: its name here.
-    theirs: its names there, the one to write first.
+    leaf: our name.
+    names: its names in the family; the first one is written.
     layout: a key of `LAYOUTS`.
-    part: (k, n) if it is the k-th of n equal parts of theirs, on axis 0.
+    part: (k, n) if it is the k-th of n equal parts of an array, on axis 0.
   """
 
-  ours: str
-  theirs: tuple[str, ...]
+  leaf: str
+  names: tuple[str, ...]
   layout: str = "same"
   part: tuple[int, int] = (0, 1)
 
@@ -67,21 +66,21 @@ class Family:
   """A kind of checkpoint.
 
   Attributes:
-    about: whose they are.
+    about: libraries and models, for errors.
     rows: the table.
-    model: class of the model that they are for.
-    prefixes: what may stand before all names.
-    class_position: whether the class token has a position embedding of its own,
-      the first. Ours has none: it is added to the token.
-    ignored: regular expression of names that are no weights of the model.
-    options: of `models.ViT`, which make it compute what theirs does.
+    model: name of our model class.
+    prefixes: texts that may precede all names.
+    class_position: whether the class token has a position embedding, the first.
+      Our ViT adds it to the token instead.
+    ignored: regular expression of names that are not weights of the model.
+    options: of `models.ViT`, for the same computation.
     acts: activations that models of this family have.
   """
 
   about: str
   rows: tuple[Row, ...]
   model: str = "ViT"
-  prefixes: tuple[str, ...] = ("",)
+  prefixes: tuple[str, ...] = ("", "module.")
   class_position: bool = True
   ignored: str = r"^$"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -91,231 +90,226 @@ class Family:
 BLOCK = "Transformer/encoderblock_{i}/"
 _ATTENTION = "MultiHeadDotProductAttention_0/"
 
-
-def _names(*templates: str, **values: str) -> tuple[str, ...]:
-  return tuple(template.format(i="{i}", **values) for template in templates)
-
-
-def _norm(ours: str, *theirs: str) -> tuple[Row, ...]:
-  return (
-    Row(f"{ours}/scale", tuple(f"{one}.weight" for one in theirs)),
-    Row(f"{ours}/bias", tuple(f"{one}.bias" for one in theirs)),
-  )
-
-
-def _dense(ours: str, *theirs: str) -> tuple[Row, ...]:
-  return (
-    Row(f"{ours}/kernel", tuple(f"{one}.weight" for one in theirs), "dense"),
-    Row(f"{ours}/bias", tuple(f"{one}.bias" for one in theirs)),
-  )
+_QKV = ("query", "key", "value")
+# Kind of layer -> name of its weight, layout of its weight and of its bias.
+_KINDS = {
+  "norm": ("scale", "same", "same"),
+  "dense": ("kernel", "dense", "same"),
+  "conv": ("kernel", "conv", "same"),
+  "to_heads": ("kernel", "to_heads", "flat"),
+  "from_heads": ("kernel", "from_heads", "same"),
+}
 
 
-def _mlp(ours: str, first: tuple[str, ...], second: tuple[str, ...]):
-  """The two layers of an MLP."""
-  return _dense(f"{ours}MlpBlock_0/Dense_0", *first) + _dense(
-    f"{ours}MlpBlock_0/Dense_1", *second
-  )
-
-
-def _projections(
-  ours: str, names: Mapping[str, tuple[str, ...]], out: tuple[str, ...]
+def _layer(
+  kind: str, ours: str, *modules: str, part: tuple[int, int] = (0, 1)
 ) -> tuple[Row, ...]:
-  """Query, key and value in matrices of their own, and the output."""
-  rows: tuple[Row, ...] = ()
-  for one, theirs in names.items():
-    weights = tuple(f"{name}.weight" for name in theirs)
-    biases = tuple(f"{name}.bias" for name in theirs)
-    rows += (
-      Row(f"{ours}{_ATTENTION}{one}/kernel", weights, "to_heads"),
-      Row(f"{ours}{_ATTENTION}{one}/bias", biases, "flat"),
-    )
-  return rows + _out(ours, *out)
-
-
-def _out(ours: str, *theirs: str) -> tuple[Row, ...]:
-  weights = tuple(f"{name}.weight" for name in theirs)
-  biases = tuple(f"{name}.bias" for name in theirs)
+  """Returns the rows of a weight and a bias in a PyTorch module."""
+  weight, layout, bias_layout = _KINDS[kind]
+  weights = tuple(f"{module}weight" for module in modules)
+  biases = tuple(f"{module}bias" for module in modules)
   return (
-    Row(f"{ours}{_ATTENTION}out/kernel", weights, "from_heads"),
-    Row(f"{ours}{_ATTENTION}out/bias", biases),
+    Row(f"{ours}/{weight}", weights, layout, part),
+    Row(f"{ours}/bias", biases, bias_layout, part),
   )
 
 
-def _fused(
-  ours: str, weight: str, bias: str, parts: tuple[str, ...]
-) -> tuple[Row, ...]:
-  """Several projections in one matrix, one after the other."""
+def _fused(ours: str, module: str, parts: tuple[str, ...]) -> tuple[Row, ...]:
+  """Returns the rows of projections that are stacked in one matrix."""
   rows: tuple[Row, ...] = ()
-  for k, one in enumerate(parts):
-    name, part = f"{ours}{_ATTENTION}{one}", (k, len(parts))
-    rows += (
-      Row(f"{name}/kernel", (weight,), "to_heads", part),
-      Row(f"{name}/bias", (bias,), "flat", part),
-    )
+  for k, name in enumerate(parts):
+    leaf, part = f"{ours}{_ATTENTION}{name}", (k, len(parts))
+    rows += _layer("to_heads", leaf, module, part=part)
   return rows
 
 
-_QKV = ("query", "key", "value")
+def _split(ours: str, modules: Mapping[str, tuple[str, ...]]):
+  """Returns the rows of projections in matrices of their own."""
+  rows: tuple[Row, ...] = ()
+  for name, names in modules.items():
+    rows += _layer("to_heads", f"{ours}{_ATTENTION}{name}", *names)
+  return rows
 
 
-def _big_vision() -> tuple[Row, ...]:
-  """Our own names, and what they were before.
-
-  Until 2021 layers were counted through in a block, whatever their kind. MAP
-  heads were inlined for a while.
-  """
-  old = {
-    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
-    "LayerNorm_1": "LayerNorm_2",
-    "MlpBlock_0": "MlpBlock_3",
-  }
-  inner = [
-    *(f"LayerNorm_{k}/{p}" for k in range(2) for p in ("scale", "bias")),
-    *(f"{_ATTENTION}{one}/kernel" for one in (*_QKV, "out")),
-    *(f"{_ATTENTION}{one}/bias" for one in (*_QKV, "out")),
-    *(f"MlpBlock_0/Dense_{k}/kernel" for k in range(2)),
-    *(f"MlpBlock_0/Dense_{k}/bias" for k in range(2)),
-  ]
-  rows = []
-  for name in inner:
-    layer, _, rest = name.partition("/")
-    before = (f"{BLOCK}{old[layer]}/{rest}",) if layer in old else ()
-    rows.append(Row(BLOCK + name, (BLOCK + name, *before)))
-    if not name.startswith("LayerNorm_1"):
-      rows.append(Row(f"MAPHead_0/{name}", (f"MAPHead_0/{name}", name)))
-  positions = "pos_embedding"
-  rows += [
-    Row(
-      positions,
-      (
-        positions,
-        f"Transformer/{positions}",
-        f"Transformer/posembed_input/{positions}",
-      ),
-    ),
-    Row("MAPHead_0/probe", ("MAPHead_0/probe", "probe")),
-    *_same("cls", "embedding/kernel", "embedding/bias", "proj/kernel"),
-    *_same("Transformer/encoder_norm/scale", "Transformer/encoder_norm/bias"),
-    *_same("pre_norm/scale", "pre_norm/bias", "fc_norm/scale", "fc_norm/bias"),
-    *_same("pre_logits/kernel", "pre_logits/bias", "head/kernel", "head/bias"),
-  ]
-  return tuple(rows)
+def _block(
+  projections: tuple[Row, ...],
+  out: tuple[str, ...],
+  norms: tuple[tuple[str, ...], tuple[str, ...]],
+  mlp: tuple[tuple[str, ...], tuple[str, ...]],
+) -> tuple[Row, ...]:
+  """Returns the rows of an encoder block, from the names of its modules."""
+  return (
+    *projections,
+    *_layer("from_heads", f"{BLOCK}{_ATTENTION}out", *out),
+    *_layer("norm", f"{BLOCK}LayerNorm_0", *norms[0]),
+    *_layer("norm", f"{BLOCK}LayerNorm_1", *norms[1]),
+    *_layer("dense", f"{BLOCK}MlpBlock_0/Dense_0", *mlp[0]),
+    *_layer("dense", f"{BLOCK}MlpBlock_0/Dense_1", *mlp[1]),
+  )
 
 
 def _same(*names: str) -> tuple[Row, ...]:
   return tuple(Row(name, (name,)) for name in names)
 
 
+def _weights(*layers: str, weight: str = "kernel") -> list[str]:
+  return [f"{layer}/{p}" for layer in layers for p in (weight, "bias")]
+
+
+def _big_vision() -> tuple[Row, ...]:
+  """Returns our own names, with older ones.
+
+  Until 2021 layers of a block were numbered regardless of their kind. MAP heads
+  were inlined for a while.
+  """
+  old = {
+    "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
+    "LayerNorm_1": "LayerNorm_2",
+    "MlpBlock_0": "MlpBlock_3",
+  }
+  block = [
+    *_weights("LayerNorm_0", "LayerNorm_1", weight="scale"),
+    *_weights(*(f"{_ATTENTION}{name}" for name in (*_QKV, "out"))),
+    *_weights("MlpBlock_0/Dense_0", "MlpBlock_0/Dense_1"),
+  ]
+  rows = []
+  for name in block:
+    layer, _, rest = name.partition("/")
+    before = (f"{BLOCK}{old[layer]}/{rest}",) if layer in old else ()
+    rows.append(Row(BLOCK + name, (BLOCK + name, *before)))
+    if layer != "LayerNorm_1":
+      rows.append(Row(f"MAPHead_0/{name}", (f"MAPHead_0/{name}", name)))
+  positions = "pos_embedding"
+  before = (
+    "Transformer/pos_embedding",
+    "Transformer/posembed_input/pos_embedding",
+  )
+  norms = ("Transformer/encoder_norm", "pre_norm", "fc_norm")
+  return (
+    *rows,
+    Row(positions, (positions, *before)),
+    Row("MAPHead_0/probe", ("MAPHead_0/probe", "probe")),
+    *_same("cls", "proj/kernel", *_weights("embedding", "pre_logits", "head")),
+    *_same(*_weights(*norms, weight="scale")),
+  )
+
+
 def _mixer() -> tuple[Row, ...]:
   block = "MixerBlock_{i}/"
-  inner = [f"LayerNorm_{k}/{p}" for k in range(2) for p in ("scale", "bias")]
-  for kind in ("token_mixing", "channel_mixing"):
-    for k in range(2):
-      inner += [f"{kind}/Dense_{k}/{p}" for p in ("kernel", "bias")]
-  ends = ("stem/kernel", "stem/bias", "head/kernel", "head/bias")
-  norm = ("pre_head_layer_norm/scale", "pre_head_layer_norm/bias")
-  return _same(*(block + name for name in inner), *ends, *norm)
+  norms = (f"{block}LayerNorm_0", f"{block}LayerNorm_1", "pre_head_layer_norm")
+  mlps = (
+    f"{block}{kind}_mixing/Dense_{k}"
+    for kind in ("token", "channel")
+    for k in range(2)
+  )
+  return (
+    *_same(*_weights(*norms, weight="scale")),
+    *_same(*_weights(*mlps, "stem", "head")),
+  )
 
 
 def _hf_vit() -> tuple[Row, ...]:
-  """Files; then ViTModel without a head, and the modules of transformers 5."""
-  old = ("vit.encoder.layer.{i}.{there}", "encoder.layer.{i}.{there}")
-  new = ("vit.layers.{i}.{now}", "layers.{i}.{now}")
+  """Returns the names in files, ViTModel's, and those of transformers 5."""
 
-  def block(there, now):
-    return _names(*old, *new, there=there, now=now)
+  def block(old, new):
+    return (
+      f"vit.encoder.layer.{{i}}.{old}.",
+      f"encoder.layer.{{i}}.{old}.",
+      f"vit.layers.{{i}}.{new}.",
+      f"layers.{{i}}.{new}.",
+    )
 
   def top(name):
     return (f"vit.{name}", name)
 
-  attention = "attention.attention."
-  patches = "embeddings.patch_embeddings.projection."
+  projections = {
+    name: block(f"attention.attention.{name}", f"attention.{name[0]}_proj")
+    for name in _QKV
+  }
   return (
-    Row("embedding/kernel", top(f"{patches}weight"), "conv"),
-    Row("embedding/bias", top(f"{patches}bias")),
+    *_layer(
+      "conv", "embedding", *top("embeddings.patch_embeddings.projection.")
+    ),
     Row("cls", top("embeddings.cls_token")),
     Row("pos_embedding", top("embeddings.position_embeddings")),
-    *_norm(BLOCK + "LayerNorm_0", *block(*["layernorm_before"] * 2)),
-    *_projections(
-      BLOCK,
-      {
-        one: block(f"{attention}{one}", f"attention.{one[0]}_proj")
-        for one in _QKV
-      },
-      block("attention.output.dense", "attention.o_proj"),
+    *_block(
+      _split(BLOCK, projections),
+      out=block("attention.output.dense", "attention.o_proj"),
+      norms=(
+        block("layernorm_before", "layernorm_before"),
+        block("layernorm_after", "layernorm_after"),
+      ),
+      mlp=(
+        block("intermediate.dense", "mlp.fc1"),
+        block("output.dense", "mlp.fc2"),
+      ),
     ),
-    *_norm(BLOCK + "LayerNorm_1", *block(*["layernorm_after"] * 2)),
-    *_mlp(
-      BLOCK,
-      block("intermediate.dense", "mlp.fc1"),
-      block("output.dense", "mlp.fc2"),
-    ),
-    *_norm("Transformer/encoder_norm", *top("layernorm")),
-    *_dense("head", "classifier"),
+    *_layer("norm", "Transformer/encoder_norm", *top("layernorm.")),
+    *_layer("dense", "head", "classifier."),
   )
 
 
 def _hf_clip() -> tuple[Row, ...]:
   block = "vision_model.encoder.layers.{i}."
   patches = "vision_model.embeddings."
+  projections = {name: (f"{block}self_attn.{name[0]}_proj.",) for name in _QKV}
   return (
     Row("embedding/kernel", (f"{patches}patch_embedding.weight",), "conv"),
     Row("cls", (f"{patches}class_embedding",), "flat"),
     Row("pos_embedding", (f"{patches}position_embedding.weight",), "table"),
-    *_norm("pre_norm", "vision_model.pre_layrnorm"),  # Sic.
-    *_norm(BLOCK + "LayerNorm_0", f"{block}layer_norm1"),
-    *_projections(
-      BLOCK,
-      {one: (f"{block}self_attn.{one[0]}_proj",) for one in _QKV},
-      (f"{block}self_attn.out_proj",),
+    *_layer("norm", "pre_norm", "vision_model.pre_layrnorm."),  # Sic.
+    *_block(
+      _split(BLOCK, projections),
+      out=(f"{block}self_attn.out_proj.",),
+      norms=((f"{block}layer_norm1.",), (f"{block}layer_norm2.",)),
+      mlp=((f"{block}mlp.fc1.",), (f"{block}mlp.fc2.",)),
     ),
-    *_norm(BLOCK + "LayerNorm_1", f"{block}layer_norm2"),
-    *_mlp(BLOCK, (f"{block}mlp.fc1",), (f"{block}mlp.fc2",)),
-    *_norm("Transformer/encoder_norm", "vision_model.post_layernorm"),
+    *_layer("norm", "Transformer/encoder_norm", "vision_model.post_layernorm."),
     Row("proj/kernel", ("visual_projection.weight",), "dense"),
   )
 
 
 def _openclip() -> tuple[Row, ...]:
   block = "visual.transformer.resblocks.{i}."
-  fused = f"{block}attn.in_proj_"
   return (
     Row("embedding/kernel", ("visual.conv1.weight",), "conv"),
     Row("cls", ("visual.class_embedding",), "flat"),
     Row("pos_embedding", ("visual.positional_embedding",), "table"),
-    *_norm("pre_norm", "visual.ln_pre"),
-    *_norm(BLOCK + "LayerNorm_0", f"{block}ln_1"),
-    *_fused(BLOCK, f"{fused}weight", f"{fused}bias", _QKV),
-    *_out(BLOCK, f"{block}attn.out_proj"),
-    *_norm(BLOCK + "LayerNorm_1", f"{block}ln_2"),
-    *_mlp(BLOCK, (f"{block}mlp.c_fc",), (f"{block}mlp.c_proj",)),
-    *_norm("Transformer/encoder_norm", "visual.ln_post"),
+    *_layer("norm", "pre_norm", "visual.ln_pre."),
+    *_block(
+      _fused(BLOCK, f"{block}attn.in_proj_", _QKV),
+      out=(f"{block}attn.out_proj.",),
+      norms=((f"{block}ln_1.",), (f"{block}ln_2.",)),
+      mlp=((f"{block}mlp.c_fc.",), (f"{block}mlp.c_proj.",)),
+    ),
+    *_layer("norm", "Transformer/encoder_norm", "visual.ln_post."),
     Row("proj/kernel", ("visual.proj",)),
   )
 
 
 def _timm() -> tuple[Row, ...]:
   block, pool, ours = "blocks.{i}.", "attn_pool.", "MAPHead_0/"
-  qkv, kv = f"{block}attn.qkv.", f"{pool}kv."
   return (
-    Row("embedding/kernel", ("patch_embed.proj.weight",), "conv"),
-    Row("embedding/bias", ("patch_embed.proj.bias",)),
+    *_layer("conv", "embedding", "patch_embed.proj."),
     Row("cls", ("cls_token",)),
     Row("pos_embedding", ("pos_embed",)),
-    *_norm("pre_norm", "norm_pre"),
-    *_norm(BLOCK + "LayerNorm_0", f"{block}norm1"),
-    *_fused(BLOCK, f"{qkv}weight", f"{qkv}bias", _QKV),
-    *_out(BLOCK, f"{block}attn.proj"),
-    *_norm(BLOCK + "LayerNorm_1", f"{block}norm2"),
-    *_mlp(BLOCK, (f"{block}mlp.fc1",), (f"{block}mlp.fc2",)),
-    *_norm("Transformer/encoder_norm", "norm"),
-    *_norm("fc_norm", "fc_norm"),
+    *_layer("norm", "pre_norm", "norm_pre."),
+    *_block(
+      _fused(BLOCK, f"{block}attn.qkv.", _QKV),
+      out=(f"{block}attn.proj.",),
+      norms=((f"{block}norm1.",), (f"{block}norm2.",)),
+      mlp=((f"{block}mlp.fc1.",), (f"{block}mlp.fc2.",)),
+    ),
+    *_layer("norm", "Transformer/encoder_norm", "norm."),
+    *_layer("norm", "fc_norm", "fc_norm."),
     Row(f"{ours}probe", (f"{pool}latent",)),
-    *_projections(ours, {"query": (f"{pool}q",)}, (f"{pool}proj",)),
-    *_fused(ours, f"{kv}weight", f"{kv}bias", ("key", "value")),
-    *_norm(f"{ours}LayerNorm_0", f"{pool}norm"),
-    *_mlp(ours, (f"{pool}mlp.fc1",), (f"{pool}mlp.fc2",)),
-    *_dense("head", "head"),
+    *_split(ours, {"query": (f"{pool}q.",)}),
+    *_fused(ours, f"{pool}kv.", ("key", "value")),
+    *_layer("from_heads", f"{ours}{_ATTENTION}out", f"{pool}proj."),
+    *_layer("norm", f"{ours}LayerNorm_0", f"{pool}norm."),
+    *_layer("dense", f"{ours}MlpBlock_0/Dense_0", f"{pool}mlp.fc1."),
+    *_layer("dense", f"{ours}MlpBlock_0/Dense_1", f"{pool}mlp.fc2."),
+    *_layer("dense", "head", "head."),
   )
 
 
@@ -332,7 +326,7 @@ FAMILIES = {
   "big_vision": Family(
     about="big_vision, AugReg, vision_transformer and soupjax (npz)",
     rows=_big_vision(),
-    prefixes=_TOWER + tuple(f"{one}img/" for one in _TOWER),
+    prefixes=_TOWER + tuple(f"{prefix}img/" for prefix in _TOWER),
     class_position=False,
   ),
   "mixer": Family(
@@ -344,7 +338,6 @@ FAMILIES = {
   "hf_vit": Family(
     about="ViTForImageClassification and ViTModel of transformers",
     rows=_hf_vit(),
-    prefixes=("", "module."),
     ignored=r"^(vit\.)?pooler\.|\.position_ids$",
     options={"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-12},
     acts=("gelu_exact",),
@@ -352,7 +345,6 @@ FAMILIES = {
   "hf_clip": Family(
     about="CLIPModel and CLIPVisionModel of transformers: the vision tower",
     rows=_hf_clip(),
-    prefixes=("", "module."),
     ignored=r"^text_|^logit_scale$|\.position_ids$",
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),
@@ -367,7 +359,6 @@ FAMILIES = {
   "openclip": Family(
     about="CLIP of OpenAI and OpenCLIP: the vision tower",
     rows=_openclip(),
-    prefixes=("", "module."),
     ignored=(
       r"^(transformer|token_embedding|ln_final|text)\.|^attn_mask$"
       r"|^(positional_embedding|text_projection|logit_scale|logit_bias)$"

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Explains why a checkpoint does not fit a model."""
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import difflib
 import re
+from typing import Any
 
-# What makes a model have a leaf, or not.
+# Prefix of our leaves -> the option that makes a model have them.
 HINTS = {
   "cls": "pool_type='tok' or class_token=True",
   "pos_embedding": "posemb='learn'",
@@ -24,95 +24,86 @@ HINTS = {
 }
 
 
-def hint(ours: str | None) -> str:
-  """The option that goes with a leaf of ours, "" if there is none."""
-  found = (
-    text for name, text in HINTS.items() if (ours or "").startswith(name)
-  )
-  return next(found, "")
+def hint(leaf: str | None) -> str:
+  """Returns the option that goes with one of our leaves, "" without one."""
+  options = (v for k, v in HINTS.items() if (leaf or "").startswith(k))
+  return next(options, "")
 
 
-@dataclasses.dataclass(kw_only=True)
-class Mismatch:
-  """All that does not fit.
+def describe(
+  missing: Mapping[str, str],
+  unexpected: Mapping[str, str | None],
+  misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> str:
+  """Lists all leaves that do not fit; blocks that share a problem share a line.
 
-  Attributes:
-    missing: their name -> ours; ours -> "" where they have no name for it.
-    unexpected: their name -> ours, None where we have none.
-    misshapen: their name -> (its shape, the shape that is needed).
+  Args:
+    missing: name in the checkpoint -> our leaf; our leaf -> "" if the family
+      has no name for it.
+    unexpected: name in the checkpoint -> our leaf, None if we have none.
+    misshapen: name in the checkpoint -> (its shape, the shape that is needed).
+
+  Returns:
+    Indented lines, "" if everything fits.
   """
+  unexpected_groups = _grouped(unexpected)
+  # A name that we do not know at all is a likelier slip than a known one.
+  unknown = _grouped([k for k, leaf in unexpected.items() if leaf is None])
+  near = {
+    _key(name): text
+    for text, names in unknown or unexpected_groups
+    for name in names
+  }
 
-  missing: Mapping[str, str]
-  unexpected: Mapping[str, str | None]
-  misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+  def describe_missing(name):
+    leaf = missing[name]
+    text = f" (here {leaf})" if leaf not in (name, "") else ""
+    match = difflib.get_close_matches(_key(name), near, n=1)
+    return text + (f"; nearest is {near[match[0]]}" if match else "")
 
-  def __bool__(self) -> bool:
-    return bool(self.missing or self.unexpected or self.misshapen)
-
-  def text(self) -> str:
-    """Lists everything; blocks that share a problem share a line."""
-    unexpected = _grouped(self.unexpected)
-    # What nobody knows is more likely meant than what has a place.
-    unknown = [k for k, ours in self.unexpected.items() if ours is None]
-    near = _grouped(unknown) or unexpected
-    known = {_key(name): shown for shown, names in near for name in names}
-    lines = []
-    for title, groups, describe in (
-      ("missing", _grouped(self.missing), self._missing(known)),
-      ("unexpected", unexpected, self._unexpected),
-      ("misshapen", self._by_shape(), self._misshapen),
-    ):
-      if groups:
-        total = sum(len(names) for _, names in groups)
-        lines.append(f"{total} {title}:")
-      lines += [f"  {shown}{describe(names[0])}" for shown, names in groups]
-    return "\n  ".join(lines)
-
-  def _missing(self, known):
-    def describe(name):
-      ours = self.missing[name]
-      text = f" (here {ours})" if ours not in (name, "") else ""
-      near = difflib.get_close_matches(_key(name), known, n=1)
-      return text + (f"; nearest is {known[near[0]]}" if near else "")
-
-    return describe
-
-  def _unexpected(self, name):
-    option = hint(self.unexpected[name])
+  def describe_unexpected(name):
+    option = hint(unexpected[name])
     return f"; a model with {option} has it" if option else ""
 
-  def _misshapen(self, name):
-    found, needed = self.misshapen[name]
-    return f" is {found}, and {needed} is needed"
+  def describe_misshapen(name):
+    shape, needed = misshapen[name]
+    return f" is {shape}, and {needed} is needed"
 
-  def _by_shape(self):
-    shapes: dict[object, list[str]] = {}
-    for name, found in self.misshapen.items():
-      shapes.setdefault(found, []).append(name)
-    return [group for names in shapes.values() for group in _grouped(names)]
+  lines = []
+  for title, groups, line in (
+    ("missing", _grouped(missing), describe_missing),
+    ("unexpected", unexpected_groups, describe_unexpected),
+    ("misshapen", _grouped(misshapen, misshapen.get), describe_misshapen),
+  ):
+    if groups:
+      lines.append(f"{sum(len(names) for _, names in groups)} {title}:")
+    lines += [f"  {text}{line(names[0])}" for text, names in groups]
+  return "\n  ".join(lines)
 
 
 def _key(name: str) -> str:
-  """A name with the first number, that of the block, left out."""
+  """Replaces the first number of a name, that of the block."""
   return re.sub(r"\d+", "*", name, count=1)
 
 
-def _grouped(names: Sequence[str] | Mapping) -> list[tuple[str, list[str]]]:
-  """Puts names together that differ in the number of a block."""
-  groups: dict[str, list[str]] = {}
+def _grouped(
+  names: Iterable[str], value_of: Callable[[str], Any] = lambda name: None
+) -> list[tuple[str, list[str]]]:
+  """Groups names with equal values that differ in the number of a block."""
+  groups: dict[tuple[str, Any], list[str]] = {}
   for name in names:
-    groups.setdefault(_key(name), []).append(name)
+    groups.setdefault((_key(name), value_of(name)), []).append(name)
   return [
     (
-      found[0] if len(found) == 1 else key.replace("*", _ranges(found), 1),
-      found,
+      group[0] if len(group) == 1 else key.replace("*", _ranges(group), 1),
+      group,
     )
-    for key, found in groups.items()
+    for (key, _), group in groups.items()
   ]
 
 
 def _ranges(names: Sequence[str]) -> str:
-  """The numbers of blocks, as in "[0-3,5]"."""
+  """Formats the numbers of blocks, such as "[0-3,5]"."""
   runs: list[list[int]] = []
   for n in sorted(int(re.search(r"\d+", name)[0]) for name in names):
     if runs and n == runs[-1][1] + 1:

@@ -2,23 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resamples position embeddings, with or without a class token."""
 
-from collections.abc import Mapping
 import math
-from typing import Any
 
 import numpy as np
 
 
-def has_class(tokens: int, wanted: int | None, expected: bool) -> bool:
-  """Whether the first of some position embeddings is for a class token.
+def has_class(tokens: int, patches: int | None, expected: bool) -> bool:
+  """Tells whether the first position embedding is that of a class token.
 
   Args:
-    tokens: how many there are.
-    wanted: how many patches there will be, None if any.
-    expected: whether it should be so, where the numbers do not tell.
+    tokens: number of position embeddings.
+    patches: number of patches of the model, None if any.
+    expected: the answer where the numbers leave it open.
   """
-  if tokens in (wanted, (wanted or -2) + 1):
-    return tokens != wanted
+  if patches is not None and tokens in (patches, patches + 1):
+    return tokens != patches
   if _is_square(tokens):
     return False
   return _is_square(tokens - 1) or expected
@@ -28,39 +26,29 @@ def _is_square(n: int) -> bool:
   return math.isqrt(n) ** 2 == n
 
 
-def grid_of(
-  specs: Mapping[str, Any],
-  image_size: int | tuple[int, int] | None,
-  patch_size: int,
-) -> tuple[int, int] | None:
-  """Rows and columns of patches, None where the checkpoint's are kept."""
-  if image_size is None or "pos_embedding" not in specs:
-    return None
-  if isinstance(image_size, int):
-    image_size = (image_size, image_size)
-  return image_size[0] // patch_size, image_size[1] // patch_size
-
-
-def can_resample(tokens: int, grid: tuple[int, int] | None) -> bool:
-  """Whether `resample` knows what to do."""
-  return grid is None or tokens == math.prod(grid) or _is_square(tokens)
-
-
-def resample(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def resample(table: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:
   """Resamples position embeddings bilinearly, corners on corners.
 
   This is what big_vision does (arXiv 2010.11929, section 3.2).
 
   Args:
     table: (1, patches, width), of a square grid or of `grid` itself.
-    grid: rows and columns wanted.
+    grid: rows and columns of the result; None changes nothing.
 
   Returns:
     (1, rows * columns, width) of the same dtype.
+
+  Raises:
+    ValueError: if the patches do not form a square grid.
   """
   _, tokens, width = table.shape
-  if tokens == math.prod(grid):
+  if grid is None or tokens == math.prod(grid):
     return table
+  if not _is_square(tokens):
+    raise ValueError(
+      f"{tokens} position embeddings do not form a square grid, so they cannot "
+      f"be resampled to {grid}: load them without image_size=."
+    )
   from scipy import ndimage
 
   side = math.isqrt(tokens)

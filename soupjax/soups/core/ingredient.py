@@ -156,7 +156,14 @@ class Ingredient:
     if sharding is None or (is_cut(spec) and not tree.is_float(spec)):
       return self.reader(leaf, index)
     if self.path is None:
-      return jax.device_put(self.reader(leaf, None), sharding)
+      value = self.reader(leaf, None)
+      if isinstance(value, jax.Array) or sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+      # device_put would compare the values of all processes: a collective that
+      # blocks those of an evaluation in another thread.
+      return jax.make_array_from_callback(
+        spec.shape, sharding, lambda where: value[where]
+      )
     if self.storage is not None and leaf in self.storage.checksums:
       held = sharding.addressable_devices_indices_map(spec.shape).values()
       # Slices have no hash before Python 3.12.

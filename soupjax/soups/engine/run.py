@@ -271,7 +271,7 @@ class _Work:
       values["extra"] = extra if group.whole else extra.reshape(-1, *shape)
     if group.indexed:
       index = buffer.array("index", (2, block.capacity), np.dtype(np.uint32))
-      rule_inputs.places(self.plan.specs, block.pieces, index)
+      rule_inputs.write_indices(self.plan.specs, block.pieces, index)
       values["index"] = index.reshape(2, *shape)
     return values
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of task vectors: what fine-tuning added to a base."""
+"""Sums of task vectors, the changes that fine-tuning made to a base."""
 
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
@@ -16,21 +16,21 @@ def combine_deltas(stack, base, values):
 
 @RULES.register
 def task_arithmetic(
-  scale: coefficients.Coefficient = 1.0,
-  *,
-  weights: coefficients.Weights = None,
+  scale: coefficients.Coefficient = 1.0, *, weights: coefficients.Weights = None
 ) -> Rule:
-  """`base + scale * sum_k w_k (t_k - base)` (arXiv 2212.04089).
+  """Adds task vectors to the base (arXiv 2212.04089).
+
+  `base + scale * sum_k w_k (t_k - base)`.
 
   Args:
-    scale: one for all, or for every leaf; negative to forget. See
+    scale: one number, or one per leaf; negative to forget. See
       `soupjax.soups.rules.coefficients`.
-    weights: one number an ingredient, not normalised, or a mapping from regular
-      expressions to such; None is 1 for each.
+    weights: one number per ingredient, not normalised, or a mapping from
+      regular expressions to such sequences; None is 1 for each.
 
   Returns:
-    The rule; it needs a base. One ingredient, scale 1, gives that ingredient
-    bit for bit.
+    The rule; it needs a base. With one ingredient and scale 1 the result is
+    that ingredient, bit for bit.
 
   Raises:
     ValueError: if a number is not finite.
@@ -44,24 +44,17 @@ def task_arithmetic(
     >>> sj.mix(rule, models, base=base).params["w"]
     Array([ 3. , -1. , -3. ,  0.2], dtype=float32)
   """
-  weights = rule_base.check_weights(weights)
 
   def numbers(scale, weights, count):
     return compensated.delta_coefficients(
       rule_base.per_model(weights, count), scale
     )
 
-  values, leaf_values = coefficients.split_weighted(
-    "scale", scale, weights, numbers
-  )
-  return Rule(
-    name="task_arithmetic",
-    combine=combine_deltas,
-    values=values,
-    leaf_values=leaf_values,
-    settings={
-      "scale": coefficients.check("scale", scale),
-      **({} if weights is None else {"weights": weights}),
-    },
+  return rule_base.scaled_rule(
+    "task_arithmetic",
+    combine_deltas,
+    numbers,
+    scale,
+    weights=weights,
     needs_base=True,
   )

@@ -16,7 +16,7 @@ from soupjax.soups.rules import coefficients
 Values = Mapping[str, Any]
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
-# Functions that return a Rule, by the name that a config gives them.
+# Functions that return a Rule, by the name that a config uses.
 RULES = Registry("rule")
 
 
@@ -25,39 +25,39 @@ class Rule:
   """One way to merge.
 
   Attributes:
-    name: what reports call it.
+    name: name in reports.
     combine: `combine(stack, base, values)` returns the merged block in float32.
       Pure, jittable and elementwise. `stack` is (K, n), or a sequence of K
       arrays of one shape; `base` is one such array, or None; dtypes are those
       of the files, so cast first. Compiled once for each function object:
       define it at module level.
-    values: `values(count)` returns the numbers that go with `count`
-      ingredients: a dict of arrays. They are traced, so that other numbers
-      need no new compilation. Raises if it cannot merge so many.
-    leaf_values: `leaf_values(specs, count, every)` returns more numbers for
-      each of the leaves that are merged, from names and shapes alone; `every`
-      has the specs of all leaves, also of those that are kept or left out.
-    measure: `measure(reader)` returns more numbers for each of the leaves, from
+    values: `values(count)` returns the values for `count` ingredients: a dict
+      of arrays. They are traced, so that other numbers need no compilation.
+      Raises if it cannot merge so many.
+    leaf_values: `leaf_values(specs, count, all_specs)` returns more values for
+      each of the leaves that are merged, from names and shapes alone;
+      `all_specs` has all leaves, including those that `select` keeps or skips.
+    measure: `measure(reader)` returns more values for each of the leaves, from
       a first pass over the weights by a
-      `soupjax.soups.engine.first_pass.LeafReader`. They come to `combine` in
-      the same dict.
+      `soupjax.soups.engine.first_pass.LeafReader`. `combine` gets them in the
+      same dict.
     extra: trees that are read along with the ingredients, block by block, such
-      as Fisher information; Ingredients, trees in memory, or paths. They come
-      to `combine` as `values["extra"]`, like `stack`, in float32.
+      as Fisher information; Ingredients, trees in memory, or paths. `combine`
+      gets them as `values["extra"]`, like `stack`, in float32.
     extra_shape: `extra_shape(leaf, spec)` returns the shape that `extra` must
-      have for a leaf, None where it plays no part.
-    extra_optional: whether `extra` may lack a leaf, in all of it.
-    extra_least: what no number in `extra` may be below.
-    indexed: whether `combine` wants `values["index"]`, (2, n) uint32: low and
-      high word of the place of every element in its leaf, row-major.
+      have for a leaf, None if the leaf does not need it.
+    extra_optional: whether all of `extra` may lack a leaf.
+    extra_least: smallest valid number in `extra`.
+    indexed: whether `combine` needs `values["index"]`, (2, n) uint32: low and
+      high word of the index of every element in its leaf, row-major.
     seed: of random rules; `values["keys"]`, (K, 2) uint32, are then random
       keys made from it, from the name of the leaf and from those of the
       ingredients.
     whole: whether `combine` must see whole leaves, in their own shape.
-    weights: of a weighted mean, one an ingredient; those of weight 0 are not
-      read.
-    settings: JSON that says what was done, for the record.
-    needs_base: whether there is no rule without a base model.
+    weights: of a weighted mean, one per ingredient; ingredients of weight 0 are
+      not read.
+    settings: JSON of the options, for the provenance.
+    needs_base: whether the rule requires a base model.
   """
 
   name: str
@@ -78,29 +78,44 @@ class Rule:
 
   @property
   def by_leaf(self) -> bool:
-    """Whether leaves differ in their numbers, and cannot share a block."""
-    by_numbers = self.leaf_values or self.measure
-    drawn = self.indexed or self.seed is not None
-    return bool(by_numbers or self.extra or drawn or self.whole)
+    """Tells whether leaves need their own values and cannot share a block."""
+    random = self.indexed or self.seed is not None
+    own_values = self.leaf_values or self.measure or self.extra
+    return bool(own_values or random or self.whole)
 
 
-# Of a finite float, or a ValueError that names it.
 check_number = arguments.real
 
 
 def check_share(name: str, value: Any, *, zero: bool = False) -> float:
-  """Returns a float in (0, 1], or [0, 1] if `zero`; else raises."""
+  """Returns a float in (0, 1], or [0, 1] if `zero`.
+
+  Raises:
+    ValueError: if the value is something else.
+  """
   number = arguments.real(name, value)
   if not (0 <= number <= 1) or (number == 0 and not zero):
     raise ValueError(
-      f"{name} is the share of elements, in {'[' if zero else '('}0, 1], got "
-      f"{value!r}."
+      f"{name} must be a share in {'[' if zero else '('}0, 1], got {value!r}."
     )
   return number
 
 
+def check_choice(name: str, value: Any, *choices: Any) -> Any:
+  """Returns an option.
+
+  Raises:
+    ValueError: if it is not one of the choices.
+  """
+  if value not in choices:
+    raise ValueError(
+      f"{name}={value!r} must be one of {', '.join(map(repr, choices))}."
+    )
+  return value
+
+
 def check_count(rule: str, count: int, least: int) -> None:
-  """Raises if there are fewer ingredients than a rule needs."""
+  """Raises a ValueError if a rule gets too few ingredients."""
   if count < least:
     raise ValueError(
       f"The rule {rule!r} needs at least {least} ingredients, got {count}."
@@ -125,3 +140,53 @@ def per_model(weights: Sequence[float] | None, count: int) -> np.ndarray:
       f"{weights!r}."
     )
   return array
+
+
+def scaled_rule(
+  name: str,
+  combine: Callable[[Any, jax.Array | None, Values], jax.Array],
+  numbers: Callable[[float, Any, int], Values],
+  scale: coefficients.Coefficient = 1.0,
+  *,
+  coefficient: str = "scale",
+  weights: coefficients.Weights = None,
+  more_values: Callable[[Specs], Mapping[str, Values]] | None = None,
+  settings: Mapping[str, Any] | None = None,
+  **fields: Any,
+) -> Rule:
+  """Makes a rule with a coefficient, and perhaps weights, that vary by leaf.
+
+  Args:
+    name: of the rule.
+    combine: as in `Rule`.
+    numbers: `numbers(scale, weights, count)` returns the values for `combine`.
+    scale: the coefficient.
+    coefficient: its name, for errors and settings; "" if there is none.
+    weights: of the ingredients.
+    more_values: `more_values(specs)` returns further values by leaf.
+    settings: those besides the coefficient and weights.
+    **fields: further attributes of `Rule`.
+  """
+  scale = coefficients.check(coefficient, scale)
+  weights = coefficients.check_weights(weights)
+  values, leaf_values = coefficients.split(coefficient, scale, weights, numbers)
+
+  def all_leaf_values(specs, count, all_specs):
+    by_leaf = leaf_values(specs, count, all_specs) if leaf_values else {}
+    return {
+      leaf: {**by_leaf.get(leaf, {}), **more}
+      for leaf, more in more_values(specs).items()
+    }
+
+  return Rule(
+    name=name,
+    combine=combine,
+    values=values,
+    leaf_values=leaf_values if more_values is None else all_leaf_values,
+    settings={
+      **(settings or {}),
+      **({coefficient: scale} if coefficient else {}),
+      **({} if weights is None else {"weights": weights}),
+    },
+    **fields,
+  )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Task vectors that are trimmed and must agree in sign."""
+"""Merging of trimmed task vectors whose signs agree."""
 
 from collections.abc import Sequence
 import math
@@ -16,25 +16,25 @@ from soupjax.soups.rules.base import RULES, Rule
 
 
 def float32_delta(leaf: jax.Array, base: jax.Array) -> jax.Array:
-  """The task vector as masks see it: as `thresholds` does, bit for bit."""
+  """Returns a task vector in float32, bit for bit as `thresholds` sees it."""
   return leaf.astype(np.float32) - base.astype(np.float32)
 
 
 def magnitude(delta: jax.Array) -> jax.Array:
-  """Bits of |delta| that order like it, as in `thresholds.magnitudes`."""
+  """Returns the bits of |delta|, ordered as in `thresholds.magnitudes`."""
   bits = jax.lax.bitcast_convert_type(delta, np.uint32) & np.uint32(0x7FFFFFFF)
   return jnp.where(bits < np.uint32(0x00800000), np.uint32(0), bits)
 
 
 def keep(leaf: jax.Array, base: jax.Array, mask: jax.Array) -> jax.Array:
-  """The leaf where the mask holds, the base elsewhere: a delta of zero."""
+  """Returns the leaf where the mask is true, elsewhere the base."""
   return jnp.where(mask, compensated.wide(leaf), compensated.wide(base))
 
 
 def weighted_sum(
   leaves: Sequence[jax.Array], base: jax.Array, weights: jax.Array
 ) -> compensated.Pair:
-  """sum_k w_k (t_k - base), with its rounding error; w_k may be arrays."""
+  """Returns sum_k w_k (t_k - base) and its rounding error; w_k can vary."""
   total = compensated.zero(base)
   for k, leaf in enumerate(leaves):
     total = compensated.add(total, base, leaf, weights[k])
@@ -49,17 +49,15 @@ def elected_mean(
   values,
   sizes: jax.Array | None = None,
 ) -> jax.Array:
-  """`base + scale *` the mean of deltas that agree with the elected sign.
+  """Adds to the base the scaled mean of deltas with the elected sign.
 
   Args:
-    leaves: K arrays; where one takes no part it equals the base.
+    leaves: K arrays; dropped elements equal the base.
     base: one array.
-    votes: (K,) what each delta counts in the election of the sign.
-    weights: (K,) what each counts in the mean.
-    values: with `scale`; `zero_sign`, the sign where votes cancel; and
-      `by_count`, whether to divide by the number that agree, or else by the sum
-      of their sizes.
-    sizes: (K,) None takes the weights.
+    votes: (K,) weights of the deltas in the election of the sign.
+    weights: (K,) weights in the mean.
+    values: those of `election_values`.
+    sizes: (K,) summed over those that agree to divide by; None is the weights.
   """
   high, low = weighted_sum(leaves, base, votes)
   sign = jnp.sign(high + low)
@@ -68,15 +66,33 @@ def elected_mean(
   agreed, share = [], jnp.zeros_like(sign)
   for k, leaf in enumerate(leaves):
     delta = compensated.wide(leaf) - compensated.wide(base)
-    # What a model says counts the other way if its weight is negative.
+    # A negative weight reverses the vote of a model.
     vote = jnp.sign(delta) * jnp.sign(votes[k]).astype(delta.dtype)
     mask = (vote == sign) & (vote != 0)
     agreed.append(keep(leaf, base, mask))
-    one = jnp.where(values["by_count"], 1.0, sizes[k]).astype(share.dtype)
-    share = share + jnp.where(mask, one, jnp.zeros_like(share))
+    size = jnp.where(values["by_count"], 1.0, sizes[k]).astype(share.dtype)
+    share = share + jnp.where(mask, size, jnp.zeros_like(share))
   scale = values["scale"].astype(share.dtype) / jnp.where(share == 0, 1, share)
   total = weighted_sum(agreed, base, weights)
   return compensated.mean(total, base, compensated.halves(scale))
+
+
+def election_values(
+  scale: float, *, zero_sign: int = 0, by_count: bool = False
+) -> dict[str, np.generic]:
+  """Returns the values for `elected_mean`.
+
+  Args:
+    scale: factor of the mean.
+    zero_sign: sign where votes cancel.
+    by_count: whether to divide by the number of deltas that agree instead of
+      the sum of their sizes.
+  """
+  return {
+    "scale": np.float32(scale),
+    "zero_sign": np.float32(zero_sign),
+    "by_count": np.bool_(by_count),
+  }
 
 
 def _ties(stack, base, values):
@@ -89,8 +105,8 @@ def _ties(stack, base, values):
 
 
 def rank_of(density: float, size: int) -> int:
-  """How many elements a density keeps: rounded down, and at least one."""
-  # 0.29 * 100 is 28.999999999999996.
+  """Returns the number of elements that a density keeps, at least one."""
+  # Rounded down, but 0.29 * 100 is 28.999999999999996 in floats.
   return max(1, math.floor(density * size + 1e-6))
 
 
@@ -103,30 +119,30 @@ def ties(
   weights: coefficients.Weights = None,
   compat: str | None = None,
 ) -> Rule:
-  """TIES merging: trim, elect signs, mean of those that agree (2306.01708).
+  """Trims, elects signs and averages those that agree (arXiv 2306.01708).
 
   d_k is the share `density` of largest magnitude of t_k - base, the rest zero;
   s = sign(sum_k d_k), element by element; the result is `base + scale * mean of
-  the d_k with sign s`, or the base where none has it or the sum is zero.
+  the d_k with sign s`, or the base where no d_k has it or the sum is zero.
 
   Args:
-    density: share of the elements of every task vector that is kept. Where
-      magnitudes are equal at the threshold, all of them are.
+    density: share of the elements of every task vector that is kept. All
+      elements whose magnitude equals the threshold are kept.
     scale: as for `task_arithmetic`.
-    scope: "model" takes the largest over all leaves together, as the paper
-      does, "leaf" over each by itself. None is "model", "leaf" with `compat`.
+    scope: "model" ranks the elements of all leaves together, as in the paper;
+      "leaf" ranks each leaf alone. None is "model", or "leaf" with `compat`.
     weights: as for `task_arithmetic`; scale the task vectors in the election,
       and make the mean a weighted one.
-    compat: None is the paper. "mergekit" and "peft" trim leaf by leaf and give
-      an election that ends even to the positive side; peft elects without
-      weights and divides the weighted sum by the number that agree.
+    compat: None is the paper. "mergekit" and "peft" trim leaf by leaf and
+      resolve a tied election to the positive sign; peft elects without weights
+      and divides the weighted sum by the number that agree.
 
   Returns:
     The rule; it needs a base, and reads all weights twice more (two histograms
     give the exact thresholds).
 
   Raises:
-    ValueError: if a number or a word makes no sense.
+    ValueError: if an argument is invalid.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -138,72 +154,57 @@ def ties(
     Array([ 4., -3., -3.,  0.], dtype=float32)
   """
   density = rule_base.check_share("density", density)
-  weights = rule_base.check_weights(weights)
-  if compat not in (None, "mergekit", "peft"):
-    raise ValueError(f"compat={compat!r} is none of None, 'mergekit', 'peft'.")
+  rule_base.check_choice("compat", compat, None, "mergekit", "peft")
   scope = scope or ("model" if compat is None else "leaf")
-  if scope not in ("model", "leaf"):
-    raise ValueError(f"scope={scope!r} is neither 'model' nor 'leaf'.")
+  rule_base.check_choice("scope", scope, "model", "leaf")
+  peft = compat == "peft"
 
   def numbers(scale, weights, count):
-    each = rule_base.per_model(weights, count)
+    weights = rule_base.per_model(weights, count).astype(np.float32)
     return {
-      "weights": each.astype(np.float32),
-      "votes": (np.ones(count) if compat == "peft" else each).astype("f"),
-      "scale": np.float32(scale),
-      "zero_sign": np.float32(0 if compat is None else 1),
-      "by_count": np.bool_(compat == "peft"),
+      "weights": weights,
+      "votes": np.ones_like(weights) if peft else weights,
+      **election_values(scale, zero_sign=compat is not None, by_count=peft),
     }
 
   def first_pass(reader):
     sizes = {leaf: spec.size for leaf, spec in reader.specs.items()}
-    if density == 1:
-      found = np.zeros((reader.count, 1), np.uint32)
-      return {leaf: {"threshold": found} for leaf in sizes}
+    groups = [list(sizes)]
     if scope == "leaf":
-      return {
-        leaf: {
-          "threshold": thresholds.largest(
-            reader, [leaf], [rank_of(density, size)]
-          )
-        }
-        for leaf, size in sizes.items()
-        if size
-      }
-    if not any(sizes.values()):
-      return {}
-    rank = rank_of(density, sum(sizes.values()))
-    found = thresholds.largest(reader, sizes, [rank])
-    return {leaf: {"threshold": found} for leaf in sizes}
+      groups = [[leaf] for leaf, size in sizes.items() if size]
+    values = {}
+    for leaves in groups:
+      size = sum(sizes[leaf] for leaf in leaves)
+      if density == 1:
+        threshold = np.zeros((reader.count, 1), np.uint32)
+      elif size:
+        ranks = [rank_of(density, size)]
+        threshold = thresholds.largest(reader, leaves, ranks)
+      else:
+        continue
+      values |= {leaf: {"threshold": threshold} for leaf in leaves}
+    return values
 
-  values, leaf_values = coefficients.split_weighted(
-    "scale", scale, weights, numbers
-  )
-  return Rule(
-    name="ties",
-    combine=_ties,
-    values=values,
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    "ties",
+    _ties,
+    numbers,
+    scale,
+    weights=weights,
     measure=first_pass,
-    settings={
-      "density": density,
-      "scale": coefficients.check("scale", scale),
-      "scope": scope,
-      "compat": compat,
-      **({} if weights is None else {"weights": weights}),
-    },
+    settings={"density": density, "scope": scope, "compat": compat},
     needs_base=True,
   )
 
 
-def _largest(sizes, kept):
-  """Which of some numbers from 0 on are at least the `kept`-th largest."""
-  # Bit by bit of the threshold, which is many times faster than to sort.
+def _largest(sizes, count):
+  """Masks the `count` largest of numbers that are not negative, with ties."""
+  # Finds the threshold bit by bit, which is many times faster than sorting.
   bits = jax.lax.bitcast_convert_type(sizes, np.uint32)
 
   def step(k, threshold):
     trial = threshold | (np.uint32(1) << (31 - k).astype(np.uint32))
-    enough = (bits >= trial).sum(dtype=np.uint32) >= kept.astype(np.uint32)
+    enough = (bits >= trial).sum(dtype=np.uint32) >= count.astype(np.uint32)
     return jnp.where(enough, trial, threshold)
 
   return bits >= jax.lax.fori_loop(0, 32, step, np.uint32(0))
@@ -223,20 +224,20 @@ def _sce(stack, base, values):
 
 @RULES.register
 def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
-  """Select, calculate, erase (arXiv 2408.07990).
+  """Selects, calculates and erases (arXiv 2408.07990).
 
   Of every leaf, selects the share `density` of elements whose variance over the
   task vectors is largest; weighs every model by the sum of squares of its
-  selected elements; erases those whose sign is not that of the sum; and adds
-  `scale *` the weighted mean of the rest to the base.
+  selected elements; erases those whose sign differs from that of the sum; and
+  adds `scale *` the weighted mean of the rest to the base.
 
   Args:
     density: share of the elements that is selected.
     scale: as for `task_arithmetic`.
 
   Returns:
-    The rule; it needs a base and two ingredients, and holds whole leaves of all
-    of them.
+    The rule; it needs a base and two ingredients, and reads whole leaves of all
+    ingredients into memory.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -249,35 +250,21 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
   """
   density = rule_base.check_share("density", density)
 
-  def numbers(scale, count):
+  def numbers(scale, weights, count):
+    del weights
     rule_base.check_count("sce", count, 2)
-    return {
-      "scale": np.float32(scale),
-      "zero_sign": np.float32(0),
-      "by_count": np.bool_(False),
-    }
+    return election_values(scale)
 
-  values, by_scale = coefficients.split("scale", scale, numbers)
-
-  def leaf_values(specs, count, every):
-    others = by_scale(specs, count, every) if by_scale else {}
-    return {
-      leaf: {
-        **others.get(leaf, {}),
-        "kept": np.int32(rank_of(density, spec.size)),
-      }
+  return rule_base.scaled_rule(
+    "sce",
+    _sce,
+    numbers,
+    scale,
+    more_values=lambda specs: {
+      leaf: {"kept": np.int32(rank_of(density, spec.size))}
       for leaf, spec in specs.items()
-    }
-
-  return Rule(
-    name="sce",
-    combine=_sce,
-    values=values,
-    leaf_values=leaf_values,
-    whole=True,
-    settings={
-      "density": density,
-      "scale": coefficients.check("scale", scale),
     },
+    whole=True,
+    settings={"density": density},
     needs_base=True,
   )

@@ -21,60 +21,68 @@ def diagonal_fisher(
 ) -> PyTree:
   """Estimates the diagonal of the Fisher information (arXiv 2111.09832).
 
-  The mean over examples x of the squared gradients of log p(y | x), with one y
-  drawn from the model's own p(. | x): not the label of the data, which would
-  give the "empirical Fisher", another thing.
+  It is the mean over examples x of the squared gradients of log p(y | x), with
+  one y drawn from the model's own p(. | x). (With the label of the data instead
+  it would be the "empirical Fisher".)
 
   Args:
     log_probs: `log_probs(params, batch)` returns (n, classes) log-probabilities
       of the n examples, or their logits; row i must depend on example i alone
       (no batch statistics).
-    params: where to take it; all leaves must be floating.
-    batches: pytrees of arrays that have the n examples along their first axis;
-      shapes that differ cost a compilation each.
-    seed: of the drawn labels.
+    params: of the model; all leaves must be floating.
+    batches: pytrees of arrays with the n examples along their first axis; each
+      new shape costs a compilation.
+    seed: for drawing labels.
 
   Returns:
-    A tree like `params`, in float32, to be handed to `rules.fisher`.
+    A tree like `params`, in float32, for `rules.fisher`.
 
   Raises:
-    ValueError: if there are no examples.
+    ValueError: if the batches contain no example.
   """
 
-  def one(params, example, key):
+  def gradient(params, example, key):
     example = jax.tree.map(lambda x: x[None], example)
 
-    def chosen(params):
-      # Changes nothing of log-probabilities, and makes them of logits.
+    def log_prob(params):
+      # Turns logits into log-probabilities, and leaves the latter unchanged.
       row = jax.nn.log_softmax(log_probs(params, example)[0].astype(np.float32))
-      # The label is drawn, and then fixed.
+      # The label is drawn, and then constant.
       label = jax.random.categorical(key, jax.lax.stop_gradient(row))
       return row[label]
 
-    return jax.grad(chosen)(params)
+    return jax.grad(log_prob)(params)
 
   @jax.jit
   def squares(params, batch, key):
-    # Example by example: one gradient is held, not as many as examples.
-    count = jax.tree.leaves(batch)[0].shape[0]
+    # Scanned over examples, so that only one gradient is in memory.
+    count = _num_examples(batch)
 
-    def step(total, found):
-      gradient = one(params, *found)
+    def step(total, example_and_key):
       return jax.tree.map(
-        lambda t, g: t + g.astype(np.float32) ** 2, total, gradient
+        lambda t, g: t + g.astype(np.float32) ** 2,
+        total,
+        gradient(params, *example_and_key),
       ), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, np.float32), params)
     return jax.lax.scan(step, zeros, (batch, jax.random.split(key, count)))[0]
 
-  total, seen, key = None, 0, jax.random.key(seed)
+  total, count, key = None, 0, jax.random.key(seed)
   for i, batch in enumerate(batches):
-    found = squares(params, batch, jax.random.fold_in(key, i))
-    total = found if total is None else jax.tree.map(jnp.add, total, found)
-    seen += jax.tree.leaves(batch)[0].shape[0]
-  if not seen:
+    total = _add(total, squares(params, batch, jax.random.fold_in(key, i)))
+    count += _num_examples(batch)
+  if not count:
     raise ValueError("The Fisher information needs at least one example.")
-  return jax.tree.map(lambda x: x / seen, total)
+  return jax.tree.map(lambda x: x / count, total)
+
+
+def _num_examples(batch: Any) -> int:
+  return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _add(total: PyTree | None, part: PyTree) -> PyTree:
+  return part if total is None else jax.tree.map(jnp.add, total, part)
 
 
 def activation_grams(
@@ -82,34 +90,32 @@ def activation_grams(
   params: PyTree,
   batches: Iterable[Any],
 ) -> dict[str, jax.Array]:
-  """Mean X^T X of the inputs of linear layers, for `rules.regmean`.
+  """Computes the mean X^T X of inputs of linear layers, for `rules.regmean`.
 
   Args:
-    activations: `activations(params, batch)` returns, for the name of every
-      kernel of interest ("block_0/mlp/kernel"), what it is multiplied with,
-      (..., inputs).
+    activations: `activations(params, batch)` returns the input (..., inputs) of
+      every kernel of interest, by its name ("block_0/mlp/kernel").
     params: of the model.
-    batches: what `activations` understands.
+    batches: second arguments of `activations`.
 
   Returns:
     Kernel name -> (inputs, inputs) float32.
 
   Raises:
-    ValueError: if there are no batches.
+    ValueError: without batches.
   """
 
   @jax.jit
   def sums(params, batch):
-    found = {}
+    result = {}
     for leaf, x in activations(params, batch).items():
       x = x.reshape(-1, x.shape[-1]).astype(np.float32)
-      found[leaf] = (x.T @ x, np.float32(len(x)))
-    return found
+      result[leaf] = (x.T @ x, np.float32(len(x)))
+    return result
 
   total = None
   for batch in batches:
-    found = sums(params, batch)
-    total = found if total is None else jax.tree.map(jnp.add, total, found)
+    total = _add(total, sums(params, batch))
   if total is None:
     raise ValueError("Activation grams need at least one batch.")
   return {leaf: gram / count for leaf, (gram, count) in total.items()}

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that weigh parameters by statistics of data."""
+"""Rules that weight parameters by statistics of data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +18,12 @@ def _fisher(stack, base, values):
   del base
   first, total = stack[0], compensated.zero(stack[0])
   sizes = jnp.maximum(values["extra"], values["floor"])
-  # Divided by the largest of an element, so that nothing is too small.
+  # Divided by the largest per element, which avoids underflow.
   sizes = sizes * values["weights"].reshape(-1, *(1,) * (sizes.ndim - 1))
   sizes = sizes / sizes.max(0, keepdims=True)
   for k in range(len(stack)):
     total = compensated.add(total, first, stack[k], sizes[k])
-  # One after the other: XLA orders the terms of a `sum` as it likes.
+  # Summed one by one: XLA may reorder the terms of `jnp.sum`.
   share = sum(sizes[k] for k in range(len(stack)))
   scale = (np.float32(1) / share).astype(compensated.wide(first).dtype)
   return compensated.mean(total, first, compensated.halves(scale))
@@ -36,24 +36,24 @@ def fisher(
   floor: float = 1e-8,
   weights: coefficients.Weights = None,
 ) -> Rule:
-  """Fisher-weighted mean (arXiv 2111.09832), element by element.
+  """Averages elements weighted by Fisher information (arXiv 2111.09832).
 
   `sum_k w_k F_k t_k / sum_k w_k F_k`. Equal Fishers give the weighted mean.
 
   Args:
-    fishers: a tree like the parameters for each ingredient, in their order: in
+    fishers: one tree like the parameters per ingredient, in their order: in
       memory (see `soupjax.diagonal_fisher`), an Ingredient, or a path. They are
       read block by block, like the ingredients.
-    floor: smallest value that is believed; positive.
-    weights: one positive number an ingredient, or a mapping from regular
-      expressions to such; None weighs all alike.
+    floor: lower bound of Fisher values; positive.
+    weights: one positive number per ingredient, or a mapping from regular
+      expressions to such sequences; None is equal weights.
 
   Returns:
     The rule.
 
   Raises:
-    ValueError: if a number makes no sense; when it merges, also for a Fisher
-      that is negative or not finite.
+    ValueError: if a number is invalid; on merging, also for a Fisher value that
+      is negative or not finite.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -68,40 +68,33 @@ def fisher(
   floor = rule_base.check_number("floor", floor)
   if floor <= 0:
     raise ValueError(f"floor must be positive, got {floor}.")
-  weights = rule_base.check_weights(weights)
   fishers = tuple(fishers)
   if not fishers:
-    raise ValueError("The rule 'fisher' needs one Fisher tree an ingredient.")
+    raise ValueError("The rule 'fisher' needs one Fisher tree per ingredient.")
 
   def numbers(floor, weights, count):
-    each = rule_base.per_model(weights, count)
-    if (each <= 0).any():
+    array = rule_base.per_model(weights, count)
+    if (array <= 0).any():
       raise ValueError(f"Weights must be positive, got {weights}.")
-    return {"floor": np.float32(floor), "weights": each.astype(np.float32)}
+    return {"floor": np.float32(floor), "weights": array.astype(np.float32)}
 
-  values, leaf_values = coefficients.split_weighted(
-    "floor", floor, weights, numbers
-  )
-
-  return Rule(
-    name="fisher",
-    combine=_fisher,
-    values=values,
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    "fisher",
+    _fisher,
+    numbers,
+    floor,
+    coefficient="floor",
+    weights=weights,
     extra=fishers,
     extra_shape=lambda leaf, spec: tuple(spec.shape),
     extra_least=0.0,
-    settings={
-      "floor": floor,
-      **({} if weights is None else {"weights": weights}),
-    },
   )
 
 
 def _regmean(stack, base, values):
   del base
   leaves = jnp.stack([leaf.astype(np.float32) for leaf in stack])
-  # From the first, so that equal leaves stay as they are.
+  # Relative to the first, so that equal leaves are unchanged.
   mean = leaves[0] + (leaves - leaves[:1]).mean(0)
   if "extra" not in values:
     return mean
@@ -109,43 +102,40 @@ def _regmean(stack, base, values):
   diagonal = jnp.eye(grams.shape[-1], dtype=np.float32)[None] * grams
   grams = diagonal + values["share"] * (grams - diagonal)
   total = grams.sum(0)
-  # Around the mean: inputs that never occur leave it as it is, and errors are
-  # of the size of differences.
-  wanted = jnp.einsum("kij,kj...->i...", grams, leaves - mean[None])
+  # Relative to the mean: inputs that never occur do not change it, and errors
+  # scale with the differences.
+  target = jnp.einsum("kij,kj...->i...", grams, leaves - mean[None])
   size, vectors = jnp.linalg.eigh(total)
   least = size[-1] * len(size) * np.float32(1e-7)
   inverse = jnp.where(size > least, 1 / jnp.where(size > least, size, 1), 0)
-  flat = wanted.reshape(len(size), -1)
+  flat = target.reshape(len(size), -1)
   solved = vectors @ (inverse[:, None] * (vectors.T @ flat))
   return mean + solved.reshape(mean.shape)
 
 
 @RULES.register
 def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
-  """Regression mean of linear layers (arXiv 2212.09849).
+  """Merges linear layers by regression on their inputs (arXiv 2212.09849).
 
-  `W = (sum_k G_k)^-1 sum_k G_k W_k`, which fits the outputs of all models on
-  their own inputs X_k best; G_k = X_k^T X_k. All other leaves get the mean.
+  `W = (sum_k G_k)^-1 sum_k G_k W_k`, the best fit to the outputs of all models
+  on their own inputs X_k; G_k = X_k^T X_k. All other leaves are averaged.
 
   Args:
-    grams: a tree for each ingredient, in their order, that holds G_k, (inputs,
-      inputs), under the name of every kernel (inputs, ...) it is meant for; in
-      memory (see `soupjax.activation_grams`), an Ingredient, or a path.
-    share: what elements off the diagonal of G_k are multiplied by; the paper's
-      alpha.
+    grams: one tree per ingredient, in their order, of matrices G_k, (inputs,
+      inputs), under the names of their kernels (inputs, ...); in memory (see
+      `soupjax.activation_grams`), an Ingredient, or a path.
+    share: factor of elements off the diagonal of G_k; the paper's alpha.
 
   Returns:
-    The rule. It holds whole leaves.
+    The rule. It reads whole leaves into memory.
 
   Raises:
-    ValueError: if there are no grams, or the share makes no sense.
+    ValueError: without grams, or if the share is invalid.
   """
   share = rule_base.check_share("share", share, zero=True)
   grams = tuple(grams)
   if not grams:
-    raise ValueError(
-      "The rule 'regmean' needs one tree of grams an ingredient."
-    )
+    raise ValueError("The rule 'regmean' needs one gram tree per ingredient.")
 
   def gram_shape(leaf, spec):
     del leaf

@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted means of the ingredients, and of a base with them."""
+"""Weighted means of ingredients, and of a base and ingredients."""
 
-import functools
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,20 +29,20 @@ def _lerp(stack, base, values):
 
 
 def combine_sum(stack, base, values):
-  """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves stay as they are."""
+  """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves are unchanged."""
   del base
   first = stack[0]
   total = compensated.zero(first)
   for k in range(1, len(stack)):
     total = compensated.add(total, first, stack[k], *values["weights"][:, k])
-  # What the weights exceed 1 by goes to the first leaf itself.
-  nothing = jnp.zeros_like(first)
-  total = compensated.add(total, nothing, first, *values["excess"])
+  # The excess of the weights over 1 multiplies the first leaf itself.
+  zeros = jnp.zeros_like(first)
+  total = compensated.add(total, zeros, first, *values["excess"])
   return compensated.mean(total, first, values["scale"])
 
 
 def sum_values(weights: np.ndarray) -> Values:
-  """The numbers for `combine_sum`."""
+  """Returns the values for `combine_sum`."""
   weights = np.asarray(weights, np.float64)
   excess = weights.sum() - 1
   return {
@@ -56,16 +56,16 @@ def sum_values(weights: np.ndarray) -> Values:
 def linear(
   weights: coefficients.Weights = None, *, normalize: bool = True
 ) -> Rule:
-  """The weighted mean, `sum_k w_k t_k / sum_k w_k`.
+  """Averages the ingredients, `sum_k w_k t_k / sum_k w_k`.
 
   Args:
-    weights: one number an ingredient, such as those of `schedule`, or a mapping
-      from regular expressions to such; None weighs all alike (the uniform soup
-      of arXiv 2203.05482).
+    weights: one number per ingredient, such as those of `schedule`, or a
+      mapping from regular expressions to such sequences; None is equal weights
+      (the uniform soup of arXiv 2203.05482).
     normalize: whether to divide by the sum of the weights.
 
   Returns:
-    The rule. It warns about negative weights when it meets the ingredients.
+    The rule. It warns about negative weights before it merges.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -78,7 +78,9 @@ def linear(
   arguments.flag("normalize", normalize)
   if weights is None:
     if not normalize:
-      raise ValueError("linear() without weights is a mean: normalize=True.")
+      raise ValueError(
+        "normalize=False needs weights; without them, linear() is a mean."
+      )
     return Rule(
       name="uniform",
       combine=_uniform,
@@ -106,7 +108,7 @@ def linear(
 
 
 def _by_leaf(weights, normalize) -> Rule:
-  """`linear` with other weights for some leaves."""
+  """Makes the rule of `linear` with weights that vary by leaf."""
 
   def numbers(number, weights, count):
     del number
@@ -116,41 +118,38 @@ def _by_leaf(weights, normalize) -> Rule:
       )
     return sum_values(per_model(weights, count))
 
-  values, leaf_values = coefficients.split_weighted("", 1.0, weights, numbers)
-  return Rule(
-    name="weighted",
-    combine=_linear if normalize else combine_sum,
-    values=values,
-    leaf_values=leaf_values,
-    settings={
-      "weights": weights,
-      **({} if normalize else {"normalize": False}),
-    },
+  return rule_base.scaled_rule(
+    "weighted",
+    _linear if normalize else combine_sum,
+    numbers,
+    coefficient="",
+    weights=weights,
+    settings={} if normalize else {"normalize": False},
   )
 
 
 def schedule(
   kind: str, count: int, *, last: int | None = None, decay: float | None = None
 ) -> list[float]:
-  """Weights for averaging checkpoints along one run, oldest first.
+  """Returns weights for averaging checkpoints of one run, oldest first.
 
   A mean of checkpoints imitates a learning rate that decays over them (arXiv
   2507.17634): the n weights are the steps by which the decay curve falls from 1
   to 0 over n stretches.
 
   Args:
-    kind: "uniform", all alike, which imitates a linear decay; "minus-sqrt", the
-      steps of 1 - sqrt(x); "linear", weights 1, 2, ..., n that grow towards the
-      end; "ema", an exponential moving average that began at the oldest.
-    count: of the ingredients.
-    last: gives weight to that many at the end only; None to all.
-    decay: of "ema", as 0.9.
+    kind: "uniform", equal weights, which imitates a linear decay; "minus-sqrt",
+      the steps of 1 - sqrt(x); "linear", weights 1, 2, ..., n; "ema", an
+      exponential moving average that starts at the oldest.
+    count: number of ingredients.
+    last: number of ingredients at the end with weights above 0; None is all.
+    decay: of "ema", such as 0.9.
 
   Returns:
     `count` weights that sum to 1.
 
   Raises:
-    ValueError: if a number or a word makes no sense.
+    ValueError: if an argument is invalid.
 
   Examples:
     >>> sj.rules.schedule("linear", 4)
@@ -161,34 +160,31 @@ def schedule(
   count = arguments.count("count", count)
   n = count if last is None else arguments.whole("last", last)
   if not 1 <= n <= count:
-    raise ValueError(f"Asked for the last {n} of {count} checkpoints.")
+    raise ValueError(f"last={n} must be between 1 and the {count} checkpoints.")
   if (kind == "ema") != (decay is not None):
-    raise ValueError("decay= goes with kind='ema', and 'ema' needs it.")
+    raise ValueError("decay= must be given for kind='ema', and only then.")
+  rule_base.check_choice("kind", kind, "uniform", "linear", "minus-sqrt", "ema")
   if kind == "uniform":
-    found = np.full(n, 1 / n)
+    weights = np.full(n, 1 / n)
   elif kind == "linear":
-    found = np.arange(1, n + 1) / (n * (n + 1) / 2)
+    weights = np.arange(1, n + 1) / (n * (n + 1) / 2)
   elif kind == "minus-sqrt":
-    found = np.diff(np.sqrt(np.linspace(0, 1, n + 1)))
-  elif kind == "ema":
-    decay = check_share("decay", decay, zero=True)
-    found = (1 - decay) * decay ** np.arange(n - 1, -1, -1.0)
-    found[0] = decay ** (n - 1)
+    weights = np.diff(np.sqrt(np.linspace(0, 1, n + 1)))
   else:
-    raise ValueError(
-      f"kind={kind!r} is none of 'uniform', 'linear', 'minus-sqrt', 'ema'."
-    )
-  return [0.0] * (count - n) + [float(w) for w in found]
+    decay = check_share("decay", decay, zero=True)
+    weights = (1 - decay) * decay ** np.arange(n - 1, -1, -1.0)
+    weights[0] = decay ** (n - 1)
+  return [0.0] * (count - n) + weights.tolist()
 
 
 @RULES.register
 def lerp(alpha: coefficients.Coefficient) -> Rule:
-  """From the base towards the mean of the ingredients (arXiv 2109.01903).
+  """Interpolates base and mean of the ingredients (arXiv 2109.01903).
 
   Args:
     alpha: share of the ingredients; 0 gives the base and 1 their mean, bit for
-      bit. Values outside [0, 1] extrapolate. One for all, or for every leaf:
-      see `soupjax.soups.rules.coefficients`.
+      bit. Values outside [0, 1] extrapolate. One number, or one per leaf: see
+      `soupjax.soups.rules.coefficients`.
 
   Returns:
     The rule `(1 - alpha) * base + alpha * mean_k t_k`; it needs a base.
@@ -205,29 +201,30 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     >>> sj.mix(rule, models, base=base).params["w"]
     Array([ 1.5, -0.5, -1.5,  0.1], dtype=float32)
   """
-  alpha = coefficients.check("alpha", alpha)
 
-  def numbers(alpha, count):
+  def numbers(alpha, weights, count):
+    del weights
     weights = np.full(count + 1, alpha / count)
     weights[0] = 1 - alpha
     return compensated.mean_coefficients(weights)
 
-  make = functools.partial(
-    Rule, name="interpolate", settings={"alpha": alpha}, needs_base=True
+  rule = rule_base.scaled_rule(
+    "interpolate", _lerp, numbers, alpha, coefficient="alpha", needs_base=True
   )
-  if alpha == 1:
-    uniform = linear()
-    return make(combine=uniform.combine, values=uniform.values)
-  values, leaf_values = coefficients.split("alpha", alpha, numbers)
-  return make(combine=_lerp, values=values, leaf_values=leaf_values)
+  if rule.settings["alpha"] != 1:
+    return rule
+  uniform = linear()
+  return dataclasses.replace(
+    rule, combine=uniform.combine, values=uniform.values
+  )
 
 
-# More names for a config.
+# More names for configs.
 
 
 @RULES.register(name="uniform")
 def _uniform_rule() -> Rule:
-  """The mean of the ingredients."""
+  """Averages the ingredients with equal weights."""
   return linear()
 
 
@@ -235,13 +232,13 @@ def _uniform_rule() -> Rule:
 def _weighted_rule(
   weights: coefficients.Weights, *, normalize: bool = True
 ) -> Rule:
-  """`linear`, which must have weights."""
+  """Averages the ingredients with given weights."""
   return linear(weights, normalize=normalize)
 
 
 @RULES.register(name="interpolate")
 def _interpolate_rule(alpha: coefficients.Coefficient = 0.5) -> Rule:
-  """`lerp`, halfway by default."""
+  """Interpolates base and mean of the ingredients, halfway by default."""
   return lerp(alpha)
 
 
@@ -249,5 +246,5 @@ def _interpolate_rule(alpha: coefficients.Coefficient = 0.5) -> Rule:
 def _schedule_rule(
   kind: str, count: int, *, last: int | None = None, decay: float | None = None
 ) -> Rule:
-  """The mean of checkpoints of one run, weighted by `schedule`."""
+  """Averages checkpoints of one run with the weights of `schedule`."""
   return linear(schedule(kind, count, last=last, decay=decay))

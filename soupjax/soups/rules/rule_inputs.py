@@ -8,8 +8,8 @@ from soupjax.soups.core import slices, tree
 from soupjax.soups.rules import random_masks
 
 
-def _by_rule(ingredients, actions):
-  """The leaves that the rule itself merges, wholly or in part."""
+def _merged_specs(ingredients, actions):
+  """Returns the specs of leaves that the rule merges, wholly or in part."""
   specs = ingredients[0].specs
   return {
     leaf: specs[leaf]
@@ -21,30 +21,37 @@ def _by_rule(ingredients, actions):
 
 
 def all_specs(models):
-  """Specs of all leaves of some models, in the order of their names."""
-  found = {}
-  for one in models:
-    found = {**one.specs, **found}
-  return dict(sorted(found.items()))
+  """Returns the specs of all leaves of models, in the order of their names."""
+  specs = {}
+  for model in models:
+    specs = {**model.specs, **specs}
+  return dict(sorted(specs.items()))
 
 
 def per_leaf_values(rule, ingredients, base, actions):
-  """The numbers of a rule that go by leaf, from metadata alone."""
-  leaves = _by_rule(ingredients, actions)
-  found = {leaf: {} for leaf in leaves}
-  if rule.leaf_values is not None and leaves:
+  """Returns the values of a rule by leaf, from metadata alone."""
+  specs = _merged_specs(ingredients, actions)
+  values = {leaf: {} for leaf in specs}
+  if rule.leaf_values is not None and specs:
     models = [*ingredients, *([] if base is None else [base])]
-    found |= rule.leaf_values(leaves, len(ingredients), all_specs(models))
+    values |= rule.leaf_values(specs, len(ingredients), all_specs(models))
   if rule.seed is not None:
-    names = [one.name for one in ingredients]
-    for leaf in leaves:
-      drawn = {"keys": random_masks.keys(rule.seed, leaf, names)}
-      found[leaf] = {**found.get(leaf, {}), **drawn}
-  return found
+    names = [ingredient.name for ingredient in ingredients]
+    for leaf in specs:
+      keys = random_masks.keys(rule.seed, leaf, names)
+      values[leaf] = {**values.get(leaf, {}), "keys": keys}
+  return values
 
 
 def check_extra(rule, ingredients, actions):
-  """The leaves that `Rule.extra` goes with; all of it must fit them."""
+  """Checks `Rule.extra` against the ingredients.
+
+  Returns:
+    The leaves that need it.
+
+  Raises:
+    ValueError: listing all that does not fit.
+  """
   if not rule.extra:
     return set()
   if len(rule.extra) != len(ingredients):
@@ -52,40 +59,44 @@ def check_extra(rule, ingredients, actions):
       f"The rule {rule.name!r} has {len(rule.extra)} trees of statistics for "
       f"{len(ingredients)} ingredients: give one for each."
     )
-  wanted, problems = {}, []
-  for leaf, spec in _by_rule(ingredients, actions).items():
+  shapes, problems = {}, []
+  for leaf, spec in _merged_specs(ingredients, actions).items():
     shape = rule.extra_shape(leaf, spec)
-    anywhere = any(leaf in one.specs for one in rule.extra)
-    if shape is not None and (anywhere or not rule.extra_optional):
-      wanted[leaf] = shape
-  for one in rule.extra:
-    for leaf, shape in wanted.items():
-      have = one.specs[leaf].shape if leaf in one.specs else "nothing"
-      if have != shape:
-        problems.append(f"{one.name!r} has {have} for {leaf!r}, not {shape}")
+    exists = any(leaf in statistics.specs for statistics in rule.extra)
+    if shape is not None and (exists or not rule.extra_optional):
+      shapes[leaf] = shape
+  for statistics in rule.extra:
+    specs, name = statistics.specs, statistics.name
+    for leaf, shape in shapes.items():
+      actual = specs[leaf].shape if leaf in specs else "nothing"
+      if actual != shape:
+        problems.append(f"{name!r} has {actual} for {leaf!r}, not {shape}")
     problems += [
-      f"{one.name!r} has {leaf!r}, which is no leaf of the models"
-      for leaf in one.specs
+      f"{name!r} has {leaf!r}, which the models do not have"
+      for leaf in specs
       if leaf not in actions
     ]
-  if not wanted:
-    problems.append("there are none for any of the leaves that are merged")
+  if not shapes:
+    problems.append("they have none of the leaves that are merged")
   if problems:
     raise ValueError(
       f"The statistics for the rule {rule.name!r} do not fit:\n  "
       + tree.listed(problems)
     )
-  return set(wanted)
+  return set(shapes)
 
 
 def check_numbers(rule, statistics, leaf, row):
-  """Raises if statistics of a leaf are not finite, or smaller than they may be.
+  """Checks statistics of a leaf.
 
   Args:
-    rule: that wants them.
-    statistics: the Ingredient they were read from.
-    leaf: its name.
+    rule: the rule that uses them.
+    statistics: their Ingredient.
+    leaf: name of the leaf.
     row: the numbers, or some of them.
+
+  Raises:
+    ValueError: if a number is not finite or below `Rule.extra_least`.
   """
   if not row.size:
     return
@@ -102,35 +113,35 @@ def check_numbers(rule, statistics, leaf, row):
 
 
 def spread(values, box, ndim):
-  """Shapes numbers that go by layer, so that they multiply these layers.
+  """Reshapes values by layer so that they broadcast against the leaf.
 
   Args:
     values: for `combine`; see `coefficients.by_layer`.
-    box: the part of the leaf that these are.
-    ndim: axes that `combine` will see, the first of them that of the layers.
+    box: slices of the part of the leaf.
+    ndim: number of axes in `combine`, the first of them that of the layers.
 
   Returns:
     The values, without "by_layer".
   """
   values = dict(values)
-  for name, found in values.pop("by_layer", {}).items():
-    part = found[..., box[0]]
+  for name, array in values.pop("by_layer", {}).items():
+    part = array[..., box[0]]
     values[name] = part.reshape(part.shape + (1,) * (ndim - 1))
   return values
 
 
-def places(specs, pieces, out: np.ndarray) -> None:
-  """Says where in its leaf every element is, counted row-major.
+def write_indices(specs, pieces, out: np.ndarray) -> None:
+  """Writes the row-major index of every element in its leaf.
 
   Args:
     specs: leaf -> shape and dtype.
-    pieces: (leaf, box), one after the other.
-    out: (2, n) uint32, gets the low and high words.
+    pieces: (leaf, slices) in their order.
+    out: (2, n) uint32, receives the low and high words.
   """
-  at = 0
+  start = 0
   for leaf, box in pieces:
     for first, n in slices.contiguous_runs(specs[leaf].shape, box):
-      place = np.arange(first, first + n, dtype=np.uint64)
-      out[0, at : at + n] = place & np.uint64(0xFFFFFFFF)
-      out[1, at : at + n] = place >> np.uint64(32)
-      at += n
+      index = np.arange(first, first + n, dtype=np.uint64)
+      out[0, start : start + n] = index & np.uint64(0xFFFFFFFF)
+      out[1, start : start + n] = index >> np.uint64(32)
+      start += n

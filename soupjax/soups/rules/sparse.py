@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Task vectors with elements dropped: at random, by size, or by both."""
+"""Rules that drop elements of task vectors at random, by size, or by both."""
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,48 @@ from soupjax.soups.rules.base import RULES, Rule
 
 
 def _merge(leaves, base, values, weights):
-  """The sum, or the elected mean, of what was kept."""
+  """Returns the sum, or the elected mean, of the elements that were kept."""
   if "zero_sign" in values:
-    return consensus.elected_mean(leaves, base, weights, weights, values)
+    # Factors by norm scale task vectors, and do not count as weights.
+    sizes = values["weights"] if "by_norm" in values else None
+    return consensus.elected_mean(leaves, base, weights, weights, values, sizes)
   total = consensus.weighted_sum(leaves, base, weights)
   return compensated.mean(total, base, values["scale"])
 
 
-def _dare(stack, base, values):
-  leaves = []
+def _drop_at_random(stack, base, values, share_of, *, divide):
+  """Keeps elements with probability `share_of(delta)`, and merges.
+
+  Weights are divided by these probabilities if `divide`, or by the share of
+  the norm that is kept if "by_norm" is in `values`.
+  """
+  leaves, weights = [], []
   for k in range(len(stack)):
-    mask = random_masks.chosen(
-      values["keys"][k], values["index"], values["share"]
-    )
+    delta = consensus.float32_delta(stack[k], base)
+    share = share_of(delta)
+    mask = random_masks.random_mask(values["keys"][k], values["index"], share)
     leaves.append(consensus.keep(stack[k], base, mask))
-  return _merge(leaves, base, values, values["weights"])
+    weight = values["weights"][k]
+    if "by_norm" in values:
+      weight = weight / _kept_norm(delta, mask)
+    elif divide:
+      weight = weight / share
+    weights.append(weight)
+  return _merge(leaves, base, values, weights)
+
+
+def _kept_norm(delta, mask):
+  """Returns the share of its L1 norm that a task vector keeps, 1 if tiny."""
+  before = jnp.abs(delta).sum()
+  after = jnp.where(mask, jnp.abs(delta), 0).sum()
+  small = jnp.minimum(before, after) < np.float32(1e-7)
+  return jnp.where(small, 1, after / jnp.where(small, 1, before))
+
+
+def _dare(stack, base, values):
+  return _drop_at_random(
+    stack, base, values, lambda delta: values["share"], divide=False
+  )
 
 
 def _breadcrumbs(stack, base, values):
@@ -45,26 +72,31 @@ def _breadcrumbs(stack, base, values):
   return _merge(leaves, base, values, values["weights"])
 
 
-def _numbers(scale, count, weights, elect, factor=1.0):
-  """The numbers for `_merge`."""
-  each = rule_base.per_model(weights, count).astype(np.float32)
+def _della(stack, base, values):
+  def share_of(delta):
+    ranks = _ranks(consensus.magnitude(delta))
+    return values["lowest"] + values["spread"] * ranks
+
+  return _drop_at_random(stack, base, values, share_of, divide=True)
+
+
+def _ranks(bits):
+  """Ranks elements within rows from 0 to 1; a single element gets 0.5."""
+  if not bits.ndim or bits.shape[-1] == 1:
+    return jnp.full(bits.shape, np.float32(0.5))
+  order = jnp.argsort(bits, axis=-1)
+  # Inverts the permutation; a second sort would take as long as the first.
+  ranks = jax.lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
+  ranks = jnp.put_along_axis(order, order, ranks, axis=-1, inplace=False)
+  return (ranks / (bits.shape[-1] - 1)).astype(np.float32)
+
+
+def _values(scale, weights, count, elect, **election):
+  """Returns the values for `_merge`."""
+  weights = rule_base.per_model(weights, count).astype(np.float32)
   if not elect:
-    return {"weights": each, "scale": compensated.parts(scale * factor)}
-  return {
-    "weights": each,
-    "scale": np.float32(scale * factor),
-    "zero_sign": np.float32(0),
-    "by_count": np.bool_(False),
-  }
-
-
-def _settings(scale, weights, elect, **more):
-  return {
-    **more,
-    "scale": coefficients.check("scale", scale),
-    "elect": elect,
-    **({} if weights is None else {"weights": weights}),
-  }
+    return {"weights": weights, "scale": compensated.parts(scale)}
+  return {"weights": weights, **consensus.election_values(scale, **election)}
 
 
 @RULES.register
@@ -78,7 +110,7 @@ def dare(
   elect: bool = False,
   compat: str | None = None,
 ) -> Rule:
-  """Drops elements at random, and rescales (arXiv 2311.03099).
+  """Drops elements at random and rescales the rest (arXiv 2311.03099).
 
   `base + scale * sum_k w_k m_k d_k / density`; d_k is t_k - base, and every
   element of the mask m_k is 1 with probability `density` (1 - p in the paper),
@@ -88,24 +120,23 @@ def dare(
     density: share of the elements that is kept on average.
     scale: as for `task_arithmetic`.
     rescale: whether to divide by the density, which keeps the expected value.
-    seed: the masks depend on it, on the names of leaf and ingredient, and on
-      the place in the leaf: not on the order of the ingredients, blocks,
-      threads or mesh.
+    seed: masks depend on it, on the names of leaf and ingredient, and on the
+      index in the leaf; not on the order of the ingredients, blocks, threads or
+      mesh.
     weights: as for `task_arithmetic`.
-    elect: merges what is left like `ties`: elects signs and takes the mean of
-      those that agree, instead of the sum.
-    compat: None is the paper. With "mergekit" what is kept is not divided by
-      the density, but scaled to the L1 norm that the leaf had (unless `rescale`
-      is off), and an election that ends even goes to the positive side.
-      (mergekit 0.1.5: `dare_linear`; with elect=True `dare_ties`, `normalize`
-      on.)
+    elect: merges the rest like `ties`: elects signs and takes the mean of those
+      that agree, instead of the sum.
+    compat: None is the paper. "mergekit" scales the rest to the former L1 norm
+      of the leaf instead of dividing by the density (unless `rescale` is off),
+      and resolves a tied election to the positive sign. (mergekit 0.1.5:
+      `dare_linear`; with elect=True `dare_ties`, `normalize` on.)
 
   Returns:
-    The rule; it needs a base. To scale by norms it holds whole leaves of all
-    ingredients.
+    The rule; it needs a base. To scale by norms it reads whole leaves of all
+    ingredients into memory.
 
   Raises:
-    ValueError: if a number or a word makes no sense.
+    ValueError: if an argument is invalid.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -117,41 +148,38 @@ def dare(
     Array([ 8. ,  2. , -8. ,  0.6], dtype=float32)
   """
   density = rule_base.check_share("density", density)
-  weights = rule_base.check_weights(weights)
   arguments.flag("elect", elect)
   arguments.flag("rescale", rescale)
   seed = arguments.whole("seed", seed)
-  if compat not in (None, "mergekit"):
-    raise ValueError(f"compat={compat!r} is neither None nor 'mergekit'.")
+  rule_base.check_choice("compat", compat, None, "mergekit")
   by_norm = rescale and compat is not None
   factor = 1 / density if rescale and not by_norm else 1.0
 
   def numbers(scale, weights, count):
-    found = _numbers(scale, count, weights, elect, factor)
-    if elect and compat is not None:
-      found["zero_sign"] = np.float32(1)
-    return found
+    return {
+      **_values(
+        scale * factor, weights, count, elect, zero_sign=compat is not None
+      ),
+      "share": np.float32(density),
+      **({"by_norm": np.bool_(True)} if by_norm else {}),
+    }
 
-  values, leaf_values = coefficients.split_weighted(
-    "scale", scale, weights, numbers
-  )
-  return Rule(
-    name="dare",
-    combine=_dare_by_norm if by_norm else _dare,
-    values=lambda count: {**values(count), "share": np.float32(density)},
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    "dare",
+    _dare,
+    numbers,
+    scale,
+    weights=weights,
     indexed=True,
     seed=seed,
     whole=by_norm,
-    settings=_settings(
-      scale,
-      weights,
-      elect,
-      density=density,
-      rescale=rescale,
-      seed=seed,
-      compat=compat,
-    ),
+    settings={
+      "density": density,
+      "rescale": rescale,
+      "seed": seed,
+      "compat": compat,
+      "elect": elect,
+    },
     needs_base=True,
   )
 
@@ -169,18 +197,18 @@ def breadcrumbs(
 
   `base + scale * sum_k w_k m_k (t_k - base)`; of the n elements of a leaf, m_k
   drops the `floor(gamma * n)` of largest magnitude, keeps the `floor(density *
-  n)` that follow (one at least), and drops the rest. Elements whose magnitude
-  equals that of one that is kept are kept too.
+  n)` that follow (at least one), and drops the rest. Elements whose magnitude
+  equals that of a kept element are kept too.
 
   Args:
     density: share of the elements that is kept.
-    gamma: share that is dropped at the top; 0 drops none there.
+    gamma: share of the largest elements that is dropped; may be 0.
     scale: as for `task_arithmetic`.
     weights: as for `task_arithmetic`.
-    elect: merges what is left like `ties`, instead of the sum.
+    elect: merges the rest like `ties`, instead of the sum.
 
   Returns:
-    The rule; it needs a base, and reads all weights twice more.
+    The rule; it needs a base, and reads all weights two more times.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -192,99 +220,31 @@ def breadcrumbs(
     Array([ 2., -2., -2.,  0.], dtype=float32)
   """
   density = rule_base.check_share("density", density)
-  weights = rule_base.check_weights(weights)
   arguments.flag("elect", elect)
   gamma = rule_base.check_share("gamma", gamma, zero=True)
   if density + gamma > 1 + 1e-9:
-    raise ValueError(
-      f"density={density} and gamma={gamma} are more than everything."
-    )
+    raise ValueError(f"density={density} and gamma={gamma} sum to more than 1.")
 
   def first_pass(reader):
-    found = {}
+    values = {}
     for leaf, spec in reader.specs.items():
-      if not spec.size:
-        continue
-      top = min(int(gamma * spec.size + 1e-6), spec.size - 1)
-      kept = consensus.rank_of(density, spec.size)
-      ranks = [min(spec.size, top + kept), top + 1]
-      found[leaf] = {"threshold": thresholds.largest(reader, [leaf], ranks)}
-    return found
+      if spec.size:
+        top = min(int(gamma * spec.size + 1e-6), spec.size - 1)
+        last = top + consensus.rank_of(density, spec.size)
+        ranks = [min(spec.size, last), top + 1]
+        values[leaf] = {"threshold": thresholds.largest(reader, [leaf], ranks)}
+    return values
 
-  values, leaf_values = coefficients.split_weighted(
-    "scale",
+  return rule_base.scaled_rule(
+    "breadcrumbs",
+    _breadcrumbs,
+    lambda scale, weights, count: _values(scale, weights, count, elect),
     scale,
-    weights,
-    lambda one, weights, count: _numbers(one, count, weights, elect),
-  )
-  return Rule(
-    name="breadcrumbs",
-    combine=_breadcrumbs,
-    values=values,
-    leaf_values=leaf_values,
+    weights=weights,
     measure=first_pass,
-    settings=_settings(scale, weights, elect, density=density, gamma=gamma),
+    settings={"density": density, "gamma": gamma, "elect": elect},
     needs_base=True,
   )
-
-
-def _ranks(bits):
-  """0 for the smallest of a row, 1 for the largest; one alone is neither."""
-  if not bits.ndim or bits.shape[-1] == 1:
-    return jnp.full(bits.shape, np.float32(0.5))
-  order = jnp.argsort(bits, axis=-1)
-  # The inverse of the order; another sort would take as long as the first.
-  ranks = jax.lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
-  ranks = jnp.put_along_axis(order, order, ranks, axis=-1, inplace=False)
-  return (ranks / (bits.shape[-1] - 1)).astype(np.float32)
-
-
-def _della(stack, base, values):
-  leaves, each = [], []
-  for k in range(len(stack)):
-    delta = consensus.float32_delta(stack[k], base)
-    rank = _ranks(consensus.magnitude(delta))
-    share = values["lowest"] + values["spread"] * rank
-    mask = random_masks.chosen(values["keys"][k], values["index"], share)
-    leaves.append(consensus.keep(stack[k], base, mask))
-    if "by_norm" in values:
-      share = _kept_norm(delta, mask)
-    each.append(values["weights"][k] / share)
-  if "by_norm" in values:
-    return _merge_by_norm(leaves, base, values, each)
-  return _merge(leaves, base, values, each)
-
-
-def _dare_by_norm(stack, base, values):
-  leaves, each = [], []
-  for k in range(len(stack)):
-    mask = random_masks.chosen(
-      values["keys"][k], values["index"], values["share"]
-    )
-    leaves.append(consensus.keep(stack[k], base, mask))
-    delta = consensus.float32_delta(stack[k], base)
-    each.append(values["weights"][k] / _kept_norm(delta, mask))
-  return _merge_by_norm(leaves, base, values, each)
-
-
-def _kept_norm(delta, mask):
-  """Which share of its L1 norm a task vector keeps; 1 if there is too little.
-
-  What is kept, divided by it, has the norm that the leaf had before.
-  """
-  before = jnp.abs(delta).sum()
-  after = jnp.where(mask, jnp.abs(delta), 0).sum()
-  small = jnp.minimum(before, after) < np.float32(1e-7)
-  return jnp.where(small, 1, after / jnp.where(small, 1, before))
-
-
-def _merge_by_norm(leaves, base, values, each):
-  """`_merge`, where factors scale task vectors and do not count as weights."""
-  if "zero_sign" in values:
-    return consensus.elected_mean(
-      leaves, base, each, each, values, sizes=values["weights"]
-    )
-  return _merge(leaves, base, values, each)
 
 
 @RULES.register
@@ -298,31 +258,32 @@ def della(
   elect: bool = True,
   compat: str | None = None,
 ) -> Rule:
-  """Drops at random, small changes more likely (arXiv 2406.11617).
+  """Drops small changes with higher probability (arXiv 2406.11617).
 
   An element is kept with probability `q = density - epsilon / 2 + epsilon * r`,
   where r rises from 0 for the smallest magnitude of its row (the last axis) to
   1 for the largest (1/2 in a row of one), and divided by q. Signs are elected,
-  and the mean of those that agree is taken, as in `ties`.
+  and those that agree are averaged, as in `ties`.
 
   Args:
     density: share of the elements that is kept on average.
-    epsilon: how far the probabilities are apart.
+    epsilon: range of the probabilities.
     scale: as for `task_arithmetic`.
     seed: as for `dare`.
     weights: as for `task_arithmetic`.
     elect: False takes the sum instead.
-    compat: None is the paper. With "mergekit" q goes from density - epsilon to
-      density + epsilon; what is kept is not divided by q, but scaled to the L1
-      norm that the leaf had; an election that ends even goes to the positive
-      side, and the mean is weighted. (mergekit 0.1.5: `rescale` and `normalize`
-      on, `della`; off the latter with elect=False, `della_linear`.)
+    compat: None is the paper. With "mergekit" q ranges from density - epsilon
+      to density + epsilon; the rest is scaled to the former L1 norm of the leaf
+      instead of being divided by q; a tied election resolves to the positive
+      sign, and the mean is weighted. (mergekit 0.1.5: `della` with `rescale`
+      and `normalize` on; with elect=False `della_linear`, `normalize` off.)
 
   Returns:
-    The rule; it needs a base, and holds whole leaves of all ingredients.
+    The rule; it needs a base, and reads whole leaves of all ingredients into
+    memory.
 
   Raises:
-    ValueError: if a number or a word makes no sense.
+    ValueError: if an argument is invalid.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -334,12 +295,10 @@ def della(
     Array([ 6.6670003 ,  2.1430001 , -5.208     ,  0.75000006], dtype=float32)
   """
   density = rule_base.check_share("density", density)
-  weights = rule_base.check_weights(weights)
   arguments.flag("elect", elect)
   epsilon = rule_base.check_number("epsilon", epsilon)
   seed = arguments.whole("seed", seed)
-  if compat not in (None, "mergekit"):
-    raise ValueError(f"compat={compat!r} is neither None nor 'mergekit'.")
+  rule_base.check_choice("compat", compat, None, "mergekit")
   half = epsilon / 2 if compat is None else epsilon
   low, high = density - half, density + half
   if epsilon < 0 or low <= 0 or high > 1:
@@ -349,39 +308,30 @@ def della(
     )
 
   def numbers(scale, weights, count):
-    found = _numbers(scale, count, weights, elect)
-    if elect and compat is None:
-      # Weights are divided by the probabilities here.
-      found["by_count"] = np.bool_(True)
-    elif elect:
-      found["zero_sign"] = np.float32(1)
-    return found
+    # In the paper's mean, weights are already divided by probabilities.
+    election = {"by_count": True} if compat is None else {"zero_sign": 1}
+    return {
+      **_values(scale, weights, count, elect, **election),
+      "lowest": np.float32(low),
+      "spread": np.float32(2 * half),
+      **({} if compat is None else {"by_norm": np.bool_(True)}),
+    }
 
-  values, leaf_values = coefficients.split_weighted(
-    "scale", scale, weights, numbers
-  )
-  fixed: dict[str, np.generic] = {
-    "lowest": np.float32(low),
-    "spread": np.float32(2 * half),
-  }
-  if compat is not None:
-    fixed["by_norm"] = np.bool_(True)
-  return Rule(
-    name="della",
-    combine=_della,
-    values=lambda count: {**values(count), **fixed},
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    "della",
+    _della,
+    numbers,
+    scale,
+    weights=weights,
     indexed=True,
     seed=seed,
     whole=True,
-    settings=_settings(
-      scale,
-      weights,
-      elect,
-      density=density,
-      epsilon=epsilon,
-      seed=seed,
-      compat=compat,
-    ),
+    settings={
+      "density": density,
+      "epsilon": epsilon,
+      "seed": seed,
+      "compat": compat,
+      "elect": elect,
+    },
     needs_base=True,
   )

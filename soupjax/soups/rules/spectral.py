@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules that use the singular vectors of task matrices.
 
-They apply to leaves that are matrices; of all others they add `scale *` the
-mean of the task vectors to the base. Whole leaves are held, one a thread.
+They apply to leaves that are matrices; on other leaves they add `scale *` the
+mean of the task vectors to the base. Each thread reads one whole leaf into
+memory.
 """
 
 from collections.abc import Mapping
@@ -12,33 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import arguments, tree
+from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import RULES, Rule
 
 
-def _deltas(stack, base):
-  base = base.astype(np.float32)
-  return jnp.stack([leaf.astype(np.float32) - base for leaf in stack])
-
-
 def _merge(stack, base, values, matrix_rule):
-  """`base + scale *` what a rule makes of the task matrices, or their mean."""
-  deltas = _deltas(stack, base)
+  """Adds the scaled result of a rule for matrices, or the mean, to the base."""
+  base = base.astype(np.float32)
+  deltas = jnp.stack([leaf.astype(np.float32) - base for leaf in stack])
   rows = values["rows"].ndim
   if rows == 0:
     merged = deltas.mean(0)
   else:
-    shape = base.shape
-    flat = (len(stack), int(np.prod(shape[:rows])), -1)
-    merged = matrix_rule(deltas.reshape(flat)).reshape(shape)
-  return base.astype(np.float32) + values["scale"] * merged
+    flat = (len(stack), int(np.prod(base.shape[:rows])), -1)
+    merged = matrix_rule(deltas.reshape(flat)).reshape(base.shape)
+  return base + values["scale"] * merged
 
 
 def _tsv_matrix(deltas):
-  """(K, m, n) -> (m, n)."""
+  """Merges (K, m, n) into (m, n)."""
   left, size, right = jnp.linalg.svd(deltas, full_matrices=False)
   rank = max(1, size.shape[1] // len(deltas))
-  # (m, K * rank) and (K * rank, n); no longer orthogonal, once they are joined.
+  # (m, K * rank) and (K * rank, n), which are not orthogonal once joined.
   left = jnp.concatenate(list(left[:, :, :rank]), axis=1)
   right = jnp.concatenate(list(right[:, :rank]), axis=0)
   size = size[:, :rank].reshape(-1)
@@ -46,13 +43,13 @@ def _tsv_matrix(deltas):
 
 
 def _orthogonal(matrix):
-  """The nearest matrix with orthonormal rows or columns (Procrustes)."""
+  """Returns the nearest matrix with orthonormal rows or columns."""
   left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
   return left @ right
 
 
 def _iso_matrix(deltas):
-  """(K, m, n) -> (m, n)."""
+  """Merges (K, m, n) into (m, n)."""
   left, size, right = jnp.linalg.svd(deltas.sum(0), full_matrices=False)
   return size.mean() * (left @ right)
 
@@ -69,47 +66,41 @@ def _spectral(name, combine, scale, rows):
   rows = {
     str(k): arguments.whole(f"rows[{k!r}]", v) for k, v in (rows or {}).items()
   }
-  values, by_scale = coefficients.split(
-    "scale", scale, lambda one, count: {"scale": np.float32(one)}
-  )
 
-  def leaf_values(specs, count, every):
-    others = by_scale(specs, count, every) if by_scale else {}
-    # How many axes are rows must be known when the rule is compiled; numbers
-    # are not, and shapes are.
+  def row_values(specs):
+    # Compilation depends on the number of row axes, so it is passed as a shape:
+    # values are traced, and shapes are not.
     return {
-      leaf: {**others.get(leaf, {}), "rows": np.zeros((0,) * n, bool)}
+      leaf: {"rows": np.zeros((0,) * n, bool)}
       for leaf, n in _row_axes(rows, specs).items()
     }
 
-  return Rule(
-    name=name,
-    combine=combine,
-    values=values,
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    name,
+    combine,
+    lambda scale, weights, count: {"scale": np.float32(scale)},
+    scale,
+    more_values=row_values,
     whole=True,
-    settings={
-      "scale": coefficients.check("scale", scale),
-      **({"rows": rows} if rows else {}),
-    },
+    settings={"rows": rows} if rows else {},
     needs_base=True,
   )
 
 
 def _row_axes(rows, specs):
-  """Leaf -> how many leading axes are rows; 0 if it is no matrix."""
-  found = {leaf: int(len(spec.shape) == 2) for leaf, spec in specs.items()}
-  for pattern, matched in tree.matches("rows", rows, list(specs)):
+  """Returns leaf -> number of leading row axes, 0 unless it is a matrix."""
+  axes = {leaf: int(len(spec.shape) == 2) for leaf, spec in specs.items()}
+  for pattern, leaves in tree.matches("rows", rows, list(specs)):
     number = rows[pattern]
-    for leaf in matched:
+    for leaf in leaves:
       if not 0 <= number < max(1, len(specs[leaf].shape)):
         raise ValueError(
-          f"rows says that {number} axes of {leaf!r} are rows, and its shape "
-          f"is {specs[leaf].shape}: some must be columns."
+          f"rows says that {number} axes of {leaf!r} are rows, but at least "
+          f"one axis of its shape {specs[leaf].shape} must be columns."
         )
-      found[leaf] = number
-  # A matrix without elements has no singular vectors.
-  return {leaf: n if specs[leaf].size else 0 for leaf, n in found.items()}
+      axes[leaf] = number
+  # A matrix without elements does not have singular vectors.
+  return {leaf: n if specs[leaf].size else 0 for leaf, n in axes.items()}
 
 
 @RULES.register
@@ -118,23 +109,23 @@ def tsv(
   *,
   rows: Mapping[str, int] | None = None,
 ) -> Rule:
-  """Task singular vectors, TSV-M (arXiv 2412.00081).
+  """Merges by task singular vectors, TSV-M (arXiv 2412.00081).
 
-  Of every task matrix t_k - base = U_k S_k V_k^T it keeps the largest 1 / K of
-  the singular triples, joins those of all tasks, and replaces the joined U and
-  V by the nearest orthonormal ones: `base + scale * U S V^T`.
+  It keeps the largest 1 / K of the singular triples of every task matrix t_k -
+  base = U_k S_k V_k^T, joins those of all tasks, and replaces the joined U and
+  V by the nearest orthonormal matrices: `base + scale * U S V^T`.
 
   Args:
     scale: as for `task_arithmetic`.
-    rows: regular expression -> how many leading axes of a leaf with more than
-      two are its rows, as {"(query|key|value)/kernel": 1, "out/kernel": 2} for
-      Linen's attention; 0 for leaves that are no matrices; the first
-      expression that is found in a leaf's name counts. Without it, leaves with
-      two axes are matrices, and no others.
+    rows: regular expression -> number of leading axes that are rows of a leaf
+      with more than two axes, such as {"(query|key|value)/kernel": 1,
+      "out/kernel": 2} for Linen's attention; 0 for leaves that are not
+      matrices; the first expression that matches part of a leaf's name counts.
+      Without it, only leaves with two axes are matrices.
 
   Returns:
-    The rule; it needs a base. Leaves that are no matrices get `base + scale *
-    mean_k (t_k - base)`.
+    The rule; it needs a base. Leaves that are not matrices become `base + scale
+    * mean_k (t_k - base)`.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -155,7 +146,7 @@ def iso_c(
   *,
   rows: Mapping[str, int] | None = None,
 ) -> Rule:
-  """Isotropic merging in the common subspace, Iso-C (arXiv 2502.04959).
+  """Merges isotropically in the common subspace, Iso-C (arXiv 2502.04959).
 
   With sum_k (t_k - base) = U S V^T: `base + scale * mean(S) U V^T`.
 
@@ -164,8 +155,8 @@ def iso_c(
     rows: as for `tsv`.
 
   Returns:
-    The rule; it needs a base. Leaves that are no matrices get `base + scale *
-    mean_k (t_k - base)`.
+    The rule; it needs a base. Leaves that are not matrices become `base + scale
+    * mean_k (t_k - base)`.
 
   Examples:
     >>> make = sj.Ingredient.from_params

@@ -13,7 +13,7 @@ import numpy as np
 
 from soupjax import data, files, models
 from soupjax.data import image_ops
-from soupjax.models.pretrained import detection
+from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks.cook import config as cook_config
 
@@ -29,7 +29,7 @@ _SILENT = ("num_heads", "act", "norm_eps", "pool_type")
 
 def resolve(
   config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
-) -> tuple[ml_collections.ConfigDict, detection.Detected, list[str]]:
+) -> tuple[ml_collections.ConfigDict, pretrained.Detected, list[str]]:
   """Fills the gaps of a config from the checkpoints.
 
   Args:
@@ -45,7 +45,7 @@ def resolve(
       config, or if a setting is in neither.
   """
   detected = [
-    detection.detect(i, family=config.family or None) for i in ingredients
+    pretrained.detect(i, family=config.family or None) for i in ingredients
   ]
   first = detected[0]
   prepared = [preparation(i.path, d) for i, d in zip(ingredients, detected)]
@@ -184,7 +184,7 @@ def _lines(config, detected, filled, prepared):
 # --- Images -------------------------------------------------------------------
 
 
-def preparation(path: str, detected: detection.Detected) -> str | None:
+def preparation(path: str, detected: pretrained.Detected) -> str | None:
   """Returns the operations of evaluation by the files beside a checkpoint.
 
   Args:
@@ -195,7 +195,7 @@ def preparation(path: str, detected: detection.Detected) -> str | None:
     Operations for `data.Preprocess`; None if there is no such file, or it asks
     for an operation that does not exist here.
   """
-  file = detection.beside(path, "preprocessor_config.json")
+  file = pretrained.file_beside(path, "preprocessor_config.json")
   if file:
     return _of_transformers(files.read_json(file))
   pretrained_cfg = detected.config.get("pretrained_cfg", {})
@@ -302,7 +302,7 @@ def natural_key(name: str) -> list[Any]:
 
 def classes_of(
   config: ml_collections.ConfigDict,
-  detected: detection.Detected,
+  detected: pretrained.Detected,
   source: data.Source,
 ) -> tuple[str, ...] | None:
   """Returns the names of the models' outputs in order, None if unknown.

@@ -26,7 +26,6 @@ import numpy as np
 from soupjax import data, evaluators, files, processes, report
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
-from soupjax.models.pretrained import detection
 from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
@@ -247,7 +246,9 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # Beside their configs, a soup is a folder that their libraries open.
-  beside = (detection.beside(opened.ingredients[0].path, n) for n in _CONFIGS)
+  beside = (
+    pretrained.file_beside(opened.ingredients[0].path, n) for n in _CONFIGS
+  )
   configs = [config for config in beside if config]
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if configs:
@@ -295,6 +296,10 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   if not workdir_lib.agreed(finished):
     return False
   if _first():
-    print(report.results_table(report.read_run(workdir)))
+    record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
+    sizes = {}
+    if record.exists():
+      sizes = {"greedy_ensemble": len(files.read_json(record)["selected"])}
+    print(report.results_table(report.read_run(workdir), sizes))
     print(f"Finished before. Report: {workdir / 'report.html'}")
   return True

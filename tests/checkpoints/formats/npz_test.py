@@ -23,14 +23,14 @@ TREE = {
 def test_reads_what_numpy_writes(tmp_path, save):
   with open(tmp_path / "x", "wb") as f:
     save(f, **TREE)
-  found = sj.open_ingredient(tmp_path / "x")
+  ingredient = sj.open_ingredient(tmp_path / "x")
   for name, value in TREE.items():
-    array = found.read(name)
+    array = ingredient.read(name)
     assert array.dtype == value.dtype and array.shape == value.shape
     assert np.array_equal(array, value)
-  part = found.read("Transformer/kernel", index=(slice(1, 3), slice(0, 2)))
+  part = ingredient.read("Transformer/kernel", index=(slice(1, 3), slice(0, 2)))
   assert part.tolist() == [[4, 5], [8, 9]]
-  assert found.load()["Transformer"]["fortran"].tolist() == [
+  assert ingredient.load()["Transformer"]["fortran"].tolist() == [
     [0, 1, 2],
     [3, 4, 5],
   ]
@@ -38,18 +38,18 @@ def test_reads_what_numpy_writes(tmp_path, save):
 
 def test_stored_members_are_read_by_ranges(tmp_path):
   np.savez(tmp_path / "x.npz", **TREE)
-  found = sj.open_ingredient(tmp_path / "x.npz").storage
-  assert set(found.chunks) == {"Transformer/fortran"}
-  assert set(found.checksums) == set(TREE) - {"Transformer/fortran"}
+  ingredient = sj.open_ingredient(tmp_path / "x.npz").storage
+  assert set(ingredient.chunks) == {"Transformer/fortran"}
+  assert set(ingredient.checksums) == set(TREE) - {"Transformer/fortran"}
 
 
 def test_numpy_and_zip_read_ours(tmp_path):
   path = tmp_path / "x.npz"
   sj.save_params(path, TREE, metadata={"made": "here"})
-  with np.load(path) as found:
-    assert set(found) == set(TREE)
+  with np.load(path) as ingredient:
+    assert set(ingredient) == set(TREE)
     for name, value in TREE.items():
-      array = found[name]
+      array = ingredient[name]
       if array.dtype.kind == "V":
         array = array.view(ml_dtypes.bfloat16)
       assert np.array_equal(array, value), name
@@ -97,7 +97,7 @@ def test_a_damaged_compressed_member(tmp_path):
     (np.ones(2, ">f4"), "big-endian"),
   ],
 )
-def test_what_is_no_weight_is_refused(tmp_path, array, text):
+def test_arrays_that_are_not_weights_are_refused(tmp_path, array, text):
   np.savez(tmp_path / "x.npz", w=array)
   with pytest.raises(ValueError, match=text):
     sj.open_ingredient(tmp_path / "x.npz")
@@ -120,7 +120,7 @@ def test_bad_members(tmp_path):
   whole = npy(np.ones(4))
   with pytest.raises(ValueError, match="no arrays"):
     sj.open_ingredient(archive(tmp_path / "a"))
-  with pytest.raises(ValueError, match="'w' has no array header"):
+  with pytest.raises(ValueError, match="'w' has no valid array header"):
     sj.open_ingredient(archive(tmp_path / "b", ("w.npy", b"wrong magic")))
   with pytest.raises(ValueError, match=r"'w' has \d+ bytes for \(4,\)"):
     sj.open_ingredient(archive(tmp_path / "c", ("w.npy", whole[:-1])))

@@ -21,12 +21,12 @@ def test_a_train_state_is_cut_to_its_weights(tmp_path, name):
   sj.save_params(tmp_path / name, state)
   with warnings.catch_warnings():
     warnings.simplefilter("error", UserWarning)
-    found = sj.open_ingredient(tmp_path / name)
-  assert sorted(found.specs) == ["layers/b", "layers/w"]
-  assert np.array_equal(found.load()["layers"]["w"], W)
-  part = found.read("layers/w", index=(slice(1, 2), slice(0, 2)))
+    ingredient = sj.open_ingredient(tmp_path / name)
+  assert sorted(ingredient.specs) == ["layers/b", "layers/w"]
+  assert np.array_equal(ingredient.load()["layers"]["w"], W)
+  part = ingredient.read("layers/w", index=(slice(1, 2), slice(0, 2)))
   assert part.tolist() == [[3, 4]]
-  mixed = sj.mix(sj.rules.linear(), [found], block_bytes=8)
+  mixed = sj.mix(sj.rules.linear(), [ingredient], block_bytes=8)
   assert np.array_equal(mixed.params["layers"]["w"], W)
 
 
@@ -35,24 +35,24 @@ def test_batch_stats_stay_with_the_weights(tmp_path, name):
   stats = {"mean": np.full(3, 5, np.float32)}
   state = {"params": PARAMS, "batch_stats": stats, "opt": OPT}
   sj.save_params(tmp_path / name, state)
-  found = sj.load_params(tmp_path / name)
-  assert set(found) == {"params", "batch_stats"}
-  assert np.array_equal(found["batch_stats"]["mean"], stats["mean"])
-  assert np.array_equal(found["params"]["layers"]["w"], W)
+  ingredient = sj.load_params(tmp_path / name)
+  assert set(ingredient) == {"params", "batch_stats"}
+  assert np.array_equal(ingredient["batch_stats"]["mean"], stats["mean"])
+  assert np.array_equal(ingredient["params"]["layers"]["w"], W)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_may_belong_to_the_model_is_named(tmp_path, name):
+def test_ignored_entries_that_may_belong_to_the_model_are_named(tmp_path, name):
   sj.save_params(tmp_path / name, {"params": PARAMS, "head": {"w": W}})
   with pytest.warns(UserWarning, match=r"only params is read.*\['head'\]"):
-    found = sj.open_ingredient(tmp_path / name)
-  assert sorted(found.specs) == ["layers/b", "layers/w"]
+    ingredient = sj.open_ingredient(tmp_path / name)
+  assert sorted(ingredient.specs) == ["layers/b", "layers/w"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize(
   "state", [{"params": PARAMS}, {"params": W, "opt": W}, {"a": W, "opt": OPT}]
 )
-def test_what_is_no_train_state_stays(tmp_path, name, state):
+def test_other_trees_stay_unchanged(tmp_path, name, state):
   sj.save_params(tmp_path / name, state)
   assert set(sj.load_params(tmp_path / name)) == set(state)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 import soupjax as sj
-from soupjax.checkpoints.formats import safetensors as ours
+from soupjax.checkpoints.formats import safetensors as safetensors_format
 
 TREE = {
   "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -22,12 +22,12 @@ TREE = {
 }
 
 
-def equal(found, expected):
-  assert set(found) == set(expected)
+def equal(actual, expected):
+  assert set(actual) == set(expected)
   for name, value in expected.items():
-    assert found[name].dtype == value.dtype, name
-    assert found[name].shape == value.shape, name
-    assert found[name].tobytes() == value.tobytes(), name
+    assert actual[name].dtype == value.dtype, name
+    assert actual[name].shape == value.shape, name
+    assert actual[name].tobytes() == value.tobytes(), name
 
 
 def write(path, header, data=b"", length=None):
@@ -44,12 +44,12 @@ def entry(start=0, stop=8, shape=(2,), dtype="F32"):
 def test_files_of_the_reference_library(tmp_path):
   path = tmp_path / "x"  # The format is known by content.
   safetensors.numpy.save_file(TREE, path)
-  found = sj.open_ingredient(path)
-  equal({k: found.read(k) for k in found.specs}, TREE)
-  assert found.load()["block"]["kernel"].shape == (3, 4)
-  part = found.read("block/kernel", index=(slice(1, 3), slice(1, 2)))
+  ingredient = sj.open_ingredient(path)
+  equal({k: ingredient.read(k) for k in ingredient.specs}, TREE)
+  assert ingredient.load()["block"]["kernel"].shape == (3, 4)
+  part = ingredient.read("block/kernel", index=(slice(1, 3), slice(1, 2)))
   assert part.tolist() == [[5], [9]]
-  assert found.storage.checksums == {}
+  assert ingredient.storage.checksums == {}
 
 
 def test_the_reference_library_reads_ours(tmp_path):
@@ -84,8 +84,8 @@ def test_shards(tmp_path):
   assert set(index["weight_map"]) == set(merged)
   assert (merged["block/kernel"] == TREE["block/kernel"] + 0.5).all()
   for path in (out, out / "model.safetensors.index.json"):
-    found = sj.open_ingredient(path)
-    equal({k: found.read(k) for k in found.specs}, merged)
+    ingredient = sj.open_ingredient(path)
+    equal({k: ingredient.read(k) for k in ingredient.specs}, merged)
   assert set(sj.provenance(out)["crc32"]) == set(merged)
   gone = sorted(shards)[1]
   (out / gone).unlink()
@@ -95,13 +95,13 @@ def test_shards(tmp_path):
 
 def test_an_index_that_lies(tmp_path):
   index = tmp_path / "model.safetensors.index.json"
-  for name, text in [("../x", "outside"), ("x", "missing")]:
+  for name, text in [("../x", "'../x'"), ("x", "missing")]:
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(ValueError, match=text):
       sj.open_ingredient(tmp_path)
   for name in (5, None, ["x"], {}):
     index.write_text(json.dumps({"weight_map": {"a": name, "b": "x"}}))
-    with pytest.raises(ValueError, match="'a' is in .*no name of a file"):
+    with pytest.raises(ValueError, match="'a' to "):
       sj.open_ingredient(tmp_path)
   index.write_text("{}")
   with pytest.raises(ValueError, match="no weight_map"):
@@ -130,19 +130,19 @@ def test_an_index_that_lies(tmp_path):
     ({"a": entry(), "b": entry(4, 12)}, bytes(12), "'a' and 'b' share bytes"),
     ({"a": entry(), "b": entry(12, 20)}, bytes(20), "gap between"),
     ({"a": entry(dtype="F31")}, bytes(8), "dtype 'F31'"),
-    ({"a": entry(shape=(-2,))}, bytes(8), "makes no sense"),
-    ({"a": entry(shape=(2.0,))}, bytes(8), "makes no sense"),
-    ({"a": {"dtype": "F32"}}, bytes(8), "makes no sense"),
-    ({"a": 3}, bytes(8), "makes no sense"),
+    ({"a": entry(shape=(-2,))}, bytes(8), "'a'"),
+    ({"a": entry(shape=(2.0,))}, bytes(8), "'a'"),
+    ({"a": {"dtype": "F32"}}, bytes(8), "'a'"),
+    ({"a": 3}, bytes(8), "'a'"),
     ({"a": entry(dtype=["F32"])}, bytes(8), r"dtype \['F32'\]"),
-    ({"a": entry(), "__metadata__": [1]}, bytes(8), r"__metadata__ is \[1\]"),
-    ({"a": entry(), "__metadata__": 5}, bytes(8), "__metadata__ is 5"),
-    ({"a": entry(), "__metadata__": "x"}, bytes(8), "__metadata__ is 'x'"),
-    ({"a": entry(), "__metadata__": None}, bytes(8), "__metadata__ is None"),
+    ({"a": entry(), "__metadata__": [1]}, bytes(8), r"__metadata__ .*\[1\]"),
+    ({"a": entry(), "__metadata__": 5}, bytes(8), "__metadata__ .*5"),
+    ({"a": entry(), "__metadata__": "x"}, bytes(8), "__metadata__ .*'x'"),
+    ({"a": entry(), "__metadata__": None}, bytes(8), "__metadata__ .*None"),
     (
       {"a": entry(), "__metadata__": {"format": 5}},
       bytes(8),
-      "__metadata__ is {'format': 5}",
+      "__metadata__ .*{'format': 5}",
     ),
     (
       {"a": entry(), "__metadata__": {"soupjax": "[" * 100_000}},
@@ -164,7 +164,7 @@ def test_an_index_that_lies(tmp_path):
 def test_bad_headers(tmp_path, header, data, text):
   path = write(tmp_path / "x.safetensors", header, data)
   with pytest.raises(ValueError, match=text) as e:
-    ours.open_checkpoint(str(path), "x")
+    safetensors_format.open_checkpoint(str(path), "x")
   assert str(path) in str(e.value)
 
 
@@ -172,7 +172,7 @@ def test_bad_headers(tmp_path, header, data, text):
 def test_a_flipped_header_length(tmp_path, length):
   path = write(tmp_path / "x", {"a": entry()}, bytes(8), length=length)
   with pytest.raises(ValueError, match=f"should have {length} bytes"):
-    ours.open_checkpoint(str(path), "x")
+    safetensors_format.open_checkpoint(str(path), "x")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 9, 60, -1])
@@ -187,11 +187,11 @@ def test_truncated_files(tmp_path, keep):
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
   path = tmp_path / "x"
   safetensors.numpy.save_file(TREE, path)
-  found = sj.open_ingredient(path)
+  ingredient = sj.open_ingredient(path)
   with open(path, "r+b") as f:
     f.truncate(path.stat().st_size - 1)
   with pytest.raises(ValueError, match="cut short"):
-    found.load()
+    ingredient.load()
 
 
 def test_every_flipped_bit_of_a_soup_is_found(tmp_path):

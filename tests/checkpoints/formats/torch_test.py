@@ -63,10 +63,10 @@ def tensor(key, count, offset, shape, strides, kind="FloatStorage"):
   return Call(V2, ref, offset, shape, strides, False, {})
 
 
-def save(path, found, storages, compress=zipfile.ZIP_STORED):
+def save(path, content, storages, compress=zipfile.ZIP_STORED):
   with zipfile.ZipFile(path, "w", compress) as archive:
     with archive.open("archive/data.pkl", "w") as f:
-      Pickler(f, protocol=2).dump(found)
+      Pickler(f, protocol=2).dump(content)
     for key, array in storages.items():
       archive.writestr(f"archive/data/{key}", np.asarray(array).tobytes())
   return path
@@ -77,7 +77,7 @@ NUMBERS = np.arange(60, dtype=np.float32)
 
 def test_tensors_and_views(tmp_path):
   bf = NUMBERS.astype(ml_dtypes.bfloat16)
-  found = {
+  content = {
     "w": tensor("0", 60, 0, (6, 10), (10, 1)),
     "t": tensor("0", 60, 0, (10, 6), (1, 10)),
     "part": tensor("0", 60, 12, (2, 3), (10, 1)),
@@ -85,8 +85,8 @@ def test_tensors_and_views(tmp_path):
     "empty": tensor("0", 60, 0, (0, 3), (3, 1)),
     "bf": tensor("1", 60, 0, (60,), (1,), "BFloat16Storage"),
   }
-  path = save(tmp_path / "x.bin", found, {"0": NUMBERS, "1": bf})
-  one = sj.open_ingredient(path)
+  path = save(tmp_path / "x.bin", content, {"0": NUMBERS, "1": bf})
+  ingredient = sj.open_ingredient(path)
   base = NUMBERS.reshape(6, 10)
   expected = {
     "w": base,
@@ -96,13 +96,15 @@ def test_tensors_and_views(tmp_path):
     "empty": np.zeros((0, 3), "f"),
     "bf": bf,
   }
-  assert set(one.specs) == set(expected)
+  assert set(ingredient.specs) == set(expected)
   for name, value in expected.items():
-    assert one.read(name).dtype == value.dtype
-    assert np.array_equal(one.read(name), value), name
-  part = one.read("t", index=(slice(2, 4), slice(1, 3)))
+    assert ingredient.read(name).dtype == value.dtype
+    assert np.array_equal(ingredient.read(name), value), name
+  part = ingredient.read("t", index=(slice(2, 4), slice(1, 3)))
   assert np.array_equal(part, base.T[2:4, 1:3])
-  sj.mix(sj.rules.linear(), one.path, out=tmp_path / "o.npz", block_bytes=99)
+  sj.mix(
+    sj.rules.linear(), ingredient.path, out=tmp_path / "o.npz", block_bytes=99
+  )
   with np.load(tmp_path / "o.npz") as mixed:
     assert np.array_equal(mixed["t"], base.T)
 
@@ -110,19 +112,19 @@ def test_tensors_and_views(tmp_path):
 @pytest.mark.parametrize("key", ["state_dict", "model"])
 def test_weights_out_of_a_training_checkpoint(tmp_path, key):
   weights = {"w": tensor("0", 60, 0, (60,), (1,))}
-  found = {"epoch": 3, "optimizer": [{"m": weights["w"]}], key: weights}
-  path = save(tmp_path / "x", found, {"0": NUMBERS})
+  content = {"epoch": 3, "optimizer": [{"m": weights["w"]}], key: weights}
+  path = save(tmp_path / "x", content, {"0": NUMBERS})
   assert list(sj.open_ingredient(path).specs) == ["w"]
 
 
-def test_what_may_belong_to_the_model_is_named(tmp_path):
-  one = {"w": tensor("0", 60, 0, (60,), (1,))}
-  found = {"model": one, "optimizer": one, "head": [one]}
-  path = save(tmp_path / "x", found, {"0": NUMBERS})
+def test_ignored_entries_that_may_belong_to_the_model_are_named(tmp_path):
+  weights = {"w": tensor("0", 60, 0, (60,), (1,))}
+  content = {"model": weights, "optimizer": weights, "head": [weights]}
+  path = save(tmp_path / "x", content, {"0": NUMBERS})
   with pytest.warns(UserWarning, match=r"only model is read.*\['head'\]"):
     assert list(sj.open_ingredient(path).specs) == ["w"]
-  del found["head"]
-  path = save(tmp_path / "y", found, {"0": NUMBERS})
+  del content["head"]
+  path = save(tmp_path / "y", content, {"0": NUMBERS})
   with warnings.catch_warnings():
     warnings.simplefilter("error", UserWarning)
     assert list(sj.open_ingredient(path).specs) == ["w"]
@@ -136,12 +138,12 @@ def bomb(function, *arguments):
 def test_a_pickle_bomb_is_refused_and_nothing_runs(tmp_path, place):
   target = tmp_path / "boom"
   evil = bomb(os.system, f"touch {target}")
-  found = {
+  content = {
     "leaf": {"w": tensor("0", 60, 0, (60,), (1,)), "x": evil},
     "top": evil,
     "setstate": {"x": bomb(eval, f"open({str(target)!r}, 'w')")},
   }[place]
-  path = save(tmp_path / "x.pt", found, {"0": NUMBERS})
+  path = save(tmp_path / "x.pt", content, {"0": NUMBERS})
   with pytest.raises(ValueError, match="x.pt is refused.*(system|eval)"):
     sj.open_ingredient(path)
   assert not target.exists()
@@ -150,8 +152,8 @@ def test_a_pickle_bomb_is_refused_and_nothing_runs(tmp_path, place):
 @pytest.mark.parametrize(
   "arguments,text",
   [
-    ((0, (61,), (1,)), "reaches byte 244 of its 240"),
-    ((50, (11,), (1,)), "reaches byte 244"),
+    ((0, (61,), (1,)), "'w'.* 244 .* 240"),
+    ((50, (11,), (1,)), "'w'.* 244 "),
     ((0, (10**12,), (0,)), "expanded view.*repeats 1 numbers"),
     ((-1, (3,), (1,)), "refused"),
     ((0, (3,), (1, 1)), "refused"),
@@ -168,13 +170,13 @@ def test_tensors_outside_their_storage(tmp_path, arguments, text):
 
 
 def test_damaged_files(tmp_path):
-  found = {"w": tensor("0", 60, 0, (60,), (1,))}
+  content = {"w": tensor("0", 60, 0, (60,), (1,))}
   with pytest.raises(ValueError, match="numbers of 'w' are missing"):
-    sj.open_ingredient(save(tmp_path / "a", found, {}))
-  path = save(tmp_path / "b", found, {"0": NUMBERS}, zipfile.ZIP_DEFLATED)
+    sj.open_ingredient(save(tmp_path / "a", content, {}))
+  path = save(tmp_path / "b", content, {"0": NUMBERS}, zipfile.ZIP_DEFLATED)
   with pytest.raises(ValueError, match="compressed"):
     sj.open_ingredient(path)
-  path = save(tmp_path / "c", found, {"0": NUMBERS})
+  path = save(tmp_path / "c", content, {"0": NUMBERS})
   data = path.read_bytes()
   path.write_bytes(data[:-30])
   with pytest.raises(ValueError, match="not a sound archive"):
@@ -193,7 +195,7 @@ def test_an_old_pickle_is_refused(tmp_path):
     sj.open_ingredient(tmp_path / "x.pt")
 
 
-def test_a_program_that_never_ends_is_cut(tmp_path):
+def test_a_nested_bomb_is_refused(tmp_path):
   nested = [1]
   for _ in range(60):
     nested = [nested, nested]
@@ -220,19 +222,19 @@ HOSTILE = {
     b"q\1(" + b"]" * 10_000 + b"eu",
     "1000000 parts",
   ),
-  "a key that is none": (b"}]K\1s", "a key is a list"),
+  "a key of another type": (b"}]K\1s", "a key is a list"),
   "keys of one hash": (
     b"}\x8a\x09" + (1 << 62).to_bytes(9, "little") + b"Ns",
     "a key is a int",
   ),
   "nothing to take": (b"0", "step 1 of its list"),
   "no mark": (b"u", "step 1 of its list"),
-  "a call of a value": (b"ctorch\nFloatStorage\n)R", "no function"),
+  "a call of a value": (b"ctorch\nFloatStorage\n)R", "not a function"),
   "another opcode": (b"(ios\nsystem\n", "INST"),
   "an extension": (b"\x82\1", "EXT1"),
   "a tensor of nothing": (
     b"ctorch._utils\n_rebuild_tensor_v2\n)R",
-    "missing 6",
+    "missing 4",
   ),
   "a dict of a list": (
     b"ccollections\nOrderedDict\n(](K\1K\2tatR",
@@ -243,7 +245,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_programs_are_refused_at_once(tmp_path, name):
+def test_hostile_pickles_are_refused_at_once(tmp_path, name):
   program, text = HOSTILE[name]
   path = raw(tmp_path / "x.pt", program)
   tracemalloc.start()
@@ -259,8 +261,8 @@ def test_hostile_programs_are_refused_at_once(tmp_path, name):
 
 
 def test_two_tensors_of_one_name(tmp_path):
-  one = tensor("0", 60, 0, (60,), (1,))
-  path = save(tmp_path / "x", {"a/b": one, "a": {"b": one}}, {"0": NUMBERS})
+  array = tensor("0", 60, 0, (60,), (1,))
+  path = save(tmp_path / "x", {"a/b": array, "a": {"b": array}}, {"0": NUMBERS})
   with pytest.raises(ValueError, match="two tensors called 'a/b'"):
     sj.open_ingredient(path)
 
@@ -271,7 +273,7 @@ def test_lazy_views_are_refused_and_expanded_ones_read(tmp_path):
   path = save(tmp_path / "x", {"w": lazy}, {"0": NUMBERS})
   with pytest.raises(ValueError, match=r"lazy view .*neg.*resolve_neg\(\)"):
     sj.open_ingredient(path)
-  # Without bits that are set there is no such dict; an empty one is harmless.
+  # An empty dict means that no such bits are set.
   plain = Call(V2, ref, 0, (60,), (1,), False, {}, {})
   save(tmp_path / "x", {"w": plain}, {"0": NUMBERS})
   assert np.array_equal(sj.load_params(tmp_path / "x")["w"], NUMBERS)
@@ -279,9 +281,9 @@ def test_lazy_views_are_refused_and_expanded_ones_read(tmp_path):
     "rows": tensor("0", 60, 3, (4, 5), (0, 1)),
     "columns": tensor("0", 60, 3, (4, 5), (1, 0)),
   }
-  found = sj.load_params(save(tmp_path / "y", expanded, {"0": NUMBERS}))
-  assert np.array_equal(found["rows"], [NUMBERS[3:8]] * 4)
-  assert np.array_equal(found["columns"], np.transpose([NUMBERS[3:7]] * 5))
+  params = sj.load_params(save(tmp_path / "y", expanded, {"0": NUMBERS}))
+  assert np.array_equal(params["rows"], [NUMBERS[3:8]] * 4)
+  assert np.array_equal(params["columns"], np.transpose([NUMBERS[3:7]] * 5))
 
 
 def test_files_that_torch_writes(tmp_path):
@@ -300,11 +302,11 @@ def test_files_that_torch_writes(tmp_path):
     "expanded": base[0].expand(4, 10),
   }
   torch.save(state, tmp_path / "x.pt")
-  found = sj.open_ingredient(tmp_path / "x.pt")
-  assert set(found.specs) == set(state)
+  ingredient = sj.open_ingredient(tmp_path / "x.pt")
+  assert set(ingredient.specs) == set(state)
   for name, value in state.items():
     expected = value.detach().float().numpy()
-    assert np.array_equal(found.read(name).astype("f"), expected), name
+    assert np.array_equal(ingredient.read(name).astype("f"), expected), name
   torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
   assert set(sj.open_ingredient(tmp_path / "linear.pt").specs) == {
     "weight",
@@ -319,10 +321,10 @@ def test_files_that_torch_writes(tmp_path):
     sj.open_ingredient(tmp_path / "module.pt")
 
 
-def test_what_training_scripts_save_beside_weights(tmp_path):
-  one = {"w": tensor("0", 60, 0, (60,), (1,))}
+def test_settings_beside_weights_are_ignored(tmp_path):
+  weights = {"w": tensor("0", 60, 0, (60,), (1,))}
   state = {
-    "state_dict": one,
+    "state_dict": weights,
     "arch": "vit",
     # As timm's train.py, with its command line.
     "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/a")),
@@ -330,9 +332,9 @@ def test_what_training_scripts_save_beside_weights(tmp_path):
     "best": np.float32(0.5),
   }
   path = save(tmp_path / "x.pth.tar", state, {"0": NUMBERS})
-  found = sj.open_ingredient(path)
-  np.testing.assert_array_equal(found.read("w"), NUMBERS)
-  # What they are is not known: a tensor made of one is none.
+  ingredient = sj.open_ingredient(path)
+  np.testing.assert_array_equal(ingredient.read("w"), NUMBERS)
+  # Their values are unknown, so a tensor cannot be built from them.
   state["state_dict"] = {"w": Call(V2, argparse.Namespace(), 0, (1,), (1,))}
   path = save(tmp_path / "y.pth.tar", state, {"0": NUMBERS})
   with pytest.raises(ValueError, match="y.pth.tar is refused"):
@@ -340,9 +342,9 @@ def test_what_training_scripts_save_beside_weights(tmp_path):
 
 
 def test_a_folder_as_transformers_saves_it(tmp_path):
-  one = {"w": tensor("0", 60, 0, (60,), (1,))}
+  weights = {"w": tensor("0", 60, 0, (60,), (1,))}
   (tmp_path / "run").mkdir()
   (tmp_path / "run/config.json").write_text("{}")
-  save(tmp_path / "run/pytorch_model.bin", one, {"0": NUMBERS})
-  found = sj.open_ingredient(tmp_path / "run")
-  np.testing.assert_array_equal(found.read("w"), NUMBERS)
+  save(tmp_path / "run/pytorch_model.bin", weights, {"0": NUMBERS})
+  ingredient = sj.open_ingredient(tmp_path / "run")
+  np.testing.assert_array_equal(ingredient.read("w"), NUMBERS)

@@ -48,11 +48,11 @@ def logits(model, params, images=IMAGES):
 
 
 def load(leaves, model, **options):
-  found = sj.Ingredient.from_params("theirs", dict(leaves))
-  return pretrained.load_pretrained(found, model, **options)
+  source = sj.Ingredient.from_params("exported", dict(leaves))
+  return pretrained.load_pretrained(source, model, **options)
 
 
-# family -> models that it has a place for
+# Family -> models that it has names for.
 MODELS = {
   "big_vision": [
     vit(pool_type="map"),
@@ -79,16 +79,16 @@ MODELS = {
 @pytest.mark.filterwarnings("ignore:Models of")
 @pytest.mark.parametrize(
   "family,model",
-  [(family, model) for family, some in MODELS.items() for model in some],
+  [(family, model) for family, models in MODELS.items() for model in models],
 )
 def test_there_and_back_is_the_identity(family, model, tmp_path):
   params = params_of(model)
   suffix = "npz" if family in ("big_vision", "mixer") else "safetensors"
-  path = tmp_path / f"theirs.{suffix}"
+  path = tmp_path / f"exported.{suffix}"
   pretrained.save_exported(path, params, model, family)
   # Recognised by its names.
-  found = pretrained.load_pretrained(path, model, head="keep")
-  chex.assert_trees_all_equal(found, params)
+  loaded = pretrained.load_pretrained(path, model, head="keep")
+  chex.assert_trees_all_equal(loaded, params)
 
 
 def test_every_family_is_tested():
@@ -100,9 +100,8 @@ def test_old_layouts():
   params = params_of(model)
   old = old_layout.old_layout(params)
   assert "Transformer/encoderblock_2/MlpBlock_3/Dense_1/bias" in old
-  found = load(old, model)
-  chex.assert_trees_all_close(found, params, atol=1e-6)
-  # Between the two, and as an optimizer held it.
+  chex.assert_trees_all_close(load(old, model), params, atol=1e-6)
+  # The layout between the two, inside the state of an optimizer.
   table = old.pop("Transformer/posembed_input/pos_embedding")
   old["Transformer/pos_embedding"] = table
   old = {f"opt/target/{k}": v for k, v in old.items()} | {"opt/state": table}
@@ -122,20 +121,20 @@ def test_attention_pooling_that_was_inlined():
 def test_the_image_tower_of_two():
   model = vit(pool_type="map", num_classes=None)
   params = params_of(model)
-  found = {f"params/img/{k}": v for k, v in old_layout.flat(params).items()}
-  found |= {"params/txt/head/kernel": np.ones((2, 2)), "params/t": np.ones(1)}
-  chex.assert_trees_all_equal(load(found, model), params)
+  leaves = {f"params/img/{k}": v for k, v in old_layout.flat(params).items()}
+  leaves |= {"params/txt/head/kernel": np.ones((2, 2)), "params/t": np.ones(1)}
+  chex.assert_trees_all_equal(load(leaves, model), params)
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_scanned_blocks_and_single_ones(there, tmp_path):
-  saved, wanted = vit(scan=there), vit(scan=not there)
+@pytest.mark.parametrize("scanned", [False, True])
+def test_scanned_blocks_and_single_ones(scanned, tmp_path):
+  saved, model = vit(scan=scanned), vit(scan=not scanned)
   params = params_of(saved)
   path = npz(tmp_path / "a.npz", old_layout.flat(params))
-  found = pretrained.load_pretrained(path, wanted)
-  chex.assert_trees_all_equal_shapes(found, params_of(wanted))
+  loaded = pretrained.load_pretrained(path, model)
+  chex.assert_trees_all_equal_shapes(loaded, params_of(model))
   np.testing.assert_allclose(
-    logits(wanted, found), logits(saved, params), rtol=1e-4, atol=1e-5
+    logits(model, loaded), logits(saved, params), rtol=1e-4, atol=1e-5
   )
 
 
@@ -143,15 +142,15 @@ def test_positions_of_another_resolution():
   model = vit(pool_type="tok")
   params = params_of(model)
   old = old_layout.old_layout(params)
-  found = load(old, model, image_size=(24, 8))
-  table = params["pos_embedding"].reshape(3, 3, 8)
-  expected = ndimage.zoom(table, (2, 2 / 3, 1), order=1).reshape(1, 12, 8)
-  np.testing.assert_allclose(found["pos_embedding"], expected, atol=1e-6)
+  table = load(old, model, image_size=(24, 8))["pos_embedding"]
+  before = params["pos_embedding"].reshape(3, 3, 8)
+  expected = ndimage.zoom(before, (2, 2 / 3, 1), order=1).reshape(1, 12, 8)
+  np.testing.assert_allclose(table, expected, atol=1e-6)
   # Bilinear, with corners on corners.
-  found = found["pos_embedding"].reshape(6, 2, 8)
-  np.testing.assert_allclose(found[::5, ::1], table[::2, ::2], atol=1e-6)
-  along = np.interp(np.linspace(0, 2, 6), range(3), table[:, 0, 0])
-  np.testing.assert_allclose(found[:, 0, 0], along, atol=1e-6)
+  table = table.reshape(6, 2, 8)
+  np.testing.assert_allclose(table[::5, ::1], before[::2, ::2], atol=1e-6)
+  along = np.interp(np.linspace(0, 2, 6), range(3), before[:, 0, 0])
+  np.testing.assert_allclose(table[:, 0, 0], along, atol=1e-6)
   np.testing.assert_allclose(load(old, model)["cls"], params["cls"], atol=1e-6)
   big = np.zeros((2, 24, 8, 1))
   assert logits(model, load(old, model, image_size=(24, 8)), big).shape == (
@@ -160,20 +159,20 @@ def test_positions_of_another_resolution():
   )
 
 
-def test_positions_that_no_square_grid_has():
+def test_positions_of_a_rectangular_grid():
   images = np.zeros((1, 8, 12, 1))
   model = vit()
   params = params_of(model, images)
-  found = old_layout.flat(params)
-  chex.assert_trees_all_equal(load(found, model), params)
-  same = load(found, model, image_size=(8, 12))
+  leaves = old_layout.flat(params)
+  chex.assert_trees_all_equal(load(leaves, model), params)
+  same = load(leaves, model, image_size=(8, 12))
   chex.assert_trees_all_equal(same, params)
-  with pytest.raises(ValueError, match=r"6 position embeddings are of no sq"):
-    load(found, model, image_size=12)
+  with pytest.raises(ValueError, match=r"^6 position embeddings"):
+    load(leaves, model, image_size=12)
 
 
 @pytest.mark.parametrize(
-  "tokens,wanted,expected,result",
+  "tokens,patches,expected,result",
   [
     (17, None, False, True),
     (16, None, True, False),
@@ -185,69 +184,66 @@ def test_positions_that_no_square_grid_has():
     (1, None, True, False),
   ],
 )
-def test_whether_there_is_a_position_of_the_class(
-  tokens, wanted, expected, result
-):
-  assert positions.has_class(tokens, wanted, expected) is result
+def test_position_of_the_class_token(tokens, patches, expected, result):
+  assert positions.has_class(tokens, patches, expected) is result
 
 
 def test_heads():
   ten, five, bare = (vit(num_classes=n) for n in (10, 5, None))
   params = params_of(ten)
-  theirs = pretrained.export(params, ten, "big_vision")
-  kept = load(theirs, ten)
+  exported = pretrained.export(params, ten, "big_vision")
+  kept = load(exported, ten)
   chex.assert_trees_all_equal(kept["head"], params["head"])
-  for found in (load(theirs, five), load(theirs, five, head="new")):
-    assert found["head"]["kernel"].shape == (8, 5)
-    assert not np.any(found["head"]["kernel"]) and not any(
-      found["head"]["bias"]
-    )
-    chex.assert_trees_all_equal(found["Transformer"], params["Transformer"])
-  assert not np.any(load(theirs, ten, head="new")["head"]["kernel"])
-  assert "head" not in load(theirs, bare)
-  del theirs["head/kernel"], theirs["head/bias"]
-  assert not np.any(load(theirs, ten)["head"]["kernel"])
-  with pytest.raises(ValueError, match="2 missing:\n  +head/bias\n"):
-    load(theirs, ten, head="keep")
+  for loaded in (load(exported, five), load(exported, five, head="new")):
+    assert loaded["head"]["kernel"].shape == (8, 5)
+    assert not np.any(loaded["head"]["kernel"])
+    assert not np.any(loaded["head"]["bias"])
+    chex.assert_trees_all_equal(loaded["Transformer"], params["Transformer"])
+  assert not np.any(load(exported, ten, head="new")["head"]["kernel"])
+  assert "head" not in load(exported, bare)
+  del exported["head/kernel"], exported["head/bias"]
+  assert not np.any(load(exported, ten)["head"]["kernel"])
+  with pytest.raises(ValueError, match="2 missing:\n  +head/bias"):
+    load(exported, ten, head="keep")
 
 
 def test_a_new_head_is_without_the_layer_before_it():
   params = params_of(vit(rep_size=6, num_classes=7))
-  found = load(old_layout.flat(params), vit())
-  assert set(found) == {"Transformer", "embedding", "head", "pos_embedding"}
-  # Not if the old one stays.
+  loaded = load(old_layout.flat(params), vit())
+  assert set(loaded) == {"Transformer", "embedding", "head", "pos_embedding"}
+  # If the old head stays, the layer is an error.
   with pytest.raises(ValueError, match="2 unexpected:\n  +pre_logits"):
     load(old_layout.flat(params_of(vit(rep_size=8))), vit())
 
 
 def test_leaves_that_are_skipped():
   gap, attention = vit(), vit(pool_type="map")
-  theirs, init = old_layout.flat(params_of(attention)), params_of(gap, seed=1)
-  found = load(theirs, gap, skip=["MAPHead_0", "LayerNorm_1/"], init=init)
-  assert "MAPHead_0" not in found
-  block = found["Transformer"]["encoderblock_1"]
+  exported, init = old_layout.flat(params_of(attention)), params_of(gap, seed=1)
+  loaded = load(exported, gap, skip=["MAPHead_0", "LayerNorm_1/"], init=init)
+  assert "MAPHead_0" not in loaded
+  block = loaded["Transformer"]["encoderblock_1"]
   other = init["Transformer"]["encoderblock_1"]
   chex.assert_trees_all_equal(block["LayerNorm_1"], other["LayerNorm_1"])
   name = "Transformer/encoderblock_1/LayerNorm_0/scale"
-  np.testing.assert_array_equal(block["LayerNorm_0"]["scale"], theirs[name])
-  with pytest.raises(ValueError, match="give init=, parameters of the model"):
-    load(theirs, gap, skip=["MAPHead_0", "LayerNorm_1/"])
-  with pytest.raises(ValueError, match="'probe_of' in skip matches no leaf"):
-    load(theirs, attention, skip=["probe_of"])
-  with pytest.raises(ValueError, match="init= does not have .*MAPHead_0/probe"):
+  np.testing.assert_array_equal(block["LayerNorm_0"]["scale"], exported[name])
+  with pytest.raises(ValueError, match="MAPHead_0|LayerNorm_1/"):
+    load(exported, gap, skip=["MAPHead_0", "LayerNorm_1/"])
+  with pytest.raises(ValueError, match="probe_of"):
+    load(exported, attention, skip=["probe_of"])
+  with pytest.raises(ValueError, match="init=.*MAPHead_0/probe"):
     load(old_layout.flat(init), attention, skip=["MAPHead_0"], init=init)
 
 
 def test_weights_of_16_bits_and_parts_are_read_alone(tmp_path):
   model = vit(pool_type="tok", act="gelu_exact")
   params = params_of(model)
-  theirs = pretrained.export(params, model, "timm")
-  theirs = {k: v.astype(np.float16) for k, v in theirs.items()}
-  sj.save_params(tmp_path / "a.safetensors", theirs)
-  found = pretrained.load_pretrained(tmp_path / "a.safetensors", model)
-  assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype("float32")}
-  chex.assert_trees_all_close(found, params, rtol=2e-3, atol=1e-3)
-  # Queries, keys and values lie in one leaf: none is read three times.
+  exported = pretrained.export(params, model, "timm")
+  exported = {k: v.astype(np.float16) for k, v in exported.items()}
+  sj.save_params(tmp_path / "a.safetensors", exported)
+  loaded = pretrained.load_pretrained(tmp_path / "a.safetensors", model)
+  assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype("float32")}
+  chex.assert_trees_all_close(loaded, params, rtol=2e-3, atol=1e-3)
+  # Queries, keys and values share a leaf, which is read once in three parts.
   read = []
   entries = foreign.entries(sj.open_ingredient(tmp_path / "a.safetensors"))
 
@@ -259,12 +255,12 @@ def test_weights_of_16_bits_and_parts_are_read_alone(tmp_path):
 
     return foreign.Entry(entry.shape, reading)
 
-  there = foreign.Table(
-    mappings.FAMILIES["timm"], {k: watch(k, v) for k, v in entries.items()}
+  table = foreign.SourceTable(
+    "timm", {k: watch(k, v) for k, v in entries.items()}
   )
   specs, _ = tree.flatten(params)
-  there.read(specs, None)
-  assert sum(n for _, n in read) == sum(v.size for v in theirs.values())
+  table.read(specs, None)
+  assert sum(n for _, n in read) == sum(v.size for v in exported.values())
   assert len([k for k, _ in read if k == "blocks.0.attn.qkv.weight"]) == 3
 
 
@@ -276,17 +272,17 @@ def wrong(leaves, model=None, **options):
 
 def test_all_that_does_not_fit_is_listed_with_nearest_names():
   model = vit(depth=4)
-  theirs = pretrained.export(params_of(model), model, "big_vision")
+  exported = pretrained.export(params_of(model), model, "big_vision")
   block = "Transformer/encoderblock_{}/"
   for i in range(4):
     name = f"{block}MlpBlock_0/Dense_1/bias".format(i)
-    theirs[name.replace("bias", "biases")] = theirs.pop(name)
-  del theirs["Transformer/encoder_norm/scale"]
-  theirs["embedding/kernel"] = np.zeros((4, 4, 1, 9))
-  theirs["cls"] = np.zeros((1, 1, 8))
-  theirs["something/else"] = np.zeros(3)
-  text = wrong(theirs, vit(depth=5))
-  assert "'theirs', read as 'big_vision', does not fit this ViT" in text
+    exported[name.replace("bias", "biases")] = exported.pop(name)
+  del exported["Transformer/encoder_norm/scale"]
+  exported["embedding/kernel"] = np.zeros((4, 4, 1, 9))
+  exported["cls"] = np.zeros((1, 1, 8))
+  exported["something/else"] = np.zeros(3)
+  text = wrong(exported, vit(depth=5))
+  assert "'exported', read as 'big_vision', does not fit this ViT" in text
   for line in (
     # 16 leaves of the fifth block, of which one is missing in all.
     "21 missing:",
@@ -305,25 +301,24 @@ def test_all_that_does_not_fit_is_listed_with_nearest_names():
   assert len(text.splitlines()) < 32
 
 
-def test_nearest_are_names_that_nobody_knows():
-  # Those of blocks that are too many resemble what is missing, too.
-  found = mismatch.Mismatch(
-    missing={"blocks.0.norm2.bias": "here"},
-    unexpected={"blocks.9.norm1.bias": "there", "blocks.0.ln2.bias": None},
-    misshapen={},
-  )
-  assert "norm2.bias (here here); nearest is blocks.0.ln2.bias" in found.text()
-  found.unexpected.pop("blocks.0.ln2.bias")
-  assert "nearest is blocks.9.norm1.bias" in found.text()
+def test_nearest_names_are_unknown_ones():
+  # Names of surplus blocks resemble those that are missing, too.
+  missing = {"blocks.0.norm2.bias": "ours"}
+  unexpected = {"blocks.9.norm1.bias": "ours too", "blocks.0.ln2.bias": None}
+  text = mismatch.describe(missing, unexpected, {})
+  assert "norm2.bias (here ours); nearest is blocks.0.ln2.bias" in text
+  unexpected.pop("blocks.0.ln2.bias")
+  text = mismatch.describe(missing, unexpected, {})
+  assert "nearest is blocks.9.norm1.bias" in text
 
 
 def test_a_model_of_another_size_is_named_in_their_shapes():
   model = vit(pool_type="tok", act="gelu_exact")
-  theirs = pretrained.export(params_of(model), model, "timm")
-  text = wrong(theirs, vit(pool_type="tok", act="gelu_exact", mlp_dim=16))
+  exported = pretrained.export(params_of(model), model, "timm")
+  text = wrong(exported, vit(pool_type="tok", act="gelu_exact", mlp_dim=16))
   assert "9 misshapen:" in text and "missing" not in text
   assert "blocks.[0-2].mlp.fc1.weight is (12, 8), and (16, 8) is needed" in text
-  text = wrong(theirs, vit(act="gelu_exact", width=16))
+  text = wrong(exported, vit(act="gelu_exact", width=16))
   assert "pos_embed is (1, 10, 8), and (1, 9, 16) is needed" in text
   assert "blocks.[0-2].attn.qkv.weight is (24, 8), and (48, 16) is" in text
   assert "cls_token; a model with pool_type='tok'" in text
@@ -331,9 +326,9 @@ def test_a_model_of_another_size_is_named_in_their_shapes():
 
 def test_a_checkpoint_of_no_family():
   text = wrong({"layer1.0.conv1.weight": np.zeros(2), "fc.bias": np.zeros(2)})
-  assert "of no family that is known" in text and "'openclip'" in text
+  assert text.startswith("'exported'") and "'openclip'" in text
   assert "'layer1.0.conv1.weight'" in text
-  # Said to be of one.
+  # With a family, the leaves that it lacks are listed.
   text = wrong({"layer1.0.conv1.weight": np.zeros(2)}, family="big_vision")
   assert "missing" in text and "layer1.0.conv1.weight" in text
 
@@ -342,14 +337,14 @@ def test_a_checkpoint_of_two_models_is_not_guessed():
   params = params_of(vit())
   two = {f"params/{k}": v for k, v in old_layout.flat(params).items()}
   two |= old_layout.flat(params)
-  assert "several things" in wrong(two)
+  assert "'exported'" in wrong(two)
   assert "('big_vision', 'params/')" in wrong(two, family="big_vision")
 
 
 def test_a_damaged_leaf_without_axes():
-  theirs = pretrained.export(params_of(vit()), vit(), "big_vision")
-  theirs["pos_embedding"] = theirs["embedding/kernel"] = np.zeros(())
-  text = wrong(theirs)
+  exported = pretrained.export(params_of(vit()), vit(), "big_vision")
+  exported["pos_embedding"] = exported["embedding/kernel"] = np.zeros(())
+  text = wrong(exported)
   assert "pos_embedding is (), and (1, 1, 8) is needed" in text
   assert "embedding/kernel is (), and (4, 4, 3, 8) is needed" in text
 
@@ -357,36 +352,36 @@ def test_a_damaged_leaf_without_axes():
 @pytest.mark.parametrize(
   "call,message",
   [
-    (lambda: pretrained.options("tim"), "'tim': did you mean 'timm'"),
+    (lambda: pretrained.options("tim"), "'tim'.*'timm'"),
     (
       lambda: load({"a": IMAGES}, vit(), head="no"),
-      "head 'no': there are auto",
+      "head 'no'",
     ),
     (
       lambda: load(old_layout.flat(params_of(vit())), vit(), family="hf-vit"),
-      "family 'hf-vit': did you mean 'hf_vit'",
+      "'hf-vit'.*'hf_vit'",
     ),
     (
       lambda: load(old_layout.flat(params_of(vit())), MODELS["mixer"][0]),
-      "'big_vision' is for models.ViT, and the model is a Mixer",
+      "'big_vision'.*Mixer",
     ),
     (
       lambda: pretrained.export({}, vit(), "openclap"),
-      "family .*did you mean 'openclip'",
+      "'openclap'.*'openclip'",
     ),
     (
       lambda: pretrained.export(params_of(vit()), vit(depth=2), "big_vision"),
-      r"not the parameters of this ViT:\n  16 unexpected",
+      r"this ViT:\n  16 unexpected",
     ),
     (
       lambda: pretrained.export(
         params_of(vit()), vit(mlp_dim=16), "big_vision"
       ),
-      "MlpBlock_0/Dense_1/kernel is .12, 8., and .16, 8. is needed",
+      r"Dense_1/kernel is \(12, 8\).*\(16, 8\)",
     ),
     (
       lambda: pretrained.save_exported("a.pt", {}, vit(), "big_vision"),
-      "a.pt must end in .safetensors",
+      "a.pt",
     ),
   ],
 )
@@ -396,48 +391,47 @@ def test_bad_arguments(call, message):
 
 
 @pytest.mark.filterwarnings("ignore:Models of")
-def test_what_a_family_has_no_place_for():
+def test_leaves_without_a_name_in_the_family():
   model = vit(pool_type="map", rep_size=3)
   with pytest.raises(ValueError) as error:
     pretrained.export(params_of(model), model, "hf_vit")
   text = str(error.value)
-  assert "'hf_vit' has no place for 17 leaves" in text
+  assert "'hf_vit'" in text and "17 leaves" in text
   assert "MAPHead_0/probe (from pool_type='map')" in text
   assert "pre_logits/bias (from rep_size=)" in text
   model = vit(pool_type="tok", posemb="sincos2d")
-  with pytest.raises(ValueError, match="'timm' has learned position embedd"):
+  with pytest.raises(ValueError, match="'timm'.*sincos2d"):
     pretrained.export(params_of(model), model, "timm")
 
 
 def test_another_activation_is_warned_about():
   model = vit(pool_type="tok")
-  with pytest.warns(UserWarning, match="act='gelu_exact', and this one has"):
-    theirs = pretrained.export(params_of(model), model, "timm")
-  with pytest.warns(UserWarning, match="computes something else"):
-    load(theirs, model)
+  with pytest.warns(UserWarning, match="'gelu_exact'.*'gelu'"):
+    exported = pretrained.export(params_of(model), model, "timm")
+  with pytest.warns(UserWarning, match="'gelu_exact'.*'gelu'"):
+    load(exported, model)
 
 
-def test_what_is_at_the_path_stays(tmp_path):
+def test_a_file_at_the_path_stays(tmp_path):
   params = params_of(vit())
   path = tmp_path / "a.safetensors"
   path.write_text("precious")
-  with pytest.raises(ValueError, match="exists already"):
+  with pytest.raises(ValueError, match="a.safetensors"):
     pretrained.save_exported(path, params, vit(), "big_vision")
   assert path.read_text() == "precious"
   pretrained.save_exported(path, params, vit(), "big_vision", overwrite=True)
-  found = safetensors.metadata(str(path))
-  assert found["format"] == "pt"
+  assert safetensors.metadata(str(path))["format"] == "pt"
 
 
 def test_names_of_every_family_are_unique():
   for name, family in mappings.FAMILIES.items():
-    ours = [row.ours for row in family.rows]
-    assert len(ours) == len(set(ours)), name
-    parts = [(one, row.part) for row in family.rows for one in row.theirs]
+    leaves = [row.leaf for row in family.rows]
+    assert len(leaves) == len(set(leaves)), name
+    parts = [(k, row.part) for row in family.rows for k in row.names]
     assert len(parts) == len(set(parts)), name
 
 
 def test_ranges_of_blocks():
   names = {f"b.{i}.w": None for i in (0, 1, 2, 5)} | {"conv1": None}
-  text = mismatch.Mismatch(missing={}, unexpected=names, misshapen={}).text()
+  text = mismatch.describe({}, names, {})
   assert text == "5 unexpected:\n    b.[0-2,5].w\n    conv1"

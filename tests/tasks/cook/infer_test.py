@@ -14,7 +14,6 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.models.pretrained import detection
 from soupjax.tasks.cook import infer
 from soupjax.tasks.cook import run as cook
 
@@ -138,7 +137,7 @@ def test_nothing_but_folders_has_to_be_said(place):
   export = place / "soups/export/uniform"
   assert json.loads((export / "config.json").read_text())["hidden_size"] == 8
   assert (export / "preprocessor_config.json").exists()
-  assert detection.detect(export).classes == ORDER
+  assert pretrained.detect(export).classes == ORDER
   theirs = sj.open_ingredient(place / "runs/0")
   assert set(sj.open_ingredient(export).specs) == set(theirs.specs)
 
@@ -267,7 +266,7 @@ def test_preparation_of_transformers(tmp_path, values, expected):
 
 
 def detected(config=None, family="timm", classes=None):
-  return detection.Detected(
+  return pretrained.Detected(
     family=family,
     options={},
     said=frozenset(),

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which model a checkpoint is of."""
+"""Detection of the model of a checkpoint."""
 
 import json
 
@@ -10,7 +10,6 @@ import pytest
 
 import soupjax as sj
 from soupjax.models import ViT, pretrained, variant
-from soupjax.models.pretrained import detection
 
 pytestmark = pytest.mark.filterwarnings("ignore:Models of")
 
@@ -20,29 +19,29 @@ VITS = [
   for k, model in enumerate(models)
   if family != "mixer"
 ]
-# What no names and shapes tell.
+# Options that do not follow from names and shapes.
 SILENT = ("act", "norm_eps", "num_heads")
 
 
-def exported(model, family, name="theirs", seed=0):
+def exported(model, family, name="renamed", seed=0):
   leaves = pretrained.export(cases.params_of(model, seed=seed), model, family)
   return sj.Ingredient.from_params(name, leaves)
 
 
 @pytest.mark.parametrize("family, model", VITS)
-def test_a_model_is_found_out(family, model):
-  found = detection.detect(exported(model, family))
-  assert found.family == family
-  assert found.image_size == (12 if model.posemb == "learn" else None)
-  assert found.said == frozenset() and found.classes is None
-  told = {k: v for k, v in found.options.items() if k not in SILENT}
+def test_a_model_is_detected(family, model):
+  detected = pretrained.detect(exported(model, family))
+  assert detected.family == family
+  assert detected.image_size == (12 if model.posemb == "learn" else None)
+  assert detected.said == frozenset() and detected.classes is None
+  told = {k: v for k, v in detected.options.items() if k not in SILENT}
   assert told == {k: getattr(model, k) for k in told}
   if family == "big_vision":
-    assert found.options["num_heads"] == model.num_heads
+    assert detected.options["num_heads"] == model.num_heads
   else:
-    assert "num_heads" not in found.options  # No usual one has this width.
+    assert "num_heads" not in detected.options  # No variant has this width.
   rest = {k: getattr(model, k) for k in SILENT}
-  same = ViT(**{**found.options, **rest})
+  same = ViT(**{**detected.options, **rest})
   params = cases.params_of(model)
   np.testing.assert_array_equal(
     cases.logits(same.clone(scan=model.scan), params),
@@ -52,18 +51,18 @@ def test_a_model_is_found_out(family, model):
 
 def test_a_mixer_has_options_of_its_own():
   [model] = cases.MODELS["mixer"]
-  found = detection.detect(exported(model, "mixer"))
-  assert found.family == "mixer" and not found.options
+  detected = pretrained.detect(exported(model, "mixer"))
+  assert detected.family == "mixer" and not detected.options
 
 
 def test_usual_heads_of_a_variant():
   model = ViT(num_classes=2, **variant("Ti/16"), pool_type="tok")
   images = np.zeros((1, 32, 32, 3), np.float32)
   leaves = pretrained.export(cases.params_of(model, images), model, "timm")
-  found = detection.detect(sj.Ingredient.from_params("ti", leaves))
-  assert found.options["num_heads"] == 3
-  assert "num_heads" in found.assumed
-  assert found.image_size == 32
+  detected = pretrained.detect(sj.Ingredient.from_params("ti", leaves))
+  assert detected.options["num_heads"] == 3
+  assert "num_heads" in detected.assumed
+  assert detected.image_size == 32
 
 
 HF = {
@@ -103,25 +102,27 @@ def folder(path, model, family, config, name="config.json"):
         "fc_norm": False,
       },
     ),
-    ("timm", {"model_type": "not theirs"}, {"act": "gelu_exact"}),
+    ("timm", {"model_type": "another"}, {"act": "gelu_exact"}),
   ],
 )
 def test_a_config_beside_it(tmp_path, family, config, expected):
   path = folder(tmp_path / "x", cases.vit(pool_type="tok"), family, config)
-  for place in (path, path / "model.safetensors"):
-    found = detection.detect(place)
-    assert found.options | expected == found.options
-    assert not found.assumed & found.said
-  assert found.classes == (("a", "b", "k") if family == "hf_vit" else None)
+  for source in (path, path / "model.safetensors"):
+    detected = pretrained.detect(source)
+    assert detected.options | expected == detected.options
+    assert not detected.assumed & detected.said
+  assert detected.classes == (("a", "b", "k") if family == "hf_vit" else None)
 
 
 def test_configs_of_clip(tmp_path):
   [model] = cases.MODELS["hf_clip"]
   vision = {"hidden_size": 8, "num_attention_heads": 4, "hidden_act": "gelu"}
   config = {"model_type": "clip", "vision_config": vision}
-  found = detection.detect(folder(tmp_path / "hf", model, "hf_clip", config))
-  assert found.options["num_heads"] == 4
-  assert found.options["act"] == "gelu_exact"
+  detected = pretrained.detect(
+    folder(tmp_path / "hf", model, "hf_clip", config)
+  )
+  assert detected.options["num_heads"] == 4
+  assert detected.options["act"] == "gelu_exact"
   [model] = cases.MODELS["openclip"]
   vision = {"width": 8, "head_width": 2}
   for quick, act in ((True, "quick_gelu"), (False, "gelu_exact")):
@@ -132,36 +133,36 @@ def test_configs_of_clip(tmp_path):
       {"model_cfg": {"vision_cfg": vision, "quick_gelu": quick}},
       "open_clip_config.json",
     )
-    found = detection.detect(path)
-    assert (found.options["num_heads"], found.options["act"]) == (4, act)
+    detected = pretrained.detect(path)
+    assert (detected.options["num_heads"], detected.options["act"]) == (4, act)
 
 
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"hidden_size": 16}, "config.json has width=16, and the weights .* 8"),
+    ({"hidden_size": 16}, "config.json has width=16.* 8"),
     ({"hidden_act": "relu"}, "activation 'relu'"),
   ],
 )
-def test_a_config_that_cannot_be(tmp_path, changes, message):
+def test_a_config_that_contradicts_the_weights(tmp_path, changes, message):
   model = cases.vit(pool_type="tok")
   path = folder(tmp_path / "x", model, "hf_vit", {**HF, **changes})
   with pytest.raises(ValueError, match=message):
-    detection.detect(path)
+    pretrained.detect(path)
 
 
-def test_a_pooling_that_cannot_be(tmp_path):
+def test_an_unknown_pooling(tmp_path):
   config = {"architecture": "vit_x", "global_pool": "avgmax"}
   path = folder(tmp_path / "x", cases.vit(pool_type="tok"), "timm", config)
   with pytest.raises(ValueError, match="global_pool='avgmax'"):
-    detection.detect(path)
+    pretrained.detect(path)
 
 
-def test_numbered_labels_are_no_classes(tmp_path):
+def test_numbered_labels_are_not_classes(tmp_path):
   labels = {str(k): f"LABEL_{k}" for k in range(5)}
   config = {**HF, "id2label": labels}
   path = folder(tmp_path / "x", cases.vit(pool_type="tok"), "hf_vit", config)
-  assert detection.detect(path).classes is None
+  assert pretrained.detect(path).classes is None
 
 
 @pytest.mark.parametrize("prefix", ["net.", "_orig_mod.model.", "module."])
@@ -181,14 +182,14 @@ def test_a_model_in_another_module_and_back(prefix, family):
       .replace("output.dense", "mlp.fc2"): v
       for k, v in plain.items()
     }
-  theirs = {prefix + k: v for k, v in plain.items()}
-  found = sj.Ingredient.from_params(
-    "x", {**theirs, "criterion.weight": np.zeros(3, np.float32)}
+  renamed = {prefix + k: v for k, v in plain.items()}
+  source = sj.Ingredient.from_params(
+    "x", {**renamed, "criterion.weight": np.zeros(3, np.float32)}
   )
-  seen = pretrained.as_ingredient(found, model, image_size=12)
-  back = pretrained.export(seen.load(), model, family, like=found)
-  assert set(back) == set(theirs)
-  for name, value in theirs.items():
+  adapted = pretrained.as_ingredient(source, model, image_size=12)
+  back = pretrained.export(adapted.load(), model, family, like=source)
+  assert set(back) == set(renamed)
+  for name, value in renamed.items():
     if "cls" not in name and "pos" not in name:
       np.testing.assert_array_equal(back[name], value, err_msg=name)
 
@@ -203,4 +204,4 @@ def test_two_models_in_one_file():
     f"{p}.{k}": v for p in ("student", "teacher") for k, v in leaves.items()
   }
   with pytest.raises(ValueError, match="'student.'.*'teacher.'"):
-    detection.detect(sj.Ingredient.from_params("x", both))
+    pretrained.detect(sj.Ingredient.from_params("x", both))

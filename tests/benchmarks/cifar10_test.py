@@ -1,0 +1,75 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR-10's config on tars of fake images; the images of its benchmark."""
+
+import importlib
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import config as config_lib
+from soupjax.tasks.finetune import loop
+from soupjax.tasks.finetune import run as finetune
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "finetune" / "cifar10.py")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+cifar10 = importlib.import_module("cifar10")
+sys.path.remove(str(ROOT / "benchmarks"))
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+def source():
+  dataset = sj.data.Dataset("fake", PIXELS, np.arange(20) % 10)
+  return sj.data.from_dataset(dataset, 10)
+
+
+@pytest.mark.parametrize("pretrain", [True, False])
+def test_the_config_reads_tar_files(tmp_path, pretrain):
+  for split in ("train", "minival"):
+    path = tmp_path / f"{split}.tar"
+    cifar10.write_tar(path, source(), lambda image, rng: image)
+  arg = f"images={tmp_path},seed=3" + ",pretrain" * pretrain
+  config = config_lib.load(
+    CONFIG, arg, **{"data.train": "train", "data.minival": "minival"}
+  )
+  train, minival = loop.open_data(config)
+  assert len(train) == len(minival) == 20
+  assert sorted(train.label(i) for i in range(20)) == sorted([*range(10)] * 2)
+  decode = sj.data.Preprocess("")
+  images = [np.asarray(decode(train[i]["image"])) for i in range(20)]
+  assert {x.tobytes() for x in images} == {x.tobytes() for x in PIXELS}
+  if pretrain:
+    with pytest.raises(ValueError, match="yields nothing"):
+      config_lib.load_sweep(CONFIG, arg)
+  else:
+    sweep = config_lib.load_sweep(CONFIG, arg)
+    assert len(finetune.members_of(config, tmp_path, sweep)) == 16
+
+
+def test_tfds_without_images():
+  config = config_lib.load(CONFIG)
+  assert config.data.name == "cifar10" and config.data.in_memory
+
+
+def test_the_camera_lowers_contrast_and_adds_noise():
+  black, white = (
+    cifar10.camera(np.full((64, 64, 3), v), np.random.default_rng(0))
+    for v in (0, 255)
+  )
+  assert black.dtype == np.uint8
+  assert black.mean() == pytest.approx(127.5 * 0.3, abs=1)
+  assert white.mean() == pytest.approx(127.5 * 1.7, abs=1)
+  assert black.std() == pytest.approx(15, abs=1)
+
+
+@pytest.mark.parametrize("name", cifar10.CORRUPTIONS)
+def test_corruptions_change_the_pixels(name):
+  changed = cifar10.CORRUPTIONS[name](PIXELS[0], np.random.default_rng(0))
+  changed = cifar10.camera(changed, np.random.default_rng(0))
+  assert changed.shape == (32, 32, 3)
+  assert (changed != cifar10.camera(PIXELS[0], np.random.default_rng(0))).any()
