@@ -11,9 +11,10 @@ import math
 
 import numpy as np
 
+from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
-from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
+from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.base import RULES, Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
 
@@ -145,7 +146,8 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
     values = {}
     for leaf, gram in _grams(reader, scope, thresholds.gram).items():
       ratio = stock_ratio(gram, mean_angle=compat == "fusion_bench")
-      values[leaf] = delta_values(np.ones(reader.count), ratio / reader.count)
+      ones = np.ones(reader.count)
+      values[leaf] = compensated.delta_coefficients(ones, ratio / reader.count)
     return values
 
   return Rule(
