@@ -5,6 +5,7 @@
 Whatever is new there runs as it stands, or gets an entry in a table here.
 """
 
+import doctest
 import json
 import os
 import pathlib
@@ -337,6 +338,12 @@ def test_python_runs(path, place, sweeps, monkeypatch):
     monkeypatch.setattr(registry, "_members", members)
   names = namespace(path.name)
   for block in blocks(path, "python"):
+    if block.startswith(">>>"):
+      examples = doctest.DocTestParser().get_doctest(
+        block, {}, path.name, str(path), 0
+      )
+      assert not doctest.DocTestRunner().run(examples).failed
+      continue
     changes = first_match(PYTHON, block, [], re.search)
     if changes is not None:
       with jax.numpy_rank_promotion("allow"):

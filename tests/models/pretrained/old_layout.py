@@ -20,16 +20,16 @@ def flat(params):
 
 def old_layout(params, class_position=0.5):
   """Names of that time, with a position of the class token."""
-  found = {}
+  result = {}
   for name, value in flat(params).items():
     if name.startswith("Transformer/encoderblock_"):
       top, block, layer, rest = name.split("/", 3)
       name = "/".join([top, block, _THEN.get(layer, layer), rest])
-    found[name] = value
-  table = found.pop("pos_embedding")
+    result[name] = value
+  table = result.pop("pos_embedding")
   position = np.full_like(table[:, :1], class_position)
-  found["cls"] = found["cls"] - position
-  found["Transformer/posembed_input/pos_embedding"] = np.concatenate(
+  result["cls"] = result["cls"] - position
+  result["Transformer/posembed_input/pos_embedding"] = np.concatenate(
     [position, table], axis=1
   )
-  return found
+  return result

@@ -16,10 +16,10 @@ def mix(rule, trees, base=None, **more):
     tree = {k: v.astype("f") if v.dtype == "d" else v for k, v in tree.items()}
     return sj.Ingredient.from_params(name, tree)
 
-  found = sj.mix(
+  result = sj.mix(
     rule,
     [named(f"m{k}", tree) for k, tree in enumerate(trees)],
     base=None if base is None else named("base", base),
     **more,
   ).params
-  return {k: np.asarray(v) for k, v in found.items()}
+  return {k: np.asarray(v) for k, v in result.items()}
