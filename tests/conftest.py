@@ -6,14 +6,15 @@ import os
 import shutil
 import tempfile
 
-# All workers and all processes that tests start share what one has compiled.
-# In the environment before jax is imported; one directory for each run of tests.
-_CACHE = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  _CACHE = tempfile.mkdtemp(prefix="soupjax_tests_")
+# A directory that all workers and all processes that tests start share: what
+# one has compiled, and what helpers.py trains once. Set before jax is imported.
+_SHARED = None
+if "SOUPJAX_TESTS_SHARED" not in os.environ:
+  _SHARED = tempfile.mkdtemp(prefix="soupjax_tests_")
   os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": _CACHE,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "SOUPJAX_TESTS_SHARED": _SHARED,
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(_SHARED, "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
   }
 
@@ -30,6 +31,6 @@ if not flags.FLAGS.is_parsed():
 
 
 def pytest_unconfigure():
-  """Removes the shared compilations: here, where they were begun."""
-  if _CACHE:
-    shutil.rmtree(_CACHE, ignore_errors=True)
+  """Removes the shared directory, in the process that made it."""
+  if _SHARED:
+    shutil.rmtree(_SHARED, ignore_errors=True)

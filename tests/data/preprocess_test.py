@@ -4,7 +4,7 @@ import io
 import pickle
 import sys
 
-import fake_images
+import helpers
 import numpy as np
 from PIL import Image
 import pytest
@@ -106,8 +106,8 @@ def test_without_operations_only_decodes():
   chain = Preprocess("")
   assert not chain.random_ops
   np.testing.assert_array_equal(chain(MAP), MAP)
-  png = fake_images.encoded(3, "PNG")
-  np.testing.assert_array_equal(chain(png), fake_images.image(3))
+  png = helpers.encoded_image(3, "PNG")
+  np.testing.assert_array_equal(chain(png), helpers.fake_image(3))
 
 
 # Decoding
@@ -116,7 +116,7 @@ def test_without_operations_only_decodes():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_everything_becomes_rgb(mode):
   file = io.BytesIO()
-  image = Image.fromarray(fake_images.image(0)).convert(mode)
+  image = Image.fromarray(helpers.fake_image(0)).convert(mode)
   image.save(file, "TIFF")
   out = Preprocess("")(file.getvalue())
   np.testing.assert_array_equal(out, np.asarray(image.convert("RGB")))
@@ -145,7 +145,7 @@ def test_floats_and_wide_integers_have_no_range_and_are_refused(high):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
 def test_damage_is_a_corrupt_image_whatever_the_format(kind):
-  whole = fake_images.encoded(1, kind)
+  whole = helpers.encoded_image(1, kind)
   preprocess.decode(whole)
   for damaged in (whole[: len(whole) // 2], whole[:9], b"", b"<html>"):
     with pytest.raises(CorruptImage):
@@ -197,7 +197,7 @@ def test_opencv_gives_the_pixels_that_pillow_gives(opencv, encoded):
 
 def test_what_is_no_plain_jpeg_is_left_to_pillow(opencv):
   for encoded in (
-    fake_images.encoded(1, "PNG"),
+    helpers.encoded_image(1, "PNG"),
     jpeg(mode="L"),
     jpeg(mode="CMYK"),
     jpeg(progressive=True),
@@ -259,7 +259,7 @@ def test_arrays_and_pillow_images_come_out_the_same(opencv, text):
   chain, by_pillow = Preprocess(text), Preprocess(text)
   by_pillow._opencv = False
   grey = np.broadcast_to(MAP[..., :1], MAP.shape)  # As sources give it.
-  for image in (jpeg(), turned(), MAP, grey, fake_images.encoded(2, "PNG")):
+  for image in (jpeg(), turned(), MAP, grey, helpers.encoded_image(2, "PNG")):
     for seed in range(4):
       out = chain(image, rng(seed))
       expected = by_pillow(image, rng(seed))
@@ -381,7 +381,7 @@ def test_value_range():
 
 
 def test_no_layers_change_nothing():
-  image = Image.fromarray(fake_images.image(0))
+  image = Image.fromarray(helpers.fake_image(0))
   assert randaug.randaug(image, rng(), 0, 30) is image
 
 
@@ -392,7 +392,7 @@ def test_every_operation_is_drawn_and_keeps_the_size(monkeypatch):
     return lambda image, level, sign: drawn.append((k, level, sign)) or image
 
   monkeypatch.setattr(randaug, "_OPS", tuple(map(spy, range(14))))
-  image = Image.fromarray(fake_images.image(0))
+  image = Image.fromarray(helpers.fake_image(0))
   for seed in range(200):
     randaug.randaug(image, rng(seed), 3, 15)
   assert len(drawn) == 600
@@ -407,7 +407,7 @@ def test_there_are_the_fourteen_of_the_paper():
 
 @pytest.mark.parametrize("k", range(14))
 def test_operations_work_at_every_magnitude(k):
-  pixels = fake_images.image(5)
+  pixels = helpers.fake_image(5)
   image = Image.fromarray(pixels)
   for level in (0.0, 0.5, 1.0, 3.0):
     for sign in (-1, 1):

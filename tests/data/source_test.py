@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 
-import fake_images
+import helpers
 import numpy as np
 import pytest
 
@@ -19,10 +19,10 @@ class Encoded(data.Source):
   """JPEGs in memory, with names of classes."""
 
   def __init__(self, size):
-    super().__init__("encoded", size, 3, fake_images.CLASSES)
+    super().__init__("encoded", size, 3, helpers.IMAGE_CLASSES)
 
   def _read(self, index):
-    return fake_images.encoded(index), index % 3
+    return helpers.encoded_image(index), index % 3
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def tfds_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("bugs")
-  fake_images.write_folder(path / "train", {"ant": 6, "bee": 5, "cat": 4})
-  fake_images.write_folder(path / "val", {"ant": 2, "cat": 2})
-  fake_images.write_tar(path / "more.tar", path / "train")
+  helpers.write_image_folder(path / "train", {"ant": 6, "bee": 5, "cat": 4})
+  helpers.write_image_folder(path / "val", {"ant": 2, "cat": 2})
+  helpers.write_tar(path / "more.tar", path / "train")
   return path
 
 
@@ -65,8 +65,8 @@ def small(size=12, num_classes=3, labels=None):
 def test_tfds_dataset_is_read_as_it_was_written(tfds_dir):
   source = data.open_source("fake_bugs", "train", data_dir=tfds_dir)
   assert source.name == "fake_bugs/train"
-  assert source.num_classes == 3 and source.class_names == fake_images.CLASSES
-  expected = {(fake_images.encoded(i), i % 3) for i in range(20)}
+  assert source.num_classes == 3 and source.class_names == helpers.IMAGE_CLASSES
+  expected = {(helpers.encoded_image(i), i % 3) for i in range(20)}
   assert set(contents(source)) == expected and len(source) == 20
 
 
@@ -153,7 +153,7 @@ def test_folder_has_classes_in_order_and_every_image_once(folder):
   source = data.open_source(f"folder:{folder}", "train")
   assert source.class_names == ("ant", "bee", "cat")
   labels = [0] * 6 + [1] * 5 + [2] * 4
-  expected = {(fake_images.encoded(i), k) for i, k in enumerate(labels)}
+  expected = {(helpers.encoded_image(i), k) for i, k in enumerate(labels)}
   assert set(contents(source)) == expected and len(source) == 15
   assert source.name == f"{folder.name}/train"
   assert source.describe(0).endswith(".jpg")
@@ -185,7 +185,7 @@ def test_folder_of_classes_has_the_split_all(folder):
 
 
 def test_other_files_are_left_alone(tmp_path):
-  fake_images.write_folder(tmp_path, {"ant": 1, "bee": 1})
+  helpers.write_image_folder(tmp_path, {"ant": 1, "bee": 1})
   (tmp_path / "ant" / "notes.txt").write_text("no image")
   (tmp_path / "ant" / "._00.jpg").write_text("of a Mac")
   (tmp_path / ".git").mkdir()
@@ -215,7 +215,7 @@ def test_bad_folders_and_tar_files(folder, tmp_path):
     data.open_source(f"folder:{tmp_path / 'not_there'}", "all")
   with pytest.raises(ValueError, match="no images in it"):
     data.open_source(f"folder:{tmp_path}", "all")
-  fake_images.write_tar(tmp_path / "small.tar", folder / "train", "w:gz")
+  helpers.write_tar(tmp_path / "small.tar", folder / "train", "w:gz")
   with pytest.raises(ValueError, match=r"small.tar .* not compressed"):
     data.open_source(f"folder:{tmp_path}", "small")
 
@@ -298,8 +298,8 @@ def test_examples_that_two_parts_share_are_counted(
   )
   assert data.shared_examples(a, b) == data.shared_examples(b, a) == count
   if "+" not in one:
-    fake_images.write_folder(tmp_path / "train", {"ant": 12, "bee": 8})
-    fake_images.write_folder(tmp_path / "test", {"ant": 5})
+    helpers.write_image_folder(tmp_path / "train", {"ant": 12, "bee": 8})
+    helpers.write_image_folder(tmp_path / "test", {"ant": 5})
     a, b = (
       data.open_source(f"folder:{tmp_path}", split) for split in (one, other)
     )

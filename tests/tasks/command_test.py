@@ -5,10 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import helpers
 import ml_collections
 import numpy as np
 import pytest
-import workers
 
 import soupjax as sj
 from soupjax.tasks import command, mix
@@ -128,7 +128,7 @@ def test_two_processes_mix_into_one_file(tmp_path):
     f"--config.ingredients={tmp_path}/m?.safetensors",
     "--config.block_bytes=65536",
   ]
-  workers.run(
+  helpers.run_workers(
     pathlib.Path(__file__).with_name("command_worker.py"),
     tmp_path,
     *flags,

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import time
 
-import cooking
-import finetuning
+import helpers
 import pytest
 
 from soupjax import data
@@ -25,12 +24,12 @@ CHANGES = {
 
 
 def command(sweep, workdir, *more):
-  overrides = {**cooking.SMALL, **CHANGES}
+  overrides = {**helpers.COOK, **CHANGES}
   return [
     sys.executable,
     "-m",
     "soupjax.main",
-    f"--config={cooking.CONFIG}:sweep={sweep}",
+    f"--config={helpers.COOK_CONFIG}:sweep={sweep}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in overrides.items()),
     *more,
@@ -40,7 +39,7 @@ def command(sweep, workdir, *more):
 def environment():
   # Not the eight devices of the other tests.
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  root = str(finetuning.ROOT)
+  root = str(helpers.ROOT)
   return {**env, "PYTHONPATH": root, "JAX_NUM_CPU_DEVICES": "1"}
 
 
@@ -74,7 +73,7 @@ def kill_when(sweep, workdir, pattern):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-  return finetuning.three_members(tmp_path_factory.mktemp("resume") / "sweep")
+  return helpers.three_members(tmp_path_factory.mktemp("resume") / "sweep")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_a_finished_run_prints_its_table_and_opens_nothing(
   sweep, whole, capsys, monkeypatch
 ):
   workdir, output = whole
-  config = cooking.config_of(sweep, **CHANGES)
+  config = helpers.cook_config(sweep, **CHANGES)
   monkeypatch.setattr(data, "open_source", lambda *_, **__: pytest.fail("data"))
   stamps = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
   assert cook.run(config, workdir) == workdir / "report.html"
@@ -131,7 +130,7 @@ def test_changed_files_are_noticed_by_a_finished_run(sweep, whole, tmp_path):
   assert values["config"]["ingredients"].startswith(str(moved))
   # The times of the copies are not those of the record.
   with pytest.raises(ValueError, match="member_000 changed"):
-    cook.run(cooking.config_of(moved, **CHANGES), workdir)
+    cook.run(helpers.cook_config(moved, **CHANGES), workdir)
 
 
 def test_damaged_caches_are_made_again(sweep, whole, tmp_path):
@@ -147,7 +146,7 @@ def test_damaged_caches_are_made_again(sweep, whole, tmp_path):
 
 
 def test_two_runs_do_not_share_a_directory(sweep, tmp_path):
-  config = cooking.config_of(sweep)
+  config = helpers.cook_config(sweep)
   workdir = tmp_path / "soups"
   workdir_lib.open_workdir(workdir, cook.inputs.open_inputs(config).config)
   with workdir_lib.locked(workdir):
@@ -156,7 +155,7 @@ def test_two_runs_do_not_share_a_directory(sweep, tmp_path):
 
 
 def test_other_directories_are_refused(sweep, tmp_path):
-  config = cooking.config_of(sweep)
+  config = helpers.cook_config(sweep)
   (tmp_path / "thesis.tex").write_text("")
   for path, culprit in (
     (tmp_path, "thesis.tex"),
