@@ -3,6 +3,7 @@
 """Settings for all tests: eight fake devices, no silent broadcasting."""
 
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -20,6 +21,28 @@ if "SOUPJAX_TESTS_SHARED" not in os.environ:
 
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+HERE = pathlib.Path(__file__).parent
+# Files that take longest; first, so that no core waits for them at the end.
+LONG = (
+  "tasks/main_job_test.py",
+  "tasks/finetune/loop_test.py",
+  "docs_commands_test.py",
+  "tasks/cook/resume_test.py",
+  "benchmarks/digit_tasks_test.py",
+  "notebooks_test.py",
+  "tasks/finetune/resume_test.py",
+  "tasks/cook/run_test.py",
+  "tasks/cook/infer_test.py",
+  "doctest_test.py",
+  "checkpoints/mix_test.py",
+  "models/pretrained/convert_torch_test.py",
+  "soups/rules/every_rule_test.py",
+)
+# Compiling takes longer here than running what is compiled. Not in soups/,
+# whose bits are compared as users get them.
+SLOW_TO_COMPILE = ("models", "train", "evaluators", "analysis", "tasks")
 
 # Before anything starts the backend.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -28,6 +51,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Grain reads absl flags, which nobody parses under pytest.
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+  """Begins with the longest files."""
+  order = {HERE / name: k for k, name in enumerate(LONG)}
+  items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast(request):
+  """Compiles without most optimizations where that is enough."""
+  part = request.path.relative_to(HERE).parts[0]
+  if part in SLOW_TO_COMPILE:
+    jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_unconfigure():

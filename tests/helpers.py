@@ -243,7 +243,8 @@ def three_members() -> pathlib.Path:
   overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2, 3)]
   with open(f"{workdir}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    finetune_run.run(config, workdir, sweep=overrides)
+    if not (workdir / "member_002" / "done.json").exists():
+      finetune_run.run(config, workdir, sweep=overrides)
   return workdir
 
 

@@ -16,8 +16,8 @@ CONFIG = str(helpers.ROOT / "configs" / "diagnose.py")
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  return helpers.three_members(tmp_path_factory.mktemp("diagnose") / "sweep")
+def sweep():
+  return helpers.three_members()
 
 
 def config_of(sweep, **changes):

@@ -3,12 +3,7 @@
 """Cooking from the shell: kills, damage and finished runs change no number."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import helpers
 import pytest
@@ -23,57 +18,28 @@ CHANGES = {
 }
 
 
-def command(sweep, workdir, *more):
+def arguments(sweep, workdir):
   overrides = {**helpers.COOK, **CHANGES}
   return [
-    sys.executable,
-    "-m",
-    "soupjax.main",
     f"--config={helpers.COOK_CONFIG}:sweep={sweep}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in overrides.items()),
-    *more,
   ]
 
 
-def environment():
-  # Not the eight devices of the other tests.
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  root = str(helpers.ROOT)
-  return {**env, "PYTHONPATH": root, "JAX_NUM_CPU_DEVICES": "1"}
-
-
-def finish(sweep, workdir, *more, check=True):
-  return subprocess.run(
-    command(sweep, workdir, *more),
-    env=environment(),
-    check=check,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
+def finish(sweep, workdir, *more, code=0):
+  done = helpers.soupjax(*arguments(sweep, workdir), *more)
+  assert done.returncode == code, done.stderr[-2000:]
+  return done
 
 
 def kill_when(sweep, workdir, pattern):
-  """Starts a run, and kills it (-9) as soon as a file matches."""
-  process = subprocess.Popen(
-    command(sweep, workdir),
-    env=environment(),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  deadline = time.monotonic() + 200
-  while not any(workdir.glob(pattern)):
-    assert process.poll() is None, "the run ended before it could be killed"
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  helpers.kill_soupjax_when(workdir, pattern, *arguments(sweep, workdir))
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  return helpers.three_members(tmp_path_factory.mktemp("resume") / "sweep")
+def sweep():
+  return helpers.three_members()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +135,6 @@ def test_other_directories_are_refused(sweep, tmp_path):
 
 def test_errors_of_users_come_without_a_traceback(sweep, tmp_path):
   flag = "--config.cook.greedy.accept=best"
-  result = finish(sweep, tmp_path / "soups", flag, check=False)
-  assert result.returncode == 1
+  result = finish(sweep, tmp_path / "soups", flag, code=1)
   assert "cook.greedy.accept" in result.stderr and "'best'" in result.stderr
   assert "Traceback" not in result.stderr

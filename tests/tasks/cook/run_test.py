@@ -20,8 +20,8 @@ from soupjax.tasks.finetune import config as finetune_config
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  return helpers.three_members(tmp_path_factory.mktemp("cook") / "sweep")
+def sweep():
+  return helpers.three_members()
 
 
 @pytest.fixture(scope="module")

@@ -43,9 +43,7 @@ def one_device():
   patch = pytest.MonkeyPatch()
   one = functools.partial(MAKE_MESH, devices=jax.devices()[:1])
   patch.setattr(sharding, "make_mesh", one)
-  jax.config.update("jax_disable_most_optimizations", True)
   yield
-  jax.config.update("jax_disable_most_optimizations", False)
   patch.undo()
 
 
