@@ -83,10 +83,6 @@ def args_of(config):
 def one_device(monkeypatch):
   make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   monkeypatch.setattr(sharding, "make_mesh", make)
-  # Half of these tests would be compilation.
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_several_steps_a_call_give_the_numbers_of_single_steps(
