@@ -7,10 +7,10 @@ import dataclasses
 import gc
 import weakref
 
+from helpers import COUNT, POOL, TREES, loss_of
 import jax
 import numpy as np
 import pytest
-from toy_models import COUNT, POOL, TREES, loss_of
 
 import soupjax as sj
 from soupjax.soups.learned import offload
