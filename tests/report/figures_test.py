@@ -82,7 +82,7 @@ def test_greedy_trajectory():
   ]
 
 
-def test_greedy_trajectory_marks_what_is_below_the_frame():
+def test_greedy_trajectory_marks_scores_below_the_frame():
   names = [f"ingredient_{i:02d}" for i in range(8)]
   scores = [0.9, 0.91, 0.9, 0.9, 0.9, 0.9, 0.9, 0.2]
   axes = report.greedy_trajectory(helpers.greedy_trace(names, scores)).axes[0]
@@ -90,7 +90,7 @@ def test_greedy_trajectory_marks_what_is_below_the_frame():
   assert "20.0" in [t.get_text() for t in axes.texts]
 
 
-def test_greedy_trajectory_of_a_score_that_is_no_fraction():
+def test_greedy_trajectory_of_scores_that_are_not_fractions():
   trace = helpers.greedy_trace(NAMES, [-0.5, -0.4, -0.6, -0.3])
   axes = report.greedy_trajectory(trace).axes[0]
   assert axes.get_ylabel() == "Held-out score"

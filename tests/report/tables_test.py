@@ -53,12 +53,12 @@ def test_table():
   lines += helpers.records_of("long\n" * 9, "soup", 0.9, 0.9, 0.7)
   text = results_table(Results.from_records(lines))
   assert all(len(line) <= 100 for line in text.splitlines())
-  found = {line[:20].strip(): line.split()[-6:] for line in text.splitlines()}
+  cells = {line[:20].strip(): line.split()[-6:] for line in text.splitlines()}
   # cost, minival, test, shifts, difference on test, difference on shifts.
-  assert found["Greedy soup"] == ["1x", "97.5", "96.0", "81.0", "+1.0", "+5.0"]
-  assert found["Uniform soup"][-2:] == ["-1.0", "+4.0"]
-  assert found["Best ingredient (ing"][-2:] == ["0.0", "0.0"]
-  assert found["Ensemble of all"][0] == "4x"
+  assert cells["Greedy soup"] == ["1x", "97.5", "96.0", "81.0", "+1.0", "+5.0"]
+  assert cells["Uniform soup"][-2:] == ["-1.0", "+4.0"]
+  assert cells["Best ingredient (ing"][-2:] == ["0.0", "0.0"]
+  assert cells["Ensemble of all"][0] == "4x"
   assert "up to 4x" in text
   assert "3 shifts" in text.splitlines()[0]
 

@@ -12,16 +12,17 @@ import pytest
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.tasks.finetune import batches, loop
+from soupjax.tasks.finetune import batches
+from soupjax.tasks.finetune import job as job_lib
 from soupjax.tasks.finetune import run as finetune_run
 
 PLAIN = {"data.train_ops": "value_range(-1, 1)", "hyper.ema": ()}
 
 
 def job_of(config, axes):
-  train, _ = loop.open_data(config)
+  train, _ = job_lib.open_data(config)
   mesh = sharding.make_mesh(axes)
-  return loop.Job(
+  return job_lib.Job(
     config=config, mesh=mesh, model=None, train=train, minival=None,
     params=None, init_hash="", off=(), l2_sp=False,
   )  # fmt: skip
