@@ -226,6 +226,7 @@ def main() -> None:
       f"--workdir={soups}",
       f"--config.tests={tests}",
       "--config.cook.metric=loss,prec@1",
+      *["--config.cook.learned.steps=2"] * args.runlocal,
     )
     tables.append(accuracies(soups))
   print(markdown(tables))

@@ -88,7 +88,7 @@ def ours(job):
       [sj.open_ingredient(path) for path in job["paths"]],
       loss,
       steps=job["steps"],
-      learning_rate=LEARNING_RATE,
+      optimizer=sj.CoefficientOptimizer(learning_rate=LEARNING_RATE),
       residency=job["residency"],
       on_step=lambda entry: times.append(time.perf_counter()),
     )

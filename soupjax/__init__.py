@@ -17,6 +17,7 @@ from soupjax.checkpoints.open import open_ingredient as open_ingredient
 from soupjax.checkpoints.provenance import provenance as provenance
 from soupjax.checkpoints.save import save_params as save_params
 from soupjax.checkpoints.task_vector import TaskVector as TaskVector
+from soupjax.lazy import submodules
 from soupjax.soups import rules as rules
 from soupjax.soups import search as search
 from soupjax.soups.average import ensemble_logits as ensemble_logits
@@ -24,6 +25,7 @@ from soupjax.soups.average import uniform_soup as uniform_soup
 from soupjax.soups.average import wise_ft as wise_ft
 from soupjax.soups.core.ingredient import Ingredient as Ingredient
 from soupjax.soups.core.ingredient import rank_by as rank_by
+from soupjax.soups.greedy.decisions import Turns as Turns
 from soupjax.soups.greedy.ensemble import GreedyEnsemble as GreedyEnsemble
 from soupjax.soups.greedy.ensemble import greedy_ensemble as greedy_ensemble
 from soupjax.soups.greedy.permutations import BestOrder as BestOrder
@@ -33,35 +35,14 @@ from soupjax.soups.greedy.soup import Decision as Decision
 from soupjax.soups.greedy.soup import GreedySoup as GreedySoup
 from soupjax.soups.greedy.soup import greedy_soup as greedy_soup
 from soupjax.soups.learned.entropy import entropy_loss as entropy_loss
+from soupjax.soups.learned.options import (
+  CoefficientOptimizer as CoefficientOptimizer,
+)
+from soupjax.soups.learned.options import Granularity as Granularity
 from soupjax.soups.learned.soup import LearnedSoup as LearnedSoup
 from soupjax.soups.learned.soup import learned_soup as learned_soup
 from soupjax.soups.rules.estimate import activation_grams as activation_grams
 from soupjax.soups.rules.estimate import diagonal_fisher as diagonal_fisher
 from soupjax.version import __version__ as __version__
 
-_SUBPACKAGES = (
-  "analysis",
-  "checkpoints",
-  "config",
-  "data",
-  "evaluators",
-  "models",
-  "registry",
-  "report",
-  "sharding",
-  "soups",
-  "tasks",
-  "train",
-)
-
-
-def __getattr__(name: str):
-  if name in _SUBPACKAGES:
-    import importlib
-
-    return importlib.import_module(f"soupjax.{name}")
-  raise AttributeError(f"module 'soupjax' has no attribute {name!r}")
-
-
-def __dir__():
-  return sorted({*globals(), *_SUBPACKAGES})
+__getattr__, __dir__ = submodules(__name__, __path__)

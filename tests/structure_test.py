@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # What each part of soupjax may import of the others. A part is the longest
 # entry that a file's path begins with; a file without one fails the test.
-_BASE = {"version", "files", "progress", "registry"}
+_BASE = {"version", "files", "progress", "registry", "lazy"}
 _MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config", "processes"}
 _SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
 _TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
@@ -31,6 +31,7 @@ ALLOWED = {
   "files": set(),
   "progress": set(),
   "registry": set(),
+  "lazy": set(),
   **{
     part: {*_SOUPS[:i], "registry"}
     - ({"soups/greedy"} if part == "soups/learned" else set())
@@ -46,7 +47,7 @@ ALLOWED = {
   "tasks": _TOP,
   "main": _TOP | {"tasks"},
   # The public names.
-  "__init__": {"soups", "checkpoints", "analysis", "version"},
+  "__init__": {"soups", "checkpoints", "analysis", "version", "lazy"},
 }
 # Packages from elsewhere that only some files, or none, may import.
 ONLY_IN = {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures ingredients to explain why their soup gains or loses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import itertools
 import math
@@ -14,7 +14,12 @@ from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
 from soupjax.soups.average import uniform_soup
 from soupjax.soups.core import arguments, nonfinite
-from soupjax.soups.core.ingredient import Ingredient, as_list
+from soupjax.soups.core.ingredient import (
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
+)
 from soupjax.soups.core.layers import layer_of
 from soupjax.soups.greedy.soup import GreedySoup
 
@@ -86,9 +91,9 @@ class Diagnosis:
 
 
 def diagnose(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   evaluate: Callable[[PyTree], float],
-  pretrained: Ingredient | None = None,
+  pretrained: Model | None = None,
   *,
   greedy: GreedySoup | None = None,
   max_pairs: int = 120,
@@ -118,8 +123,10 @@ def diagnose(
       better.
     TypeError: if an argument has a wrong type.
   """
-  ingredients = as_list(ingredients)
-  _check(evaluate, pretrained, greedy, max_pairs)
+  ingredients = as_ingredients(ingredients)
+  if pretrained is not None:
+    pretrained = as_ingredient(pretrained, "pretrained")
+  _check(evaluate, greedy, max_pairs)
   if len(ingredients) < 2:
     raise ValueError(
       f"A diagnosis compares ingredients: give at least two, got "
@@ -165,14 +172,8 @@ def diagnose(
   return dataclasses.replace(diagnosis, findings=tuple(texts))
 
 
-def _check(evaluate, pretrained, greedy, max_pairs):
+def _check(evaluate, greedy, max_pairs):
   arguments.higher_is_better(evaluate)
-  if pretrained is not None and not isinstance(pretrained, Ingredient):
-    raise TypeError(
-      f"pretrained must be an Ingredient, got a {type(pretrained).__name__}: "
-      'give Ingredient.from_params("pretrained", params), or '
-      "sj.open_ingredient(path)."
-    )
   if greedy is not None and not isinstance(greedy, GreedySoup):
     raise TypeError(
       "greedy must be the result of sj.greedy_soup, got a "

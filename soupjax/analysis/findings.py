@@ -185,10 +185,10 @@ def heads(shape: Geometry, groups: Groups) -> list[str]:
     if len(cosines) and np.median(cosines) < SHARED:
       texts.append(
         f"Layer {layer!r} differs from model to model: the median cosine of "
-        f"its weights over pairs is {np.median(cosines):.2g}, that of the "
-        f"other layers {np.median(usual):.2g}. The heads do not share a start. "
-        "Fit one head first (a linear probe) and fine-tune all models from it, "
-        "or average the backbone alone."
+        f"its weights over pairs is {np.median(cosines):.2g}, and "
+        f"{np.median(usual):.2g} in other layers. The heads do not share a "
+        "start. Fit one head first (a linear probe) and fine-tune all models "
+        "from it, or average the backbone alone."
       )
   return texts
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixes checkpoints into a file or onto a mesh."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import os
 import sys
@@ -13,12 +13,17 @@ import numpy as np
 
 from soupjax import processes
 from soupjax.checkpoints import destination, mesh_writer
-from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.progress import Progress
 from soupjax.soups import rules
 from soupjax.soups.core import slices
-from soupjax.soups.core.ingredient import Ingredient, sharding_of
+from soupjax.soups.core.ingredient import (
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
+  sharding_of,
+)
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -46,9 +51,9 @@ class Mixed:
 
 def mix(
   rule: rules.Rule,
-  ingredients: Sequence[Ingredient] | Sequence[str | os.PathLike] | str,
+  ingredients: Models,
   *,
-  base: Ingredient | str | os.PathLike | None = None,
+  base: Model | None = None,
   out: str | os.PathLike | None = None,
   sharding: Any = None,
   dtype: Any = None,
@@ -71,9 +76,9 @@ def mix(
   writes its share.
 
   Args:
-    rule: from `soupjax.soups.rules`, as `rules.linear()`.
-    ingredients: opened, or as for `find_ingredients`.
-    base: the model that the rule or `select` refers to.
+    rule: from `soupjax.soups.rules`, such as `rules.linear()`.
+    ingredients: models in any form: trees, Ingredients, paths or patterns.
+    base: the model that the rule or `select` refers to, in any form.
     out: path of a new file (`*.safetensors` or `*.npz`) or Orbax directory
       (anything else, unless `format` is given). None returns the tree.
     sharding: of the returned tree, as in `Ingredient.load`. Each process reads
@@ -119,8 +124,8 @@ def mix(
     shard_bytes=shard_bytes,
     max_host_bytes=max_host_bytes,
   )
-  ingredients = open_lib.as_ingredients(ingredients)
-  base = _base(base)
+  ingredients = as_ingredients(ingredients)
+  base = None if base is None else as_ingredient(base, "base")
   rule = _opened(rule)
   if out is not None and sharding is not None:
     raise ValueError(
@@ -180,17 +185,6 @@ def mix(
   )
 
 
-def _base(base: Any) -> Ingredient | None:
-  if base is None or isinstance(base, Ingredient):
-    return base
-  if isinstance(base, str | os.PathLike):
-    return open_lib.open_ingredient(base)
-  raise TypeError(
-    f"base must be an Ingredient or a path, got a {type(base).__name__}: wrap "
-    'a tree in memory with Ingredient.from_params("base", params).'
-  )
-
-
 def _check_types(rule, sharding, **numbers):
   if not isinstance(rule, rules.Rule):
     raise TypeError(
@@ -227,18 +221,11 @@ def _check_sharding(plan, sharding):
 
 
 def _opened(rule):
-  """Opens what else a rule reads: paths, trees or ingredients."""
-  if not rule.extra:
-    return rule
-
-  def one(k, found):
-    if isinstance(found, str | os.PathLike):
-      return open_lib.open_ingredient(found)
-    if isinstance(found, Ingredient):
-      return found
-    return Ingredient.from_params(f"{rule.name} statistics {k}", found)
-
-  opened = tuple(one(k, found) for k, found in enumerate(rule.extra))
+  """Opens the models that a rule reads besides the ingredients."""
+  opened = tuple(
+    as_ingredient(model, f"{rule.name} statistics {k}")
+    for k, model in enumerate(rule.extra)
+  )
   return dataclasses.replace(rule, extra=opened)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from soupjax import files
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.recognise import absolute, recognise
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
 
@@ -153,28 +153,11 @@ def _open(path: str, inner: str, file_format) -> Ingredient:
   )
 
 
-def as_ingredients(found: Any) -> list[Ingredient]:
-  """Opens what is not open yet.
+def load_params(model: Any, *, sharding: Any = None) -> PyTree:
+  """Reads the parameters of one model.
 
   Args:
-    found: ingredients, or paths and patterns as for `find_ingredients`.
-
-  Raises:
-    ValueError: if nothing matches, or there are none.
-  """
-  if isinstance(found, (str, os.PathLike)):
-    return find_ingredients(found)
-  found = list(found)
-  if found and all(isinstance(one, (str, os.PathLike)) for one in found):
-    return find_ingredients(found)
-  return found
-
-
-def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
-  """Reads the parameters of one checkpoint.
-
-  Args:
-    path: as for `open_ingredient`.
+    model: a path, as for `open_ingredient`; or an Ingredient, or a tree.
     sharding: as in `Ingredient.load`; None reads into host memory.
 
   Returns:
@@ -183,7 +166,7 @@ def load_params(path: str | os.PathLike, *, sharding: Any = None) -> PyTree:
   Raises:
     ValueError: if it is not a whole checkpoint.
   """
-  return open_ingredient(path).load(sharding=sharding)
+  return as_ingredient(model, "params").load(sharding=sharding)
 
 
 def _natural(path: str) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from soupjax.checkpoints import destination, mesh_writer
 from soupjax.soups import rules
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -17,7 +17,7 @@ PyTree = Any
 
 def save_params(
   path: str | os.PathLike,
-  params: PyTree,
+  params: Any,
   *,
   metadata: dict[str, Any] | None = None,
 ) -> None:
@@ -26,7 +26,8 @@ def save_params(
   Args:
     path: of a new file (`*.safetensors` or `*.npz`) or Orbax directory
       (anything else, without `*`, `?` and `[`).
-    params: a pytree of arrays, on the host or on a mesh.
+    params: a pytree of arrays, on the host or on a mesh; or an Ingredient, or
+      the path of a checkpoint.
     metadata: JSON to store with the weights.
 
   Raises:
@@ -41,6 +42,7 @@ def save_params(
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
   if os.path.exists(path):
     raise ValueError(f"{path} exists already: delete it or choose another.")
+  params = as_ingredient(params, "params").load()
   if path.endswith((".safetensors", ".npz")):
     write(path, params, metadata)
     return

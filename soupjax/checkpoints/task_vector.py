@@ -7,11 +7,11 @@ import os
 from typing import Any
 
 from soupjax.checkpoints import mix as mix_lib
-from soupjax.checkpoints import open as open_lib
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core import compensated
+from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
+from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.linear import linear
 from soupjax.soups.search.interpolate import key_of
 
@@ -41,7 +41,7 @@ class TaskVector:
   """
 
   def __init__(self, pretrained: Model, finetuned: Model):
-    """Args: pretrained and finetuned: paths, ingredients, or trees."""
+    """Makes the difference of two models, each a path, Ingredient or tree."""
     self._terms = _sum((finetuned, 1.0), (pretrained, -1.0))
 
   @classmethod
@@ -105,9 +105,10 @@ class TaskVector:
     """Returns `target + scale * self`.
 
     Args:
-      target: what to edit: a path, an ingredient, or a tree.
-      scale: one number, or one for each leaf, as for `rules.task_arithmetic`.
+      target: the model to edit, in any form.
+      scale: one number, or one for each leaf, as in `rules.task_arithmetic`.
       **settings: of `soupjax.mix`: `out`, `sharding`, `dtype`, `select`, ...
+        The base of `select` is the target.
 
     Returns:
       The tree; or with `out`, what `mix` returns. With scale 1, the task vector
@@ -132,12 +133,14 @@ class TaskVector:
       _combine,
       # Coefficients of a task vector sum to zero, so that differences can be
       # taken from any model. From the target, its own term is zero.
-      lambda number, _, count: delta_values(weights, number),
+      lambda number, _, count: compensated.delta_coefficients(weights, number),
       scale,
       settings={"terms": terms},
     )
     if not others:
       rule = _nothing_added(rule)
+    if settings.get("select"):
+      settings.setdefault("base", models[0])
     mixed = mix_lib.mix(rule, models, **settings)
     return mixed if mixed.params is None else mixed.params
 
@@ -170,12 +173,10 @@ def _name(model) -> str:
 
 
 def _open(model, label):
-  if isinstance(model, Ingredient):
-    return dataclasses.replace(model, name=f"{label}, {model.name}")
-  if isinstance(model, str | os.PathLike):
-    opened = open_lib.open_ingredient(model)
-    return dataclasses.replace(opened, name=f"{label}, {opened.name}")
-  return Ingredient.from_params(label, model)
+  opened = as_ingredient(model, label)
+  if opened.name == label:
+    return opened
+  return dataclasses.replace(opened, name=f"{label}, {opened.name}")
 
 
 def _sum(*terms: tuple[Model, float]) -> dict[Any, tuple[Model, float]]:

@@ -16,7 +16,10 @@ from soupjax.data.source import from_dataset as from_dataset
 from soupjax.data.source import shared_examples as shared_examples
 from soupjax.data.source import split_minival as split_minival
 from soupjax.data.source import subset as subset
+from soupjax.lazy import submodules
 
 # Decorators that register operations of one's own.
 image_op = image_ops.OPS.register
 batch_op = batch_ops.OPS.register
+
+__getattr__, __dir__ = submodules(__name__, __path__)

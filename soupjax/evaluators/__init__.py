@@ -9,3 +9,6 @@ from soupjax.evaluators.metrics import (
 )
 from soupjax.evaluators.metrics import get_metric as get_metric
 from soupjax.evaluators.metrics import metric as metric
+from soupjax.lazy import submodules
+
+__getattr__, __dir__ = submodules(__name__, __path__)

@@ -6,6 +6,7 @@ A function that returns a Flax module, or a module class, can be named in a
 config once it is decorated with `register`, or by its import path.
 """
 
+from soupjax.lazy import submodules
 from soupjax.models.build import MODELS as MODELS
 from soupjax.models.build import build as build
 from soupjax.models.mixer import MIXER_VARIANTS as MIXER_VARIANTS
@@ -17,3 +18,5 @@ from soupjax.models.vit import ViT as ViT
 from soupjax.models.vit import variant as variant
 
 register = MODELS.register
+
+__getattr__, __dir__ = submodules(__name__, __path__)

@@ -59,38 +59,10 @@ def decode_variant(
   return {**variants[size], "patch_size": int(patch)}
 
 
-def embed_patches(
-  images: jax.Array,
-  patch_size: int,
-  width: int,
-  *,
-  name: str,
-  dtype: str,
-  use_bias: bool = True,
-) -> jax.Array:
-  """Embeds square patches linearly, in a compact method of a model.
-
-  Args:
-    images: (batch, height, width, channels), tiled by patches.
-    patch_size: side of a patch in pixels.
-    width: size of an embedding.
-    name: name of the layer.
-    dtype: dtype of the matrix product.
-    use_bias: whether the layer has a bias.
-
-  Returns:
-    (batch, rows, columns, width).
-  """
+def patch_conv(width: int, patch_size: int, **options: Any) -> nn.Conv:
+  """Returns a layer that embeds square patches linearly."""
   size = (patch_size, patch_size)
-  return nn.Conv(
-    width,
-    size,
-    strides=size,
-    padding="VALID",
-    use_bias=use_bias,
-    name=name,
-    dtype=dtype,
-  )(images)
+  return nn.Conv(width, size, strides=size, padding="VALID", **options)
 
 
 def check_patches(images: jax.Array, patch_size: int) -> None:

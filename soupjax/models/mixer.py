@@ -114,9 +114,10 @@ class Mixer(nn.Module):
       ValueError: if the sizes do not fit.
     """
     layers.check_patches(images, self.patch_size)
-    x = layers.embed_patches(
-      images, self.patch_size, self.width, name="stem", dtype=self.dtype_mm
+    stem = layers.patch_conv(
+      self.width, self.patch_size, name="stem", dtype=self.dtype_mm
     )
+    x = stem(images)
     # The residual stream is always float32, as in ViT.
     x = x.reshape(x.shape[0], -1, self.width).astype(jnp.float32)
     rates = layers.drop_rates(self.stochastic_depth, self.depth)

@@ -328,14 +328,13 @@ class ViT(nn.Module):
 
   def _tokens(self, images):
     """Embeds patches into (batch, tokens, width)."""
-    x = layers.embed_patches(
-      images,
-      self.patch_size,
+    x = layers.patch_conv(
       self.width,
+      self.patch_size,
+      use_bias=self.patch_bias,
       name="embedding",
       dtype=self.dtype_mm,
-      use_bias=self.patch_bias,
-    )
+    )(images)
     batch, rows, columns, width = x.shape
     x = x.reshape(batch, rows * columns, width)
     x = x + self._position_embedding(rows, columns)

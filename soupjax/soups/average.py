@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uniform and weighted soups, interpolation, and ensembles of logits."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -19,28 +19,35 @@ from soupjax.soups.core import (
   same_init,
   tree,
 )
+from soupjax.soups.core import select as selection_lib
 from soupjax.soups.core.ingredient import (
-  Ingredient,
-  as_list,
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
   check_ingredients,
   sharding_of,
 )
+from soupjax.soups.core.select import Selection
 
 PyTree = Any
 
 
-@functools.partial(jax.jit, static_argnames="weighted")
-def _mean_and_check(stack, weights, scale, *, weighted):
+@functools.partial(jax.jit, static_argnames=("weighted", "dtype"))
+def _mean_and_check(stack, coefficients, end, *, weighted, dtype):
   flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
-  mean = compensated.linear(stack, weights, scale, weighted=weighted)
-  mean = mean.astype(stack[0].dtype)
-  return mean, jnp.append(flags, jnp.isfinite(mean).all())
+  mean = compensated.linear(stack, **coefficients, weighted=weighted)
+  leaf = selection_lib.finish(mean, end, dtype)
+  return leaf, jnp.append(flags, jnp.isfinite(leaf).all())
 
 
 def uniform_soup(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   weights: Sequence[float] | None = None,
   *,
+  base: Model | None = None,
+  select: Mapping[str, Any] | None = None,
+  dtype: Any = None,
   sharding: Any = None,
 ) -> PyTree:
   """Averages all ingredients (the uniform soup of arXiv 2203.05482, Table 2).
@@ -48,49 +55,67 @@ def uniform_soup(
   Works one leaf at a time: at most K copies of one leaf are held besides the
   soup itself. Sums are taken in float32 with their rounding errors carried
   along, as differences from the first ingredient, and rounded once: the bits do
-  not depend on the mesh. What that leaves of errors is in `soups.exact`.
+  not depend on the mesh. `soups.core.compensated` states the remaining error.
 
   Args:
-    ingredients: of one architecture, at least one.
-    weights: one number each, divided by their sum; None weighs all alike. What
-      has weight 0 is not read.
+    ingredients: models of one architecture, in any form: trees, Ingredients,
+      paths or patterns, or a list of any of these.
+    weights: one number each, divided by their sum; None weighs all alike. An
+      ingredient of weight 0 is not read.
+    base: the model that `select` refers to, in any form.
+    select: leaves that are not averaged like the others, as in `mix`: a regular
+      expression -> "keep", "skip", a number or K numbers.
+    dtype: of the floating leaves; None keeps those of the first ingredient.
     sharding: where the soup goes, as in `Ingredient.load`.
 
   Returns:
-    A tree like the ingredients', with the dtypes of the first. Identical
-    ingredients come back bit for bit. Leaves that are not floating are copied.
+    A tree like the ingredients'. Identical ingredients come back bit for bit.
+    Leaves that are not floating are copied.
 
   Raises:
     ValueError: if there is nothing to average, trees differ, an ingredient
-      has NaN or infinity, or the weights do not fit.
+      has NaN or infinity, or the weights, `select` or `dtype` do not fit.
 
   Examples:
-    >>> make = sj.Ingredient.from_params
-    >>> models = [make("a", {"w": jnp.array([1.0, 4.0])}),
-    ...           make("b", {"w": jnp.array([3.0, 8.0])})]
-    >>> sj.uniform_soup(models)["w"]
+    >>> a, b = {"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([3.0, 8.0])}
+    >>> sj.uniform_soup([a, b])["w"]
     Array([2., 6.], dtype=float32)
-    >>> sj.uniform_soup(models, weights=[3, 1])["w"]
+    >>> sj.uniform_soup([a, b], weights=[3, 1])["w"]
     Array([1.5, 5. ], dtype=float32)
   """
-  ingredients = as_list(ingredients)
-  check_ingredients(ingredients)
+  ingredients = as_ingredients(ingredients)
+  selection = Selection(
+    ingredients,
+    base=None if base is None else as_ingredient(base, "base"),
+    select=select,
+    dtype=dtype,
+  )
+  ingredients = selection.ingredients
+  ingredients = check_ingredients(ingredients)
   same_init.warn_of_other_inits(ingredients)
+  if weights is not None:
+    weights = arguments.soup_weights(weights, len(ingredients))
+  return _average(ingredients, weights, selection, sharding)
+
+
+def _average(ingredients, weights, selection, sharding) -> PyTree:
+  """Averages checked ingredients leaf by leaf; weights None are all 1."""
   weighted = weights is not None
-  shares = arguments.soup_weights(weights, len(ingredients))
-  ingredients = [i for i, share in zip(ingredients, shares) if share]
-  shares = shares[shares != 0]
-  scale = compensated.reciprocal(shares.sum())
-  pairs = compensated.pair(shares)
-  soup, checked = [], []
+  weights = weights if weighted else np.ones(len(ingredients))
+  ingredients = [i for i, weight in zip(ingredients, weights) if weight]
+  coefficients = compensated.mean_coefficients(weights[weights != 0])
+  soup, checked = selection.fixed(sharding), []
   for leaf, spec in ingredients[0].specs.items():
     where = sharding_of(sharding, leaf, spec)
     if not tree.is_float(spec):
-      soup.append(ingredients[0].read(leaf, sharding=where))
+      soup[leaf] = ingredients[0].read(leaf, sharding=where)
       continue
     stack = [i.read(leaf, sharding=where) for i in ingredients]
-    mean, flags = _mean_and_check(stack, pairs, scale, weighted=weighted)
-    soup.append(mean)
+    (end,) = selection.ends([leaf], sharding)
+    out = selection.specs[leaf].dtype
+    soup[leaf], flags = _mean_and_check(
+      stack, coefficients, end, weighted=weighted, dtype=out
+    )
     checked.append((leaf, flags))
   if checked:
     # One wait at the end instead of one a leaf.
@@ -98,64 +123,65 @@ def uniform_soup(
     flags = np.stack([flags for _, flags in checked])
     for k, ingredient in enumerate(ingredients):
       nonfinite.raise_if_not_finite(ingredient.name, names, flags[:, k])
-    nonfinite.raise_if_overflows(ingredients[0].specs, names, flags[:, -1])
-  return jax.tree.unflatten(ingredients[0].treedef, soup)
+    nonfinite.raise_if_overflows(selection.specs, names, flags[:, -1])
+  return selection.assembled(soup)
 
 
 def wise_ft(
-  pretrained: PyTree | Ingredient,
-  finetuned: PyTree | Ingredient,
+  pretrained: Model,
+  finetuned: Model,
   alpha: float,
   *,
+  select: Mapping[str, Any] | None = None,
+  dtype: Any = None,
   sharding: Any = None,
 ) -> PyTree:
   """Interpolates a pretrained and a fine-tuned model (arXiv 2109.01903).
 
   Args:
     pretrained: parameters with a head that works, zero-shot or linear probe; a
-      random head ruins the path. A tree or an `Ingredient`.
+      random head ruins the path. A model in any form: a tree, an Ingredient or
+      a path.
     finetuned: parameters fine-tuned from it, likewise.
     alpha: share of the fine-tuned model; the paper's advice without knowledge
       of the target is 0.5.
+    select: leaves that are not interpolated like the others, as in `mix`, with
+      `pretrained` as the base.
+    dtype: of the floating leaves; None keeps those of `pretrained`.
     sharding: where the result goes, as in `Ingredient.load`.
 
   Returns:
-    `(1 - alpha) * pretrained + alpha * finetuned`, in float32, with the dtypes
-    of `pretrained`. Alpha 0 and 1 give the ends bit for bit (up to that cast);
-    values outside [0, 1] extrapolate.
+    `(1 - alpha) * pretrained + alpha * finetuned`, computed in float32. Alpha 0
+    and 1 give the ends bit for bit (up to the cast); values outside [0, 1]
+    extrapolate.
 
   Raises:
-    ValueError: if the trees differ or alpha is no finite number.
+    ValueError: if the trees differ, alpha is not a finite number, or `select`
+      or `dtype` do not fit.
 
   Examples:
-    >>> make = sj.Ingredient.from_params
-    >>> pretrained = make("zero-shot", {"w": jnp.array([0.0, 1.0])})
-    >>> finetuned = make("fine-tuned", {"w": jnp.array([1.0, 3.0])})
+    >>> pretrained, finetuned = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
     >>> sj.wise_ft(pretrained, finetuned, alpha=0.25)["w"]
-    Array([0.25, 1.5 ], dtype=float32)
+    Array([0.25, 0.25], dtype=float32)
   """
   alpha = arguments.number("alpha", alpha)
   ends = [
-    dataclasses.replace(end, name=name)
-    if isinstance(end, Ingredient)
-    else Ingredient.from_params(name, end)
+    dataclasses.replace(as_ingredient(end, name), name=name)
     for name, end in (("pretrained", pretrained), ("finetuned", finetuned))
   ]
-  specs = list(ends[0].specs.values())
+  selection = Selection(
+    ends[1:], base=ends[0], select=select, dtype=dtype, mixes_base=True
+  )
+  ends = [selection.base, *selection.ingredients]
+  ends = check_ingredients(ends)
+  same_init.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()
     alpha = 0.0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
-    soup = uniform_soup(ends, [1 - alpha, alpha], sharding=sharding)
-  leaves, treedef = jax.tree.flatten(soup)
-  return jax.tree.unflatten(
-    treedef,
-    [
-      leaf.astype(spec.dtype) if tree.is_float(spec) else leaf
-      for leaf, spec in zip(leaves, specs)
-    ],
-  )
+    weights = arguments.soup_weights([1 - alpha, alpha], 2)
+  return _average(ends, weights, selection, sharding)
 
 
 def ensemble_logits(

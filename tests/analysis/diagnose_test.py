@@ -254,7 +254,9 @@ def test_barriers_and_weak_models_and_rejections_are_named():
     not d.accepted for d in greedy.history
   )
   # Selected models are tried again and then rejected, but not left out.
-  again = sj.greedy_soup(ranked, two_bowls, accept="gt", rounds=3)
+  again = sj.greedy_soup(
+    ranked, two_bowls, accept="gt", turns=sj.Turns(rounds=3)
+  )
   assert len(again.history) > len(greedy.history)
   assert again.history[len(ranked)].name == again.selected[0]
   findings = sj.diagnose(ranked, two_bowls, greedy=again).findings
@@ -308,11 +310,11 @@ class Loss:
 def test_arguments_of_another_kind():
   with pytest.raises(ValueError, match="mode='min'"):
     sj.diagnose(some(2), Loss())
-  with pytest.raises(TypeError, match="pretrained"):
-    sj.diagnose(some(2), near_start, START)
+  with pytest.raises(TypeError, match="3"):
+    sj.diagnose(some(2), near_start, 3)
   with pytest.raises(TypeError, match="greedy"):
     sj.diagnose(some(2), near_start, greedy=some(2))
-  with pytest.raises(TypeError, match="ingredients"):
+  with pytest.raises(ValueError, match="at least two, got 1"):
     sj.diagnose({"m0": START}, near_start)
   with pytest.raises(ValueError, match="max_pairs.*-1"):
     sj.diagnose(some(2), near_start, max_pairs=-1)

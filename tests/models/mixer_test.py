@@ -93,7 +93,7 @@ def by_hand(p, images):
   return x @ p["head"]["kernel"], x
 
 
-def test_what_it_computes():
+def test_equals_a_computation_by_hand():
   model = Mixer(**TINY, head_zeroinit=False)
   params = jax.tree.map(np.asarray, init(model))
   # Biases of norms and of the ends are zero at the beginning.

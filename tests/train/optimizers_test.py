@@ -22,11 +22,11 @@ GRADS = [
 
 
 def directions(tx):
-  state, found = tx.init(PARAMS), []
+  state, result = tx.init(PARAMS), []
   for grads in GRADS:
     direction, state = tx.update(grads, state, PARAMS)
-    found.append(direction)
-  return found, state
+    result.append(direction)
+  return result, state
 
 
 def test_adamw_and_sgd_are_those_of_optax():
@@ -58,10 +58,10 @@ def reference_adafactor(grads, cap):
 @pytest.mark.parametrize("cap", [0.999, 0.3])
 def test_adafactor_follows_its_formulas(cap):
   tx = optimizers.make("adafactor", b2_cap=cap, momentum_dtype="float32")
-  found, _ = directions(tx)
+  result, _ = directions(tx)
   for name in PARAMS:
     expected = reference_adafactor([np.asarray(g[name]) for g in GRADS], cap)
-    np.testing.assert_allclose(found[-1][name], expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(result[-1][name], expected, rtol=2e-4, atol=1e-5)
 
 
 def test_adafactor_keeps_little():
@@ -73,8 +73,8 @@ def test_adafactor_keeps_little():
 
 def test_clipping_bounds_the_whole_gradient():
   tx = optimizers.make("sgd", momentum=0.0, clip_norm=0.5)
-  found, _ = directions(tx)
-  assert float(optax.tree.norm(found[0])) == pytest.approx(0.5, rel=1e-5)
+  result, _ = directions(tx)
+  assert float(optax.tree.norm(result[0])) == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ def rate(name, at, **changes):
 
 @pytest.mark.parametrize("name", schedules.NAMES)
 def test_all_warm_up_linearly_to_the_peak(name):
-  found = [rate(name, at) for at in range(10)]
-  np.testing.assert_allclose(found, np.arange(1, 11) * 0.2, rtol=1e-5)
+  result = [rate(name, at) for at in range(10)]
+  np.testing.assert_allclose(result, np.arange(1, 11) * 0.2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves of other libraries by the tables of `mappings`."""
 
-from collections.abc import (
-  Callable,
-  Collection,
-  Iterable,
-  Mapping,
-  Sequence,
-)
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import re
@@ -308,9 +302,7 @@ def foreign_shape(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def write(
-  family: mappings.Family,
-  leaves: Mapping[str, Any],
-  like: Collection[str] = (),
+  family: mappings.Family, leaves: Mapping[str, Any], like: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
   """Converts our leaves to the names and layout of a family.
 

@@ -37,8 +37,7 @@ LAYOUTS = {
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(len(x), -1).T
   ),
   "from_heads": Layout(
-    lambda x, shape: x.T.reshape(shape),
-    lambda x: x.reshape(-1, x.shape[-1]).T,
+    lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
   ),
   "flat": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
   # Position embeddings without an axis for the batch.
@@ -81,7 +80,7 @@ class Family:
   about: str
   rows: tuple[Row, ...]
   model: str = "ViT"
-  prefixes: tuple[str, ...] = ("",)
+  prefixes: tuple[str, ...] = ("", "module.")
   class_position: bool = True
   ignored: str = r"^$"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -339,7 +338,6 @@ FAMILIES = {
   "hf_vit": Family(
     about="ViTForImageClassification and ViTModel of transformers",
     rows=_hf_vit(),
-    prefixes=("", "module."),
     ignored=r"^(vit\.)?pooler\.|\.position_ids$",
     options={"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-12},
     acts=("gelu_exact",),
@@ -347,7 +345,6 @@ FAMILIES = {
   "hf_clip": Family(
     about="CLIPModel and CLIPVisionModel of transformers: the vision tower",
     rows=_hf_clip(),
-    prefixes=("", "module."),
     ignored=r"^text_|^logit_scale$|\.position_ids$",
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),
@@ -362,7 +359,6 @@ FAMILIES = {
   "openclip": Family(
     about="CLIP of OpenAI and OpenCLIP: the vision tower",
     rows=_openclip(),
-    prefixes=("", "module."),
     ignored=(
       r"^(transformer|token_embedding|ln_final|text)\.|^attn_mask$"
       r"|^(positional_embedding|text_projection|logit_scale|logit_bias)$"

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Explains why a checkpoint does not fit a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import difflib
 import re
+from typing import Any
 
 # Prefix of our leaves -> the option that makes a model have them.
 HINTS = {
@@ -68,15 +69,11 @@ def describe(
     shape, needed = misshapen[name]
     return f" is {shape}, and {needed} is needed"
 
-  by_shape: dict[object, list[str]] = {}
-  for name, shapes in misshapen.items():
-    by_shape.setdefault(shapes, []).append(name)
-  misshapen_groups = [g for names in by_shape.values() for g in _grouped(names)]
   lines = []
   for title, groups, line in (
     ("missing", _grouped(missing), describe_missing),
     ("unexpected", unexpected_groups, describe_unexpected),
-    ("misshapen", misshapen_groups, describe_misshapen),
+    ("misshapen", _grouped(misshapen, misshapen.get), describe_misshapen),
   ):
     if groups:
       lines.append(f"{sum(len(names) for _, names in groups)} {title}:")
@@ -89,17 +86,19 @@ def _key(name: str) -> str:
   return re.sub(r"\d+", "*", name, count=1)
 
 
-def _grouped(names: Sequence[str] | Mapping) -> list[tuple[str, list[str]]]:
-  """Groups names that differ in the number of a block, with a common text."""
-  groups: dict[str, list[str]] = {}
+def _grouped(
+  names: Iterable[str], value_of: Callable[[str], Any] = lambda name: None
+) -> list[tuple[str, list[str]]]:
+  """Groups names with equal values that differ in the number of a block."""
+  groups: dict[tuple[str, Any], list[str]] = {}
   for name in names:
-    groups.setdefault(_key(name), []).append(name)
+    groups.setdefault((_key(name), value_of(name)), []).append(name)
   return [
     (
       group[0] if len(group) == 1 else key.replace("*", _ranges(group), 1),
       group,
     )
-    for key, group in groups.items()
+    for (key, _), group in groups.items()
   ]
 
 

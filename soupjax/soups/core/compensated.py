@@ -21,14 +21,17 @@ count as zero, as processors have it. Equal leaves come back bit for bit.
 Integer and boolean leaves do not belong here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Pair = tuple[jax.Array, jax.Array]
+# High and low parts of the sums of all leaves.
+Sums = tuple[list[jax.Array], list[jax.Array]]
 
 
 def _two_sum(a, b):
@@ -132,6 +135,30 @@ def pair(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
   return np.stack([near, (exact - near).astype(np.float32)])
 
 
+def mean_coefficients(weights: Sequence[float]) -> dict[str, np.ndarray]:
+  """Arguments of `linear` for `sum_k w_k t_k / sum_k w_k`.
+
+  Args:
+    weights: one number a model, of size 1 at most (`arguments.soup_weights`).
+  """
+  weights = np.asarray(weights, np.float64)
+  return {"weights": pair(weights), "scale": reciprocal(weights.sum())}
+
+
+def delta_coefficients(
+  weights: Sequence[float], scale: float = 1.0
+) -> dict[str, np.ndarray]:
+  """Arguments of `linear` for `t_0 + scale * sum_k w_k (t_k - t_0)`, k > 0.
+
+  Args:
+    weights: one number for each model but the first, which differs from itself
+      by zero.
+    scale: of the sum.
+  """
+  weights = np.append(0.0, np.asarray(weights, np.float64))
+  return {"weights": pair(weights), "scale": parts(scale)}
+
+
 def halves(numbers: jax.Array) -> jax.Array:
   """Splits float32 numbers, one an element, for `mean`; (3, ...)."""
   head = _head(numbers)
@@ -163,6 +190,63 @@ def linear(
   for k in range(1, len(stack)):
     total = add(total, first, stack[k], *(_of(weights, k) if weighted else ()))
   return mean(total, first, scale)
+
+
+@jax.jit
+def running_zero(first: Sequence[jax.Array]) -> Sums:
+  """Empty running sums of models, spread over devices as `first` is."""
+  # Of the leaves themselves: plain zeros would not be spread as they are.
+  sums = [add(zero(leaf), leaf, leaf) for leaf in first]
+  return [high for high, _ in sums], [low for _, low in sums]
+
+
+# One output a program: with two, XLA's CPU compiler keeps what they share in
+# memory, which took five times as long.
+@functools.partial(jax.jit, static_argnames="weights_of", donate_argnames="low")
+def _running_low(high, low, first, leaves, weights, *, weights_of):
+  return [
+    add(s, a, b, *weights_of(weights, k))[1]
+    for k, (s, a, b) in enumerate(zip(zip(high, low), first, leaves))
+  ]
+
+
+@functools.partial(
+  jax.jit, static_argnames="weights_of", donate_argnames="high"
+)
+def _running_high(high, first, leaves, weights, *, weights_of):
+  return [
+    add(s, a, b, *weights_of(weights, k))[0]
+    for k, (s, a, b) in enumerate(zip(zip(high, high), first, leaves))
+  ]
+
+
+def _unweighted(weights, k):
+  return ()
+
+
+def running_add(
+  total: Sums,
+  first: Sequence[jax.Array],
+  leaves: Sequence[jax.Array],
+  weights: Any = None,
+  weights_of: Callable[[Any, int], Sequence[jax.Array]] = _unweighted,
+) -> Sums:
+  """Adds a model to running sums, in their memory; see `add`.
+
+  With `mean` at the end the bits are those of `linear`.
+
+  Args:
+    total: so far; its memory is used again.
+    first: leaves of the model that differences are taken from.
+    leaves: of the model to add.
+    weights: of all leaves.
+    weights_of: `weights_of(weights, k)` returns the weight of leaf k and its
+      rest; by default every leaf has weight 1. Compiled in.
+  """
+  high, low = total
+  low = _running_low(high, low, first, leaves, weights, weights_of=weights_of)
+  high = _running_high(high, first, leaves, weights, weights_of=weights_of)
+  return high, low
 
 
 def _of(weights, k):

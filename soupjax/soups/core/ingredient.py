@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ingredient: one fine-tuned model, named and read lazily."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 import dataclasses
+import functools
+import itertools
 import math
 from typing import Any
 
@@ -13,6 +15,10 @@ import numpy as np
 from soupjax.soups.core import arguments, slices, tree
 
 PyTree = Any
+# A tree, an Ingredient, or what other packages register with `open_models`.
+Model = Any
+# One model, or a list of models in any mix of forms.
+Models = Any
 Index = tuple[slice, ...]
 
 
@@ -262,54 +268,169 @@ def _check_float64(ingredient: Ingredient) -> None:
       )
 
 
-def as_list(ingredients: Any) -> list[Ingredient]:
-  """Returns several ingredients as a list.
+@functools.singledispatch
+def open_models(
+  first: Any, models: Sequence[Any], names: Sequence[str]
+) -> list[Ingredient]:
+  """Opens models of one kind. The core knows trees and ingredients.
+
+  Other packages register further kinds (`soupjax.checkpoints` registers paths)
+  with `@open_models.register`.
+
+  Args:
+    first: `models[0]`, whose type decides the kind.
+    models: all of that kind.
+    names: one for each, for kinds without names of their own.
 
   Raises:
-    TypeError: if they are one ingredient, a dict, text, or no sequence.
+    TypeError: if they are not trees of arrays.
   """
-  kind = type(ingredients).__name__
-  if isinstance(ingredients, Ingredient):
+  is_leaf = jax.tree.structure(first) == jax.tree.structure(0)
+  if first is None or (is_leaf and not hasattr(first, "shape")):
     raise TypeError(
-      f"Expected a sequence of ingredients, got only {ingredients.name!r}: put "
-      "it in a list."
+      "Expected a model (a tree of arrays, an Ingredient, or the path of a "
+      f"checkpoint), got a {type(first).__name__}: {first!r:.80}."
     )
-  if isinstance(ingredients, Mapping):
-    raise TypeError(
-      f"Expected a sequence of ingredients, got a {kind}: make a list of "
-      "Ingredient.from_params(name, params) of its items."
-    )
-  if isinstance(ingredients, (str, bytes)):
-    raise TypeError(
-      f"Expected a sequence of ingredients, got a {kind}: open paths with "
-      "find_ingredients(pattern)."
-    )
-  if not isinstance(ingredients, Iterable):
-    raise TypeError(f"Expected a sequence of ingredients, got a {kind}.")
-  return list(ingredients)
+  return [Ingredient.from_params(n, model) for n, model in zip(names, models)]
 
 
-def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
+@open_models.register
+def _(
+  first: Ingredient, models: Sequence[Any], names: Sequence[str]
+) -> list[Ingredient]:
+  del first, names
+  return list(models)
+
+
+def _is_tree(model: Any) -> bool:
+  return open_models.dispatch(type(model)) is open_models.dispatch(object)
+
+
+def listed(models: Any) -> list[Any]:
+  """Returns several models as a list, and one model as a list of one."""
+  several = list | Iterator | ValuesView
+  if isinstance(models, several) or (
+    isinstance(models, tuple) and not hasattr(models, "_fields")
+  ):
+    return list(models)
+  return [models]
+
+
+def as_ingredients(models: Models) -> list[Ingredient]:
+  """Opens models, given in any form; reads no weights.
+
+  Args:
+    models: a tree, an Ingredient, a path or a pattern, or a list of any of
+      these. A list is a list of models, even where it could be a tree.
+
+  Returns:
+    The ingredients in the order given. Trees are called "model_0", ... by
+    their position.
+
+  Raises:
+    TypeError: if one is not a model.
+    ValueError: if nothing is at a path, or a dict holds several models.
+  """
+  if isinstance(models, Mapping):
+    _check_one_model(models)
+
+  def kind(item):
+    return open_models.dispatch(type(item[1]))
+
+  items = enumerate(listed(models))
+  ingredients = []
+  # Paths that follow one another are opened together: their names are what
+  # tells them apart.
+  for _, group in itertools.groupby(items, key=kind):
+    positions, same_kind = zip(*group)
+    names = [f"model_{k}" for k in positions]
+    ingredients += open_models(same_kind[0], same_kind, names)
+  return _in_shared_containers(ingredients)
+
+
+def _in_shared_containers(ingredients: list[Ingredient]) -> list[Ingredient]:
+  """Gives models from files the containers of the first tree in memory.
+
+  Most formats record names of leaves only: lists come back as dicts.
+  """
+  model = next((i for i in ingredients if i.path is None), None)
+  if model is None:
+    return ingredients
+
+  def adapted(other):
+    if other.path is None or other.specs.keys() != model.specs.keys():
+      return other
+    specs = {leaf: other.specs[leaf] for leaf in model.specs}
+    return dataclasses.replace(other, specs=specs, treedef=model.treedef)
+
+  return [adapted(ingredient) for ingredient in ingredients]
+
+
+def as_ingredient(model: Model, name: str) -> Ingredient:
+  """Opens one model, given in any form; reads no weights.
+
+  Args:
+    model: a tree, an Ingredient, the path of a checkpoint, a pattern that
+      matches one, or a list of one of the last three. Any other list is a tree.
+    name: what to call a tree; errors call the argument so, too.
+
+  Raises:
+    TypeError: if it is not a model.
+    ValueError: if nothing is at a path, or there are several models.
+  """
+  items = listed(model)
+  if not all(map(_is_tree, items)):
+    opened = as_ingredients(items)
+  else:
+    opened = open_models(model, [model], [name])
+  if len(opened) != 1:
+    raise ValueError(
+      f"{name} must be one model, got {len(opened)}: "
+      f"{[i.name for i in opened][:10]}."
+    )
+  return opened[0]
+
+
+def _check_one_model(models: Mapping[Any, Any]) -> None:
+  """Rejects a dict of several models, which would pass as one tree."""
+  values = list(models.values())
+  alike = not all(map(_is_tree, values))
+  if not alike:
+    shapes = [
+      (jax.tree.structure(v), [np.shape(x) for x in jax.tree.leaves(v)])
+      for v in values
+      if isinstance(v, Mapping)
+    ]
+    alike = len(shapes) == len(values) > 1 and all(
+      shape == shapes[0] for shape in shapes
+    )
+  if alike:
+    raise ValueError(
+      f"Got a {type(models).__name__} of models {list(models)[:10]}: give "
+      "list(models.values()), or Ingredient.from_params(name, params) of each "
+      "to keep the names. If it is one model, put it in a list."
+    )
+
+
+def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
   """Checks names, structures, shapes and dtypes; reads no float weights.
 
   Args:
-    ingredients: what is to be averaged.
+    ingredients: to be averaged.
+
+  Returns:
+    The ingredients, those from files in the containers of the first tree in
+    memory.
 
   Raises:
     ValueError: if there are none, two share a name, or trees or integer
       leaves differ; naming the ingredients and the leaves.
-    TypeError: if one is not an `Ingredient`.
   """
-  ingredients = as_list(ingredients)
   if not ingredients:
     raise ValueError("A soup needs at least one ingredient, got none.")
+  ingredients = _in_shared_containers(list(ingredients))
   names = []
   for ingredient in ingredients:
-    if not isinstance(ingredient, Ingredient):
-      raise TypeError(
-        f"Expected an Ingredient, got a {type(ingredient).__name__}. Wrap "
-        "trees in memory with Ingredient.from_params(name, params)."
-      )
     if ingredient.name in names:
       raise ValueError(
         f"Two ingredients are called {ingredient.name!r}. Names must differ, "
@@ -328,6 +449,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> None:
       {i.name: {n: i.read(n) for n in counters} for i in ingredients}
     )
   _check_float64(ingredients[0])
+  return ingredients
 
 
 def rank_by(
@@ -359,7 +481,7 @@ def rank_by(
   """
   if mode not in ("max", "min"):
     raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
-  ingredients = as_list(ingredients)
+  ingredients = as_ingredients(ingredients)
   values = {}
   for ingredient in ingredients:
     if ingredient.metrics.get(metric) is None:

@@ -67,8 +67,8 @@ class Group:
 
 def _blend(combine, stack, base, values):
   """A share of the way from the base to what a rule gives."""
-  merged, ends = combine(stack, base, values), values["blend"]
-  return compensated.linear([base, merged], ends["weights"], ends["scale"])
+  merged = combine(stack, base, values)
+  return compensated.linear([base, merged], **values["blend"])
 
 
 @dataclasses.dataclass

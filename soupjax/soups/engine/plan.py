@@ -9,11 +9,10 @@ from typing import Any
 import warnings
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups import rules
-from soupjax.soups.core import same_init, slices, tree
+from soupjax.soups.core import same_init, slices
 from soupjax.soups.core import select as selection
 from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.soups.engine import groups as group_lib
@@ -124,7 +123,7 @@ def make(
   selection.check(ingredients, base, rule.needs_base, actions)
   leaf_values = rule_inputs.per_leaf_values(rule, ingredients, base, actions)
   extra = rule_inputs.check_extra(rule, ingredients, actions)
-  dtype = None if dtype is None else _float_dtype(dtype)
+  dtype = None if dtype is None else selection.float_dtype(dtype)
   maker = group_lib.GroupMaker(
     rule,
     rule_values,
@@ -167,12 +166,6 @@ def _check_names(ingredients, base):
     raise ValueError("A soup needs at least one ingredient, got none.")
   seen = set()
   for one in [*ingredients, *([] if base is None else [base])]:
-    if not isinstance(one, Ingredient):
-      raise TypeError(
-        f"Expected an Ingredient, got a {type(one).__name__}. Wrap trees in "
-        "memory with Ingredient.from_params(name, params), and open paths "
-        "with open_ingredient(path)."
-      )
     if one.name in seen and one is not base:
       raise ValueError(
         f"Two ingredients are called {one.name!r}. Names must differ, so that "
@@ -183,28 +176,13 @@ def _check_names(ingredients, base):
       raise ValueError(f"{one.name!r} has no leaves: nothing to average.")
 
 
-def _float_dtype(dtype) -> np.dtype:
-  try:
-    found = jnp.dtype(dtype)
-  except TypeError as e:
-    raise ValueError(f"{dtype!r} is not a dtype.") from e
-  if not jnp.issubdtype(found, jnp.floating) or found == np.float64:
-    raise ValueError(
-      f"A soup can be float32, bfloat16, float16 or float8, not {found}."
-    )
-  return found
-
-
 def _output(sources, groups):
   """Specs and treedef of the output, in the containers of a source."""
   shapes = {}
   for leaf, group in groups.items():
     shape = sources[group.sources[0]].specs[leaf].shape
     shapes[leaf] = jax.ShapeDtypeStruct(shape, group.out_dtype)
-  for one in sources:
-    if set(one.specs) == set(shapes):
-      return {leaf: shapes[leaf] for leaf in one.specs}, one.treedef
-  return tree.nest(shapes)
+  return selection.output(sources, shapes)
 
 
 def _order(sources, groups) -> tuple[str, ...]:

@@ -123,9 +123,27 @@ class Rule:
     return text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Turns:
-  """Whose turn it is, and when it is over; see `greedy_soup`."""
+  """The order in which ingredients are tried, and when that ends.
+
+  Attributes:
+    order: names of all ingredients, to try them in another order.
+    rounds: how often each ingredient is tried at most.
+    patience: ends after this many rejections in a row.
+    max_size: ends when the soup has so many ingredients, counted as often as
+      they are in it.
+  """
+
+  order: Sequence[str] | None = None
+  rounds: int = 1
+  patience: int | None = None
+  max_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """`Turns` of named ingredients, checked."""
 
   names: tuple[str, ...]
   rounds: int = 1
@@ -133,17 +151,16 @@ class Turns:
   max_size: int | None = None
 
   @classmethod
-  def of(
-    cls, names: Sequence[str], rounds: Any, patience: Any, max_size: Any
-  ) -> "Turns":
+  def of(cls, names: Sequence[str], turns: Turns) -> "Schedule":
     """Checks the arguments.
 
     Raises:
       ValueError: if one is no positive whole number.
     """
+    patience, max_size = turns.patience, turns.max_size
     return cls(
       tuple(names),
-      arguments.count("rounds", rounds),
+      arguments.count("rounds", turns.rounds),
       None if patience is None else arguments.count("patience", patience),
       None if max_size is None else arguments.count("max_size", max_size),
     )
@@ -227,7 +244,7 @@ def decide(
 
 
 def replayed(
-  turns: Turns,
+  turns: Schedule,
   resume: Sequence[Decision | Mapping[str, Any]] | None,
   rule: Rule,
 ) -> list[Decision]:

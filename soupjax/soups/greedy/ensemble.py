@@ -52,9 +52,8 @@ def greedy_ensemble(
       classes); in the order to try, best first.
     evaluate: maps the mean of logits, of that shape, to a held-out score. If it
       has an attribute `mode`, that must be the `mode` of the settings.
-    **settings: of `greedy_soup`: `mode`, `accept`, `min_delta`, `order`,
-      `rounds`, `patience`, `max_size`, `resume`, `on_decision`,
-      `early_reject`.
+    **settings: of `greedy_soup`: `mode`, `accept`, `min_delta`, `turns`,
+      `resume`, `on_decision`, `early_reject`.
 
   Returns:
     The ensemble and the record of every decision.

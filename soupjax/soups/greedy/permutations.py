@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import Ingredient, as_list
-from soupjax.soups.greedy.decisions import Decision
+from soupjax.soups.core.ingredient import (
+  Models,
+  as_ingredients,
+)
+from soupjax.soups.greedy.decisions import Decision, Turns
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
 PyTree = Any
@@ -36,7 +39,7 @@ class BestOrder:
 
 
 def random_orders(
-  ingredients: Sequence[Ingredient], count: int, seed: int
+  ingredients: Models, count: int, seed: int
 ) -> list[list[str]]:
   """Draws orders in which to try ingredients (arXiv 2203.05482, Table 3).
 
@@ -47,7 +50,7 @@ def random_orders(
     seed: of the draws.
 
   Returns:
-    For each the names of all ingredients, as `order` of `greedy_soup`.
+    For each the names of all ingredients, as `Turns.order`.
 
   Raises:
     ValueError: if count is not positive, or there are no ingredients.
@@ -58,7 +61,7 @@ def random_orders(
     >>> sj.random_orders(models, 2, seed=0)
     [['c', 'a', 'b'], ['c', 'b', 'a']]
   """
-  names = sorted(i.name for i in as_list(ingredients))
+  names = sorted(i.name for i in as_ingredients(ingredients))
   if not names:
     raise ValueError("Nothing to put in order: got no ingredients.")
   count = arguments.count("count", count)
@@ -67,10 +70,11 @@ def random_orders(
 
 
 def best_order(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   evaluate: Callable[[PyTree], float],
   orders: Sequence[Sequence[str]],
   *,
+  turns: Turns | None = None,
   resume: Sequence[Sequence[Decision | Mapping[str, Any]]] = (),
   on_decision: Callable[[int, Decision], None] | None = None,
   **settings: Any,
@@ -85,9 +89,10 @@ def best_order(
     evaluate: as in `greedy_soup`; the choice between the soups rests on it, and
       on `mode`, too.
     orders: names of all ingredients, once an order; see `random_orders`.
+    turns: as in `greedy_soup`, without an order.
     resume: the decisions of an earlier run, one list an order.
     on_decision: called with the position of the order and every new decision.
-    **settings: of `greedy_soup`: `mode`, `accept`, `rounds`, `patience`, ...
+    **settings: of `greedy_soup`: `mode`, `accept`, ...
 
   Returns:
     The best soup and what became of every order.
@@ -121,7 +126,7 @@ def best_order(
     soup = greedy_soup(
       ingredients,
       evaluate,
-      order=order,
+      turns=dataclasses.replace(turns or Turns(), order=order),
       resume=resume[k] if k < len(resume) else None,
       on_decision=on_decision and (lambda d, k=k: on_decision(k, d)),
       **settings,

@@ -17,9 +17,18 @@ from soupjax.soups.core import (
   same_init,
   tree,
 )
-from soupjax.soups.core.ingredient import Ingredient, as_list, check_ingredients
+from soupjax.soups.core import select as selection_lib
+from soupjax.soups.core.ingredient import (
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
+  check_ingredients,
+  sharding_of,
+)
+from soupjax.soups.core.select import Selection
 from soupjax.soups.greedy import decisions
-from soupjax.soups.greedy.decisions import Decision, Trial
+from soupjax.soups.greedy.decisions import Decision, Trial, Turns
 
 PyTree = Any
 
@@ -52,70 +61,32 @@ class GreedySoup:
     return {n: self.selected.count(n) / count for n in self.selected}
 
 
-@jax.jit
-def _zero(first):
-  # Of the leaves themselves: plain zeros would not be spread as they are.
-  sums = [compensated.add(compensated.zero(leaf), leaf, leaf) for leaf in first]
-  return [high for high, _ in sums], [low for _, low in sums]
-
-
-@jax.jit
-def _candidate(total, first, params, scale):
+@functools.partial(jax.jit, static_argnames="dtypes")
+def _candidate(total, first, leaves, scale, ends, *, dtypes):
   """The mean with one ingredient more; its sums are not kept."""
+  sums = [
+    compensated.add(s, a, b) for s, a, b in zip(zip(*total), first, leaves)
+  ]
   return [
-    compensated.mean(compensated.add(s, a, b), a, scale).astype(a.dtype)
-    for s, a, b in zip(zip(*total), first, params)
+    selection_lib.finish(compensated.mean(s, a, scale), end, dtype)
+    for s, a, end, dtype in zip(sums, first, ends, dtypes)
   ]
 
 
-# One output a program: with two, XLA's CPU compiler keeps what they share in
-# memory, which took five times as long.
-@functools.partial(jax.jit, donate_argnames="low")
-def _low(high, low, first, params):
-  sums = zip(high, low)
-  return [compensated.add(s, a, b)[1] for s, a, b in zip(sums, first, params)]
-
-
-@functools.partial(jax.jit, donate_argnames="high")
-def _high(high, first, params):
-  sums = zip(high, high)
-  return [compensated.add(s, a, b)[0] for s, a, b in zip(sums, first, params)]
-
-
-def _add(total, first, params):
-  """Adds an ingredient to the sums of the soup, in their memory."""
-  high, low = total
-  low = _low(high, low, first, params)
-  return _high(high, first, params), low
-
-
-def _floats(params):
-  """Those leaves that are averaged; a compiled function would cut int64."""
-  return [x for x in jax.tree.leaves(params) if tree.is_float(tree.spec(x))]
-
-
-def _with_floats(params, floats):
-  """The tree with other floating leaves."""
-  floats = iter(floats)
-  return jax.tree.map(
-    lambda x: next(floats) if tree.is_float(tree.spec(x)) else x, params
-  )
-
-
 def greedy_soup(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   evaluate: Callable[[PyTree], float],
   *,
   mode: str = "max",
   accept: str = "ge",
   min_delta: float = 0.0,
-  order: Sequence[str] | None = None,
-  rounds: int = 1,
-  patience: int | None = None,
-  max_size: int | None = None,
+  turns: Turns | None = None,
   resume: Sequence[Decision | Mapping[str, Any]] | None = None,
   on_decision: Callable[[Decision], None] | None = None,
   early_reject: bool = True,
+  base: Model | None = None,
+  select: Mapping[str, Any] | None = None,
+  dtype: Any = None,
   sharding: Any = None,
 ) -> GreedySoup:
   """Adds ingredients one by one, keeping those that do not hurt.
@@ -130,9 +101,9 @@ def greedy_soup(
   ingredient is read once before any work, in blocks, to check that it is
   finite, and once more for its turn.
 
-  With replacement (`rounds` above 1): all are tried again, those that are in
-  too, which then count twice, so that the soup is a weighted one. It ends when
-  every ingredient in a row was rejected, for another round would do the same.
+  With replacement (`turns.rounds` above 1): all are tried again, also those in
+  the soup, which then count twice, so that the soup is a weighted one. It ends
+  when every ingredient in a row was rejected: another round would do the same.
 
   Early rejection: an evaluator may have a method `evaluate_until(params,
   can_reach)`, which returns a `Trial` and stops as soon as not even the best
@@ -143,7 +114,7 @@ def greedy_soup(
   candidate has a bound instead of a score.
 
   Args:
-    ingredients: in the order to try, best first.
+    ingredients: models in any form, in the order to try, best first.
     evaluate: maps parameters to a held-out score. It must not donate its
       argument to a compiled function (`donate_argnums`): the arrays of a
       candidate that stays in are used again. If it has an attribute `mode`,
@@ -152,15 +123,16 @@ def greedy_soup(
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
       paper), "gt" one that scores better (the paper's released code).
     min_delta: a candidate must also be better by this much.
-    order: names of all ingredients, to try them in another order.
-    rounds: how often each ingredient is tried at most.
-    patience: ends after this many rejections in a row.
-    max_size: ends when the soup has so many ingredients, counted as often as
-      they are in it.
+    turns: another order, several rounds, or an early end: see `Turns`.
     resume: the decisions of an earlier run that was cut short; they are taken
       over without evaluating again.
     on_decision: called with every new decision, to save it.
     early_reject: False evaluates every candidate on all data.
+    base: the model that `select` refers to, in any form.
+    select: leaves that are not averaged like the others, as in `mix`; in every
+      candidate. Of K numbers, all K ingredients are averaged, selected or not.
+    dtype: of the floating leaves of candidates and soup; None keeps those of
+      the first ingredient.
     sharding: where ingredients go, as in `Ingredient.load`.
 
   Returns:
@@ -169,8 +141,8 @@ def greedy_soup(
   Raises:
     ValueError: if there are no ingredients, trees differ, one has NaN or
       infinity, a score is not finite, the soup overflows its dtype, a number
-      makes no sense, or `order` or `resume` do not fit.
-    TypeError: if `ingredients` are no sequence of ingredients.
+      makes no sense, or `turns.order` or `resume` do not fit.
+    TypeError: if one is not a model.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -185,38 +157,51 @@ def greedy_soup(
     >>> float(soup.params["w"])
     1.5
   """
+  turns = Turns() if turns is None else turns
+  if not isinstance(turns, Turns):
+    raise TypeError(f"turns must be sj.Turns(...), got {turns!r:.80}.")
   rule = decisions.Rule.of(accept, min_delta, mode)
   arguments.mode(evaluate, mode)
-  ingredients = as_list(ingredients)
-  check_ingredients(ingredients)
-  same_init.warn_of_other_inits(ingredients)
-  ingredients = _in_order(ingredients, order)
-  turns = decisions.Turns.of(
-    [i.name for i in ingredients], rounds, patience, max_size
+  selection = Selection(
+    as_ingredients(ingredients),
+    base=None if base is None else as_ingredient(base, "base"),
+    select=select,
+    dtype=dtype,
   )
-  history = decisions.replayed(turns, resume, rule)
+  ingredients = selection.ingredients
+  ingredients = check_ingredients(ingredients)
+  same_init.warn_of_other_inits(ingredients)
+  ingredients = _in_order(ingredients, turns.order)
+  schedule = decisions.Schedule.of([i.name for i in ingredients], turns)
+  history = decisions.replayed(schedule, resume, rule)
   nonfinite.check_finite(ingredients)
 
   evaluate_until = (
     getattr(evaluate, "evaluate_until", None) if early_reject else None
   )
+  names = [n for n, spec in ingredients[0].specs.items() if tree.is_float(spec)]
+  fixed, ends = selection.fixed(sharding), selection.ends(names, sharding)
+  # Without a dtype, that of the first model to be tried.
+  specs = ingredients[0].specs if dtype is None else selection.specs
+  dtypes = tuple(specs[name].dtype for name in names)
   first = whole = total = None
   evaluator: Any = evaluate  # Of early rejection: it has `set_incumbent` too.
   selected: list[str] = []
   bar, soup, incumbent = None, None, False
-  coming = _turns_left(ingredients, turns, history)
-  for (position, ingredient), params in _read_ahead(coming, sharding):
+  coming = _turns_left(ingredients, schedule, history)
+  for (position, ingredient), leaves in _read_ahead(coming, sharding):
     is_new = position >= len(history)
-    if is_new and turns.over(history):
+    if is_new and schedule.over(history):
       break  # It was read too early to know.
-    floats = _floats(params)
+    floats = [leaves[name] for name in names]
     if first is None:
-      first, whole, total = floats, params, _zero(floats)
-    candidate = params  # The mean of one, bit for bit.
-    if selected:
+      first, total = floats, compensated.running_zero(floats)
+      whole = {**leaves, **fixed}
+    candidate = selection.assembled(whole)  # The mean of one, bit for bit.
+    if selected or not selection.is_all:
       scale = compensated.reciprocal(len(selected) + 1)
-      mean = _candidate(total, first, floats, scale)
-      candidate = _with_floats(whole, mean)
+      means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
+      candidate = selection.assembled({**whole, **dict(zip(names, means))})
     if is_new:
       if evaluate_until and soup is not None and not incumbent:
         # After a resumption the evaluator has not seen the soup yet.
@@ -229,7 +214,7 @@ def greedy_soup(
     else:
       past = history[position]
     if past.accepted:
-      nonfinite.check_overflow(ingredient.specs, jax.tree.leaves(candidate))
+      nonfinite.check_overflow(selection.specs, jax.tree.leaves(candidate))
     if is_new:
       history.append(past)
       if on_decision:
@@ -238,18 +223,19 @@ def greedy_soup(
         evaluator.set_incumbent()
         incumbent = True
     if past.accepted:
-      soup, total, bar = candidate, _add(total, first, floats), past.score
+      soup, bar = candidate, past.score
+      total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
   )
 
 
-def _turns_left(ingredients, turns, history) -> Iterator[tuple[int, Any]]:
+def _turns_left(ingredients, schedule, history) -> Iterator[tuple[int, Any]]:
   """Yields position and ingredient of every turn for which it must be read."""
   done = len(history)
-  for position in range(len(turns)):
-    if position >= done and turns.over(history):
+  for position in range(len(schedule)):
+    if position >= done and schedule.over(history):
       return
     # Rejected before: they need not be read again.
     if position >= done or history[position].accepted:
@@ -269,8 +255,8 @@ def _evaluated(evaluate, evaluate_until, candidate, rule, bar) -> Trial:
   return result
 
 
-def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
-  """Yields every turn with its parameters, reading the next meanwhile."""
+def _read_ahead(turns, sharding) -> Iterator[tuple[Any, dict[str, Any]]]:
+  """Yields every turn with its leaves, reading the next meanwhile."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
@@ -283,7 +269,7 @@ def _read_ahead(turns, sharding) -> Iterator[tuple[Any, PyTree]]:
       yield turn, params
 
 
-def _on_devices(ingredient, sharding) -> PyTree:
+def _on_devices(ingredient, sharding) -> dict[str, Any]:
   """Reads it all the way to the devices, for the leaves that are averaged."""
 
   def place(x):
@@ -291,7 +277,12 @@ def _on_devices(ingredient, sharding) -> PyTree:
       return x
     return jax.device_put(x)  # Not asarray, which copies.
 
-  return jax.tree.map(place, ingredient.load(sharding=sharding))
+  return {
+    leaf: place(
+      ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
+    )
+    for leaf, spec in ingredient.specs.items()
+  }
 
 
 def _in_order(ingredients, order):

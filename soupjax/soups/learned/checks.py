@@ -14,6 +14,7 @@ import numpy as np
 
 from soupjax.soups.core import arguments, nonfinite
 from soupjax.soups.core.ingredient import Ingredient, sharding_of
+from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,29 +33,23 @@ def settings(
   granularity,
   steps,
   optimizer,
-  learning_rate,
-  weight_decay,
   batches,
 ) -> Settings:
   """Checks those arguments of `learned_soup` that need no ingredient's leaves.
 
   Raises:
     ValueError: if one is out of range, or two do not fit together.
-    TypeError: if the base is no ingredient.
   """
-  if base is not None and not isinstance(base, Ingredient):
-    raise TypeError(
-      f"base must be an Ingredient, got a {type(base).__name__}: open it with "
-      "open_ingredient(path), or wrap a tree with Ingredient.from_params."
-    )
   if len(ingredients) < (2 if base is None else 1):
     wanted = "two ingredients" if base is None else "one beside its base"
     raise ValueError(
       f"A learned soup needs at least {wanted}, got {len(ingredients)}."
     )
+  _check_kind("granularity", granularity, Granularity)
+  _check_kind("optimizer", optimizer, CoefficientOptimizer)
   for name, value, choices in (
-    ("granularity", granularity, ("model", "layer", "tensor")),
-    ("optimizer", optimizer, ("adamw", "lbfgs")),
+    ("granularity", granularity.name, ("model", "layer", "tensor")),
+    ("optimizer", optimizer.name, ("adamw", "lbfgs")),
   ):
     if value not in choices:
       *most, last = map(repr, choices)
@@ -62,9 +57,10 @@ def settings(
         f"{name} must be {', '.join(most)} or {last}, got {value!r}."
       )
   decay = arguments.number(
-    "weight_decay", weight_decay, "not be negative", lambda x: x >= 0
+    "weight_decay", optimizer.weight_decay, "not be negative", lambda x: x >= 0
   )
-  if optimizer == "lbfgs":
+  learning_rate = optimizer.learning_rate
+  if optimizer.name == "lbfgs":
     _check_lbfgs(batches, learning_rate, decay)
   elif learning_rate is None:
     learning_rate = 0.1 if base is None else 0.001
@@ -73,8 +69,15 @@ def settings(
       "learning_rate", learning_rate, "be positive", lambda x: x > 0
     )
   return Settings(
-    arguments.count("steps", steps), optimizer, learning_rate, decay
+    arguments.count("steps", steps), optimizer.name, learning_rate, decay
   )
+
+
+def _check_kind(name, value, kind):
+  if not isinstance(value, kind):
+    raise ValueError(
+      f"{name} must be a word or a {kind.__name__}, got {value!r:.80}."
+    )
 
 
 def direction(loss: Any) -> None:

@@ -22,18 +22,16 @@ _log = logging.getLogger(__name__)
 
 
 def choose(
-  residency: str | None,
-  memory_bytes: float | None,
+  residency: str | float | None,
   ingredients: Sequence[Ingredient],
   sharding: Any,
 ) -> str:
   """Says where ingredients are to stay, also in the log.
 
   Args:
-    residency: "device", "host", "disk", or None for the first of them that has
-      room.
-    memory_bytes: what ingredients may take in this process, on its devices
-      together or on the host; None for half of what is free.
+    residency: "device", "host" or "disk"; or the bytes that ingredients may
+      take in this process, on its devices together or on the host, to choose
+      the first place with room; None allows half of the free memory.
     ingredients: those to keep.
     sharding: as in `Ingredient.load`.
 
@@ -41,26 +39,23 @@ def choose(
     One of `CHOICES`.
 
   Raises:
-    ValueError: for another residency, a bad number, or both.
+    ValueError: for another word or a negative number.
   """
-  if residency is not None and residency not in CHOICES:
-    raise ValueError(
-      f"residency must be 'device', 'host', 'disk' or None, got {residency!r}."
-    )
-  if memory_bytes is not None:
-    if residency is not None:
+  memory_bytes = None
+  if isinstance(residency, str):
+    if residency not in CHOICES:
       raise ValueError(
-        f"Give residency={residency!r} or memory_bytes, not both: the budget "
-        "is there to choose."
+        "residency must be 'device', 'host', 'disk', a number of bytes or "
+        f"None, got {residency!r}."
       )
-    memory_bytes = arguments.number(
-      "memory_bytes", memory_bytes, "not be negative", lambda x: x >= 0
-    )
-  if residency is not None:
     _log.info(
       "%d ingredients stay on %s, as asked.", len(ingredients), residency
     )
     return residency
+  if residency is not None:
+    memory_bytes = arguments.number(
+      "residency", residency, "not be negative", lambda x: x >= 0
+    )
   needs = _needs(ingredients, sharding)
   rooms = _rooms(memory_bytes, sharding, ingredients)
   chosen = "disk"

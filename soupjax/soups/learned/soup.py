@@ -27,15 +27,23 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import same_init
-from soupjax.soups.core.ingredient import Ingredient, as_list, check_ingredients
-from soupjax.soups.core.layers import layer_of
+from soupjax.soups.core import nonfinite, same_init, tree
+from soupjax.soups.core.ingredient import (
+  Model,
+  Models,
+  as_ingredient,
+  as_ingredients,
+  check_ingredients,
+)
+from soupjax.soups.core.select import Selection
 from soupjax.soups.learned import checks, host_optimizers
 from soupjax.soups.learned import offload as offload_lib
 from soupjax.soups.learned import state as state_lib
 from soupjax.soups.learned.granularity import make_layout
+from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 from soupjax.soups.learned.streamed_passes import Pool
 
 PyTree = Any
@@ -68,23 +76,19 @@ class LearnedSoup:
 
 
 def learned_soup(
-  ingredients: Sequence[Ingredient],
+  ingredients: Models,
   loss: Callable[..., jax.Array],
   *,
-  base: Ingredient | None = None,
-  granularity: str = "layer",
+  base: Model | None = None,
+  granularity: str | Granularity = "layer",
   init: float | Sequence[float] | Mapping[str, Sequence[float]] | None = None,
   steps: int,
-  optimizer: str = "adamw",
-  learning_rate: float | None = None,
-  weight_decay: float = 0.0,
-  learn_beta: bool = True,
+  optimizer: str | CoefficientOptimizer = "adamw",
   batches: Iterable[Any] | None = None,
-  layer_of: Callable[[str], str] = layer_of,
-  stacked: str | None = None,
+  select: Mapping[str, Any] | None = None,
+  dtype: Any = None,
   sharding: Any = None,
-  residency: str | None = None,
-  memory_bytes: float | None = None,
+  residency: str | float | None = None,
   on_step: Callable[[dict[str, float]], None] | None = None,
   resume: Mapping[str, Any] | None = None,
   on_state: Callable[[dict[str, Any]], None] | None = None,
@@ -111,34 +115,24 @@ def learned_soup(
       If it has an attribute `mode`, that must be "min".
     base: the model that all were fine-tuned from, to learn coefficients of
       task vectors instead of a mean.
-    granularity: "model" learns K coefficients, "layer" K for every layer,
-      "tensor" K for every leaf (as the released code of both papers does).
+    granularity: "model", "layer" or "tensor", or a `Granularity`.
     init: K coefficients to start from, or a mapping from every group to K, as
       `alphas` of another learned soup. Without a base they must be positive
       and are scaled to sum 1; with one, a single number stands for all.
     steps: optimisation steps, a positive number; for L-BFGS the most
       evaluations of loss and gradient.
-    optimizer: "adamw"; or "lbfgs", for a loss on all held-out data (no
-      `batches`), which stops when it converges and returns the best soup of
-      those it evaluated.
-    learning_rate: of AdamW, constant; None is 0.1, or 0.001 with a base (as
-      the papers have it).
-    weight_decay: of AdamW, decoupled; pulls towards the uniform soup, or the
-      base.
-    learn_beta: whether the logit scale is learned or stays 1.
+    optimizer: "adamw" or "lbfgs", or a `CoefficientOptimizer`.
     batches: an iterable with at least `steps` batches.
-    layer_of: leaf name -> layer name, for granularity "layer".
-    stacked: regex of leaves whose leading axis counts layers (a scanned
-      encoder, `"encoderblock/"`), for granularity "layer" and "tensor". For
-      "layer", what is left of the leaf's name at the end of the match names
-      the layers: "Transformer/encoderblock[3]", for all modules of a block.
+    select: leaves that are not mixed with learned coefficients, as in `mix`;
+      the loss sees the result. What it keeps, it keeps from `base`.
+    dtype: of the floating leaves of the soup; None keeps those of the first
+      ingredient, or the base. The loss sees float32.
     sharding: where ingredients go, as in `Ingredient.load`.
     residency: where ingredients stay between passes: on the "device" (sharded
       as `sharding` says), on the "host", or on "disk", where only the next is
-      read ahead; trees in memory stay where they are for the last two. None
-      takes the first that has room, and says so in the log.
-    memory_bytes: the room that they may take in this process; None is half of
-      what is free.
+      read ahead; trees in memory stay where they are for the last two. A number
+      is the bytes that they may take in this process: then the first place with
+      room is used, and the log says which. None allows half of the free memory.
     on_step: called with every entry of the history.
     resume: the last state of a run that was cut short, with the same
       arguments (`steps` may be more; `batches` from the start: those of steps
@@ -154,7 +148,7 @@ def learned_soup(
       infinity, none has float leaves, an argument is out of range or does not
       fit the others, batches run out, or the loss, its gradient or the soup is
       not finite.
-    TypeError: if `ingredients` are no sequence of ingredients.
+    TypeError: if one is not a model.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -167,44 +161,65 @@ def learned_soup(
     >>> soup.alphas["model"].round(3)
     array([0.75, 0.25])
   """
-  ingredients = as_list(ingredients)
+  base = None if base is None else as_ingredient(base, "base")
+  selection = Selection(
+    as_ingredients(ingredients),
+    base=base,
+    select=select,
+    dtype=dtype,
+    mixes_base=base is not None,
+  )
+  ingredients, base = selection.ingredients, selection.base
+  if isinstance(granularity, str):
+    granularity = Granularity(granularity)
+  if isinstance(optimizer, str):
+    optimizer = CoefficientOptimizer(optimizer)
   settings = checks.settings(
     ingredients,
     base,
     granularity,
     steps,
     optimizer,
-    learning_rate,
-    weight_decay,
     batches,
   )
   checks.direction(loss)
   batches = checks.batches(batches, settings.steps)
-  anchor = ingredients[0] if base is None else base
-  check_ingredients(ingredients if base is None else [base, *ingredients])
+  if base is None:
+    ingredients = check_ingredients(ingredients)
+  else:
+    base, *ingredients = check_ingredients([base, *ingredients])
+  anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
-  layout = make_layout(anchor.specs, granularity, layer_of, stacked)
+  layout = make_layout(anchor.specs, granularity)
   checks.something_to_learn(anchor, layout)
   start = state_lib.start(init, base, layout.groups, len(ingredients))
-  state = state_lib.State(settings, ingredients, base, layout, learn_beta)
+  state = state_lib.State(
+    settings, ingredients, base, layout, optimizer.learn_beta, selection.select
+  )
   past = state.restored(resume, start.size + 1)
   kept = offload_lib.choose(
     residency,
-    memory_bytes,
     ingredients[1:] if base is None else ingredients,
     sharding,
   )
   pool = Pool(ingredients, base, layout, sharding, kept)
   pool.check_finite()
-  problem = _Problem(pool, loss, batches, learn_beta, state.history, on_step)
+  problem = _Problem(
+    pool,
+    loss,
+    batches,
+    optimizer.learn_beta,
+    state.history,
+    on_step,
+    selection,
+  )
   if len(state.history) < settings.steps:
     problem.check_loss()
   x = _minimize(problem, np.append(start, 0.0), settings, past, state, on_state)
 
   alphas, beta = problem.unpacked(x)
-  params = pool.finished(alphas)
   return LearnedSoup(
-    params=jax.tree.unflatten(anchor.treedef, params),
+    params=problem.finished(alphas),
     names=tuple(i.name for i in ingredients),
     alphas=dict(zip(layout.groups, alphas)),
     beta=beta,
@@ -221,27 +236,59 @@ class _Problem:
   logarithm of beta at the end.
   """
 
-  def __init__(self, pool, loss, batches, learn_beta, history, on_step):
+  def __init__(
+    self, pool, loss, batches, learn_beta, history, on_step, selection
+  ):
     self.pool, self.loss, self.learn_beta = pool, loss, learn_beta
-    self.history, self.on_step = history, on_step
+    self.history, self.on_step, self.selection = history, on_step, selection
+    self.names = list(pool.anchor.specs)
+    self.fixed = selection.fixed(pool.sharding)
+    floats = [self.names[k] for k in pool.layout.floats]
+    self.ends = selection.ends(floats, pool.sharding)
+    # Arguments of the compiled function: constants in it would take memory.
+    self.rest = {
+      "fixed": {k: x for k, x in self.fixed.items() if tree.is_float(x)},
+      "bases": {k: end[0] for k, end in zip(floats, self.ends) if end},
+    }
     # Those of steps that were done before.
     self.batches = itertools.islice(batches, len(history), None)
     self._value_and_grad = jax.jit(
       jax.value_and_grad(self._loss_of, argnums=(0, 1))
     )
 
-  def _loss_of(self, floats, beta, *batch):
-    leaves = list(self.pool.first)
+  def _loss_of(self, floats, beta, rest, *batch):
+    leaves = {**dict(zip(self.names, self.pool.first)), **self.fixed}
+    for name, value in rest["fixed"].items():
+      leaves[name] = value.astype(jnp.float32)
     for k, value in floats.items():
-      leaves[k] = value
-    params = jax.tree.unflatten(self.pool.anchor.treedef, leaves)
-    return self.loss(params, beta, *batch)
+      name = self.names[k]
+      if name in rest["bases"]:
+        # Plain arithmetic, which has a gradient.
+        base = rest["bases"][name].astype(jnp.float32)
+        value = base + self.selection.share(name) * (value - base)
+      leaves[name] = value
+    return self.loss(self.selection.assembled(leaves), beta, *batch)
+
+  def finished(self, alphas: np.ndarray) -> PyTree:
+    """Returns the soup in its dtypes.
+
+    Raises:
+      ValueError: naming the first leaf that overflows its dtype.
+    """
+    leaves = dict(zip(self.names, self.pool.mix(alphas)))
+    means = {
+      self.names[k]: leaves[self.names[k]] for k in self.pool.layout.floats
+    }
+    leaves |= {**self.fixed, **self.selection.finished(means, self.ends)}
+    specs = self.selection.specs
+    nonfinite.check_overflow(specs, [leaves[name] for name in specs])
+    return self.selection.assembled(leaves)
 
   def check_loss(self) -> None:
     """Checks what the loss returns, without computing it."""
     # The first batch is needed for that, and put back.
     batch = next(self.batches)
-    checks.loss(self._loss_of, self.pool, batch)
+    checks.loss(self._loss_of, self.pool, (self.rest, *batch))
     self.batches = itertools.chain([batch], self.batches)
 
   def unpacked(self, x: np.ndarray) -> tuple[np.ndarray, float]:
@@ -257,7 +304,10 @@ class _Problem:
     alphas, beta = self.unpacked(x)
     soup = pool.mix(alphas)
     value, (grads, beta_grad) = self._value_and_grad(
-      pool.floats(soup), np.float32(beta), *next(self.batches)
+      {k: leaf.astype(jnp.float32) for k, leaf in pool.floats(soup).items()},
+      np.float32(beta),
+      self.rest,
+      *next(self.batches),
     )
     value = float(value)
     specs = pool.anchor.specs

@@ -71,7 +71,7 @@ class State:
     history: of the steps done.
   """
 
-  def __init__(self, settings, ingredients, base, layout, learn_beta):
+  def __init__(self, settings, ingredients, base, layout, learn_beta, select):
     """Args: as in `learned_soup`, checked."""
     self.history: list[dict[str, float]] = []
     self.steps = settings.steps
@@ -83,6 +83,7 @@ class State:
       "learning_rate": settings.learning_rate,
       "weight_decay": settings.weight_decay,
       "learn_beta": bool(learn_beta),
+      "select": {k: np.asarray(v).tolist() for k, v in select.items()} or None,
     }
 
   def saved(self, optimizer: Mapping[str, Any]) -> dict[str, Any]:

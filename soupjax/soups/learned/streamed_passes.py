@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import nonfinite, tree
+from soupjax.soups.core import arguments, compensated, nonfinite
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.learned import offload
 from soupjax.soups.learned.granularity import CoefficientLayout
@@ -19,26 +19,12 @@ from soupjax.soups.learned.granularity import CoefficientLayout
 Leaves = list[Any]
 
 
-@functools.partial(jax.jit, static_argnames="layout", donate_argnames="total")
-def _accumulate(total, first, params, slots, *, layout):
-  """Adds coefficient * (params - first), leaf by leaf; total None is zero."""
-  out = []
-  for k, (a, b) in enumerate(zip(first, params)):
-    if layout.leaves[k] is None:
-      out.append(None)
-      continue
-    delta = b.astype(jnp.float32) - a.astype(jnp.float32)
-    step = layout.spread(k, slots, delta.ndim) * delta
-    out.append(step if total is None else total[k] + step)
-  return out
-
-
-@functools.partial(jax.jit, donate_argnames="total")
-def _finish(total, first):
+@functools.partial(jax.jit, static_argnames="layout")
+def _means(total, first, scale, *, layout):
+  """Ends running sums; scales of stacks of layers differ by layer."""
   return [
-    # Where all agree: keeps the sign of a zero and denormal numbers.
-    a if s is None else jnp.where(s == 0, wide, wide + s)
-    for s, a, wide in zip(total, first, [a.astype(jnp.float32) for a in first])
+    compensated.mean(s, a, layout.spread(scale, k))
+    for k, (s, a) in enumerate(zip(zip(*total), first))
   ]
 
 
@@ -161,35 +147,42 @@ class Pool:
   def mix(self, alphas: np.ndarray) -> Leaves:
     """Returns the soup in float32; leaves not floating are the first's.
 
+    The bits are those of `uniform_soup` with the coefficients as weights, or
+    with a base of `rules.task_arithmetic`, on any mesh.
+
     Args:
       alphas: (groups, K) coefficients.
     """
-    total = None
+    weights, scales = self._coefficients(alphas)
+    first = list(self.floats(self.first).values())
+    total = compensated.running_zero(first)
     for position, leaves in self._pass(self._positions):
-      slots = np.float32(alphas[self.slot_groups, position])
-      total = _accumulate(total, self.first, leaves, slots, layout=self.layout)
+      total = compensated.running_add(
+        total,
+        first,
+        list(self.floats(leaves).values()),
+        weights[:, self.slot_groups, position],
+        self.layout.spread,
+      )
       del leaves
       if self._on_devices is None:
         # Devices that lag behind would hold all that they still have to add.
         jax.block_until_ready(total)
-    return _finish(total, self.first)
-
-  def finished(self, alphas: np.ndarray) -> Leaves:
-    """Returns the soup with the dtypes of the first ingredient or the base.
-
-    Raises:
-      ValueError: naming the first leaf that overflows its dtype.
-    """
-    specs = self.anchor.specs
-    leaves = [
-      # Not through a compiled function, which would cut int64 to int32.
-      leaf.astype(spec.dtype) if tree.is_float(spec) else unchanged
-      for leaf, spec, unchanged in zip(
-        self.mix(alphas), specs.values(), self.first
-      )
+    scale = scales[:, self.slot_groups]
+    means = iter(_means(total, first, scale, layout=self.layout))
+    return [
+      leaf if slots is None else next(means)
+      for leaf, slots in zip(self.first, self.layout.leaves)
     ]
-    nonfinite.check_overflow(specs, leaves)
-    return leaves
+
+  def _coefficients(self, alphas):
+    """Weights (2, groups, K) and scales (3, groups) of the combination."""
+    if self.base:
+      ones = np.stack([compensated.parts(1.0)] * len(alphas), axis=1)
+      return compensated.pair(alphas), ones
+    weights = [arguments.soup_weights(row, len(row)) for row in alphas]
+    scales = [compensated.reciprocal(row.sum()) for row in weights]
+    return compensated.pair(weights), np.stack(scales, axis=1)
 
   def floats(self, leaves: Leaves) -> dict[int, Any]:
     """Those leaves that are floating, by position."""

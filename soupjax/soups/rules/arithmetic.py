@@ -2,10 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums of task vectors, the changes that fine-tuning made to a base."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
@@ -18,23 +14,9 @@ def combine_deltas(stack, base, values):
   return compensated.linear(ends, values["weights"], values["scale"])
 
 
-def delta_values(
-  weights: Sequence[float] | np.ndarray, scale: float
-) -> dict[str, np.ndarray]:
-  """Returns the values for `combine_deltas`."""
-  # The first weight is that of the base, whose own task vector is zero.
-  weights = np.append(0.0, np.asarray(weights, np.float64))
-  return {
-    "weights": compensated.pair(weights),
-    "scale": compensated.parts(scale),
-  }
-
-
 @RULES.register
 def task_arithmetic(
-  scale: coefficients.Coefficient = 1.0,
-  *,
-  weights: coefficients.Weights = None,
+  scale: coefficients.Coefficient = 1.0, *, weights: coefficients.Weights = None
 ) -> Rule:
   """Adds task vectors to the base (arXiv 2212.04089).
 
@@ -64,7 +46,9 @@ def task_arithmetic(
   """
 
   def numbers(scale, weights, count):
-    return delta_values(rule_base.per_model(weights, count), scale)
+    return compensated.delta_coefficients(
+      rule_base.per_model(weights, count), scale
+    )
 
   return rule_base.scaled_rule(
     "task_arithmetic",

@@ -146,7 +146,7 @@ def scaled_rule(
   name: str,
   combine: Callable[[Any, jax.Array | None, Values], jax.Array],
   numbers: Callable[[float, Any, int], Values],
-  scale: coefficients.Coefficient,
+  scale: coefficients.Coefficient = 1.0,
   *,
   coefficient: str = "scale",
   weights: coefficients.Weights = None,
@@ -161,7 +161,7 @@ def scaled_rule(
     combine: as in `Rule`.
     numbers: `numbers(scale, weights, count)` returns the values for `combine`.
     scale: the coefficient.
-    coefficient: its name, for errors and settings.
+    coefficient: its name, for errors and settings; "" if there is none.
     weights: of the ingredients.
     more_values: `more_values(specs)` returns further values by leaf.
     settings: those besides the coefficient and weights.
@@ -185,7 +185,7 @@ def scaled_rule(
     leaf_values=leaf_values if more_values is None else all_leaf_values,
     settings={
       **(settings or {}),
-      coefficient: scale,
+      **({coefficient: scale} if coefficient else {}),
       **({} if weights is None else {"weights": weights}),
     },
     **fields,

@@ -11,9 +11,10 @@ import math
 
 import numpy as np
 
+from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
-from soupjax.soups.rules.arithmetic import combine_deltas, delta_values
+from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.base import RULES, Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
 
@@ -68,36 +69,31 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
     >>> sj.mix(rule, models).params["w"].round(3)
     Array([0.707, 0.707], dtype=float32)
   """
-  t = coefficients.check("t", t)
   rule_base.check_choice("scope", scope, "model", "leaf")
 
-  def values(count):
+  def check(t, weights, count):
+    del t, weights
     if count != 2:
       raise ValueError(f"slerp needs exactly 2 ingredients, got {count}.")
     return {}
 
-  def leaf_values(specs, count, all_specs):
-    del count
-    coefficients.resolve("t", t, specs, all_specs)  # Raises before reading.
-    return {}
-
   def measured(reader):
     shares = coefficients.resolve("t", t, reader.specs, reader.every)
-    grams = _grams(reader, scope, _raw)
     return {
       leaf: coefficients.by_layer(
         shares[leaf], lambda t, gram=gram: sum_values(slerp_weights(gram, t))
       )
-      for leaf, gram in grams.items()
+      for leaf, gram in _grams(reader, scope, _raw).items()
     }
 
-  return Rule(
-    name="slerp",
-    combine=combine_sum,
-    values=values,
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    "slerp",
+    combine_sum,
+    check,
+    t,
+    coefficient="t",
     measure=measured,
-    settings={"t": t, "scope": scope},
+    settings={"scope": scope},
   )
 
 
@@ -150,7 +146,9 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
     values = {}
     for leaf, gram in _grams(reader, scope, thresholds.gram).items():
       ratio = stock_ratio(gram, mean_angle=compat == "fusion_bench")
-      values[leaf] = delta_values(np.ones(reader.count), ratio / reader.count)
+      values[leaf] = compensated.delta_coefficients(
+        np.ones(reader.count), ratio / reader.count
+      )
     return values
 
   return Rule(
@@ -213,9 +211,6 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
       raise ValueError(f"Weights must be positive, got {weights}.")
     return {}
 
-  # Only the weights can be checked before the first pass.
-  values, leaf_values = coefficients.split("", 1.0, weights, check)
-
   def measured(reader):
     weights_by_leaf = coefficients.resolve_weights(weights, reader.specs)
     cache, result = {}, {}
@@ -228,16 +223,14 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
       result[leaf] = cache[key]
     return result
 
-  return Rule(
-    name=name,
-    combine=combine_sum,
-    values=values,
-    leaf_values=leaf_values,
+  return rule_base.scaled_rule(
+    name,
+    combine_sum,
+    check,
+    coefficient="",
+    weights=weights,
     measure=measured,
-    settings={
-      "scope": scope,
-      **({} if weights is None else {"weights": weights}),
-    },
+    settings={"scope": scope},
   )
 
 

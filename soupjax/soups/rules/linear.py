@@ -28,13 +28,6 @@ def _lerp(stack, base, values):
   return compensated.linear(stack, values["weights"], values["scale"])
 
 
-def _values(weights: np.ndarray) -> Values:
-  return {
-    "weights": compensated.pair(weights),
-    "scale": compensated.reciprocal(weights.sum()),
-  }
-
-
 def combine_sum(stack, base, values):
   """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves are unchanged."""
   del base
@@ -106,7 +99,9 @@ def linear(
   return Rule(
     name="weighted",
     combine=_linear,
-    values=lambda count: _values(arguments.soup_weights(checked, count)),
+    values=lambda count: compensated.mean_coefficients(
+      arguments.soup_weights(checked, count)
+    ),
     weights=tuple(checked),
     settings={"weights": checked},
   )
@@ -118,19 +113,18 @@ def _by_leaf(weights, normalize) -> Rule:
   def numbers(number, weights, count):
     del number
     if normalize:
-      return _values(arguments.soup_weights(weights, count))
+      return compensated.mean_coefficients(
+        arguments.soup_weights(weights, count)
+      )
     return sum_values(per_model(weights, count))
 
-  values, leaf_values = coefficients.split("", 1.0, weights, numbers)
-  return Rule(
-    name="weighted",
-    combine=_linear if normalize else combine_sum,
-    values=values,
-    leaf_values=leaf_values,
-    settings={
-      "weights": weights,
-      **({} if normalize else {"normalize": False}),
-    },
+  return rule_base.scaled_rule(
+    "weighted",
+    _linear if normalize else combine_sum,
+    numbers,
+    coefficient="",
+    weights=weights,
+    settings={} if normalize else {"normalize": False},
   )
 
 
@@ -212,15 +206,10 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     del weights
     weights = np.full(count + 1, alpha / count)
     weights[0] = 1 - alpha
-    return _values(weights)
+    return compensated.mean_coefficients(weights)
 
   rule = rule_base.scaled_rule(
-    "interpolate",
-    _lerp,
-    numbers,
-    alpha,
-    coefficient="alpha",
-    needs_base=True,
+    "interpolate", _lerp, numbers, alpha, coefficient="alpha", needs_base=True
   )
   if rule.settings["alpha"] != 1:
     return rule

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.ingredient import (
+  Model,
+)
 from soupjax.soups.search import candidates
 from soupjax.soups.search.candidates import Candidate, Scorer, Search
-from soupjax.soups.search.interpolate import Blend
+from soupjax.soups.search.interpolate import Blend, directions_of
 
 PyTree = Any
-Model = Ingredient | PyTree
 Resume = Sequence[Candidate | Mapping[str, Any]]
 Save = Callable[[Candidate], None]
 
@@ -202,7 +203,7 @@ def task_scale(
     >>> search.best.coefficients
     (0.4,)
   """
-  tasks = list(tasks) if isinstance(tasks, Sequence) else [tasks]
+  tasks = directions_of(tasks)
   scales = candidates.grid("scales", scales)
   keep = arguments.number(
     "keep", keep, "be between 0 and 1", lambda x: 0 <= x <= 1

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages of fine-tuning runs: DiWA, and ratatouille's recycled starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -10,7 +10,9 @@ from soupjax.soups.average import uniform_soup
 from soupjax.soups.core import arguments
 from soupjax.soups.core.ingredient import (
   Ingredient,
-  as_list,
+  Models,
+  as_ingredient,
+  as_ingredients,
   check_ingredients,
   rank_by,
 )
@@ -40,7 +42,7 @@ class Pool:
 
 
 def diwa(
-  runs: Sequence[Ingredient],
+  runs: Models,
   evaluate: Callable[[PyTree], float],
   *,
   average: str = "greedy",
@@ -79,9 +81,9 @@ def diwa(
     >>> pool.selected
     ('c', 'a')
   """
-  runs = as_list(runs)
+  runs = as_ingredients(runs)
   _check(evaluate, average, mode, settings)
-  check_ingredients(runs)
+  runs = check_ingredients(runs)
   scored = []
   for run in runs:
     found = arguments.number(
@@ -109,7 +111,7 @@ def diwa(
 
 
 def ratatouille(
-  starts: Sequence[Ingredient],
+  starts: Models,
   finetune: Callable[[PyTree, str], Ingredient | PyTree],
   evaluate: Callable[[PyTree], float],
   *,
@@ -140,16 +142,14 @@ def ratatouille(
   Raises:
     ValueError: as `diwa`.
   """
-  starts = as_list(starts)
+  starts = as_ingredients(starts)
   _check(evaluate, average, mode, settings)
-  check_ingredients(starts)  # Before hours of fine-tuning.
+  starts = check_ingredients(starts)  # Before hours of fine-tuning.
   runs = []
   for start in starts:
     run = finetune(start.load(), start.name)
-    if isinstance(run, Ingredient):
-      runs.append(dataclasses.replace(run, name=start.name))
-    else:
-      runs.append(Ingredient.from_params(start.name, run))
+    run = as_ingredient(run, start.name)
+    runs.append(dataclasses.replace(run, name=start.name))
   return diwa(runs, evaluate, average=average, mode=mode, **settings)
 
 

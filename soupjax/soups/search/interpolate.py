@@ -13,7 +13,10 @@ import numpy as np
 from soupjax.soups.core import compensated, nonfinite, tree
 from soupjax.soups.core.ingredient import (
   Ingredient,
+  as_ingredient,
+  as_ingredients,
   check_ingredients,
+  listed,
   sharding_of,
 )
 
@@ -21,10 +24,10 @@ PyTree = Any
 
 
 @jax.jit
-def _combine(stacks, weights, scale):
+def _combine(stacks, coefficients):
   """base + sum_k w_k (t_k - base) for some leaves, in their dtypes."""
   return [
-    compensated.linear(stack, weights, scale).astype(stack[0].dtype)
+    compensated.linear(stack, **coefficients).astype(stack[0].dtype)
     for stack in stacks
   ]
 
@@ -60,9 +63,10 @@ class Blend:
       ValueError: if there is no direction, models do not fit together, or one
         has NaN or infinity.
     """
+    directions = directions_of(directions)
     if not directions:
       raise ValueError("Give at least one model, or task vector, to add.")
-    models = {key_of(base): _opened(base, "the base")}
+    models = {key_of(base): as_ingredient(base, "the base")}
     rows = []
     for j, direction in enumerate(directions):
       row = {}
@@ -80,7 +84,7 @@ class Blend:
       dataclasses.replace(model, name=f"{k}: {model.name}")
       for k, model in enumerate(models.values())
     ]
-    check_ingredients(opened)
+    opened = check_ingredients(opened)
     nonfinite.check_finite(opened)
     self._sharding, self._in_memory = sharding, in_memory
     self._models = (
@@ -99,13 +103,13 @@ class Blend:
       ValueError: if it overflows its dtype.
     """
     weights = np.asarray(coefficients, np.float64) @ self._matrix
-    weights = np.append(0.0, weights).astype(np.float32)
+    coefficients = compensated.delta_coefficients(weights)
     floats = [n for n, s in self._specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
     found: dict[str, jax.Array] = {}
     for group in filter(None, groups):
       stacks = [[self._read(m, leaf) for m in self._models] for leaf in group]
-      combined = _combine(stacks, weights, compensated.parts(1.0))
+      combined = _combine(stacks, coefficients)
       found.update(zip(group, combined))
     leaves = [
       found[leaf] if leaf in found else self._read(self._models[0], leaf)
@@ -121,6 +125,19 @@ class Blend:
     return model.read(leaf, sharding=where)
 
 
+def directions_of(directions: Any) -> list[Any]:
+  """Lists models and task vectors; a pattern becomes the models it matches."""
+  return [
+    model
+    for direction in listed(directions)
+    for model in (
+      as_ingredients(direction)
+      if isinstance(direction, str | os.PathLike)
+      else [direction]
+    )
+  ]
+
+
 def key_of(model: Any) -> Any:
   """What is the same for two mentions of one model, on disk or in memory."""
   path = model.path if isinstance(model, Ingredient) else model
@@ -133,15 +150,4 @@ def _terms(direction: Any, label: str):
   """The models of a direction, each with its key and coefficient."""
   if hasattr(direction, "opened"):  # A TaskVector, which lives above this.
     return direction.opened()
-  return [(key_of(direction), _opened(direction, label), 1.0)]
-
-
-def _opened(model: Any, label: str) -> Ingredient:
-  if isinstance(model, Ingredient):
-    return model
-  if isinstance(model, str | os.PathLike):
-    raise ValueError(
-      f"{model!r} is a path, no model: open checkpoints with "
-      "sj.open_ingredient(path)."
-    )
-  return Ingredient.from_params(label, model)
+  return [(key_of(direction), as_ingredient(direction, label), 1.0)]

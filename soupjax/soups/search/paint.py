@@ -9,20 +9,22 @@ each). Heads are not merged: freeze every task's head, and let `evaluate` put it
 on.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.ingredient import (
+  Model,
+  as_ingredient,
+)
 from soupjax.soups.search import blackbox, candidates
 from soupjax.soups.search.candidates import Candidate, Scorer, Search
-from soupjax.soups.search.interpolate import Blend
+from soupjax.soups.search.interpolate import Blend, directions_of
 
 PyTree = Any
-Model = Ingredient | PyTree
 _ALPHAS = tuple(np.linspace(0, 1, 11))
 _WHAT = "mean of patching and supported tasks"
 
@@ -122,7 +124,7 @@ def paint_sequential(
   arguments.higher_is_better(evaluate)
   model, rounds = pretrained, []
   for k, task in enumerate(patching):
-    params = model.load() if isinstance(model, Ingredient) else model
+    params = as_ingredient(model, "pretrained").load()
     rounds.append(
       paint(
         model,
@@ -175,14 +177,9 @@ def paint_parallel(
   Raises:
     ValueError: as `paint`, or if the budget does not cover `alphas`, or one is
       outside of [0, 1].
-    TypeError: if `tasks` is one model.
+    TypeError: if one of `tasks` is not a model.
   """
-  if isinstance(tasks, Mapping | Ingredient) or not isinstance(tasks, Iterable):
-    raise TypeError(
-      "tasks must be a list of models or task vectors, got a "
-      f"{type(tasks).__name__}: put it in a list."
-    )
-  tasks = list(tasks)
+  tasks = directions_of(tasks)
   alphas = candidates.grid("alphas", alphas)
   outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
   if outside:

@@ -16,6 +16,7 @@ from soupjax.soups.average import ensemble_logits
 from soupjax.soups.core.ingredient import Ingredient, rank_by
 from soupjax.soups.greedy.ensemble import GreedyEnsemble, greedy_ensemble
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
+from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 from soupjax.soups.learned.soup import learned_soup
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.train import losses
@@ -137,12 +138,13 @@ def learned(
   soup = learned_soup(
     ingredients,
     loss,
-    granularity=granularity,
+    granularity=Granularity(
+      granularity, stacked="encoderblock/" if model.scan else None
+    ),
     steps=config.steps,
-    learning_rate=config.learning_rate,
+    optimizer=CoefficientOptimizer(learning_rate=config.learning_rate),
     batches=batches,
     sharding=sharding,
-    stacked="encoderblock/" if model.scan else None,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
     resume=resume,
     on_state=save,

@@ -19,7 +19,7 @@ ALL = [
 ]
 
 
-def theirs_of(family, model, name="theirs", seed=0):
+def source_of(family, model, name="source", seed=0):
   params = cases.params_of(model, seed=seed)
   leaves = pretrained.export(params, model, family)
   return sj.Ingredient.from_params(name, leaves, {"minival/prec@1": 0.5})
@@ -27,46 +27,46 @@ def theirs_of(family, model, name="theirs", seed=0):
 
 @pytest.mark.parametrize("family, model", ALL)
 def test_equals_load_pretrained(family, model):
-  theirs = theirs_of(family, model)
-  ours = pretrained.as_ingredient(theirs, model, image_size=12)
+  source = source_of(family, model)
+  adapted = pretrained.as_ingredient(source, model, image_size=12)
   chex.assert_trees_all_equal(
-    ours.load(), pretrained.load_pretrained(theirs, model, image_size=12)
+    adapted.load(), pretrained.load_pretrained(source, model, image_size=12)
   )
-  assert ours.metrics == theirs.metrics
-  for leaf, spec in ours.specs.items():
-    read = ours.read(leaf)
+  assert adapted.metrics == source.metrics
+  for leaf, spec in adapted.specs.items():
+    read = adapted.read(leaf)
     assert (read.shape, read.dtype) == (spec.shape, spec.dtype), leaf
     part = tuple(slice(0, n, 2) for n in spec.shape)
-    np.testing.assert_array_equal(ours.read(leaf, index=part), read[part])
+    np.testing.assert_array_equal(adapted.read(leaf, index=part), read[part])
 
 
 def test_nothing_is_read_before_it_is_needed():
   model = cases.vit(pool_type="tok")
-  theirs = theirs_of("timm", model)
+  source = source_of("timm", model)
   leaves_read = []
 
-  def reader(leaf, index, read=theirs.reader):
+  def reader(leaf, index, read=source.reader):
     leaves_read.append(leaf)
     return read(leaf, index)
 
-  ours = pretrained.as_ingredient(
-    dataclasses.replace(theirs, reader=reader), model, image_size=12
+  adapted = pretrained.as_ingredient(
+    dataclasses.replace(source, reader=reader), model, image_size=12
   )
   assert not leaves_read
-  ours.read("head/bias")
+  adapted.read("head/bias")
   assert leaves_read == ["head.bias"]
 
 
 def test_renaming_and_averaging_commute():
   model = cases.vit(pool_type="tok", scan=True)
-  theirs = [
-    theirs_of("hf_vit", model, name, seed)
+  sources = [
+    source_of("hf_vit", model, name, seed)
     for seed, name in enumerate(["a", "b", "c"])
   ]
-  ours = [pretrained.as_ingredient(i, model, image_size=12) for i in theirs]
-  assert {i.hyperparameters["family"] for i in ours} == {"hf_vit"}
-  soup = sj.uniform_soup(ours)
-  foreign_soup = sj.uniform_soup(theirs)
+  adapted = [pretrained.as_ingredient(i, model, image_size=12) for i in sources]
+  assert {i.hyperparameters["family"] for i in adapted} == {"hf_vit"}
+  soup = sj.uniform_soup(adapted)
+  foreign_soup = sj.uniform_soup(sources)
   back = pretrained.export(soup, model, "hf_vit")
   chex.assert_trees_all_equal_shapes(back, foreign_soup)
   # The position is added to the class token before or after averaging.
@@ -91,8 +91,8 @@ def test_own_checkpoints_stay_as_they_are(tmp_path, scan):
 
 
 def test_a_head_of_other_classes_is_refused():
-  theirs = theirs_of("timm", cases.vit(pool_type="tok"))
-  with pytest.raises(ValueError, match=r"(?s)theirs.*head\.(bias|weight)"):
+  source = source_of("timm", cases.vit(pool_type="tok"))
+  with pytest.raises(ValueError, match=r"(?s)source.*head\.(bias|weight)"):
     pretrained.as_ingredient(
-      theirs, cases.vit(pool_type="tok", num_classes=7), image_size=12
+      source, cases.vit(pool_type="tok", num_classes=7), image_size=12
     )

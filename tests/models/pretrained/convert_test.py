@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import chex
+import helpers
 import jax
 import numpy as np
-import old_layout
 import pytest
 from scipy import ndimage
 
@@ -48,7 +48,7 @@ def logits(model, params, images=IMAGES):
 
 
 def load(leaves, model, **options):
-  source = sj.Ingredient.from_params("theirs", dict(leaves))
+  source = sj.Ingredient.from_params("exported", dict(leaves))
   return pretrained.load_pretrained(source, model, **options)
 
 
@@ -84,7 +84,7 @@ MODELS = {
 def test_there_and_back_is_the_identity(family, model, tmp_path):
   params = params_of(model)
   suffix = "npz" if family in ("big_vision", "mixer") else "safetensors"
-  path = tmp_path / f"theirs.{suffix}"
+  path = tmp_path / f"exported.{suffix}"
   pretrained.save_exported(path, params, model, family)
   # Recognised by its names.
   loaded = pretrained.load_pretrained(path, model, head="keep")
@@ -98,7 +98,7 @@ def test_every_family_is_tested():
 def test_old_layouts():
   model = vit(pool_type="tok", rep_size=6)
   params = params_of(model)
-  old = old_layout.old_layout(params)
+  old = helpers.old_layout(params)
   assert "Transformer/encoderblock_2/MlpBlock_3/Dense_1/bias" in old
   chex.assert_trees_all_close(load(old, model), params, atol=1e-6)
   # The layout between the two, inside the state of an optimizer.
@@ -112,7 +112,8 @@ def test_attention_pooling_that_was_inlined():
   model = vit(pool_type="map")
   params = params_of(model)
   old = {
-    k.removeprefix("MAPHead_0/"): v for k, v in old_layout.flat(params).items()
+    k.removeprefix("MAPHead_0/"): v
+    for k, v in helpers.flat_leaves(params).items()
   }
   assert "probe" in old and "LayerNorm_0/scale" in old
   chex.assert_trees_all_equal(load(old, model), params)
@@ -121,7 +122,9 @@ def test_attention_pooling_that_was_inlined():
 def test_the_image_tower_of_two():
   model = vit(pool_type="map", num_classes=None)
   params = params_of(model)
-  leaves = {f"params/img/{k}": v for k, v in old_layout.flat(params).items()}
+  leaves = {
+    f"params/img/{k}": v for k, v in helpers.flat_leaves(params).items()
+  }
   leaves |= {"params/txt/head/kernel": np.ones((2, 2)), "params/t": np.ones(1)}
   chex.assert_trees_all_equal(load(leaves, model), params)
 
@@ -130,7 +133,7 @@ def test_the_image_tower_of_two():
 def test_scanned_blocks_and_single_ones(scanned, tmp_path):
   saved, model = vit(scan=scanned), vit(scan=not scanned)
   params = params_of(saved)
-  path = npz(tmp_path / "a.npz", old_layout.flat(params))
+  path = npz(tmp_path / "a.npz", helpers.flat_leaves(params))
   loaded = pretrained.load_pretrained(path, model)
   chex.assert_trees_all_equal_shapes(loaded, params_of(model))
   np.testing.assert_allclose(
@@ -141,7 +144,7 @@ def test_scanned_blocks_and_single_ones(scanned, tmp_path):
 def test_positions_of_another_resolution():
   model = vit(pool_type="tok")
   params = params_of(model)
-  old = old_layout.old_layout(params)
+  old = helpers.old_layout(params)
   table = load(old, model, image_size=(24, 8))["pos_embedding"]
   before = params["pos_embedding"].reshape(3, 3, 8)
   expected = ndimage.zoom(before, (2, 2 / 3, 1), order=1).reshape(1, 12, 8)
@@ -163,7 +166,7 @@ def test_positions_of_a_rectangular_grid():
   images = np.zeros((1, 8, 12, 1))
   model = vit()
   params = params_of(model, images)
-  leaves = old_layout.flat(params)
+  leaves = helpers.flat_leaves(params)
   chex.assert_trees_all_equal(load(leaves, model), params)
   same = load(leaves, model, image_size=(8, 12))
   chex.assert_trees_all_equal(same, params)
@@ -191,55 +194,58 @@ def test_position_of_the_class_token(tokens, patches, expected, result):
 def test_heads():
   ten, five, bare = (vit(num_classes=n) for n in (10, 5, None))
   params = params_of(ten)
-  theirs = pretrained.export(params, ten, "big_vision")
-  kept = load(theirs, ten)
+  exported = pretrained.export(params, ten, "big_vision")
+  kept = load(exported, ten)
   chex.assert_trees_all_equal(kept["head"], params["head"])
-  for loaded in (load(theirs, five), load(theirs, five, head="new")):
+  for loaded in (load(exported, five), load(exported, five, head="new")):
     assert loaded["head"]["kernel"].shape == (8, 5)
     assert not np.any(loaded["head"]["kernel"])
     assert not np.any(loaded["head"]["bias"])
     chex.assert_trees_all_equal(loaded["Transformer"], params["Transformer"])
-  assert not np.any(load(theirs, ten, head="new")["head"]["kernel"])
-  assert "head" not in load(theirs, bare)
-  del theirs["head/kernel"], theirs["head/bias"]
-  assert not np.any(load(theirs, ten)["head"]["kernel"])
+  assert not np.any(load(exported, ten, head="new")["head"]["kernel"])
+  assert "head" not in load(exported, bare)
+  del exported["head/kernel"], exported["head/bias"]
+  assert not np.any(load(exported, ten)["head"]["kernel"])
   with pytest.raises(ValueError, match="2 missing:\n  +head/bias"):
-    load(theirs, ten, head="keep")
+    load(exported, ten, head="keep")
 
 
 def test_a_new_head_is_without_the_layer_before_it():
   params = params_of(vit(rep_size=6, num_classes=7))
-  loaded = load(old_layout.flat(params), vit())
+  loaded = load(helpers.flat_leaves(params), vit())
   assert set(loaded) == {"Transformer", "embedding", "head", "pos_embedding"}
   # If the old head stays, the layer is an error.
   with pytest.raises(ValueError, match="2 unexpected:\n  +pre_logits"):
-    load(old_layout.flat(params_of(vit(rep_size=8))), vit())
+    load(helpers.flat_leaves(params_of(vit(rep_size=8))), vit())
 
 
 def test_leaves_that_are_skipped():
   gap, attention = vit(), vit(pool_type="map")
-  theirs, init = old_layout.flat(params_of(attention)), params_of(gap, seed=1)
-  loaded = load(theirs, gap, skip=["MAPHead_0", "LayerNorm_1/"], init=init)
+  exported, init = (
+    helpers.flat_leaves(params_of(attention)),
+    params_of(gap, seed=1),
+  )
+  loaded = load(exported, gap, skip=["MAPHead_0", "LayerNorm_1/"], init=init)
   assert "MAPHead_0" not in loaded
   block = loaded["Transformer"]["encoderblock_1"]
   other = init["Transformer"]["encoderblock_1"]
   chex.assert_trees_all_equal(block["LayerNorm_1"], other["LayerNorm_1"])
   name = "Transformer/encoderblock_1/LayerNorm_0/scale"
-  np.testing.assert_array_equal(block["LayerNorm_0"]["scale"], theirs[name])
+  np.testing.assert_array_equal(block["LayerNorm_0"]["scale"], exported[name])
   with pytest.raises(ValueError, match="MAPHead_0|LayerNorm_1/"):
-    load(theirs, gap, skip=["MAPHead_0", "LayerNorm_1/"])
+    load(exported, gap, skip=["MAPHead_0", "LayerNorm_1/"])
   with pytest.raises(ValueError, match="probe_of"):
-    load(theirs, attention, skip=["probe_of"])
+    load(exported, attention, skip=["probe_of"])
   with pytest.raises(ValueError, match="init=.*MAPHead_0/probe"):
-    load(old_layout.flat(init), attention, skip=["MAPHead_0"], init=init)
+    load(helpers.flat_leaves(init), attention, skip=["MAPHead_0"], init=init)
 
 
 def test_weights_of_16_bits_and_parts_are_read_alone(tmp_path):
   model = vit(pool_type="tok", act="gelu_exact")
   params = params_of(model)
-  theirs = pretrained.export(params, model, "timm")
-  theirs = {k: v.astype(np.float16) for k, v in theirs.items()}
-  sj.save_params(tmp_path / "a.safetensors", theirs)
+  exported = pretrained.export(params, model, "timm")
+  exported = {k: v.astype(np.float16) for k, v in exported.items()}
+  sj.save_params(tmp_path / "a.safetensors", exported)
   loaded = pretrained.load_pretrained(tmp_path / "a.safetensors", model)
   assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype("float32")}
   chex.assert_trees_all_close(loaded, params, rtol=2e-3, atol=1e-3)
@@ -260,7 +266,7 @@ def test_weights_of_16_bits_and_parts_are_read_alone(tmp_path):
   )
   specs, _ = tree.flatten(params)
   table.read(specs, None)
-  assert sum(n for _, n in read) == sum(v.size for v in theirs.values())
+  assert sum(n for _, n in read) == sum(v.size for v in exported.values())
   assert len([k for k, _ in read if k == "blocks.0.attn.qkv.weight"]) == 3
 
 
@@ -272,17 +278,17 @@ def wrong(leaves, model=None, **options):
 
 def test_all_that_does_not_fit_is_listed_with_nearest_names():
   model = vit(depth=4)
-  theirs = pretrained.export(params_of(model), model, "big_vision")
+  exported = pretrained.export(params_of(model), model, "big_vision")
   block = "Transformer/encoderblock_{}/"
   for i in range(4):
     name = f"{block}MlpBlock_0/Dense_1/bias".format(i)
-    theirs[name.replace("bias", "biases")] = theirs.pop(name)
-  del theirs["Transformer/encoder_norm/scale"]
-  theirs["embedding/kernel"] = np.zeros((4, 4, 1, 9))
-  theirs["cls"] = np.zeros((1, 1, 8))
-  theirs["something/else"] = np.zeros(3)
-  text = wrong(theirs, vit(depth=5))
-  assert "'theirs', read as 'big_vision', does not fit this ViT" in text
+    exported[name.replace("bias", "biases")] = exported.pop(name)
+  del exported["Transformer/encoder_norm/scale"]
+  exported["embedding/kernel"] = np.zeros((4, 4, 1, 9))
+  exported["cls"] = np.zeros((1, 1, 8))
+  exported["something/else"] = np.zeros(3)
+  text = wrong(exported, vit(depth=5))
+  assert "'exported', read as 'big_vision', does not fit this ViT" in text
   for line in (
     # 16 leaves of the fifth block, of which one is missing in all.
     "21 missing:",
@@ -314,11 +320,11 @@ def test_nearest_names_are_unknown_ones():
 
 def test_a_model_of_another_size_is_named_in_their_shapes():
   model = vit(pool_type="tok", act="gelu_exact")
-  theirs = pretrained.export(params_of(model), model, "timm")
-  text = wrong(theirs, vit(pool_type="tok", act="gelu_exact", mlp_dim=16))
+  exported = pretrained.export(params_of(model), model, "timm")
+  text = wrong(exported, vit(pool_type="tok", act="gelu_exact", mlp_dim=16))
   assert "9 misshapen:" in text and "missing" not in text
   assert "blocks.[0-2].mlp.fc1.weight is (12, 8), and (16, 8) is needed" in text
-  text = wrong(theirs, vit(act="gelu_exact", width=16))
+  text = wrong(exported, vit(act="gelu_exact", width=16))
   assert "pos_embed is (1, 10, 8), and (1, 9, 16) is needed" in text
   assert "blocks.[0-2].attn.qkv.weight is (24, 8), and (48, 16) is" in text
   assert "cls_token; a model with pool_type='tok'" in text
@@ -326,7 +332,7 @@ def test_a_model_of_another_size_is_named_in_their_shapes():
 
 def test_a_checkpoint_of_no_family():
   text = wrong({"layer1.0.conv1.weight": np.zeros(2), "fc.bias": np.zeros(2)})
-  assert text.startswith("'theirs'") and "'openclip'" in text
+  assert text.startswith("'exported'") and "'openclip'" in text
   assert "'layer1.0.conv1.weight'" in text
   # With a family, the leaves that it lacks are listed.
   text = wrong({"layer1.0.conv1.weight": np.zeros(2)}, family="big_vision")
@@ -335,16 +341,16 @@ def test_a_checkpoint_of_no_family():
 
 def test_a_checkpoint_of_two_models_is_not_guessed():
   params = params_of(vit())
-  two = {f"params/{k}": v for k, v in old_layout.flat(params).items()}
-  two |= old_layout.flat(params)
-  assert "'theirs'" in wrong(two)
+  two = {f"params/{k}": v for k, v in helpers.flat_leaves(params).items()}
+  two |= helpers.flat_leaves(params)
+  assert "'exported'" in wrong(two)
   assert "('big_vision', 'params/')" in wrong(two, family="big_vision")
 
 
 def test_a_damaged_leaf_without_axes():
-  theirs = pretrained.export(params_of(vit()), vit(), "big_vision")
-  theirs["pos_embedding"] = theirs["embedding/kernel"] = np.zeros(())
-  text = wrong(theirs)
+  exported = pretrained.export(params_of(vit()), vit(), "big_vision")
+  exported["pos_embedding"] = exported["embedding/kernel"] = np.zeros(())
+  text = wrong(exported)
   assert "pos_embedding is (), and (1, 1, 8) is needed" in text
   assert "embedding/kernel is (), and (4, 4, 3, 8) is needed" in text
 
@@ -358,11 +364,13 @@ def test_a_damaged_leaf_without_axes():
       "head 'no'",
     ),
     (
-      lambda: load(old_layout.flat(params_of(vit())), vit(), family="hf-vit"),
+      lambda: load(
+        helpers.flat_leaves(params_of(vit())), vit(), family="hf-vit"
+      ),
       "'hf-vit'.*'hf_vit'",
     ),
     (
-      lambda: load(old_layout.flat(params_of(vit())), MODELS["mixer"][0]),
+      lambda: load(helpers.flat_leaves(params_of(vit())), MODELS["mixer"][0]),
       "'big_vision'.*Mixer",
     ),
     (
@@ -407,9 +415,9 @@ def test_leaves_without_a_name_in_the_family():
 def test_another_activation_is_warned_about():
   model = vit(pool_type="tok")
   with pytest.warns(UserWarning, match="'gelu_exact'.*'gelu'"):
-    theirs = pretrained.export(params_of(model), model, "timm")
+    exported = pretrained.export(params_of(model), model, "timm")
   with pytest.warns(UserWarning, match="'gelu_exact'.*'gelu'"):
-    load(theirs, model)
+    load(exported, model)
 
 
 def test_a_file_at_the_path_stays(tmp_path):

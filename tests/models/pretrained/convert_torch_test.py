@@ -4,9 +4,9 @@
 
 import functools
 
+import helpers
 import jax
 import numpy as np
-import old_layout
 import pytest
 import torch_models
 
@@ -92,7 +92,7 @@ def _vit(family, **changes):
 
 GAP = {"class_token": False, "global_pool": "avg"}
 CLIP = {"num_classes": None, "proj_size": 6}
-# name -> (family, what makes theirs, ours)
+# name -> (family, what makes torch_model, ours)
 CASES = {
   "hf_vit": ("hf_vit", hf_vit, {"num_classes": 5}),
   "hf_clip": ("hf_clip", hf_clip, CLIP),
@@ -139,18 +139,18 @@ CASES = {
 
 def made(case):
   family, make, changes = CASES[case]
-  theirs, call = make()
-  return family, theirs, call, _vit(family, **changes)
+  torch_model, call = make()
+  return family, torch_model, call, _vit(family, **changes)
 
 
-def save(theirs, folder):
+def save(torch_model, folder):
   """Writes what their users have."""
-  if hasattr(theirs, "save_pretrained"):
-    theirs.save_pretrained(folder)
+  if hasattr(torch_model, "save_pretrained"):
+    torch_model.save_pretrained(folder)
     return folder / "model.safetensors"
   module = torch_models.torch()
-  module.save(theirs.state_dict(), folder / "theirs.pt")
-  return folder / "theirs.pt"
+  module.save(torch_model.state_dict(), folder / "torch_model.pt")
+  return folder / "torch_model.pt"
 
 
 def logits(model, params, images=IMAGES):
@@ -170,10 +170,10 @@ def random_params(model, seed=0):
 
 @pytest.mark.parametrize("case", CASES)
 def test_their_weights_give_their_logits(case, tmp_path):
-  family, theirs, call, model = made(case)
-  torch_models.randomize(theirs)
-  path = save(theirs, tmp_path)
-  expected = torch_models.outputs(theirs, call)
+  family, torch_model, call, model = made(case)
+  torch_models.randomize(torch_model)
+  path = save(torch_model, tmp_path)
+  expected = torch_models.outputs(torch_model, call)
   params = pretrained.load_pretrained(path, model)
   np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
   # Not because they are all alike.
@@ -182,33 +182,35 @@ def test_their_weights_give_their_logits(case, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_our_weights_give_our_logits_there(case, tmp_path):
-  family, theirs, call, model = made(case)
+  family, torch_model, call, model = made(case)
   params = random_params(model)
   path = tmp_path / "model.safetensors"
   pretrained.save_exported(path, params, model, family)
-  if hasattr(theirs, "save_pretrained"):
-    theirs.config.save_pretrained(tmp_path)
-    same, report = type(theirs).from_pretrained(
+  if hasattr(torch_model, "save_pretrained"):
+    torch_model.config.save_pretrained(tmp_path)
+    same, report = type(torch_model).from_pretrained(
       tmp_path, output_loading_info=True
     )
     assert not any(report.values()), report
-    theirs.load_state_dict(same.state_dict(), strict=True)
+    torch_model.load_state_dict(same.state_dict(), strict=True)
   else:
     load = torch_models.package("safetensors.torch").load_file(path)
     if family == "openclip":
       prefix = "visual."
       load = {k.removeprefix(prefix): v for k, v in load.items()}
-      theirs.visual.load_state_dict(load, strict=True)
+      torch_model.visual.load_state_dict(load, strict=True)
     else:
-      theirs.load_state_dict(_with_positions(theirs, load), strict=True)
-  theirs.eval()
-  found = torch_models.outputs(theirs, call)
-  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+      torch_model.load_state_dict(
+        _with_positions(torch_model, load), strict=True
+      )
+  torch_model.eval()
+  result = torch_models.outputs(torch_model, call)
+  np.testing.assert_allclose(result, logits(model, params), atol=1e-4)
 
 
-def _with_positions(theirs, load):
+def _with_positions(torch_model, load):
   """Without a position of the class token, where their model has none."""
-  if theirs.no_embed_class:
+  if torch_model.no_embed_class:
     assert not load["pos_embed"][:, 0].any()
     load["pos_embed"] = load["pos_embed"][:, 1:]
   return load
@@ -228,67 +230,71 @@ def test_the_vision_tower_of_a_whole_clip(tmp_path):
   whole.save_pretrained(tmp_path)
   model = _vit("hf_clip", **CLIP)
   params = pretrained.load_pretrained(tmp_path, model)
-  found = {k: v for k, v in whole.state_dict().items() if "text" not in k}
-  vision.load_state_dict(found, strict=False)
+  result = {k: v for k, v in whole.state_dict().items() if "text" not in k}
+  vision.load_state_dict(result, strict=False)
   expected = torch_models.outputs(vision.eval(), call)
   np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
 
 
 def test_names_of_transformers_in_memory(tmp_path):
-  family, theirs, call, model = made("hf_vit")
-  torch_models.randomize(theirs)
+  family, torch_model, call, model = made("hf_vit")
+  torch_models.randomize(torch_model)
   path = tmp_path / "memory.pt"
-  torch_models.torch().save(theirs.state_dict(), path)
+  torch_models.torch().save(torch_model.state_dict(), path)
   params = pretrained.load_pretrained(path, model)
-  expected = torch_models.outputs(theirs, call)
+  expected = torch_models.outputs(torch_model, call)
   np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)
 
 
 def test_checkpoints_of_torch_users_are_souped_and_returned(tmp_path):
   models = []
   for seed in range(2):
-    theirs, _ = hf_vit()
-    torch_models.randomize(theirs, seed).save_pretrained(tmp_path / str(seed))
-    models.append(theirs)
+    torch_model, _ = hf_vit()
+    torch_models.randomize(torch_model, seed).save_pretrained(
+      tmp_path / str(seed)
+    )
+    models.append(torch_model)
   soup = tmp_path / "soup"
   models[0].config.save_pretrained(soup)
   paths = [tmp_path / str(seed) / "model.safetensors" for seed in range(2)]
   # In their names, as files.
   sj.mix(sj.rules.linear(), paths, out=soup / "model.safetensors")
-  theirs = type(models[0]).from_pretrained(soup).eval()
-  found = torch_models.outputs(theirs, lambda x: theirs(pixel_values=x).logits)
+  torch_model = type(models[0]).from_pretrained(soup).eval()
+  result = torch_models.outputs(
+    torch_model, lambda x: torch_model(pixel_values=x).logits
+  )
   # In ours, as trees.
   model = _vit("hf_vit", num_classes=5)
   params = [pretrained.load_pretrained(path, model) for path in paths]
   mean = sj.uniform_soup(
     [sj.Ingredient.from_params(str(i), p) for i, p in enumerate(params)]
   )
-  np.testing.assert_allclose(found, logits(model, mean), atol=1e-4)
+  np.testing.assert_allclose(result, logits(model, mean), atol=1e-4)
 
 
 def test_timm_reads_our_npz(tmp_path):
-  _, theirs, call, _ = made("timm map")
+  _, torch_model, call, _ = made("timm map")
   # It has no model with the tanh approximation, so ours is without.
   model = ViT(**SIZES, num_classes=5, pool_type="map", act="gelu_exact")
   params = random_params(model)
   with pytest.warns(UserWarning, match="'big_vision' have act='gelu'"):
     ours = pretrained.export(params, model, "big_vision")
-  # What it takes for big_vision's.
+  # The names are those of big_vision.
   np.savez(tmp_path / "a.npz", **{f"params/{k}": v for k, v in ours.items()})
-  theirs.load_pretrained(str(tmp_path / "a.npz"))
-  found = torch_models.outputs(theirs.eval(), call)
-  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+  torch_model.load_pretrained(str(tmp_path / "a.npz"))
+  result = torch_models.outputs(torch_model.eval(), call)
+  np.testing.assert_allclose(result, logits(model, params), atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Models of 'big_vision'")
 def test_timm_and_we_read_old_layouts_alike(tmp_path):
-  _, theirs, call, model = made("timm")
+  _, torch_model, call, model = made("timm")
   params = random_params(model)
-  np.savez(tmp_path / "old.npz", **old_layout.old_layout(params))
-  theirs.load_pretrained(str(tmp_path / "old.npz"))
-  found = torch_models.outputs(theirs.eval(), call)
+  np.savez(tmp_path / "old.npz", **helpers.old_layout(params))
+  torch_model.load_pretrained(str(tmp_path / "old.npz"))
+  result = torch_models.outputs(torch_model.eval(), call)
   params = pretrained.load_pretrained(tmp_path / "old.npz", model)
-  np.testing.assert_allclose(found, logits(model, params), atol=1e-4)
+  np.testing.assert_allclose(result, logits(model, params), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["Ti/16", "B/32", "L/16", "H/14", "G/14"])
@@ -296,13 +302,17 @@ def test_sizes_are_those_of_timm(name):
   timm = torch_models.package("timm")
   names = {"Ti": "tiny", "B": "base", "L": "large", "H": "huge"}
   size, patch = name.split("/")
-  theirs = f"vit_{names.get(size, 'gigantic')}_patch{patch}_224"
+  torch_model = f"vit_{names.get(size, 'gigantic')}_patch{patch}_224"
   with torch_models.torch().device("meta"):
-    theirs = timm.create_model(theirs, num_classes=1000, global_pool="token")
+    torch_model = timm.create_model(
+      torch_model, num_classes=1000, global_pool="token"
+    )
   changes = {"num_classes": 1000, "scan": True, **pretrained.options("timm")}
   model = ViT(**{**sj.models.variant(name), **changes})
   images = np.zeros((1, 224, 224, 3), np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  found = sum(x.size for x in jax.tree.leaves(shapes))
+  result = sum(x.size for x in jax.tree.leaves(shapes))
   # Its class token has a position.
-  assert found + model.width == sum(p.numel() for p in theirs.parameters())
+  assert result + model.width == sum(
+    p.numel() for p in torch_model.parameters()
+  )

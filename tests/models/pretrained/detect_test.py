@@ -23,7 +23,7 @@ VITS = [
 SILENT = ("act", "norm_eps", "num_heads")
 
 
-def exported(model, family, name="theirs", seed=0):
+def exported(model, family, name="renamed", seed=0):
   leaves = pretrained.export(cases.params_of(model, seed=seed), model, family)
   return sj.Ingredient.from_params(name, leaves)
 
@@ -102,7 +102,7 @@ def folder(path, model, family, config, name="config.json"):
         "fc_norm": False,
       },
     ),
-    ("timm", {"model_type": "not theirs"}, {"act": "gelu_exact"}),
+    ("timm", {"model_type": "another"}, {"act": "gelu_exact"}),
   ],
 )
 def test_a_config_beside_it(tmp_path, family, config, expected):
@@ -182,14 +182,14 @@ def test_a_model_in_another_module_and_back(prefix, family):
       .replace("output.dense", "mlp.fc2"): v
       for k, v in plain.items()
     }
-  theirs = {prefix + k: v for k, v in plain.items()}
+  renamed = {prefix + k: v for k, v in plain.items()}
   source = sj.Ingredient.from_params(
-    "x", {**theirs, "criterion.weight": np.zeros(3, np.float32)}
+    "x", {**renamed, "criterion.weight": np.zeros(3, np.float32)}
   )
   adapted = pretrained.as_ingredient(source, model, image_size=12)
   back = pretrained.export(adapted.load(), model, family, like=source)
-  assert set(back) == set(theirs)
-  for name, value in theirs.items():
+  assert set(back) == set(renamed)
+  for name, value in renamed.items():
     if "cls" not in name and "pos" not in name:
       np.testing.assert_array_equal(back[name], value, err_msg=name)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.soups.core import ingredient as ingredient_lib
 
 AxisType = jax.sharding.AxisType
 P = jax.sharding.PartitionSpec
@@ -128,8 +129,8 @@ def test_in_memory_reads_once_and_keeps_what_is_known():
 @recipes
 def test_wrong_type_is_a_type_error(recipe):
   one = sj.Ingredient.from_params("m", make())
-  with pytest.raises(TypeError, match="Expected an Ingredient, got a dict"):
-    recipe([one, make()])
+  with pytest.raises(TypeError, match="got a int: 3"):
+    recipe([one, 3])
 
 
 def test_no_ingredients():
@@ -240,23 +241,36 @@ def test_rank_by_takes_a_generator_and_refuses_text():
     sj.rank_by(scored("0.1", 0.5), "val")
 
 
-# Not several ingredients.
+# Not models.
 
 
 @pytest.mark.parametrize(
-  "given,message",
+  "given,error,message",
   [
-    (sj.Ingredient.from_params("m", make()), "got only 'm': put it in a list"),
-    ({"m": make()}, "got a dict: make a list of Ingredient.from_params"),
-    ("runs/*", "got a str: open paths with find_ingredients"),
-    (None, "got a NoneType"),
+    ({"a": make(), "b": make()}, ValueError, r"\['a', 'b'\]"),
+    (
+      {"a": sj.Ingredient.from_params("m", make())},
+      ValueError,
+      r"\['a'\]",
+    ),
+    ("runs/*", ValueError, r"runs/\*"),
+    (None, TypeError, "NoneType"),
+    (b"runs", TypeError, "bytes"),
+    ({make, 1}, TypeError, "set"),
   ],
-  ids=["one", "dict", "text", "none"],
+  ids=["dict", "dict of ingredients", "text", "none", "bytes", "set"],
 )
 @recipes
-def test_no_sequence_of_ingredients(recipe, given, message):
-  with pytest.raises(TypeError, match=message):
+def test_not_models(recipe, given, error, message):
+  with pytest.raises(error, match=message):
     recipe(given)
+
+
+def test_one_model_where_several_are_given():
+  models = [sj.Ingredient.from_params(n, make()) for n in "ab"]
+  with pytest.raises(ValueError, match="base must be one model, got 2.*'b'"):
+    ingredient_lib.as_ingredient(models, "base")
+  assert ingredient_lib.as_ingredient(models[:1], "base") is models[0]
 
 
 # What JAX would cut.

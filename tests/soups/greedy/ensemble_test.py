@@ -27,7 +27,7 @@ def problem(seed, count=6, n=80):
 @pytest.mark.parametrize("rounds", [1, 5])
 def test_is_the_ensemble_of_those_selected(rounds):
   logits, _, accuracy = problem(0)
-  found = sj.greedy_ensemble(logits, accuracy, rounds=rounds)
+  found = sj.greedy_ensemble(logits, accuracy, turns=sj.Turns(rounds=rounds))
   members = [logits[name] for name in found.selected]
   assert 1 < len(members)
   np.testing.assert_allclose(
@@ -58,7 +58,9 @@ def test_has_the_settings_of_a_greedy_soup():
   )
   assert again.history == whole.history and len(calls) == 2
   order = list(logits)[::-1]
-  found = sj.greedy_ensemble(logits, accuracy, order=order, patience=1)
+  found = sj.greedy_ensemble(
+    logits, accuracy, turns=sj.Turns(order=order, patience=1)
+  )
   assert found.selected[0] == order[0]
   assert [d.accepted for d in found.history].count(False) == 1
 

@@ -42,7 +42,9 @@ def test_the_best_order_is_one_of_the_greedy_soups(mode):
     on_decision=lambda k, d: told.append((k, d)),
   )
   singles = [
-    sj.greedy_soup(pool, lambda p: sign * loss(p), order=o, mode=mode)
+    sj.greedy_soup(
+      pool, lambda p: sign * loss(p), turns=sj.Turns(order=o), mode=mode
+    )
     for o in orders
   ]
   assert best.scores == tuple(s.score for s in singles)

@@ -185,7 +185,7 @@ def test_ranked_pools_give_one_soup_whatever_the_order():
 def test_order_by_names():
   pool, evaluate = make_problem(2)
   names = [i.name for i in reversed(pool)]
-  got = sj.greedy_soup(pool, evaluate, order=names)
+  got = sj.greedy_soup(pool, evaluate, turns=sj.Turns(order=names))
   want = sj.greedy_soup(pool[::-1], evaluate)
   assert got.history == want.history
   assert_same_bits(got.params, want.params)
@@ -262,9 +262,9 @@ def test_refuses_a_score_that_is_not_finite(score):
   [
     ({"accept": "maybe"}, "accept must be 'ge' or 'gt', got 'maybe'"),
     ({"min_delta": np.nan}, "min_delta must be finite"),
-    ({"order": ["m0"]}, r"Missing: \['m1'\]"),
-    ({"order": ["m0", "m1", "m9"]}, r"unknown: \['m9'\]"),
-    ({"order": ["m0", "m1", "m1"]}, r"named twice: \['m1'\]"),
+    ({"turns": sj.Turns(order=["m0"])}, r"Missing: \['m1'\]"),
+    ({"turns": sj.Turns(order=["m0", "m1", "m9"])}, r"unknown: \['m9'\]"),
+    ({"turns": sj.Turns(order=["m0", "m1", "m1"])}, r"named twice: \['m1'\]"),
   ],
 )
 def test_refuses_arguments(arguments, message):
@@ -275,13 +275,15 @@ def test_refuses_arguments(arguments, message):
 def test_order_does_not_hide_two_ingredients_of_one_name():
   pool = [*scalars(1, 2), *scalars(3)]
   with pytest.raises(ValueError, match="Two ingredients are called 'm0'"):
-    sj.greedy_soup(pool, lambda _: 0.0, order=["m0", "m1"])
+    sj.greedy_soup(pool, lambda _: 0.0, turns=sj.Turns(order=["m0", "m1"]))
 
 
 @pytest.mark.parametrize("kind", [iter, reversed, tuple, dict.fromkeys])
 def test_order_may_be_any_iterable_of_names(kind):
   got = sj.greedy_soup(
-    scalars(1, 2, 3), lambda _: 0.5, order=kind(["m2", "m0", "m1"])
+    scalars(1, 2, 3),
+    lambda _: 0.5,
+    turns=sj.Turns(order=kind(["m2", "m0", "m1"])),
   )
   names = ["m2", "m0", "m1"]
   assert list(got.selected) == (names[::-1] if kind is reversed else names)
@@ -298,7 +300,11 @@ def test_order_may_be_any_iterable_of_names(kind):
 )
 def test_refuses_an_order_without_names(order, message):
   with pytest.raises(ValueError, match=message):
-    sj.greedy_soup(scalars(1, 2), lambda _: pytest.fail("called"), order=order)
+    sj.greedy_soup(
+      scalars(1, 2),
+      lambda _: pytest.fail("called"),
+      turns=sj.Turns(order=order),
+    )
 
 
 @pytest.mark.parametrize("score", [None, {}, "0.5", np.ones(3)])

@@ -90,8 +90,12 @@ def test_early_rejection_of_losses(rounds):
   given_up = 0
   for seed in range(6):
     pool = pool_of(seed)
-    early = sj.greedy_soup(pool, Bounded(), mode="min", rounds=rounds)
-    full = sj.greedy_soup(pool, distance, mode="min", rounds=rounds)
+    early = sj.greedy_soup(
+      pool, Bounded(), mode="min", turns=sj.Turns(rounds=rounds)
+    )
+    full = sj.greedy_soup(
+      pool, distance, mode="min", turns=sj.Turns(rounds=rounds)
+    )
     assert early.selected == full.selected
     assert_same_bits(early.params, full.params)
     for a, b in zip(early.history, full.history, strict=True):
@@ -129,7 +133,7 @@ def test_an_evaluator_knows_which_way_is_better():
 @pytest.mark.parametrize("seed", range(4))
 def test_with_replacement_the_bits_are_those_of_the_multiset(seed):
   pool = pool_of(seed)
-  soup = sj.greedy_soup(pool, closeness, rounds=20)
+  soup = sj.greedy_soup(pool, closeness, turns=sj.Turns(rounds=20))
   assert len(set(soup.selected)) < len(soup.selected)
   assert_same_bits(soup.params, sj.uniform_soup(multiset(pool, soup.selected)))
   assert sum(soup.weights.values()) == pytest.approx(1)
@@ -143,7 +147,9 @@ def test_with_replacement_the_bits_are_those_of_the_multiset(seed):
 
 def test_rounds_end_when_another_would_change_nothing():
   pool = pool_of(1)
-  soup = sj.greedy_soup(pool, closeness, rounds=100, accept="gt")
+  soup = sj.greedy_soup(
+    pool, closeness, turns=sj.Turns(rounds=100), accept="gt"
+  )
   assert len(soup.history) < 100 * len(pool)
   assert not any(d.accepted for d in soup.history[-len(pool) :])
   assert soup.history[-len(pool) - 1].accepted
@@ -151,20 +157,24 @@ def test_rounds_end_when_another_would_change_nothing():
 
 def test_max_size_counts_what_is_in_twice():
   pool = pool_of(2)
-  soup = sj.greedy_soup(pool, lambda _: 0.5, rounds=3, max_size=8)
+  soup = sj.greedy_soup(
+    pool, lambda _: 0.5, turns=sj.Turns(rounds=3, max_size=8)
+  )
   assert len(soup.selected) == len(soup.history) == 8
   assert soup.selected == tuple(f"m{k % 6}" for k in range(8))
 
 
 def test_patience():
   scores = iter([5, 4, 6, 4, 4, 9])
-  soup = sj.greedy_soup(pool_of(3), lambda _: next(scores), patience=2)
+  soup = sj.greedy_soup(
+    pool_of(3), lambda _: next(scores), turns=sj.Turns(patience=2)
+  )
   assert [d.accepted for d in soup.history] == [True, False, True, False, False]
 
 
 def test_resumes_from_every_prefix_of_rounds():
   pool = pool_of(4)
-  settings = dict(rounds=8, patience=5, max_size=9)
+  settings = dict(turns=sj.Turns(rounds=8, patience=5, max_size=9))
   want = sj.greedy_soup(pool, closeness, **settings)
   assert len(want.history) > 2 * len(pool)
   calls = []
@@ -186,14 +196,23 @@ def test_resumes_from_every_prefix_of_rounds():
   "settings,message",
   [
     ({}, "the ingredient there is 'none'"),
-    ({"rounds": 9, "patience": 1}, r"comes after the end \(patience=1"),
-    ({"rounds": 9, "max_size": 2}, r"comes after the end \(.* max_size=2"),
-    ({"rounds": 9, "mode": "min"}, "under another acceptance rule"),
+    (
+      {"turns": sj.Turns(rounds=9, patience=1)},
+      r"comes after the end \(patience=1",
+    ),
+    (
+      {"turns": sj.Turns(rounds=9, max_size=2)},
+      r"comes after the end \(.* max_size=2",
+    ),
+    (
+      {"turns": sj.Turns(rounds=9), "mode": "min"},
+      "under another acceptance rule",
+    ),
   ],
 )
 def test_resume_notices_other_ends(settings, message):
   pool = pool_of(4)
-  history = sj.greedy_soup(pool, closeness, rounds=9).history
+  history = sj.greedy_soup(pool, closeness, turns=sj.Turns(rounds=9)).history
   with pytest.raises(ValueError, match=message):
     sj.greedy_soup(
       pool, lambda _: pytest.fail("called"), resume=history, **settings
@@ -204,9 +223,12 @@ def test_resume_notices_other_ends(settings, message):
   "settings,message",
   [
     ({"mode": "lowest"}, "mode must be 'max' or 'min', got 'lowest'"),
-    ({"rounds": 0}, "rounds must be positive, got 0"),
-    ({"patience": 1.5}, "patience must be a whole number, got 1.5"),
-    ({"max_size": 0}, "max_size must be positive, got 0"),
+    ({"turns": sj.Turns(rounds=0)}, "rounds must be positive, got 0"),
+    (
+      {"turns": sj.Turns(patience=1.5)},
+      "patience must be a whole number, got 1.5",
+    ),
+    ({"turns": sj.Turns(max_size=0)}, "max_size must be positive, got 0"),
   ],
 )
 def test_refuses_settings(settings, message):
@@ -217,7 +239,9 @@ def test_refuses_settings(settings, message):
 def test_what_was_read_too_early_is_not_evaluated():
   calls = []
   sj.greedy_soup(
-    pool_of(5), lambda _: calls.append(1) or -len(calls), patience=1
+    pool_of(5),
+    lambda _: calls.append(1) or -len(calls),
+    turns=sj.Turns(patience=1),
   )
   assert len(calls) == 2
 

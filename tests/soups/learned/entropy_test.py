@@ -1,10 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+from helpers import COUNT, IMAGES, POOL, logits_of, make
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_models import COUNT, IMAGES, POOL, logits_of, make
 
 import soupjax as sj
 
@@ -47,7 +47,7 @@ def test_adamerging_lowers_entropy_and_leaves_beta(granularity):
     base=base,
     granularity=granularity,
     steps=20,
-    learning_rate=0.01,
+    optimizer=sj.CoefficientOptimizer(learning_rate=0.01),
   )
   assert soup.beta == 1
   assert float(loss(soup.params, 1.0)) < 0.9 * soup.history[0]["loss"]
@@ -57,7 +57,7 @@ def test_adamerging_lowers_entropy_and_leaves_beta(granularity):
     base=base,
     granularity=granularity,
     steps=20,
-    learning_rate=0.01,
+    optimizer=sj.CoefficientOptimizer(learning_rate=0.01),
     batches=[IMAGES] * 20,
   )
   np.testing.assert_allclose(

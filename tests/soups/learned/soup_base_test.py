@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signed coefficients of task vectors, and where coefficients start."""
 
+from helpers import COUNT, GROUPS, POOL, TREES, loss_of, make
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_models import COUNT, GROUPS, POOL, TREES, loss_of, make
 
 import soupjax as sj
 
@@ -52,12 +52,11 @@ def test_matches_optax_on_the_explicit_mixture(granularity, stacked):
     POOL,
     loss_of,
     base=BASE,
-    granularity=granularity,
-    stacked=stacked,
+    granularity=sj.Granularity(granularity, stacked=stacked),
     steps=30,
-    learning_rate=0.02,
-    weight_decay=0.1,
-    learn_beta=False,
+    optimizer=sj.CoefficientOptimizer(
+      learning_rate=0.02, weight_decay=0.1, learn_beta=False
+    ),
   )
   tx = optax.adamw(0.02, weight_decay=0.1)
 
@@ -143,7 +142,11 @@ def test_default_learning_rates_are_those_of_the_papers():
 def test_starts_with_weights():
   weights = [4, 1, 2, 1]
   soup = sj.learned_soup(
-    POOL, loss_of, steps=1, init=weights, learning_rate=1e-9
+    POOL,
+    loss_of,
+    steps=1,
+    init=weights,
+    optimizer=sj.CoefficientOptimizer(learning_rate=1e-9),
   )
   want = sj.uniform_soup(POOL, weights=weights)
   np.testing.assert_allclose(
@@ -161,7 +164,11 @@ def test_equal_weights_are_the_default_bit_for_bit():
 
 @pytest.mark.parametrize("base", [None, BASE], ids=["softmax", "base"])
 def test_goes_on_from_another_learned_soup(base):
-  settings = {"base": base, "granularity": "tensor", "learning_rate": 0.05}
+  settings = {
+    "base": base,
+    "granularity": "tensor",
+    "optimizer": sj.CoefficientOptimizer(learning_rate=0.05),
+  }
   before = sj.learned_soup(POOL, loss_of, steps=10, **settings)
   after = sj.learned_soup(
     POOL, loss_of, steps=1, init=before.alphas, **settings
@@ -207,8 +214,8 @@ def test_refuses_a_base_that_does_not_fit():
   def learn(base, pool=POOL):
     sj.learned_soup(pool, lambda *_: pytest.fail("called"), steps=1, base=base)
 
-  with pytest.raises(TypeError, match="base must be an Ingredient, got a dict"):
-    learn(BASE.load())
+  with pytest.raises(TypeError, match="got a int: 3"):
+    learn(3)
   with pytest.raises(ValueError, match="Two ingredients are called 'm0'"):
     learn(POOL[0])
   with pytest.raises(ValueError, match="'m0' has leaf 'blocks/dense/kernel'"):

@@ -3,12 +3,7 @@
 import functools
 import itertools
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import pytest
-from toy_models import (
+from helpers import (
   COUNT,
   GROUPS,
   POOL,
@@ -18,6 +13,11 @@ from toy_models import (
   make,
   mixture,
 )
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 
 import soupjax as sj
 from soupjax.soups.learned import host_optimizers
@@ -54,10 +54,9 @@ def test_gradient_is_that_of_the_explicit_mixture(
   soup = sj.learned_soup(
     POOL,
     loss_of,
-    granularity=granularity,
-    stacked=stacked,
+    granularity=sj.Granularity(granularity, stacked=stacked),
     steps=3,
-    learning_rate=0.5,
+    optimizer=sj.CoefficientOptimizer(learning_rate=0.5),
   )
   logits, log_beta = zeros(groups), jnp.zeros(())
 
@@ -86,11 +85,9 @@ def test_thirty_steps_match_optax_in_memory(granularity, stacked):
   soup = sj.learned_soup(
     POOL,
     loss_of,
-    granularity=granularity,
-    stacked=stacked,
+    granularity=sj.Granularity(granularity, stacked=stacked),
     steps=30,
-    learning_rate=0.05,
-    weight_decay=0.1,
+    optimizer=sj.CoefficientOptimizer(learning_rate=0.05, weight_decay=0.1),
   )
   tx = optax.adamw(0.05, weight_decay=0.1)
   beta_tx = optax.adamw(0.05, weight_decay=0.0)
@@ -129,7 +126,12 @@ def test_thirty_steps_match_optax_in_memory(granularity, stacked):
 
 
 def test_starts_at_the_uniform_soup():
-  soup = sj.learned_soup(POOL, loss_of, steps=1, learning_rate=1e-9)
+  soup = sj.learned_soup(
+    POOL,
+    loss_of,
+    steps=1,
+    optimizer=sj.CoefficientOptimizer(learning_rate=1e-9),
+  )
   uniform = sj.uniform_soup(POOL)
   np.testing.assert_allclose(
     soup.history[0]["loss"], loss_of(uniform, 1.0), rtol=1e-6
@@ -167,7 +169,9 @@ def test_a_scanned_encoder_learns_the_layers_of_a_loop():
   loop = [
     sj.Ingredient.from_params(f"m{k}", unstack(t)) for k, t in enumerate(TREES)
   ]
-  scanned = sj.learned_soup(POOL, loss_of, stacked="blocks/", steps=5)
+  scanned = sj.learned_soup(
+    POOL, loss_of, granularity=sj.Granularity(stacked="blocks/"), steps=5
+  )
   looped = sj.learned_soup(loop, loop_loss, steps=5)
   assert set(looped.alphas) == {"embed", "blocks_0", "blocks_1", "head"}
   for name, alphas in looped.alphas.items():
@@ -183,7 +187,9 @@ def test_beta_changes_no_prediction():
     np.argmax(logits, 1), np.argmax(with_beta.beta * logits, 1)
   )
   assert with_beta.history[0]["beta"] == 1
-  without = sj.learned_soup(POOL, loss_of, steps=10, learn_beta=False)
+  without = sj.learned_soup(
+    POOL, loss_of, steps=10, optimizer=sj.CoefficientOptimizer(learn_beta=False)
+  )
   assert without.beta == 1 == without.history[-1]["beta"]
 
 
@@ -193,7 +199,10 @@ def test_identical_ingredients_have_no_gradient(granularity, stacked, descent):
   tree["head"]["bias"][:2] = [-0.0, np.finfo(np.float32).smallest_subnormal]
   same = [sj.Ingredient.from_params(f"m{k}", tree) for k in range(COUNT)]
   soup = sj.learned_soup(
-    same, loss_of, granularity=granularity, stacked=stacked, steps=2
+    same,
+    loss_of,
+    granularity=sj.Granularity(granularity, stacked=stacked),
+    steps=2,
   )
   for grad, _ in descent:
     np.testing.assert_array_equal(grad, np.zeros_like(grad))
@@ -259,11 +268,26 @@ def test_sharded_learned_soup_is_the_same():
   [
     ({"granularity": "block"}, "granularity must be .* got 'block'"),
     ({"steps": 0}, "steps must be positive, got 0"),
-    ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-    ({"learning_rate": np.nan}, "learning_rate must be positive, got nan"),
-    ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
-    ({"stacked": "zzz"}, "'zzz' in stacked matches no leaf"),
-    ({"stacked": "blocks/("}, "in stacked is no regular expression"),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=0.0)},
+      "learning_rate must be positive, got 0.0",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=np.nan)},
+      "learning_rate must be positive, got nan",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer(weight_decay=-1.0)},
+      "weight_decay must not be negative, got -1.0",
+    ),
+    (
+      {"granularity": sj.Granularity(stacked="zzz")},
+      "'zzz' in stacked matches no leaf",
+    ),
+    (
+      {"granularity": sj.Granularity(stacked="blocks/(")},
+      "in stacked is no regular expression",
+    ),
   ],
 )
 def test_refuses_arguments(arguments, message):
@@ -286,8 +310,14 @@ def test_refuses_a_loss_that_is_not_finite():
   [
     ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
     ({"steps": "3"}, "steps must be a whole number, got '3'"),
-    ({"learning_rate": lambda k: 0.1}, "learning_rate must be a number, got"),
-    ({"weight_decay": None}, "weight_decay must be a number, got None"),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=lambda k: 0.1)},
+      "learning_rate must be a number, got",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer(weight_decay=None)},
+      "weight_decay must be a number, got None",
+    ),
     ({"batches": lambda: []}, "batches must be a sequence .* got a function"),
     ({"batches": {"x": 1}}, "batches must be a sequence .* got a dict"),
     ({"batches": [1, 2], "steps": 3}, "Got 2 batches for 3 steps"),
@@ -332,7 +362,9 @@ def test_refuses_a_gradient_that_is_not_finite():
     sj.learned_soup(POOL, of_params, steps=1)
   with pytest.raises(ValueError, match=message.format("beta")):
     sj.learned_soup(POOL, of_beta, steps=1)
-  sj.learned_soup(POOL, of_beta, steps=1, learn_beta=False)
+  sj.learned_soup(
+    POOL, of_beta, steps=1, optimizer=sj.CoefficientOptimizer(learn_beta=False)
+  )
 
 
 def test_refuses_a_soup_that_overflows():

@@ -4,12 +4,7 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import pytest
-from toy_models import (
+from helpers import (
   COUNT,
   GROUPS,
   POOL,
@@ -18,6 +13,11 @@ from toy_models import (
   make,
   mixture,
 )
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 
 import soupjax as sj
 
@@ -29,7 +29,7 @@ def batches():
 
 
 RUNS = {
-  "adamw": {"weight_decay": 0.01},
+  "adamw": {"optimizer": sj.CoefficientOptimizer(weight_decay=0.01)},
   "batches": {"batches": batches(), "granularity": "tensor"},
   "lbfgs": {"optimizer": "lbfgs"},
   "base": {"base": BASE, "optimizer": "lbfgs", "granularity": "model"},
@@ -135,11 +135,21 @@ def test_refuses_a_state(two_steps, change, message):
 @pytest.mark.parametrize(
   "settings,message",
   [
-    ({"learning_rate": 0.2}, "with learning_rate 0.1, not 0.2"),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=0.2)},
+      "with learning_rate 0.1, not 0.2",
+    ),
     ({"base": BASE}, "with base None, not 'base'"),
     ({"granularity": "model"}, "with groups .*not .'model'"),
-    ({"learn_beta": False}, "with learn_beta True, not False"),
-    ({"optimizer": "lbfgs", "weight_decay": 0}, "with optimizer 'adamw'"),
+    (
+      {
+        "optimizer": sj.CoefficientOptimizer(
+          weight_decay=0.01, learn_beta=False
+        )
+      },
+      "with learn_beta True, not False",
+    ),
+    ({"optimizer": "lbfgs"}, "with optimizer 'adamw'"),
     ({"steps": 1}, "2 of the optimizer; this run has steps=1"),
   ],
 )
@@ -191,8 +201,14 @@ def test_lbfgs_returns_the_best_it_evaluated_and_no_more_than_asked():
   "settings,message",
   [
     ({"batches": batches()}, "'lbfgs' needs one loss on all .* not batches"),
-    ({"learning_rate": 0.1}, "learning_rate is of optimizer 'adamw'"),
-    ({"weight_decay": 0.1}, "weight_decay is of optimizer 'adamw'"),
+    (
+      {"optimizer": sj.CoefficientOptimizer("lbfgs", learning_rate=0.1)},
+      "learning_rate is of optimizer 'adamw'",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer("lbfgs", weight_decay=0.1)},
+      "weight_decay is of optimizer 'adamw'",
+    ),
     ({"optimizer": "sgd"}, "optimizer must be 'adamw' or 'lbfgs', got 'sgd'"),
   ],
 )
@@ -204,7 +220,12 @@ def test_refuses_arguments(settings, message):
 def test_fifty_steps_are_those_of_the_graph_over_all_models():
   """To 1e-5: in float64 there, so that only our own rounding is seen."""
   groups = GROUPS["layer", None]
-  soup = sj.learned_soup(POOL, loss_of, steps=50, learning_rate=0.05)
+  soup = sj.learned_soup(
+    POOL,
+    loss_of,
+    steps=50,
+    optimizer=sj.CoefficientOptimizer(learning_rate=0.05),
+  )
   with jax.enable_x64(True):
     wide = jax.tree.map(lambda x: x.astype(np.float64) if x.ndim else x, TREES)
     tx = optax.adam(0.05)

@@ -26,14 +26,14 @@ def mix(rule, base, trees, **more):
 
 def test_sum_of_task_vectors():
   base, a, b = models(3)
-  found = mix(rules.task_arithmetic(0.3), base, [a, b])["head"]
+  result = mix(rules.task_arithmetic(0.3), base, [a, b])["head"]
   exact = base["head"] + 0.3 * (
     a["head"].astype(np.float64) + b["head"] - 2.0 * base["head"]
   )
-  assert np.abs(found - exact).max() < 3e-7
-  found = mix(rules.task_arithmetic(weights=[2.0, -1.0]), base, [a, b])["head"]
+  assert np.abs(result - exact).max() < 3e-7
+  result = mix(rules.task_arithmetic(weights=[2.0, -1.0]), base, [a, b])["head"]
   exact = 2.0 * a["head"].astype(np.float64) - b["head"]
-  assert np.abs(found - exact).max() < 1e-6
+  assert np.abs(result - exact).max() < 1e-6
 
 
 def test_ends_bit_for_bit():
@@ -46,24 +46,24 @@ def test_ends_bit_for_bit():
 
 def test_coefficients_by_leaf():
   base, a = models(2)
-  found = mix(rules.task_arithmetic({"head": 0, "": 1}), base, [a])
-  assert np.array_equal(found["head"], base["head"])
-  assert np.array_equal(found["block_0"], a["block_0"])
-  found = mix(rules.task_arithmetic([0, 1]), base, [a])
-  assert np.array_equal(found["block_0"], base["block_0"])
-  assert np.array_equal(found["block_1"], a["block_1"])
+  result = mix(rules.task_arithmetic({"head": 0, "": 1}), base, [a])
+  assert np.array_equal(result["head"], base["head"])
+  assert np.array_equal(result["block_0"], a["block_0"])
+  result = mix(rules.task_arithmetic([0, 1]), base, [a])
+  assert np.array_equal(result["block_0"], base["block_0"])
+  assert np.array_equal(result["block_1"], a["block_1"])
 
 
 def test_with_select():
   base, a = models(2)
-  found = mix(
+  result = mix(
     rules.task_arithmetic({"block_1": 1.0}),
     base,
     [a],
     select={"head": "keep", "block_0": (1.0,)},
   )
-  assert np.array_equal(found["head"], base["head"])
-  assert np.array_equal(found["block_0"], a["block_0"])
+  assert np.array_equal(result["head"], base["head"])
+  assert np.array_equal(result["block_0"], a["block_0"])
   # A share of the way from the base to what the rule gives.
   half = mix(rules.task_arithmetic({"": 1.0}), base, [a], select={"": 0.5})
   expected = (base["head"].astype(np.float64) + a["head"]) / 2
@@ -76,7 +76,7 @@ def test_bad_input():
     rules.task_arithmetic(float("inf"))
   for scale, text in [
     ({"x": 1.0}, "'x' in scale matches no leaf.*'block_0'"),
-    ({"head": 1.0}, "says nothing about 2 leaves"),
+    ({"head": 1.0}, "2 leaves"),
     ({"": 1.0, "head": 2.0}, "'head' in scale is never used"),
     ({"(": 1.0}, "no regular expression"),
   ]:

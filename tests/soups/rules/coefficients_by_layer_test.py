@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coefficients over depth, where layers are an axis of the leaves."""
 
+from helpers import vit_specs
 import jax
 import numpy as np
 import pytest
-from toy_models import vit_specs
 
 import soupjax as sj
 from soupjax.models.pretrained import foreign
@@ -67,24 +67,24 @@ def _stacks(leaves):
 
 @pytest.mark.parametrize("name", RULES)
 def test_each_layer_is_that_of_its_own_number(name):
-  found = _mix(RULES[name](IN_STACKS), FINETUNED, BASE)
-  assert len(_stacks(found)) == 16
+  result = _mix(RULES[name](IN_STACKS), FINETUNED, BASE)
+  assert len(_stacks(result)) == 16
   expected = [_mix(RULES[name](one), FINETUNED, BASE) for one in EACH]
   for i, one in enumerate(expected):
-    for leaf in _stacks(found):
-      assert np.array_equal(found[leaf][i], one[leaf][i]), (leaf, i)
+    for leaf in _stacks(result):
+      assert np.array_equal(result[leaf][i], one[leaf][i]), (leaf, i)
   # Leaves before and after the layers.
   for leaf, one in {"embedding/kernel": 0, "head/kernel": -1}.items():
-    assert np.array_equal(found[leaf], expected[one][leaf])
+    assert np.array_equal(result[leaf], expected[one][leaf])
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_scanned_or_in_a_loop_is_the_same(name):
-  found = _apart(_mix(RULES[name](IN_STACKS), FINETUNED, BASE))
+  result = _apart(_mix(RULES[name](IN_STACKS), FINETUNED, BASE))
   loops = [_apart(one) for one in FINETUNED]
   expected = _mix(RULES[name](VALUES), loops, _apart(BASE))
-  assert found.keys() == expected.keys()
-  for leaf, one in found.items():
+  assert result.keys() == expected.keys()
+  for leaf, one in result.items():
     assert np.array_equal(one, expected[leaf]), leaf
 
 
@@ -93,11 +93,11 @@ def test_the_same_bits_however_it_is_cut(name):
   expected = _mix(RULES[name](IN_STACKS), FINETUNED, BASE)
   # Less than a layer of the larger leaves, one, and a few.
   for block_bytes in 300, 4_000:
-    found = _mix(
+    result = _mix(
       RULES[name](IN_STACKS), FINETUNED, BASE, block_bytes=block_bytes
     )
     for leaf, one in expected.items():
-      assert np.array_equal(found[leaf], one), (leaf, block_bytes)
+      assert np.array_equal(result[leaf], one), (leaf, block_bytes)
   mesh = jax.make_mesh((2, 3), ("a", "b"), devices=jax.devices()[:6])
   for axes in ("b", "a"), (None, ("a", "b")):
 
@@ -109,9 +109,9 @@ def test_the_same_bits_however_it_is_cut(name):
       axes = axes if fits else ()
       return jax.sharding.NamedSharding(mesh, jax.P(*axes))
 
-    found = _mix(RULES[name](IN_STACKS), FINETUNED, BASE, sharding=place)
+    result = _mix(RULES[name](IN_STACKS), FINETUNED, BASE, sharding=place)
     for leaf, one in expected.items():
-      assert np.array_equal(found[leaf], one), (leaf, axes)
+      assert np.array_equal(result[leaf], one), (leaf, axes)
 
 
 def test_from_checkpoints_with_chunks(tmp_path):
@@ -120,28 +120,28 @@ def test_from_checkpoints_with_chunks(tmp_path):
   for k, one in enumerate([BASE, *FINETUNED]):
     paths.append(tmp_path / f"{k}")
     sj.save_params(paths[-1], one)
-  found = sj.mix(
+  result = sj.mix(
     sj.rules.lerp(IN_STACKS), paths[1:], base=paths[0], block_bytes=2_000
   ).params
-  for leaf, one in tree.flatten(found)[0].items():
+  for leaf, one in tree.flatten(result)[0].items():
     assert np.array_equal(one, expected[leaf]), leaf
 
 
 def test_part_of_the_way_to_the_base():
   select = {"Dense_0": 0.25, "": 1.0}
-  found = _mix(sj.rules.lerp(IN_STACKS), FINETUNED, BASE, select=select)
+  result = _mix(sj.rules.lerp(IN_STACKS), FINETUNED, BASE, select=select)
   loops = [_apart(one) for one in FINETUNED]
   expected = _mix(sj.rules.lerp(VALUES), loops, _apart(BASE), select=select)
-  for leaf, one in _apart(found).items():
+  for leaf, one in _apart(result).items():
     assert np.array_equal(one, expected[leaf]), leaf
 
 
 def test_task_vectors_go_by_layer_too():
   vector = sj.TaskVector(BASE, FINETUNED[0])
-  found = tree.flatten(vector.apply_to(BASE, scale=IN_STACKS))[0]
+  result = tree.flatten(vector.apply_to(BASE, scale=IN_STACKS))[0]
   expected = _mix(sj.rules.task_arithmetic(IN_STACKS), FINETUNED[:1], BASE)
   for leaf, one in expected.items():
-    assert np.array_equal(found[leaf], one), leaf
+    assert np.array_equal(result[leaf], one), leaf
 
 
 def test_lists_go_along_an_axis_that_is_there():
@@ -152,23 +152,23 @@ def test_lists_go_along_an_axis_that_is_there():
     with pytest.raises(ValueError, match=match):
       sj.mix(sj.rules.lerp(alpha), pool, base=base)
 
-  refused({"": VALUES}, "shapes .* are not of as many layers")
+  refused({"": VALUES}, "shape")
   refused(
     {"encoder_norm/|block/": VALUES, "": 0.5},
     r"alpha\['encoder_norm/\|block/'\] is a list.*shapes .* of 'Transformer",
   )
-  refused({"pos_embedding": VALUES, "": 0.5}, "pos_embedding.*two or more")
-  refused({"encoderblock/": [], "": 0.5}, "is an empty list")
-  refused({"encoderblock/": [[0.5]], "": 0.5}, "flat sequence of finite numb")
-  refused({"encoderblock/": [0.5, np.nan], "": 0.5}, "flat sequence of finite")
+  refused({"pos_embedding": VALUES, "": 0.5}, "pos_embedding")
+  refused({"encoderblock/": [], "": 0.5}, r"encoderblock/.*got \[\]")
+  refused({"encoderblock/": [[0.5]], "": 0.5}, "encoderblock/.*0.5")
+  refused({"encoderblock/": [0.5, np.nan], "": 0.5}, "encoderblock/.*nan")
   # A list by itself does not say which leaves have layers as an axis.
   refused(VALUES, r"scanned model.*\{'Transformer/encoderblock/': \[...\]")
 
 
 def test_one_number_in_a_list_is_that_number():
-  found, expected = (
+  result, expected = (
     _mix(sj.rules.lerp({"block/": one, "": 0.8}), FINETUNED, BASE)
     for one in ([0.2], 0.2)
   )
   for leaf, one in expected.items():
-    assert np.array_equal(found[leaf], one), leaf
+    assert np.array_equal(result[leaf], one), leaf

@@ -10,10 +10,10 @@ def test_a_number_for_all():
 
 
 def test_the_first_expression_counts():
-  found = coefficients.resolve(
+  result = coefficients.resolve(
     "a", {"head": 1, "h": 2, "": 3}, ["head", "h", "x"]
   )
-  assert found == {"head": 1, "h": 2, "x": 3}
+  assert result == {"head": 1, "h": 2, "x": 3}
 
 
 def test_depth():
@@ -27,11 +27,11 @@ def test_depth():
     "embedding/kernel",
     "head/kernel",
   ]
-  found = coefficients.resolve("a", [0.0, 1.0, 4.0], leaves)
-  assert list(found.values()) == [0, 1, 4, 4, 0, 4, 0, 4]
+  result = coefficients.resolve("a", [0.0, 1.0, 4.0], leaves)
+  assert list(result.values()) == [0, 1, 4, 4, 0, 4, 0, 4]
   names = ["blocks.0.w", "blocks.1.w", "cls_token"]
-  found = coefficients.resolve("a", [2.0, 3.0], names)
-  assert list(found.values()) == [2, 3, 2]
+  result = coefficients.resolve("a", [2.0, 3.0], names)
+  assert list(result.values()) == [2, 3, 2]
   assert set(coefficients.resolve("a", [7.0], names).values()) == {7}
 
 

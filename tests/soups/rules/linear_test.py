@@ -22,9 +22,9 @@ def arrays(count, seed=0):
   return [rng.normal(size=1000).astype(np.float32) for _ in range(count)]
 
 
-def within_one_ulp(found, exact):
+def within_one_ulp(result, exact):
   nearest = exact.astype(np.float32)
-  return (np.abs(found - exact) <= np.spacing(np.abs(nearest))).all()
+  return (np.abs(result - exact) <= np.spacing(np.abs(nearest))).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 17])
@@ -47,13 +47,13 @@ def test_lerp(alpha, count):
   base, *stack = arrays(count + 1)
   mean = np.mean(np.stack(stack).astype(np.float64), 0)
   exact = (1 - alpha) * base + alpha * mean
-  found = apply(rules.lerp(alpha), stack, base)
+  result = apply(rules.lerp(alpha), stack, base)
   # Alpha itself is rounded to float32.
-  assert np.abs(found - exact).max() < 1e-6
+  assert np.abs(result - exact).max() < 1e-6
   if alpha == 0:
-    assert np.array_equal(found, base)
+    assert np.array_equal(result, base)
   if alpha == 1 and count == 1:
-    assert np.array_equal(found, stack[0])
+    assert np.array_equal(result, stack[0])
 
 
 def test_lerp_is_wise_ft():
@@ -86,7 +86,7 @@ def test_sum_without_normalising():
   assert np.array_equal(apply(rule, [stack[0]] * 3), stack[0])
   with pytest.raises(ValueError, match="each of 2 ingredients"):
     rules.linear([1.0], normalize=False).values(2)
-  with pytest.raises(ValueError, match="normalize=True"):
+  with pytest.raises(ValueError, match="normalize=False"):
     rules.linear(normalize=False)
 
 
@@ -105,13 +105,13 @@ def test_sum_without_normalising():
   ],
 )
 def test_weights_are_a_flat_sequence_of_numbers(make, weights):
-  with pytest.raises(ValueError, match="weights must be a flat"):
+  with pytest.raises(ValueError, match="weights"):
     make(weights)
 
 
 def test_normalize_is_a_boolean():
   for value in ("no", 0, None):
-    with pytest.raises(ValueError, match="normalize must be True or False"):
+    with pytest.raises(ValueError, match="normalize"):
       rules.linear([1.0, 2.0], normalize=value)
 
 
@@ -119,9 +119,9 @@ def test_schedules_by_hand():
   assert rules.schedule("uniform", 4) == [0.25] * 4
   assert rules.schedule("uniform", 4, last=2) == [0, 0, 0.5, 0.5]
   assert rules.schedule("linear", 3) == [1 / 6, 2 / 6, 3 / 6]
-  found = rules.schedule("minus-sqrt", 4)
-  assert np.allclose(found, np.diff(np.sqrt([0, 0.25, 0.5, 0.75, 1])))
-  assert found[0] == 0.5 and sorted(found, reverse=True) == found
+  result = rules.schedule("minus-sqrt", 4)
+  assert np.allclose(result, np.diff(np.sqrt([0, 0.25, 0.5, 0.75, 1])))
+  assert result[0] == 0.5 and sorted(result, reverse=True) == result
   # a, then 0.9 a + 0.1 b, then 0.81 a + 0.09 b + 0.1 c.
   assert np.allclose(rules.schedule("ema", 3, decay=0.9), [0.81, 0.09, 0.1])
   for kind in ("uniform", "linear", "minus-sqrt"):
@@ -132,13 +132,13 @@ def test_schedules_by_hand():
 def test_bad_schedules():
   for arguments, text in [
     (("cosine", 3), "kind='cosine'"),
-    (("uniform", 3, 4), "last 4 of 3"),
-    (("uniform", 3, 0), "last 0 of 3"),
-    (("ema", 3), "needs it"),
-    (("linear", 3, None, 0.9), "needs it"),
+    (("uniform", 3, 4), "last=4.* 3"),
+    (("uniform", 3, 0), "last=0.* 3"),
+    (("ema", 3), "decay.*ema"),
+    (("linear", 3, None, 0.9), "decay.*ema"),
     (("ema", 3, None, 1.5), "decay"),
-    (("uniform", 2.5), "count must be a whole"),
-    (("uniform", 3, True), "last must be a whole"),
+    (("uniform", 2.5), "count"),
+    (("uniform", 3, True), "last"),
   ]:
     kind, count, last, decay = (*arguments, None, None)[:4]
     with pytest.raises(ValueError, match=text):

@@ -28,12 +28,12 @@ TREES = [
 
 
 def ours(rule, count):
-  found = [
+  actual = [
     sj.Ingredient.from_params(f"m{k}", one)
     for k, one in enumerate(TREES[:count])
   ]
   base = sj.Ingredient.from_params("base", BASE) if rule.needs_base else None
-  return sj.mix(rule, found, base=base).params
+  return sj.mix(rule, actual, base=base).params
 
 
 def check(theirs, rule, count=3, atol=1e-6):
@@ -215,8 +215,8 @@ def peft(method, **settings):
   for name, start in BASE.items():
     deltas = [torch.tensor(one[name] - start) for one in TREES]
     weights = torch.tensor(WEIGHTS)
-    found = getattr(merges, method)(deltas, weights, **settings)
-    merged[name] = start + found.numpy()
+    actual = getattr(merges, method)(deltas, weights, **settings)
+    merged[name] = start + actual.numpy()
   return merged
 
 

@@ -83,7 +83,9 @@ def test_diwa_says_which_run_has_no_score(value):
 
 
 def test_diwa_passes_settings_to_the_greedy_soup():
-  found = sj.search.diwa(runs(0, 3, 4, 5), near_zero, patience=1)
+  found = sj.search.diwa(
+    runs(0, 3, 4, 5), near_zero, turns=sj.Turns(patience=1)
+  )
   assert len(found.greedy.history) == 2
 
 
@@ -114,8 +116,8 @@ def test_bad_input_comes_before_any_work():
   ):
     with pytest.raises(ValueError, match="'greedy' or 'uniform', got 'best'"):
       search(average="best")
-    with pytest.raises(ValueError, match=r"\['patience'\] are settings of a"):
-      search(average="uniform", patience=3)
+    with pytest.raises(ValueError, match="'turns'"):
+      search(average="uniform", turns=sj.Turns(patience=3))
   with pytest.raises(ValueError, match="at least one ingredient"):
     sj.search.diwa([], never)
   two = [*runs(1), sj.Ingredient.from_params("b", {"v": np.float32(1)})]

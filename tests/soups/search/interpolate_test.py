@@ -120,7 +120,7 @@ def test_keeps_dtypes_and_places_leaves():
 def test_bad_input():
   with pytest.raises(ValueError, match="at least one model"):
     sj.search.Blend(BASE, [])
-  with pytest.raises(ValueError, match="is a path, no model: open"):
+  with pytest.raises(ValueError, match="a.safetensors"):
     sj.search.Blend(BASE, ["a.safetensors"])
   with pytest.raises(ValueError, match="'head'"):
     sj.search.Blend(BASE, [{**A, "head": np.zeros(3, "f")}])
