@@ -320,7 +320,7 @@ def test_arguments_of_another_kind():
     sj.diagnose(some(2), near_start, max_pairs=-1)
   assert sj.diagnose(some(2), near_start, max_pairs=0).midpoints == {}
   for score in (None, {"acc": 1.0}):
-    with pytest.raises(ValueError, match="'m0' must be a number"):
+    with pytest.raises(ValueError, match="'m0'"):
       sj.diagnose(some(2), lambda p: score)  # noqa: B023
 
 

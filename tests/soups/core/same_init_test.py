@@ -32,7 +32,7 @@ def models(*hashes):
   ],
 )
 def test_soups_warn_of_other_inits(recipe):
-  with pytest.warns(UserWarning, match="'m0' and 'm1' were fine-tuned from"):
+  with pytest.warns(UserWarning, match="'m0'.*'m1'"):
     recipe(models("a", "b"))
   with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
@@ -42,5 +42,5 @@ def test_soups_warn_of_other_inits(recipe):
 
 def test_ingredients_that_record_another_start_are_named():
   check_same_init(models("a", "a", None))
-  with pytest.raises(ValueError, match="'m0' and 'm2' were fine-tuned from"):
+  with pytest.raises(ValueError, match="'m0'.*'m2'"):
     check_same_init(models("a", "a", "b"))

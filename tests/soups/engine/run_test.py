@@ -158,7 +158,7 @@ def test_select_keep_weights_and_share():
 def test_integers_that_differ_are_named():
   trees = [{"n": np.arange(9), "w": np.ones(2, "f")} for _ in range(3)]
   trees[2]["n"][7] += 1
-  with pytest.raises(ValueError, match="'n'.*int64.*'m2' and 'm0'.*select"):
+  with pytest.raises(ValueError, match="'n'.*int64.*'m2'.*'m0'"):
     run(rules.linear(), named(*trees), block_bytes=16)
   found, _ = run(rules.linear(), named(*trees), select={"n": "skip"})
   assert list(found) == ["w"]
@@ -168,7 +168,7 @@ def test_integers_that_differ_are_named():
 def test_what_is_not_finite_is_named(value):
   trees = [{"a": np.ones(50, "f"), "b": np.ones(50, "f")} for _ in range(3)]
   trees[1]["b"][33] = value
-  with pytest.raises(ValueError, match=f"'m1' has {value} in leaf 'b'"):
+  with pytest.raises(ValueError, match=f"'m1'.*{value}.*'b'"):
     run(rules.linear(), named(*trees), block_bytes=640)
   found, _ = run(rules.linear(), named(*trees), check_finite=False)
   assert not np.isfinite(found["b"][33]) and np.isfinite(found["a"]).all()
@@ -176,7 +176,7 @@ def test_what_is_not_finite_is_named(value):
 
 def test_overflow_of_the_output_is_named():
   tree = {"w": np.full(3, 1e5, np.float32)}
-  with pytest.raises(ValueError, match="overflows float16.*65504.*'w'.*dtype"):
+  with pytest.raises(ValueError, match="float16.*65504.*'w'"):
     run(rules.linear(), named(tree, tree), dtype="float16")
 
 

@@ -88,7 +88,7 @@ def test_passes_on_early_rejection():
   assert early.selected == full.selected
   rejected = [d for d in early.history if not d.accepted]
   assert rejected and all(d.score is None for d in rejected)
-  with pytest.raises(ValueError, match="mode is 'min'"):
+  with pytest.raises(ValueError, match="'min'"):
     sj.greedy_ensemble(logits, Early(), mode="min")
 
 
@@ -96,10 +96,10 @@ def test_bad_input():
   logits, _, accuracy = problem(0)
   with pytest.raises(ValueError, match="must map names of models"):
     sj.greedy_ensemble(list(logits.values()), accuracy)
-  with pytest.raises(ValueError, match="logits of 'm1' are no array"):
+  with pytest.raises(ValueError, match="'m1'"):
     sj.greedy_ensemble({**logits, "m1": "high"}, accuracy)
   with pytest.raises(ValueError, match="'m2'.*shape"):
     sj.greedy_ensemble({**logits, "m2": logits["m2"][:3]}, accuracy)
   bad = np.where(logits["m3"] > 1, np.inf, logits["m3"])
-  with pytest.raises(ValueError, match="'m3' has NaN or infinity"):
+  with pytest.raises(ValueError, match="'m3'.*NaN"):
     sj.greedy_ensemble({**logits, "m3": bad}, accuracy)

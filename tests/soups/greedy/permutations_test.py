@@ -88,11 +88,11 @@ def test_bad_input():
   pool = pool_of(0)
   with pytest.raises(ValueError, match="at least one order"):
     sj.best_order(pool, loss, [])
-  with pytest.raises(ValueError, match="of 2 orders to resume from, but 1"):
+  with pytest.raises(ValueError, match="2 orders.*1"):
     sj.best_order(pool, loss, [["m0"]], resume=[[], []])
   with pytest.raises(ValueError, match=r"Missing: \['m1'"):
     sj.best_order(pool, loss, [["m0"]])
-  with pytest.raises(ValueError, match="count must be positive"):
+  with pytest.raises(ValueError, match="count"):
     sj.random_orders(pool, 0, seed=0)
   with pytest.raises(ValueError, match="got no ingredients"):
     sj.random_orders([], 1, seed=0)
@@ -107,7 +107,7 @@ def test_an_evaluator_knows_which_way_is_better():
 
   pool = pool_of(0)
   orders = sj.random_orders(pool, 3, seed=0)
-  with pytest.raises(ValueError, match="mode is 'max', but the evaluator"):
+  with pytest.raises(ValueError, match="mode.*'max'"):
     sj.best_order(pool, Loss(), orders)
   found = sj.best_order(pool, Loss(), orders, mode="min")
   assert found.soup.score == min(found.scores)

@@ -224,13 +224,13 @@ def test_resumes_after_being_cut_short():
 def test_resume_does_not_mistake_another_trace_for_its_own():
   pool, evaluate = make_problem(5)
   history = sj.greedy_soup(pool, evaluate).history
-  with pytest.raises(ValueError, match="Decision 0 .* about 'm"):
+  with pytest.raises(ValueError, match="Decision 0"):
     sj.greedy_soup(pool[1:], evaluate, resume=history)
-  with pytest.raises(ValueError, match="the ingredient there is 'none'"):
+  with pytest.raises(ValueError, match="'none'"):
     sj.greedy_soup(pool[:3], evaluate, resume=history)
   with pytest.raises(ValueError, match="under another acceptance rule"):
     sj.greedy_soup(pool, evaluate, resume=history, min_delta=0.5)
-  with pytest.raises(ValueError, match="Decision 0 .* is no decision"):
+  with pytest.raises(ValueError, match="Decision 0"):
     sj.greedy_soup(pool, evaluate, resume=[{"name": "m0", "value": 3}])
 
 
@@ -260,11 +260,11 @@ def test_refuses_a_score_that_is_not_finite(score):
 @pytest.mark.parametrize(
   "arguments,message",
   [
-    ({"accept": "maybe"}, "accept must be 'ge' or 'gt', got 'maybe'"),
-    ({"min_delta": np.nan}, "min_delta must be finite"),
+    ({"accept": "maybe"}, "accept.*'maybe'"),
+    ({"min_delta": np.nan}, "min_delta"),
     ({"turns": sj.Turns(order=["m0"])}, r"Missing: \['m1'\]"),
     ({"turns": sj.Turns(order=["m0", "m1", "m9"])}, r"unknown: \['m9'\]"),
-    ({"turns": sj.Turns(order=["m0", "m1", "m1"])}, r"named twice: \['m1'\]"),
+    ({"turns": sj.Turns(order=["m0", "m1", "m1"])}, r"\['m1'\]"),
   ],
 )
 def test_refuses_arguments(arguments, message):
@@ -274,7 +274,7 @@ def test_refuses_arguments(arguments, message):
 
 def test_order_does_not_hide_two_ingredients_of_one_name():
   pool = [*scalars(1, 2), *scalars(3)]
-  with pytest.raises(ValueError, match="Two ingredients are called 'm0'"):
+  with pytest.raises(ValueError, match="'m0'"):
     sj.greedy_soup(pool, lambda _: 0.0, turns=sj.Turns(order=["m0", "m1"]))
 
 
@@ -292,10 +292,10 @@ def test_order_may_be_any_iterable_of_names(kind):
 @pytest.mark.parametrize(
   "order,message",
   [
-    (scalars(1, 2), "order must hold names only, got a Ingredient. Give"),
-    ({"m0", "m1"}, "order must be a list of names, got a set"),
-    ("m0", "order must be a list of names, got a str"),
-    (3, "order must be a list of names, got a int"),
+    (scalars(1, 2), "order.*Ingredient"),
+    ({"m0", "m1"}, "order.*a set"),
+    ("m0", "order.*a str"),
+    (3, "order.*a int"),
   ],
 )
 def test_refuses_an_order_without_names(order, message):
@@ -321,7 +321,7 @@ def test_an_array_of_one_score_is_a_score():
 
 
 def test_min_delta_must_be_a_number():
-  with pytest.raises(ValueError, match="min_delta must be a number, got '0.1'"):
+  with pytest.raises(ValueError, match="min_delta.*'0.1'"):
     sj.greedy_soup(scalars(1), lambda _: pytest.fail("called"), min_delta="0.1")
 
 
@@ -348,13 +348,13 @@ def test_resume_checks_numbers(change, message):
   pool, evaluate = make_problem(3)
   history = list(sj.greedy_soup(pool, evaluate).history[:3])
   history[2] = dataclasses.replace(history[2], **change)
-  with pytest.raises(ValueError, match=f"Decision 2 to resume .*{message}"):
+  with pytest.raises(ValueError, match=f"Decision 2.*{message}"):
     sj.greedy_soup(pool, lambda _: pytest.fail("called"), resume=history)
 
 
 def test_a_soup_that_overflows_is_an_error():
   told = []
-  with pytest.raises(ValueError, match="overflows float32 in leaf 'w'"):
+  with pytest.raises(ValueError, match="float32.*'w'"):
     sj.greedy_soup(scalars(3e38, -3e38), lambda _: 0.5, on_decision=told.append)
   assert [d.name for d in told] == ["m0"]
 

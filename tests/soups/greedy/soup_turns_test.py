@@ -126,7 +126,7 @@ def test_an_early_rejection_says_by_how_much(mode, accept, bound, ending):
 
 
 def test_an_evaluator_knows_which_way_is_better():
-  with pytest.raises(ValueError, match="mode is 'max', but the evaluator"):
+  with pytest.raises(ValueError, match="mode.*'max'"):
     sj.greedy_soup(pool_of(0), Bounded())
 
 
@@ -195,14 +195,14 @@ def test_resumes_from_every_prefix_of_rounds():
 @pytest.mark.parametrize(
   "settings,message",
   [
-    ({}, "the ingredient there is 'none'"),
+    ({}, "'none'"),
     (
       {"turns": sj.Turns(rounds=9, patience=1)},
-      r"comes after the end \(patience=1",
+      "patience=1",
     ),
     (
       {"turns": sj.Turns(rounds=9, max_size=2)},
-      r"comes after the end \(.* max_size=2",
+      "max_size=2",
     ),
     (
       {"turns": sj.Turns(rounds=9), "mode": "min"},
@@ -222,13 +222,13 @@ def test_resume_notices_other_ends(settings, message):
 @pytest.mark.parametrize(
   "settings,message",
   [
-    ({"mode": "lowest"}, "mode must be 'max' or 'min', got 'lowest'"),
-    ({"turns": sj.Turns(rounds=0)}, "rounds must be positive, got 0"),
+    ({"mode": "lowest"}, "mode.*'lowest'"),
+    ({"turns": sj.Turns(rounds=0)}, "rounds.*0"),
     (
       {"turns": sj.Turns(patience=1.5)},
-      "patience must be a whole number, got 1.5",
+      "patience.*1.5",
     ),
-    ({"turns": sj.Turns(max_size=0)}, "max_size must be positive, got 0"),
+    ({"turns": sj.Turns(max_size=0)}, "max_size.*0"),
   ],
 )
 def test_refuses_settings(settings, message):

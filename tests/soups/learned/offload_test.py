@@ -177,9 +177,9 @@ def test_trees_in_memory_take_no_more_room_on_the_host():
 @pytest.mark.parametrize(
   "arguments,message",
   [
-    ({"residency": "gpu"}, "residency must be 'device', 'host'.*got 'gpu'"),
-    ({"residency": -1}, "residency must not be negative, got -1"),
-    ({"residency": "8GB"}, "residency must be .* got '8GB'"),
+    ({"residency": "gpu"}, "residency.*'gpu'"),
+    ({"residency": -1}, "residency.*-1"),
+    ({"residency": "8GB"}, "residency.*'8GB'"),
   ],
 )
 def test_refuses_arguments(arguments, message):

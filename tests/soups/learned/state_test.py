@@ -103,27 +103,27 @@ def test_the_state_is_small():
 @pytest.mark.parametrize(
   "change,message",
   [
-    (lambda s: {}, "resume is no state of a learned soup .KeyError: 'run'"),
+    (lambda s: {}, "'run'"),
     (lambda s: 3, "resume is no state of a learned soup .TypeError"),
     (
       lambda s: {**s, "optimizer": {**s["optimizer"], "mu": [1.0]}},
-      "mu must be 13 finite numbers",
+      "mu.*13",
     ),
     (
       lambda s: {**s, "optimizer": {**s["optimizer"], "x": [np.nan] * 13}},
-      "x must be 13 finite numbers",
+      "x.*13",
     ),
     (
       lambda s: {**s, "history": [{**s["history"][0], "loss": np.nan}] * 2},
-      "history must hold finite numbers",
+      "history",
     ),
     (
       lambda s: {**s, "history": s["history"][:1]},
-      "1 steps of history and 2 of the optimizer",
+      "1 steps.*2",
     ),
     (
       lambda s: {**s, "run": {**s["run"], "names": ["a", "b"]}},
-      r"of a run with names .'a', 'b'., not .'m0'",
+      "'a'.*'b'.*'m0'",
     ),
   ],
 )
@@ -200,16 +200,16 @@ def test_lbfgs_returns_the_best_it_evaluated_and_no_more_than_asked():
 @pytest.mark.parametrize(
   "settings,message",
   [
-    ({"batches": batches()}, "'lbfgs' needs one loss on all .* not batches"),
+    ({"batches": batches()}, "'lbfgs'"),
     (
       {"optimizer": sj.CoefficientOptimizer("lbfgs", learning_rate=0.1)},
-      "learning_rate is of optimizer 'adamw'",
+      "learning_rate.*'adamw'",
     ),
     (
       {"optimizer": sj.CoefficientOptimizer("lbfgs", weight_decay=0.1)},
-      "weight_decay is of optimizer 'adamw'",
+      "weight_decay.*'adamw'",
     ),
-    ({"optimizer": "sgd"}, "optimizer must be 'adamw' or 'lbfgs', got 'sgd'"),
+    ({"optimizer": "sgd"}, "optimizer.*'sgd'"),
   ],
 )
 def test_refuses_arguments(settings, message):

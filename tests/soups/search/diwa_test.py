@@ -70,15 +70,13 @@ def test_evaluators_of_losses_are_not_taken_for_scores(average):
     sj.search.diwa(runs(1, 2), Loss(), **settings)
   with pytest.raises(ValueError, match=message):
     sj.search.ratatouille(runs(1, 2), Loss(), Loss(), **settings)
-  with pytest.raises(ValueError, match="mode must be 'max' or 'min'"):
+  with pytest.raises(ValueError, match="mode"):
     sj.search.diwa(runs(1, 2), near_zero, mode="low", **settings)
 
 
 @pytest.mark.parametrize("value", [None, {"a": 1}, float("nan")])
 def test_diwa_says_which_run_has_no_score(value):
-  with pytest.raises(
-    ValueError, match="What evaluate returns for 'r0' must be"
-  ):
+  with pytest.raises(ValueError, match="'r0'"):
     sj.search.diwa(runs(1, 2), lambda p: value)
 
 
@@ -114,12 +112,12 @@ def test_bad_input_comes_before_any_work():
     lambda **s: sj.search.diwa(runs(1, 2), never, **s),
     lambda **s: sj.search.ratatouille(runs(1, 2), never, never, **s),
   ):
-    with pytest.raises(ValueError, match="'greedy' or 'uniform', got 'best'"):
+    with pytest.raises(ValueError, match="'greedy'.*'uniform'.*'best'"):
       search(average="best")
     with pytest.raises(ValueError, match="'turns'"):
       search(average="uniform", turns=sj.Turns(patience=3))
   with pytest.raises(ValueError, match="at least one ingredient"):
     sj.search.diwa([], never)
   two = [*runs(1), sj.Ingredient.from_params("b", {"v": np.float32(1)})]
-  with pytest.raises(ValueError, match="'b' lacks leaf 'w'"):
+  with pytest.raises(ValueError, match="'b'.*'w'"):
     sj.search.ratatouille(two, never, never)

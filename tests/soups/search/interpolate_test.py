@@ -125,8 +125,8 @@ def test_bad_input():
   with pytest.raises(ValueError, match="'head'"):
     sj.search.Blend(BASE, [{**A, "head": np.zeros(3, "f")}])
   bad = {**A, "head": np.full(9, np.nan, "f")}
-  with pytest.raises(ValueError, match="direction 1' has NaN"):
+  with pytest.raises(ValueError, match="direction 1.*NaN"):
     sj.search.Blend(BASE, [A, bad])
   big = {**A, "head": np.full(9, 3e38, "f")}
-  with pytest.raises(ValueError, match="overflows float32 in leaf 'head'"):
+  with pytest.raises(ValueError, match="float32.*'head'"):
     sj.search.Blend(BASE, [big])([2.0])

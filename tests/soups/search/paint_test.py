@@ -164,11 +164,11 @@ def test_the_black_box_search_stays_in_the_box_and_ends():
 @pytest.mark.parametrize(
   "change,message",
   [
-    ({"patching": []}, "patching must be a list of names, got"),
-    ({"supported": "old"}, "supported must be a list of names, got 'old'"),
-    ({"patching": ["a", "old"]}, r"\['old'\] are patching and supported"),
-    ({"patching": ["c"]}, r"patching names \['c'\], but evaluate"),
-    ({"supported": ["new"]}, r"supported names \['new'\], but evaluate"),
+    ({"patching": []}, "patching"),
+    ({"supported": "old"}, "supported.*'old'"),
+    ({"patching": ["a", "old"]}, r"\['old'\]"),
+    ({"patching": ["c"]}, r"patching.*\['c'\]"),
+    ({"supported": ["new"]}, r"supported.*\['new'\]"),
   ],
 )
 def test_refuses_tasks(change, message):
@@ -179,7 +179,7 @@ def test_refuses_tasks(change, message):
 
 
 def test_a_budget_covers_the_alphas():
-  with pytest.raises(ValueError, match="budget=5 does not cover the 11 alphas"):
+  with pytest.raises(ValueError, match="budget=5.*11 alphas"):
     sj.search.paint_parallel(
       PRE, [unit(0)], lambda p: pytest.fail("called"), budget=5, **SUPPORT
     )
@@ -204,9 +204,9 @@ def test_the_best_equal_alpha_is_not_evaluated_again():
 
 
 def test_parallel_refuses_alphas_outside_of_its_box_and_numbers():
-  with pytest.raises(ValueError, match=r"alphas has \[-0.1, 1.5\]: parallel"):
+  with pytest.raises(ValueError, match=r"\[-0.1, 1.5\]"):
     sj.search.paint_parallel(
       PRE, [unit(0)], evaluate, [-0.1, 0, 1.5], **SUPPORT
     )
-  with pytest.raises(TypeError, match="got a int: 3"):
+  with pytest.raises(TypeError, match="int.*3"):
     sj.search.paint_parallel(PRE, 3, evaluate, **SUPPORT)

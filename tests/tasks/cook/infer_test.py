@@ -179,7 +179,7 @@ def test_what_contradicts_the_files(place, changes, message):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"num_attention_heads": 2}, "'0' and '2' differ in model.num_heads"),
+    ({"num_attention_heads": 2}, "'0'.*'2'.*model.num_heads"),
     ({"id2label": dict(enumerate(NAMES))}, "differ in the order of classes"),
   ],
 )
@@ -341,11 +341,11 @@ def test_timm_sorts_folders_by_number(tmp_path):
 
 def test_as_many_classes_are_not_the_same_classes(tmp_path):
   source = source_of(tmp_path / "x", ("bee", "cow", "dog"))
-  with pytest.raises(ValueError, match="street.* do not have: dog.*, ant"):
+  with pytest.raises(ValueError, match="street.*dog.*ant"):
     infer.labelled(source, NAMES, 3, "tests, street")
   # Names of another kind cannot be compared.
   assert infer.labelled(source, ("x", "y", "z"), 3, "a") is source
-  with pytest.raises(ValueError, match="has 3 classes, and the models"):
+  with pytest.raises(ValueError, match="3 classes"):
     infer.labelled(source, ("x", "y"), 2, "a")
 
 

@@ -74,7 +74,7 @@ def test_the_searches_of_the_paper_fit_the_config(arg, members):
   said = dry_run.plan(config_lib.load(path, arg), sweep)
   # A seed, a rate, mixup and augmentation compile nothing new.
   assert f"{members} members, 1 compilation\n" in said
-  with pytest.raises(ValueError, match="'best' is none of random, standard"):
+  with pytest.raises(ValueError, match="'best'"):
     config_lib.load_sweep(path, "sweep=best")
 
 
