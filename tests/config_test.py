@@ -102,7 +102,7 @@ def test_durations_without_a_unit_are_named(duration):
 
 def test_epochs_of_unknown_length_are_an_error():
   assert config.steps("5steps", batch_size=1, num_examples=None) == 5
-  with pytest.raises(ValueError, match="needs the number of examples"):
+  with pytest.raises(ValueError, match="examples"):
     config.steps("5epochs", batch_size=1, num_examples=None)
 
 

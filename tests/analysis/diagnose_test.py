@@ -314,7 +314,7 @@ def test_arguments_of_another_kind():
     sj.diagnose(some(2), near_start, 3)
   with pytest.raises(TypeError, match="greedy"):
     sj.diagnose(some(2), near_start, greedy=some(2))
-  with pytest.raises(ValueError, match="at least two, got 1"):
+  with pytest.raises(ValueError, match="two.*1"):
     sj.diagnose({"m0": START}, near_start)
   with pytest.raises(ValueError, match="max_pairs.*-1"):
     sj.diagnose(some(2), near_start, max_pairs=-1)

@@ -118,7 +118,7 @@ def test_nothing_found(checkpoint, tmp_path):
 
 
 def test_files_that_are_not_checkpoints_are_named(tmp_path):
-  with pytest.raises(ValueError, match="There is no checkpoint at .*nowhere"):
+  with pytest.raises(ValueError, match="nowhere"):
     sj.open_ingredient(tmp_path / "nowhere")
   (tmp_path / "file").write_text("x")
   (tmp_path / "directory" / "params").mkdir(parents=True)

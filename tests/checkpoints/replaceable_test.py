@@ -73,7 +73,7 @@ def test_inputs_are_never_replaced(folder, inputs, out, settings):
   before = everything(folder)
   ingredients = sj.find_ingredients(folder / inputs)
   for dry_run in (True, False):
-    with pytest.raises(ValueError, match="cannot replace what it is made of"):
+    with pytest.raises(ValueError, match="replace"):
       sj.mix(
         RULE,
         ingredients,
@@ -194,7 +194,7 @@ def test_a_record_that_an_npz_cannot_hold(folder, monkeypatch):
   monkeypatch.setattr(engine, "run", None)  # Nothing is read.
   many = [sj.Ingredient.from_params(f"{k:0500d}", tree(0)) for k in range(150)]
   for dry_run in (True, False):
-    with pytest.raises(ValueError, match="record .* bytes, and an npz"):
+    with pytest.raises(ValueError, match="bytes"):
       sj.mix(RULE, many, out=folder / "o.npz", dry_run=dry_run)
 
 

@@ -80,9 +80,9 @@ def test_folder_refuses_splits(folder, split, message):
 
 
 def test_bad_folders_and_tar_files(folder, tmp_path):
-  with pytest.raises(ValueError, match="no image folder"):
+  with pytest.raises(ValueError, match="folder"):
     data.open_source(f"folder:{tmp_path / 'not_there'}", "all")
-  with pytest.raises(ValueError, match="no images in it"):
+  with pytest.raises(ValueError, match="no images"):
     data.open_source(f"folder:{tmp_path}", "all")
   helpers.write_tar(tmp_path / "small.tar", folder / "train", "w:gz")
   with pytest.raises(ValueError, match="small.tar"):

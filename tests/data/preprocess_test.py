@@ -63,7 +63,7 @@ def test_wrong_texts_are_refused_before_any_image(text, message):
 
 
 def test_text_must_be_a_text():
-  with pytest.raises(ValueError, match="Operations are a text"):
+  with pytest.raises(ValueError, match="text"):
     Preprocess(["resize(3)"])
 
 

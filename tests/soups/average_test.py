@@ -269,7 +269,7 @@ def test_ensemble_weights():
 @pytest.mark.parametrize(
   "logits,weights,message",
   [
-    ([], None, "at least one model"),
+    ([], None, "one model"),
     ([np.ones(2), np.ones(3)], None, r"Logits 2.*\(3,\).*\(2,\)"),
     ([np.ones(2)], [1, 2], "2 weights.*1 models"),
     ([np.ones(2)] * 3, [1, 2], "2 weights.*3 models"),

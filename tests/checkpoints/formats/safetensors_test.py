@@ -121,9 +121,9 @@ def test_an_index_that_lies(tmp_path):
 @pytest.mark.parametrize(
   "header,data,text",
   [
-    (b"", b"", "it has 8 bytes|header is not valid"),
-    (b"{nonsense}", b"", "header is not valid"),
-    (b"[1]      ", b"", "header is a list"),
+    (b"", b"", "8 bytes|header"),
+    (b"{nonsense}", b"", "header"),
+    (b"[1]      ", b"", "list"),
     ({"a": entry(0, 16, (4,))}, bytes(8), "cut short.*16.*8"),
     ({"a": entry()}, bytes(12), "4 bytes"),
     ({"a": entry(0, 8, (3,))}, bytes(8), "'a'.*8 bytes.*12"),
@@ -147,7 +147,7 @@ def test_an_index_that_lies(tmp_path):
     (
       {"a": entry(), "__metadata__": {"soupjax": "[" * 100_000}},
       bytes(8),
-      "record of soupjax is damaged",
+      "damaged",
     ),
     ({}, b"", "no arrays"),
     (

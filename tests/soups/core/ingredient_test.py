@@ -72,7 +72,7 @@ def test_read_by_index(wrap):
   with pytest.raises(ValueError, match="'m'.*'z'"):
     ingredient.read("z")
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  with pytest.raises(ValueError, match="an index or a sharding, not both"):
+  with pytest.raises(ValueError, match="index.*sharding"):
     ingredient.read("a", index=index, sharding=one)
 
 
@@ -134,11 +134,11 @@ def test_wrong_type_is_a_type_error(recipe):
 
 
 def test_no_ingredients():
-  with pytest.raises(ValueError, match="at least one ingredient, got none"):
+  with pytest.raises(ValueError, match="ingredient"):
     sj.uniform_soup([])
-  with pytest.raises(ValueError, match="at least one ingredient, got none"):
+  with pytest.raises(ValueError, match="ingredient"):
     RECIPES["greedy"]([])
-  with pytest.raises(ValueError, match="at least two ingredients, got 1"):
+  with pytest.raises(ValueError, match="two.*1"):
     RECIPES["learned"]([sj.Ingredient.from_params("m", make())])
 
 
@@ -305,8 +305,8 @@ def test_a_sharding_does_not_cut_integers(wrap):
   "index,message",
   [
     (slice(0, 3), "'a'.*'m'.*2 slices"),
-    ((0,), "has 0 in it, which is no slice"),
-    ((slice(5, 0, -1),), "no slice with a positive step"),
+    ((0,), "has 0"),
+    ((slice(5, 0, -1),), "step"),
     ((slice(0, 1),) * 3, "'a'.*'m'"),
     (3, "does not fit"),
   ],

@@ -78,7 +78,7 @@ def test_two_towers():
   assert {leaf: found[leaf] for leaf in more} == more
   # One tower of another length: is it a part of the head?
   longer = [f"transformer.resblocks.3.{one}" for one in rest]
-  with pytest.raises(ValueError, match="Which are the layers"):
+  with pytest.raises(ValueError, match="layers"):
     layers.depths([*towers, *longer])
 
 
@@ -116,8 +116,8 @@ def test_layers_without_modules_in_them():
 @pytest.mark.parametrize(
   "leaves,text",
   [
-    (["a/w", "b/w"], "No leaf has a numbered layer"),
-    (["block_0/w", "head/w"], "No leaf has a numbered layer"),
+    (["a/w", "b/w"], "numbered layer"),
+    (["block_0/w", "head/w"], "numbered layer"),
     (["Conv_0/w", "Conv_1/w", "Dense_0/w", "Dense_1/w"], "Which are"),
     (["part_0/a/w", "part_0/b/w", "part_1/c/w"], "not alike"),
   ],

@@ -86,7 +86,7 @@ def test_resumes_order_by_order():
 
 def test_bad_input():
   pool = pool_of(0)
-  with pytest.raises(ValueError, match="at least one order"):
+  with pytest.raises(ValueError, match="order"):
     sj.best_order(pool, loss, [])
   with pytest.raises(ValueError, match="2 orders.*1"):
     sj.best_order(pool, loss, [["m0"]], resume=[[], []])
@@ -94,7 +94,7 @@ def test_bad_input():
     sj.best_order(pool, loss, [["m0"]])
   with pytest.raises(ValueError, match="count"):
     sj.random_orders(pool, 0, seed=0)
-  with pytest.raises(ValueError, match="got no ingredients"):
+  with pytest.raises(ValueError, match="ingredients"):
     sj.random_orders([], 1, seed=0)
 
 

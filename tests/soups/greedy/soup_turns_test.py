@@ -206,7 +206,7 @@ def test_resumes_from_every_prefix_of_rounds():
     ),
     (
       {"turns": sj.Turns(rounds=9), "mode": "min"},
-      "under another acceptance rule",
+      "acceptance",
     ),
   ],
 )

@@ -286,7 +286,7 @@ def test_sharded_learned_soup_is_the_same():
     ),
     (
       {"granularity": sj.Granularity(stacked="blocks/(")},
-      "in stacked is no regular expression",
+      "stacked",
     ),
   ],
 )

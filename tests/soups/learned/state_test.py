@@ -104,7 +104,7 @@ def test_the_state_is_small():
   "change,message",
   [
     (lambda s: {}, "'run'"),
-    (lambda s: 3, "resume is no state of a learned soup .TypeError"),
+    (lambda s: 3, "resume.*TypeError"),
     (
       lambda s: {**s, "optimizer": {**s["optimizer"], "mu": [1.0]}},
       "mu.*13",
@@ -159,7 +159,7 @@ def test_refuses_the_state_of_another_run(two_steps, settings, message):
 
 
 def test_refuses_lbfgs_from_another_start():
-  with pytest.raises(ValueError, match="asks for other numbers at step 0"):
+  with pytest.raises(ValueError, match="step 0"):
     learn("lbfgs", resume=killed("lbfgs", 2), init=[1, 2, 3, 4])
 
 

@@ -118,7 +118,7 @@ def test_keeps_dtypes_and_places_leaves():
 
 
 def test_bad_input():
-  with pytest.raises(ValueError, match="at least one model"):
+  with pytest.raises(ValueError, match="one model"):
     sj.search.Blend(BASE, [])
   with pytest.raises(ValueError, match="a.safetensors"):
     sj.search.Blend(BASE, ["a.safetensors"])
