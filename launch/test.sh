@@ -17,5 +17,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup.sh "${EXTRAS:-test}"
 ruff check .
 ruff format --check .
-# Two cores are what continuous integration has; a file stays on one of them.
-python -m pytest -n 2 --dist loadfile "$@"
+# Two cores are what continuous integration has; a file stays on one of them, in
+# the order of tests/conftest.py.
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 from typing import Any
@@ -189,10 +190,9 @@ def updated(
   for key in list(overrides):
     if not _has(config, key):
       raise ValueError(f"{what} has no config key {key!r}.")
-    parent, leaf = config, key.split(".")[-1]
-    for part in key.split(".")[:-1]:
-      parent = parent[part]
-    if isinstance(parent[leaf], NamedTexts):  # Replaced, not updated.
+    if isinstance(value_of(config, key), NamedTexts):  # Replaced, not updated.
+      parent, _, leaf = key.rpartition(".")
+      parent = value_of(config, parent) if parent else config
       parent[leaf] = _NamedTextsParser().parse(overrides.pop(key))
   try:
     config.update_from_flattened_dict(overrides)
@@ -207,6 +207,13 @@ def _has(config, dotted):
       return False
     config = config[part]
   return True
+
+
+def value_of(config: ml_collections.ConfigDict, key: str) -> Any:
+  """Returns the value of a dotted key."""
+  for part in key.split("."):
+    config = config[part]
+  return config
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -398,15 +405,24 @@ class Problems:
 
   def expect(self, key: str, what: str, holds: Callable[[Any], bool]) -> None:
     """Adds an error unless the value of a dotted key passes a test."""
-    value = self._config
-    for part in key.split("."):
-      value = value[part]
+    value = value_of(self._config, key)
     try:
       ok = holds(value)
     except (TypeError, ValueError):
       ok = False
     if not ok:
       self.errors.append(f"{key} must be {what}, got {value!r}")
+
+  def expect_counts(self, *keys: str, least: int = 1) -> None:
+    """Adds an error for each key that is not a whole number from `least`."""
+    for key in keys:
+      what = f"a whole number from {least}"
+      self.expect(key, what, lambda v: v >= least and v == int(v))
+
+  def expect_numbers(self, *keys: str) -> None:
+    """Adds an error for each key that is not a finite number from 0."""
+    for key in keys:
+      self.expect(key, "a finite number from 0", lambda v: 0 <= v < math.inf)
 
   def attempt(self, function: Callable, *arguments: Any) -> None:
     """Calls a function, and adds the ValueError that it raises, if any."""

@@ -66,7 +66,8 @@ def run() -> None:
   # Orbax logs a page for each checkpoint at level info; --verbosity=0 shows it.
   logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
-  # --help shows the flags of the script, which is not this module.
+  # --help shows the text and flags of the script, which is not this module.
+  sys.modules["__main__"].__doc__ = __doc__
   for flag in (_CONFIG, *_FLAGS):
     flags.FLAGS.register_key_flag_for_module(
       sys.argv[0], flags.FLAGS[flag.name]

@@ -2,8 +2,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings for all tests: eight fake devices, no silent broadcasting."""
 
-from absl import flags
-import jax
+import os
+import pathlib
+import shutil
+import tempfile
+
+# A directory that all workers and all processes that tests start share: what
+# one has compiled, and what helpers.py trains once. Set before jax is imported.
+_SHARED = None
+if "SOUPJAX_TESTS_SHARED" not in os.environ:
+  _SHARED = tempfile.mkdtemp(prefix="soupjax_tests_")
+  os.environ |= {
+    "SOUPJAX_TESTS_SHARED": _SHARED,
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(_SHARED, "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+
+from absl import flags  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+HERE = pathlib.Path(__file__).parent
+# Files that take longest; first, so that no core waits for them at the end.
+LONG = (
+  "tasks/main_job_test.py",
+  "tasks/finetune/loop_test.py",
+  "docs_commands_test.py",
+  "tasks/cook/resume_test.py",
+  "benchmarks/digit_tasks_test.py",
+  "notebooks_test.py",
+  "tasks/finetune/resume_test.py",
+  "tasks/cook/run_test.py",
+  "tasks/cook/infer_test.py",
+  "doctest_test.py",
+  "checkpoints/mix_test.py",
+  "models/pretrained/convert_torch_test.py",
+  "soups/rules/every_rule_test.py",
+)
+# Compiling takes longer here than running what is compiled. Not in soups/,
+# whose bits are compared as users get them.
+SLOW_TO_COMPILE = ("models", "train", "evaluators", "analysis", "tasks")
 
 # Before anything starts the backend.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -12,3 +51,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Grain reads absl flags, which nobody parses under pytest.
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+  """Begins with the longest files."""
+  order = {HERE / name: k for k, name in enumerate(LONG)}
+  items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast(request):
+  """Compiles without most optimizations where that is enough."""
+  part = request.path.relative_to(HERE).parts[0]
+  if part in SLOW_TO_COMPILE:
+    jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_unconfigure():
+  """Removes the shared directory, in the process that made it."""
+  if _SHARED:
+    shutil.rmtree(_SHARED, ignore_errors=True)

@@ -11,9 +11,11 @@ import os
 import pathlib
 import re
 import shlex
+import socket
 import subprocess
 import sys
 
+import helpers
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -24,7 +26,7 @@ import pytest
 import soupjax as sj
 from soupjax.data import batch_ops, image_ops
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = helpers.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Commands that do not run here, and why.
@@ -38,7 +40,7 @@ ELSEWHERE = {
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
   # The loop of docs/streaming.md over processes.
-  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "command_test.py",
+  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "test_a_loop_runs",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # What is changed in a command, from the first pattern that matches. Others run
@@ -130,32 +132,6 @@ def get_sweep():
   for seed in range(2):
     yield {"hyper.total": "2steps", "seed": seed}
 """
-# Runs commands of the console script, each in a fork: all import once.
-RUNNER = """
-import json, os, sys, traceback
-from absl import flags
-import soupjax.main, soupjax.tasks
-for line in sys.stdin:
-  argv, log = json.loads(line)
-  child = os.fork()
-  if not child:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv, code = argv, 0
-    try:
-      soupjax.main.run()
-    except SystemExit as e:
-      code = e.code if isinstance(e.code, int) else int(e.code is not None)
-      if isinstance(e.code, str):
-        print(e.code)
-    except BaseException:
-      traceback.print_exc()
-      code = 1
-    sys.stdout.flush()
-    os._exit(code)
-  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
 def write_models(directory: pathlib.Path):
@@ -220,35 +196,16 @@ def place(tmp_path_factory):
   return path
 
 
-@pytest.fixture(scope="module")
-def shell(place):
+def run(command: str, place: pathlib.Path):
   """Runs a command as it is typed; returns its exit code and its output."""
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  # Compiles faster, which takes longer here than what is compiled.
-  environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-  runner = subprocess.Popen(
-    [sys.executable, "-c", RUNNER],
-    cwd=place,
-    env=environment,
-    text=True,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-  )
-
-  def run(command):
-    log = place / "log.txt"
-    request = json.dumps([shlex.split(command), str(log)])
-    print(request, file=runner.stdin, flush=True)
-    return int(runner.stdout.readline() or -1), log.read_text()
-
-  yield run
-  runner.stdin.close()
-  runner.wait()
+  done = helpers.soupjax(*shlex.split(command)[1:], cwd=place)
+  return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def sweeps(shell, place):
-  code, output = shell("soupjax --config=tiny.py --workdir=runs/b16 --sweep")
+def sweeps(place):
+  command = "soupjax --config=tiny.py --workdir=runs/b16 --sweep"
+  code, output = run(command, place)
   assert code == 0, output
   (place / "runs/sweep").symlink_to(place / "runs/b16")
 
@@ -256,12 +213,12 @@ def sweeps(shell, place):
 @pytest.mark.parametrize(
   "number,command", list(enumerate(HERE)), ids=lambda x: str(x)[-60:]
 )
-def test_commands_run(shell, sweeps, place, number, command):
+def test_commands_run(sweeps, place, number, command):
   short = shorter(command, first_match(SHORTER, command, []))
   # Pages write to the same places.
   short = re.sub(r"--(workdir|config\.out)=", rf"--\1=out/{number}/", short)
   (place / f"out/{number}").mkdir(parents=True)
-  code, output = shell(short)
+  code, output = run(short, place)
   assert code == 0, f"{short}\n{output}"
 
 
@@ -275,9 +232,29 @@ def test_commands_are_known():
   assert not unknown
 
 
-def test_bad_commands_are_noticed(shell):
-  code, output = shell("soupjax --config=configs/cook.py --config.nothing=1")
+def test_bad_commands_are_noticed(place):
+  command = "soupjax --config=configs/cook.py --config.nothing=1"
+  code, output = run(command, place)
   assert code and "nothing" in output
+
+
+def test_a_loop_runs(place):
+  (loop,) = [b for b in blocks(ROOT / "docs/streaming.md", "sh") if "wait" in b]
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    loop = loop.replace("12345", str(s.getsockname()[1]))
+  command = f"{shlex.quote(sys.executable)} -m soupjax.main"
+  script = f'set -euo pipefail; soupjax() {{ {command} "$@"; }}\n{loop}'
+  done = subprocess.run(
+    ["bash", "-c", script],
+    cwd=place,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("Wrote") == 1, done.stdout + done.stderr
 
 
 def in_memory(name, value):

@@ -2,11 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs name a rule, a model and an image op of a module outside soupjax."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
+import helpers
 import numpy as np
 import pytest
 
@@ -16,7 +12,6 @@ from soupjax.data import preprocess
 from soupjax.tasks import mix
 from soupjax.tasks.finetune import config as finetune_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 EXTRAS = """
 from flax import linen as nn
 import jax.numpy as jnp, numpy as np
@@ -55,40 +50,27 @@ def folder(tmp_path):
   return tmp_path
 
 
-def soupjax(folder, *arguments):
-  path = os.pathsep.join((str(ROOT), str(folder)))
-  return subprocess.run(
-    [sys.executable, "-m", "soupjax.main", *arguments],
-    env={**os.environ, "PYTHONPATH": path},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=240,
-    check=False,
-  )
-
-
 def test_a_rule(folder):
-  done = soupjax(
-    folder,
+  done = helpers.soupjax(
     "--config=configs/mix.py:extras.median",
     f"--config.ingredients={folder}/m*",
     f"--config.out={folder}/soup.npz",
     "--config.rule.scale=2",
+    path=[folder],
   )
   assert done.returncode == 0, done.stderr
   assert sj.load_params(folder / "soup.npz")["head"].tolist() == [6] * 4
 
 
 def test_a_model_and_an_image_op(folder):
-  done = soupjax(
-    folder,
+  done = helpers.soupjax(
     f"--config={folder}/config.py",
     "--config.model.name=extras.Linear",
     "--config.model.variant=",
     "--config.data.train_ops=extras.invert|value_range(-1, 1)",
     "--config.data.eval_ops=extras.invert|value_range(-1, 1)",
     f"--workdir={folder}/run",
+    path=[folder],
   )
   assert done.returncode == 0, done.stderr
   params = sj.load_params(folder / "run" / "ingredients" / "last")

@@ -118,7 +118,7 @@ def test_a_state_under_fsdp():
   "rules,problem",
   [
     ([("kernl", "fsdp")], "'kernl'"),
-    ([("kernel", "fdsp")], "'fdsp' for 'kernel' is neither"),
+    ([("kernel", "fdsp")], "'fdsp' for 'kernel'"),
     ([("kernel", ("modle",))], "'modle'"),
     ([("head/bias", ("data",))], "does not fit leaf 'head/bias'"),
     ([("head", (None, "model"))], "'head/bias' .*: it has fewer dimensions"),

@@ -76,7 +76,7 @@ def mix(
   writes its share.
 
   Args:
-    rule: from `soupjax.soups.rules`, as `rules.linear()`.
+    rule: from `soupjax.soups.rules`, such as `rules.linear()`.
     ingredients: models in any form: trees, Ingredients, paths or patterns.
     base: the model that the rule or `select` refers to, in any form.
     out: path of a new file (`*.safetensors` or `*.npz`) or Orbax directory

@@ -105,8 +105,8 @@ class TaskVector:
     """Returns `target + scale * self`.
 
     Args:
-      target: what to edit: a model in any form.
-      scale: one number, or one for each leaf, as for `rules.task_arithmetic`.
+      target: the model to edit, in any form.
+      scale: one number, or one for each leaf, as in `rules.task_arithmetic`.
       **settings: of `soupjax.mix`: `out`, `sharding`, `dtype`, `select`, ...
         The base of `select` is the target.
 

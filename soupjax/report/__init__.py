@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables, figures and one self-contained HTML page of a run's results.
 
-Names are imported on first use: the table of a finished run needs no
-matplotlib.
+Names are imported on first use, so that the table of a finished run does not
+import matplotlib.
 """
 
 import importlib
@@ -11,8 +11,8 @@ import importlib
 _PUBLIC = {
   "accuracy_plane": "figures",
   "clopper_pearson": "tables",
-  "coefficients": "figures",
-  "diagnosis_figure": "diagnosis",
+  "coefficients": "heatmaps",
+  "diagnosis_figure": "heatmaps",
   "greedy_trajectory": "figures",
   "KINDS": "results",
   "read_results": "results",

@@ -1,8 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels beside points that cover neither each other nor other points."""
+"""Labels beside points, placed so that nothing is covered."""
 
 from collections.abc import Sequence
+import itertools
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,8 +12,8 @@ import numpy as np
 
 _DISTANCES = np.array([7.0, 10.0, 15.0, 22.0, 30.0, 40.0, 52.0])  # points
 _ANGLES = np.arange(16) * np.pi / 8
-_LEADER_FROM = 12.0  # points; closer labels need no line to their point
-_PLACES = 64  # the best of each label by themselves; the others are not tried
+_LEADER_FROM = 12.0  # points; closer labels are drawn without a leader line
+_PLACES = 64  # candidates per label, the best by their own cost
 
 
 def place_labels(
@@ -24,24 +25,26 @@ def place_labels(
 ) -> None:
   """Writes each text near its point, away from the others.
 
-  Every place on a few rings around a point has a cost, and so has every pair of
-  places of two labels; the sum is lowered label by label from several starts.
+  Places on a few rings around each point have costs, and so do pairs of places.
+  Coordinate descent from several starts lowers the sum.
 
   Args:
-    axes: where; limits and layout must be final.
+    axes: the axes, with final limits and layout.
     points: (x, y) of each label, in data coordinates.
     texts: the labels.
-    obstacles: (x, y) not to be covered, in data coordinates.
+    obstacles: (x, y) that labels should not cover, in data coordinates.
     **style: properties of the texts.
   """
   if not points:
     return
   figure = axes.figure
   renderer = FigureCanvasAgg(figure).get_renderer()
-  figure.draw_without_rendering()  # runs the layout: pixels are final now
+  figure.draw_without_rendering()  # Runs the layout: pixels are final now.
   scale = figure.dpi / 72
   anchors = axes.transData.transform(np.asarray(points, float)) / scale
-  dots = np.concatenate([anchors, _visible(axes, obstacles) / scale])
+  dots = axes.transData.transform(np.asarray(obstacles, float).reshape(-1, 2))
+  dots = dots[np.isfinite(dots).all(1)] / scale
+  dots = np.concatenate([anchors, dots])
   frame = axes.get_window_extent().extents / scale
 
   halves = []
@@ -51,6 +54,8 @@ def place_labels(
     probe.remove()
     halves.append((box.width / scale / 2 + 1, box.height / scale / 2 + 0.5))
 
+  leader = {"arrowstyle": "-", "linewidth": 0.6, "color": "0.35"}
+  leader |= {"shrinkA": 0, "shrinkB": 4}
   offsets = _arrange(anchors, halves, dots, frame)
   for point, text, (dx, dy, distance) in zip(points, texts, offsets):
     axes.annotate(
@@ -62,23 +67,10 @@ def place_labels(
       va="center",
       parse_math=False,
       path_effects=[withStroke(linewidth=2.5, foreground="white")],
-      arrowprops={
-        "arrowstyle": "-",
-        "linewidth": 0.6,
-        "color": "0.35",
-        "shrinkA": 0,
-        "shrinkB": 4,
-      }
-      if distance >= _LEADER_FROM
-      else None,
+      arrowprops=leader if distance >= _LEADER_FROM else None,
       zorder=6,
       **style,
     )
-
-
-def _visible(axes, obstacles):
-  pixels = axes.transData.transform(np.asarray(obstacles, float).reshape(-1, 2))
-  return pixels[np.isfinite(pixels).all(1)]
 
 
 def _arrange(anchors, halves, dots, frame):
@@ -91,33 +83,29 @@ def _arrange(anchors, halves, dots, frame):
     best = np.argsort(cost, kind="stable")[:_PLACES]
     places.append((offsets[best], distances[best]))
     own.append(cost[best])
-  count = len(places)
   lines = [
     anchor + np.linspace(0, 1, 12)[:, None, None] * offsets
     for anchor, (offsets, _) in zip(anchors, places)
   ]
   pairs = {
     (i, j): _pair_cost(lines[i], halves[i], lines[j], halves[j])
-    for i in range(count)
-    for j in range(count)
-    if i != j
+    for i, j in itertools.permutations(range(len(places)), 2)
   }
-  chosen = _descend(own, pairs)
   return [
-    (*offsets[c], distances[c])
-    for c, (offsets, distances) in zip(chosen, places)
+    (*offsets[k], distances[k])
+    for k, (offsets, distances) in zip(_descend(own, pairs), places)
   ]
 
 
 def _rings(half):
-  """Offsets (places, 2) of a label's middle, and how far its edge is away."""
+  """Returns offsets (places, 2) of a label's middle, and its distances."""
   directions = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
   offsets = directions * (_DISTANCES[:, None, None] + half)
   return offsets.reshape(-1, 2), np.repeat(_DISTANCES, len(_ANGLES))
 
 
 def _own_cost(anchor, offsets, distances, half, others, dots, frame):
-  """(places,): off the axes, on markers, near another's point, far away."""
+  """Returns (places,) costs: outside, on markers, near others, far away."""
   centres = anchor + offsets
   low, high = centres - half, centres + half
   outside = (low < frame[:2]).any(1) | (high > frame[2:]).any(1)
@@ -128,7 +116,7 @@ def _own_cost(anchor, offsets, distances, half, others, dots, frame):
   leader = anchor + np.linspace(0, 1, 12)[:, None, None] * offsets
   to_others = np.linalg.norm(leader[:, :, None] - others, axis=-1).min(0)
   hidden += ((to_others < 6) & (distances[:, None] >= _LEADER_FROM)).sum(1)
-  # The nearest point must be its own, or readers take it for the other's.
+  # A label nearer to another point would be read as the label of that point.
   confusion = np.maximum(distances[:, None] + 6 - away, 0).sum(1)
   return (
     1000 * outside
@@ -140,27 +128,28 @@ def _own_cost(anchor, offsets, distances, half, others, dots, frame):
 
 
 def _away(points, centres, half):
-  """(places, points): distance from the box around a centre to a point."""
+  """Returns (places, points) distances from boxes around centres to points."""
   gap = np.abs(points - centres[:, None]) - half
   return np.linalg.norm(np.maximum(gap, 0), axis=-1)
 
 
 def _pair_cost(lines, half, other_lines, other_half):
-  """(places, other places): overlap, and leaders that cross text or leaders.
+  """Returns (places, other places) costs of overlaps and crossing leaders.
 
   Lines are (samples, places, 2), from the point to the middle of the label.
   """
   gap = np.abs(lines[-1][:, None] - other_lines[-1]) - half - other_half
   cost = 100.0 * (gap < 0).all(-1)
-  for line, centres, box, flip in (
-    (lines, other_lines[-1], other_half, True),
-    (other_lines, lines[-1], half, False),
-  ):
-    inside = np.abs(line[:, None] - centres[:, None]) < box
-    hits = inside.all(-1).any(0)
-    cost += 10.0 * (hits.T if flip else hits)
+  cost += 10.0 * _hits(lines, other_lines[-1], other_half).T
+  cost += 10.0 * _hits(other_lines, lines[-1], half)
   ends = lines[0][:, None], lines[-1][:, None], other_lines[0], other_lines[-1]
   return cost + 5.0 * _cross(*ends)
+
+
+def _hits(lines, centres, half):
+  """Returns (centres, lines): whether a line enters the box of a centre."""
+  inside = np.abs(lines[:, None] - centres[:, None]) < half
+  return inside.all(-1).any(0)
 
 
 def _cross(a, b, c, d):
@@ -174,14 +163,13 @@ def _cross(a, b, c, d):
 
 
 def _descend(own, pairs):
-  """The place of each label, for the lowest sum found."""
-  rng = np.random.default_rng(0)  # the same figure every time
+  """Returns the place of each label, for the lowest sum over several starts."""
+  rng = np.random.default_rng(0)  # Makes figures reproducible.
   count = len(own)
 
   def costs(i, chosen):
-    return own[i] + sum(
-      pairs[i, j][:, chosen[j]] for j in range(count) if j != i
-    )
+    others = (j for j in range(count) if j != i)
+    return own[i] + sum(pairs[i, j][:, chosen[j]] for j in others)
 
   def total(chosen):
     pair_total = sum(pairs[i, j][chosen[i], chosen[j]] for i, j in pairs)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a run: one HTML page that needs no other file."""
+"""The report of a run: one self-contained HTML page."""
 
 import base64
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from soupjax import files
-from soupjax.report import figures, sections
+from soupjax.report import figures, heatmaps, sections
 from soupjax.report.results import Results, in_words, read_run
 
 _CSS = """
@@ -63,8 +63,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes `report.html` and `figures/*.png` for a finished run.
 
-  The page embeds the figures, runs no script and loads nothing. A figure whose
-  input is missing is left out.
+  The page embeds its figures and has neither scripts nor links. A figure
+  without its input is left out.
 
   Args:
     workdir: directory of the run, with `results.jsonl`. Used if they exist:
@@ -82,29 +82,30 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """
   workdir = pathlib.Path(workdir)
   results = read_run(workdir)
-  greedy = {
-    name: trace
-    for name in results.choices.greedy
-    if (trace := _read_trace(workdir / f"soups/{name}/greedy.json", "greedy"))
-  }
-  members = _read_trace(
-    workdir / "ensembles/greedy_ensemble/greedy.json", "greedy"
+  chosen = results.choices.greedy
+
+  def read(fields, names):
+    """Reads the records of soups or ensembles that exist."""
+    paths = {key: workdir / f"{name}.json" for key, name in names.items()}
+    return {k: _read(p, fields) for k, p in paths.items() if p.is_file()}
+
+  fields = ("selected", "history")
+  greedy = read(fields, {name: f"soups/{name}/greedy" for name in chosen})
+  path = "ensembles/greedy_ensemble/greedy"
+  members = read(fields, {"greedy_ensemble": path})
+  learned = read(
+    ("names", "alphas"),
+    {
+      "Per model": "soups/learned_model/learned",
+      "Per layer": "soups/learned_layer/learned",
+    },
   )
-  learned = {
-    title: trace
-    for title, name in (
-      ("Per model", "learned_model"),
-      ("Per layer", "learned_layer"),
-    )
-    if (trace := _read_trace(workdir / f"soups/{name}/learned.json", "learned"))
-  }
-  sizes = {"greedy_ensemble": len(members["selected"])} if members else {}
   drawn = {
     "accuracy_plane": figures.accuracy_plane(results),
-    "coefficients": figures.coefficients(learned),
+    "coefficients": heatmaps.coefficients(learned),
     "wise_ft_curve": figures.wise_ft_curve(results),
   }
-  for name in results.choices.greedy:  # None removes an older picture.
+  for name in chosen:  # None removes an older picture.
     drawn[_picture_of(name)] = (
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
     )
@@ -112,59 +113,52 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     name: _save(figure, workdir / "figures" / f"{name}.png")
     for name, figure in drawn.items()
   }
+  config = workdir / "config.json"
   page = _page(
     results,
-    sizes,
+    {name: len(trace["selected"]) for name, trace in members.items()},
     greedy,
     pictures,
-    _hyperparameters(workdir, results.models("ingredient")),
-    _read_optional(workdir / "config.json"),
+    _hyperparameters(workdir / "ingredients", results.models("ingredient")),
+    files.read_json(config) if config.is_file() else None,
   )
   files.write_text(workdir / "report.html", page)
   return workdir / "report.html"
 
 
 def _picture_of(greedy: str) -> str:
-  """Names the picture of a greedy soup."""
+  """Returns the name of the picture of a greedy soup."""
   return greedy.replace("greedy", "greedy_trajectory", 1)
 
 
-def _read_optional(path: pathlib.Path) -> Any:
-  return files.read_json(path) if path.is_file() else None
-
-
-def _read_trace(path: pathlib.Path, kind: str) -> Any:
-  """Reads the record of a soup; None if there is none."""
-  trace = _read_optional(path)
-  fields = {"greedy": ("selected", "history"), "learned": ("names", "alphas")}
-  if trace is not None and not (
-    isinstance(trace, dict) and all(f in trace for f in fields[kind])
-  ):
+def _read(path: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
+  """Reads the record of a soup, or raises a ValueError without the fields."""
+  record = files.read_json(path)
+  if not isinstance(record, dict) or set(fields) - set(record):
     raise ValueError(
-      f"{path} must be an object with {' and '.join(fields[kind])}. Delete it "
-      "and cook the soup again."
+      f"{path} must be an object with {' and '.join(fields)}. Delete it and "
+      "cook the soup again."
     )
-  return trace
+  return record
 
 
 def _hyperparameters(
-  workdir: pathlib.Path, names: Sequence[str]
+  folder: pathlib.Path, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-  """Hyperparameters of the ingredients that have them on disk."""
-  folder = workdir / "ingredients"
+  """Reads the hyperparameters of the ingredients that have them on disk."""
+  # A name such as "../x" is not in this set and is not opened.
   present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-  found = {}
-  for name in names:
-    # Only names of directories that are there: "../x" is not one.
-    if name in present:
-      values = _read_optional(folder / name / "hyperparameters.json")
-      if isinstance(values, dict):
-        found[name] = values
-  return found
+  paths = {n: folder / n / "hyperparameters.json" for n in names}
+  values = {
+    name: files.read_json(path)
+    for name, path in paths.items()
+    if name in present and path.is_file()
+  }
+  return {k: v for k, v in values.items() if isinstance(v, dict)}
 
 
 def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
-  """Saves a figure, or removes what an earlier report left there."""
+  """Saves a figure; None removes the file of an earlier report."""
   if figure is None:
     path.unlink(missing_ok=True)
     return None
@@ -178,13 +172,18 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
 def _page(
   results: Results, sizes, greedy, pictures, hyperparameters, config
 ) -> str:
-  def show(name, heading, caption):
-    if pictures.get(name):
-      body.append(f"<h2>{heading}</h2>")
-      body.append(_picture(pictures[name], heading, caption))
-
   title = f"Model soups on {html.escape(results.dataset)}"
   body = [f"<h1>{title}</h1>", sections.summary(results, sizes, greedy)]
+
+  def show(name, heading, caption):
+    if png := pictures.get(name):
+      data = base64.b64encode(png).decode("ascii")
+      body.append(
+        f"<h2>{heading}</h2>\n"
+        f'<figure><img alt="{heading}" src="data:image/png;base64,{data}">\n'
+        f"<figcaption>{caption}</figcaption></figure>"
+      )
+
   show(
     "accuracy_plane",
     "Accuracy on test and under shift",
@@ -192,10 +191,9 @@ def _page(
   )
   body.append("<h2>Every split</h2>")
   body.append(sections.results_section(results, sizes))
+  metrics = results.choices.greedy
   for name, trace in greedy.items():
-    by = ""
-    if len(results.choices.greedy) > 1:
-      by = f" by {html.escape(in_words(results.choices.greedy[name]))}"
+    by = f" by {html.escape(in_words(metrics[name]))}" * (len(metrics) > 1)
     show(
       _picture_of(name),
       f"The decisions of the greedy soup{by}",
@@ -221,12 +219,4 @@ def _page(
     f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
     + "\n".join(body)
     + "\n</body>\n</html>\n"
-  )
-
-
-def _picture(png: bytes, alt: str, caption: str) -> str:
-  data = base64.b64encode(png).decode("ascii")
-  return (
-    f'<figure><img alt="{alt}" src="data:image/png;base64,{data}">\n'
-    f"<figcaption>{caption}</figcaption></figure>"
   )

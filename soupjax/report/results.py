@@ -13,19 +13,19 @@ import re
 from typing import Any
 
 KINDS = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
-SHIFTS = "shifts"  # The column that is the mean over all shifts.
+SHIFTS = "shifts"  # The name of the mean over all shifts.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-  """The metrics on minival by which a run chose; `choices.json`.
+  """Metrics on minival by which a run chose, from `choices.json`.
 
   Attributes:
     metrics: the first one ranked the ingredients.
     best: metric -> the best ingredient by it.
     greedy: name of a greedy soup -> its metric.
-    initial_head: the head of the initial model, such as "linear probe"; "" if
-      that is unknown.
+    initial_head: the head of the initial model, such as "linear probe", or ""
+      if it is unknown.
   """
 
   metrics: tuple[str, ...] = ("prec@1",)
@@ -35,9 +35,13 @@ class Choices:
   )
   initial_head: str = ""
 
+  def by(self, metric: str) -> str:
+    """Returns " by METRIC" in words; "" if the run chose by accuracy alone."""
+    return "" if self.metrics == ("prec@1",) else f" by {in_words(metric)}"
+
 
 def in_words(metric: str) -> str:
-  """Returns what texts call a metric."""
+  """Returns the name of a metric in running text."""
   return "accuracy" if metric == "prec@1" else metric
 
 
@@ -45,12 +49,12 @@ def in_words(metric: str) -> str:
 class Results:
   """Accuracies and losses of every model on every split.
 
-  A split is what follows the first slash of a dataset's name: "minival" (where
-  every choice was made), "test", and any other, which is a shift. "shifts" is
-  the unweighted mean over the shifts.
+  A split is the part after the first slash of a dataset's name: "minival", on
+  which every choice was made, "test", or else a shift. "shifts" is the
+  unweighted mean over the shifts.
 
   Attributes:
-    dataset: what comes before the slash.
+    dataset: the part before the slash.
     kinds: model -> one of `KINDS`, in the order of the file.
     splits: all splits, in the order of the file.
     cells: (model, split, metric) -> (value, number of images).
@@ -67,7 +71,7 @@ class Results:
   def from_records(
     cls, records: Iterable[Mapping[str, Any]], choices: Choices = Choices()
   ) -> "Results":
-    """Builds results from objects like the lines of `results.jsonl`.
+    """Builds results from the objects in `results.jsonl`.
 
     Args:
       records: objects with "model", "kind", "dataset", "metric", "value" and
@@ -75,33 +79,32 @@ class Results:
       choices: the metrics by which the run chose.
 
     Raises:
-      ValueError: if there are none, one is malformed or given twice (the
-        message counts from line 1), several datasets are mixed, or no
-        ingredient has a "prec@1" on minival.
+      ValueError: if a record is malformed or repeated (the message has its
+        number, from 1), several datasets are mixed, or no ingredient has a
+        "prec@1" on minival.
     """
-    dataset, kinds, splits, cells = None, {}, {}, {}
+    dataset, kinds, splits, cells = "", {}, {}, {}
     for line, record in enumerate(records, 1):
-      model, kind, place, metric, value, n = _checked(record, line)
-      prefix, split = place.split("/", 1)
-      dataset = prefix if dataset is None else dataset
+      model, kind, path, metric, value, n = _checked(record, line)
+      prefix, split = path.split("/", 1)
+      dataset = dataset or prefix
       if prefix != dataset:
         raise ValueError(
-          f"line {line}: dataset {place!r} is not one of {dataset!r}. A report "
-          "is about one dataset; write one results.jsonl for each."
+          f"line {line}: dataset {path!r} differs from {dataset!r} above. "
+          "Write one results.jsonl for each dataset."
         )
       if (model, split, metric) in cells or kinds.get(model, kind) != kind:
         raise ValueError(
-          f"line {line}: {metric} of {model!r} ({kind}) on {place!r} is given "
-          "twice, or under another kind before. Delete one line."
+          f"line {line}: {metric} of {model!r} ({kind}) on {path!r} occurs "
+          "twice, or the model has another kind above. Delete one line."
         )
       kinds[model] = kind
       splits[split] = None
       cells[model, split, metric] = value, n
-    results = cls(dataset or "", kinds, tuple(splits), cells, choices)
+    results = cls(dataset, kinds, tuple(splits), cells, choices)
     if results.best is None:
       raise ValueError(
-        "no ingredient with prec@1 on minival. Run the sweep and its "
-        "evaluation first."
+        "no ingredient has prec@1 on minival. Evaluate the ingredients first."
       )
     return results
 
@@ -115,12 +118,12 @@ class Results:
     return [m for m, k in self.kinds.items() if k == kind]
 
   def accuracy(self, model: str, split: str) -> float | None:
-    """Accuracy in percent; None if it, or a part of the mean, is missing."""
+    """Accuracy in percent; None if it, or a part of a mean, is missing."""
     if split == SHIFTS:
       parts = [self.accuracy(model, s) for s in self.shifts]
-      return (
-        None if not parts or None in parts else math.fsum(parts) / len(parts)
-      )
+      if not parts or None in parts:
+        return None
+      return math.fsum(parts) / len(parts)
     cell = self.cells.get((model, split, "prec@1"))
     return None if cell is None else 100 * cell[0]
 
@@ -131,9 +134,9 @@ class Results:
 
   @functools.cached_property
   def best(self) -> str | None:
-    """The best ingredient on minival by the first metric.
+    """The recorded best ingredient by the first metric.
 
-    Where it is not recorded: the most accurate one, ties by lower loss.
+    If none is recorded, the most accurate one on minival, ties by lower loss.
     """
     recorded = self.choices.best.get(self.choices.metrics[0])
     if recorded in self.kinds:
@@ -144,25 +147,22 @@ class Results:
       loss = math.inf if math.isnan(loss) else loss
       return -self.accuracy(model, "minival"), loss
 
-    ingredients = [
-      m
-      for m in self.models("ingredient")
-      if self.accuracy(m, "minival") is not None
-    ]
-    return min(ingredients, key=rank, default=None)
+    ingredients = self.models("ingredient")
+    known = [m for m in ingredients if self.images(m, "minival") is not None]
+    return min(known, key=rank, default=None)
 
   @functools.cached_property
   def wise_ft(self) -> dict[float, str]:
-    """Interpolation coefficient -> model, ascending; 0 is the pretrained."""
-    found = {}
-    for model in self.models("interpolation"):
-      if match := re.fullmatch(r"wise_ft_(\d+(?:\.\d+)?)", model):
-        found[float(match[1])] = model
-    return dict(sorted(found.items()))
+    """Coefficient -> model, ascending; 0 is the initial model."""
+    matches = (
+      re.fullmatch(r"wise_ft_(\d+(?:\.\d+)?)", model)
+      for model in self.models("interpolation")
+    )
+    return dict(sorted((float(m[1]), m[0]) for m in matches if m))
 
 
 def _checked(record, line: int):
-  """Returns the fields of a record; raises a ValueError for a bad one."""
+  """Returns the fields of a record, or raises a ValueError with its line."""
   fields = ("model", "kind", "dataset", "metric", "value", "n")
   if not isinstance(record, Mapping):
     raise ValueError(f"line {line}: expected an object, got {record!r}.")
@@ -170,8 +170,8 @@ def _checked(record, line: int):
     raise ValueError(f"line {line}: {', '.join(missing)} missing.")
   model, kind, dataset, metric, value, n = (record[f] for f in fields)
 
-  def fail(what, got):
-    raise ValueError(f"line {line}: {what}, got {got!r}.")
+  def fail(expected, value):
+    raise ValueError(f"line {line}: {expected}, got {value!r}.")
 
   for field in fields[:4]:
     if not isinstance(record[field], str) or not record[field]:
@@ -193,25 +193,22 @@ def read_run(workdir: str | os.PathLike) -> Results:
   """Reads `results.jsonl` and `choices.json` of a directory.
 
   Raises:
-    ValueError: as `read_results`, or if `choices.json` is malformed.
+    ValueError: if a file is malformed, or `results.jsonl` is missing or empty.
   """
   workdir = pathlib.Path(workdir)
   path, choices = workdir / "choices.json", Choices()
   if path.is_file():
     try:
-      choices = _choices(json.loads(path.read_text("utf-8")))
+      values = json.loads(path.read_text("utf-8"))
+      choices = Choices(
+        metrics=tuple(values["metrics"]) or ("prec@1",),
+        best=dict(values["best"]),
+        greedy=dict(values["greedy"]),
+        initial_head=str(values["initial_head"]),
+      )
     except (ValueError, TypeError, KeyError) as e:
       raise ValueError(f"{path} is damaged ({e}): delete it.") from e
   return read_results(workdir / "results.jsonl", choices)
-
-
-def _choices(values: Mapping[str, Any]) -> Choices:
-  return Choices(
-    metrics=tuple(values["metrics"]) or ("prec@1",),
-    best=dict(values["best"]),
-    greedy=dict(values["greedy"]),
-    initial_head=str(values["initial_head"]),
-  )
 
 
 def read_results(
@@ -221,14 +218,12 @@ def read_results(
 
   Raises:
     ValueError: if the file is missing, empty or malformed, naming the line, or
-      does not make sense; see `Results.from_records`.
+      `Results.from_records` rejects it.
   """
   path = pathlib.Path(path)
+  run = f"Run `soupjax --config=CONFIG --workdir={path.parent}`"
   if not path.is_file():
-    raise ValueError(
-      f"{path} does not exist. Run `soupjax --config=CONFIG "
-      f"--workdir={path.parent}` first: it writes it."
-    )
+    raise ValueError(f"{path} does not exist. {run} first.")
   records = []
   for line, text in enumerate(path.read_text("utf-8").splitlines(), 1):
     try:
@@ -236,10 +231,7 @@ def read_results(
     except json.JSONDecodeError as e:
       raise ValueError(f"{path}, line {line}: not JSON: {e}.") from e
   if not records:
-    raise ValueError(
-      f"{path} is empty. Run `soupjax --config=CONFIG "
-      f"--workdir={path.parent}` to the end."
-    )
+    raise ValueError(f"{path} is empty. {run} to the end.")
   try:
     return Results.from_records(records, choices)
   except ValueError as e:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings, colours and limits that all figures share."""
+"""Settings, colours and axis limits that all figures share."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 DPI = 200
-# Of Okabe and Ito; shapes of markers tell the same in grey print.
+# Colours of Okabe and Ito. Marker shapes carry the same information in print.
 BLUE, GREEN, ORANGE = "#0072B2", "#009E73", "#D55E00"
 _STYLE = {
   "axes.axisbelow": True,
@@ -32,7 +32,7 @@ _STYLE = {
 
 
 def styled(function: Callable) -> Callable:
-  """Draws with the style of the report, and leaves the settings as found."""
+  """Decorates a function that draws, for the style of the report."""
 
   @functools.wraps(function)
   def wrapper(*args, **kwargs):
@@ -43,16 +43,17 @@ def styled(function: Callable) -> Callable:
 
 
 def frame(
-  keep: Sequence[float], rest: Sequence[float], unit: float = 1.0
+  inside: Sequence[float], rest: Sequence[float], unit: float = 1.0
 ) -> tuple[float, float]:
-  """Axis limits for all of `keep` and what of `rest` is not far below.
+  """Returns axis limits for all of `inside` and most of `rest`.
 
-  One ingredient that diverged must not squeeze the others into a corner. `unit`
-  is what counts as a small difference: a point of accuracy.
+  Values of `rest` far below the others are left out, so that one diverged
+  ingredient does not squeeze the others into a corner. `unit` is a small
+  difference on this scale, such as a point of accuracy.
   """
-  values = np.asarray([*keep, *rest], float)
+  values = np.asarray([*inside, *rest], float)
   quarter, three = np.percentile(values, [25, 75])
-  floor = min(min(keep), quarter - max(3 * (three - quarter), 5 * unit))
+  floor = min(min(inside), quarter - max(3 * (three - quarter), 5 * unit))
   shown = values[values >= floor]
   margin = max(0.08 * (shown.max() - shown.min()), 0.2 * unit)
   return shown.min() - margin, shown.max() + margin

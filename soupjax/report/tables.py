@@ -27,7 +27,7 @@ class Row:
 
   Attributes:
     label: its name in the table.
-    models: the model; all ingredients for their mean.
+    models: the model, or all ingredients for their mean.
     kind: "mean", "best" or one of `results.KINDS`.
     cost: inference cost, in models run per image; None if unknown.
   """
@@ -37,21 +37,29 @@ class Row:
   kind: str
   cost: int | None = 1
 
+  def _values(self, results: Results, split: str) -> list[float]:
+    values = (results.accuracy(m, split) for m in self.models)
+    return [v for v in values if v is not None]
+
   def accuracy(self, results: Results, split: str) -> float | None:
-    """Accuracy in percent, or None; a mean is over the models that have it."""
-    values = [results.accuracy(m, split) for m in self.models]
-    values = [v for v in values if v is not None]
+    """Accuracy in percent, averaged over the models that have one, or None."""
+    values = self._values(results, split)
     return math.fsum(values) / len(values) if values else None
 
   def spread(self, results: Results, split: str) -> float | None:
     """Standard deviation over several models, in points."""
-    values = [results.accuracy(m, split) for m in self.models]
-    values = [v for v in values if v is not None]
+    values = self._values(results, split)
     return statistics.stdev(values) if len(values) > 1 else None
+
+  def gain(self, results: Results, split: str) -> float | None:
+    """Points above the best ingredient, or None."""
+    best = results.accuracy(results.best, split)
+    value = self.accuracy(results, split)
+    return None if value is None or best is None else value - best
 
 
 def label(model: str, kind: str, results: Results) -> str:
-  """Names an initial model, a soup or an ensemble in words."""
+  """Describes an initial model, a soup or an ensemble in words."""
   choices = results.choices
   if model == "pretrained" and choices.initial_head:
     return f"Initial: {choices.initial_head}"
@@ -67,53 +75,52 @@ def is_labelled(model: str, results: Results) -> bool:
 
 
 def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
-  """The rows of the table, from the pretrained model to the ensembles.
+  """Returns the rows of the table, from the initial model to the ensembles.
 
   Args:
     results: the results.
-    sizes: members of an ensemble, by its name, where known. The one called
-      "ensemble" has all ingredients.
+    sizes: ensemble -> number of members, where known. The one called "ensemble"
+      has all ingredients.
   """
-  ingredients = results.models("ingredient")
-  sizes = {"ensemble": len(ingredients), **(sizes or {})}
-  out = [
-    Row(label=label(m, "pretrained", results), models=(m,), kind="pretrained")
-    for m in _ordered(results.models("pretrained"), results)
-  ]
-  out.append(mean_row(results))
-  metrics, best = results.choices.metrics, results.choices.best
-  bests = {results.best: metrics[0]}
-  for metric in metrics[1:]:
-    if best.get(metric) in results.kinds:
-      bests.setdefault(best[metric], metric)
-  for model, metric in bests.items():
-    by = "" if metrics == ("prec@1",) else f" by {in_words(metric)}"
-    kind = "best" if model == results.best else "ingredient"
-    out.append(
-      Row(label=f"Best ingredient{by} ({model})", models=(model,), kind=kind)
-    )
-  for model in _ordered(results.models("soup"), results):
-    out.append(
-      Row(label=label(model, "soup", results), models=(model,), kind="soup")
-    )
-  if 0.5 in results.wise_ft:
-    out.append(
+  mean, choices = mean_row(results), results.choices
+  sizes = {"ensemble": len(mean.models), **(sizes or {})}
+
+  def of_kind(kind):
+    # Models with a label come first, in the order of the labels.
+    names = ["pretrained", "uniform", *choices.greedy, *LABELS]
+    names = dict.fromkeys([*names, *results.models(kind)])
+    return [
       Row(
-        label="WiSE-FT, alpha 0.5",
-        models=(results.wise_ft[0.5],),
-        kind="interpolation",
-      )
-    )
-  for model in _ordered(results.models("ensemble"), results):
-    out.append(
-      Row(
-        label=label(model, "ensemble", results),
+        label=label(model, kind, results),
         models=(model,),
-        kind="ensemble",
-        cost=sizes.get(model),
+        kind=kind,
+        cost=sizes.get(model) if kind == "ensemble" else 1,
       )
+      for model in names
+      if results.kinds.get(model) == kind
+    ]
+
+  metrics = {results.best: choices.metrics[0]}
+  for metric in choices.metrics[1:]:
+    if choices.best.get(metric) in results.kinds:
+      metrics.setdefault(choices.best[metric], metric)
+  best = [
+    Row(
+      label=f"Best ingredient{choices.by(metric)} ({model})",
+      models=(model,),
+      kind="best" if model == results.best else "ingredient",
     )
-  return out
+    for model, metric in metrics.items()
+  ]
+  middle = [
+    Row(label="WiSE-FT, alpha 0.5", models=(model,), kind="interpolation")
+    for alpha, model in results.wise_ft.items()
+    if alpha == 0.5
+  ]
+  soups = of_kind("soup")
+  return [
+    *of_kind("pretrained"), mean, *best, *soups, *middle, *of_kind("ensemble")
+  ]  # fmt: skip
 
 
 def mean_row(results: Results) -> Row:
@@ -122,19 +129,12 @@ def mean_row(results: Results) -> Row:
   return Row(label="Mean ingredient", models=ingredients, kind="mean")
 
 
-def _ordered(models: list[str], results: Results) -> list[str]:
-  """Sorts models with a label first, in the order of the labels."""
-  order = ["pretrained", "uniform", *results.choices.greedy, *LABELS]
-  known = [m for m in dict.fromkeys(order) if m in models]
-  return known + [m for m in models if m not in known]
-
-
 def one_run_note(results: Results) -> str:
-  """Says that one run proves little, and where there is more evidence."""
+  """Returns a warning about results of a single run, with its remedy."""
   text = (
     "This is one run, and one run proves little: another seed can turn the "
+    "order of two close models around."
   )
-  text += "order of two close models around."
   if results.dataset.partition(":")[0] == "digits_row":
     return (
       f"{text} The table over 20 seeds, with paired differences and intervals, "
@@ -144,16 +144,27 @@ def one_run_note(results: Results) -> str:
 
 
 def cost_text(row: Row, results: Results, times: str = "x") -> str:
-  """Inference cost, like "16x"; a bound if it is not known."""
+  """Returns the inference cost, such as "16x"; an upper bound if unknown."""
   if row.cost is None:
     return f"up to {len(results.models('ingredient'))}{times}"
   return f"{row.cost}{times}"
 
 
+def interval(
+  results: Results, model: str, split: str
+) -> tuple[float, float] | None:
+  """Returns the 95 % interval in percent; None for a mean over shifts."""
+  value, n = results.accuracy(model, split), results.images(model, split)
+  if value is None or n is None:
+    return None
+  low, high = clopper_pearson(round(value / 100 * n), n)
+  return 100 * low, 100 * high
+
+
 def clopper_pearson(
   correct: int, n: int, level: float = 0.95
 ) -> tuple[float, float]:
-  """The exact binomial confidence interval of a fraction.
+  """Returns the exact binomial confidence interval of a fraction.
 
   Args:
     correct: successes.
@@ -176,18 +187,16 @@ def clopper_pearson(
       "need 0 <= correct <= n, n >= 1 and 0 < level < 1, got "
       f"correct={correct}, n={n}, level={level}."
     )
-  from scipy import stats  # It takes long to import.
+  from scipy.stats import beta  # Slow to import.
 
-  tail = (1 - level) / 2
-  low = stats.beta.ppf(tail, correct, n - correct + 1) if correct else 0.0
-  high = (
-    stats.beta.ppf(1 - tail, correct + 1, n - correct) if correct < n else 1.0
-  )
+  tail, wrong = (1 - level) / 2, n - correct
+  low = beta.ppf(tail, correct, wrong + 1) if correct else 0.0
+  high = beta.ppf(1 - tail, correct + 1, wrong) if wrong else 1.0
   return float(low), float(high)
 
 
 def signed(points: float, minus: str = "-") -> str:
-  """A difference with its sign and one decimal; no sign for zero.
+  """Formats a difference with its sign and one decimal; zero has no sign.
 
   Examples:
     >>> signed(1.24), signed(-0.5), signed(-0.04)
@@ -200,43 +209,38 @@ def signed(points: float, minus: str = "-") -> str:
 def results_table(
   results: Results, sizes: Mapping[str, int] | None = None
 ) -> str:
-  """The results as plain text of at most 100 columns, in percent.
+  """Formats the results as plain text of at most 100 columns, in percent.
 
   Args:
     results: the results.
-    sizes: members of an ensemble, by its name, where known.
+    sizes: ensemble -> number of members, where known.
 
   Returns:
     One line per row of `rows`: inference cost, accuracy on minival, test and
     the mean over shifts, and the differences on test and shifts from the best
     ingredient, in points. Ends without a newline.
   """
-  width = 36
-  best = Row(label="", models=(results.best,), kind="best")
-  splits = ("minival", "test", SHIFTS)
-  shifts = f"{len(results.shifts)} shifts"
-  metrics = results.choices.metrics
-  single = metrics == ("prec@1",)
+  width, shifts = 36, f"{len(results.shifts)} shifts"
   titles = ("cost", "minival", "test", shifts, "d(test)", "d(shifts)")
   lines = ["".join([" " * width, *(f"{t:>10}" for t in titles)])]
   lines.append("-" * len(lines[0]))
   for row in rows(results, sizes):
-    values = [row.accuracy(results, s) for s in splits]
-    cells = ["-" if v is None else f"{v:.1f}" for v in values]
-    for value, split in zip(values[1:], splits[1:]):
-      bar = best.accuracy(results, split)
-      known = value is not None and bar is not None
-      cells.append(signed(value - bar) if known else "-")
+    values = [row.accuracy(results, s) for s in ("minival", "test", SHIFTS)]
+    gains = [row.gain(results, s) for s in ("test", SHIFTS)]
+    cells = [
+      cost_text(row, results),
+      *("-" if v is None else f"{v:.1f}" for v in values),
+      *("-" if g is None else signed(g) for g in gains),
+    ]
     name = "".join(c if c.isprintable() else "?" for c in row.label)
     name = name if len(name) <= width else name[: width - 3] + "..."
-    cells = [cost_text(row, results), *cells]
     lines.append("".join([f"{name:<{width}}", *(f"{c:>10}" for c in cells)]))
-  lines.append(lines[1])
-  lines.append(
+  choices = results.choices
+  lines += [
+    lines[1],
     "Percent correct. d: points above the best ingredient"
-    + ("" if single else f" by {in_words(metrics[0])}")
-    + ". Choices were made on"
-    "\nminival, none on test. cost: models run per image."
-  )
-  lines += textwrap.wrap(one_run_note(results), 100)
+    f"{choices.by(choices.metrics[0])}. Choices were made on",
+    "minival, none on test. cost: models run per image.",
+    *textwrap.wrap(one_run_note(results), 100),
+  ]
   return "\n".join(line.rstrip() for line in lines)

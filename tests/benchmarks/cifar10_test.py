@@ -11,7 +11,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
-from soupjax.tasks.finetune import loop
+from soupjax.tasks.finetune import job
 from soupjax.tasks.finetune import run as finetune
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def test_the_config_reads_tar_files(tmp_path, pretrain):
   config = config_lib.load(
     CONFIG, arg, **{"data.train": "train", "data.minival": "minival"}
   )
-  train, minival = loop.open_data(config)
+  train, minival = job.open_data(config)
   assert len(train) == len(minival) == 20
   assert sorted(train.label(i) for i in range(20)) == sorted([*range(10)] * 2)
   decode = sj.data.Preprocess("")

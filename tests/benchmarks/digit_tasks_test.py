@@ -47,8 +47,6 @@ def run_all(workdir):
     "PYTHONPATH": f"{FOLDER}:{FOLDER.parents[1]}",
     "JAX_NUM_CPU_DEVICES": "1",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   code = SCRIPT.format(settings=settings, workdir=str(workdir))
   done = subprocess.run(

@@ -5,11 +5,11 @@
 import json
 import pathlib
 
+import helpers
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import workers
 
 import soupjax as sj
 from soupjax import sharding
@@ -19,7 +19,9 @@ WORKER = pathlib.Path(__file__).with_name("mix_processes_worker.py")
 
 
 def run_processes(count: int, argument: str, logs: pathlib.Path) -> None:
-  workers.run(WORKER, logs, argument, count=count, seconds=120, HARD="110")
+  helpers.run_workers(
+    WORKER, logs, argument, count=count, seconds=120, HARD="110"
+  )
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 
-import fake_images
+import helpers
 import numpy as np
 import pytest
 
@@ -21,7 +21,7 @@ class Jpegs(data.Source):
     self.damaged = damaged
 
   def _read(self, index):
-    image = fake_images.encoded(index)
+    image = helpers.encoded_image(index)
     return image[:40] if index in self.damaged else image, index % 3
 
 

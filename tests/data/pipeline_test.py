@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 
-import fake_images
+import helpers
 import numpy as np
 import pytest
 
@@ -25,7 +25,7 @@ class Numbered(data.Source):
 
   def _read(self, index):
     if index in self.damaged:
-      return fake_images.encoded(0)[: 300 if index % 2 else 40], index % 5
+      return helpers.encoded_image(0)[: 300 if index % 2 else 40], index % 5
     return np.full((8, 8, 3), index, np.uint8), index % 5
 
 
@@ -36,7 +36,7 @@ class Varied(data.Source):
     super().__init__("varied", size, 3)
 
   def _read(self, index):
-    return fake_images.encoded(index), index % 3
+    return helpers.encoded_image(index), index % 3
 
 
 def numbers(batches, key="images"):
@@ -119,7 +119,7 @@ def test_neighbouring_seeds_do_not_share_epochs():
 def test_augmentation_differs_between_epochs_and_examples():
   source = data.from_dataset(
     data.Dataset(
-      "same", np.stack([fake_images.image(0)] * 4), np.zeros(4, np.int32)
+      "same", np.stack([helpers.fake_image(0)] * 4), np.zeros(4, np.int32)
     ),
     1,
   )
@@ -337,7 +337,7 @@ def test_evaluation_refuses_randomness():
 
 
 def test_corrupt_file_of_a_folder(tmp_path):
-  fake_images.write_folder(tmp_path, {"ant": 5, "bee": 5})
+  helpers.write_image_folder(tmp_path, {"ant": 5, "bee": 5})
   path = tmp_path / "bee" / "02.jpg"
   path.write_bytes(path.read_bytes()[:200])
   source = data.open_source(f"folder:{tmp_path}", "all")

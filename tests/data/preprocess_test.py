@@ -4,13 +4,13 @@ import io
 import pickle
 import sys
 
-import fake_images
+import helpers
 import numpy as np
 from PIL import Image
 import pytest
 
 from soupjax import data
-from soupjax.data import image_ops, preprocess, randaug
+from soupjax.data import image_ops, preprocess
 from soupjax.data.preprocess import CorruptImage, Preprocess
 
 
@@ -106,8 +106,8 @@ def test_without_operations_only_decodes():
   chain = Preprocess("")
   assert not chain.random_ops
   np.testing.assert_array_equal(chain(MAP), MAP)
-  png = fake_images.encoded(3, "PNG")
-  np.testing.assert_array_equal(chain(png), fake_images.image(3))
+  png = helpers.encoded_image(3, "PNG")
+  np.testing.assert_array_equal(chain(png), helpers.fake_image(3))
 
 
 # Decoding
@@ -116,7 +116,7 @@ def test_without_operations_only_decodes():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_everything_becomes_rgb(mode):
   file = io.BytesIO()
-  image = Image.fromarray(fake_images.image(0)).convert(mode)
+  image = Image.fromarray(helpers.fake_image(0)).convert(mode)
   image.save(file, "TIFF")
   out = Preprocess("")(file.getvalue())
   np.testing.assert_array_equal(out, np.asarray(image.convert("RGB")))
@@ -145,7 +145,7 @@ def test_floats_and_wide_integers_have_no_range_and_are_refused(high):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
 def test_damage_is_a_corrupt_image_whatever_the_format(kind):
-  whole = fake_images.encoded(1, kind)
+  whole = helpers.encoded_image(1, kind)
   preprocess.decode(whole)
   for damaged in (whole[: len(whole) // 2], whole[:9], b"", b"<html>"):
     with pytest.raises(CorruptImage):
@@ -197,7 +197,7 @@ def test_opencv_gives_the_pixels_that_pillow_gives(opencv, encoded):
 
 def test_what_is_no_plain_jpeg_is_left_to_pillow(opencv):
   for encoded in (
-    fake_images.encoded(1, "PNG"),
+    helpers.encoded_image(1, "PNG"),
     jpeg(mode="L"),
     jpeg(mode="CMYK"),
     jpeg(progressive=True),
@@ -259,7 +259,7 @@ def test_arrays_and_pillow_images_come_out_the_same(opencv, text):
   chain, by_pillow = Preprocess(text), Preprocess(text)
   by_pillow._opencv = False
   grey = np.broadcast_to(MAP[..., :1], MAP.shape)  # As sources give it.
-  for image in (jpeg(), turned(), MAP, grey, fake_images.encoded(2, "PNG")):
+  for image in (jpeg(), turned(), MAP, grey, helpers.encoded_image(2, "PNG")):
     for seed in range(4):
       out = chain(image, rng(seed))
       expected = by_pillow(image, rng(seed))
@@ -273,190 +273,3 @@ def test_other_methods_do_without_opencv(monkeypatch):
   chain = Preprocess("inception_crop(16)|flip_lr(1.0)|resize(8)")
   for image in (jpeg(), MAP):
     assert chain(image, rng()).shape == (8, 8, 3)
-
-
-# Operations
-
-
-def test_inception_crop_takes_boxes_within_its_ranges():
-  areas, ratios = [], []
-  for seed in range(300):
-    out = np.asarray(
-      image_ops.inception_crop(
-        Image.fromarray(MAP), rng(seed), 64, 20, 80, (0.5, 2.0)
-      )
-    ).astype(float)
-    assert out.shape == (64, 64, 3)
-    # From the first to the last pixel centre are 63 / 64 of the box.
-    height = (out[-1, :, 0].mean() - out[0, :, 0].mean()) * 64 / 63
-    width = (out[:, -1, 1].mean() - out[:, 0, 1].mean()) * 64 / 63
-    areas.append(height * width / (200 * 250))
-    ratios.append(width / height)
-  assert 0.18 < min(areas) < 0.25 and 0.7 < max(areas) < 0.85
-  assert 0.45 < min(ratios) < 0.6 and 1.6 < max(ratios) < 2.1
-
-
-def test_inception_crop_of_all_is_a_resize():
-  image = Image.fromarray(MAP)
-  out = image_ops.inception_crop(image, rng(), (20, 30), 100, 100, (1.25, 1.25))
-  np.testing.assert_array_equal(out, image_ops.resize(image, (20, 30)))
-  # A box that never fits: the whole image.
-  thin = Image.fromarray(MAP[:2])
-  out = image_ops.inception_crop(thin, rng(), 8, 100, 100)
-  np.testing.assert_array_equal(out, image_ops.resize(thin, 8))
-
-
-def test_linear_takes_its_box_and_does_not_smooth():
-  pytest.importorskip("cv2", reason="OpenCV is an extra")
-  image = Image.fromarray(MAP)
-  out = np.asarray(
-    image_ops._resized(image, (10, 20), "linear", (50, 100, 70, 110))
-  )
-  np.testing.assert_array_equal(out, MAP[100:110, 50:70])
-  # Every second column: a smoothing method would give grey.
-  stripes = Image.fromarray(
-    np.tile(np.array([[[0] * 3, [255] * 3]], np.uint8), (8, 6, 1))
-  )
-  third = np.asarray(image_ops.resize(stripes, (8, 4), "linear"))
-  np.testing.assert_array_equal(third[0, :, 0], [255, 0, 255, 0])
-
-
-def test_linear_without_opencv_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, "cv2", None)
-  image_ops.opencv.cache_clear()
-  with pytest.raises(ValueError, match=r"soupjax\[opencv\]"):
-    Preprocess("resize(8, 'linear')")
-
-
-def test_resize_small_keeps_the_aspect():
-  image = Image.fromarray(MAP)
-  assert image_ops.resize_small(image, 100).size == (125, 100)
-  assert image_ops.resize_small(image.transpose(2), 100).size == (100, 125)
-  wide = Image.fromarray(MAP[:3])
-  assert image_ops.resize_small(wide, 1).size == (83, 1)
-
-
-def test_central_crop_is_central_and_pads_with_black():
-  out = np.asarray(image_ops.central_crop(Image.fromarray(MAP), (100, 50)))
-  np.testing.assert_array_equal(out, MAP[50:150, 100:150])
-  out = np.asarray(image_ops.central_crop(Image.fromarray(MAP), (220, 250)))
-  np.testing.assert_array_equal(out[10:210], MAP)
-  assert not out[:10].any() and not out[210:].any()
-
-
-def test_random_crop_reaches_every_place():
-  image = Image.fromarray(MAP[:6, :6])
-  places = set()
-  for seed in range(400):
-    out = np.asarray(image_ops.random_crop(image, rng(seed), 4, padding=1))
-    padded = np.pad(MAP[:6, :6], ((1, 1), (1, 1), (0, 0)))
-    found = [
-      (y, x)
-      for y in range(5)
-      for x in range(5)
-      if np.array_equal(padded[y : y + 4, x : x + 4], out)
-    ]
-    assert len(found) == 1
-    places.update(found)
-  assert len(places) == 25
-
-
-def test_flip():
-  image = Image.fromarray(MAP)
-  flipped = [
-    np.array_equal(image_ops.flip_lr(image, rng(s)), MAP[:, ::-1])
-    for s in range(200)
-  ]
-  assert 70 < sum(flipped) < 130
-  np.testing.assert_array_equal(image_ops.flip_lr(image, rng(), 0.0), MAP)
-
-
-def test_value_range():
-  out = image_ops.value_range(Image.fromarray(MAP), -1, 1)
-  np.testing.assert_allclose(out, MAP / 127.5 - 1, atol=1e-6)
-  assert out.dtype == np.float32
-
-
-# RandAugment
-
-
-def test_no_layers_change_nothing():
-  image = Image.fromarray(fake_images.image(0))
-  assert randaug.randaug(image, rng(), 0, 30) is image
-
-
-def test_every_operation_is_drawn_and_keeps_the_size(monkeypatch):
-  drawn = []
-
-  def spy(k):
-    return lambda image, level, sign: drawn.append((k, level, sign)) or image
-
-  monkeypatch.setattr(randaug, "_OPS", tuple(map(spy, range(14))))
-  image = Image.fromarray(fake_images.image(0))
-  for seed in range(200):
-    randaug.randaug(image, rng(seed), 3, 15)
-  assert len(drawn) == 600
-  assert {k for k, _, _ in drawn} == set(range(14))
-  assert {level for _, level, _ in drawn} == {1.5}
-  assert {sign for _, _, sign in drawn} == {-1, 1}
-
-
-def test_there_are_the_fourteen_of_the_paper():
-  assert len(randaug._OPS) == 14
-
-
-@pytest.mark.parametrize("k", range(14))
-def test_operations_work_at_every_magnitude(k):
-  pixels = fake_images.image(5)
-  image = Image.fromarray(pixels)
-  for level in (0.0, 0.5, 1.0, 3.0):
-    for sign in (-1, 1):
-      out = randaug._OPS[k](image, level, sign)
-      assert out.size == image.size and out.mode == "RGB"
-      # Only what has no strength may change an image at magnitude 0.
-      if level == 0 and k not in (1, 2):
-        np.testing.assert_array_equal(np.asarray(out), pixels)
-      # Stretching the contrast need not change an image that has all of it.
-      if level == 1 and k not in (0, 1):
-        assert not np.array_equal(np.asarray(out), pixels)
-
-
-def test_strengths_at_magnitude_10():
-  image = Image.fromarray(MAP)
-  # Posterize keeps 4 bits; all of it is solarized.
-  np.testing.assert_array_equal(randaug._posterize(image, 1, 1), MAP & 0xF0)
-  np.testing.assert_array_equal(randaug._solarize(image, 1, 1), 255 - MAP)
-  moved = np.asarray(randaug._translate_x(image, 1, 1))
-  np.testing.assert_allclose(moved[:, :130, 1], MAP[:, 112:242, 1] + 1, atol=1)
-  assert (moved[:, 140:] == 128).all()
-  rotated = np.asarray(randaug._rotate(image, 1, 1))
-  expected = np.asarray(image.rotate(30, Image.BILINEAR, fillcolor=(128,) * 3))
-  np.testing.assert_array_equal(rotated, expected)
-  sheared = np.asarray(randaug._shear_x(image, 1, 1))
-  row = 100
-  np.testing.assert_allclose(
-    sheared[row, :200, 1].astype(float), np.arange(200) + 0.3 * row, atol=1.5
-  )
-
-
-def test_standardize_takes_mean_and_deviation():
-  image = np.full((2, 2, 3), 255, np.uint8)
-  image[0, 0] = 0
-  found = Preprocess('standardize("clip")')(image)
-  assert found.dtype == np.float32
-  mean, deviation = map(np.array, image_ops.STATISTICS["clip"])
-  np.testing.assert_allclose(found[0, 0], -mean / deviation, rtol=1e-6)
-  np.testing.assert_allclose(found[1, 1], (1 - mean) / deviation, rtol=1e-6)
-  with pytest.raises(ValueError, match="'jft'.* clip, imagenet"):
-    Preprocess('standardize("jft")')
-  with pytest.raises(ValueError, match="must be last"):
-    Preprocess("standardize|flip_lr")
-
-
-def test_standardize_takes_statistics_of_ones_own():
-  image = np.full((4, 4, 3), (51, 102, 255), np.uint8)
-  found = Preprocess("standardize((0.1, 0.2, 0.5), (0.1, 0.2, 0.25))")(image)
-  np.testing.assert_allclose(found[0, 0], [1, 1, 2], rtol=1e-5)
-  for text in ("(0.1, 0.2), (1, 1)", "(1, 1, 1), (0, 1, 1)", "(1, 1, 1)"):
-    with pytest.raises(ValueError, match="mean and a (positive )?deviation"):
-      Preprocess(f"standardize({text})")

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-import joining
+import helpers
 import numpy as np
 
 
@@ -48,7 +48,7 @@ def greedy_soups(process: int, count: int) -> list[list]:
 
 def main(out: str) -> None:
   """Writes the decisions of each process."""
-  joining.join()
+  helpers.join_workers()
   import jax
 
   results = greedy_soups(jax.process_index(), jax.process_count())

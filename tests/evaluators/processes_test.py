@@ -6,7 +6,7 @@ import importlib.util
 import json
 import pathlib
 
-import workers
+import helpers
 
 WORKER = pathlib.Path(__file__).with_name("early_rejection_worker.py")
 
@@ -16,7 +16,7 @@ def test_two_processes_decide_what_one_does(tmp_path):
   worker = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(worker)
   expected = worker.greedy_soups(0, 1)
-  workers.run(WORKER, tmp_path, str(tmp_path), seconds=120)
+  helpers.run_workers(WORKER, tmp_path, str(tmp_path), seconds=120)
   two = [
     json.loads((tmp_path / f"decisions_{k}.json").read_text()) for k in (0, 1)
   ]

@@ -4,7 +4,7 @@
 
 import json
 
-import fake_run
+import helpers
 import pytest
 
 from soupjax import report
@@ -20,16 +20,16 @@ CHOICES = {
 
 @pytest.fixture
 def workdir(tmp_path):
-  fake_run.write_run(tmp_path)
-  lines = fake_run.records()
-  lines += fake_run.records_of("greedy_prec1", "soup", 0.97, 0.955, 0.79)
-  fake_run.write_results(tmp_path, lines)
+  helpers.write_run(tmp_path)
+  lines = helpers.records()
+  lines += helpers.records_of("greedy_prec1", "soup", 0.97, 0.955, 0.79)
+  helpers.write_results(tmp_path, lines)
   names = [f"ingredient_{k:02d}" for k in range(4)]
   for soup, metric, scores in (
     ("greedy", "loss", [-0.2, -0.3, -0.1, -0.15]),
     ("greedy_prec1", "prec@1", None),
   ):
-    trace = fake_run.greedy_trace(names, scores) | {"metric": metric}
+    trace = helpers.greedy_trace(names, scores) | {"metric": metric}
     path = tmp_path / "soups" / soup / "greedy.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(trace))
@@ -69,7 +69,7 @@ def test_the_page_has_the_decisions_of_each_greedy_soup(workdir):
 
 @pytest.mark.parametrize("dataset", ["digits", "digits_row:3"])
 def test_one_run_proves_little(dataset):
-  lines = fake_run.records()
+  lines = helpers.records()
   for line in lines:
     line["dataset"] = line["dataset"].replace("digits", dataset)
   table = report.results_table(report.Results.from_records(lines))

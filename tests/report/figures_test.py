@@ -4,7 +4,7 @@ import itertools
 import subprocess
 import sys
 
-import fake_run
+import helpers
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -18,7 +18,7 @@ NAMES = [f"ingredient_{i:02d}" for i in range(4)]
 
 
 def results(**kwargs):
-  return report.Results.from_records(fake_run.records(**kwargs))
+  return report.Results.from_records(helpers.records(**kwargs))
 
 
 def legend(figure):
@@ -41,16 +41,16 @@ def test_plane_places_and_names_models():
 
 
 def test_plane_is_not_squeezed_by_one_bad_ingredient():
-  lines = fake_run.records(12)
-  lines += fake_run.records_of("bad", "ingredient", 0.1, 0.1, 0.1)
+  lines = helpers.records(12)
+  lines += helpers.records_of("bad", "ingredient", 0.1, 0.1, 0.1)
   axes = report.accuracy_plane(report.Results.from_records(lines)).axes[0]
   assert axes.get_xlim()[0] > 80 and axes.get_ylim()[0] > 60
   assert "1 ingredient below the frame" in [t.get_text() for t in axes.texts]
 
 
 def test_plane_shows_a_soup_however_bad():
-  lines = fake_run.records(12)
-  lines += fake_run.records_of("bad", "soup", 0.1, 0.1, 0.1)
+  lines = helpers.records(12)
+  lines += helpers.records_of("bad", "soup", 0.1, 0.1, 0.1)
   axes = report.accuracy_plane(report.Results.from_records(lines)).axes[0]
   assert axes.get_xlim()[0] < 10 and axes.get_ylim()[0] < 10
 
@@ -58,14 +58,14 @@ def test_plane_shows_a_soup_however_bad():
 def test_figures_that_cannot_be_drawn():
   assert report.accuracy_plane(results(shifts=())) is None
   assert len(report.wise_ft_curve(results(shifts=())).axes) == 1
-  plain = fake_run.records_of("a", "ingredient", 0.9, 0.9, 0.9)
+  plain = helpers.records_of("a", "ingredient", 0.9, 0.9, 0.9)
   assert report.wise_ft_curve(report.Results.from_records(plain)) is None
   assert report.coefficients({}) is None
   assert report.greedy_trajectory({"history": [], "selected": []}) is None
 
 
 def test_greedy_trajectory():
-  trace = fake_run.greedy_trace(NAMES, [0.9, 0.91, 0.905, 0.91])
+  trace = helpers.greedy_trace(NAMES, [0.9, 0.91, 0.905, 0.91])
   figure = report.greedy_trajectory(trace)
   axes = figure.axes[0]
   (bar,) = axes.patches
@@ -82,16 +82,16 @@ def test_greedy_trajectory():
   ]
 
 
-def test_greedy_trajectory_marks_what_is_below_the_frame():
+def test_greedy_trajectory_marks_scores_below_the_frame():
   names = [f"ingredient_{i:02d}" for i in range(8)]
   scores = [0.9, 0.91, 0.9, 0.9, 0.9, 0.9, 0.9, 0.2]
-  axes = report.greedy_trajectory(fake_run.greedy_trace(names, scores)).axes[0]
+  axes = report.greedy_trajectory(helpers.greedy_trace(names, scores)).axes[0]
   assert axes.get_ylim()[0] > 80
   assert "20.0" in [t.get_text() for t in axes.texts]
 
 
-def test_greedy_trajectory_of_a_score_that_is_no_fraction():
-  trace = fake_run.greedy_trace(NAMES, [-0.5, -0.4, -0.6, -0.3])
+def test_greedy_trajectory_of_scores_that_are_not_fractions():
+  trace = helpers.greedy_trace(NAMES, [-0.5, -0.4, -0.6, -0.3])
   axes = report.greedy_trajectory(trace).axes[0]
   assert axes.get_ylabel() == "Held-out score"
   np.testing.assert_allclose(axes.patches[0].get_data().values[-1], -0.3)
@@ -101,8 +101,8 @@ def test_greedy_trajectory_of_a_score_that_is_no_fraction():
 def test_coefficients_mark_the_uniform_soup():
   figure = report.coefficients(
     {
-      "model": fake_run.learned_trace(NAMES),
-      "layer": fake_run.learned_trace(NAMES, ("a", "b")),
+      "model": helpers.learned_trace(NAMES),
+      "layer": helpers.learned_trace(NAMES, ("a", "b")),
     }
   )
   one, many, bar = figure.axes
@@ -128,8 +128,8 @@ def test_sizes(size):
   names = [f"ingredient_{i:02d}" for i in range(size)]
   report.accuracy_plane(results(size=size)).draw_without_rendering()
   for figure in (
-    report.greedy_trajectory(fake_run.greedy_trace(names)),
-    report.coefficients({"x": fake_run.learned_trace(names)}),
+    report.greedy_trajectory(helpers.greedy_trace(names)),
+    report.coefficients({"x": helpers.learned_trace(names)}),
   ):
     figure.draw_without_rendering()
     ticks = figure.axes[0].get_xticklabels()
@@ -140,13 +140,13 @@ def test_sizes(size):
 
 def test_names_are_not_mathematics(tmp_path):
   names = ["$x^$", "$\\frac{$", "$y$", "_a"]
-  lines = fake_run.records_of("$\\soup{$", "soup", 0.9, 0.9, 0.9)
+  lines = helpers.records_of("$\\soup{$", "soup", 0.9, 0.9, 0.9)
   for name in names:
-    lines += fake_run.records_of(name, "ingredient", 0.9, 0.9, 0.9)
+    lines += helpers.records_of(name, "ingredient", 0.9, 0.9, 0.9)
   for figure in (
     report.accuracy_plane(report.Results.from_records(lines)),
-    report.greedy_trajectory(fake_run.greedy_trace(names)),
-    report.coefficients({"$\\x{$": fake_run.learned_trace(names, ("$\\x{$",))}),
+    report.greedy_trajectory(helpers.greedy_trace(names)),
+    report.coefficients({"$\\x{$": helpers.learned_trace(names, ("$\\x{$",))}),
   ):
     figure.savefig(tmp_path / "figure.png", dpi=40)
 
@@ -169,7 +169,7 @@ def test_settings_and_backend_are_left_alone(tmp_path):
   before = dict(matplotlib.rcParams)
   report.accuracy_plane(results())
   assert dict(matplotlib.rcParams) == before
-  fake_run.write_run(tmp_path)
+  helpers.write_run(tmp_path)
   code = (
     "import sys; from soupjax import report; "
     f"report.write_report({str(tmp_path)!r}); "

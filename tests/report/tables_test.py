@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-import fake_run
+import helpers
 import pytest
 from scipy import stats
 
@@ -22,7 +22,7 @@ def test_interval_out_of_range(correct, n, level):
 
 
 def test_rows_are_in_order_with_their_cost():
-  results = Results.from_records(fake_run.records()[::-1])
+  results = Results.from_records(helpers.records()[::-1])
   every = tables.rows(results, {"greedy_ensemble": 3})
   assert [(r.label, r.cost) for r in every] == [
     ("Initial model", 1),
@@ -40,31 +40,31 @@ def test_rows_are_in_order_with_their_cost():
 
 
 def test_mean_ingredient():
-  results = Results.from_records(fake_run.records())
+  results = Results.from_records(helpers.records())
   mean = tables.rows(results)[1]
   assert mean.accuracy(results, "minival") == pytest.approx(95.5)
   assert mean.spread(results, "minival") == pytest.approx(1)
-  one = Results.from_records(fake_run.records(1))
+  one = Results.from_records(helpers.records(1))
   assert tables.rows(one)[1].spread(one, "minival") is None
 
 
 def test_table():
-  lines = fake_run.records()
-  lines += fake_run.records_of("long\n" * 9, "soup", 0.9, 0.9, 0.7)
+  lines = helpers.records()
+  lines += helpers.records_of("long\n" * 9, "soup", 0.9, 0.9, 0.7)
   text = results_table(Results.from_records(lines))
   assert all(len(line) <= 100 for line in text.splitlines())
-  found = {line[:20].strip(): line.split()[-6:] for line in text.splitlines()}
+  cells = {line[:20].strip(): line.split()[-6:] for line in text.splitlines()}
   # cost, minival, test, shifts, difference on test, difference on shifts.
-  assert found["Greedy soup"] == ["1x", "97.5", "96.0", "81.0", "+1.0", "+5.0"]
-  assert found["Uniform soup"][-2:] == ["-1.0", "+4.0"]
-  assert found["Best ingredient (ing"][-2:] == ["0.0", "0.0"]
-  assert found["Ensemble of all"][0] == "4x"
+  assert cells["Greedy soup"] == ["1x", "97.5", "96.0", "81.0", "+1.0", "+5.0"]
+  assert cells["Uniform soup"][-2:] == ["-1.0", "+4.0"]
+  assert cells["Best ingredient (ing"][-2:] == ["0.0", "0.0"]
+  assert cells["Ensemble of all"][0] == "4x"
   assert "up to 4x" in text
   assert "3 shifts" in text.splitlines()[0]
 
 
 def test_table_without_shifts():
-  text = results_table(Results.from_records(fake_run.records(shifts=())))
+  text = results_table(Results.from_records(helpers.records(shifts=())))
   (line,) = (t for t in text.splitlines() if t.startswith("Greedy soup"))
   assert line.split()[-5:] == ["97.5", "96.0", "-", "+1.0", "-"]
 

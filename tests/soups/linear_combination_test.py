@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Equal coefficients give equal bits, whoever asks and on any mesh."""
 
+import helpers
 import jax
 import numpy as np
 import pytest
 
 import soupjax as sj
-from tests.soups import toy_models
 
 RNG = np.random.default_rng(0)
 MESH = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -81,12 +81,12 @@ def test_interpolation(models, alpha, sharding):
 
 @pytest.mark.parametrize("base", [False, True], ids=["mean", "base"])
 def test_learned_coefficients_do_not_depend_on_the_mesh(base):
-  pool = toy_models.POOL
+  pool = helpers.POOL
   settings = {"base": pool[0]} if base else {}
   soups = [
     sj.learned_soup(
       pool[base:],
-      toy_models.loss_of,
+      helpers.loss_of,
       steps=10,
       sharding=sharding,
       **settings,

@@ -2,39 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import pathlib
-import subprocess
-import sys
 
+import helpers
 import ml_collections
 import numpy as np
 import pytest
-import workers
 
 import soupjax as sj
 from soupjax.tasks import command, mix
 
-ROOT = pathlib.Path(__file__).parents[2]
-MIX = str(ROOT / "configs" / "mix.py")
-
-
-def soupjax(*arguments, **options):
-  return subprocess.run(
-    [sys.executable, "-m", "soupjax.main", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
-    **options,
-  )
+MIX = str(helpers.ROOT / "configs" / "mix.py")
 
 
 def test_main_is_short():
-  assert len((ROOT / "soupjax/main.py").read_text().splitlines()) <= 80
+  assert len((helpers.ROOT / "soupjax/main.py").read_text().splitlines()) <= 80
 
 
 def test_help_lists_tasks_and_flags():
-  text = soupjax("--help").stdout
+  text = helpers.soupjax("--help").stdout
   for word in ("--config", "--workdir", "--sweep_index", "fine-tuning"):
     assert word in text
 
@@ -87,7 +72,7 @@ def test_bad_commands_are_named(task, flags, culprit):
   ],
 )
 def test_bad_flags_end_with_one_message(arguments, culprit):
-  done = soupjax(*arguments)
+  done = helpers.soupjax(*arguments)
   assert done.returncode == 1 and culprit in done.stderr, done.stderr
   assert "Traceback" not in done.stderr
 
@@ -128,7 +113,7 @@ def test_two_processes_mix_into_one_file(tmp_path):
     f"--config.ingredients={tmp_path}/m?.safetensors",
     "--config.block_bytes=65536",
   ]
-  workers.run(
+  helpers.run_workers(
     pathlib.Path(__file__).with_name("command_worker.py"),
     tmp_path,
     *flags,

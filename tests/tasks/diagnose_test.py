@@ -4,7 +4,7 @@
 
 import json
 
-import finetuning
+import helpers
 import pytest
 
 import soupjax as sj
@@ -12,12 +12,12 @@ from soupjax import config as config_lib
 from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
 
-CONFIG = str(finetuning.ROOT / "configs" / "diagnose.py")
+CONFIG = str(helpers.ROOT / "configs" / "diagnose.py")
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  return finetuning.three_members(tmp_path_factory.mktemp("diagnose") / "sweep")
+def sweep():
+  return helpers.three_members()
 
 
 def config_of(sweep, **changes):

@@ -3,17 +3,12 @@
 """The three commands of the main job, shrunk: kills change no result."""
 
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 
+import helpers
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-DIGITS = f"--config={ROOT / 'configs' / 'finetune' / 'digits.py'}"
+DIGITS = f"--config={helpers.DIGITS}"
 SHORT = (
   *("--config.model.depth=1", "--config.steps_per_call=5"),
   "--config.checkpoint=5steps",
@@ -24,7 +19,7 @@ TESTS = ("test", "noise", "new_writers")
 
 def commands(workdir: pathlib.Path) -> dict[str, list[str]]:
   base, sweep = workdir / "pretrained", workdir / "sweep"
-  arguments = {
+  return {
     "pretrain": [
       *(f"{DIGITS}:pretrain,runlocal", f"--workdir={base}", *SHORT),
       "--config.hyper.total=40steps",
@@ -34,58 +29,25 @@ def commands(workdir: pathlib.Path) -> dict[str, list[str]]:
       f"--config.init.path={base / 'ingredients' / 'last'}",
     ],
     "cook": [
-      f"--config={ROOT / 'configs' / 'cook.py'}:sweep={sweep}",
+      f"--config={helpers.COOK_CONFIG}:sweep={sweep}",
       f"--workdir={workdir / 'soups'}",
       f"--config.tests={','.join(f'{name}={name}' for name in TESTS)}",
       *("--config.cook.learned.steps=3", "--config.cook.wise_ft_points=3"),
     ],
   }
-  start = [sys.executable, "-m", "soupjax.main"]
-  return {name: [*start, *words] for name, words in arguments.items()}
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  # Not the eight devices of the other tests.
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  return env | {
-    "PYTHONPATH": str(ROOT),
-    "JAX_NUM_CPU_DEVICES": "1",
-    # Half of a run would be compilation.
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
-
-
-def finish(command, env) -> str:
-  done = subprocess.run(
-    command, env=env, capture_output=True, text=True, timeout=280
-  )
+def finish(arguments) -> None:
+  done = helpers.soupjax(*arguments)
   assert done.returncode == 0, done.stderr[-2000:]
-  return done.stdout
-
-
-def kill_when(command, env, workdir, pattern) -> None:
-  """Starts a command, and kills it (-9) once there is such a file."""
-  process = subprocess.Popen(
-    command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  )
-  deadline = time.monotonic() + 200
-  while not any(workdir.glob(pattern)):
-    assert process.poll() is None, f"it ended before there was {pattern}"
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, environment):
+def done(tmp_path_factory):
   """One unbroken run of the three commands."""
   workdir = tmp_path_factory.mktemp("unbroken")
-  for command in commands(workdir).values():
-    finish(command, environment)
+  for arguments in commands(workdir).values():
+    finish(arguments)
   return workdir
 
 
@@ -100,15 +62,13 @@ KILLS = {
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_with_the_same_results(
-  done, environment, tmp_path
-):
+def test_killed_anywhere_it_ends_with_the_same_results(done, tmp_path):
   workdir = tmp_path / "killed"
-  for name, command in commands(workdir).items():
+  for name, arguments in commands(workdir).items():
     for pattern in KILLS[name]:
       if not any(workdir.glob(pattern)):
-        kill_when(command, environment, workdir, pattern)
-    finish(command, environment)
+        helpers.kill_soupjax_when(workdir, pattern, *arguments)
+    finish(arguments)
   expected = (done / "soups" / "results.jsonl").read_bytes()
   assert (workdir / "soups" / "results.jsonl").read_bytes() == expected
   assert not [p for p in workdir.rglob("*tmp*") if p.is_dir()]
@@ -139,12 +99,12 @@ def test_every_model_is_evaluated_on_everything(done):
 
 
 @pytest.mark.slow
-def test_a_finished_run_does_nothing_again(done, environment):
+def test_a_finished_run_does_nothing_again(done):
   stamps = {
     path: path.stat().st_mtime_ns
     for path in done.rglob("*")
     if path.is_file() and "lock" not in path.name
   }
-  for command in commands(done).values():
-    finish(command, environment)
+  for arguments in commands(done).values():
+    finish(arguments)
   assert stamps == {path: path.stat().st_mtime_ns for path in stamps}

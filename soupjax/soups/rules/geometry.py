@@ -146,8 +146,9 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
     values = {}
     for leaf, gram in _grams(reader, scope, thresholds.gram).items():
       ratio = stock_ratio(gram, mean_angle=compat == "fusion_bench")
-      ones = np.ones(reader.count)
-      values[leaf] = compensated.delta_coefficients(ones, ratio / reader.count)
+      values[leaf] = compensated.delta_coefficients(
+        np.ones(reader.count), ratio / reader.count
+      )
     return values
 
   return Rule(

@@ -24,7 +24,7 @@ from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import infer
 from soupjax.tasks.finetune import config as finetune_config
-from soupjax.tasks.finetune import loop as finetune
+from soupjax.tasks.finetune import step as finetune_step
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
@@ -136,7 +136,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   if start is not None:
     initial = adapt(start)
     check_ingredients([*ingredients, initial])
-  shapes = finetune.abstract_params(config, model)
+  shapes = finetune_step.abstract_params(config, model)
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches on the devices, drawn from memory or read ahead by Grain.
 
-Both draw the same examples at the same step, so a run may change from one to
-the other when it is started again.
+Both draw the same examples at the same step, so a run that is started again may
+change from one to the other.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,10 @@ class Batches:
   """Batches of one member, or of several that are trained side by side."""
 
   def __init__(self, mesh, loaders, steps: int, held: "HeldOnDevices | None"):
-    """Use `open_batches`."""
+    """Wraps one loader for each member; see `open_batches`."""
     self._mesh, self._loaders, self._steps = mesh, loaders, steps
     self._held = held
-    members = ("member",) * (len(loaders) > 1)
-    self._axes = (None, *members, "data")
+    self._axes = (None, *["member"] * (len(loaders) > 1), "data")
 
   def next(self) -> tuple[jax.Array, jax.Array]:
     """Returns the images and labels of the next call.
@@ -37,10 +36,10 @@ class Batches:
     """
     if self._held is not None:
       indices = [loader.next_indices(self._steps) for loader in self._loaders]
-      return self._held.take(_beside(indices), self._axes)
-    read = [[next(x) for _ in range(self._steps)] for x in self._loaders]
+      return self._held.take(_joined(indices), self._axes)
+    drawn = [[next(x) for _ in range(self._steps)] for x in self._loaders]
     batch = {
-      key: _beside([_stack([b[key] for b in batches]) for batches in read])
+      key: _joined([_stacked([b[key] for b in batches]) for batches in drawn])
       for key in ("images", "labels")
     }
     batch = put_batch(self._mesh, batch, self._axes)
@@ -51,7 +50,7 @@ class Batches:
     return [loader.get_state() for loader in self._loaders]
 
   def set_state(self, states: Sequence[dict[str, Any]]) -> None:
-    """Goes to the position of an earlier `get_state`."""
+    """Continues from the position of an earlier `get_state`."""
     for loader, state in zip(self._loaders, states):
       loader.set_state(state)
 
@@ -61,42 +60,35 @@ class Batches:
       loader.close()
 
 
-def _stack(arrays):
+def _stacked(arrays):
   return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
 
-def _beside(arrays):
+def _joined(arrays):
   """Joins members along a second axis."""
   return arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=1)
 
 
 class HeldOnDevices:
-  """A decoded train set, whole on every device or, if large, on each host."""
+  """A decoded train set, copied to every device or, if large, kept on hosts."""
 
   def __init__(self, mesh, held: in_memory.Held, room: float):
     """Moves the set to the devices if it takes at most `room` bytes there."""
     self._mesh = mesh
     self._arrays = held.images, held.labels
     self._takers: dict[Any, Any] = {}
-    count = 1
-    if mesh.devices.flat[0].platform == "cpu":  # They share one memory.
-      count = len(mesh.local_devices)
-    self._on_devices = count * held.images.nbytes <= room
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    copies = len(mesh.local_devices) if cpu else 1  # In one memory.
+    self._on_devices = copies * held.images.nbytes <= room
     if self._on_devices:
       everywhere = sharding.replicated(mesh)
-      self._arrays = tuple(
-        _place(np.asarray(array), everywhere) for array in self._arrays
-      )
+      self._arrays = tuple(_place(x, everywhere) for x in self._arrays)
 
   def take(self, indices: np.ndarray, axes) -> tuple[jax.Array, jax.Array]:
     """Gathers examples, sharded along `axes`, by index over all processes."""
     place = sharding.along(self._mesh, *axes)
     if not self._on_devices:
-      images, labels = self._arrays
-      return (
-        _place(indices, place, lambda part: images[part]),
-        _place(indices, place, lambda part: labels[part]),
-      )
+      return tuple(_place(indices, place, x.__getitem__) for x in self._arrays)
     if axes not in self._takers:
       self._takers[axes] = jax.jit(
         lambda images, labels, at: (images[at], labels[at]),
@@ -114,7 +106,7 @@ def _place(array, place, read=lambda part: part) -> jax.Array:
 
 
 def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
-  """Holds the train set in memory where the config and its size allow it.
+  """Decodes the train set into memory if the config and its size allow it.
 
   Args:
     config: with `data.in_memory`, `data.cache_gb` and `data.train_ops`.
@@ -122,22 +114,22 @@ def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
     mesh: of the devices.
 
   Returns:
-    The decoded set, or None where Grain is to read it.
+    The decoded set, or None if Grain should read it.
 
   Raises:
     ValueError: if `data.in_memory` is set and the set does not fit, or
       `data.train_ops` draws random numbers.
   """
-  wanted, ops = config.data.in_memory, settings.ops(config, "train_ops")
-  if wanted is False:
+  required, ops = config.data.in_memory, settings.ops(config, "train_ops")
+  if required is False:
     return None
-  if wanted:
+  if required:
     in_memory.check_deterministic(ops)
   elif data.Preprocess(ops).random_ops:
     return None
   needed, room = in_memory.bytes_needed(train, ops), config.data.cache_gb * 1e9
   if needed > room:
-    if wanted:
+    if required:
       raise ValueError(
         f"data.in_memory: {train.name} takes {needed:,} bytes decoded, more "
         f"than data.cache_gb={config.data.cache_gb:g} ({room:,.0f} bytes). "
@@ -145,7 +137,7 @@ def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
       )
     return None
   stats = mesh.local_devices[0].memory_stats() or {}
-  # An accelerator's memory is for the model first.
+  # Most of an accelerator's memory is left to the model.
   room = min(room, stats.get("bytes_limit", np.inf) / 5)
   return HeldOnDevices(mesh, in_memory.hold(train, ops), room)
 
@@ -157,15 +149,14 @@ def open_batches(job, configs: Sequence[Any]) -> Batches:
     job: of the sweep; keeps train sets that are held in memory.
     configs: one a member.
   """
-  texts = {settings.ops(config, "train_ops") for config in configs}
-  holder = None
-  if len(texts) == 1:
-    (text,) = texts
-    if text not in job.held:
-      job.held[text] = hold(configs[0], job.train, job.mesh)
-    holder = job.held[text]
-  loaders = [_loader(job.train, config, holder) for config in configs]
-  return Batches(job.mesh, loaders, configs[0].steps_per_call, holder)
+  ops, *others = {settings.ops(config, "train_ops") for config in configs}
+  held = None
+  if not others:
+    if ops not in job.held:
+      job.held[ops] = hold(configs[0], job.train, job.mesh)
+    held = job.held[ops]
+  loaders = [_loader(job.train, config, held) for config in configs]
+  return Batches(job.mesh, loaders, configs[0].steps_per_call, held)
 
 
 def _loader(train, config, held):

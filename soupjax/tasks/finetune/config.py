@@ -1,10 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a fine-tuning run: defaults, checks, derived values."""
+"""Settings of a fine-tuning run: defaults, derived values, checks."""
 
 from collections.abc import Sequence
 import json
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -18,24 +17,15 @@ from soupjax.data import batch_ops
 from soupjax.train import losses, optimizers, schedules
 from soupjax.train import step as train_step
 
-# Keys that all members of a sweep share: they start from the same weights, or
-# they cannot be averaged.
-SHARED = ("task", "init", "probe", "model", "population", "sharding", "tests")
-SHARED += tuple(
-  f"data.{name}"
-  for name in (
-    "name",
-    "data_dir",
-    "train",
-    "minival",
-    "minival_per_class",
-    "eval_ops",
-    "image_size",
-    "num_classes",
-    "num_train",
-  )  # fmt: skip
+# Keys that all members of a sweep share, so that they start from the same
+# weights and can be averaged.
+SHARED = (
+  *("task", "init", "probe", "model", "population", "sharding", "tests"),
+  *("data.name", "data.data_dir", "data.train", "data.minival"),
+  *("data.minival_per_class", "data.eval_ops", "data.image_size"),
+  *("data.num_classes", "data.num_train"),
 )
-# Exceptions, which change no weights of the start.
+# Exceptions below `SHARED`, which change no weights of the start.
 FREE = ("model.dropout", "model.stochastic_depth")
 
 
@@ -43,7 +33,7 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns the settings that all configs of this task have."""
   c = ml_collections.ConfigDict()
   c.task = "finetune"
-  c.seed = 0  # Of data order, augmentation and dropout; not of the start.
+  c.seed = 0  # Of data order, augmentation and dropout, but not of the start.
   # Test sets by name, "SPLIT" or "DATASET/SPLIT". Fine-tuning records them for
   # cooking and never opens them.
   c.tests = ml_collections.ConfigDict()
@@ -52,16 +42,16 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.name = ""
   c.data.data_dir = ""
   c.data.train = "train"
-  c.data.minival = ""  # A split, or empty for a part of train:
+  c.data.minival = ""  # A split; empty takes minival_per_class from train.
   c.data.minival_per_class = 26
   c.data.num_classes = 1000
-  c.data.num_train = 0  # For --dry_run; 0 is unknown before data is opened.
+  c.data.num_train = 0  # For --dry_run, which opens no data; 0 is unknown.
   c.data.image_size = 224
   c.data.batch_size = 512
-  c.data.eval_batch_size = 0  # 0 is batch_size.
+  c.data.eval_batch_size = 0  # 0 means batch_size.
   c.data.num_workers = 0
-  # Hold the decoded train set in memory, where train_ops draw no random
-  # numbers: True, False, or unset for "if it takes at most cache_gb".
+  # Whether the decoded train set is kept in memory, which needs train_ops
+  # without random numbers; unset: if it takes at most cache_gb.
   c.data.in_memory = ml_collections.config_dict.placeholder(bool)
   c.data.cache_gb = 8.0
   c.data.train_ops = (
@@ -69,8 +59,8 @@ def default_config() -> ml_collections.ConfigDict:
     "randaug({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)"
   )
   c.data.eval_ops = "resize({image_size})|value_range(-1, 1)"
-  # Augmentation of batches on the devices. A name in braces is a key of hyper,
-  # and traced; an operation whose names are 0 in all members is left out.
+  # Augmentation of batches on the devices. A name in braces is a key of hyper
+  # and is traced; an operation whose names are 0 in all members is left out.
   c.data.batch_ops = "erasing({erasing})|mixup({mixup})|cutmix({cutmix})"
   # Values of the names in train_ops.
   c.data.augment = ml_collections.ConfigDict()
@@ -90,12 +80,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.init.seed = 0
 
   c.probe = ml_collections.ConfigDict()
-  c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the head as it is.
+  c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the initial head.
   c.probe.l2 = 1e-3
   c.probe.max_examples = 0  # Evenly spread over train; 0 is all.
 
-  # All of these are traced: a sweep over them compiles once. A config may add
-  # keys of its own for the names in data.batch_ops.
+  # All of these are traced, so that a sweep over them compiles once. A config
+  # may add keys for the names in data.batch_ops.
   c.hyper = ml_collections.ConfigDict()
   c.hyper.learning_rate = 3e-5
   c.hyper.weight_decay = 0.1
@@ -110,31 +100,29 @@ def default_config() -> ml_collections.ConfigDict:
   c.hyper.layer_decay = 1.0
   c.hyper.l2_sp = 0.0
   c.hyper.sam_rho = 0.0
-  c.hyper.ema = ()  # Decays, as (0.999, 0.9999999).
+  c.hyper.ema = ()  # Decays, such as (0.999, 0.9999999).
 
   c.loss = "softmax"  # Or "sigmoid", or a registered or imported one.
   c.freeze = ()  # Regular expressions of leaves.
-  c.decay = (
-    "."  # Regular expression of the leaves that weight decay applies to.
-  )
+  c.decay = "."  # Regular expression of the leaves with weight decay.
   c.accumulate = 1  # Parts of a batch, one after another.
-  # Steps in one call of the devices: worth it where a step takes milliseconds.
-  # Ingredients along the run are saved at multiples of it.
+  # Steps in one call of the devices; more than one helps if a step takes only
+  # milliseconds. Ingredients along the run are saved at multiples of it.
   c.steps_per_call = 1
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"
   c.optimizer.clip_norm = 1.0
 
   c.log = "50steps"
-  c.checkpoint = "1000steps"  # To go on from after a kill.
+  c.checkpoint = "1000steps"  # Train states, to resume from.
   c.ingredients = ""  # Also along the run, every "1epochs"; empty: at the end.
-  c.population = 0  # Members of a sweep trained at once; 0 one by one.
+  c.population = 0  # Members of a sweep that are trained at once; 0 is one.
 
   c.sharding = ml_collections.ConfigDict()
   c.sharding.mesh = {"data": -1}
   c.sharding.preset = "replicated"  # Or "fsdp", "tensor".
-  # Pairs of a regular expression and a rule that come before the preset's; see
-  # `sharding.of_state`.
+  # Pairs of a regular expression and a rule, tried before those of the preset;
+  # see `sharding.of_state`.
   c.sharding.rules = ()
   c.sharding.fsdp_min_size = 2**20
   return c
@@ -168,7 +156,7 @@ def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
   preset = config.sharding.preset
   if preset not in presets:
     raise ValueError(
-      f"sharding.preset={preset!r} is none of {', '.join(presets)}."
+      f"sharding.preset={preset!r} must be one of {', '.join(presets)}."
     )
   return [*(tuple(pair) for pair in config.sharding.rules), *presets[preset]]
 
@@ -181,8 +169,8 @@ def ops(config: ml_collections.ConfigDict, which: str) -> str:
     return config.data[which].format(**values)
   except (KeyError, IndexError, ValueError) as e:
     raise ValueError(
-      f"data.{which}={config.data[which]!r} has a place for {e}; there are "
-      f"only {', '.join(values)}."
+      f"data.{which}={config.data[which]!r} names {e} in braces. The names are "
+      f"{', '.join(values)}."
     ) from e
 
 
@@ -197,6 +185,14 @@ def off(configs: Sequence[ml_collections.ConfigDict]) -> tuple[str, ...]:
   """Names the hyperparameters of `data.batch_ops` that are 0 in all configs."""
   values = [op_values(config) for config in configs]
   return tuple(sorted(k for k in values[0] if not any(v[k] for v in values)))
+
+
+def shared_options(
+  configs: Sequence[ml_collections.ConfigDict],
+) -> dict[str, Any]:
+  """Returns the options of `compile_step` that depend on all members."""
+  l2_sp = any(config.hyper.l2_sp > 0 for config in configs)
+  return {"off": off(configs), "l2_sp": l2_sp}
 
 
 def build_augment(config: ml_collections.ConfigDict, off: Sequence[str] = ()):
@@ -226,29 +222,21 @@ def rounded_up(size: int, devices: int) -> int:
 
 
 def steps(config, key: str, num_train: int | None) -> int:
-  """Returns a duration of the config, as "hyper.total", in steps."""
-  value = config
-  for part in key.split("."):
-    value = value[part]
+  """Returns a duration of the config, such as "hyper.total", in steps."""
   return config_lib.steps(
-    value,
+    config_lib.value_of(config, key),
     batch_size=config.data.batch_size,
     num_examples=num_train,
     name=key,
   )
 
 
-def total_steps(config, num_train: int | None) -> int:
-  """Returns the length of a run in steps."""
-  return steps(config, "hyper.total", num_train)
-
-
 def check_lengths(config, num_train: int, name: str) -> None:
   """Checks that durations fit together.
 
   Raises:
-    ValueError: if warmup and cooldown exceed the run, so that the peak rate
-      would never be reached, or ingredients are due within a call.
+    ValueError: if warmup and cooldown exceed the run, or ingredients are due
+      within a call.
   """
   if config.ingredients:
     every = steps(config, "ingredients", num_train)
@@ -273,36 +261,25 @@ def hyper(config, num_train: int) -> train_step.Hyper:
   """Turns `config.hyper` into numpy arrays, durations into steps."""
   for_ops = op_values(config)
   values = {k: v for k, v in config.hyper.to_dict().items() if k not in for_ops}
-  total = total_steps(config, num_train)
+  total = steps(config, "hyper.total", num_train)
   for name in ("total", "warmup", "cooldown"):
-    count = steps(config, f"hyper.{name}", num_train)
-    values[f"{name}_steps"] = min(count, total)  # Of 0 steps, all are 0.
     del values[name]
-  return jax.tree.map(
-    np.asarray, train_step.Hyper.of(op_values=for_ops, **values)
-  )
+    count = steps(config, f"hyper.{name}", num_train)
+    values[f"{name}_steps"] = min(count, total)
+  hyper = train_step.Hyper.of(op_values=for_ops, **values)
+  return jax.tree.map(np.asarray, hyper)
 
 
 def static(config, *, off: Sequence[str], l2_sp: bool) -> str:
-  """Serialises what a compiled step depends on: equal text, same step."""
-  return json.dumps(
-    {
-      "model": config.model.to_dict(),
-      "optimizer": config.optimizer.to_dict(),
-      "loss": config.loss,
-      "freeze": list(config.freeze),
-      "decay": config.decay,
-      "accumulate": config.accumulate,
-      "batch_size": config.data.batch_size,
-      "batch_ops": config.data.batch_ops,
-      "steps_per_call": config.steps_per_call,
-      "sam": config.hyper.sam_rho > 0,
-      "num_ema": len(config.hyper.ema),
-      "off": list(off),
-      "l2_sp": l2_sp,
-    },
-    sort_keys=True,
-  )
+  """Serialises the settings of a compiled step; equal texts share one step."""
+  keys = ("model", "optimizer", "loss", "freeze", "decay", "accumulate")
+  keys += ("data.batch_size", "data.batch_ops", "steps_per_call")
+  values = config_lib.to_dict(config)
+  parts = [
+    *(config_lib.value_of(values, key) for key in keys),
+    *(config.hyper.sam_rho > 0, len(config.hyper.ema), list(off), l2_sp),
+  ]
+  return json.dumps(parts, sort_keys=True)
 
 
 def member_config(
@@ -317,14 +294,10 @@ def member_config(
     shared = any(key == s or key.startswith(f"{s}.") for s in SHARED)
     if shared and key not in FREE:
       raise ValueError(
-        f"Member {k} of the sweep changes {key}: members must share their "
-        "start, or their weights cannot be averaged. Use another --workdir."
+        f"Member {k} of the sweep changes {key}, but members must start from "
+        "the same weights to be averaged. Use another --workdir."
       )
   return config_lib.updated(config, overrides, what=f"Member {k} of the sweep")
-
-
-def _loss(config):
-  return losses.LOSSES.get(config.loss)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -335,44 +308,31 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   problems = config_lib.Problems(config)
   expect = problems.expect
-
-  def number(value):
-    return 0 <= value < math.inf
-
-  def count(value):
-    return value >= 1 and value == int(value)
-
   expect("data.name", "the name of a dataset", bool)
-  for key in ("batch_size", "num_classes", "image_size"):
-    expect(f"data.{key}", "a positive whole number", count)
-  for key in ("accumulate", "steps_per_call"):
-    expect(key, "a positive whole number", count)
-  expect("data.cache_gb", "a finite number from 0", number)
+  problems.expect_counts("data.batch_size", "data.num_classes")
+  problems.expect_counts("data.image_size", "accumulate", "steps_per_call")
+  problems.expect_numbers("data.cache_gb", "probe.l2")
   ranged = ("learning_rate", "weight_decay", "l2_sp", "sam_rho")
-  for key in (*ranged, *op_values(config)):
-    expect(f"hyper.{key}", "a finite number from 0", number)
+  problems.expect_numbers(
+    *(f"hyper.{k}" for k in (*ranged, *op_values(config)))
+  )
   expect("hyper.label_smoothing", "in [0, 1)", lambda v: 0 <= v < 1)
   if "erasing" in config.hyper:
     expect("hyper.erasing", "in [0, 1]", lambda v: 0 <= v <= 1)
   expect("hyper.layer_decay", "in (0, 1]", lambda v: 0 < v <= 1)
   expect("hyper.ema", "decays in [0, 1)", lambda v: all(0 <= d < 1 for d in v))
-  expect(
-    "hyper.schedule",
-    f"one of {', '.join(schedules.NAMES)}",
-    lambda v: v in schedules.NAMES,
-  )
-  expect("probe.l2", "a finite number from 0", number)
-  for key in ("hyper.total", "hyper.warmup", "hyper.cooldown", "log") + (
-    ("checkpoint", "probe.total")
-    + (("ingredients",) * bool(config.ingredients))
-  ):
+  names = ", ".join(schedules.NAMES)
+  expect("hyper.schedule", f"one of {names}", lambda v: v in schedules.NAMES)
+  durations = ["hyper.total", "hyper.warmup", "hyper.cooldown"]
+  durations += ["log", "checkpoint", "probe.total"]
+  for key in durations + ["ingredients"] * bool(config.ingredients):
     problems.attempt(steps, config, key, 1)
   if config.data.batch_size % max(config.accumulate, 1):
     problems.errors.append(
       f"accumulate={config.accumulate} does not divide data.batch_size="
       f"{config.data.batch_size}"
     )
-  builders = (build_model, build_tx, build_augment, sharding_rules, _loss)
-  for build in builders:
+  for build in (build_model, build_tx, build_augment, sharding_rules):
     problems.attempt(build, config)
+  problems.attempt(losses.LOSSES.get, config.loss)
   problems.raise_if_any()

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a fine-tuning run, without data, weights or computation."""
+"""Plan of a fine-tuning run, made without data, weights or computation."""
 
 from collections.abc import Sequence
 import json
@@ -13,20 +13,20 @@ import jax
 from soupjax import config as config_lib
 from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import loop, run, step
+from soupjax.tasks.finetune import run, step
 
 PyTree = Any
 
 
 def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
-  """Describes a run on the devices that are there, which may be fake.
+  """Describes a run on the present devices, which may be fake.
 
   Args:
     config: with the keys of `config.default_config`.
     sweep: dotted overrides, one dict a member, or None.
 
   Returns:
-    The config, parameters, bytes on each device, where each leaf goes, steps
+    The config, parameters, bytes on each device, sharding of each leaf, steps
     and members.
 
   Raises:
@@ -36,16 +36,11 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
   members = run.members_of(config, "", sweep)
   mesh = step.make_mesh(config)
   model = settings.build_model(config)
-  params = loop.abstract_params(config, model)
-  compiled = step.compile_step(
-    config,
-    model,
-    mesh,
-    params,
-    l2_sp=config.hyper.l2_sp > 0,
-  )
+  params = step.abstract_params(config, model)
+  l2_sp = config.hyper.l2_sp > 0
+  compiled = step.compile_step(config, model, mesh, params, l2_sp=l2_sp)
   state, places = compiled.shapes, compiled.places
-  # The gradient is as large as what is trained, and so is each average.
+  # Gradients and averages have the size of the parameters that are trained.
   trained = state.ema[0] if state.ema else state.params
   trained_places = places.ema[0] if state.ema else places.params
   parts = {
@@ -78,7 +73,7 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
 
 
 def _bytes(specs: PyTree, places: PyTree) -> tuple[int, int]:
-  """Returns the bytes in all, and on each device."""
+  """Returns the total bytes and those on each device."""
   whole = on_each = 0
   for spec, place in zip(jax.tree.leaves(specs), jax.tree.leaves(places)):
     whole += math.prod(spec.shape) * spec.dtype.itemsize
@@ -87,7 +82,7 @@ def _bytes(specs: PyTree, places: PyTree) -> tuple[int, int]:
 
 
 def _bytes_table(parts) -> list[str]:
-  rows = [(name, *_bytes(*found)) for name, found in parts.items()]
+  rows = [(name, *_bytes(*part)) for name, part in parts.items()]
   rows.append(("sum", sum(r[1] for r in rows), sum(r[2] for r in rows)))
   width = max(len(name) for name, _, _ in rows)
   return [
@@ -97,7 +92,7 @@ def _bytes_table(parts) -> list[str]:
 
 
 def _places_table(params, places) -> list[str]:
-  """Lists leaves, those that differ only in their block's number as one."""
+  """Lists leaves; those of different blocks that are alike share a row."""
   groups: dict[tuple[str, str, str], int] = {}
   for (name, spec), (_, place) in zip(
     sharding.named(params), sharding.named(places)
@@ -122,7 +117,7 @@ def _steps(config, members) -> list[str]:
   lines = []
   for member in members:
     try:
-      steps = settings.total_steps(member.config, num_train)
+      steps = settings.steps(member.config, "hyper.total", num_train)
       images = steps * member.config.data.batch_size
       length = f"{steps:,} steps, {images:,} images"
     except ValueError as e:
@@ -130,14 +125,14 @@ def _steps(config, members) -> list[str]:
     differs = config_lib.differences(
       config_lib.to_dict(config), config_lib.to_dict(member.config)
     )
-    # Members differ from the config on purpose: "key=b", not "a before, b now".
+    # Members differ from the config on purpose: prints "key=b" alone.
     changed = [re.sub(r": .* before, (.*) now$", r"=\1", d) for d in differs]
     lines.append(f"  {member.name}: {'; '.join([length, *changed])}")
   chunks = run.chunked(members, max(config.population, 1))
   kinds = run.chunked(members, len(members))
-  header = (
-    f"{len(members)} member{'s' * (len(members) > 1)}, {len(kinds)} "
-    f"compilation{'s' * (len(kinds) > 1)}"
+  header = ", ".join(
+    f"{count} {noun}{'s' * (count > 1)}"
+    for count, noun in ((len(members), "member"), (len(kinds), "compilation"))
   )
   if config.population > 1:
     header += f", up to {config.population} at once in {len(chunks)} groups"

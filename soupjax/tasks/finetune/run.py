@@ -16,6 +16,7 @@ import ml_collections
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import loop
+from soupjax.tasks.finetune.job import Job, Member, open_job
 
 
 def run(
@@ -25,7 +26,7 @@ def run(
   sweep: Sequence[dict[str, Any]] | None = None,
   index: int | None = None,
 ) -> list[pathlib.Path]:
-  """Fine-tunes what is not there yet.
+  """Fine-tunes the members that are not done.
 
   Args:
     config: with the keys of `config.default_config`.
@@ -37,8 +38,8 @@ def run(
     The directories of the runs, each with `ingredients/NAME`.
 
   Raises:
-    ValueError: if the config cannot work, or a run failed; others have been
-      run then.
+    ValueError: if the config cannot work, or a run failed, after the others
+      were run.
   """
   settings.check(config)
   if "://" in str(path):
@@ -47,55 +48,55 @@ def run(
       "give the path in it."
     )
   workdir = pathlib.Path(path).expanduser().absolute()
-  # Compiled functions depend on all members, so that one run alone gives the
-  # same numbers.
-  members = everyone = members_of(config, workdir, sweep)
+  # Compiled functions depend on all members, so that a member run by itself
+  # gives the same numbers.
+  members = all_members = members_of(config, workdir, sweep)
   if index is not None:
     if not 0 <= index < len(members):
       raise ValueError(
         f"--sweep_index={index}: the sweep has members 0 to {len(members) - 1}."
       )
     members = [members[index]]
-  # All jobs of an array may get here at the same time.
+  # All jobs of a Slurm array may get here at the same time.
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
   if jax.process_index() == 0:
     with workdir_lib.waiting(workdir / ".start.lock"):
       workdir_lib.open_workdir(workdir, _recorded(config))
     for member in members if sweep is not None else ():
-      if member.done:  # Refuse results of a sweep that was changed since.
+      if member.done:  # Rejects results of a sweep that has changed.
         workdir_lib.open_workdir(member.directory, _recorded(member.config))
   done = workdir_lib.agreed([m.name for m in members if m.done])
   chunks = chunked(members, max(config.population, 1))
   left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]
   failed: dict[str, str] = {}
-  jobs: dict[int, loop.Job] = {}
+  jobs: dict[int, Job] = {}
   for chunk in left:
     try:
       if len(chunk) not in jobs:
-        jobs[len(chunk)] = loop.prepare(
-          config, everyone, workdir, at_once=len(chunk)
+        jobs[len(chunk)] = open_job(
+          config, all_members, workdir, at_once=len(chunk)
         )
       with _opened(chunk, workdir):
         failed |= loop.train(jobs[len(chunk)], chunk)
-    except Exception as e:  # A member that breaks must not stop the others.
+    except Exception as e:  # A failed member must not stop the others.
       if len(left) == 1 or len(chunk) not in jobs:
         raise
       logging.error("%s", traceback.format_exc())
       reason = f"{type(e).__name__}: {e}"
       failed |= {m.name: reason for m in chunk if m.name not in done}
   if failed:
-    lines = [f"{name}: {why}" for name, why in failed.items()]
+    lines = [f"{name}: {reason}" for name, reason in failed.items()]
     raise ValueError(
-      f"{len(failed)} of {len(members)} runs failed; started again, only those "
-      "are run:\n  " + "\n  ".join(lines)
+      f"{len(failed)} of {len(members)} runs failed. The same command runs "
+      "only these again:\n  " + "\n  ".join(lines)
     )
   return [m.directory for m in members]
 
 
 def members_of(
   config, workdir: str | os.PathLike, sweep: Sequence[dict[str, Any]] | None
-) -> list[loop.Member]:
+) -> list[Member]:
   """Lists the runs, with resolved and checked configs.
 
   Raises:
@@ -103,7 +104,7 @@ def members_of(
   """
   workdir = pathlib.Path(workdir)
   if sweep is None:
-    return [loop.Member("run", config, workdir)]
+    return [Member("run", config, workdir)]
   members = []
   for k, overrides in enumerate(sweep):
     name = f"member_{k:03d}"
@@ -112,27 +113,21 @@ def members_of(
       settings.check(resolved)
     except ValueError as e:
       raise ValueError(f"{name} of the sweep, {overrides}: {e}") from e
-    members.append(loop.Member(name, resolved, workdir / name))
+    members.append(Member(name, resolved, workdir / name))
   return members
 
 
-def chunked(
-  members: Sequence[loop.Member], size: int
-) -> list[list[loop.Member]]:
+def chunked(members: Sequence[Member], size: int) -> list[list[Member]]:
   """Splits members into groups that are trained at once.
 
   A group compiles to one step. Members that are done stay in their groups, so
-  that a sweep that was killed has the same groups when it goes on.
+  that a sweep that is started again has the same groups.
   """
-  options = {
-    "off": settings.off([m.config for m in members]),
-    "l2_sp": any(m.config.hyper.l2_sp > 0 for m in members),
-  }
-  kinds: dict[str, list[loop.Member]] = {}
+  options = settings.shared_options([m.config for m in members])
+  kinds: dict[str, list[Member]] = {}
   for member in members:
-    kinds.setdefault(settings.static(member.config, **options), []).append(
-      member
-    )
+    key = settings.static(member.config, **options)
+    kinds.setdefault(key, []).append(member)
   return [
     kind[i : i + size]
     for kind in kinds.values()
@@ -152,7 +147,7 @@ def _recorded(config) -> ml_collections.ConfigDict:
 
 @contextlib.contextmanager
 def _opened(members, workdir: pathlib.Path) -> Iterator[None]:
-  """Holds the directories of members that are about to be trained."""
+  """Opens and locks the directories of members to be trained."""
   with contextlib.ExitStack() as stack:
     for member in members if jax.process_index() == 0 else ():
       if member.directory != workdir:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Devices and compiled parts of fine-tuning: one member or several at once."""
+"""Devices, shardings and compiled steps of one member or several at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -23,17 +23,17 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Compiled:
-  """Functions of one static config, compiled when first called.
+  """Functions of one static config, compiled at their first call.
 
   Attributes:
     step: `step(state, images, labels, key, hyper, start) -> state, metrics`;
       the state is donated. Images, labels and metrics have an axis of
       `config.steps_per_call` steps in front. With several members all but
       `start` have an axis of members, after that of the steps.
-    begin: parameters -> state of the start.
+    begin: parameters -> initial state.
     ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
     shapes: of the state.
-    places: where its leaves go.
+    places: shardings of its leaves.
   """
 
   step: Callable[..., Any]
@@ -56,11 +56,34 @@ def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
   if "data" not in mesh.shape:
     raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
   part = config.data.batch_size // config.accumulate
-  what = "data.batch_size"
-  if config.accumulate > 1:
-    what += " / accumulate"
+  what = "data.batch_size" + " / accumulate" * (config.accumulate > 1)
   sharding.share(mesh, "data", part, what)
   return mesh
+
+
+def shardings(config, mesh, state: PyTree, params: PyTree) -> PyTree:
+  """Returns the shardings of a state by the rules of a config."""
+  return sharding.of_state(
+    mesh,
+    state,
+    params,
+    settings.sharding_rules(config),
+    fsdp_min_size=config.sharding.fsdp_min_size,
+  )
+
+
+def abstract_params(config, model) -> PyTree:
+  """Returns shapes and dtypes of a model's parameters; computes nothing."""
+  size = config.data.image_size
+  image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
+def leaf_sharding(config, model, mesh) -> Callable[..., jax.sharding.Sharding]:
+  """Returns a function of leaf name and spec, as `load_params` takes it."""
+  shapes = abstract_params(config, model)
+  by_name = dict(sharding.named(shardings(config, mesh, shapes, shapes)))
+  return lambda leaf, _: by_name[leaf]
 
 
 def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
@@ -82,7 +105,7 @@ def compile_step(
   l2_sp: bool = False,
   count: int = 1,
 ) -> Compiled:
-  """Builds the functions; they compile when they are first called.
+  """Builds the functions, which compile at their first call.
 
   Args:
     config: of a member.
@@ -96,8 +119,8 @@ def compile_step(
   # A match among frozen leaves is enough; then nothing decays.
   if not any(jax.tree.leaves(optimizers.matches(params, config.decay))):
     raise ValueError(
-      f"decay={config.decay!r} is found in no leaf: no weight would decay. "
-      "Names are those of --dry_run; hyper.weight_decay=0 turns it off."
+      f"decay={config.decay!r} matches none of the leaves that --dry_run "
+      "lists, so no weight would decay. hyper.weight_decay=0 turns it off."
     )
   tx = settings.build_tx(config)
   step = train_step.make_step(
@@ -131,13 +154,7 @@ def compile_step(
     step = side_by_side(step, mesh)
     places = jax.tree.map(lambda _: sharding.along(mesh, "member"), shapes)
   else:
-    places = sharding.of_state(
-      mesh,
-      shapes,
-      params,
-      settings.sharding_rules(config),
-      fsdp_min_size=config.sharding.fsdp_min_size,
-    )
+    places = shardings(config, mesh, shapes, params)
   everywhere = sharding.replicated(mesh)
   step = several_steps(step, config.steps_per_call)
   return Compiled(
@@ -150,7 +167,7 @@ def compile_step(
 
 
 def several_steps(step, count: int):
-  """Takes `count` steps in one call; those past the end change nothing."""
+  """Makes a step of `count` steps; those past the end change nothing."""
   if count == 1:
 
     def single(state, images, labels, keys, hyper, start):
@@ -162,38 +179,36 @@ def several_steps(step, count: int):
   def several(state, images, labels, keys, hyper, start):
     def body(state, batch):
       moved, metrics = step(state, *batch, keys, hyper, start)
-      return going_on(moved, state, hyper), metrics
+      return unless_ended(moved, state, hyper), metrics
 
     return jax.lax.scan(body, state, (images, labels))
 
   return several
 
 
-def going_on(moved: PyTree, state: PyTree, hyper) -> PyTree:
-  """Takes the new state of members that are not at their end."""
-  going = state.step < hyper.total_steps
+def unless_ended(moved: PyTree, state: PyTree, hyper) -> PyTree:
+  """Returns the new state of members, or the old one after their end."""
+  active = state.step < hyper.total_steps
 
   def choose(new, old):
-    return jnp.where(
-      going.reshape(going.shape + (1,) * (new.ndim - going.ndim)), new, old
-    )
+    shape = active.shape + (1,) * (new.ndim - active.ndim)
+    return jnp.where(active.reshape(shape), new, old)
 
   return jax.tree.map(choose, moved, state)
 
 
 def side_by_side(step, mesh):
-  """Runs a step for several members; those at their end stay as they are.
+  """Makes a step of several members; those at their end stay unchanged.
 
-  Members are split over the devices first. Then an accelerator takes its share
-  in one go; for a CPU, whose kernels are no faster on many small matrices, one
-  after another is better.
+  Members are split over the devices. An accelerator then takes its share at
+  once, a CPU one after another, since batched kernels are not faster there.
   """
 
   def share(state, images, labels, keys, hyper, start):
     members = state, images, labels, keys, hyper
     if mesh.devices.flat[0].platform == "cpu":
-      return jax.lax.map(lambda one: step(*one, start), members)
-    return jax.vmap(lambda *one: step(*one, start))(*members)
+      return jax.lax.map(lambda member: step(*member, start), members)
+    return jax.vmap(lambda *member: step(*member, start))(*members)
 
   members, everywhere = PartitionSpec("member"), PartitionSpec()
   mapped = jax.shard_map(
@@ -207,7 +222,7 @@ def side_by_side(step, mesh):
 
   def together(state, images, labels, keys, hyper, start):
     moved, metrics = mapped(state, images, labels, keys, hyper, start)
-    return going_on(moved, state, hyper), metrics
+    return unless_ended(moved, state, hyper), metrics
 
   return together
 
@@ -222,11 +237,7 @@ def select(state: PyTree, k: jax.typing.ArrayLike) -> PyTree:
 
 @contextlib.contextmanager
 def memory_advice(config) -> Iterator[None]:
-  """Says what to lower when a device runs out of memory.
-
-  Raises:
-    ValueError: instead of JAX's error.
-  """
+  """Turns JAX's out-of-memory error into a ValueError that lists remedies."""
   try:
     yield
   except jax.errors.JaxRuntimeError as e:

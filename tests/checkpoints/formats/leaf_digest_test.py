@@ -103,7 +103,7 @@ def test_flips_in_the_header_of_a_soup(tmp_path):
   damage_everywhere(path, 0, 8 + length)
 
 
-@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("soup_file", [True, False])
 def test_flips_in_the_list_of_an_archive(tmp_path, soup_file):
   path = tmp_path / "x.npz"
   if soup_file:

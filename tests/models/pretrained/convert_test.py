@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import chex
+import helpers
 import jax
 import numpy as np
-import old_layout
 import pytest
 from scipy import ndimage
 
@@ -98,7 +98,7 @@ def test_every_family_is_tested():
 def test_old_layouts():
   model = vit(pool_type="tok", rep_size=6)
   params = params_of(model)
-  old = old_layout.old_layout(params)
+  old = helpers.old_layout(params)
   assert "Transformer/encoderblock_2/MlpBlock_3/Dense_1/bias" in old
   chex.assert_trees_all_close(load(old, model), params, atol=1e-6)
   # The layout between the two, inside the state of an optimizer.
@@ -112,7 +112,8 @@ def test_attention_pooling_that_was_inlined():
   model = vit(pool_type="map")
   params = params_of(model)
   old = {
-    k.removeprefix("MAPHead_0/"): v for k, v in old_layout.flat(params).items()
+    k.removeprefix("MAPHead_0/"): v
+    for k, v in helpers.flat_leaves(params).items()
   }
   assert "probe" in old and "LayerNorm_0/scale" in old
   chex.assert_trees_all_equal(load(old, model), params)
@@ -121,7 +122,9 @@ def test_attention_pooling_that_was_inlined():
 def test_the_image_tower_of_two():
   model = vit(pool_type="map", num_classes=None)
   params = params_of(model)
-  leaves = {f"params/img/{k}": v for k, v in old_layout.flat(params).items()}
+  leaves = {
+    f"params/img/{k}": v for k, v in helpers.flat_leaves(params).items()
+  }
   leaves |= {"params/txt/head/kernel": np.ones((2, 2)), "params/t": np.ones(1)}
   chex.assert_trees_all_equal(load(leaves, model), params)
 
@@ -130,7 +133,7 @@ def test_the_image_tower_of_two():
 def test_scanned_blocks_and_single_ones(scanned, tmp_path):
   saved, model = vit(scan=scanned), vit(scan=not scanned)
   params = params_of(saved)
-  path = npz(tmp_path / "a.npz", old_layout.flat(params))
+  path = npz(tmp_path / "a.npz", helpers.flat_leaves(params))
   loaded = pretrained.load_pretrained(path, model)
   chex.assert_trees_all_equal_shapes(loaded, params_of(model))
   np.testing.assert_allclose(
@@ -141,7 +144,7 @@ def test_scanned_blocks_and_single_ones(scanned, tmp_path):
 def test_positions_of_another_resolution():
   model = vit(pool_type="tok")
   params = params_of(model)
-  old = old_layout.old_layout(params)
+  old = helpers.old_layout(params)
   table = load(old, model, image_size=(24, 8))["pos_embedding"]
   before = params["pos_embedding"].reshape(3, 3, 8)
   expected = ndimage.zoom(before, (2, 2 / 3, 1), order=1).reshape(1, 12, 8)
@@ -163,7 +166,7 @@ def test_positions_of_a_rectangular_grid():
   images = np.zeros((1, 8, 12, 1))
   model = vit()
   params = params_of(model, images)
-  leaves = old_layout.flat(params)
+  leaves = helpers.flat_leaves(params)
   chex.assert_trees_all_equal(load(leaves, model), params)
   same = load(leaves, model, image_size=(8, 12))
   chex.assert_trees_all_equal(same, params)
@@ -209,16 +212,19 @@ def test_heads():
 
 def test_a_new_head_is_without_the_layer_before_it():
   params = params_of(vit(rep_size=6, num_classes=7))
-  loaded = load(old_layout.flat(params), vit())
+  loaded = load(helpers.flat_leaves(params), vit())
   assert set(loaded) == {"Transformer", "embedding", "head", "pos_embedding"}
   # If the old head stays, the layer is an error.
   with pytest.raises(ValueError, match="2 unexpected:\n  +pre_logits"):
-    load(old_layout.flat(params_of(vit(rep_size=8))), vit())
+    load(helpers.flat_leaves(params_of(vit(rep_size=8))), vit())
 
 
 def test_leaves_that_are_skipped():
   gap, attention = vit(), vit(pool_type="map")
-  exported, init = old_layout.flat(params_of(attention)), params_of(gap, seed=1)
+  exported, init = (
+    helpers.flat_leaves(params_of(attention)),
+    params_of(gap, seed=1),
+  )
   loaded = load(exported, gap, skip=["MAPHead_0", "LayerNorm_1/"], init=init)
   assert "MAPHead_0" not in loaded
   block = loaded["Transformer"]["encoderblock_1"]
@@ -231,7 +237,7 @@ def test_leaves_that_are_skipped():
   with pytest.raises(ValueError, match="probe_of"):
     load(exported, attention, skip=["probe_of"])
   with pytest.raises(ValueError, match="init=.*MAPHead_0/probe"):
-    load(old_layout.flat(init), attention, skip=["MAPHead_0"], init=init)
+    load(helpers.flat_leaves(init), attention, skip=["MAPHead_0"], init=init)
 
 
 def test_weights_of_16_bits_and_parts_are_read_alone(tmp_path):
@@ -335,8 +341,8 @@ def test_a_checkpoint_of_no_family():
 
 def test_a_checkpoint_of_two_models_is_not_guessed():
   params = params_of(vit())
-  two = {f"params/{k}": v for k, v in old_layout.flat(params).items()}
-  two |= old_layout.flat(params)
+  two = {f"params/{k}": v for k, v in helpers.flat_leaves(params).items()}
+  two |= helpers.flat_leaves(params)
   assert "'exported'" in wrong(two)
   assert "('big_vision', 'params/')" in wrong(two, family="big_vision")
 
@@ -358,11 +364,13 @@ def test_a_damaged_leaf_without_axes():
       "head 'no'",
     ),
     (
-      lambda: load(old_layout.flat(params_of(vit())), vit(), family="hf-vit"),
+      lambda: load(
+        helpers.flat_leaves(params_of(vit())), vit(), family="hf-vit"
+      ),
       "'hf-vit'.*'hf_vit'",
     ),
     (
-      lambda: load(old_layout.flat(params_of(vit())), MODELS["mixer"][0]),
+      lambda: load(helpers.flat_leaves(params_of(vit())), MODELS["mixer"][0]),
       "'big_vision'.*Mixer",
     ),
     (

@@ -4,9 +4,9 @@
 
 import functools
 
+import helpers
 import jax
 import numpy as np
-import old_layout
 import pytest
 import torch_models
 
@@ -290,7 +290,7 @@ def test_timm_reads_our_npz(tmp_path):
 def test_timm_and_we_read_old_layouts_alike(tmp_path):
   _, torch_model, call, model = made("timm")
   params = random_params(model)
-  np.savez(tmp_path / "old.npz", **old_layout.old_layout(params))
+  np.savez(tmp_path / "old.npz", **helpers.old_layout(params))
   torch_model.load_pretrained(str(tmp_path / "old.npz"))
   result = torch_models.outputs(torch_model.eval(), call)
   params = pretrained.load_pretrained(tmp_path / "old.npz", model)

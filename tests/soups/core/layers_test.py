@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+from helpers import vit_specs
 import jax
 import numpy as np
 import pytest
-from toy_models import vit_specs
 
 import soupjax as sj
 from soupjax.soups.core import layers, tree

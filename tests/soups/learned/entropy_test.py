@@ -1,10 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+from helpers import COUNT, IMAGES, POOL, logits_of, make
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_models import COUNT, IMAGES, POOL, logits_of, make
 
 import soupjax as sj
 

@@ -7,10 +7,10 @@ import dataclasses
 import gc
 import weakref
 
+from helpers import COUNT, POOL, TREES, loss_of
 import jax
 import numpy as np
 import pytest
-from toy_models import COUNT, POOL, TREES, loss_of
 
 import soupjax as sj
 from soupjax.soups.learned import offload
@@ -135,7 +135,7 @@ def test_takes_the_first_that_has_room(memory, place, caplog):
 def test_takes_half_of_what_is_free(monkeypatch):
   for free, place in ((6 * BYTES, "device"), (6 * BYTES - 2, "disk")):
     monkeypatch.setattr(offload, "_free_on_host", lambda free=free: free)
-    assert offload.choose(None, None, on_disk(3), None) == place
+    assert offload.choose(None, on_disk(3), None) == place
 
 
 def test_asks_the_devices_where_they_know(monkeypatch):
@@ -155,7 +155,7 @@ def test_asks_the_devices_where_they_know(monkeypatch):
 
   def choose(used):
     halves = Halves(used)
-    return offload.choose(None, None, on_disk(3), lambda *_: halves)
+    return offload.choose(None, on_disk(3), lambda *_: halves)
 
   monkeypatch.setattr(offload, "_free_on_host", lambda: 6 * BYTES)
   # Half of 10 * BYTES on each device, of which each takes 1.5; then less.

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Signed coefficients of task vectors, and where coefficients start."""
 
+from helpers import COUNT, GROUPS, POOL, TREES, loss_of, make
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_models import COUNT, GROUPS, POOL, TREES, loss_of, make
 
 import soupjax as sj
 

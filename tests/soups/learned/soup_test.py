@@ -3,12 +3,7 @@
 import functools
 import itertools
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import pytest
-from toy_models import (
+from helpers import (
   COUNT,
   GROUPS,
   POOL,
@@ -18,6 +13,11 @@ from toy_models import (
   make,
   mixture,
 )
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 
 import soupjax as sj
 from soupjax.soups.learned import host_optimizers

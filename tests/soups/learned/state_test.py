@@ -4,12 +4,7 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import pytest
-from toy_models import (
+from helpers import (
   COUNT,
   GROUPS,
   POOL,
@@ -18,6 +13,11 @@ from toy_models import (
   make,
   mixture,
 )
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 
 import soupjax as sj
 

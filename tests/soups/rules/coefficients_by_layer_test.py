@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coefficients over depth, where layers are an axis of the leaves."""
 
+from helpers import vit_specs
 import jax
 import numpy as np
 import pytest
-from toy_models import vit_specs
 
 import soupjax as sj
 from soupjax.models.pretrained import foreign

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
-from merging import mix
+from helpers import mix_trees as mix
 import numpy as np
 import pytest
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-from merging import mix
+from helpers import mix_trees as mix
 import numpy as np
 import pytest
 

@@ -86,7 +86,7 @@ def test_sum_without_normalising():
   assert np.array_equal(apply(rule, [stack[0]] * 3), stack[0])
   with pytest.raises(ValueError, match="each of 2 ingredients"):
     rules.linear([1.0], normalize=False).values(2)
-  with pytest.raises(ValueError, match="normalize=True"):
+  with pytest.raises(ValueError, match="normalize=False"):
     rules.linear(normalize=False)
 
 

@@ -4,17 +4,16 @@
 
 import sys
 
-import joining
+import helpers
 
 
 def main(sweep: str, workdir: str) -> None:
   """Cooks a sweep under FSDP."""
-  joining.join()
-  from cooking import config_of
+  helpers.join_workers()
 
   from soupjax.tasks.cook import run as cook
 
-  config = config_of(
+  config = helpers.cook_config(
     sweep, **{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}
   )
   cook.run(config, workdir)

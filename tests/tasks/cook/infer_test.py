@@ -4,7 +4,7 @@
 
 import json
 
-import finetuning
+import helpers
 import jax
 import numpy as np
 import PIL.Image
@@ -17,7 +17,7 @@ from soupjax.models import ViT, pretrained
 from soupjax.tasks.cook import infer
 from soupjax.tasks.cook import run as cook
 
-CONFIG = str(finetuning.ROOT / "configs" / "cook.py")
+CONFIG = str(helpers.ROOT / "configs" / "cook.py")
 NAMES = ("ant", "bee", "cow")
 ORDER = ("cow", "ant", "bee")  # Of the models' outputs.
 MODEL = ViT(

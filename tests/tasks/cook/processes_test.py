@@ -6,10 +6,8 @@ import json
 import pathlib
 
 import chex
-from cooking import config_of, values
-import finetuning
+import helpers
 import numpy as np
-import workers
 
 import soupjax as sj
 from soupjax.tasks.cook import run as cook
@@ -21,13 +19,17 @@ WORKER = pathlib.Path(__file__).with_name("cook_worker.py")
 def test_two_processes_cook_what_one_does(tmp_path):
   sweep = tmp_path / "sweep"
   overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2)]
-  config = finetuning.small(**{"hyper.ema": ()})
+  config = helpers.finetune_config(**{"hyper.ema": ()})
   finetune_run.run(config, sweep, sweep=overrides)
-  workers.run(WORKER, tmp_path, str(sweep), str(tmp_path / "two"))
+  helpers.run_workers(WORKER, tmp_path, str(sweep), str(tmp_path / "two"))
   cook.run(
-    config_of(sweep, **{"cook.greedy.early_reject": False}), tmp_path / "one"
+    helpers.cook_config(sweep, **{"cook.greedy.early_reject": False}),
+    tmp_path / "one",
   )
-  two, one = values(tmp_path / "two"), values(tmp_path / "one")
+  two, one = (
+    helpers.result_values(tmp_path / "two"),
+    helpers.result_values(tmp_path / "one"),
+  )
   assert {model for model, _ in one} == {model for model, _ in two}
   for place, value in two.items():
     assert abs(value - one[place]) < 0.011, place

@@ -3,15 +3,9 @@
 """Cooking from the shell: kills, damage and finished runs change no number."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
-import cooking
-import finetuning
+import helpers
 import pytest
 
 from soupjax import data
@@ -24,57 +18,28 @@ CHANGES = {
 }
 
 
-def command(sweep, workdir, *more):
-  overrides = {**cooking.SMALL, **CHANGES}
+def arguments(sweep, workdir):
+  overrides = {**helpers.COOK, **CHANGES}
   return [
-    sys.executable,
-    "-m",
-    "soupjax.main",
-    f"--config={cooking.CONFIG}:sweep={sweep}",
+    f"--config={helpers.COOK_CONFIG}:sweep={sweep}",
     f"--workdir={workdir}",
     *(f"--config.{key}={value}" for key, value in overrides.items()),
-    *more,
   ]
 
 
-def environment():
-  # Not the eight devices of the other tests.
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  root = str(finetuning.ROOT)
-  return {**env, "PYTHONPATH": root, "JAX_NUM_CPU_DEVICES": "1"}
-
-
-def finish(sweep, workdir, *more, check=True):
-  return subprocess.run(
-    command(sweep, workdir, *more),
-    env=environment(),
-    check=check,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
+def finish(sweep, workdir, *more, code=0):
+  done = helpers.soupjax(*arguments(sweep, workdir), *more)
+  assert done.returncode == code, done.stderr[-2000:]
+  return done
 
 
 def kill_when(sweep, workdir, pattern):
-  """Starts a run, and kills it (-9) as soon as a file matches."""
-  process = subprocess.Popen(
-    command(sweep, workdir),
-    env=environment(),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  deadline = time.monotonic() + 200
-  while not any(workdir.glob(pattern)):
-    assert process.poll() is None, "the run ended before it could be killed"
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  helpers.kill_soupjax_when(workdir, pattern, *arguments(sweep, workdir))
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  return finetuning.three_members(tmp_path_factory.mktemp("resume") / "sweep")
+def sweep():
+  return helpers.three_members()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +75,7 @@ def test_a_finished_run_prints_its_table_and_opens_nothing(
   sweep, whole, capsys, monkeypatch
 ):
   workdir, output = whole
-  config = cooking.config_of(sweep, **CHANGES)
+  config = helpers.cook_config(sweep, **CHANGES)
   monkeypatch.setattr(data, "open_source", lambda *_, **__: pytest.fail("data"))
   stamps = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
   assert cook.run(config, workdir) == workdir / "report.html"
@@ -131,7 +96,7 @@ def test_changed_files_are_noticed_by_a_finished_run(sweep, whole, tmp_path):
   assert values["config"]["ingredients"].startswith(str(moved))
   # The times of the copies are not those of the record.
   with pytest.raises(ValueError, match="member_000 changed"):
-    cook.run(cooking.config_of(moved, **CHANGES), workdir)
+    cook.run(helpers.cook_config(moved, **CHANGES), workdir)
 
 
 def test_damaged_caches_are_made_again(sweep, whole, tmp_path):
@@ -147,7 +112,7 @@ def test_damaged_caches_are_made_again(sweep, whole, tmp_path):
 
 
 def test_two_runs_do_not_share_a_directory(sweep, tmp_path):
-  config = cooking.config_of(sweep)
+  config = helpers.cook_config(sweep)
   workdir = tmp_path / "soups"
   workdir_lib.open_workdir(workdir, cook.inputs.open_inputs(config).config)
   with workdir_lib.locked(workdir):
@@ -156,7 +121,7 @@ def test_two_runs_do_not_share_a_directory(sweep, tmp_path):
 
 
 def test_other_directories_are_refused(sweep, tmp_path):
-  config = cooking.config_of(sweep)
+  config = helpers.cook_config(sweep)
   (tmp_path / "thesis.tex").write_text("")
   for path, culprit in (
     (tmp_path, "thesis.tex"),
@@ -170,7 +135,6 @@ def test_other_directories_are_refused(sweep, tmp_path):
 
 def test_errors_of_users_come_without_a_traceback(sweep, tmp_path):
   flag = "--config.cook.greedy.accept=best"
-  result = finish(sweep, tmp_path / "soups", flag, check=False)
-  assert result.returncode == 1
+  result = finish(sweep, tmp_path / "soups", flag, code=1)
   assert "cook.greedy.accept" in result.stderr and "'best'" in result.stderr
   assert "Traceback" not in result.stderr

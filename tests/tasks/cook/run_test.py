@@ -4,9 +4,7 @@ import json
 import shutil
 
 import chex
-import cooking
-from cooking import config_of, rows, values
-import finetuning
+import helpers
 import jax
 import numpy as np
 import PIL.Image
@@ -22,14 +20,14 @@ from soupjax.tasks.finetune import config as finetune_config
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
-  return finetuning.three_members(tmp_path_factory.mktemp("cook") / "sweep")
+def sweep():
+  return helpers.three_members()
 
 
 @pytest.fixture(scope="module")
 def cooked(sweep, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("cook") / "soups"
-  cook.run(config_of(sweep), workdir)
+  cook.run(helpers.cook_config(sweep), workdir)
   return workdir
 
 
@@ -50,7 +48,7 @@ def accuracy_of(config, split):
 
 
 def test_every_model_is_evaluated_on_every_set(cooked):
-  kinds = {row["model"]: row["kind"] for row in rows(cooked)}
+  kinds = {row["model"]: row["kind"] for row in helpers.result_rows(cooked)}
   assert kinds == {
     "pretrained": "pretrained",
     **{f"member_00{k}": "ingredient" for k in range(3)},
@@ -60,18 +58,18 @@ def test_every_model_is_evaluated_on_every_set(cooked):
     **{f"wise_ft_{a}": "interpolation" for a in ("0.00", "0.50", "1.00")},
     **dict.fromkeys(("ensemble", "greedy_ensemble"), "ensemble"),
   }
-  sizes = {row["dataset"]: row["n"] for row in rows(cooked)}
+  sizes = {row["dataset"]: row["n"] for row in helpers.result_rows(cooked)}
   assert sizes == {
     "digits/minival": 300, "digits/test": 499, "digits/blur": 499,
   }  # fmt: skip
-  assert len(rows(cooked)) == len(kinds) * len(sizes) * 2
+  assert len(helpers.result_rows(cooked)) == len(kinds) * len(sizes) * 2
   assert "greedy" in (cooked / "report.html").read_text()
   assert not list(cooked.glob("*_trace.json")) + list(cooked.glob("*_state*"))
   assert not (cooked / "export").exists()  # They have our names already.
 
 
 def test_numbers_are_those_of_the_saved_models(sweep, cooked):
-  config, found = config_of(sweep), values(cooked)
+  config, found = helpers.cook_config(sweep), helpers.result_values(cooked)
   for split in ("minival", "test", "blur"):
     accuracy = accuracy_of(config, split)
     for name in ("uniform", "greedy", "learned_layer"):
@@ -87,7 +85,7 @@ def test_numbers_are_those_of_the_saved_models(sweep, cooked):
 
 def test_soups_are_those_of_the_library(sweep, cooked):
   ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
-  measured = values(cooked)
+  measured = helpers.result_values(cooked)
   chosen = {i.name: measured[i.name, "digits/minival"] for i in ingredients}
   assert len(set(chosen.values())) > 1, "a test that could not tell the order"
   soup = sj.load_params(cooked / "soups" / "uniform")
@@ -123,18 +121,20 @@ def test_goes_on_where_it_was(sweep, cooked, tmp_path):
   (workdir / "logits/member_001.npz").unlink()
   kept = workdir / "soups/uniform/params"
   written = kept.stat().st_mtime_ns
-  cook.run(config_of(sweep), workdir)
+  cook.run(helpers.cook_config(sweep), workdir)
   assert (workdir / "results.jsonl").read_bytes() == before
   assert kept.stat().st_mtime_ns == written
   with pytest.raises(ValueError, match="another config"):
-    cook.run(config_of(sweep, **{"cook.greedy.accept": "gt"}), workdir)
+    cook.run(
+      helpers.cook_config(sweep, **{"cook.greedy.accept": "gt"}), workdir
+    )
 
 
 def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
   shutil.copytree(sweep, tmp_path / "sweep", copy_function=shutil.copy2)
   sweep, workdir = tmp_path / "sweep", tmp_path / "soups"
   shutil.copytree(cooked, workdir)
-  config = config_of(sweep)
+  config = helpers.cook_config(sweep)
   # The same config, of a directory that was moved.
   (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
   (workdir / "cooked_from.json").unlink()
@@ -146,7 +146,7 @@ def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Models of")
 def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
-  config = config_of(sweep)
+  config = helpers.cook_config(sweep)
   model = finetune_config.build_model(config)
   for k in range(3):
     params = sj.load_params(sweep / f"member_00{k}/ingredients/last")
@@ -166,7 +166,7 @@ def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
   )
   cook.run(foreign, tmp_path / "soups")
   assert "read as 'timm'" in capsys.readouterr().out
-  found = values(tmp_path / "soups")
+  found = helpers.result_values(tmp_path / "soups")
   for k in range(3):
     theirs = sj.open_ingredient(sweep / f"member_00{k}/ingredients/last")
     assert found[str(k), "digits/minival"] == theirs.metrics["minival/prec@1"]
@@ -186,7 +186,7 @@ def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
 
 def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
   before = sorted(tmp_path.rglob("*"))
-  assert cook.run(config_of(sweep), None, dry_run=True) is None
+  assert cook.run(helpers.cook_config(sweep), None, dry_run=True) is None
   text = capsys.readouterr().out
   assert "3 ingredients" in text and "digits/blur, 499 images" in text
   assert "uniform, greedy, greedy_loss, learned_layer" in text
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_said_before_any_work(
   sweep, tmp_path, changes, message
 ):
   with pytest.raises(ValueError, match=message):
-    cook.run(config_of(sweep, **changes), tmp_path / "soups")
+    cook.run(helpers.cook_config(sweep, **changes), tmp_path / "soups")
   assert not (tmp_path / "soups").exists()
 
 
@@ -228,7 +228,9 @@ def test_a_test_set_of_other_classes(sweep, tmp_path):
     (source / name).mkdir(parents=True)
     image = PIL.Image.fromarray(np.zeros((16, 16, 3), np.uint8))
     image.save(source / name / "1.png")
-  config = config_of(sweep, tests=f"test=folder:{tmp_path}/images/test")
+  config = helpers.cook_config(
+    sweep, tests=f"test=folder:{tmp_path}/images/test"
+  )
   with pytest.raises(ValueError, match="has 2 classes, and the models"):
     cook.run(config, tmp_path / "soups")
 
@@ -240,13 +242,13 @@ def test_ingredients_of_two_sweeps(sweep, tmp_path):
   record.write_text(json.dumps({**values, "init_hash": "0123456789"}))
   both = f"{sweep}/member_*/ingredients/last,{tmp_path}/other"
   with pytest.raises(ValueError, match="different weights"):
-    cook.run(config_of(sweep, ingredients=both), tmp_path / "soups")
+    cook.run(helpers.cook_config(sweep, ingredients=both), tmp_path / "soups")
 
 
 def test_names_of_soups_are_taken(sweep, tmp_path):
   for k, name in enumerate(("greedy", "uniform", "mine")):
     shutil.copytree(sweep / f"member_00{k}/ingredients/last", tmp_path / name)
-  config = config_of(sweep, ingredients=f"{tmp_path}/*")
+  config = helpers.cook_config(sweep, ingredients=f"{tmp_path}/*")
   found = inputs.open_inputs(config).ingredients
   assert [i.name for i in found] == [
     "ingredient_greedy", "mine", "ingredient_uniform",
@@ -257,17 +259,17 @@ def test_members_that_are_not_finished_are_named(sweep, tmp_path, caplog):
   shutil.copytree(sweep, tmp_path / "sweep")
   shutil.rmtree(tmp_path / "sweep/member_001/ingredients/last")
   with caplog.at_level("WARNING", logger="absl"):
-    config = config_of(tmp_path / "sweep")
+    config = helpers.cook_config(tmp_path / "sweep")
   assert "member_001 have no ingredients/last" in caplog.text
   assert len(inputs.open_inputs(config).ingredients) == 2
 
 
 def test_no_sweep_there(tmp_path):
   with pytest.raises(ValueError, match="no config.json"):
-    config_lib.load(cooking.CONFIG, f"sweep={tmp_path}")
+    config_lib.load(helpers.COOK_CONFIG, f"sweep={tmp_path}")
   (tmp_path / "config.json").write_text('{"task": "soup"}')
   with pytest.raises(ValueError, match="'soup'.*'finetune'"):
-    config_lib.load(cooking.CONFIG, f"sweep={tmp_path}")
+    config_lib.load(helpers.COOK_CONFIG, f"sweep={tmp_path}")
 
 
 def test_tests_are_read():
@@ -286,11 +288,11 @@ def test_tests_are_read():
 @pytest.mark.parametrize("text", ["test", "a=test,a=blur", "=test", "a b=c"])
 def test_short_forms_that_cannot_be_read(sweep, text):
   with pytest.raises(ValueError, match=text):
-    config_of(sweep, tests=text)
+    helpers.cook_config(sweep, tests=text)
 
 
 def test_on_a_mesh(sweep, cooked, tmp_path):
-  config = config_of(
+  config = helpers.cook_config(
     sweep,
     **{
       "sharding.preset": "fsdp",
@@ -303,7 +305,10 @@ def test_on_a_mesh(sweep, cooked, tmp_path):
   assert jax.device_count() > 1
   cook.run(config, tmp_path / "soups")
   same = ("uniform", "pretrained", "member_000")
-  here, there = values(tmp_path / "soups"), values(cooked)
+  here, there = (
+    helpers.result_values(tmp_path / "soups"),
+    helpers.result_values(cooked),
+  )
   for name in same:
     assert here[name, "digits/test"] == there[name, "digits/test"]
   kept = "soups/uniform"

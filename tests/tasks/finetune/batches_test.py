@@ -5,30 +5,31 @@
 import functools
 
 import chex
-from finetuning import small
+import helpers
 import jax
 import numpy as np
 import pytest
 
 import soupjax as sj
 from soupjax import sharding
-from soupjax.tasks.finetune import batches, loop
+from soupjax.tasks.finetune import batches
+from soupjax.tasks.finetune import job as job_lib
 from soupjax.tasks.finetune import run as finetune_run
 
 PLAIN = {"data.train_ops": "value_range(-1, 1)", "hyper.ema": ()}
 
 
 def job_of(config, axes):
-  train, _ = loop.open_data(config)
+  train, _ = job_lib.open_data(config)
   mesh = sharding.make_mesh(axes)
-  return loop.Job(
+  return job_lib.Job(
     config=config, mesh=mesh, model=None, train=train, minival=None,
     params=None, init_hash="", off=(), l2_sp=False,
   )  # fmt: skip
 
 
 def three_calls(axes, members=1, **changes):
-  config = small(**PLAIN, **{"steps_per_call": 2, **changes})
+  config = helpers.finetune_config(**PLAIN, **{"steps_per_call": 2, **changes})
   configs = []
   for seed in range(members):
     member = config.copy_and_resolve_references()
@@ -70,7 +71,7 @@ def test_a_set_too_large_for_the_devices_is_gathered_on_the_host(monkeypatch):
 
 
 def test_random_operations_leave_the_set_to_grain():
-  config = small()
+  config = helpers.finetune_config()
   assert batches.hold(config, *args_of(config)) is None
 
 
@@ -83,10 +84,6 @@ def args_of(config):
 def one_device(monkeypatch):
   make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   monkeypatch.setattr(sharding, "make_mesh", make)
-  # Half of these tests would be compilation.
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_several_steps_a_call_give_the_numbers_of_single_steps(
@@ -94,7 +91,7 @@ def test_several_steps_a_call_give_the_numbers_of_single_steps(
 ):
   runs = {}
   for count in (1, 5):
-    config = small(
+    config = helpers.finetune_config(
       **PLAIN, steps_per_call=count, **{"hyper.mixup": 0.2, "log": "4steps"}
     )
     finetune_run.run(config, tmp_path / str(count))
@@ -116,10 +113,10 @@ def test_several_steps_a_call_give_the_numbers_of_single_steps(
 
 
 def test_members_of_different_length_stop_within_a_call(tmp_path, one_device):
-  config = small(**PLAIN, steps_per_call=5, population=3)
+  config = helpers.finetune_config(**PLAIN, steps_per_call=5, population=3)
   sweep = [{"hyper.total": f"{n}steps", "seed": n} for n in (12, 7, 5)]
   finetune_run.run(config, tmp_path / "both", sweep=sweep)
-  alone = small(**PLAIN, steps_per_call=5)
+  alone = helpers.finetune_config(**PLAIN, steps_per_call=5)
   finetune_run.run(alone, tmp_path / "alone", sweep=sweep, index=1)
   name = "member_001/ingredients/last"
   ours, theirs = (

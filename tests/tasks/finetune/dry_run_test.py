@@ -2,12 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every fine-tuning config on paper; ViT-G on 32 devices that are not there."""
 
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
+import helpers
 import jax
 import pytest
 
@@ -16,20 +13,7 @@ from soupjax.data import preprocess
 from soupjax.tasks.finetune import config as finetune_config
 from soupjax.tasks.finetune import dry_run
 
-ROOT = pathlib.Path(__file__).parents[3]
-CONFIGS = ROOT / "configs" / "finetune"
-
-
-def soupjax(*arguments):
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  return subprocess.run(
-    [sys.executable, "-m", "soupjax.main", *arguments],
-    env={**env, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=280,
-    check=False,
-  )
+CONFIGS = helpers.ROOT / "configs" / "finetune"
 
 
 def number(text, pattern):
@@ -37,7 +21,7 @@ def number(text, pattern):
 
 
 def test_vit_g_on_32_fake_devices():
-  done = soupjax(
+  done = helpers.soupjax(
     f"--config={CONFIGS / 'vit_g14_i1k.py'}", "--dry_run", "--fake_devices=32"
   )
   assert done.returncode == 0, done.stderr
@@ -135,7 +119,7 @@ def test_a_population_is_planned_in_groups():
 
 
 def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
-  done = soupjax(
+  done = helpers.soupjax(
     f"--config={CONFIGS / 'digits.py'}", "--dry_run",
     f"--workdir={tmp_path / 'run'}",
   )  # fmt: skip
@@ -158,6 +142,6 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
   ],
 )
 def test_what_is_wrong_on_the_command_line_is_said(arguments, problem):
-  done = soupjax(f"--config={CONFIGS / 'digits.py'}", *arguments)
+  done = helpers.soupjax(f"--config={CONFIGS / 'digits.py'}", *arguments)
   assert done.returncode != 0
   assert problem in done.stderr + done.stdout

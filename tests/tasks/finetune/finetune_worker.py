@@ -5,13 +5,12 @@
 import os
 import sys
 
-import joining
+import helpers
 
 
 def main(workdir: str, stop: str) -> None:
   """Trains a run under FSDP; exits at step `stop`, as a kill would."""
-  joining.join()
-  from finetuning import SMALL, small
+  helpers.join_workers()
 
   from soupjax.checkpoints import train_state
   from soupjax.tasks.finetune import run as finetune_run
@@ -28,9 +27,12 @@ def main(workdir: str, stop: str) -> None:
       os._exit(0)
 
   train_state.StateSaver.save = save_and_stop
-  assert SMALL["checkpoint"] == "5steps"
+  assert helpers.FINETUNE["checkpoint"] == "5steps"
   finetune_run.run(
-    small(**{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}), workdir
+    helpers.finetune_config(
+      **{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}
+    ),
+    workdir,
   )
 
 

@@ -6,9 +6,8 @@ import json
 import pathlib
 
 import chex
-from finetuning import quiet, small
+import helpers
 import jax
-import workers
 
 import soupjax as sj
 from soupjax import sharding
@@ -20,25 +19,22 @@ WORKER = pathlib.Path(__file__).with_name("finetune_worker.py")
 def test_two_processes_stopped_and_started_again_give_the_numbers_of_one(
   tmp_path, monkeypatch
 ):
-  workers.run(WORKER, tmp_path, str(tmp_path / "two"), "5")
+  helpers.run_workers(WORKER, tmp_path, str(tmp_path / "two"), "5")
   assert (tmp_path / "two" / "state_00000005").exists()
   assert not (tmp_path / "two" / "done.json").exists()
-  workers.run(WORKER, tmp_path, str(tmp_path / "two"), "-1")
+  helpers.run_workers(WORKER, tmp_path, str(tmp_path / "two"), "-1")
   one = sharding.make_mesh({"data": 1}, jax.devices()[:1])
   monkeypatch.setattr(sharding, "make_mesh", lambda axes: one)
-  # As in the workers: random weights are the same then.
-  jax.config.update("jax_disable_most_optimizations", True)
-  try:
-    finetune_run.run(small(), tmp_path / "one")
-  finally:
-    jax.config.update("jax_disable_most_optimizations", False)
+  finetune_run.run(helpers.finetune_config(), tmp_path / "one")
   for name in ("last", "last_ema_0.9"):
     ours, theirs = (
       sj.open_ingredient(tmp_path / run / "ingredients" / name)
       for run in ("two", "one")
     )
     chex.assert_trees_all_close(
-      quiet(ours.load()), quiet(theirs.load()), atol=2e-4
+      helpers.without_noise(ours.load()),
+      helpers.without_noise(theirs.load()),
+      atol=2e-4,
     )
     assert ours.hyperparameters == theirs.hyperparameters
     assert abs(

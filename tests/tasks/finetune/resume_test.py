@@ -3,20 +3,14 @@
 """Kills change nothing: the same weights, bit for bit."""
 
 import json
-import os
-import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import chex
+import helpers
 import pytest
 
 import soupjax as sj
 
-ROOT = pathlib.Path(__file__).parents[3]
 # 100 images in batches of 16: every state is saved in mid-epoch.
 OVERRIDES = {
   "data.name": "digits",
@@ -44,33 +38,17 @@ NAMES = [
 ]
 
 
-def command(workdir):
+def arguments(workdir):
   return [
-    sys.executable, "-m", "soupjax.main",
-    f"--config={ROOT / 'configs' / 'finetune' / 'digits.py'}",
+    f"--config={helpers.DIGITS}",
     f"--workdir={workdir}",
     *(f"--config.{k}={v}" for k, v in OVERRIDES.items()),
-  ]  # fmt: skip
-
-
-def environment():
-  # Not the eight devices of the other tests.
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  # Half of a run would be compilation.
-  env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-  return {**env, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+  ]
 
 
 def finish(workdir, *more):
-  """Runs to the end; returns what it said."""
-  done = subprocess.run(
-    [*command(workdir), *more],
-    env=environment(),
-    check=False,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
+  """Runs to the end; returns the messages."""
+  done = helpers.soupjax(*arguments(workdir), *more)
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stderr
 
@@ -86,19 +64,7 @@ def unbroken(tmp_path_factory):
 def killed(tmp_path_factory):
   """A run that was killed (-9) some steps after its third state."""
   workdir = tmp_path_factory.mktemp("killed") / "run"
-  process = subprocess.Popen(
-    command(workdir),
-    env=environment(),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  deadline = time.monotonic() + 200
-  while not (workdir / "state_00000060").exists():
-    assert process.poll() is None, "the run ended before it could be killed"
-    assert time.monotonic() < deadline
-    time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  helpers.kill_soupjax_when(workdir, "state_00000060", *arguments(workdir))
   assert not (workdir / "done.json").exists()
   return workdir
 
@@ -119,9 +85,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(unbroken, killed, tmp_path):
   log.write_text(
     log.read_text().replace('"step": 50,', '"step": 50, "old": 1,')
   )
-  # What changes no result may be another.
-  said = finish(tmp_path / "run", "--config.checkpoint=60steps")
-  assert "damaged" not in said
+  # A setting that changes no result may change.
+  messages = finish(tmp_path / "run", "--config.checkpoint=60steps")
+  assert "damaged" not in messages
   same(tmp_path / "run", unbroken)
   lines = [json.loads(line) for line in log.read_text().splitlines()]
   assert [line["step"] for line in lines] == [25, 50, 75, 100, 125]
@@ -136,6 +102,6 @@ def test_a_damaged_state_costs_only_its_steps(unbroken, killed, tmp_path):
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 1
   file.write_bytes(bytes(data))
-  said = finish(tmp_path / "run")
-  assert f"{newest.name} is damaged" in said
+  messages = finish(tmp_path / "run")
+  assert f"{newest.name} is damaged" in messages
   same(tmp_path / "run", unbroken)

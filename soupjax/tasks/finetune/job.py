@@ -1,0 +1,240 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that the members of a sweep share: data, model and start.
+
+The start is made once: pretrained weights and a head fitted by linear probing.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from soupjax import config as config_lib
+from soupjax import data, files, sharding
+from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints import provenance as provenance_lib
+from soupjax.evaluators import Evaluator
+from soupjax.models import pretrained
+from soupjax.soups.core import crc32
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import step
+from soupjax.train import probe
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+  """One run: its name, resolved config and directory."""
+
+  name: str
+  config: Any
+  directory: pathlib.Path
+
+  @property
+  def done(self) -> bool:
+    """Whether all of its ingredients have been saved."""
+    return (self.directory / "done.json").exists()
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+  """Everything that the members of a sweep share, compiled functions included.
+
+  Attributes:
+    config: of the sweep, before a member's overrides.
+    mesh: "data" and other axes of `config.sharding.mesh`; preceded by "member"
+      if members are trained at once.
+    model: with a head for the data's classes.
+    train: the images to train on.
+    minival: evaluates parameters on held-out images.
+    params: the shared start, on the mesh.
+    init_hash: of the shared start.
+    off: hyperparameters of batch ops that are 0 in all members.
+    l2_sp: whether any member is pulled to the start.
+    compiled: by static config and number of members.
+    held: train sets in memory, by their operations; None for one that is not.
+  """
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  model: Any
+  train: data.Source
+  minival: Evaluator
+  params: PyTree
+  init_hash: str
+  off: tuple[str, ...]
+  l2_sp: bool
+  compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+  held: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_job(
+  config, members: Sequence[Member], workdir: pathlib.Path, at_once: int = 1
+) -> Job:
+  """Opens the data, builds the model and makes or reads the shared start.
+
+  Args:
+    config: of the sweep.
+    members: all of the sweep, also those that this process does not train.
+    workdir: gets `initial/`.
+    at_once: members that are trained side by side.
+
+  Raises:
+    ValueError: if data, model, start and devices do not fit together.
+  """
+  mesh = step.make_mesh(config, at_once)
+  train, minival = open_data(config)
+  for member in members:
+    settings.check_lengths(member.config, len(train), member.name)
+  batches = data.eval_batches(
+    minival,
+    batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
+    preprocess=settings.ops(config, "eval_ops"),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  model = settings.build_model(config)
+  init_hash = _shared_start(config, model, train, mesh, workdir)
+  return Job(
+    config=config,
+    mesh=mesh,
+    model=model,
+    train=train,
+    minival=Evaluator(model, batches, mesh=mesh, cache_gb=config.data.cache_gb),
+    params=open_lib.load_params(
+      workdir / "initial", sharding=step.leaf_sharding(config, model, mesh)
+    ),
+    init_hash=init_hash,
+    **settings.shared_options([m.config for m in members]),
+  )
+
+
+def open_data(config) -> tuple[data.Source, data.Source]:
+  """Opens the images to train on and those held out.
+
+  Raises:
+    ValueError: if they do not exist, do not have `data.num_classes` classes, or
+      some are in both.
+  """
+  c = config.data
+  options = {"data_dir": c.data_dir or None}
+  train = data.open_source(c.name, c.train, **options)
+  if c.minival:
+    minival = data.open_source(c.name, c.minival, **options)
+    if shared := data.shared_examples(train, minival):
+      raise ValueError(
+        f"{shared} images are in both data.train={c.train!r} and data.minival="
+        f"{c.minival!r}, so every choice made on minival would be biased. Use "
+        "parts that do not overlap, such as 'train[:98%]' and 'train[98%:]'."
+      )
+  else:
+    train, minival = data.split_minival(train, per_class=c.minival_per_class)
+  if train.num_classes != c.num_classes:
+    raise ValueError(
+      f"{train.name} has {train.num_classes} classes, not data.num_classes="
+      f"{c.num_classes}."
+    )
+  if c.num_train and c.num_train != len(train):
+    raise ValueError(
+      f"{train.name} has {len(train)} images, not data.num_train={c.num_train}."
+    )
+  return train, minival
+
+
+# --- The shared start ---------------------------------------------------------
+
+
+def _shared_start(
+  config, model, train: data.Source, mesh, workdir: pathlib.Path
+) -> str:
+  """Makes `initial/` in workdir unless it exists; returns its hash."""
+  start = workdir / "initial"
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:  # The others wait in `agreed`.
+      stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
+    if not workdir_lib.agreed(start.exists()):
+      params = _initial_params(config, model)
+      if _probe_steps(config):
+        params = {**params, "head": _probed(config, model, params, train, mesh)}
+      host = jax.tree.map(np.asarray, params)
+      value = init_hash(Ingredient.from_params("initial", host))
+      workdir_lib.save_model(start, host, init={"init_hash": value})
+    return files.read_json(start / "init.json")["init_hash"]
+
+
+def _initial_params(config, model) -> PyTree:
+  """Reads pretrained weights, or draws random ones."""
+  size = config.data.image_size
+  image = np.zeros((1, size, size, 3), np.float32)
+  # Members differ in config.seed; their start has a seed that they share.
+  init = jax.jit(model.init)(jax.random.key(config.init.seed), image)["params"]
+  if not config.init.path:
+    logging.warning(
+      "init.path is empty: all members start from the same random weights. "
+      "Soups need a pretrained model."
+    )
+    return init
+  return pretrained.load_pretrained(
+    config.init.path,
+    model,
+    head=config.init.head,
+    image_size=size,
+    init=init,
+  )
+
+
+def init_hash(start: Ingredient) -> str:
+  """Hashes names, shapes, dtypes and contents of all leaves."""
+  sums = {
+    leaf: crc32.crc32(np.ascontiguousarray(start.read(leaf)))
+    for leaf in start.specs
+  }
+  return provenance_lib.content_hash(start.specs, sums)
+
+
+def _probe_steps(config) -> int:
+  return config_lib.steps(config.probe.total, batch_size=1, num_examples=1)
+
+
+def _probed(config, model, params, train, mesh) -> PyTree:
+  """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
+  if jax.process_count() > 1:  # Every process fits the same head by itself.
+    mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
+  count = config.probe.max_examples
+  if 0 < count < len(train):
+    # Evenly spread, since some sets are sorted by class.
+    indices = np.arange(count) * len(train) // count
+    train = data.subset(train, indices, train.name)
+  batches = data.eval_batches(
+    train,
+    batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
+    preprocess=settings.ops(config, "eval_ops"),
+  )
+
+  @jax.jit
+  def features_of(params, images):
+    return model.apply({"params": params}, images)[1]
+
+  params = jax.device_put(params, sharding.replicated(mesh))
+  features, labels = [], []
+  for batch in batches:
+    mask = batch["mask"]
+    images = jax.device_put(batch["images"], sharding.along(mesh, "data"))
+    features.append(np.asarray(features_of(params, images))[mask])
+    labels.append(batch["labels"][mask])
+  return probe.linear_probe(
+    np.concatenate(features),
+    np.concatenate(labels),
+    num_classes=model.num_classes,
+    l2=config.probe.l2,
+    steps=_probe_steps(config),
+  )

@@ -1,0 +1,143 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The tests mirror the sources: soupjax/a/b.py has tests/a/b_test.py."""
+
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Sources without a test file of their own -> the tests that reach them.
+COVERED_BY = {
+  # Pieces of what a user calls: tested through it.
+  "analysis/findings": "analysis/diagnose",
+  "analysis/geometry": "analysis/diagnose",
+  "checkpoints/destination": "checkpoints/mix",
+  "checkpoints/mesh_writer": "checkpoints/mix_processes",
+  "checkpoints/provenance": "checkpoints/mix",
+  "checkpoints/save": "checkpoints/mix",
+  "checkpoints/formats/block_writer": "checkpoints/mix",
+  "checkpoints/formats/byte_ranges": "checkpoints/formats/safetensors",
+  "checkpoints/formats/orbax_writer": "checkpoints/formats/orbax",
+  "checkpoints/formats/recognise": "checkpoints/open",
+  "checkpoints/formats/safetensors_writer": "checkpoints/formats/safetensors",
+  "checkpoints/formats/unpickle": "checkpoints/formats/torch",
+  "data/op_strings": "data/preprocess",
+  "models/layers": "models/vit",
+  "models/pretrained/families": "models/pretrained/convert",
+  "models/pretrained/foreign": "models/pretrained/convert",
+  "models/pretrained/mappings": "models/pretrained/convert",
+  "models/pretrained/mismatch": "models/pretrained/convert",
+  "models/pretrained/positions": "models/pretrained/convert",
+  "report/labels": "report/figures",
+  "report/sections": "report/page",
+  "report/style": "report/page",
+  "soups/core/select": "soups/engine/plan",
+  "soups/engine/blocks": "soups/engine/run",
+  "soups/engine/groups": "soups/engine/run",
+  "soups/greedy/decisions": "soups/greedy/soup",
+  "soups/learned/checks": "soups/learned/soup",
+  "soups/learned/granularity": "soups/learned/soup",
+  "soups/learned/options": "soups/learned/soup",
+  "soups/learned/streamed_passes": "soups/learned/soup",
+  "soups/rules/base": "soups/rules/every_rule",
+  "soups/rules/rule_inputs": "soups/rules/coefficients_by_layer",
+  "soups/rules/thresholds": "soups/rules/sparse",
+  "soups/search/blackbox": "soups/search/paint",
+  "soups/search/candidates": "soups/search/paint",
+  "tasks/cook/config": "tasks/cook/run",
+  "tasks/cook/evaluate": "tasks/cook/run",
+  "tasks/cook/inputs": "tasks/cook/run",
+  "tasks/finetune/config": "tasks/finetune/loop",
+  "tasks/finetune/init": "tasks/finetune/loop",
+  "tasks/finetune/run": "tasks/finetune/loop",
+  "tasks/finetune/step": "tasks/finetune/loop",
+  # The program, and what its files on disk do under kills.
+  "main": "tasks/command",
+  "processes": "tasks/finetune/processes",
+  "tasks/workdir": "tasks/cook/resume",
+  "version": "packaging",
+}
+
+# Tests without a source file of their own -> why.
+SEAMS = {
+  "benchmarks/cifar10": "mirrors benchmarks/",
+  "benchmarks/digit_tasks": "mirrors benchmarks/",
+  "launch/launch": "mirrors launch/",
+  "notebooks": "mirrors notebooks/",
+  "docs": "the site and its links",
+  "docs_commands": "commands and code of README and docs/",
+  "doctest": "examples in all docstrings",
+  "packaging": "the wheel",
+  "mirror": "the tests themselves",
+  "structure": "imports of all modules",
+  "doors": "models of any kind, wherever one is asked for",
+  "open_lists": "functions and models from outside the package",
+  # One module in several processes, which start slowly.
+  "checkpoints/mix_processes": "checkpoints/mix in several processes",
+  "evaluators/processes": "evaluators/evaluator in several processes",
+  "tasks/cook/processes": "tasks/cook in several processes",
+  "tasks/finetune/processes": "tasks/finetune in several processes",
+  # Programs that are killed and started again.
+  "tasks/cook/resume": "tasks/cook after kills",
+  "tasks/finetune/resume": "tasks/finetune after kills",
+  "tasks/main_job": "the three commands of launch/local.sh after kills",
+  # Several modules together.
+  "evaluators/early_rejection": "evaluators/evaluator with soups/greedy",
+  "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
+  "models/pretrained/convert_torch": "models/pretrained against PyTorch",
+  "report/choices": "report after cooking by several metrics",
+  "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",
+  "soups/learned/soup_base": "soups/learned/soup with a base",
+  "soups/linear_combination": "all doors give equal sums",
+  "soups/rules/coefficients_by_layer": "rules with coefficients by layer",
+  "soups/rules/every_rule": "properties of all rules",
+  "soups/rules/peers": "rules against other libraries' formulas",
+}
+
+
+def names(folder: pathlib.Path, ending: str) -> set[str]:
+  paths = (p.relative_to(folder).as_posix() for p in folder.rglob(f"*{ending}"))
+  return {path.removesuffix(ending) for path in paths}
+
+
+def differences(
+  sources: set[str], tests: set[str], covered_by: dict, seams: dict
+) -> list[str]:
+  """Returns what is missing, and entries of the lists that are not needed."""
+  return [
+    *(f"{name} has no test" for name in sources - tests - covered_by.keys()),
+    *(f"{name} has a test" for name in covered_by.keys() & tests),
+    *(f"there is no source {name}" for name in covered_by.keys() - sources),
+    *(f"there is no test {name}" for name in {*covered_by.values()} - tests),
+    *(f"{name} tests no source" for name in tests - sources - seams.keys()),
+    *(f"{name} mirrors a source" for name in seams.keys() & sources),
+    *(f"there is no test {name}" for name in seams.keys() - tests),
+  ]
+
+
+def test_the_tests_mirror_the_sources():
+  sources = names(ROOT / "soupjax", ".py")
+  sources = {name for name in sources if not name.endswith("__init__")}
+  tests = names(ROOT / "tests", "_test.py")
+  assert not differences(sources, tests, COVERED_BY, SEAMS)
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"sources": {"a", "b", "c"}}, "c has no test"),
+    ({"sources": {"a"}}, "there is no source b"),
+    ({"tests": {"a", "b", "x"}}, "b has a test"),
+    ({"tests": {"a", "x", "y"}}, "y tests no source"),
+    ({"tests": {"a"}}, "there is no test x"),
+    ({"covered_by": {"b": "z"}}, "there is no test z"),
+    ({"seams": {"x": "", "a": ""}}, "a mirrors a source"),
+  ],
+)
+def test_differences_are_noticed(change, message):
+  lists = {"sources": {"a", "b"}, "tests": {"a", "x"}}
+  lists |= {"covered_by": {"b": "a"}, "seams": {"x": "both"}}
+  assert not differences(**lists)
+  assert differences(**lists | change) == [message]
