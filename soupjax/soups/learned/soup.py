@@ -56,8 +56,8 @@ class LearnedSoup:
     params: the soup, with the dtypes of the first ingredient, or of the base.
     names: names of the ingredients, in the order of the coefficients.
     alphas: group of leaves -> (K,) coefficients, which are positive and sum to
-      1, or have any sign and sum with a base. Granularity "model" has one group,
-      "model".
+      1, or have any sign and sum with a base. Granularity "model" has the one
+      group "model".
     beta: the learned logit scale. It changes no prediction.
     history: `{"step", "loss", "beta"}` of every step. The loss is that before
       the step, so the first one belongs to the initial soup.
@@ -124,8 +124,8 @@ def learned_soup(
       and gradient.
     optimizer: "adamw" or "lbfgs", or a `CoefficientOptimizer`.
     batches: an iterable with at least `steps` batches.
-    select: leaves that are not mixed with learned coefficients, as in `mix`; the
-      loss sees the result. Leaves to keep are taken from `base`.
+    select: leaves that are not mixed with learned coefficients, as in `mix`;
+      the loss sees the result. Leaves to keep are taken from `base`.
     dtype: dtype of the floating leaves of the soup; None keeps those of the
       first ingredient, or of the base. The loss sees float32.
     sharding: placement of the ingredients, as in `Ingredient.load`.
@@ -200,13 +200,7 @@ def learned_soup(
   pool = Pool(ingredients, base, layout, sharding, residency)
   pool.check_finite()
   problem = _Problem(
-    pool,
-    loss,
-    batches,
-    optimizer.learn_beta,
-    state.history,
-    on_step,
-    selection,
+    pool, loss, batches, optimizer.learn_beta, state.history, on_step, selection
   )
   if len(state.history) < steps:
     problem.check_loss()
@@ -260,7 +254,7 @@ class _Problem:
     for k, value in floats.items():
       name = self.names[k]
       if name in rest["bases"]:
-        # Plain arithmetic is differentiable, unlike compensated sums.
+        # Plain arithmetic instead of compensated sums, for the gradient.
         base = rest["bases"][name].astype(jnp.float32)
         value = base + self.selection.share(name) * (value - base)
       leaves[name] = value

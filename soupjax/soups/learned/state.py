@@ -58,8 +58,8 @@ def _row(name, value, base, count) -> np.ndarray:
     return row
   if (row <= 0).any():
     raise ValueError(
-      f"{name} must be positive, got {value!r:.80}: a softmax cannot be 0. Leave "
-      "that ingredient out, or pass a base."
+      f"{name} must be positive, got {value!r:.80}, because a softmax is never "
+      "0. Leave that ingredient out, or pass a base."
     )
   # Equal coefficients have logits of exactly 0.
   return np.log(row / row.max())
@@ -142,8 +142,8 @@ class State:
 
 def _damaged(error: Exception) -> ValueError:
   return ValueError(
-    f"resume is not a state of a learned soup ({type(error).__name__}: {error})."
-    " Give the last argument of on_state, or start without resume."
+    f"resume is not a state of a learned soup ({type(error).__name__}: "
+    f"{error}). Give the last argument of on_state, or start without resume."
   )
 
 
