@@ -361,7 +361,7 @@ def test_wise_ft_takes_ingredients(alpha):
 @pytest.mark.parametrize(
   "logits,message",
   [
-    ([None], "Logits 1 are no array of numbers but a NoneType"),
+    ([None], "Logits 1 .*NoneType"),
     ([np.ones(2), np.float32([1, np.nan])], "Logits 2 have NaN"),
     ([np.float32([np.inf]), np.float32([-np.inf])], "ensemble has NaN"),
   ],
