@@ -2,31 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Cooks soups of a folder of checkpoints and evaluates them.
 
-For a sweep that was fine-tuned with configs/finetune. Data, model, test sets
-and start are those that it recorded:
+For a sweep that was fine-tuned with configs/finetune, which recorded data,
+model, test sets and start:
 
   soupjax --config=configs/cook.py:sweep=runs/b16 --workdir=runs/b16_soups \
     --config.tests=test=validation,sketch=imagenet_sketch/test
 
 For its moving averages: configs/cook.py:sweep=runs/b16,which=last_ema_0.999
 
-For checkpoints from elsewhere, such as timm or Hugging Face, the model is
-detected from them and from files beside them. The soups are also written with
-their leaf names (docs/cook.md):
+For other checkpoints, such as those of timm or Hugging Face, the model is
+detected from them and from files beside them. Soups are also written with their
+leaf names (docs/cook.md):
 
   soupjax --config=configs/cook.py --workdir=runs/soups \
     --config.ingredients='runs/*/model.safetensors' \
     --config.data.name=folder:photos --config.data.minival=val \
     --config.tests=test=test
 
-An error asks for settings that are in no file, such as
+An error names settings that are in none of these files, such as
 --config.model.num_heads=12 and
 --config.data.eval_ops='resize(224)|value_range(-1, 1)'.
 
 Evaluates every ingredient once on every set, then makes uniform, greedy and
-learned soups, WiSE-FT if the start is known, and ensembles to compare with. The
-report is WORKDIR/report.html. --dry_run prints the plan. With few held-out
-images (below 1,000), --config.cook.metric=loss ranks and accepts by the loss.
+learned soups, WiSE-FT if the start is known, and ensembles for comparison. The
+report is WORKDIR/report.html. --dry_run prints the plan. With fewer than 1,000
+held-out images, use --config.cook.metric=loss to rank and accept by the loss.
 
 On digits, half a minute, after the two commands of configs/finetune/digits.py:
 

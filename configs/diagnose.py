@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Explains why averages of checkpoints gain or lose (docs/diagnose.md).
 
-For a sweep that was fine-tuned with configs/finetune. Model, data and start are
-those that it recorded:
+For a sweep that was fine-tuned with configs/finetune, which recorded model,
+data and start:
 
   soupjax --config=configs/diagnose.py:sweep=runs/b16 --workdir=runs/b16_why
 
@@ -16,7 +16,7 @@ For other checkpoints, with the settings of configs/cook.py:
 
 Evaluates every ingredient, a greedy soup and the midpoints of pairs on minival
 (at most max_pairs, neighbours in the order of scores first; 0 for none). Prints
-a table and findings, and writes them to WORKDIR/diagnosis.txt, with a picture
+a table and findings and writes them to WORKDIR/diagnosis.txt, with a figure
 beside it. --dry_run prints the plan.
 """
 

@@ -1,21 +1,20 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Configs: loading, overriding, checking, and the sweeps of the paper.
+"""Configs: loading, overriding and checking.
 
 A config is an `ml_collections.ConfigDict` that a Python file returns from
 `get_config(arg)`; the file may also define `get_sweep()`.
 
 A duration in a config is a number with a unit: "10epochs", "500steps" or
-"1000examples" (see `steps`). Keys that hold one are named after the event, such
-as `hyper.total`, `hyper.warmup`, `log` and `checkpoint`. Integers called
-`..._steps` occur in Python functions only, where the conversion is done.
+"1000examples" (see `steps`). Its key is named after the event, such as
+`hyper.total`, `hyper.warmup`, `log` and `checkpoint`. Integers called
+`..._steps` occur only in Python functions, after the conversion.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import copy
 import importlib.util
 import inspect
-import itertools
 import json
 import math
 import os
@@ -25,17 +24,20 @@ from typing import Any
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
-import numpy as np
+
+from soupjax.sweeps import extreme_grid as extreme_grid
+from soupjax.sweeps import random_search as random_search
+from soupjax.sweeps import seeds as seeds
+from soupjax.sweeps import standard_grid as standard_grid
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   """Parses the part after the colon of `--config=file.py:name=value,flag`.
 
   Args:
-    arg: comma-separated `name=value`; a bare `name` means True. With None or an
-      empty text, all values are the defaults.
-    **defaults: every allowed name with its default. A value has the type of
-      its default.
+    arg: comma-separated `name=value`; a bare `name` means True. None and ""
+      leave all defaults.
+    **defaults: every allowed name with its default, which sets the type.
 
   Returns:
     A locked ConfigDict with a value for every name.
@@ -86,7 +88,7 @@ class _NamedTextsParser(flags.ArgumentParser):
 
 @config_flags.register_flag_parser(parser=_NamedTextsParser())
 class NamedTexts(ml_collections.ConfigDict):
-  """A dict of texts. A flag may give all of it in short, as `a=x,b=y`.
+  """A dict of texts, which a flag may give in short, such as `a=x,b=y`.
 
   In a config file an entry is set as usual: `c.tests.sketch = "sketch/test"`.
   """
@@ -100,7 +102,7 @@ def parse_named(text: str) -> dict[str, str]:
     {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
 
   Raises:
-    ValueError: if a part is not NAME=VALUE, or a name is given twice.
+    ValueError: if a part is not NAME=VALUE, or a name occurs twice.
   """
   values: dict[str, str] = {}
   for part in filter(None, (p.strip() for p in text.split(","))):
@@ -108,7 +110,7 @@ def parse_named(text: str) -> dict[str, str]:
     if not (is_pair and value and re.fullmatch(r"[\w-]+", name)):
       raise ValueError(f"Cannot read {part!r} of {text!r}: write NAME=VALUE.")
     if name in values:
-      raise ValueError(f"{name!r} is given twice in {text!r}.")
+      raise ValueError(f"{name!r} occurs twice in {text!r}.")
     values[name] = value
   return values
 
@@ -133,7 +135,7 @@ def load(path: str, arg: str | None = None, **overrides: Any):
 
 def _module(path: str) -> Any:
   if not os.path.exists(path):
-    raise ValueError(f"There is no config file {path}.")
+    raise ValueError(f"The config file {path} does not exist.")
   spec = importlib.util.spec_from_file_location("soupjax_config", path)
   if spec is None or spec.loader is None:
     raise ValueError(f"{path} is not a Python file: its name must end in .py.")
@@ -286,110 +288,6 @@ def steps(
       "epoch, which is unknown."
     )
   return round(number * num_examples / batch_size)
-
-
-# Sweeps of arXiv 2203.05482, appendix J, over the keys of a fine-tuning config.
-
-
-def seeds(size: int) -> Iterator[dict[str, Any]]:
-  """Yields runs that differ in their seed only: data order, augmentation.
-
-  Examples:
-    >>> list(seeds(2))
-    [{'seed': 0}, {'seed': 1}]
-  """
-  for seed in range(size):
-    yield {"seed": seed}
-
-
-def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-  """Yields the members of the paper's random search (appendix J).
-
-  Learning rate 10^-U(4, 6), weight decay 10^-U(0.2, 4), 4 to 16 epochs, label
-  smoothing 0 or U(0, 0.25), mixup 0 or U(0, 0.9). Augmentation is minimal in a
-  third of the runs; in the others RandAugment has 0 to 2 layers and magnitude 1
-  to 20, as in the runs that the authors released.
-
-  Args:
-    size: number of members. A larger search begins with the members of a
-      smaller one.
-    seed: seed of the draws.
-
-  Examples:
-    >>> member = next(random_search(8, seed=0))
-    >>> member["hyper.total"], round(member["hyper.learning_rate"], 7)
-    ('12epochs', 9.27e-05)
-  """
-  for k in range(size):
-    rng = np.random.default_rng([seed, k])
-    smoothing, mixup = rng.random(2) < 0.5
-    minimal = rng.random() < 1 / 3
-    values = {
-      "hyper.learning_rate": float(10 ** -rng.uniform(4, 6)),
-      "hyper.weight_decay": float(10 ** -rng.uniform(0.2, 4)),
-      "hyper.total": f"{rng.integers(4, 17)}epochs",
-      "hyper.label_smoothing": float(rng.uniform(0, 0.25) * smoothing),
-      "hyper.mixup": float(rng.uniform(0, 0.9) * mixup),
-      "seed": int(rng.integers(2**31)),
-    }
-    layers, magnitude = int(rng.integers(0, 3)), float(rng.integers(1, 21))
-    drawn = {
-      "data.augment.randaug_layers": layers,
-      "data.augment.randaug_magnitude": magnitude,
-    }
-    yield values | (MINIMAL if minimal else MEDIUM | drawn)
-
-
-# Augmentation strengths of the grids. The default crop of a config is medium.
-MINIMAL = {
-  "data.augment.crop_min": 90.0,
-  "data.augment.randaug_layers": 0,
-}
-MEDIUM = {
-  "data.augment.crop_min": 8.0,
-  "data.augment.randaug_layers": 0,
-}
-STRONG = {
-  "data.augment.crop_min": 8.0,
-  "data.augment.randaug_layers": 2,
-  "data.augment.randaug_magnitude": 15.0,
-}
-
-
-def _grid(rates, num_seeds):
-  strengths = (MINIMAL, MEDIUM, STRONG)
-  members = itertools.product(rates, strengths, (0.0, 0.5), range(num_seeds))
-  for k, (rate, strength, mixup, _) in enumerate(members):
-    yield {
-      "hyper.learning_rate": rate,
-      "hyper.mixup": mixup,
-      **strength,
-      "seed": k,
-    }
-
-
-def standard_grid() -> Iterator[dict[str, Any]]:
-  """Yields the 48 members of the paper's standard grid (appendix J).
-
-  Four learning rates, three strengths of augmentation, mixup off or 0.5, two
-  seeds.
-
-  Examples:
-    >>> members = list(standard_grid())
-    >>> len(members), members[0]["hyper.learning_rate"]
-    (48, 3e-05)
-  """
-  return _grid((3e-5, 2e-5, 1e-5, 3e-6), num_seeds=2)
-
-
-def extreme_grid() -> Iterator[dict[str, Any]]:
-  """Yields the 48 members of the paper's extreme grid, some of them bad.
-
-  Eight learning rates from 3e-4 to 1e-7, three strengths of augmentation, mixup
-  off or 0.5, one seed.
-  """
-  rates = (3e-4, 1e-4, 3e-5, 2e-5, 1e-5, 3e-6, 1e-6, 1e-7)
-  return _grid(rates, num_seeds=1)
 
 
 class Problems:

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Open lists of things that a config names: rules, image ops, losses, models.
+"""Registries of functions that configs name: rules, image ops, losses, models.
 
-A name is looked up among the registered functions. One with a dot is an import
-path, so that a config can use code that this package has never seen.
+A name with a dot is an import path, so that a config can use code outside of
+this package.
 """
 
 import ast
@@ -31,7 +31,7 @@ class Registry:
   """
 
   def __init__(self, kind: str):
-    """Makes an empty list; errors call its members `kind`, as "image op"."""
+    """Makes an empty registry; `kind`, such as "image op", is for errors."""
     self.kind = kind
     self._members: dict[str, Any] = {}
 
@@ -47,8 +47,8 @@ class Registry:
     """Adds a function or class under its own name, as a decorator.
 
     Args:
-      target: what to add.
-      name: another name than `target.__name__`.
+      target: the function or class.
+      name: a name to use instead of `target.__name__`.
 
     Returns:
       The target, unchanged.
@@ -59,22 +59,21 @@ class Registry:
     if target is None:
       return lambda target: self.register(target, name=name)
     name = name or target.__name__
-    before = self._members.get(name)
-    # A config file is executed anew each time it is loaded.
-    if before is not None and _origin(before) != _origin(target):
+    earlier = self._members.get(name)
+    # A config file is executed again each time it is loaded.
+    if earlier is not None and _origin(earlier) != _origin(target):
       raise ValueError(
-        f"Two {self.kind}s are called {name!r}: {_origin(before)} and "
+        f"Two {self.kind}s are called {name!r}: {_origin(earlier)} and "
         f"{_origin(target)}. Rename one, or register it with name=."
       )
     self._members[name] = target
     return target
 
   def get(self, name: str) -> Any:
-    """Returns the member called `name`, or what an import path leads to.
+    """Returns the member called `name`, or the object at an import path.
 
     Raises:
-      ValueError: if there is no such member, with suggestions, or nothing at
-        that path.
+      ValueError: if neither exists, with suggestions.
     """
     if name in self._members:
       return self._members[name]
@@ -88,7 +87,7 @@ class Registry:
     """Returns the parameters of a member.
 
     Raises:
-      ValueError: if there is no such member, or its parameters are not known.
+      ValueError: if there is no such member, or its parameters are unknown.
     """
     target = self.get(name)
     try:
@@ -116,10 +115,10 @@ class Registry:
 
 
 def _origin(target: Any) -> str:
-  """Says where a function or class was defined."""
+  """Describes a function or class by its name and its file or module."""
   code = getattr(target, "__code__", None)
-  where = code.co_filename if code else getattr(target, "__module__", "?")
-  return f"{getattr(target, '__qualname__', target)} of {where}"
+  file = code.co_filename if code else getattr(target, "__module__", "?")
+  return f"{getattr(target, '__qualname__', target)} of {file}"
 
 
 def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
@@ -132,10 +131,10 @@ def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
     ': there are dare, linear, ties.'
   """
   known = sorted(map(str, known))
-  folded = {one.lower(): one for one in known}
+  folded = {member.lower(): member for member in known}
   close = difflib.get_close_matches(str(name).lower(), folded, n=3, cutoff=0.5)
   if close:
-    names = " or ".join(repr(folded[one]) for one in close)
+    names = " or ".join(repr(folded[member]) for member in close)
     return f": did you mean {names}?"
   more = f" and {len(known) - show} more" if len(known) > show else ""
   return f": there are {', '.join(known[:show]) or 'none'}{more}."

@@ -32,6 +32,7 @@ ALLOWED = {
   "progress": set(),
   "registry": set(),
   "lazy": set(),
+  "sweeps": set(),
   **{
     part: {*_SOUPS[:i], "registry"}
     - ({"soups/greedy"} if part == "soups/learned" else set())
@@ -39,7 +40,7 @@ ALLOWED = {
   },
   "soups": set(),
   "sharding": _BASE | {"soups"},
-  "config": _BASE,
+  "config": _BASE | {"sweeps"},
   "processes": _BASE | {"soups"},
   "checkpoints": _BASE | {"soups", "processes"},
   "metric_writers": _MIDDLE,

@@ -3,7 +3,7 @@
 """Ingredients from CIFAR-10: a small ViT is pretrained, then a sweep of 16.
 
 DIR has class folders, DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or
-train.tar and test.tar with CLASS/*.png in them; JPEG works, too:
+train.tar and test.tar of CLASS/*.png; JPEG files work, too:
 
   soupjax --config=configs/finetune/cifar10.py:pretrain,images=DIR \
     --workdir=runs/base
@@ -12,12 +12,12 @@ train.tar and test.tar with CLASS/*.png in them; JPEG works, too:
   soupjax --config=configs/cook.py:sweep=runs/sweep --workdir=runs/soups \
     --config.cook.metric=loss,prec@1
 
-Without images=DIR it is "cifar10" of TFDS (docs/data.md). Half of train is for
-pretraining, 20,000 images are for the sweep, and 5,000 are held out. The images
-are decoded once and stay in memory; augmentation is on the devices.
+Without images=DIR, the data is "cifar10" of TFDS (docs/data.md). Half of train
+is for pretraining, 20,000 images are for the sweep, and 5,000 are held out.
+Images are decoded once and stay in memory; the devices augment them.
 
-Pretraining sees 1.3 million images, about 40 CPU minutes, and the sweep 0.5
-million. `:seed=1` is another sweep, `:runlocal` two short members.
+Pretraining takes 1.3 million images and about 40 CPU minutes, the sweep 0.5
+million images. `:seed=1` is another sweep, `:runlocal` two short members.
 """
 
 import numpy as np
@@ -75,8 +75,8 @@ def get_config(arg=None):
 def get_sweep(arg=None):
   """Draws hyperparameters at random, as in arXiv 2203.05482, appendix J."""
   arg = _parsed(arg)
-  if arg.pretrain:  # It is one run.
-    return
+  if arg.pretrain:
+    return  # A single run.
   for k in range(2 if arg.runlocal else 16):
     rng = np.random.default_rng([arg.seed, k])
     rate, decay = 10 ** rng.uniform((-3.7, -3.0), (-2.7, -0.5))

@@ -5,21 +5,21 @@
   soupjax --config=configs/finetune/vit_b16_i1k.py --workdir=runs/b16 --sweep \
     --config.init.path=CHECKPOINT
 
-CHECKPOINT is AugReg's B/16 of ImageNet-21k (.npz), whose images were resized as
-OpenCV does (pip install 'soupjax[opencv]'), or with :clip the vision tower of
-CLIP's: see docs/pretrained.md for these and others. Settings are those
-of arXiv 2203.05482, appendix J: AdamW, batch 512, gradients clipped at 1, 500
-steps of warmup and a cosine, weight decay on all parameters; the head is fitted
-first (LP-FT). The sweep is the random search, of 72 members; :sweep=standard
-and :sweep=extreme are the grids, :sweep=seeds five seeds of one setting. One
-member of an array of jobs:
+CHECKPOINT is AugReg's B/16 of ImageNet-21k (.npz), whose images were resized by
+OpenCV (pip install 'soupjax[opencv]'), or with :clip the vision tower of CLIP;
+docs/pretrained.md has these and others. Settings are those of arXiv
+2203.05482, appendix J: AdamW, batch 512, gradients clipped at 1, 500 steps of
+warmup and a cosine, weight decay on all parameters; the head is fitted first
+(LP-FT). The sweep is the random search of 72 members; :sweep=standard and
+:sweep=extreme are the grids, :sweep=seeds five seeds of one setting. One member
+of an array of jobs:
 
   soupjax --config=configs/finetune/vit_b16_i1k.py --workdir=runs/b16 \
     --config.init.path=CHECKPOINT --sweep_index=$SLURM_ARRAY_TASK_ID
 
-Expected, from the paper's table 3 and for CLIP ViT-B/32: 80.4 % of the best of
-72, 81.0 % of the greedy soup. Neither that nor the time was measured here.
-On a laptop, in a minute: a tiny ViT on digits.
+Table 3 of the paper, for CLIP ViT-B/32: 80.4 % for the best of 72, 81.0 % for
+the greedy soup. Neither that nor the time was measured here. On a laptop, in a
+minute, a tiny ViT on digits:
 
   soupjax --config=configs/finetune/vit_b16_i1k.py:runlocal --sweep \
     --workdir=/tmp/b16
@@ -68,15 +68,15 @@ def get_config(arg=None):
 
 
 def _ops(arg):
-  """Images as those were that the weights have seen."""
-  # AugReg's were not smoothed as they shrank: OpenCV does it, in less time.
+  """Returns the preprocessing of training and evaluation, as in pretraining."""
+  # AugReg resized without smoothing, as "linear" (OpenCV) does, which is fast.
   method, pixels = "linear", "value_range(-1, 1)"
   if arg.clip:
     method, pixels = "bicubic", 'standardize("clip")'
   small = (
     f"resize_small({{image_size}}, {method!r})|central_crop({{image_size}})|"
   )
-  if arg.runlocal:  # Digits are small already, and OpenCV need not be there.
+  if arg.runlocal:  # Digits are small already; works without OpenCV.
     method, small = "bilinear", ""
   return (
     f"inception_crop({{image_size}}, {{crop_min}}, method={method!r})|flip_lr|"
@@ -105,6 +105,6 @@ def get_sweep(arg=None):
     return config_lib.seeds(5)
   if arg.sweep != "random":
     raise ValueError(
-      f"sweep={arg.sweep!r} is none of random, standard, extreme, seeds."
+      f"sweep={arg.sweep!r} must be random, standard, extreme or seeds."
     )
   return config_lib.random_search(3 if arg.runlocal else 72)

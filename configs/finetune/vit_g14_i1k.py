@@ -5,8 +5,7 @@
   soupjax --config=configs/finetune/vit_g14_i1k.py --workdir=gs://... --sweep \
     --config.init.path=CHECKPOINT
 
-What it would take, with no data and no weights, on 32 devices that need not be
-there:
+The memory it needs on 32 fake devices, without data or weights:
 
   soupjax --config=configs/finetune/vit_g14_i1k.py --dry_run --fake_devices=32
 
@@ -14,14 +13,13 @@ there:
 518 pixels; learning rate, schedule, loss, smallest crop, RandAugment, mixup and
 CutMix vary, 4 members use SAM. Two moving averages a run: the low decay is for
 soups, the high one best alone. The paper does not print the values of all
-ranges; those below are ours. Its weights were never published: any ViT-G in
-big_vision's layout will do.
+ranges; those below are ours. Its weights were never published: use any ViT-G in
+the layout of big_vision.
 
-Expected, from the paper's table 4: 90.94 % of a greedy soup of 14, against
-90.72 % of the best member on held-out data. Neither that nor the time was
-measured here.
+Table 4 of the paper: 90.94 % for a greedy soup of 14, 90.72 % for the best
+member on held-out data. Neither that nor the time was measured here.
 
-On a laptop, in a minute: a tiny ViT on digits through the same steps.
+On a laptop, in a minute, a tiny ViT on digits through the same steps:
 
   soupjax --config=configs/finetune/vit_g14_i1k.py:runlocal --sweep \
     --workdir=/tmp/g14

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of models on labelled images they were not trained on."""
+"""Scores of models on held-out labelled images."""
 
 from soupjax.evaluators.evaluator import Evaluator as Evaluator
 from soupjax.evaluators.metrics import METRICS as METRICS

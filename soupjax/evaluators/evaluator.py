@@ -1,40 +1,36 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluator of classification, for one device or many hosts."""
+"""Evaluator of classification, for one device or many hosts."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import copy
 import functools
 import math
 from typing import Any
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from soupjax import sharding
 from soupjax.evaluators import metrics as metrics_lib
+from soupjax.evaluators.batches import Batch, CachedBatches
 from soupjax.evaluators.metrics import get_metric
 from soupjax.soups.core import arguments
 from soupjax.soups.greedy import decisions
 
 PyTree = Any
-Batch = Mapping[str, Any]
-_KEYS = ("images", "labels", "position")
-# Always computed: results and reports have both.
+# Always computed, since results and reports have both.
 _METRICS = ("prec@1", "loss")
-# A cache of at most so many bytes stays on the devices, too.
-_ON_DEVICES = 1e9
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(model, names: tuple[str, ...], with_logits: bool, mesh):
-  """Compiles a forward pass; all sets and candidates share it.
+  """Compiles a forward pass that all sets and candidates share.
 
-  Values of single examples are returned, not sums of a batch: their exact sum
-  on the host does not depend on the order of the examples, on the size of a
-  batch or on the number of processes.
+  It returns values of single examples, not sums of a batch, since their exact
+  sum on the host does not depend on the order of the examples, the batch size
+  or the number of processes.
   """
   forward = model
   if hasattr(model, "apply"):
@@ -65,10 +61,9 @@ def _compiled(model, names: tuple[str, ...], with_logits: bool, mesh):
 class Evaluator:
   """Scores parameters on one labelled set; call it with parameters.
 
-  A call returns the mean of a metric, negated where lower is better: a higher
-  score is better for every metric. The score has the same bits for any batch
-  size, order of the images and number of processes, as far as the model gives
-  the same logits.
+  A call returns the mean of a metric, negated if lower is better, so that
+  higher scores are better. Equal logits give a score of equal bits, whatever
+  the batch size, the order of the images and the number of processes.
 
   With `evaluate_until` and `set_incumbent`, `greedy_soup` rejects candidates
   early, in one process or several.
@@ -84,7 +79,7 @@ class Evaluator:
     1.0
   """
 
-  mode = "max"  # Scores of calls; those of a loss are negated.
+  mode = "max"  # Of the scores of calls.
 
   def __init__(
     self,
@@ -109,10 +104,9 @@ class Evaluator:
         import path.
       more_metrics: others to report beside accuracy and loss.
       name: the name of the set, for metrics and errors.
-      mesh: batches are spread over its axis "data". None leaves the place to
-        `jit`.
+      mesh: its axis "data" shards batches. None leaves the sharding to `jit`.
       cache_gb: decoded images are kept in memory if they take no more. Early
-        rejection then begins with the images that the soup finds hardest.
+        rejection then begins with the images that are hardest for the soup.
 
     Raises:
       ValueError: if a metric is unknown.
@@ -124,11 +118,9 @@ class Evaluator:
     for other in more:
       get_metric(other)
     self._model, self._mesh = model, mesh
-    self._batches, self._cache_bytes = batches, 1e9 * cache_gb
-    self._cached: dict[str, np.ndarray] | None = None
-    self._order: np.ndarray | None = None  # Rows of the cache, to cut batches.
-    self._shape = (0, 0)  # Batches, and examples of this process in each.
-    self._on_devices: dict[int, Any] = {}
+    self._batches = CachedBatches(
+      batches, name=name, mesh=mesh, cache_gb=cache_gb
+    )
     self._count: int | None = None  # Examples in all processes.
     self._last: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -164,12 +156,7 @@ class Evaluator:
     if not len(images) or len(images) != len(labels):
       raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")
     self = cls(model, (), metric=metric, more_metrics=more_metrics, name=name)
-    self._shape = math.ceil(len(images) / batch_size), batch_size
-    self._cached = {
-      "images": images,
-      "labels": labels.astype(np.int32),
-      "position": np.arange(len(images), dtype=np.int32),
-    }
+    self._batches.fill(images, labels.astype(np.int32), batch_size)
     return self
 
   def for_metric(self, metric: str) -> "Evaluator":
@@ -182,17 +169,19 @@ class Evaluator:
     """
     if metric not in self.names:
       raise ValueError(
-        f"The evaluator has {', '.join(self.names)}, not {metric!r}: name it "
-        "in more_metrics."
+        f"The evaluator computes {', '.join(self.names)}, not {metric!r}: add "
+        "it to more_metrics."
       )
     other = copy.copy(self)
+    other._batches = copy.copy(self._batches)
     other.metric, other._metric = metric, get_metric(metric)
     return other
 
   @property
   def cached_bytes(self) -> int:
     """Bytes of the decoded images that are kept in memory."""
-    return 0 if self._cached is None else self._cached["images"].nbytes
+    cached = self._batches.cached
+    return 0 if cached is None else cached["images"].nbytes
 
   # --- Scores -----------------------------------------------------------------
 
@@ -214,7 +203,7 @@ class Evaluator:
     return {f"{self.name}/{metric}": totals[metric] for metric in self.names}
 
   def means(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns what `totals` does, of the values from `per_example`."""
+    """Averages the values from `per_example`, in the form of `totals`."""
     count = len(values[self.names[0]])
     means = {name: _sum(values[name]) / count for name in self.names}
     return means | {"n": count}
@@ -222,7 +211,7 @@ class Evaluator:
   def per_example(
     self, params: PyTree, *, logits: bool = False
   ) -> dict[str, np.ndarray]:
-    """Evaluates every image by itself.
+    """Returns the metrics of every image.
 
     Args:
       params: of the model.
@@ -248,38 +237,31 @@ class Evaluator:
 
   def examples(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns this process's images, as the model takes them, and labels."""
-    if self._cached is not None:
-      return self._cached["images"], self._cached["labels"]
-    parts = [
-      (batch["images"][batch["mask"]], batch["labels"][batch["mask"]])
-      for batch in self._batches
-    ]
-    images, labels = zip(*parts)
-    return np.concatenate(images), np.concatenate(labels)
+    return self._batches.examples()
 
   # --- Early rejection --------------------------------------------------------
 
   def evaluate_until(
     self, params: PyTree, can_reach: Callable[[float], bool]
   ) -> decisions.Trial:
-    """Evaluates until no sufficient score is possible any more.
+    """Evaluates until a sufficient score is impossible.
 
-    The sums over all processes decide, so that all of them stop together.
+    Sums over all processes decide, so that all of them stop together.
 
     Args:
       params: of the candidate.
       can_reach: whether a score is sufficient; if one is, so are higher ones.
 
     Returns:
-      The score, or a bound that it cannot exceed: all images that are left get
-      the best possible value of the metric.
+      The score, or an upper bound that gives the remaining images the best
+      possible value of the metric.
     """
     if self._count is None or self._metric.bound is None:
       return decisions.Trial(score=self(params))
     program = self._program()
     column = self.names.index(self.metric)
     parts, done, last, waiting = [], [], [], []
-    batches = self._iterate()
+    batches = iter(self._batches)
 
     def launch():
       for batch in batches:
@@ -288,8 +270,8 @@ class Evaluator:
 
     launch()
     while waiting:
-      # The next batch runs while this one is looked at, unless a second one as
-      # bad as the last would be the end.
+      # The next batch runs while this one is read, unless another one as bad as
+      # the last would end the evaluation.
       if can_reach(self._bound([*done, *last])):
         launch()
       outputs = self._checked(jax.device_get(waiting.pop(0)))
@@ -297,7 +279,7 @@ class Evaluator:
       done += last
       bound = self._bound(done)
       if len(done) < self._count and not can_reach(bound):
-        batches.close()  # And what is read ahead.
+        batches.close()  # Also stops reading ahead.
         return decisions.Trial(
           score=None, bound=bound, evaluated=len(done) / self._count
         )
@@ -307,22 +289,22 @@ class Evaluator:
     return decisions.Trial(score=self._score(self._ordered(parts)["values"]))
 
   def set_incumbent(self) -> None:
-    """Puts the images first that the soup found hardest.
+    """Puts the images first that are hardest for the soup.
 
-    The soup is the last model that was evaluated in full. Without a cache the
-    order stays that of the set.
+    The soup is the last model that was evaluated in full. Without a cache, the
+    order does not change.
     """
-    if self._cached is None or self._last is None:
+    cached = self._batches.cached
+    if cached is None or self._last is None:
       return
     position, values = self._last
     value = self._metric.sign * values[:, self.names.index(self.metric)]
     loss = values[:, self.names.index("loss")]
     # This process's images; the worst by the metric first, then by the loss.
-    rows = np.searchsorted(position, self._cached["position"])
-    self._order = np.lexsort((-loss[rows], value[rows]))
-    self._on_devices = {}
+    rows = np.searchsorted(position, cached["position"])
+    self._batches.reorder(np.lexsort((-loss[rows], value[rows])))
 
-  # --- Passes over the data ---------------------------------------------------
+  # --- One pass over the data -------------------------------------------------
 
   def _program(self, with_logits: bool = False):
     return _compiled(self._model, self.names, with_logits, self._mesh)
@@ -330,8 +312,8 @@ class Evaluator:
   def _evaluate(self, params, with_logits=False) -> dict[str, np.ndarray]:
     """Evaluates all images; rows come in the order of the set."""
     program, parts, waiting = self._program(with_logits), [], []
-    for batch in self._iterate():
-      # Two run while the next is put together; all would be a second copy.
+    for batch in self._batches:
+      # Two run while the next is prepared; more would need more memory.
       waiting.append(program(params, batch))
       if len(waiting) > 2:
         parts.append(self._checked(jax.device_get(waiting.pop(0))))
@@ -339,22 +321,22 @@ class Evaluator:
     return self._ordered(parts)
 
   def _checked(self, outputs) -> dict[str, np.ndarray]:
-    """Drops masked rows; raises a ValueError if a loss is not finite."""
-    shown = outputs["position"] >= 0
-    outputs = {key: x[shown] for key, x in outputs.items()}
+    """Drops padding; raises a ValueError if a loss is not finite."""
+    rows = outputs["position"] >= 0
+    outputs = {key: x[rows] for key, x in outputs.items()}
     loss = outputs["values"][:, self.names.index("loss")]
-    if not np.isfinite(loss).all():
-      wrong = loss[~np.isfinite(loss)][0]
+    wrong = loss[~np.isfinite(loss)]
+    if len(wrong):
       raise ValueError(
-        f"The loss on {self.name} is {wrong}: the model's weights diverged, or "
-        "a label is not below the model's number of classes."
+        f"The loss on {self.name} is {wrong[0]}: the model's weights diverged, "
+        "or a label is not below the model's number of classes."
       )
     return outputs
 
   def _ordered(self, parts) -> dict[str, np.ndarray]:
     """Joins the batches of a full pass in the order of the set."""
     if not parts:
-      raise ValueError(f"There are no images in {self.name}.")
+      raise ValueError(f"The set {self.name} is empty.")
     outputs = {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
     order = np.argsort(outputs["position"], kind="stable")
     outputs = {key: x[order] for key, x in outputs.items()}
@@ -367,99 +349,13 @@ class Evaluator:
     return self._metric.sign * _sum(column) / len(column)
 
   def _bound(self, values: list[float]) -> float:
-    """The best score that is left after examples of these values."""
-    left = max(self._count - len(values), 0)
-    best = self._metric.bound * left
+    """Returns the best possible score given the values of some examples."""
+    best = self._metric.bound * max(self._count - len(values), 0)
     if not self._metric.bound.is_integer():  # The product may be rounded.
       best = math.nextafter(best, self._metric.sign * math.inf)
     return self._metric.sign * math.fsum([*values, best]) / self._count
 
-  def _iterate(self) -> Iterator[Batch]:
-    """Yields batches on the devices, in the present order."""
-    if self._cached is None:
-      yield from self._read()
-      return
-    size = self._cached["images"].nbytes
-    for k in range(self._shape[0]):
-      batch = self._on_devices.get(k)
-      if batch is None:
-        batch = self._put(self._cut(k))
-        if size <= _ON_DEVICES:
-          self._on_devices[k] = batch
-      yield batch
-
-  def _cut(self, k: int) -> dict[str, np.ndarray]:
-    """Cuts one padded batch out of the cache."""
-    size = self._shape[1]
-    rows = slice(k * size, (k + 1) * size)
-    if self._order is not None:
-      rows = self._order[rows]
-    batch = {}
-    for key, x in self._cached.items():
-      part = x[rows]
-      missing = size - len(part)
-      if missing:
-        fill = np.full((missing, *x.shape[1:]), -(key == "position"), x.dtype)
-        part = np.concatenate([part, fill])
-      batch[key] = part
-    return batch
-
-  def _read(self) -> Iterator[Batch]:
-    """Yields batches as they are decoded; fills the cache if they fit."""
-    kept: list[dict[str, np.ndarray]] | None = None
-    process, processes = 0, 1
-    if self._mesh is not None:
-      process, processes = jax.process_index(), jax.process_count()
-    count = 0
-    for k, read in enumerate(self._batches):
-      mask, size = np.asarray(read["mask"]), len(read["labels"])
-      first = (k * processes + process) * size
-      batch = {
-        "images": np.asarray(read["images"]),
-        "labels": np.asarray(read["labels"], np.int32),
-        "position": np.where(mask, first + np.arange(size), -1),
-      }
-      batch["position"] = batch["position"].astype(np.int32)
-      if k == 0 and self._fits(batch["images"].nbytes):
-        kept = []
-      if kept is not None:
-        kept.append({key: x[mask] for key, x in batch.items()})
-      count, shape = k + 1, size
-      yield self._put(batch)
-    if kept:
-      self._shape = count, shape
-      self._cached = {
-        key: np.concatenate([part[key] for part in kept]) for key in _KEYS
-      }
-
-  def _fits(self, bytes_of_batch: int) -> bool:
-    """Whether all decoded images may stay in memory."""
-    if not self._cache_bytes:
-      return False
-    needed = bytes_of_batch * len(self._batches)
-    if needed > self._cache_bytes:
-      logging.warning(
-        "%s takes %.1f GB decoded, more than is left of data.cache_gb (%.1f): "
-        "it is decoded again for every model.",
-        self.name,
-        needed / 1e9,
-        self._cache_bytes / 1e9,
-      )
-      self._cache_bytes = 0.0
-      return False
-    return True
-
-  def _put(self, batch: Batch) -> Batch:
-    """Spreads this process's part of a batch over its devices."""
-    if self._mesh is None:
-      return jax.device_put(batch)
-    place = sharding.along(self._mesh, "data")
-    return {
-      key: jax.make_array_from_process_local_data(place, x)
-      for key, x in batch.items()
-    }
-
 
 def _sum(values: np.ndarray) -> float:
-  """The correctly rounded sum: the same for any order."""
+  """Returns the correctly rounded sum, which is the same for any order."""
   return math.fsum(values.tolist())

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of classification: an open list of per-example values."""
+"""Registry of metrics of classification, each a value per example."""
 
 from collections.abc import Callable
 import dataclasses
@@ -18,15 +18,15 @@ METRICS = Registry("metric")
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """A function of one batch's logits whose mean over all examples is reported.
+  """A function of logits whose mean over all examples is reported.
 
   Attributes:
     function: maps logits (batch, classes), labels (batch,) and a mask (batch,)
       to one value per example. It is traced by `jax.jit`. Values where the mask
       is False are ignored.
     mode: "max" if higher means are better, "min" if lower ones are.
-    bound: the best value that an example can have. It lets greedy soups reject
-      candidates early; None if there is no such value.
+    bound: the best value that an example can have, with which greedy soups
+      reject candidates early; None if there is no such value.
   """
 
   function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -86,7 +86,7 @@ def get_metric(name: str) -> Metric:
   """Returns a metric by its name or import path.
 
   Raises:
-    ValueError: if there is none, or the import path leads to something else.
+    ValueError: if the name is unknown, or the path is not that of a metric.
   """
   member = METRICS.get(name)
   if not isinstance(member, Metric):
@@ -99,16 +99,16 @@ def get_metric(name: str) -> Metric:
 
 @metric("prec@1", bound=1.0)
 def _prec_at_1(logits, labels, mask):
-  """The share of examples whose highest logit is the label's."""
+  """Accuracy: 1 if the highest logit is that of the label, else 0."""
   del mask
   return logits.argmax(axis=-1) == labels
 
 
 @metric("loss", mode="min", bound=0.0)
 def _loss(logits, labels, mask):
-  """The mean cross-entropy in nats."""
+  """Cross-entropy in nats."""
   del mask
-  # A label beyond the classes gives NaN, which the evaluator reports.
+  # A label out of range gives NaN, which the evaluator reports.
   picked = jnp.take_along_axis(
     jax.nn.log_softmax(logits.astype(jnp.float32)),
     labels[:, None],

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The task of a config, run with the flags of the command line."""
+"""Command line: parses flags and runs the task that a config names."""
 
 from collections.abc import Collection
 import dataclasses
@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from soupjax import config as config_lib
 from soupjax.registry import suggestion
 
-# Task -> the flags that it uses, besides --config, --dry_run and --distributed.
+# Task -> its flags, besides --config, --dry_run and --distributed.
 TASKS = {
   "finetune": ("workdir", "sweep", "sweep_index", "fake_devices"),
   "cook": ("workdir",),
@@ -31,8 +31,8 @@ class Command:
 
   Attributes:
     config: the config, with the overrides applied.
-    config_file: path of the config, perhaps with a colon and an argument.
-    overrides: the dotted keys that flags have set.
+    config_file: path of the config, with a colon and an argument if given.
+    overrides: the dotted keys that flags set.
     flags: values of the other flags that were given.
   """
 
@@ -43,22 +43,22 @@ class Command:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses flags as absl does, with short messages for errors in configs."""
+  """Parses flags like absl, but with short messages for errors in configs."""
   keys = [a.lstrip("-").partition("=")[0] for a in argv if a[:2] == "--"]
   for key in keys:
     below = [k for k in keys if k.startswith(f"{key}.") and key != "config"]
     if below:
       sys.exit(
-        f"soupjax: --{key} and --{below[0]} are both given: write either the "
-        "whole text or single keys."
+        f"soupjax: --{key} and --{below[0]} exclude each other: give either "
+        "the whole text or single keys."
       )
   try:
     rest = flags.FLAGS(argv)
   except (AttributeError, KeyError) as e:
     sys.exit(
-      f"soupjax: The config has no key {str(e).strip(chr(34))}, so no flag can "
-      "set it. Optional keys, such as further options of the model or the "
-      "optimizer, can be set in a config file only."
+      f"soupjax: The config has no key {str(e).strip(chr(34))}, so flags "
+      "cannot set it. Further options of the model or the optimizer can be set "
+      "only in a config file."
     )
   except flags.Error as e:
     # ml_collections puts a traceback of an error in a config into the message.
@@ -70,7 +70,7 @@ def parse(argv: list[str]) -> list[str]:
     flags.FLAGS["config"]
   ).partition(":")
   if not os.path.exists(path):
-    sys.exit(f"soupjax: There is no config file {path}.")
+    sys.exit(f"soupjax: The config file {path} does not exist.")
   return rest
 
 
@@ -78,7 +78,7 @@ def run(command: Command) -> None:
   """Runs the task that `config.task` names.
 
   Raises:
-    ValueError: if there is no such task, a flag is missing or not used by the
+    ValueError: if the task is unknown, a flag is missing or not used by the
       task, or the config cannot work.
   """
   task, given = command.config.get("task"), command.flags
@@ -104,7 +104,7 @@ def run(command: Command) -> None:
 
 
 def _run(task, command, dry_run):
-  # A task is imported when it is asked for: some need optional packages.
+  # Tasks are imported on demand, since some need optional packages.
   workdir = command.flags.get("workdir")
   if task == "finetune":
     _finetune(command, dry_run)
@@ -130,7 +130,12 @@ def _finetune(command, dry_run):
   in_sweep = command.flags.get("sweep") or index is not None
   members = None
   if in_sweep or dry_run:
-    members = _members(command, required=not dry_run)
+    path, _, arg = command.config_file.partition(":")
+    try:
+      members = config_lib.load_sweep(path, arg)
+    except ValueError:
+      if not dry_run:
+        raise
   if in_sweep:
     _check_overrides(command.overrides, members)
   if dry_run:
@@ -145,19 +150,8 @@ def _finetune(command, dry_run):
   )
 
 
-def _members(command, required):
-  """Returns the members of the config file's get_sweep()."""
-  path, _, arg = command.config_file.partition(":")
-  try:
-    return config_lib.load_sweep(path, arg)
-  except ValueError:
-    if required:
-      raise
-    return None
-
-
 def _check_overrides(overrides, members):
-  """Raises a ValueError where the sweep would undo an override."""
+  """Raises a ValueError if the sweep would undo an override."""
   for key in overrides:
     if all(key in member for member in members or ()):
       raise ValueError(
@@ -167,22 +161,24 @@ def _check_overrides(overrides, members):
 
 
 def join_processes() -> None:
-  """Joins the processes that were started together.
+  """Connects the processes that were started together.
 
-  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, each
-  process has JAX_COORDINATOR_ADDRESS (host:port of the first one),
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) in its environment.
+  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, the
+  environment of each process needs JAX_COORDINATOR_ADDRESS (host:port of the
+  first one), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
 
   Raises:
-    ValueError: if the environment does not say which processes there are.
+    ValueError: if the environment does not define the processes.
   """
   numbers = {}
   for name in ("num_processes", "process_id"):
-    text = os.environ.get(f"JAX_{name.upper()}")
-    if text is not None:
-      if not text.isdigit():
-        raise ValueError(f"JAX_{name.upper()}={text!r} must be a whole number.")
-      numbers[name] = int(text)
+    variable = f"JAX_{name.upper()}"
+    text = os.environ.get(variable)
+    if text is None:
+      continue
+    if not text.isdigit():
+      raise ValueError(f"{variable}={text!r} must be a whole number.")
+    numbers[name] = int(text)
   try:
     jax.distributed.initialize(**numbers)
   except ValueError as e:

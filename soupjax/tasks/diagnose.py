@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnosis of a folder of checkpoints: a table, findings and a picture."""
+"""Diagnosis of a folder of checkpoints: a table, findings and a figure."""
 
 import dataclasses
 import functools
@@ -29,10 +29,10 @@ def run(
 
   Args:
     config: as in configs/diagnose.py.
-    path: the directory of the run; gets `diagnosis.txt` (what is printed),
-      `diagnosis.json`, `diagnosis.png` and `greedy.json`. A run that was killed
-      evaluates nothing again.
-    dry_run: opens everything, prints what would be done and stops.
+    path: the directory of the run; gets `diagnosis.txt` (the printed text),
+      `diagnosis.json`, `diagnosis.png` and `greedy.json`. A run that was
+      killed does not repeat evaluations.
+    dry_run: opens everything, prints the plan and stops.
 
   Returns:
     The path of `diagnosis.txt`; None after a dry run.
@@ -43,10 +43,7 @@ def run(
   """
   _check(config)
   if jax.process_count() > 1:
-    raise ValueError(
-      "A diagnosis runs in one process, on all of its devices: start it on one "
-      "host."
-    )
+    raise ValueError("A diagnosis runs in one process: start it on one host.")
   opened = inputs.open_inputs(config)
   resolved = opened.config
   count = len(opened.ingredients)
@@ -55,10 +52,10 @@ def run(
     raise ValueError(
       f"A diagnosis needs two ingredients: {config.ingredients!r} is only one."
     )
+  start = opened.initial.path if opened.initial else "unknown"
   print(
     f"{count} ingredients and {pairs} midpoints, on {len(opened.minival)} "
-    f"images of {opened.minival.name}; start: "
-    + (opened.initial.path if opened.initial else "unknown")
+    f"images of {opened.minival.name}; start: {start}"
   )
   for line in opened.notes:
     print(line)
@@ -73,9 +70,7 @@ def run(
 def _check(config) -> None:
   cook_config.check(config)
   problems = config_lib.Problems(config)
-  problems.expect(
-    "max_pairs", "a whole number from 0", lambda v: v >= 0 and v == int(v)
-  )
+  problems.expect_counts("max_pairs", least=0)
   problems.raise_if_any()
 
 
@@ -84,7 +79,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   if text.exists():
     print(text.read_text(encoding="utf-8"))
     return text
-  # Evaluates on minival alone.
+  # Evaluation uses minival alone.
   opened = dataclasses.replace(opened, tests={})
   evaluations = evaluate.Evaluations(opened, workdir)
 
@@ -125,16 +120,16 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
     diagnosis.names, diagnosis.barriers, diagnosis.geometry.cosines
   ).savefig(picture, bbox_inches="tight")
   files.write_text(text, diagnosis.table() + "\n")
-  for old in (trace, scores):
-    old.unlink(missing_ok=True)
+  for state in (trace, scores):
+    state.unlink(missing_ok=True)
   print(f"{diagnosis.table()}\n\nPicture: {picture}")
   return text
 
 
 class _Resumed:
-  """Returns the scores of an earlier run first, in the order of the calls.
+  """An evaluation whose first calls return the scores of an earlier run.
 
-  A diagnosis evaluates the same models in the same order.
+  This works because a diagnosis always evaluates models in the same order.
   """
 
   def __init__(self, evaluate, path: pathlib.Path, total: int):

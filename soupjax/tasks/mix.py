@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Mixes checkpoint files into one, as a config says: no data, no evaluation."""
+"""Mixes checkpoint files into one, without data or evaluation."""
 
 import ast
 from collections.abc import Mapping
@@ -19,20 +19,20 @@ from soupjax.soups.engine import plan
 
 
 def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
-  """Returns all settings of this task, for one rule; empty means unset.
+  """Returns all settings of this task for one rule; empty means unset.
 
   Args:
     rule: a name or a call, such as "ties" or "ties(density=0.2)". The arguments
       of the rule become the keys of `config.rule`.
 
   Raises:
-    ValueError: if there is no such rule, or it does not take the arguments.
+    ValueError: if the rule is unknown or does not take the arguments.
   """
-  # Mappings stay dicts: their keys are regular expressions, in their order.
+  # Mappings stay dicts, since their keys are regular expressions in order.
   c = ml_collections.ConfigDict(convert_dict=False)
   c.task = "mix"
   c.rule = config_dict.FieldReference(_rule_keys(rule), field_type=object)
-  c.ingredients = ""  # A path or pattern, or several with commas between.
+  c.ingredients = ""  # A path or pattern, or several joined by commas.
   c.base = ""
   c.out = ""
   # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as text,
@@ -54,18 +54,16 @@ def _rule_keys(text):
   """Returns the name of a rule and all its arguments, defaults included."""
   name, parameters, given = _parts(text)
   keys = ml_collections.ConfigDict({"name": name}, convert_dict=False)
-  for parameter in parameters.values():
-    default = parameter.default
-    value = given.get(
-      parameter.name, None if default is inspect.Parameter.empty else default
-    )
+  for key, parameter in parameters.items():
+    required = parameter.default is inspect.Parameter.empty
+    value = given.get(key, None if required else parameter.default)
     # An argument may be a number, a list or a dict, whatever its default is.
-    keys[parameter.name] = config_dict.FieldReference(value, field_type=object)
+    keys[key] = config_dict.FieldReference(value, field_type=object)
   return keys
 
 
 def _parts(rule):
-  """Splits a rule into name, parameters that a config sets, and arguments."""
+  """Splits a rule into name, configurable parameters and arguments."""
   if isinstance(rule, str):
     name, positional, given = parse_call(rule)
   elif isinstance(rule, Mapping) and isinstance(rule.get("name"), str):
@@ -73,8 +71,8 @@ def _parts(rule):
     name, positional = given.pop("name"), []
     if "(" in name:
       raise ValueError(
-        f"rule.name={name!r} has arguments, and there are the keys "
-        f"{sorted(given)} too. Write either the text or the dict."
+        f"rule.name={name!r} has arguments, but rule also has the keys "
+        f"{sorted(given)}. Write either the text or the dict."
       )
   else:
     raise ValueError(
@@ -110,12 +108,11 @@ def rule_of(rule: str | Mapping[str, Any], count: int) -> rules.Rule:
   Args:
     rule: a text such as "ties(density=0.2)", or a dict such as {"name": "ties",
       "density": 0.2}. The name is a registered one, or the import path of a
-      function that returns a `Rule`. Arguments that are None are left to their
-      defaults.
+      function that returns a `Rule`. Arguments of None take their defaults.
     count: number of ingredients, for rules with a parameter of that name.
 
   Raises:
-    ValueError: if there is no such rule, or an argument is missing, unknown or
+    ValueError: if the rule is unknown, or an argument is missing, unknown or
       out of range.
   """
   if isinstance(rule, ml_collections.ConfigDict):
@@ -142,10 +139,10 @@ def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
   Args:
     select: a dict, pairs, or a text such as "head=keep,pos_embedding=[0, 1]".
-      A regular expression that has a comma outside of brackets needs the dict.
+      A regular expression with a comma outside of brackets needs the dict.
 
   Raises:
-    ValueError: if it cannot be read, or an expression occurs twice.
+    ValueError: if it cannot be parsed, or an expression occurs twice.
   """
   if isinstance(select, ml_collections.ConfigDict):
     select = select.to_dict()
@@ -168,7 +165,7 @@ def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _split_at_commas(text):
-  """Splits at the commas that are not inside brackets."""
+  """Splits a text at commas outside of brackets."""
   parts, depth = [""], 0
   for character in text:
     depth += (character in "([{") - (character in ")]}")
@@ -186,15 +183,15 @@ def _select_pair(part):
   try:
     return regex, ast.literal_eval(action)
   except (SyntaxError, ValueError):
-    return regex, action  # "keep" or "skip"; others are refused with the leaf.
+    return regex, action  # "keep" or "skip"; others are rejected with the leaf.
 
 
 def run(
   config: ml_collections.ConfigDict, *, dry_run: bool = False
 ) -> mix_lib.Mixed:
-  """Mixes as a config says; prints the plan and the throughput.
+  """Mixes checkpoints by a config; prints the plan and the throughput.
 
-  In several processes each reads and writes its share of one output; the first
+  Each of several processes reads and writes its share of one output; the first
   one prints.
 
   Args:
@@ -205,15 +202,18 @@ def run(
     The result of `soupjax.mix`.
 
   Raises:
-    ValueError: if something is missing or does not fit.
+    ValueError: if a setting is missing, or checkpoints do not fit together.
   """
   for key in ("ingredients", "out"):
     if not config[key]:
-      raise ValueError(f"Nothing is given for --config.{key}.")
-  optional = "base dtype format shard_bytes threads max_host_bytes".split()
-  settings: dict[str, Any] = {key: config[key] or None for key in optional}
-  for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes"):
-    settings[key] = config[key]
+      raise ValueError(f"--config.{key} is missing.")
+  settings: dict[str, Any] = {
+    key: config[key]
+    for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
+  }
+  optional = ("base", "dtype", "format", "shard_bytes", "threads")
+  for key in (*optional, "max_host_bytes"):
+    settings[key] = config[key] or None
   ingredients = open_lib.find_ingredients(
     [p.strip() for p in str(config.ingredients).split(",") if p.strip()]
   )
@@ -230,8 +230,9 @@ def run(
   print(mixed.table)
   if mixed.report is not None:
     seconds = max(mixed.report.seconds, 1e-9)
+    gigabytes = mixed.report.bytes_read / 1e9
     print(
-      f"Wrote {mixed.path}: read {mixed.report.bytes_read / 1e9:.3f} GB in "
-      f"{seconds:.2f} s ({mixed.report.bytes_read / seconds / 1e9:.2f} GB/s)."
+      f"Wrote {mixed.path}: read {gigabytes:.3f} GB in {seconds:.2f} s "
+      f"({gigabytes / seconds:.2f} GB/s)."
     )
   return mixed

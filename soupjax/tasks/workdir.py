@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of a run: what is in it is done, and is not done again."""
+"""Run directories: finished outputs are skipped on restart."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,31 +21,29 @@ PyTree = Any
 def open_workdir(
   path: str | os.PathLike, config: ml_collections.ConfigDict
 ) -> pathlib.Path:
-  """Makes the directory of a run, or goes on in it.
+  """Makes the directory of a run, or continues an earlier run in it.
 
   Args:
     path: a new or empty directory, or that of an earlier run of this config.
     config: written to `config.json` at the first start.
 
   Returns:
-    The path.
+    The absolute path.
 
   Raises:
-    ValueError: if it holds a run of another config, or other files.
+    ValueError: if the directory has a run of another config, or other files.
   """
   workdir = pathlib.Path(path).expanduser().absolute()
   record = workdir / "config.json"
-  now = config_lib.to_dict(config)
+  values = config_lib.to_dict(config)
   if record.exists():
     try:
-      before = files.read_json(record)
+      recorded = files.read_json(record)
     except ValueError as e:
       raise ValueError(
-        f"{record} is damaged. Put back what was in it, or choose another "
-        "--workdir."
+        f"{record} is damaged. Restore it, or choose another --workdir."
       ) from e
-    changes = config_lib.differences(before, now)
-    if changes:
+    if changes := config_lib.differences(recorded, values):
       raise ValueError(
         f"{workdir} holds a run of another config. Choose another --workdir, "
         "or undo:\n  " + "\n  ".join(changes)
@@ -53,20 +51,20 @@ def open_workdir(
     return workdir
   if set("*?[]") & set(str(workdir)):
     raise ValueError(
-      f"{workdir}: Orbax takes * ? [ ] for a pattern. Choose another name."
+      f"{workdir}: Orbax reads * ? [ ] as a pattern. Choose another name."
     )
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
   # A start that was killed early leaves only its temporary record.
-  others = [p.name for p in workdir.glob("*") if not p.name.startswith(".")]
-  if others:
+  names = [p.name for p in workdir.glob("*") if not p.name.startswith(".")]
+  if names:
     raise ValueError(
-      f"{workdir} has no config.json but other files ({sorted(others)[0]}, for "
-      "one): choose a new or empty directory."
+      f"{workdir} has no config.json but other files, such as {min(names)}: "
+      "choose a new or empty directory."
     )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(record, now)
+    files.write_json(record, values)
   except OSError as e:
     raise ValueError(f"{workdir} cannot be written: {e}.") from e
   return workdir
@@ -74,15 +72,14 @@ def open_workdir(
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds a directory for one run; a process that dies lets it go.
+  """Locks a directory for one run, until the process ends at the latest.
 
   Raises:
-    ValueError: if another run holds it.
+    ValueError: if another run has locked it.
   """
   lock = files.lock(
     workdir / ".lock",
-    f"Another run is at work in {workdir}: wait for it, or choose another "
-    "--workdir.",
+    f"Another run uses {workdir}: wait for it, or choose another --workdir.",
   )
   try:
     yield
@@ -92,7 +89,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting(lock: pathlib.Path) -> Iterator[None]:
-  """Holds a lock file; waits for other processes that hold it."""
+  """Locks a file, after waiting for other processes that have locked it."""
   lock.parent.mkdir(parents=True, exist_ok=True)
   fd = files.lock(lock)
   try:
@@ -108,7 +105,7 @@ def save_model(
   metadata: dict[str, Any] | None = None,
   **sidecars: Any,
 ) -> None:
-  """Writes a model's directory, whole or not at all.
+  """Writes a model's directory completely or not at all.
 
   Args:
     path: the final name; gets `params/`, an Orbax checkpoint.
@@ -130,5 +127,15 @@ def save_model(
 
 
 def agreed(value: Any) -> Any:
-  """What the first process found: all others go by it. JSON."""
+  """Returns the JSON value of the first process in all processes."""
   return processes.gather_json(value)[0]
+
+
+def exists(path: pathlib.Path) -> bool:
+  """Whether a path exists for the first process."""
+  return agreed(path.exists())
+
+
+def read(path: pathlib.Path, default: Any = None) -> Any:
+  """Returns a JSON file as the first process sees it, or the default."""
+  return agreed(files.read_json(path) if path.exists() else default)

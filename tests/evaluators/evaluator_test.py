@@ -99,7 +99,7 @@ def test_a_score_has_the_same_bits_in_any_order(metric):
     for _ in range(2):
       scores.add(evaluate(LOGITS))
       evaluate.set_incumbent()
-    assert not (np.diff(evaluate._order) == 1).all()
+    assert not (np.diff(evaluate._batches.order) == 1).all()
     np.testing.assert_array_equal(evaluate.logits(LOGITS)[0], LOGITS)
   assert len(scores) == 1
 
@@ -109,7 +109,8 @@ def test_scores_by_another_metric_share_the_images():
   by_loss = evaluate.for_metric("loss")
   assert by_loss(PARAMS) == -by_loss.totals(PARAMS)["loss"] < 0
   by_loss.set_incumbent()
-  assert evaluate._order is None and by_loss._cached is evaluate._cached
+  assert evaluate._batches.order is None
+  assert by_loss._batches.cached is evaluate._batches.cached
   with pytest.raises(ValueError, match="'top5'"):
     evaluate.for_metric("top5")
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of cooking: defaults, what a sweep recorded, checks."""
+"""Settings of cooking: defaults, values that a sweep recorded, checks."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -19,13 +19,11 @@ from soupjax.models.pretrained import mappings
 from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
-# Parts of the config that a sweep of task "finetune" has recorded.
-_OF_SWEEP = ("data", "model", "sharding")
-# Names in `tests` that the report uses for something else.
+# Names in `tests` that have another meaning in the report.
 _RESERVED = ("minival", "shifts")
 
-# Options of `models.ViT` in which checkpoints from elsewhere differ, or that
-# say how the model is computed.
+# Options of `models.ViT` in which foreign checkpoints differ, or that control
+# the computation.
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
@@ -36,18 +34,18 @@ _KINDS = {int | None: int, str | None: str}
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """The settings that all configs of this task have."""
+  """Returns the settings that all configs of this task have."""
   c = ml_collections.ConfigDict()
   c.task = "cook"
   c.seed = 0  # Of the order of held-out images in learned soups.
   c.ingredients = ""  # A pattern, or several joined by commas.
   # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
   c.initial = ""
-  # What the head of `initial` is: "linear probe", "new head", or unknown: "".
+  # Describes the head of `initial`, such as "linear probe"; "" is unknown.
   c.initial_head = ""
   c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
   # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
-  # all others are shifts. Nothing is chosen on them. In short, from the shell:
+  # all others are shifts; they serve no choice. From the shell:
   # --config.tests=test=validation,sketch=imagenet_sketch/test
   c.tests = config_lib.NamedTexts()
 
@@ -57,7 +55,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.train = "train"  # Minival is a part of it if data.minival is "".
   c.data.minival = ""
   c.data.minival_per_class = 26
-  # 0 and "": as in the checkpoints, or in files beside them.
+  # 0 and "" take the value of the checkpoints or of files beside them.
   c.data.num_classes = 0
   c.data.image_size = 0
   c.data.eval_ops = ""
@@ -66,8 +64,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.classes = ""
   c.data.augment = ml_collections.ConfigDict()
   c.data.batch_size = 256
-  # Decoded images are kept in memory, minival first, up to this size; sets that
-  # do not fit are decoded again for every model.
+  # Decoded images stay in memory, minival first, up to this size; sets that do
+  # not fit are decoded again for every model.
   c.data.cache_gb = 8.0
 
   # Options of `models.ViT`; those that are not set are detected (docs/cook.md).
@@ -79,9 +77,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.sharding = finetune_config.default_config().sharding
 
   c.cook = ml_collections.ConfigDict()
-  # Of minival: "prec@1", "loss", a registered metric or an import path. In
-  # "loss,prec@1" the first ranks the ingredients and makes the soup "greedy";
-  # each of the others makes one more greedy soup, here "greedy_prec1".
+  # On minival: "prec@1", "loss", a registered metric or an import path. Of
+  # "loss,prec@1", the first ranks the ingredients and makes the soup "greedy";
+  # each other one makes one more greedy soup, here "greedy_prec1".
   c.cook.metric = "prec@1"
   c.cook.greedy = {"accept": "ge", "min_delta": 0.0, "early_reject": True}
   c.cook.learned = {
@@ -91,7 +89,7 @@ def default_config() -> ml_collections.ConfigDict:
     "batch_size": 256,
   }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
-  # Ensembles need the logits of all ingredients: made if they take no more.
+  # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
   return c
 
@@ -124,28 +122,26 @@ def of_sweep(
     raise ValueError(
       f"{root} is a run of task {task!r}, but sweep= needs one of 'finetune'."
     )
-  for part in _OF_SWEEP:
-    known = config[part]
-    values = {k: v for k, v in recorded[part].items() if k != "augment"}
-    if part == "model":  # All options are those of the sweep.
-      config.model = ml_collections.ConfigDict(values)
-    else:
-      known.update({k: v for k, v in values.items() if k in known})
+  config.model = ml_collections.ConfigDict(recorded["model"])
+  for part in ("data", "sharding"):
+    known = set(config[part]) - {"augment"}
+    values = {k: v for k, v in recorded[part].items() if k in known}
+    config[part].update(values)
   if recorded["data"].get("eval_batch_size"):
     config.data.batch_size = recorded["data"]["eval_batch_size"]
   config.tests = config_lib.NamedTexts(recorded.get("tests") or {})
   probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
   config.initial_head = "linear probe" if probed else ""
-  waiting = [
+  missing = [
     member.name
     for member in sorted(root.glob("member_*"))
     if not (member / "ingredients" / which).exists()
   ]
-  if waiting:
+  if missing:
     logging.warning(
-      "%s: %s have no ingredients/%s (yet): the soups are without them.",
+      "%s: the soups leave out %s, without ingredients/%s so far.",
       root,
-      ", ".join(waiting),
+      ", ".join(missing),
       which,
     )
   config.ingredients = os.path.join(root, "member_*", "ingredients", which)
@@ -173,7 +169,7 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
 
 
 def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """Returns the names of the metrics of `cook.metric`, the first one ranking.
+  """Returns the names of the metrics of `cook.metric`; the first one ranks.
 
   Raises:
     ValueError: if there is none, or one is unknown or given twice.
@@ -195,12 +191,12 @@ def greedy_name(names: Sequence[str], name: str) -> str:
 
 
 def eval_ops(config: ml_collections.ConfigDict) -> str:
-  """Returns the operations on every image, with numbers filled in."""
+  """Returns `data.eval_ops` with its numbers filled in."""
   return finetune_config.ops(config, "eval_ops")
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
-  """Builds the model from those options that are set.
+  """Builds the model from the options that are set.
 
   Raises:
     ValueError: if a model, variant or option is unknown.
@@ -222,19 +218,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   problems = config_lib.Problems(config)
   expect = problems.expect
 
-  def count(value):
-    return value >= 1 and value == int(value)
-
   expect("ingredients", "a path with * in it, or several", bool)
   expect("data.name", "the name of a dataset", bool)
-  for key in ("data.num_classes", "data.image_size"):
-    expect(key, "a whole number from 0", lambda v: v >= 0 and v == int(v))
-  for key in (
-    "data.batch_size",
-    "cook.learned.steps",
-    "cook.learned.batch_size",
-  ):
-    expect(key, "a positive whole number", count)
+  problems.expect_counts("data.num_classes", "data.image_size", least=0)
+  problems.expect_counts("data.batch_size", "cook.learned.steps")
+  problems.expect_counts("cook.learned.batch_size")
   for key in ("data.cache_gb", "cook.ensembles_gb"):
     expect(key, "a number from 0", lambda v: v >= 0)
   expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
@@ -254,12 +242,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     f"one of {', '.join(mappings.FAMILIES)}, or empty",
     lambda v: not v or v in mappings.FAMILIES,
   )
-  for build in (
-    build_model,
-    finetune_config.sharding_rules,
-    tests,
-    metrics,
-    eval_ops,
-  ):
-    problems.attempt(build, config)
+  for check_part in (build_model, tests, metrics, eval_ops):
+    problems.attempt(check_part, config)
+  problems.attempt(finetune_config.sharding_rules, config)
   problems.raise_if_any()

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates models on all sets, once each, and keeps the results on disk."""
+"""Evaluates each model once on all sets and records the results on disk."""
 
 from collections.abc import Callable, Mapping
 import pathlib
@@ -18,7 +18,7 @@ from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
-LABELS = ".labels"  # The file of labels beside those of logits.
+LABELS = ".labels"  # Name of the labels among the files of logits.
 
 
 class Evaluations:
@@ -49,7 +49,7 @@ class Evaluations:
         more_metrics=inputs.metrics,
         name=name,
         mesh=mesh,
-        # A little more: the last batch is padded.
+        # Leaves room for the padding of the last batch.
         cache_gb=2 * room if fits else 0.0,
       )
       room -= needed if fits else 0.0
@@ -75,12 +75,9 @@ class Evaluations:
       ValueError: if the weights diverged.
     """
     record = self._workdir / "metrics" / f"{name}.json"
-    if workdir_lib.agreed(
-      record.exists() and not (keep_logits and self.logits(name) is None)
-    ):
-      return workdir_lib.agreed(
-        files.read_json(record) if jax.process_index() == 0 else None
-      )
+    done = record.exists() and not (keep_logits and self.logits(name) is None)
+    if workdir_lib.agreed(done):
+      return workdir_lib.read(record)
     params, results, correct, logits, labels = load(), {}, {}, {}, {}
     for dataset, evaluator in self._evaluators.items():
       try:
@@ -104,7 +101,7 @@ class Evaluations:
   def evaluate_logits(
     self, name: str, logits: Mapping[str, np.ndarray]
   ) -> dict[str, dict[str, float]]:
-    """Evaluates an ensemble, as `evaluate` does a model."""
+    """Evaluates an ensemble by its logits; returns the same as `evaluate`."""
     labels = self.logits(LABELS)
     results, correct = {}, {}
     for dataset, outputs in logits.items():
@@ -120,7 +117,7 @@ class Evaluations:
     return results
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
-    """Returns the logits of a model by set; None if they must be made again."""
+    """Returns the logits of a model by set; None if missing or damaged."""
     file = self._file("logits", name)
     if not file.exists():
       return None
@@ -128,7 +125,7 @@ class Evaluations:
       with np.load(file, allow_pickle=False) as stored:
         return {dataset: stored[dataset] for dataset in self._evaluators}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-      return None  # The file is damaged.
+      return None
 
   def rows(self, name: str, kind: str, results) -> list[dict[str, Any]]:
     """Returns the lines of `results.jsonl` for one model."""
@@ -148,7 +145,7 @@ class Evaluations:
     ]
 
   def _write_correct(self, name: str, correct) -> None:
-    """Writes for each image whether it was right: eight in a byte."""
+    """Writes whether each image was classified correctly, as bits."""
     packed = {
       dataset: np.packbits(values.astype(bool))
       for dataset, values in correct.items()

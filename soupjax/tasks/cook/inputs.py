@@ -21,17 +21,16 @@ from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.same_init import check_same_init
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import infer
-from soupjax.tasks.finetune import config as finetune_config
-from soupjax.tasks.finetune import step as finetune_step
+from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
   "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
 )
-# A metric that counts images moves in steps of one image; larger steps than
-# this make ties and lucky leaders likely.
+# If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
 
 
@@ -47,7 +46,7 @@ class CookInputs:
     minival: the source of held-out images.
     tests: name -> source of a test set.
     ingredients: with the leaves of the model.
-    initial: the start, None if it is not known.
+    initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
     notes: lines for the plan about the checkpoints.
   """
@@ -75,7 +74,7 @@ class CookInputs:
 
   @property
   def metrics(self) -> tuple[str, ...]:
-    """Names of the metrics that choose, the first one ranking."""
+    """Names of the metrics of `cook.metric`; the first one ranks."""
     return cook_config.metrics(self.config)
 
   @property
@@ -136,25 +135,16 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   if start is not None:
     initial = adapt(start)
     check_ingredients([*ingredients, initial])
-  shapes = finetune_step.abstract_params(config, model)
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
-  places = sharding.of_state(
-    mesh,
-    shapes,
-    shapes,
-    finetune_config.sharding_rules(config),
-    fsdp_min_size=config.sharding.fsdp_min_size,
-  )
-  by_name = dict(sharding.named(places))
   minival, tests = _open_sources(config, detected, notes)
   return CookInputs(
     config=config,
     model=model,
     mesh=mesh,
-    place=lambda leaf, _: by_name[leaf],
+    place=leaf_sharding(config, model, mesh),
     minival=minival,
     tests=tests,
     ingredients=ingredients,
@@ -170,41 +160,40 @@ def patterns(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _safe(name: str) -> str:
-  """Makes a name safe as a file name and distinct from those of soups."""
+  """Makes a name safe as a file name and distinct from the names of soups."""
   name = name.replace("/", ".").lstrip(".")
   return f"ingredient_{name}" if _RESERVED.match(name) else name
 
 
 def _open_sources(config, detected, notes):
-  """Opens minival and the test sets, labelled as the models' outputs."""
+  """Opens minival and the test sets, labelled by the models' outputs."""
   c = config.data
   options = {"data_dir": c.data_dir or None}
-  source = data.open_source(c.name, c.minival or c.train, **options)
-  opened = {
+  minival = data.open_source(c.name, c.minival or c.train, **options)
+  tests = {
     name: data.open_source(*place, **options)
     for name, place in cook_config.tests(config).items()
   }
-  for name, test in opened.items() if c.minival else ():
-    if shared := data.shared_examples(source, test):
+  for name, test in tests.items() if c.minival else ():
+    if shared := data.shared_examples(minival, test):
       raise ValueError(
         f"tests.{name}: {test.name} has {shared} images of minival, on which "
         "every choice is made. Take other images."
       )
-  classes = infer.classes_of(config, detected, source)
-  number = functools.partial(infer.labelled, classes=classes, num=c.num_classes)
-  source = number(source, what="data.name")
-  minival = source
+  classes = classes_lib.classes_of(config, detected, minival)
+  label = functools.partial(
+    classes_lib.labelled, classes=classes, num=c.num_classes
+  )
+  minival = label(minival, what="data.name")
   if not c.minival:
-    _, minival = data.split_minival(source, per_class=c.minival_per_class)
-  tests = {
-    name: number(test, what=f"tests.{name}") for name, test in opened.items()
-  }
-  for name, test in {"minival": minival, **tests}.items():
+    _, minival = data.split_minival(minival, per_class=c.minival_per_class)
+  tests = {k: label(test, what=f"tests.{k}") for k, test in tests.items()}
+  for name, source in {"minival": minival, **tests}.items():
     known = classes
     if name == "minival" and not c.classes:
       known = detected.classes
-    notes += infer.incomparable(test, known, name)
-    infer.check_images(config, test)
+    notes += classes_lib.incomparable(source, known, name)
+    infer.check_images(config, source)
   return minival, tests
 
 
@@ -217,7 +206,7 @@ def check_unchanged(
   """Records the inputs at the first start and compares them at later ones.
 
   Args:
-    config: as the user gave it, with gaps.
+    config: of the user, with gaps.
     inputs: of this start.
     record: a file of the workdir.
 
@@ -225,21 +214,18 @@ def check_unchanged(
     ValueError: naming the inputs that changed.
   """
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
-  now = {i.name: identity(i.path) for i in ingredients}
-  now |= {
+  present = {i.name: identity(i.path) for i in ingredients}
+  present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
   }
-  before = workdir_lib.agreed(
-    files.read_json(record) if record.exists() else None
-  )
-  if before is None:
+  recorded = workdir_lib.read(record)
+  if recorded is None:
     if jax.process_index() == 0:
-      values = {"config": config_lib.to_dict(config), "inputs": now}
+      values = {"config": config_lib.to_dict(config), "inputs": present}
       files.write_json(record, values | {"files": _matches(config)})
     return
-  changes = changed(before.get("inputs", before), now)
-  if changes:
+  if changes := changed(recorded.get("inputs", recorded), present):
     raise ValueError(
       f"{record.parent} holds results of other checkpoints or images: "
       f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
@@ -254,11 +240,11 @@ def is_record_of(
 
   Compares paths, sizes and times of files, without opening any.
   """
-  before = files.read_json(record) if record.exists() else {}
+  recorded = files.read_json(record) if record.exists() else {}
   return (
-    before.get("config") == config_lib.to_dict(config)
-    and "files" in before
-    and before["files"] == _matches(config)
+    recorded.get("config") == config_lib.to_dict(config)
+    and "files" in recorded
+    and recorded["files"] == _matches(config)
   )
 
 
@@ -266,24 +252,24 @@ def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   paths: list[str] = []
   for pattern in [*patterns(config), config.initial]:
-    local = "://" not in pattern
-    paths += (
-      glob.glob(os.path.expanduser(pattern), recursive=True)
-      if local
-      else [pattern]
-    )
+    if "://" in pattern:
+      paths.append(pattern)
+    else:
+      paths += glob.glob(os.path.expanduser(pattern), recursive=True)
   return [identity(path) for path in sorted(paths)]
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed(
+  recorded: Mapping[str, Any], present: Mapping[str, Any]
+) -> list[str]:
   """Lists inputs that differ between two starts, in words."""
   changes = []
-  for name in sorted({*before, *now}):
-    if name not in before:
+  for name in sorted({*recorded, *present}):
+    if name not in recorded:
       changes.append(f"{name} is new")
-    elif name not in now:
+    elif name not in present:
       changes.append(f"{name} is gone")
-    elif before[name] != now[name]:
+    elif recorded[name] != present[name]:
       changes.append(f"{name} changed")
   return changes
 
@@ -292,10 +278,10 @@ def identity(path: str) -> list[Any]:
   """Returns a path with the size and the time of its files."""
   if "://" in path:
     return [path]
-  place = pathlib.Path(path)
-  # The time of a directory does not change when its files are overwritten.
-  inside = sorted(p for p in place.rglob("*") if p.is_file())
-  stats = [p.stat() for p in (inside if place.is_dir() else [place])]
+  root = pathlib.Path(path)
+  # Overwriting a file does not change the time of its directory.
+  contents = [p for p in root.rglob("*") if p.is_file()]
+  stats = [p.stat() for p in (contents if root.is_dir() else [root])]
   size = sum(stat.st_size for stat in stats)
   return [path, size, max((stat.st_mtime_ns for stat in stats), default=0)]
 
@@ -306,29 +292,26 @@ def identity(path: str) -> list[Any]:
 def plan(inputs: CookInputs) -> str:
   """Describes the inputs and the work to be done, as text."""
   ingredients = inputs.ingredients
-  recorded = [i.metrics.get("minival/prec@1") for i in ingredients]
+  values = [i.metrics.get("minival/prec@1") for i in ingredients]
   lines = [
     f"{len(ingredients)} ingredients of {ingredients[0].num_bytes / 1e6:,.1f} "
     "MB" + (f", read as {inputs.family!r}" if inputs.family else "")
   ]
   lines += [
     f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
-    for i, value in zip(ingredients, recorded)
+    for i, value in zip(ingredients, values)
   ]
   lines += inputs.notes
-  lines.append(
-    "start: "
-    + (inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT")
-  )
+  start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
+  lines.append(f"start: {start}")
   lines += [
     f"{name}: {source.name}, {len(source)} images"
     for name, source in inputs.sets.items()
   ]
   if not inputs.tests:
-    lines.append("no test set: name one with tests= to see what soups gain")
-  lines.append(
-    "soups: " + ", ".join(["uniform", *inputs.greedy, *inputs.learned])
-  )
+    lines.append("no test set: name one with tests= to measure gains of soups")
+  names = ["uniform", *inputs.greedy, *inputs.learned]
+  lines.append(f"soups: {', '.join(names)}")
   lines += _about_metrics(inputs)
   size = inputs.config.data.image_size
   needed = 12 * size**2 * len(inputs.minival) / 1e9
@@ -345,7 +328,7 @@ def plan(inputs: CookInputs) -> str:
 
 
 def _about_metrics(inputs: CookInputs) -> Iterable[str]:
-  """Says what chooses, and whether it is coarse."""
+  """Yields lines on the metrics of choices, and on their resolution."""
   first, count = inputs.metrics[0], len(inputs.minival)
   chosen = [f"{name} by {metric}" for name, metric in inputs.greedy.items()]
   yield f"chosen on minival: ranks by {first}, " + ", ".join(chosen)

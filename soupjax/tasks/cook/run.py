@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cooks soups of checkpoints on disk and evaluates them on held-out sets.
 
-Reads top to bottom: every ingredient on every set, soups, evaluation, report.
-Settings are in `config`, opened checkpoints and datasets in `inputs`, scores in
-`evaluate`, the single soups in `soups`.
+Reads top to bottom: ingredients, soups, evaluation, results. Settings are in
+`config`, opened checkpoints and datasets in `inputs`, scores in `evaluate`, the
+single soups in `soups`.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from soupjax.tasks.cook import evaluate, inputs, soups
 from soupjax.tasks.finetune.step import put_batch
 
 PyTree = Any
-# Files that other libraries keep beside their weights.
+# Files of other libraries beside their weights.
 _CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 _RECORD = "cooked_from.json"
 
@@ -45,7 +45,7 @@ def run(
   *,
   dry_run: bool = False,
 ) -> pathlib.Path | None:
-  """Cooks and evaluates; what a run before has finished is not done again.
+  """Cooks and evaluates soups; skips outputs that an earlier run finished.
 
   Args:
     config: as in configs/cook.py.
@@ -110,29 +110,21 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
   names = _cook(opened, ingredients, evaluations, workdir)
 
   # --- Evaluation -------------------------------------------------------------
-  models = {}
-  if opened.initial:
-    models["pretrained"] = (
-      "pretrained",
-      lambda: opened.initial.load(sharding=place),
-    )
+  initial, best = opened.initial, ingredients[0]
+  models: dict[str, Any] = {}
+  if initial:
+    models["pretrained"] = "pretrained", initial.load
   for name in names:
-    soup = workdir / "soups" / name
-    models[name] = (
-      "soup",
-      lambda soup=soup: open_lib.load_params(soup, sharding=place),
-    )
-  points = config.cook.wise_ft_points if opened.initial else 0
+    load = functools.partial(open_lib.load_params, workdir / "soups" / name)
+    models[name] = "soup", load
+  points = config.cook.wise_ft_points if initial else 0
   for alpha in np.linspace(0, 1, points).tolist():
     digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
-    models[f"wise_ft_{alpha:.{digits}f}"] = (
-      "interpolation",
-      lambda alpha=alpha: average.wise_ft(
-        opened.initial, ingredients[0], alpha, sharding=place
-      ),
-    )
+    load = functools.partial(average.wise_ft, initial, best, alpha)
+    models[f"wise_ft_{alpha:.{digits}f}"] = "interpolation", load
   progress = Progress("evaluate", len(models), unit="models")
   for name, (kind, load) in models.items():
+    load = functools.partial(load, sharding=place)
     results[name] = kind, evaluations.evaluate(name, load)
     progress.step(images=opened.num_images)
   sizes = {}
@@ -150,36 +142,35 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
       results[name] = "ensemble", values
 
   # --- Results ----------------------------------------------------------------
-  rows = []
-  for name, (kind, values) in sorted(
-    results.items(), key=lambda item: report.KINDS.index(item[1][0])
-  ):
-    rows += evaluations.rows(name, kind, values)
   page = workdir / "report.html"
   if _first():
-    files.write_text(
-      workdir / "results.jsonl", "".join(json.dumps(r) + "\n" for r in rows)
-    )
+    rows = [
+      row
+      for group in report.KINDS
+      for name, (kind, values) in results.items()
+      if kind == group
+      for row in evaluations.rows(name, kind, values)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    files.write_text(workdir / "results.jsonl", lines)
     report.write_report(workdir)
     print(report.results_table(report.read_run(workdir), sizes))
-    print(f"{time.monotonic() - began:.0f} s in all. Report: {page}")
+    print(f"{time.monotonic() - began:.0f} s in total. Report: {page}")
   return page
 
 
 def _write_choices(opened, ingredients, workdir) -> None:
-  """Records by what was chosen, for the report."""
+  """Records the metrics of every choice, for the report."""
+  names = opened.metrics
+  choices = {
+    "metrics": list(names),
+    "modes": {name: evaluators.get_metric(name).mode for name in names},
+    "best": {name: soups.ranked(ingredients, name)[0].name for name in names},
+    "greedy": opened.greedy,
+    "initial_head": opened.config.initial_head,
+  }
   if _first():
-    names = opened.metrics
-    files.write_json(
-      workdir / "choices.json",
-      {
-        "metrics": list(names),
-        "modes": {name: evaluators.get_metric(name).mode for name in names},
-        "best": {n: soups.ranked(ingredients, n)[0].name for n in names},
-        "greedy": opened.greedy,
-        "initial_head": opened.config.initial_head,
-      },
-    )
+    files.write_json(workdir / "choices.json", choices)
 
 
 def _warn_of_chance(opened, best) -> None:
@@ -189,51 +180,60 @@ def _warn_of_chance(opened, best) -> None:
   if accuracy - chance < 0.1 * (1 - chance) and _first():
     logging.warning(
       "The best ingredient has %.1f %% on minival, hardly better than chance. "
-      "If you measured more, its images were prepared differently "
-      "(data.eval_ops), its classes are in another order (data.classes), or "
-      "model.num_heads or model.act is not that of training.",
+      "If you expect more, check the preparation of images (data.eval_ops), "
+      "order of classes (data.classes), model.num_heads and model.act.",
       100 * accuracy,
     )
 
 
 def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
-  """Makes every soup that is not there yet; returns their names."""
+  """Makes every soup that does not exist yet; returns their names."""
   config, place = opened.config.cook, opened.place
   folder = workdir / "soups"
   folder.mkdir(exist_ok=True)
-  if not workdir_lib.agreed((folder / "uniform").exists()):
-    soup = average.uniform_soup(ingredients, sharding=place)
-    workdir_lib.save_model(folder / "uniform", soup)
-  for name, metric in opened.greedy.items():
-    if not workdir_lib.agreed((folder / name).exists()):
-      trace = workdir / f"{name}_trace.json"
-      greedy = soups.greedy(
-        config.greedy,
-        f"{name} soup by {metric}",
-        soups.ranked(ingredients, metric),
-        evaluations.minival(metric),
-        trace,
-        place,
-      )
-      record = soups.greedy_record(config.greedy, metric, greedy)
-      workdir_lib.save_model(folder / name, greedy.params, greedy=record)
-      if _first():
-        trace.unlink(missing_ok=True)
+
+  def cook(name, make, state):
+    """Makes and saves a soup; `state` resumes it after a kill."""
+    if workdir_lib.exists(folder / name):
+      return
+    params, records = make(name, state)
+    workdir_lib.save_model(folder / name, params, **records)
+    if _first():
+      state.unlink(missing_ok=True)
+
+  def uniform(name, state):
+    return average.uniform_soup(ingredients, sharding=place), {}
+
+  def greedy(name, state):
+    metric = opened.greedy[name]
+    soup = soups.greedy(
+      config.greedy,
+      f"{name} soup by {metric}",
+      soups.ranked(ingredients, metric),
+      evaluations.minival(metric),
+      state,
+      place,
+    )
+    record = soups.greedy_record(config.greedy, metric, soup)
+    return soup.params, {"greedy": record}
+
+  def learned(name, state):
+    params, record = soups.learned(
+      config.learned,
+      name.removeprefix("learned_"),
+      opened.model,
+      ingredients,
+      _batches(opened),
+      state,
+      place,
+    )
+    return params, {"learned": record}
+
+  cook("uniform", uniform, workdir / "uniform_state.json")
+  for name in opened.greedy:
+    cook(name, greedy, workdir / f"{name}_trace.json")
   for name in opened.learned:
-    if not workdir_lib.agreed((folder / name).exists()):
-      state = workdir / f"{name}_state.json"
-      params, record = soups.learned(
-        config.learned,
-        name.removeprefix("learned_"),
-        opened.model,
-        ingredients,
-        _batches(opened),
-        state,
-        place,
-      )
-      workdir_lib.save_model(folder / name, params, learned=record)
-      if _first():
-        state.unlink(missing_ok=True)
+    cook(name, learned, workdir / f"{name}_state.json")
   names = ["uniform", *opened.greedy, *opened.learned]
   for name in names:
     _export(opened, folder / name, workdir / "export" / name)
@@ -245,22 +245,22 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
   if opened.family is None:
     return
   npz = opened.family in ("big_vision", "mixer")
-  # Beside their configs, a soup is a folder that their libraries open.
-  beside = (
-    pretrained.file_beside(opened.ingredients[0].path, n) for n in _CONFIGS
-  )
-  configs = [config for config in beside if config]
+  # With these configs beside it, a soup is a folder that other libraries open.
+  source = opened.ingredients[0].path
+  configs = [pretrained.file_beside(source, name) for name in _CONFIGS]
+  configs = [config for config in configs if config]
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if configs:
     file = path / "model.safetensors"
-  if not workdir_lib.agreed(file.exists()):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for config in configs if _first() else ():
-      shutil.copyfile(config, path / config.name)
-    params = open_lib.load_params(soup)
-    pretrained.save_exported(
-      file, params, opened.model, opened.family, like=opened.original
-    )
+  if workdir_lib.exists(file):
+    return
+  file.parent.mkdir(parents=True, exist_ok=True)
+  for config in configs if _first() else ():
+    shutil.copyfile(config, path / config.name)
+  params = open_lib.load_params(soup)
+  pretrained.save_exported(
+    file, params, opened.model, opened.family, like=opened.original
+  )
 
 
 def _batches(opened):
@@ -283,10 +283,10 @@ def _batches(opened):
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the table of a finished run of these inputs; False if there is none.
+  """Prints the table of a finished run of these inputs; otherwise False.
 
-  Compares the config and the checkpoints' files with the record; opens neither
-  checkpoints nor data.
+  Compares the config and the checkpoints' files with the record and opens
+  neither checkpoints nor data.
   """
   finished = False
   if _first():

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The soups of a run; each goes on where a killed run left it."""
+"""Soups and ensembles of a run; each resumes after a kill."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -54,10 +54,10 @@ def greedy(
     stage: the name of the progress line.
     ingredients: best first.
     evaluate: as for `greedy_soup`.
-    trace: a file to go on from after a kill.
+    trace: a file to resume from after a kill.
     sharding: as for `greedy_soup`.
   """
-  history = workdir_lib.agreed(files.read_json(trace) if trace.exists() else [])
+  history = workdir_lib.read(trace, [])
   if not isinstance(history, list):
     raise ValueError(f"{trace} is not a list of decisions: delete it.")
   progress = Progress(
@@ -113,15 +113,13 @@ def learned(
     model: with logits first.
     ingredients: at least two.
     batches: of held-out images and labels, from the first step on.
-    state: a file to go on from after a kill.
+    state: a file to resume from after a kill.
     sharding: as for `learned_soup`.
 
   Returns:
     The soup and its record, as JSON.
   """
-  resume = workdir_lib.agreed(
-    files.read_json(state) if state.exists() else None
-  )
+  resume = workdir_lib.read(state)
   if resume is not None and not isinstance(resume, dict):
     raise ValueError(f"{state} is not the state of a learned soup: delete it.")
   done = len((resume or {}).get("history", ()))
@@ -167,11 +165,11 @@ def ensembles(
   logits: Mapping[str, Mapping[str, np.ndarray]],
   workdir: pathlib.Path,
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
-  """Averages the logits of all ingredients, and of a greedy choice.
+  """Averages the logits of all ingredients and of a greedy selection.
 
   Args:
     config: with "accept" and "min_delta".
-    metric: of the greedy choice, on minival.
+    metric: of the greedy selection, on minival.
     names: of the ingredients, best first.
     labels: of minival.
     logits: ingredient -> set -> (n, classes).

@@ -14,7 +14,6 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
-from soupjax.tasks import cook
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import job as job_lib
 from soupjax.tasks.finetune import loop
@@ -105,17 +104,6 @@ def test_ingredients_are_complete_and_share_their_start(swept):
   assert [i.hyperparameters["steps"] for i in lasts] == [12, 9, 6]
   assert [i.hyperparameters["seed"] for i in lasts] == [1, 2, 3]
   sj.uniform_soup(lasts)
-
-
-def test_cooking_refuses_ingredients_of_another_start(tmp_path):
-  models = [
-    sj.Ingredient.from_params(
-      name, {"w": np.ones(2)}, hyperparameters={"init_hash": name}
-    )
-    for name in "ab"
-  ]
-  with pytest.raises(ValueError, match="'a'.*'b'"):
-    cook.cook(None, None, models, None, None, tmp_path)
 
 
 def test_metrics_are_those_of_the_saved_weights(swept):
