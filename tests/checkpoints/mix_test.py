@@ -5,10 +5,9 @@
 import dataclasses
 import fcntl
 import os
-import pathlib
 import subprocess
-import sys
 
+import helpers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
@@ -31,7 +30,6 @@ from soupjax.checkpoints.formats import (
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
-ROOT = pathlib.Path(__file__).parents[2]
 OUTPUTS = ["soup.safetensors", "soup.npz", "soup"]
 RULE = sj.rules.linear()
 
@@ -333,13 +331,7 @@ def test_a_kill_leaves_nothing_and_a_rerun_cleans_up(
   folder, tmp_path, soup, stage, out
 ):
   path = tmp_path / out
-  done = subprocess.run(
-    [sys.executable, "-c", KILL, stage, str(folder), str(path)],
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = helpers.soupjax(stage, folder, path, code=KILL)
   assert done.returncode == -9, done.stderr
   assert os.listdir(tmp_path) == [f".{out}.tmp"]
   sj.mix(RULE, str(folder / "m?.npz"), out=path)

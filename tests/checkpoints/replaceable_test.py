@@ -3,11 +3,9 @@
 """Paths that a soup may and may not replace."""
 
 import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
+import helpers
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from soupjax.checkpoints import destination
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
-ROOT = pathlib.Path(__file__).parents[2]
 RULE = sj.rules.linear()
 
 
@@ -161,13 +158,7 @@ sj.mix(sj.rules.linear(), sys.argv[1], out=sys.argv[2], overwrite=True)
 def test_a_kill_while_a_directory_is_replaced(folder, stage):
   out, left = folder / "orb", folder / ".orb.tmp.old"
   sj.save_params(out, tree(0))
-  done = subprocess.run(
-    [sys.executable, "-c", KILL, folder / "m1.safetensors", out, stage],
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = helpers.soupjax(folder / "m1.safetensors", out, stage, code=KILL)
   assert done.returncode == -9, done.stderr
   assert left.exists() and out.exists() == (stage == "after")
   again = {"out": out, "overwrite": True}
