@@ -96,13 +96,13 @@ def test_durations_have_units(duration, expected):
   "duration", ["10", 10, "epochs", "10weeks", "1.2.3steps"]
 )
 def test_durations_without_a_unit_are_named(duration):
-  with pytest.raises(ValueError, match="hyper.total must have a unit"):
+  with pytest.raises(ValueError, match="hyper.total"):
     config.steps(duration, batch_size=1, num_examples=1, name="hyper.total")
 
 
 def test_epochs_of_unknown_length_are_an_error():
   assert config.steps("5steps", batch_size=1, num_examples=None) == 5
-  with pytest.raises(ValueError, match="needs the number of examples"):
+  with pytest.raises(ValueError, match="examples"):
     config.steps("5epochs", batch_size=1, num_examples=None)
 
 
@@ -176,7 +176,7 @@ def test_a_sweep_is_loaded_with_or_without_its_argument(tmp_path, get_sweep):
 def test_configs_without_members_are_named(tmp_path):
   path = tmp_path / "c.py"
   path.write_text(SWEEP)
-  with pytest.raises(ValueError, match=r"has no get_sweep\(\)"):
+  with pytest.raises(ValueError, match=r"get_sweep\(\)"):
     config.load_sweep(str(path))
   path.write_text(SWEEP + "def get_sweep():\n  return []")
   with pytest.raises(ValueError, match="yields nothing"):
@@ -187,7 +187,7 @@ def test_an_updated_config_is_a_locked_copy():
   old = ml_collections.ConfigDict({"lr": 1.0, "n": {"k": 1, "t": (1, 2)}})
   new = config.updated(old, {"n.k": 2, "n.t": (3,)})
   assert (old.n.k, new.n.k, new.n.t) == (1, 2, (3,)) and new.is_locked
-  with pytest.raises(ValueError, match="no config key 'n.x'"):
+  with pytest.raises(ValueError, match="'n.x'"):
     config.updated(old, {"n.x": 2})
   with pytest.raises(ValueError, match="wrong type"):
     config.updated(old, {"n.k": "two"})

@@ -112,6 +112,8 @@ def join_workers() -> None:
 # Runs each command in a fork: all of them import once.
 _SERVER = """
 import json, os, sys
+import grain.python, matplotlib.figure
+from orbax.checkpoint import v1
 import soupjax.main, soupjax.tasks.diagnose, soupjax.tasks.mix
 import soupjax.tasks.cook.run, soupjax.tasks.finetune.run
 for line in sys.stdin:
@@ -129,7 +131,10 @@ for stream, name in ((1, "out"), (2, "err")):
 os.chdir(request["cwd"])
 sys.path[:0] = request["path"]
 sys.argv = ["soupjax", *request["arguments"]]
-soupjax.main.run()
+if request["code"]:
+  exec(request["code"])
+else:
+  soupjax.main.run()
 """
 
 
@@ -146,10 +151,11 @@ def _server() -> subprocess.Popen:
   return subprocess.Popen(command, env=env, bufsize=0, **pipes)
 
 
-def _start_soupjax(arguments, logs, cwd=ROOT, path=()) -> int:
-  """Starts a command in a fork; returns the process id."""
+def _start(arguments, logs, cwd=ROOT, path=(), code=None) -> int:
+  """Starts soupjax, or code, in a fork; returns the process id."""
   request = {
     "arguments": list(map(str, arguments)),
+    "code": code,
     "logs": str(logs),
     "cwd": str(cwd),
     "path": list(map(str, path)),
@@ -166,7 +172,7 @@ def _exit_code(seconds: float) -> int | None:
 
 
 def soupjax(
-  *arguments, cwd=ROOT, path=(), timeout=280
+  *arguments, cwd=ROOT, path=(), code=None, timeout=280
 ) -> subprocess.CompletedProcess:
   """Runs the console script with one device.
 
@@ -174,26 +180,27 @@ def soupjax(
     *arguments: of the command.
     cwd: its working directory.
     path: directories from which it may import, too.
+    code: Python to run in place of the script.
     timeout: seconds that it may take.
 
   Returns:
     The exit code and the output.
   """
   with tempfile.TemporaryDirectory() as logs:
-    pid = _start_soupjax(arguments, logs, cwd, path)
-    code = _exit_code(timeout)
-    if code is None:
+    pid = _start(arguments, logs, cwd, path, code)
+    status = _exit_code(timeout)
+    if status is None:
       os.kill(pid, signal.SIGKILL)
       _exit_code(60)
     output = [pathlib.Path(logs, name).read_text() for name in ("out", "err")]
-  assert code is not None, f"timeout\n{output[1][-2000:]}"
-  return subprocess.CompletedProcess(arguments, code, *output)
+  assert status is not None, f"timeout\n{output[1][-2000:]}"
+  return subprocess.CompletedProcess(arguments, status, *output)
 
 
 def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
   """Starts a command, and kills it (-9) once a file matches the pattern."""
   with tempfile.TemporaryDirectory() as logs:
-    pid = _start_soupjax(arguments, logs)
+    pid = _start(arguments, logs)
     deadline, code = time.monotonic() + 200, None
     while code is None and not any(directory.glob(pattern)):
       code = _exit_code(0.002) if time.monotonic() < deadline else "timeout"

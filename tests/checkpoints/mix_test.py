@@ -5,10 +5,9 @@
 import dataclasses
 import fcntl
 import os
-import pathlib
 import subprocess
-import sys
 
+import helpers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
@@ -31,7 +30,6 @@ from soupjax.checkpoints.formats import (
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
-ROOT = pathlib.Path(__file__).parents[2]
 OUTPUTS = ["soup.safetensors", "soup.npz", "soup"]
 RULE = sj.rules.linear()
 
@@ -200,7 +198,7 @@ def test_a_flipped_bit_in_an_orbax_soup_is_found(folder, tmp_path):
     if kernel in data:
       at = data.index(kernel) + 1000
       file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-  with pytest.raises(ValueError, match="o is not a whole Orbax.*mismatch"):
+  with pytest.raises(ValueError, match="mismatch"):
     sj.load_params(tmp_path / "o")
 
 
@@ -247,7 +245,7 @@ def test_provenance(folder, tmp_path, out):
 
 def test_twins_are_found_by_content(folder, tmp_path):
   inputs = paths(folder, "m0", "m0.safetensors", "m1")
-  with pytest.warns(UserWarning, match="m0.safetensors.*'m0'.*same weights"):
+  with pytest.warns(UserWarning, match="m0.safetensors.*'m0'"):
     sj.mix(RULE, inputs, out=tmp_path / "o.npz", hash_inputs=True)
   # Formats that carry checksums need no reading.
   inputs = paths(folder, "m0.npz", "m0.safetensors")
@@ -271,7 +269,7 @@ def test_an_output_is_not_overwritten(folder, tmp_path):
 def test_a_soup_cannot_replace_its_ingredient(tmp_path):
   path = tmp_path / "m.npz"
   sj.save_params(path, tree(0))
-  with pytest.raises(ValueError, match="is the ingredient 'm.npz'"):
+  with pytest.raises(ValueError, match="'m.npz'"):
     sj.mix(RULE, path, out=path, overwrite=True)
 
 
@@ -281,7 +279,7 @@ def test_a_failed_mix_leaves_nothing(folder, tmp_path, out):
   bad["encoder"]["kernel"][39, 15, 7] = np.nan
   sj.save_params(tmp_path / "bad.npz", bad)
   inputs = [*paths(folder, "m0"), tmp_path / "bad.npz"]
-  with pytest.raises(ValueError, match="bad.npz' has nan in .*kernel"):
+  with pytest.raises(ValueError, match="bad.npz.*nan.*kernel"):
     sj.mix(RULE, inputs, out=tmp_path / out, block_bytes=4000)
   assert os.listdir(tmp_path) == ["bad.npz"]
 
@@ -302,7 +300,7 @@ def test_an_output_that_differs_on_disk_is_not_published(
     finish(self, provenance)
 
   monkeypatch.setattr(block_writer.BlockWriter, "finish", flip)
-  with pytest.raises(ValueError, match="encoder/kernel.*not written as it is"):
+  with pytest.raises(ValueError, match="encoder/kernel"):
     sj.mix(RULE, paths(folder, "m0"), out=tmp_path / out)
   assert not os.listdir(tmp_path)
 
@@ -333,13 +331,7 @@ def test_a_kill_leaves_nothing_and_a_rerun_cleans_up(
   folder, tmp_path, soup, stage, out
 ):
   path = tmp_path / out
-  done = subprocess.run(
-    [sys.executable, "-c", KILL, stage, str(folder), str(path)],
-    env={**os.environ, "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = helpers.soupjax(stage, folder, path, code=KILL)
   assert done.returncode == -9, done.stderr
   assert os.listdir(tmp_path) == [f".{out}.tmp"]
   sj.mix(RULE, str(folder / "m?.npz"), out=path)
@@ -351,7 +343,7 @@ def test_two_runs_at_once_do_not_mix(folder, tmp_path):
   busy = tmp_path / ".soup.npz.tmp"
   with open(busy, "w") as f:
     fcntl.flock(f, fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match="Another run is writing .*soup.npz"):
+    with pytest.raises(ValueError, match="soup.npz"):
       sj.mix(RULE, paths(folder, "m0"), out=tmp_path / "soup.npz")
     assert busy.exists()
 
@@ -369,7 +361,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("out", OUTPUTS)
 def test_a_full_disk(folder, small_disk, out, monkeypatch):
-  with pytest.raises(ValueError, match="needs 0.000 GB, and .* are free"):
+  with pytest.raises(ValueError, match="0.000 GB"):
     sj.mix(RULE, paths(folder, "m0"), out=small_disk / out)
   # Others may fill it in the meantime.
   monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
@@ -384,7 +376,7 @@ def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
   command = ["mount", "-o", "remount,ro", str(small_disk)]
   subprocess.run(command, check=True)
   for dry_run in (True, False):
-    with pytest.raises(ValueError, match=f"{out} cannot be written"):
+    with pytest.raises(ValueError, match=f"{out}"):
       sj.mix(
         RULE,
         paths(folder, "m0"),
@@ -396,10 +388,10 @@ def test_a_read_only_directory(folder, small_disk, out, monkeypatch):
 
 def test_saving_from_memory_to_a_bad_disk(small_disk, monkeypatch):
   params = {"w": np.random.default_rng(0).normal(size=10_000).astype("f")}
-  with pytest.raises(ValueError, match="s needs 0.000 GB, and .* are free"):
+  with pytest.raises(ValueError, match="s .*0.000 GB"):
     sj.save_params(small_disk / "s", params)
   monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 40)
-  with pytest.raises(ValueError, match="No space left for .*s: nothing"):
+  with pytest.raises(ValueError, match="No space left.*s:"):
     sj.save_params(small_disk / "s", params)
   assert not os.listdir(small_disk)
   command = ["mount", "-o", "remount,ro", str(small_disk)]
@@ -488,12 +480,12 @@ def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):
 @pytest.mark.parametrize(
   "settings,text",
   [
-    ({"max_host_bytes": "4GB"}, "max_host_bytes must be a whole.*'4GB'"),
-    ({"threads": 2.5}, "threads must be a whole number.*2.5"),
-    ({"block_bytes": 1e6}, "block_bytes must be a whole number"),
-    ({"shard_bytes": "1GB"}, "shard_bytes must be a whole number"),
+    ({"max_host_bytes": "4GB"}, "max_host_bytes.*'4GB'"),
+    ({"threads": 2.5}, "threads.*2.5"),
+    ({"block_bytes": 1e6}, "block_bytes"),
+    ({"shard_bytes": "1GB"}, "shard_bytes"),
     ({"rule": "uniform"}, "rules.linear.*got 'uniform'"),
-    ({"sharding": 1}, "sharding must be"),
+    ({"sharding": 1}, "sharding"),
   ],
 )
 def test_arguments_of_the_wrong_type(folder, settings, text):
@@ -505,7 +497,7 @@ def test_arguments_of_the_wrong_type(folder, settings, text):
 def test_a_sharding_that_does_not_fit(folder):
   mesh = sharding.make_mesh({"x": 8})
   rows = jax.sharding.NamedSharding(mesh, jax.P("x"))
-  with pytest.raises(ValueError, match="Leaf .* of shape .* cannot be cut as"):
+  with pytest.raises(ValueError, match="cut"):
     sj.mix(RULE, str(folder / "m?"), sharding=rows, dry_run=True)
 
 
@@ -525,12 +517,12 @@ def test_empty_leaves(tmp_path):
     assert leaf.shape == (0, 2) and leaf.dtype == ml_dtypes.bfloat16
   mixed = sj.mix(RULE, tmp_path / "o.npz")
   assert mixed.params["e"].shape == (0, 2)
-  with pytest.raises(ValueError, match="'e' has shape .*no empty arrays"):
+  with pytest.raises(ValueError, match="'e'"):
     sj.mix(RULE, tmp_path / "o.npz", out=tmp_path / "o")
 
 
 def test_a_scheme_without_its_package_is_explained():
-  with pytest.raises(ValueError, match=r"gs://b/x.*pip install soupjax\[gs\]"):
+  with pytest.raises(ValueError, match=r"gs://b/x.*soupjax\[gs\]"):
     sj.open_ingredient("gs://b/x")
   with pytest.raises(ValueError, match="ftp"):
     sj.open_ingredient("ftp://b/x")
@@ -639,7 +631,7 @@ def test_differences_that_float32_cannot_hold():
     sj.Ingredient.from_params(str(x), {"w": np.float32([x])})
     for x in (2e38, -2e38, 6e37)
   ]
-  with pytest.raises(ValueError, match="differ by more than float32 holds"):
+  with pytest.raises(ValueError, match="float32"):
     sj.mix(sj.rules.linear(), ingredients)
 
 
@@ -647,9 +639,9 @@ def test_rules_and_bases_of_the_wrong_type():
   models = [sj.Ingredient.from_params(n, {"w": np.ones(2, "f")}) for n in "ab"]
   with pytest.raises(TypeError, match=r"sj.rules.linear\(\), got 'ties'"):
     sj.mix("ties", models)
-  with pytest.raises(TypeError, match=r"linear\(\), got <function ties"):
+  with pytest.raises(TypeError, match="function ties"):
     sj.mix(sj.rules.ties, models)
-  with pytest.raises(TypeError, match="got a int: 3"):
+  with pytest.raises(TypeError, match="int.*3"):
     sj.mix(sj.rules.linear(), models, base=3)
 
 

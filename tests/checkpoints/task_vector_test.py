@@ -141,7 +141,7 @@ def test_the_record_has_every_term(tmp_path):
 def test_bad_input():
   task = sj.TaskVector(PRE, A)
   for nothing in (task - task, sj.TaskVector(PRE, PRE)):
-    with pytest.raises(ValueError, match="'zzz' in scale matches no leaf"):
+    with pytest.raises(ValueError, match="'zzz'"):
       nothing.apply_to(PRE, {"zzz": 1.0})
     same(nothing.apply_to(PRE, {"": 2.0}), PRE)
     same(nothing.apply_to(PRE, [0.0, 1.0]), PRE)
@@ -151,7 +151,7 @@ def test_bad_input():
     task + 1
   with pytest.raises(TypeError):
     task * task
-  with pytest.raises(ValueError, match="'nothing' in scale matches no leaf"):
+  with pytest.raises(ValueError, match="'nothing'"):
     task.apply_to(PRE, {"nothing": 1.0})
   with pytest.raises(ValueError, match="1 leaves.*'head'"):
     task.apply_to(PRE, {"block": 1.0})

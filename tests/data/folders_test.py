@@ -66,8 +66,8 @@ def test_other_files_are_left_alone(tmp_path):
 @pytest.mark.parametrize(
   "split,message",
   [
-    ("vall", "no split 'vall': did you mean 'val'"),
-    ("train[3:3]", r"train\[3:3\] is empty: it would go from 3 to 3 of 15"),
+    ("vall", "'vall'.*'val'"),
+    ("train[3:3]", r"train\[3:3\].*15"),
     ("train[:1%]", "is empty"),
     ("train[", "Cannot read the split"),
     ("train[:98percent]", "Cannot read the split"),
@@ -82,10 +82,10 @@ def test_folder_refuses_splits(folder, split, message):
 def test_bad_folders_and_tar_files(folder, tmp_path):
   with pytest.raises(ValueError, match="not_there"):
     data.open_source(f"folder:{tmp_path / 'not_there'}", "all")
-  with pytest.raises(ValueError, match="no images in it"):
+  with pytest.raises(ValueError, match="no images"):
     data.open_source(f"folder:{tmp_path}", "all")
   helpers.write_tar(tmp_path / "small.tar", folder / "train", "w:gz")
-  with pytest.raises(ValueError, match=r"small.tar .* not compressed"):
+  with pytest.raises(ValueError, match="small.tar"):
     data.open_source(f"folder:{tmp_path}", "small")
 
 

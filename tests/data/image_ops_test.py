@@ -128,7 +128,7 @@ def test_standardize_takes_mean_and_deviation():
   mean, deviation = map(np.array, image_ops.STATISTICS["clip"])
   np.testing.assert_allclose(found[0, 0], -mean / deviation, rtol=1e-6)
   np.testing.assert_allclose(found[1, 1], (1 - mean) / deviation, rtol=1e-6)
-  with pytest.raises(ValueError, match="'jft'.* clip, imagenet"):
+  with pytest.raises(ValueError, match="'jft'"):
     Preprocess('standardize("jft")')
   with pytest.raises(ValueError, match="must be last"):
     Preprocess("standardize|flip_lr")

@@ -194,9 +194,9 @@ def test_state_can_be_set_in_the_middle_and_on_other_processes():
 def test_state_of_another_stream_is_refused(change):
   state = loader(Numbered(30), **change).get_state()
   (name,) = change
-  with pytest.raises(ValueError, match=f"of a stream with {name} "):
+  with pytest.raises(ValueError, match=f"{name}"):
     loader(Numbered(30)).set_state(state)
-  with pytest.raises(ValueError, match="of a stream with size 30, not 31"):
+  with pytest.raises(ValueError, match="30.*31"):
     loader(Numbered(31)).set_state(loader(Numbered(30)).get_state())
 
 
@@ -206,8 +206,8 @@ def test_state_of_another_stream_is_refused(change):
     ({"batch_size": 10, "process_count": 4}, "batch_size 10 .* 4 processes"),
     ({"batch_size": 0}, "batch_size 0"),
     ({"process_index": 2, "process_count": 2}, "process_index 2"),
-    ({"preprocess": "inception_krop(3)"}, "did you mean 'inception_crop'"),
-    ({"seed": -1}, r"A seed is in \[0, 2\*\*32\), not -1"),
+    ({"preprocess": "inception_krop(3)"}, "'inception_crop'"),
+    ({"seed": -1}, "seed.*-1"),
   ],
 )
 def test_training_refuses_before_it_begins(kwargs, message):
@@ -216,19 +216,17 @@ def test_training_refuses_before_it_begins(kwargs, message):
 
 
 def test_crop_that_does_not_fit_the_images_shows_at_once():
-  with pytest.raises(ValueError, match=r"example \d+ of numbered: random_crop"):
+  with pytest.raises(ValueError, match="numbered.*random_crop"):
     loader(Numbered(30), preprocess="random_crop(16)")
 
 
 def test_images_of_different_sizes_need_a_resize():
-  with pytest.raises(ValueError, match=r"have the shapes .*resize\(224\)"):
+  with pytest.raises(ValueError, match=r"resize\(224\)"):
     take(loader(Varied()), 2)
 
 
 def test_label_out_of_range_is_named():
-  with pytest.raises(
-    ValueError, match="has label 4, .* only 4 classes, 0 to 3"
-  ):
+  with pytest.raises(ValueError, match="4.*4 classes.*0.*3"):
     take(loader(Numbered(30, num_classes=4)), 4)
 
 
@@ -269,7 +267,7 @@ def test_too_many_corrupt_images_are_an_error():
 
 
 def test_a_dataset_of_corrupt_images_is_an_error_at_once():
-  with pytest.raises(ValueError, match="images in a row cannot be decoded"):
+  with pytest.raises(ValueError, match="decoded"):
     loader(Numbered(40, damaged=range(40)))
 
 
@@ -324,12 +322,12 @@ def test_evaluation_masks_corrupt_images_up_to_a_limit():
     assert np.flatnonzero(~mask).tolist() == [3, 6]
     assert len(caught) == expected_warnings
   strict = data.eval_batches(source, batch_size=8, preprocess="", max_corrupt=0)
-  with pytest.raises(ValueError, match="example 3 of numbered: repair"):
+  with pytest.raises(ValueError, match="3 .*numbered.*repair"):
     list(strict)
 
 
 def test_evaluation_refuses_randomness():
-  with pytest.raises(ValueError, match="Evaluation draws no random numbers"):
+  with pytest.raises(ValueError, match="random"):
     data.eval_batches(Varied(), batch_size=4, preprocess=RANDOM)
 
 
@@ -342,7 +340,7 @@ def test_corrupt_file_of_a_folder(tmp_path):
   path.write_bytes(path.read_bytes()[:200])
   source = data.open_source(f"folder:{tmp_path}", "all")
   stream = loader(source, batch_size=10, preprocess="resize(8)")
-  with pytest.warns(UserWarning, match=rf"Cannot decode {path}: skipped"):
+  with pytest.warns(UserWarning, match=f"{path}"):
     batch = next(stream)
   assert batch["images"].shape == (10, 8, 8, 3)
 

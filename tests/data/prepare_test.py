@@ -34,7 +34,7 @@ def test_arrays_are_written_without_loss(tmp_path):
 
 
 def test_writing_needs_one_list_of_classes(tmp_path):
-  with pytest.raises(ValueError, match=r"splits \['a', 'b'\] .*same classes"):
+  with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
     data.write_tfds("x", {"a": small(6), "b": small(6, 2)}, tmp_path)
   with pytest.raises(ValueError, match="same classes"):
     data.write_tfds("x", {}, tmp_path)

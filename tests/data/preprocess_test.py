@@ -29,12 +29,12 @@ MAP = np.stack([Y, X, np.zeros_like(X)], axis=-1)
 @pytest.mark.parametrize(
   "text,message",
   [
-    ("flip", "'flip': did you mean 'flip_lr'"),
-    ("xyz(3)", "'xyz': there are central_crop, flip_lr"),
-    ("resize", "'resize': missing .*'size'.* Its arguments: size"),
-    ("resize(3, size=4)", "multiple values for argument 'size'"),
-    ("flip_lr(rng=3)", "'flip_lr\\(rng=3\\)'.* unexpected keyword"),
-    ("resize(size)", r"Cannot read 'resize\(size\)'"),
+    ("flip", "'flip'.*'flip_lr'"),
+    ("xyz(3)", "'xyz'.*central_crop.*flip_lr"),
+    ("resize", "'resize'.*'size'"),
+    ("resize(3, size=4)", "'size'"),
+    ("flip_lr(rng=3)", "'flip_lr\\(rng=3\\)'"),
+    ("resize(size)", r"'resize\(size\)'"),
     ("resize(3).load()", "Cannot read"),
     ("__import__('os')", "'__import__'"),
     ("no_such_module.sharpen(2)", "'no_such_module.sharpen'"),
@@ -43,18 +43,18 @@ MAP = np.stack([Y, X, np.zeros_like(X)], axis=-1)
     ("resize({3})", "'resize.*3"),
     ("resize(**{})", "Cannot read"),
     ("resize(3", "Cannot read"),
-    ("resize('big')", "size is a positive int .* not 'big'"),
+    ("resize('big')", "size.*'big'"),
     ("resize(0)", "positive int"),
     ("resize((8, 0))", "positive int"),
-    ("resize(8, 'cubic')", "Unknown method 'cubic': one of nearest"),
+    ("resize(8, 'cubic')", "'cubic'"),
     ("inception_crop(8, area_min=0)", "areas in percent"),
     ("inception_crop(8, 50, 20)", "areas in percent"),
     ("inception_crop(8, aspect=(2, 1))", "aspect"),
     ("flip_lr(1.5)", "a probability"),
     ("flip_lr('a')", "does not work"),
     ("randaug(-1)", "num_layers"),
-    ("randaug(2, 31)", r"magnitude in 0\.\.30"),
-    ("value_range|flip_lr", "flip_lr comes after value_range"),
+    ("randaug(2, 31)", "magnitude.*30"),
+    ("value_range|flip_lr", "flip_lr.*value_range"),
   ],
 )
 def test_wrong_texts_are_refused_before_any_image(text, message):
@@ -63,7 +63,7 @@ def test_wrong_texts_are_refused_before_any_image(text, message):
 
 
 def test_text_must_be_a_text():
-  with pytest.raises(ValueError, match="Operations are a text"):
+  with pytest.raises(ValueError, match="text"):
     Preprocess(["resize(3)"])
 
 
@@ -139,7 +139,7 @@ def test_floats_and_wide_integers_have_no_range_and_are_refused(high):
   for dtype in (np.float32, np.int32):
     file = io.BytesIO()
     Image.fromarray(np.full((4, 4), high, dtype)).save(file, "TIFF")
-    with pytest.raises(CorruptImage, match="mode [FI].* save it with 8 or 16"):
+    with pytest.raises(CorruptImage, match="mode [FI]"):
       Preprocess("")(file.getvalue())
 
 

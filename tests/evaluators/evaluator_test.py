@@ -129,7 +129,7 @@ def test_candidates_and_sets_share_one_compilation():
 
 def test_weights_that_diverged_are_named():
   broken = jax.tree.map(lambda x: x * np.nan, PARAMS)
-  with pytest.raises(ValueError, match="loss on val is nan"):
+  with pytest.raises(ValueError, match="loss on val.*nan"):
     Evaluator(Linear(), Batches(), name="val").metrics(broken)
 
 
@@ -143,8 +143,8 @@ def test_labels_beyond_the_classes_are_errors():
   "changes,message",
   [
     ({"metric": "acc"}, "'acc'"),
-    ({"images": IMAGES[:0], "labels": LABELS[:0]}, "Got 0 images"),
-    ({"labels": LABELS[:3]}, "21 images, 3 labels"),
+    ({"images": IMAGES[:0], "labels": LABELS[:0]}, "0 images"),
+    ({"labels": LABELS[:3]}, "21 images.*3 labels"),
     ({"labels": LABELS.astype(np.float32)}, "float32"),
     ({"labels": LABELS - 1}, "-1"),
     *(({"batch_size": size}, "batch_size") for size in (0, -1, 2.5, "4")),

@@ -25,8 +25,8 @@ def test_metrics_by_hand():
 @pytest.mark.parametrize(
   "logits,labels,message",
   [
-    (np.zeros((2, 3)), np.zeros(3, int), r"\(2, 3\) and labels \(3,\)"),
-    (np.zeros((2, 3)), np.array([0, 3]), "run from 0 to 3.*3 classes"),
+    (np.zeros((2, 3)), np.zeros(3, int), r"\(2, 3\).*\(3,\)"),
+    (np.zeros((2, 3)), np.array([0, 3]), "3 classes"),
     (np.zeros((2, 3)), np.array([-1, 0]), "-1"),
     (np.zeros((2, 3)), np.zeros(2), "float64"),
     (np.full((2, 3), np.nan), np.array([0, 0]), "NaN"),

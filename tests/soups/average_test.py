@@ -223,7 +223,7 @@ def test_wise_ft_of_a_model_with_itself_is_that_model():
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf")])
 def test_wise_ft_refuses_alpha(alpha):
-  with pytest.raises(ValueError, match="alpha must be a finite number"):
+  with pytest.raises(ValueError, match="alpha"):
     sj.wise_ft(make(0), make(1), alpha)
 
 
@@ -269,10 +269,10 @@ def test_ensemble_weights():
 @pytest.mark.parametrize(
   "logits,weights,message",
   [
-    ([], None, "at least one model"),
-    ([np.ones(2), np.ones(3)], None, r"Logits 2 have shape \(3,\).*\(2,\)"),
-    ([np.ones(2)], [1, 2], "2 weights for the logits of 1 models"),
-    ([np.ones(2)] * 3, [1, 2], "2 weights for the logits of 3 models"),
+    ([], None, "one model"),
+    ([np.ones(2), np.ones(3)], None, r"Logits 2.*\(3,\).*\(2,\)"),
+    ([np.ones(2)], [1, 2], "2 weights.*1 models"),
+    ([np.ones(2)] * 3, [1, 2], "2 weights.*3 models"),
     ([np.ones(2)] * 2, [1, -1], "sum to zero"),
     ([np.ones(2)] * 2, [1, np.nan], "must be finite"),
   ],
@@ -288,12 +288,12 @@ def test_ensemble_refuses(logits, weights, message):
 @pytest.mark.parametrize(
   "weights,message",
   [
-    ([1.0], r"shape \(1,\) for 2 ingredients"),
-    ([1.0, 2.0, 3.0], r"shape \(3,\) for 2 ingredients"),
-    ([[1.0, 2.0]], r"shape \(1, 2\) for 2 ingredients"),
-    ([np.nan, 1.0], r"must be finite, got \[nan, 1.0\]"),
+    ([1.0], r"\(1,\).*2"),
+    ([1.0, 2.0, 3.0], r"\(3,\).*2"),
+    ([[1.0, 2.0]], r"\(1, 2\).*2"),
+    ([np.nan, 1.0], r"\[nan, 1.0\]"),
     ([np.inf, 1.0], "must be finite"),
-    ([0.0, 0.0], r"\[0.0, 0.0\] sum to zero"),
+    ([0.0, 0.0], r"\[0.0, 0.0\]"),
     ([1.0, -1.0], "sum to zero"),
     ([0.1, 0.2 - 0.3], "sum to zero"),
   ],
@@ -318,7 +318,7 @@ def test_a_soup_that_overflows_is_an_error_not_an_infinity():
     sj.Ingredient.from_params("b", {"w": np.full(2, -60_000, np.float16)}),
   ]
   with pytest.warns(UserWarning, match="negative"):
-    with pytest.raises(ValueError, match="overflows float16 in leaf 'w'"):
+    with pytest.raises(ValueError, match="float16.*'w'"):
       sj.uniform_soup(ends, [2.0, -1.0])
   same = [ends[0], dataclasses.replace(ends[0], name="c")]
   np.testing.assert_array_equal(sj.uniform_soup(same)["w"], [60_000, 60_000])
@@ -332,7 +332,7 @@ def test_a_soup_that_overflows_is_an_error_not_an_infinity():
 
 @pytest.mark.parametrize("kind", [dict.fromkeys, set, str])
 def test_weights_must_be_a_sequence_of_numbers(kind):
-  with pytest.raises(ValueError, match="Weights must be a sequence of 2 num"):
+  with pytest.raises(ValueError, match="Weights"):
     sj.uniform_soup(ingredients_of([make(0), make(1)]), kind([1.0, 3.0]))
 
 
@@ -347,7 +347,7 @@ def test_weights_may_be_a_generator():
 
 @pytest.mark.parametrize("alpha", ["0.5", None, np.ones(2)])
 def test_alpha_must_be_a_number(alpha):
-  with pytest.raises(ValueError, match="alpha must be a number, got"):
+  with pytest.raises(ValueError, match="alpha"):
     sj.wise_ft(make(0), make(1), alpha)
 
 
@@ -361,7 +361,7 @@ def test_wise_ft_takes_ingredients(alpha):
 @pytest.mark.parametrize(
   "logits,message",
   [
-    ([None], "Logits 1 are no array of numbers but a NoneType"),
+    ([None], "Logits 1 .*NoneType"),
     ([np.ones(2), np.float32([1, np.nan])], "Logits 2 have NaN"),
     ([np.float32([np.inf]), np.float32([-np.inf])], "ensemble has NaN"),
   ],

@@ -13,58 +13,58 @@ import numpy as np
 
 
 def numbers(value: Any) -> np.ndarray | None:
-  """Returns real numbers as float64, None if that is not what they are.
+  """Returns real numbers as a float64 array, or None for anything else.
 
-  Text that looks like a number is none: it is a slip in most programs.
+  Strings are rejected even if they parse as numbers.
   """
   try:
     array = np.asarray(value)
   except (TypeError, ValueError):  # Lists of uneven lengths, tracers.
     return None
   kinds = (jnp.floating, jnp.integer, np.bool_)
-  # Not array.dtype.kind, which is "V" for bfloat16.
+  # array.dtype.kind would not do: it is "V" for bfloat16.
   if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
     return None
   return array.astype(np.float64)
 
 
 def as_number(value: Any) -> float | None:
-  """Returns one number, or an array that holds one, as a float; else None."""
+  """Returns a number, or an array of size 1, as a float; else None."""
   array = numbers(value)
   return array.item() if array is not None and array.size == 1 else None
 
 
 def has_bool(value: Any) -> bool:
-  """Whether it is a boolean, or has one in it: 1 and 0 to numpy."""
+  """Whether a value is or contains a boolean, which numpy takes as a number."""
   if isinstance(value, list | tuple):
-    return any(has_bool(one) for one in value)
+    return any(map(has_bool, value))
   return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
 
 
 def real(name: str, value: Any) -> float:
-  """Returns a finite number as a float; unlike `number` takes no boolean.
+  """Returns a finite number as a float; unlike `number`, rejects booleans.
 
   Raises:
-    ValueError: that names it.
+    ValueError: naming the argument and the value.
   """
-  found = None if has_bool(value) else as_number(value)
-  if found is None or not math.isfinite(found):
+  checked = None if has_bool(value) else as_number(value)
+  if checked is None or not math.isfinite(checked):
     raise ValueError(f"{name} must be a finite number, got {value!r:.80}.")
-  return found
+  return checked
 
 
 def flag(name: str, value: Any) -> bool:
-  """Returns a boolean, or raises a ValueError: "false" and 0 are none."""
+  """Returns a boolean; raises a ValueError for others, such as "false" or 0."""
   if not isinstance(value, bool | np.bool_):
     raise ValueError(f"{name} must be True or False, got {value!r:.80}.")
   return bool(value)
 
 
 def whole(name: str, value: Any) -> int:
-  """Returns a whole number, of any sign, as an int.
+  """Returns a whole number of any sign as an int.
 
   Raises:
-    ValueError: if it is something else, such as 1.5 or True.
+    ValueError: for anything else, such as 1.5 or True.
   """
   try:
     if not has_bool(value):
@@ -72,6 +72,18 @@ def whole(name: str, value: Any) -> int:
   except TypeError:
     pass
   raise ValueError(f"{name} must be a whole number, got {value!r:.80}.")
+
+
+def count(name: str, value: Any) -> int:
+  """Returns a positive whole number as an int.
+
+  Raises:
+    ValueError: for anything else, such as 0, 1.5 or True.
+  """
+  checked = whole(name, value)
+  if checked < 1:
+    raise ValueError(f"{name} must be positive, got {checked}.")
+  return checked
 
 
 def number(
@@ -83,88 +95,67 @@ def number(
   """Returns an argument as a float.
 
   Args:
-    name: what the argument is called.
-    value: what was given.
-    must: what it must do, in words, as "be positive".
-    holds: whether a finite number does.
+    name: of the argument.
+    value: of the argument.
+    must: the requirement in words, such as "be positive".
+    holds: whether a finite number meets the requirement.
 
   Raises:
-    ValueError: if it is no number, not finite, or `holds` is false.
+    ValueError: if the value is not a number, not finite, or `holds` is false.
   """
-  found = as_number(value)
-  if found is None:
+  checked = as_number(value)
+  if checked is None:
     raise ValueError(f"{name} must be a number, got {value!r:.80}.")
-  if not math.isfinite(found) or not holds(found):
+  if not math.isfinite(checked) or not holds(checked):
     raise ValueError(f"{name} must {must}, got {value}.")
-  return found
+  return checked
 
 
-def mode(evaluate: Any, wanted: str) -> None:
-  """Checks that an evaluator means by a better score what a recipe does.
+def mode(evaluate: Any, expected: str) -> None:
+  """Checks that an evaluator and a recipe agree on which scores are better.
 
   Args:
     evaluate: may have an attribute `mode`, "max" or "min".
-    wanted: the mode of the recipe.
+    expected: the mode of the recipe.
 
   Raises:
-    ValueError: if it has another.
+    ValueError: if the evaluator has the other mode.
   """
-  found = getattr(evaluate, "mode", wanted)
-  if found != wanted:
+  declared = getattr(evaluate, "mode", expected)
+  if declared != expected:
     raise ValueError(
-      f"mode is {wanted!r}, but the evaluator says that its scores are for "
-      f"mode={found!r}: give that."
+      f"mode is {expected!r}, but the evaluator says that its scores are for "
+      f"mode={declared!r}: pass mode={declared!r}."
     )
 
 
 def higher_is_better(evaluate: Any) -> None:
-  """Checks that an evaluator does not say that lower scores are better.
+  """Checks that higher scores of an evaluator are better.
 
   Raises:
     ValueError: if its attribute `mode` is not "max".
   """
-  found = getattr(evaluate, "mode", "max")
-  if found != "max":
+  declared = getattr(evaluate, "mode", "max")
+  if declared != "max":
     raise ValueError(
-      f"The evaluator says that its scores are for mode={found!r}, but higher "
-      "must be better here: negate the score (return -loss, with mode='max' or "
-      "none)."
+      f"The evaluator says that its scores are for mode={declared!r}, but "
+      "higher must be better here: negate the score (return -loss), and set "
+      "mode='max' or remove the attribute."
     )
 
 
-def count(name: str, value: Any) -> int:
-  """Returns a positive whole number as an int.
-
-  Args:
-    name: what the argument is called.
-    value: what was given.
-
-  Raises:
-    ValueError: if it is something else.
-  """
-  try:
-    found = operator.index(value)
-  except TypeError:
-    raise ValueError(
-      f"{name} must be a whole number, got {value!r:.80}."
-    ) from None
-  if found < 1:
-    raise ValueError(f"{name} must be positive, got {found}.")
-  return found
-
-
 def soup_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
-  """Returns soup weights as float64, of size 1 at most, ones if None.
+  """Returns soup weights as float64, of magnitude at most 1; ones if None.
 
   Args:
-    weights: one number an ingredient, or None.
+    weights: one number per ingredient, or None.
     count: the number of ingredients.
 
   Returns:
-    (count,) weights, all divided by one power of two.
+    (count,) weights, all divided by the same power of two.
 
   Raises:
-    ValueError: if they are no numbers, their number is wrong, one is not
+    ValueError: if they are not numbers, their number is wrong, one is not
       finite, or they sum to 0.
   """
   if weights is None:
@@ -187,12 +178,12 @@ def soup_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
     raise ValueError(f"Weights must be finite, got {weights}.")
   if abs(array.sum()) <= 1e-6 * np.abs(array).max():
     raise ValueError(
-      f"Weights {weights} sum to zero: they cannot be normalised. To add "
+      f"Weights {weights} sum to zero and cannot be normalised. To add "
       "differences of models to a base, use task arithmetic."
     )
   if (array < 0).any():
     warnings.warn(f"Some soup weights are negative: {weights}.", stacklevel=3)
-  # A power of two changes no digit, and keeps the sum and its reciprocal in
+  # Scaling by a power of two is exact. It keeps the sum and its reciprocal in
   # the range of float32.
   _, exponent = np.frexp(np.abs(array).max())
-  return np.ldexp(np.asarray(array, np.float64), -exponent)
+  return np.ldexp(array, -exponent)

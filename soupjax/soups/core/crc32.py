@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRC-32, as in zip files, of data seen in pieces."""
+"""CRC-32 (the one of zip files) of data that arrives in pieces."""
 
 from collections.abc import Iterable, Sequence
 import functools
@@ -8,37 +8,37 @@ import zlib
 
 import numpy as np
 
-# More are not compared with each other.
+# With more boxes than this, overlaps are not looked for.
 _MOST_BOXES = 5_000
 _POLYNOMIAL = 0xEDB88320  # Bit-reversed: bit 31 is the constant term.
 
 
 def crc32(array: np.ndarray) -> int:
-  """CRC-32 of the bytes of a contiguous array."""
+  """Returns the CRC-32 of the bytes of a contiguous array."""
   return extend(0, array)
 
 
 def extend(value: int, array: np.ndarray) -> int:
-  """Goes on with a CRC-32 over the bytes of a contiguous array."""
+  """Extends a CRC-32 by the bytes of a contiguous array."""
   return zlib.crc32(array.reshape(-1).view(np.uint8), value)
 
 
-def check(path: str, leaf: str, found: int, expected: int) -> None:
-  """Compares a checksum.
+def check(source: str, leaf: str, checksum: int, expected: int) -> None:
+  """Compares the checksum of a leaf with the recorded one.
 
   Raises:
-    ValueError: naming file and leaf, if it differs.
+    ValueError: naming source and leaf, if they differ.
   """
-  if found != expected:
+  if checksum != expected:
     raise ValueError(
-      f"Leaf {leaf!r} of {path} is damaged: its checksum is {found:08x}, and "
-      f"{expected:08x} was recorded when it was written. Copy it again from "
-      "its source."
+      f"Leaf {leaf!r} of {source} is damaged: its checksum is {checksum:08x}, "
+      f"but {expected:08x} was recorded when it was written. Copy it again "
+      "from its source."
     )
 
 
 def _times(a: int, b: int) -> int:
-  """Product of two polynomials over GF(2), modulo that of CRC-32."""
+  """Multiplies two polynomials over GF(2), modulo that of CRC-32."""
   product = 0
   while a:
     if a & 0x80000000:
@@ -50,7 +50,7 @@ def _times(a: int, b: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _zeros(num_bytes: int) -> int:
-  """x ** (8 * num_bytes): what that many zero bytes do to a CRC."""
+  """Returns x ** (8 * num_bytes): appending zero bytes multiplies by it."""
   power, square, n = 0x80000000, 0x00800000, num_bytes  # x**0 and x**8.
   while n:
     if n & 1:
@@ -61,7 +61,7 @@ def _zeros(num_bytes: int) -> int:
 
 
 def combine(pieces: Iterable[tuple[int, int]]) -> int:
-  """CRC-32 of data from those of its consecutive pieces.
+  """Combines the CRC-32s of consecutive pieces into that of all data.
 
   Args:
     pieces: CRC-32 and number of bytes of each, in order.
@@ -73,31 +73,31 @@ def combine(pieces: Iterable[tuple[int, int]]) -> int:
 
 
 def whole(pieces: Iterable[tuple[int, int, int]], num_bytes: int) -> int | None:
-  """CRC-32 of data from pieces in any order, some perhaps given twice.
+  """Combines pieces in any order; a piece may be given twice.
 
   Args:
     pieces: first byte, number of bytes and CRC-32 of each.
     num_bytes: of all data.
 
   Returns:
-    None if the pieces overlap or leave a gap.
+    The CRC-32 of the data, or None if the pieces overlap or leave a gap.
   """
-  found, end = sorted({tuple(piece) for piece in pieces}), 0
-  for start, size, _ in found:
+  ordered, end = sorted(set(map(tuple, pieces))), 0
+  for start, size, _ in ordered:
     if start != end:
       return None
     end += size
   if end != num_bytes:
     return None
-  return combine((value, size) for _, size, value in found)
+  return combine((value, size) for _, size, value in ordered)
 
 
 def of_runs(array: np.ndarray, runs: Iterable[tuple[int, int]]) -> int:
-  """What an array that holds runs of some data adds to its CRC-32.
+  """Returns the share of some runs of the data in its CRC-32.
 
   Args:
-    array: contiguous; the runs one after the other.
-    runs: first element and number of elements of each in the data, ascending.
+    array: contiguous; holds the runs one after the other.
+    runs: first element and number of elements of each run, ascending.
 
   Returns:
     The CRC-32 up to the end of the last run; the parts of different runs are
@@ -123,7 +123,7 @@ def of_runs(array: np.ndarray, runs: Iterable[tuple[int, int]]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _tables(num_bytes: int) -> tuple[list[int], ...]:
-  """What `_moved` makes of each of the four bytes: a tenth of its time."""
+  """Tables of `_moved` for each of the four bytes; ten times as fast."""
   power, tables = _zeros(num_bytes), []
   for byte in range(4):
     table = [0]
@@ -138,40 +138,41 @@ def _moved(value: int, num_bytes: int) -> int:
   return _times(_zeros(num_bytes), value) if value else 0
 
 
-# Bounds on every axis; first byte, end, bytes in between, `of_runs`.
+# Bounds on every axis, first byte, end, number of bytes, and `of_runs`.
 Part = tuple[Sequence[Sequence[int]], int, int, int, int]
 
 
 def joined(parts: Iterable[Part], num_bytes: int) -> int | None:
-  """CRC-32 of an array from slices of it, some perhaps given twice.
+  """Combines boxes of an array; a box may be given twice.
 
   Args:
-    parts: of each box start and stop on every axis, the byte at which it
-      begins, the one after its last, how many are its own, and `of_runs`.
+    parts: start and stop on every axis of each box, the byte at which it
+      begins, the one after its last, its number of bytes, and `of_runs`.
     num_bytes: of the array.
 
   Returns:
-    None if the slices overlap or leave a gap, or are too many to tell.
+    The CRC-32 of the array, or None if the boxes overlap, leave a gap, or are
+    too many to compare.
   """
-  different = {str(part[0]): part for part in parts}.values()
-  different = sorted(different, key=lambda part: part[2])
-  if sum(part[3] for part in different) != num_bytes:
+  distinct = {str(part[0]): part for part in parts}.values()
+  distinct = sorted(distinct, key=lambda part: part[2])
+  if sum(part[3] for part in distinct) != num_bytes:
     return None
-  # All stretches of the data, as rows are?
-  ends = [0, *(part[2] for part in different)]
+  # Contiguous stretches that follow one another, such as rows, are disjoint.
+  ends = [0, *(part[2] for part in distinct)]
   if any(
     part[1] != end or part[2] - part[1] != part[3]
-    for end, part in zip(ends, different)
-  ) and not _disjoint([part[0] for part in different]):
+    for end, part in zip(ends, distinct)
+  ) and not _disjoint([part[0] for part in distinct]):
     return None
   total = before = 0
-  for _, _, end, _, value in different:
+  for _, _, end, _, value in distinct:
     total, before = _moved(total, end - before) ^ value, end
   return _moved(total, num_bytes - before)
 
 
 def _disjoint(bounds: Sequence[Sequence[Sequence[int]]]) -> bool:
-  """Whether no two slices share an element."""
+  """Whether no two boxes share an element."""
   if len(bounds) > _MOST_BOXES:
     return False
   starts, stops = np.moveaxis(np.array(bounds, np.int64), -1, 0)

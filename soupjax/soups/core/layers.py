@@ -1,13 +1,14 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The layer of each leaf and its depth in the network, by its name."""
+"""The layer of each leaf and its depth in the network, from its name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+import itertools
 import re
 from typing import Any
 
-# Leaves out of the layers with such names come before them, all others after.
+# Leaves outside the layers come before them if their name matches, else after.
 _BEFORE = re.compile(
   r"embed|patch|pos(?!t)|cls|token|stem|root|wte|wpe|ln_pre|norm_pre|pre_norm|"
   r"pre_layr?norm|(^|[/.])(conv|bn)(1|_init|_proj)([/.]|$)",
@@ -16,10 +17,19 @@ _BEFORE = re.compile(
 _NUMBERED = re.compile(r"(?:[A-Za-z]+|.*[_-])?(\d+)")
 _SCANNED = re.compile(r"((?:.*/)?encoderblock)(/.+)")
 
-# What has one axis in a module, and two in a stack of them.
+# Leaves with one axis in a module, and two in a stack of modules.
 _VECTOR = re.compile(r"(bias|scale|gamma|beta)$|norm", re.IGNORECASE)
 
 _ADVICE = "Give a mapping from regular expressions to numbers instead."
+
+
+def _numbered_parts(leaf: str) -> Iterator[tuple[str, int, str]]:
+  """Yields the name up to each number, the number, and the rest of the name."""
+  for part in re.finditer(r"[^/.]+", leaf):
+    number = _NUMBERED.fullmatch(part.group())
+    if number:
+      stem = leaf[: part.start() + number.start(1)]
+      yield stem, int(number[1]), leaf[part.end() :]
 
 
 def split_number(leaf: str) -> tuple[str, int, str] | None:
@@ -33,27 +43,23 @@ def split_number(leaf: str) -> tuple[str, int, str] | None:
     leaf: its name.
 
   Returns:
-    The name up to the number, the number, and the rest; None without one.
+    The name up to the number, the number, and the rest; None if the name has no
+    numbered part.
   """
-  for part in re.finditer(r"[^/.]+", leaf):
-    number = _NUMBERED.fullmatch(part.group())
-    if number:
-      stem = leaf[: part.start() + number.start(1)]
-      return stem, int(number[1]), leaf[part.end() :]
-  return None
+  return next(_numbered_parts(leaf), None)
 
 
 def layer_of(leaf: str) -> str:
-  """Names the layer a leaf belongs to: its numbered block, or its module.
+  """Names the layer of a leaf: its numbered block, or else its module.
 
   Args:
-    leaf: a name like "Transformer/encoderblock_3/LayerNorm_0/scale" or
+    leaf: a name such as "Transformer/encoderblock_3/LayerNorm_0/scale" or
       "blocks.3.norm1.weight".
 
   Returns:
     The path up to the first numbered part ("Transformer/encoderblock_3",
-    "blocks.3"); without one, the path less its last part ("head" for
-    "head/kernel"); for a leaf by itself, its name.
+    "blocks.3"); if there is none, the path without its last part ("head" for
+    "head/kernel"), or the name of a leaf at the top.
   """
   parts = split_number(leaf)
   if parts is not None:
@@ -62,7 +68,7 @@ def layer_of(leaf: str) -> str:
 
 
 def block_names(leaf: str, count: int) -> list[str]:
-  """Names the blocks of a leaf whose first axis is that of scanned blocks.
+  """Names a leaf of scanned blocks in every block of an unscanned model.
 
   Example:
     >>> block_names("Transformer/encoderblock/LayerNorm_0/scale", 2)[1]
@@ -73,8 +79,7 @@ def block_names(leaf: str, count: int) -> list[str]:
     count: the number of blocks.
 
   Returns:
-    What the same leaf is called in every block of a model that is not scanned;
-    [] for all other leaves.
+    One name per block; [] for leaves that are not in scanned blocks.
   """
   scanned = _SCANNED.fullmatch(leaf)
   if not scanned:
@@ -84,30 +89,30 @@ def block_names(leaf: str, count: int) -> list[str]:
 
 @dataclasses.dataclass
 class _Family:
-  """Modules that differ in a number: `stem` and number -> what follows."""
+  """Modules that differ in a number: the stem, and number -> rests of names."""
 
   stem: str
   members: dict[int, set[str]] = dataclasses.field(default_factory=dict)
 
   @property
   def parent(self) -> str:
-    """What contains them, with the separator: "" or "Transformer/"."""
+    """Path of the module around them, such as "" or "Transformer/"."""
     return self.stem[: re.search(r"[^/.]*$", self.stem).start()]
 
   @property
   def word(self) -> str:
-    """What they are called: "encoderblock_" or, of a list, "resblocks."."""
+    """Name without the number, such as "encoderblock_" or "resblocks."."""
     return re.search(r"[^/.]*[/.]?$", self.stem).group()
 
   def holds_modules(self) -> bool:
-    """Whether there are modules in them, as in a block, or just weights."""
+    """Whether they contain modules, as blocks do, or only weights."""
     rests = set().union(*self.members.values())
     return any(len(re.findall(r"[^/.]+", rest)) > 1 for rest in rests)
 
   def alike(self) -> bool:
-    """Whether they share half of what the smallest has.
+    """Whether they share half of the names in the smallest of them.
 
-    Stages of a ResNet do, though they have unlike numbers of blocks.
+    Stages of a ResNet do, though their numbers of blocks differ.
     """
     rests = self.members.values()
     return 2 * len(set.intersection(*rests)) >= min(map(len, rests))
@@ -116,22 +121,23 @@ class _Family:
 def ranks(leaves: Iterable[str]) -> tuple[dict[str, int], int]:
   """Ranks the leaves of a network by layer.
 
-  Layers are modules told apart by the first number in a name
-  ("encoderblock_3/...", "blocks.3....", "layer3...."). Of several families of
-  them, those that hold modules go before those that hold just weights, and of
-  these the longest is that of the layers; so is every other of the same name
-  and length, as in models of two towers.
+  Layers are modules that differ in the first number of a name
+  ("encoderblock_3/...", "blocks.3....", "layer3...."). If there are several
+  families of such modules, those that contain modules take precedence over
+  those that contain only weights, and the longest family has the layers. Other
+  families of the same name and length are layers too, as in models with two
+  towers.
 
   Args:
     leaves: names of all leaves of the model.
 
   Returns:
     The rank of each leaf, and the number of layers, n. Ranks are 0 to n - 1 in
-    the layers. All other leaves are at -1 if their name speaks of embeddings,
-    patches, positions, tokens or a stem, else at n.
+    the layers. All other leaves have rank -1 if their name suggests embeddings,
+    patches, positions, tokens or a stem, else n.
 
   Raises:
-    ValueError: if there are no such layers, or it is not clear which they are.
+    ValueError: if the model has no such layers, or they are ambiguous.
   """
   names = list(leaves)
   families, first = _families(names)
@@ -139,7 +145,7 @@ def ranks(leaves: Iterable[str]) -> tuple[dict[str, int], int]:
   count = max(len(family.members) for family in layers.values())
   by_leaf = {}
   for leaf in names:
-    stem, number = first.get(leaf, ("", 0))
+    stem, number = first[leaf]
     if stem in layers:
       by_leaf[leaf] = sorted(layers[stem].members).index(number)
     else:
@@ -148,14 +154,14 @@ def ranks(leaves: Iterable[str]) -> tuple[dict[str, int], int]:
 
 
 def depths(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
-  """Returns how deep in the network each leaf is, from 0 to 1: see `ranks`.
+  """Returns the depth of each leaf in the network, from 0 to 1; see `ranks`.
 
   Args:
-    leaves: names of all leaves of the model, or also their specs, which show
-      whether layers are an axis.
+    leaves: names of all leaves of the model. A mapping from names to specs also
+      detects models whose layers are an axis.
 
   Raises:
-    ValueError: if there are no such layers, or it is not clear which they are.
+    ValueError: if the model has no such layers, or they are ambiguous.
   """
   if isinstance(leaves, Mapping):
     for family in _families(leaves)[0].values():
@@ -169,29 +175,23 @@ def depths(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
 
 
 def _families(names):
-  """Families of two or more, by stem; and of each leaf its first."""
+  """Families of two or more, by stem; and each leaf's first stem and number."""
   families: dict[str, _Family] = {}
-  found: dict[str, list[tuple[str, int]]] = {}
-  for leaf in names:
-    for part in re.finditer(r"[^/.]+", leaf):
-      number = _NUMBERED.fullmatch(part.group())
-      if number:
-        stem = leaf[: part.start() + number.start(1)]
-        found.setdefault(leaf, []).append((stem, int(number[1])))
-        family = families.setdefault(stem, _Family(stem))
-        rests = family.members.setdefault(int(number[1]), set())
-        rests.add(leaf[part.end() :])
+  parts = {leaf: list(_numbered_parts(leaf)) for leaf in names}
+  for stem, number, rest in itertools.chain.from_iterable(parts.values()):
+    family = families.setdefault(stem, _Family(stem))
+    family.members.setdefault(number, set()).add(rest)
   families = {k: f for k, f in families.items() if len(f.members) > 1}
   first = {
-    leaf: next(((s, n) for s, n in numbers if s in families), ("", 0))
-    for leaf, numbers in found.items()
+    leaf: next(((s, n) for s, n, _ in numbered if s in families), ("", 0))
+    for leaf, numbered in parts.items()
   }
   used = {stem for stem, _ in first.values()}
   return {k: f for k, f in families.items() if k in used}, first
 
 
 def _refuse_scanned(family, specs):
-  """Raises if the layers are the first axis of all that is beside a family."""
+  """Raises if the leaves beside a family share their first axis: the layers."""
   inside = [k for k in specs if family.parent and k.startswith(family.parent)]
   shapes = [tuple(specs[leaf].shape) for leaf in inside]
   if not shapes or min(map(len, shapes)) < 2:
@@ -201,7 +201,7 @@ def _refuse_scanned(family, specs):
 
 
 def _refuse_stacks(specs):
-  """Raises if a module looks as if its layers were the first axis."""
+  """Raises if the first axis of a module seems to be that of its layers."""
   inside: dict[str, list[str]] = {}
   for leaf in specs:
     for end in re.finditer(r"[/.]", leaf):
@@ -219,17 +219,17 @@ def _refuse_stacks(specs):
 
 
 def _scanned(module, count, leaf):
-  """The error that layers are an axis."""
+  """The error for layers that are an axis."""
   return ValueError(
     f"The layers of {module[:-1]!r} seem to be the first axis of its leaves, "
-    f"{count} in each, such as {leaf!r}: a scanned model. Say where layers are "
-    "an axis, and what all other leaves get: a mapping as "
-    f"{{{module!r}: [...], '': 0.5}} goes along the first axis with its list."
+    f"{count} in each, such as {leaf!r}: a scanned model. Give a mapping such "
+    f"as {{{module!r}: [...], '': 0.5}}: the list goes along the first axis, "
+    "and the number is for all other leaves."
   )
 
 
 def _is_list(family, names):
-  """Whether modules are all there is in a model, or in one part of it."""
+  """Whether a model, or the part around the family, has no other modules."""
   parent = family.parent
   if all(leaf.startswith(parent) for leaf in names):
     return True
@@ -239,32 +239,32 @@ def _is_list(family, names):
 
 
 def _layers(families, names):
-  """The families that are the layers, by stem."""
+  """Returns the families that are the layers, by stem."""
   blocks = [f for f in families.values() if f.holds_modules()]
-  # Weights beside other modules, as LayerNorm_0 and LayerNorm_1, are what a
-  # block is made of. A list of nothing else, or all of a model, has layers.
-  found = blocks or [f for f in families.values() if _is_list(f, names)]
-  if not found:
+  # Weights beside other modules, such as LayerNorm_0 and LayerNorm_1, are parts
+  # of a block. Without blocks, only families without other modules are layers.
+  candidates = blocks or [f for f in families.values() if _is_list(f, names)]
+  if not candidates:
     raise ValueError(
-      "No leaf has a numbered layer in its name, as "
-      "'encoderblock_3/mlp/kernel', so that coefficients cannot go by depth. "
-      "(Modules repeated inside a block are no layers; in a scanned model "
+      "No leaf has a numbered layer in its name, such as "
+      "'encoderblock_3/mlp/kernel', so coefficients cannot depend on depth. "
+      "(Modules repeated inside a block are not layers, and in a scanned model "
       "layers are an axis.) " + _ADVICE
     )
-  most = max(len(f.members) for f in found)
-  word = next(f.word for f in found if len(f.members) == most)
-  for family in found:
+  most = max(len(f.members) for f in candidates)
+  word = next(f.word for f in candidates if len(f.members) == most)
+  for family in candidates:
     size, same = len(family.members), family.word == word
     if (size == most) != same:
       raise ValueError(
-        f"Which are the layers: {word!r}, {most} of them, or "
-        f"{family.stem!r}, {size} of them? {_ADVICE}"
+        f"The layers are ambiguous: {word!r}, {most} of them, or "
+        f"{family.stem!r}, {size} of them. {_ADVICE}"
       )
-  layers = {f.stem: f for f in found if f.word == word}
+  layers = {f.stem: f for f in candidates if f.word == word}
   for family in layers.values():
     if not family.alike():
       raise ValueError(
-        f"The modules {family.stem!r} + number are not alike, as layers are, "
-        f"so that coefficients cannot go by depth. {_ADVICE}"
+        f"The modules {family.stem!r} + number differ too much to be layers, "
+        f"so coefficients cannot depend on depth. {_ADVICE}"
       )
   return layers

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 
 from soupjax.soups.core import crc32, slices, tree
-from soupjax.soups.core.ingredient import Ingredient, Storage
+from soupjax.soups.core.ingredient import Ingredient
 
-# What a thread reads at once; memory that is used again costs a fourth of new.
+# Elements that a thread reads at once. Reused memory costs a fourth of new.
 _ELEMENTS = 1 << 20
 
 
 @jax.jit
 def all_finite(leaves):
-  """Whether each of some arrays is finite, as one array."""
+  """Whether each of several arrays is finite, as one boolean array."""
   return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
 
 
@@ -36,31 +36,31 @@ def check_finite(ingredients: Sequence[Ingredient]) -> None:
   """Reads every float leaf once and checks it for NaN and infinity.
 
   Files are read in blocks, two at a time, and compared with their checksums
-  where they record some.
+  if they record any.
 
   Args:
-    ingredients: what is to be averaged.
+    ingredients: models that are to be averaged.
 
   Raises:
     ValueError: naming the first ingredient that is not finite, or damaged, and
       a leaf.
   """
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    found = [
+    checks = [
       pool.submit(_check_file, i) if i.path and i.storage else None
       for i in ingredients
     ]
     try:
-      for ingredient, coming in zip(ingredients, found):
-        if coming is not None:
-          coming.result()
+      for ingredient, check in zip(ingredients, checks):
+        if check is not None:
+          check.result()
         else:
-          # Not in a thread: processes that share an array must all run what is
-          # compiled in one order.
+          # Not in a thread: processes that share an array must run compiled
+          # functions in the same order.
           _check_leaves(ingredient)
     finally:
-      for coming in filter(None, found):
-        coming.cancel()
+      for check in filter(None, checks):
+        check.cancel()
 
 
 def _floats(ingredient: Ingredient) -> list[str]:
@@ -75,19 +75,18 @@ def _check_leaves(ingredient: Ingredient) -> None:
 
 
 def _check_file(ingredient: Ingredient) -> None:
-  floats = _floats(ingredient)
-  storage, buffer = ingredient.storage, [np.empty(0, np.uint8)]
-  position = {name: k for k, name in enumerate(storage.order)}
-  for name in sorted(floats, key=position.__getitem__):
-    flag = _is_finite(ingredient, storage, name, buffer)
+  buffer = [np.empty(0, np.uint8)]
+  position = {name: k for k, name in enumerate(ingredient.storage.order)}
+  for name in sorted(_floats(ingredient), key=position.__getitem__):
+    flag = _is_finite(ingredient, name, buffer)
     raise_if_not_finite(ingredient.name, [name], [flag])
 
 
 def _is_finite(
-  ingredient: Ingredient, storage: Storage, leaf: str, buffer: list[np.ndarray]
+  ingredient: Ingredient, leaf: str, buffer: list[np.ndarray]
 ) -> bool:
   """Whether a leaf on disk is finite; `buffer` holds memory for its blocks."""
-  spec, value = ingredient.specs[leaf], 0
+  spec, storage, checksum = ingredient.specs[leaf], ingredient.storage, 0
   chunk = storage.chunks.get(leaf)
   for box in slices.split(slices.whole(spec.shape), _ELEMENTS, chunk):
     size = slices.size(box) * spec.dtype.itemsize
@@ -96,11 +95,11 @@ def _is_finite(
     part = buffer[0][:size].view(spec.dtype)
     storage.read_box(leaf, box, part)
     if leaf in storage.checksums:
-      value = crc32.extend(value, part)
+      checksum = crc32.extend(checksum, part)
     if not np.isfinite(part).all():
       return False
   if spec.size and leaf in storage.checksums:
-    crc32.check(ingredient.path, leaf, value, storage.checksums[leaf])
+    crc32.check(ingredient.path, leaf, checksum, storage.checksums[leaf])
   return True
 
 
@@ -111,19 +110,18 @@ def check_overflow(
 
   Args:
     specs: leaf name -> shape and dtype.
-    leaves: of the soup, in that order.
+    leaves: of the soup, in the order of `specs`.
 
   Raises:
-    ValueError: naming the first leaf that is not.
+    ValueError: naming the first leaf that is not finite.
   """
-  floats = [
-    (name, leaf)
+  floats = {
+    name: leaf
     for (name, spec), leaf in zip(specs.items(), leaves)
     if tree.is_float(spec)
-  ]
+  }
   if floats:
-    flags = all_finite([leaf for _, leaf in floats])
-    raise_if_overflows(specs, [name for name, _ in floats], flags)
+    raise_if_overflows(specs, list(floats), all_finite(list(floats.values())))
 
 
 def raise_if_overflows(specs, names: Sequence[str], flags) -> None:

@@ -12,12 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import arguments, compensated, nonfinite, tree
-from soupjax.soups.core.ingredient import Ingredient, sharding_of
+from soupjax.soups.core.ingredient import (
+  Ingredient,
+  check_float64,
+  sharding_of,
+)
 
 PyTree = Any
 
-# What becomes of a leaf: None for the rule, "keep", "skip", a share of the way
-# from the base, or one weight an ingredient.
+# Treatment of a leaf: None for the rule, "keep", "skip", a share of the way
+# from the base, or one weight per ingredient.
 Action = None | str | float | tuple[float, ...]
 
 
@@ -34,14 +38,13 @@ def actions(
     select: regular expression -> action, see `plan.make`.
 
   Returns:
-    Leaf -> action, for every leaf of any of them.
+    Leaf -> action, for every leaf of the ingredients and the base.
 
   Raises:
-    ValueError: for an expression that does nothing, or an action that makes no
-      sense.
+    ValueError: if an expression has no effect, or an action is not valid.
   """
-  everyone = [*ingredients, *([] if base is None else [base])]
-  leaves = list(dict.fromkeys(leaf for one in everyone for leaf in one.specs))
+  models = [*ingredients, *([] if base is None else [base])]
+  leaves = list(dict.fromkeys(leaf for model in models for leaf in model.specs))
   chosen: dict[str, Action] = {}
   for pattern, new in tree.matches("select", select, leaves):
     action = _check_action(pattern, select[pattern], len(ingredients), base)
@@ -57,20 +60,20 @@ def _check_action(pattern, action, count, base):
   if isinstance(action, str) or action is None:
     raise ValueError(
       f"select has {action!r} for {pattern!r}: expected 'keep', 'skip', a "
-      "number, or one number an ingredient."
+      "number, or one number per ingredient."
     )
   if arguments.has_bool(action):
     raise ValueError(
-      f"select has {action!r} for {pattern!r}: True and False are no weights. "
+      f"select has {action!r} for {pattern!r}, but booleans are not weights. "
       "Give 'skip', 'keep' or numbers."
     )
   if np.ndim(action) == 0:
     if not np.isfinite(action):
-      raise ValueError(f"select has {action} for {pattern!r}, a share of what?")
+      raise ValueError(f"select[{pattern!r}] must be finite, got {action}.")
     if base is None:
       raise ValueError(
-        f"select has {action} for {pattern!r}: a share of the way from the "
-        f"base. Pass base=, or {count} weights."
+        f"select has {action} for {pattern!r}, a share of the way from the "
+        f"base, but there is no base. Pass base=, or {count} weights."
       )
     return float(action)
   weights = tuple(float(w) for w in action)
@@ -87,76 +90,66 @@ def check(
   needs_base: bool,
   chosen: Mapping[str, Action],
 ) -> None:
-  """Checks that all leaves that are averaged are there and alike.
+  """Checks that all averaged leaves exist and agree in shape and kind.
 
   Args:
     ingredients: at least one.
     base: the base model, if any.
-    needs_base: whether the rule looks at the base.
+    needs_base: whether the rule uses the base.
     chosen: from `actions`.
 
   Raises:
-    ValueError: listing every leaf that differs, and in whom.
+    ValueError: listing every leaf that differs, by ingredient.
   """
   mixed = {k for k, a in chosen.items() if a not in ("keep", "skip")}
-  first = ingredients[0]
   tree.check_alike(_compared(ingredients, mixed, chosen))
   if base is not None:
-    wanted = {
-      k
-      for k, a in chosen.items()
-      if a == "keep" or (k in mixed and (needs_base or isinstance(a, float)))
-    }
-    everyone = {leaf for one in ingredients for leaf in one.specs}
-    alone = sorted(mixed - everyone)
-    missing = sorted(wanted - set(base.specs))
-    if alone or missing:
-      lines = [f"the ingredients lack leaf {leaf!r}" for leaf in alone]
-      lines += [f"the base lacks leaf {leaf!r}" for leaf in missing]
+    with_base = {k for k in mixed if needs_base or isinstance(chosen[k], float)}
+    of_base = with_base | {k for k, a in chosen.items() if a == "keep"}
+    of_ingredients = {leaf for model in ingredients for leaf in model.specs}
+    problems = [
+      f"the {owner} leaf {leaf!r}"
+      for owner, leaves in (
+        ("ingredients lack", mixed - of_ingredients),
+        ("base lacks", of_base - set(base.specs)),
+      )
+      for leaf in sorted(leaves)
+    ]
+    if problems:
       raise ValueError(
         f"The base {base.name!r} and the ingredients differ:\n  "
-        + "\n  ".join(lines)
-        + "\nSay what to do with these leaves: select={regex: 'skip'}, or "
+        + "\n  ".join(problems)
+        + "\nSelect an action for these leaves: select={regex: 'skip'}, or "
         "'keep' for those of the base."
       )
-    name = f"{base.name} (base)"
+    first = ingredients[0]
     tree.check_alike(
       {
-        first.name: _only(first, wanted & mixed),
-        name: _only(base, wanted & mixed),
+        first.name: _only(first, with_base),
+        f"{base.name} (base)": _only(base, with_base),
       }
     )
-  if not jax.config.jax_enable_x64:
-    _refuse_float64(ingredients, mixed)
+  for ingredient in ingredients:
+    check_float64(ingredient, mixed)
 
 
 def _compared(ingredients, mixed, chosen):
-  """What must be alike: not the leaves of an ingredient with weight 0."""
-  trees = {one.name: _only(one, mixed) for one in ingredients}
+  """Specs that must agree; those of ingredients with weight 0 are replaced."""
+  trees = {model.name: _only(model, mixed) for model in ingredients}
   for leaf in mixed:
     weights = chosen[leaf]
-    if isinstance(weights, tuple) and not all(weights):
-      used = [one for one, weight in zip(ingredients, weights) if weight]
-      unused = [one for one, weight in zip(ingredients, weights) if not weight]
-      for one in unused:
-        trees[one.name].pop(leaf, None)
-        if leaf in used[0].specs:
-          trees[one.name][leaf] = used[0].specs[leaf]
+    if isinstance(weights, tuple):
+      used = next(i for i, weight in zip(ingredients, weights) if weight)
+      for model, weight in zip(ingredients, weights):
+        if not weight:
+          trees[model.name].pop(leaf, None)
+          if leaf in used.specs:
+            trees[model.name][leaf] = used.specs[leaf]
   return trees
 
 
-def _only(one, leaves):
-  return {leaf: spec for leaf, spec in one.specs.items() if leaf in leaves}
-
-
-def _refuse_float64(ingredients, mixed):
-  for one in ingredients:
-    for leaf, spec in _only(one, mixed).items():
-      if spec.dtype == np.float64:
-        raise ValueError(
-          f"Leaf {leaf!r} of {one.name!r} is float64, which JAX would silently "
-          "cut to float32. Cast it, or set jax_enable_x64."
-        )
+def _only(model, leaves):
+  return {leaf: spec for leaf, spec in model.specs.items() if leaf in leaves}
 
 
 def float_dtype(dtype: Any) -> np.dtype:
@@ -179,9 +172,10 @@ def float_dtype(dtype: Any) -> np.dtype:
 def output(
   sources: Sequence[Ingredient], specs: Mapping[str, jax.ShapeDtypeStruct]
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
-  """Specs in the order of their tree, and its treedef.
+  """Returns specs in the order of their tree, and its treedef.
 
-  The containers are those of a source with the same leaves, if there is one.
+  The containers are those of the first source with the same leaves, or else
+  nested dicts.
   """
   for source in sources:
     if set(source.specs) == set(specs):
@@ -191,7 +185,7 @@ def output(
 
 @functools.partial(jax.jit, static_argnames="dtypes")
 def _finished(means, ends, *, dtypes):
-  """Blends means with leaves of the base where asked; casts them."""
+  """Applies `finish` to several leaves."""
   return [
     finish(mean, end, dtype) for mean, end, dtype in zip(means, ends, dtypes)
   ]
@@ -202,10 +196,10 @@ def finish(
   end: tuple[jax.Array, Mapping[str, jax.Array]] | None,
   dtype: np.dtype,
 ) -> jax.Array:
-  """Returns a leaf of the result; for compiled functions.
+  """Blends a mean with the base if asked, and casts it; runs inside jit.
 
   Args:
-    mean: of the ingredients, not rounded to their dtype yet.
+    mean: of the ingredients, not yet rounded to their dtype.
     end: from `Selection.ends`.
     dtype: from `Selection.specs`.
   """
@@ -216,14 +210,14 @@ def finish(
 
 
 class Selection:
-  """Leaves of a model that is made in memory; see `plan.make` for files.
+  """The leaves of a soup that is made in memory; see `plan.make` for files.
 
   Attributes:
-    ingredients: with those leaves alone that the recipe mixes.
+    ingredients: with only the leaves that the recipe mixes.
     base: likewise, if the recipe itself has a base; else None.
     specs: leaf -> shape and dtype of the result, in the order of `treedef`.
     treedef: of the result.
-    is_all: whether the recipe mixes all leaves and their dtypes stay.
+    is_all: whether the recipe mixes all leaves and keeps their dtypes.
   """
 
   def __init__(
@@ -241,12 +235,12 @@ class Selection:
       ingredients: at least one.
       base: the model that the selection refers to.
       select: as in `plan.make`.
-      dtype: of the floating leaves of the result; None keeps theirs.
-      mixes_base: whether the recipe mixes the base with the ingredients. Dtypes
-        that stay are then those of the base, else of the first ingredient.
+      dtype: of the floating leaves of the result; None keeps the dtypes of the
+        base if `mixes_base`, else of the first ingredient.
+      mixes_base: whether the recipe mixes the base with the ingredients.
 
     Raises:
-      ValueError: listing what is wrong, by ingredient and leaf.
+      ValueError: listing the problems by ingredient and leaf.
     """
     self._all, self._base = list(ingredients), base
     self._dtype = None if dtype is None else float_dtype(dtype)
@@ -277,17 +271,19 @@ class Selection:
       if action is None or isinstance(action, float)
     }
     if not mixed:
-      raise ValueError(f"select={self.select} leaves nothing to mix.")
+      raise ValueError(
+        f"select={self.select} leaves nothing to mix: keep or skip fewer."
+      )
     first = self._base if mixes_base else self._all[0]
-    specs = {}
-    for leaf, action in self._actions.items():
-      if action == "skip":
-        continue
-      source = self._base if action == "keep" else first
-      for other in (source, *self._all):
-        if leaf in other.specs:
-          specs[leaf] = other.specs[leaf]
-          break
+    specs = {
+      leaf: next(
+        model.specs[leaf]
+        for model in (self._base if action == "keep" else first, *self._all)
+        if leaf in model.specs
+      )
+      for leaf, action in self._actions.items()
+      if action != "skip"
+    }
     sources = [first, *self._all, *([self._base] if self._base else [])]
     self.specs, self.treedef = output(sources, specs)
     self.ingredients = [_restricted(i, mixed) for i in self._all]
@@ -295,38 +291,34 @@ class Selection:
       self.base = _restricted(self._base, mixed)
 
   def share(self, leaf: str) -> float | None:
-    """How far from the base to the mean a leaf goes; None if all the way."""
+    """Returns the selected share of the way from the base; None for all."""
     share = self._actions.get(leaf)
     return share if isinstance(share, float) else None
 
   def ends(self, leaves: Sequence[str], sharding: Any) -> list[Any]:
-    """Reads leaves of the base that results go only a share of the way from.
+    """Reads the base of leaves that go only a share of the way from it.
 
     Returns:
-      For each leaf None, or the base's and the coefficients of both ends.
+      For each leaf None, or that of the base and the coefficients of both ends.
     """
-    ends: list[Any] = []
-    for leaf in leaves:
+
+    def end(leaf):
       share = self.share(leaf)
       if share is None:
-        ends.append(None)
-        continue
+        return None
       weights = arguments.soup_weights([1 - share, share], 2)
-      ends.append(
-        (
-          self._read(self._base, leaf, sharding),
-          compensated.mean_coefficients(weights),
-        )
-      )
-    return ends
+      base = self._read(self._base, leaf, sharding)
+      return base, compensated.mean_coefficients(weights)
+
+    return [end(leaf) for leaf in leaves]
 
   def fixed(self, sharding: Any) -> dict[str, Any]:
     """Returns the leaves that do not depend on the recipe.
 
-    They are kept from the base, or averaged with weights of their own.
+    They are kept from the base, or averaged with selected weights.
 
     Raises:
-      ValueError: if one is not finite.
+      ValueError: if an ingredient of such an average is not finite.
     """
     fixed = {}
     for leaf, spec in self.specs.items():
@@ -344,13 +336,11 @@ class Selection:
           fixed[leaf] = stack[0]
           continue
         for ingredient, value in zip(used, stack):
-          nonfinite.raise_if_not_finite(
-            ingredient.name, [leaf], nonfinite.all_finite([value])
-          )
+          flags = nonfinite.all_finite([value])
+          nonfinite.raise_if_not_finite(ingredient.name, [leaf], flags)
         weights = arguments.soup_weights([w for w in action if w], len(used))
-        mean = compensated.linear(
-          stack, **compensated.mean_coefficients(weights)
-        )
+        coefficients = compensated.mean_coefficients(weights)
+        mean = compensated.linear(stack, **coefficients)
         fixed[leaf] = mean.astype(spec.dtype)
     return fixed
 
@@ -369,9 +359,8 @@ class Selection:
       ends: from `ends`, in that order.
     """
     dtypes = tuple(self.specs[leaf].dtype for leaf in means)
-    return dict(
-      zip(means, _finished(list(means.values()), ends, dtypes=dtypes))
-    )
+    leaves = _finished(list(means.values()), ends, dtypes=dtypes)
+    return dict(zip(means, leaves))
 
   def assembled(self, leaves: Mapping[str, Any]) -> PyTree:
     """Puts all leaves of the result into its tree."""
@@ -381,7 +370,7 @@ class Selection:
 
 
 def _restricted(ingredient: Ingredient, leaves: set[str]) -> Ingredient:
-  """An ingredient without its other leaves."""
+  """Returns an ingredient with some of its leaves, in nested dicts."""
   specs = {k: spec for k, spec in ingredient.specs.items() if k in leaves}
   specs, treedef = tree.nest(specs)
   return dataclasses.replace(ingredient, specs=specs, treedef=treedef)

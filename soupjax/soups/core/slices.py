@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rectangular parts of an array, and how to cut them into blocks.
 
-`Slices` is a tuple of slices with a start and a stop, one an axis; that of a
-0-d array is `()`. A variable that holds one is called `box`.
+`Slices` is a tuple of one slice per axis, each with a start and a stop; that of
+a 0-d array is `()`. Variables of this type are called `box`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 def whole(shape: Shape) -> Slices:
-  """The slices of a whole array."""
+  """Returns the box that covers an array."""
   return tuple(slice(0, n) for n in shape)
 
 
@@ -27,7 +27,7 @@ def normalise(index: Sequence[Any] | None, shape: Shape) -> Slices:
     shape: of the array.
 
   Raises:
-    ValueError: if it is no such index.
+    ValueError: if the index has steps, or too many slices.
   """
   index = tuple(index or ())
   if len(index) > len(shape) or not all(
@@ -46,15 +46,15 @@ def normalise(index: Sequence[Any] | None, shape: Shape) -> Slices:
 def without_steps(
   index: Sequence[slice] | None, shape: Shape
 ) -> tuple[Slices, tuple[slice, ...]]:
-  """Splits an index into a box and what is left to do with it.
+  """Splits an index into a box and an index into that box.
 
   Args:
     index: as many slices as axes, or fewer; None for everything.
     shape: of the array.
 
   Returns:
-    The smallest box around it, and slices that pick it out of that; these are
-    () if there is nothing to pick.
+    The smallest box that contains the indexed elements, and the slices with
+    steps that pick them from it; these are () if the box needs no picking.
   """
   index = tuple(index or ())
   if all(s.step in (None, 1) for s in index):
@@ -71,17 +71,17 @@ def without_steps(
 
 
 def shape_of(box: Slices) -> Shape:
-  """The shape of a box."""
+  """Returns the shape of a box."""
   return tuple(s.stop - s.start for s in box)
 
 
 def size(box: Slices) -> int:
-  """The number of elements in a box."""
+  """Returns the number of elements in a box."""
   return math.prod(shape_of(box))
 
 
 def bounding(boxes: Sequence[Slices]) -> Slices:
-  """The smallest box around others."""
+  """Returns the smallest box that contains several."""
   return tuple(
     slice(min(s.start for s in axis), max(s.stop for s in axis))
     for axis in zip(*boxes)
@@ -89,7 +89,7 @@ def bounding(boxes: Sequence[Slices]) -> Slices:
 
 
 def intersection(a: Slices, b: Slices) -> Slices | None:
-  """The box that two have in common, None if there is none."""
+  """Returns the common part of two boxes, or None if they are disjoint."""
   both = tuple(
     slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in zip(a, b)
   )
@@ -97,19 +97,19 @@ def intersection(a: Slices, b: Slices) -> Slices | None:
 
 
 def inside(box: Slices, outer: Slices) -> Slices:
-  """A box in coordinates that start at the corner of another."""
+  """Returns a box in coordinates relative to the corner of another."""
   return tuple(
     slice(s.start - o.start, s.stop - o.start) for s, o in zip(box, outer)
   )
 
 
 def touched(shape: Shape, box: Slices, chunk: Shape) -> int:
-  """Elements that are read for a box where only chunks can be read.
+  """Counts the elements of all chunks that a box overlaps.
 
   Args:
     shape: of the array.
-    box: what is wanted.
-    chunk: of an array that is stored in chunks; those on an edge end with it.
+    box: the part to read.
+    chunk: shape of the stored chunks; they are cut at the edges of the array.
   """
   if not size(box):
     return 0
@@ -122,19 +122,19 @@ def touched(shape: Shape, box: Slices, chunk: Shape) -> int:
 
 
 def contiguous_runs(shape: Shape, box: Slices) -> Iterator[tuple[int, int]]:
-  """Cuts a box into stretches that are contiguous in row-major memory.
+  """Cuts a box into runs that are contiguous in row-major memory.
 
   Args:
     shape: of the whole array.
     box: a part of it.
 
   Yields:
-    The first element, counted in the whole array, and the number of elements
-    of each stretch, in order.
+    For each run in order, its first element, counted in the whole array, and
+    its number of elements.
   """
   if size(box) == 0:
     return
-  # Trailing axes that are taken whole, and one more, form one stretch.
+  # The trailing axes that the box covers, and one more, form a run.
   axis = len(shape)
   stride = 1
   while axis > 0:
@@ -160,33 +160,32 @@ def contiguous_runs(shape: Shape, box: Slices) -> Iterator[tuple[int, int]]:
 
 
 def split(box: Slices, limit: int, chunk: Shape | None = None) -> list[Slices]:
-  """Cuts a box into pieces that are contiguous among themselves, in order.
+  """Cuts a box into pieces that follow one another in row-major order.
 
   Args:
-    box: what to cut.
-    limit: the most elements a piece should have.
-    chunk: shape of what is stored together, None if any cut will do. Pieces
-      end where chunks do, and one has more than `limit` elements if a chunk
-      has.
+    box: the part to cut.
+    limit: maximum number of elements per piece.
+    chunk: shape of the stored chunks, None if the array can be cut anywhere.
+      Pieces end at edges of chunks; a chunk with more than `limit` elements is
+      one piece.
 
   Returns:
-    Boxes of about one size.
+    Boxes of about the same size.
   """
   shape = shape_of(box)
   axis = next((i for i, n in enumerate(shape) if n > 1), None)
   if axis is None or size(box) <= limit:
     return [box]
   row = math.prod(shape[axis + 1 :])
-  together = min(chunk[axis], shape[axis]) if chunk else 1
+  together = max(1, min(chunk[axis], shape[axis])) if chunk else 1
   start, stop = box[axis].start, box[axis].stop
   before, after = box[:axis], box[axis + 1 :]
-  if together <= 1 and row > limit:
+  if together == 1 and row > limit:
     return [
       piece
       for i in range(start, stop)
       for piece in split((*before, slice(i, i + 1), *after), limit, chunk)
     ]
-  together = max(together, 1)
   first, last = start // together, -(-stop // together)
   most = max(1, limit // (together * row))
   count = -(-(last - first) // most)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Named leaves of any pytree, and a little arithmetic on whole trees."""
+"""Named leaves of any pytree, their specs, and checks of both."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
@@ -14,12 +14,12 @@ import numpy as np
 
 PyTree = Any
 
-# Differences in one message: all of a large model, but not of a thousand.
+# Differences listed in one message: enough for all leaves of a large model.
 _MOST_SHOWN = 500
 
 
 def name_of(path: Sequence[Any]) -> str:
-  """Returns the name of the leaf at a path, as in `"encoder/head/kernel"`."""
+  """Returns the name of the leaf at a path, such as `"encoder/head/kernel"`."""
   return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
@@ -31,11 +31,11 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
       dataclasses.
 
   Returns:
-    The leaves by name, as in `"encoder/head/kernel"`, in the tree's own order,
-    and the treedef that puts them back together.
+    The leaves by name, such as `"encoder/head/kernel"`, in the order of the
+    tree, and the treedef that puts them back together.
 
   Raises:
-    ValueError: if the tree has no leaves, or two leaves get one name.
+    ValueError: if the tree has no leaves, or two leaves have the same name.
   """
   paths, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not paths:
@@ -45,8 +45,8 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
     name = name_of(path)
     if name in leaves:
       raise ValueError(
-        f"Two leaves are called {name!r}. Keys with a '/' in them can clash: "
-        "rename one of them."
+        f"Two leaves are called {name!r}, which can happen if keys contain a "
+        "'/'. Rename one of them."
       )
     leaves[name] = leaf
   return leaves, treedef
@@ -56,7 +56,7 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
 def shared_spec(
   shape: tuple[int, ...], dtype: np.dtype
 ) -> jax.ShapeDtypeStruct:
-  """Returns one object for all leaves of one shape and dtype."""
+  """Returns the same object for all leaves of one shape and dtype."""
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
@@ -65,48 +65,48 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
 
   Args:
     leaf: an array, or its spec.
-    where: what errors call it, as "Leaf 'w' of 'm0'".
+    where: its name in errors, such as "Leaf 'w' of 'm0'".
 
   Raises:
-    ValueError: if it is no array of numbers that JAX can hold.
+    ValueError: if it is not an array of numbers that JAX can hold.
   """
   if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
     array = np.asarray(leaf)
     if array.dtype.kind not in "biufc":
       raise ValueError(
-        f"{where} is not an array but a {type(leaf).__name__}. {_hint(leaf)}"
+        f"{where} is not an array but a {type(leaf).__name__}. {_fix(leaf)}"
       )
     leaf = array
   dtype = leaf.dtype
   if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
     raise ValueError(
-      f"{where} has dtype {dtype}: random keys have no average. Drop it, or "
-      "keep jax.random.key_data of it."
+      f"{where} has dtype {dtype}: random keys cannot be averaged. Drop it, or "
+      "replace it by its jax.random.key_data."
     )
   try:
     dtype = np.dtype(dtype)
   except TypeError as e:  # Of another library.
     raise ValueError(
-      f"{where} is a {type(leaf).__name__} of dtype {dtype}, no array of JAX "
-      "or numpy. Convert it with numpy.asarray."
+      f"{where} is a {type(leaf).__name__} of dtype {dtype}, not an array of "
+      "JAX or numpy. Convert it with numpy.asarray."
     ) from e
-  # Not by dtype.kind, which is "V" for bfloat16.
+  # dtype.kind would not do: it is "V" for bfloat16.
   if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
     raise ValueError(
-      f"{where} has dtype {dtype}: only arrays of numbers have an average. "
+      f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
     )
   if not dtype.isnative:
     native = dtype.newbyteorder("=")
     raise ValueError(
-      f"{where} has dtype {dtype.str}, whose byte order JAX does not know: "
+      f"{where} has dtype {dtype.str}, whose byte order JAX does not support: "
       f"convert it with .astype({native.name!r})."
     )
   return jax.ShapeDtypeStruct(tuple(leaf.shape), dtype)
 
 
-def _hint(leaf: Any) -> str:
-  """What to do about a leaf that is no array."""
+def _fix(leaf: Any) -> str:
+  """Advice on a leaf that is not an array."""
   if hasattr(leaf, "load"):
     return "Give its parameters, from .load()."
   if dataclasses.is_dataclass(leaf):
@@ -118,23 +118,23 @@ def _hint(leaf: Any) -> str:
 
 
 def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
-  """Returns the specs of leaves that must be there with their values.
+  """Returns the specs of leaves; rejects leaves without values.
 
   Args:
     leaves: leaf name -> array.
-    owner: what errors call the tree, as "'m0'".
+    owner: name of the tree in errors, such as "'m0'".
 
   Raises:
-    ValueError: naming the first leaf that is no array, or an abstract one.
+    ValueError: naming the first leaf that is abstract or not an array.
   """
   specs = {}
   for name, leaf in leaves.items():
-    # A tree that is one leaf has no name for it.
+    # The only leaf of a tree without containers has an empty name.
     where = f"Leaf {name!r} of {owner}" if name else f"The tree of {owner}"
     if isinstance(leaf, jax.ShapeDtypeStruct):
       raise ValueError(
-        f"{where} is abstract, a ShapeDtypeStruct without values: give the "
-        "arrays, not what jax.eval_shape returns."
+        f"{where} is abstract, a ShapeDtypeStruct without values: give arrays, "
+        "not the result of jax.eval_shape."
       )
     specs[name] = spec(leaf, where)
   return specs
@@ -156,15 +156,15 @@ def check_alike(
     treedefs: ingredient name -> treedef, to compare containers as well.
 
   Raises:
-    ValueError: listing, for every tree that differs, every leaf that does (at
-      most 500, then how many more there are).
+    ValueError: listing every leaf that differs, for every tree (at most 500,
+      then the number of the others).
   """
   names = list(trees)
   first, problems = names[0], []
   expected = {name: spec(leaf) for name, leaf in trees[first].items()}
   for name in names[1:]:
-    found = {leaf: spec(value) for leaf, value in trees[name].items()}
-    problems += _differences(first, expected, name, found)
+    specs = {leaf: spec(value) for leaf, value in trees[name].items()}
+    problems += _differences(first, expected, name, specs)
     if not problems and treedefs and treedefs[name] != treedefs[first]:
       problems.append(
         f"{name!r} holds the same leaves as {first!r} in other containers: "
@@ -178,42 +178,40 @@ def check_alike(
 
 
 def listed(problems: Sequence[str]) -> str:
-  """Lists differences one a line; at most 500, then how many more there are."""
+  """Lists differences, one per line: at most 500, then the number of others."""
   shown = list(problems[:_MOST_SHOWN])
   if len(problems) > _MOST_SHOWN:
     shown.append(f"and {len(problems) - _MOST_SHOWN} more")
   return "\n  ".join(shown)
 
 
-def _differences(first, expected, name, found) -> list[str]:
+def _differences(first, expected, name, specs) -> list[str]:
   problems = []
-  for leaf, want in expected.items():
-    if leaf not in found:
+  for leaf, a in expected.items():
+    if leaf not in specs:
       problems.append(f"{name!r} lacks leaf {leaf!r}, which {first!r} has")
       continue
-    have = found[leaf]
-    if have.shape != want.shape:
+    b = specs[leaf]
+    if a.shape != b.shape:
       problems.append(
-        f"{name!r} has shape {have.shape} at leaf {leaf!r}, where {first!r} "
-        f"has {want.shape}"
+        f"{name!r} has shape {b.shape} at leaf {leaf!r}, where {first!r} has "
+        f"{a.shape}"
       )
-    elif is_float(have) != is_float(want) or (
-      not is_float(have) and have.dtype != want.dtype
-    ):
+    elif a.dtype != b.dtype and not (is_float(a) and is_float(b)):
       problems.append(
-        f"{name!r} has dtype {have.dtype} at leaf {leaf!r}, where {first!r} "
-        f"has {want.dtype}"
+        f"{name!r} has dtype {b.dtype} at leaf {leaf!r}, where {first!r} has "
+        f"{a.dtype}"
       )
   problems += [
     f"{name!r} has leaf {leaf!r}, which {first!r} lacks"
-    for leaf in found
+    for leaf in specs
     if leaf not in expected
   ]
   return problems
 
 
 def check_equal_integers(trees: Mapping[str, Mapping[str, Any]]) -> None:
-  """Checks that leaves which cannot be averaged are the same in all trees.
+  """Checks that integer and boolean leaves are the same in all trees.
 
   Args:
     trees: ingredient name -> leaf name -> array.
@@ -221,31 +219,31 @@ def check_equal_integers(trees: Mapping[str, Mapping[str, Any]]) -> None:
   Raises:
     ValueError: naming the first integer or boolean leaf that differs.
   """
-  (first, expected), *others = trees.items()
+  (first, expected), *rest = trees.items()
   for leaf, value in expected.items():
     if is_float(spec(value)):
       continue
-    for name, tree in others:
+    for name, tree in rest:
       if not np.array_equal(np.asarray(value), np.asarray(tree[leaf])):
         raise ValueError(
-          f"Leaf {leaf!r} has dtype {spec(value).dtype}, which has no average, "
-          f"and {name!r} and {first!r} disagree on it. Drop it from the trees "
-          "(step counters, for instance), or make it equal."
+          f"Leaf {leaf!r} has dtype {spec(value).dtype}, which cannot be "
+          f"averaged, and {name!r} and {first!r} disagree on it. Drop it from "
+          "the trees (for instance, a step counter), or make it equal."
         )
 
 
 def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-  """Puts named leaves into nested dicts, taking names apart at each '/'.
+  """Puts named leaves into nested dicts, splitting names at each '/'.
 
   Args:
     leaves: leaf name -> anything.
 
   Returns:
-    The leaves in the order of the tree, and its treedef. Names stay whole, in
-    one flat dict, where nesting them is impossible (`"a"` beside `"a/b"`).
+    The leaves in the order of the tree, and its treedef. If nesting is
+    impossible (`"a"` beside `"a/b"`), the tree is a flat dict of whole names.
 
   Raises:
-    ValueError: if there are none.
+    ValueError: if there are no leaves.
   """
   if not leaves:
     raise ValueError("The tree has no leaves: it needs one array at least.")
@@ -257,58 +255,58 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 def _nested(names: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
   """Names in the order of their tree, and its treedef.
 
-  Many checkpoints of one model share one answer, in time and in memory.
+  Checkpoints of the same model share one result, in time and in memory.
   """
   nested: dict[str, Any] = {}
   for name in names:
     *parents, last = name.split("/")
-    where = nested
+    node = nested
     for part in parents:
-      where = where.setdefault(part, {})
-      if not isinstance(where, dict):
+      node = node.setdefault(part, {})
+      if not isinstance(node, dict):
         break
-    if not isinstance(where, dict) or last in where:
+    if not isinstance(node, dict) or last in node:
       nested = {name: name for name in names}
       break
-    where[last] = name
-  found, treedef = jax.tree.flatten(nested)
-  return tuple(found), treedef
+    node[last] = name
+  ordered, treedef = jax.tree.flatten(nested)
+  return tuple(ordered), treedef
 
 
 def matches(
   what: str, patterns: Iterable[str], leaves: Sequence[str]
 ) -> Iterator[tuple[str, list[str]]]:
-  """Shares leaves out among regular expressions; the first found counts.
+  """Assigns each leaf to the first regular expression that matches it.
 
   Args:
-    what: the argument they were given in, for errors.
+    what: name of the argument with the expressions, for errors.
     patterns: regular expressions.
     leaves: names of leaves.
 
   Yields:
-    Each pattern with the leaves that no earlier one took.
+    Each pattern with the leaves that it matches and no earlier one does.
 
   Raises:
-    ValueError: for one that is no regular expression, or takes no leaf.
+    ValueError: if one is not a regular expression, or gets no leaves.
   """
   taken: set[str] = set()
   for pattern in patterns:
     try:
-      found = [leaf for leaf in leaves if re.search(pattern, leaf)]
+      matched = [leaf for leaf in leaves if re.search(pattern, leaf)]
     except re.error as e:
       raise ValueError(
-        f"{pattern!r} in {what} is no regular expression: {e}."
+        f"{pattern!r} in {what} is not a regular expression: {e}."
       ) from e
-    if not found:
+    if not matched:
       raise ValueError(
         f"{pattern!r} in {what} matches no leaf. Leaves are called, for "
         f"instance, {', '.join(map(repr, leaves[:3]))}."
       )
-    new = [leaf for leaf in found if leaf not in taken]
+    new = [leaf for leaf in matched if leaf not in taken]
     if not new:
       raise ValueError(
-        f"{pattern!r} in {what} is never used: an earlier expression takes all "
-        f"of its {len(found)} leaves. Put it first."
+        f"{pattern!r} in {what} is never used: earlier expressions match all "
+        f"of its {len(matched)} leaves. Put it first."
       )
     taken.update(new)
     yield pattern, new

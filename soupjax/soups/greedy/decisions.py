@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decisions of a greedy soup: made, recorded and replayed."""
+"""Decisions of greedy soups: acceptance, turns, records and replay."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -13,17 +13,17 @@ from soupjax.soups.core import arguments
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
-  """What happened to one ingredient.
+  """The decision about one ingredient.
 
   Attributes:
-    name: the ingredient's.
-    score: held-out score of the soup with this ingredient in it; None if it
-      was rejected before all data were evaluated.
-    bar: score of the soup without it; None for the first.
+    name: name of the ingredient.
+    score: held-out score of the soup with this ingredient; None if it was
+      rejected before all data were evaluated.
+    bar: score of the soup without it; None for the first ingredient.
     accepted: whether it stayed in.
-    reason: why, in words.
-    size: ingredients in the soup after the decision.
-    bound: the best score that was still possible when it was rejected early.
+    reason: the reason in words.
+    size: number of ingredients in the soup after the decision.
+    bound: the best score that was still possible at an early rejection.
     evaluated: share of the held-out data that were evaluated.
   """
 
@@ -37,13 +37,20 @@ class Decision:
   evaluated: float = 1.0
 
 
+def final_score(history: Sequence[Decision]) -> float:
+  """Returns the score of the soup after these decisions."""
+  return next(
+    d.score for d in reversed(history) if d.accepted and d.score is not None
+  )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
   """The result of an evaluator's `evaluate_until` for one candidate.
 
   Attributes:
-    score: on all data, None if it stopped before.
-    bound: no better score was possible when it stopped; None otherwise.
+    score: on all data; None if the evaluation stopped early.
+    bound: the best score that was still possible when it stopped, else None.
     evaluated: share of the data that were evaluated.
   """
 
@@ -53,19 +60,21 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
-  """Whether a score is enough to stay in; see `greedy_soup`."""
+class AcceptanceRule:
+  """The condition on which a candidate stays in; see `greedy_soup`."""
 
   accept: str
   min_delta: float
   mode: str = "max"
 
   @classmethod
-  def of(cls, accept: str, min_delta: Any, mode: str = "max") -> "Rule":
-    """Checks the arguments.
+  def of(
+    cls, accept: str, min_delta: Any, mode: str = "max"
+  ) -> "AcceptanceRule":
+    """Makes a rule of arguments of `greedy_soup`.
 
     Raises:
-      ValueError: if one makes no sense.
+      ValueError: if an argument has an invalid value.
     """
     if accept not in ("ge", "gt"):
       raise ValueError(f"accept must be 'ge' or 'gt', got {accept!r}.")
@@ -84,55 +93,50 @@ class Rule:
     return score > bar + self.min_delta
 
   def reason(self, score: float, bar: float) -> str:
-    """Says why a candidate stays in or not."""
-    gain, wanted = score - bar, f"{self.min_delta:.6g}"
+    """Describes the change of the score, and whether it is enough."""
+    gain, min_delta = score - bar, f"{self.min_delta:.6g}"
     better, worse = "raises", "lowers"
     if self.mode == "min":
       gain, better, worse = -gain, worse, better
-    # All digits where six would hide what tells the two apart.
-    text = f"{abs(gain):.6g}"
-    text = (
-      repr(abs(gain)) if text == wanted and gain != self.min_delta else text
-    )
-    if gain > 0:
-      reason = f"{better} the score by {text}"
-    elif gain < 0:
-      reason = f"{worse} the score by {text}"
-    else:
-      reason = "leaves the score as it is"
+    change = f"{abs(gain):.6g}"
+    if change == min_delta and gain != self.min_delta:
+      change = repr(abs(gain))  # They differ after the sixth digit.
+    reason = "leaves the score as it is"
+    if gain:
+      reason = f"{better if gain > 0 else worse} the score by {change}"
     if self.accepts(score, bar) or gain < 0:
       return reason
     if self.min_delta <= 0:
       return reason + ", which is not enough"
     least = "less than" if gain < self.min_delta else "no more than"
-    return reason + f", {least} min_delta ({wanted}): not enough"
+    return reason + f", {least} min_delta ({min_delta}): not enough"
 
   def reason_of_bound(self, bound: float, bar: float) -> str:
-    """Says why a candidate that cannot score better than `bound` is out."""
+    """Describes by how much a candidate that reaches at most `bound` fails."""
     least, side, sign = "more", "below", 1
     if self.mode == "min":
       least, side, sign = "less", "above", -1
-    wanted = bar + sign * self.min_delta
-    text = f"cannot score {least} than {bound:.6g}, which is not enough: "
-    if sign * (wanted - bound) > 0:
-      text += f"{abs(wanted - bound):.6g} {side} the bar of {wanted:.6g}"
+    required = bar + sign * self.min_delta
+    reason = f"cannot score {least} than {bound:.6g}, which is not enough: "
+    if sign * (required - bound) > 0:
+      reason += f"{abs(required - bound):.6g} {side} the bar of {required:.6g}"
     else:
-      text += f"it must beat {wanted:.6g}"
+      reason += f"it must beat {required:.6g}"
     if self.min_delta:
-      text += f" ({bar:.6g} and min_delta {self.min_delta:.6g})"
-    return text
+      reason += f" ({bar:.6g} and min_delta {self.min_delta:.6g})"
+    return reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turns:
-  """The order in which ingredients are tried, and when that ends.
+  """The order in which ingredients are tried, and the end of the trials.
 
   Attributes:
     order: names of all ingredients, to try them in another order.
-    rounds: how often each ingredient is tried at most.
-    patience: ends after this many rejections in a row.
-    max_size: ends when the soup has so many ingredients, counted as often as
-      they are in it.
+    rounds: the most times each ingredient is tried.
+    patience: stops after this many rejections in a row.
+    max_size: stops when the soup has this many ingredients; an ingredient that
+      was added twice counts twice.
   """
 
   order: Sequence[str] | None = None
@@ -143,117 +147,113 @@ class Turns:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """`Turns` of named ingredients, checked."""
+  """Checked `Turns` of ingredients with these names."""
 
   names: tuple[str, ...]
-  rounds: int = 1
-  patience: int | None = None
-  max_size: int | None = None
+  turns: Turns
 
   @classmethod
   def of(cls, names: Sequence[str], turns: Turns) -> "Schedule":
-    """Checks the arguments.
+    """Checks the numbers.
 
     Raises:
-      ValueError: if one is no positive whole number.
+      ValueError: if one is not a positive whole number.
     """
-    patience, max_size = turns.patience, turns.max_size
-    return cls(
-      tuple(names),
-      arguments.count("rounds", turns.rounds),
-      None if patience is None else arguments.count("patience", patience),
-      None if max_size is None else arguments.count("max_size", max_size),
-    )
+    counts = {
+      name: arguments.count(name, getattr(turns, name))
+      for name in ("rounds", "patience", "max_size")
+      if name == "rounds" or getattr(turns, name) is not None
+    }
+    return cls(tuple(names), dataclasses.replace(turns, **counts))
 
   def __len__(self) -> int:
-    """How many turns there can be."""
-    return len(self.names) * self.rounds
+    """The largest number of turns."""
+    return len(self.names) * self.turns.rounds
 
-  def over(self, history: Sequence[Decision]) -> str | None:
-    """Why no turn comes after these decisions; None if one does."""
-    if history and history[-1].size == self.max_size:
-      return f"the soup has max_size={self.max_size}"
-    in_a_row = 0
+  def end_reason(self, history: Sequence[Decision]) -> str | None:
+    """Returns why the trials end after these decisions; None if they go on."""
+    patience, max_size = self.turns.patience, self.turns.max_size
+    if history and history[-1].size == max_size:
+      return f"the soup has max_size={max_size}"
+    rejections = 0
     for decision in reversed(history):
       if decision.accepted:
         break
-      in_a_row += 1
-    if self.patience is not None and in_a_row >= self.patience:
-      return f"patience={self.patience} were rejected in a row"
-    if self.rounds > 1 and in_a_row >= len(self.names):
+      rejections += 1
+    if patience is not None and rejections >= patience:
+      return f"patience={patience} were rejected in a row"
+    if self.turns.rounds > 1 and rejections >= len(self.names):
       return "each was tried with this soup and rejected"
     return "all had their turn" if len(history) >= len(self) else None
 
 
-def checked(result: Trial, names: Sequence[str]) -> Trial:
-  """Checks what an evaluator returned for the soup of `names`.
+def checked(trial: Trial, names: Sequence[str]) -> Trial:
+  """Checks the result of an evaluator for the soup of `names`.
 
   Returns:
     The same with floats.
 
   Raises:
-    ValueError: if it is no finite number.
+    ValueError: if it is not a finite number.
   """
-  found = result.score if result.score is not None else result.bound
-  value = arguments.as_number(found)
-  if value is None:
+  field = "bound" if trial.score is None else "score"
+  value = getattr(trial, field)
+  number = arguments.as_number(value)
+  if number is None:
     raise ValueError(
-      f"evaluate returned {found!r:.80} for the soup of {names}, when "
+      f"evaluate returned {value!r:.80} for the soup of {names}, when "
       f"{names[-1]!r} was tried: it must return one number."
     )
-  if not math.isfinite(value):
+  if not math.isfinite(number):
     raise ValueError(
-      f"The soup of {names} scores {value}: evaluate must return a finite "
+      f"The soup of {names} scores {number}: evaluate must return a finite "
       "number."
     )
-  if result.score is None:
-    return dataclasses.replace(result, bound=value)
-  return dataclasses.replace(result, score=value)
+  return dataclasses.replace(trial, **{field: number})
 
 
 def decide(
-  name: str, result: Trial, bar: float | None, rule: Rule, size: int
+  name: str, trial: Trial, bar: float | None, rule: AcceptanceRule, size: int
 ) -> Decision:
   """Decides about one ingredient.
 
   Args:
-    name: its name.
-    result: from `checked`.
-    bar: score of the soup without it, None for the first.
-    rule: of acceptance.
-    size: ingredients in the soup without it.
+    name: name of the ingredient.
+    trial: result of the soup with it, from `checked`.
+    bar: score of the soup without it, None for the first ingredient.
+    rule: the acceptance rule.
+    size: number of ingredients in the soup without it.
   """
-  if result.score is None:
-    accepted = False
-    reason = rule.reason_of_bound(result.bound, bar)
+  if trial.score is None:
+    accepted, reason = False, rule.reason_of_bound(trial.bound, bar)
   elif bar is None:
     accepted, reason = True, "the first ingredient"
   else:
-    accepted = rule.accepts(result.score, bar)
-    reason = rule.reason(result.score, bar)
+    accepted = rule.accepts(trial.score, bar)
+    reason = rule.reason(trial.score, bar)
   return Decision(
     name=name,
-    score=result.score,
+    score=trial.score,
     bar=bar,
     accepted=accepted,
     reason=reason,
     size=size + accepted,
-    bound=result.bound,
-    evaluated=result.evaluated,
+    bound=trial.bound,
+    evaluated=trial.evaluated,
   )
 
 
 def replayed(
-  turns: Schedule,
+  schedule: Schedule,
   resume: Sequence[Decision | Mapping[str, Any]] | None,
-  rule: Rule,
+  rule: AcceptanceRule,
 ) -> list[Decision]:
-  """Checks that earlier decisions fit these ingredients and this rule.
+  """Checks that earlier decisions fit the ingredients and the settings.
 
   Args:
-    turns: the names of the ingredients, in the order in which they are tried.
+    schedule: the turns of the ingredients.
     resume: the decisions, or their fields as dicts.
-    rule: of acceptance.
+    rule: the acceptance rule.
 
   Raises:
     ValueError: naming the first decision that does not fit.
@@ -266,26 +266,20 @@ def replayed(
         past = Decision(**past)
       except TypeError as e:
         raise ValueError(
-          f"Decision {position} to resume from is no decision ({e}): {past}. "
-          "Delete the old trace to start afresh."
+          f"Decision {position} to resume from is not a decision ({e}): {past}."
+          " Delete the old trace to start again."
         ) from e
-    here = "none"
-    if position < len(turns):
-      here = turns.names[position % len(turns.names)]
-    if here != past.name:
-      raise ValueError(
-        f"Decision {position} to resume from is about {past.name!r}, but the "
-        f"ingredient there is {here!r}. Delete the old trace, or give the same "
-        "ingredients in the same order."
-      )
+    expected = schedule.names[position % len(schedule.names)]
     problem = _problem(past, bar, size, rule)
-    end = turns.over(history)
-    if end and not problem:
+    if past.name != expected:
+      problem = f"comes at the turn of {expected!r}"
+    elif not problem and (end := schedule.end_reason(history)):
       problem = f"comes after the end ({end})"
     if problem:
       raise ValueError(
-        f"Decision {position} to resume from ({past.name!r}) {problem}. Delete "
-        "the old trace to start afresh."
+        f"Decision {position} to resume from ({past.name!r}) {problem}. Give "
+        "the ingredients and settings of that run, or delete the old trace to "
+        "start again."
       )
     if past.accepted:
       bar, size = past.score, size + 1
@@ -293,22 +287,22 @@ def replayed(
   return history
 
 
-def _problem(past: Decision, bar, size, rule: Rule) -> str | None:
-  """What is wrong with a decision, after others that gave this bar and size."""
+def _problem(past: Decision, bar, size, rule: AcceptanceRule) -> str | None:
+  """Describes why a decision does not fit a soup of this bar and size."""
   best = past.bound if past.score is None else past.score
   if best is None or (past.score is None and past.accepted):
     return "has no score"
   for field in ("score", "bound", "bar", "evaluated"):
     value = getattr(past, field)
-    # Numbers in text, or in arrays, are not what a trace holds.
+    # A trace holds plain numbers: strings and arrays are damage.
     if value is not None and not (
       isinstance(value, numbers.Real) and math.isfinite(value)
     ):
-      return f"has {field} {value!r:.80}, which is no finite number"
+      return f"has {field} {value!r:.80}, which is not a finite number"
   if past.accepted != (bar is None or rule.accepts(best, bar)):
     return "was made under another acceptance rule"
   if past.bar != bar:
     return f"has bar {past.bar}, but the soup before it scored {bar}"
   if past.size != size + past.accepted:
-    return f"has size {past.size!r}, where the soup has {size + past.accepted}"
+    return f"has size {past.size!r}, but the soup has {size + past.accepted}"
   return None

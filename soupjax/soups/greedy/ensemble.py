@@ -10,19 +10,19 @@ import numpy as np
 
 from soupjax.soups.core import arguments
 from soupjax.soups.core.ingredient import Ingredient
-from soupjax.soups.greedy.decisions import Decision
+from soupjax.soups.greedy.decisions import Decision, final_score
 from soupjax.soups.greedy.soup import greedy_soup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GreedyEnsemble:
-  """A greedy ensemble and how it came about.
+  """A greedy ensemble and the decisions that led to it.
 
   Attributes:
     logits: the mean of the members' logits, float32, on the host.
-    selected: names of the members, in the order they went in; with replacement
-      a name may be there more than once. `ensemble_logits` of their logits on
-      other data is the ensemble there.
+    selected: names of the members, in the order in which they were added; with
+      replacement, names may repeat. On other data, the ensemble is
+      `ensemble_logits` of the logits of these models.
     history: every decision, in order.
   """
 
@@ -33,8 +33,7 @@ class GreedyEnsemble:
   @property
   def score(self) -> float:
     """Held-out score of the ensemble."""
-    scores = [d.score for d in self.history if d.accepted]
-    return [score for score in scores if score is not None][-1]
+    return final_score(self.history)
 
 
 def greedy_ensemble(
@@ -44,14 +43,15 @@ def greedy_ensemble(
 ) -> GreedyEnsemble:
   """Adds models to an ensemble one by one, keeping those that do not hurt.
 
-  The same loop as `greedy_soup`, over outputs instead of weights: the same
-  records, resumption and ends.
+  This is the loop of `greedy_soup` over outputs instead of weights, with the
+  same records, resumption and stopping rules.
 
   Args:
-    logits: model -> its logits on held-out data, of one shape, as (images,
-      classes); in the order to try, best first.
-    evaluate: maps the mean of logits, of that shape, to a held-out score. If it
-      has an attribute `mode`, that must be the `mode` of the settings.
+    logits: name of a model -> its logits on held-out data, such as (images,
+      classes); of the same shape for all models, in the order to try, best
+      first.
+    evaluate: maps mean logits of that shape to a held-out score. If it has an
+      attribute `mode`, that must be the `mode` of the settings.
     **settings: of `greedy_soup`: `mode`, `accept`, `min_delta`, `turns`,
       `resume`, `on_decision`, `early_reject`.
 
@@ -59,7 +59,7 @@ def greedy_ensemble(
     The ensemble and the record of every decision.
 
   Raises:
-    ValueError: as `greedy_soup`, or if logits are no arrays of numbers.
+    ValueError: as `greedy_soup`, or if logits are not an array of numbers.
 
   Examples:
     >>> labels = jnp.array([0, 1, 1])
@@ -79,15 +79,15 @@ def greedy_ensemble(
     )
   members = []
   for name, array in logits.items():
-    found = arguments.numbers(array)
-    if found is None:
+    values = arguments.numbers(array)
+    if values is None:
       raise ValueError(
-        f"The logits of {name!r} are no array of numbers but a "
+        f"The logits of {name!r} must be an array of numbers, got a "
         f"{type(array).__name__}: {array!r:.80}."
       )
-    tree = {"logits": found.astype(np.float32)}
+    tree = {"logits": values.astype(np.float32)}
     members.append(Ingredient.from_params(name, tree))
-  soup = greedy_soup(members, _OfLogits(evaluate), **settings)
+  soup = greedy_soup(members, _OnTrees(evaluate), **settings)
   return GreedyEnsemble(
     logits=np.asarray(soup.params["logits"]),
     selected=soup.selected,
@@ -95,8 +95,8 @@ def greedy_ensemble(
   )
 
 
-class _OfLogits:
-  """Passes what an evaluator is, without the tree around the logits."""
+class _OnTrees:
+  """An evaluator of logits as an evaluator of trees that hold them."""
 
   def __init__(self, evaluate):
     self.evaluate = evaluate

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import (
-  Models,
-  as_ingredients,
-)
+from soupjax.soups.core.ingredient import Models, as_ingredients
 from soupjax.soups.greedy.decisions import Decision, Turns
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
@@ -24,11 +21,11 @@ class BestOrder:
   """The best of several greedy soups.
 
   Attributes:
-    soup: the best; of soups with one score the first.
+    soup: the best soup; the first of those with the same score.
     orders: the names in every order that was tried.
-    histories: every decision, order by order.
+    histories: the decisions in every order.
     scores: held-out score of every soup.
-    chosen: position of the best.
+    chosen: position of the best order.
   """
 
   soup: GreedySoup
@@ -44,13 +41,13 @@ def random_orders(
   """Draws orders in which to try ingredients (arXiv 2203.05482, Table 3).
 
   Args:
-    ingredients: what is to be shuffled. Orders depend on the names and the
-      seed, not on the order given.
-    count: how many orders; more begin with the same ones.
-    seed: of the draws.
+    ingredients: models in any form. Orders depend on their names and the seed,
+      not on the order in which they are given.
+    count: number of orders. A larger count begins with the same orders.
+    seed: seed of the draws.
 
   Returns:
-    For each the names of all ingredients, as `Turns.order`.
+    The names of all ingredients in every order, for `Turns.order`.
 
   Raises:
     ValueError: if count is not positive, or there are no ingredients.
@@ -63,7 +60,7 @@ def random_orders(
   """
   names = sorted(i.name for i in as_ingredients(ingredients))
   if not names:
-    raise ValueError("Nothing to put in order: got no ingredients.")
+    raise ValueError("Got no ingredients: give at least one to put in order.")
   count = arguments.count("count", count)
   rng = np.random.default_rng(seed)
   return [[names[k] for k in rng.permutation(len(names))] for _ in range(count)]
@@ -79,23 +76,22 @@ def best_order(
   on_decision: Callable[[int, Decision], None] | None = None,
   **settings: Any,
 ) -> BestOrder:
-  """Cooks a greedy soup in every order and keeps the best on held-out data.
+  """Makes a greedy soup in every order and keeps the best on held-out data.
 
-  The score of the best of many is flattered by the choice: judge it on data
-  that `evaluate` never saw. Two soups are held at a time.
+  The held-out score of the best of many soups is optimistic: report a score on
+  data that `evaluate` never saw. At most two soups are in memory at a time.
 
   Args:
     ingredients: as in `greedy_soup`.
-    evaluate: as in `greedy_soup`; the choice between the soups rests on it, and
-      on `mode`, too.
-    orders: names of all ingredients, once an order; see `random_orders`.
-    turns: as in `greedy_soup`, without an order.
-    resume: the decisions of an earlier run, one list an order.
+    evaluate: as in `greedy_soup`; it also decides between the soups.
+    orders: for every order the names of all ingredients; see `random_orders`.
+    turns: as in `greedy_soup`; its order is ignored.
+    resume: the decisions of an earlier run, one list per order.
     on_decision: called with the position of the order and every new decision.
     **settings: of `greedy_soup`: `mode`, `accept`, ...
 
   Returns:
-    The best soup and what became of every order.
+    The best soup and the decisions in every order.
 
   Raises:
     ValueError: as `greedy_soup`, or if there are no orders, or more lists to
@@ -115,7 +111,7 @@ def best_order(
   """
   orders = [list(order) for order in orders]
   if not orders:
-    raise ValueError("Give at least one order, as random_orders(...) does.")
+    raise ValueError("Give at least one order, such as random_orders(...).")
   if len(resume) > len(orders):
     raise ValueError(
       f"Got decisions of {len(resume)} orders to resume from, but "

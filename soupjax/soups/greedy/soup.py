@@ -35,12 +35,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GreedySoup:
-  """A greedy soup and how it came about.
+  """A greedy soup and the decisions that led to it.
 
   Attributes:
-    params: the soup; the same bits as `uniform_soup` of those selected.
-    selected: names of its ingredients, in the order they went in; with
-      replacement a name may be there more than once.
+    params: the soup; the same bits as `uniform_soup` of the selected
+      ingredients.
+    selected: names of its ingredients, in the order in which they were added;
+      with replacement, names may repeat.
     history: every decision, in order.
   """
 
@@ -51,19 +52,18 @@ class GreedySoup:
   @property
   def score(self) -> float:
     """Held-out score of the soup."""
-    scores = [d.score for d in self.history if d.accepted]
-    return [score for score in scores if score is not None][-1]
+    return decisions.final_score(self.history)
 
   @property
   def weights(self) -> dict[str, float]:
-    """Share of each ingredient that was selected; of sum 1."""
+    """Weights of the selected ingredients, which sum to 1."""
     count = len(self.selected)
     return {n: self.selected.count(n) / count for n in self.selected}
 
 
 @functools.partial(jax.jit, static_argnames="dtypes")
 def _candidate(total, first, leaves, scale, ends, *, dtypes):
-  """The mean with one ingredient more; its sums are not kept."""
+  """Returns the mean with one more ingredient, without keeping its sums."""
   sums = [
     compensated.add(s, a, b) for s, a, b in zip(zip(*total), first, leaves)
   ]
@@ -91,19 +91,20 @@ def greedy_soup(
 ) -> GreedySoup:
   """Adds ingredients one by one, keeping those that do not hurt.
 
-  The first ingredient is evaluated like all others, not taken from a cached
-  score. With the best ingredient first (see `rank_by`), the soup is never worse
-  than it on the data that `evaluate` looks at: use held-out data, never test.
+  The first ingredient is evaluated like all others; cached scores are not used.
+  With the best ingredient first (see `rank_by`), the soup is never worse than
+  this ingredient on the data of `evaluate`: use held-out data, never test data.
 
-  Memory, whatever the number of ingredients: the first one, the float32 sums of
-  the soup with their rounding errors, the soup, the candidate, its ingredient
-  and that of the next turn, which is read while this one is evaluated. Every
-  ingredient is read once before any work, in blocks, to check that it is
-  finite, and once more for its turn.
+  Memory does not grow with the number of ingredients. It holds the first
+  ingredient, the float32 sums of the soup with their rounding errors, the soup,
+  the candidate, its ingredient, and the ingredient of the next turn, which is
+  read during the evaluation. Every ingredient is read once in advance, in
+  blocks, to check that it is finite, and once more for its turn.
 
-  With replacement (`turns.rounds` above 1): all are tried again, also those in
-  the soup, which then count twice, so that the soup is a weighted one. It ends
-  when every ingredient in a row was rejected: another round would do the same.
+  With replacement (`turns.rounds` above 1), all ingredients are tried again. An
+  ingredient that is added a second time counts twice, so the soup is a weighted
+  mean. The trials stop when all ingredients were rejected in a row, because
+  another round would change nothing.
 
   Early rejection: an evaluator may have a method `evaluate_until(params,
   can_reach)`, which returns a `Trial` and stops as soon as not even the best
@@ -119,30 +120,30 @@ def greedy_soup(
       argument to a compiled function (`donate_argnums`): the arrays of a
       candidate that stays in are used again. If it has an attribute `mode`,
       that must be the `mode` below.
-    mode: "max" if a higher score is better, "min" if a lower one is, as a loss.
+    mode: "max" if a higher score is better, "min" if a lower one is, such as a
+      loss.
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
-      paper), "gt" one that scores better (the paper's released code).
+      paper), "gt" only one that scores better (the paper's released code).
     min_delta: a candidate must also be better by this much.
-    turns: another order, several rounds, or an early end: see `Turns`.
-    resume: the decisions of an earlier run that was cut short; they are taken
-      over without evaluating again.
+    turns: another order, several rounds, or an early end; see `Turns`.
+    resume: the decisions of an interrupted run, which are not evaluated again.
     on_decision: called with every new decision, to save it.
     early_reject: False evaluates every candidate on all data.
     base: the model that `select` refers to, in any form.
-    select: leaves that are not averaged like the others, as in `mix`; in every
-      candidate. Of K numbers, all K ingredients are averaged, selected or not.
-    dtype: of the floating leaves of candidates and soup; None keeps those of
-      the first ingredient.
-    sharding: where ingredients go, as in `Ingredient.load`.
+    select: leaves that are not averaged like the others, as in `mix`, in every
+      candidate. K numbers weight all K ingredients, selected or not.
+    dtype: dtype of the floating leaves of candidates and soup; None keeps the
+      dtypes of the first ingredient.
+    sharding: placement of the ingredients, as in `Ingredient.load`.
 
   Returns:
     The soup and the record of every decision.
 
   Raises:
-    ValueError: if there are no ingredients, trees differ, one has NaN or
-      infinity, a score is not finite, the soup overflows its dtype, a number
-      makes no sense, or `turns.order` or `resume` do not fit.
-    TypeError: if one is not a model.
+    ValueError: if there are no ingredients, trees differ, an ingredient has NaN
+      or infinity, a score is not finite, the soup overflows its dtype, a number
+      is out of range, or `turns.order` or `resume` do not fit.
+    TypeError: if an ingredient is not a model.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -160,7 +161,7 @@ def greedy_soup(
   turns = Turns() if turns is None else turns
   if not isinstance(turns, Turns):
     raise TypeError(f"turns must be sj.Turns(...), got {turns!r:.80}.")
-  rule = decisions.Rule.of(accept, min_delta, mode)
+  rule = decisions.AcceptanceRule.of(accept, min_delta, mode)
   arguments.mode(evaluate, mode)
   selection = Selection(
     as_ingredients(ingredients),
@@ -168,62 +169,51 @@ def greedy_soup(
     select=select,
     dtype=dtype,
   )
-  ingredients = selection.ingredients
-  ingredients = check_ingredients(ingredients)
+  ingredients = check_ingredients(selection.ingredients)
   same_init.warn_of_other_inits(ingredients)
   ingredients = _in_order(ingredients, turns.order)
   schedule = decisions.Schedule.of([i.name for i in ingredients], turns)
   history = decisions.replayed(schedule, resume, rule)
   nonfinite.check_finite(ingredients)
 
-  evaluate_until = (
-    getattr(evaluate, "evaluate_until", None) if early_reject else None
-  )
+  try_candidate = _Trials(evaluate, rule, early_reject)
   names = [n for n, spec in ingredients[0].specs.items() if tree.is_float(spec)]
   fixed, ends = selection.fixed(sharding), selection.ends(names, sharding)
-  # Without a dtype, that of the first model to be tried.
+  # Without a dtype, keep those of the first ingredient in the order.
   specs = ingredients[0].specs if dtype is None else selection.specs
   dtypes = tuple(specs[name].dtype for name in names)
-  first = whole = total = None
-  evaluator: Any = evaluate  # Of early rejection: it has `set_incumbent` too.
+  first = whole = total = soup = bar = None
   selected: list[str] = []
-  bar, soup, incumbent = None, None, False
-  coming = _turns_left(ingredients, schedule, history)
-  for (position, ingredient), leaves in _read_ahead(coming, sharding):
+  turns_left = _turns_left(ingredients, schedule, history)
+  for (position, ingredient), leaves in _read_ahead(turns_left, sharding):
     is_new = position >= len(history)
-    if is_new and schedule.over(history):
-      break  # It was read too early to know.
+    if is_new and schedule.end_reason(history):
+      break  # It was read ahead of the last decision.
     floats = [leaves[name] for name in names]
     if first is None:
       first, total = floats, compensated.running_zero(floats)
       whole = {**leaves, **fixed}
-    candidate = selection.assembled(whole)  # The mean of one, bit for bit.
+    candidate = selection.assembled(whole)  # The first ingredient's bits.
     if selected or not selection.is_all:
       scale = compensated.reciprocal(len(selected) + 1)
       means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
       candidate = selection.assembled({**whole, **dict(zip(names, means))})
     if is_new:
-      if evaluate_until and soup is not None and not incumbent:
-        # After a resumption the evaluator has not seen the soup yet.
-        evaluate(soup)
-        evaluator.set_incumbent()
-        incumbent = True
-      result = _evaluated(evaluate, evaluate_until, candidate, rule, bar)
-      result = decisions.checked(result, [*selected, ingredient.name])
-      past = decisions.decide(ingredient.name, result, bar, rule, len(selected))
+      name, trial = ingredient.name, try_candidate(candidate, soup, bar)
+      trial = decisions.checked(trial, [*selected, name])
+      decision = decisions.decide(name, trial, bar, rule, len(selected))
     else:
-      past = history[position]
-    if past.accepted:
+      decision = history[position]
+    if decision.accepted:
       nonfinite.check_overflow(selection.specs, jax.tree.leaves(candidate))
     if is_new:
-      history.append(past)
+      history.append(decision)
       if on_decision:
-        on_decision(past)
-      if evaluate_until and past.accepted:
-        evaluator.set_incumbent()
-        incumbent = True
-    if past.accepted:
-      soup, bar = candidate, past.score
+        on_decision(decision)
+    if decision.accepted:
+      if is_new:
+        try_candidate.set_incumbent()
+      soup, bar = candidate, decision.score
       total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
   return GreedySoup(
@@ -232,57 +222,74 @@ def greedy_soup(
 
 
 def _turns_left(ingredients, schedule, history) -> Iterator[tuple[int, Any]]:
-  """Yields position and ingredient of every turn for which it must be read."""
+  """Yields position and ingredient of every turn that needs its leaves."""
   done = len(history)
   for position in range(len(schedule)):
-    if position >= done and schedule.over(history):
+    if position >= done and schedule.end_reason(history):
       return
-    # Rejected before: they need not be read again.
+    # Past rejections need no leaves.
     if position >= done or history[position].accepted:
       yield position, ingredients[position % len(ingredients)]
 
 
-def _evaluated(evaluate, evaluate_until, candidate, rule, bar) -> Trial:
-  """Evaluates a candidate, on all data or until it is clearly rejected."""
-  if not evaluate_until or bar is None:
-    return Trial(score=evaluate(candidate))
-  result = evaluate_until(candidate, lambda score: rule.accepts(score, bar))
-  if not isinstance(result, Trial):
-    raise ValueError(
-      f"evaluate_until returned {result!r:.80}: it must return a Trial "
-      "(soupjax.soups.greedy.Trial)."
+class _Trials:
+  """Evaluates candidates, with early rejection if the evaluator supports it."""
+
+  def __init__(self, evaluate, rule, early_reject):
+    self.evaluate, self.rule = evaluate, rule
+    self.evaluate_until = (
+      getattr(evaluate, "evaluate_until", None) if early_reject else None
     )
-  return result
+    self.has_incumbent = False
+
+  def __call__(self, candidate, soup, bar) -> Trial:
+    """Evaluates on all data, or until the candidate is sure to be rejected."""
+    if not self.evaluate_until or soup is None:
+      return Trial(score=self.evaluate(candidate))
+    if not self.has_incumbent:
+      # In a resumed run the evaluator has not seen the soup yet.
+      self.evaluate(soup)
+      self.set_incumbent()
+    trial = self.evaluate_until(
+      candidate, lambda score: self.rule.accepts(score, bar)
+    )
+    if not isinstance(trial, Trial):
+      raise ValueError(
+        f"evaluate_until returned {trial!r:.80}: it must return a Trial "
+        "(soupjax.soups.greedy.Trial)."
+      )
+    return trial
+
+  def set_incumbent(self) -> None:
+    """Tells the evaluator that its last candidate stayed in."""
+    if self.evaluate_until:
+      self.evaluate.set_incumbent()
+      self.has_incumbent = True
 
 
 def _read_ahead(turns, sharding) -> Iterator[tuple[Any, dict[str, Any]]]:
-  """Yields every turn with its leaves, reading the next meanwhile."""
+  """Yields every turn with its leaves while the next ones are read."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
       return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
 
-    coming = read(next(turns, None))
-    while coming:
-      turn, params = coming[0], coming[1].result()
-      coming = read(next(turns, None))
-      yield turn, params
+    pending = read(next(turns, None))
+    while pending:
+      turn, leaves = pending[0], pending[1].result()
+      pending = read(next(turns, None))
+      yield turn, leaves
 
 
 def _on_devices(ingredient, sharding) -> dict[str, Any]:
-  """Reads it all the way to the devices, for the leaves that are averaged."""
-
-  def place(x):
-    if isinstance(x, jax.Array) or not tree.is_float(tree.spec(x)):
-      return x
-    return jax.device_put(x)  # Not asarray, which copies.
-
-  return {
-    leaf: place(
-      ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    )
-    for leaf, spec in ingredient.specs.items()
-  }
+  """Reads an ingredient, with its floating leaves on devices."""
+  leaves = {}
+  for leaf, spec in ingredient.specs.items():
+    value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
+    if tree.is_float(spec) and not isinstance(value, jax.Array):
+      value = jax.device_put(value)  # jnp.asarray would copy.
+    leaves[leaf] = value
+  return leaves
 
 
 def _in_order(ingredients, order):
@@ -296,9 +303,10 @@ def _in_order(ingredients, order):
   order, by_name = list(order), {i.name: i for i in ingredients}
   for name in order:
     if not isinstance(name, str):
-      kind = type(name).__name__
       fix = " Give [i.name for i in ...]." if hasattr(name, "name") else ""
-      raise ValueError(f"order must hold names only, got a {kind}.{fix}")
+      raise ValueError(
+        f"order must hold names only, got {type(name).__name__}.{fix}"
+      )
   if sorted(order) != sorted(by_name):
     raise ValueError(
       "order must name every ingredient once. Missing: "

@@ -1,3 +1,3 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Learned soups: coefficients by gradient descent."""
+"""Learned soups: coefficients by gradient descent on held-out data."""

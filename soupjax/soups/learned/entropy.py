@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A loss for learned soups that needs no labels."""
+"""A loss for learned soups on data without labels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +14,20 @@ PyTree = Any
 def entropy_loss(
   predict: Callable[[PyTree, Any], Any], images: Any = None
 ) -> Callable[..., jax.Array]:
-  """Makes a loss of unlabelled data: how unsure predictions are.
+  """Makes a loss of unlabelled data: the entropy of the predictions.
 
-  The mean entropy of the predicted classes, as in AdaMerging (arXiv 2310.02575,
-  Section 3.2), for `learned_soup` with a base and images of all tasks.
+  This is the mean entropy of the predicted classes, as in AdaMerging (arXiv
+  2310.02575, Section 3.2), for `learned_soup` with a base and images of all
+  tasks.
 
-  The logit scale beta has no part in it, and so stays 1: any prediction would
-  look sure under a scale that is large enough.
+  It ignores the logit scale beta, which therefore stays 1: a larger scale would
+  lower the entropy of any prediction.
 
   Args:
     predict: `predict(params, images)` returns logits, (n, classes), or a tree
-      of them, one a task, whose mean entropies are summed. Logits of -inf
-      leave classes out.
-    images: whatever `predict` takes; None if it comes in `batches`.
+      of logits, one array per task, whose mean entropies are summed. A logit of
+      -inf leaves its class out.
+    images: the second argument of `predict`; None if it comes in `batches`.
 
   Returns:
     `loss(params, beta)`, or without images `loss(params, beta, images)`.
@@ -49,7 +50,7 @@ def entropy_loss(
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-  """Entropy in nats, of logits (..., classes)."""
+  """Returns entropies in nats, (...), of logits, (..., classes)."""
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   probs = jnp.exp(log_probs)
   return -(probs * jnp.where(probs > 0, log_probs, 0)).sum(-1)

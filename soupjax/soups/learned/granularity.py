@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The coefficients of a learned soup: per model, layer or leaf."""
+"""Coefficients of learned soups per model, layer or leaf."""
 
 import dataclasses
 import re
@@ -13,13 +13,19 @@ from soupjax.soups.learned.options import Granularity
 
 @dataclasses.dataclass(frozen=True)
 class CoefficientLayout:
-  """Where each leaf's coefficients are in one flat vector of slots."""
+  """Positions of each leaf's coefficients in one flat vector of slots.
+
+  Attributes:
+    groups: names of the sets of leaves (or layers) that share coefficients.
+    slot_groups: position of the group of every slot.
+    leaves: first slot of every leaf, and the number of its layers, or None if
+      it is not a stack of layers; None for integers, which have no slot.
+    ndims: number of axes of every leaf.
+  """
 
   groups: tuple[str, ...]
   slot_groups: tuple[int, ...]
-  leaves: tuple[tuple[int, int] | None, ...]  # (first slot, count); None: int
-
-  # Number of axes of each leaf.
+  leaves: tuple[tuple[int, int | None] | None, ...]
   ndims: tuple[int, ...]
 
   @property
@@ -28,14 +34,14 @@ class CoefficientLayout:
     return tuple(k for k, slots in enumerate(self.leaves) if slots is not None)
 
   def spread(self, slots: jax.Array, k: int) -> jax.Array:
-    """Coefficients of the k-th floating leaf, shaped to multiply it.
+    """Returns the k-th floating leaf's coefficients, shaped to multiply it.
 
     Args:
-      slots: (n, slots) coefficients of n kinds.
+      slots: (n, slots) coefficients.
       k: position among the floating leaves.
 
     Returns:
-      (n,), or (n, layers, 1, ...) for a stack of layers.
+      (n,) coefficients, or (n, layers, 1, ...) for a stack of layers.
     """
     leaf = self.floats[k]
     start, count = self.leaves[leaf]
@@ -52,12 +58,14 @@ class CoefficientLayout:
 
 
 def make_layout(specs, granularity: Granularity) -> CoefficientLayout:
-  """Gives every float leaf its coefficients; see `learned_soup`."""
+  """Assigns coefficients to all floating leaves; see `learned_soup`."""
   kind, stacked = granularity.name, granularity.stacked
   floats = [leaf for leaf, spec in specs.items() if tree.is_float(spec)]
   patterns = [] if stacked is None else [stacked]
   stacks = {
-    x for _, new in tree.matches("stacked", patterns, floats) for x in new
+    leaf
+    for _, leaves in tree.matches("stacked", patterns, floats)
+    for leaf in leaves
   }
   groups: dict[str, int] = {}
   slot_groups, leaves = [], []
@@ -65,19 +73,17 @@ def make_layout(specs, granularity: Granularity) -> CoefficientLayout:
     if not tree.is_float(spec):
       leaves.append(None)
       continue
-    found = leaf in stacks and re.search(stacked, leaf)
-    is_stack = found and kind != "model" and spec.shape
+    is_stack = leaf in stacks and kind != "model" and spec.shape
     if kind != "layer":
       name = {"model": "model", "tensor": leaf}[kind]
     elif is_stack:
-      # The layers of a loop over blocks: one for all modules of a block.
-      name = leaf[: found.end()].rstrip("/.")
+      # All modules of a block share its layer.
+      name = leaf[: re.search(stacked, leaf).end()].rstrip("/.")
     else:
       name = granularity.layer_of(leaf)
-    names = (
-      [f"{name}[{i}]" for i in range(spec.shape[0])] if is_stack else [name]
-    )
-    leaves.append((len(slot_groups), len(names) if is_stack else None))
+    count = spec.shape[0] if is_stack else None
+    names = [f"{name}[{i}]" for i in range(count)] if is_stack else [name]
+    leaves.append((len(slot_groups), count))
     slot_groups += [groups.setdefault(n, len(groups)) for n in names]
   ndims = tuple(len(spec.shape) for spec in specs.values())
   return CoefficientLayout(

@@ -1,10 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers of a few numbers on the host, in float64, that can be resumed.
+"""Resumable optimizers of a few numbers, on the host in float64.
 
-Each takes `evaluate`, which maps numbers to a loss and its gradient, and tells
-`on_state` after every evaluation what it needs to go on from there: JSON that
-comes back bit for bit.
+Each takes `evaluate`, which maps the numbers to a loss and its gradient. After
+every evaluation it passes its state to `on_state`; a state that was saved as
+JSON resumes with the same bits.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,10 +31,10 @@ def adamw(
   Args:
     evaluate: returns loss and gradient.
     x: (n,) numbers to start from.
-    steps: in all, with those that `state` has behind it.
+    steps: total number of steps, including those of a resumed state.
     learning_rate: of all numbers.
     weight_decay: (n,) decoupled decay towards 0.
-    state: from `on_state`, to go on; None to start.
+    state: a state from `on_state` to resume from; None starts from `x`.
     on_state: called after every step.
 
   Returns:
@@ -55,8 +55,8 @@ def adamw(
   return x
 
 
-class _EnoughError(Exception):
-  """All evaluations are used up."""
+class _BudgetSpent(Exception):
+  """Stops SciPy when all evaluations are used up."""
 
 
 def lbfgs(
@@ -69,54 +69,54 @@ def lbfgs(
 ) -> np.ndarray:
   """L-BFGS (SciPy's L-BFGS-B without bounds), until it converges.
 
-  SciPy cannot be stopped and taken up again: a resumed run goes the way again
-  with the losses and gradients that were evaluated before.
+  SciPy cannot be interrupted and resumed. A resumed run therefore starts again
+  and replays the losses and gradients of the earlier evaluations.
 
   Args:
-    evaluate: returns loss and gradient; always the same for the same numbers.
+    evaluate: returns loss and gradient; deterministic.
     x: (n,) numbers to start from.
-    steps: evaluations in all, at most.
-    state: from `on_state`, to go on; None to start.
+    steps: the most evaluations, including those of a resumed state.
+    state: a state from `on_state` to resume from; None starts from `x`.
     on_state: called after every evaluation.
 
   Returns:
-    (n,) the numbers of least loss among those evaluated.
+    (n,) the evaluated numbers with the lowest loss.
 
   Raises:
-    ValueError: if `state` is not of a run from these numbers.
+    ValueError: if `state` is of a run from other numbers.
   """
-  # Takes about as long to import as all of soupjax; JAX needs SciPy itself.
+  # Imported late: it takes as long as all of soupjax. JAX depends on SciPy.
   from scipy import optimize
 
   past = list(state["evaluations"]) if state is not None else []
   turn = 0
 
-  def evaluated(x):
+  def replay_or_evaluate(x):
     nonlocal turn
     if turn == steps:
-      raise _EnoughError
+      raise _BudgetSpent
     if turn == len(past):
       loss, grad = evaluate(x)
       past.append({"x": x.copy(), "loss": loss, "grad": grad})
       on_state({"evaluations": list(past)})
     elif not np.array_equal(past[turn]["x"], x):
       raise ValueError(
-        f"resume does not fit: L-BFGS asks for other numbers at step {turn} "
-        "than it did then. Resume with the same init and the same SciPy, or "
-        "start afresh."
+        f"resume does not fit: L-BFGS evaluates other numbers at step {turn} "
+        "than in that run. Resume with the same init and the same version of "
+        "SciPy, or start without resume."
       )
     turn += 1
     return past[turn - 1]["loss"], np.array(past[turn - 1]["grad"])
 
   try:
     optimize.minimize(
-      evaluated,
+      replay_or_evaluate,
       x,
       jac=True,
       method="L-BFGS-B",
       options={"maxiter": steps, "maxfun": 20 * steps},
     )
-  except _EnoughError:
+  except _BudgetSpent:
     pass
-  best = min(past, key=lambda one: one["loss"])
+  best = min(past, key=lambda evaluation: evaluation["loss"])
   return np.array(best["x"], np.float64)

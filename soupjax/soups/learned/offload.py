@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps ingredients on devices, on the host or on disk between passes."""
+"""Placement of ingredients between passes: devices, host or disk."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +17,7 @@ from soupjax.soups.core.ingredient import Ingredient, sharding_of
 
 CHOICES = ("device", "host", "disk")
 
-# Not absl's, which only some programs have; absl shows what is logged here.
+# The standard logger: absl, where it is used, shows its messages too.
 _log = logging.getLogger(__name__)
 
 
@@ -26,13 +26,13 @@ def choose(
   ingredients: Sequence[Ingredient],
   sharding: Any,
 ) -> str:
-  """Says where ingredients are to stay, also in the log.
+  """Chooses where ingredients stay between passes, and logs the choice.
 
   Args:
-    residency: "device", "host" or "disk"; or the bytes that ingredients may
-      take in this process, on its devices together or on the host, to choose
-      the first place with room; None allows half of the free memory.
-    ingredients: those to keep.
+    residency: "device", "host" or "disk"; or a limit in bytes for this process,
+      on all its devices together or on the host, to choose the first place with
+      room; None allows half of the free memory.
+    ingredients: the ingredients to keep.
     sharding: as in `Ingredient.load`.
 
   Returns:
@@ -41,7 +41,6 @@ def choose(
   Raises:
     ValueError: for another word or a negative number.
   """
-  memory_bytes = None
   if isinstance(residency, str):
     if residency not in CHOICES:
       raise ValueError(
@@ -49,89 +48,79 @@ def choose(
         f"None, got {residency!r}."
       )
     _log.info(
-      "%d ingredients stay on %s, as asked.", len(ingredients), residency
+      "%d ingredients stay on %s, as requested.", len(ingredients), residency
     )
     return residency
   if residency is not None:
-    memory_bytes = arguments.number(
+    residency = arguments.number(
       "residency", residency, "not be negative", lambda x: x >= 0
     )
-  needs = _needs(ingredients, sharding)
-  rooms = _rooms(memory_bytes, sharding, ingredients)
-  chosen = "disk"
-  for place, need in needs.items():
-    if need <= rooms[place]:
-      chosen = place
-      break
+  needs = _needed_bytes(ingredients, sharding)
+  limits = _allowed_bytes(residency, ingredients, sharding)
+  choice = next((p for p in needs if needs[p] <= limits[p]), "disk")
   _log.info(
     "%d ingredients stay on %s: they need %s.",
     len(ingredients),
-    chosen,
+    choice,
     ", ".join(
-      f"{needs[p] / 1e9:.3g} of {rooms[p] / 1e9:.3g} GB on {p}" for p in needs
+      f"{needs[p] / 1e9:.3g} of {limits[p] / 1e9:.3g} GB on {p}" for p in needs
     ),
   )
-  return chosen
+  return choice
 
 
 def cached_on_host(ingredient: Ingredient) -> Ingredient:
-  """Returns an ingredient that keeps on the host what was read of it once."""
+  """Returns an ingredient that keeps on the host what it has read."""
   if ingredient.path is None:
-    return ingredient  # It is in memory as it is.
-  kept: dict[tuple[str, str], np.ndarray] = {}
+    return ingredient  # It is already in memory.
+  cache: dict[tuple[str, str], np.ndarray] = {}
 
   def read(leaf, index):
     key = (leaf, str(index))
-    if key not in kept:
-      kept[key] = np.asarray(ingredient.reader(leaf, index))
-    return kept[key]
+    if key not in cache:
+      cache[key] = np.asarray(ingredient.reader(leaf, index))
+    return cache[key]
 
   return dataclasses.replace(ingredient, reader=read)
 
 
-def _devices(ingredients, sharding) -> set[jax.Device]:
-  """Those of this process that hold anything."""
-  found = set()
-  for leaf, spec in ingredients[0].specs.items():
-    where = sharding_of(sharding, leaf, spec)
-    found |= set(where.addressable_devices if where else ())
-  return found or {jax.local_devices()[0]}
-
-
-def _needs(ingredients, sharding) -> dict[str, float]:
+def _needed_bytes(ingredients, sharding) -> dict[str, float]:
   """Bytes on all devices of this process together, and on the host."""
   on_devices = 0
   for leaf, spec in ingredients[0].specs.items():
-    where = sharding_of(sharding, leaf, spec)
-    shape = where.shard_shape(spec.shape) if where else spec.shape
-    copies = len(where.addressable_devices) if where else 1
+    placement = sharding_of(sharding, leaf, spec)
+    shape = placement.shard_shape(spec.shape) if placement else spec.shape
+    copies = len(placement.addressable_devices) if placement else 1
     on_devices += copies * math.prod(shape) * spec.dtype.itemsize
   return {
     "device": on_devices * len(ingredients),
-    # Trees in memory are there already.
+    # Trees in memory are already on the host.
     "host": sum(i.num_bytes for i in ingredients if i.path is not None),
   }
 
 
-def _rooms(memory_bytes, sharding, ingredients) -> dict[str, float]:
-  """Bytes that may be taken on all devices together, and on the host."""
-  devices = _devices(ingredients, sharding)
-  stats = [device.memory_stats() for device in devices]
+def _allowed_bytes(limit, ingredients, sharding) -> dict[str, float]:
+  """Bytes that may be used on all devices together, and on the host."""
+  devices = set()
+  for leaf, spec in ingredients[0].specs.items():
+    placement = sharding_of(sharding, leaf, spec)
+    devices |= set(placement.addressable_devices if placement else ())
+  stats = [d.memory_stats() for d in devices or {jax.local_devices()[0]}]
   host = _free_on_host()
   if all(s and "bytes_limit" in s for s in stats):
-    # Shards are of one size: the fullest device decides.
+    # Shards have the same size, so the fullest device is the limit.
     free = len(stats) * min(
       s["bytes_limit"] - s.get("bytes_in_use", 0) for s in stats
     )
   else:
-    free = host  # The CPU is its own device.
-  if memory_bytes is None:
+    free = host  # CPU devices share the memory of the host.
+  if limit is None:
     return {"device": free / 2, "host": host / 2}
-  return {"device": min(memory_bytes, free), "host": memory_bytes}
+  return {"device": min(limit, free), "host": limit}
 
 
 def _free_on_host() -> float:
-  """Bytes of memory that this process could still take."""
+  """Returns the bytes of memory that this process can still allocate."""
   free = math.inf
   try:
     with open("/proc/meminfo", encoding="ascii") as f:
@@ -140,16 +129,16 @@ def _free_on_host() -> float:
   except (OSError, KeyError, ValueError):  # Not Linux.
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
       free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  # A container may have less.
+  # A container may have a lower limit.
   for limit, used in (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
   ):
     try:
       with open(f"/sys/fs/cgroup/{limit}", encoding="ascii") as f:
-        most = int(f.read())
+        max_bytes = int(f.read())
       with open(f"/sys/fs/cgroup/{used}", encoding="ascii") as f:
-        free = min(free, max(most - int(f.read()), 0))
-    except (OSError, ValueError):  # "max", or another version of cgroups.
+        free = min(free, max(max_bytes - int(f.read()), 0))
+    except (OSError, ValueError):  # No limit, or another cgroup version.
       continue
   return free

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Options of learned soups that belong together."""
+"""Grouped options of learned soups."""
 
 from collections.abc import Callable
 import dataclasses
@@ -14,7 +14,7 @@ class Granularity:
 
   Attributes:
     name: "model" learns K coefficients, "layer" K for every layer, "tensor" K
-      for every leaf (as the released code of both papers does).
+      for every leaf (like the released code of both papers).
     layer_of: leaf name -> layer name, for "layer".
     stacked: regex of leaves whose leading axis counts layers (a scanned
       encoder, `"encoderblock/"`), for "layer" and "tensor". For "layer", the
@@ -32,14 +32,13 @@ class CoefficientOptimizer:
   """Optimizer of coefficients.
 
   Attributes:
-    name: "adamw"; or "lbfgs", for a loss on all held-out data (no batches),
-      which stops when it converges and returns the best soup of those it
-      evaluated.
-    learning_rate: of AdamW, constant; None is 0.1, or 0.001 with a base (as
-      the papers have it).
-    weight_decay: of AdamW, decoupled; pulls towards the uniform soup, or the
-      base.
-    learn_beta: whether the logit scale is learned or stays 1.
+    name: "adamw" or "lbfgs". L-BFGS needs a loss on all held-out data (no
+      batches), stops when it converges, and returns the best soup it evaluated.
+    learning_rate: constant learning rate of AdamW; None is 0.1, or 0.001 with a
+      base (the values of the papers).
+    weight_decay: decoupled weight decay of AdamW, towards the uniform soup, or
+      towards the base.
+    learn_beta: whether the logit scale is learned; otherwise it stays 1.
   """
 
   name: str = "adamw"

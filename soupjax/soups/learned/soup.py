@@ -7,18 +7,18 @@ of the held-out loss at theta,
 
   dL/dg_i = a_i <G, theta_i - theta>
 
-(for every group of leaves that has coefficients of its own, over the leaves of
-that group). With a base model theta_0 it is theta_0 + sum_i l_i (theta_i -
-theta_0), coefficients have any sign, and
+(for every group of leaves with its own coefficients, over the leaves of that
+group). With a base model theta_0 the soup is theta_0 + sum_i l_i (theta_i -
+theta_0), the coefficients have any sign, and
 
   dL/dl_i = <G, theta_i - theta_0>.
 
-So a step is one ordinary gradient and, for every ingredient in turn, one dot
-product: no graph over K models, and never two ingredients besides the soup at a
-time (three while one is read ahead). A step passes twice over the ingredients,
-as no coefficient of the next soup is known before the last dot product of this
-one. Coefficients of a layer depend on that layer alone, so that one pass would
-do for AdamW; but it would hold that layer of all ingredients at once.
+A step is therefore one ordinary gradient and one dot product per ingredient,
+without a graph over K models. Memory holds the soup and two ingredients (three
+while the next one is read). Every step passes twice over the ingredients,
+because the coefficients of the next soup need all dot products of this one. The
+coefficients of a layer depend on that layer alone, so AdamW could do with one
+pass, but it would hold that layer of all ingredients at once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,8 +39,7 @@ from soupjax.soups.core.ingredient import (
   check_ingredients,
 )
 from soupjax.soups.core.select import Selection
-from soupjax.soups.learned import checks, host_optimizers
-from soupjax.soups.learned import offload as offload_lib
+from soupjax.soups.learned import checks, host_optimizers, offload
 from soupjax.soups.learned import state as state_lib
 from soupjax.soups.learned.granularity import make_layout
 from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
@@ -54,16 +53,17 @@ class LearnedSoup:
   """A learned soup.
 
   Attributes:
-    params: the soup, with the dtypes of the first ingredient, or the base.
-    names: the ingredients, in the order of the coefficients.
-    alphas: group of leaves -> (K,) coefficients, positive, of sum 1; with a
-      base of any sign and sum. The one group is "model" for granularity
-      "model".
+    params: the soup, with the dtypes of the first ingredient, or of the base.
+    names: names of the ingredients, in the order of the coefficients.
+    alphas: group of leaves -> (K,) coefficients, which are positive and sum to
+      1, or have any sign and sum with a base. Granularity "model" has the one
+      group "model".
     beta: the learned logit scale. It changes no prediction.
-    history: for every step `{"step", "loss", "beta"}`; the loss before the
-      step, so the first is that of the soup it starts from.
-    base: name of the base, None if there is none.
-    residency: where the ingredients stayed: "device", "host" or "disk".
+    history: `{"step", "loss", "beta"}` of every step. The loss is that before
+      the step, so the first one belongs to the initial soup.
+    base: name of the base, or None.
+    residency: place of the ingredients between passes: "device", "host" or
+      "disk".
   """
 
   params: PyTree
@@ -96,59 +96,60 @@ def learned_soup(
   """Learns mixing coefficients on held-out data.
 
   Without a base, coefficients are a softmax and start at the uniform soup. With
-  a base they multiply task vectors, have any sign and start at 0.3: with
-  `entropy_loss` on unlabelled data that is AdaMerging (arXiv 2310.02575),
+  a base they multiply task vectors, have any sign and start at 0.3. With
+  `entropy_loss` on unlabelled data this is AdaMerging (arXiv 2310.02575),
   task-wise for granularity "model", layer-wise for "layer" (the paper's
   released code has coefficients for every tensor, and clips them to [0, 1]).
 
-  Memory, with residency "disk": the soup, its gradient, the first ingredient
-  (or the base), the one that is worked on and the one being read, whatever
-  their number; every ingredient is read twice a step, less the two where passes
-  turn around. The residency changes no bit. The last bits may depend on the
-  mesh, other than those of `uniform_soup`.
+  With residency "disk", memory holds the soup, its gradient, the first
+  ingredient (or the base), the current ingredient and the one being read,
+  whatever the number of ingredients. Every ingredient is read twice per step,
+  except that the last one of a pass is reused as the first of the next. The
+  result does not depend on the residency. Unlike those of `uniform_soup`, its
+  last bits may depend on the mesh.
 
   Args:
-    ingredients: at least two; one is enough with a base.
+    ingredients: models in any form, at least two; with a base, at least one.
     loss: `loss(params, beta)`, the loss on all held-out data with logits
       multiplied by the scalar beta; `loss(params, beta, batch)` if `batches`
       is given. Must return one scalar and be traceable: it is compiled once.
       If it has an attribute `mode`, that must be "min".
-    base: the model that all were fine-tuned from, to learn coefficients of
-      task vectors instead of a mean.
+    base: the model that all ingredients were fine-tuned from, to learn
+      coefficients of task vectors instead of a weighted mean.
     granularity: "model", "layer" or "tensor", or a `Granularity`.
-    init: K coefficients to start from, or a mapping from every group to K, as
-      `alphas` of another learned soup. Without a base they must be positive
-      and are scaled to sum 1; with one, a single number stands for all.
-    steps: optimisation steps, a positive number; for L-BFGS the most
-      evaluations of loss and gradient.
+    init: K coefficients to start from, or a mapping from every group to K, such
+      as `alphas` of another learned soup. Without a base they must be positive
+      and are scaled to sum 1; with a base, one number can stand for all.
+    steps: number of optimisation steps; for L-BFGS the most evaluations of loss
+      and gradient.
     optimizer: "adamw" or "lbfgs", or a `CoefficientOptimizer`.
     batches: an iterable with at least `steps` batches.
     select: leaves that are not mixed with learned coefficients, as in `mix`;
-      the loss sees the result. What it keeps, it keeps from `base`.
-    dtype: of the floating leaves of the soup; None keeps those of the first
-      ingredient, or the base. The loss sees float32.
-    sharding: where ingredients go, as in `Ingredient.load`.
-    residency: where ingredients stay between passes: on the "device" (sharded
-      as `sharding` says), on the "host", or on "disk", where only the next is
-      read ahead; trees in memory stay where they are for the last two. A number
-      is the bytes that they may take in this process: then the first place with
-      room is used, and the log says which. None allows half of the free memory.
+      the loss sees the result. Leaves to keep are taken from `base`.
+    dtype: dtype of the floating leaves of the soup; None keeps those of the
+      first ingredient, or of the base. The loss sees float32.
+    sharding: placement of the ingredients, as in `Ingredient.load`.
+    residency: place of the ingredients between passes: "device" (with
+      `sharding`), "host", or "disk", with one ingredient read ahead; for the
+      last two, trees in memory stay where they are. A number limits their bytes
+      in this process: the first place with room is used, and logged. None
+      allows half of the free memory.
     on_step: called with every entry of the history.
-    resume: the last state of a run that was cut short, with the same
-      arguments (`steps` may be more; `batches` from the start: those of steps
-      done are passed over). It ends with the same bits as an unbroken run.
-    on_state: called after every step with all that `resume` needs, as JSON:
-      some numbers a coefficient; for L-BFGS those of every evaluation.
+    resume: the last state of an interrupted run with the same arguments. Only
+      `steps` may be larger. Give `batches` from the start: those of finished
+      steps are skipped. The result has the bits of an uninterrupted run.
+    on_state: called after every step with the state that `resume` needs, as
+      JSON: a few numbers per coefficient; for L-BFGS, of every evaluation.
 
   Returns:
-    The soup, its coefficients and the losses on the way.
+    The soup, its coefficients and the losses of all steps.
 
   Raises:
-    ValueError: if there are too few ingredients, trees differ, one has NaN or
-      infinity, none has float leaves, an argument is out of range or does not
-      fit the others, batches run out, or the loss, its gradient or the soup is
-      not finite.
-    TypeError: if one is not a model.
+    ValueError: if there are too few ingredients, trees differ, an ingredient
+      has NaN or infinity or no floating leaves, an argument is out of range or
+      does not fit the others, batches run out, or the loss, its gradient or the
+      soup is not finite.
+    TypeError: if an ingredient is not a model.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -156,8 +157,9 @@ def learned_soup(
     ...           make("b", {"w": jnp.array([4.0, 0.0])})]
     >>> def loss(params, beta):  # Smallest at a quarter of b.
     ...   return ((params["w"] - jnp.array([1.0, 3.0])) ** 2).sum()
-    >>> soup = sj.learned_soup(models, loss, granularity="model", steps=20,
-    ...                        optimizer="lbfgs", learn_beta=False)
+    >>> optimizer = sj.CoefficientOptimizer("lbfgs", learn_beta=False)
+    >>> soup = sj.learned_soup(
+    ...   models, loss, granularity="model", steps=20, optimizer=optimizer)
     >>> soup.alphas["model"].round(3)
     array([0.75, 0.25])
   """
@@ -174,16 +176,11 @@ def learned_soup(
     granularity = Granularity(granularity)
   if isinstance(optimizer, str):
     optimizer = CoefficientOptimizer(optimizer)
-  settings = checks.settings(
-    ingredients,
-    base,
-    granularity,
-    steps,
-    optimizer,
-    batches,
+  steps, optimizer = checks.settings(
+    ingredients, base, granularity, steps, optimizer, batches
   )
-  checks.direction(loss)
-  batches = checks.batches(batches, settings.steps)
+  checks.lower_is_better(loss)
+  batches = checks.batches(batches, steps)
   if base is None:
     ingredients = check_ingredients(ingredients)
   else:
@@ -191,31 +188,29 @@ def learned_soup(
   anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity)
-  checks.something_to_learn(anchor, layout)
+  if not layout.groups:
+    raise ValueError(
+      f"{anchor.name!r} has no floating leaf to learn coefficients for. Its "
+      f"leaves: {sorted(anchor.specs)[:10]}."
+    )
   start = state_lib.start(init, base, layout.groups, len(ingredients))
   state = state_lib.State(
-    settings, ingredients, base, layout, optimizer.learn_beta, selection.select
+    steps, optimizer, ingredients, base, layout, selection.select
   )
   past = state.restored(resume, start.size + 1)
-  kept = offload_lib.choose(
-    residency,
-    ingredients[1:] if base is None else ingredients,
-    sharding,
+  residency = offload.choose(
+    residency, ingredients[1:] if base is None else ingredients, sharding
   )
-  pool = Pool(ingredients, base, layout, sharding, kept)
+  pool = Pool(ingredients, base, layout, sharding, residency)
   pool.check_finite()
   problem = _Problem(
-    pool,
-    loss,
-    batches,
-    optimizer.learn_beta,
-    state.history,
-    on_step,
-    selection,
+    pool, loss, batches, optimizer.learn_beta, state.history, on_step, selection
   )
-  if len(state.history) < settings.steps:
+  if len(state.history) < steps:
     problem.check_loss()
-  x = _minimize(problem, np.append(start, 0.0), settings, past, state, on_state)
+  x = _minimize(
+    problem, np.append(start, 0.0), optimizer, past, state, on_state
+  )
 
   alphas, beta = problem.unpacked(x)
   return LearnedSoup(
@@ -225,15 +220,15 @@ def learned_soup(
     beta=beta,
     history=tuple(state.history),
     base=base.name if base else None,
-    residency=kept,
+    residency=residency,
   )
 
 
 class _Problem:
-  """Loss and gradient as functions of numbers without bounds.
+  """Loss and gradient as functions of unbounded numbers.
 
-  They are what the coefficients are made from, group by group, and the
-  logarithm of beta at the end.
+  The numbers are the logits of the coefficients, group by group (with a base,
+  the coefficients themselves), and the logarithm of beta at the end.
   """
 
   def __init__(
@@ -245,12 +240,12 @@ class _Problem:
     self.fixed = selection.fixed(pool.sharding)
     floats = [self.names[k] for k in pool.layout.floats]
     self.ends = selection.ends(floats, pool.sharding)
-    # Arguments of the compiled function: constants in it would take memory.
+    # Arguments of the compiled function, where constants would take memory.
     self.rest = {
       "fixed": {k: x for k, x in self.fixed.items() if tree.is_float(x)},
       "bases": {k: end[0] for k, end in zip(floats, self.ends) if end},
     }
-    # Those of steps that were done before.
+    # Skip the batches of finished steps.
     self.batches = itertools.islice(batches, len(history), None)
     self._value_and_grad = jax.jit(
       jax.value_and_grad(self._loss_of, argnums=(0, 1))
@@ -263,7 +258,7 @@ class _Problem:
     for k, value in floats.items():
       name = self.names[k]
       if name in rest["bases"]:
-        # Plain arithmetic, which has a gradient.
+        # Plain arithmetic instead of compensated sums, for the gradient.
         base = rest["bases"][name].astype(jnp.float32)
         value = base + self.selection.share(name) * (value - base)
       leaves[name] = value
@@ -285,8 +280,8 @@ class _Problem:
     return self.selection.assembled(leaves)
 
   def check_loss(self) -> None:
-    """Checks what the loss returns, without computing it."""
-    # The first batch is needed for that, and put back.
+    """Checks the type of the loss, without computing it."""
+    # The check needs the first batch, and puts it back.
     batch = next(self.batches)
     checks.loss(self._loss_of, self.pool, (self.rest, *batch))
     self.batches = itertools.chain([batch], self.batches)
@@ -323,20 +318,20 @@ class _Problem:
     return value, np.append(grad, beta_grad)
 
 
-def _minimize(problem, x, settings, past, state, on_state) -> np.ndarray:
-  def save(found):
+def _minimize(problem, x, optimizer, past, state, on_state) -> np.ndarray:
+  def save(optimizer_state):
     if on_state:
-      on_state(state.saved(found))
+      on_state(state.saved(optimizer_state))
 
-  arguments = {"steps": settings.steps, "state": past, "on_state": save}
-  if settings.optimizer == "lbfgs":
+  arguments = {"steps": state.steps, "state": past, "on_state": save}
+  if optimizer.name == "lbfgs":
     return host_optimizers.lbfgs(problem.evaluate, x, **arguments)
-  decay = np.full(x.size, settings.weight_decay)
-  decay[-1] = 0  # Of beta.
+  decay = np.full(x.size, optimizer.weight_decay)
+  decay[-1] = 0  # Beta does not decay.
   return host_optimizers.adamw(
     problem.evaluate,
     x,
-    learning_rate=settings.learning_rate,
+    learning_rate=optimizer.learning_rate,
     weight_decay=decay,
     **arguments,
   )

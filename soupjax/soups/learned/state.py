@@ -12,19 +12,19 @@ from soupjax.soups.core import arguments
 
 
 def start(init, base, groups: Sequence[str], count: int) -> np.ndarray:
-  """Returns the numbers that the first coefficients are made from.
+  """Returns the initial logits, or with a base the initial coefficients.
 
   Args:
-    init: as given to `learned_soup`.
+    init: as in `learned_soup`.
     base: the base, None for a softmax.
-    groups: of leaves.
+    groups: names of the groups of leaves.
     count: K, the number of ingredients.
 
   Returns:
-    (groups, K) in float64: logits, or with a base the coefficients.
+    (groups, K) numbers in float64.
 
   Raises:
-    ValueError: naming the group whose coefficients do not fit.
+    ValueError: naming the group whose coefficients are invalid.
   """
   if init is None:
     init = np.ones(count) if base is None else 0.3
@@ -35,7 +35,8 @@ def start(init, base, groups: Sequence[str], count: int) -> np.ndarray:
     raise ValueError(
       "init must have coefficients for every group of leaves. Missing: "
       f"{sorted(missing)[:10]}, unknown: {sorted(map(str, unknown))[:10]}. "
-      "Give a sequence, as soup.alphas['model'], to start all groups alike."
+      "Give a sequence, such as soup.alphas['model'], to start all groups "
+      "alike."
     )
   return np.stack(
     [_row(f"init[{group!r}]", init[group], base, count) for group in groups]
@@ -43,66 +44,68 @@ def start(init, base, groups: Sequence[str], count: int) -> np.ndarray:
 
 
 def _row(name, value, base, count) -> np.ndarray:
-  found = arguments.numbers(value)
-  if found is not None and base is not None and found.ndim == 0:
-    found = np.full(count, found)
-  if found is None or found.shape != (count,):
+  row = arguments.numbers(value)
+  if row is not None and base is not None and row.ndim == 0:
+    row = np.full(count, row)
+  if row is None or row.shape != (count,):
     raise ValueError(
       f"{name} must be {count} numbers, in the order of the ingredients, or a "
-      f"mapping from groups of leaves to that, got {value!r:.80}."
+      f"mapping from groups of leaves to {count} numbers, got {value!r:.80}."
     )
-  if not np.isfinite(found).all():
+  if not np.isfinite(row).all():
     raise ValueError(f"{name} must be finite, got {value!r:.80}.")
   if base is not None:
-    return found
-  if (found <= 0).any():
+    return row
+  if (row <= 0).any():
     raise ValueError(
-      f"{name} must be positive, got {value!r:.80}: a softmax never reaches 0 "
-      "and could not leave it. Leave that ingredient out, or pass a base."
+      f"{name} must be positive, got {value!r:.80}, because a softmax is never "
+      "0. Leave that ingredient out, or pass a base."
     )
-  # Exactly 0 where all are equal.
-  return np.log(found / found.max())
+  # Equal coefficients have logits of exactly 0.
+  return np.log(row / row.max())
 
 
 class State:
-  """What run this is, and how far it got.
+  """The settings and the history of a run.
 
   Attributes:
-    history: of the steps done.
+    history: entries of the finished steps.
+    steps: the number of steps of the whole run.
+    run: the settings that a resumed run must share.
   """
 
-  def __init__(self, settings, ingredients, base, layout, learn_beta, select):
-    """Args: as in `learned_soup`, checked."""
+  def __init__(self, steps, optimizer, ingredients, base, layout, select):
+    """Takes checked arguments of `learned_soup`."""
     self.history: list[dict[str, float]] = []
-    self.steps = settings.steps
+    self.steps = steps
     self.run = {
       "names": [i.name for i in ingredients],
       "base": base.name if base else None,
       "groups": list(layout.groups),
-      "optimizer": settings.optimizer,
-      "learning_rate": settings.learning_rate,
-      "weight_decay": settings.weight_decay,
-      "learn_beta": bool(learn_beta),
+      "optimizer": optimizer.name,
+      "learning_rate": optimizer.learning_rate,
+      "weight_decay": optimizer.weight_decay,
+      "learn_beta": bool(optimizer.learn_beta),
       "select": {k: np.asarray(v).tolist() for k, v in select.items()} or None,
     }
 
   def saved(self, optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all of it as JSON, with the state of the optimizer."""
+    """Returns the state of run and optimizer as JSON."""
     return {
       "run": self.run,
       "history": [dict(entry) for entry in self.history],
-      "optimizer": _plain(optimizer),
+      "optimizer": _jsonable(optimizer),
     }
 
   def restored(self, resume: Any, count: int) -> Mapping[str, Any] | None:
-    """Takes over an earlier run.
+    """Restores the history of an earlier run.
 
     Args:
       resume: from `saved`, or None.
-      count: of the optimizer's numbers.
+      count: how many numbers are optimised.
 
     Returns:
-      The state of the optimizer.
+      The state of the optimizer, None without `resume`.
 
     Raises:
       ValueError: if it is damaged, or of another run.
@@ -113,12 +116,12 @@ class State:
       run, history = dict(resume["run"]), list(resume["history"])
       optimizer = dict(resume["optimizer"])
     except (KeyError, TypeError, ValueError) as e:
-      raise _no_state(e) from e
+      raise _damaged(e) from e
     for key, value in self.run.items():
       if run.get(key) != value:
         raise ValueError(
           f"resume is of a run with {key} {run.get(key)!r:.80}, not "
-          f"{value!r:.80}. Give the same arguments, or start afresh."
+          f"{value!r:.80}. Give the same arguments, or start without resume."
         )
     try:
       steps = [int(e["step"]) for e in history]
@@ -126,29 +129,29 @@ class State:
         raise ValueError("history must hold finite numbers")
       done = _check_optimizer(self.run["optimizer"], optimizer, count)
     except (KeyError, TypeError, ValueError) as e:
-      raise _no_state(e) from e
+      raise _damaged(e) from e
     if steps != list(range(done)) or done > self.steps:
       raise ValueError(
         f"resume has {len(steps)} steps of history and {done} of the "
         f"optimizer; this run has steps={self.steps}. Raise steps, or start "
-        "afresh."
+        "without resume."
       )
     self.history[:] = [dict(entry) for entry in history]
     return optimizer
 
 
-def _no_state(error: Exception) -> ValueError:
+def _damaged(error: Exception) -> ValueError:
   return ValueError(
-    f"resume is no state of a learned soup ({type(error).__name__}: {error}). "
-    "Give what on_state was called with last, or start afresh."
+    f"resume is not a state of a learned soup ({type(error).__name__}: "
+    f"{error}). Give the last argument of on_state, or start without resume."
   )
 
 
 def _check_optimizer(name, state, count) -> int:
-  """Returns the number of steps done.
+  """Returns the number of finished steps in the state of an optimizer.
 
   Raises:
-    KeyError, TypeError, ValueError: if it is damaged.
+    KeyError, TypeError, ValueError: if the state is damaged.
   """
   if name == "adamw":
     done, rows = int(state["step"]), [state]
@@ -166,10 +169,10 @@ def _check_optimizer(name, state, count) -> int:
   return done
 
 
-def _plain(value: Any) -> Any:
-  """Arrays as lists, which JSON keeps bit for bit."""
+def _jsonable(value: Any) -> Any:
+  """Turns arrays into lists, which JSON preserves bit for bit."""
   if isinstance(value, Mapping):
-    return {k: _plain(v) for k, v in value.items()}
+    return {k: _jsonable(v) for k, v in value.items()}
   if isinstance(value, list):
-    return [_plain(v) for v in value]
+    return [_jsonable(v) for v in value]
   return value.tolist() if isinstance(value, np.ndarray) else value

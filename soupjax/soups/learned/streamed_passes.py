@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over ingredients: the mixture, and the gradient's dot products."""
+"""Passes over ingredients for the mixture and for the dot products."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
@@ -21,7 +21,7 @@ Leaves = list[Any]
 
 @functools.partial(jax.jit, static_argnames="layout")
 def _means(total, first, scale, *, layout):
-  """Ends running sums; scales of stacks of layers differ by layer."""
+  """Divides the running sums; stacks of layers have a scale per layer."""
   return [
     compensated.mean(s, a, layout.spread(scale, k))
     for k, (s, a) in enumerate(zip(zip(*total), first))
@@ -30,7 +30,7 @@ def _means(total, first, scale, *, layout):
 
 @functools.partial(jax.jit, static_argnames="layout")
 def _dots(grads, params, origin, *, layout):
-  """<G, theta_i - origin> for every slot."""
+  """Computes <G, theta_i - origin> for every slot."""
   return jnp.concatenate(
     [
       layout.sums(k, g * (b.astype(jnp.float32) - a.astype(jnp.float32)))
@@ -41,12 +41,12 @@ def _dots(grads, params, origin, *, layout):
 
 
 class Pool:
-  """The ingredients, for one pass after another.
+  """The ingredients of a learned soup, read in repeated passes.
 
-  A pass has two of them at most besides the first (or the base): the one that
-  is worked on and the next, which is read meanwhile. Passes go there and back,
-  so that the last of one pass is the first of the next and is not read again;
-  what the system still holds of files is met first, too.
+  Besides the first ingredient (or the base), memory holds two ingredients: the
+  current one, and the next one, which is being read. Passes alternate in
+  direction. The last ingredient of a pass is then the first of the next and is
+  not read again, and the files that follow are likely to be in the page cache.
   """
 
   def __init__(
@@ -55,29 +55,29 @@ class Pool:
     base: Ingredient | None,
     layout: CoefficientLayout,
     sharding: Any,
-    kept: str,
+    residency: str,
   ):
-    """Reads the model that differences are taken from: the base or the first.
+    """Reads the base, or else the first ingredient.
 
     Args:
-      ingredients: all of them.
-      base: what task vectors are taken from, None for a weighted mean.
-      layout: which coefficients belong to which leaf.
-      sharding: where ingredients go, as in `Ingredient.load`.
-      kept: "device", "host" or "disk"; see `offload.choose`.
+      ingredients: all ingredients.
+      base: the origin of task vectors, None for a weighted mean.
+      layout: the coefficients of every leaf.
+      sharding: placement of the ingredients, as in `Ingredient.load`.
+      residency: "device", "host" or "disk"; see `offload.choose`.
     """
     self.base, self.layout, self.sharding = base, layout, sharding
     self.slot_groups = np.asarray(layout.slot_groups)
     self.ingredients = list(ingredients)
     self.anchor = base or self.ingredients[0]
     self.first = self._placed(self._load(self.anchor))
-    # The first ingredient's difference from itself is zero: it has no term.
+    # Sums are of differences from the first model, which itself has no term.
     self._positions = range(0 if base else 1, len(self.ingredients))
     self._on_devices: dict[int, Leaves] | None = None
     self._recent: tuple[int, Leaves] | None = None
-    if kept == "device":
+    if residency == "device":
       self._on_devices = dict(self._pass(self._positions))
-    elif kept == "host":
+    elif residency == "host":
       for k in self._positions:
         self.ingredients[k] = offload.cached_on_host(self.ingredients[k])
 
@@ -85,20 +85,19 @@ class Pool:
     return jax.tree.leaves(ingredient.load(sharding=self.sharding))
 
   def _placed(self, leaves: Leaves) -> Leaves:
-    """Puts floats on devices, one by one in the same list.
+    """Puts floating leaves on devices, one by one in the same list.
 
-    Not in the thread that reads, which knows no `jax.default_device`. Integers
-    stay: JAX would cut those of 64 bits.
+    The reading thread cannot do this, because `jax.default_device` does not
+    apply there. Integers stay as they are: JAX would cut 64 bits to 32.
     """
-    for k, held in enumerate(self.layout.leaves):
-      if held is not None:
-        leaves[k] = jnp.asarray(leaves[k])
+    for k in self.layout.floats:
+      leaves[k] = jnp.asarray(leaves[k])
     return leaves
 
   def _pass(self, positions: Iterable[int]) -> Iterator[tuple[int, Leaves]]:
-    """Yields the leaves of ingredients in turn, reading the next meanwhile.
+    """Yields the leaves of ingredients in turn while the next are read.
 
-    Whoever uses them must drop them (`del`) before asking for the next.
+    Callers must drop the leaves (`del`) before they ask for the next.
     """
     if self._on_devices is not None:
       for position in positions:
@@ -114,15 +113,15 @@ class Pool:
         return thread.submit(self._load, self.ingredients[positions[turn]])
 
       if recent and positions and recent[0] == positions[0]:
-        coming = concurrent.futures.Future()
-        coming.set_result(recent[1])
+        pending = concurrent.futures.Future()
+        pending.set_result(recent[1])
       else:
-        coming = read(0)
+        pending = read(0)
       recent = None
       for turn, position in enumerate(positions):
-        leaves = self._placed(coming.result())
-        coming = read(turn + 1)
-        if coming is None:
+        leaves = self._placed(pending.result())
+        pending = read(turn + 1)
+        if pending is None:
           self._recent = (position, leaves)
         yield position, leaves
 
@@ -145,10 +144,10 @@ class Pool:
       del leaves
 
   def mix(self, alphas: np.ndarray) -> Leaves:
-    """Returns the soup in float32; leaves not floating are the first's.
+    """Returns the soup in float32, with the first model's integer leaves.
 
     The bits are those of `uniform_soup` with the coefficients as weights, or
-    with a base of `rules.task_arithmetic`, on any mesh.
+    with a base those of `rules.task_arithmetic`, on any mesh.
 
     Args:
       alphas: (groups, K) coefficients.
@@ -166,7 +165,7 @@ class Pool:
       )
       del leaves
       if self._on_devices is None:
-        # Devices that lag behind would hold all that they still have to add.
+        # Without waiting, devices would hold all ingredients still to add.
         jax.block_until_ready(total)
     scale = scales[:, self.slot_groups]
     means = iter(_means(total, first, scale, layout=self.layout))
@@ -176,7 +175,7 @@ class Pool:
     ]
 
   def _coefficients(self, alphas):
-    """Weights (2, groups, K) and scales (3, groups) of the combination."""
+    """Returns the weights, (2, groups, K), and the scales, (3, groups)."""
     if self.base:
       ones = np.stack([compensated.parts(1.0)] * len(alphas), axis=1)
       return compensated.pair(alphas), ones
@@ -185,16 +184,15 @@ class Pool:
     return compensated.pair(weights), np.stack(scales, axis=1)
 
   def floats(self, leaves: Leaves) -> dict[int, Any]:
-    """Those leaves that are floating, by position."""
-    held = self.layout.leaves
-    return {k: x for k, x in enumerate(leaves) if held[k] is not None}
+    """Returns the floating leaves by position."""
+    return {k: leaves[k] for k in self.layout.floats}
 
   def products(self, grads: dict[int, Any], soup: Leaves) -> np.ndarray:
     """Returns <G, theta_i - origin> for every group and ingredient.
 
     Args:
-      grads: G, the gradient at the soup, of every floating leaf by position.
-      soup: from `mix`. It is the origin, unless there is a base.
+      grads: the gradient G of every floating leaf, by position.
+      soup: from `mix`; the origin, unless there is a base.
 
     Returns:
       (groups, K) products in float64.
@@ -203,15 +201,15 @@ class Pool:
     grads = [grads.get(k) for k in range(len(self.first))]
 
     def dots(leaves):
-      found = _dots(grads, leaves, origin, layout=self.layout)
-      # To read them waits for the device, as in `mix`.
-      return np.array(found) if self._on_devices is None else found
+      values = _dots(grads, leaves, origin, layout=self.layout)
+      # Reading the values waits for the device, as in `mix`.
+      return np.array(values) if self._on_devices is None else values
 
-    found = {} if self.base else {0: dots(self.first)}
+    rows = {} if self.base else {0: dots(self.first)}
     for position, leaves in self._pass(reversed(self._positions)):
-      found[position] = dots(leaves)
+      rows[position] = dots(leaves)
       del leaves
-    slots = np.stack([found[k] for k in sorted(found)]).astype(np.float64)
+    slots = np.stack([rows[k] for k in sorted(rows)]).astype(np.float64)
     out = np.zeros((len(self.layout.groups), len(self.ingredients)))
     np.add.at(out, self.slot_groups, slots.T)
     return out

@@ -3,11 +3,11 @@
 """Searches for coefficients on held-out data: `sj.search`.
 
 Every search takes `evaluate(params)`, which returns one score, or a mapping
-from names of datasets to scores; higher is better, so negate losses (`diwa` and
-`ratatouille` take `mode="min"` instead). What `evaluate` looks at decides: give
-it held-out data only. No search takes a test set; judge `Search.params` on that
-afterwards, once. (A WiSE-FT curve may show other datasets too; its alpha is
-chosen on the one that is named.)
+from names of datasets to scores. Higher is better, so negate losses (`diwa` and
+`ratatouille` take `mode="min"` instead). The scores decide the result, so
+`evaluate` should use held-out data only. Evaluate `Search.params` on the test
+set afterwards, once. (`wise_ft_curve` may also record scores on other datasets;
+it chooses alpha on the dataset named by `choose_on`.)
 """
 
 from soupjax.soups.search.candidates import Candidate as Candidate

@@ -1,14 +1,14 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Black-box search in a box, within a budget of evaluations, by scipy."""
+"""Black-box search in the unit cube within a budget of evaluations."""
 
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 
-class _Spent(Exception):
-  """The budget is gone."""
+class _BudgetSpent(Exception):
+  """Stops SciPy when the budget is used up."""
 
 
 def maximize(
@@ -17,40 +17,41 @@ def maximize(
   budget: int,
   known: Collection[tuple[float, ...]] = (),
 ) -> None:
-  """Looks for a high value in [0, 1]^K with the simplex of Nelder and Mead.
+  """Searches for a high value in [0, 1]^K with the Nelder-Mead simplex.
 
-  The caller remembers what was tried. Scores of a held-out set are stairs, on
-  which gradients and models say little; the simplex begins wide enough to step
-  over them, and begins anew, smaller, when it has shrunk to a point.
+  The result is not returned: `value` should record its points. Held-out scores
+  are step functions, on which gradients and surrogate models are of little use.
+  The first simplex is wide enough to step over plateaus. When it has shrunk to
+  a point, the search restarts there with a smaller one.
 
   Args:
-    value: of a point. Deterministic.
-    start: a point.
-    budget: how many points may be evaluated.
-    known: points that cost nothing.
+    value: maps a point to its value; deterministic.
+    start: the first point.
+    budget: the most points to evaluate.
+    known: points that do not count towards the budget.
   """
-  import scipy.optimize  # Comes with jax; a tenth of a second to import.
+  import scipy.optimize  # Imported late, as it takes a tenth of a second.
 
   def rounded(x):
     return tuple(float(c) for c in np.round(x, 4))
 
-  # A grid has 0.30000000000000004, which is 0.3 here.
-  free = {rounded(point): point for point in known}
+  # A known point may be 0.30000000000000004, which is 0.3 when rounded.
+  known_by_rounded = {rounded(point): point for point in known}
   best, best_value, left = np.asarray(start, float), -np.inf, budget
 
-  def lost(x):
+  def negated(x):
     nonlocal best, best_value, left
-    # Fewer digits find a point again that a resumed run has tried.
+    # With fewer digits a resumed run meets the same points again.
     point = rounded(x)
-    point = free.get(point, point)
+    point = known_by_rounded.get(point, point)
     if point not in known:
       if left < 1:
-        raise _Spent
+        raise _BudgetSpent
       left -= 1
-    found = value(point)
-    if found > best_value:
-      best, best_value = np.array(point), found
-    return -found
+    point_value = value(point)
+    if point_value > best_value:
+      best, best_value = np.array(point), point_value
+    return -point_value
 
   size = 0.4
   try:
@@ -58,11 +59,11 @@ def maximize(
       corners = [best]
       for k in range(len(best)):
         corner = best.copy()
-        # Towards the farther side of the box.
+        # Step towards the farther side of the cube.
         corner[k] += size if corner[k] < 0.5 else -size
         corners.append(corner)
       scipy.optimize.minimize(
-        lost,
+        negated,
         best,
         method="Nelder-Mead",
         bounds=[(0, 1)] * len(best),
@@ -74,5 +75,5 @@ def maximize(
         },
       )
       size /= 2
-  except _Spent:
+  except _BudgetSpent:
     return

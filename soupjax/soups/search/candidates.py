@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The candidates of a search, with their scores and the choice."""
+"""Candidates of a search, their scores, and the choice among them."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -18,11 +18,11 @@ class Candidate:
   """One trial of a search.
 
   Attributes:
-    coefficients: one a direction.
-    scores: held-out scores, by dataset; {"score": ...} if there is one alone.
-    value: what the search maximises; None before the choice.
-    chosen: whether this is the one.
-    reason: why, or why not, in words.
+    coefficients: one number per direction.
+    scores: held-out scores by dataset; {"score": ...} for a single score.
+    value: the objective of the search; None before the choice.
+    chosen: whether this candidate was chosen.
+    reason: the reason for the choice in words.
   """
 
   coefficients: tuple[float, ...]
@@ -32,14 +32,18 @@ class Candidate:
   reason: str = ""
 
 
+Resume = Sequence[Candidate | Mapping[str, Any]]
+Save = Callable[[Candidate], None]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-  """What a search found.
+  """The result of a search.
 
   Attributes:
-    method: as "wise_ft".
+    method: name of the method, such as "wise_ft".
     params: the chosen model.
-    history: all candidates, in the order tried.
+    history: all candidates, in the order in which they were tried.
   """
 
   method: str
@@ -52,24 +56,24 @@ class Search:
     return next(c for c in self.history if c.chosen)
 
   def curve(self, name: str) -> list[tuple[float, float]]:
-    """(coefficient, score on `name`) by rising coefficient, for one direction.
+    """Returns (coefficient, score on `name`) pairs by rising coefficient.
 
     Raises:
       ValueError: if there are several directions, or no such dataset.
     """
     if len(self.best.coefficients) != 1:
       raise ValueError(
-        f"A curve needs one coefficient, {self.method} has "
+        f"A curve needs one coefficient, but {self.method} has "
         f"{len(self.best.coefficients)}."
       )
     if name not in self.best.scores:
       raise ValueError(
-        f"There are no scores on {name!r}, only on {sorted(self.best.scores)}."
+        f"There are scores on {sorted(self.best.scores)}, but not on {name!r}."
       )
     return sorted((c.coefficients[0], c.scores[name]) for c in self.history)
 
   def table(self) -> str:
-    """A line a candidate, as plain text."""
+    """Formats the candidates as plain text, one per line."""
     names = list(self.best.scores)
     lines = ["  ".join(["coefficients", *names, "value", "why"])]
     for c in self.history:
@@ -81,29 +85,29 @@ class Search:
 
 
 class Scorer:
-  """Evaluates candidates, each once, and remembers them all."""
+  """Evaluates every candidate once and records its scores."""
 
   def __init__(
     self,
     blend: Any,
     evaluate: Callable[[PyTree], Any],
     check: Callable[[Scores], None],
-    resume: Sequence[Candidate | Mapping[str, Any]] | None,
-    on_candidate: Callable[[Candidate], None] | None,
+    resume: Resume | None,
+    on_candidate: Save | None,
   ):
-    """Prepares.
+    """Checks the evaluator and the candidates to resume from.
 
     Args:
-      blend: a `Blend`, or a function with its `size`: makes candidates.
+      blend: makes candidates: a `Blend`, or a function with its `size`.
       evaluate: see `soupjax.soups.search`.
-      check: raises a ValueError if scores lack what the search needs; called
-        with the first ones.
-      resume: candidates of an earlier run; what was tried is not again.
+      check: called with the first scores; raises a ValueError if they lack a
+        dataset that the search needs.
+      resume: candidates of an earlier run, which are not evaluated again.
       on_candidate: called with every new candidate, to save it.
 
     Raises:
-      ValueError: if one to resume from is no candidate of this search, or
-        `evaluate` says that lower is better.
+      ValueError: if `resume` has an entry that is not a candidate of this
+        search, or lower is better for `evaluate`.
     """
     arguments.higher_is_better(evaluate)
     self.blend, self.evaluate, self.check = blend, evaluate, check
@@ -118,11 +122,11 @@ class Scorer:
         scores = dict(fields["scores"])
       except (TypeError, KeyError, ValueError) as e:
         raise ValueError(
-          f"Candidate {k} to resume from is none ({e!r}): {past!r:.80}."
+          f"Entry {k} of resume is not a candidate ({e!r}): {past!r:.80}."
         ) from e
       if len(coefficients) != blend.size:
         raise ValueError(
-          f"Candidate {k} to resume from has {len(coefficients)} coefficients, "
+          f"Candidate {k} of resume has {len(coefficients)} coefficients, but "
           f"this search has {blend.size}."
         )
       self._past[coefficients] = scores
@@ -131,38 +135,46 @@ class Scorer:
     """Returns the scores of a candidate.
 
     Raises:
-      ValueError: if they are no finite numbers, or not those of the first.
+      ValueError: if a score is not a finite number, or the datasets are not
+        those of the first candidate.
     """
-    at = tuple(float(c) for c in coefficients)
-    if at in self.scored:
-      return self.scored[at]
-    known = at in self._past
-    found = self._past[at] if known else self.evaluate(self.blend(at))
-    scores = _as_scores(found, at)
+    coefficients = tuple(float(c) for c in coefficients)
+    if coefficients in self.scored:
+      return self.scored[coefficients]
+    is_new = coefficients not in self._past
+    scores = _as_scores(
+      self.evaluate(self.blend(coefficients))
+      if is_new
+      else self._past[coefficients],
+      coefficients,
+    )
     if self._names is None:
       self.check(scores)
       self._names = sorted(scores)
     if sorted(scores) != self._names:
       raise ValueError(
-        f"Coefficients {at} have scores on {sorted(scores)}, those before on "
-        f"{self._names}: evaluate must return the same datasets every time."
+        f"Coefficients {coefficients} have scores on {sorted(scores)}, earlier "
+        f"candidates on {self._names}: evaluate must return the same datasets "
+        "every time."
       )
-    self.scored[at] = scores
-    if self.on_candidate and not known:
-      self.on_candidate(Candidate(coefficients=at, scores=scores))
+    self.scored[coefficients] = scores
+    if self.on_candidate and is_new:
+      self.on_candidate(Candidate(coefficients=coefficients, scores=scores))
     return scores
 
 
-def _as_scores(found: Any, at: tuple[float, ...]) -> Scores:
-  scores = dict(found) if isinstance(found, Mapping) else {"score": found}
+def _as_scores(result: Any, coefficients: tuple[float, ...]) -> Scores:
+  scores = dict(result) if isinstance(result, Mapping) else {"score": result}
   if not scores:
-    raise ValueError("evaluate returned no scores.")
+    raise ValueError(
+      f"evaluate returned no scores for coefficients {coefficients}."
+    )
   for name, value in scores.items():
     number = arguments.as_number(value)
     if number is None or not math.isfinite(number):
       raise ValueError(
-        f"evaluate returned {value!r:.80} on {name!r} for coefficients {at}: "
-        "scores must be finite numbers."
+        f"evaluate returned {value!r:.80} on {name!r} for coefficients "
+        f"{coefficients}: scores must be finite numbers."
       )
     scores[name] = number
   return scores
@@ -173,41 +185,40 @@ def choose(
   scorer: Scorer,
   value: Callable[[Scores], float],
   *,
-  what: str,
+  label: str,
   forbidden: Callable[[Scores], str | None] = lambda scores: None,
 ) -> Search:
-  """Chooses the candidate of highest value; of equal ones the first tried.
+  """Chooses the candidate of the highest value; the first one of a tie.
 
   Args:
     method: see `Search`.
-    scorer: with the candidates.
-    value: what is maximised.
-    what: what that is, in words, as "mean of ...".
-    forbidden: why a candidate may not be chosen; None if it may. One may.
-
-  Returns:
-    The search.
+    scorer: has the candidates.
+    value: the objective, which is maximised.
+    label: the objective in words, such as "mean of ...".
+    forbidden: returns why a candidate may not be chosen, None if it may. At
+      least one candidate must be allowed.
   """
-  values = {at: value(scores) for at, scores in scorer.scored.items()}
-  refused = {at: forbidden(s) for at, s in scorer.scored.items()}
-  allowed = [at for at in values if refused[at] is None]
-  best = max(allowed, key=lambda at: values[at])  # The first of equal ones.
+  values = {c: value(scores) for c, scores in scorer.scored.items()}
+  refusals = {c: forbidden(scores) for c, scores in scorer.scored.items()}
+  allowed = [c for c in values if refusals[c] is None]
+  best = max(allowed, key=values.__getitem__)  # The first one of a tie.
   history = []
-  for at, scores in scorer.scored.items():
-    if at == best:
-      reason = f"the best {what}"
-    elif refusal := refused[at]:
+  for coefficients, scores in scorer.scored.items():
+    if coefficients == best:
+      reason = f"the best {label}"
+    elif refusal := refusals[coefficients]:
       reason = refusal
+    elif values[coefficients] == values[best]:
+      reason = "as good as the chosen one, but tried later"
     else:
-      reason = f"{values[best] - values[at]:.4g} below the best {what}"
-      if values[at] == values[best]:
-        reason = "as good as the chosen one, but tried later"
+      gap = values[best] - values[coefficients]
+      reason = f"{gap:.4g} below the best {label}"
     history.append(
       Candidate(
-        coefficients=at,
+        coefficients=coefficients,
         scores=scores,
-        value=values[at],
-        chosen=at == best,
+        value=values[coefficients],
+        chosen=coefficients == best,
         reason=reason,
       )
     )
@@ -219,18 +230,18 @@ def choose(
 def normalized_accuracy(
   scores: Mapping[str, float], finetuned_scores: Mapping[str, float]
 ) -> float:
-  """Mean over tasks of score / score of the task's own fine-tuned model.
+  """Averages the ratios of merged to fine-tuned scores over tasks.
 
-  The normalised accuracy of arXiv 2212.04089, section 4: 1 says that one
-  merged model is as good everywhere as many specialists, on average.
+  This is the normalised accuracy of arXiv 2212.04089, section 4. At 1, the
+  merged model is on average as good as one fine-tuned model per task.
 
   Args:
-    scores: task -> score of the merged model; may have other datasets too.
+    scores: task -> score of the merged model; other datasets are ignored.
     finetuned_scores: task -> score of the model fine-tuned on it alone.
 
   Raises:
-    ValueError: if there is no task, one has no score, or a score to divide by
-      is not positive.
+    ValueError: if there is no task, a task has no score, or a score to divide
+      by is not positive.
 
   Examples:
     >>> own = {"cars": 0.8, "dtd": 0.5}
@@ -238,18 +249,18 @@ def normalized_accuracy(
     0.75
   """
   if not finetuned_scores:
-    raise ValueError("finetuned_scores is empty: give one score a task.")
+    raise ValueError("finetuned_scores is empty: give one score per task.")
   ratios = []
   for task, own in finetuned_scores.items():
     if task not in scores:
       raise ValueError(
-        f"There is no score on task {task!r}, only on {sorted(scores)}."
+        f"There are scores on {sorted(scores)}, but not on task {task!r}."
       )
     own = arguments.number(f"The fine-tuned score on {task!r}", own)
     if own <= 0:
       raise ValueError(
-        f"The fine-tuned score on {task!r} is {own}: it must be positive, as "
-        "accuracy is."
+        f"The fine-tuned score on {task!r} is {own}: it must be positive, such "
+        "as an accuracy."
       )
     ratios.append(scores[task] / own)
   return sum(ratios) / len(ratios)
@@ -259,7 +270,7 @@ def grid(name: str, values: Sequence[float]) -> list[float]:
   """Returns a grid of coefficients as floats.
 
   Raises:
-    ValueError: if it is empty or no list of finite numbers.
+    ValueError: if it is empty, or not a list of finite numbers.
   """
   array = arguments.numbers(values)
   if array is None or array.ndim != 1 or not array.size:
@@ -272,10 +283,10 @@ def grid(name: str, values: Sequence[float]) -> list[float]:
 def names_in(
   argument: str, names: Sequence[str], scores: Mapping[str, float]
 ) -> None:
-  """Checks that evaluate returns what an argument names.
+  """Checks that evaluate returns scores on all datasets of an argument.
 
   Raises:
-    ValueError: if it does not.
+    ValueError: listing the missing datasets.
   """
   missing = [name for name in names if name not in scores]
   if missing:

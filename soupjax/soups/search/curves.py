@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import (
-  Model,
-)
+from soupjax.soups.core.ingredient import Model
 from soupjax.soups.search import candidates
-from soupjax.soups.search.candidates import Candidate, Scorer, Search
+from soupjax.soups.search.candidates import Resume, Save, Scorer, Search
 from soupjax.soups.search.interpolate import Blend, directions_of
 
 PyTree = Any
-Resume = Sequence[Candidate | Mapping[str, Any]]
-Save = Callable[[Candidate], None]
 
 
 def wise_ft_curve(
@@ -31,16 +27,16 @@ def wise_ft_curve(
   on_candidate: Save | None = None,
   **reading: Any,
 ) -> Search:
-  """Scores the way from a pretrained to a fine-tuned model (arXiv 2109.01903).
+  """Scores the line from a pretrained to a fine-tuned model (arXiv 2109.01903).
 
   Args:
-    pretrained: with a head that works; a tree or an ingredient.
-    finetuned: fine-tuned from it.
-    evaluate: one score, or scores on several datasets, higher is better.
+    pretrained: a model in any form, with a zero-shot or trained head.
+    finetuned: the model that was fine-tuned from it.
+    evaluate: returns one score, or scores by dataset; higher is better.
     alphas: shares of the fine-tuned model.
-    choose_on: the held-out dataset on which alpha is chosen; the scores on
-      others are only recorded. May be left out if there is one dataset.
-    resume: candidates of an earlier run; they are not evaluated again.
+    choose_on: the held-out dataset on which alpha is chosen; scores on other
+      datasets are only recorded. Not needed for a single dataset.
+    resume: candidates of an earlier run, which are not evaluated again.
     on_candidate: called with every new candidate, to save it.
     **reading: `in_memory` and `sharding` of `Blend`.
 
@@ -49,7 +45,7 @@ def wise_ft_curve(
 
   Raises:
     ValueError: if models or alphas do not fit, a score is not finite, or
-      `choose_on` is no dataset.
+      `choose_on` is not a dataset of the scores.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -62,14 +58,10 @@ def wise_ft_curve(
     >>> curve.best.coefficients
     (0.25,)
   """
+  alphas = candidates.grid("alphas", alphas)
+  blend = Blend(pretrained, [finetuned], **reading)
   return _line(
-    "wise_ft",
-    Blend(pretrained, [finetuned], **reading),
-    evaluate,
-    candidates.grid("alphas", alphas),
-    choose_on,
-    resume,
-    on_candidate,
+    "wise_ft", blend, evaluate, alphas, choose_on, resume, on_candidate
   )
 
 
@@ -85,16 +77,18 @@ def analogy(
   on_candidate: Save | None = None,
   **reading: Any,
 ) -> Search:
-  """A is to B as C is to D: `c + scale * (b - a)` (arXiv 2212.04089, sec. 5).
+  """Task analogies, `c + scale * (b - a)` (arXiv 2212.04089, section 5).
+
+  A is to B as C is to D: the result is a model of task D, without training on
+  its data.
 
   Args:
-    a: model of the task that b changes; all three are fine-tuned from one
-      pretrained model.
-    b: model of the changed task.
-    c: model of the task to change in the same way. Scale 0 is this one.
-    evaluate: scores on held-out data of task D, or of several, higher is
-      better. A little of it is enough: only the scale rests on it.
-    scales: what to try.
+    a: model of task A; all three are fine-tuned from one pretrained model.
+    b: model of task B.
+    c: model of task C, which scale 0 returns.
+    evaluate: returns the score on held-out data of task D, or scores by
+      dataset; higher is better. Little data is enough to choose the scale.
+    scales: scales to try.
     choose_on: as in `wise_ft_curve`.
     resume: as in `wise_ft_curve`.
     on_candidate: as in `wise_ft_curve`.
@@ -107,21 +101,15 @@ def analogy(
     ValueError: as `wise_ft_curve`.
   """
   scales = candidates.grid("scales", scales)
-  # From c to b and from c to a: c itself cancels.
-  blend = Blend(c, [b, a], **reading)
+  # The directions are b - c and a - c, so c cancels in their difference.
+  blend = _SharedScale(Blend(c, [b, a], **reading), [1.0, -1.0])
   return _line(
-    "analogy",
-    _Combined(blend, [1.0, -1.0]),
-    evaluate,
-    scales,
-    choose_on,
-    resume,
-    on_candidate,
+    "analogy", blend, evaluate, scales, choose_on, resume, on_candidate
   )
 
 
-class _Combined:
-  """A blend whose directions share one coefficient, up to fixed factors."""
+class _SharedScale:
+  """A blend with one coefficient, times a fixed factor for each direction."""
 
   def __init__(self, blend: Blend, factors: Sequence[float]):
     self.blend, self.factors, self.size = blend, factors, 1
@@ -136,16 +124,16 @@ def _line(method, blend, evaluate, values, choose_on, resume, on_candidate):
       candidates.names_in("choose_on", [choose_on], scores)
     elif len(scores) > 1:
       raise ValueError(
-        f"evaluate returns scores on {sorted(scores)}: say with choose_on "
-        "which of them is held out for the choice."
+        f"evaluate returns scores on {sorted(scores)}: set choose_on to the "
+        "dataset that is held out for the choice."
       )
 
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
   for value in values:
     scorer([value])
   name = choose_on or next(iter(next(iter(scorer.scored.values()))))
-  what = "score" if name == "score" else f"score on {name}"
-  return candidates.choose(method, scorer, lambda s: s[name], what=what)
+  label = "score" if name == "score" else f"score on {name}"
+  return candidates.choose(method, scorer, lambda s: s[name], label=label)
 
 
 def task_scale(
@@ -164,23 +152,24 @@ def task_scale(
 ) -> Search:
   """Task arithmetic with one scale for the sum of tasks (arXiv 2212.04089).
 
-  Tries `pretrained + scale * sum_k tau_k`, and chooses the highest mean score
-  over all datasets but the control; with `negate` tries
-  `pretrained - scale * sum_k tau_k` and chooses the lowest: the most
-  forgetting. Scale 0, the pretrained model, is always tried first.
+  Tries `pretrained + scale * sum_k tau_k` and chooses the highest mean score
+  over all datasets except the control. With `negate`, tries `pretrained - scale
+  * sum_k tau_k` and chooses the lowest mean, which forgets most. Scale 0, the
+  pretrained model, is always tried first.
 
   Args:
-    pretrained: a tree or an ingredient.
+    pretrained: a model in any form.
     tasks: models fine-tuned from it, or `sj.TaskVector`s.
-    evaluate: scores on held-out data by dataset, higher is better.
-    scales: what to try; the paper's grid is the default.
+    evaluate: returns scores on held-out data by dataset; higher is better.
+    scales: scales to try; the default is the paper's grid.
     negate: whether to forget the tasks instead of learning them.
-    control: dataset on which candidates must keep up, such as the paper's
-      ImageNet; None asks for nothing.
-    keep: share of the pretrained model's score on it that must be left.
-    finetuned_scores: task -> score of the model fine-tuned on it alone: then
-      the mean is the `normalized_accuracy`. It must name every dataset but the
-      control.
+    control: dataset on which candidates must not get much worse, such as the
+      paper's ImageNet; None sets no condition.
+    keep: share of the pretrained model's score on the control that candidates
+      must reach.
+    finetuned_scores: task -> score of the model fine-tuned on it alone, to use
+      the `normalized_accuracy` instead of the mean score. It must name every
+      dataset except the control.
     resume: as in `wise_ft_curve`.
     on_candidate: as in `wise_ft_curve`.
     **reading: `in_memory` and `sharding` of `Blend`.
@@ -189,13 +178,13 @@ def task_scale(
     The curve, and the model at the best scale.
 
   Raises:
-    ValueError: as `wise_ft_curve`, or if nothing is left besides the control.
+    ValueError: as `wise_ft_curve`, or if the control is the only dataset.
 
   Examples:
     >>> pretrained = {"w": jnp.array([0.0, 0.0])}
     >>> cars, dtd = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
     >>> vectors = [sj.TaskVector(pretrained, model) for model in (cars, dtd)]
-    >>> def evaluate(params):  # One held-out score a task.
+    >>> def evaluate(params):  # One held-out score per task.
     ...   return {"cars": 1 - abs(float(params["w"][0]) - 0.4),
     ...           "dtd": 1 - abs(float(params["w"][1]) - 0.4)}
     >>> search = sj.search.task_scale(
@@ -214,16 +203,20 @@ def task_scale(
       candidates.names_in("control", [control], scores)
       if scores[control] < 0:
         raise ValueError(
-          f"control {control!r} scores {scores[control]:.4g}: a share of a "
-          "negative score is no bound. Give an accuracy."
+          f"control {control!r} scores {scores[control]:.4g}, but it must not "
+          "be negative, because candidates must reach a share of it. Use a "
+          "metric such as accuracy."
         )
-    wanted = set(scores) - {control}
-    if not wanted:
-      raise ValueError(f"evaluate returns no dataset but {control!r}.")
-    if finetuned_scores is not None and wanted != set(finetuned_scores):
+    names = set(scores) - {control}
+    if not names:
+      raise ValueError(
+        f"evaluate returns a score on {control!r} only, which is the control: "
+        "add the scores on the tasks."
+      )
+    if finetuned_scores is not None and names != set(finetuned_scores):
       raise ValueError(
         f"finetuned_scores names {sorted(finetuned_scores)}, but evaluate "
-        f"returns scores on {sorted(wanted)} besides the control."
+        f"returns scores on {sorted(names)} besides the control."
       )
 
   def mean(scores):
@@ -231,9 +224,9 @@ def task_scale(
     own = finetuned_scores or dict.fromkeys(rest, 1.0)
     return candidates.normalized_accuracy(rest, own)
 
-  blend = Blend(pretrained, tasks, **reading)
-  combined = _Combined(blend, [-1.0 if negate else 1.0] * len(tasks))
-  scorer = Scorer(combined, evaluate, check, resume, on_candidate)
+  factors = [-1.0 if negate else 1.0] * len(tasks)
+  blend = _SharedScale(Blend(pretrained, tasks, **reading), factors)
+  scorer = Scorer(blend, evaluate, check, resume, on_candidate)
   start = scorer([0.0])
   for scale in scales:
     scorer([scale])
@@ -251,6 +244,6 @@ def task_scale(
     "negation" if negate else "addition",
     scorer,
     (lambda scores: -mean(scores)) if negate else mean,
-    what=f"(lowest) {kind}" if negate else kind,
+    label=f"(lowest) {kind}" if negate else kind,
     forbidden=forbidden,
   )

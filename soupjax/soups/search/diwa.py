@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Averages of fine-tuning runs: DiWA, and ratatouille's recycled starts."""
+"""Averages of fine-tuning runs: DiWA and model ratatouille."""
 
 from collections.abc import Callable
 import dataclasses
@@ -16,6 +16,7 @@ from soupjax.soups.core.ingredient import (
   check_ingredients,
   rank_by,
 )
+from soupjax.soups.greedy.decisions import AcceptanceRule
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
 PyTree = Any
@@ -27,11 +28,11 @@ class Pool:
 
   Attributes:
     params: the average.
-    runs: the runs on the target, best first, with the held-out score of each
+    runs: the runs on the target task, best first, with their held-out scores
       in `metrics["held-out"]`.
-    selected: names of those that are in the average.
+    selected: names of the runs in the average.
     score: held-out score of the average.
-    greedy: every decision, for average "greedy"; else None.
+    greedy: the greedy soup with its decisions, for average "greedy"; else None.
   """
 
   params: PyTree
@@ -49,25 +50,27 @@ def diwa(
   mode: str = "max",
   **settings: Any,
 ) -> Pool:
-  """Averages runs from one start (DiWA, arXiv 2205.09739).
+  """Averages runs with the same initialisation (DiWA, arXiv 2205.09739).
 
-  DiWA fine-tunes many times from one linear probe, with mild differences of
-  hyperparameters, and averages all ("uniform"), or those that help, best first
-  ("greedy", the paper's restricted selection: at least as good as before).
+  DiWA fine-tunes many times from one linear probe with mildly different
+  hyperparameters. It averages all runs ("uniform"), or starts from the best run
+  and adds those that do not make it worse ("greedy", the paper's restricted
+  selection).
 
   Args:
-    runs: fine-tuned on the target from one start.
-    evaluate: score on held-out data of the target. If it has an attribute
-      `mode`, that must be the `mode` below.
+    runs: models fine-tuned on the target task from one initialisation.
+    evaluate: returns the score on held-out data of the target task. If it has
+      an attribute `mode`, that must be the `mode` below.
     average: "greedy" or "uniform".
-    mode: "max" if a higher score is better, "min" if a lower one is, as a loss.
+    mode: "max" if a higher score is better, "min" if a lower one is, such as a
+      loss.
     **settings: of `greedy_soup`, for average "greedy".
 
   Returns:
-    The average, and the score of every run alone.
+    The average, and the score of every run.
 
   Raises:
-    ValueError: if `average` or `mode` is something else, a score is no finite
+    ValueError: if `average` or `mode` is invalid, a score is not a finite
       number, or as `greedy_soup`.
 
   Examples:
@@ -86,18 +89,14 @@ def diwa(
   runs = check_ingredients(runs)
   scored = []
   for run in runs:
-    found = arguments.number(
-      f"What evaluate returns for {run.name!r}", evaluate(run.load())
-    )
-    metrics = {**run.metrics, "held-out": found}
+    score = arguments.number(f"The score of {run.name!r}", evaluate(run.load()))
+    metrics = {**run.metrics, "held-out": score}
     scored.append(dataclasses.replace(run, metrics=metrics))
   ranked = rank_by(scored, "held-out", mode=mode)
   if average == "uniform":
     params = uniform_soup(ranked)
     selected, greedy = tuple(r.name for r in ranked), None
-    score = arguments.number(
-      "What evaluate returns for the average", evaluate(params)
-    )
+    score = arguments.number("The score of the average", evaluate(params))
   else:
     greedy = greedy_soup(ranked, evaluate, mode=mode, **settings)
     params, selected, score = greedy.params, greedy.selected, greedy.score
@@ -119,25 +118,26 @@ def ratatouille(
   mode: str = "max",
   **settings: Any,
 ) -> Pool:
-  """Recycles models of other tasks as starts (ratatouille, arXiv 2212.10445).
+  """Fine-tunes and averages recycled models (ratatouille, arXiv 2212.10445).
 
-  Each start is the pretrained model fine-tuned on another, auxiliary task, with
-  the head of the target put on: one head for all, a linear probe of the
-  pretrained model. All are fine-tuned on the target, and averaged. Leave out
-  starts that were made with data of the target.
+  The initialisations are the pretrained model fine-tuned on different auxiliary
+  tasks. All have the same head for the target task, a linear probe of the
+  pretrained model. They are fine-tuned on the target task and averaged. Leave
+  out initialisations that were trained on data of the target task.
 
   Args:
-    starts: with the target's head.
-    finetune: `finetune(params, name)` returns what fine-tuning on the target
-      from there gives: a tree, or an ingredient on disk. To go on after a kill,
-      let it return what an earlier call saved.
+    starts: the initialisations, with the head of the target task.
+    finetune: `finetune(params, name)` returns the model that was fine-tuned on
+      the target task from these parameters: a tree, or an ingredient on disk.
+      To resume an interrupted run, let it return what an earlier call saved.
     evaluate: as in `diwa`.
     average: "greedy" or "uniform".
     mode: as in `diwa`.
     **settings: of `greedy_soup`, for average "greedy".
 
   Returns:
-    The average, and the score of every run alone; runs are called as starts.
+    The average, and the score of every run. Runs have the names of their
+    initialisations.
 
   Raises:
     ValueError: as `diwa`.
@@ -147,8 +147,7 @@ def ratatouille(
   starts = check_ingredients(starts)  # Before hours of fine-tuning.
   runs = []
   for start in starts:
-    run = finetune(start.load(), start.name)
-    run = as_ingredient(run, start.name)
+    run = as_ingredient(finetune(start.load(), start.name), start.name)
     runs.append(dataclasses.replace(run, name=start.name))
   return diwa(runs, evaluate, average=average, mode=mode, **settings)
 
@@ -161,6 +160,7 @@ def _check(evaluate, average, mode, settings) -> None:
       f"{sorted(settings)} are settings of a greedy soup: give "
       "average='greedy'."
     )
-  if mode not in ("max", "min"):
-    raise ValueError(f"mode must be 'max' or 'min', got {mode!r}.")
+  AcceptanceRule.of(
+    settings.get("accept", "ge"), settings.get("min_delta", 0.0), mode
+  )
   arguments.mode(evaluate, mode)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Affine combinations: a model plus multiples of task vectors."""
+"""Affine combinations: a model plus multiples of directions."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -25,7 +25,7 @@ PyTree = Any
 
 @jax.jit
 def _combine(stacks, coefficients):
-  """base + sum_k w_k (t_k - base) for some leaves, in their dtypes."""
+  """Computes base + sum_k w_k (t_k - base) of leaves, in their dtypes."""
   return [
     compensated.linear(stack, **coefficients).astype(stack[0].dtype)
     for stack in stacks
@@ -33,11 +33,11 @@ def _combine(stacks, coefficients):
 
 
 class Blend:
-  """`base + sum_j c_j d_j` for any coefficients c; call it with those.
+  """A function from coefficients c to the model `base + sum_j c_j d_j`.
 
-  All candidates go through one compiled function, whatever the coefficients.
-  With all coefficients 0 it returns the base, and with a single direction from
-  the base to a model and coefficient 1 that model, bit for bit.
+  One compiled function serves all coefficients. Coefficients of 0 return the
+  base bit for bit. A coefficient of 1 for the direction of a model, and 0 for
+  all others, returns this model bit for bit.
   """
 
   def __init__(
@@ -48,16 +48,16 @@ class Blend:
     in_memory: bool = True,
     sharding: Any = None,
   ):
-    """Opens and checks the models; every weight is read once.
+    """Opens and checks the models, which reads every weight once.
 
     Args:
-      base: where to start: an ingredient, or a tree.
-      directions: what to add, each a model (then it is the way from the base to
-        it) or an `sj.TaskVector`, of checkpoints on disk too.
-      in_memory: keeps all models. False reads a leaf of each for every
-        candidate: slower, but then only one leaf of each is held besides the
-        candidate.
-      sharding: where they go, as in `Ingredient.load`.
+      base: the model at coefficients of 0, in any form.
+      directions: models or `sj.TaskVector`s, also of checkpoints on disk. The
+        direction of a model is its difference from the base.
+      in_memory: whether to keep all models in memory. False reads every leaf
+        again for every candidate, which is slower but holds only one leaf of
+        each model besides the candidate.
+      sharding: placement of the models, as in `Ingredient.load`.
 
     Raises:
       ValueError: if there is no direction, models do not fit together, or one
@@ -65,7 +65,7 @@ class Blend:
     """
     directions = directions_of(directions)
     if not directions:
-      raise ValueError("Give at least one model, or task vector, to add.")
+      raise ValueError("Give at least one model or task vector as a direction.")
     models = {key_of(base): as_ingredient(base, "the base")}
     rows = []
     for j, direction in enumerate(directions):
@@ -74,8 +74,8 @@ class Blend:
         models.setdefault(key, model)
         row[key] = weight
       rows.append(row)
-    # The base differs from itself by zero: it needs no coefficient. (Those of a
-    # task vector sum to zero, so differences can be taken from any model.)
+    # The base needs no coefficient, as its difference from itself is zero. (The
+    # coefficients of a task vector sum to zero: any model can be the origin.)
     keys = list(models)[1:]
     self._matrix = np.array(
       [[row.get(key, 0.0) for key in keys] for row in rows]
@@ -97,22 +97,21 @@ class Blend:
     """Returns the candidate, in the dtypes of the base.
 
     Args:
-      coefficients: one number a direction.
+      coefficients: one number per direction.
 
     Raises:
-      ValueError: if it overflows its dtype.
+      ValueError: if the candidate overflows its dtype.
     """
     weights = np.asarray(coefficients, np.float64) @ self._matrix
     coefficients = compensated.delta_coefficients(weights)
     floats = [n for n, s in self._specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
-    found: dict[str, jax.Array] = {}
+    combined: dict[str, jax.Array] = {}
     for group in filter(None, groups):
       stacks = [[self._read(m, leaf) for m in self._models] for leaf in group]
-      combined = _combine(stacks, coefficients)
-      found.update(zip(group, combined))
+      combined.update(zip(group, _combine(stacks, coefficients)))
     leaves = [
-      found[leaf] if leaf in found else self._read(self._models[0], leaf)
+      combined[leaf] if leaf in combined else self._read(self._models[0], leaf)
       for leaf in self._specs
     ]
     nonfinite.check_overflow(self._specs, leaves)
@@ -121,12 +120,12 @@ class Blend:
   def _read(self, model, leaf):
     if self._in_memory:
       return model.read(leaf)
-    where = sharding_of(self._sharding, leaf, self._specs[leaf])
-    return model.read(leaf, sharding=where)
+    placement = sharding_of(self._sharding, leaf, self._specs[leaf])
+    return model.read(leaf, sharding=placement)
 
 
 def directions_of(directions: Any) -> list[Any]:
-  """Lists models and task vectors; a pattern becomes the models it matches."""
+  """Lists models and task vectors, with patterns resolved to models."""
   return [
     model
     for direction in listed(directions)
@@ -139,7 +138,7 @@ def directions_of(directions: Any) -> list[Any]:
 
 
 def key_of(model: Any) -> Any:
-  """What is the same for two mentions of one model, on disk or in memory."""
+  """Returns the identity of a model: its real path, or its id in memory."""
   path = model.path if isinstance(model, Ingredient) else model
   if path and isinstance(path, str | os.PathLike):
     return os.path.realpath(path)
@@ -147,7 +146,7 @@ def key_of(model: Any) -> Any:
 
 
 def _terms(direction: Any, label: str):
-  """The models of a direction, each with its key and coefficient."""
-  if hasattr(direction, "opened"):  # A TaskVector, which lives above this.
+  """Returns the models of a direction with their keys and coefficients."""
+  if hasattr(direction, "opened"):  # A TaskVector, which imports this module.
     return direction.opened()
   return [(key_of(direction), as_ingredient(direction, label), 1.0)]

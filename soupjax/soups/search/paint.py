@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patching by interpolation (PAINT, arXiv 2208.05592).
 
-A patching task is one that the model is to learn, a supported task one that it
-must not forget. All patches maximise the mean of two means, over the scores on
-patching and on supported tasks (the paper's combined accuracy, for one of
-each). Heads are not merged: freeze every task's head, and let `evaluate` put it
-on.
+The model should learn the patching tasks without forgetting the supported
+tasks. All searches maximise the average of the mean score on patching tasks and
+the mean score on supported tasks (with one task of each kind, the paper's
+combined accuracy). Heads are not merged: freeze the head of every task, and let
+`evaluate` attach it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,26 +16,23 @@ from typing import Any
 import numpy as np
 
 from soupjax.soups.core import arguments
-from soupjax.soups.core.ingredient import (
-  Model,
-  as_ingredient,
-)
+from soupjax.soups.core.ingredient import Model, as_ingredient
 from soupjax.soups.search import blackbox, candidates
-from soupjax.soups.search.candidates import Candidate, Scorer, Search
+from soupjax.soups.search.candidates import Resume, Save, Scorer, Search
 from soupjax.soups.search.interpolate import Blend, directions_of
 
 PyTree = Any
 _ALPHAS = tuple(np.linspace(0, 1, 11))
-_WHAT = "mean of patching and supported tasks"
+_LABEL = "mean of patching and supported tasks"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sequential:
-  """What patching one task after another gave.
+  """The result of patching one task after another.
 
   Attributes:
-    params: the model after the last round.
-    rounds: the search of every round, in order.
+    params: the model after the last task.
+    rounds: the searches, one per task.
   """
 
   params: PyTree
@@ -50,23 +47,23 @@ def paint(
   *,
   patching: Sequence[str],
   supported: Sequence[str],
-  resume: Sequence[Candidate | Mapping[str, Any]] | None = None,
-  on_candidate: Callable[[Candidate], None] | None = None,
+  resume: Resume | None = None,
+  on_candidate: Save | None = None,
   **reading: Any,
 ) -> Search:
   """Single patching: `(1 - alpha) * pretrained + alpha * finetuned`.
 
-  With a model fine-tuned on the data of several tasks together, and all of them
-  in `patching`, this is the paper's joint patching.
+  If the model was fine-tuned on several tasks together, and all are in
+  `patching`, this is the paper's joint patching.
 
   Args:
-    pretrained: a tree or an ingredient.
-    finetuned: fine-tuned from it on the patching tasks.
-    evaluate: scores on held-out data by task, higher is better.
-    alphas: what to try.
+    pretrained: a model in any form.
+    finetuned: the model fine-tuned from it on the patching tasks.
+    evaluate: returns scores on held-out data by task; higher is better.
+    alphas: values of alpha to try.
     patching: names of the patching tasks.
     supported: names of the supported tasks.
-    resume: candidates of an earlier run; they are not evaluated again.
+    resume: candidates of an earlier run, which are not evaluated again.
     on_candidate: called with every new candidate, to save it.
     **reading: `in_memory` and `sharding` of `Blend`.
 
@@ -78,12 +75,12 @@ def paint(
       not finite.
   """
   alphas = candidates.grid("alphas", alphas)
-  combined, check = _combined(patching, supported)
+  objective, check = _objective(patching, supported)
   blend = Blend(pretrained, [finetuned], **reading)
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
   for alpha in alphas:
     scorer([alpha])
-  return candidates.choose("paint", scorer, combined, what=_WHAT)
+  return candidates.choose("paint", scorer, objective, label=_LABEL)
 
 
 def paint_sequential(
@@ -96,31 +93,31 @@ def paint_sequential(
   supported: Sequence[str],
   **reading: Any,
 ) -> Sequential:
-  """Patches one task after another, each from the model patched before.
+  """Patches one task after another, each from the previously patched model.
 
-  Every round has an alpha of its own, chosen on the supported tasks and all
-  patching tasks up to that round.
+  Every round chooses its own alpha on the supported tasks and the patching
+  tasks so far.
 
   Args:
-    pretrained: a tree or an ingredient.
-    finetune: `finetune(params, task)` returns what fine-tuning on a task from
-      there gives. To go on after a kill, let it return what an earlier call
-      saved.
+    pretrained: a model in any form.
+    finetune: `finetune(params, task)` returns the model that was fine-tuned on
+      a task from these parameters. To resume an interrupted run, let it return
+      what an earlier call saved.
     evaluate: as in `paint`.
-    alphas: what to try in every round.
+    alphas: values of alpha to try in every round.
     patching: names of the tasks, in the order in which they are patched.
     supported: as in `paint`.
     **reading: as in `paint`.
 
   Returns:
-    The searches, and the model after the last.
+    The searches, and the model after the last task.
 
   Raises:
     ValueError: as `paint`.
   """
   alphas = candidates.grid("alphas", alphas)
   # Before any fine-tuning.
-  _combined(patching, supported)
+  _objective(patching, supported)
   arguments.higher_is_better(evaluate)
   model, rounds = pretrained, []
   for k, task in enumerate(patching):
@@ -149,24 +146,24 @@ def paint_parallel(
   patching: Sequence[str],
   supported: Sequence[str],
   budget: int = 50,
-  resume: Sequence[Candidate | Mapping[str, Any]] | None = None,
-  on_candidate: Callable[[Candidate], None] | None = None,
+  resume: Resume | None = None,
+  on_candidate: Save | None = None,
   **reading: Any,
 ) -> Search:
   """Parallel patching: `pretrained + sum_k a_k tau_k`, searched over all a_k.
 
-  First tries equal coefficients, as task arithmetic does (1 / K each is the
-  uniform soup of the fine-tuned models); then searches the box [0, 1]^K from
-  the best of them. The search is deterministic.
+  First tries equal coefficients like task arithmetic (coefficients of 1 / K are
+  the uniform soup of the fine-tuned models). Then searches [0, 1]^K from the
+  best of these. The search is deterministic.
 
   Args:
-    pretrained: a tree or an ingredient.
-    tasks: models fine-tuned from it, one a task, or `sj.TaskVector`s.
+    pretrained: a model in any form.
+    tasks: models fine-tuned from it, one per task, or `sj.TaskVector`s.
     evaluate: as in `paint`.
     alphas: the equal coefficients to try, in [0, 1].
     patching: as in `paint`.
     supported: as in `paint`.
-    budget: evaluations in all, those with equal coefficients included.
+    budget: total number of evaluations, including equal coefficients.
     resume: as in `paint`.
     on_candidate: as in `paint`.
     **reading: as in `paint`.
@@ -175,8 +172,8 @@ def paint_parallel(
     The search, and the patched model.
 
   Raises:
-    ValueError: as `paint`, or if the budget does not cover `alphas`, or one is
-      outside of [0, 1].
+    ValueError: as `paint`, or if the budget does not cover `alphas`, or one of
+      these is outside [0, 1].
     TypeError: if one of `tasks` is not a model.
   """
   tasks = directions_of(tasks)
@@ -184,36 +181,36 @@ def paint_parallel(
   outside = [alpha for alpha in alphas if not 0 <= alpha <= 1]
   if outside:
     raise ValueError(
-      f"alphas has {outside}: parallel patching searches between 0 and 1."
+      f"alphas has {outside}: parallel patching searches between 0 and 1 only."
     )
   if arguments.count("budget", budget) < len(alphas):
     raise ValueError(
-      f"budget={budget} does not cover the {len(alphas)} alphas that come "
-      "first."
+      f"budget={budget} does not cover the {len(alphas)} alphas, which are "
+      "tried first. Raise budget, or give fewer alphas."
     )
-  combined, check = _combined(patching, supported)
+  objective, check = _objective(patching, supported)
   blend = Blend(pretrained, tasks, **reading)
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
 
   def value(coefficients):
-    return combined(scorer(coefficients))
+    return objective(scorer(coefficients))
 
   equal = [[alpha] * len(tasks) for alpha in alphas]
   start = max(equal, key=value)
   blackbox.maximize(
     value, start, budget - len(scorer.scored), known=scorer.scored
   )
-  return candidates.choose("paint_parallel", scorer, combined, what=_WHAT)
+  return candidates.choose("paint_parallel", scorer, objective, label=_LABEL)
 
 
-def _combined(patching, supported):
-  """The value of scores, and their check."""
+def _objective(patching, supported):
+  """Returns the objective of the scores and a check of the scores."""
   for name, tasks in (("patching", patching), ("supported", supported)):
     if isinstance(tasks, str) or not tasks:
       raise ValueError(f"{name} must be a list of names, got {tasks!r}.")
   both = sorted(set(patching) & set(supported))
   if both:
-    raise ValueError(f"{both} are patching and supported tasks: choose one.")
+    raise ValueError(f"Tasks {both} are in both patching and supported.")
 
   def check(scores):
     candidates.names_in("patching", patching, scores)

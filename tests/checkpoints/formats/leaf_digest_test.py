@@ -53,7 +53,7 @@ def test_a_leaf_by_another_name_is_noticed(tmp_path, name):
   replace(path, old, new)
   if name == "shards":
     replace(path, b'"head": "model', b'"heae": "model')
-  with pytest.raises(ValueError, match="is damaged: its leaves are not those"):
+  with pytest.raises(ValueError, match="damaged"):
     sj.open_ingredient(path)
 
 
@@ -64,7 +64,7 @@ def test_a_leaf_that_orbax_no_longer_lists_is_noticed(tmp_path):
   text = json.loads(file.read_text())
   del text["tree_metadata"]["('head',)"]
   file.write_text(json.dumps(text))
-  with pytest.raises(ValueError, match=r"\['head'\] are missing"):
+  with pytest.raises(ValueError, match=r"\['head'\]"):
     sj.open_ingredient(path)
 
 
@@ -72,7 +72,7 @@ def test_another_dtype_or_shape_of_one_size_is_noticed(tmp_path):
   for old, new in [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")]:
     path = soup(tmp_path / f"{new[1]}.safetensors")
     replace(path, old, new)
-    with pytest.raises(ValueError, match="shape or dtype has changed"):
+    with pytest.raises(ValueError, match="dtype"):
       sj.open_ingredient(path)
 
 
@@ -133,5 +133,5 @@ def test_damage_is_found_on_the_way_to_a_mesh(tmp_path, name, axes):
   data = path.read_bytes()
   at = data.index(array.tobytes()) + 700
   path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
-  with pytest.raises(ValueError, match="'w' of .*damaged"):
+  with pytest.raises(ValueError, match="'w'.*damaged"):
     sj.load_params(path, sharding=place)

@@ -170,7 +170,7 @@ def test_positions_of_a_rectangular_grid():
   chex.assert_trees_all_equal(load(leaves, model), params)
   same = load(leaves, model, image_size=(8, 12))
   chex.assert_trees_all_equal(same, params)
-  with pytest.raises(ValueError, match=r"^6 position embeddings"):
+  with pytest.raises(ValueError, match="6 position"):
     load(leaves, model, image_size=12)
 
 
@@ -379,7 +379,7 @@ def test_a_damaged_leaf_without_axes():
     ),
     (
       lambda: pretrained.export(params_of(vit()), vit(depth=2), "big_vision"),
-      r"this ViT:\n  16 unexpected",
+      "16 unexpected",
     ),
     (
       lambda: pretrained.export(

@@ -22,15 +22,15 @@ def make(seed=0):
 
 
 def lazy(name, params, calls=None):
-  """An ingredient that is read leaf by leaf, like one on disk."""
-  held = sj.Ingredient.from_params(name, params)
+  """An ingredient that is read leaf by leaf, as from disk."""
+  ingredient = sj.Ingredient.from_params(name, params)
 
   def read(leaf, index):
     if calls is not None:
       calls.append((name, leaf, index))
-    return held.reader(leaf, index)
+    return ingredient.reader(leaf, index)
 
-  return dataclasses.replace(held, reader=read, path=f"/nowhere/{name}")
+  return dataclasses.replace(ingredient, reader=read, path=f"/nowhere/{name}")
 
 
 RECIPES = {
@@ -69,11 +69,11 @@ def test_read_by_index(wrap):
   np.testing.assert_array_equal(
     ingredient.read("a", index=index), make()["a"][2:5]
   )
-  with pytest.raises(ValueError, match="'m' has no leaf 'z'"):
+  with pytest.raises(ValueError, match="'m'.*'z'"):
     ingredient.read("z")
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with pytest.raises(ValueError, match="an index or a sharding, not both"):
-    ingredient.read("a", index=index, sharding=one)
+    ingredient.read("a", index=index, sharding=device)
 
 
 @kinds
@@ -110,17 +110,17 @@ def test_load_with_a_sharding_for_every_leaf():
   jax.tree.map(np.testing.assert_array_equal, loaded, make())
 
 
-def test_in_memory_reads_once_and_keeps_what_is_known():
+def test_in_memory_reads_once_and_keeps_the_metadata():
   calls = []
   ingredient = dataclasses.replace(
     lazy("m", make(), calls), metrics={"acc": 0.5}, hyperparameters={"lr": 1}
   )
-  held = ingredient.in_memory()
+  loaded = ingredient.in_memory()
   for _ in range(3):
-    jax.tree.map(np.testing.assert_array_equal, held.load(), make())
+    jax.tree.map(np.testing.assert_array_equal, loaded.load(), make())
   assert len(calls) == 3
-  assert (held.name, held.metrics) == ("m", {"acc": 0.5})
-  assert held.hyperparameters == {"lr": 1}
+  assert (loaded.name, loaded.metrics) == ("m", {"acc": 0.5})
+  assert loaded.hyperparameters == {"lr": 1}
 
 
 # Bad input, for every recipe, before any evaluation.
@@ -128,24 +128,24 @@ def test_in_memory_reads_once_and_keeps_what_is_known():
 
 @recipes
 def test_wrong_type_is_a_type_error(recipe):
-  one = sj.Ingredient.from_params("m", make())
-  with pytest.raises(TypeError, match="got a int: 3"):
-    recipe([one, 3])
+  model = sj.Ingredient.from_params("m", make())
+  with pytest.raises(TypeError, match="int: 3"):
+    recipe([model, 3])
 
 
 def test_no_ingredients():
-  with pytest.raises(ValueError, match="at least one ingredient, got none"):
+  with pytest.raises(ValueError, match="ingredient"):
     sj.uniform_soup([])
-  with pytest.raises(ValueError, match="at least one ingredient, got none"):
+  with pytest.raises(ValueError, match="ingredient"):
     RECIPES["greedy"]([])
-  with pytest.raises(ValueError, match="at least two ingredients, got 1"):
+  with pytest.raises(ValueError, match="two.*1"):
     RECIPES["learned"]([sj.Ingredient.from_params("m", make())])
 
 
 @recipes
 def test_duplicate_names(recipe):
   twice = [sj.Ingredient.from_params("m", make(k)) for k in range(2)]
-  with pytest.raises(ValueError, match="Two ingredients are called 'm'"):
+  with pytest.raises(ValueError, match="'m'"):
     recipe(twice)
 
 
@@ -186,7 +186,7 @@ def test_integer_leaves_that_differ(recipe, wrap):
 def test_float64_without_x64(recipe):
   trees = [{"w": np.ones(3)}, {"w": np.zeros(3)}]
   pair = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(trees)]
-  with pytest.raises(ValueError, match="Leaf 'w' of 'm0' is float64"):
+  with pytest.raises(ValueError, match="'w'.*'m0'.*float64"):
     recipe(pair)
 
 
@@ -226,18 +226,18 @@ def test_rank_by_puts_the_best_first_and_keeps_ties_in_order():
 
 
 def test_rank_by_refuses():
-  with pytest.raises(ValueError, match=r"'m0' has no metric 'x'.*\['val'\]"):
+  with pytest.raises(ValueError, match=r"'m0'.*'x'.*\['val'\]"):
     sj.rank_by(scored(0.1), "x")
-  with pytest.raises(ValueError, match="val of ingredient 'm1' is NaN"):
+  with pytest.raises(ValueError, match="'m1'.*NaN"):
     sj.rank_by(scored(0.1, np.nan), "val")
-  with pytest.raises(ValueError, match="mode must be 'max' or 'min', got 'up'"):
+  with pytest.raises(ValueError, match="mode.*'up'"):
     sj.rank_by(scored(0.1), "val", mode="up")
 
 
 def test_rank_by_takes_a_generator_and_refuses_text():
   ranked = sj.rank_by((i for i in scored(0.1, 0.9)), "val")
   assert [i.name for i in ranked] == ["m1", "m0"]
-  with pytest.raises(ValueError, match="val of .*'m0' must be a number.*'0.1'"):
+  with pytest.raises(ValueError, match="val.*'m0'.*'0.1'"):
     sj.rank_by(scored("0.1", 0.5), "val")
 
 
@@ -268,47 +268,47 @@ def test_not_models(recipe, given, error, message):
 
 def test_one_model_where_several_are_given():
   models = [sj.Ingredient.from_params(n, make()) for n in "ab"]
-  with pytest.raises(ValueError, match="base must be one model, got 2.*'b'"):
+  with pytest.raises(ValueError, match="base.*2.*'b'"):
     ingredient_lib.as_ingredient(models, "base")
   assert ingredient_lib.as_ingredient(models[:1], "base") is models[0]
 
 
-# What JAX would cut.
+# Numbers of 64 bits, which JAX would cut.
 
 
 BIG = np.array([2**40, -1], np.int64)
 
 
 def test_in_memory_keeps_every_bit_of_integers():
-  held = sj.Ingredient.from_params("m", {"w": np.ones(2, "f4"), "n": BIG})
-  held = held.in_memory()
-  assert isinstance(held.load()["w"], jax.Array)
-  assert held.specs["n"].dtype == np.int64
-  np.testing.assert_array_equal(held.load()["n"], BIG)
+  model = sj.Ingredient.from_params("m", {"w": np.ones(2, "f4"), "n": BIG})
+  model = model.in_memory()
+  assert isinstance(model.load()["w"], jax.Array)
+  assert model.specs["n"].dtype == np.int64
+  np.testing.assert_array_equal(model.load()["n"], BIG)
 
 
 def test_in_memory_refuses_float64():
-  held = sj.Ingredient.from_params("m", {"w": np.ones(2)})
-  with pytest.raises(ValueError, match="Leaf 'w' of 'm' is float64"):
-    held.in_memory()
+  model = sj.Ingredient.from_params("m", {"w": np.ones(2)})
+  with pytest.raises(ValueError, match="'w' of 'm' is float64"):
+    model.in_memory()
 
 
 @kinds
 def test_a_sharding_does_not_cut_integers(wrap):
-  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  held = wrap("m", {"w": np.ones(2, "f4"), "n": BIG})
-  np.testing.assert_array_equal(held.load(sharding=one)["n"], BIG)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  model = wrap("m", {"w": np.ones(2, "f4"), "n": BIG})
+  np.testing.assert_array_equal(model.load(sharding=device)["n"], BIG)
 
 
 @kinds
 @pytest.mark.parametrize(
   "index,message",
   [
-    (slice(0, 3), "does not fit leaf 'a' of 'm'.*tuple of at most 2 slices"),
-    ((0,), "has 0 in it, which is no slice"),
-    ((slice(5, 0, -1),), "no slice with a positive step"),
-    ((slice(0, 1),) * 3, "does not fit leaf 'a' of 'm'"),
-    (3, "does not fit"),
+    (slice(0, 3), r"slice\(0, 3.*'a' of 'm'.*at most 2 slices"),
+    ((0,), r"\(0,\) of leaf 'a' of 'm' .* 0, "),
+    ((slice(5, 0, -1),), r"'a' of 'm' .*slice\(5, 0, -1\)"),
+    ((slice(0, 1),) * 3, "'a' of 'm'"),
+    (3, "Index 3 .*'a' of 'm'"),
   ],
 )
 def test_an_index_means_the_same_everywhere(wrap, index, message):

@@ -15,7 +15,7 @@ SIZE = 23
 
 
 def stored(name, leaves, *, chunks=None, checksums=None, seen=None):
-  """An ingredient that is read in boxes, as files are."""
+  """An ingredient that is read in boxes, as from a file."""
 
   def read_box(leaf, box, out):
     if seen is not None:
@@ -60,7 +60,7 @@ def test_finds_any_element_of_a_file(small_blocks, dtype, value):
   for row in range(SIZE):
     bad = leaves(dtype)
     bad["w"][row, 1] = value
-    with pytest.raises(ValueError, match="'b' has NaN or inf.* leaf 'w'"):
+    with pytest.raises(ValueError, match="'b'.*'w'"):
       nonfinite.check_finite([stored("a", leaves(dtype)), stored("b", bad)])
 
 
@@ -68,7 +68,7 @@ def test_names_the_first_of_several():
   bad = leaves()
   bad["b"] = np.float32(np.nan)
   pool = [stored(name, bad) for name in "abc"]
-  with pytest.raises(ValueError, match="Ingredient 'a' has NaN .* leaf 'b'"):
+  with pytest.raises(ValueError, match="'a'.*NaN.*'b'"):
     nonfinite.check_finite(pool)
 
 
@@ -86,7 +86,7 @@ def test_compares_checksums_over_blocks(small_blocks):
   sums = {k: crc32.crc32(np.atleast_1d(x)) for k, x in good.items()}
   nonfinite.check_finite([stored("a", good, checksums=sums)])
   good["w"][3, 0] = 2
-  with pytest.raises(ValueError, match="Leaf 'w' of a.file is damaged"):
+  with pytest.raises(ValueError, match="'w'.*a.file"):
     nonfinite.check_finite([stored("a", good, checksums=sums)])
 
 
@@ -97,5 +97,5 @@ def test_models_in_memory_are_checked_too():
     for name, params in (("a", good), ("b", bad))
   ]
   nonfinite.check_finite(pool[:1])
-  with pytest.raises(ValueError, match="Ingredient 'b' has NaN or infinity"):
+  with pytest.raises(ValueError, match="'b'.*NaN"):
     nonfinite.check_finite(pool)

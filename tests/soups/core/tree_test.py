@@ -24,13 +24,13 @@ def test_flatten_refuses_an_empty_tree(empty):
 
 
 def test_flatten_refuses_names_that_clash():
-  with pytest.raises(ValueError, match="Two leaves are called 'a/b'"):
+  with pytest.raises(ValueError, match="'a/b'"):
     tree.flatten({"a": {"b": np.ones(1)}, "a/b": np.ones(1)})
 
 
 @pytest.mark.parametrize("leaf", ["text", object(), {"a"}])
-def test_spec_refuses_what_is_no_array(leaf):
-  with pytest.raises(ValueError, match="not an array but a"):
+def test_spec_refuses_leaves_that_are_not_arrays(leaf):
+  with pytest.raises(ValueError, match=f"a {type(leaf).__name__}"):
     tree.spec(leaf)
 
 
@@ -91,22 +91,22 @@ def test_check_alike_compares_containers_too():
     "tuple": jax.tree.structure({"x": (0,)}),
   }
   tree.check_alike(trees)
-  with pytest.raises(ValueError, match="'tuple' .* other containers"):
+  with pytest.raises(ValueError, match="'tuple' .*'list'"):
     tree.check_alike(trees, treedefs)
 
 
 def test_float_widths_may_differ_but_integer_widths_may_not():
   tree.check_alike({"a": {"x": np.float32(1)}, "b": {"x": jnp.bfloat16(1)}})
-  with pytest.raises(ValueError, match="'b' has dtype int64 at leaf 'x'"):
+  with pytest.raises(ValueError, match="'b'.*int64.*'x'"):
     tree.check_alike({"a": {"x": np.int32(1)}, "b": {"x": np.int64(1)}})
 
 
 def test_check_equal_integers():
   a = {"step": np.int32(3), "w": np.float32(1), "mask": np.array([True, False])}
   tree.check_equal_integers({"a": a, "b": {**a, "w": np.float32(2)}})
-  with pytest.raises(ValueError, match="'step' has dtype int32.*'b' and 'a'"):
+  with pytest.raises(ValueError, match="'step'.*int32.*'b'.*'a'"):
     tree.check_equal_integers({"a": a, "b": {**a, "step": np.int32(4)}})
-  with pytest.raises(ValueError, match="'mask' has dtype bool.*'c' and 'a'"):
+  with pytest.raises(ValueError, match="'mask'.*bool.*'c'.*'a'"):
     tree.check_equal_integers(
       {"a": a, "b": a, "c": {**a, "mask": np.array([True, True])}}
     )
@@ -124,28 +124,28 @@ class Unregistered:
 @pytest.mark.parametrize(
   "leaf,message",
   [
-    ("text", "not an array but a str. Drop it"),
-    (len, "not an array but a builtin_function_or_method"),
-    (Unregistered(), "Unregistered. Register its class as a pytree"),
-    (jax.ShapeDtypeStruct((2,), np.float32), "is abstract"),
-    (np.ones(2, ">f4"), "has dtype >f4, .*astype..float32"),
-    (np.array(["a", "b"]), "has dtype <U1: only arrays of numbers"),
-    (np.array([None]), "has dtype object"),
-    (np.zeros(2, [("x", "f4")]), "only arrays of numbers"),
-    (np.zeros(2, "M8[s]"), "only arrays of numbers"),
+    ("text", "str"),
+    (len, "builtin_function_or_method"),
+    (Unregistered(), "Unregistered.*register_dataclass"),
+    (jax.ShapeDtypeStruct((2,), np.float32), "ShapeDtypeStruct"),
+    (np.ones(2, ">f4"), ">f4, .*astype..float32"),
+    (np.array(["a", "b"]), "<U1"),
+    (np.array([None]), "object"),
+    (np.zeros(2, [("x", "f4")]), "f4"),
+    (np.zeros(2, "M8[s]"), "datetime64"),
   ],
   ids=str,
 )
 def test_a_leaf_that_cannot_be_averaged_is_named(leaf, message):
-  with pytest.raises(ValueError, match=f"Leaf 'a/w' of 'm0' .*{message}"):
+  with pytest.raises(ValueError, match=f"'a/w'.*'m0'.*{message}"):
     value_specs(leaf)
 
 
 def test_random_keys_are_refused_by_name():
-  with pytest.raises(ValueError, match="'a/w' of 'm0' has dtype key.*key_data"):
+  with pytest.raises(ValueError, match="'a/w'.*'m0'.*key.*key_data"):
     value_specs(jax.random.key(0))
 
 
-def test_a_tree_that_is_no_tree_says_what_to_give():
-  with pytest.raises(ValueError, match="The tree of 'm0' is not an array but"):
+def test_an_object_in_place_of_a_tree_is_an_error():
+  with pytest.raises(ValueError, match="tree of 'm0'.*Unregistered"):
     tree.value_specs({"": Unregistered()}, "'m0'")

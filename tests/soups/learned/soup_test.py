@@ -244,7 +244,7 @@ def test_batches_are_taken_in_turn_and_no_more_than_needed():
 
 
 def test_batches_run_out():
-  with pytest.raises(ValueError, match="Got 2 batches for 3 steps"):
+  with pytest.raises(ValueError, match="2 batches.*3 steps"):
     sj.learned_soup(POOL, loss_of, steps=3, batches=iter([np.ones(32)] * 2))
 
 
@@ -266,27 +266,27 @@ def test_sharded_learned_soup_is_the_same():
 @pytest.mark.parametrize(
   "arguments,message",
   [
-    ({"granularity": "block"}, "granularity must be .* got 'block'"),
-    ({"steps": 0}, "steps must be positive, got 0"),
+    ({"granularity": "block"}, "granularity .*'block'"),
+    ({"steps": 0}, "steps .*0"),
     (
       {"optimizer": sj.CoefficientOptimizer(learning_rate=0.0)},
-      "learning_rate must be positive, got 0.0",
+      "learning_rate .*0.0",
     ),
     (
       {"optimizer": sj.CoefficientOptimizer(learning_rate=np.nan)},
-      "learning_rate must be positive, got nan",
+      "learning_rate .*nan",
     ),
     (
       {"optimizer": sj.CoefficientOptimizer(weight_decay=-1.0)},
-      "weight_decay must not be negative, got -1.0",
+      "weight_decay .*-1.0",
     ),
     (
       {"granularity": sj.Granularity(stacked="zzz")},
-      "'zzz' in stacked matches no leaf",
+      "'zzz' in stacked",
     ),
     (
       {"granularity": sj.Granularity(stacked="blocks/(")},
-      "in stacked is no regular expression",
+      r"blocks/\(.* in stacked",
     ),
   ],
 )
@@ -301,25 +301,25 @@ def test_refuses_a_loss_that_is_not_finite():
   def loss(params, beta, scale):
     return loss_of(params, beta) * scale
 
-  with pytest.raises(ValueError, match="held-out loss is nan at step 1"):
+  with pytest.raises(ValueError, match="nan at step 1"):
     sj.learned_soup(POOL, loss, steps=3, batches=[1.0, np.nan, 1.0])
 
 
 @pytest.mark.parametrize(
   "arguments,message",
   [
-    ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
-    ({"steps": "3"}, "steps must be a whole number, got '3'"),
+    ({"steps": 2.5}, "steps .*2.5"),
+    ({"steps": "3"}, "steps .*'3'"),
     (
       {"optimizer": sj.CoefficientOptimizer(learning_rate=lambda k: 0.1)},
-      "learning_rate must be a number, got",
+      "learning_rate .*function",
     ),
     (
       {"optimizer": sj.CoefficientOptimizer(weight_decay=None)},
-      "weight_decay must be a number, got None",
+      "weight_decay .*None",
     ),
-    ({"batches": lambda: []}, "batches must be a sequence .* got a function"),
-    ({"batches": {"x": 1}}, "batches must be a sequence .* got a dict"),
+    ({"batches": lambda: []}, "batches .*function"),
+    ({"batches": {"x": 1}}, "batches .*dict"),
     ({"batches": [1, 2], "steps": 3}, "Got 2 batches for 3 steps"),
   ],
 )
@@ -333,9 +333,9 @@ def test_refuses_arguments_of_another_kind(arguments, message):
 @pytest.mark.parametrize(
   "result,message",
   [
-    (lambda x: None, "got a NoneType"),
+    (lambda x: None, "NoneType"),
     (lambda x: x * jnp.ones(3), r"shape \(3,\)"),
-    (lambda x: (x, {}), "a tuple of 2"),
+    (lambda x: (x, {}), "tuple of 2"),
     (lambda x: jnp.int32(x), "dtype int32"),
   ],
   ids=["none", "vector", "aux", "integer"],
@@ -344,7 +344,7 @@ def test_refuses_a_loss_that_is_no_scalar(result, message):
   def loss(params, beta):
     return result(beta * params["head"]["bias"].sum())
 
-  with pytest.raises(ValueError, match=f"loss must return one .*{message}"):
+  with pytest.raises(ValueError, match=f"loss .*{message}"):
     sj.learned_soup(POOL, loss, steps=1)
 
 
@@ -355,9 +355,7 @@ def test_refuses_a_gradient_that_is_not_finite():
   def of_beta(params, beta):
     return jnp.sqrt(beta - 1) + 0 * params["head"]["bias"].sum()
 
-  message = (
-    "gradient for {} is not finite at step 0.*although the loss is -?0.0"
-  )
+  message = "{} .*step 0.*-?0.0"
   with pytest.raises(ValueError, match=message.format("the coefficients")):
     sj.learned_soup(POOL, of_params, steps=1)
   with pytest.raises(ValueError, match=message.format("beta")):
@@ -378,13 +376,13 @@ def test_refuses_a_soup_that_overflows():
     lambda p, beta: jnp.nan_to_num(p["w"] * 0).sum(),
   )
   for loss in losses:
-    with pytest.raises(ValueError, match="overflows float32 in leaf 'w'"):
+    with pytest.raises(ValueError, match="float32.*'w'"):
       sj.learned_soup(pool, loss, steps=1)
 
 
 def test_refuses_to_learn_without_float_leaves():
   pool = [sj.Ingredient.from_params(n, {"n": np.int32(1)}) for n in "ab"]
-  with pytest.raises(ValueError, match="No leaf of 'a' is floating.*'n'"):
+  with pytest.raises(ValueError, match="'a'.*'n'"):
     sj.learned_soup(pool, loss_of, steps=1)
 
 
@@ -395,5 +393,5 @@ def test_refuses_a_loss_that_should_be_high():
     def __call__(self, params, beta):
       pytest.fail("called")
 
-  with pytest.raises(ValueError, match="mode='max', but a learned soup"):
+  with pytest.raises(ValueError, match="mode='max'"):
     sj.learned_soup(POOL, Accuracy(), steps=1)

@@ -82,5 +82,5 @@ def test_bad_input():
   ]:
     with pytest.raises(ValueError, match=text):
       mix(rules.task_arithmetic(scale), base, [a], dry_run=True)
-  with pytest.raises(ValueError, match="each of 1 ingredients"):
+  with pytest.raises(ValueError, match="1 ingredients"):
     mix(rules.task_arithmetic(weights=[1.0, 2.0]), base, [a])

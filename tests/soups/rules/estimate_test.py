@@ -66,7 +66,7 @@ def test_activation_grams():
 
 
 def test_nothing_to_estimate_from():
-  with pytest.raises(ValueError, match="at least one example"):
+  with pytest.raises(ValueError, match="example"):
     sj.diagonal_fisher(log_probs, model(), [])
-  with pytest.raises(ValueError, match="at least one batch"):
+  with pytest.raises(ValueError, match="batch"):
     sj.activation_grams(lambda p, b: {}, model(), [])

@@ -146,12 +146,12 @@ def test_bad_input():
     mix(rules.slerp(0.5), [a] * 3)
   with pytest.raises(ValueError, match="'x'"):
     mix(rules.slerp({"x": 0.5}), [a] * 2, dry_run=True)
-  with pytest.raises(ValueError, match="at least 2 ingredients, got 1"):
+  with pytest.raises(ValueError, match="2 ingredients.*1"):
     mix(rules.model_stock(), [a], a)
   with pytest.raises(ValueError, match="needs a base"):
     mix(rules.model_stock(), [a, a])
   for make in (rules.geometric_median, rules.karcher):
-    with pytest.raises(ValueError, match="each of 2 ingredients"):
+    with pytest.raises(ValueError, match="2 ingredients"):
       mix(make([1.0]), [a, a])
     with pytest.raises(ValueError, match="positive"):
       mix(make([1.0, -1.0]), [a, a])

@@ -248,5 +248,5 @@ def test_other_bad_input():
     rules.della(0.95, 0.3)
   with pytest.raises(ValueError, match="needs a base"):
     mix(rules.dare(0.5), [zeros(2)])
-  with pytest.raises(ValueError, match="each of 1 ingredients"):
+  with pytest.raises(ValueError, match="1 ingredients"):
     mix(rules.dare(0.5, weights=[1, 2]), [zeros(2)], zeros(2))

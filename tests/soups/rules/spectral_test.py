@@ -65,11 +65,11 @@ def test_rows():
     flat = mix(rules.tsv(), deltas.reshape(2, *shape), base.reshape(shape))
     near(result.reshape(shape), flat["w"])
   for bad in (1.7, True, "1"):
-    with pytest.raises(ValueError, match=r"rows\['w'\] must be a whole"):
+    with pytest.raises(ValueError, match=r"rows\['w'\]"):
       rules.tsv(rows={"w": bad})
   with pytest.raises(ValueError, match="rows"):
     mix(rules.tsv(rows={"w(": 1}), deltas, base)
-  with pytest.raises(ValueError, match="'x' in rows matches no leaf"):
+  with pytest.raises(ValueError, match="'x'"):
     mix(rules.tsv(rows={"x": 1}), deltas, base)
-  with pytest.raises(ValueError, match="3 axes of 'w' are rows"):
+  with pytest.raises(ValueError, match="3 axes.*'w'"):
     mix(rules.tsv(rows={"w": 3}), deltas, base)

@@ -140,7 +140,7 @@ def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
   (workdir / "cooked_from.json").unlink()
   cook.run(config, workdir)
   shutil.rmtree(sweep / "member_001")
-  with pytest.raises(ValueError, match="member_001 is gone.*--workdir"):
+  with pytest.raises(ValueError, match="member_001.*gone.*--workdir"):
     cook.run(config, workdir)
 
 
@@ -201,11 +201,11 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
     ({"tests": {"test": "mnist/"}}, "tests.test='mnist/'"),
     ({"cook.metric": "prec@2"}, "'prec@2'"),
     ({"cook.metric": "loss,loss"}, "'loss,loss'"),
-    ({"tests": "test=test,again=minival"}, "again: .* 300 images of minival"),
-    ({"tests": "test=nowhere"}, "no split 'nowhere'"),
-    ({"data.name": ""}, "data.name must be"),
+    ({"tests": "test=test,again=minival"}, "300 images"),
+    ({"tests": "test=nowhere"}, "'nowhere'"),
+    ({"data.name": ""}, "data.name"),
     ({"ingredients": ""}, "ingredients must be"),
-    ({"ingredients": "/nowhere/*"}, "nothing matches '/nowhere/\\*'"),
+    ({"ingredients": "/nowhere/*"}, "'/nowhere/\\*'"),
     ({"cook.learned.granularities": ("block",)}, "model, layer, tensor"),
     ({"cook.wise_ft_points": 1}, "0, or at least 2"),
     ({"family": "tim"}, "'tim'"),
@@ -231,7 +231,7 @@ def test_a_test_set_of_other_classes(sweep, tmp_path):
   config = helpers.cook_config(
     sweep, tests=f"test=folder:{tmp_path}/images/test"
   )
-  with pytest.raises(ValueError, match="has 2 classes"):
+  with pytest.raises(ValueError, match="2 classes"):
     cook.run(config, tmp_path / "soups")
 
 
