@@ -14,7 +14,8 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.tasks.cook import classes, infer
+from soupjax.tasks.cook import classes as classes_lib
+from soupjax.tasks.cook import infer
 from soupjax.tasks.cook import run as cook
 
 CONFIG = str(helpers.ROOT / "configs" / "cook.py")
@@ -320,7 +321,7 @@ def test_timm_sorts_folders_by_number(tmp_path):
 
   def order(classes, family="timm"):
     changed = config_lib.updated(config, {"data.classes": classes})
-    return classes.classes_of(changed, detected(None, family), source)
+    return classes_lib.classes_of(changed, detected(None, family), source)
 
   with pytest.raises(ValueError, match="'2' before '10'.*=natural"):
     order("")
@@ -329,7 +330,7 @@ def test_timm_sorts_folders_by_number(tmp_path):
   assert order("natural") == ("1", "2", "10")
   (tmp_path / "names.txt").write_text("10\n1\n2\n")
   assert order(str(tmp_path / "names.txt")) == ("10", "1", "2")
-  labels = classes.labelled(source, order("natural"), 3, "x")
+  labels = classes_lib.labelled(source, order("natural"), 3, "x")
   read = {
     labels.describe(k).split("/")[-2]: labels[k]["label"] for k in range(3)
   }
@@ -342,11 +343,11 @@ def test_timm_sorts_folders_by_number(tmp_path):
 def test_as_many_classes_are_not_the_same_classes(tmp_path):
   source = source_of(tmp_path / "x", ("bee", "cow", "dog"))
   with pytest.raises(ValueError, match="street.*dog.*ant"):
-    classes.labelled(source, NAMES, 3, "tests, street")
+    classes_lib.labelled(source, NAMES, 3, "tests, street")
   # Names of another kind cannot be compared.
-  assert classes.labelled(source, ("x", "y", "z"), 3, "a") is source
+  assert classes_lib.labelled(source, ("x", "y", "z"), 3, "a") is source
   with pytest.raises(ValueError, match="3 classes"):
-    classes.labelled(source, ("x", "y"), 2, "a")
+    classes_lib.labelled(source, ("x", "y"), 2, "a")
 
 
 def test_names_that_cannot_be_compared_are_told(place, capsys):
