@@ -325,3 +325,5 @@ def test_python_runs(path, place, sweeps, monkeypatch):
     if changes is not None:
       with jax.numpy_rank_promotion("allow"):
         exec(compile(shorter(block, changes), str(path), "exec"), names)
+  if path.name == "rules.md":
+    assert names["get_config"]().rule["name"] == "ties"
