@@ -221,7 +221,8 @@ def picture(records: list[dict]) -> None:
       zorder=3,
     )  # fmt: skip
     left.scatter(
-      *values.mean(axis=0), s=size, color=color, marker=marker, zorder=4,
+      *values.mean(axis=0), s=size, color=color, marker=marker,
+      zorder=5 if method == "greedy" else 4,
       edgecolor="white", lw=0.6, label=label,
     )  # fmt: skip
   left.set_xlabel("Accuracy on test, %")

@@ -160,7 +160,7 @@ def load_sweep(path: str, arg: str | None = None) -> list[dict[str, Any]]:
   """
   module = _module(path)
   if not hasattr(module, "get_sweep"):
-    raise ValueError(f"{path} has no get_sweep(), so there is no sweep to run.")
+    raise ValueError(f"{path} has no get_sweep(), which --sweep needs.")
   takes_arg = inspect.signature(module.get_sweep).parameters
   members = list(module.get_sweep(arg) if takes_arg else module.get_sweep())
   if not members:

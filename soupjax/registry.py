@@ -87,7 +87,7 @@ class Registry:
     """Returns the parameters of a member.
 
     Raises:
-      ValueError: if there is no such member, or its parameters are unknown.
+      ValueError: if the member or its parameters are unknown.
     """
     target = self.get(name)
     try:

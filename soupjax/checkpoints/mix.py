@@ -71,24 +71,24 @@ def mix(
 ) -> Mixed:
   """Merges checkpoints of any size, block by block.
 
-  All checks that need metadata only come before any weights are read. If there
-  are several processes, each calls this with the same arguments, and reads and
-  writes its share.
+  All checks that need only metadata come before any weights are read. Several
+  processes all call this with the same arguments; each reads and writes its
+  share.
 
   Args:
     rule: from `soupjax.soups.rules`, such as `rules.linear()`.
     ingredients: models in any form: trees, Ingredients, paths or patterns.
     base: the model that the rule or `select` refers to, in any form.
-    out: path of a new file (`*.safetensors` or `*.npz`) or Orbax directory
-      (anything else, unless `format` is given). None returns the tree.
+    out: path of a new file (`*.safetensors` or `*.npz`) or Orbax directory (any
+      other name, unless `format` is given). None returns the tree.
     sharding: of the returned tree, as in `Ingredient.load`. Each process reads
       only the slices on its own devices. None: the default device.
     dtype: of the floating leaves; None keeps that of the ingredients.
     select: regular expression -> "keep", "skip", a number or K numbers; see
       `soupjax.soups.engine.plan.make`.
     block_bytes: size of the blocks of all ingredients together, per thread.
-    threads: number of threads that read and average; None: one more than CPUs,
-      at most 8.
+    threads: number of threads that read and merge; None: one more than CPUs, at
+      most 8.
     format: "orbax", "safetensors" or "npz"; None: by the suffix of `out`.
     shard_bytes: the size of safetensors shards in a directory `out` with an
       index; None writes one file.
@@ -102,7 +102,7 @@ def mix(
       if it is a terminal. A function is called with bytes read and total bytes.
 
   Returns:
-    The tree or its path, and the record.
+    The tree or its path, and the provenance record.
 
   Raises:
     ValueError: naming ingredient, leaf, value and fix of a mismatch.
@@ -126,14 +126,17 @@ def mix(
   )
   ingredients = as_ingredients(ingredients)
   base = None if base is None else as_ingredient(base, "base")
-  rule = _opened(rule)
+  extra = tuple(
+    as_ingredient(model, f"{rule.name} statistics {k}")
+    for k, model in enumerate(rule.extra)
+  )
   if out is not None and sharding is not None:
     raise ValueError(
       "Give out= or sharding=, not both: mix onto the mesh and save_params "
       "from there."
     )
   plan = planning.make(
-    rule,
+    dataclasses.replace(rule, extra=extra),
     ingredients,
     base=base,
     dtype=dtype,
@@ -206,13 +209,13 @@ def _check_types(rule, sharding, **numbers):
 
 
 def _check_sharding(plan, sharding):
-  """Checks that every leaf can be sharded."""
+  """Checks that the sharding fits the shape of every leaf."""
   for leaf, spec in plan.specs.items():
     leaf_sharding = sharding_of(sharding, leaf, spec)
     try:
       if leaf_sharding is not None:
         leaf_sharding.shard_shape(spec.shape)
-    except Exception as e:  # JAX raises an exception class of its own.
+    except Exception as e:  # The class that JAX raises is not public.
       raise ValueError(
         f"Leaf {leaf!r} of shape {spec.shape} cannot be cut as "
         f"{leaf_sharding}: {str(e).splitlines()[0]:.200} Give a function "
@@ -220,16 +223,8 @@ def _check_sharding(plan, sharding):
       ) from e
 
 
-def _opened(rule):
-  """Opens the models that a rule reads besides the ingredients."""
-  opened = tuple(
-    as_ingredient(model, f"{rule.name} statistics {k}")
-    for k, model in enumerate(rule.extra)
-  )
-  return dataclasses.replace(rule, extra=opened)
-
-
 def _pieces(plan, target, sharding):
+  """Returns the pieces of the output that this process makes."""
   if target is None:
     _check_sharding(plan, sharding)
     return planning.pieces(plan, mesh_writer.parts(plan, sharding), plan.chunks)
@@ -240,7 +235,7 @@ def _pieces(plan, target, sharding):
 
 
 def _progress(progress):
-  """Returns the callback that shows progress, or None."""
+  """Returns the callback that reports progress, or None."""
   if callable(progress):
     return progress
   if progress is None:

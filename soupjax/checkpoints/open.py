@@ -27,16 +27,16 @@ def find_ingredients(
   """Opens all checkpoints that a pattern matches; reads metadata only.
 
   Args:
-    pattern: a path, perhaps with `*`, `?`, `[...]` or `**`, or several paths.
-      A path that exists is not used as a pattern. Wildcards do not match names
-      that start with a dot. `**` skips files and directories that are not
+    pattern: a path or several, which may contain `*`, `?`, `[...]` or `**`. A
+      path that exists is taken literally. Wildcards do not match names that
+      start with a dot. `**` skips files and directories that are not
       checkpoints.
 
   Returns:
-    Ingredients in natural order of their paths (2 before 10), each checkpoint
-    once and named by the part of the path that is unique. `metrics.json` and
-    `hyperparameters.json` are read from its directory, or from the parent of a
-    directory called `params`.
+    Ingredients in natural order of their paths (2 before 10), without
+    duplicates, named by the parts of the paths that differ. `metrics.json` and
+    `hyperparameters.json` are read from the directory of each checkpoint, or
+    from the parent of a directory called `params`.
 
   Raises:
     ValueError: if nothing matches, or a match is not a checkpoint.
@@ -50,12 +50,12 @@ def find_ingredients(
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
   patterns, paths = list(patterns), []
   if not patterns:
-    raise ValueError("No ingredient found: the list of patterns is empty.")
+    raise ValueError("No ingredients: the list of patterns is empty.")
   for pattern in map(os.fspath, patterns):
     matches = _matches(pattern)
     if not matches:
       raise ValueError(
-        f"No ingredient found: nothing matches {pattern!r} (searched from "
+        f"No ingredients: nothing matches {pattern!r} (searched from "
         f"{os.getcwd()})."
       )
     paths += sorted(matches, key=_natural)
@@ -91,7 +91,7 @@ def _matches(pattern: str) -> list[str]:
 def _checkpoints(paths: Sequence[str]) -> list[str]:
   """Returns the paths of checkpoints, without those of their parts."""
   checkpoints: list[str] = []
-  # A directory comes before its content.
+  # Directories sort before their content.
   for path in sorted(os.path.abspath(path) for path in paths):
     inside = any(
       pathlib.PurePath(path).is_relative_to(folder) for folder in checkpoints
@@ -130,7 +130,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
     The ingredient, named by the last part of its path that is not `params`.
 
   Raises:
-    ValueError: if the path does not exist, is damaged or of unknown format.
+    ValueError: if the path does not exist, is damaged or has an unknown format.
 
   Examples:
     >>> sj.save_params("a.npz", {"head": {"bias": jnp.arange(3.0)}})
@@ -164,7 +164,7 @@ def load_params(model: Any, *, sharding: Any = None) -> PyTree:
     The tree, in nested dicts and lists.
 
   Raises:
-    ValueError: if it is not a whole checkpoint.
+    ValueError: if the checkpoint is incomplete or damaged.
   """
   return as_ingredient(model, "params").load(sharding=sharding)
 
@@ -177,7 +177,7 @@ def _natural(path: str) -> list[Any]:
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
-  """Drops the leading and trailing path components that all have in common."""
+  """Drops the leading and trailing path components that all paths share."""
   parts = [pathlib.PurePath(path).parts for path in paths]
   # A last component "params" is dropped unless two names would be equal.
   shorter = [p[:-1] if p[-1] == "params" and p[1:] else p for p in parts]
@@ -196,7 +196,7 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _sidecar(path: str, name: str) -> dict[str, Any]:
-  """Returns the JSON object in a file in the directory of a checkpoint.
+  """Returns the JSON object in a file beside a checkpoint, {} if none exists.
 
   For a directory called `params`, the file may also be in its parent.
   """

@@ -25,16 +25,6 @@ Augment = Callable[..., tuple[jax.Array, jax.Array]]
 _GIVEN_LATER = ("images", "targets", "key")
 
 
-def names_in(text: str) -> set[str]:
-  """Returns the hyperparameters that a text has in braces.
-
-  Examples:
-    >>> sorted(names_in("flip_lr|mixup({mixup})|erasing({erasing})"))
-    ['erasing', 'mixup']
-  """
-  return op_strings.names_in(text)
-
-
 def batch_augment(
   text: str, *, names: Collection[str] = (), off: Collection[str] = ()
 ) -> Augment:
@@ -59,14 +49,9 @@ def batch_augment(
     ValueError: for an unknown operation or hyperparameter, with suggestions, or
       arguments that the operation does not take.
   """
-  ops = [
-    (i, op)
-    for i, (_, op) in enumerate(
-      op_strings.parse(text, OPS, _GIVEN_LATER, names)
-    )
-  ]
-  num_ops = len(ops)
-  ops = [(i, op) for i, op in ops if not _is_off(op, off)]
+  parsed = op_strings.parse(text, OPS, _GIVEN_LATER, names)
+  num_ops = len(parsed)
+  ops = [(i, op) for i, (_, op) in enumerate(parsed) if not _is_off(op, off)]
 
   def augment(key, images, targets, values):
     arguments = {i: _arguments(op, values) for i, op in ops}
@@ -80,21 +65,18 @@ def batch_augment(
       parameters = inspect.signature(op.func).parameters
       given = {k: v for k, v in available.items() if k in parameters}
       result = op.func(**given, **arguments[i])
-      images, targets = (
-        result if isinstance(result, tuple) else (result, targets)
-      )
+      if not isinstance(result, tuple):
+        result = result, targets
+      images, targets = result
     return images, targets
 
   return augment
 
 
 def _is_off(op: functools.partial, off: Collection[str]) -> bool:
-  names = [
-    v.name
-    for v in op.keywords.values()
-    if isinstance(v, op_strings.Hyperparameter)
-  ]
-  return bool(names) and all(name in off for name in names)
+  values = op.keywords.values()
+  names = {v.name for v in values if isinstance(v, op_strings.Hyperparameter)}
+  return bool(names) and names <= set(off)
 
 
 def _arguments(op: functools.partial, values: Mapping[str, Any]):

@@ -30,8 +30,9 @@ from soupjax.data.source import Source, from_dataset
 
 # First image of every run of writers, and the end.
 _RUNS = (
-  (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
-) + (1797,)
+  *(0, 130, 256, 386, 516, 646, 776, 906),
+  *(1029, 1157, 1287, 1415, 1545, 1667, 1797),
+)
 _SOURCE = np.arange(_RUNS[0], _RUNS[5])
 _TARGET = np.arange(_RUNS[5], _RUNS[12])
 _NEW_WRITERS = np.arange(_RUNS[12], _RUNS[14])

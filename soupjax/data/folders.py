@@ -44,13 +44,13 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
     Splits by name.
 
   Raises:
-    ValueError: if there is no image there.
+    ValueError: if it does not exist or has no images.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_file():
     return {"all": Split(path, (path,))}
   if not path.is_dir():
-    raise ValueError(f"There is no image folder {path}.")
+    raise ValueError(f"The image folder {path} does not exist.")
   if any(_has_images(child) for child in _folders(path)):
     return {"all": Split(path, (path,))}
   paths = {
@@ -82,7 +82,7 @@ def open_split(split: Split) -> Source:
     The source, in the order of a hash of "CLASS/NAME".
 
   Raises:
-    ValueError: if there is no image, or a tar file is damaged or compressed.
+    ValueError: if it has no images, or a tar file is damaged or compressed.
   """
   names = set()
   for path in split.siblings:
@@ -195,6 +195,6 @@ def _cached_members(path, size, mtime) -> tuple[tuple[str, int, int], ...]:
     return tuple(images())
   except tarfile.TarError as e:
     raise ValueError(
-      f"Cannot read {path} as a tar file: {e}. It must be whole and not "
+      f"Cannot read {path} as a tar file: {e}. It must be complete and not "
       "compressed."
     ) from e

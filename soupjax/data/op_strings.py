@@ -45,55 +45,39 @@ def parse(
     ValueError: for an unknown operation or hyperparameter, with suggestions,
       or for arguments that the operation does not take.
   """
-  return [_bind(call, ops, tuple(given_later), names) for call in _calls(text)]
-
-
-def names_in(text: str) -> set[str]:
-  """Returns the names in braces.
-
-  Raises:
-    ValueError: if the text cannot be read.
-  """
-  return {
-    value.name
-    for call in _calls(text)
-    for value in (*call.args, *call.kwargs.values())
-    if isinstance(value, Hyperparameter)
-  }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-  text: str
-  name: str
-  args: list[Any]
-  kwargs: dict[str, Any]
+  if not isinstance(text, str):
+    raise ValueError(
+      f"Operations are a text such as 'flip_lr|resize(224)', not {text!r}."
+    )
+  calls = [part for part in map(str.strip, text.split("|")) if part]
+  return [_bind(call, ops, tuple(given_later), names) for call in calls]
 
 
 def _bind(call, ops, given_later, names) -> tuple[str, functools.partial]:
-  function = ops.get(call.name)
+  name, args, kwargs = registry.parse_call(call, value=_value)
+  function = ops.get(name)
   parameters = _parameters(function)
   if given_later[0] not in {p.name for p in parameters}:
     raise ValueError(
-      f"{call.name!r} cannot be used as {ops.kind}: it needs a parameter "
-      f"called {given_later[0]!r}, and has "
+      f"{name!r} cannot be used as {ops.kind}: it needs a parameter called "
+      f"{given_later[0]!r}, and has "
       f"{', '.join(p.name for p in parameters) or 'none'}."
     )
   parameters = [p for p in parameters if p.name not in given_later]
   try:
-    bound = inspect.Signature(parameters).bind(*call.args, **call.kwargs)
+    bound = inspect.Signature(parameters).bind(*args, **kwargs)
   except TypeError as e:
     listed = ", ".join(map(str, parameters)) or "none"
     raise ValueError(
-      f"Operation {call.text!r}: {e}. Its arguments: {listed}."
+      f"Operation {call!r}: {e}. Its arguments: {listed}."
     ) from e
   for value in bound.arguments.values():
     if isinstance(value, Hyperparameter) and value.name not in names:
       raise ValueError(
-        f"{{{value.name}}} in {call.text!r} is not a hyperparameter"
+        f"{{{value.name}}} in {call!r} is not a hyperparameter"
         f"{registry.suggestion(value.name, names)}"
       )
-  return call.name, functools.partial(function, **bound.arguments)
+  return name, functools.partial(function, **bound.arguments)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -107,18 +91,6 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     inspect.Parameter.KEYWORD_ONLY,
   )
   return [p for p in parameters if p.kind in by_name]
-
-
-def _calls(text: str) -> list[_Call]:
-  if not isinstance(text, str):
-    raise ValueError(
-      f"Operations are a text such as 'flip_lr|resize(224)', not {text!r}."
-    )
-  return [_call(part) for part in map(str.strip, text.split("|")) if part]
-
-
-def _call(text: str) -> _Call:
-  return _Call(text, *registry.parse_call(text, value=_value))
 
 
 def _value(node: ast.expr) -> Any:

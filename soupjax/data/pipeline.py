@@ -226,16 +226,15 @@ class EvalBatches:
       batches.close()
 
   def _example(self, index: int) -> dict[str, Any]:
-    example = None
-    if index < len(self._reader.source):
-      example = self._reader.read(index)
+    padding = index >= len(self._reader.source)
+    example = None if padding else self._reader.read(index)
+    missing = example is None
+    image, label = (self._blank, 0) if missing else example
     return {
-      "images": self._blank if example is None else example[0],
-      "labels": np.int32(0 if example is None else example[1]),
-      "mask": example is not None,
-      "skipped": index
-      if example is None and index < len(self._reader.source)
-      else -1,
+      "images": image,
+      "labels": np.int32(label),
+      "mask": not missing,
+      "skipped": index if missing and not padding else -1,
     }
 
 
@@ -289,7 +288,7 @@ class _Share:
 
   def __init__(self, batch_size: int, index: int, count: int):
     if not 0 <= index < count:
-      raise ValueError(f"There is no process {index} of {count}.")
+      raise ValueError(f"Process {index} of {count} does not exist.")
     if batch_size < 1 or batch_size % count:
       raise ValueError(
         f"batch_size {batch_size} must be a positive multiple of the "
@@ -319,8 +318,8 @@ def check_one_shape(images: Iterable[np.ndarray]) -> None:
   if len(shapes) > 1:
     raise ValueError(
       f"Images of one batch have the shapes {sorted(shapes)}: end preprocess "
-      "with an operation that gives all of them one size, as resize(224) or "
-      "central_crop(224)."
+      "with an operation that gives all of them one size, such as resize(224) "
+      "or central_crop(224)."
     )
 
 
@@ -358,10 +357,8 @@ def default_threads() -> int:
 def _read_options(num_threads: int | None):
   import grain
 
-  num_threads = num_threads or default_threads()
-  return grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=num_threads
-  )
+  threads = num_threads or default_threads()
+  return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
 
 
 def _allow_workers() -> None:

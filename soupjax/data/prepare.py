@@ -31,7 +31,7 @@ def write_tfds(
     version: of the dataset.
 
   Raises:
-    ValueError: if there are no splits, or their classes differ.
+    ValueError: if `splits` is empty, or their classes differ.
   """
   import tensorflow_datasets as tfds
 

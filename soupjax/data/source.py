@@ -103,9 +103,8 @@ class _Arrays(Source):
       )
     self._images = np.broadcast_to(images, (*images.shape[:3], 3))
     self._labels = np.asarray(dataset.labels)
-    for index in np.flatnonzero(
-      (self._labels < 0) | (self._labels >= num_classes)
-    )[:1]:
+    wrong = (self._labels < 0) | (self._labels >= num_classes)
+    for index in np.flatnonzero(wrong)[:1]:
       self._checked(int(index), self._labels[index])
 
   def _read(self, index):
@@ -164,7 +163,7 @@ def subset(
     name: of the new source.
 
   Raises:
-    ValueError: if there are no indices.
+    ValueError: if `indices` is empty.
   """
   return _Subset(source, np.asarray(indices, np.int64), name)
 

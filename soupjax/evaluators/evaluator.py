@@ -148,7 +148,7 @@ class Evaluator:
       name: as above.
 
     Raises:
-      ValueError: if there are no images, labels are not class indices, the
+      ValueError: if `images` is empty, labels are not class indices, the
         batch size is not positive, or the metric is unknown.
     """
     batch_size = arguments.count("batch_size", batch_size)

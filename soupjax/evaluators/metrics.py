@@ -26,7 +26,7 @@ class Metric:
       is False are ignored.
     mode: "max" if higher means are better, "min" if lower ones are.
     bound: the best value that an example can have, with which greedy soups
-      reject candidates early; None if there is no such value.
+      reject candidates early; None if values are unbounded.
   """
 
   function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -24,7 +24,7 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
 
   Returns:
     A figure with one panel for each soup, groups in rows and ingredients in
-    columns, 1/K marked on the colour bar; None if there are no coefficients.
+    columns, 1/K marked on the colour bar; None without coefficients.
   """
   learned = {t: v for t, v in learned.items() if v["alphas"] and v["names"]}
   if not learned:

@@ -52,29 +52,29 @@ def uniform_soup(
 ) -> PyTree:
   """Averages all ingredients (the uniform soup of arXiv 2203.05482, Table 2).
 
-  Works one leaf at a time: at most K copies of one leaf are held besides the
-  soup itself. Sums are taken in float32 with their rounding errors carried
-  along, as differences from the first ingredient, and rounded once: the bits do
-  not depend on the mesh. `soups.core.compensated` states the remaining error.
+  Works one leaf at a time: memory holds at most K copies of one leaf in
+  addition to the soup. Differences from the first ingredient are summed in
+  float32 with compensated rounding errors, and rounded once. The bits do not
+  depend on the mesh. `soups.core.compensated` states the remaining error.
 
   Args:
     ingredients: models of one architecture, in any form: trees, Ingredients,
       paths or patterns, or a list of any of these.
-    weights: one number each, divided by their sum; None weighs all alike. An
-      ingredient of weight 0 is not read.
+    weights: one number per ingredient, divided by their sum; None is equal
+      weights. Ingredients of weight 0 are not read.
     base: the model that `select` refers to, in any form.
-    select: leaves that are not averaged like the others, as in `mix`: a regular
-      expression -> "keep", "skip", a number or K numbers.
+    select: exceptions for some leaves, as in `mix`: a regular expression ->
+      "keep", "skip", a number or K numbers.
     dtype: of the floating leaves; None keeps those of the first ingredient.
-    sharding: where the soup goes, as in `Ingredient.load`.
+    sharding: of the soup, as in `Ingredient.load`.
 
   Returns:
-    A tree like the ingredients'. Identical ingredients come back bit for bit.
-    Leaves that are not floating are copied.
+    A tree with the structure of the ingredients. The mean of identical
+    ingredients has exactly their bits. Integer and boolean leaves are copied.
 
   Raises:
-    ValueError: if there is nothing to average, trees differ, an ingredient
-      has NaN or infinity, or the weights, `select` or `dtype` do not fit.
+    ValueError: if there are no ingredients, trees differ, an ingredient has NaN
+      or infinity, or the weights, `select` or `dtype` are not valid.
 
   Examples:
     >>> a, b = {"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([3.0, 8.0])}
@@ -90,8 +90,7 @@ def uniform_soup(
     select=select,
     dtype=dtype,
   )
-  ingredients = selection.ingredients
-  ingredients = check_ingredients(ingredients)
+  ingredients = check_ingredients(selection.ingredients)
   same_init.warn_of_other_inits(ingredients)
   if weights is not None:
     weights = arguments.soup_weights(weights, len(ingredients))
@@ -99,18 +98,18 @@ def uniform_soup(
 
 
 def _average(ingredients, weights, selection, sharding) -> PyTree:
-  """Averages checked ingredients leaf by leaf; weights None are all 1."""
+  """Averages checked ingredients leaf by leaf; None is equal weights."""
   weighted = weights is not None
   weights = weights if weighted else np.ones(len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]
   coefficients = compensated.mean_coefficients(weights[weights != 0])
   soup, checked = selection.fixed(sharding), []
   for leaf, spec in ingredients[0].specs.items():
-    where = sharding_of(sharding, leaf, spec)
+    leaf_sharding = sharding_of(sharding, leaf, spec)
     if not tree.is_float(spec):
-      soup[leaf] = ingredients[0].read(leaf, sharding=where)
+      soup[leaf] = ingredients[0].read(leaf, sharding=leaf_sharding)
       continue
-    stack = [i.read(leaf, sharding=where) for i in ingredients]
+    stack = [i.read(leaf, sharding=leaf_sharding) for i in ingredients]
     (end,) = selection.ends([leaf], sharding)
     out = selection.specs[leaf].dtype
     soup[leaf], flags = _mean_and_check(
@@ -118,9 +117,9 @@ def _average(ingredients, weights, selection, sharding) -> PyTree:
     )
     checked.append((leaf, flags))
   if checked:
-    # One wait at the end instead of one a leaf.
-    names = [leaf for leaf, _ in checked]
-    flags = np.stack([flags for _, flags in checked])
+    # Waits once, not for every leaf.
+    names, flags = zip(*checked)
+    flags = np.stack(flags)
     for k, ingredient in enumerate(ingredients):
       nonfinite.raise_if_not_finite(ingredient.name, names, flags[:, k])
     nonfinite.raise_if_overflows(selection.specs, names, flags[:, -1])
@@ -139,25 +138,25 @@ def wise_ft(
   """Interpolates a pretrained and a fine-tuned model (arXiv 2109.01903).
 
   Args:
-    pretrained: parameters with a head that works, zero-shot or linear probe; a
-      random head ruins the path. A model in any form: a tree, an Ingredient or
-      a path.
-    finetuned: parameters fine-tuned from it, likewise.
-    alpha: share of the fine-tuned model; the paper's advice without knowledge
-      of the target is 0.5.
-    select: leaves that are not interpolated like the others, as in `mix`, with
-      `pretrained` as the base.
+    pretrained: a model in any form (a tree, an Ingredient or a path) with a
+      working head, zero-shot or linear probe; with a random head, interpolation
+      fails.
+    finetuned: a model that was fine-tuned from `pretrained`, in any form.
+    alpha: share of the fine-tuned model; the paper recommends 0.5 if the target
+      is unknown.
+    select: exceptions for some leaves, as in `mix`, with `pretrained` as the
+      base.
     dtype: of the floating leaves; None keeps those of `pretrained`.
-    sharding: where the result goes, as in `Ingredient.load`.
+    sharding: of the result, as in `Ingredient.load`.
 
   Returns:
     `(1 - alpha) * pretrained + alpha * finetuned`, computed in float32. Alpha 0
-    and 1 give the ends bit for bit (up to the cast); values outside [0, 1]
-    extrapolate.
+    and 1 return the exact bits of the ends (up to the cast); values outside
+    [0, 1] extrapolate.
 
   Raises:
     ValueError: if the trees differ, alpha is not a finite number, or `select`
-      or `dtype` do not fit.
+      or `dtype` are not valid.
 
   Examples:
     >>> pretrained, finetuned = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
@@ -172,14 +171,13 @@ def wise_ft(
   selection = Selection(
     ends[1:], base=ends[0], select=select, dtype=dtype, mixes_base=True
   )
-  ends = [selection.base, *selection.ingredients]
-  ends = check_ingredients(ends)
+  ends = check_ingredients([selection.base, *selection.ingredients])
   same_init.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()
     alpha = 0.0
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Extrapolation is asked for, not a slip.
+    warnings.simplefilter("ignore")  # Extrapolation is intended here.
     weights = arguments.soup_weights([1 - alpha, alpha], 2)
   return _average(ends, weights, selection, sharding)
 
@@ -190,16 +188,16 @@ def ensemble_logits(
   """Averages unnormalised logits: the ensemble of arXiv 2203.05482, Table 2.
 
   Args:
-    logits: arrays of one shape, such as (images, classes). A generator works:
-      one array is held at a time.
-    weights: one number each, divided by their sum; None weighs all alike.
+    logits: arrays of one shape, such as (images, classes). A generator keeps
+      only one array in memory.
+    weights: one number per array, divided by their sum; None is equal weights.
 
   Returns:
-    float32 array of that shape, on the host.
+    A float32 array of the same shape, on the host.
 
   Raises:
-    ValueError: if there are none, one is no array of numbers or has NaN, shapes
-      differ, or the weights do not fit.
+    ValueError: if there are no logits, an element is not an array of numbers or
+      has NaN, shapes differ, or the weights are not valid.
 
   Examples:
     >>> sj.ensemble_logits([jnp.array([2.0, 0.0]), jnp.array([0.0, 1.0])])
@@ -211,7 +209,7 @@ def ensemble_logits(
     scaled = arguments.soup_weights(weights, size)  # Before any work.
   total, count = None, 0
   for count, array in enumerate(logits, start=1):
-    array = _finite_enough(array, count)
+    array = _without_nan(array, count)
     if weights is not None and count <= size:
       array = array * scaled[count - 1]
     if total is None:
@@ -221,7 +219,7 @@ def ensemble_logits(
         f"Logits {count} have shape {array.shape}, those before {total.shape}."
       )
     else:
-      with np.errstate(invalid="ignore"):  # Of infinities: checked below.
+      with np.errstate(invalid="ignore"):  # Infinities are checked below.
         total = total + array
   if total is None:
     raise ValueError("An ensemble needs the logits of at least one model.")
@@ -233,18 +231,18 @@ def ensemble_logits(
   if np.isnan(total).any():
     raise ValueError(
       "The ensemble has NaN: infinite logits cancel each other, or have weight "
-      "0. Use finite ones."
+      "0. Use finite logits."
     )
   scale = count if weights is None else scaled.sum(dtype=np.float64)
   return (total / scale).astype(np.float32)
 
 
-def _finite_enough(logits: Any, position: int) -> np.ndarray:
-  """The logits of one model in float64; infinity may mask classes."""
+def _without_nan(logits: Any, position: int) -> np.ndarray:
+  """Returns logits in float64; rejects NaN, but infinity may mask classes."""
   array = arguments.numbers(logits)
   if array is None:
     raise ValueError(
-      f"Logits {position} are no array of numbers but a "
+      f"Logits {position} must be an array of numbers, got a "
       f"{type(logits).__name__}: {logits!r:.80}."
     )
   if np.isnan(array).any():

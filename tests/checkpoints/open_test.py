@@ -110,10 +110,10 @@ def test_nothing_found(checkpoint, tmp_path):
   place(checkpoint, tmp_path / "a")
   pattern = str(tmp_path / "b*")
   for patterns in (pattern, [tmp_path / "a", pattern]):
-    with pytest.raises(ValueError, match="found.*b\\*") as e:
+    with pytest.raises(ValueError, match=r"b\*") as e:
       sj.find_ingredients(patterns)
     assert os.getcwd() in str(e.value)
-  with pytest.raises(ValueError, match="No ingredient found"):
+  with pytest.raises(ValueError, match="No ingredients"):
     sj.find_ingredients([])
 
 
@@ -167,7 +167,7 @@ def test_two_stars_find_only_checkpoints(checkpoint, tmp_path):
   with pytest.raises(ValueError, match="d.npz"):
     sj.find_ingredients(tmp_path / "**")
   (tmp_path / "none" / "deep").mkdir(parents=True)
-  with pytest.raises(ValueError, match="No ingredient found"):
+  with pytest.raises(ValueError, match="No ingredients"):
     sj.find_ingredients(tmp_path / "none" / "**")
 
 
@@ -180,5 +180,5 @@ def test_an_existing_path_is_not_a_pattern(checkpoint, tmp_path, name):
 
 
 def test_no_patterns_in_an_iterator():
-  with pytest.raises(ValueError, match="No ingredient found"):
+  with pytest.raises(ValueError, match="No ingredients"):
     sj.find_ingredients(iter([]))

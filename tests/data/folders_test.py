@@ -80,7 +80,7 @@ def test_folder_refuses_splits(folder, split, message):
 
 
 def test_bad_folders_and_tar_files(folder, tmp_path):
-  with pytest.raises(ValueError, match="folder"):
+  with pytest.raises(ValueError, match="not_there"):
     data.open_source(f"folder:{tmp_path / 'not_there'}", "all")
   with pytest.raises(ValueError, match="no images"):
     data.open_source(f"folder:{tmp_path}", "all")

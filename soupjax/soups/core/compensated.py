@@ -1,24 +1,24 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted means whose bits depend on the numbers alone.
+"""Weighted means whose bits depend only on the numbers.
 
-A compiler may turn `a * b + c` into one fused operation or leave it as two, and
-XLA decides that anew for every program: the plain formula gives other last bits
-for another block size, mesh or number of ingredients. Here every product is of
-two 12-bit halves, hence exact in float32, so that fusing changes nothing, and
-the rounding errors of the sums are carried along (the two-sum of Knuth, TAOCP
-4.2.2). What comes out is
+A compiler may fuse `a * b + c` into one operation, and XLA decides this for
+every program separately: the last bits of the plain formula change with block
+size, mesh and number of ingredients. Here every product is of two 12-bit
+halves, hence exact in float32, so that fusing changes nothing. The rounding
+errors of the sums are carried along (two-sum of Knuth, TAOCP 4.2.2). The result
+is
 
   t_0 + sum_k w_k (t_k - t_0) / sum_k w_k
 
-in float32. Against the exact mean, the error is about 1 ulp of the result (1.11
-is the most that was measured) unless the models cancel to less than a
-thousandth of their size: it is a relative 2**-35 of the differences t_k - t_0.
-Weights from `pair` are as good as 36 bits. What is below the normal numbers of
-float32 (1.2e-38), a difference or a rounding error of a number below 1e-30, may
-count as zero, as processors have it. Equal leaves come back bit for bit.
+in float32. Its error is about 1 ulp (1.11 is the largest that was measured)
+unless the models cancel to less than a thousandth of their size; in general it
+is 2**-35 relative to the differences t_k - t_0. Weights from `pair` have 36
+bits. Differences, and rounding errors of numbers below 1e-30, may count as zero
+where they are below the normal numbers of float32 (1.2e-38); this depends on
+the processor. The mean of equal leaves has exactly their bits.
 
-Integer and boolean leaves do not belong here.
+Integer and boolean leaves are not supported.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,37 +30,37 @@ import jax.numpy as jnp
 import numpy as np
 
 Pair = tuple[jax.Array, jax.Array]
-# High and low parts of the sums of all leaves.
+# High and low parts of the sums, for all leaves.
 Sums = tuple[list[jax.Array], list[jax.Array]]
 
 
 def _two_sum(a, b):
-  """a + b rounded, and the rounding error, exactly."""
+  """Returns a + b rounded, and the exact rounding error."""
   total = a + b
-  seen = total - a
-  return total, (a - (total - seen)) + (b - seen)
+  added = total - a
+  return total, (a - (total - added)) + (b - added)
 
 
 def _head(x):
-  """x without the low half of its significand."""
+  """Returns x without the low half of its significand."""
   if x.dtype == np.float64:
     bits, mask = np.uint64, np.uint64(0xFFFFFFFFF8000000)
   else:
     bits, mask = np.uint32, np.uint32(0xFFFFF000)
-  kept = jax.lax.bitcast_convert_type(x, bits) & mask
-  return jax.lax.bitcast_convert_type(kept, x.dtype)
+  masked = jax.lax.bitcast_convert_type(x, bits) & mask
+  return jax.lax.bitcast_convert_type(masked, x.dtype)
 
 
 def wide(leaf: jax.Array) -> jax.Array:
   """Casts to the dtype of the accumulator: float32, or float64 for float64."""
-  # Not jnp.promote_types, which refuses 8-bit floats.
+  # jnp.promote_types would reject 8-bit floats.
   return leaf.astype(np.float64 if leaf.dtype == np.float64 else np.float32)
 
 
 def zero(first: jax.Array) -> Pair:
-  """The empty sum for a leaf."""
-  nothing = jnp.zeros_like(wide(first))
-  return nothing, nothing
+  """Returns the empty sum for a leaf."""
+  zeros = jnp.zeros_like(wide(first))
+  return zeros, zeros
 
 
 def add(
@@ -73,11 +73,11 @@ def add(
   """Adds `(weight + rest) * (leaf - first)` to a sum.
 
   Args:
-    total: so far.
-    first: the leaf that differences are taken from.
-    leaf: another.
-    weight: a number, or one an element; None is 1.
-    rest: what float32 cannot hold of the weight, see `pair`; None is 0.
+    total: the sum so far.
+    first: the reference leaf.
+    leaf: of another model.
+    weight: a number, or one per element; None is 1.
+    rest: the part of the weight beyond float32, see `pair`; None is 0.
   """
   high, low = total
   delta, error = _two_sum(wide(leaf), -wide(first))
@@ -99,7 +99,7 @@ def mean(total: Pair, first: jax.Array, scale: jax.Array) -> jax.Array:
 
   Args:
     total: from `add`.
-    first: the leaf that differences were taken from.
+    first: the reference leaf.
     scale: from `reciprocal`.
   """
   high, low = _two_sum(*total)
@@ -108,7 +108,7 @@ def mean(total: Pair, first: jax.Array, scale: jax.Array) -> jax.Array:
   t = high - h
   rest = (a * t + b * h) + ((b * t + c * h) + a * _head(low))
   near, lost = _two_sum(wide(first), a * h)
-  # Also keeps the sign of a zero and denormal numbers as they are.
+  # Preserves the sign of zeros, and denormal numbers.
   same = (high == 0) & (low == 0)
   return jnp.where(same, wide(first), near + (lost + rest))
 
@@ -120,16 +120,16 @@ def reciprocal(total: float) -> np.ndarray:
 
 def parts(number: float) -> np.ndarray:
   """Returns a number as three float32 numbers of 12 bits each, (3,)."""
-  rest, parts = float(number), []
+  rest, numbers = float(number), []
   for _ in range(3):
     part = np.array(rest, np.float32).view(np.uint32) & np.uint32(0xFFFFF000)
-    parts.append(part.view(np.float32))
-    rest -= float(parts[-1])
-  return np.stack(parts)
+    numbers.append(part.view(np.float32))
+    rest -= float(numbers[-1])
+  return np.stack(numbers)
 
 
 def pair(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
-  """Splits float64 numbers into float32 and what is left, (2, K) float32."""
+  """Splits float64 numbers into float32 and the rest, (2, K) float32."""
   exact = np.asarray(numbers, np.float64)
   near = exact.astype(np.float32)
   return np.stack([near, (exact - near).astype(np.float32)])
@@ -139,7 +139,8 @@ def mean_coefficients(weights: Sequence[float]) -> dict[str, np.ndarray]:
   """Arguments of `linear` for `sum_k w_k t_k / sum_k w_k`.
 
   Args:
-    weights: one number a model, of size 1 at most (`arguments.soup_weights`).
+    weights: one number per model, of magnitude at most 1, from
+      `arguments.soup_weights`.
   """
   weights = np.asarray(weights, np.float64)
   return {"weights": pair(weights), "scale": reciprocal(weights.sum())}
@@ -151,8 +152,7 @@ def delta_coefficients(
   """Arguments of `linear` for `t_0 + scale * sum_k w_k (t_k - t_0)`, k > 0.
 
   Args:
-    weights: one number for each model but the first, which differs from itself
-      by zero.
+    weights: one number per model except the first.
     scale: of the sum.
   """
   weights = np.append(0.0, np.asarray(weights, np.float64))
@@ -160,7 +160,7 @@ def delta_coefficients(
 
 
 def halves(numbers: jax.Array) -> jax.Array:
-  """Splits float32 numbers, one an element, for `mean`; (3, ...)."""
+  """Splits float32 numbers, one per element, for `mean`; (3, ...)."""
   head = _head(numbers)
   return jnp.stack([head, numbers - head, jnp.zeros_like(head)])
 
@@ -176,14 +176,14 @@ def linear(
   """Weighted mean of one leaf over K ingredients.
 
   Args:
-    stack: K float arrays of one shape.
-    weights: (K,) float32, or (2, K) from `pair`; (2, K, ...) with axes that
-      are broadcast to the leaves', where elements have weights of their own.
+    stack: K float arrays of the same shape.
+    weights: (K,) float32, or (2, K) from `pair`. Weights per element are
+      (2, K, ...), with axes that broadcast to those of the leaf.
     scale: `reciprocal` of the sum of the weights, (3,) or (3, ...).
-    weighted: False says that all weights are 1, and saves the products.
+    weighted: False if all weights are 1, to save the products.
 
   Returns:
-    An array of that shape in float32 (float64 if the leaves are).
+    An array of the same shape in float32 (float64 for float64 leaves).
   """
   first = stack[0]
   total = zero(first)
@@ -194,14 +194,14 @@ def linear(
 
 @jax.jit
 def running_zero(first: Sequence[jax.Array]) -> Sums:
-  """Empty running sums of models, spread over devices as `first` is."""
-  # Of the leaves themselves: plain zeros would not be spread as they are.
+  """Returns empty running sums with the shardings of `first`."""
+  # Computed from the leaves: plain zeros would not have their shardings.
   sums = [add(zero(leaf), leaf, leaf) for leaf in first]
   return [high for high, _ in sums], [low for _, low in sums]
 
 
-# One output a program: with two, XLA's CPU compiler keeps what they share in
-# memory, which took five times as long.
+# One output per program: with two, XLA's CPU compiler stores their common terms
+# in memory, which takes five times as long.
 @functools.partial(jax.jit, static_argnames="weights_of", donate_argnames="low")
 def _running_low(high, low, first, leaves, weights, *, weights_of):
   return [
@@ -233,15 +233,15 @@ def running_add(
 ) -> Sums:
   """Adds a model to running sums, in their memory; see `add`.
 
-  With `mean` at the end the bits are those of `linear`.
+  With `mean` at the end, the bits are those of `linear`.
 
   Args:
-    total: so far; its memory is used again.
-    first: leaves of the model that differences are taken from.
+    total: the sums so far; their memory is reused.
+    first: leaves of the reference model.
     leaves: of the model to add.
     weights: of all leaves.
     weights_of: `weights_of(weights, k)` returns the weight of leaf k and its
-      rest; by default every leaf has weight 1. Compiled in.
+      rest; by default every leaf has weight 1. It is a static argument.
   """
   high, low = total
   low = _running_low(high, low, first, leaves, weights, weights_of=weights_of)
@@ -250,5 +250,5 @@ def running_add(
 
 
 def _of(weights, k):
-  """The k-th weight, and its rest if there are rests."""
+  """Returns the k-th weight, and its rest if there are rests."""
   return (weights[k],) if weights.ndim == 1 else weights[:, k]

@@ -2,7 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ingredient: one fine-tuned model, named and read lazily."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterator,
+  Mapping,
+  Sequence,
+  ValuesView,
+)
 import dataclasses
 import functools
 import itertools
@@ -15,7 +22,7 @@ import numpy as np
 from soupjax.soups.core import arguments, slices, tree
 
 PyTree = Any
-# A tree, an Ingredient, or what other packages register with `open_models`.
+# A tree, an Ingredient, or a type that is registered with `open_models`.
 Model = Any
 # One model, or a list of models in any mix of forms.
 Models = Any
@@ -24,18 +31,18 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Storage:
-  """How the engine reads an ingredient in blocks.
+  """Reads an ingredient in blocks.
 
   Attributes:
     read_box: `read_box(leaf, box, out)` fills a contiguous array of the leaf's
       dtype and the box's number of elements, in row-major order. Must be safe
       to call from several threads.
-    order: all leaves, in the order in which they are best read.
-    chunks: leaf -> shape of what can only be read together; leaves that are
-      not here can be read in any parts.
-    checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, where
-      the file records one.
-    num_bytes: bytes on disk, where that is known.
+    order: all leaves, in the best order to read them.
+    chunks: leaf -> shape of the chunks that are read whole; other leaves can be
+      read in any parts.
+    checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, if the
+      file records one.
+    num_bytes: bytes on disk, None if unknown.
   """
 
   read_box: Callable[[str, slices.Slices, np.ndarray], None]
@@ -49,18 +56,18 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Ingredient:
-  """One model that may go into a soup. Weights are read when asked for.
+  """A named model for a soup, whose weights are read on demand.
 
   Attributes:
-    name: what reports and error messages call it.
+    name: for reports and error messages.
     specs: leaf name -> shape and dtype, known without reading any weights.
     treedef: puts the leaves, in the order of `specs`, back into a tree.
-    reader: `reader(leaf, index)` returns that part of that leaf; index None
-      means all of it. Must be safe to call from several threads.
-    metrics: held-out scores measured earlier, as `{"minival/prec@1": 0.8}`.
-    hyperparameters: how it was fine-tuned.
-    path: where it was read from, None for trees in memory.
-    storage: how to read it in blocks; None reads whole leaves with `reader`.
+    reader: `reader(leaf, index)` returns a part of a leaf, or all of it if the
+      index is None. Must be safe to call from several threads.
+    metrics: held-out scores, such as `{"minival/prec@1": 0.8}`.
+    hyperparameters: of its fine-tuning.
+    path: of its file or directory, None for trees in memory.
+    storage: for reading in blocks; None reads whole leaves with `reader`.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
@@ -87,16 +94,13 @@ class Ingredient:
     metrics: Mapping[str, float] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
   ) -> "Ingredient":
-    """Wraps a tree that is in memory already; nothing is copied.
+    """Wraps a tree in memory without a copy.
 
     Args:
-      name: what to call it.
+      name: for reports and error messages.
       params: any pytree of arrays.
       metrics: held-out scores, see `rank_by`.
-      hyperparameters: how it was fine-tuned.
-
-    Returns:
-      The ingredient.
+      hyperparameters: of its fine-tuning.
 
     Raises:
       ValueError: if the tree is empty, two leaves share a name, or a leaf is
@@ -117,9 +121,7 @@ class Ingredient:
   @property
   def num_bytes(self) -> int:
     """Bytes of all leaves together."""
-    return sum(
-      math.prod(s.shape) * s.dtype.itemsize for s in self.specs.values()
-    )
+    return sum(s.size * s.dtype.itemsize for s in self.specs.values())
 
   def read(
     self,
@@ -133,18 +135,17 @@ class Ingredient:
     Args:
       leaf: its name, one of `specs`.
       index: a tuple of slices, with positive steps; None for the whole leaf.
-      sharding: where the whole leaf goes. Each process then reads only the
-        slices that its own devices hold. None: as the reader returns it. A
-        leaf with a recorded checksum is compared with it if this process reads
-        all of the leaf; slices are not.
-        Integers of 64 bits stay on the host where JAX would cut them to 32.
+      sharding: of the whole leaf. Each process reads only the slices that its
+        own devices hold. A recorded checksum is compared if this process reads
+        all of the leaf, not for slices. Integers of 64 bits stay on the host
+        where JAX would cut them to 32. None returns the array of the reader.
 
     Returns:
       An array of the leaf's dtype.
 
     Raises:
-      ValueError: if there is no such leaf, the index does not fit it, or index
-        and sharding are both given.
+      ValueError: if the leaf does not exist, the index does not fit it, or
+        index and sharding are both given.
     """
     if leaf not in self.specs:
       raise ValueError(f"{self.name!r} has no leaf {leaf!r}.")
@@ -155,36 +156,38 @@ class Ingredient:
       _check_index(self.name, leaf, spec, index)
     if sharding is None or (is_cut(spec) and not tree.is_float(spec)):
       return self.reader(leaf, index)
-    if self.path is None:
+    if self.path is None or self._checked_if_whole(leaf, sharding):
       value = self.reader(leaf, None)
-      if isinstance(value, jax.Array) or sharding.is_fully_addressable:
+      if self.path is None and (
+        isinstance(value, jax.Array) or sharding.is_fully_addressable
+      ):
         return jax.device_put(value, sharding)
       # device_put would compare the values of all processes: a collective that
       # blocks those of an evaluation in another thread.
       return jax.make_array_from_callback(
-        spec.shape, sharding, lambda where: value[where]
+        spec.shape, sharding, lambda index: value[index]
       )
-    if self.storage is not None and leaf in self.storage.checksums:
-      held = sharding.addressable_devices_indices_map(spec.shape).values()
-      # Slices have no hash before Python 3.12.
-      held = [slices.normalise(where, spec.shape) for where in held]
-      different = {str(box): slices.size(box) for box in held}
-      if sum(different.values()) >= math.prod(spec.shape):
-        # Read whole, it is compared with its checksum.
-        whole = self.reader(leaf, None)
-        return jax.make_array_from_callback(
-          spec.shape, sharding, lambda where: whole[where]
-        )
-    # Devices that hold the same slice share one read.
+    # Devices that hold the same slice share one read. The keys are strings
+    # because slices have no hash before Python 3.12.
     cache: dict[str, Any] = {}
 
-    def fetch(where):
-      key = str(where)
+    def fetch(index):
+      key = str(index)
       if key not in cache:
-        cache[key] = self.reader(leaf, where)
+        cache[key] = self.reader(leaf, index)
       return cache[key]
 
     return jax.make_array_from_callback(spec.shape, sharding, fetch)
+
+  def _checked_if_whole(self, leaf: str, sharding: Any) -> bool:
+    """Whether a leaf has a checksum and this process needs all of the leaf."""
+    if self.storage is None or leaf not in self.storage.checksums:
+      return False
+    shape = self.specs[leaf].shape
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    boxes = [slices.normalise(index, shape) for index in indices]
+    sizes = {str(box): slices.size(box) for box in boxes}
+    return sum(sizes.values()) >= math.prod(shape)
 
   def load(self, *, sharding: Any = None) -> PyTree:
     """Reads all leaves and returns the tree.
@@ -194,8 +197,8 @@ class Ingredient:
         of leaf name and `jax.ShapeDtypeStruct` that returns one.
 
     Returns:
-      The parameters, in the containers they were saved from where the format
-      records them, else in nested dicts.
+      The parameters, in their original containers if the format records them,
+      else in nested dicts.
     """
     leaves = [
       self.read(leaf, sharding=sharding_of(sharding, leaf, spec))
@@ -204,19 +207,19 @@ class Ingredient:
     return jax.tree.unflatten(self.treedef, leaves)
 
   def in_memory(self, *, sharding: Any = None) -> "Ingredient":
-    """Reads it once and keeps it: for recipes that pass over it many times.
+    """Reads all leaves into memory, for recipes with several passes.
 
     Args:
       sharding: as in `load`.
 
     Returns:
-      The same ingredient. Float leaves are on devices, others on the host: JAX
-      would cut integers of 64 bits.
+      The same ingredient. Float leaves are on devices; others stay on the host,
+      because JAX would cut integers of 64 bits.
 
     Raises:
       ValueError: if a leaf is float64 and jax_enable_x64 is off.
     """
-    _check_float64(self)
+    check_float64(self)
     params = jax.tree.map(
       lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
       self.load(sharding=sharding),
@@ -237,30 +240,40 @@ def sharding_of(sharding: Any, leaf: str, spec: jax.ShapeDtypeStruct) -> Any:
 
 def _check_index(name, leaf, spec, index):
   """Checks that an index means the same in memory and on disk."""
-  wanted = (
-    f"give a tuple of at most {len(spec.shape)} slices, as (slice(0, 2),), or "
-    "None for all of it"
+  fix = (
+    f"give a tuple of at most {len(spec.shape)} slices, such as "
+    "(slice(0, 2),), or None for all of the leaf"
   )
   if not isinstance(index, tuple) or len(index) > len(spec.shape):
     raise ValueError(
       f"Index {index!r:.80} does not fit leaf {leaf!r} of {name!r}, of shape "
-      f"{spec.shape}: {wanted}."
+      f"{spec.shape}: {fix}."
     )
-  for one in index:
-    if not isinstance(one, slice) or (one.step is not None and one.step < 1):
+  for part in index:
+    if not isinstance(part, slice) or (part.step is not None and part.step < 1):
       raise ValueError(
-        f"Index {index!r:.80} of leaf {leaf!r} of {name!r} has {one!r} in it, "
-        f"which is no slice with a positive step: {wanted}."
+        f"Index {index!r:.80} of leaf {leaf!r} of {name!r} contains {part!r}, "
+        f"which is not a slice with a positive step: {fix}."
       )
 
 
 def is_cut(spec) -> bool:
-  """Whether JAX would hold a leaf with fewer bits."""
+  """Whether JAX would store a leaf with fewer bits."""
   return jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype
 
 
-def _check_float64(ingredient: Ingredient) -> None:
+def check_float64(
+  ingredient: Ingredient, leaves: Collection[str] | None = None
+) -> None:
+  """Raises a ValueError for float64 leaves that JAX would cut to float32.
+
+  Args:
+    ingredient: the model to check.
+    leaves: names of the leaves to check; None checks all.
+  """
   for leaf, spec in ingredient.specs.items():
+    if leaves is not None and leaf not in leaves:
+      continue
     if spec.dtype == np.float64 and is_cut(spec):
       raise ValueError(
         f"Leaf {leaf!r} of {ingredient.name!r} is float64, which JAX would "
@@ -272,15 +285,15 @@ def _check_float64(ingredient: Ingredient) -> None:
 def open_models(
   first: Any, models: Sequence[Any], names: Sequence[str]
 ) -> list[Ingredient]:
-  """Opens models of one kind. The core knows trees and ingredients.
+  """Opens models of one kind: here trees and ingredients.
 
-  Other packages register further kinds (`soupjax.checkpoints` registers paths)
-  with `@open_models.register`.
+  Other packages register more kinds with `@open_models.register`, such as
+  `soupjax.checkpoints` the paths.
 
   Args:
     first: `models[0]`, whose type decides the kind.
-    models: all of that kind.
-    names: one for each, for kinds without names of their own.
+    models: all of the same kind.
+    names: one per model, for kinds that have no names.
 
   Raises:
     TypeError: if they are not trees of arrays.
@@ -339,8 +352,8 @@ def as_ingredients(models: Models) -> list[Ingredient]:
 
   items = enumerate(listed(models))
   ingredients = []
-  # Paths that follow one another are opened together: their names are what
-  # tells them apart.
+  # Consecutive paths are opened together: their names are the parts of the
+  # paths that differ.
   for _, group in itertools.groupby(items, key=kind):
     positions, same_kind = zip(*group)
     names = [f"model_{k}" for k in positions]
@@ -351,19 +364,20 @@ def as_ingredients(models: Models) -> list[Ingredient]:
 def _in_shared_containers(ingredients: list[Ingredient]) -> list[Ingredient]:
   """Gives models from files the containers of the first tree in memory.
 
-  Most formats record names of leaves only: lists come back as dicts.
+  Most formats record only names of leaves, and lists are read as dicts.
   """
   model = next((i for i in ingredients if i.path is None), None)
   if model is None:
     return ingredients
 
-  def adapted(other):
-    if other.path is None or other.specs.keys() != model.specs.keys():
-      return other
-    specs = {leaf: other.specs[leaf] for leaf in model.specs}
-    return dataclasses.replace(other, specs=specs, treedef=model.treedef)
+  def adapted(ingredient):
+    specs = ingredient.specs
+    if ingredient.path is None or specs.keys() != model.specs.keys():
+      return ingredient
+    specs = {leaf: specs[leaf] for leaf in model.specs}
+    return dataclasses.replace(ingredient, specs=specs, treedef=model.treedef)
 
-  return [adapted(ingredient) for ingredient in ingredients]
+  return list(map(adapted, ingredients))
 
 
 def as_ingredient(model: Model, name: str) -> Ingredient:
@@ -372,7 +386,7 @@ def as_ingredient(model: Model, name: str) -> Ingredient:
   Args:
     model: a tree, an Ingredient, the path of a checkpoint, a pattern that
       matches one, or a list of one of the last three. Any other list is a tree.
-    name: what to call a tree; errors call the argument so, too.
+    name: of a tree, and of the argument in errors.
 
   Raises:
     TypeError: if it is not a model.
@@ -412,31 +426,36 @@ def _check_one_model(models: Mapping[Any, Any]) -> None:
     )
 
 
+def check_names(ingredients: Sequence[Ingredient]) -> None:
+  """Raises a ValueError if there are no ingredients, or two share a name."""
+  if not ingredients:
+    raise ValueError("A soup needs at least one ingredient, got none.")
+  names = set()
+  for ingredient in ingredients:
+    if ingredient.name in names:
+      raise ValueError(
+        f"Two ingredients are called {ingredient.name!r}. Names must differ, "
+        "so that reports are unambiguous."
+      )
+    names.add(ingredient.name)
+
+
 def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
   """Checks names, structures, shapes and dtypes; reads no float weights.
 
   Args:
-    ingredients: to be averaged.
+    ingredients: models to average.
 
   Returns:
     The ingredients, those from files in the containers of the first tree in
     memory.
 
   Raises:
-    ValueError: if there are none, two share a name, or trees or integer
-      leaves differ; naming the ingredients and the leaves.
+    ValueError: if there are no ingredients, two share a name, or trees or
+      integer leaves differ; naming the ingredients and the leaves.
   """
-  if not ingredients:
-    raise ValueError("A soup needs at least one ingredient, got none.")
+  check_names(ingredients)
   ingredients = _in_shared_containers(list(ingredients))
-  names = []
-  for ingredient in ingredients:
-    if ingredient.name in names:
-      raise ValueError(
-        f"Two ingredients are called {ingredient.name!r}. Names must differ, "
-        "so that reports can say which one they mean."
-      )
-    names.append(ingredient.name)
   tree.check_alike(
     {i.name: i.specs for i in ingredients},
     {i.name: i.treedef for i in ingredients},
@@ -448,7 +467,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
     tree.check_equal_integers(
       {i.name: {n: i.read(n) for n in counters} for i in ingredients}
     )
-  _check_float64(ingredients[0])
+  check_float64(ingredients[0])
   return ingredients
 
 
@@ -457,19 +476,19 @@ def rank_by(
 ) -> list[Ingredient]:
   """Orders ingredients by a held-out metric, best first.
 
-  Ties keep the order given. (The released code of arXiv 2203.05482 sorts
-  ascending and reverses, which turns ties around.)
+  Ties keep the order given. (The released code of arXiv 2203.05482 sorts in
+  ascending order and reverses, which also reverses ties.)
 
   Args:
     ingredients: with `metrics`.
-    metric: a key of `metrics`, as `"minival/prec@1"`.
+    metric: a key of `metrics`, such as `"minival/prec@1"`.
     mode: "max" if higher is better, "min" if lower is.
 
   Returns:
     A new list.
 
   Raises:
-    ValueError: if an ingredient lacks the metric, or its value is no number.
+    ValueError: if an ingredient lacks the metric, or its value is not a number.
 
   Examples:
     >>> tree = {"w": jnp.zeros(2)}
@@ -503,35 +522,31 @@ def rank_by(
 
 
 def storage_of(ingredient: Ingredient) -> Storage:
-  """Returns how to read an ingredient in blocks, whether it says so or not."""
+  """Returns the storage of an ingredient, made from its reader if needed."""
   if ingredient.storage is not None:
     return ingredient.storage
 
   def read_box(leaf, box, out):
-    found = _part(ingredient.reader(leaf, None), box)
-    np.copyto(out.reshape(found.shape), found)
+    part = _part(ingredient.reader(leaf, None), box)
+    np.copyto(out.reshape(part.shape), part)
 
-  # A tree in memory is cut freely; any other reader gets one call a leaf.
-  return Storage(
-    read_box=read_box,
-    order=tuple(ingredient.specs),
-    chunks={}
-    if ingredient.path is None
-    else {leaf: spec.shape for leaf, spec in ingredient.specs.items()},
-  )
+  specs = ingredient.specs
+  # Trees in memory can be cut anywhere. Other readers get one call per leaf.
+  chunks = {k: s.shape for k, s in specs.items()} if ingredient.path else {}
+  return Storage(read_box=read_box, order=tuple(specs), chunks=chunks)
 
 
 def _part(array: Any, box: slices.Slices) -> np.ndarray:
-  """Part of an array that may be spread over devices of several processes."""
+  """Returns a box of an array that may span devices of several processes."""
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     if array.is_fully_replicated:
       return np.asarray(array.addressable_data(0))[box]
     for shard in array.addressable_shards:
-      held = slices.normalise(shard.index, array.shape)
-      if slices.intersection(box, held) == box:
-        return np.asarray(shard.data)[slices.inside(box, held)]
+      outer = slices.normalise(shard.index, array.shape)
+      if slices.intersection(box, outer) == box:
+        return np.asarray(shard.data)[slices.inside(box, outer)]
     raise ValueError(
-      f"This process holds no shard of an array of shape {array.shape} with "
-      f"all of {box}."
+      f"No shard in this process contains all of {box} of an array of shape "
+      f"{array.shape}."
     )
   return np.asarray(array)[box]

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Packs pieces of leaves into blocks that one compiled function takes."""
+"""Packs pieces of leaves into blocks, the inputs of compiled functions."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -27,7 +27,7 @@ class Block:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """What the function sees: a row, layers, or a leaf as it is."""
+    """Shape of the inputs: a row, layers, or that of a whole leaf."""
     shape = slices.shape_of(self.pieces[0][1])
     if self.group.whole:
       return shape
@@ -35,9 +35,23 @@ class Block:
       return (shape[0], self.capacity // shape[0])
     return (self.capacity,)
 
+  def spans(self) -> Iterator[tuple[str, slices.Slices, slice]]:
+    """Yields leaf and box of each piece, and its part of a row."""
+    start = 0
+    for leaf, box in self.pieces:
+      stop = start + slices.size(box)
+      yield leaf, box, slice(start, stop)
+      start = stop
+
+
+def whole_leaf(group: groups.Group, leaf: str, shape: tuple[int, ...]) -> Block:
+  """Returns the block of a whole leaf."""
+  box = slices.whole(shape)
+  return Block(group, ((leaf, box),), slices.size(box))
+
 
 def pack(plan, pieces) -> Iterator[Block]:
-  """Packs pieces of one group into blocks of one capacity."""
+  """Packs the pieces of each group into blocks of the same capacity."""
   capacities: dict[int, int] = {}
   totals: dict[int, int] = {}
   widths: dict[int, Callable[[int], int]] = {}
@@ -49,7 +63,7 @@ def pack(plan, pieces) -> Iterator[Block]:
     capacities[key] = max(capacities.get(key, group.limit), n)
     totals[key] = totals.get(key, 0) + n
     widths[key] = _width if group.by_rule and plan.rule.by_leaf else _sixteens
-  # A model smaller than a block needs none of that size.
+  # Blocks need not be larger than the model.
   capacities = {
     key: widths[key](min(n, totals[key])) for key, n in capacities.items()
   }
@@ -58,35 +72,35 @@ def pack(plan, pieces) -> Iterator[Block]:
   for leaf, box in pieces:
     group, n = plan.groups[leaf], slices.size(box)
     if group.layered:
-      # By itself and as large as it is: it can be shaped as layers.
+      # In a block of its own size, so that it can be shaped as layers.
       yield Block(group, ((leaf, box),), n)
       continue
     key = id(group)
     if last not in (None, key) and widths[last] is _width and last in waiting:
-      # No other leaf will come to it: done, so that writers can let it go.
-      done, held, _ = waiting.pop(last)
-      yield Block(done, tuple(held), capacities[last])
+      # The group of a single leaf is complete: writers can finish the leaf.
+      done, packed, _ = waiting.pop(last)
+      yield Block(done, tuple(packed), capacities[last])
     last = key
-    _, held, filled = waiting.get(key, (group, [], 0))
+    _, packed, filled = waiting.get(key, (group, [], 0))
     if filled + n > capacities[key]:
-      yield Block(group, tuple(held), capacities[key])
-      held, filled = [], 0
-    held.append((leaf, box))
-    waiting[key] = (group, held, filled + n)
-  for key, (group, held, _) in waiting.items():
-    yield Block(group, tuple(held), capacities[key])
+      yield Block(group, tuple(packed), capacities[key])
+      packed, filled = [], 0
+    packed.append((leaf, box))
+    waiting[key] = (group, packed, filled + n)
+  for key, (group, packed, _) in waiting.items():
+    yield Block(group, tuple(packed), capacities[key])
 
 
-# Copies of what is decoded, while it is: 2 to 4 were measured, the most for
+# Copies of a chunk during decoding: 2 to 4 were measured, the most for
 # compressed Orbax checkpoints.
 _DECODING = 4
 
 
 def decoding_bytes(plan, pieces) -> int:
-  """Host memory for one read of a source, besides its row of a block.
+  """Host memory for one read of a source, in addition to its row of a block.
 
-  What comes in chunks is decoded beside its place, and another dtype than that
-  of the row is cast from a buffer.
+  Chunks are decoded outside the row, and dtypes other than that of the row are
+  cast from a buffer.
   """
   chunks = stored_chunks(plan)
   largest: dict[str, int] = {}
@@ -101,18 +115,19 @@ def decoding_bytes(plan, pieces) -> int:
     for k, dtype in rows:
       spec, chunk = plan.sources[k].specs[leaf], chunks[k].get(leaf)
       count = spec.size if group.whole else n
-      held = count if spec.dtype != dtype else 0
+      size = count if spec.dtype != dtype else 0
       if chunk is not None:
-        held += _DECODING * max(count, math.prod(chunk))
-      most = max(most, held * spec.dtype.itemsize)
+        size += _DECODING * max(count, math.prod(chunk))
+      most = max(most, size * spec.dtype.itemsize)
   return most
 
 
 def stored_chunks(plan) -> list[dict[str, tuple[int, ...]]]:
-  """Leaf -> chunks, for every source; of the leaves that are read."""
+  """Returns leaf -> chunk for every source, for the leaves of the plan."""
   stored = [storage_of(source).chunks for source in plan.sources]
   return [
-    {leaf: one[leaf] for leaf in plan.groups if leaf in one} for one in stored
+    {leaf: chunks[leaf] for leaf in plan.groups if leaf in chunks}
+    for chunks in stored
   ]
 
 
@@ -121,14 +136,14 @@ def _sixteens(n):
 
 
 def _width(n):
-  """Of blocks of single leaves: few widths, as each is compiled anew."""
+  """Rounds up the width of blocks of single leaves: each width is compiled."""
   if n >= 1 << 16:
     return -(-n // (1 << 16)) << 16
   return max(1 << 10, 1 << (n - 1).bit_length())
 
 
 class Buffer:
-  """Memory of one thread, used for one block after another."""
+  """Memory of one thread, reused for every block."""
 
   def __init__(self, allocate: Callable[..., np.ndarray] = np.empty):
     self._allocate = allocate
@@ -136,15 +151,15 @@ class Buffer:
     self.results: dict[tuple[Any, ...], jax.Array] = {}
 
   def array(self, use: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Returns an array that starts on a 64-byte boundary; its content is old.
+    """Returns an uninitialised array that starts on a 64-byte boundary.
 
-    JAX takes such memory as it is, where it would copy any other. So a buffer
-    is filled again only after the function that reads it has returned.
+    JAX uses aligned memory without a copy, so a buffer must not be filled again
+    before the function that reads it has returned.
     """
-    needed = int(np.prod(shape)) * dtype.itemsize
-    held = self._bytes.get(use)
-    if held is None or held.nbytes < needed:
+    needed = math.prod(shape) * dtype.itemsize
+    memory = self._bytes.get(use)
+    if memory is None or memory.nbytes < needed:
       raw = self._allocate(needed + 64, np.uint8)
       first = -raw.ctypes.data % 64
-      held = self._bytes[use] = raw[first : first + needed]
-    return held[:needed].view(dtype).reshape(shape)
+      memory = self._bytes[use] = raw[first : first + needed]
+    return memory[:needed].view(dtype).reshape(shape)

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """First passes over the weights, for rules that need statistics of them.
 
-A leaf is cut into units whose size depends on the number of ingredients alone,
-and what the units give is added in their order, whichever thread was faster and
-whichever process read them: the result does not depend on blocks, threads, mesh
-or processes.
+A leaf is cut into units whose size depends only on the number of ingredients,
+and the results of the units are added in their order. The sums do not depend on
+blocks, threads, mesh or processes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,25 +19,25 @@ import numpy as np
 
 from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import storage_of
-from soupjax.soups.engine import blocks
+from soupjax.soups.engine import blocks, threads
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
 
-# What a thread holds of all ingredients together; and elements, at least, for
-# what is reduced to a histogram must be larger than that.
+# Bytes per thread over all ingredients, and the least number of elements, which
+# keeps a unit larger than its histogram.
 _UNIT_BYTES = 8 << 20
 _UNIT_ELEMENTS = 1 << 17
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-  """Several processes that mix together; by default there is one.
+  """The processes that mix together; one by default.
 
   Attributes:
     index: of this process.
-    count: of all.
-    gather: gives what every process passed, in their order; all of them call it
-      equally often.
+    count: number of processes.
+    gather: returns the data that every process passed, in their order. All
+      processes must call it equally often.
   """
 
   index: int = 0
@@ -50,11 +49,11 @@ ALONE = Processes()
 
 
 class LeafReader:
-  """The leaves that a rule merges, to be read as often as it asks.
+  """Reads the leaves that a rule merges, in as many passes as it needs.
 
   Attributes:
     specs: leaf -> shape and dtype, in alphabetical order.
-    every: the same of all leaves of the models, also those it does not merge.
+    all_specs: the same for all leaves of the models, merged or not.
     count: the number of ingredients.
     bytes_read: of weights, so far, by this process.
   """
@@ -64,49 +63,50 @@ class LeafReader:
     self._processes = processes
     self._chunks = blocks.stored_chunks(plan)
     self._storages = [storage_of(source) for source in plan.sources]
-    found = [leaf for leaf, group in plan.groups.items() if group.by_rule]
     self.specs: Mapping[str, jax.ShapeDtypeStruct] = {
-      leaf: plan.sources[0].specs[leaf] for leaf in sorted(found)
+      leaf: plan.sources[0].specs[leaf]
+      for leaf in sorted(plan.groups)
+      if plan.groups[leaf].by_rule
     }
     models = plan.count + (plan.base is not None)
-    self.every = rule_inputs.all_specs(plan.sources[:models])
+    self.all_specs = rule_inputs.all_specs(plan.sources[:models])
     self.count = plan.count
     self.bytes_read = 0
     self._lock = threading.Lock()
 
   @property
   def unit(self) -> int:
-    """Elements of a unit, unless a chunk has more."""
+    """Elements of a unit; units of larger chunks have more."""
     return max(_UNIT_ELEMENTS, _UNIT_BYTES // (4 * (self.count + 1)))
 
   def host_bytes(self) -> int:
     """Memory for the units of all threads."""
     pieces = [(leaf, box) for leaf in self.specs for box in self._cut(leaf)]
     biggest = max((slices.size(box) for _, box in pieces), default=0)
-    # All ingredients, and one more a few times while it is reduced.
+    # All ingredients and the base, and a few temporary rows of a reduction.
     rows = self.count + 1 + 8
     decoding = blocks.decoding_bytes(self._plan, pieces)
     return self._plan.threads * (biggest * rows * 4 + decoding)
 
   def _cut(self, leaf: str) -> list[slices.Slices]:
-    """The units of a leaf."""
+    """Cuts a leaf into units."""
     shape, chunk = self.specs[leaf].shape, self._plan.chunks.get(leaf)
     return slices.split(slices.whole(shape), self.unit, chunk)
 
   def total(self, reduce: Callable[..., Any], leaves: Iterable[str]) -> Any:
-    """Sums what `reduce` gives over some leaves; see `each`."""
+    """Sums the results of `reduce` over some leaves; see `each`."""
     return self._fold(reduce, [(None, leaf) for leaf in leaves]).get(None)
 
   def each(self, reduce: Callable[..., Any]) -> dict[str, Any]:
-    """Sums what `reduce` gives over every leaf by itself.
+    """Sums the results of `reduce` for every leaf separately.
 
     Args:
-      reduce: `reduce(stack, base)` returns an array, to be added up; `stack` is
-        (K, n) and `base` (n,), or None, both float32. They may be overwritten
-        and must not be kept. Called in several threads.
+      reduce: `reduce(stack, base)` returns an array to add; `stack` is (K, n)
+        and `base` (n,) or None, both float32. It may overwrite them and must
+        not keep them. Called in several threads.
 
     Returns:
-      Leaf -> sum; leaves without elements are not in it.
+      Leaf -> sum; leaves without elements are missing.
     """
     return self._fold(reduce, [(leaf, leaf) for leaf in self.specs])
 
@@ -121,38 +121,26 @@ class LeafReader:
     units = planning.share(
       units, sizes, self._processes.index, self._processes.count
     )
-    todo, sums = enumerate(units), _Sums(self._processes)
-    ready: dict[int, Any] = {}
-    lock, failures, at = threading.Lock(), [], 0
+    sums, parts = _Sums(self._processes), {}
+    lock, position = threading.Lock(), 0
 
-    def loop():
-      nonlocal at
-      buffers: dict[str, np.ndarray] = {}
-      try:
-        while not failures:
-          with lock:
-            i, (key, leaf, box) = next(todo, (None, (None, None, None)))
-          if i is None:
-            return
-          part = reduce(*self._read(leaf, box, buffers))
-          with lock:
-            ready[i] = part
-            while at in ready:
-              sums.add(units[at][0], ready.pop(at))
-              at += 1
-      except BaseException as e:  # noqa: B036 - raised again below.
-        failures.append(e)
+    def reduce_unit(unit, buffers):
+      nonlocal position
+      i, (_, leaf, box) = unit
+      part = reduce(*self._read(leaf, box, buffers))
+      with lock:
+        parts[i] = part
+        while position in parts:
+          sums.add(units[position][0], parts.pop(position))
+          position += 1
 
-    threads = [
-      threading.Thread(target=loop, name=f"soupjax-measure-{i}", daemon=True)
-      for i in range(min(self._plan.threads, len(units)))
-    ]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
-    if failures:
-      raise failures[0]
+    threads.for_each(
+      list(enumerate(units)),
+      reduce_unit,
+      count=self._plan.threads,
+      name="soupjax-measure",
+      make_buffer=dict,
+    )
     return sums.totals()
 
   def _read(self, leaf, box, buffers):
@@ -178,19 +166,18 @@ class LeafReader:
 
 
 class _Sums:
-  """What units give, added up in their order over all processes."""
+  """Sums of the results of units, added in their order over all processes."""
 
   def __init__(self, processes):
     self._processes = processes
     self._parts: list[tuple[str | None, Any]] = []
 
   def add(self, key, part):
-    last = self._parts[-1] if self._parts else (None, None)
-    # Floats of several processes are added when all are there: the order of
-    # their sum is that of one process. The order of integers does not matter.
-    may = self._processes.count == 1 or np.asarray(part).dtype.kind in "iub"
-    if self._parts and last[0] == key and may:
-      self._parts[-1] = (key, last[1] + part)
+    # Floats of several processes are added after gathering, in the same order
+    # as by one process. The order of integers does not matter.
+    add_now = self._processes.count == 1 or np.asarray(part).dtype.kind in "iub"
+    if add_now and self._parts and self._parts[-1][0] == key:
+      self._parts[-1] = (key, self._parts[-1][1] + part)
     else:
       self._parts.append((key, part))
 
@@ -208,12 +195,12 @@ class _Sums:
     np.savez(
       stream, np.frombuffer(keys, np.uint8), *(p for _, p in self._parts)
     )
-    found = []
+    parts = []
     for data in self._processes.gather(stream.getvalue()):
       with np.load(io.BytesIO(data)) as arrays:
         keys = json.loads(arrays["arr_0"].tobytes())
-        found += [(k, arrays[f"arr_{i}"]) for i, k in enumerate(keys, start=1)]
-    return found
+        parts += [(k, arrays[f"arr_{i}"]) for i, k in enumerate(keys, start=1)]
+    return parts
 
 
 def measured(
@@ -223,24 +210,23 @@ def measured(
 
   Args:
     plan: of the mix.
-    processes: that each take a share of the passes.
+    processes: those that share the passes.
 
   Returns:
-    The plan with what they found, and the bytes of weights read here.
+    The plan with the measured values, and the bytes of weights that this
+    process read.
   """
   if plan.rule.measure is None:
     return plan, 0
   reader = LeafReader(plan, processes)
-  found = plan.rule.measure(reader) if reader.specs else {}
-  groups = {
-    leaf: dataclasses.replace(group, values={**group.values, **found[leaf]})
-    if leaf in found
-    else group
-    for leaf, group in plan.groups.items()
-  }
+  values = plan.rule.measure(reader) if reader.specs else {}
+  groups = dict(plan.groups)
+  for leaf in groups.keys() & values.keys():
+    merged = {**groups[leaf].values, **values[leaf]}
+    groups[leaf] = dataclasses.replace(groups[leaf], values=merged)
   return dataclasses.replace(plan, groups=groups), reader.bytes_read
 
 
 def host_bytes(plan: planning.Plan) -> int:
-  """Host memory that the first passes need."""
+  """Host memory of the first passes."""
   return 0 if plan.rule.measure is None else LeafReader(plan).host_bytes()

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of leaves that are merged alike."""
+"""Groups of leaves that are merged in the same way."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -21,18 +21,18 @@ class Group:
   """Leaves that go through one compiled function.
 
   Attributes:
-    combine: as in `rules.Rule`; None copies the first source, and the others
-      must be equal to it.
+    combine: as in `rules.Rule`; None copies the first source, after a check
+      that the sources are equal.
     values: the numbers for `combine`.
     sources: positions in `Plan.sources` that form the stack.
-    base: position of the base, None if `combine` does without.
+    base: position of the base, None if `combine` needs no base.
     stack_dtype: of the stack; float32 if the sources differ.
     base_dtype: of the base.
-    out_dtype: what the result is rounded to.
-    limit: elements of a block, unless a chunk has more.
-    by_rule: whether `values` take what the rule measures.
-    extra: positions of the sources that come as `values["extra"]`.
-    indexed: whether the places of the elements come as `values["index"]`.
+    out_dtype: of the result.
+    limit: elements per block; blocks of larger chunks have more.
+    by_rule: whether the rule merges the leaves and may measure `values`.
+    extra: positions of the sources of `values["extra"]`.
+    indexed: whether `values["index"]` has the positions of the elements.
     whole: whether blocks are whole leaves, in their own shape.
   """
 
@@ -55,25 +55,43 @@ class Group:
     return "by_layer" in (self.values or {}) and not self.whole
 
   @property
+  def models(self) -> tuple[int, ...]:
+    """Positions of the sources and of the base, if there is one."""
+    return self.sources + (() if self.base is None else (self.base,))
+
+  @property
   def bytes_an_element(self) -> int:
     """Host bytes for one element: its stack, base and result."""
     base = self.base_dtype.itemsize if self.base is not None else 0
     base += 4 * len(self.extra) + 8 * self.indexed
-    # Another dtype is made from float32, and both exist at worst.
+    # Other dtypes are cast from float32, and both arrays may exist.
     result = self.out_dtype.itemsize
     result += 0 if self.out_dtype == np.float32 else 4
     return self.stack_dtype.itemsize * len(self.sources) + base + result
 
 
 def _blend(combine, stack, base, values):
-  """A share of the way from the base to what a rule gives."""
+  """Interpolates between the base and the result of a rule."""
   merged = combine(stack, base, values)
   return compensated.linear([base, merged], **values["blend"])
 
 
 @dataclasses.dataclass
 class GroupMaker:
-  """Makes one `Group` for all leaves that can share it."""
+  """Makes one `Group` for all leaves that can share it.
+
+  Attributes:
+    rule: the merge rule.
+    values: of the rule, for all leaves.
+    leaf_values: leaf -> values that differ by leaf.
+    with_extra: leaves that need the extra sources of the rule.
+    ingredients: at least one.
+    base: the base model, if any.
+    dtype: of the floating leaves of the output, None to keep theirs.
+    block_bytes: of all ingredients together, per thread.
+    made: the groups so far.
+    notes: notes for the user so far.
+  """
 
   rule: rules.Rule
   values: Any
@@ -83,106 +101,96 @@ class GroupMaker:
   base: Ingredient | None
   dtype: np.dtype | None
   block_bytes: int
-  made: dict[Any, Group]
-  notes: set[str]
+  made: dict[Any, Group] = dataclasses.field(default_factory=dict)
+  notes: set[str] = dataclasses.field(default_factory=set)
 
   def __post_init__(self):
     self.blend = functools.partial(_blend, self.rule.combine)
-    self.copy_one = rules.linear()
 
   def group(self, leaf: str, action: Any) -> Group:
-    """The group of a leaf; see `soupjax.soups.select.actions`."""
+    """Returns the group of a leaf; see `soupjax.soups.core.select.actions`."""
     count = len(self.ingredients)
     if action == "keep":
-      spec = self.base.specs[leaf]
-      out = self._out([spec.dtype])
-      if out == spec.dtype:
-        return self._make(None, None, (count,), None, spec.dtype, None, out)
-      combine, values = self.copy_one.combine, self.copy_one.values(1)
-      return self._make(combine, values, (count,), None, spec.dtype, None, out)
-    every = tuple(range(count))
+      dtype = self.base.specs[leaf].dtype
+      out = self._out_dtype([dtype])
+      # The mean of one model is a cast.
+      rule = None if out == dtype else rules.linear()
+      return self._weighted(rule, (count,), dtype, out)
+    sources = tuple(range(count))
     if isinstance(action, tuple):
-      every = tuple(k for k in every if action[k])
-      action = tuple(action[k] for k in every)
-    used = [self.ingredients[k].specs[leaf] for k in every]
-    dtypes = [spec.dtype for spec in used]
-    if not tree.is_float(used[0]):
-      return self._make(None, None, every, None, dtypes[0], None, dtypes[0])
-    out, stacked = self._out(dtypes), dtypes[0]
+      sources = tuple(k for k in sources if action[k])
+      action = tuple(action[k] for k in sources)
+    specs = [self.ingredients[k].specs[leaf] for k in sources]
+    dtypes = [spec.dtype for spec in specs]
+    if not tree.is_float(specs[0]):
+      return self._weighted(None, sources, dtypes[0], dtypes[0])
+    out, stacked = self._out_dtype(dtypes), dtypes[0]
     if len(set(dtypes)) > 1:
       stacked = np.dtype(np.float32)
+      names = " and ".join(sorted({str(dtype) for dtype in dtypes}))
       self.notes.add(
-        f"The ingredients have mixed dtypes, {_names(dtypes)}: sums are in "
-        f"float32, the soup is {out}."
+        f"The ingredients have mixed dtypes, {names}: sums are in float32, the "
+        f"soup is {out}."
       )
     if isinstance(action, tuple):
-      weighted = rules.linear(action)
-      combine, values = weighted.combine, weighted.values(len(every))
-      return self._make(
-        combine, values, every, None, stacked, None, out, action
-      )
-    combine, base = self.rule.combine, None
+      return self._weighted(rules.linear(action), sources, stacked, out, action)
+    combine, base, base_dtype = self.rule.combine, None, None
     values = {**self.values, **self.leaf_values.get(leaf, {})}
     if isinstance(action, float):
       ends = rules.linear([1 - action, action]).values(2)
       combine, values = self.blend, {**values, "blend": ends}
     if isinstance(action, float) or self.rule.needs_base:
-      base = count
-    base_dtype = None if base is None else self.base.specs[leaf].dtype
-    return self._make(
-      combine, values, every, base, stacked, base_dtype, out, action, leaf
+      base, base_dtype = count, self.base.specs[leaf].dtype
+    return self._shared(
+      (action, leaf if self.rule.by_leaf else None),
+      values,
+      limit=max(1, specs[0].size) if self.rule.whole else None,
+      combine=combine,
+      sources=sources,
+      base=base,
+      stack_dtype=stacked,
+      base_dtype=base_dtype,
+      out_dtype=out,
+      by_rule=True,
+      extra=self._extra(leaf),
+      indexed=self.rule.indexed,
+      whole=self.rule.whole,
     )
 
-  def _out(self, dtypes) -> np.dtype:
+  def _extra(self, leaf) -> tuple[int, ...]:
+    if leaf not in self.with_extra:
+      return ()
+    start = len(self.ingredients) + (self.base is not None)
+    return tuple(range(start, start + len(self.rule.extra)))
+
+  def _weighted(self, rule, sources, stacked, out, action=None) -> Group:
+    """Returns a group with the weights of a rule; None copies the leaves."""
+    return self._shared(
+      action,
+      None if rule is None else rule.values(len(sources)),
+      combine=None if rule is None else rule.combine,
+      sources=sources,
+      base=None,
+      stack_dtype=stacked,
+      base_dtype=None,
+      out_dtype=out,
+    )
+
+  def _shared(self, label, values, limit=None, **fields) -> Group:
+    """Returns the group with this label and these fields; makes it if new."""
+    key = label, *fields.items()
+    if key not in self.made:
+      group = Group(values=values, limit=1, **fields)
+      limit = limit or max(1, self.block_bytes // group.bytes_an_element)
+      self.made[key] = dataclasses.replace(group, limit=limit)
+    return self.made[key]
+
+  def _out_dtype(self, dtypes) -> np.dtype:
     if self.dtype is not None and jnp.issubdtype(dtypes[0], jnp.floating):
       return self.dtype
     if len(set(dtypes)) == 1:
       return dtypes[0]
-    # 8-bit floats have no common dtype of their own.
+    # JAX does not promote 8-bit floats.
     if any(dtype.itemsize == 1 for dtype in dtypes):
       return np.dtype(np.float32)
     return np.dtype(functools.reduce(jnp.promote_types, dtypes))
-
-  def _make(
-    self,
-    combine,
-    values,
-    sources,
-    base,
-    stacked,
-    base_dtype,
-    out,
-    action=None,
-    leaf=None,
-  ):
-    by_rule, rule = leaf is not None, self.rule
-    alone = leaf if rule.by_leaf else None
-    key = (combine, action, sources, base, stacked, base_dtype, out, alone)
-    if key not in self.made:
-      extra = ()
-      if leaf in self.with_extra:
-        start = len(self.ingredients) + (self.base is not None)
-        extra = tuple(range(start, start + len(rule.extra)))
-      group = Group(
-        combine=combine,
-        values=values,
-        sources=sources,
-        base=base,
-        stack_dtype=stacked,
-        base_dtype=base_dtype,
-        out_dtype=out,
-        limit=1,
-        by_rule=by_rule,
-        extra=extra,
-        indexed=by_rule and rule.indexed,
-        whole=by_rule and rule.whole,
-      )
-      limit = max(1, self.block_bytes // group.bytes_an_element)
-      if group.whole:
-        limit = max(1, self.ingredients[0].specs[leaf].size)
-      self.made[key] = dataclasses.replace(group, limit=limit)
-    return self.made[key]
-
-
-def _names(dtypes) -> str:
-  return " and ".join(sorted({str(d) for d in dtypes}))

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Plans a mix before a byte of weights is read."""
+"""The plan of a mix, made before any weights are read."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -14,32 +14,36 @@ import numpy as np
 from soupjax.soups import rules
 from soupjax.soups.core import same_init, slices
 from soupjax.soups.core import select as selection
-from soupjax.soups.core.ingredient import Ingredient, storage_of
+from soupjax.soups.core.ingredient import (
+  Ingredient,
+  check_names,
+  storage_of,
+)
 from soupjax.soups.engine import groups as group_lib
 from soupjax.soups.rules import rule_inputs
 
-# What one thread holds of all ingredients together, see `make`.
+# Bytes per thread over all ingredients, see `make`.
 BLOCK_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-  """A mix that has been checked.
+  """A mix that has passed all checks of metadata.
 
   Attributes:
     rule: the merge rule.
-    sources: the ingredients, then the base if there is one, then what else the
-      rule reads.
+    sources: the ingredients, then the base if there is one, then the extra
+      sources of the rule.
     count: the number of ingredients.
     base: position of the base in `sources`, None if there is none.
     specs: leaf -> shape and dtype of the output, in the order of `treedef`.
     treedef: of the output.
     order: leaves of the output, in the order in which they are streamed.
-    groups: leaf -> how it is made.
-    chunks: leaf -> shape that pieces are aligned with, where sources need it.
+    groups: leaf -> its group.
+    chunks: leaf -> shape that pieces are aligned with, for chunked sources.
     select: the selection, as given.
-    notes: what a user should know, one sentence each.
-    threads: how many read and average.
+    notes: notes for the user, one sentence each.
+    threads: number of threads that read and merge.
   """
 
   rule: rules.Rule
@@ -58,11 +62,11 @@ class Plan:
   @property
   def read_bytes(self) -> int:
     """Bytes of weights to be read, over all processes."""
-    total = 0
-    for leaf, group in self.groups.items():
-      used = [*group.sources, *([] if group.base is None else [group.base])]
-      total += sum(_num_bytes(self.sources[k].specs[leaf]) for k in used)
-    return total
+    return sum(
+      _num_bytes(self.sources[k].specs[leaf])
+      for leaf, group in self.groups.items()
+      for k in group.models
+    )
 
   @property
   def write_bytes(self) -> int:
@@ -71,7 +75,7 @@ class Plan:
 
 
 def _num_bytes(spec) -> int:
-  return math.prod(spec.shape) * spec.dtype.itemsize
+  return spec.size * spec.dtype.itemsize
 
 
 def make(
@@ -84,29 +88,30 @@ def make(
   block_bytes: int = BLOCK_BYTES,
   threads: int = 4,
 ) -> Plan:
-  """Checks everything that metadata can tell, and plans a mix.
+  """Makes all checks that need only metadata, and plans a mix.
 
   Args:
     rule: from `soupjax.soups.rules`.
     ingredients: at least one.
-    base: the model that the rule, or `select`, refers to.
+    base: the model that the rule or `select` refers to.
     dtype: of the floating leaves of the output. None keeps that of the
-      ingredients; where they differ, the one that holds both.
-    select: regular expression -> what to do with the leaves in whose name it
-      is found; the first that is found counts. "keep" takes them from the base,
-      "skip" leaves them out, K numbers average them with these weights, and one
-      number goes that share of the way from the base to what the rule gives.
-    block_bytes: how much of all ingredients together a thread holds.
-    threads: how many read and average.
-
-  Returns:
-    The plan.
+      ingredients; if they differ, the smallest that holds all of them.
+    select: regular expression -> action for the leaves whose name matches it;
+      the first match counts. "keep" takes them from the base, "skip" leaves
+      them out, K numbers average them with these weights, and one number goes
+      that share of the way from the base to the result of the rule.
+    block_bytes: size of the blocks of all ingredients together, per thread.
+    threads: number of threads that read and merge.
 
   Raises:
-    ValueError: listing what is wrong, by ingredient and leaf.
+    ValueError: listing the problems by ingredient and leaf.
   """
   ingredients = list(ingredients)
-  _check_names(ingredients, base)
+  check_names(ingredients)
+  sources = (*ingredients, *([] if base is None else [base]))
+  for source in sources:
+    if not source.specs:
+      raise ValueError(f"{source.name!r} has no leaves: nothing to average.")
   same_init.warn_of_other_inits(ingredients)
   if rule.needs_base and base is None:
     raise ValueError(f"The rule {rule.name!r} needs a base model: pass base=.")
@@ -133,8 +138,6 @@ def make(
     base,
     dtype,
     block_bytes,
-    {},
-    set(),
   )
   groups = {
     leaf: maker.group(leaf, action)
@@ -142,9 +145,14 @@ def make(
     if action != "skip"
   }
   if not groups:
-    raise ValueError(f"select={select} skips every leaf: nothing is left.")
-  sources = (*ingredients, *([] if base is None else [base]))
-  specs, treedef = _output(sources, groups)
+    raise ValueError(f"select={select} skips every leaf: skip fewer.")
+  specs = {
+    leaf: jax.ShapeDtypeStruct(
+      sources[group.sources[0]].specs[leaf].shape, group.out_dtype
+    )
+    for leaf, group in groups.items()
+  }
+  specs, treedef = selection.output(sources, specs)
   return Plan(
     rule=rule,
     sources=(*sources, *rule.extra),
@@ -161,34 +169,10 @@ def make(
   )
 
 
-def _check_names(ingredients, base):
-  if not ingredients:
-    raise ValueError("A soup needs at least one ingredient, got none.")
-  seen = set()
-  for one in [*ingredients, *([] if base is None else [base])]:
-    if one.name in seen and one is not base:
-      raise ValueError(
-        f"Two ingredients are called {one.name!r}. Names must differ, so that "
-        "reports can say which one they mean."
-      )
-    seen.add(one.name)
-    if not one.specs:
-      raise ValueError(f"{one.name!r} has no leaves: nothing to average.")
-
-
-def _output(sources, groups):
-  """Specs and treedef of the output, in the containers of a source."""
-  shapes = {}
-  for leaf, group in groups.items():
-    shape = sources[group.sources[0]].specs[leaf].shape
-    shapes[leaf] = jax.ShapeDtypeStruct(shape, group.out_dtype)
-  return selection.output(sources, shapes)
-
-
 def _order(sources, groups) -> tuple[str, ...]:
   order = dict.fromkeys(storage_of(sources[0]).order)
   order |= dict.fromkeys(groups)
-  # Integers first: if they differ, that shows before the long work begins.
+  # Integers first, so that differences between them are an error early on.
   return tuple(
     sorted(
       (leaf for leaf in order if leaf in groups),
@@ -198,35 +182,35 @@ def _order(sources, groups) -> tuple[str, ...]:
 
 
 def _chunks(sources, groups) -> dict[str, tuple[int, ...]]:
-  """The coarsest chunks of the sources; whole leaves if they do not nest."""
-  stored = [storage_of(one).chunks for one in sources]
+  """Chunk shapes that are aligned with the chunks of all sources, by leaf."""
+  stored = [storage_of(source).chunks for source in sources]
   chunks = {}
   for leaf, group in groups.items():
-    used = [*group.sources, *([] if group.base is None else [group.base])]
-    found = [stored[k][leaf] for k in used if leaf in stored[k]]
-    if found:
-      chunks[leaf] = align(found)
+    shapes = [stored[k][leaf] for k in group.models if leaf in stored[k]]
+    if shapes:
+      chunks[leaf] = align(shapes)
   return chunks
 
 
-def align(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-  """A chunk shape whose edges are edges of all the given ones."""
-  return tuple(math.lcm(*(max(1, n) for n in axis)) for axis in zip(*found))
+def align(chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+  """Returns the smallest chunk whose edges are edges of all given chunks."""
+  return tuple(math.lcm(*(max(1, n) for n in axis)) for axis in zip(*chunks))
 
 
 def _twins(sources) -> tuple[str, ...]:
-  """Notes on ingredients that are one and the same, as far as files tell."""
-  seen, notes = {}, []
-  for one in sources:
-    sums = storage_of(one).checksums
-    keys = [("path", one.path)] if one.path else []
-    if sums and set(sums) == set(one.specs):
-      keys.append(("content", tuple(sorted(sums.items()))))
+  """Warns of sources with the same path or recorded checksums."""
+  names, notes = {}, []
+  for source in sources:
+    checksums = storage_of(source).checksums
+    keys = [("path", source.path)] if source.path else []
+    if checksums and set(checksums) == set(source.specs):
+      keys.append(("content", tuple(sorted(checksums.items()))))
     for key in keys:
-      if key in seen and seen[key] != one.name:
-        notes.append(f"{one.name!r} and {seen[key]!r} have the same {key[0]}.")
+      if names.setdefault(key, source.name) != source.name:
+        notes.append(
+          f"{source.name!r} and {names[key]!r} have the same {key[0]}."
+        )
         break
-      seen[key] = one.name
   for note in notes:
     warnings.warn(note, stacklevel=4)
   return tuple(notes)
@@ -237,11 +221,11 @@ def pieces(
   parts: Mapping[str, Sequence[slices.Slices]],
   chunks: Mapping[str, tuple[int, ...]],
 ) -> list[tuple[str, slices.Slices]]:
-  """Cuts the parts of all leaves to pieces of bounded size.
+  """Cuts the parts of all leaves into pieces of bounded size.
 
   Args:
     plan: of the mix.
-    parts: leaf -> what of it is wanted here.
+    parts: leaf -> boxes that this process needs.
     chunks: leaf -> shape that pieces are aligned with.
 
   Returns:
@@ -257,11 +241,11 @@ def pieces(
 
 
 def share(
-  found: Sequence[Any], sizes: Sequence[int], index: int, count: int
+  items: Sequence[Any], sizes: Sequence[int], index: int, count: int
 ) -> list[Any]:
-  """What one of `count` processes does: a stretch of about equal size."""
+  """Returns the consecutive items of one of `count` processes, of even size."""
   ends = np.cumsum(sizes)
   total = int(ends[-1]) if len(ends) else 0
   middle = ends - np.asarray(sizes) / 2
   low, high = total * index / count, total * (index + 1) / count
-  return [one for one, at in zip(found, middle) if low <= at < high]
+  return [item for item, at in zip(items, middle) if low <= at < high]

@@ -78,7 +78,7 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
     return {}
 
   def measured(reader):
-    shares = coefficients.resolve("t", t, reader.specs, reader.every)
+    shares = coefficients.resolve("t", t, reader.specs, reader.all_specs)
     return {
       leaf: coefficients.by_layer(
         shares[leaf], lambda t, gram=gram: sum_values(slerp_weights(gram, t))

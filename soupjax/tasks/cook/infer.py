@@ -175,7 +175,7 @@ def preparation(path: str, detected: pretrained.Detected) -> str | None:
     detected: its model.
 
   Returns:
-    Operations for `data.Preprocess`; None if there is no such file, or it needs
+    Operations for `data.Preprocess`; None if these files are missing, or need
     an operation that soupjax does not have.
   """
   file = pretrained.file_beside(path, "preprocessor_config.json")

@@ -132,7 +132,7 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
   """Builds the model that a config names.
 
   Raises:
-    ValueError: if there is no such model, variant or option.
+    ValueError: if the model, its variant or an option is unknown.
   """
   options = config.model.to_dict()
   return models.build(

@@ -36,7 +36,7 @@ def test_whole_from_pieces_in_any_order():
 
 
 def part(array, box):
-  """As the engine makes them."""
+  """A part of a checksum, made in the same way as by the engine."""
   runs = list(slices.contiguous_runs(array.shape, box))
   start, end = (n * array.itemsize for n in (runs[0][0], sum(runs[-1])))
   bounds = [[axis.start, axis.stop] for axis in box]
@@ -54,8 +54,8 @@ def test_joined_from_boxes_in_any_order(data, shape):
     if axes:
       box, axis = pieces.pop(at), data.draw(st.sampled_from(axes))
       cut = data.draw(st.integers(box[axis].start + 1, box[axis].stop - 1))
-      for one in (slice(box[axis].start, cut), slice(cut, box[axis].stop)):
-        pieces.append((*box[:axis], one, *box[axis + 1 :]))
+      for half in (slice(box[axis].start, cut), slice(cut, box[axis].stop)):
+        pieces.append((*box[:axis], half, *box[axis + 1 :]))
   parts = data.draw(st.permutations([part(array, box) for box in pieces]))
   expected = crc32.crc32(array)
   assert crc32.joined(parts, array.nbytes) == expected

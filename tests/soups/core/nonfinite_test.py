@@ -15,7 +15,7 @@ SIZE = 23
 
 
 def stored(name, leaves, *, chunks=None, checksums=None, seen=None):
-  """An ingredient that is read in boxes, as files are."""
+  """An ingredient that is read in boxes, as from a file."""
 
   def read_box(leaf, box, out):
     if seen is not None:

@@ -21,11 +21,11 @@ def pick_box(data, shape):
 def test_runs_are_the_elements_of_a_box_in_order(shape, data):
   box = pick_box(data, shape)
   flat = np.arange(math.prod(shape))
-  found = [
+  pieces = [
     flat[first : first + n] for first, n in slices.contiguous_runs(shape, box)
   ]
   expected = flat.reshape(shape)[box].reshape(-1)
-  assert np.array_equal(np.concatenate([[], *found]), expected)
+  assert np.array_equal(np.concatenate([[], *pieces]), expected)
 
 
 def test_whole_rows_are_one_run():
@@ -55,8 +55,8 @@ def test_pieces_cover_a_box_once_and_are_bounded(shape, limit, data):
 @given(SHAPES, st.integers(1, 50), st.data())
 def test_pieces_end_where_chunks_do(shape, limit, data):
   chunk = tuple(data.draw(st.integers(1, n)) for n in shape)
-  # Chunks are long in front only if they are whole behind: so does Orbax's
-  # reader cut, and a piece never needs half of one.
+  # An axis is cut into long chunks only if all later axes are whole, as Orbax
+  # does, so that pieces never need half of a chunk.
   cut = next((i for i, c in enumerate(chunk) if c > 1), len(shape))
   chunk = (*chunk[: cut + 1], *shape[cut + 1 :])
   count = np.zeros(shape, int)
@@ -73,7 +73,7 @@ def test_pieces_of_one_leaf_have_about_one_size():
   assert sizes == [250] * 4
 
 
-def test_normalise():
+def test_normalise_returns_a_box_with_all_axes():
   assert slices.normalise(None, (3, 4)) == (slice(0, 3), slice(0, 4))
   assert slices.normalise((slice(-2, None),), (3, 4)) == (
     slice(1, 3),
@@ -85,7 +85,7 @@ def test_normalise():
       slices.normalise(index, (3, 4))
 
 
-def test_bounding_and_intersection():
+def test_boxes_around_common_to_and_relative_to_others():
   a = (slice(0, 2), slice(3, 5))
   b = (slice(1, 4), slice(0, 4))
   assert slices.bounding([a, b]) == (slice(0, 4), slice(0, 5))

@@ -29,8 +29,8 @@ def test_flatten_refuses_names_that_clash():
 
 
 @pytest.mark.parametrize("leaf", ["text", object(), {"a"}])
-def test_spec_refuses_what_is_no_array(leaf):
-  with pytest.raises(ValueError, match="array"):
+def test_spec_refuses_leaves_that_are_not_arrays(leaf):
+  with pytest.raises(ValueError, match=f"a {type(leaf).__name__}"):
     tree.spec(leaf)
 
 
@@ -91,7 +91,7 @@ def test_check_alike_compares_containers_too():
     "tuple": jax.tree.structure({"x": (0,)}),
   }
   tree.check_alike(trees)
-  with pytest.raises(ValueError, match="'tuple'"):
+  with pytest.raises(ValueError, match="'tuple' .*'list'"):
     tree.check_alike(trees, treedefs)
 
 
@@ -124,15 +124,15 @@ class Unregistered:
 @pytest.mark.parametrize(
   "leaf,message",
   [
-    ("text", "not an array but a str. Drop it"),
-    (len, "not an array but a builtin_function_or_method"),
-    (Unregistered(), "Unregistered. Register its class as a pytree"),
-    (jax.ShapeDtypeStruct((2,), np.float32), "is abstract"),
-    (np.ones(2, ">f4"), "has dtype >f4, .*astype..float32"),
-    (np.array(["a", "b"]), "has dtype <U1: only arrays of numbers"),
-    (np.array([None]), "has dtype object"),
-    (np.zeros(2, [("x", "f4")]), "only arrays of numbers"),
-    (np.zeros(2, "M8[s]"), "only arrays of numbers"),
+    ("text", "str"),
+    (len, "builtin_function_or_method"),
+    (Unregistered(), "Unregistered.*register_dataclass"),
+    (jax.ShapeDtypeStruct((2,), np.float32), "ShapeDtypeStruct"),
+    (np.ones(2, ">f4"), ">f4, .*astype..float32"),
+    (np.array(["a", "b"]), "<U1"),
+    (np.array([None]), "object"),
+    (np.zeros(2, [("x", "f4")]), "f4"),
+    (np.zeros(2, "M8[s]"), "datetime64"),
   ],
   ids=str,
 )
@@ -146,6 +146,6 @@ def test_random_keys_are_refused_by_name():
     value_specs(jax.random.key(0))
 
 
-def test_a_tree_that_is_no_tree_says_what_to_give():
-  with pytest.raises(ValueError, match="'m0'"):
+def test_an_object_in_place_of_a_tree_is_an_error():
+  with pytest.raises(ValueError, match="tree of 'm0'.*Unregistered"):
     tree.value_specs({"": Unregistered()}, "'m0'")

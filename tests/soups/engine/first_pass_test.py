@@ -31,22 +31,23 @@ def test_sums_are_in_order_whichever_thread_is_first(monkeypatch):
     time.sleep(0.02 if stack[0, 0] == 1e17 else 0)
     return stack[0].astype(np.float64)
 
-  # In this order 1 is lost; in any other something is left.
-  found = reader([[1.0, 1e17, -1e17, 2.0]]).each(reduce)
-  assert found["w"].tolist() == [2]
+  # This order loses the 1; others do not.
+  sums = reader([[1.0, 1e17, -1e17, 2.0]]).each(reduce)
+  assert sums["w"].tolist() == [2]
 
 
 def test_bytes_and_errors():
-  one = reader([[1.0, 2.0], [3.0, 4.0]])
-  assert one.total(lambda stack, base: stack.sum(1), ["w"]).tolist() == [3, 7]
-  assert one.bytes_read == 16
-  assert one.total(lambda stack, base: 1, []) is None
+  leaves = reader([[1.0, 2.0], [3.0, 4.0]])
+  total = leaves.total(lambda stack, base: stack.sum(1), ["w"])
+  assert total.tolist() == [3, 7]
+  assert leaves.bytes_read == 16
+  assert leaves.total(lambda stack, base: 1, []) is None
 
   def broken(stack, base):
     raise OSError("gone")
 
   with pytest.raises(OSError, match="gone"):
-    one.each(broken)
+    leaves.each(broken)
 
 
 def test_leaves_that_the_rule_does_not_merge_are_not_measured():
@@ -73,18 +74,18 @@ def test_the_report_counts_what_was_measured():
 def test_processes_add_up_in_the_order_of_one(monkeypatch):
   monkeypatch.setattr(first_pass, "_UNIT_BYTES", 0)
   monkeypatch.setattr(first_pass, "_UNIT_ELEMENTS", 1)
-  one = sj.Ingredient.from_params("m", {"w": np.float32([1, 1e17, -1e17, 2])})
-  plan = planning.make(rules.geometric_median(), [one])
+  model = sj.Ingredient.from_params("m", {"w": np.float32([1, 1e17, -1e17, 2])})
+  plan = planning.make(rules.geometric_median(), [model])
   sent = []
 
   def run(index, gather):
     processes = first_pass.Processes(index, 2, gather)
-    found = first_pass.LeafReader(plan, processes)
-    total = found.each(lambda stack, base: stack[0].astype(np.float64))
-    assert found.bytes_read == 8
+    leaves = first_pass.LeafReader(plan, processes)
+    total = leaves.each(lambda stack, base: stack[0].astype(np.float64))
+    assert leaves.bytes_read == 8
     return total["w"].tolist()
 
   for index in range(2):
     run(index, lambda data: [sent.append(data) or data])
-  # Added up by each first, it would be 0.
+  # Sums of single processes would add up to 0.
   assert run(0, lambda data: sent) == run(1, lambda data: sent) == [2]

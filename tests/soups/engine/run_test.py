@@ -40,7 +40,7 @@ def run(rule, ingredients, *, base=None, hash_inputs=False, **more):
 
 @st.composite
 def models(draw):
-  """Some models of one random structure, of mixed dtypes."""
+  """Models of the same random structure and mixed dtypes."""
   count = draw(st.integers(1, 4))
   seed = draw(st.integers(0, 1000))
   shapes = draw(
@@ -69,11 +69,11 @@ def models(draw):
 def test_any_blocks_and_threads_give_the_bits_of_the_soup_in_memory(
   trees, block_bytes, threads
 ):
-  found, _ = run(
+  merged, _ = run(
     rules.linear(), named(*trees), block_bytes=block_bytes, threads=threads
   )
   expected = sj.uniform_soup(named(*trees))
-  for leaf, value in found.items():
+  for leaf, value in merged.items():
     assert value.dtype == trees[0][leaf].dtype
     assert value.tobytes() == np.asarray(expected[leaf]).tobytes(), leaf
 
@@ -82,8 +82,8 @@ def test_any_blocks_and_threads_give_the_bits_of_the_soup_in_memory(
 @given(models(), st.integers(100, 3000), st.data())
 def test_within_one_ulp_of_the_exact_weighted_mean(trees, block_bytes, data):
   weights = [data.draw(st.integers(1, 64)) / 8 for _ in trees]
-  found, _ = run(rules.linear(weights), named(*trees), block_bytes=block_bytes)
-  for leaf, value in found.items():
+  merged, _ = run(rules.linear(weights), named(*trees), block_bytes=block_bytes)
+  for leaf, value in merged.items():
     if value.dtype.kind != "f" and value.dtype != BF16:
       assert np.array_equal(value, trees[0][leaf])
       continue
@@ -109,50 +109,50 @@ def test_equal_models_come_back_bit_for_bit(dtype):
   tree = {"w": np.random.default_rng(0).normal(size=999).astype(dtype)}
   tree["w"][:3] = [-0.0, 1e-5, 3.0]
   for rule in (rules.linear(), rules.linear([1.0, 2.0, 0.3])):
-    found, _ = run(rule, named(tree, tree, tree), block_bytes=500)
-    assert found["w"].tobytes() == tree["w"].tobytes()
+    merged, _ = run(rule, named(tree, tree, tree), block_bytes=500)
+    assert merged["w"].tobytes() == tree["w"].tobytes()
 
 
 def test_never_accumulates_in_bfloat16():
   # 256 + 1 is 256 in bfloat16, and the mean of these is 257.
   trees = [{"w": np.full(4, v, BF16)} for v in (256, 258, 256, 258)]
-  found, _ = run(rules.linear(), named(*trees), dtype="float32")
-  assert (found["w"] == 257).all()
+  merged, _ = run(rules.linear(), named(*trees), dtype="float32")
+  assert (merged["w"] == 257).all()
   tree = {"w": np.full(4, 60000, np.float16)}
-  found, _ = run(rules.linear(), named(tree, tree))
-  assert (found["w"] == 60000).all()
+  merged, _ = run(rules.linear(), named(tree, tree))
+  assert (merged["w"] == 60000).all()
 
 
 def test_mixed_dtypes_are_averaged_as_they_are():
   a = {"w": np.array([1.0, 2.0], np.float32)}
   b = {"w": np.array([2.0, 4.0], BF16)}
   for trees in ([a, b], [b, a]):
-    found, _ = run(rules.linear(), named(*trees))
-    assert found["w"].dtype == np.float32
-    assert found["w"].tolist() == [1.5, 3.0]
+    merged, _ = run(rules.linear(), named(*trees))
+    assert merged["w"].dtype == np.float32
+    assert merged["w"].tolist() == [1.5, 3.0]
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_eight_bits(dtype):
   trees = [{"w": np.array([v, -v]).astype(dtype)} for v in (1.0, 3.0)]
-  found, _ = run(rules.linear(), named(*trees))
-  assert found["w"].dtype == dtype
-  assert found["w"].astype(float).tolist() == [2, -2]
+  merged, _ = run(rules.linear(), named(*trees))
+  assert merged["w"].dtype == dtype
+  assert merged["w"].astype(float).tolist() == [2, -2]
   trees[1]["w"] = trees[1]["w"].astype(BF16)
-  found, _ = run(rules.linear(), named(*trees))
-  assert found["w"].dtype == np.float32 and found["w"].tolist() == [2, -2]
+  merged, _ = run(rules.linear(), named(*trees))
+  assert merged["w"].dtype == np.float32 and merged["w"].tolist() == [2, -2]
 
 
 def test_select_keep_weights_and_share():
   base = Ingredient.from_params("base", {k: np.zeros(3, "f") for k in "abcd"})
   trees = [{k: np.full(3, v, "f") for k in "abcd"} for v in (1.0, 3.0)]
   select = {"a": "keep", "b": (0.0, 1.0), "c": 0.25}
-  found, _ = run(
+  merged, _ = run(
     rules.linear(), named(*trees), base=base, select=select, dtype="bfloat16"
   )
-  values = {k: float(v[0]) for k, v in found.items()}
+  values = {k: float(v[0]) for k, v in merged.items()}
   assert values == {"a": 0.0, "b": 3.0, "c": 0.5, "d": 2.0}
-  assert {v.dtype for v in found.values()} == {BF16}
+  assert {v.dtype for v in merged.values()} == {BF16}
 
 
 def test_integers_that_differ_are_named():
@@ -160,18 +160,18 @@ def test_integers_that_differ_are_named():
   trees[2]["n"][7] += 1
   with pytest.raises(ValueError, match="'n'.*int64.*'m2'.*'m0'"):
     run(rules.linear(), named(*trees), block_bytes=16)
-  found, _ = run(rules.linear(), named(*trees), select={"n": "skip"})
-  assert list(found) == ["w"]
+  merged, _ = run(rules.linear(), named(*trees), select={"n": "skip"})
+  assert list(merged) == ["w"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_named(value):
+def test_weights_that_are_not_finite_are_named(value):
   trees = [{"a": np.ones(50, "f"), "b": np.ones(50, "f")} for _ in range(3)]
   trees[1]["b"][33] = value
   with pytest.raises(ValueError, match=f"'m1'.*{value}.*'b'"):
     run(rules.linear(), named(*trees), block_bytes=640)
-  found, _ = run(rules.linear(), named(*trees), check_finite=False)
-  assert not np.isfinite(found["b"][33]) and np.isfinite(found["a"]).all()
+  merged, _ = run(rules.linear(), named(*trees), check_finite=False)
+  assert not np.isfinite(merged["b"][33]) and np.isfinite(merged["a"]).all()
 
 
 def test_overflow_of_the_output_is_named():
@@ -181,11 +181,10 @@ def test_overflow_of_the_output_is_named():
 
 
 def test_old_content_of_a_buffer_does_not_leak():
-  # These integers are NaNs to whoever takes them for floats, and they are in
-  # the buffer first.
+  # These integers are NaN if taken as floats, and they are first in the buffer.
   tree = {"n": np.full(64, 0x7FC00000, np.int32), "w": np.ones(3, "f")}
-  found, _ = run(rules.linear(), named(tree, tree), threads=1)
-  assert found["w"].tolist() == [1, 1, 1]
+  merged, _ = run(rules.linear(), named(tree, tree), threads=1)
+  assert merged["w"].tolist() == [1, 1, 1]
 
 
 def test_checksums_and_bytes():
@@ -209,16 +208,16 @@ def test_errors_of_a_reader_end_the_mix():
   def reader(leaf, index):
     raise OSError("gone")
 
-  one = named({"w": np.ones(3, "f")})[0]
+  model = named({"w": np.ones(3, "f")})[0]
   broken = Ingredient(
-    name="x", specs=one.specs, treedef=one.treedef, reader=reader
+    name="x", specs=model.specs, treedef=model.treedef, reader=reader
   )
   with pytest.raises(OSError, match="gone"):
-    run(rules.linear(), [one, broken])
+    run(rules.linear(), [model, broken])
 
 
 def test_progress_ends_with_all():
-  seen = []
+  calls = []
   plan = planning.make(
     rules.linear(), named({"w": np.ones(100, "f")}), block_bytes=100
   )
@@ -227,9 +226,9 @@ def test_progress_ends_with_all():
     plan,
     planning.pieces(plan, parts, {}),
     engine.Arrays(plan),
-    progress=lambda *a: seen.append(a),
+    progress=lambda *a: calls.append(a),
   )
-  assert seen[-1] == (400, 400) and len(seen) > 5
+  assert calls[-1] == (400, 400) and len(calls) > 5
 
 
 def test_a_mesh_of_any_axis_type_is_read():
@@ -237,5 +236,5 @@ def test_a_mesh_of_any_axis_type_is_read():
   array = jax.device_put(
     np.arange(16, dtype="f"), jax.sharding.NamedSharding(mesh, jax.P("x"))
   )
-  found, _ = run(rules.linear(), named({"w": array}, {"w": array * 3}))
-  assert np.array_equal(found["w"], np.arange(16) * 2)
+  merged, _ = run(rules.linear(), named({"w": array}, {"w": array * 3}))
+  assert np.array_equal(merged["w"], np.arange(16) * 2)
