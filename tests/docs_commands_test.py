@@ -43,7 +43,7 @@ ELSEWHERE = {
   r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "test_a_loop_runs",
   r"tfds build.*": "needs TensorFlow and data",
 }
-# What is changed in a command, from the first pattern that matches. Others run
+# Changes of a command, from the first pattern that matches. Other commands run
 # as they stand.
 SHORTER = {
   # Weights and images that are not here: the plan alone.
