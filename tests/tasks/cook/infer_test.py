@@ -111,7 +111,7 @@ def accuracy(params, folder):
 def test_nothing_but_folders_has_to_be_said(place):
   cook.run(config_of(place), place / "soups")
   lines = (place / "soups/results.jsonl").read_text().splitlines()
-  found = {
+  result = {
     (r["model"], r["dataset"].split("/")[-1]): r["value"]
     for r in map(json.loads, lines)
     if r["metric"] == "prec@1"
@@ -126,11 +126,11 @@ def test_nothing_but_folders_has_to_be_said(place):
   }
   for name, params in (("0", params_of(0)), ("1", params_of(1))):
     for split, folder in folders.items():
-      assert found[name, split] == pytest.approx(accuracy(params, folder))
-  assert found["uniform", "test"] == pytest.approx(
+      assert result[name, split] == pytest.approx(accuracy(params, folder))
+  assert result["uniform", "test"] == pytest.approx(
     accuracy(soup, folders["test"])
   )
-  assert len(set(found.values())) > 2, "a test that could not tell"
+  assert len(set(result.values())) > 2, "a test that could not tell"
   report = (place / "soups/report.html").read_text()
   assert "2 models were fine-tuned. The best" in report  # No start is known.
   # Their library opens it as it is.
@@ -258,8 +258,8 @@ IMAGENET = {
 )
 def test_preparation_of_transformers(tmp_path, values, expected):
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-  found = detected()
-  text = infer.preparation(str(tmp_path), found)
+  result = detected()
+  text = infer.preparation(str(tmp_path), result)
   assert text == expected
   if text:
     data.Preprocess(text)
@@ -301,8 +301,8 @@ def test_preparation_of_timm(changes, expected):
     "crop_pct": 0.9,
     **changes,
   }
-  found = detected({"architecture": "vit", "pretrained_cfg": timms})
-  assert infer.preparation("", found) == expected
+  result = detected({"architecture": "vit", "pretrained_cfg": timms})
+  assert infer.preparation("", result) == expected
 
 
 # --- Classes ------------------------------------------------------------------
