@@ -288,7 +288,7 @@ class _Share:
 
   def __init__(self, batch_size: int, index: int, count: int):
     if not 0 <= index < count:
-      raise ValueError(f"Process {index} of {count} does not exist.")
+      raise ValueError(f"process_index {index} must be in [0, {count}).")
     if batch_size < 1 or batch_size % count:
       raise ValueError(
         f"batch_size {batch_size} must be a positive multiple of the "

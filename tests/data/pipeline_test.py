@@ -205,7 +205,7 @@ def test_state_of_another_stream_is_refused(change):
   [
     ({"batch_size": 10, "process_count": 4}, "batch_size 10 .* 4 processes"),
     ({"batch_size": 0}, "batch_size 0"),
-    ({"process_index": 2, "process_count": 2}, "process 2"),
+    ({"process_index": 2, "process_count": 2}, "process_index 2"),
     ({"preprocess": "inception_krop(3)"}, "'inception_crop'"),
     ({"seed": -1}, "seed.*-1"),
   ],
