@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import arguments, nonfinite
-from soupjax.soups.core.ingredient import Ingredient, sharding_of
+from soupjax.soups.core.ingredient import sharding_of
 from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 
 
@@ -84,15 +84,6 @@ def lower_is_better(loss: Any) -> None:
     raise ValueError(
       f"The loss has mode={mode!r}, but a learned soup minimises it: negate "
       "its values, and give mode='min' or none."
-    )
-
-
-def something_to_learn(anchor: Ingredient, layout) -> None:
-  """Raises a ValueError if no leaf has coefficients."""
-  if not layout.groups:
-    raise ValueError(
-      f"No leaf of {anchor.name!r} is floating: there is nothing to learn. Its "
-      f"leaves: {sorted(anchor.specs)[:10]}."
     )
 
 

@@ -188,7 +188,11 @@ def learned_soup(
   anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity)
-  checks.something_to_learn(anchor, layout)
+  if not layout.groups:
+    raise ValueError(
+      f"{anchor.name!r} has no floating leaf to learn coefficients for. Its "
+      f"leaves: {sorted(anchor.specs)[:10]}."
+    )
   start = state_lib.start(init, base, layout.groups, len(ingredients))
   state = state_lib.State(
     steps, optimizer, ingredients, base, layout, selection.select

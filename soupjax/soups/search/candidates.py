@@ -185,7 +185,7 @@ def choose(
   scorer: Scorer,
   value: Callable[[Scores], float],
   *,
-  what: str,
+  label: str,
   forbidden: Callable[[Scores], str | None] = lambda scores: None,
 ) -> Search:
   """Chooses the candidate of the highest value; the first one of a tie.
@@ -194,7 +194,7 @@ def choose(
     method: see `Search`.
     scorer: has the candidates.
     value: the objective, which is maximised.
-    what: the objective in words, such as "mean of ...".
+    label: the objective in words, such as "mean of ...".
     forbidden: returns why a candidate may not be chosen, None if it may. At
       least one candidate must be allowed.
   """
@@ -205,14 +205,14 @@ def choose(
   history = []
   for coefficients, scores in scorer.scored.items():
     if coefficients == best:
-      reason = f"the best {what}"
+      reason = f"the best {label}"
     elif refusal := refusals[coefficients]:
       reason = refusal
     elif values[coefficients] == values[best]:
       reason = "as good as the chosen one, but tried later"
     else:
       gap = values[best] - values[coefficients]
-      reason = f"{gap:.4g} below the best {what}"
+      reason = f"{gap:.4g} below the best {label}"
     history.append(
       Candidate(
         coefficients=coefficients,

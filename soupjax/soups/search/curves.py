@@ -58,14 +58,10 @@ def wise_ft_curve(
     >>> curve.best.coefficients
     (0.25,)
   """
+  alphas = candidates.grid("alphas", alphas)
+  blend = Blend(pretrained, [finetuned], **reading)
   return _line(
-    "wise_ft",
-    Blend(pretrained, [finetuned], **reading),
-    evaluate,
-    candidates.grid("alphas", alphas),
-    choose_on,
-    resume,
-    on_candidate,
+    "wise_ft", blend, evaluate, alphas, choose_on, resume, on_candidate
   )
 
 
@@ -106,15 +102,9 @@ def analogy(
   """
   scales = candidates.grid("scales", scales)
   # The directions are b - c and a - c, so c cancels in their difference.
-  blend = Blend(c, [b, a], **reading)
+  blend = _SharedScale(Blend(c, [b, a], **reading), [1.0, -1.0])
   return _line(
-    "analogy",
-    _SharedScale(blend, [1.0, -1.0]),
-    evaluate,
-    scales,
-    choose_on,
-    resume,
-    on_candidate,
+    "analogy", blend, evaluate, scales, choose_on, resume, on_candidate
   )
 
 
@@ -142,8 +132,8 @@ def _line(method, blend, evaluate, values, choose_on, resume, on_candidate):
   for value in values:
     scorer([value])
   name = choose_on or next(iter(next(iter(scorer.scored.values()))))
-  what = "score" if name == "score" else f"score on {name}"
-  return candidates.choose(method, scorer, lambda s: s[name], what=what)
+  label = "score" if name == "score" else f"score on {name}"
+  return candidates.choose(method, scorer, lambda s: s[name], label=label)
 
 
 def task_scale(
@@ -234,9 +224,9 @@ def task_scale(
     own = finetuned_scores or dict.fromkeys(rest, 1.0)
     return candidates.normalized_accuracy(rest, own)
 
-  blend = Blend(pretrained, tasks, **reading)
-  scaled = _SharedScale(blend, [-1.0 if negate else 1.0] * len(tasks))
-  scorer = Scorer(scaled, evaluate, check, resume, on_candidate)
+  factors = [-1.0 if negate else 1.0] * len(tasks)
+  blend = _SharedScale(Blend(pretrained, tasks, **reading), factors)
+  scorer = Scorer(blend, evaluate, check, resume, on_candidate)
   start = scorer([0.0])
   for scale in scales:
     scorer([scale])
@@ -254,6 +244,6 @@ def task_scale(
     "negation" if negate else "addition",
     scorer,
     (lambda scores: -mean(scores)) if negate else mean,
-    what=f"(lowest) {kind}" if negate else kind,
+    label=f"(lowest) {kind}" if negate else kind,
     forbidden=forbidden,
   )

@@ -23,7 +23,7 @@ from soupjax.soups.search.interpolate import Blend, directions_of
 
 PyTree = Any
 _ALPHAS = tuple(np.linspace(0, 1, 11))
-_WHAT = "mean of patching and supported tasks"
+_LABEL = "mean of patching and supported tasks"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def paint(
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
   for alpha in alphas:
     scorer([alpha])
-  return candidates.choose("paint", scorer, objective, what=_WHAT)
+  return candidates.choose("paint", scorer, objective, label=_LABEL)
 
 
 def paint_sequential(
@@ -200,7 +200,7 @@ def paint_parallel(
   blackbox.maximize(
     value, start, budget - len(scorer.scored), known=scorer.scored
   )
-  return candidates.choose("paint_parallel", scorer, objective, what=_WHAT)
+  return candidates.choose("paint_parallel", scorer, objective, label=_LABEL)
 
 
 def _objective(patching, supported):

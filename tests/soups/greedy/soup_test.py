@@ -38,7 +38,7 @@ def make_problem(seed, count=8):
 
 
 class Counting:
-  """Counts calls, and can be cut short."""
+  """Counts calls, and can stop after some of them."""
 
   def __init__(self, evaluate, stop_after=None):
     self.evaluate, self.stop_after, self.calls = evaluate, stop_after, 0
@@ -60,7 +60,7 @@ def named(pool, names):
 
 
 def scores_by_mean(table):
-  """An oracle: the score of a soup of scalar ingredients, by its value."""
+  """Looks up the score of a soup of scalar ingredients by its value."""
   return lambda params: table[round(float(params["w"]), 4)]
 
 
@@ -80,7 +80,7 @@ def test_never_below_the_best_single(accept):
     best = max(i.metrics["val"] for i in pool)
     assert evaluate(soup.params) == soup.score >= best
     improved += soup.score > best
-  assert improved > 10  # Or the test would pass with no soup at all.
+  assert improved > 10  # Or the test would pass without any soup.
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
@@ -132,7 +132,7 @@ def test_evaluates_every_candidate_once_and_records_it():
 
 
 def test_ge_takes_a_duplicate_and_gt_does_not():
-  # The duplicate weighs the soup anew, so that the last decision turns.
+  # The duplicate changes the weights, which turns the last decision.
   table = {0.0: 0.5, 2.0: 0.4, round(4 / 3, 4): 0.6}
   pool = scalars(0.0, 0.0, 4.0)
   ge = sj.greedy_soup(pool, scores_by_mean(table), accept="ge")
@@ -224,6 +224,7 @@ def test_resumes_after_being_cut_short():
 def test_resume_does_not_mistake_another_trace_for_its_own():
   pool, evaluate = make_problem(5)
   history = sj.greedy_soup(pool, evaluate).history
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="Decision 0"):
     sj.greedy_soup(pool[1:], evaluate, resume=history)
   with pytest.raises(ValueError, match="'none'"):
@@ -231,6 +232,15 @@ def test_resume_does_not_mistake_another_trace_for_its_own():
   with pytest.raises(ValueError, match="acceptance"):
     sj.greedy_soup(pool, evaluate, resume=history, min_delta=0.5)
   with pytest.raises(ValueError, match="Decision 0"):
+=======
+  with pytest.raises(ValueError, match="Decision 0 .*'m"):
+    sj.greedy_soup(pool[1:], evaluate, resume=history)
+  with pytest.raises(ValueError, match="Decision 3"):
+    sj.greedy_soup(pool[:3], evaluate, resume=history)
+  with pytest.raises(ValueError, match="Decision . .*acceptance rule"):
+    sj.greedy_soup(pool, evaluate, resume=history, min_delta=0.5)
+  with pytest.raises(ValueError, match="Decision 0 .*value"):
+>>>>>>> learn2
     sj.greedy_soup(pool, evaluate, resume=[{"name": "m0", "value": 3}])
 
 
@@ -252,16 +262,20 @@ def test_sharded_greedy_soup_has_the_same_bits():
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
 def test_refuses_a_score_that_is_not_finite(score):
   scores = iter([0.5, 0.4, score])
-  message = r"The soup of \['m0', 'm2'\] scores"
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=rf"\['m0', 'm2'\].*{score}"):
     sj.greedy_soup(scalars(1, 2, 3), lambda _: next(scores))
 
 
 @pytest.mark.parametrize(
   "arguments,message",
   [
+<<<<<<< HEAD
     ({"accept": "maybe"}, "accept.*'maybe'"),
     ({"min_delta": np.nan}, "min_delta"),
+=======
+    ({"accept": "maybe"}, "accept .*'maybe'"),
+    ({"min_delta": np.nan}, "min_delta .*nan"),
+>>>>>>> learn2
     ({"turns": sj.Turns(order=["m0"])}, r"Missing: \['m1'\]"),
     ({"turns": sj.Turns(order=["m0", "m1", "m9"])}, r"unknown: \['m9'\]"),
     ({"turns": sj.Turns(order=["m0", "m1", "m1"])}, r"\['m1'\]"),
@@ -292,10 +306,17 @@ def test_order_may_be_any_iterable_of_names(kind):
 @pytest.mark.parametrize(
   "order,message",
   [
+<<<<<<< HEAD
     (scalars(1, 2), "order.*Ingredient"),
     ({"m0", "m1"}, "order.*a set"),
     ("m0", "order.*a str"),
     (3, "order.*a int"),
+=======
+    (scalars(1, 2), "order .*Ingredient.*i.name for i"),
+    ({"m0", "m1"}, "order .*set"),
+    ("m0", "order .*str"),
+    (3, "order .*int"),
+>>>>>>> learn2
   ],
 )
 def test_refuses_an_order_without_names(order, message):
@@ -310,8 +331,7 @@ def test_refuses_an_order_without_names(order, message):
 @pytest.mark.parametrize("score", [None, {}, "0.5", np.ones(3)])
 def test_a_score_that_is_no_number_names_the_ingredient(score):
   scores = iter([0.5, score])
-  message = r"evaluate returned .*\['m0', 'm1'\].*'m1' was tried"
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=r"\['m0', 'm1'\].*'m1'"):
     sj.greedy_soup(scalars(1, 2), lambda _: next(scores))
 
 
@@ -321,7 +341,11 @@ def test_an_array_of_one_score_is_a_score():
 
 
 def test_min_delta_must_be_a_number():
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="min_delta.*'0.1'"):
+=======
+  with pytest.raises(ValueError, match="min_delta .*'0.1'"):
+>>>>>>> learn2
     sj.greedy_soup(scalars(1), lambda _: pytest.fail("called"), min_delta="0.1")
 
 
@@ -337,18 +361,22 @@ def test_a_reason_says_that_a_gain_is_less_than_min_delta():
 @pytest.mark.parametrize(
   "change,message",
   [
-    ({"score": np.nan}, "has score nan, which is no finite number"),
-    ({"score": "1.0"}, "has score '1.0', which is no finite number"),
-    ({"bar": 99.0}, "has bar 99.0, but the soup before it scored"),
-    ({"bar": None}, "has bar None, but the soup before it scored"),
-    ({"size": 77}, "has size 77, where the soup has"),
+    ({"score": np.nan}, "score nan"),
+    ({"score": "1.0"}, "score '1.0'"),
+    ({"bar": 99.0}, "bar 99.0"),
+    ({"bar": None}, "bar None"),
+    ({"size": 77}, "size 77"),
   ],
 )
 def test_resume_checks_numbers(change, message):
   pool, evaluate = make_problem(3)
   history = list(sj.greedy_soup(pool, evaluate).history[:3])
   history[2] = dataclasses.replace(history[2], **change)
+<<<<<<< HEAD
   with pytest.raises(ValueError, match=f"Decision 2.*{message}"):
+=======
+  with pytest.raises(ValueError, match=f"Decision 2 .*{message}"):
+>>>>>>> learn2
     sj.greedy_soup(pool, lambda _: pytest.fail("called"), resume=history)
 
 
@@ -360,15 +388,15 @@ def test_a_soup_that_overflows_is_an_error():
 
 
 def test_candidates_and_ingredients_can_be_used_afterwards():
-  # Sums are made in place: in memory that nobody else sees.
+  # Sums are updated in place, in memory that is not shared.
   pool, evaluate = make_problem(3)
   trees = [jax.tree.map(jax.numpy.asarray, i.load()) for i in pool]
   pool = [sj.Ingredient.from_params(i.name, t) for i, t in zip(pool, trees)]
-  held = []
-  soup = sj.greedy_soup(pool, lambda p: held.append(p) or evaluate(p))
+  candidates = []
+  soup = sj.greedy_soup(pool, lambda p: candidates.append(p) or evaluate(p))
   assert 1 < len(soup.selected) < len(pool)
   chosen = []
-  for decision, candidate in zip(soup.history, held, strict=True):
+  for decision, candidate in zip(soup.history, candidates, strict=True):
     names = [*chosen, decision.name]
     assert_same_bits(candidate, sj.uniform_soup(named(pool, names)))
     chosen = names if decision.accepted else chosen

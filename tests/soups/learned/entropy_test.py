@@ -15,7 +15,7 @@ def test_entropy_of_known_predictions():
   params = {"scale": jnp.float32(1)}
   value, grad = jax.value_and_grad(loss)(params, 1.0, logits[:1])
   np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
-  # Classes that are masked count for nothing, in the gradient too.
+  # Masked classes count for nothing, in the gradient too.
   value, grad = jax.value_and_grad(
     lambda x: sj.entropy_loss(lambda params, images: params, images=0)(x, 1.0)
   )(logits[1:])
@@ -30,8 +30,8 @@ def test_tasks_are_summed_and_beta_has_no_part():
     return {"a": images, "b": (images[:2], images * 0)}
 
   images = jnp.array(np.random.default_rng(0).normal(size=(4, 3)))
-  one = sj.entropy_loss(lambda params, images: images)
-  want = one({}, 1.0, images) + one({}, 1.0, images[:2]) + np.log(3)
+  loss = sj.entropy_loss(lambda params, images: images)
+  want = loss({}, 1.0, images) + loss({}, 1.0, images[:2]) + np.log(3)
   for beta in (1.0, 9.0):
     got = sj.entropy_loss(predict)({}, beta, images)
     np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -12,7 +12,7 @@ START = np.array([-1.2, 1.0, 0.3])
 
 
 def run(steps, state=None):
-  """L-BFGS on a valley with a bend; returns (x, evaluations, last state)."""
+  """Minimises the Rosenbrock function; returns (x, evaluations, state)."""
   evaluations, states = [], [state]
 
   def evaluate(x):
@@ -31,7 +31,7 @@ def test_lbfgs_returns_the_best_wherever_it_is_stopped():
   for steps in range(1, 25):
     x, evaluations, _ = run(steps)
     assert len(evaluations) == steps
-    best = min(evaluations, key=lambda one: one[0])
+    best = min(evaluations, key=lambda evaluation: evaluation[0])
     np.testing.assert_array_equal(x, best[1])
     last_was_best.append(best is evaluations[-1])
   assert {True, False} == set(last_was_best)
@@ -47,8 +47,8 @@ def test_lbfgs_goes_on_where_it_was():
   whole, evaluations, _ = run(20)
   _, _, state = run(7)
   plain = [
-    {k: np.asarray(v).tolist() for k, v in one.items()}
-    for one in state["evaluations"]
+    {k: np.asarray(v).tolist() for k, v in evaluation.items()}
+    for evaluation in state["evaluations"]
   ]
   again = json.loads(json.dumps({"evaluations": plain}))
   x, after, _ = run(20, again)

@@ -266,6 +266,7 @@ def test_sharded_learned_soup_is_the_same():
 @pytest.mark.parametrize(
   "arguments,message",
   [
+<<<<<<< HEAD
     ({"granularity": "block"}, "granularity.*'block'"),
     ({"steps": 0}, "steps.*0"),
     (
@@ -287,6 +288,29 @@ def test_sharded_learned_soup_is_the_same():
     (
       {"granularity": sj.Granularity(stacked="blocks/(")},
       "stacked",
+=======
+    ({"granularity": "block"}, "granularity .*'block'"),
+    ({"steps": 0}, "steps .*0"),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=0.0)},
+      "learning_rate .*0.0",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=np.nan)},
+      "learning_rate .*nan",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer(weight_decay=-1.0)},
+      "weight_decay .*-1.0",
+    ),
+    (
+      {"granularity": sj.Granularity(stacked="zzz")},
+      "'zzz' in stacked",
+    ),
+    (
+      {"granularity": sj.Granularity(stacked="blocks/(")},
+      r"blocks/\(.* in stacked",
+>>>>>>> learn2
     ),
   ],
 )
@@ -301,13 +325,18 @@ def test_refuses_a_loss_that_is_not_finite():
   def loss(params, beta, scale):
     return loss_of(params, beta) * scale
 
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="nan.*1"):
+=======
+  with pytest.raises(ValueError, match="nan at step 1"):
+>>>>>>> learn2
     sj.learned_soup(POOL, loss, steps=3, batches=[1.0, np.nan, 1.0])
 
 
 @pytest.mark.parametrize(
   "arguments,message",
   [
+<<<<<<< HEAD
     ({"steps": 2.5}, "steps.*2.5"),
     ({"steps": "3"}, "steps.*'3'"),
     (
@@ -321,6 +350,21 @@ def test_refuses_a_loss_that_is_not_finite():
     ({"batches": lambda: []}, "batches.*a function"),
     ({"batches": {"x": 1}}, "batches.*a dict"),
     ({"batches": [1, 2], "steps": 3}, "2 batches.*3 steps"),
+=======
+    ({"steps": 2.5}, "steps .*2.5"),
+    ({"steps": "3"}, "steps .*'3'"),
+    (
+      {"optimizer": sj.CoefficientOptimizer(learning_rate=lambda k: 0.1)},
+      "learning_rate .*function",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer(weight_decay=None)},
+      "weight_decay .*None",
+    ),
+    ({"batches": lambda: []}, "batches .*function"),
+    ({"batches": {"x": 1}}, "batches .*dict"),
+    ({"batches": [1, 2], "steps": 3}, "Got 2 batches for 3 steps"),
+>>>>>>> learn2
   ],
 )
 def test_refuses_arguments_of_another_kind(arguments, message):
@@ -333,9 +377,9 @@ def test_refuses_arguments_of_another_kind(arguments, message):
 @pytest.mark.parametrize(
   "result,message",
   [
-    (lambda x: None, "got a NoneType"),
+    (lambda x: None, "NoneType"),
     (lambda x: x * jnp.ones(3), r"shape \(3,\)"),
-    (lambda x: (x, {}), "a tuple of 2"),
+    (lambda x: (x, {}), "tuple of 2"),
     (lambda x: jnp.int32(x), "dtype int32"),
   ],
   ids=["none", "vector", "aux", "integer"],
@@ -344,7 +388,11 @@ def test_refuses_a_loss_that_is_no_scalar(result, message):
   def loss(params, beta):
     return result(beta * params["head"]["bias"].sum())
 
+<<<<<<< HEAD
   with pytest.raises(ValueError, match=f"loss.*{message}"):
+=======
+  with pytest.raises(ValueError, match=f"loss .*{message}"):
+>>>>>>> learn2
     sj.learned_soup(POOL, loss, steps=1)
 
 
@@ -355,9 +403,7 @@ def test_refuses_a_gradient_that_is_not_finite():
   def of_beta(params, beta):
     return jnp.sqrt(beta - 1) + 0 * params["head"]["bias"].sum()
 
-  message = (
-    "gradient for {} is not finite at step 0.*although the loss is -?0.0"
-  )
+  message = "{} .*step 0.*-?0.0"
   with pytest.raises(ValueError, match=message.format("the coefficients")):
     sj.learned_soup(POOL, of_params, steps=1)
   with pytest.raises(ValueError, match=message.format("beta")):
@@ -395,5 +441,9 @@ def test_refuses_a_loss_that_should_be_high():
     def __call__(self, params, beta):
       pytest.fail("called")
 
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="'max'"):
+=======
+  with pytest.raises(ValueError, match="mode='max'"):
+>>>>>>> learn2
     sj.learned_soup(POOL, Accuracy(), steps=1)

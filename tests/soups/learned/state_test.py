@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Learned soups that are cut short and taken up again; L-BFGS."""
+"""Resumption of learned soups, and L-BFGS."""
 
 import json
 
@@ -45,7 +45,7 @@ class Killed(Exception):
 
 
 def killed(run, after, **settings):
-  """Runs until a state is saved for the `after`th time, and returns it."""
+  """Runs until the `after`-th state is saved, and returns this state."""
   states = []
 
   def save(state):
@@ -63,11 +63,11 @@ def two_steps():
   return killed("adamw", 2)
 
 
-def check_same(one, other):
-  assert one.history == other.history and one.beta == other.beta
-  for group, alphas in one.alphas.items():
-    np.testing.assert_array_equal(alphas, other.alphas[group])
-  for a, b in zip(*map(jax.tree.leaves, (one.params, other.params))):
+def check_same(got, want):
+  assert got.history == want.history and got.beta == want.beta
+  for group, alphas in got.alphas.items():
+    np.testing.assert_array_equal(alphas, want.alphas[group])
+  for a, b in zip(*map(jax.tree.leaves, (got.params, want.params))):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
@@ -103,6 +103,7 @@ def test_the_state_is_small():
 @pytest.mark.parametrize(
   "change,message",
   [
+<<<<<<< HEAD
     (lambda s: {}, "'run'"),
     (lambda s: 3, "resume.*TypeError"),
     (
@@ -112,6 +113,17 @@ def test_the_state_is_small():
     (
       lambda s: {**s, "optimizer": {**s["optimizer"], "x": [np.nan] * 13}},
       "x.*13",
+=======
+    (lambda s: {}, "resume .*KeyError: 'run'"),
+    (lambda s: 3, "resume .*TypeError"),
+    (
+      lambda s: {**s, "optimizer": {**s["optimizer"], "mu": [1.0]}},
+      "mu .*13",
+    ),
+    (
+      lambda s: {**s, "optimizer": {**s["optimizer"], "x": [np.nan] * 13}},
+      "x .*13",
+>>>>>>> learn2
     ),
     (
       lambda s: {**s, "history": [{**s["history"][0], "loss": np.nan}] * 2},
@@ -119,11 +131,19 @@ def test_the_state_is_small():
     ),
     (
       lambda s: {**s, "history": s["history"][:1]},
+<<<<<<< HEAD
       "1 steps.*2",
     ),
     (
       lambda s: {**s, "run": {**s["run"], "names": ["a", "b"]}},
       "'a'.*'b'.*'m0'",
+=======
+      "1 .*2 ",
+    ),
+    (
+      lambda s: {**s, "run": {**s["run"], "names": ["a", "b"]}},
+      r"names .'a', 'b'..*'m0'",
+>>>>>>> learn2
     ),
   ],
 )
@@ -137,20 +157,20 @@ def test_refuses_a_state(two_steps, change, message):
   [
     (
       {"optimizer": sj.CoefficientOptimizer(learning_rate=0.2)},
-      "with learning_rate 0.1, not 0.2",
+      "learning_rate 0.1.*0.2",
     ),
-    ({"base": BASE}, "with base None, not 'base'"),
-    ({"granularity": "model"}, "with groups .*not .'model'"),
+    ({"base": BASE}, "base None.*'base'"),
+    ({"granularity": "model"}, "groups .*'model'"),
     (
       {
         "optimizer": sj.CoefficientOptimizer(
           weight_decay=0.01, learn_beta=False
         )
       },
-      "with learn_beta True, not False",
+      "learn_beta True.*False",
     ),
-    ({"optimizer": "lbfgs"}, "with optimizer 'adamw'"),
-    ({"steps": 1}, "2 of the optimizer; this run has steps=1"),
+    ({"optimizer": "lbfgs"}, "optimizer 'adamw'.*'lbfgs'"),
+    ({"steps": 1}, "2 .*steps=1"),
   ],
 )
 def test_refuses_the_state_of_another_run(two_steps, settings, message):
@@ -159,28 +179,32 @@ def test_refuses_the_state_of_another_run(two_steps, settings, message):
 
 
 def test_refuses_lbfgs_from_another_start():
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="step 0"):
+=======
+  with pytest.raises(ValueError, match="resume .*step 0"):
+>>>>>>> learn2
     learn("lbfgs", resume=killed("lbfgs", 2), init=[1, 2, 3, 4])
 
 
 def test_lbfgs_finds_a_known_mixture():
-  wanted = {"embed": [0.1, 0.2, 0.3, 0.4], "head": [0.4, 0.3, 0.2, 0.1]}
+  mixture = {"embed": [0.1, 0.2, 0.3, 0.4], "head": [0.4, 0.3, 0.2, 0.1]}
 
   def target(layer):
     return jax.tree.map(
-      lambda *leaves: np.tensordot(wanted[layer], np.stack(leaves), 1),
+      lambda *leaves: np.tensordot(mixture[layer], np.stack(leaves), 1),
       *(tree[layer] for tree in TREES),
     )
 
-  targets = {layer: target(layer) for layer in wanted}
+  targets = {layer: target(layer) for layer in mixture}
 
   def loss(params, beta):
-    found = {layer: params[layer] for layer in wanted}
-    squares = jax.tree.map(lambda a, b: ((a - b) ** 2).sum(), found, targets)
+    layers = {layer: params[layer] for layer in targets}
+    squares = jax.tree.map(lambda a, b: ((a - b) ** 2).sum(), layers, targets)
     return sum(jax.tree.leaves(squares))
 
   soup = sj.learned_soup(POOL, loss, steps=60, optimizer="lbfgs")
-  for layer, alphas in wanted.items():
+  for layer, alphas in mixture.items():
     np.testing.assert_allclose(soup.alphas[layer], alphas, atol=2e-3)
   np.testing.assert_array_equal(soup.alphas["blocks/dense"], [0.25] * 4)
   assert len(soup.history) < 60  # It converged.
@@ -200,6 +224,7 @@ def test_lbfgs_returns_the_best_it_evaluated_and_no_more_than_asked():
 @pytest.mark.parametrize(
   "settings,message",
   [
+<<<<<<< HEAD
     ({"batches": batches()}, "'lbfgs'"),
     (
       {"optimizer": sj.CoefficientOptimizer("lbfgs", learning_rate=0.1)},
@@ -210,6 +235,18 @@ def test_lbfgs_returns_the_best_it_evaluated_and_no_more_than_asked():
       "weight_decay.*'adamw'",
     ),
     ({"optimizer": "sgd"}, "optimizer.*'sgd'"),
+=======
+    ({"batches": batches()}, "'lbfgs' .*batches"),
+    (
+      {"optimizer": sj.CoefficientOptimizer("lbfgs", learning_rate=0.1)},
+      "'lbfgs' .*learning_rate",
+    ),
+    (
+      {"optimizer": sj.CoefficientOptimizer("lbfgs", weight_decay=0.1)},
+      "'lbfgs' .*weight_decay",
+    ),
+    ({"optimizer": "sgd"}, "optimizer .*'sgd'"),
+>>>>>>> learn2
   ],
 )
 def test_refuses_arguments(settings, message):
@@ -218,7 +255,7 @@ def test_refuses_arguments(settings, message):
 
 
 def test_fifty_steps_are_those_of_the_graph_over_all_models():
-  """To 1e-5: in float64 there, so that only our own rounding is seen."""
+  """The reference is in float64, so the tolerance covers our rounding."""
   groups = GROUPS["layer", None]
   soup = sj.learned_soup(
     POOL,

@@ -35,28 +35,28 @@ def test_the_curve_is_wise_ft_and_alpha_comes_from_one_dataset():
     seen.append(params)
     return {"held out": -float(len(seen) == 3) + 1, "test": float(len(seen))}
 
-  found = sj.search.wise_ft_curve(
+  search = sj.search.wise_ft_curve(
     a, b, evaluate, [0, 0.25, 0.5, 1], choose_on="held out"
   )
   for alpha, params in zip([0, 0.25, 0.5, 1], seen):
     want = sj.wise_ft(a, b, alpha)["w"]
     np.testing.assert_allclose(params["w"], want, rtol=0, atol=3e-7)
   # All but the third are equal: the first is taken, whatever test says.
-  assert coefficient(found) == (0.0,)
-  np.testing.assert_array_equal(found.params["w"], a["w"])
-  assert [c.chosen for c in found.history] == [True, False, False, False]
-  assert "tried later" in found.history[1].reason
-  assert "1 below the best score on held out" in found.history[2].reason
-  assert found.curve("test") == [(0, 1), (0.25, 2), (0.5, 3), (1, 4)]
-  assert found.table().count("\n") == 4
+  assert coefficient(search) == (0.0,)
+  np.testing.assert_array_equal(search.params["w"], a["w"])
+  assert [c.chosen for c in search.history] == [True, False, False, False]
+  assert "tried later" in search.history[1].reason
+  assert "1 below the best score on held out" in search.history[2].reason
+  assert search.curve("test") == [(0, 1), (0.25, 2), (0.5, 3), (1, 4)]
+  assert search.table().count("\n") == 4
 
 
 def test_the_best_alpha_for_one_score():
-  found = sj.search.wise_ft_curve(
+  search = sj.search.wise_ft_curve(
     scalar(0), scalar(2), lambda p: -abs(float(p["w"]) - 1.2)
   )
-  assert coefficient(found) == (pytest.approx(0.6),)
-  assert found.best.scores == {"score": found.best.value}
+  assert coefficient(search) == (pytest.approx(0.6),)
+  assert search.best.scores == {"score": search.best.value}
 
 
 def test_says_which_datasets_there_are_before_the_second_evaluation():
@@ -67,8 +67,8 @@ def test_says_which_datasets_there_are_before_the_second_evaluation():
     return {"val": 1.0, "test": 1.0}
 
   for choose_on, message in (
-    (None, r"say with choose_on which"),
-    ("vall", r"choose_on names \['vall'\].*\['test', 'val'\]"),
+    (None, r"\['test', 'val'\].*choose_on"),
+    ("vall", r"choose_on .*\['vall'\].*\['test', 'val'\]"),
   ):
     with pytest.raises(ValueError, match=message):
       sj.search.wise_ft_curve(
@@ -79,14 +79,14 @@ def test_says_which_datasets_there_are_before_the_second_evaluation():
 
 def test_addition_takes_the_best_mean():
   # 0 + s (1 + 2): the mean of peaks at 1 and 2 is highest at 1.5.
-  found = sj.search.task_scale(
+  search = sj.search.task_scale(
     scalar(0), [scalar(1), scalar(2)], peak(1, 2), np.linspace(0, 1, 5)
   )
-  assert coefficient(found) == (0.5,)
-  assert float(found.params["w"]) == 1.5
-  # Scale 0 is tried though no grid asks for it.
-  found = sj.search.task_scale(scalar(0), [scalar(1)], peak(1), [1.0])
-  assert [c.coefficients for c in found.history] == [(0.0,), (1.0,)]
+  assert coefficient(search) == (0.5,)
+  assert float(search.params["w"]) == 1.5
+  # Scale 0 is tried although it is not on the grid.
+  search = sj.search.task_scale(scalar(0), [scalar(1)], peak(1), [1.0])
+  assert [c.coefficients for c in search.history] == [(0.0,), (1.0,)]
 
 
 def test_addition_by_normalised_accuracy():
@@ -117,7 +117,7 @@ def test_negation_forgets_most_with_the_control_kept(keep, scale):
     w = float(params["w"])
     return {"target": 0.5 + 0.5 * w, "control": 0.8 - 0.16 * w**2}
 
-  found = sj.search.task_scale(
+  search = sj.search.task_scale(
     scalar(0),
     [scalar(1)],
     evaluate,
@@ -126,15 +126,15 @@ def test_negation_forgets_most_with_the_control_kept(keep, scale):
     control="control",
     keep=keep,
   )
-  assert coefficient(found) == (scale,)
-  assert float(found.params["w"]) == -scale
-  refused = [c for c in found.history if "control is" in c.reason]
+  assert coefficient(search) == (scale,)
+  assert float(search.params["w"]) == -scale
+  refused = [c for c in search.history if "control is" in c.reason]
   assert len(refused) == {1.0: 4, 0.95: 2, 0.5: 0, 0: 0}[keep]
 
 
 def test_the_boundary_of_the_control_is_allowed():
   scores = iter([0.8, 0.76, 0.7599])
-  found = sj.search.task_scale(
+  search = sj.search.task_scale(
     scalar(0),
     [scalar(1)],
     lambda p: {"t": -float(p["w"]), "c": next(scores)},
@@ -142,8 +142,8 @@ def test_the_boundary_of_the_control_is_allowed():
     negate=False,
     control="c",
   )
-  assert coefficient(found) == (0.0,)
-  assert ["below 0.95" in c.reason for c in found.history] == [
+  assert coefficient(search) == (0.0,)
+  assert ["below 0.95" in c.reason for c in search.history] == [
     False,
     False,
     True,
@@ -158,22 +158,22 @@ def test_task_scale_of_task_vectors_on_disk(tmp_path):
   vectors = [sj.TaskVector(pre, a), sj.TaskVector(pre, b)]
   for tasks in (vectors, [sum(vectors)], sum(vectors)):
     for in_memory in (True, False):
-      found = sj.search.task_scale(
+      search = sj.search.task_scale(
         base, tasks, peak(1.5), [0.25, 0.5], in_memory=in_memory
       )
-      assert coefficient(found) == (0.5,)
-      assert float(found.params["w"]) == 1.5
+      assert coefficient(search) == (0.5,)
+      assert float(search.params["w"]) == 1.5
 
 
 def test_analogy():
-  found = sj.search.analogy(
+  search = sj.search.analogy(
     scalar(1), scalar(3), scalar(10), peak(11), np.linspace(0, 1, 5)
   )
-  assert coefficient(found) == (0.5,)
-  assert float(found.params["w"]) == 11
-  # B is A: C is the answer, at every scale.
-  found = sj.search.analogy(scalar(1), scalar(1), scalar(10), peak(11))
-  assert all(c.scores == {"task0": 0.0} for c in found.history)
+  assert coefficient(search) == (0.5,)
+  assert float(search.params["w"]) == 11
+  # If B is A, the result is C at every scale.
+  search = sj.search.analogy(scalar(1), scalar(1), scalar(10), peak(11))
+  assert all(c.scores == {"task0": 0.0} for c in search.history)
 
 
 def test_resumes_without_evaluating_again():
@@ -208,9 +208,15 @@ def test_resumes_without_evaluating_again():
 @pytest.mark.parametrize(
   "past,message",
   [
+<<<<<<< HEAD
     ({"coefficients": [0, 1], "scores": {}}, "2 coefficients.*1"),
     ({"scores": {"task0": 1}}, "Candidate 0"),
     ({"coefficients": [0], "scores": {"old": 1.0}}, "'old'"),
+=======
+    ({"coefficients": [0, 1], "scores": {}}, "2 coefficients.* 1"),
+    ({"scores": {"task0": 1}}, "0 of resume .*coefficients"),
+    ({"coefficients": [0], "scores": {"old": 1.0}}, r"\['old'"),
+>>>>>>> learn2
     ({"coefficients": [0], "scores": {"task0": "high"}}, "'high' on 'task0'"),
   ],
 )
@@ -222,8 +228,13 @@ def test_resume_checks(past, message):
 @pytest.mark.parametrize(
   "result,message",
   [
+<<<<<<< HEAD
     (np.nan, "nan.*'score'.*0.0"),
     ({}, "scores"),
+=======
+    (np.nan, r"nan on 'score' .*\(0.0,\)"),
+    ({}, r"no scores .*\(0.0,\)"),
+>>>>>>> learn2
     ({"a": "0.5"}, "'0.5' on 'a'"),
     (None, "'score'"),
   ],
@@ -236,11 +247,19 @@ def test_scores_must_be_finite_numbers(result, message):
 @pytest.mark.parametrize(
   "settings,message",
   [
+<<<<<<< HEAD
     ({"scales": []}, "scales"),
     ({"scales": [0, np.inf]}, "scales"),
     ({"scales": "0.5"}, "scales"),
     ({"keep": 1.5}, "keep.*1.5"),
     ({"control": "c"}, r"\['c'\]"),
+=======
+    ({"scales": []}, r"scales .*\[\]"),
+    ({"scales": [0, np.inf]}, "scales .*inf"),
+    ({"scales": "0.5"}, "scales .*'0.5'"),
+    ({"keep": 1.5}, "keep .*1.5"),
+    ({"control": "c"}, r"control .*\['c'\]"),
+>>>>>>> learn2
     ({"control": "task0"}, "'task0'"),
   ],
 )
@@ -250,7 +269,11 @@ def test_refuses_settings(settings, message):
 
 
 def test_a_control_must_not_be_negative():
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="'c'.*-1"):
+=======
+  with pytest.raises(ValueError, match="control 'c' .*-1"):
+>>>>>>> learn2
     sj.search.task_scale(
       scalar(0), [scalar(1)], lambda p: {"c": -1, "t": 1}, control="c"
     )
@@ -265,19 +288,32 @@ def test_normalized_accuracy():
   assert sj.search.normalized_accuracy(own, own) == 1
   with pytest.raises(ValueError, match="'b'"):
     sj.search.normalized_accuracy({"a": 1}, own)
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="'b'.*0.0"):
+=======
+  with pytest.raises(ValueError, match="'b' .*0.0"):
+>>>>>>> learn2
     sj.search.normalized_accuracy(scores, {"a": 1, "b": 0})
   with pytest.raises(ValueError, match="finetuned_scores"):
     sj.search.normalized_accuracy(scores, {})
 
 
 def test_curves_of_several_coefficients_are_refused():
+<<<<<<< HEAD
   found = sj.search.wise_ft_curve(scalar(0), scalar(1), peak(0))
   with pytest.raises(ValueError, match="'test'"):
     found.curve("test")
   many = dataclasses.replace(found.best, coefficients=(0.0, 1.0))
   with pytest.raises(ValueError, match="wise_ft.*2"):
     dataclasses.replace(found, history=(many,)).curve("task0")
+=======
+  search = sj.search.wise_ft_curve(scalar(0), scalar(1), peak(0))
+  with pytest.raises(ValueError, match="'test'"):
+    search.curve("test")
+  many = dataclasses.replace(search.best, coefficients=(0.0, 1.0))
+  with pytest.raises(ValueError, match="wise_ft has 2"):
+    dataclasses.replace(search, history=(many,)).curve("task0")
+>>>>>>> learn2
 
 
 def test_works_on_a_jax_tree():
@@ -299,7 +335,7 @@ def test_evaluators_of_losses_are_refused():
   def never(*args):
     pytest.fail("called")
 
-  for search in (
+  for run in (
     lambda e: sj.search.wise_ft_curve(a, b, e),
     lambda e: sj.search.task_scale(a, [b], e),
     lambda e: sj.search.analogy(a, b, b, e),
@@ -307,5 +343,10 @@ def test_evaluators_of_losses_are_refused():
     lambda e: sj.search.paint_parallel(a, [b], e, **tasks),
     lambda e: sj.search.paint_sequential(a, never, e, **tasks),
   ):
+<<<<<<< HEAD
     with pytest.raises(ValueError, match="'min'"):
       search(Loss())
+=======
+    with pytest.raises(ValueError, match="mode='min'"):
+      run(Loss())
+>>>>>>> learn2

@@ -27,15 +27,15 @@ def evaluate(params):
 
 
 def test_single_maximises_the_mean_of_two_means():
-  found = sj.search.paint(
+  search = sj.search.paint(
     PRE, unit(0), evaluate, patching=["a"], supported=["old"]
   )
   # (1 - (x - .8)^2 + 1 - .1 x^2) / 2 is highest at .8 / 1.1 = .727.
-  assert found.best.coefficients == (pytest.approx(0.7),)
+  assert search.best.coefficients == (pytest.approx(0.7),)
   # Supported tasks count together as much as patching ones.
   scores = {"a": 0.5, "b": 0.7, "old": 0.9}
-  found = sj.search.paint(PRE, unit(0), lambda p: scores, **SUPPORT)
-  assert found.best.value == pytest.approx(((0.5 + 0.7) / 2 + 0.9) / 2)
+  search = sj.search.paint(PRE, unit(0), lambda p: scores, **SUPPORT)
+  assert search.best.value == pytest.approx(((0.5 + 0.7) / 2 + 0.9) / 2)
 
 
 def test_sequential_starts_from_the_model_patched_before():
@@ -45,65 +45,65 @@ def test_sequential_starts_from_the_model_patched_before():
     started.append((task, np.array(params["w"])))
     return {"w": params["w"] + np.eye(3, dtype="f")[tasks.index(task)]}
 
-  found = sj.search.paint_sequential(PRE, finetune, evaluate, **SUPPORT)
+  search = sj.search.paint_sequential(PRE, finetune, evaluate, **SUPPORT)
   assert [task for task, _ in started] == tasks
   np.testing.assert_array_equal(started[0][1], PRE["w"])
-  np.testing.assert_array_equal(started[1][1], found.rounds[0].params["w"])
-  assert found.params is found.rounds[1].params
+  np.testing.assert_array_equal(started[1][1], search.rounds[0].params["w"])
+  assert search.params is search.rounds[1].params
   # In the first round only task a counts: as single patching.
   alone = sj.search.paint(
     PRE, unit(0), evaluate, patching=["a"], supported=["old"]
   )
-  assert found.rounds[0].history == alone.history
-  assert 0.1 < found.rounds[1].best.coefficients[0] < 0.5
-  assert found.params["w"][0] == alone.params["w"][0]
+  assert search.rounds[0].history == alone.history
+  assert 0.1 < search.rounds[1].best.coefficients[0] < 0.5
+  assert search.params["w"][0] == alone.params["w"][0]
 
 
 def test_sequential_takes_ingredients():
   pre = sj.Ingredient.from_params("pre", PRE)
-  found = sj.search.paint_sequential(
+  search = sj.search.paint_sequential(
     pre,
     lambda params, task: sj.Ingredient.from_params(task, unit(0)),
     evaluate,
     **SUPPORT,
   )
-  assert len(found.rounds) == 2
+  assert len(search.rounds) == 2
 
 
 @pytest.mark.parametrize("budget", [11, 30, 50])
 def test_parallel_beats_equal_coefficients_within_the_budget(budget):
   calls = []
-  found = sj.search.paint_parallel(
+  search = sj.search.paint_parallel(
     PRE,
     [unit(0), unit(1)],
     lambda p: calls.append(1) or evaluate(p),
     budget=budget,
     **SUPPORT,
   )
-  assert len(calls) == len(found.history) <= budget
-  equal = [c.value for c in found.history[:11]]
-  assert all(len(set(c.coefficients)) == 1 for c in found.history[:11])
-  assert all(0 <= x <= 1 for c in found.history for x in c.coefficients)
+  assert len(calls) == len(search.history) <= budget
+  equal = [c.value for c in search.history[:11]]
+  assert all(len(set(c.coefficients)) == 1 for c in search.history[:11])
+  assert all(0 <= x <= 1 for c in search.history for x in c.coefficients)
   if budget == 11:
-    assert found.best.value == max(equal)
+    assert search.best.value == max(equal)
   else:
     # The optimum, .8 / 1.2 and .3 / 1.2, by hand.
     near = 0.08 if budget == 30 else 0.03
-    assert found.best.coefficients == pytest.approx((0.667, 0.25), abs=near)
-    assert found.best.value > max(equal)
+    assert search.best.coefficients == pytest.approx((0.667, 0.25), abs=near)
+    assert search.best.value > max(equal)
 
 
 def test_parallel_is_deterministic_and_resumes():
-  def search(**settings):
+  def run(**settings):
     return sj.search.paint_parallel(
       PRE, [unit(0), unit(1)], budget=40, **SUPPORT, **settings
     )
 
-  want = search(evaluate=evaluate)
-  assert search(evaluate=evaluate).history == want.history
+  want = run(evaluate=evaluate)
+  assert run(evaluate=evaluate).history == want.history
   for cut in (5, 20, 40):
     calls = []
-    got = search(
+    got = run(
       evaluate=lambda p: calls.append(1) or evaluate(p),  # noqa: B023
       resume=[dataclasses.asdict(c) for c in want.history[:cut]],
     )
@@ -164,11 +164,19 @@ def test_the_black_box_search_stays_in_the_box_and_ends():
 @pytest.mark.parametrize(
   "change,message",
   [
+<<<<<<< HEAD
     ({"patching": []}, "patching"),
     ({"supported": "old"}, "supported.*'old'"),
     ({"patching": ["a", "old"]}, r"\['old'\]"),
     ({"patching": ["c"]}, r"patching.*\['c'\]"),
     ({"supported": ["new"]}, r"supported.*\['new'\]"),
+=======
+    ({"patching": []}, r"patching .*\[\]"),
+    ({"supported": "old"}, "supported .*'old'"),
+    ({"patching": ["a", "old"]}, r"\['old'\].*patching"),
+    ({"patching": ["c"]}, r"patching .*\['c'\]"),
+    ({"supported": ["new"]}, r"supported .*\['new'\]"),
+>>>>>>> learn2
   ],
 )
 def test_refuses_tasks(change, message):
@@ -179,7 +187,11 @@ def test_refuses_tasks(change, message):
 
 
 def test_a_budget_covers_the_alphas():
+<<<<<<< HEAD
   with pytest.raises(ValueError, match="budget=5.*11 alphas"):
+=======
+  with pytest.raises(ValueError, match="budget=5 .*11 alphas"):
+>>>>>>> learn2
     sj.search.paint_parallel(
       PRE, [unit(0)], lambda p: pytest.fail("called"), budget=5, **SUPPORT
     )
@@ -190,7 +202,7 @@ def test_the_best_equal_alpha_is_not_evaluated_again():
     # Highest at 0.3, which np.linspace writes as 0.30000000000000004.
     return {"a": -float(np.abs(params["w"][:2] - 0.3).max()), "old": 0.0}
 
-  found = sj.search.paint_parallel(
+  search = sj.search.paint_parallel(
     PRE,
     [unit(0), unit(1)],
     score,
@@ -198,15 +210,23 @@ def test_the_best_equal_alpha_is_not_evaluated_again():
     supported=["old"],
     budget=20,
   )
-  at = [tuple(np.round(c.coefficients, 4)) for c in found.history]
-  assert found.history[3].coefficients == (0.30000000000000004,) * 2
+  at = [tuple(np.round(c.coefficients, 4)) for c in search.history]
+  assert search.history[3].coefficients == (0.30000000000000004,) * 2
   assert len(at) == len(set(at)) == 20
 
 
 def test_parallel_refuses_alphas_outside_of_its_box_and_numbers():
+<<<<<<< HEAD
   with pytest.raises(ValueError, match=r"\[-0.1, 1.5\]"):
     sj.search.paint_parallel(
       PRE, [unit(0)], evaluate, [-0.1, 0, 1.5], **SUPPORT
     )
   with pytest.raises(TypeError, match="int.*3"):
+=======
+  with pytest.raises(ValueError, match=r"alphas .*\[-0.1, 1.5\]"):
+    sj.search.paint_parallel(
+      PRE, [unit(0)], evaluate, [-0.1, 0, 1.5], **SUPPORT
+    )
+  with pytest.raises(TypeError, match="int: 3"):
+>>>>>>> learn2
     sj.search.paint_parallel(PRE, 3, evaluate, **SUPPORT)
