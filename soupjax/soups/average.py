@@ -73,8 +73,8 @@ def uniform_soup(
     ingredients has exactly their bits. Integer and boolean leaves are copied.
 
   Raises:
-    ValueError: if there are no ingredients, trees differ, an ingredient has NaN
-      or infinity, or the weights, `select` or `dtype` are not valid.
+    ValueError: if the list is empty, trees differ, an ingredient has NaN or
+      infinity, or the weights, `select` or `dtype` are not valid.
 
   Examples:
     >>> a, b = {"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([3.0, 8.0])}
@@ -196,7 +196,7 @@ def ensemble_logits(
     A float32 array of the same shape, on the host.
 
   Raises:
-    ValueError: if there are no logits, an element is not an array of numbers or
+    ValueError: if `logits` is empty, an element is not an array of numbers or
       has NaN, shapes differ, or the weights are not valid.
 
   Examples:
