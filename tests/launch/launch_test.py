@@ -202,7 +202,8 @@ def test_local_prints_and_runs_three_commands(tmp_path):
     [f"{digits}:pretrain", f"--workdir={base}"],
     [f"--config.init.path={base}/ingredients/last", digits, "--sweep"]
     + [f"--workdir={sweep}"],
-    [f"--config=configs/cook.py:sweep={sweep}", f"--workdir={soups}"],
+    ["--config.cook.metric=loss,prec@1"]
+    + [f"--config=configs/cook.py:sweep={sweep}", f"--workdir={soups}"],
   ]
 
 

@@ -162,10 +162,10 @@ def test_evaluated_checkpoints_must_not_change(place):
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"model.num_heads": 2}, "model.num_heads=2.*says 4"),
-    ({"model.act": "gelu"}, "model.act='gelu'.*says 'gelu_exact'"),
+    ({"model.num_heads": 2}, "model.num_heads=2.*4"),
+    ({"model.act": "gelu"}, "model.act='gelu'.*'gelu_exact'"),
     ({"model.width": 16}, r"\(8,\), and \(16,\) is needed"),
-    ({"data.image_size": 16}, "images of 8 x 8, and the model takes .*16"),
+    ({"data.image_size": 16}, "8 x 8.*data.image_size=16"),
     ({"data.num_classes": 4}, r"classifier.bias is \(3,\), and \(4,\) is"),
     ({"data.classes": "/nowhere"}, "neither 'text' nor 'natural' nor a file"),
   ],
@@ -318,8 +318,8 @@ def test_timm_sorts_folders_by_number(tmp_path):
   source = source_of(tmp_path / "x", ("1", "2", "10"))
   assert source.class_names == ("1", "10", "2")
 
-  def order(classes, family="timm"):
-    changed = config_lib.updated(config, {"data.classes": classes})
+  def order(names, family="timm"):
+    changed = config_lib.updated(config, {"data.classes": names})
     return classes.classes_of(changed, detected(None, family), source)
 
   with pytest.raises(ValueError, match="'2' before '10'.*=natural"):
