@@ -37,7 +37,6 @@ COVERED_BY = {
   "soups/core/select": "soups/engine/plan",
   "soups/engine/blocks": "soups/engine/run",
   "soups/engine/groups": "soups/engine/run",
-  "soups/engine/threads": "soups/engine/run",
   "soups/greedy/decisions": "soups/greedy/soup",
   "soups/learned/checks": "soups/learned/soup",
   "soups/learned/granularity": "soups/learned/soup",
