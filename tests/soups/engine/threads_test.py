@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import threading
+import time
 
 import pytest
 
@@ -33,10 +34,11 @@ def test_an_error_stops_all_threads_and_is_raised():
     calls.append(item)
     if item == 2:
       raise OSError("gone")
+    time.sleep(0.01)
 
   with pytest.raises(OSError, match="gone"):
-    for_each(range(10_000), do, count=1)
-  assert calls == [0, 1, 2]
+    for_each(range(200), do)
+  assert len(calls) < 200
 
 
 def test_no_items():
