@@ -92,9 +92,12 @@ def uniform_soup(
   )
   ingredients = check_ingredients(selection.ingredients)
   same_init.warn_of_other_inits(ingredients)
-  if weights is not None:
-    weights = arguments.soup_weights(weights, len(ingredients))
-  return _average(ingredients, weights, selection, sharding)
+  checked = (
+    None
+    if weights is None
+    else arguments.soup_weights(weights, len(ingredients))
+  )
+  return _average(ingredients, checked, selection, sharding)
 
 
 def _average(ingredients, weights, selection, sharding) -> PyTree:
@@ -171,7 +174,9 @@ def wise_ft(
   selection = Selection(
     ends[1:], base=ends[0], select=select, dtype=dtype, mixes_base=True
   )
-  ends = check_ingredients([selection.base, *selection.ingredients])
+  ends = check_ingredients(
+    [m for m in (selection.base, *selection.ingredients) if m is not None]
+  )
   same_init.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()
