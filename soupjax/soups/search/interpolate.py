@@ -27,7 +27,7 @@ PyTree = Any
 def _combine(stacks, deltas):
   """Computes base + sum_k w_k (t_k - base) of leaves, in their dtypes."""
   return [
-    compensated.linear(stack, **coefficients).astype(stack[0].dtype)
+    compensated.linear(stack, **deltas).astype(stack[0].dtype)
     for stack in stacks
   ]
 
