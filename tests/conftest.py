@@ -40,15 +40,16 @@ LONG = (
   "models/pretrained/convert_torch_test.py",
   "soups/rules/every_rule_test.py",
 )
-# Compiling takes longer here than running what is compiled. Not in soups/,
-# whose bits are compared as users get them.
+# Compiling takes longer here than running what is compiled. Not rules and their
+# engine, whose bits are compared as users get them.
 SLOW_TO_COMPILE = (
-  "analysis",
+  "analysis/",
   "docs_commands_test.py",
-  "evaluators",
-  "models",
-  "tasks",
-  "train",
+  "evaluators/",
+  "models/",
+  "soups/learned/",
+  "tasks/",
+  "train/",
 )
 
 # Before anything starts the backend.
@@ -69,8 +70,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module", autouse=True)
 def compile_fast(request):
   """Compiles without most optimizations where that is enough."""
-  part = request.path.relative_to(HERE).parts[0]
-  if part in SLOW_TO_COMPILE:
+  path = request.path.relative_to(HERE).as_posix()
+  if path.startswith(SLOW_TO_COMPILE):
     jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)

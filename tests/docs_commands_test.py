@@ -43,7 +43,7 @@ ELSEWHERE = {
   r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "test_a_loop_runs",
   r"tfds build.*": "needs TensorFlow and data",
 }
-# What is changed in a command, from the first pattern that matches. Others run
+# Changes of a command, from the first pattern that matches. Other commands run
 # as they stand.
 SHORTER = {
   # Weights and images that are not here: the plan alone.
@@ -325,3 +325,5 @@ def test_python_runs(path, place, sweeps, monkeypatch):
     if changes is not None:
       with jax.numpy_rank_promotion("allow"):
         exec(compile(shorter(block, changes), str(path), "exec"), names)
+  if path.name == "rules.md":
+    assert names["get_config"]().rule["name"] == "ties"

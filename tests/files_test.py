@@ -45,7 +45,7 @@ def test_a_directory_takes_its_name_on_success_only(tmp_path):
     raise RuntimeError
   assert not final.exists()
   with files.new_directory(final) as d:
-    assert not list(d.iterdir())  # What the first try left is gone.
+    assert not list(d.iterdir())  # Leftovers of the first try are gone.
     (d / "whole").write_text("x")
     assert not final.exists()
   assert os.listdir(tmp_path) == ["out"] and os.listdir(final) == ["whole"]

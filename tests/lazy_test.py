@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is found in the package itself."""
+"""Names of packages whose modules are imported at first use."""
 
 import soupjax as sj
 

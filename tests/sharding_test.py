@@ -94,24 +94,24 @@ def test_moments_go_where_their_parameters_go():
   mesh = sharding.make_mesh({"data": 4, "model": 2})
   params, state = state_specs()
   rules = [("block/kernel", (None, "model")), ("head", "replicated")]
-  found = sharding.of_state(mesh, state, params, rules)
+  result = sharding.of_state(mesh, state, params, rules)
   expected = P(None, None, "model")
-  assert found["params"]["block/kernel"].spec == expected
-  assert found["opt"][0]["mu"]["block/kernel"].spec == expected
-  assert found["opt"][0]["v_row"]["block/kernel"].spec == P()
-  assert found["params"]["head/kernel"].spec == P() == found["step"].spec
+  assert result["params"]["block/kernel"].spec == expected
+  assert result["opt"][0]["mu"]["block/kernel"].spec == expected
+  assert result["opt"][0]["v_row"]["block/kernel"].spec == P()
+  assert result["params"]["head/kernel"].spec == P() == result["step"].spec
 
 
 def test_a_state_under_fsdp():
   mesh = sharding.make_mesh({"data": 4, "model": 2})
   params, state = state_specs()
-  found = sharding.of_state(
+  result = sharding.of_state(
     mesh, state, params, [(".", "fsdp")], fsdp_min_size=20
   )
-  assert found["params"]["head/kernel"].spec == P("data", None)
-  assert found["opt"][0]["mu"]["head/kernel"].spec == P("data", None)
-  assert found["opt"][0]["v_row"]["block/kernel"].spec == P(None, "data")
-  assert found["params"]["head/bias"].spec == P()
+  assert result["params"]["head/kernel"].spec == P("data", None)
+  assert result["opt"][0]["mu"]["head/kernel"].spec == P("data", None)
+  assert result["opt"][0]["v_row"]["block/kernel"].spec == P(None, "data")
+  assert result["params"]["head/bias"].spec == P()
 
 
 @pytest.mark.parametrize(

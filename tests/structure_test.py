@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What each part of soupjax may import of the others. A part is the longest
+# The imports that each part of soupjax may have. A part is the longest
 # entry that a file's path begins with; a file without one fails the test.
 _BASE = {"version", "files", "progress", "registry", "lazy"}
 _MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config", "processes"}
@@ -241,8 +241,8 @@ def test_would_notice(tmp_path, file, text, problem):
   path = tmp_path / file
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
-  (found,) = problems_in(tmp_path)
-  assert problem in found
+  (result,) = problems_in(tmp_path)
+  assert problem in result
 
 
 def test_would_let_pass_what_is_fine(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
 IMAGES = IMAGES.astype(np.float32)
 _REASON = "needs pip install soupjax[torch-tests]"
-_LIBRARIES = []  # What is declared goes with the object.
+_LIBRARIES = []  # Declarations live as long as the object.
 
 
 def torch():

@@ -51,7 +51,7 @@ def find_ingredients(
   patterns, paths = list(patterns), []
   if not patterns:
     raise ValueError("No ingredients: the list of patterns is empty.")
-  for pattern in map(os.fspath, patterns):
+  for pattern in [os.fspath(p) for p in patterns]:
     matches = _matches(pattern)
     if not matches:
       raise ValueError(

@@ -73,8 +73,8 @@ def uniform_soup(
     ingredients has exactly their bits. Integer and boolean leaves are copied.
 
   Raises:
-    ValueError: if there are no ingredients, trees differ, an ingredient has NaN
-      or infinity, or the weights, `select` or `dtype` are not valid.
+    ValueError: if the list is empty, trees differ, an ingredient has NaN or
+      infinity, or the weights, `select` or `dtype` are not valid.
 
   Examples:
     >>> a, b = {"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([3.0, 8.0])}
@@ -92,9 +92,12 @@ def uniform_soup(
   )
   ingredients = check_ingredients(selection.ingredients)
   same_init.warn_of_other_inits(ingredients)
-  if weights is not None:
-    weights = arguments.soup_weights(weights, len(ingredients))
-  return _average(ingredients, weights, selection, sharding)
+  checked = (
+    None
+    if weights is None
+    else arguments.soup_weights(weights, len(ingredients))
+  )
+  return _average(ingredients, checked, selection, sharding)
 
 
 def _average(ingredients, weights, selection, sharding) -> PyTree:
@@ -171,7 +174,9 @@ def wise_ft(
   selection = Selection(
     ends[1:], base=ends[0], select=select, dtype=dtype, mixes_base=True
   )
-  ends = check_ingredients([selection.base, *selection.ingredients])
+  ends = check_ingredients(
+    [m for m in (selection.base, *selection.ingredients) if m is not None]
+  )
   same_init.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()
@@ -196,7 +201,7 @@ def ensemble_logits(
     A float32 array of the same shape, on the host.
 
   Raises:
-    ValueError: if there are no logits, an element is not an array of numbers or
+    ValueError: if `logits` is empty, an element is not an array of numbers or
       has NaN, shapes differ, or the weights are not valid.
 
   Examples:

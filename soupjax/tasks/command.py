@@ -179,6 +179,11 @@ def join_processes() -> None:
     if not text.isdigit():
       raise ValueError(f"{variable}={text!r} must be a whole number.")
     numbers[name] = int(text)
+  if numbers and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
+    raise ValueError(
+      f"JAX_{next(iter(numbers)).upper()} is set, but not "
+      "JAX_COORDINATOR_ADDRESS=host:port of the first process."
+    )
   try:
     jax.distributed.initialize(**numbers)
   except ValueError as e:

@@ -91,7 +91,7 @@ def test_every_search_leaves_its_record(done):
 
 @pytest.mark.slow
 def test_choices_are_made_on_minival(done):
-  # 200 images of minival: other sets have scores that are no such fractions.
+  # 200 images of minival: scores on other sets are not such fractions.
   for name in ("addition", "negation", "analogy", "paint"):
     for history in done[1][name]["searches"].values():
       for candidate in history:

@@ -93,14 +93,14 @@ def test_random_crop_reaches_every_place():
   for seed in range(400):
     out = np.asarray(image_ops.random_crop(image, rng(seed), 4, padding=1))
     padded = np.pad(MAP[:6, :6], ((1, 1), (1, 1), (0, 0)))
-    found = [
+    result = [
       (y, x)
       for y in range(5)
       for x in range(5)
       if np.array_equal(padded[y : y + 4, x : x + 4], out)
     ]
-    assert len(found) == 1
-    places.update(found)
+    assert len(result) == 1
+    places.update(result)
   assert len(places) == 25
 
 
@@ -123,11 +123,11 @@ def test_value_range():
 def test_standardize_takes_mean_and_deviation():
   image = np.full((2, 2, 3), 255, np.uint8)
   image[0, 0] = 0
-  found = Preprocess('standardize("clip")')(image)
-  assert found.dtype == np.float32
+  result = Preprocess('standardize("clip")')(image)
+  assert result.dtype == np.float32
   mean, deviation = map(np.array, image_ops.STATISTICS["clip"])
-  np.testing.assert_allclose(found[0, 0], -mean / deviation, rtol=1e-6)
-  np.testing.assert_allclose(found[1, 1], (1 - mean) / deviation, rtol=1e-6)
+  np.testing.assert_allclose(result[0, 0], -mean / deviation, rtol=1e-6)
+  np.testing.assert_allclose(result[1, 1], (1 - mean) / deviation, rtol=1e-6)
   with pytest.raises(ValueError, match="'jft'"):
     Preprocess('standardize("jft")')
   with pytest.raises(ValueError, match="must be last"):
@@ -136,8 +136,8 @@ def test_standardize_takes_mean_and_deviation():
 
 def test_standardize_takes_statistics_of_ones_own():
   image = np.full((4, 4, 3), (51, 102, 255), np.uint8)
-  found = Preprocess("standardize((0.1, 0.2, 0.5), (0.1, 0.2, 0.25))")(image)
-  np.testing.assert_allclose(found[0, 0], [1, 1, 2], rtol=1e-5)
+  result = Preprocess("standardize((0.1, 0.2, 0.5), (0.1, 0.2, 0.25))")(image)
+  np.testing.assert_allclose(result[0, 0], [1, 1, 2], rtol=1e-5)
   for text in ("(0.1, 0.2), (1, 1)", "(1, 1, 1), (0, 1, 1)", "(1, 1, 1)"):
     with pytest.raises(ValueError, match="mean and a (positive )?deviation"):
       Preprocess(f"standardize({text})")

@@ -63,7 +63,7 @@ def loader(source, **kwargs):
 
 
 def joint(source, count, batches, **kwargs):
-  """What `count` processes see together."""
+  """Merges the batches of `count` processes."""
   parts = [
     take(
       loader(source, process_index=p, process_count=count, **kwargs), batches

@@ -25,11 +25,11 @@ def test_arrays_are_written_without_loss(tmp_path):
   data.write_tfds("written", {"train": source}, tmp_path)
   again = data.open_source("written", "train", data_dir=tmp_path)
   crop = data.Preprocess("")
-  found = {
+  result = {
     (int(crop(e["image"]).min()), int(crop(e["image"]).max()), e["label"])
     for e in (again[i] for i in range(6))
   }
-  assert found == {(i, i, i % 3) for i in range(6)}
+  assert result == {(i, i, i % 3) for i in range(6)}
   assert again.num_classes == 3
 
 

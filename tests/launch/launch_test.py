@@ -164,12 +164,12 @@ def test_slurm_task_is_a_member(tmp_path):
 
 
 def test_slurm_bad_arguments(tmp_path):
-  found = [
+  result = [
     slurm(tmp_path, SLURM_ARRAY_TASK_ID="7"),
     slurm(tmp_path, "--config=c.py"),
     slurm(tmp_path, "--config=c.py", SLURM_ARRAY_TASK_ID="7", VENV="/none"),
   ]
-  for done, text in zip(found, ("give --config", "as an array", "VENV=DIR")):
+  for done, text in zip(result, ("give --config", "as an array", "VENV=DIR")):
     assert done.returncode == 2
     assert text in done.stderr
 
@@ -189,7 +189,7 @@ def test_local_prints_and_runs_three_commands(tmp_path):
   lines = [line for line in done.stdout.splitlines() if line[:1] in ("[", "<")]
   printed = [shlex.split(line)[1:] for line in lines[::2]]
   assert [line[:5] for line in lines[::2]] == ["[1/3]", "[2/3]", "[3/3]"]
-  # What is printed can be typed: it is what was run.
+  # Printed commands can be typed: they are the ones that ran.
   assert ["".join(f"<{w}>" for w in words[1:]) for words in printed] == lines[
     1::2
   ]
@@ -202,7 +202,8 @@ def test_local_prints_and_runs_three_commands(tmp_path):
     [f"{digits}:pretrain", f"--workdir={base}"],
     [f"--config.init.path={base}/ingredients/last", digits, "--sweep"]
     + [f"--workdir={sweep}"],
-    [f"--config=configs/cook.py:sweep={sweep}", f"--workdir={soups}"],
+    ["--config.cook.metric=loss,prec@1"]
+    + [f"--config=configs/cook.py:sweep={sweep}", f"--workdir={soups}"],
   ]
 
 

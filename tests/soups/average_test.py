@@ -213,7 +213,7 @@ def test_wise_ft_of_a_linear_head_interpolates_outputs(alpha, recwarn):
   soup = sj.wise_ft(a, b, alpha)
   want = (1 - alpha) * outputs[0] + alpha * outputs[1]
   np.testing.assert_allclose(features @ soup["w"], want, atol=5e-6)
-  assert not recwarn.list  # Extrapolation is no slip.
+  assert not recwarn.list  # Extrapolation is intended.
 
 
 def test_wise_ft_of_a_model_with_itself_is_that_model():

@@ -35,11 +35,11 @@ def test_it_is_what_the_library_says(sweep, whole):
   opened = inputs.open_inputs(config_of(sweep))
   score = evaluate.Evaluations(opened, whole / "elsewhere").minival("prec@1")
   scores = {i.name: score(i.load()) for i in opened.ingredients}
-  found = json.loads((whole / "diagnosis.json").read_text())
-  assert found["scores"] == scores and len(set(scores.values())) > 1
+  result = json.loads((whole / "diagnosis.json").read_text())
+  assert result["scores"] == scores and len(set(scores.values())) > 1
   pool = {i.name: i for i in opened.ingredients}
-  assert len(found["midpoints"]) == 3
-  for entry in found["midpoints"]:
+  assert len(result["midpoints"]) == 3
+  for entry in result["midpoints"]:
     both = [pool[name] for name in entry["pair"]]
     assert entry["score"] == score(sj.uniform_soup(both))
   order = sorted(scores, key=lambda name: -scores[name])
@@ -47,7 +47,7 @@ def test_it_is_what_the_library_says(sweep, whole):
   want = sj.diagnose(
     [pool[name] for name in order], score, opened.initial, greedy=greedy
   )
-  assert tuple(found["findings"]) == want.findings
+  assert tuple(result["findings"]) == want.findings
   assert (whole / "diagnosis.txt").read_text() == want.table() + "\n"
   assert "distance: from pretrained" not in want.table()
   assert (whole / "diagnosis.png").read_bytes()[:4] == b"\x89PNG"

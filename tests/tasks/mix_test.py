@@ -140,7 +140,7 @@ def test_dry_run(folder, capsys):
     ("uniform", {"rule.weights": (1.0, 2.0)}, "'rule.weights'"),
     ("uniform", {"rule": "uniform(weights=[1, 2])"}, "'weights'"),
     ("interpolate", {"rule": {"name": "lerp", "weights": [1]}}, "'weights'"),
-    ("schedule('linear', last=3)", {}, "3 of 2"),
+    ("schedule('linear', last=3)", {}, "last=3"),
     ("schedule('linear', decay=0.5)", {}, "decay="),
     ("uniform", {"ingredients": ""}, "--config.ingredients"),
     ("uniform", {"out": ""}, "--config.out"),

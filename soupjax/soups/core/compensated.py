@@ -135,7 +135,9 @@ def pair(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
   return np.stack([near, (exact - near).astype(np.float32)])
 
 
-def mean_coefficients(weights: Sequence[float]) -> dict[str, np.ndarray]:
+def mean_coefficients(
+  weights: Sequence[float] | np.ndarray,
+) -> dict[str, np.ndarray]:
   """Arguments of `linear` for `sum_k w_k t_k / sum_k w_k`.
 
   Args:
@@ -147,7 +149,7 @@ def mean_coefficients(weights: Sequence[float]) -> dict[str, np.ndarray]:
 
 
 def delta_coefficients(
-  weights: Sequence[float], scale: float = 1.0
+  weights: Sequence[float] | np.ndarray, scale: float = 1.0
 ) -> dict[str, np.ndarray]:
   """Arguments of `linear` for `t_0 + scale * sum_k w_k (t_k - t_0)`, k > 0.
 

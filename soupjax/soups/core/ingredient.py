@@ -307,12 +307,7 @@ def open_models(
   return [Ingredient.from_params(n, model) for n, model in zip(names, models)]
 
 
-@open_models.register
-def _(
-  first: Ingredient, models: Sequence[Any], names: Sequence[str]
-) -> list[Ingredient]:
-  del first, names
-  return list(models)
+open_models.register(Ingredient, lambda first, models, names: list(models))
 
 
 def _is_tree(model: Any) -> bool:
@@ -427,7 +422,7 @@ def _check_one_model(models: Mapping[Any, Any]) -> None:
 
 
 def check_names(ingredients: Sequence[Ingredient]) -> None:
-  """Raises a ValueError if there are no ingredients, or two share a name."""
+  """Raises a ValueError if the list is empty, or two share a name."""
   if not ingredients:
     raise ValueError("A soup needs at least one ingredient, got none.")
   names = set()
@@ -451,7 +446,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
     memory.
 
   Raises:
-    ValueError: if there are no ingredients, two share a name, or trees or
+    ValueError: if the list is empty, two ingredients share a name, or trees or
       integer leaves differ; naming the ingredients and the leaves.
   """
   check_names(ingredients)

@@ -12,11 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import arguments, compensated, nonfinite, tree
-from soupjax.soups.core.ingredient import (
-  Ingredient,
-  check_float64,
-  sharding_of,
-)
+from soupjax.soups.core.ingredient import Ingredient, check_float64, sharding_of
 
 PyTree = Any
 
@@ -72,8 +68,8 @@ def _check_action(pattern, action, count, base):
       raise ValueError(f"select[{pattern!r}] must be finite, got {action}.")
     if base is None:
       raise ValueError(
-        f"select has {action} for {pattern!r}, a share of the way from the "
-        f"base, but there is no base. Pass base=, or {count} weights."
+        f"select has {action} for {pattern!r}, a share of the way from a base. "
+        f"Pass base=, or {count} weights."
       )
     return float(action)
   weights = tuple(float(w) for w in action)

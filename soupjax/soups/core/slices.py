@@ -103,16 +103,17 @@ def inside(box: Slices, outer: Slices) -> Slices:
   )
 
 
-def touched(shape: Shape, box: Slices, chunk: Shape) -> int:
+def touched(shape: Shape, box: Slices, chunk: Shape | None) -> int:
   """Counts the elements of all chunks that a box overlaps.
 
   Args:
     shape: of the array.
     box: the part to read.
-    chunk: shape of the stored chunks; they are cut at the edges of the array.
+    chunk: shape of the stored chunks, which are cut at the edges of the array;
+      None if the array can be read in any parts.
   """
-  if not size(box):
-    return 0
+  if chunk is None or not size(box):
+    return size(box)
   total = 1
   for n, part, step in zip(shape, box, chunk):
     step = max(1, step)
@@ -191,10 +192,6 @@ def split(box: Slices, limit: int, chunk: Shape | None = None) -> list[Slices]:
   count = -(-(last - first) // most)
   edges = [first + (last - first) * i // count for i in range(count + 1)]
   return [
-    (
-      *before,
-      slice(max(start, a * together), min(stop, b * together)),
-      *after,
-    )
+    (*before, slice(max(start, a * together), min(stop, b * together)), *after)
     for a, b in zip(edges, edges[1:])
   ]

@@ -243,7 +243,7 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     impossible (`"a"` beside `"a/b"`), the tree is a flat dict of whole names.
 
   Raises:
-    ValueError: if there are no leaves.
+    ValueError: if `leaves` is empty.
   """
   if not leaves:
     raise ValueError("The tree has no leaves: it needs one array at least.")

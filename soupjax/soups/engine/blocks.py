@@ -52,22 +52,15 @@ def whole_leaf(group: groups.Group, leaf: str, shape: tuple[int, ...]) -> Block:
 
 def pack(plan, pieces) -> Iterator[Block]:
   """Packs the pieces of each group into blocks of the same capacity."""
-  capacities: dict[int, int] = {}
-  totals: dict[int, int] = {}
-  widths: dict[int, Callable[[int], int]] = {}
+  sizes: dict[groups.Group, list[int]] = {}
   for leaf, box in pieces:
-    group, n = plan.groups[leaf], slices.size(box)
-    if group.layered:
-      continue
-    key = id(group)
-    capacities[key] = max(capacities.get(key, group.limit), n)
-    totals[key] = totals.get(key, 0) + n
-    widths[key] = _width if group.by_rule and plan.rule.by_leaf else _sixteens
-  # Blocks need not be larger than the model.
-  capacities = {
-    key: widths[key](min(n, totals[key])) for key, n in capacities.items()
-  }
-  waiting: dict[int, tuple[groups.Group, list[Piece], int]] = {}
+    sizes.setdefault(plan.groups[leaf], []).append(slices.size(box))
+  capacities = {}
+  for group, counts in sizes.items():
+    # Blocks need not be larger than the model.
+    n = min(max(group.limit, *counts), sum(counts))
+    capacities[group] = _width(n) if _of_one_leaf(plan, group) else _sixteens(n)
+  waiting: dict[groups.Group, tuple[list[Piece], int]] = {}
   last = None
   for leaf, box in pieces:
     group, n = plan.groups[leaf], slices.size(box)
@@ -75,20 +68,22 @@ def pack(plan, pieces) -> Iterator[Block]:
       # In a block of its own size, so that it can be shaped as layers.
       yield Block(group, ((leaf, box),), n)
       continue
-    key = id(group)
-    if last not in (None, key) and widths[last] is _width and last in waiting:
+    if last is not group and last in waiting and _of_one_leaf(plan, last):
       # The group of a single leaf is complete: writers can finish the leaf.
-      done, packed, _ = waiting.pop(last)
-      yield Block(done, tuple(packed), capacities[last])
-    last = key
-    _, packed, filled = waiting.get(key, (group, [], 0))
-    if filled + n > capacities[key]:
-      yield Block(group, tuple(packed), capacities[key])
+      yield Block(last, tuple(waiting.pop(last)[0]), capacities[last])
+    last = group
+    packed, filled = waiting.get(group, ([], 0))
+    if filled + n > capacities[group]:
+      yield Block(group, tuple(packed), capacities[group])
       packed, filled = [], 0
     packed.append((leaf, box))
-    waiting[key] = (group, packed, filled + n)
-  for key, (group, packed, _) in waiting.items():
-    yield Block(group, tuple(packed), capacities[key])
+    waiting[group] = packed, filled + n
+  for group, (packed, _) in waiting.items():
+    yield Block(group, tuple(packed), capacities[group])
+
+
+def _of_one_leaf(plan, group) -> bool:
+  return group.by_rule and plan.rule.by_leaf
 
 
 # Copies of a chunk during decoding: 2 to 4 were measured, the most for

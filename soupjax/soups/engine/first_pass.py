@@ -158,8 +158,7 @@ class LeafReader:
         self._storages[k].read_box(leaf, box, part)
         row[:] = part.astype(np.float32)
       chunk = self._chunks[k].get(leaf)
-      shape = self.specs[leaf].shape
-      count = slices.touched(shape, box, chunk) if chunk else n
+      count = slices.touched(self.specs[leaf].shape, box, chunk)
       with self._lock:
         self.bytes_read += count * dtype.itemsize
     return rows[: self.count], rows[-1] if plan.rule.needs_base else None

@@ -14,11 +14,7 @@ import numpy as np
 from soupjax.soups import rules
 from soupjax.soups.core import same_init, slices
 from soupjax.soups.core import select as selection
-from soupjax.soups.core.ingredient import (
-  Ingredient,
-  check_names,
-  storage_of,
-)
+from soupjax.soups.core.ingredient import Ingredient, check_names, storage_of
 from soupjax.soups.engine import groups as group_lib
 from soupjax.soups.rules import rule_inputs
 
@@ -130,14 +126,7 @@ def make(
   extra = rule_inputs.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else selection.float_dtype(dtype)
   maker = group_lib.GroupMaker(
-    rule,
-    rule_values,
-    leaf_values,
-    extra,
-    ingredients,
-    base,
-    dtype,
-    block_bytes,
+    rule, rule_values, leaf_values, extra, ingredients, base, dtype, block_bytes
   )
   groups = {
     leaf: maker.group(leaf, action)

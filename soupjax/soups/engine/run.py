@@ -99,9 +99,9 @@ def run(
   packed = list(blocks.pack(plan, pieces))
   total = sum(work.cost(block) for block in packed)
   # Compiles first, so that the compiler's memory is free before buffers fill.
-  count = collections.Counter(id(block.group) for block in packed)
-  for block in {id(block.group): block for block in packed}.values():
-    if count[id(block.group)] > plan.threads:
+  counts = collections.Counter(block.group for block in packed)
+  for block in {block.group: block for block in packed}.values():
+    if counts[block.group] > plan.threads:
       work.compile(block)
   lock = threading.Lock()
 
@@ -161,13 +161,11 @@ class _Work:
     """Bytes of weights that a block reads."""
     group, total = block.group, 0
     for leaf, box in block.pieces:
-      n = slices.size(box)
       for k in (*group.models, *group.extra):
         spec, chunk = self.plan.sources[k].specs[leaf], self.chunks[k].get(leaf)
-        if group.whole:
-          count = spec.size
-        else:
-          count = slices.touched(spec.shape, box, chunk) if chunk else n
+        count = (
+          spec.size if group.whole else slices.touched(spec.shape, box, chunk)
+        )
         total += count * spec.dtype.itemsize
     return total
 

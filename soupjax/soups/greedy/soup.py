@@ -182,7 +182,9 @@ def greedy_soup(
   # Without a dtype, keep those of the first ingredient in the order.
   specs = ingredients[0].specs if dtype is None else selection.specs
   dtypes = tuple(specs[name].dtype for name in names)
-  first = whole = total = soup = bar = None
+  first = soup = bar = None
+  total: Any = None  # Running sums, from the first ingredient on.
+  whole: dict[str, Any] = {}
   selected: list[str] = []
   turns_left = _turns_left(ingredients, schedule, history)
   for (position, ingredient), leaves in _read_ahead(turns_left, sharding):

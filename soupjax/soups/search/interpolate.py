@@ -24,10 +24,10 @@ PyTree = Any
 
 
 @jax.jit
-def _combine(stacks, coefficients):
+def _combine(stacks, deltas):
   """Computes base + sum_k w_k (t_k - base) of leaves, in their dtypes."""
   return [
-    compensated.linear(stack, **coefficients).astype(stack[0].dtype)
+    compensated.linear(stack, **deltas).astype(stack[0].dtype)
     for stack in stacks
   ]
 
@@ -103,13 +103,13 @@ class Blend:
       ValueError: if the candidate overflows its dtype.
     """
     weights = np.asarray(coefficients, np.float64) @ self._matrix
-    coefficients = compensated.delta_coefficients(weights)
+    deltas = compensated.delta_coefficients(weights)
     floats = [n for n, s in self._specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
     combined: dict[str, jax.Array] = {}
     for group in filter(None, groups):
       stacks = [[self._read(m, leaf) for m in self._models] for leaf in group]
-      combined.update(zip(group, _combine(stacks, coefficients)))
+      combined.update(zip(group, _combine(stacks, deltas)))
     leaves = [
       combined[leaf] if leaf in combined else self._read(self._models[0], leaf)
       for leaf in self._specs

@@ -3,7 +3,7 @@
 import dataclasses
 
 import chex
-import convert_test as cases
+import family_models as cases
 import numpy as np
 import pytest
 

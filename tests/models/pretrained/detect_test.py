@@ -4,7 +4,7 @@
 
 import json
 
-import convert_test as cases
+import family_models as cases
 import numpy as np
 import pytest
 

@@ -78,7 +78,7 @@ def test_bad_input():
     ({"x": 1.0}, "'x' in scale matches no leaf.*'block_0'"),
     ({"head": 1.0}, "2 leaves"),
     ({"": 1.0, "head": 2.0}, "'head' in scale is never used"),
-    ({"(": 1.0}, "no regular expression"),
+    ({"(": 1.0}, r"'\('.*position 0"),
   ]:
     with pytest.raises(ValueError, match=text):
       mix(rules.task_arithmetic(scale), base, [a], dry_run=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all rules promise: bits that do not depend on how the work is cut up."""
+"""Promises of all rules: their bits do not depend on how work is divided."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

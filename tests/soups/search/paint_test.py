@@ -150,7 +150,7 @@ def test_the_black_box_search_stays_in_the_box_and_ends():
   assert 20 < len(set(tried)) <= 500
   assert np.min(tried) >= 0 and np.max(tried) <= 1
   assert max(map(sum, tried)) > 1.98
-  # What is known costs nothing.
+  # Known scores cost nothing.
   before, again = set(tried), []
   blackbox.maximize(
     lambda x: again.append(tuple(x)) or float(sum(x)),

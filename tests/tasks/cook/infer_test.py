@@ -14,8 +14,7 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.tasks.cook import classes as classes_lib
-from soupjax.tasks.cook import infer
+from soupjax.tasks.cook import classes, infer
 from soupjax.tasks.cook import run as cook
 
 CONFIG = str(helpers.ROOT / "configs" / "cook.py")
@@ -112,7 +111,7 @@ def accuracy(params, folder):
 def test_nothing_but_folders_has_to_be_said(place):
   cook.run(config_of(place), place / "soups")
   lines = (place / "soups/results.jsonl").read_text().splitlines()
-  found = {
+  result = {
     (r["model"], r["dataset"].split("/")[-1]): r["value"]
     for r in map(json.loads, lines)
     if r["metric"] == "prec@1"
@@ -127,11 +126,11 @@ def test_nothing_but_folders_has_to_be_said(place):
   }
   for name, params in (("0", params_of(0)), ("1", params_of(1))):
     for split, folder in folders.items():
-      assert found[name, split] == pytest.approx(accuracy(params, folder))
-  assert found["uniform", "test"] == pytest.approx(
+      assert result[name, split] == pytest.approx(accuracy(params, folder))
+  assert result["uniform", "test"] == pytest.approx(
     accuracy(soup, folders["test"])
   )
-  assert len(set(found.values())) > 2, "a test that could not tell"
+  assert len(set(result.values())) > 2, "a test that could not tell"
   report = (place / "soups/report.html").read_text()
   assert "2 models were fine-tuned. The best" in report  # No start is known.
   # Their library opens it as it is.
@@ -259,8 +258,8 @@ IMAGENET = {
 )
 def test_preparation_of_transformers(tmp_path, values, expected):
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-  found = detected()
-  text = infer.preparation(str(tmp_path), found)
+  result = detected()
+  text = infer.preparation(str(tmp_path), result)
   assert text == expected
   if text:
     data.Preprocess(text)
@@ -302,8 +301,8 @@ def test_preparation_of_timm(changes, expected):
     "crop_pct": 0.9,
     **changes,
   }
-  found = detected({"architecture": "vit", "pretrained_cfg": timms})
-  assert infer.preparation("", found) == expected
+  result = detected({"architecture": "vit", "pretrained_cfg": timms})
+  assert infer.preparation("", result) == expected
 
 
 # --- Classes ------------------------------------------------------------------
@@ -319,9 +318,9 @@ def test_timm_sorts_folders_by_number(tmp_path):
   source = source_of(tmp_path / "x", ("1", "2", "10"))
   assert source.class_names == ("1", "10", "2")
 
-  def order(classes, family="timm"):
-    changed = config_lib.updated(config, {"data.classes": classes})
-    return classes_lib.classes_of(changed, detected(None, family), source)
+  def order(names, family="timm"):
+    changed = config_lib.updated(config, {"data.classes": names})
+    return classes.classes_of(changed, detected(None, family), source)
 
   with pytest.raises(ValueError, match="'2' before '10'.*=natural"):
     order("")
@@ -330,7 +329,7 @@ def test_timm_sorts_folders_by_number(tmp_path):
   assert order("natural") == ("1", "2", "10")
   (tmp_path / "names.txt").write_text("10\n1\n2\n")
   assert order(str(tmp_path / "names.txt")) == ("10", "1", "2")
-  labels = classes_lib.labelled(source, order("natural"), 3, "x")
+  labels = classes.labelled(source, order("natural"), 3, "x")
   read = {
     labels.describe(k).split("/")[-2]: labels[k]["label"] for k in range(3)
   }
@@ -343,11 +342,11 @@ def test_timm_sorts_folders_by_number(tmp_path):
 def test_as_many_classes_are_not_the_same_classes(tmp_path):
   source = source_of(tmp_path / "x", ("bee", "cow", "dog"))
   with pytest.raises(ValueError, match="street.*dog.*ant"):
-    classes_lib.labelled(source, NAMES, 3, "tests, street")
+    classes.labelled(source, NAMES, 3, "tests, street")
   # Names of another kind cannot be compared.
-  assert classes_lib.labelled(source, ("x", "y", "z"), 3, "a") is source
+  assert classes.labelled(source, ("x", "y", "z"), 3, "a") is source
   with pytest.raises(ValueError, match="3 classes"):
-    classes_lib.labelled(source, ("x", "y"), 2, "a")
+    classes.labelled(source, ("x", "y"), 2, "a")
 
 
 def test_names_that_cannot_be_compared_are_told(place, capsys):

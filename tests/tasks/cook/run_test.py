@@ -34,15 +34,15 @@ def cooked(sweep, tmp_path_factory):
 def accuracy_of(config, split):
   """Accuracy by other means: arrays in memory, a plain loop."""
   splits = sj.data.load_digits()
-  found = {d.name: d for d in splits.evaluations}[f"digits/{split}"]
+  result = {d.name: d for d in splits.evaluations}[f"digits/{split}"]
   model = finetune_config.build_model(config)
   # Sources have 256 levels.
-  images = np.round((found.images + 1) * 127.5).astype(np.float32) / 127.5 - 1
+  images = np.round((result.images + 1) * 127.5).astype(np.float32) / 127.5 - 1
   images = np.broadcast_to(images, (*images.shape[:3], 3))
 
   def accuracy(params):
     logits = model.apply({"params": params}, images)[0]
-    return float((np.asarray(logits).argmax(-1) == found.labels).mean())
+    return float((np.asarray(logits).argmax(-1) == result.labels).mean())
 
   return accuracy
 
@@ -69,18 +69,18 @@ def test_every_model_is_evaluated_on_every_set(cooked):
 
 
 def test_numbers_are_those_of_the_saved_models(sweep, cooked):
-  config, found = helpers.cook_config(sweep), helpers.result_values(cooked)
+  config, result = helpers.cook_config(sweep), helpers.result_values(cooked)
   for split in ("minival", "test", "blur"):
     accuracy = accuracy_of(config, split)
     for name in ("uniform", "greedy", "learned_layer"):
       params = sj.load_params(cooked / "soups" / name)
-      assert accuracy(params) == found[name, f"digits/{split}"]
+      assert accuracy(params) == result[name, f"digits/{split}"]
     start = sj.load_params(sweep / "initial")
-    assert accuracy(start) == found["pretrained", f"digits/{split}"]
-    assert accuracy(start) == found["wise_ft_0.00", f"digits/{split}"]
+    assert accuracy(start) == result["pretrained", f"digits/{split}"]
+    assert accuracy(start) == result["wise_ft_0.00", f"digits/{split}"]
   ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
-  for i in ingredients:  # What the sweep itself measured.
-    assert i.metrics["minival/prec@1"] == found[i.name, "digits/minival"]
+  for i in ingredients:  # Measured by the sweep itself.
+    assert i.metrics["minival/prec@1"] == result[i.name, "digits/minival"]
 
 
 def test_soups_are_those_of_the_library(sweep, cooked):
@@ -166,11 +166,11 @@ def test_checkpoints_of_another_library(sweep, tmp_path, capsys):
   )
   cook.run(foreign, tmp_path / "soups")
   assert "read as 'timm'" in capsys.readouterr().out
-  found = helpers.result_values(tmp_path / "soups")
+  result = helpers.result_values(tmp_path / "soups")
   for k in range(3):
     theirs = sj.open_ingredient(sweep / f"member_00{k}/ingredients/last")
-    assert found[str(k), "digits/minival"] == theirs.metrics["minival/prec@1"]
-  assert {name for name, _ in found} == {
+    assert result[str(k), "digits/minival"] == theirs.metrics["minival/prec@1"]
+  assert {name for name, _ in result} == {
     *("0", "1", "2", "uniform", "greedy", "greedy_loss")
   }
   # With their names, as the average of their files.
@@ -249,8 +249,8 @@ def test_names_of_soups_are_taken(sweep, tmp_path):
   for k, name in enumerate(("greedy", "uniform", "mine")):
     shutil.copytree(sweep / f"member_00{k}/ingredients/last", tmp_path / name)
   config = helpers.cook_config(sweep, ingredients=f"{tmp_path}/*")
-  found = inputs.open_inputs(config).ingredients
-  assert [i.name for i in found] == [
+  result = inputs.open_inputs(config).ingredients
+  assert [i.name for i in result] == [
     "ingredient_greedy", "mine", "ingredient_uniform",
   ]  # fmt: skip
 

@@ -59,10 +59,10 @@ def test_a_killed_learned_soup_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(soups, "learned_soup", killed)
   with pytest.raises(Killed):
     learn(tmp_path)
-  again, found = learn(tmp_path)
+  again, result = learn(tmp_path)
   assert steps == [0, 1, 2, 3, 4, 5]
   assert again == record
-  for a, b in zip(*map(jax.tree.leaves, (found, params))):
+  for a, b in zip(*map(jax.tree.leaves, (result, params))):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 

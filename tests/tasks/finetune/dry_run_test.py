@@ -115,7 +115,7 @@ def test_a_population_is_planned_in_groups():
   config = config_lib.load(str(CONFIGS / "digits.py"), population=3)
   sweep = config_lib.load_sweep(str(CONFIGS / "digits.py"))
   said = dry_run.plan(config, sweep)
-  assert "8 members, 1 compilation, up to 3 at once in 3 groups" in said
+  assert "16 members, 1 compilation, up to 3 at once in 6 groups" in said
 
 
 def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
@@ -131,10 +131,10 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
   "arguments,problem",
   [
     ([], "Give --workdir"),
-    (["--workdir=/tmp/x", "--sweep_index=99"], "has members 0 to 7"),
+    (["--workdir=/tmp/x", "--sweep_index=99"], "--sweep_index=99"),
     (["--workdir=gs://bucket/x"], "mount the bucket"),
     (["--dry_run", "--config.hyper.total=5"], "must have a unit"),
-    (["--dry_run", "--config.model.scan=True"], "The config has no key 'scan'"),
+    (["--dry_run", "--config.model.remat_policy=x"], "'remat_policy'"),
     (
       ["--workdir=/dev/null/x", "--sweep", "--config.hyper.total=9steps"],
       "get_sweep() sets hyper.total in all members",

@@ -93,11 +93,11 @@ def test_ingredients_are_complete_and_share_their_start(swept):
     for stem in (*(f"step_000000{s}" for s in steps), "last")
     for name in (stem, f"{stem}_ema_0.9")
   ]
-  found = sj.find_ingredients(workdir / "member_*" / "ingredients" / "*")
+  result = sj.find_ingredients(workdir / "member_*" / "ingredients" / "*")
   paths = [str(workdir / name / "params") for name in names]
-  assert sorted(i.path for i in found) == sorted(paths)
+  assert sorted(i.path for i in result) == sorted(paths)
   start = job_lib.init_hash(sj.open_ingredient(workdir / "initial"))
-  for i in found:
+  for i in result:
     assert set(i.metrics) == {"minival/prec@1", "minival/loss"}
     assert i.hyperparameters["init_hash"] == start
   lasts = sj.find_ingredients(workdir / "member_*" / "ingredients" / "last")
@@ -168,8 +168,8 @@ def test_members_at_once_are_those_alone(swept, tmp_path):
         helpers.without_noise(ours), helpers.without_noise(theirs), atol=2e-4
       )
   # Two of three steps are over when the longest goes on.
-  found = (tmp_path / "run" / "member_001" / "metrics.jsonl").read_text()
-  assert [f'"step": {s}' in found for s in (4, 8, 12)] == [True, True, False]
+  result = (tmp_path / "run" / "member_001" / "metrics.jsonl").read_text()
+  assert [f'"step": {s}' in result for s in (4, 8, 12)] == [True, True, False]
 
 
 def test_finished_members_are_skipped(swept, monkeypatch):
@@ -177,8 +177,8 @@ def test_finished_members_are_skipped(swept, monkeypatch):
   # Also where settings differ that change no result.
   free = {"data.num_workers": 2, "log": "7steps", "checkpoint": "9steps"}
   config = helpers.finetune_config(**SWEPT | free)
-  found = finetune_run.run(config, swept[0], sweep=SWEEP)
-  assert [p.name for p in found] == [f"member_{k:03d}" for k in range(3)]
+  result = finetune_run.run(config, swept[0], sweep=SWEEP)
+  assert [p.name for p in result] == [f"member_{k:03d}" for k in range(3)]
 
 
 def test_finished_members_of_another_sweep_are_refused(swept):

@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+"""Matrices of pairs, as pictures."""
+
 import numpy as np
 
 from soupjax import report

@@ -1,0 +1,66 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models with random weights, of every family of pretrained weights."""
+
+import jax
+import numpy as np
+
+import soupjax as sj
+from soupjax.models import Mixer, ViT, pretrained
+
+SIZES = {
+  "patch_size": 4,
+  "width": 8,
+  "depth": 3,
+  "mlp_dim": 12,
+  "num_heads": 2,
+  "num_classes": 5,
+}
+IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 1))
+IMAGES = IMAGES.astype(np.float32)
+CLIP = {**SIZES, "num_classes": None, "proj_size": 6}
+
+
+def params_of(model, images=IMAGES, seed=0):
+  rng = np.random.default_rng(seed)
+  made = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), made
+  )
+
+
+def vit(**changes):
+  return ViT(**{**SIZES, **changes})
+
+
+def logits(model, params, images=IMAGES):
+  return jax.jit(model.apply)({"params": params}, images)[0]
+
+
+def load(leaves, model, **options):
+  source = sj.Ingredient.from_params("exported", dict(leaves))
+  return pretrained.load_pretrained(source, model, **options)
+
+
+# Family -> models that it has names for.
+MODELS = {
+  "big_vision": [
+    vit(pool_type="map"),
+    vit(pool_type="tok", rep_size=6),
+    ViT(**CLIP, pre_norm=True, patch_bias=False, fc_norm=True),
+    vit(posemb="sincos2d"),
+    vit(scan=True),
+  ],
+  "timm": [
+    vit(pool_type="tok"),
+    vit(pool_type="map", scan=True),
+    vit(class_token=True, fc_norm=True),
+    vit(),
+  ],
+  "hf_vit": [vit(pool_type="tok"), vit(pool_type="tok", scan=True)],
+  "hf_clip": [ViT(**{**CLIP, **pretrained.options("hf_clip")})],
+  "openclip": [ViT(**{**CLIP, **pretrained.options("openclip")}, scan=True)],
+  "mixer": [
+    Mixer(5, patch_size=4, width=8, depth=2, tokens_dim=6, channels_dim=12)
+  ],
+}
