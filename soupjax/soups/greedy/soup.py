@@ -45,7 +45,7 @@ class GreedySoup:
     history: every decision, in order.
   """
 
-  params: PyTree
+  params: PyTree = dataclasses.field(repr=False)  # Pages of numbers.
   selected: tuple[str, ...]
   history: tuple[Decision, ...]
 

@@ -370,3 +370,9 @@ def test_candidates_and_ingredients_can_be_used_afterwards():
     names = [*chosen, decision.name]
     assert_same_bits(candidate, sj.uniform_soup(named(pool, names)))
     chosen = names if decision.accepted else chosen
+
+
+def test_repr_leaves_out_the_arrays():
+  pool, evaluate = make_problem(0)
+  soup = sj.greedy_soup(pool, evaluate)
+  assert "params" not in repr(soup) and "selected" in repr(soup)
