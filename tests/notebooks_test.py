@@ -16,6 +16,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHORTER = {
   "digits.py:pretrain ": "digits.py:pretrain,runlocal ",
   "digits.py ": "digits.py:runlocal ",
+  "config.tests.values()": '("test", "noise")',
+  "np.linspace(0, 1, 6)": "(0, 1)",
+  "steps=30": "steps=3",
 }
 
 
@@ -50,7 +53,7 @@ def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
   notebook = nbformat.read(path, as_version=4)
-  # Two members and few steps; the numbers in the notebook are of whole runs.
+  # Two members, few steps, two test sets; the stored outputs are of whole runs.
   for cell in notebook.cells:
     for command, shorter in SHORTER.items():
       cell.source = cell.source.replace(command, shorter)
