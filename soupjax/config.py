@@ -144,26 +144,31 @@ def _module(path: str) -> Any:
   return module
 
 
-def load_sweep(path: str, arg: str | None = None) -> list[dict[str, Any]]:
+def load_sweep(
+  path: str, arg: str | None = None, *, required: bool = True
+) -> list[dict[str, Any]]:
   """Returns the members of a config's sweep.
 
   Args:
     path: a file that defines `get_sweep()`, or `get_sweep(arg)`, a generator of
       dicts of dotted overrides.
     arg: the text that would follow the colon.
+    required: whether the file must have a sweep that is not empty.
 
   Returns:
     One dict for each member.
 
   Raises:
-    ValueError: if the file has no sweep, or the sweep is empty.
+    ValueError: if there is no such sweep, but it is required.
   """
   module = _module(path)
   if not hasattr(module, "get_sweep"):
+    if not required:
+      return []
     raise ValueError(f"{path} has no get_sweep(), which --sweep needs.")
   takes_arg = inspect.signature(module.get_sweep).parameters
   members = list(module.get_sweep(arg) if takes_arg else module.get_sweep())
-  if not members:
+  if required and not members:
     raise ValueError(f"get_sweep() of {path} yields nothing.")
   return members
 

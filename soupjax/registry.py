@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import difflib
 import importlib
 import inspect
+import os
 from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
@@ -116,8 +117,20 @@ class Registry:
 
 def _origin(target: Any) -> str:
   """Describes a function or class by its name and its file or module."""
-  code = getattr(target, "__code__", None)
-  file = code.co_filename if code else getattr(target, "__module__", "?")
+  # Of a class, the first method: a config file has no module name of its own.
+  parts = [target, *vars(target).values()] if inspect.isclass(target) else []
+  codes = (
+    getattr(inspect.unwrap(part), "__code__", None)
+    for part in parts or [target]
+    if callable(part)
+  )
+  file = getattr(target, "__module__", "?")
+  code = next(filter(None, codes), None)
+  # The same file may be loaded by a relative and by an absolute path.
+  if code and os.path.exists(code.co_filename):
+    file = os.path.abspath(code.co_filename)
+  elif code:
+    file = code.co_filename
   return f"{getattr(target, '__qualname__', target)} of {file}"
 
 

@@ -178,6 +178,7 @@ def test_configs_without_members_are_named(tmp_path):
   path.write_text(SWEEP)
   with pytest.raises(ValueError, match=r"get_sweep\(\)"):
     config.load_sweep(str(path))
+  assert config.load_sweep(str(path), required=False) == []
   path.write_text(SWEEP + "def get_sweep():\n  return []")
   with pytest.raises(ValueError, match="yields nothing"):
     config.load_sweep(str(path))

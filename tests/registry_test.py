@@ -91,3 +91,21 @@ def test_parse_call(text, parts):
 def test_parse_call_bad(text):
   with pytest.raises(ValueError, match=f"Cannot read {re.escape(repr(text))}"):
     parse_call(text)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "def tint():\n  return 1\n",
+    "class tint:\n  def f(self):\n    return 1\n",
+  ],
+)
+def test_one_file_by_two_paths_is_one_definition(tmp_path, monkeypatch, text):
+  registry = Registry("batch op")
+  (tmp_path / "config.py").write_text(text)
+  monkeypatch.chdir(tmp_path)
+  for path, module in (("config.py", "a"), (tmp_path / "config.py", "b")):
+    names = {"__name__": module}
+    exec(compile(text, str(path), "exec"), names)
+    registry.register(names["tint"])
+  assert registry.get("tint") is names["tint"]

@@ -5,6 +5,7 @@
 from collections.abc import Callable
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ class Metric:
 
   def __repr__(self) -> str:
     code = getattr(self.function, "__code__", None)
-    file = code.co_filename if code else "?"
+    file = os.path.abspath(code.co_filename) if code else "?"
     return f"{getattr(self.function, '__qualname__', self.function)} of {file}"
 
   @property

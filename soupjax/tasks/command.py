@@ -131,11 +131,7 @@ def _finetune(command, dry_run):
   members = None
   if in_sweep or dry_run:
     path, _, arg = command.config_file.partition(":")
-    try:
-      members = config_lib.load_sweep(path, arg)
-    except ValueError:
-      if not dry_run:
-        raise
+    members = config_lib.load_sweep(path, arg, required=in_sweep) or None
   if in_sweep:
     _check_overrides(command.overrides, members)
   if dry_run:

@@ -126,6 +126,13 @@ def save_model(
   processes.barrier(f"named {path.name}")
 
 
+def forget(workdir: pathlib.Path) -> None:
+  """Removes the record of a run that has failed before it made anything."""
+  visible = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+  if visible == ["config.json"]:
+    (workdir / "config.json").unlink()
+
+
 def agreed(value: Any) -> Any:
   """Returns the JSON value of the first process in all processes."""
   return processes.gather_json(value)[0]

@@ -60,6 +60,7 @@ def run(
   # All jobs of a Slurm array may get here at the same time.
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
+  is_new = not workdir_lib.exists(workdir / "config.json")
   if jax.process_index() == 0:
     with workdir_lib.waiting(workdir / ".start.lock"):
       workdir_lib.open_workdir(workdir, _recorded(config))
@@ -80,6 +81,8 @@ def run(
       with _opened(chunk, workdir):
         failed |= loop.train(jobs[len(chunk)], chunk)
     except Exception as e:  # A failed member must not stop the others.
+      if is_new and not jobs and jax.process_index() == 0:
+        workdir_lib.forget(workdir)
       if len(left) == 1 or len(chunk) not in jobs:
         raise
       logging.error("%s", traceback.format_exc())

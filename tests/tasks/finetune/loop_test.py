@@ -431,6 +431,9 @@ def test_bad_configs_are_named_before_any_work(
   with pytest.raises(ValueError, match=problem):
     finetune_run.run(helpers.finetune_config(**changes), tmp_path / "run")
   assert not list((tmp_path / "run").glob("ingredients/*"))
+  # Until the start is made, the same directory takes the corrected config.
+  made = (tmp_path / "run" / "initial").exists()
+  assert (tmp_path / "run" / "config.json").exists() == made
 
 
 @pytest.mark.parametrize(
