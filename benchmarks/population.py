@@ -36,6 +36,7 @@ def members(together: bool, count: int, seconds: float) -> float:
   import numpy as np
 
   from soupjax import config as config_lib
+  from soupjax import sharding
   from soupjax.tasks.finetune import config as finetune_config
   from soupjax.tasks.finetune import step as finetune_step
 
@@ -70,7 +71,7 @@ def members(together: bool, count: int, seconds: float) -> float:
 
   def step():
     nonlocal state
-    on_devices = finetune_step.put_batch(mesh, data, axes)
+    on_devices = sharding.put_batch(mesh, data, axes)
     for _ in range(10):
       state, metrics = compiled.step(
         state, on_devices["images"], on_devices["labels"], key, hyper, None

@@ -78,7 +78,7 @@ def soupjax(args):
   compiled = finetune_step.compile_step(config, model, mesh, params)
   hyper, key = compiled.ready(finetune_config.hyper(config, 1000), np.uint32(0))
   data = {"images": images[None], "labels": labels[None]}
-  data = finetune_step.put_batch(mesh, data, (None, "data"))
+  data = sharding.put_batch(mesh, data, (None, "data"))
   state = compiled.begin(params)
 
   def run():

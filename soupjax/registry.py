@@ -117,20 +117,20 @@ class Registry:
 
 def _origin(target: Any) -> str:
   """Describes a function or class by its name and its file or module."""
-  # Of a class, the first method: a config file has no module name of its own.
-  parts = [target, *vars(target).values()] if inspect.isclass(target) else []
+  target = inspect.unwrap(target)
+  # The module of a config file has no name of its own, so the file counts; of a
+  # class, that of its methods.
+  parts = vars(target).values() if inspect.isclass(target) else [target]
   codes = (
     getattr(inspect.unwrap(part), "__code__", None)
-    for part in parts or [target]
+    for part in parts
     if callable(part)
   )
-  file = getattr(target, "__module__", "?")
   code = next(filter(None, codes), None)
+  file = code.co_filename if code else getattr(target, "__module__", "?")
   # The same file may be loaded by a relative and by an absolute path.
-  if code and os.path.exists(code.co_filename):
-    file = os.path.abspath(code.co_filename)
-  elif code:
-    file = code.co_filename
+  if os.path.exists(file):
+    file = os.path.abspath(file)
   return f"{getattr(target, '__qualname__', target)} of {file}"
 
 

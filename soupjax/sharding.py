@@ -134,6 +134,23 @@ def along(mesh: Mesh, *axes: str | None) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*axes))
 
 
+def put_batch(
+  mesh: Mesh, batch: Mapping[str, Any], axes: Sequence[str | None] = ("data",)
+) -> dict[str, jax.Array]:
+  """Spreads this process's part of a batch over its devices.
+
+  Args:
+    mesh: from `make_mesh`.
+    batch: arrays on the host.
+    axes: mesh axes, or None, of the first dimensions.
+  """
+  place = along(mesh, *axes)
+  return {
+    name: jax.make_array_from_process_local_data(place, np.asarray(value))
+    for name, value in batch.items()
+  }
+
+
 def of_state(
   mesh: Mesh,
   state: PyTree,

@@ -140,8 +140,4 @@ class CachedBatches:
     """Spreads this process's part of a batch over its devices."""
     if self._mesh is None:
       return jax.device_put(batch)
-    place = sharding.along(self._mesh, "data")
-    return {
-      key: jax.make_array_from_process_local_data(place, x)
-      for key, x in batch.items()
-    }
+    return sharding.put_batch(self._mesh, batch)

@@ -56,8 +56,7 @@ def open_workdir(
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
   # A start that was killed early leaves only its temporary record.
-  names = [p.name for p in workdir.glob("*") if not p.name.startswith(".")]
-  if names:
+  if names := _visible(workdir):
     raise ValueError(
       f"{workdir} has no config.json but other files, such as {min(names)}: "
       "choose a new or empty directory."
@@ -128,9 +127,12 @@ def save_model(
 
 def forget(workdir: pathlib.Path) -> None:
   """Removes the record of a run that has failed before it made anything."""
-  visible = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
-  if visible == ["config.json"]:
+  if _visible(workdir) == ["config.json"]:
     (workdir / "config.json").unlink()
+
+
+def _visible(workdir: pathlib.Path) -> list[str]:
+  return [p.name for p in workdir.glob("*") if not p.name.startswith(".")]
 
 
 def agreed(value: Any) -> Any:

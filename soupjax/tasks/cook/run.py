@@ -23,7 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, evaluators, files, processes, report
+from soupjax import data, evaluators, files, processes, report, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.progress import Progress
@@ -31,7 +31,6 @@ from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, soups
-from soupjax.tasks.finetune.step import put_batch
 
 PyTree = Any
 # Files of other libraries beside their weights.
@@ -275,7 +274,7 @@ def _batches(opened):
     process_count=jax.process_count(),
   )
   for batch in loader:
-    batch = put_batch(opened.mesh, batch, ("data",))
+    batch = sharding.put_batch(opened.mesh, batch)
     yield batch["images"], batch["labels"]
 
 

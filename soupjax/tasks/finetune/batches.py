@@ -15,7 +15,6 @@ import numpy as np
 from soupjax import data, sharding
 from soupjax.data import in_memory
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune.step import put_batch
 
 
 class Batches:
@@ -42,7 +41,7 @@ class Batches:
       key: _joined([_stacked([b[key] for b in batches]) for batches in drawn])
       for key in ("images", "labels")
     }
-    batch = put_batch(self._mesh, batch, self._axes)
+    batch = sharding.put_batch(self._mesh, batch, self._axes)
     return batch["images"], batch["labels"]
 
   def get_state(self) -> list[dict[str, Any]]:

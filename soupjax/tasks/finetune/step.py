@@ -86,15 +86,6 @@ def leaf_sharding(config, model, mesh) -> Callable[..., jax.sharding.Sharding]:
   return lambda leaf, _: by_name[leaf]
 
 
-def put_batch(mesh, batch, axes) -> dict[str, jax.Array]:
-  """Spreads this process's part of a batch over its devices."""
-  place = sharding.along(mesh, *axes)
-  return {
-    name: jax.make_array_from_process_local_data(place, np.asarray(value))
-    for name, value in batch.items()
-  }
-
-
 def compile_step(
   config,
   model,

@@ -263,7 +263,7 @@ def three_steps(config, mesh):
     step_lib.abstract_params(config, model),
   )
   compiled = step_lib.compile_step(config, model, mesh, params)
-  batch = step_lib.put_batch(
+  batch = sharding.put_batch(
     mesh,
     {
       "images": rng.normal(size=(1, 16, 16, 16, 3)).astype(np.float32),
@@ -354,7 +354,7 @@ def test_members_spread_over_devices_are_those_alone():
     compiled = step_lib.compile_step(config, model, mesh, params, count=count)
     state = compiled.begin(params)
     hyper, keys = compiled.ready(hyper, seeds)
-    batch = step_lib.put_batch(mesh, batch, axes)
+    batch = sharding.put_batch(mesh, batch, axes)
     for _ in range(2):
       state, _ = compiled.step(
         state, batch["images"], batch["labels"], keys, hyper, None
