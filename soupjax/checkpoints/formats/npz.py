@@ -55,6 +55,16 @@ def open_archive(path: str) -> zipfile.ZipFile:
     raise bad(path, f"{e} (cut short or not a zip file)") from e
 
 
+def members(path: str) -> list[str]:
+  """Returns the names in an archive.
+
+  Raises:
+    ValueError: if it is not a zip file or is cut short.
+  """
+  with open_archive(path) as archive:
+    return archive.namelist()
+
+
 def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
   """Returns the offset of a member's bytes.
 

@@ -6,7 +6,13 @@ import os
 import pathlib
 import types
 
-from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
+from soupjax.checkpoints.formats import (
+  byte_ranges,
+  npz,
+  safetensors,
+  torch,
+  unreadable,
+)
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
@@ -31,6 +37,8 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   remote = byte_ranges.is_remote(path)
   place = byte_ranges.remote_path(path) if remote else pathlib.Path(path)
   if not place.exists():
+    if not remote and os.path.exists(f"{path}.index"):
+      raise ValueError(unreadable.of_file(f"{path}.index", b"?"))
     raise ValueError(f"There is no checkpoint at {path}.")
   if not place.is_dir():
     return path, _of_file(path, place)
@@ -44,29 +52,23 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
     return path, safetensors
   if (place / TORCH_FILE).exists():
     return recognise(str(place / TORCH_FILE))
-  raise ValueError(
-    f"{path} is not a checkpoint: expected an Orbax directory, or a directory "
-    f"that contains one in params/, safetensors or {TORCH_FILE}."
-  )
+  names = [entry.name for entry in place.iterdir()]
+  raise ValueError(unreadable.of_directory(path, names))
 
 
 def _of_file(path, place) -> types.ModuleType:
   if path.endswith(".index.json"):
     return safetensors
   with place.open("rb") as f:
-    magic = f.read(4)
+    head = f.read(unreadable.HEAD_BYTES)
   # The second one starts an archive without members.
-  if magic in (b"PK\x03\x04", b"PK\x05\x06"):
-    return torch if torch.is_torch(path) else npz
+  if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+    members = npz.members(path)
+    if torch.is_torch(members):
+      return torch
+    if members and not any(name.endswith(".npy") for name in members):
+      raise ValueError(unreadable.of_archive(path, members))
+    return npz
   if safetensors.is_safetensors(path):
     return safetensors
-  if magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-    raise ValueError(
-      f"{path} is a pickle, the format of torch before version 1.6. Pickles "
-      "are programs and are not run: save it again with a newer torch or "
-      "convert it to safetensors."
-    )
-  raise ValueError(
-    f"{path} is not a checkpoint: expected a safetensors, npz or torch zip "
-    "file, or an Orbax directory. It may have been cut short."
-  )
+  raise ValueError(unreadable.of_file(path, head))

@@ -7,7 +7,7 @@ interprets it without imports: it knows a dozen names, each bound to a harmless
 function in this file, and refuses all others. Numbers are read by ranges.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 import zipfile
 
@@ -228,10 +228,9 @@ def _is_list(member: str) -> bool:
   return member.rsplit("/", 1)[-1] == "data.pkl"
 
 
-def is_torch(path: str) -> bool:
-  """Whether a zip file has a list of tensors."""
-  with npz.open_archive(path) as archive:
-    return any(map(_is_list, archive.namelist()))
+def is_torch(members: Sequence[str]) -> bool:
+  """Whether a zip file with these members has a list of tensors."""
+  return any(map(_is_list, members))
 
 
 def record(path: str) -> dict[str, Any]:
