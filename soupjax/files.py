@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import threading
 from typing import Any, BinaryIO
 
@@ -26,14 +27,46 @@ def temporary_name(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+  """Postpones Ctrl-C and SIGTERM to the end of a block.
+
+  Steps that must be taken together, such as two renames, or a file that is
+  created and its removal after an error, are not cut in two.
+  """
+  received: list[int] = []
+  handlers: dict[int, Any] = {}
+  # Only the main thread gets signals. A handler that is no Python function ends
+  # the process at once or ignores the signal.
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM):
+      if callable(handler := signal.getsignal(number)):
+        handlers[number] = handler
+  try:
+    for number in handlers:
+      signal.signal(number, lambda number, frame: received.append(number))
+    yield
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    for number in received[:1]:
+      handlers[number](number, None)
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a temporary file that takes its final name on success."""
   temporary = temporary_name(path)
-  with open(temporary, "wb") as f:
-    yield f
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
+  with uninterrupted():
+    try:
+      with open(temporary, "wb") as f:
+        yield f
+        f.flush()
+        os.fsync(f.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.unlink(temporary)
+      raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -83,10 +116,15 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   if path.exists():
     raise ValueError(f"{path} exists already: delete it, or choose another.")
   temporary = temporary_name(path)
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  yield temporary
-  os.rename(temporary, path)
+  try:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    os.rename(temporary, path)
+  except BaseException:
+    with uninterrupted():
+      shutil.rmtree(temporary, ignore_errors=True)
+    raise
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:

@@ -166,20 +166,24 @@ class Destination:
     lock = writer = None
     try:
       if first:
-        lock = self._prepare()
+        with files.uninterrupted():
+          lock = self._prepare()
       processes.barrier("prepared")
-      writer = self._writer(provenance, first)
+      with files.uninterrupted():
+        writer = self._writer(provenance, first)
       processes.barrier("created")
       yield writer
       processes.barrier("finished")
       if first:
-        self._publish()
+        with files.uninterrupted():
+          self._publish()
       processes.barrier("published")
     except BaseException as e:
-      if writer is not None:
-        writer.close()
-      if lock is not None:
-        remove(self.temporary)
+      with files.uninterrupted():
+        if writer is not None:
+          writer.close()
+        if lock is not None:
+          remove(self.temporary)
       if isinstance(e, OSError):
         files.explain(e, self.path)
       raise
@@ -241,7 +245,11 @@ class Destination:
       # for a moment.
       remove(self.aside)
       os.rename(self.path, self.aside)
-      os.rename(self.temporary, self.path)
+      try:
+        os.rename(self.temporary, self.path)
+      except OSError:
+        os.rename(self.aside, self.path)
+        raise
       remove(self.aside)
     else:
       os.replace(self.temporary, self.path)
