@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import replaceable
+from soupjax.checkpoints import readable, replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
@@ -172,6 +172,7 @@ class Destination:
       if os.path.lexists(self.aside):
         replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
+    readable.check_names(self.path, self._plan.specs)
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)
 
@@ -264,6 +265,9 @@ class Destination:
     )
 
   def _publish(self):
+    """Gives the output its final name if it can be opened."""
+    expected = readable.check_names(self.path, self._plan.specs)
+    readable.check_written(self.temporary, self.path, expected)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.
