@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import readable, replaceable
+from soupjax.checkpoints import companions, readable, replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
@@ -82,6 +82,9 @@ class Destination:
     chunks: leaf -> shape that blocks are aligned with.
     num_bytes: size on disk, without headers.
     host_bytes: host memory of the writer, without the blocks.
+    beside: files beside the first ingredient that are copied to the output.
+    left_beside: names of those that are not, since out has other files beside
+      it.
   """
 
   def __init__(
@@ -127,6 +130,12 @@ class Destination:
     self.is_directory = format == "orbax" or shard_bytes is not None
     self.temporary = str(files.temporary_name(out))
     self.aside = f"{self.temporary}.old"
+    beside = companions.beside(plan.sources[0].path)
+    self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
+    self.left_beside: list[str] = []
+    if not self.is_directory and not companions.has_own_directory(out):
+      self.left_beside = [file.name for file in self.beside]
+      self.beside = []
     self.chunks = dict(plan.chunks)
     self.num_bytes = plan.write_bytes
     self.host_bytes = 1 << 20
@@ -173,6 +182,14 @@ class Destination:
         replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
     readable.check_names(self.path, self._plan.specs)
+    if not self.is_directory and not self._overwrite:
+      folder = os.path.dirname(self.path)
+      if taken := companions.different(self.beside, folder):
+        raise ValueError(
+          f"{taken[0]} is not that of {self._plan.sources[0].name}, which "
+          "belongs beside the soup: delete it, choose another out= or pass "
+          "overwrite=True."
+        )
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)
 
@@ -268,6 +285,9 @@ class Destination:
     """Gives the output its final name if it can be opened."""
     expected = readable.check_names(self.path, self._plan.specs)
     readable.check_written(self.temporary, self.path, expected)
+    # Before the weights, which are never to be found without their config.
+    folder = self.temporary if self.is_directory else os.path.dirname(self.path)
+    companions.copy(self.beside, folder)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.

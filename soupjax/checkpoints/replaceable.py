@@ -8,6 +8,7 @@ import os
 import pathlib
 import stat
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges, safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
@@ -91,6 +92,8 @@ def _is_part(name: str) -> bool:
   return name in (
     *("state", "orbax.checkpoint", "_CHECKPOINT_METADATA"),
     "._CHECKPOINT_METADATA.tmp",
+    *companions.NAMES,
+    *(f".{file}.tmp" for file in companions.NAMES),
   ) or name.endswith((".safetensors", ".index.json", ".index.json.tmp"))
 
 
@@ -99,7 +102,9 @@ def _check_alone(folder):
   others = sorted(
     entry.name
     for entry in os.scandir(folder)
-    if entry.is_dir() or not entry.name.endswith((".safetensors", ".json"))
+    if entry.is_dir()
+    or not entry.name.endswith((".safetensors", ".json"))
+    and entry.name not in companions.NAMES
   )
   if others:
     raise ValueError(f"it also holds {others[:10]}")

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from soupjax import registry
-from soupjax.data.randaug import randaug
+from soupjax.data.randaug import randaug, randaug_linear
 
 OPS = registry.Registry("image op")
 OPS.register(randaug)
+OPS.register(randaug_linear)
 
 _FILTERS = {
   "nearest": Image.Resampling.NEAREST,
