@@ -320,6 +320,11 @@ class NpzWriter(block_writer.RangeWriter):
 
 def _npy_header(leaf: str, spec: jax.ShapeDtypeStruct) -> bytes:
   dtype = spec.dtype
+  if "\0" in leaf:
+    raise ValueError(
+      f"Leaf {leaf!r} has a NUL in its name, where npz files end a name. "
+      "Rename it or choose another format."
+    )
   if dtype == ml_dtypes.bfloat16:
     descriptor = "|V2"
   elif dtype.kind in "biufc" and dtype.isbuiltin == 1:

@@ -7,14 +7,16 @@ one file per chunk). Leaves are read directly with tensorstore, which takes a
 tenth of the CPU time of an Orbax restore and only the chunks of a slice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
 import json
+import logging
 import re
 import shutil
 from typing import Any
 
+from absl import logging as absl_logging
 from etils import epath
 import jax
 import numpy as np
@@ -37,23 +39,58 @@ PyTree = Any
 _TREES = ("state", "pytree", "default", "params", "")
 
 
-def save(path: str, params: PyTree, metadata: dict[str, Any] | None) -> None:
-  """Writes a tree as an Orbax checkpoint; see `save_params`."""
-  _check_savable(path, params)
+def save(
+  path: str, params: PyTree, metadata: dict[str, Any] | None, name: str
+) -> None:
+  """Writes a tree as an Orbax checkpoint; see `save_params`.
+
+  Args:
+    path: to write to.
+    params: a tree of arrays.
+    metadata: JSON to store with it.
+    name: the path in errors.
+  """
+  _check_savable(name, params)
   # Orbax would report this in pages of log.
-  files.check_writable(path)
+  files.check_writable(name)
   arrays = _arrays(params)
   sizes = [x.nbytes for x in jax.tree.leaves(arrays)]
   num_bytes = sum(sizes) + 640 * len(sizes) + 8192
-  files.check_room(path, num_bytes)
+  files.check_room(name, num_bytes)
   try:
-    with _uncompressed():
+    with _uncompressed(), quiet():
       ocp.save(path, arrays, custom_metadata=metadata)
-  except Exception as e:
+  except BaseException as e:
     if jax.process_index() == 0:
       shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
-    orbax_writer.explain(e, path)
+    orbax_writer.explain(e, name)
     raise
+
+
+class _Quiet(logging.Filter):
+  """Drops what Orbax logs about errors that it also raises."""
+
+  count = 0  # Saves that are under way.
+
+  def filter(self, record):
+    failed = "_SignalingThread" in str(record.msg)
+    return not (self.count and failed) or absl_logging.vlog_is_on(1)
+
+
+_QUIET = _Quiet()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Keeps Orbax from logging pages about an error that it also raises."""
+  handler = absl_logging.get_absl_handler()
+  if _QUIET not in handler.filters:
+    handler.addFilter(_QUIET)
+  _QUIET.count += 1
+  try:
+    yield
+  finally:
+    _QUIET.count -= 1
 
 
 def save_async(path: str, params: PyTree) -> Any:
@@ -67,7 +104,7 @@ def save_async(path: str, params: PyTree) -> Any:
     A response; its `result()` waits until the checkpoint is complete.
   """
   _check_savable(path, params)
-  with _uncompressed():
+  with _uncompressed(), quiet():
     return ocp.save_async(path, _arrays(params))
 
 
@@ -94,17 +131,6 @@ def _check_savable(path: str, params: PyTree) -> None:
       "pattern: a checkpoint there may be lost. Choose another name."
     )
   leaves, _ = tree.flatten(params)
-  paths, _ = jax.tree_util.tree_flatten_with_path(params)
-  # Orbax joins keys with dots and would lose one of two leaves with one name.
-  stored: dict[str, str] = {}
-  for leaf, (keys, _) in zip(leaves, paths):
-    key = jax.tree_util.keystr(keys, simple=True, separator=".")
-    if key in stored:
-      raise ValueError(
-        f"Leaves {stored[key]!r} and {leaf!r} would both be stored as {key!r}. "
-        "Rename one of them, or save to a .safetensors file."
-      )
-    stored[key] = leaf
   orbax_writer.check(tree.value_specs(leaves, "the tree to save"))
 
 

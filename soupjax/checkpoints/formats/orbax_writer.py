@@ -60,10 +60,24 @@ def check(
   """Checks that Orbax can hold these leaves.
 
   Raises:
-    ValueError: naming an empty leaf.
+    ValueError: naming an empty leaf, or names that Orbax would lose.
   """
   del provenance  # It can have any size.
+  # Keys are joined with dots, and a store ignores empty keys.
+  stored: dict[str, str] = {}
   for leaf, spec in specs.items():
+    key = leaf.replace("/", ".")
+    if key in stored:
+      raise ValueError(
+        f"Leaves {stored[key]!r} and {leaf!r} would both be stored as {key!r} "
+        "by Orbax. Rename one of them or write safetensors."
+      )
+    stored[key] = leaf
+    if leaf.startswith("/") or leaf.endswith("/") or "//" in leaf:
+      raise ValueError(
+        f"Leaf {leaf!r} has an empty key, which Orbax cannot store. Rename it "
+        "or write safetensors."
+      )
     if not spec.size:
       raise ValueError(
         f"Leaf {leaf!r} has shape {spec.shape}: Orbax stores no empty arrays. "

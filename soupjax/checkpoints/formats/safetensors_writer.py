@@ -27,6 +27,11 @@ def check(
   """
   del provenance  # It can have any size.
   for leaf, spec in specs.items():
+    if leaf == "__metadata__":
+      raise ValueError(
+        f"A leaf cannot be called {leaf!r} in a safetensors file. Rename it or "
+        "choose another format."
+      )
     if spec.dtype not in safetensors.NAMES:
       raise ValueError(
         f"Leaf {leaf!r} has dtype {spec.dtype}, which safetensors files cannot "
