@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import replaceable
+from soupjax.checkpoints import companions, replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
@@ -38,6 +38,9 @@ class Destination:
     chunks: leaf -> shape that blocks are aligned with.
     num_bytes: size on disk, without headers.
     host_bytes: host memory of the writer, without the blocks.
+    beside: files beside the first ingredient that are copied to the output.
+    left_beside: names of those that are not, since out has other files beside
+      it.
   """
 
   def __init__(
@@ -89,6 +92,12 @@ class Destination:
     self.is_directory = format == "orbax" or shard_bytes is not None
     self.temporary = str(files.temporary_name(out))
     self.aside = f"{self.temporary}.old"
+    beside = companions.beside(plan.sources[0].path)
+    self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
+    self.left_beside: list[str] = []
+    if not self.is_directory and not companions.has_own_directory(out):
+      self.left_beside = [file.name for file in self.beside]
+      self.beside = []
     self.chunks = dict(plan.chunks)
     self.num_bytes = plan.write_bytes
     self.host_bytes = 1 << 20
@@ -129,6 +138,14 @@ class Destination:
     if exists:
       replaceable.check_replaceable(self.path, self.is_directory)
     files.check_writable(self.path)
+    if not self.is_directory and not self._overwrite:
+      folder = os.path.dirname(self.path)
+      if taken := companions.different(self.beside, folder):
+        raise ValueError(
+          f"{taken[0]} is not that of {self._plan.sources[0].name}, which "
+          "belongs beside the soup: delete it, choose another out= or pass "
+          "overwrite=True."
+        )
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)
 
@@ -149,20 +166,24 @@ class Destination:
     lock = writer = None
     try:
       if first:
-        lock = self._prepare()
+        with files.uninterrupted():
+          lock = self._prepare()
       processes.barrier("prepared")
-      writer = self._writer(provenance, first)
+      with files.uninterrupted():
+        writer = self._writer(provenance, first)
       processes.barrier("created")
       yield writer
       processes.barrier("finished")
       if first:
-        self._publish()
+        with files.uninterrupted():
+          self._publish()
       processes.barrier("published")
     except BaseException as e:
-      if writer is not None:
-        writer.close()
-      if lock is not None:
-        remove(self.temporary)
+      with files.uninterrupted():
+        if writer is not None:
+          writer.close()
+        if lock is not None:
+          remove(self.temporary)
       if isinstance(e, OSError):
         files.explain(e, self.path)
       raise
@@ -216,12 +237,19 @@ class Destination:
     )
 
   def _publish(self):
+    # Before the weights, which are never to be found without their config.
+    folder = self.temporary if self.is_directory else os.path.dirname(self.path)
+    companions.copy(self.beside, folder)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.
       remove(self.aside)
       os.rename(self.path, self.aside)
-      os.rename(self.temporary, self.path)
+      try:
+        os.rename(self.temporary, self.path)
+      except OSError:
+        os.rename(self.aside, self.path)
+        raise
       remove(self.aside)
     else:
       os.replace(self.temporary, self.path)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import os
 import pathlib
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges, safetensors
 from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.core.ingredient import Ingredient
@@ -49,7 +50,9 @@ def _check_alone(folder):
   others = sorted(
     entry.name
     for entry in os.scandir(folder)
-    if entry.is_dir() or not entry.name.endswith((".safetensors", ".json"))
+    if entry.is_dir()
+    or not entry.name.endswith((".safetensors", ".json"))
+    and entry.name not in companions.NAMES
   )
   if others:
     raise ValueError(f"it also holds {others[:10]}")

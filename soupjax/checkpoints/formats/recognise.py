@@ -33,7 +33,7 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   if not place.exists():
     raise ValueError(f"There is no checkpoint at {path}.")
   if not place.is_dir():
-    return path, _of_file(path, place)
+    return path, _of_file(path)
   # Imported here because Orbax takes a second.
   from soupjax.checkpoints.formats import orbax
 
@@ -50,11 +50,11 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   )
 
 
-def _of_file(path, place) -> types.ModuleType:
+def _of_file(path) -> types.ModuleType:
   if path.endswith(".index.json"):
     return safetensors
-  with place.open("rb") as f:
-    magic = f.read(4)
+  file = byte_ranges.ByteFile(path)
+  magic = file.read(0, min(4, file.size))
   # The second one starts an archive without members.
   if magic in (b"PK\x03\x04", b"PK\x05\x06"):
     return torch if torch.is_torch(path) else npz

@@ -157,10 +157,11 @@ def _storage(pid: Any) -> _Storage:
 
 
 def _read_list(
-  path: str,
+  file: byte_ranges.ByteFile,
 ) -> tuple[dict[str, _Tensor], str, dict[str, zipfile.ZipInfo]]:
   """Returns the tensors, and the prefix and members of the archive."""
-  with npz.open_archive(path) as archive:
+  path = file.path
+  with npz.open_archive(file) as archive:
     infos = {info.filename: info for info in archive.infolist()}
     lists = [name for name in infos if _is_list(name)]
     if len(lists) != 1:
@@ -230,7 +231,7 @@ def _is_list(member: str) -> bool:
 
 def is_torch(path: str) -> bool:
   """Whether a zip file has a list of tensors."""
-  with npz.open_archive(path) as archive:
+  with npz.open_archive(byte_ranges.ByteFile(path)) as archive:
     return any(map(_is_list, archive.namelist()))
 
 
@@ -254,8 +255,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   Raises:
     ValueError: if it calls unknown code, is damaged, or holds no tensors.
   """
-  tensors, prefix, infos = _read_list(path)
   file = byte_ranges.ByteFile(path)
+  tensors, prefix, infos = _read_list(file)
   specs, places, checksums, strided = {}, {}, {}, {}
   for leaf, tensor in tensors.items():
     specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
