@@ -33,7 +33,6 @@ COVERED_BY = {
   "report/labels": "report/figures",
   "report/sections": "report/page",
   "report/style": "report/page",
-  "soups/core/select": "soups/engine/plan",
   "soups/engine/blocks": "soups/engine/run",
   "soups/engine/groups": "soups/engine/run",
   "soups/greedy/decisions": "soups/greedy/soup",

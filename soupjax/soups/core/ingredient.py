@@ -439,11 +439,14 @@ def check_names(ingredients: Sequence[Ingredient]) -> None:
     names.add(ingredient.name)
 
 
-def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
+def check_ingredients(
+  ingredients: Sequence[Ingredient], *, has_base: bool = False
+) -> list[Ingredient]:
   """Checks names, structures, shapes and dtypes; reads no float weights.
 
   Args:
     ingredients: models to average.
+    has_base: whether the first is a base, whose leaves `select` can keep.
 
   Returns:
     The ingredients, those from files in the containers of the first tree in
@@ -459,13 +462,16 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
   tree.check_alike(
     {i.name: i.specs for i in ingredients},
     {i.name: i.treedef for i in ingredients},
+    has_base=has_base,
   )
   counters = [
     n for n, s in ingredients[0].specs.items() if not tree.is_float(s)
   ]
   if counters:
     tree.check_equal_integers(
-      {i.name: {n: i.read(n) for n in counters} for i in ingredients}
+      {i.name: {n: i.read(n) for n in counters} for i in ingredients},
+      ingredients[0].specs,
+      has_base=has_base,
     )
   check_float64(ingredients[0])
   configs.check_configs(ingredients, set(ingredients[0].specs))

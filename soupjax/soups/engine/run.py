@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import crc32, slices
+from soupjax.soups.core import crc32, slices, tree
 from soupjax.soups.core.ingredient import storage_of
 from soupjax.soups.engine import blocks, first_pass, threads
 from soupjax.soups.engine import plan as planning
@@ -295,10 +295,12 @@ class _Work:
       for leaf, _, span in block.spans():
         a, b = stack[0, span].view(np.uint8), row[span].view(np.uint8)
         if not np.array_equal(a, b):
-          raise ValueError(
-            f"Leaf {leaf!r} has dtype {row.dtype}, which cannot be averaged, "
-            f"and {name!r} and {names[0]!r} disagree on it. Leave it out with "
-            "select={regex: 'skip'}, or keep that of a base."
+          raise tree.differing(
+            leaf,
+            self.plan.sources[0].specs,
+            (name, names[0]),
+            self.plan.count,
+            self.plan.base is not None,
           )
 
   def _explain(self, block, stack, base):

@@ -184,7 +184,7 @@ def learned_soup(
   if base is None:
     ingredients = check_ingredients(ingredients)
   else:
-    base, *ingredients = check_ingredients([base, *ingredients])
+    base, *ingredients = check_ingredients([base, *ingredients], has_base=True)
   anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity)
