@@ -5,11 +5,13 @@
 from collections.abc import (
   Callable,
   Collection,
+  Iterable,
   Iterator,
   Mapping,
   Sequence,
   ValuesView,
 )
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -70,6 +72,8 @@ class Ingredient:
       describe the model, such as `config.json` of transformers.
     path: of its file or directory, None for trees in memory.
     storage: for reading in blocks; None reads whole leaves with `reader`.
+    changed: tells which of its files has changed since it was opened, "" if
+      none has; None for trees in memory.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
@@ -88,6 +92,7 @@ class Ingredient:
   configs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   path: str | None = None
   storage: Storage | None = None
+  changed: Callable[[], str] | None = None
 
   @classmethod
   def from_params(
@@ -147,9 +152,15 @@ class Ingredient:
       An array of the leaf's dtype.
 
     Raises:
-      ValueError: if the leaf does not exist, the index does not fit it, or
-        index and sharding are both given.
+      ValueError: if the leaf does not exist, the index does not fit it, index
+        and sharding are both given, or a file has changed since it was opened.
     """
+    with explaining_changes([self]):
+      value = self._read(leaf, index, sharding)
+    check_unchanged([self])
+    return value
+
+  def _read(self, leaf, index, sharding):
     if leaf not in self.specs:
       raise ValueError(f"{self.name!r} has no leaf {leaf!r}.")
     spec = self.specs[leaf]
@@ -203,10 +214,12 @@ class Ingredient:
       The parameters, in their original containers if the format records them,
       else in nested dicts.
     """
-    leaves = [
-      self.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-      for leaf, spec in self.specs.items()
-    ]
+    with explaining_changes([self]):
+      leaves = [
+        self._read(leaf, None, sharding_of(sharding, leaf, spec))
+        for leaf, spec in self.specs.items()
+      ]
+    check_unchanged([self])
     return jax.tree.unflatten(self.treedef, leaves)
 
   def in_memory(self, *, sharding: Any = None) -> "Ingredient":
@@ -437,6 +450,33 @@ def check_names(ingredients: Sequence[Ingredient]) -> None:
         "so that reports are unambiguous."
       )
     names.add(ingredient.name)
+
+
+def check_unchanged(ingredients: Iterable[Ingredient]) -> None:
+  """Checks that no file has changed since its ingredient was opened.
+
+  Raises:
+    ValueError: naming the ingredient and the file.
+  """
+  for ingredient in ingredients:
+    if ingredient.changed and (change := ingredient.changed()):
+      raise ValueError(
+        f"Ingredient {ingredient.name!r} has changed since it was opened: "
+        f"{change}. Start again when nothing writes to it any more."
+      )
+
+
+@contextlib.contextmanager
+def explaining_changes(ingredients: Sequence[Ingredient]) -> Iterator[None]:
+  """Raises the error of `check_unchanged` instead of one that it caused."""
+  try:
+    yield
+  except Exception as e:
+    try:
+      check_unchanged(ingredients)
+    except ValueError as change:
+      raise change from e
+    raise
 
 
 def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:

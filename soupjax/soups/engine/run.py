@@ -23,7 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import crc32, slices
-from soupjax.soups.core.ingredient import storage_of
+from soupjax.soups.core.ingredient import (
+  check_unchanged,
+  explaining_changes,
+  storage_of,
+)
 from soupjax.soups.engine import blocks, first_pass, threads
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
@@ -91,10 +95,12 @@ def run(
 
   Raises:
     ValueError: naming ingredient and leaf, if integers differ, a recorded
-      checksum does not match, or a result is not finite.
+      checksum does not match, or a result is not finite; or naming ingredient
+      and file, if an input has changed since it was opened.
   """
   start = time.perf_counter()
-  plan, measured_bytes = first_pass.measured(plan, processes)
+  with explaining_changes(plan.sources):
+    plan, measured_bytes = first_pass.measured(plan, processes)
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
   total = sum(work.cost(block) for block in packed)
@@ -112,13 +118,14 @@ def run(
       if progress:
         progress(work.done, total)
 
-  threads.for_each(
-    packed,
-    mix_block,
-    count=plan.threads,
-    name="soupjax-mix",
-    make_buffer=blocks.Buffer,
-  )
+  with explaining_changes(plan.sources):
+    threads.for_each(
+      packed,
+      mix_block,
+      count=plan.threads,
+      name="soupjax-mix",
+      make_buffer=blocks.Buffer,
+    )
   return Report(
     bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
@@ -338,11 +345,19 @@ class _Work:
     """Returns checksums of leaves that all processes together read whole.
 
     Raises:
-      ValueError: naming the first leaf that differs from its recorded checksum.
+      ValueError: naming the first leaf that differs from its recorded checksum,
+        or an input that has changed. All processes raise it.
     """
     checksums: tuple[dict[str, int], ...] = tuple({} for _ in self.plan.sources)
-    gathered = processes.gather(json.dumps(self._sums).encode())
-    sums_of_processes = [json.loads(data) for data in gathered]
+    change = ""
+    try:
+      check_unchanged(self.plan.sources)
+    except ValueError as e:
+      change = str(e)
+    gathered = processes.gather(json.dumps([change, self._sums]).encode())
+    changes, sums_of_processes = zip(*map(json.loads, gathered))
+    for change in filter(None, changes):
+      raise ValueError(change)
     for k, source in enumerate(self.plan.sources):
       recorded = self.storages[k].checksums
       for leaf, spec in source.specs.items():
