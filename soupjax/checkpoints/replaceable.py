@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that writing deletes one checkpoint at most and none of the sources."""
+"""Checks that nothing is deleted but one old checkpoint, and no source."""
 
 from collections.abc import Iterable
 import contextlib
