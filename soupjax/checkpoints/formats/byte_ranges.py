@@ -240,6 +240,7 @@ def ingredient(
   *,
   order: Sequence[str] | None = None,
   checksums: Mapping[str, int] | None = None,
+  shared: Sequence[crc32.Shared] = (),
   others: Mapping[str, input_files.Identity] | None = None,
 ) -> Ingredient:
   """Makes an ingredient from the places of its leaves.
@@ -251,6 +252,7 @@ def ingredient(
     places: leaf -> place.
     order: leaves in file order; None sorts by offset.
     checksums: leaf -> CRC-32, where known.
+    shared: checksums over several leaves.
     others: path -> identity of files that describe the leaves.
 
   Raises:
@@ -281,6 +283,7 @@ def ingredient(
     order=tuple(order),
     checksums=dict(checksums or {}),
     num_bytes=sum(file.size for file in sources.values()),
+    shared=tuple(shared),
   )
   return Ingredient(
     name=name,
@@ -303,7 +306,9 @@ def changed(
 
 
 def reader(path: str, specs: Mapping[str, Any], storage: Storage):
-  """Returns an `Ingredient.reader` that verifies checksums of whole leaves."""
+  """Returns an `Ingredient.reader` that compares checksums."""
+  shapes = {leaf: spec.shape for leaf, spec in specs.items()}
+  ledger = crc32.Ledger(path, shapes, storage.checksums, storage.shared)
 
   def read(leaf, index):
     spec = specs[leaf]
@@ -317,8 +322,7 @@ def reader(path: str, specs: Mapping[str, Any], storage: Storage):
       ) from e
     out = flat.reshape(slices.shape_of(box))
     storage.read_box(leaf, box, flat)
-    if leaf in storage.checksums and out.size and out.shape == spec.shape:
-      crc32.check(path, leaf, crc32.crc32(flat), storage.checksums[leaf])
+    ledger.add(leaf, box, flat)
     return out[steps] if steps else out
 
   return read
@@ -337,6 +341,7 @@ def with_whole_leaves(
   path: str,
   leaves: Collection[str],
   read_whole: Callable[[str], np.ndarray],
+  self_checked: Collection[str] = (),
 ) -> Ingredient:
   """Replaces the reader of leaves that can only be read whole.
 
@@ -345,6 +350,7 @@ def with_whole_leaves(
     path: of the file, for errors.
     leaves: names of such leaves.
     read_whole: returns one of them.
+    self_checked: those that `read_whole` compares with a checksum.
   """
   read_range = ingredient.storage.read_box
 
@@ -359,6 +365,7 @@ def with_whole_leaves(
     ingredient.storage,
     read_box=read_box,
     chunks={leaf: ingredient.specs[leaf].shape for leaf in leaves},
+    self_checked=frozenset(self_checked),
   )
   return dataclasses.replace(
     ingredient, storage=storage, reader=reader(path, ingredient.specs, storage)

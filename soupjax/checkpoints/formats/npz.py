@@ -207,7 +207,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
 
   if packed:
     ingredient = byte_ranges.with_whole_leaves(
-      ingredient, path, packed, read_whole
+      ingredient, path, packed, read_whole, self_checked=packed
     )
   return params_of_state.of(ingredient)
 

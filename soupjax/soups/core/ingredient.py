@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import arguments, configs, slices, tree
+from soupjax.soups.core import arguments, configs, crc32, slices, tree
 
 PyTree = Any
 # A tree, an Ingredient, or a type that is registered with `open_models`.
@@ -45,6 +45,8 @@ class Storage:
     checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, if the
       file records one.
     num_bytes: bytes on disk, None if unknown.
+    shared: checksums over several leaves.
+    self_checked: leaves that `read_box` compares with a checksum itself.
   """
 
   read_box: Callable[[str, slices.Slices, np.ndarray], None]
@@ -54,6 +56,13 @@ class Storage:
   )
   checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
   num_bytes: int | None = None
+  shared: Sequence[crc32.Shared] = ()
+  self_checked: Collection[str] = frozenset()
+
+  @property
+  def summed(self) -> set[str]:
+    """Leaves whose checksum must be computed to compare it."""
+    return {*self.checksums, *(k for part in self.shared for k in part.sizes)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -144,9 +153,10 @@ class Ingredient:
       leaf: its name, one of `specs`.
       index: a tuple of slices, with positive steps; None for the whole leaf.
       sharding: of the whole leaf. Each process reads only the slices that its
-        own devices hold. A recorded checksum is compared if this process reads
-        all of the leaf, not for slices. Integers of 64 bits stay on the host
-        where JAX would cut them to 32. None returns the array of the reader.
+        own devices hold. A recorded checksum is compared once this process has
+        read all of the leaf, whole or in slices. Integers of 64 bits stay on
+        the host where JAX would cut them to 32. None returns the array of the
+        reader.
 
     Returns:
       An array of the leaf's dtype.
