@@ -19,6 +19,7 @@ COVERED_BY = {
   "checkpoints/save": "checkpoints/mix",
   "checkpoints/formats/block_writer": "checkpoints/mix",
   "checkpoints/formats/byte_ranges": "checkpoints/formats/safetensors",
+  "checkpoints/formats/orbax_arrays": "checkpoints/formats/orbax",
   "checkpoints/formats/orbax_writer": "checkpoints/formats/orbax",
   "checkpoints/formats/safetensors_writer": "checkpoints/formats/safetensors",
   "checkpoints/formats/unpickle": "checkpoints/formats/torch",

@@ -27,6 +27,7 @@ from soupjax.soups.core.ingredient import (
   as_ingredient,
   as_ingredients,
   check_ingredients,
+  check_unchanged,
   sharding_of,
 )
 from soupjax.soups.core.select import Selection
@@ -160,6 +161,7 @@ def _average(ingredients, weights, selection, sharding) -> PyTree:
       stack, coefficients, end, weighted=weighted, dtype=out
     )
     checked.append((leaf, flags))
+  check_unchanged(ingredients)
   if checked:
     # Waits once, not for every leaf.
     names, flags = zip(*checked)
