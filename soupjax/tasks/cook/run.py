@@ -34,7 +34,10 @@ from soupjax.tasks.cook import evaluate, inputs, soups
 
 PyTree = Any
 # Files of other libraries beside their weights.
-_CONFIGS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+_CONFIGS = (
+  *("config.json", "open_clip_config.json"),
+  *("preprocessor_config.json", "processor_config.json"),
+)
 _RECORD = "cooked_from.json"
 
 
