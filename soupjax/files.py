@@ -6,10 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import pathlib
+import resource
 import shutil
+import signal
+import stat
 import threading
 from typing import Any, BinaryIO
 
@@ -17,6 +21,9 @@ import numpy as np
 
 # Errors of a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
+_MOST_OPEN = 1 << 16
+_MAX_JSON = 100_000_000
 
 
 def temporary_name(path: str | os.PathLike) -> pathlib.Path:
@@ -26,14 +33,46 @@ def temporary_name(path: str | os.PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+  """Postpones Ctrl-C and SIGTERM to the end of a block.
+
+  Steps that must be taken together, such as two renames, or a file that is
+  created and its removal after an error, are not cut in two.
+  """
+  received: list[int] = []
+  handlers: dict[int, Any] = {}
+  # Only the main thread gets signals. A handler that is no Python function ends
+  # the process at once or ignores the signal.
+  if threading.current_thread() is threading.main_thread():
+    for number in (signal.SIGINT, signal.SIGTERM):
+      if callable(handler := signal.getsignal(number)):
+        handlers[number] = handler
+  try:
+    for number in handlers:
+      signal.signal(number, lambda number, frame: received.append(number))
+    yield
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+    for number in received[:1]:
+      handlers[number](number, None)
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a temporary file that takes its final name on success."""
   temporary = temporary_name(path)
-  with open(temporary, "wb") as f:
-    yield f
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
+  with uninterrupted():
+    try:
+      with open(temporary, "wb") as f:
+        yield f
+        f.flush()
+        os.fsync(f.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.unlink(temporary)
+      raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -58,12 +97,88 @@ def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file.
 
   Raises:
-    ValueError: if it is damaged, naming the file.
+    ValueError: if it is damaged or not a regular file, naming the file.
+  """
+  with open_input(path) as f:
+    num_bytes = os.fstat(f.fileno()).st_size
+    if num_bytes > _MAX_JSON:
+      raise ValueError(
+        f"{path} has {num_bytes} bytes, and JSON files may have {_MAX_JSON}."
+      )
+    text = f.read()
+  try:
+    return json.loads(text)
+  # Wrong JSON or encoding, or brackets in brackets without end.
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
+
+
+def check_regular(path: str | os.PathLike) -> os.stat_result:
+  """Returns the status of an input, with links followed.
+
+  Raises:
+    ValueError: if it is missing or not a regular file. Reading a pipe or a
+      device could block or never end.
   """
   try:
-    return json.loads(pathlib.Path(path).read_bytes())
-  except ValueError as e:  # Wrong JSON or encoding.
-    raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
+    status = os.stat(path)
+  except (OSError, ValueError) as e:
+    raise _unreadable(path, e) from e
+  if not stat.S_ISREG(status.st_mode):
+    kind = "directory" if stat.S_ISDIR(status.st_mode) else "pipe or device"
+    raise ValueError(
+      f"{os.fspath(path)} is a {kind} where a file is expected. Copy the file "
+      "there, or leave it out."
+    )
+  return status
+
+
+def open_input(path: str | os.PathLike) -> io.FileIO:
+  """Opens a regular file for reading, without a buffer.
+
+  Raises:
+    ValueError: naming the file and the reason if it cannot be opened.
+    OSError: if too many files are open.
+  """
+  check_regular(path)
+  try:
+    # A pipe that has taken the file's place since would block otherwise.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+  except OSError as e:
+    if e.errno in TOO_MANY_OPEN:
+      raise
+    raise _unreadable(path, e) from e
+  return io.FileIO(fd, "rb")
+
+
+def _unreadable(path, error) -> ValueError:
+  reason = getattr(error, "strerror", None) or error
+  name = os.fspath(path)
+  name = name if len(name) < 300 else f"{name[:300]}..."
+  return ValueError(
+    f"{name} cannot be read: {reason}. Check the path and its permissions."
+  )
+
+
+def open_limit() -> int:
+  """Returns the number of files that this process may have open."""
+  soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+  return _MOST_OPEN if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_open_limit() -> int:
+  """Lets this process open as many files as the system allows it to.
+
+  Returns:
+    The number of files that it may have open.
+  """
+  _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  most = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN)
+  if open_limit() < most:
+    # Some systems allow less than they say.
+    with contextlib.suppress(OSError, ValueError):
+      resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+  return open_limit()
 
 
 @contextlib.contextmanager
@@ -83,10 +198,15 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   if path.exists():
     raise ValueError(f"{path} exists already: delete it, or choose another.")
   temporary = temporary_name(path)
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  yield temporary
-  os.rename(temporary, path)
+  try:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    os.rename(temporary, path)
+  except BaseException:
+    with uninterrupted():
+      shutil.rmtree(temporary, ignore_errors=True)
+    raise
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:

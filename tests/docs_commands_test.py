@@ -6,6 +6,7 @@ Whatever is new there runs as it stands, or gets an entry in a table here.
 """
 
 import doctest
+import importlib
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
+import torch_models
 
 import soupjax as sj
 from soupjax.data import batch_ops, image_ops
@@ -65,6 +67,7 @@ SHORTER = {
 # The same for blocks of Python, by what is found in them; None does not run.
 PYTHON = {
   r"sj\.search\.paint_sequential\(.*\.\.\.": None,  # Signatures, cut short.
+  r"timm\.|transformers\.": None,  # test_other_libraries_load_soups
   r"imagenet2012": [
     (
       r'"imagenet2012", "train", data_dir="/data/tfds"',
@@ -292,6 +295,37 @@ def namespace(page: str) -> dict:
     names |= dict(heads={"cars": jnp.ones(2)}, batches=[{"cars": 1.0}] * 9)
     names |= dict(apply=lambda params, x: x * params["encoderblock_0"]["w"])
   return names
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_other_libraries_load_soups(library, tmp_path, monkeypatch):
+  torch, module = torch_models.torch(), torch_models.package(library)
+  monkeypatch.chdir(tmp_path)
+  states = []
+  for k in range(2):
+    torch.manual_seed(k)
+    if library == "timm":
+      sizes = dict(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=2)
+      name = "vit_tiny_patch16_224"
+      model = module.create_model(name, num_classes=3, **sizes)
+      save_for_hf = importlib.import_module("timm.models._hub").save_for_hf
+      save_for_hf(model, f"runs/{k}", model_args=sizes, safe_serialization=True)
+    else:
+      sizes = dict(image_size=16, patch_size=8, hidden_size=8, num_labels=3)
+      sizes |= dict(num_hidden_layers=1, num_attention_heads=2)
+      config = module.ViTConfig(**sizes, intermediate_size=8)
+      model = module.ViTForImageClassification(config)
+      model.save_pretrained(f"runs/{k}")
+    states.append(model.state_dict())
+  out = "runs/soups/export/greedy/model.safetensors"
+  sj.mix(sj.rules.linear(), "runs/?", out=out)
+  lines = "".join(blocks(ROOT / "docs/cook.md", "python")).splitlines()
+  (call,) = [line for line in lines if f"{library}." in line]
+  names = {library: module, "folder": "runs/soups/export/greedy"}
+  exec(call, names)
+  for leaf, value in names["model"].state_dict().items():
+    mean = (states[0][leaf] + states[1][leaf]) / 2
+    np.testing.assert_allclose(value.numpy(), mean, atol=1e-7, err_msg=leaf)
 
 
 def test_names_in_python_exist():

@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 
 import pytest
 
@@ -24,6 +25,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     files.write_json(file, {"x": 2})
   assert files.read_json(file) == {"x": 1}
+  assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_interrupt_waits_for_the_end_of_a_block():
+  steps = []
+  with pytest.raises(KeyboardInterrupt), files.uninterrupted():
+    steps.append(1)
+    for _ in range(2):
+      signal.raise_signal(signal.SIGINT)
+    steps.append(2)
+  assert steps == [1, 2]
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_nan_is_no_json(tmp_path):
@@ -43,9 +56,11 @@ def test_a_directory_takes_its_name_on_success_only(tmp_path):
   with pytest.raises(RuntimeError), files.new_directory(final) as d:
     (d / "half").write_text("x")
     raise RuntimeError
-  assert not final.exists()
+  assert not list(tmp_path.iterdir())
+  (tmp_path / ".out.tmp").mkdir()
+  (tmp_path / ".out.tmp" / "half").write_text("x")
   with files.new_directory(final) as d:
-    assert not list(d.iterdir())  # Leftovers of the first try are gone.
+    assert not list(d.iterdir())  # Leftovers of a killed run are gone.
     (d / "whole").write_text("x")
     assert not final.exists()
   assert os.listdir(tmp_path) == ["out"] and os.listdir(final) == ["whole"]

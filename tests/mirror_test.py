@@ -20,7 +20,6 @@ COVERED_BY = {
   "checkpoints/formats/block_writer": "checkpoints/mix",
   "checkpoints/formats/byte_ranges": "checkpoints/formats/safetensors",
   "checkpoints/formats/orbax_writer": "checkpoints/formats/orbax",
-  "checkpoints/formats/recognise": "checkpoints/open",
   "checkpoints/formats/safetensors_writer": "checkpoints/formats/safetensors",
   "checkpoints/formats/unpickle": "checkpoints/formats/torch",
   "data/op_strings": "data/preprocess",

@@ -13,7 +13,7 @@ import numpy as np
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
 from soupjax.soups.average import uniform_soup
-from soupjax.soups.core import arguments, nonfinite
+from soupjax.soups.core import arguments, evaluation, nonfinite
 from soupjax.soups.core.ingredient import (
   Model,
   Models,
@@ -136,7 +136,8 @@ def diagnose(
   nonfinite.check_finite(ingredients)
 
   def score(params, name):
-    return arguments.number(f"The score of {name}", evaluate(params))
+    value = evaluation.call(evaluate, params)
+    return arguments.number(f"The score of {name}", value)
 
   scores = {i.name: score(i.load(), repr(i.name)) for i in ingredients}
   pairs = sorted(

@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import difflib
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import replaceable
+from soupjax.checkpoints import companions, replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
@@ -24,6 +25,49 @@ from soupjax.checkpoints.formats.recognise import recognise
 from soupjax.soups.engine import plan as planning
 
 FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
+
+
+_OURS = (".safetensors", ".npz")
+# Suffixes of files that other programs keep weights in, and of archives.
+_FOREIGN = frozenset(
+  ".bin .caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
+  ".mlmodel .msgpack .nemo .npy .onnx .ot .pb .pdparams .pickle "
+  ".pkl .pt .pt2 .pte .pth .t7 .tflite .th .torch .weights .7z .bz2 .gz .rar "
+  ".tar .tgz .xz .zip .zst".split()
+)
+
+
+def format_of(out: str, format: str | None, sharded: bool = False) -> str:
+  """Returns the format of an output, by its suffix unless it is given.
+
+  A suffix that belongs to no kind of weights, as in "soup-v1.5", is part of the
+  name of a directory.
+
+  Args:
+    out: the path.
+    format: one of `FORMATS` or None.
+    sharded: whether to write a directory of safetensors shards.
+
+  Raises:
+    ValueError: if the format is unknown, or the suffix promises another one.
+  """
+  suffix = pathlib.PurePath(out).suffix
+  if format not in (None, *FORMATS):
+    raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
+  expected = suffix[1:] if suffix in _OURS else None
+  similar = difflib.get_close_matches(suffix.lower(), _OURS, 1, 0.8)
+  if expected is None and (similar or suffix.lower() in _FOREIGN):
+    raise ValueError(
+      f"{out}: soupjax does not write {suffix} files. Choose a name that ends "
+      "in .safetensors or .npz, or one without such a suffix for an Orbax "
+      "directory." + (f" Did you mean {similar[0]}?" if similar else "")
+    )
+  if expected and format not in (None, expected):
+    raise ValueError(
+      f"{out} names a file of another format than format={format!r}: leave "
+      "format= out or choose a name without this suffix."
+    )
+  return format or expected or ("safetensors" if sharded else "orbax")
 
 
 class Destination:
@@ -38,6 +82,9 @@ class Destination:
     chunks: leaf -> shape that blocks are aligned with.
     num_bytes: size on disk, without headers.
     host_bytes: host memory of the writer, without the blocks.
+    beside: files beside the first ingredient that are copied to the output.
+    left_beside: names of those that are not, since out has other files beside
+      it.
   """
 
   def __init__(
@@ -69,13 +116,7 @@ class Destination:
         f"{out}: soups are written to local paths only. Write one and copy it."
       )
     out = os.path.abspath(os.path.expanduser(out))
-    if format is None:
-      suffix = pathlib.PurePath(out).suffix
-      format = {".safetensors": "safetensors", ".npz": "npz"}.get(
-        suffix, "safetensors" if shard_bytes else "orbax"
-      )
-    if format not in FORMATS:
-      raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
+    format = format_of(out, format, shard_bytes is not None)
     if shard_bytes is not None and (
       format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
     ):
@@ -89,6 +130,12 @@ class Destination:
     self.is_directory = format == "orbax" or shard_bytes is not None
     self.temporary = str(files.temporary_name(out))
     self.aside = f"{self.temporary}.old"
+    beside = companions.beside(plan.sources[0].path)
+    self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
+    self.left_beside: list[str] = []
+    if not self.is_directory and not companions.has_own_directory(out):
+      self.left_beside = [file.name for file in self.beside]
+      self.beside = []
     self.chunks = dict(plan.chunks)
     self.num_bytes = plan.write_bytes
     self.host_bytes = 1 << 20
@@ -113,13 +160,13 @@ class Destination:
       ValueError: if the path is taken, the format cannot hold the leaves, or
         the disk is too full.
     """
-    exists = os.path.exists(self.path)
+    exists = os.path.lexists(self.path)
     if exists and not self._overwrite:
       raise ValueError(
         f"{self.path} exists already: delete it, choose another out= or pass "
         "overwrite=True."
       )
-    if os.path.exists(self.aside) and not (self._overwrite or exists):
+    if os.path.lexists(self.aside) and not (self._overwrite or exists):
       raise ValueError(
         f"{self.aside} is the previous content of {self.path}, left by a run "
         "that was killed while it replaced it: rename it back, delete it, "
@@ -128,7 +175,20 @@ class Destination:
     replaceable.check_sources(self.path, self._plan.sources)
     if exists:
       replaceable.check_replaceable(self.path, self.is_directory)
+    if jax.process_index() == 0:  # Which may remove them soon.
+      if os.path.lexists(self.temporary):
+        replaceable.check_leftover(self.temporary, self.is_directory)
+      if os.path.lexists(self.aside):
+        replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
+    if not self.is_directory and not self._overwrite:
+      folder = os.path.dirname(self.path)
+      if taken := companions.different(self.beside, folder):
+        raise ValueError(
+          f"{taken[0]} is not that of {self._plan.sources[0].name}, which "
+          "belongs beside the soup: delete it, choose another out= or pass "
+          "overwrite=True."
+        )
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)
 
@@ -149,20 +209,24 @@ class Destination:
     lock = writer = None
     try:
       if first:
-        lock = self._prepare()
+        with files.uninterrupted():
+          lock = self._prepare()
       processes.barrier("prepared")
-      writer = self._writer(provenance, first)
+      with files.uninterrupted():
+        writer = self._writer(provenance, first)
       processes.barrier("created")
       yield writer
       processes.barrier("finished")
       if first:
-        self._publish()
+        with files.uninterrupted():
+          self._publish()
       processes.barrier("published")
     except BaseException as e:
-      if writer is not None:
-        writer.close()
-      if lock is not None:
-        remove(self.temporary)
+      with files.uninterrupted():
+        if writer is not None:
+          writer.close()
+        if lock is not None:
+          remove(self.temporary)
       if isinstance(e, OSError):
         files.explain(e, self.path)
       raise
@@ -173,7 +237,8 @@ class Destination:
   def _prepare(self) -> int:
     """Removes the remains of a killed run; returns a lock on the output."""
     os.makedirs(os.path.dirname(self.path), exist_ok=True)
-    if os.path.exists(self.temporary):
+    if os.path.lexists(self.temporary):
+      replaceable.check_leftover(self.temporary, self.is_directory)
       os.close(self._lock())
       remove(self.temporary)
     if self.is_directory:
@@ -216,12 +281,19 @@ class Destination:
     )
 
   def _publish(self):
+    # Before the weights, which are never to be found without their config.
+    folder = self.temporary if self.is_directory else os.path.dirname(self.path)
+    companions.copy(self.beside, folder)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.
       remove(self.aside)
       os.rename(self.path, self.aside)
-      os.rename(self.temporary, self.path)
+      try:
+        os.rename(self.temporary, self.path)
+      except OSError:
+        os.rename(self.aside, self.path)
+        raise
       remove(self.aside)
     else:
       os.replace(self.temporary, self.path)

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from soupjax import files
+from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
@@ -150,6 +151,7 @@ def _open(path: str, inner: str, file_format) -> Ingredient:
     file_format.open_checkpoint(inner, _short_names([path])[0]),
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
+    configs=companions.read(path),
   )
 
 

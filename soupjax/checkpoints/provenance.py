@@ -170,6 +170,15 @@ def table(plan, pieces, target, host_bytes: int) -> str:
   if target is not None:
     free = files.free_bytes(target.path)
     lines.append(f"disk    {free / 1e9:.3f} GB free, as {target.format}")
+    if target.beside:
+      names = ", ".join(file.name for file in target.beside)
+      lines.append(f"copies  {names}, from {plan.sources[0].name}")
+    if target.left_beside:
+      names = ", ".join(target.left_beside)
+      lines.append(
+        f"note    {names} of {plan.sources[0].name}: not copied, since out has "
+        "other files beside it"
+      )
   lines.append(
     f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, without imports"
   )

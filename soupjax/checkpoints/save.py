@@ -40,10 +40,11 @@ def save_params(
     {'w': array([0., 1., 2.], dtype=float32)}
   """
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
-  if os.path.exists(path):
+  file_format = destination.format_of(path, None)
+  if os.path.lexists(path):
     raise ValueError(f"{path} exists already: delete it or choose another.")
   params = as_ingredient(params, "params").load()
-  if path.endswith((".safetensors", ".npz")):
+  if file_format != "orbax":
     write(path, params, metadata)
     return
   # Imported here because Orbax takes a second.

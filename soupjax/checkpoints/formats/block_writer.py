@@ -3,7 +3,6 @@
 """Base classes of the writers: block by block, compared with the disk."""
 
 from collections.abc import Mapping
-import concurrent.futures
 import os
 import threading
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from soupjax import files, processes
 from soupjax.soups.core import crc32, slices
+from soupjax.soups.engine import threads
 
 _SCRATCH = threading.local()
 
@@ -70,8 +70,18 @@ class BlockWriter:
 
     Each process reads its own blocks.
     """
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-      parts = dict(zip(self.specs, pool.map(self._compare, self.specs)))
+    parts: dict[str, list[tuple[int, int, int]]] = {}
+
+    def compare(leaf, _):
+      parts[leaf] = self._compare(leaf)
+
+    threads.for_each(
+      list(self.specs),
+      compare,
+      count=2,
+      name="soupjax-compare",
+      make_buffer=lambda: None,
+    )
     everywhere, checksums = processes.gather_json(parts), {}
     for leaf, spec in self.specs.items():
       checksums[leaf] = crc32.whole(

@@ -8,6 +8,7 @@ than new arrays, and memory-mapped files would count as memory of the process.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
+import io
 import os
 import threading
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from soupjax import files
+from soupjax.checkpoints.formats import input_files
 from soupjax.soups.core import crc32, slices, tree
 from soupjax.soups.core.ingredient import Ingredient, Storage
 
@@ -50,46 +53,86 @@ def remote_path(path: str | os.PathLike) -> Any:
   return remote
 
 
+def identity(path: str) -> input_files.Identity:
+  """Returns the identity of a local or remote file.
+
+  Raises:
+    ValueError: if it is missing or not a regular file.
+  """
+  if not is_remote(path):
+    return input_files.identity(path)
+  try:
+    status = remote_path(path).stat()
+  except OSError as e:
+    raise ValueError(f"{path} cannot be read: {e}.") from e
+  return status.length, int(status.mtime * 1e9), 0
+
+
 class ByteFile:
   """A local or remote file whose ranges several threads may read.
+
+  It is opened when it is read, and must not change until then.
 
   Attributes:
     path: as given.
     size: bytes in the file.
+    identity: size, time and inode of the file.
   """
 
   def __init__(self, path: str | os.PathLike):
+    """Looks at the file, but does not open it.
+
+    Raises:
+      ValueError: if it is missing or not a regular file.
+    """
     self.path = os.fspath(path)
-    self._lock = None
+    self.handle: Any = None
+    self.users = 0
+    self._pool, self._lock = input_files.LOCAL, None
     if is_remote(self.path):
-      self._lock = threading.Lock()
-      remote = remote_path(self.path)
-      self.size = remote.stat().length
-      self._file = remote.open("rb")
+      self._pool, self._lock = input_files.REMOTE, threading.Lock()
+    self.identity = identity(self.path)
+    self.size = self.identity[0]
+
+  def open(self) -> Any:
+    """Opens the file for `input_files.OpenFiles`.
+
+    Raises:
+      ValueError: if it has changed since.
+    """
+    if self._lock is not None:
+      now = identity(self.path)
+      handle = remote_path(self.path).open("rb")
     else:
-      self._file = open(self.path, "rb", buffering=0)
-      self.size = os.fstat(self._file.fileno()).st_size
+      handle = files.open_input(self.path)
+      now = input_files.identity_of(os.fstat(handle.fileno()))
+    if change := input_files.difference(self.path, self.identity, now):
+      handle.close()
+      raise ValueError(f"{change} since it was opened. Open it again.")
+    if self._lock is None:
       # Doubles the read-ahead of the system.
-      os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+      os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return handle
 
   def read_into(self, offset: int, out: np.ndarray) -> None:
     """Fills a contiguous array with the bytes that start at `offset`.
 
     Raises:
-      ValueError: if the range is not inside the file.
+      ValueError: if the range is not inside the file, or the file has changed.
     """
     if offset < 0:
       raise ValueError(f"{self.path} is damaged: it refers to byte {offset}.")
     view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
     while done < len(view):
-      if self._lock is None:
-        n = os.preadv(self._file.fileno(), [view[done:]], offset + done)
-      else:
-        with self._lock:
-          self._file.seek(offset + done)
-          part = self._file.read(len(view) - done)
-        n = len(part)
-        view[done : done + n] = part
+      with self._pool.opened(self) as handle:
+        if self._lock is None:
+          n = os.preadv(handle.fileno(), [view[done:]], offset + done)
+        else:
+          with self._lock:
+            handle.seek(offset + done)
+            part = handle.read(len(view) - done)
+          n = len(part)
+          view[done : done + n] = part
       if n == 0:
         raise ValueError(
           f"{self.path} is cut short: it has {self.size} bytes instead of at "
@@ -99,9 +142,49 @@ class ByteFile:
 
   def read(self, offset: int, num_bytes: int) -> bytes:
     """Returns a range of bytes; see `read_into`."""
+    if offset + num_bytes > self.size:  # Before memory is reserved for it.
+      raise ValueError(
+        f"{self.path} is cut short: it has {self.size} bytes instead of at "
+        f"least {offset + num_bytes}. Copy it again."
+      )
     out = np.empty(num_bytes, np.uint8)
     self.read_into(offset, out)
     return out.tobytes()
+
+  def stream(self) -> io.BufferedReader:
+    """Returns a stream of the file, for libraries that need one."""
+    return io.BufferedReader(_Stream(self))
+
+
+class _Stream(io.RawIOBase):
+  """The bytes of a `ByteFile`, one after the other."""
+
+  def __init__(self, file: ByteFile):
+    self._file, self._position = file, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return True
+
+  def seek(self, offset, whence=os.SEEK_SET):
+    start = {
+      os.SEEK_SET: 0,
+      os.SEEK_CUR: self._position,
+      os.SEEK_END: self._file.size,
+    }[whence]
+    if start + offset < 0:
+      raise OSError(f"byte {start + offset}")
+    self._position = start + offset
+    return self._position
+
+  def readinto(self, buffer):
+    n = max(0, min(len(buffer), self._file.size - self._position))
+    view = np.frombuffer(buffer, np.uint8)[:n]
+    self._file.read_into(self._position, view)
+    self._position += n
+    return n
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,12 +232,12 @@ def ingredient(
     order = sorted(
       places, key=lambda k: (places[k].file.path, places[k].offset)
     )
-  files = {id(place.file): place.file for place in places.values()}
+  sources = {id(place.file): place.file for place in places.values()}
   storage = Storage(
     read_box=read_box,
     order=tuple(order),
     checksums=dict(checksums or {}),
-    num_bytes=sum(file.size for file in files.values()),
+    num_bytes=sum(file.size for file in sources.values()),
   )
   return Ingredient(
     name=name,

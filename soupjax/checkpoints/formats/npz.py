@@ -41,18 +41,27 @@ def bad(path: str, reason: Any) -> ValueError:
   )
 
 
-def open_archive(path: str) -> zipfile.ZipFile:
+def open_archive(file: byte_ranges.ByteFile) -> zipfile.ZipFile:
   """Opens a zip file.
 
   Raises:
     ValueError: if it is not a zip file or is cut short.
   """
   try:
-    remote = byte_ranges.is_remote(path)
-    file = byte_ranges.remote_path(path).open("rb") if remote else path
-    return zipfile.ZipFile(file)
-  except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as e:
-    raise bad(path, f"{e} (cut short or not a zip file)") from e
+    return zipfile.ZipFile(file.stream())
+  except Exception as e:  # Damaged lists raise many kinds of errors.
+    reason = f"{e} (cut short or not a zip file)"
+    raise bad(file.path, reason) from e
+
+
+def members(file: byte_ranges.ByteFile) -> list[str]:
+  """Returns the names in an archive.
+
+  Raises:
+    ValueError: if it is not a zip file or is cut short.
+  """
+  with open_archive(file) as archive:
+    return archive.namelist()
 
 
 def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
@@ -145,7 +154,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   """
   file = byte_ranges.ByteFile(path)
   specs, places, packed, checksums, ends = {}, {}, {}, {}, []
-  with open_archive(path) as archive:
+  with open_archive(file) as archive:
     for info in archive.infolist():
       leaf = info.filename.removesuffix(".npy")
       if leaf in specs:
@@ -176,7 +185,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
 
   def read_whole(leaf):
     member, length, fortran = packed[leaf]
-    with open_archive(path) as archive:
+    with open_archive(file) as archive:
       data = inflate(archive, path, archive.getinfo(member))
     return np.frombuffer(data, specs[leaf].dtype, offset=length).reshape(
       specs[leaf].shape, order="F" if fortran else "C"
@@ -209,7 +218,7 @@ def inflate(
 
 def record(path: str) -> dict[str, Any]:
   """Returns the record that soupjax left in an archive, {} if it left none."""
-  with open_archive(path) as archive:
+  with open_archive(byte_ranges.ByteFile(path)) as archive:
     return _comment(path, archive).get("soupjax", {})
 
 

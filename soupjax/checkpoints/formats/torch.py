@@ -7,7 +7,7 @@ interprets it without imports: it knows a dozen names, each bound to a harmless
 function in this file, and refuses all others. Numbers are read by ranges.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 import zipfile
 
@@ -157,10 +157,11 @@ def _storage(pid: Any) -> _Storage:
 
 
 def _read_list(
-  path: str,
+  file: byte_ranges.ByteFile,
 ) -> tuple[dict[str, _Tensor], str, dict[str, zipfile.ZipInfo]]:
   """Returns the tensors, and the prefix and members of the archive."""
-  with npz.open_archive(path) as archive:
+  path = file.path
+  with npz.open_archive(file) as archive:
     infos = {info.filename: info for info in archive.infolist()}
     lists = [name for name in infos if _is_list(name)]
     if len(lists) != 1:
@@ -228,10 +229,9 @@ def _is_list(member: str) -> bool:
   return member.rsplit("/", 1)[-1] == "data.pkl"
 
 
-def is_torch(path: str) -> bool:
-  """Whether a zip file has a list of tensors."""
-  with npz.open_archive(path) as archive:
-    return any(map(_is_list, archive.namelist()))
+def is_torch(members: Sequence[str]) -> bool:
+  """Whether a zip file with these members has a list of tensors."""
+  return any(map(_is_list, members))
 
 
 def record(path: str) -> dict[str, Any]:
@@ -254,8 +254,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   Raises:
     ValueError: if it calls unknown code, is damaged, or holds no tensors.
   """
-  tensors, prefix, infos = _read_list(path)
   file = byte_ranges.ByteFile(path)
+  tensors, prefix, infos = _read_list(file)
   specs, places, checksums, strided = {}, {}, {}, {}
   for leaf, tensor in tensors.items():
     specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 from soupjax import files
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints.companions import file_beside
 from soupjax.models import vit
 from soupjax.models.pretrained import families, foreign
 from soupjax.soups.core.ingredient import Ingredient
@@ -179,15 +180,6 @@ def _usual(measured) -> dict[str, Any]:
   if measured["pre_norm"]:  # CLIP, in timm too.
     options["norm_eps"] = 1e-5
   return options
-
-
-def file_beside(path: str, name: str) -> pathlib.Path | None:
-  """Returns a file in the directory of a checkpoint, None if it is absent."""
-  if not path or "://" in path:
-    return None
-  directory = pathlib.Path(path)
-  file = (directory if directory.is_dir() else directory.parent) / name
-  return file if file.is_file() else None
 
 
 def _config_beside(path: str) -> tuple[dict[str, Any], pathlib.Path | None]:

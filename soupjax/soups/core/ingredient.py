@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import arguments, slices, tree
+from soupjax.soups.core import arguments, configs, slices, tree
 
 PyTree = Any
 # A tree, an Ingredient, or a type that is registered with `open_models`.
@@ -66,6 +66,8 @@ class Ingredient:
       index is None. Must be safe to call from several threads.
     metrics: held-out scores, such as `{"minival/prec@1": 0.8}`.
     hyperparameters: of its fine-tuning.
+    configs: file name -> content of the JSON files beside the weights that
+      describe the model, such as `config.json` of transformers.
     path: of its file or directory, None for trees in memory.
     storage: for reading in blocks; None reads whole leaves with `reader`.
 
@@ -83,6 +85,7 @@ class Ingredient:
   reader: Callable[[str, Index | None], Any]
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
   hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  configs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   path: str | None = None
   storage: Storage | None = None
 
@@ -228,6 +231,7 @@ class Ingredient:
       Ingredient.from_params(self.name, params),
       metrics=self.metrics,
       hyperparameters=self.hyperparameters,
+      configs=self.configs,
     )
 
 
@@ -447,7 +451,8 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
 
   Raises:
     ValueError: if the list is empty, two ingredients share a name, or trees or
-      integer leaves differ; naming the ingredients and the leaves.
+      integer leaves or the config files beside them differ; naming the
+      ingredients and the leaves.
   """
   check_names(ingredients)
   ingredients = _in_shared_containers(list(ingredients))
@@ -463,6 +468,7 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
       {i.name: {n: i.read(n) for n in counters} for i in ingredients}
     )
   check_float64(ingredients[0])
+  configs.check_configs(ingredients, set(ingredients[0].specs))
   return ingredients
 
 

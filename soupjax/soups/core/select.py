@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import arguments, compensated, nonfinite, tree
+from soupjax.soups.core import (
+  arguments,
+  compensated,
+  evaluation,
+  nonfinite,
+  tree,
+)
 from soupjax.soups.core.ingredient import Ingredient, check_float64, sharding_of
 
 PyTree = Any
@@ -359,10 +365,9 @@ class Selection:
     return dict(zip(means, leaves))
 
   def assembled(self, leaves: Mapping[str, Any]) -> PyTree:
-    """Puts all leaves of the result into its tree."""
-    return jax.tree.unflatten(
-      self.treedef, [leaves[leaf] for leaf in self.specs]
-    )
+    """Puts all leaves of the result into a tree of its own."""
+    ordered = [leaves[leaf] for leaf in self.specs]
+    return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
 
 
 def _restricted(ingredient: Ingredient, leaves: set[str]) -> Ingredient:

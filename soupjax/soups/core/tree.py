@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soupjax.soups.core import factors
+
 PyTree = Any
 
 # Differences listed in one message: enough for all leaves of a large model.
@@ -157,7 +159,8 @@ def check_alike(
 
   Raises:
     ValueError: listing every leaf that differs, for every tree (at most 500,
-      then the number of the others).
+      then the number of the others); or naming factors of a product, which
+      cannot be averaged one by one.
   """
   names = list(trees)
   first, problems = names[0], []
@@ -175,6 +178,8 @@ def check_alike(
       "Only checkpoints of one architecture can be averaged, but:\n  "
       + listed(problems)
     )
+  if len(trees) > 1:
+    factors.check(expected)
 
 
 def listed(problems: Sequence[str]) -> str:

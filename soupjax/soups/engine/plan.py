@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from soupjax.soups import rules
-from soupjax.soups.core import same_init, slices
+from soupjax.soups.core import configs, same_init, slices
 from soupjax.soups.core import select as selection
 from soupjax.soups.core.ingredient import Ingredient, check_names, storage_of
 from soupjax.soups.engine import groups as group_lib
@@ -123,6 +123,7 @@ def make(
     actions = {k: rule.weights if a is None else a for k, a in actions.items()}
   selection.check(ingredients, base, rule.needs_base, actions)
   leaf_values = rule_inputs.per_leaf_values(rule, ingredients, base, actions)
+  configs.check_configs(ingredients, _averaged(actions), base)
   extra = rule_inputs.check_extra(rule, ingredients, actions)
   dtype = None if dtype is None else selection.float_dtype(dtype)
   maker = group_lib.GroupMaker(
@@ -156,6 +157,17 @@ def make(
     notes=tuple(sorted(maker.notes)) + _twins(sources),
     threads=threads,
   )
+
+
+def _averaged(actions) -> set[str]:
+  """Returns the leaves that are neither left out nor copied from one model."""
+
+  def is_copy(action):
+    return action in ("keep", "skip") or (
+      isinstance(action, tuple) and np.count_nonzero(action) == 1
+    )
+
+  return {leaf for leaf, action in actions.items() if not is_copy(action)}
 
 
 def _order(sources, groups) -> tuple[str, ...]:

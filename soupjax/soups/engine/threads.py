@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A loop over items that several threads share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import threading
 from typing import TypeVar
 
@@ -21,14 +21,26 @@ def for_each(
 
   Args:
     items: taken in order, each by the next free thread.
-    do: called in several threads. After an error, no thread takes more items.
+    do: called in several threads. After an error or an interrupt (Ctrl-C), no
+      thread takes more items.
     count: maximum number of threads.
     name: of the threads.
     make_buffer: called once in each thread.
+
+  However it ends, no thread is at work afterwards, so callers may close what
+  the threads write to.
   """
-  waiting, lock, errors = iter(items), threading.Lock(), []
+  waiting, lock = iter(items), threading.Lock()
+  errors: list[BaseException] = []
+  # Thread -> set when it is done. `Thread.join` does not serve: an interrupted
+  # join of Python 3.11 takes a thread that is at work for one that has ended.
+  ends: dict[threading.Thread, threading.Event] = {}
 
   def loop():
+    with lock:
+      if errors:
+        return
+      end = ends[threading.current_thread()] = threading.Event()
     try:
       buffer = make_buffer()
       while not errors:
@@ -40,14 +52,34 @@ def for_each(
         do(item, buffer)
     except BaseException as e:  # noqa: B036 - raised again below.
       errors.append(e)
+    finally:
+      end.set()
 
   workers = [
     threading.Thread(target=loop, name=f"{name}-{i}", daemon=True)
     for i in range(min(count, len(items)))
   ]
-  for worker in workers:
-    worker.start()
-  for worker in workers:
-    worker.join()
+  try:
+    for worker in workers:
+      worker.start()
+    for worker in workers:
+      worker.join()
+  except BaseException as e:  # noqa: B036 - raised again below.
+    with lock:
+      # A thread that begins later finds this and does nothing.
+      errors.insert(0, e)
+    _wait(ends)
   if errors:
     raise errors[0]
+
+
+def _wait(ends: Mapping[threading.Thread, threading.Event]) -> None:
+  """Waits for threads, through further interrupts."""
+  while True:
+    try:
+      for worker, end in ends.items():
+        end.wait()
+        worker.join()
+      return
+    except KeyboardInterrupt:
+      continue

@@ -107,7 +107,7 @@ class _OnTrees:
       self.set_incumbent = evaluate.set_incumbent
 
   def __call__(self, params):
-    return self.evaluate(np.asarray(params["logits"]))
+    return self.evaluate(np.array(params["logits"]))
 
   def _evaluate_until(self, params, can_reach):
-    return self.evaluate.evaluate_until(np.asarray(params["logits"]), can_reach)
+    return self.evaluate.evaluate_until(np.array(params["logits"]), can_reach)

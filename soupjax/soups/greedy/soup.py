@@ -9,10 +9,12 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from soupjax.soups.core import (
   arguments,
   compensated,
+  evaluation,
   nonfinite,
   same_init,
   tree,
@@ -116,10 +118,10 @@ def greedy_soup(
 
   Args:
     ingredients: models in any form, in the order to try, best first.
-    evaluate: maps parameters to a held-out score. It must not donate its
-      argument to a compiled function (`donate_argnums`): the arrays of a
-      candidate that stays in are used again. If it has an attribute `mode`,
-      that must be the `mode` below.
+    evaluate: maps parameters to a held-out score. The tree is its own: changes
+      to it do not reach the soup. It must not donate the arrays to a compiled
+      function (`donate_argnums`), since those of a candidate that stays in are
+      used again. If it has an attribute `mode`, that must be the `mode` below.
     mode: "max" if a higher score is better, "min" if a lower one is, such as a
       loss.
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
@@ -247,13 +249,15 @@ class _Trials:
   def __call__(self, candidate, soup, bar) -> Trial:
     """Evaluates on all data, or until the candidate is sure to be rejected."""
     if not self.evaluate_until or soup is None:
-      return Trial(score=self.evaluate(candidate))
+      return Trial(score=evaluation.call(self.evaluate, candidate))
     if not self.has_incumbent:
       # In a resumed run the evaluator has not seen the soup yet.
-      self.evaluate(soup)
+      evaluation.call(self.evaluate, soup)
       self.set_incumbent()
-    trial = self.evaluate_until(
-      candidate, lambda score: self.rule.accepts(score, bar)
+    trial = evaluation.call(
+      self.evaluate_until,
+      candidate,
+      lambda score: self.rule.accepts(score, bar),
     )
     if not isinstance(trial, Trial):
       raise ValueError(
@@ -289,7 +293,11 @@ def _on_devices(ingredient, sharding) -> dict[str, Any]:
   for leaf, spec in ingredient.specs.items():
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
     if tree.is_float(spec) and not isinstance(value, jax.Array):
-      value = jax.device_put(value)  # jnp.asarray would copy.
+      # device_put may share the memory, which fits for what was just read from
+      # a file. The arrays of a tree belong to the user, who may change them.
+      value = (
+        jnp.array(value) if ingredient.path is None else (jax.device_put(value))
+      )
     leaves[leaf] = value
   return leaves
 

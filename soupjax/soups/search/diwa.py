@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from soupjax.soups.average import uniform_soup
-from soupjax.soups.core import arguments
+from soupjax.soups.core import arguments, evaluation
 from soupjax.soups.core.ingredient import (
   Ingredient,
   Models,
@@ -89,14 +89,16 @@ def diwa(
   runs = check_ingredients(runs)
   scored = []
   for run in runs:
-    score = arguments.number(f"The score of {run.name!r}", evaluate(run.load()))
+    score = evaluation.call(evaluate, run.load())
+    score = arguments.number(f"The score of {run.name!r}", score)
     metrics = {**run.metrics, "held-out": score}
     scored.append(dataclasses.replace(run, metrics=metrics))
   ranked = rank_by(scored, "held-out", mode=mode)
   if average == "uniform":
     params = uniform_soup(ranked)
     selected, greedy = tuple(r.name for r in ranked), None
-    score = arguments.number("The score of the average", evaluate(params))
+    score = evaluation.call(evaluate, params)
+    score = arguments.number("The score of the average", score)
   else:
     greedy = greedy_soup(ranked, evaluate, mode=mode, **settings)
     params, selected, score = greedy.params, greedy.selected, greedy.score
@@ -147,7 +149,9 @@ def ratatouille(
   starts = check_ingredients(starts)  # Before hours of fine-tuning.
   runs = []
   for start in starts:
-    run = as_ingredient(finetune(start.load(), start.name), start.name)
+    run = as_ingredient(
+      evaluation.call(finetune, start.load(), start.name), start.name
+    )
     runs.append(dataclasses.replace(run, name=start.name))
   return diwa(runs, evaluate, average=average, mode=mode, **settings)
 

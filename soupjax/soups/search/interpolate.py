@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import compensated, nonfinite, tree
+from soupjax.soups.core import compensated, evaluation, nonfinite, tree
 from soupjax.soups.core.ingredient import (
   Ingredient,
   as_ingredient,
@@ -115,7 +115,7 @@ class Blend:
       for leaf in self._specs
     ]
     nonfinite.check_overflow(self._specs, leaves)
-    return jax.tree.unflatten(self._treedef, leaves)
+    return evaluation.owned(jax.tree.unflatten(self._treedef, leaves))
 
   def _read(self, model, leaf):
     if self._in_memory:

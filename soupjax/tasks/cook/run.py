@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -24,6 +23,7 @@ import ml_collections
 import numpy as np
 
 from soupjax import data, evaluators, files, processes, report, sharding
+from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.progress import Progress
@@ -33,11 +33,6 @@ from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, soups
 
 PyTree = Any
-# Files of other libraries beside their weights.
-_CONFIGS = (
-  *("config.json", "open_clip_config.json"),
-  *("preprocessor_config.json", "processor_config.json"),
-)
 _RECORD = "cooked_from.json"
 
 
@@ -248,17 +243,15 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # With these configs beside it, a soup is a folder that other libraries open.
-  source = opened.ingredients[0].path
-  configs = [pretrained.file_beside(source, name) for name in _CONFIGS]
-  configs = [config for config in configs if config]
+  beside = companions.beside(opened.ingredients[0].path)
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
-  if configs:
+  if beside:
     file = path / "model.safetensors"
   if workdir_lib.exists(file):
     return
   file.parent.mkdir(parents=True, exist_ok=True)
-  for config in configs if _first() else ():
-    shutil.copyfile(config, path / config.name)
+  if _first():
+    companions.copy(beside, path)
   params = open_lib.load_params(soup)
   pretrained.save_exported(
     file, params, opened.model, opened.family, like=opened.original

@@ -1,5 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import signal
 import threading
 import time
 
@@ -43,3 +44,20 @@ def test_an_error_stops_all_threads_and_is_raised():
 
 def test_no_items():
   for_each([], lambda item, buffer: pytest.fail("called"))
+
+
+def test_no_thread_is_at_work_after_interrupts():
+  done = []
+
+  def do(item, buffer):
+    if item == 2:
+      for _ in range(2):  # The second one comes while threads are joined.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.05)
+    time.sleep(0.05)
+    done.append(item)
+
+  with pytest.raises(KeyboardInterrupt):
+    for_each(range(200), do)
+  assert not [t for t in threading.enumerate() if t.name.startswith("test-")]
+  assert 2 in done and len(done) < 20

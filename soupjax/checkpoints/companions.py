@@ -1,0 +1,109 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files beside weights: configs that say how to compute, and tokenizers."""
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import Any
+
+from soupjax import files
+
+# Configs of transformers, timm and OpenCLIP.
+_MODEL = ("config.json", "open_clip_config.json")
+CONFIGS = (
+  *_MODEL,
+  "preprocessor_config.json",
+  "processor_config.json",
+  "generation_config.json",
+)
+# Files of tokenizers, which a soup needs unchanged.
+_OTHERS = (
+  *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+  *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt"),
+  *("tokenizer.model", "spiece.model", "chat_template.jinja"),
+)
+NAMES = (*CONFIGS, *_OTHERS)
+
+
+def file_beside(path: str | None, name: str) -> pathlib.Path | None:
+  """Returns a file in the directory of a checkpoint, None if it is absent."""
+  if not path or "://" in path:
+    return None
+  directory = pathlib.Path(path)
+  file = (directory if directory.is_dir() else directory.parent) / name
+  return file if file.is_file() else None
+
+
+def read(path: str) -> dict[str, dict[str, Any]]:
+  """Reads the config files beside a checkpoint.
+
+  Args:
+    path: of the checkpoint; a remote one has none.
+
+  Returns:
+    File name -> content. Files of the same name that other programs wrote, such
+    as the `config.json` of a fine-tuning run, are left out.
+
+  Raises:
+    ValueError: if a file is not valid JSON.
+  """
+  contents = {}
+  for name in CONFIGS:
+    file = file_beside(path, name)
+    content = files.read_json(file) if file else None
+    if isinstance(content, dict) and (name not in _MODEL or _is_model(content)):
+      contents[name] = content
+  return contents
+
+
+def _is_model(config) -> bool:
+  keys = {"model_type", "architectures", "architecture", "model_cfg"}
+  return bool(keys & set(config))
+
+
+def beside(path: str | None) -> list[pathlib.Path]:
+  """Returns the files beside a checkpoint that belong beside its soup."""
+  found = (file_beside(path, name) for name in NAMES)
+  return [file for file in found if file]
+
+
+def has_own_directory(path: str) -> bool:
+  """Whether a file is, or will be, alone in its directory with such files.
+
+  Configs may only be written there: in a directory with other checkpoints they
+  would describe those, too.
+  """
+  folder, name = os.path.split(path)
+  try:
+    entries = os.listdir(folder)
+  except FileNotFoundError:
+    return True
+  except OSError:
+    return False
+  return all(
+    entry == name or entry in NAMES or entry.startswith(".")
+    for entry in entries
+  )
+
+
+def different(sources: Sequence[pathlib.Path], folder: str) -> list[str]:
+  """Returns the paths in a directory that hold something else than sources."""
+  pairs = [(source, pathlib.Path(folder, source.name)) for source in sources]
+  return [
+    str(target)
+    for source, target in pairs
+    if target.exists() and target.read_bytes() != source.read_bytes()
+  ]
+
+
+def copy(sources: Sequence[pathlib.Path], folder: str) -> None:
+  """Copies files into a directory, each whole or not at all.
+
+  Args:
+    sources: the files, which replace those of the same names.
+    folder: the directory.
+  """
+  for source in sources:
+    with files.replacing(pathlib.Path(folder, source.name)) as f:
+      f.write(source.read_bytes())
