@@ -153,8 +153,10 @@ def dangerous_calls(package: pathlib.Path) -> list[str]:
         continue
       called = ast.unparse(node.func)
       last = called.rpartition(".")[2]
-      keywords = {k.arg for k in node.keywords}
-      if called in ("eval", "exec", "os.system") or "allow_pickle" in keywords:
+      given = [ast.unparse(keyword) for keyword in node.keywords]
+      if (
+        called in ("eval", "exec", "os.system") or "allow_pickle=True" in given
+      ):
         problems.append(f"{relative}:{node.lineno}: {called} runs code")
       removes = called == "os.remove" or last in ("rmtree", "unlink", "rmdir")
       if removes and relative not in REMOVE:
