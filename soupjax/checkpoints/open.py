@@ -147,8 +147,10 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 
 def _open(path: str, inner: str, file_format) -> Ingredient:
   """Opens the checkpoint at a path together with its JSON files."""
+  with byte_ranges.naming(inner):
+    ingredient = file_format.open_checkpoint(inner, _short_names([path])[0])
   return dataclasses.replace(
-    file_format.open_checkpoint(inner, _short_names([path])[0]),
+    ingredient,
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
     configs=companions.read(path),

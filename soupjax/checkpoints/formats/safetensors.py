@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import struct
 import sys
 from typing import Any
@@ -29,6 +30,7 @@ from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
 _MAX_HEADER = 100_000_000
+_NUMBERED = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?=\.)")
 _MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
   "F64": np.float64,
@@ -215,6 +217,7 @@ def files_of(path: str) -> list[str]:
     paths = sorted(pathlib.Path(path).glob("*.safetensors"))
   else:
     return [path]
+  _check_complete(index or path, [file.name for file in paths])
   missing = [file.name for file in paths if not file.exists()]
   if missing and index is not None:
     raise ValueError(
@@ -222,6 +225,24 @@ def files_of(path: str) -> list[str]:
       f"missing: {missing[:10]}. Copy them too."
     )
   return [str(file) for file in paths]
+
+
+def _check_complete(path, names):
+  """Checks that no shard of a numbered series is missing.
+
+  The leaves of such a shard would be lost if the index lacks them too.
+  """
+  series: dict[tuple[str, str], set[int]] = {}
+  for name in names:
+    if match := _NUMBERED.search(name):
+      stem, number, count = name[: match.start()], *match.groups()
+      series.setdefault((stem, count), set()).add(int(number))
+  for (stem, count), numbers in series.items():
+    if len(numbers) != int(count):
+      raise ValueError(
+        f"{path} has {len(numbers)} shards called {stem}-*-of-{count}: others "
+        "are missing, or the index lacks their leaves. Copy it again."
+      )
 
 
 def open_checkpoint(path: str, name: str) -> Ingredient:
