@@ -130,6 +130,9 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   """
   opened = open_lib.find_ingredients(patterns(config))
   start = open_lib.open_ingredient(config.initial) if config.initial else None
+  if config.skip:
+    opened = [pretrained.without(i, config.skip) for i in opened]
+    start = start and pretrained.without(start, config.skip)
   config, detected, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
