@@ -19,9 +19,11 @@ class Source:
     class_names: one for each class, or None where they are unknown.
     ranges: (stored split, start, stop) of the examples in its dataset; empty
       where they are unknown.
+    notes: lines for a plan, such as about files that are not read.
   """
 
   ranges: tuple[tuple[str, int, int], ...] = ()
+  notes: tuple[str, ...] = ()
 
   def __init__(
     self,
@@ -119,6 +121,7 @@ class _Subset(Source):
 
   def __init__(self, parent: Source, indices: np.ndarray, name: str):
     super().__init__(name, len(indices), parent.num_classes, parent.class_names)
+    self.notes = parent.notes
     self._parent = parent
     self._indices = np.asarray(indices)
 

@@ -45,6 +45,7 @@ class CookInputs:
     place: leaf name and spec -> its sharding on the mesh.
     minival: the source of held-out images.
     tests: name -> source of a test set.
+    outputs: name -> the outputs over which a test set is evaluated, if not all.
     ingredients: with the leaves of the model.
     initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
@@ -57,6 +58,7 @@ class CookInputs:
   place: Callable[[str, Any], jax.sharding.Sharding]
   minival: data.Source
   tests: Mapping[str, data.Source]
+  outputs: Mapping[str, tuple[int, ...]]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
   original: Ingredient
@@ -139,7 +141,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
-  minival, tests = _open_sources(config, detected, notes)
+  minival, tests, outputs = _open_sources(config, detected, notes)
   return CookInputs(
     config=config,
     model=model,
@@ -147,6 +149,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     place=leaf_sharding(config, model, mesh),
     minival=minival,
     tests=tests,
+    outputs=outputs,
     ingredients=ingredients,
     initial=initial,
     original=opened[0],
@@ -167,18 +170,20 @@ def _safe(name: str) -> str:
 
 def _open_sources(config, detected, notes):
   """Opens minival and the test sets, labelled by the models' outputs."""
-  c = config.data
+  c, places = config.data, cook_config.tests(config)
   options = {"data_dir": c.data_dir or None}
   minival = data.open_source(c.name, c.minival or c.train, **options)
   tests = {
-    name: data.open_source(*place, **options)
-    for name, place in cook_config.tests(config).items()
+    name: data.open_source(*place, **options) for name, place in places.items()
   }
-  for name, test in tests.items() if c.minival else ():
+  for name, test in tests.items():
     if shared := data.shared_examples(minival, test):
+      use = "on which every choice is made" if c.minival else (
+        "of which a part is minival, and the rest trained the models"
+      )  # fmt: skip
       raise ValueError(
-        f"tests.{name}: {test.name} has {shared} images of minival, on which "
-        "every choice is made. Take other images."
+        f"tests.{name}: {test.name} has {shared} images of {minival.name}, "
+        f"{use}. Take other images."
       )
   classes = classes_lib.classes_of(config, detected, minival)
   label = functools.partial(
@@ -187,6 +192,7 @@ def _open_sources(config, detected, notes):
   minival = label(minival, what="data.name")
   if not c.minival:
     _, minival = data.split_minival(minival, per_class=c.minival_per_class)
+  own = {name: test.num_classes for name, test in tests.items()}
   tests = {k: label(test, what=f"tests.{k}") for k, test in tests.items()}
   for name, source in {"minival": minival, **tests}.items():
     known = classes
@@ -194,7 +200,15 @@ def _open_sources(config, detected, notes):
       known = detected.classes
     notes += classes_lib.incomparable(source, known, name)
     infer.check_images(config, source)
-  return minival, tests
+  asked, outputs = cook_config.test_classes(config), {}
+  for name, source in tests.items():
+    chosen = classes_lib.evaluated(
+      source, places[name][0], asked[name], own[name], classes, f"tests.{name}"
+    )
+    if chosen is not None:
+      outputs[name] = chosen
+    notes += classes_lib.about_outputs(source, chosen, name)
+  return minival, tests, outputs
 
 
 # --- The record of inputs -----------------------------------------------------
@@ -218,6 +232,10 @@ def check_unchanged(
   present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
+  }
+  present |= {
+    f"the classes of {name}": list(chosen)
+    for name, chosen in inputs.outputs.items()
   }
   recorded = workdir_lib.read(record)
   if recorded is None:
@@ -305,7 +323,7 @@ def plan(inputs: CookInputs) -> str:
   start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
   lines.append(f"start: {start}")
   lines += [
-    f"{name}: {source.name}, {len(source)} images"
+    "; ".join([f"{name}: {source.name}, {len(source)} images", *source.notes])
     for name, source in inputs.sets.items()
   ]
   if not inputs.tests:
