@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import companions, replaceable
+from soupjax.checkpoints import companions, readable, replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
@@ -181,6 +181,7 @@ class Destination:
       if os.path.lexists(self.aside):
         replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
+    readable.check_names(self.path, self._plan.specs)
     if not self.is_directory and not self._overwrite:
       folder = os.path.dirname(self.path)
       if taken := companions.different(self.beside, folder):
@@ -281,6 +282,9 @@ class Destination:
     )
 
   def _publish(self):
+    """Gives the output its final name if it can be opened."""
+    expected = readable.check_names(self.path, self._plan.specs)
+    readable.check_written(self.temporary, self.path, expected)
     # Before the weights, which are never to be found without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     companions.copy(self.beside, folder)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that writing deletes one checkpoint at most and none of the sources."""
+"""Checks that an output replaces at most a checkpoint, and no source."""
 
 from collections.abc import Iterable
 import contextlib
@@ -92,6 +92,8 @@ def _is_part(name: str) -> bool:
   return name in (
     *("state", "orbax.checkpoint", "_CHECKPOINT_METADATA"),
     "._CHECKPOINT_METADATA.tmp",
+    *companions.NAMES,
+    *(f".{file}.tmp" for file in companions.NAMES),
   ) or name.endswith((".safetensors", ".index.json", ".index.json.tmp"))
 
 

@@ -243,6 +243,19 @@ def test_provenance(folder, tmp_path, out):
   assert record["ingredients"][0]["content_hash"] == expected
 
 
+def test_plan_and_record_tell_what_is_verified(folder, tmp_path):
+  inputs = paths(folder, "m0.npz", "m1.safetensors", "m2")
+  models = [*map(sj.open_ingredient, inputs), tree(3)]
+  mixed = sj.mix(RULE, models, out=tmp_path / "o.safetensors")
+  files = [sj.open_ingredient(i).storage.checksums for i in inputs]
+  verified = ["verified" if file else "not verified" for file in files]
+  assert "verified" in verified
+  count = verified.count("verified")
+  assert f"checks  checksums of {count} of 3 inputs" in mixed.table
+  entries = sj.provenance(mixed.path)["ingredients"]
+  assert [entry["checksums"] for entry in entries] == [*verified, None]
+
+
 def test_twins_are_found_by_content(folder, tmp_path):
   inputs = paths(folder, "m0", "m0.safetensors", "m1")
   with pytest.warns(UserWarning, match="m0.safetensors.*'m0'"):

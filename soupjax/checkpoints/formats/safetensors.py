@@ -6,7 +6,9 @@ A file consists of the header's length (8 bytes), the header (JSON) and the
 data. Headers are untrusted: every entry is checked before it is used.
 """
 
+import collections
 import json
+import math
 import os
 import pathlib
 import struct
@@ -27,6 +29,7 @@ from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
 _MAX_HEADER = 100_000_000
+_MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
   "F64": np.float64,
   "F32": np.float32,
@@ -59,8 +62,8 @@ def _bad(path, reason):
 def _unique(pairs):
   entries = dict(pairs)
   if len(entries) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = counts.most_common(1)[0][0]
     raise ValueError(f"the header has {twice!r} twice")
   return entries
 
@@ -117,22 +120,21 @@ def record(path: str) -> dict[str, Any]:
   checksums: dict[str, str] = {}
   for file in files_of(path):
     header, _ = read_header(byte_ranges.ByteFile(file))
-    if entries := _record(file, header.get("__metadata__", {})):
+    text = header.pop("__metadata__", {})
+    entries = _record(file, text)
+    specs = {k: _spec(file, k, e, math.inf)[0] for k, e in header.items()}
+    leaf_digest.check(file, specs, text.get(leaf_digest.KEY), entries)
+    if entries:
       checksums |= entries["crc32"]
       merged |= {**entries, "crc32": checksums}
   return merged
 
 
-def _record(path, text) -> dict[str, Any]:
-  """Returns the record in the metadata of a file, {} if it has none."""
-  if "soupjax" not in text:
-    return {}
+def _record(path, text) -> Any:
+  """Returns the record in the metadata of a file, None if it has none."""
   try:
-    entries = json.loads(text["soupjax"])
-    for value in entries.setdefault("crc32", {}).values():
-      int(value, 16)
-    return entries
-  except (ValueError, AttributeError, TypeError, RecursionError) as e:
+    return json.loads(text["soupjax"]) if "soupjax" in text else None
+  except (ValueError, RecursionError) as e:
     raise _bad(path, f"its record of soupjax is damaged ({e})") from e
 
 
@@ -185,12 +187,23 @@ def _index(path: str) -> tuple[pathlib.Path | None, dict[str, str]]:
   if not isinstance(shards, dict) or not shards:
     raise ValueError(f"{index} is not an index: it has no weight_map.")
   for leaf, shard in shards.items():
-    if type(shard) is not str or os.path.basename(shard) != shard:
+    if not _is_file_name(shard):
       raise ValueError(
         f"{index} maps {leaf!r} to {shard!r:.80}, which is not the name of a "
         "file in its directory."
       )
   return index, shards
+
+
+def _is_file_name(name: Any) -> bool:
+  """Whether a text from a file is the name of a file in its directory."""
+  return (
+    type(name) is str
+    and name not in ("", ".", "..")
+    and "/" not in name
+    and name.isprintable()
+    and len(name.encode()) <= _MAX_NAME
+  )
 
 
 def files_of(path: str) -> list[str]:
@@ -203,7 +216,7 @@ def files_of(path: str) -> list[str]:
   else:
     return [path]
   missing = [file.name for file in paths if not file.exists()]
-  if missing:
+  if missing and index is not None:
     raise ValueError(
       f"{index} names {len(paths)} shards, of which {len(missing)} are "
       f"missing: {missing[:10]}. Copy them too."
@@ -226,6 +239,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     ValueError: if a file is damaged or missing, or two shards have one leaf.
   """
   specs, places, checksums = {}, {}, {}
+  index, _ = _index(path)
+  others = {str(index): byte_ranges.identity(str(index))} if index else {}
   for shard in files_of(path):
     file = byte_ranges.ByteFile(shard)
     header, data = read_header(file)
@@ -241,17 +256,17 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       places[leaf] = byte_ranges.Place(file, data + start)
       spans.append((*entry["data_offsets"], leaf))
     _check_spans(shard, spans, file.size - data)
-    recorded = _record(shard, text).get("crc32", {})
-    leaf_digest.check(
+    checksums |= leaf_digest.check(
       shard,
       {leaf: specs[leaf] for leaf in header},
       text.get(leaf_digest.KEY),
-      recorded,
+      _record(shard, text),
     )
-    checksums |= {leaf: int(value, 16) for leaf, value in recorded.items()}
-  _check_index(path, places)
+  _check_index(path, index, places)
   return params_of_state.of(
-    byte_ranges.ingredient(name, path, specs, places, checksums=checksums)
+    byte_ranges.ingredient(
+      name, path, specs, places, checksums=checksums, others=others
+    )
   )
 
 
@@ -267,9 +282,9 @@ def _check_spans(path, spans, size):
     raise _bad(path, f"{size - end} bytes at its end belong to no leaf")
 
 
-def _check_index(path, places):
+def _check_index(path, index, places):
   """Checks that the index and the shards list the same leaves."""
-  index, shards = _index(path)
+  _, shards = _index(path)
   actual = {k: os.path.basename(p.file.path) for k, p in places.items()}
   wrong = [k for k in {**shards, **actual} if shards.get(k) != actual.get(k)]
   if index is not None and wrong:

@@ -21,6 +21,7 @@ from soupjax.checkpoints.formats import (
   params_of_state,
   unpickle,
 )
+from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 
 _MAX_PICKLE = 64 << 20
@@ -257,6 +258,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   file = byte_ranges.ByteFile(path)
   tensors, prefix, infos = _read_list(file)
   specs, places, checksums, strided = {}, {}, {}, {}
+  # Leaves that are parts of a storage, and the storage that a leaf covers.
+  parts: dict[str, dict[int, tuple[str, int]]] = {}
+  covered: dict[str, zipfile.ZipInfo] = {}
   for leaf, tensor in tensors.items():
     specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
     info = infos.get(f"{prefix}data/{tensor.storage.key}")
@@ -283,23 +287,52 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     row_major = _is_row_major(tensor.shape, tensor.strides)
     if not row_major and count > 1:
       strided[leaf] = (tensor.strides, reach)
+      if reach * item == info.file_size:
+        covered[leaf] = info
     elif count * item == info.file_size:
       checksums[leaf] = info.CRC
+    elif count:
+      views = parts.setdefault(info.filename, {})
+      views.setdefault(tensor.offset * item, (leaf, count * item))
 
   def read_whole(leaf):
     strides, reach = strided[leaf]
     flat = np.empty(reach, specs[leaf].dtype)
     places[leaf].file.read_into(places[leaf].offset, flat)
+    if leaf in covered:
+      crc32.check(path, leaf, crc32.crc32(flat), covered[leaf].CRC)
     return np.lib.stride_tricks.as_strided(
       flat, specs[leaf].shape, [s * flat.itemsize for s in strides]
     )
 
   ingredient = byte_ranges.ingredient(
-    name, path, specs, places, checksums=checksums
+    name,
+    path,
+    specs,
+    places,
+    checksums=checksums,
+    shared=_shared(parts, infos),
   )
   if strided:
-    return byte_ranges.with_whole_leaves(ingredient, path, strided, read_whole)
+    return byte_ranges.with_whole_leaves(
+      ingredient, path, strided, read_whole, self_checked=covered
+    )
   return ingredient
+
+
+def _shared(parts, infos) -> list[crc32.Shared]:
+  """Returns the checksums of storages that leaves cover without overlap."""
+  shared = []
+  for member, views in parts.items():
+    end, sizes = 0, {}
+    for start, (leaf, num_bytes) in sorted(views.items()):
+      if start != end:
+        break
+      sizes[leaf] = num_bytes
+      end += num_bytes
+    if len(sizes) == len(views) and end == infos[member].file_size:
+      shared.append(crc32.Shared(infos[member].CRC, sizes))
+  return shared
 
 
 def _is_row_major(shape, strides) -> bool:

@@ -34,7 +34,7 @@ POINTER = (
 FILES = [
   ("model.safetensors", POINTER, "LFS.*git lfs pull"),
   ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5.*safetensors"),
-  ("m.pt", gzip.compress(b"weights"), "gzip.*Unpack"),
+  ("m.pt", gzip.compress(b"weights", mtime=0), "gzip.*Unpack"),
   ("m.pth.tar", tar(), "tar archive.*state_dict"),
   ("m.onnx", b"\x08\x07\x12\x07pytorch", "ONNX.*npz"),
   ("frozen.pb", b"\x0a\x40\x0a\x05input", "TensorFlow graph.*npz"),
