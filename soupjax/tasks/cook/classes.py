@@ -29,7 +29,7 @@ class _Relabelled(data.Source):
     numbers: Sequence[int],
   ):
     super().__init__(parent.name, len(parent), len(classes), classes)
-    self.notes = parent.notes
+    self.notes, self.ranges = parent.notes, parent.ranges
     self.outputs = tuple(numbers)
     self._parent = parent
     self._numbers = np.array(numbers)

@@ -22,7 +22,7 @@ from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.same_init import check_same_init
 from soupjax.soups.core.select import Selection, reordered
-from soupjax.tasks import mix
+from soupjax.tasks import mix, preprocessing
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
@@ -156,6 +156,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
   minival, tests, outputs = _open_sources(config, detected, notes)
+  _check_untrained(opened[0].path, tests)
   return CookInputs(
     config=config,
     model=model,
@@ -262,6 +263,28 @@ def _open_sources(config, detected, notes):
       outputs[name] = chosen
     notes += classes_lib.about_outputs(source, chosen, name)
   return minival, tests, outputs
+
+
+def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
+  """Rejects tests with images on which our own run trained an ingredient."""
+  config = preprocessing.recorded_config(path)
+  trained = config.get("data", {})
+  if not tests or config.get("task") != "finetune":
+    return
+  try:
+    train = data.open_source(
+      trained["name"],
+      trained["train"],
+      data_dir=trained.get("data_dir") or None,
+    )
+  except (ValueError, KeyError):
+    return  # It may have been moved since.
+  for name, test in tests.items():
+    if shared := data.shared_examples(train, test):
+      raise ValueError(
+        f"tests.{name}: the models were trained on {shared} images of "
+        f"{test.name}, in {train.name}. Take other images."
+      )
 
 
 # --- The record of inputs -----------------------------------------------------

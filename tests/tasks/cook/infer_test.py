@@ -251,6 +251,71 @@ def detected(config=None, family="timm", classes=None):
   )
 
 
+def test_pixels_that_no_file_describes_may_not_be_what_was_meant(place, capsys):
+  for k in range(2):
+    (place / f"runs/{k}/preprocessor_config.json").unlink()
+  changes = {"data.eval_ops": "resize(8)", "model.num_heads": 4}
+  cook.run(config_of(place, **changes), None, dry_run=True)
+  text = capsys.readouterr().out
+  assert "WARNING: data.eval_ops gives pixels in 0..255" in text
+
+
+def test_files_that_cannot_be_followed(place, capsys):
+  for k in range(2):
+    file = place / f"runs/{k}/preprocessor_config.json"
+    file.write_text(json.dumps({**PREPARED, "do_flip_channel_order": True}))
+  with pytest.raises(ValueError, match="0/preproc.*do_flip_channel_order=True"):
+    cook.run(config_of(place), None, dry_run=True)
+  # What is given takes their place.
+  ops = {"data.eval_ops": "resize(8)|value_range(-2, 3)"}
+  cook.run(config_of(place, **ops), None, dry_run=True)
+  text = capsys.readouterr().out
+  assert "Here data.eval_ops is followed." in text
+
+
+# --- Images -------------------------------------------------------------------
+
+
+def test_test_sets_of_images_that_made_choices(place):
+  with pytest.raises(ValueError, match="tests.a: .* has 12 images .* choice"):
+    cook.run(config_of(place, tests="a=val"), None, dry_run=True)
+  path = f"folder:{place}/photos"
+  with pytest.raises(ValueError, match="tests.a: .* 12 images of photos/val"):
+    changes = {"data.name": f"{path}/val", "data.minival": "all"}
+    cook.run(config_of(place, **changes, tests=f"a={path}/val"), None,
+             dry_run=True)  # fmt: skip
+  # Where minival is cut from train, the rest trained the models.
+  changes = {"data.minival": "", "data.train": "val"}
+  changes["data.minival_per_class"] = 1
+  with pytest.raises(ValueError, match="tests.a: .* 5 images .* trained"):
+    cook.run(config_of(place, **changes, tests="a=val[:5]"), None, dry_run=True)
+  # A split of the same name in another folder is another set.
+  write_images(place / "more" / "val", NAMES, 5)
+  tests = f"a=folder:{place}/more/val"
+  cook.run(config_of(place, tests=tests), None, dry_run=True)
+
+
+def test_test_sets_of_images_that_trained_our_ingredients(place):
+  record = {"task": "finetune", "data": {"name": f"folder:{place}/photos"}}
+  record["data"] |= {"train": "test[:3]", "eval_ops": "value_range(-2, 3)"}
+  (place / "config.json").write_text(json.dumps(record))
+  with pytest.raises(ValueError, match="tests.test: .*trained on 3 images"):
+    cook.run(config_of(place), None, dry_run=True)
+
+
+def test_files_that_are_not_read_and_images_that_cannot_be(place, capsys):
+  (place / "photos/val/stray.png").write_bytes(b"")
+  first = data.open_source(f"folder:{place}/photos", "test").describe(0)
+  with open(first, "wb") as file:
+    file.write(b"no image")
+  cook.run(config_of(place), None, dry_run=True)
+  text = capsys.readouterr().out
+  assert "minival: photos/val, 12 images; 1 file of " in text
+  assert "photos/val not read as images: stray.png" in text
+  with pytest.warns(UserWarning, match=f"decode {first}"):
+    cook.run(config_of(place, tests="test=test"), place / "soups")
+
+
 # --- Classes ------------------------------------------------------------------
 
 
