@@ -49,7 +49,6 @@ COVERED_BY = {
   "soups/search/blackbox": "soups/search/paint",
   "soups/search/candidates": "soups/search/paint",
   "sweeps": "config",
-  "tasks/cook/classes": "tasks/cook/infer",
   "tasks/cook/config": "tasks/cook/run",
   "tasks/cook/evaluate": "tasks/cook/run",
   "tasks/cook/inputs": "tasks/cook/run",
