@@ -25,7 +25,6 @@ from soupjax.checkpoints.formats import (
   block_writer,
   byte_ranges,
   orbax_writer,
-  safetensors,
 )
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
@@ -456,8 +455,8 @@ def test_the_format_of_the_source_is_kept_in_the_metadata(tmp_path, source):
   many = {"format": "safetensors", "shard_bytes": 10_000}
   sj.mix(RULE, mixed, out=tmp_path / "many", **many)
   sj.mix(RULE, tmp_path / source, out=tmp_path / "o.safetensors")
-  text = safetensors.metadata(str(tmp_path / "o.safetensors"))
-  assert text["format"] == "pt"
+  soup = sj.open_ingredient(tmp_path / "o.safetensors")
+  assert soup.text == {"format": "pt"}
 
 
 def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):

@@ -156,7 +156,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
 
 def patterns(config: ml_collections.ConfigDict) -> list[str]:
   """Returns the patterns of `config.ingredients`."""
-  return [p.strip() for p in config.ingredients.split(",") if p.strip()]
+  return open_lib.split_patterns(config.ingredients)
 
 
 def _safe(name: str) -> str:
