@@ -195,19 +195,18 @@ class MAPHead(nn.Module):
   num_heads: int
   act: str = "gelu"
   norm_eps: float = 1e-6
-  attention: str | None = None
-  dtype_mm: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (batch, tokens, width) to (batch, width)."""
+    # Always float32, as in big_vision: one query costs little.
     batch, _, width = x.shape
     init = nn.initializers.xavier_uniform()
     probe = self.param("probe", init, (1, 1, width), x.dtype)
     probe = jnp.tile(probe, (batch, 1, 1))
-    x = _attention(self.num_heads, self.attention, self.dtype_mm)(probe, x)
+    x = _attention(self.num_heads, None, "float32")(probe, x)
     y = nn.LayerNorm(epsilon=self.norm_eps)(x)
-    mlp = layers.MlpBlock(self.mlp_dim, act=self.act, dtype_mm=self.dtype_mm)
+    mlp = layers.MlpBlock(self.mlp_dim, act=self.act)
     return (x + mlp(y))[:, 0]
 
 
@@ -228,8 +227,8 @@ class ViT(nn.Module):
     posemb: position embeddings, "learn" or "sincos2d" (fixed).
     pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
       (attention) or "none" (every token has its logits).
-    class_token: adds a class token even if `pool_type` does not need one; the
-      mean of "gap" excludes it.
+    class_token: adds a class token even if `pool_type` does not need one;
+      "gap" and "map" exclude it.
     rep_size: size of a tanh layer before the head; 0 for none.
     proj_size: size of a projection without bias before the head (CLIP); 0 for
       none.
@@ -249,7 +248,8 @@ class ViT(nn.Module):
     remat_policy: a name in `jax.checkpoint_policies`, such as
       "nothing_saveable", to recompute blocks in the backward pass; None keeps
       all activations.
-    dtype_mm: dtype of the matrix products; parameters stay float32.
+    dtype_mm: dtype of the matrix products; parameters, attention pooling and
+      head stay float32.
   """
 
   num_classes: int | None = None
@@ -297,14 +297,13 @@ class ViT(nn.Module):
       ValueError: if an option is unknown or the sizes do not fit.
     """
     self._check(images)
-    block = {
+    head = {
       "mlp_dim": self.mlp_dim,
       "num_heads": self.num_heads,
       "act": self.act,
       "norm_eps": self.norm_eps,
-      "attention": self.attention,
-      "dtype_mm": self.dtype_mm,
     }
+    block = {**head, "attention": self.attention, "dtype_mm": self.dtype_mm}
     x = self._tokens(images)
     x = nn.Dropout(self.dropout)(x, not train)
     x = Encoder(
@@ -317,7 +316,7 @@ class ViT(nn.Module):
       name="Transformer",
     )(x, not train)
     if self.pool_type == "map":
-      x = MAPHead(**block)(x)
+      x = MAPHead(**head)(x[:, int(self.class_token) :])
     elif self.pool_type == "gap":
       x = x[:, int(self.class_token) :].mean(axis=1)
     elif self.pool_type in ("tok", "0"):

@@ -32,6 +32,7 @@ from soupjax.soups.core.ingredient import Ingredient
 _LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
+_END_MAGIC, _END_SIZE = b"PK\x05\x06", 22
 _MAX_HEADER = 65536 + 16
 
 
@@ -187,9 +188,22 @@ def open_checkpoint(
         "are never loaded."
       )
     _check_listed(file, archive.infolist(), ends)
-    leaf_digest.check(path, specs, _comment(path, archive).get(leaf_digest.KEY))
+    comment = _comment(file, archive)
+    leaf_digest.check(
+      path,
+      specs,
+      comment.get(leaf_digest.KEY),
+      comment.get("soupjax"),
+      has_checksums=False,
+    )
   ingredient = byte_ranges.ingredient(
-    name, path, specs, places, order=list(specs), checksums=checksums
+    name,
+    path,
+    specs,
+    places,
+    order=list(specs),
+    checksums=checksums,
+    others={path: file.identity},  # Compressed leaves have no place.
   )
 
   def read_whole(leaf):
@@ -203,7 +217,7 @@ def open_checkpoint(
   ingredient = dataclasses.replace(ingredient, ignored=ignored)
   if packed:
     ingredient = byte_ranges.with_whole_leaves(
-      ingredient, path, packed, read_whole
+      ingredient, path, packed, read_whole, self_checked=packed
     )
   return params_of_state.of(ingredient, entry)
 
@@ -228,20 +242,29 @@ def inflate(
 
 def record(path: str) -> dict[str, Any]:
   """Returns the record that soupjax left in an archive, {} if it left none."""
-  with open_archive(byte_ranges.ByteFile(path)) as archive:
-    return _comment(path, archive).get("soupjax", {})
+  file = byte_ranges.ByteFile(path)
+  open_checkpoint(path, "")  # Compares the record with its digest.
+  with open_archive(file) as archive:
+    return _comment(file, archive).get("soupjax", {})
 
 
-def _comment(path, archive) -> dict[str, Any]:
-  if b"soupjax" not in archive.comment:
+def _comment(file, archive) -> dict[str, Any]:
+  comment = archive.comment
+  # A wrong length would hide the comment.
+  start = file.size - _END_SIZE - len(comment)
+  if file.read(start, 4) != _END_MAGIC:
+    size = min(file.size, _MAX_COMMENT)
+    if b"soupjax" in file.read(file.size - size, size):
+      raise bad(file.path, "its comment is cut short")
+  if b"soupjax" not in comment:
     return {}
   try:
-    comment = json.loads(archive.comment)
-    if not isinstance(comment["soupjax"], dict):
-      raise TypeError("its record is not an object")
+    comment = json.loads(comment)
+    if not isinstance(comment, dict):
+      raise TypeError("it is not an object")
     return comment
-  except (ValueError, KeyError, TypeError, RecursionError) as e:
-    raise bad(path, f"its comment is damaged ({e!r})") from e
+  except (ValueError, TypeError, RecursionError) as e:
+    raise bad(file.path, f"its comment is damaged ({e!r})") from e
 
 
 def check(
@@ -259,8 +282,8 @@ def check(
 
 
 def _new_comment(specs, provenance) -> bytes:
-  digest = leaf_digest.digest(specs)
-  comment = {"soupjax": provenance, leaf_digest.KEY: digest}
+  seal = leaf_digest.seal(specs, provenance)
+  comment = {"soupjax": provenance, leaf_digest.KEY: seal}
   text = json.dumps(comment).encode()
   if len(text) > _MAX_COMMENT:
     raise ValueError(
@@ -330,6 +353,11 @@ class NpzWriter(block_writer.RangeWriter):
 
 def _npy_header(leaf: str, spec: jax.ShapeDtypeStruct) -> bytes:
   dtype = spec.dtype
+  if "\0" in leaf:
+    raise ValueError(
+      f"Leaf {leaf!r} has a NUL in its name, where npz files end a name. "
+      "Rename it or choose another format."
+    )
   if dtype == ml_dtypes.bfloat16:
     descriptor = "|V2"
   elif dtype.kind in "biufc" and dtype.isbuiltin == 1:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from soupjax.soups.core import tree
+from soupjax.soups.core import crc32, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
@@ -333,5 +333,12 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
       order=tuple(new[stored] for stored in storage.order if stored in new),
       chunks=renamed(storage.chunks),
       checksums=renamed(storage.checksums),
+      # Leaves that share a checksum with one left out cannot be compared.
+      shared=[
+        crc32.Shared(part.checksum, {new[k]: n for k, n in part.sizes.items()})
+        for part in storage.shared
+        if part.sizes.keys() <= new.keys()
+      ],
+      self_checked={new[k] for k in storage.self_checked if k in new},
     ),
   )

@@ -10,11 +10,13 @@ import types
 
 from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
 
+# The weights in a directory that transformers or timm saved.
+TORCH_FILE = "pytorch_model.bin"
 _INDEX = ".safetensors.index.json"
 # Files beside torch weights.
 _NO_MODEL = re.compile(
   r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
-  r"trainer_state|tokenizer|vocab)\b.*|.*_optim_states\.pt"
+  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
 )
 # Bytes of a file that tell its kind.
 _HEAD_BYTES = 512

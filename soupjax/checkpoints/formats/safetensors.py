@@ -6,9 +6,11 @@ A file consists of the header's length (8 bytes), the header (JSON) and the
 data. Headers are untrusted: every entry is checked before it is used.
 """
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -35,6 +37,7 @@ _MAX_HEADER = 100_000_000
 _SHARD = re.compile(
   r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
 )
+_MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
   "F64": np.float64,
   "F32": np.float32,
@@ -67,8 +70,8 @@ def _bad(path, reason):
 def _unique(pairs):
   entries = dict(pairs)
   if len(entries) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = counts.most_common(1)[0][0]
     raise ValueError(f"the header has {twice!r} twice")
   return entries
 
@@ -119,22 +122,21 @@ def record(path: str) -> dict[str, Any]:
   checksums: dict[str, str] = {}
   for file in files_of(path):
     header, _ = read_header(byte_ranges.ByteFile(file))
-    if entries := _record(file, header.get("__metadata__", {})):
+    text = header.pop("__metadata__", {})
+    entries = _record(file, text)
+    specs = {k: _spec(file, k, e, math.inf)[0] for k, e in header.items()}
+    leaf_digest.check(file, specs, text.get(leaf_digest.KEY), entries)
+    if entries:
       checksums |= entries["crc32"]
       merged |= {**entries, "crc32": checksums}
   return merged
 
 
-def _record(path, text) -> dict[str, Any]:
-  """Returns the record in the metadata of a file, {} if it has none."""
-  if "soupjax" not in text:
-    return {}
+def _record(path, text) -> Any:
+  """Returns the record in the metadata of a file, None if it has none."""
   try:
-    entries = json.loads(text["soupjax"])
-    for value in entries.setdefault("crc32", {}).values():
-      int(value, 16)
-    return entries
-  except (ValueError, AttributeError, TypeError, RecursionError) as e:
+    return json.loads(text["soupjax"]) if "soupjax" in text else None
+  except (ValueError, RecursionError) as e:
     raise _bad(path, f"its record of soupjax is damaged ({e})") from e
 
 
@@ -201,12 +203,23 @@ def index_of(
   if not isinstance(shards, dict) or not shards:
     raise ValueError(f"{index} is not an index: it has no weight_map.")
   for leaf, shard in shards.items():
-    if type(shard) is not str or os.path.basename(shard) != shard:
+    if not _is_file_name(shard):
       raise ValueError(
         f"{index} maps {leaf!r} to {shard!r:.80}, which is not the name of a "
         "file in its directory."
       )
   return index, shards
+
+
+def _is_file_name(name: Any) -> bool:
+  """Whether a text from a file is the name of a file in its directory."""
+  return (
+    type(name) is str
+    and name not in ("", ".", "..")
+    and "/" not in name
+    and name.isprintable()
+    and len(name.encode()) <= _MAX_NAME
+  )
 
 
 def models_of(names: Iterable[str]) -> dict[str, list[str]]:
@@ -259,7 +272,7 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
   else:
     return [path]
   missing = [n for n in names if not os.path.exists(os.path.join(folder, n))]
-  if missing:
+  if missing and index is not None:
     raise ValueError(
       f"{index} names {len(names)} shards, of which {len(missing)} are "
       f"missing: {missing[:10]}. Copy them too."
@@ -270,10 +283,12 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
 def check_one_model(path: str, models: Mapping[str, Sequence[str]]) -> None:
   """Raises a ValueError if a directory has several models; see `models_of`."""
   if len(models) > 1:
+    # An adapter is rarely what is asked for.
+    likely = min(models, key=lambda name: (name.startswith("adapter"), name))
     raise ValueError(
       f"{path} contains {len(models)} models, {[*models][:10]}, and no index "
       f"says which one to read. Give the path of one, such as "
-      f"{os.path.join(path, next(iter(models)))}."
+      f"{os.path.join(path, likely)}."
     )
 
 
@@ -313,17 +328,17 @@ def open_checkpoint(
       places[leaf] = byte_ranges.Place(file, data + start)
       spans.append((*fields["data_offsets"], leaf))
     _check_spans(shard, spans, file.size - data)
-    recorded = _record(shard, text).get("crc32", {})
-    leaf_digest.check(
+    checksums |= leaf_digest.check(
       shard,
       {leaf: specs[leaf] for leaf in header},
       text.get(leaf_digest.KEY),
-      recorded,
+      _record(shard, text),
     )
-    checksums |= {leaf: int(value, 16) for leaf, value in recorded.items()}
-  check_index(path, {k: place.file.path for k, place in places.items()})
+  where = {leaf: place.file.path for leaf, place in places.items()}
+  index = check_index(path, where)
+  others = {str(index): byte_ranges.identity(str(index))} if index else {}
   ingredient = byte_ranges.ingredient(
-    name, path, specs, places, checksums=checksums
+    name, path, specs, places, checksums=checksums, others=others
   )
   own = ("soupjax", leaf_digest.KEY)
   texts = {key: value for key, value in texts.items() if key not in own}
@@ -347,13 +362,16 @@ def check_index(
   path: str,
   leaves: Mapping[str, str],
   suffixes: Sequence[str] = (SUFFIX,),
-) -> None:
+) -> pathlib.Path | None:
   """Checks that the index of a checkpoint, if any, lists its leaves.
 
   Args:
     path: of the checkpoint.
     leaves: leaf -> path of its shard.
     suffixes: of the shards.
+
+  Returns:
+    The path of the index.
 
   Raises:
     ValueError: naming leaves that are missing or in another shard.
@@ -366,3 +384,4 @@ def check_index(
       f"{index} and its shards disagree on {len(wrong)} leaves: {wrong[:10]}. "
       "Are they from one save?"
     )
+  return index

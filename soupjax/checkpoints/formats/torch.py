@@ -25,6 +25,7 @@ from soupjax.checkpoints.formats import (
   safetensors,
   unpickle,
 )
+from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 
 _MAX_PICKLE = 64 << 20
@@ -339,6 +340,7 @@ def open_checkpoint(
       tensors or several models.
   """
   specs, places, checksums, strided, ignored = {}, {}, {}, {}, {}
+  views, covered, others = _Views(), {}, {}
   for shard in files_of(path):
     file = byte_ranges.ByteFile(shard)
     listing = _listing(file, entry)
@@ -356,26 +358,43 @@ def open_checkpoint(
       places[leaf] = byte_ranges.Place(file, start)
       row_major = _is_row_major(tensor.shape, tensor.strides)
       if not row_major and count > 1:
-        strided[leaf] = (tensor.strides, _reach(tensor))
+        strided[leaf] = tensor
+        if _reach(tensor) * item == info.file_size:
+          covered[leaf] = info
       elif count * item == info.file_size:
         checksums[leaf] = info.CRC
+      elif count:
+        views.add(shard, info, tensor.offset * item, leaf, count * item)
   where = {leaf: place.file.path for leaf, place in places.items()}
-  safetensors.check_index(path, where, SUFFIXES)
+  index = safetensors.check_index(path, where, SUFFIXES)
+  if index is not None:
+    others[str(index)] = byte_ranges.identity(str(index))
 
   def read_whole(leaf):
-    strides, reach = strided[leaf]
-    flat = np.empty(reach, specs[leaf].dtype)
+    tensor = strided[leaf]
+    flat = np.empty(_reach(tensor), tensor.dtype)
     places[leaf].file.read_into(places[leaf].offset, flat)
-    return np.lib.stride_tricks.as_strided(
-      flat, specs[leaf].shape, [s * flat.itemsize for s in strides]
-    )
+    if leaf in covered:
+      crc32.check(path, leaf, crc32.crc32(flat), covered[leaf].CRC)
+    strides = [s * flat.itemsize for s in tensor.strides]
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
 
   ingredient = dataclasses.replace(
-    byte_ranges.ingredient(name, path, specs, places, checksums=checksums),
+    byte_ranges.ingredient(
+      name,
+      path,
+      specs,
+      places,
+      checksums=checksums,
+      shared=views.shared(),
+      others=others,
+    ),
     ignored=ignored,
   )
   if strided:
-    return byte_ranges.with_whole_leaves(ingredient, path, strided, read_whole)
+    return byte_ranges.with_whole_leaves(
+      ingredient, path, strided, read_whole, self_checked=covered
+    )
   return ingredient
 
 
@@ -407,6 +426,35 @@ def _member(path, listing, leaf, tensor) -> zipfile.ZipInfo:
       f"{count * item} bytes (at most {_MAX_EXPANDED}): save its .clone()",
     )
   return info
+
+
+class _Views:
+  """Leaves that are parts of storages."""
+
+  def __init__(self):
+    # File and member -> offset in bytes -> leaf and number of bytes.
+    self._parts: dict[tuple[str, str], dict[int, tuple[str, int]]] = {}
+    self._members: dict[tuple[str, str], zipfile.ZipInfo] = {}
+
+  def add(self, path, member, offset, leaf, num_bytes):
+    """Adds a leaf; of two with the same offset, the first counts."""
+    key = path, member.filename
+    self._members[key] = member
+    self._parts.setdefault(key, {}).setdefault(offset, (leaf, num_bytes))
+
+  def shared(self) -> list[crc32.Shared]:
+    """Returns the checksums of storages that leaves cover without overlap."""
+    shared = []
+    for key, parts in self._parts.items():
+      end, sizes, member = 0, {}, self._members[key]
+      for start, (leaf, num_bytes) in sorted(parts.items()):
+        if start != end:
+          break
+        sizes[leaf] = num_bytes
+        end += num_bytes
+      if len(sizes) == len(parts) and end == member.file_size:
+        shared.append(crc32.Shared(member.CRC, sizes))
+    return shared
 
 
 def _is_row_major(shape, strides) -> bool:

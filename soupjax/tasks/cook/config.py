@@ -76,6 +76,10 @@ def default_config() -> ml_collections.ConfigDict:
       c.model[field.name] = ml_collections.config_dict.placeholder(kind)
   c.sharding = finetune_config.default_config().sharding
 
+  # Leaves that soups do not average like the others, as in configs/mix.py, such
+  # as "head/kernel=keep,head/bias=[0, 1, 0]"; the base is `initial`.
+  c.select = ""
+
   c.cook = ml_collections.ConfigDict()
   # On minival: "prec@1", "loss", a registered metric or an import path. Of
   # "loss,prec@1", the first ranks the ingredients and makes the soup "greedy";

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from soupjax import config as config_lib
 from soupjax import data, evaluators, files, sharding
@@ -20,6 +21,8 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.same_init import check_same_init
+from soupjax.soups.core.select import Selection, reordered
+from soupjax.tasks import mix
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
@@ -101,6 +104,18 @@ class CookInputs:
       return []
     return [f"learned_{g}" for g in self.config.cook.learned.granularities]
 
+  def selection(self, ingredients: Sequence[Ingredient]) -> dict[str, Any]:
+    """Returns `select` and `base` for soups of the ingredients in this order.
+
+    Lists of numbers in `config.select` are in the order of `ingredients`.
+    """
+    select = mix.selection_of(self.config.select)
+    if not select:
+      return {}
+    names = [ingredient.name for ingredient in self.ingredients]
+    order = [names.index(ingredient.name) for ingredient in ingredients]
+    return {"select": reordered(select, order), "base": self.initial}
+
   @property
   def family(self) -> str | None:
     """The family of the checkpoints; None if their leaves are the model's."""
@@ -130,11 +145,10 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     for original in opened
   ]
   check_same_init(ingredients)
-  check_ingredients(ingredients)
-  initial = None
-  if start is not None:
-    initial = adapt(start)
-    check_ingredients([*ingredients, initial])
+  initial = None if start is None else adapt(start)
+  select = _check_selection(config, ingredients, initial)
+  if not select:
+    check_ingredients([*ingredients, *filter(None, [initial])])
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
@@ -152,6 +166,45 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     original=opened[0],
     notes=notes,
   )
+
+
+def _check_selection(config, ingredients, initial) -> dict[str, Any]:
+  """Checks `config.select` against the leaves; returns it as a dict."""
+  select = mix.selection_of(config.select)
+  for pattern, action in select.items():
+    listed = np.ndim(action) > 0
+    fix = None
+    if action == "skip":
+      fix = "a model without a leaf cannot be evaluated; take 'keep' or numbers"
+    elif (
+      listed
+      and config.task == "cook"
+      and initial
+      and (config.cook.wise_ft_points)
+    ):
+      fix = (
+        "WiSE-FT has one ingredient, not a list of them; take 'keep', or set "
+        "cook.wise_ft_points=0"
+      )
+    elif (
+      not listed
+      and config.task == "cook"
+      and len(ingredients) > 1
+      and (config.cook.learned.granularities)
+    ):
+      fix = (
+        "learned soups of this task have no base; give one number for each "
+        "ingredient, or set cook.learned.granularities=()"
+      )
+    if fix:
+      raise ValueError(f"select has {action!r} for {pattern!r}, but {fix}.")
+  Selection(
+    ingredients,
+    base=initial,
+    select=select,
+    dtype=None,
+  )
+  return select
 
 
 def patterns(config: ml_collections.ConfigDict) -> list[str]:

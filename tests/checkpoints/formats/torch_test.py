@@ -118,6 +118,56 @@ def test_tensors_and_views(tmp_path):
     assert np.array_equal(mixed["t"], base.T)
 
 
+VIEWS = {
+  "transposed": {"t": ((10, 6), (1, 10), 0)},
+  "parts": {"a": ((2, 10), (10, 1), 0), "b": ((40,), (1,), 20)},
+  "tied": {
+    "a": ((20,), (1,), 0),
+    "b": ((40,), (1,), 20),
+    "c": ((20,), (1,), 0),
+  },
+}
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_damage_is_found_in_any_view(tmp_path, views):
+  content = {
+    leaf: tensor("0", 60, offset, shape, strides)
+    for leaf, (shape, strides, offset) in VIEWS[views].items()
+  }
+  path = save(tmp_path / "x.pt", content, {"0": NUMBERS})
+  mixed = sj.mix(sj.rules.linear(), path, block_bytes=99, dry_run=False)
+  verified = {"tied": "partly verified"}.get(views, "verified")
+  assert mixed.provenance["ingredients"][0]["checksums"] == verified
+  intact = path.read_bytes()
+  for k in (0, 25, 59):
+    at = intact.index(NUMBERS.tobytes()) + 4 * k + 2
+    path.write_bytes(intact[:at] + bytes([intact[at] ^ 8]) + intact[at + 1 :])
+    with pytest.raises(ValueError, match="x.pt.*damaged"):
+      sj.load_params(path)
+    with pytest.raises(ValueError, match="x.pt.*damaged"):
+      sj.mix(sj.rules.linear(), path, block_bytes=99)
+    ingredient = sj.open_ingredient(path)
+    with pytest.raises(ValueError, match="x.pt.*damaged"):
+      for leaf, spec in ingredient.specs.items():
+        for i in range(spec.shape[0]):
+          ingredient.read(leaf, index=(slice(i, i + 1),))
+
+
+def test_views_without_a_checksum_are_said_to_be_unverified(tmp_path):
+  content = {"w": tensor("0", 60, 5, (10,), (1,))}
+  save(tmp_path / "none.pt", content, {"0": NUMBERS})
+  content["v"] = tensor("1", 9, 0, (9,), (1,))
+  save(tmp_path / "some.pt", content, {"0": NUMBERS, "1": NUMBERS[:9]})
+  out = tmp_path / "soup.npz"
+  for name, verified in (("none", "not verified"), ("some", "partly verified")):
+    file = tmp_path / f"{name}.pt"
+    mixed = sj.mix(sj.rules.linear(), file, out=out, overwrite=True)
+    assert f"of 0 of 1 inputs; not verified: {name}.pt" in mixed.table
+    (entry,) = sj.provenance(out)["ingredients"]
+    assert entry["checksums"] == verified
+
+
 @pytest.mark.parametrize("key", ["state_dict", "model"])
 def test_weights_out_of_a_training_checkpoint(tmp_path, key):
   weights = {"w": tensor("0", 60, 0, (60,), (1,))}
@@ -312,14 +362,8 @@ def test_shards_with_an_index(tmp_path):
     assert set(params) == {"w0", "w1"}
     assert np.array_equal(params["w1"], NUMBERS + 1)
   assert set(sj.load_params(index)) == {"w0", "w1"}
-  with pytest.raises(ValueError, match="part of the ingredient"):
-    sj.mix(
-      sj.rules.linear(),
-      index,
-      out=tmp_path / where["w0"],
-      format="npz",
-      overwrite=True,
-    )
+  with pytest.raises(ValueError, match="folder of the ingredient"):
+    sj.mix(sj.rules.linear(), tmp_path, out=tmp_path / "soup.npz")
   where["w2"] = where["w0"]
   index.write_text(json.dumps({"weight_map": where}))
   with pytest.raises(ValueError, match="disagree.*'w2'"):

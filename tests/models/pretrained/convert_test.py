@@ -375,9 +375,14 @@ def test_a_file_at_the_path_stays(tmp_path):
   params = params_of(vit())
   path = tmp_path / "a.safetensors"
   path.write_text("precious")
-  with pytest.raises(ValueError, match="a.safetensors"):
-    pretrained.save_exported(path, params, vit(), "big_vision")
+  for overwrite in (False, True):
+    with pytest.raises(ValueError, match="a.safetensors"):
+      pretrained.save_exported(
+        path, params, vit(), "big_vision", overwrite=overwrite
+      )
   assert path.read_text() == "precious"
+  path.unlink()
+  pretrained.save_exported(path, params, vit(), "big_vision")
   pretrained.save_exported(path, params, vit(), "big_vision", overwrite=True)
   assert safetensors.metadata(str(path))["format"] == "pt"
 

@@ -14,7 +14,7 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.tasks.cook import classes, infer
+from soupjax.tasks.cook import classes
 from soupjax.tasks.cook import run as cook
 
 CONFIG = str(helpers.ROOT / "configs" / "cook.py")
@@ -166,6 +166,14 @@ def test_evaluated_checkpoints_must_not_change(place):
     ({"model.act": "gelu"}, "model.act='gelu'.*'gelu_exact'"),
     ({"model.width": 16}, r"\(8,\), and \(16,\) is needed"),
     ({"data.image_size": 16}, "8 x 8.*data.image_size=16"),
+    (
+      {"data.eval_ops": "resize(8)|value_range(0, 1)"},
+      r"data.eval_ops=.* in 0..1, .*-2..3.*value_range\(-2, 3\)",
+    ),
+    (
+      {"data.eval_ops": "resize(8)"},
+      "data.eval_ops='resize.8.' gives pixels in 0..255",
+    ),
     ({"data.num_classes": 4}, r"classifier.bias is \(3,\), and \(4,\) is"),
     ({"data.classes": "/nowhere"}, "data.classes='/nowhere'"),
   ],
@@ -216,53 +224,12 @@ def test_what_no_file_says_is_asked_for(place, capsys):
 def test_other_images_than_theirs_are_a_warning(place, capsys):
   config = config_of(
     place,
-    **{"data.eval_ops": "resize(12)|value_range(0, 1)", "data.image_size": 12},
+    **{"data.eval_ops": "resize(12)|value_range(-2, 3)", "data.image_size": 12},
   )
   cook.run(config, None, dry_run=True)
   text = capsys.readouterr().out
   assert "WARNING: the checkpoints' own preparation is resize(8, " in text
   assert "WARNING: position embeddings for 8 px are resampled to 12" in text
-
-
-# --- Preparation --------------------------------------------------------------
-
-IMAGENET = {
-  "image_mean": [0.485, 0.456, 0.406],
-  "image_std": [0.229, 0.224, 0.225],
-}
-
-
-@pytest.mark.parametrize(
-  "values, expected",
-  [
-    (PREPARED, 'resize(8, "bicubic")|value_range(-2, 3)'),
-    (
-      {
-        "do_resize": True,
-        "size": {"shortest_edge": 9},
-        "do_center_crop": True,
-        "crop_size": {"height": 8, "width": 8},
-        "do_normalize": True,
-        **IMAGENET,
-      },
-      'resize_small(9, "bilinear")|central_crop(8)|standardize("imagenet")',
-    ),
-    ({"do_resize": True, "size": 8}, 'resize(8, "bilinear")|value_range(0, 1)'),
-    ({**PREPARED, "rescale_factor": 1}, None),
-    ({**PREPARED, "resample": 5}, None),
-    (
-      {**PREPARED, "image_mean": [0.1, 0.2, 0.3]},
-      'resize(8, "bicubic")|standardize((0.1, 0.2, 0.3), (0.2, 0.2, 0.2))',
-    ),
-  ],
-)
-def test_preparation_of_transformers(tmp_path, values, expected):
-  (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-  result = detected()
-  text = infer.preparation(str(tmp_path), result)
-  assert text == expected
-  if text:
-    data.Preprocess(text)
 
 
 def detected(config=None, family="timm", classes=None):
@@ -275,34 +242,6 @@ def detected(config=None, family="timm", classes=None):
     classes=classes,
     config=config or {},
   )
-
-
-@pytest.mark.parametrize(
-  "changes, expected",
-  [
-    (
-      {},
-      'resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)',
-    ),
-    (
-      {"crop_mode": "squash", "crop_pct": 1.0},
-      'resize(224, "bicubic")|central_crop(224)|value_range(-1, 1)',
-    ),
-    ({"crop_mode": "border"}, None),
-    ({"interpolation": "random"}, None),
-  ],
-)
-def test_preparation_of_timm(changes, expected):
-  timms = {
-    "input_size": [3, 224, 224],
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "crop_pct": 0.9,
-    **changes,
-  }
-  result = detected({"architecture": "vit", "pretrained_cfg": timms})
-  assert infer.preparation("", result) == expected
 
 
 # --- Classes ------------------------------------------------------------------
