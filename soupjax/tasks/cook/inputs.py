@@ -216,7 +216,7 @@ def _check_selection(config, ingredients, initial) -> dict[str, Any]:
 
 def patterns(config: ml_collections.ConfigDict) -> list[str]:
   """Returns the patterns of `config.ingredients`."""
-  return [p.strip() for p in config.ingredients.split(",") if p.strip()]
+  return open_lib.split_patterns(config.ingredients)
 
 
 def _safe(name: str) -> str:
