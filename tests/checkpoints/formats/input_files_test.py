@@ -204,6 +204,24 @@ def test_what_is_not_a_regular_file(saved, tmp_path, monkeypatch, kind, name):
     sj.open_ingredient(top)
 
 
+def test_a_pipe_beside_the_weights(saved, tmp_path):
+  path = tmp_path / "m" / "m.safetensors"
+  path.parent.mkdir()
+  shutil.copy(saved[0] / "safetensors", path)
+  for name in ("config.json", "tokenizer.json"):
+    os.mkfifo(path.with_name(name))
+    with pytest.raises(ValueError, match=f"{name} is a pipe"):
+      sj.mix(RULE, path, out=tmp_path / "soup.npz")
+    path.with_name(name).unlink()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "a\0b"])
+def test_names_that_no_file_can_have(name):
+  for read in (sj.open_ingredient, sj.find_ingredients, sj.provenance):
+    with pytest.raises(ValueError, match="no checkpoint|nothing matches"):
+      read(name)
+
+
 def test_json_is_bounded(tmp_path):
   path = tmp_path / "x.json"
   for text in (b"[" * 200_000, b"{", b"\xff\x00{}"):
