@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import threading
@@ -146,6 +147,25 @@ def test_a_change_during_a_search(saved, tmp_path):
 
   with pytest.raises(ValueError, match="last' has changed"):
     sj.greedy_soup(inputs, evaluate)
+
+
+def test_a_change_in_a_bucket(saved, tmp_path, monkeypatch):
+  from etils import epath
+
+  path, file = copied(saved, "npz", tmp_path)
+  monkeypatch.setattr(
+    byte_ranges,
+    "remote_path",
+    lambda name: epath.Path(str(name).replace("gs://bucket", str(tmp_path))),
+  )
+  ingredient = sj.open_ingredient("gs://bucket/last")
+  assert np.array_equal(ingredient.read("a"), tree(1.0)["a"])
+  os.utime(file, (5, 5))
+  with pytest.raises(ValueError, match="gs://bucket/last has been written"):
+    sj.mix(RULE, [ingredient, path])
+  os.remove(file)
+  with pytest.raises(ValueError, match="gs://bucket/last cannot be read"):
+    ingredient.load()
 
 
 def test_other_files_beside_a_checkpoint_may_change(saved, tmp_path):
@@ -306,6 +326,17 @@ def test_one_file_in_many_threads(tmp_path):
   for thread in threads:
     thread.join()
   assert not errors and num_open(tmp_path) <= 9
+
+
+def test_the_limit_of_open_files_is_raised():
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  most = min(hard, 1 << 16) if hard != resource.RLIM_INFINITY else 1 << 16
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, most), hard))
+    assert files.open_limit() == min(512, most)
+    assert files.raise_open_limit() == files.open_limit() == most
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_too_many_open_files(tmp_path, monkeypatch):
