@@ -247,14 +247,25 @@ def open_for_writing(
     Path -> file descriptor.
 
   Raises:
-    ValueError: if the disk is too full for them.
+    ValueError: if the disk is too full for them, or they are too many.
     OSError: if they cannot be opened.
   """
   flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+  if len(sizes) > open_limit() // 4:  # Inputs are open at the same time.
+    raise_open_limit()
   fds: dict[str, int] = {}
   try:
     for path, num_bytes in sizes.items():
-      fds[path] = os.open(path, flags, 0o666)
+      try:
+        fds[path] = os.open(path, flags, 0o666)
+      except OSError as e:
+        if e.errno in TOO_MANY_OPEN:
+          raise ValueError(
+            f"{path} cannot be written: this process may open {open_limit()} "
+            f"files, and the output has {len(sizes)}. Raise the limit with "
+            "ulimit -n, or choose a larger shard_bytes."
+          ) from e
+        raise
       if create:
         _allocate(fds[path], num_bytes, path)
   except BaseException:

@@ -339,6 +339,20 @@ def test_the_limit_of_open_files_is_raised():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_many_shards_of_an_output(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  leaves = {f"w{k}": np.full(2, k, np.float32) for k in range(90)}
+  ingredient = sj.Ingredient.from_params("x", leaves)
+  soft = 89
+  settings = {"format": "safetensors", "shard_bytes": 8, "overwrite": True}
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    sj.mix(RULE, [ingredient], out=tmp_path / "x", **settings)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+  assert len(sj.load_params(tmp_path / "x")) == 90
+
+
 def test_too_many_open_files(tmp_path, monkeypatch):
   class Source:
     handle, users = None, 0
