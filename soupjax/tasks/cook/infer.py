@@ -80,7 +80,8 @@ def resolve(
   full.data.image_size = full.data.image_size or first.image_size or 0
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
   _check_full(full, origin.path or origin.name)
-  lines = [*_lines(full, first, filled, prepared[0]), *warnings]
+  described = prepared[0] or preprocessing.recorded(origin.path)
+  lines = [*_lines(full, first, filled, described), *warnings]
   return full.lock(), first, lines
 
 
