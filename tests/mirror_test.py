@@ -26,6 +26,8 @@ COVERED_BY = {
   "data/op_strings": "data/preprocess",
   "evaluators/batches": "evaluators/evaluator",
   "models/layers": "models/vit",
+  "models/pretrained/architectures": "models/pretrained/detect",
+  "models/pretrained/configs": "models/pretrained/detect",
   "models/pretrained/families": "models/pretrained/convert",
   "models/pretrained/foreign": "models/pretrained/convert",
   "models/pretrained/mappings": "models/pretrained/convert",
@@ -65,6 +67,7 @@ COVERED_BY = {
 SEAMS = {
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
+  "benchmarks/fuzz_readers": "mirrors benchmarks/",
   "launch/launch": "mirrors launch/",
   "notebooks": "mirrors notebooks/",
   "docs": "the site and its links",

@@ -28,10 +28,11 @@ _RESERVED = ("minival", "shifts")
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
-  *("pre_norm", "patch_bias", "fc_norm", "attention", "scan", "dtype_mm"),
+  *("pre_norm", "patch_bias", "fc_norm", "normalize"),
+  *("attention", "scan", "dtype_mm"),
 )
 # Types of options that can be None.
-_KINDS = {int | None: int, str | None: str}
+_KINDS = {int | None: int, str | None: str, bool | None: bool}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -45,6 +46,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Describes the head of `initial`, such as "linear probe"; "" is unknown.
   c.initial_head = ""
   c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
+  # Regular expression of leaves of the files to leave out, such as a decoder.
+  c.skip = ""
   # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
   # all others are shifts; they serve no choice. From the shell:
   # --config.tests=test=validation,sketch=imagenet_sketch/test

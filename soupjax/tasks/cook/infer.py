@@ -60,7 +60,9 @@ def resolve(
       )
   gaps = [k for k, v in written.items() if v is None]
   filled = {
-    k: first.options[k] for k in gaps if k in first.options and k not in given
+    k: first.options[k]
+    for k in gaps
+    if first.options.get(k) is not None and k not in given
   }
   options = {**given, **filled}
   if "num_heads" in gaps and name == "vit" and "num_heads" not in options:
@@ -194,6 +196,8 @@ def _lines(config, detected, filled, prepared):
   assumed = sorted(detected.assumed & set(filled))
   if assumed:
     lines.append(f"assumed, since no file says it: {listed(assumed)}")
+  for rule, leaves in detected.ignored.items():
+    lines.append(f"not read, {rule}: {len(leaves)} leaves, such as {leaves[0]}")
   if prepared and prepared != cook_config.eval_ops(config):
     lines.append(f"WARNING: the checkpoints' own preparation is {prepared}")
   if detected.image_size not in (None, config.data.image_size):

@@ -132,6 +132,9 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   """
   opened = open_lib.find_ingredients(patterns(config))
   start = open_lib.open_ingredient(config.initial) if config.initial else None
+  if config.skip:
+    opened = [pretrained.without(i, config.skip) for i in opened]
+    start = start and pretrained.without(start, config.skip)
   config, detected, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
@@ -213,7 +216,7 @@ def _check_selection(config, ingredients, initial) -> dict[str, Any]:
 
 def patterns(config: ml_collections.ConfigDict) -> list[str]:
   """Returns the patterns of `config.ingredients`."""
-  return [p.strip() for p in config.ingredients.split(",") if p.strip()]
+  return open_lib.split_patterns(config.ingredients)
 
 
 def _safe(name: str) -> str:

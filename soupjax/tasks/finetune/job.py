@@ -191,6 +191,7 @@ def _initial_params(config, model) -> PyTree:
     model,
     head=config.init.head,
     image_size=size,
+    skip=[config.init.skip] if config.init.skip else [],
     init=init,
   )
 
