@@ -312,8 +312,6 @@ def test_files_that_are_not_read_and_images_that_cannot_be(place, capsys):
   text = capsys.readouterr().out
   assert "minival: photos/val, 12 images; 1 file of " in text
   assert "photos/val not read as images: stray.png" in text
-  with pytest.warns(UserWarning, match=f"decode {first}"):
-    cook.run(config_of(place, tests="test=test"), place / "soups")
 
 
 # --- Classes ------------------------------------------------------------------
