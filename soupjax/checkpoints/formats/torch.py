@@ -220,7 +220,13 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
       # With numbers, it may be a model that was pickled as a whole.
       error = unpickle.refused if storages else params_of_state.NotAModel
       raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
-    choice = _choose(path, content, tensors, entry)
+    try:
+      choice = _choose(path, content, tensors, entry)
+    except params_of_state.NotAModel as e:
+      if len(storages) <= len(tensors):
+        raise
+      # The numbers of some object cannot be reached: it may be the model.
+      raise unpickle.refused(f"it holds no model{_kinds(opaque)}") from e
     inside = {k: o for k, o in opaque.items() if not k or choice.has(k)}
     extra = [k for k in inside if k and k[-1].endswith("_extra_state")]
     if inside.keys() > set(extra):
