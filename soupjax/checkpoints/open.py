@@ -265,8 +265,10 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 def _open(path: str, inner: str, file_format, entry: str | None) -> Ingredient:
   """Opens the checkpoint at a path together with its JSON files."""
   name = _with_entry(_short_names([path])[0], entry)
+  with byte_ranges.naming(inner):
+    ingredient = file_format.open_checkpoint(inner, name, entry)
   return dataclasses.replace(
-    file_format.open_checkpoint(inner, name, entry),
+    ingredient,
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
     configs=companions.read(path),

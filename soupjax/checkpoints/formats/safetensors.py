@@ -33,6 +33,7 @@ from soupjax.soups.core.ingredient import Ingredient
 
 SUFFIX = ".safetensors"
 _MAX_HEADER = 100_000_000
+_NUMBERED = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?=\.)")
 # The name of one of several files with the weights of one model.
 _SHARD = re.compile(
   r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
@@ -271,6 +272,7 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
         )
   else:
     return [path]
+  _check_complete(index or path, names)
   missing = [n for n in names if not os.path.exists(os.path.join(folder, n))]
   if missing and index is not None:
     raise ValueError(
@@ -278,6 +280,24 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
       f"missing: {missing[:10]}. Copy them too."
     )
   return [os.path.join(folder, name) for name in names]
+
+
+def _check_complete(path, names):
+  """Checks that no shard of a numbered series is missing.
+
+  The leaves of such a shard would be lost if the index lacks them too.
+  """
+  series: dict[tuple[str, str], set[int]] = {}
+  for name in names:
+    if match := _NUMBERED.search(name):
+      stem, number, count = name[: match.start()], *match.groups()
+      series.setdefault((stem, count), set()).add(int(number))
+  for (stem, count), numbers in series.items():
+    if len(numbers) != int(count):
+      raise ValueError(
+        f"{path} has {len(numbers)} shards called {stem}-*-of-{count}: others "
+        "are missing, or the index lacks their leaves. Copy it again."
+      )
 
 
 def check_one_model(path: str, models: Mapping[str, Sequence[str]]) -> None:
