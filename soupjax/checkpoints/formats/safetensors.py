@@ -34,9 +34,10 @@ from soupjax.soups.core.ingredient import Ingredient
 SUFFIX = ".safetensors"
 _MAX_HEADER = 100_000_000
 _NUMBERED = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?=\.)")
-# The name of one of several files with the weights of one model.
-_SHARD = re.compile(
-  r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
+# Files beside weights.
+_NO_MODEL = re.compile(
+  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
+  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
 )
 _MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
@@ -227,16 +228,20 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
   """Groups the files of a directory by model.
 
   Args:
-    names: of files with weights.
+    names: of files; those of a training, such as optimizer.bin, are left out.
 
   Returns:
     Name of one file -> all files of this model: shards such as
     "model-00001-of-00002.safetensors" belong together.
   """
-  models: dict[Any, list[str]] = {}
+  models: dict[str, list[str]] = {}
   for name in sorted(names):
-    match = _SHARD.fullmatch(name)
-    key = (match["stem"], match["count"], match["suffix"]) if match else name
+    if _NO_MODEL.match(name):
+      continue
+    match = _NUMBERED.search(name)
+    key = name
+    if match:  # Without the number.
+      key = f"{name[: match.start()]}-of-{match[2]}{name[match.end() :]}"
     models.setdefault(key, []).append(name)
   return {shards[0]: shards for shards in models.values()}
 
@@ -262,14 +267,7 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
     check_one_model(path, models)
     if not models:
       raise ValueError(f"{path} contains no files with weights.")
-    ((first, names),) = models.items()
-    if match := _SHARD.fullmatch(first):
-      count = int(match["count"])
-      if len(names) != count:
-        raise ValueError(
-          f"{path} has {len(names)} shards, {names[:10]}, but their names say "
-          f"that there are {count}. Copy the others too."
-        )
+    (names,) = models.values()
   else:
     return [path]
   _check_complete(index or path, names)
