@@ -49,7 +49,6 @@ COVERED_BY = {
   "soups/search/blackbox": "soups/search/paint",
   "soups/search/candidates": "soups/search/paint",
   "sweeps": "config",
-  "tasks/cook/classes": "tasks/cook/infer",
   "tasks/cook/config": "tasks/cook/run",
   "tasks/cook/evaluate": "tasks/cook/run",
   "tasks/cook/inputs": "tasks/cook/run",
@@ -68,6 +67,7 @@ COVERED_BY = {
 SEAMS = {
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
+  "benchmarks/fuzz_readers": "mirrors benchmarks/",
   "launch/launch": "mirrors launch/",
   "notebooks": "mirrors notebooks/",
   "docs": "the site and its links",

@@ -10,7 +10,7 @@ import warnings
 import jax
 
 from soupjax import files
-from soupjax.checkpoints.formats import leaf_digest
+from soupjax.checkpoints.formats import byte_ranges, leaf_digest
 from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
@@ -61,7 +61,8 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
     'uniform'
   """
   inner, file_format = recognise(absolute(path))
-  return file_format.record(inner)
+  with byte_ranges.naming(inner):
+    return file_format.record(inner)
 
 
 def of(plan, hash_inputs: bool) -> dict[str, Any]:

@@ -83,21 +83,26 @@ def _comparable(ops: str, values_alone: bool) -> str:
   return re.sub(r', like="\w+"', "", ops)
 
 
-def recorded(path: str) -> str | None:
-  """Returns `data.eval_ops` of the run of ours that wrote a checkpoint."""
+def recorded_config(path: str) -> dict[str, Any]:
+  """Returns the config of the run of ours that wrote a checkpoint, or {}."""
   if not path or "://" in path:
-    return None
+    return {}
   for directory in list(pathlib.Path(path).absolute().parents)[:3]:
     record = directory / "config.json"
     config = files.read_json(record) if record.is_file() else None
     if isinstance(config, dict) and config.get("task") in ("finetune", "cook"):
-      data = config.get("data", {})
-      values = {"image_size": data.get("image_size"), **data.get("augment", {})}
-      try:
-        return data.get("eval_ops", "").format(**values) or None
-      except (KeyError, IndexError, ValueError):
-        return None
-  return None
+      return config
+  return {}
+
+
+def recorded(path: str) -> str | None:
+  """Returns `data.eval_ops` of the run of ours that wrote a checkpoint."""
+  data = recorded_config(path).get("data", {})
+  values = {"image_size": data.get("image_size"), **data.get("augment", {})}
+  try:
+    return data.get("eval_ops", "").format(**values) or None
+  except (KeyError, IndexError, ValueError):
+    return None
 
 
 def check_values(ops: str, described: str, where: str) -> None:

@@ -6,7 +6,14 @@ Reads fill memory that the caller owns and reuses. This is several times faster
 than new arrays, and memory-mapped files would count as memory of the process.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterator,
+  Mapping,
+  Sequence,
+)
+import contextlib
 import dataclasses
 import functools
 import io
@@ -202,13 +209,29 @@ def memory() -> int:
   return most if limit == resource.RLIM_INFINITY else min(most, limit)
 
 
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+  """Turns any error about an untrusted file into a ValueError that names it."""
+  try:
+    yield
+  except Exception as e:
+    folder = path if is_remote(path) else os.path.dirname(path)
+    if isinstance(e, ValueError) and folder in str(e):
+      raise
+    raise ValueError(
+      f"{path} is damaged or not a checkpoint ({type(e).__name__}: "
+      f"{e!s:.200}). Copy it again from its source."
+    ) from e
+
+
 def check_claims(
   path: str, leaf: str, shape: Sequence[int], dtype: np.dtype
 ) -> None:
   """Checks that NumPy and JAX can hold a leaf.
 
   Raises:
-    ValueError: if it has too many axes, elements or levels of names.
+    ValueError: if it has too many axes, elements or levels of names, or its
+      name is not text.
   """
   problem = ""
   if len(shape) > _MAX_AXES:
@@ -217,6 +240,9 @@ def check_claims(
     problem = f"shape {list(shape)}, which is more than an array can hold"
   elif leaf.count("/") > MAX_DEPTH:
     problem = f"more than {MAX_DEPTH} levels in its name"
+  elif leaf.encode(errors="replace").decode() != leaf:
+    leaf = ascii(leaf)
+    problem = "a name that is not valid text"
   if problem:
     name = leaf if len(leaf) < 80 else f"{leaf[:80]}..."
     raise ValueError(
@@ -321,7 +347,8 @@ def reader(path: str, specs: Mapping[str, Any], storage: Storage):
         "memory to read it."
       ) from e
     out = flat.reshape(slices.shape_of(box))
-    storage.read_box(leaf, box, flat)
+    with naming(path):
+      storage.read_box(leaf, box, flat)
     ledger.add(leaf, box, flat)
     return out[steps] if steps else out
 

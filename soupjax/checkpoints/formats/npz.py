@@ -8,6 +8,7 @@ stored as `|V2`, NumPy's descriptor for unknown dtypes of two bytes.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import io
 import json
 import struct
@@ -25,7 +26,7 @@ from soupjax.checkpoints.formats import (
   leaf_digest,
   params_of_state,
 )
-from soupjax.soups.core import crc32
+from soupjax.soups.core import crc32, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -125,11 +126,6 @@ def _array_header(
     raise bad(path, f"{leaf!r} has no valid array header ({e})") from e
   if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
     dtype = np.dtype(ml_dtypes.bfloat16)
-  if dtype.hasobject or dtype.kind not in "biufc" and dtype.name != "bfloat16":
-    raise ValueError(
-      f"Leaf {leaf!r} of {path} has dtype {dtype}: only numbers can be read. "
-      "Pickled objects are never loaded."
-    )
   if dtype.byteorder == ">":
     raise ValueError(
       f"Leaf {leaf!r} of {path} is big-endian: save it again as {dtype.name}."
@@ -138,27 +134,32 @@ def _array_header(
   return spec, fortran and len(shape) > 1, stream.tell()
 
 
-def open_checkpoint(path: str, name: str) -> Ingredient:
+def open_checkpoint(
+  path: str, name: str, entry: str | None = None
+) -> Ingredient:
   """Opens an archive lazily: reads its list and the array headers.
 
   Args:
     path: of the file.
     name: of the ingredient.
+    entry: of a train state that is the model; None follows the rule of
+      `params_of_state`.
 
   Returns:
     The ingredient. Names with '/' make nested dicts; a train state is cut to
-    its weights. CRC-32 values of uncompressed members are verified when these
-    are read whole.
+    its weights; arrays of text or objects are ignored. CRC-32 values of
+    uncompressed members are verified when these are read whole.
 
   Raises:
     ValueError: if it is damaged or has other members than arrays of numbers.
   """
   file = byte_ranges.ByteFile(path)
   specs, places, packed, checksums, ends = {}, {}, {}, {}, []
+  ignored: dict[str, str] = {}
   with open_archive(file) as archive:
     for info in archive.infolist():
       leaf = info.filename.removesuffix(".npy")
-      if leaf in specs:
+      if leaf in specs or leaf in ignored:
         raise ValueError(f"{path} has leaf {leaf!r} twice.")
       start = data_offset(file, info)
       ends.append(start + info.compress_size)
@@ -168,6 +169,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       else:
         head = inflate(archive, path, info, _MAX_HEADER)
       spec, fortran, length = _array_header(path, leaf, head)
+      if not tree.is_number(spec.dtype):
+        ignored[leaf] = f"dtype {spec.dtype}"
+        continue
       specs[leaf], num_bytes = spec, info.file_size - length
       if spec.size * spec.dtype.itemsize != num_bytes:
         raise bad(path, f"{leaf!r} has {info.file_size} bytes for {spec.shape}")
@@ -178,6 +182,11 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
         checksums[leaf] = info.CRC ^ crc32.combine([header, (0, num_bytes)])
       else:
         packed[leaf] = (info.filename, length, fortran)
+    if ignored and not specs:
+      raise params_of_state.NotAModel(
+        f"{path} holds no arrays of numbers, only {ignored}. Pickled objects "
+        "are never loaded."
+      )
     _check_listed(file, archive.infolist(), ends)
     comment = _comment(file, archive)
     leaf_digest.check(
@@ -205,11 +214,12 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       specs[leaf].shape, order="F" if fortran else "C"
     )
 
+  ingredient = dataclasses.replace(ingredient, ignored=ignored)
   if packed:
     ingredient = byte_ranges.with_whole_leaves(
       ingredient, path, packed, read_whole, self_checked=packed
     )
-  return params_of_state.of(ingredient)
+  return params_of_state.of(ingredient, entry)
 
 
 def inflate(

@@ -170,12 +170,16 @@ def record(path: str) -> dict[str, Any]:
   return custom_metadata(path).get("soupjax") or {}
 
 
-def open_checkpoint(path: str, name: str) -> Ingredient:
+def open_checkpoint(
+  path: str, name: str, entry: str | None = None
+) -> Ingredient:
   """Opens a checkpoint lazily: reads metadata, but no weights.
 
   Args:
     path: a checkpoint directory.
     name: of the ingredient.
+    entry: of a train state that is the model; None follows the rule of
+      `params_of_state`.
 
   Returns:
     The ingredient. A train state is cut to its `params`, or to `params` and
@@ -193,8 +197,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       orbax_arrays.check_index(roots[0])
     described = _describe(path, items)
     recorded = _check_leaves(path, roots[0] if roots else None, described)
-    params, entry = params_of_state.of_state(path, described.metadata)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    state = described.metadata
+  params, outer, ignored = params_of_state.of_state(path, state, entry)
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not roots:
     raise ValueError(
       f"{path} is an Orbax checkpoint of several items, none of which is "
@@ -209,11 +214,11 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       orbax_arrays.num_bytes(path, identities),
     )
   )
-  prefix = f"{entry}/" if entry else ""
+  prefix = "".join(f"{key}/" for key in outer)
   specs, keys = {}, {}
   for key_path, array in leaves:
     leaf = tree.name_of(key_path)
-    keys[leaf] = (f"{entry}." if entry else "") + (
+    keys[leaf] = "".join(f"{key}." for key in outer) + (
       jax.tree_util.keystr(key_path, simple=True, separator=".")
     )
     if isinstance(array, str):
@@ -254,6 +259,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     reader=byte_ranges.reader(path, specs, storage),
     path=path,
     storage=storage,
+    ignored=ignored,
     changed=byte_ranges.changed(identities),
   )
 

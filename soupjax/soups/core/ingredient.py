@@ -81,6 +81,9 @@ class Ingredient:
       describe the model, such as `config.json` of transformers.
     path: of its file or directory, None for trees in memory.
     storage: for reading in blocks; None reads whole leaves with `reader`.
+    ignored: entries of its file that are not read, though they may belong to
+      the model -> reason.
+    text: free text that its file stores with the weights, by key.
     changed: tells which of its files has changed since it was opened, "" if
       none has; None for trees in memory.
 
@@ -101,6 +104,8 @@ class Ingredient:
   configs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   path: str | None = None
   storage: Storage | None = None
+  ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  text: Mapping[str, str] = dataclasses.field(default_factory=dict)
   changed: Callable[[], str] | None = None
 
   @classmethod

@@ -92,8 +92,7 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
       f"{where} is a {type(leaf).__name__} of dtype {dtype}, not an array of "
       "JAX or numpy. Convert it with numpy.asarray."
     ) from e
-  # dtype.kind would not do: it is "V" for bfloat16.
-  if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+  if not is_number(dtype):
     raise ValueError(
       f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
@@ -140,6 +139,12 @@ def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
       )
     specs[name] = spec(leaf, where)
   return specs
+
+
+def is_number(dtype: np.dtype) -> bool:
+  """Whether a dtype is that of numbers or booleans, not of text or objects."""
+  # dtype.kind would not do: it is "V" for bfloat16.
+  return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
 
 
 def is_float(leaf: Any) -> bool:

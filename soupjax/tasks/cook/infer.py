@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from soupjax import data, models
+from soupjax.data import pipeline
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import preprocessing
@@ -163,7 +164,8 @@ def check_images(
 ) -> None:
   """Raises a ValueError if prepared images do not have the model's size."""
   ops, side = cook_config.eval_ops(config), config.data.image_size
-  shape = data.Preprocess(ops)(source[0]["image"]).shape
+  # The first image that can be decoded.
+  shape = pipeline.Reader(source, data.Preprocess(ops), 0).blank().shape
   if shape != (side, side, 3):
     raise ValueError(
       f"data.eval_ops={ops!r} makes images of {shape[0]} x {shape[1]}, but the "
@@ -184,6 +186,12 @@ def _lines(config, detected, filled, prepared):
     f"model: {listed(['variant', *sizes])}",
     f"images: {config.data.image_size} px, {cook_config.eval_ops(config)}",
   ]
+  values = data.Preprocess(cook_config.eval_ops(config)).values
+  if values.dtype == "uint8" and not prepared:
+    lines.append(
+      f"WARNING: data.eval_ops gives pixels in {values}; most models take "
+      "those of value_range(-1, 1) or standardize"
+    )
   assumed = listed(sorted(detected.assumed & set(filled)))
   if "image_size" in detected.assumed and (
     detected.image_size == config.data.image_size
