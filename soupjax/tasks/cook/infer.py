@@ -205,9 +205,14 @@ def _lines(config, detected, filled, prepared):
       f"WARNING: data.eval_ops gives pixels in {values}; most models take "
       "those of value_range(-1, 1) or standardize"
     )
-  assumed = sorted(detected.assumed & set(filled))
+  assumed = listed(sorted(detected.assumed & set(filled)))
+  if "image_size" in detected.assumed and (
+    detected.image_size == config.data.image_size
+  ):
+    square = f"square images of {detected.image_size} px"
+    assumed = f"{assumed}, {square}" if assumed else square
   if assumed:
-    lines.append(f"assumed, since no file says it: {listed(assumed)}")
+    lines.append(f"assumed, since no file says it: {assumed}")
   for rule, leaves in detected.ignored.items():
     lines.append(f"not read, {rule}: {len(leaves)} leaves, such as {leaves[0]}")
   if prepared and prepared != cook_config.eval_ops(config):
