@@ -16,6 +16,7 @@ from soupjax.soups.core import (
   arguments,
   compensated,
   nonfinite,
+  precision,
   same_init,
   tree,
 )
@@ -141,12 +142,18 @@ class Means:
     return _average(members, None, self.selection, self._sharding)
 
 
-def _average(ingredients, weights, selection, sharding) -> PyTree:
+def _average(
+  ingredients,
+  weights,
+  selection,
+  sharding,
+  coefficients_of=compensated.mean_coefficients,
+) -> PyTree:
   """Averages checked ingredients leaf by leaf; None is equal weights."""
   weighted = weights is not None
   weights = weights if weighted else np.ones(len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]
-  coefficients = compensated.mean_coefficients(weights[weights != 0])
+  coefficients = coefficients_of(weights[weights != 0])
   soup, checked = selection.fixed(sharding), []
   for leaf, spec in ingredients[0].specs.items():
     leaf_sharding = sharding_of(sharding, leaf, spec)
@@ -156,9 +163,12 @@ def _average(ingredients, weights, selection, sharding) -> PyTree:
     stack = [i.read(leaf, sharding=leaf_sharding) for i in ingredients]
     (end,) = selection.ends([leaf], sharding)
     out = selection.specs[leaf].dtype
-    soup[leaf], flags = _mean_and_check(
-      stack, coefficients, end, weighted=weighted, dtype=out
-    )
+    with precision.kept(stack):
+      mean, flags = _mean_and_check(
+        stack, coefficients, end, weighted=weighted, dtype=out
+      )
+    moved = any(map(precision.is_cut, stack))  # To the CPU.
+    soup[leaf] = precision.placed(mean, leaf_sharding if moved else None)
     checked.append((leaf, flags))
   if checked:
     # Waits once, not for every leaf.
@@ -226,7 +236,9 @@ def wise_ft(
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is intended here.
     weights = arguments.soup_weights([1 - alpha, alpha], 2)
-  return _average(ends, weights, selection, sharding)
+  return _average(
+    ends, weights, selection, sharding, compensated.share_coefficients
+  )
 
 
 def ensemble_logits(

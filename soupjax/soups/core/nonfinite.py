@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import crc32, slices, tree
+from soupjax.soups.core import crc32, precision, slices, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 # Elements that a thread reads at once. Reused memory costs a fourth of new.
@@ -17,9 +17,14 @@ _ELEMENTS = 1 << 20
 
 
 @jax.jit
-def all_finite(leaves):
-  """Whether each of several arrays is finite, as one boolean array."""
+def _all_finite(leaves):
   return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
+
+
+def all_finite(leaves: Sequence[Any]) -> jax.Array:
+  """Whether each of several arrays is finite, as one boolean array."""
+  with precision.kept(leaves):
+    return _all_finite(leaves)
 
 
 def raise_if_not_finite(ingredient: str, names: Sequence[str], flags) -> None:

@@ -16,9 +16,10 @@ from soupjax.soups.core import (
   compensated,
   evaluation,
   nonfinite,
+  precision,
   tree,
 )
-from soupjax.soups.core.ingredient import Ingredient, check_float64, sharding_of
+from soupjax.soups.core.ingredient import Ingredient, sharding_of
 
 PyTree = Any
 
@@ -150,8 +151,6 @@ def check(
         f"{base.name} (base)": _only(base, with_base),
       }
     )
-  for ingredient in ingredients:
-    check_float64(ingredient, mixed)
 
 
 def _compared(ingredients, mixed, chosen):
@@ -334,7 +333,7 @@ class Selection:
         return None
       weights = arguments.soup_weights([1 - share, share], 2)
       base = self._read(self._base, leaf, sharding)
-      return base, compensated.mean_coefficients(weights)
+      return base, compensated.share_coefficients(weights)
 
     return [end(leaf) for leaf in leaves]
 
@@ -351,7 +350,9 @@ class Selection:
       action = self._actions.get(leaf)
       if action == "keep":
         value = self._read(self._base, leaf, sharding)
-        fixed[leaf] = value.astype(spec.dtype) if tree.is_float(spec) else value
+        if tree.is_float(spec):
+          value = precision.placed(value.astype(spec.dtype))
+        fixed[leaf] = value
       elif isinstance(action, tuple):
         used = [i for i, weight in zip(self._all, action) if weight]
         stack = [self._read(i, leaf, sharding) for i in used]
@@ -367,14 +368,15 @@ class Selection:
           nonfinite.raise_if_not_finite(ingredient.name, [leaf], flags)
         weights = arguments.soup_weights([w for w in action if w], len(used))
         coefficients = compensated.mean_coefficients(weights)
-        mean = compensated.linear(stack, **coefficients)
-        fixed[leaf] = mean.astype(spec.dtype)
+        with precision.kept(stack):
+          mean = compensated.linear(stack, **coefficients).astype(spec.dtype)
+        fixed[leaf] = precision.placed(mean)
     return fixed
 
   def _read(self, ingredient, leaf, sharding):
     spec = ingredient.specs[leaf]
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    return jnp.asarray(value) if tree.is_float(spec) else value
+    return precision.placed(value) if tree.is_float(spec) else value
 
   def finished(
     self, means: Mapping[str, jax.Array], ends: Sequence[Any]
@@ -391,7 +393,10 @@ class Selection:
 
   def assembled(self, leaves: Mapping[str, Any]) -> PyTree:
     """Puts all leaves of the result into a tree of its own."""
-    ordered = [leaves[leaf] for leaf in self.specs]
+    ordered = [
+      precision.placed(leaves[leaf]) if tree.is_float(spec) else leaves[leaf]
+      for leaf, spec in self.specs.items()
+    ]
     return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
 
 

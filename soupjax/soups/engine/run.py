@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import crc32, slices, tree
+from soupjax.soups.core import crc32, precision, slices, tree
 from soupjax.soups.core.ingredient import storage_of
 from soupjax.soups.engine import blocks, first_pass, threads
 from soupjax.soups.engine import plan as planning
@@ -224,7 +224,8 @@ class _Work:
   def _merge(self, group, stack, base, values, results):
     """Runs the rule; reuses the memory of `results` if possible."""
     shape, dtype = stack.shape[1:], group.out_dtype
-    with jax.default_device(self.cpu):
+    inputs = [stack, *([] if base is None else [base])]
+    with jax.default_device(self.cpu), precision.kept(inputs):
       old = results.pop((shape, dtype), None) if results else None
       if old is None:
         old = jnp.empty(shape, dtype)

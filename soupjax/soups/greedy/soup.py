@@ -16,6 +16,7 @@ from soupjax.soups.core import (
   compensated,
   evaluation,
   nonfinite,
+  precision,
   same_init,
   tree,
 )
@@ -184,6 +185,7 @@ def greedy_soup(
   # Without a dtype, keep those of the first ingredient in the order.
   specs = ingredients[0].specs if dtype is None else selection.specs
   dtypes = tuple(specs[name].dtype for name in names)
+  all_floats = [i.specs[name] for i in ingredients for name in names]
   first = soup = bar = None
   total: Any = None  # Running sums, from the first ingredient on.
   whole: dict[str, Any] = {}
@@ -195,12 +197,14 @@ def greedy_soup(
       break  # It was read ahead of the last decision.
     floats = [leaves[name] for name in names]
     if first is None:
-      first, total = floats, compensated.running_zero(floats)
+      with precision.kept(all_floats):
+        first, total = floats, compensated.running_zero(floats)
       whole = {**leaves, **fixed}
     candidate = selection.assembled(whole)  # The first ingredient's bits.
     if selected or not selection.is_all:
       scale = compensated.reciprocal(len(selected) + 1)
-      means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
+      with precision.kept(all_floats):
+        means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
       candidate = selection.assembled({**whole, **dict(zip(names, means))})
     if is_new:
       name, trial = ingredient.name, try_candidate(candidate, soup, bar)
@@ -218,7 +222,8 @@ def greedy_soup(
       if is_new:
         try_candidate.set_incumbent()
       soup, bar = candidate, decision.score
-      total = compensated.running_add(total, first, floats)
+      with precision.kept(all_floats):
+        total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
@@ -275,10 +280,11 @@ class _Trials:
 
 def _read_ahead(turns, sharding) -> Iterator[tuple[Any, dict[str, Any]]]:
   """Yields every turn with its leaves while the next ones are read."""
+  on_devices = precision.inherited(_on_devices)
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
-      return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
+      return turn and (turn, pool.submit(on_devices, turn[1], sharding))
 
     pending = read(next(turns, None))
     while pending:
@@ -292,7 +298,8 @@ def _on_devices(ingredient, sharding) -> dict[str, Any]:
   leaves = {}
   for leaf, spec in ingredient.specs.items():
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    if tree.is_float(spec) and not isinstance(value, jax.Array):
+    on_device = isinstance(value, jax.Array) or precision.is_cut(spec)
+    if tree.is_float(spec) and not on_device:
       # device_put may share the memory, which fits for what was just read from
       # a file. The arrays of a tree belong to the user, who may change them.
       value = (

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import compensated, nonfinite, tree
+from soupjax.soups.core import compensated, nonfinite, precision, tree
 from soupjax.soups.core import select as selection_lib
 from soupjax.soups.core.ingredient import (
   Ingredient,
@@ -132,7 +132,9 @@ class Blend:
       stacks = [[self._read(m, leaf) for m in models] for leaf in group]
       ends = self._selection.ends(group, self._sharding)
       dtypes = tuple(specs[leaf].dtype for leaf in group)
-      leaves.update(zip(group, _combine(stacks, deltas, ends, dtypes=dtypes)))
+      with precision.kept(leaf for stack in stacks for leaf in stack):
+        combined = _combine(stacks, deltas, ends, dtypes=dtypes)
+      leaves.update(zip(group, combined))
     leaves |= self._fixed
     nonfinite.check_overflow(specs, [leaves[leaf] for leaf in specs])
     return self._selection.assembled(leaves)

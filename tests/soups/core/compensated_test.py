@@ -27,7 +27,7 @@ def make_stack(seed, count, shape=(257,), spread=1e-3, dtype=np.float32):
 def mean_of(stack, weights=None):
   weighted = weights is not None
   weights = np.asarray(weights if weighted else [1] * len(stack), np.float64)
-  scale = compensated.reciprocal(weights.sum())
+  scale = compensated.reciprocal(weights)
   weights = compensated.pair(weights)
   return np.asarray(
     compensated.linear(stack, weights, scale, weighted=weighted)
@@ -79,7 +79,7 @@ def plain_numpy(stack, weights, scale, weighted):
     fine = (v * c + w * head(error)) + head(rest[None]) * d
     low = low + ((lost + (w * c + v * d)) + fine)
   high, low = two_sum(high, low)
-  a, b, c = scale
+  a, b, c = scale[:3]
   h = head(high)
   t = high - h
   rest = (a * t + b * h) + ((b * t + c * h) + a * head(low))
@@ -214,20 +214,40 @@ def test_identical_leaves_come_back_bit_for_bit(dtype, count):
     np.testing.assert_array_equal(got.view(bits), leaf.view(bits))
 
 
-def test_float64_stays_float64():
+@pytest.mark.parametrize("weights", [None, [0.1, 0.2, 0.7, -0.3, 1e-3]])
+def test_float64_is_within_one_ulp(weights):
+  stack = make_stack(6, 5, spread=0.3, dtype=np.float64)
   with jax.enable_x64(True):
-    stack = make_stack(6, 5, spread=1e-3, dtype=np.float64)
-    got = mean_of(stack)
-    same = mean_of([stack[0]] * 5)
+    got = mean_of(stack, weights)
+    same = mean_of([stack[0]] * 5, weights)
+    strict = [jnp.asarray(leaf) for leaf in stack]
+    with jax.numpy_dtype_promotion("strict"):
+      np.testing.assert_array_equal(mean_of(strict, weights), got)
   assert got.dtype == np.float64
-  np.testing.assert_allclose(got, truth_of(stack), rtol=0, atol=1e-13)
+  truth = truth_of(stack, weights)
+  large = np.abs(truth) > 1e-3 * np.max(np.abs(stack), axis=0)
+  assert (np.abs(got - truth) / np.spacing(np.abs(truth)))[large].max() <= 1
   np.testing.assert_array_equal(same, stack[0])
 
 
+@pytest.mark.parametrize("alpha", [0.3, 0.1, 1.7, -0.2])
+def test_the_rounding_of_1_minus_alpha_does_not_count(alpha):
+  a, b = make_stack(7, 2, spread=1.0, dtype=np.float64)
+  share = fractions.Fraction(alpha)
+  weights = np.array([1 - alpha, alpha]) / 4
+  with jax.enable_x64(True):
+    arguments = compensated.share_coefficients(weights)
+    got = np.asarray(compensated.linear([a, b], **arguments))
+  for value, x, y in zip(got.flat, a.flat, b.flat, strict=True):
+    x, y = fractions.Fraction(float(x)), fractions.Fraction(float(y))
+    assert abs(value - float(x + share * (y - x))) <= np.spacing(abs(value))
+
+
 @pytest.mark.parametrize("total", [1, 3, 72, 0.7, 1e-3, 12345.678])
-def test_reciprocal_has_36_bits(total):
+def test_reciprocal_has_36_bits_and_72_for_float64(total):
   parts = compensated.reciprocal(total)
-  assert parts.dtype == np.float32 and parts.shape == (3,)
+  assert parts.dtype == np.float32 and parts.shape == (6,)
   assert not (parts.view(np.uint32) & 0xFFF).any()
-  error = parts.astype(np.float64).sum() * total - 1
-  assert abs(error) < 2.0**-34
+  for count, bits in ((3, 34), (6, 68)):
+    number = sum(fractions.Fraction(float(part)) for part in parts[:count])
+    assert abs(number * fractions.Fraction(total) - 1) < 2.0**-bits
