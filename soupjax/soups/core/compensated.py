@@ -34,6 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Of `of_large`; holds the differences of up to 2**30 models.
+_SMALLER = 2.0**-40
+
 Pair = tuple[jax.Array, jax.Array]
 # High and low parts of the sums, for all leaves.
 Sums = tuple[list[jax.Array], list[jax.Array]]
@@ -244,6 +247,25 @@ def linear(
   for k in range(1, len(stack)):
     total = add(total, first, stack[k], *(_of(weights, k) if weighted else ()))
   return mean(total, first, scale)
+
+
+def of_large(
+  combine: Callable[[Sequence[jax.Array]], jax.Array],
+  leaves: Sequence[jax.Array],
+) -> jax.Array:
+  """Evaluates an affine combination whose differences may overflow.
+
+  Elements that are not finite are computed again from smaller leaves, so that
+  the mean of 3e38 and -3e38 is 0. Takes twice the time of `combine`.
+
+  Args:
+    combine: returns the combination in the wide dtype.
+    leaves: its argument.
+  """
+  # Exact but for numbers that do not count beside those that overflow.
+  small = combine([wide(leaf) * _SMALLER for leaf in leaves]) / _SMALLER
+  plain = combine(leaves)
+  return jnp.where(jnp.isfinite(plain), plain, small)
 
 
 @jax.jit

@@ -108,14 +108,23 @@ def _is_finite(
   return True
 
 
+def overflows(specs: Mapping[str, Any], leaves: Sequence[Any]) -> bool:
+  """Whether a float leaf is not finite; see `check_overflow`."""
+  floats = [x for x, s in zip(leaves, specs.values()) if tree.is_float(s)]
+  return bool(floats) and not np.asarray(all_finite(floats)).all()
+
+
 def check_overflow(
-  specs: Mapping[str, jax.ShapeDtypeStruct], leaves: Sequence[Any]
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  leaves: Sequence[Any],
+  advice: str = "",
 ) -> None:
   """Checks that the float leaves of a soup of finite ingredients are finite.
 
   Args:
     specs: leaf name -> shape and dtype.
     leaves: of the soup, in the order of `specs`.
+    advice: the end of the error, if the usual advice does not fit.
 
   Raises:
     ValueError: naming the first leaf that is not finite.
@@ -126,15 +135,23 @@ def check_overflow(
     if tree.is_float(spec)
   }
   if floats:
-    raise_if_overflows(specs, list(floats), all_finite(list(floats.values())))
+    flags = all_finite(list(floats.values()))
+    raise_if_overflows(specs, list(floats), flags, advice)
 
 
-def raise_if_overflows(specs, names: Sequence[str], flags) -> None:
+def raise_if_overflows(
+  specs, names: Sequence[str], flags, advice: str = ""
+) -> None:
   """Raises a ValueError for the first of `names` whose flag is False."""
   for name, ok in zip(names, np.asarray(flags)):
     if not ok:
       raise ValueError(
-        f"The soup overflows {specs[name].dtype} in leaf {name!r}, though "
-        "every ingredient is finite: cast them to a wider dtype, or use "
-        "weights of one sign."
+        f"The soup overflows {specs[name].dtype} (at most "
+        f"{float(jax.numpy.finfo(specs[name].dtype).max):g}) in leaf {name!r}, "
+        "though every ingredient is finite: "
+        + (
+          advice
+          or "give a wider dtype=, or do not extrapolate (weights of one sign, "
+          "shares from 0 to 1)."
+        )
       )

@@ -220,6 +220,7 @@ def finish(
   mean: jax.Array,
   end: tuple[jax.Array, Mapping[str, jax.Array]] | None,
   dtype: np.dtype,
+  large: bool = False,
 ) -> jax.Array:
   """Blends a mean with the base if asked, and casts it; runs inside jit.
 
@@ -227,10 +228,13 @@ def finish(
     mean: of the ingredients, not yet rounded to their dtype.
     end: from `Selection.ends`.
     dtype: from `Selection.specs`.
+    large: whether differences may overflow, see `compensated.of_large`.
   """
   if end is not None:
     base, coefficients = end
-    mean = compensated.linear([base, mean], **coefficients)
+    blend = functools.partial(compensated.linear, **coefficients)
+    leaves = [base, mean]
+    mean = compensated.of_large(blend, leaves) if large else blend(leaves)
   return mean.astype(dtype)
 
 
@@ -368,8 +372,9 @@ class Selection:
           nonfinite.raise_if_not_finite(ingredient.name, [leaf], flags)
         weights = arguments.soup_weights([w for w in action if w], len(used))
         coefficients = compensated.mean_coefficients(weights)
+        linear = functools.partial(compensated.linear, **coefficients)
         with precision.kept(stack):
-          mean = compensated.linear(stack, **coefficients).astype(spec.dtype)
+          mean = compensated.of_large(linear, stack).astype(spec.dtype)
         fixed[leaf] = precision.placed(mean)
     return fixed
 

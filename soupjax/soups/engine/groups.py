@@ -34,6 +34,7 @@ class Group:
     extra: positions of the sources of `values["extra"]`.
     indexed: whether `values["index"]` has the positions of the elements.
     whole: whether blocks are whole leaves, in their own shape.
+    affine: whether `combine` is an affine combination, see `rules.Rule`.
   """
 
   combine: Callable[..., jax.Array] | None
@@ -48,6 +49,7 @@ class Group:
   extra: tuple[int, ...] = ()
   indexed: bool = False
   whole: bool = False
+  affine: bool = False
 
   @property
   def layered(self) -> bool:
@@ -68,6 +70,26 @@ class Group:
     result = self.out_dtype.itemsize
     result += 0 if self.out_dtype == np.float32 else 4
     return self.stack_dtype.itemsize * len(self.sources) + base + result
+
+
+@functools.cache
+def of_large(combine: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns an affine `combine` whose differences may overflow."""
+
+  def run(stack, base, values):
+    count = len(stack)
+
+    def of_leaves(leaves):
+      rest = leaves[count:]
+      return combine(leaves[:count], rest[0] if rest else None, values)
+
+    leaves = [
+      *(stack[k] for k in range(count)),
+      *([] if base is None else [base]),
+    ]
+    return compensated.of_large(of_leaves, leaves)
+
+  return run
 
 
 def _blend(combine, stack, base, values):
@@ -158,6 +180,7 @@ class GroupMaker:
       extra=self._extra(leaf),
       indexed=self.rule.indexed,
       whole=self.rule.whole,
+      affine=self.rule.affine,
     )
 
   def _in_float32(self, leaf, out, *dtypes):
@@ -188,6 +211,7 @@ class GroupMaker:
       stack_dtype=stacked,
       base_dtype=None,
       out_dtype=out,
+      affine=rule is not None,
     )
 
   def _shared(self, label, values, limit=None, **fields) -> Group:

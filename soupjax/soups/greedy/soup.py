@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from soupjax.soups import average
 from soupjax.soups.core import (
   arguments,
   compensated,
@@ -190,6 +191,7 @@ def greedy_soup(
   total: Any = None  # Running sums, from the first ingredient on.
   whole: dict[str, Any] = {}
   selected: list[str] = []
+  by_name = {i.name: i for i in ingredients}
   turns_left = _turns_left(ingredients, schedule, history)
   for (position, ingredient), leaves in _read_ahead(turns_left, sharding):
     is_new = position >= len(history)
@@ -206,14 +208,15 @@ def greedy_soup(
       with precision.kept(all_floats):
         means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
       candidate = selection.assembled({**whole, **dict(zip(names, means))})
+    if nonfinite.overflows(selection.specs, jax.tree.leaves(candidate)):
+      members = [by_name[name] for name in (*selected, ingredient.name)]
+      candidate = average.average(members, None, selection, sharding)
     if is_new:
       name, trial = ingredient.name, try_candidate(candidate, soup, bar)
       trial = decisions.checked(trial, [*selected, name])
       decision = decisions.decide(name, trial, bar, rule, len(selected))
     else:
       decision = history[position]
-    if decision.accepted:
-      nonfinite.check_overflow(selection.specs, jax.tree.leaves(candidate))
     if is_new:
       history.append(decision)
       if on_decision:

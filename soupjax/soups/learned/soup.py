@@ -277,7 +277,9 @@ class _Problem:
       }
       leaves |= {**self.fixed, **self.selection.finished(means, self.ends)}
     specs = self.selection.specs
-    nonfinite.check_overflow(specs, [leaves[name] for name in specs])
+    nonfinite.check_overflow(
+      specs, [leaves[name] for name in specs], checks.TOO_FAR
+    )
     return self.selection.assembled(leaves)
 
   def check_loss(self) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import soupjax as sj
 from soupjax.soups.core import compensated
 
 AxisType = jax.sharding.AxisType
@@ -251,3 +252,66 @@ def test_reciprocal_has_36_bits_and_72_for_float64(total):
   for count, bits in ((3, 34), (6, 68)):
     number = sum(fractions.Fraction(float(part)) for part in parts[:count])
     assert abs(number * fractions.Fraction(total) - 1) < 2.0**-bits
+
+
+LARGE = {np.float32: 3.4e38, np.float64: 1.79e308, np.float16: 65504.0}
+# Functions of two or more models, and the coefficients of their results.
+MEANS = {
+  "uniform_soup": (sj.uniform_soup, lambda n: [1 / n] * n),
+  "weighted": (
+    lambda m: sj.uniform_soup(m, [3] + [1] * (len(m) - 1)),
+    lambda n: [3 / (n + 2)] + [1 / (n + 2)] * (n - 1),
+  ),
+  "half of a base": (
+    lambda m: sj.uniform_soup(m[1:], base=m[0], select={"": 0.5}),
+    lambda n: [0.5] + [0.5 / (n - 1)] * (n - 1),
+  ),
+  "wise_ft": (lambda m: sj.wise_ft(m[0], m[1], 0.5), lambda n: [0.5, 0.5]),
+  "curve": (
+    lambda m: sj.search.wise_ft_curve(m[0], m[1], lambda p: 1, [0.5]).params,
+    lambda n: [0.5, 0.5],
+  ),
+  "linear": (
+    lambda m: sj.mix(sj.rules.linear(), m).params, lambda n: [1 / n] * n
+  ),
+  "without normalisation": (
+    lambda m: sj.mix(
+      sj.rules.linear([1 / len(m)] * len(m), normalize=False), m
+    ).params,
+    lambda n: [1 / n] * n,
+  ),
+  "lerp": (
+    lambda m: sj.mix(sj.rules.lerp(0.5), m[1:], base=m[0]).params,
+    lambda n: [0.5] + [0.5 / (n - 1)] * (n - 1),
+  ),
+  "task_arithmetic": (
+    lambda m: sj.mix(
+      sj.rules.task_arithmetic(1 / len(m)), m[1:], base=m[0]
+    ).params,
+    lambda n: [1 / n] * n,
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", LARGE)
+@pytest.mark.parametrize("signs", [(1, -1), (-1, 1), (0.6, 1, 1, -1, 1)])
+def test_finite_means_of_large_numbers(signs, dtype):
+  large = LARGE[dtype]
+  models = [
+    {"w": np.array([s * large, 1 / 3, -s * large, 0], dtype)} for s in signs
+  ]
+  for name, (merge, coefficients_of) in MEANS.items():
+    got = np.asarray(merge(models)["w"])
+    want = sum(c * s for c, s in zip(coefficients_of(len(signs)), signs))
+    assert got.dtype == dtype, name
+    error = np.abs(got[[0, 2]] / dtype(large) - [want, -want])
+    assert error.max() <= 2 * np.finfo(dtype).eps, name
+    assert got[1] == dtype(1 / 3) and got[3] == 0, name
+
+
+def test_results_beyond_the_range_are_refused():
+  models = [{"w": np.full(2, x, np.float32)} for x in (3e38, -3e38)]
+  with pytest.raises(ValueError, match="overflows float32.*extrapolate less"):
+    sj.mix(sj.rules.task_arithmetic(-1), models[1:], base=models[0])
+  with pytest.raises(ValueError, match="the rule 'ties' cannot merge"):
+    sj.mix(sj.rules.ties(density=1.0), models[1:], base=models[0])
