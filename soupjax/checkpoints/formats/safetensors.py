@@ -241,10 +241,9 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
   for name in sorted(names):
     if _NO_MODEL.match(name):
       continue
-    match = _NUMBERED.search(name)
-    key = name
-    if match:  # Without the number.
-      key = f"{name[: match.start()]}-of-{match[2]}{name[match.end() :]}"
+    match = _SHARD.fullmatch(name)
+    # Without the number.
+    key = str(match.group("stem", "count", "suffix")) if match else name
     models.setdefault(key, []).append(name)
   return {shards[0]: shards for shards in models.values()}
 
