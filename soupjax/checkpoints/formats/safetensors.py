@@ -37,6 +37,11 @@ _MAX_HEADER = 100_000_000
 _SHARD = re.compile(
   r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
 )
+# Files beside weights.
+_NO_MODEL = re.compile(
+  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
+  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
+)
 _MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
   "F64": np.float64,
@@ -226,16 +231,19 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
   """Groups the files of a directory by model.
 
   Args:
-    names: of files with weights.
+    names: of files; those of a training, such as optimizer.bin, are left out.
 
   Returns:
     Name of one file -> all files of this model: shards such as
     "model-00001-of-00002.safetensors" belong together.
   """
-  models: dict[Any, list[str]] = {}
+  models: dict[str, list[str]] = {}
   for name in sorted(names):
+    if _NO_MODEL.match(name):
+      continue
     match = _SHARD.fullmatch(name)
-    key = (match["stem"], match["count"], match["suffix"]) if match else name
+    # Without the number.
+    key = str(match.group("stem", "count", "suffix")) if match else name
     models.setdefault(key, []).append(name)
   return {shards[0]: shards for shards in models.values()}
 
