@@ -270,5 +270,5 @@ def test_a_shard_that_is_lost_with_its_leaves(tmp_path, lost):
     index.unlink()
     assert len(sj.load_params(path)) == 3
     (path / shard).unlink()
-  with pytest.raises(ValueError, match=f"{path}.*(missing|that there are 3)"):
+  with pytest.raises(ValueError, match=f"{path}.*missing"):
     sj.open_ingredient(path)
