@@ -283,9 +283,9 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
     # Leaves would be lost if the index lacks them together with their shard.
     if match and len(shards) != int(match["count"]):
       raise ValueError(
-        f"{index or path} has {len(shards)} shards, {shards[:10]}, but by their "
-        f"names there are {int(match['count'])}: others are missing, or the "
-        "index lacks their leaves. Copy them too."
+        f"{index or path} has {len(shards)} shards, {shards[:10]}, but their "
+        f"names say that there are {int(match['count'])}: others are missing, "
+        "or the index lacks their leaves. Copy them too."
       )
   return [os.path.join(folder, name) for name in names]
 
