@@ -99,7 +99,13 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   """
   remote = byte_ranges.is_remote(path)
   place = byte_ranges.remote_path(path) if remote else pathlib.Path(path)
-  if not place.exists():
+  try:
+    exists = place.exists()
+  except OSError as e:  # Such as a name that is too long.
+    raise ValueError(
+      f"There is no checkpoint at {path}: {e.strerror or e}."
+    ) from e
+  if not exists:
     if not remote and os.path.exists(f"{path}.index"):
       raise ValueError(_explain_file(f"{path}.index", b"?"))
     raise ValueError(f"There is no checkpoint at {path}.")
