@@ -48,10 +48,9 @@ def check_names(path: str, specs: Specs) -> Specs:
   except params_of_state.NotOneModel:  # A user can read it as PATH#ENTRY.
     return specs
   if read.ignored:
-    lost = ", ".join(f"{k!r} ({why})" for k, why in read.ignored.items())
     raise ValueError(
-      f"Leaves would be lost when {path} is read: {lost}. Rename the entry "
-      "'params' or the other ones."
+      f"Leaves would be lost when {path} is read: those in {[*read.ignored]}. "
+      "Rename the entry 'params' or the other ones."
     )
   return read.specs
 

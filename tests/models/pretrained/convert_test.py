@@ -18,7 +18,6 @@ import pytest
 from scipy import ndimage
 
 import soupjax as sj
-from soupjax.checkpoints.formats import safetensors
 from soupjax.models import pretrained
 from soupjax.models.pretrained import foreign, mappings, mismatch, positions
 from soupjax.soups.core import tree
@@ -474,7 +473,7 @@ def test_a_file_at_the_path_stays(tmp_path):
   path.unlink()
   pretrained.save_exported(path, params, vit(), "big_vision")
   pretrained.save_exported(path, params, vit(), "big_vision", overwrite=True)
-  assert safetensors.metadata(str(path))["format"] == "pt"
+  assert sj.open_ingredient(path).text["format"] == "pt"
 
 
 def test_names_of_every_family_are_unique():
