@@ -326,8 +326,9 @@ def test_a_soup_that_overflows_is_an_error_not_an_infinity():
     sj.Ingredient.from_params(n, {"w": np.full(2, v, np.float32)})
     for n, v in (("a", 3e38), ("b", -3e38))
   ]
-  with pytest.raises(ValueError, match="overflows float32"):
-    sj.uniform_soup(huge)
+  with pytest.warns(UserWarning, match="negative"):
+    with pytest.raises(ValueError, match="overflows float32.*extrapolate"):
+      sj.uniform_soup(huge, [2.0, -1.0])
 
 
 @pytest.mark.parametrize("kind", [dict.fromkeys, set, str])

@@ -21,7 +21,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import arguments, configs, crc32, slices, tree
+from soupjax.soups.core import (
+  arguments,
+  configs,
+  crc32,
+  precision,
+  slices,
+  tree,
+)
 
 PyTree = Any
 # A tree, an Ingredient, or a type that is registered with `open_models`.
@@ -159,7 +166,7 @@ class Ingredient:
       index: a tuple of slices, with positive steps; None for the whole leaf.
       sharding: of the whole leaf. Each process reads only the slices that its
         own devices hold. A recorded checksum is compared once this process has
-        read all of the leaf, whole or in slices. Integers of 64 bits stay on
+        read all of the leaf, whole or in slices. Leaves of 64 bits stay on
         the host where JAX would cut them to 32. None returns the array of the
         reader.
 
@@ -183,7 +190,7 @@ class Ingredient:
       if sharding is not None:
         raise ValueError("Give an index or a sharding, not both.")
       _check_index(self.name, leaf, spec, index)
-    if sharding is None or (is_cut(spec) and not tree.is_float(spec)):
+    if sharding is None or precision.is_cut(spec):
       return self.reader(leaf, index)
     if self.path is None or self._checked_if_whole(leaf, sharding):
       value = self.reader(leaf, None)
@@ -244,15 +251,11 @@ class Ingredient:
       sharding: as in `load`.
 
     Returns:
-      The same ingredient. Float leaves are on devices; others stay on the host,
-      because JAX would cut integers of 64 bits.
-
-    Raises:
-      ValueError: if a leaf is float64 and jax_enable_x64 is off.
+      The same ingredient. Float leaves are on devices; integers, and leaves
+      that JAX would cut to 32 bits, stay on the host.
     """
-    check_float64(self)
     params = jax.tree.map(
-      lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
+      lambda x: precision.placed(x) if tree.is_float(tree.spec(x)) else x,
       self.load(sharding=sharding),
     )
     return dataclasses.replace(
@@ -286,30 +289,6 @@ def _check_index(name, leaf, spec, index):
       raise ValueError(
         f"Index {index!r:.80} of leaf {leaf!r} of {name!r} contains {part!r}, "
         f"which is not a slice with a positive step: {fix}."
-      )
-
-
-def is_cut(spec) -> bool:
-  """Whether JAX would store a leaf with fewer bits."""
-  return jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype
-
-
-def check_float64(
-  ingredient: Ingredient, leaves: Collection[str] | None = None
-) -> None:
-  """Raises a ValueError for float64 leaves that JAX would cut to float32.
-
-  Args:
-    ingredient: the model to check.
-    leaves: names of the leaves to check; None checks all.
-  """
-  for leaf, spec in ingredient.specs.items():
-    if leaves is not None and leaf not in leaves:
-      continue
-    if spec.dtype == np.float64 and is_cut(spec):
-      raise ValueError(
-        f"Leaf {leaf!r} of {ingredient.name!r} is float64, which JAX would "
-        "silently cut to float32. Cast it, or set jax_enable_x64."
       )
 
 
@@ -528,7 +507,6 @@ def check_ingredients(
       ingredients[0].specs,
       has_base=has_base,
     )
-  check_float64(ingredients[0])
   configs.check_configs(ingredients, set(ingredients[0].specs))
   return ingredients
 

@@ -16,9 +16,10 @@ from soupjax.soups.core import (
   compensated,
   evaluation,
   nonfinite,
+  precision,
   tree,
 )
-from soupjax.soups.core.ingredient import Ingredient, check_float64, sharding_of
+from soupjax.soups.core.ingredient import Ingredient, sharding_of
 
 PyTree = Any
 
@@ -157,8 +158,6 @@ def check(
         f"{base.name} (base)": _only(base, with_base),
       }
     )
-  for ingredient in ingredients:
-    check_float64(ingredient, mixed)
 
 
 def _compared(ingredients, mixed, chosen):
@@ -228,6 +227,7 @@ def finish(
   mean: jax.Array,
   end: tuple[jax.Array, Mapping[str, jax.Array]] | None,
   dtype: np.dtype,
+  large: bool = False,
 ) -> jax.Array:
   """Blends a mean with the base if asked, and casts it; runs inside jit.
 
@@ -235,10 +235,13 @@ def finish(
     mean: of the ingredients, not yet rounded to their dtype.
     end: from `Selection.ends`.
     dtype: from `Selection.specs`.
+    large: whether differences may overflow, see `compensated.of_large`.
   """
   if end is not None:
     base, coefficients = end
-    mean = compensated.linear([base, mean], **coefficients)
+    blend = functools.partial(compensated.linear, **coefficients)
+    leaves = [base, mean]
+    mean = compensated.of_large(blend, leaves) if large else blend(leaves)
   return mean.astype(dtype)
 
 
@@ -341,7 +344,7 @@ class Selection:
         return None
       weights = arguments.soup_weights([1 - share, share], 2)
       base = self._read(self._base, leaf, sharding)
-      return base, compensated.mean_coefficients(weights)
+      return base, compensated.share_coefficients(weights)
 
     return [end(leaf) for leaf in leaves]
 
@@ -358,7 +361,9 @@ class Selection:
       action = self._actions.get(leaf)
       if action == "keep":
         value = self._read(self._base, leaf, sharding)
-        fixed[leaf] = value.astype(spec.dtype) if tree.is_float(spec) else value
+        if tree.is_float(spec):
+          value = precision.placed(value.astype(spec.dtype))
+        fixed[leaf] = value
       elif isinstance(action, tuple):
         used = [i for i, weight in zip(self._all, action) if weight]
         stack = [self._read(i, leaf, sharding) for i in used]
@@ -374,14 +379,16 @@ class Selection:
           nonfinite.raise_if_not_finite(ingredient.name, [leaf], flags)
         weights = arguments.soup_weights([w for w in action if w], len(used))
         coefficients = compensated.mean_coefficients(weights)
-        mean = compensated.linear(stack, **coefficients)
-        fixed[leaf] = mean.astype(spec.dtype)
+        linear = functools.partial(compensated.linear, **coefficients)
+        with precision.kept(stack):
+          mean = compensated.of_large(linear, stack).astype(spec.dtype)
+        fixed[leaf] = precision.placed(mean)
     return fixed
 
   def _read(self, ingredient, leaf, sharding):
     spec = ingredient.specs[leaf]
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    return jnp.asarray(value) if tree.is_float(spec) else value
+    return precision.placed(value) if tree.is_float(spec) else value
 
   def finished(
     self, means: Mapping[str, jax.Array], ends: Sequence[Any]
@@ -398,7 +405,10 @@ class Selection:
 
   def assembled(self, leaves: Mapping[str, Any]) -> PyTree:
     """Puts all leaves of the result into a tree of its own."""
-    ordered = [leaves[leaf] for leaf in self.specs]
+    ordered = [
+      precision.placed(leaves[leaf]) if tree.is_float(spec) else leaves[leaf]
+      for leaf, spec in self.specs.items()
+    ]
     return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import threading
 from typing import TypeVar
 
+from soupjax.soups.core import precision
+
 Item, Buffer = TypeVar("Item"), TypeVar("Buffer")
 
 
@@ -31,6 +33,7 @@ def for_each(
   the threads write to.
   """
   waiting, lock = iter(items), threading.Lock()
+  do_in_mode = precision.inherited(do)
   errors: list[BaseException] = []
   # Thread -> set when it is done. `Thread.join` does not serve: an interrupted
   # join of Python 3.11 takes a thread that is at work for one that has ended.
@@ -49,7 +52,7 @@ def for_each(
             item = next(waiting)
           except StopIteration:
             return
-        do(item, buffer)
+        do_in_mode(item, buffer)
     except BaseException as e:  # noqa: B036 - raised again below.
       errors.append(e)
     finally:

@@ -11,11 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from soupjax.soups import average
 from soupjax.soups.core import (
   arguments,
   compensated,
   evaluation,
   nonfinite,
+  precision,
   same_init,
   tree,
 )
@@ -185,10 +187,12 @@ def greedy_soup(
   # Without a dtype, keep those of the first ingredient in the order.
   specs = ingredients[0].specs if dtype is None else selection.specs
   dtypes = tuple(specs[name].dtype for name in names)
+  all_floats = [i.specs[name] for i in ingredients for name in names]
   first = soup = bar = None
   total: Any = None  # Running sums, from the first ingredient on.
   whole: dict[str, Any] = {}
   selected: list[str] = []
+  by_name = {i.name: i for i in ingredients}
   turns_left = _turns_left(ingredients, schedule, history)
   for (position, ingredient), leaves in _read_ahead(turns_left, sharding):
     is_new = position >= len(history)
@@ -196,21 +200,24 @@ def greedy_soup(
       break  # It was read ahead of the last decision.
     floats = [leaves[name] for name in names]
     if first is None:
-      first, total = floats, compensated.running_zero(floats)
+      with precision.kept(all_floats):
+        first, total = floats, compensated.running_zero(floats)
       whole = {**leaves, **fixed}
     candidate = selection.assembled(whole)  # The first ingredient's bits.
     if selected or not selection.is_all:
       scale = compensated.reciprocal(len(selected) + 1)
-      means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
+      with precision.kept(all_floats):
+        means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
       candidate = selection.assembled({**whole, **dict(zip(names, means))})
+    if nonfinite.overflows(selection.specs, jax.tree.leaves(candidate)):
+      members = [by_name[name] for name in (*selected, ingredient.name)]
+      candidate = average.average(members, None, selection, sharding)
     if is_new:
       name, trial = ingredient.name, try_candidate(candidate, soup, bar)
       trial = decisions.checked(trial, [*selected, name])
       decision = decisions.decide(name, trial, bar, rule, len(selected))
     else:
       decision = history[position]
-    if decision.accepted:
-      nonfinite.check_overflow(selection.specs, jax.tree.leaves(candidate))
     if is_new:
       history.append(decision)
       if on_decision:
@@ -219,7 +226,8 @@ def greedy_soup(
       if is_new:
         try_candidate.set_incumbent()
       soup, bar = candidate, decision.score
-      total = compensated.running_add(total, first, floats)
+      with precision.kept(all_floats):
+        total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
   check_unchanged(ingredients)
   return GreedySoup(
@@ -277,10 +285,11 @@ class _Trials:
 
 def _read_ahead(turns, sharding) -> Iterator[tuple[Any, dict[str, Any]]]:
   """Yields every turn with its leaves while the next ones are read."""
+  on_devices = precision.inherited(_on_devices)
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
-      return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
+      return turn and (turn, pool.submit(on_devices, turn[1], sharding))
 
     pending = read(next(turns, None))
     while pending:
@@ -294,7 +303,8 @@ def _on_devices(ingredient, sharding) -> dict[str, Any]:
   leaves = {}
   for leaf, spec in ingredient.specs.items():
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    if tree.is_float(spec) and not isinstance(value, jax.Array):
+    on_device = isinstance(value, jax.Array) or precision.is_cut(spec)
+    if tree.is_float(spec) and not on_device:
       # device_put may share the memory, which fits for what was just read from
       # a file. The arrays of a tree belong to the user, who may change them.
       value = (
