@@ -97,15 +97,18 @@ def transformers_model(config: Mapping[str, Any]) -> TransformersModel | None:
   Args:
     config: with "model_type", or else with "architectures".
   """
-  names = config.get("architectures") or []
-  if not isinstance(names, list):
-    return None
-  kind = config.get("model_type")
+  names, kind = class_names(config), config.get("model_type")
   for model_type, model in _TRANSFORMERS.items():
-    known = all(name in model.architectures for name in map(str, names))
+    known = all(name in model.architectures for name in names)
     if known and (model_type == kind or (not kind and names)):
       return model
   return None
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+  """Returns the names of classes in a config of transformers."""
+  names = config.get("architectures") or []
+  return list(map(str, names if isinstance(names, list) else [names]))
 
 
 def transformers_names() -> list[str]:

@@ -252,7 +252,7 @@ _TRANSFORMERS = Keys(
 def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
   model = architectures.transformers_model(config)
   if model is None:
-    names = [config.get("model_type"), *(config.get("architectures") or ())]
+    names = [config.get("model_type"), *architectures.class_names(config)]
     raise ValueError(
       f"{reader.path} is of {' '.join(str(n) for n in names if n)!r}, which "
       "our ViT is not known to compute. It computes "
@@ -269,7 +269,7 @@ def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
     options |= reader.at("vision_config").options(vision, _TRANSFORMERS)
   else:
     options |= reader.options(config, _TRANSFORMERS)
-  for name in config.get("architectures") or ():
+  for name in architectures.class_names(config):
     options |= model.architectures[name]
   size = options.pop("image_size", None)
   return Said(options, size)

@@ -303,7 +303,7 @@ def _check_computation(
   for key in _SILENT:
     if key in said and not _equal(getattr(model, key), said[key]):
       raise ValueError(
-        f"{table.said.path} has {key}={said[key]!r}, and this "
+        f"{table.said.path} means {key}={said[key]!r}, and this "
         f"{type(model).__name__} {getattr(model, key)!r}: build it with "
         f"{key}={said[key]!r}, as in pretrained.detect({table.where!r})"
         ".options."

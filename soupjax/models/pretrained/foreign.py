@@ -306,8 +306,12 @@ class SourceTable:
     unexpected = {}
     for name in self.entries:
       leaf = self.leaf_of(name)
+      # Of a layer outside the model, all leaves are used or none.
+      partly = leaf in self.outer and _module(leaf) in map(_module, specs)
       if name not in used | self.dropped and not (
-        leaf and any(re.search(pattern, leaf) for pattern in optional)
+        leaf
+        and not partly
+        and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
     return mismatch.describe(missing, unexpected, misshapen)
@@ -345,6 +349,10 @@ class SourceTable:
     layout = mappings.LAYOUTS[row.layout]
     array = layout.read(entry.read(index), spec.shape)
     return np.array(array, spec.dtype, order="C")
+
+
+def _module(leaf: str) -> str:
+  return leaf.partition("/")[0]
 
 
 def _view(shape: tuple[int, ...]) -> np.ndarray:

@@ -319,6 +319,31 @@ def test_heads_beside_a_backbone_are_loaded(inner, outer, tmp_path):
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_openclip_projects_models_of_timm(tmp_path):
+  model = save_timm(tmp_path, global_pool="token")
+  (tmp_path / "config.json").unlink()
+  leaves = {f"visual.trunk.{k}": v for k, v in model.state_dict().items()}
+  head = {k for k in leaves if ".head." in k}
+  leaves = {k: v for k, v in leaves.items() if k not in head}
+  torch = torch_models.torch()
+  weight = torch.randn((6, 24), generator=torch.Generator().manual_seed(0))
+  leaves |= {"visual.head.proj.weight": weight, "logit_scale": torch.ones(())}
+  leaves |= {"text.ln_final.weight": torch.ones(8)}
+  vision = {"timm_model_name": "vit_base_patch16_224", "timm_pool": "token"}
+  config = {"embed_dim": 6, "vision_cfg": {**vision, "image_size": 16}}
+  write(tmp_path, leaves, {"model_cfg": config})
+  expected = torch_models.outputs(
+    model, lambda x: model.forward_features(x)[:, 0] @ weight.T
+  )
+  features = ours(tmp_path / "weights.pt", num_heads=3)
+  np.testing.assert_allclose(features, expected, atol=1e-4)
+  write(tmp_path, {**leaves, "visual.head.proj.bias": weight[:, 0]}, {})
+  with pytest.raises(
+    ValueError, match="1 unexpected:\n +visual.head.proj.bias"
+  ):
+    ours(tmp_path / "weights.pt", num_heads=3)
+
+
 def test_heads_of_clip_ask_for_the_length_of_features(tmp_path):
   model = save_openclip({"pool_type": "tok"}, tmp_path)
   (tmp_path / "open_clip_config.json").unlink()
