@@ -38,7 +38,8 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
   Learning rate 10^-U(4, 6), weight decay 10^-U(0.2, 4), 4 to 16 epochs, label
   smoothing 0 or U(0, 0.25), mixup 0 or U(0, 0.9). Augmentation is minimal in a
   third of the runs; in the others RandAugment has 0 to 2 layers and magnitude 1
-  to 20, as in the runs that the authors released.
+  to 20, as in the runs that the authors released. Those are timm's
+  "rand-mM-nN", which end at magnitude 10: use the image op `randaug`.
 
   Args:
     size: number of members. A larger search begins with the members of a

@@ -39,6 +39,11 @@ def get_config(arg=None):
   c.data.num_train = 1_281_167 - 26_000
   c.data.image_size = 518
   c.data.batch_size = 512
+  # As in big_vision, every operation is applied and goes on linearly above 10.
+  c.data.train_ops = (
+    "inception_crop({image_size}, {crop_min})|flip_lr|"
+    "randaug_linear({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)"
+  )
 
   c.model.variant = "G/14"
   c.model.pool_type = "map"

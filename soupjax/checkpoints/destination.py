@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import difflib
 import os
 import pathlib
 import shutil
@@ -12,18 +13,60 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import companions, replaceable
+from soupjax.checkpoints import companions, readable, replaceable
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
   orbax_writer,
-  safetensors,
   safetensors_writer,
 )
-from soupjax.checkpoints.formats.recognise import recognise
+from soupjax.soups.core import leftovers
 from soupjax.soups.engine import plan as planning
 
 FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
+
+
+_OURS = (".safetensors", ".npz")
+# Suffixes of files that other programs keep weights in, and of archives.
+_FOREIGN = frozenset(
+  ".bin .caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
+  ".mlmodel .msgpack .nemo .npy .onnx .ot .pb .pdparams .pickle "
+  ".pkl .pt .pt2 .pte .pth .t7 .tflite .th .torch .weights .7z .bz2 .gz .rar "
+  ".tar .tgz .xz .zip .zst".split()
+)
+
+
+def format_of(out: str, format: str | None, sharded: bool = False) -> str:
+  """Returns the format of an output, by its suffix unless it is given.
+
+  A suffix that belongs to no kind of weights, as in "soup-v1.5", is part of the
+  name of a directory.
+
+  Args:
+    out: the path.
+    format: one of `FORMATS` or None.
+    sharded: whether to write a directory of safetensors shards.
+
+  Raises:
+    ValueError: if the format is unknown, or the suffix promises another one.
+  """
+  suffix = pathlib.PurePath(out).suffix
+  if format not in (None, *FORMATS):
+    raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
+  expected = suffix[1:] if suffix in _OURS else None
+  similar = difflib.get_close_matches(suffix.lower(), _OURS, 1, 0.8)
+  if expected is None and (similar or suffix.lower() in _FOREIGN):
+    raise ValueError(
+      f"{out}: soupjax does not write {suffix} files. Choose a name that ends "
+      "in .safetensors or .npz, or one without such a suffix for an Orbax "
+      "directory." + (f" Did you mean {similar[0]}?" if similar else "")
+    )
+  if expected and format not in (None, expected):
+    raise ValueError(
+      f"{out} names a file of another format than format={format!r}: leave "
+      "format= out or choose a name without this suffix."
+    )
+  return format or expected or ("safetensors" if sharded else "orbax")
 
 
 class Destination:
@@ -72,13 +115,7 @@ class Destination:
         f"{out}: soups are written to local paths only. Write one and copy it."
       )
     out = os.path.abspath(os.path.expanduser(out))
-    if format is None:
-      suffix = pathlib.PurePath(out).suffix
-      format = {".safetensors": "safetensors", ".npz": "npz"}.get(
-        suffix, "safetensors" if shard_bytes else "orbax"
-      )
-    if format not in FORMATS:
-      raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
+    format = format_of(out, format, shard_bytes is not None)
     if shard_bytes is not None and (
       format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
     ):
@@ -122,13 +159,13 @@ class Destination:
       ValueError: if the path is taken, the format cannot hold the leaves, or
         the disk is too full.
     """
-    exists = os.path.exists(self.path)
+    exists = os.path.lexists(self.path)
     if exists and not self._overwrite:
       raise ValueError(
         f"{self.path} exists already: delete it, choose another out= or pass "
         "overwrite=True."
       )
-    if os.path.exists(self.aside) and not (self._overwrite or exists):
+    if os.path.lexists(self.aside) and not (self._overwrite or exists):
       raise ValueError(
         f"{self.aside} is the previous content of {self.path}, left by a run "
         "that was killed while it replaced it: rename it back, delete it, "
@@ -137,7 +174,13 @@ class Destination:
     replaceable.check_sources(self.path, self._plan.sources)
     if exists:
       replaceable.check_replaceable(self.path, self.is_directory)
+    if jax.process_index() == 0:  # Which may remove them soon.
+      if os.path.lexists(self.temporary):
+        replaceable.check_leftover(self.temporary, self.is_directory)
+      if os.path.lexists(self.aside):
+        replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
+    readable.check_names(self.path, self._plan.specs)
     if not self.is_directory and not self._overwrite:
       folder = os.path.dirname(self.path)
       if taken := companions.different(self.beside, folder):
@@ -194,7 +237,8 @@ class Destination:
   def _prepare(self) -> int:
     """Removes the remains of a killed run; returns a lock on the output."""
     os.makedirs(os.path.dirname(self.path), exist_ok=True)
-    if os.path.exists(self.temporary):
+    if os.path.lexists(self.temporary):
+      replaceable.check_leftover(self.temporary, self.is_directory)
       os.close(self._lock())
       remove(self.temporary)
     if self.is_directory:
@@ -232,11 +276,14 @@ class Destination:
       order,
       provenance,
       shard_bytes=self._shard_bytes,
-      text=self._text or _origin(self._plan.sources[0]),
+      text=self._text or _texts(self._plan.sources[: self._plan.count]),
       first=first,
     )
 
   def _publish(self):
+    """Gives the output its final name if it can be opened."""
+    expected = readable.check_names(self.path, self._plan.specs)
+    readable.check_written(self.temporary, self.path, expected)
     # Before the weights, which are never to be found without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     companions.copy(self.beside, folder)
@@ -260,20 +307,14 @@ class Destination:
       os.close(folder)
 
 
-def _origin(source) -> dict[str, str]:
-  """Returns {"format": "pt"} if a safetensors source has it.
+def _texts(ingredients) -> dict[str, str]:
+  """Returns the texts of a soup: those that all ingredients agree on.
 
-  Some readers require it.
+  Some readers require "format", even if only the first one has it.
   """
-  if source.path is None:
-    return {}
-  try:
-    path, file_format = recognise(source.path)
-  except ValueError:  # It is gone, or the user's own reader opened it.
-    return {}
-  if file_format is not safetensors:
-    return {}
-  return {k: v for k, v in safetensors.metadata(path).items() if k == "format"}
+  first = ingredients[0].text
+  form = {"format": first["format"]} if "format" in first else {}
+  return {**leftovers.shared_text(ingredients), **form}
 
 
 def remove(path: str) -> None:

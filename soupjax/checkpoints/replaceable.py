@@ -1,14 +1,16 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that overwriting deletes one checkpoint and none of the sources."""
+"""Checks that an output replaces at most a checkpoint, and no source."""
 
 from collections.abc import Iterable
+import contextlib
 import os
 import pathlib
+import stat
 
 from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges, safetensors
-from soupjax.checkpoints.formats.recognise import recognise
+from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
 
 
@@ -20,29 +22,79 @@ def check_replaceable(path: str, is_directory: bool) -> None:
     is_directory: whether a directory will replace it.
 
   Raises:
-    ValueError: if a file would replace a directory or the other way round, or
-      if the directory has other content than a checkpoint.
+    ValueError: if a file would replace a directory or the other way round, if
+      it is a link, a device or a pipe, or if it is not a checkpoint or has
+      other content.
   """
-  if os.path.isdir(path) != is_directory:
+  mode = os.lstat(path).st_mode
+  if stat.S_ISLNK(mode):
+    raise ValueError(
+      f"{path} is a link to {os.readlink(path)}, and links are not replaced: "
+      "write to what it points to, delete it or choose another out=."
+    )
+  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    raise ValueError(
+      f"{path} is neither a file nor a directory but a device, pipe or socket, "
+      "which is never replaced: choose another out=."
+    )
+  if stat.S_ISDIR(mode) != is_directory:
     kinds = ("file", "directory") if is_directory else ("directory", "file")
     raise ValueError(
       f"{path} is a {kinds[0]} and would be replaced by a {kinds[1]}: delete "
       "it yourself or choose another out=."
     )
-  if not is_directory or not os.listdir(path):
+  if is_directory and not os.listdir(path):
     return
   try:
     inner, file_format = recognise(path)
     if inner != path:
       raise ValueError(f"the checkpoint is {inner}, next to other files")
     file_format.open_checkpoint(inner, "")
-    if file_format is safetensors:
+    if file_format is safetensors and is_directory:
       _check_alone(path)
-  except ValueError as e:
+  except (ValueError, OSError) as e:
     raise ValueError(
       "overwrite=True only replaces a checkpoint or an empty directory, and "
       f"{path} is neither ({e}). Delete it yourself or choose another out=."
     ) from e
+
+
+def check_leftover(path: str, is_directory: bool) -> None:
+  """Checks that a temporary name was left by a run that was killed.
+
+  Args:
+    path: of an existing file or directory.
+    is_directory: whether the run writes a directory.
+
+  Raises:
+    ValueError: if it holds anything that soupjax does not write.
+  """
+  mode = os.lstat(path).st_mode
+  if is_directory and stat.S_ISDIR(mode):
+    others = sorted(name for name in os.listdir(path) if not _is_part(name))
+  elif not is_directory and stat.S_ISREG(mode):
+    # Headers are written last: until then, a file begins with zeros.
+    with open(path, "rb") as f:
+      head = f.read(8)
+    ours = head[:4] in (b"", bytes(len(head[:4])), b"PK\x03\x04")
+    others = [] if ours or safetensors.is_safetensors(path) else [path]
+  else:
+    others = [path]
+  if others:
+    raise ValueError(
+      f"{path} is needed while the soup is written, but it was not left by a "
+      f"run of soupjax (see {others[0]}): move it away or choose another out=."
+    )
+
+
+def _is_part(name: str) -> bool:
+  """Whether a name occurs at the top of a directory that soupjax writes."""
+  return name in (
+    *("state", "orbax.checkpoint", "_CHECKPOINT_METADATA"),
+    "._CHECKPOINT_METADATA.tmp",
+    *companions.NAMES,
+    *(f".{file}.tmp" for file in companions.NAMES),
+  ) or name.endswith((".safetensors", ".index.json", ".index.json.tmp"))
 
 
 def _check_alone(folder):
@@ -59,7 +111,7 @@ def _check_alone(folder):
 
 
 def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
-  """Checks that a soup does not replace any of its sources.
+  """Checks that a soup does not replace or change any of its sources.
 
   Args:
     path: of the soup.
@@ -71,25 +123,50 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
   for source in sources:
     if not source.path or byte_ranges.is_remote(source.path):
       continue
-    files = _files(source.path)
     if os.path.realpath(source.path) == os.path.realpath(path):
       relation = "is"
-    elif any(_is_inside(file, path) for file in files):
+    elif any(_is_inside(file, path) for file in _files(source.path)):
       relation = "is or contains part of"
-    elif (
-      # In an Orbax directory, every file is needed.
-      os.path.exists(path)
-      and os.path.isdir(source.path)
-      and _is_inside(path, source.path)
-      and files == [source.path]
-    ):
-      relation = "is part of"
+    elif any(_is_inside(path, folder) for folder in _folders(source.path)):
+      relation = "is in the folder of"
     else:
       continue
     raise ValueError(
-      f"{path} {relation} the ingredient {source.name!r}: a soup cannot "
-      "replace what it is made of. Choose another out=."
+      f"{path} {relation} the ingredient {source.name!r}: a soup must not "
+      "replace or change what it is made of. Choose another out=."
     )
+
+
+def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
+  """Checks that a directory of results is not in the folder of an ingredient.
+
+  Args:
+    path: of the directory.
+    sources: that are read.
+
+  Raises:
+    ValueError: naming such a source.
+  """
+  for source in sources:
+    if not source.path or byte_ranges.is_remote(source.path):
+      continue
+    for folder in _folders(source.path):
+      if _is_inside(os.fspath(path), folder):
+        raise ValueError(
+          f"{path} is in the folder of {source.name!r}, {folder}, which would "
+          "no longer be a checkpoint alone. Choose another --workdir."
+        )
+
+
+def _folders(path: str) -> list[str]:
+  """Returns the folders that are opened as the checkpoint at a path."""
+  folders = [path] if os.path.isdir(path) else []
+  parent, name = os.path.split(path)
+  if name == "params" or name.startswith(TORCH_FILE):
+    with contextlib.suppress(ValueError, OSError):
+      if os.path.samefile(recognise(parent)[0], path):
+        folders.append(parent)
+  return folders
 
 
 def _is_inside(path, folder) -> bool:
@@ -112,8 +189,8 @@ def _files(path) -> list[str]:
   if not path.endswith(".index.json") and not os.path.isdir(path):
     return [path]
   try:
-    _, file_format = recognise(path)
-    sharded = file_format is safetensors
-    return [path, *(safetensors.files_of(path) if sharded else ())]
+    inner, file_format = recognise(path)
+    files_of = getattr(file_format, "files_of", lambda inner: ())
+    return [path, *files_of(inner)]
   except ValueError:  # It is gone, or the user's own reader opened it.
     return [path]

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
-from soupjax.checkpoints import destination, mesh_writer
+import jax
+
+from soupjax import files, processes
+from soupjax.checkpoints import (
+  destination,
+  mesh_writer,
+  readable,
+  replaceable,
+)
 from soupjax.soups import rules
+from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
@@ -40,16 +49,41 @@ def save_params(
     {'w': array([0., 1., 2.], dtype=float32)}
   """
   path = os.path.abspath(os.path.expanduser(os.fspath(path)))
-  if os.path.exists(path):
+  file_format = destination.format_of(path, None)
+  if os.path.lexists(path):
     raise ValueError(f"{path} exists already: delete it or choose another.")
   params = as_ingredient(params, "params").load()
-  if path.endswith((".safetensors", ".npz")):
+  if file_format != "orbax":
     write(path, params, metadata)
     return
+  _write_orbax(path, params, metadata)
+
+
+def _write_orbax(path, params, metadata):
   # Imported here because Orbax takes a second.
   from soupjax.checkpoints.formats import orbax
 
-  orbax.save(path, params, metadata)
+  leaves, _ = tree.flatten(params)
+  specs = tree.value_specs(leaves, "the tree to save")
+  expected = readable.check_names(path, specs)
+  temporary = str(files.temporary_name(path))
+  first = jax.process_index() == 0
+  # Orbax writes in threads that cannot be stopped.
+  with files.uninterrupted():
+    if first and os.path.lexists(temporary):
+      replaceable.check_leftover(temporary, is_directory=True)
+      destination.remove(temporary)
+    processes.barrier("prepared")
+    try:
+      orbax.save(temporary, params, metadata, path)
+      if first:
+        readable.check_written(temporary, path, expected)
+        os.rename(temporary, path)
+    except BaseException:
+      if first:
+        destination.remove(temporary)
+      raise
+    processes.barrier("published")
 
 
 def write(

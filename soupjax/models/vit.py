@@ -195,19 +195,18 @@ class MAPHead(nn.Module):
   num_heads: int
   act: str = "gelu"
   norm_eps: float = 1e-6
-  attention: str | None = None
-  dtype_mm: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (batch, tokens, width) to (batch, width)."""
+    # Always float32, as in big_vision: one query costs little.
     batch, _, width = x.shape
     init = nn.initializers.xavier_uniform()
     probe = self.param("probe", init, (1, 1, width), x.dtype)
     probe = jnp.tile(probe, (batch, 1, 1))
-    x = _attention(self.num_heads, self.attention, self.dtype_mm)(probe, x)
+    x = _attention(self.num_heads, None, "float32")(probe, x)
     y = nn.LayerNorm(epsilon=self.norm_eps)(x)
-    mlp = layers.MlpBlock(self.mlp_dim, act=self.act, dtype_mm=self.dtype_mm)
+    mlp = layers.MlpBlock(self.mlp_dim, act=self.act)
     return (x + mlp(y))[:, 0]
 
 
@@ -215,8 +214,8 @@ class ViT(nn.Module):
   """Vision Transformer with a linear head.
 
   The defaults are big_vision's. `act`, `norm_eps`, `pre_norm`, `patch_bias`,
-  `class_token`, `fc_norm` and `proj_size` are for models of other libraries:
-  `pretrained.options` returns their values.
+  `class_token`, `fc_norm`, `proj_size` and `normalize` are for models of other
+  libraries: `pretrained.options` returns their values.
 
   Attributes:
     num_classes: outputs of the head; None for features only.
@@ -224,15 +223,17 @@ class ViT(nn.Module):
     width: size of a token.
     depth: number of blocks.
     mlp_dim: hidden size of the MLPs; None is 4 * width.
-    num_heads: attention heads.
+    num_heads: attention heads; None is an error that asks for it.
     posemb: position embeddings, "learn" or "sincos2d" (fixed).
     pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
       (attention) or "none" (every token has its logits).
-    class_token: adds a class token even if `pool_type` does not need one; the
-      mean of "gap" excludes it.
+    class_token: adds a class token even if `pool_type` does not need one;
+      "gap" and "map" exclude it.
     rep_size: size of a tanh layer before the head; 0 for none.
     proj_size: size of a projection without bias before the head (CLIP); 0 for
       none.
+    normalize: whether features are scaled to length 1 before the head, as for
+      zero-shot weights of CLIP; None is not.
     dropout: rate, in training.
     stochastic_depth: probability that an example skips the last block in
       training; it grows linearly from 0 in the first block.
@@ -249,7 +250,8 @@ class ViT(nn.Module):
     remat_policy: a name in `jax.checkpoint_policies`, such as
       "nothing_saveable", to recompute blocks in the backward pass; None keeps
       all activations.
-    dtype_mm: dtype of the matrix products; parameters stay float32.
+    dtype_mm: dtype of the matrix products; parameters, attention pooling and
+      head stay float32.
   """
 
   num_classes: int | None = None
@@ -257,12 +259,13 @@ class ViT(nn.Module):
   width: int = 768
   depth: int = 12
   mlp_dim: int | None = None
-  num_heads: int = 12
+  num_heads: int | None = 12
   posemb: str = "learn"
   pool_type: str = "gap"
   class_token: bool = False
   rep_size: int = 0
   proj_size: int = 0
+  normalize: bool | None = None
   dropout: float = 0.0
   stochastic_depth: float = 0.0
   head_zeroinit: bool = True
@@ -297,14 +300,13 @@ class ViT(nn.Module):
       ValueError: if an option is unknown or the sizes do not fit.
     """
     self._check(images)
-    block = {
+    head = {
       "mlp_dim": self.mlp_dim,
       "num_heads": self.num_heads,
       "act": self.act,
       "norm_eps": self.norm_eps,
-      "attention": self.attention,
-      "dtype_mm": self.dtype_mm,
     }
+    block = {**head, "attention": self.attention, "dtype_mm": self.dtype_mm}
     x = self._tokens(images)
     x = nn.Dropout(self.dropout)(x, not train)
     x = Encoder(
@@ -317,7 +319,7 @@ class ViT(nn.Module):
       name="Transformer",
     )(x, not train)
     if self.pool_type == "map":
-      x = MAPHead(**block)(x)
+      x = MAPHead(**head)(x[:, int(self.class_token) :])
     elif self.pool_type == "gap":
       x = x[:, int(self.class_token) :].mean(axis=1)
     elif self.pool_type in ("tok", "0"):
@@ -351,17 +353,24 @@ class ViT(nn.Module):
       x = jnp.tanh(nn.Dense(self.rep_size, name="pre_logits")(x))
     if self.proj_size:
       x = nn.Dense(self.proj_size, use_bias=False, name="proj")(x)
+    if self.normalize:
+      x = x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
     return layers.classify(x, self.num_classes, self.head_zeroinit)
 
   def _position_embedding(self, rows, columns):
     if self.posemb == "sincos2d":
       return sincos2d(rows, columns, self.width)
-    return self.param(
-      "pos_embedding",
-      nn.initializers.normal(stddev=1 / np.sqrt(self.width)),
-      (1, rows * columns, self.width),
-      jnp.float32,
-    )
+    shape = (1, rows * columns, self.width)
+    given = self.get_variable("params", "pos_embedding")
+    if given is not None and given.shape[1] != shape[1]:
+      raise ValueError(
+        f"The position embeddings are of {given.shape[1]} patches, and images "
+        f"of {rows} x {columns} patches have {shape[1]}: resize the images, or "
+        f"load the weights with image_size=({rows * self.patch_size}, "
+        f"{columns * self.patch_size})."
+      )
+    init = nn.initializers.normal(stddev=1 / np.sqrt(self.width))
+    return self.param("pos_embedding", init, shape, jnp.float32)
 
   def _check(self, images):
     for option, choices in (
@@ -378,6 +387,11 @@ class ViT(nn.Module):
       raise ValueError(
         f"class_token goes with pool_type 'gap', 'map' or 'none', not with "
         f"{self.pool_type!r}. 'tok' always has a class token."
+      )
+    if self.num_heads is None:
+      raise ValueError(
+        "The number of attention heads is unknown: it does not follow from the "
+        f"weights. Give num_heads=, a divisor of the width {self.width}."
       )
     if self.width % self.num_heads:
       raise ValueError(

@@ -28,6 +28,7 @@ from soupjax.soups.core.ingredient import (
   as_ingredient,
   as_ingredients,
   check_ingredients,
+  check_unchanged,
   sharding_of,
 )
 from soupjax.soups.core.select import Selection
@@ -190,6 +191,7 @@ def average(
       soup[leaf] = ingredients[0].read(
         leaf, sharding=sharding_of(sharding, leaf, spec)
       )
+  check_unchanged(ingredients)
   if checked:
     # Waits once, not for every leaf.
     names, flags = zip(*checked)

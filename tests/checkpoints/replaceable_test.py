@@ -47,6 +47,33 @@ def folder(tmp_path):
   return tmp_path
 
 
+@pytest.mark.parametrize("inputs", ["base", "statistics"])
+def test_nothing_is_put_in_the_folder_of_a_base_or_of_statistics(
+  folder, inputs
+):
+  model, other = folder / "m1.safetensors", folder / "s0"
+  rule, settings = RULE, {"base": other, "select": {"b": "keep"}}
+  if inputs == "statistics":
+    rule, settings = sj.rules.fisher([other]), {}
+  with pytest.raises(ValueError, match="soup.npz is in the folder of .*s"):
+    sj.mix(rule, model, out=other / "soup.npz", **settings)
+  assert not (other / "soup.npz").exists()
+
+
+def test_nothing_is_put_beside_a_torch_file_that_a_folder_is_opened_for(
+  tmp_path,
+):
+  path = tmp_path / "a" / "pytorch_model.bin"
+  path.parent.mkdir()
+  sj.save_params(tmp_path / "m.npz", tree(0))  # Known by its content.
+  (tmp_path / "m.npz").rename(path)
+  with pytest.raises(ValueError, match="is in the folder of the ingredient"):
+    sj.mix(RULE, path.parent, out=path.with_name("model.safetensors"))
+  # A single file is not a folder.
+  sj.save_params(tmp_path / "m.safetensors", tree(0))
+  sj.mix(RULE, tmp_path / "m.safetensors", out=tmp_path / "soup.safetensors")
+
+
 @pytest.mark.parametrize(
   "inputs,out,settings",
   [
@@ -64,6 +91,14 @@ def folder(tmp_path):
     ("s*", "s0/model-00001-of-00002.safetensors", {}),
     ("link", "s1/model-00001-of-00002.safetensors", {}),
     ("s0/model*index.json", "s0/model-00002-of-00002.safetensors", {}),
+    # New files beside what a folder is opened for.
+    ("s*", "s0/soup.npz", {}),
+    ("s*", "s0/soup.safetensors", {}),
+    ("s*", "s0/soups/uniform", {}),
+    ("s*", "link/soup.npz", {}),
+    ("link", "s1/soup.safetensors", {}),
+    ("run*", "run0/soup.safetensors", {}),
+    ("run*", "run0/soup", {}),
   ],
 )
 def test_inputs_are_never_replaced(folder, inputs, out, settings):
@@ -117,13 +152,105 @@ def test_checkpoints_and_empty_directories_are_replaced(folder):
   inputs = sj.find_ingredients(folder / "m*.safetensors")
   expected = sj.uniform_soup(inputs)
   (folder / "empty").mkdir()
-  for out in ("empty", "s0", "link", "run0/params", "empty"):
+  shutil.copy(folder / "m0.safetensors", folder / "old.safetensors")
+  for out in ("empty", "s0", "run0/params", "empty", "old.safetensors"):
     sj.mix(RULE, inputs, out=folder / out, overwrite=True)
     params = sj.load_params(folder / out)
     np.testing.assert_array_equal(params["a"], expected["a"])
-  # Next to its input in one directory is harmless.
-  sj.mix(RULE, folder / "s1", out=folder / "s1" / "soup.npz")
-  sj.load_params(folder / "s1")
+
+
+SPECIAL = {
+  "pipe": os.mkfifo,
+  "link to a checkpoint": lambda path: os.symlink("m1.safetensors", path),
+  "link to nothing": lambda path: os.symlink("nowhere", path),
+  "link to a pipe": lambda path: os.symlink("/dev/stdout", path),
+  "text": lambda path: path.write_text("thesis"),
+  "empty file": lambda path: path.write_text(""),
+  "directory": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("out", ["o.npz", "o.safetensors", "o"])
+def test_nothing_else_is_replaced(tmp_path, kind, out):
+  path = tmp_path / out
+  sj.save_params(tmp_path / "m1.safetensors", tree(1))
+  if (out, kind) == ("o", "directory"):
+    path.mkdir()
+    path = path / "thesis"
+    path.write_text("thesis")
+  else:
+    SPECIAL[kind](path)
+  before, mode = set(os.listdir(tmp_path)), os.lstat(path)
+  model = [sj.Ingredient.from_params("a", tree(0))]
+  for overwrite in (True, False):
+    for dry_run in (True, False):
+      with pytest.raises(ValueError, match=f"/{out} "):
+        sj.mix(
+          RULE,
+          model,
+          out=tmp_path / out,
+          overwrite=overwrite,
+          dry_run=dry_run,
+        )
+  with pytest.raises(ValueError, match=f"/{out} "):
+    sj.save_params(tmp_path / out, tree(0))
+  assert set(os.listdir(tmp_path)) == before and os.lstat(path) == mode
+  assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("out", ["o.npz", "o"])
+@pytest.mark.parametrize("kind", ["pipe", "link to nothing", "text", "thesis"])
+def test_a_temporary_name_that_is_taken_is_not_removed(tmp_path, kind, out):
+  taken = tmp_path / f".{out}.tmp"
+  if kind == "thesis":
+    taken.mkdir()
+    (taken / "thesis").write_text("thesis")
+  else:
+    SPECIAL[kind](taken)
+  before = os.lstat(taken)
+  model = [sj.Ingredient.from_params("a", tree(0))]
+  with pytest.raises(ValueError, match=f"{out}.tmp is needed"):
+    sj.mix(RULE, model, out=tmp_path / out)
+  assert os.lstat(taken) == before and not (tmp_path / out).exists()
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("soup.pt", "soup.pth", "soup.ckpt", "pytorch_model.bin", "soup.h5"),
+    *("soup.msgpack", "soup.onnx", "soup.gguf", "soup.tar.gz", "soup.NPZ"),
+    *("soup.safetensor", "soup.safetensors.gz", "soup.Safetensors", "a.npy"),
+    "model.safetensors.index.json",
+  ],
+)
+def test_names_of_files_that_are_not_written(tmp_path, name):
+  model = [sj.Ingredient.from_params("a", tree(0))]
+  for settings in ({}, {"format": "npz"}, {"shard_bytes": 400}):
+    with pytest.raises(ValueError, match=rf"{name}: .*\.safetensors or \.npz"):
+      sj.mix(RULE, model, out=tmp_path / name, dry_run=True, **settings)
+  with pytest.raises(ValueError, match=rf"{name}: .*\.safetensors or \.npz"):
+    sj.save_params(tmp_path / name, tree(0))
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "name,format",
+  [("a.npz", "orbax"), ("a.npz", "safetensors"), ("a.safetensors", "npz")],
+)
+def test_a_suffix_and_a_format_that_disagree(tmp_path, name, format):
+  model = [sj.Ingredient.from_params("a", tree(0))]
+  with pytest.raises(ValueError, match=f"{name}.*'{format}'"):
+    sj.mix(RULE, model, out=tmp_path / name, format=format)
+
+
+@pytest.mark.parametrize("name", ["soup-v1.5", "vit.b16", "2026.11.28", "a b"])
+def test_a_dot_in_a_name_is_no_suffix(tmp_path, name):
+  model = [sj.Ingredient.from_params("a", tree(0))]
+  sj.mix(RULE, model, out=tmp_path / name)
+  sj.save_params(tmp_path / f"{name}.x", tree(0))
+  for path in (name, f"{name}.x"):
+    assert (tmp_path / path / "state").is_dir()
 
 
 @pytest.mark.parametrize("out", ["notes.txt", "a.npz"])

@@ -53,6 +53,7 @@ MAP = np.stack([Y, X, np.zeros_like(X)], axis=-1)
     ("flip_lr(1.5)", "a probability"),
     ("flip_lr('a')", "does not work"),
     ("randaug(-1)", "num_layers"),
+    ("randaug_linear(2, 31)", "magnitude.*30"),
     ("randaug(2, 31)", "magnitude.*30"),
     ("value_range|flip_lr", "flip_lr.*value_range"),
   ],

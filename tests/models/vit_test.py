@@ -169,6 +169,31 @@ def test_options_run_in_bfloat16_with_float32_parameters(pool, posemb):
   assert ("pos_embedding" in params) == (posemb == "learn")
 
 
+def test_attention_pooling_is_exact_in_bfloat16():
+  model = ViT(**TINY, pool_type="map", dtype_mm="bfloat16")
+  params = init(model)
+  _, state = model.apply(
+    {"params": params},
+    IMAGES,
+    capture_intermediates=True,
+    mutable="intermediates",
+  )
+  tokens = state["intermediates"]["Transformer"]["__call__"][0]
+  exact = vit.MAPHead(model.mlp_dim, model.num_heads).apply(
+    {"params": params["MAPHead_0"]}, tokens.astype(np.float32)
+  )
+  pooled = state["intermediates"]["MAPHead_0"]["__call__"][0]
+  np.testing.assert_allclose(pooled, exact, atol=1e-6)
+
+
+def test_attention_pooling_excludes_the_class_token():
+  model = ViT(**{**TINY, "depth": 0}, pool_type="map", class_token=True)
+  params = init(model)
+  logits, _ = apply(model, params)
+  changed = {**params, "cls": params["cls"] + 1}
+  np.testing.assert_array_equal(apply(model, changed)[0], logits)
+
+
 def test_without_classes_it_returns_the_features_of_the_head():
   params = init(ViT(**TINY))
   logits, features = apply(ViT(**TINY), params)

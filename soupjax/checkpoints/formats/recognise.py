@@ -2,14 +2,88 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognises the format of a checkpoint by its content."""
 
+from collections.abc import Sequence
 import os
 import pathlib
+import re
 import types
 
 from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
+_INDEX = ".safetensors.index.json"
+# Files beside torch weights.
+_NO_MODEL = re.compile(
+  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
+  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
+)
+# Bytes of a file that tell its kind.
+_HEAD_BYTES = 512
+
+_CONVERT = (
+  "Load it with the library that wrote it, and save the weights as safetensors "
+  "or npz"
+)
+_UNPACK = "Unpack it first"
+_AGAIN = "Copy or download it again"
+_PICKLE = (
+  "Pickles are programs and are not run. Load it where you trust it, and save "
+  "the weights as safetensors or npz"
+)
+# (offset, bytes, description, fix), the first that matches.
+_MAGIC = (
+  (
+    0,
+    b"version https://git-lfs",
+    "a Git LFS pointer, which stands for the file",
+    "Run `git lfs pull` in its repository, or download the file itself",
+  ),
+  (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, TensorFlow)", _CONVERT),
+  (0, b"\x1f\x8b", "compressed with gzip", _UNPACK),
+  (0, b"BZh", "compressed with bzip2", _UNPACK),
+  (0, b"\xfd7zXZ\x00", "compressed with xz", _UNPACK),
+  (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+  (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+  (0, b"Rar!", "a RAR archive", _UNPACK),
+  (
+    257,
+    b"ustar",
+    "a tar archive, which torch also wrote before version 0.4",
+    "Unpack it, or load it with torch and save its state_dict() again",
+  ),
+  (
+    0,
+    b"GGUF",
+    "a GGUF file, with quantised weights",
+    "Take the checkpoint that it was made from",
+  ),
+  (0, b"\x93NUMPY", "a single NumPy array", "Save arrays by numpy.savez"),
+  (4, b"TFL3", "a TensorFlow Lite model", "Take the original checkpoint"),
+  (0, b"PAR1", "a Parquet table", "Give the path of the weights"),
+  (0, b"\x89PNG", "a PNG image", "Give the path of the weights"),
+  (0, b"\xff\xd8\xff", "a JPEG image", "Give the path of the weights"),
+  (0, b"%PDF", "a PDF document", "Give the path of the weights"),
+  (
+    0,
+    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+    "a pickle, the format of torch before version 1.6",
+    "Pickles are programs and are not run. Save it again with a newer torch or "
+    "convert it to safetensors",
+  ),
+)
+# Suffix -> description, for formats without magic bytes.
+_SUFFIXES = {
+  ".onnx": "an ONNX graph",
+  ".pb": "a TensorFlow graph",
+  ".msgpack": "a MessagePack file (Flax)",
+  ".h5": "an HDF5 file (Keras, TensorFlow)",
+  ".keras": "a Keras archive",
+  ".gguf": "a GGUF file",
+  ".index": "part of a TensorFlow checkpoint",
+  ".joblib": "a pickle",
+}
+_TF_SHARD = re.compile(r"\.data-\d+-of-\d+$")
 
 
 def absolute(path: str | os.PathLike) -> str:
@@ -31,6 +105,8 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   remote = byte_ranges.is_remote(path)
   place = byte_ranges.remote_path(path) if remote else pathlib.Path(path)
   if not place.exists():
+    if not remote and os.path.exists(f"{path}.index"):
+      raise ValueError(_explain_file(f"{path}.index", b"?"))
     raise ValueError(f"There is no checkpoint at {path}.")
   if not place.is_dir():
     return path, _of_file(path)
@@ -40,33 +116,124 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   for folder in (place, place / "params"):
     if orbax.is_orbax(folder):
       return str(folder), orbax
-  if any(place.glob("*.safetensors*")):
+  names = sorted(entry.name for entry in place.iterdir())
+  if any(name.endswith((".safetensors", _INDEX)) for name in names):
     return path, safetensors
-  if (place / TORCH_FILE).exists():
-    return recognise(str(place / TORCH_FILE))
-  raise ValueError(
-    f"{path} is not a checkpoint: expected an Orbax directory, or a directory "
-    f"that contains one in params/, safetensors or {TORCH_FILE}."
-  )
+  if any(name.endswith(".index.json") for name in names):
+    return path, torch
+  models = safetensors.models_of(filter(_is_torch_model, names))
+  safetensors.check_one_model(path, models)
+  for first, shards in models.items():
+    return (path, torch) if shards[1:] else recognise(str(place / first))
+  raise ValueError(_explain_directory(path, names))
+
+
+def _is_torch_model(name: str) -> bool:
+  """Whether a name in a directory is that of torch weights."""
+  return name.endswith(torch.SUFFIXES) and not _NO_MODEL.match(name)
 
 
 def _of_file(path) -> types.ModuleType:
   if path.endswith(".index.json"):
-    return safetensors
+    _, shards = safetensors.index_of(path)
+    is_torch = any(shard.endswith(torch.SUFFIXES) for shard in shards.values())
+    return torch if is_torch else safetensors
   file = byte_ranges.ByteFile(path)
-  magic = file.read(0, min(4, file.size))
+  head = file.read(0, min(_HEAD_BYTES, file.size))
   # The second one starts an archive without members.
-  if magic in (b"PK\x03\x04", b"PK\x05\x06"):
-    return torch if torch.is_torch(path) else npz
+  if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+    members = npz.members(file)
+    if torch.is_torch(members):
+      return torch
+    if members and not any(name.endswith(".npy") for name in members):
+      raise ValueError(_explain_archive(path, members))
+    return npz
   if safetensors.is_safetensors(path):
     return safetensors
-  if magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
-    raise ValueError(
-      f"{path} is a pickle, the format of torch before version 1.6. Pickles "
-      "are programs and are not run: save it again with a newer torch or "
-      "convert it to safetensors."
+  raise ValueError(_explain_file(path, head))
+
+
+def _explain_file(path: str, head: bytes) -> str:
+  """Returns a sentence on what a file is and what to do.
+
+  Args:
+    path: of the file.
+    head: its first `_HEAD_BYTES`.
+  """
+  name = os.path.basename(path)
+  for offset, magic, what, fix in _MAGIC:
+    if head[offset:].startswith(magic):
+      return f"{path} is {what}. {fix}."
+  if not head:
+    return f"{path} is empty. {_AGAIN}, or leave it out."
+  if _TF_SHARD.search(name):
+    return f"{path} is part of a TensorFlow checkpoint. {_CONVERT}."
+  if re.match(rb"\x80[\x02-\x05]", head):
+    return f"{path} is a pickle. {_PICKLE}."
+  for suffix, what in _SUFFIXES.items():
+    if name.endswith(suffix):
+      return f"{path} is {what}. {_CONVERT}."
+  # A map of MessagePack whose first key is a string.
+  if re.match(rb"[\x81-\x8f][\xa0-\xbf\xd9]|\xde..[\xa0-\xbf\xd9]", head, re.S):
+    return f"{path} is {_SUFFIXES['.msgpack']}. {_CONVERT}."
+  if text := _text(head):
+    if re.match(r"(<\?xml[^>]*>\s*)?<(!doctype )?html", text, re.IGNORECASE):
+      return (
+        f"{path} is a web page. The download failed, perhaps because it needs "
+        "a login: download the file itself."
+      )
+    return (
+      f"{path} is a text that begins with {text.splitlines()[0][:60]!r}. Give "
+      "the path of the weights."
     )
-  raise ValueError(
+  return (
     f"{path} is not a checkpoint: expected a safetensors, npz or torch zip "
-    "file, or an Orbax directory. It may have been cut short."
+    f"file, or an Orbax directory, but it begins with the bytes {head[:8]!r}. "
+    "It may have been cut short or damaged."
   )
+
+
+def _explain_archive(path: str, members: Sequence[str]) -> str:
+  """Returns a sentence on a zip file that contains no arrays."""
+  if path.endswith(".keras") or "model.weights.h5" in members:
+    return f"{path} is a Keras archive. {_CONVERT}."
+  return (
+    f"{path} is a zip archive of other files: {sorted(members)[:5]}. {_UNPACK}."
+  )
+
+
+def _explain_directory(path: str, entries: Sequence[str]) -> str:
+  """Returns a sentence on a directory without a checkpoint that is readable.
+
+  Args:
+    path: of the directory.
+    entries: names in it.
+  """
+  if "saved_model.pb" in entries:
+    return f"{path} is a TensorFlow SavedModel. {_CONVERT}."
+  if any(map(_TF_SHARD.search, entries)):
+    return f"{path} contains a TensorFlow checkpoint. {_CONVERT}."
+  foreign = [name for name in entries if name.endswith((*_SUFFIXES,))]
+  if foreign:
+    kind = _SUFFIXES[os.path.splitext(foreign[0])[1]]
+    return (
+      f"{path} contains {foreign[0]}, {kind}, but no checkpoint that can be "
+      f"read. {_CONVERT}."
+    )
+  return (
+    f"{path} is not a checkpoint: expected an Orbax directory, or a directory "
+    "that contains one in params/, safetensors or pytorch_model.bin. It "
+    + (f"contains {sorted(entries)[:10]}." if entries else "is empty.")
+  )
+
+
+def _text(head: bytes) -> str:
+  """Returns the text at the start of a file, "" if it is binary."""
+  for cut in range(4):  # The last character may be incomplete.
+    try:
+      text = head[: len(head) - cut].decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+      continue
+    readable = all(c.isprintable() or c in "\r\n\t\f" for c in text)
+    return text if readable else ""
+  return ""

@@ -27,6 +27,11 @@ def check(
   """
   del provenance  # It can have any size.
   for leaf, spec in specs.items():
+    if leaf == "__metadata__":
+      raise ValueError(
+        f"A leaf cannot be called {leaf!r} in a safetensors file. Rename it or "
+        "choose another format."
+      )
     if spec.dtype not in safetensors.NAMES:
       raise ValueError(
         f"Leaf {leaf!r} has dtype {spec.dtype}, which safetensors files cannot "
@@ -85,11 +90,13 @@ class SafetensorsWriter(block_writer.RangeWriter):
 
   def _header(self, leaves, provenance, checksums) -> bytes:
     recorded = {leaf: f"{checksums[leaf]:08x}" for leaf in leaves}
+    record = {**provenance, "crc32": recorded}
+    specs = {leaf: self.specs[leaf] for leaf in leaves}
     header: dict[str, Any] = {
       "__metadata__": {
         **self.text,
-        "soupjax": json.dumps({**provenance, "crc32": recorded}),
-        leaf_digest.KEY: leaf_digest.digest({k: self.specs[k] for k in leaves}),
+        "soupjax": json.dumps(record),
+        leaf_digest.KEY: leaf_digest.seal(specs, record),
       }
     }
     at = 0

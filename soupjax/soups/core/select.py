@@ -14,7 +14,6 @@ import numpy as np
 from soupjax.soups.core import (
   arguments,
   compensated,
-  evaluation,
   nonfinite,
   precision,
   tree,
@@ -48,9 +47,16 @@ def actions(
   """
   models = [*ingredients, *([] if base is None else [base])]
   leaves = list(dict.fromkeys(leaf for model in models for leaf in model.specs))
+  ignored = {name for model in models for name in model.ignored}
+  names = [*leaves, *sorted(ignored - set(leaves))]
   chosen: dict[str, Action] = {}
-  for pattern, new in tree.matches("select", select, leaves):
+  for pattern, new in tree.matches("select", select, names):
     action = _check_action(pattern, select[pattern], len(ingredients), base)
+    if action != "skip" and ignored.issuperset(new):
+      raise ValueError(
+        f"{pattern!r} in select matches only {new[:10]}, which are not read: "
+        "they can be skipped, but not kept or averaged."
+      )
     chosen |= dict.fromkeys(new, action)
   return {leaf: chosen.get(leaf) for leaf in leaves}
 
@@ -402,7 +408,7 @@ class Selection:
       precision.placed(leaves[leaf]) if tree.is_float(spec) else leaves[leaf]
       for leaf, spec in self.specs.items()
     ]
-    return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
+    return tree.owned(jax.tree.unflatten(self.treedef, ordered))
 
 
 def restricted(ingredient: Ingredient, leaves: Collection[str]) -> Ingredient:

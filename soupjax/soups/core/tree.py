@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soupjax.soups.core import factors
+
 PyTree = Any
 
 # Differences listed in one message: enough for all leaves of a large model.
@@ -90,8 +92,7 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
       f"{where} is a {type(leaf).__name__} of dtype {dtype}, not an array of "
       "JAX or numpy. Convert it with numpy.asarray."
     ) from e
-  # dtype.kind would not do: it is "V" for bfloat16.
-  if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+  if not is_number(dtype):
     raise ValueError(
       f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
@@ -140,6 +141,12 @@ def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
   return specs
 
 
+def is_number(dtype: np.dtype) -> bool:
+  """Whether a dtype is that of numbers or booleans, not of text or objects."""
+  # dtype.kind would not do: it is "V" for bfloat16.
+  return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
 def is_float(leaf: Any) -> bool:
   """Whether a leaf (or its spec) has a floating dtype, bfloat16 and fp8 too."""
   return jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -160,7 +167,8 @@ def check_alike(
 
   Raises:
     ValueError: listing every leaf that differs, for every tree (at most 500,
-      then the number of the others).
+      then the number of the others); or naming factors of a product, which
+      cannot be averaged one by one.
   """
   names = list(trees)
   first, problems, all_specs = names[0], [], {}
@@ -194,6 +202,8 @@ def check_alike(
       + listed(problems)
       + fix
     )
+  if len(trees) > 1:
+    factors.check(expected)
 
 
 def listed(problems: Sequence[str]) -> str:
@@ -321,6 +331,16 @@ def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
   if any(is_float(specs[name]) for name in others) or last == "$":
     return f"^{re.escape(leaf)}$"
   return last
+
+
+def owned(params: PyTree) -> PyTree:
+  """Returns a tree whose containers and NumPy arrays belong to the caller.
+
+  Arrays of JAX are shared, since nobody can change them.
+  """
+  return jax.tree.map(
+    lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, params
+  )
 
 
 def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -15,7 +15,6 @@ from soupjax.soups import average
 from soupjax.soups.core import (
   arguments,
   compensated,
-  evaluation,
   nonfinite,
   precision,
   same_init,
@@ -28,6 +27,7 @@ from soupjax.soups.core.ingredient import (
   as_ingredient,
   as_ingredients,
   check_ingredients,
+  check_unchanged,
   sharding_of,
 )
 from soupjax.soups.core.select import Selection
@@ -228,6 +228,7 @@ def greedy_soup(
       with precision.kept(all_floats):
         total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
+  check_unchanged(ingredients)
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
   )
@@ -257,12 +258,12 @@ class _Trials:
   def __call__(self, candidate, soup, bar) -> Trial:
     """Evaluates on all data, or until the candidate is sure to be rejected."""
     if not self.evaluate_until or soup is None:
-      return Trial(score=evaluation.call(self.evaluate, candidate))
+      return Trial(score=arguments.call(self.evaluate, candidate))
     if not self.has_incumbent:
       # In a resumed run the evaluator has not seen the soup yet.
-      evaluation.call(self.evaluate, soup)
+      arguments.call(self.evaluate, soup)
       self.set_incumbent()
-    trial = evaluation.call(
+    trial = arguments.call(
       self.evaluate_until,
       candidate,
       lambda score: self.rule.accepts(score, bar),

@@ -171,6 +171,10 @@ def _write_choices(opened, ingredients, workdir) -> None:
     "best": {name: soups.ranked(ingredients, name)[0].name for name in names},
     "greedy": opened.greedy,
     "initial_head": opened.config.initial_head,
+    "outputs": {
+      name: (len(chosen), opened.config.data.num_classes)
+      for name, chosen in opened.outputs.items()
+    },
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)

@@ -13,7 +13,7 @@ import jax
 from soupjax import config as config_lib
 from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import run, step
+from soupjax.tasks.finetune import pixels, run, step
 
 PyTree = Any
 
@@ -33,6 +33,7 @@ def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
     ValueError: if the config, or that of a member, cannot work.
   """
   settings.check(config)
+  pixels.check(config)
   members = run.members_of(config, "", sweep)
   mesh = step.make_mesh(config)
   model = settings.build_model(config)

@@ -1,0 +1,89 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that an output will be opened as it was written, names included."""
+
+from collections.abc import Mapping
+import contextlib
+import warnings
+
+import jax
+
+from soupjax.checkpoints.formats import byte_ranges, params_of_state
+from soupjax.checkpoints.formats.recognise import recognise
+
+Specs = Mapping[str, jax.ShapeDtypeStruct]
+
+# No format stores longer names; real ones have some 100 bytes.
+_MAX_NAME = 1 << 15
+
+
+def check_names(path: str, specs: Specs) -> Specs:
+  """Checks names of leaves before anything is written.
+
+  Args:
+    path: of the output, for errors.
+    specs: leaf -> shape and dtype.
+
+  Returns:
+    The leaves that a reader of the output will find: all, or the weights of a
+    train state, since checkpoints of train states are read without the rest.
+
+  Raises:
+    ValueError: naming a leaf that no reader would find.
+  """
+  for leaf in specs:
+    try:
+      size = len(leaf.encode("utf-8"))
+    except UnicodeEncodeError as e:
+      raise ValueError(
+        f"{path}: the leaf name {leaf!r} is not valid Unicode. Rename it."
+      ) from e
+    if size > _MAX_NAME:
+      raise ValueError(
+        f"{path}: the leaf name {leaf[:40]!r}... has {size} bytes, more than "
+        f"{_MAX_NAME}. Shorten it."
+      )
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    try:
+      return params_of_state.of(
+        byte_ranges.ingredient("", path, specs, {}, order=list(specs))
+      ).specs
+    except UserWarning as e:
+      raise ValueError(
+        f"Leaves would be lost when {path} is read: {e} Rename the entry "
+        "'params' or the other ones."
+      ) from e
+
+
+def check_written(temporary: str, path: str, expected: Specs) -> None:
+  """Opens an output that is complete but not yet published.
+
+  Args:
+    temporary: its name while it is written.
+    path: its final name, for errors.
+    expected: the leaves to find, from `check_names`.
+
+  Raises:
+    ValueError: naming a leaf that is missing or differs.
+  """
+  try:
+    with warnings.catch_warnings():
+      # Train states are cut to their weights, as `check_names` knows.
+      warnings.simplefilter("ignore")
+      inner, file_format = recognise(temporary)
+      found = file_format.open_checkpoint(inner, "").specs
+  except ValueError as e:
+    raise ValueError(
+      f"{path} was not published, since it could not be opened again: {e}"
+    ) from e
+  for leaf in [*expected, *found]:
+    with contextlib.suppress(KeyError):
+      a, b = expected[leaf], found[leaf]
+      if (a.shape, a.dtype) == (b.shape, b.dtype):
+        continue
+    raise ValueError(
+      f"{path} was not published, since leaf {leaf!r} would be read as "
+      f"{found.get(leaf)} instead of {expected.get(leaf)}. Rename it or choose "
+      "another format."
+    )

@@ -1,0 +1,96 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Leaves that mean something only as factors of a product.
+
+The mean of two products is not the product of the means of their factors, so
+such leaves cannot be averaged one by one.
+"""
+
+from collections.abc import Mapping, Sequence
+import re
+from typing import Any
+
+import numpy as np
+
+# Methods whose update of a weight is a product of trained factors, as in
+# "q.lora_A.weight", "to_q.lora.down.weight" and "lora_unet_q.hada_w1_a". Scales
+# of activations (IA3) are absent: a weight is linear in them.
+_ADAPTER = re.compile(
+  r"(?P<parent>.*)(?<![a-z])(lora|hada|lokr|vera|dora|oft|boft|glora|randlora)"
+  r"(?P<factor>(?![a-z]).*)",
+  re.IGNORECASE | re.DOTALL,
+)
+# A rotation is not linear even in a single leaf.
+_ROTATION = re.compile(r"(?<![a-z])b?oft_", re.IGNORECASE)
+_CONSTANT = re.compile(r"[._/]alpha$|_alpha([._/]|$)", re.IGNORECASE)
+# The numbers by which a quantised weight is multiplied.
+_SCALE = re.compile(
+  r"(^|[._/])(\w*scale\w*|absmax|scb|q?zeros|zero_points?)$", re.IGNORECASE
+)
+_INTEGERS = ("int8", "uint8", "int32", "int4", "uint4")
+# The last one in a name.
+_SEPARATOR = re.compile(r"[./](?=[^./]*$)")
+_WEIGHT = re.compile(r"(weight|kernel|blocks|packed)[^./]*$", re.IGNORECASE)
+
+
+def check(specs: Mapping[str, Any]) -> None:
+  """Rejects leaves of which the average would not be that of the models.
+
+  Args:
+    specs: leaf -> shape and dtype, of the leaves that would be averaged. One
+      factor alone passes, for example if `select` keeps the others.
+
+  Raises:
+    ValueError: naming two factors of one product.
+  """
+  if names := _adapter(list(specs)):
+    raise ValueError(
+      f"{' and '.join(map(repr, names))} are factors of an adapter, such as "
+      "LoRA. The product of averaged factors is not the average of the "
+      "products. Merge each adapter into its base model first "
+      "(merge_and_unload() in peft, fuse_lora() in diffusers), save that "
+      "model, and average the merged models."
+    )
+  if names := _quantised(specs):
+    leaf, scale = names
+    raise ValueError(
+      f"Leaf {leaf!r} is quantised ({specs[leaf].dtype}), with the scale "
+      f"{scale!r}. The product of their averages is not the average of the "
+      "products. Dequantise the checkpoints first, for instance to bfloat16, "
+      "or take those from before the quantisation."
+    )
+
+
+def _adapter(leaves: Sequence[str]) -> list[str]:
+  """Returns two factors of one adapter, or a rotation; [] if there is none."""
+  first: dict[str, str] = {}
+  for leaf in leaves:
+    match = _ADAPTER.fullmatch(leaf)
+    if match is None or _CONSTANT.search(match["factor"]):
+      continue
+    if _ROTATION.search(leaf):
+      return [leaf]
+    if first.setdefault(match["parent"], leaf) != leaf:
+      return [first[match["parent"]], leaf]
+  return []
+
+
+def _quantised(specs: Mapping[str, Any]) -> tuple[str, str] | None:
+  """Returns a quantised leaf and its scale, None if there is none."""
+  scales: dict[str, str] = {}
+  for leaf in specs:
+    if match := _SCALE.search(leaf):
+      scales.setdefault(leaf[: match.start()], leaf)
+  for leaf, spec in specs.items() if scales else ():
+    # "w.absmax" belongs to "w", and "m.w_scale" or "m.scales" to "m.w".
+    scale = scales.get(leaf) or scales.get(_SEPARATOR.split(leaf)[0])
+    if scale in (None, leaf):
+      continue
+    dtype = np.dtype(spec.dtype)
+    is_float8 = dtype.name.startswith("float") and dtype.itemsize == 1
+    # A whole model in 8 bits has norms with a scale, too.
+    if is_float8 and np.dtype(specs[scale].dtype) != dtype:
+      return leaf, scale
+    if dtype.name in _INTEGERS and spec.shape and _WEIGHT.search(leaf):
+      return leaf, scale
+  return None

@@ -1,0 +1,90 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Factors of products are refused by every recipe."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax.soups.core import factors
+
+LORA = ["q.lora_A.weight", "q.lora_B.weight"]
+ADAPTERS = [
+  LORA,
+  ["m.lora_embedding_A.default", "m.lora_embedding_B.default"],
+  ["unet.to_q_lora.down.weight", "unet.to_q_lora.up.weight"],
+  ["lora_unet_q.lora_down.weight", "lora_unet_q.lora_up.weight"],
+  ["lora_te_q.hada_w1_a", "lora_te_q.hada_w1_b"],
+  ["lora_te_q.lokr_w1", "lora_te_q.lokr_w2"],
+  ["q.vera_lambda_b", "q.vera_lambda_d"],
+  ["q.lora_A.weight", "q.lora_magnitude_vector"],
+  ["encoder/q/lora_a", "encoder/q/lora_b"],
+  ["q/kernel_lora_a", "q/kernel_lora_b"],
+  ["q.oft_r.weight"],
+]
+
+
+def models(specs):
+  make = sj.Ingredient.from_params
+  return [
+    make(name, {k: np.ones(2, d) for k, d in specs.items()}) for name in "ab"
+  ]
+
+
+@pytest.mark.parametrize("leaves", ADAPTERS, ids=lambda leaves: leaves[0])
+def test_factors_of_adapters_are_named(leaves):
+  specs = dict.fromkeys([*leaves, "head.weight"], np.float32)
+  with pytest.raises(ValueError, match=" and ".join(map(repr, leaves))):
+    sj.uniform_soup(models(specs))
+
+
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    lambda ingredients: sj.mix(sj.rules.linear(), ingredients),
+    lambda ingredients: sj.mix(
+      sj.rules.task_arithmetic(1.0), ingredients[:1], base=ingredients[1]
+    ),
+    lambda ingredients: sj.wise_ft(*ingredients, 0.5),
+    lambda ingredients: sj.greedy_soup(ingredients, lambda params: 1.0),
+  ],
+)
+def test_every_recipe_refuses_factors(recipe):
+  specs = dict.fromkeys(LORA, np.float32)
+  with pytest.raises(ValueError, match="lora_A.*merge_and_unload"):
+    recipe(models(specs))
+
+
+def test_one_factor_alone_is_averaged():
+  specs = dict.fromkeys([*LORA, "lora_unet_q.alpha"], np.float32)
+  a, b = models(specs)
+  soup = sj.uniform_soup([a, b], base=a, select={"lora_A": "keep"})
+  assert set(soup) == set(specs)
+  # IA3 scales activations, so weights are linear in it.
+  sj.uniform_soup(models({"q.ia3_l": np.float32, "flora_a": np.float32}))
+
+
+@pytest.mark.parametrize(
+  "leaf,dtype,scale",
+  [
+    ("q.weight", ml_dtypes.float8_e4m3fn, "q.weight_scale"),
+    ("q.weight", ml_dtypes.float8_e4m3fn, "q.weight_scale_inv"),
+    ("q.weight", ml_dtypes.float8_e5m2, "q.scale_weight"),
+    ("q/kernel", np.int8, "q/kernel_scale"),
+    ("q.weight", np.int8, "q.SCB"),
+    ("q.weight", np.uint8, "q.weight.absmax"),
+    ("q.qweight", np.int32, "q.scales"),
+    ("experts.up_blocks", np.uint8, "experts.up_scales"),
+  ],
+)
+def test_quantised_leaves_are_named_with_their_scale(leaf, dtype, scale):
+  with pytest.raises(ValueError, match=f"{leaf!r}.*{scale!r}.*Dequantise"):
+    sj.uniform_soup(models({scale: np.float32, leaf: dtype, "b": np.float32}))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.float8_e4m3fn])
+def test_norms_have_scales_too(dtype):
+  specs = {"norm/scale": dtype, "norm/bias": dtype, "kernel": dtype}
+  factors.check({k: np.ones(2, d) for k, d in specs.items()})
+  factors.check({"pos/ids": np.ones(2, np.int32), "pos/scale": np.ones(2)})
