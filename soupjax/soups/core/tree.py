@@ -39,7 +39,13 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   Raises:
     ValueError: if the tree has no leaves, or two leaves have the same name.
   """
-  paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+  try:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+  except (TypeError, ValueError) as e:
+    raise ValueError(
+      f"The tree cannot be flattened: {e} The keys of a dict must be of one "
+      "type, such as all strings, to be put in order."
+    ) from e
   if not paths:
     raise ValueError("The tree has no leaves: it needs one array at least.")
   leaves: dict[str, Any] = {}
