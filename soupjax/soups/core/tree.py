@@ -103,6 +103,12 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
       f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
     )
+  if dtype in (np.longdouble, np.clongdouble) and dtype.itemsize > 8:
+    narrow = "float64" if dtype.kind == "f" else "complex128"
+    raise ValueError(
+      f"{where} has dtype {dtype}, which JAX does not support: convert it with "
+      f".astype({narrow!r})."
+    )
   if not dtype.isnative:
     native = dtype.newbyteorder("=")
     raise ValueError(

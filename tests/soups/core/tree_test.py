@@ -154,3 +154,8 @@ def test_an_object_in_place_of_a_tree_is_an_error():
 def test_keys_that_cannot_be_put_in_order():
   with pytest.raises(ValueError, match="keys of a dict must be of one type"):
     tree.flatten({1: np.ones(1), "1": np.zeros(1)})
+
+
+def test_long_doubles_are_refused_by_name():
+  with pytest.raises(ValueError, match="'w' of 'm0'.*astype.'float64'"):
+    tree.value_specs({"w": np.ones(1, np.longdouble)}, "'m0'")
