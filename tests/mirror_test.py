@@ -90,6 +90,7 @@ SEAMS = {
   # Several modules together.
   "evaluators/early_rejection": "evaluators/evaluator with soups/greedy",
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
+  "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",

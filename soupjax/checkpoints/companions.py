@@ -27,12 +27,19 @@ NAMES = (*CONFIGS, *_OTHERS)
 
 
 def file_beside(path: str | None, name: str) -> pathlib.Path | None:
-  """Returns a file in the directory of a checkpoint, None if it is absent."""
+  """Returns a file in the directory of a checkpoint, None if it is absent.
+
+  Raises:
+    ValueError: if it is not a regular file.
+  """
   if not path or "://" in path:
     return None
   directory = pathlib.Path(path)
   file = (directory if directory.is_dir() else directory.parent) / name
-  return file if file.is_file() else None
+  if not file.exists():
+    return None
+  files.check_regular(file)
+  return file
 
 
 def read(path: str) -> dict[str, dict[str, Any]]:

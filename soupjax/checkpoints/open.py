@@ -23,6 +23,11 @@ from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
 
+# Files of a directory that is one checkpoint.
+_SHARDS = (
+  *("*.safetensors.index.json", "*.bin.index.json"),
+  *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
+)
 # Suffixes of the files that `**` finds.
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -206,12 +211,11 @@ def _may_be_checkpoint(path: str) -> bool:
     return place.name.endswith(_SUFFIXES) and not _is_copy(place)
   from soupjax.checkpoints.formats import orbax
 
-  # Without an index, each file in a directory of safetensors is a checkpoint.
+  # Without shards, each file in a directory of safetensors is a checkpoint.
   return (
     orbax.is_orbax(place)
     or orbax.is_orbax(place / "params")
-    or any(place.glob("*.safetensors.index.json"))
-    or any(place.glob("*.bin.index.json"))
+    or any(any(place.glob(pattern)) for pattern in _SHARDS)
   )
 
 

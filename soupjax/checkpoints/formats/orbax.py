@@ -206,14 +206,14 @@ def open_checkpoint(
       f"called {' or '.join(_TREES[:-1])}. Give the directory of one item, "
       f"such as {path}/NAME."
     )
-  open_array = functools.cache(
-    functools.partial(
-      orbax_arrays.open_leaf,
-      str(roots[0]),
-      orbax_arrays.new_context(),
-      orbax_arrays.num_bytes(path, identities),
-    )
-  )
+  context = orbax_arrays.new_context()
+  num_bytes = orbax_arrays.num_bytes(path, identities)
+
+  @functools.cache
+  def open_array(key):
+    with explained(path):
+      return orbax_arrays.open_leaf(str(roots[0]), context, num_bytes, key)
+
   prefix = "".join(f"{key}/" for key in outer)
   specs, keys = {}, {}
   for key_path, array in leaves:
@@ -227,8 +227,7 @@ def open_checkpoint(
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype)
     else:
       # The metadata of V0 has no specs of scalars.
-      with explained(path):
-        array = open_array(keys[leaf])
+      array = open_array(keys[leaf])
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
   for leaf, spec in specs.items():
     byte_ranges.check_claims(path, leaf, spec.shape, spec.dtype)
@@ -238,8 +237,9 @@ def open_checkpoint(
     )
 
   def read_box(leaf, box, out):
+    array = open_array(keys[leaf])
     with explained(path):
-      array = open_array(keys[leaf])[box]
+      array = array[box]
       ts.array(out.reshape(slices.shape_of(box))).write(array).result()
 
   storage = Storage(

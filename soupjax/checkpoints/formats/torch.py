@@ -11,6 +11,7 @@ are among the weights. Numbers are read by ranges.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import re
 from typing import Any, NamedTuple
 import zipfile
 
@@ -53,6 +54,14 @@ _DTYPES = (
 ).split()
 # The shards of one model may have these suffixes.
 SUFFIXES = (".bin", ".pt", ".pth")
+
+
+# Kinds of objects that are never weights.
+_PLAIN = re.compile(
+  r"(frozen)?set|(__builtin__|builtins)\.(set|frozenset|complex|bytearray|"
+  r"x?range|slice|object)|collections\.\w+|(datetime|decimal|fractions|uuid|"
+  r"pathlib|argparse|omegaconf|numpy\.random)\..*|torch\.serialization\..*"
+)
 
 
 class _Kind(NamedTuple):
@@ -220,14 +229,24 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
       # With numbers, it may be a model that was pickled as a whole.
       error = unpickle.refused if storages else params_of_state.NotAModel
       raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
-    choice = _choose(path, content, tensors, entry)
+    try:
+      choice = _choose(path, content, tensors, entry)
+    except params_of_state.NotAModel as e:
+      if len(storages) <= len(tensors):
+        raise
+      # The numbers of some object cannot be reached: it may be the model.
+      raise unpickle.refused(f"it holds no model{_kinds(opaque)}") from e
     inside = {k: o for k, o in opaque.items() if not k or choice.has(k)}
-    extra = [k for k in inside if k and k[-1].endswith("_extra_state")]
-    if inside.keys() > set(extra):
-      raise unpickle.refused(f"not all of it are tensors{_kinds(inside)}")
-    ignored = {**choice.ignored, **_plain_values(content, choice, tensors)}
     depth = len(choice.prefix)
-    ignored |= {"/".join(k[depth:]): "not a tensor" for k in extra}
+    extra = {k for k, o in inside.items() if k and _is_plain(k[depth:], o)}
+    if objects := {k: o for k, o in inside.items() if k not in extra}:
+      raise unpickle.refused(f"not all of it are tensors{_kinds(objects)}")
+    ignored = {**choice.ignored, **_plain_values(content, choice, tensors)}
+    ignored |= {
+      "/".join(k[depth:]): "not a tensor"
+      for k in extra
+      if not params_of_state.is_training(k[depth])
+    }
     return _Listing(_named(tensors, choice), prefix, infos, ignored)
   except Exception as e:  # A hostile pickle can raise anything.
     if str(e).startswith(path):
@@ -247,6 +266,15 @@ def _kinds(opaque: Mapping[params_of_state.Keys, unpickle.Opaque]) -> str:
     for k, o in opaque.items()
   ]
   return f": {', '.join(kinds[:5])}" if kinds else ""
+
+
+def _is_plain(keys, opaque) -> bool:
+  """Whether an object among the weights does not belong to the model."""
+  return (
+    _PLAIN.fullmatch(opaque.kind) is not None
+    or keys[-1].endswith("_extra_state")  # May be anything in torch.
+    or params_of_state.is_training(keys[0])
+  )
 
 
 def _choose(path, content, tensors, entry) -> params_of_state.Choice:

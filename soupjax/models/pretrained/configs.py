@@ -53,12 +53,12 @@ class Said:
   path: pathlib.Path | None = None
 
 
-def read(path: str, family: str) -> Said:
+def read(path: str, family: str | None) -> Said:
   """Reads the config beside a checkpoint.
 
   Args:
     path: of the checkpoint, "" if it is not in a file.
-    family: of its leaves, a key of `mappings.FAMILIES`.
+    family: of its leaves, a key of `mappings.FAMILIES`; None fits all.
 
   Returns:
     Options of our ViT and sizes; empty if no file is a config of a known
@@ -76,7 +76,9 @@ def read(path: str, family: str) -> Said:
     # Configs of other programs, and ours, can have the same file name.
     if isinstance(config, dict) and (library := _library(config)):
       configs.append((library, config, file))
-  fitting = [c for c in configs if family in _families(c[0], c[1])]
+  fitting = [
+    c for c in configs if family is None or family in _families(c[0], c[1])
+  ]
   if configs and not fitting:
     library, config, file = configs[0]
     raise ValueError(

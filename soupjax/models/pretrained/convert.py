@@ -332,7 +332,8 @@ def _equal(a: Any, b: Any) -> bool:
 def _log_unread(table: foreign.SourceTable, specs: Iterable[str]) -> None:
   """Logs the leaves of the checkpoint that the model does not use."""
   groups = {rule: list(names) for rule, names in table.ignored.items()}
-  for name in table.entries.keys() - table.names_of(specs):
+  used = table.names_of(specs)
+  for name in (k for k in table.entries if k not in used):
     rule = "skip=" if name in table.dropped else "head"
     groups.setdefault(rule, []).append(name)
   for rule, names in groups.items():
@@ -378,15 +379,29 @@ def _signature(specs) -> list[tuple]:
 def _check_fit(table, specs, model, optional):
   problems = table.compare(specs, optional)
   if problems:
-    unread = [k for k in table.entries if k not in table.names_of(specs)]
-    example = next(iter(unread), "decoder.")
+    example = _outer_module(table, specs)
     raise ValueError(
       f"{table.where}, read as {table.name!r}, does not fit this "
       f"{type(model).__name__}:\n  {problems}\nChange the model "
-      f"(options({table.name!r}) has the options of the family), or leave "
-      "out leaves of the file by their names there, such as with skip=["
-      f"'^{re.escape(example)}'] (the keys skip and init.skip of configs)."
+      f"(options({table.name!r}) has the options of the family). Leaves that "
+      "the outputs do not need can be left out by their names in the file, "
+      "with skip= (keys skip and init.skip of configs)"
+      + (f", such as ['^{re.escape(example)}']." if example else ".")
     )
+
+
+def _outer_module(table: foreign.SourceTable, specs: Iterable[str]) -> str:
+  """Returns a module beside the tower that the model does not use, or ""."""
+  used = table.names_of(k for k in specs if not k.startswith(HEAD))
+  tower = os.path.commonprefix(sorted(used))
+  tower = tower[: max(tower.rfind("."), tower.rfind("/")) + 1]
+  known = table.names_of(specs) | table.dropped
+  for name in (k for k in table.entries if k not in known):
+    for end in re.finditer(r"[./]", name):
+      module = name[: end.end()]
+      if not name.startswith(tower) and not tower.startswith(module):
+        return module
+  return ""
 
 
 def _check_params(params: PyTree, model: nn.Module) -> None:

@@ -134,12 +134,17 @@ def _family_and_prefix(
   ]
   fits = _best(fits, leaves)
   if len(fits) > 1:
-    prefixes = sorted({prefix for _, prefix in fits})
-    other = re.escape(prefixes[-1])
+    first, *others = sorted({prefix for _, prefix in fits})
+    pattern = "|".join(f"^{re.escape(prefix)}" for prefix in others)
     raise ValueError(
-      f"{where} fits several (family, prefix) pairs, {sorted(fits)}: it has "
-      "several models. Leave out all but one, such as with "
-      f"skip=['^{other}'] (the keys skip and init.skip of configs)."
+      f"{where} fits several (family, prefix) pairs, {sorted(fits)}: "
+      + (
+        "it has several models. Leave out all but one by their names, such as "
+        f"with skip=['{pattern}'] (keys skip and init.skip of configs), which "
+        f"keeps {first!r}."
+        if others
+        else "give family=."
+      )
     )
   return fits[0] if fits else None
 
@@ -251,5 +256,13 @@ def _outer_layers(
   for layer in ("proj", "head"):
     found = [v for (key, _), v in modules.items() if key == layer]
     if len(found) == 1 and f"{layer}/kernel" not in inner:
-      result |= found[0]
+      [names] = found
+      module = re.sub(r"\b0[./]\w+$", "", next(iter(names.values())))
+      # The first layer of several is not the head.
+      if not any(
+        k.startswith(module) and k not in names.values()
+        for k in leaves
+        if module.endswith((".", "/"))
+      ):
+        result |= names
   return result

@@ -244,11 +244,30 @@ class SourceTable:
         return shape[2]
     return 3
 
+  def _known_class_position(self) -> bool | None:
+    if self.said.class_position is None and (
+      self.family.class_position == "always"
+    ):
+      return True
+    return self.said.class_position
+
+  def class_position_is_open(self) -> bool:
+    """Tells whether a class token may have one of the position embeddings.
+
+    A square number of them is that of the patches, or of a class token and the
+    patches of images that are not square.
+    """
+    return (
+      self.family.class_position == "usually"
+      and self._known_class_position() is None
+      and self.locate("cls")[1] is not None
+      and (shape := self.shape("pos_embedding")) is not None
+      and self.tokens() == shape[1]
+    )
+
   def _has_class_position(self, tokens: int, patches: int | None) -> bool:
     has_token = self.locate("cls")[1] is not None
-    known = self.said.class_position
-    if known is None and self.family.class_position == "always":
-      known = True
+    known = self._known_class_position()
     if known is not None:
       return known and has_token
     expected = self.family.class_position == "usually" and has_token

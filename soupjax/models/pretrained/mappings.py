@@ -428,7 +428,11 @@ FAMILIES = {
     rows=_timm(),
     prefixes=("", "module.", "model.", "visual.trunk.", "module.visual.trunk."),
     class_position="usually",
-    ignored=_TEXT,
+    ignored={
+      **_TEXT,
+      "decoder of masked images": r"^decoder_(embed|blocks|norm|pred|pos_embed)"
+      r"\b|^mask_token$",
+    },
     options={"pool_type": "tok", "act": "gelu_exact"},
     acts=("gelu_exact", "quick_gelu"),
   ),

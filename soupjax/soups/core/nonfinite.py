@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from soupjax.soups.core import crc32, precision, slices, tree
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core.ingredient import Ingredient, explaining_changes
 
 # Elements that a thread reads at once. Reused memory costs a fourth of new.
 _ELEMENTS = 1 << 20
@@ -50,7 +50,10 @@ def check_finite(ingredients: Sequence[Ingredient]) -> None:
     ValueError: naming the first ingredient that is not finite, or damaged, and
       a leaf.
   """
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+  with (
+    explaining_changes(ingredients),
+    concurrent.futures.ThreadPoolExecutor(2) as pool,
+  ):
     checks = [
       pool.submit(_check_file, i) if i.path and i.storage else None
       for i in ingredients

@@ -120,14 +120,21 @@ def run(
       if progress:
         progress(work.done, total)
 
-  with explaining_changes(plan.sources):
-    threads.for_each(
-      packed,
-      mix_block,
-      count=plan.threads,
-      name="soupjax-mix",
-      make_buffer=blocks.Buffer,
-    )
+  try:
+    with explaining_changes(plan.sources):
+      threads.for_each(
+        packed,
+        mix_block,
+        count=plan.threads,
+        name="soupjax-mix",
+        make_buffer=blocks.Buffer,
+      )
+  except MemoryError as e:
+    raise ValueError(
+      f"There is not enough memory for this mix, which needs "
+      f"{host_bytes(plan, pieces) / 1e6:.1f} MB for its blocks. Lower "
+      "block_bytes or threads. Compressed leaves are read whole."
+    ) from e
   checksums = work.checksums(processes)
   return Report(
     bytes_read=work.done + measured_bytes,
