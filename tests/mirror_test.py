@@ -95,6 +95,7 @@ SEAMS = {
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",
   "soups/learned/soup_base": "soups/learned/soup with a base",
+  "soups/evaluators": "evaluators that change their trees, at every door",
   "soups/linear_combination": "all doors give equal sums",
   "soups/rules/coefficients_by_layer": "rules with coefficients by layer",
   "soups/rules/every_rule": "properties of all rules",

@@ -13,7 +13,7 @@ import numpy as np
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
 from soupjax.soups.average import Means
-from soupjax.soups.core import arguments, evaluation, nonfinite
+from soupjax.soups.core import arguments, nonfinite
 from soupjax.soups.core.ingredient import (
   Model,
   Models,
@@ -152,7 +152,7 @@ def diagnose(
   nonfinite.check_finite(means.mixed)
 
   def score(params, name):
-    value = evaluation.call(evaluate, params)
+    value = arguments.call(evaluate, params)
     return arguments.number(f"The score of {name}", value)
 
   scores = {

@@ -200,6 +200,7 @@ def average(
       nonfinite.raise_if_not_finite(ingredient.name, names, flags[:, k])
     for leaf, is_finite in zip(names, flags[:, -1]):
       if not is_finite:
+        selection.check_base(leaf, sharding)
         soup[leaf], large = mean(leaf, large=True)
         nonfinite.raise_if_overflows(selection.specs, [leaf], large[-1:])
   return selection.assembled(soup)
@@ -242,7 +243,7 @@ def wise_ft(
     >>> sj.wise_ft(pretrained, finetuned, alpha=0.25)["w"]
     Array([0.25, 0.25], dtype=float32)
   """
-  alpha = arguments.number("alpha", alpha)
+  alpha = arguments.real("alpha", alpha)
   ends = [
     dataclasses.replace(as_ingredient(end, name), name=name)
     for name, end in (("pretrained", pretrained), ("finetuned", finetuned))

@@ -136,9 +136,15 @@ class Ingredient:
         not an array of numbers.
     """
     leaves, treedef = tree.flatten(params)
+    specs = tree.value_specs(leaves, repr(name))
+    # Python numbers are arrays of NumPy's dtypes.
+    leaves = {
+      leaf: value if hasattr(value, "dtype") else np.asarray(value)
+      for leaf, value in leaves.items()
+    }
     return cls(
       name=name,
-      specs=tree.value_specs(leaves, repr(name)),
+      specs=specs,
       treedef=treedef,
       reader=lambda leaf, index: (
         leaves[leaf] if index is None else np.asarray(leaves[leaf])[index]

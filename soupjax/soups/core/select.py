@@ -14,7 +14,6 @@ import numpy as np
 from soupjax.soups.core import (
   arguments,
   compensated,
-  evaluation,
   nonfinite,
   precision,
   tree,
@@ -62,6 +61,20 @@ def actions(
   return {leaf: chosen.get(leaf) for leaf in leaves}
 
 
+def as_dict(select: Any) -> dict[str, Any]:
+  """Returns a selection as a dict.
+
+  Raises:
+    ValueError: if it is not a mapping.
+  """
+  if select is not None and not isinstance(select, Mapping):
+    raise ValueError(
+      "select must be a dict of regular expressions and actions, such as "
+      f"{{'head': 'skip'}}, got {select!r:.80}."
+    )
+  return dict(select or {})
+
+
 def reordered(
   select: Mapping[str, Any] | None, order: Sequence[int]
 ) -> dict[str, Any]:
@@ -77,7 +90,7 @@ def reordered(
       return action
     return [action[k] for k in order]
 
-  return {pattern: moved(action) for pattern, action in (select or {}).items()}
+  return {pattern: moved(action) for pattern, action in as_dict(select).items()}
 
 
 def _check_action(pattern, action, count, base):
@@ -85,9 +98,10 @@ def _check_action(pattern, action, count, base):
     if action == "keep" and base is None:
       raise ValueError(f"select keeps {pattern!r} from the base: pass base=.")
     return action
-  if isinstance(action, str) or action is None:
+  numbers = arguments.numbers(action)
+  if numbers is None or numbers.ndim > 1:
     raise ValueError(
-      f"select has {action!r} for {pattern!r}: expected 'keep', 'skip', a "
+      f"select has {action!r:.80} for {pattern!r}: expected 'keep', 'skip', a "
       "number, or one number per ingredient."
     )
   if arguments.has_bool(action):
@@ -95,8 +109,8 @@ def _check_action(pattern, action, count, base):
       f"select has {action!r} for {pattern!r}, but booleans are not weights. "
       "Give 'skip', 'keep' or numbers."
     )
-  if np.ndim(action) == 0:
-    if not np.isfinite(action):
+  if numbers.ndim == 0:
+    if not np.isfinite(numbers):
       raise ValueError(f"select[{pattern!r}] must be finite, got {action}.")
     if base is None:
       raise ValueError(
@@ -104,7 +118,7 @@ def _check_action(pattern, action, count, base):
         f"Pass base=, or {count} weights."
       )
     return float(action)
-  weights = tuple(float(w) for w in action)
+  weights = tuple(numbers.tolist())
   try:
     arguments.soup_weights(weights, count)
   except ValueError as e:
@@ -280,7 +294,7 @@ class Selection:
     """
     self._all, self._base = list(ingredients), base
     self._dtype = None if dtype is None else float_dtype(dtype)
-    self.select = dict(select or {})
+    self.select = as_dict(select)
     self.is_all = not self.select and self._dtype is None
     self.ingredients, self.base = self._all, base if mixes_base else None
     if not ingredients:
@@ -348,6 +362,12 @@ class Selection:
 
     return [end(leaf) for leaf in leaves]
 
+  def check_base(self, leaf: str, sharding: Any) -> None:
+    """Raises a ValueError if a leaf goes a share from a base that has NaN."""
+    if self.share(leaf) is not None:
+      flags = nonfinite.all_finite([self._read(self._base, leaf, sharding)])
+      nonfinite.raise_if_not_finite(self._base.name, [leaf], flags)
+
   def fixed(self, sharding: Any) -> dict[str, Any]:
     """Returns the leaves that do not depend on the recipe.
 
@@ -409,7 +429,7 @@ class Selection:
       precision.placed(leaves[leaf]) if tree.is_float(spec) else leaves[leaf]
       for leaf, spec in self.specs.items()
     ]
-    return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
+    return tree.owned(jax.tree.unflatten(self.treedef, ordered))
 
 
 def restricted(ingredient: Ingredient, leaves: Collection[str]) -> Ingredient:

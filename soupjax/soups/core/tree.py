@@ -39,7 +39,13 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   Raises:
     ValueError: if the tree has no leaves, or two leaves have the same name.
   """
-  paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+  try:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+  except (TypeError, ValueError) as e:
+    raise ValueError(
+      f"The tree cannot be flattened: {e} The keys of a dict must be of one "
+      "type, such as all strings, to be put in order."
+    ) from e
   if not paths:
     raise ValueError("The tree has no leaves: it needs one array at least.")
   leaves: dict[str, Any] = {}
@@ -96,6 +102,12 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
     raise ValueError(
       f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
+    )
+  if dtype in (np.longdouble, np.clongdouble) and dtype.itemsize > 8:
+    narrow = "float64" if dtype.kind == "f" else "complex128"
+    raise ValueError(
+      f"{where} has dtype {dtype}, which JAX does not support: convert it with "
+      f".astype({narrow!r})."
     )
   if not dtype.isnative:
     native = dtype.newbyteorder("=")
@@ -331,6 +343,16 @@ def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
   if any(is_float(specs[name]) for name in others) or last == "$":
     return f"^{re.escape(leaf)}$"
   return last
+
+
+def owned(params: PyTree) -> PyTree:
+  """Returns a tree whose containers and NumPy arrays belong to the caller.
+
+  Arrays of JAX are shared, since nobody can change them.
+  """
+  return jax.tree.map(
+    lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, params
+  )
 
 
 def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

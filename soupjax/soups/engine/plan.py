@@ -116,7 +116,7 @@ def make(
       f"block_bytes and threads must be positive, got {block_bytes} and "
       f"{threads}."
     )
-  select = dict(select or {})
+  select = selection.as_dict(select)
   rule_values = rule.values(len(ingredients))
   actions = selection.actions(ingredients, base, select)
   if rule.weights is not None:

@@ -15,7 +15,6 @@ from soupjax.soups import average
 from soupjax.soups.core import (
   arguments,
   compensated,
-  evaluation,
   nonfinite,
   precision,
   same_init,
@@ -259,12 +258,12 @@ class _Trials:
   def __call__(self, candidate, soup, bar) -> Trial:
     """Evaluates on all data, or until the candidate is sure to be rejected."""
     if not self.evaluate_until or soup is None:
-      return Trial(score=evaluation.call(self.evaluate, candidate))
+      return Trial(score=arguments.call(self.evaluate, candidate))
     if not self.has_incumbent:
       # In a resumed run the evaluator has not seen the soup yet.
-      evaluation.call(self.evaluate, soup)
+      arguments.call(self.evaluate, soup)
       self.set_incumbent()
-    trial = evaluation.call(
+    trial = arguments.call(
       self.evaluate_until,
       candidate,
       lambda score: self.rule.accepts(score, bar),
