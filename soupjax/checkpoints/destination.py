@@ -20,7 +20,7 @@ from soupjax.checkpoints.formats import (
   orbax_writer,
   safetensors_writer,
 )
-from soupjax.soups.core import leftovers
+from soupjax.soups.core import records
 from soupjax.soups.engine import plan as planning
 
 FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
@@ -314,7 +314,7 @@ def _texts(ingredients) -> dict[str, str]:
   """
   first = ingredients[0].text
   form = {"format": first["format"]} if "format" in first else {}
-  return {**leftovers.shared_text(ingredients), **form}
+  return {**records.shared_text(ingredients), **form}
 
 
 def remove(path: str) -> None:

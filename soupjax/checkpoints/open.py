@@ -18,7 +18,7 @@ from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
-from soupjax.soups.core import leftovers
+from soupjax.soups.core import records
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
@@ -284,7 +284,7 @@ def _with_entry(name: str, entry: str | None) -> str:
 
 
 def _warn_of_ignored(ingredients: Sequence[Ingredient]) -> None:
-  for sentence in leftovers.ignored(ingredients):
+  for sentence in records.ignored(ingredients):
     warnings.warn(sentence, stacklevel=3)
 
 

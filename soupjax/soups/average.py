@@ -17,7 +17,7 @@ from soupjax.soups.core import (
   compensated,
   nonfinite,
   precision,
-  same_init,
+  records,
   tree,
 )
 from soupjax.soups.core import select as selection_lib
@@ -93,7 +93,7 @@ def uniform_soup(
   means = Means(
     ingredients, base=base, select=select, dtype=dtype, sharding=sharding
   )
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   checked = (
     None
     if weights is None
@@ -255,7 +255,7 @@ def wise_ft(
     [m for m in (selection.base, *selection.ingredients) if m is not None],
     has_base=True,
   )
-  same_init.warn_of_other_inits(ends)
+  records.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()
     alpha = 0.0

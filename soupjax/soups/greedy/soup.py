@@ -17,7 +17,7 @@ from soupjax.soups.core import (
   compensated,
   nonfinite,
   precision,
-  same_init,
+  records,
   tree,
 )
 from soupjax.soups.core import select as selection_lib
@@ -174,7 +174,7 @@ def greedy_soup(
     dtype=dtype,
   )
   ingredients = check_ingredients(selection.ingredients)
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   ingredients = _in_order(ingredients, turns.order)
   schedule = decisions.Schedule.of([i.name for i in ingredients], turns)
   history = decisions.replayed(schedule, resume, rule)

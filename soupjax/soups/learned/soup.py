@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import nonfinite, same_init, tree
+from soupjax.soups.core import nonfinite, records, tree
 from soupjax.soups.core.ingredient import (
   Model,
   Models,
@@ -187,7 +187,7 @@ def learned_soup(
   else:
     base, *ingredients = check_ingredients([base, *ingredients], has_base=True)
   anchor = base or ingredients[0]
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity)
   if not layout.groups:
     raise ValueError(

@@ -20,7 +20,7 @@ from soupjax import data, evaluators, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
-from soupjax.soups.core.same_init import check_same_init
+from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection, reordered
 from soupjax.tasks import mix, preprocessing
 from soupjax.tasks import workdir as workdir_lib
