@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -286,7 +287,7 @@ def cases(seeds, count: int, first: int = 0) -> list[tuple[str, int]]:
   return [
     (kind, first + k)
     for kind, seed in seeds.items()
-    for k in range(round(count * seed.share / total))
+    for k in range(math.ceil(count * seed.share / total))
   ]
 
 
