@@ -85,7 +85,8 @@ def run(
         workdir_lib.forget(workdir)
       if len(left) == 1 or len(chunk) not in jobs:
         raise
-      logging.error("%s", traceback.format_exc())
+      if not isinstance(e, (ValueError, OSError)) or logging.vlog_is_on(1):
+        logging.error("%s", traceback.format_exc())
       reason = f"{type(e).__name__}: {e}"
       failed |= {m.name: reason for m in chunk if m.name not in done}
   if failed:
