@@ -24,6 +24,17 @@ TASKS = {
   "mix": (),
 }
 
+# Task -> keys of its config that it takes over from another task and ignores.
+UNUSED = {
+  "diagnose": (
+    "cook.learned",
+    "cook.wise_ft_points",
+    "cook.ensembles_gb",
+    "initial_head",
+    "seed",
+  ),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -93,11 +104,25 @@ def run(command: Command) -> None:
         f"The task {task!r} does not use --{flag}; leave it out. Besides "
         f"--dry_run and --distributed it uses {uses or 'none'}."
       )
+  for key in command.overrides:
+    if any(f"{key}.".startswith(f"{k}.") for k in UNUSED.get(task, ())):
+      raise ValueError(
+        f"The task {task!r} does not use --config.{key}; leave it out."
+      )
   dry_run = given.get("dry_run", False)
   if "workdir" in TASKS[task] and not (given.get("workdir") or dry_run):
     raise ValueError("Give --workdir, a directory for the results.")
   if "fake_devices" in given and not dry_run:
     raise ValueError("--fake_devices is for --dry_run, which is not given.")
+  if given.get("fake_devices", 1) < 1:
+    raise ValueError(
+      f"--fake_devices={given['fake_devices']} must be positive."
+    )
+  for one, other in (("fake_devices", "distributed"), ("sweep", "sweep_index")):
+    if one in given and other in given:
+      raise ValueError(
+        f"--{one} and --{other} exclude each other: leave one out."
+      )
   if given.get("distributed"):
     join_processes()
   _run(task, command, dry_run)
@@ -139,7 +164,9 @@ def _finetune(command, dry_run):
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
-    print(plan_lib.plan(command.config, members))
+    text = plan_lib.plan(command.config, members, index)
+    if jax.process_index() == 0:
+      print(text)
     return
   finetune.run(
     command.config, command.flags["workdir"], sweep=members, index=index

@@ -45,6 +45,7 @@ def run(
   if jax.process_count() > 1:
     raise ValueError("A diagnosis runs in one process: start it on one host.")
   opened = inputs.open_inputs(config)
+  inputs.check_workdir(opened, path)
   resolved = opened.config
   count = len(opened.ingredients)
   pairs = min(config.max_pairs, count * (count - 1) // 2)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One short message for each error of the user, the system or a signal."""
 
+import _thread
 from collections.abc import Iterator
 import contextlib
 import errno
@@ -10,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from typing import Any, TextIO
 import warnings
 
@@ -200,6 +202,7 @@ def _prepared() -> _Output:
     sys.stdout = _Output(sys.stdout)  # type: ignore
   signal.signal(signal.SIGTERM, _terminate)
   sys.excepthook = _show_uncaught
+  sys.unraisablehook = _show_unraisable
   return sys.stdout  # type: ignore
 
 
@@ -208,6 +211,17 @@ def _show_uncaught(kind, error, trace):
   # After an error that Orbax also raises, others have no loop to report to.
   if "Event loop is closed" not in str(error) or absl_logging.vlog_is_on(1):
     sys.__excepthook__(kind, error, trace)
+
+
+def _show_unraisable(unraisable):
+  """Like `_show_uncaught`, for errors that have no caller."""
+  if isinstance(unraisable.exc_value, KeyboardInterrupt):
+    # It came at a moment when Python drops errors: send it again.
+    threading.Timer(0.01, _thread.interrupt_main).start()
+  elif "Event loop is closed" not in str(
+    unraisable.exc_value
+  ) or absl_logging.vlog_is_on(1):
+    sys.__unraisablehook__(unraisable)
 
 
 def _terminate(number, frame):
