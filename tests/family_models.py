@@ -59,6 +59,9 @@ MODELS = {
   ],
   "hf_vit": [vit(pool_type="tok"), vit(pool_type="tok", scan=True)],
   "hf_clip": [ViT(**{**CLIP, **pretrained.options("hf_clip")})],
+  "hf_siglip": [
+    ViT(**{**SIZES, **pretrained.options("hf_siglip"), "num_classes": None})
+  ],
   "openclip": [ViT(**{**CLIP, **pretrained.options("openclip")}, scan=True)],
   "mixer": [
     Mixer(5, patch_size=4, width=8, depth=2, tokens_dim=6, channels_dim=12)

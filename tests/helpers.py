@@ -276,6 +276,11 @@ def cook_config(sweep, **changes):
   return config_lib.load(COOK_CONFIG, f"sweep={sweep}", **{**COOK, **changes})
 
 
+def diagnose_config(sweep, **changes):
+  path = ROOT / "configs" / "diagnose.py"
+  return config_lib.load(str(path), f"sweep={sweep}", **changes)
+
+
 def result_rows(workdir):
   lines = (workdir / "results.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]

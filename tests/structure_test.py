@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dependencies point one way: down this list."""
+"""Dependencies point one way, and dangerous calls are where they belong."""
 
 import ast
 import pathlib
@@ -57,6 +57,23 @@ ONLY_IN = {
     "checkpoints/formats/orbax_writer.py",
   },
   "flax.nnx": set(),
+  # Programs inside data.
+  "pickle": {"checkpoints/formats/unpickle.py"},
+  "pickletools": {"checkpoints/formats/unpickle.py"},
+  "marshal": set(),
+  "subprocess": set(),
+}
+# The modules that may remove files; each removes only what it made, or what
+# `checkpoints/replaceable.py` allows.
+REMOVE = {
+  "checkpoints/destination.py",
+  "checkpoints/formats/orbax.py",
+  "checkpoints/train_state.py",
+  "files.py",
+  "report/page.py",
+  "tasks/cook/run.py",
+  "tasks/diagnose.py",
+  "tasks/workdir.py",
 }
 # The most .py files in a folder, besides __init__.py.
 MOST_FILES = 14
@@ -123,6 +140,27 @@ def problems_in(package: pathlib.Path) -> list[str]:
         if f"{name}.".startswith(f"{package_name}."):
           if relative.as_posix() not in files:
             problems.append(f"{where}{package_name} is not for this file")
+  return problems
+
+
+def dangerous_calls(package: pathlib.Path) -> list[str]:
+  """Returns calls that run data as code or remove files, one line each."""
+  problems = []
+  for path in sorted(package.rglob("*.py")):
+    relative = path.relative_to(package).as_posix()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+      if not isinstance(node, ast.Call):
+        continue
+      called = ast.unparse(node.func)
+      last = called.rpartition(".")[2]
+      given = [ast.unparse(keyword) for keyword in node.keywords]
+      if (
+        called in ("eval", "exec", "os.system") or "allow_pickle=True" in given
+      ):
+        problems.append(f"{relative}:{node.lineno}: {called} runs code")
+      removes = called == "os.remove" or last in ("rmtree", "unlink", "rmdir")
+      if removes and relative not in REMOVE:
+        problems.append(f"{relative}:{node.lineno}: {called} removes files")
   return problems
 
 
@@ -310,3 +348,21 @@ def test_would_notice_a_crowded_folder(tmp_path):
   for k in range(MOST_FILES + 1):
     (tmp_path / "x" / f"m{k}.py").touch()
   assert crowded_folders(tmp_path) == [f"x: {MOST_FILES + 1}"]
+
+
+def test_nothing_runs_data_as_code_or_removes_files_elsewhere():
+  assert not dangerous_calls(ROOT / "soupjax")
+
+
+def test_would_notice_dangerous_calls(tmp_path):
+  (tmp_path / "a.py").write_text(
+    "eval(x)\nnp.load(f, allow_pickle=True)\nshutil.rmtree(x)\np.unlink()\n"
+    "re.compile(x)\nitems.remove(x)\n"
+  )
+  problems = [line.rpartition(": ")[2] for line in dangerous_calls(tmp_path)]
+  assert problems == [
+    "eval runs code",
+    "np.load runs code",
+    "shutil.rmtree removes files",
+    "p.unlink removes files",
+  ]

@@ -73,8 +73,11 @@ def _ops(arg):
   method, pixels = "linear", "value_range(-1, 1)"
   if arg.clip:
     method, pixels = "bicubic", 'standardize("clip")'
+  # Fractions of a pixel are rounded as where the weights are from.
+  like = "" if arg.clip else ", 'big_vision'"
   small = (
-    f"resize_small({{image_size}}, {method!r})|central_crop({{image_size}})|"
+    f"resize_small({{image_size}}, {method!r}{like})|"
+    f"central_crop({{image_size}}{like})|"
   )
   if arg.runlocal:  # Digits are small already; works without OpenCV.
     method, small = "bilinear", ""

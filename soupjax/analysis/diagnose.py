@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures ingredients to explain why their soup gains or loses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import itertools
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
-from soupjax.soups.average import uniform_soup
+from soupjax.soups.average import Means
 from soupjax.soups.core import arguments, evaluation, nonfinite
 from soupjax.soups.core.ingredient import (
   Model,
@@ -21,6 +21,7 @@ from soupjax.soups.core.ingredient import (
   as_ingredients,
 )
 from soupjax.soups.core.layers import layer_of
+from soupjax.soups.core.select import restricted
 from soupjax.soups.greedy.soup import GreedySoup
 
 PyTree = Any
@@ -97,6 +98,9 @@ def diagnose(
   *,
   greedy: GreedySoup | None = None,
   max_pairs: int = 120,
+  select: Mapping[str, Any] | None = None,
+  dtype: Any = None,
+  sharding: Any = None,
 ) -> Diagnosis:
   """Looks for reasons why averaging these models does not help.
 
@@ -113,6 +117,12 @@ def diagnose(
       mean, which is less informative.
     greedy: a greedy soup of them, to explain its rejections.
     max_pairs: maximal number of midpoints; 0 is none.
+    select: leaves that are not averaged like the others, as in `mix`, with
+      `pretrained` as the base. They are the same in all models that are
+      evaluated, and the distances leave out those that are not averaged.
+    dtype: of the floating leaves of midpoints; None keeps those of the first
+      ingredient.
+    sharding: of the models, as in `Ingredient.load`.
 
   Returns:
     The measurements, and findings as text.
@@ -132,23 +142,31 @@ def diagnose(
       f"A diagnosis compares ingredients: give at least two, got "
       f"{len(ingredients)}."
     )
-  shape = geometry(ingredients, pretrained)
-  nonfinite.check_finite(ingredients)
+  means = Means(
+    ingredients, base=pretrained, select=select, dtype=dtype, sharding=sharding
+  )
+  start = pretrained
+  if select and start is not None:
+    start = restricted(start, means.mixed[0].specs)
+  shape = geometry(means.mixed, start)
+  nonfinite.check_finite(means.mixed)
 
   def score(params, name):
     value = evaluation.call(evaluate, params)
     return arguments.number(f"The score of {name}", value)
 
-  scores = {i.name: score(i.load(), repr(i.name)) for i in ingredients}
+  scores = {
+    ingredient.name: score(means.model(k), repr(ingredient.name))
+    for k, ingredient in enumerate(ingredients)
+  }
   pairs = sorted(
     itertools.combinations(range(len(ingredients)), 2),
     key=lambda pair: (pair[1] - pair[0], pair),
   )[:max_pairs]
   midpoints = {}
-  for a, b in pairs:
-    ends = [ingredients[a], ingredients[b]]
-    names = ends[0].name, ends[1].name
-    midpoints[names] = score(uniform_soup(ends), f"the midpoint of {names}")
+  for pair in pairs:
+    names = tuple(ingredients[k].name for k in pair)
+    midpoints[names] = score(means.mean(pair), f"the midpoint of {names}")
   groups = findings.groups_of(shape)
   diagnosis = Diagnosis(
     names=shape.names,

@@ -12,6 +12,7 @@ import numpy as np
 
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.select import restricted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,6 +106,12 @@ def _gram(stack, origin):
   return gram, products(models), jnp.linalg.norm(origin)
 
 
+def _floats(model: Ingredient) -> Ingredient:
+  return restricted(
+    model, [k for k, s in model.specs.items() if tree.is_float(s)]
+  )
+
+
 def geometry(
   ingredients: Sequence[Ingredient], origin: Ingredient | None = None
 ) -> Geometry:
@@ -123,16 +130,20 @@ def geometry(
   ingredients = list(ingredients)
   if origin is not None and origin.name in {i.name for i in ingredients}:
     origin = dataclasses.replace(origin, name=f"{origin.name} (origin)")
+  # Integers have no distance, and may differ from those of the origin.
+  ingredients, origin = (
+    [_floats(i) for i in ingredients],
+    origin and _floats(origin),
+  )
   check_ingredients([*ingredients, *([origin] if origin else [])])
   grams, scales, products, sizes = {}, {}, {}, {}
   for leaf, spec in ingredients[0].specs.items():
-    if tree.is_float(spec):
-      stack = [jnp.asarray(i.read(leaf)) for i in ingredients]
-      start = None if origin is None else jnp.asarray(origin.read(leaf))
-      gram, product, scale = _gram(stack, start)
-      grams[leaf], scales[leaf] = np.asarray(gram, np.float64), float(scale)
-      products[leaf] = np.asarray(product, np.float64)
-      sizes[leaf] = math.prod(spec.shape)
+    stack = [jnp.asarray(i.read(leaf)) for i in ingredients]
+    start = None if origin is None else jnp.asarray(origin.read(leaf))
+    gram, product, scale = _gram(stack, start)
+    grams[leaf], scales[leaf] = np.asarray(gram, np.float64), float(scale)
+    products[leaf] = np.asarray(product, np.float64)
+    sizes[leaf] = math.prod(spec.shape)
   return Geometry(
     names=tuple(i.name for i in ingredients),
     origin="their mean" if origin is None else origin.name,

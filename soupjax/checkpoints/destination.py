@@ -18,10 +18,9 @@ from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
   orbax_writer,
-  safetensors,
   safetensors_writer,
 )
-from soupjax.checkpoints.formats.recognise import recognise
+from soupjax.soups.core import leftovers
 from soupjax.soups.engine import plan as planning
 
 FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
@@ -277,7 +276,7 @@ class Destination:
       order,
       provenance,
       shard_bytes=self._shard_bytes,
-      text=self._text or _origin(self._plan.sources[0]),
+      text=self._text or _texts(self._plan.sources[: self._plan.count]),
       first=first,
     )
 
@@ -308,20 +307,14 @@ class Destination:
       os.close(folder)
 
 
-def _origin(source) -> dict[str, str]:
-  """Returns {"format": "pt"} if a safetensors source has it.
+def _texts(ingredients) -> dict[str, str]:
+  """Returns the texts of a soup: those that all ingredients agree on.
 
-  Some readers require it.
+  Some readers require "format", even if only the first one has it.
   """
-  if source.path is None:
-    return {}
-  try:
-    path, file_format = recognise(source.path)
-  except ValueError:  # It is gone, or the user's own reader opened it.
-    return {}
-  if file_format is not safetensors:
-    return {}
-  return {k: v for k, v in safetensors.metadata(path).items() if k == "format"}
+  first = ingredients[0].text
+  form = {"format": first["format"]} if "format" in first else {}
+  return {**leftovers.shared_text(ingredients), **form}
 
 
 def remove(path: str) -> None:

@@ -22,6 +22,7 @@ from soupjax.soups.core.ingredient import (
   Models,
   as_ingredient,
   as_ingredients,
+  explaining_changes,
   sharding_of,
 )
 from soupjax.soups.engine import plan as planning
@@ -135,24 +136,29 @@ def mix(
       "Give out= or sharding=, not both: mix onto the mesh and save_params "
       "from there."
     )
-  plan = planning.make(
-    dataclasses.replace(rule, extra=extra),
-    ingredients,
-    base=base,
-    dtype=dtype,
-    select=select,
-    block_bytes=block_bytes,
-    threads=threads or min(8, (os.cpu_count() or 1) + 1),
-  )
   target = None
-  if out is not None:
-    target = destination.Destination(out, format, shard_bytes, overwrite, plan)
-  pieces = _pieces(plan, target, sharding)
-  needed = engine.host_bytes(plan, pieces) + (
-    target.host_bytes if target else mesh_writer.host_bytes(plan, sharding)
-  )
-  table = provenance_lib.table(plan, pieces, target, needed)
-  provenance = provenance_lib.of(plan, hash_inputs)
+  sources = [*ingredients, *([] if base is None else [base]), *extra]
+  # The chunks of some formats are read here.
+  with explaining_changes(sources):
+    plan = planning.make(
+      dataclasses.replace(rule, extra=extra),
+      ingredients,
+      base=base,
+      dtype=dtype,
+      select=select,
+      block_bytes=block_bytes,
+      threads=threads or min(8, (os.cpu_count() or 1) + 1),
+    )
+    if out is not None:
+      target = destination.Destination(
+        out, format, shard_bytes, overwrite, plan
+      )
+    pieces = _pieces(plan, target, sharding)
+    needed = engine.host_bytes(plan, pieces) + (
+      target.host_bytes if target else mesh_writer.host_bytes(plan, sharding)
+    )
+    table = provenance_lib.table(plan, pieces, target, needed)
+    provenance = provenance_lib.of(plan, hash_inputs)
   if max_host_bytes is not None and needed > max_host_bytes:
     raise ValueError(
       f"This mix would need {needed / 1e6:.1f} MB of host memory, more than "

@@ -9,11 +9,16 @@ import os
 import pathlib
 import re
 from typing import Any
+import warnings
+
+from absl import logging
 
 from soupjax import files
 from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges
+from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
+from soupjax.soups.core import leftovers
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
@@ -30,8 +35,9 @@ def find_ingredients(
   Args:
     pattern: a path or several, which may contain `*`, `?`, `[...]` or `**`. A
       path that exists is taken literally. Wildcards do not match names that
-      start with a dot. `**` skips files and directories that are not
-      checkpoints.
+      start with a dot. `**` passes over files and directories without a model,
+      such as states of optimizers, and names them in a log line. `#ENTRY` at
+      the end reads one entry of train states, see `open_ingredient`.
 
   Returns:
     Ingredients in natural order of their paths (2 before 10), without
@@ -40,7 +46,8 @@ def find_ingredients(
     from the parent of a directory called `params`.
 
   Raises:
-    ValueError: if nothing matches, or a match is not a checkpoint.
+    ValueError: if nothing matches, or a match is not a checkpoint or contains
+      several models.
 
   Examples:
     >>> for name in ("a", "b"):
@@ -49,37 +56,117 @@ def find_ingredients(
     ['a.npz', 'b.npz']
   """
   patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
-  patterns, paths = list(patterns), []
+  places = _places([os.fspath(p) for p in patterns])
+  opened: dict[tuple[str, str | None], tuple[str, Ingredient]] = {}
+  passed: list[str] = []
+  for path, entry, by_search in places:
+    path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
+    inner, file_format = recognise(path)
+    real = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)
+    if (real, entry) in opened:
+      continue
+    try:
+      opened[real, entry] = path, _open(path, inner, file_format, entry)
+    except NotAModel:
+      if not by_search:
+        raise
+      passed.append(path)
+  if passed:
+    files_passed = f"{len(passed)} files without a model: {passed[:10]}"
+    if not opened:
+      raise ValueError(f"No ingredients: {patterns} match {files_passed}.")
+    logging.warning("%s: passed over %s", patterns, files_passed)
+  names = _short_names([path for path, _ in opened.values()])
+  ingredients = [
+    dataclasses.replace(ingredient, name=_with_entry(name, entry))
+    for (_, entry), (_, ingredient), name in zip(opened, opened.values(), names)
+  ]
+  _warn_of_ignored(ingredients)
+  return ingredients
+
+
+def _places(patterns: Sequence[str]) -> list[tuple[str, str | None, bool]]:
+  """Returns path, entry and whether it was found by `**`, for every match."""
   if not patterns:
     raise ValueError("No ingredients: the list of patterns is empty.")
-  for pattern in [os.fspath(p) for p in patterns]:
-    matches = _matches(pattern)
-    if not matches:
+  places: list[tuple[str, str | None, bool]] = []
+  for pattern in patterns:
+    paths, entry = _matches(pattern)
+    if not paths:
       raise ValueError(
         f"No ingredients: nothing matches {pattern!r} (searched from "
         f"{os.getcwd()})."
       )
-    paths += sorted(matches, key=_natural)
-  opened: dict[str, tuple[str, Ingredient]] = {}
-  for path in paths:
-    path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
-    inner, file_format = recognise(path)
-    key = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)
-    if key not in opened:
-      opened[key] = path, _open(path, inner, file_format)
-  names = _short_names([path for path, _ in opened.values()])
-  return [
-    dataclasses.replace(ingredient, name=name)
-    for (_, ingredient), name in zip(opened.values(), names)
-  ]
+    by_search = "**" in pattern and pattern not in paths
+    places += [(p, entry, by_search) for p in sorted(paths, key=_natural)]
+  return places
 
 
-def _matches(pattern: str) -> list[str]:
+def split_patterns(text: str) -> list[str]:
+  """Splits a list of paths and patterns at commas.
+
+  Args:
+    text: paths and patterns, joined by commas. A comma belongs to a path or
+      pattern if this matches something.
+
+  Returns:
+    The parts, as few as possible.
+
+  Examples:
+    >>> sj.save_params("lr=0.1,wd=0.npz", {"w": jnp.zeros(2)})
+    >>> sj.save_params("base.npz", {"w": jnp.zeros(2)})
+    >>> split_patterns("lr=0.1,wd=0.npz, base.npz")
+    ['lr=0.1,wd=0.npz', 'base.npz']
+    >>> split_patterns("lr=*, base.npz")
+    ['lr=*', 'base.npz']
+  """
+  words = text.split(",")
+  # The fewest parts of all words up to a position.
+  best: list[list[str]] = [[]]
+  for end in range(1, len(words) + 1):
+    options = []
+    for start in range(end):
+      part = ",".join(words[start:end]).strip()
+      # Addresses are never joined, since asking for them takes time.
+      if (
+        end - start == 1
+        or not byte_ranges.is_remote(part)
+        and (_matches(part)[0])
+      ):
+        options.append(best[start] + ([part] if part else []))
+    best.append(min(options, key=len))
+  return best[-1]
+
+
+def _matches(pattern: str) -> tuple[list[str], str | None]:
+  """Returns the paths that match, and the entry after '#', if any."""
+  paths = _glob(pattern) if not byte_ranges.is_remote(pattern) else []
+  if paths:
+    return paths, None
+  path, entry = _split_entry(pattern)
+  return _glob(path), entry
+
+
+def _split_entry(path: str) -> tuple[str, str | None]:
+  """Splits off the entry after '#', unless it is part of the path's name."""
+  if "#" not in path:
+    return path, None
+  if byte_ranges.is_remote(path):
+    exists = byte_ranges.remote_path(path).exists()
+  else:
+    exists = os.path.exists(os.path.expanduser(path))
+  if exists:
+    return path, None
+  path, _, entry = path.rpartition("#")
+  return path, entry
+
+
+def _glob(pattern: str) -> list[str]:
   if not byte_ranges.is_remote(pattern):
     pattern = os.path.expanduser(pattern)
     if os.path.exists(pattern):
       return [pattern]
-    paths = glob.glob(pattern, recursive=True)
+    paths = glob.glob(_literal_parents(pattern), recursive=True)
     return _checkpoints(paths) if "**" in pattern else paths
   if not re.search(r"[*?\[]", pattern):
     return [pattern]
@@ -87,6 +174,16 @@ def _matches(pattern: str) -> list[str]:
   folder = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0]
   matches = byte_ranges.remote_path(folder).glob(pattern[len(folder) + 1 :])
   return [os.fspath(path) for path in matches]
+
+
+def _literal_parents(pattern: str) -> str:
+  """Escapes wildcards in the leading directories that exist by that name."""
+  parts = pattern.split("/")
+  for count in range(len(parts) - 1, 0, -1):
+    folder = "/".join(parts[:count])
+    if folder and os.path.isdir(folder):
+      return "/".join([glob.escape(folder), *parts[count:]])
+  return pattern
 
 
 def _checkpoints(paths: Sequence[str]) -> list[str]:
@@ -106,7 +203,7 @@ def _may_be_checkpoint(path: str) -> bool:
   """Whether to open a path, which may be a damaged checkpoint."""
   place = pathlib.Path(path)
   if not place.is_dir():
-    return place.name.endswith(_SUFFIXES)
+    return place.name.endswith(_SUFFIXES) and not _is_copy(place)
   from soupjax.checkpoints.formats import orbax
 
   # Without an index, each file in a directory of safetensors is a checkpoint.
@@ -114,6 +211,21 @@ def _may_be_checkpoint(path: str) -> bool:
     orbax.is_orbax(place)
     or orbax.is_orbax(place / "params")
     or any(place.glob("*.safetensors.index.json"))
+    or any(place.glob("*.bin.index.json"))
+  )
+
+
+def _is_copy(file: pathlib.Path) -> bool:
+  """Whether a torch file repeats the model that transformers saved beside it.
+
+  DeepSpeed keeps its own copy in a directory such as global_step500.
+  """
+  parent = file.parent
+  if re.fullmatch(r"global_step\d+", parent.name):
+    names = ("model*.safetensors*", "pytorch_model*.bin*")
+    return any(any(parent.parent.glob(name)) for name in names)
+  return file.name.startswith("pytorch_model") and any(
+    parent.glob("model*.safetensors")
   )
 
 
@@ -125,13 +237,15 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   files, and torch zip files.
 
   Args:
-    path: of the checkpoint.
+    path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such
+      as "last.pth#teacher"; `FILE#` reads all of it.
 
   Returns:
     The ingredient, named by the last part of its path that is not `params`.
 
   Raises:
-    ValueError: if the path does not exist, is damaged or has an unknown format.
+    ValueError: if the path does not exist, is damaged or has an unknown format,
+      or if it contains several models.
 
   Examples:
     >>> sj.save_params("a.npz", {"head": {"bias": jnp.arange(3.0)}})
@@ -141,18 +255,33 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
     >>> model.read("head/bias")
     array([0., 1., 2.], dtype=float32)
   """
-  path = absolute(path)
-  return _open(path, *recognise(path))
+  text, entry = _split_entry(os.fspath(path))
+  path = absolute(text)
+  ingredient = _open(path, *recognise(path), entry)
+  _warn_of_ignored([ingredient])
+  return ingredient
 
 
-def _open(path: str, inner: str, file_format) -> Ingredient:
+def _open(path: str, inner: str, file_format, entry: str | None) -> Ingredient:
   """Opens the checkpoint at a path together with its JSON files."""
+  name = _with_entry(_short_names([path])[0], entry)
+  with byte_ranges.naming(inner):
+    ingredient = file_format.open_checkpoint(inner, name, entry)
   return dataclasses.replace(
-    file_format.open_checkpoint(inner, _short_names([path])[0]),
+    ingredient,
     metrics=_sidecar(path, "metrics.json"),
     hyperparameters=_sidecar(path, "hyperparameters.json"),
     configs=companions.read(path),
   )
+
+
+def _with_entry(name: str, entry: str | None) -> str:
+  return f"{name}#{entry}" if entry else name
+
+
+def _warn_of_ignored(ingredients: Sequence[Ingredient]) -> None:
+  for sentence in leftovers.ignored(ingredients):
+    warnings.warn(sentence, stacklevel=3)
 
 
 def load_params(model: Any, *, sharding: Any = None) -> PyTree:

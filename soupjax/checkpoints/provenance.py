@@ -10,12 +10,15 @@ import warnings
 import jax
 
 from soupjax import files
-from soupjax.checkpoints.formats import leaf_digest
+from soupjax.checkpoints.formats import byte_ranges, leaf_digest
 from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
 
 _UNKNOWN = "0" * 64
+# Whether checksums of all leaves, some or none were compared. The longest is in
+# the record before the mix.
+_VERIFIED = ("verified", "partly verified", "not verified")
 
 
 def content_hash(
@@ -58,7 +61,8 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
     'uniform'
   """
   inner, file_format = recognise(absolute(path))
-  return file_format.record(inner)
+  with byte_ranges.naming(inner):
+    return file_format.record(inner)
 
 
 def of(plan, hash_inputs: bool) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
       "path": source.path,
       "bytes": storage_of(source).num_bytes or source.num_bytes,
       "content_hash": _UNKNOWN if hashed else None,
+      "checksums": None if source.path is None else _VERIFIED[1],
     }
 
   return {
@@ -122,10 +127,17 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
     whole = checksums.keys() >= source.specs.keys()
     hashes.append(content_hash(source.specs, checksums) if whole else None)
 
-  def filled(entries, values):
-    return [{**e, "content_hash": v} for e, v in zip(entries, values)]
+  verified = [
+    _verified(plan, k, report.verified[k]) for k in range(len(hashes))
+  ]
 
-  entries = filled(provenance["ingredients"], hashes)
+  def filled(entries, first):
+    return [
+      {**e, "content_hash": hashes[k], "checksums": verified[k]}
+      for k, e in enumerate(entries, first)
+    ]
+
+  entries = filled(provenance["ingredients"], 0)
   for k, entry in enumerate(entries):
     twin = hashes.index(hashes[k])
     if hashes[k] and twin < k:
@@ -136,14 +148,46 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
       )
   completed = {**provenance, "ingredients": entries}
   if plan.base is not None:
-    completed["base"] = {
-      **provenance["base"],
-      "content_hash": hashes[plan.base],
-    }
+    (completed["base"],) = filled([provenance["base"]], plan.base)
   if plan.rule.extra:
-    last = hashes[-len(plan.rule.extra) :]
-    completed["statistics"] = filled(provenance["statistics"], last)
+    first = len(hashes) - len(plan.rule.extra)
+    completed["statistics"] = filled(provenance["statistics"], first)
   return completed
+
+
+def _leaves_read(plan, k) -> set[str]:
+  """Returns the leaves of a source that a mix reads."""
+  return {
+    leaf
+    for leaf, group in plan.groups.items()
+    if k in (*group.models, *group.extra) and plan.sources[k].specs[leaf].size
+  }
+
+
+def _verified(plan, k, leaves) -> str | None:
+  """Tells how much of what is read of a source has a checksum."""
+  if plan.sources[k].path is None:
+    return None
+  read = _leaves_read(plan, k)
+  if read <= set(leaves):
+    return _VERIFIED[0]
+  return _VERIFIED[1 if read & set(leaves) else 2]
+
+
+def _checks(plan) -> str:
+  """Tells which sources have checksums of all leaves that are read."""
+  sources = [k for k, s in enumerate(plan.sources) if s.path is not None]
+  names = []
+  for k in sources:
+    storage = storage_of(plan.sources[k])
+    leaves = {*storage.summed, *storage.self_checked}
+    if _verified(plan, k, leaves) != _VERIFIED[0]:
+      names.append(plan.sources[k].name)
+  line = f"{len(sources) - len(names)} of {len(sources)} inputs"
+  if not names:
+    return line
+  more = f" and {len(names) - 5} more" if names[5:] else ""
+  return f"{line}; not verified: {', '.join(names[:5])}{more}"
 
 
 def table(plan, pieces, target, host_bytes: int) -> str:
@@ -166,6 +210,8 @@ def table(plan, pieces, target, host_bytes: int) -> str:
     f"reads   {plan.read_bytes / 1e9:.3f} GB in all, in {len(pieces)} pieces "
     "here"
   )
+  if any(source.path for source in plan.sources):
+    lines.append(f"checks  checksums of {_checks(plan)}")
   lines.append(f"writes  {plan.write_bytes / 1e9:.3f} GB")
   if target is not None:
     free = files.free_bytes(target.path)

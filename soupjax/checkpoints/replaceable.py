@@ -198,8 +198,8 @@ def _files(path) -> list[str]:
   if not path.endswith(".index.json") and not os.path.isdir(path):
     return [path]
   try:
-    _, file_format = recognise(path)
-    sharded = file_format is safetensors
-    return [path, *(safetensors.files_of(path) if sharded else ())]
+    inner, file_format = recognise(path)
+    files_of = getattr(file_format, "files_of", lambda inner: ())
+    return [path, *files_of(inner)]
   except ValueError:  # It is gone, or the user's own reader opened it.
     return [path]

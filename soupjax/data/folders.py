@@ -2,20 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image folders, one sub-folder a class, also as uncompressed tar files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
 import os
 import pathlib
 import tarfile
+import unicodedata
 
 import numpy as np
 
 from soupjax.data.source import Source
 
+# Those of torchvision's ImageFolder, and others that Pillow decodes.
 _SUFFIXES = frozenset(
-  (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp")
+  (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff"),
+    *(".webp", ".gif", ".jfif", ".jpe", ".avif", ".jp2", ".j2k", ".jpx"),
+    *(".jpf", ".jpc", ".j2c", ".pbm", ".pnm", ".dib", ".tga", ".qoi"),
+  )
 )
 
 
@@ -38,10 +44,11 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
   Args:
     path: a folder with PATH/SPLIT/CLASS/*.jpg or PATH/SPLIT.tar, or with
       PATH/CLASS/*.jpg, or a tar file of CLASS/*.jpg; the latter two have one
-      split, "all".
+      split, "all". Images may also be in folders below CLASS.
 
   Returns:
-    Splits by name.
+    Splits by name. Where a child of PATH has both images and folders of images,
+    it may be a class or a split, and both are offered.
 
   Raises:
     ValueError: if it does not exist or has no images.
@@ -51,29 +58,34 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
     return {"all": Split(path, (path,))}
   if not path.is_dir():
     raise ValueError(f"The image folder {path} does not exist.")
-  if any(_has_images(child) for child in _folders(path)):
-    return {"all": Split(path, (path,))}
-  paths = {
-    child.name: child
-    for child in _folders(path)
-    if any(_has_images(grandchild) for grandchild in _folders(child))
+  children = _folders(path)
+  nested = {
+    child: names for child in children if (names := _class_names(child))
   }
+  classes = sum(map(list, nested.values()), [])
+  paths = {child.name: child for child in nested}
   for child in sorted(path.glob("*.tar")):
     paths.setdefault(child.stem, child)
-  if not paths:
+  siblings = tuple(paths[name] for name in sorted(paths))
+  splits = {name: Split(child, siblings) for name, child in paths.items()}
+  direct = {child for child in children if _has_images(child)}
+  # Folders of the same names in all children are the classes of splits.
+  if direct - set(nested) or (direct and len(set(classes)) == len(classes)):
+    splits["all"] = Split(path, (path,))
+  if not splits:
     raise ValueError(
       f"{path} has no images in it: put them in SPLIT/CLASS/NAME.jpg, or "
       "CLASS/NAME.jpg."
     )
-  siblings = tuple(paths[name] for name in sorted(paths))
-  return {name: Split(child, siblings) for name, child in paths.items()}
+  return splits
 
 
 def open_split(split: Split) -> Source:
   """Opens a split of `splits_of`.
 
   Classes are numbered in the order of their names over all splits, so that a
-  class that is missing from one of them does not shift the others.
+  class that is missing from one of them does not shift the others. `notes` of
+  the source tells which files are not read.
 
   Args:
     split: the split to open.
@@ -82,13 +94,45 @@ def open_split(split: Split) -> Source:
     The source, in the order of a hash of "CLASS/NAME".
 
   Raises:
-    ValueError: if it has no images, or a tar file is damaged or compressed.
+    ValueError: if it has no images, a class folder has none in any split, two
+      splits spell a class differently, or a tar file is damaged or compressed.
   """
-  names = set()
+  names = [_class_names(path) for path in split.siblings]
+  known = set().union(*names)
   for path in split.siblings:
-    names.update(_class_names(path))
+    if empty := _empty_classes(path) - known:
+      raise ValueError(
+        f"The class folder {path}/{min(empty)} has no images "
+        f"({', '.join(sorted(_SUFFIXES))}): remove it, or fill it. The numbers "
+        "of classes depend on it."
+      )
+  _check_spelling(split.siblings, names)
   kind = _Tar if split.path.is_file() else _Folder
-  return kind(split.path, sorted(names))
+  return kind(split.path, sorted(known))
+
+
+def spelling(name: str) -> str:
+  """Returns a name without differences of case, "_", "-" and Unicode forms."""
+  name = unicodedata.normalize("NFC", name).casefold()
+  return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+def _check_spelling(paths, names: Sequence[set[str]]) -> None:
+  """Rejects classes that two splits spell differently."""
+  by_spelling: dict[str, set[str]] = {}
+  for name in set().union(*names):
+    by_spelling.setdefault(spelling(name), set()).add(name)
+  for alike in by_spelling.values():
+    if len(alike) > 1 and not any(len(alike & has) > 1 for has in names):
+      a, b = sorted(alike)[:2]
+      places = [
+        next(p for p, has in zip(paths, names) if name in has)
+        for name in (a, b)
+      ]
+      raise ValueError(
+        f"{places[0]} has a class {a!r} and {places[1]} a class {b!r}: rename "
+        "one, since they would be two classes."
+      )
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
@@ -104,14 +148,60 @@ def _is_image(name: str) -> bool:
 
 
 def _has_images(path: pathlib.Path) -> bool:
+  """Whether images are directly in a folder."""
   with os.scandir(path) as entries:
-    return any(e.is_file() and _is_image(e.name) for e in entries)
+    return any(_is_image(e.name) and e.is_file() for e in entries)
+
+
+def _files_in(path: str, prefix: str, above: tuple = ()) -> Iterator[str]:
+  """Yields "PREFIX/NAME" of all files in a folder and below it.
+
+  Follows links, but not into a folder that they are in. A hidden folder is
+  yielded as one name that ends in "/".
+  """
+  status = os.stat(path)
+  identity = (status.st_dev, status.st_ino)
+  if identity in above:
+    return
+  folders = []
+  with os.scandir(path) as entries:
+    for entry in entries:
+      name = f"{prefix}{entry.name}"
+      if not entry.is_dir():
+        yield name
+      elif entry.name.startswith("."):
+        yield f"{name}/"
+      else:
+        folders.append((entry.path, f"{name}/"))
+  for folder, name in folders:
+    yield from _files_in(folder, name, (*above, identity))
 
 
 def _class_names(path: pathlib.Path) -> set[str]:
+  """Returns the folders, of a folder or tar file, that have images."""
   if path.is_file():
-    return {name.split("/")[0] for name, _, _ in _members(path)}
-  return {p.name for p in _folders(path) if _has_images(p)}
+    return {name.split("/")[0] for name, _, _ in _members(path).images}
+  return {
+    p.name
+    for p in _folders(path)
+    if _has_images(p) or any(map(_is_image, _files_in(os.fspath(p), "")))
+  }
+
+
+def _empty_classes(path: pathlib.Path) -> set[str]:
+  """Returns the class folders that have no images."""
+  if path.is_file():
+    return set(_members(path).empty)
+  return {p.name for p in _folders(path)} - _class_names(path)
+
+
+def _note(path: pathlib.Path, ignored: Sequence[str]) -> tuple[str, ...]:
+  """Says which files are not read."""
+  if not ignored:
+    return ()
+  names = ", ".join(sorted(ignored)[:3]) + ", ..." * (len(ignored) > 3)
+  count = f"{len(ignored):,} file" + "s" * (len(ignored) > 1)
+  return (f"{count} of {path} not read as images: {names}",)
 
 
 def _hashed(name: str) -> bytes:
@@ -142,13 +232,12 @@ class _Files(Source):
 
 class _Folder(_Files):
   def __init__(self, path: pathlib.Path, class_names: list[str]):
-    files = [
-      f"{folder.name}/{entry}"
-      for folder in _folders(path)
-      for entry in os.listdir(folder)
-      if _is_image(entry)
-    ]
+    files, ignored = [], []
+    for name in _files_in(os.fspath(path), ""):
+      in_class = "/" in name and _is_image(name)
+      (files if in_class else ignored).append(name)
     super().__init__(path, class_names, sorted(files, key=_hashed))
+    self.notes = _note(path, ignored)
 
   def _read(self, index):
     name = os.fsdecode(self._files[index])
@@ -157,8 +246,10 @@ class _Folder(_Files):
 
 class _Tar(_Files):
   def __init__(self, path: pathlib.Path, class_names: list[str]):
-    members = sorted(_members(path), key=lambda member: _hashed(member[0]))
+    content = _members(path)
+    members = sorted(content.images, key=lambda member: _hashed(member[0]))
     super().__init__(path, class_names, [name for name, _, _ in members])
+    self.notes = _note(path, content.ignored)
     self._ranges = np.array([m[1:] for m in members], np.int64)
     self._file = None
 
@@ -174,27 +265,74 @@ class _Tar(_Files):
     return {**self.__dict__, "_file": None}
 
 
-def _members(path: pathlib.Path) -> tuple[tuple[str, int, int], ...]:
+@dataclasses.dataclass(frozen=True)
+class _Members:
+  """Content of a tar file.
+
+  Attributes:
+    images: ("CLASS/NAME", offset, size) of each.
+    ignored: names of the other files.
+    empty: names of class folders without images.
+  """
+
+  images: tuple[tuple[str, int, int], ...]
+  ignored: tuple[str, ...]
+  empty: tuple[str, ...]
+
+
+def _members(path: pathlib.Path) -> _Members:
   status = path.stat()
   return _cached_members(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_members(path, size, mtime) -> tuple[tuple[str, int, int], ...]:
-  """Lists ("CLASS/NAME", offset, size) of the images in a tar file."""
+def _cached_members(path, size, mtime) -> _Members:
   del size, mtime  # Only part of the key.
-
-  def images() -> Iterator[tuple[str, int, int]]:
+  images: dict[tuple[str, ...], tuple[int, int]] = {}
+  ignored, folders = [], []
+  try:
     with tarfile.open(path, "r:") as archive:
       for member in archive:
-        *_, folder, base = ("", *member.name.split("/"))
-        if member.isreg() and folder not in ("", ".") and _is_image(base):
-          yield f"{folder}/{base}", member.offset_data, member.size
-
-  try:
-    return tuple(images())
+        parts = tuple(p for p in member.name.split("/") if p not in ("", "."))
+        hidden = any(p.startswith(".") or p == "__MACOSX" for p in parts)
+        if member.isdir():
+          folders += [] if hidden else [parts]
+        elif member.isreg() and _is_image(parts[-1]) and not hidden:
+          # Of several members of one name, the last counts.
+          images[parts] = member.offset_data, member.size
+        else:
+          ignored.append(member.name)
   except tarfile.TarError as e:
     raise ValueError(
       f"Cannot read {path} as a tar file: {e}. It must be complete and not "
       "compressed."
     ) from e
+  # Images beside class folders are not read.
+  ignored += [parts[0] for parts in images if len(parts) == 1]
+  images = {parts: at for parts, at in images.items() if len(parts) > 1}
+  depth = _depth_of_classes(path, {parts[:-1] for parts in images})
+  classes = {parts[depth] for parts in images}
+  roots = {parts[:depth] for parts in images}
+  empty = {
+    parts[depth]
+    for parts in folders
+    if len(parts) > depth and parts[:depth] in roots
+  }
+  return _Members(
+    tuple(("/".join(parts[depth:]), *at) for parts, at in images.items()),
+    tuple(ignored),
+    tuple(empty - classes),
+  )
+
+
+def _depth_of_classes(path, folders: set[tuple[str, ...]]) -> int:
+  """Returns how many folders are around the class folders of a tar file."""
+  common = os.path.commonprefix(sorted(folders))
+  if common not in folders:
+    return len(common)
+  if len(folders) > 1 or not common:
+    raise ValueError(
+      f"{path} has images both in {'/'.join(common)} and in folders below it: "
+      "pack class folders, CLASS/NAME.jpg."
+    )
+  return len(common) - 1

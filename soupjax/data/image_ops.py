@@ -26,6 +26,7 @@ _FILTERS = {
   "box": Image.Resampling.BOX,
   "bilinear": Image.Resampling.BILINEAR,
   "bicubic": Image.Resampling.BICUBIC,
+  "hamming": Image.Resampling.HAMMING,
   "lanczos": Image.Resampling.LANCZOS,
 }
 
@@ -106,8 +107,8 @@ def inception_crop(
     area_min: least area of the box, in percent of the image.
     area_max: largest area of the box, in percent of the image.
     aspect: range of width / height of the box, drawn in its logarithm.
-    method: "nearest", or "box", "bilinear", "bicubic" or "lanczos", which
-      smooth as they shrink; or OpenCV's "linear", which does not, like
+    method: "nearest", or "box", "bilinear", "bicubic", "hamming" or "lanczos",
+      which smooth as they shrink; or OpenCV's "linear", which does not, like
       big_vision's, and is about eight times faster.
 
   Returns:
@@ -146,23 +147,106 @@ def resize(
 
 @OPS.register
 def resize_small(
-  image: Picture, size: int, method: str = "bilinear"
+  image: Picture,
+  size: int,
+  method: str = "bilinear",
+  like: str = "torchvision",
 ) -> Picture:
-  """Resizes so that the shorter side has `size` pixels; keeps the aspect."""
+  """Resizes so that the shorter side has `size` pixels; keeps the aspect.
+
+  Args:
+    image: any size.
+    size: of the shorter side, in pixels.
+    method: see `inception_crop`.
+    like: the library whose longer side it has: "torchvision" cuts off fractions
+      of a pixel, and so do timm, OpenCLIP and transformers; "big_vision"
+      rounds.
+  """
   size, _ = _size(size)
+  _check_like(like)
   sides = _height_width(image)
-  scale = size / min(sides)
-  shape = tuple(max(size, round(side * scale)) for side in sides)
+  if like == "big_vision":
+    longer = round(max(sides) * (size / min(sides)))
+  else:
+    longer = int(size * max(sides) / min(sides))
+  shape = tuple(size if side == min(sides) else longer for side in sides)
   return _resized(image, shape, method)
 
 
 @OPS.register
-def central_crop(image: Picture, size: int | tuple[int, int]) -> Picture:
-  """Crops to the central (height, width); black outside the image."""
+def resize_ratio(
+  image: Picture,
+  size: int | tuple[int, int],
+  method: str = "bilinear",
+  longest: bool = False,
+) -> Picture:
+  """Resizes to just cover (height, width), or to just fit into it.
+
+  Keeps the aspect ratio, as timm does for images that are not square
+  and for `crop_mode="border"`, and OpenCLIP for `resize_mode="longest"`.
+
+  Args:
+    image: any size.
+    size: an int or (height, width), in pixels.
+    method: see `inception_crop`.
+    longest: whether the result fits into `size`; otherwise it covers it.
+  """
+  sides = _height_width(image)
+  ratios = [side / target for side, target in zip(sides, _size(size))]
+  ratio = max(ratios) if longest else min(ratios)
+  shape = tuple(max(round(side / ratio), 1) for side in sides)
+  return _resized(image, shape, method)
+
+
+_LIKE = ("torchvision", "transformers", "big_vision")
+
+
+def _check_like(like: str) -> None:
+  if like not in _LIKE:
+    raise ValueError(f"like={like!r} must be one of {', '.join(_LIKE)}.")
+
+
+@OPS.register
+def central_crop(
+  image: Picture,
+  size: int | tuple[int, int],
+  like: str = "torchvision",
+  fill: int | tuple[int, int, int] = 0,
+) -> Picture:
+  """Crops to the central (height, width).
+
+  Args:
+    image: any size.
+    size: an int or (height, width), in pixels.
+    like: the library that decides on which side an odd margin is larger:
+      "torchvision", like timm and OpenCLIP, rounds half of it to an even
+      number; "transformers" and "big_vision" round it down.
+    fill: the colour outside the image, of each channel in 0..255.
+  """
+  _check_like(like)
+  box = []
+  for target, side in zip(_size(size)[::-1], _height_width(image)[::-1]):
+    if like != "torchvision":
+      start = (side - target) // 2
+    elif target > side:
+      start = -((target - side) // 2)
+    else:
+      start = round((side - target) / 2)
+    box.append(start)
   height, width = _size(size)
-  rows, columns = _height_width(image)
-  left, top = (columns - width) // 2, (rows - height) // 2
-  return _cropped(image, (left, top, left + width, top + height))
+  left, top = box
+  box = (left, top, left + width, top + height)
+  if not np.any(fill):
+    return _cropped(image, box)
+  color = (fill,) * 3 if isinstance(fill, int) else tuple(fill)
+  if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+    raise ValueError(
+      f"central_crop takes a fill of three channels in 0..255, not {fill!r}."
+    )
+  canvas = Image.new("RGB", (width, height), color)
+  whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+  canvas.paste(whole, (-left, -top))
+  return canvas
 
 
 @OPS.register

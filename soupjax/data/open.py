@@ -46,12 +46,19 @@ def open_source(
       split,
       {d.name.removeprefix("digits/"): d for d in named},
       lambda d: source_lib.from_dataset(d, splits.num_classes),
+      lambda d: d.name,
     )
   if name.partition(":")[0] == "digits_row":
     return _open_row(name, split)
   if name.startswith("folder:"):
     path = name.removeprefix("folder:")
-    return _part_of(name, split, folders.splits_of(path), folders.open_split)
+    return _part_of(
+      name,
+      split,
+      folders.splits_of(path),
+      folders.open_split,
+      lambda part: os.path.realpath(part.path),
+    )
   return tfds.open_tfds(name, split, data_dir)
 
 
@@ -65,6 +72,7 @@ def _open_row(name: str, split: str) -> source_lib.Source:
     split,
     {key: key for key in digits.ROW_SPLITS},
     lambda key: digits.open_row(key, seed=seed),
+    str,
   )
   # By digit: a shift is made of the test images, and seeds split differently.
   ((base, start, stop),) = source.ranges
@@ -75,8 +83,16 @@ def _open_row(name: str, split: str) -> source_lib.Source:
   return source
 
 
-def _part_of(name, split, splits, open_split) -> source_lib.Source:
-  """Opens a split, or a part of one such as "train[:10%]"."""
+def _part_of(name, split, splits, open_split, identity) -> source_lib.Source:
+  """Opens a split, or a part of one such as "train[:10%]".
+
+  Args:
+    name: of the dataset.
+    split: to be opened.
+    splits: name of a split -> its location.
+    open_split: location -> source.
+    identity: location -> text that no other dataset's split has.
+  """
   match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
   if match is None:
     raise ValueError(
@@ -91,7 +107,7 @@ def _part_of(name, split, splits, open_split) -> source_lib.Source:
   source = open_split(splits[base])
   size = len(source)
   if bounds == [None, None]:
-    source.ranges = ((base, 0, size),)
+    source.ranges = ((identity(splits[base]), 0, size),)
     return source
   start, stop = (_bound(b, size) for b in bounds)
   start, stop = start or 0, size if stop is None else stop
@@ -101,7 +117,7 @@ def _part_of(name, split, splits, open_split) -> source_lib.Source:
     )
   part = split.removeprefix(base)
   source = source_lib.subset(source, np.arange(start, stop), source.name + part)
-  source.ranges = ((base, start, stop),)
+  source.ranges = ((identity(splits[base]), start, stop),)
   return source
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preprocessing on the host: from encoded bytes to the array of a model."""
 
+import dataclasses
 import inspect
 import io
 import re
@@ -15,6 +16,43 @@ from soupjax.data import image_ops, op_strings
 
 class CorruptImage(ValueError):
   """The bytes of an image cannot be decoded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelValues:
+  """The values that preprocessing gives black and white, by channel.
+
+  Attributes:
+    dtype: of the result, "uint8" or "float32".
+    black: the values of 0, one for each channel.
+    white: the values of 255.
+  """
+
+  dtype: str
+  black: tuple[float, ...]
+  white: tuple[float, ...]
+
+  def close_to(self, other: "PixelValues", tolerance: float = 1e-3) -> bool:
+    """Whether both are equal, up to a share of the range from black to white.
+
+    Args:
+      other: of other preprocessing.
+      tolerance: the share.
+    """
+    if len(self.black) != len(other.black):
+      return False
+    mine = np.array((self.black, self.white))
+    others = np.array((other.black, other.white))
+    span = np.abs(others[1] - others[0]).max()
+    return bool(np.abs(mine - others).max() <= tolerance * span)
+
+  def __str__(self) -> str:
+    def text(values):
+      rounded = [f"{value:.4g}" for value in values]
+      same = len(set(rounded)) == 1
+      return rounded[0] if same else f"({', '.join(rounded)})"
+
+    return f"{text(self.black)}..{text(self.white)}"
 
 
 class Preprocess:
@@ -54,6 +92,25 @@ class Preprocess:
       self(np.zeros((640, 512, 3), np.uint8), np.random.default_rng(0))
     except TypeError as e:
       raise ValueError(f"Preprocessing {text!r} does not work: {e}") from e
+
+  @property
+  def values(self) -> PixelValues:
+    """The values of black and white pixels, which the last operation decides.
+
+    All operations but the last give uint8.
+    """
+    if not self._ops:
+      return PixelValues("uint8", (0.0,) * 3, (255.0,) * 3)
+    _, op, draws = self._ops[-1]
+    ends = []
+    for level in (0, 255):
+      image = Image.fromarray(np.full((640, 512, 3), level, np.uint8))
+      rng = np.random.default_rng(0)
+      x = np.asarray(op(image=image, rng=rng) if draws else op(image=image))
+      if x.dtype == np.uint8:  # Its own range, whatever happens to colours.
+        x = np.full(x.shape, level, np.uint8)
+      ends.append(tuple(x.mean(axis=(0, 1), dtype=float).ravel().tolist()))
+    return PixelValues(x.dtype.name, *ends)
 
   def __call__(
     self, image: bytes | np.ndarray, rng: np.random.Generator | None = None

@@ -17,11 +17,13 @@ class Source:
     name: as in reports, such as "cifar10/train[:98%]".
     num_classes: labels are in [0, num_classes).
     class_names: one for each class, or None where they are unknown.
-    ranges: (stored split, start, stop) of the examples in its dataset; empty
+    ranges: (stored split of a dataset, start, stop) of the examples; empty
       where they are unknown.
+    notes: lines for a plan, such as about files that are not read.
   """
 
   ranges: tuple[tuple[str, int, int], ...] = ()
+  notes: tuple[str, ...] = ()
 
   def __init__(
     self,
@@ -73,11 +75,14 @@ class Source:
     return f"example {index} of {self.name}"
 
   def _checked(self, index: int, label: Any) -> int:
-    if not 0 <= label < self.num_classes:
+    if not 0 <= label < self.num_classes or label != int(label):
+      offset = ""
+      if label == self.num_classes:
+        offset = " (labels that start at 1 need 1 subtracted)"
       raise ValueError(
         f"{self.describe(index)} has label {label}, but there are only "
         f"{self.num_classes} classes, 0 to {self.num_classes - 1}: correct the "
-        "labels, or the number of classes."
+        f"labels{offset}, or the number of classes."
       )
     return int(label)
 
@@ -103,6 +108,14 @@ class _Arrays(Source):
       )
     self._images = np.broadcast_to(images, (*images.shape[:3], 3))
     self._labels = np.asarray(dataset.labels)
+    if self._labels.shape != (len(dataset),) or not np.issubdtype(
+      self._labels.dtype, np.integer
+    ):
+      raise ValueError(
+        f"{dataset.name} has labels {self._labels.dtype}"
+        f"{list(self._labels.shape)}: class indices are needed, whole numbers, "
+        "one for each image."
+      )
     wrong = (self._labels < 0) | (self._labels >= num_classes)
     for index in np.flatnonzero(wrong)[:1]:
       self._checked(int(index), self._labels[index])
@@ -119,6 +132,7 @@ class _Subset(Source):
 
   def __init__(self, parent: Source, indices: np.ndarray, name: str):
     super().__init__(name, len(indices), parent.num_classes, parent.class_names)
+    self.notes = parent.notes
     self._parent = parent
     self._indices = np.asarray(indices)
 
@@ -169,14 +183,15 @@ def subset(
 
 
 def shared_examples(a: Source, b: Source) -> int:
-  """Counts the examples that two parts of one dataset have in common.
+  """Counts the examples that two sources have in common.
 
   Args:
     a: from `open_source`.
-    b: from `open_source`, of the same dataset.
+    b: from `open_source`.
 
   Returns:
-    The number; 0 also where the ranges of either are unknown.
+    The number; 0 for different datasets, and where the ranges of either are
+    unknown.
   """
   return sum(
     max(min(stop, other_stop) - max(start, other_start), 0)

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from soupjax import registry
-from soupjax.data.source import Source
+from soupjax.data.source import Source, shared_examples
 
 
 class _Tfds(Source):
@@ -80,12 +80,16 @@ def open_tfds(
   parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
   source.ranges = tuple(
     (
-      p.splitname,
+      f"{builder.data_dir}/{p.splitname}",
       p.from_ or 0,
       info.splits[p.splitname].num_examples if p.to is None else p.to,
     )
     for p in parts
   )
+  if shared := shared_examples(source, source) - size:
+    raise ValueError(
+      f"{label} has {shared // 2} images twice: join parts that do not overlap."
+    )
   return source
 
 

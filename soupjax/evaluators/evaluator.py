@@ -25,7 +25,9 @@ _METRICS = ("prec@1", "loss")
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model, names: tuple[str, ...], with_logits: bool, mesh):
+def _compiled(
+  model, names: tuple[str, ...], with_logits: bool, mesh, among=None
+):
   """Compiles a forward pass that all sets and candidates share.
 
   It returns values of single examples, not sums of a batch, since their exact
@@ -45,7 +47,8 @@ def _compiled(model, names: tuple[str, ...], with_logits: bool, mesh):
     logits = forward(params, batch["images"])
     labels, position = batch["labels"], batch["position"]
     mask = position >= 0
-    values = [f(logits, labels, mask).astype(jnp.float32) for f in functions]
+    scored = _masked(logits, among)
+    values = [f(scored, labels, mask).astype(jnp.float32) for f in functions]
     outputs = {"values": jnp.stack(values, axis=-1), "position": position}
     if with_logits:
       outputs |= {"logits": logits.astype(jnp.float32), "labels": labels}
@@ -56,6 +59,20 @@ def _compiled(model, names: tuple[str, ...], with_logits: bool, mesh):
     return outputs
 
   return evaluate
+
+
+def _masked(logits, among: tuple[int, ...] | None):
+  """Returns logits of which all but some outputs are as low as can be."""
+  if among is None:
+    return logits
+  keep = np.zeros(logits.shape[-1], bool)
+  keep[list(among)] = True
+  # Half of the least number, from which a maximum can be subtracted.
+  return jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
+
+
+# A loss above this is that of a masked output.
+_MASKED = 1e30
 
 
 class Evaluator:
@@ -91,6 +108,7 @@ class Evaluator:
     name: str = "minival",
     mesh: jax.sharding.Mesh | None = None,
     cache_gb: float = 0.0,
+    outputs: Iterable[int] | None = None,
   ):
     """Sets up the evaluation; compiles at the first call.
 
@@ -107,10 +125,16 @@ class Evaluator:
       mesh: its axis "data" shards batches. None leaves the sharding to `jit`.
       cache_gb: decoded images are kept in memory if they take no more. Early
         rejection then begins with the images that are hardest for the soup.
+      outputs: the classes over which metrics are, such as the 200 of
+        ImageNet-A; None is all. Logits of others count as if they were the
+        lowest; those that `per_example` returns are unchanged.
 
     Raises:
-      ValueError: if a metric is unknown.
+      ValueError: if a metric is unknown, or an output is given twice.
     """
+    self._outputs = None if outputs is None else tuple(map(int, outputs))
+    if outputs is not None and len(set(self._outputs)) < len(self._outputs):
+      raise ValueError(f"outputs of {name} has a class twice: {outputs!r:.100}")
     self.metric, self.name = metric, name
     more = sorted({metric, *more_metrics} - {*_METRICS})
     self.names = (*_METRICS, *more)
@@ -135,6 +159,7 @@ class Evaluator:
     metric: str = "prec@1",
     more_metrics: Iterable[str] = (),
     name: str = "minival",
+    outputs: Iterable[int] | None = None,
   ) -> "Evaluator":
     """Makes an evaluator of images in memory, in one process.
 
@@ -146,6 +171,7 @@ class Evaluator:
       metric: as above.
       more_metrics: as above.
       name: as above.
+      outputs: as above.
 
     Raises:
       ValueError: if `images` is empty, labels are not class indices, the
@@ -155,7 +181,10 @@ class Evaluator:
     images, labels = np.asarray(images), metrics_lib.check_labels(labels)
     if not len(images) or len(images) != len(labels):
       raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")
-    self = cls(model, (), metric=metric, more_metrics=more_metrics, name=name)
+    self = cls(
+      model, (), metric=metric, more_metrics=more_metrics, name=name,
+      outputs=outputs,
+    )  # fmt: skip
     self._batches.fill(images, labels.astype(np.int32), batch_size)
     return self
 
@@ -307,7 +336,8 @@ class Evaluator:
   # --- One pass over the data -------------------------------------------------
 
   def _program(self, with_logits: bool = False):
-    return _compiled(self._model, self.names, with_logits, self._mesh)
+    among = () if self._outputs is None else (self._outputs,)
+    return _compiled(self._model, self.names, with_logits, self._mesh, *among)
 
   def _evaluate(self, params, with_logits=False) -> dict[str, np.ndarray]:
     """Evaluates all images; rows come in the order of the set."""
@@ -325,7 +355,12 @@ class Evaluator:
     rows = outputs["position"] >= 0
     outputs = {key: x[rows] for key, x in outputs.items()}
     loss = outputs["values"][:, self.names.index("loss")]
-    wrong = loss[~np.isfinite(loss)]
+    wrong = loss[~(loss < _MASKED)]
+    if self._outputs and np.isfinite(wrong).any():
+      raise ValueError(
+        f"An image of {self.name} has a label that is not among the "
+        f"{len(self._outputs)} outputs to evaluate: add it to them."
+      )
     if len(wrong):
       raise ValueError(
         f"The loss on {self.name} is {wrong[0]}: the model's weights diverged, "

@@ -214,8 +214,8 @@ class ViT(nn.Module):
   """Vision Transformer with a linear head.
 
   The defaults are big_vision's. `act`, `norm_eps`, `pre_norm`, `patch_bias`,
-  `class_token`, `fc_norm` and `proj_size` are for models of other libraries:
-  `pretrained.options` returns their values.
+  `class_token`, `fc_norm`, `proj_size` and `normalize` are for models of other
+  libraries: `pretrained.options` returns their values.
 
   Attributes:
     num_classes: outputs of the head; None for features only.
@@ -223,7 +223,7 @@ class ViT(nn.Module):
     width: size of a token.
     depth: number of blocks.
     mlp_dim: hidden size of the MLPs; None is 4 * width.
-    num_heads: attention heads.
+    num_heads: attention heads; None is an error that asks for it.
     posemb: position embeddings, "learn" or "sincos2d" (fixed).
     pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
       (attention) or "none" (every token has its logits).
@@ -232,6 +232,8 @@ class ViT(nn.Module):
     rep_size: size of a tanh layer before the head; 0 for none.
     proj_size: size of a projection without bias before the head (CLIP); 0 for
       none.
+    normalize: whether features are scaled to length 1 before the head, as for
+      zero-shot weights of CLIP; None is not.
     dropout: rate, in training.
     stochastic_depth: probability that an example skips the last block in
       training; it grows linearly from 0 in the first block.
@@ -257,12 +259,13 @@ class ViT(nn.Module):
   width: int = 768
   depth: int = 12
   mlp_dim: int | None = None
-  num_heads: int = 12
+  num_heads: int | None = 12
   posemb: str = "learn"
   pool_type: str = "gap"
   class_token: bool = False
   rep_size: int = 0
   proj_size: int = 0
+  normalize: bool | None = None
   dropout: float = 0.0
   stochastic_depth: float = 0.0
   head_zeroinit: bool = True
@@ -350,17 +353,24 @@ class ViT(nn.Module):
       x = jnp.tanh(nn.Dense(self.rep_size, name="pre_logits")(x))
     if self.proj_size:
       x = nn.Dense(self.proj_size, use_bias=False, name="proj")(x)
+    if self.normalize:
+      x = x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
     return layers.classify(x, self.num_classes, self.head_zeroinit)
 
   def _position_embedding(self, rows, columns):
     if self.posemb == "sincos2d":
       return sincos2d(rows, columns, self.width)
-    return self.param(
-      "pos_embedding",
-      nn.initializers.normal(stddev=1 / np.sqrt(self.width)),
-      (1, rows * columns, self.width),
-      jnp.float32,
-    )
+    shape = (1, rows * columns, self.width)
+    given = self.get_variable("params", "pos_embedding")
+    if given is not None and given.shape[1] != shape[1]:
+      raise ValueError(
+        f"The position embeddings are of {given.shape[1]} patches, and images "
+        f"of {rows} x {columns} patches have {shape[1]}: resize the images, or "
+        f"load the weights with image_size=({rows * self.patch_size}, "
+        f"{columns * self.patch_size})."
+      )
+    init = nn.initializers.normal(stddev=1 / np.sqrt(self.width))
+    return self.param("pos_embedding", init, shape, jnp.float32)
 
   def _check(self, images):
     for option, choices in (
@@ -377,6 +387,11 @@ class ViT(nn.Module):
       raise ValueError(
         f"class_token goes with pool_type 'gap', 'map' or 'none', not with "
         f"{self.pool_type!r}. 'tok' always has a class token."
+      )
+    if self.num_heads is None:
+      raise ValueError(
+        "The number of attention heads is unknown: it does not follow from the "
+        f"weights. Give num_heads=, a divisor of the width {self.width}."
       )
     if self.width % self.num_heads:
       raise ValueError(

@@ -26,6 +26,8 @@ class Choices:
     greedy: name of a greedy soup -> its metric.
     initial_head: the head of the initial model, such as "linear probe", or ""
       if it is unknown.
+    outputs: split -> how many outputs its metrics are over, and how many the
+      models have; for splits that have some of the classes only.
   """
 
   metrics: tuple[str, ...] = ("prec@1",)
@@ -34,6 +36,18 @@ class Choices:
     default_factory=lambda: {"greedy": "prec@1"}
   )
   initial_head: str = ""
+  outputs: Mapping[str, tuple[int, int]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  @property
+  def about_outputs(self) -> str:
+    """Says which splits are over some of the outputs; "" if none is."""
+    parts = [
+      f"{split} over the {some:,} of {total:,} outputs that are its classes"
+      for split, (some, total) in self.outputs.items()
+    ]
+    return f"Metrics: {', '.join(parts)}." if parts else ""
 
   def by(self, metric: str) -> str:
     """Returns " by METRIC" in words; "" if the run chose by accuracy alone."""
@@ -205,6 +219,10 @@ def read_run(workdir: str | os.PathLike) -> Results:
         best=dict(values["best"]),
         greedy=dict(values["greedy"]),
         initial_head=str(values["initial_head"]),
+        outputs={
+          split: (int(some), int(total))
+          for split, (some, total) in values.get("outputs", {}).items()
+        },
       )
     except (ValueError, TypeError, KeyError) as e:
       raise ValueError(f"{path} is damaged ({e}): delete it.") from e

@@ -176,7 +176,8 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
       f"<td>{tables.cost_text(row, results, _TIMES)}</td>{cells}</tr>"
     )
   table = _table(f'<th scope="col">cost</th>{head}', body)
-  return f"{table}\n<p><small>{_table_note(results)}</small></p>"
+  notes = f"{_table_note(results)} {html.escape(results.choices.about_outputs)}"
+  return f"{table}\n<p><small>{notes.strip()}</small></p>"
 
 
 def _column_head(results, split) -> str:

@@ -241,6 +241,7 @@ def results_table(
     "Percent correct. d: points above the best ingredient"
     f"{choices.by(choices.metrics[0])}. Choices were made on",
     "minival, none on test. cost: models run per image.",
+    *textwrap.wrap(choices.about_outputs, 100),
     *textwrap.wrap(one_run_note(results), 100),
   ]
   return "\n".join(line.rstrip() for line in lines)

@@ -21,11 +21,13 @@ from soupjax.soups.core import (
 )
 from soupjax.soups.core import select as selection_lib
 from soupjax.soups.core.ingredient import (
+  Ingredient,
   Model,
   Models,
   as_ingredient,
   as_ingredients,
   check_ingredients,
+  check_unchanged,
   sharding_of,
 )
 from soupjax.soups.core.select import Selection
@@ -84,20 +86,60 @@ def uniform_soup(
     Array([1.5, 5. ], dtype=float32)
   """
   ingredients = as_ingredients(ingredients)
-  selection = Selection(
-    ingredients,
-    base=None if base is None else as_ingredient(base, "base"),
-    select=select,
-    dtype=dtype,
+  means = Means(
+    ingredients, base=base, select=select, dtype=dtype, sharding=sharding
   )
-  ingredients = check_ingredients(selection.ingredients)
   same_init.warn_of_other_inits(ingredients)
   checked = (
     None
     if weights is None
     else arguments.soup_weights(weights, len(ingredients))
   )
-  return _average(ingredients, checked, selection, sharding)
+  return _average(means.mixed, checked, means.selection, sharding)
+
+
+class Means:
+  """Means of some of the ingredients, with one selection for all of them.
+
+  Attributes:
+    ingredients: all of them.
+    mixed: the same with only the leaves that are averaged.
+    selection: the leaves of every mean.
+  """
+
+  def __init__(
+    self,
+    ingredients: Sequence[Ingredient],
+    *,
+    base: Model | None = None,
+    select: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    sharding: Any = None,
+  ):
+    """Checks the ingredients; see `uniform_soup` for the arguments.
+
+    Raises:
+      ValueError: as `uniform_soup`.
+    """
+    self.selection = Selection(
+      ingredients,
+      base=None if base is None else as_ingredient(base, "base"),
+      select=select,
+      dtype=dtype,
+    )
+    self.mixed = check_ingredients(self.selection.ingredients)
+    self.ingredients, self._sharding = list(ingredients), sharding
+
+  def model(self, k: int) -> PyTree:
+    """Returns one ingredient, with the selected leaves in place of its own."""
+    if self.selection.is_all:
+      return self.ingredients[k].load(sharding=self._sharding)
+    return self.mean([k])
+
+  def mean(self, positions: Iterable[int]) -> PyTree:
+    """Returns the mean of the ingredients at these positions."""
+    members = [self.mixed[k] for k in positions]
+    return _average(members, None, self.selection, self._sharding)
 
 
 def _average(ingredients, weights, selection, sharding) -> PyTree:
@@ -119,6 +161,7 @@ def _average(ingredients, weights, selection, sharding) -> PyTree:
       stack, coefficients, end, weighted=weighted, dtype=out
     )
     checked.append((leaf, flags))
+  check_unchanged(ingredients)
   if checked:
     # Waits once, not for every leaf.
     names, flags = zip(*checked)
@@ -175,7 +218,8 @@ def wise_ft(
     ends[1:], base=ends[0], select=select, dtype=dtype, mixes_base=True
   )
   ends = check_ingredients(
-    [m for m in (selection.base, *selection.ingredients) if m is not None]
+    [m for m in (selection.base, *selection.ingredients) if m is not None],
+    has_base=True,
   )
   same_init.warn_of_other_inits(ends)
   if alpha == 1:

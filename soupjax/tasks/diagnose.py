@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diagnosis of a folder of checkpoints: a table, findings and a figure."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -11,7 +12,7 @@ import jax
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import files, report
+from soupjax import files, processes, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
@@ -26,6 +27,8 @@ def run(
   dry_run: bool = False,
 ) -> pathlib.Path | None:
   """Explains why averages of checkpoints gain or lose; see docs/diagnose.md.
+
+  Several processes evaluate together; the first one prints and writes.
 
   Args:
     config: as in configs/diagnose.py.
@@ -42,8 +45,6 @@ def run(
       fit together.
   """
   _check(config)
-  if jax.process_count() > 1:
-    raise ValueError("A diagnosis runs in one process: start it on one host.")
   opened = inputs.open_inputs(config)
   inputs.check_workdir(opened, path)
   resolved = opened.config
@@ -54,18 +55,28 @@ def run(
       f"A diagnosis needs two ingredients: {config.ingredients!r} is only one."
     )
   start = opened.initial.path if opened.initial else "unknown"
-  print(
-    f"{count} ingredients and {pairs} midpoints, on {len(opened.minival)} "
-    f"images of {opened.minival.name}; start: {start}"
-  )
-  for line in opened.notes:
-    print(line)
+  if _first():
+    print(
+      f"{count} ingredients and {pairs} midpoints, on {len(opened.minival)} "
+      f"images of {opened.minival.name}; start: {start}"
+    )
+    for line in opened.notes:
+      print(line)
   if dry_run:
     return None
-  workdir = workdir_lib.open_workdir(path, resolved)
-  with workdir_lib.locked(workdir):
+  workdir = pathlib.Path(path).expanduser().absolute()
+  with contextlib.ExitStack() as stack:
+    if _first():
+      workdir_lib.open_workdir(workdir, resolved)
+      stack.enter_context(workdir_lib.locked(workdir))
+    processes.barrier("opened")
     inputs.check_unchanged(config, opened, workdir / "diagnosed.json")
     return _run(opened, workdir, pairs)
+
+
+def _first() -> bool:
+  """Whether this is the process that prints and writes."""
+  return jax.process_index() == 0
 
 
 def _check(config) -> None:
@@ -77,8 +88,9 @@ def _check(config) -> None:
 
 def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   text = workdir / "diagnosis.txt"
-  if text.exists():
-    print(text.read_text(encoding="utf-8"))
+  if workdir_lib.exists(text):
+    if _first():
+      print(text.read_text(encoding="utf-8"))
     return text
   # Evaluation uses minival alone.
   opened = dataclasses.replace(opened, tests={})
@@ -99,12 +111,20 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
 
   # --- A greedy soup, and why it rejects ingredients --------------------------
   settings, trace = opened.config.cook.greedy, workdir / "greedy_trace.json"
+  selection = opened.selection(ingredients)
   greedy = soups.greedy(
-    settings, "greedy soup", ingredients, minival, trace, opened.place
+    settings,
+    "greedy soup",
+    ingredients,
+    minival,
+    trace,
+    opened.place,
+    selection,
   )
-  files.write_json(
-    workdir / "greedy.json", soups.greedy_record(settings, metric, greedy)
-  )
+  if _first():
+    files.write_json(
+      workdir / "greedy.json", soups.greedy_record(settings, metric, greedy)
+    )
 
   # --- The diagnosis ----------------------------------------------------------
   scores = workdir / "scores.json"
@@ -114,16 +134,20 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
     opened.initial,
     greedy=greedy,
     max_pairs=opened.config.max_pairs,
+    select=selection.get("select"),
+    sharding=opened.place,
   )
-  files.write_json(workdir / "diagnosis.json", _as_json(diagnosis))
-  picture = workdir / "diagnosis.png"
-  report.diagnosis_figure(
-    diagnosis.names, diagnosis.barriers, diagnosis.geometry.cosines
-  ).savefig(picture, bbox_inches="tight")
-  files.write_text(text, diagnosis.table() + "\n")
-  for state in (trace, scores):
-    state.unlink(missing_ok=True)
-  print(f"{diagnosis.table()}\n\nPicture: {picture}")
+  if _first():
+    files.write_json(workdir / "diagnosis.json", _as_json(diagnosis))
+    picture = workdir / "diagnosis.png"
+    report.diagnosis_figure(
+      diagnosis.names, diagnosis.barriers, diagnosis.geometry.cosines
+    ).savefig(picture, bbox_inches="tight")
+    files.write_text(text, diagnosis.table() + "\n")
+    for state in (trace, scores):
+      state.unlink(missing_ok=True)
+    print(f"{diagnosis.table()}\n\nPicture: {picture}")
+  processes.barrier("diagnosed")
   return text
 
 
@@ -135,7 +159,7 @@ class _Resumed:
 
   def __init__(self, evaluate, path: pathlib.Path, total: int):
     self._evaluate, self._path, self._calls = evaluate, path, 0
-    self._scores = files.read_json(path) if path.exists() else []
+    self._scores = workdir_lib.read(path, [])
     self._progress = Progress(
       "diagnosis", total, unit="models", start=len(self._scores)
     )
@@ -144,7 +168,8 @@ class _Resumed:
     self._calls += 1
     if self._calls > len(self._scores):
       self._scores.append(float(self._evaluate(params)))
-      files.write_json(self._path, self._scores)
+      if _first():
+        files.write_json(self._path, self._scores)
       self._progress.step()
     return self._scores[self._calls - 1]
 

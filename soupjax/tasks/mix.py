@@ -215,7 +215,7 @@ def run(
   for key in (*optional, "max_host_bytes"):
     settings[key] = config[key] or None
   ingredients = open_lib.find_ingredients(
-    [p.strip() for p in str(config.ingredients).split(",") if p.strip()]
+    open_lib.split_patterns(str(config.ingredients))
   )
   mixed = mix_lib.mix(
     rule_of(config.rule, len(ingredients)),

@@ -25,7 +25,6 @@ from soupjax.checkpoints.formats import (
   block_writer,
   byte_ranges,
   orbax_writer,
-  safetensors,
 )
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
@@ -243,6 +242,19 @@ def test_provenance(folder, tmp_path, out):
   assert record["ingredients"][0]["content_hash"] == expected
 
 
+def test_plan_and_record_tell_what_is_verified(folder, tmp_path):
+  inputs = paths(folder, "m0.npz", "m1.safetensors", "m2")
+  models = [*map(sj.open_ingredient, inputs), tree(3)]
+  mixed = sj.mix(RULE, models, out=tmp_path / "o.safetensors")
+  files = [sj.open_ingredient(i).storage.checksums for i in inputs]
+  verified = ["verified" if file else "not verified" for file in files]
+  assert "verified" in verified
+  count = verified.count("verified")
+  assert f"checks  checksums of {count} of 3 inputs" in mixed.table
+  entries = sj.provenance(mixed.path)["ingredients"]
+  assert [entry["checksums"] for entry in entries] == [*verified, None]
+
+
 def test_twins_are_found_by_content(folder, tmp_path):
   inputs = paths(folder, "m0", "m0.safetensors", "m1")
   with pytest.warns(UserWarning, match="m0.safetensors.*'m0'"):
@@ -456,8 +468,21 @@ def test_the_format_of_the_source_is_kept_in_the_metadata(tmp_path, source):
   many = {"format": "safetensors", "shard_bytes": 10_000}
   sj.mix(RULE, mixed, out=tmp_path / "many", **many)
   sj.mix(RULE, tmp_path / source, out=tmp_path / "o.safetensors")
-  text = safetensors.metadata(str(tmp_path / "o.safetensors"))
-  assert text["format"] == "pt"
+  soup = sj.open_ingredient(tmp_path / "o.safetensors")
+  assert soup.text == {"format": "pt"}
+
+
+def test_texts_that_are_equal_in_all_ingredients_go_into_the_soup(tmp_path):
+  for k in range(3):
+    text = {"format": "pt", "ss_network_dim": "8", "ss_seed": str(k)}
+    save.write(tmp_path / f"m{k}.safetensors", tree(k), text=text)
+  pattern = str(tmp_path / "m?.safetensors")
+  for shard_bytes in (None, 10_000):
+    out = tmp_path / ("o" if shard_bytes else "o.safetensors")
+    mixed = sj.mix(RULE, pattern, out=out, shard_bytes=shard_bytes)
+    soup = sj.open_ingredient(out)
+    assert soup.text == {"format": "pt", "ss_network_dim": "8"}
+    assert "'ss_seed'" in mixed.table
 
 
 def test_an_empty_leaf_in_a_file_without_its_checksum(tmp_path):

@@ -1,8 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import fractions
 import json
 import os
+import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -182,3 +185,60 @@ def test_an_existing_path_is_not_a_pattern(checkpoint, tmp_path, name):
 def test_no_patterns_in_an_iterator():
   with pytest.raises(ValueError, match="No ingredients"):
     sj.find_ingredients(iter([]))
+
+
+def torch_file(path, content):
+  """A file as torch.save writes it, without tensors."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
+
+
+def test_two_stars_pass_over_files_without_a_model(tmp_path, caplog):
+  for k in (500, 1000):
+    folder = tmp_path / f"checkpoint-{k}"
+    folder.mkdir()
+    w = {"w": np.full(2, k, np.float32)}
+    sj.save_params(folder / "model.safetensors", w)
+    torch_file(folder / "scheduler.pt", {"base_lrs": [0.1], "last_epoch": 3})
+    torch_file(folder / "training_args.bin", fractions.Fraction(1, 3))
+    (folder / "random_states_0.pkl").write_bytes(b"x")
+    # Copies of the model by transformers and DeepSpeed.
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    (folder / f"global_step{k}").mkdir()
+    copy = f"global_step{k}/mp_rank_00_model_states.pt"
+    (folder / copy).write_bytes(b"x")
+  found = names(tmp_path / "**")
+  assert found == ["checkpoint-500", "checkpoint-1000"]
+  assert "4 files without a model" in caplog.text
+  assert "training_args.bin" in caplog.text
+  (tmp_path / "checkpoint-500" / "model.safetensors").unlink()
+  (tmp_path / "checkpoint-500" / "pytorch_model.bin").unlink()
+  pattern = str(tmp_path / "checkpoint-500" / "*.bin")
+  with pytest.raises(ValueError, match="training_args.bin.*Fraction"):
+    sj.find_ingredients(pattern)
+  with pytest.raises(ValueError, match="1 files without a model.*args.bin"):
+    sj.find_ingredients(str(tmp_path / "checkpoint-500" / "**" / "*.bin"))
+
+
+@pytest.mark.parametrize(
+  "folder", ["lr=0.1,wd=0.01", "a, b", "run[1]", "{x,y}", "two words", "a#b,c"]
+)
+def test_commas_and_brackets_in_paths(tmp_path, monkeypatch, folder):
+  monkeypatch.chdir(tmp_path)
+  for place in (folder, "lr=0.1", "other"):
+    os.makedirs(place)
+    for k in range(2):
+      sj.save_params(f"{place}/m{k}.npz", {"w": np.ones(2, np.float32)})
+  first, second = f"{folder}/m0.npz", "other/m1.npz"
+  assert open_lib.split_patterns(f"{first},{second}") == [first, second]
+  assert open_lib.split_patterns(f"{second}, {first}") == [second, first]
+  pattern = f"{folder}/*.npz"
+  assert open_lib.split_patterns(pattern) == [pattern]
+  assert names(open_lib.split_patterns(pattern)) == ["m0.npz", "m1.npz"]
+  nowhere = "gone/a.npz, gone/b.npz,"
+  assert open_lib.split_patterns(nowhere) == ["gone/a.npz", "gone/b.npz"]
+  assert open_lib.split_patterns("gs://a/b,gs://a/c") == [
+    "gs://a/b",
+    "gs://a/c",
+  ]

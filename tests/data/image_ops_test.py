@@ -141,3 +141,33 @@ def test_standardize_takes_statistics_of_ones_own():
   for text in ("(0.1, 0.2), (1, 1)", "(1, 1, 1), (0, 1, 1)", "(1, 1, 1)"):
     with pytest.raises(ValueError, match="mean and a (positive )?deviation"):
       Preprocess(f"standardize({text})")
+
+
+def test_sizes_and_margins_are_rounded_as_a_library_rounds_them():
+  image = Image.fromarray(MAP)  # 200 x 250.
+  for like, side in {"torchvision": 66, "big_vision": 66}.items():
+    assert image_ops.resize_small(image, 53, like=like).size == (side, 53)
+  assert image_ops.resize_small(image, 51).size == (63, 51)
+  assert image_ops.resize_small(image, 51, like="big_vision").size == (64, 51)
+  # Margins of 1, 3 and 5 pixels: half to even, or down.
+  for side, even, down in ((249, 0, 0), (247, 2, 1), (245, 2, 2)):
+    for like, left in (("torchvision", even), ("big_vision", down)):
+      out = np.asarray(image_ops.central_crop(image, (200, side), like))
+      np.testing.assert_array_equal(out, MAP[:, left : left + side])
+  # Three columns more than there are.
+  for like, left in (("torchvision", 1), ("transformers", 2)):
+    out = np.asarray(image_ops.central_crop(image, (200, 253), like, fill=7))
+    np.testing.assert_array_equal(out[:, left : left + 250], MAP)
+    assert (out[:, :left] == 7).all() and (out[:, left + 250 :] == 7).all()
+  for text in ("resize_small(8, like='jax')", "central_crop(8, 'jax')"):
+    with pytest.raises(ValueError, match="like='jax'"):
+      Preprocess(text)
+  with pytest.raises(ValueError, match="300"):
+    Preprocess("central_crop(8, fill=300)")
+
+
+def test_resize_ratio_covers_or_fits():
+  image = Image.fromarray(MAP)  # 200 x 250.
+  assert image_ops.resize_ratio(image, (100, 100)).size == (125, 100)
+  assert image_ops.resize_ratio(image, 100, longest=True).size == (100, 80)
+  assert image_ops.resize_ratio(image, (100, 200)).size == (200, 160)

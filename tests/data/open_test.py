@@ -51,3 +51,19 @@ def test_examples_that_two_parts_share_are_counted(
       data.open_source(f"folder:{tmp_path}", split) for split in (one, other)
     )
     assert data.shared_examples(a, b) == count
+
+
+def test_splits_of_different_datasets_share_nothing(tmp_path, tfds_dir):
+  for name in ("a", "b"):
+    helpers.write_image_folder(tmp_path / name / "train", {"ant": 4})
+  (tmp_path / "link").symlink_to(tmp_path / "a")
+  whole = data.open_source(f"folder:{tmp_path}/a", "train")
+  assert not data.shared_examples(
+    whole, data.open_source(f"folder:{tmp_path}/b", "train")
+  )
+  tfds = data.open_source("fake_bugs", "train", data_dir=tfds_dir)
+  assert not data.shared_examples(whole, tfds)
+  # Two names of one folder.
+  for name, split in (("a/train", "all"), ("link", "train[1:]")):
+    other = data.open_source(f"folder:{tmp_path}/{name}", split)
+    assert data.shared_examples(whole, other) == len(other)

@@ -46,9 +46,26 @@ def test_bad_labels_and_shapes_are_refused():
     small(4, 3, [0, 1, 3, 2])
   with pytest.raises(ValueError, match="label -1"):
     small(4, 3, [0, 1, 2, -1])
+  for labels in ([0, 1, np.nan, 2], [0.0, 1, 2, 1], [True, False] * 2):
+    with pytest.raises(ValueError, match="small/train.*whole numbers"):
+      small(4, 3, labels)
+  with pytest.raises(ValueError, match="start at 1"):
+    small(4, 3, [1, 2, 3, 1])
   flat = data.Dataset("flat", np.zeros((2, 4, 4), "f"), np.zeros(2))
   with pytest.raises(ValueError, match=r"shape \(2, 4, 4\)"):
     data.from_dataset(flat, 3)
+
+
+def test_labels_of_sources_of_ones_own_are_checked():
+  class Own(data.Source):
+    def _read(self, index):
+      return np.zeros((2, 2, 3), np.uint8), [0, np.nan, 1.5, 3, -1][index]
+
+  source = Own("own", 5, 3)
+  assert source[0]["label"] == 0
+  for index in range(1, 5):
+    with pytest.raises(ValueError, match=f"example {index} of own has label"):
+      source[index]
 
 
 def test_index_out_of_range():

@@ -36,6 +36,12 @@ def test_tfds_slices_are_disjoint_and_complete(tfds_dir):
   assert len(both) == 25
 
 
+def test_parts_that_overlap_would_count_twice(tfds_dir):
+  for split in ("train[:50%]+train[:5]", "test+test"):
+    with pytest.raises(ValueError, match="5 images twice"):
+      data.open_source("fake_bugs", split, data_dir=tfds_dir)
+
+
 _READ = """
 import sys
 from soupjax import data

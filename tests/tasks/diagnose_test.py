@@ -8,11 +8,8 @@ import helpers
 import pytest
 
 import soupjax as sj
-from soupjax import config as config_lib
 from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
-
-CONFIG = str(helpers.ROOT / "configs" / "diagnose.py")
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +17,18 @@ def sweep():
   return helpers.three_members()
 
 
-def config_of(sweep, **changes):
-  return config_lib.load(CONFIG, f"sweep={sweep}", **changes)
-
-
 @pytest.fixture(scope="module")
 def whole(sweep, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("diagnose") / "why"
-  assert diagnose.run(config_of(sweep), workdir) == workdir / "diagnosis.txt"
+  assert (
+    diagnose.run(helpers.diagnose_config(sweep), workdir)
+    == workdir / "diagnosis.txt"
+  )
   return workdir
 
 
 def test_it_is_what_the_library_says(sweep, whole):
-  opened = inputs.open_inputs(config_of(sweep))
+  opened = inputs.open_inputs(helpers.diagnose_config(sweep))
   score = evaluate.Evaluations(opened, whole / "elsewhere").minival("prec@1")
   scores = {i.name: score(i.load()) for i in opened.ingredients}
   result = json.loads((whole / "diagnosis.json").read_text())
@@ -59,12 +55,12 @@ def test_a_second_start_prints_it_again(sweep, whole, capsys, monkeypatch):
   monkeypatch.setattr(
     evaluate.Evaluations, "evaluate", lambda *_, **__: pytest.fail("evaluated")
   )
-  diagnose.run(config_of(sweep), whole)
+  diagnose.run(helpers.diagnose_config(sweep), whole)
   assert (whole / "diagnosis.txt").read_text() in capsys.readouterr().out
 
 
 def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
-  config, calls = config_of(sweep), []
+  config, calls = helpers.diagnose_config(sweep), []
 
   def dying(self, params):
     if len(calls) == 4:
@@ -94,7 +90,7 @@ def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_evaluates_and_writes_nothing(sweep, tmp_path, capsys):
-  config = config_of(sweep, max_pairs=2)
+  config = helpers.diagnose_config(sweep, max_pairs=2)
   assert diagnose.run(config, tmp_path / "why", dry_run=True) is None
   assert "3 ingredients and 2 midpoints, on 300" in capsys.readouterr().out
   assert not (tmp_path / "why").exists()
@@ -114,4 +110,53 @@ def test_refuses_settings(sweep, tmp_path, changes, message):
     for k, v in changes.items()
   }
   with pytest.raises(ValueError, match=message):
-    diagnose.run(config_of(sweep, **changes), tmp_path / "why")
+    diagnose.run(helpers.diagnose_config(sweep, **changes), tmp_path / "why")
+
+
+def test_selected_leaves_are_those_of_the_start_in_every_model(sweep, tmp_path):
+  config = helpers.diagnose_config(
+    sweep, select="head/kernel=keep", max_pairs=1
+  )
+  diagnose.run(config, tmp_path / "why")
+  opened = inputs.open_inputs(config)
+  score = evaluate.Evaluations(opened, tmp_path / "x").minival("prec@1")
+  head = opened.initial.load()["head"]["kernel"]
+
+  def with_head(params):
+    return {**params, "head": {**params["head"], "kernel": head}}
+
+  result = json.loads((tmp_path / "why" / "diagnosis.json").read_text())
+  models = {i.name: i.load() for i in opened.ingredients}
+  assert result["scores"] == {
+    name: score(with_head(params)) for name, params in models.items()
+  }
+  for entry in result["midpoints"]:
+    soup = sj.uniform_soup([models[name] for name in entry["pair"]])
+    assert entry["score"] == score(with_head(soup))
+
+
+def test_selected_weights_follow_their_ingredients(sweep):
+  config = helpers.cook_config(
+    sweep, select="head/kernel=[3, 1, 0],head=[1, 1, 1]",
+    **{"cook.wise_ft_points": 0},
+  )  # fmt: skip
+  opened = inputs.open_inputs(config)
+  selection = opened.selection(opened.ingredients[::-1])
+  assert selection["select"] == {"head/kernel": [0, 1, 3], "head": [1, 1, 1]}
+  assert selection["base"] is opened.initial
+
+
+@pytest.mark.parametrize(
+  "task,select,message",
+  [
+    ("diagnose", "head=skip", "cannot be evaluated"),
+    ("diagnose", "nothing=keep", "'nothing' in select matches no leaf"),
+    ("diagnose", "head=[1, 0]", "weights of shape .2,. for 3 ingredients"),
+    ("cook", "head=[1, 0, 0]", "cook.wise_ft_points=0"),
+    ("cook", "head=keep", r"cook.learned.granularities=\(\)"),
+  ],
+)
+def test_refuses_selections_before_any_work(sweep, task, select, message):
+  make = {"diagnose": helpers.diagnose_config, "cook": helpers.cook_config}
+  with pytest.raises(ValueError, match=message):
+    inputs.open_inputs(make[task](sweep, select=select))

@@ -60,9 +60,9 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
 
 CODE = """
 import os, signal, sys, warnings
-from absl import logging
+from absl import flags, logging
 from soupjax.tasks import failures
-logging.use_absl_handler()
+flags.FLAGS(["soupjax"]), logging.use_absl_handler()
 if "verbose" in sys.argv: logging.set_verbosity(1)
 with failures.reported():
   {}
@@ -82,8 +82,11 @@ def test_an_error_ends_with_a_line_or_two(statement, code, words):
   done = helpers.soupjax(code=CODE.format(statement))
   assert done.returncode == code
   assert words in done.stderr and len(done.stderr.splitlines()) <= 2
-  done = helpers.soupjax("verbose", code=CODE.format(statement))
-  assert ("Traceback" in done.stderr) == ("told" not in statement)
+
+
+def test_verbosity_shows_the_traceback():
+  done = helpers.soupjax("verbose", code=CODE.format("int('x')"))
+  assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 def test_a_bug_shows_its_traceback():

@@ -6,10 +6,20 @@ Reads fill memory that the caller owns and reuses. This is several times faster
 than new arrays, and memory-mapped files would count as memory of the process.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterator,
+  Mapping,
+  Sequence,
+)
+import contextlib
 import dataclasses
+import functools
 import io
+import math
 import os
+import resource
 import threading
 from typing import Any
 
@@ -20,6 +30,11 @@ from soupjax import files
 from soupjax.checkpoints.formats import input_files
 from soupjax.soups.core import crc32, slices, tree
 from soupjax.soups.core.ingredient import Ingredient, Storage
+
+MAX_DEPTH = 100
+_MAX_AXES = 64  # As in NumPy.
+_MAX_LEAVES = 1_000_000
+_MAX_BYTES = 2**63 - 1
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -187,6 +202,54 @@ class _Stream(io.RawIOBase):
     return n
 
 
+def memory() -> int:
+  """Returns the bytes of memory that a process may have."""
+  most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+  return most if limit == resource.RLIM_INFINITY else min(most, limit)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+  """Turns any error about an untrusted file into a ValueError that names it."""
+  try:
+    yield
+  except Exception as e:
+    folder = path if is_remote(path) else os.path.dirname(path)
+    if isinstance(e, ValueError) and folder in str(e):
+      raise
+    raise ValueError(
+      f"{path} is damaged or not a checkpoint ({type(e).__name__}: "
+      f"{e!s:.200}). Copy it again from its source."
+    ) from e
+
+
+def check_claims(
+  path: str, leaf: str, shape: Sequence[int], dtype: np.dtype
+) -> None:
+  """Checks that NumPy and JAX can hold a leaf.
+
+  Raises:
+    ValueError: if it has too many axes, elements or levels of names, or its
+      name is not text.
+  """
+  problem = ""
+  if len(shape) > _MAX_AXES:
+    problem = f"{len(shape)} axes, and arrays have at most {_MAX_AXES}"
+  elif math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
+    problem = f"shape {list(shape)}, which is more than an array can hold"
+  elif leaf.count("/") > MAX_DEPTH:
+    problem = f"more than {MAX_DEPTH} levels in its name"
+  elif leaf.encode(errors="replace").decode() != leaf:
+    leaf = ascii(leaf)
+    problem = "a name that is not valid text"
+  if problem:
+    name = leaf if len(leaf) < 80 else f"{leaf[:80]}..."
+    raise ValueError(
+      f"{path} is damaged: leaf {name!r} has {problem:.300}. Copy it again."
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
   """The start of a leaf, which is row-major and little-endian."""
@@ -203,6 +266,8 @@ def ingredient(
   *,
   order: Sequence[str] | None = None,
   checksums: Mapping[str, int] | None = None,
+  shared: Sequence[crc32.Shared] = (),
+  others: Mapping[str, input_files.Identity] | None = None,
 ) -> Ingredient:
   """Makes an ingredient from the places of its leaves.
 
@@ -213,12 +278,18 @@ def ingredient(
     places: leaf -> place.
     order: leaves in file order; None sorts by offset.
     checksums: leaf -> CRC-32, where known.
+    shared: checksums over several leaves.
+    others: path -> identity of files that describe the leaves.
 
   Raises:
     ValueError: if there are no leaves.
   """
   if not specs:
     raise ValueError(f"{path} holds no arrays: there is nothing to average.")
+  if len(specs) > _MAX_LEAVES:
+    raise ValueError(f"{path} has {len(specs)} leaves (at most {_MAX_LEAVES}).")
+  for leaf in specs:
+    check_claims(path, leaf, specs[leaf].shape, specs[leaf].dtype)
   nested, treedef = tree.nest(specs)
 
   def read_box(leaf, box, out):
@@ -238,6 +309,7 @@ def ingredient(
     order=tuple(order),
     checksums=dict(checksums or {}),
     num_bytes=sum(file.size for file in sources.values()),
+    shared=tuple(shared),
   )
   return Ingredient(
     name=name,
@@ -246,20 +318,38 @@ def ingredient(
     reader=reader(path, specs, storage),
     path=path,
     storage=storage,
+    changed=changed(
+      {file.path: file.identity for file in sources.values()} | (others or {})
+    ),
   )
 
 
+def changed(
+  identities: Mapping[str, input_files.Identity],
+) -> Callable[[], str]:
+  """Returns an `Ingredient.changed` from path -> identity at opening."""
+  return functools.partial(input_files.first_difference, identities, identity)
+
+
 def reader(path: str, specs: Mapping[str, Any], storage: Storage):
-  """Returns an `Ingredient.reader` that verifies checksums of whole leaves."""
+  """Returns an `Ingredient.reader` that compares checksums."""
+  shapes = {leaf: spec.shape for leaf, spec in specs.items()}
+  ledger = crc32.Ledger(path, shapes, storage.checksums, storage.shared)
 
   def read(leaf, index):
     spec = specs[leaf]
     box, steps = slices.without_steps(index, spec.shape)
-    flat = _aligned(slices.size(box), spec.dtype)
+    try:
+      flat = _aligned(slices.size(box), spec.dtype)
+    except MemoryError as e:
+      raise ValueError(
+        f"Leaf {leaf!r} of {path} has shape {spec.shape}: there is not enough "
+        "memory to read it."
+      ) from e
     out = flat.reshape(slices.shape_of(box))
-    storage.read_box(leaf, box, flat)
-    if leaf in storage.checksums and out.size and out.shape == spec.shape:
-      crc32.check(path, leaf, crc32.crc32(flat), storage.checksums[leaf])
+    with naming(path):
+      storage.read_box(leaf, box, flat)
+    ledger.add(leaf, box, flat)
     return out[steps] if steps else out
 
   return read
@@ -278,6 +368,7 @@ def with_whole_leaves(
   path: str,
   leaves: Collection[str],
   read_whole: Callable[[str], np.ndarray],
+  self_checked: Collection[str] = (),
 ) -> Ingredient:
   """Replaces the reader of leaves that can only be read whole.
 
@@ -286,6 +377,7 @@ def with_whole_leaves(
     path: of the file, for errors.
     leaves: names of such leaves.
     read_whole: returns one of them.
+    self_checked: those that `read_whole` compares with a checksum.
   """
   read_range = ingredient.storage.read_box
 
@@ -300,6 +392,7 @@ def with_whole_leaves(
     ingredient.storage,
     read_box=read_box,
     chunks={leaf: ingredient.specs[leaf].shape for leaf in leaves},
+    self_checked=frozenset(self_checked),
   )
   return dataclasses.replace(
     ingredient, storage=storage, reader=reader(path, ingredient.specs, storage)

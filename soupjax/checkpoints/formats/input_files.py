@@ -43,7 +43,8 @@ def difference(path: str, before: Identity, now: Identity) -> str:
   if before == now:
     return ""
   if before[0] != now[0]:
-    return f"{path} has {now[0]} bytes instead of {before[0]}"
+    cut = "was cut short: it " if now[0] < before[0] else ""
+    return f"{path} {cut}has {now[0]} bytes instead of {before[0]}"
   if before[2] != now[2]:
     return f"{path} has been replaced by another file"
   return f"{path} has been written again"

@@ -1,13 +1,14 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A digest of all leaves that soupjax stores in its checkpoints.
+"""Digests of all leaves and of the record that soupjax stores with them.
 
 The checksums of single leaves do not show that a name, shape or dtype has
-changed or that a leaf is missing.
+changed, or that a leaf or the checksums themselves are missing.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 import hashlib
+import json
 from typing import Any
 
 import jax
@@ -32,34 +33,77 @@ def digest(
   return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def seal(
+  specs: Mapping[str, jax.ShapeDtypeStruct], record: Mapping[str, Any]
+) -> str:
+  """Returns digests of all leaves and of the record that is stored with them.
+
+  A change of either shows, and so does the loss of the record.
+  """
+  text = json.dumps(json.loads(json.dumps(record)), sort_keys=True)
+  return digest(specs) + hashlib.sha256(text.encode()).hexdigest()
+
+
 def check(
   path: Any,
   specs: Mapping[str, jax.ShapeDtypeStruct],
-  recorded: Any,
-  names: Collection[str] = (),
-) -> None:
-  """Compares the leaves of a file with its recorded digest.
+  sealed: Any,
+  record: Any,
+  *,
+  has_checksums: bool = True,
+) -> dict[str, int]:
+  """Compares the leaves and the record of a file with its seal.
 
   Args:
     path: of the file.
     specs: leaf -> shape and dtype, from the file.
-    recorded: the digest in the file; None if it has none.
-    names: the leaves that have a recorded checksum: all leaves or none.
+    sealed: the seal in the file; None if it has none.
+    record: of soupjax in the file; None if it has none.
+    has_checksums: whether the record has the checksum of every leaf.
+
+  Returns:
+    Leaf -> CRC-32; empty if the file has no record with checksums.
 
   Raises:
-    ValueError: naming the leaves that differ.
+    ValueError: if there is a seal without a record or the other way round, or
+      naming the leaves that differ.
   """
-  missing = sorted(set(names) - set(specs))
-  extra = sorted(set(specs) - set(names)) if names else []
+  if sealed is None and record is None:
+    return {}
+  if sealed is None or type(record) is not dict:
+    lost = "its digest of the leaves" if sealed is None else "its record"
+    raise damaged(path, f"{lost} is missing")
+  checksums = record.get("crc32") if has_checksums else {}
+  # Their values are checked below: the seal covers them, too.
+  if type(checksums) is not dict:
+    raise damaged(path, "its checksums are missing")
+  missing = sorted(set(checksums) - set(specs))
+  extra = sorted(set(specs) - set(checksums)) if has_checksums else []
   differences = []
   if missing:
     differences.append(f"{missing[:10]} are missing")
   if extra:
     differences.append(f"{extra[:10]} were not recorded")
-  if not differences and recorded is not None and recorded != digest(specs):
+  leaves = digest(specs)
+  if not differences and (type(sealed) is not str or sealed[:64] != leaves):
     differences.append("a name, shape or dtype has changed")
   if differences:
-    raise ValueError(
-      f"{path} is damaged: its leaves are not those that were written "
-      f"({' and '.join(differences)}). Copy it again from its source."
+    raise damaged(
+      path,
+      "its leaves are not those that were written "
+      f"({' and '.join(differences)})",
     )
+  # The seals of soupjax 0.1 end after the leaves.
+  if len(sealed) > len(leaves) and sealed != seal(specs, record):
+    raise damaged(path, "its record has changed")
+  try:
+    return {leaf: int(value, 16) for leaf, value in checksums.items()}
+  except (TypeError, ValueError) as e:
+    raise damaged(path, f"a checksum in its record is not valid ({e})") from e
+
+
+def damaged(path: Any, reason: str) -> ValueError:
+  """Returns the error for a checkpoint that differs from its record."""
+  return ValueError(
+    f"{path} is damaged: {reason}. Copy it again from its source."
+  )

@@ -8,6 +8,7 @@ stored as `|V2`, NumPy's descriptor for unknown dtypes of two bytes.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import io
 import json
 import struct
@@ -25,12 +26,13 @@ from soupjax.checkpoints.formats import (
   leaf_digest,
   params_of_state,
 )
-from soupjax.soups.core import crc32
+from soupjax.soups.core import crc32, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 _LOCAL_MAGIC = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
+_END_MAGIC, _END_SIZE = b"PK\x05\x06", 22
 _MAX_HEADER = 65536 + 16
 
 
@@ -124,11 +126,6 @@ def _array_header(
     raise bad(path, f"{leaf!r} has no valid array header ({e})") from e
   if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
     dtype = np.dtype(ml_dtypes.bfloat16)
-  if dtype.hasobject or dtype.kind not in "biufc" and dtype.name != "bfloat16":
-    raise ValueError(
-      f"Leaf {leaf!r} of {path} has dtype {dtype}: only numbers can be read. "
-      "Pickled objects are never loaded."
-    )
   if dtype.byteorder == ">":
     raise ValueError(
       f"Leaf {leaf!r} of {path} is big-endian: save it again as {dtype.name}."
@@ -137,27 +134,32 @@ def _array_header(
   return spec, fortran and len(shape) > 1, stream.tell()
 
 
-def open_checkpoint(path: str, name: str) -> Ingredient:
+def open_checkpoint(
+  path: str, name: str, entry: str | None = None
+) -> Ingredient:
   """Opens an archive lazily: reads its list and the array headers.
 
   Args:
     path: of the file.
     name: of the ingredient.
+    entry: of a train state that is the model; None follows the rule of
+      `params_of_state`.
 
   Returns:
     The ingredient. Names with '/' make nested dicts; a train state is cut to
-    its weights. CRC-32 values of uncompressed members are verified when these
-    are read whole.
+    its weights; arrays of text or objects are ignored. CRC-32 values of
+    uncompressed members are verified when these are read whole.
 
   Raises:
     ValueError: if it is damaged or has other members than arrays of numbers.
   """
   file = byte_ranges.ByteFile(path)
   specs, places, packed, checksums, ends = {}, {}, {}, {}, []
+  ignored: dict[str, str] = {}
   with open_archive(file) as archive:
     for info in archive.infolist():
       leaf = info.filename.removesuffix(".npy")
-      if leaf in specs:
+      if leaf in specs or leaf in ignored:
         raise ValueError(f"{path} has leaf {leaf!r} twice.")
       start = data_offset(file, info)
       ends.append(start + info.compress_size)
@@ -167,6 +169,9 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       else:
         head = inflate(archive, path, info, _MAX_HEADER)
       spec, fortran, length = _array_header(path, leaf, head)
+      if not tree.is_number(spec.dtype):
+        ignored[leaf] = f"dtype {spec.dtype}"
+        continue
       specs[leaf], num_bytes = spec, info.file_size - length
       if spec.size * spec.dtype.itemsize != num_bytes:
         raise bad(path, f"{leaf!r} has {info.file_size} bytes for {spec.shape}")
@@ -177,10 +182,28 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
         checksums[leaf] = info.CRC ^ crc32.combine([header, (0, num_bytes)])
       else:
         packed[leaf] = (info.filename, length, fortran)
+    if ignored and not specs:
+      raise params_of_state.NotAModel(
+        f"{path} holds no arrays of numbers, only {ignored}. Pickled objects "
+        "are never loaded."
+      )
     _check_listed(file, archive.infolist(), ends)
-    leaf_digest.check(path, specs, _comment(path, archive).get(leaf_digest.KEY))
+    comment = _comment(file, archive)
+    leaf_digest.check(
+      path,
+      specs,
+      comment.get(leaf_digest.KEY),
+      comment.get("soupjax"),
+      has_checksums=False,
+    )
   ingredient = byte_ranges.ingredient(
-    name, path, specs, places, order=list(specs), checksums=checksums
+    name,
+    path,
+    specs,
+    places,
+    order=list(specs),
+    checksums=checksums,
+    others={path: file.identity},  # Compressed leaves have no place.
   )
 
   def read_whole(leaf):
@@ -191,11 +214,12 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       specs[leaf].shape, order="F" if fortran else "C"
     )
 
+  ingredient = dataclasses.replace(ingredient, ignored=ignored)
   if packed:
     ingredient = byte_ranges.with_whole_leaves(
-      ingredient, path, packed, read_whole
+      ingredient, path, packed, read_whole, self_checked=packed
     )
-  return params_of_state.of(ingredient)
+  return params_of_state.of(ingredient, entry)
 
 
 def inflate(
@@ -218,20 +242,29 @@ def inflate(
 
 def record(path: str) -> dict[str, Any]:
   """Returns the record that soupjax left in an archive, {} if it left none."""
-  with open_archive(byte_ranges.ByteFile(path)) as archive:
-    return _comment(path, archive).get("soupjax", {})
+  file = byte_ranges.ByteFile(path)
+  open_checkpoint(path, "")  # Compares the record with its digest.
+  with open_archive(file) as archive:
+    return _comment(file, archive).get("soupjax", {})
 
 
-def _comment(path, archive) -> dict[str, Any]:
-  if b"soupjax" not in archive.comment:
+def _comment(file, archive) -> dict[str, Any]:
+  comment = archive.comment
+  # A wrong length would hide the comment.
+  start = file.size - _END_SIZE - len(comment)
+  if file.read(start, 4) != _END_MAGIC:
+    size = min(file.size, _MAX_COMMENT)
+    if b"soupjax" in file.read(file.size - size, size):
+      raise bad(file.path, "its comment is cut short")
+  if b"soupjax" not in comment:
     return {}
   try:
-    comment = json.loads(archive.comment)
-    if not isinstance(comment["soupjax"], dict):
-      raise TypeError("its record is not an object")
+    comment = json.loads(comment)
+    if not isinstance(comment, dict):
+      raise TypeError("it is not an object")
     return comment
-  except (ValueError, KeyError, TypeError, RecursionError) as e:
-    raise bad(path, f"its comment is damaged ({e!r})") from e
+  except (ValueError, TypeError, RecursionError) as e:
+    raise bad(file.path, f"its comment is damaged ({e!r})") from e
 
 
 def check(
@@ -249,8 +282,8 @@ def check(
 
 
 def _new_comment(specs, provenance) -> bytes:
-  digest = leaf_digest.digest(specs)
-  comment = {"soupjax": provenance, leaf_digest.KEY: digest}
+  seal = leaf_digest.seal(specs, provenance)
+  comment = {"soupjax": provenance, leaf_digest.KEY: seal}
   text = json.dumps(comment).encode()
   if len(text) > _MAX_COMMENT:
     raise ValueError(

@@ -10,9 +10,7 @@ tenth of the CPU time of an Orbax restore and only the chunks of a slice.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
-import json
 import logging
-import re
 import shutil
 from typing import Any
 
@@ -27,6 +25,7 @@ from soupjax import files
 from soupjax.checkpoints.formats import (
   byte_ranges,
   leaf_digest,
+  orbax_arrays,
   orbax_writer,
   params_of_state,
 )
@@ -139,8 +138,8 @@ def explained(path: str):
   """Turns Orbax's errors about a damaged checkpoint into a ValueError."""
   try:
     yield
-  except (ValueError, OSError, KeyError, TypeError) as e:
-    # Orbax's InvalidLayoutError is a ValueError too.
+  # Wrong metadata can raise anything.
+  except Exception as e:
     reason = (str(e).splitlines() or ["no reason given"])[0]
     raise ValueError(
       f"{path} is not a whole Orbax checkpoint ({type(e).__name__}: {reason}). "
@@ -159,7 +158,11 @@ def is_orbax(path: Any) -> bool:
 def custom_metadata(path: str) -> dict[str, Any]:
   """Returns the custom metadata, such as that of `save_params`."""
   with explained(path):
-    return _describe(path, _items(path)).custom_metadata or {}
+    items = _items(path)
+    described = _describe(path, items)
+    if items:
+      _check_leaves(path, epath.Path(path) / items[0], described)
+    return described.custom_metadata or {}
 
 
 def record(path: str) -> dict[str, Any]:
@@ -167,12 +170,16 @@ def record(path: str) -> dict[str, Any]:
   return custom_metadata(path).get("soupjax") or {}
 
 
-def open_checkpoint(path: str, name: str) -> Ingredient:
+def open_checkpoint(
+  path: str, name: str, entry: str | None = None
+) -> Ingredient:
   """Opens a checkpoint lazily: reads metadata, but no weights.
 
   Args:
     path: a checkpoint directory.
     name: of the ingredient.
+    entry: of a train state that is the model; None follows the rule of
+      `params_of_state`.
 
   Returns:
     The ingredient. A train state is cut to its `params`, or to `params` and
@@ -183,13 +190,16 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
   """
   items = _items(path)
   roots = [epath.Path(path) / item for item in items]
+  identities = {}
   with explained(path):
     if roots:
-      _check_index(roots[0])
+      identities = orbax_arrays.identities(path, roots[0])
+      orbax_arrays.check_index(roots[0])
     described = _describe(path, items)
-    recorded = _check_leaves(path, described)
-    params, entry = params_of_state.of_state(path, described.metadata)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    recorded = _check_leaves(path, roots[0] if roots else None, described)
+    state = described.metadata
+  params, outer, ignored = params_of_state.of_state(path, state, entry)
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
   if not roots:
     raise ValueError(
       f"{path} is an Orbax checkpoint of several items, none of which is "
@@ -197,13 +207,18 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       f"such as {path}/NAME."
     )
   open_array = functools.cache(
-    functools.partial(open_leaf, str(roots[0]), new_context())
+    functools.partial(
+      orbax_arrays.open_leaf,
+      str(roots[0]),
+      orbax_arrays.new_context(),
+      orbax_arrays.num_bytes(path, identities),
+    )
   )
-  prefix = f"{entry}/" if entry else ""
+  prefix = "".join(f"{key}/" for key in outer)
   specs, keys = {}, {}
   for key_path, array in leaves:
     leaf = tree.name_of(key_path)
-    keys[leaf] = (f"{entry}." if entry else "") + (
+    keys[leaf] = "".join(f"{key}." for key in outer) + (
       jax.tree_util.keystr(key_path, simple=True, separator=".")
     )
     if isinstance(array, str):
@@ -215,6 +230,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
       with explained(path):
         array = open_array(keys[leaf])
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
+  for leaf, spec in specs.items():
+    byte_ranges.check_claims(path, leaf, spec.shape, spec.dtype)
   if not specs:
     raise ValueError(
       f"{path} holds no arrays: it was saved from an empty tree or is damaged."
@@ -230,7 +247,7 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     order=tuple(specs),
     chunks=_Chunks(open_array, keys),
     checksums={
-      leaf: int(recorded[prefix + leaf], 16)
+      leaf: recorded[prefix + leaf]
       for leaf in specs
       if prefix + leaf in recorded
     },
@@ -242,6 +259,8 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     reader=byte_ranges.reader(path, specs, storage),
     path=path,
     storage=storage,
+    ignored=ignored,
+    changed=byte_ranges.changed(identities),
   )
 
 
@@ -263,42 +282,47 @@ def _describe(path: str, items: Sequence[str]) -> Any:
   return ocp.metadata(path)
 
 
-def _check_leaves(path: str, described: Any) -> dict[str, str]:
-  """Compares the leaves with the digest of soupjax, if there is one.
+def _check_leaves(
+  path: str, root: epath.Path | None, described: Any
+) -> dict[str, int]:
+  """Compares the leaves with the seal of soupjax, if there is one.
 
   Returns:
     The checksums that soupjax recorded.
   """
   custom = described.custom_metadata or {}
-  soup = custom.get("soupjax")
-  checksums = soup.get("crc32", {}) if isinstance(soup, dict) else {}
-  if leaf_digest.KEY in custom:
-    leaves, _ = tree.flatten(described.metadata)
-    specs = {
-      leaf: jax.ShapeDtypeStruct(array.shape, array.dtype)
-      for leaf, array in leaves.items()
-    }
-    leaf_digest.check(path, specs, custom[leaf_digest.KEY], checksums)
-  return checksums
+  record, seal = custom.get("soupjax"), custom.get(leaf_digest.KEY)
+  # Metadata of other programs may have such an entry.
+  if not (isinstance(record, dict) and "crc32" in record) and seal is None:
+    record = None
+  if root is not None:
+    seal = _other_seal(path, root, seal)
+  if seal is None and record is None:
+    return {}
+  leaves, _ = tree.flatten(described.metadata)
+  specs = {
+    leaf: jax.ShapeDtypeStruct(array.shape, array.dtype)
+    for leaf, array in leaves.items()
+  }
+  return leaf_digest.check(path, specs, seal, record)
 
 
-def _check_index(root: epath.Path) -> None:
-  """Reads the index of a tree, so that damage raises an error.
-
-  Orbax only logs such an error and returns a tree without leaves.
-  """
-  text = (root / "_METADATA").read_text(encoding="utf-8")
-  try:
-    described = json.loads(text)
-    described["tree_metadata"]
-  except (ValueError, TypeError, KeyError) as e:
-    raise ValueError(f"{root / '_METADATA'} is damaged: {e!r}") from e
-  if (root / "manifest.ocdbt").exists():
-    # Verifies the checksum of every index node without reading weights.
-    store = _database(str(root))
-    ts.KvStore.open(store, context=new_context()).result().list().result()
-  elif described.get("use_ocdbt"):
-    raise ValueError(f"{root / 'manifest.ocdbt'} is missing")
+def _other_seal(path, root, seal):
+  """Compares the copies of the seal in both metadata files, and returns it."""
+  inner = orbax_arrays.metadata(root / "_METADATA")
+  inner = (inner.get("custom_metadata") or {}).get(leaf_digest.KEY)
+  texts = [
+    file.read_bytes()
+    for file in (root / "_METADATA", epath.Path(path) / "_CHECKPOINT_METADATA")
+    if file.exists()
+  ]
+  mentioned = any(leaf_digest.KEY.encode() in text for text in texts)
+  # Older soups have only the outer copy, which ends after the leaves.
+  if inner != seal and not (inner is None and len(str(seal)) == 64):
+    raise leaf_digest.damaged(path, "its metadata files disagree")
+  if mentioned and seal is None:
+    raise leaf_digest.damaged(path, "its record is not where it should be")
+  return seal
 
 
 class _Chunks(Mapping):
@@ -317,64 +341,3 @@ class _Chunks(Mapping):
 
   def __len__(self):
     return len(self._keys)
-
-
-def new_context() -> ts.Context:
-  """Returns a context to share among arrays that are opened together."""
-  # Without a cache every open reads the OCDBT index again.
-  return ts.Context(
-    {
-      "cache_pool": {"total_bytes_limit": 0},
-      "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000},
-    }
-  )
-
-
-def _database(root: str) -> dict[str, Any]:
-  """Returns the tensorstore spec of the OCDBT database of a tree."""
-  return {
-    "driver": "ocdbt",
-    "base": _store(root),
-    "cache_pool": "cache_pool#ocdbt",
-  }
-
-
-def open_leaf(root: str, context: ts.Context, key: str) -> ts.TensorStore:
-  """Opens one array of a tree.
-
-  Args:
-    root: the directory with its `_METADATA`.
-    context: of tensorstore.
-    key: the keys of the leaf, joined by dots.
-  """
-  place = epath.Path(root)
-  text = (place / "_METADATA").read_text(encoding="utf-8")
-  zarr3 = re.search(r'"use_zarr3":\s*true', text) is not None
-  store = _store(root)
-  if (place / "manifest.ocdbt").exists():
-    store = {**_database(root), "path": f"{key}/"}
-  else:
-    store["path"] += f"{key}/"
-  spec = {
-    "driver": "zarr3" if zarr3 else "zarr",
-    "kvstore": store,
-    # Orbax stores zeros too, so a missing chunk is damage.
-    "fill_missing_data_reads": False,
-  }
-  return ts.open(spec, context=context, open=True, read=True).result()
-
-
-def _store(root: str) -> dict[str, Any]:
-  """Returns the tensorstore spec of a local directory or one in a bucket."""
-  kind, is_address, rest = root.partition("://")
-  if not is_address:
-    # A file:// address would give '?', '#' and '%' a meaning.
-    return {"driver": "file", "path": f"{root}/"}
-  drivers = {"gs": "gcs", "s3": "s3"}
-  if kind not in drivers:
-    raise ValueError(
-      f"{root}: Orbax checkpoints are read from gs:// and s3:// only. Copy it "
-      "to a local path."
-    )
-  bucket, _, path = rest.partition("/")
-  return {"driver": drivers[kind], "bucket": bucket, "path": f"{path}/"}

@@ -219,11 +219,14 @@ class OrbaxWriter(block_writer.BlockWriter):
     sync_tree(self._folder)
 
   def _write_headers(self, provenance, checksums):
-    self._write_tree()
     if self._count > 1:
       self._merge()
     recorded = {leaf: f"{value:08x}" for leaf, value in checksums.items()}
-    self._write_record({**provenance, "crc32": recorded})
+    record = {**provenance, "crc32": recorded}
+    seal = {leaf_digest.KEY: leaf_digest.seal(self.specs, record)}
+    # In both files, so that the loss of one is noticed.
+    self._write_tree(seal)
+    self._write_record({"soupjax": record, **seal})
     sync_tree(self.path)
 
   def _sync(self):
@@ -250,7 +253,7 @@ class OrbaxWriter(block_writer.BlockWriter):
         f"{self.path} lacks chunks that were written. Is the disk sound?"
       )
 
-  def _write_tree(self):
+  def _write_tree(self, custom_metadata):
     tree = {
       str(tuple(k for k, _ in keys)): {
         "key_metadata": [{"key": k, "key_type": t} for k, t in keys],
@@ -268,11 +271,11 @@ class OrbaxWriter(block_writer.BlockWriter):
         "use_ocdbt": True,
         "use_zarr3": True,
         "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": None,
+        "custom_metadata": custom_metadata,
       },
     )
 
-  def _write_record(self, record):
+  def _write_record(self, custom_metadata):
     now = time.time_ns()
     handler = (
       "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler."
@@ -286,10 +289,7 @@ class OrbaxWriter(block_writer.BlockWriter):
         "performance_metrics": {},
         "init_timestamp_nsecs": now,
         "commit_timestamp_nsecs": now,
-        "custom_metadata": {
-          "soupjax": record,
-          leaf_digest.KEY: leaf_digest.digest(self.specs),
-        },
+        "custom_metadata": custom_metadata,
       },
     )
     pathlib.Path(self.path, "orbax.checkpoint").touch()

@@ -1,77 +1,321 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Extracts the model from a train state, with one rule for all formats."""
+"""Extracts the model from a train state, with one rule for all formats.
 
-from collections.abc import Collection
+A train state is a tree with an optimizer, or with an entry that is known to
+hold a model. In torch files, whose state dicts are flat, it is any dict of
+dicts. Its largest entry with the name of a model is the ingredient, or else its
+only entry that is not part of the training. If several are left, the user says
+which one: `FILE#ENTRY`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
+import math
 import re
-from typing import Any
-import warnings
+from typing import Any, NamedTuple
 
 import jax
 
-from soupjax.soups.core import tree
+from soupjax.soups.core import crc32, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
+# The names of the containers of an array, from the outside in, and its own.
+Keys = tuple[str, ...]
 
 # Entries of a train state that are not part of the model. If any other entry is
 # left out, the user is warned.
+_OPTIMIZER = re.compile(
+  r"(\w+_)?(opt|optim|optimi[sz]er)s?"
+  r"(_?((state|history|param|dict)\w*|[GDgd]|\d+))?"
+)
 _TRAINING = re.compile(
-  r"opt(im\w*|_\w+)?|(lr_?)?schedulers?|lr|\w*rngs?(_\w+)?|\w*steps?|epochs?|"
-  r"iter(ation)?s?|(grad_?)?scaler|loss(_scale)?|loops|callbacks"
+  r"(\w+_)?(lr_?)?sched(uler)?s?(_\w+)?|lr|\w*rngs?(_\w+)?|random_states?|"
+  r"(\w+_)?(global_)?(steps?|epochs?)|iter(ation)?s?|\w*scaler\w*|amp|"
+  r"loss(_scale)?|loops|callbacks|meta|message_hub|extra_state|trainer_state"
+)
+# In a file of random states, as transformers saves them.
+_RANDOM = re.compile(r"cpu|cuda|npu|xla|xpu|mlu|musa|hpu|python|numpy")
+# Content of the state of an optimizer that is called "state" or a number.
+_MOMENTS = {"param_groups", "param_states", "exp_avg", "momentum_buffer"}
+# Entries that hold a model, the first of several with the same size.
+_MODEL = re.compile(
+  r"(model|net|network|module)?_?(state_?dict|state|weights|params|dict)|"
+  r"model|net|network|module"
+)
+# Entries of which only one is wanted.
+_ALTERNATIVE = re.compile(
+  r"(\w+_)?(student|teacher|ema|target|online|momentum|generator|actor|critic|"
+  r"discriminator|encoder|decoder)(_\w+)?|[GDgd]"
 )
 
 
-def of_state(path: str, state: PyTree) -> tuple[PyTree, str]:
-  """Returns the weights in a train state.
+class NotAModel(ValueError):
+  """A sound file that holds something else than weights of a model."""
 
-  These are its entry `params`, or the entries `params` and `batch_stats`, since
-  a model needs both. A tree without other entries or without `params` is
-  returned unchanged.
 
-  Args:
-    path: of the checkpoint, for the warning.
-    state: nested containers with leaves of any type.
+class Choice(NamedTuple):
+  """The part of a train state that is the model.
 
-  Returns:
-    The weights, and the name of their entry, "" if it is not a single one.
+  Attributes:
+    prefix: containers around it, which its leaves are not named after.
+    heads: the entries below the prefix that belong to it; None: all.
+    ignored: other entries that may belong to the model -> reason.
   """
-  if not (isinstance(state, dict) and len(state) > 1):
-    return state, ""
-  if not isinstance(state.get("params"), (dict, list, tuple)):
-    return state, ""
-  keys = [key for key in ("params", "batch_stats") if key in state]
-  rest = [k for k in state if k not in keys and jax.tree.leaves(state[k])]
-  warn_of_rest(path, keys, rest)
-  if len(keys) > 1:
-    return {key: state[key] for key in keys}, ""
-  return state["params"], "params"
 
+  prefix: Keys = ()
+  heads: frozenset[str] | None = None
+  ignored: Mapping[str, str] = {}
 
-def warn_of_rest(
-  path: str, keys: Collection[str], rest: Collection[str]
-) -> None:
-  """Warns of ignored entries with arrays that may belong to the model."""
-  rest = [key for key in map(str, rest) if not _TRAINING.fullmatch(key)]
-  if rest:
-    warnings.warn(
-      f"{path}: only {' and '.join(keys)} is read from this train state. Its "
-      f"arrays in {rest[:10]} are ignored. If they belong to the model, save "
-      "them together with it in a tree without the training state.",
-      stacklevel=5,
+  def has(self, keys: Keys) -> bool:
+    """Whether an array is part of the model."""
+    depth = len(self.prefix)
+    return keys[:depth] == self.prefix and (
+      self.heads is None or keys[depth : depth + 1][0] in self.heads
     )
 
 
-def of(ingredient: Ingredient) -> Ingredient:
-  """Cuts an ingredient whose file holds a train state to its weights."""
-  names = jax.tree.unflatten(ingredient.treedef, list(ingredient.specs))
-  weights, _ = of_state(ingredient.path, names)
-  if weights is names:
+def choose(
+  path: str,
+  sizes: Mapping[Keys, int],
+  *,
+  entry: str | None = None,
+  plain: Callable[[Keys], Collection[str]] | None = None,
+) -> Choice:
+  """Chooses the model in a tree.
+
+  Args:
+    path: of the checkpoint, for errors.
+    sizes: keys of an array -> number of elements.
+    entry: the path of the model in the tree, with '/' between names; "" takes
+      all of the tree, None follows the rule of this module.
+    plain: names of the entries of a container that are not arrays and contain
+      none. Only torch files have such; None for the other formats.
+
+  Raises:
+    NotAModel: if all arrays belong to an optimizer or to random states.
+    ValueError: if the entry does not exist, or several could be the model.
+  """
+  is_torch = plain is not None
+  if entry is not None:
+    prefix = tuple(entry.split("/")) if entry else ()
+    _check_entry(path, sizes, prefix)
+    return Choice(prefix)
+  choice = Choice()
+  while True:
+    level = _Level(path, sizes, choice.prefix, plain)
+    known = level.known(is_torch)
+    if {"params", "batch_stats"} <= {*level.models} and known == ["params"]:
+      # A model needs both.
+      heads = frozenset({"params", "batch_stats"})
+      return choice._replace(heads=heads, ignored=level.others(heads))
+    if known:
+      model = level.largest(known)
+    elif level.loose or not level.models:
+      level.check_is_model(is_torch)
+      if level.optimizers:
+        heads = frozenset(level.heads) - {*level.optimizers}
+        return choice._replace(heads=heads)
+      return choice
+    elif level.optimizers or (is_torch and level.is_state_dicts()):
+      if len(level.models) > 1:
+        raise level.question(level.models)
+      (model,) = level.models
+    else:
+      return choice
+    ignored = {**choice.ignored, **level.others({model})}
+    choice = Choice((*choice.prefix, model), None, ignored)
+    if not is_torch and not level.optimizers:
+      return choice
+
+
+def _check_entry(path, sizes, prefix):
+  """Checks that a train state has an entry."""
+  for depth in range(len(prefix)):
+    names = {
+      keys[depth]
+      for keys in sizes
+      if keys[:depth] == prefix[:depth] and len(keys) > depth
+    }
+    if prefix[depth] not in names:
+      raise ValueError(
+        f"{path} has no arrays in an entry {'/'.join(prefix[: depth + 1])!r}; "
+        f"it has {sorted(names)[:10]}."
+      )
+  if prefix in sizes:
+    raise ValueError(
+      f"{path} has an array called {'/'.join(prefix)!r}, not a model: give the "
+      "name of an entry that contains arrays."
+    )
+
+
+class _Level:
+  """The entries of one container.
+
+  Attributes:
+    heads: name of an entry -> its arrays.
+    loose: entries that are arrays, without those of a training script.
+    optimizers: entries that hold the state of an optimizer.
+    models: entries that contain arrays and are not part of a training.
+  """
+
+  def __init__(self, path, sizes, prefix, plain):
+    self._path, self._sizes, self._prefix = path, sizes, prefix
+    self._depth = depth = len(prefix)
+    self._plain = plain or (lambda prefix: ())
+    self.heads: dict[str, list[Keys]] = {}
+    for keys in sizes:
+      if keys[:depth] == prefix and len(keys) > depth:
+        self.heads.setdefault(keys[depth], []).append(keys)
+    arrays = {h for h, ks in self.heads.items() if len(ks[0]) == depth + 1}
+    self.loose = [h for h in self.heads if h in arrays and not is_training(h)]
+    branches = [h for h in self.heads if h not in arrays]
+    self.optimizers = [h for h in branches if self._is_optimizer(h)]
+    self.models = [
+      h for h in branches if h not in self.optimizers and not is_training(h)
+    ]
+
+  def _is_optimizer(self, head):
+    if _OPTIMIZER.fullmatch(head):
+      return True
+    if not re.fullmatch(r"states?|\d+", head):
+      return False
+    names = {*self.heads, *self._plain(self._prefix)}
+    names.update(self._plain((*self._prefix, head)))
+    for keys in self.heads[head]:
+      names.update(keys[self._depth + 1 :])
+    return bool(names & _MOMENTS) or {"mu", "nu"} <= names
+
+  def known(self, is_torch):
+    """Returns the entries that have the name of a model."""
+    if is_torch or self.optimizers:
+      return [h for h in self.models if _MODEL.fullmatch(h)]
+    # Elsewhere, other names are also those of layers.
+    several = len(self.heads) > 1
+    return [h for h in self.models if h == "params" and several]
+
+  def largest(self, names):
+    """Returns the entry with the most elements.
+
+    Raises:
+      ValueError: if there are two of them.
+    """
+    sizes = {h: sum(self._sizes[k] for k in self.heads[h]) for h in names}
+    most = max(sizes.values())
+    first, *others = [h for h in names if sizes[h] == most]
+    if others:
+      raise self.question([first, *others])
+    return first
+
+  def others(self, chosen):
+    """Returns entries that may belong to the model, but are left out."""
+    beside = " and ".join(map(repr, sorted(chosen)))
+    return {
+      "/".join((*self._prefix, h)): f"beside {beside}"
+      for h in (*self.models, *self.loose)
+      if h not in chosen
+    }
+
+  def is_state_dicts(self):
+    """Whether the entries of a torch file are state dicts, not layers."""
+    return (
+      len(self.heads) > len(self.models)
+      or bool(self._plain(self._prefix))
+      or any(map(_ALTERNATIVE.fullmatch, self.models))
+      or any("." in k[-1] for h in self.models for k in self.heads[h])
+    )
+
+  def check_is_model(self, is_torch):
+    """Raises NotAModel if all arrays belong to the training."""
+    if self.loose and not all(map(_RANDOM.fullmatch, self.loose)):
+      return
+    if self.models or not (is_torch or self.optimizers):
+      return
+    raise NotAModel(
+      f"{self._path} holds no model, only {sorted(self.heads)[:10]}, which are "
+      "part of a train state. If one of them is a model, add it to the path: "
+      f"{self._path}#{min(self.heads)}."
+    )
+
+  def question(self, names):
+    """Returns the error that asks which entry is the model."""
+    names = sorted(names)
+    entry = "/".join((*self._prefix, names[0]))
+    several = ", ".join(f"{h!r} ({len(self.heads[h])} arrays)" for h in names)
+    return ValueError(
+      f"{self._path} holds several models: {several}. Add the name of one to "
+      f"the path, such as {self._path}#{entry}, or only # to read all of them."
+    )
+
+
+def is_training(name: str) -> bool:
+  """Whether an entry has a name that is usual for the state of a training."""
+  return bool(_OPTIMIZER.fullmatch(name) or _TRAINING.fullmatch(name))
+
+
+def of_state(
+  path: str, state: PyTree, entry: str | None = None
+) -> tuple[PyTree, Keys, Mapping[str, str]]:
+  """Returns the weights in a train state of nested dicts and lists.
+
+  Args:
+    path: of the checkpoint, for errors.
+    state: its leaves may have any type; those without a shape count as one
+      element.
+    entry: see `choose`.
+
+  Returns:
+    The weights, the names of the containers around them, and ignored entries
+    with the reason.
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  sizes = {
+    tuple(jax.tree_util.keystr((k,), simple=True) for k in keys): math.prod(
+      getattr(leaf, "shape", ())
+    )
+    for keys, leaf in leaves
+  }
+  choice = choose(path, sizes, entry=entry)
+  weights = state
+  for key in choice.prefix:
+    weights = _items(weights)[key]
+  if choice.heads is not None:
+    items = _items(weights)
+    weights = {head: items[head] for head in items if head in choice.heads}
+  return weights, choice.prefix, choice.ignored
+
+
+def _items(container) -> dict[str, Any]:
+  is_dict = isinstance(container, Mapping)
+  items = container.items() if is_dict else enumerate(container)
+  return {str(key): value for key, value in items}
+
+
+def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
+  """Cuts an ingredient whose file holds a train state to its weights.
+
+  Args:
+    ingredient: with names from its file, where '/' makes nested dicts.
+    entry: see `choose`.
+  """
+  sizes = {
+    tuple(name.split("/")): spec.size for name, spec in ingredient.specs.items()
+  }
+  choice = choose(ingredient.path, sizes, entry=entry)
+  if not choice.prefix and choice.heads is None:
     return ingredient
-  # New name -> name in the file.
-  old, treedef = tree.flatten(weights)
-  new = {stored: leaf for leaf, stored in old.items()}
+  cut = sum(len(key) + 1 for key in choice.prefix)
+  # Name in the file -> new name.
+  new = {
+    name: name[cut:]
+    for name, keys in zip(ingredient.specs, sizes)
+    if choice.has(keys)
+  }
+  old = {leaf: name for name, leaf in new.items()}
+  specs, treedef = tree.nest(
+    {leaf: ingredient.specs[name] for name, leaf in new.items()}
+  )
   storage = ingredient.storage
 
   def renamed(values):
@@ -79,14 +323,22 @@ def of(ingredient: Ingredient) -> Ingredient:
 
   return dataclasses.replace(
     ingredient,
-    specs=renamed(ingredient.specs),
+    specs=specs,
     treedef=treedef,
     reader=lambda leaf, index: ingredient.reader(old[leaf], index),
+    ignored={**ingredient.ignored, **choice.ignored},
     storage=dataclasses.replace(
       storage,
       read_box=lambda leaf, box, out: storage.read_box(old[leaf], box, out),
       order=tuple(new[stored] for stored in storage.order if stored in new),
       chunks=renamed(storage.chunks),
       checksums=renamed(storage.checksums),
+      # Leaves that share a checksum with one left out cannot be compared.
+      shared=[
+        crc32.Shared(part.checksum, {new[k]: n for k, n in part.sizes.items()})
+        for part in storage.shared
+        if part.sizes.keys() <= new.keys()
+      ],
+      self_checked={new[k] for k in storage.self_checked if k in new},
     ),
   )

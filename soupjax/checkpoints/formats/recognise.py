@@ -12,6 +12,12 @@ from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
+_INDEX = ".safetensors.index.json"
+# Files beside torch weights.
+_NO_MODEL = re.compile(
+  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
+  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
+)
 # Bytes of a file that tell its kind.
 _HEAD_BYTES = 512
 
@@ -110,17 +116,28 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   for folder in (place, place / "params"):
     if orbax.is_orbax(folder):
       return str(folder), orbax
-  if any(place.glob("*.safetensors*")):
+  names = sorted(entry.name for entry in place.iterdir())
+  if any(name.endswith((".safetensors", _INDEX)) for name in names):
     return path, safetensors
-  if (place / TORCH_FILE).exists():
-    return recognise(str(place / TORCH_FILE))
-  names = [entry.name for entry in place.iterdir()]
+  if any(name.endswith(".index.json") for name in names):
+    return path, torch
+  models = safetensors.models_of(filter(_is_torch_model, names))
+  safetensors.check_one_model(path, models)
+  for first, shards in models.items():
+    return (path, torch) if shards[1:] else recognise(str(place / first))
   raise ValueError(_explain_directory(path, names))
+
+
+def _is_torch_model(name: str) -> bool:
+  """Whether a name in a directory is that of torch weights."""
+  return name.endswith(torch.SUFFIXES) and not _NO_MODEL.match(name)
 
 
 def _of_file(path) -> types.ModuleType:
   if path.endswith(".index.json"):
-    return safetensors
+    _, shards = safetensors.index_of(path)
+    is_torch = any(shard.endswith(torch.SUFFIXES) for shard in shards.values())
+    return torch if is_torch else safetensors
   file = byte_ranges.ByteFile(path)
   head = file.read(0, min(_HEAD_BYTES, file.size))
   # The second one starts an archive without members.

@@ -6,9 +6,14 @@ A file consists of the header's length (8 bytes), the header (JSON) and the
 data. Headers are untrusted: every entry is checked before it is used.
 """
 
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import json
+import math
 import os
 import pathlib
+import re
 import struct
 import sys
 from typing import Any
@@ -26,7 +31,14 @@ from soupjax.checkpoints.formats import (
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
+SUFFIX = ".safetensors"
 _MAX_HEADER = 100_000_000
+_NUMBERED = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?=\.)")
+# The name of one of several files with the weights of one model.
+_SHARD = re.compile(
+  r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
+)
+_MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
   "F64": np.float64,
   "F32": np.float32,
@@ -59,8 +71,8 @@ def _bad(path, reason):
 def _unique(pairs):
   entries = dict(pairs)
   if len(entries) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = counts.most_common(1)[0][0]
     raise ValueError(f"the header has {twice!r} twice")
   return entries
 
@@ -105,34 +117,27 @@ def is_safetensors(path: str) -> bool:
   return length <= _MAX_HEADER and file.read(8, 1) == b"{"
 
 
-def metadata(path: str) -> dict[str, str]:
-  """Returns the free text in a file or in its first shard."""
-  header, _ = read_header(byte_ranges.ByteFile(files_of(path)[0]))
-  return header.get("__metadata__", {})
-
-
 def record(path: str) -> dict[str, Any]:
   """Returns the record that soupjax left in a file or in all its shards."""
   merged: dict[str, Any] = {}
   checksums: dict[str, str] = {}
   for file in files_of(path):
     header, _ = read_header(byte_ranges.ByteFile(file))
-    if entries := _record(file, header.get("__metadata__", {})):
+    text = header.pop("__metadata__", {})
+    entries = _record(file, text)
+    specs = {k: _spec(file, k, e, math.inf)[0] for k, e in header.items()}
+    leaf_digest.check(file, specs, text.get(leaf_digest.KEY), entries)
+    if entries:
       checksums |= entries["crc32"]
       merged |= {**entries, "crc32": checksums}
   return merged
 
 
-def _record(path, text) -> dict[str, Any]:
-  """Returns the record in the metadata of a file, {} if it has none."""
-  if "soupjax" not in text:
-    return {}
+def _record(path, text) -> Any:
+  """Returns the record in the metadata of a file, None if it has none."""
   try:
-    entries = json.loads(text["soupjax"])
-    for value in entries.setdefault("crc32", {}).values():
-      int(value, 16)
-    return entries
-  except (ValueError, AttributeError, TypeError, RecursionError) as e:
+    return json.loads(text["soupjax"]) if "soupjax" in text else None
+  except (ValueError, RecursionError) as e:
     raise _bad(path, f"its record of soupjax is damaged ({e})") from e
 
 
@@ -166,10 +171,24 @@ def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
   return spec, start
 
 
-def _index(path: str) -> tuple[pathlib.Path | None, dict[str, str]]:
-  """Returns the path of the index of a checkpoint, and leaf -> shard."""
+def index_of(
+  path: str, suffixes: Sequence[str] = (SUFFIX,)
+) -> tuple[pathlib.Path | None, dict[str, str]]:
+  """Returns the path of the index of a checkpoint, and leaf -> shard.
+
+  Args:
+    path: of a file, a directory or an index.
+    suffixes: of the shards.
+
+  Raises:
+    ValueError: if a directory has several indices, or the index is damaged.
+  """
   if os.path.isdir(path):
-    indices = sorted(pathlib.Path(path).glob("*.safetensors.index.json"))
+    indices = sorted(
+      file
+      for suffix in suffixes
+      for file in pathlib.Path(path).glob(f"*{suffix}.index.json")
+    )
     if len(indices) > 1:
       raise ValueError(
         f"{path} has several indices, {[f.name for f in indices]}: give the "
@@ -185,7 +204,7 @@ def _index(path: str) -> tuple[pathlib.Path | None, dict[str, str]]:
   if not isinstance(shards, dict) or not shards:
     raise ValueError(f"{index} is not an index: it has no weight_map.")
   for leaf, shard in shards.items():
-    if type(shard) is not str or os.path.basename(shard) != shard:
+    if not _is_file_name(shard):
       raise ValueError(
         f"{index} maps {leaf!r} to {shard!r:.80}, which is not the name of a "
         "file in its directory."
@@ -193,30 +212,116 @@ def _index(path: str) -> tuple[pathlib.Path | None, dict[str, str]]:
   return index, shards
 
 
-def files_of(path: str) -> list[str]:
-  """Returns the files of a checkpoint, from its index if it has one."""
-  index, shards = _index(path)
+def _is_file_name(name: Any) -> bool:
+  """Whether a text from a file is the name of a file in its directory."""
+  return (
+    type(name) is str
+    and name not in ("", ".", "..")
+    and "/" not in name
+    and name.isprintable()
+    and len(name.encode()) <= _MAX_NAME
+  )
+
+
+def models_of(names: Iterable[str]) -> dict[str, list[str]]:
+  """Groups the files of a directory by model.
+
+  Args:
+    names: of files with weights.
+
+  Returns:
+    Name of one file -> all files of this model: shards such as
+    "model-00001-of-00002.safetensors" belong together.
+  """
+  models: dict[Any, list[str]] = {}
+  for name in sorted(names):
+    match = _SHARD.fullmatch(name)
+    key = (match["stem"], match["count"], match["suffix"]) if match else name
+    models.setdefault(key, []).append(name)
+  return {shards[0]: shards for shards in models.values()}
+
+
+def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
+  """Returns the files of a checkpoint, from its index if it has one.
+
+  Args:
+    path: of a file, a directory or an index.
+    suffixes: of the shards.
+
+  Raises:
+    ValueError: if shards are missing, or a directory without an index has
+      several models.
+  """
+  index, shards = index_of(path, suffixes)
   if index is not None:
-    paths = sorted({index.parent / shard for shard in shards.values()})
+    names = sorted(set(shards.values()))
+    folder = str(index.parent)
   elif os.path.isdir(path):
-    paths = sorted(pathlib.Path(path).glob("*.safetensors"))
+    folder = path
+    models = models_of(n for n in os.listdir(path) if n.endswith((*suffixes,)))
+    check_one_model(path, models)
+    if not models:
+      raise ValueError(f"{path} contains no files with weights.")
+    ((first, names),) = models.items()
+    if match := _SHARD.fullmatch(first):
+      count = int(match["count"])
+      if len(names) != count:
+        raise ValueError(
+          f"{path} has {len(names)} shards, {names[:10]}, but their names say "
+          f"that there are {count}. Copy the others too."
+        )
   else:
     return [path]
-  missing = [file.name for file in paths if not file.exists()]
-  if missing:
+  _check_complete(index or path, names)
+  missing = [n for n in names if not os.path.exists(os.path.join(folder, n))]
+  if missing and index is not None:
     raise ValueError(
-      f"{index} names {len(paths)} shards, of which {len(missing)} are "
+      f"{index} names {len(names)} shards, of which {len(missing)} are "
       f"missing: {missing[:10]}. Copy them too."
     )
-  return [str(file) for file in paths]
+  return [os.path.join(folder, name) for name in names]
 
 
-def open_checkpoint(path: str, name: str) -> Ingredient:
+def _check_complete(path, names):
+  """Checks that no shard of a numbered series is missing.
+
+  The leaves of such a shard would be lost if the index lacks them too.
+  """
+  series: dict[tuple[str, str], set[int]] = {}
+  for name in names:
+    if match := _NUMBERED.search(name):
+      stem, number, count = name[: match.start()], *match.groups()
+      series.setdefault((stem, count), set()).add(int(number))
+  for (stem, count), numbers in series.items():
+    if len(numbers) != int(count):
+      raise ValueError(
+        f"{path} has {len(numbers)} shards called {stem}-*-of-{count}: others "
+        "are missing, or the index lacks their leaves. Copy it again."
+      )
+
+
+def check_one_model(path: str, models: Mapping[str, Sequence[str]]) -> None:
+  """Raises a ValueError if a directory has several models; see `models_of`."""
+  if len(models) > 1:
+    # An adapter is rarely what is asked for.
+    likely = min(models, key=lambda name: (name.startswith("adapter"), name))
+    raise ValueError(
+      f"{path} contains {len(models)} models, {[*models][:10]}, and no index "
+      f"says which one to read. Give the path of one, such as "
+      f"{os.path.join(path, likely)}."
+    )
+
+
+def open_checkpoint(
+  path: str, name: str, entry: str | None = None
+) -> Ingredient:
   """Opens a file, an index or a directory of shards; reads headers only.
 
   Args:
     path: of one of these.
     name: of the ingredient.
+    entry: of a train state that is the model; None follows the rule of
+      `params_of_state`.
 
   Returns:
     The ingredient. Names with '/' make nested dicts; a train state is cut to
@@ -226,33 +331,39 @@ def open_checkpoint(path: str, name: str) -> Ingredient:
     ValueError: if a file is damaged or missing, or two shards have one leaf.
   """
   specs, places, checksums = {}, {}, {}
+  texts: dict[str, str] = {}
   for shard in files_of(path):
     file = byte_ranges.ByteFile(shard)
     header, data = read_header(file)
     text, spans = header.pop("__metadata__", {}), []
-    for leaf, entry in header.items():
+    texts = {**text, **texts}
+    for leaf, fields in header.items():
       leaf = sys.intern(leaf)  # One string for all checkpoints of a model.
       if leaf in specs:
         raise ValueError(
           f"{path} has leaf {leaf!r} in two shards: "
           f"{places[leaf].file.path} and {shard}."
         )
-      specs[leaf], start = _spec(shard, leaf, entry, file.size - data)
+      specs[leaf], start = _spec(shard, leaf, fields, file.size - data)
       places[leaf] = byte_ranges.Place(file, data + start)
-      spans.append((*entry["data_offsets"], leaf))
+      spans.append((*fields["data_offsets"], leaf))
     _check_spans(shard, spans, file.size - data)
-    recorded = _record(shard, text).get("crc32", {})
-    leaf_digest.check(
+    checksums |= leaf_digest.check(
       shard,
       {leaf: specs[leaf] for leaf in header},
       text.get(leaf_digest.KEY),
-      recorded,
+      _record(shard, text),
     )
-    checksums |= {leaf: int(value, 16) for leaf, value in recorded.items()}
-  _check_index(path, places)
-  return params_of_state.of(
-    byte_ranges.ingredient(name, path, specs, places, checksums=checksums)
+  where = {leaf: place.file.path for leaf, place in places.items()}
+  index = check_index(path, where)
+  others = {str(index): byte_ranges.identity(str(index))} if index else {}
+  ingredient = byte_ranges.ingredient(
+    name, path, specs, places, checksums=checksums, others=others
   )
+  own = ("soupjax", leaf_digest.KEY)
+  texts = {key: value for key, value in texts.items() if key not in own}
+  ingredient = dataclasses.replace(ingredient, text=texts)
+  return params_of_state.of(ingredient, entry)
 
 
 def _check_spans(path, spans, size):
@@ -267,13 +378,30 @@ def _check_spans(path, spans, size):
     raise _bad(path, f"{size - end} bytes at its end belong to no leaf")
 
 
-def _check_index(path, places):
-  """Checks that the index and the shards list the same leaves."""
-  index, shards = _index(path)
-  actual = {k: os.path.basename(p.file.path) for k, p in places.items()}
+def check_index(
+  path: str,
+  leaves: Mapping[str, str],
+  suffixes: Sequence[str] = (SUFFIX,),
+) -> pathlib.Path | None:
+  """Checks that the index of a checkpoint, if any, lists its leaves.
+
+  Args:
+    path: of the checkpoint.
+    leaves: leaf -> path of its shard.
+    suffixes: of the shards.
+
+  Returns:
+    The path of the index.
+
+  Raises:
+    ValueError: naming leaves that are missing or in another shard.
+  """
+  index, shards = index_of(path, suffixes)
+  actual = {leaf: os.path.basename(shard) for leaf, shard in leaves.items()}
   wrong = [k for k in {**shards, **actual} if shards.get(k) != actual.get(k)]
   if index is not None and wrong:
     raise ValueError(
       f"{index} and its shards disagree on {len(wrong)} leaves: {wrong[:10]}. "
       "Are they from one save?"
     )
+  return index

@@ -90,11 +90,13 @@ class SafetensorsWriter(block_writer.RangeWriter):
 
   def _header(self, leaves, provenance, checksums) -> bytes:
     recorded = {leaf: f"{checksums[leaf]:08x}" for leaf in leaves}
+    record = {**provenance, "crc32": recorded}
+    specs = {leaf: self.specs[leaf] for leaf in leaves}
     header: dict[str, Any] = {
       "__metadata__": {
         **self.text,
-        "soupjax": json.dumps({**provenance, "crc32": recorded}),
-        leaf_digest.KEY: leaf_digest.digest({k: self.specs[k] for k in leaves}),
+        "soupjax": json.dumps(record),
+        leaf_digest.KEY: leaf_digest.seal(specs, record),
       }
     }
     at = 0

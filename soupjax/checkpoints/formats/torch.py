@@ -4,10 +4,13 @@
 
 The list of tensors in such a file is a pickle, which is a program. `unpickle`
 interprets it without imports: it knows a dozen names, each bound to a harmless
-function in this file, and refuses all others. Numbers are read by ranges.
+function in this file. Objects of all other classes are passed over, unless they
+are among the weights. Numbers are read by ranges.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
+import math
 from typing import Any, NamedTuple
 import zipfile
 
@@ -19,13 +22,13 @@ from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
   params_of_state,
+  safetensors,
   unpickle,
 )
+from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 
 _MAX_PICKLE = 64 << 20
-_MAX_PARTS = 1_000_000
-_MAX_DEPTH = 64
 _MAX_AXES = 64
 _MAX_EXPANDED = 1 << 30
 _STORAGES = {
@@ -39,14 +42,17 @@ _STORAGES = {
   "CharStorage": "int8",
   "ByteStorage": "uint8",
   "BoolStorage": "bool",
+  "ComplexFloatStorage": "complex64",
+  "ComplexDoubleStorage": "complex128",
   "UntypedStorage": "uint8",
 }
 _DTYPES = (
   "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 "
-  "int64 int32 int16 int8 uint8 bool"
+  "float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu complex64 complex128 "
+  "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
 ).split()
-# Entries of a training checkpoint that may hold the weights.
-_WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "params")
+# The shards of one model may have these suffixes.
+SUFFIXES = (".bin", ".pt", ".pth")
 
 
 class _Kind(NamedTuple):
@@ -70,15 +76,31 @@ class _Tensor(NamedTuple):
   dtype: np.dtype
 
 
+class _Listing(NamedTuple):
+  """The content of one file.
+
+  Attributes:
+    tensors: leaf -> tensor.
+    prefix: of the names of all members.
+    members: name -> member of the archive.
+    ignored: other entries that may belong to the model -> reason.
+  """
+
+  tensors: dict[str, _Tensor]
+  prefix: str
+  members: dict[str, zipfile.ZipInfo]
+  ignored: dict[str, str]
+
+
 def _v2(storage, offset, shape, strides, grad=None, hooks=None, metadata=None):
-  if type(storage) is not _Storage:
-    raise unpickle.refused("a tensor has no storage")
-  dtype = storage.dtype
+  dtype = getattr(storage, "dtype", None)
   return _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata)
 
 
 def _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
   del grad, hooks
+  if unpickle.Opaque in (type(storage), type(dtype)):
+    return unpickle.Opaque("tensor of a quantised or unknown dtype")
   dtype = dtype.dtype if type(dtype) is _Kind else dtype
   if type(storage) is not _Storage or not isinstance(dtype, np.dtype):
     raise unpickle.refused("a tensor has no storage or no dtype")
@@ -93,9 +115,9 @@ def _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
   if metadata:
     # Negative and conjugate views differ from the numbers in the file.
     kinds = sorted(map(str, metadata)) if type(metadata) is dict else "metadata"
-    raise unpickle.refused(
-      f"a tensor is a lazy view ({kinds!s:.80}), which differs from the stored "
-      "numbers. Save its .resolve_neg().resolve_conj()"
+    return unpickle.Opaque(
+      f"lazy view ({kinds!s:.80}), which differs from the stored numbers: save "
+      "its .resolve_neg().resolve_conj()"
     )
   return _Tensor(storage, offset, shape, strides, dtype)
 
@@ -105,9 +127,18 @@ def _parameter(data, *rest):
   return data
 
 
-def _ignored(*arguments):
+def _of_subclass(function, kind, arguments, *state):
+  """Makes a tensor of a subclass, which has the same numbers."""
+  del kind, state
+  if type(function) is not unpickle.Function or type(arguments) is not tuple:
+    raise unpickle.refused("a tensor is made by an unknown function")
+  return function.call(*arguments)
+
+
+def _setting(*arguments):
   """Replaces settings and metrics that training scripts save."""
   del arguments
+  return ""
 
 
 def _size(shape=()):
@@ -118,24 +149,26 @@ def _size(shape=()):
 
 _FUNCTIONS = {
   ("collections", "OrderedDict"): lambda: {},
+  ("collections", "defaultdict"): lambda *factory: {},
   ("torch._utils", "_rebuild_tensor"): _v2,
   ("torch._utils", "_rebuild_tensor_v2"): _v2,
   ("torch._utils", "_rebuild_tensor_v3"): _v3,
   ("torch._utils", "_rebuild_parameter"): _parameter,
   ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+  ("torch._tensor", "_rebuild_from_type_v2"): _of_subclass,
   ("torch", "Size"): _size,
-  ("torch", "device"): _ignored,
+  ("torch", "device"): _setting,
   # Command lines and metrics, such as those in checkpoints of timm.
-  ("argparse", "Namespace"): _ignored,
+  ("argparse", "Namespace"): _setting,
   **{
-    (module, kind): _ignored
+    (module, kind): _setting
     for module in ("pathlib", "pathlib._local")
     for kind in ("PosixPath", "PurePosixPath", "WindowsPath")
   },
-  ("numpy", "dtype"): _ignored,
-  ("numpy.core.multiarray", "scalar"): _ignored,
-  ("numpy._core.multiarray", "scalar"): _ignored,
-  ("_codecs", "encode"): _ignored,
+  ("numpy", "dtype"): _setting,
+  ("numpy.core.multiarray", "scalar"): _setting,
+  ("numpy._core.multiarray", "scalar"): _setting,
+  ("_codecs", "encode"): _setting,
 }
 _ALLOWED: Mapping[tuple[str, str], Any] = {
   **{name: unpickle.Function(call) for name, call in _FUNCTIONS.items()},
@@ -147,19 +180,19 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 }
 
 
-def _storage(pid: Any) -> _Storage:
+def _storage(pid: Any) -> _Storage | unpickle.Opaque:
   """Interprets a reference to a member of the archive."""
   if type(pid) is tuple and len(pid) == 5 and pid[0] == "storage":
     _, kind, key, _, _ = pid
     if type(kind) is _Kind and type(key) is str:
       return _Storage(key, kind.dtype)
+    if type(kind) is unpickle.Opaque:
+      return kind
   raise unpickle.refused("it refers to something that is not a storage")
 
 
-def _read_list(
-  file: byte_ranges.ByteFile,
-) -> tuple[dict[str, _Tensor], str, dict[str, zipfile.ZipInfo]]:
-  """Returns the tensors, and the prefix and members of the archive."""
+def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
+  """Reads the list of tensors in a file; see `params_of_state.choose`."""
   path = file.path
   with npz.open_archive(file) as archive:
     infos = {info.filename: info for info in archive.infolist()}
@@ -174,55 +207,95 @@ def _read_list(
     if order and npz.inflate(archive, path, order, 16) != b"little":
       raise ValueError(f"{path} is big-endian: save it on another machine.")
     data = npz.inflate(archive, path, info)
+  storages: list[Any] = []
+
+  def reference(pid):
+    storages.append(_storage(pid))
+    return storages[-1]
+
   try:
-    tensors = _weights(path, unpickle.interpret(data, _ALLOWED, _storage))
-    return tensors, prefix, infos
+    content = unpickle.interpret(data, _ALLOWED, reference)
+    tensors, opaque = unpickle.flatten(content, (_Tensor,))
+    if not tensors:
+      # With numbers, it may be a model that was pickled as a whole.
+      error = unpickle.refused if storages else params_of_state.NotAModel
+      raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
+    choice = _choose(path, content, tensors, entry)
+    inside = {k: o for k, o in opaque.items() if not k or choice.has(k)}
+    extra = [k for k in inside if k and k[-1].endswith("_extra_state")]
+    if inside.keys() > set(extra):
+      raise unpickle.refused(f"not all of it are tensors{_kinds(inside)}")
+    ignored = {**choice.ignored, **_plain_values(content, choice, tensors)}
+    depth = len(choice.prefix)
+    ignored |= {"/".join(k[depth:]): "not a tensor" for k in extra}
+    return _Listing(_named(tensors, choice), prefix, infos, ignored)
   except Exception as e:  # A hostile pickle can raise anything.
-    raise ValueError(
+    if str(e).startswith(path):
+      raise
+    kind = type(e) if isinstance(e, params_of_state.NotAModel) else ValueError
+    raise kind(
       f"{path} is refused: {e}. Only tensors in dicts and lists are read, and "
       "code in a file is never run. Save its state_dict() again or convert it "
       "to safetensors."
     ) from e
 
 
-def _weights(path: str, content: Any) -> dict[str, _Tensor]:
-  """Names the tensors of the weights in a train state, or else all tensors."""
-  for key in _WEIGHTS:
-    if type(content) is dict and type(content.get(key)) is dict:
-      rest = _named({k: part for k, part in content.items() if k != key})
-      rest = dict.fromkeys(name.split("/")[0] for name in rest)
-      params_of_state.warn_of_rest(path, [key], rest)
-      return _named(content[key])
-  return _named(content)
+def _kinds(opaque: Mapping[params_of_state.Keys, unpickle.Opaque]) -> str:
+  """Describes objects of unknown classes."""
+  kinds = [
+    f"{'/'.join(k)!r:.80} is a {o.kind}" if k else f"it is a {o.kind}"
+    for k, o in opaque.items()
+  ]
+  return f": {', '.join(kinds[:5])}" if kinds else ""
 
 
-def _named(content: Any) -> dict[str, _Tensor]:
-  """Names all tensors in nested containers."""
-  if type(content) not in (dict, list, tuple, _Tensor):
+def _choose(path, content, tensors, entry) -> params_of_state.Choice:
+  """Chooses the weights among the tensors of a file."""
+  containers = {
+    keys[:depth] for keys in tensors for depth in range(1, len(keys) + 1)
+  }
+
+  def plain(prefix):
+    names = (str(key) for key, _ in unpickle.items_of(_inside(content, prefix)))
+    return [name for name in names if (*prefix, name) not in containers]
+
+  sizes = {keys: math.prod(t.shape) for keys, t in tensors.items()}
+  return params_of_state.choose(path, sizes, entry=entry, plain=plain)
+
+
+def _inside(content, prefix):
+  """Returns the container at a path; its keys may be numbers."""
+  for name in prefix:
+    items = unpickle.items_of(content)
+    content = next(value for key, value in items if str(key) == name)
+  return content
+
+
+def _plain_values(content, choice, tensors) -> dict[str, str]:
+  """Returns the numbers and texts beside the tensors of a model."""
+  weights, depth = _inside(content, choice.prefix), len(choice.prefix)
+  has_tensors = any(choice.has(k) and len(k) == depth + 1 for k in tensors)
+  if type(weights) is not dict or not has_tensors:
     return {}
-  tensors: dict[str, _Tensor] = {}
-  stack, parts, characters = [("", content, 0)], 0, 0
-  while stack:
-    name, value, depth = stack.pop()
-    if type(value) is _Tensor:
-      if name in tensors:
-        raise unpickle.refused(f"it has two tensors called {name!r:.80}")
-      tensors[name] = value
-      continue
-    if depth > _MAX_DEPTH:
-      raise unpickle.refused(
-        f"{name:.40}... is more than {_MAX_DEPTH} levels deep, or a container "
-        "holds itself"
-      )
-    items = value if type(value) is dict else dict(enumerate(value))
-    parts += len(items)
-    for key, part in reversed(items.items()):
-      if type(part) in (dict, list, tuple, _Tensor):
-        stack.append((f"{name}/{key}" if name else str(key), part, depth + 1))
-        characters += len(stack[-1][0])
-      if max(parts, characters // 100) > _MAX_PARTS:
-        raise unpickle.refused(f"it has more than {_MAX_PARTS} parts")
-  return tensors
+  return {
+    key: "not a tensor"
+    for key, value in weights.items()
+    if type(key) is str
+    and type(value) in (int, float, bool, str, bytes)
+    and not params_of_state.is_training(key)
+  }
+
+
+def _named(tensors, choice) -> dict[str, _Tensor]:
+  """Names the tensors of the weights."""
+  named: dict[str, _Tensor] = {}
+  for keys, tensor in tensors.items():
+    if choice.has(keys):
+      leaf = "/".join(keys[len(choice.prefix) :])
+      if leaf in named:
+        raise unpickle.refused(f"it has two tensors called {leaf!r:.80}")
+      named[leaf] = tensor
+  return named
 
 
 def _is_list(member: str) -> bool:
@@ -240,66 +313,148 @@ def record(path: str) -> dict[str, Any]:
   return {}
 
 
-def open_checkpoint(path: str, name: str) -> Ingredient:
-  """Opens a file lazily: reads its list of tensors, but no numbers.
+def files_of(path: str) -> list[str]:
+  """Returns the files of a checkpoint; see `safetensors.files_of`."""
+  return safetensors.files_of(path, SUFFIXES)
+
+
+def open_checkpoint(
+  path: str, name: str, entry: str | None = None
+) -> Ingredient:
+  """Opens a file, an index or a directory of shards lazily.
+
+  It reads lists of tensors, but no numbers.
 
   Args:
-    path: of the file.
+    path: of one of these.
     name: of the ingredient.
+    entry: of a train state that is the model; None follows the rule of
+      `params_of_state`.
 
   Returns:
     The ingredient. A training checkpoint is cut to its weights, such as its
     entry `state_dict` or `model`.
 
   Raises:
-    ValueError: if it calls unknown code, is damaged, or holds no tensors.
+    ValueError: if there are objects among the weights, it is damaged, holds no
+      tensors or several models.
   """
-  file = byte_ranges.ByteFile(path)
-  tensors, prefix, infos = _read_list(file)
-  specs, places, checksums, strided = {}, {}, {}, {}
-  for leaf, tensor in tensors.items():
-    specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
-    info = infos.get(f"{prefix}data/{tensor.storage.key}")
-    if info is None:
-      raise npz.bad(path, f"the numbers of {leaf!r} are missing")
-    if info.compress_type != zipfile.ZIP_STORED:
-      raise npz.bad(path, f"the numbers of {leaf!r} are compressed")
-    item, count = tensor.dtype.itemsize, specs[leaf].size
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides)) + 1
-    if count and (tensor.offset + reach) * item > info.file_size:
-      raise npz.bad(
-        path,
-        f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of its "
-        f"{info.file_size}",
-      )
-    if count > 2 * reach and count * item > _MAX_EXPANDED:
-      raise npz.bad(
-        path,
-        f"{leaf!r} is an expanded view, which repeats {reach} numbers to "
-        f"{count * item} bytes (at most {_MAX_EXPANDED}): save its .clone()",
-      )
-    start = npz.data_offset(file, info) + tensor.offset * item
-    places[leaf] = byte_ranges.Place(file, start)
-    row_major = _is_row_major(tensor.shape, tensor.strides)
-    if not row_major and count > 1:
-      strided[leaf] = (tensor.strides, reach)
-    elif count * item == info.file_size:
-      checksums[leaf] = info.CRC
+  specs, places, checksums, strided, ignored = {}, {}, {}, {}, {}
+  views, covered, others = _Views(), {}, {}
+  for shard in files_of(path):
+    file = byte_ranges.ByteFile(shard)
+    listing = _listing(file, entry)
+    ignored |= listing.ignored
+    for leaf, tensor in listing.tensors.items():
+      if leaf in specs:
+        raise ValueError(
+          f"{path} has leaf {leaf!r} in two shards: "
+          f"{places[leaf].file.path} and {shard}."
+        )
+      info = _member(shard, listing, leaf, tensor)
+      specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+      count, item = specs[leaf].size, tensor.dtype.itemsize
+      start = npz.data_offset(file, info) + tensor.offset * item
+      places[leaf] = byte_ranges.Place(file, start)
+      row_major = _is_row_major(tensor.shape, tensor.strides)
+      if not row_major and count > 1:
+        strided[leaf] = tensor
+        if _reach(tensor) * item == info.file_size:
+          covered[leaf] = info
+      elif count * item == info.file_size:
+        checksums[leaf] = info.CRC
+      elif count:
+        views.add(shard, info, tensor.offset * item, leaf, count * item)
+  where = {leaf: place.file.path for leaf, place in places.items()}
+  index = safetensors.check_index(path, where, SUFFIXES)
+  if index is not None:
+    others[str(index)] = byte_ranges.identity(str(index))
 
   def read_whole(leaf):
-    strides, reach = strided[leaf]
-    flat = np.empty(reach, specs[leaf].dtype)
+    tensor = strided[leaf]
+    flat = np.empty(_reach(tensor), tensor.dtype)
     places[leaf].file.read_into(places[leaf].offset, flat)
-    return np.lib.stride_tricks.as_strided(
-      flat, specs[leaf].shape, [s * flat.itemsize for s in strides]
-    )
+    if leaf in covered:
+      crc32.check(path, leaf, crc32.crc32(flat), covered[leaf].CRC)
+    strides = [s * flat.itemsize for s in tensor.strides]
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
 
-  ingredient = byte_ranges.ingredient(
-    name, path, specs, places, checksums=checksums
+  ingredient = dataclasses.replace(
+    byte_ranges.ingredient(
+      name,
+      path,
+      specs,
+      places,
+      checksums=checksums,
+      shared=views.shared(),
+      others=others,
+    ),
+    ignored=ignored,
   )
   if strided:
-    return byte_ranges.with_whole_leaves(ingredient, path, strided, read_whole)
+    return byte_ranges.with_whole_leaves(
+      ingredient, path, strided, read_whole, self_checked=covered
+    )
   return ingredient
+
+
+def _reach(tensor: _Tensor) -> int:
+  """Returns the number of elements from the first to the last."""
+  steps = zip(tensor.shape, tensor.strides)
+  return sum((n - 1) * stride for n, stride in steps) + 1
+
+
+def _member(path, listing, leaf, tensor) -> zipfile.ZipInfo:
+  """Returns the member with the numbers of a tensor, which must contain it."""
+  info = listing.members.get(f"{listing.prefix}data/{tensor.storage.key}")
+  if info is None:
+    raise npz.bad(path, f"the numbers of {leaf!r} are missing")
+  if info.compress_type != zipfile.ZIP_STORED:
+    raise npz.bad(path, f"the numbers of {leaf!r} are compressed")
+  item, count = tensor.dtype.itemsize, math.prod(tensor.shape)
+  reach = _reach(tensor)
+  if count and (tensor.offset + reach) * item > info.file_size:
+    raise npz.bad(
+      path,
+      f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of its "
+      f"{info.file_size}",
+    )
+  if count > 2 * reach and count * item > _MAX_EXPANDED:
+    raise npz.bad(
+      path,
+      f"{leaf!r} is an expanded view, which repeats {reach} numbers to "
+      f"{count * item} bytes (at most {_MAX_EXPANDED}): save its .clone()",
+    )
+  return info
+
+
+class _Views:
+  """Leaves that are parts of storages."""
+
+  def __init__(self):
+    # File and member -> offset in bytes -> leaf and number of bytes.
+    self._parts: dict[tuple[str, str], dict[int, tuple[str, int]]] = {}
+    self._members: dict[tuple[str, str], zipfile.ZipInfo] = {}
+
+  def add(self, path, member, offset, leaf, num_bytes):
+    """Adds a leaf; of two with the same offset, the first counts."""
+    key = path, member.filename
+    self._members[key] = member
+    self._parts.setdefault(key, {}).setdefault(offset, (leaf, num_bytes))
+
+  def shared(self) -> list[crc32.Shared]:
+    """Returns the checksums of storages that leaves cover without overlap."""
+    shared = []
+    for key, parts in self._parts.items():
+      end, sizes, member = 0, {}, self._members[key]
+      for start, (leaf, num_bytes) in sorted(parts.items()):
+        if start != end:
+          break
+        sizes[leaf] = num_bytes
+        end += num_bytes
+      if len(sizes) == len(parts) and end == member.file_size:
+        shared.append(crc32.Shared(member.CRC, sizes))
+    return shared
 
 
 def _is_row_major(shape, strides) -> bool:

@@ -8,7 +8,9 @@ are read leaf by leaf.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import math
 import os
+import re
 from typing import Any
 import warnings
 
@@ -20,13 +22,21 @@ import numpy as np
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import save
 from soupjax.models import layers
-from soupjax.models.pretrained import families, foreign, mappings, mismatch
+from soupjax.models.pretrained import (
+  detect,
+  families,
+  foreign,
+  mappings,
+  mismatch,
+)
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
 HEAD = ("head/", "pre_logits/", "proj/")
+# Options that change outputs without changing names and shapes.
+_SILENT = ("num_heads", "act", "norm_eps", "pool_type", "fc_norm")
 
 
 def options(family: str) -> dict[str, Any]:
@@ -71,28 +81,33 @@ def load_pretrained(
     head: "keep" the checkpoint's head; "new" starts a head at zero; "auto"
       keeps the head if its shape fits and starts a new one otherwise. A model
       without a head ignores that of the checkpoint.
-    skip: regular expressions of our leaves that are not loaded.
-    init: parameters of the model, for the leaves that are skipped.
+    skip: regular expressions of leaves that are not loaded, in our names or
+      those of the file.
+    init: parameters of the model, for its leaves that are skipped.
 
   Returns:
     Nested dicts of NumPy arrays, in the form of `model.init`.
 
   Raises:
-    ValueError: if the family is unknown or ambiguous; or listing all leaves
-      that are missing, unexpected or misshapen, with the nearest names.
+    ValueError: if the family is unknown or ambiguous; if a config beside the
+      weights says that the model computes something else; or listing all
+      leaves that are missing, unexpected or misshapen, with the nearest names.
   """
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = families.recognise(source, family)
-  _check_model(model, table.name)
+  table = detect.open_table(source, family, skip)
+  _check_model(model, table)
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
   specs = {leaf: spec for leaf, spec in specs.items() if leaf not in skipped}
   new = _new_head(specs, table, head)
+  _check_computation(model, table, new)
   loaded = {leaf: spec for leaf, spec in specs.items() if leaf not in new}
   without_head = new or not _head({**specs, **skipped})
-  _check_fit(table, loaded, model, (*skip, *_head_patterns(without_head)))
+  optional = (*skip, *_head_patterns(without_head))
+  _check_fit(table, loaded, model, optional)
+  _log_unread(table, loaded)
   leaves = table.read(loaded, grid) | skipped
   leaves |= {
     leaf: np.zeros(specs[leaf].shape, specs[leaf].dtype) for leaf in new
@@ -109,6 +124,7 @@ def as_ingredient(
   *,
   family: str | None = None,
   image_size: int | tuple[int, int] | None = None,
+  skip: Sequence[str] = (),
 ) -> Ingredient:
   """Adapts a checkpoint of another library to a model; reads no weights yet.
 
@@ -118,6 +134,7 @@ def as_ingredient(
     model: as for `load_pretrained`.
     family: as for `load_pretrained`.
     image_size: as for `load_pretrained`.
+    skip: regular expressions of leaves of the file that are not read.
 
   Returns:
     An ingredient with the names, shapes and dtypes of `model.init`; name, path,
@@ -127,9 +144,16 @@ def as_ingredient(
   Raises:
     ValueError: as for `load_pretrained`.
   """
-  table = families.recognise(source, family)
-  _check_model(model, table.name)
+  table = detect.open_table(source, family, skip)
+  _check_model(model, table)
   blocks, grid = _model_specs(model, table, image_size)
+  _check_computation(model, table, [])
+  dropped = {table.leaf_of(name) for name in table.dropped} & set(blocks)
+  if dropped:
+    raise ValueError(
+      f"skip= leaves out {sorted(dropped)[0]} of {table.where}, which the "
+      "model has: choose a model without it."
+    )
   _check_fit(table, blocks, model, _head_patterns(not _head(blocks)))
   names_of = foreign.blocks_of(blocks, getattr(model, "scan", False))
   specs, treedef = tree.nest(
@@ -189,7 +213,7 @@ def export(
       parameters do not belong to the model.
   """
   layers.check_choice("family", family, mappings.FAMILIES)
-  _check_model(model, family)
+  _check_model(model, foreign.SourceTable(family, {}))
   _check_params(params, model)
   kind = mappings.FAMILIES[family]
   leaves = foreign.unstacked(tree.flatten(params)[0])
@@ -201,16 +225,14 @@ def export(
       + "; ".join(f"{k} (from {v})" if v else k for k, v in hints.items())
       + ". Choose another family, or a model without them."
     )
-  if getattr(model, "posemb", "") == "sincos2d" and kind.class_position:
+  if getattr(model, "posemb", "") == "sincos2d" and family != "big_vision":
     raise ValueError(
       f"{family!r} has learned position embeddings, and a model with "
       "posemb='sincos2d' has none to export: use posemb='learn'."
     )
   if like is None:
     return foreign.write(kind, leaves)
-  table = families.recognise(like, family)
-  exported = foreign.write(kind, leaves, table.entries)
-  return {table.prefix + name: value for name, value in exported.items()}
+  return foreign.write(kind, leaves, families.recognise(like, family))
 
 
 def save_exported(
@@ -244,19 +266,79 @@ def save_exported(
   save.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
 
 
-def _check_model(model: nn.Module, name: str) -> None:
-  kind, family = type(model).__name__, mappings.FAMILIES[name]
+def _check_model(model: nn.Module, table: foreign.SourceTable) -> None:
+  family = table.family
+  kind = type(model).__name__
   if kind != family.model:
     raise ValueError(
-      f"{name!r} is for models.{family.model}, and the model is a {kind}."
+      f"{table.name!r} is for models.{family.model}, and the model is a {kind}."
     )
   act = getattr(model, "act", None)
-  if act is not None and act not in family.acts:
+  said = table.said.options.get("act")
+  if act is not None and act not in family.acts and act != said:
     warnings.warn(
-      f"Models of {name!r} have act={family.acts[0]!r}, and this one has "
+      f"Models of {table.name!r} have act={family.acts[0]!r}, and this one has "
       f"{act!r}: it computes something else, unless the weights were trained "
       "with it.",
       stacklevel=3,
+    )
+
+
+def _check_computation(
+  model: nn.Module, table: foreign.SourceTable, new_head: Sequence[str]
+) -> None:
+  """Rejects a model that does not compute what the files say.
+
+  Raises:
+    ValueError: if an option that leaves do not show differs from the config
+      beside the weights, or must be given.
+  """
+  said = dict(table.said.options)
+  if not said and not table.outer:
+    return
+  # The pooling is free if nothing of the checkpoint follows it.
+  tokens = model.pool_type == "none" and model.num_classes is None
+  if tokens or (new_head and not model.proj_size):
+    said.pop("pool_type", None)
+  for key in _SILENT:
+    if key in said and not _equal(getattr(model, key), said[key]):
+      raise ValueError(
+        f"{table.said.path} has {key}={said[key]!r}, and this "
+        f"{type(model).__name__} {getattr(model, key)!r}: build it with "
+        f"{key}={said[key]!r}, as in pretrained.detect({table.where!r})"
+        ".options."
+      )
+  outer_head = "head/kernel" in table.outer and not new_head
+  if (
+    outer_head
+    and model.num_classes is not None
+    and "proj/kernel" in table.leaves()
+    and model.normalize is None
+  ):
+    raise ValueError(
+      f"{table.where} has a head outside of CLIP, "
+      f"{table.outer['head/kernel']}, and no file says whether the features "
+      "are scaled to length 1 before it: build the model with normalize=True "
+      "(as model-soups does) or normalize=False."
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+  if isinstance(a, float) and isinstance(b, float):
+    return math.isclose(a, b, rel_tol=1e-6)
+  return a == b
+
+
+def _log_unread(table: foreign.SourceTable, specs: Iterable[str]) -> None:
+  """Logs the leaves of the checkpoint that the model does not use."""
+  groups = {rule: list(names) for rule, names in table.ignored.items()}
+  for name in table.entries.keys() - table.names_of(specs):
+    rule = "skip=" if name in table.dropped else "head"
+    groups.setdefault(rule, []).append(name)
+  for rule, names in groups.items():
+    logging.info(
+      "%s: %d leaves are not read (%s), such as %s",
+      *(table.where, len(names), rule, names[0]),
     )
 
 
@@ -296,11 +378,14 @@ def _signature(specs) -> list[tuple]:
 def _check_fit(table, specs, model, optional):
   problems = table.compare(specs, optional)
   if problems:
+    unread = [k for k in table.entries if k not in table.names_of(specs)]
+    example = next(iter(unread), "decoder.")
     raise ValueError(
       f"{table.where}, read as {table.name!r}, does not fit this "
       f"{type(model).__name__}:\n  {problems}\nChange the model "
       f"(options({table.name!r}) has the options of the family), or leave "
-      "leaves out with skip=."
+      "out leaves of the file by their names there, such as with skip=["
+      f"'^{re.escape(example)}'] (the keys skip and init.skip of configs)."
     )
 
 
@@ -329,8 +414,11 @@ def _new_head(specs, table, head) -> list[str]:
   leaves = _head(specs)
   if head == "keep" or not leaves:
     return []
-  if head == "auto" and all(table.fits(k, specs[k].shape) for k in leaves):
-    return []
+  kernel = table.shape("head/kernel")
+  if head == "auto" and kernel is not None:
+    # A head of as many classes that does not fit is an error, not a new one.
+    if kernel[-1:] == specs["head/kernel"].shape[-1:]:
+      return []
   logging.info("A new head of zeros on the weights of %s", table.where)
   return leaves
 
@@ -338,8 +426,12 @@ def _new_head(specs, table, head) -> list[str]:
 def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   """Returns our leaves that are taken from `init`."""
   names = [*specs, *(leaf for leaf in table.leaves() if leaf not in specs)]
-  matches = tree.matches("skip", skip, names)
-  skipped = sorted({k for _, leaves in matches for k in leaves} & set(specs))
+  # Names of the file stand for our leaves, if there are any.
+  names += [*table.entries, *(k for v in table.ignored.values() for k in v)]
+  matches = tree.matches("skip", skip, list(dict.fromkeys(names)))
+  matched = {k for _, leaves in matches for k in leaves}
+  matched |= {table.leaf_of(k) for k in table.dropped}
+  skipped = sorted(matched & set(specs))
   if not skipped:
     return {}
   if init is None:

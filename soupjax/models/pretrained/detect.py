@@ -2,47 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detects a checkpoint's model from its leaves and the config beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from typing import Any
 
-from soupjax import files
 from soupjax.checkpoints import open as open_lib
-from soupjax.checkpoints.companions import file_beside
 from soupjax.models import vit
-from soupjax.models.pretrained import families, foreign
+from soupjax.models.pretrained import configs, families, foreign
 from soupjax.soups.core.ingredient import Ingredient
 
-# Names of activations in configs -> names in `layers.ACTIVATIONS`.
-_ACTS = {
-  "gelu": "gelu_exact",
-  "gelu_pytorch_tanh": "gelu",
-  "gelu_new": "gelu",
-  "gelu_tanh": "gelu",
-  "quick_gelu": "quick_gelu",
-  "quickgelu": "quick_gelu",
-}
-_POOLS = {"token": "tok", "avg": "gap", "map": "map"}
-# Keys of configs -> options of `models.ViT`.
-_TRANSFORMERS = {
-  "hidden_size": "width",
-  "num_hidden_layers": "depth",
-  "intermediate_size": "mlp_dim",
-  "num_attention_heads": "num_heads",
-  "patch_size": "patch_size",
-  "layer_norm_eps": "norm_eps",
-}
-_TIMM = {
-  "embed_dim": "width",
-  "depth": "depth",
-  "num_heads": "num_heads",
-  "patch_size": "patch_size",
-}
-_OPENCLIP = {"width": "width", "patch_size": "patch_size"}
 _BLOCK_0 = "Transformer/encoderblock_0/"
 
 
@@ -53,13 +24,15 @@ class Detected:
   Attributes:
     family: a key of `mappings.FAMILIES`.
     options: of `models.ViT`, with num_classes; {} for a Mixer. `num_heads` is
-      missing if it is unknown.
+      None if it is unknown: our ViT asks for it.
     said: the options that a config beside the weights gives.
     assumed: the options that neither the config nor the weights give, so that
       they are the usual ones of the family.
-    image_size: of the position embeddings, None unless their grid is square.
+    image_size: side of the images in pixels, None if they are not square or the
+      position embeddings leave it open.
     classes: names of the outputs in order, if a config has them.
     config: contents of `config.json` beside the weights, {} without one.
+    ignored: rule -> leaves of the file that are not read, such as "text tower".
   """
 
   family: str
@@ -69,81 +42,128 @@ class Detected:
   image_size: int | None = None
   classes: tuple[str, ...] | None
   config: Mapping[str, Any]
+  ignored: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 def detect(
-  source: str | os.PathLike | Ingredient, *, family: str | None = None
+  source: str | os.PathLike | Ingredient,
+  *,
+  family: str | None = None,
+  skip: Sequence[str] = (),
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
-  Names and shapes of leaves give sizes, pooling, norms and classes. They do not
-  give the number of heads, activation and epsilon: these are read from a
-  `config.json` beside the weights (of transformers, timm, or
+  Names and shapes of leaves give sizes, norms and classes. They do not give the
+  number of heads, activation, epsilon and, with a class token, pooling: these
+  are read from a `config.json` beside the weights (of transformers, timm, or
   open_clip_config.json). Without one, the number of heads is that of the
-  variant with this width and depth, the others are the family's.
+  variant with this width and depth, or None; the others are the family's.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
+    skip: regular expressions of leaves of the file to leave out.
 
   Returns:
     A description; `ViT(**detect(path).options)` is the model.
 
   Raises:
-    ValueError: if the family is unknown or ambiguous, the config beside the
-      weights is of another model, or our ViT lacks an option that it needs.
+    ValueError: if the family is unknown or ambiguous; or if the config beside
+      the weights is of another model or an unknown architecture, or has a value
+      that our ViT does not compute.
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = families.recognise(source, family)
-  config, path = _config_beside(source.path)
+  table = open_table(source, family, skip)
   vit_fields = {}
   if table.family.model == "ViT":
-    vit_fields = _detect_vit(table, config, path)
+    vit_fields = _detect_vit(table)
+  config = table.said.config
   return Detected(
-    family=table.name, classes=_classes(config), config=config, **vit_fields
+    family=table.name,
+    classes=_classes(config),
+    config=config,
+    ignored=table.ignored,
+    **vit_fields,
   )
 
 
-def _detect_vit(table, config, path) -> dict[str, Any]:
+def open_table(
+  source: Ingredient, family: str | None, skip: Sequence[str] = ()
+) -> foreign.SourceTable:
+  """Recognises a checkpoint and reads the config beside it.
+
+  Raises:
+    ValueError: as for `detect`.
+  """
+  table = families.recognise(source, family, skip)
+  said = configs.read(source.path, table.name)
+  if said.heads_of not in (None, _sizes(table).get("width")):
+    options = {k: v for k, v in said.options.items() if k != "num_heads"}
+    said = dataclasses.replace(said, options=options)
+  table = dataclasses.replace(table, said=said)
+  if said.path is not None:
+    _check_config(table)
+  return table
+
+
+def _check_config(table: foreign.SourceTable) -> None:
+  """Rejects a config whose sizes are not those of the leaves."""
+  said, names = table.said, set(table.leaves())
+  measured = _sizes(table)
+  measured["has_cls"] = "cls" in names
+  measured["pre_norm"] = "pre_norm/scale" in names
+  sizes = {
+    k: (v, measured[k]) for k, v in said.options.items() if k in measured
+  }
+  patch = measured.get("patch_size")
+  if said.image_size is not None and patch and "pos_embedding" in names:
+    height, width = said.image_size
+    patches = (height // patch) * (width // patch)
+    sizes[f"{patches} patches of {height} x {width} pixels"] = (
+      patches,
+      table.tokens(),
+    )
+  for key, (value, leaf_value) in sizes.items():
+    if value != leaf_value:
+      raise ValueError(
+        f"{said.path} has {key}={value}, and the weights of {table.where} "
+        f"{leaf_value}: it belongs to another model. Replace or remove it."
+      )
+
+
+def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
   """Returns the fields of `Detected` that only a ViT has."""
   measured = _options_of_leaves(table)
-  said = _options_of_config(config, table.name)
-  for key in ("width", "depth", "mlp_dim", "patch_size"):
-    if key in said and key in measured and said[key] != measured[key]:
-      raise ValueError(
-        f"{path} has {key}={said[key]}, and the weights of {table.where} "
-        f"{measured[key]}: it belongs to another model. Replace or remove it."
-      )
+  said = dict(table.said.options)
+  said.pop("has_cls", None)
   kind = table.family
   usual = {"act": kind.acts[0], "norm_eps": 1e-6}
   usual |= {**kind.options, **_usual(measured)}
-  options = {**usual, **said, **measured}
-  if "pool_type" in said:  # With a class token, leaves leave it open.
-    options["pool_type"] = said["pool_type"]
-    has_token = "cls" in table.leaves()
-    options["class_token"] = has_token and said["pool_type"] != "tok"
+  if measured["pool_type"] != "map":
+    # Class token, mean and first patch have the same leaves.
+    usual["pool_type"] = measured.pop("pool_type")
+  options = {**usual, **measured, **said}
+  has_token = "cls" in table.leaves()
+  options["class_token"] = has_token and options["pool_type"] != "tok"
   side = math.isqrt(table.tokens())
   square = side > 1 and side**2 == table.tokens()
+  size = side * measured["patch_size"] if square else None
+  if table.said.image_size is not None:
+    height, width = table.said.image_size
+    size = height if height == width else None
   return {
     "options": options,
-    "said": frozenset(said),
+    "said": frozenset(table.said.options) & frozenset(options),
     "assumed": frozenset(usual) - set(said) - set(measured),
-    "image_size": side * measured["patch_size"] if square else None,
+    "image_size": size,
   }
 
 
-def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
-  """Returns the options that follow from names and shapes."""
-  names = set(table.leaves())
+def _sizes(table: foreign.SourceTable) -> dict[str, int]:
+  """Returns the options that are sizes of leaves."""
   norm = re.compile(r"Transformer/encoderblock_\d+/LayerNorm_0/scale")
-  options: dict[str, Any] = {
-    "fc_norm": "fc_norm/scale" in names,
-    "pre_norm": "pre_norm/scale" in names,
-    "patch_bias": "embedding/bias" in names,
-    "class_token": False,
-    "depth": sum(bool(norm.fullmatch(name)) for name in names),
-  }
+  options = {"depth": sum(bool(norm.fullmatch(k)) for k in table.leaves())}
   for key, leaf, axis in (
     ("patch_size", "embedding/kernel", 0),
     ("width", "embedding/kernel", 3),
@@ -154,14 +174,27 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
   ):
     if (shape := table.shape(leaf)) and len(shape) > axis:
       options[key] = shape[axis]
+  query = table.shape(f"{_BLOCK_0}MultiHeadDotProductAttention_0/query/kernel")
+  if query and len(query) == 3:  # Other libraries have one axis for all heads.
+    options["num_heads"] = query[1]
+  return options
+
+
+def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
+  """Returns the options that follow from names and shapes."""
+  names = set(table.leaves())
+  options: dict[str, Any] = {
+    "fc_norm": "fc_norm/scale" in names,
+    "pre_norm": "pre_norm/scale" in names,
+    "patch_bias": "embedding/bias" in names,
+    "class_token": False,
+    **_sizes(table),
+  }
   if "patch_size" not in options:
     raise ValueError(
       f"{table.where} does not have a known patch embedding, only leaves such "
       f"as {', '.join(list(table.entries)[:3])}: give the model's options."
     )
-  query = table.shape(f"{_BLOCK_0}MultiHeadDotProductAttention_0/query/kernel")
-  if query and len(query) == 3:  # Other libraries have one axis for all heads.
-    options["num_heads"] = query[1]
   if "pos_embedding" not in names:
     options["posemb"] = "sincos2d"
   has_token = "cls" in names
@@ -173,76 +206,13 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
 
 def _usual(measured) -> dict[str, Any]:
   """Returns the usual options of models of these sizes."""
-  options: dict[str, Any] = {}
+  options: dict[str, Any] = {"num_heads": None}
   for size in vit.VARIANTS.values():
     if all(size[k] == measured.get(k) for k in ("width", "depth", "mlp_dim")):
       options["num_heads"] = size["num_heads"]
   if measured["pre_norm"]:  # CLIP, in timm too.
     options["norm_eps"] = 1e-5
   return options
-
-
-def _config_beside(path: str) -> tuple[dict[str, Any], pathlib.Path | None]:
-  for name in ("config.json", "open_clip_config.json"):
-    file = file_beside(path, name)
-    config = files.read_json(file) if file else None
-    # Configs of other programs, and ours, can have the same file name.
-    if isinstance(config, dict) and (
-      {"model_type", "architecture", "model_cfg"} & set(config)
-    ):
-      return config, file
-  return {}, None
-
-
-def _options_of_config(
-  config: Mapping[str, Any], family: str
-) -> dict[str, Any]:
-  """Returns the options that a config gives."""
-  if family.startswith("hf_") and "model_type" in config:
-    config = config.get("vision_config", config)
-    return _renamed(config, _TRANSFORMERS) | _act(config.get("hidden_act"))
-  if family == "timm" and "architecture" in config:
-    return _options_of_timm(config)
-  if family == "openclip" and "model_cfg" in config:
-    model = config["model_cfg"]
-    vision = model.get("vision_cfg", {})
-    options = _renamed(vision, _OPENCLIP)
-    if "width" in vision:
-      options["num_heads"] = vision["width"] // vision.get("head_width", 64)
-    return options | _act("quick_gelu" if model.get("quick_gelu") else "gelu")
-  return {}
-
-
-def _renamed(config, names) -> dict[str, Any]:
-  return {option: config[k] for k, option in names.items() if k in config}
-
-
-def _options_of_timm(config):
-  model_args = config.get("model_args") or {}
-  options = _renamed(model_args, _TIMM)
-  act = model_args.get("act_layer")
-  if act is None and "quickgelu" in config["architecture"]:
-    act = "quick_gelu"
-  pool = config.get("global_pool", model_args.get("global_pool"))
-  if pool in _POOLS:
-    options["pool_type"] = _POOLS[pool]
-  elif pool:
-    raise ValueError(
-      f"timm's global_pool={pool!r} does not exist in our ViT, which has: "
-      f"{', '.join(_POOLS)}."
-    )
-  return options | _act(act)
-
-
-def _act(name):
-  if name is None:
-    return {}
-  if name not in _ACTS:
-    raise ValueError(
-      f"The config beside the weights has the activation {name!r}, and our ViT "
-      f"only {', '.join(_ACTS)}."
-    )
-  return {"act": _ACTS[name]}
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -2,24 +2,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognises the library of a checkpoint by the names of its leaves."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
+import dataclasses
 import re
 
 from soupjax.models import layers
 from soupjax.models.pretrained import foreign, mappings
+from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
+# Rules for leaves that no family computes with.
+_IGNORED = {
+  "loss": r"^(criterion|loss|loss_fn|loss_function)\.",
+  "counter of averaged models": r"^n_averaged$",
+}
+# A linear layer on the features, in modules that users write around a model.
+_HEAD = re.compile(
+  r"((cls_|class_|linear_|lin_)?head|heads|classifier|classification_head|fc"
+  r"|clf|linear|probe)([./](head|fc|linear|classifier|0))?[./](\w+)"
+)
+# OpenCLIP's projection on a model of timm.
+_PROJECTION = re.compile(r"head\.proj\.(\w+)")
+_WEIGHTS = {"weight": "kernel", "kernel": "kernel", "bias": "bias"}
 
-def recognise(source: Ingredient, family: str | None) -> foreign.SourceTable:
+
+def recognise(
+  source: Ingredient, family: str | None, skip: Sequence[str] = ()
+) -> foreign.SourceTable:
   """Tells the family of a checkpoint from the names in its first block.
 
   Args:
     source: a checkpoint; its weights are not read.
     family: its family if that is known.
+    skip: regular expressions of names to leave out.
 
   Returns:
-    Its leaves with the table of the family, less those that are not weights of
-    the model.
+    Its leaves with the table of the family.
 
   Raises:
     ValueError: if the family does not exist, or none fits or several do.
@@ -28,47 +46,136 @@ def recognise(source: Ingredient, family: str | None) -> foreign.SourceTable:
     layers.check_choice("family", family, mappings.FAMILIES)
   entries = foreign.entries(source)
   where = source.path or repr(source.name)
-  name, prefix = _family_and_prefix(entries, family, where)
-  ignored = re.compile(mappings.FAMILIES[name].ignored)
-  entries = {
-    leaf[len(prefix) :]: entry
-    for leaf, entry in entries.items()
-    if leaf.startswith(prefix) and not ignored.search(leaf[len(prefix) :])
-  }
-  return foreign.SourceTable(name, entries, prefix, where)
+  dropped = frozenset(
+    name for name in entries if any(_search(p, name) for p in skip)
+  )
+  rest = [name for name in entries if name not in dropped]
+  name, prefix = _family_and_prefix(rest, family, where) or (
+    # All of its first block may be left out.
+    _family_and_prefix(list(entries), family, where) or (family, "")
+  )
+  if name is None:
+    raise _unknown(list(entries), where)
+  ignored = _ignored(entries, name, prefix)
+  names = {leaf for group in ignored.values() for leaf in group}
+  kept = {leaf: e for leaf, e in entries.items() if leaf not in names}
+  return foreign.SourceTable(
+    name,
+    kept,
+    prefix,
+    where,
+    outer=_outer_layers([n for n in kept if n not in dropped], name, prefix),
+    ignored=ignored,
+    dropped=dropped,
+  )
 
 
-def _family_and_prefix(leaves, family, where):
+def without(source: Ingredient, skip: str) -> Ingredient:
+  """Leaves out leaves of a checkpoint; reads no weights.
+
+  Args:
+    source: the checkpoint.
+    skip: regular expression of names.
+
+  Returns:
+    An ingredient with the other leaves, and all else of `source`.
+
+  Raises:
+    ValueError: if the expression is invalid, or matches no leaf or all.
+  """
+  kept = {k: v for k, v in source.specs.items() if not _search(skip, k)}
+  if len(kept) in (0, len(source.specs)):
+    raise ValueError(
+      f"skip={skip!r} matches {'all' if not kept else 'no'} leaves of "
+      f"{source.path or source.name}, which are called, for instance, "
+      f"{', '.join(map(repr, list(source.specs)[:3]))}."
+    )
+  specs, treedef = tree.nest(kept)
+  return dataclasses.replace(source, specs=specs, treedef=treedef, storage=None)
+
+
+def _search(pattern: str, name: str) -> bool:
+  try:
+    return bool(re.search(pattern, name))
+  except re.error as e:
+    raise ValueError(
+      f"{pattern!r} in skip is not a regular expression: {e}."
+    ) from e
+
+
+def _unknown(leaves: list[str], where: str) -> ValueError:
+  known = "; ".join(f"{k!r}: {v.about}" for k, v in mappings.FAMILIES.items())
+  return ValueError(
+    f"{where} does not belong to a known family ({known}): its leaves have "
+    f"names such as {', '.join(map(repr, leaves[:3]))}. Rename them, or "
+    "give family= to list what is missing."
+  )
+
+
+def _family_and_prefix(
+  leaves: Collection[str], family: str | None, where: str
+) -> tuple[str, str] | None:
+  """Returns the family and the prefix of its names, None if none fits."""
   candidates = {
     name: kind
     for name, kind in mappings.FAMILIES.items()
     if family in (None, name)
   }
-  fits = {
+  known = set(leaves)
+  fits = [
     (name, prefix)
     for name, kind in candidates.items()
     for prefix in kind.prefixes
-    if any(prefix + leaf in leaves for leaf in _first_block(kind, "{i}"))
-  } or {
+    if any(prefix + leaf in known for leaf in _first_block(kind, "{i}"))
+  ] or [
     (name, prefix)
     for name, kind in candidates.items()
-    for prefix in _outer_prefixes(kind, leaves)
-  }
-  if len(fits) == 1:
-    return fits.pop()
-  if fits:
+    for prefix in sorted(_outer_prefixes(kind, leaves), key=len)
+  ]
+  fits = _best(fits, leaves)
+  if len(fits) > 1:
+    prefixes = sorted({prefix for _, prefix in fits})
+    other = re.escape(prefixes[-1])
     raise ValueError(
-      f"{where} fits several (family, prefix) pairs, {sorted(fits)}: give "
-      "family=, or a checkpoint with the weights of one model only."
+      f"{where} fits several (family, prefix) pairs, {sorted(fits)}: it has "
+      "several models. Leave out all but one, such as with "
+      f"skip=['^{other}'] (the keys skip and init.skip of configs)."
     )
-  if family is not None:
-    return family, ""  # The comparison with the model lists what is missing.
-  known = "; ".join(f"{k!r}: {v.about}" for k, v in mappings.FAMILIES.items())
-  raise ValueError(
-    f"{where} does not belong to a known family ({known}): its leaves have "
-    f"names such as {', '.join(map(repr, list(leaves)[:3]))}. Rename them, or "
-    "give family= to list what is missing."
-  )
+  return fits[0] if fits else None
+
+
+def _best(
+  fits: Sequence[tuple[str, str]], leaves: Collection[str]
+) -> list[tuple[str, str]]:
+  """Leaves out pairs that name a part of what another one names.
+
+  Names of a family can continue each other, such as "vit.layers" and "layers".
+  """
+  named = {pair: _named(*pair, leaves) for pair in fits}
+  # Text towers can have the blocks of a family, but embed no patches.
+  with_patches = {
+    pair: found
+    for pair, found in named.items()
+    if {"embedding/kernel", "stem/kernel"} & set(found)
+  }
+  sets = {k: set(v.values()) for k, v in (with_patches or named).items()}
+  best: list[tuple[str, str]] = []
+  for pair, found in sets.items():
+    larger = any(found < other for other in sets.values())
+    if not larger and not any(found == sets[other] for other in best):
+      best.append(pair)
+  return best
+
+
+def _named(family, prefix, leaves) -> dict[str, str]:
+  """Returns our leaf -> name, of those that a family has after a prefix."""
+  kind, result = mappings.FAMILIES[family], {}
+  for name in leaves:
+    if name.startswith(prefix):
+      leaf = foreign.leaf_of(kind, name[len(prefix) :])
+      if leaf is not None:
+        result.setdefault(leaf, name)
+  return result
 
 
 def _first_block(family: mappings.Family, key: str) -> list[str]:
@@ -85,15 +192,64 @@ def _outer_prefixes(
   family: mappings.Family, leaves: Collection[str]
 ) -> set[str]:
   """Returns the prefixes of a model inside other modules of any name."""
-  prefixes = {
+  return {
     leaf.removesuffix(name)
     for leaf in leaves
     for name in _first_block(family, f"{mappings.BLOCK}LayerNorm_0/scale")
     if leaf.endswith((f".{name}", f"/{name}"))
   }
-  # If one prefix continues another, only the longer one is the model's.
-  return {
-    prefix
-    for prefix in prefixes
-    if not any(p != prefix and prefix.startswith(p) for p in prefixes)
-  }
+
+
+# --- Leaves outside the model -------------------------------------------------
+
+
+def _relative(name: str, prefix: str) -> Iterator[str]:
+  """Yields a name without each part of the prefix, the longest first."""
+  for end in range(len(prefix), -1, -1):
+    if name.startswith(prefix[:end]) and (not end or prefix[end - 1] in "./"):
+      yield name[end:]
+
+
+def _ignored(
+  leaves: Collection[str], family: str, prefix: str
+) -> dict[str, list[str]]:
+  """Returns rule -> leaves that are not weights of the tower."""
+  rules: Mapping[str, str] = {**_IGNORED, **mappings.FAMILIES[family].ignored}
+  kind, result = mappings.FAMILIES[family], {}
+  for name in leaves:
+    if name.startswith(prefix) and foreign.leaf_of(kind, name[len(prefix) :]):
+      continue
+    for rule, pattern in rules.items():
+      if any(re.search(pattern, rest) for rest in _relative(name, prefix)):
+        result.setdefault(rule, []).append(name)
+        break
+  return result
+
+
+def _outer_layers(
+  leaves: Collection[str], family: str, prefix: str
+) -> dict[str, str]:
+  """Returns our leaf -> name of a head or projection outside the model.
+
+  It must be the only one, since which of several computes the outputs is in
+  the code around the model.
+  """
+  kind = mappings.FAMILIES[family]
+  inner = set(_named(family, prefix, leaves))
+  modules: dict[tuple[str, str], dict[str, str]] = {}
+  for name in leaves:
+    if name.startswith(prefix) and foreign.leaf_of(kind, name[len(prefix) :]):
+      continue
+    for rest in _relative(name, prefix):
+      for layer, pattern in (("proj", _PROJECTION), ("head", _HEAD)):
+        match = pattern.fullmatch(rest)
+        if match and not re.search(kind.not_heads, rest):
+          part = match[match.lastindex]
+          module, part = name.removesuffix(part), _WEIGHTS.get(part, part)
+          modules.setdefault((layer, module), {})[f"{layer}/{part}"] = name
+  result: dict[str, str] = {}
+  for layer in ("proj", "head"):
+    found = [v for (key, _), v in modules.items() if key == layer]
+    if len(found) == 1 and f"{layer}/kernel" not in inner:
+      result |= found[0]
+  return result

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves of other libraries by the tables of `mappings`."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import re
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.models.pretrained import mappings, mismatch, positions
+from soupjax.models.pretrained import configs, mappings, mismatch, positions
 from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -135,7 +135,8 @@ def _rows(rows):
 
 @functools.lru_cache
 def _templates(rows):
-  return {name: row.leaf for row in rows for name in row.names}
+  # A name of several leaves is that of the first.
+  return {name: row.leaf for row in reversed(rows) for name in row.names}
 
 
 def leaf_of(family: mappings.Family, name: str) -> str | None:
@@ -156,35 +157,67 @@ class SourceTable:
 
   Attributes:
     name: its family, a key of `mappings.FAMILIES`.
-    entries: its leaves, by name without `prefix`.
-    prefix: text in front of all of its names.
+    entries: its leaves by name, without those of `ignored`.
+    prefix: text in front of the names of the model.
     where: path or name, for errors.
+    outer: our leaf -> name of a head or projection that stands outside the
+      prefix.
+    ignored: name of a rule -> leaves that are no weights of the tower.
+    dropped: names that the user leaves out.
+    said: the computation that a config beside the weights describes.
   """
 
   name: str
   entries: Mapping[str, Entry]
   prefix: str = ""
   where: str = ""
+  outer: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  ignored: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  dropped: frozenset[str] = frozenset()
+  said: configs.Said = configs.Said()
 
   @property
   def family(self) -> mappings.Family:
     """Returns the table of the family."""
     return mappings.FAMILIES[self.name]
 
+  def leaf_of(self, name: str) -> str | None:
+    """Returns our leaf for a name of the checkpoint, None if we have none."""
+    for leaf, outer in self.outer.items():
+      if name == outer:
+        return leaf
+    if not name.startswith(self.prefix):
+      return None
+    return leaf_of(self.family, name[len(self.prefix) :])
+
   def leaves(self) -> list[str]:
     """Returns our names of its leaves, where we have one."""
-    names = (leaf_of(self.family, name) for name in self.entries)
+    names = map(self.leaf_of, self.entries)
     return [name for name in names if name is not None]
 
-  def _locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
-    """Returns the row of our leaf, and its name here, None if it is absent."""
+  def locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
+    """Returns the row of our leaf, and its name here, None if it is absent.
+
+    The names in the row have the prefix.
+    """
+    if leaf in self.outer:
+      name = self.outer[leaf]
+      layout = "dense" if name.endswith("weight") else "same"
+      return mappings.Row(leaf, (name,), layout), name
     row = row_of(self.family, leaf)
-    names = row.names if row else ()
-    return row, next((name for name in names if name in self.entries), None)
+    if row is None:
+      return None, None
+    row = row._replace(names=tuple(self.prefix + name for name in row.names))
+    return row, next((name for name in row.names if name in self.entries), None)
+
+  def names_of(self, leaves: Iterable[str]) -> set[str]:
+    """Returns the names of our leaves here, of those that it has."""
+    names = (self.locate(leaf)[1] for leaf in leaves)
+    return {name for name in names if name is not None}
 
   def shape(self, leaf: str) -> tuple[int, ...] | None:
     """Returns a shape in our layout; heads may share an axis with features."""
-    row, name = self._locate(leaf)
+    row, name = self.locate(leaf)
     if name is None:
       return None
     layout = mappings.LAYOUTS[row.layout]
@@ -212,13 +245,18 @@ class SourceTable:
     return 3
 
   def _has_class_position(self, tokens: int, patches: int | None) -> bool:
-    _, cls = self._locate("cls")
-    expected = self.family.class_position and cls is not None
+    has_token = self.locate("cls")[1] is not None
+    known = self.said.class_position
+    if known is None and self.family.class_position == "always":
+      known = True
+    if known is not None:
+      return known and has_token
+    expected = self.family.class_position == "usually" and has_token
     return positions.has_class(tokens, patches, expected)
 
   def fits(self, leaf: str, shape: tuple[int, ...]) -> bool:
     """Tells whether our leaf can be read in a shape."""
-    row, name = self._locate(leaf)
+    row, name = self.locate(leaf)
     if name is None:
       return False
     if leaf == "pos_embedding":
@@ -238,7 +276,7 @@ class SourceTable:
     """
     missing, misshapen, used = {}, {}, set()
     for leaf, spec in specs.items():
-      row, name = self._locate(leaf)
+      row, name = self.locate(leaf)
       if name is None:
         missing[row.names[0] if row else leaf] = leaf if row else ""
         continue
@@ -248,8 +286,8 @@ class SourceTable:
         misshapen[name] = shapes
     unexpected = {}
     for name in self.entries:
-      leaf = leaf_of(self.family, name)
-      if name not in used and not (
+      leaf = self.leaf_of(name)
+      if name not in used | self.dropped and not (
         leaf and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
@@ -281,7 +319,7 @@ class SourceTable:
     return leaves
 
   def _leaf(self, leaf, spec):
-    row, name = self._locate(leaf)
+    row, name = self.locate(leaf)
     entry, (k, n) = self.entries[name], row.part
     size = entry.shape[0] // n if entry.shape else 0
     index = None if n == 1 else (slice(k * size, (k + 1) * size),)
@@ -302,14 +340,17 @@ def foreign_shape(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def write(
-  family: mappings.Family, leaves: Mapping[str, Any], like: Collection[str] = ()
+  family: mappings.Family,
+  leaves: Mapping[str, Any],
+  like: SourceTable | None = None,
 ) -> dict[str, np.ndarray]:
   """Converts our leaves to the names and layout of a family.
 
   Args:
     family: with a row for every leaf.
     leaves: ours, with blocks one by one.
-    like: preferred names where a leaf has several; else the first is taken.
+    like: a checkpoint whose names, and prefix, are preferred; None takes the
+      first name of every row.
 
   Returns:
     Name in the family -> array. The class token keeps the position that was
@@ -317,11 +358,15 @@ def write(
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   for leaf, value in leaves.items():
-    row, value = row_of(family, leaf), np.asarray(value)
-    if leaf == "pos_embedding" and family.class_position and "cls" in leaves:
+    row, name = row_of(family, leaf), None
+    if like is not None:
+      row, name = like.locate(leaf)
+    value = np.asarray(value)
+    with_class = family.class_position != "seldom" and "cls" in leaves
+    if leaf == "pos_embedding" and with_class:
       value = np.concatenate([np.zeros_like(value[:, :1]), value], axis=1)
     value = mappings.LAYOUTS[row.layout].write(value)
-    name = next((name for name in row.names if name in like), row.names[0])
+    name = name or row.names[0]
     parts.setdefault(name, {})[row.part[0]] = value
   return {
     name: np.ascontiguousarray(arrays[0])

@@ -70,9 +70,12 @@ class Family:
     rows: the table.
     model: name of our model class.
     prefixes: texts that may precede all names.
-    class_position: whether the class token has a position embedding, the first.
-      Our ViT adds it to the token instead.
-    ignored: regular expression of names that are not weights of the model.
+    class_position: whether the class token has a position embedding, the
+      first: "always", "usually" or "seldom". Our ViT adds it to the token.
+    ignored: name of a rule -> regular expression of leaves that are left out,
+      by their names after the prefix or any part of it.
+    not_heads: regular expression of linear layers that are no head of the
+      pooled features, though their name says so.
     options: of `models.ViT`, for the same computation.
     acts: activations that models of this family have.
   """
@@ -81,8 +84,9 @@ class Family:
   rows: tuple[Row, ...]
   model: str = "ViT"
   prefixes: tuple[str, ...] = ("", "module.")
-  class_position: bool = True
-  ignored: str = r"^$"
+  class_position: str = "always"
+  ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  not_heads: str = r"^$"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   acts: tuple[str, ...] = ("gelu",)
 
@@ -114,12 +118,12 @@ def _layer(
   )
 
 
-def _fused(ours: str, module: str, parts: tuple[str, ...]) -> tuple[Row, ...]:
+def _fused(ours: str, parts: tuple[str, ...], *modules: str) -> tuple[Row, ...]:
   """Returns the rows of projections that are stacked in one matrix."""
   rows: tuple[Row, ...] = ()
   for k, name in enumerate(parts):
     leaf, part = f"{ours}{_ATTENTION}{name}", (k, len(parts))
-    rows += _layer("to_heads", leaf, module, part=part)
+    rows += _layer("to_heads", leaf, *modules, part=part)
   return rows
 
 
@@ -249,23 +253,60 @@ def _hf_vit() -> tuple[Row, ...]:
   )
 
 
-def _hf_clip() -> tuple[Row, ...]:
-  block = "vision_model.encoder.layers.{i}."
-  patches = "vision_model.embeddings."
-  projections = {name: (f"{block}self_attn.{name[0]}_proj.",) for name in _QKV}
+def _hf_tower() -> tuple[Row, ...]:
+  """Returns the rows that CLIP and SigLIP of transformers share.
+
+  transformers 5 saves vision models without "vision_model.".
+  """
+
+  def top(name):
+    return (f"vision_model.{name}", name)
+
+  def block(name):
+    return top(f"encoder.layers.{{i}}.{name}.")
+
   return (
-    Row("embedding/kernel", (f"{patches}patch_embedding.weight",), "conv"),
-    Row("cls", (f"{patches}class_embedding",), "flat"),
-    Row("pos_embedding", (f"{patches}position_embedding.weight",), "table"),
-    *_layer("norm", "pre_norm", "vision_model.pre_layrnorm."),  # Sic.
+    Row("embedding/kernel", top("embeddings.patch_embedding.weight"), "conv"),
+    Row("pos_embedding", top("embeddings.position_embedding.weight"), "table"),
     *_block(
-      _split(BLOCK, projections),
-      out=(f"{block}self_attn.out_proj.",),
-      norms=((f"{block}layer_norm1.",), (f"{block}layer_norm2.",)),
-      mlp=((f"{block}mlp.fc1.",), (f"{block}mlp.fc2.",)),
+      _split(
+        BLOCK, {name: block(f"self_attn.{name[0]}_proj") for name in _QKV}
+      ),
+      out=block("self_attn.out_proj"),
+      norms=(block("layer_norm1"), block("layer_norm2")),
+      mlp=(block("mlp.fc1"), block("mlp.fc2")),
     ),
-    *_layer("norm", "Transformer/encoder_norm", "vision_model.post_layernorm."),
+    *_layer("norm", "Transformer/encoder_norm", *top("post_layernorm.")),
+  )
+
+
+def _hf_clip() -> tuple[Row, ...]:
+  patches, norm = "embeddings.class_embedding", "pre_layrnorm."  # Sic.
+  return (
+    *_hf_tower(),
+    Row("cls", (f"vision_model.{patches}", patches), "flat"),
+    *_layer("norm", "pre_norm", f"vision_model.{norm}", norm),
     Row("proj/kernel", ("visual_projection.weight",), "dense"),
+  )
+
+
+def _hf_siglip() -> tuple[Row, ...]:
+  ours = "MAPHead_0/"
+
+  def top(name):
+    return (f"vision_model.{name}", name)
+
+  return (
+    *_hf_tower(),
+    Row("embedding/bias", top("embeddings.patch_embedding.bias")),
+    Row(f"{ours}probe", top("head.probe")),
+    *_fused(ours, _QKV, *top("head.attention.in_proj_")),
+    *_layer(
+      "from_heads", f"{ours}{_ATTENTION}out", *top("head.attention.out_proj.")
+    ),
+    *_layer("norm", f"{ours}LayerNorm_0", *top("head.layernorm.")),
+    *_layer("dense", f"{ours}MlpBlock_0/Dense_0", *top("head.mlp.fc1.")),
+    *_layer("dense", f"{ours}MlpBlock_0/Dense_1", *top("head.mlp.fc2.")),
   )
 
 
@@ -277,12 +318,13 @@ def _openclip() -> tuple[Row, ...]:
     Row("pos_embedding", ("visual.positional_embedding",), "table"),
     *_layer("norm", "pre_norm", "visual.ln_pre."),
     *_block(
-      _fused(BLOCK, f"{block}attn.in_proj_", _QKV),
+      _fused(BLOCK, _QKV, f"{block}attn.in_proj_"),
       out=(f"{block}attn.out_proj.",),
       norms=((f"{block}ln_1.",), (f"{block}ln_2.",)),
       mlp=((f"{block}mlp.c_fc.",), (f"{block}mlp.c_proj.",)),
     ),
     *_layer("norm", "Transformer/encoder_norm", "visual.ln_post."),
+    *_layer("norm", "fc_norm", "visual.ln_post."),  # CLIPA's place of it.
     Row("proj/kernel", ("visual.proj",)),
   )
 
@@ -295,7 +337,7 @@ def _timm() -> tuple[Row, ...]:
     Row("pos_embedding", ("pos_embed",)),
     *_layer("norm", "pre_norm", "norm_pre."),
     *_block(
-      _fused(BLOCK, f"{block}attn.qkv.", _QKV),
+      _fused(BLOCK, _QKV, f"{block}attn.qkv."),
       out=(f"{block}attn.proj.",),
       norms=((f"{block}norm1.",), (f"{block}norm2.",)),
       mlp=((f"{block}mlp.fc1.",), (f"{block}mlp.fc2.",)),
@@ -304,7 +346,7 @@ def _timm() -> tuple[Row, ...]:
     *_layer("norm", "fc_norm", "fc_norm."),
     Row(f"{ours}probe", (f"{pool}latent",)),
     *_split(ours, {"query": (f"{pool}q.",)}),
-    *_fused(ours, f"{pool}kv.", ("key", "value")),
+    *_fused(ours, ("key", "value"), f"{pool}kv."),
     *_layer("from_heads", f"{ours}{_ATTENTION}out", f"{pool}proj."),
     *_layer("norm", f"{ours}LayerNorm_0", f"{pool}norm."),
     *_layer("dense", f"{ours}MlpBlock_0/Dense_0", f"{pool}mlp.fc1."),
@@ -321,49 +363,79 @@ _CLIP = {
   "patch_bias": False,
 }
 _TOWER = ("", "params/", "opt/target/")
+_TEXT = {
+  "text tower": r"^(text|text_decoder|token_embedding|ln_final)\."
+  r"|^transformer\.resblocks\.|^(positional_embedding|text_projection)$"
+  r"|^(attn_mask|cls_emb|input_resolution|context_length|vocab_size)$",
+  "temperature": r"^logit_(scale|bias)$",
+}
+_TRANSFORMERS_TEXT = {
+  "text tower": r"^text_(model|projection)\.",
+  "temperature": r"^logit_(scale|bias)$",
+  "position numbers": r"\.position_ids$",
+}
 
 FAMILIES = {
   "big_vision": Family(
     about="big_vision, AugReg, vision_transformer and soupjax (npz)",
     rows=_big_vision(),
     prefixes=_TOWER + tuple(f"{prefix}img/" for prefix in _TOWER),
-    class_position=False,
+    class_position="seldom",
+    ignored={
+      "text tower": r"^txt/",
+      "temperature": r"^[tb]$",
+      "optimizer": r"^(opt|chrono|state)(/|$)",
+    },
   ),
   "mixer": Family(
     about="MLP-Mixer of vision_transformer (npz)",
     rows=_mixer(),
     model="Mixer",
     prefixes=_TOWER,
+    ignored={"optimizer": r"^(opt|state)(/|$)"},
   ),
   "hf_vit": Family(
-    about="ViTForImageClassification and ViTModel of transformers",
+    about="ViT, ViT-MAE, ViT-MSN and I-JEPA of transformers",
     rows=_hf_vit(),
-    ignored=r"^(vit\.)?pooler\.|\.position_ids$",
+    prefixes=("", "module.", "ijepa."),
+    ignored={
+      "pooler": r"^(vit\.)?pooler\.",
+      "position numbers": r"\.position_ids$",
+      "decoder of masked images": r"^decoder\."
+      r"|^(vit\.)?embeddings\.mask_token$",
+    },
     options={"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-12},
     acts=("gelu_exact",),
   ),
   "hf_clip": Family(
     about="CLIPModel and CLIPVisionModel of transformers: the vision tower",
     rows=_hf_clip(),
-    ignored=r"^text_|^logit_scale$|\.position_ids$",
+    ignored=_TRANSFORMERS_TEXT,
+    not_heads=r"^classifier\.",  # CLIPForImageClassification's: of the mean.
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),
+  ),
+  "hf_siglip": Family(
+    about="SiglipModel and SiglipVisionModel of transformers: the vision tower",
+    rows=_hf_siglip(),
+    ignored=_TRANSFORMERS_TEXT,
+    not_heads=r"^classifier\.",  # SiglipForImageClassification's: of the mean.
+    options={"pool_type": "map", "act": "gelu", "norm_eps": 1e-6},
+    acts=("gelu", "gelu_exact"),
   ),
   "timm": Family(
     about="vit_* of timm",
     rows=_timm(),
     prefixes=("", "module.", "model.", "visual.trunk.", "module.visual.trunk."),
+    class_position="usually",
+    ignored=_TEXT,
     options={"pool_type": "tok", "act": "gelu_exact"},
     acts=("gelu_exact", "quick_gelu"),
   ),
   "openclip": Family(
     about="CLIP of OpenAI and OpenCLIP: the vision tower",
     rows=_openclip(),
-    ignored=(
-      r"^(transformer|token_embedding|ln_final|text)\.|^attn_mask$"
-      r"|^(positional_embedding|text_projection|logit_scale|logit_bias)$"
-      r"|^(input_resolution|context_length|vocab_size)$"
-    ),
+    ignored=_TEXT,
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),
   ),

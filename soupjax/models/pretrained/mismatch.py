@@ -22,6 +22,18 @@ HINTS = {
   "Transformer/encoderblock_": "a larger depth=",
   "MixerBlock_": "a larger depth=",
 }
+# Parts of other libraries' models that our ViT does not have.
+_PARTS = {
+  "layer scale": r"\bls\d\.|layer_?scale|gamma_?\d|lambda_?\d$",
+  "register tokens": r"reg(ister)?_tokens?",
+  "a distillation token": r"dist(illation)?_token|head_dist",
+  "detection tokens": r"detection_token|mid_position",
+  "relative positions": r"relative_position|rel_pos",
+  "rotary positions": r"\brope\b|rotary|freqs",
+  "norms of queries and keys": r"\b[qk]_norm\.|\bln_[qk]\b",
+  "a gated MLP": r"fc1_[gx]\.|gate_proj|w12\.|swiglu",
+  "masked tokens": r"mask_token",
+}
 
 
 def hint(leaf: str | None) -> str:
@@ -63,7 +75,11 @@ def describe(
 
   def describe_unexpected(name):
     option = hint(unexpected[name])
-    return f"; a model with {option} has it" if option else ""
+    if option:
+      return f"; a model with {option} has it"
+    parts = (k for k, v in _PARTS.items() if re.search(v, name))
+    part = next(parts, None)
+    return f": {part}, which our models do not have" if part else ""
 
   def describe_misshapen(name):
     shape, needed = misshapen[name]

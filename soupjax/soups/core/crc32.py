@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """CRC-32 (the one of zip files) of data that arrives in pieces."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
+import math
+import threading
+from typing import NamedTuple
 import zlib
 
 import numpy as np
+
+from soupjax.soups.core import slices
 
 # With more boxes than this, overlaps are not looked for.
 _MOST_BOXES = 5_000
@@ -182,3 +187,121 @@ def _disjoint(bounds: Sequence[Sequence[Sequence[int]]]) -> bool:
     if (above < below).all(axis=1).any():
       return False
   return True
+
+
+def part_of(
+  shape: tuple[int, ...], box: slices.Slices, array: np.ndarray
+) -> Part:
+  """Returns what `joined` needs of a box of an array that is not empty.
+
+  Args:
+    shape: of the whole array.
+    box: slices of it.
+    array: contiguous; holds the elements of the box.
+  """
+  runs = list(slices.contiguous_runs(shape, box))
+  bounds = [(axis.start, axis.stop) for axis in box]
+  start, end = (n * array.dtype.itemsize for n in (runs[0][0], sum(runs[-1])))
+  return bounds, start, end, array.nbytes, of_runs(array, runs)
+
+
+class Shared(NamedTuple):
+  """A checksum over several leaves that follow one another in a file.
+
+  Attributes:
+    checksum: CRC-32 of all their bytes.
+    sizes: leaf -> number of bytes, in the order of the file.
+  """
+
+  checksum: int
+  sizes: Mapping[str, int]
+
+  def check(self, source: str, values: Mapping[str, int]) -> bool:
+    """Compares the checksum if that of every leaf is known.
+
+    Args:
+      source: name in the error.
+      values: leaf -> CRC-32.
+
+    Returns:
+      Whether it was compared.
+
+    Raises:
+      ValueError: naming source and leaves, if it differs.
+    """
+    if not self.sizes.keys() <= values.keys():
+      return False
+    value = combine((values[leaf], n) for leaf, n in self.sizes.items())
+    leaves = list(self.sizes)
+    names = " or ".join([*leaves[:5], *(["another"] if leaves[5:] else [])])
+    check(source, names, value, self.checksum)
+    return True
+
+
+class Ledger:
+  """Compares checksums of leaves that are read in parts, once complete."""
+
+  def __init__(
+    self,
+    source: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    checksums: Mapping[str, int],
+    shared: Sequence[Shared] = (),
+  ):
+    """Starts without parts.
+
+    Args:
+      source: its name in errors.
+      shapes: leaf -> shape.
+      checksums: leaf -> CRC-32, where known.
+      shared: checksums over several leaves.
+    """
+    self._source, self._shapes = source, shapes
+    self._checksums = checksums
+    self._shared = {leaf: item for item in shared for leaf in item.sizes}
+    self._lock = threading.Lock()
+    self._parts: dict[str, dict[str, Part]] = {}
+    self._values: dict[str, int] = {}
+
+  def add(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
+    """Adds a box of a leaf.
+
+    Args:
+      leaf: its name.
+      box: slices of it.
+      array: contiguous; holds the elements of the box.
+
+    Raises:
+      ValueError: naming source and leaf, if the leaf is complete and its
+        checksum differs from the recorded one.
+    """
+    known = leaf in self._checksums or leaf in self._shared
+    if not known or not array.size:
+      return
+    shape = self._shapes[leaf]
+    if array.size == math.prod(shape):
+      value = crc32(array)
+    else:
+      value = self._joined(leaf, part_of(shape, box, array))
+    if value is None:
+      return
+    if leaf in self._checksums:
+      check(self._source, leaf, value, self._checksums[leaf])
+    if leaf in self._shared:
+      with self._lock:
+        self._values[leaf] = value
+        values = dict(self._values)
+      self._shared[leaf].check(self._source, values)
+
+  def _joined(self, leaf, part):
+    """Returns the checksum of a leaf once its parts are complete."""
+    itemsize = part[3] // math.prod(b - a for a, b in part[0])
+    num_bytes = math.prod(self._shapes[leaf]) * itemsize
+    with self._lock:
+      parts = self._parts.setdefault(leaf, {})
+      if len(parts) < _MOST_BOXES:
+        parts[str(part[0])] = part
+      value = joined(parts.values(), num_bytes)
+      if value is not None:
+        del self._parts[leaf]
+      return value

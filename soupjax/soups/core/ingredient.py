@@ -5,11 +5,13 @@
 from collections.abc import (
   Callable,
   Collection,
+  Iterable,
   Iterator,
   Mapping,
   Sequence,
   ValuesView,
 )
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -19,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import arguments, configs, slices, tree
+from soupjax.soups.core import arguments, configs, crc32, slices, tree
 
 PyTree = Any
 # A tree, an Ingredient, or a type that is registered with `open_models`.
@@ -43,6 +45,8 @@ class Storage:
     checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, if the
       file records one.
     num_bytes: bytes on disk, None if unknown.
+    shared: checksums over several leaves.
+    self_checked: leaves that `read_box` compares with a checksum itself.
   """
 
   read_box: Callable[[str, slices.Slices, np.ndarray], None]
@@ -52,6 +56,13 @@ class Storage:
   )
   checksums: Mapping[str, int] = dataclasses.field(default_factory=dict)
   num_bytes: int | None = None
+  shared: Sequence[crc32.Shared] = ()
+  self_checked: Collection[str] = frozenset()
+
+  @property
+  def summed(self) -> set[str]:
+    """Leaves whose checksum must be computed to compare it."""
+    return {*self.checksums, *(k for part in self.shared for k in part.sizes)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +81,11 @@ class Ingredient:
       describe the model, such as `config.json` of transformers.
     path: of its file or directory, None for trees in memory.
     storage: for reading in blocks; None reads whole leaves with `reader`.
+    ignored: entries of its file that are not read, though they may belong to
+      the model -> reason.
+    text: free text that its file stores with the weights, by key.
+    changed: tells which of its files has changed since it was opened, "" if
+      none has; None for trees in memory.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
@@ -88,6 +104,9 @@ class Ingredient:
   configs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   path: str | None = None
   storage: Storage | None = None
+  ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  text: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  changed: Callable[[], str] | None = None
 
   @classmethod
   def from_params(
@@ -139,17 +158,24 @@ class Ingredient:
       leaf: its name, one of `specs`.
       index: a tuple of slices, with positive steps; None for the whole leaf.
       sharding: of the whole leaf. Each process reads only the slices that its
-        own devices hold. A recorded checksum is compared if this process reads
-        all of the leaf, not for slices. Integers of 64 bits stay on the host
-        where JAX would cut them to 32. None returns the array of the reader.
+        own devices hold. A recorded checksum is compared once this process has
+        read all of the leaf, whole or in slices. Integers of 64 bits stay on
+        the host where JAX would cut them to 32. None returns the array of the
+        reader.
 
     Returns:
       An array of the leaf's dtype.
 
     Raises:
-      ValueError: if the leaf does not exist, the index does not fit it, or
-        index and sharding are both given.
+      ValueError: if the leaf does not exist, the index does not fit it, index
+        and sharding are both given, or a file has changed since it was opened.
     """
+    with explaining_changes([self]):
+      value = self._read(leaf, index, sharding)
+    check_unchanged([self])
+    return value
+
+  def _read(self, leaf, index, sharding):
     if leaf not in self.specs:
       raise ValueError(f"{self.name!r} has no leaf {leaf!r}.")
     spec = self.specs[leaf]
@@ -203,10 +229,12 @@ class Ingredient:
       The parameters, in their original containers if the format records them,
       else in nested dicts.
     """
-    leaves = [
-      self.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-      for leaf, spec in self.specs.items()
-    ]
+    with explaining_changes([self]):
+      leaves = [
+        self._read(leaf, None, sharding_of(sharding, leaf, spec))
+        for leaf, spec in self.specs.items()
+      ]
+    check_unchanged([self])
     return jax.tree.unflatten(self.treedef, leaves)
 
   def in_memory(self, *, sharding: Any = None) -> "Ingredient":
@@ -439,11 +467,41 @@ def check_names(ingredients: Sequence[Ingredient]) -> None:
     names.add(ingredient.name)
 
 
-def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
+def check_unchanged(ingredients: Iterable[Ingredient]) -> None:
+  """Checks that no file has changed since its ingredient was opened.
+
+  Raises:
+    ValueError: naming the ingredient and the file.
+  """
+  for ingredient in ingredients:
+    if ingredient.changed and (change := ingredient.changed()):
+      raise ValueError(
+        f"Ingredient {ingredient.name!r} has changed since it was opened: "
+        f"{change}. Start again when nothing writes to it any more."
+      )
+
+
+@contextlib.contextmanager
+def explaining_changes(ingredients: Sequence[Ingredient]) -> Iterator[None]:
+  """Raises the error of `check_unchanged` instead of one that it caused."""
+  try:
+    yield
+  except Exception as e:
+    try:
+      check_unchanged(ingredients)
+    except ValueError as change:
+      raise change from e
+    raise
+
+
+def check_ingredients(
+  ingredients: Sequence[Ingredient], *, has_base: bool = False
+) -> list[Ingredient]:
   """Checks names, structures, shapes and dtypes; reads no float weights.
 
   Args:
     ingredients: models to average.
+    has_base: whether the first is a base, whose leaves `select` can keep.
 
   Returns:
     The ingredients, those from files in the containers of the first tree in
@@ -459,13 +517,16 @@ def check_ingredients(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
   tree.check_alike(
     {i.name: i.specs for i in ingredients},
     {i.name: i.treedef for i in ingredients},
+    has_base=has_base,
   )
   counters = [
     n for n, s in ingredients[0].specs.items() if not tree.is_float(s)
   ]
   if counters:
     tree.check_equal_integers(
-      {i.name: {n: i.read(n) for n in counters} for i in ingredients}
+      {i.name: {n: i.read(n) for n in counters} for i in ingredients},
+      ingredients[0].specs,
+      has_base=has_base,
     )
   check_float64(ingredients[0])
   configs.check_configs(ingredients, set(ingredients[0].specs))

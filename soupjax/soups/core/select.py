@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`select=` and `dtype=`: the leaves of a result, their sources and dtypes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -47,11 +47,36 @@ def actions(
   """
   models = [*ingredients, *([] if base is None else [base])]
   leaves = list(dict.fromkeys(leaf for model in models for leaf in model.specs))
+  ignored = {name for model in models for name in model.ignored}
+  names = [*leaves, *sorted(ignored - set(leaves))]
   chosen: dict[str, Action] = {}
-  for pattern, new in tree.matches("select", select, leaves):
+  for pattern, new in tree.matches("select", select, names):
     action = _check_action(pattern, select[pattern], len(ingredients), base)
+    if action != "skip" and ignored.issuperset(new):
+      raise ValueError(
+        f"{pattern!r} in select matches only {new[:10]}, which are not read: "
+        "they can be skipped, but not kept or averaged."
+      )
     chosen |= dict.fromkeys(new, action)
   return {leaf: chosen.get(leaf) for leaf in leaves}
+
+
+def reordered(
+  select: Mapping[str, Any] | None, order: Sequence[int]
+) -> dict[str, Any]:
+  """Returns a selection for the same ingredients in another order.
+
+  Args:
+    select: as in `plan.make`.
+    order: the old position of every ingredient.
+  """
+
+  def moved(action):
+    if isinstance(action, str) or np.shape(action) != (len(order),):
+      return action
+    return [action[k] for k in order]
+
+  return {pattern: moved(action) for pattern, action in (select or {}).items()}
 
 
 def _check_action(pattern, action, count, base):
@@ -104,7 +129,8 @@ def check(
     ValueError: listing every leaf that differs, by ingredient.
   """
   mixed = {k for k, a in chosen.items() if a not in ("keep", "skip")}
-  tree.check_alike(_compared(ingredients, mixed, chosen))
+  compared = _compared(ingredients, mixed, chosen)
+  tree.check_alike(compared, has_base=base is not None)
   if base is not None:
     with_base = {k for k in mixed if needs_base or isinstance(chosen[k], float)}
     of_base = with_base | {k for k, a in chosen.items() if a == "keep"}
@@ -142,6 +168,11 @@ def _compared(ingredients, mixed, chosen):
     weights = chosen[leaf]
     if isinstance(weights, tuple):
       used = next(i for i, weight in zip(ingredients, weights) if weight)
+      if leaf not in used.specs:
+        raise ValueError(
+          f"select averages leaf {leaf!r} with weights {list(weights)}, but "
+          f"{used.name!r} lacks it: give that weight 0, or 'skip' the leaf."
+        )
       for model, weight in zip(ingredients, weights):
         if not weight:
           trees[model.name].pop(leaf, None)
@@ -288,9 +319,9 @@ class Selection:
     }
     sources = [first, *self._all, *([self._base] if self._base else [])]
     self.specs, self.treedef = output(sources, specs)
-    self.ingredients = [_restricted(i, mixed) for i in self._all]
+    self.ingredients = [restricted(i, mixed) for i in self._all]
     if mixes_base:
-      self.base = _restricted(self._base, mixed)
+      self.base = restricted(self._base, mixed)
 
   def share(self, leaf: str) -> float | None:
     """Returns the selected share of the way from the base; None for all."""
@@ -333,7 +364,8 @@ class Selection:
         stack = [self._read(i, leaf, sharding) for i in used]
         if not tree.is_float(spec):
           tree.check_equal_integers(
-            {i.name: {leaf: value} for i, value in zip(used, stack)}
+            {i.name: {leaf: value} for i, value in zip(used, stack)},
+            used[0].specs,
           )
           fixed[leaf] = stack[0]
           continue
@@ -370,7 +402,7 @@ class Selection:
     return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
 
 
-def _restricted(ingredient: Ingredient, leaves: set[str]) -> Ingredient:
+def restricted(ingredient: Ingredient, leaves: Collection[str]) -> Ingredient:
   """Returns an ingredient with some of its leaves, in nested dicts."""
   specs = {k: spec for k, spec in ingredient.specs.items() if k in leaves}
   specs, treedef = tree.nest(specs)

@@ -92,8 +92,7 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
       f"{where} is a {type(leaf).__name__} of dtype {dtype}, not an array of "
       "JAX or numpy. Convert it with numpy.asarray."
     ) from e
-  # dtype.kind would not do: it is "V" for bfloat16.
-  if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+  if not is_number(dtype):
     raise ValueError(
       f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
@@ -142,6 +141,12 @@ def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
   return specs
 
 
+def is_number(dtype: np.dtype) -> bool:
+  """Whether a dtype is that of numbers or booleans, not of text or objects."""
+  # dtype.kind would not do: it is "V" for bfloat16.
+  return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
 def is_float(leaf: Any) -> bool:
   """Whether a leaf (or its spec) has a floating dtype, bfloat16 and fp8 too."""
   return jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -150,12 +155,15 @@ def is_float(leaf: Any) -> bool:
 def check_alike(
   trees: Mapping[str, Mapping[str, Any]],
   treedefs: Mapping[str, Any] | None = None,
+  *,
+  has_base: bool = False,
 ) -> None:
   """Checks that all trees have the leaves, shapes and kinds of the first.
 
   Args:
     trees: ingredient name -> leaf name -> array or `jax.ShapeDtypeStruct`.
     treedefs: ingredient name -> treedef, to compare containers as well.
+    has_base: whether `select` can keep leaves of a base.
 
   Raises:
     ValueError: listing every leaf that differs, for every tree (at most 500,
@@ -163,20 +171,36 @@ def check_alike(
       cannot be averaged one by one.
   """
   names = list(trees)
-  first, problems = names[0], []
+  first, problems, all_specs = names[0], [], {}
   expected = {name: spec(leaf) for name, leaf in trees[first].items()}
+  leaves: dict[str, None] = {}
   for name in names[1:]:
     specs = {leaf: spec(value) for leaf, value in trees[name].items()}
-    problems += _differences(first, expected, name, specs)
+    differences = _differences(first, expected, name, specs)
+    leaves |= dict.fromkeys(leaf for leaf, _ in differences)
+    problems += [problem for _, problem in differences]
+    all_specs |= specs
     if not problems and treedefs and treedefs[name] != treedefs[first]:
       problems.append(
         f"{name!r} holds the same leaves as {first!r} in other containers: "
         f"{treedefs[name]} against {treedefs[first]}"
       )
   if problems:
+    all_specs |= expected
+    fix = ""
+    # Buffers and counters, which many versions of a library have or lack.
+    if leaves and not any(is_float(all_specs[leaf]) for leaf in leaves):
+      fix = "\n" + advice(
+        list(leaves),
+        all_specs,
+        len(names),
+        has_base,
+        lacking=any(leaf not in expected for leaf in leaves),
+      )
     raise ValueError(
       "Only checkpoints of one architecture can be averaged, but:\n  "
       + listed(problems)
+      + fix
     )
   if len(trees) > 1:
     factors.check(expected)
@@ -190,51 +214,123 @@ def listed(problems: Sequence[str]) -> str:
   return "\n  ".join(shown)
 
 
-def _differences(first, expected, name, specs) -> list[str]:
+def _differences(first, expected, name, specs) -> list[tuple[str, str]]:
+  """Returns leaves that differ between two trees, each with a description."""
   problems = []
   for leaf, a in expected.items():
-    if leaf not in specs:
-      problems.append(f"{name!r} lacks leaf {leaf!r}, which {first!r} has")
-      continue
-    b = specs[leaf]
-    if a.shape != b.shape:
-      problems.append(
+    b = specs.get(leaf)
+    if b is None:
+      problem = f"{name!r} lacks leaf {leaf!r}, which {first!r} has"
+    elif a.shape != b.shape:
+      problem = (
         f"{name!r} has shape {b.shape} at leaf {leaf!r}, where {first!r} has "
         f"{a.shape}"
       )
     elif a.dtype != b.dtype and not (is_float(a) and is_float(b)):
-      problems.append(
+      problem = (
         f"{name!r} has dtype {b.dtype} at leaf {leaf!r}, where {first!r} has "
         f"{a.dtype}"
       )
+    else:
+      continue
+    problems.append((leaf, problem))
   problems += [
-    f"{name!r} has leaf {leaf!r}, which {first!r} lacks"
+    (leaf, f"{name!r} has leaf {leaf!r}, which {first!r} lacks")
     for leaf in specs
     if leaf not in expected
   ]
   return problems
 
 
-def check_equal_integers(trees: Mapping[str, Mapping[str, Any]]) -> None:
+def check_equal_integers(
+  trees: Mapping[str, Mapping[str, Any]],
+  specs: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+  *,
+  has_base: bool = False,
+) -> None:
   """Checks that integer and boolean leaves are the same in all trees.
 
   Args:
     trees: ingredient name -> leaf name -> array.
+    specs: of all leaves of a model, for the advice in the error; None if the
+      trees have all of them.
+    has_base: whether the first tree is a base.
 
   Raises:
     ValueError: naming the first integer or boolean leaf that differs.
   """
   (first, expected), *rest = trees.items()
+  specs = specs or {leaf: spec(value) for leaf, value in expected.items()}
   for leaf, value in expected.items():
-    if is_float(spec(value)):
+    if is_float(specs[leaf]):
       continue
     for name, tree in rest:
       if not np.array_equal(np.asarray(value), np.asarray(tree[leaf])):
-        raise ValueError(
-          f"Leaf {leaf!r} has dtype {spec(value).dtype}, which cannot be "
-          f"averaged, and {name!r} and {first!r} disagree on it. Drop it from "
-          "the trees (for instance, a step counter), or make it equal."
-        )
+        raise differing(leaf, specs, (name, first), len(trees), has_base)
+
+
+def differing(
+  leaf: str,
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  names: Sequence[str],
+  count: int,
+  has_base: bool,
+) -> ValueError:
+  """Returns the error for a leaf that can only be copied, but differs.
+
+  Args:
+    leaf: its name.
+    specs: of all leaves.
+    names: of two models that disagree on it.
+    count: the number of models that `select` takes numbers for.
+    has_base: whether `select` can keep the leaf of a base.
+  """
+  return ValueError(
+    f"Leaf {leaf!r} has dtype {specs[leaf].dtype}, which cannot be averaged, "
+    f"and {names[0]!r} and {names[1]!r} disagree on it. "
+    + advice([leaf], specs, count, has_base)
+  )
+
+
+def advice(
+  leaves: Sequence[str],
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  count: int,
+  has_base: bool,
+  lacking: bool = False,
+) -> str:
+  """Returns advice to take leaves of the base or of the first ingredient.
+
+  Args:
+    leaves: names of leaves that differ.
+    specs: of all leaves.
+    count: as in `differing`.
+    has_base: as in `differing`.
+    lacking: whether the base or the first ingredient lacks one of the leaves.
+  """
+  source = "the base" if has_base else "the first ingredient"
+  action: Any = "keep" if has_base else [1] + [0] * (count - 1)
+  start, end = f"Take that of {source}", ", or leave it out with 'skip'"
+  if lacking:
+    action, start, end = "skip", "Leave it out", ""
+  patterns = list(dict.fromkeys(_pattern(leaf, specs) for leaf in leaves))
+  text = ",".join(f"{pattern}={action}" for pattern in patterns)
+  return (
+    f"{start} with select={dict.fromkeys(patterns, action)} (from the shell: "
+    f"--config.select='{text}'){end}."
+  )
+
+
+def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
+  """Returns an expression for a leaf, and others of its name if none is float.
+
+  A model has such a counter in every layer.
+  """
+  last = re.escape(re.split("[/.]", leaf)[-1]) + "$"
+  others = [name for name in specs if re.search(last, name)]
+  if any(is_float(specs[name]) for name in others) or last == "$":
+    return f"^{re.escape(leaf)}$"
+  return last
 
 
 def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from soupjax.soups import rules
-from soupjax.soups.core import configs, same_init, slices
+from soupjax.soups.core import configs, leftovers, same_init, slices
 from soupjax.soups.core import select as selection
 from soupjax.soups.core.ingredient import Ingredient, check_names, storage_of
 from soupjax.soups.engine import groups as group_lib
@@ -154,7 +154,11 @@ def make(
     groups=groups,
     chunks=_chunks(sources, groups),
     select=select,
-    notes=tuple(sorted(maker.notes)) + _twins(sources),
+    notes=(
+      *sorted(maker.notes),
+      *_twins(sources),
+      *leftovers.notes(ingredients),
+    ),
     threads=threads,
   )
 

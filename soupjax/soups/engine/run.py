@@ -10,7 +10,7 @@ numbers (see `core.compensated`), so they do not depend on the blocks.
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -22,8 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import crc32, slices
-from soupjax.soups.core.ingredient import storage_of
+from soupjax.soups.core import crc32, slices, tree
+from soupjax.soups.core.ingredient import (
+  check_unchanged,
+  explaining_changes,
+  storage_of,
+)
 from soupjax.soups.engine import blocks, first_pass, threads
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
@@ -49,12 +53,14 @@ class Report:
     seconds: from the first block to the last.
     checksums: source -> leaf -> CRC-32, for leaves that were read whole over
       all processes.
+    verified: source -> leaves whose recorded checksum was compared.
   """
 
   bytes_read: int
   bytes_written: int
   seconds: float
   checksums: tuple[Mapping[str, int], ...]
+  verified: tuple[Collection[str], ...]
 
 
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
@@ -91,10 +97,12 @@ def run(
 
   Raises:
     ValueError: naming ingredient and leaf, if integers differ, a recorded
-      checksum does not match, or a result is not finite.
+      checksum does not match, or a result is not finite; or naming ingredient
+      and file, if an input has changed since it was opened.
   """
   start = time.perf_counter()
-  plan, measured_bytes = first_pass.measured(plan, processes)
+  with explaining_changes(plan.sources):
+    plan, measured_bytes = first_pass.measured(plan, processes)
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
   total = sum(work.cost(block) for block in packed)
@@ -112,18 +120,21 @@ def run(
       if progress:
         progress(work.done, total)
 
-  threads.for_each(
-    packed,
-    mix_block,
-    count=plan.threads,
-    name="soupjax-mix",
-    make_buffer=blocks.Buffer,
-  )
+  with explaining_changes(plan.sources):
+    threads.for_each(
+      packed,
+      mix_block,
+      count=plan.threads,
+      name="soupjax-mix",
+      make_buffer=blocks.Buffer,
+    )
+  checksums = work.checksums(processes)
   return Report(
     bytes_read=work.done + measured_bytes,
     bytes_written=work.written,
     seconds=time.perf_counter() - start,
-    checksums=work.checksums(processes),
+    checksums=checksums,
+    verified=work.verified(checksums),
   )
 
 
@@ -149,6 +160,7 @@ class _Work:
     self.writer = writer
     self.check_finite = check_finite
     self.storages = [storage_of(source) for source in plan.sources]
+    self.summed = [storage.summed for storage in self.storages]
     self.chunks = blocks.stored_chunks(plan)
     self.hash_inputs = hash_inputs
     self.cpu = jax.local_devices(backend="cpu")[0]
@@ -269,7 +281,7 @@ class _Work:
       if dtype != row.dtype:
         part = buffer.array("cast", part.shape, dtype)
       storage.read_box(leaf, box, part)
-      if self.hash_inputs or leaf in storage.checksums:
+      if self.hash_inputs or leaf in self.summed[k]:
         self._sum(k, leaf, box, part)
       if dtype != row.dtype:
         row[span] = part.astype(row.dtype)
@@ -279,12 +291,8 @@ class _Work:
 
   def _sum(self, k, leaf, box, array):
     """Adds a box to the checksum of a leaf."""
-    runs = list(
-      slices.contiguous_runs(self.plan.sources[k].specs[leaf].shape, box)
-    )
-    bounds = [(axis.start, axis.stop) for axis in box]
-    start, end = (n * array.dtype.itemsize for n in (runs[0][0], sum(runs[-1])))
-    part = bounds, start, end, array.nbytes, crc32.of_runs(array, runs)
+    shape = self.plan.sources[k].specs[leaf].shape
+    part = crc32.part_of(shape, box, array)
     with self._lock:
       self._sums[k].setdefault(leaf, []).append(part)
 
@@ -295,10 +303,12 @@ class _Work:
       for leaf, _, span in block.spans():
         a, b = stack[0, span].view(np.uint8), row[span].view(np.uint8)
         if not np.array_equal(a, b):
-          raise ValueError(
-            f"Leaf {leaf!r} has dtype {row.dtype}, which cannot be averaged, "
-            f"and {name!r} and {names[0]!r} disagree on it. Leave it out with "
-            "select={regex: 'skip'}, or keep that of a base."
+          raise tree.differing(
+            leaf,
+            self.plan.sources[0].specs,
+            (name, names[0]),
+            self.plan.count,
+            self.plan.base is not None,
           )
 
   def _explain(self, block, stack, base):
@@ -338,11 +348,19 @@ class _Work:
     """Returns checksums of leaves that all processes together read whole.
 
     Raises:
-      ValueError: naming the first leaf that differs from its recorded checksum.
+      ValueError: naming the first leaf that differs from its recorded checksum,
+        or an input that has changed. All processes raise it.
     """
     checksums: tuple[dict[str, int], ...] = tuple({} for _ in self.plan.sources)
-    gathered = processes.gather(json.dumps(self._sums).encode())
-    sums_of_processes = [json.loads(data) for data in gathered]
+    change = ""
+    try:
+      check_unchanged(self.plan.sources)
+    except ValueError as e:
+      change = str(e)
+    gathered = processes.gather(json.dumps([change, self._sums]).encode())
+    changes, sums_of_processes = zip(*map(json.loads, gathered))
+    for change in filter(None, changes):
+      raise ValueError(change)
     for k, source in enumerate(self.plan.sources):
       recorded = self.storages[k].checksums
       for leaf, spec in source.specs.items():
@@ -353,7 +371,26 @@ class _Work:
         name = f"{source.name!r} ({source.path})"
         crc32.check(name, leaf, value, recorded.get(leaf, value))
         checksums[k][leaf] = value
+      for shared in self.storages[k].shared:
+        shared.check(f"{source.name!r} ({source.path})", checksums[k])
     return checksums
+
+  def verified(
+    self, checksums: Sequence[Mapping[str, int]]
+  ) -> tuple[Collection[str], ...]:
+    """Returns the leaves of every source that were compared.
+
+    Args:
+      checksums: from `checksums`.
+    """
+    verified = []
+    for storage, values in zip(self.storages, checksums):
+      leaves = {*(storage.checksums.keys() & values), *storage.self_checked}
+      for shared in storage.shared:
+        if shared.sizes.keys() <= values.keys():
+          leaves.update(shared.sizes)
+      verified.append(leaves)
+    return tuple(verified)
 
 
 class Arrays:

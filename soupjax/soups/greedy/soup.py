@@ -26,6 +26,7 @@ from soupjax.soups.core.ingredient import (
   as_ingredient,
   as_ingredients,
   check_ingredients,
+  check_unchanged,
   sharding_of,
 )
 from soupjax.soups.core.select import Selection
@@ -220,6 +221,7 @@ def greedy_soup(
       soup, bar = candidate, decision.score
       total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
+  check_unchanged(ingredients)
   return GreedySoup(
     params=soup, selected=tuple(selected), history=tuple(history)
   )

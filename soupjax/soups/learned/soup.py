@@ -37,6 +37,7 @@ from soupjax.soups.core.ingredient import (
   as_ingredient,
   as_ingredients,
   check_ingredients,
+  check_unchanged,
 )
 from soupjax.soups.core.select import Selection
 from soupjax.soups.learned import checks, host_optimizers, offload
@@ -184,7 +185,7 @@ def learned_soup(
   if base is None:
     ingredients = check_ingredients(ingredients)
   else:
-    base, *ingredients = check_ingredients([base, *ingredients])
+    base, *ingredients = check_ingredients([base, *ingredients], has_base=True)
   anchor = base or ingredients[0]
   same_init.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity)
@@ -213,8 +214,10 @@ def learned_soup(
   )
 
   alphas, beta = problem.unpacked(x)
+  params = problem.finished(alphas)
+  check_unchanged(ingredients if base is None else [base, *ingredients])
   return LearnedSoup(
-    params=problem.finished(alphas),
+    params=params,
     names=tuple(i.name for i in ingredients),
     alphas=dict(zip(layout.groups, alphas)),
     beta=beta,

@@ -38,7 +38,7 @@ def wise_ft_curve(
       datasets are only recorded. Not needed for a single dataset.
     resume: candidates of an earlier run, which are not evaluated again.
     on_candidate: called with every new candidate, to save it.
-    **reading: `in_memory` and `sharding` of `Blend`.
+    **reading: `in_memory`, `select`, `dtype` and `sharding` of `Blend`.
 
   Returns:
     The curve, and the model at the best alpha.
@@ -92,7 +92,7 @@ def analogy(
     choose_on: as in `wise_ft_curve`.
     resume: as in `wise_ft_curve`.
     on_candidate: as in `wise_ft_curve`.
-    **reading: `in_memory` and `sharding` of `Blend`.
+    **reading: `in_memory`, `select`, `dtype` and `sharding` of `Blend`.
 
   Returns:
     The curve, and the model at the best scale.
@@ -172,7 +172,7 @@ def task_scale(
       dataset except the control.
     resume: as in `wise_ft_curve`.
     on_candidate: as in `wise_ft_curve`.
-    **reading: `in_memory` and `sharding` of `Blend`.
+    **reading: `in_memory`, `select`, `dtype` and `sharding` of `Blend`.
 
   Returns:
     The curve, and the model at the best scale.

@@ -6,20 +6,22 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
-from soupjax.soups.average import uniform_soup
+from soupjax.soups.average import Means, uniform_soup
 from soupjax.soups.core import arguments, evaluation
 from soupjax.soups.core.ingredient import (
   Ingredient,
   Models,
   as_ingredient,
   as_ingredients,
-  check_ingredients,
   rank_by,
 )
+from soupjax.soups.core.select import reordered
 from soupjax.soups.greedy.decisions import AcceptanceRule
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
 PyTree = Any
+# Settings of `greedy_soup` that every average has.
+_PLACING = ("base", "select", "dtype", "sharding")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ def diwa(
     average: "greedy" or "uniform".
     mode: "max" if a higher score is better, "min" if a lower one is, such as a
       loss.
-    **settings: of `greedy_soup`, for average "greedy".
+    **settings: of `greedy_soup`; for average "uniform" only `base`, `select`,
+      `dtype` and `sharding`. Single runs are scored with the same selection.
 
   Returns:
     The average, and the score of every run.
@@ -86,20 +89,25 @@ def diwa(
   """
   runs = as_ingredients(runs)
   _check(evaluate, average, mode, settings)
-  runs = check_ingredients(runs)
+  placing = {k: settings[k] for k in _PLACING if k in settings}
+  means = Means(runs, **placing)
   scored = []
-  for run in runs:
-    score = evaluation.call(evaluate, run.load())
+  for k, run in enumerate(runs):
+    score = evaluation.call(evaluate, means.model(k))
     score = arguments.number(f"The score of {run.name!r}", score)
     metrics = {**run.metrics, "held-out": score}
     scored.append(dataclasses.replace(run, metrics=metrics))
   ranked = rank_by(scored, "held-out", mode=mode)
+  names = [run.name for run in runs]
+  order = [names.index(run.name) for run in ranked]
+  placing["select"] = reordered(placing.get("select"), order)
   if average == "uniform":
-    params = uniform_soup(ranked)
+    params = uniform_soup(ranked, **placing)
     selected, greedy = tuple(r.name for r in ranked), None
     score = evaluation.call(evaluate, params)
     score = arguments.number("The score of the average", score)
   else:
+    settings |= placing
     greedy = greedy_soup(ranked, evaluate, mode=mode, **settings)
     params, selected, score = greedy.params, greedy.selected, greedy.score
   return Pool(
@@ -135,7 +143,7 @@ def ratatouille(
     evaluate: as in `diwa`.
     average: "greedy" or "uniform".
     mode: as in `diwa`.
-    **settings: of `greedy_soup`, for average "greedy".
+    **settings: as in `diwa`.
 
   Returns:
     The average, and the score of every run. Runs have the names of their
@@ -146,7 +154,8 @@ def ratatouille(
   """
   starts = as_ingredients(starts)
   _check(evaluate, average, mode, settings)
-  starts = check_ingredients(starts)  # Before hours of fine-tuning.
+  # Before hours of fine-tuning.
+  Means(starts, **{k: settings[k] for k in _PLACING if k in settings})
   runs = []
   for start in starts:
     run = as_ingredient(
@@ -159,10 +168,10 @@ def ratatouille(
 def _check(evaluate, average, mode, settings) -> None:
   if average not in ("greedy", "uniform"):
     raise ValueError(f"average must be 'greedy' or 'uniform', got {average!r}.")
-  if average == "uniform" and settings:
+  greedy_only = sorted(set(settings) - set(_PLACING))
+  if average == "uniform" and greedy_only:
     raise ValueError(
-      f"{sorted(settings)} are settings of a greedy soup: give "
-      "average='greedy'."
+      f"{greedy_only} are settings of a greedy soup: give average='greedy'."
     )
   AcceptanceRule.of(
     settings.get("accept", "ge"), settings.get("min_delta", 0.0), mode

@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Affine combinations: a model plus multiples of directions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import os
 from typing import Any
 
 import jax
 import numpy as np
 
-from soupjax.soups.core import compensated, evaluation, nonfinite, tree
+from soupjax.soups.core import compensated, nonfinite, tree
+from soupjax.soups.core import select as selection_lib
 from soupjax.soups.core.ingredient import (
   Ingredient,
   as_ingredient,
@@ -23,12 +25,12 @@ from soupjax.soups.core.ingredient import (
 PyTree = Any
 
 
-@jax.jit
-def _combine(stacks, deltas):
-  """Computes base + sum_k w_k (t_k - base) of leaves, in their dtypes."""
+@functools.partial(jax.jit, static_argnames="dtypes")
+def _combine(stacks, deltas, ends, *, dtypes):
+  """Computes base + sum_k w_k (t_k - base) of leaves, in these dtypes."""
   return [
-    compensated.linear(stack, **deltas).astype(stack[0].dtype)
-    for stack in stacks
+    selection_lib.finish(compensated.linear(stack, **deltas), end, dtype)
+    for stack, end, dtype in zip(stacks, ends, dtypes)
   ]
 
 
@@ -46,6 +48,8 @@ class Blend:
     directions: Sequence[Any],
     *,
     in_memory: bool = True,
+    select: Mapping[str, Any] | None = None,
+    dtype: Any = None,
     sharding: Any = None,
   ):
     """Opens and checks the models, which reads every weight once.
@@ -57,11 +61,15 @@ class Blend:
       in_memory: whether to keep all models in memory. False reads every leaf
         again for every candidate, which is slower but holds only one leaf of
         each model besides the candidate.
+      select: leaves that are not combined like the others, as in `mix`, in
+        every candidate. A list has one number for each model besides the base,
+        in the order of the directions.
+      dtype: of the floating leaves of candidates; None keeps those of the base.
       sharding: placement of the models, as in `Ingredient.load`.
 
     Raises:
-      ValueError: if there is no direction, models do not fit together, or one
-        has NaN or infinity.
+      ValueError: if there is no direction, models do not fit together, one has
+        NaN or infinity, or `select` or `dtype` are not valid.
     """
     directions = directions_of(directions)
     if not directions:
@@ -84,17 +92,25 @@ class Blend:
       dataclasses.replace(model, name=f"{k}: {model.name}")
       for k, model in enumerate(models.values())
     ]
-    opened = check_ingredients(opened)
+    selection = selection_lib.Selection(
+      opened[1:] or opened,  # The only direction may be the base itself.
+      base=opened[0],
+      select=select,
+      dtype=dtype,
+      mixes_base=True,
+    )
+    opened = [selection.base, *selection.ingredients][: len(opened)]
+    opened = check_ingredients(opened, has_base=True)
     nonfinite.check_finite(opened)
     self._sharding, self._in_memory = sharding, in_memory
     self._models = (
       [m.in_memory(sharding=sharding) for m in opened] if in_memory else opened
     )
-    self._specs, self._treedef = opened[0].specs, opened[0].treedef
+    self._selection, self._fixed = selection, selection.fixed(sharding)
     self.size = len(directions)
 
   def __call__(self, coefficients: Sequence[float]) -> PyTree:
-    """Returns the candidate, in the dtypes of the base.
+    """Returns the candidate.
 
     Args:
       coefficients: one number per direction.
@@ -104,23 +120,27 @@ class Blend:
     """
     weights = np.asarray(coefficients, np.float64) @ self._matrix
     deltas = compensated.delta_coefficients(weights)
-    floats = [n for n, s in self._specs.items() if tree.is_float(s)]
+    models, specs = self._models, self._selection.specs
+    floats = [n for n, s in models[0].specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
-    combined: dict[str, jax.Array] = {}
+    leaves = {
+      leaf: self._read(models[0], leaf)
+      for leaf in models[0].specs
+      if leaf not in floats
+    }
     for group in filter(None, groups):
-      stacks = [[self._read(m, leaf) for m in self._models] for leaf in group]
-      combined.update(zip(group, _combine(stacks, deltas)))
-    leaves = [
-      combined[leaf] if leaf in combined else self._read(self._models[0], leaf)
-      for leaf in self._specs
-    ]
-    nonfinite.check_overflow(self._specs, leaves)
-    return evaluation.owned(jax.tree.unflatten(self._treedef, leaves))
+      stacks = [[self._read(m, leaf) for m in models] for leaf in group]
+      ends = self._selection.ends(group, self._sharding)
+      dtypes = tuple(specs[leaf].dtype for leaf in group)
+      leaves.update(zip(group, _combine(stacks, deltas, ends, dtypes=dtypes)))
+    leaves |= self._fixed
+    nonfinite.check_overflow(specs, [leaves[leaf] for leaf in specs])
+    return self._selection.assembled(leaves)
 
   def _read(self, model, leaf):
     if self._in_memory:
       return model.read(leaf)
-    placement = sharding_of(self._sharding, leaf, self._specs[leaf])
+    placement = sharding_of(self._sharding, leaf, model.specs[leaf])
     return model.read(leaf, sharding=placement)
 
 

@@ -65,7 +65,7 @@ def paint(
     supported: names of the supported tasks.
     resume: candidates of an earlier run, which are not evaluated again.
     on_candidate: called with every new candidate, to save it.
-    **reading: `in_memory` and `sharding` of `Blend`.
+    **reading: `in_memory`, `select`, `dtype` and `sharding` of `Blend`.
 
   Returns:
     The curve, and the patched model.

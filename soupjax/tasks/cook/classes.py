@@ -10,18 +10,29 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from soupjax import data
+from soupjax import data, registry
+from soupjax.data.folders import spelling
 from soupjax.models import pretrained
 
 
 class _Relabelled(data.Source):
-  """A source whose labels are the numbers of a model's outputs."""
+  """A source whose labels are the numbers of a model's outputs.
 
-  def __init__(self, parent: data.Source, classes: Sequence[str]):
+  Attributes:
+    outputs: the model's output of each class of the parent.
+  """
+
+  def __init__(
+    self,
+    parent: data.Source,
+    classes: Sequence[str],
+    numbers: Sequence[int],
+  ):
     super().__init__(parent.name, len(parent), len(classes), classes)
-    numbers = {name: k for k, name in enumerate(classes)}
+    self.notes, self.ranges = parent.notes, parent.ranges
+    self.outputs = tuple(numbers)
     self._parent = parent
-    self._numbers = np.array([numbers[name] for name in parent.class_names])
+    self._numbers = np.array(numbers)
 
   def _read(self, index):
     example = self._parent[index]
@@ -71,7 +82,7 @@ def classes_of(
     return tuple(
       sorted(names, key=_natural_key if order == "natural" else None)
     )
-  if detected.classes and set(detected.classes) & set(names):
+  if _comparable(detected.classes, names):
     return detected.classes
   natural = sorted(names, key=_natural_key)
   if detected.family == "timm" and list(names) != natural:
@@ -90,7 +101,7 @@ def incomparable(
 ) -> list[str]:
   """Warns in a line for the plan if a set and models share no class name."""
   names = source.class_names
-  if not classes or not names or set(classes) & set(names):
+  if not classes or not names or _comparable(classes, names):
     return []
   return [
     f"WARNING: the models' classes are called {', '.join(classes[:2])}, ... "
@@ -119,18 +130,10 @@ def labelled(
       "outputs."
     )
   names = source.class_names
-  common = set(names or ()) & set(classes or ())
-  if common:
-    unknown = sorted(set(names) - common)
-    if unknown:
-      unused = sorted(set(classes) - common) or list(classes)
-      raise ValueError(
-        f"{what}: {source.name} has classes that the models do not have: "
-        f"{', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}. Those of the "
-        f"models are called, for instance, {', '.join(unused[:3])}."
-      )
-    same_order = tuple(names) == tuple(classes)
-    return source if same_order else _Relabelled(source, classes)
+  if names and classes and tuple(names) == tuple(classes):
+    return source
+  if _comparable(classes, names):
+    return _Relabelled(source, classes, _numbers(source, classes, what))
   if source.num_classes != num:
     raise ValueError(
       f"{what}: {source.name} has {source.num_classes} classes, but the models "
@@ -138,3 +141,153 @@ def labelled(
       "of all, or labels of the whole set."
     )
   return source
+
+
+def _comparable(a: Sequence[str] | None, b: Sequence[str] | None) -> bool:
+  """Whether two lists of classes have a name in common, however spelled."""
+  return bool(set(map(spelling, a or ())) & set(map(spelling, b or ())))
+
+
+def _numbers(
+  source: data.Source, classes: Sequence[str], what: str
+) -> list[int]:
+  """Returns the model's output of each class of a source.
+
+  Names that are equal but for case, "_" and "-" are the same class, unless one
+  is exactly equal.
+
+  Raises:
+    ValueError: if a name fits no output or several, or two fit the same.
+  """
+  exact: dict[str, list[int]] = {}
+  alike: dict[str, list[int]] = {}
+  for k, name in enumerate(classes):
+    exact.setdefault(name, []).append(k)
+    alike.setdefault(spelling(name), []).append(k)
+  names = source.class_names or ()
+  fits = [exact.get(n) or alike.get(spelling(n)) or [] for n in names]
+  unknown = [name for name, numbers in zip(names, fits) if not numbers]
+  if unknown:
+    taken = {k for numbers in fits for k in numbers}
+    unused = [n for k, n in enumerate(classes) if k not in taken] or classes
+    raise ValueError(
+      f"{what}: {source.name} has classes that the models do not have: "
+      f"{', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}. Those of the "
+      f"models are called, for instance, {', '.join(unused[:3])}."
+    )
+  first: dict[int, str] = {}
+  for name, numbers in zip(names, fits):
+    if len(numbers) > 1:
+      raise ValueError(
+        f"{what}: the class {name!r} of {source.name} may be any of the "
+        f"models' outputs {', '.join(map(str, numbers))}, which are called "
+        f"{', '.join(repr(classes[k]) for k in numbers)}. Give data.classes a "
+        "file with one name per line, in which each name is unique and is that "
+        "of a class folder."
+      )
+    other = first.setdefault(numbers[0], name)
+    if other != name or list(names).count(name) > 1:
+      raise ValueError(
+        f"{what}: the classes {other!r} and {name!r} of {source.name} are both "
+        f"the models' output {numbers[0]}, {classes[numbers[0]]!r}: rename one."
+      )
+  return [numbers[0] for numbers in fits]
+
+
+# --- Metrics over some of the classes -----------------------------------------
+
+# TFDS declares all of ImageNet's classes for these sets, of which 200 occur.
+# Their papers (1907.07174, 2006.16241) take the highest of the 200 outputs.
+_OF_200 = ("imagenet_a", "imagenet_r")
+# Labels of sets of at most so many images are read for the plan.
+_FEW = 10_000
+
+
+def evaluated(
+  source: data.Source,
+  dataset: str,
+  option: str | Sequence[str],
+  own_classes: int,
+  classes: Sequence[str] | None,
+  what: str,
+) -> tuple[int, ...] | None:
+  """Returns the outputs over which a test set is evaluated, None for all.
+
+  Args:
+    source: the set, labelled by the models' outputs.
+    dataset: its name for `data.open_source`.
+    option: "all"; "present", the classes that occur; a file with one name per
+      line; names. With "" it is those of the set if it has some of the models'
+      classes, and those that occur in ImageNet-A and -R.
+    own_classes: the number of classes that the set itself has.
+    classes: names of the models' outputs, None if unknown.
+    what: the name of the set in errors.
+
+  Raises:
+    ValueError: if a name is unknown, or an image is of another class.
+  """
+  total = source.num_classes
+  if option == "all":
+    return None
+  base = dataset.partition(":")[0].partition("/")[0]
+  if option == "" and own_classes < total:
+    chosen = set(getattr(source, "outputs", ()))
+  elif option == "present" or (option == "" and base in _OF_200):
+    chosen = {source.label(k) for k in range(len(source))}
+  elif option == "":
+    return None
+  else:
+    chosen = _chosen(source, option, classes or source.class_names, what)
+  return tuple(sorted(chosen)) if len(chosen) < total else None
+
+
+def about_outputs(
+  source: data.Source, outputs: Sequence[int] | None, name: str
+) -> list[str]:
+  """Says in a line for the plan over which outputs metrics are."""
+  total = source.num_classes
+  if outputs is not None:
+    return [
+      f"{name}: metrics are over {len(outputs):,} of {total:,} outputs, its "
+      f"own classes (tests.{name}=...:classes=all takes every output)"
+    ]
+  if len(source) > _FEW:
+    return []
+  present = len({source.label(k) for k in range(len(source))})
+  if present == total or len(source) < 2 * total:
+    return []
+  return [
+    f"{name}: only {present:,} of {total:,} classes occur, and metrics are "
+    f"over all (tests.{name}=...:classes=present takes those that occur)"
+  ]
+
+
+def _chosen(source, option, classes, what) -> set[int]:
+  """Returns the outputs that are named; all labels must be among them."""
+  names = [option] if isinstance(option, str) else list(option)
+  if isinstance(option, str) and pathlib.Path(option).expanduser().is_file():
+    text = pathlib.Path(option).expanduser().read_text(encoding="utf-8")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+  if not classes:
+    raise ValueError(
+      f"{what}: the classes have no names, so classes={option!r:.100} cannot "
+      "be found: give 'present', 'all', or data.classes."
+    )
+  numbers: dict[str, list[int]] = {}
+  for k, name in enumerate(classes):
+    numbers.setdefault(name, []).append(k)
+  for name in names:
+    if len(numbers.get(name, ())) != 1:
+      problem = "is the name of several classes"
+      if name not in numbers:
+        problem = f"is not a class{registry.suggestion(name, numbers)}"
+      raise ValueError(f"{what}: {name!r} in classes= {problem}")
+  chosen = {numbers[name][0] for name in names}
+  for k in range(len(source)):
+    if source.label(k) not in chosen:
+      raise ValueError(
+        f"{what}: {source.describe(k)} is of class "
+        f"{classes[source.label(k)]!r}, which classes= leaves out: add it, or "
+        "use classes=present."
+      )
+  return chosen

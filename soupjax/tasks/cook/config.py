@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+from typing import Any
 
 from absl import logging
 import flax.linen as nn
@@ -27,10 +28,11 @@ _RESERVED = ("minival", "shifts")
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
-  *("pre_norm", "patch_bias", "fc_norm", "attention", "scan", "dtype_mm"),
+  *("pre_norm", "patch_bias", "fc_norm", "normalize"),
+  *("attention", "scan", "dtype_mm"),
 )
 # Types of options that can be None.
-_KINDS = {int | None: int, str | None: str}
+_KINDS = {int | None: int, str | None: str, bool | None: bool}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -44,9 +46,14 @@ def default_config() -> ml_collections.ConfigDict:
   # Describes the head of `initial`, such as "linear probe"; "" is unknown.
   c.initial_head = ""
   c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
+  # Regular expression of leaves of the files to leave out, such as a decoder.
+  c.skip = ""
   # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
   # all others are shifts; they serve no choice. From the shell:
   # --config.tests=test=validation,sketch=imagenet_sketch/test
+  # A value may end in ":classes=" and "all", "present" (those that occur), a
+  # file with one class per line, or names as "cat+dog": metrics are over these
+  # outputs alone. A dict has the keys "split" and "classes".
   c.tests = config_lib.NamedTexts()
 
   c.data = ml_collections.ConfigDict()
@@ -75,6 +82,10 @@ def default_config() -> ml_collections.ConfigDict:
       kind = _KINDS.get(field.type, field.type)
       c.model[field.name] = ml_collections.config_dict.placeholder(kind)
   c.sharding = finetune_config.default_config().sharding
+
+  # Leaves that soups do not average like the others, as in configs/mix.py, such
+  # as "head/kernel=keep,head/bias=[0, 1, 0]"; the base is `initial`.
+  c.select = ""
 
   c.cook = ml_collections.ConfigDict()
   # On minival: "prec@1", "loss", a registered metric or an import path. Of
@@ -152,11 +163,14 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
   """Returns name -> (dataset, split) of `config.tests`.
 
   Raises:
-    ValueError: if a name is reserved, or a value is not a split.
+    ValueError: if a name is reserved, a value is not a split, or two names are
+      the same set.
   """
   sets: dict[str, tuple[str, str]] = {}
-  for name, place in config.tests.items():
-    dataset, _, split = str(place).rpartition("/")
+  places: dict[Any, str] = {}
+  for name, value in config.tests.items():
+    place, classes = _parse_test(name, value)
+    dataset, _, split = place.rpartition("/")
     if name in _RESERVED:
       raise ValueError(f"tests.{name}: this name is reserved, choose another")
     if not split or not re.fullmatch(r"[\w-]+", name):
@@ -165,7 +179,48 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
         "its value SPLIT or DATASET/SPLIT, such as 'imagenet_sketch/test'"
       )
     sets[name] = dataset or config.data.name, split
+    other = places.setdefault((*sets[name], classes), name)
+    if other != name:
+      raise ValueError(
+        f"tests.{other} and tests.{name} are the same set, {place!r}, which "
+        "would count twice in means: remove one of them"
+      )
   return sets
+
+
+def test_classes(
+  config: ml_collections.ConfigDict,
+) -> dict[str, str | tuple[str, ...]]:
+  """Returns name -> `classes` of `config.tests`; "" where it is not given."""
+  return {k: _parse_test(k, v)[1] for k, v in config.tests.items()}
+
+
+def _parse_test(name: str, value: Any) -> tuple[str, str | tuple[str, ...]]:
+  """Returns the place and the classes of a test set.
+
+  Args:
+    name: of the set, for errors.
+    value: "PLACE", "PLACE:classes=CLASSES", or a dict of split and classes.
+
+  Raises:
+    ValueError: if a dict has other keys.
+  """
+  classes: Any = ""
+  if isinstance(value, (dict, ml_collections.ConfigDict)):
+    unknown = set(value) - {"split", "classes"}
+    if unknown or "split" not in value:
+      raise ValueError(
+        f"tests.{name} has the keys {sorted(value)}: give 'split', such as "
+        "'imagenet_a/test', and 'classes' or not"
+      )
+    value, classes = value["split"], value.get("classes", "")
+  elif match := re.fullmatch(r"(.*?):classes=(.*)", str(value)):
+    value, classes = match.groups()
+    if "+" in classes:
+      classes = tuple(part.strip() for part in classes.split("+"))
+  if not isinstance(classes, str):
+    classes = tuple(map(str, classes))
+  return str(value), classes
 
 
 def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class Evaluations:
         mesh=mesh,
         # Leaves room for the padding of the last batch.
         cache_gb=2 * room if fits else 0.0,
+        outputs=inputs.outputs.get(name),
       )
       room -= needed if fits else 0.0
 
@@ -108,6 +109,7 @@ class Evaluations:
       evaluator = Evaluator.from_arrays(
         _unchanged, outputs, labels[dataset], metric=self._inputs.metrics[0],
         more_metrics=self._inputs.metrics, name=dataset,
+        outputs=self._inputs.outputs.get(dataset),
       )  # fmt: skip
       values = evaluator.per_example(None)
       results[dataset] = evaluator.means(values)

@@ -2,21 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Infers model and preprocessing from checkpoints and the files beside them."""
 
-from collections.abc import Mapping, Sequence
-import math
-from typing import Any
+from collections.abc import Sequence
 
 import ml_collections
-import numpy as np
 
-from soupjax import data, files, models
-from soupjax.data import image_ops
+from soupjax import data, models
+from soupjax.data import pipeline
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient
+from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import config as cook_config
 
-# Numbers of Pillow, written by transformers; timm writes names.
-_METHODS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 _EXAMPLES = """
   resize_small(256, "bicubic")|central_crop(224)|standardize("imagenet")
   resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)
@@ -45,10 +41,10 @@ def resolve(
   detected = [
     pretrained.detect(i, family=config.family or None) for i in ingredients
   ]
-  prepared = [preparation(i.path, d) for i, d in zip(ingredients, detected)]
+  prepared, warnings = _prepared(config, ingredients, detected)
   origin, first = ingredients[0], detected[0]
-  for ingredient, model, ops in zip(ingredients, detected, prepared):
-    _check_alike(origin, first, prepared[0], ingredient, model, ops)
+  for ingredient, model, other in zip(ingredients, detected, prepared):
+    _check_alike(origin, first, prepared[0], ingredient, model, other)
 
   # --- Options of the model: given, implied by its variant, or detected -------
   written = config.model.to_dict()
@@ -64,7 +60,9 @@ def resolve(
       )
   gaps = [k for k, v in written.items() if v is None]
   filled = {
-    k: first.options[k] for k in gaps if k in first.options and k not in given
+    k: first.options[k]
+    for k in gaps
+    if first.options.get(k) is not None and k not in given
   }
   options = {**given, **filled}
   if "num_heads" in gaps and name == "vit" and "num_heads" not in options:
@@ -82,10 +80,46 @@ def resolve(
     "num_classes", 0
   )
   full.data.image_size = full.data.image_size or first.image_size or 0
-  full.data.eval_ops = full.data.eval_ops or prepared[0] or ""
+  full.data.eval_ops = _eval_ops(config, ingredients, prepared)
   _check_full(full, origin.path or origin.name)
-  lines = _lines(full, first, filled, prepared[0])
+  lines = [*_lines(full, first, filled, prepared[0]), *warnings]
   return full.lock(), first, lines
+
+
+def _prepared(config, ingredients, detected):
+  """Returns the preprocessing that files describe, and lines for the plan.
+
+  Raises:
+    ValueError: if files cannot be followed and `data.eval_ops` is empty.
+  """
+  prepared, warnings = [], []
+  for ingredient, model in zip(ingredients, detected):
+    try:
+      ops = preprocessing.of_files(ingredient.path, model.family)
+    except ValueError as e:
+      if not config.data.eval_ops:
+        raise
+      ops = None
+      warnings.append(f"WARNING: {e} Here data.eval_ops is followed.")
+    prepared.append(ops)
+  return prepared, list(dict.fromkeys(warnings))
+
+
+def _eval_ops(config, ingredients, prepared):
+  """Returns the operations of evaluation, "" if they are unknown.
+
+  Raises:
+    ValueError: if an ingredient was trained on pixels of other values.
+  """
+  texts = [
+    ops or preprocessing.recorded(ingredient.path)
+    for ingredient, ops in zip(ingredients, prepared)
+  ]
+  given = cook_config.eval_ops(config) or texts[0] or ""
+  for ingredient, text in zip(ingredients, texts):
+    if given and text:
+      preprocessing.check_values(given, text, ingredient.path)
+  return config.data.eval_ops or given
 
 
 def _check_alike(first, model, ops, other, other_model, other_ops):
@@ -130,7 +164,8 @@ def check_images(
 ) -> None:
   """Raises a ValueError if prepared images do not have the model's size."""
   ops, side = cook_config.eval_ops(config), config.data.image_size
-  shape = data.Preprocess(ops)(source[0]["image"]).shape
+  # The first image that can be decoded.
+  shape = pipeline.Reader(source, data.Preprocess(ops), 0).blank().shape
   if shape != (side, side, 3):
     raise ValueError(
       f"data.eval_ops={ops!r} makes images of {shape[0]} x {shape[1]}, but the "
@@ -151,10 +186,18 @@ def _lines(config, detected, filled, prepared):
     f"model: {listed(['variant', *sizes])}",
     f"images: {config.data.image_size} px, {cook_config.eval_ops(config)}",
   ]
+  values = data.Preprocess(cook_config.eval_ops(config)).values
+  if values.dtype == "uint8" and not prepared:
+    lines.append(
+      f"WARNING: data.eval_ops gives pixels in {values}; most models take "
+      "those of value_range(-1, 1) or standardize"
+    )
   assumed = sorted(detected.assumed & set(filled))
   if assumed:
     lines.append(f"assumed, since no file says it: {listed(assumed)}")
-  if prepared and prepared != config.data.eval_ops:
+  for rule, leaves in detected.ignored.items():
+    lines.append(f"not read, {rule}: {len(leaves)} leaves, such as {leaves[0]}")
+  if prepared and prepared != cook_config.eval_ops(config):
     lines.append(f"WARNING: the checkpoints' own preparation is {prepared}")
   if detected.image_size not in (None, config.data.image_size):
     lines.append(
@@ -162,86 +205,3 @@ def _lines(config, detected, filled, prepared):
       f"resampled to {config.data.image_size}, in the exported soups too"
     )
   return lines
-
-
-# --- Images -------------------------------------------------------------------
-
-
-def preparation(path: str, detected: pretrained.Detected) -> str | None:
-  """Returns the operations of evaluation, from the files beside a checkpoint.
-
-  Args:
-    path: of the checkpoint.
-    detected: its model.
-
-  Returns:
-    Operations for `data.Preprocess`; None if these files are missing, or need
-    an operation that soupjax does not have.
-  """
-  file = pretrained.file_beside(path, "preprocessor_config.json")
-  if file:
-    return _of_transformers(files.read_json(file))
-  pretrained_cfg = detected.config.get("pretrained_cfg", {})
-  return _of_timm(pretrained_cfg) if "architecture" in detected.config else None
-
-
-def _of_transformers(c: Mapping[str, Any]) -> str | None:
-  parts = []
-  if c.get("do_resize"):
-    size, method = c.get("size"), _METHODS.get(c.get("resample", 2))
-    if method is None:
-      return None
-    if isinstance(size, dict) and "shortest_edge" in size:
-      parts.append(f'resize_small({size["shortest_edge"]}, "{method}")')
-    elif sides := _sides(size):
-      parts.append(f'resize({sides}, "{method}")')
-    else:
-      return None
-  if c.get("do_center_crop"):
-    parts.append(f"central_crop({_sides(c.get('crop_size'))})")
-  if not c.get("do_rescale", True) or not math.isclose(
-    c.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-3
-  ):
-    return None
-  if c.get("do_normalize"):
-    values = _values(c.get("image_mean"), c.get("image_std"))
-  else:
-    values = "value_range(0, 1)"
-  return "|".join([*parts, values]) if values else None
-
-
-def _sides(size: Any) -> str | None:
-  if isinstance(size, int):
-    return str(size)
-  if not isinstance(size, dict) or not {"height", "width"} <= set(size):
-    return None
-  height, width = size["height"], size["width"]
-  return str(height) if height == width else f"({height}, {width})"
-
-
-def _of_timm(c: Mapping[str, Any]) -> str | None:
-  size = c.get("input_size")
-  values = _values(c.get("mean"), c.get("std"))
-  method = c.get("interpolation", "bicubic")
-  if not size or not values or method not in _METHODS.values():
-    return None
-  modes = {"squash": "resize", "center": "resize_small"}
-  resize = modes.get(c.get("crop_mode", "center"))
-  if resize is None:
-    return None
-  side, larger = size[-1], math.floor(size[-1] / c.get("crop_pct", 0.875))
-  return f'{resize}({larger}, "{method}")|central_crop({side})|{values}'
-
-
-def _values(mean, deviation) -> str | None:
-  """Returns the operation that subtracts a mean and divides by a deviation."""
-  for statistic in (mean, deviation):
-    if not isinstance(statistic, (list, tuple)) or len(statistic) != 3:
-      return None
-  for name, known in image_ops.STATISTICS.items():
-    if np.allclose([mean, deviation], known, atol=1e-4):
-      return f'standardize("{name}")'
-  if len(set(mean)) == len(set(deviation)) == 1:
-    low, high = -mean[0] / deviation[0], (1 - mean[0]) / deviation[0]
-    return f"value_range({low:.7g}, {high:.7g})"
-  return f"standardize({tuple(mean)}, {tuple(deviation)})"

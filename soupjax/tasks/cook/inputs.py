@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from soupjax import config as config_lib
 from soupjax import data, evaluators, files, sharding
@@ -21,6 +22,8 @@ from soupjax.checkpoints import replaceable
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.same_init import check_same_init
+from soupjax.soups.core.select import Selection, reordered
+from soupjax.tasks import mix, preprocessing
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
@@ -46,6 +49,7 @@ class CookInputs:
     place: leaf name and spec -> its sharding on the mesh.
     minival: the source of held-out images.
     tests: name -> source of a test set.
+    outputs: name -> the outputs over which a test set is evaluated, if not all.
     ingredients: with the leaves of the model.
     initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
@@ -58,6 +62,7 @@ class CookInputs:
   place: Callable[[str, Any], jax.sharding.Sharding]
   minival: data.Source
   tests: Mapping[str, data.Source]
+  outputs: Mapping[str, tuple[int, ...]]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
   original: Ingredient
@@ -102,6 +107,18 @@ class CookInputs:
       return []
     return [f"learned_{g}" for g in self.config.cook.learned.granularities]
 
+  def selection(self, ingredients: Sequence[Ingredient]) -> dict[str, Any]:
+    """Returns `select` and `base` for soups of the ingredients in this order.
+
+    Lists of numbers in `config.select` are in the order of `ingredients`.
+    """
+    select = mix.selection_of(self.config.select)
+    if not select:
+      return {}
+    names = [ingredient.name for ingredient in self.ingredients]
+    order = [names.index(ingredient.name) for ingredient in ingredients]
+    return {"select": reordered(select, order), "base": self.initial}
+
   @property
   def family(self) -> str | None:
     """The family of the checkpoints; None if their leaves are the model's."""
@@ -116,6 +133,9 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   """
   opened = open_lib.find_ingredients(patterns(config))
   start = open_lib.open_ingredient(config.initial) if config.initial else None
+  if config.skip:
+    opened = [pretrained.without(i, config.skip) for i in opened]
+    start = start and pretrained.without(start, config.skip)
   config, detected, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
@@ -131,16 +151,16 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     for original in opened
   ]
   check_same_init(ingredients)
-  check_ingredients(ingredients)
-  initial = None
-  if start is not None:
-    initial = adapt(start)
-    check_ingredients([*ingredients, initial])
+  initial = None if start is None else adapt(start)
+  select = _check_selection(config, ingredients, initial)
+  if not select:
+    check_ingredients([*ingredients, *filter(None, [initial])])
   mesh = sharding.make_mesh(dict(config.sharding.mesh))
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
-  minival, tests = _open_sources(config, detected, notes)
+  minival, tests, outputs = _open_sources(config, detected, notes)
+  _check_untrained(opened[0].path, tests)
   return CookInputs(
     config=config,
     model=model,
@@ -148,6 +168,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     place=leaf_sharding(config, model, mesh),
     minival=minival,
     tests=tests,
+    outputs=outputs,
     ingredients=ingredients,
     initial=initial,
     original=opened[0],
@@ -155,9 +176,48 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   )
 
 
+def _check_selection(config, ingredients, initial) -> dict[str, Any]:
+  """Checks `config.select` against the leaves; returns it as a dict."""
+  select = mix.selection_of(config.select)
+  for pattern, action in select.items():
+    listed = np.ndim(action) > 0
+    fix = None
+    if action == "skip":
+      fix = "a model without a leaf cannot be evaluated; take 'keep' or numbers"
+    elif (
+      listed
+      and config.task == "cook"
+      and initial
+      and (config.cook.wise_ft_points)
+    ):
+      fix = (
+        "WiSE-FT has one ingredient, not a list of them; take 'keep', or set "
+        "cook.wise_ft_points=0"
+      )
+    elif (
+      not listed
+      and config.task == "cook"
+      and len(ingredients) > 1
+      and (config.cook.learned.granularities)
+    ):
+      fix = (
+        "learned soups of this task have no base; give one number for each "
+        "ingredient, or set cook.learned.granularities=()"
+      )
+    if fix:
+      raise ValueError(f"select has {action!r} for {pattern!r}, but {fix}.")
+  Selection(
+    ingredients,
+    base=initial,
+    select=select,
+    dtype=None,
+  )
+  return select
+
+
 def patterns(config: ml_collections.ConfigDict) -> list[str]:
   """Returns the patterns of `config.ingredients`."""
-  return [p.strip() for p in config.ingredients.split(",") if p.strip()]
+  return open_lib.split_patterns(config.ingredients)
 
 
 def _safe(name: str) -> str:
@@ -168,18 +228,20 @@ def _safe(name: str) -> str:
 
 def _open_sources(config, detected, notes):
   """Opens minival and the test sets, labelled by the models' outputs."""
-  c = config.data
+  c, places = config.data, cook_config.tests(config)
   options = {"data_dir": c.data_dir or None}
   minival = data.open_source(c.name, c.minival or c.train, **options)
   tests = {
-    name: data.open_source(*place, **options)
-    for name, place in cook_config.tests(config).items()
+    name: data.open_source(*place, **options) for name, place in places.items()
   }
-  for name, test in tests.items() if c.minival else ():
+  for name, test in tests.items():
     if shared := data.shared_examples(minival, test):
+      use = "on which every choice is made" if c.minival else (
+        "of which a part is minival, and the rest trained the models"
+      )  # fmt: skip
       raise ValueError(
-        f"tests.{name}: {test.name} has {shared} images of minival, on which "
-        "every choice is made. Take other images."
+        f"tests.{name}: {test.name} has {shared} images of {minival.name}, "
+        f"{use}. Take other images."
       )
   classes = classes_lib.classes_of(config, detected, minival)
   label = functools.partial(
@@ -188,6 +250,7 @@ def _open_sources(config, detected, notes):
   minival = label(minival, what="data.name")
   if not c.minival:
     _, minival = data.split_minival(minival, per_class=c.minival_per_class)
+  own = {name: test.num_classes for name, test in tests.items()}
   tests = {k: label(test, what=f"tests.{k}") for k, test in tests.items()}
   for name, source in {"minival": minival, **tests}.items():
     known = classes
@@ -195,7 +258,37 @@ def _open_sources(config, detected, notes):
       known = detected.classes
     notes += classes_lib.incomparable(source, known, name)
     infer.check_images(config, source)
-  return minival, tests
+  asked, outputs = cook_config.test_classes(config), {}
+  for name, source in tests.items():
+    chosen = classes_lib.evaluated(
+      source, places[name][0], asked[name], own[name], classes, f"tests.{name}"
+    )
+    if chosen is not None:
+      outputs[name] = chosen
+    notes += classes_lib.about_outputs(source, chosen, name)
+  return minival, tests, outputs
+
+
+def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
+  """Rejects tests with images on which our own run trained an ingredient."""
+  config = preprocessing.recorded_config(path)
+  trained = config.get("data", {})
+  if not tests or config.get("task") != "finetune":
+    return
+  try:
+    train = data.open_source(
+      trained["name"],
+      trained["train"],
+      data_dir=trained.get("data_dir") or None,
+    )
+  except (ValueError, KeyError):
+    return  # It may have been moved since.
+  for name, test in tests.items():
+    if shared := data.shared_examples(train, test):
+      raise ValueError(
+        f"tests.{name}: the models were trained on {shared} images of "
+        f"{test.name}, in {train.name}. Take other images."
+      )
 
 
 # --- The record of inputs -----------------------------------------------------
@@ -234,6 +327,10 @@ def check_unchanged(
   present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
+  }
+  present |= {
+    f"the classes of {name}": list(chosen)
+    for name, chosen in inputs.outputs.items()
   }
   recorded = workdir_lib.read(record)
   if recorded is None:
@@ -321,7 +418,7 @@ def plan(inputs: CookInputs) -> str:
   start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
   lines.append(f"start: {start}")
   lines += [
-    f"{name}: {source.name}, {len(source)} images"
+    "; ".join([f"{name}: {source.name}, {len(source)} images", *source.notes])
     for name, source in inputs.sets.items()
   ]
   if not inputs.tests:

@@ -118,7 +118,13 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
   points = config.cook.wise_ft_points if initial else 0
   for alpha in np.linspace(0, 1, points).tolist():
     digits = 2 if math.isclose(alpha, round(alpha, 2)) else 4
-    load = functools.partial(average.wise_ft, initial, best, alpha)
+    load = functools.partial(
+      average.wise_ft,
+      initial,
+      best,
+      alpha,
+      select=opened.selection([best]).get("select"),
+    )
     models[f"wise_ft_{alpha:.{digits}f}"] = "interpolation", load
   progress = Progress("evaluate", len(models), unit="models")
   for name, (kind, load) in models.items():
@@ -166,6 +172,10 @@ def _write_choices(opened, ingredients, workdir) -> None:
     "best": {name: soups.ranked(ingredients, name)[0].name for name in names},
     "greedy": opened.greedy,
     "initial_head": opened.config.initial_head,
+    "outputs": {
+      name: (len(chosen), opened.config.data.num_classes)
+      for name, chosen in opened.outputs.items()
+    },
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)
@@ -200,17 +210,20 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
       state.unlink(missing_ok=True)
 
   def uniform(name, state):
-    return average.uniform_soup(ingredients, sharding=place), {}
+    selection = opened.selection(ingredients)
+    return average.uniform_soup(ingredients, sharding=place, **selection), {}
 
   def greedy(name, state):
     metric = opened.greedy[name]
+    ranked = soups.ranked(ingredients, metric)
     soup = soups.greedy(
       config.greedy,
       f"{name} soup by {metric}",
-      soups.ranked(ingredients, metric),
+      ranked,
       evaluations.minival(metric),
       state,
       place,
+      opened.selection(ranked),
     )
     record = soups.greedy_record(config.greedy, metric, soup)
     return soup.params, {"greedy": record}
@@ -224,6 +237,7 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
       _batches(opened),
       state,
       place,
+      opened.selection(ingredients).get("select"),
     )
     return params, {"learned": record}
 

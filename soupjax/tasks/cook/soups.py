@@ -46,6 +46,7 @@ def greedy(
   evaluate,
   trace: pathlib.Path,
   sharding: Any = None,
+  selection: Mapping[str, Any] | None = None,
 ) -> GreedySoup:
   """Runs `greedy_soup` and saves every decision in the file `trace`.
 
@@ -56,6 +57,7 @@ def greedy(
     evaluate: as for `greedy_soup`.
     trace: a file to resume from after a kill.
     sharding: as for `greedy_soup`.
+    selection: `select` and `base`, as for `greedy_soup`.
   """
   history = workdir_lib.read(trace, [])
   if not isinstance(history, list):
@@ -80,6 +82,7 @@ def greedy(
     on_decision=save,
     early_reject=config.early_reject,
     sharding=sharding,
+    **(selection or {}),
   )
 
 
@@ -104,6 +107,7 @@ def learned(
   batches: Iterable[tuple[Any, Any]],
   state: pathlib.Path,
   sharding: Any = None,
+  select: Mapping[str, Any] | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
   """Runs `learned_soup` and saves every step in the file `state`.
 
@@ -115,6 +119,7 @@ def learned(
     batches: of held-out images and labels, from the first step on.
     state: a file to resume from after a kill.
     sharding: as for `learned_soup`.
+    select: as for `learned_soup`.
 
   Returns:
     The soup and its record, as JSON.
@@ -144,6 +149,7 @@ def learned(
     steps=config.steps,
     optimizer=CoefficientOptimizer(learning_rate=config.learning_rate),
     batches=batches,
+    select=select,
     sharding=sharding,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
     resume=resume,

@@ -77,6 +77,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.init = ml_collections.ConfigDict()
   c.init.path = ""  # A checkpoint; empty starts from random weights.
   c.init.head = "auto"  # See `models.pretrained.load_pretrained`.
+  # Regular expression of leaves of the checkpoint to leave out.
+  c.init.skip = ""
   c.init.seed = 0
 
   c.probe = ml_collections.ConfigDict()

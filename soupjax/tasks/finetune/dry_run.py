@@ -13,7 +13,7 @@ import jax
 from soupjax import config as config_lib
 from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import run, step
+from soupjax.tasks.finetune import pixels, run, step
 
 PyTree = Any
 
@@ -37,6 +37,7 @@ def plan(
       member with the index.
   """
   settings.check(config)
+  pixels.check(config)
   members = run.chosen(run.members_of(config, "", sweep), index)
   mesh = step.make_mesh(config)
   model = settings.build_model(config)

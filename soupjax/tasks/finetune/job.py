@@ -25,7 +25,7 @@ from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import step
+from soupjax.tasks.finetune import pixels, step
 from soupjax.train import probe
 
 PyTree = Any
@@ -95,6 +95,7 @@ def open_job(
   train, minival = open_data(config)
   for member in members:
     settings.check_lengths(member.config, len(train), member.name)
+  pixels.check_shapes([m.config for m in members], train, minival)
   batches = data.eval_batches(
     minival,
     batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
@@ -138,6 +139,8 @@ def open_data(config) -> tuple[data.Source, data.Source]:
       )
   else:
     train, minival = data.split_minival(train, per_class=c.minival_per_class)
+  for note in dict.fromkeys((*train.notes, *minival.notes)):
+    logging.warning("%s", note)
   if train.num_classes != c.num_classes:
     raise ValueError(
       f"{train.name} has {train.num_classes} classes, not data.num_classes="
@@ -188,6 +191,7 @@ def _initial_params(config, model) -> PyTree:
     model,
     head=config.init.head,
     image_size=size,
+    skip=[config.init.skip] if config.init.skip else [],
     init=init,
   )
 

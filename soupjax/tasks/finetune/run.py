@@ -17,7 +17,7 @@ from soupjax.checkpoints import replaceable
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import loop
+from soupjax.tasks.finetune import loop, pixels
 from soupjax.tasks.finetune.job import Job, Member, open_job
 
 
@@ -44,6 +44,7 @@ def run(
       were run.
   """
   settings.check(config)
+  pixels.check(config)
   if "://" in str(path):
     raise ValueError(
       f"--workdir={path} is not a directory: mount the bucket (gcsfuse), and "
@@ -114,6 +115,7 @@ def members_of(
     resolved = settings.member_config(config, overrides, k)
     try:
       settings.check(resolved)
+      pixels.check(resolved)
     except ValueError as e:
       raise ValueError(f"{name} of the sweep, {overrides}: {e}") from e
     members.append(Member(name, resolved, workdir / name))

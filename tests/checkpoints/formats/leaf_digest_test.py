@@ -12,6 +12,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import sharding
+from soupjax.checkpoints.formats import leaf_digest
 
 TREE = {
   "head": np.arange(6, dtype=np.float32),
@@ -79,12 +80,14 @@ def test_another_dtype_or_shape_of_one_size_is_noticed(tmp_path):
 def damage_everywhere(path, start, stop):
   """Flips each bit in turn; every failure must be a ValueError."""
   intact, refused = path.read_bytes(), 0
+  record = sj.provenance(path)
   for at in range(start, stop):
     damaged = bytearray(intact)
     damaged[at] ^= 1 << at % 8
     path.write_bytes(damaged)
     try:
       params = sj.load_params(path)
+      assert sj.provenance(path) == record, at
     except ValueError as e:
       assert str(path) in str(e)
       refused += 1
@@ -101,6 +104,80 @@ def test_flips_in_the_header_of_a_soup(tmp_path):
   path = soup(tmp_path / "x.safetensors")
   (length,) = struct.unpack("<Q", path.read_bytes()[:8])
   damage_everywhere(path, 0, 8 + length)
+
+
+KEYS = [
+  (b'"soupjax"', b'"soupjaw"'),
+  (b"soupjax_leaves", b"soupjax_leavez"),
+  (b'crc32\\"', b'crc92\\"'),
+  (b'"crc32"', b'"crc92"'),
+  (b"custom_metadata", b"custom_metadatb"),
+  (b"__metadata__", b"__metadatb__"),
+  (b"uniform", b"uniforn"),
+]
+
+
+@pytest.mark.parametrize("old,new", KEYS)
+@pytest.mark.parametrize("name", [*OUTPUTS, "orbax"])
+def test_the_loss_of_a_record_is_noticed(tmp_path, name, old, new):
+  path = soup(tmp_path / name)
+  files = [path] if path.is_file() else [*path.rglob("*")]
+  for file in files:
+    data = file.read_bytes() if file.is_file() else b""
+    # Weights have no checksum once the record is lost.
+    for k in range(data.count(old)):
+      first, *rest = data.split(old)
+      parts = [old] * (len(rest) - 1)
+      parts.insert(k, new)
+      damaged = first + b"".join(a + b for a, b in zip(parts, rest))
+      file.write_bytes(damaged)
+      for read in (sj.load_params, sj.provenance):
+        with pytest.raises(ValueError, match=str(path)):
+          read(path)
+      file.write_bytes(data)
+  assert sj.load_params(path).keys() == TREE.keys()
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/_METADATA"])
+def test_the_loss_of_a_metadata_file_is_noticed(tmp_path, name):
+  path = soup(tmp_path / "orbax")
+  data = json.loads((path / name).read_text())
+  (path / name).write_text(json.dumps({**data, "custom_metadata": None}))
+  with pytest.raises(ValueError, match=f"{path} is damaged"):
+    sj.load_params(path)
+  (path / name).unlink()
+  with pytest.raises(ValueError, match=str(path)):
+    sj.load_params(path)
+
+
+def test_soups_with_digests_of_leaves_alone_are_read(tmp_path):
+  # As in the first version, whose digest did not cover the record.
+  for name in ("x.safetensors", "x.npz", "orbax"):
+    path = soup(tmp_path / name)
+    record = sj.provenance(path)
+    folder = path if path.is_dir() else None
+    if folder:
+      inner = folder / "state" / "_METADATA"
+      text = json.loads(inner.read_text())
+      inner.write_text(json.dumps({**text, "custom_metadata": None}))
+    file = folder / "_CHECKPOINT_METADATA" if folder else path
+    key = leaf_digest.KEY.encode() + b'": "'
+    key = key.replace(b" ", b"") if name == "x.safetensors" else key
+    data = file.read_bytes()
+    at = data.index(key) + len(key) + 64
+    file.write_bytes(data[:at] + data[at + 64 :])
+    if name == "x.safetensors":
+      (length,) = struct.unpack("<Q", data[:8])
+      shorter = struct.pack("<Q", length - 64)
+      file.write_bytes(shorter + file.read_bytes()[8:])
+    elif name == "x.npz":
+      data = file.read_bytes()
+      at = data.rindex(b"PK\x05\x06") + 20
+      (length,) = struct.unpack("<H", data[at : at + 2])
+      shorter = struct.pack("<H", length - 64)
+      file.write_bytes(data[:at] + shorter + data[at + 2 :])
+    assert sj.load_params(path).keys() == TREE.keys()
+    assert sj.provenance(path) == record
 
 
 @pytest.mark.parametrize("soup_file", [True, False])

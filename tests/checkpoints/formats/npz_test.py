@@ -93,7 +93,7 @@ def test_a_damaged_compressed_member(tmp_path):
   "array,text",
   [
     (np.array([{}]), "object"),
-    (np.array(["a"]), "only numbers"),
+    (np.array(["a"]), "no arrays of numbers.*<U1"),
     (np.ones(2, ">f4"), "big-endian"),
   ],
 )
@@ -101,6 +101,24 @@ def test_arrays_that_are_not_weights_are_refused(tmp_path, array, text):
   np.savez(tmp_path / "x.npz", w=array)
   with pytest.raises(ValueError, match=text):
     sj.open_ingredient(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("select", [None, {"names": "skip"}, {"w": (1, 3)}])
+def test_texts_and_objects_beside_weights_are_named(tmp_path, select):
+  for k in range(2):
+    names, odd = np.array(["cat", "dog"]), np.array([{}])
+    w = np.full(3, k, np.float32)
+    np.savez(tmp_path / f"m{k}.npz", w=w, names=names, odd=odd)
+  with pytest.warns(UserWarning, match="m0.npz and 1 more: .*'names'.*'odd'"):
+    mixed = sj.mix(sj.rules.linear(), str(tmp_path / "m?.npz"), select=select)
+  assert (
+    mixed.params["w"].tolist() == [0.75 if select == {"w": (1, 3)} else 0.5] * 3
+  )
+  assert "'names' (dtype <U3)" in mixed.table
+  with pytest.raises(ValueError, match="'names'.*not read"):
+    sj.mix(
+      sj.rules.linear(), str(tmp_path / "m?.npz"), select={"names": (1, 0)}
+    )
 
 
 def archive(path, *members):

@@ -34,7 +34,7 @@ POINTER = (
 FILES = [
   ("model.safetensors", POINTER, "LFS.*git lfs pull"),
   ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5.*safetensors"),
-  ("m.pt", gzip.compress(b"weights"), "gzip.*Unpack"),
+  ("m.pt", gzip.compress(b"weights", mtime=0), "gzip.*Unpack"),
   ("m.pth.tar", tar(), "tar archive.*state_dict"),
   ("m.onnx", b"\x08\x07\x12\x07pytorch", "ONNX.*npz"),
   ("frozen.pb", b"\x0a\x40\x0a\x05input", "TensorFlow graph.*npz"),
@@ -101,3 +101,57 @@ def test_the_prefix_of_a_tensorflow_checkpoint(tmp_path):
   (tmp_path / "model.ckpt.index").write_bytes(b"x")
   with pytest.raises(ValueError, match="TensorFlow checkpoint"):
     sj.open_ingredient(tmp_path / "model.ckpt")
+
+
+def weights(path, **params):
+  path.parent.mkdir(exist_ok=True)
+  sj.save_params(path, params or {"w": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize(
+  "other",
+  [
+    "open_clip_model.safetensors",
+    "adapter_model.safetensors",
+    "model.fp16.safetensors",
+    "model-00001-of-00002.safetensors",
+  ],
+)
+def test_two_models_in_a_directory_are_named(tmp_path, other):
+  weights(tmp_path / "model.safetensors")
+  weights(tmp_path / other, v=np.ones(3, np.float32))
+  with pytest.raises(ValueError, match=rf"2 models.*{other}.*{tmp_path}/m"):
+    sj.open_ingredient(tmp_path)
+  # The advice works.
+  assert set(sj.load_params(tmp_path / "model.safetensors")) == {"w"}
+
+
+def test_shards_without_an_index_are_one_model(tmp_path):
+  first = tmp_path / "model-00001-of-00002.safetensors"
+  weights(first, a=np.ones(2, np.float32))
+  with pytest.raises(ValueError, match="1 shards.*there are 2"):
+    sj.open_ingredient(tmp_path)
+  weights(tmp_path / "model-00002-of-00002.safetensors", b=np.ones(2, "f"))
+  assert set(sj.load_params(tmp_path)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+  "other",
+  ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "optimizer.pt"],
+)
+def test_copies_of_a_model_in_other_formats_are_not_read(tmp_path, other):
+  weights(tmp_path / "model.safetensors")
+  (tmp_path / other).write_bytes(b"x")
+  assert set(sj.load_params(tmp_path)) == {"w"}
+
+
+def test_torch_models_in_a_directory(tmp_path):
+  for name in ("optimizer.bin", "training_args.bin", "rng_state_0.pth"):
+    (tmp_path / name).write_bytes(b"x")
+  for name in ("pytorch_model.bin", "adapter_model.bin"):
+    (tmp_path / name).write_bytes(b"x")
+  with pytest.raises(ValueError, match="adapter_model.bin.*pytorch_model.bin"):
+    sj.open_ingredient(tmp_path)
+  (tmp_path / "adapter_model.bin").unlink()
+  with pytest.raises(ValueError, match="pytorch_model.bin is a text"):
+    sj.open_ingredient(tmp_path)

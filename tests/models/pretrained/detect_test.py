@@ -35,11 +35,17 @@ def test_a_model_is_detected(family, model):
   assert detected.image_size == (12 if model.posemb == "learn" else None)
   assert detected.said == frozenset() and detected.classes is None
   told = {k: v for k, v in detected.options.items() if k not in SILENT}
+  assert ("pool_type" in detected.assumed) == (model.pool_type != "map")
   assert told == {k: getattr(model, k) for k in told}
   if family == "big_vision":
     assert detected.options["num_heads"] == model.num_heads
   else:
-    assert "num_heads" not in detected.options  # No variant has this width.
+    # No variant has this width: the model asks for the heads.
+    assert detected.options["num_heads"] is None
+    with pytest.raises(ValueError, match="num_heads=, a divisor of the width"):
+      pretrained.load_pretrained(
+        exported(model, family), ViT(**detected.options)
+      )
   rest = {k: getattr(model, k) for k in SILENT}
   same = ViT(**{**detected.options, **rest})
   params = cases.params_of(model)
@@ -90,9 +96,14 @@ def folder(path, model, family, config, name="config.json"):
     (
       "timm",
       {
-        "architecture": "vit_x_clip_quickgelu",
+        "architecture": "vit_base_patch16_224.augreg_in1k",
         "global_pool": "avg",
-        "model_args": {"num_heads": 4, "embed_dim": 8},
+        "model_args": {
+          "num_heads": 4,
+          "embed_dim": 8,
+          "act_layer": "quick_gelu",
+          "drop_path_rate": 0.1,
+        },
       },
       {
         "num_heads": 4,
@@ -102,7 +113,7 @@ def folder(path, model, family, config, name="config.json"):
         "fc_norm": False,
       },
     ),
-    ("timm", {"model_type": "another"}, {"act": "gelu_exact"}),
+    ("timm", {"run": "another program's"}, {"act": "gelu_exact"}),
   ],
 )
 def test_a_config_beside_it(tmp_path, family, config, expected):
@@ -141,7 +152,14 @@ def test_configs_of_clip(tmp_path):
   "changes, message",
   [
     ({"hidden_size": 16}, "config.json has width=16.* 8"),
-    ({"hidden_act": "relu"}, "activation 'relu'"),
+    ({"hidden_act": "relu"}, "hidden_act='relu': .* no such activation"),
+    ({"image_size": 16}, "16 patches of 16 x 16 .* 9"),
+    ({"model_type": "vit_xyz"}, "'vit_xyz'.* not known"),
+    ({"architectures": ["MyViT"]}, "'vit MyViT'.* not known"),
+    ({"qkv_bias": False}, "qkv_bias=False, and our ViT only computes True"),
+    ({"rotary": {"theta": 3}}, "rotary=.*remove it"),
+    ({"hidden_size": "wide"}, "hidden_size='wide', .*positive integer"),
+    ({"model_type": "clip"}, r"transformers \(model_type 'clip'\).*'hf_vit'"),
   ],
 )
 def test_a_config_that_contradicts_the_weights(tmp_path, changes, message):
@@ -152,7 +170,7 @@ def test_a_config_that_contradicts_the_weights(tmp_path, changes, message):
 
 
 def test_an_unknown_pooling(tmp_path):
-  config = {"architecture": "vit_x", "global_pool": "avgmax"}
+  config = {"architecture": "vit_base_patch8_224", "global_pool": "avgmax"}
   path = folder(tmp_path / "x", cases.vit(pool_type="tok"), "timm", config)
   with pytest.raises(ValueError, match="global_pool='avgmax'"):
     pretrained.detect(path)

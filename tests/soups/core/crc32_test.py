@@ -5,6 +5,7 @@ import zlib
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
+import pytest
 
 from soupjax.soups.core import crc32, slices
 
@@ -71,3 +72,40 @@ def test_boxes_that_overlap_have_no_checksum():
     part(array, (rest, slice(0, 4))),
   )
   assert crc32.joined([left, below], 16) is None
+
+
+def test_a_leaf_read_in_slices_is_compared_once_it_is_complete():
+  array = np.arange(24, dtype=np.float32).reshape(4, 6)
+  boxes = [
+    (slice(0, 4), slice(0, 2)),
+    (slice(0, 3), slice(2, 6)),
+    (slice(3, 4), slice(2, 6)),
+  ]
+  for damaged in (False, True):
+    checksum = crc32.crc32(array) ^ damaged
+    ledger = crc32.Ledger("file", {"w": (4, 6)}, {"w": checksum})
+    for _ in range(2):  # Also a second time.
+      for box in (boxes[0], *boxes[:2]):
+        ledger.add("w", box, np.ascontiguousarray(array[box]))
+      ledger.add("other", (), array)
+      if not damaged:
+        ledger.add("w", boxes[2], array[boxes[2]])
+        continue
+      with pytest.raises(ValueError, match="'w' of file"):
+        ledger.add("w", boxes[2], array[boxes[2]])
+
+
+def test_leaves_that_share_a_checksum():
+  array = np.arange(10, dtype=np.int16)
+  shapes = {"b": (6,), "a": (2, 2)}
+  sizes = {"b": 12, "a": 8}
+  for damaged in (False, True):
+    shared = [crc32.Shared(crc32.crc32(array) ^ damaged, sizes)]
+    ledger = crc32.Ledger("file", shapes, {}, shared)
+    ledger.add("a", slices.whole((2, 2)), array[6:])
+    ledger.add("b", (slice(0, 4),), array[:4])
+    if not damaged:
+      ledger.add("b", (slice(4, 6),), array[4:6])
+      continue
+    with pytest.raises(ValueError, match="'b or a' of file"):
+      ledger.add("b", (slice(4, 6),), array[4:6])

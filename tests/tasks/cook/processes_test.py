@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cooking in two processes of two devices each, on one machine."""
+"""Cooking and diagnosis in two processes of two devices each."""
 
 import json
 import pathlib
@@ -10,6 +10,7 @@ import helpers
 import numpy as np
 
 import soupjax as sj
+from soupjax.tasks import diagnose
 from soupjax.tasks.cook import run as cook
 from soupjax.tasks.finetune import run as finetune_run
 
@@ -21,7 +22,10 @@ def test_two_processes_cook_what_one_does(tmp_path):
   overrides = [{"seed": k, "hyper.learning_rate": 5e-3 * k} for k in (1, 2)]
   config = helpers.finetune_config(**{"hyper.ema": ()})
   finetune_run.run(config, sweep, sweep=overrides)
-  helpers.run_workers(WORKER, tmp_path, str(sweep), str(tmp_path / "two"))
+  why = {run: tmp_path / f"why_{run}" for run in ("one", "two")}
+  helpers.run_workers(
+    WORKER, tmp_path, str(sweep), str(tmp_path / "two"), str(why["two"])
+  )
   cook.run(
     helpers.cook_config(sweep, **{"cook.greedy.early_reject": False}),
     tmp_path / "one",
@@ -51,3 +55,14 @@ def test_two_processes_cook_what_one_does(tmp_path):
   ]
   for layer, expected in alphas[0]["alphas"].items():
     np.testing.assert_allclose(expected, alphas[1]["alphas"][layer], atol=1e-3)
+  diagnose.run(helpers.diagnose_config(sweep), why["one"])
+  one, two = (
+    json.loads((path / "diagnosis.json").read_text()) for path in why.values()
+  )
+  assert one == two and len(one["midpoints"]) == 1
+  assert {p.name for p in why["one"].iterdir()} == {
+    p.name for p in why["two"].iterdir()
+  }
+  printed = [(tmp_path / f"log_{k}").read_text() for k in range(2)]
+  table = (why["two"] / "diagnosis.txt").read_text()
+  assert printed[0].count(table) == 2 and "barrier" not in printed[1]

@@ -95,7 +95,8 @@ def test_other_weights_get_images_resized_as_in_their_pretraining():
   config = config_lib.load(str(CONFIGS / "vit_b16_i1k.py"), "res=384")
   for which, start in {
     "train_ops": "inception_crop(384, 8.0, method='linear')|flip_lr|",
-    "eval_ops": "resize_small(384, 'linear')|central_crop(384)|",
+    "eval_ops": "resize_small(384, 'linear', 'big_vision')|"
+    "central_crop(384, 'big_vision')|",
   }.items():
     text = finetune_config.ops(config, which)
     assert text.startswith(start) and text.endswith("|value_range(-1, 1)")

@@ -1,0 +1,182 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Names of classes, outputs of models, and metrics over some of them."""
+
+import numpy as np
+import pytest
+
+from soupjax import config as config_lib
+from soupjax import data
+from soupjax.data.dataset import Dataset
+from soupjax.evaluators import Evaluator
+from soupjax.tasks.cook import classes
+from soupjax.tasks.cook import config as cook_config
+
+
+def source_of(labels, names, num_classes=None, name="set"):
+  images = np.zeros((len(labels), 2, 2, 3), np.uint8)
+  return data.from_dataset(
+    Dataset(name, images, np.array(labels)),
+    num_classes or len(names),
+    class_names=names,
+  )
+
+
+def labels_of(source):
+  return [source[k]["label"] for k in range(len(source))]
+
+
+# --- Names --------------------------------------------------------------------
+
+
+def test_two_outputs_of_one_name_are_never_one_class():
+  # ImageNet has two cranes and two maillots.
+  outputs = ("crane", "dog", "crane", "cat")
+  with pytest.raises(ValueError, match="'crane'.*outputs 0, 2.*data.classes"):
+    classes.labelled(source_of([0, 1], ("crane", "dog")), outputs, 4, "test")
+  # A set that lacks them is fine, and so is one with the same list.
+  pets = classes.labelled(source_of([0, 1], ("cat", "dog")), outputs, 4, "test")
+  assert labels_of(pets) == [3, 1]
+  same = source_of([0, 1, 2], outputs)
+  assert classes.labelled(same, outputs, 4, "test") is same
+  # By wordnet number, or in the same order, they are told apart.
+  wnids = ("n01", "n02", "n03", "n04")
+  same = source_of([0, 1, 2], wnids)
+  assert classes.labelled(same, outputs, 4, "test") is same
+
+
+def test_two_folders_of_one_class():
+  outputs = ("great dane", "pug")
+  folders = ("Great_Dane", "great-dane", "pug")
+  with pytest.raises(ValueError, match="'Great_Dane' and 'great-dane'.* 0"):
+    classes.labelled(source_of([0, 1], folders), outputs, 2, "test")
+
+
+def test_names_that_are_spelled_differently_are_the_same():
+  outputs = ("pug", "Great Dane", "caf\u00e9", "Pug")
+  source = source_of([0, 1, 2, 3], ("cafe\u0301", "great_dane", "pug", "Pug"))
+  assert labels_of(classes.labelled(source, outputs, 4, "test")) == [2, 1, 0, 3]
+  # Neither equals one of these two.
+  with pytest.raises(ValueError, match="'PUG'.*outputs 0, 3"):
+    classes.labelled(source_of([0], ("PUG",)), outputs, 4, "test")
+
+
+# --- Metrics over some of the classes -----------------------------------------
+
+NAMES = ("ant", "bee", "cow", "dog")
+
+
+@pytest.mark.parametrize(
+  "dataset, option, expected",
+  [
+    ("imagenet_a", "", (1, 3)),
+    ("imagenet_r:3.0.0", "", (1, 3)),
+    ("imagenet_v2", "", None),
+    ("imagenet_a", "all", None),
+    ("folder:x", "present", (1, 3)),
+    ("folder:x", ("dog", "bee", "ant"), (0, 1, 3)),
+  ],
+)
+def test_which_outputs_count(dataset, option, expected):
+  source = source_of([3, 1, 3], NAMES)
+  chosen = classes.evaluated(source, dataset, option, 4, NAMES, "tests.a")
+  assert chosen == expected
+
+
+def test_a_set_with_some_of_the_classes():
+  source = classes.labelled(source_of([1], ("cow", "ant")), NAMES, 4, "a")
+
+  def chosen(option):
+    return classes.evaluated(source, "folder:x", option, 2, NAMES, "a")
+
+  # Also those of its classes that do not occur.
+  assert chosen("") == (0, 2) and chosen("present") == (0,)
+  assert chosen("all") is None
+  (line,) = classes.about_outputs(source, (0, 2), "street")
+  assert line.startswith("street: metrics are over 2 of 4 outputs")
+
+
+def test_classes_that_do_not_occur_are_told():
+  source = source_of([3, 1] * 8, NAMES)
+  (line,) = classes.about_outputs(source, None, "a")
+  assert "only 2 of 4 classes occur" in line and "classes=present" in line
+  # Too few images to tell.
+  assert not classes.about_outputs(source_of([3, 1], NAMES), None, "a")
+
+
+def test_names_of_classes_from_a_file(tmp_path):
+  source = source_of([3, 1], NAMES)
+  file = tmp_path / "names.txt"
+  file.write_text("dog\nbee\n\n")
+  assert classes.evaluated(source, "x", str(file), 4, NAMES, "a") == (1, 3)
+
+
+@pytest.mark.parametrize(
+  "option, names, message",
+  [
+    (("dog", "beee"), NAMES, "tests.a: 'beee'.*'bee'"),
+    ("presnt", NAMES, "'presnt'"),
+    (("dog", "cow"), NAMES, "example 1 of set.*'bee'"),
+    (("dog", "bee"), ("bee", "bee", "cow", "dog"), "'bee'.*several"),
+    (("dog", "bee"), None, "no names"),
+  ],
+)
+def test_names_of_classes_that_cannot_be(option, names, message):
+  source = source_of([3, 1], names, 4)
+  with pytest.raises(ValueError, match=message):
+    classes.evaluated(source, "x", option, 4, names, "tests.a")
+
+
+def test_forms_in_the_config():
+  c = cook_config.default_config()
+  c.data.name = "folder:photos"
+  c.tests = config_lib.NamedTexts(
+    config_lib.parse_named(
+      "a=imagenet_a/test:classes=present,b=test,c=folder:/x/y:classes=cat+dog"
+    )
+  )
+  c.tests.d = {"split": "folder:/x/all", "classes": ("cat", "dog")}
+  c.tests.e = {"split": "val"}
+  assert cook_config.tests(c) == {
+    "a": ("imagenet_a", "test"),
+    "b": ("folder:photos", "test"),
+    "c": ("folder:/x", "y"),
+    "d": ("folder:/x", "all"),
+    "e": ("folder:photos", "val"),
+  }
+  assert cook_config.test_classes(c) == {
+    "a": "present", "b": "", "c": ("cat", "dog"), "d": ("cat", "dog"), "e": "",
+  }  # fmt: skip
+  c.tests.f = {"splits": "val"}
+  with pytest.raises(ValueError, match="tests.f.*'splits'"):
+    cook_config.tests(c)
+  del c.tests.f
+  c.tests.e.split = "test"
+  with pytest.raises(ValueError, match="tests.b and tests.e are the same set"):
+    cook_config.tests(c)
+
+
+def test_metrics_are_those_of_the_outputs_that_count():
+  logits = np.array([[2.0, 1, 0, 3], [0, 3, 1, 2], [9, 0, 1, 5]], np.float32)
+  labels = np.array([0, 3, 2])
+
+  def evaluate(_, x):
+    return x
+
+  among = Evaluator.from_arrays(
+    evaluate, logits, labels, outputs=(0, 2, 3), name="a", batch_size=2
+  )
+  kept = logits[:, [0, 2, 3]]
+  exact = kept - np.log(np.exp(kept).sum(1, keepdims=True))
+  values = among.per_example(None, logits=True)
+  assert values["prec@1"].tolist() == [0, 1, 0]
+  np.testing.assert_allclose(
+    values["loss"], -exact[np.arange(3), [0, 2, 1]], rtol=1e-6
+  )
+  np.testing.assert_array_equal(values["logits"], logits)
+  with pytest.raises(ValueError, match="'?a'? has a label.* 2 outputs"):
+    Evaluator.from_arrays(
+      evaluate, logits, labels, outputs=(0, 2), name="a"
+    ).totals(None)
+  with pytest.raises(ValueError, match="twice"):
+    Evaluator.from_arrays(evaluate, logits, labels, outputs=(0, 0))
