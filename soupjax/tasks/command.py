@@ -4,11 +4,13 @@
 
 from collections.abc import Collection
 import dataclasses
+import faulthandler
 import os
+import signal
 import sys
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 import jax
 import ml_collections
 from ml_collections import config_flags
@@ -207,6 +209,7 @@ def join_processes() -> None:
       f"JAX_{next(iter(numbers)).upper()} is set, but not "
       "JAX_COORDINATOR_ADDRESS=host:port of the first process."
     )
+  terminate = signal.getsignal(signal.SIGTERM)
   try:
     jax.distributed.initialize(**numbers)
   except ValueError as e:
@@ -215,3 +218,9 @@ def join_processes() -> None:
       "Cloud TPUs, or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
       "and JAX_PROCESS_ID in the environment of each process."
     ) from e
+  # JAX only notes SIGTERM, so that the process would go on until it is killed.
+  signal.signal(signal.SIGTERM, terminate)
+  # If the first process dies, JAX says so and aborts the others. Where their
+  # threads were at that moment is of no interest.
+  if not logging.vlog_is_on(1):
+    faulthandler.disable()
