@@ -16,6 +16,7 @@ import signal
 import stat
 import threading
 from typing import Any, BinaryIO
+import zlib
 
 import numpy as np
 
@@ -29,7 +30,10 @@ _MAX_JSON = 100_000_000
 def temporary_name(path: str | os.PathLike) -> pathlib.Path:
   """Returns the name of a file or directory while it is written."""
   path = pathlib.Path(path)
-  return path.with_name(f".{path.name}.tmp")
+  name, encoded = path.name, os.fsencode(path.name)
+  if len(encoded) > 200:  # Most file systems take 255 bytes.
+    name = f"{zlib.crc32(encoded):08x}"
+  return path.with_name(f".{name}.tmp")
 
 
 @contextlib.contextmanager
@@ -69,16 +73,19 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         f.flush()
         os.fsync(f.fileno())
       os.replace(temporary, path)
-    except BaseException:
+    except BaseException as e:
       with contextlib.suppress(OSError):
         os.unlink(temporary)
+      if isinstance(e, OSError):
+        explain(e, os.fspath(path))
       raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a text file, whole or not at all."""
   with replacing(path) as f:
-    f.write(text.encode("utf-8"))
+    # Surrogates are bytes of file names that are not valid UTF-8.
+    f.write(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -298,12 +305,12 @@ def explain(error: OSError, path: str) -> None:
   """
   if error.errno in _FULL:
     raise ValueError(
-      f"No space left for {path}: nothing was published. Free some space or "
-      "choose another out=."
+      f"No space left for {path}, so it was not written. Free some space and "
+      "start again, or choose another path."
     ) from error
   if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
     raise ValueError(
-      f"{path} cannot be written ({error.strerror}): choose another out= or "
+      f"{path} cannot be written ({error.strerror}): choose another path or "
       "change the permissions of its directory."
     ) from error
 
@@ -347,9 +354,16 @@ def check_writable(path: str) -> None:
   """Checks that a file or directory can be created at a path.
 
   Raises:
-    ValueError: if an ancestor is a file or read-only.
+    ValueError: if an ancestor is a file or read-only, or a name is too long.
   """
   folder = above(path)
+  limit = os.pathconf(folder, "PC_NAME_MAX")
+  for name in pathlib.PurePath(path).parts:
+    if len(os.fsencode(name)) > limit:
+      raise ValueError(
+        f"{path} cannot be written: {name[:20]}... has more than {limit} "
+        "bytes. Choose a shorter name."
+      )
   if not os.path.isdir(folder):
     raise ValueError(
       f"{path} cannot be written: {folder} is not a directory. Choose another "

@@ -15,7 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from soupjax.tasks import command
+from soupjax.tasks import command, failures
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Python file with get_config(arg).", lock_config=True
@@ -42,27 +42,22 @@ _FLAGS = (
 
 
 def main(argv: list[str]) -> None:
-  """Runs the task of the config; bad input ends with one message."""
+  """Runs the task of the config."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
   config = flags.FLAGS["config"]
-  try:
-    command.run(
-      command.Command(
-        config=config.value,
-        config_file=config_flags.get_config_filename(config),
-        overrides=tuple(config.override_values),
-        flags={f.name: f.value for f in _FLAGS if f.value not in (None, False)},
-      )
+  command.run(
+    command.Command(
+      config=config.value,
+      config_file=config_flags.get_config_filename(config),
+      overrides=tuple(config.override_values),
+      flags={f.name: f.value for f in _FLAGS if f.value not in (None, False)},
     )
-  except ValueError as e:
-    if logging.vlog_is_on(1):
-      raise
-    sys.exit(f"soupjax: {e}\n(--verbosity=1 shows where.)")
+  )
 
 
 def run() -> None:
-  """Runs the console script."""
+  """Runs the console script; an error ends it with one message."""
   # Orbax logs a page for each checkpoint at level info; --verbosity=0 shows it.
   logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
@@ -72,7 +67,12 @@ def run() -> None:
     flags.FLAGS.register_key_flag_for_module(
       sys.argv[0], flags.FLAGS[flag.name]
     )
-  app.run(main, flags_parser=command.parse)
+  with failures.reported():
+    try:
+      app.run(main, flags_parser=command.parse)
+    except SystemExit as e:
+      if e.code:
+        raise
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 """Training curves as JSON lines, and in TensorBoard if it is installed."""
 
 from collections.abc import Mapping
+import contextlib
 import importlib.util
 import json
 import os
@@ -54,8 +55,12 @@ class MetricWriter:
       return
     values = {name: float(value) for name, value in scalars.items()}
     line = {"run": self.run, "step": step, **values}
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()  # So that a kill loses nothing.
+    try:
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()  # So that a kill loses nothing.
+    except OSError as e:
+      files.explain(e, self._file.name)
+      raise
     if self._board is not None:
       for name, value in values.items():
         self._board.add_scalar(name, value, step)
@@ -64,7 +69,10 @@ class MetricWriter:
     """Closes the files."""
     for file in (self._file, self._board):
       if file is not None:
-        file.close()
+        with contextlib.suppress(
+          OSError
+        ):  # Of an earlier write, on a full disk.
+          file.close()
 
 
 def _is_valid(line: str, run: str, done: int) -> bool:

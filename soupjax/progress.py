@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress on the terminal: stage, steps, rate, time left."""
 
+import contextlib
 import sys
 import time
 from typing import TextIO
@@ -37,8 +38,8 @@ class Progress:
     self.began = self.printed = time.monotonic()
     self.compiled = None  # Time of the first call's end; it compiles.
     self.untimed = start  # Steps done by then.
-    self.file = file or sys.stdout
-    self.terminal = self.file.isatty()
+    self.file = file or sys.stdout  # None if it was closed.
+    self.terminal = self.file is not None and self.file.isatty()
 
   def step(self, count: int = 1, images: int = 0, note: str = "") -> None:
     """Counts steps, and the images that they took."""
@@ -72,8 +73,11 @@ class Progress:
     if note:
       parts.append(note)
     line = ", ".join(parts)
+    if self.file is None:
+      return
+    end = "\n"
     if self.terminal:
+      line = f"\r\033[K{line}"
       end = "\n" if self.done >= self.total else ""
-      print(f"\r\033[K{line}", end=end, file=self.file, flush=True)
-    else:
-      print(line, file=self.file, flush=True)
+    with contextlib.suppress(OSError):  # Work goes on if nobody reads this.
+      print(line, end=end, file=self.file, flush=True)

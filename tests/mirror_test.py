@@ -67,6 +67,7 @@ COVERED_BY = {
 SEAMS = {
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
+  "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/fuzz_readers": "mirrors benchmarks/",
   "launch/launch": "mirrors launch/",
   "notebooks": "mirrors notebooks/",

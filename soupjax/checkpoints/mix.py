@@ -245,7 +245,7 @@ def _progress(progress):
   if callable(progress):
     return progress
   if progress is None:
-    progress = sys.stderr.isatty()
+    progress = sys.stderr is not None and sys.stderr.isatty()
   if not progress or jax.process_index() != 0:
     return None
   bar = Progress("mix", 0, unit="bytes", file=sys.stderr)

@@ -150,12 +150,21 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   for source in sources:
     if not source.path or byte_ranges.is_remote(source.path):
       continue
-    for folder in _folders(source.path):
-      if _is_inside(os.fspath(path), folder):
-        raise ValueError(
-          f"{path} is in the folder of {source.name!r}, {folder}, which would "
-          "no longer be a checkpoint alone. Choose another --workdir."
-        )
+    check_folder(path, source.path)
+
+
+def check_folder(path: str | os.PathLike, checkpoint: str) -> None:
+  """Checks that a directory of results is not in the folder of a checkpoint.
+
+  Raises:
+    ValueError: naming the checkpoint.
+  """
+  for folder in _folders(checkpoint):
+    if _is_inside(os.fspath(path), folder):
+      raise ValueError(
+        f"{path} is in the folder of the checkpoint {checkpoint}, which would "
+        "no longer be alone in it. Choose another --workdir."
+      )
 
 
 def _folders(path: str) -> list[str]:

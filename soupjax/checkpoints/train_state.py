@@ -8,6 +8,7 @@ The directory gets this name when it is complete.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import shutil
@@ -55,15 +56,27 @@ class StateSaver:
       shutil.rmtree(temporary, ignore_errors=True)
       temporary.mkdir(parents=True)
     leaves = dict(_numbered(jax.tree.leaves(state)))
-    response = orbax.save_async(str(temporary / "arrays"), leaves)
-    self._pending = self._executor.submit(
-      self._finish, response, temporary, final, record
-    )
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(orbax.quiet())
+      # Orbax writes in threads, which `_finish` waits for.
+      with files.uninterrupted():
+        response = orbax.save_async(str(temporary / "arrays"), leaves)
+        self._pending = self._executor.submit(
+          self._finish, response, temporary, final, record, stack.pop_all()
+        )
 
-  def _finish(self, response, temporary, final, record):
-    response.result()
-    if jax.process_index() != 0:
-      return
+  def _finish(self, response, temporary, final, record, stack):
+    with stack:
+      try:
+        response.result()
+        if jax.process_index() == 0:
+          self._publish(temporary, final, record)
+      except Exception:
+        if jax.process_index() == 0:
+          shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+  def _publish(self, temporary, final, record):
     checksums = {
       str(path.relative_to(temporary)): _checksum(path)
       for path in sorted(temporary.rglob("*"))
@@ -92,9 +105,17 @@ class StateSaver:
       try:
         pending.result()
       except Exception as e:
-        raise ValueError(
-          f"A train state could not be written to {self._directory}: {e}"
-        ) from e
+        from soupjax.checkpoints.formats import orbax_writer
+
+        path = f"a train state in {self._directory}"
+        orbax_writer.explain(e, path)
+        raise ValueError(f"Cannot write {path}: {e}") from e
+
+  def close(self) -> None:
+    """Waits for the last state, whether it can be written or not."""
+    with contextlib.suppress(ValueError):
+      self.wait()
+    self._executor.shutdown()
 
   def remove(self) -> None:
     """Removes all states after a run is finished."""

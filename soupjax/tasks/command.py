@@ -4,11 +4,13 @@
 
 from collections.abc import Collection
 import dataclasses
+import faulthandler
 import os
+import signal
 import sys
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 import jax
 import ml_collections
 from ml_collections import config_flags
@@ -22,6 +24,17 @@ TASKS = {
   "cook": ("workdir",),
   "diagnose": ("workdir",),
   "mix": (),
+}
+
+# Task -> keys of its config that it takes over from another task and ignores.
+UNUSED = {
+  "diagnose": (
+    "cook.learned",
+    "cook.wise_ft_points",
+    "cook.ensembles_gb",
+    "initial_head",
+    "seed",
+  ),
 }
 
 
@@ -93,11 +106,25 @@ def run(command: Command) -> None:
         f"The task {task!r} does not use --{flag}; leave it out. Besides "
         f"--dry_run and --distributed it uses {uses or 'none'}."
       )
+  for key in command.overrides:
+    if any(f"{key}.".startswith(f"{k}.") for k in UNUSED.get(task, ())):
+      raise ValueError(
+        f"The task {task!r} does not use --config.{key}; leave it out."
+      )
   dry_run = given.get("dry_run", False)
   if "workdir" in TASKS[task] and not (given.get("workdir") or dry_run):
     raise ValueError("Give --workdir, a directory for the results.")
   if "fake_devices" in given and not dry_run:
     raise ValueError("--fake_devices is for --dry_run, which is not given.")
+  if given.get("fake_devices", 1) < 1:
+    raise ValueError(
+      f"--fake_devices={given['fake_devices']} must be positive."
+    )
+  for one, other in (("fake_devices", "distributed"), ("sweep", "sweep_index")):
+    if one in given and other in given:
+      raise ValueError(
+        f"--{one} and --{other} exclude each other: leave one out."
+      )
   if given.get("distributed"):
     join_processes()
   _run(task, command, dry_run)
@@ -139,7 +166,9 @@ def _finetune(command, dry_run):
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
-    print(plan_lib.plan(command.config, members))
+    text = plan_lib.plan(command.config, members, index)
+    if jax.process_index() == 0:
+      print(text)
     return
   finetune.run(
     command.config, command.flags["workdir"], sweep=members, index=index
@@ -180,6 +209,7 @@ def join_processes() -> None:
       f"JAX_{next(iter(numbers)).upper()} is set, but not "
       "JAX_COORDINATOR_ADDRESS=host:port of the first process."
     )
+  terminate = signal.getsignal(signal.SIGTERM)
   try:
     jax.distributed.initialize(**numbers)
   except ValueError as e:
@@ -188,3 +218,9 @@ def join_processes() -> None:
       "Cloud TPUs, or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
       "and JAX_PROCESS_ID in the environment of each process."
     ) from e
+  # JAX only notes SIGTERM, so that the process would go on until it is killed.
+  signal.signal(signal.SIGTERM, terminate)
+  # If the first process dies, JAX says so and aborts the others. Where their
+  # threads were at that moment is of no interest.
+  if not logging.vlog_is_on(1):
+    faulthandler.disable()

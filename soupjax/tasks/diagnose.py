@@ -46,6 +46,7 @@ def run(
   """
   _check(config)
   opened = inputs.open_inputs(config)
+  inputs.check_workdir(opened, path)
   resolved = opened.config
   count = len(opened.ingredients)
   pairs = min(config.max_pairs, count * (count - 1) // 2)

@@ -41,6 +41,36 @@ def test_a_flag_that_the_task_does_not_use_is_an_error(task, flag):
     run(task, **{flag: 1, "dry_run": True})
 
 
+@pytest.mark.parametrize("index", [-1, 2, 99])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_member_that_the_sweep_lacks(tmp_path, index, dry_run):
+  flags = {"sweep_index": index, "workdir": str(tmp_path / "x")}
+  if dry_run:
+    flags["dry_run"] = True
+  file = f"{helpers.DIGITS}:runlocal"
+  config = sj.config.load(helpers.DIGITS, "runlocal")
+  with pytest.raises(ValueError, match=f"--sweep_index={index}.*0 to 1"):
+    command.run(command.Command(config, file, (), flags))
+  assert not (tmp_path / "x").exists()
+
+
+def test_a_dry_run_of_one_member_shows_that_member(capsys):
+  config = sj.config.load(helpers.DIGITS, "runlocal")
+  flags = {"sweep_index": 1, "dry_run": True}
+  file = f"{helpers.DIGITS}:runlocal"
+  command.run(command.Command(config, file, (), flags))
+  text = capsys.readouterr().out
+  assert "member_001" in text and "member_000" not in text
+
+
+def test_a_key_that_the_task_ignores_is_an_error():
+  config = ml_collections.ConfigDict({"task": "diagnose"})
+  keys = ("seed", "cook.learned.steps", "cook.wise_ft_points")
+  for key in keys:
+    with pytest.raises(ValueError, match=f"'diagnose'.*--config.{key}"):
+      command.run(command.Command(config, "x.py", (key,), {"dry_run": True}))
+
+
 def run(task, **flags):
   config = ml_collections.ConfigDict({"task": task})
   command.run(command.Command(config, "x.py", (), flags))
@@ -53,6 +83,17 @@ def run(task, **flags):
     (None, {}, "None"),
     ("cook", {}, "--workdir"),
     ("finetune", {"workdir": "x", "fake_devices": 8}, "--fake_devices"),
+    ("finetune", {"dry_run": True, "fake_devices": -1}, "--fake_devices=-1"),
+    (
+      "finetune",
+      {"dry_run": True, "fake_devices": 2, "distributed": True},
+      "--fake_devices and --distributed",
+    ),
+    (
+      "finetune",
+      {"workdir": "x", "sweep": True, "sweep_index": 0},
+      "--sweep and --sweep_index",
+    ),
   ],
 )
 def test_bad_commands_are_named(task, flags, culprit):

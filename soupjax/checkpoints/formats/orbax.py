@@ -82,9 +82,7 @@ _QUIET = _Quiet()
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
   """Keeps Orbax from logging pages about an error that it also raises."""
-  handler = absl_logging.get_absl_handler()
-  if _QUIET not in handler.filters:
-    handler.addFilter(_QUIET)
+  absl_logging.get_absl_logger().addFilter(_QUIET)  # Once at most.
   _QUIET.count += 1
   try:
     yield

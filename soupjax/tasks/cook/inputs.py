@@ -18,6 +18,7 @@ import numpy as np
 from soupjax import config as config_lib
 from soupjax import data, evaluators, files, sharding
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints import replaceable
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.records import check_same_init
@@ -291,6 +292,21 @@ def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
 
 
 # --- The record of inputs -----------------------------------------------------
+
+
+def check_workdir(opened: CookInputs, path: str | os.PathLike | None) -> None:
+  """Checks that results are not written into the folder of a checkpoint.
+
+  Args:
+    opened: the inputs.
+    path: the directory of the run, None in a dry run.
+
+  Raises:
+    ValueError: naming the checkpoint.
+  """
+  if path:
+    given = [*opened.ingredients, *([opened.initial] if opened.initial else [])]
+    replaceable.check_outside(os.path.expanduser(path), given)
 
 
 def check_unchanged(

@@ -61,6 +61,7 @@ def run(
     return workdir / "report.html"
   cook_config.check(config)
   opened = inputs.open_inputs(config)
+  inputs.check_workdir(opened, workdir)
   if _first():
     print(inputs.plan(opened))
   if dry_run:

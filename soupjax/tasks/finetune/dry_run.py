@@ -18,23 +18,27 @@ from soupjax.tasks.finetune import pixels, run, step
 PyTree = Any
 
 
-def plan(config, sweep: Sequence[dict[str, Any]] | None) -> str:
+def plan(
+  config, sweep: Sequence[dict[str, Any]] | None, index: int | None = None
+) -> str:
   """Describes a run on the present devices, which may be fake.
 
   Args:
     config: with the keys of `config.default_config`.
     sweep: dotted overrides, one dict a member, or None.
+    index: of the one member to run; None runs all.
 
   Returns:
     The config, parameters, bytes on each device, sharding of each leaf, steps
     and members.
 
   Raises:
-    ValueError: if the config, or that of a member, cannot work.
+    ValueError: if the config, or that of a member, cannot work, or there is no
+      member with the index.
   """
   settings.check(config)
   pixels.check(config)
-  members = run.members_of(config, "", sweep)
+  members = run.chosen(run.members_of(config, "", sweep), index)
   mesh = step.make_mesh(config)
   model = settings.build_model(config)
   params = step.abstract_params(config, model)

@@ -6,6 +6,7 @@ Reads top to bottom: state, loop, bookkeeping, ingredients.
 """
 
 from collections.abc import Sequence
+import contextlib
 import functools
 from typing import Any
 
@@ -39,6 +40,12 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
   Returns:
     Name -> reason, for members that failed.
   """
+  with contextlib.ExitStack() as stack:
+    return _train(job, members, stack)
+
+
+def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
+  """See `train`; `stack` closes what is open if the run is interrupted."""
   config, num_train = members[0].config, len(job.train)
   per_call = config.steps_per_call
 
@@ -50,6 +57,7 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
   )
   start = job.params if job.l2_sp else None
   batches = batches_lib.open_batches(job, [m.config for m in members])
+  stack.callback(batches.close)
 
   # --- State: the newest complete one, or the start ---------------------------
   directory = members[0].directory
@@ -57,6 +65,7 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
     name = f".{members[0].name}-{members[-1].name}"
     directory = directory.with_name(name)
   saver = train_state.StateSaver(directory)
+  stack.callback(saver.close)
   saved = train_state.restore(directory, compiled.shapes, compiled.places)
   if saved is None:
     first, state = 0, compiled.begin(job.params)
@@ -67,6 +76,7 @@ def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
 
   # --- Loop -------------------------------------------------------------------
   run = _Run(job, members, first)
+  stack.callback(run.close_files)
   end = max(run.totals)
   every = max(settings.steps(config, "checkpoint", num_train), 1)
   checkpoint = settings.rounded_up(every, per_call)
@@ -227,6 +237,10 @@ class _Run:
   def close(self) -> None:
     """Writes pending metrics and closes the log files."""
     self.flush()
+    self.close_files()
+
+  def close_files(self) -> None:
+    """Closes the log files without metrics that devices still compute."""
     for writer in self._writers:
       writer.close()
 

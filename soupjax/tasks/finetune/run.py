@@ -13,6 +13,8 @@ from absl import logging
 import jax
 import ml_collections
 
+from soupjax.checkpoints import replaceable
+from soupjax.checkpoints.formats import byte_ranges
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import loop, pixels
@@ -49,15 +51,12 @@ def run(
       "give the path in it."
     )
   workdir = pathlib.Path(path).expanduser().absolute()
+  if config.init.path and not byte_ranges.is_remote(config.init.path):
+    replaceable.check_folder(workdir, os.path.expanduser(config.init.path))
   # Compiled functions depend on all members, so that a member run by itself
   # gives the same numbers.
   members = all_members = members_of(config, workdir, sweep)
-  if index is not None:
-    if not 0 <= index < len(members):
-      raise ValueError(
-        f"--sweep_index={index}: the sweep has members 0 to {len(members) - 1}."
-      )
-    members = [members[index]]
+  members = chosen(members, index)
   # All jobs of a Slurm array may get here at the same time.
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
@@ -86,7 +85,8 @@ def run(
         workdir_lib.forget(workdir)
       if len(left) == 1 or len(chunk) not in jobs:
         raise
-      logging.error("%s", traceback.format_exc())
+      if not isinstance(e, (ValueError, OSError)) or logging.vlog_is_on(1):
+        logging.error("%s", traceback.format_exc())
       reason = f"{type(e).__name__}: {e}"
       failed |= {m.name: reason for m in chunk if m.name not in done}
   if failed:
@@ -120,6 +120,21 @@ def members_of(
       raise ValueError(f"{name} of the sweep, {overrides}: {e}") from e
     members.append(Member(name, resolved, workdir / name))
   return members
+
+
+def chosen(members: Sequence[Member], index: int | None) -> list[Member]:
+  """Returns the member with an index, or all members if it is None.
+
+  Raises:
+    ValueError: if there is no such member.
+  """
+  if index is None:
+    return list(members)
+  if not 0 <= index < len(members):
+    raise ValueError(
+      f"--sweep_index={index}: the sweep has members 0 to {len(members) - 1}."
+    )
+  return [members[index]]
 
 
 def chunked(members: Sequence[Member], size: int) -> list[list[Member]]:
