@@ -1,6 +1,5 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-import json
 import re
 
 import chex
