@@ -126,13 +126,13 @@ def split_patterns(text: str) -> list[str]:
     ['lr=*', 'base.npz']
   """
   words = text.split(",")
-  # The fewest parts of all words up to a position.
+  # best[n] is the split of the first n words into the fewest parts.
   best: list[list[str]] = [[]]
   for end in range(1, len(words) + 1):
     options = []
     for start in range(end):
       part = ",".join(words[start:end]).strip()
-      # Addresses are never joined, since asking for them takes time.
+      # URLs are never joined, since looking them up takes time.
       if (
         end - start == 1
         or not byte_ranges.is_remote(part)

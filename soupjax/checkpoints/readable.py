@@ -12,7 +12,7 @@ from soupjax.checkpoints.formats.recognise import recognise
 
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
-# No format stores longer names; real ones have some 100 bytes.
+# Bytes. No format stores longer names; real ones have about 100 bytes.
 _MAX_NAME = 1 << 15
 
 
@@ -49,14 +49,14 @@ def check_names(path: str, specs: Specs) -> Specs:
     return specs
   if read.ignored:
     raise ValueError(
-      f"Leaves would be lost when {path} is read: those in {[*read.ignored]}. "
-      "Rename the entry 'params' or the other ones."
+      f"{path} would be read as a train state, without the leaves in "
+      f"{[*read.ignored]}. Rename these entries or 'params'."
     )
   return read.specs
 
 
 def check_written(temporary: str, path: str, expected: Specs) -> None:
-  """Opens an output that is complete but not yet published.
+  """Checks that a complete output can be opened, before it is published.
 
   Args:
     temporary: its name while it is written.

@@ -103,10 +103,10 @@ def uniform_soup(
 
 
 class Means:
-  """Means of some of the ingredients, with one selection for all of them.
+  """Means of subsets of the ingredients, all with the same selected leaves.
 
   Attributes:
-    ingredients: all of them.
+    ingredients: all ingredients.
     mixed: the same with only the leaves that are averaged.
     selection: the leaves of every mean.
   """
@@ -180,7 +180,7 @@ def average(
       value, flags = _mean_and_check(
         stack, coefficients, end, weighted=weighted, dtype=dtype, large=large
       )
-    moved = any(map(precision.is_cut, stack))  # To the CPU.
+    moved = any(map(precision.is_cut, stack))  # Computed on the CPU.
     return precision.placed(value, leaf_sharding if moved else None), flags
 
   for leaf, spec in ingredients[0].specs.items():

@@ -89,14 +89,14 @@ def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
   start = info.header_offset + _LOCAL.size + name_size + extra_size
   if start + info.compress_size > file.size:
     raise bad(file.path, f"member {info.filename!r} ends outside the file")
-  # Deflate writes at least one bit for 258 bytes.
+  # Deflate needs at least one bit for 258 bytes.
   factor = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _MAX_DEFLATED}
   most = factor.get(info.compress_type, math.inf) * info.compress_size
   if info.file_size > most:
     raise bad(
       file.path,
-      f"member {info.filename!r} cannot have {info.file_size} bytes in "
-      f"{info.compress_size}",
+      f"member {info.filename!r} claims {info.file_size} bytes, which do not "
+      f"fit into {info.compress_size} compressed ones",
     )
   return start
 

@@ -4,9 +4,9 @@
 
 A train state is a tree with an optimizer, or with an entry that is known to
 hold a model. In torch files, whose state dicts are flat, it is any dict of
-dicts. Its largest entry with the name of a model is the ingredient, or else its
-only entry that is not part of the training. If several are left, the user says
-which one: `FILE#ENTRY`.
+dicts. The ingredient is its largest entry with the name of a model, or else its
+only entry that is not training state. If several remain, the user must choose:
+`FILE#ENTRY`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -35,16 +35,16 @@ _TRAINING = re.compile(
   r"(\w+_)?(global_)?(steps?|epochs?)|iter(ation)?s?|\w*scaler\w*|amp|"
   r"loss(_scale)?|loops|callbacks|meta|message_hub|extra_state|trainer_state"
 )
-# In a file of random states, as transformers saves them.
+# Names in the files of random states that transformers saves.
 _RANDOM = re.compile(r"cpu|cuda|npu|xla|xpu|mlu|musa|hpu|python|numpy")
-# Content of the state of an optimizer that is called "state" or a number.
+# Names inside an optimizer's state whose own name is "state" or a number.
 _MOMENTS = {"param_states", "exp_avg", "momentum_buffer"}
-# Entries that hold a model, the first of several with the same size.
+# Names of entries that hold a model.
 _MODEL = re.compile(
   r"(model|net|network|module)?_?(state_?dict|state|weights|params|dict)|"
   r"model|net|network|module"
 )
-# Entries of which only one is wanted.
+# Names of alternatives, such as student and teacher; only one can be the model.
 _ALTERNATIVE = re.compile(
   r"(\w+_)?(student|teacher|ema|target|online|momentum|generator|actor|critic|"
   r"discriminator|encoder|decoder)(_\w+)?|[GDgd]"
@@ -52,19 +52,19 @@ _ALTERNATIVE = re.compile(
 
 
 class NotOneModel(ValueError):
-  """A sound tree of which the user must say which part is the model."""
+  """A valid tree in which the user must name the model."""
 
 
 class NotAModel(NotOneModel):
-  """A sound tree that holds something else than weights of a model."""
+  """A valid tree without the weights of a model."""
 
 
 class Choice(NamedTuple):
   """The part of a train state that is the model.
 
   Attributes:
-    prefix: containers around it, which its leaves are not named after.
-    heads: the entries below the prefix that belong to it; None: all.
+    prefix: names of the containers around it, which leaf names omit.
+    heads: the entries below the prefix that belong to it; None for all.
     ignored: other entries that may belong to the model -> reason.
   """
 
@@ -95,7 +95,7 @@ def choose(
     entry: the path of the model in the tree, with '/' between names; "" takes
       all of the tree, None follows the rule of this module.
     plain: names of the entries of a container that are not arrays and contain
-      none. Only torch files have such; None for the other formats.
+      none. Only torch files have such entries; None for the other formats.
 
   Raises:
     NotAModel: if all arrays belong to an optimizer or to random states.
@@ -114,7 +114,7 @@ def choose(
     level = _Level(path, sizes, choice.prefix, plain)
     known = level.known(is_torch)
     if {"params", "batch_stats"} <= {*level.models} and known == ["params"]:
-      # A model needs both.
+      # A model with batch normalisation needs both.
       heads = frozenset({"params", "batch_stats"})
       return choice._replace(heads=heads, ignored=level.others(heads))
     if known:
@@ -168,7 +168,7 @@ class _Level:
     heads: name of an entry -> its arrays.
     loose: entries that are arrays, without those of a training script.
     optimizers: entries that hold the state of an optimizer.
-    models: entries that contain arrays and are not part of a training.
+    models: entries that contain arrays and are not training state.
     states: those of them that are train states themselves.
   """
 
@@ -225,7 +225,7 @@ class _Level:
     """Returns the entries that have the name of a model."""
     if is_torch or self.optimizers:
       return [h for h in self.models if _MODEL.fullmatch(h)]
-    # Elsewhere, other names are also those of layers.
+    # In other formats, "model", "net" and so on may be names of layers.
     several = len(self.heads) > 1
     return [h for h in self.models if h == "params" and several]
 
@@ -255,7 +255,7 @@ class _Level:
     }
 
   def has_alternatives(self):
-    """Whether only one of the models is wanted."""
+    """Whether the models are alternatives, of which the user needs one."""
     names = map(_ALTERNATIVE.fullmatch, self.models)
     return len(self.models) == 1 or any(names)
 
@@ -269,7 +269,7 @@ class _Level:
     )
 
   def check_is_model(self, is_torch):
-    """Raises NotAModel if all arrays belong to the training."""
+    """Raises NotAModel if all arrays are training state."""
     if self.loose and not all(map(_RANDOM.fullmatch, self.loose)):
       return
     if self.models or not (is_torch or self.optimizers):
@@ -293,7 +293,7 @@ class _Level:
 
 
 def is_training(name: str) -> bool:
-  """Whether an entry has a name that is usual for the state of a training."""
+  """Whether a name is usual for training state, such as "optimizer"."""
   return bool(_OPTIMIZER.fullmatch(name) or _TRAINING.fullmatch(name))
 
 

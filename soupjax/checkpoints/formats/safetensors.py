@@ -33,11 +33,11 @@ from soupjax.soups.core.ingredient import Ingredient
 
 SUFFIX = ".safetensors"
 _MAX_HEADER = 100_000_000
-# The name of one of several files with the weights of one model.
+# Name of a shard, such as "model-00001-of-00002.safetensors".
 _SHARD = re.compile(
   r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
 )
-# Files beside weights.
+# Files that are often beside weights.
 _NO_MODEL = re.compile(
   r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
   r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
@@ -217,7 +217,7 @@ def index_of(
 
 
 def _is_file_name(name: Any) -> bool:
-  """Whether a text from a file is the name of a file in its directory."""
+  """Whether a name in an index is that of a file in the same directory."""
   return (
     type(name) is str
     and name not in ("", ".", "..")
@@ -231,7 +231,7 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
   """Groups the files of a directory by model.
 
   Args:
-    names: of files; those of a training, such as optimizer.bin, are left out.
+    names: of files; training state, such as optimizer.bin, is left out.
 
   Returns:
     Name of one file -> all files of this model: shards such as
@@ -242,7 +242,7 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
     if _NO_MODEL.match(name):
       continue
     match = _SHARD.fullmatch(name)
-    # Without the number.
+    # Shards of one model differ only in the number.
     key = str(match.group("stem", "count", "suffix")) if match else name
     models.setdefault(key, []).append(name)
   return {shards[0]: shards for shards in models.values()}
@@ -280,7 +280,7 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
     )
   for first, shards in models_of(names).items():
     match = _SHARD.fullmatch(first)
-    # Leaves would be lost if the index lacks them together with their shard.
+    # An index that lacks a shard and its leaves would lose them silently.
     if match and len(shards) != int(match["count"]):
       raise ValueError(
         f"{index or path} has {len(shards)} shards, {shards[:10]}, but their "
@@ -293,7 +293,7 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
 def check_one_model(path: str, models: Mapping[str, Sequence[str]]) -> None:
   """Raises a ValueError if a directory has several models; see `models_of`."""
   if len(models) > 1:
-    # An adapter is rarely what is asked for.
+    # The user rarely means an adapter.
     likely = min(models, key=lambda name: (name.startswith("adapter"), name))
     raise ValueError(
       f"{path} contains {len(models)} models, {[*models][:10]}, and no index "
@@ -308,7 +308,7 @@ def open_checkpoint(
   """Opens a file, an index or a directory of shards; reads headers only.
 
   Args:
-    path: of one of these.
+    path: of a file, an index or a directory.
     name: of the ingredient.
     entry: of a train state that is the model; None follows the rule of
       `params_of_state`.

@@ -137,7 +137,7 @@ def _parameter(data, *rest):
 
 
 def _of_subclass(function, kind, arguments, *state):
-  """Makes a tensor of a subclass, which has the same numbers."""
+  """Makes a plain tensor from one of a subclass, with the same numbers."""
   del kind, state
   if type(function) is not unpickle.Function or type(arguments) is not tuple:
     raise unpickle.refused("a tensor is made by an unknown function")
@@ -226,7 +226,7 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
     content = unpickle.interpret(data, _ALLOWED, reference)
     tensors, opaque = unpickle.flatten(content, (_Tensor,))
     if not tensors:
-      # With numbers, it may be a model that was pickled as a whole.
+      # A file with numbers may be a model that was pickled as a whole.
       error = unpickle.refused if storages else params_of_state.NotAModel
       raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
     try:
@@ -240,7 +240,7 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
     depth = len(choice.prefix)
     extra = {k for k, o in inside.items() if k and _is_plain(k[depth:], o)}
     if objects := {k: o for k, o in inside.items() if k not in extra}:
-      raise unpickle.refused(f"not all of it are tensors{_kinds(objects)}")
+      raise unpickle.refused(f"not all weights are tensors{_kinds(objects)}")
     ignored = {**choice.ignored, **_plain_values(content, choice, tensors)}
     ignored |= {
       "/".join(k[depth:]): "not a tensor"
@@ -351,10 +351,10 @@ def open_checkpoint(
 ) -> Ingredient:
   """Opens a file, an index or a directory of shards lazily.
 
-  It reads lists of tensors, but no numbers.
+  Reads the lists of tensors, but no numbers.
 
   Args:
-    path: of one of these.
+    path: of a file, an index or a directory.
     name: of the ingredient.
     entry: of a train state that is the model; None follows the rule of
       `params_of_state`.
@@ -364,8 +364,8 @@ def open_checkpoint(
     entry `state_dict` or `model`.
 
   Raises:
-    ValueError: if there are objects among the weights, it is damaged, holds no
-      tensors or several models.
+    ValueError: if objects are among the weights, or the file is damaged or
+      holds no tensors or several models.
   """
   specs, places, checksums, strided, ignored = {}, {}, {}, {}, {}
   views, covered, others = _Views(), {}, {}
@@ -427,7 +427,7 @@ def open_checkpoint(
 
 
 def _reach(tensor: _Tensor) -> int:
-  """Returns the number of elements from the first to the last."""
+  """Returns the elements of its storage that a tensor spans, gaps included."""
   steps = zip(tensor.shape, tensor.strides)
   return sum((n - 1) * stride for n, stride in steps) + 1
 
@@ -444,8 +444,8 @@ def _member(path, listing, leaf, tensor) -> zipfile.ZipInfo:
   if count and (tensor.offset + reach) * item > info.file_size:
     raise npz.bad(
       path,
-      f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of its "
-      f"{info.file_size}",
+      f"{leaf!r} ends at byte {(tensor.offset + reach) * item}, but its "
+      f"storage has {info.file_size} bytes",
     )
   if count > 2 * reach and count * item > _MAX_EXPANDED:
     raise npz.bad(

@@ -75,8 +75,8 @@ def load_pretrained(
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     model: `models.ViT` or `models.Mixer`.
-    family: a key of `mappings.FAMILIES`; None recognises it by its names.
-    image_size: side of the images in pixels, or (height, width); None is the
+    family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
+    image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
     head: "keep" the checkpoint's head; "new" starts a head at zero; "auto"
       keeps the head if its shape fits and starts a new one otherwise. A model
@@ -296,15 +296,15 @@ def _check_computation(
   said = dict(table.said.options)
   if not said and not table.outer:
     return
-  # The pooling is free if nothing of the checkpoint follows it.
+  # Any pooling will do if no weights of the checkpoint come after it.
   tokens = model.pool_type == "none" and model.num_classes is None
   if tokens or (new_head and not model.proj_size):
     said.pop("pool_type", None)
   for key in _SILENT:
     if key in said and not _equal(getattr(model, key), said[key]):
       raise ValueError(
-        f"{table.said.path} means {key}={said[key]!r}, and this "
-        f"{type(model).__name__} {getattr(model, key)!r}: build it with "
+        f"{table.said.path} means {key}={said[key]!r}, but this "
+        f"{type(model).__name__} has {getattr(model, key)!r}: build it with "
         f"{key}={said[key]!r}, as in pretrained.detect({table.where!r})"
         ".options."
       )

@@ -26,9 +26,9 @@ class Detected:
     options: of `models.ViT`, with num_classes; {} for a Mixer. `num_heads` is
       None if it is unknown: our ViT asks for it.
     said: the options that a config beside the weights gives.
-    assumed: the options that neither the config nor the weights give, so that
-      they are the usual ones of the family; and "image_size", if it only
-      follows from a square number of position embeddings.
+    assumed: the options that neither the config nor the weights give, which
+      have the usual values of the family; and "image_size", if it only follows
+      from a square number of position embeddings.
     image_size: side of the images in pixels, None if they are not square or the
       position embeddings leave it open.
     classes: names of the outputs in order, if a config has them.
@@ -100,7 +100,7 @@ def open_table(
   try:
     table = families.recognise(source, family, skip)
   except ValueError:
-    configs.read(source.path, None)  # An architecture by name says more.
+    configs.read(source.path, None)  # An error about a config says more.
     raise
   said = configs.read(source.path, table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
@@ -132,7 +132,7 @@ def _check_config(table: foreign.SourceTable) -> None:
   for key, (value, leaf_value) in sizes.items():
     if value != leaf_value:
       raise ValueError(
-        f"{said.path} has {key}={value}, and the weights of {table.where} "
+        f"{said.path} has {key}={value}, but the weights of {table.where} have "
         f"{leaf_value}: it belongs to another model. Replace or remove it."
       )
 
@@ -154,7 +154,7 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
   assumed = set(usual) - set(said) - set(measured)
   size = _image_size(table, measured["patch_size"])
   if size is not None and table.said.image_size is None:
-    assumed.add("image_size")  # Images may be long and narrow.
+    assumed.add("image_size")  # Images may not be square.
   return {
     "options": options,
     "said": frozenset(table.said.options) & frozenset(options),

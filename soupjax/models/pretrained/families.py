@@ -51,7 +51,7 @@ def recognise(
   )
   rest = [name for name in entries if name not in dropped]
   name, prefix = _family_and_prefix(rest, family, where) or (
-    # All of its first block may be left out.
+    # skip may leave out all of the first block.
     _family_and_prefix(list(entries), family, where) or (family, "")
   )
   if name is None:
@@ -71,14 +71,14 @@ def recognise(
 
 
 def without(source: Ingredient, skip: str) -> Ingredient:
-  """Leaves out leaves of a checkpoint; reads no weights.
+  """Removes leaves from a checkpoint; reads no weights.
 
   Args:
     source: the checkpoint.
-    skip: regular expression of names.
+    skip: regular expression of the names to remove.
 
   Returns:
-    An ingredient with the other leaves, and all else of `source`.
+    `source` with the other leaves only.
 
   Raises:
     ValueError: if the expression is invalid, or matches no leaf or all.
@@ -152,9 +152,9 @@ def _family_and_prefix(
 def _best(
   fits: Sequence[tuple[str, str]], leaves: Collection[str]
 ) -> list[tuple[str, str]]:
-  """Leaves out pairs that name a part of what another one names.
+  """Drops pairs whose leaves are a subset of another pair's, or equal.
 
-  Names of a family can continue each other, such as "vit.layers" and "layers".
+  Names of a family can contain each other, such as "vit.layers" and "layers".
   """
   named = {pair: _named(*pair, leaves) for pair in fits}
   # Text towers can have the blocks of a family, but embed no patches.
@@ -173,7 +173,7 @@ def _best(
 
 
 def _named(family, prefix, leaves) -> dict[str, str]:
-  """Returns our leaf -> name, of those that a family has after a prefix."""
+  """Returns our leaf -> name, for the names of a family after a prefix."""
   kind, result = mappings.FAMILIES[family], {}
   for name in leaves:
     if name.startswith(prefix):
@@ -236,8 +236,8 @@ def _outer_layers(
 ) -> dict[str, str]:
   """Returns our leaf -> name of a head or projection outside the model.
 
-  It must be the only one, since which of several computes the outputs is in
-  the code around the model.
+  It must be the only one: of several, only the code around the model shows
+  which computes the outputs.
   """
   kind = mappings.FAMILIES[family]
   inner = set(_named(family, prefix, leaves))

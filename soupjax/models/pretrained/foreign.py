@@ -135,7 +135,7 @@ def _rows(rows):
 
 @functools.lru_cache
 def _templates(rows):
-  # A name of several leaves is that of the first.
+  # A name that belongs to several leaves stands for the first.
   return {name: row.leaf for row in reversed(rows) for name in row.names}
 
 
@@ -162,7 +162,7 @@ class SourceTable:
     where: path or name, for errors.
     outer: our leaf -> name of a head or projection that stands outside the
       prefix.
-    ignored: name of a rule -> leaves that are no weights of the tower.
+    ignored: name of a rule -> leaves that are not weights of the tower.
     dropped: names that the user leaves out.
     said: the computation that a config beside the weights describes.
   """
@@ -196,7 +196,7 @@ class SourceTable:
     return [name for name in names if name is not None]
 
   def locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
-    """Returns the row of our leaf, and its name here, None if it is absent.
+    """Returns the row of our leaf and its name in the file, None if absent.
 
     The names in the row have the prefix.
     """
@@ -211,7 +211,7 @@ class SourceTable:
     return row, next((name for name in row.names if name in self.entries), None)
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
-    """Returns the names of our leaves here, of those that it has."""
+    """Returns the names in the file of those of our leaves that it has."""
     names = (self.locate(leaf)[1] for leaf in leaves)
     return {name for name in names if name is not None}
 
@@ -252,10 +252,10 @@ class SourceTable:
     return self.said.class_position
 
   def class_position_is_open(self) -> bool:
-    """Tells whether a class token may have one of the position embeddings.
+    """Whether a class token may have one of the position embeddings.
 
-    A square number of them is that of the patches, or of a class token and the
-    patches of images that are not square.
+    A square number of them can belong to the patches alone, or to a class token
+    and the patches of images that are not square.
     """
     return (
       self.family.class_position == "usually"

@@ -133,7 +133,7 @@ def mode(evaluate: Any, expected: str) -> None:
 
 
 def call(function: Callable[..., Any], params: Any, *args: Any) -> Any:
-  """Calls an evaluator with parameters that it may change as it likes.
+  """Calls an evaluator with a tree that it may modify freely.
 
   Args:
     function: of a tree, and perhaps of further arguments.

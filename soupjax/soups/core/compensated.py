@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of `of_large`; holds the differences of up to 2**30 models.
+# Factor of `of_large`, small enough for the differences of 2**30 models.
 _SMALLER = 2.0**-40
 
 Pair = tuple[jax.Array, jax.Array]
@@ -96,7 +96,7 @@ def add(
     return high, low + (lost + error)
   weight = weight.astype(delta.dtype)
   if delta.dtype == np.float64 and rest is not None:
-    # The number itself.
+    # float64 holds the weight in one number.
     weight = (weight + rest.astype(np.float64)) + last.astype(np.float64)
     rest = None
   w, d = _head(weight), _head(delta)
@@ -138,10 +138,10 @@ def reciprocal(
 
   Args:
     total: a number, or (K,) numbers whose sum it is.
-    exact: the total that is meant, if rounding makes the numbers miss it.
+    exact: the intended total, if rounding makes the numbers miss it.
   """
   numbers = np.atleast_1d(np.asarray(total, np.float64))
-  if exact is None:  # The exact sum, which may be no float.
+  if exact is None:  # The exact sum, which may not be a float.
     near = math.fsum(numbers)
     rest = math.fsum([*numbers, -near])
     exact = fractions.Fraction(near) + fractions.Fraction(rest)
@@ -193,8 +193,8 @@ def share_coefficients(weights: np.ndarray) -> dict[str, np.ndarray]:
   """Arguments of `linear` for `(1 - a) t_0 + a * mean(t_1, ...)`.
 
   Args:
-    weights: 1 - a, and the share of every other model; perhaps all multiplied
-      by a power of two. The rounding of 1 - a does not count.
+    weights: (K,): 1 - a, and the share of every other model; all may be
+      multiplied by a power of two. The rounding of 1 - a has no effect.
   """
   _, exponent = math.frexp(math.fsum(weights) * 0.75)  # 0.75 * 2**n is inside.
   total = fractions.Fraction(2) ** exponent
@@ -262,7 +262,7 @@ def of_large(
     combine: returns the combination in the wide dtype.
     leaves: its argument.
   """
-  # Exact but for numbers that do not count beside those that overflow.
+  # Exact, except for numbers that are negligible beside those that overflow.
   small = combine([wide(leaf) * _SMALLER for leaf in leaves]) / _SMALLER
   plain = combine(leaves)
   return jnp.where(jnp.isfinite(plain), plain, small)

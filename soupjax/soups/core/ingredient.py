@@ -91,8 +91,8 @@ class Ingredient:
     ignored: entries of its file that are not read, though they may belong to
       the model -> reason.
     text: free text that its file stores with the weights, by key.
-    changed: tells which of its files has changed since it was opened, "" if
-      none has; None for trees in memory.
+    changed: `changed()` describes the first of its files that has changed since
+      it was opened, "" if none has; None for trees in memory.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
@@ -468,7 +468,10 @@ def check_unchanged(ingredients: Iterable[Ingredient]) -> None:
 
 @contextlib.contextmanager
 def explaining_changes(ingredients: Sequence[Ingredient]) -> Iterator[None]:
-  """Raises the error of `check_unchanged` instead of one that it caused."""
+  """Replaces an error in a block by that of `check_unchanged`, if there is one.
+
+  A file that changed while it was read causes errors of many kinds.
+  """
   try:
     yield
   except Exception as e:

@@ -3,7 +3,7 @@
 """Leaves of 64 bits, which JAX cuts to 32 unless jax_enable_x64 is set.
 
 They are computed with all of their bits, on the CPU, and stay on the host as
-arrays of NumPy where JAX would cut them.
+NumPy arrays where JAX would cut them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +26,8 @@ def is_cut(leaf: Any) -> bool:
 def kept(leaves: Iterable[Any]) -> Iterator[None]:
   """Lets JAX compute with all bits of these leaves, in this thread.
 
-  Nothing changes if it does so anyway. Results of 64 bits must be taken out
-  with `placed`.
+  Has no effect if JAX does so anyway. Results of 64 bits must be taken out with
+  `placed`.
 
   Args:
     leaves: arrays or specs.
@@ -51,7 +51,7 @@ def placed(leaf: Any, sharding: Any = None) -> Any:
 
 
 def inherited(function: Callable[..., Result]) -> Callable[..., Result]:
-  """Gives a function, when it runs in a thread, the caller's x64 mode.
+  """Makes a function run in the caller's x64 mode, even in another thread.
 
   The context manager `jax.enable_x64` applies to one thread only.
   """

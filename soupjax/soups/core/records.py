@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What ingredients record besides weights: start, other entries, texts."""
+"""Records beside the weights: initial weights, unread entries and texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import warnings
@@ -112,7 +112,7 @@ def shared_text(ingredients: Sequence[Ingredient]) -> dict[str, str]:
 
 
 def notes(ingredients: Sequence[Ingredient]) -> list[str]:
-  """Returns sentences on what a soup of ingredients will lack."""
+  """Returns sentences about the entries and texts that a soup will lack."""
   shared = shared_text(ingredients)
   keys: Mapping[str, None] = dict.fromkeys(
     key for i in ingredients for key in i.text if key not in shared

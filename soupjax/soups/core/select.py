@@ -363,7 +363,7 @@ class Selection:
     return [end(leaf) for leaf in leaves]
 
   def check_base(self, leaf: str, sharding: Any) -> None:
-    """Raises a ValueError if a leaf goes a share from a base that has NaN."""
+    """Raises a ValueError if a leaf is blended with a base that has NaN."""
     if self.share(leaf) is not None:
       flags = nonfinite.all_finite([self._read(self._base, leaf, sharding)])
       nonfinite.raise_if_not_finite(self._base.name, [leaf], flags)
@@ -424,7 +424,7 @@ class Selection:
     return dict(zip(means, leaves))
 
   def assembled(self, leaves: Mapping[str, Any]) -> PyTree:
-    """Puts all leaves of the result into a tree of its own."""
+    """Puts all leaves of the result into a new tree."""
     ordered = [
       precision.placed(leaves[leaf]) if tree.is_float(spec) else leaves[leaf]
       for leaf, spec in self.specs.items()

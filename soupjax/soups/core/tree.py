@@ -155,7 +155,7 @@ def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 def is_number(dtype: np.dtype) -> bool:
   """Whether a dtype is that of numbers or booleans, not of text or objects."""
-  # dtype.kind would not do: it is "V" for bfloat16.
+  # dtype.kind does not tell: it is "V" for bfloat16.
   return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
 
 
@@ -200,7 +200,7 @@ def check_alike(
   if problems:
     all_specs |= expected
     fix = ""
-    # Buffers and counters, which many versions of a library have or lack.
+    # Buffers and counters, which only some versions of a library store.
     if leaves and not any(is_float(all_specs[leaf]) for leaf in leaves):
       fix = "\n" + advice(
         list(leaves),
@@ -334,9 +334,9 @@ def advice(
 
 
 def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-  """Returns an expression for a leaf, and others of its name if none is float.
+  """Returns a pattern for a leaf, or for all of its name if none is float.
 
-  A model has such a counter in every layer.
+  Counters have the same name in every layer.
   """
   last = re.escape(re.split("[/.]", leaf)[-1]) + "$"
   others = [name for name in specs if re.search(last, name)]

@@ -184,7 +184,7 @@ class GroupMaker:
     )
 
   def _in_float32(self, leaf, out, *dtypes):
-    """Returns dtypes with float32 for float64, if the result has no more."""
+    """Returns dtypes with float32 for float64; rejects float64 results."""
     if out == np.float64:
       raise ValueError(
         f"Leaf {leaf!r} is float64, but the rule {self.rule.name!r} computes "

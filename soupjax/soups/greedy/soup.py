@@ -120,10 +120,11 @@ def greedy_soup(
 
   Args:
     ingredients: models in any form, in the order to try, best first.
-    evaluate: maps parameters to a held-out score. The tree is its own: changes
-      to it do not reach the soup. It must not donate the arrays to a compiled
-      function (`donate_argnums`), since those of a candidate that stays in are
-      used again. If it has an attribute `mode`, that must be the `mode` below.
+    evaluate: maps parameters to a held-out score. Each call gets a tree of its
+      own: changes to it do not reach the soup. It must not donate the arrays to
+      a compiled function (`donate_argnums`), since those of a candidate that
+      stays in are used again. If it has an attribute `mode`, that must be the
+      `mode` below.
     mode: "max" if a higher score is better, "min" if a lower one is, such as a
       loss.
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
@@ -304,8 +305,8 @@ def _on_devices(ingredient, sharding) -> dict[str, Any]:
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
     on_device = isinstance(value, jax.Array) or precision.is_cut(spec)
     if tree.is_float(spec) and not on_device:
-      # device_put may share the memory, which fits for what was just read from
-      # a file. The arrays of a tree belong to the user, who may change them.
+      # device_put may share the memory, which is safe for an array just read
+      # from a file. Those of a tree belong to the user, who may change them.
       value = (
         jnp.array(value) if ingredient.path is None else (jax.device_put(value))
       )

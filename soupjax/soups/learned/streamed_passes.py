@@ -164,8 +164,8 @@ class Pool:
     """Returns the soup in float32, with the first model's integer leaves.
 
     Leaves of float64 keep their dtype, in the context `kept`. The bits are
-    those of `uniform_soup` with the coefficients as weights, or
-    with a base those of `rules.task_arithmetic`, on any mesh.
+    those of `uniform_soup` with the coefficients as weights or, with a base,
+    those of `rules.task_arithmetic`, on any mesh.
 
     Args:
       alphas: (groups, K) coefficients.

@@ -46,7 +46,7 @@ def sum_values(weights: np.ndarray) -> Values:
   """Returns the values for `combine_sum`."""
   weights = np.asarray(weights, np.float64)
   excess = math.fsum([*weights, -1.0])
-  is_rounding = abs(excess) <= len(weights) * 2.0**-53  # Of 1/3, for instance.
+  is_rounding = abs(excess) <= len(weights) * 2.0**-53  # As of 1/3.
   return {
     "weights": compensated.pair(weights),
     "excess": compensated.pair([0 if is_rounding else excess])[:, 0],

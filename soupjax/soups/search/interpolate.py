@@ -116,7 +116,7 @@ class Blend:
     self.size = len(directions)
 
   def __call__(self, coefficients: Sequence[float]) -> PyTree:
-    """Returns the candidate.
+    """Returns the candidate at these coefficients.
 
     Args:
       coefficients: one number per direction.

@@ -105,7 +105,7 @@ def _prepared(config, ingredients, detected):
       if not config.data.eval_ops:
         raise
       ops = None
-      warnings.append(f"WARNING: {e} Here data.eval_ops is followed.")
+      warnings.append(f"WARNING: {e} data.eval_ops is used instead.")
     prepared.append(ops)
   return prepared, list(dict.fromkeys(warnings))
 
@@ -136,7 +136,7 @@ def _check_alike(ingredients, detected, prepared) -> None:
     for key in sorted(set().union(*(model.said for model in detected)))
   }
   settings["the order of classes"] = [model.classes for model in detected]
-  settings["the preparation of images"] = prepared
+  settings["the preprocessing of images"] = prepared
   for setting, values in settings.items():
     described = [
       (ingredient.name, value)
@@ -165,9 +165,9 @@ def _check_full(config, path: str) -> None:
     )
   if not config.data.eval_ops:
     raise ValueError(
-      f"The preparation of images is unknown, since no file beside {path} has "
-      "it: give --config.data.eval_ops, as in training. Usual values are, for "
-      "timm's models of ImageNet, for AugReg, and for transformers' ViT:"
+      f"The preprocessing of images is unknown, since no file beside {path} "
+      "describes it: give --config.data.eval_ops, as in training. Usual values "
+      "are, for timm's models of ImageNet, AugReg, and transformers' ViT:"
       f"{_EXAMPLES}"
     )
 
@@ -216,7 +216,7 @@ def _lines(config, detected, filled, prepared):
   for rule, leaves in detected.ignored.items():
     lines.append(f"not read, {rule}: {len(leaves)} leaves, such as {leaves[0]}")
   if prepared and prepared != cook_config.eval_ops(config):
-    lines.append(f"WARNING: the checkpoints' own preparation is {prepared}")
+    lines.append(f"WARNING: the checkpoints' own preprocessing is {prepared}")
   if detected.image_size not in (None, config.data.image_size):
     lines.append(
       f"WARNING: position embeddings for {detected.image_size} px are "

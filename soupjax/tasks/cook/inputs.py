@@ -43,7 +43,7 @@ class CookInputs:
   """The opened checkpoints, model, mesh and datasets.
 
   Attributes:
-    config: as in configs/cook.py, without gaps.
+    config: as in configs/cook.py, with all values filled in.
     model: with a head for the data's classes.
     mesh: with an axis "data".
     place: leaf name and spec -> its sharding on the mesh.

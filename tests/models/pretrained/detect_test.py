@@ -181,7 +181,7 @@ def test_a_model_must_compute_what_the_config_says(tmp_path, changes):
   said = {k: HF_OPTIONS[k] for k in SILENT}
   pretrained.load_pretrained(path, model.clone(**said))
   [(key, value)] = changes.items()
-  message = f"config.json means {key}={said[key]!r}, and this ViT {value!r}"
+  message = f"config.json means {key}={said[key]!r}, but this ViT has {value!r}"
   other = model.clone(**{**said, **changes})
   with pytest.raises(ValueError, match=message):
     pretrained.load_pretrained(path, other)

@@ -219,7 +219,7 @@ def test_ingredients_that_were_prepared_differently(place):
   write_model(place / "runs/2", 2)
   record = place / "runs/2/preprocessor_config.json"
   record.write_text(json.dumps({**PREPARED, "image_mean": [0.5] * 3}))
-  with pytest.raises(ValueError, match="preparation"):
+  with pytest.raises(ValueError, match="preprocessing"):
     cook.run(config_of(place), place / "soups")
 
 
@@ -246,7 +246,7 @@ def test_other_images_than_theirs_are_a_warning(place, capsys):
   )
   cook.run(config, None, dry_run=True)
   text = capsys.readouterr().out
-  assert "WARNING: the checkpoints' own preparation is resize(8, " in text
+  assert "WARNING: the checkpoints' own preprocessing is resize(8, " in text
   assert "WARNING: position embeddings for 8 px are resampled to 12" in text
 
 
@@ -281,7 +281,7 @@ def test_files_that_cannot_be_followed(place, capsys):
   ops = {"data.eval_ops": "resize(8)|value_range(-2, 3)"}
   cook.run(config_of(place, **ops), None, dry_run=True)
   text = capsys.readouterr().out
-  assert "Here data.eval_ops is followed." in text
+  assert "data.eval_ops is used instead." in text
 
 
 # --- Images -------------------------------------------------------------------
