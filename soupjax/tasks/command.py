@@ -8,6 +8,7 @@ import faulthandler
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 from absl import flags, logging
@@ -67,24 +68,45 @@ def parse(argv: list[str]) -> list[str]:
       )
   try:
     rest = flags.FLAGS(argv)
-  except (AttributeError, KeyError) as e:
-    sys.exit(
-      f"soupjax: The config has no key {str(e).strip(chr(34))}, so flags "
-      "cannot set it. Further options of the model or the optimizer can be set "
-      "only in a config file."
-    )
   except flags.Error as e:
     # ml_collections puts a traceback of an error in a config into the message.
     wrapped = e.__context__
     cause = wrapped.__context__ if wrapped else None
     in_config = isinstance(cause, ValueError) and "config file" in str(wrapped)
     sys.exit(f"soupjax: {cause if in_config else e}\n(--help lists the flags.)")
+  except Exception as e:
+    if where := _line_of_config(e, argv):
+      if "--verbosity=1" in argv:
+        raise
+      sys.exit(f"soupjax: {where}: {e}\n(--verbosity=1 shows where.)")
+    if not isinstance(e, AttributeError | KeyError):
+      raise
+    sys.exit(
+      f"soupjax: The config has no key {str(e).strip(chr(34))}, so flags "
+      "cannot set it. Further options of the model or the optimizer can be set "
+      "only in a config file."
+    )
   path, _, _ = config_flags.get_config_filename(
     flags.FLAGS["config"]
   ).partition(":")
   if not os.path.exists(path):
     sys.exit(f"soupjax: The config file {path} does not exist.")
+  if not os.path.isfile(path) or not os.access(path, os.R_OK):
+    sys.exit(f"soupjax: {path} is not a file that can be read.")
   return rest
+
+
+def _line_of_config(error: Exception, argv: list[str]) -> str | None:
+  """Returns the line of the config file that raised an error, if one did."""
+  values = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
+  paths = {os.path.abspath(value.partition(":")[0]) for value in values}
+  if isinstance(error, SyntaxError) and error.filename:
+    if os.path.abspath(error.filename) in paths:
+      return f"{error.filename}, line {error.lineno}, SyntaxError"
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    if os.path.abspath(frame.filename) in paths:
+      return f"{frame.filename}, line {frame.lineno}, {type(error).__name__}"
+  return None
 
 
 def run(command: Command) -> None:

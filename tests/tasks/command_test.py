@@ -118,6 +118,24 @@ def test_bad_flags_end_with_one_message(arguments, culprit):
   assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+  "line,culprit",
+  [
+    ("def get_config(arg=None): return 1 / 0", "line 1, ZeroDivisionError"),
+    ("def get_config(arg=None): return arg.x", "line 1, AttributeError"),
+    ("import no_such_package", "line 1, ModuleNotFoundError"),
+    ("def get_config(arg=None) return arg", "line 1, SyntaxError"),
+  ],
+)
+def test_an_error_in_a_config_file_is_told_with_its_line(
+  tmp_path, line, culprit
+):
+  (tmp_path / "mine.py").write_text(f"{line}\n")
+  done = helpers.soupjax("--config=mine.py", cwd=tmp_path)
+  assert done.returncode == 1 and f"mine.py, {culprit}" in done.stderr
+  assert len(done.stderr.splitlines()) <= 2
+
+
 @pytest.mark.parametrize("keys_first", [False, True])
 def test_a_text_and_keys_for_one_rule_are_an_error(keys_first):
   flags = ["--config.rule=ties(0.2)", "--config.rule.density=0.3"]
