@@ -444,8 +444,8 @@ def _member(path, listing, leaf, tensor) -> zipfile.ZipInfo:
   if count and (tensor.offset + reach) * item > info.file_size:
     raise npz.bad(
       path,
-      f"{leaf!r} ends at byte {(tensor.offset + reach) * item}, but its "
-      f"storage has {info.file_size} bytes",
+      f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of a storage "
+      f"with only {info.file_size} bytes",
     )
   if count > 2 * reach and count * item > _MAX_EXPANDED:
     raise npz.bad(
