@@ -186,8 +186,8 @@ class Destination:
       if taken := companions.different(self.beside, folder):
         raise ValueError(
           f"{taken[0]} differs from the file beside "
-          f"{self._plan.sources[0].name!r} that is copied beside the soup: "
-          "delete it, choose another out= or pass overwrite=True."
+          f"{self._plan.sources[0].name!r}, which would replace it: delete it, "
+          "choose another out= or pass overwrite=True."
         )
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)

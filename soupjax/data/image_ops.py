@@ -161,6 +161,12 @@ def resize_small(
     like: the library whose rounding of the longer side is followed:
       "torchvision" cuts off fractions of a pixel, and so do timm, OpenCLIP and
       transformers; "big_vision" rounds.
+
+  Returns:
+    The resized image.
+
+  Raises:
+    ValueError: if `size`, `method` or `like` is invalid.
   """
   size, _ = _size(size)
   _check_like(like)
@@ -190,6 +196,12 @@ def resize_ratio(
     size: an int or (height, width), in pixels.
     method: see `inception_crop`.
     longest: whether the result fits into `size`; otherwise it covers it.
+
+  Returns:
+    The resized image, with at least one side as in `size`.
+
+  Raises:
+    ValueError: if `size` or `method` is invalid.
   """
   sides = _height_width(image)
   ratios = [side / target for side, target in zip(sides, _size(size))]
@@ -222,6 +234,12 @@ def central_crop(
       "torchvision", like timm and OpenCLIP, rounds half of it to an even
       number; "transformers" and "big_vision" round it down.
     fill: the colour outside the image, of each channel in 0..255.
+
+  Returns:
+    An image of exactly the given size.
+
+  Raises:
+    ValueError: if `size`, `like` or `fill` is invalid.
   """
   _check_like(like)
   box = []

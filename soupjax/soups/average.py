@@ -141,7 +141,11 @@ class Means:
     return self.mean([k])
 
   def mean(self, positions: Iterable[int]) -> PyTree:
-    """Returns the mean of the ingredients at these positions."""
+    """Returns the mean of the ingredients at these positions.
+
+    Raises:
+      ValueError: naming an ingredient or a leaf that is not finite.
+    """
     members = [self.mixed[k] for k in positions]
     return average(members, None, self.selection, self._sharding)
 
@@ -157,10 +161,13 @@ def average(
 
   Args:
     ingredients: from `check_ingredients`, with the leaves to be averaged.
-    weights: from `arguments.soup_weights`; None is equal weights.
+    weights: (K,) from `arguments.soup_weights`; None for equal weights.
     selection: the leaves of the result.
     sharding: as in `Ingredient.load`.
     coefficients_of: maps the weights to the arguments of `compensated.linear`.
+
+  Returns:
+    The soup, a tree with the leaves and dtypes of the selection.
 
   Raises:
     ValueError: naming an ingredient or a leaf that is not finite.

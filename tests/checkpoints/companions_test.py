@@ -91,7 +91,7 @@ def test_files_are_not_copied_beside_other_files():
 def test_files_that_are_there_are_replaced_only_on_request():
   os.mkdir("soup")
   _write("soup/config.json", {"mine": 1})
-  with pytest.raises(ValueError, match="soup/config.json .* of m0"):
+  with pytest.raises(ValueError, match="soup/config.json .* 'm0'"):
     _mix("soup/model.safetensors")
   assert os.listdir("soup") == ["config.json"]
   _mix("soup/model.safetensors", overwrite=True)

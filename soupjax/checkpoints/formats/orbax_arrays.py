@@ -71,6 +71,10 @@ def check_index(root: epath.Path) -> None:
   """Reads the index of a tree, so that damage raises an error.
 
   Orbax only logs such an error and returns a tree without leaves.
+
+  Raises:
+    ValueError: naming a file that is missing or damaged. Damage in the database
+      is an error of tensorstore.
   """
   described = metadata(root / "_METADATA")
   leaves = described.get("tree_metadata")
@@ -117,11 +121,15 @@ def open_leaf(
     context: of tensorstore.
     num_bytes: of all files of the tree.
     key: the keys of the leaf, joined by dots.
+
+  Raises:
+    ValueError: if the leaf is outside the directory, cannot be opened, or
+      claims more bytes than the files or the memory can hold.
   """
   place = epath.Path(root)
   zarr3 = metadata(place / "_METADATA").get("use_zarr3") is True
   if ".." in key.split("/"):
-    raise ValueError(f"{root} has a leaf {key!r}, outside of its directory")
+    raise ValueError(f"{root} has a leaf {key!r}, outside its directory")
   store = _store(root)
   if (place / "manifest.ocdbt").exists():
     store = {**_database(root), "path": f"{key}/"}
