@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -96,6 +97,16 @@ def _torch(tree) -> bytes:
   return out.getvalue()
 
 
+def _torch_shards(tree) -> dict[str, bytes]:
+  parts, index = {}, {}
+  for k, leaves in enumerate((list(tree)[:2], list(tree)[2:]), start=1):
+    shard = f"pytorch_model-{k:05d}-of-00002.bin"
+    parts[shard] = _torch({leaf: tree[leaf] for leaf in leaves})
+    index.update(dict.fromkeys(leaves, shard))
+  text = json.dumps({"weight_map": index})
+  return {**parts, "pytorch_model.bin.index.json": text.encode()}
+
+
 def weights():
   """Returns a small tree: leaf -> array."""
   import ml_dtypes
@@ -155,6 +166,7 @@ def make_seeds(folder: pathlib.Path) -> dict[str, Seed]:
     "packed npz": Seed(archived(np.savez_compressed), True),
     "soup.npz": Seed(mixed("x.npz"), True),
     "torch": Seed({"": _torch(tree)}, True),
+    "torch shards": Seed(_torch_shards(tree), True),
     "orbax": Seed(_read(folder / "orbax"), False, 0.2),
     "soup in orbax": Seed(mixed("soup"), True, 0.2),
     "zarr": Seed(_read(folder / "zarr"), False, 0.2),
@@ -275,7 +287,7 @@ def cases(seeds, count: int, first: int = 0) -> list[tuple[str, int]]:
   return [
     (kind, first + k)
     for kind, seed in seeds.items()
-    for k in range(round(count * seed.share / total))
+    for k in range(math.ceil(count * seed.share / total))
   ]
 
 

@@ -40,13 +40,13 @@ def temporary_name(path: str | os.PathLike) -> pathlib.Path:
 def uninterrupted() -> Iterator[None]:
   """Postpones Ctrl-C and SIGTERM to the end of a block.
 
-  Steps that must be taken together, such as two renames, or a file that is
-  created and its removal after an error, are not cut in two.
+  Steps that belong together, such as two renames, or creating a file and
+  removing it after an error, are not interrupted halfway.
   """
   received: list[int] = []
   handlers: dict[int, Any] = {}
-  # Only the main thread gets signals. A handler that is no Python function ends
-  # the process at once or ignores the signal.
+  # Only the main thread gets signals. A handler that is not a Python function
+  # ends the process at once or ignores the signal.
   if threading.current_thread() is threading.main_thread():
     for number in (signal.SIGINT, signal.SIGTERM):
       if callable(handler := signal.getsignal(number)):
@@ -110,12 +110,13 @@ def read_json(path: str | os.PathLike) -> Any:
     num_bytes = os.fstat(f.fileno()).st_size
     if num_bytes > _MAX_JSON:
       raise ValueError(
-        f"{path} has {num_bytes} bytes, and JSON files may have {_MAX_JSON}."
+        f"{path} has {num_bytes} bytes, but JSON files may have at most "
+        f"{_MAX_JSON}: move it away if it is not part of a checkpoint."
       )
     text = f.read()
   try:
     return json.loads(text)
-  # Wrong JSON or encoding, or brackets in brackets without end.
+  # Invalid JSON or encoding, or brackets nested too deeply.
   except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
 
@@ -149,7 +150,7 @@ def open_input(path: str | os.PathLike) -> io.FileIO:
   """
   check_regular(path)
   try:
-    # A pipe that has taken the file's place since would block otherwise.
+    # Otherwise a pipe that has taken the file's place since would block.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
   except OSError as e:
     if e.errno in TOO_MANY_OPEN:
@@ -182,7 +183,7 @@ def raise_open_limit() -> int:
   _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   most = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN)
   if open_limit() < most:
-    # Some systems allow less than they say.
+    # Some systems allow less than they report.
     with contextlib.suppress(OSError, ValueError):
       resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
   return open_limit()
@@ -254,14 +255,25 @@ def open_for_writing(
     Path -> file descriptor.
 
   Raises:
-    ValueError: if the disk is too full for them.
+    ValueError: if the disk is too full for them, or they are too many.
     OSError: if they cannot be opened.
   """
   flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+  if len(sizes) > open_limit() // 4:  # Inputs are open at the same time.
+    raise_open_limit()
   fds: dict[str, int] = {}
   try:
     for path, num_bytes in sizes.items():
-      fds[path] = os.open(path, flags, 0o666)
+      try:
+        fds[path] = os.open(path, flags, 0o666)
+      except OSError as e:
+        if e.errno in TOO_MANY_OPEN:
+          raise ValueError(
+            f"{path} cannot be written: this process may open {open_limit()} "
+            f"files, and the output has {len(sizes)}. Raise the limit with "
+            "ulimit -n, or choose a larger shard_bytes."
+          ) from e
+        raise
       if create:
         _allocate(fds[path], num_bytes, path)
   except BaseException:

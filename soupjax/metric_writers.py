@@ -71,7 +71,7 @@ class MetricWriter:
       if file is not None:
         with contextlib.suppress(
           OSError
-        ):  # Of an earlier write, on a full disk.
+        ):  # From an earlier write to a full disk.
           file.close()
 
 

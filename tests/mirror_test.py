@@ -91,10 +91,12 @@ SEAMS = {
   # Several modules together.
   "evaluators/early_rejection": "evaluators/evaluator with soups/greedy",
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
+  "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",
   "soups/learned/soup_base": "soups/learned/soup with a base",
+  "soups/evaluators": "evaluators that change their trees, at every door",
   "soups/linear_combination": "all doors give equal sums",
   "soups/rules/coefficients_by_layer": "rules with coefficients by layer",
   "soups/rules/every_rule": "properties of all rules",

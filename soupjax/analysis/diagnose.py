@@ -13,7 +13,7 @@ import numpy as np
 from soupjax.analysis import findings
 from soupjax.analysis.geometry import Geometry, geometry
 from soupjax.soups.average import Means
-from soupjax.soups.core import arguments, evaluation, nonfinite
+from soupjax.soups.core import arguments, nonfinite
 from soupjax.soups.core.ingredient import (
   Model,
   Models,
@@ -116,7 +116,7 @@ def diagnose(
       started with; without it, distances and angles are measured from their
       mean, which is less informative.
     greedy: a greedy soup of them, to explain its rejections.
-    max_pairs: maximal number of midpoints; 0 is none.
+    max_pairs: maximum number of midpoints; 0 for none.
     select: leaves that are not averaged like the others, as in `mix`, with
       `pretrained` as the base. They are the same in all models that are
       evaluated, and the distances leave out those that are not averaged.
@@ -152,7 +152,7 @@ def diagnose(
   nonfinite.check_finite(means.mixed)
 
   def score(params, name):
-    value = evaluation.call(evaluate, params)
+    value = arguments.call(evaluate, params)
     return arguments.number(f"The score of {name}", value)
 
   scores = {

@@ -12,7 +12,7 @@ import numpy as np
 from soupjax.analysis.geometry import Geometry
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.core.layers import layer_of
-from soupjax.soups.core.same_init import recorded_inits
+from soupjax.soups.core.records import recorded_inits
 from soupjax.soups.greedy.soup import GreedySoup
 
 Pair = tuple[str, str]

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files beside weights: configs that say how to compute, and tokenizers."""
+"""Files beside the weights: configs that describe the model, and tokenizers."""
 
 from collections.abc import Sequence
 import os
@@ -27,19 +27,26 @@ NAMES = (*CONFIGS, *_OTHERS)
 
 
 def file_beside(path: str | None, name: str) -> pathlib.Path | None:
-  """Returns a file in the directory of a checkpoint, None if it is absent."""
+  """Returns a file in the directory of a checkpoint, None if it is absent.
+
+  Raises:
+    ValueError: if it is not a regular file.
+  """
   if not path or "://" in path:
     return None
   directory = pathlib.Path(path)
   file = (directory if directory.is_dir() else directory.parent) / name
-  return file if file.is_file() else None
+  if not file.exists():
+    return None
+  files.check_regular(file)
+  return file
 
 
 def read(path: str) -> dict[str, dict[str, Any]]:
   """Reads the config files beside a checkpoint.
 
   Args:
-    path: of the checkpoint; a remote one has none.
+    path: of the checkpoint. Nothing is read beside a remote one.
 
   Returns:
     File name -> content. Files of the same name that other programs wrote, such
@@ -63,16 +70,16 @@ def _is_model(config) -> bool:
 
 
 def beside(path: str | None) -> list[pathlib.Path]:
-  """Returns the files beside a checkpoint that belong beside its soup."""
+  """Returns the files beside a checkpoint to copy beside its soup."""
   found = (file_beside(path, name) for name in NAMES)
   return [file for file in found if file]
 
 
 def has_own_directory(path: str) -> bool:
-  """Whether a file is, or will be, alone in its directory with such files.
+  """Whether a file's directory has, or will have, no other checkpoints.
 
-  Configs may only be written there: in a directory with other checkpoints they
-  would describe those, too.
+  Configs are only written into such a directory: elsewhere they would describe
+  the other checkpoints, too.
   """
   folder, name = os.path.split(path)
   try:
@@ -88,7 +95,7 @@ def has_own_directory(path: str) -> bool:
 
 
 def different(sources: Sequence[pathlib.Path], folder: str) -> list[str]:
-  """Returns the paths in a directory that hold something else than sources."""
+  """Returns paths in a directory whose content differs from the sources."""
   pairs = [(source, pathlib.Path(folder, source.name)) for source in sources]
   return [
     str(target)

@@ -20,14 +20,14 @@ from soupjax.checkpoints.formats import (
   orbax_writer,
   safetensors_writer,
 )
-from soupjax.soups.core import leftovers
+from soupjax.soups.core import records
 from soupjax.soups.engine import plan as planning
 
 FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
 
 
 _OURS = (".safetensors", ".npz")
-# Suffixes of files that other programs keep weights in, and of archives.
+# Suffixes of other programs' weight files, and of archives.
 _FOREIGN = frozenset(
   ".bin .caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
   ".mlmodel .msgpack .nemo .npy .onnx .ot .pb .pdparams .pickle "
@@ -39,7 +39,7 @@ _FOREIGN = frozenset(
 def format_of(out: str, format: str | None, sharded: bool = False) -> str:
   """Returns the format of an output, by its suffix unless it is given.
 
-  A suffix that belongs to no kind of weights, as in "soup-v1.5", is part of the
+  A suffix that is not one of weight files, as in "soup-v1.5", is part of the
   name of a directory.
 
   Args:
@@ -63,7 +63,7 @@ def format_of(out: str, format: str | None, sharded: bool = False) -> str:
     )
   if expected and format not in (None, expected):
     raise ValueError(
-      f"{out} names a file of another format than format={format!r}: leave "
+      f"{out} has the suffix of another format than format={format!r}: leave "
       "format= out or choose a name without this suffix."
     )
   return format or expected or ("safetensors" if sharded else "orbax")
@@ -82,8 +82,8 @@ class Destination:
     num_bytes: size on disk, without headers.
     host_bytes: host memory of the writer, without the blocks.
     beside: files beside the first ingredient that are copied to the output.
-    left_beside: names of those that are not, since out has other files beside
-      it.
+    left_beside: names of files beside the first ingredient that are not copied,
+      since the directory of the output has other files.
   """
 
   def __init__(
@@ -174,7 +174,7 @@ class Destination:
     replaceable.check_sources(self.path, self._plan.sources)
     if exists:
       replaceable.check_replaceable(self.path, self.is_directory)
-    if jax.process_index() == 0:  # Which may remove them soon.
+    if jax.process_index() == 0:  # Others may see it remove these files.
       if os.path.lexists(self.temporary):
         replaceable.check_leftover(self.temporary, self.is_directory)
       if os.path.lexists(self.aside):
@@ -185,9 +185,9 @@ class Destination:
       folder = os.path.dirname(self.path)
       if taken := companions.different(self.beside, folder):
         raise ValueError(
-          f"{taken[0]} is not that of {self._plan.sources[0].name}, which "
-          "belongs beside the soup: delete it, choose another out= or pass "
-          "overwrite=True."
+          f"{taken[0]} differs from the file beside "
+          f"{self._plan.sources[0].name!r} that is copied beside the soup: "
+          "delete it, choose another out= or pass overwrite=True."
         )
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)
@@ -284,7 +284,7 @@ class Destination:
     """Gives the output its final name if it can be opened."""
     expected = readable.check_names(self.path, self._plan.specs)
     readable.check_written(self.temporary, self.path, expected)
-    # Before the weights, which are never to be found without their config.
+    # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     companions.copy(self.beside, folder)
     if self.is_directory and os.path.exists(self.path):
@@ -308,13 +308,13 @@ class Destination:
 
 
 def _texts(ingredients) -> dict[str, str]:
-  """Returns the texts of a soup: those that all ingredients agree on.
+  """Returns the free texts of a soup: those that all ingredients agree on.
 
-  Some readers require "format", even if only the first one has it.
+  "format" is taken from the first ingredient, since some readers require it.
   """
   first = ingredients[0].text
   form = {"format": first["format"]} if "format" in first else {}
-  return {**leftovers.shared_text(ingredients), **form}
+  return {**records.shared_text(ingredients), **form}
 
 
 def remove(path: str) -> None:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from soupjax.soups.core import slices
-from soupjax.soups.core.ingredient import Ingredient, is_cut, sharding_of
+from soupjax.soups.core.ingredient import Ingredient, sharding_of
+from soupjax.soups.core.precision import is_cut
 from soupjax.soups.engine import plan as planning
 
 
@@ -128,7 +129,7 @@ class MeshWriter:
     spec, leaf_parts = self._plan.specs[leaf], self._parts.pop(leaf)
     sharding = _leaf_sharding(self._plan, self._sharding, leaf)
     if sharding is None:
-      # Integers of 64 bits stay on the host: JAX would cut them to 32.
+      # Leaves of 64 bits stay on the host where JAX would cut them to 32.
       whole = leaf_parts[0][1]
       self._arrays[leaf] = whole if is_cut(spec) else jax.device_put(whole)
       return

@@ -18,11 +18,16 @@ from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
-from soupjax.soups.core import leftovers
+from soupjax.soups.core import records
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
 
+# Files of a directory that is one checkpoint.
+_SHARDS = (
+  *("*.safetensors.index.json", "*.bin.index.json"),
+  *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
+)
 # Suffixes of the files that `**` finds.
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -121,13 +126,13 @@ def split_patterns(text: str) -> list[str]:
     ['lr=*', 'base.npz']
   """
   words = text.split(",")
-  # The fewest parts of all words up to a position.
+  # best[n] is the split of the first n words into the fewest parts.
   best: list[list[str]] = [[]]
   for end in range(1, len(words) + 1):
     options = []
     for start in range(end):
       part = ",".join(words[start:end]).strip()
-      # Addresses are never joined, since asking for them takes time.
+      # URLs are never joined, since looking them up takes time.
       if (
         end - start == 1
         or not byte_ranges.is_remote(part)
@@ -206,12 +211,11 @@ def _may_be_checkpoint(path: str) -> bool:
     return place.name.endswith(_SUFFIXES) and not _is_copy(place)
   from soupjax.checkpoints.formats import orbax
 
-  # Without an index, each file in a directory of safetensors is a checkpoint.
+  # Without shards, each file in a directory of safetensors is a checkpoint.
   return (
     orbax.is_orbax(place)
     or orbax.is_orbax(place / "params")
-    or any(place.glob("*.safetensors.index.json"))
-    or any(place.glob("*.bin.index.json"))
+    or any(any(place.glob(pattern)) for pattern in _SHARDS)
   )
 
 
@@ -280,7 +284,7 @@ def _with_entry(name: str, entry: str | None) -> str:
 
 
 def _warn_of_ignored(ingredients: Sequence[Ingredient]) -> None:
-  for sentence in leftovers.ignored(ingredients):
+  for sentence in records.ignored(ingredients):
     warnings.warn(sentence, stacklevel=3)
 
 

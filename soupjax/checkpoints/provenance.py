@@ -16,8 +16,8 @@ from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
 
 _UNKNOWN = "0" * 64
-# Whether checksums of all leaves, some or none were compared. The longest is in
-# the record before the mix.
+# Whether checksums of all leaves, some or none were compared. The record before
+# the mix has the longest, so that the final one has room.
 _VERIFIED = ("verified", "partly verified", "not verified")
 
 
@@ -165,7 +165,7 @@ def _leaves_read(plan, k) -> set[str]:
 
 
 def _verified(plan, k, leaves) -> str | None:
-  """Tells how much of what is read of a source has a checksum."""
+  """Tells whether all, some or none of the leaves read were compared."""
   if plan.sources[k].path is None:
     return None
   read = _leaves_read(plan, k)
@@ -175,7 +175,7 @@ def _verified(plan, k, leaves) -> str | None:
 
 
 def _checks(plan) -> str:
-  """Tells which sources have checksums of all leaves that are read."""
+  """Describes which sources have checksums of all leaves that are read."""
   sources = [k for k, s in enumerate(plan.sources) if s.path is not None]
   names = []
   for k in sources:

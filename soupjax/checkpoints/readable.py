@@ -4,7 +4,6 @@
 
 from collections.abc import Mapping
 import contextlib
-import warnings
 
 import jax
 
@@ -13,7 +12,7 @@ from soupjax.checkpoints.formats.recognise import recognise
 
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
-# No format stores longer names; real ones have some 100 bytes.
+# Bytes. No format stores longer names; real ones have about 100 bytes.
 _MAX_NAME = 1 << 15
 
 
@@ -43,21 +42,21 @@ def check_names(path: str, specs: Specs) -> Specs:
         f"{path}: the leaf name {leaf[:40]!r}... has {size} bytes, more than "
         f"{_MAX_NAME}. Shorten it."
       )
-  with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    try:
-      return params_of_state.of(
-        byte_ranges.ingredient("", path, specs, {}, order=list(specs))
-      ).specs
-    except UserWarning as e:
-      raise ValueError(
-        f"Leaves would be lost when {path} is read: {e} Rename the entry "
-        "'params' or the other ones."
-      ) from e
+  written = byte_ranges.ingredient("", path, specs, {}, order=list(specs))
+  try:
+    read = params_of_state.of(written)
+  except params_of_state.NotOneModel:  # A user can read it as PATH#ENTRY.
+    return specs
+  if read.ignored:
+    raise ValueError(
+      f"{path} would be read as a train state, without the leaves in "
+      f"{[*read.ignored]}. Rename these entries or 'params'."
+    )
+  return read.specs
 
 
 def check_written(temporary: str, path: str, expected: Specs) -> None:
-  """Opens an output that is complete but not yet published.
+  """Checks that a complete output can be opened, before it is published.
 
   Args:
     temporary: its name while it is written.
@@ -68,11 +67,11 @@ def check_written(temporary: str, path: str, expected: Specs) -> None:
     ValueError: naming a leaf that is missing or differs.
   """
   try:
-    with warnings.catch_warnings():
-      # Train states are cut to their weights, as `check_names` knows.
-      warnings.simplefilter("ignore")
-      inner, file_format = recognise(temporary)
+    inner, file_format = recognise(temporary)
+    try:
       found = file_format.open_checkpoint(inner, "").specs
+    except params_of_state.NotOneModel:
+      found = file_format.open_checkpoint(inner, "", "").specs
   except ValueError as e:
     raise ValueError(
       f"{path} was not published, since it could not be opened again: {e}"

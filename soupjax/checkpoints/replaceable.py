@@ -115,10 +115,11 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
 
   Args:
     path: of the soup.
-    sources: that are read.
+    sources: the ingredients that are read.
 
   Raises:
-    ValueError: naming a source that is at the path, in it or around it.
+    ValueError: naming a source that is at the path, inside it, or a directory
+      that contains it.
   """
   for source in sources:
     if not source.path or byte_ranges.is_remote(source.path):
@@ -142,10 +143,10 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
 
   Args:
     path: of the directory.
-    sources: that are read.
+    sources: the ingredients that are read.
 
   Raises:
-    ValueError: naming such a source.
+    ValueError: naming the ingredient's checkpoint.
   """
   for source in sources:
     if not source.path or byte_ranges.is_remote(source.path):
@@ -155,6 +156,10 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
 
 def check_folder(path: str | os.PathLike, checkpoint: str) -> None:
   """Checks that a directory of results is not in the folder of a checkpoint.
+
+  Args:
+    path: of the directory.
+    checkpoint: path of the checkpoint.
 
   Raises:
     ValueError: naming the checkpoint.

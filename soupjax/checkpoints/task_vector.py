@@ -136,6 +136,7 @@ class TaskVector:
       lambda number, _, count: compensated.delta_coefficients(weights, number),
       scale,
       settings={"terms": terms},
+      affine=True,
     )
     if not others:
       rule = _nothing_added(rule)

@@ -112,7 +112,7 @@ def inception_crop(
       big_vision's, and is about eight times faster.
 
   Returns:
-    An image of the given size. Where ten draws do not fit, the whole image.
+    An image of the given size: of the whole image if ten draws do not fit.
   """
   height, width = _size(size)
   if not 0 < area_min <= area_max <= 100:
@@ -158,9 +158,9 @@ def resize_small(
     image: any size.
     size: of the shorter side, in pixels.
     method: see `inception_crop`.
-    like: the library whose longer side it has: "torchvision" cuts off fractions
-      of a pixel, and so do timm, OpenCLIP and transformers; "big_vision"
-      rounds.
+    like: the library whose rounding of the longer side is followed:
+      "torchvision" cuts off fractions of a pixel, and so do timm, OpenCLIP and
+      transformers; "big_vision" rounds.
   """
   size, _ = _size(size)
   _check_like(like)

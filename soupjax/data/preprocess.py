@@ -37,7 +37,7 @@ class PixelValues:
 
     Args:
       other: of other preprocessing.
-      tolerance: the share.
+      tolerance: the share, such as 0.001.
     """
     if len(self.black) != len(other.black):
       return False
@@ -107,7 +107,7 @@ class Preprocess:
       image = Image.fromarray(np.full((640, 512, 3), level, np.uint8))
       rng = np.random.default_rng(0)
       x = np.asarray(op(image=image, rng=rng) if draws else op(image=image))
-      if x.dtype == np.uint8:  # Its own range, whatever happens to colours.
+      if x.dtype == np.uint8:  # Its range is fixed, even if colours change.
         x = np.full(x.shape, level, np.uint8)
       ends.append(tuple(x.mean(axis=(0, 1), dtype=float).ravel().tolist()))
     return PixelValues(x.dtype.name, *ends)

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """RandAugment (arXiv 1909.13719) with Pillow, in two versions.
 
-`randaug` is timm's, which its texts such as "rand-m9-n2-mstd0.5" describe and
-with which the paper's models were fine-tuned: an operation is applied with
+`randaug` is timm's, with which the paper's models were fine-tuned, and takes
+timm's notation, such as "rand-m9-n2-mstd0.5". An operation is applied with
 probability 0.5, and magnitudes end at 10. `randaug_linear` applies every
-operation that it draws, and magnitudes above 10 go on linearly.
+operation that it draws, and magnitudes above 10 continue linearly.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,7 @@ def randaug(
     image: a PIL image (RGB), or (height, width, 3) uint8.
     rng: for the operations, their strengths and signs.
     num_layers: how many are drawn, with replacement; 0 changes nothing. Or
-      timm's text for all of the numbers here, such as
-      "rand-m9-n2-mstd0.5-inc1".
+      all numbers here in timm's notation, such as "rand-m9-n2-mstd0.5-inc1".
     magnitude: their strength, on a scale where 10 is the full range.
     probability: that an operation, once drawn, is applied.
     magnitude_std: of normal noise on the magnitude of each operation; above
@@ -94,7 +93,7 @@ def randaug(
   return image
 
 
-# Keys of timm's texts -> our arguments and their types.
+# Keys of timm's notation -> our arguments and their types.
 _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
   "m": ("magnitude", int),
   "n": ("num_layers", int),
@@ -107,7 +106,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> dict[str, Any]:
-  """Parses a text of timm; what it leaves out has timm's default."""
+  """Parses timm's notation; keys that are left out have timm's defaults."""
   name, *parts = text.split("-")
   settings: dict[str, Any] = {"num_layers": 2, "magnitude": 10}
   for part in parts:
@@ -125,7 +124,7 @@ def _parsed(text: str) -> dict[str, Any]:
   raise ValueError(
     f"randaug cannot read {text!r}: write it as timm does, such as "
     f"'rand-m9-n2-mstd0.5-inc1', with some of {', '.join(_KEYS)}. Other sets "
-    "of operations (-tweights, -t3a) do not exist here."
+    "of operations (-tweights, -t3a) are not supported."
   )
 
 
@@ -179,7 +178,7 @@ def _timm_rotate(image, level, sign, increasing, place):
 def _timm_posterize(image, level, sign, increasing, place):
   del sign, place
   bits = 4 - int(4 * level) if increasing else int(4 * level)
-  # Pillow's posterize takes 0 bits, which are black, only before version 13.
+  # 0 bits give black. Pillow's own posterize rejects them from version 13 on.
   mask = 0xFF << (8 - bits) if bits < 8 else 0xFF
   return image.point([i & mask for i in range(256)] * 3)
 
@@ -260,8 +259,7 @@ def randaug_linear(
 
   The fourteen operations of the paper's Figure 2. Magnitudes are on the usual
   scale where 10 is the full range of AutoAugment (arXiv 1805.09501, Table 6);
-  above 10 they go on linearly, and at 20 leave nothing to see of a third of the
-  images.
+  above 10 they continue linearly, and at 20 a third of the images show nothing.
 
   Args:
     image: a PIL image (RGB), or (height, width, 3) uint8.

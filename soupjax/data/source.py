@@ -19,7 +19,7 @@ class Source:
     class_names: one for each class, or None where they are unknown.
     ranges: (stored split of a dataset, start, stop) of the examples; empty
       where they are unknown.
-    notes: lines for a plan, such as about files that are not read.
+    notes: lines for the plan, for example about files that are not read.
   """
 
   ranges: tuple[tuple[str, int, int], ...] = ()

@@ -62,16 +62,16 @@ def _compiled(
 
 
 def _masked(logits, among: tuple[int, ...] | None):
-  """Returns logits of which all but some outputs are as low as can be."""
+  """Returns (n, classes) logits, very low for outputs outside `among`."""
   if among is None:
     return logits
   keep = np.zeros(logits.shape[-1], bool)
   keep[list(among)] = True
-  # Half of the least number, from which a maximum can be subtracted.
+  # Half of the lowest number, so that subtracting a maximum cannot overflow.
   return jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
 
 
-# A loss above this is that of a masked output.
+# A loss above this means that the label is a masked output.
 _MASKED = 1e30
 
 
@@ -125,9 +125,9 @@ class Evaluator:
       mesh: its axis "data" shards batches. None leaves the sharding to `jit`.
       cache_gb: decoded images are kept in memory if they take no more. Early
         rejection then begins with the images that are hardest for the soup.
-      outputs: the classes over which metrics are, such as the 200 of
-        ImageNet-A; None is all. Logits of others count as if they were the
-        lowest; those that `per_example` returns are unchanged.
+      outputs: the classes over which metrics are computed, such as the 200 of
+        ImageNet-A; None for all. Logits of other classes count as the lowest;
+        `per_example` returns them unchanged.
 
     Raises:
       ValueError: if a metric is unknown, or an output is given twice.
@@ -359,7 +359,7 @@ class Evaluator:
     if self._outputs and np.isfinite(wrong).any():
       raise ValueError(
         f"An image of {self.name} has a label that is not among the "
-        f"{len(self._outputs)} outputs to evaluate: add it to them."
+        f"{len(self._outputs)} outputs to evaluate: add it to outputs=."
       )
     if len(wrong):
       raise ValueError(

@@ -223,7 +223,7 @@ class ViT(nn.Module):
     width: size of a token.
     depth: number of blocks.
     mlp_dim: hidden size of the MLPs; None is 4 * width.
-    num_heads: attention heads; None is an error that asks for it.
+    num_heads: attention heads; None raises an error that asks for it.
     posemb: position embeddings, "learn" or "sincos2d" (fixed).
     pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
       (attention) or "none" (every token has its logits).
@@ -233,7 +233,7 @@ class ViT(nn.Module):
     proj_size: size of a projection without bias before the head (CLIP); 0 for
       none.
     normalize: whether features are scaled to length 1 before the head, as for
-      zero-shot weights of CLIP; None is not.
+      zero-shot weights of CLIP; None (not specified) does not scale.
     dropout: rate, in training.
     stochastic_depth: probability that an example skips the last block in
       training; it grows linearly from 0 in the first block.

@@ -26,8 +26,8 @@ class Choices:
     greedy: name of a greedy soup -> its metric.
     initial_head: the head of the initial model, such as "linear probe", or ""
       if it is unknown.
-    outputs: split -> how many outputs its metrics are over, and how many the
-      models have; for splits that have some of the classes only.
+    outputs: split -> (number of outputs that its metrics are over, number of
+      outputs of the models), for splits with only some of the classes.
   """
 
   metrics: tuple[str, ...] = ("prec@1",)
@@ -42,7 +42,7 @@ class Choices:
 
   @property
   def about_outputs(self) -> str:
-    """Says which splits are over some of the outputs; "" if none is."""
+    """Describes splits whose metrics are over some outputs; "" if none are."""
     parts = [
       f"{split} over the {some:,} of {total:,} outputs that are its classes"
       for split, (some, total) in self.outputs.items()

@@ -16,7 +16,8 @@ from soupjax.soups.core import (
   arguments,
   compensated,
   nonfinite,
-  same_init,
+  precision,
+  records,
   tree,
 )
 from soupjax.soups.core import select as selection_lib
@@ -35,11 +36,14 @@ from soupjax.soups.core.select import Selection
 PyTree = Any
 
 
-@functools.partial(jax.jit, static_argnames=("weighted", "dtype"))
-def _mean_and_check(stack, coefficients, end, *, weighted, dtype):
+@functools.partial(jax.jit, static_argnames=("weighted", "dtype", "large"))
+def _mean_and_check(stack, coefficients, end, *, weighted, dtype, large=False):
   flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
-  mean = compensated.linear(stack, **coefficients, weighted=weighted)
-  leaf = selection_lib.finish(mean, end, dtype)
+  linear = functools.partial(
+    compensated.linear, **coefficients, weighted=weighted
+  )
+  mean = compensated.of_large(linear, stack) if large else linear(stack)
+  leaf = selection_lib.finish(mean, end, dtype, large)
   return leaf, jnp.append(flags, jnp.isfinite(leaf).all())
 
 
@@ -89,20 +93,20 @@ def uniform_soup(
   means = Means(
     ingredients, base=base, select=select, dtype=dtype, sharding=sharding
   )
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   checked = (
     None
     if weights is None
     else arguments.soup_weights(weights, len(ingredients))
   )
-  return _average(means.mixed, checked, means.selection, sharding)
+  return average(means.mixed, checked, means.selection, sharding)
 
 
 class Means:
-  """Means of some of the ingredients, with one selection for all of them.
+  """Means of subsets of the ingredients, all with the same selected leaves.
 
   Attributes:
-    ingredients: all of them.
+    ingredients: all ingredients.
     mixed: the same with only the leaves that are averaged.
     selection: the leaves of every mean.
   """
@@ -139,28 +143,54 @@ class Means:
   def mean(self, positions: Iterable[int]) -> PyTree:
     """Returns the mean of the ingredients at these positions."""
     members = [self.mixed[k] for k in positions]
-    return _average(members, None, self.selection, self._sharding)
+    return average(members, None, self.selection, self._sharding)
 
 
-def _average(ingredients, weights, selection, sharding) -> PyTree:
-  """Averages checked ingredients leaf by leaf; None is equal weights."""
+def average(
+  ingredients,
+  weights,
+  selection,
+  sharding,
+  coefficients_of=compensated.mean_coefficients,
+) -> PyTree:
+  """Averages checked ingredients leaf by leaf.
+
+  Args:
+    ingredients: from `check_ingredients`, with the leaves to be averaged.
+    weights: from `arguments.soup_weights`; None is equal weights.
+    selection: the leaves of the result.
+    sharding: as in `Ingredient.load`.
+    coefficients_of: maps the weights to the arguments of `compensated.linear`.
+
+  Raises:
+    ValueError: naming an ingredient or a leaf that is not finite.
+  """
   weighted = weights is not None
   weights = weights if weighted else np.ones(len(ingredients))
   ingredients = [i for i, weight in zip(ingredients, weights) if weight]
-  coefficients = compensated.mean_coefficients(weights[weights != 0])
+  coefficients = coefficients_of(weights[weights != 0])
   soup, checked = selection.fixed(sharding), []
-  for leaf, spec in ingredients[0].specs.items():
-    leaf_sharding = sharding_of(sharding, leaf, spec)
-    if not tree.is_float(spec):
-      soup[leaf] = ingredients[0].read(leaf, sharding=leaf_sharding)
-      continue
+
+  def mean(leaf, large=False):
+    leaf_sharding = sharding_of(sharding, leaf, ingredients[0].specs[leaf])
     stack = [i.read(leaf, sharding=leaf_sharding) for i in ingredients]
     (end,) = selection.ends([leaf], sharding)
-    out = selection.specs[leaf].dtype
-    soup[leaf], flags = _mean_and_check(
-      stack, coefficients, end, weighted=weighted, dtype=out
-    )
-    checked.append((leaf, flags))
+    dtype = selection.specs[leaf].dtype
+    with precision.kept(stack):
+      value, flags = _mean_and_check(
+        stack, coefficients, end, weighted=weighted, dtype=dtype, large=large
+      )
+    moved = any(map(precision.is_cut, stack))  # Computed on the CPU.
+    return precision.placed(value, leaf_sharding if moved else None), flags
+
+  for leaf, spec in ingredients[0].specs.items():
+    if tree.is_float(spec):
+      soup[leaf], flags = mean(leaf)
+      checked.append((leaf, flags))
+    else:
+      soup[leaf] = ingredients[0].read(
+        leaf, sharding=sharding_of(sharding, leaf, spec)
+      )
   check_unchanged(ingredients)
   if checked:
     # Waits once, not for every leaf.
@@ -168,7 +198,11 @@ def _average(ingredients, weights, selection, sharding) -> PyTree:
     flags = np.stack(flags)
     for k, ingredient in enumerate(ingredients):
       nonfinite.raise_if_not_finite(ingredient.name, names, flags[:, k])
-    nonfinite.raise_if_overflows(selection.specs, names, flags[:, -1])
+    for leaf, is_finite in zip(names, flags[:, -1]):
+      if not is_finite:
+        selection.check_base(leaf, sharding)
+        soup[leaf], large = mean(leaf, large=True)
+        nonfinite.raise_if_overflows(selection.specs, [leaf], large[-1:])
   return selection.assembled(soup)
 
 
@@ -209,7 +243,7 @@ def wise_ft(
     >>> sj.wise_ft(pretrained, finetuned, alpha=0.25)["w"]
     Array([0.25, 0.25], dtype=float32)
   """
-  alpha = arguments.number("alpha", alpha)
+  alpha = arguments.real("alpha", alpha)
   ends = [
     dataclasses.replace(as_ingredient(end, name), name=name)
     for name, end in (("pretrained", pretrained), ("finetuned", finetuned))
@@ -221,14 +255,16 @@ def wise_ft(
     [m for m in (selection.base, *selection.ingredients) if m is not None],
     has_base=True,
   )
-  same_init.warn_of_other_inits(ends)
+  records.warn_of_other_inits(ends)
   if alpha == 1:
     ends.reverse()
     alpha = 0.0
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Extrapolation is intended here.
     weights = arguments.soup_weights([1 - alpha, alpha], 2)
-  return _average(ends, weights, selection, sharding)
+  return average(
+    ends, weights, selection, sharding, compensated.share_coefficients
+  )
 
 
 def ensemble_logits(

@@ -242,7 +242,7 @@ def join_processes() -> None:
     ) from e
   # JAX only notes SIGTERM, so that the process would go on until it is killed.
   signal.signal(signal.SIGTERM, terminate)
-  # If the first process dies, JAX says so and aborts the others. Where their
-  # threads were at that moment is of no interest.
+  # If the first process dies, JAX says so and aborts the others. Their stack
+  # traces would only hide that message.
   if not logging.vlog_is_on(1):
     faulthandler.disable()

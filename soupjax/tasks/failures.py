@@ -47,7 +47,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def message(error: BaseException) -> str | None:
-  """Returns what to tell the user; None for an error in the program.
+  """Returns the message for the user; None for a bug in the program.
 
   Examples:
     >>> message(ValueError("data.name is empty."))
@@ -106,8 +106,8 @@ def reported() -> Iterator[None]:
 
   The codes are 1 for an error, 130 for Ctrl-C and 143 for SIGTERM.
   --verbosity=1 shows where an error was raised. Warnings are shown without
-  source lines. Text that standard output does not take is dropped, and this is
-  an error at the end: work is not lost because nobody reads about it.
+  source lines. Text that cannot be written to standard output is dropped and
+  reported as an error at the end, so that a closed pipe does not stop the work.
   """
   output, shown = _prepared(), _Warnings()
   try:
@@ -149,7 +149,7 @@ def _say(text: str) -> None:
 
 def _exit(code: int) -> None:
   if _is_one_of_several():
-    # Otherwise the other processes would be waited for, which wait for this.
+    # A normal exit would wait for the other processes, which wait for this one.
     os._exit(code)
   sys.exit(code)
 
@@ -187,7 +187,7 @@ class _Output:
 
 def _prepared() -> _Output:
   """Sets up streams and signals."""
-  # A number that is free would be that of the next file that is opened.
+  # A closed descriptor would be reused by the next file that is opened.
   for number in range(3):
     try:
       os.fstat(number)
@@ -196,7 +196,7 @@ def _prepared() -> _Output:
   if sys.stderr is None:
     sys.stderr = open(os.devnull, "w", encoding="utf-8")
   if sys.stdout is not None:
-    # Names of files may have characters that the terminal lacks.
+    # File names may have characters that the terminal lacks.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore
   if not isinstance(sys.stdout, _Output):
     sys.stdout = _Output(sys.stdout)  # type: ignore
@@ -208,7 +208,7 @@ def _prepared() -> _Output:
 
 def _show_uncaught(kind, error, trace):
   """Shows an error that nobody catches, except for one of tensorstore."""
-  # After an error that Orbax also raises, others have no loop to report to.
+  # After an error that Orbax also raises, its other tasks find the loop closed.
   if "Event loop is closed" not in str(error) or absl_logging.vlog_is_on(1):
     sys.__excepthook__(kind, error, trace)
 
@@ -216,7 +216,7 @@ def _show_uncaught(kind, error, trace):
 def _show_unraisable(unraisable):
   """Like `_show_uncaught`, for errors that have no caller."""
   if isinstance(unraisable.exc_value, KeyboardInterrupt):
-    # It came at a moment when Python drops errors: send it again.
+    # Python ignores errors at such moments: send the interrupt again.
     threading.Timer(0.01, _thread.interrupt_main).start()
   elif "Event loop is closed" not in str(
     unraisable.exc_value

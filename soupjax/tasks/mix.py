@@ -32,7 +32,8 @@ def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict(convert_dict=False)
   c.task = "mix"
   c.rule = config_dict.FieldReference(_rule_keys(rule), field_type=object)
-  c.ingredients = ""  # A path or pattern, or several joined by commas.
+  # A path or pattern, or several joined by commas; each may end in #ENTRY.
+  c.ingredients = ""
   c.base = ""
   c.out = ""
   # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as text,

@@ -84,7 +84,7 @@ def _comparable(ops: str, values_alone: bool) -> str:
 
 
 def recorded_config(path: str) -> dict[str, Any]:
-  """Returns the config of the run of ours that wrote a checkpoint, or {}."""
+  """Returns the config of the soupjax run that wrote a checkpoint, or {}."""
   if not path or "://" in path:
     return {}
   for directory in list(pathlib.Path(path).absolute().parents)[:3]:
@@ -96,7 +96,7 @@ def recorded_config(path: str) -> dict[str, Any]:
 
 
 def recorded(path: str) -> str | None:
-  """Returns `data.eval_ops` of the run of ours that wrote a checkpoint."""
+  """Returns `data.eval_ops` of the soupjax run that wrote a checkpoint."""
   data = recorded_config(path).get("data", {})
   values = {"image_size": data.get("image_size"), **data.get("augment", {})}
   try:
@@ -264,7 +264,8 @@ _KNOWN = (
   *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
   *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 )
-# Keys that do not change the pixels of RGB images; others that are not off do.
+# Keys that do not change the pixels of RGB images. Any other key may, unless it
+# is null or false.
 _WITHOUT_EFFECT = re.compile(
   "image_processor_type|feature_extractor_type|processor_class|auto_map|_.*|"
   "do_convert_rgb|data_format|input_data_format|return_tensors|device|"
@@ -292,7 +293,7 @@ def _of_transformers(c: _Values) -> str | None:
   for key, value in c.values.items():
     harmless = value is None or value is False or _WITHOUT_EFFECT.fullmatch(key)
     if key not in _KNOWN and not harmless:
-      raise c.error(key, "changes images in a way that does not exist here")
+      raise c.error(key, "changes images in a way that soupjax cannot follow")
   parts = []
   if c.get("do_resize", on["do_resize"]):
     parts.append(_resize_of(c, on))

@@ -22,7 +22,7 @@ def test_damaged_checkpoints_are_refused_or_give_the_same_values(tmp_path):
   for kind, found in counts.items():
     # Most damage is noticed, and some is harmless.
     assert found["refused"] > 5 and found["refused"] + found["same"] > 8, kind
-  assert slowest < 10
+  assert slowest < 20
   assert "| all | 1,00" in fuzz_readers.table(counts)
 
 

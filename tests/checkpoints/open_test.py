@@ -221,6 +221,16 @@ def test_two_stars_pass_over_files_without_a_model(tmp_path, caplog):
     sj.find_ingredients(str(tmp_path / "checkpoint-500" / "**" / "*.bin"))
 
 
+def test_two_stars_find_directories_of_shards(tmp_path):
+  for folder in "ab":
+    (tmp_path / folder).mkdir()
+    for k, leaf in enumerate("vw", start=1):
+      shard = tmp_path / folder / f"model-0000{k}-of-00002.safetensors"
+      sj.save_params(shard, {leaf: np.ones(2, np.float32)})
+  a, b = sj.find_ingredients(tmp_path / "**")
+  assert (a.name, b.name, set(a.specs)) == ("a", "b", {"v", "w"})
+
+
 @pytest.mark.parametrize(
   "folder", ["lr=0.1,wd=0.01", "a, b", "run[1]", "{x,y}", "two words", "a#b,c"]
 )

@@ -143,7 +143,6 @@ def test_every_operation_has_the_pixels_of_timm(timm, increasing, monkeypatch):
 @pytest.mark.parametrize(
   "text",
   [
-    "rand-m9-n2",
     "rand-m20-n2",
     "rand-m9-n3-mstd0.5-inc1",
     "rand-m10-mstd101",
@@ -159,17 +158,17 @@ def test_texts_of_timm_have_its_distribution(timm, text):
   foreign, generator = timm.rand_augment_transform(text), rng()
 
   def changes(transform):
-    images = (np.asarray(transform(image)) for _ in range(1200))
+    images = (np.asarray(transform(image)) for _ in range(700))
     return np.array([np.abs(x - pixels.astype(float)).mean() for x in images])
 
   ours = changes(lambda x: randaug.randaug(x, generator, text))
   theirs = changes(foreign)
   # Unchanged images, and the distribution of the change (Kolmogorov-Smirnov:
-  # 0.08 is passed by chance in one of a thousand runs).
-  assert abs((ours == 0).mean() - (theirs == 0).mean()) < 0.06
+  # 0.1 is passed by chance in one of a thousand runs).
+  assert abs((ours == 0).mean() - (theirs == 0).mean()) < 0.08
   grid = np.sort(theirs)
-  at = [np.searchsorted(np.sort(x), grid, "right") / 1200 for x in (ours, grid)]
-  assert np.abs(at[0] - at[1]).max() < 0.08
+  at = [np.searchsorted(np.sort(x), grid, "right") / 700 for x in (ours, grid)]
+  assert np.abs(at[0] - at[1]).max() < 0.1
 
 
 def test_no_image_is_wiped_out_above_10():
@@ -177,11 +176,11 @@ def test_no_image_is_wiped_out_above_10():
 
   def share_wiped_out(op):
     generator, count = rng(), 0
-    for _ in range(400):
+    for _ in range(250):
       flat = np.asarray(op(image, generator, 2, 20)).astype(float)
       flat = flat.reshape(-1, 3)
       count += (np.abs(flat - np.median(flat, 0)).max(1) < 3).mean() > 0.85
-    return count / 400
+    return count / 250
 
   assert share_wiped_out(randaug.randaug) < 0.03
   assert share_wiped_out(randaug.randaug_linear) > 0.2

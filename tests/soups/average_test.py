@@ -326,8 +326,9 @@ def test_a_soup_that_overflows_is_an_error_not_an_infinity():
     sj.Ingredient.from_params(n, {"w": np.full(2, v, np.float32)})
     for n, v in (("a", 3e38), ("b", -3e38))
   ]
-  with pytest.raises(ValueError, match="overflows float32"):
-    sj.uniform_soup(huge)
+  with pytest.warns(UserWarning, match="negative"):
+    with pytest.raises(ValueError, match="overflows float32.*extrapolate"):
+      sj.uniform_soup(huge, [2.0, -1.0])
 
 
 @pytest.mark.parametrize("kind", [dict.fromkeys, set, str])
@@ -374,3 +375,16 @@ def test_ensemble_refuses_what_is_no_number(logits, message):
 def test_an_ensemble_may_mask_classes():
   masked = np.float32([1, -np.inf])
   np.testing.assert_array_equal(sj.ensemble_logits([masked] * 2), masked)
+
+
+def test_python_numbers_are_leaves():
+  soup = sj.uniform_soup([{"w": 1.0, "n": 3}, {"w": 2.0, "n": 3}])
+  assert soup["w"].dtype == np.float64 and soup["w"] == 1.5
+  assert soup["n"] == 3
+
+
+def test_alpha_is_no_flag():
+  with pytest.raises(
+    ValueError, match="alpha must be a finite number, got True"
+  ):
+    sj.wise_ft(make(0), make(1), True)

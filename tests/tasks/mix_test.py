@@ -42,6 +42,18 @@ def test_several_paths(folder, between):
   assert run(folder, ingredients=f" {both}, ")["body"].tolist() == [2] * 5
 
 
+def test_a_path_with_commas(folder):
+  (folder / "lr=0.1,wd=0").mkdir()
+  for k in range(2):
+    name = f"m{k}.safetensors"
+    (folder / name).rename(folder / "lr=0.1,wd=0" / name)
+  first = f"{folder}/lr=0.1,wd=0/m0.safetensors"
+  assert run(folder, ingredients=first)["body"].tolist() == [1] * 5
+  out = str(folder / "o.npz")
+  both = f"{first},{folder}/lr=0.1,wd=0/m1*"
+  assert run(folder, ingredients=both, out=out)["body"].tolist() == [2] * 5
+
+
 def test_several_patterns(folder):
   both = f"{folder}/m1*,{folder}/m0*"
   soup = run(folder, "weighted([1, 0])", ingredients=both)

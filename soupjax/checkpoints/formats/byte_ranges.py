@@ -86,7 +86,7 @@ def identity(path: str) -> input_files.Identity:
 class ByteFile:
   """A local or remote file whose ranges several threads may read.
 
-  It is opened when it is read, and must not change until then.
+  It is opened only when it is read, and must not change before that.
 
   Attributes:
     path: as given.
@@ -95,7 +95,7 @@ class ByteFile:
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Looks at the file, but does not open it.
+    """Records the identity of the file without opening it.
 
     Raises:
       ValueError: if it is missing or not a regular file.
@@ -190,7 +190,7 @@ class _Stream(io.RawIOBase):
       os.SEEK_END: self._file.size,
     }[whence]
     if start + offset < 0:
-      raise OSError(f"byte {start + offset}")
+      raise OSError(f"{self._file.path} has no byte {start + offset}")
     self._position = start + offset
     return self._position
 
@@ -203,7 +203,7 @@ class _Stream(io.RawIOBase):
 
 
 def memory() -> int:
-  """Returns the bytes of memory that a process may have."""
+  """Returns the bytes of memory that a process may use."""
   most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   limit, _ = resource.getrlimit(resource.RLIMIT_AS)
   return most if limit == resource.RLIM_INFINITY else min(most, limit)
@@ -287,7 +287,10 @@ def ingredient(
   if not specs:
     raise ValueError(f"{path} holds no arrays: there is nothing to average.")
   if len(specs) > _MAX_LEAVES:
-    raise ValueError(f"{path} has {len(specs)} leaves (at most {_MAX_LEAVES}).")
+    raise ValueError(
+      f"{path} has {len(specs)} leaves, more than {_MAX_LEAVES}: give the path "
+      "of a checkpoint of one model."
+    )
   for leaf in specs:
     check_claims(path, leaf, specs[leaf].shape, specs[leaf].dtype)
   nested, treedef = tree.nest(specs)
@@ -344,7 +347,7 @@ def reader(path: str, specs: Mapping[str, Any], storage: Storage):
     except MemoryError as e:
       raise ValueError(
         f"Leaf {leaf!r} of {path} has shape {spec.shape}: there is not enough "
-        "memory to read it."
+        "memory to read it. Close other programs or use a larger machine."
       ) from e
     out = flat.reshape(slices.shape_of(box))
     with naming(path):
@@ -373,11 +376,11 @@ def with_whole_leaves(
   """Replaces the reader of leaves that can only be read whole.
 
   Args:
-    ingredient: it reads all other leaves.
+    ingredient: reads all other leaves.
     path: of the file, for errors.
     leaves: names of such leaves.
     read_whole: returns one of them.
-    self_checked: those that `read_whole` compares with a checksum.
+    self_checked: leaves that `read_whole` itself compares with a checksum.
   """
   read_range = ingredient.storage.read_box
 

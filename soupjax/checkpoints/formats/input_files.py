@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Open input files, a bounded number at a time, and changes of inputs.
+"""Keeps a bounded number of input files open and detects their changes.
 
 A soup is made of the files that were opened when it was planned. If another
-program rewrites or replaces one of them meanwhile, the soup would mix two
+program rewrote or replaced one of them meanwhile, the soup would mix two
 versions.
 """
 
@@ -39,7 +39,7 @@ def identity(path: str) -> Identity:
 
 
 def difference(path: str, before: Identity, now: Identity) -> str:
-  """Tells how a file has changed, "" if it has not."""
+  """Describes how a file has changed; "" if it has not."""
   if before == now:
     return ""
   if before[0] != now[0]:
@@ -54,7 +54,7 @@ def first_difference(
   identities: Mapping[str, Identity],
   identify: Callable[[str], Identity] = identity,
 ) -> str:
-  """Tells which file has changed or disappeared, "" if none has.
+  """Describes the first file that has changed or disappeared; "" if none has.
 
   Args:
     identities: path -> identity when it was opened.
@@ -86,7 +86,7 @@ class File(Protocol):
 
 
 class OpenFiles:
-  """Opens files when they are read and closes those not read for long."""
+  """Opens files on demand and closes the least recently read ones."""
 
   def __init__(self, most: int | None = None):
     """Starts without files.
@@ -97,7 +97,7 @@ class OpenFiles:
     """
     self._most = most
     self._lock = threading.Lock()
-    # By their last use. Weak, so that files close when nobody needs them.
+    # In order of last use. Weak references, so that unused files are closed.
     self._order: collections.OrderedDict[weakref.ref[Any], None] = (
       collections.OrderedDict()
     )

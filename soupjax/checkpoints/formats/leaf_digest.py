@@ -38,7 +38,7 @@ def seal(
 ) -> str:
   """Returns digests of all leaves and of the record that is stored with them.
 
-  A change of either shows, and so does the loss of the record.
+  `check` detects a change of either, and the loss of the record.
   """
   text = json.dumps(json.loads(json.dumps(record)), sort_keys=True)
   return digest(specs) + hashlib.sha256(text.encode()).hexdigest()
@@ -74,7 +74,7 @@ def check(
     lost = "its digest of the leaves" if sealed is None else "its record"
     raise damaged(path, f"{lost} is missing")
   checksums = record.get("crc32") if has_checksums else {}
-  # Their values are checked below: the seal covers them, too.
+  # Only their presence matters here: the seal below covers their values.
   if type(checksums) is not dict:
     raise damaged(path, "its checksums are missing")
   missing = sorted(set(checksums) - set(specs))
@@ -93,7 +93,7 @@ def check(
       "its leaves are not those that were written "
       f"({' and '.join(differences)})",
     )
-  # The seals of soupjax 0.1 end after the leaves.
+  # Earlier seals cover only the leaves.
   if len(sealed) > len(leaves) and sealed != seal(specs, record):
     raise damaged(path, "its record has changed")
   try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import json
+import math
 import struct
 from typing import Any
 import zipfile
@@ -34,6 +35,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_COMMENT = 65535
 _END_MAGIC, _END_SIZE = b"PK\x05\x06", 22
 _MAX_HEADER = 65536 + 16
+_MAX_DEFLATED = 1040
 
 
 def bad(path: str, reason: Any) -> ValueError:
@@ -87,6 +89,15 @@ def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
   start = info.header_offset + _LOCAL.size + name_size + extra_size
   if start + info.compress_size > file.size:
     raise bad(file.path, f"member {info.filename!r} ends outside the file")
+  # Deflate needs at least one bit for 258 bytes.
+  factor = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _MAX_DEFLATED}
+  most = factor.get(info.compress_type, math.inf) * info.compress_size
+  if info.file_size > most:
+    raise bad(
+      file.path,
+      f"member {info.filename!r} claims {info.file_size} bytes, which do not "
+      f"fit into {info.compress_size} compressed ones",
+    )
   return start
 
 
@@ -95,10 +106,15 @@ def _check_listed(
   infos: Sequence[zipfile.ZipInfo],
   ends: Sequence[int],
 ) -> None:
-  """Checks that every member is in the list.
+  """Checks that every member is in the list, and none is inside another.
 
   A flipped bit in the list can make one entry hide the next.
   """
+  before = 0
+  for info, end in sorted(zip(infos, ends), key=lambda pair: pair[1]):
+    if info.header_offset < before:
+      raise bad(file.path, f"member {info.filename!r} is inside another")
+    before = end
   listed = {info.header_offset for info in infos}
   # A streamed member is followed by its sizes, which take 16 or 24 bytes.
   for end in [0, *ends, *(end + skip for end in ends for skip in (16, 24))]:

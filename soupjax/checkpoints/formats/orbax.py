@@ -67,9 +67,9 @@ def save(
 
 
 class _Quiet(logging.Filter):
-  """Drops what Orbax logs about errors that it also raises."""
+  """Drops Orbax's logs of errors that it also raises."""
 
-  count = 0  # Saves that are under way.
+  count = 0  # Saves in progress.
 
   def filter(self, record):
     failed = "_SignalingThread" in str(record.msg)
@@ -82,7 +82,7 @@ _QUIET = _Quiet()
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
   """Keeps Orbax from logging pages about an error that it also raises."""
-  absl_logging.get_absl_logger().addFilter(_QUIET)  # Once at most.
+  absl_logging.get_absl_logger().addFilter(_QUIET)  # No-op if present.
   _QUIET.count += 1
   try:
     yield
@@ -136,7 +136,7 @@ def explained(path: str):
   """Turns Orbax's errors about a damaged checkpoint into a ValueError."""
   try:
     yield
-  # Wrong metadata can raise anything.
+  # Damaged metadata can raise any error.
   except Exception as e:
     reason = (str(e).splitlines() or ["no reason given"])[0]
     raise ValueError(
@@ -204,14 +204,14 @@ def open_checkpoint(
       f"called {' or '.join(_TREES[:-1])}. Give the directory of one item, "
       f"such as {path}/NAME."
     )
-  open_array = functools.cache(
-    functools.partial(
-      orbax_arrays.open_leaf,
-      str(roots[0]),
-      orbax_arrays.new_context(),
-      orbax_arrays.num_bytes(path, identities),
-    )
-  )
+  context = orbax_arrays.new_context()
+  num_bytes = orbax_arrays.num_bytes(path, identities)
+
+  @functools.cache
+  def open_array(key):
+    with explained(path):
+      return orbax_arrays.open_leaf(str(roots[0]), context, num_bytes, key)
+
   prefix = "".join(f"{key}/" for key in outer)
   specs, keys = {}, {}
   for key_path, array in leaves:
@@ -225,8 +225,7 @@ def open_checkpoint(
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype)
     else:
       # The metadata of V0 has no specs of scalars.
-      with explained(path):
-        array = open_array(keys[leaf])
+      array = open_array(keys[leaf])
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
   for leaf, spec in specs.items():
     byte_ranges.check_claims(path, leaf, spec.shape, spec.dtype)
@@ -236,8 +235,9 @@ def open_checkpoint(
     )
 
   def read_box(leaf, box, out):
+    array = open_array(keys[leaf])
     with explained(path):
-      array = open_array(keys[leaf])[box]
+      array = array[box]
       ts.array(out.reshape(slices.shape_of(box))).write(array).result()
 
   storage = Storage(
@@ -315,7 +315,7 @@ def _other_seal(path, root, seal):
     if file.exists()
   ]
   mentioned = any(leaf_digest.KEY.encode() in text for text in texts)
-  # Older soups have only the outer copy, which ends after the leaves.
+  # Older soups have only the outer copy, which covers only the leaves.
   if inner != seal and not (inner is None and len(str(seal)) == 64):
     raise leaf_digest.damaged(path, "its metadata files disagree")
   if mentioned and seal is None:

@@ -18,11 +18,9 @@ import tensorstore as ts
 from soupjax import files
 from soupjax.checkpoints.formats import byte_ranges, input_files
 
-# The most that zstd saves, bytes that need no check, and the copies of a chunk
-# while it is decoded.
-_COMPRESSION = 1 << 16
-_SMALL = 64 << 20
-_COPIES = 4
+_COMPRESSION = 1 << 16  # Highest compression ratio of zstd.
+_SMALL = 64 << 20  # Bytes that are never too many to claim.
+_COPIES = 4  # Of a chunk in memory, while it is decoded.
 
 
 def identities(path: str, root: epath.Path) -> dict[str, input_files.Identity]:
@@ -31,7 +29,7 @@ def identities(path: str, root: epath.Path) -> dict[str, input_files.Identity]:
   In a bucket, these are the metadata only.
 
   Raises:
-    ValueError: if one is not a regular file, which tensorstore might wait for.
+    ValueError: if one is not a regular file: tensorstore could block on it.
   """
   names = [root / "_METADATA", root / "manifest.ocdbt"]
   names += [epath.Path(path) / "_CHECKPOINT_METADATA"]
@@ -50,7 +48,7 @@ def identities(path: str, root: epath.Path) -> dict[str, input_files.Identity]:
 def num_bytes(
   path: str, identities: Mapping[str, input_files.Identity]
 ) -> float:
-  """Returns the size of all files; in a bucket infinity, for unknown."""
+  """Returns the size of all files; infinity in a bucket (unknown there)."""
   if byte_ranges.is_remote(path):
     return math.inf
   return sum(size for size, _, _ in identities.values())
@@ -153,7 +151,7 @@ def _check_chunks(key: str, array: ts.TensorStore, num_bytes: float) -> None:
   if size > most or chunk > max(size, _SMALL):
     raise ValueError(
       f"{key!r} claims shape {array.shape} in chunks of {chunk} bytes, but the "
-      f"checkpoint has {num_bytes} bytes"
+      f"checkpoint has only {num_bytes} bytes"
     )
   if chunk * _COPIES > byte_ranges.memory():
     raise ValueError(

@@ -4,9 +4,9 @@
 
 A train state is a tree with an optimizer, or with an entry that is known to
 hold a model. In torch files, whose state dicts are flat, it is any dict of
-dicts. Its largest entry with the name of a model is the ingredient, or else its
-only entry that is not part of the training. If several are left, the user says
-which one: `FILE#ENTRY`.
+dicts. The ingredient is its largest entry with the name of a model, or else its
+only entry that is not training state. If several remain, the user must choose:
+`FILE#ENTRY`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +27,7 @@ Keys = tuple[str, ...]
 # Entries of a train state that are not part of the model. If any other entry is
 # left out, the user is warned.
 _OPTIMIZER = re.compile(
-  r"(\w+_)?(opt|optim|optimi[sz]er)s?"
+  r"([\w.]+[_.])?(opt|optim|optimi[sz]er)s?"
   r"(_?((state|history|param|dict)\w*|[GDgd]|\d+))?"
 )
 _TRAINING = re.compile(
@@ -35,32 +35,36 @@ _TRAINING = re.compile(
   r"(\w+_)?(global_)?(steps?|epochs?)|iter(ation)?s?|\w*scaler\w*|amp|"
   r"loss(_scale)?|loops|callbacks|meta|message_hub|extra_state|trainer_state"
 )
-# In a file of random states, as transformers saves them.
+# Names in the files of random states that transformers saves.
 _RANDOM = re.compile(r"cpu|cuda|npu|xla|xpu|mlu|musa|hpu|python|numpy")
-# Content of the state of an optimizer that is called "state" or a number.
-_MOMENTS = {"param_groups", "param_states", "exp_avg", "momentum_buffer"}
-# Entries that hold a model, the first of several with the same size.
+# Names inside an optimizer's state whose own name is "state" or a number.
+_MOMENTS = {"param_states", "exp_avg", "momentum_buffer"}
+# Names of entries that hold a model.
 _MODEL = re.compile(
   r"(model|net|network|module)?_?(state_?dict|state|weights|params|dict)|"
   r"model|net|network|module"
 )
-# Entries of which only one is wanted.
+# Names of alternatives, such as student and teacher; only one can be the model.
 _ALTERNATIVE = re.compile(
   r"(\w+_)?(student|teacher|ema|target|online|momentum|generator|actor|critic|"
   r"discriminator|encoder|decoder)(_\w+)?|[GDgd]"
 )
 
 
-class NotAModel(ValueError):
-  """A sound file that holds something else than weights of a model."""
+class NotOneModel(ValueError):
+  """A valid tree in which the user must name the model."""
+
+
+class NotAModel(NotOneModel):
+  """A valid tree without the weights of a model."""
 
 
 class Choice(NamedTuple):
   """The part of a train state that is the model.
 
   Attributes:
-    prefix: containers around it, which its leaves are not named after.
-    heads: the entries below the prefix that belong to it; None: all.
+    prefix: names of the containers around it, which leaf names omit.
+    heads: the entries below the prefix that belong to it; None for all.
     ignored: other entries that may belong to the model -> reason.
   """
 
@@ -91,11 +95,12 @@ def choose(
     entry: the path of the model in the tree, with '/' between names; "" takes
       all of the tree, None follows the rule of this module.
     plain: names of the entries of a container that are not arrays and contain
-      none. Only torch files have such; None for the other formats.
+      none. Only torch files have such entries; None for the other formats.
 
   Raises:
     NotAModel: if all arrays belong to an optimizer or to random states.
-    ValueError: if the entry does not exist, or several could be the model.
+    NotOneModel: if several entries could be the model.
+    ValueError: if the entry does not exist.
   """
   is_torch = plain is not None
   if entry is not None:
@@ -103,15 +108,19 @@ def choose(
     _check_entry(path, sizes, prefix)
     return Choice(prefix)
   choice = Choice()
+  if () in sizes:  # A single array.
+    return choice
   while True:
     level = _Level(path, sizes, choice.prefix, plain)
     known = level.known(is_torch)
     if {"params", "batch_stats"} <= {*level.models} and known == ["params"]:
-      # A model needs both.
+      # A model with batch normalisation needs both.
       heads = frozenset({"params", "batch_stats"})
       return choice._replace(heads=heads, ignored=level.others(heads))
     if known:
       model = level.largest(known)
+    elif level.states:
+      model = level.largest(level.states)
     elif level.loose or not level.models:
       level.check_is_model(is_torch)
       if level.optimizers:
@@ -119,6 +128,8 @@ def choose(
         return choice._replace(heads=heads)
       return choice
     elif level.optimizers or (is_torch and level.is_state_dicts()):
+      if not (is_torch or level.has_alternatives()):
+        return choice._replace(heads=frozenset(level.models))
       if len(level.models) > 1:
         raise level.question(level.models)
       (model,) = level.models
@@ -126,7 +137,7 @@ def choose(
       return choice
     ignored = {**choice.ignored, **level.others({model})}
     choice = Choice((*choice.prefix, model), None, ignored)
-    if not is_torch and not level.optimizers:
+    if not (is_torch or level.optimizers or level.states):
       return choice
 
 
@@ -157,7 +168,8 @@ class _Level:
     heads: name of an entry -> its arrays.
     loose: entries that are arrays, without those of a training script.
     optimizers: entries that hold the state of an optimizer.
-    models: entries that contain arrays and are not part of a training.
+    models: entries that contain arrays and are not training state.
+    states: those of them that are train states themselves.
   """
 
   def __init__(self, path, sizes, prefix, plain):
@@ -169,29 +181,51 @@ class _Level:
       if keys[:depth] == prefix and len(keys) > depth:
         self.heads.setdefault(keys[depth], []).append(keys)
     arrays = {h for h, ks in self.heads.items() if len(ks[0]) == depth + 1}
-    self.loose = [h for h in self.heads if h in arrays and not is_training(h)]
+    # As "optimizer.exp_avg", in files whose names are joined by dots.
+    roots = {h.split(".")[0] for h in arrays if "." in h}
+    roots = {root for root in roots if _OPTIMIZER.fullmatch(root)}
+    dotted = [h for h in arrays if roots and h.split(".")[0] in roots]
     branches = [h for h in self.heads if h not in arrays]
-    self.optimizers = [h for h in branches if self._is_optimizer(h)]
-    self.models = [
-      h for h in branches if h not in self.optimizers and not is_training(h)
+    self.optimizers = dotted + [h for h in branches if self._is_optimizer(h)]
+    rest = [
+      h for h in self.heads if h not in self.optimizers and not is_training(h)
     ]
+    self.loose = [h for h in rest if h in arrays]
+    self.models = [h for h in rest if h not in arrays]
+    self.states = [h for h in self.models if self._has_optimizer(h)]
+
+  def _has_optimizer(self, head):
+    depth = self._depth + 1
+    children = {k[depth] for k in self.heads[head] if len(k) > depth + 1}
+    return any(
+      _OPTIMIZER.fullmatch(child)
+      or "param_groups" in self._plain((*self._prefix, head, child))
+      for child in children
+    )
 
   def _is_optimizer(self, head):
     if _OPTIMIZER.fullmatch(head):
       return True
+    depth = self._depth + 1
+    inside = set(self._plain((*self._prefix, head)))
+    inside.update(keys[depth] for keys in self.heads[head])
+    if "param_groups" in inside:
+      return True
     if not re.fullmatch(r"states?|\d+", head):
       return False
-    names = {*self.heads, *self._plain(self._prefix)}
-    names.update(self._plain((*self._prefix, head)))
-    for keys in self.heads[head]:
-      names.update(keys[self._depth + 1 :])
-    return bool(names & _MOMENTS) or {"mu", "nu"} <= names
+    beside = {*self.heads, *self._plain(self._prefix)}
+    inside.update(*(keys[depth : depth + 2] for keys in self.heads[head]))
+    return (
+      "param_groups" in beside
+      or bool(inside & _MOMENTS)
+      or {"mu", "nu"} <= inside
+    )
 
   def known(self, is_torch):
     """Returns the entries that have the name of a model."""
     if is_torch or self.optimizers:
       return [h for h in self.models if _MODEL.fullmatch(h)]
-    # Elsewhere, other names are also those of layers.
+    # In other formats, "model", "net" and so on may be names of layers.
     several = len(self.heads) > 1
     return [h for h in self.models if h == "params" and several]
 
@@ -201,12 +235,15 @@ class _Level:
     Raises:
       ValueError: if there are two of them.
     """
-    sizes = {h: sum(self._sizes[k] for k in self.heads[h]) for h in names}
+    sizes = {h: self._size(h) for h in names}
     most = max(sizes.values())
     first, *others = [h for h in names if sizes[h] == most]
     if others:
       raise self.question([first, *others])
     return first
+
+  def _size(self, head):
+    return sum(self._sizes[keys] for keys in self.heads[head])
 
   def others(self, chosen):
     """Returns entries that may belong to the model, but are left out."""
@@ -216,6 +253,11 @@ class _Level:
       for h in (*self.models, *self.loose)
       if h not in chosen
     }
+
+  def has_alternatives(self):
+    """Whether the models are alternatives, of which the user needs one."""
+    names = map(_ALTERNATIVE.fullmatch, self.models)
+    return len(self.models) == 1 or any(names)
 
   def is_state_dicts(self):
     """Whether the entries of a torch file are state dicts, not layers."""
@@ -227,7 +269,7 @@ class _Level:
     )
 
   def check_is_model(self, is_torch):
-    """Raises NotAModel if all arrays belong to the training."""
+    """Raises NotAModel if all arrays are training state."""
     if self.loose and not all(map(_RANDOM.fullmatch, self.loose)):
       return
     if self.models or not (is_torch or self.optimizers):
@@ -241,16 +283,17 @@ class _Level:
   def question(self, names):
     """Returns the error that asks which entry is the model."""
     names = sorted(names)
-    entry = "/".join((*self._prefix, names[0]))
+    largest = max(names, key=self._size)
+    entry = "/".join((*self._prefix, largest))
     several = ", ".join(f"{h!r} ({len(self.heads[h])} arrays)" for h in names)
-    return ValueError(
+    return NotOneModel(
       f"{self._path} holds several models: {several}. Add the name of one to "
       f"the path, such as {self._path}#{entry}, or only # to read all of them."
     )
 
 
 def is_training(name: str) -> bool:
-  """Whether an entry has a name that is usual for the state of a training."""
+  """Whether a name is usual for training state, such as "optimizer"."""
   return bool(_OPTIMIZER.fullmatch(name) or _TRAINING.fullmatch(name))
 
 

@@ -13,11 +13,6 @@ from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
 _INDEX = ".safetensors.index.json"
-# Files beside torch weights.
-_NO_MODEL = re.compile(
-  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
-  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
-)
 # Bytes of a file that tell its kind.
 _HEAD_BYTES = 512
 
@@ -104,7 +99,13 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   """
   remote = byte_ranges.is_remote(path)
   place = byte_ranges.remote_path(path) if remote else pathlib.Path(path)
-  if not place.exists():
+  try:
+    exists = place.exists()
+  except OSError as e:  # Such as a name that is too long.
+    raise ValueError(
+      f"There is no checkpoint at {path}: {e.strerror or e}."
+    ) from e
+  if not exists:
     if not remote and os.path.exists(f"{path}.index"):
       raise ValueError(_explain_file(f"{path}.index", b"?"))
     raise ValueError(f"There is no checkpoint at {path}.")
@@ -121,16 +122,11 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
     return path, safetensors
   if any(name.endswith(".index.json") for name in names):
     return path, torch
-  models = safetensors.models_of(filter(_is_torch_model, names))
+  models = safetensors.models_of(n for n in names if n.endswith(torch.SUFFIXES))
   safetensors.check_one_model(path, models)
   for first, shards in models.items():
     return (path, torch) if shards[1:] else recognise(str(place / first))
   raise ValueError(_explain_directory(path, names))
-
-
-def _is_torch_model(name: str) -> bool:
-  """Whether a name in a directory is that of torch weights."""
-  return name.endswith(torch.SUFFIXES) and not _NO_MODEL.match(name)
 
 
 def _of_file(path) -> types.ModuleType:

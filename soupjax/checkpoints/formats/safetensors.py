@@ -33,10 +33,14 @@ from soupjax.soups.core.ingredient import Ingredient
 
 SUFFIX = ".safetensors"
 _MAX_HEADER = 100_000_000
-_NUMBERED = re.compile(r"-(\d{1,9})-of-(\d{1,9})(?=\.)")
-# The name of one of several files with the weights of one model.
+# Name of a shard, such as "model-00001-of-00002.safetensors".
 _SHARD = re.compile(
   r"(?P<stem>.*)[-_.]\d+-of-(?P<count>\d+)(?P<suffix>\.[a-z]+)"
+)
+# Files that are often beside weights.
+_NO_MODEL = re.compile(
+  r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
+  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
 )
 _MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {
@@ -213,7 +217,7 @@ def index_of(
 
 
 def _is_file_name(name: Any) -> bool:
-  """Whether a text from a file is the name of a file in its directory."""
+  """Whether a name in an index is that of a file in the same directory."""
   return (
     type(name) is str
     and name not in ("", ".", "..")
@@ -227,16 +231,19 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
   """Groups the files of a directory by model.
 
   Args:
-    names: of files with weights.
+    names: of files; training state, such as optimizer.bin, is left out.
 
   Returns:
     Name of one file -> all files of this model: shards such as
     "model-00001-of-00002.safetensors" belong together.
   """
-  models: dict[Any, list[str]] = {}
+  models: dict[str, list[str]] = {}
   for name in sorted(names):
+    if _NO_MODEL.match(name):
+      continue
     match = _SHARD.fullmatch(name)
-    key = (match["stem"], match["count"], match["suffix"]) if match else name
+    # Shards of one model differ only in the number.
+    key = str(match.group("stem", "count", "suffix")) if match else name
     models.setdefault(key, []).append(name)
   return {shards[0]: shards for shards in models.values()}
 
@@ -262,48 +269,31 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
     check_one_model(path, models)
     if not models:
       raise ValueError(f"{path} contains no files with weights.")
-    ((first, names),) = models.items()
-    if match := _SHARD.fullmatch(first):
-      count = int(match["count"])
-      if len(names) != count:
-        raise ValueError(
-          f"{path} has {len(names)} shards, {names[:10]}, but their names say "
-          f"that there are {count}. Copy the others too."
-        )
+    (names,) = models.values()
   else:
     return [path]
-  _check_complete(index or path, names)
   missing = [n for n in names if not os.path.exists(os.path.join(folder, n))]
   if missing and index is not None:
     raise ValueError(
       f"{index} names {len(names)} shards, of which {len(missing)} are "
       f"missing: {missing[:10]}. Copy them too."
     )
-  return [os.path.join(folder, name) for name in names]
-
-
-def _check_complete(path, names):
-  """Checks that no shard of a numbered series is missing.
-
-  The leaves of such a shard would be lost if the index lacks them too.
-  """
-  series: dict[tuple[str, str], set[int]] = {}
-  for name in names:
-    if match := _NUMBERED.search(name):
-      stem, number, count = name[: match.start()], *match.groups()
-      series.setdefault((stem, count), set()).add(int(number))
-  for (stem, count), numbers in series.items():
-    if len(numbers) != int(count):
+  for first, shards in models_of(names).items():
+    match = _SHARD.fullmatch(first)
+    # An index that lacks a shard and its leaves would lose them silently.
+    if match and len(shards) != int(match["count"]):
       raise ValueError(
-        f"{path} has {len(numbers)} shards called {stem}-*-of-{count}: others "
-        "are missing, or the index lacks their leaves. Copy it again."
+        f"{index or path} has {len(shards)} shards, {shards[:10]}, but their "
+        f"names say that there are {int(match['count'])}: others are missing, "
+        "or the index lacks their leaves. Copy them too."
       )
+  return [os.path.join(folder, name) for name in names]
 
 
 def check_one_model(path: str, models: Mapping[str, Sequence[str]]) -> None:
   """Raises a ValueError if a directory has several models; see `models_of`."""
   if len(models) > 1:
-    # An adapter is rarely what is asked for.
+    # The user rarely means an adapter.
     likely = min(models, key=lambda name: (name.startswith("adapter"), name))
     raise ValueError(
       f"{path} contains {len(models)} models, {[*models][:10]}, and no index "
@@ -318,7 +308,7 @@ def open_checkpoint(
   """Opens a file, an index or a directory of shards; reads headers only.
 
   Args:
-    path: of one of these.
+    path: of a file, an index or a directory.
     name: of the ingredient.
     entry: of a train state that is the model; None follows the rule of
       `params_of_state`.

@@ -11,6 +11,7 @@ are among the weights. Numbers are read by ranges.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+import re
 from typing import Any, NamedTuple
 import zipfile
 
@@ -53,6 +54,14 @@ _DTYPES = (
 ).split()
 # The shards of one model may have these suffixes.
 SUFFIXES = (".bin", ".pt", ".pth")
+
+
+# Kinds of objects that are never weights.
+_PLAIN = re.compile(
+  r"(frozen)?set|(__builtin__|builtins)\.(set|frozenset|complex|bytearray|"
+  r"x?range|slice|object)|collections\.\w+|(datetime|decimal|fractions|uuid|"
+  r"pathlib|argparse|omegaconf|numpy\.random)\..*|torch\.serialization\..*"
+)
 
 
 class _Kind(NamedTuple):
@@ -128,7 +137,7 @@ def _parameter(data, *rest):
 
 
 def _of_subclass(function, kind, arguments, *state):
-  """Makes a tensor of a subclass, which has the same numbers."""
+  """Makes a plain tensor from one of a subclass, with the same numbers."""
   del kind, state
   if type(function) is not unpickle.Function or type(arguments) is not tuple:
     raise unpickle.refused("a tensor is made by an unknown function")
@@ -217,17 +226,27 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
     content = unpickle.interpret(data, _ALLOWED, reference)
     tensors, opaque = unpickle.flatten(content, (_Tensor,))
     if not tensors:
-      # With numbers, it may be a model that was pickled as a whole.
+      # A file with numbers may be a model that was pickled as a whole.
       error = unpickle.refused if storages else params_of_state.NotAModel
       raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
-    choice = _choose(path, content, tensors, entry)
+    try:
+      choice = _choose(path, content, tensors, entry)
+    except params_of_state.NotAModel as e:
+      if len(storages) <= len(tensors):
+        raise
+      # The numbers of some object cannot be reached: it may be the model.
+      raise unpickle.refused(f"it holds no model{_kinds(opaque)}") from e
     inside = {k: o for k, o in opaque.items() if not k or choice.has(k)}
-    extra = [k for k in inside if k and k[-1].endswith("_extra_state")]
-    if inside.keys() > set(extra):
-      raise unpickle.refused(f"not all of it are tensors{_kinds(inside)}")
-    ignored = {**choice.ignored, **_plain_values(content, choice, tensors)}
     depth = len(choice.prefix)
-    ignored |= {"/".join(k[depth:]): "not a tensor" for k in extra}
+    extra = {k for k, o in inside.items() if k and _is_plain(k[depth:], o)}
+    if objects := {k: o for k, o in inside.items() if k not in extra}:
+      raise unpickle.refused(f"not all weights are tensors{_kinds(objects)}")
+    ignored = {**choice.ignored, **_plain_values(content, choice, tensors)}
+    ignored |= {
+      "/".join(k[depth:]): "not a tensor"
+      for k in extra
+      if not params_of_state.is_training(k[depth])
+    }
     return _Listing(_named(tensors, choice), prefix, infos, ignored)
   except Exception as e:  # A hostile pickle can raise anything.
     if str(e).startswith(path):
@@ -247,6 +266,15 @@ def _kinds(opaque: Mapping[params_of_state.Keys, unpickle.Opaque]) -> str:
     for k, o in opaque.items()
   ]
   return f": {', '.join(kinds[:5])}" if kinds else ""
+
+
+def _is_plain(keys, opaque) -> bool:
+  """Whether an object among the weights does not belong to the model."""
+  return (
+    _PLAIN.fullmatch(opaque.kind) is not None
+    or keys[-1].endswith("_extra_state")  # May be anything in torch.
+    or params_of_state.is_training(keys[0])
+  )
 
 
 def _choose(path, content, tensors, entry) -> params_of_state.Choice:
@@ -323,10 +351,10 @@ def open_checkpoint(
 ) -> Ingredient:
   """Opens a file, an index or a directory of shards lazily.
 
-  It reads lists of tensors, but no numbers.
+  Reads the lists of tensors, but no numbers.
 
   Args:
-    path: of one of these.
+    path: of a file, an index or a directory.
     name: of the ingredient.
     entry: of a train state that is the model; None follows the rule of
       `params_of_state`.
@@ -336,8 +364,8 @@ def open_checkpoint(
     entry `state_dict` or `model`.
 
   Raises:
-    ValueError: if there are objects among the weights, it is damaged, holds no
-      tensors or several models.
+    ValueError: if objects are among the weights, or the file is damaged or
+      holds no tensors or several models.
   """
   specs, places, checksums, strided, ignored = {}, {}, {}, {}, {}
   views, covered, others = _Views(), {}, {}
@@ -399,7 +427,7 @@ def open_checkpoint(
 
 
 def _reach(tensor: _Tensor) -> int:
-  """Returns the number of elements from the first to the last."""
+  """Returns the elements of its storage that a tensor spans, gaps included."""
   steps = zip(tensor.shape, tensor.strides)
   return sum((n - 1) * stride for n, stride in steps) + 1
 
@@ -416,8 +444,8 @@ def _member(path, listing, leaf, tensor) -> zipfile.ZipInfo:
   if count and (tensor.offset + reach) * item > info.file_size:
     raise npz.bad(
       path,
-      f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of its "
-      f"{info.file_size}",
+      f"{leaf!r} ends at byte {(tensor.offset + reach) * item} of a storage "
+      f"with only {info.file_size} bytes",
     )
   if count > 2 * reach and count * item > _MAX_EXPANDED:
     raise npz.bad(

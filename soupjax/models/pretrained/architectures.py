@@ -68,11 +68,11 @@ _TRANSFORMERS = {
   ),
 }
 TRANSFORMERS_FAMILIES = frozenset(m.family for m in _TRANSFORMERS.values())
-# Keys of transformers' configs that do not change outputs in inference, or that
-# leaves show.
+# Keys of transformers' configs that do not change outputs in inference, or
+# whose values the leaves show.
 TRANSFORMERS_FREE = "|".join(
   (
-    # Of the file, of training, and of what a call returns.
+    # Of the file, of training, and of the form of results.
     "_name_or_path|_commit_hash|_attn_implementation.*|transformers_version",
     "model_type|architectures|(torch_)?dtype|torchscript|use_bfloat16",
     "return_dict|use_return_dict|output_.*|use_cache|problem_type|id2label",
@@ -85,7 +85,7 @@ TRANSFORMERS_FREE = "|".join(
     # Generation of text, which older versions write into every config.
     "(max|min)_length|num_beams?.*|num_return_sequences|temperature|top_[kp]",
     "typical_p|.*_penalty|length_penalty|.*no_repeat_ngram_size",
-    # Of the pooler, which is left out, and sizes that leaves show.
+    # Of the pooler, which is left out, and sizes that the leaves show.
     "pooler_.*|num_channels|projection_dim|projection_size",
   )
 )
@@ -97,15 +97,18 @@ def transformers_model(config: Mapping[str, Any]) -> TransformersModel | None:
   Args:
     config: with "model_type", or else with "architectures".
   """
-  names = config.get("architectures") or []
-  if not isinstance(names, list):
-    return None
-  kind = config.get("model_type")
+  names, kind = class_names(config), config.get("model_type")
   for model_type, model in _TRANSFORMERS.items():
-    known = all(name in model.architectures for name in map(str, names))
+    known = all(name in model.architectures for name in names)
     if known and (model_type == kind or (not kind and names)):
       return model
   return None
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+  """Returns the names of classes in a config of transformers."""
+  names = config.get("architectures") or []
+  return list(map(str, names if isinstance(names, list) else [names]))
 
 
 def transformers_names() -> list[str]:
@@ -118,7 +121,7 @@ def transformers_names() -> list[str]:
 TIMM_NORMS = {"layernorm": 1e-6, "layernormfp32": 1e-6}
 TIMM_FREE_ARGS = (
   "num_classes|in_chans|mlp_ratio|.*drop_rate|drop_path_rate|weight_init|"
-  # At the size of training, which is the one compared, it changes nothing.
+  # No effect at the size of training, at which outputs are compared.
   "fix_init|dynamic_img_(size|pad)|strict_img_size|device|dtype"
 )
 TIMM_FREE = (

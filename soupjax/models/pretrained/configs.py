@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the config of another library beside the weights.
 
-Such a file says how to compute. Every key of it is obeyed, or known not to
-change outputs in inference, or refused by name; so is an architecture that is
-not in the tables, even if all leaves fit.
+Such a file determines the forward pass. Every key of it is obeyed, known not to
+change outputs in inference, or refused by name. An architecture that is not in
+the tables is refused too, even if all leaves fit.
 """
 
 from collections.abc import Collection, Mapping
@@ -39,8 +39,8 @@ class Said:
     options: of `models.ViT`; {} without a config.
     image_size: (height, width) in pixels that the weights were trained with.
     class_position: whether the class token has a position embedding.
-    heads_of: the width to which `num_heads` belongs, if it follows from a name
-      alone; models of the name but of another width have it open.
+    heads_of: the width for which `num_heads` holds, if it follows from a name
+      alone; for models of that name and another width it is unknown.
     config: contents of the file, {} without one.
     path: of the file.
   """
@@ -53,12 +53,12 @@ class Said:
   path: pathlib.Path | None = None
 
 
-def read(path: str, family: str) -> Said:
+def read(path: str, family: str | None) -> Said:
   """Reads the config beside a checkpoint.
 
   Args:
     path: of the checkpoint, "" if it is not in a file.
-    family: of its leaves, a key of `mappings.FAMILIES`.
+    family: of its leaves, a key of `mappings.FAMILIES`; None fits all.
 
   Returns:
     Options of our ViT and sizes; empty if no file is a config of a known
@@ -76,7 +76,9 @@ def read(path: str, family: str) -> Said:
     # Configs of other programs, and ours, can have the same file name.
     if isinstance(config, dict) and (library := _library(config)):
       configs.append((library, config, file))
-  fitting = [c for c in configs if family in _families(c[0], c[1])]
+  fitting = [
+    c for c in configs if family is None or family in _families(c[0], c[1])
+  ]
   if configs and not fitting:
     library, config, file = configs[0]
     raise ValueError(
@@ -127,7 +129,7 @@ class Keys(NamedTuple):
     obeyed: key -> (option, function that converts the value).
     only: key -> values that our ViT computes.
     free: regular expression of keys that do not change outputs in inference, or
-      that leaves show.
+      whose values the leaves show.
   """
 
   obeyed: Mapping[str, tuple[str, Any]]
@@ -186,7 +188,7 @@ class _Reader:
 
 
 def _count(reader, key, value) -> int:
-  # Sides of squares can be pairs.
+  # The side of a square may be given as a pair.
   sides = value if isinstance(value, list) else [value]
   for side in sides:
     if isinstance(side, bool) or not isinstance(side, int) or side < 1:
@@ -207,7 +209,7 @@ def _pair(reader, key, value) -> tuple[int, int]:
 def _epsilon(reader, key, value) -> float:
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not number or not 0 <= value < 1:
-    raise reader.refuse(key, value, ", which should be a small number.")
+    raise reader.refuse(key, value, ", which should be in [0, 1).")
   return float(value)
 
 
@@ -250,7 +252,7 @@ _TRANSFORMERS = Keys(
 def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
   model = architectures.transformers_model(config)
   if model is None:
-    names = [config.get("model_type"), *(config.get("architectures") or ())]
+    names = [config.get("model_type"), *architectures.class_names(config)]
     raise ValueError(
       f"{reader.path} is of {' '.join(str(n) for n in names if n)!r}, which "
       "our ViT is not known to compute. It computes "
@@ -260,14 +262,14 @@ def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
   if "vision_config" in config or "vision_config_dict" in config:
     reader.options(config, _TRANSFORMERS)
     vision = {
-      # transformers updates one with the other.
+      # The second overrides the first, as in transformers.
       **reader.mapping(config, "vision_config"),
       **reader.mapping(config, "vision_config_dict"),
     }
     options |= reader.at("vision_config").options(vision, _TRANSFORMERS)
   else:
     options |= reader.options(config, _TRANSFORMERS)
-  for name in config.get("architectures") or ():
+  for name in architectures.class_names(config):
     options |= model.architectures[name]
   size = options.pop("image_size", None)
   return Said(options, size)
@@ -393,7 +395,7 @@ _TRUNK = Keys(
     "timm_proj": ("linear", "none", ""),
     "timm_proj_bias": (False,),
   },
-  # Sizes of the tower without timm are not used with it.
+  # OpenCLIP ignores the sizes of its own tower if timm has the trunk.
   free="timm_(model_name|pool|model_pretrained|drop|drop_path)|patch_dropout|"
   "layers|width|head_width|mlp_ratio|patch_size|output_tokens",
 )

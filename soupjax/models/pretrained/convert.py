@@ -75,8 +75,8 @@ def load_pretrained(
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     model: `models.ViT` or `models.Mixer`.
-    family: a key of `mappings.FAMILIES`; None recognises it by its names.
-    image_size: side of the images in pixels, or (height, width); None is the
+    family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
+    image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
     head: "keep" the checkpoint's head; "new" starts a head at zero; "auto"
       keeps the head if its shape fits and starts a new one otherwise. A model
@@ -296,15 +296,15 @@ def _check_computation(
   said = dict(table.said.options)
   if not said and not table.outer:
     return
-  # The pooling is free if nothing of the checkpoint follows it.
+  # Any pooling will do if no weights of the checkpoint come after it.
   tokens = model.pool_type == "none" and model.num_classes is None
   if tokens or (new_head and not model.proj_size):
     said.pop("pool_type", None)
   for key in _SILENT:
     if key in said and not _equal(getattr(model, key), said[key]):
       raise ValueError(
-        f"{table.said.path} has {key}={said[key]!r}, and this "
-        f"{type(model).__name__} {getattr(model, key)!r}: build it with "
+        f"{table.said.path} means {key}={said[key]!r}, but this "
+        f"{type(model).__name__} has {getattr(model, key)!r}: build it with "
         f"{key}={said[key]!r}, as in pretrained.detect({table.where!r})"
         ".options."
       )
@@ -332,7 +332,8 @@ def _equal(a: Any, b: Any) -> bool:
 def _log_unread(table: foreign.SourceTable, specs: Iterable[str]) -> None:
   """Logs the leaves of the checkpoint that the model does not use."""
   groups = {rule: list(names) for rule, names in table.ignored.items()}
-  for name in table.entries.keys() - table.names_of(specs):
+  used = table.names_of(specs)
+  for name in (k for k in table.entries if k not in used):
     rule = "skip=" if name in table.dropped else "head"
     groups.setdefault(rule, []).append(name)
   for rule, names in groups.items():
@@ -378,15 +379,29 @@ def _signature(specs) -> list[tuple]:
 def _check_fit(table, specs, model, optional):
   problems = table.compare(specs, optional)
   if problems:
-    unread = [k for k in table.entries if k not in table.names_of(specs)]
-    example = next(iter(unread), "decoder.")
+    example = _outer_module(table, specs)
     raise ValueError(
       f"{table.where}, read as {table.name!r}, does not fit this "
       f"{type(model).__name__}:\n  {problems}\nChange the model "
-      f"(options({table.name!r}) has the options of the family), or leave "
-      "out leaves of the file by their names there, such as with skip=["
-      f"'^{re.escape(example)}'] (the keys skip and init.skip of configs)."
+      f"(options({table.name!r}) has the options of the family). Leaves that "
+      "the outputs do not need can be left out by their names in the file, "
+      "with skip= (keys skip and init.skip of configs)"
+      + (f", such as ['^{re.escape(example)}']." if example else ".")
     )
+
+
+def _outer_module(table: foreign.SourceTable, specs: Iterable[str]) -> str:
+  """Returns a module beside the tower that the model does not use, or ""."""
+  used = table.names_of(k for k in specs if not k.startswith(HEAD))
+  tower = os.path.commonprefix(sorted(used))
+  tower = tower[: max(tower.rfind("."), tower.rfind("/")) + 1]
+  known = table.names_of(specs) | table.dropped
+  for name in (k for k in table.entries if k not in known):
+    for end in re.finditer(r"[./]", name):
+      module = name[: end.end()]
+      if not name.startswith(tower) and not tower.startswith(module):
+        return module
+  return ""
 
 
 def _check_params(params: PyTree, model: nn.Module) -> None:

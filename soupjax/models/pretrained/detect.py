@@ -26,8 +26,9 @@ class Detected:
     options: of `models.ViT`, with num_classes; {} for a Mixer. `num_heads` is
       None if it is unknown: our ViT asks for it.
     said: the options that a config beside the weights gives.
-    assumed: the options that neither the config nor the weights give, so that
-      they are the usual ones of the family.
+    assumed: the options that neither the config nor the weights give, which
+      have the usual values of the family; and "image_size", if it only follows
+      from a square number of position embeddings.
     image_size: side of the images in pixels, None if they are not square or the
       position embeddings leave it open.
     classes: names of the outputs in order, if a config has them.
@@ -96,7 +97,11 @@ def open_table(
   Raises:
     ValueError: as for `detect`.
   """
-  table = families.recognise(source, family, skip)
+  try:
+    table = families.recognise(source, family, skip)
+  except ValueError:
+    configs.read(source.path, None)  # An error about a config says more.
+    raise
   said = configs.read(source.path, table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
     options = {k: v for k, v in said.options.items() if k != "num_heads"}
@@ -127,7 +132,7 @@ def _check_config(table: foreign.SourceTable) -> None:
   for key, (value, leaf_value) in sizes.items():
     if value != leaf_value:
       raise ValueError(
-        f"{said.path} has {key}={value}, and the weights of {table.where} "
+        f"{said.path} has {key}={value}, but the weights of {table.where} have "
         f"{leaf_value}: it belongs to another model. Replace or remove it."
       )
 
@@ -146,18 +151,28 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
   options = {**usual, **measured, **said}
   has_token = "cls" in table.leaves()
   options["class_token"] = has_token and options["pool_type"] != "tok"
-  side = math.isqrt(table.tokens())
-  square = side > 1 and side**2 == table.tokens()
-  size = side * measured["patch_size"] if square else None
-  if table.said.image_size is not None:
-    height, width = table.said.image_size
-    size = height if height == width else None
+  assumed = set(usual) - set(said) - set(measured)
+  size = _image_size(table, measured["patch_size"])
+  if size is not None and table.said.image_size is None:
+    assumed.add("image_size")  # Images may not be square.
   return {
     "options": options,
     "said": frozenset(table.said.options) & frozenset(options),
-    "assumed": frozenset(usual) - set(said) - set(measured),
+    "assumed": frozenset(assumed),
     "image_size": size,
   }
+
+
+def _image_size(table: foreign.SourceTable, patch_size: int) -> int | None:
+  """Returns the side of images, None if it is open or they are not square."""
+  if table.said.image_size is not None:
+    height, width = table.said.image_size
+    return height if height == width else None
+  patches = table.tokens()
+  side = math.isqrt(patches)
+  if side < 2 or side**2 != patches or table.class_position_is_open():
+    return None
+  return side * patch_size
 
 
 def _sizes(table: foreign.SourceTable) -> dict[str, int]:

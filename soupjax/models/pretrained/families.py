@@ -51,7 +51,7 @@ def recognise(
   )
   rest = [name for name in entries if name not in dropped]
   name, prefix = _family_and_prefix(rest, family, where) or (
-    # All of its first block may be left out.
+    # skip may leave out all of the first block.
     _family_and_prefix(list(entries), family, where) or (family, "")
   )
   if name is None:
@@ -71,14 +71,14 @@ def recognise(
 
 
 def without(source: Ingredient, skip: str) -> Ingredient:
-  """Leaves out leaves of a checkpoint; reads no weights.
+  """Removes leaves from a checkpoint; reads no weights.
 
   Args:
     source: the checkpoint.
-    skip: regular expression of names.
+    skip: regular expression of the names to remove.
 
   Returns:
-    An ingredient with the other leaves, and all else of `source`.
+    `source` with the other leaves only.
 
   Raises:
     ValueError: if the expression is invalid, or matches no leaf or all.
@@ -134,12 +134,17 @@ def _family_and_prefix(
   ]
   fits = _best(fits, leaves)
   if len(fits) > 1:
-    prefixes = sorted({prefix for _, prefix in fits})
-    other = re.escape(prefixes[-1])
+    first, *others = sorted({prefix for _, prefix in fits})
+    pattern = "|".join(f"^{re.escape(prefix)}" for prefix in others)
     raise ValueError(
-      f"{where} fits several (family, prefix) pairs, {sorted(fits)}: it has "
-      "several models. Leave out all but one, such as with "
-      f"skip=['^{other}'] (the keys skip and init.skip of configs)."
+      f"{where} fits several (family, prefix) pairs, {sorted(fits)}: "
+      + (
+        "it has several models. Leave out all but one by their names, such as "
+        f"with skip=['{pattern}'] (keys skip and init.skip of configs), which "
+        f"keeps {first!r}."
+        if others
+        else "give family=."
+      )
     )
   return fits[0] if fits else None
 
@@ -147,9 +152,9 @@ def _family_and_prefix(
 def _best(
   fits: Sequence[tuple[str, str]], leaves: Collection[str]
 ) -> list[tuple[str, str]]:
-  """Leaves out pairs that name a part of what another one names.
+  """Drops pairs whose leaves are a subset of another pair's, or equal.
 
-  Names of a family can continue each other, such as "vit.layers" and "layers".
+  Names of a family can contain each other, such as "vit.layers" and "layers".
   """
   named = {pair: _named(*pair, leaves) for pair in fits}
   # Text towers can have the blocks of a family, but embed no patches.
@@ -168,7 +173,7 @@ def _best(
 
 
 def _named(family, prefix, leaves) -> dict[str, str]:
-  """Returns our leaf -> name, of those that a family has after a prefix."""
+  """Returns our leaf -> name, for the names of a family after a prefix."""
   kind, result = mappings.FAMILIES[family], {}
   for name in leaves:
     if name.startswith(prefix):
@@ -231,8 +236,8 @@ def _outer_layers(
 ) -> dict[str, str]:
   """Returns our leaf -> name of a head or projection outside the model.
 
-  It must be the only one, since which of several computes the outputs is in
-  the code around the model.
+  It must be the only one: of several, only the code around the model shows
+  which computes the outputs.
   """
   kind = mappings.FAMILIES[family]
   inner = set(_named(family, prefix, leaves))
@@ -251,5 +256,13 @@ def _outer_layers(
   for layer in ("proj", "head"):
     found = [v for (key, _), v in modules.items() if key == layer]
     if len(found) == 1 and f"{layer}/kernel" not in inner:
-      result |= found[0]
+      [names] = found
+      module = re.sub(r"\b0[./]\w+$", "", next(iter(names.values())))
+      # The first layer of several is not the head.
+      if not any(
+        k.startswith(module) and k not in names.values()
+        for k in leaves
+        if module.endswith((".", "/"))
+      ):
+        result |= names
   return result

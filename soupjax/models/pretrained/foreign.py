@@ -135,7 +135,7 @@ def _rows(rows):
 
 @functools.lru_cache
 def _templates(rows):
-  # A name of several leaves is that of the first.
+  # A name that belongs to several leaves stands for the first.
   return {name: row.leaf for row in reversed(rows) for name in row.names}
 
 
@@ -162,7 +162,7 @@ class SourceTable:
     where: path or name, for errors.
     outer: our leaf -> name of a head or projection that stands outside the
       prefix.
-    ignored: name of a rule -> leaves that are no weights of the tower.
+    ignored: name of a rule -> leaves that are not weights of the tower.
     dropped: names that the user leaves out.
     said: the computation that a config beside the weights describes.
   """
@@ -196,7 +196,7 @@ class SourceTable:
     return [name for name in names if name is not None]
 
   def locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
-    """Returns the row of our leaf, and its name here, None if it is absent.
+    """Returns the row of our leaf and its name in the file, None if absent.
 
     The names in the row have the prefix.
     """
@@ -211,7 +211,7 @@ class SourceTable:
     return row, next((name for name in row.names if name in self.entries), None)
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
-    """Returns the names of our leaves here, of those that it has."""
+    """Returns the names in the file of those of our leaves that it has."""
     names = (self.locate(leaf)[1] for leaf in leaves)
     return {name for name in names if name is not None}
 
@@ -244,11 +244,30 @@ class SourceTable:
         return shape[2]
     return 3
 
+  def _known_class_position(self) -> bool | None:
+    if self.said.class_position is None and (
+      self.family.class_position == "always"
+    ):
+      return True
+    return self.said.class_position
+
+  def class_position_is_open(self) -> bool:
+    """Whether a class token may have one of the position embeddings.
+
+    A square number of them can belong to the patches alone, or to a class token
+    and the patches of images that are not square.
+    """
+    return (
+      self.family.class_position == "usually"
+      and self._known_class_position() is None
+      and self.locate("cls")[1] is not None
+      and (shape := self.shape("pos_embedding")) is not None
+      and self.tokens() == shape[1]
+    )
+
   def _has_class_position(self, tokens: int, patches: int | None) -> bool:
     has_token = self.locate("cls")[1] is not None
-    known = self.said.class_position
-    if known is None and self.family.class_position == "always":
-      known = True
+    known = self._known_class_position()
     if known is not None:
       return known and has_token
     expected = self.family.class_position == "usually" and has_token
@@ -287,8 +306,12 @@ class SourceTable:
     unexpected = {}
     for name in self.entries:
       leaf = self.leaf_of(name)
+      # Of a layer outside the model, all leaves are used or none.
+      partly = leaf in self.outer and _module(leaf) in map(_module, specs)
       if name not in used | self.dropped and not (
-        leaf and any(re.search(pattern, leaf) for pattern in optional)
+        leaf
+        and not partly
+        and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
     return mismatch.describe(missing, unexpected, misshapen)
@@ -326,6 +349,10 @@ class SourceTable:
     layout = mappings.LAYOUTS[row.layout]
     array = layout.read(entry.read(index), spec.shape)
     return np.array(array, spec.dtype, order="C")
+
+
+def _module(leaf: str) -> str:
+  return leaf.partition("/")[0]
 
 
 def _view(shape: tuple[int, ...]) -> np.ndarray:

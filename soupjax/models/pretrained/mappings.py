@@ -74,8 +74,8 @@ class Family:
       first: "always", "usually" or "seldom". Our ViT adds it to the token.
     ignored: name of a rule -> regular expression of leaves that are left out,
       by their names after the prefix or any part of it.
-    not_heads: regular expression of linear layers that are no head of the
-      pooled features, though their name says so.
+    not_heads: regular expression of linear layers that are not a head of the
+      pooled features, despite their name.
     options: of `models.ViT`, for the same computation.
     acts: activations that models of this family have.
   """
@@ -428,7 +428,11 @@ FAMILIES = {
     rows=_timm(),
     prefixes=("", "module.", "model.", "visual.trunk.", "module.visual.trunk."),
     class_position="usually",
-    ignored=_TEXT,
+    ignored={
+      **_TEXT,
+      "decoder of masked images": r"^decoder_(embed|blocks|norm|pred|pos_embed)"
+      r"\b|^mask_token$",
+    },
     options={"pool_type": "tok", "act": "gelu_exact"},
     acts=("gelu_exact", "quick_gelu"),
   ),

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of numbers that callers pass in."""
+"""Checks of numbers that callers pass in, and calls of their functions."""
 
 from collections.abc import Callable, Iterator, Sequence
 import math
@@ -8,8 +8,11 @@ import operator
 from typing import Any
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from soupjax.soups.core import tree
 
 
 def numbers(value: Any) -> np.ndarray | None:
@@ -127,6 +130,31 @@ def mode(evaluate: Any, expected: str) -> None:
       f"mode is {expected!r}, but the evaluator says that its scores are for "
       f"mode={declared!r}: pass mode={declared!r}."
     )
+
+
+def call(function: Callable[..., Any], params: Any, *args: Any) -> Any:
+  """Calls an evaluator with a tree that it may modify freely.
+
+  Args:
+    function: of a tree, and perhaps of further arguments.
+    params: the tree, which does not change.
+    *args: the further arguments.
+
+  Returns:
+    The result of the function.
+
+  Raises:
+    ValueError: if it donated the arrays to a compiled function.
+  """
+  result = function(tree.owned(params), *args)
+  for leaf in jax.tree.leaves(params):
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+      raise ValueError(
+        f"{getattr(function, '__name__', 'evaluate')} donated the parameters "
+        "to a compiled function, which deletes them, but they are used again: "
+        "leave out donate_argnums, or give it copies."
+      )
+  return result
 
 
 def higher_is_better(evaluate: Any) -> None:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of the config files that lie beside the weights of ingredients.
 
-Equal shapes do not mean equal models: `config.json` has the order of the
-classes, the number of attention heads and the activation.
+Equal shapes do not mean equal models: the order of the classes, the number of
+attention heads and the activation are in `config.json`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -23,7 +23,7 @@ _DECISIVE = re.compile(
   r"num_prefix_tokens|reg_tokens|interpolate_mode|timm_(model_name|pool|proj)"
 )
 # Keys of training, of bookkeeping, and those of labels, which are compared
-# apart.
+# separately.
 _IRRELEVANT = re.compile(
   r"_.*|transformers_version|(torch_)?dtype|.*drop(out|_path|_rate)?(_.*)?|"
   r"initializer_.*|use_cache|problem_type|finetuning_task|output_.*|"
@@ -119,7 +119,7 @@ def _check_labels(first, other, leaves) -> None:
   else:
     difference = f"output {output} is {a[output]!r} and {b[output]!r}"
   raise ValueError(
-    f"{first.name!r} and {other.name!r} have different classes by the config "
+    f"{first.name!r} and {other.name!r} have different classes in the config "
     f"files beside them: {difference}. Averaged heads would mix them up: put "
     "the rows of the heads in one order, leave the heads out (select=), or "
     "correct the file that is wrong."
@@ -129,7 +129,7 @@ def _check_labels(first, other, leaves) -> None:
 def _differences(
   a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Any, Any]]:
-  """Yields (file, dotted key, value, value) of what both have and differs."""
+  """Yields (file, dotted key, a's value, b's value) where both differ."""
   for file in a:
     left, right = _flat(a[file]), _flat(b.get(file, {}))
     for key in left:

@@ -192,7 +192,7 @@ def _disjoint(bounds: Sequence[Sequence[Sequence[int]]]) -> bool:
 def part_of(
   shape: tuple[int, ...], box: slices.Slices, array: np.ndarray
 ) -> Part:
-  """Returns what `joined` needs of a box of an array that is not empty.
+  """Returns the input of `joined` for a box of a non-empty array.
 
   Args:
     shape: of the whole array.

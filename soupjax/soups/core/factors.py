@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves that mean something only as factors of a product.
+"""Leaves that have a meaning only as factors of a product.
 
 The mean of two products is not the product of the means of their factors, so
 such leaves cannot be averaged one by one.
@@ -28,13 +28,13 @@ _SCALE = re.compile(
   r"(^|[._/])(\w*scale\w*|absmax|scb|q?zeros|zero_points?)$", re.IGNORECASE
 )
 _INTEGERS = ("int8", "uint8", "int32", "int4", "uint4")
-# The last one in a name.
+# The last separator in a name.
 _SEPARATOR = re.compile(r"[./](?=[^./]*$)")
 _WEIGHT = re.compile(r"(weight|kernel|blocks|packed)[^./]*$", re.IGNORECASE)
 
 
 def check(specs: Mapping[str, Any]) -> None:
-  """Rejects leaves of which the average would not be that of the models.
+  """Rejects leaves whose average would not be that of the models.
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged. One

@@ -21,7 +21,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import arguments, configs, crc32, slices, tree
+from soupjax.soups.core import (
+  arguments,
+  configs,
+  crc32,
+  precision,
+  slices,
+  tree,
+)
 
 PyTree = Any
 # A tree, an Ingredient, or a type that is registered with `open_models`.
@@ -84,8 +91,8 @@ class Ingredient:
     ignored: entries of its file that are not read, though they may belong to
       the model -> reason.
     text: free text that its file stores with the weights, by key.
-    changed: tells which of its files has changed since it was opened, "" if
-      none has; None for trees in memory.
+    changed: `changed()` describes the first of its files that has changed since
+      it was opened, "" if none has; None for trees in memory.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
@@ -129,9 +136,15 @@ class Ingredient:
         not an array of numbers.
     """
     leaves, treedef = tree.flatten(params)
+    specs = tree.value_specs(leaves, repr(name))
+    # Python numbers are arrays of NumPy's dtypes.
+    leaves = {
+      leaf: value if hasattr(value, "dtype") else np.asarray(value)
+      for leaf, value in leaves.items()
+    }
     return cls(
       name=name,
-      specs=tree.value_specs(leaves, repr(name)),
+      specs=specs,
       treedef=treedef,
       reader=lambda leaf, index: (
         leaves[leaf] if index is None else np.asarray(leaves[leaf])[index]
@@ -159,7 +172,7 @@ class Ingredient:
       index: a tuple of slices, with positive steps; None for the whole leaf.
       sharding: of the whole leaf. Each process reads only the slices that its
         own devices hold. A recorded checksum is compared once this process has
-        read all of the leaf, whole or in slices. Integers of 64 bits stay on
+        read all of the leaf, whole or in slices. Leaves of 64 bits stay on
         the host where JAX would cut them to 32. None returns the array of the
         reader.
 
@@ -183,7 +196,7 @@ class Ingredient:
       if sharding is not None:
         raise ValueError("Give an index or a sharding, not both.")
       _check_index(self.name, leaf, spec, index)
-    if sharding is None or (is_cut(spec) and not tree.is_float(spec)):
+    if sharding is None or precision.is_cut(spec):
       return self.reader(leaf, index)
     if self.path is None or self._checked_if_whole(leaf, sharding):
       value = self.reader(leaf, None)
@@ -244,15 +257,11 @@ class Ingredient:
       sharding: as in `load`.
 
     Returns:
-      The same ingredient. Float leaves are on devices; others stay on the host,
-      because JAX would cut integers of 64 bits.
-
-    Raises:
-      ValueError: if a leaf is float64 and jax_enable_x64 is off.
+      The same ingredient. Float leaves are on devices; integers, and leaves
+      that JAX would cut to 32 bits, stay on the host.
     """
-    check_float64(self)
     params = jax.tree.map(
-      lambda x: jax.numpy.asarray(x) if tree.is_float(tree.spec(x)) else x,
+      lambda x: precision.placed(x) if tree.is_float(tree.spec(x)) else x,
       self.load(sharding=sharding),
     )
     return dataclasses.replace(
@@ -286,30 +295,6 @@ def _check_index(name, leaf, spec, index):
       raise ValueError(
         f"Index {index!r:.80} of leaf {leaf!r} of {name!r} contains {part!r}, "
         f"which is not a slice with a positive step: {fix}."
-      )
-
-
-def is_cut(spec) -> bool:
-  """Whether JAX would store a leaf with fewer bits."""
-  return jax.dtypes.canonicalize_dtype(spec.dtype) != spec.dtype
-
-
-def check_float64(
-  ingredient: Ingredient, leaves: Collection[str] | None = None
-) -> None:
-  """Raises a ValueError for float64 leaves that JAX would cut to float32.
-
-  Args:
-    ingredient: the model to check.
-    leaves: names of the leaves to check; None checks all.
-  """
-  for leaf, spec in ingredient.specs.items():
-    if leaves is not None and leaf not in leaves:
-      continue
-    if spec.dtype == np.float64 and is_cut(spec):
-      raise ValueError(
-        f"Leaf {leaf!r} of {ingredient.name!r} is float64, which JAX would "
-        "silently cut to float32. Cast it, or set jax_enable_x64."
       )
 
 
@@ -483,7 +468,10 @@ def check_unchanged(ingredients: Iterable[Ingredient]) -> None:
 
 @contextlib.contextmanager
 def explaining_changes(ingredients: Sequence[Ingredient]) -> Iterator[None]:
-  """Raises the error of `check_unchanged` instead of one that it caused."""
+  """Replaces an error in a block by that of `check_unchanged`, if there is one.
+
+  A file that changed while it was read causes errors of many kinds.
+  """
   try:
     yield
   except Exception as e:
@@ -528,7 +516,6 @@ def check_ingredients(
       ingredients[0].specs,
       has_base=has_base,
     )
-  check_float64(ingredients[0])
   configs.check_configs(ingredients, set(ingredients[0].specs))
   return ingredients
 

@@ -9,17 +9,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import crc32, slices, tree
-from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.core import crc32, precision, slices, tree
+from soupjax.soups.core.ingredient import Ingredient, explaining_changes
 
 # Elements that a thread reads at once. Reused memory costs a fourth of new.
 _ELEMENTS = 1 << 20
 
 
 @jax.jit
-def all_finite(leaves):
-  """Whether each of several arrays is finite, as one boolean array."""
+def _all_finite(leaves):
   return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
+
+
+def all_finite(leaves: Sequence[Any]) -> jax.Array:
+  """Whether each of several arrays is finite, as one boolean array."""
+  with precision.kept(leaves):
+    return _all_finite(leaves)
 
 
 def raise_if_not_finite(ingredient: str, names: Sequence[str], flags) -> None:
@@ -45,7 +50,10 @@ def check_finite(ingredients: Sequence[Ingredient]) -> None:
     ValueError: naming the first ingredient that is not finite, or damaged, and
       a leaf.
   """
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+  with (
+    explaining_changes(ingredients),
+    concurrent.futures.ThreadPoolExecutor(2) as pool,
+  ):
     checks = [
       pool.submit(_check_file, i) if i.path and i.storage else None
       for i in ingredients
@@ -103,14 +111,23 @@ def _is_finite(
   return True
 
 
+def overflows(specs: Mapping[str, Any], leaves: Sequence[Any]) -> bool:
+  """Whether a float leaf is not finite; see `check_overflow`."""
+  floats = [x for x, s in zip(leaves, specs.values()) if tree.is_float(s)]
+  return bool(floats) and not np.asarray(all_finite(floats)).all()
+
+
 def check_overflow(
-  specs: Mapping[str, jax.ShapeDtypeStruct], leaves: Sequence[Any]
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  leaves: Sequence[Any],
+  advice: str = "",
 ) -> None:
   """Checks that the float leaves of a soup of finite ingredients are finite.
 
   Args:
     specs: leaf name -> shape and dtype.
     leaves: of the soup, in the order of `specs`.
+    advice: the end of the error, if the usual advice does not fit.
 
   Raises:
     ValueError: naming the first leaf that is not finite.
@@ -121,15 +138,23 @@ def check_overflow(
     if tree.is_float(spec)
   }
   if floats:
-    raise_if_overflows(specs, list(floats), all_finite(list(floats.values())))
+    flags = all_finite(list(floats.values()))
+    raise_if_overflows(specs, list(floats), flags, advice)
 
 
-def raise_if_overflows(specs, names: Sequence[str], flags) -> None:
+def raise_if_overflows(
+  specs, names: Sequence[str], flags, advice: str = ""
+) -> None:
   """Raises a ValueError for the first of `names` whose flag is False."""
   for name, ok in zip(names, np.asarray(flags)):
     if not ok:
       raise ValueError(
-        f"The soup overflows {specs[name].dtype} in leaf {name!r}, though "
-        "every ingredient is finite: cast them to a wider dtype, or use "
-        "weights of one sign."
+        f"The soup overflows {specs[name].dtype} (at most "
+        f"{float(jax.numpy.finfo(specs[name].dtype).max):g}) in leaf {name!r}, "
+        "though every ingredient is finite: "
+        + (
+          advice
+          or "give a wider dtype=, or do not extrapolate (weights of one sign, "
+          "shares from 0 to 1)."
+        )
       )

@@ -14,11 +14,11 @@ import numpy as np
 from soupjax.soups.core import (
   arguments,
   compensated,
-  evaluation,
   nonfinite,
+  precision,
   tree,
 )
-from soupjax.soups.core.ingredient import Ingredient, check_float64, sharding_of
+from soupjax.soups.core.ingredient import Ingredient, sharding_of
 
 PyTree = Any
 
@@ -61,6 +61,20 @@ def actions(
   return {leaf: chosen.get(leaf) for leaf in leaves}
 
 
+def as_dict(select: Any) -> dict[str, Any]:
+  """Returns a selection as a dict.
+
+  Raises:
+    ValueError: if it is not a mapping.
+  """
+  if select is not None and not isinstance(select, Mapping):
+    raise ValueError(
+      "select must be a dict of regular expressions and actions, such as "
+      f"{{'head': 'skip'}}, got {select!r:.80}."
+    )
+  return dict(select or {})
+
+
 def reordered(
   select: Mapping[str, Any] | None, order: Sequence[int]
 ) -> dict[str, Any]:
@@ -76,7 +90,7 @@ def reordered(
       return action
     return [action[k] for k in order]
 
-  return {pattern: moved(action) for pattern, action in (select or {}).items()}
+  return {pattern: moved(action) for pattern, action in as_dict(select).items()}
 
 
 def _check_action(pattern, action, count, base):
@@ -84,9 +98,10 @@ def _check_action(pattern, action, count, base):
     if action == "keep" and base is None:
       raise ValueError(f"select keeps {pattern!r} from the base: pass base=.")
     return action
-  if isinstance(action, str) or action is None:
+  numbers = arguments.numbers(action)
+  if numbers is None or numbers.ndim > 1:
     raise ValueError(
-      f"select has {action!r} for {pattern!r}: expected 'keep', 'skip', a "
+      f"select has {action!r:.80} for {pattern!r}: expected 'keep', 'skip', a "
       "number, or one number per ingredient."
     )
   if arguments.has_bool(action):
@@ -94,8 +109,8 @@ def _check_action(pattern, action, count, base):
       f"select has {action!r} for {pattern!r}, but booleans are not weights. "
       "Give 'skip', 'keep' or numbers."
     )
-  if np.ndim(action) == 0:
-    if not np.isfinite(action):
+  if numbers.ndim == 0:
+    if not np.isfinite(numbers):
       raise ValueError(f"select[{pattern!r}] must be finite, got {action}.")
     if base is None:
       raise ValueError(
@@ -103,7 +118,7 @@ def _check_action(pattern, action, count, base):
         f"Pass base=, or {count} weights."
       )
     return float(action)
-  weights = tuple(float(w) for w in action)
+  weights = tuple(numbers.tolist())
   try:
     arguments.soup_weights(weights, count)
   except ValueError as e:
@@ -157,8 +172,6 @@ def check(
         f"{base.name} (base)": _only(base, with_base),
       }
     )
-  for ingredient in ingredients:
-    check_float64(ingredient, mixed)
 
 
 def _compared(ingredients, mixed, chosen):
@@ -228,6 +241,7 @@ def finish(
   mean: jax.Array,
   end: tuple[jax.Array, Mapping[str, jax.Array]] | None,
   dtype: np.dtype,
+  large: bool = False,
 ) -> jax.Array:
   """Blends a mean with the base if asked, and casts it; runs inside jit.
 
@@ -235,10 +249,13 @@ def finish(
     mean: of the ingredients, not yet rounded to their dtype.
     end: from `Selection.ends`.
     dtype: from `Selection.specs`.
+    large: whether differences may overflow, see `compensated.of_large`.
   """
   if end is not None:
     base, coefficients = end
-    mean = compensated.linear([base, mean], **coefficients)
+    blend = functools.partial(compensated.linear, **coefficients)
+    leaves = [base, mean]
+    mean = compensated.of_large(blend, leaves) if large else blend(leaves)
   return mean.astype(dtype)
 
 
@@ -277,7 +294,7 @@ class Selection:
     """
     self._all, self._base = list(ingredients), base
     self._dtype = None if dtype is None else float_dtype(dtype)
-    self.select = dict(select or {})
+    self.select = as_dict(select)
     self.is_all = not self.select and self._dtype is None
     self.ingredients, self.base = self._all, base if mixes_base else None
     if not ingredients:
@@ -341,9 +358,15 @@ class Selection:
         return None
       weights = arguments.soup_weights([1 - share, share], 2)
       base = self._read(self._base, leaf, sharding)
-      return base, compensated.mean_coefficients(weights)
+      return base, compensated.share_coefficients(weights)
 
     return [end(leaf) for leaf in leaves]
+
+  def check_base(self, leaf: str, sharding: Any) -> None:
+    """Raises a ValueError if a leaf is blended with a base that has NaN."""
+    if self.share(leaf) is not None:
+      flags = nonfinite.all_finite([self._read(self._base, leaf, sharding)])
+      nonfinite.raise_if_not_finite(self._base.name, [leaf], flags)
 
   def fixed(self, sharding: Any) -> dict[str, Any]:
     """Returns the leaves that do not depend on the recipe.
@@ -358,7 +381,9 @@ class Selection:
       action = self._actions.get(leaf)
       if action == "keep":
         value = self._read(self._base, leaf, sharding)
-        fixed[leaf] = value.astype(spec.dtype) if tree.is_float(spec) else value
+        if tree.is_float(spec):
+          value = precision.placed(value.astype(spec.dtype))
+        fixed[leaf] = value
       elif isinstance(action, tuple):
         used = [i for i, weight in zip(self._all, action) if weight]
         stack = [self._read(i, leaf, sharding) for i in used]
@@ -374,14 +399,16 @@ class Selection:
           nonfinite.raise_if_not_finite(ingredient.name, [leaf], flags)
         weights = arguments.soup_weights([w for w in action if w], len(used))
         coefficients = compensated.mean_coefficients(weights)
-        mean = compensated.linear(stack, **coefficients)
-        fixed[leaf] = mean.astype(spec.dtype)
+        linear = functools.partial(compensated.linear, **coefficients)
+        with precision.kept(stack):
+          mean = compensated.of_large(linear, stack).astype(spec.dtype)
+        fixed[leaf] = precision.placed(mean)
     return fixed
 
   def _read(self, ingredient, leaf, sharding):
     spec = ingredient.specs[leaf]
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    return jnp.asarray(value) if tree.is_float(spec) else value
+    return precision.placed(value) if tree.is_float(spec) else value
 
   def finished(
     self, means: Mapping[str, jax.Array], ends: Sequence[Any]
@@ -397,9 +424,12 @@ class Selection:
     return dict(zip(means, leaves))
 
   def assembled(self, leaves: Mapping[str, Any]) -> PyTree:
-    """Puts all leaves of the result into a tree of its own."""
-    ordered = [leaves[leaf] for leaf in self.specs]
-    return evaluation.owned(jax.tree.unflatten(self.treedef, ordered))
+    """Puts all leaves of the result into a new tree."""
+    ordered = [
+      precision.placed(leaves[leaf]) if tree.is_float(spec) else leaves[leaf]
+      for leaf, spec in self.specs.items()
+    ]
+    return tree.owned(jax.tree.unflatten(self.treedef, ordered))
 
 
 def restricted(ingredient: Ingredient, leaves: Collection[str]) -> Ingredient:

@@ -39,7 +39,13 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
   Raises:
     ValueError: if the tree has no leaves, or two leaves have the same name.
   """
-  paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+  try:
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+  except (TypeError, ValueError) as e:
+    raise ValueError(
+      f"The tree cannot be flattened: {e} The keys of a dict must be of one "
+      "type, such as all strings, to be put in order."
+    ) from e
   if not paths:
     raise ValueError("The tree has no leaves: it needs one array at least.")
   leaves: dict[str, Any] = {}
@@ -97,6 +103,12 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
       f"{where} has dtype {dtype}: only arrays of numbers can be averaged. "
       "Drop it from the tree."
     )
+  if dtype in (np.longdouble, np.clongdouble) and dtype.itemsize > 8:
+    narrow = "float64" if dtype.kind == "f" else "complex128"
+    raise ValueError(
+      f"{where} has dtype {dtype}, which JAX does not support: convert it with "
+      f".astype({narrow!r})."
+    )
   if not dtype.isnative:
     native = dtype.newbyteorder("=")
     raise ValueError(
@@ -143,7 +155,7 @@ def value_specs(leaves: Mapping[str, Any], owner: str) -> dict[str, Any]:
 
 def is_number(dtype: np.dtype) -> bool:
   """Whether a dtype is that of numbers or booleans, not of text or objects."""
-  # dtype.kind would not do: it is "V" for bfloat16.
+  # dtype.kind does not tell: it is "V" for bfloat16.
   return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
 
 
@@ -188,7 +200,7 @@ def check_alike(
   if problems:
     all_specs |= expected
     fix = ""
-    # Buffers and counters, which many versions of a library have or lack.
+    # Buffers and counters, which only some versions of a library store.
     if leaves and not any(is_float(all_specs[leaf]) for leaf in leaves):
       fix = "\n" + advice(
         list(leaves),
@@ -322,15 +334,25 @@ def advice(
 
 
 def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-  """Returns an expression for a leaf, and others of its name if none is float.
+  """Returns a pattern for a leaf, or for all of its name if none is float.
 
-  A model has such a counter in every layer.
+  Counters have the same name in every layer.
   """
   last = re.escape(re.split("[/.]", leaf)[-1]) + "$"
   others = [name for name in specs if re.search(last, name)]
   if any(is_float(specs[name]) for name in others) or last == "$":
     return f"^{re.escape(leaf)}$"
   return last
+
+
+def owned(params: PyTree) -> PyTree:
+  """Returns a tree whose containers and NumPy arrays belong to the caller.
+
+  Arrays of JAX are shared, since nobody can change them.
+  """
+  return jax.tree.map(
+    lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, params
+  )
 
 
 def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

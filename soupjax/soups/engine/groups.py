@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups import rules
-from soupjax.soups.core import compensated, tree
+from soupjax.soups.core import arguments, compensated, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 
@@ -34,6 +34,7 @@ class Group:
     extra: positions of the sources of `values["extra"]`.
     indexed: whether `values["index"]` has the positions of the elements.
     whole: whether blocks are whole leaves, in their own shape.
+    affine: whether `combine` is an affine combination, see `rules.Rule`.
   """
 
   combine: Callable[..., jax.Array] | None
@@ -48,6 +49,7 @@ class Group:
   extra: tuple[int, ...] = ()
   indexed: bool = False
   whole: bool = False
+  affine: bool = False
 
   @property
   def layered(self) -> bool:
@@ -68,6 +70,26 @@ class Group:
     result = self.out_dtype.itemsize
     result += 0 if self.out_dtype == np.float32 else 4
     return self.stack_dtype.itemsize * len(self.sources) + base + result
+
+
+@functools.cache
+def of_large(combine: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns an affine `combine` whose differences may overflow."""
+
+  def run(stack, base, values):
+    count = len(stack)
+
+    def of_leaves(leaves):
+      rest = leaves[count:]
+      return combine(leaves[:count], rest[0] if rest else None, values)
+
+    leaves = [
+      *(stack[k] for k in range(count)),
+      *([] if base is None else [base]),
+    ]
+    return compensated.of_large(of_leaves, leaves)
+
+  return run
 
 
 def _blend(combine, stack, base, values):
@@ -126,21 +148,24 @@ class GroupMaker:
       return self._weighted(None, sources, dtypes[0], dtypes[0])
     out, stacked = self._out_dtype(dtypes), dtypes[0]
     if len(set(dtypes)) > 1:
-      stacked = np.dtype(np.float32)
+      stacked = np.dtype(np.float64 if np.float64 in dtypes else np.float32)
       names = " and ".join(sorted({str(dtype) for dtype in dtypes}))
       self.notes.add(
-        f"The ingredients have mixed dtypes, {names}: sums are in float32, the "
-        f"soup is {out}."
+        f"The ingredients have mixed dtypes, {names}: sums are in {stacked}, "
+        f"the soup is {out}."
       )
     if isinstance(action, tuple):
       return self._weighted(rules.linear(action), sources, stacked, out, action)
     combine, base, base_dtype = self.rule.combine, None, None
     values = {**self.values, **self.leaf_values.get(leaf, {})}
     if isinstance(action, float):
-      ends = rules.linear([1 - action, action]).values(2)
+      weights = arguments.soup_weights([1 - action, action], 2)
+      ends = compensated.share_coefficients(weights)
       combine, values = self.blend, {**values, "blend": ends}
     if isinstance(action, float) or self.rule.needs_base:
       base, base_dtype = count, self.base.specs[leaf].dtype
+    if not self.rule.affine and np.float64 in (stacked, base_dtype):
+      stacked, base_dtype = self._in_float32(leaf, out, stacked, base_dtype)
     return self._shared(
       (action, leaf if self.rule.by_leaf else None),
       values,
@@ -155,7 +180,19 @@ class GroupMaker:
       extra=self._extra(leaf),
       indexed=self.rule.indexed,
       whole=self.rule.whole,
+      affine=self.rule.affine,
     )
+
+  def _in_float32(self, leaf, out, *dtypes):
+    """Returns dtypes with float32 for float64; rejects float64 results."""
+    if out == np.float64:
+      raise ValueError(
+        f"Leaf {leaf!r} is float64, but the rule {self.rule.name!r} computes "
+        "in float32: pass dtype='float32' for a result in float32, or skip or "
+        "keep the leaf with select=."
+      )
+    float32 = np.dtype(np.float32)
+    return [float32 if dtype == np.float64 else dtype for dtype in dtypes]
 
   def _extra(self, leaf) -> tuple[int, ...]:
     if leaf not in self.with_extra:
@@ -174,6 +211,7 @@ class GroupMaker:
       stack_dtype=stacked,
       base_dtype=None,
       out_dtype=out,
+      affine=rule is not None,
     )
 
   def _shared(self, label, values, limit=None, **fields) -> Group:
@@ -190,6 +228,8 @@ class GroupMaker:
       return self.dtype
     if len(set(dtypes)) == 1:
       return dtypes[0]
+    if np.float64 in dtypes:
+      return np.dtype(np.float64)
     # JAX does not promote 8-bit floats.
     if any(dtype.itemsize == 1 for dtype in dtypes):
       return np.dtype(np.float32)

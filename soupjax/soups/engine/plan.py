@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from soupjax.soups import rules
-from soupjax.soups.core import configs, leftovers, same_init, slices
+from soupjax.soups.core import configs, records, slices
 from soupjax.soups.core import select as selection
 from soupjax.soups.core.ingredient import Ingredient, check_names, storage_of
 from soupjax.soups.engine import groups as group_lib
@@ -108,7 +108,7 @@ def make(
   for source in sources:
     if not source.specs:
       raise ValueError(f"{source.name!r} has no leaves: nothing to average.")
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   if rule.needs_base and base is None:
     raise ValueError(f"The rule {rule.name!r} needs a base model: pass base=.")
   if block_bytes < 1 or threads < 1:
@@ -116,7 +116,7 @@ def make(
       f"block_bytes and threads must be positive, got {block_bytes} and "
       f"{threads}."
     )
-  select = dict(select or {})
+  select = selection.as_dict(select)
   rule_values = rule.values(len(ingredients))
   actions = selection.actions(ingredients, base, select)
   if rule.weights is not None:
@@ -157,7 +157,7 @@ def make(
     notes=(
       *sorted(maker.notes),
       *_twins(sources),
-      *leftovers.notes(ingredients),
+      *records.notes(ingredients),
     ),
     threads=threads,
   )

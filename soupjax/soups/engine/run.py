@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import crc32, slices, tree
+from soupjax.soups.core import crc32, precision, slices, tree
 from soupjax.soups.core.ingredient import (
   check_unchanged,
   explaining_changes,
   storage_of,
 )
-from soupjax.soups.engine import blocks, first_pass, threads
+from soupjax.soups.engine import blocks, first_pass, groups, threads
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
 
@@ -120,14 +120,21 @@ def run(
       if progress:
         progress(work.done, total)
 
-  with explaining_changes(plan.sources):
-    threads.for_each(
-      packed,
-      mix_block,
-      count=plan.threads,
-      name="soupjax-mix",
-      make_buffer=blocks.Buffer,
-    )
+  try:
+    with explaining_changes(plan.sources):
+      threads.for_each(
+        packed,
+        mix_block,
+        count=plan.threads,
+        name="soupjax-mix",
+        make_buffer=blocks.Buffer,
+      )
+  except MemoryError as e:
+    raise ValueError(
+      f"There is not enough memory for this mix, which needs "
+      f"{host_bytes(plan, pieces) / 1e6:.1f} MB for its blocks. Lower "
+      "block_bytes or threads. Compressed leaves are read whole."
+    ) from e
   checksums = work.checksums(processes)
   return Report(
     bytes_read=work.done + measured_bytes,
@@ -216,18 +223,22 @@ class _Work:
       base = buffer.array("base", (block.capacity,), group.base_dtype)
       self._fill(group.base, block, base, buffer)
     shape = block.shape
-    result = self._merge(
-      group,
+    inputs = (
       stack.reshape(len(stack), *shape),
       None if base is None else base.reshape(shape),
       self._values(block, buffer),
-      # Layers have too many shapes to reuse memory.
-      None if group.whole or group.layered else buffer.results,
     )
+    # Layers have too many shapes to reuse memory.
+    results = None if group.whole or group.layered else buffer.results
     # Waits for the result, so that the buffers can be filled again.
-    merged = np.asarray(result)
+    merged = np.asarray(self._merge(group, *inputs, results))
     if self.check_finite and not np.isfinite(merged).all():
-      self._explain(block, stack, base)
+      if group.affine:  # Perhaps only a difference overflows.
+        large = groups.of_large(group.combine)
+        again = dataclasses.replace(group, combine=large)
+        merged = np.asarray(self._merge(again, *inputs, None))
+      if not np.isfinite(merged).all():
+        self._explain(block, stack, base)
     if group.whole:
       parts = [merged[box].reshape(-1) for _, box in target.pieces]
       merged = np.concatenate(parts)
@@ -236,7 +247,8 @@ class _Work:
   def _merge(self, group, stack, base, values, results):
     """Runs the rule; reuses the memory of `results` if possible."""
     shape, dtype = stack.shape[1:], group.out_dtype
-    with jax.default_device(self.cpu):
+    inputs = [stack, *([] if base is None else [base])]
+    with jax.default_device(self.cpu), precision.kept(inputs):
       old = results.pop((shape, dtype), None) if results else None
       if old is None:
         old = jnp.empty(shape, dtype)
@@ -317,7 +329,9 @@ class _Work:
     for leaf, _, span in block.spans():
       for k, row in zip(group.models, rows):
         bad = row[span]
-        bad = bad[~np.isfinite(bad.astype(np.float32))]
+        if bad.dtype != np.float64:
+          bad = bad.astype(np.float32)
+        bad = bad[~np.isfinite(bad)]
         if bad.size:
           raise ValueError(
             f"Ingredient {self.plan.sources[k].name!r} has {bad[0]} in leaf "
@@ -325,15 +339,20 @@ class _Work:
             "fine-tuning diverged. (check_finite=False disables this check.)"
           )
     leaves = sorted({leaf for leaf, _ in block.pieces})
-    if group.out_dtype == np.float32:
+    if group.out_dtype == np.float32 and not group.affine:
       raise ValueError(
         f"Models differ by more than the float32 range of 3.4e38 in one of "
-        f"{leaves[:5]}. Leave out the model with such weights: it diverged."
+        f"{leaves[:5]}, which the rule {self.plan.rule.name!r} cannot merge. "
+        "Leave out the model with such weights: it diverged."
       )
     raise ValueError(
       f"The soup overflows {group.out_dtype} (at most "
       f"{float(jnp.finfo(group.out_dtype).max):g}) in one of {leaves[:5]}: "
-      "choose a wider dtype=, such as 'float32'."
+      + (
+        "extrapolate less, or leave out the model with such weights."
+        if group.out_dtype in (np.float32, np.float64)
+        else "choose a wider dtype=, such as 'float32'."
+      )
     )
 
   def _write(self, block, row):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import threading
 from typing import TypeVar
 
+from soupjax.soups.core import precision
+
 Item, Buffer = TypeVar("Item"), TypeVar("Buffer")
 
 
@@ -27,13 +29,14 @@ def for_each(
     name: of the threads.
     make_buffer: called once in each thread.
 
-  However it ends, no thread is at work afterwards, so callers may close what
-  the threads write to.
+  No thread is running afterwards, even after an error, so callers may close the
+  files that the threads write to.
   """
   waiting, lock = iter(items), threading.Lock()
+  do_in_mode = precision.inherited(do)
   errors: list[BaseException] = []
-  # Thread -> set when it is done. `Thread.join` does not serve: an interrupted
-  # join of Python 3.11 takes a thread that is at work for one that has ended.
+  # Thread -> set when it is done. `Thread.join` is unreliable here: after an
+  # interrupted join, Python 3.11 treats a running thread as ended.
   ends: dict[threading.Thread, threading.Event] = {}
 
   def loop():
@@ -49,7 +52,7 @@ def for_each(
             item = next(waiting)
           except StopIteration:
             return
-        do(item, buffer)
+        do_in_mode(item, buffer)
     except BaseException as e:  # noqa: B036 - raised again below.
       errors.append(e)
     finally:
@@ -66,7 +69,7 @@ def for_each(
       worker.join()
   except BaseException as e:  # noqa: B036 - raised again below.
     with lock:
-      # A thread that begins later finds this and does nothing.
+      # A thread that starts later sees this and does nothing.
       errors.insert(0, e)
     _wait(ends)
   if errors:

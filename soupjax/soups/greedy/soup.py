@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from soupjax.soups import average
 from soupjax.soups.core import (
   arguments,
   compensated,
-  evaluation,
   nonfinite,
-  same_init,
+  precision,
+  records,
   tree,
 )
 from soupjax.soups.core import select as selection_lib
@@ -119,10 +120,11 @@ def greedy_soup(
 
   Args:
     ingredients: models in any form, in the order to try, best first.
-    evaluate: maps parameters to a held-out score. The tree is its own: changes
-      to it do not reach the soup. It must not donate the arrays to a compiled
-      function (`donate_argnums`), since those of a candidate that stays in are
-      used again. If it has an attribute `mode`, that must be the `mode` below.
+    evaluate: maps parameters to a held-out score. Each call gets a tree of its
+      own: changes to it do not reach the soup. It must not donate the arrays to
+      a compiled function (`donate_argnums`), since those of a candidate that
+      stays in are used again. If it has an attribute `mode`, that must be the
+      `mode` below.
     mode: "max" if a higher score is better, "min" if a lower one is, such as a
       loss.
     accept: "ge" keeps a candidate that scores at least as well as the soup (the
@@ -173,7 +175,7 @@ def greedy_soup(
     dtype=dtype,
   )
   ingredients = check_ingredients(selection.ingredients)
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   ingredients = _in_order(ingredients, turns.order)
   schedule = decisions.Schedule.of([i.name for i in ingredients], turns)
   history = decisions.replayed(schedule, resume, rule)
@@ -185,10 +187,12 @@ def greedy_soup(
   # Without a dtype, keep those of the first ingredient in the order.
   specs = ingredients[0].specs if dtype is None else selection.specs
   dtypes = tuple(specs[name].dtype for name in names)
+  all_floats = [i.specs[name] for i in ingredients for name in names]
   first = soup = bar = None
   total: Any = None  # Running sums, from the first ingredient on.
   whole: dict[str, Any] = {}
   selected: list[str] = []
+  by_name = {i.name: i for i in ingredients}
   turns_left = _turns_left(ingredients, schedule, history)
   for (position, ingredient), leaves in _read_ahead(turns_left, sharding):
     is_new = position >= len(history)
@@ -196,21 +200,24 @@ def greedy_soup(
       break  # It was read ahead of the last decision.
     floats = [leaves[name] for name in names]
     if first is None:
-      first, total = floats, compensated.running_zero(floats)
+      with precision.kept(all_floats):
+        first, total = floats, compensated.running_zero(floats)
       whole = {**leaves, **fixed}
     candidate = selection.assembled(whole)  # The first ingredient's bits.
     if selected or not selection.is_all:
       scale = compensated.reciprocal(len(selected) + 1)
-      means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
+      with precision.kept(all_floats):
+        means = _candidate(total, first, floats, scale, ends, dtypes=dtypes)
       candidate = selection.assembled({**whole, **dict(zip(names, means))})
+    if nonfinite.overflows(selection.specs, jax.tree.leaves(candidate)):
+      members = [by_name[name] for name in (*selected, ingredient.name)]
+      candidate = average.average(members, None, selection, sharding)
     if is_new:
       name, trial = ingredient.name, try_candidate(candidate, soup, bar)
       trial = decisions.checked(trial, [*selected, name])
       decision = decisions.decide(name, trial, bar, rule, len(selected))
     else:
       decision = history[position]
-    if decision.accepted:
-      nonfinite.check_overflow(selection.specs, jax.tree.leaves(candidate))
     if is_new:
       history.append(decision)
       if on_decision:
@@ -219,7 +226,8 @@ def greedy_soup(
       if is_new:
         try_candidate.set_incumbent()
       soup, bar = candidate, decision.score
-      total = compensated.running_add(total, first, floats)
+      with precision.kept(all_floats):
+        total = compensated.running_add(total, first, floats)
       selected.append(ingredient.name)
   check_unchanged(ingredients)
   return GreedySoup(
@@ -251,12 +259,12 @@ class _Trials:
   def __call__(self, candidate, soup, bar) -> Trial:
     """Evaluates on all data, or until the candidate is sure to be rejected."""
     if not self.evaluate_until or soup is None:
-      return Trial(score=evaluation.call(self.evaluate, candidate))
+      return Trial(score=arguments.call(self.evaluate, candidate))
     if not self.has_incumbent:
       # In a resumed run the evaluator has not seen the soup yet.
-      evaluation.call(self.evaluate, soup)
+      arguments.call(self.evaluate, soup)
       self.set_incumbent()
-    trial = evaluation.call(
+    trial = arguments.call(
       self.evaluate_until,
       candidate,
       lambda score: self.rule.accepts(score, bar),
@@ -277,10 +285,11 @@ class _Trials:
 
 def _read_ahead(turns, sharding) -> Iterator[tuple[Any, dict[str, Any]]]:
   """Yields every turn with its leaves while the next ones are read."""
+  on_devices = precision.inherited(_on_devices)
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
 
     def read(turn):
-      return turn and (turn, pool.submit(_on_devices, turn[1], sharding))
+      return turn and (turn, pool.submit(on_devices, turn[1], sharding))
 
     pending = read(next(turns, None))
     while pending:
@@ -294,9 +303,10 @@ def _on_devices(ingredient, sharding) -> dict[str, Any]:
   leaves = {}
   for leaf, spec in ingredient.specs.items():
     value = ingredient.read(leaf, sharding=sharding_of(sharding, leaf, spec))
-    if tree.is_float(spec) and not isinstance(value, jax.Array):
-      # device_put may share the memory, which fits for what was just read from
-      # a file. The arrays of a tree belong to the user, who may change them.
+    on_device = isinstance(value, jax.Array) or precision.is_cut(spec)
+    if tree.is_float(spec) and not on_device:
+      # device_put may share the memory, which is safe for an array just read
+      # from a file. Those of a tree belong to the user, who may change them.
       value = (
         jnp.array(value) if ingredient.path is None else (jax.device_put(value))
       )

@@ -16,6 +16,12 @@ from soupjax.soups.core import arguments, nonfinite
 from soupjax.soups.core.ingredient import sharding_of
 from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 
+# Advice for a soup that overflows; gradients are of differences, too.
+TOO_FAR = (
+  "their differences are beyond the range in which coefficients can be "
+  "learned. Leave out the model with such weights, or make a greedy soup."
+)
+
 
 def settings(
   ingredients, base, granularity, steps, optimizer, batches
@@ -170,7 +176,7 @@ def loss(loss_of, pool, batch: tuple[Any, ...]) -> None:
 def value(value: float, step: int, specs, soup) -> None:
   """Raises a ValueError if the loss of a soup is not finite."""
   if not math.isfinite(value):
-    nonfinite.check_overflow(specs, soup)
+    nonfinite.check_overflow(specs, soup, TOO_FAR)
     raise ValueError(
       f"The held-out loss is {value} at step {step} of the learned soup. Lower "
       "learning_rate, or look for an ingredient that diverged."
@@ -182,7 +188,7 @@ def gradient(
 ) -> None:
   """Raises a ValueError if the gradient of a soup is not finite."""
   if not (np.isfinite(grad).all() and math.isfinite(beta_grad)):
-    nonfinite.check_overflow(specs, soup)
+    nonfinite.check_overflow(specs, soup, TOO_FAR)
     of = "the coefficients" if math.isfinite(beta_grad) else "beta"
     raise ValueError(
       f"The gradient for {of} is not finite at step {step} of the learned "

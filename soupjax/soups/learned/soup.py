@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import nonfinite, same_init, tree
+from soupjax.soups.core import nonfinite, records, tree
 from soupjax.soups.core.ingredient import (
   Model,
   Models,
@@ -187,7 +187,7 @@ def learned_soup(
   else:
     base, *ingredients = check_ingredients([base, *ingredients], has_base=True)
   anchor = base or ingredients[0]
-  same_init.warn_of_other_inits(ingredients)
+  records.warn_of_other_inits(ingredients)
   layout = make_layout(anchor.specs, granularity)
   if not layout.groups:
     raise ValueError(
@@ -273,13 +273,16 @@ class _Problem:
     Raises:
       ValueError: naming the first leaf that overflows its dtype.
     """
-    leaves = dict(zip(self.names, self.pool.mix(alphas)))
-    means = {
-      self.names[k]: leaves[self.names[k]] for k in self.pool.layout.floats
-    }
-    leaves |= {**self.fixed, **self.selection.finished(means, self.ends)}
+    with self.pool.kept():
+      leaves = dict(zip(self.names, self.pool.mix(alphas)))
+      means = {
+        self.names[k]: leaves[self.names[k]] for k in self.pool.layout.floats
+      }
+      leaves |= {**self.fixed, **self.selection.finished(means, self.ends)}
     specs = self.selection.specs
-    nonfinite.check_overflow(specs, [leaves[name] for name in specs])
+    nonfinite.check_overflow(
+      specs, [leaves[name] for name in specs], checks.TOO_FAR
+    )
     return self.selection.assembled(leaves)
 
   def check_loss(self) -> None:
@@ -300,9 +303,13 @@ class _Problem:
     """Returns the loss and its gradient."""
     step, pool = len(self.history), self.pool
     alphas, beta = self.unpacked(x)
-    soup = pool.mix(alphas)
+    with pool.kept():
+      soup = pool.mix(alphas)
+      floats = {
+        k: leaf.astype(jnp.float32) for k, leaf in pool.floats(soup).items()
+      }
     value, (grads, beta_grad) = self._value_and_grad(
-      {k: leaf.astype(jnp.float32) for k, leaf in pool.floats(soup).items()},
+      floats,
       np.float32(beta),
       self.rest,
       *next(self.batches),
@@ -310,7 +317,8 @@ class _Problem:
     value = float(value)
     specs = pool.anchor.specs
     checks.value(value, step, specs, soup)
-    grad = pool.products(grads, soup)
+    with pool.kept():
+      grad = pool.products(grads, soup)
     if pool.base is None:
       grad = alphas * grad
     beta_grad = float(beta_grad) * beta if self.learn_beta else 0.0

@@ -4,6 +4,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
+import contextlib
 import functools
 from typing import Any
 
@@ -11,7 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import arguments, compensated, nonfinite
+from soupjax.soups.core import (
+  arguments,
+  compensated,
+  nonfinite,
+  precision,
+  tree,
+)
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.learned import offload
 from soupjax.soups.learned.granularity import CoefficientLayout
@@ -88,11 +95,20 @@ class Pool:
     """Puts floating leaves on devices, one by one in the same list.
 
     The reading thread cannot do this, because `jax.default_device` does not
-    apply there. Integers stay as they are: JAX would cut 64 bits to 32.
+    apply there. Leaves that JAX would cut stay on the host.
     """
     for k in self.layout.floats:
-      leaves[k] = jnp.asarray(leaves[k])
+      leaves[k] = precision.placed(leaves[k])
     return leaves
+
+  def kept(self) -> contextlib.AbstractContextManager[None]:
+    """Returns the context in which JAX keeps all bits of the leaves."""
+    return precision.kept(
+      spec
+      for model in (self.anchor, *self.ingredients)
+      for spec in model.specs.values()
+      if tree.is_float(spec)
+    )
 
   def _pass(self, positions: Iterable[int]) -> Iterator[tuple[int, Leaves]]:
     """Yields the leaves of ingredients in turn while the next are read.
@@ -104,13 +120,14 @@ class Pool:
         yield position, self._on_devices[position]
       return
     positions, recent = list(positions), self._recent
+    load = precision.inherited(self._load)
     self._recent = None
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
 
       def read(turn):
         if turn == len(positions):
           return None
-        return thread.submit(self._load, self.ingredients[positions[turn]])
+        return thread.submit(load, self.ingredients[positions[turn]])
 
       if recent and positions and recent[0] == positions[0]:
         pending = concurrent.futures.Future()
@@ -146,8 +163,9 @@ class Pool:
   def mix(self, alphas: np.ndarray) -> Leaves:
     """Returns the soup in float32, with the first model's integer leaves.
 
-    The bits are those of `uniform_soup` with the coefficients as weights, or
-    with a base those of `rules.task_arithmetic`, on any mesh.
+    Leaves of float64 keep their dtype, in the context `kept`. The bits are
+    those of `uniform_soup` with the coefficients as weights or, with a base,
+    those of `rules.task_arithmetic`, on any mesh.
 
     Args:
       alphas: (groups, K) coefficients.
@@ -175,7 +193,7 @@ class Pool:
     ]
 
   def _coefficients(self, alphas):
-    """Returns the weights, (2, groups, K), and the scales, (3, groups)."""
+    """Returns the weights, (3, groups, K), and the scales, (6, groups)."""
     if self.base:
       ones = np.stack([compensated.parts(1.0)] * len(alphas), axis=1)
       return compensated.pair(alphas), ones

@@ -57,4 +57,5 @@ def task_arithmetic(
     scale,
     weights=weights,
     needs_base=True,
+    affine=True,
   )

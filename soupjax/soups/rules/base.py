@@ -58,6 +58,10 @@ class Rule:
       not read.
     settings: JSON of the options, for the provenance.
     needs_base: whether the rule requires a base model.
+    affine: whether `combine` is an affine combination by `core.compensated`,
+      `sum_k c_k t_k` with coefficients that do not depend on the weights. It
+      then keeps all bits of float64 leaves, and values near the ends of the
+      range of a dtype are no problem. Other rules compute in float32.
   """
 
   name: str
@@ -75,6 +79,7 @@ class Rule:
   weights: tuple[float, ...] | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   needs_base: bool = False
+  affine: bool = False
 
   @property
   def by_leaf(self) -> bool:

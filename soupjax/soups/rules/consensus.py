@@ -74,7 +74,9 @@ def elected_mean(
     share = share + jnp.where(mask, size, jnp.zeros_like(share))
   scale = values["scale"].astype(share.dtype) / jnp.where(share == 0, 1, share)
   total = weighted_sum(agreed, base, weights)
-  return compensated.mean(total, base, compensated.halves(scale))
+  mean = compensated.mean(total, base, compensated.halves(scale))
+  # Deltas that overflow cannot vote: NaN makes this an error.
+  return jnp.where(jnp.isfinite(high), mean, jnp.nan)
 
 
 def election_values(

@@ -3,6 +3,7 @@
 """Weighted means of ingredients, and of a base and ingredients."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,10 +45,11 @@ def combine_sum(stack, base, values):
 def sum_values(weights: np.ndarray) -> Values:
   """Returns the values for `combine_sum`."""
   weights = np.asarray(weights, np.float64)
-  excess = weights.sum() - 1
+  excess = math.fsum([*weights, -1.0])
+  is_rounding = abs(excess) <= len(weights) * 2.0**-53  # As of 1/3.
   return {
     "weights": compensated.pair(weights),
-    "excess": compensated.pair([0 if abs(excess) < 1e-12 else excess])[:, 0],
+    "excess": compensated.pair([0 if is_rounding else excess])[:, 0],
     "scale": compensated.parts(1.0),
   }
 
@@ -85,6 +87,7 @@ def linear(
       name="uniform",
       combine=_uniform,
       values=lambda count: {"scale": compensated.reciprocal(count)},
+      affine=True,
     )
   checked = rule_base.check_weights(weights)
   if isinstance(checked, dict):
@@ -95,6 +98,7 @@ def linear(
       combine=combine_sum,
       values=lambda count: sum_values(per_model(checked, count)),
       settings={"weights": checked, "normalize": False},
+      affine=True,
     )
   return Rule(
     name="weighted",
@@ -104,6 +108,7 @@ def linear(
     ),
     weights=tuple(checked),
     settings={"weights": checked},
+    affine=True,
   )
 
 
@@ -125,6 +130,7 @@ def _by_leaf(weights, normalize) -> Rule:
     coefficient="",
     weights=weights,
     settings={} if normalize else {"normalize": False},
+    affine=True,
   )
 
 
@@ -206,10 +212,16 @@ def lerp(alpha: coefficients.Coefficient) -> Rule:
     del weights
     weights = np.full(count + 1, alpha / count)
     weights[0] = 1 - alpha
-    return compensated.mean_coefficients(weights)
+    return compensated.share_coefficients(weights)
 
   rule = rule_base.scaled_rule(
-    "interpolate", _lerp, numbers, alpha, coefficient="alpha", needs_base=True
+    "interpolate",
+    _lerp,
+    numbers,
+    alpha,
+    coefficient="alpha",
+    needs_base=True,
+    affine=True,
   )
   if rule.settings["alpha"] != 1:
     return rule

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
-from soupjax.soups.core import arguments, evaluation
+from soupjax.soups.core import arguments
 
 PyTree = Any
 Scores = dict[str, float]
@@ -143,7 +143,7 @@ class Scorer:
       return self.scored[coefficients]
     is_new = coefficients not in self._past
     scores = _as_scores(
-      evaluation.call(self.evaluate, self.blend(coefficients))
+      arguments.call(self.evaluate, self.blend(coefficients))
       if is_new
       else self._past[coefficients],
       coefficients,

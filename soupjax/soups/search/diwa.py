@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from soupjax.soups.average import Means, uniform_soup
-from soupjax.soups.core import arguments, evaluation
+from soupjax.soups.core import arguments
 from soupjax.soups.core.ingredient import (
   Ingredient,
   Models,
@@ -93,7 +93,7 @@ def diwa(
   means = Means(runs, **placing)
   scored = []
   for k, run in enumerate(runs):
-    score = evaluation.call(evaluate, means.model(k))
+    score = arguments.call(evaluate, means.model(k))
     score = arguments.number(f"The score of {run.name!r}", score)
     metrics = {**run.metrics, "held-out": score}
     scored.append(dataclasses.replace(run, metrics=metrics))
@@ -104,7 +104,7 @@ def diwa(
   if average == "uniform":
     params = uniform_soup(ranked, **placing)
     selected, greedy = tuple(r.name for r in ranked), None
-    score = evaluation.call(evaluate, params)
+    score = arguments.call(evaluate, params)
     score = arguments.number("The score of the average", score)
   else:
     settings |= placing
@@ -159,7 +159,7 @@ def ratatouille(
   runs = []
   for start in starts:
     run = as_ingredient(
-      evaluation.call(finetune, start.load(), start.name), start.name
+      arguments.call(finetune, start.load(), start.name), start.name
     )
     runs.append(dataclasses.replace(run, name=start.name))
   return diwa(runs, evaluate, average=average, mode=mode, **settings)

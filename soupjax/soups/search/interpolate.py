@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.soups.core import compensated, nonfinite, tree
+from soupjax.soups.core import compensated, nonfinite, precision, tree
 from soupjax.soups.core import select as selection_lib
 from soupjax.soups.core.ingredient import (
   Ingredient,
@@ -25,12 +25,17 @@ from soupjax.soups.core.ingredient import (
 PyTree = Any
 
 
-@functools.partial(jax.jit, static_argnames="dtypes")
-def _combine(stacks, deltas, ends, *, dtypes):
+@functools.partial(jax.jit, static_argnames=("dtypes", "large"))
+def _combine(stacks, deltas, ends, *, dtypes, large=False):
   """Computes base + sum_k w_k (t_k - base) of leaves, in these dtypes."""
+  linear = functools.partial(compensated.linear, **deltas)
+  means = [
+    compensated.of_large(linear, stack) if large else linear(stack)
+    for stack in stacks
+  ]
   return [
-    selection_lib.finish(compensated.linear(stack, **deltas), end, dtype)
-    for stack, end, dtype in zip(stacks, ends, dtypes)
+    selection_lib.finish(mean, end, dtype, large)
+    for mean, end, dtype in zip(means, ends, dtypes)
   ]
 
 
@@ -99,8 +104,9 @@ class Blend:
       dtype=dtype,
       mixes_base=True,
     )
-    opened = [selection.base, *selection.ingredients][: len(opened)]
-    opened = check_ingredients(opened, has_base=True)
+    assert selection.base is not None  # It is mixed.
+    mixed = [selection.base, *selection.ingredients][: len(opened)]
+    opened = check_ingredients(mixed, has_base=True)
     nonfinite.check_finite(opened)
     self._sharding, self._in_memory = sharding, in_memory
     self._models = (
@@ -110,7 +116,7 @@ class Blend:
     self.size = len(directions)
 
   def __call__(self, coefficients: Sequence[float]) -> PyTree:
-    """Returns the candidate.
+    """Returns the candidate at these coefficients.
 
     Args:
       coefficients: one number per direction.
@@ -120,6 +126,14 @@ class Blend:
     """
     weights = np.asarray(coefficients, np.float64) @ self._matrix
     deltas = compensated.delta_coefficients(weights)
+    leaves, specs = self._leaves(deltas), self._selection.specs
+    if nonfinite.overflows(specs, [leaves[leaf] for leaf in specs]):
+      leaves = self._leaves(deltas, large=True)
+      nonfinite.check_overflow(specs, [leaves[leaf] for leaf in specs])
+    return self._selection.assembled(leaves)
+
+  def _leaves(self, deltas, large=False) -> dict[str, Any]:
+    """Returns the leaves of a candidate; see `compensated.of_large`."""
     models, specs = self._models, self._selection.specs
     floats = [n for n, s in models[0].specs.items() if tree.is_float(s)]
     groups = [floats] if self._in_memory else [[leaf] for leaf in floats]
@@ -132,10 +146,10 @@ class Blend:
       stacks = [[self._read(m, leaf) for m in models] for leaf in group]
       ends = self._selection.ends(group, self._sharding)
       dtypes = tuple(specs[leaf].dtype for leaf in group)
-      leaves.update(zip(group, _combine(stacks, deltas, ends, dtypes=dtypes)))
-    leaves |= self._fixed
-    nonfinite.check_overflow(specs, [leaves[leaf] for leaf in specs])
-    return self._selection.assembled(leaves)
+      with precision.kept(leaf for stack in stacks for leaf in stack):
+        combined = _combine(stacks, deltas, ends, dtypes=dtypes, large=large)
+      leaves.update(zip(group, combined))
+    return leaves | self._fixed
 
   def _read(self, model, leaf):
     if self._in_memory:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from soupjax.soups.core import arguments, evaluation
+from soupjax.soups.core import arguments
 from soupjax.soups.core.ingredient import Model, as_ingredient
 from soupjax.soups.search import blackbox, candidates
 from soupjax.soups.search.candidates import Resume, Save, Scorer, Search
@@ -125,7 +125,7 @@ def paint_sequential(
     rounds.append(
       paint(
         model,
-        evaluation.call(finetune, params, task),
+        arguments.call(finetune, params, task),
         evaluate,
         alphas,
         patching=patching[: k + 1],

@@ -199,7 +199,7 @@ def _numbers(
 # TFDS declares all of ImageNet's classes for these sets, of which 200 occur.
 # Their papers (1907.07174, 2006.16241) take the highest of the 200 outputs.
 _OF_200 = ("imagenet_a", "imagenet_r")
-# Labels of sets of at most so many images are read for the plan.
+# The plan reads the labels of sets with at most this many images.
 _FEW = 10_000
 
 
@@ -217,8 +217,8 @@ def evaluated(
     source: the set, labelled by the models' outputs.
     dataset: its name for `data.open_source`.
     option: "all"; "present", the classes that occur; a file with one name per
-      line; names. With "" it is those of the set if it has some of the models'
-      classes, and those that occur in ImageNet-A and -R.
+      line; or names. "" takes the set's own classes if it has only some of the
+      models', the classes that occur for ImageNet-A and -R, and all otherwise.
     own_classes: the number of classes that the set itself has.
     classes: names of the models' outputs, None if unknown.
     what: the name of the set in errors.
@@ -244,7 +244,13 @@ def evaluated(
 def about_outputs(
   source: data.Source, outputs: Sequence[int] | None, name: str
 ) -> list[str]:
-  """Says in a line for the plan over which outputs metrics are."""
+  """Returns lines for the plan about the outputs that metrics are over.
+
+  Args:
+    source: the set.
+    outputs: from `evaluated`.
+    name: of the set.
+  """
   total = source.num_classes
   if outputs is not None:
     return [

@@ -3,6 +3,7 @@
 """Infers model and preprocessing from checkpoints and the files beside them."""
 
 from collections.abc import Sequence
+import dataclasses
 
 import ml_collections
 
@@ -42,9 +43,11 @@ def resolve(
     pretrained.detect(i, family=config.family or None) for i in ingredients
   ]
   prepared, warnings = _prepared(config, ingredients, detected)
+  _check_alike(ingredients, detected, prepared)
   origin, first = ingredients[0], detected[0]
-  for ingredient, model, other in zip(ingredients, detected, prepared):
-    _check_alike(origin, first, prepared[0], ingredient, model, other)
+  # An ingredient without files has the settings of the others.
+  named = (model.classes for model in detected)
+  first = dataclasses.replace(first, classes=next(filter(None, named), None))
 
   # --- Options of the model: given, implied by its variant, or detected -------
   written = config.model.to_dict()
@@ -82,7 +85,9 @@ def resolve(
   full.data.image_size = full.data.image_size or first.image_size or 0
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
   _check_full(full, origin.path or origin.name)
-  lines = [*_lines(full, first, filled, prepared[0]), *warnings]
+  described = next(filter(None, prepared), None)
+  described = described or preprocessing.recorded(origin.path)
+  lines = [*_lines(full, first, filled, described), *warnings]
   return full.lock(), first, lines
 
 
@@ -100,7 +105,7 @@ def _prepared(config, ingredients, detected):
       if not config.data.eval_ops:
         raise
       ops = None
-      warnings.append(f"WARNING: {e} Here data.eval_ops is followed.")
+      warnings.append(f"WARNING: {e} data.eval_ops is used instead.")
     prepared.append(ops)
   return prepared, list(dict.fromkeys(warnings))
 
@@ -115,29 +120,37 @@ def _eval_ops(config, ingredients, prepared):
     ops or preprocessing.recorded(ingredient.path)
     for ingredient, ops in zip(ingredients, prepared)
   ]
-  given = cook_config.eval_ops(config) or texts[0] or ""
+  given = cook_config.eval_ops(config) or next(filter(None, texts), "")
   for ingredient, text in zip(ingredients, texts):
     if given and text:
       preprocessing.check_values(given, text, ingredient.path)
   return config.data.eval_ops or given
 
 
-def _check_alike(first, model, ops, other, other_model, other_ops):
-  """Rejects ingredients whose configs imply different forward passes."""
+def _check_alike(ingredients, detected, prepared) -> None:
+  """Rejects ingredients whose files imply different forward passes."""
   settings = {
-    f"model.{k}": (model.options[k], other_model.options[k])
-    for k in _SILENT
-    if k in model.said & other_model.said
+    f"model.{key}": [
+      m.options.get(key) if key in m.said else None for m in detected
+    ]
+    for key in sorted(set().union(*(model.said for model in detected)))
   }
-  settings["the order of classes"] = model.classes, other_model.classes
-  settings["the preparation of images"] = ops, other_ops
-  for setting, (a, b) in settings.items():
-    if a is not None and b is not None and a != b:
-      raise ValueError(
-        f"{first.name!r} and {other.name!r} differ in {setting}, according to "
-        f"the files beside them: {a!s:.200} and {b!s:.200}. They cannot be "
-        "averaged, unless one of these files is wrong."
-      )
+  settings["the order of classes"] = [model.classes for model in detected]
+  settings["the preprocessing of images"] = prepared
+  for setting, values in settings.items():
+    described = [
+      (ingredient.name, value)
+      for ingredient, value in zip(ingredients, values)
+      if value is not None
+    ]
+    for name, value in described[1:]:
+      first, expected = described[0]
+      if value != expected:
+        raise ValueError(
+          f"{first!r} and {name!r} differ in {setting}, according to the files "
+          f"beside them: {expected!s:.200} and {value!s:.200}. They cannot be "
+          "averaged, unless one of these files is wrong."
+        )
 
 
 def _check_full(config, path: str) -> None:
@@ -152,9 +165,9 @@ def _check_full(config, path: str) -> None:
     )
   if not config.data.eval_ops:
     raise ValueError(
-      f"The preparation of images is unknown, since no file beside {path} has "
-      "it: give --config.data.eval_ops, as in training. Usual values are, for "
-      "timm's models of ImageNet, for AugReg, and for transformers' ViT:"
+      f"The preprocessing of images is unknown, since no file beside {path} "
+      "describes it: give --config.data.eval_ops, as in training. Usual values "
+      "are, for timm's models of ImageNet, AugReg, and transformers' ViT:"
       f"{_EXAMPLES}"
     )
 
@@ -192,13 +205,18 @@ def _lines(config, detected, filled, prepared):
       f"WARNING: data.eval_ops gives pixels in {values}; most models take "
       "those of value_range(-1, 1) or standardize"
     )
-  assumed = sorted(detected.assumed & set(filled))
+  assumed = listed(sorted(detected.assumed & set(filled)))
+  if "image_size" in detected.assumed and (
+    detected.image_size == config.data.image_size
+  ):
+    square = f"square images of {detected.image_size} px"
+    assumed = f"{assumed}, {square}" if assumed else square
   if assumed:
-    lines.append(f"assumed, since no file says it: {listed(assumed)}")
+    lines.append(f"assumed, since no file says it: {assumed}")
   for rule, leaves in detected.ignored.items():
     lines.append(f"not read, {rule}: {len(leaves)} leaves, such as {leaves[0]}")
   if prepared and prepared != cook_config.eval_ops(config):
-    lines.append(f"WARNING: the checkpoints' own preparation is {prepared}")
+    lines.append(f"WARNING: the checkpoints' own preprocessing is {prepared}")
   if detected.image_size not in (None, config.data.image_size):
     lines.append(
       f"WARNING: position embeddings for {detected.image_size} px are "

@@ -21,7 +21,7 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
-from soupjax.soups.core.same_init import check_same_init
+from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection, reordered
 from soupjax.tasks import mix, preprocessing
 from soupjax.tasks import workdir as workdir_lib
@@ -43,7 +43,7 @@ class CookInputs:
   """The opened checkpoints, model, mesh and datasets.
 
   Attributes:
-    config: as in configs/cook.py, without gaps.
+    config: as in configs/cook.py, with all values filled in.
     model: with a head for the data's classes.
     mesh: with an axis "data".
     place: leaf name and spec -> its sharding on the mesh.

@@ -188,7 +188,7 @@ def _warn_of_chance(opened, best) -> None:
   if accuracy - chance < 0.1 * (1 - chance) and _first():
     logging.warning(
       "The best ingredient has %.1f %% on minival, hardly better than chance. "
-      "If you expect more, check the preparation of images (data.eval_ops), "
+      "If you expect more, check the preprocessing of images (data.eval_ops), "
       "order of classes (data.classes), model.num_heads and model.act.",
       100 * accuracy,
     )

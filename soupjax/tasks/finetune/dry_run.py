@@ -25,7 +25,7 @@ def plan(
 
   Args:
     config: with the keys of `config.default_config`.
-    sweep: dotted overrides, one dict a member, or None.
+    sweep: dotted overrides, one dict per member, or None.
     index: of the one member to run; None runs all.
 
   Returns:

@@ -240,7 +240,7 @@ class _Run:
     self.close_files()
 
   def close_files(self) -> None:
-    """Closes the log files without metrics that devices still compute."""
+    """Closes the log files; drops metrics that devices still compute."""
     for writer in self._writers:
       writer.close()
 

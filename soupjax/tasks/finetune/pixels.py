@@ -25,7 +25,7 @@ _SAME_RANGE = (
 def check(config) -> None:
   """Checks what `data.train_ops`, `batch_ops` and `eval_ops` make of pixels.
 
-  Opens no data: black, white and a square image stand for it.
+  Opens no data: black, white and square images stand in for it.
 
   Raises:
     ValueError: if training and evaluation, or the files beside `init.path`,
@@ -53,7 +53,7 @@ def _check_ops(train_ops, eval_ops, batch_text, names, size) -> None:
   if converting:
     given = _converted(given, "|".join(converting), names)
     if any(not c.startswith("value_range") for c in converting):
-      tolerance = 0.25  # Augmentation of one's own may change values a little.
+      tolerance = 0.25  # Custom augmentation may change values slightly.
   if not given.close_to(expected, tolerance):
     raise ValueError(
       f"data.train_ops={train_ops!r} with data.batch_ops={batch_text!r} gives "
@@ -67,7 +67,7 @@ def _check_ops(train_ops, eval_ops, batch_text, names, size) -> None:
     rng = np.random.default_rng(0)
     shapes = train(image, rng).shape, evaluation(image, rng).shape
   except ValueError:
-    return  # Images of another size may fit; `check_shapes` has real ones.
+    return  # Other sizes may fit; `check_shapes` tries real images.
   _check_equal(shapes, train_ops, eval_ops)
 
 
@@ -107,7 +107,7 @@ def check_shapes(
   """Compares the shapes of one image of each set.
 
   Args:
-    configs: one a member.
+    configs: one per member.
     train: the images to train on.
     minival: the held-out images.
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import threading
@@ -148,6 +149,25 @@ def test_a_change_during_a_search(saved, tmp_path):
     sj.greedy_soup(inputs, evaluate)
 
 
+def test_a_change_in_a_bucket(saved, tmp_path, monkeypatch):
+  from etils import epath
+
+  path, file = copied(saved, "npz", tmp_path)
+  monkeypatch.setattr(
+    byte_ranges,
+    "remote_path",
+    lambda name: epath.Path(str(name).replace("gs://bucket", str(tmp_path))),
+  )
+  ingredient = sj.open_ingredient("gs://bucket/last")
+  assert np.array_equal(ingredient.read("a"), tree(1.0)["a"])
+  os.utime(file, (5, 5))
+  with pytest.raises(ValueError, match="gs://bucket/last has been written"):
+    sj.mix(RULE, [ingredient, path])
+  os.remove(file)
+  with pytest.raises(ValueError, match="gs://bucket/last cannot be read"):
+    ingredient.load()
+
+
 def test_other_files_beside_a_checkpoint_may_change(saved, tmp_path):
   path, _ = copied(saved, "orbax", tmp_path)
   (path / "metrics.json").write_text("{}")
@@ -202,6 +222,24 @@ def test_what_is_not_a_regular_file(saved, tmp_path, monkeypatch, kind, name):
     return  # An empty directory harms nobody.
   with pytest.raises(ValueError, match=str(top)):
     sj.open_ingredient(top)
+
+
+def test_a_pipe_beside_the_weights(saved, tmp_path):
+  path = tmp_path / "m" / "m.safetensors"
+  path.parent.mkdir()
+  shutil.copy(saved[0] / "safetensors", path)
+  for name in ("config.json", "tokenizer.json"):
+    os.mkfifo(path.with_name(name))
+    with pytest.raises(ValueError, match=f"{name} is a pipe"):
+      sj.mix(RULE, path, out=tmp_path / "soup.npz")
+    path.with_name(name).unlink()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "a\0b"])
+def test_names_that_no_file_can_have(name):
+  for read in (sj.open_ingredient, sj.find_ingredients, sj.provenance):
+    with pytest.raises(ValueError, match="no checkpoint|nothing matches"):
+      read(name)
 
 
 def test_json_is_bounded(tmp_path):
@@ -288,6 +326,31 @@ def test_one_file_in_many_threads(tmp_path):
   for thread in threads:
     thread.join()
   assert not errors and num_open(tmp_path) <= 9
+
+
+def test_the_limit_of_open_files_is_raised():
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  most = min(hard, 1 << 16) if hard != resource.RLIM_INFINITY else 1 << 16
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, most), hard))
+    assert files.open_limit() == min(512, most)
+    assert files.raise_open_limit() == files.open_limit() == most
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_many_shards_of_an_output(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  leaves = {f"w{k}": np.full(2, k, np.float32) for k in range(90)}
+  ingredient = sj.Ingredient.from_params("x", leaves)
+  soft = 89
+  settings = {"format": "safetensors", "shard_bytes": 8, "overwrite": True}
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, limits[1]))
+    sj.mix(RULE, [ingredient], out=tmp_path / "x", **settings)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+  assert len(sj.load_params(tmp_path / "x")) == 90
 
 
 def test_too_many_open_files(tmp_path, monkeypatch):

@@ -152,3 +152,43 @@ def test_a_record_that_is_too_long(tmp_path):
   with pytest.raises(ValueError, match="65535"):
     sj.save_params(tmp_path / "x.npz", TREE, metadata={"x": "y" * 70000})
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("shape", ["(2147483648, 512)", "(9999999999,)"])
+def test_sizes_that_a_member_cannot_have(tmp_path, compressed, shape):
+  path = tmp_path / "x.npz"
+  stream = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    stream, {"descr": "<f4", "fortran_order": False, "shape": eval(shape)}
+  )
+  content = stream.getvalue()
+  claimed = len(content) + 4 * int(np.prod(eval(shape), dtype=object))
+  kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+  with zipfile.ZipFile(path, "w", kind) as archive:
+    archive.writestr("w.npy", content)
+    archive.filelist[0].file_size = claimed
+  with pytest.raises(ValueError, match=f"{path}.*w"):
+    sj.load_params(path)
+
+
+def test_members_inside_others(tmp_path):
+  inner, path = tmp_path / "inner.npz", tmp_path / "x.npz"
+  np.savez(inner, w=np.ones(3, np.float32))
+  content = io.BytesIO()
+  np.save(content, np.frombuffer(inner.read_bytes(), np.uint8))
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("v.npy", content.getvalue())
+    with zipfile.ZipFile(inner) as source:
+      info = source.infolist()[0]
+    at = content.getvalue().index(b"PK\x03\x04")
+    info.header_offset = 30 + len("v.npy") + at
+    archive.filelist.append(info)
+  with pytest.raises(ValueError, match=f"{path}.*inside another"):
+    sj.open_ingredient(path)
+
+
+def test_an_array_of_zeros_compresses_well(tmp_path):
+  path = tmp_path / "x.npz"
+  np.savez_compressed(path, w=np.zeros(3_000_000, np.float32))
+  assert not sj.load_params(path)["w"].any()

@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import gc
+import json
 import logging
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp_v0
 from orbax.checkpoint import v1 as ocp
 import pytest
+import tensorstore as ts
 
 import soupjax as sj
 from soupjax.checkpoints.formats import orbax
@@ -320,6 +322,113 @@ def test_a_damaged_index_is_explained_without_noise(
       sj.open_ingredient(copied)
     if name != "_METADATA":
       assert not caplog.records
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+  """A checkpoint of one file per chunk, whose metadata is text."""
+  path = tmp_path_factory.mktemp("plain") / "checkpoint"
+  handler = ocp_v0.PyTreeCheckpointHandler(use_ocdbt=False)
+  with ocp_v0.Checkpointer(handler) as checkpointer:
+    tree = {k: np.ones(n, np.float32) for k, n in (("a", 5), ("b", 3))}
+    checkpointer.save(path, tree)
+  return path
+
+
+def claim(path, **changes):
+  """Changes the metadata of leaf "a", in plain text or in a database."""
+  file = path / "a" / ".zarray"
+  if file.exists():
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return
+  base = {"driver": "file", "path": f"{path}/state/"}
+  store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+  key = b"half/.zarray" if b"half/.zarray" in store.list().result() else None
+  key = key or b"half/zarr.json"
+  text = json.loads(store.read(key).result().value)
+  if key.endswith(b"json"):
+    shape = changes.get("shape", text["shape"])
+    grid = text["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = changes.get("chunks", grid["chunk_shape"])
+    text["shape"] = shape
+  else:
+    text.update(changes)
+  store.write(key, json.dumps(text).encode()).result()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", ["plain", "database"])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"shape": [3 * 10**11]},
+    {"chunks": [3 * 10**11]},
+    {"shape": [3 * 10**11], "chunks": [3 * 10**11]},
+    {"shape": [2**62], "chunks": [5]},
+    {"shape": [2**62, 2**62], "chunks": [5, 5]},
+    {"shape": [1] * 65, "chunks": [1] * 65},
+    {"shape": "x"},
+    {"chunks": []},
+    {"shape": [-5]},
+    {"dtype": "|O", "shape": None},
+  ],
+)
+def test_claims_that_no_array_can_keep(
+  plain, saved, tmp_path, kind, changes, quiet_asyncio
+):
+  source = plain if kind == "plain" else saved
+  path = shutil.copytree(source, tmp_path / "copy")
+  claim(path, **changes)
+  with pytest.raises(ValueError, match=str(path)):
+    sj.load_params(path)
+  with pytest.raises(ValueError, match=str(path)):
+    sj.mix(sj.rules.linear(), path)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "[" * 200_000,
+    "[]",
+    "{}",
+    '{"tree_metadata": []}',
+    '{"tree_metadata": {"a": 3}}',
+    '{"tree_metadata": {"(\'a\',)": {"key_metadata": 3}}}',
+  ],
+)
+@pytest.mark.parametrize("name", ["_METADATA", "a/.zarray"])
+def test_metadata_of_wrong_types(plain, tmp_path, name, text, quiet_asyncio):
+  path = shutil.copytree(plain, tmp_path / "copy")
+  (path / name).write_text(text)
+  with pytest.raises(ValueError, match=str(path)):
+    sj.load_params(path)
+
+
+@pytest.mark.parametrize(
+  "record", [["b"], {"b": 5}, {"b": "zz"}, 3, "x", None, {}]
+)
+def test_records_of_wrong_types(plain, tmp_path, record):
+  soup = tmp_path / "soup"
+  sj.mix(sj.rules.linear(), plain, out=soup)
+  file = soup / "_CHECKPOINT_METADATA"
+  text = json.loads(file.read_text())
+  for wrong in ({"crc32": record}, record):
+    custom = {**text["custom_metadata"], "soupjax": wrong}
+    file.write_text(json.dumps({**text, "custom_metadata": custom}))
+    for read in (sj.open_ingredient, sj.provenance):
+      with pytest.raises(ValueError, match=str(soup)):
+        read(soup)
+
+
+def test_a_leaf_outside_of_the_checkpoint(plain, tmp_path, quiet_asyncio):
+  path = shutil.copytree(plain, tmp_path / "copy")
+  shutil.copytree(plain / "b", tmp_path / "b")
+  text = (path / "_METADATA").read_text()
+  (path / "_METADATA").write_text(
+    text.replace("'b'", "'../b'").replace('"b"', '"../b"')
+  )
+  with pytest.raises(ValueError, match=str(path)):
+    sj.load_params(path)
 
 
 # Trees that Orbax would lose.

@@ -4,6 +4,7 @@
 
 import warnings
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,6 +30,43 @@ def test_a_train_state_is_cut_to_its_weights(tmp_path, name):
   assert part.tolist() == [[3, 4]]
   mixed = sj.mix(sj.rules.linear(), [ingredient], block_bytes=8)
   assert np.array_equal(mixed.params["layers"]["w"], W)
+
+
+STEP = np.int32(3)
+STATES = {
+  "net": {"net": PARAMS, "optimizer": OPT, "step": STEP},
+  "an unknown name": {"vit": PARAMS, "opt_state": OPT},
+  "inside": {"train_state": {"params": PARAMS, "opt_state": OPT}, "rng": W},
+  "t5x": {"target": PARAMS, "state": {"param_states": PARAMS, "step": STEP}},
+  "beside": {**PARAMS, "optimizer": OPT, "scale": {"w": W}},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("state", STATES)
+def test_states_of_optimizers_are_not_read(tmp_path, name, state):
+  sj.save_params(tmp_path / name, STATES[state])
+  ingredient = sj.open_ingredient(tmp_path / name)
+  extra = {"scale/w"} if state == "beside" else set()
+  assert set(ingredient.specs) == {"layers/b", "layers/w"} | extra
+  whole = sj.open_ingredient(f"{tmp_path / name}#")
+  assert len(whole.specs) == len(jax.tree.leaves(STATES[state]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_of_several_models_the_user_chooses_one(tmp_path, name):
+  state = {"student": PARAMS, "teacher": PARAMS, "opt_state": OPT}
+  path = tmp_path / name
+  sj.save_params(path, state)
+  with pytest.raises(ValueError, match=f"{path}.*'student'.*'teacher'.*#stud"):
+    sj.open_ingredient(path)
+  teacher = sj.open_ingredient(f"{path}#teacher")
+  assert (teacher.name, teacher.path) == (f"{name}#teacher", str(path))
+  assert np.array_equal(teacher.read("layers/w"), W)
+  opened = sj.open_ingredient(f"{path}#teacher/layers")
+  assert set(opened.specs) == {"b", "w"}
+  with pytest.raises(ValueError, match="'teacher/x'.*'layers'"):
+    sj.open_ingredient(f"{path}#teacher/x")
 
 
 @pytest.mark.parametrize("name", FORMATS)

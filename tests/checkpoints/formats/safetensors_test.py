@@ -215,3 +215,60 @@ def test_dtypes_without_a_name_are_refused(tmp_path):
   with pytest.raises(ValueError, match="'w'.*float8_e4m3b11fnuz"):
     sj.save_params(tmp_path / "x.safetensors", tree)
   assert not list(tmp_path.iterdir())
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    {"/".join("a" * 3000): ONE},
+    {"a": {**ONE, "shape": [1] * 65}},
+    {"a": {**ONE, "shape": [0, 2**70], "data_offsets": [0, 0]}, "b": ONE},
+    {
+      "a": {**ONE, "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]},
+      "b": ONE,
+    },
+    {"a": {**ONE, "shape": [10**12], "data_offsets": [0, 4 * 10**12]}},
+    {"\ud800": ONE},
+  ],
+)
+def test_claims_that_no_array_can_keep(tmp_path, header):
+  path = tmp_path / "x.safetensors"
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+  with pytest.raises(ValueError, match=str(path)):
+    sj.open_ingredient(path)
+
+
+@pytest.mark.parametrize(
+  "shard",
+  ["..", ".", "", "x" * 5000, "/etc/passwd", "a/../b", "a\0b", "a\nb", 3, None],
+)
+def test_names_of_shards_that_are_not_files_beside_the_index(tmp_path, shard):
+  index = tmp_path / "m.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": {"w": shard}}))
+  with pytest.raises(ValueError, match=f"{index} maps 'w'"):
+    sj.open_ingredient(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["leaf", "index", "shard"])
+def test_a_shard_that_is_lost_with_its_leaves(tmp_path, lost):
+  tree = {k: np.full(9, k, np.float32) for k in range(3)}
+  ingredient = sj.Ingredient.from_params("x", tree)
+  path, settings = tmp_path / "x", {"format": "safetensors", "shard_bytes": 40}
+  sj.mix(sj.rules.linear(), [ingredient], out=path, **settings)
+  index = path / "model.safetensors.index.json"
+  content = json.loads(index.read_text())
+  shard = content["weight_map"].pop("1")
+  if lost == "leaf":  # In the index, not in its file.
+    index.write_text(json.dumps(content))
+  elif lost == "shard":
+    (path / shard).unlink()
+  else:
+    index.unlink()
+    assert len(sj.load_params(path)) == 3
+    (path / shard).unlink()
+  with pytest.raises(ValueError, match=f"{path}.*missing"):
+    sj.open_ingredient(path)

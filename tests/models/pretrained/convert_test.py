@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import chex
 from family_models import (
   IMAGES,
@@ -16,7 +18,6 @@ import pytest
 from scipy import ndimage
 
 import soupjax as sj
-from soupjax.checkpoints.formats import safetensors
 from soupjax.models import pretrained
 from soupjax.models.pretrained import foreign, mappings, mismatch, positions
 from soupjax.soups.core import tree
@@ -298,6 +299,94 @@ def test_a_checkpoint_of_two_models_is_not_guessed():
   assert "('big_vision', 'params/')" in wrong(two, family="big_vision")
 
 
+def test_several_models_in_a_file_and_the_advice_about_them():
+  model = vit(pool_type="tok", act="gelu_exact", num_classes=None)
+  params = params_of(model)
+  leaves = pretrained.export(params, model, "timm")
+  names = ("module.base_encoder.", "module.momentum_encoder.")
+  both = {prefix + k: v for prefix in names for k, v in leaves.items()}
+  both["module.predictor.0.weight"] = np.zeros((2, 2))
+  advice = re.escape(r"skip=['^module\.momentum_encoder\.']")
+  with pytest.raises(ValueError, match=advice):
+    load(both, model)
+  skip = [r"^module\.momentum_encoder\."]
+  with pytest.raises(ValueError, match=re.escape(r"['^module\.predictor\.']")):
+    load(both, model, skip=skip)
+  skip += [r"^module\.predictor\."]
+  chex.assert_trees_all_equal(load(both, model, skip=skip), params)
+  source = sj.Ingredient.from_params("two", both)
+  adapted = pretrained.as_ingredient(source, model, skip=skip)
+  chex.assert_trees_all_equal(adapted.load(), params)
+  assert pretrained.detect(source, skip=skip).family == "timm"
+  one = pretrained.without(source, "|".join(skip))
+  chex.assert_trees_all_equal(pretrained.load_pretrained(one, model), params)
+  for pattern, message in (("x", "no leaves"), (".", "all"), ("(", "not a")):
+    with pytest.raises(ValueError, match=message):
+      pretrained.without(source, pattern)
+
+
+def test_leaves_outside_the_model_are_accounted_for():
+  model = vit(pool_type="tok", act="gelu_exact")
+  leaves = pretrained.export(params_of(model), model, "timm")
+  leaves = {f"net.{k}": v for k, v in leaves.items()}
+  # The model has a head of its own.
+  for name in ("fc.weight", "queue", "proj.0.weight"):
+    text = wrong({**leaves, name: np.zeros((5, 8))}, model)
+    assert f"1 unexpected:\n    {name}" in text
+  load({**leaves, "criterion.weight": np.zeros(5)}, model)
+  # Which of two is the head is not in the file, nor what an MLP computes.
+  backbone = {k: v for k, v in leaves.items() if "head" not in k}
+  head = {"fc.weight": np.ones((5, 8)), "fc.bias": np.ones(5)}
+  assert np.all(load({**backbone, **head}, model)["head"]["kernel"] == 1)
+  for other in ("head.weight", "classifier.weight"):
+    text = wrong({**backbone, **head, other: np.zeros((5, 8))}, model)
+    assert "3 unexpected" in text
+  mlp = {f"head.{i}.weight": np.zeros((8, 8)) for i in (0, 2)}
+  assert "head.[0,2].weight" in wrong({**backbone, **mlp}, model)
+  # A head of as many outputs on other features is not replaced by zeros.
+  text = wrong({**backbone, "fc.weight": np.ones((5, 16))}, model)
+  assert "fc.weight is (5, 16), and (5, 8) is needed" in text
+
+
+def test_parts_that_our_models_lack_are_named():
+  model = vit(pool_type="tok", act="gelu_exact")
+  leaves = pretrained.export(params_of(model), model, "timm")
+  text = wrong({**leaves, "blocks.0.ls1.gamma": np.ones(8)}, model)
+  assert "blocks.0.ls1.gamma: layer scale, which our models do not have" in text
+
+
+def test_names_of_the_file_can_be_skipped():
+  model = vit(pool_type="tok", act="gelu_exact")
+  params, init = params_of(model), params_of(model, seed=1)
+  leaves = pretrained.export(params, model, "timm")
+  loaded = load(leaves, model, skip=[r"^norm\."], init=init)
+  expected = init["Transformer"]["encoder_norm"]
+  chex.assert_trees_all_equal(loaded["Transformer"]["encoder_norm"], expected)
+  with pytest.raises(
+    ValueError, match="init=.*encoder_norm|encoder_norm.*init"
+  ):
+    load(leaves, model, skip=[r"^norm\."])
+  with pytest.raises(ValueError, match="encoder_norm.*which the model has"):
+    source = sj.Ingredient.from_params("a", leaves)
+    pretrained.as_ingredient(source, model, skip=[r"^norm\."])
+
+
+def test_positions_of_images_that_are_not_square():
+  images = np.zeros((1, 8, 16, 1), np.float32)
+  model = vit(pool_type="tok", act="gelu_exact")
+  params = params_of(model, images)
+  leaves = pretrained.export(params, model, "timm")  # 8 + 1, or 3 x 3.
+  source = sj.Ingredient.from_params("a", leaves)
+  assert pretrained.detect(source).image_size is None
+  with pytest.raises(ValueError, match=r"9 patches.*image_size=\(8, 16\)"):
+    logits(model, load(leaves, model), images)
+  loaded = load(leaves, model, image_size=(8, 16))
+  chex.assert_trees_all_equal(loaded, params)
+  # In other libraries a class token always has a position.
+  leaves = pretrained.export(params, model, "hf_vit")
+  chex.assert_trees_all_equal(load(leaves, model), params)
+
+
 def test_a_damaged_leaf_without_axes():
   exported = pretrained.export(params_of(vit()), vit(), "big_vision")
   exported["pos_embedding"] = exported["embedding/kernel"] = np.zeros(())
@@ -384,7 +473,7 @@ def test_a_file_at_the_path_stays(tmp_path):
   path.unlink()
   pretrained.save_exported(path, params, vit(), "big_vision")
   pretrained.save_exported(path, params, vit(), "big_vision", overwrite=True)
-  assert safetensors.metadata(str(path))["format"] == "pt"
+  assert sj.open_ingredient(path).text["format"] == "pt"
 
 
 def test_names_of_every_family_are_unique():

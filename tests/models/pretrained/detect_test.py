@@ -80,6 +80,8 @@ HF = {
   "id2label": {"1": "b", "0": "a", "10": "k"},
 }
 
+HF_OPTIONS = {"num_heads": 4, "act": "gelu", "norm_eps": 1e-7}
+
 
 def folder(path, model, family, config, name="config.json"):
   path.mkdir(exist_ok=True)
@@ -167,6 +169,35 @@ def test_a_config_that_contradicts_the_weights(tmp_path, changes, message):
   path = folder(tmp_path / "x", model, "hf_vit", {**HF, **changes})
   with pytest.raises(ValueError, match=message):
     pretrained.detect(path)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [{"num_heads": 2}, {"act": "quick_gelu"}, {"norm_eps": 1e-5}],
+)
+def test_a_model_must_compute_what_the_config_says(tmp_path, changes):
+  model = cases.vit(pool_type="tok")
+  path = folder(tmp_path / "x", model, "hf_vit", HF)
+  said = {k: HF_OPTIONS[k] for k in SILENT}
+  pretrained.load_pretrained(path, model.clone(**said))
+  [(key, value)] = changes.items()
+  message = f"config.json means {key}={said[key]!r}, but this ViT has {value!r}"
+  other = model.clone(**{**said, **changes})
+  with pytest.raises(ValueError, match=message):
+    pretrained.load_pretrained(path, other)
+  with pytest.raises(ValueError, match=message):
+    pretrained.as_ingredient(sj.open_ingredient(path), other)
+
+
+def test_pooling_is_free_under_a_new_head(tmp_path):
+  model = cases.vit(pool_type="tok")
+  config = {**HF, "architectures": ["ViTForImageClassification"]}
+  path = folder(tmp_path / "x", model, "hf_vit", config)
+  mean = {**HF_OPTIONS, "pool_type": "gap", "class_token": True}
+  with pytest.raises(ValueError, match="pool_type='tok'"):
+    pretrained.load_pretrained(path, model.clone(**mean))
+  pretrained.load_pretrained(path, model.clone(**mean), head="new")
+  pretrained.load_pretrained(path, model.clone(**mean, num_classes=3))
 
 
 def test_an_unknown_pooling(tmp_path):

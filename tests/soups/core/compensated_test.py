@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import soupjax as sj
 from soupjax.soups.core import compensated
 
 AxisType = jax.sharding.AxisType
@@ -27,7 +28,7 @@ def make_stack(seed, count, shape=(257,), spread=1e-3, dtype=np.float32):
 def mean_of(stack, weights=None):
   weighted = weights is not None
   weights = np.asarray(weights if weighted else [1] * len(stack), np.float64)
-  scale = compensated.reciprocal(weights.sum())
+  scale = compensated.reciprocal(weights)
   weights = compensated.pair(weights)
   return np.asarray(
     compensated.linear(stack, weights, scale, weighted=weighted)
@@ -79,7 +80,7 @@ def plain_numpy(stack, weights, scale, weighted):
     fine = (v * c + w * head(error)) + head(rest[None]) * d
     low = low + ((lost + (w * c + v * d)) + fine)
   high, low = two_sum(high, low)
-  a, b, c = scale
+  a, b, c = scale[:3]
   h = head(high)
   t = high - h
   rest = (a * t + b * h) + ((b * t + c * h) + a * head(low))
@@ -214,20 +215,103 @@ def test_identical_leaves_come_back_bit_for_bit(dtype, count):
     np.testing.assert_array_equal(got.view(bits), leaf.view(bits))
 
 
-def test_float64_stays_float64():
+@pytest.mark.parametrize("weights", [None, [0.1, 0.2, 0.7, -0.3, 1e-3]])
+def test_float64_is_within_one_ulp(weights):
+  stack = make_stack(6, 5, spread=0.3, dtype=np.float64)
   with jax.enable_x64(True):
-    stack = make_stack(6, 5, spread=1e-3, dtype=np.float64)
-    got = mean_of(stack)
-    same = mean_of([stack[0]] * 5)
+    got = mean_of(stack, weights)
+    same = mean_of([stack[0]] * 5, weights)
+    strict = [jnp.asarray(leaf) for leaf in stack]
+    with jax.numpy_dtype_promotion("strict"):
+      np.testing.assert_array_equal(mean_of(strict, weights), got)
   assert got.dtype == np.float64
-  np.testing.assert_allclose(got, truth_of(stack), rtol=0, atol=1e-13)
+  truth = truth_of(stack, weights)
+  large = np.abs(truth) > 1e-3 * np.max(np.abs(stack), axis=0)
+  assert (np.abs(got - truth) / np.spacing(np.abs(truth)))[large].max() <= 1
   np.testing.assert_array_equal(same, stack[0])
 
 
+@pytest.mark.parametrize("alpha", [0.3, 0.1, 1.7, -0.2])
+def test_the_rounding_of_1_minus_alpha_does_not_count(alpha):
+  a, b = make_stack(7, 2, spread=1.0, dtype=np.float64)
+  share = fractions.Fraction(alpha)
+  weights = np.array([1 - alpha, alpha]) / 4
+  with jax.enable_x64(True):
+    arguments = compensated.share_coefficients(weights)
+    got = np.asarray(compensated.linear([a, b], **arguments))
+  for value, x, y in zip(got.flat, a.flat, b.flat, strict=True):
+    x, y = fractions.Fraction(float(x)), fractions.Fraction(float(y))
+    assert abs(value - float(x + share * (y - x))) <= np.spacing(abs(value))
+
+
 @pytest.mark.parametrize("total", [1, 3, 72, 0.7, 1e-3, 12345.678])
-def test_reciprocal_has_36_bits(total):
+def test_reciprocal_has_36_bits_and_72_for_float64(total):
   parts = compensated.reciprocal(total)
-  assert parts.dtype == np.float32 and parts.shape == (3,)
+  assert parts.dtype == np.float32 and parts.shape == (6,)
   assert not (parts.view(np.uint32) & 0xFFF).any()
-  error = parts.astype(np.float64).sum() * total - 1
-  assert abs(error) < 2.0**-34
+  for count, bits in ((3, 34), (6, 68)):
+    number = sum(fractions.Fraction(float(part)) for part in parts[:count])
+    assert abs(number * fractions.Fraction(total) - 1) < 2.0**-bits
+
+
+LARGE = {np.float32: 3.4e38, np.float64: 1.79e308, np.float16: 65504.0}
+# Functions of two or more models, and the coefficients of their results.
+MEANS = {
+  "uniform_soup": (sj.uniform_soup, lambda n: [1 / n] * n),
+  "weighted": (
+    lambda m: sj.uniform_soup(m, [3] + [1] * (len(m) - 1)),
+    lambda n: [3 / (n + 2)] + [1 / (n + 2)] * (n - 1),
+  ),
+  "half of a base": (
+    lambda m: sj.uniform_soup(m[1:], base=m[0], select={"": 0.5}),
+    lambda n: [0.5] + [0.5 / (n - 1)] * (n - 1),
+  ),
+  "wise_ft": (lambda m: sj.wise_ft(m[0], m[1], 0.5), lambda n: [0.5, 0.5]),
+  "curve": (
+    lambda m: sj.search.wise_ft_curve(m[0], m[1], lambda p: 1, [0.5]).params,
+    lambda n: [0.5, 0.5],
+  ),
+  "linear": (
+    lambda m: sj.mix(sj.rules.linear(), m).params, lambda n: [1 / n] * n
+  ),
+  "without normalisation": (
+    lambda m: sj.mix(
+      sj.rules.linear([1 / len(m)] * len(m), normalize=False), m
+    ).params,
+    lambda n: [1 / n] * n,
+  ),
+  "lerp": (
+    lambda m: sj.mix(sj.rules.lerp(0.5), m[1:], base=m[0]).params,
+    lambda n: [0.5] + [0.5 / (n - 1)] * (n - 1),
+  ),
+  "task_arithmetic": (
+    lambda m: sj.mix(
+      sj.rules.task_arithmetic(1 / len(m)), m[1:], base=m[0]
+    ).params,
+    lambda n: [1 / n] * n,
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", LARGE)
+@pytest.mark.parametrize("signs", [(1, -1), (-1, 1), (0.6, 1, 1, -1, 1)])
+def test_finite_means_of_large_numbers(signs, dtype):
+  large = LARGE[dtype]
+  models = [
+    {"w": np.array([s * large, 1 / 3, -s * large, 0], dtype)} for s in signs
+  ]
+  for name, (merge, coefficients_of) in MEANS.items():
+    got = np.asarray(merge(models)["w"])
+    want = sum(c * s for c, s in zip(coefficients_of(len(signs)), signs))
+    assert got.dtype == dtype, name
+    error = np.abs(got[[0, 2]] / dtype(large) - [want, -want])
+    assert error.max() <= 2 * np.finfo(dtype).eps, name
+    assert got[1] == dtype(1 / 3) and got[3] == 0, name
+
+
+def test_results_beyond_the_range_are_refused():
+  models = [{"w": np.full(2, x, np.float32)} for x in (3e38, -3e38)]
+  with pytest.raises(ValueError, match="overflows float32.*extrapolate less"):
+    sj.mix(sj.rules.task_arithmetic(-1), models[1:], base=models[0])
+  with pytest.raises(ValueError, match="the rule 'ties' cannot merge"):
+    sj.mix(sj.rules.ties(density=1.0), models[1:], base=models[0])

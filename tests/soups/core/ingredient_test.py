@@ -182,14 +182,6 @@ def test_integer_leaves_that_differ(recipe, wrap):
     recipe([wrap("first", make()), wrap("other", other)])
 
 
-@recipes
-def test_float64_without_x64(recipe):
-  trees = [{"w": np.ones(3)}, {"w": np.zeros(3)}]
-  pair = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(trees)]
-  with pytest.raises(ValueError, match="'w'.*'m0'.*float64"):
-    recipe(pair)
-
-
 @pytest.mark.parametrize("name", ["uniform", "greedy", "learned"])
 def test_equal_integer_leaves_are_kept(name):
   big = np.array([2**40, -1], np.int64)
@@ -287,10 +279,10 @@ def test_in_memory_keeps_every_bit_of_integers():
   np.testing.assert_array_equal(model.load()["n"], BIG)
 
 
-def test_in_memory_refuses_float64():
-  model = sj.Ingredient.from_params("m", {"w": np.ones(2)})
-  with pytest.raises(ValueError, match="'w' of 'm' is float64"):
-    model.in_memory()
+def test_in_memory_keeps_float64_on_the_host():
+  model = sj.Ingredient.from_params("m", {"w": np.full(2, 1 / 3)}).in_memory()
+  assert model.read("w").dtype == np.float64
+  assert model.read("w")[0] == 1 / 3
 
 
 @kinds

@@ -163,3 +163,26 @@ def test_a_selection_in_another_order():
   moved = select.reordered(given, [2, 0, 1])
   assert moved == {"a": "keep", "b": 0.5, "c": [3, 1, 2]}
   assert select.reordered(None, [0]) == {}
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    *({"conv/w": action} for action in (["1", "0"], [[1, 0]], {1, 0}, 1j, [])),
+    ["conv/w"],
+    "conv/w=keep",
+  ],
+)
+@pytest.mark.parametrize("door", ["uniform_soup", "mix"])
+def test_refuses_what_is_no_selection(door, given):
+  models = [model(k, norm={"mean": np.ones(2, np.float32)}) for k in range(2)]
+  with pytest.raises(ValueError, match="select"):
+    DOORS[door](models, select=given)
+
+
+def test_a_base_with_nan_is_named():
+  models = [{"w": np.full(2, x, np.float32)} for x in (0, 1, np.nan)]
+  with pytest.raises(
+    ValueError, match="'base' has NaN or infinity in leaf 'w'"
+  ):
+    sj.uniform_soup(models[:2], base=models[2], select={"w": 0.5})

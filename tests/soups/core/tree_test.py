@@ -149,3 +149,13 @@ def test_random_keys_are_refused_by_name():
 def test_an_object_in_place_of_a_tree_is_an_error():
   with pytest.raises(ValueError, match="tree of 'm0'.*Unregistered"):
     tree.value_specs({"": Unregistered()}, "'m0'")
+
+
+def test_keys_that_cannot_be_put_in_order():
+  with pytest.raises(ValueError, match="keys of a dict must be of one type"):
+    tree.flatten({1: np.ones(1), "1": np.zeros(1)})
+
+
+def test_long_doubles_are_refused_by_name():
+  with pytest.raises(ValueError, match="'w' of 'm0'.*astype.'float64'"):
+    tree.value_specs({"w": np.ones(1, np.longdouble)}, "'m0'")

@@ -62,8 +62,17 @@ def test_nothing_to_average():
   fails("block_bytes", tree(), block_bytes=0)
 
 
-def test_float64_is_refused():
-  fails("'body/b' of 'm0' is float64", tree(np.float64))
+def test_rules_that_compute_in_float32_refuse_float64():
+  trees = tree(np.float64), tree(np.float64)
+  ties = rules.ties(density=0.5)
+  for base in (tree(np.float64), tree(np.float32)):
+    fails("'ties' computes in float32.*dtype='float32'", *trees, rule=ties,
+          base=base)  # fmt: skip
+  narrow = tree(np.float32)
+  wide = Ingredient.from_params("base", tree(np.float64))
+  plan = planning.make(ties, named(narrow, narrow), base=wide)
+  group = plan.groups["body/w"]
+  assert group.stack_dtype == group.base_dtype == np.float32
 
 
 def test_dtypes():

@@ -238,3 +238,14 @@ def test_a_mesh_of_any_axis_type_is_read():
   )
   merged, _ = run(rules.linear(), named({"w": array}, {"w": array * 3}))
   assert np.array_equal(merged["w"], np.arange(16) * 2)
+
+
+def test_too_little_memory_is_explained(monkeypatch):
+  models = [sj.Ingredient.from_params(n, {"w": np.ones(9, "f")}) for n in "ab"]
+
+  def array(*_):
+    raise MemoryError
+
+  monkeypatch.setattr("soupjax.soups.engine.blocks.Buffer.array", array)
+  with pytest.raises(ValueError, match="not enough memory.* MB.*block_bytes"):
+    sj.mix(sj.rules.linear(), models)

@@ -350,11 +350,25 @@ def test_resume_checks_numbers(change, message):
     sj.greedy_soup(pool, lambda _: pytest.fail("called"), resume=history)
 
 
-def test_a_soup_that_overflows_is_an_error():
-  told = []
-  with pytest.raises(ValueError, match="float32.*'w'"):
-    sj.greedy_soup(scalars(3e38, -3e38), lambda _: 0.5, on_decision=told.append)
+def test_a_candidate_that_overflows_is_an_error():
+  told, pool = [], scalars(1.0, 3e38)
+  with pytest.raises(ValueError, match="float16.*'w'"):
+    sj.greedy_soup(pool, lambda _: 0.5, dtype="float16",
+                   on_decision=told.append)  # fmt: skip
   assert [d.name for d in told] == ["m0"]
+
+
+def test_candidates_whose_sums_overflow_are_means():
+  seen = []
+
+  def evaluate(params):
+    seen.append(float(params["w"]))
+    return 0.5
+
+  pool = scalars(3e38, -3e38, 3e38)
+  soup = sj.greedy_soup(pool, evaluate)
+  assert seen == [np.float32(3e38), 0, np.float32(1e38)]
+  assert_same_bits(soup.params, sj.uniform_soup(pool))
 
 
 def test_candidates_and_ingredients_can_be_used_afterwards():

@@ -204,11 +204,22 @@ def test_ingredients_that_mean_different_things(place, changes, message):
     cook.run(config_of(place), place / "soups")
 
 
+def test_an_ingredient_without_files_hides_no_difference(place, capsys):
+  for name in ("config.json", "preprocessor_config.json"):
+    (place / "runs/0" / name).unlink()
+  heads = {"model.num_heads": 4}
+  cook.run(config_of(place, **heads), None, dry_run=True)
+  assert 'resize(8, "bicubic")|value_range(-2, 3)' in capsys.readouterr().out
+  write_model(place / "runs/2", 2, id2label=dict(enumerate(NAMES)))
+  with pytest.raises(ValueError, match="'1' and '2' differ in the order of cl"):
+    cook.run(config_of(place, **heads), None, dry_run=True)
+
+
 def test_ingredients_that_were_prepared_differently(place):
   write_model(place / "runs/2", 2)
   record = place / "runs/2/preprocessor_config.json"
   record.write_text(json.dumps({**PREPARED, "image_mean": [0.5] * 3}))
-  with pytest.raises(ValueError, match="preparation"):
+  with pytest.raises(ValueError, match="preprocessing"):
     cook.run(config_of(place), place / "soups")
 
 
@@ -235,7 +246,7 @@ def test_other_images_than_theirs_are_a_warning(place, capsys):
   )
   cook.run(config, None, dry_run=True)
   text = capsys.readouterr().out
-  assert "WARNING: the checkpoints' own preparation is resize(8, " in text
+  assert "WARNING: the checkpoints' own preprocessing is resize(8, " in text
   assert "WARNING: position embeddings for 8 px are resampled to 12" in text
 
 
@@ -270,7 +281,7 @@ def test_files_that_cannot_be_followed(place, capsys):
   ops = {"data.eval_ops": "resize(8)|value_range(-2, 3)"}
   cook.run(config_of(place, **ops), None, dry_run=True)
   text = capsys.readouterr().out
-  assert "Here data.eval_ops is followed." in text
+  assert "data.eval_ops is used instead." in text
 
 
 # --- Images -------------------------------------------------------------------
@@ -312,8 +323,6 @@ def test_files_that_are_not_read_and_images_that_cannot_be(place, capsys):
   text = capsys.readouterr().out
   assert "minival: photos/val, 12 images; 1 file of " in text
   assert "photos/val not read as images: stray.png" in text
-  with pytest.warns(UserWarning, match=f"decode {first}"):
-    cook.run(config_of(place, tests="test=test"), place / "soups")
 
 
 # --- Classes ------------------------------------------------------------------

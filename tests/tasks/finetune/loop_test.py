@@ -5,6 +5,7 @@
 import functools
 
 import chex
+import family_models
 import helpers
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
+from soupjax.models import pretrained
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import job as job_lib
 from soupjax.tasks.finetune import loop
@@ -77,6 +79,25 @@ def swept(tmp_path_factory):
   patch.undo()
   jax.monitoring.unregister_event_duration_listener(count)
   return workdir, members
+
+
+def test_the_start_can_leave_out_leaves_of_its_checkpoint(tmp_path):
+  model = family_models.vit(pool_type="tok", act="gelu_exact")
+  images = np.zeros((1, 12, 12, 3), np.float32)
+  params = family_models.params_of(model, images)
+  leaves = pretrained.export(params, model, "timm")
+  both = {
+    f"{k}.{n}": v for k in ("online", "target") for n, v in leaves.items()
+  }
+  sj.save_params(tmp_path / "a.safetensors", both)
+  config = settings.default_config()
+  config.data.image_size = 12
+  config.init.path = str(tmp_path / "a.safetensors")
+  with pytest.raises(ValueError, match="several models.*init.skip"):
+    job_lib._initial_params(config, model)
+  config.init.skip = r"^target\."
+  start = job_lib._initial_params(config, model)
+  chex.assert_trees_all_equal(start, params)
 
 
 def test_only_the_first_member_of_a_sweep_compiles(swept):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.soups.core import evaluation
+from soupjax.soups.core import tree
 
 
 def trees():
@@ -168,8 +168,8 @@ def test_donated_parameters_are_refused():
 
 
 def test_an_owned_tree_keeps_types_and_nones():
-  tree = ({"a": None, "b": ()}, [np.float32(1), np.ones(2, np.int8)])
-  owned = evaluation.owned(tree)
-  assert jax.tree.structure(owned) == jax.tree.structure(tree)
-  assert owned[1][1] is not tree[1][1]
+  params = ({"a": None, "b": ()}, [np.float32(1), np.ones(2, np.int8)])
+  owned = tree.owned(params)
+  assert jax.tree.structure(owned) == jax.tree.structure(params)
+  assert owned[1][1] is not params[1][1]
   assert owned[1][1].dtype == np.int8
