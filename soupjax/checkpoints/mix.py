@@ -93,7 +93,8 @@ def mix(
     format: "orbax", "safetensors" or "npz"; None: by the suffix of `out`.
     shard_bytes: the size of safetensors shards in a directory `out` with an
       index; None writes one file.
-    overwrite: replaces an existing checkpoint at `out`.
+    overwrite: replaces an existing checkpoint or empty directory at `out`, and
+      nothing else.
     hash_inputs: records content hashes of all inputs (CRC-32 of every leaf;
       takes about as long as reading them again) and warns of equal inputs.
     check_finite: refuses a soup with NaN or infinity.

@@ -40,8 +40,9 @@ def save_params(
     metadata: JSON to store with the weights.
 
   Raises:
-    ValueError: if `path` exists, or the tree cannot be stored: it has no
-      leaves, a leaf is not an array, or two leaves would get one name.
+    ValueError: if `path` exists or has the suffix of another format, or the
+      tree cannot be stored: it has no leaves, a leaf is not an array, two
+      leaves would get one name, or a reader would lose one.
 
   Examples:
     >>> sj.save_params("a.safetensors", {"w": jnp.arange(3.0)})

@@ -10,6 +10,7 @@ shrink.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import errno
 import math
 import os
@@ -295,8 +296,11 @@ class OrbaxWriter(block_writer.BlockWriter):
     pathlib.Path(self.path, "orbax.checkpoint").touch()
 
   def close(self) -> None:
-    """Drops everything that is not committed."""
+    """Drops everything that is not committed; afterwards nothing is written."""
     self._transaction.abort()
+    if self._pending is not None:
+      with contextlib.suppress(ValueError, OSError, RuntimeError):
+        self._pending.result()  # The commit cannot be stopped.
 
 
 def _keys(specs, treedef) -> dict[str, Sequence[tuple[str, int]]]:
