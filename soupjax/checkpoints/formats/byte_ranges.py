@@ -100,14 +100,18 @@ class ByteFile:
     Raises:
       ValueError: if it is missing or not a regular file.
     """
-    self.path = os.fspath(path)
     self.handle: Any = None
+    self.path = os.fspath(path)
     self.users = 0
     self._pool, self._lock = input_files.LOCAL, None
     if is_remote(self.path):
       self._pool, self._lock = input_files.REMOTE, threading.Lock()
     self.identity = identity(self.path)
     self.size = self.identity[0]
+
+  def __del__(self):
+    if self.handle is not None:
+      self.handle.close()
 
   def open(self) -> Any:
     """Opens the file for `input_files.OpenFiles`.
