@@ -246,6 +246,8 @@ def test_commas_and_brackets_in_paths(tmp_path, monkeypatch, folder):
   pattern = f"{folder}/*.npz"
   assert open_lib.split_patterns(pattern) == [pattern]
   assert names(open_lib.split_patterns(pattern)) == ["m0.npz", "m1.npz"]
+  entry = f"{second}#model"
+  assert open_lib.split_patterns(f"{entry},{first}") == [entry, first]
   nowhere = "gone/a.npz, gone/b.npz,"
   assert open_lib.split_patterns(nowhere) == ["gone/a.npz", "gone/b.npz"]
   assert open_lib.split_patterns("gs://a/b,gs://a/c") == [
