@@ -29,7 +29,7 @@ _SHARDS = (
   *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
 )
 # Suffixes of the files that `**` finds.
-_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
+_SUFFIXES = tuple(".safetensors .npz .pt .pth .pth.tar .bin .ckpt".split())
 
 
 def find_ingredients(
