@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files beside the weights: configs that describe the model, and tokenizers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import functools
 import os
 import pathlib
 from typing import Any
 
 from soupjax import files
+from soupjax.soups.core.ingredient import Ingredient
 
 # Configs of transformers, timm and OpenCLIP.
 _MODEL = ("config.json", "open_clip_config.json")
@@ -66,13 +68,66 @@ def read(path: str) -> dict[str, dict[str, Any]]:
 
 def _is_model(config) -> bool:
   keys = {"model_type", "architectures", "architecture", "model_cfg"}
-  return bool(keys & set(config))
+  return bool({*keys, "_class_name"} & set(config))  # The last of diffusers.
 
 
 def beside(path: str | None) -> list[pathlib.Path]:
   """Returns the files beside a checkpoint to copy beside its soup."""
   found = (file_beside(path, name) for name in NAMES)
   return [file for file in found if file]
+
+
+def check_vocabularies(
+  ingredients: Sequence[Ingredient], shapes: Iterable[tuple[int, ...]]
+) -> None:
+  """Checks that a row of embeddings means the same token in all models.
+
+  Args:
+    ingredients: of one mix.
+    shapes: of the leaves that are averaged. The order of the tokens does not
+      matter if none of them has a row for each.
+
+  Raises:
+    ValueError: naming a token with two numbers.
+  """
+  longest = max((n for shape in shapes for n in shape), default=0)
+  first, *others = ingredients
+  for name in ("tokenizer.json", "vocab.json", "vocab.txt"):
+    file = file_beside(first.path, name)
+    if file is None:
+      continue
+    numbers = functools.cache(functools.partial(_vocabulary, file))
+    for other in others:
+      second = file_beside(other.path, name)
+      if second is None or second.read_bytes() == file.read_bytes():
+        continue
+      a, b = numbers(), _vocabulary(second)
+      token = next((t for t in a if t in b and a[t] != b[t]), None)
+      if token is None or max(a.values()) >= longest:
+        continue
+      raise ValueError(
+        f"{first.name!r} and {other.name!r} have different vocabularies: token "
+        f"{token!r} is {a[token]} in {file}, and {b[token]} in {second}. "
+        "Averaged embeddings would mix up tokens: put the rows of the "
+        "embeddings in one order, take them from one model (select=), or "
+        "correct the file that is wrong."
+      )
+
+
+def _vocabulary(file: pathlib.Path) -> dict[str, int]:
+  """Returns the number of each token, {} if it is written in another way."""
+  if file.suffix == ".txt":
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return {token: k for k, token in enumerate(text.split("\n"))}
+  tokens = files.read_json(file)
+  if isinstance(tokens, dict) and isinstance(tokens.get("model"), dict):
+    tokens = tokens["model"].get("vocab")
+  if isinstance(tokens, list):  # Pairs of token and score.
+    pairs = [pair for pair in tokens if isinstance(pair, list) and pair]
+    tokens = {str(pair[0]): k for k, pair in enumerate(pairs)}
+  if not isinstance(tokens, dict):
+    return {}
+  return {t: number for t, number in tokens.items() if type(number) is int}
 
 
 def has_own_directory(path: str) -> bool:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from soupjax import processes
-from soupjax.checkpoints import destination, mesh_writer
+from soupjax.checkpoints import companions, destination, mesh_writer
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.progress import Progress
 from soupjax.soups import rules
@@ -149,6 +149,10 @@ def mix(
       select=select,
       block_bytes=block_bytes,
       threads=threads or min(8, (os.cpu_count() or 1) + 1),
+    )
+    averaged = (k for k, g in plan.groups.items() if len(g.models) > 1)
+    companions.check_vocabularies(
+      plan.sources[: plan.count], [plan.specs[leaf].shape for leaf in averaged]
     )
     if out is not None:
       target = destination.Destination(

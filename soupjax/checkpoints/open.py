@@ -29,7 +29,7 @@ _SHARDS = (
   *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
 )
 # Suffixes of the files that `**` finds.
-_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".ckpt")
+_SUFFIXES = tuple(".safetensors .npz .pt .pth .pth.tar .bin .ckpt".split())
 
 
 def find_ingredients(
@@ -132,15 +132,20 @@ def split_patterns(text: str) -> list[str]:
     options = []
     for start in range(end):
       part = ",".join(words[start:end]).strip()
-      # URLs are never joined, since looking them up takes time.
-      if (
-        end - start == 1
-        or not byte_ranges.is_remote(part)
-        and (_matches(part)[0])
-      ):
+      if end - start == 1 or _is_joined(part):
         options.append(best[start] + ([part] if part else []))
     best.append(min(options, key=len))
   return best[-1]
+
+
+def _is_joined(part: str) -> bool:
+  """Whether a text with a comma is one path or pattern."""
+  # Addresses are never joined, since asking for them takes time.
+  if byte_ranges.is_remote(part):
+    return False
+  paths, entry = _matches(part)
+  # In "a.pt#model,b.pt" the comma ends the name of the entry.
+  return bool(paths) and "," not in (entry or "")
 
 
 def _matches(pattern: str) -> tuple[list[str], str | None]:

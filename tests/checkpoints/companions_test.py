@@ -96,3 +96,32 @@ def test_files_that_are_there_are_replaced_only_on_request():
   assert os.listdir("soup") == ["config.json"]
   _mix("soup/model.safetensors", overwrite=True)
   assert _read("soup/config.json") == CONFIG
+
+
+@pytest.mark.parametrize(
+  "name, contents",
+  [
+    ("vocab.json", ({"a": 0, "b": 1}, {"a": 1, "b": 0})),
+    (
+      "tokenizer.json",
+      ({"model": {"vocab": {"a": 0, "b": 1}}}, {"model": {"vocab": {"a": 1}}}),
+    ),
+    (
+      "tokenizer.json",
+      [{"model": {"vocab": [[t, -1.5] for t in ts]}} for ts in ("ab", "ba")],
+    ),
+  ],
+)
+def test_embeddings_of_different_vocabularies_are_not_averaged(name, contents):
+  for k, content in enumerate(contents):
+    _write(f"m{k}/{name}", content)
+  with pytest.raises(ValueError, match=f"token 'a' is 0 in .*m0/{name}.* 1 in"):
+    _mix(None)
+  _mix(None, select={"w": [1, 0]})
+
+
+def test_vocabularies_may_be_written_differently():
+  _write("m0/tokenizer.json", {"model": {"vocab": {"a": 0, "b": 1}}})
+  more = {"truncation": 3, "model": {"vocab": {"b": 1, "a": 0, "c": 2}}}
+  _write("m1/tokenizer.json", more)
+  assert _mix(None).params["w"].tolist() == [0.5, 0.5]

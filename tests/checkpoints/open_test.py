@@ -174,6 +174,15 @@ def test_two_stars_find_only_checkpoints(checkpoint, tmp_path):
     sj.find_ingredients(tmp_path / "none" / "**")
 
 
+def test_two_stars_find_files_of_timm(tmp_path):
+  for folder in "ab":
+    path = tmp_path / folder / "model_best.pth.tar"
+    path.parent.mkdir()
+    np.savez(path.with_name("m.npz"), w=np.ones(2, np.float32))
+    path.with_name("m.npz").rename(path)
+  assert names(tmp_path / "**") == ["a", "b"]
+
+
 @pytest.mark.parametrize("name", ["x[1]", "x?", "x*", "x#", "x%20"])
 def test_an_existing_path_is_not_a_pattern(checkpoint, tmp_path, name):
   place(checkpoint, tmp_path / name, tmp_path / "x1")
@@ -246,6 +255,8 @@ def test_commas_and_brackets_in_paths(tmp_path, monkeypatch, folder):
   pattern = f"{folder}/*.npz"
   assert open_lib.split_patterns(pattern) == [pattern]
   assert names(open_lib.split_patterns(pattern)) == ["m0.npz", "m1.npz"]
+  entry = f"{second}#model"
+  assert open_lib.split_patterns(f"{entry},{first}") == [entry, first]
   nowhere = "gone/a.npz, gone/b.npz,"
   assert open_lib.split_patterns(nowhere) == ["gone/a.npz", "gone/b.npz"]
   assert open_lib.split_patterns("gs://a/b,gs://a/c") == [

@@ -37,6 +37,13 @@ _TRAINING = re.compile(
 )
 # Names in the files of random states that transformers saves.
 _RANDOM = re.compile(r"cpu|cuda|npu|xla|xpu|mlu|musa|hpu|python|numpy")
+# Names of optimizers that are also names of language models, and the names
+# inside them that show which it is.
+_AMBIGUOUS = re.compile(r"([\w.]+[_.])?opt")
+_PART_OF_OPTIMIZER = re.compile(
+  r"(\w+_)?(state|step|count|mu|nu|trace|(exp|square|grad|param)_\w+|"
+  r"momentum(_buffer)?|velocity|hyperparams|ema)|m|v"
+)
 # Names inside an optimizer's state whose own name is "state" or a number.
 _MOMENTS = {"param_states", "exp_avg", "momentum_buffer"}
 # Names of entries that hold a model.
@@ -183,7 +190,7 @@ class _Level:
     arrays = {h for h, ks in self.heads.items() if len(ks[0]) == depth + 1}
     # As "optimizer.exp_avg", in files whose names are joined by dots.
     roots = {h.split(".")[0] for h in arrays if "." in h}
-    roots = {root for root in roots if _OPTIMIZER.fullmatch(root)}
+    roots = {root for root in roots if self._is_dotted_optimizer(root)}
     dotted = [h for h in arrays if roots and h.split(".")[0] in roots]
     branches = [h for h in self.heads if h not in arrays]
     self.optimizers = dotted + [h for h in branches if self._is_optimizer(h)]
@@ -203,9 +210,20 @@ class _Level:
       for child in children
     )
 
+  def _is_dotted_optimizer(self, root):
+    if not _AMBIGUOUS.fullmatch(root):
+      return _OPTIMIZER.fullmatch(root) is not None
+    inside = (h.split(".")[1:] for h in self.heads if h.startswith(f"{root}."))
+    return _has_moments(name for names in inside for name in names)
+
   def _is_optimizer(self, head):
-    if _OPTIMIZER.fullmatch(head):
+    if _OPTIMIZER.fullmatch(head) and not _AMBIGUOUS.fullmatch(head):
       return True
+    if _AMBIGUOUS.fullmatch(head):
+      inner = (keys[self._depth + 1 :] for keys in self.heads[head])
+      names = [name for keys in inner for name in keys]
+      beside = self._plain((*self._prefix, head))
+      return _has_moments([*names, *beside])
     depth = self._depth + 1
     inside = set(self._plain((*self._prefix, head)))
     inside.update(keys[depth] for keys in self.heads[head])
@@ -249,8 +267,9 @@ class _Level:
     """Returns entries that may belong to the model, but are left out."""
     beside = " and ".join(map(repr, sorted(chosen)))
     return {
-      "/".join((*self._prefix, h)): f"beside {beside}"
-      for h in (*self.models, *self.loose)
+      "/".join((*self._prefix, h)): f"{kind}beside {beside}"
+      for kind, names in (("", self.models), ("an array ", self.loose))
+      for h in names
       if h not in chosen
     }
 
@@ -274,10 +293,12 @@ class _Level:
       return
     if self.models or not (is_torch or self.optimizers):
       return
+    # An array cannot be read as a model.
+    names = [h for h in self.heads if len(self.heads[h][0]) > self._depth + 1]
     raise NotAModel(
       f"{self._path} holds no model, only {sorted(self.heads)[:10]}, which are "
       "part of a train state. If one of them is a model, add it to the path: "
-      f"{self._path}#{min(self.heads)}."
+      f"{self._path}#{min(names, default='')}."
     )
 
   def question(self, names):
@@ -290,6 +311,11 @@ class _Level:
       f"{self._path} holds several models: {several}. Add the name of one to "
       f"the path, such as {self._path}#{entry}, or only # to read all of them."
     )
+
+
+def _has_moments(names) -> bool:
+  """Whether any of the names is usual in the state of an optimizer."""
+  return any(map(_PART_OF_OPTIMIZER.fullmatch, names))
 
 
 def is_training(name: str) -> bool:

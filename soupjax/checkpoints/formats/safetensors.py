@@ -40,7 +40,8 @@ _SHARD = re.compile(
 # Files that are often beside weights.
 _NO_MODEL = re.compile(
   r"(optimizer|scheduler|scaler|rng_state|random_states|training_args|"
-  r"trainer_state|tokenizer|vocab)[^a-z].*|.*_optim_states\.pt"
+  r"trainer_state|tokenizer|vocab|sampler|dl_state_dict)[^a-z].*|"
+  r".*_optim_states\.pt"
 )
 _MAX_NAME = 255  # Bytes in the name of a file.
 _DTYPES = {

@@ -30,8 +30,21 @@ _IRRELEVANT = re.compile(
   r"return_dict|gradient_checkpointing|auto_map|id2label|label2id|num_labels|"
   r"num_classes|label_names|label_descriptions|url|file|hf_hub_.*|tag|license|"
   r"origin_url|source|paper_.*|notes|custom_load|tokenizer_class|"
-  r"image_processor_type|feature_extractor_type|processor_class"
+  r"task_specific_params|image_processor_type|feature_extractor_type|processor_class"
 )
+
+
+class _Absent:
+  """The value of a key that a config lacks."""
+
+  def __bool__(self) -> bool:
+    return False
+
+  def __repr__(self) -> str:
+    return "nothing"
+
+
+_ABSENT = _Absent()
 
 
 def labels(configs: Mapping[str, Any]) -> list[str] | None:
@@ -93,7 +106,8 @@ def check_configs(
         f"{first.name!r} and {other.name!r} differ in {key} of the {file} "
         f"beside them: {a!r:.80} and {b!r:.80}."
       )
-      if _DECISIVE.fullmatch(name):
+      is_flag = (a is True or b is True) and _ABSENT in (a, b)
+      if _DECISIVE.fullmatch(name) and (is_flag or _ABSENT not in (a, b)):
         raise ValueError(
           f"{message} With equal shapes these are different models, whose "
           "weights cannot be averaged. If one of the files is wrong, correct "
@@ -129,21 +143,57 @@ def _check_labels(first, other, leaves) -> None:
 def _differences(
   a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Any, Any]]:
-  """Yields (file, dotted key, a's value, b's value) where both differ."""
-  for file in a:
-    left, right = _flat(a[file]), _flat(b.get(file, {}))
-    for key in left:
-      ignored = any(map(_IRRELEVANT.fullmatch, key.split(".")))
-      if key in right and not ignored and left[key] != right[key]:
-        yield file, key, left[key], right[key]
+  """Yields (file, dotted key, value, value) of what differs.
+
+  A key that one lacks is a difference only in files of OpenCLIP, which leave
+  out what has its default. Programs of other versions have other keys.
+  """
+  for file in (file for file in a if file in b):
+    has_defaults = file == "open_clip_config.json"
+    for key, x, y in _pairs(_of_version_4(a[file]), _of_version_4(b[file])):
+      both = _ABSENT not in (x, y)
+      name = key.rpartition(".")[2]
+      if both or (has_defaults and _DECISIVE.fullmatch(name) and (x or y)):
+        yield file, key, x, y
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns the values of nested dicts by their dotted keys."""
-  flat: dict[str, Any] = {}
-  for key, item in value.items():
-    if isinstance(item, dict):
-      flat |= _flat(item, f"{prefix}{key}.")
+def _pairs(a, b, prefix="") -> Iterator[tuple[str, Any, Any]]:
+  """Yields dotted key and values of entries that differ in nested dicts."""
+  for key in [*a, *(key for key in b if key not in a)]:
+    x, y = a.get(key, _ABSENT), b.get(key, _ABSENT)
+    if _IRRELEVANT.fullmatch(key) or x == y:
+      continue
+    parts = [{} if v in (None, _ABSENT) else v for v in (x, y)]
+    are_dicts = [isinstance(part, dict) for part in parts]
+    if not all(are_dicts):
+      # Versions write sizes of images as numbers or dicts.
+      if not any(are_dicts) or _DECISIVE.fullmatch(key):
+        yield prefix + key, x, y
+    elif _DECISIVE.fullmatch(key) and not all(parts):
+      if any(parts):
+        yield prefix + key, x, y
     else:
-      flat[f"{prefix}{key}"] = item
-  return flat
+      yield from _pairs(*parts, f"{prefix}{key}.")
+
+
+def _of_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config with the keys that transformers had before version 5.
+
+  Version 5 keeps "rope_theta" and "rope_scaling" together in "rope_parameters".
+  """
+  config = {
+    key: _of_version_4(value) if isinstance(value, dict) else value
+    for key, value in config.items()
+  }
+  rope = config.get("rope_parameters")
+  if isinstance(rope, dict) and "rope_theta" in rope:
+    scaling = dict(config.pop("rope_parameters"))
+    config["rope_theta"] = scaling.pop("rope_theta")
+    config["rope_scaling"] = scaling
+  scaling = config.get("rope_scaling")
+  if isinstance(scaling, dict):
+    kind = scaling.pop("type", None)
+    scaling.setdefault("rope_type", kind)
+    if scaling["rope_type"] in (None, "default"):
+      config["rope_scaling"] = None
+  return config

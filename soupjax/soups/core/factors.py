@@ -16,10 +16,13 @@ import numpy as np
 # "q.lora_A.weight", "to_q.lora.down.weight" and "lora_unet_q.hada_w1_a". Scales
 # of activations (IA3) are absent: a weight is linear in them.
 _ADAPTER = re.compile(
-  r"(?P<parent>.*)(?<![a-z])(lora|hada|lokr|vera|dora|oft|boft|glora|randlora)"
-  r"(?P<factor>(?![a-z]).*)",
-  re.IGNORECASE | re.DOTALL,
+  r"(?P<parent>.*)(?<![a-zA-Z])"
+  r"(?i:lora|hada|lokr|vera|dora|oft|boft|glora|randlora)"
+  r"(?P<factor>(?![a-z]).*?)([._/](weight|bias|kernel))?",
+  re.DOTALL,
 )
+# Layers of a small network with an activation between them, as in RWKV-7.
+_LAYER = re.compile(r"[._/][02]")
 # A rotation is not linear even in a single leaf.
 _ROTATION = re.compile(r"(?<![a-z])b?oft_", re.IGNORECASE)
 _CONSTANT = re.compile(r"[._/]alpha$|_alpha([._/]|$)", re.IGNORECASE)
@@ -63,15 +66,18 @@ def check(specs: Mapping[str, Any]) -> None:
 
 def _adapter(leaves: Sequence[str]) -> list[str]:
   """Returns two factors of one adapter, or a rotation; [] if there is none."""
-  first: dict[str, str] = {}
+  first: dict[str, tuple[str, str]] = {}
   for leaf in leaves:
     match = _ADAPTER.fullmatch(leaf)
     if match is None or _CONSTANT.search(match["factor"]):
       continue
     if _ROTATION.search(leaf):
       return [leaf]
-    if first.setdefault(match["parent"], leaf) != leaf:
-      return [first[match["parent"]], leaf]
+    factor = "" if _LAYER.fullmatch(match["factor"]) else match["factor"]
+    # The weight and the bias of one layer are not multiplied.
+    other, start = first.setdefault(match["parent"], (leaf, factor))
+    if start != factor:
+      return [other, leaf]
   return []
 
 

@@ -86,17 +86,22 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
       )
     leaf = array
   dtype = leaf.dtype
-  if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+  try:
+    is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+  except TypeError:  # Of another library.
+    is_key = False
+  if is_key:
     raise ValueError(
       f"{where} has dtype {dtype}: random keys cannot be averaged. Drop it, or "
       "replace it by its jax.random.key_data."
     )
   try:
     dtype = np.dtype(dtype)
-  except TypeError as e:  # Of another library.
+  except TypeError as e:
     raise ValueError(
       f"{where} is a {type(leaf).__name__} of dtype {dtype}, not an array of "
-      "JAX or numpy. Convert it with numpy.asarray."
+      "JAX or numpy. Convert it with numpy.asarray, or with "
+      "jax.numpy.from_dlpack if its dtype is bfloat16."
     ) from e
   if not is_number(dtype):
     raise ValueError(

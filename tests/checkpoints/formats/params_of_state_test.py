@@ -101,3 +101,21 @@ def test_ignored_entries_that_may_belong_to_the_model_are_named(
 def test_other_trees_stay_unchanged(tmp_path, name, state):
   sj.save_params(tmp_path / name, state)
   assert set(sj.load_params(tmp_path / name)) == set(state)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_may_be_called_opt(tmp_path, name):
+  model = {"opt": {"decoder": PARAMS}, "lm_head": {"w": W}}
+  joined = {"opt.decoder.layers.0.weight": W, "lm_head.weight": W}
+  for k, params in enumerate((model, joined)):
+    sj.save_params(tmp_path / f"{k}{name}", params)
+    assert set(sj.load_params(tmp_path / f"{k}{name}")) == set(params)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_state_without_model_is_read_as_the_message_says(tmp_path, name):
+  sj.save_params(tmp_path / name, {"optimizer.mu.w": W, "optimizer.nu.w": W})
+  with pytest.raises(ValueError, match="holds no model") as error:
+    sj.open_ingredient(tmp_path / name)
+  path = str(error.value).rpartition(": ")[2].removesuffix(".")
+  assert len(sj.open_ingredient(path).specs) == 2

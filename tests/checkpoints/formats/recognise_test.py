@@ -146,7 +146,8 @@ def test_copies_of_a_model_in_other_formats_are_not_read(tmp_path, other):
 
 
 def test_torch_models_in_a_directory(tmp_path):
-  for name in ("optimizer.bin", "training_args.bin", "rng_state_0.pth"):
+  training = ("optimizer.bin", "training_args.bin", "rng_state_0.pth")
+  for name in (*training, "sampler.bin", "dl_state_dict_1.bin"):
     (tmp_path / name).write_bytes(b"x")
   for name in ("pytorch_model.bin", "adapter_model.bin"):
     (tmp_path / name).write_bytes(b"x")

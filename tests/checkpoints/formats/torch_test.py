@@ -184,6 +184,12 @@ def test_ignored_entries_that_may_belong_to_the_model_are_named(tmp_path):
     UserWarning, match=r"x:.*'head' \(beside 'model'\).*x#head"
   ):
     assert list(sj.open_ingredient(path).specs) == ["w"]
+  content["head"] = weights["w"]
+  path = save(tmp_path / "z", content, {"0": NUMBERS})
+  with pytest.warns(UserWarning, match="'head' .an array beside") as seen:
+    sj.open_ingredient(path)
+  # An array cannot be read as a model.
+  assert not [w for w in seen if "z#head" in str(w.message)]
   del content["head"]
   path = save(tmp_path / "y", content, {"0": NUMBERS})
   with warnings.catch_warnings():

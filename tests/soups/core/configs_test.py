@@ -108,6 +108,60 @@ def test_nested_configs_are_compared():
     sj.uniform_soup(models)
 
 
+ROPE = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+  "a, b",
+  [
+    ({"rope_scaling": None}, {"rope_scaling": ROPE}),
+    ({"rope_theta": 1e4}, {"rope_parameters": {"rope_theta": 1e6}}),
+    (
+      {"rope_theta": 1e4, "rope_scaling": None},
+      {"rope_parameters": {"rope_theta": 1e4, **ROPE}},
+    ),
+  ],
+)
+def test_rotary_positions_are_compared_over_versions(a, b):
+  with pytest.raises(ValueError, match="m0.*m1.*rope_(scaling|theta)"):
+    sj.uniform_soup(_models(a, b))
+
+
+@pytest.mark.parametrize(
+  "a, b",
+  [
+    (
+      {"rope_theta": 1e4, "rope_scaling": None},
+      {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    ),
+    (
+      {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}},
+      {"rope_parameters": {"rope_theta": 1e4, **ROPE}},
+    ),
+    ({}, {"pooler_act": "tanh", "rope_scaling": None}),
+    ({"size": 8}, {"size": {"height": 8, "width": 8}}),
+  ],
+)
+def test_versions_of_one_config_are_averaged_silently(a, b):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    sj.uniform_soup(_models(a, b))
+
+
+def test_defaults_that_openclip_leaves_out_are_compared():
+  file = "open_clip_config.json"
+  quick = {"model_cfg": {"quick_gelu": True}}
+  with pytest.raises(ValueError, match="model_cfg.quick_gelu .* nothing.*True"):
+    sj.uniform_soup(_models({"model_cfg": {}}, quick, file=file))
+  pooled = {"model_cfg": {"pool_type": "avg"}}
+  with pytest.warns(UserWarning, match="pool_type .* nothing and 'avg'"):
+    sj.uniform_soup(_models({"model_cfg": {}}, pooled, file=file))
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    quick["model_cfg"]["quick_gelu"] = False
+    sj.uniform_soup(_models({"model_cfg": {}}, quick, file=file))
+
+
 def test_labels_are_sorted_by_number_and_not_by_text():
   names = {str(k): f"class {k}" for k in range(11)}
   config = {"id2label": dict(sorted(names.items()))}

@@ -21,6 +21,8 @@ ADAPTERS = [
   ["q.lora_A.weight", "q.lora_magnitude_vector"],
   ["encoder/q/lora_a", "encoder/q/lora_b"],
   ["q/kernel_lora_a", "q/kernel_lora_b"],
+  ["q.loraA.weight", "q.loraB.weight"],
+  ["q.lora.0.weight", "q.lora.1.weight"],
   ["q.oft_r.weight"],
 ]
 
@@ -54,6 +56,19 @@ def test_every_recipe_refuses_factors(recipe):
   specs = dict.fromkeys(LORA, np.float32)
   with pytest.raises(ValueError, match="lora_A.*merge_and_unload"):
     recipe(models(specs))
+
+
+@pytest.mark.parametrize(
+  "leaves",
+  [
+    ["lora.weight", "lora.bias"],
+    ["q.lora_A.weight", "q.lora_A.bias"],
+    ["w_lora.lora.0.weight", "w_lora.lora.2.weight", "w_lora.lora.2.bias"],
+    ["floraA.weight", "floraB.weight"],
+  ],
+)
+def test_layers_with_such_names_are_averaged(leaves):
+  sj.uniform_soup(models(dict.fromkeys(leaves, np.float32)))
 
 
 def test_one_factor_alone_is_averaged():

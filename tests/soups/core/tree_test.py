@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import soupjax as sj
 from soupjax.soups.core import tree
 
 
@@ -159,3 +160,13 @@ def test_keys_that_cannot_be_put_in_order():
 def test_long_doubles_are_refused_by_name():
   with pytest.raises(ValueError, match="'w' of 'm0'.*astype.'float64'"):
     tree.value_specs({"w": np.ones(1, np.longdouble)}, "'m0'")
+
+
+def test_tensors_of_torch_are_named_with_a_remedy():
+  torch = pytest.importorskip("torch")
+  for dtype in (torch.float32, torch.bfloat16):
+    state = {"w": torch.ones(2, dtype=dtype)}
+    with pytest.raises(ValueError, match="'w'.* Tensor of dtype torch"):
+      sj.uniform_soup([state, state])
+  converted = {"w": jnp.from_dlpack(state["w"])}
+  assert sj.uniform_soup([converted])["w"].dtype == jnp.bfloat16
