@@ -83,7 +83,7 @@ TRANSFORMERS_FREE = "|".join(
     "norm_pix_loss|encoder_stride|use_mask_token|tokenizer_class|.*_token_id",
     "tie_.*|is_(encoder_)?decoder|is_encoder_decoder|chunk_size_feed_forward",
     # Generation of text, which older versions write into every config.
-    "(max|min)_length|num_beams?.*|num_return_sequences|temperature|top_[kp]",
+    "padding|(max|min)_length|num_beams?.*|num_return_sequences|temperature|top_[kp]",
     "typical_p|.*_penalty|length_penalty|.*no_repeat_ngram_size",
     # Of the pooler, which is left out, and sizes that the leaves show.
     "pooler_.*|num_channels|projection_dim|projection_size",

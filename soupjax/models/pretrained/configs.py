@@ -20,8 +20,10 @@ from soupjax.models.pretrained import architectures
 # Names of activations in configs -> names in `layers.ACTIVATIONS`.
 ACTS = {
   "gelu": "gelu_exact",
+  "gelu_python": "gelu_exact",
   "gelu_pytorch_tanh": "gelu",
   "gelu_new": "gelu",
+  "gelu_fast": "gelu",
   "gelu_tanh": "gelu",
   "quick_gelu": "quick_gelu",
   "quickgelu": "quick_gelu",

@@ -24,7 +24,6 @@ from soupjax.checkpoints import save
 from soupjax.models import layers
 from soupjax.models.pretrained import (
   detect,
-  families,
   foreign,
   mappings,
   mismatch,
@@ -232,7 +231,7 @@ def export(
     )
   if like is None:
     return foreign.write(kind, leaves)
-  return foreign.write(kind, leaves, families.recognise(like, family))
+  return foreign.write(kind, leaves, detect.open_table(like, family))
 
 
 def save_exported(
@@ -300,14 +299,19 @@ def _check_computation(
   tokens = model.pool_type == "none" and model.num_classes is None
   if tokens or (new_head and not model.proj_size):
     said.pop("pool_type", None)
-  for key in _SILENT:
-    if key in said and not _equal(getattr(model, key), said[key]):
-      raise ValueError(
-        f"{table.said.path} means {key}={said[key]!r}, but this "
-        f"{type(model).__name__} has {getattr(model, key)!r}: build it with "
-        f"{key}={said[key]!r}, as in pretrained.detect({table.where!r})"
-        ".options."
-      )
+  differ = [
+    key
+    for key in _SILENT
+    if key in said and not _equal(getattr(model, key), said[key])
+  ]
+  if differ:
+    meant = ", ".join(f"{key}={said[key]!r}" for key in differ)
+    has = ", ".join(f"{key}={getattr(model, key)!r}" for key in differ)
+    raise ValueError(
+      f"{table.said.path} means {meant}, but this {type(model).__name__} has "
+      f"{has}: build it as in pretrained.detect({table.where!r}).options; in a "
+      f"config file of fine-tuning, config.model.update({meant})."
+    )
   outer_head = "head/kernel" in table.outer and not new_head
   if (
     outer_head

@@ -15,6 +15,7 @@ from soupjax.models.pretrained import configs, families, foreign
 from soupjax.soups.core.ingredient import Ingredient
 
 _BLOCK_0 = "Transformer/encoderblock_0/"
+_MOST_CLASSES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,9 +236,14 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
   names = config.get("id2label") or config.get("label_names")
   if isinstance(names, dict):
     try:
-      names = [names[k] for k in sorted(names, key=int)]
+      numbered = {int(k): name for k, name in names.items()}
     except ValueError:
       return None
+    # Outputs between those that are named have names, too.
+    count = max(numbered, default=-1) + 1
+    if count > _MOST_CLASSES or min(numbered, default=0) < 0:
+      return None
+    names = [numbered.get(k, f"LABEL_{k}") for k in range(count)]
   if not isinstance(names, list) or not names:
     return None
   if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):

@@ -234,7 +234,7 @@ class SourceTable:
     table = self.shape("pos_embedding")
     if table is None or len(table) != 3:
       return 1
-    return table[1] - int(self._has_class_position(table[1], None))
+    return table[1] - int(self.has_class_position(table[1], None))
 
   def channels(self) -> int:
     """Returns the number of image channels, 3 if the leaves lack it."""
@@ -265,7 +265,13 @@ class SourceTable:
       and self.tokens() == shape[1]
     )
 
-  def _has_class_position(self, tokens: int, patches: int | None) -> bool:
+  def has_class_position(self, tokens: int, patches: int | None) -> bool:
+    """Tells whether the first of the position embeddings is a class token's.
+
+    Args:
+      tokens: number of position embeddings.
+      patches: number of patches of the model, None if any.
+    """
     has_token = self.locate("cls")[1] is not None
     known = self._known_class_position()
     if known is not None:
@@ -334,7 +340,7 @@ class SourceTable:
     if "pos_embedding" in leaves:
       table = leaves["pos_embedding"]
       patches = specs["pos_embedding"].shape[1]
-      if self._has_class_position(table.shape[1], patches):
+      if self.has_class_position(table.shape[1], patches):
         if "cls" in leaves:
           leaves["cls"] = leaves["cls"] + table[:, :1]
         table = table[:, 1:]
@@ -381,15 +387,19 @@ def write(
 
   Returns:
     Name in the family -> array. The class token keeps the position that was
-    added to it, and its position is zero.
+    added to it, and its position is zero, where the family, or `like`, has one.
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
+  with_class = family.class_position != "seldom" and "cls" in leaves
+  table = like.shape("pos_embedding") if like is not None else None
+  if table is not None and "cls" in leaves and "pos_embedding" in leaves:
+    patches = leaves["pos_embedding"].shape[1]
+    with_class = like.has_class_position(table[1], patches)
   for leaf, value in leaves.items():
     row, name = row_of(family, leaf), None
     if like is not None:
       row, name = like.locate(leaf)
     value = np.asarray(value)
-    with_class = family.class_position != "seldom" and "cls" in leaves
     if leaf == "pos_embedding" and with_class:
       value = np.concatenate([np.zeros_like(value[:, :1]), value], axis=1)
     value = mappings.LAYOUTS[row.layout].write(value)

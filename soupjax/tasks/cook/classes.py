@@ -67,21 +67,13 @@ def classes_of(
     ValueError: if `data.classes` cannot be read, or is missing but needed.
   """
   order, names = config.data.classes, source.class_names
-  if order not in ("", "text", "natural"):
-    path = pathlib.Path(order).expanduser()
-    if not path.is_file():
-      raise ValueError(
-        f"data.classes={order!r} is neither 'text' nor 'natural' nor a file "
-        "with one class per line."
-      )
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+  if order:
+    given = _given(order, names)
+    if given is not None:
+      _check_order(order, given, detected.classes)
+      return given
   if names is None:
     return detected.classes
-  if order:
-    return tuple(
-      sorted(names, key=_natural_key if order == "natural" else None)
-    )
   if _comparable(detected.classes, names):
     return detected.classes
   natural = sorted(names, key=_natural_key)
@@ -94,6 +86,46 @@ def classes_of(
       "with one class per line."
     )
   return names
+
+
+def _given(order: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
+  """Returns the classes in the order that `data.classes` gives.
+
+  Args:
+    order: the value of `data.classes`.
+    names: classes of the dataset; without them an order cannot be followed.
+
+  Raises:
+    ValueError: if it is neither the name of an order nor a file.
+  """
+  if order in ("text", "natural"):
+    key = _natural_key if order == "natural" else None
+    return None if names is None else tuple(sorted(names, key=key))
+  path = pathlib.Path(order).expanduser()
+  if not path.is_file():
+    raise ValueError(
+      f"data.classes={order!r} is neither 'text' nor 'natural' nor a file "
+      "with one class per line."
+    )
+  lines = path.read_text(encoding="utf-8").splitlines()
+  return tuple(line.strip() for line in lines if line.strip())
+
+
+def _check_order(
+  order: str, given: Sequence[str], recorded: Sequence[str] | None
+) -> None:
+  """Raises a ValueError if `data.classes` contradicts the models' files."""
+  spelled = list(map(spelling, recorded or ()))
+  for k, name in enumerate(given):
+    if spelled.count(spelling(name)) == 1 and (
+      (at := spelled.index(spelling(name))) != k
+    ):
+      raise ValueError(
+        f"data.classes={order!r} makes {name!r} output {k}, but according to "
+        f"the config.json beside the checkpoints it is output {at}: leave "
+        "--config.data.classes out, or correct or remove the names in that "
+        "file."
+      )
 
 
 def incomparable(

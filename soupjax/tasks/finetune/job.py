@@ -19,6 +19,7 @@ from soupjax import config as config_lib
 from soupjax import data, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
+from soupjax.data.folders import spelling
 from soupjax.evaluators import Evaluator
 from soupjax.models import pretrained
 from soupjax.soups.core import crc32
@@ -165,6 +166,7 @@ def _shared_start(
     if jax.process_index() == 0:  # The others wait in `agreed`.
       stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
     if not workdir_lib.agreed(start.exists()):
+      _check_classes(config, train)
       params = _initial_params(config, model)
       if _probe_steps(config):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
@@ -172,6 +174,31 @@ def _shared_start(
       value = init_hash(Ingredient.from_params("initial", host))
       workdir_lib.save_model(start, host, init={"init_hash": value})
     return files.read_json(start / "init.json")["init_hash"]
+
+
+def _check_classes(config, train: data.Source) -> None:
+  """Rejects a head that is kept, but has the classes in another order.
+
+  Raises:
+    ValueError: naming a class that is another output of the checkpoint.
+  """
+  c = config.init
+  if not c.path or c.head == "new" or _probe_steps(config):
+    return
+  start = pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
+  if start.options.get("num_classes") != train.num_classes:
+    return
+  outputs = list(map(spelling, start.classes or ()))
+  for k, name in enumerate(train.class_names or ()):
+    if outputs.count(spelling(name)) == 1 and (
+      (at := outputs.index(spelling(name))) != k
+    ):
+      raise ValueError(
+        f"{name!r} is class {k} of {train.name}, but output {at} of the head "
+        f"of {c.path}, according to the config.json beside it: start with a "
+        "new head, --config.init.head=new, or a fitted one, "
+        "--config.probe.total=200steps."
+      )
 
 
 def _initial_params(config, model) -> PyTree:

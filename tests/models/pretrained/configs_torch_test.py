@@ -49,7 +49,7 @@ def pooled(x):
 # and changes of the detected model.
 EQUAL = {
   "ViTForImageClassification": ({}, lambda x: x.logits),
-  "ViTModel": ({}, first),
+  "ViTModel": ({"hidden_act": "gelu_fast"}, first),
   "ViTMAEModel": ({"mask_ratio": 0.0}, None),
   "ViTMSNForImageClassification": ({}, lambda x: x.logits),
   "IJepaForImageClassification": ({"num_labels": 5}, lambda x: x.logits),

@@ -5,6 +5,7 @@
 import json
 
 import family_models as cases
+import jax
 import numpy as np
 import pytest
 
@@ -124,7 +125,8 @@ def test_a_config_beside_it(tmp_path, family, config, expected):
     detected = pretrained.detect(source)
     assert detected.options | expected == detected.options
     assert not detected.assumed & detected.said
-  assert detected.classes == (("a", "b", "k") if family == "hf_vit" else None)
+  names = ("a", "b", *(f"LABEL_{k}" for k in range(2, 10)), "k")
+  assert detected.classes == (names if family == "hf_vit" else None)
 
 
 def test_configs_of_clip(tmp_path):
@@ -181,12 +183,20 @@ def test_a_model_must_compute_what_the_config_says(tmp_path, changes):
   said = {k: HF_OPTIONS[k] for k in SILENT}
   pretrained.load_pretrained(path, model.clone(**said))
   [(key, value)] = changes.items()
-  message = f"config.json means {key}={said[key]!r}, but this ViT has {value!r}"
+  message = f"means {key}={said[key]!r}, but this ViT has {key}={value!r}"
   other = model.clone(**{**said, **changes})
   with pytest.raises(ValueError, match=message):
     pretrained.load_pretrained(path, other)
   with pytest.raises(ValueError, match=message):
     pretrained.as_ingredient(sj.open_ingredient(path), other)
+
+
+def test_all_options_that_differ_are_told_at_once(tmp_path):
+  model = cases.vit(pool_type="tok")
+  path = folder(tmp_path / "x", model, "hf_vit", HF)
+  message = r"update\(num_heads=4, act='gelu', norm_eps=1e-07\)"
+  with pytest.raises(ValueError, match=message):
+    pretrained.load_pretrained(path, model.clone(act="gelu_exact"))
 
 
 def test_pooling_is_free_under_a_new_head(tmp_path):
@@ -212,6 +222,44 @@ def test_numbered_labels_are_not_classes(tmp_path):
   config = {**HF, "id2label": labels}
   path = folder(tmp_path / "x", cases.vit(pool_type="tok"), "hf_vit", config)
   assert pretrained.detect(path).classes is None
+
+
+@pytest.mark.parametrize(
+  "labels, names",
+  [
+    # Names keep their numbers, and those without a name are not skipped.
+    ({"1": "a", "2": "b"}, ("LABEL_0", "a", "b")),
+    ({"0": "a", "3": "b"}, ("a", "LABEL_1", "LABEL_2", "b")),
+    ({"-1": "a", "0": "b"}, None),
+    ({"99999999999": "a"}, None),
+    ({"first": "a"}, None),
+  ],
+)
+def test_numbers_of_labels_are_those_of_outputs(labels, names, tmp_path):
+  config = {**HF, "id2label": labels}
+  path = folder(tmp_path / "x", cases.vit(pool_type="tok"), "hf_vit", config)
+  assert pretrained.detect(path).classes == names
+
+
+@pytest.mark.parametrize("family", ["timm", "big_vision"])
+@pytest.mark.parametrize("rows", [9, 10])
+def test_a_class_token_keeps_its_row_of_positions(family, rows):
+  """The family's usual number of rows may not be that of the file."""
+  model = cases.vit(pool_type="tok")
+  leaves = dict(pretrained.export(cases.params_of(model), model, family))
+  name = next(k for k in leaves if k.startswith("pos_emb"))
+  leaves[name] = np.resize(leaves[name], (1, rows, 8))
+  source = sj.Ingredient.from_params("x", leaves)
+  adapted = pretrained.as_ingredient(source, model)
+  back = pretrained.export(adapted.load(), model, family, like=source)
+  assert {k: v.shape for k, v in back.items()} == {
+    k: v.shape for k, v in leaves.items()
+  }
+  again = pretrained.as_ingredient(sj.Ingredient.from_params("x", back), model)
+  for ours, theirs in zip(
+    jax.tree.leaves(again.load()), jax.tree.leaves(adapted.load())
+  ):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("prefix", ["net.", "_orig_mod.model.", "module."])

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names of classes, outputs of models, and metrics over some of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from soupjax import config as config_lib
 from soupjax import data
 from soupjax.data.dataset import Dataset
 from soupjax.evaluators import Evaluator
+from soupjax.models import pretrained
 from soupjax.tasks.cook import classes
 from soupjax.tasks.cook import config as cook_config
 
@@ -59,6 +62,27 @@ def test_names_that_are_spelled_differently_are_the_same():
   # Neither equals one of these two.
   with pytest.raises(ValueError, match="'PUG'.*outputs 0, 3"):
     classes.labelled(source_of([0], ("PUG",)), outputs, 4, "test")
+
+
+def test_an_order_that_contradicts_the_models(tmp_path):
+  config = cook_config.default_config()
+  source = source_of([0, 1, 2], ("Bee", "ant", "cow"))
+  detected = pretrained.Detected(
+    family="hf_vit", classes=("cow", "ant", "bee"), config={}
+  )
+  given = tmp_path / "classes.txt"
+  given.write_text("bee\nant\ncow\n")
+  for order in ("text", "natural", str(given)):
+    config.data.classes = order
+    with pytest.raises(ValueError, match="output 0, but .* output [12]"):
+      classes.classes_of(config, detected, source)
+  # The same order in other words; and names that cannot be compared.
+  given.write_text("Cow\nANT\nBee\n")
+  assert classes.classes_of(config, detected, source) == ("Cow", "ANT", "Bee")
+  config.data.classes = "natural"
+  for names in (None, ("x", "y", "z")):
+    unknown = dataclasses.replace(detected, classes=names)
+    assert classes.classes_of(config, unknown, source) == ("ant", "Bee", "cow")
 
 
 # --- Metrics over some of the classes -----------------------------------------

@@ -128,6 +128,14 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+def test_the_first_member_has_index_0():
+  done = helpers.soupjax(
+    f"--config={CONFIGS / 'digits.py'}", "--dry_run", "--sweep_index=0"
+  )
+  assert done.returncode == 0, done.stderr
+  assert "\n1 member, " in done.stdout
+
+
 @pytest.mark.parametrize(
   "arguments,problem",
   [

@@ -3,6 +3,7 @@
 """Fine-tuning on digits: one run, sweeps, members at once, other devices."""
 
 import functools
+import json
 
 import chex
 import family_models
@@ -15,6 +16,7 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
+from soupjax.data.dataset import Dataset
 from soupjax.models import pretrained
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import job as job_lib
@@ -98,6 +100,38 @@ def test_the_start_can_leave_out_leaves_of_its_checkpoint(tmp_path):
   config.init.skip = r"^target\."
   start = job_lib._initial_params(config, model)
   chex.assert_trees_all_equal(start, params)
+
+
+def test_a_head_that_is_kept_has_the_classes_of_the_data(tmp_path):
+  model = family_models.vit(pool_type="tok")
+  params = family_models.params_of(model)
+  pretrained.save_exported(
+    tmp_path / "model.safetensors", params, model, "hf_vit"
+  )
+  labels = dict(enumerate(("bee", "ant", "cow", "dog", "eel")))
+  config_json = {"model_type": "vit", "id2label": labels}
+  config_json |= {"hidden_size": 8, "num_attention_heads": 2}
+  (tmp_path / "config.json").write_text(json.dumps(config_json))
+  config = settings.default_config()
+  config.init.path = str(tmp_path)
+
+  def train(names):
+    images = np.zeros((len(names), 2, 2, 3), np.uint8)
+    source = Dataset("photos", images, np.arange(len(names)))
+    return data.from_dataset(source, len(names), class_names=names)
+
+  names = ("ant", "bee", "cow", "dog", "eel")
+  with pytest.raises(ValueError, match="'ant' is class 0 .* output 1"):
+    job_lib._shared_start(config, model, train(names), None, tmp_path / "run")
+  for changes in ({"init.head": "new"}, {"probe.total": "9steps"}):
+    changed = config_lib.updated(config, changes)
+    job_lib._check_classes(changed, train(names))
+  for other in (
+    tuple(labels.values()),
+    ("Ameise", "Biene", "Kuh", "Hund", "Aal"),  # May be the same.
+    names[:4],  # Needs a new head.
+  ):
+    job_lib._check_classes(config, train(other))
 
 
 def test_only_the_first_member_of_a_sweep_compiles(swept):
