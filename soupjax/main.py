@@ -51,12 +51,7 @@ def main(argv: list[str]) -> None:
       config=config.value,
       config_file=config_flags.get_config_filename(config),
       overrides=tuple(config.override_values),
-      # 0 == False, but 0 is an index.
-      flags={
-        f.name: f.value
-        for f in _FLAGS
-        if f.value is not None and f.value is not False
-      },
+      flags={f.name: f.value for f in _FLAGS if f.value is not None},
     )
   )
 

@@ -137,8 +137,13 @@ def _check_spelling(paths, names: Sequence[set[str]]) -> None:
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
   with os.scandir(path) as entries:  # Needs no stat of every file.
-    names = [e.name for e in entries if e.is_dir() and e.name[0] != "."]
+    names = [e.name for e in entries if e.is_dir() and not _hidden(e.name)]
   return [path / name for name in sorted(names)]
+
+
+def _hidden(folder: str) -> bool:
+  # macOS adds the latter to archives.
+  return folder.startswith(".") or folder == "__MACOSX"
 
 
 def _is_image(name: str) -> bool:
@@ -169,7 +174,7 @@ def _files_in(path: str, prefix: str, above: tuple = ()) -> Iterator[str]:
       name = f"{prefix}{entry.name}"
       if not entry.is_dir():
         yield name
-      elif entry.name.startswith("."):
+      elif _hidden(entry.name):
         yield f"{name}/"
       else:
         folders.append((entry.path, f"{name}/"))
@@ -294,7 +299,7 @@ def _cached_members(path, size, mtime) -> _Members:
     with tarfile.open(path, "r:") as archive:
       for member in archive:
         parts = tuple(p for p in member.name.split("/") if p not in ("", "."))
-        hidden = any(p.startswith(".") or p == "__MACOSX" for p in parts)
+        hidden = any(map(_hidden, parts))
         if member.isdir():
           folders += [] if hidden else [parts]
         elif member.isreg() and _is_image(parts[-1]) and not hidden:

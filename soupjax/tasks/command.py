@@ -81,9 +81,15 @@ def parse(argv: list[str]) -> list[str]:
       sys.exit(f"soupjax: {where}: {e}\n(--verbosity=1 shows where.)")
     if not isinstance(e, AttributeError | KeyError):
       raise
+    # A repr of the key, and on a second line a key that is similar.
+    text = str(e).replace("\\n", "\n").replace("\\", "")
+    key, *similar = [line.strip("\"'") for line in text.splitlines()]
+    hint = "".join(f" {line}" for line in similar)
+    if any(k.startswith("config.tests.") for k in keys):
+      hint += " Give all tests at once, --config.tests=NAME=SPLIT,NAME=SPLIT."
     sys.exit(
-      f"soupjax: The config has no key {str(e).strip(chr(34))}, so flags "
-      "cannot set it. Further options of the model or the optimizer can be set "
+      f"soupjax: The config has no key {key!r}, so flags cannot "
+      f"set it.{hint} Further options of the model or the optimizer can be set "
       "only in a config file."
     )
   path, _, _ = config_flags.get_config_filename(
@@ -116,7 +122,9 @@ def run(command: Command) -> None:
     ValueError: if the task is unknown, a flag is missing or not used by the
       task, or the config cannot work.
   """
-  task, given = command.config.get("task"), command.flags
+  task = command.config.get("task")
+  # --nosweep is the same as no flag, but --sweep_index=0, which equals it, not.
+  given = {k: v for k, v in command.flags.items() if v is not False}
   if task not in TASKS:
     raise ValueError(
       f"Unknown config.task {task!r}{suggestion(str(task), TASKS)}"

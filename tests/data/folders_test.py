@@ -179,6 +179,17 @@ def test_a_stray_image_beside_class_folders_is_counted(tmp_path):
     data.open_source(name, "all")
 
 
+def test_what_macos_adds_to_an_archive_is_no_class(tmp_path):
+  for k, name in enumerate(("ant/a.jpg", "bee/b.jpg", "__MACOSX/ant/._a.jpg",
+                            "bee/__MACOSX/c.jpg")):  # fmt: skip
+    path = tmp_path / "x" / "train" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(helpers.encoded_image(k))
+  source = data.open_source(f"folder:{tmp_path / 'x'}", "train")
+  assert source.class_names == ("ant", "bee") and len(source) == 2
+  assert "__MACOSX/" in source.notes[0]
+
+
 def test_an_empty_class_folder_would_shift_numbers(tmp_path):
   name = write(tmp_path, "train/ant/1.png", "train/cat/1.png", "val/cat/1.png")
   (tmp_path / "val" / "ant").mkdir()  # Has images in train.

@@ -12,6 +12,7 @@ import soupjax as sj
 from soupjax.tasks import command, mix
 
 MIX = str(helpers.ROOT / "configs" / "mix.py")
+COOK = str(helpers.ROOT / "configs" / "cook.py")
 
 
 def test_main_is_short():
@@ -108,6 +109,8 @@ def test_bad_commands_are_named(task, flags, culprit):
     ([f"--config={MIX}:ties", "--config.rule.dense=1"], "'dense'"),
     ([f"--config={MIX}:ties", "--config.threads=x"], "threads=x"),
     ([f"--config={MIX}:ties", "--workdirs=x"], "workdirs"),
+    ([f"--config={MIX}:ties", "--config.thread=x"], "no key 'thread', so"),
+    ([f"--config={COOK}", "--config.tests.a=test"], "--config.tests=NAME="),
     (["--config=nowhere.py:ties"], "nowhere.py"),
     ([], "--config"),
   ],

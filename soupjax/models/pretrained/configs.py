@@ -316,7 +316,16 @@ def _of_timm(config: Mapping[str, Any], reader: _Reader) -> Said:
   options = _timm_architecture(reader, "architecture", config["architecture"])
   model_args = reader.mapping(config, "model_args")
   given = reader.at("model_args").options(model_args, _TIMM_ARGS)
-  return _timm_said(options, {**given, **reader.options(config, _TIMM)})
+  outer = reader.options(config, _TIMM)
+  for option in outer.keys() & given.keys():
+    if outer[option] != given[option]:
+      raise reader.refuse(
+        "global_pool",
+        config["global_pool"],
+        f" and model_args.global_pool={model_args['global_pool']!r}: correct "
+        "the one that is wrong.",
+      )
+  return _timm_said(options, {**given, **outer})
 
 
 def _timm_said(named: dict[str, Any], given: dict[str, Any]) -> Said:

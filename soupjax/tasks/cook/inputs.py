@@ -151,7 +151,9 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
     for original in opened
   ]
   check_same_init(ingredients)
-  initial = None if start is None else adapt(start)
+  initial = None
+  if start is not None:  # Its folder may have the name of an ingredient's.
+    initial = dataclasses.replace(adapt(start), name="initial")
   select = _check_selection(config, ingredients, initial)
   if not select:
     check_ingredients([*ingredients, *filter(None, [initial])])
