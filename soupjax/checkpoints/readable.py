@@ -9,6 +9,7 @@ import jax
 
 from soupjax.checkpoints.formats import byte_ranges, params_of_state
 from soupjax.checkpoints.formats.recognise import recognise
+from soupjax.soups.core import records
 
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -47,10 +48,11 @@ def check_names(path: str, specs: Specs) -> Specs:
     read = params_of_state.of(written)
   except params_of_state.NotOneModel:  # A user can read it as PATH#ENTRY.
     return specs
-  if read.ignored:
+  ignored = [k for k, why in read.ignored.items() if why != records.TRAINING]
+  if ignored:
     raise ValueError(
       f"{path} would be read as a train state, without the leaves in "
-      f"{[*read.ignored]}. Rename these entries or 'params'."
+      f"{ignored}. Rename these entries or 'params'."
     )
   return read.specs
 

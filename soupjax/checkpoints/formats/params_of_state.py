@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from soupjax.soups.core import crc32, tree
+from soupjax.soups.core import crc32, records, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
@@ -72,7 +72,7 @@ class Choice(NamedTuple):
   Attributes:
     prefix: names of the containers around it, which leaf names omit.
     heads: the entries below the prefix that belong to it; None for all.
-    ignored: other entries that may belong to the model -> reason.
+    ignored: other entries with arrays -> reason.
   """
 
   prefix: Keys = ()
@@ -132,11 +132,13 @@ def choose(
       level.check_is_model(is_torch)
       if level.optimizers:
         heads = frozenset(level.heads) - {*level.optimizers}
-        return choice._replace(heads=heads)
+        ignored = {**choice.ignored, **level.training_state()}
+        return choice._replace(heads=heads, ignored=ignored)
       return choice
     elif level.optimizers or (is_torch and level.is_state_dicts()):
       if not (is_torch or level.has_alternatives()):
-        return choice._replace(heads=frozenset(level.models))
+        heads = frozenset(level.models)
+        return choice._replace(heads=heads, ignored=level.training_state())
       if len(level.models) > 1:
         raise level.question(level.models)
       (model,) = level.models
@@ -263,10 +265,21 @@ class _Level:
   def _size(self, head):
     return sum(self._sizes[keys] for keys in self.heads[head])
 
+  def training_state(self):
+    """Returns the entries of optimizers and of training scripts."""
+    names = {
+      # Of names that are joined by dots, the first part stands for all.
+      h.split(".")[0] if h in self.optimizers and len(ks[0]) == 1 else h
+      for h, ks in self.heads.items()
+      if h in self.optimizers or is_training(h)
+    }
+    place = self._prefix
+    return {"/".join((*place, h)): records.TRAINING for h in sorted(names)}
+
   def others(self, chosen):
-    """Returns entries that may belong to the model, but are left out."""
+    """Returns entries that are left out, and the reasons."""
     beside = " and ".join(map(repr, sorted(chosen)))
-    return {
+    return self.training_state() | {
       "/".join((*self._prefix, h)): f"{kind}beside {beside}"
       for kind, names in (("", self.models), ("an array ", self.loose))
       for h in names

@@ -7,6 +7,8 @@ import warnings
 
 from soupjax.soups.core.ingredient import Ingredient
 
+# The reason for leaving out an entry that certainly is no part of the model.
+TRAINING = "training state"
 _MOST_SHOWN = 10
 
 
@@ -60,16 +62,23 @@ def check_same_init(ingredients: Iterable[Ingredient]) -> None:
     )
 
 
-def ignored(ingredients: Sequence[Ingredient]) -> list[str]:
+def ignored(
+  ingredients: Sequence[Ingredient], *, training: bool = False
+) -> list[str]:
   """Returns one sentence for each set of entries that are not read.
 
   Args:
     ingredients: those with the same set share a sentence.
+    training: whether to name the state of optimizers and scripts, too.
   """
   owners: dict[tuple[tuple[str, str], ...], list[Ingredient]] = {}
   for ingredient in ingredients:
-    if ingredient.ignored:
-      key = tuple(sorted(ingredient.ignored.items()))
+    key = tuple(
+      (name, why)
+      for name, why in sorted(ingredient.ignored.items())
+      if training or why != TRAINING
+    )
+    if key:
       owners.setdefault(key, []).append(ingredient)
   return [
     f"{_named([str(i.path or i.name) for i in group])}: not read, and not in a "
@@ -121,4 +130,4 @@ def notes(ingredients: Sequence[Ingredient]) -> list[str]:
     "The soup lacks texts (__metadata__) that are not equal in all "
     f"ingredients: {_shortened([repr(key) for key in keys])}."
   ]
-  return [*ignored(ingredients), *(differ if keys else [])]
+  return [*ignored(ingredients, training=True), *(differ if keys else [])]

@@ -119,3 +119,14 @@ def test_a_state_without_model_is_read_as_the_message_says(tmp_path, name):
     sj.open_ingredient(tmp_path / name)
   path = str(error.value).rpartition(": ")[2].removesuffix(".")
   assert len(sj.open_ingredient(path).specs) == 2
+
+
+def test_training_state_is_named_in_the_plan_without_a_warning(tmp_path):
+  for k in range(2):
+    arrays = {n: np.full(2, k, "f") for n in ("opt.mu.w", "opt.nu.w", "net.w")}
+    np.savez(tmp_path / f"m{k}.npz", **arrays)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error", UserWarning)
+    mixed = sj.mix(sj.rules.linear(), tmp_path / "m?.npz")
+  assert list(mixed.params) == ["net.w"]
+  assert "'opt' (training state)" in mixed.table

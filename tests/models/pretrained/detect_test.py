@@ -129,6 +129,17 @@ def test_a_config_beside_it(tmp_path, family, config, expected):
   assert detected.classes == (names if family == "hf_vit" else None)
 
 
+def test_a_timm_config_that_contradicts_itself_is_refused(tmp_path):
+  config = {"architecture": "vit_base_patch16_224", "global_pool": "token"}
+  config["model_args"] = {"num_heads": 4, "embed_dim": 8, "global_pool": "avg"}
+  path = folder(tmp_path / "x", cases.vit(pool_type="tok"), "timm", config)
+  with pytest.raises(ValueError, match="global_pool='token' and .*='avg'"):
+    pretrained.detect(path)
+  config["global_pool"] = "avg"
+  (path / "config.json").write_text(json.dumps(config))
+  assert pretrained.detect(path).options["pool_type"] == "gap"
+
+
 def test_configs_of_clip(tmp_path):
   [model] = cases.MODELS["hf_clip"]
   vision = {"hidden_size": 8, "num_attention_heads": 4, "hidden_act": "gelu"}
