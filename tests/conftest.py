@@ -5,6 +5,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 # A directory that all workers and all processes that tests start share: what
@@ -24,6 +25,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
+# A shell that starts the tests in the background makes them, and the processes
+# that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files that take longest; first, so that no core waits for them at the end.
 LONG = (
   "tasks/main_job_test.py",
