@@ -101,9 +101,10 @@ def num_bytes(
     grid = [-(-n // c) for n, c in zip(spec.shape, chunks[leaf])]
     count += math.prod(grid)
     weights += math.prod(grid) * math.prod(chunks[leaf]) * spec.dtype.itemsize
-  # Metadata of a leaf, an entry of the index, and an index for each commit.
+  # Metadata of a leaf, an entry of the index, an index for each commit, and
+  # what differs between runs: commits end in any order.
   commits = 1 + weights // COMMIT_BYTES
-  return weights + 640 * len(specs) + 64 * count + 4096 * (1 + commits)
+  return weights + 640 * len(specs) + 64 * count + 4096 * (2 + commits)
 
 
 class OrbaxWriter(block_writer.BlockWriter):
