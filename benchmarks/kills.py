@@ -164,7 +164,7 @@ def command_of(task: str, folder: pathlib.Path, out: pathlib.Path) -> list[str]:
     f"--config={DIGITS}:runlocal",
     f"--workdir={out}",
     *SHORT,
-    "--config.hyper.total=400steps",
+    "--config.hyper.total=100steps",
   ]
 
 
