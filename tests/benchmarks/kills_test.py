@@ -1,14 +1,14 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A few of the interrupts of benchmarks/kills.py."""
+"""Whether benchmarks/kills.py notices what is wrong.
+
+Its interrupts hit the whole process: they do not run among other tests.
+"""
 
 import importlib
 import pathlib
-import random
 import sys
 import threading
-
-import pytest
 
 import soupjax as sj
 
@@ -18,24 +18,14 @@ kills = importlib.import_module("kills")
 sys.path.remove(FOLDER)
 
 
-@pytest.mark.parametrize("name", ["mix", "save", "greedy"])
-def test_interrupted_calls_leave_nothing(tmp_path, name):
-  outcomes, problems = kills.interrupt_calls(
-    name, 6, tmp_path, random.Random(0), megabytes=8
-  )
-  assert not problems and sum(outcomes.values()) == 6
-
-
-def test_threads_that_go_on_are_found_out(tmp_path, monkeypatch):
+def test_threads_that_go_on_are_found_out():
   end = threading.Event()
-
-  def call():
-    threading.Thread(target=end.wait, name="soupjax-mix-0").start()
-
-  monkeypatch.setattr(kills, "_call", lambda *_: (call, None))
-  _, problems = kills.interrupt_calls("mix", 1, tmp_path, random.Random(0), 0.1)
+  thread = threading.Thread(target=end.wait, name="soupjax-mix-0")
+  thread.start()
+  assert kills.at_work("soupjax-mix") == ["soupjax-mix-0"]
   end.set()
-  assert "mix 0: soupjax-mix-0 is at work" in problems
+  thread.join()
+  assert not kills.at_work("soupjax-mix-0")
 
 
 def test_leftovers_and_wrong_values_are_found_out(tmp_path):

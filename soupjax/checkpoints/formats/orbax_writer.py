@@ -104,7 +104,8 @@ def num_bytes(
   # Metadata of a leaf, an entry of the index, an index for each commit, and
   # what differs between runs: commits end in any order.
   commits = 1 + weights // COMMIT_BYTES
-  return weights + 640 * len(specs) + 64 * count + 4096 * (2 + commits)
+  metadata = 640 * len(specs) + 64 * count + 4096 * (1 + commits)
+  return weights + metadata + weights // 10_000
 
 
 class OrbaxWriter(block_writer.BlockWriter):
