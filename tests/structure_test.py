@@ -81,7 +81,7 @@ PURE = {"jax", "numpy"} | sys.stdlib_module_names
 # Files of soups/ that wrap an optimiser; jax needs scipy itself.
 ALSO = dict.fromkeys(
   ("soups/learned/host_optimizers.py", "soups/search/blackbox.py"), {"scipy"}
-)
+) | {"soups/core/crc32.py": {"google_crc32c"}}  # If it is there.
 
 
 def imports_of(path: pathlib.Path):

@@ -188,17 +188,27 @@ def _extend(value: int, fd: int, offset: int, num_bytes: int) -> int:
   return value
 
 
-def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
+def write_all(fd: int, data: Any, offset: int) -> None:
   """Writes bytes at an offset.
+
+  Args:
+    fd: of the file.
+    data: bytes, or a list of at most 1,000 parts that follow one another.
+    offset: of the first byte.
 
   Raises:
     ValueError: if the disk is full.
   """
-  data = memoryview(data)
-  while len(data):
+  parts = data if isinstance(data, list) else [data]
+  while parts:
     try:
-      n = os.pwrite(fd, data, offset)
+      n = os.pwritev(fd, parts, offset)
     except OSError as e:
       files.explain(e, "the output")
       raise
-    data, offset = data[n:], offset + n
+    offset += n
+    while parts and n >= len(parts[0]):
+      n -= len(parts[0])
+      parts = parts[1:]
+    if n:
+      parts = [memoryview(parts[0])[n:], *parts[1:]]

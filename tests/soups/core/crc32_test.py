@@ -24,6 +24,24 @@ def test_arrays_of_any_shape():
   assert crc32.extend(half, array[1:]) == crc32.crc32(array)
 
 
+@pytest.mark.parametrize("library", [crc32.google_crc32c, None])
+def test_crc32c_with_and_without_a_library(monkeypatch, library):
+  monkeypatch.setattr(crc32, "google_crc32c", library)
+  monkeypatch.setattr(crc32, "_LANES", 64)
+  digits = np.frombuffer(b"123456789", np.uint8)
+  assert crc32.crc32c(digits) == 0xE3069283  # As published with the polynomial.
+  # 32 zero bytes, from RFC 3720; of longer data, by definition.
+  assert crc32.crc32c(np.zeros((2, 4), np.float32)) == 0x8A9136AA
+  data = np.random.default_rng(0).integers(0, 256, 1201).astype(np.uint8)
+  for size in (0, 1, 67, 68, 127, 128, 256, 259, 1024, 1201):
+    state = 0xFFFFFFFF
+    for byte in data[:size].tolist():
+      state ^= byte
+      for _ in range(8):
+        state = state >> 1 ^ (0x82F63B78 if state & 1 else 0)
+    assert crc32.crc32c(data[:size]) == state ^ 0xFFFFFFFF, size
+
+
 def test_whole_from_pieces_in_any_order():
   data = np.arange(100, dtype=np.uint8)
   pieces = [(a, b - a, crc32.crc32(data[a:b])) for a, b in ((0, 30), (30, 100))]
