@@ -35,6 +35,8 @@ from soupjax.soups.core import crc32, slices
 # smallest block: larger ones would not fit the processor's cache.
 CHUNK_BYTES = 1 << 20
 _CRC_BYTES = 4
+# Chunks that are written in one call, of at most 1,024 parts.
+_BATCH = 500
 
 
 def chunk_shape(
@@ -211,36 +213,56 @@ class OrbaxWriter(block_writer.RangeWriter):
     super().__init__(specs, places, {file: self._end}, first=first)
     self._fd = self._fds[file]
 
-  def _store(self, leaf, box, array):
-    for offset, part, size in self._parts(leaf, box, array):
-      padding = np.zeros(size - part.size, part.dtype)
-      whole = np.concatenate([part, padding]) if padding.size else part
-      checksum = crc32.crc32c(whole).to_bytes(_CRC_BYTES, "little")
-      self._tails[offset] = tail = padding.tobytes() + checksum
-      block_writer.write_all(self._fd, [part.view(np.uint8), tail], offset)
+  def _store(self, spans, row):
+    for chunks in self._batches(spans, row):
+      data = []
+      for _, offset, part, size in chunks:
+        padding = np.zeros(size - part.size, part.dtype)
+        whole = np.concatenate([part, padding]) if padding.size else part
+        checksum = crc32.crc32c(whole).to_bytes(_CRC_BYTES, "little")
+        self._tails[offset] = tail = padding.tobytes() + checksum
+        data += [part.view(np.uint8), tail]
+      block_writer.write_all(self._fd, data, chunks[0][1])
 
-  def _checksum(self, leaf, box):
-    array = np.empty(slices.size(box), self.specs[leaf].dtype)
-    for offset, part, _ in self._parts(leaf, box, array):
-      tail = bytearray(len(self._tails[offset]))
-      n = os.preadv(self._fd, [part.view(np.uint8), tail], offset)
-      if n < part.nbytes + len(tail) or tail != self._tails[offset]:
-        return -1
-    return crc32.crc32(array)
+  def _load(self, spans, row):
+    for chunks in self._batches(spans, row):
+      tails = [bytearray(len(self._tails[offset])) for _, offset, *_ in chunks]
+      data = []
+      for (_, _, part, _), tail in zip(chunks, tails):
+        data += [part.view(np.uint8), tail]
+      n = block_writer.read_all(self._fd, data, chunks[0][1])
+      for (leaf, offset, part, _), tail in zip(chunks, tails):
+        n -= part.nbytes + len(tail)
+        if n < 0 or tail != self._tails[offset]:
+          raise ValueError(
+            f"Leaf {leaf!r} was not written as it is: a chunk is cut short or "
+            "has another checksum. Is the disk sound?"
+          )
 
-  def _parts(self, leaf, box, array):
-    """Yields the chunks of a box: place in the file, elements, and full size.
+  def _batches(self, spans, row):
+    """Yields lists of chunks that follow one another in the file.
 
     Args:
-      leaf: name of the leaf.
-      box: a box of whole chunks.
-      array: flat; holds its elements.
+      spans: boxes of whole chunks.
+      row: flat; holds their elements.
+
+    Yields:
+      Leaf, place in the file, elements and full size of each chunk.
     """
-    layout, at = self._layouts[leaf], 0
-    for run in slices.contiguous_runs(self.specs[leaf].shape, box):
-      for offset, n in layout.chunks(*run):
-        yield offset, array[at : at + n], layout.chunk
-        at += n
+    batch, end = [], 0
+    for leaf, box, start, stop, first in spans:
+      runs, layout = ((first, stop - start),), self._layouts[leaf]
+      if first is None:
+        runs = slices.contiguous_runs(self.specs[leaf].shape, box)
+      for run in runs:
+        for offset, n in layout.chunks(*run):
+          if batch and (offset != end or len(batch) == _BATCH):
+            yield batch
+            batch = []
+          batch.append((leaf, offset, row[start : start + n], layout.chunk))
+          start, end = start + n, offset + layout.stride
+    if batch:
+      yield batch
 
   def _write_headers(self, provenance, checksums):
     self._write_index()
