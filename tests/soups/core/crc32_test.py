@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import sys
 import zlib
 
 from hypothesis import given
@@ -109,3 +111,13 @@ def test_leaves_that_share_a_checksum():
       continue
     with pytest.raises(ValueError, match="'b or a' of file"):
       ledger.add("b", (slice(4, 6),), array[4:6])
+
+
+def test_zlib_is_used_where_isal_is_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, "isal", None)
+  spec = importlib.util.spec_from_file_location("crc32_copy", crc32.__file__)
+  copy = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(copy)
+  assert copy._crc32 is zlib.crc32
+  array = np.arange(9, dtype=np.int16)
+  assert copy.crc32(array) == crc32.crc32(array) == zlib.crc32(array)
