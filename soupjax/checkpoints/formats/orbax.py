@@ -30,7 +30,7 @@ from soupjax.checkpoints.formats import (
   params_of_state,
 )
 from soupjax.soups.core import slices, tree
-from soupjax.soups.core.ingredient import Ingredient, Storage
+from soupjax.soups.core.ingredient import Ingredient, Storage, box_by_box
 
 PyTree = Any
 
@@ -241,7 +241,7 @@ def open_checkpoint(
       ts.array(out.reshape(slices.shape_of(box))).write(array).result()
 
   storage = Storage(
-    read_box=read_box,
+    read=box_by_box(read_box),
     order=tuple(specs),
     chunks=_Chunks(open_array, keys),
     checksums={

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from soupjax.soups.core import crc32, records, tree
+from soupjax.soups.core import crc32, records, slices, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
@@ -403,6 +403,9 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
   def renamed(values):
     return {leaf: values[k] for leaf, k in old.items() if k in values}
 
+  def read(spans, out):
+    storage.read([slices.Span(old[span[0]], *span[1:]) for span in spans], out)
+
   return dataclasses.replace(
     ingredient,
     specs=specs,
@@ -411,7 +414,7 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
     ignored={**ingredient.ignored, **choice.ignored},
     storage=dataclasses.replace(
       storage,
-      read_box=lambda leaf, box, out: storage.read_box(old[leaf], box, out),
+      read=read,
       order=tuple(new[stored] for stored in storage.order if stored in new),
       chunks=renamed(storage.chunks),
       checksums=renamed(storage.checksums),
