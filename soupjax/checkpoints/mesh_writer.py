@@ -6,6 +6,7 @@ Blocks are merged on the host, so that one result is transferred instead of K
 ingredients. Each process reads only the slices on its own devices.
 """
 
+from collections.abc import Sequence
 import threading
 from typing import Any
 
@@ -111,8 +112,12 @@ class MeshWriter:
     ]
     self._missing[leaf] = sum(map(slices.size, boxes))
 
-  def write(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
+  def write(self, spans: Sequence[slices.Span], row: np.ndarray) -> None:
     """Writes one block; see `soupjax.soups.engine.run.Writer`."""
+    for leaf, box, start, stop, _ in spans:
+      self._write(leaf, box, row[start:stop])
+
+  def _write(self, leaf, box, array):
     with self._lock:
       if leaf not in self._parts:
         self._allocate(leaf)

@@ -2,28 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base classes of the writers: block by block, compared with the disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import threading
 from typing import Any
-import zlib
 
 import jax
 import numpy as np
 
 from soupjax import files, processes
+from soupjax.checkpoints.formats import byte_ranges
 from soupjax.soups.core import crc32, slices
-from soupjax.soups.engine import threads
+from soupjax.soups.engine import blocks, threads
 
-_SCRATCH = threading.local()
+# Elements that are read at once for the checksum of a leaf in its own order.
+_ELEMENTS = 1 << 18
 
 
 class BlockWriter:
   """Writes blocks in any order and verifies them before the headers.
 
-  Subclasses store a block in `_store`, compute the checksum of stored bytes in
-  `_checksum`, make all blocks readable in `_flush`, and write the metadata in
-  `_write_headers`.
+  Subclasses store a block in `_store`, read it back in `_load`, make all blocks
+  readable in `_flush`, and write the metadata in `_write_headers`.
   """
 
   def __init__(self, specs: Mapping[str, jax.ShapeDtypeStruct], *, first: bool):
@@ -36,19 +36,15 @@ class BlockWriter:
     self.specs = specs
     self._first = first
     self._lock = threading.Lock()
-    self._checksums: dict[str, list[tuple[slices.Slices, int]]] = {
-      leaf: [] for leaf in specs
-    }
+    # The spans of each block and their CRC-32s.
+    self._written: list[tuple[Sequence[slices.Span], list[int]]] = []
 
-  def write(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
+  def write(self, spans: Sequence[slices.Span], row: np.ndarray) -> None:
     """Writes one block; see `soupjax.soups.engine.run.Writer`."""
-    if not array.size:
-      return
-    array = np.ascontiguousarray(array)
-    value = crc32.crc32(array)
-    self._store(leaf, box, array)
+    checksums = _checksums(spans, row)
+    self._store(spans, row)
     with self._lock:
-      self._checksums[leaf].append((box, value))
+      self._written.append((spans, checksums))
 
   def finish(self, provenance: Mapping[str, Any]) -> None:
     """Reads everything back and writes the headers; all processes call this.
@@ -70,44 +66,58 @@ class BlockWriter:
 
     Each process reads its own blocks.
     """
-    parts: dict[str, list[tuple[int, int, int]]] = {}
-
-    def compare(leaf, _):
-      parts[leaf] = self._compare(leaf)
-
     threads.for_each(
-      list(self.specs),
-      compare,
+      self._written,
+      self._compare,
       count=2,
       name="soupjax-compare",
-      make_buffer=lambda: None,
+      make_buffer=blocks.Buffer,
     )
-    everywhere, checksums = processes.gather_json(parts), {}
-    for leaf, spec in self.specs.items():
-      checksums[leaf] = crc32.whole(
-        [part for process in everywhere for part in process[leaf]],
-        spec.size * spec.dtype.itemsize,
+    # First byte, length and CRC-32 of the parts that are contiguous.
+    parts: dict[str, list[tuple[int, int, int]]] = {}
+    for spans, values in self._written:
+      item = self.specs[spans[0].leaf].dtype.itemsize
+      for (leaf, _, start, stop, first), value in zip(spans, values):
+        if first is not None:
+          part = (first * item, (stop - start) * item, value)
+          parts.setdefault(leaf, []).append(part)
+    everywhere = processes.gather_json(parts)
+    return {
+      leaf: self._joined(
+        leaf, [p for process in everywhere for p in process.get(leaf, ())]
       )
-      if checksums[leaf] is None:
-        # Some blocks are not contiguous in the leaf, so read it in order.
-        checksums[leaf] = self._checksum(leaf, slices.whole(spec.shape))
-    return checksums
+      for leaf in self.specs
+    }
 
-  def _compare(self, leaf: str) -> list[tuple[int, int, int]]:
-    """Returns first byte, length and CRC-32 of the contiguous blocks."""
-    spec, parts = self.specs[leaf], []
-    for box, expected in self._checksums[leaf]:
-      value = self._checksum(leaf, box)
-      if value != expected:
+  def _compare(self, block, buffer: blocks.Buffer) -> None:
+    """Raises a ValueError if a block on disk differs from what was written."""
+    spans, expected = block
+    dtype = self.specs[spans[0].leaf].dtype
+    row = buffer.array("row", (spans[-1].stop,), dtype)
+    self._load(spans, row)
+    for span, before, now in zip(spans, expected, _checksums(spans, row)):
+      if before != now:
         raise ValueError(
-          f"Leaf {leaf!r} was not written as it is: the bytes on disk have "
-          f"checksum {value:08x} instead of {expected:08x}. Is the disk sound?"
+          f"Leaf {span.leaf!r} was not written as it is: the bytes on disk "
+          f"have checksum {now:08x} instead of {before:08x}. Is the disk sound?"
         )
-      runs = list(slices.contiguous_runs(spec.shape, box))
-      if len(runs) == 1:
-        first, n = (k * spec.dtype.itemsize for k in runs[0])
-        parts.append((first, n, value))
-    return parts
+
+  def _joined(self, leaf: str, parts: Sequence[tuple[int, int, int]]) -> int:
+    """Returns the CRC-32 of a leaf from those of its contiguous parts."""
+    spec, value = self.specs[leaf], 0
+    whole = crc32.whole(parts, spec.size * spec.dtype.itemsize)
+    if whole is not None:
+      return whole
+    # Some parts are not contiguous in the leaf, so read it in order.
+    for box in slices.split(slices.whole(spec.shape), _ELEMENTS):
+      row = np.empty(slices.size(box), spec.dtype)
+      self._load([slices.Span(leaf, box, 0, row.size)], row)
+      value = crc32.extend(value, row)
+    return value
+
+
+def _checksums(spans, row) -> list[int]:
+  return [crc32.crc32(row[start:stop]) for _, _, start, stop, _ in spans]
 
 
 class RangeWriter(BlockWriter):
@@ -143,20 +153,27 @@ class RangeWriter(BlockWriter):
     }
     self._flusher = files.Flusher(self._fds.values())
 
-  def _store(self, leaf, box, array):
-    fd, offset = self.places[leaf]
-    data, at = memoryview(array.reshape(-1).view(np.uint8)), 0
-    item = array.dtype.itemsize
-    for first, n in slices.contiguous_runs(self.specs[leaf].shape, box):
-      write_all(fd, data[at : at + n * item], offset + first * item)
-      at += n * item
+  def _store(self, spans, row):
+    data = memoryview(row.view(np.uint8))
+    for fd, offset, start, stop in self._ranges(spans):
+      write_all(fd, data[start:stop], offset)
 
-  def _checksum(self, leaf, box):
-    spec, (fd, offset) = self.specs[leaf], self.places[leaf]
-    item, value = spec.dtype.itemsize, 0
-    for first, n in slices.contiguous_runs(spec.shape, box):
-      value = _extend(value, fd, offset + first * item, n * item)
-    return value
+  def _load(self, spans, row):
+    data = memoryview(row.view(np.uint8))
+    for fd, offset, start, stop in self._ranges(spans):
+      while start < stop:
+        n = os.preadv(fd, [data[start:stop]], offset)
+        if n == 0:
+          item = row.dtype.itemsize
+          leaf = next(s.leaf for s in spans if s.stop * item > start)
+          raise ValueError(
+            f"Leaf {leaf!r} was not written as it is: the file ends before "
+            "it. Is the disk sound?"
+          )
+        start, offset = start + n, offset + n
+
+  def _ranges(self, spans):
+    return byte_ranges.ranges(spans, self.places, self.specs)
 
   def _flush(self):
     """Does nothing: written bytes can be read at once."""
@@ -172,20 +189,6 @@ class RangeWriter(BlockWriter):
     self._flusher.stop()
     while self._fds:
       os.close(self._fds.popitem()[1])
-
-
-def _extend(value: int, fd: int, offset: int, num_bytes: int) -> int:
-  """Continues a CRC-32 with bytes of a file; -1 if the file is too short."""
-  if not hasattr(_SCRATCH, "view"):
-    _SCRATCH.view = memoryview(bytearray(1 << 20))
-  while num_bytes > 0:
-    view = _SCRATCH.view[: min(num_bytes, len(_SCRATCH.view))]
-    n = os.preadv(fd, [view], offset)
-    if n == 0:
-      return -1
-    value = zlib.crc32(view[:n], value)
-    offset, num_bytes = offset + n, num_bytes - n
-  return value
 
 
 def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:

@@ -21,7 +21,7 @@ import math
 import os
 import resource
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -228,25 +228,19 @@ def naming(path: str) -> Iterator[None]:
     ) from e
 
 
-def check_claims(
-  path: str, leaf: str, shape: Sequence[int], dtype: np.dtype
-) -> None:
+def check_claims(path: str, leaf: str, spec: jax.ShapeDtypeStruct) -> None:
   """Checks that NumPy and JAX can hold a leaf.
 
   Raises:
     ValueError: if it has too many axes, elements or levels of names, or its
       name is not text.
   """
-  problem = ""
-  if len(shape) > _MAX_AXES:
-    problem = f"{len(shape)} axes, and arrays have at most {_MAX_AXES}"
-  elif math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
-    problem = f"shape {list(shape)}, which is more than an array can hold"
-  elif leaf.count("/") > MAX_DEPTH:
-    problem = f"more than {MAX_DEPTH} levels in its name"
-  elif leaf.encode(errors="replace").decode() != leaf:
+  problem = _too_large(spec.shape, spec.dtype)
+  if leaf.count("/") > MAX_DEPTH:
+    problem = problem or f"more than {MAX_DEPTH} levels in its name"
+  if not leaf.isascii() and leaf.encode(errors="replace").decode() != leaf:
+    problem = problem or "a name that is not valid text"
     leaf = ascii(leaf)
-    problem = "a name that is not valid text"
   if problem:
     name = leaf if len(leaf) < 80 else f"{leaf[:80]}..."
     raise ValueError(
@@ -254,12 +248,56 @@ def check_claims(
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+@functools.lru_cache(maxsize=4096)
+def _too_large(shape: tuple[int, ...], dtype: np.dtype) -> str:
+  """Describes why no array can have this shape; "" if one can."""
+  if len(shape) > _MAX_AXES:
+    return f"{len(shape)} axes, and arrays have at most {_MAX_AXES}"
+  if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
+    return f"shape {list(shape)}, which is more than an array can hold"
+  return ""
+
+
+class Place(NamedTuple):
   """The start of a leaf, which is row-major and little-endian."""
 
-  file: ByteFile
+  file: Any
   offset: int
+
+
+def ranges(
+  spans: Sequence[slices.Span],
+  places: Mapping[str, tuple[Any, int]],
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+) -> Iterator[tuple[Any, int, int, int]]:
+  """Joins spans that follow one another in a file as they do in a flat array.
+
+  Args:
+    spans: boxes of leaves of the same dtype.
+    places: leaf -> file and byte at which it starts.
+    specs: leaf -> shape and dtype.
+
+  Yields:
+    File, first byte in it, and first and last byte (exclusive) in the array.
+  """
+  if not spans:
+    return
+  item = specs[spans[0].leaf].dtype.itemsize
+  file, end, start, stop = None, 0, 0, 0
+  for leaf, box, at, until, first in spans:
+    place, origin = places[leaf]
+    runs = ((first, until - at),)
+    if first is None:
+      runs = slices.contiguous_runs(specs[leaf].shape, box)
+    for first, n in runs:
+      offset = origin + first * item
+      if place is not file or offset != end or at * item != stop:
+        if stop > start:
+          yield file, end - (stop - start), start, stop
+        file, end, start, stop = place, offset, at * item, at * item
+      end, stop, at = end + n * item, stop + n * item, at + n
+  if stop > start:
+    yield file, end - (stop - start), start, stop
 
 
 def ingredient(
@@ -295,16 +333,14 @@ def ingredient(
       f"{path} has {len(specs)} leaves, more than {_MAX_LEAVES}: give the path "
       "of a checkpoint of one model."
     )
-  for leaf in specs:
-    check_claims(path, leaf, specs[leaf].shape, specs[leaf].dtype)
+  for leaf, spec in specs.items():
+    check_claims(path, leaf, spec)
   nested, treedef = tree.nest(specs)
 
-  def read_box(leaf, box, out):
-    place, at = places[leaf], 0
-    item = specs[leaf].dtype.itemsize
-    for first, n in slices.contiguous_runs(specs[leaf].shape, box):
-      place.file.read_into(place.offset + first * item, out[at : at + n])
-      at += n
+  def read(spans, out):
+    data = out.view(np.uint8)
+    for file, offset, start, stop in ranges(spans, places, specs):
+      file.read_into(offset, data[start:stop])
 
   if order is None:
     order = sorted(
@@ -312,7 +348,7 @@ def ingredient(
     )
   sources = {id(place.file): place.file for place in places.values()}
   storage = Storage(
-    read_box=read_box,
+    read=read,
     order=tuple(order),
     checksums=dict(checksums or {}),
     num_bytes=sum(file.size for file in sources.values()),
@@ -386,18 +422,18 @@ def with_whole_leaves(
     read_whole: returns one of them.
     self_checked: leaves that `read_whole` itself compares with a checksum.
   """
-  read_range = ingredient.storage.read_box
+  read_ranges = ingredient.storage.read
 
-  def read_box(leaf, box, out):
-    if leaf not in leaves:
-      read_range(leaf, box, out)
-      return
-    part = read_whole(leaf)[box]
-    np.copyto(out.reshape(part.shape), part)
+  def read(spans, out):
+    read_ranges([span for span in spans if span.leaf not in leaves], out)
+    for leaf, box, start, stop, _ in spans:
+      if leaf in leaves:
+        part = read_whole(leaf)[box]
+        np.copyto(out[start:stop].reshape(part.shape), part)
 
   storage = dataclasses.replace(
     ingredient.storage,
-    read_box=read_box,
+    read=read,
     chunks={leaf: ingredient.specs[leaf].shape for leaf in leaves},
     self_checked=frozenset(self_checked),
   )

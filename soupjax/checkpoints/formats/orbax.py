@@ -30,7 +30,7 @@ from soupjax.checkpoints.formats import (
   params_of_state,
 )
 from soupjax.soups.core import slices, tree
-from soupjax.soups.core.ingredient import Ingredient, Storage
+from soupjax.soups.core.ingredient import Ingredient, Storage, box_by_box
 
 PyTree = Any
 
@@ -228,7 +228,7 @@ def open_checkpoint(
       array = open_array(keys[leaf])
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
   for leaf, spec in specs.items():
-    byte_ranges.check_claims(path, leaf, spec.shape, spec.dtype)
+    byte_ranges.check_claims(path, leaf, spec)
   if not specs:
     raise ValueError(
       f"{path} holds no arrays: it was saved from an empty tree or is damaged."
@@ -241,7 +241,7 @@ def open_checkpoint(
       ts.array(out.reshape(slices.shape_of(box))).write(array).result()
 
   storage = Storage(
-    read_box=read_box,
+    read=box_by_box(read_box),
     order=tuple(specs),
     chunks=_Chunks(open_array, keys),
     checksums={

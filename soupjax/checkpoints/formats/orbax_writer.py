@@ -23,7 +23,7 @@ import tensorstore as ts
 
 from soupjax import files
 from soupjax.checkpoints.formats import block_writer, leaf_digest
-from soupjax.soups.core import crc32, slices
+from soupjax.soups.core import slices
 
 # The sizes of a chunk, which a reader decodes at once, and of a commit, which
 # stays in memory until then.
@@ -191,14 +191,15 @@ class OrbaxWriter(block_writer.BlockWriter):
         "dtype= or another format."
       ) from e
 
-  def _store(self, leaf, box, array):
-    block = array.reshape(slices.shape_of(box))
-    with self._lock:
-      target = self._arrays[leaf].with_transaction(self._transaction)
-      _wait(target[box].write(block), self.path)
-      self._uncommitted += array.nbytes
-      if self._uncommitted >= COMMIT_BYTES:
-        self._begin_commit()
+  def _store(self, spans, row):
+    for leaf, box, start, stop, _ in spans:
+      block = row[start:stop].reshape(slices.shape_of(box))
+      with self._lock:
+        target = self._arrays[leaf].with_transaction(self._transaction)
+        _wait(target[box].write(block), self.path)
+        self._uncommitted += block.nbytes
+        if self._uncommitted >= COMMIT_BYTES:
+          self._begin_commit()
 
   def _begin_commit(self) -> None:
     """Commits in the background, one transaction at a time."""
@@ -213,9 +214,10 @@ class OrbaxWriter(block_writer.BlockWriter):
     _wait(self._pending, self.path)
     self._pending = None
 
-  def _checksum(self, leaf, box):
-    stored = self._arrays[leaf][box].read(order="C")
-    return crc32.crc32(_wait(stored, self.path))
+  def _load(self, spans, row):
+    for leaf, box, start, stop, _ in spans:
+      block = ts.array(row[start:stop].reshape(slices.shape_of(box)))
+      _wait(block.write(self._arrays[leaf][box]), self.path)
 
   def _flush(self):
     self._commit()

@@ -11,13 +11,14 @@ only entry that is not training state. If several remain, the user must choose:
 
 from collections.abc import Callable, Collection, Mapping
 import dataclasses
+import functools
 import math
 import re
 from typing import Any, NamedTuple
 
 import jax
 
-from soupjax.soups.core import crc32, records, tree
+from soupjax.soups.core import crc32, records, slices, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
@@ -374,6 +375,18 @@ def _items(container) -> dict[str, Any]:
   return {str(key): value for key, value in items}
 
 
+@functools.lru_cache(maxsize=16)
+def _is_model(names: tuple[str, ...]) -> bool:
+  """Whether a tree is a model as it is; its shapes do not matter for that.
+
+  Checkpoints of the same model share one result.
+  """
+  try:
+    return choose("", {tuple(k.split("/")): 1 for k in names}) == Choice()
+  except ValueError:
+    return False
+
+
 def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
   """Cuts an ingredient whose file holds a train state to its weights.
 
@@ -381,8 +394,11 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
     ingredient: with names from its file, where '/' makes nested dicts.
     entry: see `choose`.
   """
+  if not entry and _is_model(tuple(ingredient.specs)):
+    return ingredient
   sizes = {
-    tuple(name.split("/")): spec.size for name, spec in ingredient.specs.items()
+    tuple(name.split("/")): math.prod(spec.shape)
+    for name, spec in ingredient.specs.items()
   }
   choice = choose(ingredient.path, sizes, entry=entry)
   if not choice.prefix and choice.heads is None:
@@ -403,6 +419,9 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
   def renamed(values):
     return {leaf: values[k] for leaf, k in old.items() if k in values}
 
+  def read(spans, out):
+    storage.read([slices.Span(old[span[0]], *span[1:]) for span in spans], out)
+
   return dataclasses.replace(
     ingredient,
     specs=specs,
@@ -411,7 +430,7 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
     ignored={**ingredient.ignored, **choice.ignored},
     storage=dataclasses.replace(
       storage,
-      read_box=lambda leaf, box, out: storage.read_box(old[leaf], box, out),
+      read=read,
       order=tuple(new[stored] for stored in storage.order if stored in new),
       chunks=renamed(storage.chunks),
       checksums=renamed(storage.checksums),

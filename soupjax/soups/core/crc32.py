@@ -73,7 +73,7 @@ def combine(pieces: Iterable[tuple[int, int]]) -> int:
   """
   total = 0
   for value, num_bytes in pieces:
-    total = _times(_zeros(num_bytes), total) ^ value
+    total = _moved(total, num_bytes) ^ value
   return total
 
 

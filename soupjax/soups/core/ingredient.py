@@ -43,9 +43,9 @@ class Storage:
   """Reads an ingredient in blocks.
 
   Attributes:
-    read_box: `read_box(leaf, box, out)` fills a contiguous array of the leaf's
-      dtype and the box's number of elements, in row-major order. Must be safe
-      to call from several threads.
+    read: `read(spans, out)` fills the spans of a flat array with boxes of
+      leaves, which all have its dtype. Must be safe to call from several
+      threads. `box_by_box` makes one from a function that reads one box.
     order: all leaves, in the best order to read them.
     chunks: leaf -> shape of the chunks that are read whole; other leaves can be
       read in any parts.
@@ -53,10 +53,10 @@ class Storage:
       file records one.
     num_bytes: bytes on disk, None if unknown.
     shared: checksums over several leaves.
-    self_checked: leaves that `read_box` compares with a checksum itself.
+    self_checked: leaves that `read` compares with a checksum itself.
   """
 
-  read_box: Callable[[str, slices.Slices, np.ndarray], None]
+  read: Callable[[Sequence[slices.Span], np.ndarray], None]
   order: Sequence[str]
   chunks: Mapping[str, tuple[int, ...]] = dataclasses.field(
     default_factory=dict
@@ -70,6 +70,22 @@ class Storage:
   def summed(self) -> set[str]:
     """Leaves whose checksum must be computed to compare it."""
     return {*self.checksums, *(k for part in self.shared for k in part.sizes)}
+
+  def read_box(self, leaf: str, box: slices.Slices, out: np.ndarray) -> None:
+    """Fills a flat array with one box, in row-major order."""
+    self.read([slices.Span(leaf, box, 0, out.size)], out)
+
+
+def box_by_box(
+  read_box: Callable[[str, slices.Slices, np.ndarray], None],
+) -> Callable[[Sequence[slices.Span], np.ndarray], None]:
+  """Returns a `Storage.read` that calls `read_box(leaf, box, out)` in turn."""
+
+  def read(spans, out):
+    for span in spans:
+      read_box(span.leaf, span.box, out[span.start : span.stop])
+
+  return read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -582,7 +598,7 @@ def storage_of(ingredient: Ingredient) -> Storage:
   specs = ingredient.specs
   # Trees in memory can be cut anywhere. Other readers get one call per leaf.
   chunks = {k: s.shape for k, s in specs.items()} if ingredient.path else {}
-  return Storage(read_box=read_box, order=tuple(specs), chunks=chunks)
+  return Storage(read=box_by_box(read_box), order=tuple(specs), chunks=chunks)
 
 
 def _part(array: Any, box: slices.Slices) -> np.ndarray:

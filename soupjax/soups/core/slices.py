@@ -8,10 +8,29 @@ a 0-d array is `()`. Variables of this type are called `box`.
 
 from collections.abc import Iterator, Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 Slices = tuple[slice, ...]
 Shape = tuple[int, ...]
+
+
+class Span(NamedTuple):
+  """A box of a leaf, and its place in a flat array that holds several.
+
+  Attributes:
+    leaf: its name.
+    box: part of the leaf, stored in row-major order.
+    start: element of the flat array at which it begins.
+    stop: the one after its last.
+    first: position of the first element in the whole leaf, if the box is known
+      to be contiguous there.
+  """
+
+  leaf: str
+  box: Slices
+  start: int
+  stop: int
+  first: int | None = None
 
 
 def whole(shape: Shape) -> Slices:
@@ -122,6 +141,24 @@ def touched(shape: Shape, box: Slices, chunk: Shape | None) -> int:
   return total
 
 
+def first_of(shape: Shape, box: Slices) -> int | None:
+  """Returns the first element of a contiguous box; None for any other.
+
+  Args:
+    shape: of the whole array.
+    box: a part of it.
+  """
+  first, stride, is_cut = 0, 1, False
+  for axis in range(len(shape) - 1, -1, -1):
+    start, stop, n = box[axis].start, box[axis].stop, shape[axis]
+    if is_cut and stop - start != 1:
+      return None
+    is_cut = is_cut or stop - start != n
+    first += start * stride
+    stride *= n
+  return first
+
+
 def contiguous_runs(shape: Shape, box: Slices) -> Iterator[tuple[int, int]]:
   """Cuts a box into runs that are contiguous in row-major memory.
 
@@ -135,19 +172,16 @@ def contiguous_runs(shape: Shape, box: Slices) -> Iterator[tuple[int, int]]:
   """
   if size(box) == 0:
     return
-  # The trailing axes that the box covers, and one more, form a run.
-  axis = len(shape)
-  stride = 1
-  while axis > 0:
-    axis -= 1
-    part = box[axis].stop - box[axis].start
-    if part != shape[axis]:
-      break
-    stride *= shape[axis]
-  else:
-    yield 0, stride
+  first = first_of(shape, box)
+  if first is not None:
+    yield first, size(box)
     return
-  length = part * stride
+  # The trailing axes that the box covers, and one more, form a run.
+  axis, length = len(shape) - 1, 1
+  while box[axis] == slice(0, shape[axis]):
+    length *= shape[axis]
+    axis -= 1
+  length *= box[axis].stop - box[axis].start
   strides = [math.prod(shape[i + 1 :]) for i in range(axis + 1)]
 
   def walk(i, offset):

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packs pieces of leaves into blocks, the inputs of compiled functions."""
 
-from collections.abc import Callable, Iterator
+import collections
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -14,72 +15,93 @@ from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import storage_of
 from soupjax.soups.engine import groups
 
-Piece = tuple[str, slices.Slices]
-
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """Pieces that go through one call of the compiled function."""
+  """Parts of leaves that go through one call of the compiled function.
+
+  Attributes:
+    group: of all its leaves.
+    spans: the parts, one after the other in a row of memory.
+    capacity: elements in the row.
+  """
 
   group: groups.Group
-  pieces: tuple[Piece, ...]
+  spans: Sequence[slices.Span]
   capacity: int
+
+  @property
+  def filled(self) -> int:
+    """The number of elements that are in use."""
+    return self.spans[-1].stop
 
   @property
   def shape(self) -> tuple[int, ...]:
     """Shape of the inputs: a row, layers, or that of a whole leaf."""
-    shape = slices.shape_of(self.pieces[0][1])
+    shape = slices.shape_of(self.spans[0].box)
     if self.group.whole:
       return shape
     if self.group.layered:
       return (shape[0], self.capacity // shape[0])
     return (self.capacity,)
 
-  def spans(self) -> Iterator[tuple[str, slices.Slices, slice]]:
-    """Yields leaf and box of each piece, and its part of a row."""
-    start = 0
-    for leaf, box in self.pieces:
-      stop = start + slices.size(box)
-      yield leaf, box, slice(start, stop)
-      start = stop
-
 
 def whole_leaf(group: groups.Group, leaf: str, shape: tuple[int, ...]) -> Block:
   """Returns the block of a whole leaf."""
-  box = slices.whole(shape)
-  return Block(group, ((leaf, box),), slices.size(box))
+  n = math.prod(shape)
+  span = slices.Span(leaf, slices.whole(shape), 0, n, 0)
+  return Block(group, [span], n)
+
+
+def _capacities(plan, pieces) -> dict[groups.Group, int]:
+  """Returns the elements of the blocks of every group."""
+  largest: dict[groups.Group, int] = {}
+  total: dict[groups.Group, int] = collections.Counter()
+  for leaf, box in pieces:
+    group, n = plan.groups[leaf], slices.size(box)
+    largest[group] = max(n, largest.get(group, group.limit))
+    total[group] += n
+  capacities = {}
+  for group, n in largest.items():
+    # Blocks need not be larger than the model.
+    n = min(n, total[group])
+    capacities[group] = _width(n) if _of_one_leaf(plan, group) else _sixteens(n)
+  return capacities
+
+
+def host_bytes(plan, pieces) -> int:
+  """Returns the memory of the largest block."""
+  sizes = [
+    capacity * group.bytes_an_element
+    for group, capacity in _capacities(plan, pieces).items()
+  ]
+  return max(sizes, default=0)
 
 
 def pack(plan, pieces) -> Iterator[Block]:
   """Packs the pieces of each group into blocks of the same capacity."""
-  sizes: dict[groups.Group, list[int]] = {}
-  for leaf, box in pieces:
-    sizes.setdefault(plan.groups[leaf], []).append(slices.size(box))
-  capacities = {}
-  for group, counts in sizes.items():
-    # Blocks need not be larger than the model.
-    n = min(max(group.limit, *counts), sum(counts))
-    capacities[group] = _width(n) if _of_one_leaf(plan, group) else _sixteens(n)
-  waiting: dict[groups.Group, tuple[list[Piece], int]] = {}
+  capacities = _capacities(plan, pieces)
+  waiting: dict[groups.Group, list[slices.Span]] = {}
   last = None
   for leaf, box in pieces:
     group, n = plan.groups[leaf], slices.size(box)
+    first = slices.first_of(plan.specs[leaf].shape, box)
     if group.layered:
       # In a block of its own size, so that it can be shaped as layers.
-      yield Block(group, ((leaf, box),), n)
+      yield Block(group, [slices.Span(leaf, box, 0, n, first)], n)
       continue
     if last is not group and last in waiting and _of_one_leaf(plan, last):
       # The group of a single leaf is complete: writers can finish the leaf.
-      yield Block(last, tuple(waiting.pop(last)[0]), capacities[last])
+      yield Block(last, waiting.pop(last), capacities[last])
     last = group
-    packed, filled = waiting.get(group, ([], 0))
-    if filled + n > capacities[group]:
-      yield Block(group, tuple(packed), capacities[group])
-      packed, filled = [], 0
-    packed.append((leaf, box))
-    waiting[group] = packed, filled + n
-  for group, (packed, _) in waiting.items():
-    yield Block(group, tuple(packed), capacities[group])
+    spans = waiting.setdefault(group, [])
+    start = spans[-1].stop if spans else 0
+    if start + n > capacities[group]:
+      yield Block(group, spans, capacities[group])
+      waiting[group], start = [], 0
+    waiting[group].append(slices.Span(leaf, box, start, start + n, first))
+  for group, spans in waiting.items():
+    yield Block(group, spans, capacities[group])
 
 
 def _of_one_leaf(plan, group) -> bool:

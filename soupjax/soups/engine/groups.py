@@ -147,7 +147,8 @@ class GroupMaker:
         f"the soup is {out}."
       )
     if isinstance(action, tuple):
-      return self._weighted(rules.linear(action), sources, stacked, out, action)
+      label = (action, *dtypes)
+      return self._weighted(rules.linear(action), sources, stacked, out, label)
     combine, base, base_dtype = self.rule.combine, None, None
     values = {**self.values, **self.leaf_values.get(leaf, {})}
     if isinstance(action, float):
@@ -158,8 +159,19 @@ class GroupMaker:
       base, base_dtype = count, self.base.specs[leaf].dtype
     if not self.rule.affine and np.float64 in (stacked, base_dtype):
       stacked, base_dtype = self._in_float32(leaf, out, stacked, base_dtype)
+    extra = self._extra(leaf)
+    read = [
+      *self.ingredients,
+      *([] if base is None else [self.base]),
+      *(self.rule.extra if extra else ()),
+    ]
     return self._shared(
-      (action, leaf if self.rule.by_leaf else None),
+      (
+        action,
+        leaf if self.rule.by_leaf else None,
+        # Sources are cast block by block.
+        *(source.specs[leaf].dtype for source in read),
+      ),
       values,
       limit=max(1, specs[0].size) if self.rule.whole else None,
       combine=combine,
@@ -169,7 +181,7 @@ class GroupMaker:
       base_dtype=base_dtype,
       out_dtype=out,
       by_rule=True,
-      extra=self._extra(leaf),
+      extra=extra,
       indexed=self.rule.indexed,
       whole=self.rule.whole,
       affine=self.rule.affine,

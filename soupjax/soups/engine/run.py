@@ -38,8 +38,8 @@ Piece = tuple[str, slices.Slices]
 class Writer(Protocol):
   """Destination of the result; called in several threads at once."""
 
-  def write(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
-    """Writes a box of a leaf from a flat, row-major array that is reused."""
+  def write(self, spans: Sequence[slices.Span], row: np.ndarray) -> None:
+    """Writes boxes of leaves from a flat, contiguous array that is reused."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,8 @@ class Report:
 
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
   """Bytes of all block buffers of this process, and of decoding."""
-  sizes = [
-    block.capacity * block.group.bytes_an_element
-    for block in blocks.pack(plan, pieces)
-  ]
-  per_thread = max(sizes, default=0) + blocks.decoding_bytes(plan, pieces)
+  per_thread = blocks.host_bytes(plan, pieces)
+  per_thread += blocks.decoding_bytes(plan, pieces)
   return max(plan.threads * per_thread, first_pass.host_bytes(plan))
 
 
@@ -179,7 +176,7 @@ class _Work:
   def cost(self, block: blocks.Block) -> int:
     """Bytes of weights that a block reads."""
     group, total = block.group, 0
-    for leaf, box in block.pieces:
+    for leaf, box, *_ in block.spans:
       for k in (*group.models, *group.extra):
         spec, chunk = self.plan.sources[k].specs[leaf], self.chunks[k].get(leaf)
         count = (
@@ -207,7 +204,7 @@ class _Work:
     group, target = block.group, block
     if group.whole:
       # The rule needs the whole leaf, even if only parts of it are written.
-      leaf = block.pieces[0][0]
+      leaf = block.spans[0].leaf
       block = blocks.whole_leaf(group, leaf, self.plan.specs[leaf].shape)
     stack = buffer.array(
       "stack", (len(group.sources), block.capacity), group.stack_dtype
@@ -216,7 +213,7 @@ class _Work:
       self._fill(k, block, stack[row], buffer)
     if group.combine is None:
       self._check_equal(block, stack)
-      self._write(block, stack[0])
+      self._write(block, stack[0, : block.filled])
       return
     base = None
     if group.base is not None:
@@ -232,17 +229,19 @@ class _Work:
     results = None if group.whole or group.layered else buffer.results
     # Waits for the result, so that the buffers can be filled again.
     merged = np.asarray(self._merge(group, *inputs, results))
-    if self.check_finite and not np.isfinite(merged).all():
+    row = merged.reshape(-1)[: block.filled]
+    if self.check_finite and not np.isfinite(row).all():
       if group.affine:  # Perhaps only a difference overflows.
         large = groups.of_large(group.combine)
         again = dataclasses.replace(group, combine=large)
         merged = np.asarray(self._merge(again, *inputs, None))
-      if not np.isfinite(merged).all():
+        row = merged.reshape(-1)[: block.filled]
+      if not np.isfinite(row).all():
         self._explain(block, stack, base)
     if group.whole:
-      parts = [merged[box].reshape(-1) for _, box in target.pieces]
-      merged = np.concatenate(parts)
-    self._write(target, merged.reshape(-1))
+      parts = [merged[span.box].reshape(-1) for span in target.spans]
+      row = np.concatenate(parts)
+    self._write(target, row)
 
   def _merge(self, group, stack, base, values, results):
     """Runs the rule; reuses the memory of `results` if possible."""
@@ -262,18 +261,19 @@ class _Work:
   def _values(self, block, buffer):
     """Returns the numbers for `combine`, with extra arrays and indices."""
     group, shape = block.group, block.shape
-    values = rule_inputs.spread(group.values, block.pieces[0][1], len(shape))
+    values = rule_inputs.spread(group.values, block.spans[0].box, len(shape))
     if group.extra:
       values["extra"] = self._extra(block, buffer)
     if group.indexed:
       index = buffer.array("index", (2, block.capacity), np.dtype(np.uint32))
-      rule_inputs.write_indices(self.plan.specs, block.pieces, index)
+      pieces = [(leaf, box) for leaf, box, *_ in block.spans]
+      rule_inputs.write_indices(self.plan.specs, pieces, index)
       values["index"] = index.reshape(2, *shape)
     return values
 
   def _extra(self, block, buffer):
     """Reads the extra sources of the rule, as a stack."""
-    group, leaf, sources = block.group, block.pieces[0][0], self.plan.sources
+    group, leaf, sources = block.group, block.spans[0].leaf, self.plan.sources
     if group.whole:
       # Statistics may have another shape than the leaf.
       shape = sources[group.extra[0]].specs[leaf].shape
@@ -282,38 +282,42 @@ class _Work:
     extra = buffer.array("extra", shape, np.dtype(np.float32))
     for row, k in zip(extra, group.extra):
       self._fill(k, block, row, buffer)
+      row = row[: block.filled]
       rule_inputs.check_numbers(self.plan.rule, sources[k], leaf, row)
     return extra.reshape(len(extra), *block.shape)
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""
-    source, storage, filled = self.plan.sources[k], self.storages[k], 0
-    for leaf, box, span in block.spans():
-      part, dtype = row[span], source.specs[leaf].dtype
-      if dtype != row.dtype:
-        part = buffer.array("cast", part.shape, dtype)
-      storage.read_box(leaf, box, part)
-      if self.hash_inputs or leaf in self.summed[k]:
-        self._sum(k, leaf, box, part)
-      if dtype != row.dtype:
-        row[span] = part.astype(row.dtype)
-      filled = span.stop
-    # An earlier block may have left NaN here.
-    row[filled:] = 0
+    row = row[: block.filled]  # The rest has numbers of an earlier block.
+    # The leaves of a group have the same dtype in each source.
+    dtype = self.plan.sources[k].specs[block.spans[0].leaf].dtype
+    part = row
+    if dtype != row.dtype:
+      part = buffer.array("cast", row.shape, dtype)
+    self.storages[k].read(block.spans, part)
+    if self.hash_inputs or self.summed[k]:
+      self._sum(k, block, part)
+    if dtype != row.dtype:
+      row[:] = part.astype(row.dtype)
 
-  def _sum(self, k, leaf, box, array):
-    """Adds a box to the checksum of a leaf."""
-    shape = self.plan.sources[k].specs[leaf].shape
-    part = crc32.part_of(shape, box, array)
+  def _sum(self, k, block, row):
+    """Adds a block to the checksums of its leaves."""
+    specs, summed = self.plan.sources[k].specs, self.summed[k]
+    parts = [
+      (leaf, crc32.part_of(specs[leaf].shape, box, row[start:stop]))
+      for leaf, box, start, stop, _ in block.spans
+      if self.hash_inputs or leaf in summed
+    ]
     with self._lock:
-      self._sums[k].setdefault(leaf, []).append(part)
+      for leaf, part in parts:
+        self._sums[k].setdefault(leaf, []).append(part)
 
   def _check_equal(self, block, stack):
     """Raises a ValueError if a leaf that is copied differs between sources."""
     names = [self.plan.sources[k].name for k in block.group.sources]
     for name, row in zip(names[1:], stack[1:]):
-      for leaf, _, span in block.spans():
-        a, b = stack[0, span].view(np.uint8), row[span].view(np.uint8)
+      for leaf, _, start, stop, _ in block.spans:
+        a, b = (x[start:stop].view(np.uint8) for x in (stack[0], row))
         if not np.array_equal(a, b):
           raise tree.differing(
             leaf,
@@ -326,9 +330,9 @@ class _Work:
   def _explain(self, block, stack, base):
     """Raises the error for a result that is not finite."""
     group, rows = block.group, [*stack, *([] if base is None else [base])]
-    for leaf, _, span in block.spans():
+    for leaf, _, start, stop, _ in block.spans:
       for k, row in zip(group.models, rows):
-        bad = row[span]
+        bad = row[start:stop]
         if bad.dtype != np.float64:
           bad = bad.astype(np.float32)
         bad = bad[~np.isfinite(bad)]
@@ -338,7 +342,7 @@ class _Work:
             f"{leaf!r}; it would spoil the whole soup. Leave it out: its "
             "fine-tuning diverged. (check_finite=False disables this check.)"
           )
-    leaves = sorted({leaf for leaf, _ in block.pieces})
+    leaves = sorted({span.leaf for span in block.spans})
     if group.out_dtype == np.float32 and not group.affine:
       raise ValueError(
         f"Models differ by more than the float32 range of 3.4e38 in one of "
@@ -356,10 +360,9 @@ class _Work:
     )
 
   def _write(self, block, row):
-    for leaf, box, span in block.spans():
-      self.writer.write(leaf, box, row[span])
-      with self._lock:
-        self.written += (span.stop - span.start) * row.dtype.itemsize
+    self.writer.write(block.spans, row)
+    with self._lock:
+      self.written += row.nbytes
 
   def checksums(
     self, processes: first_pass.Processes
@@ -425,6 +428,7 @@ class Arrays:
       for leaf, spec in plan.specs.items()
     }
 
-  def write(self, leaf: str, box: slices.Slices, array: np.ndarray) -> None:
+  def write(self, spans: Sequence[slices.Span], row: np.ndarray) -> None:
     """See `Writer`."""
-    self.leaves[leaf][box] = array.reshape(slices.shape_of(box))
+    for leaf, box, start, stop, _ in spans:
+      self.leaves[leaf][box] = row[start:stop].reshape(slices.shape_of(box))

@@ -9,7 +9,7 @@ import pytest
 
 import soupjax as sj
 from soupjax.soups.core import crc32, nonfinite
-from soupjax.soups.core.ingredient import Storage
+from soupjax.soups.core.ingredient import Storage, box_by_box
 
 SIZE = 23
 
@@ -31,7 +31,7 @@ def stored(name, leaves, *, chunks=None, checksums=None, seen=None):
     reader=lambda leaf, index: pytest.fail("read as a whole"),
     path=f"{name}.file",
     storage=Storage(
-      read_box=read_box,
+      read=box_by_box(read_box),
       order=tuple(reversed(leaves)),
       chunks=chunks or {},
       checksums=checksums or {},

@@ -28,6 +28,16 @@ def test_runs_are_the_elements_of_a_box_in_order(shape, data):
   assert np.array_equal(np.concatenate([[], *pieces]), expected)
 
 
+@given(SHAPES, st.data())
+def test_a_box_is_contiguous_if_it_is_one_run(shape, data):
+  box = pick_box(data, shape)
+  flat = np.arange(math.prod(shape)).reshape(shape)[box].reshape(-1)
+  first = slices.first_of(shape, box)
+  if flat.size:
+    is_run = flat[-1] - flat[0] == flat.size - 1
+    assert first == (flat[0] if is_run else None)
+
+
 def test_whole_rows_are_one_run():
   assert list(slices.contiguous_runs((4, 5), slices.whole((4, 5)))) == [(0, 20)]
   assert list(slices.contiguous_runs((4, 5), (slice(1, 3), slice(0, 5)))) == [

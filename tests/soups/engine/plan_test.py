@@ -196,5 +196,6 @@ def test_rules_that_go_by_leaf_finish_one_after_the_other():
   parts = {k: [slices.whole(s.shape)] for k, s in plan.specs.items()}
   pieces = planning.pieces(plan, parts, {})
   packed = list(blocks.pack(plan, pieces))
-  assert [piece for block in packed for piece in block.pieces] == pieces
-  assert all(len({leaf for leaf, _ in block.pieces}) == 1 for block in packed)
+  spans = [span for block in packed for span in block.spans]
+  assert [(span.leaf, span.box) for span in spans] == pieces
+  assert all(len({span.leaf for span in block.spans}) == 1 for block in packed)

@@ -132,6 +132,22 @@ def test_mixed_dtypes_are_averaged_as_they_are():
     assert merged["w"].tolist() == [1.5, 3.0]
 
 
+def test_dtypes_that_vary_by_model_and_leaf():
+  rng = np.random.default_rng(0)
+  trees = [
+    {
+      name: rng.normal(size=5).astype(dtype)
+      for name, dtype in zip("abc", dtypes)
+    }
+    for dtypes in ((np.float32, BF16, BF16), (BF16, np.float32, BF16))
+  ]
+  soup, _ = run(rules.linear(), named(*trees))
+  for name, leaf in soup.items():
+    alone, _ = run(rules.linear(), named(*({name: t[name]} for t in trees)))
+    assert leaf.dtype == alone[name].dtype
+    np.testing.assert_array_equal(leaf, alone[name])
+
+
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_eight_bits(dtype):
   trees = [{"w": np.array([v, -v]).astype(dtype)} for v in (1.0, 3.0)]
