@@ -23,9 +23,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _FLAGS = (
   flags.DEFINE_string("workdir", None, "Directory of the results."),
   flags.DEFINE_bool("dry_run", None, "Check, print the plan, and stop."),
-  flags.DEFINE_bool(
-    "sweep", None, "Fine-tune all members of get_sweep(), one by one."
-  ),
+  flags.DEFINE_bool("sweep", None, "Fine-tune all members of get_sweep()."),
   flags.DEFINE_integer(
     "sweep_index", None, "Fine-tune this member of get_sweep(), from 0."
   ),
@@ -38,6 +36,7 @@ _FLAGS = (
     "Work together with other processes: on Cloud TPU, under Slurm, or as "
     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
   ),
+  flags.DEFINE_bool("compilation_cache", None, "Keep compiled programs."),
 )
 
 

@@ -71,6 +71,7 @@ REMOVE = {
   "checkpoints/train_state.py",
   "files.py",
   "report/page.py",
+  "tasks/compilation_cache.py",
   "tasks/cook/run.py",
   "tasks/diagnose.py",
   "tasks/workdir.py",

@@ -11,7 +11,6 @@ from soupjax.soups.core import compensated
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
-from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.linear import linear
 from soupjax.soups.search.interpolate import key_of
 
@@ -148,7 +147,7 @@ class TaskVector:
 
 def _combine(stack, base, values):
   del base
-  return combine_deltas(stack[1:], stack[0], values)
+  return compensated.linear(stack, values["weights"], values["scale"])
 
 
 def _nothing_added(rule: rule_base.Rule) -> rule_base.Rule:

@@ -18,8 +18,11 @@ from ml_collections import config_flags
 
 from soupjax import config as config_lib
 from soupjax.registry import suggestion
+from soupjax.tasks import compilation_cache
 
-# Task -> its flags, besides --config, --dry_run and --distributed.
+# Flags of every task, besides --config.
+SHARED = ("dry_run", "distributed", "compilation_cache")
+# Task -> its other flags.
 TASKS = {
   "finetune": ("workdir", "sweep", "sweep_index", "fake_devices"),
   "cook": ("workdir",),
@@ -130,7 +133,7 @@ def run(command: Command) -> None:
       f"Unknown config.task {task!r}{suggestion(str(task), TASKS)}"
     )
   for flag in given:
-    if flag not in ("dry_run", "distributed", *TASKS[task]):
+    if flag not in (*SHARED, *TASKS[task]):
       uses = ", ".join(f"--{flag}" for flag in TASKS[task])
       raise ValueError(
         f"The task {task!r} does not use --{flag}; leave it out. Besides "
@@ -157,6 +160,7 @@ def run(command: Command) -> None:
       )
   if given.get("distributed"):
     join_processes()
+  compilation_cache.use(command.flags.get("compilation_cache", True))
   _run(task, command, dry_run)
 
 

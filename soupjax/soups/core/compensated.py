@@ -35,7 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 
 # Factor of `of_large`, small enough for the differences of 2**30 models.
-_SMALLER = 2.0**-40
+SMALLER = 2.0**-40
+# More models than this are added in a loop, some at a time: programs, and the
+# time and memory of the compiler, do not grow with the number of models.
+UNROLLED = 16
+_STEP = 8
 
 Pair = tuple[jax.Array, jax.Array]
 # High and low parts of the sums, for all leaves.
@@ -106,6 +110,113 @@ def add(
   if rest is not None:
     fine = fine + _head(rest.astype(delta.dtype)) * d
   return high, low + ((lost + (w * c + v * d)) + fine)
+
+
+def over_models(
+  count: int, step: Callable[[Any, Any], Any], state: jax.Array | Pair
+) -> Any:
+  """Applies `state = step(k, state)` for k = 0, ..., count - 1.
+
+  The size of the program is bounded for any number of models. The bits are the
+  same in a loop or without one.
+
+  Args:
+    count: number of models.
+    step: k is traced in loops, so it must index with `of_model`.
+    state: an array, or a pair of real arrays.
+  """
+  rounds = 0 if count <= UNROLLED else count // _STEP
+
+  def several(i, state):
+    state = unpacked(state)
+    for j in range(_STEP):
+      state = step(i * _STEP + j, state)
+    return packed(state)
+
+  if rounds:
+    state = jax.lax.fori_loop(0, rounds, several, packed(state))
+    state = unpacked(state)
+  for k in range(rounds * _STEP, count):
+    state = step(k, state)
+  return state
+
+
+def packed(state: jax.Array | Pair) -> jax.Array:
+  """Returns a state of `over_models` as one array: pairs become complex.
+
+  XLA's CPU compiler keeps the common terms of several outputs in memory, also
+  in loops; that takes 2 to 10 times as long.
+  """
+  return jax.lax.complex(*state) if isinstance(state, tuple) else state
+
+
+def unpacked(state: jax.Array) -> jax.Array | Pair:
+  """Returns the state that was given to `packed`."""
+  if jnp.iscomplexobj(state):
+    return jax.lax.real(state), jax.lax.imag(state)
+  return state
+
+
+def of_model(models: Any, k: Any) -> Any:
+  """Returns the k-th of several models; k may be traced.
+
+  Args:
+    models: an array (K, ...), or, unless k is traced, a sequence.
+    k: position of the model.
+  """
+  return models[k] if isinstance(k, int) else jnp.asarray(models)[k]
+
+
+def as_array(leaves: Sequence[jax.Array] | jax.Array) -> Any:
+  """Returns K leaves as an array (K, ...)."""
+  if hasattr(leaves, "ndim"):
+    return leaves
+  return jnp.stack([wide(leaf) for leaf in leaves])
+
+
+def stacked(leaves: Sequence[jax.Array] | jax.Array) -> Any:
+  """Returns K leaves in a form that `over_models` can index."""
+  return leaves if len(leaves) <= UNROLLED else as_array(leaves)
+
+
+def once(
+  count: int, function: Callable[[Any], Any], *, store: bool = False
+) -> Callable[[Any], Any]:
+  """Returns a function of the model for several calls of `over_models`.
+
+  Args:
+    count: number of models.
+    function: of k, which may be traced; returns arrays.
+    store: whether to keep the values of all models. False computes them again
+      in each loop, in less memory. (Without loops the compiler decides.)
+  """
+  if count <= UNROLLED:
+    return [function(k) for k in range(count)].__getitem__
+  if not store:
+    return function
+  values = jax.lax.map(function, jnp.arange(count))
+  return lambda k: jax.tree.map(lambda value: value[k], values)
+
+
+def sum_of(
+  count: int,
+  first: jax.Array,
+  term: Callable[[Any], Sequence[Any]],
+  total: Pair | None = None,
+) -> Pair:
+  """Sums the terms of several models; see `over_models`.
+
+  Args:
+    count: number of terms.
+    first: the reference leaf.
+    term: `term(k)` returns the arguments of `add` from `leaf` on.
+    total: the sum so far.
+  """
+  return over_models(
+    count,
+    lambda k, total: add(total, first, *term(k)),
+    zero(first) if total is None else total,
+  )
 
 
 def mean(total: Pair, first: jax.Array, scale: jax.Array) -> jax.Array:
@@ -222,37 +333,42 @@ def halves(numbers: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="weighted")
 def linear(
-  stack: Sequence[jax.Array],
+  stack: Sequence[jax.Array] | jax.Array,
   weights: jax.Array,
   scale: jax.Array,
   *,
+  first: jax.Array | None = None,
   weighted: bool = True,
 ) -> jax.Array:
   """Weighted mean of one leaf over K ingredients.
 
   Args:
-    stack: K float arrays of the same shape.
+    stack: (K, ...), or K float arrays of the same shape.
     weights: (K,) float32, or (3, K) from `pair`. Weights per element are
       (3, K, ...), with axes that broadcast to those of the leaf.
     scale: `reciprocal` of the sum of the weights, (6,) or (6, ...).
+    first: the reference leaf, to which the first weight belongs; the stack then
+      has one leaf less. None is the first leaf of the stack.
     weighted: False if all weights are 1, to save the products.
 
   Returns:
     An array of the same shape in float32 (float64 for float64 leaves).
   """
-  if any(leaf.dtype == np.float64 for leaf in stack):
-    stack = [leaf.astype(np.float64) for leaf in stack]
-  first = stack[0]
-  total = zero(first)
-  for k in range(1, len(stack)):
-    total = add(total, first, stack[k], *(_of(weights, k) if weighted else ()))
-  return mean(total, first, scale)
+  stack, skipped = stacked(stack), int(first is None)
+  first = stack[0] if first is None else first
+  leaves = [stack] if hasattr(stack, "ndim") else stack
+  if any(leaf.dtype == np.float64 for leaf in (first, *leaves)):
+    first = first.astype(np.float64)
+    stack = jax.tree.map(lambda leaf: leaf.astype(np.float64), stack)
+
+  def term(k):
+    leaf = of_model(stack, k + skipped)
+    return (leaf, *weight_parts(weights, k + 1)) if weighted else (leaf,)
+
+  return mean(sum_of(len(stack) - skipped, first, term), first, scale)
 
 
-def of_large(
-  combine: Callable[[Sequence[jax.Array]], jax.Array],
-  leaves: Sequence[jax.Array],
-) -> jax.Array:
+def of_large(combine: Callable[[Any], jax.Array], leaves: Any) -> jax.Array:
   """Evaluates an affine combination whose differences may overflow.
 
   Elements that are not finite are computed again from smaller leaves, so that
@@ -260,10 +376,11 @@ def of_large(
 
   Args:
     combine: returns the combination in the wide dtype.
-    leaves: its argument.
+    leaves: its argument, a tree of leaves or stacks.
   """
   # Exact, except for numbers that are negligible beside those that overflow.
-  small = combine([wide(leaf) * _SMALLER for leaf in leaves]) / _SMALLER
+  smaller = jax.tree.map(lambda leaf: wide(leaf) * SMALLER, leaves)
+  small = combine(smaller) / SMALLER
   plain = combine(leaves)
   return jnp.where(jnp.isfinite(plain), plain, small)
 
@@ -325,6 +442,13 @@ def running_add(
   return high, low
 
 
-def _of(weights, k):
-  """Returns the k-th weight, and its rest if there are rests."""
-  return (weights[k],) if weights.ndim == 1 else weights[:, k]
+def weight_parts(weights: jax.Array, k: Any) -> Sequence[jax.Array]:
+  """Returns the k-th weight, and its rests if there are any.
+
+  Args:
+    weights: (K,), or (3, K, ...) from `pair`.
+    k: position of the model; may be traced.
+  """
+  if weights.ndim == 1:
+    return (of_model(weights, k),)
+  return tuple(of_model(part, k) for part in weights)

@@ -77,17 +77,9 @@ def of_large(combine: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Returns an affine `combine` whose differences may overflow."""
 
   def run(stack, base, values):
-    count = len(stack)
-
-    def of_leaves(leaves):
-      rest = leaves[count:]
-      return combine(leaves[:count], rest[0] if rest else None, values)
-
-    leaves = [
-      *(stack[k] for k in range(count)),
-      *([] if base is None else [base]),
-    ]
-    return compensated.of_large(of_leaves, leaves)
+    return compensated.of_large(
+      lambda leaves: combine(*leaves, values), (stack, base)
+    )
 
   return run
 

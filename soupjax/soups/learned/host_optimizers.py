@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resumable optimizers of a few numbers, on the host in float64.
 
-Each takes `evaluate`, which maps the numbers to a loss and its gradient. After
-every evaluation it passes its state to `on_state`; a state that was saved as
-JSON resumes with the same bits.
+Each takes `evaluate`, which evaluates a loss and its gradient. After every
+evaluation it passes its state to `on_state`; a state that was saved as JSON
+resumes with the same bits.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+# Maps the numbers to the loss and its gradient.
 Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray]]
+# Maps the positions of some numbers and their gradient to the moved numbers.
+Update = Callable[[Any, np.ndarray], np.ndarray]
 State = Mapping[str, Any]
 
 
 def adamw(
-  evaluate: Evaluate,
+  evaluate: Callable[[np.ndarray, Update], Any],
   x: np.ndarray,
   *,
   steps: int,
@@ -29,7 +32,8 @@ def adamw(
   """AdamW (arXiv 1711.05101) with a constant learning rate.
 
   Args:
-    evaluate: returns loss and gradient.
+    evaluate: evaluates the gradient at the numbers and passes it to an
+      `Update`, every number once, as soon as it is known.
     x: (n,) numbers to start from.
     steps: total number of steps, including those of a resumed state.
     learning_rate: of all numbers.
@@ -41,16 +45,21 @@ def adamw(
     (n,) numbers after the last step.
   """
   b1, b2, eps = 0.9, 0.999, 1e-8
-  done, mu, nu = 0, np.zeros_like(x), np.zeros_like(x)
+  done, x, mu, nu = 0, x.copy(), np.zeros_like(x), np.zeros_like(x)
   if state is not None:
     done = int(state["step"])
     x, mu, nu = (np.array(state[k], np.float64) for k in ("x", "mu", "nu"))
+
+  def update(where, grad):
+    mu[where] = b1 * mu[where] + (1 - b1) * grad
+    nu[where] = b2 * nu[where] + (1 - b2) * grad**2
+    m, n = mu[where] / (1 - b1**step), nu[where] / (1 - b2**step)
+    decay = weight_decay[where] * x[where]
+    x[where] -= learning_rate * (m / (np.sqrt(n) + eps) + decay)
+    return x[where]
+
   for step in range(done + 1, steps + 1):
-    _, grad = evaluate(x)
-    mu = b1 * mu + (1 - b1) * grad
-    nu = b2 * nu + (1 - b2) * grad**2
-    m, n = mu / (1 - b1**step), nu / (1 - b2**step)
-    x = x - learning_rate * (m / (np.sqrt(n) + eps) + weight_decay * x)
+    evaluate(x.copy(), update)
     on_state({"step": step, "x": x, "mu": mu, "nu": nu})
   return x
 

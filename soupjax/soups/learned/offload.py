@@ -2,30 +2,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Placement of ingredients between passes: devices, host or disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import logging
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
+import weakref
 
 import jax
 import numpy as np
 
-from soupjax.soups.core import arguments
+from soupjax.soups.core import arguments, crc32, slices
 from soupjax.soups.core.ingredient import Ingredient, sharding_of
 
 CHOICES = ("device", "host", "disk")
+_ALIGNMENT = 64
 
 # The standard logger: absl, where it is used, shows its messages too.
 _log = logging.getLogger(__name__)
+
+
+class Residency(NamedTuple):
+  """The place of the ingredients between passes.
+
+  Attributes:
+    place: one of `CHOICES`.
+    host_bytes: of the leaves that stay on the host.
+  """
+
+  place: str
+  host_bytes: float
 
 
 def choose(
   residency: str | float | None,
   ingredients: Sequence[Ingredient],
   sharding: Any,
-) -> str:
+) -> Residency:
   """Chooses where ingredients stay between passes, and logs the choice.
 
   Args:
@@ -36,7 +51,8 @@ def choose(
     sharding: as in `Ingredient.load`.
 
   Returns:
-    One of `CHOICES`.
+    The place. If all ingredients do not fit, it is "disk", and the leaves that
+    fit stay on the host; none do if "disk" was requested.
 
   Raises:
     ValueError: for another word or a negative number.
@@ -50,38 +66,134 @@ def choose(
     _log.info(
       "%d ingredients stay on %s, as requested.", len(ingredients), residency
     )
-    return residency
+    return Residency(residency, math.inf if residency == "host" else 0)
   if residency is not None:
     residency = arguments.number(
       "residency", residency, "not be negative", lambda x: x >= 0
     )
   needs = _needed_bytes(ingredients, sharding)
   limits = _allowed_bytes(residency, ingredients, sharding)
-  choice = next((p for p in needs if needs[p] <= limits[p]), "disk")
+  place = next((p for p in needs if needs[p] <= limits[p]), "disk")
+  host_bytes = 0 if place == "device" else min(needs["host"], limits["host"])
   _log.info(
-    "%d ingredients stay on %s: they need %s.",
+    "%d ingredients stay on %s: they need %s.%s",
     len(ingredients),
-    choice,
+    place,
     ", ".join(
       f"{needs[p] / 1e9:.3g} of {limits[p] / 1e9:.3g} GB on {p}" for p in needs
     ),
+    f" {host_bytes / 1e9:.3g} GB of them are read once and stay on the host."
+    if place == "disk"
+    else "",
   )
-  return choice
+  return Residency(place, host_bytes)
 
 
-def cached_on_host(ingredient: Ingredient) -> Ingredient:
-  """Returns an ingredient that keeps on the host what it has read."""
-  if ingredient.path is None:
-    return ingredient  # It is already in memory.
+class Memory:
+  """Memory on the host that is filled again when its arrays are gone.
+
+  Reading into new memory takes three times as long. One thread may use it.
+  """
+
+  def __init__(self, num_bytes: int):
+    """Reserves nothing yet.
+
+    Args:
+      num_bytes: of all arrays in one block of `filled`.
+    """
+    self._num_bytes = num_bytes
+    self._free: list[np.ndarray] = []
+    self._rest = np.empty(0, np.uint8)
+
+  @contextlib.contextmanager
+  def filled(self) -> Iterator[None]:
+    """Takes memory that no array uses any more, or new memory, for a block."""
+    slab = self._free.pop() if self._free else _aligned(self._num_bytes)
+    # Its base is not an array: all arrays in it will refer to this one.
+    self._rest = np.frombuffer(memoryview(slab), np.uint8)
+    weakref.finalize(self._rest, self._free.append, slab).atexit = False
+    try:
+      yield
+    finally:
+      self._rest = np.empty(0, np.uint8)
+
+  def array(self, size: int, dtype: np.dtype) -> np.ndarray:
+    """Returns uninitialised elements, aligned as JAX needs to avoid a copy."""
+    num_bytes = size * dtype.itemsize
+    end = -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+    if end > self._rest.size:
+      return _aligned(num_bytes).view(dtype)
+    part, self._rest = self._rest[:num_bytes], self._rest[end:]
+    return part.view(dtype)
+
+
+def _aligned(num_bytes: int) -> np.ndarray:
+  raw = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  first = -raw.ctypes.data % _ALIGNMENT
+  return raw[first : first + num_bytes]
+
+
+def padded_bytes(spec: jax.ShapeDtypeStruct) -> int:
+  """Bytes of a leaf in `Memory`."""
+  num_bytes = spec.size * spec.dtype.itemsize
+  return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def cached_on_host(
+  ingredients: Sequence[Ingredient], limit: float, memory: Memory
+) -> list[Ingredient]:
+  """Returns ingredients that keep on the host the first leaves that they read.
+
+  Args:
+    ingredients: those that are already in memory stay as they are.
+    limit: bytes of all that they keep.
+    memory: for the other leaves.
+  """
+  left = [limit]
+  return [
+    i if i.path is None else _cached(i, left, memory) for i in ingredients
+  ]
+
+
+def _cached(ingredient, left, memory):
   cache: dict[tuple[str, str], np.ndarray] = {}
+  read_again = _reader(ingredient, memory)
 
   def read(leaf, index):
     key = (leaf, str(index))
-    if key not in cache:
-      cache[key] = np.asarray(ingredient.reader(leaf, index))
+    if key in cache:
+      return cache[key]
+    spec = ingredient.specs[leaf]
+    box, _ = slices.without_steps(index, spec.shape)
+    num_bytes = slices.size(box) * spec.dtype.itemsize
+    if num_bytes > left[0]:
+      return read_again(leaf, index)
+    left[0] -= num_bytes
+    cache[key] = np.asarray(ingredient.reader(leaf, index))
     return cache[key]
 
   return dataclasses.replace(ingredient, reader=read)
+
+
+def _reader(ingredient, memory):
+  """Returns a reader that fills `memory`, if the ingredient can."""
+  storage = ingredient.storage
+  if storage is None:
+    return ingredient.reader
+  shapes = {leaf: spec.shape for leaf, spec in ingredient.specs.items()}
+  ledger = crc32.Ledger(
+    ingredient.path, shapes, storage.checksums, storage.shared
+  )
+
+  def read(leaf, index):
+    box, steps = slices.without_steps(index, shapes[leaf])
+    flat = memory.array(slices.size(box), ingredient.specs[leaf].dtype)
+    storage.read_box(leaf, box, flat)
+    ledger.add(leaf, box, flat)
+    array = flat.reshape(slices.shape_of(box))
+    return array[steps] if steps else array
+
+  return read
 
 
 def _needed_bytes(ingredients, sharding) -> dict[str, float]:

@@ -199,10 +199,10 @@ def learned_soup(
     steps, optimizer, ingredients, base, layout, selection.select
   )
   past = state.restored(resume, start.size + 1)
-  residency = offload.choose(
+  placement = offload.choose(
     residency, ingredients[1:] if base is None else ingredients, sharding
   )
-  pool = Pool(ingredients, base, layout, sharding, residency)
+  pool = Pool(ingredients, base, layout, sharding, placement)
   pool.check_finite()
   problem = _Problem(
     pool, loss, batches, optimizer.learn_beta, state.history, on_step, selection
@@ -214,7 +214,7 @@ def learned_soup(
   )
 
   alphas, beta = problem.unpacked(x)
-  params = problem.finished(alphas)
+  params = problem.finished(x)
   check_unchanged(ingredients if base is None else [base, *ingredients])
   return LearnedSoup(
     params=params,
@@ -223,7 +223,7 @@ def learned_soup(
     beta=beta,
     history=tuple(state.history),
     base=base.name if base else None,
-    residency=residency,
+    residency=placement.place,
   )
 
 
@@ -248,6 +248,8 @@ class _Problem:
       "fixed": {k: x for k, x in self.fixed.items() if tree.is_float(x)},
       "bases": {k: end[0] for k, end in zip(floats, self.ends) if end},
     }
+    # The soup that was mixed beside the last gradient, and its numbers.
+    self._next: tuple[np.ndarray, list[Any]] | None = None
     # Skip the batches of finished steps.
     self.batches = itertools.islice(batches, len(history), None)
     self._value_and_grad = jax.jit(
@@ -267,14 +269,21 @@ class _Problem:
       leaves[name] = value
     return self.loss(self.selection.assembled(leaves), beta, *batch)
 
-  def finished(self, alphas: np.ndarray) -> PyTree:
+  def _mixed(self, x: np.ndarray) -> list[Any]:
+    """Returns the leaves of a soup."""
+    following, self._next = self._next, None
+    if following is not None and np.array_equal(following[0], x):
+      return following[1]
+    return self.pool.mix(self.unpacked(x)[0])
+
+  def finished(self, x: np.ndarray) -> PyTree:
     """Returns the soup in its dtypes.
 
     Raises:
       ValueError: naming the first leaf that overflows its dtype.
     """
     with self.pool.kept():
-      leaves = dict(zip(self.names, self.pool.mix(alphas)))
+      leaves = dict(zip(self.names, self._mixed(x)))
       means = {
         self.names[k]: leaves[self.names[k]] for k in self.pool.layout.floats
       }
@@ -295,16 +304,26 @@ class _Problem:
   def unpacked(self, x: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the coefficients, (groups, K), and beta."""
     alphas = x[:-1].reshape(len(self.pool.layout.groups), -1)
-    if self.pool.base is None:
-      alphas = _softmax(alphas)
-    return alphas, float(np.exp(x[-1]))
+    return self._alphas(alphas), float(np.exp(x[-1]))
 
-  def evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns the loss and its gradient."""
+  def _alphas(self, numbers: np.ndarray) -> np.ndarray:
+    return numbers if self.pool.base else _softmax(numbers)
+
+  def evaluate(
+    self, x: np.ndarray, update: host_optimizers.Update | None = None
+  ) -> tuple[float, np.ndarray]:
+    """Returns the loss and its gradient.
+
+    Args:
+      x: the numbers.
+      update: moves numbers whose gradient is known. If layers have coefficients
+        of their own, the next soup is then mixed layer by layer while their
+        leaves are in memory for the gradient.
+    """
     step, pool = len(self.history), self.pool
     alphas, beta = self.unpacked(x)
     with pool.kept():
-      soup = pool.mix(alphas)
+      soup = self._mixed(x)
       floats = {
         k: leaf.astype(jnp.float32) for k, leaf in pool.floats(soup).items()
       }
@@ -314,19 +333,45 @@ class _Problem:
       self.rest,
       *next(self.batches),
     )
-    value = float(value)
+    del floats
+    value, beta_grad = float(value), float(beta_grad)
+    beta_grad = beta_grad * beta if self.learn_beta else 0.0
     specs = pool.anchor.specs
     checks.value(value, step, specs, soup)
-    with pool.kept():
-      grad = pool.products(grads, soup)
-    if pool.base is None:
-      grad = alphas * grad
-    beta_grad = float(beta_grad) * beta if self.learn_beta else 0.0
-    checks.gradient(grad, beta_grad, value, step, specs, soup)
+    grad = np.zeros_like(x)
+    grad[-1] = beta_grad
+
+    def checked(groups, products, specs, leaves):
+      if pool.base is None:
+        products = alphas[groups] * products
+      checks.gradient(products, beta_grad, value, step, specs, leaves)
+      numbers = np.arange(alphas.size).reshape(alphas.shape)[groups]
+      grad[numbers] = products
+      return numbers
+
+    if update is None or not pool.layout.is_separable:
+      with pool.kept():
+        products = pool.products(grads, soup)
+      checked(slice(None), products, specs, soup)
+      if update is not None:
+        update(slice(None), grad)
+    else:
+      moved = np.empty_like(x)
+
+      def move(chunk, products):
+        part = {name: specs[name] for name in chunk.names}
+        numbers = checked(chunk.groups, products, part, chunk.of(soup))
+        moved[numbers] = update(numbers, grad[numbers])
+        return self._alphas(moved[numbers])
+
+      with pool.kept():
+        pool.descend(grads, soup, move)
+      moved[-1:] = update(slice(-1, None), grad[-1:])
+      self._next = (moved, soup)
     self.history.append({"step": step, "loss": value, "beta": beta})
     if self.on_step:
       self.on_step(self.history[-1])
-    return value, np.append(grad, beta_grad)
+    return value, grad
 
 
 def _minimize(problem, x, optimizer, past, state, on_state) -> np.ndarray:

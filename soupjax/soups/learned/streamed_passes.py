@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes over ingredients for the mixture and for the dot products."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -24,36 +26,111 @@ from soupjax.soups.learned import offload
 from soupjax.soups.learned.granularity import CoefficientLayout
 
 Leaves = list[Any]
+Stack = list[Leaves]  # Of several models.
+Key = tuple[int, int]  # Positions of a chunk, and of one of its blocks.
+
+# Models that one compiled function takes at most.
+_MOST_MODELS = 16
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _means(total, first, scale, *, layout):
-  """Divides the running sums; stacks of layers have a scale per layer."""
-  return [
-    compensated.mean(s, a, layout.spread(scale, k))
-    for k, (s, a) in enumerate(zip(zip(*total), first))
-  ]
+def _means(total, first, stack, weights, scale, *, layout):
+  """Adds the last models to running sums, None if empty, and divides."""
+  means = []
+  for k, leaf in enumerate(first):
+    pair = (
+      compensated.zero(leaf) if total is None else (total[0][k], total[1][k])
+    )
+    for turn, leaves in enumerate(stack):
+      weight = layout.spread(weights[:, :, turn], k)
+      pair = compensated.add(pair, leaf, leaves[k], *weight)
+    means.append(compensated.mean(pair, leaf, layout.spread(scale, k)))
+  return means
 
 
 @functools.partial(jax.jit, static_argnames="layout")
-def _dots(grads, params, origin, *, layout):
-  """Computes <G, theta_i - origin> for every slot."""
-  return jnp.concatenate(
-    [
-      layout.sums(k, g * (b.astype(jnp.float32) - a.astype(jnp.float32)))
-      for k, (g, b, a) in enumerate(zip(grads, params, origin))
-      if layout.leaves[k] is not None
+def _dots(grads, stack, origin, *, layout):
+  """Computes <G, theta_i - origin> for every model and slot."""
+  columns = []
+  for k, (grad, leaf) in enumerate(zip(grads, origin)):
+    leaf = leaf.astype(jnp.float32)
+    products = [grad * (b[k].astype(jnp.float32) - leaf) for b in stack]
+    columns.append(layout.sums(k, products))
+  return jnp.concatenate(columns, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+  """A layer: leaves that are mixed together.
+
+  Attributes:
+    names: of the leaves.
+    leaves: their positions.
+    slots: of their coefficients.
+    groups: of their slots, each once.
+    layout: of these leaves alone.
+    blocks: positions of ingredients that are read together.
+    num_bytes: of the leaves of one ingredient.
+  """
+
+  names: tuple[str, ...]
+  leaves: tuple[int, ...]
+  slots: np.ndarray
+  groups: np.ndarray
+  layout: CoefficientLayout
+  blocks: tuple[tuple[int, ...], ...]
+  num_bytes: int
+
+  def of(self, leaves: Any) -> Leaves:
+    """Returns the leaves of this chunk."""
+    return [leaves[k] for k in self.leaves]
+
+
+def _make_chunks(
+  layout: CoefficientLayout, models: Sequence[Ingredient], positions: range
+) -> list[Chunk]:
+  names = list(models[0].specs)
+
+  def num_bytes(leaves):
+    return max(
+      sum(offload.padded_bytes(model.specs[names[k]]) for k in leaves)
+      for model in models
+    )
+
+  all_bytes, layouts = num_bytes(layout.floats), {}
+  slot_groups, chunks = np.asarray(layout.slot_groups), []
+  for leaves in layout.chunks:
+    slots = np.concatenate([layout.slots(leaf) for leaf in leaves])
+    part, size = layout.part(leaves), num_bytes(leaves)
+    # No more than the size of a model at once.
+    width = max(1, min(_MOST_MODELS, all_bytes // max(size, 1)))
+    blocks = [
+      tuple(positions[k : k + width]) for k in range(0, len(positions), width)
     ]
-  )
+    chunks.append(
+      Chunk(
+        names=tuple(names[leaf] for leaf in leaves),
+        leaves=leaves,
+        slots=slots,
+        groups=np.unique(slot_groups[slots]),
+        # One object for equal layouts, so that functions are compiled once.
+        layout=layouts.setdefault(part, part),
+        blocks=tuple(blocks),
+        num_bytes=size,
+      )
+    )
+  return chunks
 
 
 class Pool:
   """The ingredients of a learned soup, read in repeated passes.
 
-  Besides the first ingredient (or the base), memory holds two ingredients: the
-  current one, and the next one, which is being read. Passes alternate in
-  direction. The last ingredient of a pass is then the first of the next and is
-  not read again, and the files that follow are likely to be in the page cache.
+  A block is one layer of several ingredients, which together are no larger than
+  a model. Besides the first ingredient (or the base), memory holds two blocks:
+  the current one, and the next one, which is being read. If all ingredients are
+  in one block, dot products and the next mixture need one pass. Passes
+  alternate in direction, so that the last block of a pass is not read again,
+  and the files that follow are likely to be in the page cache.
   """
 
   def __init__(
@@ -62,7 +139,7 @@ class Pool:
     base: Ingredient | None,
     layout: CoefficientLayout,
     sharding: Any,
-    residency: str,
+    residency: offload.Residency,
   ):
     """Reads the base, or else the first ingredient.
 
@@ -71,76 +148,113 @@ class Pool:
       base: the origin of task vectors, None for a weighted mean.
       layout: the coefficients of every leaf.
       sharding: placement of the ingredients, as in `Ingredient.load`.
-      residency: "device", "host" or "disk"; see `offload.choose`.
+      residency: from `offload.choose`.
     """
     self.base, self.layout, self.sharding = base, layout, sharding
-    self.slot_groups = np.asarray(layout.slot_groups)
-    self.ingredients = list(ingredients)
-    self.anchor = base or self.ingredients[0]
-    self.first = self._placed(self._load(self.anchor))
+    self.count = len(ingredients)
+    self.anchor = base or ingredients[0]
+    self.first = jax.tree.leaves(self.anchor.load(sharding=sharding))
+    for k in layout.floats:
+      # Leaves that JAX would cut stay on the host.
+      self.first[k] = precision.placed(self.first[k])
     # Sums are of differences from the first model, which itself has no term.
-    self._positions = range(0 if base else 1, len(self.ingredients))
-    self._on_devices: dict[int, Leaves] | None = None
-    self._recent: tuple[int, Leaves] | None = None
-    if residency == "device":
-      self._on_devices = dict(self._pass(self._positions))
-    elif residency == "host":
-      for k in self._positions:
-        self.ingredients[k] = offload.cached_on_host(self.ingredients[k])
+    positions = range(0 if base else 1, self.count)
+    models = [self.anchor, *ingredients]
+    self.slot_groups = np.asarray(layout.slot_groups)
+    # Programs on CPUs use the memory of the host.
+    self._on_cpu = all(
+      device.platform == "cpu"
+      for k in layout.floats
+      for device in getattr(self.first[k], "devices", set)()
+    )
+    self._float_specs = {
+      spec.dtype: spec
+      for model in models
+      for spec in model.specs.values()
+      if tree.is_float(spec)
+    }.values()
+    self.chunks = _make_chunks(layout, models, positions)
+    self._memory = offload.Memory(
+      max(len(c.blocks[0]) * c.num_bytes for c in self.chunks)
+    )
+    self.ingredients = offload.cached_on_host(
+      ingredients, residency.host_bytes, self._memory
+    )
+    self._backwards = True
+    self._on_devices: dict[Key, Stack] | None = None
+    self._recent: tuple[Key, Stack] | None = None
+    if residency.place == "device":
+      self.ingredients = list(ingredients)
+      keys = self._keys()
+      stacks = (self._placed(stack) for stack in self._read(keys))
+      self._on_devices = dict(zip(keys, stacks))
 
-  def _load(self, ingredient) -> Leaves:
-    return jax.tree.leaves(ingredient.load(sharding=self.sharding))
+  def _keys(self) -> list[Key]:
+    """Returns the positions of all chunks, and of their blocks."""
+    return [
+      (k, n)
+      for k, chunk in enumerate(self.chunks)
+      for n in range(len(chunk.blocks))
+    ]
 
-  def _placed(self, leaves: Leaves) -> Leaves:
-    """Puts floating leaves on devices, one by one in the same list.
+  def _placed(self, stack: Stack) -> Stack:
+    """Puts leaves on devices, unless JAX would cut some of them.
 
     The reading thread cannot do this, because `jax.default_device` does not
-    apply there. Leaves that JAX would cut stay on the host.
+    apply there.
     """
-    for k in self.layout.floats:
-      leaves[k] = precision.placed(leaves[k])
-    return leaves
+    if any(map(precision.is_cut, self._float_specs)):
+      return stack
+    return jax.device_put(stack)
 
   def kept(self) -> contextlib.AbstractContextManager[None]:
     """Returns the context in which JAX keeps all bits of the leaves."""
-    return precision.kept(
-      spec
-      for model in (self.anchor, *self.ingredients)
-      for spec in model.specs.values()
-      if tree.is_float(spec)
-    )
+    return precision.kept(self._float_specs)
 
-  def _pass(self, positions: Iterable[int]) -> Iterator[tuple[int, Leaves]]:
-    """Yields the leaves of ingredients in turn while the next are read.
+  def _load(self, key: Key) -> Stack:
+    """Reads a block: of several ingredients, the leaves of a chunk."""
+    chunk, stack = self.chunks[key[0]], []
+    with self._memory.filled():
+      for position in chunk.blocks[key[1]]:
+        ingredient = self.ingredients[position]
+        specs = {name: ingredient.specs[name] for name in chunk.names}
+        part = dataclasses.replace(
+          ingredient, specs=specs, treedef=jax.tree.structure([0] * len(specs))
+        )
+        stack.append(part.load(sharding=self.sharding))
+    return stack
 
-    Callers must drop the leaves (`del`) before they ask for the next.
+  def _read(self, keys: Sequence[Key]) -> Iterator[Stack]:
+    """Yields blocks in turn while the next one is read.
+
+    Callers must drop a block (`del`) before they ask for the next, and wait for
+    the functions that use it: its memory is filled again.
     """
     if self._on_devices is not None:
-      for position in positions:
-        yield position, self._on_devices[position]
+      yield from (self._on_devices[key] for key in keys)
       return
-    positions, recent = list(positions), self._recent
     load = precision.inherited(self._load)
-    self._recent = None
+    recent, self._recent = self._recent, None
+    turns = [(key, list(turn)) for key, turn in itertools.groupby(keys)]
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-
-      def read(turn):
-        if turn == len(positions):
-          return None
-        return thread.submit(load, self.ingredients[positions[turn]])
-
-      if recent and positions and recent[0] == positions[0]:
-        pending = concurrent.futures.Future()
+      if recent and turns and recent[0] == turns[0][0]:
+        pending: Any = concurrent.futures.Future()
         pending.set_result(recent[1])
       else:
-        pending = read(0)
-      recent = None
-      for turn, position in enumerate(positions):
-        leaves = self._placed(pending.result())
-        pending = read(turn + 1)
-        if pending is None:
-          self._recent = (position, leaves)
-        yield position, leaves
+        pending = thread.submit(load, turns[0][0])
+      for k, (key, turn) in enumerate(turns):
+        # Drops the block before, so that its memory can be filled.
+        recent = stack = None
+        stack = pending.result()
+        pending = None
+        if not self._on_cpu:
+          stack = self._placed(stack)
+        if k + 1 < len(turns):
+          pending = thread.submit(load, turns[k + 1][0])
+        else:
+          self._recent = (key, stack)
+        for _ in turn:
+          yield stack
 
   def check_finite(self) -> None:
     """Reads every model once and checks it for NaN and infinity.
@@ -150,15 +264,18 @@ class Pool:
     """
     names = list(self.anchor.specs)
 
-    def check(name, leaves):
-      floats = self.floats(leaves)
-      flags = nonfinite.all_finite(list(floats.values()))
-      nonfinite.raise_if_not_finite(name, [names[k] for k in floats], flags)
+    def check(name, names, leaves):
+      flags = nonfinite.all_finite(leaves)
+      nonfinite.raise_if_not_finite(name, names, flags)
 
-    check(self.anchor.name, self.first)
-    for position, leaves in self._pass(self._positions):
-      check(self.ingredients[position].name, leaves)
-      del leaves
+    floats = self.floats(self.first)
+    check(self.anchor.name, [names[k] for k in floats], list(floats.values()))
+    keys = self._keys()
+    with contextlib.closing(self._read(keys)) as stacks:
+      for k, n in keys:
+        for position, leaves in zip(self.chunks[k].blocks[n], next(stacks)):
+          check(self.ingredients[position].name, self.chunks[k].names, leaves)
+          del leaves
 
   def mix(self, alphas: np.ndarray) -> Leaves:
     """Returns the soup in float32, with the first model's integer leaves.
@@ -170,27 +287,32 @@ class Pool:
     Args:
       alphas: (groups, K) coefficients.
     """
-    weights, scales = self._coefficients(alphas)
-    first = list(self.floats(self.first).values())
-    total = compensated.running_zero(first)
-    for position, leaves in self._pass(self._positions):
-      total = compensated.running_add(
-        total,
-        first,
-        list(self.floats(leaves).values()),
-        weights[:, self.slot_groups, position],
-        self.layout.spread,
-      )
-      del leaves
-      if self._on_devices is None:
-        # Without waiting, devices would hold all ingredients still to add.
-        jax.block_until_ready(total)
-    scale = scales[:, self.slot_groups]
-    means = iter(_means(total, first, scale, layout=self.layout))
-    return [
-      leaf if slots is None else next(means)
-      for leaf, slots in zip(self.first, self.layout.leaves)
-    ]
+    soup = list(self.first)
+    with contextlib.closing(self._read(self._keys())) as stacks:
+      for chunk in self.chunks:
+        self._mix_into(soup, chunk, alphas[chunk.groups], stacks)
+    return soup
+
+  def _mix_into(self, soup, chunk, alphas, stacks):
+    """Mixes a chunk into its leaves of the soup."""
+    weights, scale = self._coefficients(alphas)
+    rows = np.searchsorted(chunk.groups, self.slot_groups[chunk.slots])
+    weights, scale = weights[:, rows], scale[:, rows]
+    first, total, spread = chunk.of(self.first), None, chunk.layout.spread
+    for block in chunk.blocks[:-1]:
+      if total is None:
+        total = compensated.running_zero(first)
+      for position, leaves in zip(block, next(stacks)):
+        weight = weights[:, :, position]
+        total = compensated.running_add(total, first, leaves, weight, spread)
+        del leaves
+      jax.block_until_ready(total)
+    weights = weights[:, :, chunk.blocks[-1]]
+    means = _means(
+      total, first, next(stacks), weights, scale, layout=chunk.layout
+    )
+    for k, mean in zip(chunk.leaves, jax.block_until_ready(means)):
+      soup[k] = mean
 
   def _coefficients(self, alphas):
     """Returns the weights, (3, groups, K), and the scales, (6, groups)."""
@@ -215,19 +337,59 @@ class Pool:
     Returns:
       (groups, K) products in float64.
     """
-    origin = self.first if self.base else soup
-    grads = [grads.get(k) for k in range(len(self.first))]
-
-    def dots(leaves):
-      values = _dots(grads, leaves, origin, layout=self.layout)
-      # Reading the values waits for the device, as in `mix`.
-      return np.array(values) if self._on_devices is None else values
-
-    rows = {} if self.base else {0: dots(self.first)}
-    for position, leaves in self._pass(reversed(self._positions)):
-      rows[position] = dots(leaves)
-      del leaves
-    slots = np.stack([rows[k] for k in sorted(rows)]).astype(np.float64)
-    out = np.zeros((len(self.layout.groups), len(self.ingredients)))
-    np.add.at(out, self.slot_groups, slots.T)
+    out = np.zeros((len(self.layout.groups), self.count))
+    with contextlib.closing(self._read(self._keys()[::-1])) as stacks:
+      for chunk in self.chunks[::-1]:
+        out[chunk.groups] += self._products_of(chunk, grads, soup, stacks)
     return out
+
+  def _products_of(self, chunk, grads, soup, stacks):
+    """Returns the sums over the leaves of a chunk, (its groups, K)."""
+    slots = np.zeros((len(chunk.slots), self.count))
+    grads = chunk.of(grads)
+    origin = chunk.of(self.first if self.base else soup)
+
+    def take(positions, stack):
+      dots = _dots(grads, stack, origin, layout=chunk.layout)
+      slots[:, positions] = np.asarray(dots).T
+
+    for block in chunk.blocks[:0:-1]:
+      take(block, next(stacks))
+    block, first = chunk.blocks[0], []
+    if not self.base:
+      block, first = (0, *block), [chunk.of(self.first)]
+    take(block, first + next(stacks))
+    out = np.zeros((len(chunk.groups), self.count))
+    np.add.at(
+      out, np.searchsorted(chunk.groups, self.slot_groups[chunk.slots]), slots
+    )
+    return out
+
+  def descend(
+    self,
+    grads: dict[int, Any],
+    soup: Leaves,
+    step: Callable[[Chunk, np.ndarray], np.ndarray],
+  ) -> None:
+    """Replaces the soup by the next one, one chunk at a time.
+
+    Needs a layout that `is_separable`.
+
+    Args:
+      grads: as in `products`; emptied.
+      soup: from `mix`; changed in place.
+      step: maps a chunk and the `products` of its groups to their coefficients
+        in the next soup.
+    """
+    order = list(enumerate(self.chunks))[:: -1 if self._backwards else 1]
+    self._backwards = not self._backwards
+    keys = []
+    for k, chunk in order:
+      blocks = range(len(chunk.blocks))
+      keys += [(k, n) for n in (*reversed(blocks), *blocks)]
+    with contextlib.closing(self._read(keys)) as stacks:
+      for _, chunk in order:
+        products = self._products_of(chunk, grads, soup, stacks)
+        for leaf in chunk.leaves:
+          del grads[leaf]
+        self._mix_into(soup, chunk, step(chunk, products), stacks)

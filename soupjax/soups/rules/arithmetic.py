@@ -10,8 +10,9 @@ from soupjax.soups.rules.base import RULES, Rule
 
 def combine_deltas(stack, base, values):
   """Returns `base + scale * sum_k w_k (t_k - base)`, to 1 ulp."""
-  ends = [base, *(stack[k] for k in range(len(stack)))]
-  return compensated.linear(ends, values["weights"], values["scale"])
+  return compensated.linear(
+    stack, values["weights"], values["scale"], first=base
+  )
 
 
 @RULES.register

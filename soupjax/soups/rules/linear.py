@@ -25,17 +25,22 @@ def _uniform(stack, base, values):
 
 
 def _lerp(stack, base, values):
-  stack = [base, *(stack[k] for k in range(len(stack)))]
-  return compensated.linear(stack, values["weights"], values["scale"])
+  return compensated.linear(
+    stack, values["weights"], values["scale"], first=base
+  )
 
 
 def combine_sum(stack, base, values):
   """Returns `sum_k w_k t_k`, to 1 ulp; equal leaves are unchanged."""
   del base
+  stack, weights = compensated.stacked(stack), values["weights"]
   first = stack[0]
-  total = compensated.zero(first)
-  for k in range(1, len(stack)):
-    total = compensated.add(total, first, stack[k], *values["weights"][:, k])
+
+  def term(k):
+    leaf = compensated.of_model(stack, k + 1)
+    return leaf, *compensated.weight_parts(weights, k + 1)
+
+  total = compensated.sum_of(len(stack) - 1, first, term)
   # The excess of the weights over 1 multiplies the first leaf itself.
   zeros = jnp.zeros_like(first)
   total = compensated.add(total, zeros, first, *values["excess"])

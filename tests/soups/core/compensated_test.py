@@ -150,6 +150,39 @@ def test_same_bits_with_and_without_jit_and_strict_promotion():
   np.testing.assert_array_equal(eager, want)
 
 
+@pytest.mark.parametrize(
+  "weights,dtype,count",
+  [
+    (None, np.float32, 18),
+    ("by model", jnp.bfloat16, 26),
+    ("by element", np.float32, 25),
+    ("by model", np.float64, 18),
+  ],
+)
+def test_a_loop_over_models_keeps_the_bits(weights, dtype, count, monkeypatch):
+  stack = make_stack(8, count, shape=(3, 11), spread=0.3, dtype=dtype)
+  # A sum that cancels, and one that overflows.
+  stack[-1][0, :2], stack[1][0, 1] = stack[0][0, :2], np.inf
+  stack = np.stack(stack)
+  rng = np.random.default_rng(8)
+  shape = (count,) if weights == "by model" else (count, 3, 1)
+  arguments = {
+    "weights": compensated.pair(rng.uniform(-0.5, 1, shape)),
+    "scale": compensated.reciprocal(1.5),
+    "weighted": weights is not None,
+  }
+
+  def bits(kind):
+    models = kind(map(jnp.asarray, stack))
+    return np.asarray(compensated.linear(models, **arguments)).tobytes()
+
+  with jax.enable_x64(dtype == np.float64):
+    got = bits(list), bits(lambda models: jnp.stack(list(models)))
+    monkeypatch.setattr(compensated, "UNROLLED", count)
+    with jax.disable_jit():
+      assert got == (bits(list),) * 2
+
+
 @pytest.mark.parametrize("weights", [None, [0.3, 1.1, 0.7]])
 @pytest.mark.parametrize("block", [1, 7, 64, 100])
 def test_bits_do_not_depend_on_blocks(block, weights):
@@ -175,8 +208,9 @@ def test_bits_do_not_depend_on_blocks(block, weights):
   ],
 )
 def test_bits_do_not_depend_on_the_mesh(shape, spec, axis_type):
-  stack = make_stack(4, 6, shape=(16, 40), spread=0.1)
-  weights = [0.2, 0.3, 0.1, 1.5, 0.9, 0.4]
+  count = 20 if shape == (4, 2) else 6  # In a loop, or without one.
+  stack = make_stack(4, count, shape=(16, 40), spread=0.1)
+  weights = np.linspace(0.1, 1.5, count)
   mesh = jax.make_mesh(
     shape, ("x", "y", "z")[: len(shape)], axis_types=(axis_type,) * len(shape)
   )

@@ -5,6 +5,7 @@
 import collections
 import dataclasses
 import gc
+import os
 import weakref
 
 from helpers import COUNT, POOL, TREES, loss_of
@@ -58,10 +59,10 @@ def test_residency_changes_no_bit(sharding, base):
       residency=place,
     )
 
-  soups = {place: learn(place) for place in offload.CHOICES}
+  soups = {place: learn(place) for place in (*offload.CHOICES, 1.5 * BYTES)}
   first = soups["disk"]
   for place, soup in soups.items():
-    assert soup.residency == place
+    assert soup.residency == (place if isinstance(place, str) else "disk")
     assert soup.history == first.history and soup.beta == first.beta
     for group, alphas in first.alphas.items():
       np.testing.assert_array_equal(soup.alphas[group], alphas)
@@ -69,48 +70,127 @@ def test_residency_changes_no_bit(sharding, base):
       assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@residencies
-def test_reads_each_ingredient_as_often_as_it_must(place):
-  reads = collections.Counter()
+def reads_of(**settings):
+  """Learns three steps; returns {chunk: {ingredient: reads}}."""
+  reads = {leaf: collections.Counter() for leaf in LAST_LEAVES}
 
   def told(k, leaf, value):
     del value
-    reads[k] += leaf == "head/kernel"
+    if leaf in reads:
+      reads[leaf][k] += 1
 
-  steps = 3
-  sj.learned_soup(on_disk(told=told), loss_of, steps=steps, residency=place)
+  sj.learned_soup(on_disk(told=told), loss_of, steps=3, **settings)
+  return [dict(reads[leaf]) for leaf in LAST_LEAVES]
+
+
+# One of each layer, in their order. The first layer has most of the bytes, so
+# its ingredients are read one by one; those of the others are read together.
+LAST_LEAVES = ("blocks/dense/kernel", "embed/kernel", "head/kernel")
+
+
+@residencies
+def test_one_pass_a_step_where_layers_have_their_own_coefficients(place):
+  reads = reads_of(residency=place)
   if place != "disk":
-    assert reads == {k: 1 for k in range(COUNT)}
+    assert reads == [dict.fromkeys(range(COUNT), 1)] * 3
     return
-  # The check and 2 * steps + 1 passes. At every turn except the first, the last
-  # ingredient of one pass is reused by the next.
-  passes = 2 * steps + 2
-  turns = 2 * steps
-  ends = {1: turns // 2, COUNT - 1: turns // 2}
-  assert reads[0] == 1
-  for k in range(1, COUNT):
-    assert reads[k] == passes - ends.get(k, 0)
+  # The check, the first mixture, and the steps: once for layers that are read
+  # together. Others are read twice, except where the first pass ends. The layer
+  # that ends a step begins the next one.
+  assert reads == [
+    {0: 1, 1: 5, 2: 8, 3: 7},
+    {0: 1, 1: 5, 2: 5, 3: 5},
+    {0: 1, 1: 3, 2: 3, 3: 3},
+  ]
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [{"granularity": "model"}, {"optimizer": "lbfgs"}],
+  ids=["model", "lbfgs"],
+)
+def test_two_passes_a_step_where_layers_wait_for_each_other(settings):
+  reads = reads_of(residency="disk", **settings)
+  # Passes alternate in direction: at every turn one read is saved.
+  turns = 2 * 3
+  assert reads == [
+    {0: 1, 1: 8 - turns // 2, 2: 8, 3: 8},
+    {0: 1, 1: 8, 2: 8, 3: 8},
+    {0: 1} | dict.fromkeys((1, 2, 3), 8 - turns // 2),
+  ]
+
+
+def test_what_fits_is_read_once():
+  most = 1.5 * BYTES
+  reads = collections.Counter()
+
+  def told(k, leaf, value):
+    if k and leaf != "count":
+      reads[k, leaf] += value.nbytes
+
+  sj.learned_soup(on_disk(told=told), loss_of, steps=3, residency=most)
+  sizes = {k: s.size * s.dtype.itemsize for k, s in POOL[0].specs.items()}
+  stay = [sizes[leaf] for (_, leaf), n in reads.items() if n == sizes[leaf]]
+  assert BYTES < sum(stay) <= most
 
 
 def test_disk_holds_no_more_models_when_there_are_more():
-  def most_alive(count):
-    alive, most = set(), 0
+  def most_bytes(count):
+    alive, most = {}, 0
     gc.collect()
-    before = len(jax.live_arrays())
+    before = sum(x.nbytes for x in jax.live_arrays())
 
     def told(k, leaf, value):
       nonlocal most
       key = object()
-      alive.add(key)
-      weakref.finalize(value, alive.discard, key)
-      arrays = len(alive) + len(jax.live_arrays()) - before
-      most = max(most, arrays)
+      alive[key] = value.nbytes
+      weakref.finalize(value, alive.pop, key)
+      arrays = sum(x.nbytes for x in jax.live_arrays()) - before
+      most = max(most, sum(alive.values()) + arrays)
 
     sj.learned_soup(on_disk(count, told), loss_of, steps=2, residency="disk")
     return most
 
-  # The soup, its gradient, the first model, the current and the next one.
-  assert most_alive(24) <= 5 * len(POOL[0].specs) + 2
+  # The soup, its gradient, the first model, the current and the next block.
+  assert most_bytes(24) <= 5 * BYTES
+
+
+def test_memory_is_filled_again_when_its_arrays_are_gone():
+  memory = offload.Memory(1000)
+
+  def filled():
+    with memory.filled():
+      return [memory.array(n, np.dtype(np.float32)) for n in (3, 100)]
+
+  arrays = filled()
+  places = [x.ctypes.data for x in arrays]
+  assert all(place % 64 == 0 for place in places)
+  part = arrays.pop()[50:].reshape(2, 25)
+  del arrays
+  part[:] = 7
+  assert all(x.ctypes.data not in places for x in filled())
+  assert (part == 7).all()
+  del part
+  assert [x.ctypes.data for x in filled()] == places
+
+
+def test_checksums_are_compared_with_every_read(tmp_path):
+  paths = [tmp_path / f"{k}.safetensors" for k in range(2)]
+  for path, tree in zip(paths, TREES):
+    sj.save_params(path, tree)
+  status = paths[1].stat()
+
+  def damage(entry):
+    """Changes the last byte and hides it: the file seems to be the same."""
+    with open(paths[1], "r+b") as f:
+      f.seek(-1, 2)
+      last = f.read(1)[0]
+      f.seek(-1, 2)
+      f.write(bytes([last ^ 1]))
+    os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns))
+
+  with pytest.raises(ValueError, match="1.safetensors.*checksum"):
+    sj.learned_soup(paths, loss_of, steps=3, residency="disk", on_step=damage)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +215,7 @@ def test_takes_the_first_that_has_room(memory, place, caplog):
 def test_takes_half_of_what_is_free(monkeypatch):
   for free, place in ((6 * BYTES, "device"), (6 * BYTES - 2, "disk")):
     monkeypatch.setattr(offload, "_free_on_host", lambda free=free: free)
-    assert offload.choose(None, on_disk(3), None) == place
+    assert offload.choose(None, on_disk(3), None).place == place
 
 
 def test_asks_the_devices_where_they_know(monkeypatch):
@@ -155,7 +235,7 @@ def test_asks_the_devices_where_they_know(monkeypatch):
 
   def choose(used):
     halves = Halves(used)
-    return offload.choose(None, on_disk(3), lambda *_: halves)
+    return offload.choose(None, on_disk(3), lambda *_: halves).place
 
   monkeypatch.setattr(offload, "_free_on_host", lambda: 6 * BYTES)
   # Half of 10 * BYTES on each device, of which each takes 1.5; then less.
