@@ -79,9 +79,9 @@ REMOVE = {
 # The most .py files in a folder, besides __init__.py.
 MOST_FILES = 14
 PURE = {"jax", "numpy"} | sys.stdlib_module_names
-# Files of soups/ that wrap another library; jax needs scipy itself.
+# Files of soups/ that wrap other libraries; jax needs scipy itself.
 ALSO = {
-  "soups/core/crc32.py": {"isal"},
+  "soups/core/crc32.py": {"google_crc32c", "isal"},
   "soups/learned/host_optimizers.py": {"scipy"},
   "soups/search/blackbox.py": {"scipy"},
 }

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRC-32 (the one of zip files) of data that arrives in pieces."""
+"""CRC-32 (the one of zip files) of data that arrives in pieces; CRC-32C."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
@@ -8,6 +8,7 @@ import math
 import threading
 from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 
 from soupjax.soups.core import slices
@@ -31,6 +32,11 @@ def crc32(array: np.ndarray) -> int:
 def extend(value: int, array: np.ndarray) -> int:
   """Extends a CRC-32 by the bytes of a contiguous array."""
   return _crc32(array.reshape(-1).view(np.uint8), value)
+
+
+def crc32c(array: np.ndarray) -> int:
+  """Returns the CRC-32C (that of zarr) of the bytes of a contiguous array."""
+  return google_crc32c.value(array.reshape(-1).view(np.uint8))
 
 
 def check(source: str, leaf: str, checksum: int, expected: int) -> None:
