@@ -304,6 +304,8 @@ def main() -> int:
     if unknown := {*names, *skipped} - ROWS.keys():
       parser.error(f"unknown rows {sorted(unknown)}; there are {[*ROWS]}")
     os.environ["PEERS_PYTHON"] = args.peers_python
+    # Ends through the blocks that stop the row and remove the folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = tempfile.mkdtemp(prefix="soupjax_numbers_", dir=args.folder)
     try:
       worked = measure_all([n for n in ROWS if n in names and n not in skipped],
