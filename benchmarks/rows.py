@@ -434,7 +434,7 @@ def greedy(folder):
   import greedy as script
 
   workdir = pathlib.Path(folder)
-  found = script.measure(*script.synthetic(workdir / "synthetic"), 3)
+  found = script.measure(*script.synthetic(workdir / "synthetic"), 3, False)
   figures = {
     "full_ratio": found["full: wall / evaluation"],
     "early_ratio": found["early: wall / evaluation"],
@@ -446,7 +446,7 @@ def greedy(folder):
   finished = workdir / "digits_first" / "sweep"
   if finished.exists():
     digits = script.digits(finished, workdir / "greedy_digits")
-    found = script.measure(*digits, 3)
+    found = script.measure(*digits, 3, False)
     figures["digits_images"] = 100 * found["evaluated, all"]
   return figures
 
@@ -620,6 +620,7 @@ ROWS = (
       f"forward passes {f['pure']:.0f} of {f['wall']:.0f} s, start-up "
       f"{f['start-up']:.1f}, tracing and compilation {f['compile']:.1f}"
     ),
+    seconds=900,
   ),
   Row(
     "sweep",
