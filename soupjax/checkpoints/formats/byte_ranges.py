@@ -228,30 +228,34 @@ def naming(path: str) -> Iterator[None]:
     ) from e
 
 
-def check_claims(
-  path: str, leaf: str, shape: Sequence[int], dtype: np.dtype
-) -> None:
+def check_claims(path: str, leaf: str, spec: jax.ShapeDtypeStruct) -> None:
   """Checks that NumPy and JAX can hold a leaf.
 
   Raises:
     ValueError: if it has too many axes, elements or levels of names, or its
       name is not text.
   """
-  problem = ""
-  if len(shape) > _MAX_AXES:
-    problem = f"{len(shape)} axes, and arrays have at most {_MAX_AXES}"
-  elif math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
-    problem = f"shape {list(shape)}, which is more than an array can hold"
-  elif leaf.count("/") > MAX_DEPTH:
-    problem = f"more than {MAX_DEPTH} levels in its name"
-  elif leaf.encode(errors="replace").decode() != leaf:
+  problem = _too_large(spec.shape, spec.dtype)
+  if leaf.count("/") > MAX_DEPTH:
+    problem = problem or f"more than {MAX_DEPTH} levels in its name"
+  if not leaf.isascii() and leaf.encode(errors="replace").decode() != leaf:
+    problem = problem or "a name that is not valid text"
     leaf = ascii(leaf)
-    problem = "a name that is not valid text"
   if problem:
     name = leaf if len(leaf) < 80 else f"{leaf[:80]}..."
     raise ValueError(
       f"{path} is damaged: leaf {name!r} has {problem:.300}. Copy it again."
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _too_large(shape: tuple[int, ...], dtype: np.dtype) -> str:
+  """Describes why no array can have this shape; "" if one can."""
+  if len(shape) > _MAX_AXES:
+    return f"{len(shape)} axes, and arrays have at most {_MAX_AXES}"
+  if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
+    return f"shape {list(shape)}, which is more than an array can hold"
+  return ""
 
 
 class Place(NamedTuple):
@@ -329,8 +333,8 @@ def ingredient(
       f"{path} has {len(specs)} leaves, more than {_MAX_LEAVES}: give the path "
       "of a checkpoint of one model."
     )
-  for leaf in specs:
-    check_claims(path, leaf, specs[leaf].shape, specs[leaf].dtype)
+  for leaf, spec in specs.items():
+    check_claims(path, leaf, spec)
   nested, treedef = tree.nest(specs)
 
   def read(spans, out):

@@ -227,7 +227,7 @@ def open_checkpoint(
       array = open_array(keys[leaf])
       specs[leaf] = jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype)
   for leaf, spec in specs.items():
-    byte_ranges.check_claims(path, leaf, spec.shape, spec.dtype)
+    byte_ranges.check_claims(path, leaf, spec)
   if not specs:
     raise ValueError(
       f"{path} holds no arrays: it was saved from an empty tree or is damaged."

@@ -11,6 +11,7 @@ only entry that is not training state. If several remain, the user must choose:
 
 from collections.abc import Callable, Collection, Mapping
 import dataclasses
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -374,6 +375,18 @@ def _items(container) -> dict[str, Any]:
   return {str(key): value for key, value in items}
 
 
+@functools.lru_cache(maxsize=16)
+def _is_model(names: tuple[str, ...]) -> bool:
+  """Whether a tree is a model as it is; its shapes do not matter for that.
+
+  Checkpoints of the same model share one result.
+  """
+  try:
+    return choose("", {tuple(k.split("/")): 1 for k in names}) == Choice()
+  except ValueError:
+    return False
+
+
 def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
   """Cuts an ingredient whose file holds a train state to its weights.
 
@@ -381,8 +394,11 @@ def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
     ingredient: with names from its file, where '/' makes nested dicts.
     entry: see `choose`.
   """
+  if not entry and _is_model(tuple(ingredient.specs)):
+    return ingredient
   sizes = {
-    tuple(name.split("/")): spec.size for name, spec in ingredient.specs.items()
+    tuple(name.split("/")): math.prod(spec.shape)
+    for name, spec in ingredient.specs.items()
   }
   choice = choose(ingredient.path, sizes, entry=entry)
   if not choice.prefix and choice.heads is None:

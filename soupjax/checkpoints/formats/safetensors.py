@@ -9,6 +9,8 @@ data. Headers are untrusted: every entry is checked before it is used.
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import os
@@ -82,6 +84,27 @@ def _unique(pairs):
   return entries
 
 
+def _parsed(text: str) -> Any:
+  """Parses JSON in which no object has a key twice.
+
+  Raises:
+    ValueError: if it is not valid, or has a key twice.
+  """
+  header = json.loads(text)
+  try:
+    # Colons are in strings or behind keys. If there are no more of them than
+    # the parsed header has, no key was dropped. This is faster than a hook that
+    # is called for every object. An escaped colon would spoil the count.
+    metadata = header.get("__metadata__", {}).items()
+    strings = "".join([*header, *itertools.chain(*metadata)])
+    keys = sum(map(len, [header, *header.values()]))
+    if text.count(":") == keys + strings.count(":") and "\\u003" not in text:
+      return header
+  except (AttributeError, TypeError):
+    pass  # Not of the usual form.
+  return json.loads(text, object_pairs_hook=_unique)
+
+
 def read_header(file: byte_ranges.ByteFile) -> tuple[dict[str, Any], int]:
   """Returns the header of an open file and the offset of the data.
 
@@ -98,7 +121,7 @@ def read_header(file: byte_ranges.ByteFile) -> tuple[dict[str, Any], int]:
       f"and a header at most {_MAX_HEADER}",
     )
   try:
-    header = json.loads(file.read(8, length), object_pairs_hook=_unique)
+    header = _parsed(file.read(8, length).decode("utf-8", "surrogatepass"))
   except (ValueError, RecursionError) as e:
     raise _bad(file.path, f"its header is not valid ({e})") from e
   if not isinstance(header, dict):
@@ -130,7 +153,7 @@ def record(path: str) -> dict[str, Any]:
     header, _ = read_header(byte_ranges.ByteFile(file))
     text = header.pop("__metadata__", {})
     entries = _record(file, text)
-    specs = {k: _spec(file, k, e, math.inf)[0] for k, e in header.items()}
+    specs = {k: _entry(file, k, e, math.inf)[0] for k, e in header.items()}
     leaf_digest.check(file, specs, text.get(leaf_digest.KEY), entries)
     if entries:
       checksums |= entries["crc32"]
@@ -146,21 +169,28 @@ def _record(path, text) -> Any:
     raise _bad(path, f"its record of soupjax is damaged ({e})") from e
 
 
-def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
+@functools.lru_cache(maxsize=4096)
+def _spec(dtype: str, shape: tuple[int, ...]) -> tuple[Any, int]:
+  """Returns the spec of leaves, and their number of bytes."""
+  spec = tree.shared_spec(shape, np.dtype(_DTYPES[dtype]))
+  return spec, spec.size * spec.dtype.itemsize
+
+
+def _entry(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int, int]:
+  """Returns the spec of a leaf, its first byte and the one after its last."""
   try:
     dtype, shape = entry["dtype"], entry["shape"]
     start, stop = entry["data_offsets"]
-    sizes = [*shape, start, stop]
-    if not all(type(n) is int and n >= 0 for n in sizes):
-      raise TypeError("a size or offset is not a natural number")
+    for n in (*shape, start, stop):
+      if type(n) is not int or n < 0:
+        raise TypeError("a size or offset is not a natural number")
   except (TypeError, KeyError, ValueError) as e:
     raise _bad(path, f"the entry of {name!r} is not valid ({e!r})") from e
   if type(dtype) is not str or dtype not in _DTYPES:
     raise _bad(
       path, f"{name!r} has dtype {dtype!r}, which is not in {sorted(_DTYPES)}"
     )
-  spec = tree.shared_spec(tuple(shape), np.dtype(_DTYPES[dtype]))
-  needed = spec.size * spec.dtype.itemsize
+  spec, needed = _spec(dtype, tuple(shape))
   if stop - start != needed:
     raise _bad(
       path,
@@ -173,7 +203,7 @@ def _spec(path, name, entry, end) -> tuple[jax.ShapeDtypeStruct, int]:
       f"it is cut short: {name!r} ends at byte {stop} of the data, which has "
       f"{end}",
     )
-  return spec, start
+  return spec, start, stop
 
 
 def index_of(
@@ -322,11 +352,12 @@ def open_checkpoint(
     ValueError: if a file is damaged or missing, or two shards have one leaf.
   """
   specs, places, checksums = {}, {}, {}
+  order: list[str] = []
   texts: dict[str, str] = {}
   for shard in files_of(path):
     file = byte_ranges.ByteFile(shard)
     header, data = read_header(file)
-    text, spans = header.pop("__metadata__", {}), []
+    text, spans, in_shard = header.pop("__metadata__", {}), [], {}
     texts = {**text, **texts}
     for leaf, fields in header.items():
       leaf = sys.intern(leaf)  # One string for all checkpoints of a model.
@@ -335,21 +366,20 @@ def open_checkpoint(
           f"{path} has leaf {leaf!r} in two shards: "
           f"{places[leaf].file.path} and {shard}."
         )
-      specs[leaf], start = _spec(shard, leaf, fields, file.size - data)
+      spec, start, stop = _entry(shard, leaf, fields, file.size - data)
+      in_shard[leaf] = spec
       places[leaf] = byte_ranges.Place(file, data + start)
-      spans.append((*fields["data_offsets"], leaf))
-    _check_spans(shard, spans, file.size - data)
+      spans.append((start, stop, leaf))
+    del header
+    order += _in_order(shard, spans, file.size - data)
     checksums |= leaf_digest.check(
-      shard,
-      {leaf: specs[leaf] for leaf in header},
-      text.get(leaf_digest.KEY),
-      _record(shard, text),
+      shard, in_shard, text.get(leaf_digest.KEY), _record(shard, text)
     )
-  where = {leaf: place.file.path for leaf, place in places.items()}
-  index = check_index(path, where)
+    specs |= in_shard
+  index = check_index(path, ((k, p.file.path) for k, p in places.items()))
   others = {str(index): byte_ranges.identity(str(index))} if index else {}
   ingredient = byte_ranges.ingredient(
-    name, path, specs, places, checksums=checksums, others=others
+    name, path, specs, places, order=order, checksums=checksums, others=others
   )
   own = ("soupjax", leaf_digest.KEY)
   texts = {key: value for key, value in texts.items() if key not in own}
@@ -357,40 +387,44 @@ def open_checkpoint(
   return params_of_state.of(ingredient, entry)
 
 
-def _check_spans(path, spans, size):
-  """Checks that leaves follow each other without overlap or gap."""
+def _in_order(path, spans, size) -> list[str]:
+  """Returns leaves in file order; there must be no overlap or gap."""
   end, before = 0, "the header"
-  for start, stop, leaf in sorted(spans):
+  spans = sorted(spans)
+  for start, stop, leaf in spans:
     if start != end:
       problem = "share bytes" if start < end else "have a gap between them"
       raise _bad(path, f"{before!r} and {leaf!r} {problem}")
     end, before = stop, leaf
   if end != size:
     raise _bad(path, f"{size - end} bytes at its end belong to no leaf")
+  return [leaf for _, _, leaf in spans]
 
 
 def check_index(
   path: str,
-  leaves: Mapping[str, str],
+  leaves: Iterable[tuple[str, str]],
   suffixes: Sequence[str] = (SUFFIX,),
 ) -> pathlib.Path | None:
   """Checks that the index of a checkpoint, if any, lists its leaves.
 
   Args:
     path: of the checkpoint.
-    leaves: leaf -> path of its shard.
+    leaves: names and paths of their shards.
     suffixes: of the shards.
 
   Returns:
-    The path of the index.
+    The path of the index, None if there is none.
 
   Raises:
     ValueError: naming leaves that are missing or in another shard.
   """
   index, shards = index_of(path, suffixes)
-  actual = {leaf: os.path.basename(shard) for leaf, shard in leaves.items()}
+  if index is None:
+    return None
+  actual = {leaf: os.path.basename(shard) for leaf, shard in leaves}
   wrong = [k for k in {**shards, **actual} if shards.get(k) != actual.get(k)]
-  if index is not None and wrong:
+  if wrong:
     raise ValueError(
       f"{index} and its shards disagree on {len(wrong)} leaves: {wrong[:10]}. "
       "Are they from one save?"

@@ -393,8 +393,8 @@ def open_checkpoint(
         checksums[leaf] = info.CRC
       elif count:
         views.add(shard, info, tensor.offset * item, leaf, count * item)
-  where = {leaf: place.file.path for leaf, place in places.items()}
-  index = safetensors.check_index(path, where, SUFFIXES)
+  shards = ((leaf, place.file.path) for leaf, place in places.items())
+  index = safetensors.check_index(path, shards, SUFFIXES)
   if index is not None:
     others[str(index)] = byte_ranges.identity(str(index))
 

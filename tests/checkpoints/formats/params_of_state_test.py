@@ -10,6 +10,7 @@ import pytest
 
 import soupjax as sj
 from soupjax.checkpoints import readable
+from soupjax.checkpoints.formats import params_of_state
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 PARAMS = {"layers": {"w": W, "b": np.ones(3, np.float32)}}
@@ -30,6 +31,24 @@ def test_a_train_state_is_cut_to_its_weights(tmp_path, name):
   assert part.tolist() == [[3, 4]]
   mixed = sj.mix(sj.rules.linear(), [ingredient], block_bytes=8)
   assert np.array_equal(mixed.params["layers"]["w"], W)
+
+
+def test_models_of_one_architecture_are_searched_for_weights_once(
+  tmp_path, monkeypatch
+):
+  calls, choose = [], params_of_state.choose
+
+  def counted(*args, **kwargs):
+    calls.append(args)
+    return choose(*args, **kwargs)
+
+  monkeypatch.setattr(params_of_state, "choose", counted)
+  params_of_state._is_model.cache_clear()
+  for k in range(3):
+    tree = {"w": np.full(k + 1, k, np.float32), "b": np.ones(2, np.float32)}
+    sj.save_params(tmp_path / f"{k}.npz", tree)
+    assert sj.open_ingredient(tmp_path / f"{k}.npz").specs["w"].size == k + 1
+  assert len(calls) == 1
 
 
 STEP = np.int32(3)

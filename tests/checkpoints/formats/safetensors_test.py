@@ -159,6 +159,24 @@ def test_an_index_that_lies(tmp_path):
       bytes(8),
       "'a' twice",
     ),
+    # As many colons as without the duplicate, one of them in a name.
+    (
+      b'{"a":%s,"a":%s,"::\\u003a\\u003A\\u003a\\u003A":%s}'
+      % ((json.dumps(entry()).encode(),) * 3),
+      bytes(8),
+      "'a' twice",
+    ),
+    (
+      b'{"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}}',
+      bytes(8),
+      "'shape' twice",
+    ),
+    (
+      b'{"__metadata__":{"k":"x:y","k":""},"a":%s}'
+      % json.dumps(entry()).encode(),
+      bytes(8),
+      "'k' twice",
+    ),
   ],
 )
 def test_bad_headers(tmp_path, header, data, text):
@@ -166,6 +184,21 @@ def test_bad_headers(tmp_path, header, data, text):
   with pytest.raises(ValueError, match=text) as e:
     safetensors_format.open_checkpoint(str(path), "x")
   assert str(path) in str(e.value)
+
+
+def test_usual_headers_are_parsed_without_a_call_for_every_leaf(
+  tmp_path, monkeypatch
+):
+  def unique(pairs):
+    raise AssertionError(f"a call for {pairs}")
+
+  monkeypatch.setattr(safetensors_format, "_unique", unique)
+  tree = {f"a:{k}": np.full(3, k, np.float32) for k in range(9)}
+  sj.save_params(tmp_path / "ours.safetensors", tree)
+  metadata = {"url": 'https://x "y":', "format": "pt"}
+  safetensors.numpy.save_file(tree, tmp_path / "theirs", metadata)
+  for name in ("ours.safetensors", "theirs"):
+    assert sj.open_ingredient(tmp_path / name).specs.keys() == tree.keys()
 
 
 @pytest.mark.parametrize("length", [1 << 62, 100, 10**8 + 1])
