@@ -12,6 +12,7 @@ Orbax's metadata at the end. Float weights hardly shrink if they are compressed.
 from collections.abc import Iterator, Mapping, Sequence
 import errno
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -305,7 +306,7 @@ class OrbaxWriter(block_writer.RangeWriter):
       }
       for keys in self._keys.values()
     }
-    files.write_json(
+    _write_json(
       os.path.join(self._state, "_METADATA"),
       {
         "tree_metadata": tree,
@@ -322,7 +323,7 @@ class OrbaxWriter(block_writer.RangeWriter):
       "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler."
       "PyTreeHandler"
     )
-    files.write_json(
+    _write_json(
       os.path.join(self.path, "_CHECKPOINT_METADATA"),
       {
         "item_handlers": {"state": handler},
@@ -334,6 +335,11 @@ class OrbaxWriter(block_writer.RangeWriter):
       },
     )
     pathlib.Path(self.path, "orbax.checkpoint").touch()
+
+
+def _write_json(path, value):
+  """Writes JSON without line breaks, which takes a tenth of the time."""
+  files.write_text(path, json.dumps(value))
 
 
 def _array_metadata(specs, chunks) -> dict[str, bytes]:
