@@ -5,7 +5,9 @@
 Each imports what it needs, and returns a function that does the work alone.
 """
 
-import importlib.util
+import os
+import subprocess
+import sys
 
 
 def soupjax(paths, out, **settings):
@@ -19,6 +21,16 @@ def soupjax(paths, out, **settings):
 
 def with_hashes(paths, out):
   return soupjax(paths, out, hash_inputs=True)
+
+
+def open_and_load(paths, out):
+  import soupjax as sj
+
+  def run():
+    for path in paths:
+      sj.open_ingredient(path).load()
+
+  return run
 
 
 def numpy_dicts(paths, out):
@@ -144,6 +156,7 @@ CONTESTANTS = {
   for f in (
     soupjax,
     with_hashes,
+    open_and_load,
     numpy_dicts,
     torch_soup,
     torch_double,
@@ -154,12 +167,41 @@ CONTESTANTS = {
 }
 
 
+def python_for(name: str) -> str:
+  """The interpreter of a contestant: peers may have one of their own."""
+  if name in PACKAGES:
+    return os.environ.get("PEERS_PYTHON", sys.executable)
+  return sys.executable
+
+
+def versions(python: str | None = None) -> dict[str, str]:
+  """Versions of the peers' packages, of those that are installed.
+
+  Args:
+    python: the interpreter that is asked; None is that of the peers.
+  """
+  code = (
+    "import importlib.metadata as m, sys\n"
+    "for name in sys.argv[1:]:\n"
+    "  try: print(name, m.version(name))\n"
+    "  except m.PackageNotFoundError: pass\n"
+  )
+  names = sorted({*PACKAGES.values(), "safetensors"})
+  done = subprocess.run(
+    [python or python_for("mergekit"), "-c", code, *names],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return dict(line.split() for line in done.stdout.splitlines())
+
+
 def others() -> list[str]:
   """The contestants besides soupjax whose packages are installed."""
-  found = ["numpy_dicts"]
+  installed, names = versions(), ["numpy_dicts"]
   for name, package in PACKAGES.items():
-    if importlib.util.find_spec(package):
-      found.append(name)
+    if package in installed:
+      names.append(name)
     else:
       print(f"{package} is not installed: {name} is left out.")
-  return found
+  return names

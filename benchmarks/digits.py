@@ -172,6 +172,33 @@ def markdown(records: list[dict], baseline: str) -> str:
   return "\n".join(lines)
 
 
+def short_table() -> str:
+  """Formats the table of README.md from the stored results."""
+  stored = json.loads(RESULTS.read_text())
+  baseline, left_out = "best_prec@1", ("best_loss",)
+  tables = [table_of(r) for r in stored["runs"].values()]
+  base = np.array([t[baseline] for t in tables])
+  lines = [
+    "| | test | 8 shifts | difference on test | under shift |",
+    "|---|---|---|---|---|",
+  ]
+  for method, label in METHODS.items():
+    if method in left_out:
+      continue
+    values = np.array([t[method] for t in tables])
+    cells = [label, *(f"{v:.1f}" for v in values.mean(axis=0))]
+    for column in (values - base).T:
+      mean, _, half = interval(column)
+      cells.append(
+        f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+        if method != baseline
+        else ""
+      )
+    lines.append("| " + " | ".join(cells) + " |")
+  commit = f"Commit {stored['commit']}, jax {stored['jax']}."
+  return "\n".join([*lines, "", commit])
+
+
 # --- Picture ------------------------------------------------------------------
 
 STARS = {

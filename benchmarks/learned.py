@@ -205,13 +205,13 @@ def memory(folder) -> dict[str, float]:
   return rows
 
 
-def speed(folder, repeat) -> dict[str, dict[str, float]]:
+def speed(folder, repeat, counts=(2, 8)) -> dict[str, dict[str, float]]:
   """Table 2; the rounds go through all runs in turn."""
   setting = {"variant": "S/16", "pixels": 112, "images": 8, "steps": 6}
-  paths = make(folder, setting["variant"], setting["pixels"], 8)
+  paths = make(folder, setting["variant"], setting["pixels"], max(counts))
   runs = {
     f"{count}, {name}": {"paths": paths[:count], **how}
-    for count in (2, 8)
+    for count in counts
     for name, how in {
       "graph over all models": {"what": "graph", "residency": None},
       "soupjax, device": {"what": "ours", "residency": "device"},

@@ -72,42 +72,64 @@ def vit_shapes(size: str, scan: bool = False) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def make(folder, size, count, scan=False) -> list[str]:
-  """Writes `count` models, leaf by leaf, unless they are there."""
+def make(folder, size, count, scan=False, dtype="F32") -> list[str]:
+  """Writes `count` ViTs, unless they are there."""
+  stem = f"{size}{'_scan' * scan}{'_bf16' * (dtype == 'BF16')}"
+  return write_models(folder, stem, vit_shapes(size, scan), count, dtype)
+
+
+def write_models(folder, stem, shapes, count, dtype="F32") -> list[str]:
+  """Writes `count` models of random values, leaf by leaf."""
   import numpy as np
 
-  shapes = vit_shapes(size, scan)
+  itemsize = {"F32": 4, "BF16": 2}[dtype]
   header, end = {}, 0
   for name, shape in shapes.items():
-    start, end = end, end + 4 * math.prod(shape)
+    start, end = end, end + itemsize * math.prod(shape)
     header[name] = {
-      "dtype": "F32",
+      "dtype": dtype,
       "shape": shape,
       "data_offsets": [start, end],
     }
   text = json.dumps(header).encode()
   text = text.ljust(-(-len(text) // 8) * 8)
   paths = [
-    os.path.join(folder, f"{size}{'_scan' * scan}_{k}.safetensors")
-    for k in range(count)
+    os.path.join(folder, f"{stem}_{k}.safetensors") for k in range(count)
   ]
+  pool_size = min(1 << 22, max(map(math.prod, shapes.values())) << 1)
   for seed, path in enumerate(paths):
     if os.path.exists(path):
       continue
     rng = np.random.default_rng(seed)
-    pool = rng.standard_normal(1 << 22, np.float32) * 0.02
+    pool = rng.standard_normal(pool_size, np.float32) * 0.02
+    if dtype == "BF16":
+      pool = (pool.view(np.uint32) >> 16).astype(np.uint16)
     with open(path, "wb") as f:
       f.write(struct.pack("<Q", len(text)) + text)
       for shape in shapes.values():
         left = math.prod(shape)
         while left:
-          n = min(left, 1 << 21)
+          n = min(left, pool_size >> 1)
           start = rng.integers(0, len(pool) - n + 1)
           f.write(pool[start : start + n].data)
           left -= n
   # What was written long ago does not compete with what is measured.
   os.sync()
   return paths
+
+
+def hard_links(folder, paths, count) -> list[str]:
+  """Gives files `count` names: reading one again under another is as much work.
+
+  The names are replaced, and removed with the folder.
+  """
+  links = []
+  for k in range(count):
+    link = os.path.join(folder, f"link_{k:02d}.safetensors")
+    remove(link)
+    os.link(paths[k % len(paths)], link)
+    links.append(link)
+  return links
 
 
 def status(field: str) -> float:
@@ -133,32 +155,50 @@ def worker(name: str, paths: list[str], out: str) -> None:
       peak[0] = max(peak[0], status("RssAnon"))
 
   threading.Thread(target=watch, daemon=True).start()
+
+  def timed():
+    cpu, start = time.process_time(), time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    return result, {"seconds": seconds, "cpu": time.process_time() - cpu}
+
   with open("/proc/self/io", encoding="utf-8") as f:
     read = int(f.readline().split()[1])
-  cpu, start = time.process_time(), time.perf_counter()
-  result = run()
-  seconds = time.perf_counter() - start
-  done.set()
+  result, figures = timed()
   with open("/proc/self/io", encoding="utf-8") as f:
     read = int(f.readline().split()[1]) - read
+  again = []
+  for _ in range(1, int(os.environ.get("TURNS", "1"))):
+    remove(out)
+    again.append(timed()[1])
+  done.set()
   report = getattr(result, "report", None)
-  figures = {
-    "seconds": seconds,
-    "cpu": time.process_time() - cpu,
+  figures |= {
     "anon": peak[0] - before,
     "rss": status("VmHWM"),
     "read": getattr(report, "bytes_read", 0),
     "rchar": read,
+    # Medians of later turns in this process.
+    **{
+      f"warm_{key}": statistics.median(figures[key] for figures in again)
+      for key in ("seconds", "cpu")
+      if again
+    },
   }
   print("FIGURES", json.dumps(figures), flush=True)
 
 
 def launch(name, paths, out, **env) -> list[dict[str, float]]:
-  """Runs a contestant in `COUNT` processes; returns the figures of each."""
+  """Runs a contestant in `COUNT` processes; returns the figures of each.
+
+  With `TURNS` it works that often in one process: the figures are those of the
+  first turn, and "warm_seconds" and "warm_cpu" medians of the others.
+  """
   remove(out)
   remove(f"{out}.d")
   count = int(env.get("COUNT", "1"))
-  command = [sys.executable, __file__, "--worker", name, out, *paths]
+  python = contestants.python_for(name)
+  command = [python, __file__, "--worker", name, out, *paths]
   workers = [
     subprocess.Popen(
       command,
@@ -209,21 +249,31 @@ def cool(paths):
     os.close(fd)
 
 
-def compare(title, paths, folder, names, repeat, out_name, cold=False):
-  """Prints one table; the rounds go through all contestants in turn."""
-  out = os.path.join(folder, out_name)
-  total = sum(os.path.getsize(p) for p in paths)
+def in_turns(paths, out, names, repeat, cold=False, **env):
+  """Goes through all contestants in turn, `repeat` times.
+
+  Returns the figures of every turn by contestant; those of copying, with and
+  without a flush, come first.
+  """
   rows = {"cat + cp": [], "cat + cp + fsync": [], **{n: [] for n in names}}
   for _ in range(repeat):
-    for name, found in rows.items():
+    for name, figures in rows.items():
       if cold:
         cool(paths)
       if name.startswith("cat"):
-        found.append(cat_cp(paths, out, "fsync" in name))
+        figures.append(cat_cp(paths, out, "fsync" in name))
       else:
-        found.extend(launch(name, paths, out))
+        figures.extend(launch(name, paths, out, **env))
   remove(out)
   remove(f"{out}.d")
+  return rows
+
+
+def compare(title, paths, folder, names, repeat, out_name, cold=False):
+  """Prints one table."""
+  out = os.path.join(folder, out_name)
+  total = sum(os.path.getsize(p) for p in paths)
+  rows = in_turns(paths, out, names, repeat, cold)
   print(
     f"\n{title} ({total / 1e9:.2f} GB in, {'cold' if cold else 'warm'}, "
     f"median of {repeat}, least in brackets)"
@@ -255,26 +305,26 @@ def table_1(folder, repeat):
   compare("1. 8 x ViT-B", paths, folder, ["soupjax"], repeat, out, cold=True)
 
 
+def memory(folder, sizes, counts, repeat) -> dict[str, dict[str, float]]:
+  """Peak anonymous memory of soupjax beyond imports, MB, by size and K."""
+  out = os.path.join(folder, "out.safetensors")
+  peaks = {}
+  for size in sizes:
+    paths = make(folder, size, 2)
+    peaks[size] = {}
+    for count in counts:
+      links = hard_links(folder, paths, count)
+      turns = [launch("soupjax", links, out)[0]["anon"] for _ in range(repeat)]
+      peaks[size][str(count)] = statistics.median(turns)
+  remove(out)
+  return peaks
+
+
 def table_2(folder, repeat):
   print("\n2. Peak anonymous memory of soupjax beyond imports, MB")
-  out = os.path.join(folder, "out.safetensors")
-  for size in ("S", "B", "L"):
-    for count in (2, 8, 32):
-      paths = make(folder, size, min(count, 8))
-      paths = [paths[k % len(paths)] for k in range(count)]
-      # The same file under several names: its reads are the same work.
-      links = []
-      for k, path in enumerate(paths):
-        link = os.path.join(folder, f"link_{k:02d}.safetensors")
-        remove(link)
-        os.link(path, link)
-        links.append(link)
-      found = [launch("soupjax", links, out)[0]["anon"] for _ in range(repeat)]
-      print(
-        f"ViT-{size} K={count:2d}  {statistics.median(found):6.0f}", flush=True
-      )
-      for link in links:
-        os.remove(link)
+  for size, peaks in memory(folder, "SBL", (2, 8, 32), repeat).items():
+    for count, peak in peaks.items():
+      print(f"ViT-{size} K={count:>2s}  {peak:6.0f}", flush=True)
 
 
 def table_3(folder, repeat):
@@ -288,11 +338,8 @@ def table_3(folder, repeat):
       os.remove(path)
 
 
-def table_4(folder, repeat):
-  import socket
-
-  paths = make(folder, "B", 3)
-  orbax_paths = [os.path.join(folder, f"orbax_{k}") for k in range(3)]
+def make_orbax(folder, size, count) -> list[str]:
+  """Writes `count` ViTs with Orbax from 8 devices."""
   code = (
     "import sys, jax, soupjax as sj\n"
     "from soupjax import sharding\n"
@@ -300,51 +347,68 @@ def table_4(folder, repeat):
     "one = sj.open_ingredient(sys.argv[1])\n"
     "sj.save_params(sys.argv[2], one.load(sharding=place))\n"
   )
-  devices = {"JAX_NUM_CPU_DEVICES": "8"}
-  for path, out in zip(paths, orbax_paths):
-    remove(out)
-    command = [sys.executable, "-c", code, path, out]
-    subprocess.run(command, env={**os.environ, **devices}, check=True)
-  total = 3 * sum(
-    f.stat().st_size
-    for f in pathlib.Path(orbax_paths[0]).rglob("*")
-    if f.is_file()
-  )
-  out = os.path.join(folder, "out")
-  print(
-    "\n4. 3 x ViT-B, Orbax to Orbax, saved from 8 devices; in all "
-    f"{total / 1e9:.2f} GB"
-  )
-  for name in ("soupjax", "orbax_itself"):
-    found = [
-      launch(name, orbax_paths, out, **devices)[0] for _ in range(repeat)
-    ]
-    seconds = statistics.median(f["seconds"] for f in found)
-    print(
-      f"{name:14s} 1 process of 8 devices: {seconds:6.2f} s, anon "
-      f"{max(f['anon'] for f in found):.0f} MB",
-      flush=True,
-    )
+  env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+  outs = []
+  for k, path in enumerate(make(folder, size, count)):
+    outs.append(os.path.join(folder, f"orbax_{size}_{k}"))
+    remove(outs[-1])
+    command = [sys.executable, "-c", code, path, outs[-1]]
+    subprocess.run(command, env=env, check=True)
+  return outs
+
+
+def bytes_of(directory) -> int:
+  files = pathlib.Path(directory).rglob("*")
+  return sum(f.stat().st_size for f in files if f.is_file())
+
+
+def shared_reading(paths, out, processes) -> list[dict[str, float]]:
+  """Figures of processes that mix together, 8 devices in all.
+
+  "share" is what one reads of weights, over all weights / `processes`.
+  """
+  import socket
+
   with socket.socket() as s:
     s.bind(("localhost", 0))
     address = f"localhost:{s.getsockname()[1]}"
-  found = launch(
+  figures = launch(
     "soupjax",
-    orbax_paths,
+    paths,
     out,
-    COUNT="2",
+    COUNT=str(processes),
     ADDRESS=address,
-    JAX_NUM_CPU_DEVICES="4",
+    JAX_NUM_CPU_DEVICES=str(8 // processes),
   )
-  for i, f in enumerate(found):
+  total = sum(map(bytes_of, paths))
+  return [{**f, "share": f["read"] * processes / total} for f in figures]
+
+
+def table_4(folder, repeat):
+  paths = make_orbax(folder, "B", 3)
+  out = os.path.join(folder, "out")
+  print(
+    "\n4. 3 x ViT-B, Orbax to Orbax, saved from 8 devices; in all "
+    f"{sum(map(bytes_of, paths)) / 1e9:.2f} GB"
+  )
+  for name in ("soupjax", "orbax_itself"):
+    figures = [
+      launch(name, paths, out, JAX_NUM_CPU_DEVICES="8")[0]
+      for _ in range(repeat)
+    ]
+    seconds = statistics.median(f["seconds"] for f in figures)
     print(
-      f"soupjax        process {i} of 2: {f['seconds']:6.2f} s, read "
-      f"{f['read'] / 1e9:.3f} GB of weights = {f['read'] * 2 / total:.2f} x "
-      f"total / 2",
+      f"{name:14s} 1 process of 8 devices: {seconds:6.2f} s, anon "
+      f"{max(f['anon'] for f in figures):.0f} MB",
       flush=True,
     )
-  remove(out)
-  for path in orbax_paths:
+  for i, f in enumerate(shared_reading(paths, out, 2)):
+    print(
+      f"soupjax        process {i} of 2: {f['seconds']:6.2f} s, read "
+      f"{f['read'] / 1e9:.3f} GB of weights = {f['share']:.2f} x total / 2",
+      flush=True,
+    )
+  for path in (out, *paths):
     remove(path)
 
 
@@ -359,7 +423,9 @@ def main():
   parser.add_argument(
     "--keep", action="store_true", help="keep the checkpoints"
   )
+  parser.add_argument("--peers-python", default=sys.executable)
   arguments = parser.parse_args()
+  os.environ["PEERS_PYTHON"] = arguments.peers_python
   os.makedirs(arguments.folder, exist_ok=True)
   try:
     for table in arguments.tables.split(","):

@@ -68,6 +68,7 @@ SEAMS = {
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
+  "benchmarks/run": "mirrors benchmarks/",
   "benchmarks/fuzz_readers": "mirrors benchmarks/",
   "launch/launch": "mirrors launch/",
   "notebooks": "mirrors notebooks/",

@@ -36,14 +36,64 @@ from soupjax.soups.core.select import Selection
 PyTree = Any
 
 
-@functools.partial(jax.jit, static_argnames=("weighted", "dtype", "large"))
-def _mean_and_check(stack, coefficients, end, *, weighted, dtype, large=False):
-  flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in stack])
-  linear = functools.partial(
-    compensated.linear, **coefficients, weighted=weighted
-  )
-  mean = compensated.of_large(linear, stack) if large else linear(stack)
-  leaf = selection_lib.finish(mean, end, dtype, large)
+# Models whose leaves are in memory together.
+_WIDTH = compensated.UNROLLED
+
+
+@functools.partial(
+  jax.jit, static_argnames=("weighted", "wide", "factor", "dtype")
+)
+def _sum_and_check(
+  total,
+  first,
+  leaves,
+  coefficients,
+  end,
+  small,
+  *,
+  weighted,
+  wide,
+  factor,
+  dtype,
+):
+  """Adds some models to a sum; the last ones return the mean.
+
+  Args:
+    total: the packed sum so far, None at the first models.
+    first: leaf of the first model of all.
+    leaves: of these models.
+    coefficients: their weights, and the scale if they are the last.
+    end: as in `select.finish`.
+    small: the mean from a smaller `factor`, if differences may overflow.
+    weighted: False if all weights are 1.
+    wide: dtype of the sum.
+    factor: of all leaves. If it is not 1, the mean is returned unrounded.
+    dtype: of the result.
+
+  Returns:
+    Sum or mean, and whether each leaf, and the mean, is finite.
+  """
+  flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+  first, *leaves = [leaf.astype(wide) for leaf in (first, *leaves)]
+  if factor != 1:
+    first, *leaves = [leaf * factor for leaf in (first, *leaves)]
+  weights, scale = coefficients["weights"], coefficients.get("scale")
+  skipped = int(total is None)  # The first does not differ from itself.
+
+  def term(k):
+    parts = compensated.weight_parts(weights, k + skipped) if weighted else ()
+    return leaves[k + skipped], *parts
+
+  total = None if total is None else compensated.unpacked(total)
+  total = compensated.sum_of(len(leaves) - skipped, first, term, total)
+  if scale is None:
+    return compensated.packed(total), flags
+  mean = compensated.mean(total, first, scale)
+  if factor != 1:
+    return mean / factor, flags
+  if small is not None:
+    mean = jnp.where(jnp.isfinite(mean), mean, small)
+  leaf = selection_lib.finish(mean, end, dtype, small is not None)
   return leaf, jnp.append(flags, jnp.isfinite(leaf).all())
 
 
@@ -58,7 +108,7 @@ def uniform_soup(
 ) -> PyTree:
   """Averages all ingredients (the uniform soup of arXiv 2203.05482, Table 2).
 
-  Works one leaf at a time: memory holds at most K copies of one leaf in
+  Works one leaf at a time: memory holds at most 16 copies of one leaf in
   addition to the soup. Differences from the first ingredient are summed in
   float32 with compensated rounding errors, and rounded once. The bits do not
   depend on the mesh. `soups.core.compensated` states the remaining error.
@@ -179,15 +229,27 @@ def average(
   soup, checked = selection.fixed(sharding), []
 
   def mean(leaf, large=False):
-    leaf_sharding = sharding_of(sharding, leaf, ingredients[0].specs[leaf])
-    stack = [i.read(leaf, sharding=leaf_sharding) for i in ingredients]
+    specs = [ingredient.specs[leaf] for ingredient in ingredients]
+    is_double = any(spec.dtype == np.float64 for spec in specs)
+    leaf_sharding = sharding_of(sharding, leaf, specs[0])
     (end,) = selection.ends([leaf], sharding)
-    dtype = selection.specs[leaf].dtype
-    with precision.kept(stack):
-      value, flags = _mean_and_check(
-        stack, coefficients, end, weighted=weighted, dtype=dtype, large=large
+    value = None
+    for factor in (compensated.SMALLER, 1.0) if large else (1.0,):
+      value, flags = _in_parts(
+        [
+          functools.partial(i.read, leaf, sharding=leaf_sharding)
+          for i in ingredients
+        ],
+        specs,
+        coefficients,
+        end,
+        value,
+        weighted=weighted,
+        wide=np.float64 if is_double else np.float32,
+        factor=factor,
+        dtype=selection.specs[leaf].dtype,
       )
-    moved = any(map(precision.is_cut, stack))  # Computed on the CPU.
+    moved = any(map(precision.is_cut, specs))  # Computed on the CPU.
     return precision.placed(value, leaf_sharding if moved else None), flags
 
   for leaf, spec in ingredients[0].specs.items():
@@ -202,15 +264,45 @@ def average(
   if checked:
     # Waits once, not for every leaf.
     names, flags = zip(*checked)
-    flags = np.stack(flags)
+    flags = np.stack([np.concatenate(parts) for parts in flags])
     for k, ingredient in enumerate(ingredients):
       nonfinite.raise_if_not_finite(ingredient.name, names, flags[:, k])
     for leaf, is_finite in zip(names, flags[:, -1]):
       if not is_finite:
         selection.check_base(leaf, sharding)
         soup[leaf], large = mean(leaf, large=True)
-        nonfinite.raise_if_overflows(selection.specs, [leaf], large[-1:])
+        nonfinite.raise_if_overflows(selection.specs, [leaf], large[-1][-1:])
   return selection.assembled(soup)
+
+
+def _in_parts(reads, specs, coefficients, end, small, **options):
+  """Reads and sums models, some at a time; see `_sum_and_check`.
+
+  Args:
+    reads: functions that return the leaf of each model.
+    specs: their shapes and dtypes.
+    coefficients: weights of all models, and the scale.
+    end: as in `_sum_and_check`, as is all that follows.
+
+  Returns:
+    The mean, and for each part the flags of `_sum_and_check`.
+  """
+  first = value = None
+  all_flags = []
+  for start in range(0, len(reads), _WIDTH):
+    part = slice(start, start + _WIDTH)
+    jax.block_until_ready(value)  # So that the part before is not in memory.
+    leaves = [read() for read in reads[part]]
+    first = leaves[0] if first is None else first
+    numbers = {"weights": coefficients["weights"][:, part]}
+    if part.stop >= len(reads):
+      numbers["scale"] = coefficients["scale"]
+    with precision.kept(specs):
+      value, flags = _sum_and_check(
+        value, first, leaves, numbers, end, small, **options
+      )
+    all_flags.append(flags)
+  return value, all_flags
 
 
 def wise_ft(

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 # Factor of `of_large`, small enough for the differences of 2**30 models.
-_SMALLER = 2.0**-40
+SMALLER = 2.0**-40
 # More models than this are added in a loop, some at a time: programs, and the
 # time and memory of the compiler, do not grow with the number of models.
 UNROLLED = 16
@@ -127,27 +127,31 @@ def over_models(
   """
   rounds = 0 if count <= UNROLLED else count // _STEP
 
-  def several(i, packed):
-    state = _unpacked(packed)
+  def several(i, state):
+    state = unpacked(state)
     for j in range(_STEP):
       state = step(i * _STEP + j, state)
-    return _packed(state)
+    return packed(state)
 
   if rounds:
-    state = jax.lax.fori_loop(0, rounds, several, _packed(state))
-    state = _unpacked(state)
+    state = jax.lax.fori_loop(0, rounds, several, packed(state))
+    state = unpacked(state)
   for k in range(rounds * _STEP, count):
     state = step(k, state)
   return state
 
 
-def _packed(state):
-  # XLA's CPU compiler computes a loop that carries one array in registers. With
-  # a pair it takes 2 to 10 times as long.
+def packed(state: jax.Array | Pair) -> jax.Array:
+  """Returns a state of `over_models` as one array: pairs become complex.
+
+  XLA's CPU compiler keeps the common terms of several outputs in memory, also
+  in loops; that takes 2 to 10 times as long.
+  """
   return jax.lax.complex(*state) if isinstance(state, tuple) else state
 
 
-def _unpacked(state):
+def unpacked(state: jax.Array) -> jax.Array | Pair:
+  """Returns the state that was given to `packed`."""
   if jnp.iscomplexobj(state):
     return jax.lax.real(state), jax.lax.imag(state)
   return state
@@ -163,15 +167,42 @@ def of_model(models: Any, k: Any) -> Any:
   return models[k] if isinstance(k, int) else jnp.asarray(models)[k]
 
 
-def stacked(leaves: Sequence[jax.Array] | jax.Array) -> Any:
-  """Returns K leaves in a form that `over_models` can index."""
-  if hasattr(leaves, "ndim") or len(leaves) <= UNROLLED:
+def as_array(leaves: Sequence[jax.Array] | jax.Array) -> Any:
+  """Returns K leaves as an array (K, ...)."""
+  if hasattr(leaves, "ndim"):
     return leaves
   return jnp.stack([wide(leaf) for leaf in leaves])
 
 
+def stacked(leaves: Sequence[jax.Array] | jax.Array) -> Any:
+  """Returns K leaves in a form that `over_models` can index."""
+  return leaves if len(leaves) <= UNROLLED else as_array(leaves)
+
+
+def once(
+  count: int, function: Callable[[Any], Any], *, store: bool = False
+) -> Callable[[Any], Any]:
+  """Returns a function of the model for several calls of `over_models`.
+
+  Args:
+    count: number of models.
+    function: of k, which may be traced; returns arrays.
+    store: whether to keep the values of all models. False computes them again
+      in each loop, in less memory. (Without loops the compiler decides.)
+  """
+  if count <= UNROLLED:
+    return [function(k) for k in range(count)].__getitem__
+  if not store:
+    return function
+  values = jax.lax.map(function, jnp.arange(count))
+  return lambda k: jax.tree.map(lambda value: value[k], values)
+
+
 def sum_of(
-  count: int, first: jax.Array, term: Callable[[Any], Sequence[Any]]
+  count: int,
+  first: jax.Array,
+  term: Callable[[Any], Sequence[Any]],
+  total: Pair | None = None,
 ) -> Pair:
   """Sums the terms of several models; see `over_models`.
 
@@ -179,9 +210,12 @@ def sum_of(
     count: number of terms.
     first: the reference leaf.
     term: `term(k)` returns the arguments of `add` from `leaf` on.
+    total: the sum so far.
   """
   return over_models(
-    count, lambda k, total: add(total, first, *term(k)), zero(first)
+    count,
+    lambda k, total: add(total, first, *term(k)),
+    zero(first) if total is None else total,
   )
 
 
@@ -345,8 +379,8 @@ def of_large(combine: Callable[[Any], jax.Array], leaves: Any) -> jax.Array:
     leaves: its argument, a tree of leaves or stacks.
   """
   # Exact, except for numbers that are negligible beside those that overflow.
-  smaller = jax.tree.map(lambda leaf: wide(leaf) * _SMALLER, leaves)
-  small = combine(smaller) / _SMALLER
+  smaller = jax.tree.map(lambda leaf: wide(leaf) * SMALLER, leaves)
+  small = combine(smaller) / SMALLER
   plain = combine(leaves)
   return jnp.where(jnp.isfinite(plain), plain, small)
 

@@ -7,7 +7,7 @@ and the results of the units are added in their order. The sums do not depend on
 blocks, threads, mesh or processes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import io
 import json
@@ -24,9 +24,11 @@ from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
 
 # Bytes per thread over all ingredients, and the least number of elements, which
-# keeps a unit larger than its histogram.
+# keeps a unit larger than its histogram. With more than 128 ingredients it is
+# smaller, so that its bytes stay bounded.
 _UNIT_BYTES = 8 << 20
 _UNIT_ELEMENTS = 1 << 17
+_MOST_BYTES = 4 * 129 * _UNIT_ELEMENTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +76,39 @@ class LeafReader:
     self.bytes_read = 0
     self._lock = threading.Lock()
 
-  @property
-  def unit(self) -> int:
-    """Elements of a unit; units of larger chunks have more."""
-    return max(_UNIT_ELEMENTS, _UNIT_BYTES // (4 * (self.count + 1)))
-
   def host_bytes(self) -> int:
     """Memory for the units of all threads."""
-    pieces = [(leaf, box) for leaf in self.specs for box in self._cut(leaf)]
+    pieces = [
+      (leaf, box) for leaf in self.specs for box in self._cut(leaf, self.count)
+    ]
     biggest = max((slices.size(box) for _, box in pieces), default=0)
     # All ingredients and the base, and a few temporary rows of a reduction.
     rows = self.count + 1 + 8
     decoding = blocks.decoding_bytes(self._plan, pieces)
     return self._plan.threads * (biggest * rows * 4 + decoding)
 
-  def _cut(self, leaf: str) -> list[slices.Slices]:
-    """Cuts a leaf into units."""
+  def _cut(self, leaf: str, count: int) -> list[slices.Slices]:
+    """Cuts a leaf into units of `count` models; those of chunks are larger."""
     shape, chunk = self.specs[leaf].shape, self._plan.chunks.get(leaf)
-    return slices.split(slices.whole(shape), self.unit, chunk)
+    unit = max(_UNIT_ELEMENTS, _UNIT_BYTES // (4 * (count + 1)))
+    unit = max(1, min(unit, _MOST_BYTES // (4 * (count + 1))))
+    return slices.split(slices.whole(shape), unit, chunk)
 
-  def total(self, reduce: Callable[..., Any], leaves: Iterable[str]) -> Any:
-    """Sums the results of `reduce` over some leaves; see `each`."""
-    return self._fold(reduce, [(None, leaf) for leaf in leaves]).get(None)
+  def total(
+    self,
+    reduce: Callable[..., Any],
+    leaves: Iterable[str],
+    models: Sequence[int] | None = None,
+  ) -> Any:
+    """Sums the results of `reduce` over some leaves; see `each`.
+
+    Args:
+      reduce: as in `each`.
+      leaves: their names.
+      models: positions of the ingredients that are read; None is all.
+    """
+    keys = [(None, leaf) for leaf in leaves]
+    return self._fold(reduce, keys, models).get(None)
 
   def each(self, reduce: Callable[..., Any]) -> dict[str, Any]:
     """Sums the results of `reduce` for every leaf separately.
@@ -110,12 +123,13 @@ class LeafReader:
     """
     return self._fold(reduce, [(leaf, leaf) for leaf in self.specs])
 
-  def _fold(self, reduce, leaves):
+  def _fold(self, reduce, leaves, models=None):
+    models = range(self.count) if models is None else models
     units = [
       (key, leaf, box)
       for key, leaf in leaves
       if self.specs[leaf].size
-      for box in self._cut(leaf)
+      for box in self._cut(leaf, len(models))
     ]
     sizes = [slices.size(box) for _, _, box in units]
     units = planning.share(
@@ -127,7 +141,7 @@ class LeafReader:
     def reduce_unit(unit, buffers):
       nonlocal position
       i, (_, leaf, box) = unit
-      part = reduce(*self._read(leaf, box, buffers))
+      part = reduce(*self._read(leaf, box, models, buffers))
       with lock:
         parts[i] = part
         while position in parts:
@@ -143,11 +157,11 @@ class LeafReader:
     )
     return sums.totals()
 
-  def _read(self, leaf, box, buffers):
+  def _read(self, leaf, box, models, buffers):
     plan, n = self._plan, slices.size(box)
-    used = [*range(self.count), *([plan.base] if plan.rule.needs_base else [])]
+    used = [*models, *([plan.base] if plan.rule.needs_base else [])]
     if "rows" not in buffers or buffers["rows"].shape[1] < n:
-      buffers["rows"] = np.empty((self.count + 1, n), np.float32)
+      buffers["rows"] = np.empty((len(models) + 1, n), np.float32)
     rows = buffers["rows"][: len(used), :n]
     for row, k in zip(rows, used):
       dtype = plan.sources[k].specs[leaf].dtype
@@ -161,7 +175,7 @@ class LeafReader:
       count = slices.touched(self.specs[leaf].shape, box, chunk)
       with self._lock:
         self.bytes_read += count * dtype.itemsize
-    return rows[: self.count], rows[-1] if plan.rule.needs_base else None
+    return rows[: len(models)], rows[-1] if plan.rule.needs_base else None
 
 
 class _Sums:

@@ -234,14 +234,21 @@ def pieces(
     (leaf, box), in the order of the plan.
   """
   pieces = []
+  room: dict[group_lib.Group, int] = {}
   for leaf in plan.order:
-    limit, chunk = plan.groups[leaf].limit, chunks.get(leaf)
+    group, chunk = plan.groups[leaf], chunks.get(leaf)
+    # Each size of a layered block is compiled, so these are of about one size.
+    fills = chunk is None and not group.layered
     for box in parts.get(leaf, ()):
-      size = slices.size(box)
-      if size > limit:
-        pieces += [(leaf, piece) for piece in slices.split(box, limit, chunk)]
-      elif size:
-        pieces.append((leaf, box))
+      size, left = slices.size(box), room.get(group, group.limit)
+      if not size:
+        continue
+      if size <= left:  # As `split` and `room_after`, which take longer.
+        cut, room[group] = [box], left - size
+      else:
+        cut = slices.split(box, group.limit, chunk, left if fills else None)
+        room[group] = slices.room_after(cut, group.limit, left)
+      pieces += [(leaf, piece) for piece in cut]
   return pieces
 
 

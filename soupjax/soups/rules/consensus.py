@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merging of trimmed task vectors whose signs agree."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import numpy as np
 from soupjax.soups.core import compensated
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients, thresholds
-from soupjax.soups.rules.base import RULES, Rule
+from soupjax.soups.rules.base import RULES, Rule, Values
 
 
 def float32_delta(leaf: jax.Array, base: jax.Array) -> jax.Array:
@@ -31,49 +33,50 @@ def keep(leaf: jax.Array, base: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(mask, compensated.wide(leaf), compensated.wide(base))
 
 
-def weighted_sum(
-  leaves: Sequence[jax.Array], base: jax.Array, weights: jax.Array
-) -> compensated.Pair:
-  """Returns sum_k w_k (t_k - base) and its rounding error; w_k can vary."""
-  total = compensated.zero(base)
-  for k, leaf in enumerate(leaves):
-    total = compensated.add(total, base, leaf, weights[k])
-  return total
-
-
 def elected_mean(
-  leaves: Sequence[jax.Array],
+  count: int,
   base: jax.Array,
-  votes: jax.Array,
-  weights: jax.Array,
-  values,
-  sizes: jax.Array | None = None,
+  leaf_of: Callable[[Any], jax.Array],
+  values: Values,
+  votes: Callable[[Any], jax.Array],
+  weights: Callable[[Any], jax.Array],
+  sizes: Callable[[Any], jax.Array] | None = None,
 ) -> jax.Array:
   """Adds to the base the scaled mean of deltas with the elected sign.
 
+  Functions of k, the position of a model, run in `compensated.over_models`.
+
   Args:
-    leaves: K arrays; dropped elements equal the base.
+    count: number of models.
     base: one array.
-    votes: (K,) weights of the deltas in the election of the sign.
-    weights: (K,) weights in the mean.
+    leaf_of: returns the leaf of a model; dropped elements equal the base.
     values: those of `election_values`.
-    sizes: (K,) summed over those that agree to divide by; None is the weights.
+    votes: returns the weight of a delta in the election of the sign.
+    weights: returns its weight in the mean.
+    sizes: returns what is summed over those that agree to divide by; None is
+      the weights.
   """
-  high, low = weighted_sum(leaves, base, votes)
+  sizes = weights if sizes is None else sizes
+  high, low = compensated.sum_of(count, base, lambda k: (leaf_of(k), votes(k)))
   sign = jnp.sign(high + low)
   sign = jnp.where(sign == 0, values["zero_sign"].astype(sign.dtype), sign)
-  sizes = weights if sizes is None else sizes
-  agreed, share = [], jnp.zeros_like(sign)
-  for k, leaf in enumerate(leaves):
-    delta = compensated.wide(leaf) - compensated.wide(base)
+
+  def agreed(k):
+    delta = compensated.wide(leaf_of(k)) - compensated.wide(base)
     # A negative weight reverses the vote of a model.
-    vote = jnp.sign(delta) * jnp.sign(votes[k]).astype(delta.dtype)
+    vote = jnp.sign(delta) * jnp.sign(votes(k)).astype(delta.dtype)
     mask = (vote == sign) & (vote != 0)
-    agreed.append(keep(leaf, base, mask))
-    size = jnp.where(values["by_count"], 1.0, sizes[k]).astype(share.dtype)
-    share = share + jnp.where(mask, size, jnp.zeros_like(share))
+    return mask, keep(leaf_of(k), base, mask)
+
+  agreed = compensated.once(count, agreed)
+
+  def add_size(k, share):
+    size = jnp.where(values["by_count"], 1.0, sizes(k)).astype(share.dtype)
+    return share + jnp.where(agreed(k)[0], size, jnp.zeros_like(share))
+
+  share = compensated.over_models(count, add_size, jnp.zeros_like(sign))
   scale = values["scale"].astype(share.dtype) / jnp.where(share == 0, 1, share)
-  total = weighted_sum(agreed, base, weights)
+  total = compensated.sum_of(count, base, lambda k: (agreed(k)[1], weights(k)))
   mean = compensated.mean(total, base, compensated.halves(scale))
   # Deltas that overflow cannot vote: NaN makes this an error.
   return jnp.where(jnp.isfinite(high), mean, jnp.nan)
@@ -98,12 +101,19 @@ def election_values(
 
 
 def _ties(stack, base, values):
-  leaves = []
-  for k in range(len(stack)):
-    bits = magnitude(float32_delta(stack[k], base))
-    mask = (bits >= values["threshold"][k, 0]) & (bits > 0)
-    leaves.append(keep(stack[k], base, mask))
-  return elected_mean(leaves, base, values["votes"], values["weights"], values)
+  def trimmed(k):
+    leaf = compensated.of_model(stack, k)
+    bits = magnitude(float32_delta(leaf, base))
+    threshold = compensated.of_model(values["threshold"], k)[0]
+    return keep(leaf, base, (bits >= threshold) & (bits > 0))
+
+  stack = compensated.stacked(stack)
+  votes, weights = (
+    functools.partial(compensated.of_model, values[name])
+    for name in ("votes", "weights")
+  )
+  trimmed = compensated.once(len(stack), trimmed)
+  return elected_mean(len(stack), base, trimmed, values, votes, weights)
 
 
 def rank_of(density: float, size: int) -> int:
@@ -213,15 +223,20 @@ def _largest(sizes, count):
 
 
 def _sce(stack, base, values):
-  deltas = jnp.stack([float32_delta(stack[k], base) for k in range(len(stack))])
-  spread = jnp.var(deltas, axis=0)
-  mask = _largest(spread, values["kept"])
-  leaves = [keep(stack[k], base, mask) for k in range(len(stack))]
+  stack = compensated.as_array(stack)
+  deltas = float32_delta(stack, base[None])
+  mask = _largest(jnp.var(deltas, axis=0), values["kept"])
   squares = jnp.where(mask, deltas, 0.0) ** 2
   energy = squares.reshape(len(deltas), -1).sum(1)
-  weights = energy / jnp.where(energy.sum() > 0, energy.sum(), 1.0)
-  votes = jnp.ones_like(weights)
-  return elected_mean(leaves, base, votes, weights, values)
+  energy = energy / jnp.where(energy.sum() > 0, energy.sum(), 1.0)
+  return elected_mean(
+    len(stack),
+    base,
+    lambda k: keep(compensated.of_model(stack, k), base, mask),
+    values,
+    votes=lambda k: jnp.float32(1),
+    weights=functools.partial(compensated.of_model, energy),
+  )
 
 
 @RULES.register

@@ -16,15 +16,19 @@ from soupjax.soups.rules.base import RULES, Rule
 
 def _fisher(stack, base, values):
   del base
-  first, total = stack[0], compensated.zero(stack[0])
+  stack = compensated.stacked(stack)
+  first, count = stack[0], len(stack)
   sizes = jnp.maximum(values["extra"], values["floor"])
   # Divided by the largest per element, which avoids underflow.
   sizes = sizes * values["weights"].reshape(-1, *(1,) * (sizes.ndim - 1))
   sizes = sizes / sizes.max(0, keepdims=True)
-  for k in range(len(stack)):
-    total = compensated.add(total, first, stack[k], sizes[k])
+  total = compensated.sum_of(
+    count, first, lambda k: (compensated.of_model(stack, k), sizes[k])
+  )
   # Summed one by one: XLA may reorder the terms of `jnp.sum`.
-  share = sum(sizes[k] for k in range(len(stack)))
+  share = compensated.over_models(
+    count, lambda k, share: share + sizes[k], jnp.zeros_like(sizes[0])
+  )
   scale = (np.float32(1) / share).astype(compensated.wide(first).dtype)
   return compensated.mean(total, first, compensated.halves(scale))
 
@@ -93,7 +97,7 @@ def fisher(
 
 def _regmean(stack, base, values):
   del base
-  leaves = jnp.stack([leaf.astype(np.float32) for leaf in stack])
+  leaves = compensated.as_array(stack).astype(np.float32)
   # Relative to the first, so that equal leaves are unchanged.
   mean = leaves[0] + (leaves - leaves[:1]).mean(0)
   if "extra" not in values:

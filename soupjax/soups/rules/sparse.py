@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules that drop elements of task vectors at random, by size, or by both."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +19,26 @@ from soupjax.soups.rules import (
 from soupjax.soups.rules.base import RULES, Rule
 
 
-def _merge(leaves, base, values, weights):
-  """Returns the sum, or the elected mean, of the elements that were kept."""
-  if "zero_sign" in values:
+def _merge(count, base, kept, values):
+  """Returns the sum, or the elected mean, of the elements that were kept.
+
+  `kept(k)` returns the leaf of a model, which equals the base where an element
+  was dropped, and its weight.
+  """
+  if "zero_sign" not in values:
+    total = compensated.sum_of(count, base, kept)
+    return compensated.mean(total, base, values["scale"])
+  sizes = None
+  if "by_norm" in values:
     # Factors by norm scale task vectors, and do not count as weights.
-    sizes = values["weights"] if "by_norm" in values else None
-    return consensus.elected_mean(leaves, base, weights, weights, values, sizes)
-  total = consensus.weighted_sum(leaves, base, weights)
-  return compensated.mean(total, base, values["scale"])
+    sizes = functools.partial(compensated.of_model, values["weights"])
+
+  def weight_of(k):
+    return kept(k)[1]
+
+  return consensus.elected_mean(
+    count, base, lambda k: kept(k)[0], values, weight_of, weight_of, sizes
+  )
 
 
 def _drop_at_random(stack, base, values, share_of, *, divide):
@@ -33,19 +47,24 @@ def _drop_at_random(stack, base, values, share_of, *, divide):
   Weights are divided by these probabilities if `divide`, or by the share of
   the norm that is kept if "by_norm" is in `values`.
   """
-  leaves, weights = [], []
-  for k in range(len(stack)):
-    delta = consensus.float32_delta(stack[k], base)
-    share = share_of(delta)
-    mask = random_masks.random_mask(values["keys"][k], values["index"], share)
-    leaves.append(consensus.keep(stack[k], base, mask))
-    weight = values["weights"][k]
+  stack = compensated.stacked(stack)
+
+  def kept(k):
+    leaf = compensated.of_model(stack, k)
+    delta = consensus.float32_delta(leaf, base)
+    share, key = share_of(delta), compensated.of_model(values["keys"], k)
+    mask = random_masks.random_mask(key, values["index"], share)
+    weight = compensated.of_model(values["weights"], k)
     if "by_norm" in values:
       weight = weight / _kept_norm(delta, mask)
     elif divide:
       weight = weight / share
-    weights.append(weight)
-  return _merge(leaves, base, values, weights)
+    return consensus.keep(leaf, base, mask), weight
+
+  # Sorting and norms take longer than storing.
+  store = divide or "by_norm" in values
+  kept = compensated.once(len(stack), kept, store=store)
+  return _merge(len(stack), base, kept, values)
 
 
 def _kept_norm(delta, mask):
@@ -63,13 +82,18 @@ def _dare(stack, base, values):
 
 
 def _breadcrumbs(stack, base, values):
-  leaves = []
-  for k in range(len(stack)):
-    bits = consensus.magnitude(consensus.float32_delta(stack[k], base))
-    low, high = values["threshold"][k]
+  stack = compensated.stacked(stack)
+
+  def kept(k):
+    leaf = compensated.of_model(stack, k)
+    bits = consensus.magnitude(consensus.float32_delta(leaf, base))
+    low, high = compensated.of_model(values["threshold"], k)
     mask = (bits >= low) & (bits <= high) & (bits > 0)
-    leaves.append(consensus.keep(stack[k], base, mask))
-  return _merge(leaves, base, values, values["weights"])
+    weight = compensated.of_model(values["weights"], k)
+    return consensus.keep(leaf, base, mask), weight
+
+  kept = compensated.once(len(stack), kept)
+  return _merge(len(stack), base, kept, values)
 
 
 def _della(stack, base, values):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import arguments, tree
+from soupjax.soups.core import arguments, compensated, tree
 from soupjax.soups.rules import base as rule_base
 from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import RULES, Rule
@@ -21,7 +21,7 @@ from soupjax.soups.rules.base import RULES, Rule
 def _merge(stack, base, values, matrix_rule):
   """Adds the scaled result of a rule for matrices, or the mean, to the base."""
   base = base.astype(np.float32)
-  deltas = jnp.stack([leaf.astype(np.float32) - base for leaf in stack])
+  deltas = compensated.as_array(stack).astype(np.float32) - base[None]
   rows = values["rows"].ndim
   if rows == 0:
     merged = deltas.mean(0)
@@ -36,8 +36,8 @@ def _tsv_matrix(deltas):
   left, size, right = jnp.linalg.svd(deltas, full_matrices=False)
   rank = max(1, size.shape[1] // len(deltas))
   # (m, K * rank) and (K * rank, n), which are not orthogonal once joined.
-  left = jnp.concatenate(list(left[:, :, :rank]), axis=1)
-  right = jnp.concatenate(list(right[:, :rank]), axis=0)
+  left = jnp.moveaxis(left[:, :, :rank], 0, 1).reshape(len(left[0]), -1)
+  right = right[:, :rank].reshape(-1, right.shape[-1])
   size = size[:, :rank].reshape(-1)
   return (_orthogonal(left) * size[None]) @ _orthogonal(right)
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# Ingredients whose histograms are in memory together.
+_WIDTH = 32
+
 
 def gram(stack: np.ndarray, base: np.ndarray | None) -> np.ndarray:
   """Returns the dot products (K, K) of differences from a base, in float64.
@@ -16,7 +19,8 @@ def gram(stack: np.ndarray, base: np.ndarray | None) -> np.ndarray:
     base: (n,), or None for products of the rows themselves.
   """
   total = np.zeros((len(stack), len(stack)))
-  step = 1 << 15  # Fits in the cache; fixed, for the same bits everywhere.
+  # Fits in the cache. It only depends on K, for the same bits everywhere.
+  step = min(1 << 15, max(1, (1 << 22) // len(stack)))
   for start in range(0, stack.shape[1], step):
     part = stack[:, start : start + step].astype(np.float64)
     if base is not None:
@@ -32,7 +36,8 @@ def largest(
 
   Magnitudes of float32 order like their bits, so that two histograms suffice:
   one of the upper 16 bits, and one of the lower 15 bits within a bin.
-  Magnitudes below the smallest normal number count as zero.
+  Magnitudes below the smallest normal number count as zero. Memory holds the
+  histograms of 32 ingredients; the base is read once more for each 32.
 
   Args:
     reader: a `LeafReader` with a base.
@@ -43,8 +48,18 @@ def largest(
     (K, number of ranks) uint32, the bits of the magnitudes.
   """
   leaves, ranks = list(leaves), list(ranks)
-  coarse = reader.total(_coarse, leaves)
-  shape = (reader.count, len(ranks))
+  return np.concatenate(
+    [
+      _largest(reader, leaves, ranks, range(k, min(k + _WIDTH, reader.count)))
+      for k in range(0, reader.count, _WIDTH)
+    ]
+  )
+
+
+def _largest(reader, leaves, ranks, models):
+  """Finds the magnitudes of some models; see `largest`."""
+  coarse = reader.total(_coarse, leaves, models)
+  shape = (len(models), len(ranks))
   bins, rests = np.empty(shape, np.int64), np.empty(shape, np.int64)
   for k, j in np.ndindex(shape):
     bins[k, j], rests[k, j] = _locate(coarse[k], ranks[j])
@@ -58,7 +73,7 @@ def largest(
         counts[k, j] = np.bincount(low, minlength=1 << 15)
     return counts
 
-  counts = reader.total(fine, leaves)
+  counts = reader.total(fine, leaves, models)
   low = np.empty(shape, np.int64)
   for k, j in np.ndindex(shape):
     low[k, j], _ = _locate(counts[k, j], rests[k, j])
