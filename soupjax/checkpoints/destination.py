@@ -144,10 +144,6 @@ class Destination:
         chunk = orbax_writer.chunk_shape(spec, plan.chunks.get(leaf))
         self.chunks[leaf] = chunk
       self.num_bytes = orbax_writer.num_bytes(plan.specs, self.chunks)
-      # Two commits at a time, each in memory twice while it is encoded.
-      self.host_bytes = min(
-        4 * orbax_writer.COMMIT_BYTES, 4 * plan.write_bytes + (1 << 20)
-      )
 
   def check(self, provenance: Mapping[str, Any]) -> None:
     """Checks everything that can be checked before reading weights.
@@ -268,7 +264,12 @@ class Destination:
       return npz.NpzWriter(self.temporary, specs, order, first=first)
     if self.format == "orbax":
       return orbax_writer.OrbaxWriter(
-        self.temporary, specs, self._plan.treedef, self.chunks
+        self.temporary,
+        specs,
+        order,
+        self._plan.treedef,
+        self.chunks,
+        first=first,
       )
     return safetensors_writer.SafetensorsWriter(
       self.temporary,

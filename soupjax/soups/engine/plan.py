@@ -236,13 +236,20 @@ def pieces(
   Returns:
     (leaf, box), in the order of the plan.
   """
-  return [
-    (leaf, piece)
-    for leaf in plan.order
-    for box in parts.get(leaf, ())
-    if slices.size(box)
-    for piece in slices.split(box, plan.groups[leaf].limit, chunks.get(leaf))
-  ]
+  pieces = []
+  room: dict[group_lib.Group, int] = {}
+  for leaf in plan.order:
+    group, chunk = plan.groups[leaf], chunks.get(leaf)
+    # Each size of a layered block is compiled, so these are of about one size.
+    fills = chunk is None and not group.layered
+    for box in parts.get(leaf, ()):
+      if not slices.size(box):
+        continue
+      left = room.get(group, group.limit)
+      cut = slices.split(box, group.limit, chunk, left if fills else None)
+      room[group] = slices.room_after(cut, group.limit, left)
+      pieces += [(leaf, piece) for piece in cut]
+  return pieces
 
 
 def share(

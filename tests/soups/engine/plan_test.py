@@ -199,3 +199,12 @@ def test_rules_that_go_by_leaf_finish_one_after_the_other():
   spans = [span for block in packed for span in block.spans]
   assert [(span.leaf, span.box) for span in spans] == pieces
   assert all(len({span.leaf for span in block.spans}) == 1 for block in packed)
+
+
+def test_blocks_are_full():
+  shapes = {f"l{k}": (3 + k, 5) for k in range(30)}
+  trees = [{k: np.ones(shape, "f") for k, shape in shapes.items()}] * 2
+  plan = planning.make(rules.linear(), named(*trees), block_bytes=1920)
+  parts = {k: [slices.whole(shape)] for k, shape in shapes.items()}
+  packed = list(blocks.pack(plan, planning.pieces(plan, parts, {})))
+  assert all(b.capacity - b.filled < 5 for b in packed[:-1])
