@@ -6,6 +6,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import precision
@@ -23,7 +24,30 @@ def _combine(old, stack, base, values, *, combine, dtype):
   # Only one output: a second one, such as a flag for finite results, doubles
   # time and memory of the compiler and slows the sums by a fifth.
   del old
-  return combine(stack, base, values).astype(dtype)
+  base = None if base is None else _widened(base)
+  result = combine(_widened(stack), base, values)
+  return _as_bfloat16(result) if dtype == jnp.bfloat16 else result.astype(dtype)
+
+
+# Conversions of bfloat16 by their bits. The bits are those of XLA, which takes
+# a third longer for a mean.
+
+
+def _widened(array):
+  if array.dtype != jnp.bfloat16:
+    return array
+  bits = jax.lax.bitcast_convert_type(array, jnp.uint16).astype(jnp.uint32)
+  return jax.lax.bitcast_convert_type(bits << 16, jnp.float32)
+
+
+def _as_bfloat16(array):
+  array = array.astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
+  # Half of the last place, to even.
+  rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+  nan = ((bits >> 16) & 0x8000) | 0x7FC0
+  bits = jnp.where(jnp.isnan(array), nan, rounded).astype(jnp.uint16)
+  return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
 
 
 class Program:

@@ -101,7 +101,8 @@ def run(
     plan, measured_bytes = first_pass.measured(plan, processes)
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
-  total = sum(work.cost(block) for block in packed)
+  costs = [work.cost(block) for block in packed]
+  total = sum(costs)
   # Compiles first, so that the compiler's memory is free before buffers fill.
   counts = collections.Counter(block.group for block in packed)
   for block in {block.group: block for block in packed}.values():
@@ -109,17 +110,18 @@ def run(
       work.compile(block)
   lock = threading.Lock()
 
-  def mix_block(block, buffer):
+  def mix_block(item, buffer):
+    block, cost = item
     work.mix(block, buffer)
     with lock:
-      work.done += work.cost(block)
+      work.done += cost
       if progress:
         progress(work.done, total)
 
   try:
     with explaining_changes(plan.sources):
       threads.for_each(
-        packed,
+        list(zip(packed, costs)),
         mix_block,
         count=plan.threads,
         name="soupjax-mix",
@@ -160,13 +162,18 @@ class _Work:
   def cost(self, block: blocks.Block) -> int:
     """Bytes of weights that a block reads."""
     group, total = block.group, 0
-    for leaf, box, *_ in block.spans:
-      for k in (*group.models, *group.extra):
-        spec, chunk = self.plan.sources[k].specs[leaf], self.chunks[k].get(leaf)
-        count = (
-          spec.size if group.whole else slices.touched(spec.shape, box, chunk)
+    for k in (*group.models, *group.extra):
+      specs, chunks = self.plan.sources[k].specs, self.chunks[k]
+      if group.whole:
+        count = sum(specs[span.leaf].size for span in block.spans)
+      elif chunks:
+        count = sum(
+          slices.touched(specs[leaf].shape, box, chunks.get(leaf))
+          for leaf, box, *_ in block.spans
         )
-        total += count * spec.dtype.itemsize
+      else:
+        count = block.filled
+      total += count * specs[block.spans[0].leaf].dtype.itemsize
     return total
 
   def compile(self, block: blocks.Block) -> None:
