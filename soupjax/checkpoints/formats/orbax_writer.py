@@ -110,7 +110,7 @@ def num_bytes(
   layouts = [_Layout.of(spec, chunks[leaf], 0) for leaf, spec in specs.items()]
   weights = sum(layout.end for layout in layouts)
   # Metadata of a leaf, its checksum, and entries of the index.
-  names = sum(2 * len(leaf.encode()) for leaf in specs)
+  names = sum(2 * len(leaf.encode("utf-8", "replace")) for leaf in specs)
   count = sum(layout.count for layout in layouts)
   return weights + 640 * len(specs) + names + 32 * count + 8192
 
@@ -278,7 +278,8 @@ class OrbaxWriter(block_writer.RangeWriter):
     """Writes the keys of the database: metadata and chunks of each leaf."""
     entries: list[orbax_arrays.Entry] = []
     for leaf, layout in self._layouts.items():
-      prefix = ".".join(key for key, _ in self._keys[leaf]) + "/"
+      keys = ".".join(key for key, _ in self._keys[leaf])
+      prefix = orbax_arrays.folder(keys)
       entries.append((f"{prefix}zarr.json".encode(), self._arrays[leaf]))
       grid = [
         range(-(-n // c))

@@ -325,7 +325,8 @@ def test_an_index_of_several_levels_is_that_of_tensorstore(
 def test_many_small_leaves_are_written_and_read_back_together(
   tmp_path, monkeypatch
 ):
-  params = {f"w{k:04d}": np.full(3, k, np.float32) for k in range(1200)}
+  monkeypatch.setattr(orbax_writer, "_BATCH", 20)
+  params = {f"w{k:02d}": np.full(3, k, np.float32) for k in range(60)}
   calls = collections.Counter()
 
   def counting(name, call):
@@ -339,9 +340,38 @@ def test_many_small_leaves_are_written_and_read_back_together(
   counting("preadv", os.preadv)
   path = mixed(tmp_path, params)
   # The index is written as well.
-  assert calls["pwritev"] <= 1200 / 400 + 1 and calls["preadv"] <= 1200 / 400
+  assert calls["pwritev"] == 60 / 20 + 1 and calls["preadv"] == 60 / 20
   assert len(list(pathlib.Path(path).glob("state/d/*"))) == 1
   assert_same_bits(sj.load_params(path), params)
+
+
+@pytest.mark.parametrize("by", ["orbax", "soupjax"])
+def test_opening_describes_leaves_as_orbax_does_without_opening_each(
+  tmp_path, monkeypatch, by
+):
+  tree = make()
+  if by == "orbax":
+    sj.save_params(tmp_path / "soup", tree)
+  else:
+    mixed(tmp_path, tree)
+  theirs = ocp.metadata(tmp_path / "soup").metadata
+  read, opened = [], []
+  metadata, open_array = orbax_arrays.metadata, ts.open
+  monkeypatch.setattr(
+    orbax_arrays, "metadata", lambda file: read.append(file) or metadata(file)
+  )
+  monkeypatch.setattr(
+    ts, "open", lambda *a, **kw: opened.append(a) or open_array(*a, **kw)
+  )
+  ingredient = sj.open_ingredient(tmp_path / "soup")
+  assert not opened
+  ours = jax.tree.unflatten(ingredient.treedef, ingredient.specs.values())
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  ingredient.load()
+  # The files of metadata are not read again for every leaf.
+  assert len(opened) == len(ingredient.specs) > len(read)
 
 
 # Damage.
