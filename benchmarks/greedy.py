@@ -144,8 +144,13 @@ def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
   return sj.rank_by(ingredients, "val"), evaluator
 
 
-def measure(ingredients, make_evaluator, rounds: int) -> dict:
-  """Cooks with and without early rejection; medians over rounds."""
+def measure(
+  ingredients, make_evaluator, rounds: int, by_itself: bool = True
+) -> dict:
+  """Cooks with and without early rejection; medians over rounds.
+
+  `by_itself` also repeats the evaluations with nothing beside them.
+  """
   runs = {True: [], False: []}
   for k in range(rounds + 1):  # The first compiles.
     for early in (True, False):
@@ -176,18 +181,18 @@ def measure(ingredients, make_evaluator, rounds: int) -> dict:
   }
   for early, name in ((True, "early"), (False, "full")):
     walls, pure = np.array(runs[early]).T
+    found[f"{name}: wall s"] = float(np.median(walls))
+    found[f"{name}: evaluation s"] = float(np.median(pure))
+    found[f"{name}: wall / evaluation"] = float(np.median(walls / pure))
+    if not by_itself:
+      continue
     calls = []
     sj.greedy_soup(
       ingredients, Timed(make_evaluator(), calls), early_reject=early
     )
-    by_itself = np.median(
-      [alone(make_evaluator(), calls) for _ in range(rounds)]
-    )
-    found[f"{name}: wall s"] = float(np.median(walls))
-    found[f"{name}: evaluation s"] = float(np.median(pure))
-    found[f"{name}: evaluation alone s"] = float(by_itself)
-    found[f"{name}: wall / evaluation"] = float(np.median(walls / pure))
-    found[f"{name}: wall / alone"] = float(np.median(walls / by_itself))
+    seconds = np.median([alone(make_evaluator(), calls) for _ in range(rounds)])
+    found[f"{name}: evaluation alone s"] = float(seconds)
+    found[f"{name}: wall / alone"] = float(np.median(walls / seconds))
   return found
 
 

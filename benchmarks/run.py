@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the numbers that the project holds to, and writes its tables.
 
-  python benchmarks/run.py                      # 40 minutes on 2 idle cores
+  python benchmarks/run.py                      # at most 40 minutes, 2 cores
   python benchmarks/run.py --only=vit_b,orbax   # these rows; others stay
   python benchmarks/run.py --report             # only writes, from the JSON
 
 The rows are those of `rows.py`. Each is measured in a process of its own, with
 empty caches of compiled programs; one that fails says so in the table, and the
-others go on. Figures are stored in results/numbers.json. From there, and from
+others go on. A row that no longer fits into --minutes keeps its figures and
+their date. Figures are stored in results/numbers.json. From there, and from
 results/digits.json, come the lines between markers in README.md and
 benchmarks/README.md. Checkpoints lie in a temporary folder, --folder, at most
 12 GB. Peers that are not installed here are looked for in --peers-python, an
@@ -94,7 +95,7 @@ def rounded(value):
   return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def measure(row: rows.Row, folder: str) -> dict:
+def measure(row: rows.Row, folder: str, seconds: float) -> dict:
   """Measures a row in a process of its own; returns its entry of the JSON."""
   result = os.path.join(folder, f"{row.name}.json")
   cache = tempfile.mkdtemp(prefix="cache_", dir=folder)
@@ -112,11 +113,11 @@ def measure(row: rows.Row, folder: str) -> dict:
     stdout=sys.stderr,
   )
   try:
-    code = process.wait(row.seconds)
+    code = process.wait(seconds)
     if code:
       error = f"ended with exit code {code}"
   except subprocess.TimeoutExpired:
-    error = f"stopped after {row.seconds:.0f} s"
+    error = f"stopped after {seconds:.0f} s"
   finally:
     # With what it has started.
     with contextlib.suppress(ProcessLookupError):
@@ -142,15 +143,26 @@ def measure_here(name: str, folder: str) -> None:
   path.write_text(json.dumps(entry))
 
 
-def measure_all(names: list[str], folder: str) -> bool:
-  """Measures rows and stores each at once; returns whether all worked."""
+def measure_all(names: list[str], folder: str, minutes: float) -> bool:
+  """Measures rows and stores each at once; returns whether all worked.
+
+  A row for which the time is too short, by what it took last, keeps its entry.
+  """
+  deadline = time.monotonic() + 60 * minutes
   stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
   entries = stored.get("rows", {})
   run = environment() | {"load_before": load()}
   key = datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
   runs = stored.get("runs", {}) | {key: run}
+  worked = True
   for name in names:
-    entries[name] = measure(ROWS[name], folder) | {"run": key}
+    left = deadline - time.monotonic()
+    if entries.get(name, {}).get("seconds", 1) > left:
+      print(f"{name}: left out, since {minutes:.0f} minutes are too short")
+      continue
+    limit = min(ROWS[name].seconds, left)
+    entries[name] = measure(ROWS[name], folder, limit) | {"run": key}
+    worked &= "error" not in entries[name]
     print(f"{name}: {today(ROWS[name], entries[name])}", flush=True)
     run["load_after"] = load()
     used = {entry["run"] for entry in entries.values()}
@@ -159,7 +171,7 @@ def measure_all(names: list[str], folder: str) -> bool:
       "rows": {k: entries[k] for k in ROWS if k in entries},
     }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-  return all("error" not in entries[name] for name in names)
+  return worked
 
 
 # --- Tables -------------------------------------------------------------------
@@ -289,6 +301,7 @@ def main() -> int:
   )
   parser.add_argument("--only", help="names of rows, with commas")
   parser.add_argument("--skip", help="names of rows, with commas")
+  parser.add_argument("--minutes", type=float, default=40)
   parser.add_argument("--report", action="store_true")
   parser.add_argument("--folder", help="for checkpoints, removed at the end")
   parser.add_argument("--peers-python", default=sys.executable)
@@ -304,10 +317,12 @@ def main() -> int:
     if unknown := {*names, *skipped} - ROWS.keys():
       parser.error(f"unknown rows {sorted(unknown)}; there are {[*ROWS]}")
     os.environ["PEERS_PYTHON"] = args.peers_python
+    # Ends through the blocks that stop the row and remove the folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = tempfile.mkdtemp(prefix="soupjax_numbers_", dir=args.folder)
     try:
-      worked = measure_all([n for n in ROWS if n in names and n not in skipped],
-                           folder)  # fmt: skip
+      names = [n for n in ROWS if n in names and n not in skipped]
+      worked = measure_all(names, folder, args.minutes)
     finally:
       shutil.rmtree(folder)
   report()

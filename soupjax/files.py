@@ -249,7 +249,7 @@ def open_for_writing(
 
   Args:
     sizes: path -> bytes; existing content is dropped.
-    create: False if another process has created them.
+    create: False if another process gives them their size.
 
   Returns:
     Path -> file descriptor.
@@ -258,7 +258,8 @@ def open_for_writing(
     ValueError: if the disk is too full for them, or they are too many.
     OSError: if they cannot be opened.
   """
-  flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if create else 0)
+  # Processes may come here in any order.
+  flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if create else 0)
   if len(sizes) > open_limit() // 4:  # Inputs are open at the same time.
     raise_open_limit()
   fds: dict[str, int] = {}

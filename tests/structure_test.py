@@ -79,10 +79,12 @@ REMOVE = {
 # The most .py files in a folder, besides __init__.py.
 MOST_FILES = 14
 PURE = {"jax", "numpy"} | sys.stdlib_module_names
-# Files of soups/ that wrap an optimiser; jax needs scipy itself.
-ALSO = dict.fromkeys(
-  ("soups/learned/host_optimizers.py", "soups/search/blackbox.py"), {"scipy"}
-)
+# Files of soups/ that wrap other libraries; jax needs scipy itself.
+ALSO = {
+  "soups/core/crc32.py": {"google_crc32c", "isal"},
+  "soups/learned/host_optimizers.py": {"scipy"},
+  "soups/search/blackbox.py": {"scipy"},
+}
 
 
 def imports_of(path: pathlib.Path):

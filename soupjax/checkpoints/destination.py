@@ -144,10 +144,6 @@ class Destination:
         chunk = orbax_writer.chunk_shape(spec, plan.chunks.get(leaf))
         self.chunks[leaf] = chunk
       self.num_bytes = orbax_writer.num_bytes(plan.specs, self.chunks)
-      # Two commits at a time, each in memory twice while it is encoded.
-      self.host_bytes = min(
-        4 * orbax_writer.COMMIT_BYTES, 4 * plan.write_bytes + (1 << 20)
-      )
 
   def check(self, provenance: Mapping[str, Any]) -> None:
     """Checks everything that can be checked before reading weights.
@@ -180,7 +176,7 @@ class Destination:
       if os.path.lexists(self.aside):
         replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
-    readable.check_names(self.path, self._plan.specs)
+    self._expected = readable.check_names(self.path, self._plan.specs)
     if not self.is_directory and not self._overwrite:
       folder = os.path.dirname(self.path)
       if taken := companions.different(self.beside, folder):
@@ -268,7 +264,12 @@ class Destination:
       return npz.NpzWriter(self.temporary, specs, order, first=first)
     if self.format == "orbax":
       return orbax_writer.OrbaxWriter(
-        self.temporary, specs, self._plan.treedef, self.chunks
+        self.temporary,
+        specs,
+        order,
+        self._plan.treedef,
+        self.chunks,
+        first=first,
       )
     return safetensors_writer.SafetensorsWriter(
       self.temporary,
@@ -282,8 +283,7 @@ class Destination:
 
   def _publish(self):
     """Gives the output its final name if it can be opened."""
-    expected = readable.check_names(self.path, self._plan.specs)
-    readable.check_written(self.temporary, self.path, expected)
+    readable.check_written(self.temporary, self.path, self._expected)
     # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     companions.copy(self.beside, folder)

@@ -139,6 +139,10 @@ def test_rows_that_fail_or_are_missed_say_so_and_do_not_stop_others(project):
   assert len(record["runs"]) == 2
   assert "- met, missed: 20" in (project / "README.md").read_text()
 
+  # No time: rows keep their figures, too.
+  done, same, _ = execute(project, "--minutes=0")
+  assert done.stdout.count("left out") == 6 and same == record
+
   record["rows"]["met"]["figures"]["s"] = 1.5
   (project / "results" / "numbers.json").write_text(json.dumps(record))
   done, _, reported = execute(project, "--report")

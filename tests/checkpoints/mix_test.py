@@ -299,10 +299,9 @@ def test_a_failed_mix_leaves_nothing(folder, tmp_path, out):
 
 def calls_of_system(path, monkeypatch, count):
   """Returns the reads and writes for a soup of models of `count` leaves."""
-  for name in "ab":
-    save.write(
-      path / f"{name}.safetensors", {f"{k:03}": W for k in range(count)}
-    )
+  for seed, name in enumerate("ab"):
+    leaves = {f"{k:03}": W + seed for k in range(count)}
+    save.write(path / f"{name}.safetensors", leaves)
   models = sj.find_ingredients(path / "?.safetensors")
   calls = []
   with monkeypatch.context() as patch:

@@ -161,16 +161,14 @@ class RangeWriter(BlockWriter):
   def _load(self, spans, row):
     data = memoryview(row.view(np.uint8))
     for fd, offset, start, stop in self._ranges(spans):
-      while start < stop:
-        n = os.preadv(fd, [data[start:stop]], offset)
-        if n == 0:
-          item = row.dtype.itemsize
-          leaf = next(s.leaf for s in spans if s.stop * item > start)
-          raise ValueError(
-            f"Leaf {leaf!r} was not written as it is: the file ends before "
-            "it. Is the disk sound?"
-          )
-        start, offset = start + n, offset + n
+      start += read_all(fd, data[start:stop], offset)
+      if start < stop:
+        item = row.dtype.itemsize
+        leaf = next(s.leaf for s in spans if s.stop * item > start)
+        raise ValueError(
+          f"Leaf {leaf!r} was not written as it is: the file ends before "
+          "it. Is the disk sound?"
+        )
 
   def _ranges(self, spans):
     return byte_ranges.ranges(spans, self.places, self.specs)
@@ -191,17 +189,49 @@ class RangeWriter(BlockWriter):
       os.close(self._fds.popitem()[1])
 
 
-def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
+def write_all(fd: int, data: Any, offset: int) -> None:
   """Writes bytes at an offset.
+
+  Args:
+    fd: of the file.
+    data: bytes, or a list of at most 1,000 parts that follow one another.
+    offset: of the first byte.
 
   Raises:
     ValueError: if the disk is full.
   """
-  data = memoryview(data)
-  while len(data):
-    try:
-      n = os.pwrite(fd, data, offset)
-    except OSError as e:
-      files.explain(e, "the output")
-      raise
-    data, offset = data[n:], offset + n
+  try:
+    _all(os.pwritev, fd, data, offset)
+  except OSError as e:
+    files.explain(e, "the output")
+    raise
+
+
+def read_all(fd: int, data: Any, offset: int) -> int:
+  """Fills memory with the bytes at an offset.
+
+  Args:
+    fd: of the file.
+    data: memory, or a list of at most 1,000 parts to fill one after the other.
+    offset: of the first byte.
+
+  Returns:
+    The number of bytes read; fewer only if the file ends.
+  """
+  return _all(os.preadv, fd, data, offset)
+
+
+def _all(move, fd, data, offset) -> int:
+  """Repeats a call that may move fewer bytes than it is asked for."""
+  parts, total = data if isinstance(data, list) else [data], 0
+  while parts:
+    n = move(fd, parts, offset + total)
+    if n == 0:
+      break
+    total += n
+    while parts and n >= len(parts[0]):
+      n -= len(parts[0])
+      parts = parts[1:]
+    if n:
+      parts = [memoryview(parts[0])[n:], *parts[1:]]
+  return total

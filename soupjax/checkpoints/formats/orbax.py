@@ -9,10 +9,9 @@ tenth of the CPU time of an Orbax restore and only the chunks of a slice.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import functools
 import logging
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging as absl_logging
 from etils import epath
@@ -204,13 +203,13 @@ def open_checkpoint(
       f"called {' or '.join(_TREES[:-1])}. Give the directory of one item, "
       f"such as {path}/NAME."
     )
-  context = orbax_arrays.new_context()
   num_bytes = orbax_arrays.num_bytes(path, identities)
+  with explained(path):
+    opened = orbax_arrays.opener(str(roots[0]), num_bytes)
 
-  @functools.cache
   def open_array(key):
     with explained(path):
-      return orbax_arrays.open_leaf(str(roots[0]), context, num_bytes, key)
+      return opened(key)
 
   prefix = "".join(f"{key}/" for key in outer)
   specs, keys = {}, {}
@@ -268,9 +267,22 @@ def _items(path: str) -> list[str]:
   return [item for item in _TREES if (place / item / "_METADATA").exists()]
 
 
+class _Described(NamedTuple):
+  """The parts of Orbax's metadata that are used here."""
+
+  metadata: Any
+  custom_metadata: Any
+
+
 def _describe(path: str, items: Sequence[str]) -> Any:
-  """Returns Orbax's metadata of the first item."""
+  """Returns the metadata of the first item, or Orbax's if it knows more."""
   place = epath.Path(path)
+  outer = place / "_CHECKPOINT_METADATA"
+  if items and items[0] and outer.exists():
+    specs = orbax_arrays.tree_of_specs(place / items[0])
+    if specs is not None:
+      custom = orbax_arrays.metadata(outer).get("custom_metadata")
+      return _Described(specs, custom)
   if items and items[0]:
     return ocp.metadata(path, checkpointable_name=items[0])
   if items and not (place / "_CHECKPOINT_METADATA").exists():

@@ -2,33 +2,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes Orbax checkpoints block by block.
 
-Orbax itself needs whole leaves in memory. This writer stores arrays with
-tensorstore in Orbax's layout (zarr3 in an OCDBT store) and adds Orbax's
-metadata. Chunks have a bounded size and a checksum, without which a flipped bit
-is restored silently. They are not compressed, since float weights hardly
-shrink.
+Orbax itself needs whole leaves in memory, and tensorstore copies and encodes
+every chunk. An uncompressed chunk of zarr3 is its elements and their CRC-32C,
+without which a flipped bit is restored silently. This writer puts them straight
+into the data file of an OCDBT database, and adds the index of the database and
+Orbax's metadata at the end. Float weights hardly shrink if they are compressed.
 """
 
-from collections.abc import Mapping, Sequence
-import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 import errno
+import itertools
 import math
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
+import uuid
 
 import jax
+import numpy as np
 import tensorstore as ts
 
-from soupjax import files
-from soupjax.checkpoints.formats import block_writer, leaf_digest
-from soupjax.soups.core import slices
+from soupjax import files, processes
+from soupjax.checkpoints.formats import (
+  block_writer,
+  leaf_digest,
+  orbax_arrays,
+)
+from soupjax.soups.core import crc32, slices
 
-# The sizes of a chunk, which a reader decodes at once, and of a commit, which
-# stays in memory until then.
-CHUNK_BYTES = 4 << 20
-COMMIT_BYTES = 64 << 20
+# The most bytes of a chunk, which a reader decodes at once. A chunk is also the
+# smallest block: larger ones would not fit the processor's cache.
+CHUNK_BYTES = 1 << 20
+_CRC_BYTES = 4
+# Chunks that are written in one call, of at most 1,024 parts.
+_BATCH = 500
 
 
 def chunk_shape(
@@ -41,17 +49,20 @@ def chunk_shape(
     source: the chunk shape of the ingredients; these chunks are not cut.
 
   Returns:
-    A chunk shape: several rows, or part of one if rows are long.
+    A chunk shape: several rows, or part of one if rows are long. Chunks of a
+    leaf follow one another in row-major order.
   """
   shape, most = spec.shape, max(1, CHUNK_BYTES // spec.dtype.itemsize)
-  chunk = [1] * len(shape)
   for axis, n in enumerate(shape):
     row = math.prod(shape[axis + 1 :])
     together = min(source[axis], n) if source else 1
     if n > 1 and (together > 1 or row <= most):
-      fits = max(1, most // (row * together)) * together
-      return (*chunk[:axis], min(n, fits), *shape[axis + 1 :])
-  return tuple(chunk)
+      units = -(-n // together)
+      count = -(-units // max(1, most // (row * together)))
+      # Of about the same size, since the last one is stored in full.
+      rows = min(n, -(-units // count) * together)
+      return (*[1] * axis, rows, *shape[axis + 1 :])
+  return (1,) * len(shape)
 
 
 def check(
@@ -96,136 +107,165 @@ def num_bytes(
     specs: leaf -> shape and dtype.
     chunks: leaf -> chunk shape; chunks at the edge are stored in full.
   """
-  weights = count = 0
-  for leaf, spec in specs.items():
-    grid = [-(-n // c) for n, c in zip(spec.shape, chunks[leaf])]
-    count += math.prod(grid)
-    weights += math.prod(grid) * math.prod(chunks[leaf]) * spec.dtype.itemsize
-  # Metadata of a leaf, an entry of the index, an index for each commit, and
-  # what differs between runs: commits end in any order.
-  commits = 1 + weights // COMMIT_BYTES
-  metadata = 640 * len(specs) + 64 * count + 4096 * (1 + commits)
-  return weights + metadata + weights // 10_000
+  layouts = [_Layout.of(spec, chunks[leaf], 0) for leaf, spec in specs.items()]
+  weights = sum(layout.end for layout in layouts)
+  # Metadata of a leaf, its checksum, and entries of the index.
+  names = sum(2 * len(leaf.encode("utf-8", "replace")) for leaf in specs)
+  count = sum(layout.count for layout in layouts)
+  return weights + 640 * len(specs) + names + 32 * count + 8192
 
 
-class OrbaxWriter(block_writer.BlockWriter):
+class _Layout(NamedTuple):
+  """The chunks of a leaf in the data file, one after the other.
+
+  Attributes:
+    start: byte of the file at which the first chunk begins.
+    line: elements that are cut into chunks, of which the last is padded.
+    chunk: elements of a chunk.
+    count: number of chunks.
+    itemsize: bytes of an element.
+  """
+
+  start: int
+  line: int
+  chunk: int
+  count: int
+  itemsize: int
+
+  @classmethod
+  def of(
+    cls, spec: jax.ShapeDtypeStruct, chunk: tuple[int, ...], start: int
+  ) -> "_Layout":
+    """Places the chunks of a leaf, whose shape is from `chunk_shape`."""
+    axis = next((i for i, n in enumerate(chunk) if n > 1), len(chunk))
+    line, size = math.prod(spec.shape[axis:]), math.prod(chunk)
+    count = math.prod(spec.shape[:axis]) * -(-line // size)
+    return cls(start, line, size, count, spec.dtype.itemsize)
+
+  @property
+  def stride(self) -> int:
+    """Bytes from one chunk to the next."""
+    return self.chunk * self.itemsize + _CRC_BYTES
+
+  @property
+  def end(self) -> int:
+    """The byte after the last chunk."""
+    return self.start + self.count * self.stride
+
+  def chunks(self, first: int, n: int) -> Iterator[tuple[int, int]]:
+    """Yields byte in the file and number of elements of the chunks of a run.
+
+    Args:
+      first: the first element, at which a chunk begins.
+      n: number of elements, up to the end of a chunk.
+    """
+    end = first + n
+    while first < end:
+      line, at = divmod(first, self.line)
+      index = line * -(-self.line // self.chunk) + at // self.chunk
+      size = min(self.chunk, self.line - at)
+      yield self.start + index * self.stride, size
+      first += size
+
+
+class OrbaxWriter(block_writer.RangeWriter):
   """Writes a directory that Orbax restores; blocks consist of whole chunks."""
 
   def __init__(
     self,
     path: str,
     specs: Mapping[str, jax.ShapeDtypeStruct],
+    order: Sequence[str],
     treedef: Any,
     chunks: Mapping[str, tuple[int, ...]],
+    *,
+    first: bool = True,
   ):
-    """Creates the store of this process.
+    """Opens the data file.
 
     Args:
       path: an existing directory.
       specs: leaf -> shape and dtype, in the order of `treedef`.
+      order: the order of the leaves in the file.
       treedef: of the tree.
-      chunks: leaf -> chunk shape.
+      chunks: leaf -> chunk shape, from `chunk_shape`.
+      first: whether this process creates the files and writes the headers.
 
     Raises:
-      ValueError: if zarr does not know the dtype of a leaf.
+      ValueError: if zarr does not know the dtype of a leaf, or the disk is
+        full.
     """
-    index, self._count = jax.process_index(), jax.process_count()
-    super().__init__(specs, first=index == 0)
-    self.path = path
-    self._chunks = chunks
-    self._context = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
-    self._state = os.path.join(path, "state")
-    # Several processes cannot write to one store at the same time.
-    self._folder = self._state if self._count == 1 else self._part(index)
-    os.makedirs(self._folder, exist_ok=True)
+    self.path, self._chunks = path, chunks
+    self._arrays = _array_metadata(specs, chunks)
     self._keys = _keys(specs, treedef)
-    self._transaction, self._uncommitted = ts.Transaction(), 0
-    self._pending = None
-    arrays = {leaf: self._create(leaf) for leaf in specs}
-    self._commit()
-    self._arrays = {k: a.with_transaction(None) for k, a in arrays.items()}
-
-  def _part(self, index: int) -> str:
-    return os.path.join(self._state, f"ocdbt.process_{index}")
-
-  def _base(self, folder: str) -> dict[str, Any]:
-    # Synced once at the end instead of at each commit.
-    return {"driver": "file", "path": f"{folder}/", "file_io_sync": False}
-
-  def _create(self, leaf):
-    spec = self.specs[leaf]
-    settings = {
-      "driver": "zarr3",
-      # Otherwise a leaf of zeros has no chunks and reads as missing.
-      "store_data_equal_to_fill_value": True,
-      "kvstore": {
-        "driver": "ocdbt",
-        "base": self._base(self._folder),
-        "path": f"{'.'.join(k for k, _ in self._keys[leaf])}/",
-        "config": {"max_inline_value_bytes": 1024},
-      },
-      "metadata": {
-        "shape": list(spec.shape),
-        "data_type": str(spec.dtype),
-        "chunk_grid": {
-          "name": "regular",
-          "configuration": {"chunk_shape": list(self._chunks[leaf])},
-        },
-        "codecs": [
-          {"name": "bytes", "configuration": {"endian": "little"}},
-          {"name": "crc32c"},
-        ],
-      },
-    }
-    try:
-      return ts.open(
-        settings,
-        create=True,
-        open=True,
-        context=self._context,
-        transaction=self._transaction,
-      ).result()
-    except ValueError as e:
-      raise ValueError(
-        f"Leaf {leaf!r} of dtype {spec.dtype} cannot be written: {e}. Choose "
-        "dtype= or another format."
-      ) from e
+    self._state = os.path.join(path, "state")
+    # Readers may cache data files by name, so that it is never used again.
+    self._name = f"d/{processes.gather_json(uuid.uuid4().hex)[0]}"
+    file = os.path.join(self._state, self._name)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    self._layouts, self._end = {}, 0
+    for leaf in order:
+      layout = _Layout.of(specs[leaf], chunks[leaf], self._end)
+      self._layouts[leaf], self._end = layout, layout.end
+    # Byte of a chunk -> what follows its elements in the file.
+    self._tails: dict[int, bytes] = {}
+    places = {leaf: (file, at.start) for leaf, at in self._layouts.items()}
+    super().__init__(specs, places, {file: self._end}, first=first)
+    self._fd = self._fds[file]
 
   def _store(self, spans, row):
-    for leaf, box, start, stop, _ in spans:
-      block = row[start:stop].reshape(slices.shape_of(box))
-      with self._lock:
-        target = self._arrays[leaf].with_transaction(self._transaction)
-        _wait(target[box].write(block), self.path)
-        self._uncommitted += block.nbytes
-        if self._uncommitted >= COMMIT_BYTES:
-          self._begin_commit()
-
-  def _begin_commit(self) -> None:
-    """Commits in the background, one transaction at a time."""
-    if self._pending is not None:
-      _wait(self._pending, self.path)
-    self._pending = self._transaction.commit_async()
-    self._transaction, self._uncommitted = ts.Transaction(), 0
-
-  def _commit(self) -> None:
-    """Commits everything and waits for it."""
-    self._begin_commit()
-    _wait(self._pending, self.path)
-    self._pending = None
+    for chunks in self._batches(spans, row):
+      data = []
+      for _, offset, part, size in chunks:
+        padding = np.zeros(size - part.size, part.dtype)
+        whole = np.concatenate([part, padding]) if padding.size else part
+        checksum = crc32.crc32c(whole).to_bytes(_CRC_BYTES, "little")
+        self._tails[offset] = tail = padding.tobytes() + checksum
+        data += [part.view(np.uint8), tail]
+      block_writer.write_all(self._fd, data, chunks[0][1])
 
   def _load(self, spans, row):
-    for leaf, box, start, stop, _ in spans:
-      block = ts.array(row[start:stop].reshape(slices.shape_of(box)))
-      _wait(block.write(self._arrays[leaf][box]), self.path)
+    for chunks in self._batches(spans, row):
+      tails = [bytearray(len(self._tails[offset])) for _, offset, *_ in chunks]
+      data = []
+      for (_, _, part, _), tail in zip(chunks, tails):
+        data += [part.view(np.uint8), tail]
+      n = block_writer.read_all(self._fd, data, chunks[0][1])
+      for (leaf, offset, part, _), tail in zip(chunks, tails):
+        n -= part.nbytes + len(tail)
+        if n < 0 or tail != self._tails[offset]:
+          raise ValueError(
+            f"Leaf {leaf!r} was not written as it is: a chunk is cut short or "
+            "has another checksum. Is the disk sound?"
+          )
 
-  def _flush(self):
-    self._commit()
-    sync_tree(self._folder)
+  def _batches(self, spans, row):
+    """Yields lists of chunks that follow one another in the file.
+
+    Args:
+      spans: boxes of whole chunks.
+      row: flat; holds their elements.
+
+    Yields:
+      Leaf, place in the file, elements and full size of each chunk.
+    """
+    batch, end = [], 0
+    for leaf, box, start, stop, first in spans:
+      runs, layout = ((first, stop - start),), self._layouts[leaf]
+      if first is None:
+        runs = slices.contiguous_runs(self.specs[leaf].shape, box)
+      for run in runs:
+        for offset, n in layout.chunks(*run):
+          if batch and (offset != end or len(batch) == _BATCH):
+            yield batch
+            batch = []
+          batch.append((leaf, offset, row[start : start + n], layout.chunk))
+          start, end = start + n, offset + layout.stride
+    if batch:
+      yield batch
 
   def _write_headers(self, provenance, checksums):
-    if self._count > 1:
-      self._merge()
+    self._write_index()
     recorded = {leaf: f"{value:08x}" for leaf, value in checksums.items()}
     record = {**provenance, "crc32": recorded}
     seal = {leaf_digest.KEY: leaf_digest.seal(self.specs, record)}
@@ -234,29 +274,25 @@ class OrbaxWriter(block_writer.BlockWriter):
     self._write_record({"soupjax": record, **seal})
     sync_tree(self.path)
 
-  def _sync(self):
-    """Does nothing: stores and headers are synced when they are written."""
-
-  def _merge(self):
-    """Joins the stores of all processes by reference, without a copy."""
-    context, keys = ts.Context(), set()
-    merged = ts.KvStore.open(
-      {"driver": "ocdbt", "base": self._base(self._state)}, context=context
-    ).result()
-    transaction = ts.Transaction(atomic=True)
-    for index in range(self._count):
-      part = ts.KvStore.open(
-        {"driver": "ocdbt", "base": self._base(self._part(index))},
-        context=context,
-      ).result()
-      keys.update(part.list().result())
-      target = merged.with_transaction(transaction)
-      part.experimental_copy_range_to(target).result()
-    transaction.commit_async().result()
-    if set(merged.list().result()) != keys:
-      raise ValueError(
-        f"{self.path} lacks chunks that were written. Is the disk sound?"
-      )
+  def _write_index(self):
+    """Writes the keys of the database: metadata and chunks of each leaf."""
+    entries: list[orbax_arrays.Entry] = []
+    for leaf, layout in self._layouts.items():
+      keys = ".".join(key for key, _ in self._keys[leaf])
+      prefix = orbax_arrays.folder(keys)
+      entries.append((f"{prefix}zarr.json".encode(), self._arrays[leaf]))
+      grid = [
+        range(-(-n // c))
+        for n, c in zip(self.specs[leaf].shape, self._chunks[leaf])
+      ]
+      for k, index in enumerate(itertools.product(*grid)):
+        key = "/".join(map(str, ("c", *index)))
+        at = layout.start + k * layout.stride
+        entries.append((f"{prefix}{key}".encode(), (at, layout.stride)))
+    data, manifest = orbax_arrays.index(entries, self._name, self._end)
+    block_writer.write_all(self._fd, data, self._end)
+    path = pathlib.Path(self._state, "manifest.ocdbt")
+    path.write_bytes(manifest)
 
   def _write_tree(self, custom_metadata):
     tree = {
@@ -299,12 +335,46 @@ class OrbaxWriter(block_writer.BlockWriter):
     )
     pathlib.Path(self.path, "orbax.checkpoint").touch()
 
-  def close(self) -> None:
-    """Drops everything that is not committed; afterwards nothing is written."""
-    self._transaction.abort()
-    if self._pending is not None:
-      with contextlib.suppress(ValueError, OSError, RuntimeError):
-        self._pending.result()  # The commit cannot be stopped.
+
+def _array_metadata(specs, chunks) -> dict[str, bytes]:
+  """Returns leaf -> zarr.json, as tensorstore writes it."""
+  texts: dict[Any, bytes] = {}
+  for leaf, spec in specs.items():
+    key = (spec.shape, spec.dtype, chunks[leaf])
+    if key not in texts:
+      try:
+        texts[key] = _zarr_json(*key)
+      except ValueError as e:
+        raise ValueError(
+          f"Leaf {leaf!r} of dtype {spec.dtype} cannot be written: {e}. "
+          "Choose dtype= or another format."
+        ) from e
+  return {
+    leaf: texts[spec.shape, spec.dtype, chunks[leaf]]
+    for leaf, spec in specs.items()
+  }
+
+
+def _zarr_json(shape, dtype, chunk) -> bytes:
+  metadata = {
+    "shape": list(shape),
+    "data_type": str(dtype),
+    "chunk_grid": {
+      "name": "regular",
+      "configuration": {"chunk_shape": list(chunk)},
+    },
+    "codecs": [
+      {"name": "bytes", "configuration": {"endian": "little"}},
+      {"name": "crc32c"},
+    ],
+  }
+  # With a context of its own, the store is empty.
+  array = ts.open(
+    {"driver": "zarr3", "kvstore": "memory://", "metadata": metadata},
+    create=True,
+    context=ts.Context(),
+  ).result()
+  return array.kvstore.read("zarr.json").result().value
 
 
 def _keys(specs, treedef) -> dict[str, Sequence[tuple[str, int]]]:
@@ -320,15 +390,6 @@ def _keys(specs, treedef) -> dict[str, Sequence[tuple[str, int]]]:
     ]
     for path, leaf in jax.tree_util.tree_flatten_with_path(names)[0]
   }
-
-
-def _wait(future, path):
-  """Waits for tensorstore and explains its errors."""
-  try:
-    return future.result()
-  except (ValueError, OSError, RuntimeError) as e:
-    explain(e, path)
-    raise
 
 
 def explain(error: Exception, path: str) -> None:

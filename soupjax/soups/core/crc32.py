@@ -1,17 +1,23 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRC-32 (the one of zip files) of data that arrives in pieces."""
+"""CRC-32 (the one of zip files) of data that arrives in pieces; CRC-32C."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import math
 import threading
 from typing import NamedTuple
-import zlib
 
+import google_crc32c
 import numpy as np
 
 from soupjax.soups.core import slices
+
+try:
+  # The same function, ten times as fast.
+  from isal.isal_zlib import crc32 as _crc32
+except ImportError:  # There are no wheels for this platform.
+  from zlib import crc32 as _crc32
 
 # With more boxes than this, overlaps are not looked for.
 _MOST_BOXES = 5_000
@@ -25,7 +31,12 @@ def crc32(array: np.ndarray) -> int:
 
 def extend(value: int, array: np.ndarray) -> int:
   """Extends a CRC-32 by the bytes of a contiguous array."""
-  return zlib.crc32(array.reshape(-1).view(np.uint8), value)
+  return _crc32(array.reshape(-1).view(np.uint8), value)
+
+
+def crc32c(array: np.ndarray) -> int:
+  """Returns the CRC-32C (that of zarr) of the bytes of a contiguous array."""
+  return google_crc32c.value(array.reshape(-1).view(np.uint8))
 
 
 def check(source: str, leaf: str, checksum: int, expected: int) -> None:
@@ -121,7 +132,7 @@ def of_runs(array: np.ndarray, runs: Iterable[tuple[int, int]]) -> int:
         ^ c[total >> 16 & 255]
         ^ d[total >> 24]
       )
-    total ^= zlib.crc32(data[at:stop])
+    total ^= _crc32(data[at:stop])
     at, before = stop, end
   return total
 

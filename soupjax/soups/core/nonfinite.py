@@ -16,6 +16,16 @@ from soupjax.soups.core.ingredient import Ingredient, explaining_changes
 _ELEMENTS = 1 << 20
 
 
+def is_finite(array: np.ndarray) -> bool:
+  """Whether an array on the host has neither NaN nor infinity."""
+  if array.dtype.kind in "iub" or array.dtype.itemsize != 2:
+    return bool(np.isfinite(array).all())
+  # Ten times as fast as isfinite: the exponent has all bits of infinity.
+  infinity = np.array(np.inf, array.dtype).view(np.uint16)
+  exponents = array.view(np.uint16) & infinity
+  return not array.size or bool(exponents.max() != infinity)
+
+
 @jax.jit
 def _all_finite(leaves):
   return jax.numpy.stack([jax.numpy.isfinite(x).all() for x in leaves])
@@ -104,7 +114,7 @@ def _is_finite(
     storage.read_box(leaf, box, part)
     if leaf in storage.checksums:
       checksum = crc32.extend(checksum, part)
-    if not np.isfinite(part).all():
+    if not is_finite(part):
       return False
   if spec.size and leaf in storage.checksums:
     crc32.check(ingredient.path, leaf, checksum, storage.checksums[leaf])

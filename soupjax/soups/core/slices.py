@@ -7,6 +7,7 @@ a 0-d array is `()`. Variables of this type are called `box`.
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Span(NamedTuple):
   first: int | None = None
 
 
+@functools.lru_cache(maxsize=4096)
 def whole(shape: Shape) -> Slices:
   """Returns the box that covers an array."""
   return tuple(slice(0, n) for n in shape)
@@ -91,12 +93,15 @@ def without_steps(
 
 def shape_of(box: Slices) -> Shape:
   """Returns the shape of a box."""
-  return tuple(s.stop - s.start for s in box)
+  return tuple([s.stop - s.start for s in box])
 
 
 def size(box: Slices) -> int:
   """Returns the number of elements in a box."""
-  return math.prod(shape_of(box))
+  product = 1
+  for s in box:
+    product *= s.stop - s.start
+  return product
 
 
 def bounding(boxes: Sequence[Slices]) -> Slices:
@@ -194,7 +199,12 @@ def contiguous_runs(shape: Shape, box: Slices) -> Iterator[tuple[int, int]]:
   yield from walk(0, 0)
 
 
-def split(box: Slices, limit: int, chunk: Shape | None = None) -> list[Slices]:
+def split(
+  box: Slices,
+  limit: int,
+  chunk: Shape | None = None,
+  room: int | None = None,
+) -> list[Slices]:
   """Cuts a box into pieces that follow one another in row-major order.
 
   Args:
@@ -203,29 +213,51 @@ def split(box: Slices, limit: int, chunk: Shape | None = None) -> list[Slices]:
     chunk: shape of the stored chunks, None if the array can be cut anywhere.
       Pieces end at edges of chunks; a chunk with more than `limit` elements is
       one piece.
+    room: maximum number of elements in the first piece, if it can be that
+      small; then all pieces but the last are as large as possible. None: all
+      pieces are of about the same size.
 
   Returns:
-    Boxes of about the same size.
+    Boxes.
   """
   shape = shape_of(box)
   axis = next((i for i, n in enumerate(shape) if n > 1), None)
-  if axis is None or size(box) <= limit:
+  if axis is None or size(box) <= (limit if room is None else room):
     return [box]
   row = math.prod(shape[axis + 1 :])
   together = max(1, min(chunk[axis], shape[axis])) if chunk else 1
   start, stop = box[axis].start, box[axis].stop
   before, after = box[:axis], box[axis + 1 :]
   if together == 1 and row > limit:
-    return [
-      piece
-      for i in range(start, stop)
-      for piece in split((*before, slice(i, i + 1), *after), limit, chunk)
-    ]
+    pieces = []
+    for i in range(start, stop):
+      part = split((*before, slice(i, i + 1), *after), limit, chunk, room)
+      room = None if room is None else room_after(part, limit, room)
+      pieces += part
+    return pieces
   first, last = start // together, -(-stop // together)
   most = max(1, limit // (together * row))
-  count = -(-(last - first) // most)
-  edges = [first + (last - first) * i // count for i in range(count + 1)]
+  if room is None:
+    count = -(-(last - first) // most)
+    edges = [first + (last - first) * i // count for i in range(count + 1)]
+  else:
+    second = first + (room // (together * row) or most)
+    edges = [first, *range(second, last, most), last]
   return [
     (*before, slice(max(start, a * together), min(stop, b * together)), *after)
     for a, b in zip(edges, edges[1:])
   ]
+
+
+def room_after(pieces: Sequence[Slices], limit: int, room: int) -> int:
+  """Returns the elements left in the last block after packing pieces.
+
+  Args:
+    pieces: in order; one that does not fit begins a new block.
+    limit: elements per block.
+    room: elements left before.
+  """
+  for piece in pieces:
+    n = size(piece)
+    room = room - n if n <= room else limit - n
+  return room

@@ -12,7 +12,6 @@ numbers (see `core.compensated`), so they do not depend on the blocks.
 import collections
 from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
-import functools
 import json
 import threading
 import time
@@ -22,13 +21,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import crc32, precision, slices, tree
+from soupjax.soups.core import crc32, nonfinite, slices, tree
 from soupjax.soups.core.ingredient import (
   check_unchanged,
   explaining_changes,
   storage_of,
 )
-from soupjax.soups.engine import blocks, first_pass, groups, threads
+from soupjax.soups.engine import blocks, combine, first_pass, groups, threads
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
 
@@ -102,7 +101,8 @@ def run(
     plan, measured_bytes = first_pass.measured(plan, processes)
   work = _Work(plan, writer, hash_inputs, check_finite)
   packed = list(blocks.pack(plan, pieces))
-  total = sum(work.cost(block) for block in packed)
+  costs = [work.cost(block) for block in packed]
+  total = sum(costs)
   # Compiles first, so that the compiler's memory is free before buffers fill.
   counts = collections.Counter(block.group for block in packed)
   for block in {block.group: block for block in packed}.values():
@@ -110,17 +110,18 @@ def run(
       work.compile(block)
   lock = threading.Lock()
 
-  def mix_block(block, buffer):
+  def mix_block(item, buffer):
+    block, cost = item
     work.mix(block, buffer)
     with lock:
-      work.done += work.cost(block)
+      work.done += cost
       if progress:
         progress(work.done, total)
 
   try:
     with explaining_changes(plan.sources):
       threads.for_each(
-        packed,
+        list(zip(packed, costs)),
         mix_block,
         count=plan.threads,
         name="soupjax-mix",
@@ -142,20 +143,6 @@ def run(
   )
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=("combine", "dtype"),
-  # The result of the previous block, whose memory is reused.
-  donate_argnames="old",
-  keep_unused=True,
-)
-def _combine(old, stack, base, values, *, combine, dtype):
-  # Only one output: a second one, such as a flag for finite results, doubles
-  # time and memory of the compiler and slows the sums by a fifth.
-  del old
-  return combine(stack, base, values).astype(dtype)
-
-
 class _Work:
   """The state that the threads of a mix share."""
 
@@ -167,7 +154,6 @@ class _Work:
     self.summed = [storage.summed for storage in self.storages]
     self.chunks = blocks.stored_chunks(plan)
     self.hash_inputs = hash_inputs
-    self.cpu = jax.local_devices(backend="cpu")[0]
     self.done = 0
     self.written = 0
     self._lock = threading.Lock()
@@ -176,13 +162,18 @@ class _Work:
   def cost(self, block: blocks.Block) -> int:
     """Bytes of weights that a block reads."""
     group, total = block.group, 0
-    for leaf, box, *_ in block.spans:
-      for k in (*group.models, *group.extra):
-        spec, chunk = self.plan.sources[k].specs[leaf], self.chunks[k].get(leaf)
-        count = (
-          spec.size if group.whole else slices.touched(spec.shape, box, chunk)
+    for k in (*group.models, *group.extra):
+      specs, chunks = self.plan.sources[k].specs, self.chunks[k]
+      if group.whole:
+        count = sum(specs[span.leaf].size for span in block.spans)
+      elif chunks:
+        count = sum(
+          slices.touched(specs[leaf].shape, box, chunks.get(leaf))
+          for leaf, box, *_ in block.spans
         )
-        total += count * spec.dtype.itemsize
+      else:
+        count = block.filled
+      total += count * specs[block.spans[0].leaf].dtype.itemsize
     return total
 
   def compile(self, block: blocks.Block) -> None:
@@ -197,7 +188,7 @@ class _Work:
       base = zeros.array("base", (n,), group.base_dtype)
     if group.indexed:
       values["index"] = zeros.array("index", (2, n), np.dtype(np.uint32))
-    jax.block_until_ready(self._merge(group, stack, base, values, None))
+    jax.block_until_ready(combine.run(group, stack, base, values, None))
 
   def mix(self, block: blocks.Block, buffer: blocks.Buffer) -> None:
     """Reads, merges and writes one block."""
@@ -228,35 +219,20 @@ class _Work:
     # Layers have too many shapes to reuse memory.
     results = None if group.whole or group.layered else buffer.results
     # Waits for the result, so that the buffers can be filled again.
-    merged = np.asarray(self._merge(group, *inputs, results))
+    merged = np.asarray(combine.run(group, *inputs, results))
     row = merged.reshape(-1)[: block.filled]
-    if self.check_finite and not np.isfinite(row).all():
+    if self.check_finite and not nonfinite.is_finite(row):
       if group.affine:  # Perhaps only a difference overflows.
         large = groups.of_large(group.combine)
         again = dataclasses.replace(group, combine=large)
-        merged = np.asarray(self._merge(again, *inputs, None))
+        merged = np.asarray(combine.run(again, *inputs, None))
         row = merged.reshape(-1)[: block.filled]
-      if not np.isfinite(row).all():
+      if not nonfinite.is_finite(row):
         self._explain(block, stack, base)
     if group.whole:
       parts = [merged[span.box].reshape(-1) for span in target.spans]
       row = np.concatenate(parts)
     self._write(target, row)
-
-  def _merge(self, group, stack, base, values, results):
-    """Runs the rule; reuses the memory of `results` if possible."""
-    shape, dtype = stack.shape[1:], group.out_dtype
-    inputs = [stack, *([] if base is None else [base])]
-    with jax.default_device(self.cpu), precision.kept(inputs):
-      old = results.pop((shape, dtype), None) if results else None
-      if old is None:
-        old = jnp.empty(shape, dtype)
-      result = _combine(
-        old, stack, base, values, combine=group.combine, dtype=dtype
-      )
-    if results is not None:
-      results[shape, dtype] = result
-    return result
 
   def _values(self, block, buffer):
     """Returns the numbers for `combine`, with extra arrays and indices."""
@@ -298,7 +274,7 @@ class _Work:
     if self.hash_inputs or self.summed[k]:
       self._sum(k, block, part)
     if dtype != row.dtype:
-      row[:] = part.astype(row.dtype)
+      np.copyto(row, part, casting="unsafe")
 
   def _sum(self, k, block, row):
     """Adds a block to the checksums of its leaves."""

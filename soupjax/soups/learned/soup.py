@@ -14,11 +14,11 @@ theta_0), the coefficients have any sign, and
   dL/dl_i = <G, theta_i - theta_0>.
 
 A step is therefore one ordinary gradient and one dot product per ingredient,
-without a graph over K models. Memory holds the soup and two ingredients (three
-while the next one is read). Every step passes twice over the ingredients,
-because the coefficients of the next soup need all dot products of this one. The
-coefficients of a layer depend on that layer alone, so AdamW could do with one
-pass, but it would hold that layer of all ingredients at once.
+without a graph over K models. Memory holds the soup, the first model and two
+blocks of others (`streamed_passes`). The coefficients of a layer depend on that
+layer alone, so AdamW needs one pass: it moves the coefficients of a layer and
+mixes the layer again while this layer of all ingredients is in memory. Where
+layers depend on each other, a step takes two passes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,10 +103,11 @@ def learned_soup(
   released code has coefficients for every tensor, and clips them to [0, 1]).
 
   With residency "disk", memory holds the soup, its gradient, the first
-  ingredient (or the base), the current ingredient and the one being read,
-  whatever the number of ingredients. Every ingredient is read twice per step,
-  except that the last one of a pass is reused as the first of the next. The
-  result does not depend on the residency. Unlike those of `uniform_soup`, its
+  ingredient (or the base) and two blocks of the others, each no larger than a
+  model, whatever the number of ingredients. A step reads every ingredient once
+  if coefficients are per layer or tensor, the optimizer is AdamW and there are
+  no more than 9 ingredients, and otherwise up to twice. The result
+  does not depend on the residency. Unlike those of `uniform_soup`, its
   last bits may depend on the mesh.
 
   Args:
@@ -131,10 +132,11 @@ def learned_soup(
       first ingredient, or of the base. The loss sees float32.
     sharding: placement of the ingredients, as in `Ingredient.load`.
     residency: place of the ingredients between passes: "device" (with
-      `sharding`), "host", or "disk", with one ingredient read ahead; for the
-      last two, trees in memory stay where they are. A number limits their bytes
-      in this process: the first place with room is used, and logged. None
-      allows half of the free memory.
+      `sharding`), "host", or "disk", with one block read ahead; for the last
+      two, trees in memory stay where they are. A number limits their bytes in
+      this process: the first place with room for all is used, and logged. If
+      there is none, it is "disk", and the leaves that fit are read once and
+      stay on the host. None allows half of the free memory.
     on_step: called with every entry of the history.
     resume: the last state of an interrupted run with the same arguments. Only
       `steps` may be larger. Give `batches` from the start: those of finished

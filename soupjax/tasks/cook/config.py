@@ -98,6 +98,9 @@ def default_config() -> ml_collections.ConfigDict:
     "steps": 100,
     "learning_rate": 0.1,
     "batch_size": 256,
+    # Ingredients stay in memory up to this size; 0 reads all in every step, and
+    # -1 allows half of the free memory.
+    "memory_gb": -1.0,
   }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
   # Ensembles are made if the logits of all ingredients take no more than this.
@@ -290,6 +293,10 @@ def check(config: ml_collections.ConfigDict) -> None:
   expect(
     "cook.learned.learning_rate", "positive and finite",
     lambda v: 0 < v < math.inf,
+  )  # fmt: skip
+  expect(
+    "cook.learned.memory_gb", "a number from 0, or -1",
+    lambda v: v >= 0 or v == -1,
   )  # fmt: skip
   expect("cook.wise_ft_points", "0, or at least 2", lambda v: v == 0 or v >= 2)
   expect(

@@ -112,7 +112,7 @@ def learned(
   """Runs `learned_soup` and saves every step in the file `state`.
 
   Args:
-    config: with "steps" and "learning_rate".
+    config: with "steps", "learning_rate" and "memory_gb".
     granularity: as for `learned_soup`.
     model: with logits first.
     ingredients: at least two.
@@ -151,6 +151,7 @@ def learned(
     batches=batches,
     select=select,
     sharding=sharding,
+    residency=None if config.memory_gb < 0 else config.memory_gb * 1e9,
     on_step=lambda entry: progress.step(note=f"loss {entry['loss']:.4f}"),
     resume=resume,
     on_state=save,

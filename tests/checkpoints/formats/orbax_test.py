@@ -1,8 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import collections
 import gc
 import json
 import logging
+import os
 import pathlib
 import shutil
 
@@ -15,7 +17,11 @@ import pytest
 import tensorstore as ts
 
 import soupjax as sj
-from soupjax.checkpoints.formats import orbax
+from soupjax.checkpoints.formats import (
+  orbax,
+  orbax_arrays,
+  orbax_writer,
+)
 
 P = jax.sharding.PartitionSpec
 
@@ -246,6 +252,126 @@ def test_the_item_called_params_of_several(tmp_path, kind):
   assert_same_bits(sj.load_params(path / "opt"), opt)
   mixed = sj.mix(sj.rules.linear(), path, out=tmp_path / "soup")
   assert_same_bits(sj.load_params(mixed.path), params)
+
+
+# What the block writer leaves.
+
+
+def mixed(tmp_path, params, **settings):
+  """Writes a soup of one model and returns its path."""
+  one = sj.Ingredient.from_params("one", params)
+  return sj.mix(sj.rules.linear(), one, out=tmp_path / "soup", **settings).path
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 100, 1 << 20])
+def test_orbax_restores_soups_of_any_chunks(tmp_path, monkeypatch, chunk_bytes):
+  monkeypatch.setattr(orbax_writer, "CHUNK_BYTES", chunk_bytes)
+  params = {
+    **make(),
+    # Chunks that end before or after the last row, or within a row.
+    "rows": np.arange(7 * 5, dtype=np.float32).reshape(7, 1, 5),
+    "long": np.arange(3 * 31, dtype=np.int16).reshape(3, 31),
+    "cube": np.arange(2 * 3 * 4, dtype=np.float64).reshape(2, 3, 4),
+    "complex": np.arange(4, dtype=np.complex64),
+  }
+  path = mixed(tmp_path, params)
+  assert_same_bits(jax.device_get(ocp.load(path)), params)
+  assert_same_bits(sj.load_params(path), params)
+  opened = sj.open_ingredient(path)
+  for leaf, spec in opened.specs.items():
+    size = np.prod(opened.storage.chunks[leaf]) * spec.dtype.itemsize
+    assert size <= max(chunk_bytes, spec.dtype.itemsize)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_orbax_finds_a_flipped_bit_of_any_byte(
+  tmp_path, monkeypatch, quiet_asyncio
+):
+  monkeypatch.setattr(orbax_writer, "CHUNK_BYTES", 12)
+  path = mixed(tmp_path, {"w": np.arange(7, dtype=np.float32)})
+  (file,) = pathlib.Path(path).glob("state/d/*")
+  intact = file.read_bytes()
+  # Three chunks of 3 elements, the last one padded by 2, with a checksum each.
+  for at in range(0, 3 * (12 + 4), 5):
+    file.write_bytes(intact[:at] + bytes([intact[at] ^ 16]) + intact[at + 1 :])
+    with pytest.raises(ValueError, match="mismatch"):
+      ocp.load(path)
+
+
+def test_an_index_of_several_levels_is_that_of_tensorstore(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(orbax_arrays, "_NODE_BYTES", 200)
+  values = {f"k{i * i}".encode(): b"v" * (i % 7) for i in range(60)}
+  places = {f"p{i}".encode(): (3 * i, 3) for i in range(30)}
+  (tmp_path / "d").mkdir()
+  data = bytes(range(90))
+  entries = [*values.items(), *places.items()]
+  nodes, manifest = orbax_arrays.index(entries, "d/x", len(data))
+  (tmp_path / "d/x").write_bytes(data + nodes)
+  (tmp_path / "manifest.ocdbt").write_bytes(manifest)
+  base = {"driver": "file", "path": f"{tmp_path}/"}
+  store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+  assert sorted(store.list().result()) == sorted([*values, *places])
+  for key, value in values.items():
+    assert store.read(key).result().value == value
+  for key, (at, n) in places.items():
+    assert store.read(key).result().value == data[at : at + n]
+  # Others may go on writing.
+  store.write(b"new", b"1").result()
+  assert len(store.list().result()) == 91
+
+
+def test_many_small_leaves_are_written_and_read_back_together(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(orbax_writer, "_BATCH", 20)
+  params = {f"w{k:02d}": np.full(3, k, np.float32) for k in range(60)}
+  calls = collections.Counter()
+
+  def counting(name, call):
+    def counted(fd, data, offset):
+      calls[name] += 1
+      return call(fd, data, offset)
+
+    monkeypatch.setattr(os, name, counted)
+
+  counting("pwritev", os.pwritev)
+  counting("preadv", os.preadv)
+  path = mixed(tmp_path, params)
+  # The index is written as well.
+  assert calls["pwritev"] == 60 / 20 + 1 and calls["preadv"] == 60 / 20
+  assert len(list(pathlib.Path(path).glob("state/d/*"))) == 1
+  assert_same_bits(sj.load_params(path), params)
+
+
+@pytest.mark.parametrize("by", ["orbax", "soupjax"])
+def test_opening_describes_leaves_as_orbax_does_without_opening_each(
+  tmp_path, monkeypatch, by
+):
+  tree = make()
+  if by == "orbax":
+    sj.save_params(tmp_path / "soup", tree)
+  else:
+    mixed(tmp_path, tree)
+  theirs = ocp.metadata(tmp_path / "soup").metadata
+  read, opened = [], []
+  metadata, open_array = orbax_arrays.metadata, ts.open
+  monkeypatch.setattr(
+    orbax_arrays, "metadata", lambda file: read.append(file) or metadata(file)
+  )
+  monkeypatch.setattr(
+    ts, "open", lambda *a, **kw: opened.append(a) or open_array(*a, **kw)
+  )
+  ingredient = sj.open_ingredient(tmp_path / "soup")
+  assert not opened
+  ours = jax.tree.unflatten(ingredient.treedef, ingredient.specs.values())
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  ingredient.load()
+  # The files of metadata are not read again for every leaf.
+  assert len(opened) == len(ingredient.specs) > len(read)
 
 
 # Damage.

@@ -222,6 +222,27 @@ def test_weights_of_16_bits_and_parts_are_read_alone(tmp_path):
   assert len([k for k, _ in read if k == "blocks.0.attn.qkv.weight"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Models of")
+def test_many_checkpoints_of_one_model_are_adapted_after_one_trace(monkeypatch):
+  model = vit(width=24)
+  params = params_of(model)
+  leaves = pretrained.export(params, model, "timm")
+  calls, init = [], sj.models.ViT.init
+  monkeypatch.setattr(
+    sj.models.ViT, "init", lambda *args: calls.append(1) or init(*args)
+  )
+  for patch, traces in ((4, 0), (6, 1)):  # The export has traced the first.
+    for name in "abc":
+      source = sj.Ingredient.from_params(name, leaves)
+      if patch == 4:
+        loaded = pretrained.as_ingredient(source, model).load()
+        chex.assert_trees_all_equal(loaded, params)
+      else:
+        with pytest.raises(ValueError, match="does not fit"):
+          pretrained.as_ingredient(source, model.clone(patch_size=patch))
+    assert len(calls) == traces
+
+
 def wrong(leaves, model=None, **options):
   with pytest.raises(ValueError) as error:
     load(leaves, model or vit(), **options)

@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import sys
 import zlib
 
 from hypothesis import given
@@ -22,6 +24,12 @@ def test_arrays_of_any_shape():
   assert crc32.crc32(np.zeros((0, 3))) == 0
   half = crc32.crc32(array[:1])
   assert crc32.extend(half, array[1:]) == crc32.crc32(array)
+
+
+def test_crc32c_is_that_of_rfc_3720():
+  digits = np.frombuffer(b"123456789", np.uint8)
+  assert crc32.crc32c(digits) == 0xE3069283
+  assert crc32.crc32c(np.zeros((2, 4), np.float32)) == 0x8A9136AA
 
 
 def test_whole_from_pieces_in_any_order():
@@ -48,7 +56,7 @@ def part(array, box):
 @given(st.data(), st.lists(st.integers(1, 7), max_size=3))
 def test_joined_from_boxes_in_any_order(data, shape):
   array = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
-  pieces = [slices.whole(shape)]
+  pieces = [slices.whole(tuple(shape))]
   for _ in range(data.draw(st.integers(0, 6))):
     at = data.draw(st.integers(0, len(pieces) - 1))
     axes = [i for i, s in enumerate(pieces[at]) if s.stop - s.start > 1]
@@ -109,3 +117,13 @@ def test_leaves_that_share_a_checksum():
       continue
     with pytest.raises(ValueError, match="'b or a' of file"):
       ledger.add("b", (slice(4, 6),), array[4:6])
+
+
+def test_zlib_is_used_where_isal_is_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
+  spec = importlib.util.spec_from_file_location("crc32_copy", crc32.__file__)
+  copy = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(copy)
+  assert copy._crc32 is zlib.crc32
+  array = np.arange(9, dtype=np.int16)
+  assert copy.crc32(array) == crc32.crc32(array) == zlib.crc32(array)

@@ -99,3 +99,17 @@ def test_models_in_memory_are_checked_too():
   nonfinite.check_finite(pool[:1])
   with pytest.raises(ValueError, match="'b'.*NaN"):
     nonfinite.check_finite(pool)
+
+
+@pytest.mark.parametrize(
+  "dtype", ["float16", "bfloat16", "float32", "float64", "int16", "float8_e5m2"]
+)
+def test_single_numbers_that_are_not_finite(dtype):
+  dtype = jax.numpy.dtype(dtype)
+  array = np.arange(-8, 8).astype(dtype)
+  assert nonfinite.is_finite(array) and nonfinite.is_finite(array[:0])
+  if dtype.kind != "i":
+    assert nonfinite.is_finite(np.full(3, -jax.numpy.finfo(dtype).max, dtype))
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+      array[3] = value
+      assert not nonfinite.is_finite(array)

@@ -53,7 +53,8 @@ def test_whole_rows_are_one_run():
 def test_pieces_cover_a_box_once_and_are_bounded(shape, limit, data):
   box = pick_box(data, shape)
   count = np.zeros(shape, int)
-  for piece in slices.split(box, limit):
+  room = data.draw(st.none() | st.integers(0, limit))
+  for piece in slices.split(box, limit, room=room):
     count[piece] += 1
     assert slices.size(piece) <= limit
     assert slices.shape_of(piece) == count[piece].shape
@@ -129,3 +130,14 @@ def test_elements_of_the_chunks_that_a_box_touches():
     expected = np.isin(number, number[box]).sum()
     assert slices.touched(shape, box, chunk) == expected
   assert slices.touched((), (), ()) == 1
+
+
+def test_pieces_fill_the_room_of_a_block():
+  def sizes(*shape, room):
+    return [
+      slices.size(b) for b in slices.split(slices.whole(shape), 12, room=room)
+    ]
+
+  assert sizes(10, 4, room=9) == [8, 12, 12, 8]
+  assert sizes(10, 4, room=3) == [12, 12, 12, 4]
+  assert sizes(3, 5, 4, room=12) == [12, 8, 4, 12, 4, 8, 12]

@@ -15,6 +15,7 @@ import soupjax as sj
 from soupjax.soups import rules
 from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.engine import combine
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -215,9 +216,10 @@ def test_checksums_and_bytes():
 
 def test_one_compilation_for_all_blocks():
   trees = [{f"l{i}": np.ones(i + 7, "f") for i in range(20)} for _ in range(2)]
-  engine._combine.clear_cache()
+  compiled = combine.run._tuned
+  compiled.clear_cache()
   run(rules.linear(), named(*trees), block_bytes=999)
-  assert engine._combine._cache_size() == 1
+  assert compiled._cache_size() == 1
 
 
 def test_errors_of_a_reader_end_the_mix():

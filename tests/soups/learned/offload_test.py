@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.soups.learned import offload
+from soupjax.soups.learned import offload, streamed_passes
 
 BYTES = POOL[0].num_bytes
 MESH = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+COLUMNS = jax.sharding.NamedSharding(
+  MESH, jax.sharding.PartitionSpec(None, "x")
+)
 COPIES = jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec())
 ROWS = jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec("x"))
 residencies = pytest.mark.parametrize("place", offload.CHOICES)
@@ -25,6 +28,11 @@ residencies = pytest.mark.parametrize("place", offload.CHOICES)
 
 def rows(leaf, spec):
   return ROWS if spec.shape and spec.shape[0] == 8 else COPIES
+
+
+def columns(leaf, spec):
+  wide = len(spec.shape) == 2 and spec.shape[1] == 8
+  return COLUMNS if wide else rows(leaf, spec)
 
 
 def on_disk(count=COUNT, told=None):
@@ -44,7 +52,9 @@ def on_disk(count=COUNT, told=None):
   return [ingredient(k) for k in range(count)]
 
 
-@pytest.mark.parametrize("sharding", [None, rows], ids=["one", "mesh"])
+@pytest.mark.parametrize(
+  "sharding", [None, rows, columns], ids=["one", "mesh", "columns"]
+)
 @pytest.mark.parametrize("base", [None, 0], ids=["softmax", "base"])
 def test_residency_changes_no_bit(sharding, base):
   def learn(place):
@@ -153,6 +163,36 @@ def test_disk_holds_no_more_models_when_there_are_more():
 
   # The soup, its gradient, the first model, the current and the next block.
   assert most_bytes(24) <= 5 * BYTES
+
+
+def test_many_models_have_the_bits_of_a_uniform_soup():
+  models = on_disk(24)  # Some layers of 24 models are in one block.
+  still = sj.CoefficientOptimizer(learning_rate=1e-30)
+  soup = sj.learned_soup(
+    models, loss_of, steps=1, optimizer=still, residency="disk"
+  )
+  (weights, *_) = soup.alphas.values()
+  want = sj.uniform_soup(models, weights)
+  for a, b in zip(*map(jax.tree.leaves, (soup.params, want))):
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_equal_layers_share_their_programs():
+  def compiled(depth):
+    """Counts the programs for a model of `depth` equal layers."""
+    layer = {"w": np.ones((3, depth), np.float32), "b": np.ones(depth + 3)}
+    models = [
+      {f"block_{k}": jax.tree.map(np.copy, layer) for k in range(depth)}
+      for _ in range(3)
+    ]
+    mixed, dots = streamed_passes._means, streamed_passes._dots
+    before = mixed._cache_size(), dots._cache_size()
+    sj.learned_soup(
+      models, lambda p, beta: p["block_0"]["w"].sum(), steps=1, residency="disk"
+    )
+    return mixed._cache_size() - before[0], dots._cache_size() - before[1]
+
+  assert compiled(2) == compiled(7) == (1, 1)
 
 
 def test_memory_is_filled_again_when_its_arrays_are_gone():

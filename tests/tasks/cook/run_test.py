@@ -212,6 +212,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
     ({"ingredients": ""}, "ingredients must be"),
     ({"ingredients": "/nowhere/*"}, "'/nowhere/\\*'"),
     ({"cook.learned.granularities": ("block",)}, "model, layer, tensor"),
+    ({"cook.learned.memory_gb": -2.0}, "memory_gb .*-2.0"),
     ({"cook.wise_ft_points": 1}, "0, or at least 2"),
     ({"family": "tim"}, "'tim'"),
     ({"cook.learned.batch_size": 100}, "cook.learned.batch_size"),

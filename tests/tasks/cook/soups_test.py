@@ -18,10 +18,13 @@ MODEL = sj.models.ViT(
 )
 IMAGES = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype(np.float32)
 INIT = jax.jit(MODEL.init)
-CONFIG = ml_collections.ConfigDict({"steps": 6, "learning_rate": 0.1})
+CONFIG = ml_collections.ConfigDict(
+  {"steps": 6, "learning_rate": 0.1, "memory_gb": -1.0}
+)
 
 
-def learn(workdir):
+def learn(workdir, **settings):
+  config = ml_collections.ConfigDict({**CONFIG, **settings})
   pool = [
     sj.Ingredient.from_params(
       f"m{k}", INIT(jax.random.key(k), IMAGES[:1])["params"]
@@ -30,7 +33,7 @@ def learn(workdir):
   ]
   batches = itertools.repeat((IMAGES, np.arange(12) % 3))
   params, record = soups.learned(
-    CONFIG, "layer", MODEL, pool, batches, workdir / "state.json"
+    config, "layer", MODEL, pool, batches, workdir / "state.json"
   )
   return json.dumps(record), params
 
@@ -64,6 +67,20 @@ def test_a_killed_learned_soup_goes_on(tmp_path, monkeypatch):
   assert again == record
   for a, b in zip(*map(jax.tree.leaves, (result, params))):
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("gigabytes,limit", [(-1, None), (0, 0), (1.5, 1.5e9)])
+def test_the_config_limits_memory(tmp_path, monkeypatch, gigabytes, limit):
+  class Called(Exception):
+    pass
+
+  def learned_soup(*args, residency, **settings):
+    raise Called(residency)
+
+  monkeypatch.setattr(soups, "learned_soup", learned_soup)
+  with pytest.raises(Called) as e:
+    learn(tmp_path, memory_gb=gigabytes)
+  assert e.value.args == (limit,)
 
 
 @pytest.mark.parametrize(
