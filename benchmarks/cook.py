@@ -8,9 +8,9 @@ Sixteen ViT-S/16 at 64 px around one start, with a head that was fitted to
 2,000 JPEGs of ten classes; the noise on their weights gives them different
 accuracy. The command cooks them (uniform and greedy soups with early rejection,
 ensembles, report) in a process of its own, twice: the first run compiles, the
-second finds its programs. At the end the process runs its compiled forward pass
-again, on weights and a batch that are in memory. Pure time is the time of one
-such call times the number of calls that the command made.
+second finds its programs. Every eighth compiled forward pass is repeated by
+itself, with weights and batch in memory. Pure time is the mean time of these,
+times the number of passes that the command made; repeats do not count.
 
 Prints seconds: of start-up, from the shell to the task; of tracing and
 compiling; of pure forward passes; and the ratio of all but the first two to the
@@ -18,7 +18,6 @@ last. Writes results/cook.json.
 """
 
 import argparse
-import collections
 import functools
 import json
 import os
@@ -94,40 +93,37 @@ def make_models(folder: pathlib.Path, variant: str, count: int, images, labels):
 
 
 class Calls:
-  """Counts the calls of compiled forward passes and can repeat them."""
+  """Counts the calls of compiled forward passes and repeats some of them.
 
-  def __init__(self, make):
-    self.make, self.counts = make, collections.Counter()
-    self.last: dict = {}
+  A repeated call has its weights and batch in memory and nothing beside it. Its
+  time does not count as that of the command.
+  """
+
+  def __init__(self, make, every: int):
+    self.make, self.every = make, every
+    self.count, self.repeats, self.running = 0, [], None
 
   def __call__(self, *args):
+    import jax
+
     program = self.make(*args)
+    if not hasattr(args[0], "apply"):  # Logits of ensembles.
+      return program
 
     def call(params, batch):
-      self.counts[args] += 1
-      self.last[args] = program, params, batch
-      return program(params, batch)
+      self.count += 1
+      if self.count % self.every == 0:
+        jax.block_until_ready((self.running, params, batch))
+        began = time.perf_counter()
+        jax.block_until_ready(program(params, batch))
+        self.repeats.append(time.perf_counter() - began)
+      self.running = program(params, batch)
+      return self.running
 
     return call
 
-  def pure_seconds(self, repeats: int) -> float:
-    """Seconds of all calls, back to back with everything in memory."""
-    import jax
 
-    total = 0.0
-    for args, (program, params, batch) in self.last.items():
-      jax.block_until_ready(program(params, batch))
-      began, waiting = time.perf_counter(), []
-      for _ in range(repeats):
-        waiting.append(program(params, batch))
-        if len(waiting) > 2:
-          jax.block_until_ready(waiting.pop(0))
-      jax.block_until_ready(waiting)
-      total += self.counts[args] * (time.perf_counter() - began) / repeats
-    return total
-
-
-def child(record: str, repeats: int, argv: list[str]) -> None:
+def child(record: str, every: int, argv: list[str]) -> None:
   """Runs soupjax with arguments; writes times to a file."""
   import jax
 
@@ -136,7 +132,7 @@ def child(record: str, repeats: int, argv: list[str]) -> None:
   from soupjax.tasks import failures
   from soupjax.tasks.cook import run
 
-  calls = Calls(evaluator._compiled)
+  calls = Calls(evaluator._compiled, every)
   evaluator._compiled = calls
   times = {"compile": 0.0}
 
@@ -158,17 +154,16 @@ def child(record: str, repeats: int, argv: list[str]) -> None:
   sys.argv = ["soupjax", *argv]
   with failures.reported():
     main.run()
-  times["pure"] = calls.pure_seconds(repeats)
-  times["calls"] = sum(calls.counts.values())
+  times |= {"calls": calls.count, "repeats": calls.repeats}
   pathlib.Path(record).write_text(json.dumps(times))
 
 
-def cook(folder: pathlib.Path, name: str, repeats: int, more) -> dict:
+def cook(folder: pathlib.Path, name: str, every: int, more) -> dict:
   """Cooks in a new process; returns seconds."""
   workdir, record = folder / name, folder / f"{name}.json"
   shutil.rmtree(workdir, ignore_errors=True)
   command = [sys.executable, __file__, f"--child={record}"]
-  command += [f"--repeats={repeats}", "--"]
+  command += [f"--every={every}", "--"]
   command += [
     f"--config={HERE.parent / 'configs' / 'cook.py'}",
     f"--workdir={workdir}",
@@ -183,16 +178,19 @@ def cook(folder: pathlib.Path, name: str, repeats: int, more) -> dict:
   began = time.time()
   subprocess.run(command, check=True, env=env)
   times = json.loads(record.read_text())
-  rows = json.loads((workdir / "soups/greedy/greedy.json").read_text())
-  history = rows["history"]
+  record = json.loads((workdir / "soups/greedy/greedy.json").read_text())
+  repeats = times["repeats"]
+  pure = times["calls"] * sum(repeats) / len(repeats)
+  wall = times["done"] - began - sum(repeats)
+  start = times["task"] - began
   return {
-    "wall": times["done"] - began,
-    "start-up": times["task"] - began,
+    "wall": wall,
+    "start-up": start,
     "compile": times["compile"],
-    "pure": times["pure"],
+    "pure": pure,
     "calls": times["calls"],
-    "candidates": [[d["accepted"], d["evaluated"]] for d in history],
-    "ratio": (times["done"] - times["task"] - times["compile"]) / times["pure"],
+    "candidates": [[d["accepted"], d["evaluated"]] for d in record["history"]],
+    "ratio": (wall - start - times["compile"]) / pure,
   }
 
 
@@ -202,13 +200,13 @@ def main() -> None:
   parser.add_argument("--variant", default="S/16")
   parser.add_argument("--models", type=int, default=16)
   parser.add_argument("--images", type=int, default=2000)
-  parser.add_argument("--repeats", type=int, default=20)
+  parser.add_argument("--every", type=int, default=8)
   parser.add_argument("--keep", action="store_true", help="keep the folder")
   parser.add_argument("--child", help=argparse.SUPPRESS)
   parser.add_argument("more", nargs="*", help="further flags of soupjax")
   args = parser.parse_args()
   if args.child:
-    child(args.child, args.repeats, args.more)
+    child(args.child, args.every, args.more)
     return
   folder = args.folder.absolute()
   if not (folder / "images").exists():
@@ -217,7 +215,7 @@ def main() -> None:
     os.sync()
   results = {}
   for name in ("first", "second"):
-    results[name] = cook(folder, name, args.repeats, args.more)
+    results[name] = cook(folder, name, args.every, args.more)
     print(name)
     for key, value in results[name].items():
       shown = f"{value:.3f}" if isinstance(value, float) else value

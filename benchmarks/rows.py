@@ -458,7 +458,7 @@ def cook(folder):
   images = script.make_images(workdir, 2000)
   script.make_models(workdir, "S/16", 16, *images)
   os.sync()
-  found = script.cook(workdir, "first", 20, [])
+  found = script.cook(workdir, "first", 5, [])
   keys = ("ratio", "wall", "start-up", "compile", "pure")
   return {key: found[key] for key in keys}
 

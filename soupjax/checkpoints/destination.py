@@ -176,7 +176,7 @@ class Destination:
       if os.path.lexists(self.aside):
         replaceable.check_replaceable(self.aside, self.is_directory)
     files.check_writable(self.path)
-    readable.check_names(self.path, self._plan.specs)
+    self._expected = readable.check_names(self.path, self._plan.specs)
     if not self.is_directory and not self._overwrite:
       folder = os.path.dirname(self.path)
       if taken := companions.different(self.beside, folder):
@@ -283,8 +283,7 @@ class Destination:
 
   def _publish(self):
     """Gives the output its final name if it can be opened."""
-    expected = readable.check_names(self.path, self._plan.specs)
-    readable.check_written(self.temporary, self.path, expected)
+    readable.check_written(self.temporary, self.path, self._expected)
     # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     companions.copy(self.beside, folder)

@@ -241,6 +241,8 @@ def _pieces(plan, target, sharding):
     return planning.pieces(plan, mesh_writer.parts(plan, sharding), plan.chunks)
   whole = {leaf: [slices.whole(s.shape)] for leaf, s in plan.specs.items()}
   pieces = planning.pieces(plan, whole, target.chunks)
+  if jax.process_count() == 1:
+    return pieces
   sizes = [slices.size(box) for _, box in pieces]
   return planning.share(pieces, sizes, jax.process_index(), jax.process_count())
 

@@ -198,15 +198,13 @@ def _literal_parents(pattern: str) -> str:
 
 def _checkpoints(paths: Sequence[str]) -> list[str]:
   """Returns the paths of checkpoints, without those of their parts."""
-  checkpoints: list[str] = []
+  checkpoints: dict[str, None] = {}
   # Directories sort before their content.
   for path in sorted(os.path.abspath(path) for path in paths):
-    inside = any(
-      pathlib.PurePath(path).is_relative_to(folder) for folder in checkpoints
-    )
-    if not inside and _may_be_checkpoint(path):
-      checkpoints.append(path)
-  return checkpoints
+    parents = map(str, pathlib.PurePath(path).parents)
+    if checkpoints.keys().isdisjoint(parents) and _may_be_checkpoint(path):
+      checkpoints[path] = None
+  return list(checkpoints)
 
 
 def _may_be_checkpoint(path: str) -> bool:

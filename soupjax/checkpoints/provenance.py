@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record that is stored with a soup, and the table of a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+import math
 import os
 from typing import Any
 import warnings
@@ -12,6 +13,7 @@ import jax
 from soupjax import files
 from soupjax.checkpoints.formats import byte_ranges, leaf_digest
 from soupjax.checkpoints.formats.recognise import absolute, recognise
+from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
 
@@ -70,7 +72,8 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
 
   def entry(source: Ingredient):
     # If only some sources are hashed in the end, the record gets shorter.
-    hashed = hash_inputs or _recorded(source).keys() >= source.specs.keys()
+    known = storage_of(source).checksums.keys() | _empty(source)
+    hashed = hash_inputs or known >= source.specs.keys()
     return {
       "name": source.name,
       "path": source.path,
@@ -93,7 +96,7 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
     "select": {k: _json(v) for k, v in plan.select.items()},
     "dtype_policy": {
       "accumulate": "float32 with compensated sums, rounded once",
-      "output": sorted({str(s.dtype) for s in plan.specs.values()}),
+      "output": _dtypes(plan.specs),
     },
     "notes": list(plan.notes),
   }
@@ -101,12 +104,11 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
 
 def _empty(source) -> dict[str, int]:
   """Returns the checksums of empty leaves, which are 0."""
-  return {leaf: 0 for leaf, spec in source.specs.items() if not spec.size}
+  return {leaf: 0 for leaf, spec in source.specs.items() if 0 in spec.shape}
 
 
-def _recorded(source) -> dict[str, int]:
-  """Returns the checksums that are known without reading."""
-  return {**storage_of(source).checksums, **_empty(source)}
+def _dtypes(specs) -> list[str]:
+  return sorted(map(str, {spec.dtype for spec in specs.values()}))
 
 
 def _json(value):
@@ -127,9 +129,7 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
     whole = checksums.keys() >= source.specs.keys()
     hashes.append(content_hash(source.specs, checksums) if whole else None)
 
-  verified = [
-    _verified(plan, k, report.verified[k]) for k in range(len(hashes))
-  ]
+  verified = _verified(plan, report.verified)
 
   def filled(entries, first):
     return [
@@ -155,34 +155,36 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
   return completed
 
 
-def _leaves_read(plan, k) -> set[str]:
-  """Returns the leaves of a source that a mix reads."""
-  return {
-    leaf
-    for leaf, group in plan.groups.items()
-    if k in (*group.models, *group.extra) and plan.sources[k].specs[leaf].size
-  }
+def _verified(plan, leaves: Sequence[Collection[str]]) -> list[str | None]:
+  """Tells of each source whether all, some or none of the leaves are compared.
 
+  Args:
+    plan: of the mix; only leaves that it reads count.
+    leaves: those of each source that are compared.
+  """
+  read, compared = ([0] * len(plan.sources) for _ in range(2))
+  for leaf, group in plan.groups.items():
+    for k in (*group.models, *group.extra):
+      if 0 not in plan.sources[k].specs[leaf].shape:
+        read[k] += 1
+        compared[k] += leaf in leaves[k]
 
-def _verified(plan, k, leaves) -> str | None:
-  """Tells whether all, some or none of the leaves read were compared."""
-  if plan.sources[k].path is None:
-    return None
-  read = _leaves_read(plan, k)
-  if read <= set(leaves):
-    return _VERIFIED[0]
-  return _VERIFIED[1 if read & set(leaves) else 2]
+  def kind(k, source):
+    if source.path is None:
+      return None
+    if compared[k] == read[k]:
+      return _VERIFIED[0]
+    return _VERIFIED[1 if compared[k] else 2]
+
+  return [kind(k, source) for k, source in enumerate(plan.sources)]
 
 
 def _checks(plan) -> str:
   """Describes which sources have checksums of all leaves that are read."""
-  sources = [k for k, s in enumerate(plan.sources) if s.path is not None]
-  names = []
-  for k in sources:
-    storage = storage_of(plan.sources[k])
-    leaves = {*storage.summed, *storage.self_checked}
-    if _verified(plan, k, leaves) != _VERIFIED[0]:
-      names.append(plan.sources[k].name)
+  storages = map(storage_of, plan.sources)
+  verified = _verified(plan, [s.summed.union(s.self_checked) for s in storages])
+  sources = [s for s in zip(plan.sources, verified) if s[0].path is not None]
+  names = [source.name for source, kind in sources if kind != _VERIFIED[0]]
   line = f"{len(sources) - len(names)} of {len(sources)} inputs"
   if not names:
     return line
@@ -233,12 +235,11 @@ def table(plan, pieces, target, host_bytes: int) -> str:
 
 
 def _row(name, specs, path):
-  num_bytes = sum(s.size * s.dtype.itemsize for s in specs.values())
   return (
     name,
     str(len(specs)),
-    f"{sum(s.size for s in specs.values()):,}",
-    ",".join(sorted({str(s.dtype) for s in specs.values()})),
-    f"{num_bytes / 1e9:.3f}",
+    f"{sum(math.prod(s.shape) for s in specs.values()):,}",
+    ",".join(_dtypes(specs)),
+    f"{tree.num_bytes(specs.values()) / 1e9:.3f}",
     path,
   )

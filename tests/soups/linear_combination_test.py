@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.soups import average
 
 RNG = np.random.default_rng(0)
 MESH = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -68,6 +69,31 @@ def test_plain_means(models, sharding):
   want = sj.mix(sj.rules.linear(), models).params
   same(sj.uniform_soup(models, sharding=sharding), want)
   same(sj.greedy_soup(models, lambda _: 1.0, sharding=sharding).params, want)
+
+
+@pytest.mark.parametrize("dtype,weights", [("float64", None), ("float32", 2)])
+def test_many_models(dtype, weights, monkeypatch):
+  rng = np.random.default_rng(1)
+  models = [{"w": rng.normal(size=(3, 5)).astype(dtype)} for _ in range(35)]
+  widths = []
+
+  def counted(total, first, leaves, *rest, **options):
+    widths.append(len(leaves))
+    return sum_and_check(total, first, leaves, *rest, **options)
+
+  sum_and_check = average._sum_and_check
+  monkeypatch.setattr(average, "_sum_and_check", counted)
+  weights = None if weights is None else np.linspace(0.1, weights, 35)
+  want = sj.mix(sj.rules.linear(weights), models).params
+  same(sj.uniform_soup(models, weights), want)
+  assert widths == [16, 16, 3]
+
+
+def test_many_models_whose_differences_overflow():
+  models = [{"w": np.full(2, (-1) ** k * 3e38, "f")} for k in range(18)]
+  soup = sj.uniform_soup(models)
+  same(soup, sj.mix(sj.rules.linear(), models).params)
+  assert np.abs(soup["w"]).max() < 3e38 * 2.0**-34
 
 
 @pytest.mark.parametrize("sharding", [None, SHARDED], ids=["1", "8"])

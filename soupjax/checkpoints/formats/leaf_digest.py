@@ -7,6 +7,7 @@ changed, or that a leaf or the checksums themselves are missing.
 """
 
 from collections.abc import Mapping
+import functools
 import hashlib
 import json
 from typing import Any
@@ -27,10 +28,16 @@ def digest(
     checksums: leaf -> CRC-32 of its bytes, if they should be included.
   """
   lines = []
-  for leaf, spec in sorted(specs.items()):
+  for leaf in sorted(specs):
     crc = "" if checksums is None else f"\t{checksums[leaf]:08x}"
-    lines.append(f"{leaf}\t{list(spec.shape)}\t{spec.dtype}{crc}\n")
+    spec = specs[leaf]
+    lines.append(f"{leaf}\t{_described(spec.shape, spec.dtype)}{crc}\n")
   return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _described(shape: tuple[int, ...], dtype: Any) -> str:
+  return f"{list(shape)}\t{dtype}"
 
 
 def seal(
@@ -40,8 +47,13 @@ def seal(
 
   `check` detects a change of either, and the loss of the record.
   """
-  text = json.dumps(json.loads(json.dumps(record)), sort_keys=True)
-  return digest(specs) + hashlib.sha256(text.encode()).hexdigest()
+  return digest(specs) + _digest_of(json.loads(json.dumps(record)))
+
+
+def _digest_of(record: Any) -> str:
+  """Returns the hexadecimal SHA-256 of a record that was read from JSON."""
+  text = json.dumps(record, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check(
@@ -77,8 +89,8 @@ def check(
   # Only their presence matters here: the seal below covers their values.
   if type(checksums) is not dict:
     raise damaged(path, "its checksums are missing")
-  missing = sorted(set(checksums) - set(specs))
-  extra = sorted(set(specs) - set(checksums)) if has_checksums else []
+  missing = sorted(checksums.keys() - specs.keys())
+  extra = sorted(specs.keys() - checksums.keys()) if has_checksums else []
   differences = []
   if missing:
     differences.append(f"{missing[:10]} are missing")
@@ -94,7 +106,7 @@ def check(
       f"({' and '.join(differences)})",
     )
   # Earlier seals cover only the leaves.
-  if len(sealed) > len(leaves) and sealed != seal(specs, record):
+  if len(sealed) > len(leaves) and sealed != leaves + _digest_of(record):
     raise damaged(path, "its record has changed")
   try:
     return {leaf: int(value, 16) for leaf, value in checksums.items()}

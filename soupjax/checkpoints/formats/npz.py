@@ -9,10 +9,12 @@ stored as `|V2`, NumPy's descriptor for unknown dtypes of two bytes.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import io
 import json
 import math
 import struct
+import sys
 from typing import Any
 import zipfile
 import zlib
@@ -74,14 +76,22 @@ def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
   Raises:
     ValueError: if the member's header is damaged or its bytes are cut short.
   """
-  header = file.read(info.header_offset, _LOCAL.size)
+  # One read: no character of the name has more than four bytes.
+  most = _LOCAL.size + 4 * len(info.orig_filename)
+  header = file.read(
+    info.header_offset,
+    max(_LOCAL.size, min(most, file.size - info.header_offset)),
+  )
   if header[:4] != _LOCAL_MAGIC:
     raise bad(file.path, f"member {info.filename!r} has no header")
   # The lengths may differ from those in the list of members, the name may not.
-  name_size, extra_size = _LOCAL.unpack(header)[-2:]
-  name = file.read(info.header_offset + _LOCAL.size, name_size)
+  name_size, extra_size = _LOCAL.unpack_from(header)[-2:]
+  name = header[_LOCAL.size : _LOCAL.size + name_size]
   encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
-  if name.decode(encoding, "replace") != info.orig_filename:
+  if (
+    len(name) < name_size
+    or name.decode(encoding, "replace") != info.orig_filename
+  ):
     raise bad(
       file.path,
       f"member {info.filename!r} is called {name!r:.80} in its own header",
@@ -116,27 +126,29 @@ def _check_listed(
       raise bad(file.path, f"member {info.filename!r} is inside another")
     before = end
   listed = {info.header_offset for info in infos}
-  # A streamed member is followed by its sizes, which take 16 or 24 bytes.
-  for end in [0, *ends, *(end + skip for end in ends for skip in (16, 24))]:
-    if end not in listed and file.size >= end + 4:
-      if file.read(end, 4) == _LOCAL_MAGIC:
-        raise bad(file.path, f"the member at byte {end} is not in its list")
+  for end in {0, *ends} - listed:
+    # A streamed member is followed by its sizes, which take 16 or 24 bytes.
+    for start in (end, end + 16, end + 24):
+      if start not in listed and file.size >= start + 4:
+        if file.read(start, 4) == _LOCAL_MAGIC:
+          raise bad(file.path, f"the member at byte {start} is not in its list")
 
 
 def _array_header(
-  path: str, leaf: str, head: bytes
+  path: str, leaf: str, start: bytes
 ) -> tuple[jax.ShapeDtypeStruct, bool, int]:
-  """Returns spec, whether the order is column-major, and header length."""
-  stream = io.BytesIO(head)
+  """Returns spec, whether the order is column-major, and header length.
+
+  Args:
+    path: of the file.
+    leaf: its name.
+    start: of the member; at least its array header.
+  """
+  # Leaves of one shape share a header, whose parser is slow.
+  (length,) = struct.unpack_from("<H", start.ljust(10), 8)
+  head = start[: 10 + length] if start[6:7] == b"\1" else start
   try:
-    version = np.lib.format.read_magic(stream)
-    read = {
-      (1, 0): np.lib.format.read_array_header_1_0,
-      (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, fortran, dtype = read(stream)
-    if not all(type(n) is int and n >= 0 for n in shape):
-      raise ValueError(f"shape {shape}")
+    shape, fortran, dtype, length = _parsed_header(head)
   # NumPy raises many kinds of errors for damaged headers.
   except Exception as e:
     raise bad(path, f"{leaf!r} has no valid array header ({e})") from e
@@ -146,8 +158,28 @@ def _array_header(
     raise ValueError(
       f"Leaf {leaf!r} of {path} is big-endian: save it again as {dtype.name}."
     )
-  spec = jax.ShapeDtypeStruct(shape, dtype)
-  return spec, fortran and len(shape) > 1, stream.tell()
+  spec = tree.shared_spec(shape, dtype)
+  return spec, fortran and len(shape) > 1, length
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+  """Returns shape, whether the order is column-major, dtype and length."""
+  stream = io.BytesIO(head)
+  read = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }[np.lib.format.read_magic(stream)]
+  shape, fortran, dtype = read(stream)
+  if not all(type(n) is int and n >= 0 for n in shape):
+    raise ValueError(f"shape {shape}")
+  return shape, fortran, dtype, stream.tell()
+
+
+@functools.lru_cache(maxsize=4096)
+def _share_in_checksum(head: bytes, num_bytes: int) -> int:
+  """Returns the part of a member's CRC-32 that is due to its array header."""
+  return crc32.combine([(zlib.crc32(head), len(head)), (0, num_bytes)])
 
 
 def open_checkpoint(
@@ -174,7 +206,7 @@ def open_checkpoint(
   ignored: dict[str, str] = {}
   with open_archive(file) as archive:
     for info in archive.infolist():
-      leaf = info.filename.removesuffix(".npy")
+      leaf = sys.intern(info.filename.removesuffix(".npy"))
       if leaf in specs or leaf in ignored:
         raise ValueError(f"{path} has leaf {leaf!r} twice.")
       start = data_offset(file, info)
@@ -189,13 +221,12 @@ def open_checkpoint(
         ignored[leaf] = f"dtype {spec.dtype}"
         continue
       specs[leaf], num_bytes = spec, info.file_size - length
-      if spec.size * spec.dtype.itemsize != num_bytes:
+      if math.prod(spec.shape) * spec.dtype.itemsize != num_bytes:
         raise bad(path, f"{leaf!r} has {info.file_size} bytes for {spec.shape}")
       if stored and not fortran:
         places[leaf] = byte_ranges.Place(file, start + length)
-        # The recorded checksum includes the array header: remove its part.
-        header = (zlib.crc32(head[:length]), length)
-        checksums[leaf] = info.CRC ^ crc32.combine([header, (0, num_bytes)])
+        share = _share_in_checksum(head[:length], num_bytes)
+        checksums[leaf] = info.CRC ^ share
       else:
         packed[leaf] = (info.filename, length, fortran)
     if ignored and not specs:

@@ -3,7 +3,9 @@
 """Writes safetensors block by block, in one file or in shards with an index."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
+import math
 import os
 import struct
 from typing import Any
@@ -12,8 +14,10 @@ import jax
 
 from soupjax import files
 from soupjax.checkpoints.formats import block_writer, leaf_digest, safetensors
+from soupjax.soups.core import tree
 
 _ALIGNMENT = 64
+_SEAL = "0" * 128  # As long as that of `leaf_digest.seal`.
 
 
 def check(
@@ -73,52 +77,48 @@ class SafetensorsWriter(block_writer.RangeWriter):
     # Sorted by descending item size, so that all numbers are aligned.
     order = sorted(order, key=lambda leaf: -specs[leaf].dtype.itemsize)
     self.shards = _shards(specs, order, shard_bytes)
-    self._starts, places, sizes = {}, {}, {}
+    self._starts, self._entries, places, sizes = {}, {}, {}, {}
     for shard, leaves in self.shards.items():
       file = self._file(shard)
-      header = self._header(leaves, provenance, dict.fromkeys(leaves, 0))
-      at = -(-(8 + len(header)) // _ALIGNMENT) * _ALIGNMENT
-      self._starts[shard] = at
-      for leaf in leaves:
-        places[leaf] = file, at
-        at += _num_bytes(specs[leaf])
-      sizes[file] = at
+      starts, entries, num_bytes = _laid_out(leaves, specs)
+      self._entries[shard] = entries
+      header = self._header(shard, provenance, dict.fromkeys(leaves, 0), _SEAL)
+      first_byte = -(-(8 + len(header)) // _ALIGNMENT) * _ALIGNMENT
+      self._starts[shard] = first_byte
+      places |= {leaf: (file, first_byte + at) for leaf, at in starts.items()}
+      sizes[file] = first_byte + num_bytes
     super().__init__(specs, places, sizes, first=first)
 
   def _file(self, shard: str) -> str:
     return os.path.join(self.path, shard) if self.sharded else self.path
 
-  def _header(self, leaves, provenance, checksums) -> bytes:
+  def _header(self, shard, provenance, checksums, seal=None) -> bytes:
+    leaves = self.shards[shard]
     recorded = {leaf: f"{checksums[leaf]:08x}" for leaf in leaves}
     record = {**provenance, "crc32": recorded}
-    specs = {leaf: self.specs[leaf] for leaf in leaves}
-    header: dict[str, Any] = {
-      "__metadata__": {
-        **self.text,
-        "soupjax": json.dumps(record),
-        leaf_digest.KEY: leaf_digest.seal(specs, record),
-      }
+    if seal is None:
+      seal = leaf_digest.seal(
+        {leaf: self.specs[leaf] for leaf in leaves}, record
+      )
+    metadata = {
+      **self.text,
+      "soupjax": json.dumps(record),
+      leaf_digest.KEY: seal,
     }
-    at = 0
-    for leaf in leaves:
-      end = at + _num_bytes(self.specs[leaf])
-      header[leaf] = {
-        "dtype": safetensors.NAMES[self.specs[leaf].dtype],
-        "shape": list(self.specs[leaf].shape),
-        "data_offsets": [at, end],
-      }
-      at = end
-    return json.dumps(header, separators=(",", ":")).encode()
+    # Without a dict of all entries, which takes most of the time and memory.
+    head = json.dumps({"__metadata__": metadata}, separators=(",", ":"))
+    return f"{head[:-1]}{self._entries[shard]}}}".encode()
 
   def _write_headers(self, provenance, checksums):
-    for shard, leaves in self.shards.items():
-      header = self._header(leaves, provenance, checksums)
+    for shard in self.shards:
+      header = self._header(shard, provenance, checksums)
       room = self._starts[shard] - 8
       assert len(header) <= room, (len(header), room)
-      data = struct.pack("<Q", room) + header.ljust(room)
-      block_writer.write_all(self._fds[self._file(shard)], data, 0)
+      fd = self._fds[self._file(shard)]
+      block_writer.write_all(fd, struct.pack("<Q", room), 0)
+      block_writer.write_all(fd, header.ljust(room), 8)
     if self.sharded:
-      total = sum(map(_num_bytes, self.specs.values()))
+      total = tree.num_bytes(self.specs.values())
       names = {leaf: s for s, leaves in self.shards.items() for leaf in leaves}
       files.write_json(
         os.path.join(self.path, "model.safetensors.index.json"),
@@ -126,8 +126,24 @@ class SafetensorsWriter(block_writer.RangeWriter):
       )
 
 
-def _num_bytes(spec) -> int:
-  return spec.size * spec.dtype.itemsize
+@functools.lru_cache(maxsize=4096)
+def _entry(shape, dtype) -> tuple[str, int]:
+  """Returns the JSON of a leaf before its offsets, and its number of bytes."""
+  name, shape_text = safetensors.NAMES[dtype], str(list(shape)).replace(" ", "")
+  text = f'{{"dtype":"{name}","shape":{shape_text},"data_offsets":['
+  return text, math.prod(shape) * dtype.itemsize
+
+
+def _laid_out(leaves, specs) -> tuple[dict[str, int], str, int]:
+  """Returns leaf -> first byte, their JSON with commas, and the last byte."""
+  starts, entries, at = {}, [], 0
+  quoted = json.JSONEncoder().encode
+  for leaf in leaves:
+    text, num_bytes = _entry(specs[leaf].shape, specs[leaf].dtype)
+    starts[leaf], end = at, at + num_bytes
+    entries.append(f",{quoted(leaf)}:{text}{at},{end}]}}")
+    at = end
+  return starts, "".join(entries), at
 
 
 def _shards(specs, order, shard_bytes) -> dict[str, list[str]]:
@@ -135,7 +151,7 @@ def _shards(specs, order, shard_bytes) -> dict[str, list[str]]:
   shards: list[list[str]] = [[]]
   filled = 0
   for leaf in order:
-    num_bytes = _num_bytes(specs[leaf])
+    _, num_bytes = _entry(specs[leaf].shape, specs[leaf].dtype)
     if shard_bytes and shards[-1] and filled + num_bytes > shard_bytes:
       shards.append([])
       filled = 0

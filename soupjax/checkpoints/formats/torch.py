@@ -15,7 +15,6 @@ import re
 from typing import Any, NamedTuple
 import zipfile
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,7 +25,7 @@ from soupjax.checkpoints.formats import (
   safetensors,
   unpickle,
 )
-from soupjax.soups.core import crc32
+from soupjax.soups.core import crc32, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 _MAX_PICKLE = 64 << 20
@@ -380,7 +379,7 @@ def open_checkpoint(
           f"{places[leaf].file.path} and {shard}."
         )
       info = _member(shard, listing, leaf, tensor)
-      specs[leaf] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+      specs[leaf] = tree.shared_spec(tensor.shape, tensor.dtype)
       count, item = specs[leaf].size, tensor.dtype.itemsize
       start = npz.data_offset(file, info) + tensor.offset * item
       places[leaf] = byte_ranges.Place(file, start)

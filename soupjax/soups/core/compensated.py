@@ -179,6 +179,13 @@ def stacked(leaves: Sequence[jax.Array] | jax.Array) -> Any:
   return leaves if len(leaves) <= UNROLLED else as_array(leaves)
 
 
+def each(count: int, function: Callable[[Any], jax.Array]) -> jax.Array:
+  """Stacks the values of a function of k, the position of a model."""
+  if count <= UNROLLED:
+    return jnp.stack([function(k) for k in range(count)])
+  return jax.lax.map(function, jnp.arange(count))
+
+
 def once(
   count: int, function: Callable[[Any], Any], *, store: bool = False
 ) -> Callable[[Any], Any]:

@@ -7,6 +7,7 @@ such leaves cannot be averaged one by one.
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import Any
 
@@ -31,8 +32,8 @@ _SCALE = re.compile(
   r"(^|[._/])(\w*scale\w*|absmax|scb|q?zeros|zero_points?)$", re.IGNORECASE
 )
 _INTEGERS = ("int8", "uint8", "int32", "int4", "uint4")
-# The last separator in a name.
-_SEPARATOR = re.compile(r"[./](?=[^./]*$)")
+# Every name that `_ADAPTER` matches contains one of them.
+_WORDS = ("lora", "hada", "lokr", "vera", "dora", "oft")
 _WEIGHT = re.compile(r"(weight|kernel|blocks|packed)[^./]*$", re.IGNORECASE)
 
 
@@ -66,6 +67,9 @@ def check(specs: Mapping[str, Any]) -> None:
 
 def _adapter(leaves: Sequence[str]) -> list[str]:
   """Returns two factors of one adapter, or a rotation; [] if there is none."""
+  text = "\n".join(leaves).lower()
+  if not any(word in text for word in _WORDS):
+    return []
   first: dict[str, tuple[str, str]] = {}
   for leaf in leaves:
     match = _ADAPTER.fullmatch(leaf)
@@ -85,18 +89,42 @@ def _quantised(specs: Mapping[str, Any]) -> tuple[str, str] | None:
   """Returns a quantised leaf and its scale, None if there is none."""
   scales: dict[str, str] = {}
   for leaf in specs:
-    if match := _SCALE.search(leaf):
-      scales.setdefault(leaf[: match.start()], leaf)
-  for leaf, spec in specs.items() if scales else ():
+    parent = _parent(leaf)
+    if suffix := _scale_suffix(leaf[len(parent) :]):
+      scales.setdefault(leaf.removesuffix(suffix), leaf)
+  if not scales:
+    return None
+  for leaf, spec in specs.items():
+    is_float8, is_integer = _kind(spec.dtype)
+    if not (is_float8 or is_integer):
+      continue
     # "w.absmax" belongs to "w", and "m.w_scale" or "m.scales" to "m.w".
-    scale = scales.get(leaf) or scales.get(_SEPARATOR.split(leaf)[0])
+    scale = scales.get(leaf) or scales.get(_parent(leaf) or leaf)
     if scale in (None, leaf):
       continue
-    dtype = np.dtype(spec.dtype)
-    is_float8 = dtype.name.startswith("float") and dtype.itemsize == 1
     # A whole model in 8 bits has norms with a scale, too.
-    if is_float8 and np.dtype(specs[scale].dtype) != dtype:
+    if is_float8 and specs[scale].dtype != spec.dtype:
       return leaf, scale
-    if dtype.name in _INTEGERS and spec.shape and _WEIGHT.search(leaf):
+    if is_integer and spec.shape and _WEIGHT.search(leaf):
       return leaf, scale
   return None
+
+
+def _parent(leaf: str) -> str:
+  """Returns a name up to its last separator; "" if it has none."""
+  return leaf[: max(leaf.rfind("."), leaf.rfind("/"), 0)]
+
+
+# Most leaves of a model have one of a few last names and dtypes.
+@functools.lru_cache(maxsize=4096)
+def _scale_suffix(last_name: str) -> str:
+  match = _SCALE.search(last_name)
+  return match[0] if match else ""
+
+
+@functools.cache
+def _kind(dtype: Any) -> tuple[bool, bool]:
+  """Whether a dtype is a float of 8 bits, or an integer of quantisation."""
+  dtype = np.dtype(dtype)
+  is_float8 = dtype.name.startswith("float") and dtype.itemsize == 1
+  return is_float8, dtype.name in _INTEGERS

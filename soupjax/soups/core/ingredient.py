@@ -172,7 +172,7 @@ class Ingredient:
   @property
   def num_bytes(self) -> int:
     """Bytes of all leaves together."""
-    return sum(s.size * s.dtype.itemsize for s in self.specs.values())
+    return tree.num_bytes(self.specs.values())
 
   def read(
     self,

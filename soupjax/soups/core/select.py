@@ -224,7 +224,7 @@ def output(
   nested dicts.
   """
   for source in sources:
-    if set(source.specs) == set(specs):
+    if source.specs.keys() == specs.keys():
       return {leaf: specs[leaf] for leaf in source.specs}, source.treedef
   return tree.nest(specs)
 

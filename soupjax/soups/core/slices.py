@@ -7,6 +7,7 @@ a 0-d array is `()`. Variables of this type are called `box`.
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Span(NamedTuple):
   first: int | None = None
 
 
+@functools.lru_cache(maxsize=4096)
 def whole(shape: Shape) -> Slices:
   """Returns the box that covers an array."""
   return tuple(slice(0, n) for n in shape)
@@ -91,12 +93,15 @@ def without_steps(
 
 def shape_of(box: Slices) -> Shape:
   """Returns the shape of a box."""
-  return tuple(s.stop - s.start for s in box)
+  return tuple([s.stop - s.start for s in box])
 
 
 def size(box: Slices) -> int:
   """Returns the number of elements in a box."""
-  return math.prod(shape_of(box))
+  product = 1
+  for s in box:
+    product *= s.stop - s.start
+  return product
 
 
 def bounding(boxes: Sequence[Slices]) -> Slices:

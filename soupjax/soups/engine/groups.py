@@ -56,7 +56,7 @@ class Group:
     """Whether blocks keep the first axis of a leaf: its layers."""
     return "by_layer" in (self.values or {}) and not self.whole
 
-  @property
+  @functools.cached_property
   def models(self) -> tuple[int, ...]:
     """Positions of the sources and of the base, if there is one."""
     return self.sources + (() if self.base is None else (self.base,))
@@ -120,9 +120,24 @@ class GroupMaker:
 
   def __post_init__(self):
     self.blend = functools.partial(_blend, self.rule.combine)
+    base = [] if self.base is None else [self.base]
+    self.models = [model.specs for model in (*self.ingredients, *base)]
 
   def group(self, leaf: str, action: Any) -> Group:
     """Returns the group of a leaf; see `soupjax.soups.core.select.actions`."""
+    specs = [specs.get(leaf) for specs in self.models]
+    if leaf in self.with_extra:
+      specs += [source.specs[leaf] for source in self.rule.extra]
+    # Sources are cast block by block, so all leaves have the same dtypes.
+    dtypes = [None if spec is None else spec.dtype for spec in specs]
+    by_rule = not isinstance(action, str | tuple) and tree.is_float(specs[0])
+    alone = leaf if by_rule and self.rule.by_leaf else None
+    key = (action, alone, *dtypes)
+    if key not in self.made:
+      self.made[key] = self._new(leaf, action)
+    return self.made[key]
+
+  def _new(self, leaf: str, action: Any) -> Group:
     count = len(self.ingredients)
     if action == "keep":
       dtype = self.base.specs[leaf].dtype
@@ -147,8 +162,7 @@ class GroupMaker:
         f"the soup is {out}."
       )
     if isinstance(action, tuple):
-      label = (action, *dtypes)
-      return self._weighted(rules.linear(action), sources, stacked, out, label)
+      return self._weighted(rules.linear(action), sources, stacked, out)
     combine, base, base_dtype = self.rule.combine, None, None
     values = {**self.values, **self.leaf_values.get(leaf, {})}
     if isinstance(action, float):
@@ -159,19 +173,7 @@ class GroupMaker:
       base, base_dtype = count, self.base.specs[leaf].dtype
     if not self.rule.affine and np.float64 in (stacked, base_dtype):
       stacked, base_dtype = self._in_float32(leaf, out, stacked, base_dtype)
-    extra = self._extra(leaf)
-    read = [
-      *self.ingredients,
-      *([] if base is None else [self.base]),
-      *(self.rule.extra if extra else ()),
-    ]
-    return self._shared(
-      (
-        action,
-        leaf if self.rule.by_leaf else None,
-        # Sources are cast block by block.
-        *(source.specs[leaf].dtype for source in read),
-      ),
+    return self._limited(
       values,
       limit=max(1, specs[0].size) if self.rule.whole else None,
       combine=combine,
@@ -181,7 +183,7 @@ class GroupMaker:
       base_dtype=base_dtype,
       out_dtype=out,
       by_rule=True,
-      extra=extra,
+      extra=self._extra(leaf),
       indexed=self.rule.indexed,
       whole=self.rule.whole,
       affine=self.rule.affine,
@@ -204,10 +206,9 @@ class GroupMaker:
     start = len(self.ingredients) + (self.base is not None)
     return tuple(range(start, start + len(self.rule.extra)))
 
-  def _weighted(self, rule, sources, stacked, out, action=None) -> Group:
+  def _weighted(self, rule, sources, stacked, out) -> Group:
     """Returns a group with the weights of a rule; None copies the leaves."""
-    return self._shared(
-      action,
+    return self._limited(
       None if rule is None else rule.values(len(sources)),
       combine=None if rule is None else rule.combine,
       sources=sources,
@@ -218,14 +219,11 @@ class GroupMaker:
       affine=rule is not None,
     )
 
-  def _shared(self, label, values, limit=None, **fields) -> Group:
-    """Returns the group with this label and these fields; makes it if new."""
-    key = label, *fields.items()
-    if key not in self.made:
-      group = Group(values=values, limit=1, **fields)
-      limit = limit or max(1, self.block_bytes // group.bytes_an_element)
-      self.made[key] = dataclasses.replace(group, limit=limit)
-    return self.made[key]
+  def _limited(self, values, limit=None, **fields) -> Group:
+    """Returns a group; its blocks have `block_bytes` if `limit` is None."""
+    group = Group(values=values, limit=1, **fields)
+    limit = limit or max(1, self.block_bytes // group.bytes_an_element)
+    return dataclasses.replace(group, limit=limit)
 
   def _out_dtype(self, dtypes) -> np.dtype:
     if self.dtype is not None and jnp.issubdtype(dtypes[0], jnp.floating):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from soupjax.soups import rules
-from soupjax.soups.core import configs, records, slices
+from soupjax.soups.core import configs, records, slices, tree
 from soupjax.soups.core import select as selection
 from soupjax.soups.core.ingredient import Ingredient, check_names, storage_of
 from soupjax.soups.engine import groups as group_lib
@@ -58,8 +58,8 @@ class Plan:
   @property
   def read_bytes(self) -> int:
     """Bytes of weights to be read, over all processes."""
-    return sum(
-      _num_bytes(self.sources[k].specs[leaf])
+    return tree.num_bytes(
+      self.sources[k].specs[leaf]
       for leaf, group in self.groups.items()
       for k in group.models
     )
@@ -67,11 +67,7 @@ class Plan:
   @property
   def write_bytes(self) -> int:
     """Bytes of weights to be written, over all processes."""
-    return sum(_num_bytes(spec) for spec in self.specs.values())
-
-
-def _num_bytes(spec) -> int:
-  return spec.size * spec.dtype.itemsize
+    return tree.num_bytes(self.specs.values())
 
 
 def make(
@@ -137,7 +133,7 @@ def make(
   if not groups:
     raise ValueError(f"select={select} skips every leaf: skip fewer.")
   specs = {
-    leaf: jax.ShapeDtypeStruct(
+    leaf: tree.shared_spec(
       sources[group.sources[0]].specs[leaf].shape, group.out_dtype
     )
     for leaf, group in groups.items()
@@ -171,7 +167,8 @@ def _averaged(actions) -> set[str]:
       isinstance(action, tuple) and np.count_nonzero(action) == 1
     )
 
-  return {leaf for leaf, action in actions.items() if not is_copy(action)}
+  copies = {action for action in set(actions.values()) if is_copy(action)}
+  return {leaf for leaf, action in actions.items() if action not in copies}
 
 
 def _order(sources, groups) -> tuple[str, ...]:
@@ -190,7 +187,7 @@ def _chunks(sources, groups) -> dict[str, tuple[int, ...]]:
   """Chunk shapes that are aligned with the chunks of all sources, by leaf."""
   stored = [storage_of(source).chunks for source in sources]
   chunks = {}
-  for leaf, group in groups.items():
+  for leaf, group in groups.items() if any(stored) else ():
     shapes = [stored[k][leaf] for k in group.models if leaf in stored[k]]
     if shapes:
       chunks[leaf] = align(shapes)
@@ -208,8 +205,8 @@ def _twins(sources) -> tuple[str, ...]:
   for source in sources:
     checksums = storage_of(source).checksums
     keys = [("path", source.path)] if source.path else []
-    if checksums and set(checksums) == set(source.specs):
-      keys.append(("content", tuple(sorted(checksums.items()))))
+    if checksums and checksums.keys() == source.specs.keys():
+      keys.append(("content", frozenset(checksums.items())))
     for key in keys:
       if names.setdefault(key, source.name) != source.name:
         notes.append(
@@ -243,11 +240,14 @@ def pieces(
     # Each size of a layered block is compiled, so these are of about one size.
     fills = chunk is None and not group.layered
     for box in parts.get(leaf, ()):
-      if not slices.size(box):
+      size, left = slices.size(box), room.get(group, group.limit)
+      if not size:
         continue
-      left = room.get(group, group.limit)
-      cut = slices.split(box, group.limit, chunk, left if fills else None)
-      room[group] = slices.room_after(cut, group.limit, left)
+      if size <= left:  # As `split` and `room_after`, which take longer.
+        cut, room[group] = [box], left - size
+      else:
+        cut = slices.split(box, group.limit, chunk, left if fills else None)
+        room[group] = slices.room_after(cut, group.limit, left)
       pieces += [(leaf, piece) for piece in cut]
   return pieces
 

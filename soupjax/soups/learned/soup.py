@@ -105,8 +105,8 @@ def learned_soup(
   With residency "disk", memory holds the soup, its gradient, the first
   ingredient (or the base) and two blocks of the others, each no larger than a
   model, whatever the number of ingredients. A step reads every ingredient once
-  if coefficients are per layer or tensor, the optimizer is AdamW and a layer of
-  all ingredients is no larger than a model, and otherwise twice. The result
+  if coefficients are per layer or tensor, the optimizer is AdamW and there are
+  no more than 9 ingredients, and otherwise up to twice. The result
   does not depend on the residency. Unlike those of `uniform_soup`, its
   last bits may depend on the mesh.
 

@@ -29,8 +29,8 @@ Leaves = list[Any]
 Stack = list[Leaves]  # Of several models.
 Key = tuple[int, int]  # Positions of a chunk, and of one of its blocks.
 
-# Models that one compiled function takes at most.
-_MOST_MODELS = 16
+# Models in a block at most: programs grow with it, and so does memory.
+_MOST_MODELS = 8
 
 
 @functools.partial(jax.jit, static_argnames="layout")
@@ -205,7 +205,10 @@ class Pool:
     """
     if any(map(precision.is_cut, self._float_specs)):
       return stack
-    return jax.device_put(stack)
+    # Arrays that are on devices may span those of several processes.
+    return jax.tree.map(
+      lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), stack
+    )
 
   def kept(self) -> contextlib.AbstractContextManager[None]:
     """Returns the context in which JAX keeps all bits of the leaves."""

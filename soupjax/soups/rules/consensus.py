@@ -223,14 +223,16 @@ def _largest(sizes, count):
 
 
 def _sce(stack, base, values):
-  stack = compensated.as_array(stack)
-  deltas = float32_delta(stack, base[None])
+  stack, count = compensated.stacked(stack), len(stack)
+  deltas = compensated.each(
+    count, lambda k: float32_delta(compensated.of_model(stack, k), base)
+  )
   mask = _largest(jnp.var(deltas, axis=0), values["kept"])
   squares = jnp.where(mask, deltas, 0.0) ** 2
   energy = squares.reshape(len(deltas), -1).sum(1)
   energy = energy / jnp.where(energy.sum() > 0, energy.sum(), 1.0)
   return elected_mean(
-    len(stack),
+    count,
     base,
     lambda k: keep(compensated.of_model(stack, k), base, mask),
     values,

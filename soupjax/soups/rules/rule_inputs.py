@@ -31,7 +31,7 @@ def all_specs(models):
 def per_leaf_values(rule, ingredients, base, actions):
   """Returns the values of a rule by leaf, from metadata alone."""
   specs = _merged_specs(ingredients, actions)
-  values = {leaf: {} for leaf in specs}
+  values = {}
   if rule.leaf_values is not None and specs:
     models = [*ingredients, *([] if base is None else [base])]
     values |= rule.leaf_values(specs, len(ingredients), all_specs(models))

@@ -18,17 +18,32 @@ from soupjax.soups.rules import coefficients
 from soupjax.soups.rules.base import RULES, Rule
 
 
-def _merge(stack, base, values, matrix_rule):
-  """Adds the scaled result of a rule for matrices, or the mean, to the base."""
+def _merge(stack, base, values, of_deltas=None, of_sum=None):
+  """Adds the scaled result of a rule for matrices, or the mean, to the base.
+
+  The rule is `of_deltas` of all task matrices, (K, m, n), or `of_sum` of their
+  sum, (m, n).
+  """
   base = base.astype(np.float32)
-  deltas = compensated.as_array(stack).astype(np.float32) - base[None]
-  rows = values["rows"].ndim
+  rows, count = values["rows"].ndim, len(stack)
+  shape = (int(np.prod(base.shape[:rows])), -1)
+
+  def delta(k):
+    return compensated.of_model(stack, k).astype(np.float32) - base
+
+  stack = compensated.stacked(stack)
+  # Summed one by one: XLA may reorder the terms of `jnp.sum`.
+  total = compensated.over_models(
+    count, lambda k, total: total + delta(k), jnp.zeros_like(base)
+  )
   if rows == 0:
-    merged = deltas.mean(0)
+    merged = total / count
+  elif of_sum:
+    merged = of_sum(total.reshape(shape))
   else:
-    flat = (len(stack), int(np.prod(base.shape[:rows])), -1)
-    merged = matrix_rule(deltas.reshape(flat)).reshape(base.shape)
-  return base + values["scale"] * merged
+    deltas = compensated.as_array(stack).astype(np.float32) - base[None]
+    merged = of_deltas(deltas.reshape(count, *shape))
+  return base + values["scale"] * merged.reshape(base.shape)
 
 
 def _tsv_matrix(deltas):
@@ -48,18 +63,18 @@ def _orthogonal(matrix):
   return left @ right
 
 
-def _iso_matrix(deltas):
-  """Merges (K, m, n) into (m, n)."""
-  left, size, right = jnp.linalg.svd(deltas.sum(0), full_matrices=False)
+def _isotropic(total):
+  """Gives all singular values of a matrix their mean."""
+  left, size, right = jnp.linalg.svd(total, full_matrices=False)
   return size.mean() * (left @ right)
 
 
 def _tsv(stack, base, values):
-  return _merge(stack, base, values, _tsv_matrix)
+  return _merge(stack, base, values, of_deltas=_tsv_matrix)
 
 
 def _iso_c(stack, base, values):
-  return _merge(stack, base, values, _iso_matrix)
+  return _merge(stack, base, values, of_sum=_isotropic)
 
 
 def _spectral(name, combine, scale, rows):

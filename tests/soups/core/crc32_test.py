@@ -56,7 +56,7 @@ def part(array, box):
 @given(st.data(), st.lists(st.integers(1, 7), max_size=3))
 def test_joined_from_boxes_in_any_order(data, shape):
   array = np.random.default_rng(0).integers(0, 99, shape).astype(np.int16)
-  pieces = [slices.whole(shape)]
+  pieces = [slices.whole(tuple(shape))]
   for _ in range(data.draw(st.integers(0, 6))):
     at = data.draw(st.integers(0, len(pieces) - 1))
     axes = [i for i, s in enumerate(pieces[at]) if s.stop - s.start > 1]

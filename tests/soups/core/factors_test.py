@@ -103,3 +103,14 @@ def test_norms_have_scales_too(dtype):
   specs = {"norm/scale": dtype, "norm/bias": dtype, "kernel": dtype}
   factors.check({k: np.ones(2, d) for k, d in specs.items()})
   factors.check({"pos/ids": np.ones(2, np.int32), "pos/scale": np.ones(2)})
+
+
+def test_last_names_of_many_leaves_are_searched_once():
+  factors._scale_suffix.cache_clear()
+  specs = {
+    f"layer{i}.{name}": np.zeros(2, np.float32)
+    for i in range(200)
+    for name in ("norm.scale", "dense.kernel")
+  }
+  factors.check(specs)
+  assert factors._scale_suffix.cache_info().misses == 2

@@ -36,6 +36,20 @@ def test_sums_are_in_order_whichever_thread_is_first(monkeypatch):
   assert sums["w"].tolist() == [2]
 
 
+def test_units_of_many_models_are_smaller(monkeypatch):
+  monkeypatch.setattr(first_pass, "_MOST_BYTES", 4 * 4 * 10)
+  stack, sizes = np.arange(3 * 35).reshape(3, 35), []
+
+  def reduce(stack, base):
+    sizes.append(stack.shape)
+    return stack.sum(1)
+
+  assert reader(stack).total(reduce, ["w"]).tolist() == stack.sum(1).tolist()
+  assert set(sizes) == {(3, 9), (3, 8)} and len(sizes) == 4
+  chosen = reader(stack).total(lambda stack, base: stack.sum(1), ["w"], [2])
+  assert chosen.tolist() == [stack[2].sum()]
+
+
 def test_bytes_and_errors():
   leaves = reader([[1.0, 2.0], [3.0, 4.0]])
   total = leaves.total(lambda stack, base: stack.sum(1), ["w"])

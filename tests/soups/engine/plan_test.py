@@ -7,7 +7,7 @@ import pytest
 from soupjax.soups import rules
 from soupjax.soups.core import slices
 from soupjax.soups.core.ingredient import Ingredient
-from soupjax.soups.engine import blocks
+from soupjax.soups.engine import blocks, groups
 from soupjax.soups.engine import plan as planning
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -208,3 +208,19 @@ def test_blocks_are_full():
   parts = {k: [slices.whole(shape)] for k, shape in shapes.items()}
   packed = list(blocks.pack(plan, planning.pieces(plan, parts, {})))
   assert all(b.capacity - b.filled < 5 for b in packed[:-1])
+
+
+def test_leaves_of_one_kind_are_planned_once(monkeypatch):
+  made, new = [], groups.GroupMaker._new
+
+  def counted(self, leaf, action):
+    made.append(leaf)
+    return new(self, leaf, action)
+
+  monkeypatch.setattr(groups.GroupMaker, "_new", counted)
+  params = {f"w{i}": np.ones(i + 1, np.float32) for i in range(50)}
+  params |= {f"step{i}": np.int32(i) for i in range(50)}
+  models = [Ingredient.from_params(name, params) for name in "ab"]
+  plan = planning.make(rules.linear(), models)
+  assert len(plan.groups) == 100
+  assert len(made) == 2

@@ -8,6 +8,7 @@ import pytest
 import soupjax as sj
 from soupjax.soups import rules
 from soupjax.soups.engine import first_pass
+from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import consensus, thresholds
 
 
@@ -107,6 +108,28 @@ def test_thresholds_do_not_depend_on_units(unit, monkeypatch):
     result = mix(rules.ties(0.3), deltas, threads=threads)
     for leaf, value in expected.items():
       assert np.array_equal(result[leaf], value)
+
+
+def test_thresholds_of_many_models_hold_32_histograms(monkeypatch):
+  rng = np.random.default_rng(0)
+  stack = rng.normal(size=(40, 50)).astype("f")
+  rows, read = set(), first_pass.LeafReader._read
+
+  def counted(*args):
+    stack, base = read(*args)
+    rows.add(len(stack))
+    return stack, base
+
+  monkeypatch.setattr(first_pass.LeafReader, "_read", counted)
+  plan = planning.make(
+    rules.ties(0.3),
+    [sj.Ingredient.from_params(str(k), {"w": w}) for k, w in enumerate(stack)],
+    base=sj.Ingredient.from_params("base", {"w": np.zeros(50, "f")}),
+  )
+  found = thresholds.largest(first_pass.LeafReader(plan), ["w"], [1, 15])
+  order = np.sort(np.abs(stack))[:, ::-1]
+  assert np.array_equal(found.view("f"), order[:, [0, 14]])
+  assert rows == {32, 8}
 
 
 def test_ties_of_equal_magnitudes_keeps_all_of_them():

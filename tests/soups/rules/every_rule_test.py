@@ -13,7 +13,7 @@ import soupjax as sj
 from soupjax import sharding
 from soupjax.soups import rules
 from soupjax.soups.core import tree as trees
-from soupjax.soups.engine import first_pass
+from soupjax.soups.engine import first_pass, run
 from soupjax.soups.engine import plan as planning
 
 BF16 = ml_dtypes.bfloat16
@@ -292,6 +292,61 @@ def test_order_of_the_ingredients(name):
   )
   for leaf in BASE:
     np.testing.assert_allclose(first[leaf], second[leaf], rtol=0, atol=1e-5)
+
+
+def many(k):
+  """Every registered rule but slerp, for k ingredients."""
+  w = np.linspace(0.5, 2.0, k)
+  by_leaf = {"block_0": w}
+  fishers = [{n: np.ones(s, "f") for n, s in FEW.items()}] * k
+  grams = [{"block_0/kernel": np.eye(5, dtype="f")}] * k
+  return {
+    "linear": [rules.linear(), rules.linear(w), rules.linear(by_leaf)],
+    "uniform": [rules.RULES.get("uniform")()],
+    "weighted": [rules.linear(w, normalize=False)],
+    "schedule": [rules.RULES.get("schedule")("linear", k)],
+    "lerp": [rules.lerp(0.4)],
+    "interpolate": [rules.lerp({"block_0": [0.1, 0.4]})],
+    "task_arithmetic": [rules.task_arithmetic(weights=by_leaf)],
+    "ties": [rules.ties(0.3, weights=w)],
+    "dare": [rules.dare(0.3), rules.dare(0.3, compat="mergekit")],
+    "della": [rules.della(0.5)],
+    "breadcrumbs": [rules.breadcrumbs(0.3, elect=True)],
+    "sce": [rules.sce(0.3)],
+    "model_stock": [rules.model_stock()],
+    "geometric_median": [rules.geometric_median(w)],
+    "karcher": [rules.karcher(w)],
+    "fisher": [rules.fisher(fishers)],
+    "regmean": [rules.regmean(grams)],
+    "tsv": [rules.tsv()],
+    "iso_c": [rules.iso_c()],
+  }
+
+
+FEW = {"block_0/kernel": (5, 3)}
+
+
+@pytest.mark.parametrize("name", sorted(set(rules.RULES) - {"slerp"}))
+def test_programs_do_not_grow_with_the_models(name, monkeypatch):
+  def traced(old, stack, base, values, *, combine, dtype):
+    program = jax.make_jaxpr(combine)(stack, base, values)
+    sizes.add(str(program).count(" = "))
+    return np.zeros(old.shape, dtype)
+
+  def mixed(k):
+    models = [
+      {n: rng.normal(size=s).astype("f") for n, s in FEW.items()}
+      for _ in range(k + 1)
+    ]
+    for rule in many(k)[name]:
+      sj.mix(rule, models[1:], base=models[0], threads=1)
+
+  monkeypatch.setattr(run, "_combine", traced)
+  rng, sizes = np.random.default_rng(0), set()
+  mixed(25)
+  few, sizes = sizes, set()
+  mixed(33)  # The same rest after rounds of 8.
+  assert few == sizes and max(few) < 5000
 
 
 @pytest.mark.parametrize("name", [n for n in RULES if RULES[n].needs_base])

@@ -8,6 +8,7 @@ import pytest
 
 from soupjax.soups import rules
 from soupjax.soups.engine import first_pass
+from soupjax.soups.rules import geometry, thresholds
 
 ROOT = math.sqrt(0.5)
 ZERO = [0.0, 0.0]
@@ -122,6 +123,15 @@ def test_karcher_by_hand():
   near(result, [3**-0.5] * 3)
   v = np.array([0.1, -3.0], "f")
   assert np.array_equal(mix(rules.karcher(), [v] * 3)["w"], v)
+
+
+def test_both_formulas_of_the_median_agree(monkeypatch):
+  rng = np.random.default_rng(0)
+  gram = thresholds.gram(rng.normal(size=(20, 300)).astype("f"), None)
+  weights = rng.uniform(0.1, 1, 20)
+  few = geometry.median_weights(gram, weights)
+  monkeypatch.setattr(geometry, "_EXPLICIT", 19)
+  near(geometry.median_weights(gram, weights), few, 1e-11)
 
 
 def test_units_and_threads(monkeypatch):
