@@ -16,7 +16,7 @@ from soupjax.checkpoints import companions, destination, mesh_writer
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.progress import Progress
 from soupjax.soups import rules
-from soupjax.soups.core import slices
+from soupjax.soups.core import slices, tree
 from soupjax.soups.core.ingredient import (
   Model,
   Models,
@@ -140,7 +140,7 @@ def mix(
   target = None
   sources = [*ingredients, *([] if base is None else [base]), *extra]
   # The chunks of some formats are read here.
-  with explaining_changes(sources):
+  with explaining_changes(sources), tree.without_collection():
     plan = planning.make(
       dataclasses.replace(rule, extra=extra),
       ingredients,
@@ -188,8 +188,9 @@ def mix(
     else:
       with target.opened(provenance) as writer:
         report = engine.run(plan, pieces, writer, **settings)
-        provenance = provenance_lib.complete(provenance, plan, report)
-        writer.finish(provenance)
+        with tree.without_collection():
+          provenance = provenance_lib.complete(provenance, plan, report)
+          writer.finish(provenance)
   return Mixed(
     params=params,
     path=None if target is None or dry_run else target.path,

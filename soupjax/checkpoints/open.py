@@ -18,7 +18,7 @@ from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
-from soupjax.soups.core import records
+from soupjax.soups.core import records, tree
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
@@ -272,7 +272,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 def _open(path: str, inner: str, file_format, entry: str | None) -> Ingredient:
   """Opens the checkpoint at a path together with its JSON files."""
   name = _with_entry(_short_names([path])[0], entry)
-  with byte_ranges.naming(inner):
+  with byte_ranges.naming(inner), tree.without_collection():
     ingredient = file_format.open_checkpoint(inner, name, entry)
   return dataclasses.replace(
     ingredient,

@@ -3,8 +3,10 @@
 """Named leaves of any pytree, their specs, and checks of both."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
+import gc
 import math
 import re
 from typing import Any
@@ -452,3 +454,19 @@ def matches(
       )
     taken.update(new)
     yield pattern, new
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+  """Pauses Python's collector of cycles while many leaves are described.
+
+  It would walk through all of them again and again, which is a third of the
+  time that opening a file of 300,000 leaves takes.
+  """
+  was_enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if was_enabled:
+      gc.enable()

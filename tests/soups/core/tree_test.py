@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -170,3 +171,19 @@ def test_tensors_of_torch_are_named_with_a_remedy():
       sj.uniform_soup([state, state])
   converted = {"w": jnp.from_dlpack(state["w"])}
   assert sj.uniform_soup([converted])["w"].dtype == jnp.bfloat16
+
+
+def test_the_collector_of_cycles_is_paused_and_goes_on_after_errors():
+  with pytest.raises(KeyError), tree.without_collection():
+    with tree.without_collection():
+      assert not gc.isenabled()
+    assert not gc.isenabled()
+    raise KeyError
+  assert gc.isenabled()
+  gc.disable()
+  try:
+    with tree.without_collection():
+      pass
+    assert not gc.isenabled()
+  finally:
+    gc.enable()
