@@ -57,9 +57,9 @@ def make(folder, variant, pixels, count) -> list[str]:
 
   import soupjax as sj
 
+  name = f"{variant.replace('/', '_')}_{pixels}"
   paths = [
-    os.path.join(folder, f"{variant.replace('/', '_')}_{k}.safetensors")
-    for k in range(count)
+    os.path.join(folder, f"{name}_{k}.safetensors") for k in range(count)
   ]
   model, images, _ = model_and_data(variant, pixels, 1)
   start = jax.jit(model.init)(jax.random.key(0), images)["params"]

@@ -37,7 +37,7 @@ PyTree = Any
 
 
 # Models whose leaves are in memory together.
-_WIDTH = compensated.UNROLLED
+_WIDTH = 16
 
 
 @functools.partial(
