@@ -13,7 +13,7 @@ import soupjax as sj
 from soupjax import sharding
 from soupjax.soups import rules
 from soupjax.soups.core import tree as trees
-from soupjax.soups.engine import first_pass, run
+from soupjax.soups.engine import combine, first_pass
 from soupjax.soups.engine import plan as planning
 
 BF16 = ml_dtypes.bfloat16
@@ -328,10 +328,10 @@ FEW = {"block_0/kernel": (5, 3)}
 
 @pytest.mark.parametrize("name", sorted(set(rules.RULES) - {"slerp"}))
 def test_programs_do_not_grow_with_the_models(name, monkeypatch):
-  def traced(old, stack, base, values, *, combine, dtype):
-    program = jax.make_jaxpr(combine)(stack, base, values)
+  def traced(group, stack, base, values, results):
+    program = jax.make_jaxpr(group.combine)(stack, base, values)
     sizes.add(str(program).count(" = "))
-    return np.zeros(old.shape, dtype)
+    return np.zeros(stack.shape[1:], group.out_dtype)
 
   def mixed(k):
     models = [
@@ -341,7 +341,7 @@ def test_programs_do_not_grow_with_the_models(name, monkeypatch):
     for rule in many(k)[name]:
       sj.mix(rule, models[1:], base=models[0], threads=1)
 
-  monkeypatch.setattr(run, "_combine", traced)
+  monkeypatch.setattr(combine, "run", traced)
   rng, sizes = np.random.default_rng(0), set()
   mixed(25)
   few, sizes = sizes, set()
