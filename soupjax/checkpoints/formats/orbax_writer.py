@@ -12,6 +12,7 @@ Orbax's metadata at the end. Float weights hardly shrink if they are compressed.
 from collections.abc import Iterator, Mapping, Sequence
 import errno
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -207,8 +208,8 @@ class OrbaxWriter(block_writer.RangeWriter):
     for leaf in order:
       layout = _Layout.of(specs[leaf], chunks[leaf], self._end)
       self._layouts[leaf], self._end = layout, layout.end
-    # Byte of a chunk -> what follows its elements in the file.
-    self._tails: dict[int, bytes] = {}
+    # Byte of a chunk -> its checksum, which follows elements and padding.
+    self._crcs: dict[int, bytes] = {}
     places = {leaf: (file, at.start) for leaf, at in self._layouts.items()}
     super().__init__(specs, places, {file: self._end}, first=first)
     self._fd = self._fds[file]
@@ -220,20 +221,22 @@ class OrbaxWriter(block_writer.RangeWriter):
         padding = np.zeros(size - part.size, part.dtype)
         whole = np.concatenate([part, padding]) if padding.size else part
         checksum = crc32.crc32c(whole).to_bytes(_CRC_BYTES, "little")
-        self._tails[offset] = tail = padding.tobytes() + checksum
-        data += [part.view(np.uint8), tail]
+        self._crcs[offset] = checksum
+        data += [part.view(np.uint8), padding.tobytes() + checksum]
       block_writer.write_all(self._fd, data, chunks[0][1])
 
   def _load(self, spans, row):
     for chunks in self._batches(spans, row):
-      tails = [bytearray(len(self._tails[offset])) for _, offset, *_ in chunks]
-      data = []
-      for (_, _, part, _), tail in zip(chunks, tails):
-        data += [part.view(np.uint8), tail]
+      tails, data = [], []
+      for _, _, part, size in chunks:
+        padding = (size - part.size) * part.itemsize
+        tails.append(bytearray(padding + _CRC_BYTES))
+        data += [part.view(np.uint8), tails[-1]]
       n = block_writer.read_all(self._fd, data, chunks[0][1])
       for (leaf, offset, part, _), tail in zip(chunks, tails):
         n -= part.nbytes + len(tail)
-        if n < 0 or tail != self._tails[offset]:
+        zeros = bytes(len(tail) - _CRC_BYTES)
+        if n < 0 or tail != zeros + self._crcs[offset]:
           raise ValueError(
             f"Leaf {leaf!r} was not written as it is: a chunk is cut short or "
             "has another checksum. Is the disk sound?"
@@ -305,7 +308,7 @@ class OrbaxWriter(block_writer.RangeWriter):
       }
       for keys in self._keys.values()
     }
-    files.write_json(
+    _write_json(
       os.path.join(self._state, "_METADATA"),
       {
         "tree_metadata": tree,
@@ -322,7 +325,7 @@ class OrbaxWriter(block_writer.RangeWriter):
       "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler."
       "PyTreeHandler"
     )
-    files.write_json(
+    _write_json(
       os.path.join(self.path, "_CHECKPOINT_METADATA"),
       {
         "item_handlers": {"state": handler},
@@ -334,6 +337,11 @@ class OrbaxWriter(block_writer.RangeWriter):
       },
     )
     pathlib.Path(self.path, "orbax.checkpoint").touch()
+
+
+def _write_json(path, value):
+  """Writes JSON without line breaks, which takes a tenth of the time."""
+  files.write_text(path, json.dumps(value))
 
 
 def _array_metadata(specs, chunks) -> dict[str, bytes]:

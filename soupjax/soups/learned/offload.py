@@ -157,37 +157,48 @@ def cached_on_host(
 
 def _cached(ingredient, left, memory):
   cache: dict[tuple[str, str], np.ndarray] = {}
-  read_again = _reader(ingredient, memory)
+  ledger = _ledger(ingredient)
+  read_again = _reader(ingredient, memory, ledger)
 
   def read(leaf, index):
     key = (leaf, str(index))
     if key in cache:
       return cache[key]
     spec = ingredient.specs[leaf]
-    box, _ = slices.without_steps(index, spec.shape)
+    box, steps = slices.without_steps(index, spec.shape)
     num_bytes = slices.size(box) * spec.dtype.itemsize
     if num_bytes > left[0]:
       return read_again(leaf, index)
     left[0] -= num_bytes
     cache[key] = np.asarray(ingredient.reader(leaf, index))
+    if ledger is not None and not steps:
+      # A checksum may be over leaves that stay and leaves that do not.
+      ledger.add(leaf, box, np.ascontiguousarray(cache[key]))
     return cache[key]
 
   return dataclasses.replace(ingredient, reader=read)
 
 
-def _reader(ingredient, memory):
+def _ledger(ingredient) -> crc32.Ledger | None:
+  storage = ingredient.storage
+  if storage is None:
+    return None
+  shapes = {leaf: spec.shape for leaf, spec in ingredient.specs.items()}
+  return crc32.Ledger(
+    ingredient.path, shapes, storage.checksums, storage.shared
+  )
+
+
+def _reader(ingredient, memory, ledger):
   """Returns a reader that fills `memory`, if the ingredient can."""
   storage = ingredient.storage
   if storage is None:
     return ingredient.reader
-  shapes = {leaf: spec.shape for leaf, spec in ingredient.specs.items()}
-  ledger = crc32.Ledger(
-    ingredient.path, shapes, storage.checksums, storage.shared
-  )
 
   def read(leaf, index):
-    box, steps = slices.without_steps(index, shapes[leaf])
-    flat = memory.array(slices.size(box), ingredient.specs[leaf].dtype)
+    spec = ingredient.specs[leaf]
+    box, steps = slices.without_steps(index, spec.shape)
+    flat = memory.array(slices.size(box), spec.dtype)
     storage.read_box(leaf, box, flat)
     ledger.add(leaf, box, flat)
     array = flat.reshape(slices.shape_of(box))

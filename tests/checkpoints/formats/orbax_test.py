@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import shutil
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from soupjax.checkpoints.formats import (
   orbax_arrays,
   orbax_writer,
 )
+from soupjax.soups.core import slices
 
 P = jax.sharding.PartitionSpec
 
@@ -589,3 +591,26 @@ def test_paths_that_orbax_takes_for_patterns_are_refused(tmp_path, name):
 def test_other_paths_are_no_addresses(tmp_path, name):
   sj.save_params(tmp_path / name, make())
   assert_same_bits(sj.load_params(tmp_path / name), make())
+
+
+def test_padding_is_compared_but_not_kept(tmp_path):
+  # The second chunk of the ingredients has one element.
+  spec = jax.ShapeDtypeStruct((300_001,), np.float32)
+  chunks = {"w": orbax_writer.chunk_shape(spec, (300_000,))}
+  writer = orbax_writer.OrbaxWriter(
+    str(tmp_path), {"w": spec}, ["w"], jax.tree.structure({"w": 0}), chunks
+  )
+  row = np.ones(spec.size, np.float32)
+  span = slices.Span("w", slices.whole(spec.shape), 0, row.size, 0)
+  tracemalloc.start()
+  writer.write([span], row)
+  kept, _ = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert kept < 100_000
+  (file,) = (tmp_path / "state" / "d").iterdir()
+  with open(file, "r+b") as f:
+    f.seek(-100, 2)
+    f.write(b"x")
+  with pytest.raises(ValueError, match="'w' was not written as it is"):
+    writer.finish({})
+  writer.close()

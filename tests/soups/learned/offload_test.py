@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.soups.core import crc32
+from soupjax.soups.core import ingredient as soup_inputs
 from soupjax.soups.learned import offload, streamed_passes
 
 BYTES = POOL[0].num_bytes
@@ -231,6 +233,21 @@ def test_checksums_are_compared_with_every_read(tmp_path):
 
   with pytest.raises(ValueError, match="1.safetensors.*checksum"):
     sj.learned_soup(paths, loss_of, steps=3, residency="disk", on_step=damage)
+
+
+def test_checksums_over_leaves_that_stay_and_leaves_that_do_not(tmp_path):
+  path = tmp_path / "a.safetensors"
+  sj.save_params(path, {"a": np.arange(10.0), "b": np.arange(20.0)})
+  (model,) = soup_inputs.as_ingredients([path])
+  # As in torch files, where tensors may be views of one array.
+  shared = crc32.Shared(12345, {"a": 80, "b": 160})
+  storage = dataclasses.replace(model.storage, checksums={}, shared=(shared,))
+  (model,) = offload.cached_on_host(
+    [dataclasses.replace(model, storage=storage)], 80, offload.Memory(1000)
+  )
+  model.read("a")
+  with pytest.raises(ValueError, match="a or b.*damaged"):
+    model.read("b")
 
 
 @pytest.mark.parametrize(
