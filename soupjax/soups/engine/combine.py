@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.soups.core import precision
+from soupjax.soups.core import compensated, precision
 from soupjax.soups.engine import groups
 
 # Uses 512-bit vectors where the CPU has them, and no threads besides ours. Both
@@ -25,7 +25,9 @@ def _combine(old, stack, base, values, *, combine, dtype):
   # time and memory of the compiler and slows the sums by a fifth.
   del old
   base = None if base is None else _widened(base)
-  result = combine(_widened(stack), base, values)
+  if len(stack) <= compensated.UNROLLED:
+    stack = _widened(stack)  # A loop would need all of it in memory.
+  result = combine(stack, base, values)
   return _as_bfloat16(result) if dtype == jnp.bfloat16 else result.astype(dtype)
 
 
