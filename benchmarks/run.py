@@ -258,8 +258,13 @@ def costs(record: dict) -> str:
   if soup := figures("vit_b"):
     sentences.append(
       "The mean of eight ViT-B files (2.8 GB), flushed and read back, takes "
-      f"{soup['warm_s']:.1f} seconds and {soup['anon_mb']:.0f} MB of memory, "
-      f"{soup['warm_ratio']:.1f} times as long as `cat` + `cp` + fsync."
+      f"{soup['warm_s']:.1f} seconds, {soup['warm_ratio']:.1f} times as long "
+      "as `cat` + `cp` + fsync."
+    )
+  if memory := figures("memory"):
+    sentences.append(
+      f"It needs {memory['most_mb']:.0f} MB of memory, and so do larger models "
+      "and 32 of them."
     )
   return wrapped(" ".join(sentences))
 

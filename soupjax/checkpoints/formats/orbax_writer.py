@@ -108,12 +108,13 @@ def num_bytes(
     specs: leaf -> shape and dtype.
     chunks: leaf -> chunk shape; chunks at the edge are stored in full.
   """
-  layouts = [_Layout.of(spec, chunks[leaf], 0) for leaf, spec in specs.items()]
-  weights = sum(layout.end for layout in layouts)
-  # Metadata of a leaf, its checksum, and entries of the index.
-  names = sum(2 * len(leaf.encode("utf-8", "replace")) for leaf in specs)
-  count = sum(layout.count for layout in layouts)
-  return weights + 640 * len(specs) + names + 32 * count + 8192
+  total = 8192
+  for leaf, spec in specs.items():
+    layout = _Layout.of(spec, chunks[leaf], 0)
+    name = len(leaf.encode("utf-8", "replace"))
+    # Metadata of the leaf and its checksum; entries of the index have its name.
+    total += layout.end + 640 + 2 * name + layout.count * (name + 48)
+  return total
 
 
 class _Layout(NamedTuple):

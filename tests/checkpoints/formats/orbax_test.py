@@ -285,6 +285,17 @@ def test_orbax_restores_soups_of_any_chunks(tmp_path, monkeypatch, chunk_bytes):
     assert size <= max(chunk_bytes, spec.dtype.itemsize)
 
 
+def test_the_size_is_not_estimated_too_low(tmp_path, monkeypatch):
+  monkeypatch.setattr(orbax_writer, "CHUNK_BYTES", 16)
+  name = "a_module_with_a_long_name/" * 4 + "w"
+  specs = {name: jax.ShapeDtypeStruct((256, 4), np.float32)}
+  chunks = {name: orbax_writer.chunk_shape(specs[name])}
+  path = mixed(tmp_path, {name: np.ones((256, 4), np.float32)})
+  data = (f for f in pathlib.Path(path).rglob("*") if f.is_file())
+  written = sum(file.stat().st_size for file in data)
+  assert written <= orbax_writer.num_bytes(specs, chunks)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_orbax_finds_a_flipped_bit_of_any_byte(
   tmp_path, monkeypatch, quiet_asyncio
