@@ -163,8 +163,9 @@ def test_disk_holds_no_more_models_when_there_are_more():
     sj.learned_soup(on_disk(count, told), loss_of, steps=2, residency="disk")
     return most
 
-  # The soup, its gradient, the first model, the current and the next block.
-  assert most_bytes(24) <= 5 * BYTES
+  # The soup, its gradient, the first model, the current and the next block, and
+  # what the threads hold for a moment.
+  assert most_bytes(24) <= 8 * BYTES
 
 
 def test_many_models_have_the_bits_of_a_uniform_soup():
