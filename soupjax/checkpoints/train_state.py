@@ -13,13 +13,14 @@ import os
 import pathlib
 import shutil
 from typing import Any
-import zlib
 
 from absl import logging
 import jax
+import numpy as np
 
 from soupjax import files
 from soupjax.checkpoints import open as open_lib
+from soupjax.soups.core import crc32
 
 PyTree = Any
 _PREFIX = "state_"
@@ -173,7 +174,7 @@ def _checksum(path: pathlib.Path) -> str:
   value = 0
   with open(path, "rb") as f:
     while block := f.read(1 << 22):
-      value = zlib.crc32(block, value)
+      value = crc32.extend(value, np.frombuffer(block, np.uint8))
   return f"{value:08x}"
 
 
