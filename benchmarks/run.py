@@ -263,8 +263,8 @@ def costs(record: dict) -> str:
     )
   if memory := figures("memory"):
     sentences.append(
-      f"It needs {memory['most_mb']:.0f} MB of memory beyond imports, and so do "
-      "larger models and 32 of them."
+      f"It needs {memory['most_mb']:.0f} MB of memory beyond imports, and so "
+      "do larger models and 32 of them."
     )
   return wrapped(" ".join(sentences))
 
