@@ -66,6 +66,22 @@ def read(path: str) -> dict[str, dict[str, Any]]:
   return contents
 
 
+def sidecar(path: str, name: str) -> dict[str, Any]:
+  """Returns the JSON object in a file beside a checkpoint, {} if none exists.
+
+  For a directory called `params`, the file may also be in its parent.
+  """
+  if "://" in path:
+    return {}
+  file = pathlib.Path(path, name)
+  if file.parent.name == "params" and not file.exists():
+    file = file.parent.with_name(name)
+  value = files.read_json(file) if file.exists() else {}
+  if not isinstance(value, dict):
+    raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")
+  return value
+
+
 def _is_model(config) -> bool:
   keys = {"model_type", "architectures", "architecture", "model_cfg"}
   return bool({*keys, "_class_name"} & set(config))  # The last of diffusers.

@@ -34,6 +34,7 @@ def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
   c.rule = config_dict.FieldReference(_rule_keys(rule), field_type=object)
   # A path or pattern, or several joined by commas; each may end in #ENTRY.
   c.ingredients = ""
+  # The model of rules and `select` that need one, and below adapters of PEFT.
   c.base = ""
   c.out = ""
   # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as text,
@@ -216,7 +217,7 @@ def run(
   for key in (*optional, "max_host_bytes"):
     settings[key] = config[key] or None
   ingredients = open_lib.find_ingredients(
-    open_lib.split_patterns(str(config.ingredients))
+    open_lib.split_patterns(str(config.ingredients)), base=config.base or None
   )
   mixed = mix_lib.mix(
     rule_of(config.rule, len(ingredients)),

@@ -184,3 +184,27 @@ def test_bad_input_is_named(folder, rule, settings, culprit):
   with pytest.raises(ValueError, match=culprit):
     run(folder, rule, **settings)
   assert not (folder / "soup.npz").exists()
+
+
+def test_adapters_on_a_base(tmp_path, capsys):
+  base = {"q.weight": np.ones((3, 2), "f"), "q.bias": np.ones(3, "f")}
+  sj.save_params(tmp_path / "base.safetensors", base)
+  for k, alpha in enumerate((2, 6)):
+    folder = tmp_path / f"run{k}" / "adapter"
+    factors = {"q.lora_A.weight": (2, 2), "q.lora_B.weight": (3, 2)}
+    sj.save_params(
+      folder / "adapter_model.safetensors",
+      {k: np.ones(shape, "f") for k, shape in factors.items()},
+    )
+    (folder / "adapter_config.json").write_text(
+      f'{{"peft_type": "LORA", "r": 2, "lora_alpha": {alpha}}}'
+    )
+  pattern = str(tmp_path / "run*" / "adapter")
+  with pytest.raises(ValueError, match="run0/adapter.*--config.base"):
+    run(tmp_path, ingredients=pattern)
+  settings = {"base": str(tmp_path / "base.safetensors")}
+  soup = run(tmp_path, ingredients=pattern, **settings)
+  assert soup["q.weight"].tolist() == [[5, 5]] * 3  # 1 + (2 + 6) / 2
+  assert soup["q.bias"].tolist() == [1] * 3
+  text = capsys.readouterr().out
+  assert "run0" in text and "base.safetensors" in text
