@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import glob
 import os
 import pathlib
@@ -69,13 +70,12 @@ def find_ingredients(
   places = _places([os.fspath(p) for p in patterns])
   opened: dict[tuple[str, str | None], tuple[str, Ingredient]] = {}
   passed: list[str] = []
-  if base is not None:
-    base = as_ingredient(base, "base")
+  opened_base = functools.cache(lambda: as_ingredient(base, "base"))
   for path, entry, by_search in places:
     path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
     if base is not None and peft_config.is_adapter(path):
       key = os.path.realpath(path), None
-      opened.setdefault(key, (path, open_adapter(path, base)))
+      opened.setdefault(key, (path, open_adapter(path, opened_base())))
       continue
     inner, file_format = recognise(path)
     real = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)

@@ -22,6 +22,9 @@ from soupjax.soups.core.ingredient import (
 )
 from soupjax.soups.engine import plan as planning
 
+# Entries of configs that name the outputs of the head.
+_LABELS = ("id2label", "label2id", "label_names")
+
 
 def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
   """Opens an adapter that PEFT saved, as a model; reads metadata only.
@@ -96,12 +99,24 @@ def _ingredient(path, adapter, base, adapted) -> Ingredient:
     reader=byte_ranges.reader(path, specs, storage),
     metrics=companions.sidecar(path, "metrics.json"),
     hyperparameters=companions.sidecar(path, "hyperparameters.json"),
-    configs={**base.configs, **companions.read(path)},
+    configs={**_configs_of(base, adapted), **companions.read(path)},
     path=path,
     storage=storage,
     changed=changed,
     base=base,
   )
+
+
+def _configs_of(base, adapted) -> dict[str, Any]:
+  """Returns the configs of the base, without classes if the head is new."""
+  new = any(
+    isinstance(update, updates.Replaced) and len(update.shape) > 1
+    for update in adapted.updates.values()
+  )
+  return {
+    name: {k: v for k, v in config.items() if not (new and k in _LABELS)}
+    for name, config in base.configs.items()
+  }
 
 
 def _storage(adapter, base, adapted) -> Storage:
