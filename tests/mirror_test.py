@@ -14,6 +14,7 @@ COVERED_BY = {
   "analysis/findings": "analysis/diagnose",
   "analysis/geometry": "analysis/diagnose",
   "checkpoints/adapters/peft_config": "checkpoints/adapters/opened",
+  "checkpoints/adapters/peft_files": "checkpoints/adapters/combined",
   "checkpoints/adapters/targets": "checkpoints/adapters/opened",
   "checkpoints/adapters/updates": "checkpoints/adapters/opened",
   "checkpoints/destination": "checkpoints/mix",

@@ -101,6 +101,15 @@ def find_ingredients(
   return ingredients
 
 
+def paths_of(patterns: Sequence[str]) -> list[str]:
+  """Returns the paths that patterns match, in the order of `find_ingredients`.
+
+  Raises:
+    ValueError: if a pattern matches nothing.
+  """
+  return list(dict.fromkeys(path for path, _, _ in _places(patterns)))
+
+
 def _places(patterns: Sequence[str]) -> list[tuple[str, str | None, bool]]:
   """Returns path, entry and whether it was found by `**`, for every match."""
   if not patterns:

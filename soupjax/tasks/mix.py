@@ -13,6 +13,7 @@ from ml_collections import config_dict
 
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints.adapters import combined
 from soupjax.registry import parse_call, suggestion
 from soupjax.soups import rules
 from soupjax.soups.engine import plan
@@ -41,7 +42,10 @@ def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
   # "head=keep,pos_embedding=[0, 1],=0.5"; the actions are those of `sj.mix`.
   c.select = config_dict.placeholder(object)
   c.dtype = ""
+  # "adapter" writes an adapter of PEFT: with the sum of the ranks, which is
+  # exact, or of `rank`.
   c.format = ""
+  c.rank = 0
   c.shard_bytes = 0
   c.overwrite = False
   c.hash_inputs = True
@@ -190,7 +194,7 @@ def _select_pair(part):
 
 def run(
   config: ml_collections.ConfigDict, *, dry_run: bool = False
-) -> mix_lib.Mixed:
+) -> mix_lib.Mixed | combined.AdapterMix | None:
   """Mixes checkpoints by a config; prints the plan and the throughput.
 
   Each of several processes reads and writes its share of one output; the first
@@ -201,7 +205,8 @@ def run(
     dry_run: checks, prints the plan and stops.
 
   Returns:
-    The result of `soupjax.mix`.
+    The result of `soupjax.mix`, or of `soupjax.mix_adapters`, which has no dry
+    run.
 
   Raises:
     ValueError: if a setting is missing, or checkpoints do not fit together.
@@ -209,6 +214,12 @@ def run(
   for key in ("ingredients", "out"):
     if not config[key]:
       raise ValueError(f"--config.{key} is missing.")
+  if config.rank and config.format != "adapter":
+    raise ValueError(
+      f"rank={config.rank} is for adapters: add --config.format=adapter."
+    )
+  if config.format == "adapter":
+    return _mix_adapters(config, dry_run)
   settings: dict[str, Any] = {
     key: config[key]
     for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
@@ -237,4 +248,39 @@ def run(
       f"Wrote {mixed.path}: read {gigabytes:.3f} GB in {seconds:.2f} s "
       f"({gigabytes / seconds:.2f} GB/s)."
     )
+  return mixed
+
+
+def _mix_adapters(config, dry_run: bool) -> combined.AdapterMix | None:
+  """Writes the mean of adapters as an adapter; prints ranks and errors."""
+  for key in ("select", "dtype", "shard_bytes", "overwrite"):
+    if config[key]:
+      raise ValueError(
+        f"{key}={config[key]!r} does not apply to format='adapter': leave it "
+        "out."
+      )
+  paths = open_lib.paths_of(open_lib.split_patterns(str(config.ingredients)))
+  rule = rule_of(config.rule, len(paths))
+  settings = dict(rule.settings)
+  weights = settings.pop("weights", None)
+  normalize = settings.pop("normalize", True)
+  if rule.name not in ("uniform", "weighted") or isinstance(weights, dict):
+    raise ValueError(
+      f"The rule {rule.name!r} gives no adapter: format='adapter' takes "
+      "'uniform' and 'weighted' with one number for each ingredient. Leave "
+      "format out for the merged model, with --config.base."
+    )
+  print("\n".join(paths))
+  if dry_run or jax.process_index() > 0:
+    return None
+  mixed = combined.mix_adapters(
+    paths,
+    config.out,
+    weights=weights,
+    normalize=normalize,
+    rank=config.rank or None,
+  )
+  for module, error in mixed.errors.items():
+    print(f"{module}  rank {mixed.ranks[module]}  error {error:.2%}")
+  print(f"Wrote {mixed.path}: relative error of all weights {mixed.error:.2%}.")
   return mixed

@@ -57,6 +57,26 @@ def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
     array([[2., 2., 2.],
            [4., 4., 4.]], dtype=float32)
   """
+  folder, adapter, config = open_factors(path)
+  base = as_ingredient(base, "base")
+  adapted = targets.find(adapter.specs, base.specs, config)
+  return _ingredient(folder, adapter, base, adapted)
+
+
+def open_factors(
+  path: str | os.PathLike,
+) -> tuple[str, Ingredient, peft_config.AdapterConfig]:
+  """Opens the files of an adapter without a base.
+
+  Args:
+    path: as for `open_adapter`.
+
+  Returns:
+    The folder, the leaves of the adapter, and its config.
+
+  Raises:
+    ValueError: if a file is missing or damaged, or of a kind that is refused.
+  """
   place = pathlib.Path(absolute(path))
   if byte_ranges.is_remote(os.fspath(path)):
     raise ValueError(f"{path}: copy the adapter to a local folder first.")
@@ -66,9 +86,7 @@ def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
   inner, file_format = recognise(str(weights))
   with byte_ranges.naming(inner):
     adapter = file_format.open_checkpoint(inner, folder.name, None)
-  base = as_ingredient(base, "base")
-  adapted = targets.find(adapter.specs, base.specs, config)
-  return _ingredient(str(folder), adapter, base, adapted)
+  return str(folder), adapter, config
 
 
 def _weights(folder: pathlib.Path) -> pathlib.Path:

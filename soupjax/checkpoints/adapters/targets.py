@@ -67,7 +67,7 @@ def find(adapter: Specs, base: Specs, config: AdapterConfig) -> Adapted:
   locate = _located(modules, whole, base, config)
   adapted = Adapted(dict(base), {}, modules)
   for module, factors in modules.items():
-    _check_factors(module, factors, config)
+    check_factors(module, factors, config)
     shapes = {key: adapter[name].shape for key, name in factors.items()}
     located = locate(f"{module}.weight").removesuffix(".weight")
     add = _add_ia3 if config.kind == "IA3" else _add_lora
@@ -184,8 +184,12 @@ def _check_no_attention(modules, locate, base, config) -> None:
 # --- One module ---------------------------------------------------------------
 
 
-def _check_factors(module, factors, config) -> None:
-  """Checks that a module has the factors of the method, and no others."""
+def check_factors(module, factors, config) -> None:
+  """Checks that a module has the factors of the method, and no others.
+
+  Raises:
+    ValueError: naming what is missing or does not belong there.
+  """
   if config.kind == "IA3":
     needed = {"ia3_l"}
   elif any("embedding" in factor for factor in factors):
@@ -208,13 +212,12 @@ def _check_factors(module, factors, config) -> None:
     )
 
 
-def _add_lora(adapted, module, located, factors, shapes, config) -> None:
-  embedding = "lora_embedding_A" in factors
-  keys = [f"lora_embedding_{k}" for k in "AB"]
-  keys = keys if embedding else [f"lora_{k}.weight" for k in "AB"]
-  leaf = f"{located}.weight"
-  spec = _float_spec(adapted, leaf, config)
-  a, b = (shapes[key] for key in keys)
+def check_rank(module, a, b, config) -> None:
+  """Checks that the shapes of two factors have the rank of the config.
+
+  Raises:
+    ValueError: if they do not.
+  """
   rank = config.rank(module)
   if len(a) < 2 or len(b) < 2 or not a[0] == b[1] == rank:
     raise ValueError(
@@ -222,6 +225,16 @@ def _add_lora(adapted, module, located, factors, shapes, config) -> None:
       f"the config gives it the rank {rank}, which must be the first number of "
       "A and the second of B."
     )
+
+
+def _add_lora(adapted, module, located, factors, shapes, config) -> None:
+  embedding = "lora_embedding_A" in factors
+  keys = [f"lora_embedding_{k}" for k in "AB"]
+  keys = keys if embedding else [f"lora_{k}.weight" for k in "AB"]
+  leaf = f"{located}.weight"
+  spec = _float_spec(adapted, leaf, config)
+  a, b = (shapes[key] for key in keys)
+  check_rank(module, a, b, config)
   transposed = embedding or (config.fan_in_fan_out and len(spec.shape) == 2)
   product = (b[0], *a[1:])
   # Kernels of convolutions belong to A alone.

@@ -139,3 +139,33 @@ def test_names_of_transformers(tmp_path):
     for leaf, value in expected.items():
       name = leaf if base == "base" else leaf.removeprefix("vit.")
       np.testing.assert_allclose(params[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_mixed_adapters_equal_those_of_peft(tmp_path, rank):
+  peft, torch = torch_models.package("peft"), torch_models.torch()
+  base = arrays(small(torch))
+  model = None
+  for k, name in enumerate("ab"):
+    config = peft.LoraConfig(r=2 + k, lora_alpha=5, target_modules=ALL)
+    adapted(peft, torch, small(torch), config, tmp_path / name, k)
+    if model is None:
+      model = peft.PeftModel.from_pretrained(
+        small(torch), tmp_path / name, adapter_name=name
+      )
+    else:
+      model.load_adapter(tmp_path / name, adapter_name=name)
+  model.add_weighted_adapter(
+    ["a", "b"],
+    [0.25, 0.75],
+    "mix",
+    combination_type="svd" if rank else "cat",
+    svd_rank=rank,
+  )
+  model.set_adapter("mix")
+  paths = [tmp_path / name for name in "ab"]
+  sj.mix_adapters(paths, tmp_path / "ours", weights=[1, 3], rank=rank)
+  assert_merged(model, sj.open_adapter(tmp_path / "ours", base))
+  # PEFT loads it and computes the same.
+  loaded = peft.PeftModel.from_pretrained(small(torch), tmp_path / "ours")
+  assert_merged(loaded, sj.open_adapter(tmp_path / "ours", base))
