@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from soupjax.checkpoints import companions
+from soupjax.checkpoints import companions, provenance
 from soupjax.checkpoints.adapters import peft_config, targets, updates
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.recognise import absolute, recognise
@@ -22,6 +22,8 @@ from soupjax.soups.core.ingredient import (
 )
 from soupjax.soups.engine import plan as planning
 
+# Entry of `hyperparameters.json` with the hash of the base.
+BASE_HASH = "base_hash"
 # Entries of configs that name the outputs of the head.
 _LABELS = ("id2label", "label2id", "label_names")
 
@@ -60,7 +62,27 @@ def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
   folder, adapter, config = open_factors(path)
   base = as_ingredient(base, "base")
   adapted = targets.find(adapter.specs, base.specs, config)
-  return _ingredient(folder, adapter, base, adapted)
+  ingredient = _ingredient(folder, adapter, base, adapted)
+  recorded = ingredient.hyperparameters.get(BASE_HASH)
+  present = hash_of(base)
+  if recorded and present and recorded != present:
+    raise ValueError(
+      f"{folder} was trained on a base with the hash {str(recorded)[:8]}, but "
+      f"{base.path} has {present[:8]}: give that base, "
+      f"{config.base_name or 'which its config does not name'}."
+    )
+  return ingredient
+
+
+def hash_of(base: Ingredient) -> str | None:
+  """Returns the content hash of a model whose file has checksums of all leaves.
+
+  None for other models, which would have to be read.
+  """
+  checksums = storage_of(base).checksums
+  if not checksums.keys() >= base.specs.keys():
+    return None
+  return provenance.content_hash(base.specs, checksums)
 
 
 def open_factors(

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters against PEFT itself."""
 
+import helpers
+import jax
 import numpy as np
 import pytest
 import torch_models
 
 import soupjax as sj
+from soupjax.tasks.finetune import config as settings
 
 ALL = ["q", "k", "conv", "point", "emb", "head"]
 
@@ -59,7 +62,7 @@ def assert_merged(model, ingredient):
   expected = arrays(model.merge_and_unload())
   assert ingredient.specs.keys() == expected.keys()
   for leaf, value in ingredient.load().items():
-    np.testing.assert_allclose(value, expected[leaf], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(value, expected[leaf], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +172,36 @@ def test_mixed_adapters_equal_those_of_peft(tmp_path, rank):
   # PEFT loads it and computes the same.
   loaded = peft.PeftModel.from_pretrained(small(torch), tmp_path / "ours")
   assert_merged(loaded, sj.open_adapter(tmp_path / "ours", base))
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_peft_loads_adapters_of_our_runs(tmp_path, kind):
+  peft, torch = torch_models.package("peft"), torch_models.torch()
+  timm = torch_models.package("timm")
+  sizes = {"patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2}
+  model = timm.create_model(
+    "vit_tiny_patch16_224", img_size=8, num_classes=3, mlp_ratio=1.5, **sizes
+  )
+  config = helpers.finetune_config(
+    **{
+      "adapter.kind": kind,
+      "data.image_size": 8,
+      "data.num_classes": 3,
+      "model.width": 8,
+      "model.depth": 2,
+      "model.mlp_dim": 12,
+      "model.pool_type": "tok",
+    }
+  )
+  config.unlock().model.act = "gelu_exact"
+  path, base, params = helpers.saved_adapter(tmp_path, config)
+  leaves = sj.load_params(base)
+  model.load_state_dict({k: torch.from_numpy(v) for k, v in leaves.items()})
+  loaded = peft.PeftModel.from_pretrained(model, path).eval()
+  images = torch_models.IMAGES[:, :8, :8]
+  ours = settings.build_model(config)
+  expected, _ = jax.jit(ours.apply)({"params": params}, images)
+  with torch.no_grad():
+    logits = loaded(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+  np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4)
+  assert_merged(loaded, sj.open_adapter(path, base))
