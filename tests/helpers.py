@@ -211,6 +211,31 @@ def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
   assert code is None, f"ended with {code} before {pattern} was there\n{error}"
 
 
+# Samples the anonymous memory while the script runs, and prints the peak.
+_WATCHED = """
+import threading
+peak, done = [0], threading.Event()
+def now():
+  with open("/proc/self/status") as f:
+    return next(int(x.split()[1]) for x in f if x.startswith("RssAnon"))
+def watch():
+  while not done.wait(0.002):
+    peak[0] = max(peak[0], now())
+threading.Thread(target=watch, daemon=True).start()
+try:
+  soupjax.main.run()
+finally:
+  print("PEAK", 1024 * peak[0])
+"""
+
+
+def peak_memory(*arguments, **options) -> float:
+  """Returns the peak of anonymous memory of a command, in bytes."""
+  done = soupjax(*arguments, code=_WATCHED, **options)
+  assert done.returncode == 0, done.stderr
+  return int(done.stdout.rpartition("PEAK ")[2])
+
+
 # --- Fine-tuning and cooking that take seconds --------------------------------
 
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
