@@ -211,29 +211,44 @@ def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
   assert code is None, f"ended with {code} before {pattern} was there\n{error}"
 
 
-# Samples the anonymous memory while the script runs, and prints the peak.
+# Samples the anonymous memory and the size of --workdir while the script runs,
+# and prints the peaks.
 _WATCHED = """
-import threading
-peak, done = [0], threading.Event()
+import os, threading
+peak, disk, done = [0], [0], threading.Event()
+workdir = [a[10:] for a in sys.argv if a.startswith("--workdir=")]
+def size():
+  total = 0
+  for folder, _, names in os.walk(workdir[0]):
+    for name in names:
+      try:
+        total += os.stat(os.path.join(folder, name)).st_size
+      except OSError:
+        pass
+  return total
 def now():
   with open("/proc/self/status") as f:
     return next(int(x.split()[1]) for x in f if x.startswith("RssAnon"))
 def watch():
   while not done.wait(0.002):
     peak[0] = max(peak[0], now())
+    if workdir:
+      disk[0] = max(disk[0], size())
 threading.Thread(target=watch, daemon=True).start()
 try:
   soupjax.main.run()
 finally:
-  print("PEAK", 1024 * peak[0])
+  done.set()
+  print("PEAK", 1024 * peak[0], disk[0])
 """
 
 
-def peak_memory(*arguments, **options) -> float:
-  """Returns the peak of anonymous memory of a command, in bytes."""
+def peaks(*arguments, **options) -> tuple[int, int]:
+  """Returns the peaks of a command: anonymous memory and size of --workdir."""
   done = soupjax(*arguments, code=_WATCHED, **options)
   assert done.returncode == 0, done.stderr
-  return int(done.stdout.rpartition("PEAK ")[2])
+  memory, disk = done.stdout.rpartition("PEAK ")[2].split()
+  return int(memory), int(disk)
 
 
 # --- Fine-tuning and cooking that take seconds --------------------------------

@@ -54,6 +54,7 @@ COVERED_BY = {
   "tasks/cook/inputs": "tasks/cook/run",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
+  "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
   # The program, and what its files on disk do under kills.

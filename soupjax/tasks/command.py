@@ -220,13 +220,19 @@ def _finetune(command, dry_run):
   from soupjax.tasks.finetune import dry_run as plan_lib
   from soupjax.tasks.finetune import run as finetune
 
-  members, index, _ = _members(command, dry_run)
+  members, index, in_sweep = _members(command, dry_run)
   if dry_run:
+    from soupjax.tasks.finetune import needs
+
     devices = command.flags.get("fake_devices")
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
     text = plan_lib.plan(command.config, members, index)
+    if not devices:  # Fake ones have no memory.
+      runs = members if in_sweep else None
+      workdir = command.flags.get("workdir")
+      text += f"\n\n{needs.needs(command.config, runs, index, workdir)}"
     if jax.process_index() == 0:
       print(text)
     return

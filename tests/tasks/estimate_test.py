@@ -88,8 +88,36 @@ def test_mix(tmp_path, rule, columns, mebibytes, name):
     "--config.threads=4",
   )
   sizes = dry_run(*command)
-  peak = helpers.peak_memory(*command)
+  peak, _ = helpers.peaks(*command)
   assert sizes["host memory"] == pytest.approx(peak, rel=0.2)
   assert sizes["device memory"] == 0
   written = bytes_on_disk(tmp_path / name)
   assert sizes["disk space"] == pytest.approx(written, rel=0.2)
+
+
+@needs_status
+@pytest.mark.parametrize("depth,batch", [(1, 8), (3, 32)])
+def test_finetune(tmp_path, depth, batch):
+  settings = {
+    "model.width": 512,
+    "model.depth": depth,
+    "model.mlp_dim": 2048,
+    "model.num_heads": 8,
+    "data.batch_size": batch,
+    "data.eval_batch_size": 8,
+    "data.num_train": 150,
+    "hyper.total": "4steps",
+    "hyper.warmup": "2steps",
+    "probe.total": "0steps",
+    "steps_per_call": 1,
+    "checkpoint": "2steps",
+  }
+  command = (
+    f"--config={helpers.DIGITS}",
+    f"--workdir={tmp_path / 'run'}",
+    *(f"--config.{key}={value}" for key, value in settings.items()),
+  )
+  sizes = dry_run(*command)
+  peak, disk = helpers.peaks(*command)
+  assert sizes["host memory"] == pytest.approx(peak, rel=0.2)
+  assert sizes["disk space"] == pytest.approx(disk, rel=0.2)
