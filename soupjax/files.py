@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import resource
+import secrets
 import shutil
 import signal
 import stat
@@ -215,6 +216,21 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with uninterrupted():
       shutil.rmtree(temporary, ignore_errors=True)
     raise
+
+
+@contextlib.contextmanager
+def mark(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Makes an empty file of a new name, and removes it at the end.
+
+  Whoever sees that name has the same directory, not one of the same path.
+  """
+  path = pathlib.Path(directory, f".mark_{secrets.token_hex(8)}")
+  try:
+    write_text(path, "")
+    yield path
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:

@@ -70,7 +70,7 @@ def run(
     if _first():
       workdir_lib.open_workdir(workdir, opened.config)
       stack.enter_context(workdir_lib.locked(workdir))
-    processes.barrier("opened")
+    processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
     return _run(opened, workdir)
 
