@@ -439,7 +439,7 @@ def write(
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   before = _positions_to_write(family, leaves, like)
-  rows = _rows_to_write(family, leaves)
+  rows = rows_to_write(family, leaves)
   for leaf, value in leaves.items():
     row, name = rows[leaf], None
     if like is not None:
@@ -474,7 +474,7 @@ def _positions_to_write(family, leaves, like) -> int:
   return sum(counts.values()) if with_positions else 0
 
 
-def _rows_to_write(family, leaves) -> dict[str, tables.Row]:
+def rows_to_write(family, leaves) -> dict[str, tables.Row]:
   """Returns leaf -> its first row whose array has all of its parts."""
   packed = any("/gate/" in leaf for leaf in leaves)
   rows = {
