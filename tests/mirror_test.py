@@ -56,6 +56,7 @@ COVERED_BY = {
   "tasks/finetune/job": "tasks/finetune/loop",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
+  "tasks/programs/averaging": "tasks/cook/programs",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "processes": "tasks/finetune/processes",
