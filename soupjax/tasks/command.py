@@ -4,19 +4,18 @@
 
 from collections.abc import Collection
 import dataclasses
-import faulthandler
 import os
-import signal
 import sys
 import traceback
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import jax
 import ml_collections
 from ml_collections import config_flags
 
 from soupjax import config as config_lib
+from soupjax import processes
 from soupjax.registry import suggestion
 from soupjax.tasks import compilation_cache
 from soupjax.tasks.programs import report, topology
@@ -119,6 +118,19 @@ def _line_of_config(error: Exception, argv: list[str]) -> str | None:
   return None
 
 
+def given() -> Command:
+  """Returns the command line that `parse` has parsed."""
+  config = flags.FLAGS["config"]
+  names = {*SHARED, *(name for task in TASKS.values() for name in task)}
+  values = {name: flags.FLAGS[name].value for name in sorted(names)}
+  return Command(
+    config=config.value,
+    config_file=config_flags.get_config_filename(config),
+    overrides=tuple(config.override_values),
+    flags={k: v for k, v in values.items() if v is not None},
+  )
+
+
 def run(command: Command) -> None:
   """Runs the task that `config.task` names.
 
@@ -166,7 +178,7 @@ def run(command: Command) -> None:
         f"--{one} and --{other} exclude each other: leave one out."
       )
   if given.get("distributed"):
-    join_processes()
+    processes.join()
   if "topology" in given:
     _compile(task, command, topology.get(given["topology"]))
     return
@@ -229,13 +241,19 @@ def _finetune(command, dry_run):
   from soupjax.tasks.finetune import dry_run as plan_lib
   from soupjax.tasks.finetune import run as finetune
 
-  members, index, _ = _members(command, dry_run)
+  members, index, in_sweep = _members(command, dry_run)
   if dry_run:
+    from soupjax.tasks.finetune import needs
+
     devices = command.flags.get("fake_devices")
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
     text = plan_lib.plan(command.config, members, index)
+    if not devices:  # Fake ones have no memory.
+      runs = members if in_sweep else None
+      workdir = command.flags.get("workdir")
+      text += f"\n\n{needs.needs(command.config, runs, index, workdir)}"
     if jax.process_index() == 0:
       print(text)
     return
@@ -265,44 +283,3 @@ def _check_overrides(overrides, members):
         f"get_sweep() sets {key} in all members, so --config.{key} would have "
         "no effect: edit get_sweep(), or leave --sweep out."
       )
-
-
-def join_processes() -> None:
-  """Connects the processes that were started together.
-
-  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, the
-  environment of each process needs JAX_COORDINATOR_ADDRESS (host:port of the
-  first one), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
-
-  Raises:
-    ValueError: if the environment does not define the processes.
-  """
-  numbers = {}
-  for name in ("num_processes", "process_id"):
-    variable = f"JAX_{name.upper()}"
-    text = os.environ.get(variable)
-    if text is None:
-      continue
-    if not text.isdigit():
-      raise ValueError(f"{variable}={text!r} must be a whole number.")
-    numbers[name] = int(text)
-  if numbers and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
-    raise ValueError(
-      f"JAX_{next(iter(numbers)).upper()} is set, but not "
-      "JAX_COORDINATOR_ADDRESS=host:port of the first process."
-    )
-  terminate = signal.getsignal(signal.SIGTERM)
-  try:
-    jax.distributed.initialize(**numbers)
-  except ValueError as e:
-    raise ValueError(
-      f"--distributed: {e} Start it under Slurm, Open MPI, Kubernetes or on "
-      "Cloud TPUs, or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
-      "and JAX_PROCESS_ID in the environment of each process."
-    ) from e
-  # JAX only notes SIGTERM, so that the process would go on until it is killed.
-  signal.signal(signal.SIGTERM, terminate)
-  # If the first process dies, JAX says so and aborts the others. Their stack
-  # traces would only hide that message.
-  if not logging.vlog_is_on(1):
-    faulthandler.disable()
