@@ -36,6 +36,7 @@ UNUSED = {
     "cook.learned",
     "cook.wise_ft_points",
     "cook.ensembles_gb",
+    "cook.calibration",
     "initial_head",
     "seed",
   ),

@@ -105,6 +105,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
+  # Calibration errors of all models, with and without a temperature fitted on
+  # minival. The logits of a set are in memory meanwhile.
+  c.cook.calibration = True
   return c
 
 
