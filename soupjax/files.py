@@ -21,6 +21,8 @@ import zlib
 
 import numpy as np
 
+from soupjax import buckets
+
 # Errors of a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
@@ -107,14 +109,18 @@ def read_json(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: if it is damaged or not a regular file, naming the file.
   """
-  with open_input(path) as f:
-    num_bytes = os.fstat(f.fileno()).st_size
+  with contextlib.ExitStack() as stack:
+    if buckets.is_remote(path):
+      num_bytes = buckets.identity(path)[0]
+    else:
+      f = stack.enter_context(open_input(path))
+      num_bytes = os.fstat(f.fileno()).st_size
     if num_bytes > _MAX_JSON:
       raise ValueError(
         f"{path} has {num_bytes} bytes, but JSON files may have at most "
         f"{_MAX_JSON}: move it away if it is not part of a checkpoint."
       )
-    text = f.read()
+    text = buckets.read(path) if buckets.is_remote(path) else f.read()
   try:
     return json.loads(text)
   # Invalid JSON or encoding, or brackets nested too deeply.

@@ -30,6 +30,7 @@ _FLAGS = (
   flags.DEFINE_integer(
     "fake_devices", None, "With --dry_run: plan for that many devices."
   ),
+  flags.DEFINE_string("topology", None, "With --dry_run: TPUs, as v5e:4x4."),
   flags.DEFINE_bool(
     "distributed",
     None,

@@ -25,6 +25,7 @@ COVERED_BY = {
   "checkpoints/formats/unpickle": "checkpoints/formats/torch",
   "data/op_strings": "data/preprocess",
   "evaluators/batches": "evaluators/evaluator",
+  "models/encoder": "models/vit",
   "models/layers": "models/vit",
   "models/pretrained/architectures": "models/pretrained/detect",
   "models/pretrained/configs": "models/pretrained/detect",
@@ -33,6 +34,9 @@ COVERED_BY = {
   "models/pretrained/mappings": "models/pretrained/convert",
   "models/pretrained/mismatch": "models/pretrained/convert",
   "models/pretrained/positions": "models/pretrained/convert",
+  "models/pretrained/tables": "models/pretrained/convert",
+  "models/pretrained/timm_models": "models/pretrained/detect",
+  "models/rope": "models/vit",
   "report/labels": "report/figures",
   "report/sections": "report/page",
   "report/style": "report/page",
@@ -54,6 +58,7 @@ COVERED_BY = {
   "tasks/cook/inputs": "tasks/cook/run",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
+  "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
   # The program, and what its files on disk do under kills.
@@ -65,6 +70,7 @@ COVERED_BY = {
 
 # Tests without a source file of their own -> why.
 SEAMS = {
+  "benchmarks/accelerator": "mirrors benchmarks/",
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",

@@ -18,12 +18,13 @@ from soupjax import config as config_lib
 from soupjax import processes
 from soupjax.registry import suggestion
 from soupjax.tasks import compilation_cache
+from soupjax.tasks.programs import report, topology
 
 # Flags of every task, besides --config.
 SHARED = ("dry_run", "distributed", "compilation_cache")
 # Task -> its other flags.
 TASKS = {
-  "finetune": ("workdir", "sweep", "sweep_index", "fake_devices"),
+  "finetune": ("workdir", "sweep", "sweep_index", "fake_devices", "topology"),
   "cook": ("workdir",),
   "diagnose": ("workdir",),
   "mix": (),
@@ -159,21 +160,53 @@ def run(command: Command) -> None:
   dry_run = given.get("dry_run", False)
   if "workdir" in TASKS[task] and not (given.get("workdir") or dry_run):
     raise ValueError("Give --workdir, a directory for the results.")
-  if "fake_devices" in given and not dry_run:
-    raise ValueError("--fake_devices is for --dry_run, which is not given.")
+  for flag in ("fake_devices", "topology"):
+    if flag in given and not dry_run:
+      raise ValueError(f"--{flag} is for --dry_run, which is not given.")
   if given.get("fake_devices", 1) < 1:
     raise ValueError(
       f"--fake_devices={given['fake_devices']} must be positive."
     )
-  for one, other in (("fake_devices", "distributed"), ("sweep", "sweep_index")):
+  for one, other in (
+    ("fake_devices", "distributed"),
+    ("topology", "distributed"),
+    ("topology", "fake_devices"),
+    ("sweep", "sweep_index"),
+  ):
     if one in given and other in given:
       raise ValueError(
         f"--{one} and --{other} exclude each other: leave one out."
       )
   if given.get("distributed"):
     processes.join()
+  if "topology" in given:
+    _compile(task, command, topology.get(given["topology"]))
+    return
   compilation_cache.use(command.flags.get("compilation_cache", True))
   _run(task, command, dry_run)
+
+
+def _compile(task, command, tpu: topology.Topology):
+  """Prints the plan of a task, and what its programs need on a TPU slice."""
+  # Programs for devices that are not there cannot be read back.
+  compilation_cache.use(False)
+  with topology.explained(tpu):
+    plan, programs = _programs(task, command, tpu.devices)
+  print(plan, end="\n\n")
+  print(report.run(programs, tpu))
+
+
+def _programs(task, command, devices):
+  """Returns the plan of a task on some devices, and its programs."""
+  del task
+  from soupjax.tasks.finetune import dry_run as plan_lib
+  from soupjax.tasks.finetune import programs
+
+  members, index, in_sweep = _members(command, True)
+  config = command.config
+  plan = plan_lib.plan(config, members, index, devices)
+  members = members if in_sweep else None
+  return plan, list(programs.programs(config, members, index, devices))
 
 
 def _run(task, command, dry_run):
@@ -199,26 +232,38 @@ def _finetune(command, dry_run):
   from soupjax.tasks.finetune import dry_run as plan_lib
   from soupjax.tasks.finetune import run as finetune
 
-  index = command.flags.get("sweep_index")
-  in_sweep = command.flags.get("sweep") or index is not None
-  members = None
-  if in_sweep or dry_run:
-    path, _, arg = command.config_file.partition(":")
-    members = config_lib.load_sweep(path, arg, required=in_sweep) or None
-  if in_sweep:
-    _check_overrides(command.overrides, members)
+  members, index, in_sweep = _members(command, dry_run)
   if dry_run:
+    from soupjax.tasks.finetune import needs
+
     devices = command.flags.get("fake_devices")
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
     text = plan_lib.plan(command.config, members, index)
+    if not devices:  # Fake ones have no memory.
+      runs = members if in_sweep else None
+      workdir = command.flags.get("workdir")
+      text += f"\n\n{needs.needs(command.config, runs, index, workdir)}"
     if jax.process_index() == 0:
       print(text)
     return
   finetune.run(
     command.config, command.flags["workdir"], sweep=members, index=index
   )
+
+
+def _members(command, dry_run):
+  """Returns the sweep, an index, and whether flags ask for members."""
+  index = command.flags.get("sweep_index")
+  in_sweep = bool(command.flags.get("sweep") or index is not None)
+  members = None
+  if in_sweep or dry_run:
+    path, _, arg = command.config_file.partition(":")
+    members = config_lib.load_sweep(path, arg, required=in_sweep) or None
+  if in_sweep:
+    _check_overrides(command.overrides, members)
+  return members, index, in_sweep
 
 
 def _check_overrides(overrides, members):

@@ -37,6 +37,7 @@ def test_help_lists_tasks_and_flags():
     ("cook", "sweep"),
     ("cook", "fake_devices"),
     ("diagnose", "sweep_index"),
+    ("diagnose", "topology"),
   ],
 )
 def test_a_flag_that_the_task_does_not_use_is_an_error(task, flag):
@@ -91,6 +92,17 @@ def run(task, **flags):
       "finetune",
       {"dry_run": True, "fake_devices": 2, "distributed": True},
       "--fake_devices and --distributed",
+    ),
+    ("finetune", {"workdir": "x", "topology": "v5e:4x4"}, "--topology is for"),
+    (
+      "finetune",
+      {"dry_run": True, "fake_devices": 2, "topology": "v5e:4x4"},
+      "--topology and --fake_devices",
+    ),
+    (
+      "finetune",
+      {"dry_run": True, "distributed": True, "topology": "v5e:4x4"},
+      "--topology and --distributed",
     ),
     (
       "finetune",

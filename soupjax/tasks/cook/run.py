@@ -148,12 +148,13 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
   # --- Results ----------------------------------------------------------------
   page = workdir / "report.html"
   if _first():
+    differences = evaluations.differences(best.name, results)
     rows = [
       row
       for group in report.KINDS
       for name, (kind, values) in results.items()
       if kind == group
-      for row in evaluations.rows(name, kind, values)
+      for row in evaluations.rows(name, kind, values, differences)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)
