@@ -58,6 +58,7 @@ COVERED_BY = {
   "tasks/cook/inputs": "tasks/cook/run",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
+  "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
   # The program, and what its files on disk do under kills.
@@ -69,12 +70,15 @@ COVERED_BY = {
 
 # Tests without a source file of their own -> why.
 SEAMS = {
+  "benchmarks/accelerator": "mirrors benchmarks/",
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/run": "mirrors benchmarks/",
   "benchmarks/fuzz_readers": "mirrors benchmarks/",
+  "launch/gke": "mirrors launch/",
   "launch/launch": "mirrors launch/",
+  "launch/ray_sweep": "mirrors launch/",
   "notebooks": "mirrors notebooks/",
   "docs": "the site and its links",
   "docs_commands": "commands and code of README and docs/",

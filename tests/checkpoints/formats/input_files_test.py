@@ -149,25 +149,6 @@ def test_a_change_during_a_search(saved, tmp_path):
     sj.greedy_soup(inputs, evaluate)
 
 
-def test_a_change_in_a_bucket(saved, tmp_path, monkeypatch):
-  from etils import epath
-
-  path, file = copied(saved, "npz", tmp_path)
-  monkeypatch.setattr(
-    byte_ranges,
-    "remote_path",
-    lambda name: epath.Path(str(name).replace("gs://bucket", str(tmp_path))),
-  )
-  ingredient = sj.open_ingredient("gs://bucket/last")
-  assert np.array_equal(ingredient.read("a"), tree(1.0)["a"])
-  os.utime(file, (5, 5))
-  with pytest.raises(ValueError, match="gs://bucket/last has been written"):
-    sj.mix(RULE, [ingredient, path])
-  os.remove(file)
-  with pytest.raises(ValueError, match="gs://bucket/last cannot be read"):
-    ingredient.load()
-
-
 def test_other_files_beside_a_checkpoint_may_change(saved, tmp_path):
   path, _ = copied(saved, "orbax", tmp_path)
   (path / "metrics.json").write_text("{}")
@@ -337,6 +318,31 @@ def test_the_limit_of_open_files_is_raised():
     assert files.raise_open_limit() == files.open_limit() == most
   finally:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_shards_of_inputs_than_files_may_be_open(tmp_path, monkeypatch):
+  for k in range(30):
+    leaves = {f"w{n}": np.full(2, k, np.float32) for n in range(8)}
+    sj.mix(
+      RULE,
+      [sj.Ingredient.from_params("x", leaves)],
+      out=tmp_path / f"model_{k:02d}",
+      format="safetensors",
+      shard_bytes=16,
+    )
+  shards = len(list(tmp_path.glob("*/*.safetensors")))
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  limit = 40 + len(os.listdir("/proc/self/fd"))
+  assert shards > 2 * limit
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    monkeypatch.setattr(files, "raise_open_limit", files.open_limit)
+    ingredients = sj.find_ingredients(str(tmp_path / "model_*"))
+    sj.mix(RULE, ingredients, out=tmp_path / "soup.safetensors")
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  for leaf in sj.load_params(tmp_path / "soup.safetensors").values():
+    np.testing.assert_array_equal(leaf, 14.5)
 
 
 def test_many_shards_of_an_output(tmp_path):
