@@ -80,8 +80,8 @@ def load_pretrained(
   """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled bilinearly to `image_size`, as big_vision does. The position of
-  the class token is added to that token, which computes the same.
+  are resampled to `image_size`, as the library of the weights does. Positions of
+  tokens before the patches are added to these tokens, which computes the same.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
@@ -305,6 +305,8 @@ def _check_computation(
       beside the weights, or must be given.
   """
   said = dict(table.said.options)
+  if "rope" in table.family.options:
+    said.setdefault("rope", table.family.options["rope"])
   if not said and not table.outer:
     return
   # Any pooling will do if no weights of the checkpoint come after it.
@@ -319,8 +321,9 @@ def _check_computation(
   if differ:
     meant = ", ".join(f"{key}={said[key]!r}" for key in differ)
     has = ", ".join(f"{key}={getattr(model, key)!r}" for key in differ)
+    origin = table.said.path or repr(table.name)
     raise ValueError(
-      f"{table.said.path} means {meant}, but this {type(model).__name__} has "
+      f"{origin} means {meant}, but this {type(model).__name__} has "
       f"{has}: build it as in pretrained.detect({table.where!r}).options; in a "
       f"config file of fine-tuning, config.model.update({meant})."
     )

@@ -155,7 +155,7 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
     usual["pool_type"] = measured.pop("pool_type")
   options = {**usual, **measured, **said}
   has_token = "cls" in table.leaves()
-  options["class_token"] = has_token and options["pool_type"] != "tok"
+  options["class_token"] = has_token and "tok" not in options["pool_type"]
   assumed = set(usual) - set(said) - set(measured)
   size = _image_size(table, measured["patch_size"])
   if size is not None and table.said.image_size is None:
@@ -224,6 +224,7 @@ def _parts(table: foreign.SourceTable) -> dict[str, Any]:
     "mlp_norm": has(f"{_BLOCK_0}MlpBlock_0/norm/scale"),
     "layer_scale": 1e-5 if has(f"{_BLOCK_0}LayerScale_0/gamma") else 0.0,
     "distilled": has("dist_token"),
+    "distilled_head": not has("dist_token") or has("head_dist/kernel"),
     "registers": 0,
   }
 

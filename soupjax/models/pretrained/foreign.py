@@ -234,13 +234,18 @@ class SourceTable:
   def packed(self) -> bool:
     """Whether both matrices of gated MLPs are in one."""
     mlp = f"{tables.BLOCK_0}MlpBlock_0/"
-    for row in rows_of(self.family, f"{mlp}gate/kernel"):
-      inner = self.entries.get(self.prefix + row.names[0])
-      for out_row in rows_of(self.family, f"{mlp}Dense_1/kernel"):
-        outer = self.entries.get(self.prefix + out_row.names[0])
-        if row.packed and inner is not None and outer is not None:
-          return inner.shape[0] == 2 * outer.shape[-1]
-    return False
+    inner, outer = (
+      [
+        self.entries[self.prefix + name]
+        for row in rows_of(self.family, mlp + leaf)
+        for name in row.names
+        if row.packed is not False and self.prefix + name in self.entries
+      ]
+      for leaf in ("gate/kernel", "Dense_1/kernel")
+    )
+    return bool(inner and outer) and (
+      inner[0].shape[0] == 2 * outer[0].shape[-1]
+    )
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
     """Returns the names in the file of those of our leaves that it has."""
@@ -391,8 +396,18 @@ class SourceTable:
         if leaf in leaves:
           leaves[leaf] = leaves[leaf] + table[:, start : start + count]
         start += count
-      leaves["pos_embedding"] = positions.resample(table[:, before:], grid)
+      leaves["pos_embedding"] = positions.resample(
+        table[:, before:], grid, self.family.resample, self._grid()
+      )
     return leaves
+
+  def _grid(self) -> tuple[int, int] | None:
+    """Returns rows and columns of the patches, None if no config has them."""
+    kernel = self.shape("embedding/kernel")
+    if self.said.image_size is None or kernel is None or len(kernel) != 4:
+      return None
+    height, width = self.said.image_size
+    return (height // kernel[0], width // kernel[1])
 
   def _leaf(self, leaf, spec):
     row, name = self.locate(leaf)

@@ -28,7 +28,10 @@ _RESERVED = ("minival", "shifts")
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
-  *("pre_norm", "patch_bias", "fc_norm", "normalize"),
+  *("pre_norm", "post_norm", "final_norm", "fc_norm", "patch_bias"),
+  *("qkv_bias", "qk_norm", "attention_norm", "gated", "mlp_norm"),
+  *("layer_scale", "registers", "distilled", "distilled_head", "normalize"),
+  *("pool_prefix", "pool_heads", "pool_mlp_dim", "rope", "rope_grid"),
   *("attention", "scan", "dtype_mm"),
 )
 # Types of options that can be None.
