@@ -80,8 +80,9 @@ def load_pretrained(
   """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled to `image_size`, as the library of the weights does. Positions of
-  tokens before the patches are added to these tokens, which computes the same.
+  are resampled to `image_size`, as the library of the weights does. Positions
+  of tokens before the patches are added to these tokens, which computes the
+  same.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.

@@ -44,6 +44,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.task = "cook"
   c.seed = 0  # Of the order of held-out images in learned soups.
   c.ingredients = ""  # A pattern, or several joined by commas.
+  # The model below ingredients that are adapters of PEFT; "" is `initial`.
+  c.base = ""
   # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
   c.initial = ""
   # Describes the head of `initial`, such as "linear probe"; "" is unknown.

@@ -138,7 +138,9 @@ def open_inputs(
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
   """
-  opened = open_lib.find_ingredients(patterns(config))
+  opened = open_lib.find_ingredients(
+    patterns(config), base=config.base or config.initial or None
+  )
   start = open_lib.open_ingredient(config.initial) if config.initial else None
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
@@ -334,6 +336,11 @@ def check_unchanged(
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
   present = {i.name: identity(i.path) for i in ingredients}
   present |= {
+    f"the base of {i.name}": identity(i.base.path)
+    for i in ingredients
+    if i.base
+  }
+  present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
   }
@@ -373,7 +380,7 @@ def is_record_of(
 def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   paths: list[str] = []
-  for pattern in [*patterns(config), config.initial]:
+  for pattern in [*patterns(config), config.initial, config.base]:
     if "://" in pattern:
       paths.append(pattern)
     else:

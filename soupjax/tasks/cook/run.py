@@ -276,7 +276,7 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # With these configs beside it, a soup is a folder that other libraries open.
-  beside = companions.beside(opened.ingredients[0].path)
+  beside = companions.beside(companions.home(opened.ingredients[0]))
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if beside:
     file = path / "model.safetensors"
