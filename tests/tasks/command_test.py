@@ -270,7 +270,7 @@ def test_a_directory_that_is_not_shared_is_an_error(tmp_path, task):
   tree = {"leaf": rng.normal(size=2**10).astype("f")}
   sj.save_params(tmp_path / "m0.safetensors", tree)
   for home in ("home_0", "home_1"):
-    (tmp_path / home).mkdir()
+    (tmp_path / home / "soups").mkdir(parents=True)
   flags = {
     "mix": [
       f"--config={MIX}:linear",
