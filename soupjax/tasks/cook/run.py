@@ -30,7 +30,7 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -65,6 +65,9 @@ def run(
   if _first():
     print(inputs.plan(opened))
   if dry_run:
+    needed = needs.cooking(opened, path)
+    if _first():
+      print(needed)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
