@@ -34,9 +34,20 @@ from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
-HEAD = ("head/", "pre_logits/", "proj/")
+HEAD = ("head/", "head_dist/", "pre_logits/", "proj/")
 # Options that change outputs without changing names and shapes.
-_SILENT = ("num_heads", "act", "norm_eps", "pool_type", "fc_norm")
+_SILENT = (
+  "num_heads",
+  "act",
+  "norm_eps",
+  "post_norm",
+  "pool_type",
+  "pool_heads",
+  "pool_prefix",
+  "fc_norm",
+  "rope",
+  "rope_grid",
+)
 
 
 def options(family: str) -> dict[str, Any]:
@@ -69,8 +80,9 @@ def load_pretrained(
   """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled bilinearly to `image_size`, as big_vision does. The position of
-  the class token is added to that token, which computes the same.
+  are resampled to `image_size`, as the library of the weights does. Positions
+  of tokens before the patches are added to these tokens, which computes the
+  same.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
@@ -169,8 +181,8 @@ def as_ingredient(
 
   def read(leaf, index):
     names = names_of[leaf]
-    # The position of the class token is added to the token.
-    if leaf == "cls" and "pos_embedding" in blocks:
+    # The positions of tokens before the patches are added to them.
+    if leaf in table.family.positioned and "pos_embedding" in blocks:
       names = (leaf, "pos_embedding")
     arrays = table.read({name: blocks[name] for name in names}, grid)
     if leaf in arrays:
@@ -217,7 +229,7 @@ def export(
   _check_params(params, model)
   kind = mappings.FAMILIES[family]
   leaves = foreign.unstacked(tree.flatten(params)[0])
-  unnamed = [leaf for leaf in leaves if foreign.row_of(kind, leaf) is None]
+  unnamed = [leaf for leaf in leaves if not foreign.rows_of(kind, leaf)]
   if unnamed:
     hints = {leaf: mismatch.hint(leaf) for leaf in unnamed}
     raise ValueError(
@@ -294,6 +306,8 @@ def _check_computation(
       beside the weights, or must be given.
   """
   said = dict(table.said.options)
+  if "rope" in table.family.options:
+    said.setdefault("rope", table.family.options["rope"])
   if not said and not table.outer:
     return
   # Any pooling will do if no weights of the checkpoint come after it.
@@ -308,8 +322,9 @@ def _check_computation(
   if differ:
     meant = ", ".join(f"{key}={said[key]!r}" for key in differ)
     has = ", ".join(f"{key}={getattr(model, key)!r}" for key in differ)
+    origin = table.said.path or repr(table.name)
     raise ValueError(
-      f"{table.said.path} means {meant}, but this {type(model).__name__} has "
+      f"{origin} means {meant}, but this {type(model).__name__} has "
       f"{has}: build it as in pretrained.detect({table.where!r}).options; in a "
       f"config file of fine-tuning, config.model.update({meant})."
     )
@@ -427,7 +442,7 @@ def _check_params(params: PyTree, model: nn.Module) -> None:
 
 
 def _head(names: Iterable[str]) -> list[str]:
-  return [name for name in names if name.startswith("head/")]
+  return [name for name in names if name.startswith(("head/", "head_dist/"))]
 
 
 def _head_patterns(without_head) -> list[str]:
