@@ -60,6 +60,7 @@ COVERED_BY = {
   "tasks/cook/config": "tasks/cook/run",
   "tasks/cook/evaluate": "tasks/cook/run",
   "tasks/cook/inputs": "tasks/cook/run",
+  "tasks/cook/needs": "tasks/estimate",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
   "tasks/finetune/needs": "tasks/estimate",

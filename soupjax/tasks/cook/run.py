@@ -31,7 +31,7 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -62,6 +62,9 @@ def run(
     return workdir / "report.html"
   opened = planned(config, workdir)
   if dry_run:
+    needed = needs.cooking(opened, path)
+    if _first():
+      print(needed)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
