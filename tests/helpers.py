@@ -295,6 +295,38 @@ def three_members() -> pathlib.Path:
   return workdir
 
 
+def saved_adapter(folder: pathlib.Path, config):
+  """Writes an adapter of random values, without training.
+
+  Returns:
+    The paths of the adapter and of its base, and the merged parameters.
+  """
+  from soupjax.tasks import workdir as workdir_lib
+  from soupjax.tasks.finetune import adapter_files, step
+  from soupjax.tasks.finetune import config as settings
+
+  model, rng = settings.build_model(config), np.random.default_rng(0)
+
+  def moved(path, x):
+    name = jax.tree_util.keystr(path)
+    noise = rng.normal(size=x.shape).astype("f")
+    new = any(word in name for word in ("_lora_", "_ia3", "head"))
+    return x + noise if new else x
+
+  start = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype("f") / 3,
+    step.abstract_params(config, model),
+  )
+  workdir_lib.save_model(folder / "initial", start)
+  base = adapter_files.base_of(config, model, folder)
+  adapter = settings.adapter_of(config)
+  params = jax.tree_util.tree_map_with_path(
+    moved, adapter.added(start, jax.random.key(0))
+  )
+  adapter_files.write(folder / "adapters/last", params, config, base)
+  return folder / "adapters/last", base.path, adapter.merged(params)
+
+
 def without_noise(params):
   """Drops leaves whose gradient is rounding noise, which optimizers amplify."""
   leaves, _ = tree_lib.flatten(params)

@@ -13,6 +13,10 @@ COVERED_BY = {
   # Pieces of what a user calls: tested through it.
   "analysis/findings": "analysis/diagnose",
   "analysis/geometry": "analysis/diagnose",
+  "checkpoints/adapters/peft_config": "checkpoints/adapters/opened",
+  "checkpoints/adapters/peft_files": "checkpoints/adapters/combined",
+  "checkpoints/adapters/targets": "checkpoints/adapters/opened",
+  "checkpoints/adapters/updates": "checkpoints/adapters/opened",
   "checkpoints/destination": "checkpoints/mix",
   "checkpoints/mesh_writer": "checkpoints/mix_processes",
   "checkpoints/provenance": "checkpoints/mix",
@@ -61,6 +65,7 @@ COVERED_BY = {
   "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
+  "tasks/programs/averaging": "tasks/cook/programs",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "processes": "tasks/finetune/processes",
@@ -98,6 +103,7 @@ SEAMS = {
   "tasks/finetune/resume": "tasks/finetune after kills",
   "tasks/main_job": "the three commands of launch/local.sh after kills",
   # Several modules together.
+  "checkpoints/adapters/peft": "checkpoints/adapters against PEFT",
   "evaluators/early_rejection": "evaluators/evaluator with soups/greedy",
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
   "models/pretrained/configs_torch": "configs beside files of PyTorch",

@@ -134,7 +134,7 @@ class Destination:
     if self._in_bucket:
       self.temporary = _staged(out)
     self.aside = f"{self.temporary}.old"
-    beside = companions.beside(plan.sources[0].path)
+    beside = companions.beside(companions.home(plan.sources[0]))
     self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
     self.left_beside: list[str] = []
     if not self.is_directory and not companions.has_own_directory(out):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that an output replaces at most a checkpoint, and no source."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import contextlib
 import os
 import pathlib
@@ -166,7 +166,7 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
     ValueError: naming a source that is at the path, inside it, or a directory
       that contains it.
   """
-  for source in sources:
+  for source in _with_bases(sources):
     if not source.path:
       continue
     if buckets.is_remote(source.path) or buckets.is_remote(path):
@@ -198,6 +198,14 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
     )
 
 
+def _with_bases(sources: Iterable[Ingredient]) -> Iterator[Ingredient]:
+  """Yields ingredients, and the models below those that are adapters."""
+  for source in sources:
+    yield source
+    if source.base is not None:
+      yield from _with_bases([source.base])
+
+
 def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   """Checks that a directory of results is not in the folder of an ingredient.
 
@@ -208,7 +216,7 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   Raises:
     ValueError: naming the ingredient's checkpoint.
   """
-  for source in sources:
+  for source in _with_bases(sources):
     if not source.path or byte_ranges.is_remote(source.path):
       continue
     check_folder(path, source.path)

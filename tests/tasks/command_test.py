@@ -214,6 +214,16 @@ def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
     processes.join()
 
 
+def test_a_port_that_another_run_uses_is_named(monkeypatch):
+  with socket.create_server(("", 0)) as s:
+    address = f"localhost:{s.getsockname()[1]}"
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(ValueError, match=f"cannot listen at {address}"):
+      processes.join()
+
+
 def test_two_processes_mix_into_one_file(tmp_path):
   for k in range(2):
     rng = np.random.default_rng(k)

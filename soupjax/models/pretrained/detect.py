@@ -9,6 +9,7 @@ import os
 import re
 from typing import Any
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import vit
 from soupjax.models.pretrained import configs, families, foreign, tables
@@ -86,7 +87,7 @@ def detect(
   config = table.said.config
   return Detected(
     family=table.name,
-    classes=_classes(config),
+    classes=_classes(_with_labels(source, table)),
     config=config,
     ignored=table.ignored,
     **vit_fields,
@@ -104,9 +105,11 @@ def open_table(
   try:
     table = families.recognise(source, family, skip)
   except ValueError:
-    configs.read(source.path, None)  # An error about a config says more.
+    configs.read(
+      companions.home(source), None
+    )  # An error about a config says more.
     raise
-  said = configs.read(source.path, table.name)
+  said = configs.read(companions.home(source), table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
     options = {k: v for k, v in said.options.items() if k != "num_heads"}
     said = dataclasses.replace(said, options=options)
@@ -278,6 +281,17 @@ def _usual(measured, may_rotate) -> dict[str, Any]:
   if measured["pre_norm"]:  # CLIP, in timm too.
     options["norm_eps"] = 1e-5
   return options
+
+
+def _with_labels(source: Ingredient, table: foreign.SourceTable):
+  """Returns the config with the classes of the outputs.
+
+  An adapter with a head of its own does not have the classes of its base.
+  """
+  config, path = table.said.config, table.said.path
+  if source.base is None or path is None:
+    return config
+  return source.configs.get(path.name, config)
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -44,6 +44,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.task = "cook"
   c.seed = 0  # Of the order of held-out images in learned soups.
   c.ingredients = ""  # A pattern, or several joined by commas.
+  # The model below ingredients that are adapters of PEFT; "" is `initial`.
+  c.base = ""
   # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
   c.initial = ""
   # Describes the head of `initial`, such as "linear probe"; "" is unknown.
@@ -108,6 +110,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
+  # Calibration errors of all models, with and without a temperature fitted on
+  # minival. The logits of a set are in memory meanwhile.
+  c.cook.calibration = True
   return c
 
 

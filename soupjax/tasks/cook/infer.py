@@ -8,6 +8,7 @@ import dataclasses
 import ml_collections
 
 from soupjax import data, models
+from soupjax.checkpoints import companions
 from soupjax.data import pipeline
 from soupjax.models import pretrained, rope
 from soupjax.soups.core.ingredient import Ingredient
@@ -95,7 +96,7 @@ def resolve(
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
   _check_full(full, origin.path or origin.name)
   described = next(filter(None, prepared), None)
-  described = described or preprocessing.recorded(origin.path)
+  described = described or preprocessing.recorded(companions.home(origin))
   lines = [*_lines(full, first, filled, described), *warnings]
   return full.lock(), first, lines
 
@@ -109,7 +110,7 @@ def _prepared(config, ingredients, detected):
   prepared, warnings = [], []
   for ingredient, model in zip(ingredients, detected):
     try:
-      ops = preprocessing.of_files(ingredient.path, model.family)
+      ops = preprocessing.of_files(companions.home(ingredient), model.family)
     except ValueError as e:
       if not config.data.eval_ops:
         raise
@@ -126,7 +127,7 @@ def _eval_ops(config, ingredients, prepared):
     ValueError: if an ingredient was trained on pixels of other values.
   """
   texts = [
-    ops or preprocessing.recorded(ingredient.path)
+    ops or preprocessing.recorded(companions.home(ingredient))
     for ingredient, ops in zip(ingredients, prepared)
   ]
   given = cook_config.eval_ops(config) or next(filter(None, texts), "")

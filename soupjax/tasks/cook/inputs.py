@@ -125,13 +125,22 @@ class CookInputs:
     return self.ingredients[0].hyperparameters.get("family")
 
 
-def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
+def open_inputs(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> CookInputs:
   """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Args:
+    config: as in configs/cook.py.
+    devices: of the mesh; None takes those of JAX.
 
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
   """
-  opened = open_lib.find_ingredients(patterns(config))
+  opened = open_lib.find_ingredients(
+    patterns(config), base=config.base or config.initial or None
+  )
   start = open_lib.open_ingredient(config.initial) if config.initial else None
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
@@ -157,7 +166,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   select = _check_selection(config, ingredients, initial)
   if not select:
     check_ingredients([*ingredients, *filter(None, [initial])])
-  mesh = sharding.make_mesh(dict(config.sharding.mesh))
+  mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
@@ -327,6 +336,11 @@ def check_unchanged(
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
   present = {i.name: identity(i.path) for i in ingredients}
   present |= {
+    f"the base of {i.name}": identity(i.base.path)
+    for i in ingredients
+    if i.base
+  }
+  present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
   }
@@ -366,7 +380,7 @@ def is_record_of(
 def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   paths: list[str] = []
-  for pattern in [*patterns(config), config.initial]:
+  for pattern in [*patterns(config), config.initial, config.base]:
     if "://" in pattern:
       paths.append(pattern)
     else:

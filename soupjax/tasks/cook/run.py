@@ -7,6 +7,7 @@ Reads top to bottom: ingredients, soups, evaluation, results. Settings are in
 single soups in `soups`.
 """
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -59,11 +60,7 @@ def run(
   workdir = pathlib.Path(path).expanduser().absolute() if path else None
   if not dry_run and _print_finished(config, workdir):
     return workdir / "report.html"
-  cook_config.check(config)
-  opened = inputs.open_inputs(config)
-  inputs.check_workdir(opened, workdir)
-  if _first():
-    print(inputs.plan(opened))
+  opened = planned(config, workdir)
   if dry_run:
     return None
   with contextlib.ExitStack() as stack:
@@ -73,6 +70,26 @@ def run(
     processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
     return _run(opened, workdir)
+
+
+def planned(
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> inputs.CookInputs:
+  """Opens everything and prints the plan.
+
+  Args:
+    config: as in `run`.
+    workdir: as in `run`; None in a dry run.
+    devices: of the mesh; None takes those of JAX.
+  """
+  cook_config.check(config)
+  opened = inputs.open_inputs(config, devices)
+  inputs.check_workdir(opened, workdir)
+  if _first():
+    print(inputs.plan(opened))
+  return opened
 
 
 def _first() -> bool:
@@ -259,7 +276,7 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # With these configs beside it, a soup is a folder that other libraries open.
-  beside = companions.beside(opened.ingredients[0].path)
+  beside = companions.beside(companions.home(opened.ingredients[0]))
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if beside:
     file = path / "model.safetensors"

@@ -18,9 +18,9 @@ from soupjax.checkpoints import train_state
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import adapter_files, step
 from soupjax.tasks.finetune import batches as batches_lib
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import step
 from soupjax.tasks.finetune.job import Job, Member
 from soupjax.train import step as train_step
 
@@ -221,17 +221,36 @@ class _Run:
       path = member.directory / "ingredients" / name
       if workdir_lib.agreed(path.exists()):
         continue  # Saved before the run was killed.
+      adapted = params()
+      full = self._merged(adapted, member)
       try:
-        metrics = self.job.minival.metrics(params())
+        metrics = self.job.minival.metrics(full)
       except ValueError as e:
         self.failed[member.name] = f"{member.name}, {name}: {e}"
         return
-      workdir_lib.save_model(
-        path,
-        params(),
-        metrics=metrics,
-        hyperparameters=_hyperparameters(member.config)
+      records = {
+        "metrics": metrics,
+        "hyperparameters": _hyperparameters(member.config)
         | {"steps": i, "ema": decay, "init_hash": self.job.init_hash},
+      }
+      if self.job.base is not None:
+        self._save_adapter(name, adapted, member, records)
+      workdir_lib.save_model(path, full, **records)
+
+  def _merged(self, params, member: Member):
+    """Returns the parameters of the model, without the leaves of an adapter."""
+    adapter = settings.adapter_of(member.config)
+    return jax.jit(adapter.merged)(params) if adapter else params
+
+  def _save_adapter(self, name, params, member: Member, records) -> None:
+    """Writes the trained leaves as an adapter, before the ingredient."""
+    if jax.process_index() == 0:
+      adapter_files.write(
+        member.directory / "adapters" / name,
+        params,
+        member.config,
+        self.job.base,
+        **records,
       )
 
   def close(self) -> None:

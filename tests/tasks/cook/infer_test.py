@@ -3,6 +3,7 @@
 """Checkpoints from elsewhere are cooked as their own libraries mean them."""
 
 import json
+import shutil
 
 import helpers
 import jax
@@ -386,3 +387,52 @@ def test_hardly_better_than_chance_is_a_warning(place, caplog):
   with caplog.at_level("WARNING"):
     cook.run(config, place / "soups")
   assert "hardly better than chance" in caplog.text
+
+
+def write_adapter(path, seed, classes=3, **config):
+  """Writes a LoRA of the queries with a head of its own."""
+  rng = np.random.default_rng(seed)
+  query = "vit.encoder.layer.0.attention.attention.query"
+  shapes = {
+    f"{query}.lora_A.weight": (2, MODEL.width),
+    f"{query}.lora_B.weight": (MODEL.width, 2),
+    "classifier.weight": (classes, MODEL.width),
+    "classifier.bias": (classes,),
+  }
+  leaves = {k: rng.normal(size=s).astype("f") for k, s in shapes.items()}
+  sj.save_params(path / "adapter_model.safetensors", leaves)
+  config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+  config["modules_to_save"] = ["classifier"]
+  (path / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_a_new_head_has_no_classes_of_the_base(place):
+  write_adapter(place / "lora", 0)
+  model = sj.open_adapter(place / "lora", place / "runs/0")
+  detected = pretrained.detect(model)
+  assert detected.options["num_classes"] == 3 and detected.classes is None
+  changes = json.dumps({**HF, "id2label": {0: "a", 1: "b", 2: "c"}})
+  (place / "lora/config.json").write_text(changes)
+  model = sj.open_adapter(place / "lora", place / "runs/0")
+  assert pretrained.detect(model).classes == ("a", "b", "c")
+
+
+def test_adapters_are_cooked_on_their_base(place):
+  for k in range(2):
+    write_adapter(place / f"loras/{k}/adapter", k)
+  settings = {"ingredients": f"{place}/loras/*/adapter"}
+  with pytest.raises(ValueError, match="0/adapter is an adapter.*config.base"):
+    cook.run(config_of(place, **settings), place / "soups")
+  settings["base"] = f"{place}/runs/0"
+  cook.run(config_of(place, **settings), place / "soups")
+  folder = place / "soups/export/uniform"
+  assert (folder / "config.json").exists()
+  models = sj.find_ingredients(settings["ingredients"], base=settings["base"])
+  expected = sj.uniform_soup(models)
+  for leaf, value in sj.load_params(folder).items():
+    np.testing.assert_allclose(value, expected[leaf], atol=2e-6)
+  # A base that changes is noticed at the next start.
+  shutil.rmtree(place / "runs/0")
+  write_model(place / "runs/0", 5)
+  with pytest.raises(ValueError, match="the base of 0 changed"):
+    cook.run(config_of(place, **settings), place / "soups")
