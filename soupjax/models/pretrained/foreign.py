@@ -140,6 +140,12 @@ def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
   )
 
 
+def row_of(family: tables.Family, leaf: str) -> tables.Row | None:
+  """Returns the usual row of one of our leaves, None without one."""
+  rows = (r for r in rows_of(family, leaf) if not r.packed)
+  return next(rows, None)
+
+
 @functools.lru_cache
 def _rows(rows):
   result: dict[str, tuple[tables.Row, ...]] = {}
