@@ -8,7 +8,8 @@
 #   launch/tpu_vm.sh --name=soup --zone=us-west4-a --type=v5litepod-16 \
 #     --share=10.0.0.2:/vol1 -- --config=configs/finetune/vit_b16_i1k.py \
 #     --workdir=/mnt/soupjax/run --sweep
-#   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, runs none
+#   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, runs none,
+#     and compiles the programs here for these TPUs (docs/tpu.md): do they fit?
 #   for i in 0 1 2 3; do launch/tpu_vm.sh --name=soup-$i ... -- \
 #     ... --sweep_index=$i & done; wait         members on TPUs of their own
 #
@@ -29,7 +30,7 @@
 #   --retries=N       how often to ask again after a preemption (default: 20)
 #   --poll=SECONDS    between looks at the state (default: 30)
 #   --keep            does not delete the TPU at the end
-#   --dry_run         prints the commands and stops
+#   --dry_run         prints the commands, compiles and stops
 set -euo pipefail
 
 name="" zone="" type="" share="" version="v2-alpha-tpuv5-lite" project=""
@@ -54,7 +55,7 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
     --keep) keep=1 ;;
     --dry_run) dry_run=1 ;;
     --help | -h)
-      sed -n '5,39s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '5,40s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) fail "unknown option $1; what goes to soupjax comes after --" ;;
@@ -163,6 +164,17 @@ sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p /mnt/soupjax &&\
   on_all_workers "cd soupjax && ${command% }"
 }
 
+# Compiles the programs for TPUs of this type, which need not be there.
+compile() {
+  if ! command -v soupjax > /dev/null; then
+    echo "tpu_vm.sh: soupjax is not installed here, so nothing was compiled:" \
+      "pip install '.[tpu]' to know whether the job fits --type=$type." >&2
+    return 0
+  fi
+  echo "# compile for $type, here"
+  soupjax "$@" --dry_run --topology="$type"
+}
+
 for ((attempt = 0; attempt <= retries; attempt++)); do
   [[ -n "$dry_run" || "$(state)" == ACTIVE ]] || ask
   [[ -z "$dry_run" ]] || ask
@@ -171,6 +183,7 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
     set_up_and_run "$@" || code=$?
     if [[ $code -eq 0 || -n "$dry_run" ]]; then
       [[ -n "$keep" ]] || delete
+      [[ -z "$dry_run" ]] || compile "$@"
       exit 0
     fi
     # Why did it end? Only a TPU that is gone is worth another try; and one that

@@ -60,11 +60,13 @@ COVERED_BY = {
   "tasks/cook/config": "tasks/cook/run",
   "tasks/cook/evaluate": "tasks/cook/run",
   "tasks/cook/inputs": "tasks/cook/run",
+  "tasks/cook/needs": "tasks/estimate",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
   "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
+  "tasks/programs/averaging": "tasks/cook/programs",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "processes": "tasks/finetune/processes",

@@ -205,6 +205,8 @@ def _page(
     "Between the initial model and the best ingredient",
     sections.WISE_FT_CAPTION,
   )
+  if table := sections.calibration_section(results, sizes):
+    body.append(f"<h2>Calibration</h2>\n{table}")
   body.append("<h2>The ingredients</h2>")
   body.append(sections.ingredients_section(results, greedy, hyperparameters))
   if config is not None:

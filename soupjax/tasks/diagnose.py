@@ -17,7 +17,7 @@ from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 
 def run(
@@ -63,6 +63,9 @@ def run(
     for line in opened.notes:
       print(line)
   if dry_run:
+    needed = needs.diagnosis(opened, path)
+    if _first():
+      print(needed)
     return None
   workdir = pathlib.Path(path).expanduser().absolute()
   with contextlib.ExitStack() as stack:

@@ -3,7 +3,7 @@
 """Mixes checkpoint files into one, without data or evaluation."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import inspect
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from ml_collections import config_dict
 
-from soupjax import files
+from soupjax import files, sharding
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.adapters import combined
@@ -19,6 +19,8 @@ from soupjax.registry import parse_call, suggestion
 from soupjax.soups import rules
 from soupjax.soups.engine import plan
 from soupjax.tasks import estimate
+from soupjax.tasks.programs import averaging
+from soupjax.tasks.programs.report import Program
 
 # Host memory of the compiler and of what it leaves behind. Measured.
 _COMPILING = 30_000_000
@@ -272,6 +274,35 @@ def _estimate(mixed, program: int, out: str) -> estimate.Estimate:
     disk={"the soup": mixed.disk_bytes},
     free=files.free_bytes(out),
   )
+
+
+def programs(
+  config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> list[Program]:
+  """Prints the plan, and returns the program of a mean onto a mesh.
+
+  A mix into a file runs on the CPUs of hosts. `sj.uniform_soup` with a sharding
+  computes the same mean on the devices.
+
+  Args:
+    config: with the keys of `default_config`.
+    devices: over which leaves are split; they need not exist.
+
+  Raises:
+    ValueError: as `run`, or if the rule has no program for devices.
+  """
+  if config.rule.name not in ("uniform", "linear"):
+    raise ValueError(
+      f"The rule {config.rule.name!r} runs on the CPUs of hosts: leave "
+      "--topology out. Only the mean, configs/mix.py:uniform, has a program "
+      "for devices."
+    )
+  run(config, dry_run=True)
+  ingredients = open_lib.find_ingredients(
+    open_lib.split_patterns(str(config.ingredients))
+  )
+  mesh = sharding.make_mesh({"data": -1}, devices)
+  return [averaging.program(ingredients, sharding.fsdp(mesh))]
 
 
 def _mix_adapters(config, dry_run: bool) -> combined.AdapterMix | None:

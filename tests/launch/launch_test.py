@@ -72,16 +72,24 @@ def log(folder):
   return [verb for verb in verbs if verb != "describe"]
 
 
-def test_dry_run_of_tpu_vm_prints_the_commands():
+def test_dry_run_of_tpu_vm_prints_the_commands_and_compiles(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/bash\nprintf '<%s>' \"$@\"\necho\n")
   more = ["--project=p", "--spot", "--dry_run"]
-  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"])
+  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"], tmp_path)
   golden = pathlib.Path(__file__).with_name("tpu_vm_golden.txt")
   assert done.returncode == 0
   assert done.stdout == golden.read_text()
 
 
-def test_tpu_vm_mounts_a_bucket():
-  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
+def test_dry_run_of_tpu_vm_fails_if_a_program_does_not_fit(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/sh\necho 'does not fit' >&2\nexit 1\n")
+  done = run([*TPU, "--dry_run", *JOB], tmp_path)
+  assert done.returncode == 1 and "does not fit" in done.stderr
+
+
+def test_tpu_vm_mounts_a_bucket(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/sh\n")
+  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB], tmp_path)
   command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
   assert command in done.stdout
 

@@ -4,6 +4,7 @@ import inspect
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -184,6 +185,20 @@ def test_bad_input_is_named(folder, rule, settings, culprit):
   with pytest.raises(ValueError, match=culprit):
     run(folder, rule, **settings)
   assert not (folder / "soup.npz").exists()
+
+
+def test_the_mean_of_files_has_a_program_for_devices(folder, capsys):
+  paths = {
+    "ingredients": f"{folder}/m?.safetensors",
+    "out": f"{folder}/x.npz",
+  }
+  config = configs.load(str(CONFIG), "uniform", **paths)
+  (program,) = mix.programs(config, jax.devices())
+  assert program.name == "mean of 2 x 'body', the largest leaf"
+  assert "m0" in capsys.readouterr().out  # The plan.
+  config = configs.load(str(CONFIG), "ties(0.2)", **paths)
+  with pytest.raises(ValueError, match="'ties' runs on the CPUs.*uniform"):
+    mix.programs(config, jax.devices())
 
 
 def write_adapters(tmp_path):

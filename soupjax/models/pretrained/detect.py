@@ -54,6 +54,7 @@ def detect(
   *,
   family: str | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
@@ -67,6 +68,7 @@ def detect(
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
     skip: regular expressions of leaves of the file to leave out.
+    prefix: start of the names of the model in the file, if it has several.
 
   Returns:
     A description; `ViT(**detect(path).options)` is the model.
@@ -78,7 +80,7 @@ def detect(
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = open_table(source, family, skip)
+  table = open_table(source, family, families.with_prefix(skip, prefix))
   vit_fields = {}
   if table.family.model == "ViT":
     vit_fields = _detect_vit(table)
@@ -158,7 +160,7 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
     usual["pool_type"] = measured.pop("pool_type")
   options = {**usual, **measured, **said}
   has_token = "cls" in table.leaves()
-  options["class_token"] = has_token and options["pool_type"] != "tok"
+  options["class_token"] = has_token and "tok" not in options["pool_type"]
   assumed = set(usual) - set(said) - set(measured)
   size = _image_size(table, measured["patch_size"])
   if size is not None and table.said.image_size is None:
@@ -227,6 +229,7 @@ def _parts(table: foreign.SourceTable) -> dict[str, Any]:
     "mlp_norm": has(f"{_BLOCK_0}MlpBlock_0/norm/scale"),
     "layer_scale": 1e-5 if has(f"{_BLOCK_0}LayerScale_0/gamma") else 0.0,
     "distilled": has("dist_token"),
+    "distilled_head": not has("dist_token") or has("head_dist/kernel"),
     "registers": 0,
   }
 

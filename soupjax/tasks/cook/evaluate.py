@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -84,12 +84,17 @@ class Evaluations:
     if workdir_lib.agreed(done):
       return workdir_lib.read(record)
     params, results, correct, logits, labels = load(), {}, {}, {}, {}
+    calibration = self._calibration()
     for dataset, evaluator in self._evaluators.items():
       try:
-        values = evaluator.per_example(params, logits=keep_logits)
+        values = evaluator.per_example(
+          params, logits=keep_logits or calibration.wanted
+        )
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
-      results[dataset] = evaluator.means(values)
+      results[dataset] = evaluator.means(values) | calibration.of(
+        dataset, values.get("logits"), values.get("labels")
+      )
       correct[dataset] = values["prec@1"]
       if keep_logits:
         logits[dataset], labels[dataset] = values["logits"], values["labels"]
@@ -107,7 +112,7 @@ class Evaluations:
     self, name: str, logits: Mapping[str, np.ndarray]
   ) -> dict[str, dict[str, float]]:
     """Evaluates an ensemble by its logits; returns the same as `evaluate`."""
-    labels = self.logits(LABELS)
+    labels, calibration = self.logits(LABELS), self._calibration()
     results, correct = {}, {}
     for dataset, outputs in logits.items():
       evaluator = Evaluator.from_arrays(
@@ -116,11 +121,18 @@ class Evaluations:
         outputs=self._inputs.outputs.get(dataset),
       )  # fmt: skip
       values = evaluator.per_example(None)
-      results[dataset] = evaluator.means(values)
+      results[dataset] = evaluator.means(values) | calibration.of(
+        dataset, outputs, labels[dataset]
+      )
       correct[dataset] = values["prec@1"]
     if jax.process_index() == 0:
       self._write_correct(name, correct)
     return results
+
+  def _calibration(self) -> "_Calibration":
+    return _Calibration(
+      self._inputs.config.cook.calibration, self._inputs.outputs
+    )
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
     """Returns the logits of a model by set; None if missing or damaged."""
@@ -240,6 +252,36 @@ class Evaluations:
     path = self._workdir / folder / f"{name}.npz"
     path.parent.mkdir(exist_ok=True)
     return path
+
+
+class _Calibration:
+  """Calibration of one model on its sets, minival first.
+
+  On minival it fits the temperature that the other sets use.
+  """
+
+  def __init__(self, wanted: bool, outputs: Mapping[str, Sequence[int]]):
+    self.wanted, self._outputs, self._temperature = wanted, outputs, 1.0
+
+  def of(self, dataset: str, logits, labels) -> dict[str, float]:
+    """Returns "ece", and with the temperature "ece_t" and "loss_t"."""
+    if not self.wanted:
+      return {}
+    logits = np.asarray(logits, np.float64)
+    if (chosen := self._outputs.get(dataset)) is not None:
+      order = np.argsort(chosen)
+      logits = logits[:, np.asarray(chosen)[order]]
+      labels = np.searchsorted(np.asarray(chosen)[order], labels)
+    found = {}
+    if dataset == "minival":
+      self._temperature = statistics.temperature(logits, labels)
+      found["temperature"] = self._temperature
+    scaled = logits / self._temperature
+    return found | {
+      "ece": statistics.ece(logits, labels),
+      "ece_t": statistics.ece(scaled, labels),
+      "loss_t": statistics.nll(scaled, labels),
+    }
 
 
 def _unchanged(params, logits):

@@ -10,7 +10,7 @@ import ml_collections
 from soupjax import data, models
 from soupjax.checkpoints import companions
 from soupjax.data import pipeline
-from soupjax.models import pretrained
+from soupjax.models import pretrained, rope
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import config as cook_config
@@ -20,7 +20,10 @@ _EXAMPLES = """
   resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)
   resize(224)|value_range(-1, 1)"""
 # Options that do not change shapes, which are compared leaf by leaf.
-_SILENT = ("num_heads", "act", "norm_eps", "pool_type")
+_SILENT = (
+  *("num_heads", "act", "norm_eps", "pool_type", "post_norm"),
+  *("pool_prefix", "pool_heads", "rope", "rope_grid"),
+)
 
 
 def resolve(
@@ -74,6 +77,12 @@ def resolve(
       f"The number of attention heads of {origin.path} is unknown: it is in no "
       "file beside it, and its size is unusual. Give --config.model.num_heads, "
       f"a divisor of the width {options['width']}, or its config.json."
+    )
+  if first.options.get("rope", "") is None and "rope" not in given:
+    raise ValueError(
+      f"It is unknown whether {origin.path} has rotary positions: its leaves "
+      "do not show it. Give --config.model.rope, one of "
+      f"{', '.join(map(repr, rope.ROPES))} or '' for none, or its config.json."
     )
 
   # --- The config without gaps ------------------------------------------------

@@ -125,8 +125,15 @@ class CookInputs:
     return self.ingredients[0].hyperparameters.get("family")
 
 
-def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
+def open_inputs(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> CookInputs:
   """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Args:
+    config: as in configs/cook.py.
+    devices: of the mesh; None takes those of JAX.
 
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
@@ -159,7 +166,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   select = _check_selection(config, ingredients, initial)
   if not select:
     check_ingredients([*ingredients, *filter(None, [initial])])
-  mesh = sharding.make_mesh(dict(config.sharding.mesh))
+  mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )

@@ -7,6 +7,7 @@ Reads top to bottom: ingredients, soups, evaluation, results. Settings are in
 single soups in `soups`.
 """
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -30,7 +31,7 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -59,12 +60,11 @@ def run(
   workdir = pathlib.Path(path).expanduser().absolute() if path else None
   if not dry_run and _print_finished(config, workdir):
     return workdir / "report.html"
-  cook_config.check(config)
-  opened = inputs.open_inputs(config)
-  inputs.check_workdir(opened, workdir)
-  if _first():
-    print(inputs.plan(opened))
+  opened = planned(config, workdir)
   if dry_run:
+    needed = needs.cooking(opened, path)
+    if _first():
+      print(needed)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
@@ -73,6 +73,26 @@ def run(
     processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
     return _run(opened, workdir)
+
+
+def planned(
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> inputs.CookInputs:
+  """Opens everything and prints the plan.
+
+  Args:
+    config: as in `run`.
+    workdir: as in `run`; None in a dry run.
+    devices: of the mesh; None takes those of JAX.
+  """
+  cook_config.check(config)
+  opened = inputs.open_inputs(config, devices)
+  inputs.check_workdir(opened, workdir)
+  if _first():
+    print(inputs.plan(opened))
+  return opened
 
 
 def _first() -> bool:

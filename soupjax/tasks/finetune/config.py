@@ -72,6 +72,7 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.name = "vit"  # Or "mixer".
+  # Of `models.variant`; "init" is the model of init.path, a ViT.
   c.model.variant = "B/16"
   c.model.dropout = 0.0
   c.model.stochastic_depth = 0.0
@@ -138,6 +139,40 @@ def default_config() -> ml_collections.ConfigDict:
   c.sharding.rules = ()
   c.sharding.fsdp_min_size = 2**20
   return c
+
+
+def with_model_of_start(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Replaces the variant "init" by the options of the model of `init.path`.
+
+  Options that the checkpoint leaves open are those of the config, and so is the
+  number of classes.
+
+  Raises:
+    ValueError: if there is no checkpoint, or it is not that of a ViT.
+  """
+  if config.model.get("variant") != "init":
+    return config
+  c = config.init
+  if not c.path:
+    raise ValueError(
+      "model.variant='init' is the model of init.path, which is empty: give "
+      "--config.init.path, or a variant such as B/16."
+    )
+  found = models.pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
+  if not found.options or config.model.name != "vit":
+    raise ValueError(
+      "model.variant='init' needs model.name='vit' and a checkpoint of a ViT, "
+      f"but {c.path} is of {found.family!r}: give its variant."
+    )
+  known = {k: v for k, v in found.options.items() if v is not None}
+  known.pop("num_classes", None)
+  resolved = ml_collections.ConfigDict(config.to_dict())
+  resolved.model = ml_collections.ConfigDict(
+    {**config.model.to_dict(), "variant": "", **known}
+  )
+  return resolved.lock()
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:

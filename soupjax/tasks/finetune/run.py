@@ -44,6 +44,7 @@ def run(
     ValueError: if the config cannot work, or a run failed, after the others
       were run.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
   if "://" in str(path):
