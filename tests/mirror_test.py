@@ -13,6 +13,7 @@ COVERED_BY = {
   # Pieces of what a user calls: tested through it.
   "analysis/findings": "analysis/diagnose",
   "analysis/geometry": "analysis/diagnose",
+  "checkpoints/bucket_writer": "tasks/finetune/bucket",
   "checkpoints/destination": "checkpoints/mix",
   "checkpoints/mesh_writer": "checkpoints/mix_processes",
   "checkpoints/provenance": "checkpoints/mix",
@@ -71,6 +72,8 @@ SEAMS = {
   "benchmarks/run": "mirrors benchmarks/",
   "benchmarks/fuzz_readers": "mirrors benchmarks/",
   "launch/launch": "mirrors launch/",
+  "tasks/finetune/bucket": "runs whose directory is in a bucket",
+  "tasks/cook/bucket": "the same, of soups",
   "notebooks": "mirrors notebooks/",
   "docs": "the site and its links",
   "docs_commands": "commands and code of README and docs/",

@@ -148,6 +148,11 @@ def _is_joined(part: str) -> bool:
   return bool(paths) and "," not in (entry or "")
 
 
+def matches(pattern: str) -> list[str]:
+  """Returns the paths that a pattern matches, without opening them."""
+  return _matches(pattern)[0]
+
+
 def _matches(pattern: str) -> tuple[list[str], str | None]:
   """Returns the paths that match, and the entry after '#', if any."""
   paths = _glob(pattern) if not byte_ranges.is_remote(pattern) else []
@@ -338,9 +343,7 @@ def _sidecar(path: str, name: str) -> dict[str, Any]:
 
   For a directory called `params`, the file may also be in its parent.
   """
-  if byte_ranges.is_remote(path):
-    return {}
-  file = pathlib.Path(path, name)
+  file = byte_ranges.as_path(path) / name
   if file.parent.name == "params" and not file.exists():
     file = file.parent.with_name(name)
   value = files.read_json(file) if file.exists() else {}

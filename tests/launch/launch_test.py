@@ -79,10 +79,12 @@ def test_dry_run_of_tpu_vm_prints_the_commands():
   assert done.stdout == golden.read_text()
 
 
-def test_tpu_vm_mounts_a_bucket():
-  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
-  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
-  assert command in done.stdout
+def test_tpu_vm_needs_no_share_for_a_bucket():
+  job = [*JOB[:2], "--workdir=gs://soups/run"]
+  done = run([*TPU[:-1], "--dry_run", *job])
+  assert done.returncode == 0, done.stderr
+  assert "--workdir=gs://soups/run" in done.stdout
+  assert "mount" not in done.stdout and "nfs" not in done.stdout
 
 
 def test_tpu_vm_waits_runs_and_deletes(tmp_path):
@@ -126,6 +128,8 @@ def test_tpu_vm_gives_up_and_keeps(tmp_path):
   [
     ([*TPU[:1], *JOB], "--name, --zone and --type"),
     ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
+    ([*TPU, "--share=gs://b", *JOB], "give --workdir=gs://b/DIR"),
+    ([*TPU[:-1], *JOB], "or /mnt/soupjax/... with --share=HOST:/DIR"),
     ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
     (TPU, "nothing to run"),
     ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),

@@ -3,6 +3,7 @@
 """Evaluates each model once on all sets and records the results on disk."""
 
 from collections.abc import Callable, Mapping
+import io
 import pathlib
 from typing import Any
 import zipfile
@@ -10,7 +11,7 @@ import zipfile
 import jax
 import numpy as np
 
-from soupjax import data, files, processes
+from soupjax import buckets, data, files, processes
 from soupjax.evaluators import Evaluator
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
@@ -94,7 +95,7 @@ class Evaluations:
       if keep_logits:
         files.write_arrays(self._file("logits", LABELS), labels)
         files.write_arrays(self._file("logits", name), logits)
-      record.parent.mkdir(exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, results)
     processes.barrier(f"evaluated {name}")
     return results
@@ -124,7 +125,11 @@ class Evaluations:
     if not file.exists():
       return None
     try:
-      with np.load(file, allow_pickle=False) as stored:
+      # An object is read whole, once, in place of a request for each member.
+      source = (
+        io.BytesIO(file.read_bytes()) if buckets.is_remote(file) else file
+      )
+      with np.load(source, allow_pickle=False) as stored:
         return {dataset: stored[dataset] for dataset in self._evaluators}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
@@ -156,7 +161,7 @@ class Evaluations:
 
   def _file(self, folder: str, name: str) -> pathlib.Path:
     path = self._workdir / folder / f"{name}.npz"
-    path.parent.mkdir(exist_ok=True)
+    files.make_directory(path.parent)
     return path
 
 
