@@ -4,6 +4,7 @@
 
   python benchmarks/stream.py --tables=1,2,4            # a few minutes, 12 GB
   python benchmarks/stream.py --tables=3 --repeat=1     # 30 GB of disk
+  python benchmarks/stream.py --tables=5 --repeat=3     # 25 GB of disk
 
 Makes its checkpoints itself, in --folder, and removes them at the end. Every
 contestant runs in a process of its own; seconds are those of the work, after
@@ -25,9 +26,11 @@ import time
 
 import contestants
 
+OUT = "out.safetensors"
 SIZES = {  # Width, depth, MLP, heads, patch, tokens.
   "S": (384, 12, 1536, 6, 16, 197),
   "B": (768, 12, 3072, 12, 16, 197),
+  "B32": (768, 12, 3072, 12, 32, 50),
   "L": (1024, 24, 4096, 16, 16, 197),
   "G": (1664, 48, 8192, 16, 14, 257),
 }
@@ -300,9 +303,8 @@ def compare(title, paths, folder, names, repeat, out_name, cold=False):
 def table_1(folder, repeat):
   paths = make(folder, "B", 8)
   names = ["soupjax", "with_hashes", *contestants.others()]
-  out = "out.safetensors"
-  compare("1. 8 x ViT-B", paths, folder, names, repeat, out)
-  compare("1. 8 x ViT-B", paths, folder, ["soupjax"], repeat, out, cold=True)
+  compare("1. 8 x ViT-B", paths, folder, names, repeat, OUT)
+  compare("1. 8 x ViT-B", paths, folder, ["soupjax"], repeat, OUT, cold=True)
 
 
 def memory(folder, sizes, counts, repeat) -> dict[str, dict[str, float]]:
@@ -331,7 +333,7 @@ def table_3(folder, repeat):
   for scan in (False, True):
     paths = make(folder, "G", 3, scan)
     title = f"3. 3 x ViT-G/14{', scanned blocks' if scan else ''} to "
-    for out in ("out.safetensors", "out"):
+    for out in (OUT, "out"):
       kind = "safetensors" if "." in out else "Orbax"
       compare(title + kind, paths, folder, ["soupjax"], repeat, out)
     for path in paths:
@@ -410,6 +412,16 @@ def table_4(folder, repeat):
     )
   for path in (out, *paths):
     remove(path)
+
+
+def table_5(folder, repeat):
+  paths = make(folder, "L", 8)
+  compare("5. 8 x ViT-L", paths, folder, ["soupjax"], repeat, OUT)
+  for path in paths:
+    os.remove(path)
+  paths = make(folder, "B32", 72)
+  title = "5. 72 x ViT-B/32"
+  compare(title, paths, folder, ["soupjax"], repeat, OUT, cold=True)
 
 
 def main():

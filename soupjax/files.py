@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import resource
+import secrets
 import shutil
 import signal
 import stat
@@ -125,6 +126,20 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
   make_directory(os.path.dirname(path) or ".")
   with replacing(path) as f:
     np.savez(f, **arrays)
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads what `write_arrays` wrote.
+
+  Raises:
+    OSError, ValueError, EOFError, zipfile.BadZipFile: if it is missing or
+      damaged.
+  """
+  remote = buckets.is_remote(path)
+  # An object is read whole, in place of a request for each member.
+  source = io.BytesIO(buckets.read(path)) if remote else path
+  with np.load(source, allow_pickle=False) as stored:
+    return dict(stored)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -246,6 +261,21 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with uninterrupted():
       shutil.rmtree(temporary, ignore_errors=True)
     raise
+
+
+@contextlib.contextmanager
+def mark(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Makes an empty file of a new name, and removes it at the end.
+
+  Whoever sees that name has the same directory, not one of the same path.
+  """
+  path = pathlib.Path(directory, f".mark_{secrets.token_hex(8)}")
+  try:
+    write_text(path, "")
+    yield path
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:

@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import shlex
-import socket
 import subprocess
 import sys
 
@@ -41,8 +40,8 @@ ELSEWHERE = {
   r"sbatch .*": "needs a cluster; launch_test.py",
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
-  # The loop of docs/streaming.md over processes.
-  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "test_a_loop_runs",
+  r"launch/local_processes\.sh .*": "test_local_processes_run",
+  r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
@@ -241,17 +240,19 @@ def test_bad_commands_are_noticed(place):
   assert code and "nothing" in output
 
 
-def test_a_loop_runs(place):
-  (loop,) = [b for b in blocks(ROOT / "docs/streaming.md", "sh") if "wait" in b]
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    loop = loop.replace("12345", str(s.getsockname()[1]))
-  command = f"{shlex.quote(sys.executable)} -m soupjax.main"
-  script = f'set -euo pipefail; soupjax() {{ {command} "$@"; }}\n{loop}'
+def test_local_processes_run(place):
+  (command,) = [c for n, c in ALL if n == "streaming.md" and "local_p" in c]
+  program = place / "bin" / "soupjax"
+  program.parent.mkdir(exist_ok=True)
+  python = shlex.quote(sys.executable)
+  program.write_text(f'#!/bin/sh\nexec {python} -m soupjax.main "$@"\n')
+  program.chmod(0o755)
   done = subprocess.run(
-    ["bash", "-c", script],
+    ["bash", "-c", f"{ROOT}/{command}"],
     cwd=place,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ
+    | {"PYTHONPATH": str(ROOT)}
+    | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
     capture_output=True,
     text=True,
     timeout=240,

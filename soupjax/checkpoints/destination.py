@@ -236,7 +236,7 @@ class Destination:
       if first:
         with files.uninterrupted():
           lock = self._prepare()
-      processes.barrier("prepared")
+      processes.check_shared(os.path.dirname(self.path))
       with files.uninterrupted():
         writer = self._writer(provenance, first)
       processes.barrier("created")

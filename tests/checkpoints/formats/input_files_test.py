@@ -320,6 +320,31 @@ def test_the_limit_of_open_files_is_raised():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_more_shards_of_inputs_than_files_may_be_open(tmp_path, monkeypatch):
+  for k in range(30):
+    leaves = {f"w{n}": np.full(2, k, np.float32) for n in range(8)}
+    sj.mix(
+      RULE,
+      [sj.Ingredient.from_params("x", leaves)],
+      out=tmp_path / f"model_{k:02d}",
+      format="safetensors",
+      shard_bytes=16,
+    )
+  shards = len(list(tmp_path.glob("*/*.safetensors")))
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  limit = 40 + len(os.listdir("/proc/self/fd"))
+  assert shards > 2 * limit
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    monkeypatch.setattr(files, "raise_open_limit", files.open_limit)
+    ingredients = sj.find_ingredients(str(tmp_path / "model_*"))
+    sj.mix(RULE, ingredients, out=tmp_path / "soup.safetensors")
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  for leaf in sj.load_params(tmp_path / "soup.safetensors").values():
+    np.testing.assert_array_equal(leaf, 14.5)
+
+
 def test_many_shards_of_an_output(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_NOFILE)
   leaves = {f"w{k}": np.full(2, k, np.float32) for k in range(90)}
