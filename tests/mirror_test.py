@@ -112,6 +112,7 @@ SEAMS = {
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
   "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
+  "models/pretrained/zoo_torch": "all vision transformers of timm",
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",
   "soups/learned/soup_base": "soups/learned/soup with a base",
