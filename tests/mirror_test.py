@@ -107,7 +107,6 @@ SEAMS = {
   "tasks/finetune/resume": "tasks/finetune after kills",
   "tasks/main_job": "the three commands of launch/local.sh after kills",
   # Several modules together.
-  "models/pretrained/zoo_torch": "all ViTs of timm, read and compared",
   "checkpoints/adapters/peft": "checkpoints/adapters against PEFT",
   "evaluators/early_rejection": "evaluators/evaluator with soups/greedy",
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
