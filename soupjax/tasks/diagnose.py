@@ -67,7 +67,7 @@ def run(
     if _first():
       print(needed)
     return None
-  workdir = pathlib.Path(path).expanduser().absolute()
+  workdir = files.path_of(path)
   with contextlib.ExitStack() as stack:
     if _first():
       workdir_lib.open_workdir(workdir, resolved)
@@ -93,7 +93,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   text = workdir / "diagnosis.txt"
   if workdir_lib.exists(text):
     if _first():
-      print(text.read_text(encoding="utf-8"))
+      print(text.read_text("utf-8"))
     return text
   # Evaluation uses minival alone.
   opened = dataclasses.replace(opened, tests={})
@@ -143,9 +143,11 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   if _first():
     files.write_json(workdir / "diagnosis.json", _as_json(diagnosis))
     picture = workdir / "diagnosis.png"
-    report.diagnosis_figure(
+    figure = report.diagnosis_figure(
       diagnosis.names, diagnosis.barriers, diagnosis.geometry.cosines
-    ).savefig(picture, bbox_inches="tight")
+    )
+    with files.replacing(picture) as f:
+      figure.savefig(f, bbox_inches="tight", format="png")
     files.write_text(text, diagnosis.table() + "\n")
     for state in (trace, scores):
       state.unlink(missing_ok=True)

@@ -142,7 +142,7 @@ def test_the_first_member_has_index_0():
   [
     ([], "Give --workdir"),
     (["--workdir=/tmp/x", "--sweep_index=99"], "--sweep_index=99"),
-    (["--workdir=gs://bucket/x"], "mount the bucket"),
+    (["--workdir=ftp://bucket/x"], "addresses begin with gs://"),
     (["--dry_run", "--config.hyper.total=5"], "must have a unit"),
     (["--dry_run", "--config.model.remat_policy=x"], "'remat_policy'"),
     (
