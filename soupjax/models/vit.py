@@ -87,6 +87,7 @@ class Block(nn.Module):
   norm_eps: float = 1e-6
   attention: str | None = None
   dtype_mm: str = "float32"
+  causal: bool = False
 
   @nn.compact
   def __call__(
@@ -97,7 +98,9 @@ class Block(nn.Module):
   ):
     """Maps (batch, tokens, width) to the same shape."""
     y = nn.LayerNorm(epsilon=self.norm_eps)(x)
-    y = _attention(self.num_heads, self.attention, self.dtype_mm)(y, y)
+    y = _attention(self.num_heads, self.attention, self.dtype_mm, self.causal)(
+      y, y
+    )
     y = nn.Dropout(self.dropout)(y, deterministic)
     x = x + layers.DropPath()(y, drop_rate, deterministic)
     y = nn.LayerNorm(epsilon=self.norm_eps)(x)
@@ -106,11 +109,13 @@ class Block(nn.Module):
     return x + layers.DropPath()(y, drop_rate, deterministic), None
 
 
-def _attention(num_heads, implementation, dtype):
-  attend = _attend
+def _attention(num_heads, implementation, dtype, causal=False):
+  attend = functools.partial(_attend, causal=True) if causal else _attend
   if implementation is not None:
     attend = functools.partial(
-      jax.nn.dot_product_attention, implementation=implementation
+      jax.nn.dot_product_attention,
+      implementation=implementation,
+      is_causal=causal,
     )
   return nn.MultiHeadDotProductAttention(
     num_heads=num_heads,
@@ -120,7 +125,7 @@ def _attention(num_heads, implementation, dtype):
   )
 
 
-def _attend(query, key, value):
+def _attend(query, key, value, causal=False):
   """Computes `jax.nn.dot_product_attention`, for float32 without head groups.
 
   This makes the gradient of a ViT 3 to 6 % faster on a CPU.
@@ -129,11 +134,16 @@ def _attend(query, key, value):
     query: (batch, tokens, heads, channels).
     key: (batch, other tokens, heads, channels).
     value: like `key`.
+    causal: whether a token attends only to itself and to those before it.
   """
   if query.dtype != np.float32:
-    return jax.nn.dot_product_attention(query, key, value)
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal)
   query = query * np.float32(query.shape[-1] ** -0.5)
-  weights = nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", query, key))
+  logits = jnp.einsum("bqhc,bkhc->bhqk", query, key)
+  if causal:
+    visible = np.tri(query.shape[1], key.shape[1], dtype=bool)
+    logits = jnp.where(visible[None, None], logits, -np.inf)
+  weights = nn.softmax(logits)
   return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
 
 

@@ -22,12 +22,13 @@ import numpy as np
 
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import save
-from soupjax.models import layers
+from soupjax.models import clip, layers
 from soupjax.models.pretrained import (
   detect,
   foreign,
   mappings,
   mismatch,
+  two_towers,
 )
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
@@ -74,7 +75,7 @@ def load_pretrained(
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    model: `models.ViT` or `models.Mixer`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
@@ -97,6 +98,16 @@ def load_pretrained(
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
   table = detect.open_table(source, family, skip)
+  if isinstance(model, clip.CLIP):
+    image = load_pretrained(
+      *(source, two_towers.image_of(model)),
+      family=table.name,
+      image_size=image_size,
+      head="keep",
+      skip=skip,
+      init=None if init is None else init["img"],
+    )
+    return two_towers.load(table, model, image)
   _check_model(model, table)
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
@@ -145,6 +156,14 @@ def as_ingredient(
     ValueError: as for `load_pretrained`.
   """
   table = detect.open_table(source, family, skip)
+  if isinstance(model, clip.CLIP):
+    image = as_ingredient(
+      *(source, two_towers.image_of(model)),
+      family=table.name,
+      image_size=image_size,
+      skip=skip,
+    )
+    return two_towers.as_ingredient(source, table, model, image)
   _check_model(model, table)
   blocks, grid = _model_specs(model, table, image_size)
   _check_computation(model, table, [])
@@ -200,7 +219,7 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT` or `models.Mixer`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.
@@ -213,6 +232,11 @@ def export(
       parameters do not belong to the model.
   """
   layers.check_choice("family", family, mappings.FAMILIES)
+  if isinstance(model, clip.CLIP):
+    tower = two_towers.image_of(model)
+    image = export(params["img"], tower, family, like=like)
+    table = None if like is None else detect.open_table(like, family)
+    return two_towers.export(params, model, family, image, table)
   _check_model(model, foreign.SourceTable(family, {}))
   _check_params(params, model)
   kind = mappings.FAMILIES[family]

@@ -42,6 +42,8 @@ LAYOUTS = {
   "flat": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
   # Position embeddings without an axis for the batch.
   "table": Layout(lambda x, _: x[None], lambda x: x[0]),
+  # One number, with or without an axis.
+  "scalar": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(())),
 }
 
 
