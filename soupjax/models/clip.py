@@ -78,16 +78,17 @@ class CLIP(nn.Module):
   def embed_images(self, images: jax.Array, *, train: bool = False):
     """Returns the embeddings (batch, size) of images, of length 1."""
     logits, _ = self.img(images, train=train)
-    return _normalized(logits)
+    return normalized(logits)
 
   def embed_texts(self, tokens: jax.Array, *, train: bool = False):
     """Returns the embeddings (texts, size) of texts, of length 1."""
-    return _normalized(self.txt(tokens, train=train))
+    return normalized(self.txt(tokens, train=train))
 
   def scale(self) -> jax.Array:
     """Returns the scale of the logits, exp(t)."""
     return jnp.exp(self.t[0])
 
 
-def _normalized(x):
+def normalized(x: jax.Array) -> jax.Array:
+  """Scales vectors, on the last axis, to length 1."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
