@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import resource
+import secrets
 import shutil
 import signal
 import stat
@@ -19,6 +20,8 @@ from typing import Any, BinaryIO
 import zlib
 
 import numpy as np
+
+from soupjax import buckets
 
 # Errors of a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -106,14 +109,18 @@ def read_json(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: if it is damaged or not a regular file, naming the file.
   """
-  with open_input(path) as f:
-    num_bytes = os.fstat(f.fileno()).st_size
+  with contextlib.ExitStack() as stack:
+    if buckets.is_remote(path):
+      num_bytes = buckets.identity(path)[0]
+    else:
+      f = stack.enter_context(open_input(path))
+      num_bytes = os.fstat(f.fileno()).st_size
     if num_bytes > _MAX_JSON:
       raise ValueError(
         f"{path} has {num_bytes} bytes, but JSON files may have at most "
         f"{_MAX_JSON}: move it away if it is not part of a checkpoint."
       )
-    text = f.read()
+    text = buckets.read(path) if buckets.is_remote(path) else f.read()
   try:
     return json.loads(text)
   # Invalid JSON or encoding, or brackets nested too deeply.
@@ -215,6 +222,21 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with uninterrupted():
       shutil.rmtree(temporary, ignore_errors=True)
     raise
+
+
+@contextlib.contextmanager
+def mark(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Makes an empty file of a new name, and removes it at the end.
+
+  Whoever sees that name has the same directory, not one of the same path.
+  """
+  path = pathlib.Path(directory, f".mark_{secrets.token_hex(8)}")
+  try:
+    write_text(path, "")
+    yield path
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:

@@ -12,10 +12,10 @@ import os
 import pathlib
 import re
 import shlex
-import socket
 import subprocess
 import sys
 
+import clip_models
 import helpers
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ ELSEWHERE = {
   r"sbatch .*": "needs a cluster; launch_test.py",
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
-  # The loop of docs/streaming.md over processes.
-  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "test_a_loop_runs",
+  r"launch/local_processes\.sh .*": "test_local_processes_run",
+  r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
@@ -241,17 +241,19 @@ def test_bad_commands_are_noticed(place):
   assert code and "nothing" in output
 
 
-def test_a_loop_runs(place):
-  (loop,) = [b for b in blocks(ROOT / "docs/streaming.md", "sh") if "wait" in b]
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    loop = loop.replace("12345", str(s.getsockname()[1]))
-  command = f"{shlex.quote(sys.executable)} -m soupjax.main"
-  script = f'set -euo pipefail; soupjax() {{ {command} "$@"; }}\n{loop}'
+def test_local_processes_run(place):
+  (command,) = [c for n, c in ALL if n == "streaming.md" and "local_p" in c]
+  program = place / "bin" / "soupjax"
+  program.parent.mkdir(exist_ok=True)
+  python = shlex.quote(sys.executable)
+  program.write_text(f'#!/bin/sh\nexec {python} -m soupjax.main "$@"\n')
+  program.chmod(0o755)
   done = subprocess.run(
-    ["bash", "-c", script],
+    ["bash", "-c", f"{ROOT}/{command}"],
     cwd=place,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ
+    | {"PYTHONPATH": str(ROOT)}
+    | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
     capture_output=True,
     text=True,
     timeout=240,
@@ -286,6 +288,10 @@ def namespace(page: str) -> dict:
     names |= dict(finetuned=a)
   elif page == "cook.md":
     names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
+  elif page == "clip.md":
+    clip_models.save(pathlib.Path("clip"))
+    tokens = jnp.zeros((1, 12), int)
+    names |= dict(images=jnp.zeros((1, 16, 16, 3)), tokens=tokens)
   elif page == "data.md":
     names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
     names |= dict(targets=jnp.eye(4))

@@ -211,6 +211,46 @@ def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
   assert code is None, f"ended with {code} before {pattern} was there\n{error}"
 
 
+# Samples the anonymous memory and the size of --workdir while the script runs,
+# and prints the peaks.
+_WATCHED = """
+import os, threading
+peak, disk, done = [0], [0], threading.Event()
+workdir = [a[10:] for a in sys.argv if a.startswith("--workdir=")]
+def size():
+  total = 0
+  for folder, _, names in os.walk(workdir[0]):
+    for name in names:
+      try:
+        total += os.stat(os.path.join(folder, name)).st_size
+      except OSError:
+        pass
+  return total
+def now():
+  with open("/proc/self/status") as f:
+    return next(int(x.split()[1]) for x in f if x.startswith("RssAnon"))
+def watch():
+  while not done.wait(0.002):
+    peak[0] = max(peak[0], now())
+    if workdir:
+      disk[0] = max(disk[0], size())
+threading.Thread(target=watch, daemon=True).start()
+try:
+  soupjax.main.run()
+finally:
+  done.set()
+  print("PEAK", 1024 * peak[0], disk[0])
+"""
+
+
+def peaks(*arguments, **options) -> tuple[int, int]:
+  """Returns the peaks of a command: anonymous memory and size of --workdir."""
+  done = soupjax(*arguments, code=_WATCHED, **options)
+  assert done.returncode == 0, done.stderr
+  memory, disk = done.stdout.rpartition("PEAK ")[2].split()
+  return int(memory), int(disk)
+
+
 # --- Fine-tuning and cooking that take seconds --------------------------------
 
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
@@ -545,6 +585,21 @@ def records(size=4, shifts=SHIFTS):
   for name in ("ensemble", "greedy_ensemble"):
     out += records_of(name, "ensemble", 0.98, 0.97, 0.82, shifts)
   return out
+
+
+def with_gains(lines):
+  """Adds a recorded difference to the greedy and the uniform soup."""
+  changes = {
+    ("greedy", "digits/test"): (0.01, 0.002, 0.018, 0.04),
+    ("greedy", "digits/shifts"): (0.05, -0.01, 0.11, None),
+    ("uniform", "digits/test"): (-0.01, -0.02, -0.001, 1e-5),
+  }
+  lines = [*lines, record("greedy", "soup", "shifts", 0.81, 600)]
+  for line in lines:
+    values = changes.get((line["model"], line["dataset"]))
+    if values and line["metric"] == "prec@1":
+      line.update(zip(("difference", "low", "high", "p"), values))
+  return lines
 
 
 def write_results(workdir, lines):

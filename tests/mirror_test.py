@@ -25,6 +25,7 @@ COVERED_BY = {
   "checkpoints/formats/unpickle": "checkpoints/formats/torch",
   "data/op_strings": "data/preprocess",
   "evaluators/batches": "evaluators/evaluator",
+  "models/encoder": "models/vit",
   "models/layers": "models/vit",
   "models/clip": "models/pretrained/two_towers",
   "models/text": "models/pretrained/two_towers",
@@ -37,6 +38,9 @@ COVERED_BY = {
   "models/pretrained/mappings": "models/pretrained/convert",
   "models/pretrained/mismatch": "models/pretrained/convert",
   "models/pretrained/positions": "models/pretrained/convert",
+  "models/pretrained/tables": "models/pretrained/convert",
+  "models/pretrained/timm_models": "models/pretrained/detect",
+  "models/rope": "models/vit",
   "report/labels": "report/figures",
   "report/sections": "report/page",
   "report/style": "report/page",
@@ -58,6 +62,7 @@ COVERED_BY = {
   "tasks/cook/inputs": "tasks/cook/run",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
+  "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
   # The program, and what its files on disk do under kills.
@@ -69,12 +74,15 @@ COVERED_BY = {
 
 # Tests without a source file of their own -> why.
 SEAMS = {
+  "benchmarks/accelerator": "mirrors benchmarks/",
   "benchmarks/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/run": "mirrors benchmarks/",
   "benchmarks/fuzz_readers": "mirrors benchmarks/",
+  "launch/gke": "mirrors launch/",
   "launch/launch": "mirrors launch/",
+  "launch/ray_sweep": "mirrors launch/",
   "notebooks": "mirrors notebooks/",
   "docs": "the site and its links",
   "docs_commands": "commands and code of README and docs/",

@@ -8,6 +8,7 @@ import os
 import pathlib
 import stat
 
+from soupjax import buckets
 from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges, safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
@@ -57,6 +58,50 @@ def check_replaceable(path: str, is_directory: bool) -> None:
       "overwrite=True only replaces a checkpoint or an empty directory, and "
       f"{path} is neither ({e}). Delete it yourself or choose another out=."
     ) from e
+
+
+def check_object(path: str, is_directory: bool) -> None:
+  """Checks that an output in a bucket replaces nothing but a checkpoint.
+
+  Args:
+    path: the address of an existing object, or a prefix of some.
+    is_directory: whether the output has several objects.
+
+  Raises:
+    ValueError: if it is not a checkpoint, or not a single object.
+  """
+  if is_directory or buckets.is_directory(path):
+    raise ValueError(
+      f"{path} has objects below it, which cannot be replaced in one step: "
+      "delete them yourself or choose another out=."
+    )
+  try:
+    inner, file_format = recognise(path)
+    file_format.open_checkpoint(inner, "")
+  except ValueError as e:
+    raise ValueError(
+      f"overwrite=True only replaces a checkpoint, and {path} is not one: {e} "
+      "Delete it yourself or choose another out=."
+    ) from e
+
+
+def _is_complete(names: Iterable[str]) -> bool:
+  """Whether names in a bucket include the one that is uploaded last."""
+  return any(
+    name == "_CHECKPOINT_METADATA" or name.endswith(".index.json")
+    for name in names
+  )
+
+
+def is_interrupted(path: str) -> bool:
+  """Whether an upload of several objects to an address was interrupted."""
+  if not buckets.is_directory(path):
+    return False
+  names = buckets.find(path)
+  return not _is_complete(names) and all(
+    _is_part(name.partition("/")[0].removeprefix(".").removesuffix(".tmp"))
+    for name in names
+  )
 
 
 def check_leftover(path: str, is_directory: bool) -> None:
@@ -122,7 +167,22 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
       that contains it.
   """
   for source in sources:
-    if not source.path or byte_ranges.is_remote(source.path):
+    if not source.path:
+      continue
+    if buckets.is_remote(source.path) or buckets.is_remote(path):
+      if (
+        pathlib.PurePath(path)
+        in (
+          pathlib.PurePath(source.path),
+          *pathlib.PurePath(source.path).parents,
+        )
+        or pathlib.PurePath(source.path) in pathlib.PurePath(path).parents
+      ):
+        raise ValueError(
+          f"{path} is or contains the ingredient {source.name!r}, or is in it: "
+          "a soup must not replace or change what it is made of. Choose "
+          "another out=."
+        )
       continue
     if os.path.realpath(source.path) == os.path.realpath(path):
       relation = "is"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.models import layers, vit
+from soupjax.models import encoder, layers
 
 POOLS = ("last", "first", "gap", "argmax", "eos", "map")
 # Pools whose token is the end of the text: with a causal mask, the tokens after
@@ -88,7 +88,7 @@ class Text(nn.Module):
       "act": self.act,
       "norm_eps": self.norm_eps,
     }
-    x = vit.Encoder(
+    x = encoder.Encoder(
       depth=self.depth,
       block={**head, "dtype_mm": self.dtype_mm, "causal": self.causal},
       scan=self.scan,
@@ -96,7 +96,7 @@ class Text(nn.Module):
       name="Encoder_0",
     )(x, not train)
     if self.pool_type == "map":
-      x = vit.MAPHead(**head, name="MAPHead_0")(x)
+      x = encoder.MAPHead(**head, name="MAPHead_0")(x)
     elif self.pool_type == "gap":
       x = x.mean(axis=1)
     else:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import html
 from typing import Any
 
+from soupjax.report import results as results_lib
 from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
@@ -119,13 +120,22 @@ def _gains(rows, results: Results, notes: Mapping[str, str]) -> list[str]:
       gain = row.gain(results, split)
       if gain is not None:
         points = tables.signed(gain, _MINUS)
-        worse = " (worse)" if points.startswith(_MINUS) else ""
-        parts.append(f"{points}{'' if parts else ' points'} on {words}{worse}")
+        found = row.gain_interval(results, split)
+        note = " (worse)" if points.startswith(_MINUS) else ""
+        if found:
+          note = f" (95 % interval {_ends(found)}"
+          note += ")" if found.is_shown else ": no difference is shown)"
+        parts.append(f"{points}{'' if parts else ' points'} on {words}{note}")
     items.append(
       f"<li>{html.escape(row.label)}{notes.get(row.models[0], '')}: "
       f"{', '.join(parts) or 'not evaluated on test or shifts'}.</li>"
     )
   return ["<ul>", *items, "</ul>"]
+
+
+def _ends(gain: results_lib.Gain) -> str:
+  ends = f"{gain.low:.1f} to {gain.high:.1f}"
+  return ends.replace("-", _MINUS)
 
 
 def _verdict(rows, results: Results) -> str:
@@ -136,6 +146,9 @@ def _verdict(rows, results: Results) -> str:
     gains = [g for g in gains if g is not None]
     if gains and max(gains) <= 0:
       sentences.append(f"No soup beats the best ingredient {words}.")
+    intervals = [r.gain_interval(results, split) for r in rows]
+    if gains and all(intervals) and not any(g.low > 0 for g in intervals):
+      sentences.append(f"No interval of a soup's gain {words} lies above zero.")
   if interval := tables.interval(results, results.best, "test"):
     n = results.images(results.best, "test")
     sentences.append(
@@ -202,6 +215,10 @@ def _cell(row, results, split, best) -> str:
     note = "" if spread is None else f"sd {spread:.1f}"
   elif interval := tables.interval(results, row.models[0], split):
     note = _DASH.join(f"{end:.1f}" for end in interval)
+  if found := row.gain_interval(results, split):
+    note += "<br>" * bool(note)
+    note += tables.gain_text(row, results, split, _MINUS)
+    note += "" if found.p is None else f", p {found.p:.2g}"
   return f"<td{kind}>{text}{f'<small>{note}</small>' if note else ''}</td>"
 
 
@@ -213,7 +230,10 @@ def _table_note(results) -> str:
     f"over the {count} ingredients). Means over shifts have no interval, since "
     "shifts may be made of the same images. Intervals do not cover the "
     "variation between runs. Models share images, so two intervals "
-    "that overlap do not show that two models are equal. Bold: the best value "
+    "that overlap do not show that two models are equal. Last line of a cell: "
+    "points above the best ingredient, with the 95 % interval of the paired "
+    "bootstrap over images and p of McNemar's exact test; ~ marks an interval "
+    "that holds zero. Bold: the best value "
     "in a column at the cost of one model. Cost: models run per image. "
     "Nothing was chosen on test or on a shift. The best ingredient and the "
     "soups were chosen or trained on minival, so its column is optimistic."

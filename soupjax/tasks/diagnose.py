@@ -69,7 +69,7 @@ def run(
     if _first():
       workdir_lib.open_workdir(workdir, resolved)
       stack.enter_context(workdir_lib.locked(workdir))
-    processes.barrier("opened")
+    processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / "diagnosed.json")
     return _run(opened, workdir, pairs)
 

@@ -11,11 +11,16 @@ import jax
 import ml_collections
 from ml_collections import config_dict
 
+from soupjax import files
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
 from soupjax.registry import parse_call, suggestion
 from soupjax.soups import rules
 from soupjax.soups.engine import plan
+from soupjax.tasks import estimate
+
+# Host memory of the compiler and of what it leaves behind. Measured.
+_COMPILING = 30_000_000
 
 
 def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
@@ -215,6 +220,7 @@ def run(
   optional = ("base", "dtype", "format", "shard_bytes", "threads")
   for key in (*optional, "max_host_bytes"):
     settings[key] = config[key] or None
+  program = estimate.program_bytes()
   ingredients = open_lib.find_ingredients(
     open_lib.split_patterns(str(config.ingredients))
   )
@@ -229,6 +235,8 @@ def run(
   if jax.process_index() > 0:
     return mixed
   print(mixed.table)
+  if dry_run:
+    print(_estimate(mixed, program, str(config.out)))
   if mixed.report is not None:
     seconds = max(mixed.report.seconds, 1e-9)
     gigabytes = mixed.report.bytes_read / 1e9
@@ -237,3 +245,18 @@ def run(
       f"({gigabytes / seconds:.2f} GB/s)."
     )
   return mixed
+
+
+def _estimate(mixed, program: int, out: str) -> estimate.Estimate:
+  """Returns what a mix takes, from its plan."""
+  return estimate.Estimate(
+    host={
+      "the program": program,
+      "buffers": mixed.host_bytes,
+      "temporary arrays": mixed.temporary_bytes,
+      "compiling": _COMPILING,
+    },
+    device={},
+    disk={"the soup": mixed.disk_bytes},
+    free=files.free_bytes(out),
+  )

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import clip_models
 import numpy as np
 import pytest
 import torch_models
@@ -31,14 +32,7 @@ ODD = [
 
 @pytest.fixture
 def tiny(tmp_path):
-  """A vocabulary with the merges "c a" and "ca t</w>"."""
-  letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-  words = [*letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>"]
-  words += ["<|startoftext|>", "<|endoftext|>"]
-  vocab = {word: k for k, word in enumerate(words)}
-  (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-  merges = "#version: 0.2\nc a\nca t</w>\n"
-  (tmp_path / "merges.txt").write_text(merges)
+  clip_models.write_vocabulary(tmp_path)
   return tmp_path
 
 

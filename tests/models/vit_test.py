@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from soupjax.models import VARIANTS, ViT, layers, variant, vit
+from soupjax.models import VARIANTS, ViT, encoder, layers, variant, vit
 from soupjax.soups.core import tree
 
 TINY = {
@@ -179,7 +179,7 @@ def test_attention_pooling_is_exact_in_bfloat16():
     mutable="intermediates",
   )
   tokens = state["intermediates"]["Transformer"]["__call__"][0]
-  exact = vit.MAPHead(model.mlp_dim, model.num_heads).apply(
+  exact = encoder.MAPHead(model.mlp_dim, model.num_heads).apply(
     {"params": params["MAPHead_0"]}, tokens.astype(np.float32)
   )
   pooled = state["intermediates"]["MAPHead_0"]["__call__"][0]
@@ -348,7 +348,7 @@ def test_attention_is_that_of_linen(implementation, dtype, pool, monkeypatch):
   params = init(model)
   seen = []
 
-  def attend(*args, implementation=None):
+  def attend(*args, implementation=None, is_causal=False):
     seen.append(implementation)
     return nn.dot_product_attention(*args)
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.checkpoints.formats import byte_ranges, input_files
 from soupjax.soups.core import crc32
 
@@ -67,8 +67,7 @@ def metadata(file: epath.Path) -> dict[str, Any]:
   Raises:
     ValueError: if it is not a JSON object.
   """
-  local = not byte_ranges.is_remote(file)
-  content = files.read_json(file) if local else json.loads(file.read_text())
+  content = files.read_json(file)
   if type(content) is not dict:
     raise ValueError(f"{file} is not a JSON object")
   return content
@@ -166,6 +165,8 @@ def new_context() -> ts.Context:
     {
       "cache_pool": {"total_bytes_limit": 0},
       "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000},
+      "s3_request_retries": buckets.RETRIES,
+      "gcs_request_retries": buckets.RETRIES,
     }
   )
 
@@ -249,7 +250,15 @@ def _store(root: str) -> dict[str, Any]:
       "to a local path."
     )
   bucket, _, path = rest.partition("/")
-  return {"driver": drivers[kind], "bucket": bucket, "path": f"{path}/"}
+  store = {"driver": drivers[kind], "bucket": bucket, "path": f"{path}/"}
+  # Other stores that speak S3, such as MinIO; tensorstore does not look there.
+  endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
+    "AWS_ENDPOINT_URL"
+  )
+  if kind == "s3" and endpoint:
+    region = os.environ.get("AWS_REGION", "us-east-1")
+    store |= {"endpoint": endpoint, "aws_region": region}
+  return store
 
 
 # A key of a database, and its value or the bytes of the data file that hold it:

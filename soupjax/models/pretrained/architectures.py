@@ -4,7 +4,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import re
 from typing import Any
 
 # --- transformers -------------------------------------------------------------
@@ -114,97 +113,6 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
 def transformers_names() -> list[str]:
   """Returns the names of all classes in the tables."""
   return sorted({k for m in _TRANSFORMERS.values() for k in m.architectures})
-
-
-# --- timm ---------------------------------------------------------------------
-
-TIMM_NORMS = {"layernorm": 1e-6, "layernormfp32": 1e-6}
-TIMM_FREE_ARGS = (
-  "num_classes|in_chans|mlp_ratio|.*drop_rate|drop_path_rate|weight_init|"
-  # No effect at the size of training, at which outputs are compared.
-  "fix_init|dynamic_img_(size|pad)|strict_img_size|device|dtype"
-)
-TIMM_FREE = (
-  "architecture|model_args|pretrained_cfg|num_classes|num_features|label_.*"
-)
-TIMM_ABOUT = (
-  "plain vit_*, deit_* without distillation, flexivit_*, eva_large_*, and the "
-  "towers vit_*_clip_* and vit_*_siglip_*"
-)
-# Name of a size -> width and heads.
-_SIZES = {
-  "tiny": (192, 3),
-  "xsmall": (256, 4),
-  "small": (384, 6),
-  "medium": (512, 8),
-  "betwixt": (640, 10),
-  "base": (768, 12),
-  "large": (1024, 16),
-  "so400m": (1152, 16),
-  "huge": (1280, 16),
-  "giant": (1408, 16),
-  "giantopt": (1536, 16),
-  "gigantic": (1664, 16),
-}
-_GAP = {"pool_type": "gap", "has_cls": False}
-_MAP = {"pool_type": "map", "has_cls": False}
-_LAION = {"norm_eps": 1e-5, "pre_norm": True}
-_TANH = "base_patch32|so400m_patch16|giantopt_patch16"
-_ERF = "(base|large)_patch16|so400m_patch14"
-_PIXELS = "(224|240|256|336|378|384|448|512|896)"
-# Names of timm's architectures -> options that differ from timm's defaults.
-_TIMM = (
-  (r"vit_(tiny|small|base)_patch(8|16|32)_(224|384)", {}),
-  (r"vit_large_patch(14|16|32)_(224|384)", {}),
-  (r"vit_(huge|giant|gigantic)_patch14_224", {}),
-  # Names of older versions.
-  (r"vit_(tiny|small|base|large|huge)_patch\d+_224_(in21k|sam|dino)", {}),
-  (r"deit_(tiny|small|base)_patch16_(224|384)", {}),
-  (r"flexivit_(small|base|large)", {"no_embed_class": True}),
-  (r"eva_large_patch14_(196|336)", {"pool_type": "gap"}),
-  (r"vit_base_patch16_gap_224", {**_GAP, "num_heads": 16}),
-  (r"vit_(huge|giant)_patch1[46]_gap_(224|448)", _GAP),
-  (
-    r"vit_base_patch16_plus_clip_240",
-    {**_LAION, "width": 896, "num_heads": 14},
-  ),
-  (rf"vit_[a-z]+_patch(14|16|32)_clip_{_PIXELS}", _LAION),
-  (
-    rf"vit_[a-z]+_patch(14|16|32)_clip_quickgelu_{_PIXELS}",
-    {**_LAION, "act": "quick_gelu"},
-  ),
-  (r"vit_large_patch16_siglip_512", {**_MAP, "act": "gelu"}),
-  (r"vit_large_patch16_siglip_gap_512", {**_GAP, "act": "gelu"}),
-  (rf"vit_({_TANH})_siglip_{_PIXELS}", {**_MAP, "act": "gelu"}),
-  (rf"vit_({_TANH})_siglip_gap_{_PIXELS}", {**_GAP, "act": "gelu"}),
-  (rf"vit_({_ERF})_siglip_{_PIXELS}", _MAP),
-  (rf"vit_({_ERF})_siglip_gap_{_PIXELS}", _GAP),
-)
-
-
-def timm(name: str) -> dict[str, Any] | None:
-  """Returns the options of an architecture of timm, None if it is not known.
-
-  Args:
-    name: with or without a tag, such as "vit_base_patch16_224.augreg_in1k".
-  """
-  name = name.partition(".")[0]
-  size = re.match(r"(?:vit|deit|flexivit|eva)_([a-z0-9]+)", name)
-  if not size or size[1] not in _SIZES:
-    return None
-  width, heads = _SIZES[size[1]]
-  plain = {
-    "width": width,
-    "num_heads": heads,
-    "act": "gelu_exact",
-    "norm_eps": 1e-6,
-    "pool_type": "tok",
-    "no_embed_class": False,
-  }
-  for pattern, options in _TIMM:
-    if re.fullmatch(pattern, name):
-      return plain | options
-  return None
 
 
 # --- OpenCLIP -----------------------------------------------------------------

@@ -35,9 +35,20 @@ from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
-HEAD = ("head/", "pre_logits/", "proj/")
+HEAD = ("head/", "head_dist/", "pre_logits/", "proj/")
 # Options that change outputs without changing names and shapes.
-_SILENT = ("num_heads", "act", "norm_eps", "pool_type", "fc_norm")
+_SILENT = (
+  "num_heads",
+  "act",
+  "norm_eps",
+  "post_norm",
+  "pool_type",
+  "pool_heads",
+  "pool_prefix",
+  "fc_norm",
+  "rope",
+  "rope_grid",
+)
 
 
 def options(family: str) -> dict[str, Any]:
@@ -188,8 +199,8 @@ def as_ingredient(
 
   def read(leaf, index):
     names = names_of[leaf]
-    # The position of the class token is added to the token.
-    if leaf == "cls" and "pos_embedding" in blocks:
+    # The positions of tokens before the patches are added to them.
+    if leaf in table.family.positioned and "pos_embedding" in blocks:
       names = (leaf, "pos_embedding")
     arrays = table.read({name: blocks[name] for name in names}, grid)
     if leaf in arrays:
@@ -241,7 +252,7 @@ def export(
   _check_params(params, model)
   kind = mappings.FAMILIES[family]
   leaves = foreign.unstacked(tree.flatten(params)[0])
-  unnamed = [leaf for leaf in leaves if foreign.row_of(kind, leaf) is None]
+  unnamed = [leaf for leaf in leaves if not foreign.rows_of(kind, leaf)]
   if unnamed:
     hints = {leaf: mismatch.hint(leaf) for leaf in unnamed}
     raise ValueError(
@@ -451,7 +462,7 @@ def _check_params(params: PyTree, model: nn.Module) -> None:
 
 
 def _head(names: Iterable[str]) -> list[str]:
-  return [name for name in names if name.startswith("head/")]
+  return [name for name in names if name.startswith(("head/", "head_dist/"))]
 
 
 def _head_patterns(without_head) -> list[str]:

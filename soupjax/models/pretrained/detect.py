@@ -11,10 +11,17 @@ from typing import Any
 
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import vit
-from soupjax.models.pretrained import configs, families, foreign, two_towers
+from soupjax.models.pretrained import (
+  configs,
+  families,
+  foreign,
+  tables,
+  two_towers,
+)
 from soupjax.soups.core.ingredient import Ingredient
 
-_BLOCK_0 = "Transformer/encoderblock_0/"
+_BLOCK_0 = tables.BLOCK_0
+_ATTENTION = _BLOCK_0 + tables.ATTENTION
 _MOST_CLASSES = 1_000_000
 
 
@@ -125,12 +132,15 @@ def open_table(
 def _check_config(table: foreign.SourceTable) -> None:
   """Rejects a config whose sizes are not those of the leaves."""
   said, names = table.said, set(table.leaves())
-  measured = _sizes(table)
-  measured["has_cls"] = "cls" in names
-  measured["pre_norm"] = "pre_norm/scale" in names
+  parts = _parts(table)
+  # A norm after pooling can be another name for that before it.
+  del parts["fc_norm"]
+  measured = {**parts, **_sizes(table), "has_cls": "cls" in names}
   sizes = {
     k: (v, measured[k]) for k, v in said.options.items() if k in measured
   }
+  if "layer_scale" in sizes:  # The config has its initial value.
+    sizes["layer_scale"] = tuple(v > 0 for v in sizes["layer_scale"])
   patch = measured.get("patch_size")
   if said.image_size is not None and patch and "pos_embedding" in names:
     height, width = said.image_size
@@ -154,7 +164,7 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
   said.pop("has_cls", None)
   kind = table.family
   usual = {"act": kind.acts[0], "norm_eps": 1e-6}
-  usual |= {**kind.options, **_usual(measured)}
+  usual |= {**kind.options, **_usual(measured, _may_rotate(table, measured))}
   if measured["pool_type"] != "map":
     # Class token, mean and first patch have the same leaves.
     usual["pool_type"] = measured.pop("pool_type")
@@ -192,36 +202,60 @@ def _sizes(table: foreign.SourceTable) -> dict[str, int]:
   for key, leaf, axis in (
     ("patch_size", "embedding/kernel", 0),
     ("width", "embedding/kernel", 3),
-    ("mlp_dim", f"{_BLOCK_0}MlpBlock_0/Dense_0/kernel", 1),
+    ("mlp_dim", f"{_BLOCK_0}MlpBlock_0/Dense_1/kernel", 0),
     ("rep_size", "pre_logits/kernel", 1),
     ("proj_size", "proj/kernel", 1),
     ("num_classes", "head/kernel", 1),
+    ("registers", "reg_tokens", 1),
+    ("pool_mlp_dim", "MAPHead_0/MlpBlock_0/Dense_1/kernel", 0),
   ):
     if (shape := table.shape(leaf)) and len(shape) > axis:
       options[key] = shape[axis]
-  query = table.shape(f"{_BLOCK_0}MultiHeadDotProductAttention_0/query/kernel")
+  query = table.shape(f"{_ATTENTION}query/kernel")
   if query and len(query) == 3:  # Other libraries have one axis for all heads.
     options["num_heads"] = query[1]
   return options
 
 
+def _parts(table: foreign.SourceTable) -> dict[str, Any]:
+  """Returns the options that decide whether leaves exist."""
+
+  def has(leaf):
+    return table.locate(leaf)[1] is not None
+
+  final = has("Transformer/encoder_norm/scale")
+  # Where both norms have one name, it is the first.
+  pooled = "fc_norm/scale" in table.leaves()
+  biases = (k[0] for k in tables.QKV if has(f"{_ATTENTION}{k}/bias"))
+  return {
+    "fc_norm": pooled,
+    "pre_norm": has("pre_norm/scale"),
+    "final_norm": final or pooled,
+    "patch_bias": has("embedding/bias"),
+    "qkv_bias": "".join(biases),
+    "qk_norm": has(f"{_ATTENTION}query_norm/scale"),
+    "attention_norm": has(f"{_ATTENTION}norm/scale"),
+    "gated": has(f"{_BLOCK_0}MlpBlock_0/gate/kernel"),
+    "mlp_norm": has(f"{_BLOCK_0}MlpBlock_0/norm/scale"),
+    "layer_scale": 1e-5 if has(f"{_BLOCK_0}LayerScale_0/gamma") else 0.0,
+    "distilled": has("dist_token"),
+    "registers": 0,
+  }
+
+
 def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
   """Returns the options that follow from names and shapes."""
   names = set(table.leaves())
-  options: dict[str, Any] = {
-    "fc_norm": "fc_norm/scale" in names,
-    "pre_norm": "pre_norm/scale" in names,
-    "patch_bias": "embedding/bias" in names,
-    "class_token": False,
-    **_sizes(table),
-  }
+  options = {"class_token": False, **_parts(table), **_sizes(table)}
   if "patch_size" not in options:
     raise ValueError(
       f"{table.where} does not have a known patch embedding, only leaves such "
       f"as {', '.join(list(table.entries)[:3])}: give the model's options."
     )
   if "pos_embedding" not in names:
-    options["posemb"] = "sincos2d"
+    options["posemb"] = table.family.without_positions
+  if options.get("pool_mlp_dim") == options.get("mlp_dim"):
+    options.pop("pool_mlp_dim", None)
   has_token = "cls" in names
   if has_token and not options["fc_norm"] and "MAPHead_0/probe" not in names:
     return options | {"pool_type": "tok"}
@@ -229,9 +263,27 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
   return options | {"pool_type": pool, "class_token": has_token}
 
 
-def _usual(measured) -> dict[str, Any]:
+def _may_rotate(table: foreign.SourceTable, measured) -> bool:
+  """Whether models with these leaves may have rotary positions."""
+  if "pos_frequencies" in table.leaves():
+    return True
+  if table.name != "timm":
+    return False
+  names = " ".join(table.entries)
+  no_positions = measured.get("posemb") == "none"
+  pooled_prefix = measured["pool_type"] == "map" and measured["class_token"]
+  return (
+    bool(re.search(r"gamma_1|attn\.q_bias|attn\.q_proj|fc1_g", names))
+    or no_positions
+    or (measured["pre_norm"] and (not measured["final_norm"] or pooled_prefix))
+  )
+
+
+def _usual(measured, may_rotate) -> dict[str, Any]:
   """Returns the usual options of models of these sizes."""
   options: dict[str, Any] = {"num_heads": None}
+  if may_rotate:
+    options["rope"] = None
   for size in vit.VARIANTS.values():
     if all(size[k] == measured.get(k) for k in ("width", "depth", "mlp_dim")):
       options["num_heads"] = size["num_heads"]

@@ -7,7 +7,7 @@ import dataclasses
 import re
 
 from soupjax.models import layers
-from soupjax.models.pretrained import foreign, mappings
+from soupjax.models.pretrained import foreign, mappings, tables
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -184,7 +184,7 @@ def _named(family, prefix, leaves) -> dict[str, str]:
   return result
 
 
-def _first_block(family: mappings.Family, key: str) -> list[str]:
+def _first_block(family: tables.Family, key: str) -> list[str]:
   """Returns names in block 0 of rows whose leaf contains `key`."""
   return [
     name.replace("{i}", "0")
@@ -194,14 +194,12 @@ def _first_block(family: mappings.Family, key: str) -> list[str]:
   ]
 
 
-def _outer_prefixes(
-  family: mappings.Family, leaves: Collection[str]
-) -> set[str]:
+def _outer_prefixes(family: tables.Family, leaves: Collection[str]) -> set[str]:
   """Returns the prefixes of a model inside other modules of any name."""
   return {
     leaf.removesuffix(name)
     for leaf in leaves
-    for name in _first_block(family, f"{mappings.BLOCK}LayerNorm_0/scale")
+    for name in _first_block(family, f"{tables.BLOCK}LayerNorm_0/scale")
     if leaf.endswith((f".{name}", f"/{name}"))
   }
 

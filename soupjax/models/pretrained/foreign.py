@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves of other libraries by the tables of `mappings`."""
 
+import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
@@ -12,7 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.models.pretrained import configs, mappings, mismatch, positions
+from soupjax.models.pretrained import (
+  configs,
+  mappings,
+  mismatch,
+  positions,
+  tables,
+)
 from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -118,20 +125,28 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
   }
 
 
-def row_of(family: mappings.Family, leaf: str) -> mappings.Row | None:
-  """Returns the row of one of our leaves, for its block, None without one."""
+def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
+  """Returns the rows of one of our leaves, for its block; () without one."""
   block = _split_block(leaf)
   template = f"{block[0]}{{i}}{block[2]}" if block else leaf
-  row = _rows(family.rows).get(template)
-  if row is None or not block:
-    return row
-  names = tuple(name.replace("{i}", str(block[1])) for name in row.names)
-  return row._replace(leaf=leaf, names=names)
+  rows = _rows(family.rows).get(template, ())
+  if not block:
+    return rows
+  number = str(block[1])
+  return tuple(
+    row._replace(
+      leaf=leaf, names=tuple(n.replace("{i}", number) for n in row.names)
+    )
+    for row in rows
+  )
 
 
 @functools.lru_cache
 def _rows(rows):
-  return {row.leaf: row for row in rows}
+  result: dict[str, tuple[tables.Row, ...]] = {}
+  for row in rows:
+    result[row.leaf] = (*result.get(row.leaf, ()), row)
+  return result
 
 
 @functools.lru_cache
@@ -140,7 +155,7 @@ def _templates(rows):
   return {name: row.leaf for row in reversed(rows) for name in row.names}
 
 
-def leaf_of(family: mappings.Family, name: str) -> str | None:
+def leaf_of(family: tables.Family, name: str) -> str | None:
   """Returns our leaf for a name of the family, None if we have none."""
   known = _templates(family.rows)
   if name in known and "{i}" not in name:
@@ -179,10 +194,10 @@ class SourceTable:
   dropped: frozenset[str] = frozenset()
   said: configs.Said = configs.Said()
   unread: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
-  kind: mappings.Family | None = None
+  kind: tables.Family | None = None
 
   @property
-  def family(self) -> mappings.Family:
+  def family(self) -> tables.Family:
     """Returns the table of the family."""
     return self.kind or mappings.FAMILIES[self.name]
 
@@ -200,7 +215,7 @@ class SourceTable:
     names = map(self.leaf_of, self.entries)
     return [name for name in names if name is not None]
 
-  def locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
+  def locate(self, leaf: str) -> tuple[tables.Row | None, str | None]:
     """Returns the row of our leaf and its name in the file, None if absent.
 
     The names in the row have the prefix.
@@ -208,12 +223,29 @@ class SourceTable:
     if leaf in self.outer:
       name = self.outer[leaf]
       layout = "dense" if name.endswith("weight") else "same"
-      return mappings.Row(leaf, (name,), layout), name
-    row = row_of(self.family, leaf)
-    if row is None:
-      return None, None
-    row = row._replace(names=tuple(self.prefix + name for name in row.names))
-    return row, next((name for name in row.names if name in self.entries), None)
+      return tables.Row(leaf, (name,), layout), name
+    rows = [
+      row._replace(names=tuple(self.prefix + name for name in row.names))
+      for row in rows_of(self.family, leaf)
+      if row.packed in (None, self.packed)
+    ]
+    for row in rows:
+      for name in row.names:
+        if name in self.entries:
+          return row, name
+    return (rows[0] if rows else None), None
+
+  @functools.cached_property
+  def packed(self) -> bool:
+    """Whether both matrices of gated MLPs are in one."""
+    mlp = f"{tables.BLOCK_0}MlpBlock_0/"
+    for row in rows_of(self.family, f"{mlp}gate/kernel"):
+      inner = self.entries.get(self.prefix + row.names[0])
+      for out_row in rows_of(self.family, f"{mlp}Dense_1/kernel"):
+        outer = self.entries.get(self.prefix + out_row.names[0])
+        if row.packed and inner is not None and outer is not None:
+          return inner.shape[0] == 2 * outer.shape[-1]
+    return False
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
     """Returns the names in the file of those of our leaves that it has."""
@@ -225,7 +257,7 @@ class SourceTable:
     row, name = self.locate(leaf)
     if name is None:
       return None
-    layout = mappings.LAYOUTS[row.layout]
+    layout = tables.LAYOUTS[row.layout]
     try:
       return layout.read(_view(self.entries[name].shape), None).shape
     except (ValueError, TypeError, IndexError):
@@ -239,7 +271,7 @@ class SourceTable:
     table = self.shape("pos_embedding")
     if table is None or len(table) != 3:
       return 1
-    return table[1] - int(self.has_class_position(table[1], None))
+    return table[1] - self.positions_before_patches(table[1], None)
 
   def channels(self) -> int:
     """Returns the number of image channels, 3 if the leaves lack it."""
@@ -270,19 +302,31 @@ class SourceTable:
       and self.tokens() == shape[1]
     )
 
-  def has_class_position(self, tokens: int, patches: int | None) -> bool:
-    """Tells whether the first of the position embeddings is a class token's.
+  def positions_before_patches(self, tokens: int, patches: int | None) -> int:
+    """Tells how many position embeddings precede those of the patches.
 
     Args:
       tokens: number of position embeddings.
       patches: number of patches of the model, None if any.
     """
-    has_token = self.locate("cls")[1] is not None
+    counts = {leaf: self._count(leaf) for leaf in self.family.positioned}
+    count = sum(counts.values())
     known = self._known_class_position()
     if known is not None:
-      return known and has_token
-    expected = self.family.class_position == "usually" and has_token
-    return positions.has_class(tokens, patches, expected)
+      return count if known else 0
+    usual = self.family.class_position == "usually"
+    # Models with registers seldom have positions for other tokens.
+    usual = usual and not counts.get("reg_tokens")
+    return positions.before_patches(
+      tokens, patches, count, count if usual else 0
+    )
+
+  def _count(self, leaf: str) -> int:
+    """Returns the number of tokens in a leaf, 0 without it."""
+    if self.locate(leaf)[1] is None:
+      return 0
+    shape = self.shape(leaf)
+    return shape[1] if shape is not None and len(shape) == 3 else 1
 
   def fits(self, leaf: str, shape: tuple[int, ...]) -> bool:
     """Tells whether our leaf can be read in a shape."""
@@ -347,11 +391,14 @@ class SourceTable:
     if "pos_embedding" in leaves:
       table = leaves["pos_embedding"]
       patches = specs["pos_embedding"].shape[1]
-      if self.has_class_position(table.shape[1], patches):
-        if "cls" in leaves:
-          leaves["cls"] = leaves["cls"] + table[:, :1]
-        table = table[:, 1:]
-      leaves["pos_embedding"] = positions.resample(table, grid)
+      before = self.positions_before_patches(table.shape[1], patches)
+      start = 0
+      for leaf in self.family.positioned if before else ():
+        count = self._count(leaf)
+        if leaf in leaves:
+          leaves[leaf] = leaves[leaf] + table[:, start : start + count]
+        start += count
+      leaves["pos_embedding"] = positions.resample(table[:, before:], grid)
     return leaves
 
   def _leaf(self, leaf, spec):
@@ -359,7 +406,7 @@ class SourceTable:
     entry, (k, n) = self.entries[name], row.part
     size = entry.shape[0] // n if entry.shape else 0
     index = None if n == 1 else (slice(k * size, (k + 1) * size),)
-    layout = mappings.LAYOUTS[row.layout]
+    layout = tables.LAYOUTS[row.layout]
     array = layout.read(entry.read(index), spec.shape)
     return np.array(array, spec.dtype, order="C")
 
@@ -373,14 +420,14 @@ def _view(shape: tuple[int, ...]) -> np.ndarray:
   return np.broadcast_to(np.float32(0), shape)
 
 
-def foreign_shape(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+def foreign_shape(row: tables.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
   """Converts the shape of our leaf to the layout of the family."""
-  shape = mappings.LAYOUTS[row.layout].write(_view(shape)).shape
+  shape = tables.LAYOUTS[row.layout].write(_view(shape)).shape
   return (shape[0] * row.part[1], *shape[1:]) if shape else shape
 
 
 def write(
-  family: mappings.Family,
+  family: tables.Family,
   leaves: Mapping[str, Any],
   like: SourceTable | None = None,
 ) -> dict[str, np.ndarray]:
@@ -393,23 +440,22 @@ def write(
       first name of every row.
 
   Returns:
-    Name in the family -> array. The class token keeps the position that was
-    added to it, and its position is zero, where the family, or `like`, has one.
+    Name in the family -> array. Tokens before the patches keep the positions
+    that were added to them, and their positions are zero, where the family, or
+    `like`, has them.
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
-  with_class = family.class_position != "seldom" and "cls" in leaves
-  table = like.shape("pos_embedding") if like is not None else None
-  if table is not None and "cls" in leaves and "pos_embedding" in leaves:
-    patches = leaves["pos_embedding"].shape[1]
-    with_class = like.has_class_position(table[1], patches)
+  before = _positions_to_write(family, leaves, like)
+  rows = _rows_to_write(family, leaves)
   for leaf, value in leaves.items():
-    row, name = row_of(family, leaf), None
+    row, name = rows[leaf], None
     if like is not None:
       row, name = like.locate(leaf)
     value = np.asarray(value)
-    if leaf == "pos_embedding" and with_class:
-      value = np.concatenate([np.zeros_like(value[:, :1]), value], axis=1)
-    value = mappings.LAYOUTS[row.layout].write(value)
+    if leaf == "pos_embedding" and before:
+      zeros = np.zeros((1, before, value.shape[2]), value.dtype)
+      value = np.concatenate([zeros, value], axis=1)
+    value = tables.LAYOUTS[row.layout].write(value)
     if name and row.layout == "scalar":
       value = value.reshape(like.entries[name].shape)
     name = name or row.names[0]
@@ -419,4 +465,35 @@ def write(
     if len(arrays) == 1
     else np.concatenate([arrays[k] for k in sorted(arrays)])
     for name, arrays in parts.items()
+  }
+
+
+def _positions_to_write(family, leaves, like) -> int:
+  """Returns the number of positions to write before those of the patches."""
+  if "pos_embedding" not in leaves:
+    return 0
+  counts = {k: leaves[k].shape[1] for k in family.positioned if k in leaves}
+  table = like.shape("pos_embedding") if like is not None else None
+  if table is not None:
+    patches = leaves["pos_embedding"].shape[1]
+    with_positions = like.positions_before_patches(table[1], patches) > 0
+  else:
+    with_positions = family.class_position != "seldom"
+    with_positions = with_positions and "reg_tokens" not in counts
+  return sum(counts.values()) if with_positions else 0
+
+
+def _rows_to_write(family, leaves) -> dict[str, tables.Row]:
+  """Returns leaf -> its first row whose array has all of its parts."""
+  packed = any("/gate/" in leaf for leaf in leaves)
+  rows = {
+    leaf: [r for r in rows_of(family, leaf) if r.packed in (None, packed)]
+    for leaf in leaves
+  }
+  parts = collections.Counter(
+    (row.names[0], row.part[1]) for group in rows.values() for row in group
+  )
+  return {
+    leaf: next(r for r in group if parts[r.names[0], r.part[1]] == r.part[1])
+    for leaf, group in rows.items()
   }

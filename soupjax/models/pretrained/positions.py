@@ -7,23 +7,27 @@ import math
 import numpy as np
 
 
-def has_class(tokens: int, patches: int | None, expected: bool) -> bool:
-  """Tells whether the first position embedding is that of a class token.
+def before_patches(
+  tokens: int, patches: int | None, count: int, expected: int
+) -> int:
+  """Tells how many position embeddings precede those of the patches.
 
   Args:
     tokens: number of position embeddings.
     patches: number of patches of the model, None if any.
+    count: number of tokens before the patches; either all have a position or
+      none.
     expected: the answer where the numbers leave it open.
   """
-  if patches is not None and tokens in (patches, patches + 1):
-    return tokens != patches
+  if patches is not None and tokens - patches in (0, count):
+    return tokens - patches
   if _is_square(tokens):
-    return False
-  return _is_square(tokens - 1) or expected
+    return 0
+  return count if _is_square(tokens - count) else expected
 
 
 def _is_square(n: int) -> bool:
-  return math.isqrt(n) ** 2 == n
+  return n >= 0 and math.isqrt(n) ** 2 == n
 
 
 def resample(table: np.ndarray, grid: tuple[int, int] | None) -> np.ndarray:

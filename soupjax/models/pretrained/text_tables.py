@@ -6,11 +6,9 @@ Our names are those of `models.Text`, but of blocks like those of the image
 tower (`tree_name` converts), and "t" and "b" beside it.
 """
 
-from soupjax.models.pretrained import mappings
+from soupjax.models.pretrained import mappings, tables
 
-Row, BLOCK, QKV = mappings.Row, mappings.BLOCK, mappings._QKV
-_layer, _block = mappings._layer, mappings._block
-_fused, _split = mappings._fused, mappings._split
+BLOCK, QKV, Row = tables.BLOCK, tables.QKV, tables.Row
 _ENCODER, _TEXT_ENCODER = "Transformer/", "Encoder_0/"
 
 
@@ -42,13 +40,17 @@ def _transformers(*head: Row) -> tuple[Row, ...]:
   return (
     Row("Embed_0/embedding", (f"{embeddings}.token_embedding.weight",)),
     Row("pos_embedding", (f"{embeddings}.position_embedding.weight",), "table"),
-    *_block(
-      _split(BLOCK, {name: (f"{attention}{name[0]}_proj.",) for name in QKV}),
+    *tables.block(
+      tables.split(
+        BLOCK, {name: (f"{attention}{name[0]}_proj.",) for name in QKV}
+      ),
       out=(f"{attention}out_proj.",),
       norms=((f"{layer}layer_norm1.",), (f"{layer}layer_norm2.",)),
       mlp=((f"{layer}mlp.fc1.",), (f"{layer}mlp.fc2.",)),
     ),
-    *_layer("norm", "Transformer/encoder_norm", "text_model.final_layer_norm."),
+    *tables.layer(
+      "norm", "Transformer/encoder_norm", "text_model.final_layer_norm."
+    ),
     *head,
   )
 
@@ -65,15 +67,15 @@ def _openclip() -> tuple[Row, ...]:
   return (
     Row("Embed_0/embedding", top("token_embedding.weight")),
     Row("pos_embedding", top("positional_embedding"), "table"),
-    *_block(
-      _fused(BLOCK, QKV, *block("attn.in_proj_")),
+    *tables.block(
+      tables.fused(BLOCK, QKV, *block("attn.in_proj_")),
       out=block("attn.out_proj."),
       norms=(block("ln_1."), block("ln_2.")),
       mlp=(block("mlp.c_fc."), block("mlp.c_proj.")),
     ),
-    *_layer("norm", "Transformer/encoder_norm", *top("ln_final.")),
+    *tables.layer("norm", "Transformer/encoder_norm", *top("ln_final.")),
     Row("proj/kernel", top("text_projection")),
-    *_layer("dense", "head", *top("text_projection.")),
+    *tables.layer("dense", "head", *top("text_projection.")),
     *_scalars("scalar"),
   )
 
@@ -84,7 +86,7 @@ def _scalars(layout: str) -> tuple[Row, Row]:
 
 _CLIP = {"causal": True, "pool_type": "argmax"}
 _LAST = {"causal": False, "pool_type": "last"}
-_OPENCLIP = mappings.Family(
+_OPENCLIP = tables.Family(
   about="text towers of OpenAI's CLIP and of OpenCLIP",
   rows=_openclip(),
   model="CLIP",
@@ -99,13 +101,13 @@ _POSITIONS = {"position numbers": r"\.position_ids$"}
 
 # Family of the image tower -> table of the text tower.
 FAMILIES = {
-  "big_vision": mappings.Family(
+  "big_vision": tables.Family(
     about="text_transformer of big_vision and soupjax",
     rows=_big_vision(),
     model="CLIP",
     options={**_LAST, "act": "gelu", "norm_eps": 1e-6},
   ),
-  "hf_clip": mappings.Family(
+  "hf_clip": tables.Family(
     about="CLIPTextModel of transformers",
     rows=_transformers(
       Row("proj/kernel", ("text_projection.weight",), "dense"),
@@ -116,10 +118,10 @@ FAMILIES = {
     options={**_CLIP, "act": "quick_gelu", "norm_eps": 1e-5},
     acts=("quick_gelu", "gelu_exact", "gelu"),
   ),
-  "hf_siglip": mappings.Family(
+  "hf_siglip": tables.Family(
     about="SiglipTextModel of transformers",
     rows=_transformers(
-      *_layer("dense", "head", "text_model.head."), *_scalars("same")
+      *tables.layer("dense", "head", "text_model.head."), *_scalars("same")
     ),
     model="CLIP",
     ignored=_POSITIONS,

@@ -18,7 +18,12 @@ import numpy as np
 
 from soupjax.models import clip, vit
 from soupjax.models import text as text_lib
-from soupjax.models.pretrained import foreign, text_configs, text_tables
+from soupjax.models.pretrained import (
+  foreign,
+  tables,
+  text_configs,
+  text_tables,
+)
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -34,7 +39,7 @@ _OTHER_KINDS = {
 }
 # Prefixes of image towers inside their checkpoint.
 _IMAGE_PREFIXES = ("visual.trunk.", "img/")
-_BLOCK_0 = "Transformer/encoderblock_0/"
+_BLOCK_0 = tables.BLOCK_0
 # Options that change outputs without changing names and shapes.
 _SILENT = ("num_heads", "act", "norm_eps", "pool_type", "causal", "eos_id")
 
@@ -284,7 +289,7 @@ def export(
       f"the image tower differ, such as {text_tables.tree_name(bad[0])}."
     )
   kind = text_tables.FAMILIES[family]
-  unnamed = [leaf for leaf in leaves if foreign.row_of(kind, leaf) is None]
+  unnamed = [leaf for leaf in leaves if not foreign.rows_of(kind, leaf)]
   if unnamed:
     raise ValueError(
       f"{family!r} has no name for {len(unnamed)} leaves beside the image "

@@ -3,6 +3,8 @@
 """Evaluates each model once on all sets and records the results on disk."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
+import math
 import pathlib
 from typing import Any
 import zipfile
@@ -11,13 +13,15 @@ import jax
 import numpy as np
 
 from soupjax import data, files, processes
-from soupjax.evaluators import Evaluator
+from soupjax.evaluators import Evaluator, statistics
+from soupjax.report import results as report_results
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
+_NO_SHIFTS = ("minival", "test")
 LABELS = ".labels"  # Name of the labels among the files of logits.
 
 
@@ -129,22 +133,100 @@ class Evaluations:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
 
-  def rows(self, name: str, kind: str, results) -> list[dict[str, Any]]:
-    """Returns the lines of `results.jsonl` for one model."""
+  def rows(
+    self,
+    name: str,
+    kind: str,
+    results,
+    differences: Mapping[tuple[str, str], statistics.Difference],
+  ) -> list[dict[str, Any]]:
+    """Returns the lines of `results.jsonl` for one model.
+
+    Args:
+      name: of the model.
+      kind: one of `report.KINDS`.
+      results: from `evaluate`.
+      differences: from `differences`. Accuracies carry theirs: "difference",
+        its interval from "low" to "high", and "p". The mean over shifts has a
+        line of its own.
+    """
     title = pathlib.PurePath(self._inputs.config.data.name).name
-    return [
-      {
-        "model": name,
-        "kind": kind,
-        "dataset": f"{title}/{dataset}",
-        "metric": metric,
-        "value": value,
-        "n": values["n"],
-      }
-      for dataset, values in results.items()
-      for metric, value in values.items()
-      if metric != "n"
-    ]
+    shifts = report_results.SHIFTS
+    if (name, shifts) in differences:
+      parts = [v for k, v in results.items() if k not in _NO_SHIFTS]
+      mean = math.fsum(v["prec@1"] for v in parts) / len(parts)
+      n = sum(v["n"] for v in parts)
+      results = {**results, shifts: {"prec@1": mean, "n": n}}
+    rows = []
+    for dataset, values in results.items():
+      for metric, value in values.items():
+        if metric == "n":
+          continue
+        row = {
+          "model": name,
+          "kind": kind,
+          "dataset": f"{title}/{dataset}",
+          "metric": metric,
+          "value": value,
+          "n": values["n"],
+        }
+        found = differences.get((name, dataset))
+        if metric == "prec@1" and found:
+          row |= {"difference": found.value, "low": found.low}
+          row |= {"high": found.high, "p": found.p}
+        rows.append(row)
+    return rows
+
+  def differences(
+    self, best: str, results: Mapping[str, tuple[str, Any]]
+  ) -> dict[tuple[str, str], statistics.Difference]:
+    """Compares all accuracies with the best ingredient's, image by image.
+
+    Args:
+      best: its name.
+      results: model -> (kind, values from `evaluate`).
+
+    Returns:
+      (model, set) -> the difference as a fraction, with its 95 % interval by
+      paired bootstrap and the p of McNemar's exact test. The set "shifts" is
+      the mean over all sets besides minival and "test"; it has no p.
+    """
+    correct = {name: self._correct(name, v) for name, (_, v) in results.items()}
+    reference = correct.pop(best)
+    others = [name for name, found in correct.items() if found]
+    if not others or not reference:
+      return {}
+    by_set = {
+      dataset: np.stack(
+        [correct[name][dataset] - right for name in others], axis=-1
+      )
+      for dataset, right in reference.items()
+      if len(right) > 1
+    }
+    found = {}
+    for dataset, values in by_set.items():
+      for name, one in zip(others, statistics.paired_bootstrap(values)):
+        column = correct[name][dataset] - reference[dataset]
+        p = statistics.mcnemar_p(
+          *(int((column == sign).sum()) for sign in (1, -1))
+        )
+        found[name, dataset] = dataclasses.replace(one, p=p)
+    shifts = [v for k, v in by_set.items() if k not in _NO_SHIFTS]
+    if shifts:
+      for name, one in zip(others, statistics.paired_bootstrap(shifts)):
+        found[name, report_results.SHIFTS] = one
+    return found
+
+  def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
+    """Reads whether each image was right, as float64; None if it is missing."""
+    try:
+      with np.load(self._file("correct", name), allow_pickle=False) as stored:
+        return {
+          dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
+          for dataset, values in results.items()
+        }
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      return None
 
   def _write_correct(self, name: str, correct) -> None:
     """Writes whether each image was classified correctly, as bits."""

@@ -70,7 +70,7 @@ def run(
     if _first():
       workdir_lib.open_workdir(workdir, opened.config)
       stack.enter_context(workdir_lib.locked(workdir))
-    processes.barrier("opened")
+    processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
     return _run(opened, workdir)
 
@@ -148,12 +148,13 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
   # --- Results ----------------------------------------------------------------
   page = workdir / "report.html"
   if _first():
+    differences = evaluations.differences(best.name, results)
     rows = [
       row
       for group in report.KINDS
       for name, (kind, values) in results.items()
       if kind == group
-      for row in evaluations.rows(name, kind, values)
+      for row in evaluations.rows(name, kind, values, differences)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)

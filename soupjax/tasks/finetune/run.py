@@ -13,6 +13,7 @@ from absl import logging
 import jax
 import ml_collections
 
+from soupjax import processes
 from soupjax.checkpoints import replaceable
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.tasks import workdir as workdir_lib
@@ -67,6 +68,7 @@ def run(
     for member in members if sweep is not None else ():
       if member.done:  # Rejects results of a sweep that has changed.
         workdir_lib.open_workdir(member.directory, _recorded(member.config))
+  processes.check_shared(workdir)
   done = workdir_lib.agreed([m.name for m in members if m.done])
   chunks = chunked(members, max(config.population, 1))
   left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]

@@ -43,16 +43,19 @@ class Compiled:
   places: PyTree
 
 
-def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
+def make_mesh(
+  config, at_once: int = 1, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """Makes the mesh of a config; members at once get devices of their own."""
   axes = dict(config.sharding.mesh)
+  devices = jax.devices() if devices is None else devices
   if at_once > 1:
     if settings.sharding_rules(config):
       raise ValueError(
         "population trains small models: use sharding.preset='replicated'."
       )
-    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
-  mesh = sharding.make_mesh(axes)
+    axes = {"member": math.gcd(at_once, len(devices)), "data": -1}
+  mesh = sharding.make_mesh(axes, devices)
   if "data" not in mesh.shape:
     raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
   part = config.data.batch_size // config.accumulate
@@ -79,10 +82,15 @@ def abstract_params(config, model) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
+def param_shardings(config, model, mesh) -> PyTree:
+  """Returns the shardings of a model's parameters."""
+  shapes = abstract_params(config, model)
+  return shardings(config, mesh, shapes, shapes)
+
+
 def leaf_sharding(config, model, mesh) -> Callable[..., jax.sharding.Sharding]:
   """Returns a function of leaf name and spec, as `load_params` takes it."""
-  shapes = abstract_params(config, model)
-  by_name = dict(sharding.named(shardings(config, mesh, shapes, shapes)))
+  by_name = dict(sharding.named(param_shardings(config, model, mesh)))
   return lambda leaf, _: by_name[leaf]
 
 
@@ -154,6 +162,45 @@ def compile_step(
     ready=jax.jit(ready, out_shardings=everywhere),
     shapes=shapes,
     places=places,
+  )
+
+
+def abstract_arguments(
+  config, mesh, compiled: Compiled, start: PyTree | None, count: int = 1
+) -> tuple[Any, ...]:
+  """Returns shapes, dtypes and shardings of the arguments of `Compiled.step`.
+
+  Args:
+    config: of a member.
+    mesh: of the step.
+    compiled: from `compile_step`.
+    start: of the parameters, if members are pulled to it.
+    count: members side by side.
+  """
+  size, batch = config.data.image_size, config.data.batch_size
+  members = (count,) * (count > 1)
+  shape = (config.steps_per_call, *members, batch)
+  batches = sharding.along(mesh, None, *["member"] * len(members), "data")
+  # Any number of images: only the shapes of the values count.
+  values = settings.hyper(config, config.data.num_train or 10**6)
+  values = values, np.uint32(0)
+  values = jax.tree.map(lambda x: np.broadcast_to(x, members + x.shape), values)
+  everywhere = sharding.replicated(mesh)
+
+  def placed(spec, place):
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place)
+
+  hyper, keys = jax.tree.map(
+    lambda spec: placed(spec, everywhere),
+    jax.eval_shape(compiled.ready, *values),
+  )
+  return (
+    jax.tree.map(placed, compiled.shapes, compiled.places),
+    jax.ShapeDtypeStruct((*shape, size, size, 3), np.float32, sharding=batches),
+    jax.ShapeDtypeStruct(shape, np.int32, sharding=batches),
+    keys,
+    hyper,
+    start,
   )
 
 

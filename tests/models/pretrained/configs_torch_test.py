@@ -9,7 +9,7 @@ import pytest
 import torch_models
 
 from soupjax.models import ViT, pretrained
-from soupjax.models.pretrained import architectures
+from soupjax.models.pretrained import timm_models
 
 IMAGES = torch_models.IMAGES
 SIZES = {
@@ -233,6 +233,21 @@ def save_timm(folder, architecture="vit_base_patch16_224", config=(), **args):
     ("vit_base_patch16_224", {"global_pool": "map"}),
     ("vit_base_patch32_siglip_256", {}),
     ("flexivit_small", {"act_layer": "gelu_tanh"}),
+    ("vit_small_patch14_dinov2", {"qk_norm": True}),
+    ("vit_giant_patch14_reg4_dinov2", {"mlp_ratio": 5}),
+    ("vit_so150m2_patch16_reg1_gap_256", {}),
+    ("vit_base_patch16_rpn_224", {}),
+    ("deit_tiny_distilled_patch16_224", {}),
+    ("deit3_small_patch16_224", {"num_heads": 2}),
+    ("eva02_tiny_patch14_224", {}),
+    ("eva02_base_patch14_224", {}),
+    ("eva02_base_patch16_clip_224", {}),
+    ("vit_small_plus_patch16_dinov3_qkvb", {"global_pool": "token"}),
+    ("vit_small_patch16_dinov3", {"img_size": [8, 24]}),
+    ("vit_pe_core_base_patch16_224", {}),
+    ("vit_pe_spatial_tiny_patch16_512", {}),
+    ("vit_small_patch16_rope_ape_224", {}),
+    ("vit_small_patch16_rope_mixed_224", {"depth": 2}),
   ],
 )
 def test_models_of_timm(architecture, args, tmp_path):
@@ -245,10 +260,14 @@ def test_models_of_timm(architecture, args, tmp_path):
   "config, message",
   [
     ({"architecture": "vit_xyz"}, "architecture='vit_xyz'.* not known"),
-    ({"architecture": "vit_pe_core_base_patch16_224"}, "vit_pe_core_base"),
-    ({"model_args": {"qk_norm": True}}, "model_args.qk_norm=True"),
-    ({"model_args": {"reg_tokens": 4}}, "reg_tokens=4"),
-    ({"model_args": {"act_layer": "silu"}}, "act_layer='silu'"),
+    ({"architecture": "beit_base_patch16_224"}, "beit_base.*relpos, beit"),
+    ({"architecture": "vit_base_r50_s16_224"}, "vit_base_r50_s16"),
+    ({"architecture": "vit_pe_core_base_patch16_224"}, "pre_norm=True.*False"),
+    ({"model_args": {"qk_norm": True}}, "qk_norm=True, but .* have False"),
+    ({"model_args": {"reg_tokens": 4}}, "registers=4, but .* have 0"),
+    ({"model_args": {"init_values": 1e-5}}, "layer_scale=True, but .* False"),
+    ({"model_args": {"rope_temperature": 5.0}}, "rope_temperature=5.0"),
+    ({"model_args": {"act_layer": "relu"}}, "act_layer='relu'"),
     ({"model_args": {"norm_layer": "rmsnorm"}}, "norm_layer='rmsnorm'"),
     ({"model_args": {"class_token": False}}, "has_cls=False"),
     ({"model_args": ["a"]}, "model_args=.*mapping"),
@@ -264,13 +283,14 @@ def test_other_configs_of_timm_are_refused(config, message, tmp_path):
 def test_names_of_timm_mean_what_they_mean_there():
   timm = torch_models.package("timm")
   acts = {"gelu_exact": "GELU", "gelu": "GELUTanh", "quick_gelu": "QuickGELU"}
+  acts |= {"silu": "SiLU"}
   pools = {"tok": "token", "gap": "avg", "map": "map"}
-  names = [name for name in timm.list_models() if architectures.timm(name)]
-  assert len(names) > 60
+  names = [name for name in timm.list_models() if timm_models.options(name)]
+  assert len(names) > 200
   for name in names:
     with torch_models.torch().device("meta"):
-      model = timm.create_model(name, depth=1, weight_init="skip")
-    options, block = architectures.timm(name), model.blocks[0]
+      model = timm.create_model(name, depth=1)
+    options, block = timm_models.options(name), model.blocks[0]
     assert {
       "width": model.embed_dim,
       "num_heads": block.attn.num_heads,
@@ -279,7 +299,11 @@ def test_names_of_timm_mean_what_they_mean_there():
     }.items() <= options.items(), name
     assert type(block.mlp.act).__name__ == acts[options["act"]], name
     assert model.global_pool == pools[options["pool_type"]], name
-    assert model.has_class_token == options.get("has_cls", True), name
+    assert (model.cls_token is not None) == options.get("has_cls", True), name
+    rotated = getattr(model, "rope", None) is not None
+    assert rotated == bool(options.get("rope")), name
+    post = "Post" in type(block).__name__
+    assert post == options.get("post_norm", False), name
     normed = type(model.norm_pre).__name__ == "LayerNorm"
     assert normed == options.get("pre_norm", False), name
 

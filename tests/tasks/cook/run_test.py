@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from scipy import stats
 
 import soupjax as sj
 from soupjax import config as config_lib
@@ -61,8 +62,11 @@ def test_every_model_is_evaluated_on_every_set(cooked):
   sizes = {row["dataset"]: row["n"] for row in helpers.result_rows(cooked)}
   assert sizes == {
     "digits/minival": 300, "digits/test": 499, "digits/blur": 499,
+    "digits/shifts": 499,
   }  # fmt: skip
-  assert len(helpers.result_rows(cooked)) == len(kinds) * len(sizes) * 2
+  # Two metrics, of which the mean over shifts has one; not of the best.
+  rows = len(kinds) * 3 * 2 + len(kinds) - 1
+  assert len(helpers.result_rows(cooked)) == rows
   assert "greedy" in (cooked / "report.html").read_text()
   assert not list(cooked.glob("*_trace.json")) + list(cooked.glob("*_state*"))
   assert not (cooked / "export").exists()  # They have our names already.
@@ -81,6 +85,38 @@ def test_numbers_are_those_of_the_saved_models(sweep, cooked):
   ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
   for i in ingredients:  # Measured by the sweep itself.
     assert i.metrics["minival/prec@1"] == result[i.name, "digits/minival"]
+
+
+def test_accuracies_are_compared_with_the_best_ingredient(cooked):
+  best = json.loads((cooked / "choices.json").read_text())["best"]["prec@1"]
+  values = helpers.result_values(cooked)
+
+  def right(name, split):
+    with np.load(cooked / "correct" / f"{name}.npz") as stored:
+      return np.unpackbits(stored[split])[:499].astype(int)
+
+  shown = {}
+  for row in helpers.result_rows(cooked):
+    key = row["model"], row["dataset"]
+    assert ("difference" in row) == (
+      row["metric"] == "prec@1" and row["model"] != best
+    )
+    if "difference" in row:
+      shown[key] = row
+      gain = row["value"] - values[best, "digits/blur"]
+      if row["dataset"] in ("digits/shifts", "digits/blur"):
+        assert row["difference"] == pytest.approx(gain)
+      assert row["low"] <= row["difference"] <= row["high"]
+  change = right("greedy", "test") - right(best, "test")
+  expected = stats.binomtest(
+    int((change > 0).sum()), max(int((change != 0).sum()), 1)
+  ).pvalue
+  found = shown["greedy", "digits/test"]["p"]
+  assert found == pytest.approx(expected if change.any() else 1)
+  assert shown["pretrained", "digits/shifts"]["p"] is None
+  assert shown["pretrained", "digits/shifts"]["low"] == pytest.approx(
+    shown["pretrained", "digits/blur"]["low"]  # The only shift.
+  )
 
 
 def test_soups_are_those_of_the_library(sweep, cooked):
