@@ -28,6 +28,7 @@ COVERED_BY = {
   "models/encoder": "models/vit",
   "models/layers": "models/vit",
   "models/clip": "models/pretrained/two_towers",
+  "models/tiny_clip": "tasks/zeroshot",
   "models/text": "models/pretrained/two_towers",
   "models/pretrained/text_configs": "models/pretrained/two_towers",
   "models/pretrained/text_tables": "models/pretrained/two_towers",

@@ -6,7 +6,7 @@ import collections
 from collections.abc import Mapping, Sequence
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -219,8 +219,8 @@ def read_list(source: str | Sequence[str], what: str) -> list[str]:
     return _openclip_list(source, what)
   if not os.path.isfile(source):
     raise ValueError(
-      f"{what}={source!r} is not a file. Give a file with one entry a line, a "
-      "list, or one of "
+      f"{what}={source!r} is not a file. Give a file with one entry a line, "
+      "prompts with {} for the name, or one of "
       f"{', '.join(f'open_clip:{name}' for name in OPENCLIP_LISTS)}."
     )
   if source.endswith(".json"):
@@ -243,13 +243,19 @@ def _openclip_list(source: str, what: str) -> list[str]:
       f"{what}={source!r}: there are "
       f"{', '.join(f'open_clip:{name}' for name in OPENCLIP_LISTS)}."
     )
-  try:
-    lists = importlib.import_module("open_clip.zero_shot_metadata")
-  except ImportError as e:
+  package = importlib.util.find_spec("open_clip")
+  if package is None:
     raise ValueError(
       f"{what}={source!r} needs OpenCLIP: pip install open_clip_torch, or give "
       "a file with one entry a line."
-    ) from e
+    )
+  # The module alone: the package imports torch.
+  [folder, *_] = package.submodule_search_locations
+  spec = importlib.util.spec_from_file_location(
+    "zero_shot_metadata", pathlib.Path(folder) / "zero_shot_metadata.py"
+  )
+  lists = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(lists)
   entries = getattr(lists, OPENCLIP_LISTS[name])
   # Templates are functions of the name.
   return [entry("{}") if callable(entry) else entry for entry in entries]

@@ -3,12 +3,11 @@
 import json
 import logging
 
-import clip_models
 import numpy as np
 import pytest
 import torch_models
 
-from soupjax.models import tokens
+from soupjax.models import tiny_clip, tokens
 
 pytest.importorskip("tokenizers", reason="needs pip install soupjax[clip]")
 pytest.importorskip("ftfy", reason="needs pip install soupjax[clip]")
@@ -32,7 +31,7 @@ ODD = [
 
 @pytest.fixture
 def tiny(tmp_path):
-  clip_models.write_vocabulary(tmp_path)
+  tiny_clip.write_vocabulary(tmp_path)
   return tmp_path
 
 

@@ -150,6 +150,18 @@ def test_another_vocabulary():
     zeroshot.zeroshot_head(model, params, NAMES, TEMPLATES, Letters())
 
 
+def test_lists_of_openclip(monkeypatch):
+  torch_models.package("open_clip")
+  names = zeroshot.read_list("open_clip:imagenet", "x")
+  zeroshot.check_names(names, 1000)
+  templates = zeroshot.read_list("open_clip:openai", "x")
+  zeroshot.check_templates(templates)
+  assert (len(names), len(templates)) == (1000, 80)
+  monkeypatch.setattr(zeroshot.importlib.util, "find_spec", lambda _: None)
+  with pytest.raises(ValueError, match="open_clip:openai.*open_clip_torch"):
+    zeroshot.read_list("open_clip:openai", "zeroshot.templates")
+
+
 def test_lists(tmp_path):
   (tmp_path / "a.txt").write_text("cat\nox\n\n")
   (tmp_path / "a.json").write_text('{"0": "cat", "1": "ox"}')
