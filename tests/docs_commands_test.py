@@ -162,8 +162,8 @@ def write_models(directory: pathlib.Path):
   image = np.zeros((1, 8, 8, 3), "f")
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
   start = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
-  for k in range(2):
-    path = directory / f"runs/{k}"
+  for name in ("runs/0", "runs/1", "vit-base"):
+    path, k = directory / name, int(name == "runs/1")
     path.mkdir(parents=True)
     params = jax.tree.map(lambda x, k=k: (x + k / 99).astype("f"), start)
     pretrained.save_exported(
@@ -182,6 +182,16 @@ def write_models(directory: pathlib.Path):
     prepared |= {"resample": 3, "do_normalize": True}
     prepared |= {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
     (path / "preprocessor_config.json").write_text(json.dumps(prepared))
+    if name == "vit-base":
+      continue
+    query = "vit.encoder.layer.0.attention.attention.query.lora_"
+    factors = {"A.weight": (2, 8), "B.weight": (8, 2)}
+    sj.save_params(
+      path / "adapter/adapter_model.safetensors",
+      {query + k: np.ones(shape, "f") for k, shape in factors.items()},
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (path / "adapter/adapter_config.json").write_text(json.dumps(settings))
   timm = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("timm"))
   params = jax.tree.map(lambda x: x.astype("f"), start)
   pretrained.save_exported(directory / "vit.safetensors", params, timm, "timm")

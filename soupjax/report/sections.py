@@ -7,6 +7,7 @@ All texts from files go through `html.escape`.
 
 from collections.abc import Mapping, Sequence
 import html
+import math
 from typing import Any
 
 from soupjax.report import results as results_lib
@@ -238,6 +239,64 @@ def _table_note(results) -> str:
     "Nothing was chosen on test or on a shift. The best ingredient and the "
     "soups were chosen or trained on minival, so its column is optimistic."
   )
+
+
+def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
+  """Returns the table of calibration errors and losses; "" if none are known.
+
+  The columns are minival, test and the mean over shifts.
+  """
+  metrics = {
+    "ece": "ECE, %",
+    "ece_t": "with temperature",
+    "loss": "loss",
+    "loss_t": "with temperature",
+  }
+  places = [s for s in ("minival", "test") if s in results.splits]
+  places += [SHIFTS] if results.shifts else []
+
+  def value(model, split, metric):
+    splits = results.shifts if split == SHIFTS else [split]
+    cells = [results.cells.get((model, s, metric)) for s in splits]
+    if None in cells:
+      return None
+    return math.fsum(c[0] for c in cells) / len(cells)
+
+  body = []
+  for row in tables.rows(results, sizes):
+    if row.kind == "mean":
+      continue
+    model, cells = row.models[0], []
+    for split in places:
+      for metric in metrics:
+        found = value(model, split, metric)
+        if found is None:
+          cells.append(_DASH)
+        elif metric.startswith("ece"):
+          cells.append(f"{100 * found:.1f}")
+        else:
+          cells.append(f"{found:.3f}")
+    if all(cell == _DASH for cell in cells[::4]):
+      continue
+    body.append(
+      f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>'
+      + "".join(f"<td>{cell}</td>" for cell in cells)
+      + "</tr>"
+    )
+  if not body:
+    return ""
+  head = "".join(
+    f'<th scope="col">{"shifts" if split == SHIFTS else split}<br>{title}</th>'
+    for split in places
+    for title in metrics.values()
+  )
+  note = (
+    "ECE: expected calibration error over 15 bins of equally many images. "
+    "Temperature: one number for each model, fitted to the loss on minival. "
+    "Averaging weights does not calibrate as ensembles do (arXiv 2203.05482, "
+    "appendix B)."
+  )
+  return f"{_table(head, body)}\n<p><small>{note}</small></p>"
 
 
 def ingredients_section(

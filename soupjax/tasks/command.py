@@ -25,9 +25,9 @@ SHARED = ("dry_run", "distributed", "compilation_cache")
 # Task -> its other flags.
 TASKS = {
   "finetune": ("workdir", "sweep", "sweep_index", "fake_devices", "topology"),
-  "cook": ("workdir",),
+  "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
-  "mix": (),
+  "mix": ("topology",),
 }
 
 # Task -> keys of its config that it takes over from another task and ignores.
@@ -36,6 +36,7 @@ UNUSED = {
     "cook.learned",
     "cook.wise_ft_points",
     "cook.ensembles_gb",
+    "cook.calibration",
     "initial_head",
     "seed",
   ),
@@ -191,22 +192,31 @@ def _compile(task, command, tpu: topology.Topology):
   # Programs for devices that are not there cannot be read back.
   compilation_cache.use(False)
   with topology.explained(tpu):
-    plan, programs = _programs(task, command, tpu.devices)
-  print(plan, end="\n\n")
+    programs = list(_programs(task, command, tpu.devices))
+  print()
   print(report.run(programs, tpu))
 
 
 def _programs(task, command, devices):
-  """Returns the plan of a task on some devices, and its programs."""
-  del task
-  from soupjax.tasks.finetune import dry_run as plan_lib
-  from soupjax.tasks.finetune import programs
-
-  members, index, in_sweep = _members(command, True)
+  """Prints the plan of a task on some devices; returns its programs."""
   config = command.config
-  plan = plan_lib.plan(config, members, index, devices)
-  members = members if in_sweep else None
-  return plan, list(programs.programs(config, members, index, devices))
+  if task == "finetune":
+    from soupjax.tasks.finetune import dry_run as plan_lib
+    from soupjax.tasks.finetune import programs as finetune
+
+    members, index, in_sweep = _members(command, True)
+    print(plan_lib.plan(config, members, index, devices))
+    members = members if in_sweep else None
+    return finetune.programs(config, members, index, devices)
+  if task == "cook":
+    from soupjax.tasks.cook import programs as cook
+    from soupjax.tasks.cook import run as cook_run
+
+    workdir = command.flags.get("workdir")
+    return cook.programs(cook_run.planned(config, workdir, devices))
+  from soupjax.tasks import mix
+
+  return mix.programs(config, devices)
 
 
 def _run(task, command, dry_run):

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import clip, pretrained, tokens, zeroshot
 from soupjax.soups.core import tree
@@ -123,7 +124,7 @@ def head(
   leaves, treedef = tree.nest({leaf: adapted.read(leaf) for leaf in specs})
   params = jax.tree.unflatten(treedef, list(leaves.values()))
   tokenizer = tokens.open_tokenizer(
-    source.path or "",
+    companions.home(source) or "",
     context_length=model.text["context_length"],
     vocab_size=model.text["vocab_size"],
   )

@@ -72,18 +72,28 @@ def log(folder):
   return [verb for verb in verbs if verb != "describe"]
 
 
-def test_dry_run_of_tpu_vm_prints_the_commands():
+def test_dry_run_of_tpu_vm_prints_the_commands_and_compiles(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/bash\nprintf '<%s>' \"$@\"\necho\n")
   more = ["--project=p", "--spot", "--dry_run"]
-  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"])
+  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"], tmp_path)
   golden = pathlib.Path(__file__).with_name("tpu_vm_golden.txt")
   assert done.returncode == 0
   assert done.stdout == golden.read_text()
 
 
-def test_tpu_vm_mounts_a_bucket():
-  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
-  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
-  assert command in done.stdout
+def test_dry_run_of_tpu_vm_fails_if_a_program_does_not_fit(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/sh\necho 'does not fit' >&2\nexit 1\n")
+  done = run([*TPU, "--dry_run", *JOB], tmp_path)
+  assert done.returncode == 1 and "does not fit" in done.stderr
+
+
+def test_tpu_vm_needs_no_share_for_a_bucket(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/sh\n")
+  job = [*JOB[:2], "--workdir=gs://soups/run"]
+  done = run([*TPU[:-1], "--dry_run", *job], tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert "--workdir=gs://soups/run" in done.stdout
+  assert "mount" not in done.stdout and "nfs" not in done.stdout
 
 
 def test_tpu_vm_waits_runs_and_deletes(tmp_path):
@@ -127,6 +137,8 @@ def test_tpu_vm_gives_up_and_keeps(tmp_path):
   [
     ([*TPU[:1], *JOB], "--name, --zone and --type"),
     ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
+    ([*TPU, "--share=gs://b", *JOB], "give --workdir=gs://b/DIR"),
+    ([*TPU[:-1], *JOB], "or /mnt/soupjax/... with --share=HOST:/DIR"),
     ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
     (TPU, "nothing to run"),
     ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),

@@ -115,6 +115,22 @@ def test_differences_with_intervals(tmp_path):
   assert f"(95 % interval {minus}2.0 to {minus}0.1)" in text
 
 
+def test_calibration(tmp_path):
+  workdir = helpers.write_run(tmp_path)
+  assert "Calibration" not in write(workdir)
+  lines = helpers.records()
+  for split, value in zip(("test", *helpers.SHIFTS), (0.03, 0.1, 0.2, 0.3)):
+    lines.append(helpers.record("greedy", "soup", split, value, metric="ece"))
+  helpers.write_results(workdir, lines)
+  page = write(workdir)
+  part = page[page.index("<h2>Calibration") :]
+  dash = "\N{EN DASH}"
+  expected = [dash, dash, "0.100", dash, "3.0", dash, "0.100", dash]
+  expected += ["20.0", dash, "0.100", dash]  # The mean over shifts.
+  assert cells(part, "Greedy soup") == expected
+  assert "Uniform soup" not in part
+
+
 def test_ties_are_all_bold(tmp_path):
   page = write(helpers.write_run(tmp_path))
   for label in ("Initial model", "Greedy soup"):

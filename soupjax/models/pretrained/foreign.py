@@ -141,6 +141,12 @@ def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
   )
 
 
+def row_of(family: tables.Family, leaf: str) -> tables.Row | None:
+  """Returns the usual row of one of our leaves, None without one."""
+  rows = (r for r in rows_of(family, leaf) if not r.packed)
+  return next(rows, None)
+
+
 @functools.lru_cache
 def _rows(rows):
   result: dict[str, tuple[tables.Row, ...]] = {}
@@ -229,23 +235,32 @@ class SourceTable:
       for row in rows_of(self.family, leaf)
       if row.packed in (None, self.packed)
     ]
-    for row in rows:
-      for name in row.names:
-        if name in self.entries:
-          return row, name
+    names = [(row, k) for row in rows for k in row.names if k in self.entries]
+    if names:  # Of two, the one that is not left out.
+      return min(names, key=lambda pair: pair[1] in self.dropped)
     return (rows[0] if rows else None), None
+
+  def dropped_leaves(self) -> set[str]:
+    """Returns our leaves that the user leaves out."""
+    leaves = {leaf for name in self.dropped if (leaf := self.leaf_of(name))}
+    return {leaf for leaf in leaves if self.locate(leaf)[1] in self.dropped}
 
   @functools.cached_property
   def packed(self) -> bool:
     """Whether both matrices of gated MLPs are in one."""
     mlp = f"{tables.BLOCK_0}MlpBlock_0/"
-    for row in rows_of(self.family, f"{mlp}gate/kernel"):
-      inner = self.entries.get(self.prefix + row.names[0])
-      for out_row in rows_of(self.family, f"{mlp}Dense_1/kernel"):
-        outer = self.entries.get(self.prefix + out_row.names[0])
-        if row.packed and inner is not None and outer is not None:
-          return inner.shape[0] == 2 * outer.shape[-1]
-    return False
+    inner, outer = (
+      [
+        self.entries[self.prefix + name]
+        for row in rows_of(self.family, mlp + leaf)
+        for name in row.names
+        if row.packed is not False and self.prefix + name in self.entries
+      ]
+      for leaf in ("gate/kernel", "Dense_1/kernel")
+    )
+    return bool(inner and outer) and (
+      inner[0].shape[0] == 2 * outer[0].shape[-1]
+    )
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
     """Returns the names in the file of those of our leaves that it has."""
@@ -360,7 +375,7 @@ class SourceTable:
       if not self.fits(leaf, spec.shape):
         shapes = self.entries[name].shape, foreign_shape(row, spec.shape)
         misshapen[name] = shapes
-    unexpected = {}
+    unexpected, twice = {}, {}
     for name in self.entries:
       leaf = self.leaf_of(name)
       # Of a layer outside the model, all leaves are used or none.
@@ -371,7 +386,10 @@ class SourceTable:
         and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
-    return mismatch.describe(missing, unexpected, misshapen)
+        other = self.locate(leaf)[1] if leaf else None
+        if other not in (None, name):
+          twice[name] = other
+    return mismatch.describe(missing, unexpected, misshapen, twice)
 
   def read(
     self,
@@ -398,8 +416,18 @@ class SourceTable:
         if leaf in leaves:
           leaves[leaf] = leaves[leaf] + table[:, start : start + count]
         start += count
-      leaves["pos_embedding"] = positions.resample(table[:, before:], grid)
+      leaves["pos_embedding"] = positions.resample(
+        table[:, before:], grid, self.family.resample, self._grid()
+      )
     return leaves
+
+  def _grid(self) -> tuple[int, int] | None:
+    """Returns rows and columns of the patches, None if no config has them."""
+    kernel = self.shape("embedding/kernel")
+    if self.said.image_size is None or kernel is None or len(kernel) != 4:
+      return None
+    height, width = self.said.image_size
+    return (height // kernel[0], width // kernel[1])
 
   def _leaf(self, leaf, spec):
     row, name = self.locate(leaf)

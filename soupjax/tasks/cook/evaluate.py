@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -84,12 +84,17 @@ class Evaluations:
     if workdir_lib.agreed(done):
       return workdir_lib.read(record)
     params, results, correct, logits, labels = load(), {}, {}, {}, {}
+    calibration = self._calibration()
     for dataset, evaluator in self._evaluators.items():
       try:
-        values = evaluator.per_example(params, logits=keep_logits)
+        values = evaluator.per_example(
+          params, logits=keep_logits or calibration.wanted
+        )
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
-      results[dataset] = evaluator.means(values)
+      results[dataset] = evaluator.means(values) | calibration.of(
+        dataset, values.get("logits"), values.get("labels")
+      )
       correct[dataset] = values["prec@1"]
       if keep_logits:
         logits[dataset], labels[dataset] = values["logits"], values["labels"]
@@ -98,7 +103,7 @@ class Evaluations:
       if keep_logits:
         files.write_arrays(self._file("logits", LABELS), labels)
         files.write_arrays(self._file("logits", name), logits)
-      record.parent.mkdir(exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, results)
     processes.barrier(f"evaluated {name}")
     return results
@@ -107,7 +112,7 @@ class Evaluations:
     self, name: str, logits: Mapping[str, np.ndarray]
   ) -> dict[str, dict[str, float]]:
     """Evaluates an ensemble by its logits; returns the same as `evaluate`."""
-    labels = self.logits(LABELS)
+    labels, calibration = self.logits(LABELS), self._calibration()
     results, correct = {}, {}
     for dataset, outputs in logits.items():
       evaluator = Evaluator.from_arrays(
@@ -116,11 +121,18 @@ class Evaluations:
         outputs=self._inputs.outputs.get(dataset),
       )  # fmt: skip
       values = evaluator.per_example(None)
-      results[dataset] = evaluator.means(values)
+      results[dataset] = evaluator.means(values) | calibration.of(
+        dataset, outputs, labels[dataset]
+      )
       correct[dataset] = values["prec@1"]
     if jax.process_index() == 0:
       self._write_correct(name, correct)
     return results
+
+  def _calibration(self) -> "_Calibration":
+    return _Calibration(
+      self._inputs.config.cook.calibration, self._inputs.outputs
+    )
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
     """Returns the logits of a model by set; None if missing or damaged."""
@@ -128,8 +140,8 @@ class Evaluations:
     if not file.exists():
       return None
     try:
-      with np.load(file, allow_pickle=False) as stored:
-        return {dataset: stored[dataset] for dataset in self._evaluators}
+      stored = files.read_arrays(file)
+      return {dataset: stored[dataset] for dataset in self._evaluators}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
 
@@ -220,11 +232,11 @@ class Evaluations:
   def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
     """Reads whether each image was right, as float64; None if it is missing."""
     try:
-      with np.load(self._file("correct", name), allow_pickle=False) as stored:
-        return {
-          dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
-          for dataset, values in results.items()
-        }
+      stored = files.read_arrays(self._file("correct", name))
+      return {
+        dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
+        for dataset, values in results.items()
+      }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
 
@@ -238,8 +250,38 @@ class Evaluations:
 
   def _file(self, folder: str, name: str) -> pathlib.Path:
     path = self._workdir / folder / f"{name}.npz"
-    path.parent.mkdir(exist_ok=True)
+    files.make_directory(path.parent)
     return path
+
+
+class _Calibration:
+  """Calibration of one model on its sets, minival first.
+
+  On minival it fits the temperature that the other sets use.
+  """
+
+  def __init__(self, wanted: bool, outputs: Mapping[str, Sequence[int]]):
+    self.wanted, self._outputs, self._temperature = wanted, outputs, 1.0
+
+  def of(self, dataset: str, logits, labels) -> dict[str, float]:
+    """Returns "ece", and with the temperature "ece_t" and "loss_t"."""
+    if not self.wanted:
+      return {}
+    logits = np.asarray(logits, np.float64)
+    if (chosen := self._outputs.get(dataset)) is not None:
+      order = np.argsort(chosen)
+      logits = logits[:, np.asarray(chosen)[order]]
+      labels = np.searchsorted(np.asarray(chosen)[order], labels)
+    found = {}
+    if dataset == "minival":
+      self._temperature = statistics.temperature(logits, labels)
+      found["temperature"] = self._temperature
+    scaled = logits / self._temperature
+    return found | {
+      "ece": statistics.ece(logits, labels),
+      "ece_t": statistics.ece(scaled, labels),
+      "loss_t": statistics.nll(scaled, labels),
+    }
 
 
 def _unchanged(params, logits):

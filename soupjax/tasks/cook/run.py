@@ -7,6 +7,7 @@ Reads top to bottom: ingredients, soups, evaluation, results. Settings are in
 single soups in `soups`.
 """
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -30,7 +31,7 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -56,15 +57,14 @@ def run(
     ValueError: if the config cannot work, or checkpoints, model and data do not
       fit together.
   """
-  workdir = pathlib.Path(path).expanduser().absolute() if path else None
+  workdir = files.path_of(path) if path else None
   if not dry_run and _print_finished(config, workdir):
     return workdir / "report.html"
-  cook_config.check(config)
-  opened = inputs.open_inputs(config)
-  inputs.check_workdir(opened, workdir)
-  if _first():
-    print(inputs.plan(opened))
+  opened = planned(config, workdir)
   if dry_run:
+    needed = needs.cooking(opened, path)
+    if _first():
+      print(needed)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
@@ -73,6 +73,26 @@ def run(
     processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
     return _run(opened, workdir)
+
+
+def planned(
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> inputs.CookInputs:
+  """Opens everything and prints the plan.
+
+  Args:
+    config: as in `run`.
+    workdir: as in `run`; None in a dry run.
+    devices: of the mesh; None takes those of JAX.
+  """
+  cook_config.check(config)
+  opened = inputs.open_inputs(config, devices)
+  inputs.check_workdir(opened, workdir)
+  if _first():
+    print(inputs.plan(opened))
+  return opened
 
 
 def _first() -> bool:
@@ -97,7 +117,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
     if _first():
       record = workdir / "ingredients" / name / "hyperparameters.json"
-      record.parent.mkdir(parents=True, exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, dict(ingredient.hyperparameters))
     progress.step(images=opened.num_images)
   _write_choices(opened, ingredients, workdir)
@@ -199,11 +219,11 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
   """Makes every soup that does not exist yet; returns their names."""
   config, place = opened.config.cook, opened.place
   folder = workdir / "soups"
-  folder.mkdir(exist_ok=True)
+  files.make_directory(folder)
 
   def cook(name, make, state):
     """Makes and saves a soup; `state` resumes it after a kill."""
-    if workdir_lib.exists(folder / name):
+    if workdir_lib.has_model(folder / name):
       return
     params, records = make(name, state)
     workdir_lib.save_model(folder / name, params, **records)
@@ -259,13 +279,13 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # With these configs beside it, a soup is a folder that other libraries open.
-  beside = companions.beside(opened.ingredients[0].path)
+  beside = companions.beside(companions.home(opened.ingredients[0]))
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if beside:
     file = path / "model.safetensors"
   if workdir_lib.exists(file):
     return
-  file.parent.mkdir(parents=True, exist_ok=True)
+  files.make_directory(file.parent)
   if _first():
     companions.copy(beside, path)
   params = open_lib.load_params(soup)

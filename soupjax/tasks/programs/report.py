@@ -3,8 +3,10 @@
 """Compiles the programs of a task for a TPU slice and tells what they need."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import concurrent.futures
 import dataclasses
 import math
+import threading
 import time
 from typing import Any
 
@@ -24,6 +26,7 @@ class Program:
     name: for the table.
     function: compiled by `jax.jit`, as the task calls it.
     args: shapes, dtypes and shardings of its arguments.
+    options: its static arguments.
     beside: name -> bytes on each device of other arrays that are there during
       a call.
     advice: maps the bytes that a device needs, and those it has, to settings
@@ -33,6 +36,7 @@ class Program:
   name: str
   function: Any
   args: tuple[Any, ...]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
   advice: Callable[[int, int], str] = lambda needed, room: ""
 
@@ -82,12 +86,12 @@ def bytes_on_each(specs: PyTree) -> int:
 def compile_program(program: Program, slice_: topology.Topology) -> Result:
   """Compiles a program for a slice; runs nothing."""
   start = time.perf_counter()
-  traced = program.function.trace(*program.args)
+  traced = program.function.trace(*program.args, **program.options)
   flops = cost.flops(traced.jaxpr) / len(slice_.devices)
   beside = sum(program.beside.values())
   memory, parts, needed = None, [], 0
   try:
-    compiled = traced.lower().compile()
+    compiled = _with_large_stack(traced.lower().compile)
   except jax.errors.JaxRuntimeError as e:
     sizes = topology.needed(str(e))
     if sizes is None:
@@ -105,6 +109,20 @@ def compile_program(program: Program, slice_: topology.Topology) -> Result:
     collectives=parts,
     seconds=time.perf_counter() - start,
   )
+
+
+def _with_large_stack(function: Callable[[], Any]) -> Any:
+  """Calls a function in a thread with a stack of 1 GB.
+
+  The compiler for TPUs recurses: a step of ViT-G overflows the usual 8 MB,
+  which ends the process.
+  """
+  before = threading.stack_size(2**30)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+      return thread.submit(function).result()
+  finally:
+    threading.stack_size(before)
 
 
 def run(programs: Iterable[Program], slice_: topology.Topology) -> str:

@@ -13,9 +13,10 @@ from scipy import stats
 
 import soupjax as sj
 from soupjax import config as config_lib
+from soupjax.evaluators import statistics
 from soupjax.models import pretrained
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import inputs
+from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.cook import run as cook
 from soupjax.tasks.finetune import config as finetune_config
 
@@ -64,8 +65,9 @@ def test_every_model_is_evaluated_on_every_set(cooked):
     "digits/minival": 300, "digits/test": 499, "digits/blur": 499,
     "digits/shifts": 499,
   }  # fmt: skip
-  # Two metrics, of which the mean over shifts has one; not of the best.
-  rows = len(kinds) * 3 * 2 + len(kinds) - 1
+  # Two metrics and three of calibration for three sets, one temperature; the
+  # mean over shifts has one metric, but not for the best.
+  rows = len(kinds) * (3 * 5 + 1) + len(kinds) - 1
   assert len(helpers.result_rows(cooked)) == rows
   assert "greedy" in (cooked / "report.html").read_text()
   assert not list(cooked.glob("*_trace.json")) + list(cooked.glob("*_state*"))
@@ -117,6 +119,29 @@ def test_accuracies_are_compared_with_the_best_ingredient(cooked):
   assert shown["pretrained", "digits/shifts"]["low"] == pytest.approx(
     shown["pretrained", "digits/blur"]["low"]  # The only shift.
   )
+
+
+def test_calibration_is_that_of_the_logits(cooked):
+  def read(name):
+    with np.load(cooked / "logits" / f"{name}.npz") as stored:
+      return {split: stored[split] for split in ("minival", "test")}
+
+  labels, logits = read(evaluate.LABELS), read("member_001")
+  t = statistics.temperature(logits["minival"], labels["minival"])
+  found = {
+    row["metric"]: row["value"]
+    for row in helpers.result_rows(cooked)
+    if (row["model"], row["dataset"]) == ("member_001", "digits/test")
+  }
+  scaled = logits["test"].astype(np.float64) / t
+  assert found["ece"] == statistics.ece(logits["test"], labels["test"])
+  assert found["ece_t"] == statistics.ece(scaled, labels["test"])
+  assert found["loss_t"] == statistics.nll(scaled, labels["test"])
+  assert helpers.result_values(cooked, "temperature")[
+    "member_001", "digits/minival"
+  ] == pytest.approx(t)
+  assert ("uniform", "digits/blur") in helpers.result_values(cooked, "ece")
+  assert ("ensemble", "digits/test") in helpers.result_values(cooked, "ece_t")
 
 
 def test_soups_are_those_of_the_library(sweep, cooked):
