@@ -26,6 +26,7 @@ import torch_models
 
 import soupjax as sj
 from soupjax.data import batch_ops, image_ops
+from soupjax.models import tiny_clip
 
 ROOT = helpers.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,10 @@ ELSEWHERE = {
 # Changes of a command, from the first pattern that matches. Other commands run
 # as they stand.
 SHORTER = {
+  # The lists of OpenCLIP, which may not be installed.
+  r"soupjax --config=configs/finetune/clip_b32_i1k\.py.*": [
+    (r"$", " --dry_run --config.zeroshot.names= --config.zeroshot.templates={}")
+  ],
   # Weights and images that are not here: the plan alone.
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
@@ -297,6 +302,10 @@ def namespace(page: str) -> dict:
     names |= dict(finetuned=a)
   elif page == "cook.md":
     names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
+  elif page == "clip.md":
+    tiny_clip.save("clip")
+    tokens = jnp.zeros((1, 32), int)
+    names |= dict(images=jnp.zeros((1, 16, 16, 3)), tokens=tokens)
   elif page == "data.md":
     names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
     names |= dict(targets=jnp.eye(4))

@@ -206,6 +206,20 @@ class Results:
     )
     return dict(sorted((float(m[1]), m[0]) for m in matches if m))
 
+  @functools.cached_property
+  def best_wise_ft(self) -> float | None:
+    """The coefficient with the highest accuracy on minival.
+
+    Of equal ones, that closest to the middle; None without minival.
+    """
+    accuracies = {
+      alpha: self.accuracy(model, "minival")
+      for alpha, model in self.wise_ft.items()
+    }
+    if not accuracies or None in accuracies.values():
+      return None
+    return max(accuracies, key=lambda a: (accuracies[a], -abs(a - 0.5)))
+
 
 def _checked(record, line: int):
   """Returns the fields of a record, or raises a ValueError with its line."""

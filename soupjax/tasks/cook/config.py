@@ -152,7 +152,10 @@ def of_sweep(
     config.data.batch_size = recorded["data"]["eval_batch_size"]
   config.tests = config_lib.NamedTexts(recorded.get("tests") or {})
   probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
-  config.initial_head = "linear probe" if probed else ""
+  named = recorded.get("init", {}).get("head") == "zeroshot"
+  config.initial_head = "zero-shot" if named else ""
+  if probed:
+    config.initial_head = "linear probe"
   missing = [
     member.name
     for member in sorted(root.glob("member_*"))
