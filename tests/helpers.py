@@ -128,6 +128,7 @@ else:
 for stream, name in ((1, "out"), (2, "err")):
   path = os.path.join(request["logs"], name)
   os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+os.environ |= request["env"]
 os.chdir(request["cwd"])
 sys.path[:0] = request["path"]
 sys.argv = ["soupjax", *request["arguments"]]
@@ -159,6 +160,8 @@ def _start(arguments, logs, cwd=ROOT, path=(), code=None) -> int:
     "logs": str(logs),
     "cwd": str(cwd),
     "path": list(map(str, path)),
+    # Of a store that was started later than the server.
+    "env": {k: v for k, v in os.environ.items() if k.startswith("AWS_")},
   }
   _server().stdin.write(json.dumps(request).encode() + b"\n")
   return int(_server().stdout.readline())

@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.soups.core.ingredient import Ingredient
 
 # Configs of transformers, timm and OpenCLIP.
@@ -34,14 +34,19 @@ def file_beside(path: str | None, name: str) -> pathlib.Path | None:
   Raises:
     ValueError: if it is not a regular file.
   """
-  if not path or "://" in path:
+  if not path:
     return None
-  directory = pathlib.Path(path)
+  directory = _as_path(path)
   file = (directory if directory.is_dir() else directory.parent) / name
   if not file.exists():
     return None
-  files.check_regular(file)
+  if not buckets.is_remote(file):
+    files.check_regular(file)
   return file
+
+
+def _as_path(path: str):
+  return files.path_of(path) if buckets.is_remote(path) else pathlib.Path(path)
 
 
 def home(ingredient: Ingredient) -> str | None:
@@ -61,7 +66,7 @@ def read(path: str) -> dict[str, dict[str, Any]]:
   """Reads the config files beside a checkpoint.
 
   Args:
-    path: of the checkpoint. Nothing is read beside a remote one.
+    path: of the checkpoint.
 
   Returns:
     File name -> content. Files of the same name that other programs wrote, such
@@ -84,9 +89,7 @@ def sidecar(path: str, name: str) -> dict[str, Any]:
 
   For a directory called `params`, the file may also be in its parent.
   """
-  if "://" in path:
-    return {}
-  file = pathlib.Path(path, name)
+  file = _as_path(path) / name
   if file.parent.name == "params" and not file.exists():
     file = file.parent.with_name(name)
   value = files.read_json(file) if file.exists() else {}

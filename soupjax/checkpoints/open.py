@@ -168,6 +168,11 @@ def _is_joined(part: str) -> bool:
   return bool(paths) and "," not in (entry or "")
 
 
+def matches(pattern: str) -> list[str]:
+  """Returns the paths that a pattern matches, without opening them."""
+  return _matches(pattern)[0]
+
+
 def _matches(pattern: str) -> tuple[list[str], str | None]:
   """Returns the paths that match, and the entry after '#', if any."""
   paths = _glob(pattern) if not byte_ranges.is_remote(pattern) else []

@@ -10,7 +10,7 @@ import stat
 
 from soupjax import buckets
 from soupjax.checkpoints import companions
-from soupjax.checkpoints.formats import byte_ranges, safetensors
+from soupjax.checkpoints.formats import safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -135,7 +135,12 @@ def check_leftover(path: str, is_directory: bool) -> None:
 def _is_part(name: str) -> bool:
   """Whether a name occurs at the top of a directory that soupjax writes."""
   return name in (
-    *("state", "orbax.checkpoint", "_CHECKPOINT_METADATA"),
+    *(
+      "state",
+      "orbax.checkpoint",
+      "commit_success.txt",
+      "_CHECKPOINT_METADATA",
+    ),
     "._CHECKPOINT_METADATA.tmp",
     *companions.NAMES,
     *(f".{file}.tmp" for file in companions.NAMES),
@@ -217,7 +222,7 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
     ValueError: naming the ingredient's checkpoint.
   """
   for source in _with_bases(sources):
-    if not source.path or byte_ranges.is_remote(source.path):
+    if not source.path or buckets.is_remote(source.path):
       continue
     check_folder(path, source.path)
 
@@ -232,6 +237,8 @@ def check_folder(path: str | os.PathLike, checkpoint: str) -> None:
   Raises:
     ValueError: naming the checkpoint.
   """
+  if buckets.is_remote(path) or buckets.is_remote(checkpoint):
+    return
   for folder in _folders(checkpoint):
     if _is_inside(os.fspath(path), folder):
       raise ValueError(

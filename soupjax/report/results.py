@@ -8,9 +8,10 @@ import functools
 import json
 import math
 import os
-import pathlib
 import re
 from typing import Any
+
+from soupjax import files
 
 KINDS = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
 SHIFTS = "shifts"  # The name of the mean over all shifts.
@@ -253,7 +254,7 @@ def read_run(workdir: str | os.PathLike) -> Results:
   Raises:
     ValueError: if a file is malformed, or `results.jsonl` is missing or empty.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   path, choices = workdir / "choices.json", Choices()
   if path.is_file():
     try:
@@ -282,7 +283,7 @@ def read_results(
     ValueError: if the file is missing, empty or malformed, naming the line, or
       `Results.from_records` rejects it.
   """
-  path = pathlib.Path(path)
+  path = files.path_of(path)
   run = f"Run `soupjax --config=CONFIG --workdir={path.parent}`"
   if not path.is_file():
     raise ValueError(f"{path} does not exist. {run} first.")

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from ml_collections import config_dict
 
-from soupjax import files, sharding
+from soupjax import buckets, files, sharding
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.adapters import combined
@@ -272,7 +272,7 @@ def _estimate(mixed, program: int, out: str) -> estimate.Estimate:
     },
     device={},
     disk={"the soup": mixed.disk_bytes},
-    free=files.free_bytes(out),
+    free=None if buckets.is_remote(out) else files.free_bytes(out),
   )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import processes
-from soupjax.tasks import command, mix
+from soupjax.tasks import command, estimate, mix
 
 MIX = str(helpers.ROOT / "configs" / "mix.py")
 COOK = str(helpers.ROOT / "configs" / "cook.py")
@@ -58,13 +58,15 @@ def test_a_member_that_the_sweep_lacks(tmp_path, index, dry_run):
   assert not (tmp_path / "x").exists()
 
 
-def test_a_dry_run_of_one_member_shows_that_member(capsys):
+def test_a_dry_run_of_one_member_shows_that_member(capsys, monkeypatch):
+  monkeypatch.setattr(estimate, "can_compile", lambda *args: False)
   config = sj.config.load(helpers.DIGITS, "runlocal")
   flags = {"sweep_index": 1, "dry_run": True}
   file = f"{helpers.DIGITS}:runlocal"
   command.run(command.Command(config, file, (), flags))
   text = capsys.readouterr().out
   assert "member_001" in text and "member_000" not in text
+  assert "not counted    all device memory" in text
 
 
 def test_a_key_that_the_task_ignores_is_an_error():

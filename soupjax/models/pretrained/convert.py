@@ -25,6 +25,7 @@ from soupjax.checkpoints import save
 from soupjax.models import layers
 from soupjax.models.pretrained import (
   detect,
+  families,
   foreign,
   mappings,
   mismatch,
@@ -75,6 +76,7 @@ def load_pretrained(
   image_size: int | tuple[int, int] | None = None,
   head: str = "auto",
   skip: Sequence[str] = (),
+  prefix: str = "",
   init: PyTree | None = None,
 ) -> PyTree:
   """Reads weights of another library into the parameters of a model.
@@ -95,6 +97,8 @@ def load_pretrained(
       without a head ignores that of the checkpoint.
     skip: regular expressions of leaves that are not loaded, in our names or
       those of the file.
+    prefix: start of the names of the model in the file, of several, such as
+      "module.base_encoder."; other leaves are not loaded.
     init: parameters of the model, for its leaves that are skipped.
 
   Returns:
@@ -108,7 +112,8 @@ def load_pretrained(
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = detect.open_table(source, family, skip)
+  dropped = families.with_prefix(skip, prefix)
+  table = detect.open_table(source, family, dropped)
   _check_model(model, table)
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
@@ -137,6 +142,7 @@ def as_ingredient(
   family: str | None = None,
   image_size: int | tuple[int, int] | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> Ingredient:
   """Adapts a checkpoint of another library to a model; reads no weights yet.
 
@@ -147,6 +153,7 @@ def as_ingredient(
     family: as for `load_pretrained`.
     image_size: as for `load_pretrained`.
     skip: regular expressions of leaves of the file that are not read.
+    prefix: as for `load_pretrained`.
 
   Returns:
     An ingredient with the names, shapes and dtypes of `model.init`; name, path,
@@ -156,11 +163,12 @@ def as_ingredient(
   Raises:
     ValueError: as for `load_pretrained`.
   """
-  table = detect.open_table(source, family, skip)
+  dropped = families.with_prefix(skip, prefix)
+  table = detect.open_table(source, family, dropped)
   _check_model(model, table)
   blocks, grid = _model_specs(model, table, image_size)
   _check_computation(model, table, [])
-  dropped = {table.leaf_of(name) for name in table.dropped} & set(blocks)
+  dropped = table.dropped_leaves() & set(blocks)
   if dropped:
     raise ValueError(
       f"skip= leaves out {sorted(dropped)[0]} of {table.where}, which the "
@@ -470,7 +478,7 @@ def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   names += [*table.entries, *(k for v in table.ignored.values() for k in v)]
   matches = tree.matches("skip", skip, list(dict.fromkeys(names)))
   matched = {k for _, leaves in matches for k in leaves}
-  matched |= {table.leaf_of(k) for k in table.dropped}
+  matched |= table.dropped_leaves()
   skipped = sorted(matched & set(specs))
   if not skipped:
     return {}

@@ -54,6 +54,7 @@ def detect(
   *,
   family: str | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
@@ -67,6 +68,7 @@ def detect(
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
     skip: regular expressions of leaves of the file to leave out.
+    prefix: start of the names of the model in the file, if it has several.
 
   Returns:
     A description; `ViT(**detect(path).options)` is the model.
@@ -78,7 +80,7 @@ def detect(
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = open_table(source, family, skip)
+  table = open_table(source, family, families.with_prefix(skip, prefix))
   vit_fields = {}
   if table.family.model == "ViT":
     vit_fields = _detect_vit(table)

@@ -70,6 +70,11 @@ def recognise(
   )
 
 
+def with_prefix(skip: Sequence[str], prefix: str) -> Sequence[str]:
+  """Adds an expression that leaves out all names without a prefix."""
+  return (*skip, f"^(?!{re.escape(prefix)})") if prefix else skip
+
+
 def without(source: Ingredient, skip: str) -> Ingredient:
   """Removes leaves from a checkpoint; reads no weights.
 

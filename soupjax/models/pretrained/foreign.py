@@ -140,6 +140,12 @@ def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
   )
 
 
+def row_of(family: tables.Family, leaf: str) -> tables.Row | None:
+  """Returns the usual row of one of our leaves, None without one."""
+  rows = (r for r in rows_of(family, leaf) if not r.packed)
+  return next(rows, None)
+
+
 @functools.lru_cache
 def _rows(rows):
   result: dict[str, tuple[tables.Row, ...]] = {}
@@ -224,11 +230,15 @@ class SourceTable:
       for row in rows_of(self.family, leaf)
       if row.packed in (None, self.packed)
     ]
-    for row in rows:
-      for name in row.names:
-        if name in self.entries:
-          return row, name
+    names = [(row, k) for row in rows for k in row.names if k in self.entries]
+    if names:  # Of two, the one that is not left out.
+      return min(names, key=lambda pair: pair[1] in self.dropped)
     return (rows[0] if rows else None), None
+
+  def dropped_leaves(self) -> set[str]:
+    """Returns our leaves that the user leaves out."""
+    leaves = {leaf for name in self.dropped if (leaf := self.leaf_of(name))}
+    return {leaf for leaf in leaves if self.locate(leaf)[1] in self.dropped}
 
   @functools.cached_property
   def packed(self) -> bool:
@@ -358,7 +368,7 @@ class SourceTable:
       if not self.fits(leaf, spec.shape):
         shapes = self.entries[name].shape, foreign_shape(row, spec.shape)
         misshapen[name] = shapes
-    unexpected = {}
+    unexpected, twice = {}, {}
     for name in self.entries:
       leaf = self.leaf_of(name)
       # Of a layer outside the model, all leaves are used or none.
@@ -369,7 +379,10 @@ class SourceTable:
         and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
-    return mismatch.describe(missing, unexpected, misshapen)
+        other = self.locate(leaf)[1] if leaf else None
+        if other not in (None, name):
+          twice[name] = other
+    return mismatch.describe(missing, unexpected, misshapen, twice)
 
   def read(
     self,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -132,7 +131,7 @@ def of_sweep(
   Raises:
     ValueError: if the directory does not hold such a run.
   """
-  root = pathlib.Path(directory).expanduser().absolute()
+  root = files.path_of(directory)
   record = root / "config.json"
   if not record.exists():
     raise ValueError(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import glob
+import hashlib
+import json
 import os
 import pathlib
 import re
@@ -15,8 +17,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from soupjax import buckets, data, evaluators, files, sharding
 from soupjax import config as config_lib
-from soupjax import data, evaluators, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
 from soupjax.models import pretrained
@@ -388,8 +390,8 @@ def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   paths: list[str] = []
   for pattern in [*patterns(config), config.initial, config.base]:
-    if "://" in pattern:
-      paths.append(pattern)
+    if buckets.is_remote(pattern):
+      paths += open_lib.matches(pattern)
     else:
       paths += glob.glob(os.path.expanduser(pattern), recursive=True)
   return [identity(path) for path in sorted(paths)]
@@ -412,8 +414,11 @@ def changed(
 
 def identity(path: str) -> list[Any]:
   """Returns a path with the size and the time of its files."""
-  if "://" in path:
-    return [path]
+  if buckets.is_remote(path):
+    if not buckets.is_directory(path):
+      return [path, *buckets.identity(path)]
+    text = json.dumps(buckets.objects(path)).encode()
+    return [path, hashlib.sha256(text).hexdigest()]
   root = pathlib.Path(path)
   # Overwriting a file does not change the time of its directory.
   contents = [p for p in root.rglob("*") if p.is_file()]

@@ -13,7 +13,7 @@ from soupjax import processes
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.adapters import opened, peft_files
 from soupjax.models import pretrained
-from soupjax.models.pretrained import foreign, mappings
+from soupjax.models.pretrained import foreign, mappings, tables
 from soupjax.soups.core import tree
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import adapters, optimizers
@@ -166,12 +166,12 @@ def _grouped(adapter, leaves, names, family):
       ]
     elif not leaf.endswith(adapter.leaves_of("")):
       row = foreign.row_of(mappings.FAMILIES[family], leaf)
-      value = mappings.LAYOUTS[row.layout].write(leaves[leaf])
+      value = tables.LAYOUTS[row.layout].write(leaves[leaf])
       whole[row.names[0]] = np.ascontiguousarray(value)
   return modules, whole
 
 
-def _row(family: str, kernel: str) -> mappings.Row:
+def _row(family: str, kernel: str) -> tables.Row:
   row = foreign.row_of(mappings.FAMILIES[family], kernel)
   if row is None or row.layout not in _LAYOUTS:
     raise ValueError(

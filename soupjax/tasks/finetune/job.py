@@ -171,7 +171,7 @@ def _shared_start(
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:  # The others wait in `agreed`.
       stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
-    if not workdir_lib.agreed(start.exists()):
+    if not workdir_lib.has_model(start):
       _check_classes(config, train)
       params = _initial_params(config, model)
       if _probe_steps(config):

@@ -91,6 +91,7 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
     if i and i % checkpoint == 0 and first < i < end:
       run.check_finite(i, metrics)
       run.flush()
+      run.sync_files()
       if not run.failed:
         saver.save(i, state, {"step": i, "data": batches.get_state()})
     if i >= end or len(run.failed) == len(members):
@@ -219,7 +220,7 @@ class _Run:
       versions[f"{name}_ema_{decay}"] = decay, average
     for name, (decay, params) in versions.items():
       path = member.directory / "ingredients" / name
-      if workdir_lib.agreed(path.exists()):
+      if workdir_lib.has_model(path):
         continue  # Saved before the run was killed.
       adapted = params()
       full = self._merged(adapted, member)
@@ -252,6 +253,11 @@ class _Run:
         self.job.base,
         **records,
       )
+
+  def sync_files(self) -> None:
+    """Uploads the log files in a bucket."""
+    for writer in self._writers:
+      writer.sync()
 
   def close(self) -> None:
     """Writes pending metrics and closes the log files."""

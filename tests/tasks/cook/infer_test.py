@@ -5,6 +5,7 @@
 import json
 import shutil
 
+import family_models
 import helpers
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.tasks.cook import classes
+from soupjax.tasks.cook import classes, infer
+from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import run as cook
 
 CONFIG = str(helpers.ROOT / "configs" / "cook.py")
@@ -436,3 +438,23 @@ def test_adapters_are_cooked_on_their_base(place):
   write_model(place / "runs/0", 5)
   with pytest.raises(ValueError, match="the base of 0 changed"):
     cook.run(config_of(place, **settings), place / "soups")
+
+
+def test_unknown_rotary_positions_are_asked_for(tmp_path):
+  model = family_models.vit(
+    **family_models.DINO, **family_models.ROTATED, registers=2
+  )
+  images = np.zeros((1, 8, 8, 3), np.float32)
+  params = family_models.params_of(model, images)
+  path = tmp_path / "model.safetensors"
+  pretrained.save_exported(path, params, model, "timm")
+  config = cook_config.default_config()
+  config.model.num_heads = 2
+  source = sj.open_ingredient(path)
+  with pytest.raises(ValueError, match="config.model.rope, one of 'eva02'"):
+    infer.resolve(config, [source])
+  config.model.rope = "dinov3"
+  config.data.update(image_size=8, eval_ops="value_range(-1, 1)")
+  full, _, _ = infer.resolve(config, [source])
+  assert full.model.registers == 2 and full.model.posemb == "none"
+  assert full.model.qkv_bias == "qv" and full.model.layer_scale > 0
