@@ -13,25 +13,43 @@ from typing import Any
 import jax
 
 from soupjax import files, processes
-from soupjax.checkpoints import companions, readable, replaceable
+from soupjax.checkpoints import (
+  companions,
+  model_card,
+  readable,
+  replaceable,
+)
 from soupjax.checkpoints.formats import (
   byte_ranges,
   npz,
   orbax_writer,
   safetensors_writer,
 )
+from soupjax.checkpoints.formats.foreign import torch_writer
 from soupjax.soups.core import records
 from soupjax.soups.engine import plan as planning
 
-FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
+FORMATS = {
+  "orbax": orbax_writer,
+  "safetensors": safetensors_writer,
+  "npz": npz,
+  "torch": torch_writer,
+  # A directory for the Hugging Face hub.
+  "hub": safetensors_writer,
+}
 
 
-_OURS = (".safetensors", ".npz")
+# Suffix -> format.
+_OURS = {
+  ".safetensors": "safetensors",
+  ".npz": "npz",
+  **dict.fromkeys((".pt", ".pth", ".bin"), "torch"),
+}
 # Suffixes of other programs' weight files, and of archives.
 _FOREIGN = frozenset(
-  ".bin .caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
+  ".caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
   ".mlmodel .msgpack .nemo .npy .onnx .ot .pb .pdparams .pickle "
-  ".pkl .pt .pt2 .pte .pth .t7 .tflite .th .torch .weights .7z .bz2 .gz .rar "
+  ".pkl .pt2 .pte .t7 .tflite .th .torch .weights .7z .bz2 .gz .rar "
   ".tar .tgz .xz .zip .zst".split()
 )
 
@@ -53,12 +71,12 @@ def format_of(out: str, format: str | None, sharded: bool = False) -> str:
   suffix = pathlib.PurePath(out).suffix
   if format not in (None, *FORMATS):
     raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
-  expected = suffix[1:] if suffix in _OURS else None
+  expected = _OURS.get(suffix)
   similar = difflib.get_close_matches(suffix.lower(), _OURS, 1, 0.8)
   if expected is None and (similar or suffix.lower() in _FOREIGN):
     raise ValueError(
       f"{out}: soupjax does not write {suffix} files. Choose a name that ends "
-      "in .safetensors or .npz, or one without such a suffix for an Orbax "
+      "in .safetensors, .npz or .pt, or one without such a suffix for an Orbax "
       "directory." + (f" Did you mean {similar[0]}?" if similar else "")
     )
   if expected and format not in (None, expected):
@@ -117,7 +135,9 @@ class Destination:
     out = os.path.abspath(os.path.expanduser(out))
     format = format_of(out, format, shard_bytes is not None)
     if shard_bytes is not None and (
-      format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
+      format not in ("safetensors", "hub")
+      or shard_bytes < 1
+      or out.endswith(".safetensors")
     ):
       raise ValueError(
         f"shard_bytes={shard_bytes} needs format='safetensors' and a directory "
@@ -126,7 +146,7 @@ class Destination:
     self.path, self.format = out, format
     self._shard_bytes, self._overwrite = shard_bytes, overwrite
     self._plan, self._text = plan, text
-    self.is_directory = format == "orbax" or shard_bytes is not None
+    self.is_directory = format in ("orbax", "hub") or shard_bytes is not None
     self.temporary = str(files.temporary_name(out))
     self.aside = f"{self.temporary}.old"
     beside = companions.beside(plan.sources[0].path)
@@ -136,6 +156,11 @@ class Destination:
       self.left_beside = [file.name for file in self.beside]
       self.beside = []
     self.chunks = dict(plan.chunks)
+    self._weights = self._card = ""
+    if format == "hub":
+      self._weights = model_card.weights_name(
+        plan.sources[0].configs, plan.sources[0].name, shard_bytes is not None
+      )
     self.num_bytes = plan.write_bytes
     self.host_bytes = 1 << 20
     if format == "orbax":
@@ -187,6 +212,13 @@ class Destination:
         )
     FORMATS[self.format].check(self._plan.specs, provenance)
     files.check_room(self.path, self.num_bytes)
+
+  def describe(self, provenance: Mapping[str, Any]) -> None:
+    """Makes the model card of a directory for the hub from a full record."""
+    if self.format == "hub":
+      sources = self._plan.sources[: self._plan.count]
+      title = os.path.basename(self.path)
+      self._card = model_card.of_mix(title, provenance, sources)
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -260,6 +292,8 @@ class Destination:
 
   def _writer(self, provenance, first):
     specs, order = self._plan.specs, self._plan.order
+    if self.format == "torch":
+      return torch_writer.TorchWriter(self.temporary, specs, order, first=first)
     if self.format == "npz":
       return npz.NpzWriter(self.temporary, specs, order, first=first)
     if self.format == "orbax":
@@ -271,8 +305,9 @@ class Destination:
         self.chunks,
         first=first,
       )
+    alone = self._weights if self._shard_bytes is None else ""
     return safetensors_writer.SafetensorsWriter(
-      self.temporary,
+      os.path.join(self.temporary, alone) if alone else self.temporary,
       specs,
       order,
       provenance,
@@ -287,6 +322,8 @@ class Destination:
     # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     companions.copy(self.beside, folder)
+    if self._card:
+      model_card.write(folder, self._card, self._plan.specs)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.

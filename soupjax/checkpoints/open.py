@@ -29,7 +29,9 @@ _SHARDS = (
   *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
 )
 # Suffixes of the files that `**` finds.
-_SUFFIXES = tuple(".safetensors .npz .pt .pth .pth.tar .bin .ckpt".split())
+_SUFFIXES = tuple(
+  ".safetensors .npz .pt .pth .pth.tar .bin .ckpt .msgpack".split()
+)
 
 
 def find_ingredients(
@@ -223,7 +225,7 @@ def _may_be_checkpoint(path: str) -> bool:
 
 
 def _is_copy(file: pathlib.Path) -> bool:
-  """Whether a torch file repeats the model that transformers saved beside it.
+  """Whether a file repeats the model that transformers saved beside it.
 
   DeepSpeed keeps its own copy in a directory such as global_step500.
   """
@@ -231,8 +233,13 @@ def _is_copy(file: pathlib.Path) -> bool:
   if re.fullmatch(r"global_step\d+", parent.name):
     names = ("model*.safetensors*", "pytorch_model*.bin*")
     return any(any(parent.parent.glob(name)) for name in names)
-  return file.name.startswith("pytorch_model") and any(
-    parent.glob("model*.safetensors")
+  better = {
+    "pytorch_model": ("model*.safetensors",),
+    "flax_model": ("model*.safetensors", "pytorch_model*.bin"),
+  }
+  return any(
+    file.name.startswith(stem) and any(any(parent.glob(p)) for p in patterns)
+    for stem, patterns in better.items()
   )
 
 
@@ -241,7 +248,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 
   The format is recognised by content: Orbax directories of either layout (or
   with one in `params/`), safetensors files, directories and indices, `.npz`
-  files, and torch zip files.
+  files, torch zip files, and MessagePack files of Flax.
 
   Args:
     path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such

@@ -9,6 +9,7 @@ import re
 import types
 
 from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
+from soupjax.checkpoints.formats.foreign import msgpack
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
@@ -71,7 +72,6 @@ _MAGIC = (
 _SUFFIXES = {
   ".onnx": "an ONNX graph",
   ".pb": "a TensorFlow graph",
-  ".msgpack": "a MessagePack file (Flax)",
   ".h5": "an HDF5 file (Keras, TensorFlow)",
   ".keras": "a Keras archive",
   ".gguf": "a GGUF file",
@@ -120,20 +120,35 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   names = sorted(entry.name for entry in place.iterdir())
   if any(name.endswith((".safetensors", _INDEX)) for name in names):
     return path, safetensors
+  if any(name.endswith(msgpack.INDEX) for name in names):
+    return path, msgpack
   if any(name.endswith(".index.json") for name in names):
     return path, torch
   models = safetensors.models_of(n for n in names if n.endswith(torch.SUFFIXES))
   safetensors.check_one_model(path, models)
   for first, shards in models.items():
     return (path, torch) if shards[1:] else recognise(str(place / first))
+  models = safetensors.models_of(n for n in names if msgpack.is_name(n))
+  safetensors.check_one_model(path, models)
+  for first, shards in models.items():
+    return (path, msgpack) if shards[1:] else recognise(str(place / first))
   raise ValueError(_explain_directory(path, names))
+
+
+def _of_shards(shards: Sequence[str]) -> types.ModuleType:
+  for file_format, suffixes in (
+    (torch, torch.SUFFIXES),
+    (msgpack, msgpack.SUFFIX),
+  ):
+    if any(shard.endswith(suffixes) for shard in shards):
+      return file_format
+  return safetensors
 
 
 def _of_file(path) -> types.ModuleType:
   if path.endswith(".index.json"):
     _, shards = safetensors.index_of(path)
-    is_torch = any(shard.endswith(torch.SUFFIXES) for shard in shards.values())
-    return torch if is_torch else safetensors
+    return _of_shards([*shards.values()])
   file = byte_ranges.ByteFile(path)
   head = file.read(0, min(_HEAD_BYTES, file.size))
   # The second one starts an archive without members.
@@ -146,6 +161,8 @@ def _of_file(path) -> types.ModuleType:
     return npz
   if safetensors.is_safetensors(path):
     return safetensors
+  if msgpack.is_msgpack(head):
+    return msgpack
   raise ValueError(_explain_file(path, head))
 
 
@@ -169,9 +186,6 @@ def _explain_file(path: str, head: bytes) -> str:
   for suffix, what in _SUFFIXES.items():
     if name.endswith(suffix):
       return f"{path} is {what}. {_CONVERT}."
-  # A map of MessagePack whose first key is a string.
-  if re.match(rb"[\x81-\x8f][\xa0-\xbf\xd9]|\xde..[\xa0-\xbf\xd9]", head, re.S):
-    return f"{path} is {_SUFFIXES['.msgpack']}. {_CONVERT}."
   if text := _text(head):
     if re.match(r"(<\?xml[^>]*>\s*)?<(!doctype )?html", text, re.IGNORECASE):
       return (
@@ -183,9 +197,9 @@ def _explain_file(path: str, head: bytes) -> str:
       "the path of the weights."
     )
   return (
-    f"{path} is not a checkpoint: expected a safetensors, npz or torch zip "
-    f"file, or an Orbax directory, but it begins with the bytes {head[:8]!r}. "
-    "It may have been cut short or damaged."
+    f"{path} is not a checkpoint: expected a safetensors, npz, torch zip or "
+    "Flax file, or an Orbax directory, but it begins with the bytes "
+    f"{head[:8]!r}. It may have been cut short or damaged."
   )
 
 
