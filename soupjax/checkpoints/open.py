@@ -16,6 +16,7 @@ from absl import logging
 from soupjax import files
 from soupjax.checkpoints import companions
 from soupjax.checkpoints.formats import byte_ranges
+from soupjax.checkpoints.formats.foreign import dcp
 from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core import records, tree
@@ -220,6 +221,7 @@ def _may_be_checkpoint(path: str) -> bool:
   return (
     orbax.is_orbax(place)
     or orbax.is_orbax(place / "params")
+    or (place / dcp.METADATA).exists()
     or any(any(place.glob(pattern)) for pattern in _SHARDS)
   )
 
@@ -248,7 +250,8 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 
   The format is recognised by content: Orbax directories of either layout (or
   with one in `params/`), safetensors files, directories and indices, `.npz`
-  files, torch zip files, and MessagePack files of Flax.
+  files, torch zip files, directories of
+  torch.distributed.checkpoint, and MessagePack files of Flax.
 
   Args:
     path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such

@@ -9,7 +9,7 @@ import re
 import types
 
 from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
-from soupjax.checkpoints.formats.foreign import msgpack
+from soupjax.checkpoints.formats.foreign import dcp, msgpack
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
@@ -118,6 +118,8 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
     if orbax.is_orbax(folder):
       return str(folder), orbax
   names = sorted(entry.name for entry in place.iterdir())
+  if dcp.is_dcp(names):
+    return path, dcp
   if any(name.endswith((".safetensors", _INDEX)) for name in names):
     return path, safetensors
   if any(name.endswith(msgpack.INDEX) for name in names):
@@ -149,6 +151,11 @@ def _of_file(path) -> types.ModuleType:
   if path.endswith(".index.json"):
     _, shards = safetensors.index_of(path)
     return _of_shards([*shards.values()])
+  if path.endswith(dcp.SUFFIX):  # It would be opened as one of its tensors.
+    raise ValueError(
+      f"{path} is part of a checkpoint of torch.distributed.checkpoint: give "
+      "the path of its directory, with the file .metadata."
+    )
   file = byte_ranges.ByteFile(path)
   head = file.read(0, min(_HEAD_BYTES, file.size))
   # The second one starts an archive without members.
@@ -223,6 +230,11 @@ def _explain_directory(path: str, entries: Sequence[str]) -> str:
     return f"{path} is a TensorFlow SavedModel. {_CONVERT}."
   if any(map(_TF_SHARD.search, entries)):
     return f"{path} contains a TensorFlow checkpoint. {_CONVERT}."
+  if any(name.endswith(dcp.SUFFIX) for name in entries):
+    return (
+      f"{path} has files of torch.distributed.checkpoint, but not .metadata: "
+      "copy it too."
+    )
   foreign = [name for name in entries if name.endswith((*_SUFFIXES,))]
   if foreign:
     kind = _SUFFIXES[os.path.splitext(foreign[0])[1]]
