@@ -31,7 +31,7 @@ _SHARDS = (
 )
 # Suffixes of the files that `**` finds.
 _SUFFIXES = tuple(
-  ".safetensors .npz .pt .pth .pth.tar .bin .ckpt .msgpack".split()
+  ".safetensors .npz .pt .pth .pth.tar .bin .ckpt .msgpack .onnx".split()
 )
 
 
@@ -251,7 +251,7 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   The format is recognised by content: Orbax directories of either layout (or
   with one in `params/`), safetensors files, directories and indices, `.npz`
   files, torch zip files, directories of
-  torch.distributed.checkpoint, and MessagePack files of Flax.
+  torch.distributed.checkpoint, MessagePack files of Flax, and ONNX.
 
   Args:
     path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such

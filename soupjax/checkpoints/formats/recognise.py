@@ -9,7 +9,7 @@ import re
 import types
 
 from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
-from soupjax.checkpoints.formats.foreign import dcp, msgpack
+from soupjax.checkpoints.formats.foreign import dcp, msgpack, onnx
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
@@ -70,7 +70,7 @@ _MAGIC = (
 )
 # Suffix -> description, for formats without magic bytes.
 _SUFFIXES = {
-  ".onnx": "an ONNX graph",
+  ".onnx": "not a sound ONNX graph",
   ".pb": "a TensorFlow graph",
   ".h5": "an HDF5 file (Keras, TensorFlow)",
   ".keras": "a Keras archive",
@@ -130,7 +130,9 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
   safetensors.check_one_model(path, models)
   for first, shards in models.items():
     return (path, torch) if shards[1:] else recognise(str(place / first))
-  models = safetensors.models_of(n for n in names if msgpack.is_name(n))
+  models = safetensors.models_of(
+    n for n in names if msgpack.is_name(n) or n.endswith(onnx.SUFFIX)
+  )
   safetensors.check_one_model(path, models)
   for first, shards in models.items():
     return (path, msgpack) if shards[1:] else recognise(str(place / first))
@@ -168,6 +170,8 @@ def _of_file(path) -> types.ModuleType:
     return npz
   if safetensors.is_safetensors(path):
     return safetensors
+  if onnx.is_onnx(path, head):
+    return onnx
   if msgpack.is_msgpack(head):
     return msgpack
   raise ValueError(_explain_file(path, head))

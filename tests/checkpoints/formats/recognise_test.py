@@ -36,7 +36,7 @@ FILES = [
   ("model.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5.*safetensors"),
   ("m.pt", gzip.compress(b"weights", mtime=0), "gzip.*Unpack"),
   ("m.pth.tar", tar(), "tar archive.*state_dict"),
-  ("m.onnx", b"\x08\x07\x12\x07pytorch", "ONNX.*npz"),
+  ("m.onnx", b"\x08\x07\x12\x07pytorch", "ONNX.*initialisers"),
   ("frozen.pb", b"\x0a\x40\x0a\x05input", "TensorFlow graph.*npz"),
   ("model.ckpt.index", b"\x00\x00\x00", "TensorFlow checkpoint.*npz"),
   ("model.ckpt.data-00000-of-00001", b"\x00", "TensorFlow checkpoint.*npz"),
