@@ -30,7 +30,9 @@ def images_a_second(step, images: int, seconds: float) -> float:
   return count * images / (time.perf_counter() - began)
 
 
-def members(together: bool, count: int, seconds: float) -> float:
+def members(
+  together: bool, count: int, seconds: float, overrides=None
+) -> float:
   """Images a second of a sweep of tiny models on digits."""
   import jax
   import numpy as np
@@ -40,7 +42,7 @@ def members(together: bool, count: int, seconds: float) -> float:
   from soupjax.tasks.finetune import config as finetune_config
   from soupjax.tasks.finetune import step as finetune_step
 
-  overrides = {"steps_per_call": 1}
+  overrides = {"steps_per_call": 1, **(overrides or {})}
   config = config_lib.load(str(CONFIGS / "digits.py"), **overrides)
   at_once = count if together else 1
   mesh = finetune_step.make_mesh(config, at_once)

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import resource
+import secrets
 import shutil
 import signal
 import stat
@@ -19,6 +20,8 @@ from typing import Any, BinaryIO
 import zlib
 
 import numpy as np
+
+from soupjax import buckets
 
 # Errors of a full disk.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -62,9 +65,34 @@ def uninterrupted() -> Iterator[None]:
       handlers[number](number, None)
 
 
+def path_of(path: str | os.PathLike) -> Any:
+  """Returns an absolute `pathlib.Path`, or an `epath.Path` of an address.
+
+  Raises:
+    ValueError: if the bucket of an address cannot be reached.
+  """
+  if not buckets.is_remote(path):
+    return pathlib.Path(path).expanduser().absolute()
+  from etils import epath
+
+  buckets.check_bucket(path)
+  return epath.Path(os.fspath(path).rstrip("/"))
+
+
+def make_directory(path: str | os.PathLike) -> None:
+  """Makes a directory and those above it; buckets have none."""
+  if not buckets.is_remote(path):
+    os.makedirs(path, exist_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a temporary file that takes its final name on success."""
+  if buckets.is_remote(path):
+    buffer = io.BytesIO()
+    yield buffer
+    buckets.write(path, buffer.getvalue())
+    return
   temporary = temporary_name(path)
   with uninterrupted():
     try:
@@ -95,9 +123,23 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
   """Writes named arrays as an `.npz`, whole or not at all."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  make_directory(os.path.dirname(path) or ".")
   with replacing(path) as f:
     np.savez(f, **arrays)
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads what `write_arrays` wrote.
+
+  Raises:
+    OSError, ValueError, EOFError, zipfile.BadZipFile: if it is missing or
+      damaged.
+  """
+  remote = buckets.is_remote(path)
+  # An object is read whole, in place of a request for each member.
+  source = io.BytesIO(buckets.read(path)) if remote else path
+  with np.load(source, allow_pickle=False) as stored:
+    return dict(stored)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -106,14 +148,18 @@ def read_json(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: if it is damaged or not a regular file, naming the file.
   """
-  with open_input(path) as f:
-    num_bytes = os.fstat(f.fileno()).st_size
+  with contextlib.ExitStack() as stack:
+    if buckets.is_remote(path):
+      num_bytes = buckets.identity(path)[0]
+    else:
+      f = stack.enter_context(open_input(path))
+      num_bytes = os.fstat(f.fileno()).st_size
     if num_bytes > _MAX_JSON:
       raise ValueError(
         f"{path} has {num_bytes} bytes, but JSON files may have at most "
         f"{_MAX_JSON}: move it away if it is not part of a checkpoint."
       )
-    text = f.read()
+    text = buckets.read(path) if buckets.is_remote(path) else f.read()
   try:
     return json.loads(text)
   # Invalid JSON or encoding, or brackets nested too deeply.
@@ -215,6 +261,21 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     with uninterrupted():
       shutil.rmtree(temporary, ignore_errors=True)
     raise
+
+
+@contextlib.contextmanager
+def mark(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Makes an empty file of a new name, and removes it at the end.
+
+  Whoever sees that name has the same directory, not one of the same path.
+  """
+  path = pathlib.Path(directory, f".mark_{secrets.token_hex(8)}")
+  try:
+    write_text(path, "")
+    yield path
+  finally:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def lock(path: str | os.PathLike, busy: str | None = None) -> int:

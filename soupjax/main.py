@@ -30,6 +30,7 @@ _FLAGS = (
   flags.DEFINE_integer(
     "fake_devices", None, "With --dry_run: plan for that many devices."
   ),
+  flags.DEFINE_string("topology", None, "With --dry_run: TPUs, as v5e:4x4."),
   flags.DEFINE_bool(
     "distributed",
     None,
@@ -44,15 +45,7 @@ def main(argv: list[str]) -> None:
   """Runs the task of the config."""
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-  config = flags.FLAGS["config"]
-  command.run(
-    command.Command(
-      config=config.value,
-      config_file=config_flags.get_config_filename(config),
-      overrides=tuple(config.override_values),
-      flags={f.name: f.value for f in _FLAGS if f.value is not None},
-    )
-  )
+  command.run(command.given())
 
 
 def run() -> None:

@@ -12,7 +12,6 @@ import os
 import pathlib
 import re
 import shlex
-import socket
 import subprocess
 import sys
 
@@ -41,8 +40,8 @@ ELSEWHERE = {
   r"sbatch .*": "needs a cluster; launch_test.py",
   r"mkdocs .*|mypy": "jobs of .github/workflows/ci.yml",
   r"python (-m )?benchmarks.*": "takes minutes",
-  # The loop of docs/streaming.md over processes.
-  r"export .*|for .*|'?JAX_PROCESS_ID=.*|done|wait": "test_a_loop_runs",
+  r"launch/local_processes\.sh .*": "test_local_processes_run",
+  r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
@@ -158,8 +157,8 @@ def write_models(directory: pathlib.Path):
   image = np.zeros((1, 8, 8, 3), "f")
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
   start = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
-  for k in range(2):
-    path = directory / f"runs/{k}"
+  for name in ("runs/0", "runs/1", "vit-base"):
+    path, k = directory / name, int(name == "runs/1")
     path.mkdir(parents=True)
     params = jax.tree.map(lambda x, k=k: (x + k / 99).astype("f"), start)
     pretrained.save_exported(
@@ -178,6 +177,16 @@ def write_models(directory: pathlib.Path):
     prepared |= {"resample": 3, "do_normalize": True}
     prepared |= {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
     (path / "preprocessor_config.json").write_text(json.dumps(prepared))
+    if name == "vit-base":
+      continue
+    query = "vit.encoder.layer.0.attention.attention.query.lora_"
+    factors = {"A.weight": (2, 8), "B.weight": (8, 2)}
+    sj.save_params(
+      path / "adapter/adapter_model.safetensors",
+      {query + k: np.ones(shape, "f") for k, shape in factors.items()},
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (path / "adapter/adapter_config.json").write_text(json.dumps(settings))
   timm = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("timm"))
   params = jax.tree.map(lambda x: x.astype("f"), start)
   pretrained.save_exported(directory / "vit.safetensors", params, timm, "timm")
@@ -241,17 +250,19 @@ def test_bad_commands_are_noticed(place):
   assert code and "nothing" in output
 
 
-def test_a_loop_runs(place):
-  (loop,) = [b for b in blocks(ROOT / "docs/streaming.md", "sh") if "wait" in b]
-  with socket.socket() as s:
-    s.bind(("localhost", 0))
-    loop = loop.replace("12345", str(s.getsockname()[1]))
-  command = f"{shlex.quote(sys.executable)} -m soupjax.main"
-  script = f'set -euo pipefail; soupjax() {{ {command} "$@"; }}\n{loop}'
+def test_local_processes_run(place):
+  (command,) = [c for n, c in ALL if n == "streaming.md" and "local_p" in c]
+  program = place / "bin" / "soupjax"
+  program.parent.mkdir(exist_ok=True)
+  python = shlex.quote(sys.executable)
+  program.write_text(f'#!/bin/sh\nexec {python} -m soupjax.main "$@"\n')
+  program.chmod(0o755)
   done = subprocess.run(
-    ["bash", "-c", script],
+    ["bash", "-c", f"{ROOT}/{command}"],
     cwd=place,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    env=os.environ
+    | {"PYTHONPATH": str(ROOT)}
+    | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
     capture_output=True,
     text=True,
     timeout=240,

@@ -128,6 +128,7 @@ else:
 for stream, name in ((1, "out"), (2, "err")):
   path = os.path.join(request["logs"], name)
   os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+os.environ |= request["env"]
 os.chdir(request["cwd"])
 sys.path[:0] = request["path"]
 sys.argv = ["soupjax", *request["arguments"]]
@@ -159,6 +160,8 @@ def _start(arguments, logs, cwd=ROOT, path=(), code=None) -> int:
     "logs": str(logs),
     "cwd": str(cwd),
     "path": list(map(str, path)),
+    # Of a store that was started later than the server.
+    "env": {k: v for k, v in os.environ.items() if k.startswith("AWS_")},
   }
   _server().stdin.write(json.dumps(request).encode() + b"\n")
   return int(_server().stdout.readline())
@@ -211,6 +214,46 @@ def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
   assert code is None, f"ended with {code} before {pattern} was there\n{error}"
 
 
+# Samples the anonymous memory and the size of --workdir while the script runs,
+# and prints the peaks.
+_WATCHED = """
+import os, threading
+peak, disk, done = [0], [0], threading.Event()
+workdir = [a[10:] for a in sys.argv if a.startswith("--workdir=")]
+def size():
+  total = 0
+  for folder, _, names in os.walk(workdir[0]):
+    for name in names:
+      try:
+        total += os.stat(os.path.join(folder, name)).st_size
+      except OSError:
+        pass
+  return total
+def now():
+  with open("/proc/self/status") as f:
+    return next(int(x.split()[1]) for x in f if x.startswith("RssAnon"))
+def watch():
+  while not done.wait(0.002):
+    peak[0] = max(peak[0], now())
+    if workdir:
+      disk[0] = max(disk[0], size())
+threading.Thread(target=watch, daemon=True).start()
+try:
+  soupjax.main.run()
+finally:
+  done.set()
+  print("PEAK", 1024 * peak[0], disk[0])
+"""
+
+
+def peaks(*arguments, **options) -> tuple[int, int]:
+  """Returns the peaks of a command: anonymous memory and size of --workdir."""
+  done = soupjax(*arguments, code=_WATCHED, **options)
+  assert done.returncode == 0, done.stderr
+  memory, disk = done.stdout.rpartition("PEAK ")[2].split()
+  return int(memory), int(disk)
+
+
 # --- Fine-tuning and cooking that take seconds --------------------------------
 
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
@@ -253,6 +296,38 @@ def three_members() -> pathlib.Path:
     if not (workdir / "member_002" / "done.json").exists():
       finetune_run.run(config, workdir, sweep=overrides)
   return workdir
+
+
+def saved_adapter(folder: pathlib.Path, config):
+  """Writes an adapter of random values, without training.
+
+  Returns:
+    The paths of the adapter and of its base, and the merged parameters.
+  """
+  from soupjax.tasks import workdir as workdir_lib
+  from soupjax.tasks.finetune import adapter_files, step
+  from soupjax.tasks.finetune import config as settings
+
+  model, rng = settings.build_model(config), np.random.default_rng(0)
+
+  def moved(path, x):
+    name = jax.tree_util.keystr(path)
+    noise = rng.normal(size=x.shape).astype("f")
+    new = any(word in name for word in ("_lora_", "_ia3", "head"))
+    return x + noise if new else x
+
+  start = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype("f") / 3,
+    step.abstract_params(config, model),
+  )
+  workdir_lib.save_model(folder / "initial", start)
+  base = adapter_files.base_of(config, model, folder)
+  adapter = settings.adapter_of(config)
+  params = jax.tree_util.tree_map_with_path(
+    moved, adapter.added(start, jax.random.key(0))
+  )
+  adapter_files.write(folder / "adapters/last", params, config, base)
+  return folder / "adapters/last", base.path, adapter.merged(params)
 
 
 def without_noise(params):
@@ -545,6 +620,21 @@ def records(size=4, shifts=SHIFTS):
   for name in ("ensemble", "greedy_ensemble"):
     out += records_of(name, "ensemble", 0.98, 0.97, 0.82, shifts)
   return out
+
+
+def with_gains(lines):
+  """Adds a recorded difference to the greedy and the uniform soup."""
+  changes = {
+    ("greedy", "digits/test"): (0.01, 0.002, 0.018, 0.04),
+    ("greedy", "digits/shifts"): (0.05, -0.01, 0.11, None),
+    ("uniform", "digits/test"): (-0.01, -0.02, -0.001, 1e-5),
+  }
+  lines = [*lines, record("greedy", "soup", "shifts", 0.81, 600)]
+  for line in lines:
+    values = changes.get((line["model"], line["dataset"]))
+    if values and line["metric"] == "prec@1":
+      line.update(zip(("difference", "low", "high", "p"), values))
+  return lines
 
 
 def write_results(workdir, lines):

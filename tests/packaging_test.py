@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The wheel holds all of soupjax and works outside the checkout."""
 
+import configparser
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 
+from packaging import requirements, utils
 import pytest
 
 import soupjax
@@ -81,3 +84,33 @@ def test_command_explains_itself_outside_the_checkout(outside):
   assert "Traceback" not in output, output
   assert "--config" in output and "--workdir" in output
   assert "fine-tuning" in output
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.13"])
+def test_pinned_requirements_satisfy_setup_cfg(python):
+  parser = configparser.ConfigParser()
+  parser.read(ROOT / "setup.cfg")
+  path = ROOT / "requirements" / f"py{python.replace('.', '')}.txt"
+  lines = path.read_text().splitlines()
+  command = " ".join(line for line in lines if line.startswith("#"))
+  assert f"uv pip compile setup.cfg --python-version {python} " in command
+  pins = {}
+  for line in lines:
+    if not line.startswith("#"):
+      pin = requirements.Requirement(line)
+      ((operator, version),) = [(s.operator, s.version) for s in pin.specifier]
+      assert operator == "==", line
+      pins[utils.canonicalize_name(pin.name)] = version
+  extras = re.findall(r"--extra (\S+)", command)
+  texts = parser["options"]["install_requires"].splitlines()
+  for extra in extras:
+    texts += parser["options.extras_require"][extra].splitlines()
+  environment = {"python_version": python, "platform_machine": "x86_64"}
+  for text in filter(None, texts):
+    needed = requirements.Requirement(text)
+    if needed.marker and not needed.marker.evaluate(environment):
+      continue
+    name = utils.canonicalize_name(needed.name)
+    hint = f"{text!r} of setup.cfg: run the command in {path.name} again"
+    assert name in pins, hint
+    assert needed.specifier.contains(pins[name]), hint

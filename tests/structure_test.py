@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # The imports that each part of soupjax may have. A part is the longest
 # entry that a file's path begins with; a file without one fails the test.
-_BASE = {"version", "files", "progress", "registry", "lazy"}
+_BASE = {"version", "buckets", "files", "progress", "registry", "lazy"}
 _MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config", "processes"}
 _SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
 _TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
@@ -28,7 +28,8 @@ _SOUPS = (
 )
 ALLOWED = {
   "version": set(),
-  "files": set(),
+  "buckets": set(),
+  "files": {"buckets"},
   "progress": set(),
   "registry": set(),
   "lazy": set(),

@@ -1,18 +1,23 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Destinations of a mix: written under a temporary name, then renamed."""
+"""Destinations of a mix: written under a temporary name, then renamed.
+
+What goes to a bucket is written and checked on a local disk and then uploaded.
+"""
 
 from collections.abc import Iterator, Mapping
 import contextlib
 import difflib
+import hashlib
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import jax
 
-from soupjax import files, processes
+from soupjax import buckets, files, processes
 from soupjax.checkpoints import (
   companions,
   model_card,
@@ -20,12 +25,12 @@ from soupjax.checkpoints import (
   replaceable,
 )
 from soupjax.checkpoints.formats import (
-  byte_ranges,
   npz,
   orbax_writer,
   safetensors_writer,
 )
 from soupjax.checkpoints.formats.foreign import torch_writer
+from soupjax.checkpoints.formats.recognise import absolute
 from soupjax.soups.core import records
 from soupjax.soups.engine import plan as planning
 
@@ -39,6 +44,8 @@ FORMATS = {
 }
 
 
+# Files that complete a directory in a bucket, in order.
+_LAST = ("*.index.json", "_METADATA", "_CHECKPOINT_METADATA")
 # Suffix -> format.
 _OURS = {
   ".safetensors": "safetensors",
@@ -94,7 +101,7 @@ class Destination:
     path: its final name.
     format: one of `FORMATS`.
     is_directory: whether it is a directory.
-    temporary: its name while it is written.
+    temporary: its local name while it is written.
     aside: the name of the old directory while it is replaced.
     chunks: leaf -> shape that blocks are aligned with.
     num_bytes: size on disk, without headers.
@@ -116,7 +123,7 @@ class Destination:
     """Chooses the format by the suffix of `out` if `format` is None.
 
     Args:
-      out: a local path.
+      out: a local path or an address in a bucket.
       format: one of `FORMATS` or None.
       shard_bytes: the size of safetensors shards, None for one file.
       overwrite: whether to replace an existing checkpoint.
@@ -124,15 +131,11 @@ class Destination:
       text: more metadata, of safetensors only.
 
     Raises:
-      ValueError: if format and path contradict each other, or the path is
-        remote.
+      ValueError: if format and path contradict each other, or the address is
+        of another kind.
     """
-    out = os.fspath(out)
-    if byte_ranges.is_remote(out):
-      raise ValueError(
-        f"{out}: soups are written to local paths only. Write one and copy it."
-      )
-    out = os.path.abspath(os.path.expanduser(out))
+    out = absolute(out)
+    self._in_bucket = buckets.is_remote(out)
     format = format_of(out, format, shard_bytes is not None)
     if shard_bytes is not None and (
       format not in ("safetensors", "hub")
@@ -148,11 +151,16 @@ class Destination:
     self._plan, self._text = plan, text
     self.is_directory = format in ("orbax", "hub") or shard_bytes is not None
     self.temporary = str(files.temporary_name(out))
+    if self._in_bucket:
+      self.temporary = _staged(out)
     self.aside = f"{self.temporary}.old"
-    beside = companions.beside(plan.sources[0].path)
+    beside = companions.beside(companions.home(plan.sources[0]))
     self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
     self.left_beside: list[str] = []
-    if not self.is_directory and not companions.has_own_directory(out):
+    # Nobody knows what else will be below the same prefix of a bucket.
+    if not self.is_directory and (
+      self._in_bucket or not companions.has_own_directory(out)
+    ):
       self.left_beside = [file.name for file in self.beside]
       self.beside = []
     self.chunks = dict(plan.chunks)
@@ -180,7 +188,7 @@ class Destination:
       ValueError: if the path is taken, the format cannot hold the leaves, or
         the disk is too full.
     """
-    exists = os.path.lexists(self.path)
+    exists = self._exists()
     if exists and not self._overwrite:
       raise ValueError(
         f"{self.path} exists already: delete it, choose another out= or pass "
@@ -193,16 +201,19 @@ class Destination:
         "choose another out= or pass overwrite=True."
       )
     replaceable.check_sources(self.path, self._plan.sources)
-    if exists:
+    if exists and not self._in_bucket:
       replaceable.check_replaceable(self.path, self.is_directory)
+    elif exists:
+      replaceable.check_object(self.path, self.is_directory)
     if jax.process_index() == 0:  # Others may see it remove these files.
       if os.path.lexists(self.temporary):
         replaceable.check_leftover(self.temporary, self.is_directory)
       if os.path.lexists(self.aside):
         replaceable.check_replaceable(self.aside, self.is_directory)
-    files.check_writable(self.path)
+    if not self._in_bucket:
+      files.check_writable(self.path)
     self._expected = readable.check_names(self.path, self._plan.specs)
-    if not self.is_directory and not self._overwrite:
+    if not (self.is_directory or self._overwrite or self._in_bucket):
       folder = os.path.dirname(self.path)
       if taken := companions.different(self.beside, folder):
         raise ValueError(
@@ -211,7 +222,25 @@ class Destination:
           "choose another out= or pass overwrite=True."
         )
     FORMATS[self.format].check(self._plan.specs, provenance)
-    files.check_room(self.path, self.num_bytes)
+    files.check_room(self.disk, self.num_bytes)
+
+  @property
+  def disk(self) -> str:
+    """A path on the disk that the output is written to."""
+    return self.temporary if self._in_bucket else self.path
+
+  def _exists(self) -> bool:
+    if not self._in_bucket:
+      return os.path.lexists(self.path)
+    if jax.process_count() > 1:
+      raise ValueError(
+        f"{self.path}: several processes write one output on a disk that they "
+        "share. Mix in one process, or write to such a disk."
+      )
+    buckets.check_bucket(self.path)
+    if self.is_directory and replaceable.is_interrupted(self.path):
+      return False
+    return buckets.exists(self.path)
 
   def describe(self, provenance: Mapping[str, Any]) -> None:
     """Makes the model card of a directory for the hub from a full record."""
@@ -239,7 +268,7 @@ class Destination:
       if first:
         with files.uninterrupted():
           lock = self._prepare()
-      processes.barrier("prepared")
+      processes.check_shared(os.path.dirname(self.path))
       with files.uninterrupted():
         writer = self._writer(provenance, first)
       processes.barrier("created")
@@ -264,7 +293,10 @@ class Destination:
 
   def _prepare(self) -> int:
     """Removes the remains of a killed run; returns a lock on the output."""
-    os.makedirs(os.path.dirname(self.path), exist_ok=True)
+    if self._in_bucket:
+      make_private(os.path.dirname(self.temporary))
+    else:
+      os.makedirs(os.path.dirname(self.path), exist_ok=True)
     if os.path.lexists(self.temporary):
       replaceable.check_leftover(self.temporary, self.is_directory)
       os.close(self._lock())
@@ -274,6 +306,8 @@ class Destination:
     else:
       os.close(os.open(self.temporary, os.O_CREAT | os.O_WRONLY, 0o666))
     lock = self._lock()
+    if self._in_bucket:
+      return lock
     # A run was killed while it replaced a directory, after or before the new
     # one had its name.
     if os.path.exists(self.path):
@@ -319,11 +353,12 @@ class Destination:
   def _publish(self):
     """Gives the output its final name if it can be opened."""
     readable.check_written(self.temporary, self.path, self._expected)
+    if self._in_bucket:
+      self._upload()
+      return
     # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
-    companions.copy(self.beside, folder)
-    if self._card:
-      model_card.write(folder, self._card, self._plan.specs)
+    self._complete(folder)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.
@@ -342,6 +377,48 @@ class Destination:
       os.fsync(folder)
     finally:
       os.close(folder)
+
+  def _complete(self, folder):
+    """Copies files beside the first ingredient and writes the model card."""
+    companions.copy(self.beside, folder)
+    if self._card:
+      model_card.write(folder, self._card, self._plan.specs)
+
+  def _upload(self):
+    """Copies the output into the bucket, files that complete it last."""
+    if not self.is_directory:
+      buckets.upload(self.temporary, self.path)
+    else:
+      self._complete(self.temporary)
+      buckets.remove(self.path)  # The remains of an upload.
+      buckets.upload_directory(self.temporary, self.path, _LAST)
+    remove(self.temporary)
+
+
+def _staged(out: str) -> str:
+  """Returns where the output at an address is written before it is uploaded.
+
+  The same address always gets the same path, so that the remains of a run that
+  was killed are found and removed.
+  """
+  digest = hashlib.sha256(out.encode()).hexdigest()[:16]
+  folder = os.path.join(tempfile.gettempdir(), f"soupjax-{os.geteuid()}")
+  return os.path.join(folder, f"{digest}{pathlib.PurePath(out).suffix}")
+
+
+def make_private(folder: str) -> None:
+  """Makes a directory that only this user can write.
+
+  Raises:
+    ValueError: if it belongs to another user.
+  """
+  os.makedirs(folder, mode=0o700, exist_ok=True)
+  status = os.lstat(folder)
+  if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    raise ValueError(
+      f"{folder} belongs to another user or can be written by others: set "
+      "TMPDIR to a directory of your own."
+    )
 
 
 def _texts(ingredients) -> dict[str, str]:

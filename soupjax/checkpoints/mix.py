@@ -25,6 +25,7 @@ from soupjax.soups.core.ingredient import (
   explaining_changes,
   sharding_of,
 )
+from soupjax.soups.engine import combine
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
@@ -41,6 +42,11 @@ class Mixed:
     table: the plan, which a dry run prints.
     provenance: the record that is stored with the soup.
     report: bytes and seconds of this process; None after a dry run.
+    host_bytes: of the buffers of this process, without imports and compilers.
+    temporary_bytes: of the compiled rule, in all threads; None without a dry
+      run.
+    disk_bytes: of the output, before another checkpoint that it replaces is
+      removed; 0 without `out`.
   """
 
   params: PyTree | None
@@ -48,6 +54,9 @@ class Mixed:
   table: str
   provenance: Mapping[str, Any]
   report: engine.Report | None
+  host_bytes: int = 0
+  temporary_bytes: int | None = None
+  disk_bytes: int = 0
 
 
 def mix(
@@ -200,6 +209,9 @@ def mix(
     table=table,
     provenance=provenance,
     report=report,
+    host_bytes=needed,
+    temporary_bytes=combine.temporary_bytes(plan, pieces) if dry_run else None,
+    disk_bytes=0 if target is None else target.num_bytes,
   )
 
 

@@ -77,6 +77,7 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
     return {
       "name": source.name,
       "path": source.path,
+      **({} if source.base is None else {"base": source.base.path}),
       "bytes": storage_of(source).num_bytes or source.num_bytes,
       "content_hash": _UNKNOWN if hashed else None,
       "checksums": None if source.path is None else _VERIFIED[1],
@@ -216,7 +217,7 @@ def table(plan, pieces, target, host_bytes: int) -> str:
     lines.append(f"checks  checksums of {_checks(plan)}")
   lines.append(f"writes  {plan.write_bytes / 1e9:.3f} GB")
   if target is not None:
-    free = files.free_bytes(target.path)
+    free = files.free_bytes(target.disk)
     lines.append(f"disk    {free / 1e9:.3f} GB free, as {target.format}")
     if target.beside:
       names = ", ".join(file.name for file in target.beside)

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that an output replaces at most a checkpoint, and no source."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import contextlib
 import os
 import pathlib
 import stat
 
+from soupjax import buckets
 from soupjax.checkpoints import companions, model_card
-from soupjax.checkpoints.formats import byte_ranges, safetensors
+from soupjax.checkpoints.formats import safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -59,6 +60,50 @@ def check_replaceable(path: str, is_directory: bool) -> None:
     ) from e
 
 
+def check_object(path: str, is_directory: bool) -> None:
+  """Checks that an output in a bucket replaces nothing but a checkpoint.
+
+  Args:
+    path: the address of an existing object, or a prefix of some.
+    is_directory: whether the output has several objects.
+
+  Raises:
+    ValueError: if it is not a checkpoint, or not a single object.
+  """
+  if is_directory or buckets.is_directory(path):
+    raise ValueError(
+      f"{path} has objects below it, which cannot be replaced in one step: "
+      "delete them yourself or choose another out=."
+    )
+  try:
+    inner, file_format = recognise(path)
+    file_format.open_checkpoint(inner, "")
+  except ValueError as e:
+    raise ValueError(
+      f"overwrite=True only replaces a checkpoint, and {path} is not one: {e} "
+      "Delete it yourself or choose another out=."
+    ) from e
+
+
+def _is_complete(names: Iterable[str]) -> bool:
+  """Whether names in a bucket include the one that is uploaded last."""
+  return any(
+    name == "_CHECKPOINT_METADATA" or name.endswith(".index.json")
+    for name in names
+  )
+
+
+def is_interrupted(path: str) -> bool:
+  """Whether an upload of several objects to an address was interrupted."""
+  if not buckets.is_directory(path):
+    return False
+  names = buckets.find(path)
+  return not _is_complete(names) and all(
+    _is_part(name.partition("/")[0].removeprefix(".").removesuffix(".tmp"))
+    for name in names
+  )
+
+
 def check_leftover(path: str, is_directory: bool) -> None:
   """Checks that a temporary name was left by a run that was killed.
 
@@ -90,7 +135,12 @@ def check_leftover(path: str, is_directory: bool) -> None:
 def _is_part(name: str) -> bool:
   """Whether a name occurs at the top of a directory that soupjax writes."""
   return name in (
-    *("state", "orbax.checkpoint", "_CHECKPOINT_METADATA"),
+    *(
+      "state",
+      "orbax.checkpoint",
+      "commit_success.txt",
+      "_CHECKPOINT_METADATA",
+    ),
     "._CHECKPOINT_METADATA.tmp",
     *(*companions.NAMES, model_card.NAME),
     *(f".{file}.tmp" for file in (*companions.NAMES, model_card.NAME)),
@@ -126,8 +176,23 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
     ValueError: naming a source that is at the path, inside it, or a directory
       that contains it.
   """
-  for source in sources:
-    if not source.path or byte_ranges.is_remote(source.path):
+  for source in _with_bases(sources):
+    if not source.path:
+      continue
+    if buckets.is_remote(source.path) or buckets.is_remote(path):
+      if (
+        pathlib.PurePath(path)
+        in (
+          pathlib.PurePath(source.path),
+          *pathlib.PurePath(source.path).parents,
+        )
+        or pathlib.PurePath(source.path) in pathlib.PurePath(path).parents
+      ):
+        raise ValueError(
+          f"{path} is or contains the ingredient {source.name!r}, or is in it: "
+          "a soup must not replace or change what it is made of. Choose "
+          "another out=."
+        )
       continue
     if os.path.realpath(source.path) == os.path.realpath(path):
       relation = "is"
@@ -143,6 +208,14 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
     )
 
 
+def _with_bases(sources: Iterable[Ingredient]) -> Iterator[Ingredient]:
+  """Yields ingredients, and the models below those that are adapters."""
+  for source in sources:
+    yield source
+    if source.base is not None:
+      yield from _with_bases([source.base])
+
+
 def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   """Checks that a directory of results is not in the folder of an ingredient.
 
@@ -153,8 +226,8 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   Raises:
     ValueError: naming the ingredient's checkpoint.
   """
-  for source in sources:
-    if not source.path or byte_ranges.is_remote(source.path):
+  for source in _with_bases(sources):
+    if not source.path or buckets.is_remote(source.path):
       continue
     check_folder(path, source.path)
 
@@ -169,6 +242,8 @@ def check_folder(path: str | os.PathLike, checkpoint: str) -> None:
   Raises:
     ValueError: naming the checkpoint.
   """
+  if buckets.is_remote(path) or buckets.is_remote(checkpoint):
+    return
   for folder in _folders(checkpoint):
     if _is_inside(os.fspath(path), folder):
       raise ValueError(

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of an evaluation set, decoded once if they fit in memory."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -77,6 +77,17 @@ class CachedBatches:
         if fits:
           self._on_devices[k] = batch
       yield batch
+
+  def abstract(self, count: int, shape: Sequence[int]) -> Batch:
+    """Returns shapes and shardings of a batch; see `Evaluator`."""
+    place = None if self._mesh is None else sharding.along(self._mesh, "data")
+    rows = jax.ShapeDtypeStruct((count,), np.int32, sharding=place)
+    images = (count, *shape)
+    return {
+      "images": jax.ShapeDtypeStruct(images, np.float32, sharding=place),
+      "labels": rows,
+      "position": rows,
+    }
 
   def _cut(self, k: int) -> dict[str, np.ndarray]:
     """Cuts one padded batch out of the cache."""

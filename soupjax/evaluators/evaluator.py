@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluator of classification, for one device or many hosts."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
 import functools
 import math
@@ -287,7 +287,7 @@ class Evaluator:
     """
     if self._count is None or self._metric.bound is None:
       return decisions.Trial(score=self(params))
-    program = self._program()
+    program = self.program()
     column = self.names.index(self.metric)
     parts, done, last, waiting = [], [], [], []
     batches = iter(self._batches)
@@ -335,13 +335,23 @@ class Evaluator:
 
   # --- One pass over the data -------------------------------------------------
 
-  def _program(self, with_logits: bool = False):
+  def program(self, with_logits: bool = False) -> Any:
+    """Returns the jitted function of parameters and one batch."""
     among = () if self._outputs is None else (self._outputs,)
     return _compiled(self._model, self.names, with_logits, self._mesh, *among)
 
+  def abstract_batch(self, count: int, shape: Sequence[int]) -> Batch:
+    """Returns shapes and shardings of a batch of `program`.
+
+    Args:
+      count: images in all processes together.
+      shape: of an image.
+    """
+    return self._batches.abstract(count, shape)
+
   def _evaluate(self, params, with_logits=False) -> dict[str, np.ndarray]:
     """Evaluates all images; rows come in the order of the set."""
-    program, parts, waiting = self._program(with_logits), [], []
+    program, parts, waiting = self.program(with_logits), [], []
     for batch in self._batches:
       # Two run while the next is prepared; more would need more memory.
       waiting.append(program(params, batch))

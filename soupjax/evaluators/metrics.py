@@ -138,6 +138,30 @@ def check_labels(labels: Any) -> np.ndarray:
   return labels
 
 
+def check_logits(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Returns logits in float64 and labels as class indices.
+
+  Raises:
+    ValueError: if there are none, shapes do not fit, a label is not a class
+      index or out of range, or a logit is NaN.
+  """
+  logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+  if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
+    raise ValueError(
+      f"Logits {logits.shape} and labels {labels.shape} do not fit: expected "
+      "(n, classes) and (n,), n at least 1."
+    )
+  check_labels(labels)
+  if labels.max() >= logits.shape[1]:
+    raise ValueError(
+      f"Labels run from {labels.min()} to {labels.max()}, but the model has "
+      f"{logits.shape[1]} classes."
+    )
+  if np.isnan(logits).any():
+    raise ValueError("The model's logits are NaN: its weights diverged.")
+  return logits, labels
+
+
 def classification_metrics(
   logits: np.ndarray, labels: np.ndarray
 ) -> dict[str, float]:
@@ -155,20 +179,7 @@ def classification_metrics(
     ValueError: if shapes do not fit, a label is not a class index or out of
       range, or a logit is NaN.
   """
-  logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-  if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-    raise ValueError(
-      f"Logits {logits.shape} and labels {labels.shape} do not fit: expected "
-      "(n, classes) and (n,)."
-    )
-  check_labels(labels)
-  if labels.max() >= logits.shape[1]:
-    raise ValueError(
-      f"Labels run from {labels.min()} to {labels.max()}, but the model has "
-      f"{logits.shape[1]} classes."
-    )
-  if np.isnan(logits).any():
-    raise ValueError("The model's logits are NaN: its weights diverged.")
+  logits, labels = check_logits(logits, labels)
   top = logits.max(axis=1)
   log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
   at_label = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]

@@ -19,6 +19,7 @@ ACTIVATIONS = {
   "gelu": nn.gelu,
   "gelu_exact": functools.partial(nn.gelu, approximate=False),
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+  "silu": nn.silu,
 }
 
 
@@ -124,12 +125,24 @@ class DropPath(nn.Module):
 
 
 class MlpBlock(nn.Module):
-  """Two dense layers with an activation between them."""
+  """Two dense layers with an activation between them.
+
+  Attributes:
+    mlp_dim: hidden size; None is 4 * width.
+    dropout: rate after the activation.
+    act: a key of `ACTIVATIONS`.
+    dtype_mm: dtype of the matrix products.
+    gated: whether the hidden values are multiplied by a second dense layer's,
+      which has the activation instead (arXiv 2002.05202).
+    norm_eps: epsilon of a norm of the hidden values; None for no norm.
+  """
 
   mlp_dim: int | None = None
   dropout: float = 0.0
   act: str = "gelu"
   dtype_mm: str = "float32"
+  gated: bool = False
+  norm_eps: float | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -141,8 +154,14 @@ class MlpBlock(nn.Module):
       kernel_init=nn.initializers.xavier_uniform(),
       bias_init=nn.initializers.normal(stddev=1e-6),
     )
-    x = ACTIVATIONS[self.act](dense(self.mlp_dim or 4 * width)(x))
+    hidden, act = self.mlp_dim or 4 * width, ACTIVATIONS[self.act]
+    if self.gated:
+      x = act(dense(hidden, name="gate")(x)) * dense(hidden)(x)
+    else:
+      x = act(dense(hidden)(x))
     x = nn.Dropout(self.dropout)(x, deterministic)
+    if self.norm_eps is not None:
+      x = nn.LayerNorm(epsilon=self.norm_eps, name="norm")(x)
     return dense(width)(x)
 
 

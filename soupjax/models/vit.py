@@ -6,8 +6,6 @@ Parameters have big_vision's names and shapes, so that its checkpoints fit
 without renaming.
 """
 
-from collections.abc import Mapping
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from soupjax.models import layers
+from soupjax.models import encoder, layers, rope
 
-POOLS = ("gap", "tok", "0", "map", "none")
+POOLS = ("gap", "tok", "tok+gap", "0", "map", "none")
 # Table 2 of arXiv 2106.04560; mu is for tests, So400m is from 2305.13035.
 VARIANTS = {
   "mu": {"width": 32, "depth": 1, "mlp_dim": 128, "num_heads": 2},
@@ -77,145 +75,11 @@ def sincos2d(height: int, width: int, dim: int) -> np.ndarray:
   return table[None].astype(np.float32)
 
 
-class Block(nn.Module):
-  """A pre-norm encoder block; its second result, None, is for `nn.scan`."""
-
-  mlp_dim: int | None
-  num_heads: int
-  dropout: float = 0.0
-  act: str = "gelu"
-  norm_eps: float = 1e-6
-  attention: str | None = None
-  dtype_mm: str = "float32"
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    deterministic: bool = True,
-    drop_rate: jax.typing.ArrayLike | None = None,
-  ):
-    """Maps (batch, tokens, width) to the same shape."""
-    y = nn.LayerNorm(epsilon=self.norm_eps)(x)
-    y = _attention(self.num_heads, self.attention, self.dtype_mm)(y, y)
-    y = nn.Dropout(self.dropout)(y, deterministic)
-    x = x + layers.DropPath()(y, drop_rate, deterministic)
-    y = nn.LayerNorm(epsilon=self.norm_eps)(x)
-    mlp = layers.MlpBlock(self.mlp_dim, self.dropout, self.act, self.dtype_mm)
-    y = nn.Dropout(self.dropout)(mlp(y, deterministic), deterministic)
-    return x + layers.DropPath()(y, drop_rate, deterministic), None
-
-
-def _attention(num_heads, implementation, dtype):
-  attend = _attend
-  if implementation is not None:
-    attend = functools.partial(
-      jax.nn.dot_product_attention, implementation=implementation
-    )
-  return nn.MultiHeadDotProductAttention(
-    num_heads=num_heads,
-    kernel_init=nn.initializers.xavier_uniform(),
-    attention_fn=attend,
-    dtype=dtype,
-  )
-
-
-def _attend(query, key, value):
-  """Computes `jax.nn.dot_product_attention`, for float32 without head groups.
-
-  This makes the gradient of a ViT 3 to 6 % faster on a CPU.
-
-  Args:
-    query: (batch, tokens, heads, channels).
-    key: (batch, other tokens, heads, channels).
-    value: like `key`.
-  """
-  if query.dtype != np.float32:
-    return jax.nn.dot_product_attention(query, key, value)
-  query = query * np.float32(query.shape[-1] ** -0.5)
-  weights = nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", query, key))
-  return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
-
-
-class Encoder(nn.Module):
-  """A stack of blocks with an optional final norm.
-
-  Attributes:
-    depth: number of blocks.
-    block: arguments of `Block`.
-    stochastic_depth: drop rate of the last block.
-    norm: whether a norm follows the last block.
-    scan: as in `ViT`.
-    remat_policy: as in `ViT`.
-  """
-
-  depth: int
-  block: Mapping[str, Any]
-  stochastic_depth: float = 0.0
-  norm: bool = True
-  scan: bool = False
-  remat_policy: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-    """Maps (batch, tokens, width) to the same shape."""
-    block = Block
-    if self.remat_policy is not None:
-      block = nn.remat(
-        Block,
-        prevent_cse=not self.scan,
-        static_argnums=(2,),  # deterministic; 0 is the module itself.
-        policy=getattr(jax.checkpoint_policies, self.remat_policy),
-      )
-    rates = layers.drop_rates(self.stochastic_depth, self.depth)
-    if self.scan:
-      blocks = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast, 0),
-        length=self.depth,
-      )
-      blocks = blocks(name="encoderblock", **self.block)
-      x, _ = blocks(x, deterministic, rates)
-    else:
-      for i in range(self.depth):
-        rate = None if rates is None else rates[i]
-        layer = block(name=f"encoderblock_{i}", **self.block)
-        x, _ = layer(x, deterministic, rate)
-    if not self.norm:
-      return x
-    return nn.LayerNorm(self.block["norm_eps"], name="encoder_norm")(x)
-
-
-class MAPHead(nn.Module):
-  """Multi-head attention pooling (arXiv 2106.04560, section 3.3)."""
-
-  mlp_dim: int | None
-  num_heads: int
-  act: str = "gelu"
-  norm_eps: float = 1e-6
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, tokens, width) to (batch, width)."""
-    # Always float32, as in big_vision: one query costs little.
-    batch, _, width = x.shape
-    init = nn.initializers.xavier_uniform()
-    probe = self.param("probe", init, (1, 1, width), x.dtype)
-    probe = jnp.tile(probe, (batch, 1, 1))
-    x = _attention(self.num_heads, None, "float32")(probe, x)
-    y = nn.LayerNorm(epsilon=self.norm_eps)(x)
-    mlp = layers.MlpBlock(self.mlp_dim, act=self.act)
-    return (x + mlp(y))[:, 0]
-
-
 class ViT(nn.Module):
   """Vision Transformer with a linear head.
 
-  The defaults are big_vision's. `act`, `norm_eps`, `pre_norm`, `patch_bias`,
-  `class_token`, `fc_norm`, `proj_size` and `normalize` are for models of other
-  libraries: `pretrained.options` returns their values.
+  The defaults are big_vision's. Options from `act` to `rope_grid` are for
+  models of other libraries: `pretrained.detect` returns their values.
 
   Attributes:
     num_classes: outputs of the head; None for features only.
@@ -224,11 +88,11 @@ class ViT(nn.Module):
     depth: number of blocks.
     mlp_dim: hidden size of the MLPs; None is 4 * width.
     num_heads: attention heads; None raises an error that asks for it.
-    posemb: position embeddings, "learn" or "sincos2d" (fixed).
-    pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
-      (attention) or "none" (every token has its logits).
-    class_token: adds a class token even if `pool_type` does not need one;
-      "gap" and "map" exclude it.
+    posemb: position embeddings, "learn", "sincos2d" (fixed) or "none".
+    pool_type: "gap" (mean), "tok" (class token), "tok+gap" (both, one after the
+      other), "0" (first patch), "map" (attention) or "none" (every token has
+      its logits).
+    class_token: adds a class token even if `pool_type` does not need one.
     rep_size: size of a tanh layer before the head; 0 for none.
     proj_size: size of a projection without bias before the head (CLIP); 0 for
       none.
@@ -238,11 +102,32 @@ class ViT(nn.Module):
     stochastic_depth: probability that an example skips the last block in
       training; it grows linearly from 0 in the first block.
     head_zeroinit: whether the head starts at zero.
-    act: "gelu" (the tanh approximation), "gelu_exact" or "quick_gelu".
+    act: "gelu" (the tanh approximation), "gelu_exact", "quick_gelu" or "silu".
     norm_eps: epsilon of all norms.
     pre_norm: adds a norm before the first block (CLIP).
-    patch_bias: whether the embedding of patches has a bias.
+    post_norm: whether the norms of a block follow its branches, instead of
+      preceding them.
+    final_norm: whether a norm follows the last block.
     fc_norm: applies the final norm after pooling instead of before (timm).
+    patch_bias: whether the embedding of patches has a bias.
+    qkv_bias: the projections with a bias, first letters of query, key, value.
+    qk_norm: adds norms of queries and keys, per head (arXiv 2302.05442).
+    attention_norm: adds a norm before the output projection of attention.
+    gated: whether MLPs are gated, as SwiGLU with act="silu" (2002.05202).
+    mlp_norm: adds a norm of the hidden values of MLPs.
+    layer_scale: initial factor of the channels of each branch (2103.17239); 0
+      for no such factors.
+    registers: number of register tokens (2309.16588).
+    distilled: adds a distillation token (2012.12877).
+    distilled_head: whether that token has a head of its own; logits are the
+      mean of both heads.
+    pool_prefix: whether "gap" and "map" include the tokens before the patches.
+    pool_heads: heads of attention pooling; None is num_heads.
+    pool_mlp_dim: hidden size in attention pooling; None is mlp_dim.
+    rope: rotary position embeddings, a key of `rope.ROPES`; "" for none. None
+      raises an error that asks for it.
+    rope_grid: side of the grid of patches that their coordinates are scaled to;
+      0 for no scaling.
     attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn"
       (GPU, 16 bits), or None for the default.
     scan: scans one block with stacked parameters, which compiles in constant
@@ -272,8 +157,24 @@ class ViT(nn.Module):
   act: str = "gelu"
   norm_eps: float = 1e-6
   pre_norm: bool = False
-  patch_bias: bool = True
+  post_norm: bool = False
+  final_norm: bool = True
   fc_norm: bool = False
+  patch_bias: bool = True
+  qkv_bias: str = "qkv"
+  qk_norm: bool = False
+  attention_norm: bool = False
+  gated: bool = False
+  mlp_norm: bool = False
+  layer_scale: float = 0.0
+  registers: int = 0
+  distilled: bool = False
+  distilled_head: bool = True
+  pool_prefix: bool = False
+  pool_heads: int | None = None
+  pool_mlp_dim: int | None = None
+  rope: str | None = ""
+  rope_grid: int = 0
   attention: str | None = None
   scan: bool = False
   remat_policy: str | None = None
@@ -294,42 +195,51 @@ class ViT(nn.Module):
     Returns:
       Logits (batch, num_classes) in float32, and the input of the head (batch,
       width, rep_size or proj_size); the latter twice if num_classes is None.
-      With pool_type "none" both have an axis for tokens after the first.
+      With pool_type "none" both have an axis for tokens after the first. The
+      features of a distilled model are those of its class token.
 
     Raises:
       ValueError: if an option is unknown or the sizes do not fit.
     """
     self._check(images)
-    head = {
-      "mlp_dim": self.mlp_dim,
-      "num_heads": self.num_heads,
-      "act": self.act,
-      "norm_eps": self.norm_eps,
-    }
-    block = {**head, "attention": self.attention, "dtype_mm": self.dtype_mm}
-    x = self._tokens(images)
+    x, prefix = self._tokens(images)
     x = nn.Dropout(self.dropout)(x, not train)
-    x = Encoder(
+    x = encoder.Encoder(
       depth=self.depth,
-      block={**block, "dropout": self.dropout},
+      block={name: getattr(self, name) for name in encoder.BLOCK},
       stochastic_depth=self.stochastic_depth,
-      norm=not self.fc_norm,
+      norm=self.final_norm and not self.fc_norm,
       scan=self.scan,
       remat_policy=self.remat_policy,
       name="Transformer",
-    )(x, not train)
+    )(x, not train, self._turns(images, prefix))
+    tokens = x
+    first = 0 if self.pool_prefix else prefix
     if self.pool_type == "map":
-      x = MAPHead(**head)(x[:, int(self.class_token) :])
+      x = encoder.MAPHead(
+        self.pool_mlp_dim or self.mlp_dim,
+        self.pool_heads or self.num_heads,
+        self.act,
+        self.norm_eps,
+      )(x[:, first:])
     elif self.pool_type == "gap":
-      x = x[:, int(self.class_token) :].mean(axis=1)
-    elif self.pool_type in ("tok", "0"):
+      x = x[:, first:].mean(axis=1)
+    elif self.pool_type == "0":
+      x = x[:, prefix]
+    elif self.pool_type == "tok":
       x = x[:, 0]
+    elif self.pool_type == "tok+gap":
+      x = jnp.concatenate([x[:, 0], x[:, first:].mean(axis=1)], axis=-1)
     if self.fc_norm:
       x = nn.LayerNorm(self.norm_eps, name="fc_norm")(x)
-    return self._head(x)
+    logits, features = self._head(x)
+    if self.distilled and self.distilled_head and self.num_classes is not None:
+      head = nn.Dense(self.num_classes, name="head_dist")
+      logits = (logits + head(tokens[:, 1].astype(jnp.float32))) / 2
+    return logits, features
 
   def _tokens(self, images):
-    """Embeds patches into (batch, tokens, width)."""
+    """Returns tokens (batch, tokens, width), and how many precede patches."""
     x = layers.patch_conv(
       self.width,
       self.patch_size,
@@ -339,13 +249,51 @@ class ViT(nn.Module):
     )(images)
     batch, rows, columns, width = x.shape
     x = x.reshape(batch, rows * columns, width)
-    x = x + self._position_embedding(rows, columns)
-    if self.pool_type == "tok" or self.class_token:
-      cls = self.param("cls", nn.initializers.zeros, (1, 1, width), x.dtype)
-      x = jnp.concatenate([jnp.tile(cls, (batch, 1, 1)), x], axis=1)
+    if self.posemb != "none":
+      x = x + self._position_embedding(rows, columns)
+    # Residuals are float32.
+    x = x.astype(jnp.float32)
+    extra = []
+    for name, count in (
+      ("cls", int("tok" in self.pool_type or self.class_token)),
+      ("dist_token", int(self.distilled)),
+      ("reg_tokens", self.registers),
+    ):
+      if count:
+        init = nn.initializers.zeros
+        if name == "reg_tokens":  # Equal ones would stay equal.
+          init = nn.initializers.normal(0.02)
+        token = self.param(name, init, (1, count, width), x.dtype)
+        extra.append(jnp.tile(token, (batch, 1, 1)))
+    prefix = x.shape[1]
+    if extra:
+      x = jnp.concatenate([*extra, x], axis=1)
     if self.pre_norm:
       x = nn.LayerNorm(self.norm_eps, name="pre_norm")(x)
-    return x
+    return x, x.shape[1] - prefix
+
+  def _turns(self, images, prefix):
+    """Returns the angles of all tokens for `rope.rotate`, None without."""
+    if not self.rope:
+      return None
+    rows, columns = (n // self.patch_size for n in images.shape[1:3])
+    size = self.width // self.num_heads
+    rope.check_size(size)
+    kind = rope.ROPES[self.rope]
+    if kind.learned:
+      frequencies = self.param(
+        "pos_frequencies",
+        rope.initial_frequencies,
+        (2, self.depth, self.num_heads, size // 2),
+        kind.temperature,
+      )
+      turns = rope.learned_angles(self.rope, frequencies, rows, columns)
+    else:
+      turns = rope.angles(self.rope, rows, columns, size, self.rope_grid)
+    # Tokens before the patches are not turned.
+    pads = [(0, 0)] * turns.ndim
+    pads[-3] = (prefix, 0)
+    return jnp.pad(turns, pads)
 
   def _head(self, x):
     """Maps the pooled tokens to logits and features."""
@@ -373,28 +321,43 @@ class ViT(nn.Module):
     return self.param("pos_embedding", init, shape, jnp.float32)
 
   def _check(self, images):
+    if self.rope is None:
+      raise ValueError(
+        "It is unknown whether queries and keys are rotated: this does not "
+        "follow from the weights. Give rope=, one of "
+        f"{', '.join(map(repr, rope.ROPES))}, or '' for none; or put the "
+        "model's config.json beside the weights."
+      )
     for option, choices in (
       ("pool_type", POOLS),
-      ("posemb", ("learn", "sincos2d")),
+      ("posemb", ("learn", "sincos2d", "none")),
       ("act", tuple(layers.ACTIVATIONS)),
       ("attention", (None, "xla", "cudnn")),
+      ("qkv_bias", ("", "q", "k", "v", "qk", "qv", "kv", "qkv")),
+      ("rope", ("", *rope.ROPES)),
     ):
       layers.check_choice(option, getattr(self, option), choices)
     if self.remat_policy is not None:
       policies = [p for p in dir(jax.checkpoint_policies) if p[0] != "_"]
       layers.check_choice("remat_policy", self.remat_policy, policies)
-    if self.class_token and self.pool_type in ("tok", "0"):
+    if self.class_token and self.pool_type in ("tok", "tok+gap", "0"):
       raise ValueError(
         f"class_token goes with pool_type 'gap', 'map' or 'none', not with "
-        f"{self.pool_type!r}. 'tok' always has a class token."
+        f"{self.pool_type!r}. 'tok' and 'tok+gap' always have a class token."
+      )
+    if self.distilled and self.pool_type != "tok":
+      raise ValueError(
+        "distilled=True needs pool_type 'tok', with the heads of both tokens, "
+        f"not {self.pool_type!r}."
       )
     if self.num_heads is None:
       raise ValueError(
         "The number of attention heads is unknown: it does not follow from the "
         f"weights. Give num_heads=, a divisor of the width {self.width}."
       )
-    if self.width % self.num_heads:
-      raise ValueError(
-        f"width {self.width} is not divisible by num_heads={self.num_heads}."
-      )
+    for key in ("num_heads", "pool_heads"):
+      if self.width % (getattr(self, key) or 1):
+        raise ValueError(
+          f"width {self.width} is not divisible by {key}={getattr(self, key)}."
+        )
     layers.check_patches(images, self.patch_size)

@@ -8,9 +8,10 @@ import functools
 import json
 import math
 import os
-import pathlib
 import re
 from typing import Any
+
+from soupjax import files
 
 KINDS = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
 SHIFTS = "shifts"  # The name of the mean over all shifts.
@@ -60,6 +61,28 @@ def in_words(metric: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gain:
+  """An accuracy minus the best ingredient's on the same images, in points.
+
+  Attributes:
+    value: the difference.
+    low: the lower end of its 95 % interval, by paired bootstrap over images.
+    high: the upper end.
+    p: of McNemar's exact test; None for the mean over shifts.
+  """
+
+  value: float
+  low: float
+  high: float
+  p: float | None
+
+  @property
+  def is_shown(self) -> bool:
+    """Whether zero is outside of the interval."""
+    return not self.low <= 0 <= self.high
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
   """Accuracies and losses of every model on every split.
 
@@ -73,6 +96,7 @@ class Results:
     splits: all splits, in the order of the file.
     cells: (model, split, metric) -> (value, number of images).
     choices: the metrics by which the run chose.
+    gains: (model, split) -> its difference to the best ingredient, if recorded.
   """
 
   dataset: str
@@ -80,6 +104,9 @@ class Results:
   splits: tuple[str, ...]
   cells: dict[tuple[str, str, str], tuple[float, int]]
   choices: Choices = Choices()
+  gains: Mapping[tuple[str, str], Gain] = dataclasses.field(
+    default_factory=dict
+  )
 
   @classmethod
   def from_records(
@@ -90,6 +117,8 @@ class Results:
     Args:
       records: objects with "model", "kind", "dataset", "metric", "value" and
         "n". The metric "prec@1" is a fraction, "loss" a mean in nats.
+        Accuracies may have "difference", "low", "high" and "p" (see `Gain`),
+        as fractions.
       choices: the metrics by which the run chose.
 
     Raises:
@@ -97,7 +126,7 @@ class Results:
         number, from 1), several datasets are mixed, or no ingredient has a
         "prec@1" on minival.
     """
-    dataset, kinds, splits, cells = "", {}, {}, {}
+    dataset, kinds, splits, cells, gains = "", {}, {}, {}, {}
     for line, record in enumerate(records, 1):
       model, kind, path, metric, value, n = _checked(record, line)
       prefix, split = path.split("/", 1)
@@ -113,9 +142,12 @@ class Results:
           "twice, or the model has another kind above. Delete one line."
         )
       kinds[model] = kind
-      splits[split] = None
       cells[model, split, metric] = value, n
-    results = cls(dataset, kinds, tuple(splits), cells, choices)
+      if split != SHIFTS:  # A mean over splits.
+        splits[split] = None
+      if metric == "prec@1" and "difference" in record:
+        gains[model, split] = _gain(record, line)
+    results = cls(dataset, kinds, tuple(splits), cells, choices, gains)
     if results.best is None:
       raise ValueError(
         "no ingredient has prec@1 on minival. Evaluate the ingredients first."
@@ -192,7 +224,7 @@ def _checked(record, line: int):
       fail(f"{field} must be a string that is not empty", record[field])
   if kind not in KINDS:
     fail(f"kind must be one of {', '.join(KINDS)}", kind)
-  if not re.fullmatch(r"[^/]+/.+", dataset) or dataset.endswith("/" + SHIFTS):
+  if not re.fullmatch(r"[^/]+/.+", dataset):
     fail("dataset must be NAME/minival, NAME/test or NAME/SHIFT", dataset)
   if isinstance(value, bool) or not isinstance(value, int | float):
     fail("value must be a number", value)
@@ -203,13 +235,26 @@ def _checked(record, line: int):
   return model, kind, dataset, metric, value, n
 
 
+def _gain(record, line: int) -> Gain:
+  """Returns the difference of a record, in points."""
+  value, low, high = (record.get(k) for k in ("difference", "low", "high"))
+  p = record.get("p")
+  numbers = [value, low, high, *([] if p is None else [p])]
+  if not all(type(x) in (int, float) for x in numbers):
+    raise ValueError(
+      f"line {line}: difference, low, high and p must be numbers, got "
+      f"{numbers}."
+    )
+  return Gain(100 * value, 100 * low, 100 * high, p)
+
+
 def read_run(workdir: str | os.PathLike) -> Results:
   """Reads `results.jsonl` and `choices.json` of a directory.
 
   Raises:
     ValueError: if a file is malformed, or `results.jsonl` is missing or empty.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   path, choices = workdir / "choices.json", Choices()
   if path.is_file():
     try:
@@ -238,7 +283,7 @@ def read_results(
     ValueError: if the file is missing, empty or malformed, naming the line, or
       `Results.from_records` rejects it.
   """
-  path = pathlib.Path(path)
+  path = files.path_of(path)
   run = f"Run `soupjax --config=CONFIG --workdir={path.parent}`"
   if not path.is_file():
     raise ValueError(f"{path} does not exist. {run} first.")

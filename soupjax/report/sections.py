@@ -7,8 +7,10 @@ All texts from files go through `html.escape`.
 
 from collections.abc import Mapping, Sequence
 import html
+import math
 from typing import Any
 
+from soupjax.report import results as results_lib
 from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
@@ -119,13 +121,22 @@ def _gains(rows, results: Results, notes: Mapping[str, str]) -> list[str]:
       gain = row.gain(results, split)
       if gain is not None:
         points = tables.signed(gain, _MINUS)
-        worse = " (worse)" if points.startswith(_MINUS) else ""
-        parts.append(f"{points}{'' if parts else ' points'} on {words}{worse}")
+        found = row.gain_interval(results, split)
+        note = " (worse)" if points.startswith(_MINUS) else ""
+        if found:
+          note = f" (95 % interval {_ends(found)}"
+          note += ")" if found.is_shown else ": no difference is shown)"
+        parts.append(f"{points}{'' if parts else ' points'} on {words}{note}")
     items.append(
       f"<li>{html.escape(row.label)}{notes.get(row.models[0], '')}: "
       f"{', '.join(parts) or 'not evaluated on test or shifts'}.</li>"
     )
   return ["<ul>", *items, "</ul>"]
+
+
+def _ends(gain: results_lib.Gain) -> str:
+  ends = f"{gain.low:.1f} to {gain.high:.1f}"
+  return ends.replace("-", _MINUS)
 
 
 def _verdict(rows, results: Results) -> str:
@@ -136,6 +147,9 @@ def _verdict(rows, results: Results) -> str:
     gains = [g for g in gains if g is not None]
     if gains and max(gains) <= 0:
       sentences.append(f"No soup beats the best ingredient {words}.")
+    intervals = [r.gain_interval(results, split) for r in rows]
+    if gains and all(intervals) and not any(g.low > 0 for g in intervals):
+      sentences.append(f"No interval of a soup's gain {words} lies above zero.")
   if interval := tables.interval(results, results.best, "test"):
     n = results.images(results.best, "test")
     sentences.append(
@@ -202,6 +216,10 @@ def _cell(row, results, split, best) -> str:
     note = "" if spread is None else f"sd {spread:.1f}"
   elif interval := tables.interval(results, row.models[0], split):
     note = _DASH.join(f"{end:.1f}" for end in interval)
+  if found := row.gain_interval(results, split):
+    note += "<br>" * bool(note)
+    note += tables.gain_text(row, results, split, _MINUS)
+    note += "" if found.p is None else f", p {found.p:.2g}"
   return f"<td{kind}>{text}{f'<small>{note}</small>' if note else ''}</td>"
 
 
@@ -213,11 +231,72 @@ def _table_note(results) -> str:
     f"over the {count} ingredients). Means over shifts have no interval, since "
     "shifts may be made of the same images. Intervals do not cover the "
     "variation between runs. Models share images, so two intervals "
-    "that overlap do not show that two models are equal. Bold: the best value "
+    "that overlap do not show that two models are equal. Last line of a cell: "
+    "points above the best ingredient, with the 95 % interval of the paired "
+    "bootstrap over images and p of McNemar's exact test; ~ marks an interval "
+    "that holds zero. Bold: the best value "
     "in a column at the cost of one model. Cost: models run per image. "
     "Nothing was chosen on test or on a shift. The best ingredient and the "
     "soups were chosen or trained on minival, so its column is optimistic."
   )
+
+
+def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
+  """Returns the table of calibration errors and losses; "" if none are known.
+
+  The columns are minival, test and the mean over shifts.
+  """
+  metrics = {
+    "ece": "ECE, %",
+    "ece_t": "with temperature",
+    "loss": "loss",
+    "loss_t": "with temperature",
+  }
+  places = [s for s in ("minival", "test") if s in results.splits]
+  places += [SHIFTS] if results.shifts else []
+
+  def value(model, split, metric):
+    splits = results.shifts if split == SHIFTS else [split]
+    cells = [results.cells.get((model, s, metric)) for s in splits]
+    if None in cells:
+      return None
+    return math.fsum(c[0] for c in cells) / len(cells)
+
+  body = []
+  for row in tables.rows(results, sizes):
+    if row.kind == "mean":
+      continue
+    model, cells = row.models[0], []
+    for split in places:
+      for metric in metrics:
+        found = value(model, split, metric)
+        if found is None:
+          cells.append(_DASH)
+        elif metric.startswith("ece"):
+          cells.append(f"{100 * found:.1f}")
+        else:
+          cells.append(f"{found:.3f}")
+    if all(cell == _DASH for cell in cells[::4]):
+      continue
+    body.append(
+      f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>'
+      + "".join(f"<td>{cell}</td>" for cell in cells)
+      + "</tr>"
+    )
+  if not body:
+    return ""
+  head = "".join(
+    f'<th scope="col">{"shifts" if split == SHIFTS else split}<br>{title}</th>'
+    for split in places
+    for title in metrics.values()
+  )
+  note = (
+    "ECE: expected calibration error over 15 bins of equally many images. "
+    "Temperature: one number for each model, fitted to the loss on minival. "
+    "Averaging weights does not calibrate as ensembles do (arXiv 2203.05482, "
+    "appendix B)."
+  )
+  return f"{_table(head, body)}\n<p><small>{note}</small></p>"
 
 
 def ingredients_section(

@@ -8,7 +8,7 @@ import math
 import statistics
 import textwrap
 
-from soupjax.report.results import SHIFTS, Results, in_words
+from soupjax.report.results import SHIFTS, Gain, Results, in_words
 
 LABELS = {
   "pretrained": "Initial model",
@@ -56,6 +56,12 @@ class Row:
     best = results.accuracy(results.best, split)
     value = self.accuracy(results, split)
     return None if value is None or best is None else value - best
+
+  def gain_interval(self, results: Results, split: str) -> Gain | None:
+    """The recorded difference to the best ingredient; None for means."""
+    if self.kind == "mean":
+      return None
+    return results.gains.get((self.models[0], split))
 
 
 def label(model: str, kind: str, results: Results) -> str:
@@ -155,7 +161,7 @@ def interval(
 ) -> tuple[float, float] | None:
   """Returns the 95 % interval in percent; None for a mean over shifts."""
   value, n = results.accuracy(model, split), results.images(model, split)
-  if value is None or n is None:
+  if value is None or n is None or split == SHIFTS:
     return None
   low, high = clopper_pearson(round(value / 100 * n), n)
   return 100 * low, 100 * high
@@ -195,6 +201,21 @@ def clopper_pearson(
   return float(low), float(high)
 
 
+def gain_text(row: Row, results: Results, split: str, minus: str = "-") -> str:
+  """Formats a gain over the best ingredient: "~+0.5 [-0.1, 1.1]".
+
+  "~" marks an interval that holds zero; "-" is a gain that is not known.
+  """
+  gain, found = row.gain(results, split), row.gain_interval(results, split)
+  if gain is None:
+    return "-"
+  text = signed(gain, minus)
+  if found is None:
+    return text
+  ends = f"{found.low:.1f}, {found.high:.1f}".replace("-", minus)
+  return f"{'' if found.is_shown else '~'}{text} [{ends}]"
+
+
 def signed(points: float, minus: str = "-") -> str:
   """Formats a difference with its sign and one decimal; zero has no sign.
 
@@ -218,29 +239,47 @@ def results_table(
   Returns:
     One line per row of `rows`: inference cost, accuracy on minival, test and
     the mean over shifts, and the differences on test and shifts from the best
-    ingredient, in points. Ends without a newline.
+    ingredient, in points, with 95 % intervals where they are recorded. Ends
+    without a newline.
   """
-  width, shifts = 36, f"{len(results.shifts)} shifts"
+  shifts = f"{len(results.shifts)} shifts"
   titles = ("cost", "minival", "test", shifts, "d(test)", "d(shifts)")
-  lines = ["".join([" " * width, *(f"{t:>10}" for t in titles)])]
+  widths = (8, 8, 6, 10, 20, 20) if results.gains else (10,) * 6
+  width = 100 - sum(widths) if results.gains else 36
+
+  def line(name, cells):
+    return f"{name:<{width}}" + "".join(
+      f"{cell:>{w}}" for cell, w in zip(cells, widths)
+    )
+
+  lines = [line("", titles)]
   lines.append("-" * len(lines[0]))
   for row in rows(results, sizes):
     values = [row.accuracy(results, s) for s in ("minival", "test", SHIFTS)]
-    gains = [row.gain(results, s) for s in ("test", SHIFTS)]
     cells = [
       cost_text(row, results),
       *("-" if v is None else f"{v:.1f}" for v in values),
-      *("-" if g is None else signed(g) for g in gains),
+      *(gain_text(row, results, s) for s in ("test", SHIFTS)),
     ]
     name = "".join(c if c.isprintable() else "?" for c in row.label)
     name = name if len(name) <= width else name[: width - 3] + "..."
-    lines.append("".join([f"{name:<{width}}", *(f"{c:>10}" for c in cells)]))
+    lines.append(line(name, cells))
   choices = results.choices
+  notes = (
+    "Percent correct. d: points above the best ingredient"
+    f"{choices.by(choices.metrics[0])}{', ' * bool(results.gains)}"
+  )
+  if results.gains:
+    notes += (
+      f"{results.best}, with the 95 % interval over images (paired bootstrap). "
+      "~: the interval holds zero, so no difference is shown"
+    )
+  notes += (
+    ". Choices were made on minival, none on test. cost: models run per image."
+  )
   lines += [
     lines[1],
-    "Percent correct. d: points above the best ingredient"
-    f"{choices.by(choices.metrics[0])}. Choices were made on",
-    "minival, none on test. cost: models run per image.",
+    *textwrap.wrap(notes, 100),
     *textwrap.wrap(choices.about_outputs, 100),
     *textwrap.wrap(one_run_note(results), 100),
   ]

@@ -305,6 +305,44 @@ def _in_parts(reads, specs, coefficients, end, small, **options):
   return value, all_flags
 
 
+def abstract_sum(
+  ingredients: Sequence[Ingredient], leaf: str, sharding: Any
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+  """Returns the largest program of a mean of one leaf, to be compiled.
+
+  Args:
+    ingredients: from `check_ingredients`.
+    leaf: its name.
+    sharding: as in `Ingredient.load`; its devices need not exist.
+
+  Returns:
+    The jitted function, its arguments, with shapes in place of leaves, and its
+    static arguments.
+  """
+  spec, count = ingredients[0].specs[leaf], len(ingredients)
+  place = sharding_of(sharding, leaf, spec)
+  wide = np.dtype(np.float64 if spec.dtype == np.float64 else np.float32)
+  part = slice(0, _WIDTH) if count <= _WIDTH else slice(_WIDTH, 2 * _WIDTH)
+  coefficients = compensated.mean_coefficients(np.ones(count))
+  numbers = {"weights": coefficients["weights"][:, part]}
+  if part.stop >= count:
+    numbers["scale"] = coefficients["scale"]
+
+  def placed(dtype):
+    return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=place)
+
+  pair = np.dtype(f"complex{16 * wide.itemsize}")
+  total = placed(pair) if part.start else None
+  leaves = [placed(i.specs[leaf].dtype) for i in ingredients[part]]
+  first = placed(spec.dtype)
+  options = {"weighted": False, "wide": wide.type, "factor": 1.0}
+  return (
+    _sum_and_check,
+    (total, first, leaves, numbers, None, None),
+    {**options, "dtype": spec.dtype},
+  )
+
+
 def wise_ft(
   pretrained: Model,
   finetuned: Model,

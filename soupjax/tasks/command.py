@@ -4,30 +4,30 @@
 
 from collections.abc import Collection
 import dataclasses
-import faulthandler
 import os
-import signal
 import sys
 import traceback
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 import jax
 import ml_collections
 from ml_collections import config_flags
 
 from soupjax import config as config_lib
+from soupjax import processes
 from soupjax.registry import suggestion
 from soupjax.tasks import compilation_cache
+from soupjax.tasks.programs import report, topology
 
 # Flags of every task, besides --config.
 SHARED = ("dry_run", "distributed", "compilation_cache")
 # Task -> its other flags.
 TASKS = {
-  "finetune": ("workdir", "sweep", "sweep_index", "fake_devices"),
-  "cook": ("workdir",),
+  "finetune": ("workdir", "sweep", "sweep_index", "fake_devices", "topology"),
+  "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
-  "mix": (),
+  "mix": ("topology",),
 }
 
 # Task -> keys of its config that it takes over from another task and ignores.
@@ -36,6 +36,7 @@ UNUSED = {
     "cook.learned",
     "cook.wise_ft_points",
     "cook.ensembles_gb",
+    "cook.calibration",
     "initial_head",
     "seed",
   ),
@@ -118,6 +119,19 @@ def _line_of_config(error: Exception, argv: list[str]) -> str | None:
   return None
 
 
+def given() -> Command:
+  """Returns the command line that `parse` has parsed."""
+  config = flags.FLAGS["config"]
+  names = {*SHARED, *(name for task in TASKS.values() for name in task)}
+  values = {name: flags.FLAGS[name].value for name in sorted(names)}
+  return Command(
+    config=config.value,
+    config_file=config_flags.get_config_filename(config),
+    overrides=tuple(config.override_values),
+    flags={k: v for k, v in values.items() if v is not None},
+  )
+
+
 def run(command: Command) -> None:
   """Runs the task that `config.task` names.
 
@@ -147,21 +161,62 @@ def run(command: Command) -> None:
   dry_run = given.get("dry_run", False)
   if "workdir" in TASKS[task] and not (given.get("workdir") or dry_run):
     raise ValueError("Give --workdir, a directory for the results.")
-  if "fake_devices" in given and not dry_run:
-    raise ValueError("--fake_devices is for --dry_run, which is not given.")
+  for flag in ("fake_devices", "topology"):
+    if flag in given and not dry_run:
+      raise ValueError(f"--{flag} is for --dry_run, which is not given.")
   if given.get("fake_devices", 1) < 1:
     raise ValueError(
       f"--fake_devices={given['fake_devices']} must be positive."
     )
-  for one, other in (("fake_devices", "distributed"), ("sweep", "sweep_index")):
+  for one, other in (
+    ("fake_devices", "distributed"),
+    ("topology", "distributed"),
+    ("topology", "fake_devices"),
+    ("sweep", "sweep_index"),
+  ):
     if one in given and other in given:
       raise ValueError(
         f"--{one} and --{other} exclude each other: leave one out."
       )
   if given.get("distributed"):
-    join_processes()
+    processes.join()
+  if "topology" in given:
+    _compile(task, command, topology.get(given["topology"]))
+    return
   compilation_cache.use(command.flags.get("compilation_cache", True))
   _run(task, command, dry_run)
+
+
+def _compile(task, command, tpu: topology.Topology):
+  """Prints the plan of a task, and what its programs need on a TPU slice."""
+  # Programs for devices that are not there cannot be read back.
+  compilation_cache.use(False)
+  with topology.explained(tpu):
+    programs = list(_programs(task, command, tpu.devices))
+  print()
+  print(report.run(programs, tpu))
+
+
+def _programs(task, command, devices):
+  """Prints the plan of a task on some devices; returns its programs."""
+  config = command.config
+  if task == "finetune":
+    from soupjax.tasks.finetune import dry_run as plan_lib
+    from soupjax.tasks.finetune import programs as finetune
+
+    members, index, in_sweep = _members(command, True)
+    print(plan_lib.plan(config, members, index, devices))
+    members = members if in_sweep else None
+    return finetune.programs(config, members, index, devices)
+  if task == "cook":
+    from soupjax.tasks.cook import programs as cook
+    from soupjax.tasks.cook import run as cook_run
+
+    workdir = command.flags.get("workdir")
+    return cook.programs(cook_run.planned(config, workdir, devices))
+  from soupjax.tasks import mix
+
+  return mix.programs(config, devices)
 
 
 def _run(task, command, dry_run):
@@ -187,26 +242,38 @@ def _finetune(command, dry_run):
   from soupjax.tasks.finetune import dry_run as plan_lib
   from soupjax.tasks.finetune import run as finetune
 
-  index = command.flags.get("sweep_index")
-  in_sweep = command.flags.get("sweep") or index is not None
-  members = None
-  if in_sweep or dry_run:
-    path, _, arg = command.config_file.partition(":")
-    members = config_lib.load_sweep(path, arg, required=in_sweep) or None
-  if in_sweep:
-    _check_overrides(command.overrides, members)
+  members, index, in_sweep = _members(command, dry_run)
   if dry_run:
+    from soupjax.tasks.finetune import needs
+
     devices = command.flags.get("fake_devices")
     if devices:
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
     text = plan_lib.plan(command.config, members, index)
+    if not devices:  # Fake ones have no memory.
+      runs = members if in_sweep else None
+      workdir = command.flags.get("workdir")
+      text += f"\n\n{needs.needs(command.config, runs, index, workdir)}"
     if jax.process_index() == 0:
       print(text)
     return
   finetune.run(
     command.config, command.flags["workdir"], sweep=members, index=index
   )
+
+
+def _members(command, dry_run):
+  """Returns the sweep, an index, and whether flags ask for members."""
+  index = command.flags.get("sweep_index")
+  in_sweep = bool(command.flags.get("sweep") or index is not None)
+  members = None
+  if in_sweep or dry_run:
+    path, _, arg = command.config_file.partition(":")
+    members = config_lib.load_sweep(path, arg, required=in_sweep) or None
+  if in_sweep:
+    _check_overrides(command.overrides, members)
+  return members, index, in_sweep
 
 
 def _check_overrides(overrides, members):
@@ -217,44 +284,3 @@ def _check_overrides(overrides, members):
         f"get_sweep() sets {key} in all members, so --config.{key} would have "
         "no effect: edit get_sweep(), or leave --sweep out."
       )
-
-
-def join_processes() -> None:
-  """Connects the processes that were started together.
-
-  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, the
-  environment of each process needs JAX_COORDINATOR_ADDRESS (host:port of the
-  first one), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
-
-  Raises:
-    ValueError: if the environment does not define the processes.
-  """
-  numbers = {}
-  for name in ("num_processes", "process_id"):
-    variable = f"JAX_{name.upper()}"
-    text = os.environ.get(variable)
-    if text is None:
-      continue
-    if not text.isdigit():
-      raise ValueError(f"{variable}={text!r} must be a whole number.")
-    numbers[name] = int(text)
-  if numbers and not os.environ.get("JAX_COORDINATOR_ADDRESS"):
-    raise ValueError(
-      f"JAX_{next(iter(numbers)).upper()} is set, but not "
-      "JAX_COORDINATOR_ADDRESS=host:port of the first process."
-    )
-  terminate = signal.getsignal(signal.SIGTERM)
-  try:
-    jax.distributed.initialize(**numbers)
-  except ValueError as e:
-    raise ValueError(
-      f"--distributed: {e} Start it under Slurm, Open MPI, Kubernetes or on "
-      "Cloud TPUs, or set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES "
-      "and JAX_PROCESS_ID in the environment of each process."
-    ) from e
-  # JAX only notes SIGTERM, so that the process would go on until it is killed.
-  signal.signal(signal.SIGTERM, terminate)
-  # If the first process dies, JAX says so and aborts the others. Their stack
-  # traces would only hide that message.
-  if not logging.vlog_is_on(1):
-    faulthandler.disable()

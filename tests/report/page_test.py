@@ -96,6 +96,41 @@ def test_table_cells(tmp_path):
   assert "optimistic" in page
 
 
+def test_differences_with_intervals(tmp_path):
+  workdir = helpers.write_run(tmp_path)
+  helpers.write_results(workdir, helpers.with_gains(helpers.records()))
+  page = write(workdir)
+  minus, dash = "\N{MINUS SIGN}", "\N{EN DASH}"
+  assert cells(page, "Greedy soup")[2] == (
+    f"96.0<small>92.3{dash}98.3<br>+1.0 [0.2, 1.8], p 0.04</small>"
+  )
+  assert cells(page, "Greedy soup")[-1].endswith(
+    f"<small>~+5.0 [{minus}1.0, 11.0]</small>"
+  )
+  text = Tags(page).text
+  assert (
+    "+1.0 points on test (95 % interval 0.2 to 1.8), +5.0 on the mean of 3 "
+    f"shifts (95 % interval {minus}1.0 to 11.0: no difference is shown)."
+  ) in text
+  assert f"(95 % interval {minus}2.0 to {minus}0.1)" in text
+
+
+def test_calibration(tmp_path):
+  workdir = helpers.write_run(tmp_path)
+  assert "Calibration" not in write(workdir)
+  lines = helpers.records()
+  for split, value in zip(("test", *helpers.SHIFTS), (0.03, 0.1, 0.2, 0.3)):
+    lines.append(helpers.record("greedy", "soup", split, value, metric="ece"))
+  helpers.write_results(workdir, lines)
+  page = write(workdir)
+  part = page[page.index("<h2>Calibration") :]
+  dash = "\N{EN DASH}"
+  expected = [dash, dash, "0.100", dash, "3.0", dash, "0.100", dash]
+  expected += ["20.0", dash, "0.100", dash]  # The mean over shifts.
+  assert cells(part, "Greedy soup") == expected
+  assert "Uniform soup" not in part
+
+
 def test_ties_are_all_bold(tmp_path):
   page = write(helpers.write_run(tmp_path))
   for label in ("Initial model", "Greedy soup"):

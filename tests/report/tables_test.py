@@ -63,6 +63,26 @@ def test_table():
   assert "3 shifts" in text.splitlines()[0]
 
 
+def test_table_of_differences_with_intervals():
+  results = Results.from_records(helpers.with_gains(helpers.records()))
+  assert results.shifts == helpers.SHIFTS  # The mean is no shift of its own.
+  text = results_table(results)
+  assert all(len(line) <= 100 for line in text.splitlines())
+  rows = {line[:20].strip(): line for line in text.splitlines()}
+  assert rows["Greedy soup"].endswith("  +1.0 [0.2, 1.8]  ~+5.0 [-1.0, 11.0]")
+  assert "  -1.0 [-2.0, -0.1]" in rows["Uniform soup"]
+  assert rows["Ensemble of all"].split()[-2:] == ["+2.0", "+7.0"]
+  assert "ingredient_01, with the 95 %" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("value", ["1", True, None])
+def test_a_difference_that_is_no_number(value):
+  lines = helpers.with_gains(helpers.records())
+  next(line for line in lines if "low" in line)["low"] = value
+  with pytest.raises(ValueError, match=r"line \d+: difference, low"):
+    Results.from_records(lines)
+
+
 def test_table_without_shifts():
   text = results_table(Results.from_records(helpers.records(shifts=())))
   (line,) = (t for t in text.splitlines() if t.startswith("Greedy soup"))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import pathlib
+import socket
 
 import helpers
 import ml_collections
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.tasks import command, mix
+from soupjax import processes
+from soupjax.tasks import command, estimate, mix
 
 MIX = str(helpers.ROOT / "configs" / "mix.py")
 COOK = str(helpers.ROOT / "configs" / "cook.py")
@@ -35,6 +37,7 @@ def test_help_lists_tasks_and_flags():
     ("cook", "sweep"),
     ("cook", "fake_devices"),
     ("diagnose", "sweep_index"),
+    ("diagnose", "topology"),
   ],
 )
 def test_a_flag_that_the_task_does_not_use_is_an_error(task, flag):
@@ -55,13 +58,15 @@ def test_a_member_that_the_sweep_lacks(tmp_path, index, dry_run):
   assert not (tmp_path / "x").exists()
 
 
-def test_a_dry_run_of_one_member_shows_that_member(capsys):
+def test_a_dry_run_of_one_member_shows_that_member(capsys, monkeypatch):
+  monkeypatch.setattr(estimate, "can_compile", lambda *args: False)
   config = sj.config.load(helpers.DIGITS, "runlocal")
   flags = {"sweep_index": 1, "dry_run": True}
   file = f"{helpers.DIGITS}:runlocal"
   command.run(command.Command(config, file, (), flags))
   text = capsys.readouterr().out
   assert "member_001" in text and "member_000" not in text
+  assert "not counted    all device memory" in text
 
 
 def test_a_key_that_the_task_ignores_is_an_error():
@@ -89,6 +94,17 @@ def run(task, **flags):
       "finetune",
       {"dry_run": True, "fake_devices": 2, "distributed": True},
       "--fake_devices and --distributed",
+    ),
+    ("finetune", {"workdir": "x", "topology": "v5e:4x4"}, "--topology is for"),
+    (
+      "finetune",
+      {"dry_run": True, "fake_devices": 2, "topology": "v5e:4x4"},
+      "--topology and --fake_devices",
+    ),
+    (
+      "finetune",
+      {"dry_run": True, "distributed": True, "topology": "v5e:4x4"},
+      "--topology and --distributed",
     ),
     (
       "finetune",
@@ -153,6 +169,8 @@ def test_a_text_and_keys_for_one_rule_are_an_error(keys_first):
   [
     ({"JAX_PROCESS_ID": "first"}, "'first'"),
     ({"JAX_NUM_PROCESSES": "2"}, "JAX_COORDINATOR_ADDRESS"),
+    ({"JAX_COORDINATOR_ADDRESS": "here"}, "'here' must be host:port"),
+    ({"JAX_COORDINATOR_ADDRESS": "here:99999"}, "'here:99999' must be"),
   ],
 )
 def test_processes_that_cannot_be_told_are_named(
@@ -161,7 +179,51 @@ def test_processes_that_cannot_be_told_are_named(
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ValueError, match=culprit):
-    command.join_processes()
+    processes.join()
+
+
+@pytest.mark.parametrize(
+  "variables,given",
+  [({}, "none of them"), ({"SLURM_JOB_ID": "7"}, "SLURM_JOB_ID")],
+)
+def test_outside_a_cluster_what_was_looked_for_is_named(variables, given):
+  code = f"""
+from soupjax import processes
+for names in processes._CLUSTERS.values():
+  for name in names:
+    os.environ.pop(name, None)
+os.environ |= {variables}
+soupjax.main.run()
+"""
+  flags = (f"--config={MIX}:linear", "--distributed")
+  done = helpers.soupjax(*flags, code=code)
+  assert done.returncode == 1
+  for name in ("JAX_PROCESS_ID", "SLURM_PROCID", "TPU_WORKER_HOSTNAMES"):
+    assert name in done.stderr
+  assert f"Set: {given}." in done.stderr
+  assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
+  with socket.socket() as s:
+    s.bind(("localhost", 0))
+    address = f"localhost:{s.getsockname()[1]}"
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+  monkeypatch.setenv("JAX_PROCESS_ID", "1")
+  monkeypatch.setattr(processes, "_SECONDS", 0.2)
+  with pytest.raises(ValueError, match=f"process 1 .*{address}.*refused"):
+    processes.join()
+
+
+def test_a_port_that_another_run_uses_is_named(monkeypatch):
+  with socket.create_server(("", 0)) as s:
+    address = f"localhost:{s.getsockname()[1]}"
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(ValueError, match=f"cannot listen at {address}"):
+      processes.join()
 
 
 def test_two_processes_mix_into_one_file(tmp_path):
@@ -202,3 +264,33 @@ def test_two_processes_mix_into_one_file(tmp_path):
   # The first process prints.
   assert "Wrote" in (tmp_path / "log_0").read_text()
   assert "Wrote" not in (tmp_path / "log_1").read_text()
+
+
+@pytest.mark.parametrize("task", ["mix", "finetune"])
+def test_a_directory_that_is_not_shared_is_an_error(tmp_path, task):
+  rng = np.random.default_rng(0)
+  tree = {"leaf": rng.normal(size=2**10).astype("f")}
+  sj.save_params(tmp_path / "m0.safetensors", tree)
+  for home in ("home_0", "home_1"):
+    (tmp_path / home / "soups").mkdir(parents=True)
+  flags = {
+    "mix": [
+      f"--config={MIX}:linear",
+      f"--config.ingredients={tmp_path}/m0.safetensors",
+      "--config.out=~/soups/soup.safetensors",
+    ],
+    "finetune": [f"--config={helpers.DIGITS}:runlocal", "--workdir=~/soups"],
+  }
+  with pytest.raises(AssertionError, match="2 processes, number 1 does not"):
+    helpers.run_workers(
+      pathlib.Path(__file__).with_name("command_worker.py"),
+      tmp_path,
+      *flags[task],
+      "--distributed",
+      seconds=120,
+      LOGS=str(tmp_path),
+      HOMES=str(tmp_path),
+    )
+  # Nothing is published, and the mark is removed.
+  assert not list(tmp_path.glob("home_?/soups/*.safetensors"))
+  assert not list(tmp_path.glob("home_?/soups/.mark*"))

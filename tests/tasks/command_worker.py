@@ -19,6 +19,9 @@ def save_bytes_read(mixed, folder=pathlib.Path(os.environ["LOGS"])):
 
 if __name__ == "__main__":
   faulthandler.dump_traceback_later(110, exit=True)
+  if "HOMES" in os.environ:  # ~ is a directory of its own.
+    home = f"{os.environ['HOMES']}/home_{os.environ['INDEX']}"
+    os.environ["HOME"] = home
   run = mix.run
   mix.run = lambda *a, **k: save_bytes_read(run(*a, **k))
   main.run()

@@ -19,6 +19,7 @@ import functools
 import io
 import math
 import os
+import pathlib
 import resource
 import threading
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.checkpoints.formats import input_files
 from soupjax.soups.core import crc32, slices, tree
 from soupjax.soups.core.ingredient import Ingredient, Storage
@@ -37,35 +38,35 @@ _MAX_LEAVES = 1_000_000
 _MAX_BYTES = 2**63 - 1
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path is an address such as gs://bucket/file."""
-  return "://" in os.fspath(path)
+is_remote = buckets.is_remote
 
 
 def remote_path(path: str | os.PathLike) -> Any:
   """Returns an `epath.Path`.
 
   Raises:
-    ValueError: if the package for that kind of address is missing.
+    ValueError: if the package for that kind of address is missing, or the
+      bucket cannot be reached.
   """
   from etils import epath
 
-  kind = os.fspath(path).split("://")[0]
-  package = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}.get(kind)
-  if package is None:
-    raise ValueError(
-      f"{os.fspath(path)}: addresses begin with gs://, s3:// or az://, not "
-      f"{kind}://. Copy the file to a local path."
-    )
-  remote = epath.Path(os.fspath(path))
-  try:
-    remote.exists()  # Imports the package.
-  except ImportError as e:
-    raise ValueError(
-      f"{os.fspath(path)} cannot be read without {package}: pip install "
-      f"soupjax[{kind}]."
-    ) from e
-  return remote
+  buckets.check_bucket(path)
+  return epath.Path(os.fspath(path))
+
+
+def is_directory(path: str) -> bool:
+  """Whether a local or remote path is a directory."""
+  return (buckets.is_directory if is_remote(path) else os.path.isdir)(path)
+
+
+def names_in(path: str) -> list[str]:
+  """Returns the names in a local or remote directory."""
+  return (buckets.listdir if is_remote(path) else os.listdir)(path)
+
+
+def as_path(path: str) -> Any:
+  """Returns a `pathlib.Path`, or an `epath.Path` of an address."""
+  return remote_path(path) if is_remote(path) else pathlib.Path(path)
 
 
 def identity(path: str) -> input_files.Identity:
@@ -76,11 +77,7 @@ def identity(path: str) -> input_files.Identity:
   """
   if not is_remote(path):
     return input_files.identity(path)
-  try:
-    status = remote_path(path).stat()
-  except OSError as e:
-    raise ValueError(f"{path} cannot be read: {e}.") from e
-  return status.length, int(status.mtime * 1e9), 0
+  return buckets.identity(path)
 
 
 class ByteFile:
@@ -121,7 +118,7 @@ class ByteFile:
     """
     if self._lock is not None:
       now = identity(self.path)
-      handle = remote_path(self.path).open("rb")
+      handle = buckets.open_object(self.path)
     else:
       handle = files.open_input(self.path)
       now = input_files.identity_of(os.fstat(handle.fileno()))
@@ -148,8 +145,7 @@ class ByteFile:
           n = os.preadv(handle.fileno(), [view[done:]], offset + done)
         else:
           with self._lock:
-            handle.seek(offset + done)
-            part = handle.read(len(view) - done)
+            part = buckets.read_range(handle, offset + done, len(view) - done)
           n = len(part)
           view[done : done + n] = part
       if n == 0:
@@ -172,7 +168,9 @@ class ByteFile:
 
   def stream(self) -> io.BufferedReader:
     """Returns a stream of the file, for libraries that need one."""
-    return io.BufferedReader(_Stream(self))
+    # A read from a bucket is a request.
+    size = io.DEFAULT_BUFFER_SIZE if self._lock is None else 1 << 20
+    return io.BufferedReader(_Stream(self), size)
 
 
 class Window:

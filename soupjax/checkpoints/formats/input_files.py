@@ -17,10 +17,11 @@ import weakref
 
 from soupjax import files
 
-# Each open file in a bucket holds a buffer of several MB.
+# Files in buckets that are open at the same time.
 _MOST_REMOTE = 32
 
-# Size in bytes, time of the last change in ns, and inode (0 in a bucket).
+# Size in bytes, time of the last change in ns, and inode. In a bucket: size, 0,
+# and a number for the ETag or generation.
 Identity = tuple[int, int, int]
 
 

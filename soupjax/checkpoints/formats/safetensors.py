@@ -218,12 +218,11 @@ def index_of(
   Raises:
     ValueError: if a directory has several indices, or the index is damaged.
   """
-  if os.path.isdir(path):
-    indices = sorted(
-      file
-      for suffix in suffixes
-      for file in pathlib.Path(path).glob(f"*{suffix}.index.json")
-    )
+  place = byte_ranges.as_path(path)
+  if byte_ranges.is_directory(path):
+    ends = tuple(f"{suffix}.index.json" for suffix in suffixes)
+    names = sorted(n for n in byte_ranges.names_in(path) if n.endswith(ends))
+    indices = [place / name for name in names]
     if len(indices) > 1:
       raise ValueError(
         f"{path} has several indices, {[f.name for f in indices]}: give the "
@@ -231,7 +230,7 @@ def index_of(
       )
     index = indices[0] if indices else None
   else:
-    index = pathlib.Path(path) if path.endswith(".index.json") else None
+    index = place if path.endswith(".index.json") else None
   if index is None:
     return None, {}
   content = files.read_json(index)
@@ -293,17 +292,21 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
   index, shards = index_of(path, suffixes)
   if index is not None:
     names = sorted(set(shards.values()))
-    folder = str(index.parent)
-  elif os.path.isdir(path):
+    folder = os.fspath(index.parent)
+  elif byte_ranges.is_directory(path):
     folder = path
-    models = models_of(n for n in os.listdir(path) if n.endswith((*suffixes,)))
+    listed = byte_ranges.names_in(path)
+    models = models_of(n for n in listed if n.endswith((*suffixes,)))
     check_one_model(path, models)
     if not models:
       raise ValueError(f"{path} contains no files with weights.")
     (names,) = models.values()
   else:
     return [path]
-  missing = [n for n in names if not os.path.exists(os.path.join(folder, n))]
+  if byte_ranges.is_remote(path):
+    missing = sorted({*names} - {*byte_ranges.names_in(folder)})
+  else:
+    missing = [n for n in names if not os.path.exists(f"{folder}/{n}")]
   if missing and index is not None:
     raise ValueError(
       f"{index} names {len(names)} shards, of which {len(missing)} are "

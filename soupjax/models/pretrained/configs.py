@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from soupjax import files
 from soupjax.checkpoints.companions import file_beside
-from soupjax.models.pretrained import architectures
+from soupjax.models.pretrained import architectures, timm_models
 
 # Names of activations in configs -> names in `layers.ACTIVATIONS`.
 ACTS = {
@@ -27,6 +27,8 @@ ACTS = {
   "gelu_tanh": "gelu",
   "quick_gelu": "quick_gelu",
   "quickgelu": "quick_gelu",
+  "silu": "silu",
+  "swish": "silu",
 }
 _TIMM_POOLS = {"token": "tok", "avg": "gap", "map": "map"}
 _OPENCLIP_POOLS = {"tok": "tok", "avg": "gap", "none": "none"}
@@ -200,6 +202,12 @@ def _count(reader, key, value) -> int:
   return sides[0]
 
 
+def _number(reader, key, value) -> float:
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise reader.refuse(key, value, ", which should be a number.")
+  return value
+
+
 def _pair(reader, key, value) -> tuple[int, int]:
   if isinstance(value, list) and len(value) == 2:
     height, width = (_count(reader, key, v) for v in value)
@@ -245,8 +253,17 @@ _TRANSFORMERS = Keys(
     "layer_norm_eps": ("norm_eps", _epsilon),
     "hidden_act": ("act", _act),
     "image_size": ("image_size", _pair),
+    "num_register_tokens": ("registers", _number),
+    "use_swiglu_ffn": ("gated", _flag),
+    "use_gated_mlp": ("gated", _flag),
   },
-  only={"qkv_bias": (True,), "vision_use_head": (True,)},
+  only={
+    "qkv_bias": (True,),
+    "vision_use_head": (True,),
+    "proj_bias": (True,),
+    "mlp_bias": (True,),
+    "rope_theta": (100.0,),
+  },
   free=architectures.TRANSFORMERS_FREE,
 )
 
@@ -271,6 +288,10 @@ def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
     options |= reader.at("vision_config").options(vision, _TRANSFORMERS)
   else:
     options |= reader.options(config, _TRANSFORMERS)
+  if config.get("use_swiglu_ffn"):  # It ignores hidden_act.
+    options["act"] = "silu"
+  if model.family.startswith("hf_dinov2"):  # They ignore intermediate_size.
+    options.pop("mlp_dim", None)
   for name in architectures.class_names(config):
     options |= model.architectures[name]
   size = options.pop("image_size", None)
@@ -289,26 +310,33 @@ _TIMM_ARGS = Keys(
     "img_size": ("image_size", _pair),
     "global_pool": ("pool_type", _timm_pool),
     "act_layer": ("act", _act),
-    "norm_layer": ("norm_eps", _choice(architectures.TIMM_NORMS, "norm_layer")),
+    "norm_layer": ("norm_eps", _choice(timm_models.NORMS, "norm_layer")),
     "class_token": ("has_cls", _flag),
     "pre_norm": ("pre_norm", _flag),
     "fc_norm": ("fc_norm", _flag),
     "no_embed_class": ("no_embed_class", _flag),
+    "pool_include_prefix": ("pool_prefix", _flag),
+    "use_post_norm": ("post_norm", _flag),
+    "attn_pool_num_heads": ("pool_heads", _count),
+    "reg_tokens": ("registers", _number),
+    "num_reg_tokens": ("registers", _number),
+    "init_values": ("layer_scale", _number),
+    "qk_norm": ("qk_norm", _flag),
+    "scale_attn_norm": ("attention_norm", _flag),
+    "scale_attn_inner": ("attention_norm", _flag),
+    "scale_mlp_norm": ("mlp_norm", _flag),
+    "scale_mlp": ("mlp_norm", _flag),
+    "swiglu_mlp": ("gated", _flag),
+    "final_norm": ("final_norm", _flag),
   },
-  only={
-    "qkv_bias": (True,),
-    "proj_bias": (True,),
-    "final_norm": (True,),
-    "pos_embed": ("learn",),
-    "init_values": (0,),
-  },
-  free=architectures.TIMM_FREE_ARGS,
+  only={"proj_bias": (True,)},
+  free=timm_models.FREE_ARGS,
 )
 _TIMM = Keys(
   obeyed={"global_pool": ("pool_type", _timm_pool)},
   # transformers writes timm's models with a config of its own.
   only={"model_type": ("timm_wrapper",), "do_pooling": (True,)},
-  free=f"{architectures.TIMM_FREE}|{architectures.TRANSFORMERS_FREE}",
+  free=f"{timm_models.FREE}|{architectures.TRANSFORMERS_FREE}",
 )
 
 
@@ -341,13 +369,13 @@ def _timm_said(named: dict[str, Any], given: dict[str, Any]) -> Said:
 
 
 def _timm_architecture(reader: _Reader, key: str, name: Any) -> dict[str, Any]:
-  options = architectures.timm(name) if isinstance(name, str) else None
+  options = timm_models.options(name) if isinstance(name, str) else None
   if options is None:
     raise reader.refuse(
       key,
       name,
       ", an architecture that our ViT is not known to compute. It computes "
-      f"{architectures.TIMM_ABOUT}.",
+      f"{timm_models.ABOUT}.",
     )
   return options
 

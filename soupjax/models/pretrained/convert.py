@@ -25,6 +25,7 @@ from soupjax.checkpoints import save
 from soupjax.models import layers
 from soupjax.models.pretrained import (
   detect,
+  families,
   foreign,
   mappings,
   mismatch,
@@ -34,9 +35,20 @@ from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
-HEAD = ("head/", "pre_logits/", "proj/")
+HEAD = ("head/", "head_dist/", "pre_logits/", "proj/")
 # Options that change outputs without changing names and shapes.
-_SILENT = ("num_heads", "act", "norm_eps", "pool_type", "fc_norm")
+_SILENT = (
+  "num_heads",
+  "act",
+  "norm_eps",
+  "post_norm",
+  "pool_type",
+  "pool_heads",
+  "pool_prefix",
+  "fc_norm",
+  "rope",
+  "rope_grid",
+)
 
 
 def options(family: str) -> dict[str, Any]:
@@ -64,13 +76,15 @@ def load_pretrained(
   image_size: int | tuple[int, int] | None = None,
   head: str = "auto",
   skip: Sequence[str] = (),
+  prefix: str = "",
   init: PyTree | None = None,
 ) -> PyTree:
   """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled bilinearly to `image_size`, as big_vision does. The position of
-  the class token is added to that token, which computes the same.
+  are resampled to `image_size`, as the library of the weights does. Positions
+  of tokens before the patches are added to these tokens, which computes the
+  same.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
@@ -83,6 +97,8 @@ def load_pretrained(
       without a head ignores that of the checkpoint.
     skip: regular expressions of leaves that are not loaded, in our names or
       those of the file.
+    prefix: start of the names of the model in the file, of several, such as
+      "module.base_encoder."; other leaves are not loaded.
     init: parameters of the model, for its leaves that are skipped.
 
   Returns:
@@ -96,7 +112,8 @@ def load_pretrained(
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = detect.open_table(source, family, skip)
+  dropped = families.with_prefix(skip, prefix)
+  table = detect.open_table(source, family, dropped)
   _check_model(model, table)
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
@@ -125,6 +142,7 @@ def as_ingredient(
   family: str | None = None,
   image_size: int | tuple[int, int] | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> Ingredient:
   """Adapts a checkpoint of another library to a model; reads no weights yet.
 
@@ -135,6 +153,7 @@ def as_ingredient(
     family: as for `load_pretrained`.
     image_size: as for `load_pretrained`.
     skip: regular expressions of leaves of the file that are not read.
+    prefix: as for `load_pretrained`.
 
   Returns:
     An ingredient with the names, shapes and dtypes of `model.init`; name, path,
@@ -144,11 +163,12 @@ def as_ingredient(
   Raises:
     ValueError: as for `load_pretrained`.
   """
-  table = detect.open_table(source, family, skip)
+  dropped = families.with_prefix(skip, prefix)
+  table = detect.open_table(source, family, dropped)
   _check_model(model, table)
   blocks, grid = _model_specs(model, table, image_size)
   _check_computation(model, table, [])
-  dropped = {table.leaf_of(name) for name in table.dropped} & set(blocks)
+  dropped = table.dropped_leaves() & set(blocks)
   if dropped:
     raise ValueError(
       f"skip= leaves out {sorted(dropped)[0]} of {table.where}, which the "
@@ -169,8 +189,8 @@ def as_ingredient(
 
   def read(leaf, index):
     names = names_of[leaf]
-    # The position of the class token is added to the token.
-    if leaf == "cls" and "pos_embedding" in blocks:
+    # The positions of tokens before the patches are added to them.
+    if leaf in table.family.positioned and "pos_embedding" in blocks:
       names = (leaf, "pos_embedding")
     arrays = table.read({name: blocks[name] for name in names}, grid)
     if leaf in arrays:
@@ -217,7 +237,7 @@ def export(
   _check_params(params, model)
   kind = mappings.FAMILIES[family]
   leaves = foreign.unstacked(tree.flatten(params)[0])
-  unnamed = [leaf for leaf in leaves if foreign.row_of(kind, leaf) is None]
+  unnamed = [leaf for leaf in leaves if not foreign.rows_of(kind, leaf)]
   if unnamed:
     hints = {leaf: mismatch.hint(leaf) for leaf in unnamed}
     raise ValueError(
@@ -294,6 +314,8 @@ def _check_computation(
       beside the weights, or must be given.
   """
   said = dict(table.said.options)
+  if "rope" in table.family.options:
+    said.setdefault("rope", table.family.options["rope"])
   if not said and not table.outer:
     return
   # Any pooling will do if no weights of the checkpoint come after it.
@@ -308,8 +330,9 @@ def _check_computation(
   if differ:
     meant = ", ".join(f"{key}={said[key]!r}" for key in differ)
     has = ", ".join(f"{key}={getattr(model, key)!r}" for key in differ)
+    origin = table.said.path or repr(table.name)
     raise ValueError(
-      f"{table.said.path} means {meant}, but this {type(model).__name__} has "
+      f"{origin} means {meant}, but this {type(model).__name__} has "
       f"{has}: build it as in pretrained.detect({table.where!r}).options; in a "
       f"config file of fine-tuning, config.model.update({meant})."
     )
@@ -427,7 +450,7 @@ def _check_params(params: PyTree, model: nn.Module) -> None:
 
 
 def _head(names: Iterable[str]) -> list[str]:
-  return [name for name in names if name.startswith("head/")]
+  return [name for name in names if name.startswith(("head/", "head_dist/"))]
 
 
 def _head_patterns(without_head) -> list[str]:
@@ -455,7 +478,7 @@ def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   names += [*table.entries, *(k for v in table.ignored.values() for k in v)]
   matches = tree.matches("skip", skip, list(dict.fromkeys(names)))
   matched = {k for _, leaves in matches for k in leaves}
-  matched |= {table.leaf_of(k) for k in table.dropped}
+  matched |= table.dropped_leaves()
   skipped = sorted(matched & set(specs))
   if not skipped:
     return {}

@@ -9,12 +9,14 @@ import os
 import re
 from typing import Any
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import vit
-from soupjax.models.pretrained import configs, families, foreign
+from soupjax.models.pretrained import configs, families, foreign, tables
 from soupjax.soups.core.ingredient import Ingredient
 
-_BLOCK_0 = "Transformer/encoderblock_0/"
+_BLOCK_0 = tables.BLOCK_0
+_ATTENTION = _BLOCK_0 + tables.ATTENTION
 _MOST_CLASSES = 1_000_000
 
 
@@ -52,6 +54,7 @@ def detect(
   *,
   family: str | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
@@ -65,6 +68,7 @@ def detect(
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
     skip: regular expressions of leaves of the file to leave out.
+    prefix: start of the names of the model in the file, if it has several.
 
   Returns:
     A description; `ViT(**detect(path).options)` is the model.
@@ -76,14 +80,14 @@ def detect(
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = open_table(source, family, skip)
+  table = open_table(source, family, families.with_prefix(skip, prefix))
   vit_fields = {}
   if table.family.model == "ViT":
     vit_fields = _detect_vit(table)
   config = table.said.config
   return Detected(
     family=table.name,
-    classes=_classes(config),
+    classes=_classes(_with_labels(source, table)),
     config=config,
     ignored=table.ignored,
     **vit_fields,
@@ -101,9 +105,11 @@ def open_table(
   try:
     table = families.recognise(source, family, skip)
   except ValueError:
-    configs.read(source.path, None)  # An error about a config says more.
+    configs.read(
+      companions.home(source), None
+    )  # An error about a config says more.
     raise
-  said = configs.read(source.path, table.name)
+  said = configs.read(companions.home(source), table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
     options = {k: v for k, v in said.options.items() if k != "num_heads"}
     said = dataclasses.replace(said, options=options)
@@ -116,12 +122,15 @@ def open_table(
 def _check_config(table: foreign.SourceTable) -> None:
   """Rejects a config whose sizes are not those of the leaves."""
   said, names = table.said, set(table.leaves())
-  measured = _sizes(table)
-  measured["has_cls"] = "cls" in names
-  measured["pre_norm"] = "pre_norm/scale" in names
+  parts = _parts(table)
+  # A norm after pooling can be another name for that before it.
+  del parts["fc_norm"]
+  measured = {**parts, **_sizes(table), "has_cls": "cls" in names}
   sizes = {
     k: (v, measured[k]) for k, v in said.options.items() if k in measured
   }
+  if "layer_scale" in sizes:  # The config has its initial value.
+    sizes["layer_scale"] = tuple(v > 0 for v in sizes["layer_scale"])
   patch = measured.get("patch_size")
   if said.image_size is not None and patch and "pos_embedding" in names:
     height, width = said.image_size
@@ -145,13 +154,13 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
   said.pop("has_cls", None)
   kind = table.family
   usual = {"act": kind.acts[0], "norm_eps": 1e-6}
-  usual |= {**kind.options, **_usual(measured)}
+  usual |= {**kind.options, **_usual(measured, _may_rotate(table, measured))}
   if measured["pool_type"] != "map":
     # Class token, mean and first patch have the same leaves.
     usual["pool_type"] = measured.pop("pool_type")
   options = {**usual, **measured, **said}
   has_token = "cls" in table.leaves()
-  options["class_token"] = has_token and options["pool_type"] != "tok"
+  options["class_token"] = has_token and "tok" not in options["pool_type"]
   assumed = set(usual) - set(said) - set(measured)
   size = _image_size(table, measured["patch_size"])
   if size is not None and table.said.image_size is None:
@@ -183,36 +192,61 @@ def _sizes(table: foreign.SourceTable) -> dict[str, int]:
   for key, leaf, axis in (
     ("patch_size", "embedding/kernel", 0),
     ("width", "embedding/kernel", 3),
-    ("mlp_dim", f"{_BLOCK_0}MlpBlock_0/Dense_0/kernel", 1),
+    ("mlp_dim", f"{_BLOCK_0}MlpBlock_0/Dense_1/kernel", 0),
     ("rep_size", "pre_logits/kernel", 1),
     ("proj_size", "proj/kernel", 1),
     ("num_classes", "head/kernel", 1),
+    ("registers", "reg_tokens", 1),
+    ("pool_mlp_dim", "MAPHead_0/MlpBlock_0/Dense_1/kernel", 0),
   ):
     if (shape := table.shape(leaf)) and len(shape) > axis:
       options[key] = shape[axis]
-  query = table.shape(f"{_BLOCK_0}MultiHeadDotProductAttention_0/query/kernel")
+  query = table.shape(f"{_ATTENTION}query/kernel")
   if query and len(query) == 3:  # Other libraries have one axis for all heads.
     options["num_heads"] = query[1]
   return options
 
 
+def _parts(table: foreign.SourceTable) -> dict[str, Any]:
+  """Returns the options that decide whether leaves exist."""
+
+  def has(leaf):
+    return table.locate(leaf)[1] is not None
+
+  final = has("Transformer/encoder_norm/scale")
+  # Where both norms have one name, it is the first.
+  pooled = "fc_norm/scale" in table.leaves()
+  biases = (k[0] for k in tables.QKV if has(f"{_ATTENTION}{k}/bias"))
+  return {
+    "fc_norm": pooled,
+    "pre_norm": has("pre_norm/scale"),
+    "final_norm": final or pooled,
+    "patch_bias": has("embedding/bias"),
+    "qkv_bias": "".join(biases),
+    "qk_norm": has(f"{_ATTENTION}query_norm/scale"),
+    "attention_norm": has(f"{_ATTENTION}norm/scale"),
+    "gated": has(f"{_BLOCK_0}MlpBlock_0/gate/kernel"),
+    "mlp_norm": has(f"{_BLOCK_0}MlpBlock_0/norm/scale"),
+    "layer_scale": 1e-5 if has(f"{_BLOCK_0}LayerScale_0/gamma") else 0.0,
+    "distilled": has("dist_token"),
+    "distilled_head": not has("dist_token") or has("head_dist/kernel"),
+    "registers": 0,
+  }
+
+
 def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
   """Returns the options that follow from names and shapes."""
   names = set(table.leaves())
-  options: dict[str, Any] = {
-    "fc_norm": "fc_norm/scale" in names,
-    "pre_norm": "pre_norm/scale" in names,
-    "patch_bias": "embedding/bias" in names,
-    "class_token": False,
-    **_sizes(table),
-  }
+  options = {"class_token": False, **_parts(table), **_sizes(table)}
   if "patch_size" not in options:
     raise ValueError(
       f"{table.where} does not have a known patch embedding, only leaves such "
       f"as {', '.join(list(table.entries)[:3])}: give the model's options."
     )
   if "pos_embedding" not in names:
-    options["posemb"] = "sincos2d"
+    options["posemb"] = table.family.without_positions
+  if options.get("pool_mlp_dim") == options.get("mlp_dim"):
+    options.pop("pool_mlp_dim", None)
   has_token = "cls" in names
   if has_token and not options["fc_norm"] and "MAPHead_0/probe" not in names:
     return options | {"pool_type": "tok"}
@@ -220,15 +254,44 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
   return options | {"pool_type": pool, "class_token": has_token}
 
 
-def _usual(measured) -> dict[str, Any]:
+def _may_rotate(table: foreign.SourceTable, measured) -> bool:
+  """Whether models with these leaves may have rotary positions."""
+  if "pos_frequencies" in table.leaves():
+    return True
+  if table.name != "timm":
+    return False
+  names = " ".join(table.entries)
+  no_positions = measured.get("posemb") == "none"
+  pooled_prefix = measured["pool_type"] == "map" and measured["class_token"]
+  return (
+    bool(re.search(r"gamma_1|attn\.q_bias|attn\.q_proj|fc1_g", names))
+    or no_positions
+    or (measured["pre_norm"] and (not measured["final_norm"] or pooled_prefix))
+  )
+
+
+def _usual(measured, may_rotate) -> dict[str, Any]:
   """Returns the usual options of models of these sizes."""
   options: dict[str, Any] = {"num_heads": None}
+  if may_rotate:
+    options["rope"] = None
   for size in vit.VARIANTS.values():
     if all(size[k] == measured.get(k) for k in ("width", "depth", "mlp_dim")):
       options["num_heads"] = size["num_heads"]
   if measured["pre_norm"]:  # CLIP, in timm too.
     options["norm_eps"] = 1e-5
   return options
+
+
+def _with_labels(source: Ingredient, table: foreign.SourceTable):
+  """Returns the config with the classes of the outputs.
+
+  An adapter with a head of its own does not have the classes of its base.
+  """
+  config, path = table.said.config, table.said.path
+  if source.base is None or path is None:
+    return config
+  return source.configs.get(path.name, config)
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads and writes leaves of other libraries by the tables of `mappings`."""
 
+import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
@@ -11,7 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from soupjax.models.pretrained import configs, mappings, mismatch, positions
+from soupjax.models.pretrained import (
+  configs,
+  mappings,
+  mismatch,
+  positions,
+  tables,
+)
 from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -117,20 +124,34 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
   }
 
 
-def row_of(family: mappings.Family, leaf: str) -> mappings.Row | None:
-  """Returns the row of one of our leaves, for its block, None without one."""
+def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
+  """Returns the rows of one of our leaves, for its block; () without one."""
   block = _split_block(leaf)
   template = f"{block[0]}{{i}}{block[2]}" if block else leaf
-  row = _rows(family.rows).get(template)
-  if row is None or not block:
-    return row
-  names = tuple(name.replace("{i}", str(block[1])) for name in row.names)
-  return row._replace(leaf=leaf, names=names)
+  rows = _rows(family.rows).get(template, ())
+  if not block:
+    return rows
+  number = str(block[1])
+  return tuple(
+    row._replace(
+      leaf=leaf, names=tuple(n.replace("{i}", number) for n in row.names)
+    )
+    for row in rows
+  )
+
+
+def row_of(family: tables.Family, leaf: str) -> tables.Row | None:
+  """Returns the usual row of one of our leaves, None without one."""
+  rows = (r for r in rows_of(family, leaf) if not r.packed)
+  return next(rows, None)
 
 
 @functools.lru_cache
 def _rows(rows):
-  return {row.leaf: row for row in rows}
+  result: dict[str, tuple[tables.Row, ...]] = {}
+  for row in rows:
+    result[row.leaf] = (*result.get(row.leaf, ()), row)
+  return result
 
 
 @functools.lru_cache
@@ -139,7 +160,7 @@ def _templates(rows):
   return {name: row.leaf for row in reversed(rows) for name in row.names}
 
 
-def leaf_of(family: mappings.Family, name: str) -> str | None:
+def leaf_of(family: tables.Family, name: str) -> str | None:
   """Returns our leaf for a name of the family, None if we have none."""
   known = _templates(family.rows)
   if name in known and "{i}" not in name:
@@ -177,7 +198,7 @@ class SourceTable:
   said: configs.Said = configs.Said()
 
   @property
-  def family(self) -> mappings.Family:
+  def family(self) -> tables.Family:
     """Returns the table of the family."""
     return mappings.FAMILIES[self.name]
 
@@ -195,7 +216,7 @@ class SourceTable:
     names = map(self.leaf_of, self.entries)
     return [name for name in names if name is not None]
 
-  def locate(self, leaf: str) -> tuple[mappings.Row | None, str | None]:
+  def locate(self, leaf: str) -> tuple[tables.Row | None, str | None]:
     """Returns the row of our leaf and its name in the file, None if absent.
 
     The names in the row have the prefix.
@@ -203,12 +224,38 @@ class SourceTable:
     if leaf in self.outer:
       name = self.outer[leaf]
       layout = "dense" if name.endswith("weight") else "same"
-      return mappings.Row(leaf, (name,), layout), name
-    row = row_of(self.family, leaf)
-    if row is None:
-      return None, None
-    row = row._replace(names=tuple(self.prefix + name for name in row.names))
-    return row, next((name for name in row.names if name in self.entries), None)
+      return tables.Row(leaf, (name,), layout), name
+    rows = [
+      row._replace(names=tuple(self.prefix + name for name in row.names))
+      for row in rows_of(self.family, leaf)
+      if row.packed in (None, self.packed)
+    ]
+    names = [(row, k) for row in rows for k in row.names if k in self.entries]
+    if names:  # Of two, the one that is not left out.
+      return min(names, key=lambda pair: pair[1] in self.dropped)
+    return (rows[0] if rows else None), None
+
+  def dropped_leaves(self) -> set[str]:
+    """Returns our leaves that the user leaves out."""
+    leaves = {leaf for name in self.dropped if (leaf := self.leaf_of(name))}
+    return {leaf for leaf in leaves if self.locate(leaf)[1] in self.dropped}
+
+  @functools.cached_property
+  def packed(self) -> bool:
+    """Whether both matrices of gated MLPs are in one."""
+    mlp = f"{tables.BLOCK_0}MlpBlock_0/"
+    inner, outer = (
+      [
+        self.entries[self.prefix + name]
+        for row in rows_of(self.family, mlp + leaf)
+        for name in row.names
+        if row.packed is not False and self.prefix + name in self.entries
+      ]
+      for leaf in ("gate/kernel", "Dense_1/kernel")
+    )
+    return bool(inner and outer) and (
+      inner[0].shape[0] == 2 * outer[0].shape[-1]
+    )
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
     """Returns the names in the file of those of our leaves that it has."""
@@ -220,7 +267,7 @@ class SourceTable:
     row, name = self.locate(leaf)
     if name is None:
       return None
-    layout = mappings.LAYOUTS[row.layout]
+    layout = tables.LAYOUTS[row.layout]
     try:
       return layout.read(_view(self.entries[name].shape), None).shape
     except (ValueError, TypeError, IndexError):
@@ -234,7 +281,7 @@ class SourceTable:
     table = self.shape("pos_embedding")
     if table is None or len(table) != 3:
       return 1
-    return table[1] - int(self.has_class_position(table[1], None))
+    return table[1] - self.positions_before_patches(table[1], None)
 
   def channels(self) -> int:
     """Returns the number of image channels, 3 if the leaves lack it."""
@@ -265,19 +312,31 @@ class SourceTable:
       and self.tokens() == shape[1]
     )
 
-  def has_class_position(self, tokens: int, patches: int | None) -> bool:
-    """Tells whether the first of the position embeddings is a class token's.
+  def positions_before_patches(self, tokens: int, patches: int | None) -> int:
+    """Tells how many position embeddings precede those of the patches.
 
     Args:
       tokens: number of position embeddings.
       patches: number of patches of the model, None if any.
     """
-    has_token = self.locate("cls")[1] is not None
+    counts = {leaf: self._count(leaf) for leaf in self.family.positioned}
+    count = sum(counts.values())
     known = self._known_class_position()
     if known is not None:
-      return known and has_token
-    expected = self.family.class_position == "usually" and has_token
-    return positions.has_class(tokens, patches, expected)
+      return count if known else 0
+    usual = self.family.class_position == "usually"
+    # Models with registers seldom have positions for other tokens.
+    usual = usual and not counts.get("reg_tokens")
+    return positions.before_patches(
+      tokens, patches, count, count if usual else 0
+    )
+
+  def _count(self, leaf: str) -> int:
+    """Returns the number of tokens in a leaf, 0 without it."""
+    if self.locate(leaf)[1] is None:
+      return 0
+    shape = self.shape(leaf)
+    return shape[1] if shape is not None and len(shape) == 3 else 1
 
   def fits(self, leaf: str, shape: tuple[int, ...]) -> bool:
     """Tells whether our leaf can be read in a shape."""
@@ -309,7 +368,7 @@ class SourceTable:
       if not self.fits(leaf, spec.shape):
         shapes = self.entries[name].shape, foreign_shape(row, spec.shape)
         misshapen[name] = shapes
-    unexpected = {}
+    unexpected, twice = {}, {}
     for name in self.entries:
       leaf = self.leaf_of(name)
       # Of a layer outside the model, all leaves are used or none.
@@ -320,7 +379,10 @@ class SourceTable:
         and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
-    return mismatch.describe(missing, unexpected, misshapen)
+        other = self.locate(leaf)[1] if leaf else None
+        if other not in (None, name):
+          twice[name] = other
+    return mismatch.describe(missing, unexpected, misshapen, twice)
 
   def read(
     self,
@@ -340,19 +402,32 @@ class SourceTable:
     if "pos_embedding" in leaves:
       table = leaves["pos_embedding"]
       patches = specs["pos_embedding"].shape[1]
-      if self.has_class_position(table.shape[1], patches):
-        if "cls" in leaves:
-          leaves["cls"] = leaves["cls"] + table[:, :1]
-        table = table[:, 1:]
-      leaves["pos_embedding"] = positions.resample(table, grid)
+      before = self.positions_before_patches(table.shape[1], patches)
+      start = 0
+      for leaf in self.family.positioned if before else ():
+        count = self._count(leaf)
+        if leaf in leaves:
+          leaves[leaf] = leaves[leaf] + table[:, start : start + count]
+        start += count
+      leaves["pos_embedding"] = positions.resample(
+        table[:, before:], grid, self.family.resample, self._grid()
+      )
     return leaves
+
+  def _grid(self) -> tuple[int, int] | None:
+    """Returns rows and columns of the patches, None if no config has them."""
+    kernel = self.shape("embedding/kernel")
+    if self.said.image_size is None or kernel is None or len(kernel) != 4:
+      return None
+    height, width = self.said.image_size
+    return (height // kernel[0], width // kernel[1])
 
   def _leaf(self, leaf, spec):
     row, name = self.locate(leaf)
     entry, (k, n) = self.entries[name], row.part
     size = entry.shape[0] // n if entry.shape else 0
     index = None if n == 1 else (slice(k * size, (k + 1) * size),)
-    layout = mappings.LAYOUTS[row.layout]
+    layout = tables.LAYOUTS[row.layout]
     array = layout.read(entry.read(index), spec.shape)
     return np.array(array, spec.dtype, order="C")
 
@@ -366,14 +441,14 @@ def _view(shape: tuple[int, ...]) -> np.ndarray:
   return np.broadcast_to(np.float32(0), shape)
 
 
-def foreign_shape(row: mappings.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+def foreign_shape(row: tables.Row, shape: tuple[int, ...]) -> tuple[int, ...]:
   """Converts the shape of our leaf to the layout of the family."""
-  shape = mappings.LAYOUTS[row.layout].write(_view(shape)).shape
+  shape = tables.LAYOUTS[row.layout].write(_view(shape)).shape
   return (shape[0] * row.part[1], *shape[1:]) if shape else shape
 
 
 def write(
-  family: mappings.Family,
+  family: tables.Family,
   leaves: Mapping[str, Any],
   like: SourceTable | None = None,
 ) -> dict[str, np.ndarray]:
@@ -386,23 +461,22 @@ def write(
       first name of every row.
 
   Returns:
-    Name in the family -> array. The class token keeps the position that was
-    added to it, and its position is zero, where the family, or `like`, has one.
+    Name in the family -> array. Tokens before the patches keep the positions
+    that were added to them, and their positions are zero, where the family, or
+    `like`, has them.
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
-  with_class = family.class_position != "seldom" and "cls" in leaves
-  table = like.shape("pos_embedding") if like is not None else None
-  if table is not None and "cls" in leaves and "pos_embedding" in leaves:
-    patches = leaves["pos_embedding"].shape[1]
-    with_class = like.has_class_position(table[1], patches)
+  before = _positions_to_write(family, leaves, like)
+  rows = _rows_to_write(family, leaves)
   for leaf, value in leaves.items():
-    row, name = row_of(family, leaf), None
+    row, name = rows[leaf], None
     if like is not None:
       row, name = like.locate(leaf)
     value = np.asarray(value)
-    if leaf == "pos_embedding" and with_class:
-      value = np.concatenate([np.zeros_like(value[:, :1]), value], axis=1)
-    value = mappings.LAYOUTS[row.layout].write(value)
+    if leaf == "pos_embedding" and before:
+      zeros = np.zeros((1, before, value.shape[2]), value.dtype)
+      value = np.concatenate([zeros, value], axis=1)
+    value = tables.LAYOUTS[row.layout].write(value)
     name = name or row.names[0]
     parts.setdefault(name, {})[row.part[0]] = value
   return {
@@ -410,4 +484,35 @@ def write(
     if len(arrays) == 1
     else np.concatenate([arrays[k] for k in sorted(arrays)])
     for name, arrays in parts.items()
+  }
+
+
+def _positions_to_write(family, leaves, like) -> int:
+  """Returns the number of positions to write before those of the patches."""
+  if "pos_embedding" not in leaves:
+    return 0
+  counts = {k: leaves[k].shape[1] for k in family.positioned if k in leaves}
+  table = like.shape("pos_embedding") if like is not None else None
+  if table is not None:
+    patches = leaves["pos_embedding"].shape[1]
+    with_positions = like.positions_before_patches(table[1], patches) > 0
+  else:
+    with_positions = family.class_position != "seldom"
+    with_positions = with_positions and "reg_tokens" not in counts
+  return sum(counts.values()) if with_positions else 0
+
+
+def _rows_to_write(family, leaves) -> dict[str, tables.Row]:
+  """Returns leaf -> its first row whose array has all of its parts."""
+  packed = any("/gate/" in leaf for leaf in leaves)
+  rows = {
+    leaf: [r for r in rows_of(family, leaf) if r.packed in (None, packed)]
+    for leaf in leaves
+  }
+  parts = collections.Counter(
+    (row.names[0], row.part[1]) for group in rows.values() for row in group
+  )
+  return {
+    leaf: next(r for r in group if parts[r.names[0], r.part[1]] == r.part[1])
+    for leaf, group in rows.items()
   }

@@ -5,24 +5,34 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import difflib
 import re
+import types
 from typing import Any
 
-# Prefix of our leaves -> the option that makes a model have them.
+# Part of the names of our leaves -> the option that makes a model have them.
 HINTS = {
-  "cls": "pool_type='tok' or class_token=True",
-  "pos_embedding": "posemb='learn'",
-  "embedding/bias": "patch_bias=True",
-  "Transformer/encoder_norm": "fc_norm=False",
-  "pre_norm": "pre_norm=True",
-  "fc_norm": "fc_norm=True",
-  "pre_logits": "rep_size=",
-  "proj/": "proj_size=",
-  "head/": "num_classes=",
-  "MAPHead_0": "pool_type='map'",
-  "Transformer/encoderblock_": "a larger depth=",
-  "MixerBlock_": "a larger depth=",
+  r"LayerScale_\d": "layer_scale=1e-5",
+  r"MlpBlock_0/gate": "gated=True",
+  r"MlpBlock_0/norm": "mlp_norm=True",
+  r"(query|key)_norm": "qk_norm=True",
+  r"DotProductAttention_0/norm": "attention_norm=True",
+  r"encoderblock_.*(query|key|value)/bias": "other letters in qkv_bias=",
+  r"^cls": "pool_type='tok' or class_token=True",
+  r"^reg_tokens": "registers=",
+  r"^(dist_token|head_dist)": "distilled=True",
+  r"^pos_embedding": "posemb='learn'",
+  r"^pos_frequencies": "rope='mixed'",
+  r"^embedding/bias": "patch_bias=True",
+  r"^Transformer/encoder_norm": "final_norm=True and fc_norm=False",
+  r"^pre_norm": "pre_norm=True",
+  r"^fc_norm": "fc_norm=True",
+  r"^pre_logits": "rep_size=",
+  r"^proj/": "proj_size=",
+  r"^head/": "num_classes=",
+  r"^MAPHead_0": "pool_type='map'",
+  r"^(Transformer/encoderblock_|MixerBlock_)": "a larger depth=",
 }
-# Parts of other libraries' models that our ViT does not have.
+# Parts of other libraries' models that our ViT does not have, or does not have
+# under this name.
 _PARTS = {
   "layer scale": r"\bls\d\.|layer_?scale|gamma_?\d|lambda_?\d$",
   "register tokens": r"reg(ister)?_tokens?",
@@ -38,7 +48,7 @@ _PARTS = {
 
 def hint(leaf: str | None) -> str:
   """Returns the option that goes with one of our leaves, "" without one."""
-  options = (v for k, v in HINTS.items() if (leaf or "").startswith(k))
+  options = (v for k, v in HINTS.items() if re.search(k, leaf or ""))
   return next(options, "")
 
 
@@ -46,6 +56,7 @@ def describe(
   missing: Mapping[str, str],
   unexpected: Mapping[str, str | None],
   misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+  twice: Mapping[str, str] = types.MappingProxyType({}),
 ) -> str:
   """Lists all leaves that do not fit; blocks that share a problem share a line.
 
@@ -54,6 +65,7 @@ def describe(
       has no name for it.
     unexpected: name in the checkpoint -> our leaf, None if we have none.
     misshapen: name in the checkpoint -> (its shape, the shape that is needed).
+    twice: unexpected name -> another name of the same leaf, which is read.
 
   Returns:
     Indented lines, "" if everything fits.
@@ -74,6 +86,8 @@ def describe(
     return text + (f"; nearest is {near[match[0]]}" if match else "")
 
   def describe_unexpected(name):
+    if name in twice:
+      return f": the same leaf as {twice[name]}; leave out one with skip="
     option = hint(unexpected[name])
     if option:
       return f"; a model with {option} has it"

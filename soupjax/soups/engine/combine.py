@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax.soups.core import compensated, precision
-from soupjax.soups.engine import groups
+from soupjax.soups.engine import blocks, groups
+from soupjax.soups.rules import rule_inputs
 
 # Uses 512-bit vectors where the CPU has them, and no threads besides ours. Both
 # leave the bits of elementwise functions as they are.
@@ -110,5 +111,66 @@ class Program:
       results[shape, dtype] = result
     return result
 
+  def temporary_bytes(
+    self,
+    group: groups.Group,
+    stack: jax.ShapeDtypeStruct,
+    base: jax.ShapeDtypeStruct | None,
+    values: Any,
+  ) -> int:
+    """Compiles `group.combine` and returns the bytes of its temporary arrays.
+
+    Args:
+      group: of the block.
+      stack: shape and dtype of the (K, ...) models.
+      base: those of the base, or None.
+      values: for `combine`, arrays or their shapes and dtypes.
+    """
+    inputs = [stack, *([] if base is None else [base])]
+    old = jax.ShapeDtypeStruct(stack.shape[1:], group.out_dtype)
+    program = self._tuned if self._is_tuned and not group.whole else self._plain
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.default_device(cpu), precision.kept(inputs):
+      lowered = program.lower(
+        old,
+        stack,
+        base,
+        values,
+        combine=group.combine,
+        dtype=group.out_dtype,
+      )
+      analysis = lowered.compile().memory_analysis()
+    return analysis.temp_size_in_bytes if analysis else 0
+
 
 run = Program(_OPTIONS)
+
+
+def temporary_bytes(plan, pieces) -> int:
+  """Returns the bytes of temporary arrays of all threads, by the compiler.
+
+  Rules that measure something first, or read statistics, count as none: the
+  shapes of their values are not known before.
+  """
+  if plan.rule.measure is not None:
+    return 0
+  largest: dict[groups.Group, blocks.Block] = {}
+  for block in blocks.pack(plan, pieces):
+    before = largest.get(block.group)
+    if before is None or block.capacity > before.capacity:
+      largest[block.group] = block
+  return plan.threads * max(map(_temporary_bytes, largest.values()), default=0)
+
+
+def _temporary_bytes(block) -> int:
+  group, shape = block.group, block.shape
+  if group.combine is None or group.extra:
+    return 0
+  values = rule_inputs.spread(group.values, block.spans[0].box, len(shape))
+  if group.indexed:
+    values["index"] = jax.ShapeDtypeStruct((2, *shape), np.uint32)
+  stack = jax.ShapeDtypeStruct((len(group.sources), *shape), group.stack_dtype)
+  base = None
+  if group.base is not None:
+    base = jax.ShapeDtypeStruct(shape, group.base_dtype)
+  return run.temporary_bytes(group, stack, base, values)

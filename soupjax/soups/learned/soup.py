@@ -24,6 +24,7 @@ layers depend on each other, a step takes two passes.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import itertools
+import types
 from typing import Any
 
 import jax
@@ -32,12 +33,14 @@ import numpy as np
 
 from soupjax.soups.core import nonfinite, records, tree
 from soupjax.soups.core.ingredient import (
+  Ingredient,
   Model,
   Models,
   as_ingredient,
   as_ingredients,
   check_ingredients,
   check_unchanged,
+  sharding_of,
 )
 from soupjax.soups.core.select import Selection
 from soupjax.soups.learned import checks, host_optimizers, offload
@@ -229,6 +232,50 @@ def learned_soup(
   )
 
 
+def abstract_step(
+  ingredients: Sequence[Ingredient],
+  loss: Callable[..., jax.Array],
+  batch: Any,
+  *,
+  granularity: Granularity,
+  sharding: Any = None,
+) -> tuple[Any, tuple[Any, ...]]:
+  """Returns the loss and gradient of a step, to be compiled.
+
+  Args:
+    ingredients: at least two, without a base or selected leaves.
+    loss: as in `learned_soup`, with `batches`.
+    batch: shapes and shardings of one batch.
+    granularity: of the coefficients.
+    sharding: as in `learned_soup`; its devices need not exist.
+
+  Returns:
+    The jitted function and its arguments, with shapes in place of leaves.
+  """
+  anchor = ingredients[0]
+  pool = types.SimpleNamespace(
+    anchor=anchor,
+    layout=make_layout(anchor.specs, granularity),
+    # Only leaves of integers are used.
+    first=[
+      None if tree.is_float(spec) else anchor.read(leaf)
+      for leaf, spec in anchor.specs.items()
+    ],
+    sharding=sharding,
+  )
+  selection = Selection(ingredients, base=None, select=None, dtype=None)
+  problem = _Problem(pool, loss, (), True, [], None, selection)
+  floats = {
+    k: jax.ShapeDtypeStruct(
+      spec.shape, np.float32, sharding=sharding_of(sharding, leaf, spec)
+    )
+    for k, (leaf, spec) in enumerate(anchor.specs.items())
+    if k in pool.layout.floats
+  }
+  args = (floats, np.float32(1), problem.rest, batch)
+  return problem.value_and_grad, args
+
+
 class _Problem:
   """Loss and gradient as functions of unbounded numbers.
 
@@ -254,7 +301,7 @@ class _Problem:
     self._next: tuple[np.ndarray, list[Any]] | None = None
     # Skip the batches of finished steps.
     self.batches = itertools.islice(batches, len(history), None)
-    self._value_and_grad = jax.jit(
+    self.value_and_grad = jax.jit(
       jax.value_and_grad(self._loss_of, argnums=(0, 1))
     )
 
@@ -329,7 +376,7 @@ class _Problem:
       floats = {
         k: leaf.astype(jnp.float32) for k, leaf in pool.floats(soup).items()
       }
-    value, (grads, beta_grad) = self._value_and_grad(
+    value, (grads, beta_grad) = self.value_and_grad(
       floats,
       np.float32(beta),
       self.rest,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from typing import Any
 
@@ -28,7 +27,10 @@ _RESERVED = ("minival", "shifts")
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
-  *("pre_norm", "patch_bias", "fc_norm", "normalize"),
+  *("pre_norm", "post_norm", "final_norm", "fc_norm", "patch_bias"),
+  *("qkv_bias", "qk_norm", "attention_norm", "gated", "mlp_norm"),
+  *("layer_scale", "registers", "distilled", "distilled_head", "normalize"),
+  *("pool_prefix", "pool_heads", "pool_mlp_dim", "rope", "rope_grid"),
   *("attention", "scan", "dtype_mm"),
 )
 # Types of options that can be None.
@@ -41,6 +43,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.task = "cook"
   c.seed = 0  # Of the order of held-out images in learned soups.
   c.ingredients = ""  # A pattern, or several joined by commas.
+  # The model below ingredients that are adapters of PEFT; "" is `initial`.
+  c.base = ""
   # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
   c.initial = ""
   # Describes the head of `initial`, such as "linear probe"; "" is unknown.
@@ -105,6 +109,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
+  # Calibration errors of all models, with and without a temperature fitted on
+  # minival. The logits of a set are in memory meanwhile.
+  c.cook.calibration = True
   return c
 
 
@@ -122,7 +129,7 @@ def of_sweep(
   Raises:
     ValueError: if the directory does not hold such a run.
   """
-  root = pathlib.Path(directory).expanduser().absolute()
+  root = files.path_of(directory)
   record = root / "config.json"
   if not record.exists():
     raise ValueError(

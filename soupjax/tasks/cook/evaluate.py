@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
 import pathlib
 from typing import Any
 import zipfile
@@ -11,13 +13,15 @@ import jax
 import numpy as np
 
 from soupjax import data, files, processes
-from soupjax.evaluators import Evaluator
+from soupjax.evaluators import Evaluator, statistics
+from soupjax.report import results as report_results
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
+_NO_SHIFTS = ("minival", "test")
 LABELS = ".labels"  # Name of the labels among the files of logits.
 
 
@@ -80,12 +84,17 @@ class Evaluations:
     if workdir_lib.agreed(done):
       return workdir_lib.read(record)
     params, results, correct, logits, labels = load(), {}, {}, {}, {}
+    calibration = self._calibration()
     for dataset, evaluator in self._evaluators.items():
       try:
-        values = evaluator.per_example(params, logits=keep_logits)
+        values = evaluator.per_example(
+          params, logits=keep_logits or calibration.wanted
+        )
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
-      results[dataset] = evaluator.means(values)
+      results[dataset] = evaluator.means(values) | calibration.of(
+        dataset, values.get("logits"), values.get("labels")
+      )
       correct[dataset] = values["prec@1"]
       if keep_logits:
         logits[dataset], labels[dataset] = values["logits"], values["labels"]
@@ -94,7 +103,7 @@ class Evaluations:
       if keep_logits:
         files.write_arrays(self._file("logits", LABELS), labels)
         files.write_arrays(self._file("logits", name), logits)
-      record.parent.mkdir(exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, results)
     processes.barrier(f"evaluated {name}")
     return results
@@ -103,7 +112,7 @@ class Evaluations:
     self, name: str, logits: Mapping[str, np.ndarray]
   ) -> dict[str, dict[str, float]]:
     """Evaluates an ensemble by its logits; returns the same as `evaluate`."""
-    labels = self.logits(LABELS)
+    labels, calibration = self.logits(LABELS), self._calibration()
     results, correct = {}, {}
     for dataset, outputs in logits.items():
       evaluator = Evaluator.from_arrays(
@@ -112,11 +121,18 @@ class Evaluations:
         outputs=self._inputs.outputs.get(dataset),
       )  # fmt: skip
       values = evaluator.per_example(None)
-      results[dataset] = evaluator.means(values)
+      results[dataset] = evaluator.means(values) | calibration.of(
+        dataset, outputs, labels[dataset]
+      )
       correct[dataset] = values["prec@1"]
     if jax.process_index() == 0:
       self._write_correct(name, correct)
     return results
+
+  def _calibration(self) -> "_Calibration":
+    return _Calibration(
+      self._inputs.config.cook.calibration, self._inputs.outputs
+    )
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
     """Returns the logits of a model by set; None if missing or damaged."""
@@ -124,27 +140,105 @@ class Evaluations:
     if not file.exists():
       return None
     try:
-      with np.load(file, allow_pickle=False) as stored:
-        return {dataset: stored[dataset] for dataset in self._evaluators}
+      stored = files.read_arrays(file)
+      return {dataset: stored[dataset] for dataset in self._evaluators}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
 
-  def rows(self, name: str, kind: str, results) -> list[dict[str, Any]]:
-    """Returns the lines of `results.jsonl` for one model."""
+  def rows(
+    self,
+    name: str,
+    kind: str,
+    results,
+    differences: Mapping[tuple[str, str], statistics.Difference],
+  ) -> list[dict[str, Any]]:
+    """Returns the lines of `results.jsonl` for one model.
+
+    Args:
+      name: of the model.
+      kind: one of `report.KINDS`.
+      results: from `evaluate`.
+      differences: from `differences`. Accuracies carry theirs: "difference",
+        its interval from "low" to "high", and "p". The mean over shifts has a
+        line of its own.
+    """
     title = pathlib.PurePath(self._inputs.config.data.name).name
-    return [
-      {
-        "model": name,
-        "kind": kind,
-        "dataset": f"{title}/{dataset}",
-        "metric": metric,
-        "value": value,
-        "n": values["n"],
+    shifts = report_results.SHIFTS
+    if (name, shifts) in differences:
+      parts = [v for k, v in results.items() if k not in _NO_SHIFTS]
+      mean = math.fsum(v["prec@1"] for v in parts) / len(parts)
+      n = sum(v["n"] for v in parts)
+      results = {**results, shifts: {"prec@1": mean, "n": n}}
+    rows = []
+    for dataset, values in results.items():
+      for metric, value in values.items():
+        if metric == "n":
+          continue
+        row = {
+          "model": name,
+          "kind": kind,
+          "dataset": f"{title}/{dataset}",
+          "metric": metric,
+          "value": value,
+          "n": values["n"],
+        }
+        found = differences.get((name, dataset))
+        if metric == "prec@1" and found:
+          row |= {"difference": found.value, "low": found.low}
+          row |= {"high": found.high, "p": found.p}
+        rows.append(row)
+    return rows
+
+  def differences(
+    self, best: str, results: Mapping[str, tuple[str, Any]]
+  ) -> dict[tuple[str, str], statistics.Difference]:
+    """Compares all accuracies with the best ingredient's, image by image.
+
+    Args:
+      best: its name.
+      results: model -> (kind, values from `evaluate`).
+
+    Returns:
+      (model, set) -> the difference as a fraction, with its 95 % interval by
+      paired bootstrap and the p of McNemar's exact test. The set "shifts" is
+      the mean over all sets besides minival and "test"; it has no p.
+    """
+    correct = {name: self._correct(name, v) for name, (_, v) in results.items()}
+    reference = correct.pop(best)
+    others = [name for name, found in correct.items() if found]
+    if not others or not reference:
+      return {}
+    by_set = {
+      dataset: np.stack(
+        [correct[name][dataset] - right for name in others], axis=-1
+      )
+      for dataset, right in reference.items()
+      if len(right) > 1
+    }
+    found = {}
+    for dataset, values in by_set.items():
+      for name, one in zip(others, statistics.paired_bootstrap(values)):
+        column = correct[name][dataset] - reference[dataset]
+        p = statistics.mcnemar_p(
+          *(int((column == sign).sum()) for sign in (1, -1))
+        )
+        found[name, dataset] = dataclasses.replace(one, p=p)
+    shifts = [v for k, v in by_set.items() if k not in _NO_SHIFTS]
+    if shifts:
+      for name, one in zip(others, statistics.paired_bootstrap(shifts)):
+        found[name, report_results.SHIFTS] = one
+    return found
+
+  def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
+    """Reads whether each image was right, as float64; None if it is missing."""
+    try:
+      stored = files.read_arrays(self._file("correct", name))
+      return {
+        dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
+        for dataset, values in results.items()
       }
-      for dataset, values in results.items()
-      for metric, value in values.items()
-      if metric != "n"
-    ]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      return None
 
   def _write_correct(self, name: str, correct) -> None:
     """Writes whether each image was classified correctly, as bits."""
@@ -156,8 +250,38 @@ class Evaluations:
 
   def _file(self, folder: str, name: str) -> pathlib.Path:
     path = self._workdir / folder / f"{name}.npz"
-    path.parent.mkdir(exist_ok=True)
+    files.make_directory(path.parent)
     return path
+
+
+class _Calibration:
+  """Calibration of one model on its sets, minival first.
+
+  On minival it fits the temperature that the other sets use.
+  """
+
+  def __init__(self, wanted: bool, outputs: Mapping[str, Sequence[int]]):
+    self.wanted, self._outputs, self._temperature = wanted, outputs, 1.0
+
+  def of(self, dataset: str, logits, labels) -> dict[str, float]:
+    """Returns "ece", and with the temperature "ece_t" and "loss_t"."""
+    if not self.wanted:
+      return {}
+    logits = np.asarray(logits, np.float64)
+    if (chosen := self._outputs.get(dataset)) is not None:
+      order = np.argsort(chosen)
+      logits = logits[:, np.asarray(chosen)[order]]
+      labels = np.searchsorted(np.asarray(chosen)[order], labels)
+    found = {}
+    if dataset == "minival":
+      self._temperature = statistics.temperature(logits, labels)
+      found["temperature"] = self._temperature
+    scaled = logits / self._temperature
+    return found | {
+      "ece": statistics.ece(logits, labels),
+      "ece_t": statistics.ece(scaled, labels),
+      "loss_t": statistics.nll(scaled, labels),
+    }
 
 
 def _unchanged(params, logits):

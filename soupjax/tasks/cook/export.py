@@ -38,14 +38,14 @@ def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
   """
   if opened.family is None:
     return
-  beside = companions.beside(opened.ingredients[0].path)
+  beside = companions.beside(companions.home(opened.ingredients[0]))
   suffix = "npz" if opened.family in _NPZ else "safetensors"
   file = path.with_name(f"{path.name}.{suffix}")
   if beside:
     file = path / (_weights_name(opened) or "model.safetensors")
   if workdir_lib.exists(file):
     return
-  file.parent.mkdir(parents=True, exist_ok=True)
+  files.make_directory(file.parent)
   if jax.process_index() == 0:
     companions.copy(beside, path)
   params = open_lib.load_params(soup)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import glob
+import hashlib
+import json
 import os
 import pathlib
 import re
@@ -15,8 +17,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from soupjax import buckets, data, evaluators, files, sharding
 from soupjax import config as config_lib
-from soupjax import data, evaluators, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
 from soupjax.models import pretrained
@@ -125,13 +127,22 @@ class CookInputs:
     return self.ingredients[0].hyperparameters.get("family")
 
 
-def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
+def open_inputs(
+  config: ml_collections.ConfigDict,
+  devices: Sequence[jax.Device] | None = None,
+) -> CookInputs:
   """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Args:
+    config: as in configs/cook.py.
+    devices: of the mesh; None takes those of JAX.
 
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
   """
-  opened = open_lib.find_ingredients(patterns(config))
+  opened = open_lib.find_ingredients(
+    patterns(config), base=config.base or config.initial or None
+  )
   start = open_lib.open_ingredient(config.initial) if config.initial else None
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
@@ -157,7 +168,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> CookInputs:
   select = _check_selection(config, ingredients, initial)
   if not select:
     check_ingredients([*ingredients, *filter(None, [initial])])
-  mesh = sharding.make_mesh(dict(config.sharding.mesh))
+  mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
@@ -327,6 +338,11 @@ def check_unchanged(
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
   present = {i.name: identity(i.path) for i in ingredients}
   present |= {
+    f"the base of {i.name}": identity(i.base.path)
+    for i in ingredients
+    if i.base
+  }
+  present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
   }
@@ -366,9 +382,9 @@ def is_record_of(
 def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   paths: list[str] = []
-  for pattern in [*patterns(config), config.initial]:
-    if "://" in pattern:
-      paths.append(pattern)
+  for pattern in [*patterns(config), config.initial, config.base]:
+    if buckets.is_remote(pattern):
+      paths += open_lib.matches(pattern)
     else:
       paths += glob.glob(os.path.expanduser(pattern), recursive=True)
   return [identity(path) for path in sorted(paths)]
@@ -391,8 +407,11 @@ def changed(
 
 def identity(path: str) -> list[Any]:
   """Returns a path with the size and the time of its files."""
-  if "://" in path:
-    return [path]
+  if buckets.is_remote(path):
+    if not buckets.is_directory(path):
+      return [path, *buckets.identity(path)]
+    text = json.dumps(buckets.objects(path)).encode()
+    return [path, hashlib.sha256(text).hexdigest()]
   root = pathlib.Path(path)
   # Overwriting a file does not change the time of its directory.
   contents = [p for p in root.rglob("*") if p.is_file()]

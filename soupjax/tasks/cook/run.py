@@ -7,6 +7,7 @@ Reads top to bottom: ingredients, soups, evaluation, results. Settings are in
 single soups in `soups`.
 """
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
@@ -28,7 +29,7 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, export, inputs, soups
+from soupjax.tasks.cook import evaluate, export, inputs, needs, soups
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -54,23 +55,42 @@ def run(
     ValueError: if the config cannot work, or checkpoints, model and data do not
       fit together.
   """
-  workdir = pathlib.Path(path).expanduser().absolute() if path else None
+  workdir = files.path_of(path) if path else None
   if not dry_run and _print_finished(config, workdir):
     return workdir / "report.html"
-  cook_config.check(config)
-  opened = inputs.open_inputs(config)
-  inputs.check_workdir(opened, workdir)
-  if _first():
-    print(inputs.plan(opened))
+  opened = planned(config, workdir)
   if dry_run:
+    needed = needs.cooking(opened, path)
+    if _first():
+      print(needed)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
       workdir_lib.open_workdir(workdir, opened.config)
       stack.enter_context(workdir_lib.locked(workdir))
-    processes.barrier("opened")
+    processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
     return _run(opened, workdir)
+
+
+def planned(
+  config: ml_collections.ConfigDict,
+  workdir: str | os.PathLike | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> inputs.CookInputs:
+  """Opens everything and prints the plan.
+
+  Args:
+    config: as in `run`.
+    workdir: as in `run`; None in a dry run.
+    devices: of the mesh; None takes those of JAX.
+  """
+  cook_config.check(config)
+  opened = inputs.open_inputs(config, devices)
+  inputs.check_workdir(opened, workdir)
+  if _first():
+    print(inputs.plan(opened))
+  return opened
 
 
 def _first() -> bool:
@@ -95,7 +115,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
     if _first():
       record = workdir / "ingredients" / name / "hyperparameters.json"
-      record.parent.mkdir(parents=True, exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, dict(ingredient.hyperparameters))
     progress.step(images=opened.num_images)
   _write_choices(opened, ingredients, workdir)
@@ -146,12 +166,13 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
   # --- Results ----------------------------------------------------------------
   page = workdir / "report.html"
   if _first():
+    differences = evaluations.differences(best.name, results)
     rows = [
       row
       for group in report.KINDS
       for name, (kind, values) in results.items()
       if kind == group
-      for row in evaluations.rows(name, kind, values)
+      for row in evaluations.rows(name, kind, values, differences)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)
@@ -197,11 +218,11 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
   """Makes every soup that does not exist yet; returns their names."""
   config, place = opened.config.cook, opened.place
   folder = workdir / "soups"
-  folder.mkdir(exist_ok=True)
+  files.make_directory(folder)
 
   def cook(name, make, state):
     """Makes and saves a soup; `state` resumes it after a kill."""
-    if workdir_lib.exists(folder / name):
+    if workdir_lib.has_model(folder / name):
       return
     params, records = make(name, state)
     workdir_lib.save_model(folder / name, params, **records)

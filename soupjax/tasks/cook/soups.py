@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soups and ensembles of a run; each resumes after a kill."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -99,6 +99,23 @@ def greedy_record(
   }
 
 
+def granularity_of(model, name: str) -> Granularity:
+  """Returns the granularity of a name for the leaves of a model."""
+  return Granularity(name, stacked="encoderblock/" if model.scan else None)
+
+
+def learned_loss(model) -> Callable[..., Any]:
+  """Returns the loss of learned soups, `loss(params, beta, batch)`."""
+
+  def loss(params, beta, batch):
+    images, labels = batch
+    logits, _ = model.apply({"params": params}, images)
+    targets = losses.smooth_labels(labels, model.num_classes, 0.0)
+    return losses.softmax_loss(beta * logits, targets)
+
+  return loss
+
+
 def learned(
   config,
   granularity: str,
@@ -130,22 +147,14 @@ def learned(
   done = len((resume or {}).get("history", ()))
   progress = Progress(f"learned, {granularity}", config.steps, start=done)
 
-  def loss(params, beta, batch):
-    images, labels = batch
-    logits, _ = model.apply({"params": params}, images)
-    targets = losses.smooth_labels(labels, model.num_classes, 0.0)
-    return losses.softmax_loss(beta * logits, targets)
-
   def save(value):
     if jax.process_index() == 0:
       files.write_json(state, value)
 
   soup = learned_soup(
     ingredients,
-    loss,
-    granularity=Granularity(
-      granularity, stacked="encoderblock/" if model.scan else None
-    ),
+    learned_loss(model),
+    granularity=granularity_of(model, granularity),
     steps=config.steps,
     optimizer=CoefficientOptimizer(learning_rate=config.learning_rate),
     batches=batches,
@@ -201,7 +210,7 @@ def ensembles(
   )
   if jax.process_index() == 0:
     record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
+    files.make_directory(record.parent)
     files.write_json(record, greedy_record(config, metric, choice))
   members = {"ensemble": names, "greedy_ensemble": choice.selected}
   means = {

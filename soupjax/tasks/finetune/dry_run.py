@@ -19,14 +19,18 @@ PyTree = Any
 
 
 def plan(
-  config, sweep: Sequence[dict[str, Any]] | None, index: int | None = None
+  config,
+  sweep: Sequence[dict[str, Any]] | None,
+  index: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> str:
-  """Describes a run on the present devices, which may be fake.
+  """Describes a run on the present devices, which may be fake, or on others.
 
   Args:
     config: with the keys of `config.default_config`.
     sweep: dotted overrides, one dict per member, or None.
     index: of the one member to run; None runs all.
+    devices: of the mesh; None takes those of JAX.
 
   Returns:
     The config, parameters, bytes on each device, sharding of each leaf, steps
@@ -36,10 +40,11 @@ def plan(
     ValueError: if the config, or that of a member, cannot work, or there is no
       member with the index.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
   members = run.chosen(run.members_of(config, "", sweep), index)
-  mesh = step.make_mesh(config)
+  mesh = step.make_mesh(config, devices=devices)
   model = settings.build_model(config)
   params = step.abstract_params(config, model)
   l2_sp = config.hyper.l2_sp > 0

@@ -25,8 +25,8 @@ from soupjax.models import pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import adapter_files, pixels, step
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import pixels, step
 from soupjax.train import probe
 
 PyTree = Any
@@ -63,6 +63,7 @@ class Job:
     l2_sp: whether any member is pulled to the start.
     compiled: by static config and number of members.
     held: train sets in memory, by their operations; None for one that is not.
+    base: of the files of adapters; None if the whole model is trained.
   """
 
   config: Any
@@ -76,6 +77,7 @@ class Job:
   l2_sp: bool
   compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
   held: dict[str, Any] = dataclasses.field(default_factory=dict)
+  base: adapter_files.Base | None = None
 
 
 def open_job(
@@ -106,6 +108,9 @@ def open_job(
   )
   model = settings.build_model(config)
   init_hash = _shared_start(config, model, train, mesh, workdir)
+  base = None
+  if settings.adapter_of(config):
+    base = adapter_files.base_of(config, model, workdir)
   return Job(
     config=config,
     mesh=mesh,
@@ -116,6 +121,7 @@ def open_job(
       workdir / "initial", sharding=step.leaf_sharding(config, model, mesh)
     ),
     init_hash=init_hash,
+    base=base,
     **settings.shared_options([m.config for m in members]),
   )
 
@@ -165,7 +171,7 @@ def _shared_start(
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:  # The others wait in `agreed`.
       stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
-    if not workdir_lib.agreed(start.exists()):
+    if not workdir_lib.has_model(start):
       _check_classes(config, train)
       params = _initial_params(config, model)
       if _probe_steps(config):

@@ -13,8 +13,8 @@ from absl import logging
 import jax
 import ml_collections
 
+from soupjax import buckets, files, processes
 from soupjax.checkpoints import replaceable
-from soupjax.checkpoints.formats import byte_ranges
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import loop, pixels
@@ -43,15 +43,12 @@ def run(
     ValueError: if the config cannot work, or a run failed, after the others
       were run.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
-  if "://" in str(path):
-    raise ValueError(
-      f"--workdir={path} is not a directory: mount the bucket (gcsfuse), and "
-      "give the path in it."
-    )
-  workdir = pathlib.Path(path).expanduser().absolute()
-  if config.init.path and not byte_ranges.is_remote(config.init.path):
+  workdir = files.path_of(path)
+  remote = buckets.is_remote(config.init.path) or buckets.is_remote(workdir)
+  if config.init.path and not remote:
     replaceable.check_folder(workdir, os.path.expanduser(config.init.path))
   # Compiled functions depend on all members, so that a member run by itself
   # gives the same numbers.
@@ -67,6 +64,7 @@ def run(
     for member in members if sweep is not None else ():
       if member.done:  # Rejects results of a sweep that has changed.
         workdir_lib.open_workdir(member.directory, _recorded(member.config))
+  processes.check_shared(workdir)
   done = workdir_lib.agreed([m.name for m in members if m.done])
   chunks = chunked(members, max(config.population, 1))
   left = [chunk for chunk in chunks if {m.name for m in chunk} - set(done)]
@@ -106,7 +104,7 @@ def members_of(
   Raises:
     ValueError: if the config of one cannot work, naming it.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   if sweep is None:
     return [Member("run", config, workdir)]
   members = []

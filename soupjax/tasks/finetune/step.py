@@ -15,7 +15,7 @@ import numpy as np
 
 from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
-from soupjax.train import optimizers
+from soupjax.train import adapters, optimizers
 from soupjax.train import step as train_step
 
 PyTree = Any
@@ -43,16 +43,19 @@ class Compiled:
   places: PyTree
 
 
-def make_mesh(config, at_once: int = 1) -> jax.sharding.Mesh:
+def make_mesh(
+  config, at_once: int = 1, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """Makes the mesh of a config; members at once get devices of their own."""
   axes = dict(config.sharding.mesh)
+  devices = jax.devices() if devices is None else devices
   if at_once > 1:
     if settings.sharding_rules(config):
       raise ValueError(
         "population trains small models: use sharding.preset='replicated'."
       )
-    axes = {"member": math.gcd(at_once, jax.device_count()), "data": -1}
-  mesh = sharding.make_mesh(axes)
+    axes = {"member": math.gcd(at_once, len(devices)), "data": -1}
+  mesh = sharding.make_mesh(axes, devices)
   if "data" not in mesh.shape:
     raise ValueError(f"sharding.mesh={axes} needs an axis 'data'.")
   part = config.data.batch_size // config.accumulate
@@ -79,10 +82,15 @@ def abstract_params(config, model) -> PyTree:
   return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
+def param_shardings(config, model, mesh) -> PyTree:
+  """Returns the shardings of a model's parameters."""
+  shapes = abstract_params(config, model)
+  return shardings(config, mesh, shapes, shapes)
+
+
 def leaf_sharding(config, model, mesh) -> Callable[..., jax.sharding.Sharding]:
   """Returns a function of leaf name and spec, as `load_params` takes it."""
-  shapes = abstract_params(config, model)
-  by_name = dict(sharding.named(shardings(config, mesh, shapes, shapes)))
+  by_name = dict(sharding.named(param_shardings(config, model, mesh)))
   return lambda leaf, _: by_name[leaf]
 
 
@@ -113,22 +121,31 @@ def compile_step(
       f"decay={config.decay!r} matches none of the leaves that --dry_run "
       "lists, so no weight would decay. hyper.weight_decay=0 turns it off."
     )
-  tx = settings.build_tx(config)
+  tx, adapter = settings.build_tx(config), settings.adapter_of(config)
+  frozen = settings.frozen(config)
+  if adapter:
+    model = adapters.Adapted(model, adapter)
   step = train_step.make_step(
     model,
     tx,
     settings.build_augment(config, off),
     loss=config.loss,
-    frozen=config.freeze,
+    frozen=frozen,
     decay=config.decay,
     accumulate=config.accumulate,
     sam=config.hyper.sam_rho > 0,
     l2_sp=l2_sp,
   )
 
+  def adapted(params):
+    if not adapter:
+      return params
+    # Members start from the same factors, as from the same weights.
+    return adapter.added(params, jax.random.key(config.init.seed))
+
   def begin(params):
     state = train_step.init_state(
-      params, tx, frozen=config.freeze, num_ema=len(config.hyper.ema)
+      adapted(params), tx, frozen=frozen, num_ema=len(config.hyper.ema)
     )
     if count > 1:
       state = jax.tree.map(
@@ -145,7 +162,8 @@ def compile_step(
     step = side_by_side(step, mesh)
     places = jax.tree.map(lambda _: sharding.along(mesh, "member"), shapes)
   else:
-    places = shardings(config, mesh, shapes, params)
+    own = jax.eval_shape(adapted, params)
+    places = shardings(config, mesh, shapes, own)
   everywhere = sharding.replicated(mesh)
   step = several_steps(step, config.steps_per_call)
   return Compiled(
@@ -154,6 +172,45 @@ def compile_step(
     ready=jax.jit(ready, out_shardings=everywhere),
     shapes=shapes,
     places=places,
+  )
+
+
+def abstract_arguments(
+  config, mesh, compiled: Compiled, start: PyTree | None, count: int = 1
+) -> tuple[Any, ...]:
+  """Returns shapes, dtypes and shardings of the arguments of `Compiled.step`.
+
+  Args:
+    config: of a member.
+    mesh: of the step.
+    compiled: from `compile_step`.
+    start: of the parameters, if members are pulled to it.
+    count: members side by side.
+  """
+  size, batch = config.data.image_size, config.data.batch_size
+  members = (count,) * (count > 1)
+  shape = (config.steps_per_call, *members, batch)
+  batches = sharding.along(mesh, None, *["member"] * len(members), "data")
+  # Any number of images: only the shapes of the values count.
+  values = settings.hyper(config, config.data.num_train or 10**6)
+  values = values, np.uint32(0)
+  values = jax.tree.map(lambda x: np.broadcast_to(x, members + x.shape), values)
+  everywhere = sharding.replicated(mesh)
+
+  def placed(spec, place):
+    return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place)
+
+  hyper, keys = jax.tree.map(
+    lambda spec: placed(spec, everywhere),
+    jax.eval_shape(compiled.ready, *values),
+  )
+  return (
+    jax.tree.map(placed, compiled.shapes, compiled.places),
+    jax.ShapeDtypeStruct((*shape, size, size, 3), np.float32, sharding=batches),
+    jax.ShapeDtypeStruct(shape, np.int32, sharding=batches),
+    keys,
+    hyper,
+    start,
   )
 
 

@@ -149,25 +149,6 @@ def test_a_change_during_a_search(saved, tmp_path):
     sj.greedy_soup(inputs, evaluate)
 
 
-def test_a_change_in_a_bucket(saved, tmp_path, monkeypatch):
-  from etils import epath
-
-  path, file = copied(saved, "npz", tmp_path)
-  monkeypatch.setattr(
-    byte_ranges,
-    "remote_path",
-    lambda name: epath.Path(str(name).replace("gs://bucket", str(tmp_path))),
-  )
-  ingredient = sj.open_ingredient("gs://bucket/last")
-  assert np.array_equal(ingredient.read("a"), tree(1.0)["a"])
-  os.utime(file, (5, 5))
-  with pytest.raises(ValueError, match="gs://bucket/last has been written"):
-    sj.mix(RULE, [ingredient, path])
-  os.remove(file)
-  with pytest.raises(ValueError, match="gs://bucket/last cannot be read"):
-    ingredient.load()
-
-
 def test_other_files_beside_a_checkpoint_may_change(saved, tmp_path):
   path, _ = copied(saved, "orbax", tmp_path)
   (path / "metrics.json").write_text("{}")

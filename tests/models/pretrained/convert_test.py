@@ -127,20 +127,26 @@ def test_positions_of_a_rectangular_grid():
 
 
 @pytest.mark.parametrize(
-  "tokens,patches,expected,result",
+  "tokens,patches,count,expected,result",
   [
-    (17, None, False, True),
-    (16, None, True, False),
-    (295, None, True, True),
-    (294, None, False, False),
-    (10, 10, True, False),
-    (10, 9, False, True),
-    (17, 25, False, True),
-    (1, None, True, False),
+    (17, None, 1, 0, 1),
+    (16, None, 1, 1, 0),
+    (295, None, 1, 1, 1),
+    (294, None, 1, 0, 0),
+    (10, 10, 1, 1, 0),
+    (10, 9, 1, 0, 1),
+    (17, 25, 1, 0, 1),
+    (1, None, 1, 1, 0),
+    # With registers, or a distillation token.
+    (20, None, 4, 0, 4),
+    (16, None, 5, 5, 0),
+    (14, 12, 2, 0, 2),
+    (14, 14, 2, 2, 0),
   ],
 )
-def test_position_of_the_class_token(tokens, patches, expected, result):
-  assert positions.has_class(tokens, patches, expected) is result
+def test_positions_before_patches(tokens, patches, count, expected, result):
+  args = tokens, patches, count, expected
+  assert positions.before_patches(*args) == result
 
 
 def test_heads():
@@ -369,11 +375,48 @@ def test_leaves_outside_the_model_are_accounted_for():
   assert "fc.weight is (5, 16), and (5, 8) is needed" in text
 
 
+def test_leaves_that_are_saved_twice_are_named():
+  model = vit(pool_type="tok", act="gelu_exact", layer_scale=1e-5)
+  leaves = pretrained.export(params_of(model), model, "timm")
+  other = {"blocks.0.gamma_1": leaves["blocks.0.ls1.gamma"]}
+  text = wrong({**leaves, **other}, model)
+  assert "gamma_1: the same leaf as blocks.0.ls1.gamma; leave out one" in text
+  load({**leaves, **other}, model, skip=["gamma_1"])
+
+
+def test_a_prefix_chooses_one_of_several_models():
+  # As in checkpoints of MoCo v3.
+  model = vit(pool_type="tok", act="gelu_exact")
+  params = params_of(model)
+  leaves = pretrained.export(params, model, "timm")
+  both = {
+    f"module.{name}.{k}": v + (name == "momentum_encoder")
+    for name in ("base_encoder", "momentum_encoder")
+    for k, v in leaves.items()
+  }
+  prefix = "module.base_encoder."
+  source = sj.Ingredient.from_params("moco", both)
+  assert pretrained.detect(source, prefix=prefix).options["depth"] == 3
+  chex.assert_trees_all_equal(load(both, model, prefix=prefix), params)
+  lazy = pretrained.as_ingredient(source, model, prefix=prefix)
+  chex.assert_trees_all_equal(lazy.load(), params)
+
+
+def test_positions_without_a_square_grid_are_not_resampled():
+  model = vit(pool_type="tok", layer_scale=1e-5, registers=2, act="gelu_exact")
+  images = np.zeros((1, 8, 12, 1), np.float32)
+  leaves = pretrained.export(params_of(model, images), model, "timm")
+  with pytest.raises(ValueError, match="6 position embeddings.*square"):
+    load(leaves, model, image_size=12)
+
+
 def test_parts_that_our_models_lack_are_named():
   model = vit(pool_type="tok", act="gelu_exact")
   leaves = pretrained.export(params_of(model), model, "timm")
-  text = wrong({**leaves, "blocks.0.ls1.gamma": np.ones(8)}, model)
-  assert "blocks.0.ls1.gamma: layer scale, which our models do not have" in text
+  text = wrong({**leaves, "blocks.0.rel_pos_bias": np.ones(8)}, model)
+  assert (
+    "rel_pos_bias: relative positions, which our models do not have" in text
+  )
 
 
 def test_names_of_the_file_can_be_skipped():
@@ -499,16 +542,16 @@ def test_a_file_at_the_path_stays(tmp_path):
 
 def test_names_of_every_family_are_unique():
   for name, family in mappings.FAMILIES.items():
-    leaves = [row.leaf for row in family.rows]
-    assert len(leaves) == len(set(leaves)), name
-    parts = [
-      (k, row.part)
-      for row in family.rows
-      for k in row.names
-      # OpenCLIP's final norm has one name before and after the pooling.
-      if (name, row.leaf.partition("/")[0]) != ("openclip", "fc_norm")
-    ]
-    assert len(parts) == len(set(parts)), name
+    for packed in (False, True):
+      rows = [r for r in family.rows if r.packed in (None, packed)]
+      parts = [
+        (k, row.part)
+        for row in rows
+        for k in row.names
+        # OpenCLIP's final norm has one name before and after the pooling.
+        if (name, row.leaf.partition("/")[0]) != ("openclip", "fc_norm")
+      ]
+      assert len(parts) == len(set(parts)), name
 
 
 def test_ranges_of_blocks():

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from scipy import stats
 
 import soupjax as sj
 from soupjax import config as config_lib
+from soupjax.evaluators import statistics
 from soupjax.models import pretrained
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import inputs
+from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.cook import run as cook
 from soupjax.tasks.finetune import config as finetune_config
 
@@ -61,8 +63,12 @@ def test_every_model_is_evaluated_on_every_set(cooked):
   sizes = {row["dataset"]: row["n"] for row in helpers.result_rows(cooked)}
   assert sizes == {
     "digits/minival": 300, "digits/test": 499, "digits/blur": 499,
+    "digits/shifts": 499,
   }  # fmt: skip
-  assert len(helpers.result_rows(cooked)) == len(kinds) * len(sizes) * 2
+  # Two metrics and three of calibration for three sets, one temperature; the
+  # mean over shifts has one metric, but not for the best.
+  rows = len(kinds) * (3 * 5 + 1) + len(kinds) - 1
+  assert len(helpers.result_rows(cooked)) == rows
   assert "greedy" in (cooked / "report.html").read_text()
   assert not list(cooked.glob("*_trace.json")) + list(cooked.glob("*_state*"))
   assert not (cooked / "export").exists()  # They have our names already.
@@ -81,6 +87,61 @@ def test_numbers_are_those_of_the_saved_models(sweep, cooked):
   ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
   for i in ingredients:  # Measured by the sweep itself.
     assert i.metrics["minival/prec@1"] == result[i.name, "digits/minival"]
+
+
+def test_accuracies_are_compared_with_the_best_ingredient(cooked):
+  best = json.loads((cooked / "choices.json").read_text())["best"]["prec@1"]
+  values = helpers.result_values(cooked)
+
+  def right(name, split):
+    with np.load(cooked / "correct" / f"{name}.npz") as stored:
+      return np.unpackbits(stored[split])[:499].astype(int)
+
+  shown = {}
+  for row in helpers.result_rows(cooked):
+    key = row["model"], row["dataset"]
+    assert ("difference" in row) == (
+      row["metric"] == "prec@1" and row["model"] != best
+    )
+    if "difference" in row:
+      shown[key] = row
+      gain = row["value"] - values[best, "digits/blur"]
+      if row["dataset"] in ("digits/shifts", "digits/blur"):
+        assert row["difference"] == pytest.approx(gain)
+      assert row["low"] <= row["difference"] <= row["high"]
+  change = right("greedy", "test") - right(best, "test")
+  expected = stats.binomtest(
+    int((change > 0).sum()), max(int((change != 0).sum()), 1)
+  ).pvalue
+  found = shown["greedy", "digits/test"]["p"]
+  assert found == pytest.approx(expected if change.any() else 1)
+  assert shown["pretrained", "digits/shifts"]["p"] is None
+  assert shown["pretrained", "digits/shifts"]["low"] == pytest.approx(
+    shown["pretrained", "digits/blur"]["low"]  # The only shift.
+  )
+
+
+def test_calibration_is_that_of_the_logits(cooked):
+  def read(name):
+    with np.load(cooked / "logits" / f"{name}.npz") as stored:
+      return {split: stored[split] for split in ("minival", "test")}
+
+  labels, logits = read(evaluate.LABELS), read("member_001")
+  t = statistics.temperature(logits["minival"], labels["minival"])
+  found = {
+    row["metric"]: row["value"]
+    for row in helpers.result_rows(cooked)
+    if (row["model"], row["dataset"]) == ("member_001", "digits/test")
+  }
+  scaled = logits["test"].astype(np.float64) / t
+  assert found["ece"] == statistics.ece(logits["test"], labels["test"])
+  assert found["ece_t"] == statistics.ece(scaled, labels["test"])
+  assert found["loss_t"] == statistics.nll(scaled, labels["test"])
+  assert helpers.result_values(cooked, "temperature")[
+    "member_001", "digits/minival"
+  ] == pytest.approx(t)
+  assert ("uniform", "digits/blur") in helpers.result_values(cooked, "ece")
+  assert ("ensemble", "digits/test") in helpers.result_values(cooked, "ece_t")
 
 
 def test_soups_are_those_of_the_library(sweep, cooked):

@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Runs soupjax on Kubernetes (GKE, or another cluster with JobSet): the members
+# of a sweep, each in a pod, or one job whose processes are pods. Fills in
+# launch/gke.yaml and gives it to kubectl; the cluster does the rest.
+#
+#   launch/gke.sh --name=soup --image=REGISTRY/soupjax --members=16 --parallel=4 \
+#     --accelerator=nvidia-h100-80gb --chips=1 --claim=soups -- \
+#     --config=configs/finetune/vit_b16_i1k.py --workdir=/mnt/soupjax/run
+#   launch/gke.sh --name=soup --image=REGISTRY/soupjax --hosts=4 --chips=4 \
+#     --accelerator=tpu-v5-lite-podslice --topology=4x4 --claim=soups -- \
+#     --config=... --workdir=/mnt/soupjax/run --sweep
+#   launch/gke.sh ... --dry_run -- ...      prints the JobSet and stops
+#
+# What follows `--` goes to soupjax. Pods that are preempted start again, and go
+# on where they were. So --workdir must outlive them and be seen by all: it lies
+# on a claim that many nodes can write, mounted at /mnt/soupjax, or in a bucket.
+#
+#   --name=NAME         of the JobSet
+#   --image=IMAGE       made by launch/Dockerfile
+#   --members=N         pod i fine-tunes member i of get_sweep()
+#   --parallel=P        at most so many members at a time (default: all)
+#   --hosts=N           N pods are the processes of one job (--distributed)
+#   --accelerator=TYPE  label of GKE's nodes, as nvidia-h100-80gb
+#   --topology=AxB      for TPUs: that of a whole slice, as 4x4
+#   --chips=N           GPUs or TPU chips of each pod
+#   --claim=CLAIM       PersistentVolumeClaim mounted at /mnt/soupjax
+#   --retries=N         after failures that are not preemptions (default: 20)
+#   --context=C, --namespace=N    (default: those of kubectl's configuration)
+#   --dry_run           prints the JobSet and stops
+set -euo pipefail
+
+name="" image="" members="" parallel="" hosts="" accelerator="" topology=""
+chips="" claim="" retries=20 dry_run="" kubectl=(kubectl)
+
+fail() {
+  echo "gke.sh: $*" >&2
+  exit 2
+}
+
+while [[ $# -gt 0 && "$1" != "--" ]]; do
+  case "$1" in
+    --name=*) name="${1#*=}" ;;
+    --image=*) image="${1#*=}" ;;
+    --members=*) members="${1#*=}" ;;
+    --parallel=*) parallel="${1#*=}" ;;
+    --hosts=*) hosts="${1#*=}" ;;
+    --accelerator=*) accelerator="${1#*=}" ;;
+    --topology=*) topology="${1#*=}" ;;
+    --chips=*) chips="${1#*=}" ;;
+    --claim=*) claim="${1#*=}" ;;
+    --retries=*) retries="${1#*=}" ;;
+    --context=* | --namespace=*) kubectl+=("$1") ;;
+    --dry_run) dry_run=1 ;;
+    --help | -h)
+      sed -n '5,36s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    *) fail "unknown option $1; what goes to soupjax comes after --" ;;
+  esac
+  shift
+done
+[[ -n "$name" && -n "$image" ]] ||
+  fail "--name and --image are needed; --help tells more"
+# Pods are called NAME-run-0-INDEX-xxxxx, and such a name has 63 characters.
+[[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+  fail "--name=$name: at most 40 lower-case letters, digits and dashes"
+for option in image accelerator topology claim; do
+  [[ "${!option}" =~ ^[A-Za-z0-9./:@_-]*$ ]] ||
+    fail "--$option=${!option}: a character is not allowed there"
+done
+[[ -n "$members" ]] || [[ -n "$hosts" ]] ||
+  fail "give --members=N for a sweep, or --hosts=N for one job"
+[[ -z "$members" ]] || [[ -z "$hosts" ]] ||
+  fail "--members and --hosts exclude each other: a member has one pod here;" \
+    "start one JobSet a member, with --hosts=$hosts and -- --sweep_index=..."
+[[ -z "$parallel" || -n "$members" ]] || fail "--parallel is for --members"
+for option in members hosts parallel chips; do
+  [[ "${!option}" =~ ^([1-9][0-9]*)?$ ]] ||
+    fail "--$option=${!option}: give a number"
+done
+[[ "$retries" =~ ^[0-9]+$ ]] || fail "--retries=$retries: give a number"
+if [[ -n "$accelerator$topology$chips" ]]; then
+  [[ -n "$accelerator" && -n "$chips" ]] ||
+    fail "--accelerator and --chips go together"
+  [[ -n "$topology" || "$accelerator" != tpu* ]] ||
+    fail "--accelerator=$accelerator: give --topology, as 4x4"
+fi
+[[ $# -gt 1 ]] || fail "nothing to run: give -- --config=... --workdir=..."
+shift
+
+config="" workdir=""
+for argument in "$@"; do
+  case "$argument" in
+    --config=*) config="${argument#*=}" ;;
+    --workdir=*) workdir="${argument#*=}" ;;
+    --distributed* | --sweep | --sweep=* | --sweep_index*)
+      [[ -z "$members" ]] ||
+        fail "$argument: --members gives every pod its --sweep_index itself"
+      ;;
+  esac
+done
+[[ -n "$config" ]] || fail "give --config=FILE after --"
+case "$workdir" in
+  /mnt/soupjax/?*)
+    [[ -n "$claim" ]] || fail "--workdir=$workdir: give --claim, mounted there"
+    ;;
+  gs://?* | s3://?*) ;;
+  *)
+    fail "--workdir=${workdir:-(none)}: disks of pods are lost with them; give" \
+      "/mnt/soupjax/... (with --claim) or a bucket"
+    ;;
+esac
+
+# A YAML string; $(VAR) would be replaced by Kubernetes, $$(VAR) is not.
+quoted() {
+  local text="$1"
+  [[ "$text" != *[[:cntrl:]]* ]] || fail "an argument has a line break: $text"
+  text="${text//\\/\\\\}"
+  text="${text//\"/\\\"}"
+  printf '"%s"' "${text//\$(/\$\$(}"
+}
+
+keep=()
+[[ -z "$members" ]] || keep+=(members)
+[[ -z "$hosts" ]] || keep+=(hosts)
+[[ -z "$claim" ]] || keep+=(claim)
+[[ -z "$accelerator" ]] || keep+=(accelerator)
+[[ -z "$topology" ]] || keep+=(topology)
+[[ -z "$topology" || -z "$hosts" ]] || keep+=(slice)
+[[ -z "$accelerator" || -n "$topology" ]] || keep+=(gpu)
+
+# The JobSet: lines of gke.yaml that apply, filled in.
+fill_in() {
+  local file line kind indent argument
+  file="$(dirname "${BASH_SOURCE[0]}")/gke.yaml"
+  while IFS= read -r line; do
+    [[ "$line" =~ ^\ *# ]] && continue
+    if [[ "$line" =~ ^(.*)\ \#\ ([a-z]+)$ ]]; then
+      line="${BASH_REMATCH[1]}"
+      kind="${BASH_REMATCH[2]}"
+      [[ " ${keep[*]} " == *" $kind "* ]] || continue
+    fi
+    if [[ "$line" =~ ^(\ *-\ )\$\{ARGUMENTS\}$ ]]; then
+      indent="${BASH_REMATCH[1]}"
+      for argument in "$@"; do
+        printf '%s%s\n' "$indent" "$(quoted "$argument")"
+      done
+      continue
+    fi
+    line="${line//\$\{NAME\}/$name}"
+    line="${line//\$\{IMAGE\}/$image}"
+    line="${line//\$\{COUNT\}/${members:-$hosts}}"
+    line="${line//\$\{PARALLEL\}/${parallel:-${members:-$hosts}}}"
+    line="${line//\$\{RETRIES\}/$retries}"
+    line="${line//\$\{ACCELERATOR\}/$accelerator}"
+    line="${line//\$\{TOPOLOGY\}/$topology}"
+    line="${line//\$\{CHIPS\}/$chips}"
+    line="${line//\$\{CLAIM\}/$claim}"
+    printf '%s\n' "$line"
+  done < "$file"
+}
+
+for argument in "$@"; do
+  quoted "$argument" > /dev/null # Ends here if one cannot be written.
+done
+if [[ -n "$dry_run" ]]; then
+  echo "# ${kubectl[*]} create -f - <<'END'"
+  fill_in "$@"
+  echo "# END"
+  exit 0
+fi
+command -v kubectl > /dev/null || fail "kubectl is not on the PATH"
+fill_in "$@" | "${kubectl[@]}" create -f -
+echo "# Look at it, follow its logs, or end it:"
+echo "${kubectl[*]} get jobset,pods -l jobset.sigs.k8s.io/jobset-name=$name"
+echo "${kubectl[*]} logs -f -l jobset.sigs.k8s.io/jobset-name=$name --prefix"
+echo "${kubectl[*]} delete jobset $name"

@@ -1,0 +1,484 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Objects in buckets: gs://, s3:// and az:// addresses.
+
+An object is replaced in one step, when its upload is complete; there is no
+rename and there are no directories. So a file is uploaded under another name,
+read back, and copied to its own name inside the store.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import threading
+import time
+from typing import Any
+import uuid
+
+from absl import logging
+import google_crc32c
+import tensorstore as ts
+
+_PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+_CREDENTIALS = {
+  "gs": "run `gcloud auth application-default login`, or set "
+  "GOOGLE_APPLICATION_CREDENTIALS to the key of a service account",
+  "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+  "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+# Classes of errors by their names, since their packages are optional.
+_NO_ACCESS = (
+  "NoCredentialsError PartialCredentialsError DefaultCredentialsError "
+  "CredentialRetrievalError ProfileNotFound PermissionError RefreshError "
+  "TokenRetrievalError UnauthorizedSSOTokenError"
+).split()
+# Kinds and names of buckets that could be reached.
+_CHECKED: set[tuple[str, str]] = set()
+_BLOCK = 32 << 20  # Bytes that are read back at once.
+# Of tensorstore, about a minute in all. s3fs and gcsfs try 5 or 6 times.
+RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
+# Seconds between signs of life of a lock, and until one without is dead.
+RENEW, EXPIRES = 15.0, 60.0
+# Memory of an upload.
+_PARTS = {
+  "s3": {"chunksize": 16 << 20, "max_concurrency": 4},
+  "gs": {"chunksize": 32 << 20},
+}
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether a path is an address such as gs://bucket/file."""
+  return "://" in os.fspath(path)
+
+
+def kind_of(path: str | os.PathLike) -> str:
+  """Returns the kind of a store, such as "s3".
+
+  Raises:
+    ValueError: if there is no such kind.
+  """
+  text = os.fspath(path)
+  kind = text.split("://")[0]
+  if kind not in _PACKAGES:
+    raise ValueError(
+      f"{text}: addresses begin with gs://, s3:// or az://, not {kind}://. "
+      "Copy the file to a local path."
+    )
+  return kind
+
+
+def filesystem(path: str | os.PathLike) -> Any:
+  """Returns the fsspec file system of an address.
+
+  Raises:
+    ValueError: if the package for that kind of address is missing.
+  """
+  kind = kind_of(path)
+  try:
+    import fsspec
+
+    # Listings that are remembered would hide objects of other processes. The
+    # setting also reaches the file systems that etils and Orbax make.
+    for name in (kind, "gcs") if kind == "gs" else (kind,):
+      defaults = fsspec.config.conf.setdefault(name, {})
+      defaults.setdefault("use_listings_cache", False)
+    # A copy for every process: a connection does not survive a fork.
+    return fsspec.filesystem(kind)
+  except ImportError as e:
+    raise ValueError(
+      f"{os.fspath(path)} cannot be read without {_PACKAGES[kind]}: pip "
+      f"install soupjax[{kind}]."
+    ) from e
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike) -> Iterator[None]:
+  """Turns errors of a store into a ValueError with the fix.
+
+  Errors for objects that do not exist stay as they are.
+  """
+  text = os.fspath(path)
+  try:
+    yield
+  except (FileNotFoundError, FileExistsError, ValueError):
+    raise
+  except Exception as e:
+    kind = text.split("://")[0]
+    names = {c.__name__ for c in type(e).__mro__}
+    reason = (str(e).splitlines() or [type(e).__name__])[0]
+    if names & {*_NO_ACCESS} or " 403" in reason or "Forbidden" in reason:
+      raise ValueError(
+        f"{text} cannot be reached without the right credentials ({reason}): "
+        f"{_CREDENTIALS.get(kind, 'see docs/buckets.md')}, and check that they "
+        "may read and write this bucket."
+      ) from e
+    raise ValueError(
+      f"{text}: the connection to the store broke, and several tries failed "
+      f"({type(e).__name__}: {reason}). What was finished is kept: start again "
+      "to go on."
+    ) from e
+
+
+def check_bucket(path: str | os.PathLike) -> None:
+  """Checks that the bucket of an address exists and can be listed.
+
+  Raises:
+    ValueError: if it cannot be reached, naming the fix.
+  """
+  text = os.fspath(path)
+  kind = kind_of(text)
+  bucket = text.partition("://")[2].partition("/")[0]
+  if not bucket:
+    raise ValueError(f"{text} has no bucket: write {kind}://BUCKET/PATH.")
+  if (kind, bucket) in _CHECKED:
+    return
+  with explained(text):
+    try:
+      filesystem(text).info(bucket)
+    except FileNotFoundError as e:
+      raise ValueError(
+        f"{text}: there is no bucket {bucket!r} that these credentials can "
+        "see. Create it or correct the address."
+      ) from e
+  _CHECKED.add((kind, bucket))
+
+
+def info(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns what a store says of an object or a prefix of objects.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if the store cannot be reached.
+  """
+  with explained(path):
+    return filesystem(path).info(os.fspath(path))
+
+
+def listdir(path: str | os.PathLike) -> list[str]:
+  """Returns the names directly below a prefix, in order."""
+  with explained(path):
+    found = filesystem(path).ls(os.fspath(path), detail=False)
+  names = {name.rstrip("/").rpartition("/")[2] for name in found}
+  # Some programs put an empty object at the prefix itself.
+  return sorted(names - {os.fspath(path).rstrip("/").rpartition("/")[2]})
+
+
+def find(path: str | os.PathLike) -> list[str]:
+  """Returns the names of all objects below a prefix, relative to it."""
+  with explained(path):
+    found = filesystem(path).find(os.fspath(path))
+  prefix = os.fspath(path).partition("://")[2].rstrip("/") + "/"
+  return sorted(name.removeprefix(prefix) for name in found)
+
+
+def is_directory(path: str | os.PathLike) -> bool:
+  """Whether there are objects below a prefix, and none of its name."""
+  try:
+    return info(path)["type"] == "directory"
+  except FileNotFoundError:
+    return False
+
+
+def exists(path: str | os.PathLike) -> bool:
+  """Whether there is an object of this name, or some below it."""
+  try:
+    info(path)
+    return True
+  except FileNotFoundError:
+    return False
+
+
+def identity(path: str | os.PathLike) -> tuple[int, int, int]:
+  """Returns the size of an object, 0, and a number for its version.
+
+  The version is that of the store: its ETag or generation.
+
+  Raises:
+    ValueError: if there is no such object.
+  """
+  try:
+    found = info(path)
+  except FileNotFoundError as e:
+    raise ValueError(f"{os.fspath(path)} cannot be read: {e}.") from e
+  if found["type"] == "directory":
+    raise ValueError(
+      f"{os.fspath(path)} is a directory where a file is expected."
+    )
+  return found["size"], 0, _version(found)
+
+
+def _version(found) -> int:
+  """Returns a number for the version of an object in a store's answer."""
+  keys = ("generation", "etag", "ETag", "LastModified", "mtime")
+  version = next((str(found[key]) for key in keys if found.get(key)), "")
+  digest = hashlib.sha256(version.encode()).digest()
+  return int.from_bytes(digest[:6], "big")
+
+
+def objects(path: str | os.PathLike) -> dict[str, list[int]]:
+  """Returns the size and version of all objects below a prefix, by name."""
+  with explained(path):
+    found = filesystem(path).find(os.fspath(path), detail=True)
+  prefix = os.fspath(path).partition("://")[2].rstrip("/") + "/"
+  return {
+    name.removeprefix(prefix): [entry["size"], _version(entry)]
+    for name, entry in sorted(found.items())
+  }
+
+
+def read(path: str | os.PathLike, start: int = 0, stop: int | None = None):
+  """Returns the bytes of an object, or a range of them.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if the store cannot be reached.
+  """
+  with explained(path):
+    fs, text = filesystem(path), os.fspath(path)
+    if stop is None:
+      return fs.cat_file(text)
+    return fs.cat_file(text, start=start, end=stop)
+
+
+def open_object(path: str | os.PathLike) -> Any:
+  """Opens an object for `read_range`."""
+  with explained(path):
+    # Without a buffer, which would be 50 MB a file; S3 compares the ETag.
+    return filesystem(path).open(os.fspath(path), "rb", cache_type="none")
+
+
+def read_range(handle: Any, start: int, num_bytes: int) -> bytes:
+  """Returns bytes of an open object, fewer only if it ends before.
+
+  Raises:
+    ValueError: if the store cannot be reached, or the object has changed.
+  """
+  path = handle.fs.unstrip_protocol(handle.path)
+  with explained(path):
+    try:
+      handle.seek(start)
+      return handle.read(num_bytes)
+    except Exception as e:
+      if type(e).__name__ == "FileExpired":
+        raise ValueError(
+          f"{path} has been replaced since it was opened. Open it again."
+        ) from e
+      raise
+
+
+def write(path: str | os.PathLike, data: bytes) -> None:
+  """Replaces an object, in one step.
+
+  Raises:
+    ValueError: if the store cannot be reached.
+  """
+  with explained(path):
+    filesystem(path).pipe_file(os.fspath(path), data)
+
+
+def remove(path: str | os.PathLike) -> None:
+  """Removes an object, or all objects below a name, if there are any."""
+  with explained(path), contextlib.suppress(FileNotFoundError):
+    filesystem(path).rm(os.fspath(path), recursive=True)
+
+
+def upload(local: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Copies a file into a bucket: verified first, then visible in one step.
+
+  Args:
+    local: of the file.
+    path: of the object, which is replaced.
+
+  Raises:
+    ValueError: if the store cannot be reached, or has other bytes.
+  """
+  text, fs = os.fspath(path), filesystem(path)
+  folder, _, name = text.rpartition("/")
+  temporary = f"{folder}/.{name}.tmp"
+  try:
+    with explained(text):
+      fs.put_file(os.fspath(local), temporary, **_PARTS.get(kind_of(text), {}))
+    _compare(local, temporary, text)
+    with explained(text):
+      fs.cp_file(temporary, text)
+  finally:
+    # It is written again by the next try.
+    with contextlib.suppress(Exception):
+      fs.rm_file(temporary)
+
+
+def _compare(local, temporary: str, name: str) -> None:
+  """Raises a ValueError if an object differs from a file."""
+  size = os.path.getsize(local)
+  there = info(temporary)["size"]
+  if there == size:
+    with open(local, "rb") as f:
+      for start in range(0, size, _BLOCK):
+        part = f.read(_BLOCK)
+        if google_crc32c.value(part) != google_crc32c.value(
+          read(temporary, start, start + len(part))
+        ):
+          break
+      else:
+        return
+  raise ValueError(
+    f"{name} was not published, since the store returned other bytes than were "
+    f"uploaded ({there} of {size} bytes). Start again."
+  )
+
+
+def upload_directory(
+  local: str | os.PathLike, path: str | os.PathLike, last: tuple[str, ...]
+) -> None:
+  """Copies a directory into a bucket; the files named `last` come last.
+
+  Args:
+    local: of the directory.
+    path: the address that its files are below.
+    last: names of files that readers ask for, in order: without them, they
+      take what is there for an interrupted save.
+  """
+  local = pathlib.Path(local)
+  names = [p.relative_to(local) for p in local.rglob("*") if p.is_file()]
+
+  def order(name):
+    known = [k for k, end in enumerate(last) if name.match(end)]
+    return (max(known, default=-1), str(name))
+
+  for name in sorted(names, key=order):
+    upload(local / name, f"{os.fspath(path).rstrip('/')}/{name}")
+
+
+# --- Through tensorstore ------------------------------------------------------
+
+
+def kvstore(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the tensorstore spec of what is below an address.
+
+  Raises:
+    ValueError: if tensorstore has no driver for it.
+  """
+  text = os.fspath(path)
+  kind, _, rest = text.partition("://")
+  drivers = {"gs": "gcs", "s3": "s3"}
+  if kind not in drivers:
+    raise ValueError(
+      f"{text}: Orbax checkpoints and run directories can be in gs:// and "
+      "s3:// only. Copy it to a local path."
+    )
+  bucket, _, key = rest.partition("/")
+  spec = {"driver": drivers[kind], "bucket": bucket, "path": f"{key}/"}
+  if kind == "s3":
+    env = os.environ
+    # Of other stores that speak S3; tensorstore does not look there.
+    if url := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
+      region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
+      spec |= {"endpoint": url, "aws_region": region or "us-east-1"}
+    if env.get("AWS_ACCESS_KEY_ID"):
+      # Otherwise it also looks for files, and logs that they are missing.
+      spec["aws_credentials"] = {"type": "environment"}
+  return spec
+
+
+def retries() -> dict[str, Any]:
+  """Returns the part of a tensorstore context that bounds retries."""
+  return {"s3_request_retries": RETRIES, "gcs_request_retries": RETRIES}
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
+  """Holds a lock: an object that is created only if there is none.
+
+  The holder renews it every `RENEW` seconds. A lock that is not renewed for
+  `EXPIRES` seconds while another process watches it, or whose process on the
+  same machine is gone, is taken over. If this process loses its lock, it ends
+  itself, so that never two of them write.
+
+  Args:
+    path: address of the lock.
+    busy: the error message if another process holds it; None waits.
+
+  Raises:
+    ValueError: with the message `busy`, or if the store cannot be reached.
+  """
+  folder, _, key = os.fspath(path).rpartition("/")
+  check_bucket(folder)
+  context = ts.Context(retries())
+  store = ts.KvStore.open(kvstore(folder), context=context).result()
+  owner = {"host": socket.gethostname(), "pid": os.getpid()}
+  with explained(path):
+    held = _take(store, key, owner, busy)
+  stop = threading.Event()
+
+  def renew():
+    nonlocal held
+    last = time.monotonic()
+    while not stop.wait(RENEW):
+      renewed = None
+      try:
+        renewed = _write(store, key, owner, held)
+      except Exception as e:  # The next one may get through.
+        logging.warning("%s could not be renewed: %s", path, e)
+        if time.monotonic() - last < EXPIRES - RENEW:
+          continue
+      if renewed is None:
+        logging.error("%s is lost to another run, so this one ends.", path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+      held, last = renewed, time.monotonic()
+
+  thread = threading.Thread(target=renew, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
+    with contextlib.suppress(Exception):
+      store.write(key, None, if_equal=held).result()
+
+
+def _write(store, key, owner, generation) -> bytes | None:
+  """Writes a lock if its version is the given one; returns the new version."""
+  # The content decides the version in some stores, so it is never the same.
+  text = json.dumps({**owner, "id": uuid.uuid4().hex}).encode()
+  written = store.write(key, text, if_equal=generation).result()
+  return written.generation or None
+
+
+def _take(store, key, owner, busy) -> bytes:
+  """Returns the version of a lock that this process now holds."""
+  seen, since = None, 0.0
+  while True:
+    found = store.read(key).result()
+    generation = found.stamp.generation
+    free = found.state == "missing"
+    if not free and generation != seen:
+      if seen is not None and busy:  # It was renewed.
+        raise ValueError(busy)
+      seen, since = generation, time.monotonic()
+    expired = time.monotonic() - since > EXPIRES
+    if free or expired or _is_dead(found.value):
+      if held := _write(store, key, owner, generation):
+        return held
+      continue
+    time.sleep(min(1.0, RENEW / 4))
+
+
+def _is_dead(text: bytes) -> bool:
+  """Whether the holder of a lock was a process of this machine that is gone."""
+  try:
+    owner = json.loads(text)
+    if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
+      return False
+    os.kill(owner["pid"], 0)
+  except ProcessLookupError:
+    return True
+  except (ValueError, KeyError, TypeError, OSError):
+    return False
+  return False

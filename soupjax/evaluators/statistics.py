@@ -1,0 +1,356 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Paired intervals and tests of differences, and calibration, on the host.
+
+All of it is in float64. For tests that are not here, call the libraries:
+`scipy.stats.permutation_test(..., permutation_type="samples")` for sign-flip
+tests, `statsmodels.stats.multitest.multipletests(p, method="holm")` for many.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from soupjax.evaluators.metrics import check_logits
+from soupjax.soups.core import arguments
+
+# Draws whose counts of images are in memory together: 5 MB at 10,000 images.
+_DRAWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A difference of means over the same images, with its interval.
+
+  Attributes:
+    value: the mean difference.
+    low: the lower end of the interval.
+    high: its upper end.
+    level: coverage of the interval.
+    n: images, or runs.
+    p: two-sided, of the test that the function names; None if it has none.
+  """
+
+  value: float
+  low: float
+  high: float
+  level: float
+  n: int
+  p: float | None = None
+
+  @property
+  def holds_zero(self) -> bool:
+    """Whether the interval has zero in it: no difference has been shown."""
+    return self.low <= 0 <= self.high
+
+
+# --- Differences over images ------------------------------------------------
+
+
+def paired_bootstrap(
+  differences: np.ndarray | Sequence[np.ndarray],
+  *,
+  draws: int = 10_000,
+  level: float = 0.95,
+  seed: int = 0,
+) -> list[Difference]:
+  """Percentile intervals of mean differences, resampling images.
+
+  All models see the same resampled images. With several sets, such as shifts,
+  the statistic is the unweighted mean of the means of sets: the spread is that
+  of images, not of sets. Sets of one size are resampled together, position by
+  position: they may be corruptions of the same images, which gain together. If
+  they are other images, this costs nothing.
+
+  Examples:
+    >>> rng = np.random.default_rng(0)
+    >>> ours, theirs = rng.random((2, 500)) < [[0.9], [0.7]]
+    >>> found, = paired_bootstrap(ours * 1.0 - theirs)
+    >>> found.low > 0
+    True
+
+  Args:
+    differences: (n,) or (n, models) values of a model minus those of the one
+      that it is compared with, image by image; or a sequence of such arrays,
+      one for each set.
+    draws: resamples.
+    level: coverage, above 0 and below 1.
+    seed: of the resamples. With one set they are those of
+      `scipy.stats.bootstrap(method="percentile")` for `default_rng(seed)`.
+
+  Returns:
+    One difference for each model; `n` counts the images of all sets.
+
+  Raises:
+    ValueError: if a set is empty or has one image, numbers of models differ, or
+      a value is not finite.
+  """
+  sets = _sets(differences)
+  draws = arguments.count("draws", draws)
+  _check_level(level)
+  rng, total = np.random.default_rng(seed), 0.0
+  for n in dict.fromkeys(map(len, sets)):
+    same = sum(values for values in sets if len(values) == n)
+    total = total + _resampled_means(same, draws, rng)
+  tail = 100 * (1 - level) / 2
+  ends = np.percentile(total / len(sets), [tail, 100 - tail], axis=0)
+  value = sum(values.mean(axis=0) for values in sets) / len(sets)
+  n = sum(map(len, sets))
+  return [
+    Difference(float(v), float(low), float(high), level, n)
+    for v, low, high in zip(value, *ends)
+  ]
+
+
+def _sets(differences) -> list[np.ndarray]:
+  """Returns (n, models) float64 arrays, one for each set."""
+  if isinstance(differences, np.ndarray):
+    differences = [differences]
+  sets = [np.asarray(d, np.float64) for d in differences]
+  sets = [d[:, None] if d.ndim == 1 else d for d in sets]
+  if not sets or any(d.ndim != 2 or len(d) < 2 for d in sets):
+    raise ValueError(
+      "differences must be (n,) or (n, models) with at least 2 images a set, "
+      f"got shapes {[d.shape for d in sets]}."
+    )
+  if len({d.shape[1] for d in sets}) > 1:
+    raise ValueError(
+      "every set must have the same models, got shapes "
+      f"{[d.shape for d in sets]}."
+    )
+  if not all(np.isfinite(d).all() for d in sets):
+    raise ValueError("differences hold NaN or infinity: a model diverged.")
+  return sets
+
+
+def _resampled_means(values, draws, rng) -> np.ndarray:
+  """Means (draws, models) over images drawn with replacement."""
+  n, parts = len(values), []
+  for start in range(0, draws, _DRAWS):
+    parts.append(_counts(rng, n, min(_DRAWS, draws - start)) @ values / n)
+  return np.concatenate(parts)
+
+
+def _counts(rng, n: int, draws: int) -> np.ndarray:
+  """How often each of n things is drawn: (draws, n) float64."""
+  chosen = rng.integers(0, n, (draws, n))
+  chosen += n * np.arange(draws)[:, None]
+  counts = np.bincount(chosen.ravel(), minlength=draws * n)
+  return counts.reshape(draws, n).astype(np.float64)
+
+
+def mcnemar(
+  correct: np.ndarray, other: np.ndarray, *, level: float = 0.95
+) -> Difference:
+  """Exact McNemar test of two accuracies on the same images.
+
+  Of the images that one model alone has right, b for the first and c for the
+  other, b is Binomial(b + c, 1/2) if both are equally good. The interval of the
+  difference (b - c) / n is the paired bootstrap's.
+
+  Args:
+    correct: (n,) whether the first model is right.
+    other: (n,) the same of the other model.
+    level: coverage of the interval.
+
+  Raises:
+    ValueError: if shapes differ, or values are neither 0 nor 1.
+  """
+  pair = [np.asarray(x) for x in (correct, other)]
+  if pair[0].ndim != 1 or pair[0].shape != pair[1].shape:
+    raise ValueError(
+      f"correct and other must be (n,), got {pair[0].shape}, {pair[1].shape}."
+    )
+  if any(not np.isin(x, (0, 1)).all() for x in pair):
+    raise ValueError("correct and other must hold 0 and 1, or booleans.")
+  ours, theirs = (x.astype(bool) for x in pair)
+  b, c = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+  found = paired_bootstrap(ours * 1.0 - theirs, level=level)[0]
+  return dataclasses.replace(found, p=mcnemar_p(b, c))
+
+
+def mcnemar_p(b: int, c: int) -> float:
+  """Two-sided exact p of b against c discordant pairs; 1 if there are none."""
+  from scipy import stats  # Slow to import.
+
+  return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+
+
+# --- Differences over runs --------------------------------------------------
+
+
+def over_seeds(differences: np.ndarray, *, level: float = 0.95) -> Difference:
+  """Student's t interval and test of a mean over independent runs.
+
+  Args:
+    differences: (seeds,) one difference for each run, such as soup minus best
+      ingredient. Runs that share test images are not independent of each other:
+      see `hierarchical_bootstrap`.
+    level: coverage.
+
+  Raises:
+    ValueError: with fewer than two runs, or values that are not finite.
+  """
+  from scipy import stats  # Slow to import.
+
+  values = _runs(differences, 1)
+  _check_level(level)
+  if np.ptp(values) == 0:  # The t statistic is not defined.
+    value = float(values[0])
+    return Difference(value, value, value, level, len(values))
+  test = stats.ttest_1samp(values, 0)
+  ends = test.confidence_interval(level)
+  return Difference(
+    *(float(x) for x in (values.mean(), ends.low, ends.high)),
+    *(level, len(values), float(test.pvalue)),
+  )
+
+
+def hierarchical_bootstrap(
+  differences: np.ndarray,
+  *,
+  draws: int = 10_000,
+  level: float = 0.95,
+  seed: int = 0,
+) -> Difference:
+  """Percentile interval over runs whose test images are the same.
+
+  Runs and images are drawn independently of each other, both with replacement:
+  a bootstrap of a crossed design (Owen 2007, arXiv 0712.1111: it is
+  conservative).
+
+  Args:
+    differences: (seeds, n) of each run on each image.
+    draws: resamples.
+    level: coverage.
+    seed: of the resamples.
+
+  Returns:
+    The difference; `n` counts runs.
+
+  Raises:
+    ValueError: with fewer than two runs or images, or values that are not
+      finite.
+  """
+  values, means = _runs(differences, 2), []
+  draws = arguments.count("draws", draws)
+  _check_level(level)
+  rng, (seeds, n) = np.random.default_rng(seed), values.shape
+  for start in range(0, draws, _DRAWS):
+    some = min(_DRAWS, draws - start)
+    by_run = _counts(rng, n, some) @ values.T
+    means.append((by_run * _counts(rng, seeds, some)).sum(1) / (n * seeds))
+  tail = 100 * (1 - level) / 2
+  low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+  return Difference(float(values.mean()), float(low), float(high), level, seeds)
+
+
+def _runs(differences, ndim: int) -> np.ndarray:
+  values = np.asarray(differences, np.float64)
+  if values.ndim != ndim or min(values.shape) < 2:
+    expected = "(seeds,)" if ndim == 1 else "(seeds, n)"
+    raise ValueError(
+      f"differences must be {expected} with at least 2 of each, got "
+      f"{values.shape}: one run has no interval over seeds."
+    )
+  if not np.isfinite(values).all():
+    raise ValueError("differences hold NaN or infinity: a model diverged.")
+  return values
+
+
+def _check_level(level: float) -> None:
+  if not 0 < level < 1:
+    raise ValueError(f"level must be above 0 and below 1, got {level!r}.")
+
+
+# --- Calibration ------------------------------------------------------------
+
+
+def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
+  """Expected calibration error over bins of equally many images.
+
+  The mean over bins, weighted by their images, of |accuracy - mean confidence|,
+  where the confidence is the highest probability (arXiv 1706.04599; equal-mass
+  bins as in arXiv 2203.05482, appendix B).
+
+  Args:
+    logits: (n, classes).
+    labels: (n,) class indices.
+    bins: at most n are used. Fewer images a bin bias the value upwards.
+
+  Raises:
+    ValueError: if shapes do not fit, labels are out of range, or a logit is
+      NaN.
+  """
+  logits, labels = check_logits(logits, labels)
+  bins = arguments.count("bins", bins)
+  logp = _log_softmax(logits)
+  confidence = np.exp(logp.max(axis=1))
+  gap = (logits.argmax(axis=1) == labels) - confidence
+  order = np.argsort(confidence, kind="stable")
+  parts = np.array_split(gap[order], min(bins, len(gap)))
+  return math.fsum(abs(math.fsum(p.tolist())) for p in parts) / len(gap)
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+  """The T > 0 that minimises the loss of logits / T (arXiv 1706.04599).
+
+  Fit it on minival. It changes no prediction, only confidence.
+
+  Args:
+    logits: (n, classes).
+    labels: (n,) class indices.
+
+  Returns:
+    T, between 0.01 and 100.
+
+  Raises:
+    ValueError: as `ece`.
+  """
+  from scipy import optimize  # Slow to import.
+
+  logits, labels = check_logits(logits, labels)
+  return math.exp(
+    optimize.minimize_scalar(
+      lambda t: _nll(logits * math.exp(-t), labels),
+      bounds=(math.log(0.01), math.log(100)),
+      method="bounded",
+      options={"xatol": 1e-8},
+    ).x
+  )
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Mean negative log-likelihood in nats; the metric "loss", in float64.
+
+  Raises:
+    ValueError: as `ece`.
+  """
+  return _nll(*check_logits(logits, labels))
+
+
+def brier(logits: np.ndarray, labels: np.ndarray) -> float:
+  """Brier score: mean squared distance of probabilities to the one-hot label.
+
+  The sum over classes, from 0 to 2; `sklearn.metrics.brier_score_loss` with
+  `scale_by_half=False`.
+
+  Raises:
+    ValueError: as `ece`.
+  """
+  logits, labels = check_logits(logits, labels)
+  p = np.exp(_log_softmax(logits))
+  at_label = np.take_along_axis(p, labels[:, None], axis=1)[:, 0]
+  return float(((p**2).sum(axis=1) - 2 * at_label + 1).mean())
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+  shifted = logits - logits.max(axis=1, keepdims=True)
+  return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
+  logp = _log_softmax(logits)
+  return -float(np.take_along_axis(logp, labels[:, None], axis=1).mean())

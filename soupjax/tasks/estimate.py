@@ -1,0 +1,230 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Estimates of the memory and disk that a run will take.
+
+Host memory is the peak of anonymous memory of one process: what it allocates,
+imports included, without files that the system caches or maps and can drop.
+Where the CPU is the device, the arrays on it are part of the host memory.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+
+import jax
+
+from soupjax.tasks.programs import cost
+from soupjax.tasks.programs.report import Program
+
+# Anonymous memory of the imports where the system does not tell it.
+_IMPORTS = 200_000_000
+# The rest is measured on Linux with the allocator of glibc, which keeps some of
+# what is freed. Compilers and threads of libraries:
+_COMPILING = 180_000_000
+# Copies of the weights while the start is made and ingredients are written.
+_COPIES_OF_WEIGHTS = 1.8
+# Copies of a train state while it is written in the background.
+_COPIES_OF_STATE = 1.7
+# On CPUs, larger models take minutes to compile.
+_LARGEST_ON_CPU = 50_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+  """Bytes that a run will take, by what takes them.
+
+  Attributes:
+    host: of a process, when it takes most.
+    device: of each device, when it takes most.
+    disk: of all processes together, when the run takes most.
+    free: bytes that are free where the run writes; None if unknown.
+    notes: lines on what is not counted.
+  """
+
+  host: Mapping[str, float]
+  device: Mapping[str, float]
+  disk: Mapping[str, float]
+  free: float | None = None
+  notes: tuple[str, ...] = ()
+
+  def __str__(self) -> str:
+    """Returns a heading and a line for each kind."""
+    room = "" if self.free is None else f" ({_size(self.free)} are free)"
+    return "\n".join(
+      [
+        "Needs about",
+        f"  host memory    {_line(self.host, ' a process')}",
+        f"  device memory  {_line(self.device, ' a device')}",
+        f"  disk space     {_line(self.disk)}{room}",
+        *(f"  not counted    {note}" for note in self.notes),
+      ]
+    )
+
+
+def total(parts: Mapping[str, float]) -> float:
+  """Returns the sum of parts, in bytes."""
+  return sum(parts.values())
+
+
+def program_bytes() -> int:
+  """Returns the anonymous memory of this process now: imports, mostly."""
+  try:
+    with open("/proc/self/status", encoding="utf-8") as f:
+      for line in f:
+        if line.startswith("RssAnon:"):
+          return int(line.split()[1]) * 1024
+  except OSError:
+    pass
+  return _IMPORTS
+
+
+def can_compile(devices: Iterable[jax.Device], parameters: int) -> bool:
+  """Whether a dry run compiles the programs of a model for its devices."""
+  on_cpu = any(device.platform == "cpu" for device in devices)
+  return not on_cpu or parameters <= _LARGEST_ON_CPU
+
+
+def of_programs(programs: Iterable[Program]) -> dict[str, float]:
+  """Compiles programs for the devices of this process.
+
+  Returns:
+    Part -> bytes on each device, of the program that needs most.
+  """
+  largest: dict[str, float] = {}
+  for program in programs:
+    compiled = program.function.lower(*program.args).compile()
+    memory = cost.memory(compiled)
+    parts = {
+      f"arrays of the {program.name}": memory.peak - memory.temporaries,
+      "temporary arrays": memory.temporaries,
+      **program.beside,
+    }
+    largest = max(largest, parts, key=total)
+  return largest
+
+
+def training(
+  *,
+  program: float,
+  device: Mapping[str, float],
+  devices_on_host: int,
+  weights: float,
+  state: float,
+  images: float,
+  batches: float,
+  members: int,
+  at_once: int,
+  ingredients: int,
+  states: int,
+  share: float = 1.0,
+  free: float | None = None,
+  notes: tuple[str, ...] = (),
+) -> Estimate:
+  """Estimates a fine-tuning run.
+
+  Args:
+    program: bytes of the process before the run.
+    device: bytes on each device.
+    devices_on_host: devices of a process that are CPUs.
+    weights: bytes of the parameters of a model.
+    state: bytes of a train state, of all members at once.
+    images: bytes of decoded images that a process keeps.
+    batches: bytes of batches that a process reads ahead.
+    members: runs in all.
+    at_once: members that are trained side by side.
+    ingredients: checkpoints of one member, moving averages included.
+    states: train states that members at once save, one after another.
+    share: of the arrays that one process has.
+    free: bytes of the disk.
+    notes: on what is not counted.
+  """
+  saved = min(states, 3)  # The newest two, and the one that is being written.
+  done = (members - at_once) * ingredients * weights
+  # States are removed at the end, when the last ingredients are there.
+  disk = {
+    "the start": weights,
+    "ingredients": done + at_once * ingredients * weights,
+    "train states": max(saved * state, 0),
+  }
+  return Estimate(
+    host={
+      "the program": program,
+      "compiling": _COMPILING,
+      "copies of weights": _COPIES_OF_WEIGHTS * weights,
+      "saving states": _COPIES_OF_STATE * state * share if states else 0,
+      "decoded images": images,
+      "batches ahead": batches,
+      "arrays on devices": devices_on_host * total(device),
+    },
+    device=device,
+    disk=disk,
+    free=free,
+    notes=notes,
+  )
+
+
+def evaluating(
+  *,
+  program: float,
+  weights: float,
+  pool: float,
+  copies: float,
+  shards: float,
+  devices_on_host: int,
+  images: float,
+  logits: float,
+  report: float,
+  disk: Mapping[str, float],
+  free: float | None,
+) -> Estimate:
+  """Estimates cooking or a diagnosis.
+
+  Args:
+    program: bytes of the process after its inputs were opened.
+    weights: bytes of the parameters of a model.
+    pool: bytes of the models that stay in memory for learned soups.
+    copies: of a model, in sums, candidates, soups and gradients.
+    shards: bytes of a model over those on one device.
+    devices_on_host: devices of a process that are CPUs.
+    images: bytes of decoded images that a process keeps.
+    logits: bytes of the logits of all ingredients.
+    report: bytes for figures and the page of results.
+    disk: part -> bytes.
+    free: bytes of the disk.
+  """
+  device = {
+    "ingredients": pool / shards,
+    "sums, candidates, soups and gradients": copies * weights / shards,
+    "decoded images": images if images <= 1e9 else 0,
+  }
+  return Estimate(
+    host={
+      "the program": program,
+      "compiling": _COMPILING,
+      "decoded images": images,
+      "logits": logits,
+      "the report": report,
+      "arrays on devices": devices_on_host * total(device),
+    },
+    device=device,
+    disk=disk,
+    free=free,
+    notes=("activations of a batch",),
+  )
+
+
+def _line(parts, each=""):
+  parts = {name: size for name, size in parts.items() if size}
+  if not parts:
+    return "none"
+  # The largest first.
+  listed = sorted(parts.items(), key=lambda part: -part[1])
+  text = ", ".join(f"{name} {_size(size)}" for name, size in listed)
+  return f"{_size(total(parts))}{each}: {text}"
+
+
+def _size(size: float) -> str:
+  """Formats bytes with three digits."""
+  for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+    if size >= scale:
+      return f"{size / scale:.3g} {unit}"
+  return f"{size / 1e3:.3g} kB"

@@ -1,0 +1,230 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the programs of a task for a TPU slice and tells what they need."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import concurrent.futures
+import dataclasses
+import math
+import threading
+import time
+from typing import Any
+
+from absl import logging
+import jax
+
+from soupjax.tasks.programs import collectives, cost, topology
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A program that a task runs on its devices.
+
+  Attributes:
+    name: for the table.
+    function: compiled by `jax.jit`, as the task calls it.
+    args: shapes, dtypes and shardings of its arguments.
+    options: its static arguments.
+    beside: name -> bytes on each device of other arrays that are there during
+      a call.
+    advice: maps the bytes that a device needs, and those it has, to settings
+      to change.
+  """
+
+  name: str
+  function: Any
+  args: tuple[Any, ...]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  beside: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  advice: Callable[[int, int], str] = lambda needed, room: ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+  """A program after compilation.
+
+  Attributes:
+    program: the program.
+    memory: of a device; None if it does not fit.
+    needed: bytes on a device, with those beside the program.
+    flops: of matrix products, on a device.
+    collectives: on a device.
+    seconds: of compilation.
+  """
+
+  program: Program
+  memory: cost.Memory | None
+  needed: int
+  flops: float
+  collectives: list[collectives.Collective]
+  seconds: float
+
+
+def on_mesh(specs: PyTree, places: PyTree) -> PyTree:
+  """Returns shapes and dtypes with shardings, one for all or a tree of them."""
+  if isinstance(places, jax.sharding.Sharding):
+    places = jax.tree.map(lambda _: places, specs)
+  return jax.tree.map(
+    lambda spec, place: jax.ShapeDtypeStruct(
+      spec.shape, spec.dtype, sharding=place
+    ),
+    specs,
+    places,
+  )
+
+
+def bytes_on_each(specs: PyTree) -> int:
+  """Returns the bytes on each device of arrays with shardings."""
+  return sum(
+    math.prod(spec.sharding.shard_shape(spec.shape)) * spec.dtype.itemsize
+    for spec in jax.tree.leaves(specs)
+  )
+
+
+def compile_program(program: Program, slice_: topology.Topology) -> Result:
+  """Compiles a program for a slice; runs nothing."""
+  start = time.perf_counter()
+  traced = program.function.trace(*program.args, **program.options)
+  flops = cost.flops(traced.jaxpr) / len(slice_.devices)
+  beside = sum(program.beside.values())
+  memory, parts, needed = None, [], 0
+  try:
+    compiled = _with_large_stack(traced.lower().compile)
+  except jax.errors.JaxRuntimeError as e:
+    sizes = topology.needed(str(e))
+    if sizes is None:
+      raise
+    needed = sizes[0] + beside
+  else:
+    memory = cost.memory(compiled)
+    parts = collectives.collectives(compiled.as_text())
+    needed = memory.peak + beside
+  return Result(
+    program=program,
+    memory=memory,
+    needed=needed,
+    flops=flops,
+    collectives=parts,
+    seconds=time.perf_counter() - start,
+  )
+
+
+def _with_large_stack(function: Callable[[], Any]) -> Any:
+  """Calls a function in a thread with a stack of 1 GB.
+
+  The compiler for TPUs recurses: a step of ViT-G overflows the usual 8 MB,
+  which ends the process.
+  """
+  before = threading.stack_size(2**30)
+  try:
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+      return thread.submit(function).result()
+  finally:
+    threading.stack_size(before)
+
+
+def run(programs: Iterable[Program], slice_: topology.Topology) -> str:
+  """Compiles programs one after another and describes them.
+
+  Args:
+    programs: of a task.
+    slice_: their devices.
+
+  Returns:
+    The table.
+
+  Raises:
+    ValueError: with the table, if a program does not fit, saying what to lower
+      and by how much.
+  """
+  results = []
+  for program in programs:
+    logging.info("Compiling %s for %s.", program.name, slice_.layout)
+    results.append(compile_program(program, slice_))
+  text = table(results, slice_)
+  problems = [
+    _problem(result, slice_)
+    for result in results
+    if slice_.memory is not None and result.needed > slice_.memory
+  ]
+  if problems:
+    raise ValueError("\n".join([text, "", *problems]))
+  return text
+
+
+def table(results: Iterable[Result], slice_: topology.Topology) -> str:
+  """Returns bytes, operations and communication of programs as text."""
+  room = slice_.memory
+  lines = [
+    f"Compiled for {slice_.layout}: {len(slice_.devices)} devices "
+    f"({slice_.kind}) of "
+    + ("unknown memory" if room is None else f"{_size(room)} for programs")
+  ]
+  for result in results:
+    lines += ["", f"{result.program.name}, on each device"]
+    lines += [f"  {size:>9}  {what}" for size, what in _rows(result, room)]
+    lines.append(f"  ({result.seconds:.0f} s to compile)")
+  return "\n".join(lines)
+
+
+def _rows(result: Result, room: int | None) -> Iterator[tuple[str, str]]:
+  """Yields the lines of one program: amounts, and what they are."""
+  memory, parts = result.memory, {}
+  if memory is not None:
+    parts = {
+      "arguments": memory.arguments,
+      "outputs": memory.outputs,
+      "of them in the memory of arguments": -memory.aliased,
+      "temporaries": memory.temporaries,
+      "code": memory.code,
+    }
+  for name, size in result.program.beside.items():
+    parts[f"beside the program: {name}"] = size
+  for what, size in parts.items():
+    if size:
+      yield _size(size), what
+  share = "" if room is None else f": {result.needed / room:.1%} of the memory"
+  yield _size(result.needed), f"needed{share}"
+  yield _size(result.flops, "FLOP"), "in matrix products"
+  for part in result.collectives:
+    yield _size(part.num_bytes), f"in {part.count:,} {part.kind}"
+  if memory is not None and not result.collectives:
+    yield "0 B", "to other devices"
+
+
+def _problem(result: Result, slice_: topology.Topology) -> str:
+  lacks = result.needed - slice_.memory
+  advice = result.program.advice(result.needed, slice_.memory)
+  return (
+    f"{result.program.name} does not fit {slice_.layout}: it needs "
+    f"{_size(result.needed)} on each device, {_size(lacks)} too much. "
+    f"{advice}"
+  ).rstrip()
+
+
+def _size(count: float, unit: str = "B") -> str:
+  """Writes an amount with three digits, such as "1.23 GB"."""
+  names = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: ""}
+  scale = next(s for s in names if abs(count) >= s or s == 1)
+  value = count / scale
+  digits = 2 - min(int(math.log10(abs(value))), 2) if scale > 1 else 0
+  return f"{value:.{digits}f} {names[scale]}{unit}"
+
+
+def fewer(count: int, needed: int, room: int, fixed: int, step: int) -> int:
+  """Estimates how many images fit, in proportion to the bytes they take.
+
+  Args:
+    count: images that need too much.
+    needed: bytes on each device.
+    room: bytes that there are.
+    fixed: bytes that do not depend on the images.
+    step: the result is a multiple of it.
+
+  Returns:
+    0 if not even the first `step` images fit.
+  """
+  share = max(room - fixed, 0) / max(needed - fixed, 1)
+  return int(count * min(share, 1.0)) // step * step

@@ -1,0 +1,230 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs and outputs in buckets, with connections that break."""
+
+import pathlib
+
+import helpers
+import numpy as np
+import pytest
+
+import soupjax as sj
+from soupjax import buckets
+
+MIX = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'mix.py'}"
+
+
+RULE = sj.rules.linear()
+
+
+@pytest.fixture
+def few_tries(monkeypatch):
+  """Two tries, without waiting long."""
+  import s3fs
+
+  monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+  monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
+  s3fs.S3FileSystem.clear_instance_cache()
+  monkeypatch.setattr(
+    buckets, "RETRIES", {"max_retries": 1, "initial_delay": "1ms"}
+  )
+
+
+def tree(k):
+  rng = np.random.default_rng(k)
+  return {"w": rng.normal(size=(50, 800)).astype(np.float32), "b": np.ones(3)}
+
+
+def put(bucket, tmp_path, count=2, suffix="safetensors"):
+  """Puts models into a bucket; returns their mean."""
+  for k in range(count):
+    local = tmp_path / f"m{k}.{suffix}"
+    sj.save_params(local, tree(k))
+    buckets.upload(local, f"{bucket}/in/{local.name}")
+  return np.mean([tree(k)["w"] for k in range(count)], axis=0)
+
+
+def same(path, expected):
+  w = sj.load_params(path)["w"]
+  np.testing.assert_allclose(w, expected, rtol=1e-6)
+
+
+@pytest.fixture
+def staging(tmp_path, monkeypatch):
+  """The directory in which outputs are written before they are uploaded."""
+  monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+  monkeypatch.setattr("tempfile.tempdir", None)
+  (tmp_path / "tmp").mkdir()
+  yield tmp_path / "tmp"
+  monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def leftovers(staging):
+  return [path for path in staging.rglob("*") if path.is_file()]
+
+
+def test_mix_from_and_to_a_bucket_from_the_shell(store, bucket, tmp_path):
+  expected = put(bucket, tmp_path)
+  done = helpers.soupjax(
+    MIX,
+    f"--config.ingredients={bucket}/in/*.safetensors",
+    f"--config.out={bucket}/soup.safetensors",
+  )
+  assert done.returncode == 0, done.stderr
+  assert f"Wrote {bucket}/soup.safetensors: read" in done.stdout
+  same(f"{bucket}/soup.safetensors", expected)
+  done = helpers.soupjax(
+    MIX,
+    f"--config.ingredients={bucket}/in/*.safetensors",
+    f"--config.out={bucket}/soup.safetensors",
+  )
+  assert done.returncode == 1
+  assert f"{bucket}/soup.safetensors exists already" in done.stderr
+
+
+@pytest.mark.parametrize("out", ["soup.safetensors", "soup.npz", "soup"])
+def test_outputs(store, bucket, tmp_path, staging, out):
+  expected = put(bucket, tmp_path, suffix="npz")
+  sj.mix(RULE, f"{bucket}/in/m?.npz", out=f"{bucket}/{out}")
+  same(f"{bucket}/{out}", expected)
+  # Outputs are inputs again.
+  sj.mix(RULE, [f"{bucket}/{out}"] * 1, out=tmp_path / out)
+  same(tmp_path / out, expected)
+  assert not [name for name in store.names(bucket[5:]) if ".tmp" in name]
+  assert not leftovers(staging)
+
+
+def test_shards_and_overwriting(store, bucket, tmp_path, staging):
+  expected = put(bucket, tmp_path)
+  settings = {"format": "safetensors", "shard_bytes": 100_000}
+  models = [f"{bucket}/in/m{k}.safetensors" for k in range(2)]
+  sj.mix(RULE, models, out=f"{bucket}/s", **settings)
+  assert "s/model.safetensors.index.json" in store.names(bucket[5:])
+  same(f"{bucket}/s", expected)
+  with pytest.raises(ValueError, match=f"{bucket}/s has objects below it"):
+    sj.mix(RULE, models, out=f"{bucket}/s", overwrite=True, **settings)
+  out = f"{bucket}/o.npz"
+  buckets.write(out, b"no checkpoint")
+  with pytest.raises(ValueError, match=f"replaces a checkpoint, and {out}"):
+    sj.mix(RULE, models, out=out, overwrite=True)
+  sj.mix(RULE, models[:1], out=f"{bucket}/o2.npz")
+  sj.mix(RULE, models, out=f"{bucket}/o2.npz", overwrite=True)
+  same(f"{bucket}/o2.npz", expected)
+  for taken in (models[0], f"{bucket}/in"):
+    with pytest.raises(ValueError, match=f"{taken} is or contains the ingr"):
+      sj.mix(RULE, models, out=taken, overwrite=True, format="safetensors",
+             shard_bytes=None if taken != f"{bucket}/in" else 1)  # fmt: skip
+
+
+# --- Stores that cannot be reached --------------------------------------------
+
+
+def test_a_bucket_that_is_not_there(store, bucket, tmp_path):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  missing = "s3://not-there-at-all"
+  for call in (
+    lambda: sj.open_ingredient(f"{missing}/a.npz"),
+    lambda: sj.find_ingredients(f"{missing}/*.npz"),
+    lambda: sj.mix(RULE, tmp_path / "a.npz", out=f"{missing}/a.npz"),
+  ):
+    with pytest.raises(ValueError, match="there is no bucket 'not-there-at"):
+      call()
+  with pytest.raises(ValueError, match=f"no checkpoint at {bucket}/a.npz"):
+    sj.open_ingredient(f"{bucket}/a.npz")
+  with pytest.raises(ValueError, match="write s3://BUCKET/PATH"):
+    sj.open_ingredient("s3://")
+
+
+def test_no_credentials(store, bucket, monkeypatch):
+  monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+  monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+  monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+  monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+  fresh(monkeypatch)
+  with pytest.raises(ValueError, match=f"{bucket}/a.npz.*AWS_ACCESS_KEY_ID"):
+    sj.open_ingredient(f"{bucket}/a.npz")
+
+
+def fresh(monkeypatch):
+  """Forgets connections before and after a test."""
+  import s3fs
+
+  monkeypatch.setattr(s3fs.S3FileSystem, "cachable", False)
+  monkeypatch.setattr(buckets, "_CHECKED", set())
+
+
+# --- Connections that break ---------------------------------------------------
+
+
+def test_reads_go_on_after_a_broken_connection(store, bucket, tmp_path):
+  expected = put(bucket, tmp_path)
+  with store.proxy.breaking("down", 50_000, times=2):
+    mixed = sj.mix(RULE, f"{bucket}/in/*")
+  np.testing.assert_allclose(mixed.params["w"], expected, rtol=1e-6)
+
+
+def test_reads_that_always_break(store, bucket, tmp_path, few_tries):
+  put(bucket, tmp_path)
+  models = sj.find_ingredients(f"{bucket}/in/*")
+  with store.proxy.breaking("down", 20_000):
+    with pytest.raises(ValueError, match=f"{bucket}/in/m.*connection.*broke"):
+      sj.mix(RULE, models)
+
+
+@pytest.mark.parametrize("out", ["o.safetensors", "o"])
+def test_nothing_is_half_published(
+  store, bucket, tmp_path, few_tries, staging, out
+):
+  put(bucket, tmp_path)
+  models = [tmp_path / f"m{k}.safetensors" for k in range(2)]
+  with store.proxy.breaking("up", 20_000):
+    with pytest.raises(ValueError, match=f"{bucket}/{out}.*connection.*broke"):
+      sj.mix(RULE, models, out=f"{bucket}/{out}")
+  assert f"{out}.safetensors" not in store.names(bucket[5:])
+  with pytest.raises(ValueError, match=f"{bucket}/{out}"):
+    sj.open_ingredient(f"{bucket}/{out}")
+  assert not leftovers(staging)
+  # The same command goes on.
+  sj.mix(RULE, models, out=f"{bucket}/{out}")
+  same(f"{bucket}/{out}", sj.mix(RULE, models).params["w"])
+
+
+def test_a_directory_without_its_last_object_is_refused(
+  store, bucket, tmp_path
+):
+  put(bucket, tmp_path)
+  models = f"{bucket}/in/*"
+  sj.mix(RULE, models, out=f"{bucket}/o")
+  store.client.delete_object(Bucket=bucket[5:], Key="o/_CHECKPOINT_METADATA")
+  with pytest.raises(ValueError, match=f"{bucket}/o .*interrupted"):
+    sj.open_ingredient(f"{bucket}/o")
+
+
+def test_bytes_that_arrive_changed_are_not_published(
+  store, bucket, tmp_path, monkeypatch
+):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  monkeypatch.setattr(buckets, "read", lambda *args: b"other")
+  with pytest.raises(ValueError, match=f"{bucket}/a.npz was not published"):
+    buckets.upload(tmp_path / "a.npz", f"{bucket}/a.npz")
+  assert store.names(bucket[5:]) == []
+
+
+# --- Objects that change ------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_an_object_that_changes(store, bucket, tmp_path, suffix):
+  put(bucket, tmp_path, suffix=suffix)
+  models = sj.find_ingredients(f"{bucket}/in/*")
+  name = f"{bucket}/in/m1.{suffix}"
+  models[1].read("b")
+  sj.save_params(tmp_path / f"new.{suffix}", tree(7))
+  buckets.upload(tmp_path / f"new.{suffix}", name)  # Of the same size.
+  with pytest.raises(ValueError, match=f"{name} has been replaced"):
+    sj.mix(RULE, models)
+  with pytest.raises(ValueError, match=f"{name} has been replaced"):
+    models[1].load()
+  buckets.remove(name)
+  with pytest.raises(ValueError, match=f"{name} cannot be read"):
+    sj.mix(RULE, models)
