@@ -9,7 +9,7 @@ import pathlib
 import stat
 
 from soupjax import buckets
-from soupjax.checkpoints import companions
+from soupjax.checkpoints import companions, model_card
 from soupjax.checkpoints.formats import safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
@@ -142,8 +142,8 @@ def _is_part(name: str) -> bool:
       "_CHECKPOINT_METADATA",
     ),
     "._CHECKPOINT_METADATA.tmp",
-    *companions.NAMES,
-    *(f".{file}.tmp" for file in companions.NAMES),
+    *(*companions.NAMES, model_card.NAME),
+    *(f".{file}.tmp" for file in (*companions.NAMES, model_card.NAME)),
   ) or name.endswith((".safetensors", ".index.json", ".index.json.tmp"))
 
 
@@ -155,6 +155,11 @@ def _check_alone(folder):
     if entry.is_dir()
     or not entry.name.endswith((".safetensors", ".json"))
     and entry.name not in companions.NAMES
+    # A card that the user has edited is not lost.
+    and not (
+      entry.name == model_card.NAME
+      and model_card.is_unchanged(pathlib.Path(entry.path))
+    )
   )
   if others:
     raise ValueError(f"it also holds {others[:10]}")
