@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import socket
 import sys
 
 from absl import app, flags, logging
@@ -121,17 +122,19 @@ def member_of(given: command.Command, index: int) -> command.Command:
   )
 
 
-def start(ray) -> None:
-  """Joins or starts a cluster."""
+def check_address() -> None:
+  """Raises a ValueError if nobody answers where Ray would try for minutes."""
+  address = _ADDRESS.value or os.environ.get("RAY_ADDRESS") or ""
+  host, _, port = address.rpartition("://")[2].rpartition(":")
+  if not port.isdigit():  # Such as "auto".
+    return
   try:
-    ray.init(
-      address=_ADDRESS.value, include_dashboard=False, log_to_driver=True
-    )
-  except (ConnectionError, ValueError) as e:
-    where = _ADDRESS.value or os.environ.get("RAY_ADDRESS")
+    socket.create_connection((host, int(port)), 10).close()
+  except OSError as e:
     raise ValueError(
-      f"No Ray cluster answers at --address={where}: {e} Start one with "
-      "`ray start --head`, or leave --address out to use this machine alone."
+      f"No Ray cluster answers at {address} ({e.strerror or e}). Start one by "
+      "`ray start --head`, correct --address or RAY_ADDRESS, or leave both out "
+      "to use this machine alone."
     ) from e
 
 
@@ -195,7 +198,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
   given = command.given()
   members = check(given)
-  needs()  # Before Ray starts.
   if given.flags.get("dry_run"):
     command.run(
       dataclasses.replace(given, flags={**given.flags, "sweep": True})
@@ -203,6 +205,8 @@ def main(argv: list[str]) -> None:
     amounts = ", ".join(f"{v:g} {k}" for k, v in needs().items())
     print(f"{len(members)} Ray tasks of {amounts} each")
     return
+  needs()
+  check_address()
   # Progress of members differs only in numbers.
   os.environ.setdefault("RAY_DEDUP_LOGS", "0")
   try:
@@ -211,8 +215,8 @@ def main(argv: list[str]) -> None:
     raise ValueError(
       "Ray is missing: pip install 'soupjax[ray]' on all machines."
     ) from e
-  start(ray)
   try:
+    ray.init(address=_ADDRESS.value, include_dashboard=False)
     check_room(ray)
     failed = run(ray, given, len(members))
   finally:

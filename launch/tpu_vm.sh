@@ -6,8 +6,8 @@
 # worker, runs the same command on all of them, and deletes the TPU at the end.
 #
 #   launch/tpu_vm.sh --name=soup --zone=us-west4-a --type=v5litepod-16 \
-#     --share=10.0.0.2:/vol1 -- --config=configs/finetune/vit_b16_i1k.py \
-#     --workdir=/mnt/soupjax/run --sweep
+#     -- --config=configs/finetune/vit_b16_i1k.py --workdir=gs://BUCKET/run \
+#     --sweep
 #   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, runs none,
 #     and compiles the programs here for these TPUs (docs/tpu.md): do they fit?
 #   for i in 0 1 2 3; do launch/tpu_vm.sh --name=soup-$i ... -- \
@@ -15,15 +15,14 @@
 #
 # What follows `--` goes to soupjax. A TPU that is preempted is deleted, and
 # asked for again; the run goes on where it was. So --workdir must be seen by all
-# workers and outlive them: it lies on a share that is mounted at /mnt/soupjax,
-# by NFS (a Filestore instance of the same network) or a bucket by gcsfuse (with
-# hierarchical namespace, where renames are atomic). A run that fails for another
-# reason is not repeated.
+# workers and outlive them: it is in a bucket, gs://BUCKET/DIR (docs/buckets.md),
+# or on a share that is mounted at /mnt/soupjax by NFS (a Filestore instance of
+# the same network). A run that fails for another reason is not repeated.
 #
 #   --name=NAME       of the queued resource and of its node
 #   --zone=ZONE
 #   --type=TYPE       accelerator type, as v5litepod-16
-#   --share=SHARE     mounted at /mnt/soupjax: HOST:/DIR, or gs://BUCKET
+#   --share=HOST:/DIR mounted at /mnt/soupjax (default: none)
 #   --version=V       runtime version (default: v2-alpha-tpuv5-lite)
 #   --project=P       (default: that of gcloud's configuration)
 #   --spot            cheaper, may be preempted
@@ -55,7 +54,7 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
     --keep) keep=1 ;;
     --dry_run) dry_run=1 ;;
     --help | -h)
-      sed -n '5,40s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '5,39s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) fail "unknown option $1; what goes to soupjax comes after --" ;;
@@ -65,9 +64,14 @@ done
 [[ -n "$name" && -n "$zone" && -n "$type" ]] ||
   fail "--name, --zone and --type are needed; --help tells more"
 case "$share" in
-  gs://?*) mount="gcsfuse --implicit-dirs ${share#gs://} /mnt/soupjax" ;;
-  ?*:/*) mount="sudo mount -t nfs $share /mnt/soupjax" ;;
-  *) fail "--share=${share:-(none)}: give HOST:/DIR or gs://BUCKET" ;;
+  "") mount="" ;;
+  gs://*) fail "--share=$share: a bucket is not mounted; give --workdir=$share/DIR" ;;
+  ?*:/*)
+    mount="sudo apt-get install --quiet --yes nfs-common &&\
+ sudo mkdir -p /mnt/soupjax && (mountpoint -q /mnt/soupjax ||\
+ (sudo chown \$USER /mnt/soupjax && sudo mount -t nfs $share /mnt/soupjax)) && "
+    ;;
+  *) fail "--share=$share: give HOST:/DIR" ;;
 esac
 [[ $# -gt 1 ]] || fail "nothing to run: give -- --config=... --workdir=..."
 shift
@@ -79,9 +83,9 @@ for argument in "$@"; do
   esac
 done
 [[ -n "$config" ]] || fail "give --config=FILE after --"
-[[ "$workdir" == /mnt/soupjax/?* ]] ||
+[[ "$workdir" == gs://?* || (-n "$share" && "$workdir" == /mnt/soupjax/?*) ]] ||
   fail "--workdir=${workdir:-(none)}: disks of TPU workers are lost with them;" \
-    "give a directory on the share, /mnt/soupjax/..."
+    "give gs://BUCKET/DIR, or /mnt/soupjax/... with --share=HOST:/DIR"
 
 # The checkout, whatever directory this is called from.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -152,9 +156,7 @@ set_up_and_run() {
     "${where[@]}" --worker=all || return
   # Runtimes come with an old Python; uv brings a new one.
   on_all_workers "\
-sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p /mnt/soupjax &&\
- (mountpoint -q /mnt/soupjax || (sudo chown \$USER /mnt/soupjax && $mount)) &&\
- mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
+${mount}mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
  python3 -m pip install --quiet --user uv &&\
  ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 .venv &&\
  ~/.local/bin/uv pip install --quiet --python=.venv/bin/python\

@@ -9,6 +9,9 @@ are imported when first used.
 
 from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose
+from soupjax.checkpoints.adapters.combined import AdapterMix as AdapterMix
+from soupjax.checkpoints.adapters.combined import mix_adapters as mix_adapters
+from soupjax.checkpoints.adapters.opened import open_adapter as open_adapter
 from soupjax.checkpoints.mix import Mixed as Mixed
 from soupjax.checkpoints.mix import mix as mix
 from soupjax.checkpoints.open import find_ingredients as find_ingredients

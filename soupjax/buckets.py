@@ -10,11 +10,19 @@ read back, and copied to its own name inside the store.
 from collections.abc import Iterator
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
+import signal
+import socket
+import threading
+import time
 from typing import Any
+import uuid
 
+from absl import logging
 import google_crc32c
+import tensorstore as ts
 
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 _CREDENTIALS = {
@@ -34,6 +42,8 @@ _CHECKED: set[tuple[str, str]] = set()
 _BLOCK = 32 << 20  # Bytes that are read back at once.
 # Of tensorstore, about a minute in all. s3fs and gcsfs try 5 or 6 times.
 RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
+# Seconds between signs of life of a lock, and until one without is dead.
+RENEW, EXPIRES = 15.0, 60.0
 # Memory of an upload.
 _PARTS = {
   "s3": {"chunksize": 16 << 20, "max_concurrency": 4},
@@ -199,10 +209,26 @@ def identity(path: str | os.PathLike) -> tuple[int, int, int]:
     raise ValueError(
       f"{os.fspath(path)} is a directory where a file is expected."
     )
-  keys = ("generation", "etag", "ETag", "VersionId", "LastModified", "mtime")
-  version = repr([str(found[key]) for key in keys if found.get(key)])
+  return found["size"], 0, _version(found)
+
+
+def _version(found) -> int:
+  """Returns a number for the version of an object in a store's answer."""
+  keys = ("generation", "etag", "ETag", "LastModified", "mtime")
+  version = next((str(found[key]) for key in keys if found.get(key)), "")
   digest = hashlib.sha256(version.encode()).digest()
-  return found["size"], 0, int.from_bytes(digest[:7], "big")
+  return int.from_bytes(digest[:6], "big")
+
+
+def objects(path: str | os.PathLike) -> dict[str, list[int]]:
+  """Returns the size and version of all objects below a prefix, by name."""
+  with explained(path):
+    found = filesystem(path).find(os.fspath(path), detail=True)
+  prefix = os.fspath(path).partition("://")[2].rstrip("/") + "/"
+  return {
+    name.removeprefix(prefix): [entry["size"], _version(entry)]
+    for name, entry in sorted(found.items())
+  }
 
 
 def read(path: str | os.PathLike, start: int = 0, stop: int | None = None):
@@ -326,3 +352,133 @@ def upload_directory(
 
   for name in sorted(names, key=order):
     upload(local / name, f"{os.fspath(path).rstrip('/')}/{name}")
+
+
+# --- Through tensorstore ------------------------------------------------------
+
+
+def kvstore(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the tensorstore spec of what is below an address.
+
+  Raises:
+    ValueError: if tensorstore has no driver for it.
+  """
+  text = os.fspath(path)
+  kind, _, rest = text.partition("://")
+  drivers = {"gs": "gcs", "s3": "s3"}
+  if kind not in drivers:
+    raise ValueError(
+      f"{text}: Orbax checkpoints and run directories can be in gs:// and "
+      "s3:// only. Copy it to a local path."
+    )
+  bucket, _, key = rest.partition("/")
+  spec = {"driver": drivers[kind], "bucket": bucket, "path": f"{key}/"}
+  if kind == "s3":
+    env = os.environ
+    # Of other stores that speak S3; tensorstore does not look there.
+    if url := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
+      region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
+      spec |= {"endpoint": url, "aws_region": region or "us-east-1"}
+    if env.get("AWS_ACCESS_KEY_ID"):
+      # Otherwise it also looks for files, and logs that they are missing.
+      spec["aws_credentials"] = {"type": "environment"}
+  return spec
+
+
+def retries() -> dict[str, Any]:
+  """Returns the part of a tensorstore context that bounds retries."""
+  return {"s3_request_retries": RETRIES, "gcs_request_retries": RETRIES}
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
+  """Holds a lock: an object that is created only if there is none.
+
+  The holder renews it every `RENEW` seconds. A lock that is not renewed for
+  `EXPIRES` seconds while another process watches it, or whose process on the
+  same machine is gone, is taken over. If this process loses its lock, it ends
+  itself, so that never two of them write.
+
+  Args:
+    path: address of the lock.
+    busy: the error message if another process holds it; None waits.
+
+  Raises:
+    ValueError: with the message `busy`, or if the store cannot be reached.
+  """
+  folder, _, key = os.fspath(path).rpartition("/")
+  check_bucket(folder)
+  context = ts.Context(retries())
+  store = ts.KvStore.open(kvstore(folder), context=context).result()
+  owner = {"host": socket.gethostname(), "pid": os.getpid()}
+  with explained(path):
+    held = _take(store, key, owner, busy)
+  stop = threading.Event()
+
+  def renew():
+    nonlocal held
+    last = time.monotonic()
+    while not stop.wait(RENEW):
+      renewed = None
+      try:
+        renewed = _write(store, key, owner, held)
+      except Exception as e:  # The next one may get through.
+        logging.warning("%s could not be renewed: %s", path, e)
+        if time.monotonic() - last < EXPIRES - RENEW:
+          continue
+      if renewed is None:
+        logging.error("%s is lost to another run, so this one ends.", path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+      held, last = renewed, time.monotonic()
+
+  thread = threading.Thread(target=renew, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
+    with contextlib.suppress(Exception):
+      store.write(key, None, if_equal=held).result()
+
+
+def _write(store, key, owner, generation) -> bytes | None:
+  """Writes a lock if its version is the given one; returns the new version."""
+  # The content decides the version in some stores, so it is never the same.
+  text = json.dumps({**owner, "id": uuid.uuid4().hex}).encode()
+  written = store.write(key, text, if_equal=generation).result()
+  return written.generation or None
+
+
+def _take(store, key, owner, busy) -> bytes:
+  """Returns the version of a lock that this process now holds."""
+  seen, since = None, 0.0
+  while True:
+    found = store.read(key).result()
+    generation = found.stamp.generation
+    free = found.state == "missing"
+    if not free and generation != seen:
+      if seen is not None and busy:  # It was renewed.
+        raise ValueError(busy)
+      seen, since = generation, time.monotonic()
+    expired = time.monotonic() - since > EXPIRES
+    if free or expired or _is_dead(found.value):
+      if held := _write(store, key, owner, generation):
+        return held
+      continue
+    time.sleep(min(1.0, RENEW / 4))
+
+
+def _is_dead(text: bytes) -> bool:
+  """Whether the holder of a lock was a process of this machine that is gone."""
+  try:
+    owner = json.loads(text)
+    if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():
+      return False
+    os.kill(owner["pid"], 0)
+  except ProcessLookupError:
+    return True
+  except (ValueError, KeyError, TypeError, OSError):
+    return False
+  return False

@@ -65,9 +65,34 @@ def uninterrupted() -> Iterator[None]:
       handlers[number](number, None)
 
 
+def path_of(path: str | os.PathLike) -> Any:
+  """Returns an absolute `pathlib.Path`, or an `epath.Path` of an address.
+
+  Raises:
+    ValueError: if the bucket of an address cannot be reached.
+  """
+  if not buckets.is_remote(path):
+    return pathlib.Path(path).expanduser().absolute()
+  from etils import epath
+
+  buckets.check_bucket(path)
+  return epath.Path(os.fspath(path).rstrip("/"))
+
+
+def make_directory(path: str | os.PathLike) -> None:
+  """Makes a directory and those above it; buckets have none."""
+  if not buckets.is_remote(path):
+    os.makedirs(path, exist_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a temporary file that takes its final name on success."""
+  if buckets.is_remote(path):
+    buffer = io.BytesIO()
+    yield buffer
+    buckets.write(path, buffer.getvalue())
+    return
   temporary = temporary_name(path)
   with uninterrupted():
     try:
@@ -98,9 +123,23 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
   """Writes named arrays as an `.npz`, whole or not at all."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  make_directory(os.path.dirname(path) or ".")
   with replacing(path) as f:
     np.savez(f, **arrays)
+
+
+def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads what `write_arrays` wrote.
+
+  Raises:
+    OSError, ValueError, EOFError, zipfile.BadZipFile: if it is missing or
+      damaged.
+  """
+  remote = buckets.is_remote(path)
+  # An object is read whole, in place of a request for each member.
+  source = io.BytesIO(buckets.read(path)) if remote else path
+  with np.load(source, allow_pickle=False) as stored:
+    return dict(stored)
 
 
 def read_json(path: str | os.PathLike) -> Any:

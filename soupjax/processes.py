@@ -68,8 +68,6 @@ def join() -> None:
       f"JAX_{next(iter(numbers)).upper()} is set, but not "
       "JAX_COORDINATOR_ADDRESS=host:port of the first process."
     )
-  if address:
-    _check_coordinator(address, numbers.get("process_id", 0))
   if len(numbers) == 2 and "KUBERNETES_SERVICE_HOST" in os.environ:
     # Nothing is left to ask its API, for which JAX would need a package.
     numbers["cluster_detection_method"] = "deactivate"
@@ -82,13 +80,20 @@ def join() -> None:
   late.daemon = True
   late.start()
   try:
-    jax.distributed.initialize(**numbers, initialization_timeout=_SECONDS)
-  except ValueError as e:
-    raise ValueError(f"--distributed: {e} {_looked_for()}") from e
+    if address:
+      _check_coordinator(address, numbers.get("process_id", 0))
+    _initialize(numbers, address)
   finally:
     late.cancel()
   # JAX only notes SIGTERM, so that the process would go on until it is killed.
   signal.signal(signal.SIGTERM, terminate)
+
+
+def _initialize(numbers: dict[str, Any], address: str | None) -> None:
+  try:
+    jax.distributed.initialize(**numbers, initialization_timeout=_SECONDS)
+  except ValueError as e:
+    raise ValueError(f"--distributed: {e} {_looked_for()}") from e
 
 
 def _looked_for() -> str:
@@ -107,10 +112,12 @@ def _looked_for() -> str:
 def _check_coordinator(address: str, index: int) -> None:
   """Waits for the first process, at an address that the user gave.
 
-  JAX would abort with a stack trace if it is not there in time.
+  JAX would abort with a stack trace if it is not there in time, or if the first
+  process cannot listen there.
 
   Raises:
-    ValueError: if the address is malformed, or nothing answers there.
+    ValueError: if the address is malformed, nothing answers there, or the port
+      is in use.
   """
   host, _, port = address.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -118,6 +125,15 @@ def _check_coordinator(address: str, index: int) -> None:
       f"JAX_COORDINATOR_ADDRESS={address!r} must be host:port of the first "
       "process."
     )
+  if index == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+    try:
+      socket.create_server(("", int(port))).close()
+    except OSError as e:
+      raise ValueError(
+        f"--distributed: the first process cannot listen at {address} "
+        f"({e.strerror}). If another run uses the port, set "
+        "JAX_COORDINATOR_ADDRESS to another one in all processes."
+      ) from e
   deadline = time.monotonic() + _SECONDS
   while index > 0:
     try:

@@ -26,6 +26,7 @@ import torch_models
 
 import soupjax as sj
 from soupjax.data import batch_ops, image_ops
+from soupjax.models import tiny_clip
 
 ROOT = helpers.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,10 @@ ELSEWHERE = {
 # Changes of a command, from the first pattern that matches. Other commands run
 # as they stand.
 SHORTER = {
+  # The lists of OpenCLIP, which may not be installed.
+  r"soupjax --config=configs/finetune/clip_b32_i1k\.py.*": [
+    (r"$", " --dry_run --config.zeroshot.names= --config.zeroshot.templates={}")
+  ],
   # Weights and images that are not here: the plan alone.
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
@@ -157,8 +162,8 @@ def write_models(directory: pathlib.Path):
   image = np.zeros((1, 8, 8, 3), "f")
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
   start = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
-  for k in range(2):
-    path = directory / f"runs/{k}"
+  for name in ("runs/0", "runs/1", "vit-base"):
+    path, k = directory / name, int(name == "runs/1")
     path.mkdir(parents=True)
     params = jax.tree.map(lambda x, k=k: (x + k / 99).astype("f"), start)
     pretrained.save_exported(
@@ -177,6 +182,16 @@ def write_models(directory: pathlib.Path):
     prepared |= {"resample": 3, "do_normalize": True}
     prepared |= {"image_mean": [0.4] * 3, "image_std": [0.2] * 3}
     (path / "preprocessor_config.json").write_text(json.dumps(prepared))
+    if name == "vit-base":
+      continue
+    query = "vit.encoder.layer.0.attention.attention.query.lora_"
+    factors = {"A.weight": (2, 8), "B.weight": (8, 2)}
+    sj.save_params(
+      path / "adapter/adapter_model.safetensors",
+      {query + k: np.ones(shape, "f") for k, shape in factors.items()},
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    (path / "adapter/adapter_config.json").write_text(json.dumps(settings))
   timm = sj.models.ViT(num_classes=3, **MODEL, **pretrained.options("timm"))
   params = jax.tree.map(lambda x: x.astype("f"), start)
   pretrained.save_exported(directory / "vit.safetensors", params, timm, "timm")
@@ -287,6 +302,10 @@ def namespace(page: str) -> dict:
     names |= dict(finetuned=a)
   elif page == "cook.md":
     names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
+  elif page == "clip.md":
+    tiny_clip.save("clip")
+    tokens = jnp.zeros((1, 32), int)
+    names |= dict(images=jnp.zeros((1, 16, 16, 3)), tokens=tokens)
   elif page == "data.md":
     names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
     names |= dict(targets=jnp.eye(4))

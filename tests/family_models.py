@@ -19,6 +19,20 @@ SIZES = {
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 1))
 IMAGES = IMAGES.astype(np.float32)
 CLIP = {**SIZES, "num_classes": None, "proj_size": 6}
+# With the leaves that other libraries have in addition.
+ALL_PARTS = {
+  "pool_type": "tok",
+  "layer_scale": 1e-5,
+  "registers": 3,
+  "distilled": True,
+  "gated": True,
+  "mlp_norm": True,
+  "attention_norm": True,
+  "qk_norm": True,
+  "rope": "mixed",
+}
+DINO = {"pool_type": "tok", "layer_scale": 1e-5, "act": "gelu_exact"}
+ROTATED = {"posemb": "none", "rope": "dinov3", "qkv_bias": "qv"}
 
 
 def params_of(model, images=IMAGES, seed=0):
@@ -50,14 +64,37 @@ MODELS = {
     ViT(**CLIP, pre_norm=True, patch_bias=False, fc_norm=True),
     vit(posemb="sincos2d"),
     vit(scan=True),
+    vit(**ALL_PARTS, scan=True),
+    vit(**DINO, **ROTATED),
   ],
   "timm": [
+    vit(**ALL_PARTS, act="gelu_exact"),
+    vit(**DINO, **ROTATED, registers=2, scan=True),
+    vit(class_token=True, final_norm=False, act="silu", qkv_bias=""),
     vit(pool_type="tok"),
     vit(pool_type="map", scan=True),
     vit(class_token=True, fc_norm=True),
     vit(),
   ],
   "hf_vit": [vit(pool_type="tok"), vit(pool_type="tok", scan=True)],
+  "hf_deit": [
+    vit(pool_type="tok", distilled=True, act="gelu_exact"),
+    vit(
+      pool_type="tok",
+      distilled=True,
+      distilled_head=False,
+      act="gelu_exact",
+    ),
+  ],
+  "hf_dinov2": [
+    vit(**{**DINO, "pool_type": "tok+gap"}, scan=True),
+    vit(**{**DINO, "act": "silu"}, gated=True),
+  ],
+  "hf_dinov2_registers": [vit(**DINO, registers=2)],
+  "hf_dinov3": [vit(**DINO, **ROTATED, registers=2, num_classes=None)],
+  "hf_siglip2": [
+    vit(num_classes=None, pool_type="map", scan=True),
+  ],
   "hf_clip": [ViT(**{**CLIP, **pretrained.options("hf_clip")})],
   "hf_siglip": [
     ViT(**{**SIZES, **pretrained.options("hf_siglip"), "num_classes": None})

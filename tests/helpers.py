@@ -128,6 +128,7 @@ else:
 for stream, name in ((1, "out"), (2, "err")):
   path = os.path.join(request["logs"], name)
   os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+os.environ |= request["env"]
 os.chdir(request["cwd"])
 sys.path[:0] = request["path"]
 sys.argv = ["soupjax", *request["arguments"]]
@@ -159,6 +160,8 @@ def _start(arguments, logs, cwd=ROOT, path=(), code=None) -> int:
     "logs": str(logs),
     "cwd": str(cwd),
     "path": list(map(str, path)),
+    # Of a store that was started later than the server.
+    "env": {k: v for k, v in os.environ.items() if k.startswith("AWS_")},
   }
   _server().stdin.write(json.dumps(request).encode() + b"\n")
   return int(_server().stdout.readline())
@@ -293,6 +296,38 @@ def three_members() -> pathlib.Path:
     if not (workdir / "member_002" / "done.json").exists():
       finetune_run.run(config, workdir, sweep=overrides)
   return workdir
+
+
+def saved_adapter(folder: pathlib.Path, config):
+  """Writes an adapter of random values, without training.
+
+  Returns:
+    The paths of the adapter and of its base, and the merged parameters.
+  """
+  from soupjax.tasks import workdir as workdir_lib
+  from soupjax.tasks.finetune import adapter_files, step
+  from soupjax.tasks.finetune import config as settings
+
+  model, rng = settings.build_model(config), np.random.default_rng(0)
+
+  def moved(path, x):
+    name = jax.tree_util.keystr(path)
+    noise = rng.normal(size=x.shape).astype("f")
+    new = any(word in name for word in ("_lora_", "_ia3", "head"))
+    return x + noise if new else x
+
+  start = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype("f") / 3,
+    step.abstract_params(config, model),
+  )
+  workdir_lib.save_model(folder / "initial", start)
+  base = adapter_files.base_of(config, model, folder)
+  adapter = settings.adapter_of(config)
+  params = jax.tree_util.tree_map_with_path(
+    moved, adapter.added(start, jax.random.key(0))
+  )
+  adapter_files.write(folder / "adapters/last", params, config, base)
+  return folder / "adapters/last", base.path, adapter.merged(params)
 
 
 def without_noise(params):

@@ -14,7 +14,9 @@ images of others, seen through a noisy sensor (`data.digits`):
 The first two take about half a minute each on 2 cores; launch/local.sh runs all
 three. Ranges were fixed before the published runs; benchmarks/README.md has
 their results. `:seed=1` is another split, pretraining and sweep. The negative
-control leaves --config.init.path out. `:runlocal` is two short members.
+control leaves --config.init.path out. `:runlocal` is two short members, and
+`:lora` eight adapters of rank 4 with ten times the learning rate
+(benchmarks/adapter_soups.py).
 """
 
 import numpy as np
@@ -29,7 +31,9 @@ SHIFTS = (
 
 
 def _parsed(arg):
-  return config_lib.parse_arg(arg, pretrain=False, seed=0, runlocal=False)
+  return config_lib.parse_arg(
+    arg, pretrain=False, seed=0, runlocal=False, lora=False
+  )
 
 
 def get_config(arg=None):
@@ -73,6 +77,10 @@ def get_config(arg=None):
   c.steps_per_call = 25
   c.log = "25steps"
   c.checkpoint = "500steps" if arg.pretrain else "100steps"
+  if arg.lora:
+    c.adapter.kind = "lora"
+    c.adapter.rank = 4
+    c.adapter.targets = r"Transformer/.*/(query|value|Dense_\d)/kernel$"
   if arg.runlocal:
     c.hyper.total = "20steps"
     c.hyper.warmup = "5steps"
@@ -88,14 +96,15 @@ def get_sweep(arg=None):
   arg = _parsed(arg)
   if arg.pretrain:
     return  # A single run.
-  for k in range(2 if arg.runlocal else 16):
+  count = 2 if arg.runlocal else 8 if arg.lora else 16
+  for k in range(count):
     rng = np.random.default_rng([arg.seed, k])
     rate, decay = 10 ** rng.uniform((-3.2, -3.0), (-2.4, -0.5))
     steps = int(
       rng.integers(15, 21) if arg.runlocal else rng.integers(100, 201)
     )
     yield {
-      "hyper.learning_rate": float(rate),
+      "hyper.learning_rate": float(rate) * (10 if arg.lora else 1),
       "hyper.weight_decay": float(decay),
       "hyper.label_smoothing": float(rng.choice((0.0, 0.1, 0.2))),
       "hyper.mixup": float(rng.choice((0.0, 0.2, 0.5))),

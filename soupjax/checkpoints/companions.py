@@ -8,7 +8,7 @@ import os
 import pathlib
 from typing import Any
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.soups.core.ingredient import Ingredient
 
 # Configs of transformers, timm and OpenCLIP.
@@ -34,21 +34,39 @@ def file_beside(path: str | None, name: str) -> pathlib.Path | None:
   Raises:
     ValueError: if it is not a regular file.
   """
-  if not path or "://" in path:
+  if not path:
     return None
-  directory = pathlib.Path(path)
+  directory = _as_path(path)
   file = (directory if directory.is_dir() else directory.parent) / name
   if not file.exists():
     return None
-  files.check_regular(file)
+  if not buckets.is_remote(file):
+    files.check_regular(file)
   return file
+
+
+def _as_path(path: str):
+  return files.path_of(path) if buckets.is_remote(path) else pathlib.Path(path)
+
+
+def home(ingredient: Ingredient) -> str | None:
+  """Returns the path beside which the config files of a model are.
+
+  An adapter has the files of its base, unless its own folder has the config of
+  a model.
+  """
+  while ingredient.base is not None and not any(
+    file_beside(ingredient.path, name) for name in _MODEL
+  ):
+    ingredient = ingredient.base
+  return ingredient.path
 
 
 def read(path: str) -> dict[str, dict[str, Any]]:
   """Reads the config files beside a checkpoint.
 
   Args:
-    path: of the checkpoint. Nothing is read beside a remote one.
+    path: of the checkpoint.
 
   Returns:
     File name -> content. Files of the same name that other programs wrote, such
@@ -64,6 +82,20 @@ def read(path: str) -> dict[str, dict[str, Any]]:
     if isinstance(content, dict) and (name not in _MODEL or _is_model(content)):
       contents[name] = content
   return contents
+
+
+def sidecar(path: str, name: str) -> dict[str, Any]:
+  """Returns the JSON object in a file beside a checkpoint, {} if none exists.
+
+  For a directory called `params`, the file may also be in its parent.
+  """
+  file = _as_path(path) / name
+  if file.parent.name == "params" and not file.exists():
+    file = file.parent.with_name(name)
+  value = files.read_json(file) if file.exists() else {}
+  if not isinstance(value, dict):
+    raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")
+  return value
 
 
 def _is_model(config) -> bool:
@@ -93,12 +125,12 @@ def check_vocabularies(
   longest = max((n for shape in shapes for n in shape), default=0)
   first, *others = ingredients
   for name in ("tokenizer.json", "vocab.json", "vocab.txt"):
-    file = file_beside(first.path, name)
+    file = file_beside(home(first), name)
     if file is None:
       continue
     numbers = functools.cache(functools.partial(_vocabulary, file))
     for other in others:
-      second = file_beside(other.path, name)
+      second = file_beside(home(other), name)
       if second is None or second.read_bytes() == file.read_bytes():
         continue
       a, b = numbers(), _vocabulary(second)

@@ -134,10 +134,13 @@ class Destination:
     if self._in_bucket:
       self.temporary = _staged(out)
     self.aside = f"{self.temporary}.old"
-    beside = companions.beside(plan.sources[0].path)
+    beside = companions.beside(companions.home(plan.sources[0]))
     self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
     self.left_beside: list[str] = []
-    if not self.is_directory and not companions.has_own_directory(out):
+    # Nobody knows what else will be below the same prefix of a bucket.
+    if not self.is_directory and (
+      self._in_bucket or not companions.has_own_directory(out)
+    ):
       self.left_beside = [file.name for file in self.beside]
       self.beside = []
     self.chunks = dict(plan.chunks)

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import glob
 import os
 import pathlib
@@ -13,8 +14,9 @@ import warnings
 
 from absl import logging
 
-from soupjax import files
 from soupjax.checkpoints import companions
+from soupjax.checkpoints.adapters import peft_config
+from soupjax.checkpoints.adapters.opened import open_adapter
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
@@ -34,6 +36,8 @@ _SUFFIXES = tuple(".safetensors .npz .pt .pth .pth.tar .bin .ckpt".split())
 
 def find_ingredients(
   pattern: str | os.PathLike | Sequence[str | os.PathLike],
+  *,
+  base: Any = None,
 ) -> list[Ingredient]:
   """Opens all checkpoints that a pattern matches; reads metadata only.
 
@@ -43,6 +47,8 @@ def find_ingredients(
       start with a dot. `**` passes over files and directories without a model,
       such as states of optimizers, and names them in a log line. `#ENTRY` at
       the end reads one entry of train states, see `open_ingredient`.
+    base: the model below all adapters of PEFT that match, in any form; see
+      `open_adapter`. Full checkpoints do not need it.
 
   Returns:
     Ingredients in natural order of their paths (2 before 10), without
@@ -64,8 +70,13 @@ def find_ingredients(
   places = _places([os.fspath(p) for p in patterns])
   opened: dict[tuple[str, str | None], tuple[str, Ingredient]] = {}
   passed: list[str] = []
+  opened_base = functools.cache(lambda: as_ingredient(base, "base"))
   for path, entry, by_search in places:
     path = path if byte_ranges.is_remote(path) else os.path.abspath(path)
+    if base is not None and peft_config.is_adapter(path):
+      key = os.path.realpath(path), None
+      opened.setdefault(key, (path, open_adapter(path, opened_base())))
+      continue
     inner, file_format = recognise(path)
     real = inner if byte_ranges.is_remote(inner) else os.path.realpath(inner)
     if (real, entry) in opened:
@@ -88,6 +99,15 @@ def find_ingredients(
   ]
   _warn_of_ignored(ingredients)
   return ingredients
+
+
+def paths_of(patterns: Sequence[str]) -> list[str]:
+  """Returns the paths that patterns match, in the order of `find_ingredients`.
+
+  Raises:
+    ValueError: if a pattern matches nothing.
+  """
+  return list(dict.fromkeys(path for path, _, _ in _places(patterns)))
 
 
 def _places(patterns: Sequence[str]) -> list[tuple[str, str | None, bool]]:
@@ -146,6 +166,11 @@ def _is_joined(part: str) -> bool:
   paths, entry = _matches(part)
   # In "a.pt#model,b.pt" the comma ends the name of the entry.
   return bool(paths) and "," not in (entry or "")
+
+
+def matches(pattern: str) -> list[str]:
+  """Returns the paths that a pattern matches, without opening them."""
+  return _matches(pattern)[0]
 
 
 def _matches(pattern: str) -> tuple[list[str], str | None]:
@@ -271,13 +296,15 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 
 def _open(path: str, inner: str, file_format, entry: str | None) -> Ingredient:
   """Opens the checkpoint at a path together with its JSON files."""
+  if os.path.isdir(path):
+    peft_config.refuse_without_base(path)
   name = _with_entry(_short_names([path])[0], entry)
   with byte_ranges.naming(inner), tree.without_collection():
     ingredient = file_format.open_checkpoint(inner, name, entry)
   return dataclasses.replace(
     ingredient,
-    metrics=_sidecar(path, "metrics.json"),
-    hyperparameters=_sidecar(path, "hyperparameters.json"),
+    metrics=companions.sidecar(path, "metrics.json"),
+    hyperparameters=companions.sidecar(path, "hyperparameters.json"),
     configs=companions.read(path),
   )
 
@@ -331,19 +358,3 @@ def _short_names(paths: Sequence[str]) -> list[str]:
   while back < spare - front and len({p[-1 - back] for p in parts}) == 1:
     back += 1
   return ["/".join(p[front : len(p) - back]) for p in parts]
-
-
-def _sidecar(path: str, name: str) -> dict[str, Any]:
-  """Returns the JSON object in a file beside a checkpoint, {} if none exists.
-
-  For a directory called `params`, the file may also be in its parent.
-  """
-  if byte_ranges.is_remote(path):
-    return {}
-  file = pathlib.Path(path, name)
-  if file.parent.name == "params" and not file.exists():
-    file = file.parent.with_name(name)
-  value = files.read_json(file) if file.exists() else {}
-  if not isinstance(value, dict):
-    raise ValueError(f"{file} must hold a JSON object, got {value!r:.80}.")
-  return value

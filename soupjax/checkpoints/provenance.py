@@ -77,6 +77,7 @@ def of(plan, hash_inputs: bool) -> dict[str, Any]:
     return {
       "name": source.name,
       "path": source.path,
+      **({} if source.base is None else {"base": source.base.path}),
       "bytes": storage_of(source).num_bytes or source.num_bytes,
       "content_hash": _UNKNOWN if hashed else None,
       "checksums": None if source.path is None else _VERIFIED[1],

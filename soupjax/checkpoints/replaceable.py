@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that an output replaces at most a checkpoint, and no source."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import contextlib
 import os
 import pathlib
@@ -10,7 +10,7 @@ import stat
 
 from soupjax import buckets
 from soupjax.checkpoints import companions
-from soupjax.checkpoints.formats import byte_ranges, safetensors
+from soupjax.checkpoints.formats import safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -135,7 +135,12 @@ def check_leftover(path: str, is_directory: bool) -> None:
 def _is_part(name: str) -> bool:
   """Whether a name occurs at the top of a directory that soupjax writes."""
   return name in (
-    *("state", "orbax.checkpoint", "_CHECKPOINT_METADATA"),
+    *(
+      "state",
+      "orbax.checkpoint",
+      "commit_success.txt",
+      "_CHECKPOINT_METADATA",
+    ),
     "._CHECKPOINT_METADATA.tmp",
     *companions.NAMES,
     *(f".{file}.tmp" for file in companions.NAMES),
@@ -166,7 +171,7 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
     ValueError: naming a source that is at the path, inside it, or a directory
       that contains it.
   """
-  for source in sources:
+  for source in _with_bases(sources):
     if not source.path:
       continue
     if buckets.is_remote(source.path) or buckets.is_remote(path):
@@ -198,6 +203,14 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
     )
 
 
+def _with_bases(sources: Iterable[Ingredient]) -> Iterator[Ingredient]:
+  """Yields ingredients, and the models below those that are adapters."""
+  for source in sources:
+    yield source
+    if source.base is not None:
+      yield from _with_bases([source.base])
+
+
 def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   """Checks that a directory of results is not in the folder of an ingredient.
 
@@ -208,8 +221,8 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   Raises:
     ValueError: naming the ingredient's checkpoint.
   """
-  for source in sources:
-    if not source.path or byte_ranges.is_remote(source.path):
+  for source in _with_bases(sources):
+    if not source.path or buckets.is_remote(source.path):
       continue
     check_folder(path, source.path)
 
@@ -224,6 +237,8 @@ def check_folder(path: str | os.PathLike, checkpoint: str) -> None:
   Raises:
     ValueError: naming the checkpoint.
   """
+  if buckets.is_remote(path) or buckets.is_remote(checkpoint):
+    return
   for folder in _folders(checkpoint):
     if _is_inside(os.fspath(path), folder):
       raise ValueError(

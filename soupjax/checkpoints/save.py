@@ -8,13 +8,15 @@ from typing import Any
 
 import jax
 
-from soupjax import files, processes
+from soupjax import buckets, files, processes
 from soupjax.checkpoints import (
+  bucket_writer,
   destination,
   mesh_writer,
   readable,
   replaceable,
 )
+from soupjax.checkpoints.formats.recognise import absolute
 from soupjax.soups import rules
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient, as_ingredient
@@ -49,13 +51,25 @@ def save_params(
     >>> sj.load_params("a.safetensors")
     {'w': array([0., 1., 2.], dtype=float32)}
   """
-  path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+  path = absolute(path)
   file_format = destination.format_of(path, None)
-  if os.path.lexists(path):
+  in_bucket = buckets.is_remote(path)
+  if in_bucket:
+    buckets.check_bucket(path)
+  taken = buckets.exists if in_bucket else os.path.lexists
+  if taken(path) and not (in_bucket and replaceable.is_interrupted(path)):
     raise ValueError(f"{path} exists already: delete it or choose another.")
   params = as_ingredient(params, "params").load()
   if file_format != "orbax":
     write(path, params, metadata)
+    return
+  if in_bucket:
+    specs = tree.value_specs(tree.flatten(params)[0], "the tree to save")
+    expected = readable.check_names(path, specs)
+    bucket_writer.start(path, params, metadata)()
+    if jax.process_index() == 0:
+      readable.check_written(path, path, expected)
+    processes.barrier("published")
     return
   _write_orbax(path, params, metadata)
 

@@ -18,7 +18,8 @@ from absl import logging
 import jax
 import numpy as np
 
-from soupjax import files
+from soupjax import buckets, files
+from soupjax.checkpoints import bucket_writer
 from soupjax.checkpoints import open as open_lib
 from soupjax.soups.core import crc32
 
@@ -33,7 +34,7 @@ class StateSaver:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    self._directory = pathlib.Path(directory)
+    self._directory = files.path_of(directory)
     self._executor = concurrent.futures.ThreadPoolExecutor(1)
     self._pending: concurrent.futures.Future[None] | None = None
 
@@ -52,6 +53,9 @@ class StateSaver:
 
     self.wait()
     final = self._directory / f"{_PREFIX}{step:08d}"
+    if buckets.is_remote(final):
+      self._save_object(final, state, record)
+      return
     temporary = files.temporary_name(final)
     if jax.process_index() == 0:
       shutil.rmtree(temporary, ignore_errors=True)
@@ -65,6 +69,29 @@ class StateSaver:
         self._pending = self._executor.submit(
           self._finish, response, temporary, final, record, stack.pop_all()
         )
+
+  def _save_object(self, final, state, record):
+    """Writes a state into a bucket; `record.json`, the last object, is it."""
+    leaves = dict(_numbered(jax.tree.leaves(state)))
+    finish = bucket_writer.start(f"{final}/arrays", leaves)
+
+    def complete():
+      finish()
+      if jax.process_index() == 0:
+        arrays = buckets.objects(final / "arrays")
+        files.write_json(
+          final / "record.json", {"run": record, "objects": arrays}
+        )
+        names = [path.name for path in _candidates(self._directory)]
+        names = [name for name in names if name <= final.name][:2]
+        for path in self._directory.glob(f"{_PREFIX}*"):
+          if path.name not in names:
+            _remove_object(path)
+
+    if jax.process_count() > 1:  # Processes wait for one another.
+      complete()
+    else:
+      self._pending = self._executor.submit(complete)
 
   def _finish(self, response, temporary, final, record, stack):
     with stack:
@@ -124,6 +151,9 @@ class StateSaver:
     if jax.process_index() == 0:
       for pattern in (f".{_PREFIX}*.tmp", f"{_PREFIX}*"):
         for path in self._directory.glob(pattern):
+          if buckets.is_remote(path):
+            _remove_object(path)
+            continue
           shutil.rmtree(path, ignore_errors=True)
 
 
@@ -144,7 +174,7 @@ def restore(
     ValueError: if all states are damaged, or the state belongs to another model
       or optimizer.
   """
-  candidates = _candidates(pathlib.Path(directory))
+  candidates = _candidates(files.path_of(directory))
   for path in candidates:
     try:
       record = _checked(path)
@@ -162,7 +192,16 @@ def restore(
 
 def _candidates(directory: pathlib.Path) -> list[pathlib.Path]:
   """Returns the directories of all states, newest first."""
-  return sorted(directory.glob(f"{_PREFIX}*"), reverse=True)
+  paths = sorted(directory.glob(f"{_PREFIX}*"), reverse=True)
+  if buckets.is_remote(directory):  # Others are not complete.
+    paths = [path for path in paths if (path / "record.json").exists()]
+  return paths
+
+
+def _remove_object(path) -> None:
+  """Removes a state in a bucket, first the object that completes it."""
+  buckets.remove(path / "record.json")
+  buckets.remove(path)
 
 
 def _numbered(leaves):
@@ -181,6 +220,10 @@ def _checksum(path: pathlib.Path) -> str:
 def _checked(path: pathlib.Path) -> dict[str, Any]:
   """Returns the record of a state after verifying all checksums."""
   record = files.read_json(path / "record.json")
+  if buckets.is_remote(path):
+    if record["objects"] != buckets.objects(path / "arrays"):
+      raise ValueError("its objects are not those that were written")
+    return record["run"]
   for name, expected in record["crc32"].items():
     file = path / name
     if not file.exists():

@@ -15,7 +15,7 @@ import numpy as np
 
 from soupjax.models import encoder, layers, rope
 
-POOLS = ("gap", "tok", "0", "map", "none")
+POOLS = ("gap", "tok", "tok+gap", "0", "map", "none")
 # Table 2 of arXiv 2106.04560; mu is for tests, So400m is from 2305.13035.
 VARIANTS = {
   "mu": {"width": 32, "depth": 1, "mlp_dim": 128, "num_heads": 2},
@@ -89,8 +89,9 @@ class ViT(nn.Module):
     mlp_dim: hidden size of the MLPs; None is 4 * width.
     num_heads: attention heads; None raises an error that asks for it.
     posemb: position embeddings, "learn", "sincos2d" (fixed) or "none".
-    pool_type: "gap" (mean), "tok" (class token), "0" (first patch), "map"
-      (attention) or "none" (every token has its logits).
+    pool_type: "gap" (mean), "tok" (class token), "tok+gap" (both, one after the
+      other), "0" (first patch), "map" (attention) or "none" (every token has
+      its logits).
     class_token: adds a class token even if `pool_type` does not need one.
     rep_size: size of a tanh layer before the head; 0 for none.
     proj_size: size of a projection without bias before the head (CLIP); 0 for
@@ -117,8 +118,9 @@ class ViT(nn.Module):
     layer_scale: initial factor of the channels of each branch (2103.17239); 0
       for no such factors.
     registers: number of register tokens (2309.16588).
-    distilled: adds a distillation token with a head of its own; logits are the
-      mean of both heads (2012.12877).
+    distilled: adds a distillation token (2012.12877).
+    distilled_head: whether that token has a head of its own; logits are the
+      mean of both heads.
     pool_prefix: whether "gap" and "map" include the tokens before the patches.
     pool_heads: heads of attention pooling; None is num_heads.
     pool_mlp_dim: hidden size in attention pooling; None is mlp_dim.
@@ -167,6 +169,7 @@ class ViT(nn.Module):
   layer_scale: float = 0.0
   registers: int = 0
   distilled: bool = False
+  distilled_head: bool = True
   pool_prefix: bool = False
   pool_heads: int | None = None
   pool_mlp_dim: int | None = None
@@ -225,10 +228,12 @@ class ViT(nn.Module):
       x = x[:, prefix]
     elif self.pool_type == "tok":
       x = x[:, 0]
+    elif self.pool_type == "tok+gap":
+      x = jnp.concatenate([x[:, 0], x[:, first:].mean(axis=1)], axis=-1)
     if self.fc_norm:
       x = nn.LayerNorm(self.norm_eps, name="fc_norm")(x)
     logits, features = self._head(x)
-    if self.distilled and self.num_classes is not None:
+    if self.distilled and self.distilled_head and self.num_classes is not None:
       head = nn.Dense(self.num_classes, name="head_dist")
       logits = (logits + head(tokens[:, 1].astype(jnp.float32))) / 2
     return logits, features
@@ -250,7 +255,7 @@ class ViT(nn.Module):
     x = x.astype(jnp.float32)
     extra = []
     for name, count in (
-      ("cls", int(self.pool_type == "tok" or self.class_token)),
+      ("cls", int("tok" in self.pool_type or self.class_token)),
       ("dist_token", int(self.distilled)),
       ("reg_tokens", self.registers),
     ):
@@ -335,10 +340,10 @@ class ViT(nn.Module):
     if self.remat_policy is not None:
       policies = [p for p in dir(jax.checkpoint_policies) if p[0] != "_"]
       layers.check_choice("remat_policy", self.remat_policy, policies)
-    if self.class_token and self.pool_type in ("tok", "0"):
+    if self.class_token and self.pool_type in ("tok", "tok+gap", "0"):
       raise ValueError(
         f"class_token goes with pool_type 'gap', 'map' or 'none', not with "
-        f"{self.pool_type!r}. 'tok' always has a class token."
+        f"{self.pool_type!r}. 'tok' and 'tok+gap' always have a class token."
       )
     if self.distilled and self.pool_type != "tok":
       raise ValueError(

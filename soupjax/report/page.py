@@ -80,7 +80,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     ValueError: if `results.jsonl` is missing, empty or malformed, or another
       of these files is damaged.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   results = read_run(workdir)
   chosen = results.choices.greedy
 
@@ -164,7 +164,7 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
     return None
   buffer = io.BytesIO()
   figure.savefig(buffer, format="png", dpi=figures.DPI)
-  path.parent.mkdir(exist_ok=True)
+  files.make_directory(path.parent)
   path.write_bytes(buffer.getvalue())
   return buffer.getvalue()
 

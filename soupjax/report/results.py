@@ -8,9 +8,10 @@ import functools
 import json
 import math
 import os
-import pathlib
 import re
 from typing import Any
+
+from soupjax import files
 
 KINDS = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
 SHIFTS = "shifts"  # The name of the mean over all shifts.
@@ -205,6 +206,20 @@ class Results:
     )
     return dict(sorted((float(m[1]), m[0]) for m in matches if m))
 
+  @functools.cached_property
+  def best_wise_ft(self) -> float | None:
+    """The coefficient with the highest accuracy on minival.
+
+    Of equal ones, that closest to the middle; None without minival.
+    """
+    accuracies = {
+      alpha: self.accuracy(model, "minival")
+      for alpha, model in self.wise_ft.items()
+    }
+    if not accuracies or None in accuracies.values():
+      return None
+    return max(accuracies, key=lambda a: (accuracies[a], -abs(a - 0.5)))
+
 
 def _checked(record, line: int):
   """Returns the fields of a record, or raises a ValueError with its line."""
@@ -253,7 +268,7 @@ def read_run(workdir: str | os.PathLike) -> Results:
   Raises:
     ValueError: if a file is malformed, or `results.jsonl` is missing or empty.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   path, choices = workdir / "choices.json", Choices()
   if path.is_file():
     try:
@@ -282,7 +297,7 @@ def read_results(
     ValueError: if the file is missing, empty or malformed, naming the line, or
       `Results.from_records` rejects it.
   """
-  path = pathlib.Path(path)
+  path = files.path_of(path)
   run = f"Run `soupjax --config=CONFIG --workdir={path.parent}`"
   if not path.is_file():
     raise ValueError(f"{path} does not exist. {run} first.")

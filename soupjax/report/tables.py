@@ -118,10 +118,16 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     )
     for model, metric in metrics.items()
   ]
+  chosen = results.best_wise_ft
   middle = [
-    Row(label="WiSE-FT, alpha 0.5", models=(model,), kind="interpolation")
+    Row(
+      label=f"WiSE-FT, alpha {alpha:g}"
+      + (", best on minival" if alpha == chosen else ""),
+      models=(model,),
+      kind="interpolation",
+    )
     for alpha, model in results.wise_ft.items()
-    if alpha == 0.5
+    if alpha == 0.5 or alpha == chosen
   ]
   soups = of_kind("soup")
   return [

@@ -17,7 +17,7 @@ from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 
 def run(
@@ -63,8 +63,11 @@ def run(
     for line in opened.notes:
       print(line)
   if dry_run:
+    needed = needs.diagnosis(opened, path)
+    if _first():
+      print(needed)
     return None
-  workdir = pathlib.Path(path).expanduser().absolute()
+  workdir = files.path_of(path)
   with contextlib.ExitStack() as stack:
     if _first():
       workdir_lib.open_workdir(workdir, resolved)
@@ -90,7 +93,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   text = workdir / "diagnosis.txt"
   if workdir_lib.exists(text):
     if _first():
-      print(text.read_text(encoding="utf-8"))
+      print(text.read_text("utf-8"))
     return text
   # Evaluation uses minival alone.
   opened = dataclasses.replace(opened, tests={})
@@ -140,9 +143,11 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   if _first():
     files.write_json(workdir / "diagnosis.json", _as_json(diagnosis))
     picture = workdir / "diagnosis.png"
-    report.diagnosis_figure(
+    figure = report.diagnosis_figure(
       diagnosis.names, diagnosis.barriers, diagnosis.geometry.cosines
-    ).savefig(picture, bbox_inches="tight")
+    )
+    with files.replacing(picture) as f:
+      figure.savefig(f, bbox_inches="tight", format="png")
     files.write_text(text, diagnosis.table() + "\n")
     for state in (trace, scores):
       state.unlink(missing_ok=True)

@@ -162,6 +162,56 @@ def training(
   )
 
 
+def evaluating(
+  *,
+  program: float,
+  weights: float,
+  pool: float,
+  copies: float,
+  shards: float,
+  devices_on_host: int,
+  images: float,
+  logits: float,
+  report: float,
+  disk: Mapping[str, float],
+  free: float | None,
+) -> Estimate:
+  """Estimates cooking or a diagnosis.
+
+  Args:
+    program: bytes of the process after its inputs were opened.
+    weights: bytes of the parameters of a model.
+    pool: bytes of the models that stay in memory for learned soups.
+    copies: of a model, in sums, candidates, soups and gradients.
+    shards: bytes of a model over those on one device.
+    devices_on_host: devices of a process that are CPUs.
+    images: bytes of decoded images that a process keeps.
+    logits: bytes of the logits of all ingredients.
+    report: bytes for figures and the page of results.
+    disk: part -> bytes.
+    free: bytes of the disk.
+  """
+  device = {
+    "ingredients": pool / shards,
+    "sums, candidates, soups and gradients": copies * weights / shards,
+    "decoded images": images if images <= 1e9 else 0,
+  }
+  return Estimate(
+    host={
+      "the program": program,
+      "compiling": _COMPILING,
+      "decoded images": images,
+      "logits": logits,
+      "the report": report,
+      "arrays on devices": devices_on_host * total(device),
+    },
+    device=device,
+    disk=disk,
+    free=free,
+    notes=("activations of a batch",),
+  )
+
+
 def _line(parts, each=""):
   parts = {name: size for name, size in parts.items() if size}
   if not parts:

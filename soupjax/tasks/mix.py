@@ -11,9 +11,10 @@ import jax
 import ml_collections
 from ml_collections import config_dict
 
-from soupjax import files, sharding
+from soupjax import buckets, files, sharding
 from soupjax.checkpoints import mix as mix_lib
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints.adapters import combined
 from soupjax.registry import parse_call, suggestion
 from soupjax.soups import rules
 from soupjax.soups.engine import plan
@@ -41,13 +42,17 @@ def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
   c.rule = config_dict.FieldReference(_rule_keys(rule), field_type=object)
   # A path or pattern, or several joined by commas; each may end in #ENTRY.
   c.ingredients = ""
+  # The model of rules and `select` that need one, and below adapters of PEFT.
   c.base = ""
   c.out = ""
   # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as text,
   # "head=keep,pos_embedding=[0, 1],=0.5"; the actions are those of `sj.mix`.
   c.select = config_dict.placeholder(object)
   c.dtype = ""
+  # "adapter" writes an adapter of PEFT: with the sum of the ranks, which is
+  # exact, or of `rank`.
   c.format = ""
+  c.rank = 0
   c.shard_bytes = 0
   c.overwrite = False
   c.hash_inputs = True
@@ -196,7 +201,7 @@ def _select_pair(part):
 
 def run(
   config: ml_collections.ConfigDict, *, dry_run: bool = False
-) -> mix_lib.Mixed:
+) -> mix_lib.Mixed | combined.AdapterMix | None:
   """Mixes checkpoints by a config; prints the plan and the throughput.
 
   Each of several processes reads and writes its share of one output; the first
@@ -207,7 +212,8 @@ def run(
     dry_run: checks, prints the plan and stops.
 
   Returns:
-    The result of `soupjax.mix`.
+    The result of `soupjax.mix`, or of `soupjax.mix_adapters`, which has no dry
+    run.
 
   Raises:
     ValueError: if a setting is missing, or checkpoints do not fit together.
@@ -215,6 +221,12 @@ def run(
   for key in ("ingredients", "out"):
     if not config[key]:
       raise ValueError(f"--config.{key} is missing.")
+  if config.rank and config.format != "adapter":
+    raise ValueError(
+      f"rank={config.rank} is for adapters: add --config.format=adapter."
+    )
+  if config.format == "adapter":
+    return _mix_adapters(config, dry_run)
   settings: dict[str, Any] = {
     key: config[key]
     for key in ("overwrite", "hash_inputs", "check_finite", "block_bytes")
@@ -224,7 +236,7 @@ def run(
     settings[key] = config[key] or None
   program = estimate.program_bytes()
   ingredients = open_lib.find_ingredients(
-    open_lib.split_patterns(str(config.ingredients))
+    open_lib.split_patterns(str(config.ingredients)), base=config.base or None
   )
   mixed = mix_lib.mix(
     rule_of(config.rule, len(ingredients)),
@@ -260,7 +272,7 @@ def _estimate(mixed, program: int, out: str) -> estimate.Estimate:
     },
     device={},
     disk={"the soup": mixed.disk_bytes},
-    free=files.free_bytes(out),
+    free=None if buckets.is_remote(out) else files.free_bytes(out),
   )
 
 
@@ -291,3 +303,38 @@ def programs(
   )
   mesh = sharding.make_mesh({"data": -1}, devices)
   return [averaging.program(ingredients, sharding.fsdp(mesh))]
+
+
+def _mix_adapters(config, dry_run: bool) -> combined.AdapterMix | None:
+  """Writes the mean of adapters as an adapter; prints ranks and errors."""
+  for key in ("select", "dtype", "shard_bytes", "overwrite"):
+    if config[key]:
+      raise ValueError(
+        f"{key}={config[key]!r} does not apply to format='adapter': leave it "
+        "out."
+      )
+  paths = open_lib.paths_of(open_lib.split_patterns(str(config.ingredients)))
+  rule = rule_of(config.rule, len(paths))
+  settings = dict(rule.settings)
+  weights = settings.pop("weights", None)
+  normalize = settings.pop("normalize", True)
+  if rule.name not in ("uniform", "weighted") or isinstance(weights, dict):
+    raise ValueError(
+      f"The rule {rule.name!r} gives no adapter: format='adapter' takes "
+      "'uniform' and 'weighted' with one number for each ingredient. Leave "
+      "format out for the merged model, with --config.base."
+    )
+  print("\n".join(paths))
+  if dry_run or jax.process_index() > 0:
+    return None
+  mixed = combined.mix_adapters(
+    paths,
+    config.out,
+    weights=weights,
+    normalize=normalize,
+    rank=config.rank or None,
+  )
+  for module, error in mixed.errors.items():
+    print(f"{module}  rank {mixed.ranks[module]}  error {error:.2%}")
+  print(f"Wrote {mixed.path}: relative error of all weights {mixed.error:.2%}.")
+  return mixed

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import ml_collections
 
+from soupjax import buckets, files, processes
 from soupjax import config as config_lib
-from soupjax import files, processes
 from soupjax.checkpoints.save import save_params
 
 PyTree = Any
@@ -33,7 +33,7 @@ def open_workdir(
   Raises:
     ValueError: if the directory has a run of another config, or other files.
   """
-  workdir = pathlib.Path(path).expanduser().absolute()
+  workdir = files.path_of(path)
   record = workdir / "config.json"
   values = config_lib.to_dict(config)
   if record.exists():
@@ -62,7 +62,7 @@ def open_workdir(
       "choose a new or empty directory."
     )
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    files.make_directory(workdir)
     files.write_json(record, values)
   except OSError as e:
     raise ValueError(f"{workdir} cannot be written: {e}.") from e
@@ -76,10 +76,14 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     ValueError: if another run has locked it.
   """
-  lock = files.lock(
-    workdir / ".lock",
-    f"Another run uses {workdir}: wait for it, or choose another --workdir.",
+  busy = (
+    f"Another run uses {workdir}: wait for it, or choose another --workdir."
   )
+  if buckets.is_remote(workdir):
+    with buckets.locked(workdir / ".lock", busy):
+      yield
+    return
+  lock = files.lock(workdir / ".lock", busy)
   try:
     yield
   finally:
@@ -89,6 +93,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def waiting(lock: pathlib.Path) -> Iterator[None]:
   """Locks a file, after waiting for other processes that have locked it."""
+  if buckets.is_remote(lock):
+    with buckets.locked(lock):
+      yield
+    return
   lock.parent.mkdir(parents=True, exist_ok=True)
   fd = files.lock(lock)
   try:
@@ -112,6 +120,13 @@ def save_model(
     metadata: JSON to store inside the checkpoint.
     **sidecars: `name=value` is written to `name.json` beside it.
   """
+  if buckets.is_remote(path):
+    if jax.process_index() == 0:
+      for name, value in sidecars.items():
+        files.write_json(path / f"{name}.json", value)
+    # The last object of the weights completes the model.
+    save_params(path / "params", params, metadata=metadata)
+    return
   with contextlib.ExitStack() as stack:
     directory = files.temporary_name(path)
     if jax.process_index() == 0:
@@ -123,6 +138,13 @@ def save_model(
       for name, value in sidecars.items():
         files.write_json(directory / f"{name}.json", value)
   processes.barrier(f"named {path.name}")
+
+
+def has_model(path: pathlib.Path) -> bool:
+  """Whether `save_model` has completed a model at a path."""
+  if buckets.is_remote(path):
+    path = path / "params" / "_CHECKPOINT_METADATA"
+  return agreed(path.exists())
 
 
 def forget(workdir: pathlib.Path) -> None:

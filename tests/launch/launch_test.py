@@ -87,11 +87,13 @@ def test_dry_run_of_tpu_vm_fails_if_a_program_does_not_fit(tmp_path):
   assert done.returncode == 1 and "does not fit" in done.stderr
 
 
-def test_tpu_vm_mounts_a_bucket(tmp_path):
+def test_tpu_vm_needs_no_share_for_a_bucket(tmp_path):
   program(tmp_path / "soupjax", "#!/bin/sh\n")
-  done = run([*TPU, "--share=gs://soups", "--dry_run", *JOB], tmp_path)
-  command = "gcsfuse\\ --implicit-dirs\\ soups\\ /mnt/soupjax"
-  assert command in done.stdout
+  job = [*JOB[:2], "--workdir=gs://soups/run"]
+  done = run([*TPU[:-1], "--dry_run", *job], tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert "--workdir=gs://soups/run" in done.stdout
+  assert "mount" not in done.stdout and "nfs" not in done.stdout
 
 
 def test_tpu_vm_waits_runs_and_deletes(tmp_path):
@@ -135,6 +137,8 @@ def test_tpu_vm_gives_up_and_keeps(tmp_path):
   [
     ([*TPU[:1], *JOB], "--name, --zone and --type"),
     ([*TPU, "--share=disk", *JOB], "--share=disk: give HOST:/DIR"),
+    ([*TPU, "--share=gs://b", *JOB], "give --workdir=gs://b/DIR"),
+    ([*TPU[:-1], *JOB], "or /mnt/soupjax/... with --share=HOST:/DIR"),
     ([*TPU, "--typo=1", *JOB], "unknown option --typo=1"),
     (TPU, "nothing to run"),
     ([*TPU, "--", "--workdir=/mnt/soupjax/run"], "give --config"),

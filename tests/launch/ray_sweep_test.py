@@ -149,6 +149,7 @@ RUN = [f"--config={helpers.DIGITS}:runlocal", "--workdir=/tmp/none"]
     ([*RUN, "--sweep_index=0"], "--sweep_index is not for"),
     ([*RUN, "--distributed"], "--distributed is not for"),
     ([*RUN, "--resource=TPU"], "--resource=TPU: write NAME=AMOUNT"),
+    ([*RUN, "--address=localhost:1"], "answers at localhost:1 (Connection"),
     (RUN, "pip install 'soupjax[ray]'"),
   ],
 )

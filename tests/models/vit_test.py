@@ -12,6 +12,7 @@ import pytest
 from scipy import special
 
 from soupjax.models import VARIANTS, ViT, encoder, layers, variant, vit
+from soupjax.soups.core import layers as core_layers
 from soupjax.soups.core import tree
 
 TINY = {
@@ -348,7 +349,7 @@ def test_attention_is_that_of_linen(implementation, dtype, pool, monkeypatch):
   params = init(model)
   seen = []
 
-  def attend(*args, implementation=None):
+  def attend(*args, implementation=None, is_causal=False):
     seen.append(implementation)
     return nn.dot_product_attention(*args)
 
@@ -419,3 +420,63 @@ def test_options_reach_the_layers():
   for change in ({"act": "quick_gelu"}, {"norm_eps": 0.1}):
     assert np.abs(apply(model.clone(**change), params)[0] - exact).max() > 1e-3
   assert "bias" not in init(ViT(**TINY, patch_bias=False))["embedding"]
+
+
+PARTS = {
+  "layer_scale": 0.1,
+  "registers": 2,
+  "gated": True,
+  "qk_norm": True,
+  "pool_type": "tok",
+}
+
+
+@pytest.mark.parametrize("name", ["eva02", "mixed"])
+def test_scan_turns_the_same_tokens(name):
+  options = {**TINY, **PARTS, "rope": name}
+  loop, scan = ViT(**options), ViT(**options, scan=True)
+  params = init(loop)
+  stacked = dict(params["Transformer"])
+  blocks = [stacked.pop(f"encoderblock_{i}") for i in range(2)]
+  stacked["encoderblock"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+  logits, _ = apply(scan, {**params, "Transformer": stacked})
+  expected, _ = apply(loop, params)
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+  # Positions matter.
+  plain, _ = apply(ViT(**{**options, "rope": ""}), params)
+  assert np.abs(plain - expected).max() > 1e-3
+
+
+def test_new_leaves_have_the_depth_of_their_layer():
+  model = ViT(**TINY, **PARTS, rope="mixed", distilled=True)
+  leaves, _ = tree.flatten(init(model))
+  ranks, count = core_layers.ranks(leaves)
+  assert count == 2
+  assert ranks["Transformer/encoderblock_1/LayerScale_0/gamma"] == 1
+  before = ("reg_tokens", "dist_token", "pos_frequencies", "cls")
+  assert {ranks[leaf] for leaf in before} == {-1}
+  assert ranks["head_dist/kernel"] == 2
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"rope": None}, "unknown whether.*'eva02'"),
+    ({"rope": "eva2"}, "rope 'eva2'.*'eva02'"),
+    ({"rope": "eva02", "num_heads": 8}, "multiple of 4 channels, got 2"),
+    ({"distilled": True}, "pool_type 'tok'.*'gap'"),
+    ({"pool_heads": 3}, "not divisible by pool_heads=3"),
+    ({"qkv_bias": "qq"}, "qkv_bias 'qq'"),
+  ],
+)
+def test_options_that_do_not_fit(options, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(ViT(**{**TINY, **options}).init, jax.random.key(0), IMAGES)
+
+
+def test_registers_start_apart_and_layer_scale_as_given():
+  params = ViT(**TINY, **PARTS).init(jax.random.key(0), IMAGES)["params"]
+  first, second = params["reg_tokens"][0]
+  assert np.abs(first - second).max() > 1e-3
+  gamma = params["Transformer"]["encoderblock_0"]["LayerScale_1"]["gamma"]
+  np.testing.assert_array_equal(gamma, np.full(16, np.float32(0.1)))

@@ -11,7 +11,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import processes
-from soupjax.tasks import command, mix
+from soupjax.tasks import command, estimate, mix
 
 MIX = str(helpers.ROOT / "configs" / "mix.py")
 COOK = str(helpers.ROOT / "configs" / "cook.py")
@@ -58,13 +58,15 @@ def test_a_member_that_the_sweep_lacks(tmp_path, index, dry_run):
   assert not (tmp_path / "x").exists()
 
 
-def test_a_dry_run_of_one_member_shows_that_member(capsys):
+def test_a_dry_run_of_one_member_shows_that_member(capsys, monkeypatch):
+  monkeypatch.setattr(estimate, "can_compile", lambda *args: False)
   config = sj.config.load(helpers.DIGITS, "runlocal")
   flags = {"sweep_index": 1, "dry_run": True}
   file = f"{helpers.DIGITS}:runlocal"
   command.run(command.Command(config, file, (), flags))
   text = capsys.readouterr().out
   assert "member_001" in text and "member_000" not in text
+  assert "not counted    all device memory" in text
 
 
 def test_a_key_that_the_task_ignores_is_an_error():
@@ -214,6 +216,16 @@ def test_a_coordinator_that_does_not_answer_is_named(monkeypatch):
     processes.join()
 
 
+def test_a_port_that_another_run_uses_is_named(monkeypatch):
+  with socket.create_server(("", 0)) as s:
+    address = f"localhost:{s.getsockname()[1]}"
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    with pytest.raises(ValueError, match=f"cannot listen at {address}"):
+      processes.join()
+
+
 def test_two_processes_mix_into_one_file(tmp_path):
   for k in range(2):
     rng = np.random.default_rng(k)
@@ -260,7 +272,7 @@ def test_a_directory_that_is_not_shared_is_an_error(tmp_path, task):
   tree = {"leaf": rng.normal(size=2**10).astype("f")}
   sj.save_params(tmp_path / "m0.safetensors", tree)
   for home in ("home_0", "home_1"):
-    (tmp_path / home).mkdir()
+    (tmp_path / home / "soups").mkdir(parents=True)
   flags = {
     "mix": [
       f"--config={MIX}:linear",

@@ -7,6 +7,7 @@ import pathlib
 import re
 
 import helpers
+import jax
 import numpy as np
 import pytest
 
@@ -121,3 +122,53 @@ def test_finetune(tmp_path, depth, batch):
   peak, disk = helpers.peaks(*command)
   assert sizes["host memory"] == pytest.approx(peak, rel=0.2)
   assert sizes["disk space"] == pytest.approx(disk, rel=0.2)
+
+
+@pytest.fixture(params=[1, 3], ids=["small", "large"])
+def models(request, tmp_path):
+  """Flags of a task for three ViTs of some depth."""
+  options = {
+    "patch_size": 8,
+    "width": 512,
+    "depth": request.param,
+    "mlp_dim": 2048,
+    "num_heads": 8,
+    "pool_type": "gap",
+  }
+  model = sj.models.ViT(num_classes=10, **options)
+  image = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  for k in range(3):
+    rng = np.random.default_rng(k)
+    params = jax.tree.map(
+      lambda x, rng=rng: 0.02 * rng.standard_normal(x.shape, np.float32), shapes
+    )
+    sj.save_params(tmp_path / f"m{k}.safetensors", params)
+  settings = {
+    "ingredients": tmp_path / "m*",
+    "data.name": "digits_row:0",
+    "data.minival": "minival",
+    "data.num_classes": 10,
+    "data.image_size": 16,
+    "data.eval_ops": "value_range(-1, 1)",
+    **{f"model.{key}": value for key, value in options.items()},
+  }
+  return [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+@pytest.mark.slow
+@needs_status
+@pytest.mark.parametrize("task", ["cook", "diagnose"])
+def test_cook_and_diagnose(models, tmp_path, task):
+  more = ["--config.cook.learned.steps=2"] if task == "cook" else []
+  command = (
+    f"--config={helpers.ROOT / 'configs' / task}.py",
+    f"--workdir={tmp_path / 'run'}",
+    *models,
+    *more,
+  )
+  sizes = dry_run(*command)
+  peak, disk = helpers.peaks(*command)
+  assert sizes["host memory"] == pytest.approx(peak, rel=0.2)
+  if task == "cook":
+    assert sizes["disk space"] == pytest.approx(disk, rel=0.2)

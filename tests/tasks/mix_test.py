@@ -199,3 +199,58 @@ def test_the_mean_of_files_has_a_program_for_devices(folder, capsys):
   config = configs.load(str(CONFIG), "ties(0.2)", **paths)
   with pytest.raises(ValueError, match="'ties' runs on the CPUs.*uniform"):
     mix.programs(config, jax.devices())
+
+
+def write_adapters(tmp_path):
+  """Writes a base and two adapters of it; returns the pattern of the latter."""
+  base = {"q.weight": np.ones((3, 2), "f"), "q.bias": np.ones(3, "f")}
+  sj.save_params(tmp_path / "base.safetensors", base)
+  for k, alpha in enumerate((2, 6)):
+    folder = tmp_path / f"run{k}" / "adapter"
+    factors = {"q.lora_A.weight": (2, 2), "q.lora_B.weight": (3, 2)}
+    sj.save_params(
+      folder / "adapter_model.safetensors",
+      {k: np.ones(shape, "f") for k, shape in factors.items()},
+    )
+    (folder / "adapter_config.json").write_text(
+      f'{{"peft_type": "LORA", "r": 2, "lora_alpha": {alpha}}}'
+    )
+  return str(tmp_path / "run*" / "adapter")
+
+
+def test_adapters_on_a_base(tmp_path, capsys):
+  pattern = write_adapters(tmp_path)
+  with pytest.raises(ValueError, match="run0/adapter.*--config.base"):
+    run(tmp_path, ingredients=pattern)
+  settings = {"base": str(tmp_path / "base.safetensors")}
+  soup = run(tmp_path, ingredients=pattern, **settings)
+  assert soup["q.weight"].tolist() == [[5, 5]] * 3  # 1 + (2 + 6) / 2
+  assert soup["q.bias"].tolist() == [1] * 3
+  text = capsys.readouterr().out
+  assert "run0" in text and "base.safetensors" in text
+
+
+def test_an_adapter_of_adapters(tmp_path, capsys):
+  settings = {"ingredients": write_adapters(tmp_path), "format": "adapter"}
+  settings["out"] = str(tmp_path / "mixed")
+  config = configs.load(str(CONFIG), "weighted([3, 1])", **settings, rank=1)
+  assert mix.run(config, dry_run=True) is None
+  assert not (tmp_path / "mixed").exists()
+  mix.run(config)
+  assert "q  rank 1  error 0.00%" in capsys.readouterr().out
+  model = sj.open_adapter(tmp_path / "mixed", tmp_path / "base.safetensors")
+  np.testing.assert_allclose(model.read("q.weight"), np.full((3, 2), 4), 1e-6)
+
+
+@pytest.mark.parametrize(
+  "rule,settings,message",
+  [
+    ("ties(1.0)", {"format": "adapter"}, "'ties' gives no adapter.*base"),
+    ("uniform", {"format": "adapter", "dtype": "float32"}, "dtype='float32'"),
+    ("uniform", {"rank": 4}, "rank=4.*format=adapter"),
+  ],
+)
+def test_settings_that_adapters_lack(tmp_path, rule, settings, message):
+  pattern = write_adapters(tmp_path)
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path, rule, ingredients=pattern, **settings)

@@ -187,6 +187,14 @@ def open_checkpoint(
   """
   items = _items(path)
   roots = [epath.Path(path) / item for item in items]
+  if byte_ranges.is_remote(path) and items[:1] == ["state"]:
+    # It is uploaded last.
+    if not (epath.Path(path) / "_CHECKPOINT_METADATA").exists():
+      raise ValueError(
+        f"{path} is not a whole Orbax checkpoint: it has no "
+        "_CHECKPOINT_METADATA. It may be an interrupted save: save it again or "
+        "leave it out."
+      )
   identities = {}
   with explained(path):
     if roots:

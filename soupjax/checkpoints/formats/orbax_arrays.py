@@ -91,8 +91,8 @@ def check_index(root: epath.Path) -> None:
       raise ValueError(f"{root / '_METADATA'} has too many nested keys")
   if (root / "manifest.ocdbt").exists():
     # Verifies the checksum of every index node without reading weights.
-    store = _database(str(root))
-    ts.KvStore.open(store, context=new_context()).result().list().result()
+    database = _database(str(root))
+    ts.KvStore.open(database, context=new_context()).result().list().result()
   elif described.get("use_ocdbt"):
     raise ValueError(f"{root / 'manifest.ocdbt'} is missing")
 
@@ -116,18 +116,20 @@ def tree_of_specs(root: epath.Path) -> Any:
   described = metadata(root / "_METADATA")
   leaves = described["tree_metadata"].values()
   known = {"jax.Array", "np.ndarray"}
+  is_database = (root / "manifest.ocdbt").exists()
   if not (
     described.get("use_zarr3") is True
-    and (root / "manifest.ocdbt").exists()
+    and (is_database or byte_ranges.is_remote(root))
     and all(leaf["value_metadata"]["value_type"] in known for leaf in leaves)
   ):
     return None
   keys = sorted(
     [(k["key"], k["key_type"]) for k in leaf["key_metadata"]] for leaf in leaves
   )
-  store = ts.KvStore.open(_database(str(root)), context=new_context()).result()
+  base = _database(str(root)) if is_database else store(str(root))
+  kvstore = ts.KvStore.open(base, context=new_context()).result()
   names = [".".join(key for key, _ in path) for path in keys]
-  reads = [store.read(folder(name) + "zarr.json") for name in names]
+  reads = [kvstore.read(folder(name) + "zarr.json") for name in names]
   specs: dict[bytes, jax.ShapeDtypeStruct] = {}  # Most leaves share one.
   tree: dict[Any, Any] = {}
   for path, name, read in zip(keys, names, reads):
@@ -165,8 +167,7 @@ def new_context() -> ts.Context:
     {
       "cache_pool": {"total_bytes_limit": 0},
       "cache_pool#ocdbt": {"total_bytes_limit": 100_000_000},
-      "s3_request_retries": buckets.RETRIES,
-      "gcs_request_retries": buckets.RETRIES,
+      **buckets.retries(),
     }
   )
 
@@ -175,7 +176,7 @@ def _database(root: str) -> dict[str, Any]:
   """Returns the tensorstore spec of the OCDBT database of a tree."""
   return {
     "driver": "ocdbt",
-    "base": _store(root),
+    "base": store(root),
     "cache_pool": "cache_pool#ocdbt",
   }
 
@@ -200,11 +201,11 @@ def opener(root: str, num_bytes: float) -> Callable[[str], ts.TensorStore]:
   def open_array(key):
     if ".." in key.split("/"):
       raise ValueError(f"{root} has a leaf {key!r}, outside its directory")
-    store = _database(root) if is_database else _store(root)
-    store["path"] = f"{store.get('path', '')}{key}/"
+    kvstore = _database(root) if is_database else store(root)
+    kvstore["path"] = f"{kvstore.get('path', '')}{key}/"
     spec = {
       "driver": "zarr3" if zarr3 else "zarr",
-      "kvstore": store,
+      "kvstore": kvstore,
       # Orbax stores zeros too, so a missing chunk is damage.
       "fill_missing_data_reads": False,
     }
@@ -237,28 +238,12 @@ def _check_chunks(key: str, array: ts.TensorStore, num_bytes: float) -> None:
     )
 
 
-def _store(root: str) -> dict[str, Any]:
+def store(root: str) -> dict[str, Any]:
   """Returns the tensorstore spec of a local directory or one in a bucket."""
-  kind, is_address, rest = root.partition("://")
-  if not is_address:
-    # A file:// address would give '?', '#' and '%' a meaning.
-    return {"driver": "file", "path": f"{root}/"}
-  drivers = {"gs": "gcs", "s3": "s3"}
-  if kind not in drivers:
-    raise ValueError(
-      f"{root}: Orbax checkpoints are read from gs:// and s3:// only. Copy it "
-      "to a local path."
-    )
-  bucket, _, path = rest.partition("/")
-  store = {"driver": drivers[kind], "bucket": bucket, "path": f"{path}/"}
-  # Other stores that speak S3, such as MinIO; tensorstore does not look there.
-  endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
-    "AWS_ENDPOINT_URL"
-  )
-  if kind == "s3" and endpoint:
-    region = os.environ.get("AWS_REGION", "us-east-1")
-    store |= {"endpoint": endpoint, "aws_region": region}
-  return store
+  if byte_ranges.is_remote(root):
+    return buckets.kvstore(root)
+  # A file:// address would give '?', '#' and '%' a meaning.
+  return {"driver": "file", "path": f"{root}/"}
 
 
 # A key of a database, and its value or the bytes of the data file that hold it:

@@ -198,8 +198,8 @@ class OrbaxWriter(block_writer.RangeWriter):
         full.
     """
     self.path, self._chunks = path, chunks
-    self._arrays = _array_metadata(specs, chunks)
-    self._keys = _keys(specs, treedef)
+    self._arrays = array_metadata(specs, chunks)
+    self._keys = keys_of(specs, treedef)
     self._state = os.path.join(path, "state")
     # Readers may cache data files by name, so that it is never used again.
     self._name = f"d/{processes.gather_json(uuid.uuid4().hex)[0]}"
@@ -299,45 +299,66 @@ class OrbaxWriter(block_writer.RangeWriter):
     path.write_bytes(manifest)
 
   def _write_tree(self, custom_metadata):
-    tree = {
-      str(tuple(k for k, _ in keys)): {
-        "key_metadata": [{"key": k, "key_type": t} for k, t in keys],
-        "value_metadata": {
-          "value_type": "np.ndarray",
-          "skip_deserialize": False,
-        },
-      }
-      for keys in self._keys.values()
-    }
     _write_json(
       os.path.join(self._state, "_METADATA"),
-      {
-        "tree_metadata": tree,
-        "use_ocdbt": True,
-        "use_zarr3": True,
-        "store_array_data_equal_to_fill_value": True,
-        "custom_metadata": custom_metadata,
-      },
+      tree_metadata(self._keys, custom_metadata),
     )
 
   def _write_record(self, custom_metadata):
-    now = time.time_ns()
-    handler = (
-      "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler."
-      "PyTreeHandler"
-    )
     _write_json(
       os.path.join(self.path, "_CHECKPOINT_METADATA"),
-      {
-        "item_handlers": {"state": handler},
-        "metrics": {},
-        "performance_metrics": {},
-        "init_timestamp_nsecs": now,
-        "commit_timestamp_nsecs": now,
-        "custom_metadata": custom_metadata,
-      },
+      checkpoint_metadata(custom_metadata),
     )
     pathlib.Path(self.path, "orbax.checkpoint").touch()
+
+
+def tree_metadata(
+  keys: Mapping[str, Sequence[tuple[str, int]]],
+  custom_metadata: Any,
+  *,
+  use_ocdbt: bool = True,
+) -> dict[str, Any]:
+  """Returns the content of `_METADATA`, which describes a tree.
+
+  Args:
+    keys: from `keys_of`.
+    custom_metadata: JSON to store with it.
+    use_ocdbt: whether the arrays are in a database, or each in a directory.
+  """
+  tree = {
+    str(tuple(k for k, _ in parts)): {
+      "key_metadata": [{"key": k, "key_type": t} for k, t in parts],
+      "value_metadata": {
+        "value_type": "np.ndarray",
+        "skip_deserialize": False,
+      },
+    }
+    for parts in keys.values()
+  }
+  return {
+    "tree_metadata": tree,
+    "use_ocdbt": use_ocdbt,
+    "use_zarr3": True,
+    "store_array_data_equal_to_fill_value": True,
+    "custom_metadata": custom_metadata,
+  }
+
+
+def checkpoint_metadata(custom_metadata: Any) -> dict[str, Any]:
+  """Returns the content of `_CHECKPOINT_METADATA`."""
+  now = time.time_ns()
+  handler = (
+    "orbax.checkpoint.experimental.v1._src.handlers.pytree_handler."
+    "PyTreeHandler"
+  )
+  return {
+    "item_handlers": {"state": handler},
+    "metrics": {},
+    "performance_metrics": {},
+    "init_timestamp_nsecs": now,
+    "commit_timestamp_nsecs": now,
+    "custom_metadata": custom_metadata,
+  }
 
 
 def _write_json(path, value):
@@ -345,7 +366,10 @@ def _write_json(path, value):
   files.write_text(path, json.dumps(value))
 
 
-def _array_metadata(specs, chunks) -> dict[str, bytes]:
+def array_metadata(
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  chunks: Mapping[str, tuple[int, ...]],
+) -> dict[str, bytes]:
   """Returns leaf -> zarr.json, as tensorstore writes it."""
   texts: dict[Any, bytes] = {}
   for leaf, spec in specs.items():
@@ -386,7 +410,9 @@ def _zarr_json(shape, dtype, chunk) -> bytes:
   return array.kvstore.read("zarr.json").result().value
 
 
-def _keys(specs, treedef) -> dict[str, Sequence[tuple[str, int]]]:
+def keys_of(
+  specs: Mapping[str, jax.ShapeDtypeStruct], treedef: Any
+) -> dict[str, Sequence[tuple[str, int]]]:
   """Returns leaf -> its keys and their types: 1 in a list, 2 in a dict."""
   names = jax.tree.unflatten(treedef, list(specs))
   return {

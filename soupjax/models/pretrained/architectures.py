@@ -33,7 +33,10 @@ _VIT = _defaults("gelu_exact", 1e-12)
 _CLIP = _defaults("quick_gelu", 1e-5, pool_type="tok")
 _SIGLIP = _defaults("gelu", 1e-6, pool_type="map")
 _MSN = {**_VIT, "norm_eps": 1e-6}
+_DINOV2 = {**_MSN, "pool_type": "tok"}
+_DINOV3 = {**_DINOV2, "norm_eps": 1e-5, "num_heads": 6, "rope": "dinov3"}
 _TOKEN, _MEAN = {"pool_type": "tok"}, {"pool_type": "gap"}
+_BOTH = {"pool_type": "tok+gap"}
 _TRANSFORMERS = {
   "vit": TransformersModel(
     "hf_vit",
@@ -53,6 +56,30 @@ _TRANSFORMERS = {
   "ijepa": TransformersModel(
     "hf_vit", _VIT, {"IJepaForImageClassification": _MEAN, "IJepaModel": {}}
   ),
+  "deit": TransformersModel(
+    "hf_deit",
+    _VIT,
+    {
+      "DeiTForImageClassification": _TOKEN,
+      "DeiTForImageClassificationWithTeacher": _TOKEN,
+      "DeiTModel": {},
+      "DeiTForMaskedImageModeling": {},
+    },
+  ),
+  "dinov2": TransformersModel(
+    "hf_dinov2",
+    _DINOV2,
+    {"Dinov2ForImageClassification": _BOTH, "Dinov2Model": {}},
+  ),
+  "dinov2_with_registers": TransformersModel(
+    "hf_dinov2_registers",
+    _DINOV2,
+    {
+      "Dinov2WithRegistersForImageClassification": _BOTH,
+      "Dinov2WithRegistersModel": {},
+    },
+  ),
+  "dinov3_vit": TransformersModel("hf_dinov3", _DINOV3, {"DINOv3ViTModel": {}}),
   "clip": TransformersModel(
     "hf_clip", _CLIP, {"CLIPModel": {}, "CLIPVisionModelWithProjection": {}}
   ),
@@ -66,6 +93,12 @@ _TRANSFORMERS = {
     "hf_siglip", _SIGLIP, {"SiglipVisionModel": {}}
   ),
 }
+_TRANSFORMERS |= {
+  "siglip2": TransformersModel("hf_siglip2", _SIGLIP, {"Siglip2Model": {}}),
+  "siglip2_vision_model": TransformersModel(
+    "hf_siglip2", _SIGLIP, {"Siglip2VisionModel": {}}
+  ),
+}
 TRANSFORMERS_FAMILIES = frozenset(m.family for m in _TRANSFORMERS.values())
 # Keys of transformers' configs that do not change outputs in inference, or
 # whose values the leaves show.
@@ -77,6 +110,9 @@ TRANSFORMERS_FREE = "|".join(
     "return_dict|use_return_dict|output_.*|use_cache|problem_type|id2label",
     "label2id|num_labels|_num_labels|finetuning_task|gradient_checkpointing",
     "initializer_.*|logit_scale_init_value|.*dropout(_prob)?|drop_path_rate",
+    # Of backbones in other models.
+    "out_(features|indices)|_out_(features|indices)|stage_names",
+    "apply_layernorm|reshape_hidden_states|pos_embed_(shift|jitter|rescale)",
     # Of decoders and text towers.
     "text_config(_dict)?|vision_config(_dict)?|decoder_.*|mask_ratio",
     "norm_pix_loss|encoder_stride|use_mask_token|tokenizer_class|.*_token_id",
@@ -85,7 +121,8 @@ TRANSFORMERS_FREE = "|".join(
     "padding|(max|min)_length|num_beams?.*|num_return_sequences|temperature|top_[kp]",
     "typical_p|.*_penalty|length_penalty|.*no_repeat_ngram_size",
     # Of the pooler, which is left out, and sizes that the leaves show.
-    "pooler_.*|num_channels|projection_dim|projection_size",
+    "pooler_.*|num_channels|projection_dim|projection_size|mlp_ratio",
+    "(query|key|value)_bias|num_patches|layerscale_value",
   )
 )
 

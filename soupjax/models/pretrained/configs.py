@@ -253,8 +253,17 @@ _TRANSFORMERS = Keys(
     "layer_norm_eps": ("norm_eps", _epsilon),
     "hidden_act": ("act", _act),
     "image_size": ("image_size", _pair),
+    "num_register_tokens": ("registers", _number),
+    "use_swiglu_ffn": ("gated", _flag),
+    "use_gated_mlp": ("gated", _flag),
   },
-  only={"qkv_bias": (True,), "vision_use_head": (True,)},
+  only={
+    "qkv_bias": (True,),
+    "vision_use_head": (True,),
+    "proj_bias": (True,),
+    "mlp_bias": (True,),
+    "rope_theta": (100.0,),
+  },
   free=architectures.TRANSFORMERS_FREE,
 )
 
@@ -279,6 +288,10 @@ def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
     options |= reader.at("vision_config").options(vision, _TRANSFORMERS)
   else:
     options |= reader.options(config, _TRANSFORMERS)
+  if config.get("use_swiglu_ffn"):  # It ignores hidden_act.
+    options["act"] = "silu"
+  if model.family.startswith("hf_dinov2"):  # They ignore intermediate_size.
+    options.pop("mlp_dim", None)
   for name in architectures.class_names(config):
     options |= model.architectures[name]
   size = options.pop("image_size", None)

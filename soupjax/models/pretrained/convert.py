@@ -22,12 +22,14 @@ import numpy as np
 
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import save
-from soupjax.models import layers
+from soupjax.models import clip, layers
 from soupjax.models.pretrained import (
   detect,
+  families,
   foreign,
   mappings,
   mismatch,
+  two_towers,
 )
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
@@ -75,17 +77,19 @@ def load_pretrained(
   image_size: int | tuple[int, int] | None = None,
   head: str = "auto",
   skip: Sequence[str] = (),
+  prefix: str = "",
   init: PyTree | None = None,
 ) -> PyTree:
   """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled bilinearly to `image_size`, as big_vision does. The position of
-  the class token is added to that token, which computes the same.
+  are resampled to `image_size`, as the library of the weights does. Positions
+  of tokens before the patches are added to these tokens, which computes the
+  same.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    model: `models.ViT` or `models.Mixer`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
@@ -94,6 +98,8 @@ def load_pretrained(
       without a head ignores that of the checkpoint.
     skip: regular expressions of leaves that are not loaded, in our names or
       those of the file.
+    prefix: start of the names of the model in the file, of several, such as
+      "module.base_encoder."; other leaves are not loaded.
     init: parameters of the model, for its leaves that are skipped.
 
   Returns:
@@ -107,7 +113,18 @@ def load_pretrained(
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = detect.open_table(source, family, skip)
+  dropped = families.with_prefix(skip, prefix)
+  table = detect.open_table(source, family, dropped)
+  if isinstance(model, clip.CLIP):
+    image = load_pretrained(
+      *(source, two_towers.image_of(model)),
+      family=table.name,
+      image_size=image_size,
+      head="keep",
+      skip=dropped,
+      init=None if init is None else init["img"],
+    )
+    return two_towers.load(table, model, image)
   _check_model(model, table)
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
@@ -136,6 +153,7 @@ def as_ingredient(
   family: str | None = None,
   image_size: int | tuple[int, int] | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> Ingredient:
   """Adapts a checkpoint of another library to a model; reads no weights yet.
 
@@ -146,6 +164,7 @@ def as_ingredient(
     family: as for `load_pretrained`.
     image_size: as for `load_pretrained`.
     skip: regular expressions of leaves of the file that are not read.
+    prefix: as for `load_pretrained`.
 
   Returns:
     An ingredient with the names, shapes and dtypes of `model.init`; name, path,
@@ -155,11 +174,20 @@ def as_ingredient(
   Raises:
     ValueError: as for `load_pretrained`.
   """
-  table = detect.open_table(source, family, skip)
+  dropped = families.with_prefix(skip, prefix)
+  table = detect.open_table(source, family, dropped)
+  if isinstance(model, clip.CLIP):
+    image = as_ingredient(
+      *(source, two_towers.image_of(model)),
+      family=table.name,
+      image_size=image_size,
+      skip=dropped,
+    )
+    return two_towers.as_ingredient(source, table, model, image)
   _check_model(model, table)
   blocks, grid = _model_specs(model, table, image_size)
   _check_computation(model, table, [])
-  dropped = {table.leaf_of(name) for name in table.dropped} & set(blocks)
+  dropped = table.dropped_leaves() & set(blocks)
   if dropped:
     raise ValueError(
       f"skip= leaves out {sorted(dropped)[0]} of {table.where}, which the "
@@ -211,7 +239,7 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT` or `models.Mixer`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.
@@ -224,6 +252,11 @@ def export(
       parameters do not belong to the model.
   """
   layers.check_choice("family", family, mappings.FAMILIES)
+  if isinstance(model, clip.CLIP):
+    tower = two_towers.image_of(model)
+    image = export(params["img"], tower, family, like=like)
+    table = None if like is None else detect.open_table(like, family)
+    return two_towers.export(params, model, family, image, table)
   _check_model(model, foreign.SourceTable(family, {}))
   _check_params(params, model)
   kind = mappings.FAMILIES[family]
@@ -305,6 +338,8 @@ def _check_computation(
       beside the weights, or must be given.
   """
   said = dict(table.said.options)
+  if "rope" in table.family.options:
+    said.setdefault("rope", table.family.options["rope"])
   if not said and not table.outer:
     return
   # Any pooling will do if no weights of the checkpoint come after it.
@@ -319,8 +354,9 @@ def _check_computation(
   if differ:
     meant = ", ".join(f"{key}={said[key]!r}" for key in differ)
     has = ", ".join(f"{key}={getattr(model, key)!r}" for key in differ)
+    origin = table.said.path or repr(table.name)
     raise ValueError(
-      f"{table.said.path} means {meant}, but this {type(model).__name__} has "
+      f"{origin} means {meant}, but this {type(model).__name__} has "
       f"{has}: build it as in pretrained.detect({table.where!r}).options; in a "
       f"config file of fine-tuning, config.model.update({meant})."
     )
@@ -466,7 +502,7 @@ def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   names += [*table.entries, *(k for v in table.ignored.values() for k in v)]
   matches = tree.matches("skip", skip, list(dict.fromkeys(names)))
   matched = {k for _, leaves in matches for k in leaves}
-  matched |= {table.leaf_of(k) for k in table.dropped}
+  matched |= table.dropped_leaves()
   skipped = sorted(matched & set(specs))
   if not skipped:
     return {}

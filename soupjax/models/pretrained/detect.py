@@ -9,9 +9,16 @@ import os
 import re
 from typing import Any
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import vit
-from soupjax.models.pretrained import configs, families, foreign, tables
+from soupjax.models.pretrained import (
+  configs,
+  families,
+  foreign,
+  tables,
+  two_towers,
+)
 from soupjax.soups.core.ingredient import Ingredient
 
 _BLOCK_0 = tables.BLOCK_0
@@ -53,6 +60,8 @@ def detect(
   *,
   family: str | None = None,
   skip: Sequence[str] = (),
+  prefix: str = "",
+  text: bool = False,
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
@@ -66,25 +75,34 @@ def detect(
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
     skip: regular expressions of leaves of the file to leave out.
+    prefix: start of the names of the model in the file, if it has several.
+    text: whether the text tower is wanted, too: options are those of
+      `models.CLIP` then.
 
   Returns:
-    A description; `ViT(**detect(path).options)` is the model.
+    A description; `ViT(**detect(path).options)` is the model, or, with `text`,
+    `CLIP(**detect(path, text=True).options)`.
 
   Raises:
     ValueError: if the family is unknown or ambiguous; or if the config beside
       the weights is of another model or an unknown architecture, or has a value
-      that our ViT does not compute.
+      that our ViT does not compute; with `text`, also if there is no text
+      tower or one of another kind.
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = open_table(source, family, skip)
+  table = open_table(source, family, families.with_prefix(skip, prefix))
   vit_fields = {}
   if table.family.model == "ViT":
     vit_fields = _detect_vit(table)
+  if text:
+    vit_fields["options"] = two_towers.options(
+      table, vit_fields.get("options", {})
+    )
   config = table.said.config
   return Detected(
     family=table.name,
-    classes=_classes(config),
+    classes=_classes(_with_labels(source, table)),
     config=config,
     ignored=table.ignored,
     **vit_fields,
@@ -102,9 +120,11 @@ def open_table(
   try:
     table = families.recognise(source, family, skip)
   except ValueError:
-    configs.read(source.path, None)  # An error about a config says more.
+    configs.read(
+      companions.home(source), None
+    )  # An error about a config says more.
     raise
-  said = configs.read(source.path, table.name)
+  said = configs.read(companions.home(source), table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
     options = {k: v for k, v in said.options.items() if k != "num_heads"}
     said = dataclasses.replace(said, options=options)
@@ -155,7 +175,7 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
     usual["pool_type"] = measured.pop("pool_type")
   options = {**usual, **measured, **said}
   has_token = "cls" in table.leaves()
-  options["class_token"] = has_token and options["pool_type"] != "tok"
+  options["class_token"] = has_token and "tok" not in options["pool_type"]
   assumed = set(usual) - set(said) - set(measured)
   size = _image_size(table, measured["patch_size"])
   if size is not None and table.said.image_size is None:
@@ -224,6 +244,7 @@ def _parts(table: foreign.SourceTable) -> dict[str, Any]:
     "mlp_norm": has(f"{_BLOCK_0}MlpBlock_0/norm/scale"),
     "layer_scale": 1e-5 if has(f"{_BLOCK_0}LayerScale_0/gamma") else 0.0,
     "distilled": has("dist_token"),
+    "distilled_head": not has("dist_token") or has("head_dist/kernel"),
     "registers": 0,
   }
 
@@ -275,6 +296,17 @@ def _usual(measured, may_rotate) -> dict[str, Any]:
   if measured["pre_norm"]:  # CLIP, in timm too.
     options["norm_eps"] = 1e-5
   return options
+
+
+def _with_labels(source: Ingredient, table: foreign.SourceTable):
+  """Returns the config with the classes of the outputs.
+
+  An adapter with a head of its own does not have the classes of its base.
+  """
+  config, path = table.said.config, table.said.path
+  if source.base is None or path is None:
+    return config
+  return source.configs.get(path.name, config)
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -49,10 +49,10 @@ def recognise(
   dropped = frozenset(
     name for name in entries if any(_search(p, name) for p in skip)
   )
-  rest = [name for name in entries if name not in dropped]
+  rest = {k: entry for k, entry in entries.items() if k not in dropped}
   name, prefix = _family_and_prefix(rest, family, where) or (
     # skip may leave out all of the first block.
-    _family_and_prefix(list(entries), family, where) or (family, "")
+    _family_and_prefix(entries, family, where) or (family, "")
   )
   if name is None:
     raise _unknown(list(entries), where)
@@ -67,7 +67,13 @@ def recognise(
     outer=_outer_layers([n for n in kept if n not in dropped], name, prefix),
     ignored=ignored,
     dropped=dropped,
+    unread={leaf: e for leaf, e in entries.items() if leaf in names},
   )
+
+
+def with_prefix(skip: Sequence[str], prefix: str) -> Sequence[str]:
+  """Adds an expression that leaves out all names without a prefix."""
+  return (*skip, f"^(?!{re.escape(prefix)})") if prefix else skip
 
 
 def without(source: Ingredient, skip: str) -> Ingredient:
@@ -113,7 +119,7 @@ def _unknown(leaves: list[str], where: str) -> ValueError:
 
 
 def _family_and_prefix(
-  leaves: Collection[str], family: str | None, where: str
+  leaves: Mapping[str, foreign.Entry], family: str | None, where: str
 ) -> tuple[str, str] | None:
   """Returns the family and the prefix of its names, None if none fits."""
   candidates = {
@@ -150,7 +156,7 @@ def _family_and_prefix(
 
 
 def _best(
-  fits: Sequence[tuple[str, str]], leaves: Collection[str]
+  fits: Sequence[tuple[str, str]], leaves: Mapping[str, foreign.Entry]
 ) -> list[tuple[str, str]]:
   """Drops pairs whose leaves are a subset of another pair's, or equal.
 
@@ -162,6 +168,7 @@ def _best(
     pair: found
     for pair, found in named.items()
     if {"embedding/kernel", "stem/kernel"} & set(found)
+    and _embeds(pair[0], found, leaves)
   }
   sets = {k: set(v.values()) for k, v in (with_patches or named).items()}
   best: list[tuple[str, str]] = []
@@ -170,6 +177,15 @@ def _best(
     if not larger and not any(found == sets[other] for other in best):
       best.append(pair)
   return best
+
+
+def _embeds(family, found, leaves) -> bool:
+  """Whether the embedding of patches has the number of axes of a family."""
+  if "embedding/kernel" not in found:
+    return True
+  row = foreign.rows_of(mappings.FAMILIES[family], "embedding/kernel")[0]
+  axes = len(leaves[found["embedding/kernel"]].shape)
+  return tables.LAYOUTS[row.layout].ndim in (None, axes)
 
 
 def _named(family, prefix, leaves) -> dict[str, str]:

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -180,6 +181,8 @@ class SourceTable:
     ignored: name of a rule -> leaves that are not weights of the tower.
     dropped: names that the user leaves out.
     said: the computation that a config beside the weights describes.
+    unread: the leaves of `ignored`, by name.
+    kind: the table if it is not that of the family.
   """
 
   name: str
@@ -190,11 +193,13 @@ class SourceTable:
   ignored: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   dropped: frozenset[str] = frozenset()
   said: configs.Said = configs.Said()
+  unread: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
+  kind: tables.Family | None = None
 
   @property
   def family(self) -> tables.Family:
     """Returns the table of the family."""
-    return mappings.FAMILIES[self.name]
+    return self.kind or mappings.FAMILIES[self.name]
 
   def leaf_of(self, name: str) -> str | None:
     """Returns our leaf for a name of the checkpoint, None if we have none."""
@@ -224,23 +229,32 @@ class SourceTable:
       for row in rows_of(self.family, leaf)
       if row.packed in (None, self.packed)
     ]
-    for row in rows:
-      for name in row.names:
-        if name in self.entries:
-          return row, name
+    names = [(row, k) for row in rows for k in row.names if k in self.entries]
+    if names:  # Of two, the one that is not left out.
+      return min(names, key=lambda pair: pair[1] in self.dropped)
     return (rows[0] if rows else None), None
+
+  def dropped_leaves(self) -> set[str]:
+    """Returns our leaves that the user leaves out."""
+    leaves = {leaf for name in self.dropped if (leaf := self.leaf_of(name))}
+    return {leaf for leaf in leaves if self.locate(leaf)[1] in self.dropped}
 
   @functools.cached_property
   def packed(self) -> bool:
     """Whether both matrices of gated MLPs are in one."""
     mlp = f"{tables.BLOCK_0}MlpBlock_0/"
-    for row in rows_of(self.family, f"{mlp}gate/kernel"):
-      inner = self.entries.get(self.prefix + row.names[0])
-      for out_row in rows_of(self.family, f"{mlp}Dense_1/kernel"):
-        outer = self.entries.get(self.prefix + out_row.names[0])
-        if row.packed and inner is not None and outer is not None:
-          return inner.shape[0] == 2 * outer.shape[-1]
-    return False
+    inner, outer = (
+      [
+        self.entries[self.prefix + name]
+        for row in rows_of(self.family, mlp + leaf)
+        for name in row.names
+        if row.packed is not False and self.prefix + name in self.entries
+      ]
+      for leaf in ("gate/kernel", "Dense_1/kernel")
+    )
+    return bool(inner and outer) and (
+      inner[0].shape[0] == 2 * outer[0].shape[-1]
+    )
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
     """Returns the names in the file of those of our leaves that it has."""
@@ -331,6 +345,8 @@ class SourceTable:
     if leaf == "pos_embedding":
       table = self.shape(leaf)
       return table is not None and len(table) == 3 and table[2] == shape[2]
+    if row.layout == "scalar":
+      return math.prod(self.entries[name].shape) == 1
     return self.entries[name].shape == foreign_shape(row, shape)
 
   def compare(
@@ -353,7 +369,7 @@ class SourceTable:
       if not self.fits(leaf, spec.shape):
         shapes = self.entries[name].shape, foreign_shape(row, spec.shape)
         misshapen[name] = shapes
-    unexpected = {}
+    unexpected, twice = {}, {}
     for name in self.entries:
       leaf = self.leaf_of(name)
       # Of a layer outside the model, all leaves are used or none.
@@ -364,7 +380,10 @@ class SourceTable:
         and any(re.search(pattern, leaf) for pattern in optional)
       ):
         unexpected[name] = leaf
-    return mismatch.describe(missing, unexpected, misshapen)
+        other = self.locate(leaf)[1] if leaf else None
+        if other not in (None, name):
+          twice[name] = other
+    return mismatch.describe(missing, unexpected, misshapen, twice)
 
   def read(
     self,
@@ -391,8 +410,18 @@ class SourceTable:
         if leaf in leaves:
           leaves[leaf] = leaves[leaf] + table[:, start : start + count]
         start += count
-      leaves["pos_embedding"] = positions.resample(table[:, before:], grid)
+      leaves["pos_embedding"] = positions.resample(
+        table[:, before:], grid, self.family.resample, self._grid()
+      )
     return leaves
+
+  def _grid(self) -> tuple[int, int] | None:
+    """Returns rows and columns of the patches, None if no config has them."""
+    kernel = self.shape("embedding/kernel")
+    if self.said.image_size is None or kernel is None or len(kernel) != 4:
+      return None
+    height, width = self.said.image_size
+    return (height // kernel[0], width // kernel[1])
 
   def _leaf(self, leaf, spec):
     row, name = self.locate(leaf)
@@ -439,7 +468,7 @@ def write(
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   before = _positions_to_write(family, leaves, like)
-  rows = _rows_to_write(family, leaves)
+  rows = rows_to_write(family, leaves)
   for leaf, value in leaves.items():
     row, name = rows[leaf], None
     if like is not None:
@@ -449,10 +478,12 @@ def write(
       zeros = np.zeros((1, before, value.shape[2]), value.dtype)
       value = np.concatenate([zeros, value], axis=1)
     value = tables.LAYOUTS[row.layout].write(value)
+    if name and row.layout == "scalar":
+      value = value.reshape(like.entries[name].shape)
     name = name or row.names[0]
     parts.setdefault(name, {})[row.part[0]] = value
   return {
-    name: np.ascontiguousarray(arrays[0])
+    name: np.asarray(arrays[0], order="C")  # Keeps scalars.
     if len(arrays) == 1
     else np.concatenate([arrays[k] for k in sorted(arrays)])
     for name, arrays in parts.items()
@@ -474,7 +505,7 @@ def _positions_to_write(family, leaves, like) -> int:
   return sum(counts.values()) if with_positions else 0
 
 
-def _rows_to_write(family, leaves) -> dict[str, tables.Row]:
+def rows_to_write(family, leaves) -> dict[str, tables.Row]:
   """Returns leaf -> its first row whose array has all of its parts."""
   packed = any("/gate/" in leaf for leaf in leaves)
   rows = {

@@ -45,8 +45,24 @@ def _big_vision() -> tuple[tables.Row, ...]:
     "Transformer/posembed_input/pos_embedding",
   )
   norms = ("Transformer/encoder_norm", "pre_norm", "fc_norm")
+  # Of soupjax alone.
+  inner = (
+    f"{tables.ATTENTION}query_norm",
+    f"{tables.ATTENTION}key_norm",
+    f"{tables.ATTENTION}norm",
+    "MlpBlock_0/norm",
+  )
+  own = (
+    *tables.weights(*inner, weight="scale"),
+    *tables.weights("MlpBlock_0/gate"),
+    "LayerScale_0/gamma",
+    "LayerScale_1/gamma",
+  )
   return (
     *result,
+    *tables.same(*(tables.BLOCK + name for name in own)),
+    *tables.same("reg_tokens", "dist_token", "pos_frequencies"),
+    *tables.same(*tables.weights("head_dist")),
     tables.Row(positions, (positions, *before)),
     tables.Row("MAPHead_0/probe", ("MAPHead_0/probe", "probe")),
     *tables.same(
@@ -70,19 +86,24 @@ def _mixer() -> tuple[tables.Row, ...]:
   )
 
 
-def _hf_vit() -> tuple[tables.Row, ...]:
-  """Returns the names in files, ViTModel's, and those of transformers 5."""
+def _hf_vit(base: str, *heads: str) -> tuple[tables.Row, ...]:
+  """Returns the names in files, those of models inside, and of transformers 5.
+
+  Args:
+    base: name of the model inside a classifier.
+    *heads: names of the classifier.
+  """
 
   def block(old, new):
     return (
-      f"vit.encoder.layer.{{i}}.{old}.",
+      f"{base}.encoder.layer.{{i}}.{old}.",
       f"encoder.layer.{{i}}.{old}.",
-      f"vit.layers.{{i}}.{new}.",
+      f"{base}.layers.{{i}}.{new}.",
       f"layers.{{i}}.{new}.",
     )
 
   def top(name):
-    return (f"vit.{name}", name)
+    return (f"{base}.{name}", name)
 
   projections = {
     name: block(f"attention.attention.{name}", f"attention.{name[0]}_proj")
@@ -107,6 +128,101 @@ def _hf_vit() -> tuple[tables.Row, ...]:
       ),
     ),
     *tables.layer("norm", "Transformer/encoder_norm", *top("layernorm.")),
+    *tables.layer("dense", "head", *heads),
+  )
+
+
+def _hf_deit() -> tuple[tables.Row, ...]:
+  token = "embeddings.distillation_token"
+  return (
+    *_hf_vit("deit", "cls_classifier.", "classifier."),
+    tables.Row("dist_token", (f"deit.{token}", token)),
+    *tables.layer("dense", "head_dist", "distillation_classifier."),
+  )
+
+
+def _hf_dinov2(base: str) -> tuple[tables.Row, ...]:
+  """Returns the names in files, those of models inside, and of transformers 5.
+
+  Args:
+    base: name of the model inside a classifier.
+  """
+  mlp = f"{tables.BLOCK}MlpBlock_0/"
+
+  def top(name):
+    return (f"{base}.{name}", name)
+
+  def block(*names):
+    return tuple(n for k in names for n in top(f"encoder.layer.{{i}}.{k}"))
+
+  inner = block("mlp.weights_in.")
+  return (
+    *tables.layer(
+      "conv", "embedding", *top("embeddings.patch_embeddings.projection.")
+    ),
+    tables.Row("cls", top("embeddings.cls_token")),
+    tables.Row("pos_embedding", top("embeddings.position_embeddings")),
+    *tables.block(
+      tables.split(
+        tables.BLOCK,
+        {
+          name: block(
+            f"attention.attention.{name}.", f"attention.{name[0]}_proj."
+          )
+          for name in tables.QKV
+        },
+      ),
+      out=block("attention.output.dense.", "attention.o_proj."),
+      norms=(block("norm1."), block("norm2.")),
+      mlp=(
+        block("mlp.fc1."),
+        block("mlp.fc2.", "mlp.weights_out.", "mlp.down_proj."),
+      ),
+      packed=False,
+    ),
+    *tables.layer("dense", f"{mlp}gate", *inner, part=(0, 2), packed=True),
+    *tables.layer("dense", f"{mlp}Dense_0", *inner, part=(1, 2), packed=True),
+    *tables.layer("dense", f"{mlp}gate", *block("mlp.gate_proj.")),
+    *tables.layer("dense", f"{mlp}Dense_0", *block("mlp.up_proj.")),
+    *tables.scales(
+      block("layer_scale1.lambda1"), block("layer_scale2.lambda1")
+    ),
+    *tables.layer("norm", "Transformer/encoder_norm", *top("layernorm.")),
+    *tables.layer("dense", "head", "classifier."),
+  )
+
+
+def _hf_dinov2_registers() -> tuple[tables.Row, ...]:
+  base, tokens = "dinov2_with_registers", "embeddings.register_tokens"
+  registers = tables.Row("reg_tokens", (f"{base}.{tokens}", tokens))
+  return (*_hf_dinov2(base), registers)
+
+
+def _hf_dinov3() -> tuple[tables.Row, ...]:
+  """Returns the names in files, and those of transformers 5 in memory."""
+  mlp = f"{tables.BLOCK}MlpBlock_0/"
+
+  def block(name):
+    return (f"layer.{{i}}.{name}", f"model.layer.{{i}}.{name}")
+
+  return (
+    *tables.layer("conv", "embedding", "embeddings.patch_embeddings."),
+    tables.Row("cls", ("embeddings.cls_token",)),
+    tables.Row("reg_tokens", ("embeddings.register_tokens",)),
+    *tables.block(
+      tables.split(
+        tables.BLOCK,
+        {name: block(f"attention.{name[0]}_proj.") for name in tables.QKV},
+      ),
+      out=block("attention.o_proj."),
+      norms=(block("norm1."), block("norm2.")),
+      mlp=(block("mlp.up_proj."), block("mlp.down_proj.")),
+    ),
+    *tables.layer("dense", f"{mlp}gate", *block("mlp.gate_proj.")),
+    *tables.scales(
+      block("layer_scale1.lambda1"), block("layer_scale2.lambda1")
+    ),
+    *tables.layer("norm", "Transformer/encoder_norm", "norm."),
     *tables.layer("dense", "head", "classifier."),
   )
 
@@ -172,6 +288,15 @@ def _hf_siglip() -> tuple[tables.Row, ...]:
     *tables.layer("norm", f"{ours}LayerNorm_0", *top("head.layernorm.")),
     *tables.layer("dense", f"{ours}MlpBlock_0/Dense_0", *top("head.mlp.fc1.")),
     *tables.layer("dense", f"{ours}MlpBlock_0/Dense_1", *top("head.mlp.fc2.")),
+  )
+
+
+def _hf_siglip2() -> tuple[tables.Row, ...]:
+  """Returns the rows of models that take patches instead of images."""
+  kernel = "embedding/kernel"
+  return tuple(
+    row._replace(layout="patches") if row.leaf == kernel else row
+    for row in _hf_siglip()
   )
 
 
@@ -273,6 +398,11 @@ _TRANSFORMERS_TEXT = {
   "position numbers": r"\.position_ids$",
 }
 
+_MASKED = {"token of masked patches": r"^(.*\.)?embeddings\.mask_token$"}
+_DINO = {"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-6}
+_DINO_ACTS = ("gelu_exact", "silu", "gelu")
+_SIGLIP = {"pool_type": "map", "act": "gelu", "norm_eps": 1e-6}
+
 FAMILIES = {
   "big_vision": tables.Family(
     about="big_vision, AugReg, vision_transformer and soupjax (npz)",
@@ -295,8 +425,9 @@ FAMILIES = {
   ),
   "hf_vit": tables.Family(
     about="ViT, ViT-MAE, ViT-MSN and I-JEPA of transformers",
-    rows=_hf_vit(),
+    rows=_hf_vit("vit", "classifier."),
     prefixes=("", "module.", "ijepa."),
+    resample="bicubic",
     ignored={
       "pooler": r"^(vit\.)?pooler\.",
       "position numbers": r"\.position_ids$",
@@ -306,10 +437,47 @@ FAMILIES = {
     options={"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-12},
     acts=("gelu_exact",),
   ),
+  "hf_deit": tables.Family(
+    about="DeiT of transformers, with a distillation token",
+    rows=_hf_deit(),
+    positioned=("cls", "dist_token"),
+    resample="bicubic",
+    ignored={
+      **_MASKED,
+      "pooler": r"^(deit\.)?pooler\.",
+      "decoder of masked images": r"^decoder\.",
+    },
+    options={"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-12},
+    acts=("gelu_exact",),
+  ),
+  "hf_dinov2": tables.Family(
+    about="DINOv2 of transformers",
+    rows=_hf_dinov2("dinov2"),
+    resample="bicubic",
+    ignored=_MASKED,
+    options=_DINO,
+    acts=_DINO_ACTS,
+  ),
+  "hf_dinov2_registers": tables.Family(
+    about="DINOv2 with registers of transformers",
+    rows=_hf_dinov2_registers(),
+    resample="bicubic_antialias",
+    ignored=_MASKED,
+    options=_DINO,
+    acts=_DINO_ACTS,
+  ),
+  "hf_dinov3": tables.Family(
+    about="DINOv3ViTModel of transformers",
+    rows=_hf_dinov3(),
+    ignored=_MASKED,
+    options={**_DINO, "norm_eps": 1e-5, "rope": "dinov3", "posemb": "none"},
+    acts=_DINO_ACTS,
+  ),
   "hf_clip": tables.Family(
     about="CLIPModel and CLIPVisionModel of transformers: the vision tower",
     rows=_hf_clip(),
     ignored=_TRANSFORMERS_TEXT,
+    resample="bicubic",
     not_heads=r"^classifier\.",  # CLIPForImageClassification's: of the mean.
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),
@@ -319,7 +487,17 @@ FAMILIES = {
     rows=_hf_siglip(),
     ignored=_TRANSFORMERS_TEXT,
     not_heads=r"^classifier\.",  # SiglipForImageClassification's: of the mean.
-    options={"pool_type": "map", "act": "gelu", "norm_eps": 1e-6},
+    resample="bicubic",
+    options=_SIGLIP,
+    acts=("gelu", "gelu_exact"),
+  ),
+  "hf_siglip2": tables.Family(
+    about="Siglip2VisionModel of transformers, on square images",
+    rows=_hf_siglip2(),
+    resample="bilinear_antialias",
+    ignored=_TRANSFORMERS_TEXT,
+    not_heads=r"^classifier\.",
+    options=_SIGLIP,
     acts=("gelu", "gelu_exact"),
   ),
   "timm": tables.Family(
@@ -333,12 +511,14 @@ FAMILIES = {
       r"\b|^mask_token$",
     },
     positioned=("cls", "dist_token", "reg_tokens"),
+    resample="bicubic_antialias",
     options={"pool_type": "tok", "act": "gelu_exact"},
     acts=("gelu_exact", "quick_gelu", "silu"),
   ),
   "openclip": tables.Family(
     about="CLIP of OpenAI and OpenCLIP: the vision tower",
     rows=_openclip(),
+    resample="bicubic_antialias",
     ignored=_TEXT,
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import difflib
 import re
+import types
 from typing import Any
 
 # Part of the names of our leaves -> the option that makes a model have them.
@@ -55,6 +56,7 @@ def describe(
   missing: Mapping[str, str],
   unexpected: Mapping[str, str | None],
   misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+  twice: Mapping[str, str] = types.MappingProxyType({}),
 ) -> str:
   """Lists all leaves that do not fit; blocks that share a problem share a line.
 
@@ -63,6 +65,7 @@ def describe(
       has no name for it.
     unexpected: name in the checkpoint -> our leaf, None if we have none.
     misshapen: name in the checkpoint -> (its shape, the shape that is needed).
+    twice: unexpected name -> another name of the same leaf, which is read.
 
   Returns:
     Indented lines, "" if everything fits.
@@ -83,6 +86,8 @@ def describe(
     return text + (f"; nearest is {near[match[0]]}" if match else "")
 
   def describe_unexpected(name):
+    if name in twice:
+      return f": the same leaf as {twice[name]}; leave out one with skip="
     option = hint(unexpected[name])
     if option:
       return f"; a model with {option} has it"

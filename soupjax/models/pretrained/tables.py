@@ -8,6 +8,7 @@ of its array there. A leaf with several rows has the first whose name exists.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 
@@ -17,10 +18,22 @@ class Layout(NamedTuple):
   Attributes:
     read: `read(array, shape)` converts to our layout, with that shape.
     write: `write(array)` converts from our layout.
+    ndim: number of axes in the family; None for any.
   """
 
   read: Callable[[Any, tuple[int, ...]], Any]
   write: Callable[[Any], Any]
+  ndim: int | None = None
+
+
+def _patches(matrix: Any) -> tuple[int, ...]:
+  """Returns the shape of a convolution for a matrix (width, pixels)."""
+  width, pixels = matrix.shape
+  for channels in (3, 1):
+    side = math.isqrt(pixels // channels)
+    if side**2 * channels == pixels:
+      return (side, side, channels, width)
+  raise ValueError(f"{pixels} values are not a square patch of 3 or 1 colours.")
 
 
 LAYOUTS = {
@@ -28,7 +41,9 @@ LAYOUTS = {
   # PyTorch's (out, in) and (out, in, height, width).
   "dense": Layout(lambda x, _: x.T, lambda x: x.T),
   "conv": Layout(
-    lambda x, _: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+    lambda x, _: x.transpose(2, 3, 1, 0),
+    lambda x: x.transpose(3, 2, 0, 1),
+    ndim=4,
   ),
   # We have (width, heads, size) or (heads, size, width).
   "to_heads": Layout(
@@ -38,8 +53,16 @@ LAYOUTS = {
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
   ),
   "flat": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
+  # A matrix on flattened patches (height, width, colours).
+  "patches": Layout(
+    lambda x, shape: x.T.reshape(shape or _patches(x)),
+    lambda x: x.reshape(-1, x.shape[-1]).T,
+    ndim=2,
+  ),
   # Position embeddings without an axis for the batch.
   "table": Layout(lambda x, _: x[None], lambda x: x[0]),
+  # One number, with or without an axis.
+  "scalar": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(())),
 }
 
 
@@ -75,6 +98,8 @@ class Family:
       first: "always", "usually" or "seldom". Our ViT adds it to the token.
     positioned: the tokens before the patches that have positions if the class
       token has one, in order.
+    resample: how the library resizes position embeddings, a key of
+      `positions.METHODS`.
     without_positions: `posemb` of models without position embeddings.
     ignored: name of a rule -> regular expression of leaves that are left out,
       by their names after the prefix or any part of it.
@@ -90,6 +115,7 @@ class Family:
   prefixes: tuple[str, ...] = ("", "module.")
   class_position: str = "always"
   positioned: tuple[str, ...] = ("cls",)
+  resample: str = "corners"
   without_positions: str = "none"
   ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
   not_heads: str = r"^$"

@@ -190,6 +190,9 @@ def options(name: str) -> dict[str, Any] | None:
     "norm_eps": 1e-6,
     "pool_type": "tok",
     "no_embed_class": False,
+    "post_norm": False,
+    "pool_prefix": False,
+    "rope": "",
   }
   for given in matches:
     result |= given

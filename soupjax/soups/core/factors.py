@@ -51,9 +51,10 @@ def check(specs: Mapping[str, Any]) -> None:
     raise ValueError(
       f"{' and '.join(map(repr, names))} are factors of an adapter, such as "
       "LoRA. The product of averaged factors is not the average of the "
-      "products. Merge each adapter into its base model first "
-      "(merge_and_unload() in peft, fuse_lora() in diffusers), save that "
-      "model, and average the merged models."
+      "products. Give the folders of adapters of PEFT with their base "
+      "(sj.find_ingredients(pattern, base=...)); merge others into the base "
+      "first (merge_and_unload() in peft, fuse_lora() in diffusers), and "
+      "average the merged models."
     )
   if names := _quantised(specs):
     leaf, scale = names

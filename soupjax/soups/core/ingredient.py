@@ -109,6 +109,7 @@ class Ingredient:
     text: free text that its file stores with the weights, by key.
     changed: `changed()` describes the first of its files that has changed since
       it was opened, "" if none has; None for trees in memory.
+    base: the model below an adapter; None for a model of its own.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})
@@ -130,6 +131,7 @@ class Ingredient:
   ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
   text: Mapping[str, str] = dataclasses.field(default_factory=dict)
   changed: Callable[[], str] | None = None
+  base: "Ingredient | None" = None
 
   @classmethod
   def from_params(

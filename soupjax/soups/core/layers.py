@@ -11,6 +11,7 @@ from typing import Any
 # Leaves outside the layers come before them if their name matches, else after.
 _BEFORE = re.compile(
   r"embed|patch|pos(?!t)|cls|token|stem|root|wte|wpe|ln_pre|norm_pre|pre_norm|"
+  r"(^|[/.])rope[/.]|"
   r"pre_layr?norm|(^|[/.])(conv|bn)(1|_init|_proj)([/.]|$)",
   re.IGNORECASE,
 )

@@ -45,7 +45,7 @@ class Evaluations:
         data.eval_batches(
           source,
           batch_size=batch_size,
-          preprocess=cook_config.eval_ops(config),
+          preprocess=cook_config.eval_ops(config, inputs.ops.get(name, "")),
           process_index=jax.process_index(),
           process_count=jax.process_count(),
         ),
@@ -103,7 +103,7 @@ class Evaluations:
       if keep_logits:
         files.write_arrays(self._file("logits", LABELS), labels)
         files.write_arrays(self._file("logits", name), logits)
-      record.parent.mkdir(exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, results)
     processes.barrier(f"evaluated {name}")
     return results
@@ -140,8 +140,8 @@ class Evaluations:
     if not file.exists():
       return None
     try:
-      with np.load(file, allow_pickle=False) as stored:
-        return {dataset: stored[dataset] for dataset in self._evaluators}
+      stored = files.read_arrays(file)
+      return {dataset: stored[dataset] for dataset in self._evaluators}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
 
@@ -232,11 +232,11 @@ class Evaluations:
   def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
     """Reads whether each image was right, as float64; None if it is missing."""
     try:
-      with np.load(self._file("correct", name), allow_pickle=False) as stored:
-        return {
-          dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
-          for dataset, values in results.items()
-        }
+      stored = files.read_arrays(self._file("correct", name))
+      return {
+        dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
+        for dataset, values in results.items()
+      }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
       return None
 
@@ -250,7 +250,7 @@ class Evaluations:
 
   def _file(self, folder: str, name: str) -> pathlib.Path:
     path = self._workdir / folder / f"{name}.npz"
-    path.parent.mkdir(exist_ok=True)
+    files.make_directory(path.parent)
     return path
 
 

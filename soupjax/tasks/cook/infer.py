@@ -8,8 +8,9 @@ import dataclasses
 import ml_collections
 
 from soupjax import data, models
+from soupjax.checkpoints import companions
 from soupjax.data import pipeline
-from soupjax.models import pretrained
+from soupjax.models import pretrained, rope
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import config as cook_config
@@ -19,7 +20,10 @@ _EXAMPLES = """
   resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)
   resize(224)|value_range(-1, 1)"""
 # Options that do not change shapes, which are compared leaf by leaf.
-_SILENT = ("num_heads", "act", "norm_eps", "pool_type")
+_SILENT = (
+  *("num_heads", "act", "norm_eps", "pool_type", "post_norm"),
+  *("pool_prefix", "pool_heads", "rope", "rope_grid"),
+)
 
 
 def resolve(
@@ -74,6 +78,12 @@ def resolve(
       "file beside it, and its size is unusual. Give --config.model.num_heads, "
       f"a divisor of the width {options['width']}, or its config.json."
     )
+  if first.options.get("rope", "") is None and "rope" not in given:
+    raise ValueError(
+      f"It is unknown whether {origin.path} has rotary positions: its leaves "
+      "do not show it. Give --config.model.rope, one of "
+      f"{', '.join(map(repr, rope.ROPES))} or '' for none, or its config.json."
+    )
 
   # --- The config without gaps ------------------------------------------------
   full = ml_collections.ConfigDict(config.to_dict())
@@ -86,7 +96,7 @@ def resolve(
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
   _check_full(full, origin.path or origin.name)
   described = next(filter(None, prepared), None)
-  described = described or preprocessing.recorded(origin.path)
+  described = described or preprocessing.recorded(companions.home(origin))
   lines = [*_lines(full, first, filled, described), *warnings]
   return full.lock(), first, lines
 
@@ -100,7 +110,7 @@ def _prepared(config, ingredients, detected):
   prepared, warnings = [], []
   for ingredient, model in zip(ingredients, detected):
     try:
-      ops = preprocessing.of_files(ingredient.path, model.family)
+      ops = preprocessing.of_files(companions.home(ingredient), model.family)
     except ValueError as e:
       if not config.data.eval_ops:
         raise
@@ -117,7 +127,7 @@ def _eval_ops(config, ingredients, prepared):
     ValueError: if an ingredient was trained on pixels of other values.
   """
   texts = [
-    ops or preprocessing.recorded(ingredient.path)
+    ops or preprocessing.recorded(companions.home(ingredient))
     for ingredient, ops in zip(ingredients, prepared)
   ]
   given = cook_config.eval_ops(config) or next(filter(None, texts), "")
@@ -173,10 +183,10 @@ def _check_full(config, path: str) -> None:
 
 
 def check_images(
-  config: ml_collections.ConfigDict, source: data.Source
+  config: ml_collections.ConfigDict, source: data.Source, before: str = ""
 ) -> None:
   """Raises a ValueError if prepared images do not have the model's size."""
-  ops, side = cook_config.eval_ops(config), config.data.image_size
+  ops, side = cook_config.eval_ops(config, before), config.data.image_size
   # The first image that can be decoded.
   shape = pipeline.Reader(source, data.Preprocess(ops), 0).blank().shape
   if shape != (side, side, 3):

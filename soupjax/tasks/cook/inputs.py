@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import glob
+import hashlib
+import json
 import os
 import pathlib
 import re
@@ -15,8 +17,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from soupjax import buckets, data, evaluators, files, sharding
 from soupjax import config as config_lib
-from soupjax import data, evaluators, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
 from soupjax.models import pretrained
@@ -50,6 +52,7 @@ class CookInputs:
     minival: the source of held-out images.
     tests: name -> source of a test set.
     outputs: name -> the outputs over which a test set is evaluated, if not all.
+    ops: name -> operations of a test set that come before `data.eval_ops`.
     ingredients: with the leaves of the model.
     initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
@@ -63,6 +66,7 @@ class CookInputs:
   minival: data.Source
   tests: Mapping[str, data.Source]
   outputs: Mapping[str, tuple[int, ...]]
+  ops: Mapping[str, str]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
   original: Ingredient
@@ -138,7 +142,9 @@ def open_inputs(
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
   """
-  opened = open_lib.find_ingredients(patterns(config))
+  opened = open_lib.find_ingredients(
+    patterns(config), base=config.base or config.initial or None
+  )
   start = open_lib.open_ingredient(config.initial) if config.initial else None
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
@@ -178,6 +184,7 @@ def open_inputs(
     minival=minival,
     tests=tests,
     outputs=outputs,
+    ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
     ingredients=ingredients,
     initial=initial,
     original=opened[0],
@@ -237,11 +244,12 @@ def _safe(name: str) -> str:
 
 def _open_sources(config, detected, notes):
   """Opens minival and the test sets, labelled by the models' outputs."""
-  c, places = config.data, cook_config.tests(config)
+  c, asked = config.data, cook_config.tests(config)
   options = {"data_dir": c.data_dir or None}
   minival = data.open_source(c.name, c.minival or c.train, **options)
   tests = {
-    name: data.open_source(*place, **options) for name, place in places.items()
+    name: data.open_source(test.dataset, test.split, **options)
+    for name, test in asked.items()
   }
   for name, test in tests.items():
     if shared := data.shared_examples(minival, test):
@@ -266,12 +274,14 @@ def _open_sources(config, detected, notes):
     if name == "minival" and not c.classes:
       known = detected.classes
     notes += classes_lib.incomparable(source, known, name)
-    infer.check_images(config, source)
-  asked, outputs = cook_config.test_classes(config), {}
+    before = asked[name].ops if name in asked else ""
+    infer.check_images(config, source, before)
+  outputs = {}
   for name, source in tests.items():
     chosen = classes_lib.evaluated(
-      source, places[name][0], asked[name], own[name], classes, f"tests.{name}"
-    )
+      source, asked[name].dataset, asked[name].classes, own[name], classes,
+      f"tests.{name}",
+    )  # fmt: skip
     if chosen is not None:
       outputs[name] = chosen
     notes += classes_lib.about_outputs(source, chosen, name)
@@ -334,6 +344,11 @@ def check_unchanged(
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
   present = {i.name: identity(i.path) for i in ingredients}
   present |= {
+    f"the base of {i.name}": identity(i.base.path)
+    for i in ingredients
+    if i.base
+  }
+  present |= {
     f"the set {name}": [source.name, len(source), source.num_classes]
     for name, source in inputs.sets.items()
   }
@@ -341,6 +356,7 @@ def check_unchanged(
     f"the classes of {name}": list(chosen)
     for name, chosen in inputs.outputs.items()
   }
+  present |= {f"the operations of {k}": ops for k, ops in inputs.ops.items()}
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:
@@ -373,9 +389,9 @@ def is_record_of(
 def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   paths: list[str] = []
-  for pattern in [*patterns(config), config.initial]:
-    if "://" in pattern:
-      paths.append(pattern)
+  for pattern in [*patterns(config), config.initial, config.base]:
+    if buckets.is_remote(pattern):
+      paths += open_lib.matches(pattern)
     else:
       paths += glob.glob(os.path.expanduser(pattern), recursive=True)
   return [identity(path) for path in sorted(paths)]
@@ -398,8 +414,11 @@ def changed(
 
 def identity(path: str) -> list[Any]:
   """Returns a path with the size and the time of its files."""
-  if "://" in path:
-    return [path]
+  if buckets.is_remote(path):
+    if not buckets.is_directory(path):
+      return [path, *buckets.identity(path)]
+    text = json.dumps(buckets.objects(path)).encode()
+    return [path, hashlib.sha256(text).hexdigest()]
   root = pathlib.Path(path)
   # Overwriting a file does not change the time of its directory.
   contents = [p for p in root.rglob("*") if p.is_file()]
@@ -427,7 +446,13 @@ def plan(inputs: CookInputs) -> str:
   start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
   lines.append(f"start: {start}")
   lines += [
-    "; ".join([f"{name}: {source.name}, {len(source)} images", *source.notes])
+    "; ".join(
+      [
+        f"{name}: {source.name}, {len(source)} images",
+        *filter(None, [inputs.ops.get(name)]),
+        *source.notes,
+      ]
+    )
     for name, source in inputs.sets.items()
   ]
   if not inputs.tests:

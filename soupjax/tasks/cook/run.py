@@ -31,7 +31,7 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, soups
+from soupjax.tasks.cook import evaluate, inputs, needs, soups
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -57,11 +57,14 @@ def run(
     ValueError: if the config cannot work, or checkpoints, model and data do not
       fit together.
   """
-  workdir = pathlib.Path(path).expanduser().absolute() if path else None
+  workdir = files.path_of(path) if path else None
   if not dry_run and _print_finished(config, workdir):
     return workdir / "report.html"
   opened = planned(config, workdir)
   if dry_run:
+    needed = needs.cooking(opened, path)
+    if _first():
+      print(needed)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
@@ -114,7 +117,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
     if _first():
       record = workdir / "ingredients" / name / "hyperparameters.json"
-      record.parent.mkdir(parents=True, exist_ok=True)
+      files.make_directory(record.parent)
       files.write_json(record, dict(ingredient.hyperparameters))
     progress.step(images=opened.num_images)
   _write_choices(opened, ingredients, workdir)
@@ -216,11 +219,11 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
   """Makes every soup that does not exist yet; returns their names."""
   config, place = opened.config.cook, opened.place
   folder = workdir / "soups"
-  folder.mkdir(exist_ok=True)
+  files.make_directory(folder)
 
   def cook(name, make, state):
     """Makes and saves a soup; `state` resumes it after a kill."""
-    if workdir_lib.exists(folder / name):
+    if workdir_lib.has_model(folder / name):
       return
     params, records = make(name, state)
     workdir_lib.save_model(folder / name, params, **records)
@@ -276,13 +279,13 @@ def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   npz = opened.family in ("big_vision", "mixer")
   # With these configs beside it, a soup is a folder that other libraries open.
-  beside = companions.beside(opened.ingredients[0].path)
+  beside = companions.beside(companions.home(opened.ingredients[0]))
   file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
   if beside:
     file = path / "model.safetensors"
   if workdir_lib.exists(file):
     return
-  file.parent.mkdir(parents=True, exist_ok=True)
+  files.make_directory(file.parent)
   if _first():
     companions.copy(beside, path)
   params = open_lib.load_params(soup)

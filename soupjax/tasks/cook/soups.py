@@ -210,7 +210,7 @@ def ensembles(
   )
   if jax.process_index() == 0:
     record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
+    files.make_directory(record.parent)
     files.write_json(record, greedy_record(config, metric, choice))
   members = {"ensemble": names, "greedy_ensemble": choice.selected}
   means = {

@@ -14,16 +14,20 @@ import numpy as np
 from soupjax import config as config_lib
 from soupjax import models, sharding
 from soupjax.data import batch_ops
-from soupjax.train import losses, optimizers, schedules
+from soupjax.models.pretrained import mappings
+from soupjax.tasks import zeroshot
+from soupjax.train import adapters, losses, optimizers, schedules
 from soupjax.train import step as train_step
 
 # Keys that all members of a sweep share, so that they start from the same
 # weights and can be averaged.
 SHARED = (
-  *("task", "init", "probe", "model", "population", "sharding", "tests"),
+  *("task", "init", "zeroshot", "probe", "model", "population", "sharding"),
+  "tests",
   *("data.name", "data.data_dir", "data.train", "data.minival"),
   *("data.minival_per_class", "data.eval_ops", "data.image_size"),
   *("data.num_classes", "data.num_train"),
+  *("adapter.kind", "adapter.family"),
 )
 # Exceptions below `SHARED`, which change no weights of the start.
 FREE = ("model.dropout", "model.stochastic_depth")
@@ -70,16 +74,20 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.name = "vit"  # Or "mixer".
+  # Of `models.variant`; "init" is the model of init.path, a ViT.
   c.model.variant = "B/16"
   c.model.dropout = 0.0
   c.model.stochastic_depth = 0.0
 
   c.init = ml_collections.ConfigDict()
   c.init.path = ""  # A checkpoint; empty starts from random weights.
-  c.init.head = "auto"  # See `models.pretrained.load_pretrained`.
+  # See `models.pretrained.load_pretrained`; or "zeroshot": the names of the
+  # classes, through the text tower of the checkpoint.
+  c.init.head = "auto"
   # Regular expression of leaves of the checkpoint to leave out.
   c.init.skip = ""
   c.init.seed = 0
+  c.zeroshot = zeroshot.default_config()
 
   c.probe = ml_collections.ConfigDict()
   c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the initial head.
@@ -106,6 +114,14 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.loss = "softmax"  # Or "sigmoid", or a registered or imported one.
   c.freeze = ()  # Regular expressions of leaves.
+  # Trains an adapter and the head, and writes files of PEFT beside every
+  # ingredient (docs/adapters.md).
+  c.adapter = ml_collections.ConfigDict()
+  c.adapter.kind = ""  # "lora" or "ia3"; "" trains all weights.
+  c.adapter.rank = 8
+  c.adapter.alpha = 8.0
+  c.adapter.targets = ""  # Regular expression of kernels; "": attention.
+  c.adapter.family = ""  # Of the names in the files; "": as `init.path`.
   c.decay = "."  # Regular expression of the leaves with weight decay.
   c.accumulate = 1  # Parts of a batch, one after another.
   # Steps in one call of the devices; more than one helps if a step takes only
@@ -130,6 +146,40 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+def with_model_of_start(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Replaces the variant "init" by the options of the model of `init.path`.
+
+  Options that the checkpoint leaves open are those of the config, and so is the
+  number of classes.
+
+  Raises:
+    ValueError: if there is no checkpoint, or it is not that of a ViT.
+  """
+  if config.model.get("variant") != "init":
+    return config
+  c = config.init
+  if not c.path:
+    raise ValueError(
+      "model.variant='init' is the model of init.path, which is empty: give "
+      "--config.init.path, or a variant such as B/16."
+    )
+  found = models.pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
+  if not found.options or config.model.name != "vit":
+    raise ValueError(
+      "model.variant='init' needs model.name='vit' and a checkpoint of a ViT, "
+      f"but {c.path} is of {found.family!r}: give its variant."
+    )
+  known = {k: v for k, v in found.options.items() if v is not None}
+  known.pop("num_classes", None)
+  resolved = ml_collections.ConfigDict(config.to_dict())
+  resolved.model = ml_collections.ConfigDict(
+    {**config.model.to_dict(), "variant": "", **known}
+  )
+  return resolved.lock()
+
+
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
   """Builds the model that a config names.
 
@@ -146,6 +196,19 @@ def build_tx(config: ml_collections.ConfigDict):
   """Builds the optimizer that a config names; see `optimizers.make`."""
   options = config.optimizer.to_dict()
   return optimizers.make(options.pop("name"), **options)
+
+
+def adapter_of(config: ml_collections.ConfigDict) -> adapters.Adapter | None:
+  """Returns the adapter that a config trains, None if it trains the model."""
+  options = config.adapter.to_dict()
+  del options["family"]
+  return adapters.Adapter(**options) if options["kind"] else None
+
+
+def frozen(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """Returns regular expressions of the leaves that are not trained."""
+  adapter = adapter_of(config)
+  return (*config.freeze, *([adapter.frozen] if adapter else []))
 
 
 def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
@@ -274,7 +337,15 @@ def hyper(config, num_train: int) -> train_step.Hyper:
 
 def static(config, *, off: Sequence[str], l2_sp: bool) -> str:
   """Serialises the settings of a compiled step; equal texts share one step."""
-  keys = ("model", "optimizer", "loss", "freeze", "decay", "accumulate")
+  keys = (
+    "model",
+    "optimizer",
+    "loss",
+    "freeze",
+    "adapter",
+    "decay",
+    "accumulate",
+  )
   keys += ("data.batch_size", "data.batch_ops", "steps_per_call")
   values = config_lib.to_dict(config)
   parts = [
@@ -300,6 +371,19 @@ def member_config(
         "the same weights to be averaged. Use another --workdir."
       )
   return config_lib.updated(config, overrides, what=f"Member {k} of the sweep")
+
+
+def _check_zeroshot(config: ml_collections.ConfigDict) -> None:
+  """Checks that a model can start from a zero-shot head."""
+  if not config.init.path:
+    raise ValueError(
+      "init.head='zeroshot' needs init.path, a checkpoint with a text tower"
+    )
+  if not config.model.get("normalize"):
+    raise ValueError(
+      "init.head='zeroshot' needs model.normalize=True: the features of CLIP "
+      "are scaled to length 1 before the head"
+    )
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -329,6 +413,18 @@ def check(config: ml_collections.ConfigDict) -> None:
   durations += ["log", "checkpoint", "probe.total"]
   for key in durations + ["ingredients"] * bool(config.ingredients):
     problems.attempt(steps, config, key, 1)
+  if config.adapter.kind:
+    kinds = adapters.KINDS
+    expect("adapter.kind", f"one of {', '.join(kinds)}", lambda v: v in kinds)
+    problems.expect_counts("adapter.rank")
+    expect("adapter.alpha", "a positive number", lambda v: v > 0)
+    expect("hyper.l2_sp", "0 with an adapter", lambda v: v == 0)
+    families = sorted(mappings.FAMILIES)
+    expect(
+      "adapter.family",
+      f"one of {', '.join(families)}",
+      lambda v: not v or v in families,
+    )
   if config.data.batch_size % max(config.accumulate, 1):
     problems.errors.append(
       f"accumulate={config.accumulate} does not divide data.batch_size="
@@ -337,4 +433,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for build in (build_model, build_tx, build_augment, sharding_rules):
     problems.attempt(build, config)
   problems.attempt(losses.LOSSES.get, config.loss)
+  if config.init.head == "zeroshot":
+    problems.attempt(zeroshot.check, config.zeroshot)
+    problems.attempt(_check_zeroshot, config)
   problems.raise_if_any()

@@ -40,6 +40,7 @@ def plan(
     ValueError: if the config, or that of a member, cannot work, or there is no
       member with the index.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
   members = run.chosen(run.members_of(config, "", sweep), index)

@@ -25,8 +25,9 @@ from soupjax.models import pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks import zeroshot
+from soupjax.tasks.finetune import adapter_files, pixels, step
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import pixels, step
 from soupjax.train import probe
 
 PyTree = Any
@@ -63,6 +64,7 @@ class Job:
     l2_sp: whether any member is pulled to the start.
     compiled: by static config and number of members.
     held: train sets in memory, by their operations; None for one that is not.
+    base: of the files of adapters; None if the whole model is trained.
   """
 
   config: Any
@@ -76,6 +78,7 @@ class Job:
   l2_sp: bool
   compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
   held: dict[str, Any] = dataclasses.field(default_factory=dict)
+  base: adapter_files.Base | None = None
 
 
 def open_job(
@@ -106,6 +109,9 @@ def open_job(
   )
   model = settings.build_model(config)
   init_hash = _shared_start(config, model, train, mesh, workdir)
+  base = None
+  if settings.adapter_of(config):
+    base = adapter_files.base_of(config, model, workdir)
   return Job(
     config=config,
     mesh=mesh,
@@ -116,6 +122,7 @@ def open_job(
       workdir / "initial", sharding=step.leaf_sharding(config, model, mesh)
     ),
     init_hash=init_hash,
+    base=base,
     **settings.shared_options([m.config for m in members]),
   )
 
@@ -165,14 +172,17 @@ def _shared_start(
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:  # The others wait in `agreed`.
       stack.enter_context(workdir_lib.waiting(workdir / ".initial.lock"))
-    if not workdir_lib.agreed(start.exists()):
+    if not workdir_lib.has_model(start):
       _check_classes(config, train)
       params = _initial_params(config, model)
+      records = {}
+      if config.init.head == "zeroshot":
+        params, records["zeroshot"] = _zeroshot(config, params, train)
       if _probe_steps(config):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
       host = jax.tree.map(np.asarray, params)
       value = init_hash(Ingredient.from_params("initial", host))
-      workdir_lib.save_model(start, host, init={"init_hash": value})
+      workdir_lib.save_model(start, host, init={"init_hash": value}, **records)
     return files.read_json(start / "init.json")["init_hash"]
 
 
@@ -183,7 +193,7 @@ def _check_classes(config, train: data.Source) -> None:
     ValueError: naming a class that is another output of the checkpoint.
   """
   c = config.init
-  if not c.path or c.head == "new" or _probe_steps(config):
+  if not c.path or c.head in ("new", "zeroshot") or _probe_steps(config):
     return
   start = pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
   if start.options.get("num_classes") != train.num_classes:
@@ -216,11 +226,36 @@ def _initial_params(config, model) -> PyTree:
   return pretrained.load_pretrained(
     config.init.path,
     model,
-    head=config.init.head,
+    head="new" if config.init.head == "zeroshot" else config.init.head,
     image_size=size,
     skip=[config.init.skip] if config.init.skip else [],
     init=init,
   )
+
+
+def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
+  """Starts the head from the names of the classes (arXiv 2109.01903).
+
+  Raises:
+    ValueError: if names or text tower cannot be used.
+  """
+  c, skip = config.init, [config.init.skip] if config.init.skip else []
+  names = zeroshot.names_of(
+    config.zeroshot,
+    train.num_classes,
+    train.name,
+    train.class_names,
+    pretrained.detect(c.path, skip=skip).classes,
+  )
+  kernel, record = zeroshot.head(c.path, names, config.zeroshot.templates, skip)
+  head = params["head"]
+  if kernel.shape != head["kernel"].shape:
+    raise ValueError(
+      f"Embeddings of texts have size {len(kernel)} in {c.path}, and the "
+      f"features of the model {len(head['kernel'])}: set model.proj_size="
+      f"{len(kernel)}, as in the checkpoint."
+    )
+  return {**params, "head": {**head, "kernel": kernel}}, record
 
 
 def init_hash(start: Ingredient) -> str:
@@ -268,4 +303,6 @@ def _probed(config, model, params, train, mesh) -> PyTree:
     num_classes=model.num_classes,
     l2=config.probe.l2,
     steps=_probe_steps(config),
+    # ELEVATER (arXiv 2204.08790) starts probes from the zero-shot head.
+    init=params["head"] if config.init.head == "zeroshot" else None,
   )

@@ -18,9 +18,9 @@ from soupjax.checkpoints import train_state
 from soupjax.metric_writers import MetricWriter
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.finetune import adapter_files, step
 from soupjax.tasks.finetune import batches as batches_lib
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import step
 from soupjax.tasks.finetune.job import Job, Member
 from soupjax.train import step as train_step
 
@@ -91,6 +91,7 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
     if i and i % checkpoint == 0 and first < i < end:
       run.check_finite(i, metrics)
       run.flush()
+      run.sync_files()
       if not run.failed:
         saver.save(i, state, {"step": i, "data": batches.get_state()})
     if i >= end or len(run.failed) == len(members):
@@ -219,20 +220,44 @@ class _Run:
       versions[f"{name}_ema_{decay}"] = decay, average
     for name, (decay, params) in versions.items():
       path = member.directory / "ingredients" / name
-      if workdir_lib.agreed(path.exists()):
+      if workdir_lib.has_model(path):
         continue  # Saved before the run was killed.
+      adapted = params()
+      full = self._merged(adapted, member)
       try:
-        metrics = self.job.minival.metrics(params())
+        metrics = self.job.minival.metrics(full)
       except ValueError as e:
         self.failed[member.name] = f"{member.name}, {name}: {e}"
         return
-      workdir_lib.save_model(
-        path,
-        params(),
-        metrics=metrics,
-        hyperparameters=_hyperparameters(member.config)
+      records = {
+        "metrics": metrics,
+        "hyperparameters": _hyperparameters(member.config)
         | {"steps": i, "ema": decay, "init_hash": self.job.init_hash},
+      }
+      if self.job.base is not None:
+        self._save_adapter(name, adapted, member, records)
+      workdir_lib.save_model(path, full, **records)
+
+  def _merged(self, params, member: Member):
+    """Returns the parameters of the model, without the leaves of an adapter."""
+    adapter = settings.adapter_of(member.config)
+    return jax.jit(adapter.merged)(params) if adapter else params
+
+  def _save_adapter(self, name, params, member: Member, records) -> None:
+    """Writes the trained leaves as an adapter, before the ingredient."""
+    if jax.process_index() == 0:
+      adapter_files.write(
+        member.directory / "adapters" / name,
+        params,
+        member.config,
+        self.job.base,
+        **records,
       )
+
+  def sync_files(self) -> None:
+    """Uploads the log files in a bucket."""
+    for writer in self._writers:
+      writer.sync()
 
   def close(self) -> None:
     """Writes pending metrics and closes the log files."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from soupjax import data, files
+from soupjax import buckets, data, files
 from soupjax.tasks import estimate
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import programs, run, step
@@ -68,7 +68,7 @@ def needs(
     ingredients=(1 + along) * (1 + len(config.hyper.ema)),
     states=states,
     share=share,
-    free=files.free_bytes(os.path.abspath(workdir or ".")),
+    free=_free(workdir or "."),
     notes=tuple(notes),
   )
 
@@ -137,3 +137,10 @@ def _decoded(config, image: int) -> tuple[float, float, list[str]]:
     elif c.num_train * image <= room:
       held = c.num_train * image
   return held, minival, notes
+
+
+def _free(workdir) -> float | None:
+  """Returns the free bytes of a disk; None for a bucket."""
+  if buckets.is_remote(workdir):
+    return None
+  return files.free_bytes(os.path.abspath(workdir))

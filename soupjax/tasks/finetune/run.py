@@ -13,9 +13,8 @@ from absl import logging
 import jax
 import ml_collections
 
-from soupjax import processes
+from soupjax import buckets, files, processes
 from soupjax.checkpoints import replaceable
-from soupjax.checkpoints.formats import byte_ranges
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import loop, pixels
@@ -44,15 +43,12 @@ def run(
     ValueError: if the config cannot work, or a run failed, after the others
       were run.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
-  if "://" in str(path):
-    raise ValueError(
-      f"--workdir={path} is not a directory: mount the bucket (gcsfuse), and "
-      "give the path in it."
-    )
-  workdir = pathlib.Path(path).expanduser().absolute()
-  if config.init.path and not byte_ranges.is_remote(config.init.path):
+  workdir = files.path_of(path)
+  remote = buckets.is_remote(config.init.path) or buckets.is_remote(workdir)
+  if config.init.path and not remote:
     replaceable.check_folder(workdir, os.path.expanduser(config.init.path))
   # Compiled functions depend on all members, so that a member run by itself
   # gives the same numbers.
@@ -108,7 +104,7 @@ def members_of(
   Raises:
     ValueError: if the config of one cannot work, naming it.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.path_of(workdir)
   if sweep is None:
     return [Member("run", config, workdir)]
   members = []

@@ -15,7 +15,7 @@ import numpy as np
 
 from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
-from soupjax.train import optimizers
+from soupjax.train import adapters, optimizers
 from soupjax.train import step as train_step
 
 PyTree = Any
@@ -121,22 +121,31 @@ def compile_step(
       f"decay={config.decay!r} matches none of the leaves that --dry_run "
       "lists, so no weight would decay. hyper.weight_decay=0 turns it off."
     )
-  tx = settings.build_tx(config)
+  tx, adapter = settings.build_tx(config), settings.adapter_of(config)
+  frozen = settings.frozen(config)
+  if adapter:
+    model = adapters.Adapted(model, adapter)
   step = train_step.make_step(
     model,
     tx,
     settings.build_augment(config, off),
     loss=config.loss,
-    frozen=config.freeze,
+    frozen=frozen,
     decay=config.decay,
     accumulate=config.accumulate,
     sam=config.hyper.sam_rho > 0,
     l2_sp=l2_sp,
   )
 
+  def adapted(params):
+    if not adapter:
+      return params
+    # Members start from the same factors, as from the same weights.
+    return adapter.added(params, jax.random.key(config.init.seed))
+
   def begin(params):
     state = train_step.init_state(
-      params, tx, frozen=config.freeze, num_ema=len(config.hyper.ema)
+      adapted(params), tx, frozen=frozen, num_ema=len(config.hyper.ema)
     )
     if count > 1:
       state = jax.tree.map(
@@ -153,7 +162,8 @@ def compile_step(
     step = side_by_side(step, mesh)
     places = jax.tree.map(lambda _: sharding.along(mesh, "member"), shapes)
   else:
-    places = shardings(config, mesh, shapes, params)
+    own = jax.eval_shape(adapted, params)
+    places = shardings(config, mesh, shapes, own)
   everywhere = sharding.replicated(mesh)
   step = several_steps(step, config.steps_per_call)
   return Compiled(

@@ -375,6 +375,41 @@ def test_leaves_outside_the_model_are_accounted_for():
   assert "fc.weight is (5, 16), and (5, 8) is needed" in text
 
 
+def test_leaves_that_are_saved_twice_are_named():
+  model = vit(pool_type="tok", act="gelu_exact", layer_scale=1e-5)
+  leaves = pretrained.export(params_of(model), model, "timm")
+  other = {"blocks.0.gamma_1": leaves["blocks.0.ls1.gamma"]}
+  text = wrong({**leaves, **other}, model)
+  assert "gamma_1: the same leaf as blocks.0.ls1.gamma; leave out one" in text
+  load({**leaves, **other}, model, skip=["gamma_1"])
+
+
+def test_a_prefix_chooses_one_of_several_models():
+  # As in checkpoints of MoCo v3.
+  model = vit(pool_type="tok", act="gelu_exact")
+  params = params_of(model)
+  leaves = pretrained.export(params, model, "timm")
+  both = {
+    f"module.{name}.{k}": v + (name == "momentum_encoder")
+    for name in ("base_encoder", "momentum_encoder")
+    for k, v in leaves.items()
+  }
+  prefix = "module.base_encoder."
+  source = sj.Ingredient.from_params("moco", both)
+  assert pretrained.detect(source, prefix=prefix).options["depth"] == 3
+  chex.assert_trees_all_equal(load(both, model, prefix=prefix), params)
+  lazy = pretrained.as_ingredient(source, model, prefix=prefix)
+  chex.assert_trees_all_equal(lazy.load(), params)
+
+
+def test_positions_without_a_square_grid_are_not_resampled():
+  model = vit(pool_type="tok", layer_scale=1e-5, registers=2, act="gelu_exact")
+  images = np.zeros((1, 8, 12, 1), np.float32)
+  leaves = pretrained.export(params_of(model, images), model, "timm")
+  with pytest.raises(ValueError, match="6 position embeddings.*square"):
+    load(leaves, model, image_size=12)
+
+
 def test_parts_that_our_models_lack_are_named():
   model = vit(pool_type="tok", act="gelu_exact")
   leaves = pretrained.export(params_of(model), model, "timm")

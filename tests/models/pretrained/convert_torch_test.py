@@ -12,6 +12,7 @@ import torch_models
 
 import soupjax as sj
 from soupjax.models import ViT, pretrained
+from soupjax.models.pretrained import positions
 
 IMAGES = torch_models.IMAGES
 SIZES = {
@@ -316,3 +317,42 @@ def test_sizes_are_those_of_timm(name):
   assert result + model.width == sum(
     p.numel() for p in torch_model.parameters()
   )
+
+
+@pytest.mark.parametrize(
+  "method, settings",
+  [
+    ("bicubic", {"mode": "bicubic"}),
+    ("bicubic_antialias", {"mode": "bicubic", "antialias": True}),
+    ("bilinear_antialias", {"mode": "bilinear", "antialias": True}),
+  ],
+)
+@pytest.mark.parametrize("old", [(4, 4), (3, 5)])
+@pytest.mark.parametrize("new", [(7, 7), (2, 9), (3, 3)])
+def test_positions_are_resampled_as_in_torch(method, settings, old, new):
+  torch = torch_models.torch()
+  table = np.random.default_rng(0).normal(size=(1, *old, 6))
+  table = table.astype(np.float32)
+  image = torch.from_numpy(table).permute(0, 3, 1, 2)
+  expected = torch.nn.functional.interpolate(
+    image, size=new, align_corners=False, **settings
+  )
+  expected = expected.permute(0, 2, 3, 1).reshape(1, -1, 6).numpy()
+  result = positions.resample(table.reshape(1, -1, 6), new, method, old)
+  np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+def test_timm_resamples_positions_alike(tmp_path):
+  timm = torch_models.package("timm")
+  name, sizes = "vit_small_patch14_reg4_dinov2", {"patch_size": 4, "depth": 1}
+  sizes |= {"embed_dim": 24, "num_heads": 3, "num_classes": 5}
+  theirs = torch_models.randomize(timm.create_model(name, img_size=8, **sizes))
+  torch_models.torch().save(theirs.state_dict(), tmp_path / "a.pt")
+  theirs.set_input_size(img_size=(16, 16))
+  options = pretrained.detect(tmp_path / "a.pt").options
+  model = ViT(**{**options, "num_heads": 3})
+  params = pretrained.load_pretrained(
+    tmp_path / "a.pt", model, image_size=IMAGES.shape[1:3]
+  )
+  expected = torch_models.outputs(theirs)
+  np.testing.assert_allclose(logits(model, params), expected, atol=1e-4)

@@ -3,7 +3,9 @@
 """Checkpoints from elsewhere are cooked as their own libraries mean them."""
 
 import json
+import shutil
 
+import family_models
 import helpers
 import jax
 import numpy as np
@@ -14,7 +16,8 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.tasks.cook import classes
+from soupjax.tasks.cook import classes, infer
+from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import run as cook
 
 CONFIG = str(helpers.ROOT / "configs" / "cook.py")
@@ -386,3 +389,72 @@ def test_hardly_better_than_chance_is_a_warning(place, caplog):
   with caplog.at_level("WARNING"):
     cook.run(config, place / "soups")
   assert "hardly better than chance" in caplog.text
+
+
+def write_adapter(path, seed, classes=3, **config):
+  """Writes a LoRA of the queries with a head of its own."""
+  rng = np.random.default_rng(seed)
+  query = "vit.encoder.layer.0.attention.attention.query"
+  shapes = {
+    f"{query}.lora_A.weight": (2, MODEL.width),
+    f"{query}.lora_B.weight": (MODEL.width, 2),
+    "classifier.weight": (classes, MODEL.width),
+    "classifier.bias": (classes,),
+  }
+  leaves = {k: rng.normal(size=s).astype("f") for k, s in shapes.items()}
+  sj.save_params(path / "adapter_model.safetensors", leaves)
+  config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+  config["modules_to_save"] = ["classifier"]
+  (path / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_a_new_head_has_no_classes_of_the_base(place):
+  write_adapter(place / "lora", 0)
+  model = sj.open_adapter(place / "lora", place / "runs/0")
+  detected = pretrained.detect(model)
+  assert detected.options["num_classes"] == 3 and detected.classes is None
+  changes = json.dumps({**HF, "id2label": {0: "a", 1: "b", 2: "c"}})
+  (place / "lora/config.json").write_text(changes)
+  model = sj.open_adapter(place / "lora", place / "runs/0")
+  assert pretrained.detect(model).classes == ("a", "b", "c")
+
+
+def test_adapters_are_cooked_on_their_base(place):
+  for k in range(2):
+    write_adapter(place / f"loras/{k}/adapter", k)
+  settings = {"ingredients": f"{place}/loras/*/adapter"}
+  with pytest.raises(ValueError, match="0/adapter is an adapter.*config.base"):
+    cook.run(config_of(place, **settings), place / "soups")
+  settings["base"] = f"{place}/runs/0"
+  cook.run(config_of(place, **settings), place / "soups")
+  folder = place / "soups/export/uniform"
+  assert (folder / "config.json").exists()
+  models = sj.find_ingredients(settings["ingredients"], base=settings["base"])
+  expected = sj.uniform_soup(models)
+  for leaf, value in sj.load_params(folder).items():
+    np.testing.assert_allclose(value, expected[leaf], atol=2e-6)
+  # A base that changes is noticed at the next start.
+  shutil.rmtree(place / "runs/0")
+  write_model(place / "runs/0", 5)
+  with pytest.raises(ValueError, match="the base of 0 changed"):
+    cook.run(config_of(place, **settings), place / "soups")
+
+
+def test_unknown_rotary_positions_are_asked_for(tmp_path):
+  model = family_models.vit(
+    **family_models.DINO, **family_models.ROTATED, registers=2
+  )
+  images = np.zeros((1, 8, 8, 3), np.float32)
+  params = family_models.params_of(model, images)
+  path = tmp_path / "model.safetensors"
+  pretrained.save_exported(path, params, model, "timm")
+  config = cook_config.default_config()
+  config.model.num_heads = 2
+  source = sj.open_ingredient(path)
+  with pytest.raises(ValueError, match="config.model.rope, one of 'eva02'"):
+    infer.resolve(config, [source])
+  config.model.rope = "dinov3"
+  config.data.update(image_size=8, eval_ops="value_range(-1, 1)")
+  full, _, _ = infer.resolve(config, [source])
+  assert full.model.registers == 2 and full.model.posemb == "none"
+  assert full.model.qkv_bias == "qv" and full.model.layer_scale > 0

@@ -121,7 +121,7 @@ def test_a_population_is_planned_in_groups():
 
 def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
   done = helpers.soupjax(
-    f"--config={CONFIGS / 'digits.py'}", "--dry_run",
+    f"--config={CONFIGS / 'digits.py'}", "--dry_run", "--fake_devices=1",
     f"--workdir={tmp_path / 'run'}",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
@@ -130,8 +130,9 @@ def test_a_plan_writes_nothing_and_needs_no_workdir(tmp_path):
 
 def test_the_first_member_has_index_0():
   done = helpers.soupjax(
-    f"--config={CONFIGS / 'digits.py'}", "--dry_run", "--sweep_index=0"
-  )
+    f"--config={CONFIGS / 'digits.py'}", "--dry_run", "--fake_devices=1",
+    "--sweep_index=0",
+  )  # fmt: skip
   assert done.returncode == 0, done.stderr
   assert "\n1 member, " in done.stdout
 
@@ -141,7 +142,7 @@ def test_the_first_member_has_index_0():
   [
     ([], "Give --workdir"),
     (["--workdir=/tmp/x", "--sweep_index=99"], "--sweep_index=99"),
-    (["--workdir=gs://bucket/x"], "mount the bucket"),
+    (["--workdir=ftp://bucket/x"], "addresses begin with gs://"),
     (["--dry_run", "--config.hyper.total=5"], "must have a unit"),
     (["--dry_run", "--config.model.remat_policy=x"], "'remat_policy'"),
     (

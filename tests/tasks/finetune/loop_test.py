@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning on digits: one run, sweeps, members at once, other devices."""
 
-import functools
 import json
 
 import chex
@@ -45,7 +44,10 @@ def params_of(directory, name="last"):
 def one_device():
   """Eight fake devices compile for long: most of this needs only one."""
   patch = pytest.MonkeyPatch()
-  one = functools.partial(MAKE_MESH, devices=jax.devices()[:1])
+
+  def one(axes, devices=None):
+    return MAKE_MESH(axes, jax.devices()[:1])
+
   patch.setattr(sharding, "make_mesh", one)
   yield
   patch.undo()
@@ -289,6 +291,66 @@ def test_no_steps_leave_the_start_as_it_is(tmp_path):
   chex.assert_trees_all_equal(
     params_of(tmp_path / "run"), sj.load_params(tmp_path / "run" / "initial")
   )
+
+
+def save_dinov3(folder):
+  """Writes a file of timm with registers, layer scale and rotary positions."""
+  changes = {**family_models.DINO, **family_models.ROTATED, "num_classes": 10}
+  model = family_models.vit(**changes, registers=2)
+  images = np.zeros((1, 8, 8, 3), np.float32)
+  params = family_models.params_of(model, images)
+  pretrained.save_exported(folder / "model.safetensors", params, model, "timm")
+  args = {"embed_dim": 8, "num_heads": 2, "global_pool": "token"}
+  content = {"architecture": "vit_small_patch16_dinov3_qkvb"}
+  content["model_args"] = args
+  (folder / "config.json").write_text(json.dumps(content))
+  return folder / "model.safetensors"
+
+
+def test_the_model_of_the_start_is_fine_tuned_and_exported(tmp_path):
+  start = save_dinov3(tmp_path)
+  config = helpers.finetune_config(
+    **{
+      "init.path": str(start),
+      "init.head": "keep",
+      "model.variant": "init",
+      "hyper.total": "3steps",
+      "hyper.warmup": "0steps",
+      "hyper.layer_decay": 0.5,
+      "hyper.ema": (),
+      "probe.total": "0steps",
+    }
+  )
+  [run] = finetune_run.run(config, tmp_path / "run")
+  recorded = json.loads((tmp_path / "run/config.json").read_text())["model"]
+  assert recorded["rope"] == "dinov3" and recorded["registers"] == 2
+  model = family_models.vit(
+    **{k: v for k, v in recorded.items() if k not in ("name", "variant")},
+    num_classes=10,
+  )
+  params = sj.open_ingredient(run / "ingredients/last").load()
+  before = pretrained.load_pretrained(start, model)
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, before)
+  blocks = moved["Transformer"]
+  assert 0 < moved["reg_tokens"] < moved["head"]["kernel"]
+  first, last = (
+    blocks[f"encoderblock_{k}"]["LayerScale_0"]["gamma"] for k in (0, 2)
+  )
+  assert 0 < first < last
+  out = tmp_path / "soup/model.safetensors"
+  out.parent.mkdir()
+  like = sj.open_ingredient(start)
+  pretrained.save_exported(out, params, model, "timm", like=like)
+  assert set(sj.open_ingredient(out).specs) == set(like.specs)
+  chex.assert_trees_all_equal(
+    pretrained.load_pretrained(out, model, family="timm"), params
+  )
+
+
+def test_the_model_of_the_start_needs_a_start():
+  config = helpers.finetune_config(**{"model.variant": "init"})
+  with pytest.raises(ValueError, match="init.path, which is empty"):
+    settings.with_model_of_start(config)
 
 
 def test_a_mixer_goes_through_the_same_loop(tmp_path):

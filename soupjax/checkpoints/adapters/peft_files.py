@@ -1,0 +1,47 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the folder of an adapter, as PEFT reads it."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from soupjax import files
+from soupjax.checkpoints import save
+from soupjax.checkpoints.adapters import peft_config
+
+PREFIX = "base_model.model."
+
+
+def write(
+  path: str | os.PathLike,
+  leaves: Mapping[str, np.ndarray],
+  config: Mapping[str, Any],
+  metadata: Mapping[str, Any] | None = None,
+  **sidecars: Any,
+) -> None:
+  """Writes an adapter, whole or not at all.
+
+  Args:
+    path: of a new folder.
+    leaves: name -> array, with the names of PEFT.
+    config: content of `adapter_config.json`.
+    metadata: JSON to store with the weights.
+    **sidecars: `name=value` is written to `name.json` beside them.
+
+  Raises:
+    ValueError: if `path` exists or cannot be written.
+  """
+  with files.new_directory(pathlib.Path(path)) as directory:
+    save.write(
+      directory / peft_config.WEIGHTS[0],
+      dict(leaves),
+      metadata,
+      text={"format": "pt"},
+    )
+    files.write_json(directory / peft_config.CONFIG, dict(config))
+    for name, value in sidecars.items():
+      files.write_json(directory / f"{name}.json", value)

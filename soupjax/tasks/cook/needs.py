@@ -1,0 +1,85 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and disk of cooking and of a diagnosis, from metadata."""
+
+import math
+import os
+
+import jax
+
+from soupjax import files
+from soupjax.tasks import estimate
+from soupjax.tasks.cook.inputs import CookInputs
+
+# Measured: copies of a model in sums, candidates, soups and gradients, and in
+# what the allocator keeps of them.
+_COPIES = {"greedy": 9.0, "learned": 10.5}
+# Measured: figures and the page of results.
+_REPORT = 60_000_000
+
+
+def cooking(
+  inputs: CookInputs, workdir: str | os.PathLike | None
+) -> estimate.Estimate:
+  """Estimates memory and disk of cooking.
+
+  Args:
+    inputs: the opened inputs.
+    workdir: of the run; None if it is not known yet.
+  """
+  weights = inputs.ingredients[0].num_bytes
+  soups = 1 + len(inputs.greedy) + len(inputs.learned)
+  logits = inputs.logits_bytes if inputs.ensembles else 0
+  limit = inputs.config.cook.learned.memory_gb
+  pool = len(inputs.ingredients) * weights if inputs.learned else 0
+  if limit >= 0:
+    pool = min(pool, max(limit * 1e9, 2 * weights))
+  disk = {
+    "soups": soups * weights,
+    "soups for other libraries": soups * weights if inputs.family else 0,
+    "logits": logits,
+  }
+  copies = _COPIES["learned" if inputs.learned else "greedy"]
+  return _estimate(inputs, workdir, pool, copies, logits, disk)
+
+
+def diagnosis(
+  inputs: CookInputs, workdir: str | os.PathLike | None
+) -> estimate.Estimate:
+  """Estimates memory and disk of a diagnosis; see `cooking`."""
+  return _estimate(inputs, workdir, 0, _COPIES["greedy"], 0, {})
+
+
+def _estimate(inputs, workdir, pool, copies, logits, disk):
+  return estimate.evaluating(
+    program=estimate.program_bytes(),
+    weights=inputs.ingredients[0].num_bytes,
+    pool=pool,
+    copies=copies,
+    shards=_shards(inputs),
+    devices_on_host=sum(d.platform == "cpu" for d in jax.local_devices()),
+    images=_decoded(inputs),
+    logits=logits,
+    disk=disk,
+    report=_REPORT if disk else 0,
+    free=files.free_bytes(os.path.abspath(workdir or ".")),
+  )
+
+
+def _shards(inputs) -> float:
+  """Returns the bytes of a model over those on one device."""
+  whole = on_each = 0
+  for leaf, spec in inputs.ingredients[0].specs.items():
+    shape = inputs.place(leaf, spec).shard_shape(spec.shape)
+    whole += spec.size * spec.dtype.itemsize
+    on_each += math.prod(shape) * spec.dtype.itemsize
+  return whole / max(on_each, 1)
+
+
+def _decoded(inputs) -> float:
+  """Returns bytes of the decoded sets that stay in memory."""
+  config, total = inputs.config.data, 0.0
+  for source in inputs.sets.values():
+    needed = 12 * config.image_size**2 * len(source)
+    total += needed if total + needed <= config.cache_gb * 1e9 else 0.0
+  return total / jax.process_count()

@@ -1,0 +1,167 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+
+import soupjax as sj
+
+RNG = np.random.default_rng(0)
+BASE = {
+  "q.weight": RNG.normal(size=(9, 12)).astype("f"),
+  "q.bias": RNG.normal(size=9).astype("f"),
+  "conv.weight": RNG.normal(size=(6, 3, 2, 2)).astype("f"),
+  "emb.weight": RNG.normal(size=(11, 4)).astype("f"),
+  "head.weight": RNG.normal(size=(2, 7)).astype("f"),
+}
+
+
+def shapes(rank):
+  return {
+    "q.lora_A.weight": (rank, 12),
+    "q.lora_B.weight": (9, rank),
+    "conv.lora_A.weight": (rank, 3, 2, 2),
+    "conv.lora_B.weight": (6, rank, 1, 1),
+    "emb.lora_embedding_A": (rank, 11),
+    "emb.lora_embedding_B": (4, rank),
+  }
+
+
+def save(folder, seed, leaves, **config):
+  rng = np.random.default_rng(seed)
+  values = {
+    f"base_model.model.{k}": rng.normal(size=shape).astype("f")
+    for k, shape in leaves.items()
+  }
+  sj.save_params(folder / "adapter_model.safetensors", values)
+  config = {"peft_type": "LORA", "r": 2, "lora_alpha": 3} | config
+  (folder / "adapter_config.json").write_text(json.dumps(config))
+  return folder
+
+
+@pytest.fixture
+def three(tmp_path):
+  """Adapters of other ranks and scales; the last lacks a module."""
+  less = {k: v for k, v in shapes(3).items() if not k.startswith("conv")}
+  return [
+    save(tmp_path / "a", 0, shapes(2)),
+    save(tmp_path / "b", 1, shapes(1), r=1, use_rslora=True),
+    save(tmp_path / "c", 2, less, r=3, lora_alpha=1),
+  ]
+
+
+def near(a, b, atol=2e-6):
+  assert a.keys() == b.keys()
+  for leaf in a:
+    np.testing.assert_allclose(a[leaf], b[leaf], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2, 5]])
+def test_the_exact_adapter_is_the_soup_of_the_models(tmp_path, three, weights):
+  models = sj.find_ingredients(list(map(str, three)), base=BASE)
+  soup = sj.mix(sj.rules.linear(weights), models).params
+  out = sj.mix_adapters(three, tmp_path / "out", weights=weights)
+  assert out.ranks == {"q": 6, "conv": 3, "emb": 6} and out.error == 0
+  near(sj.open_adapter(tmp_path / "out", BASE).load(), soup)
+  record = sj.provenance(tmp_path / "out/adapter_model.safetensors")
+  assert [i["name"] for i in record["ingredients"]] == ["a", "b", "c"]
+
+
+def test_weights_that_do_not_sum_to_one(tmp_path, three):
+  models = [sj.TaskVector(BASE, sj.open_adapter(p, BASE)) for p in three]
+  expected = (2 * models[0] - models[1] + models[2]).apply_to(BASE)
+  sj.mix_adapters(three, tmp_path / "out", weights=[2, -1, 1], normalize=False)
+  near(sj.open_adapter(tmp_path / "out", BASE).load(), expected, 1e-5)
+
+
+def test_a_lower_rank_is_the_best_one(tmp_path, three):
+  models = sj.find_ingredients(list(map(str, three)), base=BASE)
+  soup = sj.mix(sj.rules.linear(), models).params
+  out = sj.mix_adapters(three, tmp_path / "out", rank=2)
+  reduced = sj.open_adapter(tmp_path / "out", BASE).load()
+  lost = whole = 0.0
+  for module in ("q", "conv", "emb"):
+    leaf = f"{module}.weight"
+    delta = np.asarray(soup[leaf], np.float64) - BASE[leaf]
+    delta = delta.reshape(len(delta), -1)
+    tail = np.linalg.svd(delta, compute_uv=False)[2:]
+    error = np.linalg.norm(tail) / np.linalg.norm(delta)
+    lost, whole = lost + np.sum(tail**2), whole + np.sum(delta**2)
+    np.testing.assert_allclose(out.errors[module], error, rtol=1e-5)
+    difference = np.linalg.norm(np.asarray(soup[leaf]) - reduced[leaf])
+    np.testing.assert_allclose(difference, np.linalg.norm(tail), rtol=1e-4)
+  np.testing.assert_allclose(out.error, np.sqrt(lost / whole), rtol=1e-5)
+
+
+def test_vectors_of_ia3(tmp_path):
+  vectors = {"q.ia3_l": (9, 1), "head.ia3_l": (1, 7)}
+  config = {"peft_type": "IA3", "feedforward_modules": ["head"]}
+  paths = [
+    save(tmp_path / "a", 0, vectors, **config),
+    save(tmp_path / "b", 1, {"q.ia3_l": (9, 1)}, **config),
+  ]
+  models = sj.find_ingredients(list(map(str, paths)), base=BASE)
+  soup = sj.mix(sj.rules.linear([1, 3]), models).params
+  sj.mix_adapters(paths, tmp_path / "out", weights=[1, 3])
+  near(sj.open_adapter(tmp_path / "out", BASE).load(), soup)
+
+
+def test_heads_are_averaged(tmp_path):
+  leaves = shapes(2) | {"head.weight": (5, 7)}
+  config = {"modules_to_save": ["head"]}
+  paths = [save(tmp_path / n, k, leaves, **config) for k, n in enumerate("ab")]
+  models = sj.find_ingredients(list(map(str, paths)), base=BASE)
+  soup = sj.mix(sj.rules.linear(), models).params
+  sj.mix_adapters(paths, tmp_path / "out")
+  near(sj.open_adapter(tmp_path / "out", BASE).load(), soup)
+  with pytest.raises(ValueError, match=r"'head.weight'.*sum to 2.*base="):
+    sj.mix_adapters(paths, tmp_path / "new", weights=[1, 1], normalize=False)
+  paths.append(save(tmp_path / "c", 2, shapes(2)))
+  with pytest.raises(ValueError, match=r"head.weight.*c/adapter_config.*base="):
+    sj.mix_adapters(paths, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+  "leaves,config,message",
+  [
+    (shapes(2), {"fan_in_fan_out": True}, "fan_in_fan_out: False and True"),
+    (
+      shapes(2),
+      {"base_model_name_or_path": "other"},
+      "base_name: 'vit' and 'other'",
+    ),
+    ({"q.ia3_l": (9, 1)}, {"peft_type": "IA3"}, "kind: 'LORA' and 'IA3'"),
+    (
+      {**shapes(2), "q.lora_A.weight": (2, 13)},
+      {},
+      r"'q' has factors of several shapes.*13",
+    ),
+    (shapes(2), {"r": 3}, r"b/adapter_config.*\(6, 2, 1, 1\).*rank 3"),
+    (
+      {
+        "q.lora_A.weight": (2, 12),
+        "q.lora_B.weight": (9, 2),
+        "q.lora_magnitude_vector": (9,),
+      },
+      {"use_dora": True},
+      "b/adapter_config.json is DoRA.*base=",
+    ),
+  ],
+)
+def test_adapters_that_differ_are_named(tmp_path, leaves, config, message):
+  same = {"base_model_name_or_path": "vit"}
+  paths = [
+    save(tmp_path / "a", 0, shapes(2), **same),
+    save(tmp_path / "b", 1, leaves, **{**same, **config}),
+  ]
+  with pytest.raises(ValueError, match=message):
+    sj.mix_adapters(paths, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_replaced(tmp_path, three):
+  with pytest.raises(ValueError, match="a exists already"):
+    sj.mix_adapters(three, three[0])
+  with pytest.raises(ValueError, match="rank must.*0"):
+    sj.mix_adapters(three, tmp_path / "out", rank=0)
