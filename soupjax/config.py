@@ -100,12 +100,16 @@ def parse_named(text: str) -> dict[str, str]:
   Examples:
     >>> parse_named("test=validation, sketch=imagenet_sketch/test")
     {'test': 'validation', 'sketch': 'imagenet_sketch/test'}
+    >>> parse_named('fog=test|corrupt("fog", 3),test=test')
+    {'fog': 'test|corrupt("fog", 3)', 'test': 'test'}
 
   Raises:
     ValueError: if a part is not NAME=VALUE, or a name occurs twice.
   """
   values: dict[str, str] = {}
-  for part in filter(None, (p.strip() for p in text.split(","))):
+  # A comma in brackets separates arguments.
+  parts = re.split(r",(?![^()]*\))", text)
+  for part in filter(None, (p.strip() for p in parts)):
     name, is_pair, value = part.partition("=")
     if not (is_pair and value and re.fullmatch(r"[\w-]+", name)):
       raise ValueError(f"Cannot read {part!r} of {text!r}: write NAME=VALUE.")

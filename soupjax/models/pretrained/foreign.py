@@ -141,12 +141,6 @@ def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
   )
 
 
-def row_of(family: tables.Family, leaf: str) -> tables.Row | None:
-  """Returns the usual row of one of our leaves, None without one."""
-  rows = (r for r in rows_of(family, leaf) if not r.packed)
-  return next(rows, None)
-
-
 @functools.lru_cache
 def _rows(rows):
   result: dict[str, tuple[tables.Row, ...]] = {}
@@ -474,7 +468,7 @@ def write(
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   before = _positions_to_write(family, leaves, like)
-  rows = _rows_to_write(family, leaves)
+  rows = rows_to_write(family, leaves)
   for leaf, value in leaves.items():
     row, name = rows[leaf], None
     if like is not None:
@@ -511,7 +505,7 @@ def _positions_to_write(family, leaves, like) -> int:
   return sum(counts.values()) if with_positions else 0
 
 
-def _rows_to_write(family, leaves) -> dict[str, tables.Row]:
+def rows_to_write(family, leaves) -> dict[str, tables.Row]:
   """Returns leaf -> its first row whose array has all of its parts."""
   packed = any("/gate/" in leaf for leaf in leaves)
   rows = {

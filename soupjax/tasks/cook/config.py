@@ -14,7 +14,7 @@ import flax.linen as nn
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import evaluators, files, models
+from soupjax import data, evaluators, files, models
 from soupjax.models.pretrained import mappings
 from soupjax.tasks.finetune import config as finetune_config
 
@@ -57,7 +57,9 @@ def default_config() -> ml_collections.ConfigDict:
   # --config.tests=test=validation,sketch=imagenet_sketch/test
   # A value may end in ":classes=" and "all", "present" (those that occur), a
   # file with one class per line, or names as "cat+dog": metrics are over these
-  # outputs alone. A dict has the keys "split" and "classes".
+  # outputs alone. Operations of images may follow, which come before eval_ops:
+  # --config.tests='test=test,fog=test|corrupt("fog", 3)'
+  # A dict has the keys "split", "classes" and "ops".
   c.tests = config_lib.NamedTexts()
 
   c.data = ml_collections.ConfigDict()
@@ -172,27 +174,46 @@ def of_sweep(
   config.initial = os.path.join(root, "initial")
 
 
-def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
-  """Returns name -> (dataset, split) of `config.tests`.
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+  """An entry of `config.tests`.
+
+  Attributes:
+    dataset: for `data.open_source`.
+    split: of the dataset.
+    classes: as in `classes.evaluated`; "" if it is not given.
+    ops: image operations that come before `data.eval_ops`; "" for none.
+  """
+
+  __test__ = False  # Not a test of pytest.
+
+  dataset: str
+  split: str
+  classes: str | tuple[str, ...] = ""
+  ops: str = ""
+
+
+def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
+  """Returns name -> set of `config.tests`.
 
   Raises:
-    ValueError: if a name is reserved, a value is not a split, or two names are
-      the same set.
+    ValueError: if a name is reserved, a value is not a split, an operation is
+      unknown or random, or two names are the same set.
   """
-  sets: dict[str, tuple[str, str]] = {}
-  places: dict[Any, str] = {}
+  sets: dict[str, TestSet] = {}
+  names: dict[TestSet, str] = {}
   for name, value in config.tests.items():
-    place, classes = _parse_test(name, value)
-    dataset, _, split = place.rpartition("/")
     if name in _RESERVED:
       raise ValueError(f"tests.{name}: this name is reserved, choose another")
+    place, options = _parse_test(name, value)
+    dataset, _, split = place.rpartition("/")
     if not split or not re.fullmatch(r"[\w-]+", name):
       raise ValueError(
         f"tests.{name}={place!r}: give a name of letters and digits, and as "
         "its value SPLIT or DATASET/SPLIT, such as 'imagenet_sketch/test'"
       )
-    sets[name] = dataset or config.data.name, split
-    other = places.setdefault((*sets[name], classes), name)
+    sets[name] = TestSet(dataset or config.data.name, split, **options)
+    other = names.setdefault(sets[name], name)
     if other != name:
       raise ValueError(
         f"tests.{other} and tests.{name} are the same set, {place!r}, which "
@@ -201,39 +222,44 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, tuple[str, str]]:
   return sets
 
 
-def test_classes(
-  config: ml_collections.ConfigDict,
-) -> dict[str, str | tuple[str, ...]]:
-  """Returns name -> `classes` of `config.tests`; "" where it is not given."""
-  return {k: _parse_test(k, v)[1] for k, v in config.tests.items()}
-
-
-def _parse_test(name: str, value: Any) -> tuple[str, str | tuple[str, ...]]:
-  """Returns the place and the classes of a test set.
+def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
+  """Returns the place and the other fields of a `TestSet`.
 
   Args:
     name: of the set, for errors.
-    value: "PLACE", "PLACE:classes=CLASSES", or a dict of split and classes.
+    value: "PLACE:classes=CLASSES|OPS", of which only PLACE is needed, or a dict
+      with "split" and fields of `TestSet`.
 
   Raises:
-    ValueError: if a dict has other keys.
+    ValueError: if a dict has other keys, or an operation is unknown or random.
   """
-  classes: Any = ""
+  keys = ("classes", "ops")
   if isinstance(value, (dict, ml_collections.ConfigDict)):
-    unknown = set(value) - {"split", "classes"}
-    if unknown or "split" not in value:
+    options = dict(value)
+    place = str(options.pop("split", ""))
+    if not place or set(options) - set(keys):
       raise ValueError(
         f"tests.{name} has the keys {sorted(value)}: give 'split', such as "
-        "'imagenet_a/test', and 'classes' or not"
+        f"'imagenet_a/test', and of {', '.join(keys)} what is needed"
       )
-    value, classes = value["split"], value.get("classes", "")
-  elif match := re.fullmatch(r"(.*?):classes=(.*)", str(value)):
-    value, classes = match.groups()
-    if "+" in classes:
-      classes = tuple(part.strip() for part in classes.split("+"))
-  if not isinstance(classes, str):
-    classes = tuple(map(str, classes))
-  return str(value), classes
+  else:
+    text, _, ops = str(value).partition("|")
+    place, *given = re.split(f":(?=(?:{'|'.join(keys)})=)", text)
+    options = dict(part.split("=", 1) for part in given) | {"ops": ops}
+    if "+" in options.get("classes", ""):
+      options["classes"] = [p.strip() for p in options["classes"].split("+")]
+  if not isinstance(options.get("classes", ""), str):
+    options["classes"] = tuple(map(str, options["classes"]))
+  try:
+    prepared = data.Preprocess(options.get("ops", ""))
+  except ValueError as e:
+    raise ValueError(f"tests.{name}: {e}") from e
+  if prepared.random_ops or prepared.values.dtype != "uint8":
+    raise ValueError(
+      f"tests.{name}: {options['ops']!r} comes before data.eval_ops, so it "
+      "must neither draw random numbers nor set a value range"
+    )
+  return place, options
 
 
 def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
@@ -258,9 +284,16 @@ def greedy_name(names: Sequence[str], name: str) -> str:
   return "greedy_" + re.sub(r"\W", "", name.rpartition(".")[2])
 
 
-def eval_ops(config: ml_collections.ConfigDict) -> str:
-  """Returns `data.eval_ops` with its numbers filled in."""
-  return finetune_config.ops(config, "eval_ops")
+def eval_ops(config: ml_collections.ConfigDict, before: str = "") -> str:
+  """Returns `data.eval_ops` with its numbers filled in.
+
+  Args:
+    config: of the run.
+    before: operations of one set that come first.
+  """
+  return "|".join(
+    filter(None, [before, finetune_config.ops(config, "eval_ops")])
+  )
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:

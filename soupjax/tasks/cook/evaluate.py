@@ -45,7 +45,7 @@ class Evaluations:
         data.eval_batches(
           source,
           batch_size=batch_size,
-          preprocess=cook_config.eval_ops(config),
+          preprocess=cook_config.eval_ops(config, inputs.ops.get(name, "")),
           process_index=jax.process_index(),
           process_count=jax.process_count(),
         ),

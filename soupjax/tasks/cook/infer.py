@@ -183,10 +183,10 @@ def _check_full(config, path: str) -> None:
 
 
 def check_images(
-  config: ml_collections.ConfigDict, source: data.Source
+  config: ml_collections.ConfigDict, source: data.Source, before: str = ""
 ) -> None:
   """Raises a ValueError if prepared images do not have the model's size."""
-  ops, side = cook_config.eval_ops(config), config.data.image_size
+  ops, side = cook_config.eval_ops(config, before), config.data.image_size
   # The first image that can be decoded.
   shape = pipeline.Reader(source, data.Preprocess(ops), 0).blank().shape
   if shape != (side, side, 3):

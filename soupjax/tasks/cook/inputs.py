@@ -52,6 +52,7 @@ class CookInputs:
     minival: the source of held-out images.
     tests: name -> source of a test set.
     outputs: name -> the outputs over which a test set is evaluated, if not all.
+    ops: name -> operations of a test set that come before `data.eval_ops`.
     ingredients: with the leaves of the model.
     initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
@@ -65,6 +66,7 @@ class CookInputs:
   minival: data.Source
   tests: Mapping[str, data.Source]
   outputs: Mapping[str, tuple[int, ...]]
+  ops: Mapping[str, str]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
   original: Ingredient
@@ -182,6 +184,7 @@ def open_inputs(
     minival=minival,
     tests=tests,
     outputs=outputs,
+    ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
     ingredients=ingredients,
     initial=initial,
     original=opened[0],
@@ -241,11 +244,12 @@ def _safe(name: str) -> str:
 
 def _open_sources(config, detected, notes):
   """Opens minival and the test sets, labelled by the models' outputs."""
-  c, places = config.data, cook_config.tests(config)
+  c, asked = config.data, cook_config.tests(config)
   options = {"data_dir": c.data_dir or None}
   minival = data.open_source(c.name, c.minival or c.train, **options)
   tests = {
-    name: data.open_source(*place, **options) for name, place in places.items()
+    name: data.open_source(test.dataset, test.split, **options)
+    for name, test in asked.items()
   }
   for name, test in tests.items():
     if shared := data.shared_examples(minival, test):
@@ -270,12 +274,14 @@ def _open_sources(config, detected, notes):
     if name == "minival" and not c.classes:
       known = detected.classes
     notes += classes_lib.incomparable(source, known, name)
-    infer.check_images(config, source)
-  asked, outputs = cook_config.test_classes(config), {}
+    before = asked[name].ops if name in asked else ""
+    infer.check_images(config, source, before)
+  outputs = {}
   for name, source in tests.items():
     chosen = classes_lib.evaluated(
-      source, places[name][0], asked[name], own[name], classes, f"tests.{name}"
-    )
+      source, asked[name].dataset, asked[name].classes, own[name], classes,
+      f"tests.{name}",
+    )  # fmt: skip
     if chosen is not None:
       outputs[name] = chosen
     notes += classes_lib.about_outputs(source, chosen, name)
@@ -350,6 +356,7 @@ def check_unchanged(
     f"the classes of {name}": list(chosen)
     for name, chosen in inputs.outputs.items()
   }
+  present |= {f"the operations of {k}": ops for k, ops in inputs.ops.items()}
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:
@@ -439,7 +446,13 @@ def plan(inputs: CookInputs) -> str:
   start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
   lines.append(f"start: {start}")
   lines += [
-    "; ".join([f"{name}: {source.name}, {len(source)} images", *source.notes])
+    "; ".join(
+      [
+        f"{name}: {source.name}, {len(source)} images",
+        *filter(None, [inputs.ops.get(name)]),
+        *source.notes,
+      ]
+    )
     for name, source in inputs.sets.items()
   ]
   if not inputs.tests:

@@ -156,27 +156,46 @@ def test_forms_in_the_config():
   c.data.name = "folder:photos"
   c.tests = config_lib.NamedTexts(
     config_lib.parse_named(
-      "a=imagenet_a/test:classes=present,b=test,c=folder:/x/y:classes=cat+dog"
+      "a=imagenet_a/test:classes=present,b=test,c=folder:/x/y:classes=cat+dog,"
+      'f=test|corrupt("fog", 3),g=test:classes=all|resize(32)|corrupt("fog", 3)'
     )
   )
   c.tests.d = {"split": "folder:/x/all", "classes": ("cat", "dog")}
   c.tests.e = {"split": "val"}
+  test_set, animals = cook_config.TestSet, ("cat", "dog")
+  fog = 'corrupt("fog", 3)'
   assert cook_config.tests(c) == {
-    "a": ("imagenet_a", "test"),
-    "b": ("folder:photos", "test"),
-    "c": ("folder:/x", "y"),
-    "d": ("folder:/x", "all"),
-    "e": ("folder:photos", "val"),
+    "a": test_set("imagenet_a", "test", "present"),
+    "b": test_set("folder:photos", "test"),
+    "c": test_set("folder:/x", "y", animals),
+    "d": test_set("folder:/x", "all", animals),
+    "e": test_set("folder:photos", "val"),
+    "f": test_set("folder:photos", "test", "", fog),
+    "g": test_set("folder:photos", "test", "all", f"resize(32)|{fog}"),
   }
-  assert cook_config.test_classes(c) == {
-    "a": "present", "b": "", "c": ("cat", "dog"), "d": ("cat", "dog"), "e": "",
-  }  # fmt: skip
-  c.tests.f = {"splits": "val"}
-  with pytest.raises(ValueError, match="tests.f.*'splits'"):
+  c.tests.h = {"splits": "val"}
+  with pytest.raises(ValueError, match="tests.h.*'splits'"):
     cook_config.tests(c)
-  del c.tests.f
+  del c.tests.h
   c.tests.e.split = "test"
   with pytest.raises(ValueError, match="tests.b and tests.e are the same set"):
+    cook_config.tests(c)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ('x=test|corrupt("fgo", 3)', "tests.x.*'fgo'.*'fog'"),
+    ('x=test|corrupt("fog", 6)', "tests.x.*'fog', 6"),
+    ("x=test|flip_lr", "tests.x.*'flip_lr'.*random"),
+    ("x=test|value_range(0, 1)", "tests.x.*'value_range.*value range"),
+    ("x=test|blurr(3)", "tests.x.*'blurr'"),
+  ],
+)
+def test_operations_that_cannot_come_before_evaluation(text, message):
+  c = cook_config.default_config()
+  c.tests = config_lib.NamedTexts(config_lib.parse_named(text))
+  with pytest.raises(ValueError, match=message):
     cook_config.tests(c)
 
 

@@ -346,9 +346,9 @@ def test_tests_are_read():
   config.tests.r = "imagenet_r/test"
   config.tests.own = "folder:/a/b/val[:50%]"
   assert cook_config.tests(config) == {
-    "test": ("imagenet2012", "validation"),
-    "r": ("imagenet_r", "test"),
-    "own": ("folder:/a/b", "val[:50%]"),
+    "test": cook_config.TestSet("imagenet2012", "validation"),
+    "r": cook_config.TestSet("imagenet_r", "test"),
+    "own": cook_config.TestSet("folder:/a/b", "val[:50%]"),
   }
 
 
@@ -364,12 +364,16 @@ def test_on_a_mesh(sweep, cooked, tmp_path):
     **{
       "sharding.preset": "fsdp",
       "sharding.fsdp_min_size": 64,
-      "tests": "test=test",
+      "tests": 'test=test,fog=test|corrupt("fog", 3)',
       "cook.learned.granularities": (),
       "cook.wise_ft_points": 0,
     },
   )
   assert jax.device_count() > 1
+  opened = inputs.open_inputs(config)
+  assert 'fog: digits/test, 898 images; corrupt("fog", 3)\n' in (
+    inputs.plan(opened)
+  )
   cook.run(config, tmp_path / "soups")
   same = ("uniform", "pretrained", "member_000")
   here, there = (
@@ -378,6 +382,7 @@ def test_on_a_mesh(sweep, cooked, tmp_path):
   )
   for name in same:
     assert here[name, "digits/test"] == there[name, "digits/test"]
+    assert here[name, "digits/fog"] != here[name, "digits/test"]
   kept = "soups/uniform"
   chex.assert_trees_all_equal(
     sj.load_params(tmp_path / "soups" / kept), sj.load_params(cooked / kept)
