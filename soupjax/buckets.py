@@ -9,6 +9,7 @@ read back, and copied to its own name inside the store.
 
 from collections.abc import Iterator
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
@@ -340,14 +341,14 @@ def upload_directory(
   Args:
     local: of the directory.
     path: the address that its files are below.
-    last: names of files that readers ask for, in order: without them, they
-      take what is there for an interrupted save.
+    last: names or patterns of files that readers ask for, in order: without
+      them, they take what is there for an interrupted save.
   """
   local = pathlib.Path(local)
   names = [p.relative_to(local) for p in local.rglob("*") if p.is_file()]
 
   def order(name):
-    known = [k for k, end in enumerate(last) if name.match(end)]
+    known = [k for k, p in enumerate(last) if fnmatch.fnmatchcase(str(name), p)]
     return (max(known, default=-1), str(name))
 
   for name in sorted(names, key=order):

@@ -194,6 +194,12 @@ def test_a_directory_without_its_last_object_is_refused(
 ):
   put(bucket, tmp_path)
   models = f"{bucket}/in/*"
+  begin = len(store.proxy.seen)
+  sj.mix(RULE, models, out=f"{bucket}/o")
+  # Orbax asks for this object in gs:// buckets.
+  puts = [line for line in store.proxy.seen[begin:] if line.startswith("PUT")]
+  assert puts[-1].split()[1].endswith("/o/commit_success.txt")
+  store.client.delete_object(Bucket=bucket[5:], Key="o/commit_success.txt")
   sj.mix(RULE, models, out=f"{bucket}/o")
   store.client.delete_object(Bucket=bucket[5:], Key="o/_CHECKPOINT_METADATA")
   with pytest.raises(ValueError, match=f"{bucket}/o .*interrupted"):

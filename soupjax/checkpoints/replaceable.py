@@ -85,8 +85,11 @@ def check_object(path: str, is_directory: bool) -> None:
     ) from e
 
 
-def _is_complete(names: Iterable[str]) -> bool:
+def _is_complete(names: list[str]) -> bool:
   """Whether names in a bucket include the one that is uploaded last."""
+  if "state/commit_success.txt" in names:
+    return "commit_success.txt" in names
+  # Shards, or a copy of a directory that Orbax wrote elsewhere.
   return any(
     name == "_CHECKPOINT_METADATA" or name.endswith(".index.json")
     for name in names

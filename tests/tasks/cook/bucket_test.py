@@ -28,7 +28,7 @@ def test_cook_from_and_to_a_bucket(store, bucket, tmp_path, capsys):
 
   # Killed after the greedy soup; what is finished is kept.
   def stop(name):
-    if name.endswith("soups/greedy/params/_CHECKPOINT_METADATA"):
+    if name.endswith("soups/greedy/params/commit_success.txt"):
       raise KeyboardInterrupt
 
   write = buckets.write
