@@ -390,6 +390,11 @@ class Destination:
       buckets.upload(self.temporary, self.path)
     else:
       self._complete(self.temporary)
+      if self._exists():  # It was free before the work.
+        raise ValueError(
+          f"{self.path} was written by another program meanwhile: delete it or "
+          "choose another out=."
+        )
       buckets.remove(self.path)  # The remains of an upload.
       buckets.upload_directory(self.temporary, self.path, _LAST)
     remove(self.temporary)
