@@ -96,6 +96,12 @@ def test_a_damaged_state_is_passed_over(store, bucket):
   assert store.names(bucket[5:]) == []
 
 
+def test_adapters_are_not_written_into_a_bucket(store, bucket):
+  config = helpers.finetune_config(**{"adapter.kind": "lora"})
+  with pytest.raises(ValueError, match="/run: adapters .* local disks"):
+    finetune.run(config, f"{bucket}/run")
+
+
 # --- Locks --------------------------------------------------------------------
 
 
