@@ -55,6 +55,7 @@ def start(
   store = ts.KvStore.open(orbax_arrays.store(root), context=context).result()
   if first:
     buckets.remove(path)  # The remains of a save that was interrupted.
+    buckets.write(f"{path}/{buckets.UNFINISHED}", b"")
     texts = orbax_writer.array_metadata(specs, chunks)
     with buckets.explained(path):
       for write in [
@@ -97,6 +98,7 @@ def start(
         buckets.write(f"{root}/commit_success.txt", b"")
         buckets.write(f"{path}/_CHECKPOINT_METADATA", text)
         buckets.write(f"{path}/commit_success.txt", b"")
+        buckets.remove(f"{path}/{buckets.UNFINISHED}")
       processes.barrier(f"completed {path}")
 
   return finish

@@ -397,6 +397,11 @@ class Destination:
       buckets.upload(self.temporary, self.path)
     else:
       self._complete(self.temporary)
+      if self._exists():  # It was free before the work.
+        raise ValueError(
+          f"{self.path} was written by another program meanwhile: delete it or "
+          "choose another out=."
+        )
       if self.format == "orbax":
         for name in _COMMITTED:  # Orbax asks for them in gs:// buckets.
           pathlib.Path(self.temporary, name).touch()

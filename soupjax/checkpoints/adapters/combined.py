@@ -99,6 +99,7 @@ def mix_adapters(
   """
   if rank is not None and (not isinstance(rank, int) or rank < 1):
     raise ValueError(f"rank must be a whole number above 0, got {rank!r:.80}.")
+  peft_files.check_local(out)
   loaded = _opened(list(adapters), weights, normalize)
   kind = loaded[0].config.kind
   if kind == "IA3" and rank is not None:
@@ -252,6 +253,13 @@ def _mean_product(loaded, module, rank):
   """
   owners = [a for a in loaded if module in a.modules]
   names = owners[0].modules[module]
+  for adapter in owners:
+    if adapter.modules[module].keys() != names.keys():
+      raise ValueError(
+        f"{module!r} has {sorted(names)} in {owners[0].config.path} and "
+        f"{sorted(adapter.modules[module])} in {adapter.config.path}: they "
+        "cannot be one adapter. Average the models instead, with base=."
+      )
   key_a = next(k for k in names if k in ("lora_A.weight", "lora_embedding_A"))
   key_b = key_a.replace("_A", "_B")
   left, right, bias = [], [], 0.0

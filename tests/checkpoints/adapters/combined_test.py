@@ -139,6 +139,11 @@ def test_heads_are_averaged(tmp_path):
     ),
     (shapes(2), {"r": 3}, r"b/adapter_config.*\(6, 2, 1, 1\).*rank 3"),
     (
+      {**shapes(2), "q.lora_B.bias": (9,)},
+      {"lora_bias": True},
+      r"'q' has .*a/adapter.*'lora_B.bias'.*b/adapter_config.*base=",
+    ),
+    (
       {
         "q.lora_A.weight": (2, 12),
         "q.lora_B.weight": (9, 2),
@@ -207,6 +212,8 @@ def test_names_of_two_versions_of_one_library(tmp_path):
 
 
 def test_nothing_is_replaced(tmp_path, three):
+  with pytest.raises(ValueError, match="s3://b/a: adapters .* local"):
+    sj.mix_adapters(three, "s3://b/a")
   with pytest.raises(ValueError, match="a exists already"):
     sj.mix_adapters(three, three[0])
   with pytest.raises(ValueError, match="rank must.*0"):

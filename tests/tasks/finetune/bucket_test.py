@@ -111,6 +111,12 @@ def test_a_damaged_state_is_passed_over(store, bucket):
   assert store.names(bucket[5:]) == []
 
 
+def test_adapters_are_not_written_into_a_bucket(store, bucket):
+  config = helpers.finetune_config(**{"adapter.kind": "lora"})
+  with pytest.raises(ValueError, match="/run: adapters .* local disks"):
+    finetune.run(config, f"{bucket}/run")
+
+
 # --- Locks --------------------------------------------------------------------
 
 
@@ -137,6 +143,17 @@ def test_a_lock_of_a_dead_process(store, bucket, quick):
     buckets.write(path, json.dumps(owner).encode())
     with buckets.locked(path, "busy"):
       assert json.loads(buckets.read(path))["pid"] == os.getpid()
+
+
+def test_a_renewal_whose_answer_was_lost(store, bucket, quick, monkeypatch):
+  killed = []
+  monkeypatch.setattr(buckets.os, "kill", lambda *args: killed.append(args))
+  path = f"{bucket}/run/.lock"
+  with buckets.locked(path, "busy"):
+    mine = json.loads(buckets.read(path))
+    buckets.write(path, json.dumps(mine | {"id": "another try"}).encode())
+    wait_for(lambda: b"another try" not in buckets.read(path))
+  assert not killed and store.names(bucket[5:]) == []
 
 
 def test_a_lost_lock_ends_the_run(store, bucket, quick, monkeypatch):
