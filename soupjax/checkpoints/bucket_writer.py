@@ -5,7 +5,7 @@
 Orbax 0.12 writes to gs:// and local paths. This writer uses tensorstore's own
 drivers for gs:// and s3://, and one object for each chunk, so that processes
 need no common index: each writes the chunks on its own devices. Every chunk has
-a CRC-32C. `_CHECKPOINT_METADATA` comes last; readers ask for it.
+a CRC-32C. `_CHECKPOINT_METADATA` is written last; readers require it.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from soupjax import buckets, processes
 from soupjax.checkpoints.formats import orbax_arrays, orbax_writer
 from soupjax.soups.core import slices, tree
 
-# Bytes of a chunk, which is one object and is read at once.
+# Bytes of a chunk. Each chunk is one object and is read whole.
 _CHUNK_BYTES = 16 << 20
 
 
@@ -36,8 +36,9 @@ def start(
     metadata: JSON to store with it.
 
   Returns:
-    A function that waits, and completes the checkpoint. All processes must call
-    it. It raises a ValueError if the store cannot be reached.
+    A function that waits for the writes and completes the checkpoint. All
+    processes must call it. It raises a ValueError if the store cannot be
+    reached.
   """
   leaves, treedef = tree.flatten(params)
   specs = tree.value_specs(leaves, "the tree to save")
@@ -70,7 +71,7 @@ def start(
       spec = {
         "driver": "zarr3",
         "kvstore": kvstore,
-        # Readers take a chunk that is missing for damage.
+        # Readers treat a missing chunk as damage.
         "store_data_equal_to_fill_value": True,
       }
       boxes = _owned(value, first)
@@ -93,7 +94,7 @@ def start(
         buckets.write(f"{root}/_METADATA", json.dumps(described).encode())
         record = orbax_writer.checkpoint_metadata(metadata or {})
         text = json.dumps(record).encode()
-        # Orbax asks for these in gs:// buckets.
+        # Orbax requires these in gs:// buckets.
         buckets.write(f"{root}/commit_success.txt", b"")
         buckets.write(f"{path}/commit_success.txt", b"")
         buckets.write(f"{path}/_CHECKPOINT_METADATA", text)
