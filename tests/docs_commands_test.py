@@ -56,7 +56,7 @@ SHORTER = {
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
   r"soupjax --config=configs/cook\.py:sweep=.*": [
-    (r"--config\.tests=\S+", ""),
+    (r"'--config\.tests=[^']*'|--config\.tests=\S+", ""),
     (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
   ],
   # The same as docs/cook.md has with one more test set.

@@ -22,7 +22,7 @@ from soupjax import buckets, processes
 from soupjax.checkpoints.formats import orbax_arrays, orbax_writer
 from soupjax.soups.core import slices, tree
 
-# Bytes of a chunk, which is one object and is read at once.
+# Bytes of a chunk. Each chunk is one object and is read whole.
 _CHUNK_BYTES = 16 << 20
 
 
@@ -37,8 +37,9 @@ def start(
     metadata: JSON to store with it.
 
   Returns:
-    A function that waits, and completes the checkpoint. All processes must call
-    it. It raises a ValueError if the store cannot be reached.
+    A function that waits for the writes and completes the checkpoint. All
+    processes must call it. It raises a ValueError if the store cannot be
+    reached.
   """
   leaves, treedef = tree.flatten(params)
   specs = tree.value_specs(leaves, "the tree to save")
@@ -72,7 +73,7 @@ def start(
       spec = {
         "driver": "zarr3",
         "kvstore": kvstore,
-        # Readers take a chunk that is missing for damage.
+        # Readers treat a missing chunk as damage.
         "store_data_equal_to_fill_value": True,
       }
       boxes = _owned(value, first)

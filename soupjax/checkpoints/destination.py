@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Destinations of a mix: written under a temporary name, then renamed.
 
-What goes to a bucket is written and checked on a local disk and then uploaded.
+Output for a bucket is written and checked on local disk, then uploaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -164,7 +164,7 @@ class Destination:
     beside = companions.beside(companions.home(plan.sources[0]))
     self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
     self.left_beside: list[str] = []
-    # Nobody knows what else will be below the same prefix of a bucket.
+    # Other outputs may share the prefix in a bucket.
     if not self.is_directory and (
       self._in_bucket or not companions.has_own_directory(out)
     ):
@@ -413,8 +413,8 @@ class Destination:
 def _staged(out: str) -> str:
   """Returns where the output at an address is written before it is uploaded.
 
-  The same address always gets the same path, so that the remains of a run that
-  was killed are found and removed.
+  An address always maps to the same path, so that the remains of a killed run
+  are found and removed.
   """
   digest = hashlib.sha256(out.encode()).hexdigest()[:16]
   folder = os.path.join(tempfile.gettempdir(), f"soupjax-{os.geteuid()}")

@@ -275,8 +275,8 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 
   The format is recognised by content: Orbax directories of either layout (or
   with one in `params/`), safetensors files, directories and indices, `.npz`
-  files, torch zip files, directories of
-  torch.distributed.checkpoint, MessagePack files of Flax, and ONNX.
+  files, torch zip files, directories of torch.distributed.checkpoint,
+  MessagePack files of Flax, and ONNX files.
 
   Args:
     path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such

@@ -4,8 +4,8 @@
 
 The vocabulary is that of the checkpoint: the library `tokenizers` reads
 tokenizer.json, or vocab.json and merges.txt, or the vocabulary of an installed
-OpenCLIP. Texts are cleaned as by OpenCLIP before: by ftfy and html.unescape,
-then by lower case (CLIP), and without punctuation (SigLIP).
+OpenCLIP. Texts are first cleaned as in OpenCLIP: ftfy and html.unescape, then
+lower case (CLIP), without punctuation (SigLIP).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ import numpy as np
 from soupjax import files
 from soupjax.checkpoints import companions
 
-# Words of OpenAI's vocabulary before they are split into pieces.
+# How OpenAI's tokenizer splits texts into words.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 # Start and end of a text in CLIP's vocabularies: transformers', OpenCLIP's.
 _CLIP_ENDS = (
@@ -72,8 +72,8 @@ class Tokenizer:
     else:
       raise ValueError(
         f"{source} has no end of a text ({_CLIP_ENDS[0][1]!r}, "
-        f"{_CLIP_ENDS[1][1]!r} or '</s>'): it is of a text tower that soupjax "
-        "does not compute."
+        f"{_CLIP_ENDS[1][1]!r} or '</s>'): it belongs to a text tower that "
+        "soupjax does not compute."
       )
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:

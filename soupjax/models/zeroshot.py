@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot heads: the names of classes as weights (arXiv 2103.00020, 3.1)."""
+"""Zero-shot heads: weights from class names (arXiv 2103.00020, 3.1)."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -50,8 +50,8 @@ def zeroshot_head(
 ) -> np.ndarray:
   """Makes the kernel of a linear head from the names of classes.
 
-  A class is the mean of the embeddings of its prompts, scaled to length 1 and
-  multiplied by the scale of the logits, exp(t), as by OpenCLIP. The head has no
+  The weights of a class are the mean embedding of its prompts, scaled to length
+  1 and multiplied by the logit scale, exp(t), as in OpenCLIP. The head has no
   bias and takes features of length 1.
 
   Args:
@@ -60,9 +60,9 @@ def zeroshot_head(
     names: of the classes, in the order of the outputs.
     templates: prompts with one `{}` for the name.
     tokenizer: from `tokens.open_tokenizer`.
-    batch_size: prompts at once, at least; those of a class stay together.
-    cache: directory of heads that were made before, by the hash of tower, names
-      and templates.
+    batch_size: the least number of prompts at a time; those of a class stay
+      together.
+    cache: directory of stored heads, by the hash of tower, names and templates.
 
   Returns:
     (size of the embedding, classes) float32.
@@ -168,7 +168,7 @@ def kernel_of(
   for start in range(0, len(tokens), step):
     part = tokens[start : start + step]
     count = len(part)
-    # The last classes are padded, for the same program.
+    # The last classes are padded to reuse the compiled program.
     part = np.pad(part, ((0, step - count), (0, 0), (0, 0)), mode="edge")
     columns.append(_class_embeddings(tower, text, part)[:count])
     if progress:
@@ -240,7 +240,7 @@ def _openclip_list(source: str, what: str) -> list[str]:
   name = source.removeprefix("open_clip:")
   if name not in OPENCLIP_LISTS:
     raise ValueError(
-      f"{what}={source!r}: there are "
+      f"{what}={source!r} is not one of "
       f"{', '.join(f'open_clip:{name}' for name in OPENCLIP_LISTS)}."
     )
   package = importlib.util.find_spec("open_clip")
@@ -249,7 +249,7 @@ def _openclip_list(source: str, what: str) -> list[str]:
       f"{what}={source!r} needs OpenCLIP: pip install open_clip_torch, or give "
       "a file with one entry a line."
     )
-  # The module alone: the package imports torch.
+  # Loads this module alone, since the package imports torch.
   [folder, *_] = package.submodule_search_locations
   spec = importlib.util.spec_from_file_location(
     "zero_shot_metadata", pathlib.Path(folder) / "zero_shot_metadata.py"

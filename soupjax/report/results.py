@@ -78,7 +78,7 @@ class Gain:
 
   @property
   def is_shown(self) -> bool:
-    """Whether zero is outside of the interval."""
+    """Whether zero is outside the interval."""
     return not self.low <= 0 <= self.high
 
 
@@ -210,7 +210,7 @@ class Results:
   def best_wise_ft(self) -> float | None:
     """The coefficient with the highest accuracy on minival.
 
-    Of equal ones, that closest to the middle; None without minival.
+    Ties go to the one closest to the middle; None without minival.
     """
     accuracies = {
       alpha: self.accuracy(model, "minival")

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted means of adapters that are adapters again."""
+"""Weighted means of adapters, written as adapters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -18,7 +18,7 @@ from soupjax.soups.core.ingredient import Ingredient, check_unchanged
 from soupjax.soups.rules import base as rule_base
 from soupjax.version import __version__
 
-# Settings that decide which modules PEFT adapts; the result lists them.
+# Settings that select modules by pattern; the result lists them by name.
 _SELECTION = ("layers_to_transform", "layers_pattern", "exclude_modules")
 
 
@@ -65,10 +65,11 @@ def mix_adapters(
 ) -> AdapterMix:
   """Writes the weighted mean of LoRA or IA3 adapters as one adapter.
 
-  The mean is of the models that the adapters stand for, so of products of
-  factors. It needs no base. For LoRA the exact mean has the sum of the ranks;
-  a lower rank takes the best approximation of each weight's change, by SVD.
-  For IA3, in whose vectors a model is linear, the mean is exact.
+  Averages the models that the adapters represent: the products of factors, not
+  the factors. No base is needed. For LoRA, the rank of the exact mean is the
+  sum of the ranks; a lower rank gives the best approximation of each weight's
+  change, by SVD. For IA3 the mean is exact, since weights are linear in its
+  vectors.
 
   Args:
     adapters: folders that PEFT saved, trained on one base.
@@ -81,9 +82,9 @@ def mix_adapters(
     Ranks and the errors of the approximation.
 
   Raises:
-    ValueError: if an adapter is DoRA, whose models are not linear in a product;
-      if they differ in kind, base or modules that are saved whole; or if `out`
-      exists.
+    ValueError: if an adapter is DoRA, whose weights are not linear in the
+      product; if they differ in kind, base or modules that are saved whole; or
+      if `out` exists.
 
   Examples:
     >>> factors = {"q.lora_A.weight": jnp.ones((1, 3)),
@@ -147,7 +148,7 @@ def _union(groups: Iterable[Iterable[str]]) -> list[str]:
 def _opened(paths, weights, normalize) -> list[_Adapter]:
   """Opens the adapters and checks that they can be averaged."""
   if not paths:
-    raise ValueError("mix_adapters needs one adapter at least, got none.")
+    raise ValueError("mix_adapters needs at least one adapter, got none.")
   if normalize:
     numbers = arguments.soup_weights(weights, len(paths))
     numbers = numbers / math.fsum(numbers)
@@ -245,8 +246,8 @@ def _mean_product(loaded, module, rank):
 
   Args:
     loaded: the adapters.
-    module: of at least one.
-    rank: at most; None keeps all.
+    module: name of a module that at least one of them adapts.
+    rank: the largest to keep; None keeps all.
 
   Returns:
     Name -> factor, and the squares of the norms of what is lost and of all.
@@ -293,10 +294,9 @@ def _mean_product(loaded, module, rank):
 
 
 def _truncated(a: np.ndarray, b: np.ndarray, rank: int):
-  """Returns the best factors of a lower rank for a product B A.
+  """Returns the best approximation of a product B A by factors of a lower rank.
 
-  The SVD is of a matrix as small as the sum of the ranks, between two bases of
-  orthogonal columns.
+  QR of both factors reduces the SVD to a square matrix as small as their rank.
   """
   columns, rows = b.reshape(len(b), -1), a.reshape(len(a), -1)
   q_b, r_b = np.linalg.qr(columns)

@@ -45,7 +45,7 @@ class Function(NamedTuple):
 
 
 class Class(NamedTuple):
-  """A class whose objects a pickle may make, as `Record`."""
+  """A class whose objects a pickle may create; they become `Record`s."""
 
   name: str
 

@@ -98,7 +98,7 @@ def load_pretrained(
       without a head ignores that of the checkpoint.
     skip: regular expressions of leaves that are not loaded, in our names or
       those of the file.
-    prefix: start of the names of the model in the file, of several, such as
+    prefix: start of the model's names if the file has several models, such as
       "module.base_encoder."; other leaves are not loaded.
     init: parameters of the model, for its leaves that are skipped.
 

@@ -75,9 +75,9 @@ def detect(
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
     skip: regular expressions of leaves of the file to leave out.
-    prefix: start of the names of the model in the file, if it has several.
-    text: whether the text tower is wanted, too: options are those of
-      `models.CLIP` then.
+    prefix: start of the model's names if the file has several models.
+    text: whether to include the text tower; the options are then those of
+      `models.CLIP`.
 
   Returns:
     A description; `ViT(**detect(path).options)` is the model, or, with `text`,
@@ -122,7 +122,7 @@ def open_table(
   except ValueError:
     configs.read(
       companions.home(source), None
-    )  # An error about a config says more.
+    )  # An error about a config is more specific.
     raise
   said = configs.read(companions.home(source), table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
@@ -229,7 +229,7 @@ def _parts(table: foreign.SourceTable) -> dict[str, Any]:
     return table.locate(leaf)[1] is not None
 
   final = has("Transformer/encoder_norm/scale")
-  # Where both norms have one name, it is the first.
+  # If both norms share a name, it is the first.
   pooled = "fc_norm/scale" in table.leaves()
   biases = (k[0] for k in tables.QKV if has(f"{_ATTENTION}{k}/bias"))
   return {

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what the config of another library says of the text tower."""
+"""Reads the options of the text tower from the config of another library."""
 
 from typing import Any
 
@@ -100,7 +100,7 @@ def _of_transformers(said, reader) -> dict[str, Any]:
   if siglip:
     return {**options, "pool_type": "last", "causal": False}
   options["causal"] = True
-  # transformers reads this id, a slip of old configs, as OpenAI's rule.
+  # transformers treats this id, an error in old configs, as OpenAI's rule.
   if eos == 2:
     return {**options, "pool_type": "argmax"}
   return {**options, "pool_type": "eos", "eos_id": eos}

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter names of text towers: one table per family of image towers.
 
-Our names are those of `models.Text`, but of blocks like those of the image
-tower (`tree_name` converts), and "t" and "b" beside it.
+Our names are those of `models.Text`, with the image tower's names for blocks
+(`tree_name` converts them), and "t" and "b".
 """
 
 from soupjax.models.pretrained import mappings, tables

@@ -51,7 +51,7 @@ def open_text(table: foreign.SourceTable) -> foreign.SourceTable:
     table: the checkpoint, as the family of its image tower.
 
   Returns:
-    The leaves that are not the image tower's, with the names of `text_tables`.
+    All leaves outside the image tower, with the names of `text_tables`.
 
   Raises:
     ValueError: if there is no text tower, or one that `models.Text` does not
@@ -66,8 +66,8 @@ def open_text(table: foreign.SourceTable) -> foreign.SourceTable:
   family = text_tables.FAMILIES.get(table.name)
   if family is None or not table.ignored.get(RULES[0]):
     raise ValueError(
-      f"{table.where} has an image tower only (family {table.name!r}), and a "
-      "text tower is needed: give the checkpoint of the whole CLIP."
+      f"{table.where} has only an image tower (family {table.name!r}), but a "
+      "text tower is needed: give a checkpoint with both towers."
     )
   entries = {
     name: all_entries[name]

@@ -11,10 +11,10 @@ from soupjax import buckets, files
 from soupjax.tasks import estimate
 from soupjax.tasks.cook.inputs import CookInputs
 
-# Measured: copies of a model in sums, candidates, soups and gradients, and in
-# what the allocator keeps of them.
+# Measured copies of a model: sums, candidates, soups, gradients, and memory of
+# theirs that the allocator keeps.
 _COPIES = {"greedy": 9.0, "learned": 10.5}
-# Measured: figures and the page of results.
+# Measured bytes of the figures and the page of results.
 _REPORT = 60_000_000
 
 

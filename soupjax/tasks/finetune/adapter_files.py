@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of our own runs as files of PEFT, with the names of a library."""
+"""Writes trained adapters as PEFT files, with the names of a library."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -25,7 +25,7 @@ _LAYOUTS = ("dense", "to_heads", "from_heads")
 
 
 def family_of(config) -> str:
-  """Returns the library whose names the files get.
+  """Returns the library whose names the files use.
 
   It is `adapter.family`, or that of the start if this has names of its own.
   """
@@ -40,7 +40,7 @@ def family_of(config) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """The file below the adapters of a sweep.
+  """The file of the base model of a sweep's adapters.
 
   Attributes:
     path: of the shared start, in the names of the family.

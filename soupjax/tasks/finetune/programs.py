@@ -98,7 +98,7 @@ def _advice(config, devices: int, fixed: int, needed: int, room: int) -> str:
     devices: over which a batch is split.
     fixed: bytes of state, start and gradient on each device.
     needed: bytes on each device.
-    room: bytes that there are.
+    room: bytes available on each device.
   """
   batch = config.data.batch_size
   at_once = batch // config.accumulate

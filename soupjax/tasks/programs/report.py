@@ -25,8 +25,8 @@ class Program:
     function: compiled by `jax.jit`, as the task calls it.
     args: shapes, dtypes and shardings of its arguments.
     options: its static arguments.
-    beside: name -> bytes on each device of other arrays that are there during
-      a call.
+    beside: name -> bytes on each device of other arrays that exist during a
+      call.
     advice: maps the bytes that a device needs, and those it has, to settings
       to change.
   """
@@ -203,7 +203,7 @@ def fewer(count: int, needed: int, room: int, fixed: int, step: int) -> int:
   Args:
     count: images that need too much.
     needed: bytes on each device.
-    room: bytes that there are.
+    room: bytes available on each device.
     fixed: bytes that do not depend on the images.
     step: the result is a multiple of it.
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""TPU slices that are not there, to compile for."""
+"""TPU slices to compile for, without the hardware."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,7 +21,7 @@ _ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  # Any, which spares a warning; the layout is given.
+  # Any value avoids a warning; the layout is given.
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
 _STACK = "fibers_default_thread_stack_size"  # A flag of libtpu, in bytes.

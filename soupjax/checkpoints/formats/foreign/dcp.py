@@ -46,7 +46,7 @@ _CLASSES = {
 
 
 class _Chunk(NamedTuple):
-  """A box of a tensor, and where its numbers are, in row-major order."""
+  """A box of a tensor, and the location of its values in row-major order."""
 
   box: slices.Slices
   file: byte_ranges.ByteFile
@@ -188,7 +188,7 @@ def _box(chunk) -> slices.Slices:
 
 
 def _chunk(path, files, leaf, spec, box, stored, key) -> _Chunk:
-  """Finds the numbers of a chunk."""
+  """Locates the values of a chunk."""
   offset = tuple(s.start for s in box)
   info = stored.get((key, offset)) or (
     stored.get((key, ())) if not any(offset) else None

@@ -4,7 +4,7 @@
 
 A file is one map of maps. Arrays are extensions of type 1: a message of shape,
 name of the dtype and row-major bytes. Arrays of more than 1 GiB are cut into
-flat chunks. Only what lies between the arrays is read at opening.
+flat chunks. Opening a file reads only the bytes between the arrays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ INDEX = f"{SUFFIX}.index.json"
 # Files of `flax.training.checkpoints`.
 _STEP = r"checkpoint_\d+(\.\d+)?"
 _CHUNKED = "__msgpack_chunked_array__"
-# In place of an array that several processes saved in a directory beside.
+# Stands for an array that several processes saved in another directory.
 _ELSEWHERE = "//GDAPlaceholder:"
 _WINDOW = 1 << 16
 _MAX_KEY = 1 << 16
@@ -77,13 +77,13 @@ class _Other(NamedTuple):
 
 def _bad(path: str, reason: str) -> ValueError:
   return ValueError(
-    f"{path} is not a sound MessagePack file of Flax: {reason}. Copy it again "
+    f"{path} is not a valid MessagePack file of Flax: {reason}. Copy it again "
     "or leave it out."
   )
 
 
 class _Scanner:
-  """Reads a file from its start and skips the numbers of arrays."""
+  """Reads a file from its start and skips the values of arrays."""
 
   def __init__(self, file: byte_ranges.ByteFile):
     self._file, self.at = file, 0

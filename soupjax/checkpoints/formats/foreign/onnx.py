@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Initialisers of ONNX graphs, read by ranges without the package onnx.
 
-A file is a message of protocol buffers (ModelProto). Only the messages between
-the numbers are read. torch.onnx names weights as in the state_dict, but folds
-the transpose of a linear layer into its weight, which then is called
-"onnx::MatMul_NNN". The name of the node that uses it says which layer it is.
+A file is a protocol buffer message (ModelProto). Opening it reads everything
+but the values. torch.onnx names weights as in the state_dict, but folds the
+transpose of a linear layer into its weight and renames it "onnx::MatMul_NNN".
+The name of the node that uses the weight tells its layer.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _MAX_MESSAGE = 1 << 20
 # Numbers of fields in onnx.proto.
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
-_PACKED = {"float32": 4, "float64": 10}  # As the bytes in memory.
+_PACKED = {"float32": 4, "float64": 10}  # Packed as in memory.
 _INPUT, _NODE_NAME = 1, 3
 _DTYPES = {
   **{1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"},
@@ -52,7 +52,7 @@ class _Tensor(NamedTuple):
 
 def _bad(path: str, reason: str) -> ValueError:
   return ValueError(
-    f"{path} is not a sound ONNX file: {reason}. Copy it again or leave it out."
+    f"{path} is not a valid ONNX file: {reason}. Copy it again or leave it out."
   )
 
 
@@ -198,7 +198,7 @@ def open_checkpoint(
 
 
 def _tensor(message, files, path, span) -> tuple[str, _Tensor]:
-  """Reads one TensorProto but its numbers."""
+  """Reads one TensorProto without its values."""
   name, shape, code, external = "", [], 0, {}
   data: dict[int, range] = {}
   for field, value in message.fields(span.start, span.stop):
@@ -255,7 +255,7 @@ def _external(files, path, name, external):
 
 
 def _add_node(message, span, users):
-  """Notes which node uses each input."""
+  """Records which node uses each input."""
   inputs, name = [], ""
   for field, value in message.fields(span.start, span.stop):
     if field == _INPUT:

@@ -56,7 +56,7 @@ def _storage(key: int, kind: bytes, count: int) -> bytes:
 
 
 def _tensor(key: int, spec: jax.ShapeDtypeStruct) -> bytes:
-  """Returns the program that makes one tensor of its own storage."""
+  """Returns the opcodes that make one tensor from its own storage."""
   strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
   kind, dtype = torch.kinds_of(spec.dtype)
   hooks = _global("collections", "OrderedDict") + _EMPTY_TUPLE + _REDUCE
@@ -148,7 +148,7 @@ class TorchWriter(block_writer.RangeWriter):
       start = at + len(
         self._info(name, (at, b"", num_bytes), 0).FileHeader(True)
       )
-      # At least the header of the extra field, so that numbers are aligned.
+      # At least the header of the extra field, so that the data is aligned.
       padding = -(start + _EXTRA.size) % _ALIGNMENT
       extra = _EXTRA.pack(b"FB", padding) + bytes(padding)
       self._members[name] = (at, extra, num_bytes)
