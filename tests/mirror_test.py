@@ -65,6 +65,7 @@ COVERED_BY = {
   "sweeps": "config",
   "tasks/cook/config": "tasks/cook/run",
   "tasks/cook/evaluate": "tasks/cook/run",
+  "tasks/cook/export": "tasks/cook/infer",
   "tasks/cook/inputs": "tasks/cook/run",
   "tasks/cook/needs": "tasks/estimate",
   "tasks/finetune/config": "tasks/finetune/loop",

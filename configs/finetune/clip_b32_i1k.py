@@ -5,20 +5,20 @@
   soupjax --config=configs/finetune/clip_b32_i1k.py --workdir=runs/b32 --sweep \
     --config.init.path=CLIP
 
-CLIP is a checkpoint of a whole CLIP: a folder of transformers or OpenCLIP, or
+CLIP is a checkpoint with both towers: a folder of transformers or OpenCLIP, or
 the state_dict of OpenAI's ViT-B/32 (docs/clip.md). Needs soupjax[clip], and
-OpenCLIP for its lists of names and prompts (or files of your own:
---config.zeroshot.names=FILE, --config.zeroshot.templates=FILE). Weights of
-OpenCLIP whose names lack "quickgelu" need --config.model.act=gelu_exact.
+OpenCLIP for its class names and prompts; to use your own, set
+--config.zeroshot.names=FILE and --config.zeroshot.templates=FILE. OpenCLIP
+weights without "quickgelu" in their name need --config.model.act=gelu_exact.
 
 Settings are those of arXiv 2203.05482, appendix J: AdamW, batch 512, gradients
 clipped at 1, 500 steps of warmup and a cosine, weight decay on all parameters.
-As in the released code, features are scaled to length 1 before the head, whose
-weights start as the embeddings of 80 prompts a class, times exp(logit_scale),
-and whose bias starts at 0. The sweep is the random search of 72 members;
-:sweep=seeds has five seeds of one setting. Neither accuracy nor time was
-measured here; Table 3 of the paper has 80.4 % for the best of 72 and 81.0 % for
-the greedy soup, which started from a linear probe or a zero-shot head.
+As in the released code, features are scaled to length 1 before the head. Its
+weights start as the mean embeddings of 80 prompts per class times
+exp(logit_scale), its bias at 0. The sweep is the random search of 72 members;
+:sweep=seeds trains five seeds of one setting. Neither accuracy nor time was
+measured here. Table 3 of the paper reports 80.4 % for the best of 72 and 81.0 %
+for the greedy soup, starting from a linear probe or a zero-shot head.
 
 On a laptop, in a minute, from a tiny CLIP with random weights on digits:
 
