@@ -43,6 +43,7 @@ ELSEWHERE = {
   r"python (-m )?benchmarks.*": "takes minutes",
   r"launch/local_processes\.sh .*": "test_local_processes_run",
   r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
+  r"soupjax .*--topology=.*": "takes minutes; tests/tasks/programs",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
