@@ -46,7 +46,8 @@ done
   fail "--count=${count:-(none)}: give the number of processes"
 [[ "$devices" =~ ^([1-9][0-9]*)?$ ]] ||
   fail "--devices=$devices: give the number of GPUs for each process"
-[[ "$port" =~ ^[0-9]*$ ]] || fail "--port=$port: give a number"
+[[ "$port" =~ ^[0-9]{0,5}$ && "${port:-1}" -lt 65536 ]] ||
+  fail "--port=$port: give a number below 65536"
 [[ $# -gt 1 ]] || fail "nothing to run: give -- --config=..."
 shift
 if [[ -z "$port" && -n "$dry_run" ]]; then

@@ -94,6 +94,12 @@ def test_outputs(store, bucket, tmp_path, staging, out):
   assert not leftovers(staging)
 
 
+def test_an_output_needs_a_name_in_the_bucket(store, bucket):
+  for out in (bucket, f"{bucket}/"):
+    with pytest.raises(ValueError, match=f"{bucket}/? is a bucket.*NAME"):
+      sj.save_params(out, tree(1))
+
+
 def test_shards_and_overwriting(store, bucket, tmp_path, staging):
   expected = put(bucket, tmp_path)
   settings = {"format": "safetensors", "shard_bytes": 100_000}

@@ -80,8 +80,11 @@ def format_of(out: str, format: str | None, sharded: bool = False) -> str:
     sharded: whether to write a directory of safetensors shards.
 
   Raises:
-    ValueError: if the format is unknown, or the suffix promises another one.
+    ValueError: if the format is unknown, or the suffix promises another one, or
+      the path is a bucket.
   """
+  if buckets.is_remote(out) and not out.partition("://")[2].partition("/")[2]:
+    raise ValueError(f"{out} is a bucket: write {out.rstrip('/')}/NAME.")
   suffix = pathlib.PurePath(out).suffix
   if format not in (None, *FORMATS):
     raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
