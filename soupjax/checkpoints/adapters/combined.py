@@ -255,7 +255,8 @@ def _mean_product(loaded, module, rank):
   owners = [a for a in loaded if module in a.modules]
   names = owners[0].modules[module]
   for adapter in owners:
-    if adapter.modules[module].keys() != names.keys():
+    differing = adapter.modules[module].keys() ^ names.keys()
+    if differing - {"lora_B.bias"}:
       raise ValueError(
         f"{module!r} has {sorted(names)} in {owners[0].config.path} and "
         f"{sorted(adapter.modules[module])} in {adapter.config.path}: they "

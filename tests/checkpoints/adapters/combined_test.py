@@ -139,11 +139,6 @@ def test_heads_are_averaged(tmp_path):
     ),
     (shapes(2), {"r": 3}, r"b/adapter_config.*\(6, 2, 1, 1\).*rank 3"),
     (
-      {**shapes(2), "q.lora_B.bias": (9,)},
-      {"lora_bias": True},
-      r"'q' has .*a/adapter.*'lora_B.bias'.*b/adapter_config.*base=",
-    ),
-    (
       {
         "q.lora_A.weight": (2, 12),
         "q.lora_B.weight": (9, 2),

@@ -118,7 +118,7 @@ def test_the_soup_is_that_of_products(tmp_path):
     (lora(), {"peft_type": "LOHA"}, "LOHA.*merge_and_unload"),
     (lora(), {"init_lora_weights": "pissa"}, "pissa.*base"),
     (lora(), {"use_qalora": True}, "use_qalora.*merge_and_unload"),
-    (lora(), {"use_something": True}, "use_something.*not known"),
+    (lora(), {"use_something": True}, "use_something.*does not know"),
     (lora(), {"lora_alpha": None}, "lora_alpha.*None"),
     ({"q.ia3_l": (701, 1)}, {"peft_type": "IA3"}, r"\(701, 1\).*q.weight"),
     (
