@@ -270,6 +270,22 @@ def central_crop(
 
 
 @OPS.register
+def crop_border(image: Picture, pixels: int) -> Picture:
+  """Cuts off pixels on all sides, such as the 2 of ObjectNet's red border."""
+  height, width = _height_width(image)
+  if (
+    not isinstance(pixels, int)
+    or pixels < 0
+    or 2 * pixels >= min(height, width)
+  ):
+    raise ValueError(
+      f"crop_border({pixels!r}) leaves nothing of an image of {height} x "
+      f"{width} pixels."
+    )
+  return _cropped(image, (pixels, pixels, width - pixels, height - pixels))
+
+
+@OPS.register
 def random_crop(
   image: Picture,
   rng: np.random.Generator,

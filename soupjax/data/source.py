@@ -20,8 +20,10 @@ class Source:
     ranges: (stored split of a dataset, start, stop) of the examples; empty
       where they are unknown.
     notes: lines for the plan, for example about files that are not read.
+    several: whether images have several right labels, or none.
   """
 
+  several = False
   ranges: tuple[tuple[str, int, int], ...] = ()
   notes: tuple[str, ...] = ()
 
@@ -70,11 +72,20 @@ class Source:
     """
     return self._checked(index, self._label(index))
 
+  def right_labels(self, index: int) -> tuple[int, ...]:
+    """Returns all labels that are right; sets with several override this."""
+    return (self.label(index),)
+
   def describe(self, index: int) -> str:
     """Names one example in messages."""
     return f"example {index} of {self.name}"
 
   def _checked(self, index: int, label: Any) -> int:
+    if isinstance(label, tuple):
+      raise ValueError(
+        f"{self.name} has several right labels for an image: it can only be a "
+        "test set, in `tests` of cooking."
+      )
     if not 0 <= label < self.num_classes or label != int(label):
       offset = ""
       if label == self.num_classes:

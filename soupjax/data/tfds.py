@@ -9,6 +9,10 @@ from typing import Any
 from soupjax import registry
 from soupjax.data.source import Source, shared_examples
 
+# Features with all right labels of an image, in imagenet2012_real (arXiv
+# 2006.07159) and imagenet2012_multilabel.
+_SEVERAL = ("real_label", "correct_multi_labels")
+
 
 class _Tfds(Source):
   """A part of a TFDS dataset; images stay encoded."""
@@ -20,6 +24,23 @@ class _Tfds(Source):
   def _read(self, index: int) -> tuple[Any, Any]:
     record = self._records[index]
     return record["image"], record["label"]
+
+
+class _Several(_Tfds):
+  """A TFDS dataset whose images have several right labels, or none."""
+
+  several = True
+
+  def __init__(self, name: str, records, labels, key: str):
+    super().__init__(name, records, labels)
+    self._key = key
+
+  def _read(self, index: int) -> tuple[Any, Any]:
+    record = self._records[index]
+    return record["image"], tuple(int(k) for k in record[self._key])
+
+  def right_labels(self, index: int) -> tuple[int, ...]:
+    return tuple(sorted(set(self._read(index)[1])))
 
 
 def open_tfds(
@@ -53,8 +74,16 @@ def open_tfds(
       f"array_record can be read at random: {_how_to(name)}"
     )
   features = dict(info.features or {})
-  if "image" not in features or not hasattr(
-    features.get("label"), "num_classes"
+  several = next(
+    (
+      key
+      for key in _SEVERAL
+      if hasattr(getattr(features.get(key), "feature", None), "num_classes")
+    ),
+    None,
+  )
+  if "image" not in features or not (
+    several or hasattr(features.get("label"), "num_classes")
   ):
     raise ValueError(
       f"{name} has the features {sorted(features)}: an 'image' and a 'label' "
@@ -76,7 +105,10 @@ def open_tfds(
   records = builder.as_data_source(
     split, decoders={"image": tfds.decode.SkipDecoding()}
   )
-  source = _Tfds(label, records, features["label"])
+  if several:
+    source = _Several(label, records, features[several].feature, several)
+  else:
+    source = _Tfds(label, records, features["label"])
   parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
   source.ranges = tuple(
     (

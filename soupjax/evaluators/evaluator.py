@@ -15,6 +15,7 @@ import numpy as np
 from soupjax import sharding
 from soupjax.evaluators import metrics as metrics_lib
 from soupjax.evaluators.batches import Batch, CachedBatches
+from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.evaluators.metrics import get_metric
 from soupjax.soups.core import arguments
 from soupjax.soups.greedy import decisions
@@ -26,7 +27,7 @@ _METRICS = ("prec@1", "loss")
 
 @functools.lru_cache(maxsize=8)
 def _compiled(
-  model, names: tuple[str, ...], with_logits: bool, mesh, among=None
+  model, names: tuple[str, ...], with_logits: bool, mesh, space=None
 ):
   """Compiles a forward pass that all sets and candidates share.
 
@@ -40,16 +41,19 @@ def _compiled(
     def forward(params, images):
       return model.apply({"params": params}, images)[0]
 
-  functions = [get_metric(name).function for name in names]
+  metrics = [get_metric(name) for name in names]
+  functions = [metric.function for metric in metrics]
 
   @jax.jit
   def evaluate(params, batch):
     logits = forward(params, batch["images"])
     labels, position = batch["labels"], batch["position"]
     mask = position >= 0
-    scored = _masked(logits, among)
-    values = [f(scored, labels, mask).astype(jnp.float32) for f in functions]
+    scored, right = (space or LabelSpace()).scored(logits, labels)
+    values = [f(scored, right, mask).astype(jnp.float32) for f in functions]
     outputs = {"values": jnp.stack(values, axis=-1), "position": position}
+    if any(metric.summary for metric in metrics):
+      outputs["right"] = right
     if with_logits:
       outputs |= {"logits": logits.astype(jnp.float32), "labels": labels}
     if mesh is not None:  # All processes get all examples.
@@ -59,16 +63,6 @@ def _compiled(
     return outputs
 
   return evaluate
-
-
-def _masked(logits, among: tuple[int, ...] | None):
-  """Returns (n, classes) logits, very low for outputs outside `among`."""
-  if among is None:
-    return logits
-  keep = np.zeros(logits.shape[-1], bool)
-  keep[list(among)] = True
-  # Half of the lowest number, so that subtracting a maximum cannot overflow.
-  return jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
 
 
 # A loss above this means that the label is a masked output.
@@ -108,7 +102,7 @@ class Evaluator:
     name: str = "minival",
     mesh: jax.sharding.Mesh | None = None,
     cache_gb: float = 0.0,
-    outputs: Iterable[int] | None = None,
+    outputs: Iterable[int] | LabelSpace | None = None,
   ):
     """Sets up the evaluation; compiles at the first call.
 
@@ -127,14 +121,18 @@ class Evaluator:
         rejection then begins with the images that are hardest for the soup.
       outputs: the classes over which metrics are computed, such as the 200 of
         ImageNet-A; None for all. Logits of other classes count as the lowest;
-        `per_example` returns them unchanged.
+        `per_example` returns them unchanged. A `LabelSpace` can also join
+        outputs to classes, and give images several right labels.
 
     Raises:
       ValueError: if a metric is unknown, or an output is given twice.
     """
-    self._outputs = None if outputs is None else tuple(map(int, outputs))
-    if outputs is not None and len(set(self._outputs)) < len(self._outputs):
-      raise ValueError(f"outputs of {name} has a class twice: {outputs!r:.100}")
+    if not (outputs is None or isinstance(outputs, LabelSpace)):
+      try:
+        outputs = LabelSpace.of_outputs(outputs)
+      except ValueError as e:
+        raise ValueError(f"outputs of {name}: {e}") from e
+    self._space = outputs
     self.metric, self.name = metric, name
     more = sorted({metric, *more_metrics} - {*_METRICS})
     self.names = (*_METRICS, *more)
@@ -159,7 +157,7 @@ class Evaluator:
     metric: str = "prec@1",
     more_metrics: Iterable[str] = (),
     name: str = "minival",
-    outputs: Iterable[int] | None = None,
+    outputs: Iterable[int] | LabelSpace | None = None,
   ) -> "Evaluator":
     """Makes an evaluator of images in memory, in one process.
 
@@ -216,7 +214,7 @@ class Evaluator:
 
   def __call__(self, params: PyTree) -> float:
     """Returns the score on all images; higher is better."""
-    return self._score(self._evaluate(params)["values"])
+    return self._score(self._evaluate(params))
 
   def totals(self, params: PyTree) -> dict[str, float]:
     """Returns the mean of every metric, and the number of images as "n".
@@ -233,9 +231,11 @@ class Evaluator:
 
   def means(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Averages the values from `per_example`, in the form of `totals`."""
-    count = len(values[self.names[0]])
-    means = {name: _sum(values[name]) / count for name in self.names}
-    return means | {"n": count}
+    means = {
+      name: _mean(get_metric(name), values[name], values.get("right"))
+      for name in self.names
+    }
+    return means | {"n": len(values[self.names[0]])}
 
   def per_example(
     self, params: PyTree, *, logits: bool = False
@@ -248,13 +248,15 @@ class Evaluator:
 
     Returns:
       Metric -> (n,) float32 values in the order of the set; every process gets
-      all.
+      all. "right" has the labels (n,), if a metric is a summary of them.
 
     Raises:
       ValueError: if the loss of an image is not finite.
     """
     outputs = self._evaluate(params, logits)
     values = dict(zip(self.names, outputs["values"].T))
+    if "right" in outputs:
+      values["right"] = outputs["right"]
     if logits:
       values |= {name: outputs[name] for name in ("logits", "labels")}
     return values
@@ -315,7 +317,7 @@ class Evaluator:
       parts.append(outputs)
       if not waiting:
         launch()
-    return decisions.Trial(score=self._score(self._ordered(parts)["values"]))
+    return decisions.Trial(score=self._score(self._ordered(parts)))
 
   def set_incumbent(self) -> None:
     """Puts the images first that are hardest for the soup.
@@ -337,8 +339,8 @@ class Evaluator:
 
   def program(self, with_logits: bool = False) -> Any:
     """Returns the jitted function of parameters and one batch."""
-    among = () if self._outputs is None else (self._outputs,)
-    return _compiled(self._model, self.names, with_logits, self._mesh, *among)
+    space = () if self._space is None else (self._space,)
+    return _compiled(self._model, self.names, with_logits, self._mesh, *space)
 
   def abstract_batch(self, count: int, shape: Sequence[int]) -> Batch:
     """Returns shapes and shardings of a batch of `program`.
@@ -366,10 +368,10 @@ class Evaluator:
     outputs = {key: x[rows] for key, x in outputs.items()}
     loss = outputs["values"][:, self.names.index("loss")]
     wrong = loss[~(loss < _MASKED)]
-    if self._outputs and np.isfinite(wrong).any():
+    if self._space and np.isfinite(wrong).any():
       raise ValueError(
         f"An image of {self.name} has a label that is not among the "
-        f"{len(self._outputs)} outputs to evaluate: add it to outputs=."
+        f"{self._space.num_outputs} outputs to evaluate: add it to outputs=."
       )
     if len(wrong):
       raise ValueError(
@@ -389,9 +391,10 @@ class Evaluator:
     self._last = outputs["position"], outputs["values"]
     return outputs
 
-  def _score(self, values: np.ndarray) -> float:
-    column = values[:, self.names.index(self.metric)]
-    return self._metric.sign * _sum(column) / len(column)
+  def _score(self, outputs: Mapping[str, np.ndarray]) -> float:
+    column = outputs["values"][:, self.names.index(self.metric)]
+    value = _mean(self._metric, column, outputs.get("right"))
+    return self._metric.sign * value
 
   def _bound(self, values: list[float]) -> float:
     """Returns the best possible score given the values of some examples."""
@@ -399,6 +402,13 @@ class Evaluator:
     if not self._metric.bound.is_integer():  # The product may be rounded.
       best = math.nextafter(best, self._metric.sign * math.inf)
     return self._metric.sign * math.fsum([*values, best]) / self._count
+
+
+def _mean(metric: metrics_lib.Metric, values, labels) -> float:
+  """Returns the mean of a metric, or its summary."""
+  if metric.summary is not None:
+    return float(metric.summary(values, labels))
+  return _sum(values) / len(values)
 
 
 def _sum(values: np.ndarray) -> float:

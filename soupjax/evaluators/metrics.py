@@ -27,11 +27,14 @@ class Metric:
     mode: "max" if higher means are better, "min" if lower ones are.
     bound: the best value that an example can have, with which greedy soups
       reject candidates early; None if values are unbounded.
+    summary: replaces the mean: maps the values (n,) and the right labels (n,),
+      both NumPy arrays, to a number; None for the mean. Without a bound.
   """
 
   function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
   mode: str = "max"
   bound: float | None = None
+  summary: Callable[[np.ndarray, np.ndarray], float] | None = None
 
   @property
   def __wrapped__(self) -> Callable:
@@ -45,7 +48,11 @@ class Metric:
 
 
 def metric(
-  name: str, *, mode: str = "max", bound: float | None = None
+  name: str,
+  *,
+  mode: str = "max",
+  bound: float | None = None,
+  summary: Callable[[np.ndarray, np.ndarray], float] | None = None,
 ) -> Callable[[Callable], Metric]:
   """Registers a function as a metric that a config can name.
 
@@ -59,13 +66,14 @@ def metric(
     name: the name in configs and results.
     mode: "max" or "min".
     bound: the best possible value of an example, or None.
+    summary: see `Metric`, for metrics that are not means, such as F1.
 
   Returns:
     A decorator that turns the function into a `Metric`.
 
   Raises:
-    ValueError: if the mode is unknown, the bound is not finite, or another
-      metric has the name.
+    ValueError: if the mode is unknown, the bound is not finite or comes with a
+      summary, or another metric has the name.
   """
   if mode not in ("max", "min"):
     raise ValueError(
@@ -74,10 +82,15 @@ def metric(
   if bound is not None and not math.isfinite(bound):
     raise ValueError(f"Metric {name!r}: bound must be finite, got {bound!r}.")
 
-  def register(function):
-    return METRICS.register(
-      Metric(function, mode, None if bound is None else float(bound)), name=name
+  if bound is not None and summary is not None:
+    raise ValueError(
+      f"Metric {name!r} has a bound and a summary: the values of examples only "
+      "bound means."
     )
+  limit = None if bound is None else float(bound)
+
+  def register(function):
+    return METRICS.register(Metric(function, mode, limit, summary), name=name)
 
   return register
 
@@ -117,6 +130,46 @@ def _loss(logits, labels, mask):
     fill_value=jnp.nan,
   )
   return -picked[:, 0]
+
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the unweighted mean of F1 over the classes that occur as labels.
+
+  F1 of a class is 2 TP / (2 TP + FP + FN).
+
+  Args:
+    predictions: (n,) class indices.
+    labels: (n,) class indices.
+  """
+  scores = []
+  for k in np.unique(labels):
+    hits = np.sum((predictions == k) & (labels == k))
+    scores.append(2 * hits / (np.sum(predictions == k) + np.sum(labels == k)))
+  return math.fsum(scores) / len(scores)
+
+
+def worst_class(correct: np.ndarray, labels: np.ndarray) -> float:
+  """Returns the lowest accuracy of a class that occurs.
+
+  Args:
+    correct: (n,) whether the prediction is right.
+    labels: (n,) class indices.
+  """
+  return float(min(correct[labels == k].mean() for k in np.unique(labels)))
+
+
+@metric("macro_f1", summary=macro_f1)
+def _prediction(logits, labels, mask):
+  """The class with the highest logit."""
+  del labels, mask
+  return logits.argmax(axis=-1)
+
+
+@metric("worst_class", summary=worst_class)
+def _correct(logits, labels, mask):
+  """Whether the highest logit is that of the label."""
+  del mask
+  return logits.argmax(axis=-1) == labels
 
 
 def check_labels(labels: Any) -> np.ndarray:

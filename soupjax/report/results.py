@@ -27,6 +27,8 @@ class Choices:
     greedy: name of a greedy soup -> its metric.
     initial_head: the head of the initial model, such as "linear probe", or ""
       if it is unknown.
+    means: name -> the splits of a mean; "shifts" is the one of the figures.
+    protocols: split -> how it is evaluated, if not over its own labels.
     outputs: split -> (number of outputs that its metrics are over, number of
       outputs of the models), for splits with only some of the classes.
   """
@@ -40,14 +42,17 @@ class Choices:
   outputs: Mapping[str, tuple[int, int]] = dataclasses.field(
     default_factory=dict
   )
+  protocols: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  means: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   @property
   def about_outputs(self) -> str:
-    """Describes splits whose metrics are over some outputs; "" if none are."""
+    """Describes the protocols of splits; "" if all are over their labels."""
     parts = [
       f"{split} over the {some:,} of {total:,} outputs that are its classes"
       for split, (some, total) in self.outputs.items()
     ]
+    parts += [f"{split}: {text}" for split, text in self.protocols.items()]
     return f"Metrics: {', '.join(parts)}." if parts else ""
 
   def by(self, metric: str) -> str:
@@ -88,7 +93,7 @@ class Results:
 
   A split is the part after the first slash of a dataset's name: "minival", on
   which every choice was made, "test", or else a shift. "shifts" is the
-  unweighted mean over the shifts.
+  unweighted mean over the shifts. Other means of `Choices.means` are splits.
 
   Attributes:
     dataset: the part before the slash.
@@ -156,8 +161,33 @@ class Results:
 
   @property
   def shifts(self) -> tuple[str, ...]:
-    """The splits that are shifts, in the order of the file."""
+    """The splits of the mean over shifts, in the order of the file."""
+    means = self.choices.means
+    if means:
+      return tuple(s for s in self.splits if s in means.get(SHIFTS, ()))
     return tuple(s for s in self.splits if s not in ("minival", "test"))
+
+  @property
+  def others(self) -> tuple[str, ...]:
+    """Other splits and means; members of these means are left out."""
+    means = {k: v for k, v in self.choices.means.items() if k != SHIFTS}
+    hidden = {"minival", "test", *self.shifts}.union(*means.values())
+    return tuple(s for s in self.splits if s not in hidden)
+
+  @property
+  def about_mce(self) -> str:
+    """Lists mean corruption errors of soups and the best; "" if none are."""
+    parts = []
+    for mean in self.choices.means:
+      models = [m for m in self.kinds if (m, mean, "mce") in self.cells]
+      shown = [
+        f"{m} {100 * self.cells[m, mean, 'mce'][0]:.1f}"
+        for m in models
+        if self.kinds[m] == "soup" or m == self.best
+      ]
+      if shown:
+        parts.append(f"mCE on {mean} (AlexNet: 100): {', '.join(shown)}.")
+    return " ".join(parts)
 
   def models(self, kind: str) -> list[str]:
     """Names of all models of a kind, in the order of the file."""
@@ -282,6 +312,11 @@ def read_run(workdir: str | os.PathLike) -> Results:
           split: (int(some), int(total))
           for split, (some, total) in values.get("outputs", {}).items()
         },
+        means={
+          name: tuple(members)
+          for name, members in values.get("means", {}).items()
+        },
+        protocols=dict(values.get("protocols", {})),
       )
     except (ValueError, TypeError, KeyError) as e:
       raise ValueError(f"{path} is damaged ({e}): delete it.") from e

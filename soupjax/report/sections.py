@@ -169,6 +169,7 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
   """Returns the table of all splits, with a note on how to read it."""
   columns = [s for s in ("minival", "test") if s in results.splits]
   columns += [*results.shifts, SHIFTS] if results.shifts else []
+  columns += results.others
   rows = tables.rows(results, sizes)
   single = [
     row
@@ -190,7 +191,10 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
       f"<td>{tables.cost_text(row, results, _TIMES)}</td>{cells}</tr>"
     )
   table = _table(f'<th scope="col">cost</th>{head}', body)
-  notes = f"{_table_note(results)} {html.escape(results.choices.about_outputs)}"
+  protocols = html.escape(
+    f"{results.choices.about_outputs} {results.about_mce}"
+  )
+  notes = f"{_table_note(results)} {protocols}"
   return f"{table}\n<p><small>{notes.strip()}</small></p>"
 
 

@@ -167,7 +167,8 @@ def interval(
 ) -> tuple[float, float] | None:
   """Returns the 95 % interval in percent; None for a mean over shifts."""
   value, n = results.accuracy(model, split), results.images(model, split)
-  if value is None or n is None or split == SHIFTS:
+  is_mean = split == SHIFTS or split in results.choices.means
+  if value is None or n is None or is_mean:
     return None
   low, high = clopper_pearson(round(value / 100 * n), n)
   return 100 * low, 100 * high
@@ -287,6 +288,7 @@ def results_table(
     lines[1],
     *textwrap.wrap(notes, 100),
     *textwrap.wrap(choices.about_outputs, 100),
+    *textwrap.wrap(results.about_mce, 100),
     *textwrap.wrap(one_run_note(results), 100),
   ]
   return "\n".join(line.rstrip() for line in lines)

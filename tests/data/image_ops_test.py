@@ -21,6 +21,15 @@ Y, X = np.mgrid[:200, :250].astype(np.uint8)
 MAP = np.stack([Y, X, np.zeros_like(X)], axis=-1)
 
 
+def test_a_border_is_cut_off():
+  for image in (MAP, Image.fromarray(MAP)):
+    out = np.asarray(image_ops.crop_border(image, 2))
+    np.testing.assert_array_equal(out, MAP[2:-2, 2:-2])
+  for pixels in (-1, 1.5, 200):
+    with pytest.raises(ValueError, match=f"crop_border.{pixels}"):
+      image_ops.crop_border(MAP, pixels)
+
+
 def test_inception_crop_takes_boxes_within_its_ranges():
   areas, ratios = [], []
   for seed in range(300):

@@ -24,6 +24,46 @@ def test_tfds_dataset_is_read_as_it_was_written(tfds_dir):
   assert set(contents(source)) == expected and len(source) == 20
 
 
+def test_images_with_several_labels(tmp_path):
+  import tensorflow_datasets as tfds
+
+  labels = ([2, 0], [], [1])
+
+  class Real(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None
+
+    def _info(self):
+      label = tfds.features.ClassLabel(names=list(helpers.IMAGE_CLASSES))
+      features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "original_label": label,
+        "real_label": tfds.features.Sequence(label),
+      }
+      return tfds.core.DatasetInfo(
+        builder=self, features=tfds.features.FeaturesDict(features)
+      )
+
+    def _split_generators(self, dl_manager):
+      del dl_manager
+      return {"validation": self._generate_examples()}
+
+    def _generate_examples(self):
+      for k, real in enumerate(labels):
+        image = helpers.encoded_image(k)
+        yield k, {"image": image, "original_label": 0, "real_label": real}
+
+  Real.name = "fake_real"
+  builder = Real(data_dir=os.fspath(tmp_path), file_format="array_record")
+  builder.download_and_prepare(file_format="array_record")
+  source = data.open_source("fake_real", "validation", data_dir=tmp_path)
+  assert source.several and source.class_names == helpers.IMAGE_CLASSES
+  right = {source.right_labels(k) for k in range(3)}
+  assert right == {(0, 2), (), (1,)}
+  with pytest.raises(ValueError, match="fake_real.* several right labels"):
+    source.label(0)
+
+
 def test_tfds_slices_are_disjoint_and_complete(tfds_dir):
   parts = [
     data.open_source("fake_bugs", split, data_dir=tfds_dir)

@@ -10,7 +10,43 @@ from soupjax.evaluators import (
   classification_metrics,
   get_metric,
   metric,
+  metrics,
 )
+from soupjax.evaluators.label_spaces import LabelSpace
+
+
+def test_macro_f1_and_the_worst_class_by_hand():
+  labels = np.array([0, 0, 0, 1, 1, 3])
+  predictions = np.array([0, 0, 1, 1, 2, 3])
+  # F1 of the classes 0, 1 and 3; class 2 is predicted once, but has no image.
+  expected = (2 * 2 / 5 + 2 * 1 / 4 + 1) / 3
+  logits = np.eye(4, dtype=np.float32)[predictions]
+  evaluator = Evaluator.from_arrays(
+    lambda params, x: x * params, logits, labels, batch_size=4,
+    metric="macro_f1", more_metrics=("worst_class",),
+  )  # fmt: skip
+  assert evaluator(1.0) == pytest.approx(expected)
+  totals = evaluator.totals(1.0)
+  assert totals["macro_f1"] == pytest.approx(expected)
+  assert totals["worst_class"] == 0.5
+  # No early rejection: the score is exact even where it cannot suffice.
+  trial = evaluator.evaluate_until(1.0, lambda bound: False)
+  assert trial.score == evaluator(1.0)
+
+
+def test_one_image_in_a_class_and_joined_outputs():
+  space = LabelSpace(groups=((0, 2), (1,)))
+  logits = np.array([[0, 1, 3], [0, 2, 1], [2, 5, 0]], np.float32)
+  evaluator = Evaluator.from_arrays(
+    lambda params, x: x, logits, np.array([0, 1, 0]), metric="worst_class",
+    outputs=space,
+  )  # fmt: skip
+  assert evaluator(None) == 0.5
+
+
+def test_a_summary_has_no_bound():
+  with pytest.raises(ValueError, match="'mine' has a bound and a summary"):
+    metrics.metric("mine", bound=1.0, summary=metrics.macro_f1)
 
 
 def test_metrics_by_hand():

@@ -12,6 +12,7 @@ import numpy as np
 
 from soupjax import data, registry
 from soupjax.data.folders import spelling
+from soupjax.evaluators import label_spaces
 from soupjax.models import pretrained
 
 
@@ -30,16 +31,23 @@ class _Relabelled(data.Source):
   ):
     super().__init__(parent.name, len(parent), len(classes), classes)
     self.notes, self.ranges = parent.notes, parent.ranges
+    self.several = parent.several
     self.outputs = tuple(numbers)
     self._parent = parent
     self._numbers = np.array(numbers)
 
   def _read(self, index):
+    if self.several:  # `right_labels` maps them.
+      return self._parent._read(index)
     example = self._parent[index]
     return example["image"], self._numbers[example["label"]]
 
   def _label(self, index):
     return self._numbers[self._parent.label(index)]
+
+  def right_labels(self, index: int) -> tuple[int, ...]:
+    labels = self._parent.right_labels(index)
+    return tuple(sorted(int(self._numbers[k]) for k in labels))
 
   def describe(self, index: int) -> str:
     return self._parent.describe(index)
@@ -166,6 +174,10 @@ def labelled(
     return source
   if _comparable(classes, names):
     return _Relabelled(source, classes, _numbers(source, classes, what))
+  if names and set(names) == set(map(str, range(num))):
+    # As ImageNet-V2's folders, whose names are the numbers of the outputs.
+    called = classes or tuple(map(str, range(num)))
+    return _Relabelled(source, called, [int(name) for name in names])
   if source.num_classes != num:
     raise ValueError(
       f"{what}: {source.name} has {source.num_classes} classes, but the models "
@@ -230,7 +242,7 @@ def _numbers(
 
 # TFDS declares all of ImageNet's classes for these sets, of which 200 occur.
 # Their papers (1907.07174, 2006.16241) take the highest of the 200 outputs.
-_OF_200 = ("imagenet_a", "imagenet_r")
+_OF_200 = tuple(label_spaces.MASKS)
 # The plan reads the labels of sets with at most this many images.
 _FEW = 10_000
 
@@ -248,9 +260,10 @@ def evaluated(
   Args:
     source: the set, labelled by the models' outputs.
     dataset: its name for `data.open_source`.
-    option: "all"; "present", the classes that occur; a file with one name per
-      line; or names. "" takes the set's own classes if it has only some of the
-      models', the classes that occur for ImageNet-A and -R, and all otherwise.
+    option: "all"; "present", the classes that occur; "imagenet_a" or
+      "imagenet_r", those of timm's lists; a file with one name per line; or
+      names. "" takes the set's own classes if it has only some of the models',
+      the 200 classes of ImageNet-A and -R, and all otherwise.
     own_classes: the number of classes that the set itself has.
     classes: names of the models' outputs, None if unknown.
     what: the name of the set in errors.
@@ -266,6 +279,8 @@ def evaluated(
     chosen = set(getattr(source, "outputs", ()))
   elif option == "present" or (option == "" and base in _OF_200):
     chosen = {source.label(k) for k in range(len(source))}
+    if option == "" and total == 1000 and len(chosen) != 200:  # Of a part.
+      chosen = _chosen(source, base, classes or source.class_names, what)
   elif option == "":
     return None
   else:
@@ -300,12 +315,33 @@ def about_outputs(
   ]
 
 
+def _mask(source, option, classes, what) -> list[str]:
+  """Returns the classes of ImageNet-A or -R by WordNet id, or by number."""
+  try:
+    synsets, indices = label_spaces.read_mask(option)
+  except ValueError as e:
+    raise ValueError(f"{what}: {e}") from e
+  if set(synsets) <= set(classes or ()):
+    return synsets
+  if source.num_classes != 1000:
+    raise ValueError(
+      f"{what}: classes={option} needs models of ImageNet's 1,000 classes, or "
+      f"WordNet ids as names; these have {source.num_classes} outputs."
+    )
+  return list(map(str, indices))
+
+
 def _chosen(source, option, classes, what) -> set[int]:
   """Returns the outputs that are named; all labels must be among them."""
   names = [option] if isinstance(option, str) else list(option)
   if isinstance(option, str) and pathlib.Path(option).expanduser().is_file():
     text = pathlib.Path(option).expanduser().read_text(encoding="utf-8")
     names = [line.strip() for line in text.splitlines() if line.strip()]
+  elif option in label_spaces.MASKS:
+    names = _mask(source, option, classes, what)
+    classes = classes if set(names) <= set(classes or ()) else list(
+      map(str, range(source.num_classes))
+    )  # fmt: skip
   if not classes:
     raise ValueError(
       f"{what}: the classes have no names, so classes={option!r:.100} cannot "

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import fnmatch
 import math
 import os
 import re
@@ -14,13 +15,15 @@ import flax.linen as nn
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import data, evaluators, files, models
+from soupjax import data, evaluators, files, models, registry
+from soupjax.evaluators import label_spaces
 from soupjax.models.pretrained import mappings
 from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
 # Names in `tests` that have another meaning in the report.
-_RESERVED = ("minival", "shifts")
+SHIFTS = "shifts"
+_RESERVED = ("minival", SHIFTS)
 
 # Options of `models.ViT` in which foreign checkpoints differ, or that control
 # the computation.
@@ -59,8 +62,16 @@ def default_config() -> ml_collections.ConfigDict:
   # file with one class per line, or names as "cat+dog": metrics are over these
   # outputs alone. Operations of images may follow, which come before eval_ops:
   # --config.tests='test=test,fog=test|corrupt("fog", 3)'
-  # A dict has the keys "split", "classes" and "ops".
+  # ":map=FILE" joins outputs to classes, and ":labels=FILE" gives several right
+  # labels (docs/cook.md). A dict has the keys "split", "classes", "map",
+  # "labels" and "ops".
   c.tests = config_lib.NamedTexts()
+  # Name -> test sets joined by "+", or a pattern such as "c_*", of which the
+  # unweighted mean is reported. "shifts" replaces the mean over all but test:
+  # --config.means=shifts=v2+r+sketch+objectnet+a
+  # Of sets with names such as c_fog_3, 15 corruptions at five severities, the
+  # mean corruption error (mCE) is reported, too.
+  c.means = config_lib.NamedTexts()
 
   c.data = ml_collections.ConfigDict()
   c.data.name = ""
@@ -174,6 +185,53 @@ def of_sweep(
   config.initial = os.path.join(root, "initial")
 
 
+def means(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
+  """Returns name -> test sets of `config.means`, and those of "shifts".
+
+  Without "shifts" these are all sets but "test" and those of other means.
+
+  Raises:
+    ValueError: if a set is unknown or a name is taken.
+  """
+  sets = list(config.tests)
+  result: dict[str, tuple[str, ...]] = {}
+  for name, text in config.means.items():
+    if name in sets or name == "minival":
+      raise ValueError(
+        f"means.{name}: this is the name of a set, choose another"
+      )
+    members: dict[str, None] = {}
+    for part in map(str.strip, str(text).split("+")):
+      matches = [s for s in sets if fnmatch.fnmatchcase(s, part)]
+      if not matches:
+        raise ValueError(
+          f"means.{name}: {part!r} is not a test set"
+          f"{registry.suggestion(part, sets)}"
+        )
+      members |= dict.fromkeys(matches)
+    result[name] = tuple(members)
+  if SHIFTS not in result:
+    used = {"test"}.union(*result.values())
+    if rest := tuple(s for s in sets if s not in used):
+      result[SHIFTS] = rest
+  return result
+
+
+def corruptions_of(sets: Sequence[str]) -> dict[tuple[str, int], str]:
+  """Returns (corruption, severity) -> set, for names such as "c_fog_3".
+
+  Returns {} if the sets are not those of the mCE, each of them once.
+  """
+  found = {}
+  for name in sets:
+    for corruption in label_spaces.ALEXNET:
+      match = re.fullmatch(rf"(?:.*_)?{corruption}_([1-5])", name)
+      if match:
+        found[corruption, int(match[1])] = name
+  full = 5 * len(label_spaces.ALEXNET)
+  return found if len(found) == full == len(sets) else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class TestSet:
   """An entry of `config.tests`.
@@ -183,6 +241,9 @@ class TestSet:
     split: of the dataset.
     classes: as in `classes.evaluated`; "" if it is not given.
     ops: image operations that come before `data.eval_ops`; "" for none.
+    map: a file with the outputs of each class, see `label_spaces.read_map`.
+    labels: a file with the right labels of each image, see
+      `label_spaces.read_answers`.
   """
 
   __test__ = False  # Not a test of pytest.
@@ -191,6 +252,8 @@ class TestSet:
   split: str
   classes: str | tuple[str, ...] = ""
   ops: str = ""
+  map: str = ""
+  labels: str = ""
 
 
 def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
@@ -227,13 +290,14 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
 
   Args:
     name: of the set, for errors.
-    value: "PLACE:classes=CLASSES|OPS", of which only PLACE is needed, or a dict
-      with "split" and fields of `TestSet`.
+    value: "PLACE:classes=CLASSES|OPS", of which only PLACE is needed, or
+      PLACE with ":map=FILE" or ":labels=FILE"; or a dict with "split" and
+      fields of `TestSet`.
 
   Raises:
     ValueError: if a dict has other keys, or an operation is unknown or random.
   """
-  keys = ("classes", "ops")
+  keys = ("classes", "map", "labels", "ops")
   if isinstance(value, (dict, ml_collections.ConfigDict)):
     options = dict(value)
     place = str(options.pop("split", ""))
@@ -249,6 +313,11 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
     options["ops"] = "|".join(filter(None, [options.get("ops"), ops]))
     if "+" in options.get("classes", ""):
       options["classes"] = [p.strip() for p in options["classes"].split("+")]
+  if sum(bool(options.get(key)) for key in ("classes", "map", "labels")) > 1:
+    raise ValueError(
+      f"tests.{name} has {', '.join(sorted(options))}: classes, map and labels "
+      "exclude each other"
+    )
   if not isinstance(options.get("classes", ""), str):
     options["classes"] = tuple(map(str, options["classes"]))
   try:
@@ -348,7 +417,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     f"one of {', '.join(mappings.FAMILIES)}, or empty",
     lambda v: not v or v in mappings.FAMILIES,
   )
-  for check_part in (build_model, tests, metrics, eval_ops):
+  for check_part in (build_model, tests, means, metrics, eval_ops):
     problems.attempt(check_part, config)
   problems.attempt(finetune_config.sharding_rules, config)
   problems.raise_if_any()

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import pathlib
@@ -13,15 +13,14 @@ import jax
 import numpy as np
 
 from soupjax import data, files, processes
-from soupjax.evaluators import Evaluator, statistics
-from soupjax.report import results as report_results
+from soupjax.evaluators import Evaluator, label_spaces, statistics
+from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
-_NO_SHIFTS = ("minival", "test")
 LABELS = ".labels"  # Name of the labels among the files of logits.
 
 
@@ -55,7 +54,7 @@ class Evaluations:
         mesh=mesh,
         # Leaves room for the padding of the last batch.
         cache_gb=2 * room if fits else 0.0,
-        outputs=inputs.outputs.get(name),
+        outputs=inputs.spaces.get(name),
       )
       room -= needed if fits else 0.0
 
@@ -118,7 +117,7 @@ class Evaluations:
       evaluator = Evaluator.from_arrays(
         _unchanged, outputs, labels[dataset], metric=self._inputs.metrics[0],
         more_metrics=self._inputs.metrics, name=dataset,
-        outputs=self._inputs.outputs.get(dataset),
+        outputs=self._inputs.spaces.get(dataset),
       )  # fmt: skip
       values = evaluator.per_example(None)
       results[dataset] = evaluator.means(values) | calibration.of(
@@ -131,7 +130,7 @@ class Evaluations:
 
   def _calibration(self) -> "_Calibration":
     return _Calibration(
-      self._inputs.config.cook.calibration, self._inputs.outputs
+      self._inputs.config.cook.calibration, self._inputs.spaces
     )
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
@@ -163,12 +162,19 @@ class Evaluations:
         line of its own.
     """
     title = pathlib.PurePath(self._inputs.config.data.name).name
-    shifts = report_results.SHIFTS
-    if (name, shifts) in differences:
-      parts = [v for k, v in results.items() if k not in _NO_SHIFTS]
-      mean = math.fsum(v["prec@1"] for v in parts) / len(parts)
-      n = sum(v["n"] for v in parts)
-      results = {**results, shifts: {"prec@1": mean, "n": n}}
+    for mean, members in cook_config.means(self._inputs.config).items():
+      if mean == cook_config.SHIFTS and (name, mean) not in differences:
+        continue
+      parts = [results[member] for member in members]
+      values = {
+        "prec@1": math.fsum(v["prec@1"] for v in parts) / len(parts),
+        "n": sum(v["n"] for v in parts),
+      }
+      if corrupted := cook_config.corruptions_of(members):
+        values["mce"] = label_spaces.mce(
+          {key: results[s]["prec@1"] for key, s in corrupted.items()}
+        )
+      results = {**results, mean: values}
     rows = []
     for dataset, values in results.items():
       for metric, value in values.items():
@@ -200,8 +206,8 @@ class Evaluations:
 
     Returns:
       (model, set) -> the difference as a fraction, with its 95 % interval by
-      paired bootstrap and the p of McNemar's exact test. The set "shifts" is
-      the mean over all sets besides minival and "test"; it has no p.
+      paired bootstrap and the p of McNemar's exact test. Means of
+      `cook_config.means` have no p.
     """
     correct = {name: self._correct(name, v) for name, (_, v) in results.items()}
     reference = correct.pop(best)
@@ -223,10 +229,12 @@ class Evaluations:
           *(int((column == sign).sum()) for sign in (1, -1))
         )
         found[name, dataset] = dataclasses.replace(one, p=p)
-    shifts = [v for k, v in by_set.items() if k not in _NO_SHIFTS]
-    if shifts:
-      for name, one in zip(others, statistics.paired_bootstrap(shifts)):
-        found[name, report_results.SHIFTS] = one
+    for mean, members in cook_config.means(self._inputs.config).items():
+      values = [by_set[member] for member in members if member in by_set]
+      if not values:
+        continue
+      for name, one in zip(others, statistics.paired_bootstrap(values)):
+        found[name, mean] = one
     return found
 
   def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
@@ -260,18 +268,16 @@ class _Calibration:
   On minival it fits the temperature that the other sets use.
   """
 
-  def __init__(self, wanted: bool, outputs: Mapping[str, Sequence[int]]):
-    self.wanted, self._outputs, self._temperature = wanted, outputs, 1.0
+  def __init__(self, wanted: bool, spaces: Mapping[str, LabelSpace]):
+    self.wanted, self._spaces, self._temperature = wanted, spaces, 1.0
 
   def of(self, dataset: str, logits, labels) -> dict[str, float]:
     """Returns "ece", and with the temperature "ece_t" and "loss_t"."""
     if not self.wanted:
       return {}
     logits = np.asarray(logits, np.float64)
-    if (chosen := self._outputs.get(dataset)) is not None:
-      order = np.argsort(chosen)
-      logits = logits[:, np.asarray(chosen)[order]]
-      labels = np.searchsorted(np.asarray(chosen)[order], labels)
+    if (space := self._spaces.get(dataset)) is not None:
+      logits, labels = space.reduced(logits, labels)
     found = {}
     if dataset == "minival":
       self._temperature = statistics.temperature(logits, labels)

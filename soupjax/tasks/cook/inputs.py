@@ -21,6 +21,7 @@ from soupjax import buckets, data, evaluators, files, sharding
 from soupjax import config as config_lib
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
+from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.records import check_same_init
@@ -29,7 +30,7 @@ from soupjax.tasks import mix, preprocessing
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import infer
+from soupjax.tasks.cook import infer, protocols
 from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
@@ -51,7 +52,7 @@ class CookInputs:
     place: leaf name and spec -> its sharding on the mesh.
     minival: the source of held-out images.
     tests: name -> source of a test set.
-    outputs: name -> the outputs over which a test set is evaluated, if not all.
+    spaces: name -> the classes of a test set among the outputs, if not all.
     ops: name -> operations of a test set that come before `data.eval_ops`.
     ingredients: with the leaves of the model.
     initial: the start, or None if unknown.
@@ -65,7 +66,7 @@ class CookInputs:
   place: Callable[[str, Any], jax.sharding.Sharding]
   minival: data.Source
   tests: Mapping[str, data.Source]
-  outputs: Mapping[str, tuple[int, ...]]
+  spaces: Mapping[str, LabelSpace]
   ops: Mapping[str, str]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
@@ -174,7 +175,7 @@ def open_inputs(
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
-  minival, tests, outputs = _open_sources(config, detected, notes)
+  minival, tests, spaces = _open_sources(config, detected, notes)
   _check_untrained(opened[0].path, tests)
   return CookInputs(
     config=config,
@@ -183,7 +184,7 @@ def open_inputs(
     place=leaf_sharding(config, model, mesh),
     minival=minival,
     tests=tests,
-    outputs=outputs,
+    spaces=spaces,
     ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
     ingredients=ingredients,
     initial=initial,
@@ -267,8 +268,27 @@ def _open_sources(config, detected, notes):
   minival = label(minival, what="data.name")
   if not c.minival:
     _, minival = data.split_minival(minival, per_class=c.minival_per_class)
-  own = {name: test.num_classes for name, test in tests.items()}
-  tests = {k: label(test, what=f"tests.{k}") for k, test in tests.items()}
+  spaces: dict[str, LabelSpace] = {}
+  for name, source in tests.items():
+    what, test = f"tests.{name}", asked[name]
+    if test.map:
+      tests[name], spaces[name] = protocols.mapped(
+        source, test.map, classes, c.num_classes, what
+      )
+      continue
+    if not test.labels:
+      tests[name] = label(source, what=what)
+    if test.labels or source.several:
+      tests[name], spaces[name] = protocols.answered(
+        tests[name], test.labels, c.num_classes, what
+      )
+      continue
+    chosen = classes_lib.evaluated(
+      tests[name], test.dataset, test.classes, source.num_classes, classes, what
+    )
+    notes += classes_lib.about_outputs(tests[name], chosen, name)
+    if chosen is not None:
+      spaces[name] = LabelSpace.of_outputs(chosen)
   for name, source in {"minival": minival, **tests}.items():
     known = classes
     if name == "minival" and not c.classes:
@@ -276,16 +296,7 @@ def _open_sources(config, detected, notes):
     notes += classes_lib.incomparable(source, known, name)
     before = asked[name].ops if name in asked else ""
     infer.check_images(config, source, before)
-  outputs = {}
-  for name, source in tests.items():
-    chosen = classes_lib.evaluated(
-      source, asked[name].dataset, asked[name].classes, own[name], classes,
-      f"tests.{name}",
-    )  # fmt: skip
-    if chosen is not None:
-      outputs[name] = chosen
-    notes += classes_lib.about_outputs(source, chosen, name)
-  return minival, tests, outputs
+  return minival, tests, spaces
 
 
 def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
@@ -353,8 +364,8 @@ def check_unchanged(
     for name, source in inputs.sets.items()
   }
   present |= {
-    f"the classes of {name}": list(chosen)
-    for name, chosen in inputs.outputs.items()
+    f"the classes of {name}": space.record()
+    for name, space in inputs.spaces.items()
   }
   present |= {f"the operations of {k}": ops for k, ops in inputs.ops.items()}
   recorded = workdir_lib.read(record)
@@ -454,6 +465,10 @@ def plan(inputs: CookInputs) -> str:
       ]
     )
     for name, source in inputs.sets.items()
+  ]
+  lines += [
+    f"{name}: {text}"
+    for name, text in protocols.described(inputs.spaces, {}).items()
   ]
   if not inputs.tests:
     lines.append("no test set: name one with tests= to measure gains of soups")

@@ -29,7 +29,14 @@ from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, export, inputs, needs, soups
+from soupjax.tasks.cook import (
+  evaluate,
+  export,
+  inputs,
+  needs,
+  protocols,
+  soups,
+)
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -193,9 +200,12 @@ def _write_choices(opened, ingredients, workdir) -> None:
     "greedy": opened.greedy,
     "initial_head": opened.config.initial_head,
     "outputs": {
-      name: (len(chosen), opened.config.data.num_classes)
-      for name, chosen in opened.outputs.items()
+      name: (space.num_outputs, opened.config.data.num_classes)
+      for name, space in opened.spaces.items()
+      if space.num_outputs
     },
+    "means": cook_config.means(opened.config),
+    "protocols": protocols.described(opened.spaces, opened.ops),
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)

@@ -4,13 +4,14 @@
 
 import dataclasses
 
+import helpers
 import numpy as np
 import pytest
 
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.data.dataset import Dataset
-from soupjax.evaluators import Evaluator
+from soupjax.evaluators import Evaluator, label_spaces
 from soupjax.models import pretrained
 from soupjax.tasks.cook import classes
 from soupjax.tasks.cook import config as cook_config
@@ -128,6 +129,57 @@ def test_classes_that_do_not_occur_are_told():
   assert not classes.about_outputs(source_of([3, 1], NAMES), None, "a")
 
 
+def test_folders_that_are_numbers_of_outputs():
+  names = sorted(map(str, range(12)))  # 0, 1, 10, 11, 2, ...
+  called = tuple(f"n{k:02}" for k in range(12))
+  for known in (called, None):
+    source = classes.labelled(source_of([2, 4], names), known, 12, "tests.v2")
+    assert [source.label(k) for k in range(2)] == [10, 2]
+  assert not classes.incomparable(
+    classes.labelled(source_of([2], names), called, 12, "v2"), called, "v2"
+  )
+
+
+def of_1000(labels):
+  names = [f"n{k:08}" for k in range(1000)]
+  return source_of(labels, names), names
+
+
+@pytest.mark.parametrize("option", ["imagenet_a", ""])
+def test_a_mask_by_name(monkeypatch, option):
+  indices = list(range(5, 1000, 5))[:199] + [999]
+  monkeypatch.setattr(
+    classes.label_spaces,
+    "read_mask",
+    lambda _: ([f"n{k:08}" for k in indices], indices),
+  )
+  # A part of the set, in which few classes occur.
+  source, names = of_1000([5, 10, 999])
+  for known in (names, None):
+    chosen = classes.evaluated(
+      source, "imagenet_a", option, 1000, known, "tests.a"
+    )
+    assert list(chosen) == indices
+  with pytest.raises(ValueError, match="tests.a: example 1 .*'n00000007'"):
+    classes.evaluated(
+      of_1000([5, 7])[0], "imagenet_a", option, 1000, names, "tests.a"
+    )
+  with pytest.raises(ValueError, match="tests.a: classes=imagenet_a.* 4 outp"):
+    classes.evaluated(
+      source_of([1], NAMES), "x", "imagenet_a", 4, NAMES, "tests.a"
+    )
+
+
+def test_a_mask_that_cannot_be_read(monkeypatch):
+  def read(_):
+    raise ValueError("timm is not installed")
+
+  monkeypatch.setattr(classes.label_spaces, "read_mask", read)
+  source, names = of_1000([5, 10])
+  with pytest.raises(ValueError, match="tests.a: timm"):
+    classes.evaluated(source, "imagenet_r", "", 1000, names, "tests.a")
+
+
 def test_names_of_classes_from_a_file(tmp_path):
   source = source_of([3, 1], NAMES)
   file = tmp_path / "names.txt"
@@ -175,6 +227,15 @@ def test_forms_in_the_config():
     "g": test_set("folder:photos", "test", "all", f"resize(32)|{fog}"),
     "k": test_set("folder:photos", "test", "", f"resize(8)|{fog}"),
   }
+  c.tests.i = "folder:/o/all:map=m.json|crop_border(2)"
+  c.tests.j = "folder:/o/all:labels=real"
+  sets = cook_config.tests(c)
+  assert (sets["i"].map, sets["i"].ops) == ("m.json", "crop_border(2)")
+  assert sets["j"].labels == "real"
+  c.tests.j = "folder:/o/all:labels=real:map=m.json"
+  with pytest.raises(ValueError, match="tests.j.*exclude"):
+    cook_config.tests(c)
+  del c.tests.j
   c.tests.h = {"splits": "val"}
   with pytest.raises(ValueError, match="tests.h.*'splits'"):
     cook_config.tests(c)
@@ -199,6 +260,53 @@ def test_operations_that_cannot_come_before_evaluation(text, message):
   c.tests = config_lib.NamedTexts(config_lib.parse_named(text))
   with pytest.raises(ValueError, match=message):
     cook_config.tests(c)
+
+
+def with_means(means, sets):
+  c = cook_config.default_config()
+  c.tests = config_lib.NamedTexts(dict.fromkeys(sets, "val"))
+  c.means = config_lib.NamedTexts(config_lib.parse_named(means))
+  return cook_config.means(c)
+
+
+def test_means_over_named_sets():
+  sets = ("a", "c_fog_1", "c_fog_2", "real", "test", "v2")
+  assert with_means("", sets) == {"shifts": (*sets[:4], "v2")}
+  assert with_means("c=c_*", sets) == {
+    "c": ("c_fog_1", "c_fog_2"), "shifts": ("a", "real", "v2"),
+  }  # fmt: skip
+  assert with_means("shifts=a+v2", sets) == {"shifts": ("a", "v2")}
+  assert with_means("", ("test",)) == {}
+  with pytest.raises(ValueError, match="means.x: 'v3'.*'v2'"):
+    with_means("x=v3+a", sets)
+  with pytest.raises(ValueError, match="means.a:"):
+    with_means("a=v2", sets)
+
+
+def test_sets_of_the_mce_are_known_by_name():
+  names = [f"c_{n}_{s}" for n in label_spaces.ALEXNET for s in range(1, 6)]
+  corruptions = cook_config.corruptions_of(names)
+  assert corruptions["fog", 3] == "c_fog_3" and len(corruptions) == 75
+  assert cook_config.corruptions_of(names[1:]) == {}
+  assert cook_config.corruptions_of([*names, "v2"]) == {}
+
+
+def test_the_sets_of_imagenet(tmp_path):
+  path = str(helpers.ROOT / "configs/tests/imagenet.py")
+  c = config_lib.load(path, "objectnet=/o,c=true")
+  sets, means = cook_config.tests(c), cook_config.means(c)
+  assert len(sets) == 8 + 1 + 75
+  assert means["shifts"] == ("v2", "r", "sketch", "objectnet", "a")
+  assert len(cook_config.corruptions_of(means["c"])) == 75
+  assert sets["objectnet"] == cook_config.TestSet(
+    "folder:/o/images", "all", "", "crop_border(2)", "/o/mappings"
+  )
+  c = config_lib.load(path, "folder=/data,c=true")
+  sets = cook_config.tests(c)
+  assert sets["c_fog_3"] == cook_config.TestSet("folder:/data/c/fog/3", "all")
+  assert sets["real"].labels == "real"
+  assert sets["real"].dataset == sets["test"].dataset == "folder:/data/val"
+  assert cook_config.means(c)["shifts"] == ("v2", "r", "sketch", "a")
 
 
 def test_metrics_are_those_of_the_outputs_that_count():

@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import json
+import re
 import shutil
 
 import chex
@@ -358,22 +359,34 @@ def test_short_forms_that_cannot_be_read(sweep, text):
     helpers.cook_config(sweep, tests=text)
 
 
-def test_on_a_mesh(sweep, cooked, tmp_path):
+def test_on_a_mesh_and_with_protocols(sweep, cooked, tmp_path):
+  for name in ("even", "odd", "other"):
+    place = tmp_path / "images" / name
+    place.mkdir(parents=True)
+    for k in (1, 2):
+      image = np.full((16, 16, 3), 100 * k, np.uint8)
+      PIL.Image.fromarray(image).save(place / f"{name}_{k}.png")
+  (tmp_path / "map.json").write_text(
+    json.dumps({"even": [0, 2, 4, 6, 8], "odd": [1, 3, 5, 7, 9]})
+  )
+  (tmp_path / "real.json").write_text(json.dumps([list(range(10)), []]))
+  place = f"folder:{tmp_path}/images/all"
   config = helpers.cook_config(
     sweep,
     **{
       "sharding.preset": "fsdp",
       "sharding.fsdp_min_size": 64,
-      "tests": 'test=test,fog=test|corrupt("fog", 3)',
+      "tests": 'test=test,fog=test|corrupt("fog", 3),'
+      f"parity={place}:map={tmp_path}/map.json|crop_border(1)|resize(16),"
+      f"real={place}:labels={tmp_path}/real.json",
       "cook.learned.granularities": (),
       "cook.wise_ft_points": 0,
+      "means": "shifts=fog+parity,folders=parity+real",
     },
   )
   assert jax.device_count() > 1
-  opened = inputs.open_inputs(config)
-  assert 'fog: digits/test, 898 images; corrupt("fog", 3)\n' in (
-    inputs.plan(opened)
-  )
+  line = r'fog: digits/test, \d+ images; corrupt\("fog", 3\)\n'
+  assert re.search(line, inputs.plan(inputs.open_inputs(config)))
   cook.run(config, tmp_path / "soups")
   same = ("uniform", "pretrained", "member_000")
   here, there = (
@@ -382,7 +395,31 @@ def test_on_a_mesh(sweep, cooked, tmp_path):
   )
   for name in same:
     assert here[name, "digits/test"] == there[name, "digits/test"]
-    assert here[name, "digits/fog"] != here[name, "digits/test"]
+  assert here["member_001", "digits/fog"] < here["member_001", "digits/test"]
+  # Any label is right for the images with number 1; the others have none.
+  for model in ("member_000", "ensemble"):
+    rows = [r for r in helpers.result_rows(tmp_path / "soups")
+            if r["model"] == model and r["metric"] == "prec@1"]  # fmt: skip
+    by_set = {row["dataset"]: row for row in rows}
+    assert by_set["digits/real"]["n"] == 3
+    assert by_set["digits/real"]["value"] == 1
+    assert by_set["digits/parity"]["n"] == 4
+    # Each class has the same two pictures.
+    assert by_set["digits/parity"]["value"] == 0.5
+    mean = by_set["digits/shifts"]["value"]
+    assert mean == (by_set["digits/fog"]["value"] + 0.5) / 2
+    assert by_set["digits/folders"]["value"] == 0.75
+  protocols = json.loads((tmp_path / "soups/choices.json").read_text())[
+    "protocols"
+  ]
+  assert protocols == {
+    "fog": 'images changed by corrupt("fog", 3)',
+    "parity": "10 outputs joined to 2 classes by the highest logit; images "
+    "changed by crop_border(1)|resize(16)",
+    "real": "any of several right labels counts",
+  }
+  page = (tmp_path / "soups/report.html").read_text()
+  assert "10 outputs joined to 2 classes" in page
   kept = "soups/uniform"
   chex.assert_trees_all_equal(
     sj.load_params(tmp_path / "soups" / kept), sj.load_params(cooked / kept)

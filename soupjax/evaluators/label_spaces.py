@@ -1,0 +1,366 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Protocols of test sets: which outputs count, and which labels are right.
+
+Lists and maps are read from the packages and downloads that publish them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSpace:
+  """Classes of a test set among the outputs of a model.
+
+  Attributes:
+    groups: the outputs of each class of the set; the highest logit of a group
+      counts, and outputs outside all groups do not. None if every output is a
+      class. The first output of a group stands for it in labels.
+    answers: label -> the outputs that are right, of which the one with the
+      highest logit counts as the label; None if labels are outputs.
+
+  Examples:
+    >>> import numpy as np
+    >>> # Outputs 0 and 2 are one class, output 3 is another.
+    >>> space = LabelSpace(groups=((0, 2), (3,)))
+    >>> space.reduced(np.array([[1.0, 9, 5, 2]]), np.array([0]))
+    (array([[5., 2.]]), array([0]))
+  """
+
+  groups: tuple[tuple[int, ...], ...] | None = None
+  answers: tuple[tuple[int, ...], ...] | None = None
+
+  def __post_init__(self):
+    for name in ("groups", "answers"):
+      parts = getattr(self, name)
+      if parts is not None and (not parts or not all(parts)):
+        raise ValueError(f"{name} of a label space must not be empty.")
+    outputs = list(itertools.chain.from_iterable(self.groups or ()))
+    if len(set(outputs)) < len(outputs):
+      twice = next(k for k in outputs if outputs.count(k) > 1)
+      raise ValueError(f"Output {twice} is in the label space twice.")
+    if self.groups is not None and self.answers is not None:
+      unknown = {*itertools.chain(*self.answers)} - {g[0] for g in self.groups}
+      if unknown:
+        raise ValueError(
+          f"Output {min(unknown)} is a right answer, but not the first of a "
+          "group."
+        )
+
+  @classmethod
+  def of_outputs(cls, outputs: Iterable[int]) -> "LabelSpace":
+    """Returns the space in which only some outputs count, each a class."""
+    return cls(groups=tuple((int(k),) for k in outputs))
+
+  @property
+  def num_outputs(self) -> int | None:
+    """The number of outputs that count; None for all."""
+    return None if self.groups is None else sum(map(len, self.groups))
+
+  def record(self) -> list[Any]:
+    """Returns the space as JSON; outputs alone where each is a class."""
+    if self.answers is None and self.groups is not None:
+      flat = [k for group in self.groups for k in group]
+      return flat if len(flat) == len(self.groups) else _lists(self.groups)
+    return [_lists(self.groups or ()), _lists(self.answers or ())]
+
+  def scored(
+    self, logits: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns logits and labels as metrics take them, in any `jit`.
+
+    Args:
+      logits: (n, outputs).
+      labels: (n,), as in the set.
+
+    Returns:
+      (n, outputs) logits, very low where an output does not count and the
+      maximum of the group at its first output; and (n,) right outputs.
+    """
+    if self.groups is not None:
+      heads = np.array([group[0] for group in self.groups])
+      if self.num_outputs > len(heads):
+        best = logits[:, _padded(self.groups)].max(axis=-1)
+        logits = logits.at[:, heads].set(best)
+      keep = np.zeros(logits.shape[-1], bool)
+      keep[heads] = True
+      # Half of the lowest, so that subtracting a maximum cannot overflow.
+      logits = jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
+    if self.answers is not None:
+      right = jnp.asarray(_padded(self.answers))[labels]
+      best = jnp.take_along_axis(logits, right, axis=-1).argmax(axis=-1)
+      labels = jnp.take_along_axis(right, best[:, None], axis=-1)[:, 0]
+    return logits, labels
+
+  def reduced(
+    self, logits: np.ndarray, labels: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits of the classes alone, and labels among them, on the host.
+
+    Args:
+      logits: (n, outputs).
+      labels: (n,), as in the set.
+
+    Returns:
+      (n, classes), in the order of the first outputs, and (n,) from 0.
+
+    Raises:
+      ValueError: if a label is not a class of the space.
+    """
+    logits = np.asarray(logits)
+    if self.groups is not None:
+      best = logits[:, _padded(self.groups)].max(axis=-1)
+      logits = np.full(logits.shape, -np.inf, best.dtype)
+      heads = np.array([group[0] for group in self.groups])
+      logits[:, heads] = best
+    if self.answers is not None:
+      right = _padded(self.answers)[labels]
+      best = np.take_along_axis(logits, right, axis=-1).argmax(axis=-1)
+      labels = np.take_along_axis(right, best[:, None], axis=-1)[:, 0]
+    if self.groups is None:
+      return logits, labels
+    heads = np.sort(heads)
+    outside = ~np.isin(labels, heads)
+    if outside.any():
+      raise ValueError(
+        f"Label {labels[outside][0]} is not among the {len(heads)} classes of "
+        "the set."
+      )
+    return logits[:, heads], np.searchsorted(heads, labels)
+
+
+def _lists(parts: Iterable[Iterable[int]]) -> list[list[int]]:
+  return [list(part) for part in parts]
+
+
+def _padded(parts: Sequence[Sequence[int]]) -> np.ndarray:
+  """Returns (n, longest) integers; shorter rows repeat their first."""
+  longest = max(map(len, parts))
+  return np.array([[*p, *[p[0]] * (longest - len(p))] for p in parts])
+
+
+# --- ImageNet-C ---------------------------------------------------------------
+
+# AlexNet's errors on ImageNet-C, means over five severities (arXiv 1903.12261,
+# table 1, with the digits of the published evaluation).
+ALEXNET = {
+  "gaussian_noise": 0.886428,
+  "shot_noise": 0.894468,
+  "impulse_noise": 0.922640,
+  "defocus_blur": 0.819880,
+  "glass_blur": 0.826268,
+  "motion_blur": 0.785948,
+  "zoom_blur": 0.798360,
+  "snow": 0.866816,
+  "frost": 0.826572,
+  "fog": 0.819324,
+  "brightness": 0.564592,
+  "contrast": 0.853204,
+  "elastic_transform": 0.646056,
+  "pixelate": 0.717840,
+  "jpeg_compression": 0.606500,
+}
+
+
+def mce(accuracies: Mapping[tuple[str, int], float]) -> float:
+  """Computes the mean corruption error (arXiv 1903.12261, section 4).
+
+  The errors of a corruption, summed over five severities, are divided by
+  AlexNet's; the mean over 15 corruptions is returned. AlexNet has 1.
+
+  Args:
+    accuracies: (corruption, severity) -> accuracy as a fraction.
+
+  Raises:
+    ValueError: if one of the 75 is missing, or there are others.
+  """
+  needed = {(name, s) for name in ALEXNET for s in range(1, 6)}
+  if needed != set(accuracies):
+    missing = sorted(needed - set(accuracies)) or sorted(
+      set(accuracies) - needed
+    )
+    raise ValueError(
+      f"mCE needs 15 corruptions at severities 1 to 5, {len(needed)} sets; got "
+      f"{len(accuracies)}, and {missing[0]} is missing or unknown."
+    )
+  ratios = [
+    sum(1 - accuracies[name, s] for s in range(1, 6)) / (5 * error)
+    for name, error in ALEXNET.items()
+  ]
+  return sum(ratios) / len(ratios)
+
+
+# --- Lists and maps of others -------------------------------------------------
+
+# Names of masks -> the file of timm with their classes, and how many there are.
+MASKS = {"imagenet_a": 200, "imagenet_r": 200}
+
+
+def read_mask(name: str) -> tuple[list[str], list[int]]:
+  """Reads the classes of ImageNet-A or -R from an installed timm.
+
+  Args:
+    name: one of `MASKS`.
+
+  Returns:
+    WordNet ids, and their numbers among ImageNet's 1,000 classes.
+
+  Raises:
+    ValueError: if timm is not installed or its lists are not as expected.
+  """
+  synsets = _timm_file(f"{name}_synsets.txt").read_text("utf-8").split()
+  indices = [
+    int(k) for k in _timm_file(f"{name}_indices.txt").read_text("utf-8").split()
+  ]
+  if not len(synsets) == len(set(indices)) == MASKS[name]:
+    raise ValueError(
+      f"timm lists {len(synsets)} classes of {name}, not {MASKS[name]}: give "
+      "classes= a file with one class per line."
+    )
+  return synsets, indices
+
+
+def read_real() -> list[list[int]]:
+  """Reads ReaL's labels (arXiv 2006.07159) from an installed timm.
+
+  Returns:
+    The right classes of the 50,000 validation images, in the order of their
+    numbers; empty where there is none.
+
+  Raises:
+    ValueError: if timm is not installed.
+  """
+  return json.loads(_timm_file("imagenet_real_labels.json").read_text("utf-8"))
+
+
+def _timm_file(name: str) -> pathlib.Path:
+  spec = importlib.util.find_spec("timm")
+  folder = pathlib.Path(spec.origin).parent if spec and spec.origin else None
+  path = folder / "data" / "_info" / name if folder else None
+  if path is None or not path.is_file():
+    raise ValueError(
+      f"The list {name} comes with timm, which is not installed or too old: "
+      "`pip install timm`, or give a file instead."
+    )
+  return path
+
+
+_OBJECTNET = (
+  "folder_to_objectnet_label.json",
+  "objectnet_to_imagenet_1k.json",
+  "pytorch_to_imagenet_2012_id.json",
+  "imagenet_to_label_2012_v2",
+)
+
+
+def read_map(path: str | os.PathLike) -> dict[str, list[str | int]]:
+  """Reads the outputs of each class of a set.
+
+  Args:
+    path: a JSON file {"class of the set": outputs}, where outputs are a number,
+      the name of a class of the models, or a list of these; or the folder
+      `mappings` of ObjectNet's download, with its four files.
+
+  Returns:
+    Class of the set -> names or numbers of outputs.
+
+  Raises:
+    ValueError: if a file is missing or malformed.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.is_dir():
+    return _read_objectnet(path)
+  if not path.is_file():
+    raise ValueError(
+      f"The map {path} does not exist: give a JSON file with the outputs of "
+      "each class, or the folder mappings/ of ObjectNet."
+    )
+  values = _read_json(path)
+  if not isinstance(values, dict) or not values:
+    raise ValueError(f"{path} must be a JSON object with a key for each class.")
+  result = {}
+  for name, outputs in values.items():
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    if not outputs or not all(type(k) in (int, str) for k in outputs):
+      raise ValueError(
+        f"{path}: {name!r} has {outputs!r:.100}; outputs are numbers or names "
+        "of classes."
+      )
+    result[name] = outputs
+  return result
+
+
+def _read_json(path: pathlib.Path):
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    raise ValueError(f"{path} is not JSON: {e}.") from e
+
+
+def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
+  """Joins the four files of ObjectNet (Barbu et al., NeurIPS 2019)."""
+  for name in _OBJECTNET:
+    if not (folder / name).is_file():
+      raise ValueError(
+        f"{folder} has no {name}: give the folder mappings/ of ObjectNet's "
+        "download."
+      )
+  folders, classes, numbers = (_read_json(folder / n) for n in _OBJECTNET[:3])
+  lines = (folder / _OBJECTNET[3]).read_text("utf-8").splitlines()
+  # Keys are PyTorch's numbers of classes, values the lines of the last file.
+  by_line = {int(line): int(number) for number, line in numbers.items()}
+  by_label = {text.strip(): by_line.get(k) for k, text in enumerate(lines)}
+  folder_of = {label: name for name, label in folders.items()}
+  result: dict[str, list[str | int]] = {}
+  for label, joined in classes.items():
+    outputs = [by_label.get(text.strip()) for text in joined.split(";")]
+    if label not in folder_of or None in outputs:
+      raise ValueError(
+        f"{folder}: the class {label!r} ({joined!r}) has no folder, or a label "
+        "without a number."
+      )
+    result[folder_of[label]] = [int(k) for k in outputs if k is not None]
+  return result
+
+
+def read_answers(path: str | os.PathLike) -> dict[str, list[int]] | list:
+  """Reads the right labels of images.
+
+  Args:
+    path: "real" for ReaL's, from an installed timm; or a JSON file: an object
+      {"FILE NAME": [labels]}, or a list whose entry k belongs to the image with
+      the number k + 1 at the end of its name, as in ILSVRC2012_val_00000001.
+
+  Raises:
+    ValueError: if the file is missing or malformed.
+  """
+  if path == "real":
+    return read_real()
+  path = pathlib.Path(path).expanduser()
+  if not path.is_file():
+    raise ValueError(
+      f"labels={str(path)!r} is neither 'real' nor a JSON file with the right "
+      "labels of each image."
+    )
+  values = _read_json(path)
+  parts = values.values() if isinstance(values, dict) else values
+  if not isinstance(values, (dict, list)) or not all(
+    isinstance(part, list) and all(type(k) is int for k in part)
+    for part in parts
+  ):
+    raise ValueError(
+      f"{path} must hold a list of class numbers for each image, by file name "
+      "or in order."
+    )
+  return values

@@ -1,0 +1,199 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Test sets with protocols: maps to several outputs, several right labels."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import re
+
+import numpy as np
+
+from soupjax import data, registry
+from soupjax.evaluators import label_spaces
+from soupjax.evaluators.label_spaces import LabelSpace
+
+
+class _Chosen(data.Source):
+  """Some images of a source with labels of their own."""
+
+  def __init__(
+    self,
+    parent: data.Source,
+    indices: Sequence[int],
+    labels: Sequence[int],
+    num_classes: int,
+    note: str,
+  ):
+    super().__init__(parent.name, len(indices), num_classes)
+    self.notes, self.ranges = (*parent.notes, note), parent.ranges
+    self._parent = parent
+    self._indices, self._labels = np.array(indices), np.array(labels)
+
+  def _read(self, index):
+    image, _ = self._parent._read(int(self._indices[index]))
+    return image, self._labels[index]
+
+  def _label(self, index):
+    return self._labels[index]
+
+  def describe(self, index: int) -> str:
+    return self._parent.describe(int(self._indices[index]))
+
+
+def mapped(
+  source: data.Source,
+  path: str,
+  classes: Sequence[str] | None,
+  num: int,
+  what: str,
+) -> tuple[data.Source, LabelSpace]:
+  """Keeps the images whose class is in a map, and joins outputs to classes.
+
+  Args:
+    source: with names of classes.
+    path: of the map, see `label_spaces.read_map`.
+    classes: names of the models' outputs, or None if unknown.
+    num: number of outputs.
+    what: the name of the set in errors.
+
+  Raises:
+    ValueError: if names are missing or unknown, or an output is in two classes.
+  """
+  if not source.class_names:
+    raise ValueError(
+      f"{what}: {source.name} has no names of classes, so map={path} cannot be "
+      "followed: give a folder with one sub-folder a class."
+    )
+  try:
+    table = label_spaces.read_map(path)
+    names = source.class_names
+    for name in table:
+      if name not in names:
+        raise ValueError(
+          f"{path} maps {name!r}, which is not a class of {source.name}"
+          f"{registry.suggestion(name, names)}"
+        )
+    groups = {
+      name: tuple(sorted(_output(k, classes, num, path) for k in outputs))
+      for name, outputs in table.items()
+    }
+    space = LabelSpace(groups=tuple(sorted(groups.values())))
+  except ValueError as e:
+    raise ValueError(f"{what}: {e}") from e
+  labels = [source.label(k) for k in range(len(source))]
+  indices = [k for k, label in enumerate(labels) if names[label] in groups]
+  if not indices:
+    raise ValueError(
+      f"{what}: no image of {source.name} is of a class in {path}"
+    )
+  note = f"{len(indices):,} of {len(labels):,} images are of a class in {path}"
+  chosen = _Chosen(
+    source, indices, [groups[names[labels[k]]][0] for k in indices], num, note
+  )
+  return chosen, space
+
+
+def _output(
+  given: str | int, classes: Sequence[str] | None, num: int, path: str
+) -> int:
+  """Returns the number of an output that is given by name or number."""
+  if isinstance(given, str):
+    if not classes or given not in classes:
+      why = registry.suggestion(given, classes) if classes else (
+        ": the models' classes have no names; give numbers, or data.classes"
+      )  # fmt: skip
+      raise ValueError(f"{path}: {given!r} is not a class of the models{why}")
+    return list(classes).index(given)
+  if not 0 <= given < num:
+    raise ValueError(
+      f"{path} has output {given}, but the models have {num}, 0 to {num - 1}."
+    )
+  return given
+
+
+def answered(
+  source: data.Source, path: str, num: int, what: str
+) -> tuple[data.Source, LabelSpace]:
+  """Gives images several right labels, and leaves out those without any.
+
+  Args:
+    source: images in files, or with several labels of its own.
+    path: see `label_spaces.read_answers`; "" takes the source's own.
+    num: number of outputs.
+    what: the name of the set in errors.
+
+  Raises:
+    ValueError: if an image is not in the file, or a label is out of range.
+  """
+  try:
+    answers = _of_files(source, path) if path else _own(source)
+  except ValueError as e:
+    raise ValueError(f"{what}: {e}") from e
+  for k, right in enumerate(answers):
+    if right and not 0 <= min(right) <= max(right) < num:
+      raise ValueError(
+        f"{what}: {source.describe(k)} has the labels {list(right)}, but the "
+        f"models have {num} outputs, 0 to {num - 1}."
+      )
+  indices = [k for k, right in enumerate(answers) if right]
+  if not indices:
+    raise ValueError(f"{what}: no image of {source.name} has a right label.")
+  sets = sorted({answers[k] for k in indices})
+  number = {right: k for k, right in enumerate(sets)}
+  note = (
+    f"{len(answers) - len(indices):,} of {len(answers):,} images have no right "
+    "label and are left out"
+  )
+  labels = [number[answers[k]] for k in indices]
+  chosen = _Chosen(source, indices, labels, len(sets), note)
+  return chosen, LabelSpace(answers=tuple(sets))
+
+
+def _own(source: data.Source) -> list[tuple[int, ...]]:
+  return [source.right_labels(k) for k in range(len(source))]
+
+
+def _of_files(source: data.Source, path: str) -> list[tuple[int, ...]]:
+  """Returns the right labels of every image, by the names of their files."""
+  table = label_spaces.read_answers(path)
+  result = []
+  for k in range(len(source)):
+    name = pathlib.PurePath(source.describe(k)).name
+    if isinstance(table, Mapping):
+      right = table.get(name)
+    else:
+      digits = re.search(r"(\d+)\.\w+$", name)
+      at = int(digits[1]) - 1 if digits else -1
+      right = table[at] if 0 <= at < len(table) else None
+    if right is None:
+      raise ValueError(
+        f"labels={path} has nothing for {source.describe(k)}: labels are by "
+        "the name of the file, or by the number at its end."
+      )
+    result.append(tuple(sorted(set(right))))
+  return result
+
+
+def described(
+  spaces: Mapping[str, LabelSpace], ops: Mapping[str, str]
+) -> dict[str, str]:
+  """Describes how test sets are evaluated, if not over their own labels.
+
+  Args:
+    spaces: name -> space of a set; those of single outputs are left out.
+    ops: name -> operations that change its images.
+  """
+  texts: dict[str, list[str]] = {}
+  for name, space in spaces.items():
+    parts = texts.setdefault(name, [])
+    groups, count = space.groups or (), space.num_outputs or 0
+    if len(groups) < count:
+      parts.append(
+        f"{count:,} outputs joined to {len(groups):,} classes by the highest "
+        "logit"
+      )
+    if space.answers:
+      parts.append("any of several right labels counts")
+  for name, text in ops.items():
+    texts.setdefault(name, []).append(f"images changed by {text}")
+  return {name: "; ".join(parts) for name, parts in texts.items() if parts}
