@@ -218,7 +218,7 @@ def test_reads_that_always_break(store, bucket, tmp_path, few_tries):
   put(bucket, tmp_path)
   models = sj.find_ingredients(f"{bucket}/in/*")
   with store.proxy.breaking("down", 20_000):
-    with pytest.raises(ValueError, match=f"{bucket}/in/m.*connection.*broke"):
+    with pytest.raises(ValueError, match=f"{bucket}/in/m.*connection.*failed"):
       sj.mix(RULE, models)
 
 
@@ -229,7 +229,7 @@ def test_nothing_is_half_published(
   put(bucket, tmp_path)
   models = [tmp_path / f"m{k}.safetensors" for k in range(2)]
   with store.proxy.breaking("up", 20_000):
-    with pytest.raises(ValueError, match=f"{bucket}/{out}.*connection.*broke"):
+    with pytest.raises(ValueError, match=f"{bucket}/{out}.*connection.*failed"):
       sj.mix(RULE, models, out=f"{bucket}/{out}")
   assert f"{out}.safetensors" not in store.names(bucket[5:])
   with pytest.raises(ValueError, match=f"{bucket}/{out}"):
