@@ -9,6 +9,7 @@ read back, and copied to its own name inside the store.
 
 from collections.abc import Iterator
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
@@ -42,6 +43,8 @@ _CHECKED: set[tuple[str, str]] = set()
 _BLOCK = 32 << 20  # Bytes read back at a time.
 # Retries of tensorstore, about a minute. s3fs and gcsfs retry 5 or 6 times.
 RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
+# An object below a prefix whose upload has not been completed.
+UNFINISHED = ".soupjax_upload"
 # Seconds between renewals of a lock, and until a lock without them expires.
 RENEW, EXPIRES = 15.0, 60.0
 # Sizes that bound the memory of an upload.
@@ -340,18 +343,21 @@ def upload_directory(
   Args:
     local: of the directory.
     path: the address that its files are below.
-    last: names of files that complete the directory, in order. Without them,
-      readers treat it as an interrupted save.
+    last: names or patterns of files that complete the directory, in order.
+      Without them, readers treat it as an interrupted save.
   """
   local = pathlib.Path(local)
   names = [p.relative_to(local) for p in local.rglob("*") if p.is_file()]
 
   def order(name):
-    known = [k for k, end in enumerate(last) if name.match(end)]
+    known = [k for k, p in enumerate(last) if fnmatch.fnmatchcase(str(name), p)]
     return (max(known, default=-1), str(name))
 
+  prefix = os.fspath(path).rstrip("/")
+  write(f"{prefix}/{UNFINISHED}", b"")
   for name in sorted(names, key=order):
-    upload(local / name, f"{os.fspath(path).rstrip('/')}/{name}")
+    upload(local / name, f"{prefix}/{name}")
+  remove(f"{prefix}/{UNFINISHED}")
 
 
 # --- Through tensorstore ------------------------------------------------------
@@ -410,7 +416,11 @@ def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
   check_bucket(folder)
   context = ts.Context(retries())
   store = ts.KvStore.open(kvstore(folder), context=context).result()
-  owner = {"host": socket.gethostname(), "pid": os.getpid()}
+  owner = {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "holder": uuid.uuid4().hex,
+  }
   with explained(path):
     held = _take(store, key, owner, busy)
   stop = threading.Event()
@@ -448,7 +458,12 @@ def _write(store, key, owner, generation) -> bytes | None:
   # The content decides the version in some stores, so it is never the same.
   text = json.dumps({**owner, "id": uuid.uuid4().hex}).encode()
   written = store.write(key, text, if_equal=generation).result()
-  return written.generation or None
+  if written.generation:
+    return written.generation
+  # A write whose answer was lost has changed the version.
+  found = store.read(key).result()
+  is_ours = owner["holder"].encode() in (found.value or b"")
+  return found.stamp.generation if is_ours else None
 
 
 def _take(store, key, owner, busy) -> bytes:

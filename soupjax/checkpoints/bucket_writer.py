@@ -5,7 +5,8 @@
 Orbax 0.12 writes to gs:// and local paths. This writer uses tensorstore's own
 drivers for gs:// and s3://, and one object for each chunk, so that processes
 need no common index: each writes the chunks on its own devices. Every chunk has
-a CRC-32C. `_CHECKPOINT_METADATA` is written last; readers require it.
+a CRC-32C. The files that readers require come last: `_CHECKPOINT_METADATA`, and
+then `commit_success.txt`, which Orbax requires in gs:// buckets.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,7 @@ def start(
   store = ts.KvStore.open(orbax_arrays.store(root), context=context).result()
   if first:
     buckets.remove(path)  # The remains of a save that was interrupted.
+    buckets.write(f"{path}/{buckets.UNFINISHED}", b"")
     texts = orbax_writer.array_metadata(specs, chunks)
     with buckets.explained(path):
       for write in [
@@ -94,10 +96,10 @@ def start(
         buckets.write(f"{root}/_METADATA", json.dumps(described).encode())
         record = orbax_writer.checkpoint_metadata(metadata or {})
         text = json.dumps(record).encode()
-        # Orbax requires these in gs:// buckets.
         buckets.write(f"{root}/commit_success.txt", b"")
-        buckets.write(f"{path}/commit_success.txt", b"")
         buckets.write(f"{path}/_CHECKPOINT_METADATA", text)
+        buckets.write(f"{path}/commit_success.txt", b"")
+        buckets.remove(f"{path}/{buckets.UNFINISHED}")
       processes.barrier(f"completed {path}")
 
   return finish

@@ -45,7 +45,14 @@ FORMATS = {
 
 
 # Files that complete a directory in a bucket, in order.
-_LAST = ("*.index.json", "_METADATA", "_CHECKPOINT_METADATA")
+_COMMITTED = ("state/commit_success.txt", "commit_success.txt")
+_LAST = (
+  "*.index.json",
+  "state/_METADATA",
+  _COMMITTED[0],
+  "_CHECKPOINT_METADATA",
+  _COMMITTED[1],
+)
 # Suffix -> format.
 _OURS = {
   ".safetensors": "safetensors",
@@ -390,6 +397,14 @@ class Destination:
       buckets.upload(self.temporary, self.path)
     else:
       self._complete(self.temporary)
+      if self._exists():  # It was free before the work.
+        raise ValueError(
+          f"{self.path} was written by another program meanwhile: delete it or "
+          "choose another out=."
+        )
+      if self.format == "orbax":
+        for name in _COMMITTED:  # Orbax asks for them in gs:// buckets.
+          pathlib.Path(self.temporary, name).touch()
       buckets.remove(self.path)  # The remains of an upload.
       buckets.upload_directory(self.temporary, self.path, _LAST)
     remove(self.temporary)

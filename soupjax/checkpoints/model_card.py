@@ -176,9 +176,10 @@ def write(
     card: from `text`.
     specs: leaf -> shape and dtype of the weights; None changes no config.
   """
-  files.write_text(pathlib.Path(folder, NAME), card)
+  place = files.path_of(folder)
+  files.write_text(place / NAME, card)
   dtypes = {str(s.dtype) for s in (specs or {}).values() if tree.is_float(s)}
-  file = pathlib.Path(folder, "config.json")
+  file = place / "config.json"
   config = files.read_json(file) if len(dtypes) == 1 and file.exists() else {}
   wrong = [k for k in _DTYPE_KEYS if config.get(k) not in (None, *dtypes)]
   if wrong:

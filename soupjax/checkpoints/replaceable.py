@@ -85,22 +85,13 @@ def check_object(path: str, is_directory: bool) -> None:
     ) from e
 
 
-def _is_complete(names: Iterable[str]) -> bool:
-  """Whether names in a bucket include the one that is uploaded last."""
-  return any(
-    name == "_CHECKPOINT_METADATA" or name.endswith(".index.json")
-    for name in names
-  )
-
-
 def is_interrupted(path: str) -> bool:
-  """Whether an upload of several objects to an address was interrupted."""
-  if not buckets.is_directory(path):
-    return False
-  names = buckets.find(path)
-  return not _is_complete(names) and all(
-    _is_part(name.partition("/")[0].removeprefix(".").removesuffix(".tmp"))
-    for name in names
+  """Whether an upload of several objects to an address was interrupted.
+
+  Names of weights and configs do not tell: they may be another program's.
+  """
+  return buckets.exists(f"{path}/{buckets.UNFINISHED}") and not (
+    buckets.exists(f"{path}/commit_success.txt")
   )
 
 

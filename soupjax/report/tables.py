@@ -122,7 +122,7 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
   middle = [
     Row(
       label=f"WiSE-FT, alpha {alpha:g}"
-      + (", best on minival" if alpha == chosen else ""),
+      + (" (by minival)" if alpha == chosen else ""),
       models=(model,),
       kind="interpolation",
     )

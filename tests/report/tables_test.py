@@ -32,7 +32,7 @@ def test_rows_are_in_order_with_their_cost():
     ("Greedy soup", 1),
     ("Learned soup, per model", 1),
     ("Learned soup, per layer", 1),
-    ("WiSE-FT, alpha 0.5, best on minival", 1),
+    ("WiSE-FT, alpha 0.5 (by minival)", 1),
     ("Ensemble of all", 4),
     ("Greedy ensemble", 3),
   ]
@@ -48,7 +48,7 @@ def test_the_interpolation_that_minival_chooses_has_a_row():
   results = Results.from_records(records)
   labels = [row.label for row in tables.rows(results)]
   assert "WiSE-FT, alpha 0.5" in labels
-  assert "WiSE-FT, alpha 0.25, best on minival" in labels
+  assert "WiSE-FT, alpha 0.25 (by minival)" in labels
 
 
 def test_mean_ingredient():

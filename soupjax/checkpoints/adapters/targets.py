@@ -65,6 +65,7 @@ def find(adapter: Specs, base: Specs, config: AdapterConfig) -> Adapted:
   """
   modules, whole = grouped(adapter)
   locate = _located(modules, whole, base, config)
+  check_one_naming(modules, config.path)
   adapted = Adapted(dict(base), {}, modules)
   for module, factors in modules.items():
     check_factors(module, factors, config)
@@ -150,6 +151,30 @@ def _located(modules, whole, base, config) -> Callable[[str], str]:
     f": {fewest[:_MOST_SHOWN]}. The base has, for instance, {list(base)[:3]}. "
     f"Give the model that the adapter was trained on as base.{recorded}"
   )
+
+
+def check_one_naming(modules: Iterable[str], source: str) -> None:
+  """Rejects modules that are one layer under two names.
+
+  Args:
+    modules: names in one adapter, or in adapters that become one.
+    source: to name in the message.
+
+  Raises:
+    ValueError: naming two modules.
+  """
+  names: dict[str, str] = {}
+  for module in modules:
+    plain = module
+    for pattern, replacement in _RENAMED_BLOCKS:
+      plain = re.sub(pattern, replacement, plain)
+    other = names.setdefault(plain, module)
+    if other != module:
+      raise ValueError(
+        f"{source}: {other!r} and {module!r} are names of one layer in two "
+        "versions of transformers, which finds only one of them. Open the "
+        "adapters as models, with base=."
+      )
 
 
 def _changes_of_prefix(base) -> list[Callable[[str], str]]:

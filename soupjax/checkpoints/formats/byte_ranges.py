@@ -203,7 +203,10 @@ class Window:
     self._file.read_into(self.start + offset, out)
 
   read = ByteFile.read
-  stream = ByteFile.stream
+
+  def stream(self) -> io.BufferedReader:
+    """Returns a stream of the range; see `ByteFile.stream`."""
+    return io.BufferedReader(_Stream(self))
 
 
 class _Stream(io.RawIOBase):

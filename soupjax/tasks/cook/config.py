@@ -245,7 +245,8 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
   else:
     text, _, ops = str(value).partition("|")
     place, *given = re.split(f":(?=(?:{'|'.join(keys)})=)", text)
-    options = dict(part.split("=", 1) for part in given) | {"ops": ops}
+    options = dict(part.split("=", 1) for part in given)
+    options["ops"] = "|".join(filter(None, [options.get("ops"), ops]))
     if "+" in options.get("classes", ""):
       options["classes"] = [p.strip() for p in options["classes"].split("+")]
   if not isinstance(options.get("classes", ""), str):

@@ -7,7 +7,7 @@ import os
 
 import jax
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.tasks import estimate
 from soupjax.tasks.cook.inputs import CookInputs
 
@@ -62,7 +62,9 @@ def _estimate(inputs, workdir, pool, copies, logits, disk):
     logits=logits,
     disk=disk,
     report=_REPORT if disk else 0,
-    free=files.free_bytes(os.path.abspath(workdir or ".")),
+    free=None
+    if buckets.is_remote(workdir or "")
+    else files.free_bytes(os.path.abspath(workdir or ".")),
   )
 
 

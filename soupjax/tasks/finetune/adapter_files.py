@@ -16,6 +16,7 @@ from soupjax.checkpoints.adapters import opened, peft_files
 from soupjax.models import pretrained
 from soupjax.models.pretrained import foreign, mappings, tables
 from soupjax.soups.core import tree
+from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import adapters, optimizers
 
@@ -67,9 +68,12 @@ def base_of(config, model, workdir: pathlib.Path) -> Base:
   path = workdir / "base" / "model.safetensors"
   params = open_lib.load_params(workdir / "initial")
   kernels = foreign.unstacked(settings.adapter_of(config).kernels(params))
-  if jax.process_index() == 0 and not path.exists():
-    path.parent.mkdir(exist_ok=True)
-    pretrained.save_exported(path, params, model, family)
+  if jax.process_index() == 0:
+    # Members that run side by side share it.
+    with workdir_lib.waiting(workdir / ".base.lock"):
+      if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        pretrained.save_exported(path, params, model, family)
   processes.barrier("wrote the base")
   leaves = foreign.unstacked(tree.flatten(params)[0])
   rows = foreign.rows_to_write(mappings.FAMILIES[family], leaves)

@@ -39,6 +39,7 @@ def programs(
   Raises:
     ValueError: if the config cannot work, or does not fit the devices.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
   all_members = run.members_of(config, "", sweep)

@@ -158,6 +158,7 @@ def test_forms_in_the_config():
     config_lib.parse_named(
       "a=imagenet_a/test:classes=present,b=test,c=folder:/x/y:classes=cat+dog,"
       'f=test|corrupt("fog", 3),g=test:classes=all|resize(32)|corrupt("fog", 3)'
+      ',k=test:ops=resize(8)|corrupt("fog", 3)'
     )
   )
   c.tests.d = {"split": "folder:/x/all", "classes": ("cat", "dog")}
@@ -172,6 +173,7 @@ def test_forms_in_the_config():
     "e": test_set("folder:photos", "val"),
     "f": test_set("folder:photos", "test", "", fog),
     "g": test_set("folder:photos", "test", "all", f"resize(32)|{fog}"),
+    "k": test_set("folder:photos", "test", "", f"resize(8)|{fog}"),
   }
   c.tests.h = {"splits": "val"}
   with pytest.raises(ValueError, match="tests.h.*'splits'"):
