@@ -43,6 +43,7 @@ ELSEWHERE = {
   r"python (-m )?benchmarks.*": "takes minutes",
   r"launch/local_processes\.sh .*": "test_local_processes_run",
   r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
+  r"soupjax .*--topology=.*": "takes minutes; tests/tasks/programs",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
@@ -56,7 +57,7 @@ SHORTER = {
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
   r"soupjax --config=configs/cook\.py:sweep=.*": [
-    (r"--config\.tests=\S+", ""),
+    (r"'--config\.tests=[^']*'|--config\.tests=\S+", ""),
     (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
   ],
   # The same as docs/cook.md has with one more test set.

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from absl import logging
@@ -206,8 +207,9 @@ def read_list(source: str | Sequence[str], what: str) -> list[str]:
   """Reads names or templates.
 
   Args:
-    source: the list itself; a file with one entry a line, or a JSON list; or
-      "open_clip:NAME" for a list of `OPENCLIP_LISTS`.
+    source: the list itself; a file with one entry a line, a JSON list, or a
+      JSON object with the keys "0", "1", ...; or "open_clip:NAME" for a list
+      of `OPENCLIP_LISTS`.
     what: name of the setting, for errors.
 
   Raises:
@@ -226,7 +228,14 @@ def read_list(source: str | Sequence[str], what: str) -> list[str]:
   if source.endswith(".json"):
     entries = files.read_json(source)
     if isinstance(entries, Mapping):
-      entries = list(entries.values())
+      # Files may be sorted as texts: 0, 1, 10, 2.
+      numbers = [str(k) for k in range(len(entries))]
+      if set(entries) != set(numbers):
+        raise ValueError(
+          f"{source} ({what}) has the keys {list(entries)[:3]}, and not the "
+          "numbers of outputs from 0: give a list."
+        )
+      entries = [entries[number] for number in numbers]
     if not isinstance(entries, list):
       raise ValueError(f"{source} ({what}) must be a JSON list of texts.")
     return entries
@@ -287,7 +296,7 @@ def check_names(
       raise ValueError(
         f"{where}: the name of class {k} is {name!r}, not a text."
       )
-    if name.strip().isdecimal():
+    if is_number(name):
       raise ValueError(
         f"{where}: the name of class {k} is the number {name!r}, which says "
         "nothing of the class: give names in words (zeroshot.names)."
@@ -302,6 +311,11 @@ def check_names(
         "its own."
       )
     logging.warning("%s, as in OpenAI's list: their logits are equal.", message)
+
+
+def is_number(name: str) -> bool:
+  """Whether a name is a number, or one of WordNet, such as n01440764."""
+  return re.fullmatch(r"\d+|n\d{8}", name.strip()) is not None
 
 
 def check_templates(templates: Sequence[str], where: str = "templates") -> None:

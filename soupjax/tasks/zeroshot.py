@@ -76,7 +76,7 @@ def names_of(
     names = _names(config.names)
   else:
     where, names = f"{dataset} (zeroshot.names is empty)", dataset_names or ()
-    words = names and not any(str(name).strip().isdecimal() for name in names)
+    words = names and not any(zeroshot.is_number(str(name)) for name in names)
     if not words and checkpoint_names:
       where, names = "the config beside the checkpoint", checkpoint_names
     if not names:

@@ -1,5 +1,7 @@
 """Zero-shot heads against OpenCLIP's."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -125,6 +127,7 @@ def test_a_head_is_made_once(tmp_path, monkeypatch):
     (["cat", "cat"], r"'cat' is the name of classes \[0, 1\]"),
     (["cat", " "], "class 1 is ' '"),
     (["cat", "17"], "class 1 is the number '17'"),
+    (["cat", "n01440764"], "class 1 is the number 'n01440764'"),
     (["cat", 17], "class 1 is 17"),
   ],
 )
@@ -168,6 +171,13 @@ def test_lists(tmp_path):
   for name in ("a.txt", "a.json"):
     assert zeroshot.read_list(str(tmp_path / name), "x") == ["cat", "ox"]
   assert zeroshot.read_list(("a", "b"), "x") == ["a", "b"]
+  many = {str(k): f"class {k}" for k in range(12)}
+  file = tmp_path / "b.json"
+  file.write_text(json.dumps(many, sort_keys=True))
+  assert zeroshot.read_list(str(file), "x") == list(many.values())
+  file.write_text('{"cat": "a cat", "1": "ox"}')
+  with pytest.raises(ValueError, match="b.json.*keys.*'cat'.*give a list"):
+    zeroshot.read_list(str(file), "x")
   for source in ("missing", "open_clip:missing"):
     with pytest.raises(ValueError, match=f"zeroshot.names='{source}'"):
       zeroshot.read_list(source, "zeroshot.names")
