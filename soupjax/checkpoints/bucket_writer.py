@@ -5,8 +5,8 @@
 Orbax 0.12 writes to gs:// and local paths. This writer uses tensorstore's own
 drivers for gs:// and s3://, and one object for each chunk, so that processes
 need no common index: each writes the chunks on its own devices. Every chunk has
-a CRC-32C. The files that readers ask for come last: `_CHECKPOINT_METADATA`, and
-then `commit_success.txt`, which Orbax asks for in gs:// buckets.
+a CRC-32C. The files that readers require come last: `_CHECKPOINT_METADATA`, and
+then `commit_success.txt`, which Orbax requires in gs:// buckets.
 """
 
 from collections.abc import Callable

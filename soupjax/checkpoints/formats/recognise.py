@@ -70,7 +70,7 @@ _MAGIC = (
 )
 # Suffix -> description, for formats without magic bytes.
 _SUFFIXES = {
-  ".onnx": "not a valid ONNX graph",
+  ".onnx": "not a sound ONNX graph",
   ".pb": "a TensorFlow graph",
   ".h5": "an HDF5 file (Keras, TensorFlow)",
   ".keras": "a Keras archive",

@@ -66,7 +66,7 @@ def open_text(table: foreign.SourceTable) -> foreign.SourceTable:
   family = text_tables.FAMILIES.get(table.name)
   if family is None or not table.ignored.get(RULES[0]):
     raise ValueError(
-      f"{table.where} has only an image tower (family {table.name!r}), but a "
+      f"{table.where} has an image tower only (family {table.name!r}), but a "
       "text tower is needed: give a checkpoint with both towers."
     )
   entries = {

@@ -77,7 +77,7 @@ class _Other(NamedTuple):
 
 def _bad(path: str, reason: str) -> ValueError:
   return ValueError(
-    f"{path} is not a valid MessagePack file of Flax: {reason}. Copy it again "
+    f"{path} is not a sound MessagePack file of Flax: {reason}. Copy it again "
     "or leave it out."
   )
 

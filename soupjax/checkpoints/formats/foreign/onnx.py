@@ -52,7 +52,7 @@ class _Tensor(NamedTuple):
 
 def _bad(path: str, reason: str) -> ValueError:
   return ValueError(
-    f"{path} is not a valid ONNX file: {reason}. Copy it again or leave it out."
+    f"{path} is not a sound ONNX file: {reason}. Copy it again or leave it out."
   )
 
 
