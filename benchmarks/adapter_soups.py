@@ -57,7 +57,7 @@ def main(argv):
   workdir.mkdir(parents=True)
   base = sj.open_ingredient(sweep / "base/model.safetensors")
   folders = sorted(sweep.glob("member_*/adapters/last"))
-  models = [sj.open_adapter(folder, base) for folder in folders]
+  models = sj.find_ingredients(folders, base=base)
   sj.mix(sj.rules.linear(), models, out=workdir / "products.safetensors")
   averages = {
     "products": sj.open_ingredient(workdir / "products.safetensors"),
@@ -71,7 +71,7 @@ def main(argv):
   config = config_lib.load(str(ROOT / "configs/cook.py"), f"sweep={sweep}")
   opened = inputs.open_inputs(config)
   evaluations = evaluate.Evaluations(opened, workdir)
-  members = {f"member {k}": model for k, model in enumerate(models)}
+  members = {model.name: model for model in models}
   for name, model in {**members, **averages}.items():
     away = distance(model, base, averages["products"])
     adapted = pretrained.as_ingredient(

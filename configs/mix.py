@@ -28,6 +28,9 @@ Further examples of what follows the colon:
   'task_arithmetic({"head": 0.0, "": 0.4})'      a scale for each leaf
   'my_rules.trimmed_mean(share=0.1)'             a function in your module
 
+To write a folder for the Hugging Face hub, with the configs of the first
+ingredient and a model card: --config.out=soup --config.format=hub
+
 Ingredients are in the order of the patterns, and within a pattern in natural
 order (2 before 10). --dry_run checks everything, prints the order and the plan,
 and stops. A mean takes about as long as reading the ingredients twice; one of

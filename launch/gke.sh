@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Runs soupjax on Kubernetes (GKE, or another cluster with JobSet): the members
-# of a sweep, each in a pod, or one job whose processes are pods. Fills in
-# launch/gke.yaml and gives it to kubectl; the cluster does the rest.
+# of a sweep, one pod each, or one job with a process in each pod. Fills in
+# launch/gke.yaml and passes it to kubectl; the cluster does the rest.
 #
 #   launch/gke.sh --name=soup --image=REGISTRY/soupjax --members=16 --parallel=4 \
 #     --accelerator=nvidia-h100-80gb --chips=1 --claim=soups -- \
@@ -14,21 +14,21 @@
 #     --config=... --workdir=/mnt/soupjax/run --sweep
 #   launch/gke.sh ... --dry_run -- ...      prints the JobSet and stops
 #
-# What follows `--` goes to soupjax. Pods that are preempted start again, and go
-# on where they were. So --workdir must outlive them and be seen by all: it lies
-# on a claim that many nodes can write, mounted at /mnt/soupjax, or in a bucket.
+# Arguments after `--` go to soupjax. Preempted pods restart and continue from
+# the last train state. So --workdir must outlive them and be shared by all: put
+# it in a bucket, or on a ReadWriteMany claim, which is mounted at /mnt/soupjax.
 #
 #   --name=NAME         of the JobSet
 #   --image=IMAGE       made by launch/Dockerfile
 #   --members=N         pod i fine-tunes member i of get_sweep()
-#   --parallel=P        at most so many members at a time (default: all)
+#   --parallel=P        members that run at a time, at most (default: all)
 #   --hosts=N           N pods are the processes of one job (--distributed)
-#   --accelerator=TYPE  label of GKE's nodes, as nvidia-h100-80gb
-#   --topology=AxB      for TPUs: that of a whole slice, as 4x4
+#   --accelerator=TYPE  GKE's node label, such as nvidia-h100-80gb
+#   --topology=AxB      of the whole TPU slice, such as 4x4
 #   --chips=N           GPUs or TPU chips of each pod
 #   --claim=CLAIM       PersistentVolumeClaim mounted at /mnt/soupjax
-#   --retries=N         after failures that are not preemptions (default: 20)
-#   --context=C, --namespace=N    (default: those of kubectl's configuration)
+#   --retries=N         restarts, not counting preemptions (default: 20)
+#   --context=C, --namespace=N    of kubectl (default: its configuration)
 #   --dry_run           prints the JobSet and stops
 set -euo pipefail
 
@@ -58,7 +58,7 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
       sed -n '5,36s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    *) fail "unknown option $1; what goes to soupjax comes after --" ;;
+    *) fail "unknown option $1; arguments for soupjax come after --" ;;
   esac
   shift
 done
@@ -69,7 +69,7 @@ done
   fail "--name=$name: at most 40 lower-case letters, digits and dashes"
 for option in image accelerator topology claim; do
   [[ "${!option}" =~ ^[A-Za-z0-9./:@_-]*$ ]] ||
-    fail "--$option=${!option}: a character is not allowed there"
+    fail "--$option=${!option}: it contains a character that is not allowed"
 done
 [[ -n "$members" ]] || [[ -n "$hosts" ]] ||
   fail "give --members=N for a sweep, or --hosts=N for one job"
@@ -86,7 +86,7 @@ if [[ -n "$accelerator$topology$chips" ]]; then
   [[ -n "$accelerator" && -n "$chips" ]] ||
     fail "--accelerator and --chips go together"
   [[ -n "$topology" || "$accelerator" != tpu* ]] ||
-    fail "--accelerator=$accelerator: give --topology, as 4x4"
+    fail "--accelerator=$accelerator: give --topology, such as 4x4"
 fi
 [[ $# -gt 1 ]] || fail "nothing to run: give -- --config=... --workdir=..."
 shift
@@ -98,7 +98,7 @@ for argument in "$@"; do
     --workdir=*) workdir="${argument#*=}" ;;
     --distributed* | --sweep | --sweep=* | --sweep_index*)
       [[ -z "$members" ]] ||
-        fail "$argument: --members gives every pod its --sweep_index itself"
+        fail "$argument: --members already sets --sweep_index in every pod"
       ;;
   esac
 done
@@ -114,7 +114,7 @@ case "$workdir" in
     ;;
 esac
 
-# A YAML string; $(VAR) would be replaced by Kubernetes, $$(VAR) is not.
+# A YAML string. Kubernetes replaces $(VAR), but not $$(VAR).
 quoted() {
   local text="$1"
   [[ "$text" != *[[:cntrl:]]* ]] || fail "an argument has a line break: $text"
@@ -132,7 +132,7 @@ keep=()
 [[ -z "$topology" || -z "$hosts" ]] || keep+=(slice)
 [[ -z "$accelerator" || -n "$topology" ]] || keep+=(gpu)
 
-# The JobSet: lines of gke.yaml that apply, filled in.
+# Prints the JobSet: the lines of gke.yaml that apply, filled in.
 fill_in() {
   local file line kind indent argument
   file="$(dirname "${BASH_SOURCE[0]}")/gke.yaml"
@@ -164,7 +164,7 @@ fill_in() {
 }
 
 for argument in "$@"; do
-  quoted "$argument" > /dev/null # Ends here if one cannot be written.
+  quoted "$argument" > /dev/null # Fails here if an argument cannot be quoted.
 done
 if [[ -n "$dry_run" ]]; then
   echo "# ${kubectl[*]} create -f - <<'END'"
@@ -174,7 +174,7 @@ if [[ -n "$dry_run" ]]; then
 fi
 command -v kubectl > /dev/null || fail "kubectl is not on the PATH"
 fill_in "$@" | "${kubectl[@]}" create -f -
-echo "# Look at it, follow its logs, or end it:"
+echo "# Show its state, follow its logs, or delete it:"
 echo "${kubectl[*]} get jobset,pods -l jobset.sigs.k8s.io/jobset-name=$name"
 echo "${kubectl[*]} logs -f -l jobset.sigs.k8s.io/jobset-name=$name --prefix"
 echo "${kubectl[*]} delete jobset $name"

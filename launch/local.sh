@@ -17,6 +17,10 @@ from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 workdir="$PWD/runs/digits"
+if [[ "${1:-}" == --help || "${1:-}" == -h ]]; then
+  sed -n '5,11s/^# \{0,1\}//p' launch/local.sh
+  exit 0
+fi
 if [[ $# -gt 0 && "$1" != -* ]]; then
   workdir="$1"
   [[ "$workdir" == /* ]] || workdir="$from/$workdir"

@@ -2,22 +2,22 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Runs one job in several processes of this machine, which share its work: a
-# rehearsal of a cluster, or one process for each part of the GPUs.
+# Runs one job in several processes on this machine, to rehearse a cluster or to
+# give each process some of the GPUs.
 #
 #   launch/local_processes.sh --count=2 -- --config=configs/mix.py ...
 #   launch/local_processes.sh --count=2 --devices=4 -- ...    GPUs 0-3 and 4-7
 #   launch/local_processes.sh --count=2 --dry_run -- ...      prints the commands
 #
-# What follows `--` goes to soupjax, which is taken from the PATH. The first
-# process writes to the terminal, and lines of the others begin with their
-# number. If one fails, or on Ctrl-C, all end; the same command then goes on
-# where it was. The exit code is that of the process that failed first.
+# Arguments after `--` go to soupjax, which must be on the PATH. Output lines of
+# all processes but the first start with their number. If one fails, or on
+# Ctrl-C, all are stopped; the same command then continues. The exit code is
+# that of the process that failed first.
 #
 #   --count=N      processes
-#   --devices=D    local GPUs for each (default: every process sees all, which
-#                  is right for CPUs)
-#   --port=P       where they meet, on localhost (default: a free one)
+#   --devices=D    local GPUs per process (default: every process sees all, as
+#                  on CPUs)
+#   --port=P       of the coordinator, on localhost (default: a free one)
 #   --dry_run      prints the commands and stops
 set -euo pipefail
 
@@ -38,7 +38,7 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
       sed -n '5,22s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    *) fail "unknown option $1; what goes to soupjax comes after --" ;;
+    *) fail "unknown option $1; arguments for soupjax come after --" ;;
   esac
   shift
 done
@@ -46,7 +46,8 @@ done
   fail "--count=${count:-(none)}: give the number of processes"
 [[ "$devices" =~ ^([1-9][0-9]*)?$ ]] ||
   fail "--devices=$devices: give the number of GPUs for each process"
-[[ "$port" =~ ^[0-9]*$ ]] || fail "--port=$port: give a number"
+[[ "$port" =~ ^[0-9]{0,5}$ && "${port:-1}" -lt 65536 ]] ||
+  fail "--port=$port: give a number below 65536"
 [[ $# -gt 1 ]] || fail "nothing to run: give -- --config=..."
 shift
 if [[ -z "$port" && -n "$dry_run" ]]; then
@@ -84,7 +85,7 @@ if [[ -n "$dry_run" ]]; then
 fi
 
 processes=()
-# A process has 5 s to end by itself, so that it is said why it did.
+# A process has 5 s to end by itself, so that it can report the reason.
 stop() {
   trap '' INT TERM
   kill -TERM "${processes[@]}" 2> /dev/null || return 0
@@ -118,7 +119,7 @@ while [[ ${#left[@]} -gt 0 ]]; do
       code=0
       wait "$process" || code=$?
       if [[ $code -ne 0 ]]; then
-        sleep 1 # The others often know, and say, more.
+        sleep 1 # Other processes often report more.
         echo "local_processes.sh: a process failed (exit code $code)" >&2
         stop
         exit "$code"

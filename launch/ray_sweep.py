@@ -5,15 +5,15 @@
   python launch/ray_sweep.py --config=FILE.py[:ARGUMENT] --workdir=DIR
     [--gpus=N] [--cpus=N] [--resource=TPU=4] [--config.KEY=VALUE ...]
 
-Ray hands members to workers that are free, and starts those of dead workers
-again; they continue from their last train state. Members that are done stop at
-once, so the same command completes a sweep that was interrupted. A member that
-fails by itself, as by a wrong setting, is not repeated; the others go on.
+Ray schedules members on free workers. If a worker dies, its member is restarted
+and continues from its last train state. Finished members stop at once, so the
+same command completes an interrupted sweep. A member that raises an error, such
+as for a wrong setting, is not retried; the others go on.
 
 Without --address it joins the cluster of RAY_ADDRESS or of this machine
-(`ray start --head`), or else starts one on this machine while it runs. All
+(`ray start --head`), or else starts a temporary one on this machine. All
 machines need soupjax with the extra `ray`, the config file under the same path,
-and the same --workdir.
+and a shared --workdir.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ _ADDRESS = flags.DEFINE_string("address", None, "host:port of a Ray cluster.")
 _CPUS = flags.DEFINE_float("cpus", 1, "CPU cores for each member.")
 _GPUS = flags.DEFINE_float("gpus", 0, "GPUs for each member.")
 _RESOURCES = flags.DEFINE_multi_string(
-  "resource", [], "NAME=AMOUNT of another Ray resource for each, as TPU=4."
+  "resource", [], "NAME=AMOUNT of another Ray resource, such as TPU=4."
 )
 _RETRIES = flags.DEFINE_integer(
-  "retries", 20, "How often a member is started again after its worker died."
+  "retries", 20, "How often a member is restarted after its worker died."
 )
 
 
@@ -46,7 +46,7 @@ def train(member: command.Command, mark: pathlib.Path | None) -> None:
 
   Args:
     member: the command, with `sweep_index`.
-    mark: a file in the workdir, which the driver has made there.
+    mark: a file that the driver has written to the workdir; None for a bucket.
 
   Raises:
     ValueError: if the member cannot be trained, as one line for the driver.
@@ -123,7 +123,7 @@ def member_of(given: command.Command, index: int) -> command.Command:
 
 
 def check_address() -> None:
-  """Raises a ValueError if nobody answers where Ray would try for minutes."""
+  """Raises a ValueError if nothing answers; Ray would retry for minutes."""
   address = _ADDRESS.value or os.environ.get("RAY_ADDRESS") or ""
   host, _, port = address.rpartition("://")[2].rpartition(":")
   if not port.isdigit():  # Such as "auto".
@@ -184,7 +184,7 @@ def run(ray, given: command.Command, count: int) -> dict[int, str]:
 
 
 def shared_mark(workdir: str):
-  """Marks the workdir, by which workers see that it is the same one."""
+  """Marks the workdir, so that workers can check that it is shared."""
   if "://" in workdir:  # A bucket.
     return contextlib.nullcontext()
   path = pathlib.Path(workdir).expanduser().absolute()

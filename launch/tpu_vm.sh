@@ -8,16 +8,16 @@
 #   launch/tpu_vm.sh --name=soup --zone=us-west4-a --type=v5litepod-16 \
 #     -- --config=configs/finetune/vit_b16_i1k.py --workdir=gs://BUCKET/run \
 #     --sweep
-#   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, runs none,
-#     and compiles the programs here for these TPUs (docs/tpu.md): do they fit?
+#   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, and checks
+#     that the job fits by compiling it here for these TPUs (docs/tpu.md)
 #   for i in 0 1 2 3; do launch/tpu_vm.sh --name=soup-$i ... -- \
 #     ... --sweep_index=$i & done; wait         members on TPUs of their own
 #
-# What follows `--` goes to soupjax. A TPU that is preempted is deleted, and
-# asked for again; the run goes on where it was. So --workdir must be seen by all
-# workers and outlive them: it is in a bucket, gs://BUCKET/DIR (docs/buckets.md),
-# or on a share that is mounted at /mnt/soupjax by NFS (a Filestore instance of
-# the same network). A run that fails for another reason is not repeated.
+# Arguments after `--` go to soupjax. A preempted TPU is deleted and requested
+# again; the run continues from the last train state. So --workdir must outlive
+# the workers and be shared by all: put it in a bucket, gs://BUCKET/DIR
+# (docs/buckets.md), or on an NFS share that is mounted at /mnt/soupjax (a
+# Filestore instance in the same network). Other failures are not retried.
 #
 #   --name=NAME       of the queued resource and of its node
 #   --zone=ZONE
@@ -166,11 +166,11 @@ ${mount}mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
   on_all_workers "cd soupjax && ${command% }"
 }
 
-# Compiles the programs for TPUs of this type, which need not be there.
+# Compiles the programs for TPUs of this type; no TPU is needed.
 compile() {
   if ! command -v soupjax > /dev/null; then
     echo "tpu_vm.sh: soupjax is not installed here, so nothing was compiled:" \
-      "pip install '.[tpu]' to know whether the job fits --type=$type." >&2
+      "pip install '.[tpu]' to check whether the job fits --type=$type." >&2
     return 0
   fi
   echo "# compile for $type, here"

@@ -9,6 +9,7 @@ read back, and copied to its own name inside the store.
 
 from collections.abc import Iterator
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ _CREDENTIALS = {
   "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
   "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
-# Classes of errors by their names, since their packages are optional.
+# Error classes by name, since their packages are optional.
 _NO_ACCESS = (
   "NoCredentialsError PartialCredentialsError DefaultCredentialsError "
   "CredentialRetrievalError ProfileNotFound PermissionError RefreshError "
@@ -39,12 +40,14 @@ _NO_ACCESS = (
 ).split()
 # Kinds and names of buckets that could be reached.
 _CHECKED: set[tuple[str, str]] = set()
-_BLOCK = 32 << 20  # Bytes that are read back at once.
-# Of tensorstore, about a minute in all. s3fs and gcsfs try 5 or 6 times.
+_BLOCK = 32 << 20  # Bytes read back at a time.
+# Retries of tensorstore, about a minute. s3fs and gcsfs retry 5 or 6 times.
 RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
-# Seconds between signs of life of a lock, and until one without is dead.
+# An object below a prefix whose upload has not been completed.
+UNFINISHED = ".soupjax_upload"
+# Seconds between renewals of a lock, and until a lock without them expires.
 RENEW, EXPIRES = 15.0, 60.0
-# Memory of an upload.
+# Sizes that bound the memory of an upload.
 _PARTS = {
   "s3": {"chunksize": 16 << 20, "max_concurrency": 4},
   "gs": {"chunksize": 32 << 20},
@@ -82,12 +85,12 @@ def filesystem(path: str | os.PathLike) -> Any:
   try:
     import fsspec
 
-    # Listings that are remembered would hide objects of other processes. The
-    # setting also reaches the file systems that etils and Orbax make.
+    # Cached listings would hide objects that other processes write. The setting
+    # also applies to the file systems that etils and Orbax create.
     for name in (kind, "gcs") if kind == "gs" else (kind,):
       defaults = fsspec.config.conf.setdefault(name, {})
       defaults.setdefault("use_listings_cache", False)
-    # A copy for every process: a connection does not survive a fork.
+    # One file system per process: connections do not survive a fork.
     return fsspec.filesystem(kind)
   except ImportError as e:
     raise ValueError(
@@ -118,9 +121,9 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
         "may read and write this bucket."
       ) from e
     raise ValueError(
-      f"{text}: the connection to the store broke, and several tries failed "
-      f"({type(e).__name__}: {reason}). What was finished is kept: start again "
-      "to go on."
+      f"{text}: the connection to the store failed, also after retries "
+      f"({type(e).__name__}: {reason}). Finished work is kept: run the same "
+      "command again to continue."
     ) from e
 
 
@@ -149,7 +152,7 @@ def check_bucket(path: str | os.PathLike) -> None:
 
 
 def info(path: str | os.PathLike) -> dict[str, Any]:
-  """Returns what a store says of an object or a prefix of objects.
+  """Returns the store's metadata of an object or a prefix.
 
   Raises:
     FileNotFoundError: if there is none.
@@ -177,7 +180,7 @@ def find(path: str | os.PathLike) -> list[str]:
 
 
 def is_directory(path: str | os.PathLike) -> bool:
-  """Whether there are objects below a prefix, and none of its name."""
+  """Whether there are objects below a prefix, but no object of that name."""
   try:
     return info(path)["type"] == "directory"
   except FileNotFoundError:
@@ -253,7 +256,7 @@ def open_object(path: str | os.PathLike) -> Any:
 
 
 def read_range(handle: Any, start: int, num_bytes: int) -> bytes:
-  """Returns bytes of an open object, fewer only if it ends before.
+  """Returns bytes of an open object, fewer only at its end.
 
   Raises:
     ValueError: if the store cannot be reached, or the object has changed.
@@ -307,7 +310,7 @@ def upload(local: str | os.PathLike, path: str | os.PathLike) -> None:
     with explained(text):
       fs.cp_file(temporary, text)
   finally:
-    # It is written again by the next try.
+    # The next attempt uploads it again.
     with contextlib.suppress(Exception):
       fs.rm_file(temporary)
 
@@ -340,18 +343,21 @@ def upload_directory(
   Args:
     local: of the directory.
     path: the address that its files are below.
-    last: names of files that readers ask for, in order: without them, they
-      take what is there for an interrupted save.
+    last: names or patterns of files that complete the directory, in order.
+      Without them, readers treat it as an interrupted save.
   """
   local = pathlib.Path(local)
   names = [p.relative_to(local) for p in local.rglob("*") if p.is_file()]
 
   def order(name):
-    known = [k for k, end in enumerate(last) if name.match(end)]
+    known = [k for k, p in enumerate(last) if fnmatch.fnmatchcase(str(name), p)]
     return (max(known, default=-1), str(name))
 
+  prefix = os.fspath(path).rstrip("/")
+  write(f"{prefix}/{UNFINISHED}", b"")
   for name in sorted(names, key=order):
-    upload(local / name, f"{os.fspath(path).rstrip('/')}/{name}")
+    upload(local / name, f"{prefix}/{name}")
+  remove(f"{prefix}/{UNFINISHED}")
 
 
 # --- Through tensorstore ------------------------------------------------------
@@ -375,7 +381,7 @@ def kvstore(path: str | os.PathLike) -> dict[str, Any]:
   spec = {"driver": drivers[kind], "bucket": bucket, "path": f"{key}/"}
   if kind == "s3":
     env = os.environ
-    # Of other stores that speak S3; tensorstore does not look there.
+    # The address of another S3 store, which tensorstore does not look up.
     if url := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
       region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
       spec |= {"endpoint": url, "aws_region": region or "us-east-1"}
@@ -396,8 +402,8 @@ def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
 
   The holder renews it every `RENEW` seconds. A lock that is not renewed for
   `EXPIRES` seconds while another process watches it, or whose process on the
-  same machine is gone, is taken over. If this process loses its lock, it ends
-  itself, so that never two of them write.
+  same machine is gone, is taken over. A process that loses its lock ends
+  itself, so that two processes never write at the same time.
 
   Args:
     path: address of the lock.
@@ -410,7 +416,11 @@ def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
   check_bucket(folder)
   context = ts.Context(retries())
   store = ts.KvStore.open(kvstore(folder), context=context).result()
-  owner = {"host": socket.gethostname(), "pid": os.getpid()}
+  owner = {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "holder": uuid.uuid4().hex,
+  }
   with explained(path):
     held = _take(store, key, owner, busy)
   stop = threading.Event()
@@ -422,7 +432,7 @@ def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
       renewed = None
       try:
         renewed = _write(store, key, owner, held)
-      except Exception as e:  # The next one may get through.
+      except Exception as e:  # The next renewal may succeed.
         logging.warning("%s could not be renewed: %s", path, e)
         if time.monotonic() - last < EXPIRES - RENEW:
           continue
@@ -448,7 +458,12 @@ def _write(store, key, owner, generation) -> bytes | None:
   # The content decides the version in some stores, so it is never the same.
   text = json.dumps({**owner, "id": uuid.uuid4().hex}).encode()
   written = store.write(key, text, if_equal=generation).result()
-  return written.generation or None
+  if written.generation:
+    return written.generation
+  # A write whose answer was lost has changed the version.
+  found = store.read(key).result()
+  is_ours = owner["holder"].encode() in (found.value or b"")
+  return found.stamp.generation if is_ours else None
 
 
 def _take(store, key, owner, busy) -> bytes:

@@ -265,9 +265,9 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def mark(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Makes an empty file of a new name, and removes it at the end.
+  """Creates an empty file with a unique name, and removes it at the end.
 
-  Whoever sees that name has the same directory, not one of the same path.
+  A process that sees the file shares the directory, not only its path.
   """
   path = pathlib.Path(directory, f".mark_{secrets.token_hex(8)}")
   try:

@@ -87,7 +87,7 @@ class MetricWriter:
 
 
 class _Object:
-  """A text in a bucket, uploaded as a whole now and then.
+  """A text in a bucket, uploaded as a whole at intervals.
 
   Objects cannot be appended to. A kill loses the lines since the last upload; a
   train state comes after an upload, so that a resumed run has them all.

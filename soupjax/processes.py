@@ -20,7 +20,7 @@ import numpy as np
 from soupjax import files
 from soupjax.soups.engine import first_pass
 
-# What JAX waits for the other processes, and this module for the first one.
+# Seconds that JAX waits for all processes, and this module for the first.
 _SECONDS = 300
 _VARIABLES = (
   "JAX_COORDINATOR_ADDRESS",
@@ -69,7 +69,7 @@ def join() -> None:
       "JAX_COORDINATOR_ADDRESS=host:port of the first process."
     )
   if len(numbers) == 2 and "KUBERNETES_SERVICE_HOST" in os.environ:
-    # Nothing is left to ask its API, for which JAX would need a package.
+    # The environment is complete. JAX would need a package to ask the API.
     numbers["cluster_detection_method"] = "deactivate"
   terminate = signal.getsignal(signal.SIGTERM)
   # If the first process dies, JAX says so and aborts the others. Their stack
@@ -85,7 +85,7 @@ def join() -> None:
     _initialize(numbers, address)
   finally:
     late.cancel()
-  # JAX only notes SIGTERM, so that the process would go on until it is killed.
+  # JAX only records SIGTERM, so the process would run on until it is killed.
   signal.signal(signal.SIGTERM, terminate)
 
 
@@ -193,11 +193,11 @@ def check_shared(directory: str | os.PathLike) -> None:
 
   Args:
     directory: exists where the first process runs. A bucket (`gs://...`) is
-      taken for shared.
+      assumed to be shared.
 
   Raises:
     ValueError: in every process, naming those that do not see a file that the
-      first one has made there.
+      first one has created there.
   """
   if jax.process_count() == 1:
     return
@@ -212,7 +212,7 @@ def check_shared(directory: str | os.PathLike) -> None:
     blind = [str(k) for k, sees in enumerate(seen) if not sees]
     raise ValueError(
       f"{directory} is not shared: of {len(seen)} processes, number "
-      f"{', '.join(blind)} does not see what the first one writes there. "
+      f"{', '.join(blind)} does not see files that the first one writes there. "
       "Choose a directory on a disk that all hosts mount."
     )
 

@@ -94,6 +94,12 @@ def test_outputs(store, bucket, tmp_path, staging, out):
   assert not leftovers(staging)
 
 
+def test_an_output_needs_a_name_in_the_bucket(store, bucket):
+  for out in (bucket, f"{bucket}/"):
+    with pytest.raises(ValueError, match=f"{bucket}/? is a bucket.*NAME"):
+      sj.save_params(out, tree(1))
+
+
 def test_shards_and_overwriting(store, bucket, tmp_path, staging):
   expected = put(bucket, tmp_path)
   settings = {"format": "safetensors", "shard_bytes": 100_000}
@@ -114,6 +120,51 @@ def test_shards_and_overwriting(store, bucket, tmp_path, staging):
     with pytest.raises(ValueError, match=f"{taken} is or contains the ingr"):
       sj.mix(RULE, models, out=taken, overwrite=True, format="safetensors",
              shard_bytes=None if taken != f"{bucket}/in" else 1)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [
+  ["model.safetensors", "config.json"],
+  ["a.safetensors", "b.safetensors"],
+  ["config.json"],
+  ["state/weights.bin"],
+])  # fmt: skip
+def test_objects_of_others_are_not_an_interrupted_upload(
+  store, bucket, tmp_path, names
+):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  for name in names:
+    buckets.write(f"{bucket}/taken/{name}", b"data")
+  before = store.names(bucket[5:])
+  for save in (
+    lambda out: sj.save_params(out, tree(0)),
+    lambda out: sj.mix(RULE, tmp_path / "a.npz", out=out, format="orbax"),
+    lambda out: sj.mix(RULE, tmp_path / "a.npz", out=out, format="safetensors",
+                       shard_bytes=100_000),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match="taken exists already"):
+      save(f"{bucket}/taken")
+  assert store.names(bucket[5:]) == before
+
+
+def test_an_interrupted_upload_of_shards_goes_on(
+  store, bucket, tmp_path, monkeypatch, staging
+):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  settings = {"format": "safetensors", "shard_bytes": 100_000}
+  upload = buckets.upload
+
+  def broken(local, path):
+    upload(local, path)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(buckets, "upload", broken)
+    with pytest.raises(KeyboardInterrupt):
+      sj.mix(RULE, tmp_path / "a.npz", out=f"{bucket}/s", **settings)
+  assert len(store.names(bucket[5:])) == 2
+  sj.mix(RULE, tmp_path / "a.npz", out=f"{bucket}/s", **settings)
+  same(f"{bucket}/s", tree(0)["w"])
+  assert f"s/{buckets.UNFINISHED}" not in store.names(bucket[5:])
 
 
 # --- Stores that cannot be reached --------------------------------------------
@@ -194,6 +245,12 @@ def test_a_directory_without_its_last_object_is_refused(
 ):
   put(bucket, tmp_path)
   models = f"{bucket}/in/*"
+  begin = len(store.proxy.seen)
+  sj.mix(RULE, models, out=f"{bucket}/o")
+  # Orbax asks for this object in gs:// buckets.
+  puts = [line for line in store.proxy.seen[begin:] if line.startswith("PUT")]
+  assert puts[-1].split()[1].endswith("/o/commit_success.txt")
+  store.client.delete_object(Bucket=bucket[5:], Key="o/commit_success.txt")
   sj.mix(RULE, models, out=f"{bucket}/o")
   store.client.delete_object(Bucket=bucket[5:], Key="o/_CHECKPOINT_METADATA")
   with pytest.raises(ValueError, match=f"{bucket}/o .*interrupted"):

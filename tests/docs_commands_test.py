@@ -26,6 +26,7 @@ import torch_models
 
 import soupjax as sj
 from soupjax.data import batch_ops, image_ops
+from soupjax.models import tiny_clip
 
 ROOT = helpers.ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,16 +43,21 @@ ELSEWHERE = {
   r"python (-m )?benchmarks.*": "takes minutes",
   r"launch/local_processes\.sh .*": "test_local_processes_run",
   r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
+  r"soupjax .*--topology=.*": "takes minutes; tests/tasks/programs",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
 # as they stand.
 SHORTER = {
+  # The lists of OpenCLIP, which may not be installed.
+  r"soupjax --config=configs/finetune/clip_b32_i1k\.py.*": [
+    (r"$", " --dry_run --config.zeroshot.names= --config.zeroshot.templates={}")
+  ],
   # Weights and images that are not here: the plan alone.
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
   r"soupjax --config=configs/cook\.py:sweep=.*": [
-    (r"--config\.tests=\S+", ""),
+    (r"'--config\.tests=[^']*'|--config\.tests=\S+", ""),
     (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
   ],
   # The same as docs/cook.md has with one more test set.
@@ -297,6 +303,10 @@ def namespace(page: str) -> dict:
     names |= dict(finetuned=a)
   elif page == "cook.md":
     names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
+  elif page == "clip.md":
+    tiny_clip.save("clip")
+    tokens = jnp.zeros((1, 32), int)
+    names |= dict(images=jnp.zeros((1, 16, 16, 3)), tokens=tokens)
   elif page == "data.md":
     names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
     names |= dict(targets=jnp.eye(4))

@@ -14,8 +14,8 @@ images of others, seen through a noisy sensor (`data.digits`):
 The first two take about half a minute each on 2 cores; launch/local.sh runs all
 three. Ranges were fixed before the published runs; benchmarks/README.md has
 their results. `:seed=1` is another split, pretraining and sweep. The negative
-control leaves --config.init.path out. `:runlocal` is two short members, and
-`:lora` eight adapters of rank 4 with ten times the learning rate
+control leaves --config.init.path out. `:runlocal` trains two short members, and
+`:lora` eight adapters of rank 4 at ten times the learning rate
 (benchmarks/adapter_soups.py).
 """
 

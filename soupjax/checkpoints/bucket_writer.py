@@ -5,7 +5,8 @@
 Orbax 0.12 writes to gs:// and local paths. This writer uses tensorstore's own
 drivers for gs:// and s3://, and one object for each chunk, so that processes
 need no common index: each writes the chunks on its own devices. Every chunk has
-a CRC-32C. `_CHECKPOINT_METADATA` comes last; readers ask for it.
+a CRC-32C. The files that readers ask for come last: `_CHECKPOINT_METADATA`, and
+then `commit_success.txt`, which Orbax asks for in gs:// buckets.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from soupjax import buckets, processes
 from soupjax.checkpoints.formats import orbax_arrays, orbax_writer
 from soupjax.soups.core import slices, tree
 
-# Bytes of a chunk, which is one object and is read at once.
+# Bytes of a chunk. Each chunk is one object and is read whole.
 _CHUNK_BYTES = 16 << 20
 
 
@@ -36,8 +37,9 @@ def start(
     metadata: JSON to store with it.
 
   Returns:
-    A function that waits, and completes the checkpoint. All processes must call
-    it. It raises a ValueError if the store cannot be reached.
+    A function that waits for the writes and completes the checkpoint. All
+    processes must call it. It raises a ValueError if the store cannot be
+    reached.
   """
   leaves, treedef = tree.flatten(params)
   specs = tree.value_specs(leaves, "the tree to save")
@@ -54,6 +56,7 @@ def start(
   store = ts.KvStore.open(orbax_arrays.store(root), context=context).result()
   if first:
     buckets.remove(path)  # The remains of a save that was interrupted.
+    buckets.write(f"{path}/{buckets.UNFINISHED}", b"")
     texts = orbax_writer.array_metadata(specs, chunks)
     with buckets.explained(path):
       for write in [
@@ -70,7 +73,7 @@ def start(
       spec = {
         "driver": "zarr3",
         "kvstore": kvstore,
-        # Readers take a chunk that is missing for damage.
+        # Readers treat a missing chunk as damage.
         "store_data_equal_to_fill_value": True,
       }
       boxes = _owned(value, first)
@@ -93,10 +96,10 @@ def start(
         buckets.write(f"{root}/_METADATA", json.dumps(described).encode())
         record = orbax_writer.checkpoint_metadata(metadata or {})
         text = json.dumps(record).encode()
-        # Orbax asks for these in gs:// buckets.
         buckets.write(f"{root}/commit_success.txt", b"")
-        buckets.write(f"{path}/commit_success.txt", b"")
         buckets.write(f"{path}/_CHECKPOINT_METADATA", text)
+        buckets.write(f"{path}/commit_success.txt", b"")
+        buckets.remove(f"{path}/{buckets.UNFINISHED}")
       processes.barrier(f"completed {path}")
 
   return finish

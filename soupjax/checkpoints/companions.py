@@ -199,5 +199,5 @@ def copy(sources: Sequence[pathlib.Path], folder: str) -> None:
     folder: the directory.
   """
   for source in sources:
-    with files.replacing(pathlib.Path(folder, source.name)) as f:
+    with files.replacing(files.path_of(folder) / source.name) as f:
       f.write(source.read_bytes())

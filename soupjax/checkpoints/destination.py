@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Destinations of a mix: written under a temporary name, then renamed.
 
-What goes to a bucket is written and checked on a local disk and then uploaded.
+Output for a bucket is written and checked on local disk, then uploaded.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,27 +18,52 @@ from typing import Any
 import jax
 
 from soupjax import buckets, files, processes
-from soupjax.checkpoints import companions, readable, replaceable
+from soupjax.checkpoints import (
+  companions,
+  model_card,
+  readable,
+  replaceable,
+)
 from soupjax.checkpoints.formats import (
   npz,
   orbax_writer,
   safetensors_writer,
 )
+from soupjax.checkpoints.formats.foreign import torch_writer
 from soupjax.checkpoints.formats.recognise import absolute
 from soupjax.soups.core import records
 from soupjax.soups.engine import plan as planning
 
-FORMATS = {"orbax": orbax_writer, "safetensors": safetensors_writer, "npz": npz}
+FORMATS = {
+  "orbax": orbax_writer,
+  "safetensors": safetensors_writer,
+  "npz": npz,
+  "torch": torch_writer,
+  # A directory for the Hugging Face hub.
+  "hub": safetensors_writer,
+}
 
 
 # Files that complete a directory in a bucket, in order.
-_LAST = ("*.index.json", "_METADATA", "_CHECKPOINT_METADATA")
-_OURS = (".safetensors", ".npz")
+_COMMITTED = ("state/commit_success.txt", "commit_success.txt")
+_LAST = (
+  "*.index.json",
+  "state/_METADATA",
+  _COMMITTED[0],
+  "_CHECKPOINT_METADATA",
+  _COMMITTED[1],
+)
+# Suffix -> format.
+_OURS = {
+  ".safetensors": "safetensors",
+  ".npz": "npz",
+  **dict.fromkeys((".pt", ".pth", ".bin"), "torch"),
+}
 # Suffixes of other programs' weight files, and of archives.
 _FOREIGN = frozenset(
-  ".bin .caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
+  ".caffemodel .ckpt .ggml .gguf .h5 .hdf5 .joblib .json .keras .mar "
   ".mlmodel .msgpack .nemo .npy .onnx .ot .pb .pdparams .pickle "
-  ".pkl .pt .pt2 .pte .pth .t7 .tflite .th .torch .weights .7z .bz2 .gz .rar "
+  ".pkl .pt2 .pte .t7 .tflite .th .torch .weights .7z .bz2 .gz .rar "
   ".tar .tgz .xz .zip .zst".split()
 )
 
@@ -55,17 +80,20 @@ def format_of(out: str, format: str | None, sharded: bool = False) -> str:
     sharded: whether to write a directory of safetensors shards.
 
   Raises:
-    ValueError: if the format is unknown, or the suffix promises another one.
+    ValueError: if the format is unknown, or the suffix promises another one, or
+      the path is a bucket.
   """
+  if buckets.is_remote(out) and not out.partition("://")[2].partition("/")[2]:
+    raise ValueError(f"{out} is a bucket: write {out.rstrip('/')}/NAME.")
   suffix = pathlib.PurePath(out).suffix
   if format not in (None, *FORMATS):
     raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
-  expected = suffix[1:] if suffix in _OURS else None
+  expected = _OURS.get(suffix)
   similar = difflib.get_close_matches(suffix.lower(), _OURS, 1, 0.8)
   if expected is None and (similar or suffix.lower() in _FOREIGN):
     raise ValueError(
       f"{out}: soupjax does not write {suffix} files. Choose a name that ends "
-      "in .safetensors or .npz, or one without such a suffix for an Orbax "
+      "in .safetensors, .npz or .pt, or one without such a suffix for an Orbax "
       "directory." + (f" Did you mean {similar[0]}?" if similar else "")
     )
   if expected and format not in (None, expected):
@@ -120,7 +148,9 @@ class Destination:
     self._in_bucket = buckets.is_remote(out)
     format = format_of(out, format, shard_bytes is not None)
     if shard_bytes is not None and (
-      format != "safetensors" or shard_bytes < 1 or out.endswith(".safetensors")
+      format not in ("safetensors", "hub")
+      or shard_bytes < 1
+      or out.endswith(".safetensors")
     ):
       raise ValueError(
         f"shard_bytes={shard_bytes} needs format='safetensors' and a directory "
@@ -129,7 +159,7 @@ class Destination:
     self.path, self.format = out, format
     self._shard_bytes, self._overwrite = shard_bytes, overwrite
     self._plan, self._text = plan, text
-    self.is_directory = format == "orbax" or shard_bytes is not None
+    self.is_directory = format in ("orbax", "hub") or shard_bytes is not None
     self.temporary = str(files.temporary_name(out))
     if self._in_bucket:
       self.temporary = _staged(out)
@@ -137,13 +167,18 @@ class Destination:
     beside = companions.beside(companions.home(plan.sources[0]))
     self.beside = [f for f in beside if str(f.parent) != os.path.dirname(out)]
     self.left_beside: list[str] = []
-    # Nobody knows what else will be below the same prefix of a bucket.
+    # Other outputs may share the prefix in a bucket.
     if not self.is_directory and (
       self._in_bucket or not companions.has_own_directory(out)
     ):
       self.left_beside = [file.name for file in self.beside]
       self.beside = []
     self.chunks = dict(plan.chunks)
+    self._weights = self._card = ""
+    if format == "hub":
+      self._weights = model_card.weights_name(
+        plan.sources[0].configs, plan.sources[0].name, shard_bytes is not None
+      )
     self.num_bytes = plan.write_bytes
     self.host_bytes = 1 << 20
     if format == "orbax":
@@ -216,6 +251,13 @@ class Destination:
     if self.is_directory and replaceable.is_interrupted(self.path):
       return False
     return buckets.exists(self.path)
+
+  def describe(self, provenance: Mapping[str, Any]) -> None:
+    """Makes the model card of a directory for the hub from a full record."""
+    if self.format == "hub":
+      sources = self._plan.sources[: self._plan.count]
+      title = os.path.basename(self.path)
+      self._card = model_card.of_mix(title, provenance, sources)
 
   @contextlib.contextmanager
   def opened(self, provenance: Mapping[str, Any]) -> Iterator[Any]:
@@ -294,6 +336,8 @@ class Destination:
 
   def _writer(self, provenance, first):
     specs, order = self._plan.specs, self._plan.order
+    if self.format == "torch":
+      return torch_writer.TorchWriter(self.temporary, specs, order, first=first)
     if self.format == "npz":
       return npz.NpzWriter(self.temporary, specs, order, first=first)
     if self.format == "orbax":
@@ -305,8 +349,9 @@ class Destination:
         self.chunks,
         first=first,
       )
+    alone = self._weights if self._shard_bytes is None else ""
     return safetensors_writer.SafetensorsWriter(
-      self.temporary,
+      os.path.join(self.temporary, alone) if alone else self.temporary,
       specs,
       order,
       provenance,
@@ -323,7 +368,7 @@ class Destination:
       return
     # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
-    companions.copy(self.beside, folder)
+    self._complete(folder)
     if self.is_directory and os.path.exists(self.path):
       # Directories cannot be exchanged in one step, so the final name is free
       # for a moment.
@@ -343,12 +388,26 @@ class Destination:
     finally:
       os.close(folder)
 
+  def _complete(self, folder):
+    """Copies files beside the first ingredient and writes the model card."""
+    companions.copy(self.beside, folder)
+    if self._card:
+      model_card.write(folder, self._card, self._plan.specs)
+
   def _upload(self):
     """Copies the output into the bucket, files that complete it last."""
     if not self.is_directory:
       buckets.upload(self.temporary, self.path)
     else:
-      companions.copy(self.beside, self.temporary)
+      self._complete(self.temporary)
+      if self._exists():  # It was free before the work.
+        raise ValueError(
+          f"{self.path} was written by another program meanwhile: delete it or "
+          "choose another out=."
+        )
+      if self.format == "orbax":
+        for name in _COMMITTED:  # Orbax asks for them in gs:// buckets.
+          pathlib.Path(self.temporary, name).touch()
       buckets.remove(self.path)  # The remains of an upload.
       buckets.upload_directory(self.temporary, self.path, _LAST)
     remove(self.temporary)
@@ -357,8 +416,8 @@ class Destination:
 def _staged(out: str) -> str:
   """Returns where the output at an address is written before it is uploaded.
 
-  The same address always gets the same path, so that the remains of a run that
-  was killed are found and removed.
+  An address always maps to the same path, so that the remains of a killed run
+  are found and removed.
   """
   digest = hashlib.sha256(out.encode()).hexdigest()[:16]
   folder = os.path.join(tempfile.gettempdir(), f"soupjax-{os.geteuid()}")

@@ -89,8 +89,9 @@ def mix(
     rule: from `soupjax.soups.rules`, such as `rules.linear()`.
     ingredients: models in any form: trees, Ingredients, paths or patterns.
     base: the model that the rule or `select` refers to, in any form.
-    out: path of a new file (`*.safetensors` or `*.npz`) or Orbax directory (any
-      other name, unless `format` is given). None returns the tree.
+    out: path of a new file (`*.safetensors`, `*.npz`, or `*.pt`, `*.pth` and
+      `*.bin` for torch) or Orbax directory (any other name, unless `format` is
+      given). None returns the tree.
     sharding: of the returned tree, as in `Ingredient.load`. Each process reads
       only the slices on its own devices. None: the default device.
     dtype: of the floating leaves; None keeps that of the ingredients.
@@ -99,7 +100,8 @@ def mix(
     block_bytes: size of the blocks of all ingredients together, per thread.
     threads: number of threads that read and merge; None: one more than CPUs, at
       most 8.
-    format: "orbax", "safetensors" or "npz"; None: by the suffix of `out`.
+    format: "orbax", "safetensors", "npz", "torch" or "hub" (a directory for
+      the Hugging Face hub with a model card); None: by the suffix of `out`.
     shard_bytes: the size of safetensors shards in a directory `out` with an
       index; None writes one file.
     overwrite: replaces an existing checkpoint or empty directory at `out`, and
@@ -199,6 +201,7 @@ def mix(
         report = engine.run(plan, pieces, writer, **settings)
         with tree.without_collection():
           provenance = provenance_lib.complete(provenance, plan, report)
+          target.describe(provenance)
           writer.finish(provenance)
   return Mixed(
     params=params,

@@ -18,6 +18,7 @@ from soupjax.checkpoints import companions
 from soupjax.checkpoints.adapters import peft_config
 from soupjax.checkpoints.adapters.opened import open_adapter
 from soupjax.checkpoints.formats import byte_ranges
+from soupjax.checkpoints.formats.foreign import dcp
 from soupjax.checkpoints.formats.params_of_state import NotAModel
 from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.soups.core import records, tree
@@ -31,7 +32,9 @@ _SHARDS = (
   *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
 )
 # Suffixes of the files that `**` finds.
-_SUFFIXES = tuple(".safetensors .npz .pt .pth .pth.tar .bin .ckpt".split())
+_SUFFIXES = tuple(
+  ".safetensors .npz .pt .pth .pth.tar .bin .ckpt .msgpack .onnx".split()
+)
 
 
 def find_ingredients(
@@ -243,12 +246,13 @@ def _may_be_checkpoint(path: str) -> bool:
   return (
     orbax.is_orbax(place)
     or orbax.is_orbax(place / "params")
+    or (place / dcp.METADATA).exists()
     or any(any(place.glob(pattern)) for pattern in _SHARDS)
   )
 
 
 def _is_copy(file: pathlib.Path) -> bool:
-  """Whether a torch file repeats the model that transformers saved beside it.
+  """Whether a file repeats the model that transformers saved beside it.
 
   DeepSpeed keeps its own copy in a directory such as global_step500.
   """
@@ -256,8 +260,13 @@ def _is_copy(file: pathlib.Path) -> bool:
   if re.fullmatch(r"global_step\d+", parent.name):
     names = ("model*.safetensors*", "pytorch_model*.bin*")
     return any(any(parent.parent.glob(name)) for name in names)
-  return file.name.startswith("pytorch_model") and any(
-    parent.glob("model*.safetensors")
+  better = {
+    "pytorch_model": ("model*.safetensors",),
+    "flax_model": ("model*.safetensors", "pytorch_model*.bin"),
+  }
+  return any(
+    file.name.startswith(stem) and any(any(parent.glob(p)) for p in patterns)
+    for stem, patterns in better.items()
   )
 
 
@@ -266,7 +275,8 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
 
   The format is recognised by content: Orbax directories of either layout (or
   with one in `params/`), safetensors files, directories and indices, `.npz`
-  files, and torch zip files.
+  files, torch zip files, directories of torch.distributed.checkpoint,
+  MessagePack files of Flax, and ONNX files.
 
   Args:
     path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such

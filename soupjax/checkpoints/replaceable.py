@@ -9,7 +9,7 @@ import pathlib
 import stat
 
 from soupjax import buckets
-from soupjax.checkpoints import companions
+from soupjax.checkpoints import companions, model_card
 from soupjax.checkpoints.formats import safetensors
 from soupjax.checkpoints.formats.recognise import TORCH_FILE, recognise
 from soupjax.soups.core.ingredient import Ingredient
@@ -85,22 +85,13 @@ def check_object(path: str, is_directory: bool) -> None:
     ) from e
 
 
-def _is_complete(names: Iterable[str]) -> bool:
-  """Whether names in a bucket include the one that is uploaded last."""
-  return any(
-    name == "_CHECKPOINT_METADATA" or name.endswith(".index.json")
-    for name in names
-  )
-
-
 def is_interrupted(path: str) -> bool:
-  """Whether an upload of several objects to an address was interrupted."""
-  if not buckets.is_directory(path):
-    return False
-  names = buckets.find(path)
-  return not _is_complete(names) and all(
-    _is_part(name.partition("/")[0].removeprefix(".").removesuffix(".tmp"))
-    for name in names
+  """Whether an upload of several objects to an address was interrupted.
+
+  Names of weights and configs do not tell: they may be another program's.
+  """
+  return buckets.exists(f"{path}/{buckets.UNFINISHED}") and not (
+    buckets.exists(f"{path}/commit_success.txt")
   )
 
 
@@ -142,8 +133,8 @@ def _is_part(name: str) -> bool:
       "_CHECKPOINT_METADATA",
     ),
     "._CHECKPOINT_METADATA.tmp",
-    *companions.NAMES,
-    *(f".{file}.tmp" for file in companions.NAMES),
+    *(*companions.NAMES, model_card.NAME),
+    *(f".{file}.tmp" for file in (*companions.NAMES, model_card.NAME)),
   ) or name.endswith((".safetensors", ".index.json", ".index.json.tmp"))
 
 
@@ -155,6 +146,11 @@ def _check_alone(folder):
     if entry.is_dir()
     or not entry.name.endswith((".safetensors", ".json"))
     and entry.name not in companions.NAMES
+    # A card that the user has edited is not lost.
+    and not (
+      entry.name == model_card.NAME
+      and model_card.is_unchanged(pathlib.Path(entry.path))
+    )
   )
   if others:
     raise ValueError(f"it also holds {others[:10]}")

@@ -35,8 +35,9 @@ def save_params(
   """Writes parameters, whole or not at all.
 
   Args:
-    path: of a new file (`*.safetensors` or `*.npz`) or Orbax directory
-      (anything else, without `*`, `?` and `[`).
+    path: of a new file (`*.safetensors`, `*.npz`, or `*.pt`, `*.pth` and
+      `*.bin` for torch) or Orbax directory (anything else, without `*`, `?` and
+      `[`).
     params: a pytree of arrays, on the host or on a mesh; or an Ingredient, or
       the path of a checkpoint.
     metadata: JSON to store with the weights.
@@ -109,13 +110,13 @@ def write(
   overwrite: bool = False,
   text: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes a tree to a safetensors or npz file, whole or not at all.
+  """Writes a tree to a safetensors, npz or torch file, whole or not at all.
 
   Leaves may be sharded over a mesh of several processes, each of which writes
   the slices on its own devices.
 
   Args:
-    path: `*.safetensors` or `*.npz`.
+    path: `*.safetensors`, `*.npz` or `*.pt`.
     params: a pytree of arrays.
     metadata: JSON to store with the weights.
     overwrite: replaces an existing checkpoint.

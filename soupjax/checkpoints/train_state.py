@@ -71,7 +71,7 @@ class StateSaver:
         )
 
   def _save_object(self, final, state, record):
-    """Writes a state into a bucket; `record.json`, the last object, is it."""
+    """Writes a state into a bucket; `record.json` is last and completes it."""
     leaves = dict(_numbered(jax.tree.leaves(state)))
     finish = bucket_writer.start(f"{final}/arrays", leaves)
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Paired intervals and tests of differences, and calibration, on the host.
+"""Paired intervals and tests of differences, and calibration.
 
-All of it is in float64. For tests that are not here, call the libraries:
+Everything runs on the host in float64. For other tests, call the libraries:
 `scipy.stats.permutation_test(..., permutation_type="samples")` for sign-flip
-tests, `statsmodels.stats.multitest.multipletests(p, method="holm")` for many.
+tests, `statsmodels.stats.multitest.multipletests(p, method="holm")` to correct
+for several tests.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from soupjax.evaluators.metrics import check_logits
 from soupjax.soups.core import arguments
 
-# Draws whose counts of images are in memory together: 5 MB at 10,000 images.
+# Draws processed at a time: their image counts take 5 MB at 10,000 images.
 _DRAWS = 64
 
 
@@ -42,7 +43,7 @@ class Difference:
 
   @property
   def holds_zero(self) -> bool:
-    """Whether the interval has zero in it: no difference has been shown."""
+    """Whether the interval contains zero, so that no difference is shown."""
     return self.low <= 0 <= self.high
 
 
@@ -67,14 +68,13 @@ def paired_bootstrap(
   Examples:
     >>> rng = np.random.default_rng(0)
     >>> ours, theirs = rng.random((2, 500)) < [[0.9], [0.7]]
-    >>> found, = paired_bootstrap(ours * 1.0 - theirs)
-    >>> found.low > 0
+    >>> (gain,) = paired_bootstrap(ours * 1.0 - theirs)
+    >>> gain.low > 0
     True
 
   Args:
-    differences: (n,) or (n, models) values of a model minus those of the one
-      that it is compared with, image by image; or a sequence of such arrays,
-      one for each set.
+    differences: (n,) or (n, models) values of each model minus those of the
+      reference, per image; or a sequence of such arrays, one per set.
     draws: resamples.
     level: coverage, above 0 and below 1.
     seed: of the resamples. With one set they are those of
@@ -134,7 +134,7 @@ def _resampled_means(values, draws, rng) -> np.ndarray:
 
 
 def _counts(rng, n: int, draws: int) -> np.ndarray:
-  """How often each of n things is drawn: (draws, n) float64."""
+  """How often each of n items is drawn: (draws, n) float64."""
   chosen = rng.integers(0, n, (draws, n))
   chosen += n * np.arange(draws)[:, None]
   counts = np.bincount(chosen.ravel(), minlength=draws * n)
@@ -146,13 +146,13 @@ def mcnemar(
 ) -> Difference:
   """Exact McNemar test of two accuracies on the same images.
 
-  Of the images that one model alone has right, b for the first and c for the
-  other, b is Binomial(b + c, 1/2) if both are equally good. The interval of the
-  difference (b - c) / n is the paired bootstrap's.
+  Let b images be right for the first model alone, and c for the other alone. If
+  both models are equally good, b is Binomial(b + c, 1/2). The interval of the
+  difference (b - c) / n is that of the paired bootstrap.
 
   Args:
     correct: (n,) whether the first model is right.
-    other: (n,) the same of the other model.
+    other: (n,) the same for the other model.
     level: coverage of the interval.
 
   Raises:
@@ -278,7 +278,7 @@ def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
   Args:
     logits: (n, classes).
     labels: (n,) class indices.
-    bins: at most n are used. Fewer images a bin bias the value upwards.
+    bins: at most n are used. Few images per bin bias the value upwards.
 
   Raises:
     ValueError: if shapes do not fit, labels are out of range, or a logit is

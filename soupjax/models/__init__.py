@@ -9,10 +9,12 @@ config once it is decorated with `register`, or by its import path.
 from soupjax.lazy import submodules
 from soupjax.models.build import MODELS as MODELS
 from soupjax.models.build import build as build
+from soupjax.models.clip import CLIP as CLIP
 from soupjax.models.mixer import MIXER_VARIANTS as MIXER_VARIANTS
 from soupjax.models.mixer import Mixer as Mixer
 from soupjax.models.mixer import mixer_variant as mixer_variant
 from soupjax.models.pretrained import load_pretrained as load_pretrained
+from soupjax.models.text import Text as Text
 from soupjax.models.vit import VARIANTS as VARIANTS
 from soupjax.models.vit import ViT as ViT
 from soupjax.models.vit import variant as variant

@@ -23,6 +23,7 @@ _ATTENTION = (
   "rope",
   "norm_eps",
   "dtype_mm",
+  "causal",
 )
 
 
@@ -38,6 +39,7 @@ class Attention(nn.Module):
     rope: as in `vit.ViT`.
     norm_eps: epsilon of the norms.
     dtype_mm: dtype of the matrix products.
+    causal: whether a token attends only to itself and to those before it.
   """
 
   num_heads: int
@@ -48,6 +50,7 @@ class Attention(nn.Module):
   rope: str = ""
   norm_eps: float = 1e-6
   dtype_mm: str = "float32"
+  causal: bool = False
 
   @nn.compact
   def __call__(
@@ -81,10 +84,12 @@ class Attention(nn.Module):
       query = rope.rotate(query, turns, self.rope)
       key = rope.rotate(key, turns, self.rope)
     if self.attention is None:
-      x = _attend(query, key, value)
+      x = _attend(query, key, value, self.causal)
     else:
       x = jax.nn.dot_product_attention(
-        query, key, value, implementation=self.attention
+        *(query, key, value),
+        implementation=self.attention,
+        is_causal=self.causal,
       )
     if self.attention_norm:
       x = norm(name="norm")(x.reshape(*x.shape[:2], width))
@@ -92,7 +97,7 @@ class Attention(nn.Module):
     return dense(width, axis=(-2, -1), name="out")(x)
 
 
-def _attend(query, key, value):
+def _attend(query, key, value, causal=False):
   """Computes `jax.nn.dot_product_attention`, for float32 without head groups.
 
   This makes the gradient of a ViT 3 to 6 % faster on a CPU.
@@ -101,11 +106,16 @@ def _attend(query, key, value):
     query: (batch, tokens, heads, channels).
     key: (batch, other tokens, heads, channels).
     value: like `key`.
+    causal: whether a token attends only to itself and to those before it.
   """
   if query.dtype != np.float32:
-    return jax.nn.dot_product_attention(query, key, value)
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal)
   query = query * np.float32(query.shape[-1] ** -0.5)
-  weights = nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", query, key))
+  logits = jnp.einsum("bqhc,bkhc->bhqk", query, key)
+  if causal:
+    visible = np.tri(query.shape[1], key.shape[1], dtype=bool)
+    logits = jnp.where(visible[None, None], logits, -np.inf)
+  weights = nn.softmax(logits)
   return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
 
 
@@ -125,7 +135,7 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
   """An encoder block; its second result, None, is for `nn.scan`.
 
-  The attributes are those of `vit.ViT`.
+  The attributes are those of `vit.ViT`, and `causal` that of `Attention`.
   """
 
   mlp_dim: int | None
@@ -143,6 +153,7 @@ class Block(nn.Module):
   qk_norm: bool = False
   attention_norm: bool = False
   rope: str = ""
+  causal: bool = False
 
   @nn.compact
   def __call__(
@@ -181,7 +192,9 @@ class Block(nn.Module):
 
 
 # Attributes that `vit.ViT` hands on to its blocks.
-BLOCK = tuple(k for k in Block.__annotations__ if k not in ("parent", "name"))
+BLOCK = tuple(
+  k for k in Block.__annotations__ if k not in ("parent", "name", "causal")
+)
 
 
 class Encoder(nn.Module):

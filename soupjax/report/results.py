@@ -83,7 +83,7 @@ class Gain:
 
   @property
   def is_shown(self) -> bool:
-    """Whether zero is outside of the interval."""
+    """Whether zero is outside the interval."""
     return not self.low <= 0 <= self.high
 
 
@@ -235,6 +235,20 @@ class Results:
       for model in self.models("interpolation")
     )
     return dict(sorted((float(m[1]), m[0]) for m in matches if m))
+
+  @functools.cached_property
+  def best_wise_ft(self) -> float | None:
+    """The coefficient with the highest accuracy on minival.
+
+    Ties go to the one closest to the middle; None without minival.
+    """
+    accuracies = {
+      alpha: self.accuracy(model, "minival")
+      for alpha, model in self.wise_ft.items()
+    }
+    if not accuracies or None in accuracies.values():
+      return None
+    return max(accuracies, key=lambda a: (accuracies[a], -abs(a - 0.5)))
 
 
 def _checked(record, line: int):

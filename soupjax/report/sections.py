@@ -238,7 +238,7 @@ def _table_note(results) -> str:
     "that overlap do not show that two models are equal. Last line of a cell: "
     "points above the best ingredient, with the 95 % interval of the paired "
     "bootstrap over images and p of McNemar's exact test; ~ marks an interval "
-    "that holds zero. Bold: the best value "
+    "that contains zero. Bold: the best value "
     "in a column at the cost of one model. Cost: models run per image. "
     "Nothing was chosen on test or on a shift. The best ingredient and the "
     "soups were chosen or trained on minival, so its column is optimistic."

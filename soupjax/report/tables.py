@@ -118,10 +118,16 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     )
     for model, metric in metrics.items()
   ]
+  chosen = results.best_wise_ft
   middle = [
-    Row(label="WiSE-FT, alpha 0.5", models=(model,), kind="interpolation")
+    Row(
+      label=f"WiSE-FT, alpha {alpha:g}"
+      + (" (by minival)" if alpha == chosen else ""),
+      models=(model,),
+      kind="interpolation",
+    )
     for alpha, model in results.wise_ft.items()
-    if alpha == 0.5
+    if alpha == 0.5 or alpha == chosen
   ]
   soups = of_kind("soup")
   return [
@@ -205,7 +211,7 @@ def clopper_pearson(
 def gain_text(row: Row, results: Results, split: str, minus: str = "-") -> str:
   """Formats a gain over the best ingredient: "~+0.5 [-0.1, 1.1]".
 
-  "~" marks an interval that holds zero; "-" is a gain that is not known.
+  "~" marks an interval that contains zero; "-" is an unknown gain.
   """
   gain, found = row.gain(results, split), row.gain_interval(results, split)
   if gain is None:
@@ -273,7 +279,7 @@ def results_table(
   if results.gains:
     notes += (
       f"{results.best}, with the 95 % interval over images (paired bootstrap). "
-      "~: the interval holds zero, so no difference is shown"
+      "~: the interval contains zero, so no difference is shown"
     )
   notes += (
     ". Choices were made on minival, none on test. cost: models run per image."

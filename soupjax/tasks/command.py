@@ -181,6 +181,8 @@ def run(command: Command) -> None:
   if given.get("distributed"):
     processes.join()
   if "topology" in given:
+    # Programs for devices that are not there cannot be read back.
+    compilation_cache.use(False)
     _compile(task, command, topology.get(given["topology"]))
     return
   compilation_cache.use(command.flags.get("compilation_cache", True))
@@ -189,8 +191,6 @@ def run(command: Command) -> None:
 
 def _compile(task, command, tpu: topology.Topology):
   """Prints the plan of a task, and what its programs need on a TPU slice."""
-  # Programs for devices that are not there cannot be read back.
-  compilation_cache.use(False)
   with topology.explained(tpu):
     programs = list(_programs(task, command, tpu.devices))
   print()

@@ -15,9 +15,9 @@ import jax
 from soupjax.tasks.programs import cost
 from soupjax.tasks.programs.report import Program
 
-# Anonymous memory of the imports where the system does not tell it.
+# Anonymous memory of the imports, for systems that do not report it.
 _IMPORTS = 200_000_000
-# The rest is measured on Linux with the allocator of glibc, which keeps some of
+# The rest was measured on Linux with glibc's allocator, which keeps some of
 # what is freed. Compilers and threads of libraries:
 _COMPILING = 180_000_000
 # Copies of the weights while the start is made and ingredients are written.
@@ -30,7 +30,7 @@ _LARGEST_ON_CPU = 50_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-  """Bytes that a run will take, by what takes them.
+  """Bytes that a run will take, by cause.
 
   Attributes:
     host: of a process, when it takes most.
@@ -129,13 +129,13 @@ def training(
     state: bytes of a train state, of all members at once.
     images: bytes of decoded images that a process keeps.
     batches: bytes of batches that a process reads ahead.
-    members: runs in all.
+    members: number of runs in total.
     at_once: members that are trained side by side.
     ingredients: checkpoints of one member, moving averages included.
-    states: train states that members at once save, one after another.
-    share: of the arrays that one process has.
+    states: number of train states saved by members that train together.
+    share: fraction of the arrays that one process holds.
     free: bytes of the disk.
-    notes: on what is not counted.
+    notes: lines on what is not counted.
   """
   saved = min(states, 3)  # The newest two, and the one that is being written.
   done = (members - at_once) * ingredients * weights

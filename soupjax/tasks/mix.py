@@ -22,7 +22,7 @@ from soupjax.tasks import estimate
 from soupjax.tasks.programs import averaging
 from soupjax.tasks.programs.report import Program
 
-# Host memory of the compiler and of what it leaves behind. Measured.
+# Measured host memory of the compiler and of what it leaves behind.
 _COMPILING = 30_000_000
 
 

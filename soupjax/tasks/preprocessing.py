@@ -10,6 +10,7 @@ here is an error that names it.
 
 from collections.abc import Callable, Mapping, Sequence
 import math
+import os
 import pathlib
 import re
 from typing import Any
@@ -85,9 +86,11 @@ def _comparable(ops: str, values_alone: bool) -> str:
 
 def recorded_config(path: str) -> dict[str, Any]:
   """Returns the config of the soupjax run that wrote a checkpoint, or {}."""
-  if not path or "://" in path:
+  if not path:
     return {}
-  for directory in list(pathlib.Path(path).absolute().parents)[:3]:
+  for directory in list(files.path_of(path).parents)[:3]:
+    if os.fspath(directory).endswith("://"):  # Above the bucket.
+      break
     record = directory / "config.json"
     config = files.read_json(record) if record.is_file() else None
     if isinstance(config, dict) and config.get("task") in ("finetune", "cook"):

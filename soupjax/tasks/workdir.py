@@ -143,7 +143,7 @@ def save_model(
 def has_model(path: pathlib.Path) -> bool:
   """Whether `save_model` has completed a model at a path."""
   if buckets.is_remote(path):
-    path = path / "params" / "_CHECKPOINT_METADATA"
+    path = path / "params" / "commit_success.txt"
   return agreed(path.exists())
 
 

@@ -75,7 +75,7 @@ class Adapter:
   def frozen(self) -> str:
     """A regular expression of the leaves that are not trained."""
     suffixes = "|".join(_LEAVES[self.kind])
-    return rf"^(?!head/)(?!.*({suffixes})$)"
+    return rf"^(?!head(_dist)?/)(?!.*({suffixes})$)"
 
   def added(self, params: PyTree, key: jax.Array) -> PyTree:
     """Adds leaves that change nothing yet.
@@ -162,7 +162,7 @@ class Adapted:
 
 
 def _is_head(name: str) -> bool:
-  return name.startswith("head/")
+  return name.startswith(("head/", "head_dist/"))
 
 
 def _sizes(name: str, kernel: Any) -> tuple[int, int, int]:

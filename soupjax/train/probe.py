@@ -19,6 +19,7 @@ def linear_probe(
   num_classes: int,
   l2: float,
   steps: int = 200,
+  init: dict[str, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
   """Fits multinomial logistic regression with L-BFGS on all data at once.
 
@@ -28,12 +29,13 @@ def linear_probe(
     num_classes: number of classes.
     l2: factor of half the squared norm of the kernel, added to the mean loss.
     steps: number of L-BFGS steps; the problem is convex and needs few.
+    init: the head to start from, None for zeros.
 
   Returns:
     `{"kernel": (width, num_classes), "bias": (num_classes,)}`, a ViT head.
   """
   targets = losses.smooth_labels(labels, num_classes, 0.0)
-  head = {
+  head = init or {
     "kernel": jnp.zeros((features.shape[1], num_classes)),
     "bias": jnp.zeros(num_classes),
   }

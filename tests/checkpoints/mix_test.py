@@ -29,7 +29,7 @@ from soupjax.checkpoints.formats import (
 from soupjax.soups.engine import plan as planning
 from soupjax.soups.engine import run as engine
 
-OUTPUTS = ["soup.safetensors", "soup.npz", "soup"]
+OUTPUTS = ["soup.safetensors", "soup.npz", "soup", "soup.pt"]
 RULE = sj.rules.linear()
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 

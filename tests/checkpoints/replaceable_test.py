@@ -224,7 +224,7 @@ def test_a_temporary_name_that_is_taken_is_not_removed(tmp_path, kind, out):
 @pytest.mark.parametrize(
   "name",
   [
-    *("soup.pt", "soup.pth", "soup.ckpt", "pytorch_model.bin", "soup.h5"),
+    *("soup.pt2", "soup.ckpt", "soup.h5"),
     *("soup.msgpack", "soup.onnx", "soup.gguf", "soup.tar.gz", "soup.NPZ"),
     *("soup.safetensor", "soup.safetensors.gz", "soup.Safetensors", "a.npy"),
     "model.safetensors.index.json",
@@ -233,16 +233,16 @@ def test_a_temporary_name_that_is_taken_is_not_removed(tmp_path, kind, out):
 def test_names_of_files_that_are_not_written(tmp_path, name):
   model = [sj.Ingredient.from_params("a", tree(0))]
   for settings in ({}, {"format": "npz"}, {"shard_bytes": 400}):
-    with pytest.raises(ValueError, match=rf"{name}: .*\.safetensors or \.npz"):
+    with pytest.raises(ValueError, match=rf"{name}: .*\.npz or \.pt"):
       sj.mix(RULE, model, out=tmp_path / name, dry_run=True, **settings)
-  with pytest.raises(ValueError, match=rf"{name}: .*\.safetensors or \.npz"):
+  with pytest.raises(ValueError, match=rf"{name}: .*\.npz or \.pt"):
     sj.save_params(tmp_path / name, tree(0))
   assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(
   "name,format",
-  [("a.npz", "orbax"), ("a.npz", "safetensors"), ("a.safetensors", "npz")],
+  [("a.npz", "orbax"), ("a.npz", "safetensors"), ("a.bin", "npz")],
 )
 def test_a_suffix_and_a_format_that_disagree(tmp_path, name, format):
   model = [sj.Ingredient.from_params("a", tree(0))]

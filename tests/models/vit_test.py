@@ -349,7 +349,7 @@ def test_attention_is_that_of_linen(implementation, dtype, pool, monkeypatch):
   params = init(model)
   seen = []
 
-  def attend(*args, implementation=None):
+  def attend(*args, implementation=None, is_causal=False):
     seen.append(implementation)
     return nn.dot_product_attention(*args)
 

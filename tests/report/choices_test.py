@@ -49,7 +49,7 @@ def test_the_table_names_the_metrics(workdir):
     "Best ingredient by accuracy (ingr...",
     "Greedy soup by loss",
     "Greedy soup by accuracy",
-    "WiSE-FT, alpha 0.5",
+    "WiSE-FT, alpha 0.5 (by minival)",
   ):
     assert label in labels
   assert "best ingredient by loss" in table

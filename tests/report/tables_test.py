@@ -32,11 +32,23 @@ def test_rows_are_in_order_with_their_cost():
     ("Greedy soup", 1),
     ("Learned soup, per model", 1),
     ("Learned soup, per layer", 1),
-    ("WiSE-FT, alpha 0.5", 1),
+    ("WiSE-FT, alpha 0.5 (by minival)", 1),
     ("Ensemble of all", 4),
     ("Greedy ensemble", 3),
   ]
   assert tables.rows(results)[-1].cost is None
+
+
+def test_the_interpolation_that_minival_chooses_has_a_row():
+  records = helpers.records()
+  for record in records:
+    if record["model"] == "wise_ft_0.25" and "minival" in record["dataset"]:
+      if record["metric"] == "prec@1":
+        record["value"] = 1.0
+  results = Results.from_records(records)
+  labels = [row.label for row in tables.rows(results)]
+  assert "WiSE-FT, alpha 0.5" in labels
+  assert "WiSE-FT, alpha 0.25 (by minival)" in labels
 
 
 def test_mean_ingredient():

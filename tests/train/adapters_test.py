@@ -15,8 +15,11 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("f")
 
 def start(scan=False):
   model = ViT(num_classes=3, num_heads=2, scan=scan, **OPTIONS)
-  params = model.init(jax.random.key(0), IMAGES)["params"]
-  return model, params
+  shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+  rng = np.random.default_rng(2)
+  return model, jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype("f") / 3, shapes
+  )
 
 
 def randomised(params, adapter):

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of PEFT (LoRA, DoRA, IA3) as models of their own, in and out."""
+"""PEFT adapters (LoRA, DoRA, IA3): opened as full models, averaged, written."""
 
 from soupjax.lazy import submodules
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted means of adapters that are adapters again."""
+"""Weighted means of adapters, written as adapters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from soupjax.checkpoints import companions
 from soupjax.checkpoints.adapters import opened, peft_files, targets
 from soupjax.checkpoints.adapters.peft_config import AdapterConfig
 from soupjax.soups.core import arguments
@@ -17,7 +18,7 @@ from soupjax.soups.core.ingredient import Ingredient, check_unchanged
 from soupjax.soups.rules import base as rule_base
 from soupjax.version import __version__
 
-# Settings that decide which modules PEFT adapts; the result lists them.
+# Settings that select modules by pattern; the result lists them by name.
 _SELECTION = ("layers_to_transform", "layers_pattern", "exclude_modules")
 
 
@@ -43,6 +44,7 @@ class AdapterMix:
 class _Adapter:
   """One adapter: its weight in the mean, and its leaves by module."""
 
+  base_hash: str  # "" if it is not recorded.
   weight: float
   source: Ingredient
   config: AdapterConfig
@@ -63,10 +65,11 @@ def mix_adapters(
 ) -> AdapterMix:
   """Writes the weighted mean of LoRA or IA3 adapters as one adapter.
 
-  The mean is of the models that the adapters stand for, so of products of
-  factors. It needs no base. For LoRA the exact mean has the sum of the ranks;
-  a lower rank takes the best approximation of each weight's change, by SVD.
-  For IA3, in whose vectors a model is linear, the mean is exact.
+  Averages the models that the adapters represent: the products of factors, not
+  the factors. No base is needed. For LoRA, the rank of the exact mean is the
+  sum of the ranks; a lower rank gives the best approximation of each weight's
+  change, by SVD. For IA3 the mean is exact, since weights are linear in its
+  vectors.
 
   Args:
     adapters: folders that PEFT saved, trained on one base.
@@ -79,9 +82,9 @@ def mix_adapters(
     Ranks and the errors of the approximation.
 
   Raises:
-    ValueError: if an adapter is DoRA, whose models are not linear in a product;
-      if they differ in kind, base or modules that are saved whole; or if `out`
-      exists.
+    ValueError: if an adapter is DoRA, whose weights are not linear in the
+      product; if they differ in kind, base or modules that are saved whole; or
+      if `out` exists.
 
   Examples:
     >>> factors = {"q.lora_A.weight": jnp.ones((1, 3)),
@@ -97,6 +100,7 @@ def mix_adapters(
   """
   if rank is not None and (not isinstance(rank, int) or rank < 1):
     raise ValueError(f"rank must be a whole number above 0, got {rank!r:.80}.")
+  peft_files.check_local(out)
   loaded = _opened(list(adapters), weights, normalize)
   kind = loaded[0].config.kind
   if kind == "IA3" and rank is not None:
@@ -121,7 +125,10 @@ def mix_adapters(
                     zip(loaded, names)],
   }  # fmt: skip
   config = _config(loaded, ranks)
-  peft_files.write(os.path.expanduser(out), leaves, config, record)
+  sidecars = {}
+  if hashes := {a.base_hash for a in loaded} - {""}:
+    sidecars["hyperparameters"] = {opened.BASE_HASH: hashes.pop()}
+  peft_files.write(os.path.expanduser(out), leaves, config, record, **sidecars)
   return AdapterMix(
     os.fspath(out),
     ranks,
@@ -141,7 +148,7 @@ def _union(groups: Iterable[Iterable[str]]) -> list[str]:
 def _opened(paths, weights, normalize) -> list[_Adapter]:
   """Opens the adapters and checks that they can be averaged."""
   if not paths:
-    raise ValueError("mix_adapters needs one adapter at least, got none.")
+    raise ValueError("mix_adapters needs at least one adapter, got none.")
   if normalize:
     numbers = arguments.soup_weights(weights, len(paths))
     numbers = numbers / math.fsum(numbers)
@@ -149,13 +156,31 @@ def _opened(paths, weights, normalize) -> list[_Adapter]:
     numbers = rule_base.per_model(weights or [1.0] * len(paths), len(paths))
   loaded = []
   for path, weight in zip(paths, numbers):
-    _, source, config = opened.open_factors(path)
+    folder, source, config = opened.open_factors(path)
     modules, whole = targets.grouped(source.specs)
+    sidecar = companions.sidecar(folder, "hyperparameters.json")
+    base_hash = str(sidecar.get(opened.BASE_HASH) or "")
     for module, factors in modules.items():
       targets.check_factors(module, factors, config)
     names = {leaf: name for name, leaf in whole.items()}
-    loaded.append(_Adapter(float(weight), source, config, modules, names))
+    loaded.append(
+      _Adapter(base_hash, float(weight), source, config, modules, names)
+    )
+  _check_same_kind(loaded)
+  targets.check_one_naming(_union(a.modules for a in loaded), "The adapters")
+  return loaded
+
+
+def _check_same_kind(loaded) -> None:
+  """Rejects adapters whose mean is not an adapter."""
   first = loaded[0].config
+  hashes = {a.base_hash: a.config.path for a in loaded if a.base_hash}
+  if len(hashes) > 1:
+    one, other, *_ = hashes.values()
+    raise ValueError(
+      f"{one} and {other} record different hashes of their bases: their mean "
+      "is no model of either. Average adapters of one base."
+    )
   for adapter in loaded:
     config = adapter.config
     if config.kind == "LORA" and config.is_dora:
@@ -170,7 +195,6 @@ def _opened(paths, weights, normalize) -> list[_Adapter]:
           f"{first.path} and {config.path} differ in {key}: {values[0]!r} and "
           f"{values[1]!r}. They cannot be one adapter."
         )
-  return loaded
 
 
 def _whole(loaded) -> dict[str, np.ndarray]:
@@ -222,14 +246,21 @@ def _mean_product(loaded, module, rank):
 
   Args:
     loaded: the adapters.
-    module: of at least one.
-    rank: at most; None keeps all.
+    module: name of a module that at least one of them adapts.
+    rank: the largest to keep; None keeps all.
 
   Returns:
     Name -> factor, and the squares of the norms of what is lost and of all.
   """
   owners = [a for a in loaded if module in a.modules]
   names = owners[0].modules[module]
+  for adapter in owners:
+    if adapter.modules[module].keys() != names.keys():
+      raise ValueError(
+        f"{module!r} has {sorted(names)} in {owners[0].config.path} and "
+        f"{sorted(adapter.modules[module])} in {adapter.config.path}: they "
+        "cannot be one adapter. Average the models instead, with base=."
+      )
   key_a = next(k for k in names if k in ("lora_A.weight", "lora_embedding_A"))
   key_b = key_a.replace("_A", "_B")
   left, right, bias = [], [], 0.0
@@ -255,16 +286,17 @@ def _mean_product(loaded, module, rank):
     a, b, squares = _truncated(a, b, rank)
   dtype = owners[0].source.specs[names[key_a]].dtype
   leaves = {names[key_a]: a.astype(dtype), names[key_b]: b.astype(dtype)}
-  if "lora_B.bias" in names:
-    leaves[names["lora_B.bias"]] = bias.astype(dtype)
+  if np.ndim(bias):
+    # An owner without this leaf has a bias of zeros.
+    name = names[key_b].removesuffix("weight") + "bias"
+    leaves[name] = bias.astype(dtype)
   return leaves, squares
 
 
 def _truncated(a: np.ndarray, b: np.ndarray, rank: int):
-  """Returns the best factors of a lower rank for a product B A.
+  """Returns the best approximation of a product B A by factors of a lower rank.
 
-  The SVD is of a matrix as small as the sum of the ranks, between two bases of
-  orthogonal columns.
+  QR of both factors reduces the SVD to a square matrix as small as their rank.
   """
   columns, rows = b.reshape(len(b), -1), a.reshape(len(a), -1)
   q_b, r_b = np.linalg.qr(columns)
@@ -308,4 +340,7 @@ def _config(loaded, ranks: Mapping[str, int]) -> dict[str, Any]:
     "use_rslora": False,
     "init_lora_weights": True,
     "lora_dropout": 0.0,
+    "lora_bias": any(
+      "lora_B.bias" in factors for a in loaded for factors in a.modules.values()
+    ),
   }

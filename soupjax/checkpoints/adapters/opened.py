@@ -31,9 +31,9 @@ _LABELS = ("id2label", "label2id", "label_names")
 def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
   """Opens an adapter that PEFT saved, as a model; reads metadata only.
 
-  LoRA (with rsLoRA and DoRA) and IA3 change weights that are computed when they
-  are read: a part of a leaf needs that part of the base and the factors of the
-  leaf. Every recipe takes the result like a full checkpoint.
+  Weights under LoRA (with rsLoRA and DoRA) or IA3 are computed when they are
+  read: a slice of a leaf needs that slice of the base and the factors of the
+  leaf. Recipes accept the result like a full checkpoint.
 
   Args:
     path: of the folder with `adapter_config.json` and the weights.
@@ -77,7 +77,7 @@ def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
 def hash_of(base: Ingredient) -> str | None:
   """Returns the content hash of a model whose file has checksums of all leaves.
 
-  None for other models, which would have to be read.
+  None for other models, whose leaves would have to be read.
   """
   checksums = storage_of(base).checksums
   if not checksums.keys() >= base.specs.keys():
@@ -160,7 +160,7 @@ def _configs_of(base, adapted) -> dict[str, Any]:
 
 
 def _storage(adapter, base, adapted) -> Storage:
-  """Reads leaves of the base, of the adapter, and those that need both."""
+  """Reads leaves of the base, leaves of the adapter, and computed leaves."""
   below, beside = storage_of(base), storage_of(adapter)
   changes = adapted.updates
   direct = {
@@ -173,7 +173,7 @@ def _storage(adapter, base, adapted) -> Storage:
   latest: dict[str, dict[str, np.ndarray]] = {}
 
   def arrays_of(leaf):
-    # Consecutive blocks are often of one leaf.
+    # Consecutive blocks often belong to one leaf.
     arrays = latest.get(leaf)
     if arrays is None:
       arrays = {

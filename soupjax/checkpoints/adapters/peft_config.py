@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The `adapter_config.json` of PEFT: scales, ranks and what is refused."""
+"""PEFT's `adapter_config.json`: scales, ranks and unsupported settings."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -15,8 +15,9 @@ from soupjax.checkpoints.formats import byte_ranges
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Initial values that leave the base as it is. The others (PiSSA, OLoRA, CorDA,
-# LoftQ, LoRA-GA) also change the base, so that their files belong to another.
+# Initialisations that leave the base unchanged. The others (PiSSA, OLoRA,
+# CorDA, LoftQ, LoRA-GA) change it, so their adapters do not fit the original
+# base.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Options that change how an adapter computes -> reason to refuse them.
 _REFUSED = {
@@ -63,7 +64,7 @@ class AdapterConfig:
 
   @property
   def is_dora(self) -> bool:
-    """Whether the lengths of rows are trained, too (arXiv 2402.09353)."""
+    """Whether the lengths of rows are trained as well (arXiv 2402.09353)."""
     return bool(self.content.get("use_dora"))
 
   def rank(self, module: str) -> int:
@@ -160,7 +161,7 @@ def _check(path: str, content: Mapping[str, Any]) -> None:
   if kind not in ("LORA", "IA3"):
     raise ValueError(
       f"{path} has peft_type={kind!r}, but only LORA (with DoRA and rsLoRA) "
-      f"and IA3 can be applied here: {merge}."
+      f"and IA3 are supported: {merge}."
     )
   init = content.get("init_lora_weights")
   if init not in _INITS:
@@ -172,5 +173,5 @@ def _check(path: str, content: Mapping[str, Any]) -> None:
   for key, value in content.items():
     unknown = key.startswith("use_") and key not in _KNOWN_USES
     if value and (key in _REFUSED or unknown):
-      reason = _REFUSED.get(key, "it is not known here")
+      reason = _REFUSED.get(key, "soupjax does not know it")
       raise ValueError(f"{path} has {key}={value!r:.80} ({reason}): {merge}.")

@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.checkpoints import save
 from soupjax.checkpoints.adapters import peft_config
 
 PREFIX = "base_model.model."
+
+
+def check_local(path: str | os.PathLike) -> None:
+  """Raises a ValueError if an adapter cannot be written to a path."""
+  if buckets.is_remote(path):
+    raise ValueError(
+      f"{os.fspath(path)}: adapters are written to local disks. Choose a local "
+      "path and copy what is written there."
+    )
 
 
 def write(
@@ -35,6 +44,7 @@ def write(
   Raises:
     ValueError: if `path` exists or cannot be written.
   """
+  check_local(path)
   with files.new_directory(pathlib.Path(path)) as directory:
     save.write(
       directory / peft_config.WEIGHTS[0],

@@ -20,7 +20,7 @@ _FACTOR = re.compile(
   r"(?P<module>.+)\.(?P<factor>lora_A\.weight|lora_B\.weight|lora_B\.bias|"
   r"lora_embedding_A|lora_embedding_B|lora_magnitude_vector|ia3_l)"
 )
-# Names of layers in transformers 5 -> those in its files, which are older.
+# Layer names in transformers 5 -> the older names in its files.
 _RENAMED = (
   (r"\battention\.q_proj", "attention.attention.query"),
   (r"\battention\.k_proj", "attention.attention.key"),
@@ -65,6 +65,7 @@ def find(adapter: Specs, base: Specs, config: AdapterConfig) -> Adapted:
   """
   modules, whole = grouped(adapter)
   locate = _located(modules, whole, base, config)
+  check_one_naming(modules, config.path)
   adapted = Adapted(dict(base), {}, modules)
   for module, factors in modules.items():
     check_factors(module, factors, config)
@@ -152,6 +153,30 @@ def _located(modules, whole, base, config) -> Callable[[str], str]:
   )
 
 
+def check_one_naming(modules: Iterable[str], source: str) -> None:
+  """Rejects modules that are one layer under two names.
+
+  Args:
+    modules: names in one adapter, or in adapters that become one.
+    source: to name in the message.
+
+  Raises:
+    ValueError: naming two modules.
+  """
+  names: dict[str, str] = {}
+  for module in modules:
+    plain = module
+    for pattern, replacement in _RENAMED_BLOCKS:
+      plain = re.sub(pattern, replacement, plain)
+    other = names.setdefault(plain, module)
+    if other != module:
+      raise ValueError(
+        f"{source}: {other!r} and {module!r} are names of one layer in two "
+        "versions of transformers, which finds only one of them. Open the "
+        "adapters as models, with base=."
+      )
+
+
 def _changes_of_prefix(base) -> list[Callable[[str], str]]:
   """Returns functions that keep, cut or lengthen the first part of a name."""
   changes: list[Callable[[str], str]] = [
@@ -169,8 +194,8 @@ def _changes_of_prefix(base) -> list[Callable[[str], str]]:
 def _check_no_attention(modules, locate, base, config) -> None:
   """Rejects torch.nn.MultiheadAttention.
 
-  PEFT adds the product to out_proj twice, in training and in merging (0.21); a
-  version that adds it once would give the same files.
+  PEFT 0.21 adds the product to out_proj twice, in training and in merging. The
+  files do not show whether a version added it once or twice.
   """
   for module in modules:
     if f"{locate(module)}.in_proj_weight" in base:
@@ -201,7 +226,7 @@ def check_factors(module, factors, config) -> None:
   if missing := needed - factors.keys():
     raise ValueError(
       f"{config.path}: {module!r} has {sorted(factors)} but lacks "
-      f"{sorted(missing)}: the file beside it is incomplete. Save the adapter "
+      f"{sorted(missing)}: its weights are incomplete. Save the adapter "
       "again."
     )
   if others := factors.keys() - needed - {"lora_B.bias"}:
@@ -237,7 +262,7 @@ def _add_lora(adapted, module, located, factors, shapes, config) -> None:
   check_rank(module, a, b, config)
   transposed = embedding or (config.fan_in_fan_out and len(spec.shape) == 2)
   product = (b[0], *a[1:])
-  # Kernels of convolutions belong to A alone.
+  # In convolutions only A has a spatial extent.
   fits = set(b[2:]) <= {1} and spec.shape == (
     product[::-1] if transposed else product
   )

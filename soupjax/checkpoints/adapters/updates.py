@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of one leaf under an adapter, computed part by part.
+"""Computes the weights of an adapted leaf, slice by slice.
 
 All arithmetic is in float64 and is rounded once, to the dtype of the leaf. The
 product of factors is computed on a fixed grid of rows, so that the bits do not
@@ -14,7 +14,7 @@ import numpy as np
 
 from soupjax.soups.core import slices
 
-# Elements of a tile, about.
+# Approximate number of elements in a tile.
 _TILE = 1 << 17
 
 Arrays = Mapping[str, np.ndarray]
@@ -63,8 +63,9 @@ class Product(Update):
     scale: multiplies the product.
     transposed: whether rows of the leaf are columns of the second factor, for
       embeddings and weights whose first axis is the inputs.
-    has_magnitude: whether the third name is the lengths of DoRA (arXiv
-      2402.09353, eq. 5), to which the vectors of each output are scaled.
+    has_magnitude: whether the third name holds DoRA's magnitudes (arXiv
+      2402.09353, eq. 5), the lengths to which the weights of each output are
+      scaled.
   """
 
   scale: float
@@ -79,7 +80,7 @@ class Product(Update):
     return max(1, _TILE // max(1, int(np.prod(self.shape[1:]))))
 
   def compute(self, arrays, base, box):
-    """Returns base + scale * B A, with outputs of given lengths in DoRA."""
+    """Returns base + scale * B A, rescaled to the trained lengths for DoRA."""
     start = box[0].start // self.tile * self.tile
     rows = slice(start, min(start + self.tile, self.shape[0]))
     left, right = self._matrices(arrays)

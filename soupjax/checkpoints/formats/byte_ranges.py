@@ -173,10 +173,46 @@ class ByteFile:
     return io.BufferedReader(_Stream(self), size)
 
 
+class Window:
+  """A range of a `ByteFile`, read like a file of its own.
+
+  Attributes:
+    path: of the file.
+    start: the first byte in it.
+    size: bytes in the range.
+  """
+
+  def __init__(self, file: ByteFile, start: int, size: int):
+    """Checks that the range is inside the file.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    if min(start, size) < 0 or start + size > file.size:
+      raise ValueError(
+        f"{file.path} is cut short: it has {file.size} bytes instead of at "
+        f"least {start + size}. Copy it again."
+      )
+    self.path, self.start, self.size = file.path, start, size
+    self._file = file
+
+  def read_into(self, offset: int, out: np.ndarray) -> None:
+    """Fills an array; see `ByteFile.read_into`."""
+    if offset < 0 or offset + out.nbytes > self.size:
+      raise ValueError(f"{self.path} is damaged: a part of it is cut short.")
+    self._file.read_into(self.start + offset, out)
+
+  read = ByteFile.read
+
+  def stream(self) -> io.BufferedReader:
+    """Returns a stream of the range; see `ByteFile.stream`."""
+    return io.BufferedReader(_Stream(self))
+
+
 class _Stream(io.RawIOBase):
   """The bytes of a `ByteFile`, one after the other."""
 
-  def __init__(self, file: ByteFile):
+  def __init__(self, file: ByteFile | Window):
     self._file, self._position = file, 0
 
   def readable(self):

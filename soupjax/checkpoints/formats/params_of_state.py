@@ -387,20 +387,25 @@ def _is_model(names: tuple[str, ...]) -> bool:
     return False
 
 
-def of(ingredient: Ingredient, entry: str | None = None) -> Ingredient:
+def of(
+  ingredient: Ingredient,
+  entry: str | None = None,
+  plain: Callable[[Keys], Collection[str]] | None = None,
+) -> Ingredient:
   """Cuts an ingredient whose file holds a train state to its weights.
 
   Args:
     ingredient: with names from its file, where '/' makes nested dicts.
     entry: see `choose`.
+    plain: see `choose`.
   """
-  if not entry and _is_model(tuple(ingredient.specs)):
+  if not entry and plain is None and _is_model(tuple(ingredient.specs)):
     return ingredient
   sizes = {
     tuple(name.split("/")): math.prod(spec.shape)
     for name, spec in ingredient.specs.items()
   }
-  choice = choose(ingredient.path, sizes, entry=entry)
+  choice = choose(ingredient.path, sizes, entry=entry, plain=plain)
   if not choice.prefix and choice.heads is None:
     return ingredient
   cut = sum(len(key) + 1 for key in choice.prefix)

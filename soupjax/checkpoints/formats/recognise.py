@@ -9,6 +9,7 @@ import re
 import types
 
 from soupjax.checkpoints.formats import byte_ranges, npz, safetensors, torch
+from soupjax.checkpoints.formats.foreign import dcp, msgpack, onnx
 
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
@@ -69,9 +70,8 @@ _MAGIC = (
 )
 # Suffix -> description, for formats without magic bytes.
 _SUFFIXES = {
-  ".onnx": "an ONNX graph",
+  ".onnx": "not a valid ONNX graph",
   ".pb": "a TensorFlow graph",
-  ".msgpack": "a MessagePack file (Flax)",
   ".h5": "an HDF5 file (Keras, TensorFlow)",
   ".keras": "a Keras archive",
   ".gguf": "a GGUF file",
@@ -118,22 +118,46 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
     if orbax.is_orbax(folder):
       return str(folder), orbax
   names = sorted(entry.name for entry in place.iterdir())
+  if dcp.is_dcp(names):
+    return path, dcp
   if any(name.endswith((".safetensors", _INDEX)) for name in names):
     return path, safetensors
+  if any(name.endswith(msgpack.INDEX) for name in names):
+    return path, msgpack
   if any(name.endswith(".index.json") for name in names):
     return path, torch
   models = safetensors.models_of(n for n in names if n.endswith(torch.SUFFIXES))
   safetensors.check_one_model(path, models)
   for first, shards in models.items():
     return (path, torch) if shards[1:] else recognise(str(place / first))
+  models = safetensors.models_of(
+    n for n in names if msgpack.is_name(n) or n.endswith(onnx.SUFFIX)
+  )
+  safetensors.check_one_model(path, models)
+  for first, shards in models.items():
+    return (path, msgpack) if shards[1:] else recognise(str(place / first))
   raise ValueError(_explain_directory(path, names))
+
+
+def _of_shards(shards: Sequence[str]) -> types.ModuleType:
+  for file_format, suffixes in (
+    (torch, torch.SUFFIXES),
+    (msgpack, msgpack.SUFFIX),
+  ):
+    if any(shard.endswith(suffixes) for shard in shards):
+      return file_format
+  return safetensors
 
 
 def _of_file(path) -> types.ModuleType:
   if path.endswith(".index.json"):
     _, shards = safetensors.index_of(path)
-    is_torch = any(shard.endswith(torch.SUFFIXES) for shard in shards.values())
-    return torch if is_torch else safetensors
+    return _of_shards([*shards.values()])
+  if path.endswith(dcp.SUFFIX):  # It would be opened as one of its tensors.
+    raise ValueError(
+      f"{path} is part of a checkpoint of torch.distributed.checkpoint: give "
+      "the path of its directory, with the file .metadata."
+    )
   file = byte_ranges.ByteFile(path)
   head = file.read(0, min(_HEAD_BYTES, file.size))
   # The second one starts an archive without members.
@@ -146,6 +170,10 @@ def _of_file(path) -> types.ModuleType:
     return npz
   if safetensors.is_safetensors(path):
     return safetensors
+  if onnx.is_onnx(path, head):
+    return onnx
+  if msgpack.is_msgpack(head):
+    return msgpack
   raise ValueError(_explain_file(path, head))
 
 
@@ -169,9 +197,6 @@ def _explain_file(path: str, head: bytes) -> str:
   for suffix, what in _SUFFIXES.items():
     if name.endswith(suffix):
       return f"{path} is {what}. {_CONVERT}."
-  # A map of MessagePack whose first key is a string.
-  if re.match(rb"[\x81-\x8f][\xa0-\xbf\xd9]|\xde..[\xa0-\xbf\xd9]", head, re.S):
-    return f"{path} is {_SUFFIXES['.msgpack']}. {_CONVERT}."
   if text := _text(head):
     if re.match(r"(<\?xml[^>]*>\s*)?<(!doctype )?html", text, re.IGNORECASE):
       return (
@@ -183,9 +208,9 @@ def _explain_file(path: str, head: bytes) -> str:
       "the path of the weights."
     )
   return (
-    f"{path} is not a checkpoint: expected a safetensors, npz or torch zip "
-    f"file, or an Orbax directory, but it begins with the bytes {head[:8]!r}. "
-    "It may have been cut short or damaged."
+    f"{path} is not a checkpoint: expected a safetensors, npz, torch zip or "
+    "Flax file, or an Orbax directory, but it begins with the bytes "
+    f"{head[:8]!r}. It may have been cut short or damaged."
   )
 
 
@@ -209,6 +234,11 @@ def _explain_directory(path: str, entries: Sequence[str]) -> str:
     return f"{path} is a TensorFlow SavedModel. {_CONVERT}."
   if any(map(_TF_SHARD.search, entries)):
     return f"{path} contains a TensorFlow checkpoint. {_CONVERT}."
+  if any(name.endswith(dcp.SUFFIX) for name in entries):
+    return (
+      f"{path} has files of torch.distributed.checkpoint, but not .metadata: "
+      "copy it too."
+    )
   foreign = [name for name in entries if name.endswith((*_SUFFIXES,))]
   if foreign:
     kind = _SUFFIXES[os.path.splitext(foreign[0])[1]]

@@ -10,6 +10,7 @@ are among the weights. Numbers are read by ranges.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 import math
 import re
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 
 from soupjax.checkpoints.formats import (
   byte_ranges,
+  leaf_digest,
   npz,
   params_of_state,
   safetensors,
@@ -51,6 +53,8 @@ _DTYPES = (
   "float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu complex64 complex128 "
   "int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
 ).split()
+# The member with the record of soupjax, in files that it wrote.
+RECORD = "soupjax.json"
 # The shards of one model may have these suffixes.
 SUFFIXES = (".bin", ".pt", ".pth")
 
@@ -63,7 +67,7 @@ _PLAIN = re.compile(
 )
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
   """The dtype of a storage or a tensor."""
 
   dtype: np.dtype
@@ -92,12 +96,15 @@ class _Listing(NamedTuple):
     prefix: of the names of all members.
     members: name -> member of the archive.
     ignored: other entries that may belong to the model -> reason.
+    sealed: the record of soupjax and its digest, {} if another program wrote
+      the file.
   """
 
   tensors: dict[str, _Tensor]
   prefix: str
   members: dict[str, zipfile.ZipInfo]
   ignored: dict[str, str]
+  sealed: dict[str, Any]
 
 
 def _v2(storage, offset, shape, strides, grad=None, hooks=None, metadata=None):
@@ -109,7 +116,7 @@ def _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
   del grad, hooks
   if unpickle.Opaque in (type(storage), type(dtype)):
     return unpickle.Opaque("tensor of a quantised or unknown dtype")
-  dtype = dtype.dtype if type(dtype) is _Kind else dtype
+  dtype = dtype.dtype if type(dtype) is Kind else dtype
   if type(storage) is not _Storage or not isinstance(dtype, np.dtype):
     raise unpickle.refused("a tensor has no storage or no dtype")
   if not (
@@ -178,13 +185,14 @@ _FUNCTIONS = {
   ("numpy._core.multiarray", "scalar"): _setting,
   ("_codecs", "encode"): _setting,
 }
-_ALLOWED: Mapping[tuple[str, str], Any] = {
+# Names that pickles of torch may use.
+ALLOWED: Mapping[tuple[str, str], Any] = {
   **{name: unpickle.Function(call) for name, call in _FUNCTIONS.items()},
   **{
-    ("torch", name): _Kind(jnp.dtype(dtype))
+    ("torch", name): Kind(jnp.dtype(dtype))
     for name, dtype in [*_STORAGES.items(), *zip(_DTYPES, _DTYPES)]
   },
-  ("torch.storage", "UntypedStorage"): _Kind(np.dtype(np.uint8)),
+  ("torch.storage", "UntypedStorage"): Kind(np.dtype(np.uint8)),
 }
 
 
@@ -192,15 +200,20 @@ def _storage(pid: Any) -> _Storage | unpickle.Opaque:
   """Interprets a reference to a member of the archive."""
   if type(pid) is tuple and len(pid) == 5 and pid[0] == "storage":
     _, kind, key, _, _ = pid
-    if type(kind) is _Kind and type(key) is str:
+    if type(kind) is Kind and type(key) is str:
       return _Storage(key, kind.dtype)
     if type(kind) is unpickle.Opaque:
       return kind
   raise unpickle.refused("it refers to something that is not a storage")
 
 
-def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
-  """Reads the list of tensors in a file; see `params_of_state.choose`."""
+def listing_of(file: Any, entry: str | None) -> _Listing:
+  """Reads the list of tensors in a file; see `params_of_state.choose`.
+
+  Args:
+    file: a `byte_ranges.ByteFile` or a `byte_ranges.Window`.
+    entry: of a train state that is the model.
+  """
   path = file.path
   with npz.open_archive(file) as archive:
     infos = {info.filename: info for info in archive.infolist()}
@@ -215,6 +228,7 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
     if order and npz.inflate(archive, path, order, 16) != b"little":
       raise ValueError(f"{path} is big-endian: save it on another machine.")
     data = npz.inflate(archive, path, info)
+    sealed = _sealed(archive, path, infos.get(prefix + RECORD))
   storages: list[Any] = []
 
   def reference(pid):
@@ -222,14 +236,16 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
     return storages[-1]
 
   try:
-    content = unpickle.interpret(data, _ALLOWED, reference)
+    content = unpickle.interpret(data, ALLOWED, reference)
     tensors, opaque = unpickle.flatten(content, (_Tensor,))
     if not tensors:
       # A file with numbers may be a model that was pickled as a whole.
       error = unpickle.refused if storages else params_of_state.NotAModel
       raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
     try:
-      choice = _choose(path, content, tensors, entry)
+      choice = params_of_state.Choice()
+      if not sealed:  # Otherwise names with '/' tell.
+        choice = _choose(path, content, tensors, entry)
     except params_of_state.NotAModel as e:
       if len(storages) <= len(tensors):
         raise
@@ -246,7 +262,7 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
       for k in extra
       if not params_of_state.is_training(k[depth])
     }
-    return _Listing(_named(tensors, choice), prefix, infos, ignored)
+    return _Listing(_named(tensors, choice), prefix, infos, ignored, sealed)
   except Exception as e:  # A hostile pickle can raise anything.
     if str(e).startswith(path):
       raise
@@ -256,6 +272,21 @@ def _listing(file: byte_ranges.ByteFile, entry: str | None) -> _Listing:
       "code in a file is never run. Save its state_dict() again or convert it "
       "to safetensors."
     ) from e
+
+
+def _sealed(archive, path, info) -> dict[str, Any]:
+  """Returns the member that soupjax writes, {} without one."""
+  if info is None:
+    return {}
+  if info.file_size > _MAX_PICKLE:
+    raise npz.bad(path, f"its {RECORD} has {info.file_size} bytes")
+  try:
+    sealed = json.loads(npz.inflate(archive, path, info))
+    if {*sealed} != {"soupjax", leaf_digest.KEY}:
+      raise ValueError("its keys are wrong")
+    return sealed
+  except (ValueError, TypeError, RecursionError) as e:
+    raise npz.bad(path, f"its {RECORD} is not valid ({e})") from e
 
 
 def _kinds(opaque: Mapping[params_of_state.Keys, unpickle.Opaque]) -> str:
@@ -335,9 +366,29 @@ def is_torch(members: Sequence[str]) -> bool:
 
 
 def record(path: str) -> dict[str, Any]:
-  """Returns {}: soupjax writes no torch files."""
-  del path
-  return {}
+  """Returns the record that soupjax left in a file, {} if it left none."""
+  if len(files_of(path)) > 1:  # soupjax writes no shards.
+    return {}
+  open_checkpoint(path, "")  # Compares the record with its digest.
+  (file,) = files_of(path)
+  return listing_of(byte_ranges.ByteFile(file), None).sealed.get("soupjax", {})
+
+
+def kinds_of(dtype: Any) -> tuple[str, str | None]:
+  """Returns the names of a storage and of a dtype in torch.
+
+  The dtype is None if the storage determines it, as in all versions of torch.
+
+  Raises:
+    KeyError: if torch lacks the dtype.
+  """
+  name = np.dtype(dtype).name
+  for storage, stored in _STORAGES.items():
+    if stored == name and storage != "UntypedStorage":
+      return storage, None
+  if name not in _DTYPES:
+    raise KeyError(name)
+  return "UntypedStorage", name
 
 
 def files_of(path: str) -> list[str]:
@@ -368,22 +419,24 @@ def open_checkpoint(
   """
   specs, places, checksums, strided, ignored = {}, {}, {}, {}, {}
   views, covered, others = _Views(), {}, {}
+  sealed: dict[str, Any] = {}
   for shard in files_of(path):
     file = byte_ranges.ByteFile(shard)
-    listing = _listing(file, entry)
+    listing = listing_of(file, entry)
     ignored |= listing.ignored
+    sealed |= listing.sealed
     for leaf, tensor in listing.tensors.items():
       if leaf in specs:
         raise ValueError(
           f"{path} has leaf {leaf!r} in two shards: "
           f"{places[leaf].file.path} and {shard}."
         )
-      info = _member(shard, listing, leaf, tensor)
+      info = member_of(shard, listing, leaf, tensor)
       specs[leaf] = tree.shared_spec(tensor.shape, tensor.dtype)
       count, item = specs[leaf].size, tensor.dtype.itemsize
       start = npz.data_offset(file, info) + tensor.offset * item
       places[leaf] = byte_ranges.Place(file, start)
-      row_major = _is_row_major(tensor.shape, tensor.strides)
+      row_major = is_row_major(tensor.shape, tensor.strides)
       if not row_major and count > 1:
         strided[leaf] = tensor
         if _reach(tensor) * item == info.file_size:
@@ -392,6 +445,9 @@ def open_checkpoint(
         checksums[leaf] = info.CRC
       elif count:
         views.add(shard, info, tensor.offset * item, leaf, count * item)
+  checksums |= leaf_digest.check(
+    path, specs, sealed.get(leaf_digest.KEY), sealed.get("soupjax")
+  )
   shards = ((leaf, place.file.path) for leaf, place in places.items())
   index = safetensors.check_index(path, shards, SUFFIXES)
   if index is not None:
@@ -418,6 +474,8 @@ def open_checkpoint(
     ),
     ignored=ignored,
   )
+  if sealed:
+    return params_of_state.of(ingredient, entry)
   if strided:
     return byte_ranges.with_whole_leaves(
       ingredient, path, strided, read_whole, self_checked=covered
@@ -431,7 +489,7 @@ def _reach(tensor: _Tensor) -> int:
   return sum((n - 1) * stride for n, stride in steps) + 1
 
 
-def _member(path, listing, leaf, tensor) -> zipfile.ZipInfo:
+def member_of(path, listing, leaf, tensor) -> zipfile.ZipInfo:
   """Returns the member with the numbers of a tensor, which must contain it."""
   info = listing.members.get(f"{listing.prefix}data/{tensor.storage.key}")
   if info is None:
@@ -484,7 +542,8 @@ class _Views:
     return shared
 
 
-def _is_row_major(shape, strides) -> bool:
+def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+  """Whether the elements of a tensor are in row-major order without gaps."""
   step = 1
   for n, stride in zip(reversed(shape), reversed(strides)):
     # The strides of axes of length 1 do not matter.

@@ -44,6 +44,27 @@ class Function(NamedTuple):
   call: Callable[..., Any]
 
 
+class Class(NamedTuple):
+  """A class whose objects a pickle may create; they become `Record`s."""
+
+  name: str
+
+
+class Record:
+  """The state of an object of a `Class`.
+
+  Attributes:
+    kind: the name of the class.
+    state: usually a dict of its attributes; None if it has none.
+  """
+
+  __slots__ = ("kind", "state")
+
+  def __init__(self, kind: str):
+    self.kind = kind
+    self.state: Any = None
+
+
 class Opaque:
   """An object of a class that is not imported.
 
@@ -73,8 +94,8 @@ def interpret(
 
   Args:
     data: the pickle.
-    names: (module, name) -> value; only a `Function` is called. Other names
-      give an `Opaque`.
+    names: (module, name) -> value; only a `Function` or a `Class` is called.
+      Other names give an `Opaque`.
     reference: returns the value of a persistent id.
 
   Raises:
@@ -138,8 +159,10 @@ class _Machine:
         raise IndexError(name)
       stack[-count:] = [tuple(stack[-count:])]
     elif name == "BUILD":
-      # Attributes, such as the _metadata of a state_dict, are not needed.
-      stack.pop()
+      # Other attributes, such as the _metadata of a state_dict, are not needed.
+      state = stack.pop()
+      if type(stack[-1]) is Record:
+        stack[-1].state = state
     elif name not in ("PROTO", "FRAME", "STOP"):
       self._run_rare(name, argument)
 
@@ -204,6 +227,8 @@ def _called(function, arguments):
     raise refused("it calls a function without a tuple of arguments")
   if isinstance(function, Function):
     return function.call(*arguments)
+  if type(function) is Class:
+    return Record(function.name)
   if type(function) is not Opaque:
     raise refused("it calls a value that is not a function")
   # As _reconstructor(C, ...), which makes an object of the class C.
@@ -234,6 +259,8 @@ def _add(target, items, is_pairs):
 def _key(key, count):
   """Returns a key whose hash is not chosen by the pickle."""
   if type(key) is str or type(key) in (int, bool) and abs(key) < _MAX_INTEGER:
+    return key
+  if type(key) is Record:  # Hashed by its identity.
     return key
   if key is None or type(key) is float:
     return repr(key)

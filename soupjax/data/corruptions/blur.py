@@ -47,8 +47,8 @@ def glass_blur(
 ) -> np.ndarray:
   """Takes each pixel from a random place near it, between two blurs.
 
-  The way of a pixel is a sum of `rounds` steps, each uniform up to `distance`
-  in either direction.
+  The displacement of a pixel is a sum of `rounds` steps, each uniform up to
+  `distance` in either direction.
   """
   steps = rng.uniform(-1, 1, (3, 2, *x.shape[:2]))
   places = np.indices(x.shape[:2]) + distance * steps[:rounds].sum(axis=0)
@@ -56,7 +56,7 @@ def glass_blur(
 
 
 def sampled(x: np.ndarray, places: np.ndarray) -> np.ndarray:
-  """Reads (height, width, 3) bilinearly at (2, height, width) places."""
+  """Samples (height, width, 3) bilinearly at (2, height, width) positions."""
   return np.stack(
     [
       ndimage.map_coordinates(x[..., k], places, order=1, mode="reflect")
@@ -67,9 +67,9 @@ def sampled(x: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def motion_blur(x, rng, length: float, deviation: float) -> np.ndarray:
-  """Averages along a line of random direction, within 45 degrees of level.
+  """Averages along a random line, within 45 degrees of horizontal.
 
-  Weights fall from one end of the line as a Gaussian.
+  Weights decay from one end of the line like a Gaussian.
   """
   return along_line(x, rng.uniform(-np.pi / 4, np.pi / 4), length, deviation)
 

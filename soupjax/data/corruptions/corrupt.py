@@ -89,7 +89,7 @@ def corrupt(
     image: of 0 to 255.
     name: one of `CORRUPTIONS`.
     severity: from 1 to 5.
-    seed: another one draws other noise.
+    seed: selects the random draws.
 
   Returns:
     (height, width, 3) uint8.

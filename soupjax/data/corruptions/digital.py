@@ -37,7 +37,7 @@ def _as_image(x: np.ndarray) -> Image.Image:
 
 
 def pixelate(x, rng, factor: float) -> np.ndarray:
-  """Shrinks the image by a factor, and enlarges it without smoothing."""
+  """Shrinks the image by a factor, then enlarges it without smoothing."""
   del rng
   height, width = x.shape[:2]
   small = max(round(width * factor), 1), max(round(height * factor), 1)
@@ -48,7 +48,7 @@ def pixelate(x, rng, factor: float) -> np.ndarray:
 
 
 def jpeg_compression(x, rng, quality: int) -> np.ndarray:
-  """Compresses as JPEG, with Pillow's scale of quality."""
+  """Compresses as JPEG, with a quality on Pillow's scale."""
   del rng
   file = io.BytesIO()
   _as_image(x).save(file, "JPEG", quality=quality)

@@ -61,9 +61,9 @@ def snow(
 
   Args:
     x: the image.
-    rng: for the places and the direction of the flakes.
+    rng: for the positions and the direction of the flakes.
     size: of a flake, in pixels.
-    length: of its trace.
+    length: of its streak.
     share: of the pixels under flakes, before they move.
     keep: weight of the original scene; the rest is a paler, greyer one.
   """
@@ -80,7 +80,7 @@ def snow(
 
 
 def brightness(x, rng, amount: float) -> np.ndarray:
-  """Adds to the value of HSV: hue and saturation stay."""
+  """Adds to the V of HSV; hue and saturation do not change."""
   del rng
   value = x.max(axis=-1, keepdims=True)
   brighter = np.minimum(value + amount, 1)

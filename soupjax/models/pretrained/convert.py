@@ -22,13 +22,14 @@ import numpy as np
 
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import save
-from soupjax.models import layers
+from soupjax.models import clip, layers
 from soupjax.models.pretrained import (
   detect,
   families,
   foreign,
   mappings,
   mismatch,
+  two_towers,
 )
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
@@ -88,7 +89,7 @@ def load_pretrained(
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    model: `models.ViT` or `models.Mixer`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
@@ -97,7 +98,7 @@ def load_pretrained(
       without a head ignores that of the checkpoint.
     skip: regular expressions of leaves that are not loaded, in our names or
       those of the file.
-    prefix: start of the names of the model in the file, of several, such as
+    prefix: start of the model's names if the file has several models, such as
       "module.base_encoder."; other leaves are not loaded.
     init: parameters of the model, for its leaves that are skipped.
 
@@ -114,6 +115,16 @@ def load_pretrained(
     source = open_lib.open_ingredient(source)
   dropped = families.with_prefix(skip, prefix)
   table = detect.open_table(source, family, dropped)
+  if isinstance(model, clip.CLIP):
+    image = load_pretrained(
+      *(source, two_towers.image_of(model)),
+      family=table.name,
+      image_size=image_size,
+      head="keep",
+      skip=dropped,
+      init=None if init is None else init["img"],
+    )
+    return two_towers.load(table, model, image)
   _check_model(model, table)
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
@@ -165,6 +176,14 @@ def as_ingredient(
   """
   dropped = families.with_prefix(skip, prefix)
   table = detect.open_table(source, family, dropped)
+  if isinstance(model, clip.CLIP):
+    image = as_ingredient(
+      *(source, two_towers.image_of(model)),
+      family=table.name,
+      image_size=image_size,
+      skip=dropped,
+    )
+    return two_towers.as_ingredient(source, table, model, image)
   _check_model(model, table)
   blocks, grid = _model_specs(model, table, image_size)
   _check_computation(model, table, [])
@@ -220,7 +239,7 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT` or `models.Mixer`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.
@@ -233,6 +252,11 @@ def export(
       parameters do not belong to the model.
   """
   layers.check_choice("family", family, mappings.FAMILIES)
+  if isinstance(model, clip.CLIP):
+    tower = two_towers.image_of(model)
+    image = export(params["img"], tower, family, like=like)
+    table = None if like is None else detect.open_table(like, family)
+    return two_towers.export(params, model, family, image, table)
   _check_model(model, foreign.SourceTable(family, {}))
   _check_params(params, model)
   kind = mappings.FAMILIES[family]

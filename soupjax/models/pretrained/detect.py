@@ -12,7 +12,13 @@ from typing import Any
 from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import vit
-from soupjax.models.pretrained import configs, families, foreign, tables
+from soupjax.models.pretrained import (
+  configs,
+  families,
+  foreign,
+  tables,
+  two_towers,
+)
 from soupjax.soups.core.ingredient import Ingredient
 
 _BLOCK_0 = tables.BLOCK_0
@@ -55,6 +61,7 @@ def detect(
   family: str | None = None,
   skip: Sequence[str] = (),
   prefix: str = "",
+  text: bool = False,
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
@@ -68,15 +75,19 @@ def detect(
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
     family: a key of `mappings.FAMILIES`; None recognises it by its names.
     skip: regular expressions of leaves of the file to leave out.
-    prefix: start of the names of the model in the file, if it has several.
+    prefix: start of the model's names if the file has several models.
+    text: whether to include the text tower; the options are then those of
+      `models.CLIP`.
 
   Returns:
-    A description; `ViT(**detect(path).options)` is the model.
+    A description; `ViT(**detect(path).options)` is the model, or, with `text`,
+    `CLIP(**detect(path, text=True).options)`.
 
   Raises:
     ValueError: if the family is unknown or ambiguous; or if the config beside
       the weights is of another model or an unknown architecture, or has a value
-      that our ViT does not compute.
+      that our ViT does not compute; with `text`, also if there is no text
+      tower or one of another kind.
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
@@ -84,6 +95,10 @@ def detect(
   vit_fields = {}
   if table.family.model == "ViT":
     vit_fields = _detect_vit(table)
+  if text:
+    vit_fields["options"] = two_towers.options(
+      table, vit_fields.get("options", {})
+    )
   config = table.said.config
   return Detected(
     family=table.name,
@@ -107,7 +122,7 @@ def open_table(
   except ValueError:
     configs.read(
       companions.home(source), None
-    )  # An error about a config says more.
+    )  # An error about a config is more specific.
     raise
   said = configs.read(companions.home(source), table.name)
   if said.heads_of not in (None, _sizes(table).get("width")):
@@ -214,7 +229,7 @@ def _parts(table: foreign.SourceTable) -> dict[str, Any]:
     return table.locate(leaf)[1] is not None
 
   final = has("Transformer/encoder_norm/scale")
-  # Where both norms have one name, it is the first.
+  # If both norms share a name, it is the first.
   pooled = "fc_norm/scale" in table.leaves()
   biases = (k[0] for k in tables.QKV if has(f"{_ATTENTION}{k}/bias"))
   return {

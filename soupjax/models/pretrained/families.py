@@ -67,6 +67,7 @@ def recognise(
     outer=_outer_layers([n for n in kept if n not in dropped], name, prefix),
     ignored=ignored,
     dropped=dropped,
+    unread={leaf: e for leaf, e in entries.items() if leaf in names},
   )
 
 

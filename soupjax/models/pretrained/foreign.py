@@ -6,6 +6,7 @@ import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -140,12 +141,6 @@ def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
   )
 
 
-def row_of(family: tables.Family, leaf: str) -> tables.Row | None:
-  """Returns the usual row of one of our leaves, None without one."""
-  rows = (r for r in rows_of(family, leaf) if not r.packed)
-  return next(rows, None)
-
-
 @functools.lru_cache
 def _rows(rows):
   result: dict[str, tuple[tables.Row, ...]] = {}
@@ -186,6 +181,8 @@ class SourceTable:
     ignored: name of a rule -> leaves that are not weights of the tower.
     dropped: names that the user leaves out.
     said: the computation that a config beside the weights describes.
+    unread: the leaves of `ignored`, by name.
+    kind: the table if it is not that of the family.
   """
 
   name: str
@@ -196,11 +193,13 @@ class SourceTable:
   ignored: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   dropped: frozenset[str] = frozenset()
   said: configs.Said = configs.Said()
+  unread: Mapping[str, Entry] = dataclasses.field(default_factory=dict)
+  kind: tables.Family | None = None
 
   @property
   def family(self) -> tables.Family:
     """Returns the table of the family."""
-    return mappings.FAMILIES[self.name]
+    return self.kind or mappings.FAMILIES[self.name]
 
   def leaf_of(self, name: str) -> str | None:
     """Returns our leaf for a name of the checkpoint, None if we have none."""
@@ -346,6 +345,8 @@ class SourceTable:
     if leaf == "pos_embedding":
       table = self.shape(leaf)
       return table is not None and len(table) == 3 and table[2] == shape[2]
+    if row.layout == "scalar":
+      return math.prod(self.entries[name].shape) == 1
     return self.entries[name].shape == foreign_shape(row, shape)
 
   def compare(
@@ -467,7 +468,7 @@ def write(
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   before = _positions_to_write(family, leaves, like)
-  rows = _rows_to_write(family, leaves)
+  rows = rows_to_write(family, leaves)
   for leaf, value in leaves.items():
     row, name = rows[leaf], None
     if like is not None:
@@ -477,10 +478,12 @@ def write(
       zeros = np.zeros((1, before, value.shape[2]), value.dtype)
       value = np.concatenate([zeros, value], axis=1)
     value = tables.LAYOUTS[row.layout].write(value)
+    if name and row.layout == "scalar":
+      value = value.reshape(like.entries[name].shape)
     name = name or row.names[0]
     parts.setdefault(name, {})[row.part[0]] = value
   return {
-    name: np.ascontiguousarray(arrays[0])
+    name: np.asarray(arrays[0], order="C")  # Keeps scalars.
     if len(arrays) == 1
     else np.concatenate([arrays[k] for k in sorted(arrays)])
     for name, arrays in parts.items()
@@ -502,7 +505,7 @@ def _positions_to_write(family, leaves, like) -> int:
   return sum(counts.values()) if with_positions else 0
 
 
-def _rows_to_write(family, leaves) -> dict[str, tables.Row]:
+def rows_to_write(family, leaves) -> dict[str, tables.Row]:
   """Returns leaf -> its first row whose array has all of its parts."""
   packed = any("/gate/" in leaf for leaf in leaves)
   rows = {

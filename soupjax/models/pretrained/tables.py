@@ -61,6 +61,8 @@ LAYOUTS = {
   ),
   # Position embeddings without an axis for the batch.
   "table": Layout(lambda x, _: x[None], lambda x: x[0]),
+  # One number, with or without an axis.
+  "scalar": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(())),
 }
 
 

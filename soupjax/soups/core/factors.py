@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves that have a meaning only as factors of a product.
+"""Leaves that have a meaning only together with others.
 
 The mean of two products is not the product of the means of their factors, so
-such leaves cannot be averaged one by one.
+such leaves cannot be averaged one by one. Tied weights may be stored twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,11 @@ _SCALE = re.compile(
   r"(^|[._/])(\w*scale\w*|absmax|scb|q?zeros|zero_points?)$", re.IGNORECASE
 )
 _INTEGERS = ("int8", "uint8", "int32", "int4", "uint4")
+# Names of the last and first matrix of a language model, which it may share.
+_HEAD = re.compile(
+  r"(^|[._/])(lm_head|output|head|decoder|predictions)([._/]|$)"
+)
+_EMBEDDING = re.compile(r"embed|wte|shared")
 # Every name that `_ADAPTER` matches contains one of them.
 _WORDS = ("lora", "hada", "lokr", "vera", "dora", "oft")
 _WEIGHT = re.compile(r"(weight|kernel|blocks|packed)[^./]*$", re.IGNORECASE)
@@ -56,7 +61,21 @@ def check(specs: Mapping[str, Any]) -> None:
       "first (merge_and_unload() in peft, fuse_lora() in diffusers), and "
       "average the merged models."
     )
-  if names := _quantised(specs):
+  check_scales(specs, specs)
+
+
+def check_scales(specs: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+  """Rejects quantised leaves whose scale is in the same model.
+
+  Args:
+    specs: leaf -> shape and dtype, of the leaves that would be averaged.
+    beside: of all leaves. A scale that is kept from one model does not fit the
+      average of integers or 8-bit floats that had scales of their own.
+
+  Raises:
+    ValueError: naming a leaf and its scale.
+  """
+  if names := _quantised(specs, beside):
     leaf, scale = names
     raise ValueError(
       f"Leaf {leaf!r} is quantised ({specs[leaf].dtype}), with the scale "
@@ -64,6 +83,31 @@ def check(specs: Mapping[str, Any]) -> None:
       "products. Dequantise the checkpoints first, for instance to bfloat16, "
       "or take those from before the quantisation."
     )
+
+
+def advice_on_tied(trees: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns a sentence on embeddings that only some models store twice.
+
+  Language models often share the first and the last matrix. Some programs save
+  it under both names and some under one.
+
+  Args:
+    trees: model -> leaf -> shape and dtype.
+
+  Returns:
+    The sentence with the fix; "" if no leaf looks like such a copy.
+  """
+  everywhere = set.intersection(*map(set, trees.values()))
+  for specs in trees.values():
+    for leaf in filter(_HEAD.search, sorted(specs.keys() - everywhere)):
+      for twin in filter(_EMBEDDING.search, sorted(everywhere)):
+        if specs[twin].shape == specs[leaf].shape:
+          pattern = f"^{re.escape(leaf)}$"
+          return (
+            f"{leaf!r} may be a second copy of {twin!r}. If these weights are "
+            f"tied, leave the copy out: select={{{pattern!r}: 'skip'}}."
+          )
+  return ""
 
 
 def _adapter(leaves: Sequence[str]) -> list[str]:
@@ -86,10 +130,12 @@ def _adapter(leaves: Sequence[str]) -> list[str]:
   return []
 
 
-def _quantised(specs: Mapping[str, Any]) -> tuple[str, str] | None:
+def _quantised(
+  specs: Mapping[str, Any], beside: Mapping[str, Any]
+) -> tuple[str, str] | None:
   """Returns a quantised leaf and its scale, None if there is none."""
   scales: dict[str, str] = {}
-  for leaf in specs:
+  for leaf in beside:
     parent = _parent(leaf)
     if suffix := _scale_suffix(leaf[len(parent) :]):
       scales.setdefault(leaf.removesuffix(suffix), leaf)
@@ -104,7 +150,7 @@ def _quantised(specs: Mapping[str, Any]) -> tuple[str, str] | None:
     if scale in (None, leaf):
       continue
     # A whole model in 8 bits has norms with a scale, too.
-    if is_float8 and specs[scale].dtype != spec.dtype:
+    if is_float8 and beside[scale].dtype != spec.dtype:
       return leaf, scale
     if is_integer and spec.shape and _WEIGHT.search(leaf):
       return leaf, scale

@@ -109,7 +109,7 @@ class Ingredient:
     text: free text that its file stores with the weights, by key.
     changed: `changed()` describes the first of its files that has changed since
       it was opened, "" if none has; None for trees in memory.
-    base: the model below an adapter; None for a model of its own.
+    base: the base model of an adapter; None for a full model.
 
   Examples:
     >>> a = sj.Ingredient.from_params("a", {"head": {"bias": jnp.arange(3.0)}})

@@ -14,6 +14,7 @@ import numpy as np
 from soupjax.soups.core import (
   arguments,
   compensated,
+  factors,
   nonfinite,
   precision,
   tree,
@@ -146,6 +147,10 @@ def check(
   mixed = {k for k, a in chosen.items() if a not in ("keep", "skip")}
   compared = _compared(ingredients, mixed, chosen)
   tree.check_alike(compared, has_base=base is not None)
+  if len(ingredients) > 1:
+    averaged = {k for k in mixed if not _is_one_hot(chosen[k])}
+    first = ingredients[0]
+    factors.check_scales(_only(first, averaged), first.specs)
   if base is not None:
     with_base = {k for k in mixed if needs_base or isinstance(chosen[k], float)}
     of_base = with_base | {k for k, a in chosen.items() if a == "keep"}
@@ -172,6 +177,10 @@ def check(
         f"{base.name} (base)": _only(base, with_base),
       }
     )
+
+
+def _is_one_hot(action: Action) -> bool:
+  return isinstance(action, tuple) and sum(w != 0 for w in action) == 1
 
 
 def _compared(ingredients, mixed, chosen):

@@ -218,7 +218,8 @@ def check_alike(
     all_specs = {
       k: x for name in reversed(names) for k, x in trees[name].items()
     }
-    fix = ""
+    fix = factors.advice_on_tied(trees)
+    fix = f"\n{fix}" if fix else ""
     # Buffers and counters, which only some versions of a library store.
     if leaves and not any(is_float(all_specs[leaf]) for leaf in leaves):
       fix = "\n" + advice(

@@ -165,7 +165,10 @@ def of_sweep(
     config.data.batch_size = recorded["data"]["eval_batch_size"]
   config.tests = config_lib.NamedTexts(recorded.get("tests") or {})
   probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
-  config.initial_head = "linear probe" if probed else ""
+  named = recorded.get("init", {}).get("head") == "zeroshot"
+  config.initial_head = "zero-shot" if named else ""
+  if probed:
+    config.initial_head = "linear probe"
   missing = [
     member.name
     for member in sorted(root.glob("member_*"))
@@ -306,7 +309,8 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
   else:
     text, _, ops = str(value).partition("|")
     place, *given = re.split(f":(?=(?:{'|'.join(keys)})=)", text)
-    options = dict(part.split("=", 1) for part in given) | {"ops": ops}
+    options = dict(part.split("=", 1) for part in given)
+    options["ops"] = "|".join(filter(None, [options.get("ops"), ops]))
     if "+" in options.get("classes", ""):
       options["classes"] = [p.strip() for p in options["classes"].split("+")]
   if sum(bool(options.get(key)) for key in ("classes", "map", "labels")) > 1:

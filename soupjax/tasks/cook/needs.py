@@ -7,14 +7,14 @@ import os
 
 import jax
 
-from soupjax import files
+from soupjax import buckets, files
 from soupjax.tasks import estimate
 from soupjax.tasks.cook.inputs import CookInputs
 
-# Measured: copies of a model in sums, candidates, soups and gradients, and in
-# what the allocator keeps of them.
+# Measured copies of a model: sums, candidates, soups, gradients, and memory of
+# theirs that the allocator keeps.
 _COPIES = {"greedy": 9.0, "learned": 10.5}
-# Measured: figures and the page of results.
+# Measured bytes of the figures and the page of results.
 _REPORT = 60_000_000
 
 
@@ -62,7 +62,9 @@ def _estimate(inputs, workdir, pool, copies, logits, disk):
     logits=logits,
     disk=disk,
     report=_REPORT if disk else 0,
-    free=files.free_bytes(os.path.abspath(workdir or ".")),
+    free=None
+    if buckets.is_remote(workdir or "")
+    else files.free_bytes(os.path.abspath(workdir or ".")),
   )
 
 

@@ -24,14 +24,19 @@ import ml_collections
 import numpy as np
 
 from soupjax import data, evaluators, files, processes, report, sharding
-from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
-from soupjax.models import pretrained
 from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs, needs, protocols, soups
+from soupjax.tasks.cook import (
+  evaluate,
+  export,
+  inputs,
+  needs,
+  protocols,
+  soups,
+)
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -178,6 +183,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)
+    export.write_cards(opened, ingredients, names, results, workdir)
     report.write_report(workdir)
     print(report.results_table(report.read_run(workdir), sizes))
     print(f"{time.monotonic() - began:.0f} s in total. Report: {page}")
@@ -272,29 +278,8 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
     cook(name, learned, workdir / f"{name}_state.json")
   names = ["uniform", *opened.greedy, *opened.learned]
   for name in names:
-    _export(opened, folder / name, workdir / "export" / name)
+    export.write(opened, folder / name, workdir / "export" / name)
   return names
-
-
-def _export(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
-  """Writes a soup with the leaf names of the ingredients' files."""
-  if opened.family is None:
-    return
-  npz = opened.family in ("big_vision", "mixer")
-  # With these configs beside it, a soup is a folder that other libraries open.
-  beside = companions.beside(companions.home(opened.ingredients[0]))
-  file = path.with_name(f"{path.name}.{'npz' if npz else 'safetensors'}")
-  if beside:
-    file = path / "model.safetensors"
-  if workdir_lib.exists(file):
-    return
-  files.make_directory(file.parent)
-  if _first():
-    companions.copy(beside, path)
-  params = open_lib.load_params(soup)
-  pretrained.save_exported(
-    file, params, opened.model, opened.family, like=opened.original
-  )
 
 
 def _batches(opened):

@@ -1,7 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of our own runs as files of PEFT, with the names of a library."""
+"""Writes trained adapters as PEFT files, with the names of a library."""
 
+from collections.abc import Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -15,6 +16,7 @@ from soupjax.checkpoints.adapters import opened, peft_files
 from soupjax.models import pretrained
 from soupjax.models.pretrained import foreign, mappings, tables
 from soupjax.soups.core import tree
+from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import adapters, optimizers
 
@@ -23,7 +25,7 @@ _LAYOUTS = ("dense", "to_heads", "from_heads")
 
 
 def family_of(config) -> str:
-  """Returns the library whose names the files get.
+  """Returns the library whose names the files use.
 
   It is `adapter.family`, or that of the start if this has names of its own.
   """
@@ -38,16 +40,16 @@ def family_of(config) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """The file below the adapters of a sweep.
+  """The file of the base model of a sweep's adapters.
 
   Attributes:
     path: of the shared start, in the names of the family.
-    family: a key of `mappings.FAMILIES`.
+    rows: our leaf -> its names and layout in the family.
     content_hash: of its leaves, which every adapter records.
   """
 
   path: pathlib.Path
-  family: str
+  rows: Mapping[str, tables.Row]
   content_hash: str
 
 
@@ -65,14 +67,24 @@ def base_of(config, model, workdir: pathlib.Path) -> Base:
   family = family_of(config)
   path = workdir / "base" / "model.safetensors"
   params = open_lib.load_params(workdir / "initial")
-  for kernel in foreign.unstacked(settings.adapter_of(config).kernels(params)):
-    _row(family, kernel)
-  if jax.process_index() == 0 and not path.exists():
-    path.parent.mkdir(exist_ok=True)
-    pretrained.save_exported(path, params, model, family)
+  kernels = foreign.unstacked(settings.adapter_of(config).kernels(params))
+  if jax.process_index() == 0:
+    # Members that run side by side share it.
+    with workdir_lib.waiting(workdir / ".base.lock"):
+      if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        pretrained.save_exported(path, params, model, family)
   processes.barrier("wrote the base")
+  leaves = foreign.unstacked(tree.flatten(params)[0])
+  rows = foreign.rows_to_write(mappings.FAMILIES[family], leaves)
+  for kernel in kernels:
+    if rows[kernel].layout not in _LAYOUTS:
+      raise ValueError(
+        f"adapter.targets matches {kernel!r}, which is not a linear layer in "
+        f"{family!r}: leave it out."
+      )
   recorded = opened.hash_of(open_lib.open_ingredient(path))
-  return Base(path, family, recorded or "")
+  return Base(path, rows, recorded or "")
 
 
 def write(
@@ -97,7 +109,7 @@ def write(
   names = foreign.unstacked(
     {k: v for k, v in tree.flatten(trained)[0].items() if v is not None}
   )
-  modules, whole = _grouped(adapter, leaves, names, base.family)
+  modules, whole = _grouped(adapter, leaves, names, base.rows)
   named = dict(whole)
   ranks: dict[str, int] = {}
   inputs = [m for m, parts in modules.items() if parts.scales_inputs]
@@ -150,7 +162,7 @@ class _Parts:
   values: dict[int, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
-def _grouped(adapter, leaves, names, family):
+def _grouped(adapter, leaves, names, rows):
   """Sorts the trained leaves into modules, and name -> value of whole ones."""
   modules: dict[str, _Parts] = {}
   whole: dict[str, np.ndarray] = {}
@@ -158,27 +170,17 @@ def _grouped(adapter, leaves, names, family):
   for leaf in names:
     kernel = leaf.removesuffix(first)
     if kernel != leaf:
-      row = _row(family, kernel)
+      row = rows[kernel]
       module = row.names[0].removesuffix(".weight")
       part = _Parts(row.part[1], adapters.scales_inputs(kernel))
       modules.setdefault(module, part).values[row.part[0]] = [
         leaves[name] for name in adapter.leaves_of(kernel)
       ]
     elif not leaf.endswith(adapter.leaves_of("")):
-      row = foreign.row_of(mappings.FAMILIES[family], leaf)
+      row = rows[leaf]
       value = tables.LAYOUTS[row.layout].write(leaves[leaf])
       whole[row.names[0]] = np.ascontiguousarray(value)
   return modules, whole
-
-
-def _row(family: str, kernel: str) -> tables.Row:
-  row = foreign.row_of(mappings.FAMILIES[family], kernel)
-  if row is None or row.layout not in _LAYOUTS:
-    raise ValueError(
-      f"adapter.family={family!r} has no linear layer for {kernel!r}: choose "
-      "another family, or adapter.targets without it."
-    )
-  return row
 
 
 def _factors(parts: _Parts) -> tuple[np.ndarray, np.ndarray]:

@@ -15,13 +15,15 @@ from soupjax import config as config_lib
 from soupjax import models, sharding
 from soupjax.data import batch_ops
 from soupjax.models.pretrained import mappings
+from soupjax.tasks import zeroshot
 from soupjax.train import adapters, losses, optimizers, schedules
 from soupjax.train import step as train_step
 
 # Keys that all members of a sweep share, so that they start from the same
 # weights and can be averaged.
 SHARED = (
-  *("task", "init", "probe", "model", "population", "sharding", "tests"),
+  *("task", "init", "zeroshot", "probe", "model", "population", "sharding"),
+  "tests",
   *("data.name", "data.data_dir", "data.train", "data.minival"),
   *("data.minival_per_class", "data.eval_ops", "data.image_size"),
   *("data.num_classes", "data.num_train"),
@@ -79,10 +81,13 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.init = ml_collections.ConfigDict()
   c.init.path = ""  # A checkpoint; empty starts from random weights.
-  c.init.head = "auto"  # See `models.pretrained.load_pretrained`.
+  # See `models.pretrained.load_pretrained`; or "zeroshot": the names of the
+  # classes, through the text tower of the checkpoint.
+  c.init.head = "auto"
   # Regular expression of leaves of the checkpoint to leave out.
   c.init.skip = ""
   c.init.seed = 0
+  c.zeroshot = zeroshot.default_config()
 
   c.probe = ml_collections.ConfigDict()
   c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the initial head.
@@ -368,6 +373,19 @@ def member_config(
   return config_lib.updated(config, overrides, what=f"Member {k} of the sweep")
 
 
+def _check_zeroshot(config: ml_collections.ConfigDict) -> None:
+  """Checks that a model can start from a zero-shot head."""
+  if not config.init.path:
+    raise ValueError(
+      "init.head='zeroshot' needs init.path, a checkpoint with a text tower"
+    )
+  if not config.model.get("normalize"):
+    raise ValueError(
+      "init.head='zeroshot' needs model.normalize=True: the features of CLIP "
+      "are scaled to length 1 before the head"
+    )
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
@@ -415,4 +433,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for build in (build_model, build_tx, build_augment, sharding_rules):
     problems.attempt(build, config)
   problems.attempt(losses.LOSSES.get, config.loss)
+  if config.init.head == "zeroshot":
+    problems.attempt(zeroshot.check, config.zeroshot)
+    problems.attempt(_check_zeroshot, config)
   problems.raise_if_any()

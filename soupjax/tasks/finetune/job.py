@@ -25,6 +25,7 @@ from soupjax.models import pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks import zeroshot
 from soupjax.tasks.finetune import adapter_files, pixels, step
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import probe
@@ -174,11 +175,14 @@ def _shared_start(
     if not workdir_lib.has_model(start):
       _check_classes(config, train)
       params = _initial_params(config, model)
+      records = {}
+      if config.init.head == "zeroshot":
+        params, records["zeroshot"] = _zeroshot(config, params, train)
       if _probe_steps(config):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
       host = jax.tree.map(np.asarray, params)
       value = init_hash(Ingredient.from_params("initial", host))
-      workdir_lib.save_model(start, host, init={"init_hash": value})
+      workdir_lib.save_model(start, host, init={"init_hash": value}, **records)
     return files.read_json(start / "init.json")["init_hash"]
 
 
@@ -189,7 +193,7 @@ def _check_classes(config, train: data.Source) -> None:
     ValueError: naming a class that is another output of the checkpoint.
   """
   c = config.init
-  if not c.path or c.head == "new" or _probe_steps(config):
+  if not c.path or c.head in ("new", "zeroshot") or _probe_steps(config):
     return
   start = pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
   if start.options.get("num_classes") != train.num_classes:
@@ -222,11 +226,36 @@ def _initial_params(config, model) -> PyTree:
   return pretrained.load_pretrained(
     config.init.path,
     model,
-    head=config.init.head,
+    head="new" if config.init.head == "zeroshot" else config.init.head,
     image_size=size,
     skip=[config.init.skip] if config.init.skip else [],
     init=init,
   )
+
+
+def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
+  """Starts the head from the names of the classes (arXiv 2109.01903).
+
+  Raises:
+    ValueError: if names or text tower cannot be used.
+  """
+  c, skip = config.init, [config.init.skip] if config.init.skip else []
+  names = zeroshot.names_of(
+    config.zeroshot,
+    train.num_classes,
+    train.name,
+    train.class_names,
+    pretrained.detect(c.path, skip=skip).classes,
+  )
+  kernel, record = zeroshot.head(c.path, names, config.zeroshot.templates, skip)
+  head = params["head"]
+  if kernel.shape != head["kernel"].shape:
+    raise ValueError(
+      f"Embeddings of texts have size {len(kernel)} in {c.path}, and the "
+      f"features of the model {len(head['kernel'])}: set model.proj_size="
+      f"{len(kernel)}, as in the checkpoint."
+    )
+  return {**params, "head": {**head, "kernel": kernel}}, record
 
 
 def init_hash(start: Ingredient) -> str:
@@ -274,4 +303,6 @@ def _probed(config, model, params, train, mesh) -> PyTree:
     num_classes=model.num_classes,
     l2=config.probe.l2,
     steps=_probe_steps(config),
+    # ELEVATER (arXiv 2204.08790) starts probes from the zero-shot head.
+    init=params["head"] if config.init.head == "zeroshot" else None,
   )

@@ -33,6 +33,7 @@ def needs(
     index: of the one member to run; None runs all.
     workdir: of the run; None if it is not known yet.
   """
+  config = settings.with_model_of_start(config)
   program = estimate.program_bytes()
   members = run.chosen(run.members_of(config, "", sweep), index)
   at_once = max(map(len, run.chunked(members, max(config.population, 1))))

@@ -39,6 +39,7 @@ def programs(
   Raises:
     ValueError: if the config cannot work, or does not fit the devices.
   """
+  config = settings.with_model_of_start(config)
   settings.check(config)
   pixels.check(config)
   all_members = run.members_of(config, "", sweep)
@@ -97,7 +98,7 @@ def _advice(config, devices: int, fixed: int, needed: int, room: int) -> str:
     devices: over which a batch is split.
     fixed: bytes of state, start and gradient on each device.
     needed: bytes on each device.
-    room: bytes that there are.
+    room: bytes available on each device.
   """
   batch = config.data.batch_size
   at_once = batch // config.accumulate

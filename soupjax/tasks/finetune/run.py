@@ -15,6 +15,7 @@ import ml_collections
 
 from soupjax import buckets, files, processes
 from soupjax.checkpoints import replaceable
+from soupjax.checkpoints.adapters import peft_files
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import loop, pixels
@@ -47,6 +48,14 @@ def run(
   settings.check(config)
   pixels.check(config)
   workdir = files.path_of(path)
+  if config.adapter.kind:
+    peft_files.check_local(workdir)
+    if jax.process_count() > 1:
+      raise ValueError(
+        f"adapter.kind={config.adapter.kind!r} is for one process, since the "
+        "first one alone would write the files of adapters: leave "
+        "--distributed out."
+      )
   remote = buckets.is_remote(config.init.path) or buckets.is_remote(workdir)
   if config.init.path and not remote:
     replaceable.check_folder(workdir, os.path.expanduser(config.init.path))

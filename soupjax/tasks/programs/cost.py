@@ -16,7 +16,7 @@ class Memory:
   Attributes:
     arguments: of all arguments.
     outputs: of all results.
-    temporaries: of values in between, at most at the same time.
+    temporaries: peak of intermediate values.
     aliased: of arguments whose memory the results reuse (donated arguments).
     code: of the program.
   """

@@ -3,10 +3,8 @@
 """Compiles the programs of a task for a TPU slice and tells what they need."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import concurrent.futures
 import dataclasses
 import math
-import threading
 import time
 from typing import Any
 
@@ -27,8 +25,8 @@ class Program:
     function: compiled by `jax.jit`, as the task calls it.
     args: shapes, dtypes and shardings of its arguments.
     options: its static arguments.
-    beside: name -> bytes on each device of other arrays that are there during
-      a call.
+    beside: name -> bytes on each device of other arrays that exist during a
+      call.
     advice: maps the bytes that a device needs, and those it has, to settings
       to change.
   """
@@ -91,7 +89,7 @@ def compile_program(program: Program, slice_: topology.Topology) -> Result:
   beside = sum(program.beside.values())
   memory, parts, needed = None, [], 0
   try:
-    compiled = _with_large_stack(traced.lower().compile)
+    compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as e:
     sizes = topology.needed(str(e))
     if sizes is None:
@@ -109,20 +107,6 @@ def compile_program(program: Program, slice_: topology.Topology) -> Result:
     collectives=parts,
     seconds=time.perf_counter() - start,
   )
-
-
-def _with_large_stack(function: Callable[[], Any]) -> Any:
-  """Calls a function in a thread with a stack of 1 GB.
-
-  The compiler for TPUs recurses: a step of ViT-G overflows the usual 8 MB,
-  which ends the process.
-  """
-  before = threading.stack_size(2**30)
-  try:
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-      return thread.submit(function).result()
-  finally:
-    threading.stack_size(before)
 
 
 def run(programs: Iterable[Program], slice_: topology.Topology) -> str:
@@ -183,7 +167,7 @@ def _rows(result: Result, room: int | None) -> Iterator[tuple[str, str]]:
   for name, size in result.program.beside.items():
     parts[f"beside the program: {name}"] = size
   for what, size in parts.items():
-    if size:
+    if size or what in ("outputs", "temporaries"):
       yield _size(size), what
   share = "" if room is None else f": {result.needed / room:.1%} of the memory"
   yield _size(result.needed), f"needed{share}"
@@ -219,7 +203,7 @@ def fewer(count: int, needed: int, room: int, fixed: int, step: int) -> int:
   Args:
     count: images that need too much.
     needed: bytes on each device.
-    room: bytes that there are.
+    room: bytes available on each device.
     fixed: bytes that do not depend on the images.
     step: the result is a multiple of it.
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""TPU slices that are not there, to compile for."""
+"""TPU slices to compile for, without the hardware."""
 
 from collections.abc import Iterator
 import contextlib
@@ -21,9 +21,10 @@ _ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  # Any, which spares a warning; the layout is given.
+  # Any value avoids a warning; the layout is given.
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
+_STACK = "fibers_default_thread_stack_size"  # A flag of libtpu, in bytes.
 # Generation -> its smallest layout of whole hosts, and the chips of its largest
 # slice; libtpu describes any size.
 _GENERATIONS = {
@@ -85,6 +86,7 @@ def get(name: str) -> Topology:
     )
   for variable, value in _ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
+  _enlarge_stacks()
   jax.config.update("jax_platforms", "cpu")
   layout = layout_of(name)
   try:
@@ -93,6 +95,17 @@ def get(name: str) -> Topology:
     reason = str(e).splitlines()[0].partition(": ")[2] or str(e)
     raise _unknown(name, reason) from e
   return Topology(name, layout, devices, _memory(devices[0]))
+
+
+def _enlarge_stacks() -> None:
+  """Gives the compiler's threads more than 64 kB of stack.
+
+  They recurse over fused convolutions, and a step of ViT-G/14 would end the
+  process with a segmentation fault (libtpu 0.0.42).
+  """
+  flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+  if _STACK not in flags:
+    os.environ["LIBTPU_INIT_ARGS"] = f"{flags} --{_STACK}={2**22}".strip()
 
 
 def layout_of(name: str) -> str:

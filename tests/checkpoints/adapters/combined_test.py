@@ -139,6 +139,11 @@ def test_heads_are_averaged(tmp_path):
     ),
     (shapes(2), {"r": 3}, r"b/adapter_config.*\(6, 2, 1, 1\).*rank 3"),
     (
+      {**shapes(2), "q.lora_B.bias": (9,)},
+      {"lora_bias": True},
+      r"'q' has .*a/adapter.*'lora_B.bias'.*b/adapter_config.*base=",
+    ),
+    (
       {
         "q.lora_A.weight": (2, 12),
         "q.lora_B.weight": (9, 2),
@@ -160,7 +165,55 @@ def test_adapters_that_differ_are_named(tmp_path, leaves, config, message):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_biases_of_factors_that_only_some_have(tmp_path, order):
+  linear = {k: v for k, v in shapes(2).items() if k.startswith("q.")}
+  biased = linear | {"q.lora_B.bias": (9,)}
+  paths = [
+    save(tmp_path / "a", 0, linear),
+    save(tmp_path / "b", 1, biased, lora_bias=True),
+  ]
+  paths = [paths[k] for k in order]
+  models = sj.find_ingredients(list(map(str, paths)), base=BASE)
+  soup = sj.mix(sj.rules.linear(), models).params
+  sj.mix_adapters(paths, tmp_path / "out")
+  near(sj.open_adapter(tmp_path / "out", BASE).load(), soup)
+  config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+  assert config["lora_bias"] is True
+
+
+def test_hashes_of_bases(tmp_path, three):
+  def record(path, text):
+    (path / "hyperparameters.json").write_text(json.dumps({"base_hash": text}))
+
+  record(three[0], "abc")
+  sj.mix_adapters(three, tmp_path / "out")
+  content = (tmp_path / "out/hyperparameters.json").read_text()
+  assert json.loads(content) == {"base_hash": "abc"}
+  record(three[2], "abd")
+  with pytest.raises(ValueError, match="a/adapter.* and .*c/adapter.*hashes"):
+    sj.mix_adapters(three, tmp_path / "new")
+
+
+def test_names_of_two_versions_of_one_library(tmp_path):
+  names = [
+    "vit.encoder.layer.0.attention.attention.query",
+    "vit.layers.0.attention.q_proj",
+  ]
+  leaves = [
+    {f"{n}.lora_A.weight": (2, 12), f"{n}.lora_B.weight": (9, 2)} for n in names
+  ]
+  paths = [save(tmp_path / n, k, leaves[k]) for k, n in enumerate("ab")]
+  with pytest.raises(ValueError, match="query' and 'vit.layers.*one layer"):
+    sj.mix_adapters(paths, tmp_path / "out")
+  both = save(tmp_path / "c", 2, leaves[0] | leaves[1])
+  with pytest.raises(ValueError, match="query' and 'vit.layers.*one layer"):
+    sj.open_adapter(both, {f"{names[0]}.weight": BASE["q.weight"]})
+
+
 def test_nothing_is_replaced(tmp_path, three):
+  with pytest.raises(ValueError, match="s3://b/a: adapters .* local"):
+    sj.mix_adapters(three, "s3://b/a")
   with pytest.raises(ValueError, match="a exists already"):
     sj.mix_adapters(three, three[0])
   with pytest.raises(ValueError, match="rank must.*0"):

@@ -11,6 +11,9 @@ import torch_models
 import soupjax as sj
 from soupjax.tasks.finetune import config as settings
 
+# Workers of pytest-xdist cannot pass on warnings whose classes the first
+# process has not imported.
+pytestmark = pytest.mark.filterwarnings("ignore")
 ALL = ["q", "k", "conv", "point", "emb", "head"]
 
 

@@ -98,6 +98,19 @@ def test_quantised_leaves_are_named_with_their_scale(leaf, dtype, scale):
     sj.uniform_soup(models({scale: np.float32, leaf: dtype, "b": np.float32}))
 
 
+@pytest.mark.parametrize("action", ["keep", "skip"])
+def test_a_kept_scale_does_not_fit_an_average(action):
+  leaves = {
+    "q.weight_scale": np.float32,
+    "q.weight": ml_dtypes.float8_e4m3fn,
+    "b": np.float32,
+  }
+  a, b = models(leaves)
+  with pytest.raises(ValueError, match="'q.weight'.*'q.weight_scale'"):
+    sj.uniform_soup([a, b], base=a, select={"scale": action})
+  sj.uniform_soup([a, b], base=a, select={"q": "keep"})
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.float8_e4m3fn])
 def test_norms_have_scales_too(dtype):
   specs = {"norm/scale": dtype, "norm/bias": dtype, "kernel": dtype}

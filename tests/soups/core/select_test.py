@@ -186,3 +186,17 @@ def test_a_base_with_nan_is_named():
     ValueError, match="'base' has NaN or infinity in leaf 'w'"
   ):
     sj.uniform_soup(models[:2], base=models[2], select={"w": 0.5})
+
+
+def test_tied_embeddings_that_one_ingredient_saved_twice():
+  w = np.ones((4, 2), "f")
+  twice = sj.Ingredient.from_params(
+    "twice", {"lm_head.weight": w, "model.embed_tokens.weight": w}
+  )
+  once = sj.Ingredient.from_params("once", {"model.embed_tokens.weight": w})
+  for models in ([twice, once], [once, twice]):
+    copy = r"'lm_head.weight' may be a second copy of 'model.embed_tokens"
+    with pytest.raises(ValueError, match=copy):
+      sj.uniform_soup(models)
+    soup = sj.uniform_soup(models, select={r"lm_head\.weight": "skip"})
+    assert [*soup] == ["model.embed_tokens.weight"]

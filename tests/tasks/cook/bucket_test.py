@@ -5,10 +5,13 @@
 import json
 import pathlib
 
+from etils import epath
 import helpers
 import pytest
 
 from soupjax import buckets
+from soupjax.checkpoints import companions, model_card
+from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import run as cook
 
 
@@ -28,7 +31,7 @@ def test_cook_from_and_to_a_bucket(store, bucket, tmp_path, capsys):
 
   # Killed after the greedy soup; what is finished is kept.
   def stop(name):
-    if name.endswith("soups/greedy/params/_CHECKPOINT_METADATA"):
+    if name.endswith("soups/greedy/params/commit_success.txt"):
       raise KeyboardInterrupt
 
   write = buckets.write
@@ -56,3 +59,22 @@ def test_cook_from_and_to_a_bucket(store, bucket, tmp_path, capsys):
   buckets.write(f"{bucket}/sweep/member_000/ingredients/last/params/x", b"new")
   with pytest.raises(ValueError, match=r"member_000.*changed"):
     cook.run(config, remote)
+
+
+def test_the_record_of_a_sweep_in_a_bucket(store, bucket):
+  config = {"task": "finetune", "data": {"eval_ops": "value_range(-1, 1)"}}
+  buckets.write(f"{bucket}/sweep/m/config.json", json.dumps(config).encode())
+  for path in ("sweep/m/ingredients/last", "sweep/m/last"):
+    assert preprocessing.recorded(f"{bucket}/{path}") == "value_range(-1, 1)"
+  assert preprocessing.recorded(f"{bucket}/last") is None
+
+
+def test_configs_and_cards_of_exports(store, bucket, tmp_path):
+  config = tmp_path / "config.json"
+  config.write_text('{"model_type": "vit"}')
+  companions.copy([config], f"{bucket}/export/uniform")
+  model_card.write(epath.Path(f"{bucket}/export/uniform"), "card")
+  assert store.names(bucket[5:]) == [
+    "export/uniform/README.md",
+    "export/uniform/config.json",
+  ]

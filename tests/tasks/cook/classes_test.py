@@ -210,6 +210,7 @@ def test_forms_in_the_config():
     config_lib.parse_named(
       "a=imagenet_a/test:classes=present,b=test,c=folder:/x/y:classes=cat+dog,"
       'f=test|corrupt("fog", 3),g=test:classes=all|resize(32)|corrupt("fog", 3)'
+      ',k=test:ops=resize(8)|corrupt("fog", 3)'
     )
   )
   c.tests.d = {"split": "folder:/x/all", "classes": ("cat", "dog")}
@@ -224,6 +225,7 @@ def test_forms_in_the_config():
     "e": test_set("folder:photos", "val"),
     "f": test_set("folder:photos", "test", "", fog),
     "g": test_set("folder:photos", "test", "all", f"resize(32)|{fog}"),
+    "k": test_set("folder:photos", "test", "", f"resize(8)|{fog}"),
   }
   c.tests.i = "folder:/o/all:map=m.json|crop_border(2)"
   c.tests.j = "folder:/o/all:labels=real"

@@ -138,6 +138,18 @@ def test_nothing_but_folders_has_to_be_said(place):
     accuracy(soup, folders["test"])
   )
   assert len(set(result.values())) > 2, "a test that could not tell"
+  # Ready for the hub, with scores.
+  folder = place / "soups/export/greedy"
+  assert {f.name for f in folder.iterdir()} == {
+    *("README.md", "config.json", "model.safetensors"),
+    "preprocessor_config.json",
+  }
+  card = (folder / "README.md").read_text()
+  assert card.startswith("---\nlibrary_name: transformers\n")
+  assert "| metric | prec@1 |" in card
+  row = next(x for x in card.splitlines() if x.startswith("| greedy |"))
+  assert f"{result['greedy', 'street']:.6g}" in row
+  assert str(place / "runs") not in card
   report = (place / "soups/report.html").read_text()
   assert "2 models were fine-tuned. The best" in report  # No start is known.
   assert (

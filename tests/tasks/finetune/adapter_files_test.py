@@ -3,10 +3,12 @@
 import json
 
 import helpers
+import jax
 import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax import files
 from soupjax.models import pretrained
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import run as finetune
@@ -89,10 +91,35 @@ def test_a_sweep_of_adapters(tmp_path):
     ({"adapter.kind": "lora", "adapter.family": "x"}, "family.*timm"),
     (
       {"adapter.kind": "lora", "adapter.targets": "embedding/kernel"},
-      "'timm'.*embedding/kernel",
+      "embedding/kernel.*'timm'",
     ),
   ],
 )
 def test_bad_settings_are_named(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     finetune.run(helpers.finetune_config(**changes), tmp_path / "run")
+
+
+def test_many_processes_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  config = helpers.finetune_config(**{"adapter.kind": "lora"})
+  with pytest.raises(ValueError, match="adapter.kind='lora' is for one pro"):
+    finetune.run(config, tmp_path / "run")
+
+
+def test_members_side_by_side_share_the_base(tmp_path, monkeypatch):
+  config = helpers.finetune_config(
+    **{"adapter.kind": "lora", "hyper.total": "4steps"}
+  )
+  held, save = [], pretrained.save_exported
+
+  def saved(path, *args):
+    lock = path.parents[1] / ".base.lock"
+    with pytest.raises(ValueError, match="busy"):
+      files.lock(lock, "busy")
+    held.append(lock)
+    save(path, *args)
+
+  monkeypatch.setattr(pretrained, "save_exported", saved)
+  finetune.run(config, tmp_path / "run")
+  assert held

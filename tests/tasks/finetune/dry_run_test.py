@@ -6,12 +6,15 @@ import re
 
 import helpers
 import jax
+import numpy as np
 import pytest
 
 from soupjax import config as config_lib
 from soupjax.data import preprocess
+from soupjax.models import pretrained
+from soupjax.tasks import estimate
 from soupjax.tasks.finetune import config as finetune_config
-from soupjax.tasks.finetune import dry_run
+from soupjax.tasks.finetune import dry_run, needs, programs, step
 
 CONFIGS = helpers.ROOT / "configs" / "finetune"
 
@@ -155,3 +158,20 @@ def test_what_is_wrong_on_the_command_line_is_said(arguments, problem):
   done = helpers.soupjax(f"--config={CONFIGS / 'digits.py'}", *arguments)
   assert done.returncode != 0
   assert problem in done.stderr + done.stdout
+
+
+def test_the_model_of_the_start_is_estimated(tmp_path, monkeypatch):
+  config = helpers.finetune_config()
+  model = finetune_config.build_model(config)
+  shapes = step.abstract_params(config, model)
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  start = tmp_path / "start.npz"
+  pretrained.save_exported(start, params, model, "big_vision")
+  config = helpers.finetune_config(
+    **{"model.variant": "init", "init.path": str(start)}
+  )
+  monkeypatch.setattr(estimate, "can_compile", lambda *_: False)
+  found = needs.needs(config, None, None, None)
+  size = sum(x.nbytes for x in jax.tree.leaves(params))
+  assert found.disk["the start"] == size
+  assert next(programs.programs(config, None, None, jax.devices()))

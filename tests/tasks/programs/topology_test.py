@@ -4,6 +4,7 @@
 
 import importlib.util
 import json
+import os
 
 import helpers
 import jax
@@ -73,6 +74,20 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
+  "given,then",
+  [
+    ("", "--fibers_default_thread_stack_size=4194304"),
+    ("--a=b", "--a=b --fibers_default_thread_stack_size=4194304"),
+    ("--fibers_default_thread_stack_size=9", None),
+  ],
+)
+def test_the_compiler_gets_larger_stacks(monkeypatch, given, then):
+  monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
+  topology._enlarge_stacks()
+  assert os.environ["LIBTPU_INIT_ARGS"] == (then or given)
+
+
+@pytest.mark.parametrize(
   "error,sizes",
   [
     (
@@ -108,6 +123,47 @@ for name in ("v9:2x2", "v5e:3x3"):
     print(json.dumps(str(e)))
 print(json.dumps([d.platform for d in jax.devices()]))
 """
+
+
+LARGE = {"batch_size": 2**26, "eval_batch_size": 64}
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_small_step_is_compiled_for_tpus(tmp_path):
+  """Split over 16 chips: kernels are gathered, losses reduced."""
+  config = tmp_path / "tiny.py"
+  config.write_text(
+    "from soupjax.tasks.finetune import config\n\n"
+    "def get_config(arg=None):\n"
+    "  c = config.default_config()\n"
+    "  c.data.update(name='digits', minival='minival', num_classes=10,\n"
+    "                num_train=1000, image_size=32, batch_size=64)\n"
+    "  c.model.update(variant='mu/4', scan=True, dtype_mm='bfloat16')\n"
+    "  c.sharding.update(preset='fsdp', fsdp_min_size=64)\n"
+    "  return c.lock()\n"
+  )
+  command = [f"--config={config}", "--dry_run"]
+  done = helpers.soupjax(*command, "--topology=v5litepod-16")
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ""
+  assert "Mesh {'data': 16} of 16 devices (TPU v5 lite)" in done.stdout
+  table = done.stdout[done.stdout.index("Compiled for v5e:4x4") :]
+  assert "16 devices (TPU v5 lite) of 16.9 GB" in table
+  for name in ("train step", "evaluation of 64 images"):
+    assert f"{name}, on each device" in table
+  for row in ("temporaries", "arguments", "in matrix products"):
+    assert table.count(row) >= 2
+  assert "all-gather" in table and "all-reduce" in table
+  # The images alone take 50 GB on each chip.
+  large = [
+    "--config.data.batch_size=67108864",
+    "--config.data.eval_batch_size=64",
+  ]
+  done = helpers.soupjax(*command, *large, "--topology=v5e:4x4")
+  assert done.returncode == 1
+  assert "train step does not fit v5e:4x4: it needs" in done.stderr
+  assert "accumulate=" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,246 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens of texts, as OpenCLIP makes them.
+
+The vocabulary is that of the checkpoint: the library `tokenizers` reads
+tokenizer.json, or vocab.json and merges.txt, or the vocabulary of an installed
+OpenCLIP. Texts are first cleaned as in OpenCLIP: ftfy and html.unescape, then
+lower case (CLIP), without punctuation (SigLIP).
+"""
+
+from collections.abc import Callable, Sequence
+import gzip
+import html
+import importlib
+import importlib.util
+import os
+import pathlib
+import string
+from typing import Any
+
+from absl import logging
+import numpy as np
+
+from soupjax import files
+from soupjax.checkpoints import companions
+
+# How OpenAI's tokenizer splits texts into words.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Start and end of a text in CLIP's vocabularies: transformers', OpenCLIP's.
+_CLIP_ENDS = (
+  ("<|startoftext|>", "<|endoftext|>"),
+  ("<start_of_text>", "<end_of_text>"),
+)
+# Merges that the file of OpenAI has and CLIP uses.
+_NUM_MERGES = 49_152 - 256 - 2
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class Tokenizer:
+  """Turns texts into tokens of a fixed number.
+
+  Attributes:
+    vocab_size: number of ids.
+    context_length: tokens of a text, with start, end and padding.
+    source: the file of the vocabulary.
+    end: id of the end of a text.
+  """
+
+  def __init__(self, backend: Any, source: pathlib.Path, context_length: int):
+    """Finds the special tokens of a vocabulary.
+
+    Args:
+      backend: a `tokenizers.Tokenizer`.
+      source: its file.
+      context_length: as for `open_tokenizer`.
+
+    Raises:
+      ValueError: if it has no known end of a text.
+    """
+    self._backend, self.source = backend, source
+    self.context_length = context_length
+    self.vocab_size = backend.get_vocab_size()
+    ends = [tuple(map(backend.token_to_id, pair)) for pair in _CLIP_ENDS]
+    ends = [pair for pair in ends if None not in pair]
+    if ends:
+      (start, self.end), self._padding = ends[0], 0
+      self._start, self._clean = [start], _lower
+    elif (end := backend.token_to_id("</s>")) is not None:
+      # SigLIP repeats the end up to the last position, which is pooled.
+      self._start, self.end, self._padding = [], end, end
+      self._clean = _canonical
+    else:
+      raise ValueError(
+        f"{source} has no end of a text ({_CLIP_ENDS[0][1]!r}, "
+        f"{_CLIP_ENDS[1][1]!r} or '</s>'): it belongs to a text tower that "
+        "soupjax does not compute."
+      )
+
+  def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    """Tokenizes texts.
+
+    A text that is too long is cut and keeps its end; one warning names the
+    longest.
+
+    Args:
+      texts: any strings.
+
+    Returns:
+      (len(texts), context_length) int32.
+
+    Raises:
+      ValueError: if a text is not a string.
+    """
+    for text in texts:
+      if not isinstance(text, str):
+        raise ValueError(f"{text!r:.80} is not a text: give strings.")
+    encoded = self._backend.encode_batch(
+      [self._clean(text) for text in texts], add_special_tokens=False
+    )
+    shape = (len(encoded), self.context_length)
+    tokens = np.full(shape, self._padding, np.int32)
+    room = self.context_length - len(self._start) - 1
+    lengths = [len(encoding.ids) for encoding in encoded]
+    for row, encoding in zip(tokens, encoded):
+      ids = [*self._start, *encoding.ids[:room], self.end]
+      row[: len(ids)] = ids
+    if lengths and max(lengths) > room:
+      k = int(np.argmax(lengths))
+      logging.warning(
+        "%d of %d texts have more than %d tokens and are cut; the longest has "
+        "%d: %r",
+        *(sum(n > room for n in lengths), len(lengths), room),
+        *(lengths[k], texts[k]),
+      )
+    return tokens
+
+
+def open_tokenizer(
+  path: str | os.PathLike = "",
+  *,
+  context_length: int = 77,
+  vocab_size: int | None = None,
+) -> Tokenizer:
+  """Opens the tokenizer of a checkpoint.
+
+  Looks for tokenizer.json beside the checkpoint, then for vocab.json and
+  merges.txt, then for the vocabulary of OpenAI's CLIP in an installed OpenCLIP.
+
+  Args:
+    path: of a checkpoint; "" for the vocabulary of OpenCLIP.
+    context_length: positions of the text tower.
+    vocab_size: rows of its token embedding, which are compared with the
+      vocabulary; None does not compare.
+
+  Raises:
+    ValueError: if a package or the vocabulary is missing, or its size differs.
+  """
+  tokenizers = _package("tokenizers")
+  _package("ftfy")
+  path = os.fspath(path)
+  if file := companions.file_beside(path, "tokenizer.json"):
+    backend = _read(file, lambda: tokenizers.Tokenizer.from_file(str(file)))
+    backend.no_truncation()
+    backend.no_padding()
+  elif (file := companions.file_beside(path, "vocab.json")) and (
+    merges := companions.file_beside(path, "merges.txt")
+  ):
+    vocab = files.read_json(file)
+    lines = merges.read_text(encoding="utf-8").split("\n")
+    pairs = [line for line in lines if line and not line.startswith("#version")]
+    backend = _read(file, lambda: _byte_pairs(tokenizers, vocab, pairs))
+  else:
+    file = _openclip_vocabulary(path)
+    vocab, pairs = _of_openclip(file)
+    backend = _byte_pairs(tokenizers, vocab, pairs)
+  tokenizer = Tokenizer(backend, file, context_length)
+  if vocab_size is not None and tokenizer.vocab_size != vocab_size:
+    raise ValueError(
+      f"The vocabulary of {file} has {tokenizer.vocab_size} tokens, but the "
+      f"token embedding of {path or 'the model'} has {vocab_size} rows: put "
+      "the tokenizer.json of this model beside its weights."
+    )
+  return tokenizer
+
+
+def _package(name: str):
+  if importlib.util.find_spec(name) is None:
+    raise ValueError(
+      f"Texts need the package {name}: pip install 'soupjax[clip]'."
+    )
+  return importlib.import_module(name)
+
+
+def _read(file: pathlib.Path, read: Callable[[], Any]):
+  try:
+    return read()
+  except Exception as e:  # The library raises plain exceptions.
+    raise ValueError(f"{file} is not a vocabulary of CLIP: {e}") from e
+
+
+def _openclip_vocabulary(path: str) -> pathlib.Path:
+  """Finds the vocabulary in OpenCLIP without importing it."""
+  spec = importlib.util.find_spec("open_clip")
+  for folder in (spec and spec.submodule_search_locations) or ():
+    file = pathlib.Path(folder) / "bpe_simple_vocab_16e6.txt.gz"
+    if file.exists():
+      return file
+  where = f"Beside {path} there is neither" if path else "There is neither"
+  raise ValueError(
+    f"{where} tokenizer.json nor vocab.json with merges.txt, and OpenCLIP, "
+    "which has the vocabulary of OpenAI's CLIP, is not installed: pip install "
+    "open_clip_torch, or add one of these files."
+  )
+
+
+def _of_openclip(file: pathlib.Path) -> tuple[dict[str, int], list[str]]:
+  """Returns token -> id, and the merges, in the order of their ids."""
+  with gzip.open(file, "rt", encoding="utf-8") as lines:
+    merges = lines.read().split("\n")[1 : _NUM_MERGES + 1]
+  # Printable bytes come first, in the order of their codes.
+  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  letters = [*map(chr, printable), *(chr(256 + n) for n in range(68))]
+  tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+  tokens += [merge.replace(" ", "") for merge in merges]
+  tokens += _CLIP_ENDS[1]
+  return {token: k for k, token in enumerate(tokens)}, merges
+
+
+def _byte_pairs(tokenizers, vocab: dict[str, int], merges: list[str]):
+  """Returns the backend of a vocabulary of byte pairs."""
+  pairs = [tuple(merge.split(" ")) for merge in merges]
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocab, pairs, end_of_word_suffix="</w>")
+  )
+  pre = tokenizers.pre_tokenizers
+  words = tokenizers.Regex(_WORDS)
+  backend.pre_tokenizer = pre.Sequence(
+    [
+      pre.Split(words, "removed", invert=True),
+      pre.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  ends = [token for pair in _CLIP_ENDS for token in pair if token in vocab]
+  backend.add_special_tokens(
+    [tokenizers.AddedToken(token, normalized=False) for token in ends]
+  )
+  return backend
+
+
+# --- Cleaning -----------------------------------------------------------------
+
+
+def _basic(text: str) -> str:
+  import ftfy
+
+  return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _lower(text: str) -> str:
+  return " ".join(_basic(text).split()).lower()
+
+
+def _canonical(text: str) -> str:
+  """Removes punctuation, for SigLIP."""
+  text = _basic(text).replace("_", " ").translate(_NO_PUNCTUATION)
+  return " ".join(text.lower().split())

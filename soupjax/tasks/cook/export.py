@@ -1,0 +1,116 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Soups under the names of another library, as folders for the hub."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+import jax
+
+from soupjax import files
+from soupjax.checkpoints import companions, model_card
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import pretrained
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.tasks import workdir as workdir_lib
+
+# Families whose files are npz.
+_NPZ = ("big_vision", "mixer")
+
+
+def _weights_name(opened) -> str:
+  """Returns the name of the weights in a folder of the hub, "" without one."""
+  first = opened.ingredients[0]
+  if opened.family in (None, *_NPZ) or not model_card.is_known(first.configs):
+    return ""
+  return model_card.weights_name(first.configs, first.name)
+
+
+def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
+  """Writes a soup with the leaf names of the ingredients' files.
+
+  Args:
+    opened: the `inputs.CookInputs`.
+    soup: path of the soup.
+    path: of the output, without a suffix. It is a folder if there are configs
+      beside the ingredients, so that other libraries open it.
+  """
+  if opened.family is None:
+    return
+  beside = companions.beside(companions.home(opened.ingredients[0]))
+  suffix = "npz" if opened.family in _NPZ else "safetensors"
+  file = path.with_name(f"{path.name}.{suffix}")
+  if beside:
+    file = path / (_weights_name(opened) or "model.safetensors")
+  if workdir_lib.exists(file):
+    return
+  files.make_directory(file.parent)
+  if jax.process_index() == 0:
+    companions.copy(beside, path)
+  params = open_lib.load_params(soup)
+  pretrained.save_exported(
+    file, params, opened.model, opened.family, like=opened.original
+  )
+
+
+def write_cards(
+  opened,
+  ingredients: Sequence[Ingredient],
+  soups: Sequence[str],
+  results: Mapping[str, tuple[str, Mapping[str, Mapping[str, float]]]],
+  workdir: pathlib.Path,
+) -> None:
+  """Writes the model card of every soup that is a folder for the hub.
+
+  Args:
+    opened: the `inputs.CookInputs`.
+    ingredients: with their metrics, best first.
+    soups: names of the soups.
+    results: model -> kind, and set -> metric -> value.
+    workdir: of the run.
+  """
+  if not _weights_name(opened):
+    return
+  best = ingredients[0].name
+  for soup in soups:
+    names = [soup, best, *(["pretrained"] if "pretrained" in results else [])]
+    scores = [_score_row(name, best, results[name][1]) for name in names]
+    recipe, chosen = _recipe(opened, soup, workdir / "soups" / soup)
+    rows = [
+      {"name": i.name, **({} if chosen is None else {"in": i.name in chosen})}
+      | i.metrics
+      for i in ingredients
+    ]
+    card = model_card.text(soup, ingredients[0].configs, recipe, rows, scores)
+    model_card.write(workdir / "export" / soup, card)
+
+
+def _score_row(name, best, values) -> dict[str, Any]:
+  label = f"{name} (best ingredient)" if name == best else name
+  return {"model": label} | {
+    f"{split}/{metric}": value
+    for split, metrics in values.items()
+    for metric, value in metrics.items()
+    if metric != "n"
+  }
+
+
+def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
+  """Returns the settings of a soup, and the ingredients in a greedy one."""
+  recipe = {
+    "soup": soup,
+    "select": str(opened.config.select or ""),
+    "chosen on": f"{opened.minival.name}, {len(opened.minival)} images",
+  }
+  if soup in opened.greedy:
+    record = files.read_json(folder / "greedy.json")
+    keys = ("metric", "accept", "min_delta", "selected")
+    return recipe | {key: record[key] for key in keys}, record["selected"]
+  if soup in opened.learned:
+    record = files.read_json(folder / "learned.json")
+    alphas = {
+      k: v for k, v in record["alphas"].items() if len(record["alphas"]) == 1
+    }
+    recipe |= {"coefficients": alphas, "in the order of": record["names"]}
+  return recipe, None

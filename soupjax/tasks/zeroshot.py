@@ -1,0 +1,139 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot heads of the text tower in a checkpoint, for tasks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from soupjax.checkpoints import companions
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import clip, pretrained, tokens, zeroshot
+from soupjax.soups.core import tree
+from soupjax.soups.core.ingredient import Ingredient
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns the settings of zero-shot heads."""
+  c = ml_collections.ConfigDict()
+  # Names of the classes in the order of the outputs, separated by "|"; a file
+  # with one a line; or "open_clip:imagenet". Empty takes those of the dataset,
+  # or, if these are missing or numbers, those in a config beside the weights.
+  c.names = ""
+  # Prompts with {} for the name, separated by "|"; a file with one a line; or
+  # "open_clip:openai" (80 of them).
+  c.templates = "a photo of a {}."
+  return c
+
+
+def _names(text: str) -> list[str]:
+  if "|" in text:
+    return text.split("|")
+  return zeroshot.read_list(text, "zeroshot.names")
+
+
+def _templates(text: str) -> list[str]:
+  if "{}" in text:
+    return text.split("|")
+  return zeroshot.read_list(text, "zeroshot.templates")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks `zeroshot.names` and `zeroshot.templates`, as far as given.
+
+  Raises:
+    ValueError: if a file is missing, or an entry cannot be used.
+  """
+  if config.names:
+    zeroshot.check_names(_names(config.names), where="zeroshot.names")
+  zeroshot.check_templates(_templates(config.templates), "zeroshot.templates")
+
+
+def names_of(
+  config: ml_collections.ConfigDict,
+  num_classes: int,
+  dataset: str,
+  dataset_names: Sequence[str] | None,
+  checkpoint_names: Sequence[str] | None,
+) -> list[str]:
+  """Returns the names of the classes.
+
+  Args:
+    config: with `names`, as in `default_config`.
+    num_classes: number of outputs.
+    dataset: its name, for errors.
+    dataset_names: of its classes, None if unknown.
+    checkpoint_names: of the checkpoint's outputs, None if unknown.
+
+  Raises:
+    ValueError: if no list has one usable name a class.
+  """
+  where = f"zeroshot.names={config.names!r:.60}"
+  if config.names:
+    names = _names(config.names)
+  else:
+    where, names = f"{dataset} (zeroshot.names is empty)", dataset_names or ()
+    words = names and not any(zeroshot.is_number(str(name)) for name in names)
+    if not words and checkpoint_names:
+      where, names = "the config beside the checkpoint", checkpoint_names
+    if not names:
+      raise ValueError(
+        f"The classes of {dataset} have no names: give zeroshot.names, a file "
+        f"with {num_classes} lines."
+      )
+  zeroshot.check_names(names, num_classes, where)
+  return list(names)
+
+
+def head(
+  source: str | Ingredient,
+  names: Sequence[str],
+  templates: str,
+  skip: Sequence[str] = (),
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Makes the head of the text tower in a checkpoint; reads no image tower.
+
+  Args:
+    source: a checkpoint of a whole CLIP, or its path.
+    names: of the classes.
+    templates: as in `default_config`.
+    skip: regular expressions of leaves of the file to leave out.
+
+  Returns:
+    The kernel (size of the embedding, classes), and a record of names,
+    templates, vocabulary and their hash.
+
+  Raises:
+    ValueError: if there is no text tower, or its vocabulary is missing.
+  """
+  if not isinstance(source, Ingredient):
+    source = open_lib.open_ingredient(source)
+  templates = _templates(templates)
+  detected = pretrained.detect(source, skip=skip, text=True)
+  model = clip.CLIP(**detected.options)
+  if model.text["num_heads"] is None:
+    raise ValueError(
+      f"The number of attention heads of the text tower of {source.path} is "
+      "unknown: put its config beside the weights."
+    )
+  adapted = pretrained.as_ingredient(source, model, skip=skip)
+  specs = {k: v for k, v in adapted.specs.items() if not k.startswith("img/")}
+  leaves, treedef = tree.nest({leaf: adapted.read(leaf) for leaf in specs})
+  params = jax.tree.unflatten(treedef, list(leaves.values()))
+  tokenizer = tokens.open_tokenizer(
+    companions.home(source) or "",
+    context_length=model.text["context_length"],
+    vocab_size=model.text["vocab_size"],
+  )
+  kernel = zeroshot.zeroshot_head(model, params, names, templates, tokenizer)
+  prompts = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  record = {
+    "names": list(names),
+    "templates": list(templates),
+    "vocabulary": tokenizer.source.name,
+    "hash": zeroshot.head_hash(model, params, prompts),
+  }
+  return kernel, record
