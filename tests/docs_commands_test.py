@@ -302,7 +302,8 @@ def namespace(page: str) -> dict:
   if page == "README.md":
     names |= dict(finetuned=a)
   elif page == "cook.md":
-    names |= dict(config=ml_collections.ConfigDict({"tests": {}}), num_images=5)
+    config = ml_collections.ConfigDict({"tests": {}, "means": {}})
+    names |= dict(config=config, num_images=5)
   elif page == "clip.md":
     tiny_clip.save("clip")
     tokens = jnp.zeros((1, 32), int)
