@@ -19,6 +19,9 @@ from soupjax.soups.core import arguments
 
 # Draws processed at a time: their image counts take 5 MB at 10,000 images.
 _DRAWS = 64
+# Values of a difference up to which they are drawn instead of images: those of
+# accuracies are -1, 0 and 1, and their sums over sets are not many more.
+_KINDS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,11 @@ def paired_bootstrap(
 ) -> list[Difference]:
   """Percentile intervals of mean differences, resampling images.
 
-  All models see the same resampled images. With several sets, such as shifts,
-  the statistic is the unweighted mean of the means of sets: the spread is that
-  of images, not of sets. Sets of one size are resampled together, position by
-  position: they may be corruptions of the same images, which gain together. If
-  they are other images, this costs nothing.
+  Each interval is that of one model against the reference. With several sets,
+  such as shifts, the statistic is the unweighted mean of the means of sets: the
+  spread is that of images, not of sets. Sets of one size are resampled together,
+  position by position: they may be corruptions of the same images, which gain
+  together. If they are other images, this costs nothing.
 
   Examples:
     >>> rng = np.random.default_rng(0)
@@ -77,8 +80,8 @@ def paired_bootstrap(
       reference, per image; or a sequence of such arrays, one per set.
     draws: resamples.
     level: coverage, above 0 and below 1.
-    seed: of the resamples. With one set they are those of
-      `scipy.stats.bootstrap(method="percentile")` for `default_rng(seed)`.
+    seed: of the resamples. With one set of many different values they are those
+      of `scipy.stats.bootstrap(method="percentile")` for `default_rng(seed)`.
 
   Returns:
     One difference for each model; `n` counts the images of all sets.
@@ -128,6 +131,12 @@ def _sets(differences) -> list[np.ndarray]:
 def _resampled_means(values, draws, rng) -> np.ndarray:
   """Means (draws, models) over images drawn with replacement."""
   n, parts = len(values), []
+  kinds = [np.unique(column, return_counts=True) for column in values.T]
+  if max(len(found) for found, _ in kinds) <= min(_KINDS, n // 2):
+    # How often each value is drawn is multinomial: no need to draw images.
+    return np.stack(
+      [rng.multinomial(n, count / n, draws) @ x / n for x, count in kinds], 1
+    )
   for start in range(0, draws, _DRAWS):
     parts.append(_counts(rng, n, min(_DRAWS, draws - start)) @ values / n)
   return np.concatenate(parts)

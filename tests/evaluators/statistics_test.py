@@ -31,6 +31,25 @@ def test_paired_bootstrap_is_scipys():
     assert (difference.n, difference.level, difference.p) == (300, 0.9, None)
 
 
+def test_differences_of_accuracies_have_the_same_distribution():
+  # Drawn by value, not by image: compared with all images drawn.
+  values = RNG.choice([-1.0, 0, 1], 400, p=[0.1, 0.7, 0.2])
+  found, twice = (
+    statistics.paired_bootstrap(x, draws=20_000)[0]
+    for x in (values, [values, values[::-1]])
+  )
+  rows = RNG.integers(0, 400, (20_000, 400))
+  for difference, drawn in (
+    (found, values[rows].mean(1)),
+    (twice, (values + values[::-1])[rows].mean(1) / 2),
+  ):
+    expected = np.percentile(drawn, [2.5, 97.5])
+    np.testing.assert_allclose(
+      [difference.low, difference.high], expected, atol=0.004
+    )
+    assert difference.value == pytest.approx(values.mean())
+
+
 def test_bootstrap_of_a_mean_over_sets():
   sets = [RNG.normal(1, 2, 400), RNG.normal(3, 1, 50), RNG.normal(-1, 1, 90)]
   (found,) = statistics.paired_bootstrap(sets, draws=4000)
