@@ -64,9 +64,9 @@ def paired_bootstrap(
 
   Each interval is that of one model against the reference. With several sets,
   such as shifts, the statistic is the unweighted mean of the means of sets: the
-  spread is that of images, not of sets. Sets of one size are resampled together,
-  position by position: they may be corruptions of the same images, which gain
-  together. If they are other images, this costs nothing.
+  spread is that of images, not of sets. Sets of one size are resampled
+  together, position by position: they may be corruptions of the same images,
+  which gain together. If they are other images, this costs nothing.
 
   Examples:
     >>> rng = np.random.default_rng(0)
