@@ -259,7 +259,8 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
       f"as {', '.join(list(table.entries)[:3])}: give the model's options."
     )
   if "pos_embedding" not in names:
-    options["posemb"] = table.family.without_positions
+    ours = table.name == "big_vision" and _beyond_big_vision(options)
+    options["posemb"] = "none" if ours else table.family.without_positions
   if options.get("pool_mlp_dim") == options.get("mlp_dim"):
     options.pop("pool_mlp_dim", None)
   has_token = "cls" in names
@@ -269,10 +270,25 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
   return options | {"pool_type": pool, "class_token": has_token}
 
 
+def _beyond_big_vision(options) -> bool:
+  """Whether big_vision has no such model: ours, with the same names.
+
+  It computes sines where positions have no leaves; we may rotate instead.
+  """
+  return bool(
+    options["layer_scale"]
+    or options["gated"]
+    or options["qk_norm"]
+    or options["qkv_bias"] != "qkv"
+  )
+
+
 def _may_rotate(table: foreign.SourceTable, measured) -> bool:
   """Whether models with these leaves may have rotary positions."""
   if "pos_frequencies" in table.leaves():
     return True
+  if table.name == "big_vision":
+    return measured.get("posemb") == "none"
   if table.name != "timm":
     return False
   names = " ".join(table.entries)
