@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches from memory and from Grain; several steps a call."""
 
-import functools
-
 import chex
 import helpers
 import jax
@@ -82,8 +80,12 @@ def args_of(config):
 
 @pytest.fixture
 def one_device(monkeypatch):
-  make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-  monkeypatch.setattr(sharding, "make_mesh", make)
+  make = sharding.make_mesh
+
+  def one(axes, devices=None):
+    return make(axes, jax.devices()[:1])
+
+  monkeypatch.setattr(sharding, "make_mesh", one)
 
 
 def test_several_steps_a_call_give_the_numbers_of_single_steps(

@@ -24,7 +24,7 @@ def test_two_processes_stopped_and_started_again_give_the_numbers_of_one(
   assert not (tmp_path / "two" / "done.json").exists()
   helpers.run_workers(WORKER, tmp_path, str(tmp_path / "two"), "-1")
   one = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-  monkeypatch.setattr(sharding, "make_mesh", lambda axes: one)
+  monkeypatch.setattr(sharding, "make_mesh", lambda axes, devices=None: one)
   finetune_run.run(helpers.finetune_config(), tmp_path / "one")
   for name in ("last", "last_ema_0.9"):
     ours, theirs = (
