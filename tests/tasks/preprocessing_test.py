@@ -255,7 +255,6 @@ def test_files_that_describe_no_images(tmp_path):
   )  # fmt: skip
   assert preprocessing.of_files(path) is None
   assert preprocessing.of_files("") is None
-  assert preprocessing.of_files("gs://bucket/model.safetensors") is None
 
 
 def test_files_that_contradict_each_other(tmp_path):

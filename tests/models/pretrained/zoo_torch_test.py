@@ -1,7 +1,12 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""All vision transformers of timm, shrunk: equal logits, or refused by name."""
+"""Vision transformers of timm, shrunk: equal logits, or refused by name.
 
+Every sixth is tested, and all with SOUPJAX_ZOO=all, in two minutes. The table in
+docs/pretrained.md is what that prints with `pytest -s`.
+"""
+
+import os
 import re
 
 import jax
@@ -81,6 +86,8 @@ def outcome(timm, name, folder):
 def test_every_vision_transformer_of_timm(tmp_path):
   timm = torch_models.package("timm")
   names = [name for p in PATTERNS for name in timm.list_models(p)]
+  whole = os.environ.get("SOUPJAX_ZOO") == "all"
+  names = names if whole else names[::6]
   table: dict[str, dict[str, int]] = {}
   for name in names:
     kind = next(kind for pattern, kind in KINDS if re.match(pattern, name))
@@ -96,4 +103,5 @@ def test_every_vision_transformer_of_timm(tmp_path):
     for kind, row in table.items()
   ]
   print("\n".join(lines))
-  assert sum(row["equal"] for row in table.values()) >= 200
+  equal = sum(row["equal"] for row in table.values())
+  assert equal >= (200 if whole else 30)

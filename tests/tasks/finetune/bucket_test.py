@@ -70,9 +70,11 @@ def test_the_marker_that_orbax_asks_for_comes_last(store, bucket):
   workdir.save_model(model, params)
   puts = [line for line in store.proxy.seen[begin:] if line.startswith("PUT")]
   assert puts[-1].split()[1].endswith("/last/params/commit_success.txt")
-  # A run that was killed before it writes the model again.
-  key = "run/last/params/commit_success.txt"
-  store.client.delete_object(Bucket=bucket[5:], Key=key)
+  # A run that was killed just before it writes the model again.
+  name, key = bucket.removeprefix("s3://"), "run/last/params"
+  store.client.delete_object(Bucket=name, Key=f"{key}/commit_success.txt")
+  marker = f"{key}/.soupjax_upload"
+  store.client.put_object(Bucket=name, Key=marker, Body=b"")
   assert not workdir.has_model(model)
   workdir.save_model(model, params)
   assert workdir.has_model(model)

@@ -61,6 +61,10 @@ def test_every_config_and_its_sweep_have_a_plan(path, arg):
   # Eight devices do not divide all of their batches.
   config = config_lib.updated(config, {"data.batch_size": 64})
   sweep = config_lib.load_sweep(str(path), arg)
+  if config.init.head == "zeroshot" and not config.init.path:
+    with pytest.raises(ValueError, match="needs init.path, a checkpoint with"):
+      dry_run.plan(config, sweep)
+    return
   said = dry_run.plan(config, sweep)
   assert f"{len(sweep)} members" in said
   assert f"Mesh {{'data': {jax.device_count()}}}" in said
