@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision transformers of timm, shrunk: equal logits, or refused by name.
 
-Every sixth is tested, and all with SOUPJAX_ZOO=all, in two minutes. The table in
-docs/pretrained.md is what that prints with `pytest -s`.
+Every sixth is tested, and all with SOUPJAX_ZOO=all, in two minutes. The table
+in docs/pretrained.md is what that prints with `pytest -s`.
 """
 
 import os
