@@ -157,7 +157,7 @@ def cook(
     config,
     f"--workdir={workdir / 'sweep'}",
     "--sweep",
-    *([start] if start else []),
+    *start,
     "--config.data.train=train",
     "--config.data.minival=minival",
   )
