@@ -43,6 +43,13 @@ COVERED_BY = {
   "models/pretrained/foreign": "models/pretrained/convert",
   "models/pretrained/mappings": "models/pretrained/convert",
   "models/pretrained/mismatch": "models/pretrained/convert",
+  **dict.fromkeys(
+    (
+      "models/pretrained/other_models/bit",
+      "models/pretrained/other_models/mixer",
+    ),
+    "models/pretrained/other_models/timm_torch",
+  ),
   "models/pretrained/positions": "models/pretrained/convert",
   "models/pretrained/tables": "models/pretrained/convert",
   "models/pretrained/timm_models": "models/pretrained/detect",
@@ -106,6 +113,7 @@ SEAMS = {
   # One module in several processes, which start slowly.
   "checkpoints/mix_processes": "checkpoints/mix in several processes",
   "evaluators/processes": "evaluators/evaluator in several processes",
+  "tasks/cook/backbones_torch": "tasks/cook on models of timm",
   "tasks/cook/processes": "tasks/cook in several processes",
   "tasks/finetune/processes": "tasks/finetune in several processes",
   # Programs that are killed and started again.
@@ -118,6 +126,7 @@ SEAMS = {
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
   "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
+  "models/pretrained/other_models/timm_torch": "Mixers and ResNets of timm",
   "models/pretrained/zoo_torch": "all vision transformers of timm",
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",

@@ -24,6 +24,8 @@ _HEAD = re.compile(
 # OpenCLIP's projection on a model of timm.
 _PROJECTION = re.compile(r"head\.proj\.(\w+)")
 _WEIGHTS = {"weight": "kernel", "kernel": "kernel", "bias": "bias"}
+# Our first layers.
+_STEMS = {"embedding/kernel", "stem/kernel", "root_block/conv_root/kernel"}
 
 
 def recognise(
@@ -132,7 +134,7 @@ def _family_and_prefix(
     (name, prefix)
     for name, kind in candidates.items()
     for prefix in kind.prefixes
-    if any(prefix + leaf in known for leaf in _first_block(kind, "{i}"))
+    if any(prefix + leaf in known for leaf in _first_block(kind))
   ] or [
     (name, prefix)
     for name, kind in candidates.items()
@@ -167,8 +169,7 @@ def _best(
   with_patches = {
     pair: found
     for pair, found in named.items()
-    if {"embedding/kernel", "stem/kernel"} & set(found)
-    and _embeds(pair[0], found, leaves)
+    if _STEMS & set(found) and _embeds(pair[0], found, leaves)
   }
   sets = {k: set(v.values()) for k, v in (with_patches or named).items()}
   best: list[tuple[str, str]] = []
@@ -199,12 +200,14 @@ def _named(family, prefix, leaves) -> dict[str, str]:
   return result
 
 
-def _first_block(family: tables.Family, key: str) -> list[str]:
-  """Returns names in block 0 of rows whose leaf contains `key`."""
+def _first_block(family: tables.Family, norm: bool = False) -> list[str]:
+  """Returns the names in the first block, or only those of its first norm."""
+  leaf = family.first_norm
+  start = leaf if norm else leaf.removesuffix("/".join(leaf.split("/")[-2:]))
   return [
     name.replace("{i}", "0")
     for row in family.rows
-    if key in row.leaf and "{i}" in row.leaf
+    if row.leaf.startswith(start)
     for name in row.names
   ]
 
@@ -214,7 +217,7 @@ def _outer_prefixes(family: tables.Family, leaves: Collection[str]) -> set[str]:
   return {
     leaf.removesuffix(name)
     for leaf in leaves
-    for name in _first_block(family, f"{tables.BLOCK}LayerNorm_0/scale")
+    for name in _first_block(family, norm=True)
     if leaf.endswith((f".{name}", f"/{name}"))
   }
 

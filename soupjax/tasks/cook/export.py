@@ -16,7 +16,7 @@ from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
 
 # Families whose files are npz.
-_NPZ = ("big_vision", "mixer")
+_NPZ = ("big_vision", "mixer", "bit", "bit_original")
 
 
 def _weights_name(opened) -> str:
