@@ -26,6 +26,7 @@ import numpy as np
 from soupjax import data, evaluators, files, processes, report, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.progress import Progress
+from soupjax.report import unseen
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
@@ -174,20 +175,30 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
   page = workdir / "report.html"
   if _first():
     differences = evaluations.differences(best.name, results)
+    above = {}
+    if initial and opened.unseen:
+      above = evaluations.differences("pretrained", results, opened.unseen)
     rows = [
       row
       for group in report.KINDS
       for name, (kind, values) in results.items()
       if kind == group
-      for row in evaluations.rows(name, kind, values, differences)
+      for row in evaluations.rows(name, kind, values, differences, above)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)
     export.write_cards(opened, ingredients, names, results, workdir)
     report.write_report(workdir)
-    print(report.results_table(report.read_run(workdir), sizes))
+    _print_results(workdir, sizes)
     print(f"{time.monotonic() - began:.0f} s in total. Report: {page}")
   return page
+
+
+def _print_results(workdir: pathlib.Path, sizes) -> None:
+  results = report.read_run(workdir)
+  print(report.results_table(results, sizes))
+  if text := unseen.table(results, sizes):
+    print(f"\n{text}")
 
 
 def _write_choices(opened, ingredients, workdir) -> None:
@@ -198,7 +209,8 @@ def _write_choices(opened, ingredients, workdir) -> None:
     "modes": {name: evaluators.get_metric(name).mode for name in names},
     "best": {name: soups.ranked(ingredients, name)[0].name for name in names},
     "greedy": opened.greedy,
-    "initial_head": opened.config.initial_head,
+    "initial_head": opened.config.initial_head
+    or "zero-shot" * ("minival" in opened.heads),
     "outputs": {
       name: (space.num_outputs, opened.config.data.num_classes)
       for name, space in opened.spaces.items()
@@ -206,6 +218,7 @@ def _write_choices(opened, ingredients, workdir) -> None:
     },
     "means": cook_config.means(opened.config),
     "protocols": protocols.described(opened.spaces, opened.ops),
+    "unseen": dict(opened.unseen),
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)
@@ -214,7 +227,7 @@ def _write_choices(opened, ingredients, workdir) -> None:
 def _warn_of_chance(opened, best) -> None:
   """Warns if the best ingredient is hardly better than chance."""
   accuracy = best.metrics["minival/prec@1"]
-  chance = 1 / opened.model.num_classes
+  chance = 1 / opened.config.data.num_classes
   if accuracy - chance < 0.1 * (1 - chance) and _first():
     logging.warning(
       "The best ingredient has %.1f %% on minival, hardly better than chance. "
@@ -268,6 +281,7 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
       state,
       place,
       opened.selection(ingredients).get("select"),
+      opened.heads.get("minival"),
     )
     return params, {"learned": record}
 
@@ -319,6 +333,6 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
     sizes = {}
     if record.exists():
       sizes = {"greedy_ensemble": len(files.read_json(record)["selected"])}
-    print(report.results_table(report.read_run(workdir), sizes))
+    _print_results(workdir, sizes)
     print(f"Finished before. Report: {workdir / 'report.html'}")
   return True
