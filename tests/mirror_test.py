@@ -84,7 +84,7 @@ COVERED_BY = {
 # Tests without a source file of their own -> why.
 SEAMS = {
   "benchmarks/accelerator": "mirrors benchmarks/",
-  "benchmarks/cifar10": "mirrors benchmarks/",
+  "benchmarks/evidence/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/run": "mirrors benchmarks/",
