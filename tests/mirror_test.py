@@ -48,6 +48,7 @@ COVERED_BY = {
   "models/pretrained/timm_models": "models/pretrained/detect",
   "models/rope": "models/vit",
   "report/labels": "report/figures",
+  "report/scores": "tasks/cook/judge",
   "report/sections": "report/page",
   "report/style": "report/page",
   "soups/engine/blocks": "soups/engine/run",
