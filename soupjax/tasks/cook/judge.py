@@ -78,6 +78,8 @@ def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
     tests={},
     spaces={},
     ops={},
+    heads={},
+    unseen={},
     ingredients=ingredients,
     initial=initial,
     original=original,
