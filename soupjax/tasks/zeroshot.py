@@ -100,7 +100,7 @@ def names_of(
         f"The classes of {dataset} have no names: give zeroshot.names, a file "
         f"with {num_classes} lines."
       )
-  zeroshot.check_names(names, num_classes, where)
+  zeroshot.check_names(names, num_classes, where, of=dataset)
   check_order(names, dataset_names, where, dataset)
   return list(names)
 

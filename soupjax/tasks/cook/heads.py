@@ -177,8 +177,6 @@ def whole_clips(
 
 def count_names(config) -> int:
   """Returns the number of classes of whole CLIPs."""
-  if config.zeroshot.names:
-    return len(settings.parse_names(config.zeroshot.names))
   c = config.data
   return data.open_source(
     c.name, c.minival or c.train, data_dir=c.data_dir or None
@@ -376,15 +374,17 @@ def unseen_head(
   )
 
 
-def about(head: Head, own: Head | None, minival: data.Source) -> str:
+def about(config, head: Head, minival: data.Source) -> str:
   """Describes the classes of a test set with names of its own.
 
   Args:
+    config: with `zeroshot.names`, if the classes of minival have others.
     head: of the set.
-    own: of minival, None if the models have a head.
     minival: the source of held-out images.
   """
-  classes = (*(minival.class_names or ()), *(own.names if own else ()))
+  classes = list(minival.class_names or ())
+  if config.zeroshot.names:
+    classes += settings.parse_names(config.zeroshot.names)
   known = set(map(spelling, classes))
   shared = [name for name in head.names if spelling(name) in known]
   text = f"zero-shot on {len(head.names):,} classes of its own"

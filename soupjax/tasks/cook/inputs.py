@@ -218,7 +218,7 @@ def open_inputs(
     ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
     heads=made,
     unseen={
-      name: heads.about(made[name], made.get("minival"), minival)
+      name: heads.about(config, made[name], minival)
       for name, test in cook_config.tests(config).items()
       if test.names
     },

@@ -233,10 +233,10 @@ class Evaluations:
     return start
 
   def rows(
-    self, name: str, kind: str, results, differences=None
+    self, name: str, kind: str, results, differences=None, above=None
   ) -> list[dict[str, Any]]:
     """Returns the lines of `results.jsonl` for one model."""
-    del differences
+    del differences, above
     return [
       {
         "model": name,
