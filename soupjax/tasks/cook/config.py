@@ -138,10 +138,6 @@ def default_config() -> ml_collections.ConfigDict:
     "memory_gb": -1.0,
   }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
-  # For ingredients of one run, in the order of their names: also the mean of
-  # neighbours that is best on minival, among those that end at the last or at
-  # the best ingredient.
-  c.cook.window = False
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
   # Calibration errors of all models, with and without a temperature fitted on
