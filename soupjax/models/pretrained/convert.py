@@ -119,7 +119,7 @@ def load_pretrained(
     source = open_lib.open_ingredient(source)
   if own.is_own(model) and family is None:
     return own.load(source, model, image_size, head=head, skip=skip, init=init)
-  dropped = families.with_prefix(skip, prefix)
+  dropped = families.with_prefix(source, skip, prefix)
   table = detect.open_table(source, family, dropped)
   if isinstance(model, clip.CLIP):
     image = load_pretrained(
@@ -183,7 +183,7 @@ def as_ingredient(
   if own.is_own(model) and family is None:
     own.check(source, model, image_size)
     return source
-  dropped = families.with_prefix(skip, prefix)
+  dropped = families.with_prefix(source, skip, prefix)
   table = detect.open_table(source, family, dropped)
   if isinstance(model, clip.CLIP):
     image = as_ingredient(

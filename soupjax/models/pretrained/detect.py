@@ -101,7 +101,7 @@ def detect(
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = open_table(source, family, families.with_prefix(skip, prefix))
+  table = open_table(source, family, families.with_prefix(source, skip, prefix))
   if table.family.model == "ViT":
     fields = _detect_vit(table)
   else:

@@ -63,6 +63,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
   # Regular expression of leaves of the files to leave out, such as a decoder.
   c.skip = ""
+  # Start of the names of the model in files that have several, such as
+  # "module.base_encoder." of MoCo v3. In `initial` it selects, too, if there.
+  c.prefix = ""
   # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
   # all others are shifts; they serve no choice. From the shell:
   # --config.tests=test=validation,sketch=imagenet_sketch/test

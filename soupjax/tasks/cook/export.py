@@ -88,7 +88,8 @@ def write_like(
     keys = ("format",) if kind == "safetensors" else ()
     text = {k: original.text[k] for k in keys if k in original.text}
     save.write(path, params, text=text or None)
-  companions.copy(companions.beside(companions.home(original)), str(folder))
+  beside = companions.beside(companions.home(original))
+  companions.copy(beside, folder, original)
   return folder if is_directory else path
 
 
@@ -118,7 +119,7 @@ def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   files.make_directory(file.parent)
   if jax.process_index() == 0:
-    companions.copy(beside, path)
+    companions.copy(beside, path, opened.ingredients[0])
   params = open_lib.load_params(soup)
   pretrained.save_exported(
     file, params, opened.model, opened.family, like=opened.original

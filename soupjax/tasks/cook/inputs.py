@@ -174,6 +174,10 @@ def open_inputs(
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
     start = start and pretrained.without(start, config.skip)
+  if config.prefix:
+    opened = [pretrained.under(i, config.prefix) for i in opened]
+    if start and any(leaf.startswith(config.prefix) for leaf in start.specs):
+      start = pretrained.under(start, config.prefix)
   config, detected, whole, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )

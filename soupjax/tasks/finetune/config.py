@@ -86,6 +86,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.init.head = "auto"
   # Regular expression of leaves of the checkpoint to leave out.
   c.init.skip = ""
+  # Start of the model's names if the checkpoint has several, such as
+  # "module.base_encoder." in those of MoCo v3.
+  c.init.prefix = ""
   c.init.seed = 0
   c.zeroshot = zeroshot.default_config()
 
@@ -146,6 +149,19 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+def part_of_start(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the arguments of `pretrained` that select the model of a start."""
+  c = config.init
+  return {"skip": [c.skip] if c.skip else [], "prefix": c.prefix}
+
+
+def detect_start(
+  config: ml_collections.ConfigDict,
+) -> models.pretrained.Detected:
+  """Detects the model of `init.path`; see `pretrained.detect`."""
+  return models.pretrained.detect(config.init.path, **part_of_start(config))
+
+
 def with_model_of_start(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
@@ -166,7 +182,7 @@ def with_model_of_start(
       "model.variant='init' is the model of init.path, which is empty: give "
       "--config.init.path, or a variant such as B/16."
     )
-  found = models.pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
+  found = detect_start(config)
   if config.model.name not in ("vit", found.model):
     raise ValueError(
       f"model.variant='init' with model.name={config.model.name!r}, but "

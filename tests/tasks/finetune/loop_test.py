@@ -102,6 +102,12 @@ def test_the_start_can_leave_out_leaves_of_its_checkpoint(tmp_path):
   config.init.skip = r"^target\."
   start = job_lib._initial_params(config, model)
   chex.assert_trees_all_equal(start, params)
+  config.init.update(skip="", prefix="online.")
+  start = job_lib._initial_params(config, model)
+  chex.assert_trees_all_equal(start, params)
+  config.init.prefix = "encoder."
+  with pytest.raises(ValueError, match="'encoder.'.*'online.', 'target.'"):
+    job_lib._initial_params(config, model)
 
 
 def test_a_head_that_is_kept_has_the_classes_of_the_data(tmp_path):
