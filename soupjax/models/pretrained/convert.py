@@ -248,7 +248,7 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT`, `Mixer`, `ResNet` or `CLIP`.
+    model: `models.ViT`, `Mixer`, `ResNet` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.
