@@ -21,6 +21,11 @@ def test_options_that_are_off_need_not_be_known(name):
   assert models.build(name, 3, variant=variant, unknown=0.0) == plain
 
 
+def test_lists_of_configs_make_a_model_that_compiles_once():
+  model = models.build("resnet", None, depths=[1])
+  assert hash(model) == hash(models.ResNet(depths=(1,)))
+
+
 def test_a_module_class_is_built_by_its_import_path():
   model = models.build("soupjax.models.ViT", 3, depth=1, variant="")
   assert isinstance(model, nn.Module) and model.depth == 1
