@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from soupjax import processes
+from soupjax import sharding as sharding_lib
 from soupjax.checkpoints import companions, destination, mesh_writer
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.progress import Progress
@@ -169,9 +170,13 @@ def mix(
       target = destination.Destination(
         out, format, shard_bytes, overwrite, plan
       )
-    pieces = _pieces(plan, target, sharding)
+      if target.on_mesh:
+        mesh = sharding_lib.make_mesh({"data": -1})
+        sharding = sharding_lib.fsdp(mesh, min_size=2**16)
+    on_mesh = target is None or target.on_mesh
+    pieces = _pieces(plan, None if on_mesh else target, sharding)
     needed = engine.host_bytes(plan, pieces) + (
-      target.host_bytes if target else mesh_writer.host_bytes(plan, sharding)
+      mesh_writer.host_bytes(plan, sharding) if on_mesh else target.host_bytes
     )
     table = provenance_lib.table(plan, pieces, target, needed)
     provenance = provenance_lib.of(plan, hash_inputs)
@@ -191,11 +196,14 @@ def mix(
       "progress": _progress(progress),
       "processes": processes.all_of_them(),
     }
-    if target is None:
+    if on_mesh:
       writer = mesh_writer.MeshWriter(plan, sharding)
       report = engine.run(plan, pieces, writer, **settings)
       params = jax.tree.unflatten(plan.treedef, map(writer.array, plan.specs))
       provenance = provenance_lib.complete(provenance, plan, report)
+      if target:
+        target.save(params, provenance)
+        params = None
     else:
       with target.opened(provenance) as writer:
         report = engine.run(plan, pieces, writer, **settings)
