@@ -173,10 +173,10 @@ def mix(
       if target.on_mesh:
         mesh = sharding_lib.make_mesh({"data": -1})
         sharding = sharding_lib.fsdp(mesh, min_size=2**16)
-    on_mesh = target is None or target.on_mesh
-    pieces = _pieces(plan, None if on_mesh else target, sharding)
+    to_disk = target if target and not target.on_mesh else None
+    pieces = _pieces(plan, to_disk, sharding)
     needed = engine.host_bytes(plan, pieces) + (
-      mesh_writer.host_bytes(plan, sharding) if on_mesh else target.host_bytes
+      to_disk.host_bytes if to_disk else mesh_writer.host_bytes(plan, sharding)
     )
     table = provenance_lib.table(plan, pieces, target, needed)
     provenance = provenance_lib.of(plan, hash_inputs)
@@ -196,7 +196,7 @@ def mix(
       "progress": _progress(progress),
       "processes": processes.all_of_them(),
     }
-    if on_mesh:
+    if to_disk is None:
       writer = mesh_writer.MeshWriter(plan, sharding)
       report = engine.run(plan, pieces, writer, **settings)
       params = jax.tree.unflatten(plan.treedef, map(writer.array, plan.specs))
@@ -205,12 +205,12 @@ def mix(
         target.save(params, provenance)
         params = None
     else:
-      with target.opened(provenance) as writer:
-        report = engine.run(plan, pieces, writer, **settings)
+      with to_disk.opened(provenance) as file_writer:
+        report = engine.run(plan, pieces, file_writer, **settings)
         with tree.without_collection():
           provenance = provenance_lib.complete(provenance, plan, report)
-          target.describe(provenance)
-          writer.finish(provenance)
+          to_disk.describe(provenance)
+          file_writer.finish(provenance)
   return Mixed(
     params=params,
     path=None if target is None or dry_run else target.path,
