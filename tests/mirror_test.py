@@ -73,7 +73,12 @@ COVERED_BY = {
   "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
+  "tasks/heads": "tasks/search/inputs",
   "tasks/programs/averaging": "tasks/cook/programs",
+  "tasks/search/config": "tasks/search/inputs",
+  "tasks/search/methods": "tasks/search/run",
+  "tasks/search/results": "tasks/search/run",
+  "tasks/search/work": "tasks/search/run",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "processes": "tasks/finetune/processes",

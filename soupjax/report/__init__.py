@@ -19,8 +19,11 @@ _PUBLIC = {
   "read_run": "results",
   "Results": "results",
   "results_table": "tables",
+  "search_figure": "searches",
+  "tables_text": "searches",
   "wise_ft_curve": "figures",
   "write_report": "page",
+  "write_search_report": "searches",
 }
 __all__ = list(_PUBLIC)
 

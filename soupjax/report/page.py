@@ -110,7 +110,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
     )
   pictures = {
-    name: _save(figure, workdir / "figures" / f"{name}.png")
+    name: save_figure(figure, workdir / "figures" / f"{name}.png")
     for name, figure in drawn.items()
   }
   config = workdir / "config.json"
@@ -157,7 +157,7 @@ def _hyperparameters(
   return {k: v for k, v in values.items() if isinstance(v, dict)}
 
 
-def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
+def save_figure(figure: Figure | None, path: pathlib.Path) -> bytes | None:
   """Saves a figure; None removes the file of an earlier report."""
   if figure is None:
     path.unlink(missing_ok=True)
@@ -177,12 +177,7 @@ def _page(
 
   def show(name, heading, caption):
     if png := pictures.get(name):
-      data = base64.b64encode(png).decode("ascii")
-      body.append(
-        f"<h2>{heading}</h2>\n"
-        f'<figure><img alt="{heading}" src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{caption}</figcaption></figure>"
-      )
+      body.append(figure_section(png, heading, caption))
 
   show(
     "accuracy_plane",
@@ -209,6 +204,28 @@ def _page(
     body.append(f"<h2>Calibration</h2>\n{table}")
   body.append("<h2>The ingredients</h2>")
   body.append(sections.ingredients_section(results, greedy, hyperparameters))
+  return document(title, body, config)
+
+
+def figure_section(png: bytes, heading: str, caption: str) -> str:
+  """Embeds a picture under a heading; both texts are HTML."""
+  data = base64.b64encode(png).decode("ascii")
+  return (
+    f"<h2>{heading}</h2>\n"
+    f'<figure><img alt="{heading}" src="data:image/png;base64,{data}">\n'
+    f"<figcaption>{caption}</figcaption></figure>"
+  )
+
+
+def document(title: str, body: Sequence[str], config: Any = None) -> str:
+  """Returns a whole page.
+
+  Args:
+    title: as HTML.
+    body: its parts, as HTML.
+    config: JSON to show folded at the end; None for none.
+  """
+  body = list(body)
   if config is not None:
     text = html.escape(json.dumps(config, indent=2))
     body.append(

@@ -17,7 +17,7 @@ from soupjax.evaluators import Evaluator, label_spaces, statistics
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.cook.inputs import Inputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
@@ -27,7 +27,7 @@ LABELS = ".labels"  # Name of the labels among the files of logits.
 class Evaluations:
   """Results of models by set, in `metrics/`, `correct/` and `logits/`."""
 
-  def __init__(self, inputs: CookInputs, workdir: pathlib.Path):
+  def __init__(self, inputs: Inputs, workdir: pathlib.Path):
     """Sets up one evaluator for each set; decodes nothing yet."""
     self._inputs, self._workdir = inputs, workdir
     config, mesh = inputs.config, inputs.mesh
@@ -40,7 +40,7 @@ class Evaluations:
       needed = 12e-9 * config.data.image_size**2 * len(source)
       fits = needed <= room
       self._evaluators[name] = Evaluator(
-        inputs.model,
+        inputs.model_of(name),
         data.eval_batches(
           source,
           batch_size=batch_size,
@@ -58,9 +58,14 @@ class Evaluations:
       )
       room -= needed if fits else 0.0
 
-  def minival(self, metric: str) -> Evaluator:
-    """Returns an evaluator of candidates on minival by a metric."""
-    return self._evaluators["minival"].for_metric(metric)
+  def minival(self, metric: str, dataset: str = "minival") -> Evaluator:
+    """Returns an evaluator of candidates on minival by a metric.
+
+    Args:
+      metric: its name.
+      dataset: the name of the set, if there are several.
+    """
+    return self._evaluators[dataset].for_metric(metric)
 
   def evaluate(
     self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
@@ -87,7 +92,8 @@ class Evaluations:
     for dataset, evaluator in self._evaluators.items():
       try:
         values = evaluator.per_example(
-          params, logits=keep_logits or calibration.wanted
+          self._inputs.params_of(dataset, params),
+          logits=keep_logits or calibration.wanted,
         )
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
@@ -129,9 +135,7 @@ class Evaluations:
     return results
 
   def _calibration(self) -> "_Calibration":
-    return _Calibration(
-      self._inputs.config.cook.calibration, self._inputs.spaces
-    )
+    return _Calibration(self._inputs.calibration, self._inputs.spaces)
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
     """Returns the logits of a model by set; None if missing or damaged."""

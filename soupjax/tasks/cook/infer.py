@@ -27,13 +27,18 @@ _SILENT = (
 
 
 def resolve(
-  config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
+  config: ml_collections.ConfigDict,
+  ingredients: Sequence[Ingredient],
+  *,
+  heads: bool = True,
 ) -> tuple[ml_collections.ConfigDict, pretrained.Detected, list[str]]:
   """Fills the gaps of a config from the checkpoints.
 
   Args:
     config: as in configs/cook.py.
     ingredients: with the leaves of their files, and the start.
+    heads: whether their heads are averaged, too: then they need the same
+      classes.
 
   Returns:
     The config without gaps, the detected model of the first ingredient, and
@@ -47,7 +52,7 @@ def resolve(
     pretrained.detect(i, family=config.family or None) for i in ingredients
   ]
   prepared, warnings = _prepared(config, ingredients, detected)
-  _check_alike(ingredients, detected, prepared)
+  _check_alike(ingredients, detected, prepared, heads)
   origin, first = ingredients[0], detected[0]
   # An ingredient without files has the settings of the others.
   named = (model.classes for model in detected)
@@ -89,12 +94,12 @@ def resolve(
   full = ml_collections.ConfigDict(config.to_dict())
   known = {k: v for k, v in options.items() if k in gaps}
   full.model = ml_collections.ConfigDict({**written, **known})
-  full.data.num_classes = full.data.num_classes or first.options.get(
-    "num_classes", 0
+  full.data.num_classes = full.data.num_classes or (
+    first.options.get("num_classes") or 0
   )
   full.data.image_size = full.data.image_size or first.image_size or 0
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
-  _check_full(full, origin.path or origin.name)
+  _check_full(full, origin.path or origin.name, heads)
   described = next(filter(None, prepared), None)
   described = described or preprocessing.recorded(companions.home(origin))
   lines = [*_lines(full, first, filled, described), *warnings]
@@ -137,7 +142,7 @@ def _eval_ops(config, ingredients, prepared):
   return config.data.eval_ops or given
 
 
-def _check_alike(ingredients, detected, prepared) -> None:
+def _check_alike(ingredients, detected, prepared, heads) -> None:
   """Rejects ingredients whose files imply different forward passes."""
   settings = {
     f"model.{key}": [
@@ -145,7 +150,8 @@ def _check_alike(ingredients, detected, prepared) -> None:
     ]
     for key in sorted(set().union(*(model.said for model in detected)))
   }
-  settings["the order of classes"] = [model.classes for model in detected]
+  if heads:
+    settings["the order of classes"] = [model.classes for model in detected]
   settings["the preprocessing of images"] = prepared
   for setting, values in settings.items():
     described = [
@@ -163,8 +169,8 @@ def _check_alike(ingredients, detected, prepared) -> None:
         )
 
 
-def _check_full(config, path: str) -> None:
-  if not config.data.num_classes:
+def _check_full(config, path: str, heads: bool) -> None:
+  if heads and not config.data.num_classes:
     raise ValueError(
       f"{path} has no known head, but cooking needs classifiers. sj.mix "
       "averages any models."

@@ -1,0 +1,418 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the inputs of a search: checkpoints, tasks, and their frozen heads."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from soupjax import data, files, processes, sharding
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import pretrained
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.records import check_same_init
+from soupjax.tasks import heads as heads_lib
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks import zeroshot
+from soupjax.tasks.cook import classes as classes_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import infer
+from soupjax.tasks.cook import inputs as cook_inputs
+from soupjax.tasks.finetune.step import abstract_params, leaf_sharding
+from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search.config import TaskSpec
+
+PyTree = Any
+# Images of a set that are compared with the size of the model.
+MINIVAL, TEST = "minival", "test"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Task:
+  """A dataset and the model with its head.
+
+  Attributes:
+    spec: the entry of the config.
+    model: the encoder with a head for the classes.
+    minival: the images of all choices.
+    test: the images that are only shown, or None.
+    train: the images of a probe, or None.
+    own: name of the ingredient that was fine-tuned on the task, or None.
+  """
+
+  spec: TaskSpec
+  model: Any
+  minival: data.Source
+  test: data.Source | None
+  train: data.Source | None
+  own: str | None
+
+  @property
+  def frozen(self) -> bool:
+    """Whether the head is not averaged."""
+    return self.spec.head != "merged"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SearchInputs(cook_inputs.Inputs):
+  """The opened checkpoints, encoder and tasks.
+
+  Attributes:
+    tasks: by name.
+    starts: the ingredients and the start (or None) with the leaves of their
+      files.
+    heads: task -> module -> leaves, for frozen heads; `make_heads` fills it.
+  """
+
+  tasks: Mapping[str, Task]
+  starts: tuple[Sequence[Ingredient], Ingredient | None]
+  heads: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+
+  @property
+  def sets(self) -> dict[str, data.Source]:
+    """All sets as "TASK/minival" and "TASK/test"."""
+    sets = {f"{name}/{MINIVAL}": t.minival for name, t in self.tasks.items()}
+    for name, task in self.tasks.items():
+      if task.test is not None:
+        sets[f"{name}/{TEST}"] = task.test
+    return sets
+
+  def model_of(self, dataset: str) -> Any:
+    """Returns the encoder with the head of the task."""
+    return self.tasks[dataset.rpartition("/")[0]].model
+
+  def params_of(self, dataset: str, params: PyTree) -> PyTree:
+    """Attaches the frozen head of the task, if it has one."""
+    return {**params, **self.heads.get(dataset.rpartition("/")[0], {})}
+
+  @property
+  def frozen(self) -> bool:
+    """Whether heads are frozen; then the ingredients have none."""
+    return any(task.frozen for task in self.tasks.values())
+
+  def of_task(self, name: str) -> Ingredient | None:
+    """Returns the ingredient that was fine-tuned on a task, or None."""
+    own = self.tasks[name].own
+    return next((i for i in self.ingredients if i.name == own), None)
+
+
+def open_inputs(
+  config: ml_collections.ConfigDict,
+  *,
+  same_init: bool = True,
+  devices: Sequence[jax.Device] | None = None,
+) -> SearchInputs:
+  """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Args:
+    config: as in configs/search.py.
+    same_init: whether ingredients that record different starts are an error.
+    devices: of the mesh; None takes those of JAX.
+
+  Raises:
+    ValueError: if checkpoints, tasks and heads do not fit together.
+  """
+  specs = search_config.tasks(config)
+  frozen = [name for name, spec in specs.items() if spec.head != "merged"]
+  if frozen and len(frozen) < len(specs):
+    other = next(name for name in specs if name not in frozen)
+    raise ValueError(
+      f"tasks.{frozen[0]} has a frozen head and tasks.{other} a merged one: "
+      "give all tasks a head (own, initial, probe, zeroshot or file:PATH), or "
+      "none."
+    )
+  opened, start = cook_inputs.open_checkpoints(config)
+  config, detected, notes = infer.resolve(
+    config, [*opened, *filter(None, [start])], heads=not frozen
+  )
+  model = cook_config.build_model(config)
+  if frozen:
+    model = model.clone(num_classes=None)
+  ingredients, initial = cook_inputs.adapt(config, model, opened, start)
+  if same_init:
+    check_same_init(ingredients)
+  check_ingredients([*ingredients, *filter(None, [initial])])
+  mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
+  names = [*(ingredient.name for ingredient in ingredients), None]
+  checkpoints = dict(zip(names, [*opened, start]))
+  tasks = {
+    name: _open_task(config, spec, model, detected, checkpoints, notes)
+    for name, spec in specs.items()
+  }
+  _check_apart(tasks)
+  inputs = SearchInputs(
+    config=config,
+    model=model,
+    mesh=mesh,
+    place=leaf_sharding(config, model, mesh),
+    spaces={},
+    ops={},
+    ingredients=ingredients,
+    initial=initial,
+    original=opened[0],
+    notes=notes,
+    tasks=tasks,
+    starts=(opened, start),
+  )
+  return dataclasses.replace(
+    inputs,
+    ops={
+      name: tasks[name.rpartition("/")[0]].spec.ops
+      for name in inputs.sets
+      if tasks[name.rpartition("/")[0]].spec.ops
+    },
+  )
+
+
+def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
+  """Opens the sets of a task.
+
+  Args:
+    config: without gaps.
+    spec: the entry of the task.
+    model: the encoder, or the model with a head that is averaged.
+    detected: from the first ingredient.
+    checkpoints: name -> ingredient with the leaves of its file; None -> start.
+    notes: gets lines for the plan.
+  """
+  where = f"tasks.{spec.name}"
+  options = {"data_dir": config.data.data_dir or None}
+  kind = spec.head.partition(":")[0]
+  own = spec.model or (spec.name if spec.name in checkpoints else None)
+  if own and own not in checkpoints:
+    raise ValueError(
+      f"{where}: model={own!r} is not an ingredient; these are "
+      f"{', '.join(filter(None, checkpoints))}."
+    )
+  try:
+    part = data.open_source(spec.dataset, spec.minival or spec.train, **options)
+    test = train = None
+    if spec.test:
+      test = data.open_source(spec.dataset, spec.test, **options)
+    if kind == "probe":
+      train = data.open_source(spec.dataset, spec.train, **options)
+  except ValueError as e:
+    raise ValueError(f"{where}: {e}") from e
+  classes, count = part.class_names, part.num_classes
+  if kind in ("merged", "own", "initial"):
+    # The head has an order of classes of its own.
+    owner = checkpoints.get(own if kind == "own" else None)
+    if kind != "merged" and owner is not None:
+      detected = pretrained.detect(owner, family=config.family or None)
+    classes = classes_lib.classes_of(config, detected, part)
+  if kind == "merged":
+    count = config.data.num_classes
+  if not spec.minival:
+    rest, part = data.split_minival(
+      part, per_class=config.data.minival_per_class
+    )
+    train = train and rest
+  elif train is not None and (shared := data.shared_examples(train, part)):
+    raise ValueError(
+      f"{where}: {shared} images are in both train={spec.train!r}, on which "
+      f"the probe is fitted, and minival={spec.minival!r}."
+    )
+  if test is not None and (shared := data.shared_examples(part, test)):
+    raise ValueError(
+      f"{where}: {shared} images of {test.name} are in minival, on which every "
+      "choice is made. Take other images."
+    )
+  sources = [
+    source and classes_lib.labelled(source, classes, count, f"{where}.{split}")
+    for split, source in (("minival", part), ("test", test), ("train", train))
+  ]
+  for source in filter(None, sources):
+    infer.check_images(config, source, spec.ops)
+    notes += classes_lib.incomparable(source, classes, spec.name)
+  made = model.clone(num_classes=count)
+  if kind == "zeroshot":
+    made = made.clone(normalize=True)
+  return Task(
+    spec=spec,
+    model=made,
+    minival=sources[0],
+    test=sources[1],
+    train=sources[2],
+    own=own,
+  )
+
+
+def _check_apart(tasks: Mapping[str, Task]) -> None:
+  """Rejects a test set whose images decide as another task's minival."""
+  for name, task in tasks.items():
+    for other, held_out in tasks.items():
+      shared = task.test and data.shared_examples(task.test, held_out.minival)
+      if shared and name != other:
+        raise ValueError(
+          f"tasks.{name}: {shared} images of its test set are in the minival "
+          f"of {other}, on which choices are made. Take other images."
+        )
+
+
+# --- Frozen heads -------------------------------------------------------------
+
+
+def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
+  """Reads, makes or fits the frozen heads.
+
+  Args:
+    inputs: its `heads` are filled, on the mesh.
+    folder: gets `TASK.npz` with the leaves of each head, and those that are
+      there are used; None only checks the heads that exist, in a dry run.
+
+  Raises:
+    ValueError: if a head is missing, or does not fit the encoder or the data.
+  """
+  width = _width(inputs)
+  for name, task in inputs.tasks.items():
+    if not task.frozen:
+      continue
+    where, kind = f"tasks.{name}", task.spec.head.partition(":")[0]
+    makes = kind in ("probe", "zeroshot")
+    if folder is None and makes:
+      continue
+    file = None if folder is None else folder / f"{name}.npz"
+    if file is not None and workdir_lib.exists(file):
+      head = _nested(files.read_arrays(file))
+    else:
+      head = _HEADS[kind](inputs, task, where)
+      heads_lib.check(head, width, task.model.num_classes, where)
+      head = jax.tree.map(np.asarray, head)
+      if file is not None and jax.process_index() == 0:
+        files.write_arrays(
+          file,
+          {
+            f"{m}/{k}": v
+            for m, leaves in head.items()
+            for k, v in leaves.items()
+          },
+        )
+      processes.barrier(f"head of {name}")
+    place = sharding.replicated(inputs.mesh)
+    inputs.heads[name] = jax.tree.map(
+      lambda x, place=place: jax.make_array_from_callback(
+        x.shape, place, lambda index, x=x: x[index]
+      ),
+      head,
+    )
+
+
+def _nested(flat) -> dict[str, dict[str, np.ndarray]]:
+  head: dict[str, dict[str, np.ndarray]] = {}
+  for key, value in flat.items():
+    module, _, name = key.partition("/")
+    head.setdefault(module, {})[name] = value
+  return head
+
+
+def _width(inputs: SearchInputs) -> int:
+  """Returns the number of features of the encoder."""
+  task = next(iter(inputs.tasks.values()))
+  shapes = abstract_params(inputs.config, task.model.clone(num_classes=1))
+  return shapes["head"]["kernel"].shape[0]
+
+
+def _of_checkpoint(inputs, task, where, source: Ingredient):
+  try:
+    adapted = pretrained.as_ingredient(
+      source,
+      task.model,
+      family=inputs.config.family or None,
+      image_size=inputs.config.data.image_size,
+    )
+  except ValueError as e:
+    raise ValueError(
+      f"{where}: the head of {source.path or source.name} does not fit "
+      f"{task.minival.name} with {task.model.num_classes} classes: {e}"
+    ) from e
+  return heads_lib.leaves_of(adapted)
+
+
+def _own(inputs, task, where):
+  if task.own is None:
+    raise ValueError(
+      f"{where}: head=own needs the ingredient of this task, model=NAME, one "
+      f"of {', '.join(i.name for i in inputs.ingredients)}."
+    )
+  names = [i.name for i in inputs.ingredients]
+  source = inputs.starts[0][names.index(task.own)]
+  return _of_checkpoint(inputs, task, where, source)
+
+
+def _initial(inputs, task, where):
+  return _of_checkpoint(inputs, task, where, _start(inputs, where, "initial"))
+
+
+def _start(inputs, where, kind) -> Ingredient:
+  start = inputs.starts[1]
+  if start is None:
+    raise ValueError(f"{where}: head={kind} needs --config.initial.")
+  return start
+
+
+def _file(inputs, task, where):
+  path = task.spec.head.partition(":")[2]
+  try:
+    return heads_lib.read(path, where)
+  except ValueError as error:
+    try:  # A checkpoint of a whole model.
+      source = open_lib.open_ingredient(path)
+      return _of_checkpoint(inputs, task, where, source)
+    except ValueError:
+      raise error from None
+
+
+def _probe(inputs, task, where):
+  start, config = _start(inputs, where, "probe"), inputs.config
+  del start
+  encoder = inputs.initial.load()
+  return {
+    "head": heads_lib.fit(
+      inputs.model,
+      encoder,
+      task.train,
+      preprocess=cook_config.eval_ops(config, task.spec.ops),
+      batch_size=config.data.batch_size,
+      num_classes=task.model.num_classes,
+      l2=config.probe.l2,
+      steps=config.probe.steps,
+      max_examples=config.probe.max_examples,
+      mesh=inputs.mesh,
+    )
+  }
+
+
+def _zeroshot(inputs, task, where):
+  start, config = _start(inputs, where, "zeroshot"), inputs.config
+  names = zeroshot.names_of(
+    config.zeroshot,
+    task.model.num_classes,
+    task.minival.name,
+    task.minival.class_names,
+    None,
+  )
+  try:
+    kernel, _ = zeroshot.head(
+      start,
+      names,
+      config.zeroshot.templates,
+      [config.skip] if config.skip else [],
+    )
+  except ValueError as e:
+    raise ValueError(f"{where}: {e}") from e
+  classes = task.model.num_classes
+  return {"head": {"kernel": kernel, "bias": np.zeros(classes, np.float32)}}
+
+
+_HEADS = {
+  "own": _own,
+  "initial": _initial,
+  "file": _file,
+  "probe": _probe,
+  "zeroshot": _zeroshot,
+}
