@@ -110,7 +110,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
     )
   pictures = {
-    name: save_figure(figure, workdir / "figures" / f"{name}.png")
+    name: _save(figure, workdir / "figures" / f"{name}.png")
     for name, figure in drawn.items()
   }
   config = workdir / "config.json"
@@ -157,7 +157,7 @@ def _hyperparameters(
   return {k: v for k, v in values.items() if isinstance(v, dict)}
 
 
-def save_figure(figure: Figure | None, path: pathlib.Path) -> bytes | None:
+def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
   """Saves a figure; None removes the file of an earlier report."""
   if figure is None:
     path.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def _page(
 
   def show(name, heading, caption):
     if png := pictures.get(name):
-      body.append(figure_section(png, heading, caption))
+      body.append(_embedded(png, heading, caption))
 
   show(
     "accuracy_plane",
@@ -204,11 +204,13 @@ def _page(
     body.append(f"<h2>Calibration</h2>\n{table}")
   body.append("<h2>The ingredients</h2>")
   body.append(sections.ingredients_section(results, greedy, hyperparameters))
-  return document(title, body, config)
+  if config is not None:
+    body.append(configuration(config))
+  return document(title, body)
 
 
-def figure_section(png: bytes, heading: str, caption: str) -> str:
-  """Embeds a picture under a heading; both texts are HTML."""
+def _embedded(png: bytes, heading: str, caption: str) -> str:
+  """Returns a heading and a picture as HTML."""
   data = base64.b64encode(png).decode("ascii")
   return (
     f"<h2>{heading}</h2>\n"
@@ -217,21 +219,25 @@ def figure_section(png: bytes, heading: str, caption: str) -> str:
   )
 
 
-def document(title: str, body: Sequence[str], config: Any = None) -> str:
-  """Returns a whole page.
+def picture(
+  figure: Figure | None, path: pathlib.Path, heading: str, caption: str = ""
+) -> str:
+  """Saves a figure and returns it as HTML; "" without a figure."""
+  png = _save(figure, path)
+  return _embedded(png, heading, caption) if png else ""
 
-  Args:
-    title: as HTML.
-    body: its parts, as HTML.
-    config: JSON to show folded at the end; None for none.
-  """
-  body = list(body)
-  if config is not None:
-    text = html.escape(json.dumps(config, indent=2))
-    body.append(
-      "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
-      f"<pre>{text}</pre></details>"
-    )
+
+def configuration(config: Any) -> str:
+  """Returns a config as HTML."""
+  text = html.escape(json.dumps(config, indent=2))
+  return (
+    "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
+    f"<pre>{text}</pre></details>"
+  )
+
+
+def document(title: str, body: Sequence[str]) -> str:
+  """Returns a page of a title and of parts, which are HTML."""
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -131,28 +131,20 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
   body = [f"<h1>{title}</h1>", f"<p>{html.escape(record['summary'])}</p>"]
   body += map(_html_table, record["tables"])
   for name, history in record["searches"].items():
-    picture = page.save_figure(
-      search_figure(name, history, record["axis"]),
-      workdir / "figures" / f"{name}.png",
-    )
     body.append(
-      page.figure_section(
-        picture,
+      page.picture(
+        search_figure(name, history, record["axis"]),
+        workdir / "figures" / f"{name}.png",
         html.escape(name),
         "Every candidate on minival, by which the choice was made.",
       )
     )
   for name, trace in record.get("greedy", {}).items():
-    picture = figures.greedy_trajectory(trace)
-    if picture is not None:
-      path = workdir / "figures" / f"{name}.png"
-      png = page.save_figure(picture, path)
-      body.append(page.figure_section(png, html.escape(name), "Decisions."))
+    figure = figures.greedy_trajectory(trace)
+    path = workdir / "figures" / f"{name}.png"
+    body.append(page.picture(figure, path, html.escape(name), "Decisions."))
   config = workdir / "config.json"
-  files.write_text(
-    workdir / "report.html",
-    page.document(
-      title, body, files.read_json(config) if config.is_file() else None
-    ),
-  )
+  if config.is_file():
+    body.append(page.configuration(files.read_json(config)))
+  files.write_text(workdir / "report.html", page.document(title, body))
   return workdir / "report.html"

@@ -35,7 +35,8 @@ from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
-  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
+  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|window|"
+  "chosen|wise_ft|wise_ft_.*)$"
 )
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
@@ -47,9 +48,11 @@ class Inputs:
 
   Attributes:
     config: as in configs/cook.py, with all values filled in.
-    model: with a head for the data's classes, None for a headless encoder.
-    mesh: with an axis "data".
-    place: leaf name and spec -> its sharding on the mesh.
+    model: with a head for the data's classes, without one for an encoder of
+      tasks; None if a command evaluates.
+    mesh: with an axis "data"; None if a command evaluates.
+    place: leaf name and spec -> its sharding on the mesh; None if a command
+      evaluates.
     spaces: name -> the classes of a test set among the outputs, if not all.
     ops: name -> operations of a test set that come before `data.eval_ops`.
     ingredients: with the leaves of the model.
@@ -60,8 +63,8 @@ class Inputs:
 
   config: ml_collections.ConfigDict
   model: Any
-  mesh: jax.sharding.Mesh
-  place: Callable[[str, Any], jax.sharding.Sharding]
+  mesh: jax.sharding.Mesh | None
+  place: Callable[[str, Any], jax.sharding.Sharding] | None
   spaces: Mapping[str, LabelSpace]
   ops: Mapping[str, str]
   ingredients: Sequence[Ingredient]
@@ -99,6 +102,15 @@ class Inputs:
     """Whether the calibration of every model is measured."""
     return self.config.cook.get("calibration", False)
 
+  @property
+  def is_judged(self) -> bool:
+    """Whether a command evaluates, see `judge`."""
+    return bool(self.config.evaluate_command)
+
+  def mode(self, metric: str) -> str:
+    """Returns "max" if higher values of a metric are better, else "min"."""
+    return cook_config.mode(self.config, metric)
+
   def selection(self, ingredients: Sequence[Ingredient]) -> dict[str, Any]:
     """Returns `select` and `base` for soups of the ingredients in this order.
 
@@ -122,16 +134,18 @@ class CookInputs(Inputs):
   """The opened checkpoints, model, mesh and datasets of cooking.
 
   Attributes:
-    minival: the source of held-out images.
+    minival: the source of held-out images; None if a command evaluates.
     tests: name -> source of a test set.
   """
 
-  minival: data.Source
+  minival: data.Source | None
   tests: Mapping[str, data.Source]
 
   @property
   def sets(self) -> dict[str, data.Source]:
     """All sets by name, minival first."""
+    if self.minival is None:
+      return {}
     return {"minival": self.minival, **self.tests}
 
   @property
@@ -149,12 +163,14 @@ class CookInputs(Inputs):
   @property
   def ensembles(self) -> bool:
     """Whether the logits that ensembles need may be kept."""
+    if self.is_judged:
+      return False
     return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
 
   @property
   def learned(self) -> list[str]:
-    """Names of the learned soups, which need at least two ingredients."""
-    if len(self.ingredients) < 2:
+    """Names of the learned soups, which need two ingredients and gradients."""
+    if len(self.ingredients) < 2 or self.is_judged:
       return []
     return [f"learned_{g}" for g in self.config.cook.learned.granularities]
 
@@ -191,7 +207,7 @@ def adapt(
     image_size=config.data.image_size,
   )
   ingredients = [
-    dataclasses.replace(adapted(original), name=_safe(original.name))
+    dataclasses.replace(adapted(original), name=safe_name(original.name))
     for original in opened
   ]
   # The folder of the start may have the name of an ingredient's.
@@ -219,7 +235,7 @@ def open_inputs(
   model = cook_config.build_model(config)
   ingredients, initial = adapt(config, model, opened, start)
   check_same_init(ingredients)
-  select = _check_selection(config, ingredients, initial)
+  select = check_selection(config, ingredients, initial)
   if not select:
     check_ingredients([*ingredients, *filter(None, [initial])])
   mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
@@ -244,7 +260,11 @@ def open_inputs(
   )
 
 
-def _check_selection(config, ingredients, initial) -> dict[str, Any]:
+def check_selection(
+  config: ml_collections.ConfigDict,
+  ingredients: Sequence[Ingredient],
+  initial: Ingredient | None,
+) -> dict[str, Any]:
   """Checks `config.select` against the leaves; returns it as a dict."""
   select = mix.selection_of(config.select)
   for pattern, action in select.items():
@@ -266,7 +286,8 @@ def _check_selection(config, ingredients, initial) -> dict[str, Any]:
       not listed
       and config.task == "cook"
       and len(ingredients) > 1
-      and (config.cook.learned.granularities)
+      and config.cook.learned.granularities
+      and not config.evaluate_command
     ):
       fix = (
         "learned soups of this task have no base; give one number for each "
@@ -288,7 +309,7 @@ def patterns(config: ml_collections.ConfigDict) -> list[str]:
   return open_lib.split_patterns(config.ingredients)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
   """Makes a name safe as a file name and distinct from the names of soups."""
   name = name.replace("/", ".").lstrip(".")
   return f"ingredient_{name}" if _RESERVED.match(name) else name
@@ -422,7 +443,8 @@ def check_unchanged(
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:
-      values = {"config": config_lib.to_dict(config), "inputs": present}
+      record_of = cook_config.record_of(config)
+      values = {"config": config_lib.to_dict(record_of), "inputs": present}
       files.write_json(record, values | {"files": _matches(config)})
     return
   if changes := changed(recorded.get("inputs", recorded), present):
@@ -442,7 +464,7 @@ def is_record_of(
   """
   recorded = files.read_json(record) if record.exists() else {}
   return (
-    recorded.get("config") == config_lib.to_dict(config)
+    recorded.get("config") == config_lib.to_dict(cook_config.record_of(config))
     and "files" in recorded
     and recorded["files"] == _matches(config)
   )

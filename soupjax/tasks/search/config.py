@@ -24,10 +24,12 @@ _KEYS = ("train", "minival", "test", "head", "model", "ops")
 # Parts of the config of cooking that searches have, too.
 _SHARED = (
   *("seed", "ingredients", "base", "initial", "initial_head", "family"),
-  *("skip", "data", "model", "sharding", "select", "cook"),
+  *("skip", "data", "model", "sharding", "select", "evaluate_command", "cook"),
 )
 _UNUSED_DATA = ("name", "train", "minival")
-_UNUSED_COOK = ("wise_ft_points", "ensembles_gb", "calibration", "learned")
+_UNUSED_COOK = (
+  *("wise_ft_points", "window", "ensembles_gb", "calibration", "learned"),
+)
 # Method -> the options under `config.search`.
 OPTIONS: dict[str, dict[str, Any]] = {
   "wise_ft": {"points": 11, "choose_on": ""},
