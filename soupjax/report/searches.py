@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from soupjax import files
-from soupjax.report import figures, page
+from soupjax.report import figures, heatmaps, page
 from soupjax.report.style import BLUE, DPI, ORANGE, styled
 
 
@@ -143,6 +143,10 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
     figure = figures.greedy_trajectory(trace)
     path = workdir / "figures" / f"{name}.png"
     body.append(page.picture(figure, path, html.escape(name), "Decisions."))
+  if record.get("learned"):
+    figure = heatmaps.coefficients(record["learned"])
+    path = workdir / "figures" / "coefficients.png"
+    body.append(page.picture(figure, path, "Learned coefficients"))
   config = workdir / "config.json"
   if config.is_file():
     body.append(page.configuration(files.read_json(config)))

@@ -30,16 +30,51 @@ _UNUSED_DATA = ("name", "train", "minival")
 _UNUSED_COOK = (
   *("wise_ft_points", "window", "ensembles_gb", "calibration", "learned"),
 )
-# Method -> the options under `config.search`.
+_LEARNED = {"granularity": "layer", "steps": 200, "learning_rate": 0.0}
+_LEARNED |= {"batch_size": 64, "memory_gb": -1.0, "choose_on": ""}
+_PATCHING = {"points": 11, "patching": "", "supported": ""}
+_POOL = {"average": "greedy", "choose_on": ""}
+# Method -> the options under `config.search`; docs/search.md explains them.
 OPTIONS: dict[str, dict[str, Any]] = {
   "wise_ft": {"points": 11, "choose_on": ""},
   "addition": {"points": 21, "most": 1.0},
+  "negation": {
+    **{"points": 21, "most": 1.0, "forget": "", "control": "", "keep": 0.95},
+  },
+  "analogy": {
+    **{"points": 11, "most": 1.0, "a": "", "b": "", "c": "", "choose_on": ""},
+  },
+  "paint": _PATCHING,
+  "paint_sequential": _PATCHING,
+  "paint_parallel": {**_PATCHING, "budget": 50},
+  "diwa": _POOL,
+  "ratatouille": _POOL,
+  "depth": {
+    **{"knots": 3, "most": 1.0, "points": 6, "budget": 40, "choose_on": ""},
+  },
+  "window": {"kinds": "uniform", "choose_on": ""},
+  "schedule": {
+    "kinds": "uniform+linear+minus-sqrt+ema:0.9",
+    "choose_on": "",
+  },
+  "signed": _LEARNED,
+  "entropy": _LEARNED,
+  "ties": {
+    "rule": "ties",
+    "ranges": "density=0.05..1,scale=0..2",
+    "budget": 30,
+    "choose_on": "",
+  },
+  "dare": {
+    "rule": "dare",
+    "ranges": "density=0.05..1,scale=0..2",
+    "budget": 30,
+    "choose_on": "",
+  },
+  "rule": {"rule": "", "ranges": "", "budget": 30, "choose_on": ""},
 }
-ABOUT = {
-  "points": "points of the grid from 0 to `most`",
-  "most": "the largest coefficient",
-  "choose_on": "tasks joined by +, of which the mean score decides; all if ''",
-}
+# Options that name tasks.
+_NAMING = {"choose_on", "forget", "patching", "supported"}
 
 
 def default_config(method: str = "wise_ft") -> ml_collections.ConfigDict:
@@ -207,6 +242,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   problems.expect_counts("probe.max_examples", least=0)
   expect("probe.l2", "a number from 0", lambda v: 0 <= v < math.inf)
   expect("data.cache_gb", "a number from 0", lambda v: v >= 0)
+  expect("evaluate_command", "empty in a search", lambda v: not v)
   expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
   expect("cook.greedy.min_delta", "a finite number", math.isfinite)
   expect(
@@ -214,20 +250,26 @@ def check(config: ml_collections.ConfigDict) -> None:
     f"one of {', '.join(mappings.FAMILIES)}, or empty",
     lambda v: not v or v in mappings.FAMILIES,
   )
-  if "points" in options:
-    expect("search.points", "at least 2", lambda v: v >= 2)
-  if "most" in options:
-    expect("search.most", "positive", lambda v: 0 < v < math.inf)
+  tests = {
+    "points": ("a whole number from 2", lambda v: v >= 2),
+    "knots": ("a whole number from 2", lambda v: v >= 2),
+    "budget": ("a positive number", lambda v: v >= 1),
+    "steps": ("a positive number", lambda v: v >= 1),
+    "batch_size": ("a positive number", lambda v: v >= 1),
+    "most": ("positive", lambda v: 0 < v < math.inf),
+    "keep": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "learning_rate": ("positive, or 0", lambda v: 0 <= v < math.inf),
+    "memory_gb": ("a number from 0, or -1", lambda v: v >= 0 or v == -1),
+  }
+  for key, (what, holds) in tests.items():
+    if key in options:
+      expect(f"search.{key}", what, holds)
   for part in (cook_config.metrics, cook_config.eval_ops, tasks, _one_metric):
     problems.attempt(part, config)
   problems.attempt(finetune_config.sharding_rules, config)
   for key in _NAMING & set(options):
     problems.attempt(lambda c, key=key: names_of(c, key), config)
   problems.raise_if_any()
-
-
-# Options that name tasks.
-_NAMING = {"choose_on"}
 
 
 def _one_metric(config) -> None:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens the inputs of a search: checkpoints, tasks, and their frozen heads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -183,10 +183,10 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   where = f"tasks.{spec.name}"
   options = {"data_dir": config.data.data_dir or None}
   kind = spec.head.partition(":")[0]
-  own = spec.model or (spec.name if spec.name in checkpoints else None)
-  if own and own not in checkpoints:
+  own = named(filter(None, checkpoints), spec.model or spec.name)
+  if own is None and spec.model:
     raise ValueError(
-      f"{where}: model={own!r} is not an ingredient; these are "
+      f"{where}: model={spec.model!r} is not an ingredient; these are "
       f"{', '.join(filter(None, checkpoints))}."
     )
   try:
@@ -240,6 +240,13 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
     train=sources[2],
     own=own,
   )
+
+
+def named(names: Iterable[str], name: str) -> str | None:
+  """Returns the ingredient of a name, with or without suffix, or None."""
+  names = list(names)
+  stems = [n for n in names if pathlib.PurePath(n).stem == name]
+  return name if name in names else (stems[0] if len(stems) == 1 else None)
 
 
 def _check_apart(tasks: Mapping[str, Task]) -> None:

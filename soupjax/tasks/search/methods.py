@@ -4,13 +4,18 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
 
-from soupjax.soups import search
-from soupjax.soups.core.ingredient import Ingredient
-from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search import arithmetic, averages, learned, patching
 from soupjax.tasks.search.inputs import SearchInputs
-from soupjax.tasks.search.work import MEAN, Outcome, Work
+from soupjax.tasks.search.work import Outcome, Work
+
+
+def _accept(inputs: SearchInputs) -> None:
+  del inputs
+
+
+def _points(inputs: SearchInputs) -> int:
+  return inputs.config.search.points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,86 +26,80 @@ class Method:
     run: makes the choice.
     count: the most candidates that it evaluates.
     check: raises a ValueError before any work if the inputs do not do.
+    least: the fewest ingredients.
     same_init: whether ingredients must have one start.
     needs_initial: whether `config.initial` is needed.
   """
 
   run: Callable[[Work], Outcome]
-  count: Callable[[SearchInputs], int]
-  check: Callable[[SearchInputs], None] = lambda inputs: None
+  count: Callable[[SearchInputs], int] = _points
+  check: Callable[[SearchInputs], None] = _accept
+  least: int = 1
   same_init: bool = True
   needs_initial: bool = True
 
 
-def _points(inputs: SearchInputs) -> int:
-  return inputs.config.search.points
-
-
-# --- WiSE-FT ------------------------------------------------------------------
-
-
-def _wise_ft(work: Work) -> Outcome:
-  evaluate, names = work.with_mean()
-  best = work.best(names)
-  found = search.wise_ft_curve(
-    work.inputs.initial,
-    best,
-    evaluate,
-    search_config.grid(work.config),
-    choose_on=MEAN,
-    **work.stage("wise_ft"),
-    **work.reading,
-  )
-  alpha = found.best.coefficients[0]
-  return Outcome(
-    params=found.params,
-    searches={"wise_ft": found},
-    axis="Alpha (0: initial, 1: fine-tuned)",
-    summary=f"WiSE-FT from the initial model to {best.name}: alpha {alpha:.3g}",
-  )
-
-
-# --- Task arithmetic ----------------------------------------------------------
-
-
-def own_scores(work: Work) -> dict[str, float]:
-  """Returns task -> score of the ingredient that was fine-tuned on it."""
-  return {
-    name: work.score_of(task.own, name)
-    for name, task in work.inputs.tasks.items()
-    if task.own
-  }
-
-
-def _addition(work: Work) -> Outcome:
-  own = own_scores(work)
-  complete = len(own) == len(work.inputs.tasks)
-  found = search.task_scale(
-    work.inputs.initial,
-    list(work.inputs.ingredients),
-    work.scores,
-    search_config.grid(work.config),
-    finetuned_scores=own if complete else None,
-    **work.stage("addition"),
-    **work.reading,
-  )
-  scale = found.best.coefficients[0]
-  by = "normalised accuracy" if complete else "mean score"
-  return Outcome(
-    params=found.params,
-    searches={"addition": found},
-    axis="Scale",
-    summary=(
-      f"Initial model plus {scale:.3g} times the sum of "
-      f"{len(work.inputs.ingredients)} task vectors, by {by}"
-    ),
-  )
-
-
+_RULE = Method(
+  run=averages.rule,
+  count=averages.budget,
+  check=averages.check_rule,
+)
+_WINDOW = Method(
+  run=averages.window,
+  count=averages.count_window,
+  check=lambda inputs: averages.schedules(inputs) and None,
+  least=2,
+  needs_initial=False,
+)
+_DIWA = Method(
+  run=averages.diwa,
+  count=averages.count_diwa,
+  check=averages.check_diwa,
+  least=2,
+  needs_initial=False,
+)
+_LEARNED = Method(
+  run=learned.entropy,
+  count=lambda inputs: 0,  # Each step is a gradient.
+  check=learned.check,
+)
 METHODS: Mapping[str, Method] = {
-  "wise_ft": Method(run=_wise_ft, count=_points),
+  "wise_ft": Method(run=arithmetic.wise_ft),
   # Scale 0, the initial model, is part of the grid.
-  "addition": Method(run=_addition, count=_points),
+  "addition": Method(run=arithmetic.addition),
+  "negation": Method(run=arithmetic.negation, check=arithmetic.check_negation),
+  "analogy": Method(
+    run=arithmetic.analogy,
+    check=arithmetic.check_analogy,
+    least=3,
+    needs_initial=False,
+  ),
+  "paint": Method(run=patching.paint, check=patching.check_single),
+  "paint_sequential": Method(
+    run=patching.paint_sequential,
+    count=lambda inputs: _points(inputs) * len(patching.stages(inputs)),
+    check=patching.check_sequential,
+    same_init=False,  # Each starts from the model before.
+  ),
+  "paint_parallel": Method(
+    run=patching.paint_parallel,
+    count=averages.budget,
+    check=patching.check_parallel,
+    least=2,
+  ),
+  "diwa": _DIWA,
+  # Each run starts from another auxiliary task.
+  "ratatouille": dataclasses.replace(_DIWA, same_init=False),
+  "depth": Method(
+    run=averages.depth, count=averages.budget, check=averages.check_depth
+  ),
+  "window": _WINDOW,
+  "schedule": _WINDOW,
+  "signed": dataclasses.replace(_LEARNED, run=learned.signed),
+  "entropy": _LEARNED,
+  "ties": _RULE,
+  "dare": _RULE,
+  "rule": _RULE,
 }
 
 
@@ -108,23 +107,20 @@ def check(inputs: SearchInputs) -> None:
   """Checks that the inputs do for the method.
 
   Raises:
-    ValueError: if `config.initial` is missing, or as the method says.
+    ValueError: if `config.initial` or an ingredient is missing, or as the
+      method says.
   """
-  config = inputs.config
-  method = METHODS[config.method]
+  name = inputs.config.method
+  method = METHODS[name]
   if method.needs_initial and inputs.initial is None:
     raise ValueError(
-      f"The search {config.method!r} starts from the model that all were "
-      "fine-tuned from: give --config.initial."
+      f"The search {name!r} starts from the model that all were fine-tuned "
+      "from: give --config.initial."
+    )
+  if len(inputs.ingredients) < method.least:
+    present = ", ".join(i.name for i in inputs.ingredients)
+    raise ValueError(
+      f"The search {name!r} needs {method.least} ingredients, and "
+      f"--config.ingredients matches only {present}."
     )
   method.check(inputs)
-
-
-def names(ingredients: list[Ingredient]) -> str:
-  """Lists names of ingredients for errors."""
-  return ", ".join(i.name for i in ingredients)
-
-
-def scores_of(history: Any) -> Any:
-  """Returns candidates as JSON."""
-  return [dataclasses.asdict(c) for c in history]

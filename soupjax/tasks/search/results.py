@@ -55,8 +55,7 @@ def _accuracies(work, outcome, title, split) -> dict[str, Any]:
     if task.own
   }
   normalised = len(own) == len(tasks) and all(own.values())
-  patching = list(outcome.patching)
-  supported = [name for name in tasks if name not in patching]
+  patching, supported = outcome.patching, outcome.supported
   columns = list(tasks)
   if len(tasks) > 1:
     columns.append("mean")
@@ -113,6 +112,7 @@ def record(work: Work, outcome: Outcome) -> dict[str, Any]:
       for title, found in outcome.searches.items()
     },
     "greedy": dict(outcome.greedy),
+    "learned": dict(outcome.learned),
     "tables": tables(work, outcome),
   }
 

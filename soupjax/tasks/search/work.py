@@ -17,7 +17,6 @@ from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.search import Search
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import evaluate
-from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search.inputs import MINIVAL, SearchInputs
 
 PyTree = Any
@@ -32,9 +31,12 @@ class Outcome:
   Attributes:
     params: the chosen model.
     searches: title -> all candidates.
-    models: name -> parameters of other models for the table, made on demand.
+    models: name -> function of `sharding` that returns the parameters of
+      another model for the table.
     greedy: title -> record of a greedy soup.
+    learned: title -> record of a learned soup.
     patching: tasks whose mean is half of the combined accuracy; () for none.
+    supported: tasks whose mean is the other half.
     axis: name of the coefficient in pictures.
     summary: one sentence on the choice.
   """
@@ -43,7 +45,9 @@ class Outcome:
   searches: Mapping[str, Search] = dataclasses.field(default_factory=dict)
   models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   greedy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   patching: Sequence[str] = ()
+  supported: Sequence[str] = ()
   axis: str = "Coefficient"
   summary: str = ""
 
@@ -71,13 +75,12 @@ class Work:
     """The metric of all choices."""
     return self.inputs.metrics[0]
 
-  @property
-  def reading(self) -> dict[str, Any]:
-    """Keyword arguments of searches: where and how models are read."""
+  def reading(self, models: Sequence[Ingredient]) -> dict[str, Any]:
+    """Returns keyword arguments of searches: where and how models are read."""
     return {
       "in_memory": self.config.in_memory,
       "sharding": self.inputs.place,
-      "select": self.inputs.selection(self.inputs.ingredients).get("select"),
+      "select": self.inputs.selection(models).get("select"),
     }
 
   @functools.cached_property
@@ -87,15 +90,23 @@ class Work:
       for name in self.inputs.tasks
     }
 
-  def scores(self, params: PyTree) -> dict[str, float]:
-    """Evaluates a candidate on the minival of every task.
+  def scores(
+    self, params: PyTree, names: Sequence[str] | None = None
+  ) -> dict[str, float]:
+    """Evaluates a candidate on the minival of tasks.
+
+    Args:
+      params: of the candidate.
+      names: of the tasks; None is all.
 
     Returns:
       Task -> score; higher is better.
     """
     return {
-      name: evaluator(self.inputs.params_of(f"{name}/{MINIVAL}", params))
-      for name, evaluator in self._minival.items()
+      name: self._minival[name](
+        self.inputs.params_of(f"{name}/{MINIVAL}", params)
+      )
+      for name in names or self.inputs.tasks
     }
 
   def score_of(self, model: str, task: str) -> float:
@@ -103,19 +114,29 @@ class Work:
     sign = evaluators.get_metric(self.metric).sign
     return sign * self.results[model][1][f"{task}/{MINIVAL}"][self.metric]
 
-  def with_mean(self, key: str = "choose_on"):
+  def scores_of(self, model: str) -> dict[str, float]:
+    """Returns task -> `score_of` a model."""
+    return {task: self.score_of(model, task) for task in self.inputs.tasks}
+
+  def with_mean(self, names: Sequence[str]):
     """Returns an evaluation with the mean over the tasks that decide."""
-    names = search_config.names_of(self.config, key) or list(self.inputs.tasks)
 
     def evaluate(params):
       scores = self.scores(params)
       return {**scores, MEAN: mean(scores, names)}
 
-    return evaluate, names
+    return evaluate, list(names)
+
+  def file(self, title: str) -> pathlib.Path:
+    """Returns the path of a state to resume from."""
+    path = self.workdir / "candidates" / f"{title}.json"
+    if jax.process_index() == 0:
+      files.make_directory(path.parent)
+    return path
 
   def stage(self, title: str) -> dict[str, Any]:
     """Returns `resume` and `on_candidate` of a search with its own record."""
-    path = self.workdir / "candidates" / f"{title}.json"
+    path = self.file(title)
     history = workdir_lib.read(path, [])
     if not isinstance(history, list):
       raise ValueError(f"{path} is not a list of candidates: delete it.")
@@ -123,7 +144,6 @@ class Work:
     def save(candidate):
       history.append(dataclasses.asdict(candidate))
       if jax.process_index() == 0:
-        files.make_directory(path.parent)
         files.write_json(path, history)
       values = ", ".join(f"{c:.3g}" for c in candidate.coefficients)
       shown = ", ".join(f"{k} {v:.4f}" for k, v in candidate.scores.items())
@@ -133,12 +153,10 @@ class Work:
 
   def best(self, names: Sequence[str]) -> Ingredient:
     """Returns the ingredient of the highest mean score over some tasks."""
-
-    def value(ingredient):
-      scores = {t: self.score_of(ingredient.name, t) for t in names}
-      return mean(scores, names)
-
-    return max(self.inputs.ingredients, key=value)
+    return max(
+      self.inputs.ingredients,
+      key=lambda ingredient: mean(self.scores_of(ingredient.name), names),
+    )
 
 
 def mean(scores: Mapping[str, float], names: Sequence[str]) -> float:
