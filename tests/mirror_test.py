@@ -77,7 +77,10 @@ COVERED_BY = {
   "tasks/heads": "tasks/search/inputs",
   "tasks/programs/averaging": "tasks/cook/programs",
   "tasks/search/config": "tasks/search/inputs",
-  "tasks/search/methods": "tasks/search/run",
+  "tasks/search/arithmetic": "tasks/search/methods",
+  "tasks/search/averages": "tasks/search/methods",
+  "tasks/search/learned": "tasks/search/methods",
+  "tasks/search/patching": "tasks/search/methods",
   "tasks/search/results": "tasks/search/run",
   "tasks/search/work": "tasks/search/run",
   # The program, and what its files on disk do under kills.

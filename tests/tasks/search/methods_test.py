@@ -14,6 +14,7 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import models
 from soupjax.evaluators import evaluator
+from soupjax.report import figures
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search import inputs as inputs_lib
 from soupjax.tasks.search import methods
@@ -22,9 +23,15 @@ from soupjax.tasks.search import run as search
 CONFIG = str(helpers.ROOT / "configs" / "search.py")
 SETS = "digits:minival=minival[:40]:test=test[:40]:head=initial"
 TASKS = (
-  f'a={SETS}|corrupt("contrast", 2),b={SETS}|corrupt("defocus_blur", 2),'
+  f"a={SETS}|crop_border(1)|resize(16),b={SETS}|crop_border(3)|resize(16),"
   f"control={SETS}"
 )
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+  """Draws at a low resolution, which is fast."""
+  monkeypatch.setattr(figures, "DPI", 40)
 
 
 @pytest.fixture(scope="module")
