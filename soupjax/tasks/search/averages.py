@@ -147,8 +147,9 @@ def merger(work: Work, models: Sequence[Ingredient]):
   inputs = work.inputs
   base, place = inputs.initial, inputs.place
   if work.config.in_memory:
-    models = [model.in_memory(sharding=place) for model in models]
-    base = base and base.in_memory(sharding=place)
+    # On the host: the engine reads any part of a leaf in every process.
+    models = [Ingredient.from_params(m.name, m.load()) for m in models]
+    base = base and Ingredient.from_params(base.name, base.load())
   select = inputs.selection(inputs.ingredients).get("select")
 
   def merge(rule: Mapping[str, Any]):

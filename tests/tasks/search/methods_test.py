@@ -60,8 +60,8 @@ def pool(tmp_path_factory):
   return folder
 
 
-def config_of(pool, method, **changes):
-  values = {
+def values_of(pool, **changes):
+  return {
     "initial": str(pool / "start.safetensors"),
     "ingredients": str(pool / "tuned" / "[ab].safetensors"),
     "tasks": TASKS,
@@ -70,7 +70,10 @@ def config_of(pool, method, **changes):
     "data.batch_size": 40,
     **changes,
   }
-  return config_lib.load(CONFIG, method, **values)
+
+
+def config_of(pool, method, **changes):
+  return config_lib.load(CONFIG, method, **values_of(pool, **changes))
 
 
 def run(pool, workdir, method, **changes):
@@ -335,3 +338,33 @@ def test_inputs_that_do_not_do(pool, opened, method, changes, message):
   with pytest.raises(ValueError, match=message):
     search_config.check(config)
     methods.check(inputs)
+
+
+@pytest.mark.parametrize(
+  "method", ["ties", pytest.param("paint_parallel", marks=pytest.mark.slow)]
+)
+def test_two_processes_find_what_one_does(pool, found, tmp_path, method):
+  alone, record = found(method)
+  options = {f"search.{k}": v for k, v in ALL[method][0].items()}
+  values = {**values_of(pool), **options}
+  values |= {"sharding.preset": "fsdp", "sharding.fsdp_min_size": 8}
+  helpers.run_workers(
+    helpers.ROOT / "tests" / "tasks" / "command_worker.py",
+    tmp_path,
+    f"--config={CONFIG}:{method}",
+    f"--workdir={tmp_path / 'run'}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+    "--distributed",
+    LOGS=str(tmp_path),
+    JAX_PLATFORMS="cpu",
+  )
+  together = json.loads((tmp_path / "run/search.json").read_text())
+  assert together == record
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    sj.load_params(tmp_path / "run/chosen"),
+    sj.load_params(alone / "chosen"),
+  )
+  printed = [(tmp_path / f"log_{k}").read_text() for k in range(2)]
+  assert record["summary"] in printed[0]
+  assert record["summary"] not in printed[1]
