@@ -85,6 +85,7 @@ COVERED_BY = {
   "tasks/search/work": "tasks/search/run",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
+  "report/unseen": "tasks/cook/heads",
   "processes": "tasks/finetune/processes",
   "tasks/workdir": "tasks/cook/resume",
   "version": "packaging",

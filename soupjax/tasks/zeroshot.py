@@ -11,6 +11,7 @@ import numpy as np
 
 from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
+from soupjax.data.folders import spelling
 from soupjax.models import clip, pretrained, tokens, zeroshot
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
@@ -29,13 +30,26 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
-def _names(text: str) -> list[str]:
+def cooking_config() -> ml_collections.ConfigDict:
+  """Returns the settings of zero-shot heads in cooking."""
+  c = default_config()
+  # A CLIP with the text tower of the start, for test sets with names of their
+  # own. Whole CLIPs without a config or vocabulary beside them take it from
+  # there.
+  c.text = ""
+  c.skip = ""  # Regular expression of its leaves to leave out.
+  return c
+
+
+def parse_names(text: str, what: str = "zeroshot.names") -> list[str]:
+  """Returns the names of a setting, not yet checked."""
   if "|" in text:
     return text.split("|")
-  return zeroshot.read_list(text, "zeroshot.names")
+  return zeroshot.read_list(text, what)
 
 
-def _templates(text: str) -> list[str]:
+def parse_templates(text: str) -> list[str]:
+  """Returns the prompts of a setting, not yet checked."""
   if "{}" in text:
     return text.split("|")
   return zeroshot.read_list(text, "zeroshot.templates")
@@ -48,8 +62,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: if a file is missing, or an entry cannot be used.
   """
   if config.names:
-    zeroshot.check_names(_names(config.names), where="zeroshot.names")
-  zeroshot.check_templates(_templates(config.templates), "zeroshot.templates")
+    names = parse_names(config.names)
+    zeroshot.check_names(names, where="zeroshot.names")
+  templates = parse_templates(config.templates)
+  zeroshot.check_templates(templates, "zeroshot.templates")
 
 
 def names_of(
@@ -73,7 +89,7 @@ def names_of(
   """
   where = f"zeroshot.names={config.names!r:.60}"
   if config.names:
-    names = _names(config.names)
+    names = parse_names(config.names)
   else:
     where, names = f"{dataset} (zeroshot.names is empty)", dataset_names or ()
     words = names and not any(zeroshot.is_number(str(name)) for name in names)
@@ -84,8 +100,38 @@ def names_of(
         f"The classes of {dataset} have no names: give zeroshot.names, a file "
         f"with {num_classes} lines."
       )
-  zeroshot.check_names(names, num_classes, where)
+  zeroshot.check_names(names, num_classes, where, of=dataset)
+  check_order(names, dataset_names, where, dataset)
   return list(names)
+
+
+def check_order(
+  names: Sequence[str],
+  dataset_names: Sequence[str] | None,
+  where: str,
+  dataset: str,
+) -> None:
+  """Checks that names are not those of a dataset in another order.
+
+  Args:
+    names: in the order of the labels.
+    dataset_names: of the dataset's classes, None if unknown.
+    where: the setting, for errors.
+    dataset: its name, for errors.
+
+  Raises:
+    ValueError: naming a class that is given another label.
+  """
+  spelled = list(map(spelling, dataset_names or ()))
+  for k, name in enumerate(names):
+    if spelled.count(spelling(name)) == 1 and (
+      (at := spelled.index(spelling(name))) != k
+    ):
+      raise ValueError(
+        f"{where}: {name!r} is name {k}, but class {at} of {dataset}: give "
+        "names in the order of its classes, such as "
+        f"{', '.join(map(repr, dataset_names[:3]))}."
+      )
 
 
 def head(
@@ -111,7 +157,7 @@ def head(
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  templates = _templates(templates)
+  templates = parse_templates(templates)
   detected = pretrained.detect(source, skip=skip, text=True)
   model = clip.CLIP(**detected.options)
   if model.text["num_heads"] is None:

@@ -14,6 +14,7 @@ from soupjax.models import own, pretrained, rope
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import heads
 
 _EXAMPLES = """
   resize_small(256, "bicubic")|central_crop(224)|standardize("imagenet")
@@ -30,19 +31,25 @@ def resolve(
   config: ml_collections.ConfigDict,
   ingredients: Sequence[Ingredient],
   *,
-  heads: bool = True,
-) -> tuple[ml_collections.ConfigDict, pretrained.Detected, list[str]]:
+  headless: bool = False,
+) -> tuple[
+  ml_collections.ConfigDict,
+  pretrained.Detected,
+  pretrained.Detected | None,
+  list[str],
+]:
   """Fills the gaps of a config from the checkpoints.
 
   Args:
     config: as in configs/cook.py.
     ingredients: with the leaves of their files, and the start.
-    heads: whether their heads are averaged, too: then they need the same
-      classes.
+    headless: whether only image towers without heads are averaged, which may
+      then be of different classes.
 
   Returns:
-    The config without gaps, the detected model of the first ingredient, and
-    lines for the plan about detected and assumed settings.
+    The config without gaps, the detected model of the first ingredient, the
+    same with both towers if the ingredients are whole CLIPs, and lines for the
+    plan about detected and assumed settings.
 
   Raises:
     ValueError: if ingredients differ in their settings or contradict the
@@ -55,8 +62,11 @@ def resolve(
     detected = [
       pretrained.detect(i, family=config.family or None) for i in ingredients
     ]
+  whole = None
+  if not headless:
+    whole = heads.whole_clips(config, ingredients, detected)
   prepared, warnings = _prepared(config, ingredients, detected)
-  _check_alike(ingredients, detected, prepared, heads)
+  _check_alike(ingredients, detected, prepared, headless)
   origin, first = ingredients[0], detected[0]
   # An ingredient without files has the settings of the others.
   named = (model.classes for model in detected)
@@ -99,15 +109,20 @@ def resolve(
   known = {k: v for k, v in options.items() if k in gaps}
   full.model = ml_collections.ConfigDict({**written, **known})
   full.data.num_classes = full.data.num_classes or (
-    first.options.get("num_classes") or 0
+    (first.options.get("num_classes") or 0)
+    if whole is None
+    else heads.count_names(config)
   )
   full.data.image_size = full.data.image_size or first.image_size or 0
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
-  _check_full(full, origin.path or origin.name, heads)
+  _check_full(full, origin.path or origin.name, headless)
   described = next(filter(None, prepared), None)
   described = described or preprocessing.recorded(companions.home(origin))
+  if whole is not None:
+    read = {k: v for k, v in first.ignored.items() if k not in heads.RULES}
+    first = dataclasses.replace(first, ignored=read)
   lines = [*_lines(full, first, filled, described), *warnings]
-  return full.lock(), first, lines
+  return full.lock(), first, whole, lines
 
 
 def _prepared(config, ingredients, detected):
@@ -146,7 +161,7 @@ def _eval_ops(config, ingredients, prepared):
   return config.data.eval_ops or given
 
 
-def _check_alike(ingredients, detected, prepared, heads) -> None:
+def _check_alike(ingredients, detected, prepared, headless) -> None:
   """Rejects ingredients whose files imply different forward passes."""
   settings = {
     f"model.{key}": [
@@ -154,7 +169,7 @@ def _check_alike(ingredients, detected, prepared, heads) -> None:
     ]
     for key in sorted(set().union(*(model.said for model in detected)))
   }
-  if heads:
+  if not headless:
     settings["the order of classes"] = [model.classes for model in detected]
   settings["the preprocessing of images"] = prepared
   for setting, values in settings.items():
@@ -173,11 +188,11 @@ def _check_alike(ingredients, detected, prepared, heads) -> None:
         )
 
 
-def _check_full(config, path: str, heads: bool) -> None:
-  if heads and not config.data.num_classes:
+def _check_full(config, path: str, headless: bool) -> None:
+  if not headless and not config.data.num_classes:
     raise ValueError(
-      f"{path} has no known head, but cooking needs classifiers. sj.mix "
-      "averages any models."
+      f"{path} has no known head and no text tower, but cooking needs "
+      "classifiers. sj.mix averages any models."
     )
   if not config.data.image_size:
     raise ValueError(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from soupjax import sharding
+from soupjax import models, sharding
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import adapters, optimizers
 from soupjax.train import step as train_step
@@ -78,8 +78,11 @@ def shardings(config, mesh, state: PyTree, params: PyTree) -> PyTree:
 def abstract_params(config, model) -> PyTree:
   """Returns shapes and dtypes of a model's parameters; computes nothing."""
   size = config.data.image_size
-  image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  inputs = [jax.ShapeDtypeStruct((1, size, size, 3), np.float32)]
+  if isinstance(model, models.CLIP):
+    length = models.Text(**model.text).context_length
+    inputs.append(jax.ShapeDtypeStruct((1, length), np.int32))
+  return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
 def param_shardings(config, model, mesh) -> PyTree:

@@ -24,12 +24,9 @@ _KEYS = ("train", "minival", "test", "head", "model", "ops")
 # Parts of the config of cooking that searches have, too.
 _SHARED = (
   *("seed", "ingredients", "base", "initial", "initial_head", "family"),
-  *("skip", "data", "model", "sharding", "select", "evaluate_command", "cook"),
+  *("skip", "data", "model", "sharding", "select", "evaluate_command"),
 )
 _UNUSED_DATA = ("name", "train", "minival")
-_UNUSED_COOK = (
-  *("wise_ft_points", "window", "ensembles_gb", "calibration", "learned"),
-)
 _LEARNED = {"granularity": "layer", "steps": 200, "learning_rate": 0.0}
 _LEARNED |= {"batch_size": 64, "memory_gb": -1.0, "choose_on": ""}
 _PATCHING = {"points": 11, "patching": "", "supported": ""}
@@ -98,8 +95,7 @@ def default_config(method: str = "wise_ft") -> ml_collections.ConfigDict:
     c[key] = cook[key]
   for key in _UNUSED_DATA:
     del c.data[key]
-  for key in _UNUSED_COOK:
-    del c.cook[key]
+  c.cook = {key: cook.cook[key] for key in ("metric", "greedy")}
   # Name -> "DATASET:minival=SPLIT:test=SPLIT:head=HEAD|OPS", of which only
   # DATASET is needed; or a dict with the keys "data", "train", "minival",
   # "test", "head", "model" and "ops". Without minival, it is a part of train.

@@ -58,6 +58,28 @@ class Task:
     return self.spec.head != "merged"
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FrozenHead:
+  """Completes an encoder with the head of a task, as a `cook.heads.Head` does.
+
+  Attributes:
+    classifier: the encoder with a head.
+    leaves: module -> name -> array on the mesh; `make_heads` sets them.
+  """
+
+  classifier: Any
+  leaves: PyTree | None = None
+
+  def __call__(self, params: PyTree) -> PyTree:
+    """Returns the parameters of `classifier`."""
+    assert self.leaves is not None
+    return {**params, **self.leaves}
+
+  def record(self) -> str:
+    """Returns "", as `searched_from.json` has the config of the head."""
+    return ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class SearchInputs(cook_inputs.Inputs):
   """The opened checkpoints, encoder and tasks.
@@ -66,12 +88,12 @@ class SearchInputs(cook_inputs.Inputs):
     tasks: by name.
     starts: the ingredients and the start (or None) with the leaves of their
       files.
-    heads: task -> module -> leaves, for frozen heads; `make_heads` fills it.
+    frozen_heads: task -> its head, without leaves until `make_heads`.
   """
 
   tasks: Mapping[str, Task]
   starts: tuple[Sequence[Ingredient], Ingredient | None]
-  heads: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+  frozen_heads: Mapping[str, FrozenHead]
 
   @property
   def sets(self) -> dict[str, data.Source]:
@@ -81,14 +103,6 @@ class SearchInputs(cook_inputs.Inputs):
       if task.test is not None:
         sets[f"{name}/{TEST}"] = task.test
     return sets
-
-  def model_of(self, dataset: str) -> Any:
-    """Returns the encoder with the head of the task."""
-    return self.tasks[dataset.rpartition("/")[0]].model
-
-  def params_of(self, dataset: str, params: PyTree) -> PyTree:
-    """Attaches the frozen head of the task, if it has one."""
-    return {**params, **self.heads.get(dataset.rpartition("/")[0], {})}
 
   @property
   def frozen(self) -> bool:
@@ -127,9 +141,14 @@ def open_inputs(
       "none."
     )
   opened, start = cook_inputs.open_checkpoints(config)
-  config, detected, notes = infer.resolve(
-    config, [*opened, *filter(None, [start])], heads=not frozen
+  config, detected, whole, notes = infer.resolve(
+    config, [*opened, *filter(None, [start])], headless=bool(frozen)
   )
+  if whole is not None:
+    raise ValueError(
+      f"{opened[0].path} is a CLIP with both towers: give all tasks a frozen "
+      "head, such as head=zeroshot, to average the image tower."
+    )
   model = cook_config.build_model(config)
   if frozen:
     model = model.clone(num_classes=None)
@@ -145,6 +164,11 @@ def open_inputs(
     for name, spec in specs.items()
   }
   _check_apart(tasks)
+  frozen_heads = {
+    name: FrozenHead(classifier=task.model)
+    for name, task in tasks.items()
+    if task.frozen
+  }
   inputs = SearchInputs(
     config=config,
     model=model,
@@ -156,15 +180,24 @@ def open_inputs(
     initial=initial,
     original=opened[0],
     notes=notes,
+    heads={},
+    unseen={},
     tasks=tasks,
     starts=(opened, start),
+    frozen_heads=frozen_heads,
   )
+  task_of = {name: name.rpartition("/")[0] for name in inputs.sets}
   return dataclasses.replace(
     inputs,
     ops={
-      name: tasks[name.rpartition("/")[0]].spec.ops
-      for name in inputs.sets
-      if tasks[name.rpartition("/")[0]].spec.ops
+      name: tasks[task].spec.ops
+      for name, task in task_of.items()
+      if tasks[task].spec.ops
+    },
+    heads={
+      name: frozen_heads[task]
+      for name, task in task_of.items()
+      if task in frozen_heads
     },
   )
 
@@ -268,7 +301,7 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
   """Reads, makes or fits the frozen heads.
 
   Args:
-    inputs: its `heads` are filled, on the mesh.
+    inputs: its `frozen_heads` get their leaves, on the mesh.
     folder: gets `TASK.npz` with the leaves of each head, and those that are
       there are used; None only checks the heads that exist, in a dry run.
 
@@ -301,7 +334,7 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
         )
       processes.barrier(f"head of {name}")
     place = sharding.replicated(inputs.mesh)
-    inputs.heads[name] = jax.tree.map(
+    inputs.frozen_heads[name].leaves = jax.tree.map(
       lambda x, place=place: jax.make_array_from_callback(
         x.shape, place, lambda index, x=x: x[index]
       ),

@@ -112,7 +112,10 @@ def _batches(work: Work) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
     )
     for name in deciding(work.inputs)
   }
-  heads = {name: inputs.heads.get(name, {}) for name in loaders}
+  heads = {
+    name: inputs.frozen_heads[name].leaves if inputs.frozen else {}
+    for name in loaders
+  }
   while True:
     batch = {}
     for name, loader in loaders.items():

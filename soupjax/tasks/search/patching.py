@@ -184,8 +184,8 @@ def _save_stage(work: Work, params: Any, task: str):
   """Writes a model with the frozen head of a task to `stages/TASK`."""
   path = work.workdir / "stages" / task
   if not workdir_lib.has_model(path):
-    params = work.inputs.params_of(f"{task}/minival", params)
-    workdir_lib.save_model(path, params)
+    head = work.inputs.frozen_heads.get(task, lambda params: params)
+    workdir_lib.save_model(path, head(params))
   return path
 
 

@@ -103,10 +103,7 @@ class Work:
       Task -> score; higher is better.
     """
     return {
-      name: self._minival[name](
-        self.inputs.params_of(f"{name}/{MINIVAL}", params)
-      )
-      for name in names or self.inputs.tasks
+      name: self._minival[name](params) for name in names or self.inputs.tasks
     }
 
   def score_of(self, model: str, task: str) -> float:

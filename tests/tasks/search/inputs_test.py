@@ -99,12 +99,12 @@ def test_heads_of_files(sweep, tmp_path):
     f"a=digits:minival=minival:head=file:{tmp_path / 'a.safetensors'},"
     f"b=digits:minival=minival:head=file:{member}",
   )
-  head = inputs.heads["a"]["head"]
+  head = inputs.frozen_heads["a"].leaves["head"]
   np.testing.assert_array_equal(head["kernel"], kernel)
   np.testing.assert_array_equal(head["bias"], np.zeros(10))
   jax.tree.map(
     np.testing.assert_array_equal,
-    dict(inputs.heads["b"]["head"]),
+    dict(inputs.frozen_heads["b"].leaves["head"]),
     dict(sj.load_params(member)["head"]),
   )
   assert not any("head" in leaf for leaf in inputs.ingredients[0].specs)
@@ -126,7 +126,7 @@ def test_a_probe_is_that_of_finetuning(sweep, tmp_path):
     steps=5,
     mesh=inputs.mesh,
   )
-  head = inputs.heads["a"]["head"]
+  head = inputs.frozen_heads["a"].leaves["head"]
   np.testing.assert_allclose(head["kernel"], expected["kernel"], atol=1e-5)
   assert np.abs(head["kernel"]).max() > 0
   again = inputs_lib.open_inputs(config)
@@ -135,5 +135,6 @@ def test_a_probe_is_that_of_finetuning(sweep, tmp_path):
   np.savez(tmp_path / "a.npz", **leaves)
   inputs_lib.make_heads(again, tmp_path)  # That of the file is used.
   np.testing.assert_array_equal(
-    again.heads["a"]["head"]["kernel"], np.asarray(head["kernel"]) + 1
+    again.frozen_heads["a"].leaves["head"]["kernel"],
+    np.asarray(head["kernel"]) + 1,
   )
