@@ -11,7 +11,7 @@ import numpy as np
 
 from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
-from soupjax.data.folders import spelling
+from soupjax.data.folders import displaced
 from soupjax.models import clip, pretrained, tokens, zeroshot
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
@@ -122,16 +122,13 @@ def check_order(
   Raises:
     ValueError: naming a class that is given another label.
   """
-  spelled = list(map(spelling, dataset_names or ()))
-  for k, name in enumerate(names):
-    if spelled.count(spelling(name)) == 1 and (
-      (at := spelled.index(spelling(name))) != k
-    ):
-      raise ValueError(
-        f"{where}: {name!r} is name {k}, but class {at} of {dataset}: give "
-        "names in the order of its classes, such as "
-        f"{', '.join(map(repr, dataset_names[:3]))}."
-      )
+  if places := displaced(names, dataset_names):
+    k, at = places
+    raise ValueError(
+      f"{where}: {names[k]!r} is name {k}, but class {at} of {dataset}: give "
+      "names in the order of its classes, such as "
+      f"{', '.join(map(repr, dataset_names[:3]))}."
+    )
 
 
 def head(
