@@ -77,6 +77,7 @@ COVERED_BY = {
   "tasks/heads": "tasks/search/inputs",
   "tasks/programs/averaging": "tasks/cook/programs",
   "tasks/search/config": "tasks/search/inputs",
+  "tasks/search/frozen_heads": "tasks/search/inputs",
   "tasks/search/arithmetic": "tasks/search/methods",
   "tasks/search/averages": "tasks/search/methods",
   "tasks/search/learned": "tasks/search/methods",

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from soupjax import data, sharding
-from soupjax.checkpoints import open as open_lib
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import probe
@@ -96,52 +95,72 @@ def leaves_of(ingredient: Ingredient) -> dict[str, Any]:
   return head
 
 
-def read(path: str, where: str) -> dict[str, dict[str, np.ndarray]]:
-  """Reads a file that holds nothing but one head.
+def has_encoder(source: Ingredient | None) -> bool:
+  """Whether a checkpoint has more leaves than those of one or two heads."""
+  return source is not None and len(source.specs) > 2 * len(MODULES)
+
+
+def of_file(source: Ingredient, where: str) -> dict[str, dict[str, np.ndarray]]:
+  """Reads a file that holds nothing but a head.
 
   Args:
-    path: with the leaves "kernel" (width, classes) and "bias", as our models
+    source: with the leaves "kernel" (width, classes) and "bias", as our models
       have them, or "weight" (classes, width) and "bias", as torch has them;
-      all may have one prefix, such as "head/" or "fc.". A missing bias is 0.
+      they may have a prefix, such as "fc.". A missing bias is 0. The two heads
+      of DeiT have the prefixes "head" and "head_dist".
     where: the key of the config, for errors.
 
   Raises:
     ValueError: if it has other leaves.
   """
-  opened = open_lib.open_ingredient(path)
-  head: dict[str, np.ndarray] = {}
-  for leaf in opened.specs:
-    name = leaf.replace(".", "/").rpartition("/")[2]
-    value = np.asarray(opened.read(leaf))
+  path = source.path or source.name
+  heads: dict[str, dict[str, np.ndarray]] = {}
+  for leaf in source.specs:
+    prefix, _, name = leaf.replace(".", "/").rpartition("/")
+    module = prefix if prefix in MODULES else MODULES[0]
+    value = np.asarray(source.read(leaf))
     if name == "weight" and value.ndim == 2:
       name, value = "kernel", value.T
+    head = heads.setdefault(module, {})
     if name in head or name not in ("kernel", "bias"):
       raise ValueError(
         f"{where}: {path} has the leaf {leaf!r}, but a head has only 'kernel' "
         "(width, classes) or 'weight' (classes, width), and 'bias'."
       )
     head[name] = value
-  if getattr(head.get("kernel"), "ndim", 0) != 2:
-    raise ValueError(f"{where}: {path} has no 'kernel' or 'weight' of a head.")
-  head.setdefault("bias", np.zeros(head["kernel"].shape[1], np.float32))
-  return {"head": head}
+  for module, head in heads.items():
+    if getattr(head.get("kernel"), "ndim", 0) != 2:
+      raise ValueError(
+        f"{where}: {path} has no matrix 'kernel' or 'weight' of {module!r}."
+      )
+    head.setdefault("bias", np.zeros(head["kernel"].shape[1], np.float32))
+  return heads
 
 
 def check(
-  head: Mapping[str, Mapping[str, Any]], width: int, classes: int, where: str
+  head: Mapping[str, Mapping[str, Any]],
+  features: Mapping[str, int],
+  classes: int,
+  where: str,
 ) -> None:
   """Compares a head with the encoder and the data.
 
   Args:
-    head: module -> leaves; for each module a "kernel" (width, classes).
-    width: of the encoder's features.
+    head: module -> leaves; for each module a "kernel" (features, classes).
+    features: module -> number of features of the encoder.
     classes: of the data.
     where: the key of the config, for errors.
 
   Raises:
-    ValueError: if a shape does not fit.
+    ValueError: if a module is missing, or a shape does not fit.
   """
+  if set(head) != set(features):
+    raise ValueError(
+      f"{where}: the head has {', '.join(head) or 'no leaves'}, but the model "
+      f"needs {', '.join(features)}."
+    )
   for module, leaves in head.items():
+    width = features[module]
     shapes = {name: np.shape(value) for name, value in leaves.items()}
     expected = {"kernel": (width, classes), "bias": (classes,)}
     for name, shape in shapes.items():

@@ -55,7 +55,8 @@ def own_scores(work: Work) -> dict[str, float]:
 def addition(work: Work) -> Outcome:
   """Chooses one scale for the sum of all task vectors."""
   own = own_scores(work)
-  complete = len(own) == len(work.inputs.tasks)
+  # Shares of losses, or of a score of 0, mean nothing.
+  complete = len(own) == len(work.inputs.tasks) and min(own.values()) > 0
   found = search.task_scale(
     work.inputs.initial,
     list(work.inputs.ingredients),
@@ -91,8 +92,15 @@ def check_negation(inputs: SearchInputs) -> None:
   """Checks that the control is a task that is not to be forgotten.
 
   Raises:
-    ValueError: if it is, is missing, or a task has no ingredient.
+    ValueError: if it is, is missing, or a task has no ingredient; or if lower
+      is better for the metric.
   """
+  metric = inputs.metrics[0]
+  if inputs.mode(metric) != "max":
+    raise ValueError(
+      f"cook.metric={metric!r} is lower for better models, and the control "
+      "must keep a share of its score: take one such as prec@1."
+    )
   names, control = forgotten(inputs), inputs.config.search.control
   if control not in inputs.tasks:
     raise ValueError(

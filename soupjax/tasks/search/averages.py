@@ -185,10 +185,11 @@ def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:
       raise ValueError(
         f"search.ranges has {part!r}: write NAME=LOW..HIGH,NAME=LOW..HIGH."
       ) from e
-    if name not in known or not low < high < math.inf:
+    rises = -math.inf < low < high < math.inf
+    if name not in known or name in found or not rises:
       raise ValueError(
-        f"search.ranges has {part!r}: bounds must rise, and {c.rule!r} has the "
-        f"arguments {', '.join(known)}."
+        f"search.ranges has {part!r}: bounds must be finite and rise, and each "
+        f"name once one of the arguments of {c.rule!r}, {', '.join(known)}."
       )
     found[name] = low, high
   if not found:
@@ -197,11 +198,31 @@ def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:
 
 
 def check_rule(inputs: SearchInputs) -> None:
-  """Checks the rule, its ranges and the budget."""
-  names = ranges(inputs)
-  check_budget(inputs.config.search.budget, 1, len(names))
-  start = dict(zip(names, _first(inputs)))
-  mix.rule_of({"name": inputs.config.search.rule, **start}, 2)
+  """Checks the rule with all bounds, its base and the budget.
+
+  Raises:
+    ValueError: if the rule refuses a bound, lacks the initial model, or the
+      budget is too small.
+  """
+  name, bounds = inputs.config.search.rule, ranges(inputs)
+  check_budget(inputs.config.search.budget, 1, len(bounds))
+  start = dict(zip(bounds, _first(inputs)))
+  count = len(inputs.ingredients)
+  made = mix.rule_of({"name": name, **start}, count)
+  if made.needs_base and inputs.initial is None:
+    raise ValueError(
+      f"The rule {name!r} averages changes from the model that all were "
+      "fine-tuned from: give --config.initial."
+    )
+  for argument, pair in bounds.items():
+    for bound in pair:
+      try:
+        mix.rule_of({"name": name, **start, argument: bound}, count)
+      except ValueError as e:
+        raise ValueError(
+          f"search.ranges has {argument}={pair[0]:g}..{pair[1]:g}, but "
+          f"{name!r} refuses {bound:g}: {e}"
+        ) from e
 
 
 def _first(inputs: SearchInputs) -> list[float]:

@@ -23,7 +23,7 @@ HEADS = ("merged", "own", "initial", "probe", "zeroshot")
 _KEYS = ("train", "minival", "test", "head", "model", "ops")
 # Parts of the config of cooking that searches have, too.
 _SHARED = (
-  *("seed", "ingredients", "base", "initial", "initial_head", "family"),
+  *("seed", "ingredients", "base", "initial", "family"),
   *("skip", "data", "model", "sharding", "select", "evaluate_command"),
 )
 _UNUSED_DATA = ("name", "train", "minival")
@@ -262,6 +262,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       expect(f"search.{key}", what, holds)
   for part in (cook_config.metrics, cook_config.eval_ops, tasks, _one_metric):
     problems.attempt(part, config)
+  problems.attempt(lambda c: zeroshot.check(c.zeroshot), config)
   problems.attempt(finetune_config.sharding_rules, config)
   for key in _NAMING & set(options):
     problems.attempt(lambda c, key=key: names_of(c, key), config)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the inputs of a search: checkpoints, tasks, and their frozen heads."""
+"""Opens the inputs of a search: checkpoints and tasks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -9,21 +9,18 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
-from soupjax import data, files, processes, sharding
+from soupjax import data, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.records import check_same_init
 from soupjax.tasks import heads as heads_lib
-from soupjax.tasks import workdir as workdir_lib
-from soupjax.tasks import zeroshot
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import infer
 from soupjax.tasks.cook import inputs as cook_inputs
-from soupjax.tasks.finetune.step import abstract_params, leaf_sharding
+from soupjax.tasks.finetune.step import leaf_sharding
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search.config import TaskSpec
 
@@ -43,6 +40,8 @@ class Task:
     test: the images that are only shown, or None.
     train: the images of a probe, or None.
     own: name of the ingredient that was fine-tuned on the task, or None.
+    head_source: the checkpoint or file that has the frozen head, with the
+      leaves of its file; None if the head is made, or merged.
   """
 
   spec: TaskSpec
@@ -51,6 +50,7 @@ class Task:
   test: data.Source | None
   train: data.Source | None
   own: str | None
+  head_source: Ingredient | None
 
   @property
   def frozen(self) -> bool:
@@ -86,13 +86,12 @@ class SearchInputs(cook_inputs.Inputs):
 
   Attributes:
     tasks: by name.
-    starts: the ingredients and the start (or None) with the leaves of their
-      files.
+    start: the initial model or None, with the leaves of its file.
     frozen_heads: task -> its head, without leaves until `make_heads`.
   """
 
   tasks: Mapping[str, Task]
-  starts: tuple[Sequence[Ingredient], Ingredient | None]
+  start: Ingredient | None
   frozen_heads: Mapping[str, FrozenHead]
 
   @property
@@ -156,6 +155,7 @@ def open_inputs(
   if same_init:
     check_same_init(ingredients)
   check_ingredients([*ingredients, *filter(None, [initial])])
+  cook_inputs.check_selection(config, ingredients, initial)
   mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
   names = [*(ingredient.name for ingredient in ingredients), None]
   checkpoints = dict(zip(names, [*opened, start]))
@@ -183,7 +183,7 @@ def open_inputs(
     heads={},
     unseen={},
     tasks=tasks,
-    starts=(opened, start),
+    start=start,
     frozen_heads=frozen_heads,
   )
   task_of = {name: name.rpartition("/")[0] for name in inputs.sets}
@@ -217,6 +217,7 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   options = {"data_dir": config.data.data_dir or None}
   kind = spec.head.partition(":")[0]
   own = named(filter(None, checkpoints), spec.model or spec.name)
+  head_source = _head_source(spec, checkpoints, own)
   if own is None and spec.model:
     raise ValueError(
       f"{where}: model={spec.model!r} is not an ingredient; these are "
@@ -232,11 +233,10 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   except ValueError as e:
     raise ValueError(f"{where}: {e}") from e
   classes, count = part.class_names, part.num_classes
-  if kind in ("merged", "own", "initial"):
+  if kind == "merged" or heads_lib.has_encoder(head_source):
     # The head has an order of classes of its own.
-    owner = checkpoints.get(own if kind == "own" else None)
-    if kind != "merged" and owner is not None:
-      detected = pretrained.detect(owner, family=config.family or None)
+    if head_source is not None:
+      detected = pretrained.detect(head_source, family=config.family or None)
     classes = classes_lib.classes_of(config, detected, part)
   if kind == "merged":
     count = config.data.num_classes
@@ -250,11 +250,12 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
       f"{where}: {shared} images are in both train={spec.train!r}, on which "
       f"the probe is fitted, and minival={spec.minival!r}."
     )
-  if test is not None and (shared := data.shared_examples(part, test)):
-    raise ValueError(
-      f"{where}: {shared} images of {test.name} are in minival, on which every "
-      "choice is made. Take other images."
-    )
+  for other, use in ((part, "minival"), (train, "train, which fits the probe")):
+    if test and other and (shared := data.shared_examples(other, test)):
+      raise ValueError(
+        f"{where}: {shared} images of the test set {test.name} are in {use}. "
+        "Take other images."
+      )
   sources = [
     source and classes_lib.labelled(source, classes, count, f"{where}.{split}")
     for split, source in (("minival", part), ("test", test), ("train", train))
@@ -272,7 +273,31 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
     test=sources[1],
     train=sources[2],
     own=own,
+    head_source=head_source,
   )
+
+
+def _head_source(spec, checkpoints, own: str | None) -> Ingredient | None:
+  """Returns the checkpoint of a frozen head; arguments as of `_open_task`.
+
+  Raises:
+    ValueError: if it is missing.
+  """
+  where, (kind, _, path) = f"tasks.{spec.name}", spec.head.partition(":")
+  if kind == "file":
+    try:
+      return open_lib.open_ingredient(path)
+    except ValueError as e:
+      raise ValueError(f"{where}: {e}") from e
+  if kind == "own" and own is None:
+    raise ValueError(
+      f"{where}: head=own needs the ingredient of this task, model=NAME, one "
+      f"of {', '.join(filter(None, checkpoints))}."
+    )
+  if kind in ("initial", "probe", "zeroshot") and checkpoints[None] is None:
+    raise ValueError(f"{where}: head={kind} needs --config.initial.")
+  sources = {"own": own, "initial": None}
+  return checkpoints[sources[kind]] if kind in sources else None
 
 
 def named(names: Iterable[str], name: str) -> str | None:
@@ -292,167 +317,3 @@ def _check_apart(tasks: Mapping[str, Task]) -> None:
           f"tasks.{name}: {shared} images of its test set are in the minival "
           f"of {other}, on which choices are made. Take other images."
         )
-
-
-# --- Frozen heads -------------------------------------------------------------
-
-
-def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
-  """Reads, makes or fits the frozen heads.
-
-  Args:
-    inputs: its `frozen_heads` get their leaves, on the mesh.
-    folder: gets `TASK.npz` with the leaves of each head, and those that are
-      there are used; None only checks the heads that exist, in a dry run.
-
-  Raises:
-    ValueError: if a head is missing, or does not fit the encoder or the data.
-  """
-  width = _width(inputs)
-  for name, task in inputs.tasks.items():
-    if not task.frozen:
-      continue
-    where, kind = f"tasks.{name}", task.spec.head.partition(":")[0]
-    makes = kind in ("probe", "zeroshot")
-    if folder is None and makes:
-      continue
-    file = None if folder is None else folder / f"{name}.npz"
-    if file is not None and workdir_lib.exists(file):
-      head = _nested(files.read_arrays(file))
-    else:
-      head = _HEADS[kind](inputs, task, where)
-      heads_lib.check(head, width, task.model.num_classes, where)
-      head = jax.tree.map(np.asarray, head)
-      if file is not None and jax.process_index() == 0:
-        files.write_arrays(
-          file,
-          {
-            f"{m}/{k}": v
-            for m, leaves in head.items()
-            for k, v in leaves.items()
-          },
-        )
-      processes.barrier(f"head of {name}")
-    place = sharding.replicated(inputs.mesh)
-    inputs.frozen_heads[name].leaves = jax.tree.map(
-      lambda x, place=place: jax.make_array_from_callback(
-        x.shape, place, lambda index, x=x: x[index]
-      ),
-      head,
-    )
-
-
-def _nested(flat) -> dict[str, dict[str, np.ndarray]]:
-  head: dict[str, dict[str, np.ndarray]] = {}
-  for key, value in flat.items():
-    module, _, name = key.partition("/")
-    head.setdefault(module, {})[name] = value
-  return head
-
-
-def _width(inputs: SearchInputs) -> int:
-  """Returns the number of features of the encoder."""
-  task = next(iter(inputs.tasks.values()))
-  shapes = abstract_params(inputs.config, task.model.clone(num_classes=1))
-  return shapes["head"]["kernel"].shape[0]
-
-
-def _of_checkpoint(inputs, task, where, source: Ingredient):
-  try:
-    adapted = pretrained.as_ingredient(
-      source,
-      task.model,
-      family=inputs.config.family or None,
-      image_size=inputs.config.data.image_size,
-    )
-  except ValueError as e:
-    raise ValueError(
-      f"{where}: the head of {source.path or source.name} does not fit "
-      f"{task.minival.name} with {task.model.num_classes} classes: {e}"
-    ) from e
-  return heads_lib.leaves_of(adapted)
-
-
-def _own(inputs, task, where):
-  if task.own is None:
-    raise ValueError(
-      f"{where}: head=own needs the ingredient of this task, model=NAME, one "
-      f"of {', '.join(i.name for i in inputs.ingredients)}."
-    )
-  names = [i.name for i in inputs.ingredients]
-  source = inputs.starts[0][names.index(task.own)]
-  return _of_checkpoint(inputs, task, where, source)
-
-
-def _initial(inputs, task, where):
-  return _of_checkpoint(inputs, task, where, _start(inputs, where, "initial"))
-
-
-def _start(inputs, where, kind) -> Ingredient:
-  start = inputs.starts[1]
-  if start is None:
-    raise ValueError(f"{where}: head={kind} needs --config.initial.")
-  return start
-
-
-def _file(inputs, task, where):
-  path = task.spec.head.partition(":")[2]
-  try:
-    return heads_lib.read(path, where)
-  except ValueError as error:
-    try:  # A checkpoint of a whole model.
-      source = open_lib.open_ingredient(path)
-      return _of_checkpoint(inputs, task, where, source)
-    except ValueError:
-      raise error from None
-
-
-def _probe(inputs, task, where):
-  start, config = _start(inputs, where, "probe"), inputs.config
-  del start
-  encoder = inputs.initial.load()
-  return {
-    "head": heads_lib.fit(
-      inputs.model,
-      encoder,
-      task.train,
-      preprocess=cook_config.eval_ops(config, task.spec.ops),
-      batch_size=config.data.batch_size,
-      num_classes=task.model.num_classes,
-      l2=config.probe.l2,
-      steps=config.probe.steps,
-      max_examples=config.probe.max_examples,
-      mesh=inputs.mesh,
-    )
-  }
-
-
-def _zeroshot(inputs, task, where):
-  start, config = _start(inputs, where, "zeroshot"), inputs.config
-  names = zeroshot.names_of(
-    config.zeroshot,
-    task.model.num_classes,
-    task.minival.name,
-    task.minival.class_names,
-    None,
-  )
-  try:
-    kernel, _ = zeroshot.head(
-      start,
-      names,
-      config.zeroshot.templates,
-      [config.skip] if config.skip else [],
-    )
-  except ValueError as e:
-    raise ValueError(f"{where}: {e}") from e
-  classes = task.model.num_classes
-  return {"head": {"kernel": kernel, "bias": np.zeros(classes, np.float32)}}
-
-
-_HEADS = {
-  "own": _own,
-  "initial": _initial,
-  "file": _file,
-  "probe": _probe,
-  "zeroshot": _zeroshot,
-}

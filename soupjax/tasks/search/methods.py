@@ -43,6 +43,7 @@ _RULE = Method(
   run=averages.rule,
   count=averages.budget,
   check=averages.check_rule,
+  needs_initial=False,  # If the rule does.
 )
 _WINDOW = Method(
   run=averages.window,

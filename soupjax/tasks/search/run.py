@@ -22,8 +22,8 @@ from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import inputs as cook_inputs
 from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search import frozen_heads, methods, results
 from soupjax.tasks.search import inputs as inputs_lib
-from soupjax.tasks.search import methods, results
 from soupjax.tasks.search.work import Work
 
 _RECORD = "searched_from.json"
@@ -60,7 +60,7 @@ def run(
   if _first():
     print(plan(inputs))
   if dry_run:
-    inputs_lib.make_heads(inputs, None)
+    frozen_heads.make_heads(inputs, None)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
@@ -79,7 +79,7 @@ def _first() -> bool:
 def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
   began = time.monotonic()
   method = methods.METHODS[inputs.config.method]
-  inputs_lib.make_heads(inputs, workdir / "heads")
+  frozen_heads.make_heads(inputs, workdir / "heads")
   work = Work(inputs, workdir, method.count(inputs))
 
   # --- Every checkpoint, on every set -----------------------------------------
@@ -133,7 +133,9 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     size = f"minival {len(task.minival)} images, {test}"
     parts = [task.minival.name, size, head, own, task.spec.ops]
     lines.append(f"task {name}: {'; '.join(filter(None, parts))}")
-  count = method.count(inputs)
+  c, count = inputs.config.search, method.count(inputs)
+  if "steps" in c:
+    lines.append(f"training: {c.steps:,} steps of {c.batch_size} images a task")
   models = len(inputs.ingredients) + (inputs.initial is not None)
   images = sum(len(task.minival) for task in inputs.tasks.values())
   lines.append(

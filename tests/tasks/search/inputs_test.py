@@ -11,6 +11,7 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax.tasks import heads
 from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search import frozen_heads
 from soupjax.tasks.search import inputs as inputs_lib
 
 CONFIG = str(helpers.ROOT / "configs" / "search.py")
@@ -35,7 +36,7 @@ def opened(sweep, tasks, **changes):
   config = config_of(sweep, tasks, **changes)
   search_config.check(config)
   inputs = inputs_lib.open_inputs(config)
-  inputs_lib.make_heads(inputs, None)
+  frozen_heads.make_heads(inputs, None)
   return inputs
 
 
@@ -53,6 +54,10 @@ def opened(sweep, tasks, **changes):
     ("a=digits:minival=minival:head=own", "tasks.a: head=own.*member_001"),
     ("a=digits:minival=minival:model=x", "tasks.a: model='x'.*member_001"),
     ("a=digits:minival=minival:test=minival", "tasks.a: 300 images"),
+    (
+      "a=digits:minival=minival:train=test:test=test:head=probe",
+      "tasks.a: 499 images .* fits the probe",
+    ),
     (
       "a=digits:minival=minival:head=initial,b=digits:minival=test",
       "tasks.a has a frozen head and tasks.b",
@@ -114,7 +119,7 @@ def test_a_probe_is_that_of_finetuning(sweep, tmp_path):
   tasks = "a=digits:minival=minival:head=probe"
   config = config_of(sweep, tasks, **{"probe.steps": 5})
   inputs = inputs_lib.open_inputs(config)
-  inputs_lib.make_heads(inputs, tmp_path)
+  frozen_heads.make_heads(inputs, tmp_path)
   expected = heads.fit(
     inputs.model,
     inputs.initial.load(),
@@ -133,7 +138,7 @@ def test_a_probe_is_that_of_finetuning(sweep, tmp_path):
   with np.load(tmp_path / "a.npz") as stored:
     leaves = {k: stored[k] + 1 for k in stored.files}
   np.savez(tmp_path / "a.npz", **leaves)
-  inputs_lib.make_heads(again, tmp_path)  # That of the file is used.
+  frozen_heads.make_heads(again, tmp_path)  # That of the file is used.
   np.testing.assert_array_equal(
     again.frozen_heads["a"].leaves["head"]["kernel"],
     np.asarray(head["kernel"]) + 1,

@@ -297,6 +297,11 @@ def opened(pool):
   "method,changes,message",
   [
     ("negation", {"search.control": "a"}, "'a' is both a control and in"),
+    (
+      "negation",
+      {"search.control": "control", "cook.metric": "loss"},
+      "cook.metric='loss'.*control",
+    ),
     ("negation", {}, "search.control='' must be one of the tasks a, b, contr"),
     (
       "paint_parallel",
@@ -320,6 +325,9 @@ def opened(pool):
     ("wise_ft", {"initial": None}, "'wise_ft' starts from .*--config.initial"),
     ("ties", {"search.budget": 2}, "budget=2 does not cover 3"),
     ("ties", {"search.ranges": "dense=0..1"}, "dense=0..1.*density"),
+    ("ties", {"search.ranges": "scale=0..inf"}, "scale=0..inf"),
+    ("ties", {"search.ranges": "density=0..2"}, "density=0..2.*refuses 0"),
+    ("ties", {"initial": None}, "'ties' .* --config.initial"),
     ("depth", {"search.budget": 8}, "budget=8 does not cover 9"),
     ("signed", {"search.batch_size": 64}, "search.batch_size=64 .* 40 images"),
     ("signed", {"search.granularity": "head"}, "search.granularity='head'"),
