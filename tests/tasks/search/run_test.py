@@ -17,9 +17,9 @@ from soupjax.tasks.search import work as work_lib
 CONFIG = str(helpers.ROOT / "configs" / "search.py")
 # The same digits, and blurred ones; each has the head of another member.
 TASKS = (
-  "sharp=digits:minival=minival:test=test:head=own:model=member_001,"
-  "blurred=digits:minival=minival:test=test:head=own:model=member_002|"
-  'corrupt("defocus_blur", 2)'
+  "sharp=digits:minival=minival[:100]:test=test[:100]:head=own:model=member_001,"
+  "blurred=digits:minival=minival[:100]:test=test[:100]:head=own:"
+  "model=member_002|resize(5)|resize(16)"
 )
 
 
@@ -87,7 +87,7 @@ def test_addition_from_the_shell(sweep, added):
     a - b for a, b in zip(test["member_001"][:2], test["pretrained"][:2])
   ]
   assert "Accuracy on test (%)" in printed and record["summary"] in printed
-  assert "at most 3 candidates on the 600 images" in printed
+  assert "at most 3 candidates on the 200 images" in printed
   page = (workdir / "report.html").read_text()
   assert "normalised" in page and "data:image/png" in page
   assert (workdir / "figures/addition.png").exists()
@@ -141,7 +141,7 @@ def test_goes_on_where_it_was(sweep, added, tmp_path, monkeypatch):
 
 
 def test_wise_ft_chooses_alpha_on_minival(sweep, tmp_path):
-  tasks = "digits=digits:minival=minival:test=test"
+  tasks = "digits=digits:minival=minival[:100]:test=test[:100]"
   config = config_of(sweep, "wise_ft", tasks=tasks, **{"search.points": 3})
   search.run(config, tmp_path)
   record = record_of(tmp_path)
