@@ -349,28 +349,27 @@ def test_inputs_that_do_not_do(pool, opened, method, changes, message):
 
 
 def test_two_processes_find_what_one_does(pool, found, tmp_path):
-  methods_ = ("ties", "paint_parallel")
-  runs = []
-  for method in methods_:
-    options = {f"search.{k}": v for k, v in ALL[method][0].items()}
-    values = {**values_of(pool), **options}
-    values |= {"sharding.preset": "fsdp", "sharding.fsdp_min_size": 8}
-    runs.append((method, str(tmp_path / method), values))
+  alone, record = found("paint_parallel")
+  options = {f"search.{k}": v for k, v in ALL["paint_parallel"][0].items()}
+  values = {**values_of(pool), **options}
+  values |= {"sharding.preset": "fsdp", "sharding.fsdp_min_size": 8}
   helpers.run_workers(
-    helpers.ROOT / "tests" / "tasks" / "search" / "search_worker.py",
+    helpers.ROOT / "tests" / "tasks" / "command_worker.py",
     tmp_path,
-    json.dumps(runs),
+    f"--config={CONFIG}:paint_parallel",
+    f"--workdir={tmp_path / 'run'}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+    "--distributed",
+    LOGS=str(tmp_path),
     JAX_PLATFORMS="cpu",
   )
+  together = json.loads((tmp_path / "run/search.json").read_text())
+  assert together == record
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    sj.load_params(tmp_path / "run/chosen"),
+    sj.load_params(alone / "chosen"),
+  )
   printed = [(tmp_path / f"log_{k}").read_text() for k in range(2)]
-  for method in methods_:
-    alone, record = found(method)
-    together = json.loads((tmp_path / method / "search.json").read_text())
-    assert together == record
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      sj.load_params(tmp_path / method / "chosen"),
-      sj.load_params(alone / "chosen"),
-    )
-    assert record["summary"] in printed[0]
-    assert record["summary"] not in printed[1]
+  assert record["summary"] in printed[0]
+  assert record["summary"] not in printed[1]
