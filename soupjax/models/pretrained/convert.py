@@ -296,6 +296,7 @@ def save_exported(
   *,
   like: Ingredient | None = None,
   overwrite: bool = False,
+  metadata: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes parameters to a file with the names of a family.
 
@@ -306,6 +307,7 @@ def save_exported(
     family: as for `export`.
     like: as for `export`.
     overwrite: whether to replace a file at `path`.
+    metadata: JSON to store with the weights, see `sj.provenance`.
 
   Raises:
     ValueError: as for `export`, or if the file cannot be written.
@@ -316,7 +318,8 @@ def save_exported(
     )
   leaves = export(params, model, family, like=like)
   # transformers before version 5 only opens files with this entry.
-  save.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
+  text = {"format": "pt"}
+  save.write(path, leaves, metadata, overwrite=overwrite, text=text)
 
 
 def _check_model(model: nn.Module, table: foreign.SourceTable) -> None:

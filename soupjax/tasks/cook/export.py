@@ -93,14 +93,20 @@ def write_like(
   return folder if is_directory else path
 
 
-def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
+def write(
+  opened,
+  soup: pathlib.Path,
+  path: pathlib.Path,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
   """Writes a soup with the leaf names of the ingredients' files.
 
   Args:
-    opened: the `inputs.CookInputs`.
+    opened: the `inputs.Inputs`.
     soup: path of the soup.
     path: of the output, without a suffix. It is a folder if there are configs
       beside the ingredients, so that other libraries open it.
+    metadata: JSON to store with the weights.
   """
   if opened.is_judged:
     # Orbax checkpoints are those of `soups/`.
@@ -122,7 +128,12 @@ def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     companions.copy(beside, path, opened.ingredients[0])
   params = open_lib.load_params(soup)
   pretrained.save_exported(
-    file, params, opened.model, opened.family, like=opened.original
+    file,
+    params,
+    opened.model,
+    opened.family,
+    like=opened.original,
+    metadata=metadata,
   )
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import data, files, sharding
+from soupjax import data, files
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.data.folders import displaced
@@ -24,11 +24,10 @@ from soupjax.evaluators import Evaluator
 from soupjax.models import pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
+from soupjax.tasks import heads, zeroshot
 from soupjax.tasks import workdir as workdir_lib
-from soupjax.tasks import zeroshot
 from soupjax.tasks.finetune import adapter_files, pixels, step
 from soupjax.tasks.finetune import config as settings
-from soupjax.train import probe
 
 PyTree = Any
 
@@ -275,37 +274,18 @@ def _probe_steps(config) -> int:
 
 
 def _probed(config, model, params, train, mesh) -> PyTree:
-  """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
-  if jax.process_count() > 1:  # Every process fits the same head by itself.
-    mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
-  count = config.probe.max_examples
-  if 0 < count < len(train):
-    # Evenly spread, since some sets are sorted by class.
-    indices = np.arange(count) * len(train) // count
-    train = data.subset(train, indices, train.name)
-  batches = data.eval_batches(
+  """Fits the head on frozen features of train."""
+  return heads.fit(
+    model,
+    params,
     train,
-    batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
     preprocess=settings.ops(config, "eval_ops"),
-  )
-
-  @jax.jit
-  def features_of(params, images):
-    return model.apply({"params": params}, images)[1]
-
-  params = jax.device_put(params, sharding.replicated(mesh))
-  features, labels = [], []
-  for batch in batches:
-    mask = batch["mask"]
-    images = jax.device_put(batch["images"], sharding.along(mesh, "data"))
-    features.append(np.asarray(features_of(params, images))[mask])
-    labels.append(batch["labels"][mask])
-  return probe.linear_probe(
-    np.concatenate(features),
-    np.concatenate(labels),
+    batch_size=settings.eval_batch_size(config, 1),
     num_classes=model.num_classes,
     l2=config.probe.l2,
     steps=_probe_steps(config),
+    max_examples=config.probe.max_examples,
+    mesh=mesh,
     # ELEVATER (arXiv 2204.08790) starts probes from the zero-shot head.
     init=params["head"] if config.init.head == "zeroshot" else None,
   )
