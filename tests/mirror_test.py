@@ -137,6 +137,7 @@ SEAMS = {
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
   "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
+  "models/pretrained/onnx_torch": "graphs against onnxruntime",
   "models/pretrained/other_models/timm_torch": "Mixers and ResNets of timm",
   "models/pretrained/zoo_torch": "all vision transformers of timm",
   "report/choices": "report after cooking by several metrics",
