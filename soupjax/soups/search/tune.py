@@ -96,7 +96,7 @@ def tune(
     lows, highs = _bounds(ranges, points)
   for point in points:
     scorer(point)
-  if ranges is not None:
+  if ranges is not None and budget is not None:
     best = max(points, key=lambda point: value(scorer.scored[point]))
     _maximize(scorer, value, best, lows, highs, count - len(scorer.scored))
   return candidates.choose(method, scorer, value, label=label)
