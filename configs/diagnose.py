@@ -23,8 +23,8 @@ Reasons can also be added to a finished run.
 """
 
 from soupjax.config import parse_arg
-from soupjax.tasks import reasons
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.reasons import run as reasons
 
 
 def get_config(arg=None):

@@ -75,6 +75,9 @@ COVERED_BY = {
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
   "tasks/programs/averaging": "tasks/cook/programs",
+  "tasks/reasons/base": "tasks/reasons/run",
+  "tasks/reasons/pairs": "tasks/reasons/run",
+  "tasks/reasons/plane": "tasks/reasons/run",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "report/unseen": "tasks/cook/heads",

@@ -6,6 +6,7 @@ from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose
 from soupjax.analysis.geometry import Geometry as Geometry
 from soupjax.analysis.geometry import geometry as geometry
+from soupjax.analysis.pairs import Pair as Pair
 from soupjax.analysis.plane import Plane as Plane
 from soupjax.lazy import submodules
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from soupjax.report.style import DPI, ORANGE, styled
+from soupjax.report.style import BLUE, DPI, ORANGE, styled
 
 # Name of a metric -> label of its colour bar.
 _LABELS = {"loss": "Loss (nats)", "error": "Error (%)"}
@@ -55,4 +55,68 @@ def plane_figure(record: Mapping[str, Any]) -> Figure:
       ticks=levels[[0, 6, 10, 14]], format="%.3g",
     )  # fmt: skip
   panels[0].set_ylabel("Distance along $u_2$")
+  return figure
+
+
+@styled
+def pairs_figure(record: Mapping[str, Any]) -> Figure:
+  """Draws the gain of averaging pairs against angle and distance.
+
+  Args:
+    record: `reasons/pairs.json`: "pairs", a list of objects with "gain",
+      "angle" (degrees or None), "distance", "color" (a number or None) and
+      "seed_only"; "metric" and "color", names; "curves", a list of objects with
+      "pair", "at" and a list for each metric.
+
+  Returns:
+    The figure: two scatter plots, and below them the curves between models, if
+    there are any.
+  """
+  pairs, curves = record["pairs"], record["curves"]
+  rows = 2 if curves else 1
+  figure = Figure(figsize=(7.2, 2.9 * rows), dpi=DPI)
+  panels = figure.subplots(rows, 2, squeeze=False)
+  percent = 100 if record["metric"] == "prec@1" else 1
+  gains = percent * np.array([p["gain"] for p in pairs])
+  known = [p["color"] for p in pairs]
+  colored = None not in known and len(set(known)) > 1
+  colors = np.array(known, float) if colored else None
+  same = np.array([p["seed_only"] for p in pairs], bool)
+  image = None
+  for axes, key, label in (
+    (panels[0, 0], "angle", "Angle at the start (degrees)"),
+    (panels[0, 1], "distance", "Distance of the two models"),
+  ):
+    places = np.array([p[key] for p in pairs], float)  # None becomes NaN.
+    axes.axhline(0, color="0.5", linewidth=0.8)
+    for rows_of, marker, text in ((~same, "o", None), (same, "^", "seed only")):
+      if not rows_of.any():
+        continue
+      style = {"c": BLUE}
+      if colored:
+        style = {"c": colors[rows_of], "vmin": colors.min()}
+        style |= {"vmax": colors.max(), "cmap": "viridis"}
+      image = axes.scatter(
+        places[rows_of], gains[rows_of], s=24, marker=marker, label=text,
+        edgecolors="black", linewidths=0.4, **style,
+      )  # fmt: skip
+    axes.set_xlabel(label)
+  unit = "points" if percent == 100 else record["metric"]
+  panels[0, 0].set_ylabel(f"Gain of the midpoint ({unit})")
+  if same.any():
+    panels[0, 0].legend()
+  if colored:
+    label = f"Larger {record['color']}"
+    figure.colorbar(image, ax=list(panels[0]), label=label, pad=0.02)
+  for axes, metric in zip(panels[1] if curves else (), ("loss", "error")):
+    for curve in curves:
+      values = (100 if metric == "error" else 1) * np.array(curve[metric])
+      label = " to ".join(
+        n if len(n) <= 20 else n[:18] + ".." for n in curve["pair"]
+      )
+      axes.plot(curve["at"], values, "-o", markersize=2.5, label=label)
+    axes.set_xlabel("Share of the second model")
+    axes.set_ylabel(_LABELS[metric])
+  if curves and len(curves) <= 6:
+    panels[1, 0].legend(fontsize=6)
   return figure

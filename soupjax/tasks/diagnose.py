@@ -5,6 +5,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 
@@ -14,11 +15,13 @@ import ml_collections
 from soupjax import config as config_lib
 from soupjax import files, processes, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
+from soupjax.analysis.pairs import pairs_of
 from soupjax.progress import Progress
-from soupjax.tasks import reasons
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs, soups
+from soupjax.tasks.reasons import base
+from soupjax.tasks.reasons import run as reasons
 
 
 def run(
@@ -121,7 +124,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   # --- Reasons on request -----------------------------------------------------
   if reasons.names_of(opened.config):
     record = workdir_lib.read(workdir / "diagnosis.json")
-    known = reasons.Diagnosed(opened, ingredients, evaluations, record)
+    known = base.Diagnosed(opened, ingredients, evaluations, record)
     lines = reasons.run(known, workdir)
     if _first():
       print("\n".join(lines), f"\n\nReport: {workdir / 'diagnosis.html'}")
@@ -154,7 +157,7 @@ def _diagnose(opened, workdir, ingredients, evaluations, pairs: int) -> None:
   scores = workdir / "scores.json"
   diagnosis = diagnose(
     ingredients,
-    reasons.Resumed(minival, len(ingredients) + pairs, path=scores),
+    base.Resumed(minival, len(ingredients) + pairs, path=scores),
     opened.initial,
     greedy=greedy,
     max_pairs=opened.config.max_pairs,
@@ -182,8 +185,15 @@ def _as_json(diagnosis: Diagnosis) -> dict:
   return {
     "scores": diagnosis.scores,
     "midpoints": [
-      {"pair": list(pair), "score": score, "barrier": diagnosis.barriers[pair]}
-      for pair, score in diagnosis.midpoints.items()
+      {
+        "pair": list(pair.names),
+        "score": pair.score,
+        "barrier": -pair.gain,
+        "distance": pair.distance,
+        # NaN is not JSON.
+        "angle": pair.angle if math.isfinite(pair.angle) else None,
+      }
+      for pair in pairs_of(diagnosis)
     ],
     "distances": dict(zip(diagnosis.names, shape.norms.tolist())),
     "distances from": shape.origin,

@@ -33,3 +33,41 @@ def test_a_plane_marks_its_models_and_its_lowest_point():
   np.testing.assert_allclose(models, record["corners"])
   texts = [t.get_text() for t in left.texts]
   assert texts == ["initial", "$a", "b" * 22 + "..."]
+
+
+def test_pairs_without_an_angle_or_a_color_are_drawn():
+  pair = {"gain": 0.01, "angle": None, "distance": 2.0, "color": None}
+  record = {
+    "metric": "loss",
+    "color": "learning_rate",
+    "pairs": [
+      {**pair, "seed_only": False},
+      {**pair, "seed_only": True, "angle": 90.0},
+    ],
+    "curves": [],
+  }
+  figure = reasons.pairs_figure(record)
+  assert saved(figure)
+  plain, same = figure.axes[1].collections
+  np.testing.assert_allclose(plain.get_offsets(), [[2, 0.01]])
+  np.testing.assert_allclose(same.get_offsets(), [[2, 0.01]])
+  assert len(figure.axes) == 2
+
+
+def test_gains_in_accuracy_are_in_points_and_curves_are_below():
+  pairs = [
+    {"gain": 0.02, "angle": 60.0, "distance": 2.0, "color": 0.1},
+    {"gain": -0.01, "angle": 80.0, "distance": 3.0, "color": 0.2},
+  ]
+  curve = {"pair": ["$a", "b"], "at": [0, 1], "loss": [1, 2], "error": [0.5, 0]}
+  record = {
+    "metric": "prec@1",
+    "color": "learning_rate",
+    "pairs": [{**pair, "seed_only": False} for pair in pairs],
+    "curves": [curve],
+  }
+  figure = reasons.pairs_figure(record)
+  assert saved(figure)
+  (points,) = figure.axes[0].collections
+  np.testing.assert_allclose(points.get_offsets(), [[60, 2], [80, -1]])
+  np.testing.assert_allclose(figure.axes[3].lines[0].get_ydata(), [50, 0])

@@ -8,8 +8,9 @@ import helpers
 import pytest
 
 import soupjax as sj
-from soupjax.tasks import diagnose, reasons
+from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
+from soupjax.tasks.reasons import base
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,9 @@ def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
     calls.append(1)
     return call(self, params)
 
-  call = reasons.Resumed.__call__
+  call = base.Resumed.__call__
   with monkeypatch.context() as patch:
-    patch.setattr(reasons.Resumed, "__call__", dying)
+    patch.setattr(base.Resumed, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
       diagnose.run(config, tmp_path / "why")
   state = json.loads((tmp_path / "why" / "scores.json").read_text())

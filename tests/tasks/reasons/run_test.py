@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.tasks import diagnose, reasons
+from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
+from soupjax.tasks.reasons import base
+from soupjax.tasks.reasons import run as reasons
 
-SMALL = {"max_pairs": 3, "plane.points": 2, "plane.margin": 0.0}
+SMALL = {
+  "max_pairs": 3,
+  "plane.points": 2,
+  "plane.margin": 0.0,
+  "pairs.curves": 1,
+  "pairs.points": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +91,28 @@ def test_the_plane_goes_through_the_start_and_the_two_best(
   assert minival.totals(point)["loss"] == pytest.approx(value, rel=1e-4)
 
 
+def test_pairs_are_the_midpoints_of_the_diagnosis(opened, whole):
+  diagnosis = json.loads((whole / "diagnosis.json").read_text())
+  record = record_of(whole, "pairs")
+  assert record["metric"] == "prec@1"
+  models = {i.name: i for i in opened.ingredients}
+  for pair, entry in zip(record["pairs"], diagnosis["midpoints"], strict=True):
+    assert pair["pair"] == entry["pair"]
+    assert pair["gain"] == -entry["barrier"]
+    trees = [models[name].load() for name in pair["pair"]]
+    gap = jax.tree.map(np.subtract, *trees)
+    assert pair["distance"] == pytest.approx(
+      float(np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gap)))), rel=1e-3
+    )
+    rates = [models[n].hyperparameters["learning_rate"] for n in pair["pair"]]
+    assert pair["color"] == max(rates) and not pair["seed_only"]
+  (curve,) = record["curves"]
+  assert curve["pair"] == record["pairs"][0]["pair"]
+  scores = [diagnosis["scores"][name] for name in curve["pair"]]
+  want = [scores[0], diagnosis["midpoints"][0]["score"], scores[1]]
+  np.testing.assert_allclose(curve["error"], 1 - np.array(want), atol=1e-7)
+
+
 def test_reasons_are_added_to_a_finished_diagnosis(
   sweep, whole, monkeypatch, capsys
 ):
@@ -105,9 +135,9 @@ def test_reasons_are_added_to_a_finished_diagnosis(
       raise KeyboardInterrupt
     return call(self, params)
 
-  call = reasons.Resumed.__call__
+  call = base.Resumed.__call__
   with monkeypatch.context() as patch:
-    patch.setattr(reasons.Resumed, "__call__", dying)
+    patch.setattr(base.Resumed, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
       diagnose.run(config, whole)
   diagnose.run(config, whole)
@@ -125,6 +155,8 @@ def test_reasons_are_added_to_a_finished_diagnosis(
     ({"reasons": "plain"}, "no reason 'plain': did you mean 'plane'"),
     ({"plane.points": 1}, "plane.points must be a whole number from 2"),
     ({"plane.margin": -1.0}, "plane.margin must be"),
+    ({"pairs.points": 1}, "pairs.points must be"),
+    ({"pairs.curves": -1}, "pairs.curves must be"),
   ],
 )
 def test_refuses_settings(sweep, tmp_path, changes, message):
@@ -140,6 +172,7 @@ def test_refuses_settings(sweep, tmp_path, changes, message):
     ({"plane.models": "initial,initial,{name}"}, "names 'initial' twice"),
     ({"plane.models": "initial,{name},mender_001"}, "no model 'mender_001': d"),
     ({"count": 2, "initial": None}, "there are only"),
+    ({"reasons": "pairs", "max_pairs": 0}, "max_pairs=0"),
   ],
 )
 def test_refuses_what_inputs_do_not_have(sweep, opened, changes, message):
@@ -147,7 +180,10 @@ def test_refuses_what_inputs_do_not_have(sweep, opened, changes, message):
   if "initial" in changes:
     opened = dataclasses.replace(opened, initial=changes.pop("initial"))
   name = opened.ingredients[0].name
-  changes = {key: value.format(name=name) for key, value in changes.items()}
+  changes = {
+    key: value.format(name=name) if isinstance(value, str) else value
+    for key, value in changes.items()
+  }
   config = helpers.diagnose_config(sweep, **{"reasons": "plane", **changes})
   opened = dataclasses.replace(
     opened, config=config, ingredients=opened.ingredients[:count]
