@@ -4,6 +4,7 @@
 
 from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose
+from soupjax.analysis.ensembles import Relation as Relation
 from soupjax.analysis.geometry import Geometry as Geometry
 from soupjax.analysis.geometry import geometry as geometry
 from soupjax.analysis.pairs import Pair as Pair

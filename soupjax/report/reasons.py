@@ -120,3 +120,42 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
   if curves and len(curves) <= 6:
     panels[1, 0].legend(fontsize=6)
   return figure
+
+
+@styled
+def ensemble_figure(record: Mapping[str, Any]) -> Figure:
+  """Draws soups of two models against their ensembles.
+
+  Args:
+    record: `reasons/ensemble.json`: "pairs", a list of objects with the fields
+      of `analysis.ensembles.Relation`.
+
+  Returns:
+    The figure: predicted and true differences of the loss in nats on the left,
+    errors in percent on the right.
+  """
+  figure = Figure(figsize=(7.2, 3.3), dpi=DPI)
+  panels = figure.subplots(1, 2)
+  for axes, (x, y), labels, scale in (
+    (
+      panels[0],
+      ("predicted", "true"),
+      ("Predicted soup - ensemble (nats)", "True soup - ensemble (nats)"),
+      1,
+    ),
+    (
+      panels[1],
+      ("ensemble_error", "soup_error"),
+      ("Error of the ensemble (%)", "Error of the soup (%)"),
+      100,
+    ),
+  ):
+    points = scale * np.array([[p[x], p[y]] for p in record["pairs"]], float)
+    axes.scatter(*points.T, s=24, c=BLUE, edgecolors="black", linewidths=0.4)
+    axes.axline((points.mean(), points.mean()), slope=1, color="0.5", lw=0.8)
+    if scale == 1:
+      axes.axhline(0, color="0.8", lw=0.8)
+      axes.axvline(0, color="0.8", lw=0.8)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+  return figure

@@ -71,3 +71,12 @@ def test_gains_in_accuracy_are_in_points_and_curves_are_below():
   (points,) = figure.axes[0].collections
   np.testing.assert_allclose(points.get_offsets(), [[60, 2], [80, -1]])
   np.testing.assert_allclose(figure.axes[3].lines[0].get_ydata(), [50, 0])
+
+
+def test_soups_and_ensembles_are_on_the_axes_that_say_so():
+  pair = {"predicted": -0.1, "true": -0.2, "soup_error": 0.3}
+  record = {"pairs": [{**pair, "ensemble_error": 0.4}]}
+  figure = reasons.ensemble_figure(record)
+  assert saved(figure)
+  places = [axes.collections[0].get_offsets()[0] for axes in figure.axes]
+  np.testing.assert_allclose(places, [[-0.1, -0.2], [40, 30]])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.evaluators import statistics
 from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.reasons import base
@@ -22,6 +23,7 @@ SMALL = {
   "plane.margin": 0.0,
   "pairs.curves": 1,
   "pairs.points": 3,
+  "ensemble.pairs": 1,
 }
 
 
@@ -113,6 +115,33 @@ def test_pairs_are_the_midpoints_of_the_diagnosis(opened, whole):
   np.testing.assert_allclose(curve["error"], 1 - np.array(want), atol=1e-7)
 
 
+def test_a_soup_is_compared_with_the_ensemble_of_its_models(
+  opened, whole, tmp_path
+):
+  minival = evaluate.Evaluations(opened, tmp_path / "x").minival("prec@1")
+  (found,) = record_of(whole, "ensemble")["pairs"]
+  models = {i.name: i for i in opened.ingredients}
+  trees = [models[name].load() for name in found["pair"]]
+  logits, labels = zip(*map(minival.logits, [*trees, sj.uniform_soup(trees)]))
+  beta = 1 / found["temperature"]
+  assert beta == pytest.approx(1 / statistics.temperature(logits[2], labels[2]))
+  ensemble = (logits[0] + logits[1]) / 2
+  want = statistics.nll(beta * logits[2], labels[2])
+  want -= statistics.nll(beta * ensemble, labels[0])
+  assert found["true"] == pytest.approx(want, abs=1e-5)
+  error = (ensemble.argmax(axis=1) != labels[0]).mean()
+  assert found["ensemble_error"] == pytest.approx(error)
+  # The second derivative, from values on the line.
+  h = 0.05
+
+  def loss_at(share):
+    soup = sj.uniform_soup(trees, [1 - share, share])
+    return statistics.nll(beta * minival.logits(soup)[0], labels[0])
+
+  bend = (loss_at(0.5 - h) - 2 * loss_at(0.5) + loss_at(0.5 + h)) / h**2
+  assert found["curvature"] == pytest.approx(bend, rel=0.05, abs=2e-3)
+
+
 def test_reasons_are_added_to_a_finished_diagnosis(
   sweep, whole, monkeypatch, capsys
 ):
@@ -157,6 +186,8 @@ def test_reasons_are_added_to_a_finished_diagnosis(
     ({"plane.margin": -1.0}, "plane.margin must be"),
     ({"pairs.points": 1}, "pairs.points must be"),
     ({"pairs.curves": -1}, "pairs.curves must be"),
+    ({"ensemble.pairs": 0}, "ensemble.pairs must be"),
+    ({"ensemble.share": 1.0}, "ensemble.share must be between 0 and 1"),
   ],
 )
 def test_refuses_settings(sweep, tmp_path, changes, message):
@@ -172,7 +203,8 @@ def test_refuses_settings(sweep, tmp_path, changes, message):
     ({"plane.models": "initial,initial,{name}"}, "names 'initial' twice"),
     ({"plane.models": "initial,{name},mender_001"}, "no model 'mender_001': d"),
     ({"count": 2, "initial": None}, "there are only"),
-    ({"reasons": "pairs", "max_pairs": 0}, "max_pairs=0"),
+    ({"reasons": "pairs", "max_pairs": 0}, "'pairs' is .* max_pairs=0"),
+    ({"reasons": "ensemble", "max_pairs": 0}, "'ensemble' is .* max_pairs=0"),
   ],
 )
 def test_refuses_what_inputs_do_not_have(sweep, opened, changes, message):
