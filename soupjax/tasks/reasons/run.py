@@ -70,11 +70,11 @@ def check_inputs(opened: CookInputs) -> None:
 
 
 def without(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns a config with the default reasons.
+  """Returns a config without the keys of reasons.
 
   A diagnosis does not depend on them, so they can be added when it is finished.
   """
-  values = {**config.to_dict(), **settings()}
+  values = {k: v for k, v in config.to_dict().items() if k not in settings()}
   return ml_collections.ConfigDict(values).lock()
 
 
