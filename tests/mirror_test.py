@@ -77,6 +77,7 @@ COVERED_BY = {
   "tasks/programs/averaging": "tasks/cook/programs",
   "tasks/reasons/base": "tasks/reasons/run",
   "tasks/reasons/ensemble": "tasks/reasons/run",
+  "tasks/reasons/features": "tasks/reasons/run",
   "tasks/reasons/pairs": "tasks/reasons/run",
   "tasks/reasons/plane": "tasks/reasons/run",
   # The program, and what its files on disk do under kills.

@@ -159,3 +159,66 @@ def ensemble_figure(record: Mapping[str, Any]) -> Figure:
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
   return figure
+
+
+def mean_of_pairs(matrix: Any, first: int = 0) -> float:
+  """Returns the mean above the diagonal; NaN without finite values.
+
+  Args:
+    matrix: (M, M) numbers or None.
+    first: rows and columns before it are left out.
+  """
+  return float(np.mean(_pairs_of(matrix, first) or [np.nan]))
+
+
+def _pairs_of(matrix, first: int) -> list[float]:
+  values = np.array(matrix, float)[first:, first:]
+  values = values[np.triu_indices(len(values), 1)]
+  return values[np.isfinite(values)].tolist()
+
+
+@styled
+def features_figure(record: Mapping[str, Any]) -> Figure:
+  """Draws similarity and class separation over the layers.
+
+  Args:
+    record: `reasons/features.json`: "names" of the models, of which "initial"
+      can be the first; "layers", names from input to output; "cka", layer ->
+      (M, M) similarities; "separation", layer -> M values.
+  """
+  layers = record["layers"]
+  first = int("initial" in record["names"])
+  figure = Figure(figsize=(7.6, 3.6), dpi=DPI)
+  left, right = figure.subplots(1, 2)
+  between = [_pairs_of(record["cka"][layer], first) for layer in layers]
+  _band(left, between, BLUE, "two ingredients")
+  if first:
+    rows = [np.array(record["cka"][la], float)[0, 1:] for la in layers]
+    rows = [row[np.isfinite(row)].tolist() for row in rows]
+    _band(left, rows, ORANGE, "initial and ingredient")
+  separation = [
+    np.array(record["separation"][layer], float) for layer in layers
+  ]
+  _band(
+    right, [v[first:][np.isfinite(v[first:])].tolist() for v in separation],
+    BLUE, "ingredients",
+  )  # fmt: skip
+  if first:
+    start = [v[0] for v in separation]
+    right.plot(start, "-o", color=ORANGE, markersize=3, label="initial")
+  names = [n.removeprefix("Transformer/") for n in layers]
+  names = [n.replace("encoderblock_", "block ") for n in names]
+  for axes, label in ((left, "CKA"), (right, "Class separation")):
+    size = min(7, 160 / len(names))
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axes.set_ylabel(label)
+    axes.legend(fontsize=7)
+  return figure
+
+
+def _band(axes, values, color: str, label: str) -> None:
+  """Draws the mean of each list over its range; gaps where lists are empty."""
+  values = [v or [np.nan] for v in values]
+  low, mean, high = ([f(v) for v in values] for f in (min, np.mean, max))
+  axes.fill_between(range(len(values)), low, high, color=color, alpha=0.2, lw=0)
+  axes.plot(mean, "-o", color=color, markersize=3, label=label)

@@ -80,3 +80,36 @@ def test_soups_and_ensembles_are_on_the_axes_that_say_so():
   assert saved(figure)
   places = [axes.collections[0].get_offsets()[0] for axes in figure.axes]
   np.testing.assert_allclose(places, [[-0.1, -0.2], [40, 30]])
+
+
+def test_features_have_gaps_where_nothing_is_known():
+  record = {
+    "names": ["initial", "a", "b", "c"],
+    "layers": ["embedding", "Transformer/encoderblock_0", "head"],
+    "cka": {
+      "embedding": [
+        [1, 0.9, 0.8, 0.7],
+        [0, 1, 0.6, 0.4],
+        [0, 0, 1, 0.5],
+        [0, 0, 0, 1],
+      ],
+      "Transformer/encoderblock_0": np.full((4, 4), 0.5).tolist(),
+      "head": [[None] * 4] * 4,
+    },
+    "separation": {
+      "embedding": [0.1, 0.2, 0.3, 0.4],
+      "Transformer/encoderblock_0": [0.2] * 4,
+      "head": [None] * 4,
+    },
+  }
+  figure = reasons.features_figure(record)
+  assert saved(figure)
+  left, right = figure.axes
+  pairs, start = (line.get_ydata() for line in left.lines)
+  np.testing.assert_allclose(pairs, [0.5, 0.5, np.nan])
+  np.testing.assert_allclose(start, [0.8, 0.5, np.nan])
+  models, initial = (line.get_ydata() for line in right.lines)
+  np.testing.assert_allclose(models, [0.3, 0.2, np.nan])
+  np.testing.assert_allclose(initial, [0.1, 0.2, np.nan])
+  names = [text.get_text() for text in left.get_xticklabels()]
+  assert names == ["embedding", "block 0", "head"]

@@ -17,10 +17,16 @@ from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Resumed
 from soupjax.tasks.reasons.ensemble import ENSEMBLE
+from soupjax.tasks.reasons.features import FEATURES
 from soupjax.tasks.reasons.pairs import PAIRS
 from soupjax.tasks.reasons.plane import PLANE
 
-REASONS = {"plane": PLANE, "pairs": PAIRS, "ensemble": ENSEMBLE}
+REASONS = {
+  "plane": PLANE,
+  "pairs": PAIRS,
+  "ensemble": ENSEMBLE,
+  "features": FEATURES,
+}
 
 
 def settings() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
+from soupjax.analysis import features as features_lib
 from soupjax.evaluators import statistics
 from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
@@ -142,6 +143,32 @@ def test_a_soup_is_compared_with_the_ensemble_of_its_models(
   assert found["curvature"] == pytest.approx(bend, rel=0.05, abs=2e-3)
 
 
+def test_features_are_those_of_the_layers(opened, whole):
+  record = record_of(whole, "features")
+  names = record["names"]
+  assert names[0] == "initial" and len(names) == 4
+  assert record["layers"][0] == "embedding" and record["layers"][-1] == "head"
+  # The head of the start is a probe of zeros or not; all others differ.
+  splits = sj.data.load_digits().minival
+  images = np.repeat(splits.images, 3, axis=-1)
+  images = np.round((images + 1) * 127.5) / np.float32(127.5) - 1
+  models = {i.name: i.load() for i in [opened.initial, *opened.ingredients]}
+  features = [
+    dict(features_lib.layer_features(opened.model, models[name], images))
+    for name in names
+  ]
+  layer = "Transformer/encoderblock_0"
+  order = np.random.default_rng(0).permutation(len(images))
+  values = [np.asarray(f[layer])[order] for f in features]
+  np.testing.assert_allclose(
+    record["cka"][layer], features_lib.cka(values), rtol=1e-3
+  )
+  want = [
+    features_lib.class_separation(f[layer], splits.labels) for f in features
+  ]
+  np.testing.assert_allclose(record["separation"][layer], want, rtol=1e-3)
+
+
 def test_reasons_are_added_to_a_finished_diagnosis(
   sweep, whole, monkeypatch, capsys
 ):
@@ -156,7 +183,8 @@ def test_reasons_are_added_to_a_finished_diagnosis(
   monkeypatch.setattr(
     cls, "totals", lambda s, p: calls.append(1) or original(s, p)
   )
-  changes = {**SMALL, "reasons": "plane", "plane.models": names(last)}
+  # The pairs are there already, and are not evaluated again.
+  changes = {**SMALL, "reasons": "pairs,plane", "plane.models": names(last)}
   config = helpers.diagnose_config(sweep, **changes)
 
   def dying(self, params):
@@ -174,8 +202,6 @@ def test_reasons_are_added_to_a_finished_diagnosis(
   assert record_of(whole, "plane")["names"] == ["initial", *last]
   assert "The lowest loss of the grid is" in capsys.readouterr().out
   assert (whole / "diagnosis.json").read_bytes() == before
-  diagnose.run(config, whole)
-  assert len(calls) == 7
 
 
 @pytest.mark.parametrize(
@@ -186,6 +212,7 @@ def test_reasons_are_added_to_a_finished_diagnosis(
     ({"plane.margin": -1.0}, "plane.margin must be"),
     ({"pairs.points": 1}, "pairs.points must be"),
     ({"pairs.curves": -1}, "pairs.curves must be"),
+    ({"features.images": 3}, "features.images must be"),
     ({"ensemble.pairs": 0}, "ensemble.pairs must be"),
     ({"ensemble.share": 1.0}, "ensemble.share must be between 0 and 1"),
   ],
@@ -204,6 +231,7 @@ def test_refuses_settings(sweep, tmp_path, changes, message):
     ({"plane.models": "initial,{name},mender_001"}, "no model 'mender_001': d"),
     ({"count": 2, "initial": None}, "there are only"),
     ({"reasons": "pairs", "max_pairs": 0}, "'pairs' is .* max_pairs=0"),
+    ({"reasons": "features", "heads": {"minival": None}}, "whole CLIPs"),
     ({"reasons": "ensemble", "max_pairs": 0}, "'ensemble' is .* max_pairs=0"),
   ],
 )
@@ -211,6 +239,8 @@ def test_refuses_what_inputs_do_not_have(sweep, opened, changes, message):
   count = changes.pop("count", 3)
   if "initial" in changes:
     opened = dataclasses.replace(opened, initial=changes.pop("initial"))
+  if "heads" in changes:
+    opened = dataclasses.replace(opened, heads=changes.pop("heads"))
   name = opened.ingredients[0].name
   changes = {
     key: value.format(name=name) if isinstance(value, str) else value
