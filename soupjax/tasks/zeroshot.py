@@ -12,6 +12,7 @@ import numpy as np
 from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import clip, pretrained, tokens, zeroshot
+from soupjax.models import text as text_lib
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -26,6 +27,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Prompts with {} for the name, separated by "|"; a file with one a line; or
   # "open_clip:openai" (80 of them).
   c.templates = "a photo of a {}."
+  # Path beside which the vocabulary is, for recipes that train a text tower;
+  # empty takes `init.path`.
+  c.vocabulary = ""
   return c
 
 
@@ -33,6 +37,15 @@ def _names(text: str) -> list[str]:
   if "|" in text:
     return text.split("|")
   return zeroshot.read_list(text, "zeroshot.names")
+
+
+def templates_of(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the prompts of `zeroshot.templates`.
+
+  Raises:
+    ValueError: if a file is missing.
+  """
+  return _templates(config.templates)
 
 
 def _templates(text: str) -> list[str]:
@@ -109,9 +122,78 @@ def head(
   Raises:
     ValueError: if there is no text tower, or its vocabulary is missing.
   """
+  model, params, tokenizer, templates = _opened(source, templates, skip)
+  kernel = zeroshot.zeroshot_head(model, params, names, templates, tokenizer)
+  prompts = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  record = _record(names, templates, tokenizer)
+  return kernel, record | {"hash": zeroshot.head_hash(model, params, prompts)}
+
+
+def context(
+  source: str, names: Sequence[str], templates: str, skip: Sequence[str] = ()
+) -> np.ndarray:
+  """Makes the weights of contexts; see `models.zeroshot.context_kernel`.
+
+  Args:
+    source: as for `head`.
+    names: of the classes.
+    templates: as for `head`.
+    skip: as for `head`.
+
+  Raises:
+    ValueError: as for `head`.
+  """
+  model, params, tokenizer, templates = _opened(source, templates, skip)
+  tokens = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  return zeroshot.context_kernel(model, params, tokens)
+
+
+def prompts(
+  path: str,
+  model: clip.CLIP,
+  names: Sequence[str],
+  config: ml_collections.ConfigDict,
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Tokenizes the prompts of classes for a text tower in training.
+
+  Args:
+    path: of the start.
+    model: with the text tower.
+    names: of the classes.
+    config: as in `default_config`.
+
+  Returns:
+    (classes, templates, tokens) int32, and a record of names, templates and
+    vocabulary.
+
+  Raises:
+    ValueError: if the vocabulary is missing or not that of the text tower.
+  """
+  beside = config.vocabulary
+  if not beside and path:
+    beside = companions.home(open_lib.open_ingredient(path)) or ""
+  tower = text_lib.Text(**model.text)
+  tokenizer = tokens.open_tokenizer(
+    beside, context_length=tower.context_length, vocab_size=tower.vocab_size
+  )
+  zeroshot.check_tokenizer(model, tokenizer)
+  templates = _templates(config.templates)
+  values = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  return values, _record(names, templates, tokenizer)
+
+
+def _record(names, templates, tokenizer) -> dict[str, Any]:
+  return {
+    "names": list(names),
+    "templates": list(templates),
+    "vocabulary": tokenizer.source.name,
+  }
+
+
+def _opened(source, templates: str, skip):
+  """Opens the text tower of a checkpoint, its tokenizer and the prompts."""
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  templates = _templates(templates)
   detected = pretrained.detect(source, skip=skip, text=True)
   model = clip.CLIP(**detected.options)
   if model.text["num_heads"] is None:
@@ -128,12 +210,4 @@ def head(
     context_length=model.text["context_length"],
     vocab_size=model.text["vocab_size"],
   )
-  kernel = zeroshot.zeroshot_head(model, params, names, templates, tokenizer)
-  prompts = zeroshot.prompt_tokens(model, tokenizer, names, templates)
-  record = {
-    "names": list(names),
-    "templates": list(templates),
-    "vocabulary": tokenizer.source.name,
-    "hash": zeroshot.head_hash(model, params, prompts),
-  }
-  return kernel, record
+  return model, params, tokenizer, _templates(templates)
