@@ -48,6 +48,7 @@ COVERED_BY = {
   "models/pretrained/timm_models": "models/pretrained/detect",
   "models/rope": "models/vit",
   "report/labels": "report/figures",
+  "report/scores": "tasks/cook/judge",
   "report/sections": "report/page",
   "report/style": "report/page",
   "soups/engine/blocks": "soups/engine/run",
@@ -84,7 +85,7 @@ COVERED_BY = {
 # Tests without a source file of their own -> why.
 SEAMS = {
   "benchmarks/accelerator": "mirrors benchmarks/",
-  "benchmarks/cifar10": "mirrors benchmarks/",
+  "benchmarks/evidence/cifar10": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/run": "mirrors benchmarks/",

@@ -62,7 +62,8 @@ ONLY_IN = {
   "pickle": {"checkpoints/formats/unpickle.py"},
   "pickletools": {"checkpoints/formats/unpickle.py"},
   "marshal": set(),
-  "subprocess": set(),
+  # The program that evaluates checkpoints.
+  "subprocess": {"evaluators/command.py"},
 }
 # The modules that may remove files; each removes only what it made, or what
 # `checkpoints/replaceable.py` allows.
@@ -70,6 +71,7 @@ REMOVE = {
   "checkpoints/destination.py",
   "checkpoints/formats/orbax.py",
   "checkpoints/train_state.py",
+  "evaluators/by_command.py",
   "files.py",
   "report/page.py",
   "tasks/compilation_cache.py",

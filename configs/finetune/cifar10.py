@@ -17,7 +17,8 @@ is for pretraining, 20,000 images are for the sweep, and 5,000 are held out.
 Images are decoded once and stay in memory; the devices augment them.
 
 Pretraining takes 1.3 million images and about 40 CPU minutes, the sweep 0.5
-million images. `:seed=1` is another sweep, `:runlocal` two short members.
+million images. `:seed=1` is another sweep, `:runlocal` two short members,
+`:hybrid` the model of benchmarks/evidence, which must be on PYTHONPATH.
 """
 
 import numpy as np
@@ -28,7 +29,7 @@ from soupjax.tasks.finetune import config as finetune_config
 
 def _parsed(arg):
   return config_lib.parse_arg(
-    arg, images="", pretrain=False, seed=0, runlocal=False
+    arg, images="", pretrain=False, seed=0, hybrid=False, runlocal=False
   )
 
 
@@ -58,6 +59,9 @@ def get_config(arg=None):
     variant="", patch_size=8, width=128, depth=6, mlp_dim=256, num_heads=4,
     pool_type="gap", scan=False,
   )  # fmt: skip
+  if arg.hybrid:
+    c.model.name = "hybrid_vit.HybridViT"
+    c.model.update(patch_size=2, depth=4)
   c.probe.total = "0steps" if arg.pretrain else "100steps"
   c.hyper.learning_rate = 2e-3 if arg.pretrain else 1e-3
   c.hyper.weight_decay = 0.05

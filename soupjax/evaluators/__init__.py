@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of models on held-out labelled images."""
 
+from soupjax.evaluators.by_command import CommandEvaluator as CommandEvaluator
 from soupjax.evaluators.evaluator import Evaluator as Evaluator
 from soupjax.evaluators.metrics import METRICS as METRICS
 from soupjax.evaluators.metrics import (

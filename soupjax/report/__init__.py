@@ -17,10 +17,13 @@ _PUBLIC = {
   "KINDS": "results",
   "read_results": "results",
   "read_run": "results",
+  "read_scores": "scores",
   "Results": "results",
   "results_table": "tables",
+  "scores_table": "scores",
   "wise_ft_curve": "figures",
   "write_report": "page",
+  "write_scores": "scores",
 }
 __all__ = list(_PUBLIC)
 

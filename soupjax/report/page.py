@@ -177,12 +177,7 @@ def _page(
 
   def show(name, heading, caption):
     if png := pictures.get(name):
-      data = base64.b64encode(png).decode("ascii")
-      body.append(
-        f"<h2>{heading}</h2>\n"
-        f'<figure><img alt="{heading}" src="data:image/png;base64,{data}">\n'
-        f"<figcaption>{caption}</figcaption></figure>"
-      )
+      body.append(_embedded(png, heading, caption))
 
   show(
     "accuracy_plane",
@@ -210,11 +205,39 @@ def _page(
   body.append("<h2>The ingredients</h2>")
   body.append(sections.ingredients_section(results, greedy, hyperparameters))
   if config is not None:
-    text = html.escape(json.dumps(config, indent=2))
-    body.append(
-      "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
-      f"<pre>{text}</pre></details>"
-    )
+    body.append(configuration(config))
+  return document(title, body)
+
+
+def _embedded(png: bytes, heading: str, caption: str) -> str:
+  """Returns a heading and a picture as HTML."""
+  data = base64.b64encode(png).decode("ascii")
+  return (
+    f"<h2>{heading}</h2>\n"
+    f'<figure><img alt="{heading}" src="data:image/png;base64,{data}">\n'
+    f"<figcaption>{caption}</figcaption></figure>"
+  )
+
+
+def picture(
+  figure: Figure | None, path: pathlib.Path, heading: str, caption: str = ""
+) -> str:
+  """Saves a figure and returns it as HTML; "" without a figure."""
+  png = _save(figure, path)
+  return _embedded(png, heading, caption) if png else ""
+
+
+def configuration(config: Any) -> str:
+  """Returns a config as HTML."""
+  text = html.escape(json.dumps(config, indent=2))
+  return (
+    "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
+    f"<pre>{text}</pre></details>"
+  )
+
+
+def document(title: str, body: Sequence[str]) -> str:
+  """Returns a page of a title and of parts, which are HTML."""
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -22,7 +22,7 @@ import numpy as np
 
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import save
-from soupjax.models import clip, layers
+from soupjax.models import clip, layers, own
 from soupjax.models.pretrained import (
   detect,
   families,
@@ -89,7 +89,8 @@ def load_pretrained(
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`; or a model outside of
+      soupjax, of which the checkpoint has the same leaves, by the same names.
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
@@ -113,6 +114,8 @@ def load_pretrained(
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
+  if own.is_own(model) and family is None:
+    return own.load(source, model, image_size, head=head, skip=skip, init=init)
   dropped = families.with_prefix(skip, prefix)
   table = detect.open_table(source, family, dropped)
   if isinstance(model, clip.CLIP):
@@ -174,6 +177,9 @@ def as_ingredient(
   Raises:
     ValueError: as for `load_pretrained`.
   """
+  if own.is_own(model) and family is None:
+    own.check(source, model, image_size)
+    return source
   dropped = families.with_prefix(skip, prefix)
   table = detect.open_table(source, family, dropped)
   if isinstance(model, clip.CLIP):
@@ -239,7 +245,8 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`; or a model outside of
+      soupjax, of which the checkpoint has the same leaves, by the same names.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.

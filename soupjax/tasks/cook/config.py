@@ -104,6 +104,19 @@ def default_config() -> ml_collections.ConfigDict:
   # as "head/kernel=keep,head/bias=[0, 1, 0]"; the base is `initial`.
   c.select = ""
 
+  # A program of yours in place of a dataset, such as
+  # "python my_eval.py {checkpoint}" (docs/judge.md): its last line of output is
+  # a JSON object of metrics, or names a file with one. Then cook.metric is one
+  # of these metrics, and `data`, `tests` and `model` are not used.
+  c.evaluate_command = ""
+  c.evaluate_timeout = 0.0  # Seconds for one checkpoint; 0 is no limit.
+  c.evaluate_retries = 1  # Further attempts after a failure.
+  c.evaluate_jobs = 1  # Programs side by side.
+  # Words of names of metrics of which lower is better, such as "val_loss".
+  c.evaluate_lower = (
+    "loss,error,nll,perplexity,ppl,mse,rmse,mae,fid,wer,cer,ece"
+  )
+
   c.cook = ml_collections.ConfigDict()
   # On minival: "prec@1", "loss", a registered metric or an import path. Of
   # "loss,prec@1", the first ranks the ingredients and makes the soup "greedy";
@@ -120,6 +133,10 @@ def default_config() -> ml_collections.ConfigDict:
     "memory_gb": -1.0,
   }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
+  # For ingredients of one run, in the order of their names: also the mean of
+  # neighbours that is best on minival, among those that end at the last or at
+  # the best ingredient.
+  c.cook.window = False
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
   # Calibration errors of all models, with and without a temperature fitted on
@@ -339,12 +356,41 @@ def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     ValueError: if there is none, or one is unknown or given twice.
   """
   names = [name.strip() for name in config.cook.metric.split(",")]
-  for name in names:
+  if config.evaluate_command:
+    names = [name.removeprefix("minival/") for name in names]
+    for name in names:
+      if not name or "/" in name:
+        raise ValueError(
+          f"cook.metric={config.cook.metric!r}: only minival decides. Let the "
+          "program print this metric as NAME or minival/NAME, and give NAME."
+        )
+  for name in names if not config.evaluate_command else ():
     evaluators.get_metric(name)
   safe = [greedy_name(names, name) for name in names]
   if len(set(safe)) < len(names):
     raise ValueError(f"cook.metric={config.cook.metric!r} has a metric twice")
   return tuple(names)
+
+
+def mode(config: ml_collections.ConfigDict, metric: str) -> str:
+  """Returns "max" if higher values of a metric are better, else "min"."""
+  if not config.evaluate_command:
+    return evaluators.get_metric(metric).mode
+  lower = {word.strip() for word in config.evaluate_lower.split(",")}
+  words = {metric, *re.split(r"[^a-z0-9@]+", metric.lower())}
+  return "min" if words & lower else "max"
+
+
+def record_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns a config as it is recorded, without limits on running commands.
+
+  These may change when a run is continued, since results do not depend on them.
+  """
+  record = ml_collections.ConfigDict(config.to_dict())
+  default = default_config()
+  for key in ("evaluate_timeout", "evaluate_retries", "evaluate_jobs"):
+    record[key] = default[key]
+  return record
 
 
 def greedy_name(names: Sequence[str], name: str) -> str:
@@ -390,7 +436,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   expect = problems.expect
 
   expect("ingredients", "a path with * in it, or several", bool)
-  expect("data.name", "the name of a dataset", bool)
+  if not config.evaluate_command:
+    expect("data.name", "the name of a dataset", bool)
+  problems.expect_counts("evaluate_jobs")
+  problems.expect_counts("evaluate_retries", least=0)
+  problems.expect_numbers("evaluate_timeout")
   problems.expect_counts("data.num_classes", "data.image_size", least=0)
   problems.expect_counts("data.batch_size", "cook.learned.steps")
   problems.expect_counts("cook.learned.batch_size")
@@ -417,7 +467,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     f"one of {', '.join(mappings.FAMILIES)}, or empty",
     lambda v: not v or v in mappings.FAMILIES,
   )
-  for check_part in (build_model, tests, means, metrics, eval_ops):
+  parts = (build_model, tests, means, metrics, eval_ops)
+  if config.evaluate_command:
+    parts = (metrics,)
+  for check_part in parts:
     problems.attempt(check_part, config)
   problems.attempt(finetune_config.sharding_rules, config)
   problems.raise_if_any()

@@ -58,6 +58,20 @@ class Evaluations:
       )
       room -= needed if fits else 0.0
 
+  def __enter__(self) -> "Evaluations":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    pass
+
+  def ahead(self, models: Mapping[str, Callable[[], PyTree]]) -> None:
+    """Does nothing: all devices work on one model after another."""
+
+  def before_turn(self, ranked, selection) -> Callable[[Any], None]:
+    """Returns a function that does nothing, see `judge.Evaluations`."""
+    del ranked, selection
+    return lambda history: None
+
   def minival(self, metric: str) -> Evaluator:
     """Returns an evaluator of candidates on minival by a metric."""
     return self._evaluators["minival"].for_metric(metric)

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 
 from soupjax import files
-from soupjax.checkpoints import companions, model_card
+from soupjax.checkpoints import companions, model_card, save
 from soupjax.checkpoints import open as open_lib
+from soupjax.checkpoints.formats.recognise import absolute, recognise
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
 
+PyTree = Any
 # Families whose files are npz.
 _NPZ = ("big_vision", "mixer")
 
@@ -22,9 +24,72 @@ _NPZ = ("big_vision", "mixer")
 def _weights_name(opened) -> str:
   """Returns the name of the weights in a folder of the hub, "" without one."""
   first = opened.ingredients[0]
+  if opened.is_judged:
+    kind, name, is_directory = layout(opened.original)
+    return name if kind == "safetensors" and is_directory else ""
   if opened.family in (None, *_NPZ) or not model_card.is_known(first.configs):
     return ""
   return model_card.weights_name(first.configs, first.name)
+
+
+def layout(original: Ingredient) -> tuple[str, str, bool]:
+  """Returns how to write a model like a checkpoint.
+
+  Returns:
+    The format ("orbax", "safetensors", "npz" or "torch"), the name of the file
+    or Orbax directory, and whether its path is that of a directory around it.
+
+  Raises:
+    ValueError: if the format cannot be written.
+  """
+  home = absolute(str(companions.home(original)))
+  inner, module = recognise(home)
+  kind = module.__name__.rpartition(".")[2]
+  file = pathlib.PurePath(inner)
+  is_directory = pathlib.Path(home).is_dir()
+  if kind == "orbax":
+    return kind, pathlib.PurePath(home).name, False
+  if kind not in ("safetensors", "npz", "torch"):
+    raise ValueError(
+      f"{home}: soupjax does not write this format, so evaluate_command cannot "
+      "get soups like it. Convert the ingredients to safetensors first, with "
+      "configs/mix.py."
+    )
+  suffixes = {"torch": (".pt", ".pth", ".bin")}.get(kind, (f".{kind}",))
+  if pathlib.Path(inner).is_file() and file.suffix in suffixes:
+    return kind, file.name, is_directory
+  # A directory of shards, its index, or another suffix of torch.
+  stem = {"safetensors": "model", "torch": "pytorch_model"}.get(kind, "model")
+  suffix = ".bin" if kind == "torch" else suffixes[0]
+  if not is_directory and file.suffix != ".json":
+    stem, suffix = file.stem, suffixes[-2] if kind == "torch" else suffix
+  return kind, stem + suffix, is_directory
+
+
+def write_like(
+  original: Ingredient, params: PyTree, folder: pathlib.Path
+) -> pathlib.Path:
+  """Writes a model in the format of a checkpoint, with its config files.
+
+  Args:
+    original: the checkpoint, with the same leaves.
+    params: the weights.
+    folder: a new directory.
+
+  Returns:
+    The path of the model: the folder if that of the checkpoint is one.
+  """
+  kind, name, is_directory = layout(original)
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / name
+  if kind == "orbax":
+    save.save_params(path, params)
+  else:
+    keys = ("format",) if kind == "safetensors" else ()
+    text = {k: original.text[k] for k in keys if k in original.text}
+    save.write(path, params, text=text or None)
+  companions.copy(companions.beside(companions.home(original)), str(folder))
+  return folder if is_directory else path
 
 
 def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
@@ -36,6 +101,12 @@ def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     path: of the output, without a suffix. It is a folder if there are configs
       beside the ingredients, so that other libraries open it.
   """
+  if opened.is_judged:
+    # Orbax checkpoints are those of `soups/`.
+    if layout(opened.original)[0] != "orbax" and not path.exists():
+      with files.new_directory(path) as folder:
+        write_like(opened.original, open_lib.load_params(soup), folder)
+    return
   if opened.family is None:
     return
   beside = companions.beside(companions.home(opened.ingredients[0]))
@@ -101,7 +172,9 @@ def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
   recipe = {
     "soup": soup,
     "select": str(opened.config.select or ""),
-    "chosen on": f"{opened.minival.name}, {len(opened.minival)} images",
+    "chosen on": f"minival of {opened.config.evaluate_command}"
+    if opened.is_judged
+    else f"{opened.minival.name}, {len(opened.minival)} images",
   }
   if soup in opened.greedy:
     record = files.read_json(folder / "greedy.json")
@@ -113,4 +186,6 @@ def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
       k: v for k, v in record["alphas"].items() if len(record["alphas"]) == 1
     }
     recipe |= {"coefficients": alphas, "in the order of": record["names"]}
+  if soup in ("wise_ft", "window"):
+    return recipe | dict(files.read_json(folder / f"{soup}.json")), None
   return recipe, None

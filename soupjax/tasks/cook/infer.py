@@ -10,7 +10,7 @@ import ml_collections
 from soupjax import data, models
 from soupjax.checkpoints import companions
 from soupjax.data import pipeline
-from soupjax.models import pretrained, rope
+from soupjax.models import own, pretrained, rope
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import config as cook_config
@@ -43,9 +43,13 @@ def resolve(
     ValueError: if ingredients differ in their settings or contradict the
       config, or if a setting is in neither.
   """
-  detected = [
-    pretrained.detect(i, family=config.family or None) for i in ingredients
-  ]
+  if own.is_own(models.MODELS.get(config.model.name)):
+    unknown = pretrained.Detected(family="", classes=None, config={})
+    detected = [unknown for _ in ingredients]
+  else:
+    detected = [
+      pretrained.detect(i, family=config.family or None) for i in ingredients
+    ]
   prepared, warnings = _prepared(config, ingredients, detected)
   _check_alike(ingredients, detected, prepared)
   origin, first = ingredients[0], detected[0]

@@ -35,7 +35,8 @@ from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
-  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
+  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|window|"
+  "wise_ft|wise_ft_.*)$"
 )
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
@@ -47,10 +48,11 @@ class CookInputs:
 
   Attributes:
     config: as in configs/cook.py, with all values filled in.
-    model: with a head for the data's classes.
-    mesh: with an axis "data".
-    place: leaf name and spec -> its sharding on the mesh.
-    minival: the source of held-out images.
+    model: with a head for the data's classes; None if a command evaluates.
+    mesh: with an axis "data"; None if a command evaluates.
+    place: leaf name and spec -> its sharding on the mesh; None if a command
+      evaluates.
+    minival: the source of held-out images; None if a command evaluates.
     tests: name -> source of a test set.
     spaces: name -> the classes of a test set among the outputs, if not all.
     ops: name -> operations of a test set that come before `data.eval_ops`.
@@ -62,9 +64,9 @@ class CookInputs:
 
   config: ml_collections.ConfigDict
   model: Any
-  mesh: jax.sharding.Mesh
-  place: Callable[[str, Any], jax.sharding.Sharding]
-  minival: data.Source
+  mesh: jax.sharding.Mesh | None
+  place: Callable[[str, Any], jax.sharding.Sharding] | None
+  minival: data.Source | None
   tests: Mapping[str, data.Source]
   spaces: Mapping[str, LabelSpace]
   ops: Mapping[str, str]
@@ -76,6 +78,8 @@ class CookInputs:
   @property
   def sets(self) -> dict[str, data.Source]:
     """All sets by name, minival first."""
+    if self.minival is None:
+      return {}
     return {"minival": self.minival, **self.tests}
 
   @property
@@ -87,6 +91,15 @@ class CookInputs:
   def metrics(self) -> tuple[str, ...]:
     """Names of the metrics of `cook.metric`; the first one ranks."""
     return cook_config.metrics(self.config)
+
+  @property
+  def is_judged(self) -> bool:
+    """Whether a command evaluates, see `judge`."""
+    return bool(self.config.evaluate_command)
+
+  def mode(self, metric: str) -> str:
+    """Returns "max" if higher values of a metric are better, else "min"."""
+    return cook_config.mode(self.config, metric)
 
   @property
   def greedy(self) -> dict[str, str]:
@@ -103,12 +116,14 @@ class CookInputs:
   @property
   def ensembles(self) -> bool:
     """Whether the logits that ensembles need may be kept."""
+    if self.is_judged:
+      return False
     return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
 
   @property
   def learned(self) -> list[str]:
-    """Names of the learned soups, which need at least two ingredients."""
-    if len(self.ingredients) < 2:
+    """Names of the learned soups, which need two ingredients and gradients."""
+    if len(self.ingredients) < 2 or self.is_judged:
       return []
     return [f"learned_{g}" for g in self.config.cook.learned.granularities]
 
@@ -161,14 +176,14 @@ def open_inputs(
     image_size=config.data.image_size,
   )
   ingredients = [
-    dataclasses.replace(adapt(original), name=_safe(original.name))
+    dataclasses.replace(adapt(original), name=safe_name(original.name))
     for original in opened
   ]
   check_same_init(ingredients)
   initial = None
   if start is not None:  # Its folder may have the name of an ingredient's.
     initial = dataclasses.replace(adapt(start), name="initial")
-  select = _check_selection(config, ingredients, initial)
+  select = check_selection(config, ingredients, initial)
   if not select:
     check_ingredients([*ingredients, *filter(None, [initial])])
   mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
@@ -193,7 +208,11 @@ def open_inputs(
   )
 
 
-def _check_selection(config, ingredients, initial) -> dict[str, Any]:
+def check_selection(
+  config: ml_collections.ConfigDict,
+  ingredients: Sequence[Ingredient],
+  initial: Ingredient | None,
+) -> dict[str, Any]:
   """Checks `config.select` against the leaves; returns it as a dict."""
   select = mix.selection_of(config.select)
   for pattern, action in select.items():
@@ -215,7 +234,8 @@ def _check_selection(config, ingredients, initial) -> dict[str, Any]:
       not listed
       and config.task == "cook"
       and len(ingredients) > 1
-      and (config.cook.learned.granularities)
+      and config.cook.learned.granularities
+      and not config.evaluate_command
     ):
       fix = (
         "learned soups of this task have no base; give one number for each "
@@ -237,7 +257,7 @@ def patterns(config: ml_collections.ConfigDict) -> list[str]:
   return open_lib.split_patterns(config.ingredients)
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
   """Makes a name safe as a file name and distinct from the names of soups."""
   name = name.replace("/", ".").lstrip(".")
   return f"ingredient_{name}" if _RESERVED.match(name) else name
@@ -371,7 +391,8 @@ def check_unchanged(
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:
-      values = {"config": config_lib.to_dict(config), "inputs": present}
+      record_of = cook_config.record_of(config)
+      values = {"config": config_lib.to_dict(record_of), "inputs": present}
       files.write_json(record, values | {"files": _matches(config)})
     return
   if changes := changed(recorded.get("inputs", recorded), present):
@@ -391,7 +412,7 @@ def is_record_of(
   """
   recorded = files.read_json(record) if record.exists() else {}
   return (
-    recorded.get("config") == config_lib.to_dict(config)
+    recorded.get("config") == config_lib.to_dict(cook_config.record_of(config))
     and "files" in recorded
     and recorded["files"] == _matches(config)
   )

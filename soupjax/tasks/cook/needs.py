@@ -36,8 +36,13 @@ def cooking(
     pool = min(pool, max(limit * 1e9, 2 * weights))
   disk = {
     "soups": soups * weights,
-    "soups for other libraries": soups * weights if inputs.family else 0,
+    "soups for other libraries": soups * weights
+    if inputs.family or inputs.is_judged
+    else 0,
     "logits": logits,
+    "candidates": weights * inputs.config.evaluate_jobs
+    if inputs.is_judged
+    else 0,
   }
   copies = _COPIES["learned" if inputs.learned else "greedy"]
   return _estimate(inputs, workdir, pool, copies, logits, disk)
@@ -70,6 +75,8 @@ def _estimate(inputs, workdir, pool, copies, logits, disk):
 
 def _shards(inputs) -> float:
   """Returns the bytes of a model over those on one device."""
+  if inputs.place is None:
+    return 1
   whole = on_each = 0
   for leaf, spec in inputs.ingredients[0].specs.items():
     shape = inputs.place(leaf, spec).shard_shape(spec.shape)

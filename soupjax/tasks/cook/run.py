@@ -23,7 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, evaluators, files, processes, report, sharding
+from soupjax import data, files, processes, report, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.progress import Progress
 from soupjax.soups import average
@@ -33,6 +33,7 @@ from soupjax.tasks.cook import (
   evaluate,
   export,
   inputs,
+  judge,
   needs,
   protocols,
   soups,
@@ -73,11 +74,14 @@ def run(
     return None
   with contextlib.ExitStack() as stack:
     if _first():
-      workdir_lib.open_workdir(workdir, opened.config)
+      record = cook_config.record_of(opened.config)
+      workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
     inputs.check_unchanged(config, opened, workdir / _RECORD)
-    return _run(opened, workdir)
+    kind = judge if opened.is_judged else evaluate
+    evaluations = stack.enter_context(kind.Evaluations(opened, workdir))
+    return _run(opened, workdir, evaluations)
 
 
 def planned(
@@ -93,10 +97,13 @@ def planned(
     devices: of the mesh; None takes those of JAX.
   """
   cook_config.check(config)
-  opened = inputs.open_inputs(config, devices)
+  if config.evaluate_command:
+    opened, plan = judge.open_inputs(config), judge.plan
+  else:
+    opened, plan = inputs.open_inputs(config, devices), inputs.plan
   inputs.check_workdir(opened, workdir)
   if _first():
-    print(inputs.plan(opened))
+    print(plan(opened))
   return opened
 
 
@@ -105,13 +112,17 @@ def _first() -> bool:
   return jax.process_index() == 0
 
 
-def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
+def _run(
+  opened: inputs.CookInputs,
+  workdir: pathlib.Path,
+  evaluations: evaluate.Evaluations | judge.Evaluations,
+) -> pathlib.Path:
   began, config = time.monotonic(), opened.config
-  evaluations = evaluate.Evaluations(opened, workdir)
   place, metric = opened.place, opened.metrics[0]
 
   # --- Every ingredient, on every set -----------------------------------------
   results, ingredients = {}, []
+  evaluations.ahead({i.name: i.load for i in opened.ingredients})
   progress = Progress("ingredients", len(opened.ingredients), unit="models")
   for ingredient in opened.ingredients:
     name = ingredient.name
@@ -126,7 +137,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
       files.write_json(record, dict(ingredient.hyperparameters))
     progress.step(images=opened.num_images)
   _write_choices(opened, ingredients, workdir)
-  ingredients = soups.ranked(ingredients, metric)
+  ingredients = _ranked(opened, ingredients, metric)
   _warn_of_chance(opened, ingredients[0])
 
   # --- Soups, by minival alone ------------------------------------------------
@@ -151,6 +162,7 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
       select=opened.selection([best]).get("select"),
     )
     models[f"wise_ft_{alpha:.{digits}f}"] = "interpolation", load
+  evaluations.ahead({name: load for name, (_, load) in models.items()})
   progress = Progress("evaluate", len(models), unit="models")
   for name, (kind, load) in models.items():
     load = functools.partial(load, sharding=place)
@@ -184,10 +196,20 @@ def _run(opened: inputs.CookInputs, workdir: pathlib.Path) -> pathlib.Path:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)
     export.write_cards(opened, ingredients, names, results, workdir)
-    report.write_report(workdir)
-    print(report.results_table(report.read_run(workdir), sizes))
+    if opened.is_judged:
+      report.write_scores(workdir)
+    else:
+      report.write_report(workdir)
+    print(_table(config, workdir, sizes))
     print(f"{time.monotonic() - began:.0f} s in total. Report: {page}")
   return page
+
+
+def _table(config, workdir: pathlib.Path, sizes) -> str:
+  """Returns the table of a finished run."""
+  if config.evaluate_command:
+    return report.scores_table(report.read_scores(workdir))
+  return report.results_table(report.read_run(workdir), sizes)
 
 
 def _write_choices(opened, ingredients, workdir) -> None:
@@ -195,8 +217,10 @@ def _write_choices(opened, ingredients, workdir) -> None:
   names = opened.metrics
   choices = {
     "metrics": list(names),
-    "modes": {name: evaluators.get_metric(name).mode for name in names},
-    "best": {name: soups.ranked(ingredients, name)[0].name for name in names},
+    "modes": {name: opened.mode(name) for name in names},
+    "best": {
+      name: _ranked(opened, ingredients, name)[0].name for name in names
+    },
     "greedy": opened.greedy,
     "initial_head": opened.config.initial_head,
     "outputs": {
@@ -204,15 +228,23 @@ def _write_choices(opened, ingredients, workdir) -> None:
       for name, space in opened.spaces.items()
       if space.num_outputs
     },
-    "means": cook_config.means(opened.config),
+    "means": {} if opened.is_judged else cook_config.means(opened.config),
     "protocols": protocols.described(opened.spaces, opened.ops),
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)
 
 
+def _ranked(opened, ingredients, metric: str):
+  """Sorts ingredients by a metric on minival, best first."""
+  mode = opened.mode(metric) if opened.is_judged else None
+  return soups.ranked(ingredients, metric, mode)
+
+
 def _warn_of_chance(opened, best) -> None:
   """Warns if the best ingredient is hardly better than chance."""
+  if opened.is_judged:
+    return
   accuracy = best.metrics["minival/prec@1"]
   chance = 1 / opened.model.num_classes
   if accuracy - chance < 0.1 * (1 - chance) and _first():
@@ -245,7 +277,8 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
 
   def greedy(name, state):
     metric = opened.greedy[name]
-    ranked = soups.ranked(ingredients, metric)
+    ranked = _ranked(opened, ingredients, metric)
+    selection = opened.selection(ranked)
     soup = soups.greedy(
       config.greedy,
       f"{name} soup by {metric}",
@@ -253,7 +286,8 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
       evaluations.minival(metric),
       state,
       place,
-      opened.selection(ranked),
+      selection,
+      evaluations.before_turn(ranked, selection),
     )
     record = soups.greedy_record(config.greedy, metric, soup)
     return soup.params, {"greedy": record}
@@ -319,6 +353,6 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
     sizes = {}
     if record.exists():
       sizes = {"greedy_ensemble": len(files.read_json(record)["selected"])}
-    print(report.results_table(report.read_run(workdir), sizes))
+    print(_table(config, workdir, sizes))
     print(f"Finished before. Report: {workdir / 'report.html'}")
   return True

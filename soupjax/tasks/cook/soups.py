@@ -25,14 +25,20 @@ PyTree = Any
 
 
 def ranked(
-  ingredients: Sequence[Ingredient], metric: str = "prec@1"
+  ingredients: Sequence[Ingredient],
+  metric: str = "prec@1",
+  mode: str | None = None,
 ) -> list[Ingredient]:
   """Sorts by a metric on minival, best first; ties by accuracy, then by loss.
 
   Args:
     ingredients: with "minival/METRIC" among their metrics.
     metric: its name.
+    mode: "max" or "min" for a metric of a command, which alone decides; None
+      for a registered metric.
   """
+  if mode is not None:
+    return list(rank_by(ingredients, f"minival/{metric}", mode=mode))
   for name in ("loss", "prec@1", metric):  # Sorting is stable.
     mode = evaluators.get_metric(name).mode
     ingredients = rank_by(ingredients, f"minival/{name}", mode=mode)
@@ -47,6 +53,7 @@ def greedy(
   trace: pathlib.Path,
   sharding: Any = None,
   selection: Mapping[str, Any] | None = None,
+  before_turn: Callable[[Sequence[Any]], None] = lambda history: None,
 ) -> GreedySoup:
   """Runs `greedy_soup` and saves every decision in the file `trace`.
 
@@ -58,6 +65,7 @@ def greedy(
     trace: a file to resume from after a kill.
     sharding: as for `greedy_soup`.
     selection: `select` and `base`, as for `greedy_soup`.
+    before_turn: called with the decisions so far, as dicts.
   """
   history = workdir_lib.read(trace, [])
   if not isinstance(history, list):
@@ -72,6 +80,9 @@ def greedy(
       files.write_json(trace, history)
     verdict = "in" if decision.accepted else "out"
     progress.step(note=f"{decision.name} {verdict}: {decision.reason}")
+    before_turn(history)
+
+  before_turn(history)
 
   return greedy_soup(
     ingredients,

@@ -6,6 +6,7 @@ import importlib
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,11 +15,13 @@ from soupjax import config as config_lib
 from soupjax.tasks.finetune import job
 from soupjax.tasks.finetune import run as finetune
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "finetune" / "cifar10.py")
-sys.path.insert(0, str(ROOT / "benchmarks"))
+FOLDER = str(ROOT / "benchmarks" / "evidence")
+sys.path.insert(0, FOLDER)
 cifar10 = importlib.import_module("cifar10")
-sys.path.remove(str(ROOT / "benchmarks"))
+importlib.import_module("hybrid_vit")
+sys.path.remove(FOLDER)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
@@ -67,9 +70,35 @@ def test_the_camera_lowers_contrast_and_adds_noise():
   assert black.std() == pytest.approx(15, abs=1)
 
 
-@pytest.mark.parametrize("name", cifar10.CORRUPTIONS)
-def test_corruptions_change_the_pixels(name):
-  changed = cifar10.CORRUPTIONS[name](PIXELS[0], np.random.default_rng(0))
-  changed = cifar10.camera(changed, np.random.default_rng(0))
-  assert changed.shape == (32, 32, 3)
-  assert (changed != cifar10.camera(PIXELS[0], np.random.default_rng(0))).any()
+def test_corruptions_come_before_the_camera():
+  seen = cifar10.camera(PIXELS[0], np.random.default_rng(0))
+  changed = cifar10.corrupted("fog")(PIXELS[0], np.random.default_rng(0))
+  assert changed.shape == (32, 32, 3) and (changed != seen).any()
+
+
+def test_the_hybrid_is_a_model_of_the_config():
+  config = config_lib.load(CONFIG, "hybrid")
+  hybrid_vit = importlib.import_module("hybrid_vit")
+  model = hybrid_vit.HybridViT(
+    10, patch_size=config.model.patch_size, width=16, depth=1, num_heads=2
+  )
+  images = np.zeros((1, 32, 32, 3), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  assert shapes["pos_embedding"].shape == (1, 16, 16)
+  assert config.model.name == "hybrid_vit.HybridViT"
+
+
+def test_differences_to_the_best_are_paired():
+  rng = np.random.default_rng(0)
+  best = rng.integers(0, 2, 50).astype(float)
+  rows = {"best": best, "mean": best, "uniform": np.maximum(best, 1)}
+  sweep = {"test": rows, "corrupted": rows}
+  for sweeps in ([sweep], [sweep, sweep]):
+    table = cifar10.summary(sweeps)["test"]
+    assert table["best"] == {"accuracy": pytest.approx(100 * best.mean())}
+    assert table["mean"]["low"] == table["mean"]["high"] == 0
+    assert table["uniform"]["low"] > 0
+    assert table["uniform"]["each"] == pytest.approx(
+      [100 * (1 - best.mean())] * len(sweeps)
+    )
+  assert "uniform soup" in cifar10.markdown(cifar10.summary([sweep]))

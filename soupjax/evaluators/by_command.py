@@ -1,0 +1,296 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""An evaluator that lets a program of the user score checkpoints."""
+
+from collections.abc import Callable, Hashable, Mapping
+import concurrent.futures
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import threading
+from typing import Any
+
+import numpy as np
+
+from soupjax import files
+from soupjax.evaluators import command as command_lib
+from soupjax.soups.core import tree
+
+PyTree = Any
+# Variable with the number of the job, from 0, such as for the choice of a GPU.
+JOB = "SOUPJAX_EVALUATE_JOB"
+
+
+def weights_digest(params: PyTree) -> str:
+  """Returns the SHA-256 of all leaves with their names, shapes and dtypes."""
+  leaves, _ = tree.flatten(params)
+  digest = hashlib.sha256()
+  for name in sorted(leaves):
+    array = np.asarray(leaves[name])
+    digest.update(f"{name}\t{array.dtype}\t{list(array.shape)}\n".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  return digest.hexdigest()
+
+
+class CommandEvaluator:
+  r"""Scores models with a command, each once.
+
+  Each model is written to a directory of its own, which is removed after the
+  evaluation. Scores are remembered on disk by the digest of the weights, so
+  that no model is evaluated twice, also after a restart. It may be called from
+  several threads, and is used as a context manager, which ends all programs.
+
+  Examples:
+    >>> import pathlib
+    >>> from soupjax.evaluators import CommandEvaluator, command
+    >>> _ = pathlib.Path("my_eval.py").write_text(
+    ...   "import sys, numpy\n"
+    ...   "print('{\"acc\": %f}' % numpy.load(sys.argv[1])['w'])")
+    >>> def write(params, directory):
+    ...   sj.save_params(directory / "model.npz", params)
+    ...   return directory / "model.npz"
+    >>> mine = command.Command(text="python my_eval.py {checkpoint}")
+    >>> with CommandEvaluator(mine, write, "scores", metric="acc") as evaluate:
+    ...   evaluate({"w": jnp.array(0.5)})
+    0.5
+  """
+
+  mode = "max"  # Of the scores of calls.
+
+  def __init__(
+    self,
+    command: command_lib.Command,
+    write: Callable[[PyTree, pathlib.Path], pathlib.Path],
+    folder: str | os.PathLike,
+    *,
+    metric: str,
+    lower_is_better: bool = False,
+    jobs: int = 1,
+  ):
+    """Opens the folder, and reads the scores of an earlier run.
+
+    Args:
+      command: evaluates a checkpoint.
+      write: `write(params, directory)` writes a checkpoint into a new
+        directory, and returns the path that the command gets.
+      folder: a local directory, which no other evaluator uses: gets
+        `scores.json`, the output of the programs, and `candidates/` meanwhile.
+      metric: the score of calls, a name that the command prints.
+      lower_is_better: of this metric; calls then return its negative.
+      jobs: programs side by side, see `ahead`.
+
+    Raises:
+      ValueError: if `scores.json` is damaged.
+    """
+    self.metric, self._sign = metric, -1 if lower_is_better else 1
+    self._command, self._write, self._jobs = command, write, jobs
+    self._folder = pathlib.Path(folder).absolute()
+    self._candidates = self._folder / "candidates"
+    # A run that was killed leaves its candidates.
+    shutil.rmtree(self._candidates, ignore_errors=True)
+    self._candidates.mkdir(parents=True)
+    self._scores = self._folder / "scores.json"
+    self._known: dict[str, dict[str, float]] = {}
+    if self._scores.exists():
+      self._known = files.read_json(self._scores)
+    self._pool = concurrent.futures.ThreadPoolExecutor(
+      jobs, initializer=self._number_thread
+    )
+    self._lock, self._building = threading.Lock(), threading.Lock()
+    self._running: dict[str, concurrent.futures.Future] = {}
+    self._tasks: dict[Hashable, tuple[threading.Event, Any]] = {}
+    self._local, self._numbers = threading.local(), iter(range(jobs))
+    self._shared = _Counts()
+
+  def __enter__(self) -> "CommandEvaluator":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.ahead({})
+    self._shared.stop.set()
+    self._pool.shutdown(cancel_futures=True)
+    shutil.rmtree(self._candidates, ignore_errors=True)
+
+  def for_metric(
+    self, metric: str, *, lower_is_better: bool = False
+  ) -> "CommandEvaluator":
+    """Returns an evaluator by another metric that shares all scores."""
+    other = copy.copy(self)
+    other.metric, other._sign = metric, -1 if lower_is_better else 1
+    return other
+
+  @property
+  def count(self) -> int:
+    """Number of models that the command has evaluated, without those known."""
+    return self._shared.evaluated
+
+  def __call__(self, params: PyTree) -> float:
+    """Returns the score of a model; higher is better.
+
+    Raises:
+      ValueError: as `scores`, or if the metric is missing or not finite.
+    """
+    value = command_lib.value_of(self.scores(params), self.metric)
+    return self._sign * value
+
+  def scores(self, params: PyTree, name: str = "candidate") -> dict[str, float]:
+    """Returns all metrics of a model as "SET/METRIC".
+
+    Args:
+      params: of the model.
+      name: of its files of output.
+
+    Raises:
+      ValueError: if the command fails, prints no metrics, or changes the
+        checkpoint.
+    """
+    if name in self._tasks:
+      with contextlib.suppress(
+        command_lib.Stopped, concurrent.futures.CancelledError
+      ):
+        self._tasks[name][1].result()
+    stop = self._shared.stop
+    future = self._pool.submit(self._evaluate, lambda: params, name, stop)
+    return dict(future.result())
+
+  def ahead(self, models: Mapping[Hashable, Callable[[], PyTree]]) -> None:
+    """Evaluates models in the background, if several jobs are allowed.
+
+    Ends the evaluations of earlier calls that are not among these. An error is
+    raised when the scores of the model are asked for.
+
+    Args:
+      models: key -> function that returns the parameters; the keys stand for
+        the same weights in all calls. The first ones are evaluated first. Text
+        is the name of the model in `scores`.
+    """
+    if self._jobs == 1:
+      return
+    for key in [key for key in self._tasks if key not in models]:
+      stop, future = self._tasks.pop(key)
+      stop.set()
+      future.cancel()
+    for key, load in models.items():
+      if key not in self._tasks:
+        stop = threading.Event()
+        name = key if isinstance(key, str) else "candidate"
+        future = self._pool.submit(self._evaluate, load, name, stop)
+        self._tasks[key] = stop, future
+
+  # --- In the threads of the pool ---------------------------------------------
+
+  def _number_thread(self) -> None:
+    with self._lock:
+      self._local.number = next(self._numbers)
+
+  def _evaluate(self, load, name: str, stop) -> Mapping[str, float]:
+    while True:
+      if stop.is_set():
+        raise command_lib.Stopped
+      with contextlib.ExitStack() as stack:
+        with self._building:  # One model in memory at a time.
+          params = load()
+          digest = weights_digest(params)
+          with self._lock:
+            if digest in self._known:
+              return self._known[digest]
+            other = self._running.get(digest)
+            if other is None:
+              ours = self._running[digest] = concurrent.futures.Future()
+          if other is None:
+            path = _safe(name, digest)
+            directory = pathlib.Path(
+              stack.enter_context(
+                tempfile.TemporaryDirectory(
+                  prefix=f"{path}.", dir=self._candidates,
+                  ignore_cleanup_errors=True,
+                )
+              )
+            )  # fmt: skip
+            try:
+              checkpoint = self._write(params, directory)
+            except BaseException as e:
+              self._finish(digest, ours, error=e)
+              raise
+          del params
+        if other is None:
+          return self._run(digest, ours, checkpoint, directory, path, stop)
+      with contextlib.suppress(command_lib.Stopped):
+        return other.result()  # Else it was stopped for others: once more.
+
+  def _run(self, digest, ours, checkpoint, directory, name, stop):
+    """Runs the command for a checkpoint in a directory."""
+    try:
+      before = _state(directory)
+      metrics = self._command.run(
+        checkpoint,
+        self._folder / name,
+        stop=_Either(stop, self._shared.stop),
+        environment={JOB: str(self._local.number)},
+      )
+      if changed := [k for k, v in before.items() if v != _state_of(k)]:
+        raise ValueError(
+          f"evaluate_command changed the checkpoint that it was given: "
+          f"{changed[0].name} of {name}. Its scores may be of other weights: "
+          "let it write elsewhere."
+        )
+    except BaseException as e:
+      self._finish(digest, ours, error=e)
+      raise
+    self._finish(digest, ours, metrics)
+    return metrics
+
+  def _finish(self, digest, ours, metrics=None, error=None) -> None:
+    with self._lock:
+      self._running.pop(digest)
+      if error is None:
+        self._known[digest] = metrics
+        self._shared.evaluated += 1
+        # NaN of metrics that do not decide is stored, so not `write_json`.
+        text = json.dumps(self._known, indent=1)
+        files.write_text(self._scores, text + "\n")
+    if error is None:
+      ours.set_result(metrics)
+    else:
+      ours.set_exception(error)
+
+
+class _Counts:
+  """State that evaluators by several metrics share."""
+
+  def __init__(self):
+    self.evaluated, self.stop = 0, threading.Event()
+
+
+class _Either:
+  """An event that is set when one of two is."""
+
+  def __init__(self, *events: threading.Event):
+    self._events = events
+
+  def is_set(self) -> bool:
+    return any(event.is_set() for event in self._events)
+
+
+def _safe(name: str, digest: str) -> str:
+  """Returns a file name of a model."""
+  return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}.{digest[:12]}"
+
+
+def _state(directory: pathlib.Path) -> dict[pathlib.Path, Any]:
+  """Returns the size and the time of all files in a directory."""
+  paths = sorted(p for p in directory.rglob("*") if p.is_file())
+  return {path: _state_of(path) for path in paths}
+
+
+def _state_of(path: pathlib.Path) -> tuple[int, ...] | None:
+  if not path.is_file():
+    return None
+  status = path.stat()
+  return status.st_size, status.st_mtime_ns, status.st_ino

@@ -1,0 +1,183 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Results of a run that a command evaluated: metrics of any names."""
+
+from collections.abc import Mapping
+import dataclasses
+import html
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from soupjax import files
+from soupjax.report import tables
+from soupjax.report.results import KINDS
+
+_WIDTH = 100
+_NAME = 34
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Metrics of every model.
+
+  Attributes:
+    kinds: model -> one of `KINDS`, in the order of the file.
+    cells: (model, "SET/METRIC") -> value.
+    columns: all "SET/METRIC": those that decide first, then minival's.
+    choices: the content of `choices.json`.
+  """
+
+  kinds: Mapping[str, str]
+  cells: Mapping[tuple[str, str], float]
+  columns: tuple[str, ...]
+  choices: Mapping[str, Any]
+
+  def rows(self, *, all_ingredients: bool) -> list[tuple[str, str]]:
+    """Returns label and model of the rows; "" is the mean ingredient."""
+    best = self.choices["best"][self.choices["metrics"][0]]
+    rows = []
+    for kind in KINDS:
+      names = [m for m, k in self.kinds.items() if k == kind]
+      if kind == "ingredient":
+        rows += [("Mean ingredient", ""), (f"Best ingredient ({best})", best)]
+        names = [m for m in names if all_ingredients and m != best]
+      rows += [(self.label(name), name) for name in names]
+    return rows
+
+  def label(self, model: str) -> str:
+    """Describes a model in words."""
+    chosen, greedy = self.choices.get("chosen", {}), self.choices["greedy"]
+    if model in chosen:
+      return chosen[model]
+    if model in greedy:
+      return f"Greedy soup by {greedy[model]}"
+    return tables.LABELS.get(model, model)
+
+  def value(self, model: str, column: str) -> float | None:
+    """Returns a value; None if it is missing. "" is the mean ingredient."""
+    if model:
+      return self.cells.get((model, column))
+    values = [
+      self.cells[name, column]
+      for name, kind in self.kinds.items()
+      if kind == "ingredient" and (name, column) in self.cells
+    ]
+    return math.fsum(values) / len(values) if values else None
+
+
+def read_scores(workdir: str | os.PathLike) -> Scores:
+  """Reads `results.jsonl` and `choices.json` of a run by a command.
+
+  Raises:
+    ValueError: if a file is missing or damaged.
+  """
+  workdir = files.path_of(workdir)
+  path = workdir / "results.jsonl"
+  kinds: dict[str, str] = {}
+  cells: dict[tuple[str, str], float] = {}
+  try:
+    for line in path.read_text("utf-8").splitlines():
+      row = json.loads(line)
+      kinds[row["model"]] = row["kind"]
+      dataset = row["dataset"].partition("/")[2]
+      cells[row["model"], f"{dataset}/{row['metric']}"] = row["value"]
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise ValueError(f"{path} is damaged or missing ({e}): delete it.") from e
+  choices = files.read_json(workdir / "choices.json")
+  first = [f"minival/{metric}" for metric in choices["metrics"]]
+  columns = dict.fromkeys([*first, *(column for _, column in cells)])
+  order = sorted(
+    columns,
+    key=lambda c: (c not in first, not c.startswith("minival/"), c),
+  )
+  return Scores(kinds, cells, tuple(order), choices)
+
+
+def _text(value: float | None) -> str:
+  return "-" if value is None else f"{value:.4g}"
+
+
+def scores_table(scores: Scores) -> str:
+  """Formats the metrics as plain text of at most 100 columns.
+
+  Returns:
+    One line for each model, ingredients as their mean and the best one. Metrics
+    without room are left out, which the last line says.
+  """
+  widths = {column: max(8, len(column)) + 2 for column in scores.columns}
+  shown, room = [], _WIDTH - _NAME
+  for column, width in widths.items():
+    if width > room and shown:
+      break
+    shown.append(column)
+    room -= width
+
+  def line(name, cells):
+    name = name if len(name) <= _NAME else name[: _NAME - 3] + "..."
+    return f"{name:<{_NAME}}" + "".join(
+      f"{cell:>{widths[column]}}" for cell, column in zip(cells, shown)
+    )
+
+  lines = [line("", shown)]
+  lines.append("-" * len(lines[0]))
+  for label, model in scores.rows(all_ingredients=False):
+    lines.append(line(label, [_text(scores.value(model, c)) for c in shown]))
+  decides = ", ".join(scores.columns[: len(scores.choices["metrics"])])
+  lines += [lines[1], f"Chosen by {decides}, by nothing else. No intervals: a"]
+  lines.append("command gives no results of single images.")
+  if hidden := len(scores.columns) - len(shown):
+    lines.append(f"{hidden} more metrics are in report.html.")
+  return "\n".join(line.rstrip() for line in lines)
+
+
+def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
+  """Writes `report.html` of a run by a command, with all metrics and decisions.
+
+  Returns:
+    Path of the page.
+
+  Raises:
+    ValueError: as `read_scores`.
+  """
+  from soupjax.report import figures, page  # Imports matplotlib.
+
+  workdir = files.path_of(workdir)
+  scores = read_scores(workdir)
+  head = "".join(f"<th>{html.escape(c)}</th>" for c in scores.columns)
+  body = "\n".join(
+    f"<tr><th>{html.escape(label)}</th>"
+    + "".join(
+      f"<td>{_text(scores.value(model, column))}</td>"
+      for column in scores.columns
+    )
+    + "</tr>"
+    for label, model in scores.rows(all_ingredients=True)
+  )
+  parts = [
+    "<h1>Model soups, evaluated by a command</h1>",
+    '<div class="wide"><table><thead><tr><th></th>'
+    f"{head}</tr></thead><tbody>{body}</tbody></table></div>",
+  ]
+  for name, metric in scores.choices["greedy"].items():
+    record = workdir / "soups" / name / "greedy.json"
+    if record.is_file():
+      trace = files.read_json(record)
+      heading = f"The decisions of the greedy soup by {html.escape(metric)}"
+      parts.append(
+        page.picture(
+          figures.greedy_trajectory(trace),
+          workdir / "figures" / f"{name}_trajectory.png",
+          heading,
+        )
+      )
+  config = workdir / "config.json"
+  if config.is_file():
+    parts.append(page.configuration(files.read_json(config)))
+  files.write_text(
+    workdir / "report.html",
+    page.document("Model soups, evaluated by a command", parts),
+  )
+  return workdir / "report.html"
