@@ -94,6 +94,23 @@ def test_outputs(store, bucket, tmp_path, staging, out):
   assert not leftovers(staging)
 
 
+def test_gs(google_bucket, tmp_path, staging):
+  expected = put(google_bucket, tmp_path)
+  models = f"{google_bucket}/in/m?.safetensors"
+  opened = sj.find_ingredients(models)
+  for out in ("soup.safetensors", "soup"):
+    sj.mix(RULE, models, out=f"{google_bucket}/{out}")
+    same(f"{google_bucket}/{out}", expected)
+  sj.save_params(tmp_path / "new.safetensors", tree(7))  # Of the same size.
+  buckets.upload(tmp_path / "new.safetensors", models.replace("?", "1"))
+  with pytest.raises(ValueError, match="m1.safetensors has been replaced"):
+    sj.mix(RULE, opened)
+  assert not [name for name in buckets.find(google_bucket) if ".tmp" in name]
+  assert not leftovers(staging)
+  with pytest.raises(ValueError, match="there is no bucket 'not-there"):
+    sj.open_ingredient("gs://not-there/a.npz")
+
+
 def test_an_output_needs_a_name_in_the_bucket(store, bucket):
   for out in (bucket, f"{bucket}/"):
     with pytest.raises(ValueError, match=f"{bucket}/? is a bucket.*NAME"):

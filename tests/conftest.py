@@ -23,7 +23,7 @@ if "SOUPJAX_TESTS_SHARED" not in os.environ:
 from absl import flags  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from stores import bucket, store  # noqa: E402, F401
+from stores import bucket, google_bucket, google_store, store  # noqa: E402, F401
 
 HERE = pathlib.Path(__file__).parent
 # A shell that starts the tests in the background makes them, and the processes

@@ -77,6 +77,7 @@ COVERED_BY = {
   "tasks/programs/averaging": "tasks/cook/programs",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
+  "report/unseen": "tasks/cook/heads",
   "processes": "tasks/finetune/processes",
   "tasks/workdir": "tasks/cook/resume",
   "version": "packaging",

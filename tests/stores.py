@@ -1,12 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A real object store on the loopback, behind connections that can break."""
+"""Object stores on the loopback: S3 behind connections that break, and gs://."""
 
 import contextlib
+import functools
+from http import server as http
 import importlib.util
+import json
+import logging
 import os
 import socket
 import threading
+from urllib import parse
 
 import pytest
 
@@ -80,8 +85,6 @@ class Store:
   """An S3 server in this process; `proxy` is in front of it."""
 
   def __init__(self):
-    import logging
-
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -134,3 +137,112 @@ def bucket(store, request):
   name = f"b{abs(hash(request.node.nodeid)):x}"
   store.client.create_bucket(Bucket=name)
   return f"s3://{name}"
+
+
+# --- gs:// --------------------------------------------------------------------
+
+
+class GoogleStore:
+  """A gs:// server in this process.
+
+  It is `gcp-storage-emulator` with three things it lacks: conditions on
+  generations, which locks need; generations of the objects that are read; and
+  uploads of bytes that are not text.
+  """
+
+  def __init__(self):
+    from gcp_storage_emulator import server, storage
+    from gcp_storage_emulator.handlers import buckets, objects
+
+    # Every object that is not there would be logged as an error.
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    logging.getLogger("api").setLevel(logging.CRITICAL)
+    self._storage = storage.Storage(use_memory_fs=True)
+    self.create_bucket = lambda name: buckets.create_bucket(name, self._storage)
+    one_by_one = threading.Lock()
+    read_data, download = server._read_data, objects.download
+
+    class Handler(server.RequestHandler):
+      def do_POST(self):
+        with one_by_one:
+          if self._is_met():
+            super().do_POST()
+
+      def do_DELETE(self):
+        with one_by_one:
+          if self._is_met():
+            super().do_DELETE()
+
+      def _is_met(self) -> bool:
+        """Whether the object has the generation that a client asks for."""
+        url = parse.urlparse(self.path)
+        query = parse.parse_qs(url.query)
+        if "ifGenerationMatch" not in query:
+          return True
+        bucket, _, name = url.path.partition("/b/")[2].partition("/o")
+        name = query["name"][0] if "name" in query else parse.unquote(name[1:])
+        current = generation(self.storage, bucket, name)
+        if query["ifGenerationMatch"] == [current]:
+          return True
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_error(412)
+        return False
+
+    def generation(store, bucket, name) -> str:
+      try:
+        return store.get_file_obj(bucket, name)["generation"]
+      except Exception:  # There is no such object.
+        return "0"
+
+    def with_generation(request, response, store, *args, **kwargs):
+      names = request.params["bucket_name"], request.params["object_id"]
+      response["x-goog-generation"] = generation(store, *names)
+      download(request, response, store, *args, **kwargs)
+
+    def of_bytes(handler, query):
+      kind = handler.headers.get("Content-Type") or ""
+      if not kind.startswith("multipart/related"):
+        return read_data(handler, query)
+      boundary = b"--" + kind.partition("boundary=")[2].strip('"').encode()
+      parts = server._read_raw_data(handler).split(b"\n" + boundary)
+      meta, content = (part.partition(b"\n\n")[2] for part in parts[:2])
+      return {
+        "meta": json.loads(meta),
+        "content": content,
+        "content-type": "application/octet-stream",
+      }
+
+    server._read_data, objects.download = of_bytes, with_generation
+    listener = http.ThreadingHTTPServer(
+      ("127.0.0.1", 0), functools.partial(Handler, self._storage)
+    )
+    # gcsfs closes connections whose answers it does not need.
+    listener.handle_error = lambda request, address: None
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.server_port}"
+    self.env = {
+      "STORAGE_EMULATOR_HOST": url,
+      "TENSORSTORE_GCS_HTTP_URL": url,
+      "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+      # gcsfs would ask Google for the kind of the bucket.
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+
+
+@pytest.fixture(scope="session")
+def google_store():
+  """The gs:// server, one for all tests of a process."""
+  for module in ("gcp_storage_emulator", "gcsfs"):
+    if not importlib.util.find_spec(module):
+      pytest.skip(f"pip install soupjax[bucket-tests] ({module})")
+  return GoogleStore()
+
+
+@pytest.fixture
+def google_bucket(google_store, request, monkeypatch):
+  """The address of a new, empty gs:// bucket."""
+  for name, value in google_store.env.items():
+    monkeypatch.setenv(name, value)
+  name = f"b{abs(hash(request.node.nodeid)):x}"
+  google_store.create_bucket(name)
+  return f"gs://{name}"

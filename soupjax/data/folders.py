@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image folders, one sub-folder a class, also as uncompressed tar files."""
 
+import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
@@ -115,6 +116,31 @@ def spelling(name: str) -> str:
   """Returns a name without differences of case, "_", "-" and Unicode forms."""
   name = unicodedata.normalize("NFC", name).casefold()
   return " ".join(name.replace("_", " ").replace("-", " ").split())
+
+
+def displaced(
+  names: Sequence[str], others: Sequence[str] | None
+) -> tuple[int, int] | None:
+  """Finds a name that another list has at another place.
+
+  Args:
+    names: of classes, in order.
+    others: names of the same classes, None if unknown. A name that occurs
+      several times in it is not compared.
+
+  Returns:
+    The first such index in `names`, and that in `others`; None without one.
+
+  Examples:
+    >>> displaced(["cat", "dog"], ["Dog", "Cat"])
+    (0, 1)
+  """
+  spelled = list(map(spelling, others or ()))
+  counts = collections.Counter(spelled)
+  for k, name in enumerate(map(spelling, names)):
+    if counts[name] == 1 and (at := spelled.index(name)) != k:
+      return k, at
+  return None
 
 
 def _check_spelling(paths, names: Sequence[set[str]]) -> None:

@@ -140,6 +140,7 @@ class Evaluator:
     for other in more:
       get_metric(other)
     self._model, self._mesh = model, mesh
+    self._prepare: Callable[[PyTree], PyTree] | None = None
     self._batches = CachedBatches(
       batches, name=name, mesh=mesh, cache_gb=cache_gb
     )
@@ -202,6 +203,18 @@ class Evaluator:
     other = copy.copy(self)
     other._batches = copy.copy(self._batches)
     other.metric, other._metric = metric, get_metric(metric)
+    return other
+
+  def preparing(self, prepare: Callable[[PyTree], PyTree]) -> "Evaluator":
+    """Returns an evaluator of the same images for models in another form.
+
+    Args:
+      prepare: turns the parameters of a candidate into those of the model that
+        is evaluated, such as a whole CLIP into an image tower with a zero-shot
+        head. Called once for every candidate, not for every batch.
+    """
+    other = self.for_metric(self.metric)
+    other._prepare = prepare
     return other
 
   @property
@@ -289,6 +302,7 @@ class Evaluator:
     """
     if self._count is None or self._metric.bound is None:
       return decisions.Trial(score=self(params))
+    params = self._prepared(params)
     program = self.program()
     column = self.names.index(self.metric)
     parts, done, last, waiting = [], [], [], []
@@ -353,6 +367,7 @@ class Evaluator:
 
   def _evaluate(self, params, with_logits=False) -> dict[str, np.ndarray]:
     """Evaluates all images; rows come in the order of the set."""
+    params = self._prepared(params)
     program, parts, waiting = self.program(with_logits), [], []
     for batch in self._batches:
       # Two run while the next is prepared; more would need more memory.
@@ -361,6 +376,9 @@ class Evaluator:
         parts.append(self._checked(jax.device_get(waiting.pop(0))))
     parts += [self._checked(jax.device_get(x)) for x in waiting]
     return self._ordered(parts)
+
+  def _prepared(self, params: PyTree) -> PyTree:
+    return params if self._prepare is None else self._prepare(params)
 
   def _checked(self, outputs) -> dict[str, np.ndarray]:
     """Drops padding; raises a ValueError if a loss is not finite."""

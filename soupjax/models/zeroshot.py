@@ -152,7 +152,7 @@ def kernel_of(
 
   Args:
     model: as for `zeroshot_head`.
-    params: as for `zeroshot_head`.
+    params: as for `zeroshot_head`; may be traced.
     tokens: (classes, templates, tokens), from `prompt_tokens`.
     batch_size: as for `zeroshot_head`.
     progress: whether to print it.
@@ -178,8 +178,12 @@ def kernel_of(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.checkpoint, static_argnums=0)
 def _class_embeddings(tower, params, tokens):
-  """Embeds (classes, templates, tokens) as (classes, size)."""
+  """Embeds (classes, templates, tokens) as (classes, size).
+
+  Gradients compute it again, so that they hold the activations of one batch.
+  """
   classes, templates, length = tokens.shape
   flat = tower.apply(
     {"params": params["txt"]}, tokens.reshape(classes * templates, length)
@@ -298,7 +302,10 @@ def _openclip_list(source: str, what: str) -> list[str]:
 
 
 def check_names(
-  names: Sequence[str], num_classes: int | None = None, where: str = "names"
+  names: Sequence[str],
+  num_classes: int | None = None,
+  where: str = "names",
+  of: str = "the model",
 ) -> None:
   """Checks the names of classes.
 
@@ -306,6 +313,7 @@ def check_names(
     names: in the order of the outputs.
     num_classes: number of outputs, None if any.
     where: their file or setting, for errors.
+    of: the model or dataset with `num_classes`, for errors.
 
   Raises:
     ValueError: if their number differs, or a name is empty, a number or that of
@@ -313,8 +321,8 @@ def check_names(
   """
   if num_classes is not None and len(names) != num_classes:
     raise ValueError(
-      f"{where} has {len(names)} names, but the model has {num_classes} "
-      "outputs: give one name a class, in the order of the outputs."
+      f"{where} has {len(names)} names, but {of} has {num_classes} classes: "
+      "give one name a class, in the order of the outputs."
     )
   if not len(names):
     raise ValueError(f"{where} has no names of classes.")

@@ -31,6 +31,8 @@ class Choices:
     protocols: split -> how it is evaluated, if not over its own labels.
     outputs: split -> (number of outputs that its metrics are over, number of
       outputs of the models), for splits with only some of the classes.
+    unseen: split -> description of its classes, for splits with classes of
+      their own.
   """
 
   metrics: tuple[str, ...] = ("prec@1",)
@@ -44,6 +46,7 @@ class Choices:
   )
   protocols: Mapping[str, str] = dataclasses.field(default_factory=dict)
   means: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  unseen: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def about_outputs(self) -> str:
@@ -102,6 +105,8 @@ class Results:
     cells: (model, split, metric) -> (value, number of images).
     choices: the metrics by which the run chose.
     gains: (model, split) -> its difference to the best ingredient, if recorded.
+    above_start: the same against the initial model, on splits with classes of
+      their own.
   """
 
   dataset: str
@@ -110,6 +115,9 @@ class Results:
   cells: dict[tuple[str, str, str], tuple[float, int]]
   choices: Choices = Choices()
   gains: Mapping[tuple[str, str], Gain] = dataclasses.field(
+    default_factory=dict
+  )
+  above_start: Mapping[tuple[str, str], Gain] = dataclasses.field(
     default_factory=dict
   )
 
@@ -123,7 +131,7 @@ class Results:
       records: objects with "model", "kind", "dataset", "metric", "value" and
         "n". The metric "prec@1" is a fraction, "loss" a mean in nats.
         Accuracies may have "difference", "low", "high" and "p" (see `Gain`),
-        as fractions.
+        as fractions; "start" has the same fields against the initial model.
       choices: the metrics by which the run chose.
 
     Raises:
@@ -132,6 +140,7 @@ class Results:
         "prec@1" on minival.
     """
     dataset, kinds, splits, cells, gains = "", {}, {}, {}, {}
+    above_start = {}
     for line, record in enumerate(records, 1):
       model, kind, path, metric, value, n = _checked(record, line)
       prefix, split = path.split("/", 1)
@@ -152,7 +161,11 @@ class Results:
         splits[split] = None
       if metric == "prec@1" and "difference" in record:
         gains[model, split] = _gain(record, line)
-    results = cls(dataset, kinds, tuple(splits), cells, choices, gains)
+      if metric == "prec@1" and isinstance(record.get("start"), Mapping):
+        above_start[model, split] = _gain(record["start"], line)
+    results = cls(
+      dataset, kinds, tuple(splits), cells, choices, gains, above_start
+    )
     if results.best is None:
       raise ValueError(
         "no ingredient has prec@1 on minival. Evaluate the ingredients first."
@@ -165,14 +178,21 @@ class Results:
     means = self.choices.means
     if means:
       return tuple(s for s in self.splits if s in means.get(SHIFTS, ()))
-    return tuple(s for s in self.splits if s not in ("minival", "test"))
+    others = {"minival", "test", *self.choices.unseen}
+    return tuple(s for s in self.splits if s not in others)
 
   @property
   def others(self) -> tuple[str, ...]:
     """Other splits and means; members of these means are left out."""
     means = {k: v for k, v in self.choices.means.items() if k != SHIFTS}
     hidden = {"minival", "test", *self.shifts}.union(*means.values())
+    hidden |= set(self.choices.unseen)
     return tuple(s for s in self.splits if s not in hidden)
+
+  @property
+  def unseen(self) -> dict[str, str]:
+    """The splits with classes of their own, each with its description."""
+    return {k: v for k, v in self.choices.unseen.items() if k in self.splits}
 
   @property
   def about_mce(self) -> str:
@@ -317,6 +337,7 @@ def read_run(workdir: str | os.PathLike) -> Results:
           for name, members in values.get("means", {}).items()
         },
         protocols=dict(values.get("protocols", {})),
+        unseen=dict(values.get("unseen", {})),
       )
     except (ValueError, TypeError, KeyError) as e:
       raise ValueError(f"{path} is damaged ({e}): delete it.") from e

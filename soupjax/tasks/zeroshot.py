@@ -11,6 +11,7 @@ import numpy as np
 
 from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
+from soupjax.data.folders import displaced
 from soupjax.models import clip, pretrained, tokens, zeroshot
 from soupjax.models import text as text_lib
 from soupjax.soups.core import tree
@@ -33,22 +34,26 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
-def _names(text: str) -> list[str]:
+def cooking_config() -> ml_collections.ConfigDict:
+  """Returns the settings of zero-shot heads in cooking."""
+  c = default_config()
+  # A CLIP with the text tower of the start, for test sets with names of their
+  # own. Whole CLIPs without a config or vocabulary beside them take it from
+  # there.
+  c.text = ""
+  c.skip = ""  # Regular expression of its leaves to leave out.
+  return c
+
+
+def parse_names(text: str, what: str = "zeroshot.names") -> list[str]:
+  """Returns the names of a setting, not yet checked."""
   if "|" in text:
     return text.split("|")
-  return zeroshot.read_list(text, "zeroshot.names")
+  return zeroshot.read_list(text, what)
 
 
-def templates_of(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the prompts of `zeroshot.templates`.
-
-  Raises:
-    ValueError: if a file is missing.
-  """
-  return _templates(config.templates)
-
-
-def _templates(text: str) -> list[str]:
+def parse_templates(text: str) -> list[str]:
+  """Returns the prompts of a setting, not yet checked."""
   if "{}" in text:
     return text.split("|")
   return zeroshot.read_list(text, "zeroshot.templates")
@@ -61,8 +66,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: if a file is missing, or an entry cannot be used.
   """
   if config.names:
-    zeroshot.check_names(_names(config.names), where="zeroshot.names")
-  zeroshot.check_templates(_templates(config.templates), "zeroshot.templates")
+    names = parse_names(config.names)
+    zeroshot.check_names(names, where="zeroshot.names")
+  templates = parse_templates(config.templates)
+  zeroshot.check_templates(templates, "zeroshot.templates")
 
 
 def names_of(
@@ -86,7 +93,7 @@ def names_of(
   """
   where = f"zeroshot.names={config.names!r:.60}"
   if config.names:
-    names = _names(config.names)
+    names = parse_names(config.names)
   else:
     where, names = f"{dataset} (zeroshot.names is empty)", dataset_names or ()
     words = names and not any(zeroshot.is_number(str(name)) for name in names)
@@ -97,8 +104,35 @@ def names_of(
         f"The classes of {dataset} have no names: give zeroshot.names, a file "
         f"with {num_classes} lines."
       )
-  zeroshot.check_names(names, num_classes, where)
+  zeroshot.check_names(names, num_classes, where, of=dataset)
+  check_order(names, dataset_names, where, dataset)
   return list(names)
+
+
+def check_order(
+  names: Sequence[str],
+  dataset_names: Sequence[str] | None,
+  where: str,
+  dataset: str,
+) -> None:
+  """Checks that names are not those of a dataset in another order.
+
+  Args:
+    names: in the order of the labels.
+    dataset_names: of the dataset's classes, None if unknown.
+    where: the setting, for errors.
+    dataset: its name, for errors.
+
+  Raises:
+    ValueError: naming a class that is given another label.
+  """
+  if places := displaced(names, dataset_names):
+    k, at = places
+    raise ValueError(
+      f"{where}: {names[k]!r} is name {k}, but class {at} of {dataset}: give "
+      "names in the order of its classes, such as "
+      f"{', '.join(map(repr, dataset_names[:3]))}."
+    )
 
 
 def head(
@@ -177,7 +211,7 @@ def prompts(
     beside, context_length=tower.context_length, vocab_size=tower.vocab_size
   )
   zeroshot.check_tokenizer(model, tokenizer)
-  templates = _templates(config.templates)
+  templates = parse_templates(config.templates)
   values = zeroshot.prompt_tokens(model, tokenizer, names, templates)
   return values, _record(names, templates, tokenizer)
 
@@ -210,4 +244,4 @@ def _opened(source, templates: str, skip):
     context_length=model.text["context_length"],
     vocab_size=model.text["vocab_size"],
   )
-  return model, params, tokenizer, _templates(templates)
+  return model, params, tokenizer, parse_templates(templates)

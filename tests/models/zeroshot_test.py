@@ -123,7 +123,7 @@ def test_a_head_is_made_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "names, message",
   [
-    (["cat"], "has 1 names.*2 outputs"),
+    (["cat"], "has 1 names.*2 classes"),
     (["cat", "cat"], r"'cat' is the name of classes \[0, 1\]"),
     (["cat", " "], "class 1 is ' '"),
     (["cat", "17"], "class 1 is the number '17'"),

@@ -83,7 +83,7 @@ def test_a_probe_may_start_from_it(clip, tmp_path):
     ({"zeroshot.templates": "a photo"}, "zeroshot.templates='a photo'"),
     ({"zeroshot.templates": "{} {}"}, "zeroshot.templates has '{} {}'"),
     ({"zeroshot.names": "a|a"}, "'a' is the name of classes"),
-    ({"zeroshot.names": "one|two"}, "has 2 names.*10 outputs"),
+    ({"zeroshot.names": "one|two"}, "has 2 names.*10 classes"),
     ({"zeroshot.names": ""}, "digits.*have no names"),
     ({"zeroshot.names": "names.txt"}, "'names.txt' is not a file"),
   ],

@@ -245,8 +245,7 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT`, `models.Mixer` or `models.CLIP`; or a model outside of
-      soupjax, of which the checkpoint has the same leaves, by the same names.
+    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.

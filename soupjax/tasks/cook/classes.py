@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 
 from soupjax import data, registry
-from soupjax.data.folders import spelling
+from soupjax.data.folders import displaced, spelling
 from soupjax.evaluators import label_spaces
 from soupjax.models import pretrained
 
@@ -123,17 +123,13 @@ def _check_order(
   order: str, given: Sequence[str], recorded: Sequence[str] | None
 ) -> None:
   """Raises a ValueError if `data.classes` contradicts the models' files."""
-  spelled = list(map(spelling, recorded or ()))
-  for k, name in enumerate(given):
-    if spelled.count(spelling(name)) == 1 and (
-      (at := spelled.index(spelling(name))) != k
-    ):
-      raise ValueError(
-        f"data.classes={order!r} makes {name!r} output {k}, but according to "
-        f"the config.json beside the checkpoints it is output {at}: leave "
-        "--config.data.classes out, or correct or remove the names in that "
-        "file."
-      )
+  if places := displaced(given, recorded):
+    k, at = places
+    raise ValueError(
+      f"data.classes={order!r} makes {given[k]!r} output {k}, but according to "
+      f"the config.json beside the checkpoints it is output {at}: leave "
+      "--config.data.classes out, or correct or remove the names in that file."
+    )
 
 
 def incomparable(

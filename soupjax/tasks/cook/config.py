@@ -18,6 +18,7 @@ from soupjax import config as config_lib
 from soupjax import data, evaluators, files, models, registry
 from soupjax.evaluators import label_spaces
 from soupjax.models.pretrained import mappings
+from soupjax.tasks import zeroshot
 from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
@@ -63,8 +64,10 @@ def default_config() -> ml_collections.ConfigDict:
   # outputs alone. Operations of images may follow, which come before eval_ops:
   # --config.tests='test=test,fog=test|corrupt("fog", 3)'
   # ":map=FILE" joins outputs to classes, and ":labels=FILE" gives several right
-  # labels (docs/cook.md). A dict has the keys "split", "classes", "map",
-  # "labels" and "ops".
+  # labels (docs/cook.md). ":names=NAMES", a file, names as "cat+dog", or "own"
+  # for those of the dataset, is for classes that the models do not have, with a
+  # zero-shot head (docs/clip.md). A dict has the keys "split", "classes",
+  # "map", "labels", "names" and "ops".
   c.tests = config_lib.NamedTexts()
   # Name -> test sets joined by "+", or a pattern such as "c_*", of which the
   # unweighted mean is reported. "shifts" replaces the mean over all but test:
@@ -99,6 +102,8 @@ def default_config() -> ml_collections.ConfigDict:
       kind = _KINDS.get(field.type, field.type)
       c.model[field.name] = ml_collections.config_dict.placeholder(kind)
   c.sharding = finetune_config.default_config().sharding
+  # Names and prompts of whole CLIPs, which have no head (docs/clip.md).
+  c.zeroshot = zeroshot.cooking_config()
 
   # Leaves that soups do not average like the others, as in configs/mix.py, such
   # as "head/kernel=keep,head/bias=[0, 1, 0]"; the base is `initial`.
@@ -133,10 +138,6 @@ def default_config() -> ml_collections.ConfigDict:
     "memory_gb": -1.0,
   }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
-  # For ingredients of one run, in the order of their names: also the mean of
-  # neighbours that is best on minival, among those that end at the last or at
-  # the best ingredient.
-  c.cook.window = False
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
   # Calibration errors of all models, with and without a temperature fitted on
@@ -182,8 +183,12 @@ def of_sweep(
     config.data.batch_size = recorded["data"]["eval_batch_size"]
   config.tests = config_lib.NamedTexts(recorded.get("tests") or {})
   probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
-  named = recorded.get("init", {}).get("head") == "zeroshot"
+  init = recorded.get("init", {})
+  named = init.get("head") == "zeroshot"
   config.initial_head = "zero-shot" if named else ""
+  if named:
+    config.zeroshot.update(recorded["zeroshot"])
+    config.zeroshot.text, config.zeroshot.skip = init["path"], init["skip"]
   if probed:
     config.initial_head = "linear probe"
   missing = [
@@ -205,7 +210,8 @@ def of_sweep(
 def means(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
   """Returns name -> test sets of `config.means`, and those of "shifts".
 
-  Without "shifts" these are all sets but "test" and those of other means.
+  Without "shifts" these are all sets but "test", those of other means, and
+  those with classes of their own.
 
   Raises:
     ValueError: if a set is unknown or a name is taken.
@@ -228,10 +234,23 @@ def means(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
       members |= dict.fromkeys(matches)
     result[name] = tuple(members)
   if SHIFTS not in result:
-    used = {"test"}.union(*result.values())
+    used = {"test", *_with_names(config)}.union(*result.values())
     if rest := tuple(s for s in sets if s not in used):
       result[SHIFTS] = rest
   return result
+
+
+def _with_names(config: ml_collections.ConfigDict) -> list[str]:
+  """Returns the test sets with names of classes."""
+  return [
+    name
+    for name, value in config.tests.items()
+    if (
+      value.get("names")
+      if isinstance(value, (dict, ml_collections.ConfigDict))
+      else ":names=" in str(value).partition("|")[0]
+    )
+  ]
 
 
 def corruptions_of(sets: Sequence[str]) -> dict[tuple[str, int], str]:
@@ -261,6 +280,7 @@ class TestSet:
     map: a file with the outputs of each class, see `label_spaces.read_map`.
     labels: a file with the right labels of each image, see
       `label_spaces.read_answers`.
+    names: as in `heads.unseen_head`; "" if the classes are the models'.
   """
 
   __test__ = False  # Not a test of pytest.
@@ -271,6 +291,7 @@ class TestSet:
   ops: str = ""
   map: str = ""
   labels: str = ""
+  names: str | tuple[str, ...] = ""
 
 
 def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
@@ -308,13 +329,14 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
   Args:
     name: of the set, for errors.
     value: "PLACE:classes=CLASSES|OPS", of which only PLACE is needed, or
-      PLACE with ":map=FILE" or ":labels=FILE"; or a dict with "split" and
-      fields of `TestSet`.
+      PLACE with ":map=FILE", ":labels=FILE" or ":names=NAMES"; or a dict with
+      "split" and fields of `TestSet`.
 
   Raises:
     ValueError: if a dict has other keys, or an operation is unknown or random.
   """
-  keys = ("classes", "map", "labels", "ops")
+  exclusive = ("classes", "map", "labels", "names")
+  keys = (*exclusive, "ops")
   if isinstance(value, (dict, ml_collections.ConfigDict)):
     options = dict(value)
     place = str(options.pop("split", ""))
@@ -328,15 +350,17 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
     place, *given = re.split(f":(?=(?:{'|'.join(keys)})=)", text)
     options = dict(part.split("=", 1) for part in given)
     options["ops"] = "|".join(filter(None, [options.get("ops"), ops]))
-    if "+" in options.get("classes", ""):
-      options["classes"] = [p.strip() for p in options["classes"].split("+")]
-  if sum(bool(options.get(key)) for key in ("classes", "map", "labels")) > 1:
+    for key in ("classes", "names"):
+      if "+" in options.get(key, ""):
+        options[key] = [p.strip() for p in options[key].split("+")]
+  if sum(bool(options.get(key)) for key in exclusive) > 1:
     raise ValueError(
-      f"tests.{name} has {', '.join(sorted(options))}: classes, map and labels "
-      "exclude each other"
+      f"tests.{name} has {', '.join(sorted(options))}: classes, map, labels "
+      "and names exclude each other"
     )
-  if not isinstance(options.get("classes", ""), str):
-    options["classes"] = tuple(map(str, options["classes"]))
+  for key in ("classes", "names"):
+    if not isinstance(options.get(key, ""), str):
+      options[key] = tuple(map(str, options[key]))
   try:
     prepared = data.Preprocess(options.get("ops", ""))
   except ValueError as e:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 import dataclasses
 import math
 import pathlib
@@ -40,7 +40,7 @@ class Evaluations:
       needed = 12e-9 * config.data.image_size**2 * len(source)
       fits = needed <= room
       self._evaluators[name] = Evaluator(
-        inputs.model,
+        inputs.heads[name].classifier if name in inputs.heads else inputs.model,
         data.eval_batches(
           source,
           batch_size=batch_size,
@@ -74,7 +74,9 @@ class Evaluations:
 
   def minival(self, metric: str) -> Evaluator:
     """Returns an evaluator of candidates on minival by a metric."""
-    return self._evaluators["minival"].for_metric(metric)
+    evaluator = self._evaluators["minival"].for_metric(metric)
+    head = self._inputs.heads.get("minival")
+    return evaluator if head is None else evaluator.preparing(head)
 
   def evaluate(
     self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
@@ -97,11 +99,15 @@ class Evaluations:
     if workdir_lib.agreed(done):
       return workdir_lib.read(record)
     params, results, correct, logits, labels = load(), {}, {}, {}, {}
+    ready: dict[Any, PyTree] = {None: params}  # By head, which sets may share.
     calibration = self._calibration()
     for dataset, evaluator in self._evaluators.items():
+      head = self._inputs.heads.get(dataset)
+      if head not in ready:
+        ready[head] = head(params)
       try:
         values = evaluator.per_example(
-          params, logits=keep_logits or calibration.wanted
+          ready[head], logits=keep_logits or calibration.wanted
         )
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
@@ -164,6 +170,7 @@ class Evaluations:
     kind: str,
     results,
     differences: Mapping[tuple[str, str], statistics.Difference],
+    above_start: Mapping[tuple[str, str], statistics.Difference] | None = None,
   ) -> list[dict[str, Any]]:
     """Returns the lines of `results.jsonl` for one model.
 
@@ -174,6 +181,8 @@ class Evaluations:
       differences: from `differences`. Accuracies carry theirs: "difference",
         its interval from "low" to "high", and "p". The mean over shifts has a
         line of its own.
+      above_start: the same against the initial model; its fields are in
+        "start".
     """
     title = pathlib.PurePath(self._inputs.config.data.name).name
     for mean, members in cook_config.means(self._inputs.config).items():
@@ -206,17 +215,30 @@ class Evaluations:
         if metric == "prec@1" and found:
           row |= {"difference": found.value, "low": found.low}
           row |= {"high": found.high, "p": found.p}
+        if metric == "prec@1" and (
+          start := (above_start or {}).get((name, dataset))
+        ):
+          row["start"] = {
+            "difference": start.value,
+            "low": start.low,
+            "high": start.high,
+            "p": start.p,
+          }
         rows.append(row)
     return rows
 
   def differences(
-    self, best: str, results: Mapping[str, tuple[str, Any]]
+    self,
+    best: str,
+    results: Mapping[str, tuple[str, Any]],
+    sets: Container[str] | None = None,
   ) -> dict[tuple[str, str], statistics.Difference]:
-    """Compares all accuracies with the best ingredient's, image by image.
+    """Compares all accuracies with those of a model, image by image.
 
     Args:
-      best: its name.
+      best: its name, usually the best ingredient's.
       results: model -> (kind, values from `evaluate`).
+      sets: names of the sets to compare on, without means; None for all.
 
     Returns:
       (model, set) -> the difference as a fraction, with its 95 % interval by
@@ -233,7 +255,7 @@ class Evaluations:
         [correct[name][dataset] - right for name in others], axis=-1
       )
       for dataset, right in reference.items()
-      if len(right) > 1
+      if len(right) > 1 and (sets is None or dataset in sets)
     }
     found = {}
     for dataset, values in by_set.items():
@@ -243,7 +265,8 @@ class Evaluations:
           *(int((column == sign).sum()) for sign in (1, -1))
         )
         found[name, dataset] = dataclasses.replace(one, p=p)
-    for mean, members in cook_config.means(self._inputs.config).items():
+    means = cook_config.means(self._inputs.config) if sets is None else {}
+    for mean, members in means.items():
       values = [by_set[member] for member in members if member in by_set]
       if not values:
         continue

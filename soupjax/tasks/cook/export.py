@@ -186,6 +186,4 @@ def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
       k: v for k, v in record["alphas"].items() if len(record["alphas"]) == 1
     }
     recipe |= {"coefficients": alphas, "in the order of": record["names"]}
-  if soup in ("wise_ft", "window"):
-    return recipe | dict(files.read_json(folder / f"{soup}.json")), None
   return recipe, None

@@ -14,6 +14,7 @@ from soupjax.models import own, pretrained, rope
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import preprocessing
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import heads
 
 _EXAMPLES = """
   resize_small(256, "bicubic")|central_crop(224)|standardize("imagenet")
@@ -28,7 +29,12 @@ _SILENT = (
 
 def resolve(
   config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
-) -> tuple[ml_collections.ConfigDict, pretrained.Detected, list[str]]:
+) -> tuple[
+  ml_collections.ConfigDict,
+  pretrained.Detected,
+  pretrained.Detected | None,
+  list[str],
+]:
   """Fills the gaps of a config from the checkpoints.
 
   Args:
@@ -36,8 +42,9 @@ def resolve(
     ingredients: with the leaves of their files, and the start.
 
   Returns:
-    The config without gaps, the detected model of the first ingredient, and
-    lines for the plan about detected and assumed settings.
+    The config without gaps, the detected model of the first ingredient, the
+    same with both towers if the ingredients are whole CLIPs, and lines for the
+    plan about detected and assumed settings.
 
   Raises:
     ValueError: if ingredients differ in their settings or contradict the
@@ -50,6 +57,7 @@ def resolve(
     detected = [
       pretrained.detect(i, family=config.family or None) for i in ingredients
     ]
+  whole = heads.whole_clips(config, ingredients, detected)
   prepared, warnings = _prepared(config, ingredients, detected)
   _check_alike(ingredients, detected, prepared)
   origin, first = ingredients[0], detected[0]
@@ -93,16 +101,21 @@ def resolve(
   full = ml_collections.ConfigDict(config.to_dict())
   known = {k: v for k, v in options.items() if k in gaps}
   full.model = ml_collections.ConfigDict({**written, **known})
-  full.data.num_classes = full.data.num_classes or first.options.get(
-    "num_classes", 0
+  full.data.num_classes = full.data.num_classes or (
+    first.options.get("num_classes", 0)
+    if whole is None
+    else heads.count_names(config)
   )
   full.data.image_size = full.data.image_size or first.image_size or 0
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
   _check_full(full, origin.path or origin.name)
   described = next(filter(None, prepared), None)
   described = described or preprocessing.recorded(companions.home(origin))
+  if whole is not None:
+    read = {k: v for k, v in first.ignored.items() if k not in heads.RULES}
+    first = dataclasses.replace(first, ignored=read)
   lines = [*_lines(full, first, filled, described), *warnings]
-  return full.lock(), first, lines
+  return full.lock(), first, whole, lines
 
 
 def _prepared(config, ingredients, detected):
@@ -170,8 +183,8 @@ def _check_alike(ingredients, detected, prepared) -> None:
 def _check_full(config, path: str) -> None:
   if not config.data.num_classes:
     raise ValueError(
-      f"{path} has no known head, but cooking needs classifiers. sj.mix "
-      "averages any models."
+      f"{path} has no known head and no text tower, but cooking needs "
+      "classifiers. sj.mix averages any models."
     )
   if not config.data.image_size:
     raise ValueError(

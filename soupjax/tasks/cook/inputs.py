@@ -17,7 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import buckets, data, evaluators, files, sharding
+from soupjax import buckets, data, evaluators, files, models, sharding
 from soupjax import config as config_lib
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
@@ -30,13 +30,12 @@ from soupjax.tasks import mix, preprocessing
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import infer, protocols
+from soupjax.tasks.cook import heads, infer, protocols
 from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
-  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|window|"
-  "wise_ft|wise_ft_.*)$"
+  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
 )
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
@@ -48,7 +47,8 @@ class CookInputs:
 
   Attributes:
     config: as in configs/cook.py, with all values filled in.
-    model: with a head for the data's classes; None if a command evaluates.
+    model: with a head for the data's classes, or a whole CLIP; None if a
+      command evaluates.
     mesh: with an axis "data"; None if a command evaluates.
     place: leaf name and spec -> its sharding on the mesh; None if a command
       evaluates.
@@ -56,6 +56,8 @@ class CookInputs:
     tests: name -> source of a test set.
     spaces: name -> the classes of a test set among the outputs, if not all.
     ops: name -> operations of a test set that come before `data.eval_ops`.
+    heads: name -> zero-shot head of a set, if the models do not have one.
+    unseen: name -> what is known of the classes of a test set with its own.
     ingredients: with the leaves of the model.
     initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
@@ -70,6 +72,8 @@ class CookInputs:
   tests: Mapping[str, data.Source]
   spaces: Mapping[str, LabelSpace]
   ops: Mapping[str, str]
+  heads: Mapping[str, heads.Head]
+  unseen: Mapping[str, str]
   ingredients: Sequence[Ingredient]
   initial: Ingredient | None
   original: Ingredient
@@ -111,7 +115,11 @@ class CookInputs:
   def logits_bytes(self) -> int:
     """Bytes of the logits of all ingredients on all sets."""
     classes = self.config.data.num_classes
-    return 4 * len(self.ingredients) * self.num_images * classes
+    outputs = sum(
+      len(source) * (source.num_classes if name in self.unseen else classes)
+      for name, source in self.sets.items()
+    )
+    return 4 * len(self.ingredients) * outputs
 
   @property
   def ensembles(self) -> bool:
@@ -165,10 +173,12 @@ def open_inputs(
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
     start = start and pretrained.without(start, config.skip)
-  config, detected, notes = infer.resolve(
+  config, detected, whole, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
   model = cook_config.build_model(config)
+  if whole is not None:
+    model = heads.clip_of(model, whole.options)
   adapt = functools.partial(
     pretrained.as_ingredient,
     model=model,
@@ -190,7 +200,11 @@ def open_inputs(
   sharding.share(
     mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
   )
-  minival, tests, spaces = _open_sources(config, detected, notes)
+  minival, tests, spaces, made = _open_sources(
+    config, detected, notes, model, opened[0]
+  )
+  if whole is not None:
+    heads.check_scales([*ingredients, *filter(None, [initial])])
   _check_untrained(opened[0].path, tests)
   return CookInputs(
     config=config,
@@ -201,6 +215,12 @@ def open_inputs(
     tests=tests,
     spaces=spaces,
     ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
+    heads=made,
+    unseen={
+      name: heads.about(config, made[name], minival)
+      for name, test in cook_config.tests(config).items()
+      if test.names
+    },
     ingredients=ingredients,
     initial=initial,
     original=opened[0],
@@ -263,8 +283,12 @@ def safe_name(name: str) -> str:
   return f"ingredient_{name}" if _RESERVED.match(name) else name
 
 
-def _open_sources(config, detected, notes):
-  """Opens minival and the test sets, labelled by the models' outputs."""
+def _open_sources(config, detected, notes, model, origin):
+  """Opens minival and the test sets, labelled by the models' outputs.
+
+  Returns:
+    Minival; test sets, spaces and zero-shot heads by name.
+  """
   c, asked = config.data, cook_config.tests(config)
   options = {"data_dir": c.data_dir or None}
   minival = data.open_source(c.name, c.minival or c.train, **options)
@@ -289,8 +313,19 @@ def _open_sources(config, detected, notes):
   if not c.minival:
     _, minival = data.split_minival(minival, per_class=c.minival_per_class)
   spaces: dict[str, LabelSpace] = {}
+  made: dict[str, heads.Head] = {}
+  if isinstance(model, models.CLIP):
+    own = heads.own_head(
+      config, model, origin, minival, classes, detected.classes
+    )
+    made = dict.fromkeys(["minival", *tests], own)
   for name, source in tests.items():
     what, test = f"tests.{name}", asked[name]
+    if test.names:
+      made[name] = heads.unseen_head(
+        config, model, origin, source, test.names, what
+      )
+      continue
     if test.map:
       tests[name], spaces[name] = protocols.mapped(
         source, test.map, classes, c.num_classes, what
@@ -313,10 +348,11 @@ def _open_sources(config, detected, notes):
     known = classes
     if name == "minival" and not c.classes:
       known = detected.classes
-    notes += classes_lib.incomparable(source, known, name)
+    if name not in asked or not asked[name].names:
+      notes += classes_lib.incomparable(source, known, name)
     before = asked[name].ops if name in asked else ""
     infer.check_images(config, source, before)
-  return minival, tests, spaces
+  return minival, tests, spaces, made
 
 
 def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
@@ -388,6 +424,10 @@ def check_unchanged(
     for name, space in inputs.spaces.items()
   }
   present |= {f"the operations of {k}": ops for k, ops in inputs.ops.items()}
+  present |= {
+    f"names or templates of {k}": head.record()
+    for k, head in inputs.heads.items()
+  }
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:
@@ -491,6 +531,12 @@ def plan(inputs: CookInputs) -> str:
     f"{name}: {text}"
     for name, text in protocols.described(inputs.spaces, {}).items()
   ]
+  lines += [f"{name}: {text}" for name, text in inputs.unseen.items()]
+  if own := inputs.heads.get("minival"):
+    lines.append(
+      "whole CLIPs: each is judged with the head of its own text tower, "
+      f"{len(own.names):,} names x {len(own.templates):,} templates"
+    )
   if not inputs.tests:
     lines.append("no test set: name one with tests= to measure gains of soups")
   names = ["uniform", *inputs.greedy, *inputs.learned]

@@ -78,6 +78,8 @@ def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
     tests={},
     spaces={},
     ops={},
+    heads={},
+    unseen={},
     ingredients=ingredients,
     initial=initial,
     original=original,
@@ -231,10 +233,10 @@ class Evaluations:
     return start
 
   def rows(
-    self, name: str, kind: str, results, differences=None
+    self, name: str, kind: str, results, differences=None, above=None
   ) -> list[dict[str, Any]]:
     """Returns the lines of `results.jsonl` for one model."""
-    del differences
+    del differences, above
     return [
       {
         "model": name,

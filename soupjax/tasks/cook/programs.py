@@ -42,6 +42,9 @@ def _evaluation(inputs: CookInputs, params) -> Program:
   count = finetune_config.rounded_up(config.data.batch_size, devices)
   evaluations = evaluate.Evaluations(inputs, pathlib.Path())
   evaluator = evaluations.minival(inputs.metrics[0])
+  head = inputs.heads.get("minival")
+  if head is not None:
+    params = head.abstract(params, inputs.mesh)
   return Program(
     name=f"evaluation of {count} images",
     function=evaluator.program(inputs.ensembles),
@@ -68,7 +71,7 @@ def _learned_step(inputs: CookInputs, num_bytes: int) -> Program:
 
   function, args = learned_lib.abstract_step(
     inputs.ingredients,
-    soups.learned_loss(model),
+    soups.learned_loss(model, inputs.heads.get("minival")),
     (batch(np.float32, size, size, 3), batch(np.int32)),
     granularity=soups.granularity_of(
       model, config.cook.learned.granularities[0]

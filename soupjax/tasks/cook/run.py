@@ -26,6 +26,7 @@ import numpy as np
 from soupjax import data, files, processes, report, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.progress import Progress
+from soupjax.report import unseen
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
@@ -186,12 +187,15 @@ def _run(
   page = workdir / "report.html"
   if _first():
     differences = evaluations.differences(best.name, results)
+    above = {}
+    if initial and opened.unseen:
+      above = evaluations.differences("pretrained", results, opened.unseen)
     rows = [
       row
       for group in report.KINDS
       for name, (kind, values) in results.items()
       if kind == group
-      for row in evaluations.rows(name, kind, values, differences)
+      for row in evaluations.rows(name, kind, values, differences, above)
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     files.write_text(workdir / "results.jsonl", lines)
@@ -209,7 +213,9 @@ def _table(config, workdir: pathlib.Path, sizes) -> str:
   """Returns the table of a finished run."""
   if config.evaluate_command:
     return report.scores_table(report.read_scores(workdir))
-  return report.results_table(report.read_run(workdir), sizes)
+  results = report.read_run(workdir)
+  tables = [report.results_table(results, sizes), unseen.table(results, sizes)]
+  return "\n\n".join(filter(None, tables))
 
 
 def _write_choices(opened, ingredients, workdir) -> None:
@@ -222,7 +228,8 @@ def _write_choices(opened, ingredients, workdir) -> None:
       name: _ranked(opened, ingredients, name)[0].name for name in names
     },
     "greedy": opened.greedy,
-    "initial_head": opened.config.initial_head,
+    "initial_head": opened.config.initial_head
+    or "zero-shot" * ("minival" in opened.heads),
     "outputs": {
       name: (space.num_outputs, opened.config.data.num_classes)
       for name, space in opened.spaces.items()
@@ -230,6 +237,7 @@ def _write_choices(opened, ingredients, workdir) -> None:
     },
     "means": {} if opened.is_judged else cook_config.means(opened.config),
     "protocols": protocols.described(opened.spaces, opened.ops),
+    "unseen": dict(opened.unseen),
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)
@@ -246,7 +254,7 @@ def _warn_of_chance(opened, best) -> None:
   if opened.is_judged:
     return
   accuracy = best.metrics["minival/prec@1"]
-  chance = 1 / opened.model.num_classes
+  chance = 1 / opened.config.data.num_classes
   if accuracy - chance < 0.1 * (1 - chance) and _first():
     logging.warning(
       "The best ingredient has %.1f %% on minival, hardly better than chance. "
@@ -302,6 +310,7 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
       state,
       place,
       opened.selection(ingredients).get("select"),
+      opened.heads.get("minival"),
     )
     return params, {"learned": record}
 

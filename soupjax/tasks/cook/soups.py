@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from soupjax import evaluators, files
+from soupjax.models import CLIP
 from soupjax.progress import Progress
 from soupjax.soups.average import ensemble_logits
 from soupjax.soups.core.ingredient import Ingredient, rank_by
@@ -19,6 +20,7 @@ from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 from soupjax.soups.learned.soup import learned_soup
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook.heads import Head
 from soupjax.train import losses
 
 PyTree = Any
@@ -112,16 +114,25 @@ def greedy_record(
 
 def granularity_of(model, name: str) -> Granularity:
   """Returns the granularity of a name for the leaves of a model."""
-  return Granularity(name, stacked="encoderblock/" if model.scan else None)
+  scan = model.image["scan"] if isinstance(model, CLIP) else model.scan
+  return Granularity(name, stacked="encoderblock/" if scan else None)
 
 
-def learned_loss(model) -> Callable[..., Any]:
-  """Returns the loss of learned soups, `loss(params, beta, batch)`."""
+def learned_loss(model, head: Head | None = None) -> Callable[..., Any]:
+  """Returns the loss of learned soups, `loss(params, beta, batch)`.
+
+  Args:
+    model: with logits first.
+    head: of a whole CLIP; gradients pass through its text tower, too.
+  """
 
   def loss(params, beta, batch):
     images, labels = batch
-    logits, _ = model.apply({"params": params}, images)
-    targets = losses.smooth_labels(labels, model.num_classes, 0.0)
+    if head is None:
+      logits, _ = model.apply({"params": params}, images)
+    else:
+      logits = head.classifier(head(params), images)
+    targets = losses.smooth_labels(labels, logits.shape[-1], 0.0)
     return losses.softmax_loss(beta * logits, targets)
 
   return loss
@@ -136,18 +147,20 @@ def learned(
   state: pathlib.Path,
   sharding: Any = None,
   select: Mapping[str, Any] | None = None,
+  head: Head | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
   """Runs `learned_soup` and saves every step in the file `state`.
 
   Args:
     config: with "steps", "learning_rate" and "memory_gb".
     granularity: as for `learned_soup`.
-    model: with logits first.
+    model: as for `learned_loss`.
     ingredients: at least two.
     batches: of held-out images and labels, from the first step on.
     state: a file to resume from after a kill.
     sharding: as for `learned_soup`.
     select: as for `learned_soup`.
+    head: as for `learned_loss`.
 
   Returns:
     The soup and its record, as JSON.
@@ -164,7 +177,7 @@ def learned(
 
   soup = learned_soup(
     ingredients,
-    learned_loss(model),
+    learned_loss(model, head),
     granularity=granularity_of(model, granularity),
     steps=config.steps,
     optimizer=CoefficientOptimizer(learning_rate=config.learning_rate),

@@ -19,7 +19,7 @@ from soupjax import config as config_lib
 from soupjax import data, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
-from soupjax.data.folders import spelling
+from soupjax.data.folders import displaced
 from soupjax.evaluators import Evaluator
 from soupjax.models import clip, pretrained
 from soupjax.soups.core import crc32
@@ -233,17 +233,15 @@ def _check_classes(config, train: data.Source) -> None:
   start = pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
   if start.options.get("num_classes") != train.num_classes:
     return
-  outputs = list(map(spelling, start.classes or ()))
-  for k, name in enumerate(train.class_names or ()):
-    if outputs.count(spelling(name)) == 1 and (
-      (at := outputs.index(spelling(name))) != k
-    ):
-      raise ValueError(
-        f"{name!r} is class {k} of {train.name}, but output {at} of the head "
-        f"of {c.path}, according to the config.json beside it: start with a "
-        "new head, --config.init.head=new, or a fitted one, "
-        "--config.probe.total=200steps."
-      )
+  names = train.class_names or ()
+  if places := displaced(names, start.classes):
+    k, at = places
+    raise ValueError(
+      f"{names[k]!r} is class {k} of {train.name}, but output {at} of the head "
+      f"of {c.path}, according to the config.json beside it: start with a new "
+      "head, --config.init.head=new, or a fitted one, "
+      "--config.probe.total=200steps."
+    )
 
 
 def _initial_params(config, model) -> PyTree:

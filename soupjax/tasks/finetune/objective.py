@@ -70,7 +70,7 @@ def _context(config, name: str) -> Iterator[str]:
     )
     return
   try:
-    count = len(zeroshot.templates_of(config.zeroshot))
+    count = len(zeroshot.parse_templates(config.zeroshot.templates))
   except ValueError:
     return  # `zeroshot.check` names it.
   if count < 2:

@@ -181,13 +181,13 @@ def embedded(job, ops: str) -> in_memory.Held:
 
 def prompt_shape(config, model: clip.CLIP) -> tuple[int, int, int]:
   """Returns the largest possible shape of the prompts, before they are read."""
-  templates = len(task_zeroshot.templates_of(config.zeroshot))
+  templates = len(task_zeroshot.parse_templates(config.zeroshot.templates))
   return config.data.num_classes, templates, model.txt_length
 
 
 def context_shape(config, params: PyTree) -> tuple[int, int]:
   """Returns the shape of the weights of contexts."""
-  templates = len(task_zeroshot.templates_of(config.zeroshot))
+  templates = len(task_zeroshot.parse_templates(config.zeroshot.templates))
   return params["head"]["kernel"].shape[0], templates
 
 

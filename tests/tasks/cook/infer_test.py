@@ -467,6 +467,6 @@ def test_unknown_rotary_positions_are_asked_for(tmp_path):
     infer.resolve(config, [source])
   config.model.rope = "dinov3"
   config.data.update(image_size=8, eval_ops="value_range(-1, 1)")
-  full, _, _ = infer.resolve(config, [source])
+  full, _, _, _ = infer.resolve(config, [source])
   assert full.model.registers == 2 and full.model.posemb == "none"
   assert full.model.qkv_bias == "qv" and full.model.layer_scale > 0

@@ -64,6 +64,32 @@ def test_a_killed_run_ends_as_one_on_disk(store, bucket, tmp_path):
   assert json.loads(buckets.read(f"{remote}/done.json")).keys() == {"last"}
 
 
+def test_gs(google_bucket):
+  """Models and train states; whole runs are tested in s3://."""
+  run = f"{google_bucket}/run"
+  params = {"w": np.arange(6.0, dtype=np.float32), "b": np.ones(())}
+  workdir.save_model(files.path_of(f"{run}/last"), params)
+  equal(sj.load_params(f"{run}/last"), params)
+  saver = train_state.StateSaver(run)
+  saver.save(1, params, {"step": 1})
+  saver.wait()
+  restored, record = train_state.restore(run, params)
+  assert record == {"step": 1}
+  equal(restored, params)
+  saver.remove()
+  saver.close()
+  assert not [name for name in buckets.find(run) if "state_" in name]
+
+
+def test_a_lock_in_gs_excludes_others(google_bucket, quick):
+  path = f"{google_bucket}/run/.lock"
+  with buckets.locked(path, "busy"):
+    with pytest.raises(ValueError, match="busy"):
+      with buckets.locked(path, "busy"):
+        pass
+  assert not buckets.exists(path)
+
+
 def test_the_marker_that_orbax_asks_for_comes_last(store, bucket):
   begin = len(store.proxy.seen)
   model, params = files.path_of(f"{bucket}/run/last"), {"w": np.arange(6.0)}

@@ -1,0 +1,398 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot heads: of whole CLIPs, and for classes that models do not have.
+
+A whole CLIP, such as a soup of both towers, is judged with the head that its
+own text tower makes of the class names (arXiv 2103.00020, 3.1.2). A model with
+a head that was fine-tuned beside a frozen text tower is judged on other classes
+with a head that this text tower makes (arXiv 2203.05482, 3.3).
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from soupjax import data, models, sharding
+from soupjax.checkpoints import companions
+from soupjax.data.folders import spelling
+from soupjax.models import clip, pretrained, tokens, zeroshot
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.tasks import zeroshot as settings
+
+PyTree = Any
+# Rules of `Detected.ignored` for leaves that whole CLIPs have.
+RULES = ("text tower", "temperature")
+# A learned soup passes all prompts through the text tower in every step.
+_MOST_PROMPTS = 4096
+# Logarithms of scales are about 2.3 (SigLIP's start) to 4.8; scales are above.
+_MOST_LOG_SCALE, _MOST_APART = 7.0, 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """Classifies images by a kernel of class embeddings.
+
+  Attributes:
+    tower: an image tower.
+    output: 0 if its embedding is its first output, 1 if it is the input of a
+      head, which is not used.
+  """
+
+  tower: nn.Module
+  output: int
+
+  def __call__(self, params: PyTree, images: jax.Array) -> jax.Array:
+    """Returns logits (batch, classes).
+
+    Args:
+      params: "tower", "kernel" (size, classes) and "bias" (1,), from a `Head`.
+      images: as for the tower.
+    """
+    outputs = self.tower.apply({"params": params["tower"]}, images)
+    embeddings = clip.normalized(outputs[self.output])
+    return embeddings @ params["kernel"] + params["bias"][0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Head:
+  """The zero-shot head of a set of images.
+
+  Attributes:
+    classifier: takes what a call returns.
+    names: of the classes, in the order of the labels.
+    templates: prompts.
+    model: the whole CLIP, whose own text tower makes the head of `tokens`.
+    tokens: (classes, templates, tokens) of all prompts.
+    kernel: (size, classes), of a frozen text tower, in place of the former two.
+  """
+
+  classifier: Classifier
+  names: Sequence[str]
+  templates: Sequence[str]
+  model: clip.CLIP | None = None
+  tokens: np.ndarray | None = None
+  kernel: np.ndarray | None = None
+
+  def __call__(self, params: PyTree) -> dict[str, Any]:
+    """Makes the head of a model; compiled once. May be traced.
+
+    Args:
+      params: of the ingredient or soup.
+
+    Returns:
+      Parameters for `classifier`.
+    """
+    if self.model is None:
+      bias = np.zeros(1, np.float32)
+      return {"tower": params, "kernel": self.kernel, "bias": bias}
+    return {
+      "tower": params["img"],
+      "kernel": zeroshot.kernel_of(self.model, params, self.tokens),
+      "bias": params.get("b", np.zeros(1, np.float32)),
+    }
+
+  def abstract(self, params: PyTree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Returns the shapes of a call, with the shardings of the tower."""
+    made = jax.eval_shape(self, params)
+    place = sharding.replicated(mesh)
+    made = {
+      key: jax.ShapeDtypeStruct(
+        made[key].shape, made[key].dtype, sharding=place
+      )
+      for key in ("kernel", "bias")
+    }
+    return {**made, "tower": params if self.model is None else params["img"]}
+
+  def record(self) -> str:
+    """Returns a hash of names and prompts."""
+    text = repr((list(self.names), list(self.templates)))
+    kernel = b"" if self.kernel is None else self.kernel.tobytes()
+    return hashlib.sha256(text.encode() + kernel).hexdigest()[:16]
+
+
+# --- Whole CLIPs --------------------------------------------------------------
+
+
+def whole_clips(
+  config, ingredients: Sequence[Ingredient], detected
+) -> pretrained.Detected | None:
+  """Detects whole CLIPs: models with a text tower and without a head.
+
+  Args:
+    config: with `family` and `zeroshot.text`.
+    ingredients: with the leaves of their files, and the start.
+    detected: their models.
+
+  Returns:
+    A description with the options of `models.CLIP`; None if they have heads.
+
+  Raises:
+    ValueError: naming two ingredients that differ in their towers, or one whose
+      text tower cannot be used.
+  """
+
+  def is_whole(model):
+    # In big_vision, the head of an image tower is its projection.
+    headless = "num_classes" not in model.options
+    return RULES[0] in model.ignored and (
+      headless or model.family == "big_vision"
+    )
+
+  kinds = [is_whole(model) for model in detected]
+  if not any(kinds):
+    return None
+  for ingredient, model in zip(ingredients, detected):
+    if "num_classes" in model.options and not is_whole(model):
+      first = ingredients[kinds.index(True)]
+      raise ValueError(
+        f"{first.path} is a CLIP with both towers and without a head, but "
+        f"{ingredient.path} has a head of {model.options['num_classes']} "
+        "outputs: take checkpoints of one kind."
+      )
+  described = [
+    pretrained.detect(i, family=config.family or None, text=True)
+    for i in ingredients
+  ]
+  _check_alike(ingredients, described)
+  # Files without a config have the settings of the others.
+  known = [k for k, model in enumerate(described) if model.config]
+  first = described[known[0] if known else 0]
+  text = first.options["text"]
+  if not known and config.zeroshot.text:
+    text = pretrained.detect(config.zeroshot.text, text=True).options["text"]
+  if text["num_heads"] is None:
+    raise ValueError(
+      f"The number of attention heads of the text tower of "
+      f"{ingredients[0].path} is unknown: put its config beside the weights, "
+      "or give --config.zeroshot.text, a CLIP with a config."
+    )
+  return dataclasses.replace(first, options={**first.options, "text": text})
+
+
+def count_names(config) -> int:
+  """Returns the number of classes of whole CLIPs."""
+  c = config.data
+  return data.open_source(
+    c.name, c.minival or c.train, data_dir=c.data_dir or None
+  ).num_classes
+
+
+def _check_alike(ingredients, described) -> None:
+  """Rejects CLIPs whose text towers or logits mean different things."""
+  biased = [model.options["bias"] for model in described]
+  if any(biased) and not all(biased):
+    sigmoid = ingredients[biased.index(True)].path
+    softmax = ingredients[biased.index(False)].path
+    raise ValueError(
+      f"{sigmoid} has a bias of logits (SigLIP, a sigmoid of every pair), and "
+      f"{softmax} has none (CLIP, a softmax): they cannot be averaged. Take "
+      "checkpoints of one kind."
+    )
+  known = [
+    (ingredient, model.options["text"])
+    for ingredient, model in zip(ingredients, described)
+    if model.config
+  ]
+  for ingredient, text in known[1:]:
+    first, expected = known[0]
+    for key in sorted(expected.keys() | text.keys()):
+      if text.get(key) != expected.get(key):
+        raise ValueError(
+          f"{first.name!r} and {ingredient.name!r} differ in {key} of the text "
+          f"tower: {expected.get(key)!r} and {text.get(key)!r}. They cannot be "
+          "averaged, unless one of their configs is wrong."
+        )
+
+
+def clip_of(tower: models.ViT, options: Mapping[str, Any]) -> clip.CLIP:
+  """Builds a whole CLIP.
+
+  Args:
+    tower: the image tower that the config describes.
+    options: from `whole_clips`.
+  """
+  fields = {f.name for f in dataclasses.fields(models.ViT)}
+  fields -= {"parent", "name", "num_classes", "normalize"}
+  image = {name: getattr(tower, name) for name in sorted(fields)}
+  image["num_classes"] = options["image"].get("num_classes")
+  return clip.CLIP(image, options["text"], options["bias"])
+
+
+def check_scales(ingredients: Sequence[Ingredient]) -> None:
+  """Checks that the logit scales of whole CLIPs are logarithms.
+
+  Raises:
+    ValueError: naming an ingredient whose scale is not one.
+  """
+  logs = {i.name: np.ravel(i.read("t"))[0].item() for i in ingredients}
+  for name, value in logs.items():
+    if not math.isfinite(value) or value > _MOST_LOG_SCALE:
+      raise ValueError(
+        f"The logit scale of {name!r} is {value:g}, but it should be a "
+        f"logarithm, at most {_MOST_LOG_SCALE:g}: store log(scale), as CLIP "
+        "and SigLIP do (log(100) is 4.605)."
+      )
+  low, high = min(logs, key=logs.get), max(logs, key=logs.get)
+  if logs[high] - logs[low] > _MOST_APART:
+    raise ValueError(
+      f"The logit scales of {low!r} and {high!r} are {logs[low]:g} and "
+      f"{logs[high]:g}. They should be logarithms of similar scales: one of "
+      "the files may have the scale itself."
+    )
+
+
+def own_head(
+  config,
+  model: clip.CLIP,
+  source: Ingredient,
+  minival: data.Source,
+  classes: Sequence[str] | None,
+  described: Sequence[str] | None,
+) -> Head:
+  """Makes the head of minival and of test sets with its classes.
+
+  Args:
+    config: of the run.
+    model: the whole CLIP.
+    source: an ingredient; its vocabulary lies beside it.
+    minival: the source of held-out images.
+    classes: names of its labels, None if unknown.
+    described: names of classes in the config beside the checkpoint.
+
+  Raises:
+    ValueError: if names, prompts or vocabulary cannot be used.
+  """
+  names = settings.names_of(
+    config.zeroshot, config.data.num_classes, minival.name, classes, described
+  )
+  head = _own_head(config, model, source, names)
+  learned = config.task == "cook" and config.cook.learned.granularities
+  prompts = math.prod(head.tokens.shape[:2])
+  if learned and prompts > _MOST_PROMPTS:
+    raise ValueError(
+      f"A learned soup of whole CLIPs passes all {prompts:,} prompts "
+      f"({len(names):,} names x {len(head.templates):,} templates) through the "
+      "text tower and back in every step, which is possible for "
+      f"{_MOST_PROMPTS:,}. Give fewer zeroshot.templates, or no learned soups: "
+      "--config.cook.learned.granularities='()'."
+    )
+  return head
+
+
+def _own_head(config, model, source, names) -> Head:
+  templates = settings.parse_templates(config.zeroshot.templates)
+  zeroshot.check_templates(templates, "zeroshot.templates")
+  path = config.zeroshot.text or companions.home(source) or ""
+  tokenizer = tokens.open_tokenizer(
+    path,
+    context_length=model.text["context_length"],
+    vocab_size=model.text["vocab_size"],
+  )
+  zeroshot.check_tokenizer(model, tokenizer)
+  return Head(
+    classifier=Classifier(models.ViT(**model.image), 0),
+    names=names,
+    templates=templates,
+    model=model,
+    tokens=zeroshot.prompt_tokens(model, tokenizer, names, templates),
+  )
+
+
+# --- Classes of a test set ----------------------------------------------------
+
+
+def unseen_head(
+  config,
+  model: nn.Module,
+  source: Ingredient,
+  test: data.Source,
+  names: str | Sequence[str],
+  what: str,
+) -> Head:
+  """Makes the head of a test set with classes of its own.
+
+  Args:
+    config: with `zeroshot`.
+    model: a whole CLIP, or a ViT with a head.
+    source: an ingredient.
+    test: the source, with its own labels.
+    names: "own" for the names of the dataset, a file, or the names.
+    what: the name of the set in errors.
+
+  Raises:
+    ValueError: if names do not fit, or the text tower is unknown or does not
+      belong to the model.
+  """
+  if names == "own":
+    names = test.class_names or ()
+    if not names:
+      raise ValueError(
+        f"{what}: the classes of {test.name} have no names: give names=, a "
+        f"file with {test.num_classes} lines."
+      )
+  elif isinstance(names, str):
+    names = settings.parse_names(names, f"{what}, names")
+  where = f"{what}, names={names!r:.60}"
+  zeroshot.check_names(names, test.num_classes, where, of=test.name)
+  settings.check_order(names, test.class_names, where, test.name)
+  if isinstance(model, clip.CLIP):
+    return _own_head(config, model, source, list(names))
+  path, c = config.zeroshot.text, config.zeroshot
+  if not path:
+    raise ValueError(
+      f"{what} has names of classes, which need a text tower, but the "
+      "ingredients have none: give --config.zeroshot.text, the CLIP whose "
+      "zero-shot head they started from."
+    )
+  if not getattr(model, "normalize", None) or model.num_classes is None:
+    raise ValueError(
+      f"{what} has names of classes, which need features of length 1, as those "
+      "of models that started from a zero-shot head: the models have "
+      f"model.normalize={getattr(model, 'normalize', None)}."
+    )
+  kernel, _ = settings.head(
+    path, names, c.templates, [c.skip] if c.skip else []
+  )
+  size = source.specs["head/kernel"].shape[0]
+  if len(kernel) != size:
+    raise ValueError(
+      f"{what}: embeddings of texts have size {len(kernel)} in {path}, and "
+      f"features of the ingredients {size}: give zeroshot.text, the CLIP that "
+      "they were fine-tuned from."
+    )
+  return Head(
+    classifier=Classifier(model, 1),
+    names=list(names),
+    templates=settings.parse_templates(c.templates),
+    kernel=kernel,
+  )
+
+
+def about(config, head: Head, minival: data.Source) -> str:
+  """Describes the classes of a test set with names of its own.
+
+  Args:
+    config: with `zeroshot.names`, if the classes of minival have others.
+    head: of the set.
+    minival: the source of held-out images.
+  """
+  classes = list(minival.class_names or ())
+  if config.zeroshot.names:
+    classes += settings.parse_names(config.zeroshot.names)
+  known = set(map(spelling, classes))
+  shared = [name for name in head.names if spelling(name) in known]
+  text = f"zero-shot on {len(head.names):,} classes of its own"
+  if not classes:
+    return f"{text}; the names of minival's classes are unknown"
+  if not shared:
+    return f"{text}, none of which is in minival"
+  return (
+    f"{text}, of which {len(shared):,} are also in minival: "
+    f"{', '.join(shared[:3])}{', ...' * (len(shared) > 3)}"
+  )
