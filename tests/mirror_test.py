@@ -80,6 +80,7 @@ COVERED_BY = {
   "report/unseen": "tasks/cook/heads",
   "processes": "tasks/finetune/processes",
   "tasks/workdir": "tasks/cook/resume",
+  "train/recipes/lit": "train/recipes/flyp",
   "version": "packaging",
 }
 

@@ -164,7 +164,9 @@ def whole_clips(
   known = [k for k, model in enumerate(described) if model.config]
   first = described[known[0] if known else 0]
   text = first.options["text"]
-  if not known and config.zeroshot.text:
+  if config.model.name == "clip":  # As the sweep recorded it.
+    text = config.model.text.to_dict()
+  elif not known and config.zeroshot.text:
     text = pretrained.detect(config.zeroshot.text, text=True).options["text"]
   if text["num_heads"] is None:
     raise ValueError(
@@ -288,7 +290,8 @@ def own_head(
 def _own_head(config, model, source, names) -> Head:
   templates = settings.parse_templates(config.zeroshot.templates)
   zeroshot.check_templates(templates, "zeroshot.templates")
-  path = config.zeroshot.text or companions.home(source) or ""
+  path = config.zeroshot.vocabulary or config.zeroshot.text
+  path = path or companions.home(source) or ""
   tokenizer = tokens.open_tokenizer(
     path,
     context_length=model.text["context_length"],

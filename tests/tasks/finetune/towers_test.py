@@ -14,6 +14,7 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
 from soupjax.models import CLIP, pretrained, tiny_clip, tokens, zeroshot
+from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import run as finetune_run
 from soupjax.tasks.finetune import step, towers
@@ -113,7 +114,8 @@ def stepped(config, count, params, batch, prompts, steps=2, **arrays):
   """Takes steps on a number of devices; returns parameters and losses."""
   mesh = sharding.make_mesh({"data": count}, jax.devices()[:count])
   model = settings.build_model(config)
-  compiled = step.compile_step(config, model, mesh, params)
+  off = settings.off([config])
+  compiled = step.compile_step(config, model, mesh, params, off=off)
   hyper, key = compiled.ready(settings.hyper(config, 96), np.uint32(0))
   everywhere = sharding.replicated(mesh)
   arrays = jax.device_put({"prompts": prompts, **arrays}, everywhere)
@@ -190,9 +192,17 @@ def test_an_image_is_embedded_once_for_all_members(clip, tmp_path, monkeypatch):
   )
   np.testing.assert_allclose(held.images[3], z[0], atol=1e-5)
 
+  # In cooking, the settings of both towers are those of the sweep.
+  opened = inputs.open_inputs(helpers.cook_config(tmp_path, tests=""))
+  assert opened.config.initial_head == ""  # Its text tower is new.
+  evaluations = evaluate.Evaluations(opened, tmp_path / "cook")
+  ingredient = opened.ingredients[1]
+  found = evaluations.evaluate("member", ingredient.load)["minival"]["prec@1"]
+  assert found == pytest.approx(ingredient.metrics["minival/prec@1"])
+
 
 def test_context_0_is_plain_and_at_the_start_contexts_are_equal(clip):
-  def run(recipe, context, steps=2):
+  def run(recipe, context):
     changes = {"recipe": recipe, "hyper.context": context}
     config = config_of("car_ft", clip, **changes)
     model = settings.build_model(config)
@@ -202,16 +212,18 @@ def test_context_0_is_plain_and_at_the_start_contexts_are_equal(clip):
       step.abstract_params(config, model),
     )
     kernel = 9 * rng.normal(size=(8, 3)).astype(np.float32)
-    return stepped(config, 1, params, batch_of(), None, steps, context=kernel)
+    return stepped(config, 1, params, batch_of(), None, 3, context=kernel)
 
   plain, losses = run("plain", 0.0)
   zero, same = run("car_ft", 0.0)
   chex.assert_trees_all_equal(plain, zero)
   assert losses == same
+  # The first step is plain, as the divergence has its minimum at the start; in
+  # the second it moves the tower, and thereby the head in the third.
   held, regular = run("car_ft", 5.0)
   assert regular[0] == pytest.approx(losses[0], abs=1e-6)
-  assert np.any(held["head"]["kernel"] != plain["head"]["kernel"])
   assert regular[1] > losses[1] + 1e-4
+  assert np.any(held["head"]["kernel"] != plain["head"]["kernel"])
 
 
 def test_contexts_are_means_over_classes(clip, tmp_path):
