@@ -200,9 +200,12 @@ def open_data(config) -> tuple[data.Source, data.Source]:
 
 
 def _shared_start(
-  config, model, train: data.Source, mesh, workdir: pathlib.Path, record
+  config, model, train: data.Source, mesh, workdir: pathlib.Path, record=None
 ) -> str:
-  """Makes `initial/` in workdir unless it exists; returns its hash."""
+  """Makes `initial/` in workdir unless it exists; returns its hash.
+
+  With `record`, it becomes `initial/zeroshot.json`.
+  """
   start = workdir / "initial"
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:  # The others wait in `agreed`.
