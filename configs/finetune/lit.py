@@ -13,8 +13,9 @@ CLIP, whose text tower is trained further. :siglip takes SigLIP's sigmoid loss
 OpenCLIP for class names, prompts and vocabulary; to use your own, set
 --config.zeroshot.names, templates and vocabulary.
 
-The paper trains on millions of captions. Prompts of one dataset teach the text
-tower the names of its classes only. Neither accuracy nor time was measured.
+The paper trains on millions of captions (--config.data.name=csv:PATH or
+wds:PATH, docs/data.md). Prompts of one dataset teach the text tower the names
+of its classes only. Neither accuracy nor time was measured.
 
 On a laptop, in a minute, from a tiny CLIP with random weights on digits:
 

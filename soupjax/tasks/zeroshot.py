@@ -203,6 +203,37 @@ def prompts(
   Raises:
     ValueError: if the vocabulary is missing or not that of the text tower.
   """
+  tokenizer = _tokenizer(path, model, config)
+  templates = parse_templates(config.templates)
+  values = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  return values, _record(names, templates, tokenizer)
+
+
+def captions(
+  path: str,
+  model: clip.CLIP,
+  texts: Sequence[str],
+  config: ml_collections.ConfigDict,
+) -> np.ndarray:
+  """Tokenizes captions, as `prompts` does.
+
+  Args:
+    path: of the start.
+    model: with the text tower.
+    texts: distinct captions.
+    config: as in `default_config`.
+
+  Returns:
+    (captions, 1, tokens) int32.
+
+  Raises:
+    ValueError: as for `prompts`.
+  """
+  tokenizer = _tokenizer(path, model, config)
+  return zeroshot.prompt_tokens(model, tokenizer, texts, ["{}"])
+
+
+def _tokenizer(path: str, model: clip.CLIP, config) -> tokens.Tokenizer:
   beside = config.vocabulary
   if not beside and path:
     beside = companions.home(open_lib.open_ingredient(path)) or ""
@@ -211,9 +242,7 @@ def prompts(
     beside, context_length=tower.context_length, vocab_size=tower.vocab_size
   )
   zeroshot.check_tokenizer(model, tokenizer)
-  templates = parse_templates(config.templates)
-  values = zeroshot.prompt_tokens(model, tokenizer, names, templates)
-  return values, _record(names, templates, tokenizer)
+  return tokenizer
 
 
 def _record(names, templates, tokenizer) -> dict[str, Any]:

@@ -164,9 +164,7 @@ def whole_clips(
   known = [k for k, model in enumerate(described) if model.config]
   first = described[known[0] if known else 0]
   text = first.options["text"]
-  if config.model.name == "clip":  # As the sweep recorded it.
-    text = config.model.text.to_dict()
-  elif not known and config.zeroshot.text:
+  if not known and config.zeroshot.text:
     text = pretrained.detect(config.zeroshot.text, text=True).options["text"]
   if text["num_heads"] is None:
     raise ValueError(

@@ -117,7 +117,8 @@ def open_job(
     ValueError: if data, model, start and devices do not fit together.
   """
   mesh = step.make_mesh(config, at_once)
-  train, minival = open_data(config)
+  labelled, minival = open_data(config)
+  train = towers.by_text(config, labelled)
   for member in members:
     settings.check_lengths(member.config, len(train), member.name)
   pixels.check_shapes([m.config for m in members], train, minival)
@@ -132,9 +133,12 @@ def open_job(
   recipe = objective.recipe_of(config)
   prompts, record, shared = None, {}, {}
   if recipe.pairs:
-    prompts, record = towers.open_prompts(config, model, train)
+    towers.check_labels(config, train)
+    prompts, record = towers.open_prompts(config, model, labelled)
     shared["prompts"] = prompts
-  init_hash = _shared_start(config, model, train, mesh, workdir, record)
+    if train is not labelled:
+      shared["prompts"] = towers.open_captions(config, model, train)
+  init_hash = _shared_start(config, model, labelled, mesh, workdir, record)
   if any("context" in objective.recipe_of(m.config).shared for m in members):
     shared["context"] = _context(workdir)
   base = None

@@ -102,7 +102,7 @@ def _pairs(config, name: str) -> Iterator[str]:
   if config.data.num_classes == 1:
     yield (
       f"{name} tells texts apart, and data.num_classes=1 gives all images the "
-      "same prompts: use captions, or several classes"
+      "same prompts: use data of several classes"
     )
 
 

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 
 from soupjax import data, sharding
-from soupjax.data import in_memory
+from soupjax.data import in_memory, paired
 from soupjax.models import clip, pretrained, vit, zeroshot
 from soupjax.progress import Progress
 from soupjax.tasks import zeroshot as task_zeroshot
 from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import objective
 
 PyTree = Any
 # Labels that are read to see whether all are alike.
@@ -78,12 +79,28 @@ def open_prompts(
     vocabulary.
 
   Raises:
-    ValueError: if the names, the prompts or the vocabulary cannot be used, or
-      all labels are alike.
+    ValueError: if the names, the prompts or the vocabulary cannot be used.
   """
-  check_labels(config, train)
   return task_zeroshot.prompts(
     config.init.path, model, names_of(config, train), config.zeroshot
+  )
+
+
+def by_text(config, train: data.Source) -> data.Source:
+  """Labels images by their captions, if they have any that are trained on."""
+  if train.captions and objective.recipe_of(config).pairs:
+    return paired.by_caption(train)
+  return train
+
+
+def open_captions(config, model: clip.CLIP, train: data.Source) -> np.ndarray:
+  """Tokenizes the captions of `by_text`, as `open_prompts` does.
+
+  Returns:
+    (captions, 1, tokens) int32.
+  """
+  return task_zeroshot.captions(
+    config.init.path, model, train.captions, config.zeroshot
   )
 
 

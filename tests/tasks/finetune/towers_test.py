@@ -16,8 +16,8 @@ from soupjax import data, sharding
 from soupjax.models import CLIP, pretrained, tiny_clip, tokens, zeroshot
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import job, step, towers
 from soupjax.tasks.finetune import run as finetune_run
-from soupjax.tasks.finetune import step, towers
 
 for _package in ("tokenizers", "ftfy"):
   pytest.importorskip(_package, reason="needs pip install soupjax[clip]")
@@ -239,6 +239,45 @@ def test_contexts_are_means_over_classes(clip, tmp_path):
     mean = z.mean(axis=0) / np.linalg.norm(z.mean(axis=0))
     expected = np.exp(params["t"]) * mean
     np.testing.assert_allclose(np.array(weights)[:, k], expected, atol=1e-4)
+
+
+def test_captions_take_the_place_of_prompts(clip, tmp_path):
+  place = tmp_path / "photos"
+  helpers.write_image_folder(place, {"a": 4})
+  texts = ["a cab", "an ace", "a cab", "a bed"]
+  for name, column in (("train", "caption"), ("val", "label")):
+    rows = [f"a/{k:02d}.jpg,{text}" for k, text in enumerate(texts)]
+    text = "\n".join([f"path,{column}", *rows])
+    (place / f"{name}.csv").write_text(text)
+  changes = {
+    "data.name": f"csv:{place}",
+    "data.train": "train",
+    "data.minival": "val",
+    "data.num_classes": 3,
+    "data.batch_size": 8,
+    "data.eval_batch_size": 8,
+    "data.train_ops": "resize(16)|standardize('clip')",
+    "data.eval_ops": "resize(16)|standardize('clip')",
+    "zeroshot.names": "",
+  }
+  config = config_of("flyp", clip, **changes)
+  config = settings.with_model_of_start(config)
+  members = finetune_run.members_of(config, tmp_path, None)
+  opened = job.open_job(config, members, tmp_path)
+  # In order of their first use; the names are in that of the alphabet.
+  assert [opened.train.label(k) for k in range(4)] == [0, 1, 0, 2]
+  tokenizer = tokens.open_tokenizer(clip, context_length=32)
+  expected = tokenizer(["a cab", "an ace", "a bed"])
+  found = np.asarray(opened.shared["prompts"])
+  assert found.shape[:2] == (3, 1)
+  np.testing.assert_array_equal(found[:, 0], expected[:, : found.shape[2]])
+  names = sj.files.read_json(tmp_path / "initial" / "zeroshot.json")["names"]
+  assert names == ["a bed", "a cab", "an ace"]
+  assert opened.prompts.shape[:2] == (3, 2)
+  with pytest.raises(ValueError, match="train.csv, line 2.*no class"):
+    changes = {"data.train": "val", "data.minival": "train[:1]"}
+    plain = config_lib.updated(config, changes, what="The test")
+    job.open_job(plain, members, tmp_path / "other")
 
 
 def test_labels_that_are_alike_are_named(clip):
