@@ -140,6 +140,7 @@ def head(
   names: Sequence[str],
   templates: str,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> tuple[np.ndarray, dict[str, Any]]:
   """Makes the head of the text tower in a checkpoint; reads no image tower.
 
@@ -148,6 +149,7 @@ def head(
     names: of the classes.
     templates: as in `default_config`.
     skip: regular expressions of leaves of the file to leave out.
+    prefix: start of the model's names if the file has several models.
 
   Returns:
     The kernel (size of the embedding, classes), and a record of names,
@@ -156,7 +158,7 @@ def head(
   Raises:
     ValueError: if there is no text tower, or its vocabulary is missing.
   """
-  model, params, tokenizer, templates = _opened(source, templates, skip)
+  model, params, tokenizer, templates = _opened(source, templates, skip, prefix)
   kernel = zeroshot.zeroshot_head(model, params, names, templates, tokenizer)
   prompts = zeroshot.prompt_tokens(model, tokenizer, names, templates)
   record = _record(names, templates, tokenizer)
@@ -164,7 +166,11 @@ def head(
 
 
 def context(
-  source: str, names: Sequence[str], templates: str, skip: Sequence[str] = ()
+  source: str,
+  names: Sequence[str],
+  templates: str,
+  skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> np.ndarray:
   """Makes the weights of contexts; see `models.zeroshot.context_kernel`.
 
@@ -173,11 +179,12 @@ def context(
     names: of the classes.
     templates: as for `head`.
     skip: as for `head`.
+    prefix: as for `head`.
 
   Raises:
     ValueError: as for `head`.
   """
-  model, params, tokenizer, templates = _opened(source, templates, skip)
+  model, params, tokenizer, templates = _opened(source, templates, skip, prefix)
   tokens = zeroshot.prompt_tokens(model, tokenizer, names, templates)
   return zeroshot.context_kernel(model, params, tokens)
 
@@ -253,18 +260,19 @@ def _record(names, templates, tokenizer) -> dict[str, Any]:
   }
 
 
-def _opened(source, templates: str, skip):
+def _opened(source, templates: str, skip, prefix: str):
   """Opens the text tower of a checkpoint, its tokenizer and the prompts."""
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  detected = pretrained.detect(source, skip=skip, text=True)
+  part = {"skip": skip, "prefix": prefix}
+  detected = pretrained.detect(source, **part, text=True)
   model = clip.CLIP(**detected.options)
   if model.text["num_heads"] is None:
     raise ValueError(
       f"The number of attention heads of the text tower of {source.path} is "
       "unknown: put its config beside the weights."
     )
-  adapted = pretrained.as_ingredient(source, model, skip=skip)
+  adapted = pretrained.as_ingredient(source, model, **part)
   specs = {k: v for k, v in adapted.specs.items() if not k.startswith("img/")}
   leaves, treedef = tree.nest({leaf: adapted.read(leaf) for leaf in specs})
   params = jax.tree.unflatten(treedef, list(leaves.values()))

@@ -75,8 +75,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.augment.randaug_magnitude = 0.0
 
   c.model = ml_collections.ConfigDict()
-  c.model.name = "vit"  # Or "mixer", or "clip" for recipes of pairs.
-  # Of `models.variant`; "init" is the model of init.path, a ViT or a CLIP.
+  # Or "mixer", "resnet", or "clip" for recipes of pairs.
+  c.model.name = "vit"
+  # Of `models.variant`; "init" is the model of init.path, also of its name.
   c.model.variant = "B/16"
   c.model.dropout = 0.0
   c.model.stochastic_depth = 0.0
@@ -91,6 +92,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Text tower of model.name="clip": that of the "checkpoint", or a "new" one of
   # model.text.
   c.init.text = "checkpoint"
+  # Start of the model's names if the checkpoint has several, such as
+  # "module.base_encoder." in those of MoCo v3.
+  c.init.prefix = ""
   c.init.seed = 0
   c.zeroshot = zeroshot.default_config()
 
@@ -155,6 +159,21 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+def part_of_start(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the arguments of `pretrained` that select the model of a start."""
+  c = config.init
+  return {"skip": [c.skip] if c.skip else [], "prefix": c.prefix}
+
+
+def detect_start(
+  config: ml_collections.ConfigDict, *, text: bool = False
+) -> models.pretrained.Detected:
+  """Detects the model of `init.path`; see `pretrained.detect`."""
+  return models.pretrained.detect(
+    config.init.path, **part_of_start(config), text=text
+  )
+
+
 def with_model_of_start(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
@@ -164,7 +183,8 @@ def with_model_of_start(
   number of classes.
 
   Raises:
-    ValueError: if there is no checkpoint, or it is not that of a ViT or CLIP.
+    ValueError: if there is no checkpoint, or it is that of another model than
+      `model.name`, unless that is the default.
   """
   if config.model.get("variant") != "init":
     return config
@@ -176,13 +196,12 @@ def with_model_of_start(
     )
   is_clip = config.model.name == "clip"
   text = is_clip and c.text != "new"
-  found = models.pretrained.detect(
-    c.path, skip=[c.skip] if c.skip else [], text=text
-  )
-  if not found.options or config.model.name not in ("vit", "clip"):
+  found = detect_start(config, text=text)
+  name = "clip" if is_clip and found.model == "vit" else found.model
+  if config.model.name not in ("vit", name):
     raise ValueError(
-      "model.variant='init' needs model.name='vit' or 'clip' and a checkpoint "
-      f"of a ViT, but {c.path} is of {found.family!r}: give its variant."
+      f"model.variant='init' with model.name={config.model.name!r}, but "
+      f"{c.path} is of {found.family!r}: leave model.name out."
     )
   known = dict(found.options)
   if is_clip:
@@ -192,7 +211,7 @@ def with_model_of_start(
   known = {k: v for k, v in known.items() if v is not None}
   resolved = ml_collections.ConfigDict(config.to_dict())
   resolved.model = ml_collections.ConfigDict(
-    {**config.model.to_dict(), "variant": "", **known}
+    {**config.model.to_dict(), "name": name, "variant": "", **known}
   )
   return resolved.lock()
 

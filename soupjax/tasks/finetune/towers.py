@@ -46,7 +46,7 @@ def initial(config, model: clip.CLIP, init: PyTree) -> PyTree:
   c = config.init
   options = {
     "image_size": config.data.image_size,
-    "skip": [c.skip] if c.skip else [],
+    **settings.part_of_start(config),
   }
   if c.text == "checkpoint":
     return pretrained.load_pretrained(c.path, model, **options, init=init)
@@ -59,11 +59,7 @@ def initial(config, model: clip.CLIP, init: PyTree) -> PyTree:
 
 def names_of(config, train: data.Source) -> list[str]:
   """Returns the names of the classes; see `tasks.zeroshot.names_of`."""
-  c = config.init
-  classes = None
-  if c.path:
-    skip = [c.skip] if c.skip else []
-    classes = pretrained.detect(c.path, skip=skip).classes
+  classes = settings.detect_start(config).classes if config.init.path else None
   return task_zeroshot.names_of(
     config.zeroshot, train.num_classes, train.name, train.class_names, classes
   )
