@@ -29,6 +29,7 @@ COVERED_BY = {
   "checkpoints/formats/safetensors_writer": "checkpoints/formats/safetensors",
   "checkpoints/formats/unpickle": "checkpoints/formats/torch",
   "data/op_strings": "data/preprocess",
+  "data/paired/base": "data/paired/tables",
   "evaluators/batches": "evaluators/evaluator",
   "models/encoder": "models/vit",
   "models/layers": "models/vit",
@@ -101,6 +102,7 @@ COVERED_BY = {
   "report/unseen": "tasks/cook/heads",
   "processes": "tasks/finetune/processes",
   "tasks/workdir": "tasks/cook/resume",
+  "train/recipes/lit": "train/recipes/flyp",
   "version": "packaging",
 }
 
