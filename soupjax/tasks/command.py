@@ -27,6 +27,7 @@ TASKS = {
   "finetune": ("workdir", "sweep", "sweep_index", "fake_devices", "topology"),
   "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
+  "search": ("workdir",),
   "mix": ("topology",),
 }
 
@@ -232,6 +233,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks import diagnose
 
     diagnose.run(command.config, workdir, dry_run=dry_run)
+  elif task == "search":
+    from soupjax.tasks.search import run as search
+
+    search.run(command.config, workdir, dry_run=dry_run)
   else:
     from soupjax.tasks import mix
 

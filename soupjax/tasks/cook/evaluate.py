@@ -17,7 +17,7 @@ from soupjax.evaluators import Evaluator, label_spaces, statistics
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.cook.inputs import Inputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
@@ -27,7 +27,7 @@ LABELS = ".labels"  # Name of the labels among the files of logits.
 class Evaluations:
   """Results of models by set, in `metrics/`, `correct/` and `logits/`."""
 
-  def __init__(self, inputs: CookInputs, workdir: pathlib.Path):
+  def __init__(self, inputs: Inputs, workdir: pathlib.Path):
     """Sets up one evaluator for each set; decodes nothing yet."""
     self._inputs, self._workdir = inputs, workdir
     config, mesh = inputs.config, inputs.mesh
@@ -72,10 +72,15 @@ class Evaluations:
     del ranked, selection
     return lambda history: None
 
-  def minival(self, metric: str) -> Evaluator:
-    """Returns an evaluator of candidates on minival by a metric."""
-    evaluator = self._evaluators["minival"].for_metric(metric)
-    head = self._inputs.heads.get("minival")
+  def minival(self, metric: str, dataset: str = "minival") -> Evaluator:
+    """Returns an evaluator of candidates on minival by a metric.
+
+    Args:
+      metric: its name.
+      dataset: the name of the set, if there are several.
+    """
+    evaluator = self._evaluators[dataset].for_metric(metric)
+    head = self._inputs.heads.get(dataset)
     return evaluator if head is None else evaluator.preparing(head)
 
   def evaluate(
@@ -149,9 +154,7 @@ class Evaluations:
     return results
 
   def _calibration(self) -> "_Calibration":
-    return _Calibration(
-      self._inputs.config.cook.calibration, self._inputs.spaces
-    )
+    return _Calibration(self._inputs.calibration, self._inputs.spaces)
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
     """Returns the logits of a model by set; None if missing or damaged."""
