@@ -43,6 +43,13 @@ COVERED_BY = {
   "models/pretrained/foreign": "models/pretrained/convert",
   "models/pretrained/mappings": "models/pretrained/convert",
   "models/pretrained/mismatch": "models/pretrained/convert",
+  **dict.fromkeys(
+    (
+      "models/pretrained/other_models/bit",
+      "models/pretrained/other_models/mixer",
+    ),
+    "models/pretrained/other_models/timm_torch",
+  ),
   "models/pretrained/positions": "models/pretrained/convert",
   "models/pretrained/tables": "models/pretrained/convert",
   "models/pretrained/timm_models": "models/pretrained/detect",
@@ -84,6 +91,11 @@ COVERED_BY = {
   "tasks/search/patching": "tasks/search/methods",
   "tasks/search/results": "tasks/search/run",
   "tasks/search/work": "tasks/search/run",
+  "tasks/reasons/base": "tasks/reasons/run",
+  "tasks/reasons/ensemble": "tasks/reasons/run",
+  "tasks/reasons/features": "tasks/reasons/run",
+  "tasks/reasons/pairs": "tasks/reasons/run",
+  "tasks/reasons/plane": "tasks/reasons/run",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "report/unseen": "tasks/cook/heads",
@@ -117,6 +129,7 @@ SEAMS = {
   # One module in several processes, which start slowly.
   "checkpoints/mix_processes": "checkpoints/mix in several processes",
   "evaluators/processes": "evaluators/evaluator in several processes",
+  "tasks/cook/backbones_torch": "tasks/cook on models of timm",
   "tasks/cook/processes": "tasks/cook in several processes",
   "tasks/finetune/processes": "tasks/finetune in several processes",
   # Programs that are killed and started again.
@@ -129,6 +142,8 @@ SEAMS = {
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
   "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
+  "models/pretrained/onnx_torch": "graphs against onnxruntime",
+  "models/pretrained/other_models/timm_torch": "Mixers and ResNets of timm",
   "models/pretrained/zoo_torch": "all vision transformers of timm",
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",

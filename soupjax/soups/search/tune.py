@@ -92,29 +92,31 @@ def tune(
   )
   value = value or (lambda scores: float(np.mean(list(scores.values()))))
   if ranges is not None:
-    check_budget(budget, len(points), size)
+    count = check_budget(budget, len(points), size)
     lows, highs = _bounds(ranges, points)
   for point in points:
     scorer(point)
   if ranges is not None and budget is not None:
     best = max(points, key=lambda point: value(scorer.scored[point]))
-    _maximize(scorer, value, best, lows, highs, budget - len(scorer.scored))
+    _maximize(scorer, value, best, lows, highs, count - len(scorer.scored))
   return candidates.choose(method, scorer, value, label=label)
 
 
-def check_budget(budget: Any, first: int, size: int) -> None:
-  """Raises a ValueError if a budget does not even reach all corners.
+def check_budget(budget: Any, first: int, size: int) -> int:
+  """Returns a budget, or raises a ValueError if it does not reach all corners.
 
   Args:
     budget: total number of evaluations.
     first: points that are tried first, of which the best is a corner.
     size: number of arguments; the simplex has one corner more.
   """
-  if arguments.count("budget", budget) < first + size:
+  count = arguments.count("budget", budget)
+  if count < first + size:
     raise ValueError(
       f"budget={budget} does not cover {first + size} evaluations: {first} "
       f"first points and {size} more corners of the simplex. Raise budget."
     )
+  return count
 
 
 def _bounds(ranges, points):

@@ -18,7 +18,7 @@ from soupjax.tasks import workdir as workdir_lib
 
 PyTree = Any
 # Families whose files are npz.
-_NPZ = ("big_vision", "mixer")
+_NPZ = ("big_vision", "mixer", "bit", "bit_original")
 
 
 def _weights_name(opened) -> str:
@@ -88,7 +88,8 @@ def write_like(
     keys = ("format",) if kind == "safetensors" else ()
     text = {k: original.text[k] for k in keys if k in original.text}
     save.write(path, params, text=text or None)
-  companions.copy(companions.beside(companions.home(original)), str(folder))
+  beside = companions.beside(companions.home(original))
+  companions.copy(beside, folder, original)
   return folder if is_directory else path
 
 
@@ -128,7 +129,7 @@ def write(
     return
   files.make_directory(file.parent)
   if jax.process_index() == 0:
-    companions.copy(beside, path)
+    companions.copy(beside, path, opened.ingredients[0])
   params = open_lib.load_params(soup)
   pretrained.save_exported(
     file,

@@ -23,7 +23,7 @@ _EXAMPLES = """
 # Options that do not change shapes, which are compared leaf by leaf.
 _SILENT = (
   *("num_heads", "act", "norm_eps", "pool_type", "post_norm"),
-  *("pool_prefix", "pool_heads", "rope", "rope_grid"),
+  *("pool_prefix", "pool_heads", "rope", "rope_grid", "conv_eps"),
 )
 
 
@@ -76,6 +76,8 @@ def resolve(
   written = config.model.to_dict()
   given = {k: v for k, v in written.items() if v is not None}
   name, variant = given.pop("name"), given.pop("variant")
+  if name == "vit" and first.model != "vit":  # The default; files know better.
+    name = written["name"] = first.model
   if variant and name == "vit":
     given = {**models.variant(variant), **given}
   for key in _SILENT:

@@ -176,7 +176,7 @@ class CookInputs(Inputs):
 def open_checkpoints(
   config: ml_collections.ConfigDict,
 ) -> tuple[list[Ingredient], Ingredient | None]:
-  """Opens `config.ingredients` and `config.initial` without `config.skip`.
+  """Opens checkpoints, with leaves chosen by `config.skip` and `.prefix`.
 
   Returns:
     The ingredients, and the start or None, with the leaves of their files.
@@ -188,6 +188,10 @@ def open_checkpoints(
   if config.skip:
     opened = [pretrained.without(i, config.skip) for i in opened]
     start = start and pretrained.without(start, config.skip)
+  if config.prefix:
+    opened = [pretrained.under(i, config.prefix) for i in opened]
+    if start and any(leaf.startswith(config.prefix) for leaf in start.specs):
+      start = pretrained.under(start, config.prefix)
   return opened, start
 
 

@@ -194,7 +194,7 @@ def _check_classes(config, train: data.Source) -> None:
   c = config.init
   if not c.path or c.head in ("new", "zeroshot") or _probe_steps(config):
     return
-  start = pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
+  start = settings.detect_start(config)
   if start.options.get("num_classes") != train.num_classes:
     return
   names = train.class_names or ()
@@ -225,8 +225,8 @@ def _initial_params(config, model) -> PyTree:
     model,
     head="new" if config.init.head == "zeroshot" else config.init.head,
     image_size=size,
-    skip=[config.init.skip] if config.init.skip else [],
     init=init,
+    **settings.part_of_start(config),
   )
 
 
@@ -236,15 +236,20 @@ def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
   Raises:
     ValueError: if names or text tower cannot be used.
   """
-  c, skip = config.init, [config.init.skip] if config.init.skip else []
+  c = config.init
   names = zeroshot.names_of(
     config.zeroshot,
     train.num_classes,
     train.name,
     train.class_names,
-    pretrained.detect(c.path, skip=skip).classes,
+    settings.detect_start(config).classes,
   )
-  kernel, record = zeroshot.head(c.path, names, config.zeroshot.templates, skip)
+  kernel, record = zeroshot.head(
+    c.path,
+    names,
+    config.zeroshot.templates,
+    **settings.part_of_start(config),
+  )
   head = params["head"]
   if kernel.shape != head["kernel"].shape:
     raise ValueError(

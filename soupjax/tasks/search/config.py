@@ -24,7 +24,15 @@ _KEYS = ("train", "minival", "test", "head", "model", "ops")
 # Parts of the config of cooking that searches have, too.
 _SHARED = (
   *("seed", "ingredients", "base", "initial", "family"),
-  *("skip", "data", "model", "sharding", "select", "evaluate_command"),
+  *(
+    "skip",
+    "prefix",
+    "data",
+    "model",
+    "sharding",
+    "select",
+    "evaluate_command",
+  ),
 )
 _UNUSED_DATA = ("name", "train", "minival")
 _LEARNED = {"granularity": "layer", "steps": 200, "learning_rate": 0.0}
