@@ -274,7 +274,7 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
   text = capsys.readouterr().out
   assert "3 ingredients" in text and "digits/blur, 499 images" in text
   assert "uniform, greedy, greedy_loss, learned_layer, wise_ft" in text
-  assert "12 models on all 1,298 images; at most 6 candidates on the 300" in text
+  assert "12 models on all 1,298 images; at most 6 candidates" in text
   assert sorted(tmp_path.rglob("*")) == before
 
 
