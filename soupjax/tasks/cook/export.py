@@ -197,6 +197,10 @@ def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
     record = files.read_json(folder / "greedy.json")
     keys = ("metric", "accept", "min_delta", "selected")
     return recipe | {key: record[key] for key in keys}, record["selected"]
+  if soup == "wise_ft":
+    record = files.read_json(folder / "wise_ft.json")
+    keys = ("metric", "alpha", "initial")
+    return recipe | {k: record[k] for k in keys}, [record["fine-tuned"]]
   if soup in opened.learned:
     record = files.read_json(folder / "learned.json")
     alphas = {

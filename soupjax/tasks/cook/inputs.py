@@ -585,8 +585,16 @@ def plan(inputs: CookInputs) -> str:
     )
   if not inputs.tests:
     lines.append("no test set: name one with tests= to measure gains of soups")
+  points = inputs.config.cook.wise_ft_points if inputs.initial else 0
   names = ["uniform", *inputs.greedy, *inputs.learned]
+  names += ["wise_ft"] if points else []
   lines.append(f"soups: {', '.join(names)}")
+  models = len(ingredients) + bool(inputs.initial) + len(names) + points
+  candidates = len(inputs.greedy) * len(ingredients)
+  lines.append(
+    f"evaluations: {models} models on all {inputs.num_images:,} images; at "
+    f"most {candidates} candidates on the {len(inputs.minival):,} of minival"
+  )
   lines += _about_metrics(inputs)
   size = inputs.config.data.image_size
   needed = 12 * size**2 * len(inputs.minival) / 1e9

@@ -28,7 +28,8 @@ def cooking(
     workdir: of the run; None if it is not known yet.
   """
   weights = inputs.ingredients[0].num_bytes
-  soups = 1 + len(inputs.greedy) + len(inputs.learned)
+  interpolates = inputs.initial and inputs.config.cook.wise_ft_points
+  soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(interpolates)
   logits = inputs.logits_bytes if inputs.ensembles else 0
   limit = inputs.config.cook.learned.memory_gb
   pool = len(inputs.ingredients) * weights if inputs.learned else 0

@@ -174,6 +174,10 @@ def _run(
     load = functools.partial(load, sharding=place)
     results[name] = kind, evaluations.evaluate(name, load)
     progress.step(images=opened.num_images)
+  if points:
+    names.append("wise_ft")
+    load = _chosen_wise_ft(opened, best, results, models, workdir)
+    results["wise_ft"] = "soup", evaluations.evaluate("wise_ft", load)
   sizes = {}
   if opened.ensembles:
     ensembles, sizes = soups.ensembles(
@@ -338,6 +342,40 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
   for name in names:
     export.write(opened, folder / name, workdir / "export" / name)
   return names
+
+
+def _chosen_wise_ft(opened, best, results, models, workdir):
+  """Saves the interpolation that is best on minival; returns its loader.
+
+  Ties go to the alpha that is closest to the middle, as in the report.
+  """
+  metric, folder = opened.metrics[0], workdir / "soups" / "wise_ft"
+  sign = 1 if opened.mode(metric) == "max" else -1
+  alphas = {
+    name: float(name.removeprefix("wise_ft_"))
+    for name, (kind, _) in models.items()
+    if kind == "interpolation"
+  }
+  chosen = max(
+    alphas,
+    key=lambda name: (
+      sign * results[name][1]["minival"][metric],
+      -abs(alphas[name] - 0.5),
+    ),
+  )
+  if not workdir_lib.has_model(folder):
+    record = {
+      "alpha": alphas[chosen],
+      "metric": metric,
+      "initial": opened.initial.path,
+      "fine-tuned": best.name,
+      "scores": {name: results[name][1]["minival"][metric] for name in alphas},
+    }
+    _, load = models[chosen]
+    params = load(sharding=opened.place)
+    workdir_lib.save_model(folder, params, wise_ft=record)
+  export.write(opened, folder, workdir / "export" / "wise_ft")
+  return functools.partial(open_lib.load_params, folder, sharding=opened.place)
 
 
 def _batches(opened):
