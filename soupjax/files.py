@@ -164,7 +164,9 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(text)
   # Invalid JSON or encoding, or brackets nested too deeply.
   except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
+    raise ValueError(
+      f"{path} is not valid JSON: {e}. Copy it again or delete it."
+    ) from e
 
 
 def check_regular(path: str | os.PathLike) -> os.stat_result:

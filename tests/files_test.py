@@ -47,7 +47,7 @@ def test_nan_is_no_json(tmp_path):
 
 def test_damaged_json_is_named(tmp_path):
   (tmp_path / "a.json").write_text('{"x": 1')
-  with pytest.raises(ValueError, match=r"a\.json"):
+  with pytest.raises(ValueError, match=r"a\.json is not.*Copy it again or"):
     files.read_json(tmp_path / "a.json")
 
 
