@@ -12,6 +12,7 @@ _PUBLIC = {
   "accuracy_plane": "figures",
   "clopper_pearson": "tables",
   "coefficients": "heatmaps",
+  "comparison_table": "comparison",
   "diagnosis_figure": "heatmaps",
   "greedy_trajectory": "figures",
   "KINDS": "results",

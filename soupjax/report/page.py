@@ -172,7 +172,8 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
 def _page(
   results: Results, sizes, greedy, pictures, hyperparameters, config
 ) -> str:
-  title = f"Model soups on {html.escape(results.dataset)}"
+  kind = "Models" if results.choices.reference else "Model soups"
+  title = f"{kind} on {html.escape(results.dataset)}"
   body = [f"<h1>{title}</h1>", sections.summary(results, sizes, greedy)]
 
   def show(name, heading, caption):
@@ -204,8 +205,9 @@ def _page(
   )
   if table := sections.calibration_section(results, sizes):
     body.append(f"<h2>Calibration</h2>\n{table}")
-  body.append("<h2>The ingredients</h2>")
-  body.append(sections.ingredients_section(results, greedy, hyperparameters))
+  if results.models("ingredient"):
+    body.append("<h2>The ingredients</h2>")
+    body.append(sections.ingredients_section(results, greedy, hyperparameters))
   if config is not None:
     body.append(configuration(config))
   return document(title, body)

@@ -27,6 +27,7 @@ TASKS = {
   "finetune": ("workdir", "sweep", "sweep_index", "fake_devices", "topology"),
   "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
+  "evaluate": ("workdir",),
   "mix": ("topology",),
 }
 
@@ -39,6 +40,18 @@ UNUSED = {
     "cook.calibration",
     "initial_head",
     "seed",
+  ),
+  "evaluate": (
+    "cook.greedy",
+    "cook.learned",
+    "cook.wise_ft_points",
+    "cook.ensembles_gb",
+    "select",
+    "evaluate_command",
+    "evaluate_timeout",
+    "evaluate_retries",
+    "evaluate_jobs",
+    "evaluate_lower",
   ),
 }
 
@@ -232,6 +245,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks import diagnose
 
     diagnose.run(command.config, workdir, dry_run=dry_run)
+  elif task == "evaluate":
+    from soupjax.tasks.evaluate import run as evaluate
+
+    evaluate.run(command.config, workdir, dry_run=dry_run)
   else:
     from soupjax.tasks import mix
 

@@ -24,6 +24,7 @@ from soupjax.data.folders import spelling
 from soupjax.models import clip, pretrained, tokens, zeroshot
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import zeroshot as settings
+from soupjax.tasks.cook import config as cook_config
 
 PyTree = Any
 # Rules of `Detected.ignored` for leaves that whole CLIPs have.
@@ -177,9 +178,13 @@ def whole_clips(
 
 def count_names(config) -> int:
   """Returns the number of classes of whole CLIPs."""
-  c = config.data
+  c, split = config.data, config.data.minival or config.data.train
+  name = c.name
+  if not split:  # A task without minival has its classes from a test set.
+    first = next(iter(cook_config.tests(config).values()))
+    name, split = first.dataset, first.split
   return data.open_source(
-    c.name, c.minival or c.train, data_dir=c.data_dir or None
+    name, split, data_dir=c.data_dir or None
   ).num_classes
 
 

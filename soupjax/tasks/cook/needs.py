@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and disk of cooking and of a diagnosis, from metadata."""
+"""Memory and disk of cooking, evaluations and a diagnosis, from metadata."""
 
 import math
 import os
@@ -53,6 +53,16 @@ def diagnosis(
 ) -> estimate.Estimate:
   """Estimates memory and disk of a diagnosis; see `cooking`."""
   return _estimate(inputs, workdir, 0, _COPIES["greedy"], 0, {})
+
+
+def evaluation(
+  inputs: CookInputs, workdir: str | os.PathLike | None
+) -> estimate.Estimate:
+  """Estimates memory and disk of the task "evaluate"; see `cooking`."""
+  models = len(inputs.ingredients) + (inputs.initial is not None)
+  logits = inputs.logits_bytes / len(inputs.ingredients)
+  disk = {"logits": models * logits * inputs.config.save_logits}
+  return _estimate(inputs, workdir, 0, 2.0, logits, disk)
 
 
 def _estimate(inputs, workdir, pool, copies, logits, disk):

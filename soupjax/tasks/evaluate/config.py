@@ -1,0 +1,89 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the task "evaluate"."""
+
+import os
+
+import ml_collections
+
+from soupjax import config as config_lib
+from soupjax import files
+from soupjax.tasks.cook import config as cook_config
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns the settings of this task: those of cooking, and its own."""
+  c = cook_config.default_config()
+  c.task = "evaluate"
+  # The model that all others are compared with; "" is the first one.
+  c.reference = ""
+  # Whether to write the logits of every model on every set to logits/.
+  c.save_logits = False
+  # Held-out images serve only for temperatures; without minival and train there
+  # are none.
+  c.data.train = ""
+  return c
+
+
+def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
+  """Fills in the settings, soups and ingredients of a run of cooking.
+
+  Args:
+    config: from `default_config`; changed in place.
+    directory: the `--workdir` of cooking.
+
+  Raises:
+    ValueError: if the directory does not hold such a run.
+  """
+  root = files.path_of(directory)
+  record = root / "config.json"
+  recorded = files.read_json(record) if record.exists() else {}
+  if recorded.get("task") != "cook" or recorded.get("evaluate_command"):
+    raise ValueError(
+      f"{root} is not a finished run of cooking with images: give soups= the "
+      "--workdir of one, or sweep= that of a fine-tuning sweep."
+    )
+  config.model = ml_collections.ConfigDict(recorded["model"])
+  for part in ("data", "sharding", "zeroshot"):
+    config[part] = ml_collections.ConfigDict(recorded[part])
+  for key in ("base", "initial", "initial_head", "family", "skip"):
+    config[key] = recorded[key]
+  for key in ("tests", "means"):
+    config[key] = config_lib.NamedTexts(recorded[key])
+  # Exported soups are of the same family as the ingredients.
+  folder = "export" if (root / "export").exists() else "soups"
+  soups = os.path.join(root, folder, "*")
+  config.ingredients = f"{soups},{recorded['ingredients']}"
+
+
+def with_dataset(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns a config with a name for the results if `data.name` is empty."""
+  if config.data.name:
+    return config
+  full = ml_collections.ConfigDict(config.to_dict())
+  tests = list(cook_config.tests(config).values())
+  full.data.name = tests[0].dataset if tests else "logits"
+  return full
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks values that would otherwise fail after minutes of work.
+
+  Raises:
+    ValueError: listing every key with an invalid value.
+  """
+  cook_config.check(config)
+  problems = config_lib.Problems(config)
+  problems.attempt(_check_sets, config)
+  problems.raise_if_any()
+
+
+def _check_sets(config) -> None:
+  if config.tests or config.data.minival or config.data.train:
+    return
+  raise ValueError(
+    "tests is empty: name the sets to evaluate on, such as "
+    "--config.tests=test=folder:photos/val"
+  )
