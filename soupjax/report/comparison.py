@@ -8,6 +8,7 @@ from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
 _WIDTH, _NAME, _CELL = 100, 25, 25
+_FIRST = {"minival": 0, "test": 1}  # Other sets follow in their order.
 
 
 def comparison_table(results: Results) -> str:
@@ -21,7 +22,7 @@ def comparison_table(results: Results) -> str:
     accuracy and its difference to the reference with the 95 % interval. Ends
     without a newline.
   """
-  splits = list(results.splits)
+  splits = sorted(results.splits, key=lambda s: _FIRST.get(s, len(_FIRST)))
   if len(results.shifts) > 1:
     splits.append(SHIFTS)
   rows, lines = tables.rows(results), []

@@ -41,9 +41,9 @@ def plane_caption(results: Results) -> str:
   if results.choices.reference:
     return text
   return (
-    f"{text} The line is WiSE-FT, from the initial model to the best ingredient. "
-    "Ensembles run all their members on every image; everything else costs "
-    "one model."
+    f"{text} The line is WiSE-FT, from the initial model to the best "
+    "ingredient. Ensembles run all their members on every image; everything "
+    "else costs one model."
   )
 
 
@@ -190,9 +190,7 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
   columns += results.others
   rows = tables.rows(results, sizes)
   single = [
-    row
-    for row in rows
-    if row.kind not in ("mean", "ingredient", "ensemble")
+    row for row in rows if row.kind not in ("mean", "ingredient", "ensemble")
   ]
 
   def top(split):
@@ -246,27 +244,31 @@ def _cell(row, results, split, best) -> str:
 
 
 def _table_note(results) -> str:
-  count, reference = len(results.models("ingredient")), results.choices.reference
+  count, reference = (
+    len(results.models("ingredient")),
+    results.choices.reference,
+  )
+  other = "reference" if reference else "best ingredient"
   spread = (
     " (for the mean ingredient: the standard deviation over the "
     f"{count} ingredients)"
   )
   text = (
     "Percent correct; below it the 95 % Clopper-Pearson interval of that one "
-    f"model on those images{spread * (not reference)}. Means over shifts have no interval, since "
-    "shifts may be made of the same images. Intervals do not cover the "
-    "variation between runs. Models share images, so two intervals "
-    "that overlap do not show that two models are equal. Last line of a cell: "
-    f"points above the {'reference' if reference else 'best ingredient'}, with "
-    "the 95 % interval of the paired bootstrap over images and p of McNemar's "
-    "exact test; ~ marks an interval that contains zero. Bold: the best value "
+    f"model on those images{spread * (not reference)}. Means over shifts have "
+    "no interval, since shifts may be made of the same images. Intervals do "
+    "not cover the variation between runs. Models share images, so two "
+    "intervals that overlap do not show that two models are equal. Last line "
+    f"of a cell: points above the {other}, with the 95 % interval of the "
+    "paired bootstrap over images and p of McNemar's exact test; ~ marks an "
+    "interval that contains zero. Bold: the best value "
     "in a column at the cost of one model. Cost: models run per image."
   )
   if reference:
     return text
   return (
-    f"{text} Nothing was chosen on test or on a shift. The best ingredient and the "
-    "soups were chosen or trained on minival, so its column is optimistic."
+    f"{text} Nothing was chosen on test or on a shift. The best ingredient and "
+    "the soups were chosen or trained on minival, so its column is optimistic."
   )
 
 

@@ -183,9 +183,7 @@ def count_names(config) -> int:
   if not split:  # A task without minival has its classes from a test set.
     first = next(iter(cook_config.tests(config).values()))
     name, split = first.dataset, first.split
-  return data.open_source(
-    name, split, data_dir=c.data_dir or None
-  ).num_classes
+  return data.open_source(name, split, data_dir=c.data_dir or None).num_classes
 
 
 def _check_alike(ingredients, described) -> None:

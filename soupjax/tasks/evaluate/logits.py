@@ -18,6 +18,7 @@ from soupjax import buckets, data, files
 from soupjax import config as config_lib
 from soupjax.evaluators import by_command
 from soupjax.evaluators.label_spaces import LabelSpace
+from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.version import __version__
 
@@ -148,9 +149,9 @@ def are_given(config: ml_collections.ConfigDict) -> bool:
   others += [path for path in [config.initial] if path]
   if any(kinds) and others:
     raise ValueError(
-      f"{paths[kinds.index(True)]} has logits, and {others[0]} is a checkpoint: "
-      "evaluate the checkpoints with --config.save_logits=True first, and then "
-      "give only files of logits."
+      f"{paths[kinds.index(True)]} has logits, and {others[0]} is a "
+      "checkpoint: evaluate the checkpoints with --config.save_logits=True "
+      "first, and then give only files of logits."
     )
   return any(kinds)
 
@@ -186,9 +187,10 @@ def open_inputs(
   sets = sorted({f.dataset for f in opened}, key=lambda s: (s != "minival", s))
   for model, by_set in models.items():
     if missing := [name for name in sets if name not in by_set]:
+      other = next(f.path for f in opened if f.dataset == missing[0])
       raise ValueError(
-        f"{model!r} has no logits on {missing[0]!r}, unlike other models: save "
-        f"them, or leave the files of {missing[0]!r} out."
+        f"{other} has logits on {missing[0]!r}, but {model!r} has none there: "
+        f"save them, or leave the files of {missing[0]!r} out."
       )
   first = next(iter(models.values()))
   for by_set in models.values():
@@ -210,6 +212,9 @@ def open_inputs(
     for name in sets
   }
   spaces = {s: f.space for s, f in first.items() if f.space is not None}
+  tests = cook_config.tests(full)
+  cook_config.means(full)
+  cook_config.metrics(full)
   result = inputs.CookInputs(
     config=full.lock(),
     model=None,
@@ -218,9 +223,13 @@ def open_inputs(
     minival=sources.pop("minival", None),
     tests=sources,
     spaces=spaces,
-    ops={},
+    ops={name: test.ops for name, test in tests.items() if test.ops},
     heads={},
-    unseen={},
+    unseen={
+      name: f"zero-shot on {first[name].num_classes:,} classes of its own"
+      for name, test in tests.items()
+      if test.names
+    },
     ingredients=opened,
     initial=None,
     original=None,
@@ -237,9 +246,11 @@ def _open(path: str) -> LogitFile:
     space = json.loads(str(stored["space"])) if "space" in stored else None
     test = json.loads(str(stored["test"])) if "test" in stored else None
   except _DAMAGED as e:
-    raise ValueError(f"{path} is not a file of logits ({e}): leave it out.")
+    raise ValueError(
+      f"{path} is not a file of logits ({e}): leave it out."
+    ) from e
   stem, _, named = os.path.basename(path).removesuffix(".npz").rpartition("@")
-  name = inputs.safe_name(str(stored.get("model", stem or named)), "evaluate")
+  name = str(stored.get("model", stem or named)).replace("/", ".").lstrip(".")
   dataset = str(stored.get("set", named if stem else "test"))
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
     raise ValueError(
@@ -347,9 +358,11 @@ def _check_alike(first: LogitFile, other: LogitFile) -> None:
     )
   elif len(first.labels) != len(other.labels):
     problem = f"{len(first.labels)} and {len(other.labels)} images"
-  elif first.images is not None and other.images is not None and (
-    wrong := first.images != other.images
-  ).any():
+  elif (
+    first.images is not None
+    and other.images is not None
+    and (wrong := first.images != other.images).any()
+  ):
     k = int(wrong.argmax())
     problem = (
       f"other images or another order: image {k} is {str(first.images[k])!r} "

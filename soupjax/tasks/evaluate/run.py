@@ -21,6 +21,7 @@ from soupjax.tasks.evaluate import config as evaluate_config
 from soupjax.tasks.evaluate import logits as logits_lib
 
 _RECORD = "evaluated_from.json"
+_START = "pretrained"  # The name of the initial model.
 
 
 def run(
@@ -94,22 +95,28 @@ def _open(config):
 
 def _models(opened, by_model) -> dict[str, tuple[str, Any]]:
   """Returns name -> kind and function that loads the model."""
-  if by_model:
-    return {
-      name: ("model", functools.partial(logits_lib.read, by_set))
-      for name, by_set in by_model.items()
+  loads = {
+    name: functools.partial(logits_lib.read, by_set)
+    for name, by_set in by_model.items()
+  }
+  if not by_model:
+    start = {_START: opened.initial} if opened.initial else {}
+    loads = {
+      name: functools.partial(model.load, sharding=opened.place)
+      for name, model in {
+        **start,
+        **{i.name: i for i in opened.ingredients},
+      }.items()
     }
-  models: dict[str, tuple[str, Any]] = {}
-  start = {"pretrained": opened.initial} if opened.initial else {}
-  for name, model in {**start, **{i.name: i for i in opened.ingredients}}.items():
-    kind = "pretrained" if name == "pretrained" else "model"
-    models[name] = kind, functools.partial(model.load, sharding=opened.place)
-  return models
+  return {
+    name: ("pretrained" if name == _START else "model", loads[name])
+    for name in sorted(loads, key=lambda name: name != _START)
+  }
 
 
 def _default(models) -> str:
   """Returns the first model that is not the initial one."""
-  return next(name for name, (kind, _) in models.items() if kind == "model")
+  return next((name for name in models if name != _START), _START)
 
 
 def _run(opened, models, by_model, reference, workdir) -> pathlib.Path:
