@@ -79,7 +79,7 @@ done
 [[ -z "$parallel" || -n "$members" ]] || fail "--parallel is for --members"
 for option in members hosts parallel chips; do
   [[ "${!option}" =~ ^([1-9][0-9]*)?$ ]] ||
-    fail "--$option=${!option}: give a number"
+    fail "--$option=${!option}: give a positive number"
 done
 [[ "$retries" =~ ^[0-9]+$ ]] || fail "--retries=$retries: give a number"
 if [[ -n "$accelerator$topology$chips" ]]; then

@@ -37,7 +37,10 @@ _RESOURCES = flags.DEFINE_multi_string(
   "resource", [], "NAME=AMOUNT of another Ray resource, such as TPU=4."
 )
 _RETRIES = flags.DEFINE_integer(
-  "retries", 20, "How often a member is restarted after its worker died."
+  "retries",
+  20,
+  "How often a member is restarted after its worker died.",
+  lower_bound=0,
 )
 
 

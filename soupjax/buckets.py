@@ -38,6 +38,8 @@ _NO_ACCESS = (
   "CredentialRetrievalError ProfileNotFound PermissionError RefreshError "
   "TokenRetrievalError UnauthorizedSSOTokenError"
 ).split()
+# Drivers of tensorstore, which writes and locks need.
+_DRIVERS = {"gs": "gcs", "s3": "s3"}
 # Kinds and names of buckets that could be reached.
 _CHECKED: set[tuple[str, str]] = set()
 _BLOCK = 32 << 20  # Bytes read back at a time.
@@ -73,6 +75,19 @@ def kind_of(path: str | os.PathLike) -> str:
       "Copy the file to a local path."
     )
   return kind
+
+
+def check_output(path: str | os.PathLike) -> None:
+  """Checks that soupjax can write to a kind of store.
+
+  Raises:
+    ValueError: if not, naming those that it can.
+  """
+  if (kind := kind_of(path)) not in _DRIVERS:
+    raise ValueError(
+      f"{os.fspath(path)}: soupjax reads from {kind}:// but writes to gs:// "
+      "and s3:// only. Write to one of these, or to a local path and copy it."
+    )
 
 
 def filesystem(path: str | os.PathLike) -> Any:
@@ -371,14 +386,13 @@ def kvstore(path: str | os.PathLike) -> dict[str, Any]:
   """
   text = os.fspath(path)
   kind, _, rest = text.partition("://")
-  drivers = {"gs": "gcs", "s3": "s3"}
-  if kind not in drivers:
+  if kind not in _DRIVERS:
     raise ValueError(
       f"{text}: Orbax checkpoints and run directories can be in gs:// and "
       "s3:// only. Copy it to a local path."
     )
   bucket, _, key = rest.partition("/")
-  spec = {"driver": drivers[kind], "bucket": bucket, "path": f"{key}/"}
+  spec = {"driver": _DRIVERS[kind], "bucket": bucket, "path": f"{key}/"}
   if kind == "s3":
     env = os.environ
     # The address of another S3 store, which tensorstore does not look up.

@@ -3,6 +3,7 @@
 """Inputs and outputs in buckets, with connections that break."""
 
 import pathlib
+import signal
 
 import helpers
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 import soupjax as sj
 from soupjax import buckets
+from soupjax.checkpoints import readable
+from soupjax.tasks import failures
 
 MIX = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / 'mix.py'}"
 
@@ -115,6 +118,54 @@ def test_an_output_needs_a_name_in_the_bucket(store, bucket):
   for out in (bucket, f"{bucket}/"):
     with pytest.raises(ValueError, match=f"{bucket}/? is a bucket.*NAME"):
       sj.save_params(out, tree(1))
+
+
+def test_an_output_that_another_run_writes(store, bucket, tmp_path):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  with buckets.locked(f"{bucket}/.o.npz.lock"):
+    with pytest.raises(ValueError, match=f"run is writing {bucket}/o.npz"):
+      sj.mix(RULE, tmp_path / "a.npz", out=f"{bucket}/o.npz")
+  assert store.names(bucket[5:]) == []
+  sj.mix(RULE, tmp_path / "a.npz", out=f"{bucket}/o.npz")
+  assert store.names(bucket[5:]) == ["o.npz"]
+
+
+def test_an_output_that_appears_meanwhile(
+  store, bucket, tmp_path, monkeypatch, staging
+):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  check = readable.check_written
+
+  def slow(*args):  # Another program writes during the mix.
+    buckets.write(f"{bucket}/o.npz", b"data")
+    return check(*args)
+
+  monkeypatch.setattr(readable, "check_written", slow)
+  with pytest.raises(ValueError, match=f"{bucket}/o.npz was written by anoth"):
+    sj.mix(RULE, tmp_path / "a.npz", out=f"{bucket}/o.npz")
+  assert buckets.read(f"{bucket}/o.npz") == b"data"
+  assert not leftovers(staging)
+
+
+def test_an_upload_can_be_interrupted(
+  store, bucket, tmp_path, monkeypatch, staging
+):
+  sj.save_params(tmp_path / "a.npz", tree(0))
+  monkeypatch.setattr(
+    buckets, "upload", lambda *args: signal.raise_signal(signal.SIGINT)
+  )
+  with pytest.raises(KeyboardInterrupt) as e:
+    sj.mix(RULE, tmp_path / "a.npz", out=f"{bucket}/o.npz")
+  assert failures.message(e.value) == (
+    f"Interrupted. {bucket}/o.npz was not published. The next run replaces "
+    "what was uploaded."
+  )
+  assert not leftovers(staging) and store.names(bucket[5:]) == []
+
+
+def test_stores_that_are_read_only():
+  with pytest.raises(ValueError, match="az:// but writes to gs:// and s3://"):
+    sj.save_params("az://container/a.npz", tree(0))
 
 
 def test_shards_and_overwriting(store, bucket, tmp_path, staging):

@@ -43,7 +43,7 @@ ALLOWED = {
   "sharding": _BASE | {"soups"},
   "config": _BASE | {"sweeps"},
   "processes": _BASE | {"soups"},
-  "checkpoints": _BASE | {"soups", "processes"},
+  "checkpoints": _BASE | {"soups", "processes", "sharding"},
   "metric_writers": _MIDDLE,
   **dict.fromkeys(_SIBLINGS, _MIDDLE),
   "tasks": _TOP,

@@ -19,6 +19,7 @@ import jax
 
 from soupjax import buckets, files, processes
 from soupjax.checkpoints import (
+  bucket_writer,
   companions,
   model_card,
   readable,
@@ -81,10 +82,12 @@ def format_of(out: str, format: str | None, sharded: bool = False) -> str:
 
   Raises:
     ValueError: if the format is unknown, or the suffix promises another one, or
-      the path is a bucket.
+      the path is a bucket or in a store that cannot be written.
   """
-  if buckets.is_remote(out) and not out.partition("://")[2].partition("/")[2]:
-    raise ValueError(f"{out} is a bucket: write {out.rstrip('/')}/NAME.")
+  if buckets.is_remote(out):
+    buckets.check_output(out)
+    if not out.partition("://")[2].partition("/")[2]:
+      raise ValueError(f"{out} is a bucket: write {out.rstrip('/')}/NAME.")
   suffix = pathlib.PurePath(out).suffix
   if format not in (None, *FORMATS):
     raise ValueError(f"format={format!r} must be one of {[*FORMATS]}.")
@@ -113,6 +116,8 @@ class Destination:
     is_directory: whether it is a directory.
     temporary: its local name while it is written.
     aside: the name of the old directory while it is replaced.
+    on_mesh: whether several processes write into a bucket. They share no disk,
+      so the soup is made on their devices, and each writes its own part.
     chunks: leaf -> shape that blocks are aligned with.
     num_bytes: size on disk, without headers.
     host_bytes: host memory of the writer, without the blocks.
@@ -160,6 +165,7 @@ class Destination:
     self._shard_bytes, self._overwrite = shard_bytes, overwrite
     self._plan, self._text = plan, text
     self.is_directory = format in ("orbax", "hub") or shard_bytes is not None
+    self.on_mesh = self._in_bucket and jax.process_count() > 1
     self.temporary = str(files.temporary_name(out))
     if self._in_bucket:
       self.temporary = _staged(out)
@@ -232,7 +238,8 @@ class Destination:
           "choose another out= or pass overwrite=True."
         )
     FORMATS[self.format].check(self._plan.specs, provenance)
-    files.check_room(self.disk, self.num_bytes)
+    if not self.on_mesh:
+      files.check_room(self.disk, self.num_bytes)
 
   @property
   def disk(self) -> str:
@@ -242,10 +249,11 @@ class Destination:
   def _exists(self) -> bool:
     if not self._in_bucket:
       return os.path.lexists(self.path)
-    if jax.process_count() > 1:
+    if self.on_mesh and self.format != "orbax":
       raise ValueError(
-        f"{self.path}: several processes write one output on a disk that they "
-        "share. Mix in one process, or write to such a disk."
+        f"{self.path}: into a bucket, several processes write Orbax "
+        f"directories only, not {self.format}. Choose an out= without suffix, "
+        "mix in one process, or write to a disk that they share."
       )
     buckets.check_bucket(self.path)
     if self.is_directory and replaceable.is_interrupted(self.path):
@@ -272,6 +280,10 @@ class Destination:
     Raises:
       ValueError: if the path cannot be written, or another run is writing it.
     """
+    with self._locked():
+      yield from self._opened(provenance)
+
+  def _opened(self, provenance):
     first = jax.process_index() == 0
     lock = writer = None
     try:
@@ -285,8 +297,7 @@ class Destination:
       yield writer
       processes.barrier("finished")
       if first:
-        with files.uninterrupted():
-          self._publish()
+        self._publish()
       processes.barrier("published")
     except BaseException as e:
       with files.uninterrupted():
@@ -300,6 +311,49 @@ class Destination:
     finally:
       if lock is not None:
         os.close(lock)
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[None]:
+    """Holds a lock beside an output in a bucket, against other machines."""
+    if not self._in_bucket or jax.process_index() > 0:
+      yield
+      return
+    folder, _, name = self.path.rpartition("/")
+    busy = (
+      f"Another run is writing {self.path}: wait for it or choose another out=."
+    )
+    with buckets.locked(f"{folder}/.{name}.lock", busy):
+      self._check_free()
+      yield
+
+  def _check_free(self):
+    """Checks that nothing was written at an address since `check`."""
+    if self._exists() and not self._overwrite:
+      raise ValueError(
+        f"{self.path} was written by another program meanwhile: delete it or "
+        "choose another out=."
+      )
+
+  def save(self, params: Any, provenance: Mapping[str, Any]) -> None:
+    """Writes a tree on the devices of several processes into a bucket.
+
+    Args:
+      params: the soup.
+      provenance: its record.
+
+    Raises:
+      ValueError: as `opened`.
+    """
+    first = jax.process_index() == 0
+    with self._locked():
+      record = {"soupjax": dict(provenance)}
+      finish = bucket_writer.start(self.path, params, record)
+      if first:
+        self._complete(self.path)
+      finish()
+      if first:
+        readable.check_written(self.path, self.path, self._expected)
+      processes.barrier("published")
 
   def _prepare(self) -> int:
     """Removes the remains of a killed run; returns a lock on the output."""
@@ -363,9 +417,20 @@ class Destination:
   def _publish(self):
     """Gives the output its final name if it can be opened."""
     readable.check_written(self.temporary, self.path, self._expected)
-    if self._in_bucket:
-      self._upload()
+    if self._in_bucket:  # Ctrl-C stops it: an upload may take minutes.
+      try:
+        self._upload()
+      except KeyboardInterrupt as e:
+        e.add_note(
+          f"{self.path} was not published. The next run replaces what was "
+          "uploaded."
+        )
+        raise
       return
+    with files.uninterrupted():
+      self._rename()
+
+  def _rename(self):
     # Before the weights, so that no reader finds them without their config.
     folder = self.temporary if self.is_directory else os.path.dirname(self.path)
     self._complete(folder)
@@ -397,14 +462,11 @@ class Destination:
   def _upload(self):
     """Copies the output into the bucket, files that complete it last."""
     if not self.is_directory:
+      self._check_free()
       buckets.upload(self.temporary, self.path)
     else:
       self._complete(self.temporary)
-      if self._exists():  # It was free before the work.
-        raise ValueError(
-          f"{self.path} was written by another program meanwhile: delete it or "
-          "choose another out=."
-        )
+      self._check_free()
       if self.format == "orbax":
         for name in _COMMITTED:  # Orbax asks for them in gs:// buckets.
           pathlib.Path(self.temporary, name).touch()

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from soupjax import processes
+from soupjax import sharding as sharding_lib
 from soupjax.checkpoints import companions, destination, mesh_writer
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.progress import Progress
@@ -169,9 +170,13 @@ def mix(
       target = destination.Destination(
         out, format, shard_bytes, overwrite, plan
       )
-    pieces = _pieces(plan, target, sharding)
+      if target.on_mesh:
+        mesh = sharding_lib.make_mesh({"data": -1})
+        sharding = sharding_lib.fsdp(mesh, min_size=2**16)
+    to_disk = target if target and not target.on_mesh else None
+    pieces = _pieces(plan, to_disk, sharding)
     needed = engine.host_bytes(plan, pieces) + (
-      target.host_bytes if target else mesh_writer.host_bytes(plan, sharding)
+      to_disk.host_bytes if to_disk else mesh_writer.host_bytes(plan, sharding)
     )
     table = provenance_lib.table(plan, pieces, target, needed)
     provenance = provenance_lib.of(plan, hash_inputs)
@@ -191,18 +196,21 @@ def mix(
       "progress": _progress(progress),
       "processes": processes.all_of_them(),
     }
-    if target is None:
+    if to_disk is None:
       writer = mesh_writer.MeshWriter(plan, sharding)
       report = engine.run(plan, pieces, writer, **settings)
       params = jax.tree.unflatten(plan.treedef, map(writer.array, plan.specs))
       provenance = provenance_lib.complete(provenance, plan, report)
+      if target:
+        target.save(params, provenance)
+        params = None
     else:
-      with target.opened(provenance) as writer:
-        report = engine.run(plan, pieces, writer, **settings)
+      with to_disk.opened(provenance) as file_writer:
+        report = engine.run(plan, pieces, file_writer, **settings)
         with tree.without_collection():
           provenance = provenance_lib.complete(provenance, plan, report)
-          target.describe(provenance)
-          writer.finish(provenance)
+          to_disk.describe(provenance)
+          file_writer.finish(provenance)
   return Mixed(
     params=params,
     path=None if target is None or dry_run else target.path,

@@ -217,8 +217,11 @@ def table(plan, pieces, target, host_bytes: int) -> str:
     lines.append(f"checks  checksums of {_checks(plan)}")
   lines.append(f"writes  {plan.write_bytes / 1e9:.3f} GB")
   if target is not None:
-    free = files.free_bytes(target.disk)
-    lines.append(f"disk    {free / 1e9:.3f} GB free, as {target.format}")
+    if target.on_mesh:
+      lines.append("disk    none: each process writes its part of the soup")
+    else:
+      free = files.free_bytes(target.disk)
+      lines.append(f"disk    {free / 1e9:.3f} GB free, as {target.format}")
     if target.beside:
       names = ", ".join(file.name for file in target.beside)
       lines.append(f"copies  {names}, from {plan.sources[0].name}")

@@ -58,7 +58,9 @@ def message(error: BaseException) -> str | None:
   """
   if isinstance(error, KeyboardInterrupt):
     word = "Terminated" if isinstance(error, Terminated) else "Interrupted"
-    return f"{word}. What was finished is kept: start again to go on."
+    notes = getattr(error, "__notes__", None)
+    notes = notes or ["What was finished is kept: start again to go on."]
+    return " ".join([f"{word}.", *notes])
   if isinstance(error, OSError):
     return _of_system(error)
   text = str(error)

@@ -31,8 +31,11 @@ def open_workdir(
     The absolute path.
 
   Raises:
-    ValueError: if the directory has a run of another config, or other files.
+    ValueError: if the directory has a run of another config, or other files, or
+      is in a store that cannot be written.
   """
+  if buckets.is_remote(path):
+    buckets.check_output(path)
   workdir = files.path_of(path)
   record = workdir / "config.json"
   values = config_lib.to_dict(config)

@@ -10,22 +10,26 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import stores
 
 import soupjax as sj
-from soupjax import sharding
+from soupjax import buckets, sharding
 from soupjax.soups.engine import first_pass
 
 WORKER = pathlib.Path(__file__).with_name("mix_processes_worker.py")
 
 
-def run_processes(count: int, argument: str, logs: pathlib.Path) -> None:
+BUCKET = "s3://processes"
+
+
+def run_processes(count, argument, logs, **variables) -> None:
   helpers.run_workers(
-    WORKER, logs, argument, count=count, seconds=120, HARD="110"
+    WORKER, logs, argument, count=count, seconds=120, HARD="110", **variables
   )
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, request):
   path = tmp_path_factory.mktemp("processes")
   for k in range(2):
     rng = np.random.default_rng(k)
@@ -53,7 +57,15 @@ def folder(tmp_path_factory):
   data = bytearray((path / "sum_1.npz").read_bytes())
   data[data.index(arrays["columns"].tobytes()) + 123_457] ^= 1
   (path / "sum_1.npz").write_bytes(data)
-  run_processes(2, str(path), path)
+  variables = {}
+  if not stores.MISSING:
+    client = request.getfixturevalue("store").client
+    client.create_bucket(Bucket=BUCKET[5:])
+    for name in ("in_0.safetensors", "in_1.safetensors"):
+      client.upload_file(str(path / name), BUCKET[5:], f"in/{name}")
+    client.put_object(Bucket=BUCKET[5:], Key="in/config.json", Body=b"{}")
+    variables["BUCKET"] = BUCKET
+  run_processes(2, str(path), path, **variables)
   return path
 
 
@@ -88,9 +100,33 @@ def test_shards_are_those_of_one_process(folder, expected, kind):
       assert np.array_equal(shard, expected[name])
 
 
+@stores.needed
+def test_a_bucket(folder, store, expected):
+  params = sj.load_params(f"{BUCKET}/soup")
+  for leaf, value in expected.items():
+    assert np.array_equal(params[leaf], value), leaf
+  first, other = results(folder)
+  total = 2 * (4096 * 128 + 64 * 8192) * 4
+  for process in (first, other):
+    assert process["bucket"]["read"] <= 1.1 * total / 2
+  for message in results(folder, "refused"):
+    assert f"{BUCKET}/soup.npz" in message and "Orbax" in message
+  names = store.names(BUCKET[5:])
+  # Each process has written the chunks of its devices.
+  assert len([name for name in names if "/rows/c/" in name]) == 8
+  assert "soup/config.json" in names and ".soup.lock" not in names
+  assert f"soup/{buckets.UNFINISHED}" not in names
+  record = sj.provenance(f"{BUCKET}/soup")
+  assert [entry["name"] for entry in record["ingredients"]] == [
+    "in_0.safetensors",
+    "in_1.safetensors",
+  ]
+
+
 def test_each_process_reads_its_share(folder):
   total = 2 * (4096 * 128 + 64 * 8192) * 4
   for process in results(folder):
+    process.pop("bucket", None)
     for kind, counts in process.items():
       assert counts["read"] <= 1.1 * total / 2, kind
     for kind in ("*.safetensors", "orbax_*"):

@@ -133,7 +133,7 @@ def test_kubectl_gets_the_jobset(tmp_path):
     ([*NAMES, *JOB], "give --members=N for a sweep, or --hosts=N"),
     ([*NAMES, "--members=2", "--hosts=2", *JOB], "exclude each other"),
     ([*NAMES, "--hosts=2", "--parallel=1", *JOB], "--parallel is for"),
-    ([*NAMES, "--members=x", *JOB], "--members=x: give a number"),
+    ([*NAMES, "--members=x", *JOB], "--members=x: give a positive number"),
     ([*NAMES, "--hosts=2", "--claim=a b", *JOB], "--claim=a b: it contains"),
     ([*NAMES, "--hosts=2", "--chips=1", *JOB], "--accelerator and --chips"),
     ([*HOSTS[:4], HOSTS[5], *ON_HOSTS], "give --topology"),

@@ -125,9 +125,6 @@ print(json.dumps([d.platform for d in jax.devices()]))
 """
 
 
-LARGE = {"batch_size": 2**26, "eval_batch_size": 64}
-
-
 @pytest.mark.slow
 @needs_libtpu
 def test_a_small_step_is_compiled_for_tpus(tmp_path):
