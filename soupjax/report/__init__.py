@@ -20,6 +20,7 @@ _PUBLIC = {
   "read_run": "results",
   "read_scores": "scores",
   "Results": "results",
+  "SHIFTS": "results",
   "results_table": "tables",
   "scores_table": "scores",
   "wise_ft_curve": "figures",

@@ -1,7 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a comparison of models as plain text: every set, every model."""
+"""Tables of a comparison of models: every set, every model, probes."""
 
+from collections.abc import Sequence
+import html
 import textwrap
 
 from soupjax.report import tables
@@ -35,6 +37,12 @@ def comparison_table(results: Results) -> str:
     for row in rows:
       lines.append(_line(row.label, [_cell(row, results, s) for s in block]))
     lines.append(lines[-len(rows) - 1])
+  for mean in probe_means(results):
+    members = results.choices.means[mean]
+    lines += textwrap.wrap(f"{mean}: {', '.join(members)}", _WIDTH)
+    lines.append(_line("", ["mean logit", "mean rank"]))
+    lines += [_line(row.label, _summary(row, results, mean)) for row in rows]
+    lines.append("-" * (_NAME + 2 * _CELL))
   notes = (
     f"Percent correct, and points above {results.best} with the 95 % interval "
     "over images (paired bootstrap). ~: the interval contains zero, so no "
@@ -48,7 +56,57 @@ def comparison_table(results: Results) -> str:
   return "\n".join(lines)
 
 
-def _line(name: str, cells: list[str]) -> str:
+def probe_means(results: Results) -> list[str]:
+  """Returns the names of probes with mean logits and ranks over datasets."""
+  named = {split for _, split, metric in results.cells if metric == "mean_rank"}
+  return [mean for mean in results.choices.means if mean in named]
+
+
+def probes_section(results: Results) -> str:
+  """Returns a table of each probe over several datasets, as HTML, or ""."""
+  parts = []
+  for mean in probe_means(results):
+    members = results.choices.means[mean]
+    columns = [*members, mean]
+    titles = [m.removesuffix(f"_{mean}") for m in members]
+    titles += ["mean", "mean logit", "mean rank"]
+    head = "".join(f'<th scope="col">{html.escape(t)}</th>' for t in titles)
+    body = []
+    for row in tables.rows(results):
+      cells = [_cell(row, results, split) for split in columns]
+      cells += _summary(row, results, mean)
+      body.append(
+        f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+      )
+    parts.append(
+      f'<h3>{html.escape(mean)}</h3>\n<div class="wide"><table>\n<thead><tr>'
+      f'<th scope="col">model</th>{head}</tr></thead>\n<tbody>\n'
+      + "\n".join(body)
+      + "\n</tbody></table></div>"
+    )
+  if not parts:
+    return ""
+  note = (
+    "Percent correct of probes of frozen features, and points above the "
+    "reference with the 95 % interval of the paired bootstrap over images. "
+    "Mean logit: of accuracies, over datasets. Mean rank: 1 is the best model "
+    "of a dataset."
+  )
+  return "\n".join([*parts, f"<p><small>{note}</small></p>"])
+
+
+def _summary(row: tables.Row, results: Results, mean: str) -> Sequence[str]:
+  """Returns the mean logit and the mean rank of a row, as text."""
+  cells = [
+    results.cells.get((row.models[0], mean, metric))
+    for metric in ("mean_logit", "mean_rank")
+  ]
+  return ["-" if cell is None else f"{cell[0]:.2f}" for cell in cells]
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
   name = "".join(c if c.isprintable() else "?" for c in name)
   if len(name) > _NAME - 1:
     name = f"{name[: _NAME - 4]}..."

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from soupjax import files
-from soupjax.report import figures, heatmaps, sections, unseen
+from soupjax.report import comparison, figures, heatmaps, sections, unseen
 from soupjax.report.results import Results, in_words, read_run
 
 _CSS = """
@@ -189,6 +189,8 @@ def _page(
   body.append(sections.results_section(results, sizes))
   if table := unseen.section(results, sizes):
     body.append(f"<h2>{unseen.TITLE}</h2>\n{table}")
+  if table := comparison.probes_section(results):
+    body.append(f"<h2>Probes on other datasets</h2>\n{table}")
   metrics = results.choices.greedy
   for name, trace in greedy.items():
     by = f" by {html.escape(in_words(metrics[name]))}" * (len(metrics) > 1)

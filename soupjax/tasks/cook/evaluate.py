@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 import dataclasses
 import json
 import math
@@ -119,6 +119,8 @@ class Evaluations:
       correct[dataset] = values["prec@1"]
       if keep_logits:
         outputs[dataset] = values
+    more, right = self._more(params)
+    results, correct = {**results, **more}, {**correct, **right}
     if jax.process_index() == 0:
       self._write_correct(name, correct)
       if keep_logits:
@@ -148,6 +150,15 @@ class Evaluations:
     if jax.process_index() == 0:
       self._write_correct(name, correct)
     return results
+
+  def _more(self, params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns further results by name, and whether each image was right."""
+    del params
+    return {}, {}
+
+  def means(self) -> dict[str, tuple[str, ...]]:
+    """Returns name -> sets of which the mean is reported."""
+    return cook_config.means(self._inputs.config)
 
   def _write_logits(self, name: str, outputs: Mapping[str, Any]) -> None:
     """Writes the logits and labels of a model, for ensembles.
@@ -205,7 +216,7 @@ class Evaluations:
         "start".
     """
     title = pathlib.PurePath(self._inputs.config.data.name).name
-    for mean, members in cook_config.means(self._inputs.config).items():
+    for mean, members in self.means().items():
       if mean == cook_config.SHIFTS and (name, mean) not in differences:
         continue
       parts = [results[member] for member in members]
@@ -285,7 +296,7 @@ class Evaluations:
           *(int((column == sign).sum()) for sign in (1, -1))
         )
         found[name, dataset] = dataclasses.replace(one, p=p)
-    means = cook_config.means(self._inputs.config) if sets is None else {}
+    means = self.means() if sets is None else {}
     for mean, members in means.items():
       values = [by_set[member] for member in members if member in by_set]
       if not values:
@@ -344,6 +355,7 @@ def write_rows(
   results: Mapping[str, tuple[str, Any]],
   differences: Mapping[tuple[str, str], statistics.Difference],
   above_start: Mapping[tuple[str, str], statistics.Difference] | None = None,
+  more: Iterable[Mapping[str, Any]] = (),
 ) -> None:
   """Writes `results.jsonl`, ordered by kind.
 
@@ -353,6 +365,7 @@ def write_rows(
     results: model -> (kind, values from `evaluate`).
     differences: as for `Evaluations.rows`.
     above_start: as for `Evaluations.rows`.
+    more: further lines.
   """
   rows = [
     row
@@ -361,7 +374,7 @@ def write_rows(
     if kind == group
     for row in evaluations.rows(name, kind, values, differences, above_start)
   ]
-  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  lines = "".join(json.dumps(row) + "\n" for row in [*rows, *more])
   files.write_text(workdir / "results.jsonl", lines)
 
 

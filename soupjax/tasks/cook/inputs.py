@@ -415,7 +415,10 @@ def check_workdir(opened: CookInputs, path: str | os.PathLike | None) -> None:
 
 
 def check_unchanged(
-  config: ml_collections.ConfigDict, inputs: CookInputs, record: pathlib.Path
+  config: ml_collections.ConfigDict,
+  inputs: CookInputs,
+  record: pathlib.Path,
+  more: Mapping[str, Any] | None = None,
 ) -> None:
   """Records the inputs at the first start and compares them at later ones.
 
@@ -423,6 +426,7 @@ def check_unchanged(
     config: of the user, with gaps.
     inputs: of this start.
     record: a file of the workdir.
+    more: further inputs by name, as JSON.
 
   Raises:
     ValueError: naming the inputs that changed.
@@ -447,6 +451,7 @@ def check_unchanged(
     f"names or templates of {k}": head.record()
     for k, head in inputs.heads.items()
   }
+  present |= more or {}
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:

@@ -9,6 +9,7 @@ import ml_collections
 from soupjax import config as config_lib
 from soupjax import files
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.evaluate import transfer
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -19,6 +20,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.reference = ""
   # Whether to write the logits of every model on every set to logits/.
   c.save_logits = False
+  # Name -> "DATASET:train=SPLIT:test=SPLIT:minival=SPLIT|OPS", of which only
+  # DATASET is needed, or a dict with "data" and these keys: other datasets, on
+  # which probes of frozen features are fitted (docs/evaluate.md).
+  c.transfer = config_lib.NamedTexts()
+  for key, options in transfer.default_options().items():
+    c[key] = ml_collections.ConfigDict(options)
   # Held-out images serve only for temperatures; without minival and train there
   # are none.
   c.data.train = ""
@@ -77,12 +84,17 @@ def check(config: ml_collections.ConfigDict) -> None:
   cook_config.check(config)
   problems = config_lib.Problems(config)
   problems.attempt(_check_sets, config)
+  problems.attempt(transfer.specs, config)
   problems.raise_if_any()
 
 
 def _check_sets(config) -> None:
   if config.tests or config.data.minival or config.data.train:
     return
+  if config.transfer:  # Classes and image size are those of the models' sets.
+    raise ValueError(
+      "transfer needs at least one set of the models' own classes: add tests="
+    )
   raise ValueError(
     "tests is empty: name the sets to evaluate on, such as "
     "--config.tests=test=folder:photos/val"

@@ -20,6 +20,7 @@ from soupjax.evaluators import by_command
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs
+from soupjax.tasks.evaluate.transfer import Transfer
 from soupjax.version import __version__
 
 PyTree = Any
@@ -33,9 +34,21 @@ _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 class Evaluations(evaluate.Evaluations):
   """Evaluations that can keep a file of logits for each model and set."""
 
-  def __init__(self, opened: inputs.CookInputs, workdir: pathlib.Path):
-    """As `evaluate.Evaluations`."""
+  def __init__(
+    self,
+    opened: inputs.CookInputs,
+    workdir: pathlib.Path,
+    transfer: Transfer,
+  ):
+    """As `evaluate.Evaluations`.
+
+    Args:
+      opened: the models and sets.
+      workdir: of the run.
+      transfer: probes on other datasets.
+    """
     super().__init__(opened, workdir)
+    self._transfer = transfer
     self._digests: dict[str, str] = {}
 
   def evaluate(
@@ -50,6 +63,13 @@ class Evaluations(evaluate.Evaluations):
       return params
 
     return super().evaluate(name, loaded, keep_logits=keep_logits)
+
+  def _more(self, params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+    return self._transfer(params)
+
+  def means(self) -> dict[str, tuple[str, ...]]:
+    """Returns name -> sets, and the name of a probe -> its results."""
+    return {**super().means(), **self._transfer.means()}
 
   def _kept(self, name: str) -> bool:
     return all(self._path(name, s).exists() for s in self._evaluators)
@@ -391,17 +411,18 @@ class FromFiles(evaluate.Evaluations):
     self,
     opened: inputs.CookInputs,
     workdir: pathlib.Path,
-    labels: Mapping[str, np.ndarray],
+    models: Mapping[str, Mapping[str, LogitFile]],
   ):
     """Sets up evaluations without a model.
 
     Args:
       opened: from `open_inputs`.
       workdir: of the run.
-      labels: set -> (n,) labels.
+      models: from `open_inputs`.
     """
     self._inputs, self._workdir = opened, workdir
-    self._of_sets = {name: labels[name] for name in opened.sets}
+    first = next(iter(models.values()))
+    self._of_sets = {name: first[name].labels for name in opened.sets}
 
   def evaluate(
     self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False

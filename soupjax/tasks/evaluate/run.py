@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates checkpoints or saved logits, and compares them with a reference."""
 
+from collections.abc import Sequence
 import contextlib
 import functools
 import os
@@ -19,6 +20,7 @@ from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs
 from soupjax.tasks.evaluate import config as evaluate_config
 from soupjax.tasks.evaluate import logits as logits_lib
+from soupjax.tasks.evaluate import transfer
 
 _RECORD = "evaluated_from.json"
 _START = "pretrained"  # The name of the initial model.
@@ -48,6 +50,7 @@ def run(
   if not dry_run and _print_finished(config, workdir):
     return workdir / "report.html"
   opened, by_model = _open(config)
+  datasets = [] if by_model else transfer.open_datasets(opened.config)
   models = _models(opened, by_model)
   reference = config.reference or _default(models)
   if reference not in models:
@@ -57,7 +60,7 @@ def run(
     )
   inputs.check_workdir(opened, workdir)
   if _first():
-    print(plan(opened, list(models), reference))
+    print(plan(opened, list(models), reference, datasets))
   if dry_run:
     if not by_model:
       needed = needs.evaluation(opened, path)
@@ -70,8 +73,14 @@ def run(
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    inputs.check_unchanged(config, opened, workdir / _RECORD)
-    return _run(opened, models, by_model, reference, workdir)
+    more = {f"the dataset {d.name}": d.record() for d in datasets}
+    inputs.check_unchanged(config, opened, workdir / _RECORD, more)
+    probes = transfer.Transfer(opened, datasets)
+    if by_model:
+      evaluations = logits_lib.FromFiles(opened, workdir, by_model)
+    else:
+      evaluations = logits_lib.Evaluations(opened, workdir, probes)
+    return _run(opened, models, evaluations, probes, reference, workdir)
 
 
 def _first() -> bool:
@@ -84,8 +93,9 @@ def _open(config):
   if not logits_lib.are_given(config):
     evaluate_config.check(config)
     return inputs.open_inputs(evaluate_config.with_dataset(config)), {}
-  if config.tests or config.save_logits:
-    key = "tests" if config.tests else "save_logits"
+  given = [key for key in ("tests", "save_logits", "transfer") if config[key]]
+  if given:
+    key = given[0]
     raise ValueError(
       f"{config.ingredients} are logits, whose sets are those of the files: "
       f"leave --config.{key} out."
@@ -119,15 +129,9 @@ def _default(models) -> str:
   return next((name for name in models if name != _START), _START)
 
 
-def _run(opened, models, by_model, reference, workdir) -> pathlib.Path:
-  began, config = time.monotonic(), opened.config
-  if by_model:
-    first = next(iter(by_model.values()))
-    labels = {name: file.labels for name, file in first.items()}
-    evaluations = logits_lib.FromFiles(opened, workdir, labels)
-  else:
-    evaluations = logits_lib.Evaluations(opened, workdir)
-  results = {}
+def _run(opened, models, evaluations, probes, reference, workdir):
+  """Evaluates, writes and prints; returns the path of the report."""
+  began, config, results = time.monotonic(), opened.config, {}
   progress = Progress("evaluate", len(models), unit="models")
   for name, (kind, load) in models.items():
     values = evaluations.evaluate(name, load, keep_logits=config.save_logits)
@@ -135,10 +139,14 @@ def _run(opened, models, by_model, reference, workdir) -> pathlib.Path:
     progress.step(images=opened.num_images)
   if _first():
     differences = evaluations.differences(reference, results)
-    evaluate.write_rows(workdir, evaluations, results, differences)
+    evaluate.write_rows(
+      workdir, evaluations, results, differences, more=probes.rows(results)
+    )
     choices = evaluate.choices(opened)
     choices["protocols"] |= choices.pop("unseen")
     choices |= {"best": {}, "greedy": {}, "reference": reference}
+    # Sets of probes are no shifts.
+    choices["means"] = {report.SHIFTS: (), **evaluations.means()}
     files.write_json(workdir / "choices.json", choices)
     report.write_report(workdir)
     print(_table(workdir))
@@ -147,7 +155,12 @@ def _run(opened, models, by_model, reference, workdir) -> pathlib.Path:
   return workdir / "report.html"
 
 
-def plan(opened: inputs.CookInputs, names: list[str], reference: str) -> str:
+def plan(
+  opened: inputs.CookInputs,
+  names: Sequence[str],
+  reference: str,
+  datasets: Sequence[transfer.Dataset],
+) -> str:
   """Describes models, sets and the comparison, as text."""
   if opened.model is None:
     lines = [f"{len(names)} models by their logits", *(f"  {n}" for n in names)]
@@ -156,6 +169,7 @@ def plan(opened: inputs.CookInputs, names: list[str], reference: str) -> str:
     if opened.initial:
       lines.append(f"and the initial model: {opened.initial.path}")
   lines += inputs.about_sets(opened)
+  lines += [dataset.describe() for dataset in datasets]
   if opened.minival is None:
     lines.append("no minival: calibration without temperatures")
   lines.append(f"compared with: {reference}")

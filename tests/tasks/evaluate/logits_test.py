@@ -90,6 +90,7 @@ def test_logits_of_other_programs(tmp_path, capsys):
   evaluate.run(of_logits(tmp_path / "*/*.npz"), tmp_path / "run")
   rows = helpers.result_rows(tmp_path / "run")
   assert {row["model"] for row in rows} == {"a.mine", "b.mine", "torch"}
+  assert {row["metric"] for row in rows} == {"prec@1", "loss", "ece"}
   with np.load(tmp_path / "a/mine@test.npz") as stored:
     value = statistics.ece(stored["logits"], stored["labels"])
   eces = helpers.result_values(tmp_path / "run", "ece")

@@ -98,13 +98,6 @@ def test_a_dry_run_of_members_without_minival(sweep, tmp_path, capsys):
     "disk space",
   ):  # fmt: skip
     assert line in text
-  evaluate.run(
-    config_of(sweep, **changes | {"save_logits": False}, initial=""), tmp_path
-  )
-  rows = helpers.result_rows(tmp_path)
-  assert {row["dataset"] for row in rows} == {"digits/test", "digits/fog",
-                                              "digits/shifts"}  # fmt: skip
-  assert {row["metric"] for row in rows} == {"prec@1", "loss", "ece"}
 
 
 def test_the_soups_of_a_run_of_cooking(sweep, tmp_path, capsys):
