@@ -15,7 +15,7 @@ from soupjax.evaluators import by_command, statistics
 from soupjax.tasks.evaluate import run as evaluate
 
 CONFIG = str(helpers.ROOT / "configs" / "evaluate.py")
-TESTS = "test=test,some=new_writers:classes=present"
+TESTS = "test=test,some=new_writers:classes=present|resize(16)"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,9 @@ def test_logits_give_the_results_of_their_models(saved, tmp_path):
         assert row[key] == pytest.approx(value, rel=1e-6, abs=1e-9)
       else:
         assert row[key] == value
+  choices = [w / "choices.json" for w in (saved, tmp_path / "again")]
+  assert choices[0].read_bytes() == choices[1].read_bytes()
+  assert "images changed by resize" in choices[0].read_text()
   for name in ("member_002", "pretrained"):
     files = [w / "correct" / f"{name}.npz" for w in (saved, tmp_path / "again")]
     one, two = (dict(np.load(file)) for file in files)
@@ -96,6 +99,22 @@ def test_logits_of_other_programs(tmp_path, capsys):
   eces = helpers.result_values(tmp_path / "run", "ece")
   assert eces["a.mine", "logits/test"] == value
   assert "a.mine (reference)" in capsys.readouterr().out
+
+
+def test_metrics_are_over_the_outputs_of_the_space(tmp_path):
+  space = {"space": json.dumps({"groups": [[0, 2], [1]]})}
+  labels = np.array([0, 1, 0, 1, 1])
+  for name in ("a@some.npz", "bb@some.npz"):
+    write(tmp_path / "x", name, labels=labels, **space)
+  evaluate.run(of_logits(tmp_path / "x/*"), tmp_path / "run")
+  for name in ("a", "bb"):
+    with np.load(tmp_path / f"x/{name}@some.npz") as stored:
+      logits = stored["logits"]
+    joined = np.stack([logits[:, [0, 2]].max(1), logits[:, 1]], 1)
+    found = helpers.result_values(tmp_path / "run")[name, "logits/some"]
+    assert found == (joined.argmax(1) == labels).mean()
+    loss = helpers.result_values(tmp_path / "run", "loss")[name, "logits/some"]
+    assert loss == pytest.approx(statistics.nll(joined, labels), rel=1e-6)
 
 
 @pytest.mark.parametrize(
