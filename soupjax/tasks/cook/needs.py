@@ -13,9 +13,11 @@ from soupjax.tasks.cook.inputs import CookInputs
 
 # Measured copies of a model: sums, candidates, soups, gradients, and memory of
 # theirs that the allocator keeps.
-_COPIES = {"greedy": 9.0, "learned": 10.5}
+_COPIES = {"greedy": 9.0, "learned": 10.5, "evaluation": 1.2}
 # Measured bytes of the figures and the page of results.
 _REPORT = 60_000_000
+# Measured bytes of compiling forward passes alone.
+_FORWARD = 40_000_000
 
 
 def cooking(
@@ -62,10 +64,11 @@ def evaluation(
   models = len(inputs.ingredients) + (inputs.initial is not None)
   logits = inputs.logits_bytes / len(inputs.ingredients)
   disk = {"logits": models * logits * inputs.config.save_logits}
-  return _estimate(inputs, workdir, 0, 2.0, logits, disk)
+  copies = _COPIES["evaluation"]
+  return _estimate(inputs, workdir, 0, copies, logits, disk, compiling=_FORWARD)
 
 
-def _estimate(inputs, workdir, pool, copies, logits, disk):
+def _estimate(inputs, workdir, pool, copies, logits, disk, **more):
   return estimate.evaluating(
     program=estimate.program_bytes(),
     weights=inputs.ingredients[0].num_bytes,
@@ -80,6 +83,7 @@ def _estimate(inputs, workdir, pool, copies, logits, disk):
     free=None
     if buckets.is_remote(workdir or "")
     else files.free_bytes(os.path.abspath(workdir or ".")),
+    **more,
   )
 
 
