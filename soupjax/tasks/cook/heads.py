@@ -377,13 +377,16 @@ def unseen_head(
   )
 
 
-def about(config, head: Head, minival: data.Source) -> str:
+def about(
+  config, head: Head, minival: data.Source, where: str = "minival"
+) -> str:
   """Describes the classes of a test set with names of its own.
 
   Args:
     config: with `zeroshot.names`, if the classes of minival have others.
     head: of the set.
     minival: the source of held-out images.
+    where: its name in the text.
   """
   classes = list(minival.class_names or ())
   if config.zeroshot.names:
@@ -392,10 +395,10 @@ def about(config, head: Head, minival: data.Source) -> str:
   shared = [name for name in head.names if spelling(name) in known]
   text = f"zero-shot on {len(head.names):,} classes of its own"
   if not classes:
-    return f"{text}; the names of minival's classes are unknown"
+    return f"{text}; the names of the classes of {where} are unknown"
   if not shared:
-    return f"{text}, none of which is in minival"
+    return f"{text}, none of which is in {where}"
   return (
-    f"{text}, of which {len(shared):,} are also in minival: "
+    f"{text}, of which {len(shared):,} are also in {where}: "
     f"{', '.join(shared[:3])}{', ...' * (len(shared) > 3)}"
   )

@@ -226,7 +226,9 @@ def open_inputs(
     ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
     heads=made,
     unseen={
-      name: heads.about(config, made[name], labels)
+      name: heads.about(
+        config, made[name], labels, "minival" if minival else labels.name
+      )
       for name, test in cook_config.tests(config).items()
       if test.names
     },

@@ -4,7 +4,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 import pathlib
 import re
 from typing import Any
@@ -192,9 +191,13 @@ def open_datasets(config: ml_collections.ConfigDict) -> list[Dataset]:
     config: with all values filled in.
 
   Raises:
-    ValueError: if splits share images or have other classes, or a class of
-      train has too few images.
+    ValueError: if splits share images or have other classes, a class of train
+      has too few images, or there are several processes.
   """
+  if config.transfer and jax.process_count() > 1:
+    raise ValueError(
+      "transfer= works in one process: leave --distributed or transfer out."
+    )
   opened = []
   for name, spec in specs(config).items():
     parts = {}
@@ -297,16 +300,10 @@ class Transfer:
     Args:
       opened: the models.
       datasets: from `open_datasets`.
-
-    Raises:
-      ValueError: in several processes.
     """
-    if datasets and jax.process_count() > 1:
-      raise ValueError(
-        "transfer= works in one process: leave --distributed out, or transfer."
-      )
     self._opened, self.datasets = opened, datasets
     self._room = opened.config.data.cache_gb
+    self._program = features_program(opened.model)
     self._batches = {d.name: self._parts(d) for d in datasets}
 
   def means(self) -> dict[str, tuple[str, ...]]:
@@ -425,10 +422,9 @@ class Transfer:
     self, params: PyTree, batches: CachedBatches
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (n, width) float32 features and (n,) labels, in order."""
-    program = _program(self._opened.model)
     parts = []
     for batch in batches:
-      features = jax.device_get(program(params, batch["images"]))
+      features = jax.device_get(self._program(params, batch["images"]))
       position, labels = jax.device_get((batch["position"], batch["labels"]))
       rows = position >= 0
       parts.append((features[rows], labels[rows]))
@@ -438,9 +434,8 @@ class Transfer:
     return features, labels
 
 
-@functools.lru_cache(maxsize=4)
-def _program(model) -> Callable[[PyTree, jax.Array], jax.Array]:
-  """Compiles the features of a model: the input of its head.
+def features_program(model) -> Callable[[PyTree, jax.Array], jax.Array]:
+  """Returns the jitted features of a model: the input of its head.
 
   Of a whole CLIP they are the embeddings of images.
   """

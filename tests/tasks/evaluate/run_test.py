@@ -21,7 +21,7 @@ TESTS = 'test=test,fog=test|corrupt("fog", 3)'
 
 
 def config_of(sweep, **changes):
-  changes = {"tests": TESTS, "reference": "member_001", **changes}
+  changes = {"tests": "test=test", "reference": "member_001", **changes}
   return config_lib.load(CONFIG, f"sweep={sweep}", **changes)
 
 
@@ -33,7 +33,7 @@ def sweep():
 @pytest.fixture(scope="module")
 def compared(sweep, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("evaluate") / "compared"
-  evaluate.run(config_of(sweep), workdir)
+  evaluate.run(config_of(sweep, tests=TESTS), workdir)
   return workdir
 
 
@@ -77,13 +77,13 @@ def test_a_killed_run_goes_on_and_a_finished_one_prints(
     "_write_correct",
     lambda self, name, x: written.append(name) or write(self, name, x),
   )
-  evaluate.run(config_of(sweep), workdir)
+  evaluate.run(config_of(sweep, tests=TESTS), workdir)
   assert written == ["member_002"]
   for name in ("results.jsonl", "choices.json"):
     assert (workdir / name).read_bytes() == (compared / name).read_bytes()
   table = capsys.readouterr().out.split("images/s")[-1]
   monkeypatch.setattr(data, "open_source", lambda *_, **__: pytest.fail("data"))
-  evaluate.run(config_of(sweep), workdir)
+  evaluate.run(config_of(sweep, tests=TESTS), workdir)
   again = capsys.readouterr().out
   assert "Finished before" in again and "member_001 (reference)" in again
   assert again.splitlines()[0] in table
@@ -122,7 +122,7 @@ def test_the_soups_of_a_run_of_cooking(sweep, tmp_path, capsys):
     ({"reference": "membr_001"}, "'membr_001'.*'member_001'"),
     ({"ingredients": "nothing/*"}, "nothing"),
     ({"tests": {}, "data.train": "", "data.minival": ""}, "tests is empty"),
-    ({"data.name": "", "data.train": ""}, "tests.fog='test' has no dataset"),
+    ({"data.name": "", "data.train": ""}, "tests.test='test' has no dataset"),
     ({"tests": "test=train"}, "tests.test.*digits"),
     ({"tests": 'x=test|corrupt("fogg", 3)'}, "tests.x.*fogg"),
   ],

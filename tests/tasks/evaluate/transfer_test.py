@@ -3,12 +3,14 @@
 """Few-shot and linear probes of frozen features, against scikit-learn."""
 
 import helpers
+import jax
 import numpy as np
 import pytest
 from sklearn import linear_model, preprocessing
 
 from soupjax import config as config_lib
 from soupjax import data
+from soupjax.models import tiny_clip
 from soupjax.tasks.cook import inputs
 from soupjax.tasks.evaluate import run as evaluate
 from soupjax.tasks.evaluate import transfer
@@ -82,7 +84,7 @@ def config_of(**changes):
     "initial": "",
     "transfer": "same=digits:train=minival:test=test,"
     "fog=digits:train=minival:minival=new_writers:test=test"
-    '|corrupt("fog", 2)',
+    "|resize(16)",
     "fewshot.shots": (3, 6),
     "fewshot.l2": 4.0,
     "probe.l2": (1e-3, 1.0),
@@ -150,3 +152,14 @@ def test_probes_of_checkpoints(probed, capsys):
 def test_bad_inputs(changes, problem):
   with pytest.raises(ValueError, match=problem):
     evaluate.run(config_of(**changes), None, dry_run=True)
+
+
+def test_features_of_a_whole_clip_are_its_embeddings():
+  model = tiny_clip.model()
+  images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("f")
+  tokens = np.ones((1, 32), np.int32)
+  params = model.init(jax.random.key(0), images, tokens)["params"]
+  found = transfer.features_program(model)(params, images)
+  expected = model.apply({"params": params}, images, method="embed_images")
+  found /= np.linalg.norm(found, axis=1, keepdims=True)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
