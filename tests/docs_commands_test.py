@@ -60,6 +60,13 @@ SHORTER = {
     (r"'--config\.tests=[^']*'|--config\.tests=\S+", ""),
     (r"$", " --config.tests=test=test --config.cook.learned.granularities=()"),
   ],
+  # Two fine-tuned models and one dataset stand for CLIP's.
+  r"soupjax --config=configs/search\.py:addition .*": [
+    (r"clip\.safetensors", "vit-base/model.safetensors"),
+    (r"tuned/\*", "runs/[01]/model.safetensors"),
+    (r"--config\.tasks=\S+", "--config.tasks=cars=folder:photos:minival=val"),
+    (r"$", " --config.search.points=2"),
+  ],
   # The same as docs/cook.md has with one more test set.
   r"soupjax --config=configs/cook\.py .*tests=test=test": [
     (r"$", " --dry_run")
@@ -308,6 +315,8 @@ def namespace(page: str) -> dict:
     tiny_clip.save("clip")
     tokens = jnp.zeros((1, 32), int)
     names |= dict(images=jnp.zeros((1, 16, 16, 3)), tokens=tokens)
+  elif page == "search.md":
+    names |= dict(config=ml_collections.ConfigDict({"tasks": {}}))
   elif page == "data.md":
     names |= dict(key=jax.random.key(0), images=jnp.zeros((4, 8, 8, 3)))
     names |= dict(targets=jnp.eye(4))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import soupjax as sj
-from soupjax.models import Mixer, ViT, pretrained
+from soupjax.models import Mixer, ResNet, ViT, pretrained
 
 SIZES = {
   "patch_size": 4,
@@ -103,4 +103,13 @@ MODELS = {
   "mixer": [
     Mixer(5, patch_size=4, width=8, depth=2, tokens_dim=6, channels_dim=12)
   ],
+  "timm_mixer": [
+    Mixer(
+      *(5, 4, 8, 2, 6, 12),
+      act="gelu_exact",
+    )
+  ],
+  "bit": [ResNet(5, width=32, depths=(1,), conv_eps=1e-10)],
+  "bit_original": [ResNet(5, width=32, depths=(1,), conv_eps=1e-10)],
+  "timm_bit": [ResNet(5, width=32, depths=(2,))],
 }

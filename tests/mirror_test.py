@@ -43,6 +43,13 @@ COVERED_BY = {
   "models/pretrained/foreign": "models/pretrained/convert",
   "models/pretrained/mappings": "models/pretrained/convert",
   "models/pretrained/mismatch": "models/pretrained/convert",
+  **dict.fromkeys(
+    (
+      "models/pretrained/other_models/bit",
+      "models/pretrained/other_models/mixer",
+    ),
+    "models/pretrained/other_models/timm_torch",
+  ),
   "models/pretrained/positions": "models/pretrained/convert",
   "models/pretrained/tables": "models/pretrained/convert",
   "models/pretrained/timm_models": "models/pretrained/detect",
@@ -75,7 +82,16 @@ COVERED_BY = {
   "tasks/finetune/needs": "tasks/estimate",
   "tasks/finetune/run": "tasks/finetune/loop",
   "tasks/finetune/step": "tasks/finetune/loop",
+  "tasks/heads": "tasks/search/inputs",
   "tasks/programs/averaging": "tasks/cook/programs",
+  "tasks/search/config": "tasks/search/inputs",
+  "tasks/search/frozen_heads": "tasks/search/inputs",
+  "tasks/search/arithmetic": "tasks/search/methods",
+  "tasks/search/averages": "tasks/search/methods",
+  "tasks/search/learned": "tasks/search/methods",
+  "tasks/search/patching": "tasks/search/methods",
+  "tasks/search/results": "tasks/search/run",
+  "tasks/search/work": "tasks/search/run",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "report/unseen": "tasks/cook/heads",
@@ -109,6 +125,7 @@ SEAMS = {
   # One module in several processes, which start slowly.
   "checkpoints/mix_processes": "checkpoints/mix in several processes",
   "evaluators/processes": "evaluators/evaluator in several processes",
+  "tasks/cook/backbones_torch": "tasks/cook on models of timm",
   "tasks/cook/processes": "tasks/cook in several processes",
   "tasks/finetune/processes": "tasks/finetune in several processes",
   # Programs that are killed and started again.
@@ -121,6 +138,8 @@ SEAMS = {
   "models/pretrained/as_ingredient": "models/pretrained with checkpoints",
   "models/pretrained/configs_torch": "configs beside files of PyTorch",
   "models/pretrained/convert_torch": "models/pretrained against PyTorch",
+  "models/pretrained/onnx_torch": "graphs against onnxruntime",
+  "models/pretrained/other_models/timm_torch": "Mixers and ResNets of timm",
   "models/pretrained/zoo_torch": "all vision transformers of timm",
   "report/choices": "report after cooking by several metrics",
   "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",

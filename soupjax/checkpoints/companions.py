@@ -4,6 +4,7 @@
 
 from collections.abc import Iterable, Sequence
 import functools
+import json
 import os
 import pathlib
 from typing import Any
@@ -181,23 +182,44 @@ def has_own_directory(path: str) -> bool:
   )
 
 
-def different(sources: Sequence[pathlib.Path], folder: str) -> list[str]:
-  """Returns paths in a directory whose content differs from the sources."""
+def different(
+  sources: Sequence[pathlib.Path], folder: str, model: Ingredient
+) -> list[str]:
+  """Returns paths in a directory whose content differs from what `copy` writes.
+
+  Args:
+    sources: as for `copy`.
+    folder: as for `copy`.
+    model: as for `copy`.
+  """
   pairs = [(source, pathlib.Path(folder, source.name)) for source in sources]
   return [
     str(target)
     for source, target in pairs
-    if target.exists() and target.read_bytes() != source.read_bytes()
+    if target.exists() and target.read_bytes() != _content(source, model)
   ]
 
 
-def copy(sources: Sequence[pathlib.Path], folder: str) -> None:
+def copy(
+  sources: Sequence[pathlib.Path],
+  folder: str | os.PathLike,
+  model: Ingredient,
+) -> None:
   """Copies files into a directory, each whole or not at all.
 
   Args:
     sources: the files, which replace those of the same names.
     folder: the directory.
+    model: the ingredient that they are beside. Where its configs are not those
+      of the files, as for adapters with a new head, its configs are written.
   """
   for source in sources:
     with files.replacing(files.path_of(folder) / source.name) as f:
-      f.write(source.read_bytes())
+      f.write(_content(source, model))
+
+
+def _content(source: pathlib.Path, model: Ingredient) -> bytes:
+  config = model.configs.get(source.name)
+  if config is None or model.base is None or config == files.read_json(source):
+    return source.read_bytes()
+  return (json.dumps(config, indent=2) + "\n").encode()

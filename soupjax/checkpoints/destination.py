@@ -230,12 +230,12 @@ class Destination:
       files.check_writable(self.path)
     self._expected = readable.check_names(self.path, self._plan.specs)
     if not (self.is_directory or self._overwrite or self._in_bucket):
-      folder = os.path.dirname(self.path)
-      if taken := companions.different(self.beside, folder):
+      folder, first = os.path.dirname(self.path), self._plan.sources[0]
+      if taken := companions.different(self.beside, folder, first):
         raise ValueError(
-          f"{taken[0]} differs from the file beside "
-          f"{self._plan.sources[0].name!r}, which would replace it: delete it, "
-          "choose another out= or pass overwrite=True."
+          f"{taken[0]} differs from the file beside {first.name!r}, which "
+          "would replace it: delete it, choose another out= or pass "
+          "overwrite=True."
         )
     FORMATS[self.format].check(self._plan.specs, provenance)
     if not self.on_mesh:
@@ -455,7 +455,7 @@ class Destination:
 
   def _complete(self, folder):
     """Copies files beside the first ingredient and writes the model card."""
-    companions.copy(self.beside, folder)
+    companions.copy(self.beside, folder, self._plan.sources[0])
     if self._card:
       model_card.write(folder, self._card, self._plan.specs)
 

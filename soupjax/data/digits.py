@@ -66,6 +66,7 @@ class Digits:
     return (self.minival, self.test, *self.shifts)
 
 
+@functools.cache
 def load_digits(
   *, seed: int = 0, num_train: int = 100, num_minival: int = 300
 ) -> Digits:
@@ -77,7 +78,8 @@ def load_digits(
     num_minival: images to make choices on; the rest of the 899 is test.
 
   Returns:
-    The splits; images are (n, 16, 16, 1), bilinearly doubled, in [-1, 1].
+    The splits; images are (n, 16, 16, 1), bilinearly doubled, in [-1, 1]. All
+    calls share their arrays, which are read-only.
 
   Raises:
     ValueError: if the split leaves less than 100 images for test.
@@ -99,9 +101,12 @@ def load_digits(
       rng = np.random.default_rng(_SHIFT_SEED)
       pixels = np.stack([change(rng, p) for p in pixels])
     pixels = np.clip(pixels, 0, 1) * 2 - 1
-    return Dataset(
+    made = Dataset(
       f"digits/{name}", pixels[..., None].astype(np.float32), labels[indices]
     )
+    for array in (made.images, made.labels):
+      array.setflags(write=False)  # All callers share them.
+    return made
 
   return Digits(
     pretrain=dataset("pretrain", _SOURCE),

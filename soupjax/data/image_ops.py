@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image
 
 from soupjax import registry
-from soupjax.data.corruptions import corrupt
+from soupjax.data.corruptions import corrupt, typographic
 from soupjax.data.randaug import randaug, randaug_linear
 
 OPS = registry.Registry("image op")
 OPS.register(randaug)
 OPS.register(randaug_linear)
 OPS.register(corrupt)
+OPS.register(typographic)
 
 _FILTERS = {
   "nearest": Image.Resampling.NEAREST,

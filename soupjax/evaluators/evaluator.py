@@ -25,7 +25,7 @@ PyTree = Any
 _METRICS = ("prec@1", "loss")
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)  # Searches have a model for each dataset.
 def _compiled(
   model, names: tuple[str, ...], with_logits: bool, mesh, space=None
 ):

@@ -14,6 +14,8 @@ from soupjax.models.mixer import MIXER_VARIANTS as MIXER_VARIANTS
 from soupjax.models.mixer import Mixer as Mixer
 from soupjax.models.mixer import mixer_variant as mixer_variant
 from soupjax.models.pretrained import load_pretrained as load_pretrained
+from soupjax.models.resnet import ResNet as ResNet
+from soupjax.models.resnet import resnet_variant as resnet_variant
 from soupjax.models.text import Text as Text
 from soupjax.models.vit import VARIANTS as VARIANTS
 from soupjax.models.vit import ViT as ViT

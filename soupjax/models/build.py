@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from soupjax.models import mixer as mixer_lib
+from soupjax.models import resnet as resnet_lib
 from soupjax.models import vit as vit_lib
 from soupjax.registry import Registry, suggestion
 
@@ -32,8 +33,24 @@ def mixer(
   return mixer_lib.Mixer(num_classes=num_classes, **size | options)
 
 
+@MODELS.register
+def resnet(
+  num_classes: int | None, variant: str = "", **options
+) -> resnet_lib.ResNet:
+  """Makes a ResNet-v2 of BiT, of a variant such as "50x1"."""
+  size = resnet_lib.resnet_variant(variant) if variant else {}
+  options = size | options
+  if "depths" in options:  # Configs have lists.
+    options["depths"] = tuple(options["depths"])
+  return resnet_lib.ResNet(num_classes=num_classes, **options)
+
+
 # Module classes of functions that accept their options as **options.
-_CLASSES = {"vit": vit_lib.ViT, "mixer": mixer_lib.Mixer}
+_CLASSES = {
+  "vit": vit_lib.ViT,
+  "mixer": mixer_lib.Mixer,
+  "resnet": resnet_lib.ResNet,
+}
 
 
 def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:

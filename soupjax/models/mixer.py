@@ -50,6 +50,7 @@ class MixerBlock(nn.Module):
   tokens_dim: int
   channels_dim: int
   dtype_mm: str = "float32"
+  act: str = "gelu"
 
   @nn.compact
   def __call__(
@@ -61,7 +62,9 @@ class MixerBlock(nn.Module):
     """Maps (batch, tokens, width) to the same shape."""
 
     def mlp(dim, name):
-      return layers.MlpBlock(dim, dtype_mm=self.dtype_mm, name=name)
+      return layers.MlpBlock(
+        dim, act=self.act, dtype_mm=self.dtype_mm, name=name
+      )
 
     y = nn.LayerNorm()(x).swapaxes(1, 2)
     y = mlp(self.tokens_dim, "token_mixing")(y).swapaxes(1, 2)
@@ -83,6 +86,7 @@ class Mixer(nn.Module):
     stochastic_depth: as in `ViT`.
     head_zeroinit: whether the head starts at zero.
     dtype_mm: dtype of the matrix products; parameters stay float32.
+    act: activation of the MLPs, as in `ViT`: "gelu_exact" for timm's weights.
   """
 
   num_classes: int | None = None
@@ -94,6 +98,7 @@ class Mixer(nn.Module):
   stochastic_depth: float = 0.0
   head_zeroinit: bool = True
   dtype_mm: str = "float32"
+  act: str = "gelu"
 
   @nn.compact
   def __call__(
@@ -114,6 +119,7 @@ class Mixer(nn.Module):
       ValueError: if the sizes do not fit.
     """
     layers.check_patches(images, self.patch_size)
+    layers.check_choice("act", self.act, layers.ACTIVATIONS)
     stem = layers.patch_conv(
       self.width, self.patch_size, name="stem", dtype=self.dtype_mm
     )
@@ -122,7 +128,9 @@ class Mixer(nn.Module):
     x = x.reshape(x.shape[0], -1, self.width).astype(jnp.float32)
     rates = layers.drop_rates(self.stochastic_depth, self.depth)
     for i in range(self.depth):
-      block = MixerBlock(self.tokens_dim, self.channels_dim, self.dtype_mm)
+      block = MixerBlock(
+        self.tokens_dim, self.channels_dim, self.dtype_mm, self.act
+      )
       x = block(x, not train, None if rates is None else rates[i])
     x = nn.LayerNorm(name="pre_head_layer_norm")(x)
     features = x.mean(axis=1)

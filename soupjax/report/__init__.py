@@ -23,9 +23,12 @@ _PUBLIC = {
   "SHIFTS": "results",
   "results_table": "tables",
   "scores_table": "scores",
+  "search_figure": "searches",
+  "tables_text": "searches",
   "wise_ft_curve": "figures",
   "write_report": "page",
   "write_scores": "scores",
+  "write_search_report": "searches",
 }
 __all__ = list(_PUBLIC)
 

@@ -28,6 +28,7 @@ TASKS = {
   "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
   "evaluate": ("workdir",),
+  "search": ("workdir",),
   "mix": ("topology",),
 }
 
@@ -249,6 +250,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks.evaluate import run as evaluate
 
     evaluate.run(command.config, workdir, dry_run=dry_run)
+  elif task == "search":
+    from soupjax.tasks.search import run as search
+
+    search.run(command.config, workdir, dry_run=dry_run)
   else:
     from soupjax.tasks import mix
 

@@ -136,6 +136,7 @@ def head(
   names: Sequence[str],
   templates: str,
   skip: Sequence[str] = (),
+  prefix: str = "",
 ) -> tuple[np.ndarray, dict[str, Any]]:
   """Makes the head of the text tower in a checkpoint; reads no image tower.
 
@@ -144,6 +145,7 @@ def head(
     names: of the classes.
     templates: as in `default_config`.
     skip: regular expressions of leaves of the file to leave out.
+    prefix: start of the model's names if the file has several models.
 
   Returns:
     The kernel (size of the embedding, classes), and a record of names,
@@ -155,14 +157,15 @@ def head(
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
   templates = parse_templates(templates)
-  detected = pretrained.detect(source, skip=skip, text=True)
+  part = {"skip": skip, "prefix": prefix}
+  detected = pretrained.detect(source, **part, text=True)
   model = clip.CLIP(**detected.options)
   if model.text["num_heads"] is None:
     raise ValueError(
       f"The number of attention heads of the text tower of {source.path} is "
       "unknown: put its config beside the weights."
     )
-  adapted = pretrained.as_ingredient(source, model, skip=skip)
+  adapted = pretrained.as_ingredient(source, model, **part)
   specs = {k: v for k, v in adapted.specs.items() if not k.startswith("img/")}
   leaves, treedef = tree.nest({leaf: adapted.read(leaf) for leaf in specs})
   params = jax.tree.unflatten(treedef, list(leaves.values()))

@@ -16,8 +16,14 @@ def test_a_variant_and_options_make_a_model():
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_options_that_are_off_need_not_be_known(name):
-  plain = models.build(name, 3, variant="mu/4")
-  assert models.build(name, 3, variant="mu/4", unknown=0.0) == plain
+  variant = "50x1" if name == "resnet" else "mu/4"
+  plain = models.build(name, 3, variant=variant)
+  assert models.build(name, 3, variant=variant, unknown=0.0) == plain
+
+
+def test_lists_of_configs_make_a_model_that_compiles_once():
+  model = models.build("resnet", None, depths=[1])
+  assert hash(model) == hash(models.ResNet(depths=(1,)))
 
 
 def test_a_module_class_is_built_by_its_import_path():
@@ -28,7 +34,7 @@ def test_a_module_class_is_built_by_its_import_path():
 @pytest.mark.parametrize(
   "name,options,culprit",
   [
-    ("resnet", {}, "'resnet'"),
+    ("convnext", {}, "'convnext'"),
     ("vit", {"variant": "Q/16"}, "Q"),
     ("vit", {"depht": 3}, "'depht'.*'depth'"),
     ("mixer", {"dropout": 0.1}, "'dropout'"),

@@ -5,6 +5,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from soupjax.soups.engine import plan as planning
 # Entry of `hyperparameters.json` with the hash of the base.
 BASE_HASH = "base_hash"
 # Entries of configs that name the outputs of the head.
-_LABELS = ("id2label", "label2id", "label_names")
+_LABELS = ("id2label", "label2id", "label_names", "label_descriptions")
+# Layers that compute the outputs of a classifier.
+_HEAD = re.compile(r"(^|[./])(classifier|head|score|fc)[./](weight|kernel)$")
 
 
 def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
@@ -148,15 +151,39 @@ def _ingredient(path, adapter, base, adapted) -> Ingredient:
 
 
 def _configs_of(base, adapted) -> dict[str, Any]:
-  """Returns the configs of the base, without classes if the head is new."""
-  new = any(
-    isinstance(update, updates.Replaced) and len(update.shape) > 1
-    for update in adapted.updates.values()
-  )
+  """Returns the configs of the base, with the outputs of a new head.
+
+  Its classes are not those of the base: they are numbered, as transformers does
+  for a model without names.
+  """
+  new = {
+    leaf: update.shape
+    for leaf, update in adapted.updates.items()
+    if isinstance(update, updates.Replaced) and len(update.shape) > 1
+  }
+  if not new:
+    return base.configs
+  sizes = {shape[0] for leaf, shape in new.items() if _HEAD.search(leaf)}
+  outputs = sizes.pop() if len(sizes) == 1 else None
   return {
-    name: {k: v for k, v in config.items() if not (new and k in _LABELS)}
+    name: {k: v for k, v in config.items() if k not in _LABELS}
+    | _numbered(config, outputs)
     for name, config in base.configs.items()
   }
+
+
+def _numbered(config: dict[str, Any], outputs: int | None) -> dict[str, Any]:
+  """Returns the entries of a config for outputs without names."""
+  if outputs is None:
+    return {}
+  entries: dict[str, Any] = {
+    key: outputs for key in ("num_classes", "num_labels") if key in config
+  }
+  if "model_type" in config or "architectures" in config:
+    names = [f"LABEL_{k}" for k in range(outputs)]
+    entries["id2label"] = {str(k): name for k, name in enumerate(names)}
+    entries["label2id"] = {name: k for k, name in enumerate(names)}
+  return entries
 
 
 def _storage(adapter, base, adapted) -> Storage:

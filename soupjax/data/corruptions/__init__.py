@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The corruptions of ImageNet-C, computed on images of any size."""
+"""Corruptions of images of any size: ImageNet-C, typographic attacks."""
 
 from soupjax.data.corruptions.corrupt import CORRUPTIONS as CORRUPTIONS
 from soupjax.data.corruptions.corrupt import corrupt as corrupt
+from soupjax.data.corruptions.typographic import typographic as typographic

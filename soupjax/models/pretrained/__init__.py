@@ -11,4 +11,5 @@ from soupjax.models.pretrained.convert import options as options
 from soupjax.models.pretrained.convert import save_exported as save_exported
 from soupjax.models.pretrained.detect import Detected as Detected
 from soupjax.models.pretrained.detect import detect as detect
+from soupjax.models.pretrained.families import under as under
 from soupjax.models.pretrained.families import without as without

@@ -108,7 +108,7 @@ def _library(config: Mapping[str, Any]) -> str | None:
 
 def _families(library, config) -> Collection[str]:
   if library == "timm":
-    return ("timm",)
+    return timm_models.families(config["architecture"])
   if library == "OpenCLIP":
     model = config["model_cfg"]
     vision = model.get("vision_cfg") if isinstance(model, dict) else None
@@ -340,7 +340,51 @@ _TIMM = Keys(
 )
 
 
+# Of timm's models other than ViTs.
+_FREE_ARGS = "num_classes|in_chans|.*drop_rate|drop_path_rate|zero_init_last"
+_OTHER_ARGS = {
+  "timm_mixer": Keys(
+    obeyed={
+      "embed_dim": ("width", _count),
+      "num_blocks": ("depth", _count),
+      "patch_size": ("patch_size", _count),
+      "img_size": ("image_size", _pair),
+      "act_layer": ("act", _act),
+    },
+    only={"global_pool": ("avg",), "stem_norm": (False,)},
+    free=f"{_FREE_ARGS}|nlhb|mlp_ratio",
+  ),
+  "timm_bit": Keys(
+    obeyed={},
+    only={"global_pool": ("avg",), "output_stride": (32,)},
+    free=f"{_FREE_ARGS}|layers|channels|width_factor|stem_chs",
+  ),
+}
+_OTHER = Keys(
+  obeyed={},
+  only={**_TIMM.only, "global_pool": ("avg",)},
+  free=_TIMM.free,
+)
+
+
+def _of_other_timm(config, family: str, reader: _Reader) -> Said:
+  """Reads the config of a Mixer or a ResNet of timm."""
+  model_args = reader.mapping(config, "model_args")
+  options = dict(timm_models.OTHER_OPTIONS[family])
+  options |= reader.at("model_args").options(model_args, _OTHER_ARGS[family])
+  reader.options(config, _OTHER)
+  size = options.pop("image_size", None)
+  if family == "timm_bit":  # Images of any size fit: that of training.
+    sides = reader.mapping(config, "pretrained_cfg").get("input_size")
+    if isinstance(sides, list) and len(sides) == 3 and sides[1] == sides[2]:
+      size = _pair(reader.at("pretrained_cfg"), "input_size", sides[1:])
+  return Said(options, size)
+
+
 def _of_timm(config: Mapping[str, Any], reader: _Reader) -> Said:
+  [family, *unknown] = timm_models.families(config["architecture"])
+  if family in _OTHER_ARGS and not unknown:
+    return _of_other_timm(config, family, reader)
   options = _timm_architecture(reader, "architecture", config["architecture"])
   model_args = reader.mapping(config, "model_args")
   given = reader.at("model_args").options(model_args, _TIMM_ARGS)

@@ -37,6 +37,8 @@ from soupjax.soups.core.ingredient import Ingredient
 PyTree = Any
 
 HEAD = ("head/", "head_dist/", "pre_logits/", "proj/")
+# Our models -> the family with our names.
+_OWN = {"ViT": "big_vision", "Mixer": "mixer", "ResNet": "bit"}
 # Options that change outputs without changing names and shapes.
 _SILENT = (
   "num_heads",
@@ -49,11 +51,12 @@ _SILENT = (
   "fc_norm",
   "rope",
   "rope_grid",
+  "conv_eps",
 )
 
 
 def options(family: str) -> dict[str, Any]:
-  """Returns the options of `models.ViT` that models of a family need.
+  """Returns the options of our model that models of a family need.
 
   Args:
     family: a key of `mappings.FAMILIES`.
@@ -89,7 +92,7 @@ def load_pretrained(
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    model: `models.ViT`, `models.Mixer` or `models.CLIP`; or a model outside of
+    model: `models.ViT`, `Mixer`, `ResNet` or `CLIP`; or a model outside of
       soupjax, of which the checkpoint has the same leaves, by the same names.
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
@@ -116,7 +119,7 @@ def load_pretrained(
     source = open_lib.open_ingredient(source)
   if own.is_own(model) and family is None:
     return own.load(source, model, image_size, head=head, skip=skip, init=init)
-  dropped = families.with_prefix(skip, prefix)
+  dropped = families.with_prefix(source, skip, prefix)
   table = detect.open_table(source, family, dropped)
   if isinstance(model, clip.CLIP):
     image = load_pretrained(
@@ -180,7 +183,7 @@ def as_ingredient(
   if own.is_own(model) and family is None:
     own.check(source, model, image_size)
     return source
-  dropped = families.with_prefix(skip, prefix)
+  dropped = families.with_prefix(source, skip, prefix)
   table = detect.open_table(source, family, dropped)
   if isinstance(model, clip.CLIP):
     image = as_ingredient(
@@ -245,7 +248,7 @@ def export(
 
   Args:
     params: parameters of the model, scanned or not.
-    model: `models.ViT`, `models.Mixer` or `models.CLIP`.
+    model: `models.ViT`, `Mixer`, `ResNet` or `models.CLIP`.
     family: a key of `mappings.FAMILIES`.
     like: a checkpoint of the family whose names and prefix to use where there
       are several; None uses the usual ones.
@@ -293,16 +296,18 @@ def save_exported(
   *,
   like: Ingredient | None = None,
   overwrite: bool = False,
+  metadata: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes parameters to a file with the names of a family.
 
   Args:
-    path: `*.safetensors`, or `*.npz` for big_vision.
+    path: `*.safetensors`, or `*.npz` for families of npz files.
     params: as for `export`.
     model: as for `export`.
     family: as for `export`.
     like: as for `export`.
     overwrite: whether to replace a file at `path`.
+    metadata: JSON to store with the weights, see `sj.provenance`.
 
   Raises:
     ValueError: as for `export`, or if the file cannot be written.
@@ -313,7 +318,8 @@ def save_exported(
     )
   leaves = export(params, model, family, like=like)
   # transformers before version 5 only opens files with this entry.
-  save.write(path, leaves, overwrite=overwrite, text={"format": "pt"})
+  text = {"format": "pt"}
+  save.write(path, leaves, metadata, overwrite=overwrite, text=text)
 
 
 def _check_model(model: nn.Module, table: foreign.SourceTable) -> None:
@@ -349,13 +355,14 @@ def _check_computation(
   if not said and not table.outer:
     return
   # Any pooling will do if no weights of the checkpoint come after it.
-  tokens = model.pool_type == "none" and model.num_classes is None
-  if tokens or (new_head and not model.proj_size):
+  pooling = getattr(model, "pool_type", "gap")
+  tokens = pooling == "none" and model.num_classes is None
+  if tokens or (new_head and not getattr(model, "proj_size", 0)):
     said.pop("pool_type", None)
   differ = [
     key
     for key in _SILENT
-    if key in said and not _equal(getattr(model, key), said[key])
+    if key in said and not _equal(getattr(model, key, None), said[key])
   ]
   if differ:
     meant = ", ".join(f"{key}={said[key]!r}" for key in differ)
@@ -371,7 +378,7 @@ def _check_computation(
     outer_head
     and model.num_classes is not None
     and "proj/kernel" in table.leaves()
-    and model.normalize is None
+    and getattr(model, "normalize", None) is None
   ):
     raise ValueError(
       f"{table.where} has a head outside of CLIP, "
@@ -409,7 +416,7 @@ def _model_specs(model, table, image_size):
   if isinstance(image_size, int):
     image_size = (image_size, image_size)
   # By default patches are one above the other: only their number counts.
-  patch = model.patch_size
+  patch = getattr(model, "patch_size", 1)
   height, width = image_size or (table.tokens() * patch, patch)
   if getattr(model, "attention", None):
     model = model.clone(attention=None)  # Names do not depend on the machine.
@@ -469,7 +476,7 @@ def _outer_module(table: foreign.SourceTable, specs: Iterable[str]) -> str:
 
 def _check_params(params: PyTree, model: nn.Module) -> None:
   source = Ingredient.from_params("params", params)
-  own = {"ViT": "big_vision", "Mixer": "mixer"}[type(model).__name__]
+  own = _OWN[type(model).__name__]
   table = foreign.SourceTable(own, foreign.entries(source))
   problems = table.compare(_model_specs(model, table, None)[0], ())
   if problems:

@@ -16,14 +16,18 @@ from soupjax.models.pretrained import (
   configs,
   families,
   foreign,
+  mappings,
   tables,
   two_towers,
 )
+from soupjax.models.pretrained.other_models import bit, mixer
 from soupjax.soups.core.ingredient import Ingredient
 
 _BLOCK_0 = tables.BLOCK_0
 _ATTENTION = _BLOCK_0 + tables.ATTENTION
 _MOST_CLASSES = 1_000_000
+# Models other than ViTs -> function that measures their options.
+_MEASURED = {"Mixer": mixer.measured, "ResNet": bit.measured}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,8 @@ class Detected:
 
   Attributes:
     family: a key of `mappings.FAMILIES`.
-    options: of `models.ViT`, with num_classes; {} for a Mixer. `num_heads` is
-      None if it is unknown: our ViT asks for it.
+    options: of `models.ViT`, `Mixer` or `ResNet`, with num_classes. `num_heads`
+      of a ViT is None if it is unknown: the model asks for it.
     said: the options that a config beside the weights gives.
     assumed: the options that neither the config nor the weights give, which
       have the usual values of the family; and "image_size", if it only follows
@@ -53,6 +57,11 @@ class Detected:
   classes: tuple[str, ...] | None
   config: Mapping[str, Any]
   ignored: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def model(self) -> str:
+    """Name of the model in configs: "vit", "mixer" or "resnet"."""
+    return mappings.FAMILIES[self.family].model.lower()
 
 
 def detect(
@@ -80,8 +89,9 @@ def detect(
       `models.CLIP`.
 
   Returns:
-    A description; `ViT(**detect(path).options)` is the model, or, with `text`,
-    `CLIP(**detect(path, text=True).options)`.
+    A description; `ViT(**detect(path).options)` is the model of a ViT, and with
+    `text`, `CLIP(**detect(path, text=True).options)`. For any model,
+    `models.build(detected.model, **detected.options)` is it.
 
   Raises:
     ValueError: if the family is unknown or ambiguous; or if the config beside
@@ -91,21 +101,20 @@ def detect(
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  table = open_table(source, family, families.with_prefix(skip, prefix))
-  vit_fields = {}
+  table = open_table(source, family, families.with_prefix(source, skip, prefix))
   if table.family.model == "ViT":
-    vit_fields = _detect_vit(table)
+    fields = _detect_vit(table)
+  else:
+    fields = _detect_other(table)
   if text:
-    vit_fields["options"] = two_towers.options(
-      table, vit_fields.get("options", {})
-    )
+    fields["options"] = two_towers.options(table, fields["options"])
   config = table.said.config
   return Detected(
     family=table.name,
     classes=_classes(_with_labels(source, table)),
     config=config,
     ignored=table.ignored,
-    **vit_fields,
+    **fields,
   )
 
 
@@ -137,17 +146,21 @@ def open_table(
 def _check_config(table: foreign.SourceTable) -> None:
   """Rejects a config whose sizes are not those of the leaves."""
   said, names = table.said, set(table.leaves())
-  parts = _parts(table)
-  # A norm after pooling can be another name for that before it.
-  del parts["fc_norm"]
-  measured = {**parts, **_sizes(table), "has_cls": "cls" in names}
+  if measure := _MEASURED.get(table.family.model):
+    measured = measure(table)
+  else:
+    parts = _parts(table)
+    # A norm after pooling can be another name for that before it.
+    del parts["fc_norm"]
+    measured = {**parts, **_sizes(table), "has_cls": "cls" in names}
   sizes = {
     k: (v, measured[k]) for k, v in said.options.items() if k in measured
   }
   if "layer_scale" in sizes:  # The config has its initial value.
     sizes["layer_scale"] = tuple(v > 0 for v in sizes["layer_scale"])
   patch = measured.get("patch_size")
-  if said.image_size is not None and patch and "pos_embedding" in names:
+  sized = "pos_embedding" in names or table.family.model == "Mixer"
+  if said.image_size is not None and patch and sized:
     height, width = said.image_size
     patches = (height // patch) * (width // patch)
     sizes[f"{patches} patches of {height} x {width} pixels"] = (
@@ -183,6 +196,28 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
   return {
     "options": options,
     "said": frozenset(table.said.options) & frozenset(options),
+    "assumed": frozenset(assumed),
+    "image_size": size,
+  }
+
+
+def _detect_other(table: foreign.SourceTable) -> dict[str, Any]:
+  """Returns the fields of `Detected` for a Mixer or a ResNet."""
+  kind, said = table.family, dict(table.said.options)
+  usual = dict(kind.options)
+  if kind.model == "Mixer":
+    usual.setdefault("act", kind.acts[0])
+  measured = _MEASURED[kind.model](table)
+  assumed, size = set(usual) - set(said), None
+  if kind.model == "Mixer":
+    size = _image_size(table, measured.get("patch_size", 0))
+    if size is not None and table.said.image_size is None:
+      assumed.add("image_size")
+  elif table.said.image_size is not None:
+    size = table.said.image_size[0]
+  return {
+    "options": {**usual, **measured, **said},
+    "said": frozenset(said),
     "assumed": frozenset(assumed),
     "image_size": size,
   }

@@ -24,6 +24,8 @@ _HEAD = re.compile(
 # OpenCLIP's projection on a model of timm.
 _PROJECTION = re.compile(r"head\.proj\.(\w+)")
 _WEIGHTS = {"weight": "kernel", "kernel": "kernel", "bias": "bias"}
+# Our first layers.
+_STEMS = {"embedding/kernel", "stem/kernel", "root_block/conv_root/kernel"}
 
 
 def recognise(
@@ -71,9 +73,69 @@ def recognise(
   )
 
 
-def with_prefix(skip: Sequence[str], prefix: str) -> Sequence[str]:
-  """Adds an expression that leaves out all names without a prefix."""
-  return (*skip, f"^(?!{re.escape(prefix)})") if prefix else skip
+def with_prefix(
+  source: Ingredient, skip: Sequence[str], prefix: str
+) -> Sequence[str]:
+  """Adds an expression that leaves out all names without a prefix.
+
+  Args:
+    source: the checkpoint.
+    skip: expressions of other names to leave out.
+    prefix: start of the names of a model in it; "" for any.
+
+  Raises:
+    ValueError: if no model starts there, listing the prefixes of those that
+      the checkpoint has.
+  """
+  if not prefix:
+    return skip
+  models = _models_in(foreign.entries(source))
+  if not any(leaf.startswith(prefix) for leaf in models):
+    starts = sorted({repr(start) for start in models.values()})
+    there = f"the models in it have {', '.join(starts)}" if starts else (
+      f"its leaves are called, for instance, {list(source.specs)[:3]}"
+    )  # fmt: skip
+    raise ValueError(
+      f"{source.path or source.name} has no model with prefix={prefix!r}: "
+      f"{there}."
+    )
+  return (*skip, f"^(?!{re.escape(prefix)})")
+
+
+def under(source: Ingredient, prefix: str) -> Ingredient:
+  """Keeps one of several models in a checkpoint; reads no weights.
+
+  Args:
+    source: the checkpoint.
+    prefix: start of the model's names, such as "module.base_encoder.".
+
+  Returns:
+    `source` with the leaves of this model only, under their names.
+
+  Raises:
+    ValueError: as for `with_prefix`.
+  """
+  *_, pattern = with_prefix(source, [], prefix)
+  if all(leaf.startswith(prefix) for leaf in source.specs):
+    return source
+  return without(source, pattern)
+
+
+def _models_in(leaves: Collection[str]) -> dict[str, str]:
+  """Returns the first norm of each model in a file -> the prefix before it."""
+  norms = {
+    name
+    for kind in mappings.FAMILIES.values()
+    for name in _first_block(kind, norm=True)
+  }
+  longest_first = sorted(norms, key=len, reverse=True)
+  result = {}
+  for leaf in leaves:
+    for name in longest_first:
+      if leaf == name or leaf.endswith((f".{name}", f"/{name}")):
+        result[leaf] = leaf.removesuffix(name)
+        break
+  return result
 
 
 def without(source: Ingredient, skip: str) -> Ingredient:
@@ -132,7 +194,7 @@ def _family_and_prefix(
     (name, prefix)
     for name, kind in candidates.items()
     for prefix in kind.prefixes
-    if any(prefix + leaf in known for leaf in _first_block(kind, "{i}"))
+    if any(prefix + leaf in known for leaf in _first_block(kind))
   ] or [
     (name, prefix)
     for name, kind in candidates.items()
@@ -147,7 +209,8 @@ def _family_and_prefix(
       + (
         "it has several models. Leave out all but one by their names, such as "
         f"with skip=['{pattern}'] (keys skip and init.skip of configs), which "
-        f"keeps {first!r}."
+        f"keeps {first!r}; or choose one with prefix= (keys prefix and "
+        "init.prefix)."
         if others
         else "give family=."
       )
@@ -167,8 +230,7 @@ def _best(
   with_patches = {
     pair: found
     for pair, found in named.items()
-    if {"embedding/kernel", "stem/kernel"} & set(found)
-    and _embeds(pair[0], found, leaves)
+    if _STEMS & set(found) and _embeds(pair[0], found, leaves)
   }
   sets = {k: set(v.values()) for k, v in (with_patches or named).items()}
   best: list[tuple[str, str]] = []
@@ -199,12 +261,14 @@ def _named(family, prefix, leaves) -> dict[str, str]:
   return result
 
 
-def _first_block(family: tables.Family, key: str) -> list[str]:
-  """Returns names in block 0 of rows whose leaf contains `key`."""
+def _first_block(family: tables.Family, norm: bool = False) -> list[str]:
+  """Returns the names in the first block, or only those of its first norm."""
+  leaf = family.first_norm
+  start = leaf if norm else leaf.removesuffix("/".join(leaf.split("/")[-2:]))
   return [
     name.replace("{i}", "0")
     for row in family.rows
-    if key in row.leaf and "{i}" in row.leaf
+    if row.leaf.startswith(start)
     for name in row.names
   ]
 
@@ -214,7 +278,7 @@ def _outer_prefixes(family: tables.Family, leaves: Collection[str]) -> set[str]:
   return {
     leaf.removesuffix(name)
     for leaf in leaves
-    for name in _first_block(family, f"{tables.BLOCK}LayerNorm_0/scale")
+    for name in _first_block(family, norm=True)
     if leaf.endswith((f".{name}", f"/{name}"))
   }
 

@@ -284,7 +284,8 @@ class SourceTable:
 
   def channels(self) -> int:
     """Returns the number of image channels, 3 if the leaves lack it."""
-    for leaf in ("embedding/kernel", "stem/kernel"):
+    stems = ("embedding/kernel", "stem/kernel", "root_block/conv_root/kernel")
+    for leaf in stems:
       shape = self.shape(leaf)
       if shape and len(shape) == 4:
         return shape[2]

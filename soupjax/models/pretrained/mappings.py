@@ -8,6 +8,7 @@ of a block.
 """
 
 from soupjax.models.pretrained import tables
+from soupjax.models.pretrained.other_models import bit, mixer
 
 
 def _big_vision() -> tuple[tables.Row, ...]:
@@ -69,20 +70,6 @@ def _big_vision() -> tuple[tables.Row, ...]:
       "cls", "proj/kernel", *tables.weights("embedding", "pre_logits", "head")
     ),
     *tables.same(*tables.weights(*norms, weight="scale")),
-  )
-
-
-def _mixer() -> tuple[tables.Row, ...]:
-  block = "MixerBlock_{i}/"
-  norms = (f"{block}LayerNorm_0", f"{block}LayerNorm_1", "pre_head_layer_norm")
-  mlps = (
-    f"{block}{kind}_mixing/Dense_{k}"
-    for kind in ("token", "channel")
-    for k in range(2)
-  )
-  return (
-    *tables.same(*tables.weights(*norms, weight="scale")),
-    *tables.same(*tables.weights(*mlps, "stem", "head")),
   )
 
 
@@ -402,6 +389,8 @@ _MASKED = {"token of masked patches": r"^(.*\.)?embeddings\.mask_token$"}
 _DINO = {"pool_type": "tok", "act": "gelu_exact", "norm_eps": 1e-6}
 _DINO_ACTS = ("gelu_exact", "silu", "gelu")
 _SIGLIP = {"pool_type": "map", "act": "gelu", "norm_eps": 1e-6}
+_OPTIMIZER = {"optimizer": r"^(opt|state)(/|$)"}
+_TIMM_PREFIXES = ("", "module.", "model.")
 
 FAMILIES = {
   "big_vision": tables.Family(
@@ -418,10 +407,45 @@ FAMILIES = {
   ),
   "mixer": tables.Family(
     about="MLP-Mixer of vision_transformer (npz)",
-    rows=_mixer(),
+    rows=mixer.rows(),
     model="Mixer",
+    first_norm=mixer.FIRST_NORM,
     prefixes=_TOWER,
-    ignored={"optimizer": r"^(opt|state)(/|$)"},
+    ignored=_OPTIMIZER,
+  ),
+  "timm_mixer": tables.Family(
+    about="mixer_* of timm",
+    rows=mixer.timm_rows(),
+    model="Mixer",
+    first_norm=mixer.FIRST_NORM,
+    prefixes=_TIMM_PREFIXES,
+    options={"act": "gelu_exact"},
+    acts=("gelu_exact",),
+  ),
+  "bit": tables.Family(
+    about="ResNets of BiT in big_vision (bit_paper) and soupjax (npz)",
+    rows=bit.rows(),
+    model="ResNet",
+    first_norm=bit.FIRST_NORM,
+    prefixes=_TOWER,
+    ignored=_OPTIMIZER,
+    options={"conv_eps": 1e-10},
+  ),
+  "bit_original": tables.Family(
+    about="ResNets of BiT as they were published (npz)",
+    rows=bit.original_rows(),
+    model="ResNet",
+    first_norm=bit.FIRST_NORM,
+    prefixes=("",),
+    options={"conv_eps": 1e-10},
+  ),
+  "timm_bit": tables.Family(
+    about="resnetv2_*_bit of timm",
+    rows=bit.timm_rows(),
+    model="ResNet",
+    first_norm=bit.FIRST_NORM,
+    prefixes=_TIMM_PREFIXES,
+    options={"conv_eps": 1e-8},
   ),
   "hf_vit": tables.Family(
     about="ViT, ViT-MAE, ViT-MSN and I-JEPA of transformers",
@@ -503,7 +527,7 @@ FAMILIES = {
   "timm": tables.Family(
     about="vit_*, deit*, eva* and flexivit_* of timm",
     rows=_timm(),
-    prefixes=("", "module.", "model.", "visual.trunk.", "module.visual.trunk."),
+    prefixes=(*_TIMM_PREFIXES, "visual.trunk.", "module.visual.trunk."),
     class_position="usually",
     ignored={
       **_TEXT,

@@ -30,6 +30,7 @@ HINTS = {
   r"^head/": "num_classes=",
   r"^MAPHead_0": "pool_type='map'",
   r"^(Transformer/encoderblock_|MixerBlock_)": "a larger depth=",
+  r"^block\d/unit": "other depths=",
 }
 # Parts of other libraries' models that our ViT does not have, or does not have
 # under this name.

@@ -61,6 +61,15 @@ LAYOUTS = {
   ),
   # Position embeddings without an axis for the batch.
   "table": Layout(lambda x, _: x[None], lambda x: x[0]),
+  # Numbers of channels, which we keep with the axes of images.
+  "channels": Layout(
+    lambda x, _: x[None, None, None], lambda x: x.reshape(-1), ndim=1
+  ),
+  # A dense layer as a convolution of single pixels, in TensorFlow and PyTorch.
+  "pixel_dense": Layout(lambda x, _: x[0, 0], lambda x: x[None, None], ndim=4),
+  "dense_pixel": Layout(
+    lambda x, _: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None], ndim=4
+  ),
   # One number, with or without an axis.
   "scalar": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(())),
 }
@@ -105,7 +114,9 @@ class Family:
       by their names after the prefix or any part of it.
     not_heads: regular expression of linear layers that are not a head of the
       pooled features, despite their name.
-    options: of `models.ViT`, for the same computation.
+    first_norm: our leaf of the first norm of a block, which tells the prefix of
+      a model inside other modules.
+    options: of the model, for the same computation.
     acts: activations that models of this family have.
   """
 
@@ -119,6 +130,7 @@ class Family:
   without_positions: str = "none"
   ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
   not_heads: str = r"^$"
+  first_norm: str = "Transformer/encoderblock_{i}/LayerNorm_0/scale"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   acts: tuple[str, ...] = ("gelu",)
 

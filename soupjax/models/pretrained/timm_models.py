@@ -26,6 +26,7 @@ FREE = (
 ABOUT = (
   "plain vit_*, also with registers (reg), rotary positions (rope, pe, eva02, "
   "dinov3), of DINOv2, CLIP and SigLIP; deit_*, deit3_*, flexivit_* and eva_*; "
+  "mixer_*; resnetv2_*_bit; "
   "but not those with convolutions (r26, r50, resnet, mci), relative positions "
   "(relpos, beit), parallel blocks or differential or grouped attention"
 )
@@ -158,6 +159,26 @@ _TIMM = (
   ),
   (r"vit_pe_[a-z]+_gigantic_patch14_448", _PE_GIGANTIC),
 )
+
+
+# Models other than ViTs: architectures of a family, and its options.
+_OTHER = {
+  "timm_mixer": r"mixer_[sbl](16|32)_224(_(in21k|miil(_in21k)?))?",
+  "timm_bit": r"resnetv2_\d+x\d_bit[a-z]*(_.*)?",
+}
+OTHER_OPTIONS = {
+  "timm_mixer": {"act": "gelu_exact"},
+  "timm_bit": {"conv_eps": 1e-8},
+}
+
+
+def families(name: Any) -> tuple[str, ...]:
+  """Returns the family of an architecture of timm, all if it is not known."""
+  name = str(name).partition(".")[0]
+  if options(name) is not None:
+    return ("timm",)
+  known = tuple(k for k, v in _OTHER.items() if re.fullmatch(v, name))
+  return known or ("timm", *_OTHER)
 
 
 def options(name: str) -> dict[str, Any] | None:

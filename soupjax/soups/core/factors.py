@@ -6,7 +6,7 @@ The mean of two products is not the product of the means of their factors, so
 such leaves cannot be averaged one by one. Tied weights may be stored twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import re
 from typing import Any
@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 # Methods whose update of a weight is a product of trained factors, as in
-# "q.lora_A.weight", "to_q.lora.down.weight" and "lora_unet_q.hada_w1_a". Scales
-# of activations (IA3) are absent: a weight is linear in them.
+# "q.lora_A.weight", "to_q.lora.down.weight" and "lora_unet_q.hada_w1_a".
 _ADAPTER = re.compile(
   r"(?P<parent>.*)(?<![a-zA-Z])"
   r"(?i:lora|hada|lokr|vera|dora|oft|boft|glora|randlora)"
@@ -27,6 +26,11 @@ _LAYER = re.compile(r"[._/][02]")
 # A rotation is not linear even in a single leaf.
 _ROTATION = re.compile(r"(?<![a-z])b?oft_", re.IGNORECASE)
 _CONSTANT = re.compile(r"[._/]alpha$|_alpha([._/]|$)", re.IGNORECASE)
+# Vectors of IA3, which multiply weights of a base.
+_IA3 = re.compile(r"(?<![a-z])ia3_", re.IGNORECASE)
+# Norm and direction of weight normalisation (1602.07868) in torch.nn.utils, and
+# in its parametrizations.
+_NORM_OF_WEIGHT = re.compile(r"(weight\w*_)g$|(parametrizations.+original)0$")
 # The numbers by which a quantised weight is multiplied.
 _SCALE = re.compile(
   r"(^|[._/])(\w*scale\w*|absmax|scb|q?zeros|zero_points?)$", re.IGNORECASE
@@ -39,18 +43,26 @@ _HEAD = re.compile(
 _EMBEDDING = re.compile(r"embed|wte|shared")
 # Every name that `_ADAPTER` matches contains one of them.
 _WORDS = ("lora", "hada", "lokr", "vera", "dora", "oft")
-_WEIGHT = re.compile(r"(weight|kernel|blocks|packed)[^./]*$", re.IGNORECASE)
+# Also names of HQQ, AQT and Qwix, and quanto.
+_WEIGHT = re.compile(
+  r"(weight|kernel|blocks|packed)[^./]*$|(^|[./])(w_q|qvalue|_data)$",
+  re.IGNORECASE,
+)
+# Groups of the numbers that describe a quantised weight, in HQQ and in
+# bitsandbytes; AQT has a list of scales.
+_GROUP = re.compile(r"[./](meta|quant_state)$")
 
 
-def check(specs: Mapping[str, Any]) -> None:
+def check(specs: Mapping[str, Any], name: str) -> None:
   """Rejects leaves whose average would not be that of the models.
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged. One
       factor alone passes, for example if `select` keeps the others.
+    name: of an ingredient that has them.
 
   Raises:
-    ValueError: naming two factors of one product.
+    ValueError: naming two factors of one product, or a vector of IA3.
   """
   if names := _adapter(list(specs)):
     raise ValueError(
@@ -61,16 +73,35 @@ def check(specs: Mapping[str, Any]) -> None:
       "first (merge_and_unload() in peft, fuse_lora() in diffusers), and "
       "average the merged models."
     )
-  check_scales(specs, specs)
+  if leaf := _ia3(specs):
+    raise ValueError(
+      f"{leaf!r} of {name!r} multiplies a weight that is not in the file: it "
+      "is part of an adapter (IA3). Give the folders of adapters of PEFT with "
+      "their base (sj.find_ingredients(pattern, base=...)), or average them "
+      "into an adapter (sj.mix_adapters, format=adapter)."
+    )
+  if names := _weight_norm(specs):
+    raise ValueError(
+      f"{' and '.join(map(repr, names))} of {name!r} are the norm and the "
+      "direction of one weight (weight normalisation). The product of their "
+      "averages is not the average of the products. Remove the normalisation "
+      "first, with torch.nn.utils.remove_weight_norm or "
+      "parametrize.remove_parametrizations, or select={regex: 'keep'} takes "
+      "these leaves from the base."
+    )
+  check_scales(specs, specs, name)
 
 
-def check_scales(specs: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+def check_scales(
+  specs: Mapping[str, Any], beside: Mapping[str, Any], name: str
+) -> None:
   """Rejects quantised leaves whose scale is in the same model.
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged.
     beside: of all leaves. A scale that is kept from one model does not fit the
       average of integers or 8-bit floats that had scales of their own.
+    name: of the ingredient.
 
   Raises:
     ValueError: naming a leaf and its scale.
@@ -78,10 +109,10 @@ def check_scales(specs: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
   if names := _quantised(specs, beside):
     leaf, scale = names
     raise ValueError(
-      f"Leaf {leaf!r} is quantised ({specs[leaf].dtype}), with the scale "
-      f"{scale!r}. The product of their averages is not the average of the "
-      "products. Dequantise the checkpoints first, for instance to bfloat16, "
-      "or take those from before the quantisation."
+      f"Leaf {leaf!r} of {name!r} is quantised ({specs[leaf].dtype}), with the "
+      f"scale {scale!r}. The product of their averages is not the average of "
+      "the products. Dequantise the checkpoints first, for instance to "
+      "bfloat16, or take those from before the quantisation."
     )
 
 
@@ -130,15 +161,46 @@ def _adapter(leaves: Sequence[str]) -> list[str]:
   return []
 
 
+def _ia3(leaves: Iterable[str]) -> str | None:
+  """Returns a vector of IA3, None if there is none."""
+  if "ia3_" not in "\n".join(leaves).lower():
+    return None
+  return next(filter(_IA3.search, leaves), None)
+
+
+def _weight_norm(specs: Mapping[str, Any]) -> list[str]:
+  """Returns norm and direction of one weight; [] if there are none."""
+  for leaf, spec in specs.items():
+    if not leaf.endswith(("_g", "original0")):
+      continue
+    match = _NORM_OF_WEIGHT.search(leaf)
+    if match is None:
+      continue
+    twin = leaf[:-1] + ("v" if match[1] else "1")
+    if twin not in specs:
+      continue
+    # One number for all weights, or along one axis.
+    shape, full = spec.shape, specs[twin].shape
+    axes = [(m, n) for m, n in zip(shape, full) if m != 1]
+    is_norm = len(shape) == len(full) and len(axes) <= 1
+    if not shape or (is_norm and all(m == n for m, n in axes)):
+      return [leaf, twin]
+  return []
+
+
 def _quantised(
   specs: Mapping[str, Any], beside: Mapping[str, Any]
 ) -> tuple[str, str] | None:
   """Returns a quantised leaf and its scale, None if there is none."""
   scales: dict[str, str] = {}
   for leaf in beside:
-    parent = _parent(leaf)
-    if suffix := _scale_suffix(leaf[len(parent) :]):
-      scales.setdefault(leaf.removesuffix(suffix), leaf)
+    name = leaf
+    if name[-1:].isdigit() and name[len(_parent(name)) + 1 :].isdigit():
+      name = _parent(name)  # One of a list of scales, as in AQT.
+    parent = _parent(name)
+    if suffix := _scale_suffix(name[len(parent) :]):
+      owner = _GROUP.sub("", name.removesuffix(suffix))
+      scales.setdefault(owner, leaf)
   if not scales:
     return None
   for leaf, spec in specs.items():

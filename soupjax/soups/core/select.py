@@ -150,7 +150,7 @@ def check(
   if len(ingredients) > 1:
     averaged = {k for k in mixed if not _is_one_hot(chosen[k])}
     first = ingredients[0]
-    factors.check_scales(_only(first, averaged), first.specs)
+    factors.check_scales(_only(first, averaged), first.specs, first.name)
   if base is not None:
     with_base = {k for k in mixed if needs_base or isinstance(chosen[k], float)}
     of_base = with_base | {k for k, a in chosen.items() if a == "keep"}

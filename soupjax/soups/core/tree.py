@@ -235,7 +235,7 @@ def check_alike(
       + fix
     )
   if len(trees) > 1:
-    factors.check(expected)
+    factors.check(expected, first)
 
 
 def listed(problems: Sequence[str]) -> str:

@@ -26,3 +26,4 @@ from soupjax.soups.search.paint import Sequential as Sequential
 from soupjax.soups.search.paint import paint as paint
 from soupjax.soups.search.paint import paint_parallel as paint_parallel
 from soupjax.soups.search.paint import paint_sequential as paint_sequential
+from soupjax.soups.search.tune import tune as tune

@@ -91,6 +91,7 @@ def paint_sequential(
   *,
   patching: Sequence[str],
   supported: Sequence[str],
+  saved: Callable[[str], Mapping[str, Any]] = lambda task: {},
   **reading: Any,
 ) -> Sequential:
   """Patches one task after another, each from the previously patched model.
@@ -107,6 +108,7 @@ def paint_sequential(
     alphas: values of alpha to try in every round.
     patching: names of the tasks, in the order in which they are patched.
     supported: as in `paint`.
+    saved: task -> `resume` and `on_candidate` of its round, as in `paint`.
     **reading: as in `paint`.
 
   Returns:
@@ -130,6 +132,7 @@ def paint_sequential(
         alphas,
         patching=patching[: k + 1],
         supported=supported,
+        **saved(task),
         **reading,
       )
     )

@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 import dataclasses
 import fnmatch
+import itertools
 import math
 import os
 import re
@@ -26,7 +27,7 @@ LEARNED = ("model", "layer", "tensor")
 SHIFTS = "shifts"
 _RESERVED = ("minival", SHIFTS)
 
-# Options of `models.ViT` in which foreign checkpoints differ, or that control
+# Options of our models in which foreign checkpoints differ, or that control
 # the computation.
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
@@ -36,9 +37,15 @@ _OPTIONS = (
   *("layer_scale", "registers", "distilled", "distilled_head", "normalize"),
   *("pool_prefix", "pool_heads", "pool_mlp_dim", "rope", "rope_grid"),
   *("attention", "scan", "dtype_mm"),
+  *("tokens_dim", "channels_dim", "depths", "conv_eps"),
 )
 # Types of options that can be None.
-_KINDS = {int | None: int, str | None: str, bool | None: bool}
+_KINDS = {
+  int | None: int,
+  str | None: str,
+  bool | None: bool,
+  tuple[int, ...]: tuple,
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -56,6 +63,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
   # Regular expression of leaves of the files to leave out, such as a decoder.
   c.skip = ""
+  # Start of the names of the model in files that have several, such as
+  # "module.base_encoder." of MoCo v3. In `initial` it selects, too, if there.
+  c.prefix = ""
   # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
   # all others are shifts; they serve no choice. From the shell:
   # --config.tests=test=validation,sketch=imagenet_sketch/test
@@ -95,10 +105,12 @@ def default_config() -> ml_collections.ConfigDict:
   # not fit are decoded again for every model.
   c.data.cache_gb = 8.0
 
-  # Options of `models.ViT`; those that are not set are detected (docs/cook.md).
+  # Options of `models.ViT`, `Mixer` or `ResNet`; the model and those that are
+  # not set are detected (docs/cook.md).
   c.model = ml_collections.ConfigDict({"name": "vit", "variant": ""})
-  for field in dataclasses.fields(models.ViT):
-    if field.name in _OPTIONS:
+  classes = (models.ViT, models.Mixer, models.ResNet)
+  for field in itertools.chain(*map(dataclasses.fields, classes)):
+    if field.name in _OPTIONS and field.name not in c.model:
       kind = _KINDS.get(field.type, field.type)
       c.model[field.name] = ml_collections.config_dict.placeholder(kind)
   c.sharding = finetune_config.default_config().sharding

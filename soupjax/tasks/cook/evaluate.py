@@ -19,7 +19,7 @@ from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import protocols
-from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.cook.inputs import Inputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
@@ -29,7 +29,7 @@ LABELS = ".labels"  # Name of the labels among the files of logits.
 class Evaluations:
   """Results of models by set, in `metrics/`, `correct/` and `logits/`."""
 
-  def __init__(self, inputs: CookInputs, workdir: pathlib.Path):
+  def __init__(self, inputs: Inputs, workdir: pathlib.Path):
     """Sets up one evaluator for each set; decodes nothing yet."""
     self._inputs, self._workdir = inputs, workdir
     config, mesh = inputs.config, inputs.mesh
@@ -74,10 +74,15 @@ class Evaluations:
     del ranked, selection
     return lambda history: None
 
-  def minival(self, metric: str) -> Evaluator:
-    """Returns an evaluator of candidates on minival by a metric."""
-    evaluator = self._evaluators["minival"].for_metric(metric)
-    head = self._inputs.heads.get("minival")
+  def minival(self, metric: str, dataset: str = "minival") -> Evaluator:
+    """Returns an evaluator of candidates on minival by a metric.
+
+    Args:
+      metric: its name.
+      dataset: the name of the set, if there are several.
+    """
+    evaluator = self._evaluators[dataset].for_metric(metric)
+    head = self._inputs.heads.get(dataset)
     return evaluator if head is None else evaluator.preparing(head)
 
   def evaluate(
@@ -172,9 +177,7 @@ class Evaluations:
       files.write_arrays(self._file("logits", file), arrays)
 
   def _calibration(self) -> "_Calibration":
-    return _Calibration(
-      self._inputs.config.cook.calibration, self._inputs.spaces
-    )
+    return _Calibration(self._inputs.calibration, self._inputs.spaces)
 
   def _kept(self, name: str) -> bool:
     """Whether the logits of a model were kept."""
@@ -330,7 +333,7 @@ class Evaluations:
     return path
 
 
-def choices(inputs: CookInputs) -> dict[str, Any]:
+def choices(inputs: Inputs) -> dict[str, Any]:
   """Returns what `choices.json` tells the report about metrics and sets."""
   names = inputs.metrics
   return {

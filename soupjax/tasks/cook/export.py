@@ -18,7 +18,7 @@ from soupjax.tasks import workdir as workdir_lib
 
 PyTree = Any
 # Families whose files are npz.
-_NPZ = ("big_vision", "mixer")
+_NPZ = ("big_vision", "mixer", "bit", "bit_original")
 
 
 def _weights_name(opened) -> str:
@@ -88,18 +88,25 @@ def write_like(
     keys = ("format",) if kind == "safetensors" else ()
     text = {k: original.text[k] for k in keys if k in original.text}
     save.write(path, params, text=text or None)
-  companions.copy(companions.beside(companions.home(original)), str(folder))
+  beside = companions.beside(companions.home(original))
+  companions.copy(beside, folder, original)
   return folder if is_directory else path
 
 
-def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
+def write(
+  opened,
+  soup: pathlib.Path,
+  path: pathlib.Path,
+  metadata: Mapping[str, Any] | None = None,
+) -> None:
   """Writes a soup with the leaf names of the ingredients' files.
 
   Args:
-    opened: the `inputs.CookInputs`.
+    opened: the `inputs.Inputs`.
     soup: path of the soup.
     path: of the output, without a suffix. It is a folder if there are configs
       beside the ingredients, so that other libraries open it.
+    metadata: JSON to store with the weights.
   """
   if opened.is_judged:
     # Orbax checkpoints are those of `soups/`.
@@ -118,10 +125,15 @@ def write(opened, soup: pathlib.Path, path: pathlib.Path) -> None:
     return
   files.make_directory(file.parent)
   if jax.process_index() == 0:
-    companions.copy(beside, path)
+    companions.copy(beside, path, opened.ingredients[0])
   params = open_lib.load_params(soup)
   pretrained.save_exported(
-    file, params, opened.model, opened.family, like=opened.original
+    file,
+    params,
+    opened.model,
+    opened.family,
+    like=opened.original,
+    metadata=metadata,
   )
 
 

@@ -23,12 +23,15 @@ _EXAMPLES = """
 # Options that do not change shapes, which are compared leaf by leaf.
 _SILENT = (
   *("num_heads", "act", "norm_eps", "pool_type", "post_norm"),
-  *("pool_prefix", "pool_heads", "rope", "rope_grid"),
+  *("pool_prefix", "pool_heads", "rope", "rope_grid", "conv_eps"),
 )
 
 
 def resolve(
-  config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
+  config: ml_collections.ConfigDict,
+  ingredients: Sequence[Ingredient],
+  *,
+  headless: bool = False,
 ) -> tuple[
   ml_collections.ConfigDict,
   pretrained.Detected,
@@ -40,6 +43,8 @@ def resolve(
   Args:
     config: as in configs/cook.py.
     ingredients: with the leaves of their files, and the start.
+    headless: whether only image towers without heads are averaged, which may
+      then be of different classes.
 
   Returns:
     The config without gaps, the detected model of the first ingredient, the
@@ -57,9 +62,11 @@ def resolve(
     detected = [
       pretrained.detect(i, family=config.family or None) for i in ingredients
     ]
-  whole = heads.whole_clips(config, ingredients, detected)
+  whole = None
+  if not headless:
+    whole = heads.whole_clips(config, ingredients, detected)
   prepared, warnings = _prepared(config, ingredients, detected)
-  _check_alike(ingredients, detected, prepared)
+  _check_alike(ingredients, detected, prepared, headless)
   origin, first = ingredients[0], detected[0]
   # An ingredient without files has the settings of the others.
   named = (model.classes for model in detected)
@@ -69,6 +76,8 @@ def resolve(
   written = config.model.to_dict()
   given = {k: v for k, v in written.items() if v is not None}
   name, variant = given.pop("name"), given.pop("variant")
+  if name == "vit" and first.model != "vit":  # The default; files know better.
+    name = written["name"] = first.model
   if variant and name == "vit":
     given = {**models.variant(variant), **given}
   for key in _SILENT:
@@ -102,13 +111,13 @@ def resolve(
   known = {k: v for k, v in options.items() if k in gaps}
   full.model = ml_collections.ConfigDict({**written, **known})
   full.data.num_classes = full.data.num_classes or (
-    first.options.get("num_classes", 0)
+    (first.options.get("num_classes") or 0)
     if whole is None
     else heads.count_names(config)
   )
   full.data.image_size = full.data.image_size or first.image_size or 0
   full.data.eval_ops = _eval_ops(config, ingredients, prepared)
-  _check_full(full, origin.path or origin.name)
+  _check_full(full, origin.path or origin.name, headless)
   described = next(filter(None, prepared), None)
   described = described or preprocessing.recorded(companions.home(origin))
   if whole is not None:
@@ -154,7 +163,7 @@ def _eval_ops(config, ingredients, prepared):
   return config.data.eval_ops or given
 
 
-def _check_alike(ingredients, detected, prepared) -> None:
+def _check_alike(ingredients, detected, prepared, headless) -> None:
   """Rejects ingredients whose files imply different forward passes."""
   settings = {
     f"model.{key}": [
@@ -162,7 +171,8 @@ def _check_alike(ingredients, detected, prepared) -> None:
     ]
     for key in sorted(set().union(*(model.said for model in detected)))
   }
-  settings["the order of classes"] = [model.classes for model in detected]
+  if not headless:
+    settings["the order of classes"] = [model.classes for model in detected]
   settings["the preprocessing of images"] = prepared
   for setting, values in settings.items():
     described = [
@@ -180,8 +190,8 @@ def _check_alike(ingredients, detected, prepared) -> None:
         )
 
 
-def _check_full(config, path: str) -> None:
-  if not config.data.num_classes:
+def _check_full(config, path: str, headless: bool) -> None:
+  if not headless and not config.data.num_classes:
     raise ValueError(
       f"{path} has no known head and no text tower, but cooking needs "
       "classifiers. sj.mix averages any models."

@@ -39,26 +39,24 @@ from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
-  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft_.*)$"
+  "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft|"
+  "wise_ft_.*|chosen|after_.*)$"
 )
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class CookInputs:
-  """The opened checkpoints, model, mesh and datasets.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Inputs:
+  """The opened checkpoints and model, for tasks that evaluate averages.
 
   Attributes:
     config: as in configs/cook.py, with all values filled in.
-    model: with a head for the data's classes, or a whole CLIP; None if a
-      command evaluates.
+    model: with a head for the data's classes, or a whole CLIP, or an encoder
+      without a head; None if a command evaluates.
     mesh: with an axis "data"; None if a command evaluates.
     place: leaf name and spec -> its sharding on the mesh; None if a command
       evaluates.
-    minival: the source of held-out images; None if a command evaluates, or the
-      task "evaluate" has none.
-    tests: name -> source of a test set.
     spaces: name -> the classes of a test set among the outputs, if not all.
     ops: name -> operations of a test set that come before `data.eval_ops`.
     heads: name -> zero-shot head of a set, if the models do not have one.
@@ -73,8 +71,6 @@ class CookInputs:
   model: Any
   mesh: jax.sharding.Mesh | None
   place: Callable[[str, Any], jax.sharding.Sharding] | None
-  minival: data.Source | None
-  tests: Mapping[str, data.Source]
   spaces: Mapping[str, LabelSpace]
   ops: Mapping[str, str]
   heads: Mapping[str, heads.Head]
@@ -86,9 +82,8 @@ class CookInputs:
 
   @property
   def sets(self) -> dict[str, data.Source]:
-    """All sets by name, minival first."""
-    minival = {} if self.minival is None else {"minival": self.minival}
-    return {**minival, **self.tests}
+    """All sets by name."""
+    raise NotImplementedError
 
   @property
   def num_images(self) -> int:
@@ -101,6 +96,11 @@ class CookInputs:
     return cook_config.metrics(self.config)
 
   @property
+  def calibration(self) -> bool:
+    """Whether the calibration of every model is measured."""
+    return self.config.cook.get("calibration", False)
+
+  @property
   def is_judged(self) -> bool:
     """Whether a command evaluates, see `judge`."""
     return bool(self.config.evaluate_command)
@@ -108,6 +108,43 @@ class CookInputs:
   def mode(self, metric: str) -> str:
     """Returns "max" if higher values of a metric are better, else "min"."""
     return cook_config.mode(self.config, metric)
+
+  def selection(self, ingredients: Sequence[Ingredient]) -> dict[str, Any]:
+    """Returns `select` and `base` for soups of the ingredients in this order.
+
+    Lists of numbers in `config.select` are in the order of `ingredients`.
+    """
+    select = mix.selection_of(self.config.select)
+    if not select:
+      return {}
+    names = [ingredient.name for ingredient in self.ingredients]
+    order = [names.index(ingredient.name) for ingredient in ingredients]
+    return {"select": reordered(select, order), "base": self.initial}
+
+  @property
+  def family(self) -> str | None:
+    """The family of the checkpoints; None if their leaves are the model's."""
+    return self.ingredients[0].hyperparameters.get("family")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class CookInputs(Inputs):
+  """The opened checkpoints, model, mesh and datasets of cooking.
+
+  Attributes:
+    minival: the source of held-out images; None if a command evaluates, or the
+      task "evaluate" has none.
+    tests: name -> source of a test set.
+  """
+
+  minival: data.Source | None
+  tests: Mapping[str, data.Source]
+
+  @property
+  def sets(self) -> dict[str, data.Source]:
+    """All sets by name, minival first."""
+    minival = {} if self.minival is None else {"minival": self.minival}
+    return {**minival, **self.tests}
 
   @property
   def greedy(self) -> dict[str, str]:
@@ -139,22 +176,51 @@ class CookInputs:
       return []
     return [f"learned_{g}" for g in self.config.cook.learned.granularities]
 
-  def selection(self, ingredients: Sequence[Ingredient]) -> dict[str, Any]:
-    """Returns `select` and `base` for soups of the ingredients in this order.
 
-    Lists of numbers in `config.select` are in the order of `ingredients`.
-    """
-    select = mix.selection_of(self.config.select)
-    if not select:
-      return {}
-    names = [ingredient.name for ingredient in self.ingredients]
-    order = [names.index(ingredient.name) for ingredient in ingredients]
-    return {"select": reordered(select, order), "base": self.initial}
+def open_checkpoints(
+  config: ml_collections.ConfigDict,
+) -> tuple[list[Ingredient], Ingredient | None]:
+  """Opens checkpoints, with leaves chosen by `config.skip` and `.prefix`.
 
-  @property
-  def family(self) -> str | None:
-    """The family of the checkpoints; None if their leaves are the model's."""
-    return self.ingredients[0].hyperparameters.get("family")
+  Returns:
+    The ingredients, and the start or None, with the leaves of their files.
+  """
+  opened = open_lib.find_ingredients(
+    patterns(config), base=config.base or config.initial or None
+  )
+  start = open_lib.open_ingredient(config.initial) if config.initial else None
+  if config.skip:
+    opened = [pretrained.without(i, config.skip) for i in opened]
+    start = start and pretrained.without(start, config.skip)
+  if config.prefix:
+    opened = [pretrained.under(i, config.prefix) for i in opened]
+    if start and any(leaf.startswith(config.prefix) for leaf in start.specs):
+      start = pretrained.under(start, config.prefix)
+  return opened, start
+
+
+def adapt(
+  config: ml_collections.ConfigDict,
+  model: Any,
+  opened: Sequence[Ingredient],
+  start: Ingredient | None,
+) -> tuple[list[Ingredient], Ingredient | None]:
+  """Gives checkpoints the leaves of a model; see `open_checkpoints`."""
+  adapted = functools.partial(
+    pretrained.as_ingredient,
+    model=model,
+    family=config.family or None,
+    image_size=config.data.image_size,
+  )
+  ingredients = [
+    dataclasses.replace(
+      adapted(original), name=safe_name(original.name, config.task)
+    )
+    for original in opened
+  ]
+  # The folder of the start may have the name of an ingredient's.
+  initial = start and dataclasses.replace(adapted(start), name="initial")
+  return ingredients, initial
 
 
 def open_inputs(
@@ -170,34 +236,14 @@ def open_inputs(
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
   """
-  opened = open_lib.find_ingredients(
-    patterns(config), base=config.base or config.initial or None
-  )
-  start = open_lib.open_ingredient(config.initial) if config.initial else None
-  if config.skip:
-    opened = [pretrained.without(i, config.skip) for i in opened]
-    start = start and pretrained.without(start, config.skip)
+  opened, start = open_checkpoints(config)
   config, detected, whole, notes = infer.resolve(
     config, [*opened, *filter(None, [start])]
   )
   model = cook_config.build_model(config)
   if whole is not None:
     model = heads.clip_of(model, whole.options)
-  adapt = functools.partial(
-    pretrained.as_ingredient,
-    model=model,
-    family=config.family or None,
-    image_size=config.data.image_size,
-  )
-  ingredients = [
-    dataclasses.replace(
-      adapt(original), name=safe_name(original.name, config.task)
-    )
-    for original in opened
-  ]
-  initial = None
-  if start is not None:  # Its folder may have the name of an ingredient's.
-    initial = dataclasses.replace(adapt(start), name="initial")
+  ingredients, initial = adapt(config, model, opened, start)
   if config.task == "evaluate":
     check_names(ingredients)
   else:
@@ -401,7 +447,7 @@ def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
 # --- The record of inputs -----------------------------------------------------
 
 
-def check_workdir(opened: CookInputs, path: str | os.PathLike | None) -> None:
+def check_workdir(opened: Inputs, path: str | os.PathLike | None) -> None:
   """Checks that results are not written into the folder of a checkpoint.
 
   Args:
@@ -418,7 +464,7 @@ def check_workdir(opened: CookInputs, path: str | os.PathLike | None) -> None:
 
 def check_unchanged(
   config: ml_collections.ConfigDict,
-  inputs: CookInputs,
+  inputs: Inputs,
   record: pathlib.Path,
   more: Mapping[str, Any] | None = None,
 ) -> None:

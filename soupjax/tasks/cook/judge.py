@@ -53,11 +53,12 @@ def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
     inputs.patterns(config), base=config.base or config.initial or None
   )
   initial = open_lib.open_ingredient(config.initial) if config.initial else None
-  if config.skip:
-    raise ValueError(
-      "skip is for models that soupjax builds; with evaluate_command, all "
-      "leaves are written. Leave --config.skip out."
-    )
+  for key in ("skip", "prefix"):
+    if config[key]:
+      raise ValueError(
+        f"{key} is for models that soupjax builds; with evaluate_command, all "
+        f"leaves are written. Leave --config.{key} out."
+      )
   for ingredient in opened:
     export.layout(ingredient)
   original = opened[0]

@@ -148,11 +148,14 @@ def learned(
   sharding: Any = None,
   select: Mapping[str, Any] | None = None,
   head: Head | None = None,
+  *,
+  loss: Callable[..., Any] | None = None,
+  base: Ingredient | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
   """Runs `learned_soup` and saves every step in the file `state`.
 
   Args:
-    config: with "steps", "learning_rate" and "memory_gb".
+    config: with "steps", "learning_rate" (0 is the default) and "memory_gb".
     granularity: as for `learned_soup`.
     model: as for `learned_loss`.
     ingredients: at least two.
@@ -161,6 +164,8 @@ def learned(
     sharding: as for `learned_soup`.
     select: as for `learned_soup`.
     head: as for `learned_loss`.
+    loss: of parameters, logit scale and a batch; None is that of the model.
+    base: as for `learned_soup`.
 
   Returns:
     The soup and its record, as JSON.
@@ -177,10 +182,11 @@ def learned(
 
   soup = learned_soup(
     ingredients,
-    learned_loss(model, head),
+    loss or learned_loss(model, head),
+    base=base,
     granularity=granularity_of(model, granularity),
     steps=config.steps,
-    optimizer=CoefficientOptimizer(learning_rate=config.learning_rate),
+    optimizer=CoefficientOptimizer(learning_rate=config.learning_rate or None),
     batches=batches,
     select=select,
     sharding=sharding,

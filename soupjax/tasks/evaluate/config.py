@@ -35,6 +35,8 @@ def default_config() -> ml_collections.ConfigDict:
 def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
   """Fills in the settings, soups and ingredients of a run of cooking.
 
+  The ingredients are left out if the run gave `prefix`.
+
   Args:
     config: from `default_config`; changed in place.
     directory: the `--workdir` of cooking.
@@ -57,9 +59,12 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
     config[key] = recorded[key]
   for key in ("tests", "means"):
     config[key] = config_lib.NamedTexts(recorded[key])
-  # Exported soups are of the same family as the ingredients.
-  folder = "export" if (root / "export").exists() else "soups"
-  soups = os.path.join(root, folder, "*")
+  soups = os.path.join(root, "soups", "*")
+  if recorded.get("prefix"):  # Soups do not have it.
+    config.ingredients = soups
+    return
+  if (root / "export").exists():  # Soups of the family of the ingredients.
+    soups = os.path.join(root, "export", "*")
   config.ingredients = f"{soups},{recorded['ingredients']}"
 
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes of frozen features on other datasets: few-shot and linear."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 import re
@@ -13,10 +13,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import data, models
+from soupjax import data
 from soupjax.evaluators import statistics
 from soupjax.evaluators.batches import CachedBatches
 from soupjax.soups.core import arguments
+from soupjax.tasks import heads
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import inputs
 from soupjax.tasks.finetune import config as finetune_config
@@ -303,7 +304,7 @@ class Transfer:
     """
     self._opened, self.datasets = opened, datasets
     self._room = opened.config.data.cache_gb
-    self._program = features_program(opened.model)
+    self._program = heads.features_program(opened.model)
     self._batches = {d.name: self._parts(d) for d in datasets}
 
   def means(self) -> dict[str, tuple[str, ...]]:
@@ -422,33 +423,12 @@ class Transfer:
     self, params: PyTree, batches: CachedBatches
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (n, width) float32 features and (n,) labels, in order."""
-    parts = []
-    for batch in batches:
-      features = jax.device_get(self._program(params, batch["images"]))
-      position, labels = jax.device_get((batch["position"], batch["labels"]))
-      rows = position >= 0
-      parts.append((features[rows], labels[rows]))
-    features, labels = map(np.concatenate, zip(*parts))
+    masked = ({**b, "mask": b["position"] >= 0} for b in batches)
+    features, labels = heads.features(self._program, params, masked)
+    features = features.astype(np.float32)
     if not np.isfinite(features).all():
       raise ValueError("the features are not finite: the weights diverged.")
     return features, labels
-
-
-def features_program(model) -> Callable[[PyTree, jax.Array], jax.Array]:
-  """Returns the jitted features of a model: the input of its head.
-
-  Of a whole CLIP they are the embeddings of images.
-  """
-  tower, output = model, 1
-  if isinstance(model, models.CLIP):
-    tower, output = models.ViT(**model.image), 0
-
-  @jax.jit
-  def features(params, images):
-    params = params["img"] if isinstance(model, models.CLIP) else params
-    return tower.apply({"params": params}, images)[output].astype(np.float32)
-
-  return features
 
 
 def _right(head, features, labels) -> np.ndarray:

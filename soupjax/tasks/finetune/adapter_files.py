@@ -33,8 +33,7 @@ def family_of(config) -> str:
     return config.adapter.family
   detected = ""
   if config.init.path:
-    skip = [config.init.skip] if config.init.skip else []
-    detected = pretrained.detect(config.init.path, skip=skip).family
+    detected = settings.detect_start(config).family
   return "timm" if detected in ("", "big_vision") else detected
 
 

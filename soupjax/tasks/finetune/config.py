@@ -73,8 +73,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.augment.randaug_magnitude = 0.0
 
   c.model = ml_collections.ConfigDict()
-  c.model.name = "vit"  # Or "mixer".
-  # Of `models.variant`; "init" is the model of init.path, a ViT.
+  c.model.name = "vit"  # Or "mixer", "resnet".
+  # Of `models.variant`; "init" is the model of init.path, also of its name.
   c.model.variant = "B/16"
   c.model.dropout = 0.0
   c.model.stochastic_depth = 0.0
@@ -86,6 +86,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.init.head = "auto"
   # Regular expression of leaves of the checkpoint to leave out.
   c.init.skip = ""
+  # Start of the model's names if the checkpoint has several, such as
+  # "module.base_encoder." in those of MoCo v3.
+  c.init.prefix = ""
   c.init.seed = 0
   c.zeroshot = zeroshot.default_config()
 
@@ -146,6 +149,19 @@ def default_config() -> ml_collections.ConfigDict:
   return c
 
 
+def part_of_start(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the arguments of `pretrained` that select the model of a start."""
+  c = config.init
+  return {"skip": [c.skip] if c.skip else [], "prefix": c.prefix}
+
+
+def detect_start(
+  config: ml_collections.ConfigDict,
+) -> models.pretrained.Detected:
+  """Detects the model of `init.path`; see `pretrained.detect`."""
+  return models.pretrained.detect(config.init.path, **part_of_start(config))
+
+
 def with_model_of_start(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
@@ -155,7 +171,8 @@ def with_model_of_start(
   number of classes.
 
   Raises:
-    ValueError: if there is no checkpoint, or it is not that of a ViT.
+    ValueError: if there is no checkpoint, or it is that of another model than
+      `model.name`, unless that is the default.
   """
   if config.model.get("variant") != "init":
     return config
@@ -165,17 +182,17 @@ def with_model_of_start(
       "model.variant='init' is the model of init.path, which is empty: give "
       "--config.init.path, or a variant such as B/16."
     )
-  found = models.pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
-  if not found.options or config.model.name != "vit":
+  found = detect_start(config)
+  if config.model.name not in ("vit", found.model):
     raise ValueError(
-      "model.variant='init' needs model.name='vit' and a checkpoint of a ViT, "
-      f"but {c.path} is of {found.family!r}: give its variant."
+      f"model.variant='init' with model.name={config.model.name!r}, but "
+      f"{c.path} is of {found.family!r}: leave model.name out."
     )
   known = {k: v for k, v in found.options.items() if v is not None}
   known.pop("num_classes", None)
   resolved = ml_collections.ConfigDict(config.to_dict())
   resolved.model = ml_collections.ConfigDict(
-    {**config.model.to_dict(), "variant": "", **known}
+    {**config.model.to_dict(), "name": found.model, "variant": "", **known}
   )
   return resolved.lock()
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import data, files, sharding
+from soupjax import data, files
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.data.folders import displaced
@@ -24,11 +24,10 @@ from soupjax.evaluators import Evaluator
 from soupjax.models import pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
+from soupjax.tasks import heads, zeroshot
 from soupjax.tasks import workdir as workdir_lib
-from soupjax.tasks import zeroshot
 from soupjax.tasks.finetune import adapter_files, pixels, step
 from soupjax.tasks.finetune import config as settings
-from soupjax.train import probe
 
 PyTree = Any
 
@@ -195,7 +194,7 @@ def _check_classes(config, train: data.Source) -> None:
   c = config.init
   if not c.path or c.head in ("new", "zeroshot") or _probe_steps(config):
     return
-  start = pretrained.detect(c.path, skip=[c.skip] if c.skip else [])
+  start = settings.detect_start(config)
   if start.options.get("num_classes") != train.num_classes:
     return
   names = train.class_names or ()
@@ -226,8 +225,8 @@ def _initial_params(config, model) -> PyTree:
     model,
     head="new" if config.init.head == "zeroshot" else config.init.head,
     image_size=size,
-    skip=[config.init.skip] if config.init.skip else [],
     init=init,
+    **settings.part_of_start(config),
   )
 
 
@@ -237,15 +236,20 @@ def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
   Raises:
     ValueError: if names or text tower cannot be used.
   """
-  c, skip = config.init, [config.init.skip] if config.init.skip else []
+  c = config.init
   names = zeroshot.names_of(
     config.zeroshot,
     train.num_classes,
     train.name,
     train.class_names,
-    pretrained.detect(c.path, skip=skip).classes,
+    settings.detect_start(config).classes,
   )
-  kernel, record = zeroshot.head(c.path, names, config.zeroshot.templates, skip)
+  kernel, record = zeroshot.head(
+    c.path,
+    names,
+    config.zeroshot.templates,
+    **settings.part_of_start(config),
+  )
   head = params["head"]
   if kernel.shape != head["kernel"].shape:
     raise ValueError(
@@ -270,37 +274,18 @@ def _probe_steps(config) -> int:
 
 
 def _probed(config, model, params, train, mesh) -> PyTree:
-  """Fits the head on frozen features, each computed once (arXiv 2202.10054)."""
-  if jax.process_count() > 1:  # Every process fits the same head by itself.
-    mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
-  count = config.probe.max_examples
-  if 0 < count < len(train):
-    # Evenly spread, since some sets are sorted by class.
-    indices = np.arange(count) * len(train) // count
-    train = data.subset(train, indices, train.name)
-  batches = data.eval_batches(
+  """Fits the head on frozen features of train."""
+  return heads.fit(
+    model,
+    params,
     train,
-    batch_size=settings.eval_batch_size(config, mesh.shape["data"]),
     preprocess=settings.ops(config, "eval_ops"),
-  )
-
-  @jax.jit
-  def features_of(params, images):
-    return model.apply({"params": params}, images)[1]
-
-  params = jax.device_put(params, sharding.replicated(mesh))
-  features, labels = [], []
-  for batch in batches:
-    mask = batch["mask"]
-    images = jax.device_put(batch["images"], sharding.along(mesh, "data"))
-    features.append(np.asarray(features_of(params, images))[mask])
-    labels.append(batch["labels"][mask])
-  return probe.linear_probe(
-    np.concatenate(features),
-    np.concatenate(labels),
+    batch_size=settings.eval_batch_size(config, 1),
     num_classes=model.num_classes,
     l2=config.probe.l2,
     steps=_probe_steps(config),
+    max_examples=config.probe.max_examples,
+    mesh=mesh,
     # ELEVATER (arXiv 2204.08790) starts probes from the zero-shot head.
     init=params["head"] if config.init.head == "zeroshot" else None,
   )

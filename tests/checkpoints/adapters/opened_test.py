@@ -199,6 +199,23 @@ def test_a_new_head_replaces_that_of_the_base(tmp_path):
   np.testing.assert_array_equal(part, leaves["head.weight"][1:3])
 
 
+def test_a_new_head_of_timm_has_other_classes(tmp_path):
+  leaves = lora() | {"head.weight": normal(5, 7)}
+  folder = save(tmp_path / "lora", leaves, modules_to_save=["head"])
+  (tmp_path / "base").mkdir()
+  sj.save_params(tmp_path / "base/model.safetensors", BASE)
+  config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
+  file = tmp_path / "base/config.json"
+  file.write_text(json.dumps({**config, "label_names": ["a", "b", "c"]}))
+  sj.mix(
+    sj.rules.linear(),
+    [sj.open_adapter(folder, tmp_path / "base")],
+    out=tmp_path / "soup/model.safetensors",
+  )
+  written = json.loads((tmp_path / "soup/config.json").read_text())
+  assert written == {**config, "num_classes": 5}
+
+
 @pytest.mark.parametrize(
   "written,inside",
   [

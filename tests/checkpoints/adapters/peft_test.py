@@ -147,6 +147,43 @@ def test_names_of_transformers(tmp_path):
       np.testing.assert_allclose(params[name], value, rtol=0, atol=1e-6)
 
 
+def test_transformers_opens_a_mix_with_a_new_head(tmp_path):
+  peft, torch = torch_models.package("peft"), torch_models.torch()
+  transformers = torch_models.package("transformers")
+  sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+  sizes |= {"intermediate_size": 16, "image_size": 8, "patch_size": 4}
+  names = {0: "ant", 1: "bee", 2: "cow"}
+  kind = transformers.ViTForImageClassification
+  base = kind(transformers.ViTConfig(**sizes, id2label=names))
+  base.save_pretrained(tmp_path / "base")
+  config = peft.LoraConfig(
+    r=2, target_modules=["query", "q_proj"], modules_to_save=["classifier"]
+  )
+  merged = []
+  for k in range(2):
+    model = kind.from_pretrained(
+      tmp_path / "base", num_labels=5, ignore_mismatched_sizes=True
+    )
+    path = tmp_path / f"runs/{k}"
+    merged.append(adapted(peft, torch, model, config, path, k))
+  models = sj.find_ingredients(tmp_path / "runs/*", base=tmp_path / "base")
+  sj.mix(sj.rules.linear(), models, out=tmp_path / "soup", format="hub")
+  soup = kind.from_pretrained(tmp_path / "soup")
+  assert soup.config.id2label == {k: f"LABEL_{k}" for k in range(5)}
+  assert soup.config.label2id["LABEL_4"] == soup.config.num_labels - 1 == 4
+  states = [model.merge_and_unload().state_dict() for model in merged]
+  for leaf, value in soup.state_dict().items():
+    mean = (states[0][leaf] + states[1][leaf]) / 2
+    np.testing.assert_allclose(value, mean, atol=1e-6, err_msg=leaf)
+  # The head of the base keeps its names.
+  model = kind.from_pretrained(tmp_path / "base")
+  config = peft.LoraConfig(r=2, target_modules=["query", "q_proj"])
+  adapted(peft, torch, model, config, tmp_path / "same")
+  same = sj.open_adapter(tmp_path / "same", tmp_path / "base")
+  sj.mix(sj.rules.linear(), [same], out=tmp_path / "b", format="hub")
+  assert kind.from_pretrained(tmp_path / "b").config.id2label == names
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_mixed_adapters_equal_those_of_peft(tmp_path, rank):
   peft, torch = torch_models.package("peft"), torch_models.torch()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import soupjax as sj
-from soupjax.models import ViT, pretrained, variant
+from soupjax.models import ViT, build, pretrained, variant
 
 pytestmark = pytest.mark.filterwarnings("ignore:Models of")
 
@@ -18,7 +18,7 @@ VITS = [
   pytest.param(family, model, id=f"{family}{k}")
   for family, models in cases.MODELS.items()
   for k, model in enumerate(models)
-  if family != "mixer"
+  if isinstance(model, ViT)
 ]
 # Options that do not follow from names and shapes.
 SILENT = ("act", "norm_eps", "num_heads")
@@ -73,10 +73,18 @@ def test_a_model_is_detected(request, family, model):
   )
 
 
-def test_a_mixer_has_options_of_its_own():
-  [model] = cases.MODELS["mixer"]
-  detected = pretrained.detect(exported(model, "mixer"))
-  assert detected.family == "mixer" and not detected.options
+@pytest.mark.parametrize(
+  "family", ["mixer", "timm_mixer", "bit", "bit_original", "timm_bit"]
+)
+def test_models_other_than_vits_have_options_of_their_own(family):
+  [model] = cases.MODELS[family]
+  detected = pretrained.detect(exported(model, family))
+  assert detected.family == family and detected.said == frozenset()
+  same = build(detected.model, **detected.options)
+  assert same == model
+  assert detected.image_size == (12 if "mixer" in family else None)
+  usual = {"act", "image_size"} if "mixer" in family else {"conv_eps"}
+  assert detected.assumed == usual
 
 
 def test_usual_heads_of_a_variant():

@@ -76,8 +76,47 @@ def test_one_factor_alone_is_averaged():
   a, b = models(specs)
   soup = sj.uniform_soup([a, b], base=a, select={"lora_A": "keep"})
   assert set(soup) == set(specs)
-  # IA3 scales activations, so weights are linear in it.
-  sj.uniform_soup(models({"q.ia3_l": np.float32, "flora_a": np.float32}))
+  sj.uniform_soup(models({"flora_a": np.float32, "dia3_l": np.float32}))
+
+
+def test_one_vector_of_ia3_is_a_factor_of_its_base():
+  specs = dict.fromkeys(["head.weight", "model.q.ia3_l"], np.float32)
+  with pytest.raises(ValueError, match="'model.q.ia3_l' of 'a'.*base=.*mix_ad"):
+    sj.uniform_soup(models(specs))
+  a, b = models(specs)
+  sj.uniform_soup([a, b], select={"ia3": "skip"})
+
+
+def with_shapes(shapes):
+  return [
+    sj.Ingredient.from_params(
+      name, {k: np.ones(v, np.float32) for k, v in shapes.items()}
+    )
+    for name in "ab"
+  ]
+
+
+@pytest.mark.parametrize(
+  "shapes",
+  [
+    {"conv.weight_g": (1, 1, 5), "conv.weight_v": (2, 3, 5)},
+    {"last_layer.weight_g": (7, 1), "last_layer.weight_v": (7, 2)},
+    {"l.weight_hh_l0_g": (), "l.weight_hh_l0_v": (2, 3)},
+    {
+      "q.parametrizations.weight.original0": (4, 1),
+      "q.parametrizations.weight.original1": (4, 2),
+    },
+  ],
+)
+def test_norm_and_direction_of_a_weight_are_factors(shapes):
+  names = " and ".join(map(repr, shapes))
+  with pytest.raises(ValueError, match=f"{names} of 'a'.*remove_weight_norm"):
+    sj.uniform_soup(with_shapes({**shapes, "q.bias": (4,)}))
+
+
+def test_leaves_with_names_as_in_weight_normalisation():
+  for other in ({"weight_g": (4, 2), "weight_v": (4, 2)}, {"weight_g": (4,)}):
+    sj.uniform_soup(with_shapes(other))
 
 
 @pytest.mark.parametrize(
@@ -91,10 +130,18 @@ def test_one_factor_alone_is_averaged():
     ("q.weight", np.uint8, "q.weight.absmax"),
     ("q.qweight", np.int32, "q.scales"),
     ("experts.up_blocks", np.uint8, "experts.up_scales"),
+    ("q.weight", np.uint8, "q.weight.quant_state.absmax"),  # bitsandbytes
+    ("q.W_q", np.uint8, "q.scale"),  # HQQ
+    ("q/W_q", np.int32, "q/meta/scale_q"),
+    ("q.weight._data", np.int8, "q.weight._scale"),  # quanto
+    ("q.weight._data", ml_dtypes.float8_e4m3fn, "q.weight._scale"),
+    ("q/frozen/qvalue", np.int8, "q/frozen/scale/0"),  # AQT
+    ("q/kernel/array/qvalue", np.int8, "q/kernel/array/scale"),  # Qwix
+    ("q._weight_qdata", np.int8, "q._weight_scale"),  # torchao
   ],
 )
 def test_quantised_leaves_are_named_with_their_scale(leaf, dtype, scale):
-  with pytest.raises(ValueError, match=f"{leaf!r}.*{scale!r}.*Dequantise"):
+  with pytest.raises(ValueError, match=f"{leaf!r} of 'a'.*{scale!r}.*Deq"):
     sj.uniform_soup(models({scale: np.float32, leaf: dtype, "b": np.float32}))
 
 
@@ -114,8 +161,9 @@ def test_a_kept_scale_does_not_fit_an_average(action):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.float8_e4m3fn])
 def test_norms_have_scales_too(dtype):
   specs = {"norm/scale": dtype, "norm/bias": dtype, "kernel": dtype}
-  factors.check({k: np.ones(2, d) for k, d in specs.items()})
-  factors.check({"pos/ids": np.ones(2, np.int32), "pos/scale": np.ones(2)})
+  factors.check({k: np.ones(2, d) for k, d in specs.items()}, "a")
+  ids = {"pos/ids": np.ones(2, np.int32), "pos/scale": np.ones(2)}
+  factors.check(ids, "a")
 
 
 def test_last_names_of_many_leaves_are_searched_once():
@@ -125,5 +173,5 @@ def test_last_names_of_many_leaves_are_searched_once():
     for i in range(200)
     for name in ("norm.scale", "dense.kernel")
   }
-  factors.check(specs)
+  factors.check(specs, "a")
   assert factors._scale_suffix.cache_info().misses == 2

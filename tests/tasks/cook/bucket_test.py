@@ -7,8 +7,10 @@ import pathlib
 
 from etils import epath
 import helpers
+import numpy as np
 import pytest
 
+import soupjax as sj
 from soupjax import buckets
 from soupjax.checkpoints import companions, model_card
 from soupjax.tasks import preprocessing
@@ -72,7 +74,8 @@ def test_the_record_of_a_sweep_in_a_bucket(store, bucket):
 def test_configs_and_cards_of_exports(store, bucket, tmp_path):
   config = tmp_path / "config.json"
   config.write_text('{"model_type": "vit"}')
-  companions.copy([config], f"{bucket}/export/uniform")
+  model = sj.Ingredient.from_params("model", {"a": np.zeros(1)})
+  companions.copy([config], f"{bucket}/export/uniform", model)
   model_card.write(epath.Path(f"{bucket}/export/uniform"), "card")
   assert store.names(bucket[5:]) == [
     "export/uniform/README.md",

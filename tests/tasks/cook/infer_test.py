@@ -16,7 +16,7 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import ViT, pretrained
-from soupjax.tasks.cook import classes, infer
+from soupjax.tasks.cook import classes, infer, inputs
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import run as cook
 
@@ -450,6 +450,25 @@ def test_adapters_are_cooked_on_their_base(place):
   write_model(place / "runs/0", 5)
   with pytest.raises(ValueError, match="the base of 0 changed"):
     cook.run(config_of(place, **settings), place / "soups")
+
+
+def test_one_of_several_models_in_every_file(place):
+  for k in range(2):
+    path = place / f"runs/{k}/model.safetensors"
+    leaves = pretrained.export(params_of(k), MODEL, "hf_vit")
+    names = {"online.": 0, "target.": 1}
+    both = {
+      n + key: v + d for n, d in names.items() for key, v in leaves.items()
+    }
+    path.unlink()
+    sj.save_params(path, both)
+  with pytest.raises(ValueError, match="several models.*init.prefix"):
+    inputs.open_inputs(config_of(place))
+  with pytest.raises(ValueError, match="prefix='net'.*'online.', 'target."):
+    inputs.open_inputs(config_of(place, prefix="net"))
+  opened = inputs.open_inputs(config_of(place, prefix="online."))
+  for k, ingredient in enumerate(opened.ingredients):
+    jax.tree.map(np.testing.assert_array_equal, ingredient.load(), params_of(k))
 
 
 def test_unknown_rotary_positions_are_asked_for(tmp_path):

@@ -169,6 +169,7 @@ def test_several_jobs_make_the_same_decisions(folder, cooked, tmp_path):
     ({"evaluate_retries": -1}, "evaluate_retries"),
     ({"cook.metric": "test/acc"}, "'test/acc'"),
     ({"skip": "net"}, "skip"),
+    ({"prefix": "net."}, "config.prefix"),
   ],
 )
 def test_bad_settings_are_errors_before_any_work(

@@ -11,6 +11,7 @@ from sklearn import linear_model, preprocessing
 from soupjax import config as config_lib
 from soupjax import data
 from soupjax.models import tiny_clip
+from soupjax.tasks import heads
 from soupjax.tasks.cook import inputs
 from soupjax.tasks.evaluate import run as evaluate
 from soupjax.tasks.evaluate import transfer
@@ -159,7 +160,8 @@ def test_features_of_a_whole_clip_are_its_embeddings():
   images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype("f")
   tokens = np.ones((1, 32), np.int32)
   params = model.init(jax.random.key(0), images, tokens)["params"]
-  found = transfer.features_program(model)(params, images)
+  found = heads.features_program(model)(params, images)
   expected = model.apply({"params": params}, images, method="embed_images")
+  found = np.array(found)
   found /= np.linalg.norm(found, axis=1, keepdims=True)
   np.testing.assert_allclose(found, expected, atol=1e-6)

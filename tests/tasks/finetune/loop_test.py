@@ -102,6 +102,12 @@ def test_the_start_can_leave_out_leaves_of_its_checkpoint(tmp_path):
   config.init.skip = r"^target\."
   start = job_lib._initial_params(config, model)
   chex.assert_trees_all_equal(start, params)
+  config.init.update(skip="", prefix="online.")
+  start = job_lib._initial_params(config, model)
+  chex.assert_trees_all_equal(start, params)
+  config.init.prefix = "encoder."
+  with pytest.raises(ValueError, match="'encoder.'.*'online.', 'target.'"):
+    job_lib._initial_params(config, model)
 
 
 def test_a_head_that_is_kept_has_the_classes_of_the_data(tmp_path):
@@ -350,6 +356,38 @@ def test_the_model_of_the_start_is_fine_tuned_and_exported(tmp_path):
 def test_the_model_of_the_start_needs_a_start():
   config = helpers.finetune_config(**{"model.variant": "init"})
   with pytest.raises(ValueError, match="init.path, which is empty"):
+    settings.with_model_of_start(config)
+
+
+def test_a_resnet_is_the_start(tmp_path):
+  [model] = family_models.MODELS["bit_original"]
+  images = np.zeros((1, 8, 8, 3), np.float32)
+  params = family_models.params_of(model, images)
+  start = tmp_path / "BiT-M-R50x1.npz"
+  pretrained.save_exported(start, params, model, "bit_original")
+  config = helpers.finetune_config(
+    **{
+      "init.path": str(start),
+      "hyper.total": "2steps",
+      "hyper.warmup": "0steps",
+      "hyper.layer_decay": 0.5,
+      "hyper.ema": (),
+      "probe.total": "0steps",
+    }
+  )
+  config = config.unlock()
+  config.model = {"name": "vit", "variant": "init", "dropout": 0.0}
+  [run] = finetune_run.run(config, tmp_path / "run")
+  recorded = json.loads((tmp_path / "run/config.json").read_text())["model"]
+  assert recorded["name"] == "resnet" and recorded["depths"] == [1]
+  moved = sj.load_params(run / "ingredients/last")
+  change = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), moved["root_block"], params["root_block"]
+  )
+  root = change["conv_root"]["kernel"]
+  assert 0 < root < np.abs(moved["head"]["kernel"]).max()
+  config.model.name = "mixer"
+  with pytest.raises(ValueError, match="name='mixer'.*'bit_original': leave"):
     settings.with_model_of_start(config)
 
 

@@ -173,5 +173,5 @@ def test_quantised_weights_are_refused(tmp_path):
   }
   for name in "ab":
     _write(tmp_path / f"{name}.onnx", arrays)
-  with pytest.raises(ValueError, match="'q.weight_quantized' is quantised"):
+  with pytest.raises(ValueError, match="weight_quantized' of 'a.onnx' is qu"):
     sj.uniform_soup(sj.find_ingredients(str(tmp_path / "*.onnx")))

@@ -1,0 +1,154 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables, pictures and the page of a search."""
+
+from collections.abc import Mapping, Sequence
+import html
+import os
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from soupjax import files
+from soupjax.report import figures, heatmaps, page
+from soupjax.report.style import BLUE, DPI, ORANGE, styled
+
+
+@styled
+def search_figure(
+  title: str,
+  history: Sequence[Mapping[str, Any]],
+  axis: str = "Coefficient",
+) -> Figure:
+  """Draws scores along one coefficient, or the value trial by trial.
+
+  Args:
+    title: of the picture.
+    history: candidates with "coefficients", "scores" (dataset -> score),
+      "value" (the objective) and "chosen", as of `soupjax.search.Search`.
+    axis: name of the coefficient.
+
+  Returns:
+    The figure. With one coefficient, a line for each dataset and a thick one
+    for the objective; otherwise points for candidates and the best so far.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  if not history:
+    raise ValueError("There is nothing to draw: the search has no candidates.")
+  figure = Figure(figsize=(4.2, 2.9), dpi=DPI)
+  axes = figure.subplots()
+  axes.set_title(title, loc="left", parse_math=False)
+  best = next(c for c in history if c["chosen"])
+  if len(best["coefficients"]) == 1:
+    curve = sorted(history, key=lambda c: c["coefficients"])
+    _draw_curve(axes, curve, best, axis)
+    return figure
+  values = np.array([c["value"] for c in history])
+  trials = np.arange(1, len(values) + 1)
+  axes.plot(trials, values, ".", color=BLUE, label="candidate")
+  axes.plot(trials, np.maximum.accumulate(values), color=ORANGE, label="best")
+  axes.set_xlabel("Evaluation")
+  axes.set_ylabel("Objective on minival")
+  axes.legend()
+  return figure
+
+
+def _draw_curve(axes, curve, best, axis):
+  at = [c["coefficients"][0] for c in curve]
+  values = [c["value"] for c in curve]
+  for name in best["scores"]:
+    scores = [c["scores"][name] for c in curve]
+    axes.plot(at, scores, marker=".", label=name)
+  if len(best["scores"]) > 1 or values != [c["scores"][name] for c in curve]:
+    style = {"color": "black", "linewidth": 1.8}
+    axes.plot(at, values, label="objective", **style)
+  chosen = best["coefficients"][0]
+  axes.axvline(chosen, color="0.4", linestyle="--", linewidth=1)
+  axes.set_xlabel(f"{axis} (dashed: chosen)")
+  axes.set_ylabel("Score on minival")
+  axes.legend(fontsize=6, ncols=2)
+
+
+# --- Tables and the page ------------------------------------------------------
+
+
+def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
+  """Formats tables as plain text.
+
+  Args:
+    tables: with "title", "columns", "rows" (label -> fractions, None for a gap)
+      and "signed", whether the numbers are differences.
+  """
+  parts = []
+  for table in tables:
+    rows = {k: _cells(v, table["signed"]) for k, v in table["rows"].items()}
+    width = max(map(len, rows))
+    sizes = [max(7, len(column)) for column in table["columns"]]
+    lines = [table["title"]]
+    for label, cells in {"": table["columns"], **rows}.items():
+      padded = [cell.rjust(size) for cell, size in zip(cells, sizes)]
+      lines.append("  ".join([label.ljust(width), *padded]))
+    parts.append("\n".join(lines))
+  return "\n\n".join(parts)
+
+
+def _cells(values, signed: bool) -> list[str]:
+  sign = "+" if signed else ""
+  return ["" if v is None else f"{100 * v:{sign}.2f}" for v in values]
+
+
+def _html_table(table) -> str:
+  head = "".join(f"<th>{html.escape(c)}</th>" for c in table["columns"])
+  body = "\n".join(
+    f"<tr><th>{html.escape(label)}</th>"
+    + "".join(f"<td>{cell}</td>" for cell in _cells(values, table["signed"]))
+    + "</tr>"
+    for label, values in table["rows"].items()
+  )
+  return (
+    f"<h2>{html.escape(table['title'])}</h2>\n"
+    f'<div class="wide"><table>\n<thead><tr><th></th>{head}</tr></thead>\n'
+    f"<tbody>\n{body}\n</tbody></table></div>"
+  )
+
+
+def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
+  """Writes `report.html` and `figures/*.png` of a finished search.
+
+  Args:
+    workdir: with `search.json`, and `config.json` if it exists.
+
+  Returns:
+    Path of the page.
+  """
+  workdir = files.path_of(workdir)
+  record = files.read_json(workdir / "search.json")
+  title = f"Search: {html.escape(record['method'])}"
+  body = [f"<h1>{title}</h1>", f"<p>{html.escape(record['summary'])}</p>"]
+  body += map(_html_table, record["tables"])
+  for name, history in record["searches"].items():
+    body.append(
+      page.picture(
+        search_figure(name, history, record["axis"]),
+        workdir / "figures" / f"{name}.png",
+        html.escape(name),
+        "Every candidate on minival, by which the choice was made.",
+      )
+    )
+  for name, trace in record.get("greedy", {}).items():
+    figure = figures.greedy_trajectory(trace)
+    path = workdir / "figures" / f"{name}.png"
+    body.append(page.picture(figure, path, html.escape(name), "Decisions."))
+  if record.get("learned"):
+    figure = heatmaps.coefficients(record["learned"])
+    path = workdir / "figures" / "coefficients.png"
+    body.append(page.picture(figure, path, "Learned coefficients"))
+  config = workdir / "config.json"
+  if config.is_file():
+    body.append(page.configuration(files.read_json(config)))
+  files.write_text(workdir / "report.html", page.document(title, body))
+  return workdir / "report.html"

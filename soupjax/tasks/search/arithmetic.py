@@ -1,0 +1,206 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""WiSE-FT, task addition and negation, analogies."""
+
+from collections.abc import Mapping
+
+from soupjax.soups import search
+from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search.inputs import SearchInputs, named
+from soupjax.tasks.search.work import MEAN, Outcome, Work
+
+
+def grid(inputs: SearchInputs) -> list[float]:
+  """Returns the coefficients to try, from 0."""
+  return search_config.grid(inputs.config)
+
+
+def wise_ft(work: Work) -> Outcome:
+  """Chooses alpha from the initial model to the best ingredient."""
+  evaluate, names = work.with_mean(deciding(work.inputs))
+  best = work.best(names)
+  found = search.wise_ft_curve(
+    work.inputs.initial,
+    best,
+    evaluate,
+    grid(work.inputs),
+    choose_on=MEAN,
+    **work.stage("wise_ft"),
+    **work.reading([best]),
+  )
+  alpha = found.best.coefficients[0]
+  return Outcome(
+    params=found.params,
+    searches={"wise_ft": found},
+    axis="Alpha (0: initial, 1: fine-tuned)",
+    summary=f"WiSE-FT from the initial model to {best.name}: alpha {alpha:.3g}",
+  )
+
+
+def deciding(inputs: SearchInputs) -> list[str]:
+  """Returns the tasks of `search.choose_on`, all if it is empty."""
+  names = search_config.names_of(inputs.config, "choose_on")
+  return names or list(inputs.tasks)
+
+
+def own_scores(work: Work) -> dict[str, float]:
+  """Returns task -> score of the ingredient that was fine-tuned on it."""
+  return {
+    name: work.score_of(task.own, name)
+    for name, task in work.inputs.tasks.items()
+    if task.own
+  }
+
+
+def addition(work: Work) -> Outcome:
+  """Chooses one scale for the sum of all task vectors."""
+  own = own_scores(work)
+  # Shares of losses, or of a score of 0, mean nothing.
+  complete = len(own) == len(work.inputs.tasks) and min(own.values()) > 0
+  found = search.task_scale(
+    work.inputs.initial,
+    list(work.inputs.ingredients),
+    work.scores,
+    grid(work.inputs),
+    finetuned_scores=own if complete else None,
+    **work.stage("addition"),
+    **work.reading(work.inputs.ingredients),
+  )
+  scale = found.best.coefficients[0]
+  by = "normalised accuracy" if complete else "mean score"
+  return Outcome(
+    params=found.params,
+    searches={"addition": found},
+    axis="Scale",
+    summary=(
+      f"The initial model plus {scale:.3g} times the sum of "
+      f"{len(work.inputs.ingredients)} task vectors, by {by}"
+    ),
+  )
+
+
+# --- Negation -----------------------------------------------------------------
+
+
+def forgotten(inputs: SearchInputs) -> list[str]:
+  """Returns the tasks to forget: `search.forget`, or those with ingredients."""
+  names = search_config.names_of(inputs.config, "forget")
+  return names or [name for name, task in inputs.tasks.items() if task.own]
+
+
+def check_negation(inputs: SearchInputs) -> None:
+  """Checks that the control is a task that is not to be forgotten.
+
+  Raises:
+    ValueError: if it is, is missing, or a task has no ingredient; or if lower
+      is better for the metric.
+  """
+  metric = inputs.metrics[0]
+  if inputs.mode(metric) != "max":
+    raise ValueError(
+      f"cook.metric={metric!r} is lower for better models, and the control "
+      "must keep a share of its score: take one such as prec@1."
+    )
+  names, control = forgotten(inputs), inputs.config.search.control
+  if control not in inputs.tasks:
+    raise ValueError(
+      f"search.control={control!r} must be one of the tasks "
+      f"{', '.join(inputs.tasks)}: the model must stay good at it."
+    )
+  check_control("forget", names, [control])
+  _check_own(inputs, "forget", names)
+
+
+def check_control(key: str, names: list[str], controls: list[str]) -> None:
+  """Raises a ValueError if a task to change is a control, too."""
+  if both := sorted(set(names) & set(controls)):
+    raise ValueError(
+      f"The task {both[0]!r} is both a control and in search.{key}: a control "
+      "measures what the change of other tasks costs. Leave it out of one."
+    )
+
+
+def _check_own(inputs, key, names) -> None:
+  missing = [name for name in names if inputs.of_task(name) is None]
+  if missing or not names:
+    raise ValueError(
+      f"search.{key} needs an ingredient for {missing or 'at least one task'}: "
+      "give tasks.NAME the key model, one of "
+      f"{', '.join(i.name for i in inputs.ingredients)}."
+    )
+
+
+def negation(work: Work) -> Outcome:
+  """Chooses the scale that forgets most while the control stays."""
+  c, names = work.config.search, forgotten(work.inputs)
+  models = [work.inputs.of_task(name) for name in names]
+  models = list(dict.fromkeys(models))
+
+  def evaluate(params) -> Mapping[str, float]:
+    return work.scores(params, [*names, c.control])
+
+  found = search.task_scale(
+    work.inputs.initial,
+    models,
+    evaluate,
+    grid(work.inputs),
+    negate=True,
+    control=c.control,
+    keep=c.keep,
+    **work.stage("negation"),
+    **work.reading(models),
+  )
+  return Outcome(
+    params=found.params,
+    searches={"negation": found},
+    axis="Scale",
+    summary=(
+      f"The initial model minus {found.best.coefficients[0]:.3g} times the "
+      f"task vectors of {', '.join(names)}, with {c.control} as the control"
+    ),
+  )
+
+
+# --- Analogies ----------------------------------------------------------------
+
+
+def check_analogy(inputs: SearchInputs) -> None:
+  """Raises a ValueError if a, b and c are not three ingredients."""
+  given = {key: inputs.config.search[key] for key in "abc"}
+  present = [ingredient.name for ingredient in inputs.ingredients]
+  for key, name in given.items():
+    if named(present, name) is None:
+      raise ValueError(
+        f"search.{key}={name!r} must be an ingredient, one of "
+        f"{', '.join(present)}: a is to b as c is to the new task."
+      )
+  if len({named(present, name) for name in given.values()}) < 3:
+    raise ValueError(
+      f"search.a, b and c must be three ingredients, got {given}."
+    )
+
+
+def analogy(work: Work) -> Outcome:
+  """Chooses the scale of c + scale (b - a) on the new task."""
+  by_name = {i.name: i for i in work.inputs.ingredients}
+  a, b, c = (by_name[named(by_name, work.config.search[k])] for k in "abc")
+  evaluate, names = work.with_mean(deciding(work.inputs))
+  found = search.analogy(
+    a,
+    b,
+    c,
+    evaluate,
+    grid(work.inputs),
+    choose_on=MEAN,
+    **work.stage("analogy"),
+    **work.reading([b, a]),
+  )
+  scale = found.best.coefficients[0]
+  return Outcome(
+    params=found.params,
+    searches={"analogy": found},
+    axis="Scale",
+    summary=(
+      f"{c.name} + {scale:.3g} ({b.name} - {a.name}), by {', '.join(names)}"
+    ),
+  )

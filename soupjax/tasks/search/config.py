@@ -1,0 +1,285 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of searches: defaults, tasks with frozen heads, checks."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+import ml_collections
+
+from soupjax import config as config_lib
+from soupjax import data
+from soupjax.models.pretrained import mappings
+from soupjax.registry import suggestion
+from soupjax.tasks import zeroshot
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.finetune import config as finetune_config
+
+# "merged": the head is averaged like the other leaves; the others are frozen.
+HEADS = ("merged", "own", "initial", "probe", "zeroshot")
+_KEYS = ("train", "minival", "test", "head", "model", "ops")
+# Parts of the config of cooking that searches have, too.
+_SHARED = (
+  *("seed", "ingredients", "base", "initial", "family"),
+  *(
+    "skip",
+    "prefix",
+    "data",
+    "model",
+    "sharding",
+    "select",
+    "evaluate_command",
+  ),
+)
+_UNUSED_DATA = ("name", "train", "minival")
+_LEARNED = {"granularity": "layer", "steps": 200, "learning_rate": 0.0}
+_LEARNED |= {"batch_size": 64, "memory_gb": -1.0, "choose_on": ""}
+_PATCHING = {"points": 11, "patching": "", "supported": ""}
+_POOL = {"average": "greedy", "choose_on": ""}
+# Method -> the options under `config.search`; docs/search.md explains them.
+OPTIONS: dict[str, dict[str, Any]] = {
+  "wise_ft": {"points": 11, "choose_on": ""},
+  "addition": {"points": 21, "most": 1.0},
+  "negation": {
+    **{"points": 21, "most": 1.0, "forget": "", "control": "", "keep": 0.95},
+  },
+  "analogy": {
+    **{"points": 11, "most": 1.0, "a": "", "b": "", "c": "", "choose_on": ""},
+  },
+  "paint": _PATCHING,
+  "paint_sequential": _PATCHING,
+  "paint_parallel": {**_PATCHING, "budget": 50},
+  "diwa": _POOL,
+  "ratatouille": _POOL,
+  "depth": {
+    **{"knots": 3, "most": 1.0, "points": 6, "budget": 40, "choose_on": ""},
+  },
+  "window": {"kinds": "uniform", "choose_on": ""},
+  "schedule": {
+    "kinds": "uniform+linear+minus-sqrt+ema:0.9",
+    "choose_on": "",
+  },
+  "signed": _LEARNED,
+  "entropy": _LEARNED,
+  "ties": {
+    "rule": "ties",
+    "ranges": "density=0.05..1,scale=0..2",
+    "budget": 30,
+    "choose_on": "",
+  },
+  "dare": {
+    "rule": "dare",
+    "ranges": "density=0.05..1,scale=0..2",
+    "budget": 30,
+    "choose_on": "",
+  },
+  "rule": {"rule": "", "ranges": "", "budget": 30, "choose_on": ""},
+}
+# Options that name tasks.
+_NAMING = {"choose_on", "forget", "patching", "supported"}
+
+
+def default_config(method: str = "wise_ft") -> ml_collections.ConfigDict:
+  """Returns all settings of a search.
+
+  Args:
+    method: a key of `OPTIONS`, whose options become the keys of `c.search`.
+
+  Raises:
+    ValueError: if the method is unknown.
+  """
+  if method not in OPTIONS:
+    raise ValueError(
+      f"There is no search {method!r}{suggestion(method, OPTIONS)}"
+    )
+  cook = cook_config.default_config()
+  c = ml_collections.ConfigDict()
+  c.task = "search"
+  c.method = method
+  for key in _SHARED:
+    c[key] = cook[key]
+  for key in _UNUSED_DATA:
+    del c.data[key]
+  c.cook = {key: cook.cook[key] for key in ("metric", "greedy")}
+  # Name -> "DATASET:minival=SPLIT:test=SPLIT:head=HEAD|OPS", of which only
+  # DATASET is needed; or a dict with the keys "data", "train", "minival",
+  # "test", "head", "model" and "ops". Without minival, it is a part of train.
+  # The head is one of `HEADS` or "file:PATH"; "own" is that of the ingredient
+  # `model`, by default the one with the name of the task (docs/search.md).
+  c.tasks = config_lib.NamedTexts()
+  # Keep all models in memory; otherwise each candidate reads them again.
+  c.in_memory = True
+  c.zeroshot = zeroshot.default_config()
+  c.probe = {"l2": 1e-3, "steps": 200, "max_examples": 0}
+  c.search = ml_collections.ConfigDict(OPTIONS[method])
+  return c
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+  """An entry of `config.tasks`.
+
+  Attributes:
+    name: of the task.
+    dataset: for `data.open_source`.
+    train: the split of probes, and of minival if that is "".
+    minival: the split of choices.
+    test: the split that is only shown; "" for none.
+    head: one of `HEADS`, or "file:PATH".
+    model: name of the ingredient that was fine-tuned on the task; "" for the
+      one with the name of the task, if there is one.
+    ops: image operations before `data.eval_ops`.
+  """
+
+  name: str
+  dataset: str
+  train: str = "train"
+  minival: str = ""
+  test: str = ""
+  head: str = "merged"
+  model: str = ""
+  ops: str = ""
+
+
+def tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
+  """Returns name -> entry of `config.tasks`.
+
+  Raises:
+    ValueError: if a value cannot be read, a head is unknown, or two names are
+      the same images with the same head.
+  """
+  specs: dict[str, TaskSpec] = {}
+  first: dict[TaskSpec, str] = {}
+  for name, value in config.tasks.items():
+    spec = _parse(name, value)
+    kind, _, path = spec.head.partition(":")
+    if kind not in (*HEADS, "file") or (kind == "file") != bool(path):
+      raise ValueError(
+        f"tasks.{name}: head={spec.head!r} must be file:PATH or one of "
+        f"{', '.join(HEADS)}"
+      )
+    _check_ops(spec)
+    other = first.setdefault(dataclasses.replace(spec, name=""), name)
+    if other != name:
+      raise ValueError(
+        f"tasks.{other} and tasks.{name} are the same images and head, "
+        f"{spec.dataset}: remove one of them, or it counts twice"
+      )
+    specs[name] = spec
+  return specs
+
+
+def _parse(name: str, value: Any) -> TaskSpec:
+  if not re.fullmatch(r"[\w-]+", name):
+    raise ValueError(f"tasks has the name {name!r}: use letters and digits")
+  if isinstance(value, Mapping | ml_collections.ConfigDict):
+    options = {k: str(v) for k, v in dict(value).items()}
+    dataset = options.pop("data", "")
+  else:
+    text, _, ops = str(value).partition("|")
+    dataset, *given = re.split(f":(?=(?:{'|'.join(_KEYS)})=)", text)
+    options = dict(part.split("=", 1) for part in given)
+    if ops:
+      options["ops"] = "|".join(filter(None, [options.get("ops"), ops]))
+  unknown = sorted(set(options) - set(_KEYS))
+  if not dataset or unknown:
+    raise ValueError(
+      f"tasks.{name}={value!r:.80}: give DATASET and of {', '.join(_KEYS)} "
+      "what is needed, such as 'folder:cars:minival=val:test=test:head=probe'"
+      + (f"; {unknown[0]!r} is none of these" if unknown else "")
+    )
+  return TaskSpec(name=name, dataset=dataset, **options)
+
+
+def _check_ops(spec: TaskSpec) -> None:
+  try:
+    prepared = data.Preprocess(spec.ops)
+  except ValueError as e:
+    raise ValueError(f"tasks.{spec.name}: {e}") from e
+  if prepared.random_ops or prepared.values.dtype != "uint8":
+    raise ValueError(
+      f"tasks.{spec.name}: {spec.ops!r} comes before data.eval_ops, so it must "
+      "neither draw random numbers nor set a value range"
+    )
+
+
+def names_of(config: ml_collections.ConfigDict, key: str) -> list[str]:
+  """Returns the tasks that an option of the search names, joined by "+".
+
+  Raises:
+    ValueError: if one is not a task, or given twice.
+  """
+  names = [n.strip() for n in str(config.search[key]).split("+") if n.strip()]
+  for name in names:
+    if name not in config.tasks:
+      raise ValueError(
+        f"search.{key}: {name!r} is not a task"
+        f"{suggestion(name, list(config.tasks))}"
+      )
+  if len(set(names)) < len(names):
+    raise ValueError(f"search.{key}={config.search[key]!r} has a task twice")
+  return names
+
+
+def grid(config: ml_collections.ConfigDict) -> list[float]:
+  """Returns the grid of coefficients from 0 to `most`."""
+  c = config.search
+  count, most = c.points, c.get("most", 1.0)
+  return [most * k / (count - 1) for k in range(count)]
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks values that would otherwise fail after minutes of work.
+
+  Raises:
+    ValueError: listing every key with an invalid value.
+  """
+  problems = config_lib.Problems(config)
+  expect, options = problems.expect, config.search
+  expect("ingredients", "a path with * in it, or several", bool)
+  expect("tasks", "at least one dataset, NAME=DATASET:test=SPLIT", len)
+  problems.expect_counts("data.num_classes", "data.image_size", least=0)
+  problems.expect_counts("data.batch_size", "probe.steps")
+  problems.expect_counts("probe.max_examples", least=0)
+  expect("probe.l2", "a number from 0", lambda v: 0 <= v < math.inf)
+  expect("data.cache_gb", "a number from 0", lambda v: v >= 0)
+  expect("evaluate_command", "empty in a search", lambda v: not v)
+  expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
+  expect("cook.greedy.min_delta", "a finite number", math.isfinite)
+  expect(
+    "family",
+    f"one of {', '.join(mappings.FAMILIES)}, or empty",
+    lambda v: not v or v in mappings.FAMILIES,
+  )
+  tests = {
+    "points": ("a whole number from 2", lambda v: v >= 2),
+    "knots": ("a whole number from 2", lambda v: v >= 2),
+    "budget": ("a positive number", lambda v: v >= 1),
+    "steps": ("a positive number", lambda v: v >= 1),
+    "batch_size": ("a positive number", lambda v: v >= 1),
+    "most": ("positive", lambda v: 0 < v < math.inf),
+    "keep": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "learning_rate": ("positive, or 0", lambda v: 0 <= v < math.inf),
+    "memory_gb": ("a number from 0, or -1", lambda v: v >= 0 or v == -1),
+  }
+  for key, (what, holds) in tests.items():
+    if key in options:
+      expect(f"search.{key}", what, holds)
+  for part in (cook_config.metrics, cook_config.eval_ops, tasks, _one_metric):
+    problems.attempt(part, config)
+  problems.attempt(lambda c: zeroshot.check(c.zeroshot), config)
+  problems.attempt(finetune_config.sharding_rules, config)
+  for key in _NAMING & set(options):
+    problems.attempt(lambda c, key=key: names_of(c, key), config)
+  problems.raise_if_any()
+
+
+def _one_metric(config) -> None:
+  names: Sequence[str] = cook_config.metrics(config)
+  if len(names) > 1:
+    raise ValueError(
+      f"cook.metric={config.cook.metric!r}: a search chooses by one metric"
+    )

@@ -1,0 +1,319 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the inputs of a search: checkpoints and tasks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from soupjax import data, sharding
+from soupjax.checkpoints import open as open_lib
+from soupjax.models import pretrained
+from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.records import check_same_init
+from soupjax.tasks import heads as heads_lib
+from soupjax.tasks.cook import classes as classes_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import infer
+from soupjax.tasks.cook import inputs as cook_inputs
+from soupjax.tasks.finetune.step import leaf_sharding
+from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search.config import TaskSpec
+
+PyTree = Any
+# Images of a set that are compared with the size of the model.
+MINIVAL, TEST = "minival", "test"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Task:
+  """A dataset and the model with its head.
+
+  Attributes:
+    spec: the entry of the config.
+    model: the encoder with a head for the classes.
+    minival: the images of all choices.
+    test: the images that are only shown, or None.
+    train: the images of a probe, or None.
+    own: name of the ingredient that was fine-tuned on the task, or None.
+    head_source: the checkpoint or file that has the frozen head, with the
+      leaves of its file; None if the head is made, or merged.
+  """
+
+  spec: TaskSpec
+  model: Any
+  minival: data.Source
+  test: data.Source | None
+  train: data.Source | None
+  own: str | None
+  head_source: Ingredient | None
+
+  @property
+  def frozen(self) -> bool:
+    """Whether the head is not averaged."""
+    return self.spec.head != "merged"
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FrozenHead:
+  """Completes an encoder with the head of a task, as a `cook.heads.Head` does.
+
+  Attributes:
+    classifier: the encoder with a head.
+    leaves: module -> name -> array on the mesh; `make_heads` sets them.
+  """
+
+  classifier: Any
+  leaves: PyTree | None = None
+
+  def __call__(self, params: PyTree) -> PyTree:
+    """Returns the parameters of `classifier`."""
+    assert self.leaves is not None
+    return {**params, **self.leaves}
+
+  def record(self) -> str:
+    """Returns "", as `searched_from.json` has the config of the head."""
+    return ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SearchInputs(cook_inputs.Inputs):
+  """The opened checkpoints, encoder and tasks.
+
+  Attributes:
+    tasks: by name.
+    start: the initial model or None, with the leaves of its file.
+    frozen_heads: task -> its head, without leaves until `make_heads`.
+  """
+
+  tasks: Mapping[str, Task]
+  start: Ingredient | None
+  frozen_heads: Mapping[str, FrozenHead]
+
+  @property
+  def sets(self) -> dict[str, data.Source]:
+    """All sets as "TASK/minival" and "TASK/test"."""
+    sets = {f"{name}/{MINIVAL}": t.minival for name, t in self.tasks.items()}
+    for name, task in self.tasks.items():
+      if task.test is not None:
+        sets[f"{name}/{TEST}"] = task.test
+    return sets
+
+  @property
+  def frozen(self) -> bool:
+    """Whether heads are frozen; then the ingredients have none."""
+    return any(task.frozen for task in self.tasks.values())
+
+  def of_task(self, name: str) -> Ingredient | None:
+    """Returns the ingredient that was fine-tuned on a task, or None."""
+    own = self.tasks[name].own
+    return next((i for i in self.ingredients if i.name == own), None)
+
+
+def open_inputs(
+  config: ml_collections.ConfigDict,
+  *,
+  same_init: bool = True,
+  devices: Sequence[jax.Device] | None = None,
+) -> SearchInputs:
+  """Opens checkpoints and data; reads metadata and one image of each set.
+
+  Args:
+    config: as in configs/search.py.
+    same_init: whether ingredients that record different starts are an error.
+    devices: of the mesh; None takes those of JAX.
+
+  Raises:
+    ValueError: if checkpoints, tasks and heads do not fit together.
+  """
+  specs = search_config.tasks(config)
+  frozen = [name for name, spec in specs.items() if spec.head != "merged"]
+  if frozen and len(frozen) < len(specs):
+    other = next(name for name in specs if name not in frozen)
+    raise ValueError(
+      f"tasks.{frozen[0]} has a frozen head and tasks.{other} a merged one: "
+      "give all tasks a head (own, initial, probe, zeroshot or file:PATH), or "
+      "none."
+    )
+  opened, start = cook_inputs.open_checkpoints(config)
+  config, detected, whole, notes = infer.resolve(
+    config, [*opened, *filter(None, [start])], headless=bool(frozen)
+  )
+  if whole is not None:
+    raise ValueError(
+      f"{opened[0].path} is a CLIP with both towers: give all tasks a frozen "
+      "head, such as head=zeroshot, to average the image tower."
+    )
+  model = cook_config.build_model(config)
+  if frozen:
+    model = model.clone(num_classes=None)
+  ingredients, initial = cook_inputs.adapt(config, model, opened, start)
+  if same_init:
+    check_same_init(ingredients)
+  check_ingredients([*ingredients, *filter(None, [initial])])
+  cook_inputs.check_selection(config, ingredients, initial)
+  mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
+  names = [*(ingredient.name for ingredient in ingredients), None]
+  checkpoints = dict(zip(names, [*opened, start]))
+  tasks = {
+    name: _open_task(config, spec, model, detected, checkpoints, notes)
+    for name, spec in specs.items()
+  }
+  _check_apart(tasks)
+  frozen_heads = {
+    name: FrozenHead(classifier=task.model)
+    for name, task in tasks.items()
+    if task.frozen
+  }
+  inputs = SearchInputs(
+    config=config,
+    model=model,
+    mesh=mesh,
+    place=leaf_sharding(config, model, mesh),
+    spaces={},
+    ops={},
+    ingredients=ingredients,
+    initial=initial,
+    original=opened[0],
+    notes=notes,
+    heads={},
+    unseen={},
+    tasks=tasks,
+    start=start,
+    frozen_heads=frozen_heads,
+  )
+  task_of = {name: name.rpartition("/")[0] for name in inputs.sets}
+  return dataclasses.replace(
+    inputs,
+    ops={
+      name: tasks[task].spec.ops
+      for name, task in task_of.items()
+      if tasks[task].spec.ops
+    },
+    heads={
+      name: frozen_heads[task]
+      for name, task in task_of.items()
+      if task in frozen_heads
+    },
+  )
+
+
+def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
+  """Opens the sets of a task.
+
+  Args:
+    config: without gaps.
+    spec: the entry of the task.
+    model: the encoder, or the model with a head that is averaged.
+    detected: from the first ingredient.
+    checkpoints: name -> ingredient with the leaves of its file; None -> start.
+    notes: gets lines for the plan.
+  """
+  where = f"tasks.{spec.name}"
+  options = {"data_dir": config.data.data_dir or None}
+  kind = spec.head.partition(":")[0]
+  own = named(filter(None, checkpoints), spec.model or spec.name)
+  head_source = _head_source(spec, checkpoints, own)
+  if own is None and spec.model:
+    raise ValueError(
+      f"{where}: model={spec.model!r} is not an ingredient; these are "
+      f"{', '.join(filter(None, checkpoints))}."
+    )
+  try:
+    part = data.open_source(spec.dataset, spec.minival or spec.train, **options)
+    test = train = None
+    if spec.test:
+      test = data.open_source(spec.dataset, spec.test, **options)
+    if kind == "probe":
+      train = data.open_source(spec.dataset, spec.train, **options)
+  except ValueError as e:
+    raise ValueError(f"{where}: {e}") from e
+  classes, count = part.class_names, part.num_classes
+  if kind == "merged" or heads_lib.has_encoder(head_source):
+    # The head has an order of classes of its own.
+    if head_source is not None:
+      detected = pretrained.detect(head_source, family=config.family or None)
+    classes = classes_lib.classes_of(config, detected, part)
+  if kind == "merged":
+    count = config.data.num_classes
+  if not spec.minival:
+    rest, part = data.split_minival(
+      part, per_class=config.data.minival_per_class
+    )
+    train = train and rest
+  elif train is not None and (shared := data.shared_examples(train, part)):
+    raise ValueError(
+      f"{where}: {shared} images are in both train={spec.train!r}, on which "
+      f"the probe is fitted, and minival={spec.minival!r}."
+    )
+  for other, use in ((part, "minival"), (train, "train, which fits the probe")):
+    if test and other and (shared := data.shared_examples(other, test)):
+      raise ValueError(
+        f"{where}: {shared} images of the test set {test.name} are in {use}. "
+        "Take other images."
+      )
+  sources = [
+    source and classes_lib.labelled(source, classes, count, f"{where}.{split}")
+    for split, source in (("minival", part), ("test", test), ("train", train))
+  ]
+  for source in filter(None, sources):
+    infer.check_images(config, source, spec.ops)
+    notes += classes_lib.incomparable(source, classes, spec.name)
+  made = model.clone(num_classes=count)
+  if kind == "zeroshot":
+    made = made.clone(normalize=True)
+  return Task(
+    spec=spec,
+    model=made,
+    minival=sources[0],
+    test=sources[1],
+    train=sources[2],
+    own=own,
+    head_source=head_source,
+  )
+
+
+def _head_source(spec, checkpoints, own: str | None) -> Ingredient | None:
+  """Returns the checkpoint of a frozen head; arguments as of `_open_task`.
+
+  Raises:
+    ValueError: if it is missing.
+  """
+  where, (kind, _, path) = f"tasks.{spec.name}", spec.head.partition(":")
+  if kind == "file":
+    try:
+      return open_lib.open_ingredient(path)
+    except ValueError as e:
+      raise ValueError(f"{where}: {e}") from e
+  if kind == "own" and own is None:
+    raise ValueError(
+      f"{where}: head=own needs the ingredient of this task, model=NAME, one "
+      f"of {', '.join(filter(None, checkpoints))}."
+    )
+  if kind in ("initial", "probe", "zeroshot") and checkpoints[None] is None:
+    raise ValueError(f"{where}: head={kind} needs --config.initial.")
+  sources = {"own": own, "initial": None}
+  return checkpoints[sources[kind]] if kind in sources else None
+
+
+def named(names: Iterable[str], name: str) -> str | None:
+  """Returns the ingredient of a name, with or without suffix, or None."""
+  names = list(names)
+  stems = [n for n in names if pathlib.PurePath(n).stem == name]
+  return name if name in names else (stems[0] if len(stems) == 1 else None)
+
+
+def _check_apart(tasks: Mapping[str, Task]) -> None:
+  """Rejects a test set whose images decide as another task's minival."""
+  for name, task in tasks.items():
+    for other, held_out in tasks.items():
+      shared = task.test and data.shared_examples(task.test, held_out.minival)
+      if shared and name != other:
+        raise ValueError(
+          f"tasks.{name}: {shared} images of its test set are in the minival "
+          f"of {other}, on which choices are made. Take other images."
+        )

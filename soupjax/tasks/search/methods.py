@@ -1,0 +1,127 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The methods of a search: each chooses one model on minival."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+
+from soupjax.tasks.search import arithmetic, averages, learned, patching
+from soupjax.tasks.search.inputs import SearchInputs
+from soupjax.tasks.search.work import Outcome, Work
+
+
+def _accept(inputs: SearchInputs) -> None:
+  del inputs
+
+
+def _points(inputs: SearchInputs) -> int:
+  return inputs.config.search.points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+  """A method of `config.method`.
+
+  Attributes:
+    run: makes the choice.
+    count: the most candidates that it evaluates.
+    check: raises a ValueError before any work if the inputs do not do.
+    least: the fewest ingredients.
+    same_init: whether ingredients must have one start.
+    needs_initial: whether `config.initial` is needed.
+  """
+
+  run: Callable[[Work], Outcome]
+  count: Callable[[SearchInputs], int] = _points
+  check: Callable[[SearchInputs], None] = _accept
+  least: int = 1
+  same_init: bool = True
+  needs_initial: bool = True
+
+
+_RULE = Method(
+  run=averages.rule,
+  count=averages.budget,
+  check=averages.check_rule,
+  needs_initial=False,  # If the rule does.
+)
+_WINDOW = Method(
+  run=averages.window,
+  count=averages.count_window,
+  check=lambda inputs: averages.schedules(inputs) and None,
+  least=2,
+  needs_initial=False,
+)
+_DIWA = Method(
+  run=averages.diwa,
+  count=averages.count_diwa,
+  check=averages.check_diwa,
+  least=2,
+  needs_initial=False,
+)
+_LEARNED = Method(
+  run=learned.entropy,
+  count=lambda inputs: 0,  # Each step is a gradient.
+  check=learned.check,
+)
+METHODS: Mapping[str, Method] = {
+  "wise_ft": Method(run=arithmetic.wise_ft),
+  # Scale 0, the initial model, is part of the grid.
+  "addition": Method(run=arithmetic.addition),
+  "negation": Method(run=arithmetic.negation, check=arithmetic.check_negation),
+  "analogy": Method(
+    run=arithmetic.analogy,
+    check=arithmetic.check_analogy,
+    least=3,
+    needs_initial=False,
+  ),
+  "paint": Method(run=patching.paint, check=patching.check_single),
+  "paint_sequential": Method(
+    run=patching.paint_sequential,
+    count=lambda inputs: _points(inputs) * len(patching.stages(inputs)),
+    check=patching.check_sequential,
+    same_init=False,  # Each starts from the model before.
+  ),
+  "paint_parallel": Method(
+    run=patching.paint_parallel,
+    count=averages.budget,
+    check=patching.check_parallel,
+    least=2,
+  ),
+  "diwa": _DIWA,
+  # Each run starts from another auxiliary task.
+  "ratatouille": dataclasses.replace(_DIWA, same_init=False),
+  "depth": Method(
+    run=averages.depth, count=averages.budget, check=averages.check_depth
+  ),
+  "window": _WINDOW,
+  "schedule": _WINDOW,
+  "signed": dataclasses.replace(_LEARNED, run=learned.signed),
+  "entropy": _LEARNED,
+  "ties": _RULE,
+  "dare": _RULE,
+  "rule": _RULE,
+}
+
+
+def check(inputs: SearchInputs) -> None:
+  """Checks that the inputs do for the method.
+
+  Raises:
+    ValueError: if `config.initial` or an ingredient is missing, or as the
+      method says.
+  """
+  name = inputs.config.method
+  method = METHODS[name]
+  if method.needs_initial and inputs.initial is None:
+    raise ValueError(
+      f"The search {name!r} starts from the model that all were fine-tuned "
+      "from: give --config.initial."
+    )
+  if len(inputs.ingredients) < method.least:
+    present = ", ".join(i.name for i in inputs.ingredients)
+    raise ValueError(
+      f"The search {name!r} needs {method.least} ingredients, and "
+      f"--config.ingredients matches only {present}."
+    )
+  method.check(inputs)

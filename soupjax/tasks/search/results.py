@@ -1,0 +1,186 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables, records and the written model of a search."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from soupjax import files, processes, report
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import export
+from soupjax.tasks.search.inputs import MINIVAL, TEST
+from soupjax.tasks.search.work import Outcome, Work, mean
+from soupjax.version import __version__
+
+CHOSEN = "chosen"
+PRETRAINED = "pretrained"
+
+
+def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
+  """Returns the tables of all models, as `report.tables_text` takes them.
+
+  One on test, if all tasks have a test set, and one on minival: accuracy by
+  task, the mean, the normalised accuracy (arXiv 2212.04089, section 4) if every
+  task has its own ingredient, and the combined accuracy of patching (arXiv
+  2208.05592). With several tasks, the change from the initial model follows:
+  the matrix of forgetting.
+  """
+  tasks = work.inputs.tasks
+  splits = {"minival, where the choice was made": MINIVAL}
+  if all(task.test is not None for task in tasks.values()):
+    splits = {"test": TEST, **splits}
+  made = []
+  for title, split in splits.items():
+    made.append(_accuracies(work, outcome, title, split))
+    if len(tasks) > 1 and PRETRAINED in work.results:
+      made.append(_forgetting(work, title, split))
+  return made
+
+
+def _values(work: Work, model: str, split: str) -> dict[str, float]:
+  values = work.results[model][1]
+  return {t: values[f"{t}/{split}"]["prec@1"] for t in work.inputs.tasks}
+
+
+def _accuracies(work, outcome, title, split) -> dict[str, Any]:
+  tasks = work.inputs.tasks
+  own = {
+    name: _values(work, task.own, split)[name]
+    for name, task in tasks.items()
+    if task.own
+  }
+  normalised = len(own) == len(tasks) and all(own.values())
+  patching, supported = outcome.patching, outcome.supported
+  columns = list(tasks)
+  if len(tasks) > 1:
+    columns.append("mean")
+  if normalised:
+    columns.append("normalised")
+  if patching:
+    columns.append("combined")
+  rows = {}
+  for model in work.results:
+    values = _values(work, model, split)
+    row: list[float | None] = list(values.values())
+    if len(tasks) > 1:
+      row.append(mean(values, list(tasks)))
+    if normalised:
+      row.append(sum(values[t] / own[t] for t in tasks) / len(tasks))
+    if patching:
+      row.append((mean(values, patching) + mean(values, supported)) / 2)
+    rows[model] = row
+  return {
+    "title": f"Accuracy on {title} (%)",
+    "columns": columns,
+    "rows": rows,
+    "signed": False,
+  }
+
+
+def _forgetting(work, title, split) -> dict[str, Any]:
+  """Returns accuracies minus the initial model's, by model and task."""
+  start = _values(work, PRETRAINED, split)
+  rows: dict[str, Sequence[float]] = {
+    model: [
+      value - start[t] for t, value in _values(work, model, split).items()
+    ]
+    for model in work.results
+    if model != PRETRAINED
+  }
+  return {
+    "title": f"Learned and forgotten on {title} (points)",
+    "columns": list(start),
+    "rows": rows,
+    "signed": True,
+  }
+
+
+def record(work: Work, outcome: Outcome) -> dict[str, Any]:
+  """Returns `search.json`: candidates, choice and tables."""
+  return {
+    "method": work.config.method,
+    "metric": work.metric,
+    "summary": outcome.summary,
+    "axis": outcome.axis,
+    "searches": {
+      title: [dataclasses.asdict(c) for c in found.history]
+      for title, found in outcome.searches.items()
+    },
+    "greedy": dict(outcome.greedy),
+    "learned": dict(outcome.learned),
+    "tables": tables(work, outcome),
+  }
+
+
+def rows(results: Mapping[str, tuple[str, Any]]) -> list[dict[str, Any]]:
+  """Returns the lines of `results.jsonl`."""
+  return [
+    {
+      "model": model,
+      "kind": kind,
+      "dataset": dataset,
+      "metric": metric,
+      "value": value,
+      "n": values["n"],
+    }
+    for model, (kind, sets) in results.items()
+    for dataset, values in sets.items()
+    for metric, value in values.items()
+    if metric != "n"
+  ]
+
+
+def write(work: Work, outcome: Outcome) -> pathlib.Path:
+  """Writes `results.jsonl`, `search.json` and the report; prints the tables."""
+  workdir, made = work.workdir, record(work, outcome)
+  if jax.process_index() == 0:
+    lines = "".join(json.dumps(row) + "\n" for row in rows(work.results))
+    files.write_text(workdir / "results.jsonl", lines)
+    files.write_json(workdir / "search.json", made)
+    report.write_search_report(workdir)
+    print(summary(workdir))
+  processes.barrier("searched")
+  return workdir / "report.html"
+
+
+def summary(workdir: pathlib.Path) -> str:
+  """Returns what a finished search prints."""
+  made = files.read_json(workdir / "search.json")
+  return "\n\n".join(
+    [
+      report.tables_text(made["tables"]),
+      f"{made['summary']}. Report: {workdir / 'report.html'}",
+    ]
+  )
+
+
+def save(work: Work, outcome: Outcome) -> None:
+  """Writes the chosen model, also under the names of the ingredients' files.
+
+  What an earlier run wrote is kept.
+  """
+  inputs, workdir = work.inputs, work.workdir
+  ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
+  made = {
+    "soupjax": __version__,
+    "search": inputs.config.method,
+    "summary": outcome.summary,
+    "coefficients": {
+      title: list(found.best.coefficients)
+      for title, found in outcome.searches.items()
+    },
+    "ingredients": [{"name": i.name, "path": i.path} for i in ingredients],
+  }
+  folder = workdir / CHOSEN
+  if not workdir_lib.has_model(folder):
+    workdir_lib.save_model(
+      folder, outcome.params, metadata={"soupjax": made}, chosen=made
+    )
+  # Without heads, even checkpoints with our names are read by a table.
+  if not set(inputs.ingredients[0].specs) <= set(inputs.original.specs):
+    export.write(inputs, folder, workdir / "export" / CHOSEN, made)

@@ -1,0 +1,160 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Searches for coefficients on held-out data of one or several tasks.
+
+Reads top to bottom: inputs, every checkpoint on every set, the search on
+minival, the chosen model on test, results.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from soupjax import files, processes
+from soupjax.checkpoints import open as open_lib
+from soupjax.progress import Progress
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import inputs as cook_inputs
+from soupjax.tasks.search import config as search_config
+from soupjax.tasks.search import frozen_heads, methods, results
+from soupjax.tasks.search import inputs as inputs_lib
+from soupjax.tasks.search.work import Work
+
+_RECORD = "searched_from.json"
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  path: str | os.PathLike | None,
+  *,
+  dry_run: bool = False,
+) -> pathlib.Path | None:
+  """Runs a search; skips what an earlier run of it finished.
+
+  Args:
+    config: as in configs/search.py.
+    path: the directory of the run; docs/search.md lists its files.
+    dry_run: opens everything, prints the plan and stops.
+
+  Returns:
+    The path of the report; None after a dry run.
+
+  Raises:
+    ValueError: if the config cannot work, or checkpoints, tasks and heads do
+      not fit together.
+  """
+  workdir = files.path_of(path) if path else None
+  if not dry_run and _print_finished(config, workdir):
+    return workdir / "report.html"
+  search_config.check(config)
+  method = methods.METHODS[config.method]
+  inputs = inputs_lib.open_inputs(config, same_init=method.same_init)
+  cook_inputs.check_workdir(inputs, workdir)
+  methods.check(inputs)
+  if _first():
+    print(plan(inputs))
+  if dry_run:
+    frozen_heads.make_heads(inputs, None)
+    return None
+  with contextlib.ExitStack() as stack:
+    if _first():
+      workdir_lib.open_workdir(workdir, inputs.config)
+      stack.enter_context(workdir_lib.locked(workdir))
+    processes.check_shared(workdir)
+    cook_inputs.check_unchanged(config, inputs, workdir / _RECORD)
+    return _run(inputs, workdir)
+
+
+def _first() -> bool:
+  """Whether this is the process that prints and writes."""
+  return jax.process_index() == 0
+
+
+def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
+  began = time.monotonic()
+  method = methods.METHODS[inputs.config.method]
+  frozen_heads.make_heads(inputs, workdir / "heads")
+  work = Work(inputs, workdir, method.count(inputs))
+
+  # --- Every checkpoint, on every set -----------------------------------------
+  models: dict[str, Any] = {}
+  if inputs.initial:
+    models[results.PRETRAINED] = "pretrained", inputs.initial.load
+  for ingredient in inputs.ingredients:
+    models[ingredient.name] = "ingredient", ingredient.load
+  _evaluate(work, models, "checkpoints")
+
+  # --- The search, by minival alone -------------------------------------------
+  outcome = method.run(work)
+  results.save(work, outcome)
+
+  # --- The chosen model on test, and results ----------------------------------
+  models = {name: ("soup", load) for name, load in outcome.models.items()}
+  load = functools.partial(open_lib.load_params, workdir / results.CHOSEN)
+  models[results.CHOSEN] = "soup", load
+  _evaluate(work, models, "chosen")
+  page = results.write(work, outcome)
+  if _first():
+    print(f"{time.monotonic() - began:.0f} s in total.")
+  return page
+
+
+def _evaluate(work: Work, models, stage: str) -> None:
+  """Evaluates models on all sets, and adds them to `work.results`."""
+  progress = Progress(stage, len(models), unit="models")
+  for name, (kind, load) in models.items():
+    load = functools.partial(load, sharding=work.inputs.place)
+    work.results[name] = kind, work.evaluations.evaluate(name, load)
+    progress.step(images=work.inputs.num_images)
+
+
+def plan(inputs: inputs_lib.SearchInputs) -> str:
+  """Describes the inputs and the work to be done, as text."""
+  first = inputs.ingredients[0]
+  method = methods.METHODS[inputs.config.method]
+  lines = [
+    f"search: {inputs.config.method}",
+    f"{len(inputs.ingredients)} ingredients of {first.num_bytes / 1e6:,.1f} MB"
+    + (f", read as {inputs.family!r}" if inputs.family else ""),
+    *(f"  {ingredient.name}" for ingredient in inputs.ingredients),
+    *inputs.notes,
+    f"start: {inputs.initial.path if inputs.initial else 'none'}",
+  ]
+  for name, task in inputs.tasks.items():
+    head = f"head {task.spec.head}, {task.model.num_classes} classes"
+    own = f"fine-tuned: {task.own}" if task.own else ""
+    test = f"test {len(task.test)}" if task.test else "no test set"
+    size = f"minival {len(task.minival)} images, {test}"
+    parts = [task.minival.name, size, head, own, task.spec.ops]
+    lines.append(f"task {name}: {'; '.join(filter(None, parts))}")
+  c, count = inputs.config.search, method.count(inputs)
+  if "steps" in c:
+    lines.append(f"training: {c.steps:,} steps of {c.batch_size} images a task")
+  models = len(inputs.ingredients) + (inputs.initial is not None)
+  images = sum(len(task.minival) for task in inputs.tasks.values())
+  lines.append(
+    f"evaluations: at most {count:,} candidates on the {images:,} images of "
+    f"minival; {models} checkpoints and the result on all {inputs.num_images:,}"
+  )
+  return "\n".join(lines)
+
+
+def _print_finished(config, workdir: pathlib.Path) -> bool:
+  """Prints the tables of a finished run of these inputs; otherwise False."""
+  finished = False
+  if _first():
+    finished = cook_inputs.is_record_of(workdir / _RECORD, config) and all(
+      (workdir / name).exists() for name in ("search.json", "report.html")
+    )
+  if not workdir_lib.agreed(finished):
+    return False
+  if _first():
+    print(results.summary(workdir))
+    print("Finished before.")
+  return True

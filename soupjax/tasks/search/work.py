@@ -1,0 +1,161 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""State that the methods share: scores, records of candidates, results."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any
+
+import jax
+
+from soupjax import evaluators, files
+from soupjax.progress import Progress
+from soupjax.soups.core.ingredient import Ingredient
+from soupjax.soups.search import Search
+from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import evaluate
+from soupjax.tasks.search.inputs import MINIVAL, SearchInputs
+
+PyTree = Any
+# The key of the mean over several tasks among the scores of a candidate.
+MEAN = "mean"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """The result of a method.
+
+  Attributes:
+    params: the chosen model.
+    searches: title -> all candidates.
+    models: name -> function of `sharding` that returns the parameters of
+      another model for the table.
+    greedy: title -> record of a greedy soup.
+    learned: title -> record of a learned soup.
+    patching: tasks whose mean is half of the combined accuracy; () for none.
+    supported: tasks whose mean is the other half.
+    axis: name of the coefficient in pictures.
+    summary: one sentence on the choice.
+  """
+
+  params: PyTree
+  searches: Mapping[str, Search] = dataclasses.field(default_factory=dict)
+  models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  greedy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  patching: Sequence[str] = ()
+  supported: Sequence[str] = ()
+  axis: str = "Coefficient"
+  summary: str = ""
+
+
+class Work:
+  """Evaluates candidates and records them in `candidates/`."""
+
+  def __init__(self, inputs: SearchInputs, workdir: pathlib.Path, total: int):
+    """Sets up the evaluators.
+
+    Args:
+      inputs: with heads.
+      workdir: of the run.
+      total: the most candidates.
+    """
+    self.inputs, self.workdir = inputs, workdir
+    self.config = inputs.config
+    self.evaluations = evaluate.Evaluations(inputs, workdir)
+    # Model -> (kind, set -> metric -> value).
+    self.results: dict[str, tuple[str, Any]] = {}
+    self._progress = Progress("search", total, unit="candidates")
+
+  @property
+  def metric(self) -> str:
+    """The metric of all choices."""
+    return self.inputs.metrics[0]
+
+  def reading(self, models: Sequence[Ingredient]) -> dict[str, Any]:
+    """Returns keyword arguments of searches: where and how models are read."""
+    return {
+      "in_memory": self.config.in_memory,
+      "sharding": self.inputs.place,
+      "select": self.inputs.selection(models).get("select"),
+    }
+
+  @functools.cached_property
+  def _minival(self):
+    return {
+      name: self.evaluations.minival(self.metric, f"{name}/{MINIVAL}")
+      for name in self.inputs.tasks
+    }
+
+  def scores(
+    self, params: PyTree, names: Sequence[str] | None = None
+  ) -> dict[str, float]:
+    """Evaluates a candidate on the minival of tasks.
+
+    Args:
+      params: of the candidate.
+      names: of the tasks; None is all.
+
+    Returns:
+      Task -> score; higher is better.
+    """
+    return {
+      name: self._minival[name](params) for name in names or self.inputs.tasks
+    }
+
+  def score_of(self, model: str, task: str) -> float:
+    """Returns the score of a model that was evaluated on all sets."""
+    sign = evaluators.get_metric(self.metric).sign
+    return sign * self.results[model][1][f"{task}/{MINIVAL}"][self.metric]
+
+  def scores_of(self, model: str) -> dict[str, float]:
+    """Returns task -> `score_of` a model."""
+    return {task: self.score_of(model, task) for task in self.inputs.tasks}
+
+  def with_mean(self, names: Sequence[str]):
+    """Returns an evaluation with the mean over the tasks that decide."""
+
+    def evaluate(params):
+      scores = self.scores(params)
+      return {**scores, MEAN: mean(scores, names)}
+
+    return evaluate, list(names)
+
+  def file(self, title: str) -> pathlib.Path:
+    """Returns the path of a state to resume from."""
+    path = self.workdir / "candidates" / f"{title}.json"
+    if jax.process_index() == 0:
+      files.make_directory(path.parent)
+    return path
+
+  def stage(self, title: str) -> dict[str, Any]:
+    """Returns `resume` and `on_candidate` of a search with its own record."""
+    path = self.file(title)
+    history = workdir_lib.read(path, [])
+    if not isinstance(history, list):
+      raise ValueError(f"{path} is not a list of candidates: delete it.")
+
+    def save(candidate):
+      history.append(dataclasses.asdict(candidate))
+      if jax.process_index() == 0:
+        files.write_json(path, history)
+      values = ", ".join(f"{c:.3g}" for c in candidate.coefficients)
+      shown = ", ".join(f"{k} {v:.4f}" for k, v in candidate.scores.items())
+      self._progress.step(note=f"{title} at {values}: {shown}")
+
+    return {"resume": list(history), "on_candidate": save}
+
+  def best(self, names: Sequence[str]) -> Ingredient:
+    """Returns the ingredient of the highest mean score over some tasks."""
+    return max(
+      self.inputs.ingredients,
+      key=lambda ingredient: mean(self.scores_of(ingredient.name), names),
+    )
+
+
+def mean(scores: Mapping[str, float], names: Sequence[str]) -> float:
+  """Returns the mean score over some tasks."""
+  return math.fsum(scores[name] for name in names) / len(names)
