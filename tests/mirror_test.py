@@ -77,6 +77,7 @@ COVERED_BY = {
   "tasks/cook/export": "tasks/cook/infer",
   "tasks/cook/inputs": "tasks/cook/run",
   "tasks/cook/needs": "tasks/estimate",
+  "tasks/evaluate/config": "tasks/evaluate/run",
   "tasks/finetune/config": "tasks/finetune/loop",
   "tasks/finetune/job": "tasks/finetune/loop",
   "tasks/finetune/needs": "tasks/estimate",

@@ -253,7 +253,8 @@ class Evaluator:
 
     Args:
       params: of the model.
-      logits: whether to return "logits" (n, classes) and "labels" (n,), too.
+      logits: whether to return "logits" (n, classes), "labels" (n,) and
+        "position" (n,), the number of each image in the set, too.
 
     Returns:
       Metric -> (n,) float32 values in the order of the set; every process gets
@@ -267,7 +268,8 @@ class Evaluator:
     if "right" in outputs:
       values["right"] = outputs["right"]
     if logits:
-      values |= {name: outputs[name] for name in ("logits", "labels")}
+      names = ("logits", "labels", "position")
+      values |= {name: outputs[name] for name in names}
     return values
 
   def logits(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:

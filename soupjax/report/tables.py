@@ -69,6 +69,8 @@ def label(model: str, kind: str, results: Results) -> str:
   choices = results.choices
   if model == "pretrained" and choices.initial_head:
     return f"Initial: {choices.initial_head}"
+  if kind == "model":
+    return model
   if model == "wise_ft":
     if _accuracy_chose(results) and results.best_wise_ft is not None:
       return f"WiSE-FT, alpha {results.best_wise_ft:g} (by minival)"
@@ -87,6 +89,8 @@ def _accuracy_chose(results: Results) -> bool:
 
 def is_labelled(model: str, results: Results) -> bool:
   """Whether `label` has words for a model instead of its name."""
+  if results.kinds.get(model) == "model":
+    return False
   names = (*LABELS, *results.choices.greedy, "wise_ft")
   return model in names
 
@@ -99,6 +103,8 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     sizes: ensemble -> number of members, where known. The one called "ensemble"
       has all ingredients.
   """
+  if results.choices.reference:
+    return _compared(results)
   mean, choices = mean_row(results), results.choices
   sizes = {"ensemble": len(mean.models), **(sizes or {})}
 
@@ -145,6 +151,17 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
   return [
     *of_kind("pretrained"), mean, *best, *soups, *middle, *of_kind("ensemble")
   ]  # fmt: skip
+
+
+def _compared(results: Results) -> list[Row]:
+  """Returns the rows of a comparison, in the order of the file."""
+  rows = []
+  for model, kind in results.kinds.items():
+    text = label(model, kind, results)
+    if model == results.best:
+      text, kind = f"{text} (reference)", "best"
+    rows.append(Row(label=text, models=(model,), kind=kind))
+  return rows
 
 
 def mean_row(results: Results) -> Row:

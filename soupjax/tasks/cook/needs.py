@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and disk of cooking and of a diagnosis, from metadata."""
+"""Memory and disk of cooking, evaluations and a diagnosis, from metadata."""
 
 import math
 import os
@@ -13,9 +13,11 @@ from soupjax.tasks.cook.inputs import CookInputs
 
 # Measured copies of a model: sums, candidates, soups, gradients, and memory of
 # theirs that the allocator keeps.
-_COPIES = {"greedy": 9.0, "learned": 10.5}
+_COPIES = {"greedy": 9.0, "learned": 10.5, "evaluation": 1.2}
 # Measured bytes of the figures and the page of results.
 _REPORT = 60_000_000
+# Measured bytes of compiling forward passes alone.
+_FORWARD = 40_000_000
 
 
 def cooking(
@@ -56,7 +58,18 @@ def diagnosis(
   return _estimate(inputs, workdir, 0, _COPIES["greedy"], 0, {})
 
 
-def _estimate(inputs, workdir, pool, copies, logits, disk):
+def evaluation(
+  inputs: CookInputs, workdir: str | os.PathLike | None
+) -> estimate.Estimate:
+  """Estimates memory and disk of the task "evaluate"; see `cooking`."""
+  models = len(inputs.ingredients) + (inputs.initial is not None)
+  logits = inputs.logits_bytes / len(inputs.ingredients)
+  disk = {"logits": models * logits * inputs.config.save_logits}
+  copies = _COPIES["evaluation"]
+  return _estimate(inputs, workdir, 0, copies, logits, disk, compiling=_FORWARD)
+
+
+def _estimate(inputs, workdir, pool, copies, logits, disk, **more):
   return estimate.evaluating(
     program=estimate.program_bytes(),
     weights=inputs.ingredients[0].num_bytes,
@@ -71,6 +84,7 @@ def _estimate(inputs, workdir, pool, copies, logits, disk):
     free=None
     if buckets.is_remote(workdir or "")
     else files.free_bytes(os.path.abspath(workdir or ".")),
+    **more,
   )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -37,7 +36,6 @@ from soupjax.tasks.cook import (
   inputs,
   judge,
   needs,
-  protocols,
   soups,
 )
 from soupjax.tasks.reasons import robustness
@@ -199,15 +197,7 @@ def _run(
     above = {}
     if initial and opened.unseen:
       above = evaluations.differences("pretrained", results, opened.unseen)
-    rows = [
-      row
-      for group in report.KINDS
-      for name, (kind, values) in results.items()
-      if kind == group
-      for row in evaluations.rows(name, kind, values, differences, above)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    files.write_text(workdir / "results.jsonl", lines)
+    evaluate.write_rows(workdir, evaluations, results, differences, above)
     if not opened.is_judged:
       shifts = cook_config.means(config).get(cook_config.SHIFTS, ())
       found = robustness.record(config.cook.baselines, shifts, results)
@@ -239,24 +229,12 @@ def _table(config, workdir: pathlib.Path, sizes) -> str:
 
 def _write_choices(opened, ingredients, workdir) -> None:
   """Records the metrics of every choice, for the report."""
-  names = opened.metrics
-  choices = {
-    "metrics": list(names),
-    "modes": {name: opened.mode(name) for name in names},
+  choices = evaluate.choices(opened) | {
     "best": {
-      name: _ranked(opened, ingredients, name)[0].name for name in names
+      name: _ranked(opened, ingredients, name)[0].name
+      for name in opened.metrics
     },
     "greedy": opened.greedy,
-    "initial_head": opened.config.initial_head
-    or "zero-shot" * ("minival" in opened.heads),
-    "outputs": {
-      name: (space.num_outputs, opened.config.data.num_classes)
-      for name, space in opened.spaces.items()
-      if space.num_outputs
-    },
-    "means": {} if opened.is_judged else cook_config.means(opened.config),
-    "protocols": protocols.described(opened.spaces, opened.ops),
-    "unseen": dict(opened.unseen),
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)
