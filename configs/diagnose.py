@@ -17,11 +17,14 @@ For other checkpoints, with the settings of configs/cook.py:
 Evaluates every ingredient, a greedy soup and the midpoints of pairs on minival
 (at most max_pairs, neighbours in the order of scores first; 0 for none). Prints
 a table and findings and writes them to WORKDIR/diagnosis.txt, with a figure
-beside it. --dry_run prints the plan.
+beside it. --dry_run prints the plan. --config.reasons=NAMES adds some
+of plane, pairs, ensemble and features (docs/diagnose.md), also to a finished
+run, and writes WORKDIR/diagnosis.html.
 """
 
 from soupjax.config import parse_arg
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.reasons import run as reasons
 
 
 def get_config(arg=None):
@@ -29,6 +32,7 @@ def get_config(arg=None):
   c = cook_config.default_config()
   c.task = "diagnose"
   c.max_pairs = 120
+  c.update(reasons.settings())
   if arg.sweep:
     cook_config.of_sweep(c, arg.sweep, arg.which)
   if arg.family:

@@ -92,6 +92,11 @@ COVERED_BY = {
   "tasks/search/patching": "tasks/search/methods",
   "tasks/search/results": "tasks/search/run",
   "tasks/search/work": "tasks/search/run",
+  "tasks/reasons/base": "tasks/reasons/run",
+  "tasks/reasons/ensemble": "tasks/reasons/run",
+  "tasks/reasons/features": "tasks/reasons/run",
+  "tasks/reasons/pairs": "tasks/reasons/run",
+  "tasks/reasons/plane": "tasks/reasons/run",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "report/unseen": "tasks/cook/heads",

@@ -77,6 +77,7 @@ REMOVE = {
   "tasks/compilation_cache.py",
   "tasks/cook/run.py",
   "tasks/diagnose.py",
+  "tasks/reasons/run.py",
   "tasks/workdir.py",
 }
 # The most .py files in a folder, besides __init__.py.

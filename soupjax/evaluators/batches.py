@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of an evaluation set, decoded once if they fit in memory."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -14,6 +14,63 @@ from soupjax import sharding
 Batch = Mapping[str, Any]
 # A cache of at most so many bytes is kept on the devices, too.
 _ON_DEVICES = 1e9
+
+
+def forward_of(model: Any) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns a function of parameters and images that returns logits.
+
+  Args:
+    model: a Linen module that returns logits first, or such a function.
+  """
+  if not hasattr(model, "apply"):
+    return model
+
+  def forward(params, images):
+    return model.apply({"params": params}, images)[0]
+
+  return forward
+
+
+def mapped(
+  function: Callable[..., dict[str, jax.Array]],
+  batches: Iterable[Batch],
+  mesh: jax.sharding.Mesh | None,
+) -> Callable[..., dict[str, np.ndarray]]:
+  """Compiles a function of arguments, images and labels, for all images.
+
+  Args:
+    function: returns values by name, whose first axis is that of the images.
+    batches: as of `CachedBatches`.
+    mesh: on which the batches are.
+
+  Returns:
+    A function of the arguments that returns the values of all images on the
+    host, in the order of the set; every process gets all.
+  """
+
+  @jax.jit
+  def program(batch, *arguments, **keywords):
+    images = batch["images"], batch["labels"]
+    outputs = function(*arguments, *images, **keywords)
+    outputs = {**outputs, "position": batch["position"]}
+    if mesh is not None:
+      outputs = jax.lax.with_sharding_constraint(
+        outputs, sharding.replicated(mesh)
+      )
+    return outputs
+
+  def run(*arguments, **keywords):
+    parts = [
+      jax.device_get(program(batch, *arguments, **keywords))
+      for batch in batches
+    ]
+    outputs = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    position = outputs.pop("position")
+    order = np.argsort(position, kind="stable")
+    order = order[position[order] >= 0]  # Without padding.
+    return {key: values[order] for key, values in outputs.items()}
+
+  return run
 
 
 class CachedBatches:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soupjax import sharding
+from soupjax.evaluators import batches as batches_lib
 from soupjax.evaluators import metrics as metrics_lib
 from soupjax.evaluators.batches import Batch, CachedBatches
 from soupjax.evaluators.label_spaces import LabelSpace
@@ -35,12 +36,7 @@ def _compiled(
   sum on the host does not depend on the order of the examples, the batch size
   or the number of processes.
   """
-  forward = model
-  if hasattr(model, "apply"):
-
-    def forward(params, images):
-      return model.apply({"params": params}, images)[0]
-
+  forward = batches_lib.forward_of(model)
   metrics = [get_metric(name) for name in names]
   functions = [metric.function for metric in metrics]
 
@@ -284,6 +280,28 @@ class Evaluator:
   def examples(self) -> tuple[np.ndarray, np.ndarray]:
     """Returns this process's images, as the model takes them, and labels."""
     return self._batches.examples()
+
+  def mapped(
+    self, function: Callable[..., dict[str, jax.Array]]
+  ) -> Callable[..., dict[str, np.ndarray]]:
+    """Compiles any function of models and images, such as derivatives.
+
+    Args:
+      function: of the forward pass (candidate, images -> logits), the arguments
+        of a call, images and labels. It returns values by name, whose first
+        axis is that of the images.
+
+    Returns:
+      A function of these arguments. It returns the values of all images in the
+      order of the set; every process gets all.
+    """
+    forward = batches_lib.forward_of(self._model)
+
+    def of_candidate(params, images):
+      return forward(self._prepared(params), images)
+
+    bound = functools.partial(function, of_candidate)
+    return batches_lib.mapped(bound, self._batches, self._mesh)
 
   # --- Early rejection --------------------------------------------------------
 

@@ -243,7 +243,8 @@ class Encoder(nn.Module):
     if self.scan:
       blocks = nn.scan(
         block,
-        variable_axes={"params": 0},
+        # Intermediates are captured by analysis.features.
+        variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, 0, 0 if differ else nn.broadcast),
         length=self.depth,

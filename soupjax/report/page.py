@@ -14,7 +14,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from soupjax import files
-from soupjax.report import comparison, figures, heatmaps, sections, unseen
+from soupjax.report import (
+  comparison,
+  figures,
+  heatmaps,
+  robustness,
+  sections,
+  unseen,
+)
 from soupjax.report.results import Results, in_words, read_run
 
 _CSS = """
@@ -70,8 +77,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     workdir: directory of the run, with `results.jsonl`. Used if they exist:
       `choices.json`, `config.json`, `soups/NAME/greedy.json`,
       `soups/learned_model/learned.json`, `soups/learned_layer/learned.json`,
-      `ensembles/greedy_ensemble/greedy.json` (for the number of members) and
-      `ingredients/NAME/hyperparameters.json`.
+      `ensembles/greedy_ensemble/greedy.json` (for the number of members),
+      `robustness.json` and `ingredients/NAME/hyperparameters.json`.
 
   Returns:
     Path of the page.
@@ -105,6 +112,13 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     "coefficients": heatmaps.coefficients(learned),
     "wise_ft_curve": figures.wise_ft_curve(results),
   }
+  path = workdir / "robustness.json"
+  rho = None
+  if path.is_file():
+    rho = _read(path, ("baselines", "points", "line", "models"))
+  drawn["robustness"] = (
+    robustness.robustness_figure(rho, results.kinds) if rho else None
+  )
   for name in chosen:  # None removes an older picture.
     drawn[_picture_of(name)] = (
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
@@ -121,6 +135,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     pictures,
     _hyperparameters(workdir / "ingredients", results.models("ingredient")),
     files.read_json(config) if config.is_file() else None,
+    rho,
   )
   files.write_text(workdir / "report.html", page)
   return workdir / "report.html"
@@ -170,7 +185,7 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
 
 
 def _page(
-  results: Results, sizes, greedy, pictures, hyperparameters, config
+  results: Results, sizes, greedy, pictures, hyperparameters, config, rho
 ) -> str:
   kind = "Models" if results.choices.reference else "Model soups"
   title = f"{kind} on {html.escape(results.dataset)}"
@@ -205,6 +220,10 @@ def _page(
     "Between the initial model and the best ingredient",
     sections.WISE_FT_CAPTION,
   )
+  if rho:
+    caption = html.escape(robustness.about(rho))
+    show("robustness", robustness.TITLE, caption)
+    body.append(robustness.section(rho, results, sizes))
   if table := sections.calibration_section(results, sizes):
     body.append(f"<h2>Calibration</h2>\n{table}")
   if results.models("ingredient"):

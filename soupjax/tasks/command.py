@@ -29,6 +29,7 @@ TASKS = {
   "diagnose": ("workdir",),
   "evaluate": ("workdir",),
   "search": ("workdir",),
+  "statistics": ("workdir",),
   "mix": ("topology",),
 }
 
@@ -47,12 +48,23 @@ UNUSED = {
     "cook.learned",
     "cook.wise_ft_points",
     "cook.ensembles_gb",
+    "cook.baselines",
     "select",
     "evaluate_command",
     "evaluate_timeout",
     "evaluate_retries",
     "evaluate_jobs",
     "evaluate_lower",
+  ),
+  "statistics": (
+    "cook",
+    "evaluate_command",
+    "initial",
+    "initial_head",
+    "means",
+    "select",
+    "tests",
+    "zeroshot",
   ),
 }
 
@@ -254,6 +266,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks.search import run as search
 
     search.run(command.config, workdir, dry_run=dry_run)
+  elif task == "statistics":
+    from soupjax.tasks import statistics
+
+    statistics.run(command.config, workdir, dry_run=dry_run)
   else:
     from soupjax.tasks import mix
 

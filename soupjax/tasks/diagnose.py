@@ -5,6 +5,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 
@@ -14,10 +15,13 @@ import ml_collections
 from soupjax import config as config_lib
 from soupjax import files, processes, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
+from soupjax.analysis.pairs import pairs_of
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs, soups
+from soupjax.tasks.reasons import base
+from soupjax.tasks.reasons import run as reasons
 
 
 def run(
@@ -33,8 +37,9 @@ def run(
   Args:
     config: as in configs/diagnose.py.
     path: the directory of the run; gets `diagnosis.txt` (the printed text),
-      `diagnosis.json`, `diagnosis.png` and `greedy.json`. A run that was
-      killed does not repeat evaluations.
+      `diagnosis.json`, `diagnosis.png`, `greedy.json` and what
+      `config.reasons` asks for. A run that was killed does not repeat
+      evaluations, and a finished one can be asked for more reasons.
     dry_run: opens everything, prints the plan and stops.
 
   Returns:
@@ -46,6 +51,7 @@ def run(
   """
   _check(config)
   opened = inputs.open_inputs(config)
+  reasons.check_inputs(opened)
   inputs.check_workdir(opened, path)
   resolved = opened.config
   count = len(opened.ingredients)
@@ -70,10 +76,11 @@ def run(
   workdir = files.path_of(path)
   with contextlib.ExitStack() as stack:
     if _first():
-      workdir_lib.open_workdir(workdir, resolved)
+      workdir_lib.open_workdir(workdir, reasons.without(resolved))
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    inputs.check_unchanged(config, opened, workdir / "diagnosed.json")
+    record = workdir / "diagnosed.json"
+    inputs.check_unchanged(reasons.without(config), opened, record)
     return _run(opened, workdir, pairs)
 
 
@@ -87,13 +94,15 @@ def _check(config) -> None:
   problems = config_lib.Problems(config)
   problems.expect_counts("max_pairs", least=0)
   problems.raise_if_any()
+  reasons.check(config)
 
 
 def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   text = workdir / "diagnosis.txt"
-  if workdir_lib.exists(text):
-    if _first():
-      print(text.read_text("utf-8"))
+  finished = workdir_lib.exists(text)
+  if finished and _first():
+    print(text.read_text("utf-8"))
+  if finished and not reasons.names_of(opened.config):
     return text
   # Evaluation uses minival alone.
   opened = dataclasses.replace(opened, tests={})
@@ -108,8 +117,23 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
     metrics = {f"minival/{k}": v for k, v in values.items()}
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
     progress.step(images=len(opened.minival))
-  metric = opened.metrics[0]
-  ingredients = soups.ranked(ingredients, metric)
+  ingredients = soups.ranked(ingredients, opened.metrics[0])
+  if not finished:
+    _diagnose(opened, workdir, ingredients, evaluations, pairs)
+
+  # --- Reasons on request -----------------------------------------------------
+  if reasons.names_of(opened.config):
+    record = workdir_lib.read(workdir / "diagnosis.json")
+    known = base.Diagnosed(opened, ingredients, evaluations, record)
+    lines = reasons.run(known, workdir)
+    if _first():
+      print("\n".join(lines), f"\n\nReport: {workdir / 'diagnosis.html'}")
+  return text
+
+
+def _diagnose(opened, workdir, ingredients, evaluations, pairs: int) -> None:
+  """Writes the diagnosis of ranked ingredients."""
+  text, metric = workdir / "diagnosis.txt", opened.metrics[0]
   minival = evaluations.minival(metric)
 
   # --- A greedy soup, and why it rejects ingredients --------------------------
@@ -133,7 +157,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   scores = workdir / "scores.json"
   diagnosis = diagnose(
     ingredients,
-    _Resumed(minival, scores, len(ingredients) + pairs),
+    base.Resumed(minival, len(ingredients) + pairs, path=scores),
     opened.initial,
     greedy=greedy,
     max_pairs=opened.config.max_pairs,
@@ -153,30 +177,6 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
       state.unlink(missing_ok=True)
     print(f"{diagnosis.table()}\n\nPicture: {picture}")
   processes.barrier("diagnosed")
-  return text
-
-
-class _Resumed:
-  """An evaluation whose first calls return the scores of an earlier run.
-
-  This works because a diagnosis always evaluates models in the same order.
-  """
-
-  def __init__(self, evaluate, path: pathlib.Path, total: int):
-    self._evaluate, self._path, self._calls = evaluate, path, 0
-    self._scores = workdir_lib.read(path, [])
-    self._progress = Progress(
-      "diagnosis", total, unit="models", start=len(self._scores)
-    )
-
-  def __call__(self, params) -> float:
-    self._calls += 1
-    if self._calls > len(self._scores):
-      self._scores.append(float(self._evaluate(params)))
-      if _first():
-        files.write_json(self._path, self._scores)
-      self._progress.step()
-    return self._scores[self._calls - 1]
 
 
 def _as_json(diagnosis: Diagnosis) -> dict:
@@ -185,8 +185,15 @@ def _as_json(diagnosis: Diagnosis) -> dict:
   return {
     "scores": diagnosis.scores,
     "midpoints": [
-      {"pair": list(pair), "score": score, "barrier": diagnosis.barriers[pair]}
-      for pair, score in diagnosis.midpoints.items()
+      {
+        "pair": list(pair.names),
+        "score": pair.score,
+        "barrier": -pair.gain,
+        "distance": pair.distance,
+        # NaN is not JSON.
+        "angle": pair.angle if math.isfinite(pair.angle) else None,
+      }
+      for pair in pairs_of(diagnosis)
     ],
     "distances": dict(zip(diagnosis.names, shape.norms.tolist())),
     "distances from": shape.origin,

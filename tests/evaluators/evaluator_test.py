@@ -48,6 +48,24 @@ class Batches:
       }
 
 
+def test_any_function_is_mapped_over_the_images_in_the_order_of_the_set():
+  mesh = sharding.make_mesh({"data": -1})
+  for evaluate in (
+    Evaluator(Linear(), Batches(), mesh=mesh),
+    Evaluator.from_arrays(Linear(), IMAGES, LABELS, batch_size=8),
+  ):
+
+    def function(forward, params, images, labels, *, factor):
+      return {
+        "logits": factor * forward(params, images),
+        "labels": labels,
+      }
+
+    found = evaluate.mapped(function)(PARAMS, factor=2.0)
+    np.testing.assert_allclose(found["logits"], 2 * LOGITS, rtol=1e-5)
+    np.testing.assert_array_equal(found["labels"], LABELS)
+
+
 def check(evaluate):
   totals = evaluate.totals(PARAMS)
   assert totals.pop("n") == 21

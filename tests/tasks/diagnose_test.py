@@ -10,6 +10,7 @@ import pytest
 import soupjax as sj
 from soupjax.tasks import diagnose
 from soupjax.tasks.cook import evaluate, inputs
+from soupjax.tasks.reasons import base
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,13 @@ def test_a_run_that_was_killed_goes_on(sweep, whole, tmp_path, monkeypatch):
     calls.append(1)
     return call(self, params)
 
-  call = diagnose._Resumed.__call__
+  call = base.Resumed.__call__
   with monkeypatch.context() as patch:
-    patch.setattr(diagnose._Resumed, "__call__", dying)
+    patch.setattr(base.Resumed, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
       diagnose.run(config, tmp_path / "why")
-  assert len(json.loads((tmp_path / "why" / "scores.json").read_text())) == 4
+  state = json.loads((tmp_path / "why" / "scores.json").read_text())
+  assert len(state["values"]) == 4
   fresh = []
   cls = evaluate.Evaluator
   original = cls.__call__

@@ -155,6 +155,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Calibration errors of all models, with and without a temperature fitted on
   # minival. The logits of a set are in memory meanwhile.
   c.cook.calibration = True
+  # A JSON or CSV file with accuracies of other models on test and shifts, for
+  # effective robustness (docs/cook.md); "" takes the ingredients.
+  c.cook.baselines = ""
   return c
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from soupjax import data, files, processes, report, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.progress import Progress
+from soupjax.report import robustness as rho
 from soupjax.report import unseen
 from soupjax.soups import average
 from soupjax.tasks import workdir as workdir_lib
@@ -37,6 +38,7 @@ from soupjax.tasks.cook import (
   needs,
   soups,
 )
+from soupjax.tasks.reasons import robustness
 
 PyTree = Any
 _RECORD = "cooked_from.json"
@@ -96,6 +98,9 @@ def planned(
     devices: of the mesh; None takes those of JAX.
   """
   cook_config.check(config)
+  sets = () if config.evaluate_command else tuple(config.tests)
+  shifts = cook_config.means(config).get(cook_config.SHIFTS, ()) if sets else ()
+  robustness.check(config.cook.baselines, sets, shifts)
   if config.evaluate_command:
     opened, plan = judge.open_inputs(config), judge.plan
   else:
@@ -189,6 +194,11 @@ def _run(
     if initial and opened.unseen:
       above = evaluations.differences("pretrained", results, opened.unseen)
     evaluate.write_rows(workdir, evaluations, results, differences, above)
+    if not opened.is_judged:
+      shifts = cook_config.means(config).get(cook_config.SHIFTS, ())
+      found = robustness.record(config.cook.baselines, shifts, results)
+      if found:
+        files.write_json(workdir / "robustness.json", found)
     export.write_cards(opened, ingredients, names, results, workdir)
     if opened.is_judged:
       report.write_scores(workdir)
@@ -204,7 +214,12 @@ def _table(config, workdir: pathlib.Path, sizes) -> str:
   if config.evaluate_command:
     return report.scores_table(report.read_scores(workdir))
   results = report.read_run(workdir)
-  tables = [report.results_table(results, sizes), unseen.table(results, sizes)]
+  path = workdir / "robustness.json"
+  tables = [
+    report.results_table(results, sizes),
+    unseen.table(results, sizes),
+    rho.table(files.read_json(path) if path.exists() else None, results, sizes),
+  ]
   return "\n\n".join(filter(None, tables))
 
 

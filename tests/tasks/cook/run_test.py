@@ -424,3 +424,30 @@ def test_on_a_mesh_and_with_protocols(sweep, cooked, tmp_path):
   chex.assert_trees_all_equal(
     sj.load_params(tmp_path / "soups" / kept), sj.load_params(cooked / kept)
   )
+
+
+def test_effective_robustness_is_that_of_the_results(cooked):
+  values = helpers.result_values(cooked)
+  kinds = {r["model"]: r["kind"] for r in helpers.result_rows(cooked)}
+  found = json.loads((cooked / "robustness.json").read_text())
+  pool = [name for name, kind in kinds.items() if kind == "ingredient"]
+  points = np.array(
+    [[values[m, f"digits/{s}"] for s in ("test", "blur")] for m in pool]
+  )
+  x, y = np.log(points / (1 - points)).T
+  slope, intercept = np.polyfit(x, y, 1)
+  assert found["line"]["slope"] == pytest.approx(slope)
+  accuracy, shifted = (
+    values["uniform", f"digits/{s}"] for s in ("test", "blur")
+  )
+  height = intercept + slope * np.log(accuracy / (1 - accuracy))
+  want = shifted - 1 / (1 + np.exp(-height))
+  assert found["models"]["uniform"]["rho"] == pytest.approx(want)
+  assert "Effective robustness" in (cooked / "report.html").read_text()
+
+
+def test_baselines_are_checked_before_any_work(sweep, tmp_path):
+  config = helpers.cook_config(sweep, **{"cook.baselines": "/no/where.csv"})
+  with pytest.raises(ValueError, match="/no/where.csv"):
+    cook.run(config, tmp_path / "soups")
+  assert not (tmp_path / "soups").exists()

@@ -1,0 +1,181 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Features of layers: similarity of models (CKA) and separation of classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+# Modules this deep in a model are its layers, such as Transformer/encoderblock.
+_DEPTH = 2
+_SCANNED = "encoderblock"
+# Images of a minibatch of CKA.
+_BATCH = 256
+
+
+def layer_features(
+  model: nn.Module, params: PyTree, images: jax.Array
+) -> list[tuple[str, jax.Array]]:
+  """Returns the outputs of the layers of a model, from input to output.
+
+  Layers are the modules at the first two levels of the model, such as the
+  embedding, the blocks of an encoder and the head. Can be traced.
+
+  Args:
+    model: any Linen module.
+    params: of the model.
+    images: (n, ...), as the model takes them.
+
+  Returns:
+    (name, (n, channels) float32) of each layer; outputs with more axes, such as
+    tokens, are averaged over the axes between the first and the last.
+
+  Raises:
+    ValueError: if no module returns an array of n rows.
+  """
+
+  def is_layer(module, method):
+    return method == "__call__" and 0 < len(module.path) <= _DEPTH
+
+  _, state = model.apply(
+    {"params": params}, images, capture_intermediates=is_layer,
+    mutable=["intermediates"],
+  )  # fmt: skip
+  scanned = bool(getattr(model, "scan", False))
+  layers = []
+  for path, values in _leaves(state.get("intermediates", {})):
+    outputs = jax.tree.leaves(values)[:1]
+    if scanned and path[-1] == _SCANNED:
+      stacked = [(f"{'/'.join(path)}_{k}", x) for k, x in enumerate(*outputs)]
+    else:
+      stacked = [("/".join(path), x) for x in outputs]
+    for name, x in stacked:
+      if jnp.issubdtype(x.dtype, jnp.floating) and x.ndim > 1:
+        if len(x) == len(images):
+          x = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
+          layers.append((name, x.mean(axis=1)))
+  if not layers:
+    raise ValueError(
+      f"{type(model).__name__} has no module whose output has a row for each "
+      "image, so that it has no layers to compare."
+    )
+  return layers
+
+
+def _leaves(tree, path=()):
+  """Yields the path and the outputs of every module, in order of the calls."""
+  for key, value in tree.items():
+    if key == "__call__":
+      yield path, value
+    else:
+      yield from _leaves(value, (*path, key))
+
+
+def hsic(features: Sequence[np.ndarray]) -> np.ndarray:
+  """Unbiased estimates of HSIC of all pairs of features, with linear kernels.
+
+  With K = X X^T and L = Y Y^T, zero on their diagonals (Song et al. 2012, JMLR
+  13, equation 5):
+
+    HSIC = (tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'K L1) / (n(n-3))
+
+  Args:
+    features: M arrays (n, channels) of the same images, n at least 4.
+
+  Returns:
+    (M, M) float64.
+
+  Raises:
+    ValueError: with fewer than four images, or other numbers of images.
+  """
+  counts = {len(x) for x in features}
+  if len(counts) != 1 or (n := counts.pop()) < 4:
+    raise ValueError(
+      "HSIC needs features of the same images, at least four, got shapes "
+      f"{[np.shape(x) for x in features]}."
+    )
+  flat, sums = [], []
+  for x in features:
+    x = np.asarray(x, np.float64)
+    x = x - x.mean(axis=0)  # Changes nothing but rounding.
+    gram = x @ x.T
+    np.fill_diagonal(gram, 0)
+    flat.append(gram.ravel())
+    sums.append(gram.sum(axis=1))
+  flat, sums = np.stack(flat), np.stack(sums)
+  total = sums.sum(axis=1)
+  value = flat @ flat.T + np.outer(total, total) / ((n - 1) * (n - 2))
+  return (value - 2 / (n - 2) * sums @ sums.T) / (n * (n - 3))
+
+
+def cka(features: Sequence[np.ndarray]) -> np.ndarray:
+  """Similarity of all pairs of features by minibatch CKA, 1 if they are alike.
+
+  HSIC is averaged over minibatches before it is normalised (arXiv 2010.15327,
+  section 2.1), so that the estimate does not depend on their size. It does not
+  change if features are rotated or scaled.
+
+  Args:
+    features: M arrays (n, channels) of the same images, in random order; the
+      channels may differ.
+
+  Returns:
+    (M, M) float64; NaN for features that do not differ between images.
+
+  Raises:
+    ValueError: as `hsic`.
+  """
+  count = max(1, min(map(len, features), default=0) // _BATCH)
+  parts = zip(*(np.array_split(np.asarray(x), count) for x in features))
+  total = sum(hsic(part) for part in parts)
+  # An estimate of a variance may be negative by chance or rounding.
+  own = np.diag(total)
+  scale = np.sqrt(np.where(own > 0, own, np.nan))
+  return total / np.outer(scale, scale)
+
+
+def class_separation(features: np.ndarray, labels: np.ndarray) -> float:
+  """Returns 1 - mean cosine distance within classes / that of all images.
+
+  Both means give each class the same weight (R^2 of arXiv 2010.16402, section
+  3.3). It is 1 if images of a class have one direction, and 0 if classes do not
+  differ. High values on the training task went with worse transfer there.
+
+  Args:
+    features: (n, channels).
+    labels: (n,) class indices. Classes with one image are left out, since they
+      have no distance.
+
+  Raises:
+    ValueError: if fewer than two classes have two images, shapes differ, or all
+      features have one direction.
+  """
+  features = np.asarray(features, np.float64)
+  labels = np.asarray(labels)
+  if features.ndim != 2 or labels.shape != (len(features),):
+    raise ValueError(
+      f"features must be (n, channels) and labels (n,), got {features.shape} "
+      f"and {labels.shape}."
+    )
+  classes, counts = np.unique(labels, return_counts=True)
+  classes = classes[counts > 1]
+  if len(classes) < 2:
+    raise ValueError(
+      "Class separation needs two classes with two images each, got "
+      f"{len(classes)} of {len(counts)}."
+    )
+  norms = np.linalg.norm(features, axis=1, keepdims=True)
+  units = features / np.where(norms > 0, norms, 1)
+  means = np.stack([units[labels == k].mean(axis=0) for k in classes])
+  # The mean cosine over pairs is the product of the means.
+  within = 1 - (means**2).sum(axis=1).mean()
+  total = 1 - (means.mean(axis=0) ** 2).sum()
+  if total <= 1e-12:
+    raise ValueError("All features have one direction: classes do not differ.")
+  return float(1 - within / total)

@@ -1,0 +1,164 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics on the plane through three models (arXiv 2203.05482, Figure 2)."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from soupjax.analysis.geometry import geometry
+from soupjax.soups.core import arguments
+from soupjax.soups.core.ingredient import Models, as_ingredients
+from soupjax.soups.search.interpolate import Blend
+
+PyTree = Any
+
+# Models closer to each other than this part of the plane's size are the same,
+# and a third model this close to the line of two does not span a plane.
+# (Inner products in float32 give distances to about 3e-4.)
+_SAME = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Plane:
+  """Metrics on a grid in the plane through three models.
+
+  The axes are orthonormal in the space of the parameters, by Gram-Schmidt: the
+  origin is the first model, and the second lies on the x axis.
+
+  Attributes:
+    names: of the three models.
+    corners: (3, 2) coordinates of the models.
+    xs: (columns,) coordinates of the grid.
+    ys: (rows,) coordinates of the grid.
+    values: metric -> (rows, columns).
+    at_corners: metric -> (3,) of the models themselves.
+  """
+
+  names: tuple[str, str, str]
+  corners: np.ndarray
+  xs: np.ndarray
+  ys: np.ndarray
+  values: dict[str, np.ndarray]
+  at_corners: dict[str, np.ndarray]
+
+  def weights(self, x: float, y: float) -> np.ndarray:
+    """Returns (3,) weights of the models, of sum 1, at a point of the plane."""
+    along, (across, height) = self.corners[1, 0], self.corners[2]
+    second = y / height
+    first = (x - second * across) / along
+    return np.array([1 - first - second, first, second])
+
+
+def corners_of(models: Models) -> np.ndarray:
+  """Returns (3, 2) coordinates of three models in the plane through them.
+
+  Args:
+    models: three models of one architecture, in any form.
+
+  Raises:
+    ValueError: if there are not three models, two are the same, or all lie on
+      one line.
+  """
+  models = as_ingredients(models)
+  if len(models) != 3:
+    raise ValueError(
+      f"A plane goes through three models, got {len(models)}: "
+      f"{[model.name for model in models]}."
+    )
+  first, *others = models
+  shape = geometry(others, first)
+  (aa, ab), (_, bb) = shape.gram
+  size = max(math.sqrt(max(aa, bb, 0.0)), 1e-30)
+  gap = math.sqrt(max(aa + bb - 2 * ab, 0.0))
+  sides = zip((math.sqrt(aa), math.sqrt(bb), gap), ((0, 1), (0, 2), (1, 2)))
+  for length, (a, b) in sides:
+    if length <= _SAME * size:
+      raise ValueError(
+        f"{models[a].name!r} and {models[b].name!r} are the same model, so "
+        "that no plane is defined: give three different models."
+      )
+  x = ab / math.sqrt(aa)
+  height = math.sqrt(max(bb - x**2, 0.0))
+  if height <= _SAME * size:
+    raise ValueError(
+      f"{', '.join(repr(m.name) for m in models)} lie on one line, so that no "
+      "plane is defined: replace one of them."
+    )
+  return np.array([(0.0, 0.0), (math.sqrt(aa), 0.0), (x, height)])
+
+
+def plane(
+  models: Models,
+  evaluate: Callable[[PyTree], Mapping[str, float] | float],
+  *,
+  points: int = 11,
+  margin: float = 0.25,
+  sharding: Any = None,
+) -> Plane:
+  """Evaluates models on a grid in the plane through three models.
+
+  Holds the three models and one point of the grid in memory.
+
+  Args:
+    models: three models of one architecture, in any form, such as the start and
+      two ingredients.
+    evaluate: maps parameters to a metric, or to several by name.
+    points: rows and columns of the grid; `points**2 + 3` models are evaluated.
+    margin: of the grid around the models, as a part of its size.
+    sharding: of the models, as in `Ingredient.load`.
+
+  Returns:
+    The values; a single metric is called "score".
+
+  Raises:
+    ValueError: if two models are the same, all lie on one line, trees differ,
+      or weights or values are not finite.
+
+  Examples:
+    >>> models = [{"w": np.array(w)} for w in ([0.0, 0], [2.0, 0], [1.0, 1])]
+    >>> bowl = plane(models, lambda p: float((p["w"] ** 2).sum()), points=3)
+    >>> bowl.xs.tolist(), bowl.ys.tolist()
+    ([-0.5, 1.0, 2.5], [-0.25, 0.5, 1.25])
+    >>> bowl.values["score"][0].tolist()
+    [0.3125, 1.0625, 6.3125]
+  """
+  models = as_ingredients(models)
+  points = arguments.count("points", points)
+  margin = arguments.real("margin", margin)
+  if points < 2 or margin < 0:
+    raise ValueError(
+      "A plane needs at least 2 points a side and a margin from 0, got "
+      f"points={points}, margin={margin:g}."
+    )
+  corners = corners_of(models)
+  low, high = corners.min(axis=0), corners.max(axis=0)
+  room = margin * (high - low)
+  xs, ys = np.linspace(low - room, high + room, points).T
+  at = Blend(models[0], models[1:], sharding=sharding)
+  shape = Plane(
+    names=tuple(model.name for model in models),
+    corners=corners,
+    xs=xs,
+    ys=ys,
+    values={},
+    at_corners={},
+  )
+
+  def values_at(x, y):
+    found = arguments.call(evaluate, at(shape.weights(x, y)[1:]))
+    found = found if isinstance(found, Mapping) else {"score": found}
+    place = f"at ({x:.4g}, {y:.4g})"
+    return {k: arguments.number(f"{k} {place}", v) for k, v in found.items()}
+
+  for k, corner in enumerate(corners):
+    for metric, value in values_at(*corner).items():
+      shape.at_corners.setdefault(metric, np.zeros(3))[k] = value
+  for row, column in np.ndindex(points, points):
+    for metric, value in values_at(xs[column], ys[row]).items():
+      grid = shape.values.setdefault(metric, np.zeros((points, points)))
+      grid[row, column] = value
+  return shape

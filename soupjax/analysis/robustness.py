@@ -1,0 +1,148 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Effective robustness: accuracy under shift above that of baselines.
+
+Accuracies in distribution and under shift of many models lie close to a line if
+both are put through the logit (arXiv 2007.00644, section 2; arXiv 2107.04649).
+The effective robustness rho of a model is its accuracy under shift minus the
+one that this line predicts from its accuracy in distribution.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from soupjax.soups.core import arguments
+
+_INSIDE = "lie between 0 and 1, since its logit must be finite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rho:
+  """Effective robustness, as a fraction.
+
+  Attributes:
+    value: the accuracy under shift minus the predicted one.
+    low: the lower end of the interval.
+    high: its upper end.
+  """
+
+  value: float
+  low: float
+  high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A line through baselines, on logit axes, by least squares.
+
+  Attributes:
+    slope: of the line.
+    intercept: at an accuracy of 1/2 in distribution.
+    n: number of baselines.
+    center: mean logit of their accuracies in distribution.
+    spread: sum of the squared distances from the center.
+    noise: standard deviation of the residuals, with n - 2 degrees of freedom.
+  """
+
+  slope: float
+  intercept: float
+  n: int
+  center: float
+  spread: float
+  noise: float
+
+  def predict(self, accuracy: float) -> float:
+    """Returns the accuracy under shift of a baseline with this accuracy."""
+    return _sigmoid(self.intercept + self.slope * _logit("accuracy", accuracy))
+
+  def rho(self, accuracy: float, shifted: float, *, level: float = 0.95) -> Rho:
+    """Returns the effective robustness of a model.
+
+    The interval is that of the line at this accuracy, by Student's t with n - 2
+    degrees of freedom. It takes the model's own accuracies as known.
+
+    Args:
+      accuracy: of the model in distribution, above 0 and below 1.
+      shifted: its accuracy under shift.
+      level: coverage.
+
+    Raises:
+      ValueError: if an accuracy or the level is out of range.
+    """
+    from scipy import stats  # Slow to import.
+
+    x = _logit("accuracy", accuracy)
+    arguments.number(
+      "shifted", shifted, "be from 0 to 1", lambda v: 0 <= v <= 1
+    )
+    arguments.number(
+      "level", level, "be above 0 and below 1", lambda v: 0 < v < 1
+    )
+    middle = self.intercept + self.slope * x
+    error = self.noise * math.sqrt(
+      1 / self.n + (x - self.center) ** 2 / self.spread
+    )
+    room = float(stats.t.ppf((1 + level) / 2, self.n - 2)) * error
+    return Rho(
+      value=shifted - _sigmoid(middle),
+      low=shifted - _sigmoid(middle + room),
+      high=shifted - _sigmoid(middle - room),
+    )
+
+
+def fit_line(baselines: Mapping[str, Sequence[float]]) -> Line:
+  """Fits a line through baselines on logit axes.
+
+  Args:
+    baselines: name -> its accuracies in distribution and under shift, fractions
+      above 0 and below 1.
+
+  Raises:
+    ValueError: with fewer than three baselines, an accuracy out of range, or if
+      all have the same accuracy in distribution.
+
+  Examples:
+    >>> line = fit_line({"a": (0.5, 0.3), "b": (0.8, 0.6), "c": (0.9, 0.8)})
+    >>> round(line.slope, 2), round(line.predict(0.85), 2)
+    (1.02, 0.7)
+  """
+  if len(baselines) < 3:
+    raise ValueError(
+      "A line of effective robustness needs at least three baselines, got "
+      f"{len(baselines)}: {', '.join(baselines) or 'none'}."
+    )
+  points = np.array(
+    [
+      [_logit(f"The accuracy of {name}", value) for value in pair]
+      for name, pair in baselines.items()
+    ]
+  )
+  x, y = points.T
+  center, spread = x.mean(), ((x - x.mean()) ** 2).sum()
+  if np.ptp(x) <= 1e-12:
+    accuracy = next(iter(baselines.values()))[0]
+    raise ValueError(
+      f"All {len(baselines)} baselines have an accuracy of {accuracy:g} in "
+      "distribution, so that no line is defined: give models of different "
+      "accuracies."
+    )
+  slope = ((x - center) * y).sum() / spread
+  intercept = y.mean() - slope * center
+  residuals = y - intercept - slope * x
+  noise = math.sqrt((residuals**2).sum() / (len(x) - 2))
+  return Line(
+    *(float(v) for v in (slope, intercept)), len(x), float(center),
+    float(spread), noise,
+  )  # fmt: skip
+
+
+def _logit(name: str, accuracy: float) -> float:
+  value = arguments.number(name, accuracy, _INSIDE, lambda v: 0 < v < 1)
+  return math.log(value / (1 - value))
+
+
+def _sigmoid(x: float) -> float:
+  return 1 / (1 + math.exp(-x)) if x > -500 else 0.0

@@ -1,0 +1,126 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Effective robustness: accuracy under shift above a line of baselines."""
+
+from collections.abc import Iterator, Mapping
+import html
+import math
+import textwrap
+from typing import Any
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from soupjax.report import tables
+from soupjax.report.results import Results
+from soupjax.report.style import BLUE, DPI, GREEN, ORANGE, styled
+
+TITLE = "Effective robustness"
+_COLORS = {"soup": ORANGE, "ensemble": BLUE, "pretrained": "white"}
+
+
+def about(record: Mapping[str, Any]) -> str:
+  """Describes the line and the interval."""
+  line = record["line"]
+  return (
+    "rho: points of accuracy under shift (mean over shifts) above those that a "
+    f"line through {record['baselines']} (n = {line['n']}, slope "
+    f"{line['slope']:.2f} on logit axes) predicts from the accuracy on test, "
+    "with the 95 % interval of the line (arXiv 2007.00644). ~: the interval "
+    "contains zero."
+  )
+
+
+def table(
+  record: Mapping[str, Any] | None,
+  results: Results,
+  sizes: Mapping[str, int] | None = None,
+) -> str:
+  """Formats rho of all rows as plain text; "" without a record."""
+  if record is None:
+    return ""
+  lines = [f"{TITLE}{'':<36}{'rho':>10}{'interval':>20}"]
+  for name, rho in _rows(record, results, sizes):
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    lines.append(f"{name[:50]:<52}{_value(rho):>14}{_ends(rho):>20}")
+  return "\n".join([*lines, *textwrap.wrap(about(record), 100)])
+
+
+def section(
+  record: Mapping[str, Any], results: Results, sizes: Mapping[str, int]
+) -> str:
+  """Returns the same as HTML."""
+  body = [
+    f'<tr><th scope="row">{html.escape(name)}</th><td>{_value(rho)}</td>'
+    f"<td>{_ends(rho)}</td></tr>"
+    for name, rho in _rows(record, results, sizes)
+  ]
+  return (
+    '<div class="wide"><table>\n<thead><tr><th scope="col">model</th>'
+    '<th scope="col">rho</th><th scope="col">95 % interval</th></tr></thead>\n'
+    "<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>"
+  )
+
+
+def _rows(record, results, sizes) -> Iterator[tuple[str, Mapping[str, float]]]:
+  for row in tables.rows(results, sizes):
+    if len(row.models) == 1 and row.models[0] in record["models"]:
+      yield row.label, record["models"][row.models[0]]
+
+
+def _value(rho: Mapping[str, float]) -> str:
+  shown = rho["low"] <= 0 <= rho["high"]
+  return tables.signed(100 * rho["rho"]) + " ~" * shown
+
+
+def _ends(rho: Mapping[str, float]) -> str:
+  return f"{100 * rho['low']:.1f} to {100 * rho['high']:.1f}"
+
+
+@styled
+def robustness_figure(
+  record: Mapping[str, Any], kinds: Mapping[str, str]
+) -> Figure:
+  """Draws accuracies on logit axes, with the line through the baselines.
+
+  Args:
+    record: `robustness.json`: "points", baseline -> accuracies on test and
+      under shift; "line", with "slope" and "intercept"; "models", model ->
+      an object with "accuracy" and "shifted".
+    kinds: model -> one of `KINDS`.
+  """
+  figure = Figure(figsize=(5.2, 4.2), dpi=DPI)
+  axes = figure.add_subplot()
+  points = np.array(list(record["points"].values()), float)
+  style = {"s": 18, "c": "#B0B0B0", "edgecolors": "#555555", "linewidths": 0.5}
+  axes.scatter(*_logit(points).T, label="baseline", **style)
+  shown, places = dict.fromkeys(kinds.values()), [points]
+  for kind in shown:
+    found = [
+      (model["accuracy"], model["shifted"])
+      for name, model in record["models"].items()
+      if kinds.get(name) == kind and 0 < model["shifted"] < 1
+    ]
+    if kind == "ingredient" and record["baselines"] == "the ingredients":
+      continue
+    if found:
+      places.append(np.array(found))
+      axes.scatter(
+        *_logit(places[-1]).T, label=kind, s=34, zorder=3, linewidths=0.6,
+        c=_COLORS.get(kind, GREEN), edgecolors="black",
+      )  # fmt: skip
+  xs = _logit(np.concatenate(places)[:, 0])
+  ends = np.array([xs.min(), xs.max()])
+  line = record["line"]
+  heights = line["intercept"] + line["slope"] * ends
+  axes.plot(ends, heights, color="black", linewidth=1, label="line")
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_formatter(lambda x, _: f"{100 / (1 + math.exp(-x)):.3g}")
+  axes.set_xlabel("Accuracy on test (%, logit axis)")
+  axes.set_ylabel("Mean accuracy over shifts (%, logit axis)")
+  axes.legend(fontsize=7)
+  return figure
+
+
+def _logit(accuracies: np.ndarray) -> np.ndarray:
+  return np.log(accuracies / (1 - accuracies))
