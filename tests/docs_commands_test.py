@@ -54,6 +54,11 @@ SHORTER = {
   r"soupjax --config=configs/finetune/clip_b32_i1k\.py.*": [
     (r"$", " --dry_run --config.zeroshot.names= --config.zeroshot.templates={}")
   ],
+  # Their model is that of the checkpoint.
+  r"soupjax --config=configs/finetune/(flyp|lit|car_ft)\.py.*": [
+    (r"\.py ", ".py:runlocal "),
+    (r"--config\.init\.path=\S+", "--dry_run"),
+  ],
   # Weights and images that are not here: the plan alone.
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.

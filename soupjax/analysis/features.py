@@ -3,6 +3,7 @@
 """Features of layers: similarity of models (CKA) and separation of classes."""
 
 from collections.abc import Sequence
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,8 @@ PyTree = Any
 # Modules this deep in a model are its layers, such as Transformer/encoderblock.
 _DEPTH = 2
 _SCANNED = "encoderblock"
+# Modules that do nothing in evaluation.
+_IDLE = ("Dropout", "DropPath")
 # Images of a minibatch of CKA.
 _BATCH = 256
 
@@ -24,8 +27,9 @@ def layer_features(
 ) -> list[tuple[str, jax.Array]]:
   """Returns the outputs of the layers of a model, from input to output.
 
-  Layers are the modules at the first two levels of the model, such as the
-  embedding, the blocks of an encoder and the head. Can be traced.
+  Layers are the modules at the first two levels of the model that are not parts
+  of a numbered block, such as the embedding, the blocks of an encoder and the
+  head. Can be traced.
 
   Args:
     model: any Linen module.
@@ -41,7 +45,14 @@ def layer_features(
   """
 
   def is_layer(module, method):
-    return method == "__call__" and 0 < len(module.path) <= _DEPTH
+    path = module.path
+    return (
+      method == "__call__"
+      and 0 < len(path) <= _DEPTH
+      and type(module).__name__ not in _IDLE
+      # The parts of a block, such as MixerBlock_0/LayerNorm_0.
+      and not any(re.search(r"_\d+$", name) for name in path[:-1])
+    )
 
   _, state = model.apply(
     {"params": params}, images, capture_intermediates=is_layer,
@@ -60,6 +71,13 @@ def layer_features(
         if len(x) == len(images):
           x = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
           layers.append((name, x.mean(axis=1)))
+  names = [name for name, _ in layers]
+  layers = [
+    (name, x)
+    for name, x in layers
+    # The output of a stack is that of its last layer.
+    if not any(other.startswith(f"{name}/") for other in names)
+  ]
   if not layers:
     raise ValueError(
       f"{type(model).__name__} has no module whose output has a row for each "

@@ -260,3 +260,12 @@ def test_inputs_are_checked_before_any_work(sweep, tmp_path):
   )
   with pytest.raises(ValueError, match="must name three models"):
     diagnose.run(config, tmp_path / "why", dry_run=True)
+
+
+def test_values_of_other_settings_are_not_used(tmp_path):
+  path = tmp_path / "values.json"
+  base.Resumed(lambda x: x + 1, 2, path=path, key={"points": 2})(1)
+  again = base.Resumed(pytest.fail, 2, path=path, key={"points": 2})
+  assert again(1) == 2
+  other = base.Resumed(lambda x: x + 5, 2, path=path, key={"points": 3})
+  assert other(1) == 6
