@@ -58,6 +58,7 @@ UNUSED = {
     "cook.learned",
     "cook.wise_ft_points",
     "cook.ensembles_gb",
+    "cook.baselines",
     "select",
     "evaluate_command",
     "evaluate_timeout",
