@@ -49,11 +49,13 @@ class Seed:
     files: relative path -> bytes; a single file has the path "".
     has_checksums: whether damage to any weight must be noticed.
     share: how often it is drawn; Orbax is fifty times as slow as the others.
+    suffix: of its name, for formats without a magic number.
   """
 
   files: dict[str, bytes]
   has_checksums: bool
   share: float = 1.0
+  suffix: str = ""
 
 
 class _Reference:
@@ -127,6 +129,7 @@ def make_seeds(folder: pathlib.Path) -> dict[str, Seed]:
   Args:
     folder: an empty directory.
   """
+  from flax import serialization
   import numpy as np
   import orbax.checkpoint as ocp
   from safetensors.numpy import save
@@ -170,7 +173,37 @@ def make_seeds(folder: pathlib.Path) -> dict[str, Seed]:
     "orbax": Seed(_read(folder / "orbax"), False, 0.2),
     "soup in orbax": Seed(mixed("soup"), True, 0.2),
     "zarr": Seed(_read(folder / "zarr"), False, 0.2),
+    "msgpack": Seed({"": serialization.to_bytes(nested)}, False),
+    **_of_extras(tree, folder),
   }
+
+
+def _of_extras(tree, folder: pathlib.Path) -> dict[str, Seed]:
+  """Makes checkpoints whose packages are installed: onnx and torch."""
+  seeds = {}
+  with contextlib.suppress(ImportError):
+    from onnx import helper, numpy_helper
+
+    arrays = [numpy_helper.from_array(array, k) for k, array in tree.items()]
+    graph = helper.make_graph([], "model", [], [], arrays)
+    data = helper.make_model(graph).SerializeToString()
+    seeds["onnx"] = Seed({"": data}, False, suffix=".onnx")
+  with contextlib.suppress(ImportError):
+    import numpy as np
+    import torch
+    from torch.distributed import checkpoint
+
+    tensors = {
+      k: torch.from_numpy(np.ascontiguousarray(v, np.float32)).bfloat16()
+      if v.dtype == "bfloat16"
+      else torch.from_numpy(np.ascontiguousarray(v))
+      for k, v in tree.items()
+    }
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      checkpoint.save(tensors, checkpoint_id=folder / "dcp", no_dist=True)
+    seeds["torch DCP"] = Seed(_read(folder / "dcp"), False)
+  return seeds
 
 
 def _read(path: pathlib.Path) -> dict[str, bytes]:
@@ -250,7 +283,7 @@ def outcome(seeds, kind: str, number: int, folder: pathlib.Path) -> str:
   from soupjax.soups.core import tree as trees
 
   files, renewed = mutate(seeds, kind, number, folder)
-  path = folder / "case"
+  path = folder / f"case{seeds[kind].suffix}"
   _write(path, files)
   try:
     with warnings.catch_warnings():

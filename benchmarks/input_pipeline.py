@@ -59,8 +59,7 @@ def ways(config, train: data.Source):
 
     def call():
       nonlocal state
-      images, labels = next_batch()
-      state, metrics = compiled.step(state, images, labels, key, hyper, None)
+      state, metrics = compiled.step(state, next_batch(), key, hyper, None)
       jax.block_until_ready(metrics)
 
     call()  # Compiles, and fills what is read ahead.

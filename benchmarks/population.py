@@ -75,9 +75,7 @@ def members(
     nonlocal state
     on_devices = sharding.put_batch(mesh, data, axes)
     for _ in range(10):
-      state, metrics = compiled.step(
-        state, on_devices["images"], on_devices["labels"], key, hyper, None
-      )
+      state, metrics = compiled.step(state, on_devices, key, hyper, None)
     jax.block_until_ready(metrics)
 
   return images_a_second(step, 10 * batch * at_once, seconds)

@@ -83,9 +83,7 @@ def soupjax(args):
 
   def run():
     nonlocal state
-    state, metrics = compiled.step(
-      state, data["images"], data["labels"], key, hyper, None
-    )
+    state, metrics = compiled.step(state, data, key, hyper, None)
     return metrics
 
   seconds = timed(run, jax.block_until_ready, args.steps)

@@ -44,6 +44,7 @@ ELSEWHERE = {
   r"launch/local_processes\.sh .*": "test_local_processes_run",
   r"(python )?launch/(gke\.sh|ray_sweep\.py).*|docker .*": "launch_test.py",
   r"soupjax .*--topology=.*": "takes minutes; tests/tasks/programs",
+  r"soupjax --config=configs/mix\.py:fisher .*": "tasks/statistics_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
 # Changes of a command, from the first pattern that matches. Other commands run
@@ -52,6 +53,11 @@ SHORTER = {
   # The lists of OpenCLIP, which may not be installed.
   r"soupjax --config=configs/finetune/clip_b32_i1k\.py.*": [
     (r"$", " --dry_run --config.zeroshot.names= --config.zeroshot.templates={}")
+  ],
+  # Their model is that of the checkpoint.
+  r"soupjax --config=configs/finetune/(flyp|lit|car_ft)\.py.*": [
+    (r"\.py ", ".py:runlocal "),
+    (r"--config\.init\.path=\S+", "--dry_run"),
   ],
   # Weights and images that are not here: the plan alone.
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
@@ -66,6 +72,12 @@ SHORTER = {
     (r"tuned/\*", "runs/[01]/model.safetensors"),
     (r"--config\.tasks=\S+", "--config.tasks=cars=folder:photos:minival=val"),
     (r"$", " --config.search.points=2"),
+  ],
+  # Two models and one dataset of this place.
+  r"soupjax --config=configs/statistics\.py .*": [
+    (r"ingredients=\S+", "ingredients=runs/[01]/model.safetensors"),
+    (r"folder:cars", "folder:photos"),
+    (r"minival=train", "minival=val"),
   ],
   # The same as docs/cook.md has with one more test set.
   r"soupjax --config=configs/cook\.py .*tests=test=test": [

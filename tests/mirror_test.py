@@ -29,6 +29,7 @@ COVERED_BY = {
   "checkpoints/formats/safetensors_writer": "checkpoints/formats/safetensors",
   "checkpoints/formats/unpickle": "checkpoints/formats/torch",
   "data/op_strings": "data/preprocess",
+  "data/paired/base": "data/paired/tables",
   "evaluators/batches": "evaluators/evaluator",
   "models/encoder": "models/vit",
   "models/layers": "models/vit",
@@ -97,6 +98,7 @@ COVERED_BY = {
   "tasks/search/patching": "tasks/search/methods",
   "tasks/search/results": "tasks/search/run",
   "tasks/search/work": "tasks/search/run",
+  "train/recipes/lit": "train/recipes/flyp",
   # The program, and what its files on disk do under kills.
   "main": "tasks/command",
   "report/unseen": "tasks/cook/heads",

@@ -26,9 +26,6 @@ On a laptop, in a minute, from a tiny CLIP with random weights on digits:
     --workdir=/tmp/b32
 """
 
-import pathlib
-import tempfile
-
 from soupjax import config as config_lib
 from soupjax.models import pretrained, tiny_clip
 from soupjax.tasks.finetune import config as finetune_config
@@ -83,10 +80,7 @@ def _runlocal(c):
     image_size=16, batch_size=20,
   )  # fmt: skip
   c.model.update(variant="mu/4", dtype_mm="float32", proj_size=8)
-  folder = pathlib.Path(tempfile.gettempdir()) / "soupjax_tiny_clip"
-  if not folder.exists():
-    tiny_clip.save(folder)
-  c.init.path = str(folder)
+  c.init.path = tiny_clip.saved()
   c.zeroshot.names = "zero|one|two|three|four|five|six|seven|eight|nine"
   c.zeroshot.templates = "{}|the number {}"
   c.hyper.update(warmup="5steps")

@@ -73,6 +73,23 @@ def batch_augment(
   return augment
 
 
+def active(
+  text: str, off: Collection[str], names: Collection[str] = ()
+) -> dict[str, bool]:
+  """Names the operations that are on, and whether each may mix targets.
+
+  Args:
+    text: as for `batch_augment`.
+    off: as for `batch_augment`.
+    names: as for `batch_augment`.
+  """
+  return {
+    name: "targets" in inspect.signature(op.func).parameters
+    for name, op in op_strings.parse(text, OPS, _GIVEN_LATER, names)
+    if not _is_off(op, off)
+  }
+
+
 def _is_off(op: functools.partial, off: Collection[str]) -> bool:
   values = op.keywords.values()
   names = {v.name for v in values if isinstance(v, op_strings.Hyperparameter)}

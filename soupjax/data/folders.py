@@ -17,7 +17,7 @@ import numpy as np
 from soupjax.data.source import Source
 
 # Those of torchvision's ImageFolder, and others that Pillow decodes.
-_SUFFIXES = frozenset(
+SUFFIXES = frozenset(
   (
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff"),
     *(".webp", ".gif", ".jfif", ".jpe", ".avif", ".jp2", ".j2k", ".jpx"),
@@ -104,10 +104,10 @@ def open_split(split: Split) -> Source:
     if empty := _empty_classes(path, own) - known:
       raise ValueError(
         f"The class folder {path}/{min(empty)} has no images "
-        f"({', '.join(sorted(_SUFFIXES))}): remove it or add images. The "
+        f"({', '.join(sorted(SUFFIXES))}): remove it or add images. The "
         "numbers of the classes depend on it."
       )
-  _check_spelling(split.siblings, names)
+  check_spelling(split.siblings, names)
   kind = _Tar if split.path.is_file() else _Folder
   return kind(split.path, sorted(known))
 
@@ -143,7 +143,7 @@ def displaced(
   return None
 
 
-def _check_spelling(paths, names: Sequence[set[str]]) -> None:
+def check_spelling(paths, names: Sequence[set[str]]) -> None:
   """Rejects classes that two splits spell differently."""
   by_spelling: dict[str, set[str]] = {}
   for name in set().union(*names):
@@ -172,16 +172,17 @@ def _hidden(folder: str) -> bool:
   return folder.startswith(".") or folder == "__MACOSX"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+  """Whether a file has the suffix of images and is not hidden."""
   base = name.rpartition("/")[2]
   _, dot, suffix = base.rpartition(".")
-  return dot + suffix.lower() in _SUFFIXES and base[0] != "."
+  return dot + suffix.lower() in SUFFIXES and base[0] != "."
 
 
 def _has_images(path: pathlib.Path) -> bool:
   """Whether images are directly in a folder."""
   with os.scandir(path) as entries:
-    return any(_is_image(e.name) and e.is_file() for e in entries)
+    return any(is_image(e.name) and e.is_file() for e in entries)
 
 
 def _files_in(path: str, prefix: str, above: tuple = ()) -> Iterator[str]:
@@ -215,7 +216,7 @@ def _class_names(path: pathlib.Path) -> set[str]:
   return {
     p.name
     for p in _folders(path)
-    if _has_images(p) or any(map(_is_image, _files_in(os.fspath(p), "")))
+    if _has_images(p) or any(map(is_image, _files_in(os.fspath(p), "")))
   }
 
 
@@ -265,7 +266,7 @@ class _Folder(_Files):
   def __init__(self, path: pathlib.Path, class_names: list[str]):
     files, ignored = [], []
     for name in _files_in(os.fspath(path), ""):
-      in_class = "/" in name and _is_image(name)
+      in_class = "/" in name and is_image(name)
       (files if in_class else ignored).append(name)
     super().__init__(path, class_names, sorted(files, key=_hashed))
     self.notes = _note(path, ignored)
@@ -328,7 +329,7 @@ def _cached_members(path, size, mtime) -> _Members:
         hidden = any(map(_hidden, parts))
         if member.isdir():
           folders += [] if hidden else [parts]
-        elif member.isreg() and _is_image(parts[-1]) and not hidden:
+        elif member.isreg() and is_image(parts[-1]) and not hidden:
           # Of several members with the same name, the last counts.
           images[parts] = member.offset_data, member.size
         else:

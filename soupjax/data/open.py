@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Opens labelled images by name: TFDS, folders, tar files, digits.
+"""Opens labelled images by name: TFDS, folders, tar and CSV files, digits.
 
 TFDS datasets are read as array_record, by random access, without TensorFlow.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from soupjax import registry
 from soupjax.data import digits, folders, tfds
 from soupjax.data import source as source_lib
+from soupjax.data.paired import shards, tables
 
 
 def open_source(
@@ -23,12 +24,15 @@ def open_source(
   Args:
     name: "digits"; "digits_row", noisy digits in a row, or "digits_row:1000",
       drawn with another seed; "folder:PATH" for PATH/SPLIT/CLASS/*.jpg or
-      PATH/SPLIT.tar with CLASS/*.jpg in it; else a TFDS name such as
-      "imagenet2012" or "cifar10:3.0.2", prepared as array_record.
+      PATH/SPLIT.tar with CLASS/*.jpg in it; "csv:PATH" for PATH/SPLIT.csv, see
+      `paired.tables.open_split`; "wds:PATH" for the shards of WebDataset, see
+      `paired.shards.open_split`; else a TFDS name such as "imagenet2012" or
+      "cifar10:3.0.2", prepared as array_record.
     split: the name of a split, or a part of it as "train[:98%]", "train[98%:]",
       "train[:5000]"; TFDS datasets take all that TFDS does. A folder without
       splits in it has one, "all". Folders are in the order of a hash of the
-      file names, so that a part holds images of all classes.
+      file names, so that a part holds images of all classes. CSV files and
+      shards keep their order.
     data_dir: directory of TFDS datasets; default ~/tensorflow_datasets.
 
   Returns:
@@ -58,6 +62,24 @@ def open_source(
       folders.splits_of(path),
       folders.open_split,
       lambda part: os.path.realpath(part.path),
+    )
+  if name.startswith("csv:"):
+    path = name.removeprefix("csv:")
+    return _part_of(
+      name,
+      split,
+      tables.splits_of(path),
+      tables.open_split,
+      lambda part: os.path.realpath(part.path),
+    )
+  if name.startswith("wds:"):
+    path = name.removeprefix("wds:")
+    return _part_of(
+      name,
+      split,
+      shards.splits_of(path),
+      shards.open_split,
+      lambda part: ",".join(map(os.path.realpath, part.shards)),
     )
   return tfds.open_tfds(name, split, data_dir)
 

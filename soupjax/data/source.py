@@ -21,9 +21,11 @@ class Source:
       where they are unknown.
     notes: lines for the plan, for example about files that are not read.
     several: whether images have several right labels, or none.
+    captions: the distinct captions; empty where images have none.
   """
 
   several = False
+  captions: tuple[str, ...] = ()
   ranges: tuple[tuple[str, int, int], ...] = ()
   notes: tuple[str, ...] = ()
 
@@ -103,6 +105,13 @@ class Source:
   def _label(self, index: int) -> Any:
     return self._read(index)[1]
 
+  def _image(self, index: int) -> Any:
+    return self._read(index)[0]
+
+  def _caption(self, index: int) -> int:
+    """Returns the index of a caption; sources with captions override this."""
+    raise NotImplementedError
+
 
 class _Arrays(Source):
   """A `Dataset` in memory."""
@@ -143,7 +152,7 @@ class _Subset(Source):
 
   def __init__(self, parent: Source, indices: np.ndarray, name: str):
     super().__init__(name, len(indices), parent.num_classes, parent.class_names)
-    self.notes = parent.notes
+    self.notes, self.captions = parent.notes, parent.captions
     self._parent = parent
     self._indices = np.asarray(indices)
 
@@ -152,6 +161,12 @@ class _Subset(Source):
 
   def _label(self, index):
     return self._parent._label(int(self._indices[index]))
+
+  def _image(self, index):
+    return self._parent._image(int(self._indices[index]))
+
+  def _caption(self, index):
+    return self._parent._caption(int(self._indices[index]))
 
   def describe(self, index: int) -> str:
     return self._parent.describe(int(self._indices[index]))

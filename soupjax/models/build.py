@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models by the names that configs give them."""
 
+from collections.abc import Mapping
 import inspect
 from typing import Any
 
 import flax.linen as nn
 
+from soupjax.models import clip as clip_lib
 from soupjax.models import mixer as mixer_lib
 from soupjax.models import resnet as resnet_lib
 from soupjax.models import vit as vit_lib
@@ -31,6 +33,42 @@ def mixer(
   """Makes an MLP-Mixer of a variant such as "B/16"."""
   size = mixer_lib.mixer_variant(variant) if variant else {}
   return mixer_lib.Mixer(num_classes=num_classes, **size | options)
+
+
+@MODELS.register
+def clip(
+  num_classes: int | None,
+  variant: str = "",
+  image: Mapping[str, Any] | None = None,
+  text: Mapping[str, Any] | None = None,
+  bias: bool = False,
+  dropout: float = 0.0,
+  stochastic_depth: float = 0.0,
+  dtype_mm: str = "float32",
+  scan: bool = False,
+  remat_policy: str | None = None,
+) -> clip_lib.CLIP:
+  """Makes a CLIP, whose outputs do not depend on a number of classes.
+
+  Args:
+    num_classes: ignored.
+    variant: of the image tower, such as "B/32", or "".
+    image: options of the image tower.
+    text: options of the text tower.
+    bias: whether logits have a bias.
+    dropout: of the image tower.
+    stochastic_depth: of the image tower.
+    dtype_mm: of both towers, as in `ViT`.
+    scan: of both towers.
+    remat_policy: of both towers.
+  """
+  del num_classes
+  both = {"dtype_mm": dtype_mm, "scan": scan, "remat_policy": remat_policy}
+  noise = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+  size = vit_lib.variant(variant) if variant else {}
+  return clip_lib.CLIP(
+    {**size, **(image or {}), **both, **noise}, {**(text or {}), **both}, bias
+  )
 
 
 @MODELS.register

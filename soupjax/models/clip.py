@@ -37,6 +37,11 @@ class CLIP(nn.Module):
   init_scale: float = 10.0
   init_bias: float = -10.0
 
+  @property
+  def txt_length(self) -> int:
+    """The most tokens of a text."""
+    return text_lib.Text(**self.text).context_length
+
   def setup(self):
     """Makes the towers and the scale."""
     self.img = vit.ViT(**self.image)
@@ -66,6 +71,25 @@ class CLIP(nn.Module):
         differ.
     """
     zimg = self.embed_images(images, train=train)
+    ztxt, logits = self.compare(zimg, tokens, train=train)
+    return zimg, ztxt, logits
+
+  def compare(
+    self, zimg: jax.Array, tokens: jax.Array, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Embeds texts and compares them with embedded images.
+
+    Args:
+      zimg: (batch, size) embeddings of length 1.
+      tokens: as for a call.
+      train: as for a call.
+
+    Returns:
+      Embeddings (texts, size) of length 1, and logits (batch, texts).
+
+    Raises:
+      ValueError: as for a call.
+    """
     ztxt = self.embed_texts(tokens, train=train)
     if zimg.shape[-1] != ztxt.shape[-1]:
       raise ValueError(
@@ -73,7 +97,7 @@ class CLIP(nn.Module):
         f"{ztxt.shape[-1]}: give both towers projections of the same size."
       )
     logits = self.scale() * zimg @ ztxt.T
-    return zimg, ztxt, logits + self.b[0] if self.bias else logits
+    return ztxt, logits + self.b[0] if self.bias else logits
 
   def embed_images(self, images: jax.Array, *, train: bool = False):
     """Returns the embeddings (batch, size) of images, of length 1."""

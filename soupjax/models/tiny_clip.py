@@ -4,6 +4,7 @@
 
 import os
 import pathlib
+import tempfile
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ _IMAGE_SIZE, _EMBED_DIM = 16, 8
 _LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 _WORDS = [*_LETTERS, *(f"{c}</w>" for c in _LETTERS), "ca", "cat</w>"]
 _WORDS += ["<|startoftext|>", "<|endoftext|>"]
+VOCAB_SIZE = len(_WORDS)
 
 
 def write_vocabulary(folder: pathlib.Path) -> None:
@@ -74,3 +76,11 @@ def save(folder: str | os.PathLike, seed: int = 0) -> None:
     "text_cfg": {**_TEXT, "vocab_size": len(_WORDS)},
   }
   files.write_json(folder / "open_clip_config.json", {"model_cfg": config})
+
+
+def saved() -> str:
+  """Returns the path of a saved one, in the folder for temporary files."""
+  folder = pathlib.Path(tempfile.gettempdir()) / "soupjax_tiny_clip"
+  if not folder.exists():
+    save(folder)
+  return str(folder)

@@ -193,6 +193,33 @@ def _class_embeddings(tower, params, tokens):
   return jnp.exp(params["t"][0]) * mean
 
 
+def context_kernel(
+  model: clip_lib.CLIP,
+  params: PyTree,
+  tokens: np.ndarray,
+  *,
+  batch_size: int = 512,
+) -> np.ndarray:
+  """Makes the weights of contexts, one per template (arXiv 2211.16175).
+
+  The weights of a template are the mean embedding of its prompts over all
+  classes, scaled to length 1 and multiplied by the logit scale.
+
+  Args:
+    model: as for `zeroshot_head`.
+    params: as for `zeroshot_head`.
+    tokens: as for `kernel_of`.
+    batch_size: as for `zeroshot_head`.
+
+  Returns:
+    (size of the embedding, templates) float32.
+  """
+  # A template of all classes takes the place of a class of all templates.
+  return np.asarray(
+    kernel_of(model, params, tokens.swapaxes(0, 1), batch_size=batch_size)
+  )
+
+
 def head_hash(model: clip_lib.CLIP, params: PyTree, tokens: np.ndarray) -> str:
   """Hashes the text tower, the scale and the tokens of all prompts."""
   digest = hashlib.sha256(json.dumps(dict(model.text), sort_keys=True).encode())

@@ -130,6 +130,10 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
   title = f"Search: {html.escape(record['method'])}"
   body = [f"<h1>{title}</h1>", f"<p>{html.escape(record['summary'])}</p>"]
   body += map(_html_table, record["tables"])
+  if record.get("differences"):
+    heading, *lines = map(html.escape, record["differences"])
+    items = "".join(f"<li>{line}</li>" for line in lines)
+    body.append(f"<p>{heading}</p><ul>{items}</ul>")
   for name, history in record["searches"].items():
     body.append(
       page.picture(

@@ -28,6 +28,7 @@ TASKS = {
   "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
   "search": ("workdir",),
+  "statistics": ("workdir",),
   "mix": ("topology",),
 }
 
@@ -40,6 +41,16 @@ UNUSED = {
     "cook.calibration",
     "initial_head",
     "seed",
+  ),
+  "statistics": (
+    "cook",
+    "evaluate_command",
+    "initial",
+    "initial_head",
+    "means",
+    "select",
+    "tests",
+    "zeroshot",
   ),
 }
 
@@ -237,6 +248,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks.search import run as search
 
     search.run(command.config, workdir, dry_run=dry_run)
+  elif task == "statistics":
+    from soupjax.tasks import statistics
+
+    statistics.run(command.config, workdir, dry_run=dry_run)
   else:
     from soupjax.tasks import mix
 

@@ -13,6 +13,7 @@ from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.data.folders import displaced
 from soupjax.models import clip, pretrained, tokens, zeroshot
+from soupjax.models import text as text_lib
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
@@ -27,6 +28,9 @@ def default_config() -> ml_collections.ConfigDict:
   # Prompts with {} for the name, separated by "|"; a file with one a line; or
   # "open_clip:openai" (80 of them).
   c.templates = "a photo of a {}."
+  # Path beside which the vocabulary is, for recipes that train a text tower;
+  # empty takes `init.path`.
+  c.vocabulary = ""
   return c
 
 
@@ -154,9 +158,112 @@ def head(
   Raises:
     ValueError: if there is no text tower, or its vocabulary is missing.
   """
+  model, params, tokenizer, templates = _opened(source, templates, skip, prefix)
+  kernel = zeroshot.zeroshot_head(model, params, names, templates, tokenizer)
+  prompts = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  record = _record(names, templates, tokenizer)
+  return kernel, record | {"hash": zeroshot.head_hash(model, params, prompts)}
+
+
+def context(
+  source: str,
+  names: Sequence[str],
+  templates: str,
+  skip: Sequence[str] = (),
+  prefix: str = "",
+) -> np.ndarray:
+  """Makes the weights of contexts; see `models.zeroshot.context_kernel`.
+
+  Args:
+    source: as for `head`.
+    names: of the classes.
+    templates: as for `head`.
+    skip: as for `head`.
+    prefix: as for `head`.
+
+  Raises:
+    ValueError: as for `head`.
+  """
+  model, params, tokenizer, templates = _opened(source, templates, skip, prefix)
+  tokens = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  return zeroshot.context_kernel(model, params, tokens)
+
+
+def prompts(
+  path: str,
+  model: clip.CLIP,
+  names: Sequence[str],
+  config: ml_collections.ConfigDict,
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Tokenizes the prompts of classes for a text tower in training.
+
+  Args:
+    path: of the start.
+    model: with the text tower.
+    names: of the classes.
+    config: as in `default_config`.
+
+  Returns:
+    (classes, templates, tokens) int32, and a record of names, templates and
+    vocabulary.
+
+  Raises:
+    ValueError: if the vocabulary is missing or not that of the text tower.
+  """
+  tokenizer = _tokenizer(path, model, config)
+  templates = parse_templates(config.templates)
+  values = zeroshot.prompt_tokens(model, tokenizer, names, templates)
+  return values, _record(names, templates, tokenizer)
+
+
+def captions(
+  path: str,
+  model: clip.CLIP,
+  texts: Sequence[str],
+  config: ml_collections.ConfigDict,
+) -> np.ndarray:
+  """Tokenizes captions, as `prompts` does.
+
+  Args:
+    path: of the start.
+    model: with the text tower.
+    texts: distinct captions.
+    config: as in `default_config`.
+
+  Returns:
+    (captions, 1, tokens) int32.
+
+  Raises:
+    ValueError: as for `prompts`.
+  """
+  tokenizer = _tokenizer(path, model, config)
+  return zeroshot.prompt_tokens(model, tokenizer, texts, ["{}"])
+
+
+def _tokenizer(path: str, model: clip.CLIP, config) -> tokens.Tokenizer:
+  beside = config.vocabulary
+  if not beside and path:
+    beside = companions.home(open_lib.open_ingredient(path)) or ""
+  tower = text_lib.Text(**model.text)
+  tokenizer = tokens.open_tokenizer(
+    beside, context_length=tower.context_length, vocab_size=tower.vocab_size
+  )
+  zeroshot.check_tokenizer(model, tokenizer)
+  return tokenizer
+
+
+def _record(names, templates, tokenizer) -> dict[str, Any]:
+  return {
+    "names": list(names),
+    "templates": list(templates),
+    "vocabulary": tokenizer.source.name,
+  }
+
+
+def _opened(source, templates: str, skip, prefix: str):
+  """Opens the text tower of a checkpoint, its tokenizer and the prompts."""
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
-  templates = parse_templates(templates)
   part = {"skip": skip, "prefix": prefix}
   detected = pretrained.detect(source, **part, text=True)
   model = clip.CLIP(**detected.options)
@@ -174,12 +281,4 @@ def head(
     context_length=model.text["context_length"],
     vocab_size=model.text["vocab_size"],
   )
-  kernel = zeroshot.zeroshot_head(model, params, names, templates, tokenizer)
-  prompts = zeroshot.prompt_tokens(model, tokenizer, names, templates)
-  record = {
-    "names": list(names),
-    "templates": list(templates),
-    "vocabulary": tokenizer.source.name,
-    "hash": zeroshot.head_hash(model, params, prompts),
-  }
-  return kernel, record
+  return model, params, tokenizer, parse_templates(templates)

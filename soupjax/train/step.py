@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from soupjax.train import losses, optimizers, schedules
+from soupjax.train import losses, optimizers, recipes, schedules
 
 PyTree = Any
 # augment(key, images, targets, values) -> images, targets
@@ -31,6 +31,7 @@ class Hyper:
     l2_sp: pull towards the start (arXiv 1802.01483), a factor of the difference
       that is added to the gradient; needs `make_step(l2_sp=True)`.
     sam_rho: radius of SAM's ascent; needs `make_step(sam=True)`.
+    context: factor of CAR-FT's divergence; needs `make_step` with that recipe.
     schedule: from `schedules.index`.
     total_steps: length of the schedule, in steps.
     warmup_steps: linear warmup, in steps.
@@ -47,6 +48,7 @@ class Hyper:
   layer_decay: jax.typing.ArrayLike
   l2_sp: jax.typing.ArrayLike
   sam_rho: jax.typing.ArrayLike
+  context: jax.typing.ArrayLike
   schedule: jax.typing.ArrayLike
   total_steps: jax.typing.ArrayLike
   warmup_steps: jax.typing.ArrayLike
@@ -142,6 +144,7 @@ def make_step(
   tx: optax.GradientTransformation,
   augment: Augment,
   *,
+  recipe: recipes.Recipe = recipes.PLAIN,
   loss: str = "softmax",
   frozen: Sequence[str] = (),
   decay: str = "kernel$",
@@ -152,11 +155,14 @@ def make_step(
   """Makes the update, a pure function for `jax.jit`.
 
   Args:
-    model: a module that returns logits and features, with `num_classes`.
+    model: a module that returns logits and features, with `num_classes`; or a
+      `models.CLIP`, for recipes of pairs.
     tx: from `optimizers.make`.
     augment: `augment(key, images, targets, values)`, with the values of
       `Hyper.op_values`.
-    loss: a name in `losses.LOSSES`, such as "softmax" or "sigmoid".
+    recipe: the objective, from `recipes.of`.
+    loss: a name in `losses.LOSSES`, such as "softmax" or "sigmoid"; for recipes
+      of pairs, in `losses.PAIR_LOSSES`.
     frozen: regular expressions of leaves that are not trained.
     decay: regular expression of the leaves that weight decay applies to.
     accumulate: number of parts of a batch that are processed one by one to save
@@ -167,36 +173,58 @@ def make_step(
     l2_sp: whether to pull towards the start.
 
   Returns:
-    `step(state, images, labels, key, hyper, start) -> state, metrics`; `start`
-    is the initial parameters if `l2_sp`, else None. Randomness depends on `key`
-    and `state.step`. Metrics are "loss" (of the first gradient),
-    "learning_rate" and "grad_norm".
+    `step(state, batch, key, hyper, shared) -> state, metrics`. A batch has
+    "images" and "labels", and perhaps "tokens" (batch, tokens) of captions;
+    without them, recipes of pairs draw a prompt for each label from
+    `shared["prompts"]` (classes, templates, tokens). `shared` has what the
+    recipe names, and "start", the initial parameters, if `l2_sp`. Randomness
+    depends on `key` and `state.step`. Metrics are "loss" (of the first
+    gradient), "learning_rate" and "grad_norm".
 
   Raises:
     ValueError: if the loss does not exist.
   """
-  loss_fn = losses.LOSSES.get(loss)
+  known = losses.PAIR_LOSSES if recipe.pairs else losses.LOSSES
+  loss_fn = known.get(loss)
 
-  def step(state, images, labels, key, hyper, start):
+  def prepared(batch, key, key_augment, hyper, shared):
+    targets = None
+    if recipe.pairs:
+      if "tokens" not in batch:
+        # Its numbers are not those of the two keys that `split` returns.
+        key_prompt = jax.random.fold_in(key, 2)
+        tokens = recipes.draw_prompts(
+          key_prompt, batch["labels"], shared["prompts"]
+        )
+        batch = {**batch, "tokens": tokens}
+    else:
+      targets = losses.smooth_labels(
+        batch["labels"], model.num_classes, hyper.label_smoothing
+      )
+    images, targets = augment(
+      key_augment, batch["images"], targets, hyper.op_values
+    )
+    return {**batch, "images": images, "targets": targets}
+
+  def step(state, batch, key, hyper, shared):
     key = jax.random.fold_in(key, state.step)
     key_augment, key_dropout = jax.random.split(key)
-    targets = losses.smooth_labels(
-      labels, model.num_classes, hyper.label_smoothing
-    )
-    images, targets = augment(key_augment, images, targets, hyper.op_values)
+    batch = prepared(batch, key, key_augment, hyper, shared)
     trained, rest = optimizers.split(state.params, frozen)
 
-    def loss_of(trained, images, targets, key):
-      variables = {"params": optimizers.join(trained, rest)}
-      logits, _ = model.apply(
-        variables, images, train=True, rngs={"dropout": key}
+    def loss_of(trained, batch, key):
+      return recipe.objective(
+        optimizers.join(trained, rest),
+        batch,
+        key,
+        model=model,
+        loss=loss_fn,
+        hyper=hyper,
+        shared=shared,
       )
-      return loss_fn(logits, targets)
 
     def gradient(trained):
-      return _accumulated(
-        loss_of, trained, images, targets, key_dropout, accumulate
-      )
+      return _accumulated(loss_of, trained, batch, key_dropout, accumulate)
 
     value, grads = gradient(trained)
     norm = optax.tree.norm(grads)
@@ -205,7 +233,7 @@ def make_step(
       uphill = jax.tree.map(lambda p, g: p + scale * g, trained, grads)
       _, grads = gradient(uphill)
     if l2_sp:
-      origin, _ = optimizers.split(start, frozen)
+      origin, _ = optimizers.split(shared["start"], frozen)
       grads = jax.tree.map(
         lambda g, p, o: g + hyper.l2_sp * (p - o), grads, trained, origin
       )
@@ -231,23 +259,22 @@ def make_step(
   return step
 
 
-def _accumulated(loss_of, trained, images, targets, key, parts):
+def _accumulated(loss_of, trained, batch, key, parts):
   """Returns loss and gradient of a batch, computed in equal parts."""
   if parts == 1:
-    return jax.value_and_grad(loss_of)(trained, images, targets, key)
+    return jax.value_and_grad(loss_of)(trained, batch, key)
 
   def cut(x):
     # Every part contains images of every device.
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
   def add(total, part):
-    images, targets, key = part
-    value_and_grad = jax.value_and_grad(loss_of)(trained, images, targets, key)
+    value_and_grad = jax.value_and_grad(loss_of)(trained, *part)
     return jax.tree.map(jnp.add, total, value_and_grad), None
 
   zero = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
   keys = jax.random.split(key, parts)
-  total, _ = jax.lax.scan(add, zero, (cut(images), cut(targets), keys))
+  total, _ = jax.lax.scan(add, zero, (jax.tree.map(cut, batch), keys))
   return jax.tree.map(lambda x: x / parts, total)
 
 

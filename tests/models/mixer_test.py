@@ -135,12 +135,13 @@ def test_it_trains_and_two_of_them_make_a_soup():
     logits, _ = predict({"params": params}, images)
     return float((logits.argmax(-1) == labels).mean())
 
+  batch = {"images": images, "labels": labels}
   models = []
   for seed in range(2):
     state, losses = train_step.init_state(start, tx), []
     key = jax.random.key(seed)
     for _ in range(30):
-      state, metrics = train(state, images, labels, key, hyper, None)
+      state, metrics = train(state, batch, key, hyper, None)
       losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.6 * losses[0]
     models.append(sj.Ingredient.from_params(f"seed{seed}", state.params))

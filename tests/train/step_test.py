@@ -36,6 +36,7 @@ RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.normal(size=(8, 8, 8, 1)), jnp.float32)
 LABELS = jnp.array([0, 1, 2, 0, 1, 2, 0, 1])
 KEY = jax.random.key(1)
+BATCH = {"images": IMAGES, "labels": LABELS}
 HYPER = {"learning_rate": 0.01, "total_steps": 10, "warmup_steps": 2}
 
 
@@ -56,9 +57,9 @@ def run(steps=1, optimizer="adamw", options=(), num_ema=0, hyper=None, **kw):
     params(), tx, frozen=kw.get("frozen", ()), num_ema=num_ema
   )
   hyper = finetune.Hyper.of(**{**HYPER, **(hyper or {})})
-  start = params() if kw.get("l2_sp") else None
+  shared = {"start": params()} if kw.get("l2_sp") else None
   for _ in range(steps):
-    state, metrics = update(state, IMAGES, LABELS, KEY, hyper, start)
+    state, metrics = update(state, BATCH, KEY, hyper, shared)
   return state, metrics
 
 
@@ -225,7 +226,7 @@ def test_randomness_follows_from_key_and_step():
     state = finetune.init_state(params(), tx)
     for _ in range(2):
       key = jax.random.key(seed)
-      state, _ = update(state, IMAGES, LABELS, key, hyper, None)
+      state, _ = update(state, BATCH, key, hyper, None)
       jax.effects_barrier()
   assert seen[:2] == seen[2:4] and len(set(seen)) == 4
 
@@ -242,21 +243,23 @@ def test_members_side_by_side_give_the_numbers_of_each_alone():
     for k in range(3)
   ]
   keys = jax.random.split(KEY, 3)
-  batches = [(jnp.roll(IMAGES, k, 0), jnp.roll(LABELS, k, 0)) for k in range(3)]
+  batches = [
+    jax.tree.map(lambda x, k=k: jnp.roll(x, k, 0), BATCH) for k in range(3)
+  ]
   state = finetune.init_state(params(), tx, num_ema=2)
 
   def stack(trees):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
   together = stack([state] * 3)
-  images, labels = stack(batches)
-  update = jax.jit(jax.vmap(step, in_axes=(0, 0, 0, 0, 0, None)))
+  batch = stack(batches)
+  update = jax.jit(jax.vmap(step, in_axes=(0, 0, 0, 0, None)))
   for _ in range(3):
-    together, _ = update(together, images, labels, keys, stack(members), None)
+    together, _ = update(together, batch, keys, stack(members), None)
   alone = jax.jit(step)
   for k, hyper in enumerate(members):
     one = state
     for _ in range(3):
-      one, _ = alone(one, *batches[k], keys[k], hyper, None)
+      one, _ = alone(one, batches[k], keys[k], hyper, None)
     mine = jax.tree.map(lambda x, k=k: x[k], together)
     close(mine, one)

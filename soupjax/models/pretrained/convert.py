@@ -297,6 +297,7 @@ def save_exported(
   like: Ingredient | None = None,
   overwrite: bool = False,
   metadata: Mapping[str, Any] | None = None,
+  rest: Ingredient | None = None,
 ) -> None:
   """Writes parameters to a file with the names of a family.
 
@@ -308,6 +309,8 @@ def save_exported(
     like: as for `export`.
     overwrite: whether to replace a file at `path`.
     metadata: JSON to store with the weights, see `sj.provenance`.
+    rest: a checkpoint of the family whose leaves outside of the model are
+      copied, such as a text tower.
 
   Raises:
     ValueError: as for `export`, or if the file cannot be written.
@@ -317,6 +320,9 @@ def save_exported(
       f"{os.fspath(path)} must end in .safetensors, or .npz for big_vision."
     )
   leaves = export(params, model, family, like=like)
+  if rest is not None:
+    others = [leaf for leaf in rest.specs if leaf not in leaves]
+    leaves |= {leaf: np.asarray(rest.read(leaf)) for leaf in others}
   # transformers before version 5 only opens files with this entry.
   text = {"format": "pt"}
   save.write(path, leaves, metadata, overwrite=overwrite, text=text)

@@ -108,7 +108,10 @@ def _regmean(stack, base, values):
   total = grams.sum(0)
   # Relative to the mean: inputs that never occur do not change it, and errors
   # scale with the differences.
-  target = jnp.einsum("kij,kj...->i...", grams, leaves - mean[None])
+  change = leaves - mean[None]
+  if grams.shape[-1] != change.shape[1]:  # Inputs on the first two axes.
+    change = change.reshape(len(change), grams.shape[-1], -1)
+  target = jnp.einsum("kij,kj...->i...", grams, change)
   size, vectors = jnp.linalg.eigh(total)
   least = size[-1] * len(size) * np.float32(1e-7)
   inverse = jnp.where(size > least, 1 / jnp.where(size > least, size, 1), 0)
@@ -127,7 +130,9 @@ def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
   Args:
     grams: one tree per ingredient, in their order, of matrices G_k, (inputs,
       inputs), under the names of their kernels (inputs, ...); in memory (see
-      `soupjax.activation_grams`), an Ingredient, or a path.
+      `soupjax.activation_grams`), an Ingredient, or a path. The inputs of
+      kernels (heads, channels, outputs) whose names end in "out/kernel", as
+      after attention, are heads * channels.
     share: factor of elements off the diagonal of G_k; the paper's alpha.
 
   Returns:
@@ -142,8 +147,10 @@ def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
     raise ValueError("The rule 'regmean' needs one gram tree per ingredient.")
 
   def gram_shape(leaf, spec):
-    del leaf
-    return (spec.shape[0],) * 2 if len(spec.shape) >= 2 else None
+    shape = spec.shape
+    if len(shape) == 3 and leaf.split("/")[-2:] == ["out", "kernel"]:
+      return (shape[0] * shape[1],) * 2
+    return (shape[0],) * 2 if len(shape) >= 2 else None
 
   return Rule(
     name="regmean",

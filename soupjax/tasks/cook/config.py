@@ -200,10 +200,15 @@ def of_sweep(
   probed = float(re.match(r"[\d.]*", recorded["probe"]["total"])[0] or 0) > 0
   init = recorded.get("init", {})
   named = init.get("head") == "zeroshot"
-  config.initial_head = "zero-shot" if named else ""
-  if named:
+  whole = recorded["model"]["name"] == "clip"
+  if named or whole:
     config.zeroshot.update(recorded["zeroshot"])
+  if named:
     config.zeroshot.text, config.zeroshot.skip = init["path"], init["skip"]
+  if whole:
+    config.zeroshot.vocabulary = config.zeroshot.vocabulary or init["path"]
+  zero_shot = named or (whole and init["text"] != "new")
+  config.initial_head = "zero-shot" if zero_shot else ""
   if probed:
     config.initial_head = "linear probe"
   missing = [

@@ -98,6 +98,7 @@ def write(
   soup: pathlib.Path,
   path: pathlib.Path,
   metadata: Mapping[str, Any] | None = None,
+  rest: Ingredient | None = None,
 ) -> None:
   """Writes a soup with the leaf names of the ingredients' files.
 
@@ -107,6 +108,9 @@ def write(
     path: of the output, without a suffix. It is a folder if there are configs
       beside the ingredients, so that other libraries open it.
     metadata: JSON to store with the weights.
+    rest: a checkpoint of the same family whose other leaves and configs are
+      copied, as of `pretrained.save_exported`; None has no other leaves, and
+      the configs of the first ingredient.
   """
   if opened.is_judged:
     # Orbax checkpoints are those of `soups/`.
@@ -116,7 +120,7 @@ def write(
     return
   if opened.family is None:
     return
-  beside = companions.beside(companions.home(opened.ingredients[0]))
+  beside = companions.beside(companions.home(rest or opened.ingredients[0]))
   suffix = "npz" if opened.family in _NPZ else "safetensors"
   file = path.with_name(f"{path.name}.{suffix}")
   if beside:
@@ -132,8 +136,9 @@ def write(
     params,
     opened.model,
     opened.family,
-    like=opened.original,
+    like=rest or opened.original,
     metadata=metadata,
+    rest=rest,
   )
 
 

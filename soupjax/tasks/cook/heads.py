@@ -288,7 +288,8 @@ def own_head(
 def _own_head(config, model, source, names) -> Head:
   templates = settings.parse_templates(config.zeroshot.templates)
   zeroshot.check_templates(templates, "zeroshot.templates")
-  path = config.zeroshot.text or companions.home(source) or ""
+  path = config.zeroshot.vocabulary or config.zeroshot.text
+  path = path or companions.home(source) or ""
   tokenizer = tokens.open_tokenizer(
     path,
     context_length=model.text["context_length"],

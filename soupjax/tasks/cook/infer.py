@@ -226,6 +226,7 @@ def check_images(
 def _lines(config, detected, filled, prepared):
   """Describes model and preprocessing for the plan."""
   options = config.model.to_dict()
+  options |= options.get("image") or {}  # Of a sweep of whole CLIPs.
 
   def listed(keys):
     keys = [k for k in keys if options.get(k) not in (None, "")]

@@ -235,7 +235,7 @@ def open_inputs(
     config, [*opened, *filter(None, [start])]
   )
   model = cook_config.build_model(config)
-  if whole is not None:
+  if whole is not None and not isinstance(model, models.CLIP):
     model = heads.clip_of(model, whole.options)
   ingredients, initial = adapt(config, model, opened, start)
   check_same_init(ingredients)

@@ -15,6 +15,7 @@ import numpy as np
 from soupjax import data, sharding
 from soupjax.data import in_memory
 from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import objective, towers
 
 
 class Batches:
@@ -26,12 +27,13 @@ class Batches:
     self._held = held
     self._axes = (None, *["member"] * (len(loaders) > 1), "data")
 
-  def next(self) -> tuple[jax.Array, jax.Array]:
-    """Returns the images and labels of the next call.
+  def next(self) -> dict[str, jax.Array]:
+    """Returns the batches of the next call.
 
     Returns:
-      (steps, batch, height, width, 3) and (steps, batch) arrays, sharded over
-      the batch; with several members, (steps, members, batch, ...).
+      "images" (steps, batch, height, width, 3) and "labels" (steps, batch),
+      sharded over the batch; with several members, (steps, members, batch,
+      ...).
     """
     if self._held is not None:
       indices = [loader.next_indices(self._steps) for loader in self._loaders]
@@ -41,8 +43,7 @@ class Batches:
       key: _joined([_stacked([b[key] for b in batches]) for batches in drawn])
       for key in ("images", "labels")
     }
-    batch = sharding.put_batch(self._mesh, batch, self._axes)
-    return batch["images"], batch["labels"]
+    return sharding.put_batch(self._mesh, batch, self._axes)
 
   def get_state(self) -> list[dict[str, Any]]:
     """Returns the position of every member, as JSON."""
@@ -74,26 +75,31 @@ class HeldOnDevices:
   def __init__(self, mesh, held: in_memory.Held, room: float):
     """Moves the set to the devices if it takes at most `room` bytes there."""
     self._mesh = mesh
-    self._arrays = held.images, held.labels
+    self._arrays = {"images": held.images, "labels": held.labels}
     self._takers: dict[Any, Any] = {}
     cpu = mesh.devices.flat[0].platform == "cpu"
     copies = len(mesh.local_devices) if cpu else 1  # In one memory.
     self._on_devices = copies * held.images.nbytes <= room
     if self._on_devices:
       everywhere = sharding.replicated(mesh)
-      self._arrays = tuple(_place(x, everywhere) for x in self._arrays)
+      self._arrays = {
+        key: _place(x, everywhere) for key, x in self._arrays.items()
+      }
 
-  def take(self, indices: np.ndarray, axes) -> tuple[jax.Array, jax.Array]:
+  def take(self, indices: np.ndarray, axes) -> dict[str, jax.Array]:
     """Gathers examples, sharded along `axes`, by index over all processes."""
     place = sharding.along(self._mesh, *axes)
     if not self._on_devices:
-      return tuple(_place(indices, place, x.__getitem__) for x in self._arrays)
+      return {
+        key: _place(indices, place, x.__getitem__)
+        for key, x in self._arrays.items()
+      }
     if axes not in self._takers:
       self._takers[axes] = jax.jit(
-        lambda images, labels, at: (images[at], labels[at]),
+        lambda arrays, at: {key: x[at] for key, x in arrays.items()},
         out_shardings=place,
       )
-    return self._takers[axes](*self._arrays, _place(indices, place))
+    return self._takers[axes](self._arrays, _place(indices, place))
 
 
 def _place(array, place, read=lambda part: part) -> jax.Array:
@@ -152,10 +158,19 @@ def open_batches(job, configs: Sequence[Any]) -> Batches:
   held = None
   if not others:
     if ops not in job.held:
-      job.held[ops] = hold(configs[0], job.train, job.mesh)
+      if objective.recipe_of(configs[0]).embedded:
+        job.held[ops] = _embedded(job, configs[0], ops)
+      else:
+        job.held[ops] = hold(configs[0], job.train, job.mesh)
     held = job.held[ops]
   loaders = [_loader(job.train, config, held) for config in configs]
   return Batches(job.mesh, loaders, configs[0].steps_per_call, held)
+
+
+def _embedded(job, config, ops: str) -> HeldOnDevices:
+  """Embeds the train set by the locked image tower, once for all members."""
+  room = config.data.cache_gb * 1e9
+  return HeldOnDevices(job.mesh, towers.embedded(job, ops), room)
 
 
 def _loader(train, config, held):

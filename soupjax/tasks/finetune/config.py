@@ -16,13 +16,15 @@ from soupjax import models, sharding
 from soupjax.data import batch_ops
 from soupjax.models.pretrained import mappings
 from soupjax.tasks import zeroshot
-from soupjax.train import adapters, losses, optimizers, schedules
+from soupjax.tasks.finetune import objective
+from soupjax.train import adapters, optimizers, schedules
 from soupjax.train import step as train_step
 
 # Keys that all members of a sweep share, so that they start from the same
 # weights and can be averaged.
 SHARED = (
   *("task", "init", "zeroshot", "probe", "model", "population", "sharding"),
+  "recipe",
   "tests",
   *("data.name", "data.data_dir", "data.train", "data.minival"),
   *("data.minival_per_class", "data.eval_ops", "data.image_size"),
@@ -73,7 +75,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.augment.randaug_magnitude = 0.0
 
   c.model = ml_collections.ConfigDict()
-  c.model.name = "vit"  # Or "mixer", "resnet".
+  # Or "mixer", "resnet", or "clip" for recipes of pairs.
+  c.model.name = "vit"
   # Of `models.variant`; "init" is the model of init.path, also of its name.
   c.model.variant = "B/16"
   c.model.dropout = 0.0
@@ -86,6 +89,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.init.head = "auto"
   # Regular expression of leaves of the checkpoint to leave out.
   c.init.skip = ""
+  # Text tower of model.name="clip": that of the "checkpoint", or a "new" one of
+  # model.text.
+  c.init.text = "checkpoint"
   # Start of the model's names if the checkpoint has several, such as
   # "module.base_encoder." in those of MoCo v3.
   c.init.prefix = ""
@@ -113,8 +119,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.hyper.layer_decay = 1.0
   c.hyper.l2_sp = 0.0
   c.hyper.sam_rho = 0.0
+  c.hyper.context = 0.0  # Of recipe="car_ft".
   c.hyper.ema = ()  # Decays, such as (0.999, 0.9999999).
 
+  # Or "flyp", "lit", "car_ft", or a registered or imported one; also with
+  # arguments, as in "flyp(mask_same_class=True)".
+  c.recipe = "plain"
   c.loss = "softmax"  # Or "sigmoid", or a registered or imported one.
   c.freeze = ()  # Regular expressions of leaves.
   # Trains an adapter and the head, and writes files of PEFT beside every
@@ -156,10 +166,12 @@ def part_of_start(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def detect_start(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict, *, text: bool = False
 ) -> models.pretrained.Detected:
   """Detects the model of `init.path`; see `pretrained.detect`."""
-  return models.pretrained.detect(config.init.path, **part_of_start(config))
+  return models.pretrained.detect(
+    config.init.path, **part_of_start(config), text=text
+  )
 
 
 def with_model_of_start(
@@ -182,19 +194,40 @@ def with_model_of_start(
       "model.variant='init' is the model of init.path, which is empty: give "
       "--config.init.path, or a variant such as B/16."
     )
-  found = detect_start(config)
-  if config.model.name not in ("vit", found.model):
+  is_clip = config.model.name == "clip"
+  text = is_clip and c.text != "new"
+  found = detect_start(config, text=text)
+  name = "clip" if is_clip and found.model == "vit" else found.model
+  if config.model.name not in ("vit", name):
     raise ValueError(
       f"model.variant='init' with model.name={config.model.name!r}, but "
       f"{c.path} is of {found.family!r}: leave model.name out."
     )
-  known = {k: v for k, v in found.options.items() if v is not None}
-  known.pop("num_classes", None)
+  known = dict(found.options)
+  if is_clip:
+    known = _towers(config, known if text else {"image": known})
+  else:
+    known.pop("num_classes", None)
+  known = {k: v for k, v in known.items() if v is not None}
   resolved = ml_collections.ConfigDict(config.to_dict())
   resolved.model = ml_collections.ConfigDict(
-    {**config.model.to_dict(), "name": found.model, "variant": "", **known}
+    {**config.model.to_dict(), "name": name, "variant": "", **known}
   )
   return resolved.lock()
+
+
+def _towers(config, known: dict[str, Any]) -> dict[str, Any]:
+  """Completes the options of both towers by those of the config."""
+  given = config.model.to_dict()
+  for tower in ("image", "text"):
+    own = {k: v for k, v in given.get(tower, {}).items() if v is not None}
+    known[tower] = {**known.get(tower, {}), **own}
+  if config.init.text == "new":
+    image = known["image"]
+    image.pop("num_classes", None)
+    size = image.get("proj_size") or image.get("rep_size") or image["width"]
+    known["text"].setdefault("proj_size", size)
+  return known
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
@@ -225,7 +258,8 @@ def adapter_of(config: ml_collections.ConfigDict) -> adapters.Adapter | None:
 def frozen(config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """Returns regular expressions of the leaves that are not trained."""
   adapter = adapter_of(config)
-  return (*config.freeze, *([adapter.frozen] if adapter else []))
+  locked = objective.recipe_of(config).frozen
+  return (*config.freeze, *locked, *([adapter.frozen] if adapter else []))
 
 
 def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
@@ -357,6 +391,7 @@ def static(config, *, off: Sequence[str], l2_sp: bool) -> str:
   keys = (
     "model",
     "optimizer",
+    "recipe",
     "loss",
     "freeze",
     "adapter",
@@ -368,6 +403,7 @@ def static(config, *, off: Sequence[str], l2_sp: bool) -> str:
   parts = [
     *(config_lib.value_of(values, key) for key in keys),
     *(config.hyper.sam_rho > 0, len(config.hyper.ema), list(off), l2_sp),
+    config.hyper.context > 0,
   ]
   return json.dumps(parts, sort_keys=True)
 
@@ -403,6 +439,18 @@ def _check_zeroshot(config: ml_collections.ConfigDict) -> None:
     )
 
 
+def _check_recipe(config, problems: config_lib.Problems) -> None:
+  """Adds what cannot work with `recipe`; raises if it does not exist."""
+  if config.model.name == "clip":
+    problems.attempt(zeroshot.check, config.zeroshot)
+  objective.recipe_of(config)
+  if problems.errors:
+    return  # The model may not be built.
+  problems.errors += objective.problems(
+    config, build_model(config), ops(config, "train_ops"), off([config])
+  )
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
@@ -415,7 +463,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   problems.expect_counts("data.batch_size", "data.num_classes")
   problems.expect_counts("data.image_size", "accumulate", "steps_per_call")
   problems.expect_numbers("data.cache_gb", "probe.l2")
-  ranged = ("learning_rate", "weight_decay", "l2_sp", "sam_rho")
+  ranged = ("learning_rate", "weight_decay", "l2_sp", "sam_rho", "context")
   problems.expect_numbers(
     *(f"hyper.{k}" for k in (*ranged, *op_values(config)))
   )
@@ -449,7 +497,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   for build in (build_model, build_tx, build_augment, sharding_rules):
     problems.attempt(build, config)
-  problems.attempt(losses.LOSSES.get, config.loss)
+  texts = ("checkpoint", "new")
+  expect("init.text", f"one of {', '.join(texts)}", lambda v: v in texts)
+  problems.attempt(_check_recipe, config, problems)
   if config.init.head == "zeroshot":
     problems.attempt(zeroshot.check, config.zeroshot)
     problems.attempt(_check_zeroshot, config)

@@ -16,18 +16,25 @@ import jax
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import data, files
+from soupjax import data, files, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import provenance as provenance_lib
 from soupjax.data.folders import displaced
 from soupjax.evaluators import Evaluator
-from soupjax.models import pretrained
+from soupjax.models import clip, pretrained
 from soupjax.soups.core import crc32
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import heads, zeroshot
 from soupjax.tasks import workdir as workdir_lib
-from soupjax.tasks.finetune import adapter_files, pixels, step
+from soupjax.tasks.finetune import (
+  adapter_files,
+  objective,
+  pixels,
+  step,
+  towers,
+)
 from soupjax.tasks.finetune import config as settings
+from soupjax.train import recipes
 
 PyTree = Any
 
@@ -64,6 +71,9 @@ class Job:
     compiled: by static config and number of members.
     held: train sets in memory, by their operations; None for one that is not.
     base: of the files of adapters; None if the whole model is trained.
+    prompts: tokens of the prompts of all classes, on the host; None if the
+      model has no text tower.
+    shared: arrays of recipes, on the mesh; see `train.recipes.Recipe`.
   """
 
   config: Any
@@ -78,6 +88,18 @@ class Job:
   compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
   held: dict[str, Any] = dataclasses.field(default_factory=dict)
   base: adapter_files.Base | None = None
+  prompts: np.ndarray | None = None
+  shared: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+  def metrics(self, params: PyTree) -> dict[str, float]:
+    """Evaluates a model on minival, a CLIP with the head of its text tower.
+
+    Raises:
+      ValueError: if the loss of an image is not finite.
+    """
+    if self.prompts is not None:
+      params = towers.with_head(self.model, params, self.prompts)
+    return self.minival.metrics(params)
 
 
 def open_job(
@@ -95,7 +117,8 @@ def open_job(
     ValueError: if data, model, start and devices do not fit together.
   """
   mesh = step.make_mesh(config, at_once)
-  train, minival = open_data(config)
+  labelled, minival = open_data(config)
+  train = towers.by_text(config, labelled)
   for member in members:
     settings.check_lengths(member.config, len(train), member.name)
   pixels.check_shapes([m.config for m in members], train, minival)
@@ -107,7 +130,17 @@ def open_job(
     process_count=jax.process_count(),
   )
   model = settings.build_model(config)
-  init_hash = _shared_start(config, model, train, mesh, workdir)
+  recipe = objective.recipe_of(config)
+  prompts, record, shared = None, {}, {}
+  if recipe.pairs:
+    towers.check_labels(config, train)
+    prompts, record = towers.open_prompts(config, model, labelled)
+    shared["prompts"] = prompts
+    if train is not labelled:
+      shared["prompts"] = towers.open_captions(config, model, train)
+  init_hash = _shared_start(config, model, labelled, mesh, workdir, record)
+  if any("context" in objective.recipe_of(m.config).shared for m in members):
+    shared["context"] = _context(workdir)
   base = None
   if settings.adapter_of(config):
     base = adapter_files.base_of(config, model, workdir)
@@ -116,12 +149,19 @@ def open_job(
     mesh=mesh,
     model=model,
     train=train,
-    minival=Evaluator(model, batches, mesh=mesh, cache_gb=config.data.cache_gb),
+    minival=Evaluator(
+      towers.forward(model) if recipe.pairs else model,
+      batches,
+      mesh=mesh,
+      cache_gb=config.data.cache_gb,
+    ),
     params=open_lib.load_params(
       workdir / "initial", sharding=step.leaf_sharding(config, model, mesh)
     ),
     init_hash=init_hash,
     base=base,
+    prompts=prompts,
+    shared=jax.device_put(shared, sharding.replicated(mesh)),
     **settings.shared_options([m.config for m in members]),
   )
 
@@ -164,9 +204,12 @@ def open_data(config) -> tuple[data.Source, data.Source]:
 
 
 def _shared_start(
-  config, model, train: data.Source, mesh, workdir: pathlib.Path
+  config, model, train: data.Source, mesh, workdir: pathlib.Path, record=None
 ) -> str:
-  """Makes `initial/` in workdir unless it exists; returns its hash."""
+  """Makes `initial/` in workdir unless it exists; returns its hash.
+
+  With `record`, it becomes `initial/zeroshot.json`.
+  """
   start = workdir / "initial"
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:  # The others wait in `agreed`.
@@ -174,9 +217,9 @@ def _shared_start(
     if not workdir_lib.has_model(start):
       _check_classes(config, train)
       params = _initial_params(config, model)
-      records = {}
+      records = {"zeroshot": record} if record else {}
       if config.init.head == "zeroshot":
-        params, records["zeroshot"] = _zeroshot(config, params, train)
+        params, records = _zeroshot(config, params, train)
       if _probe_steps(config):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
       host = jax.tree.map(np.asarray, params)
@@ -210,21 +253,23 @@ def _check_classes(config, train: data.Source) -> None:
 
 def _initial_params(config, model) -> PyTree:
   """Reads pretrained weights, or draws random ones."""
-  size = config.data.image_size
-  image = np.zeros((1, size, size, 3), np.float32)
+  inputs = towers.inputs(config, model)
   # Members differ in config.seed; their start has a seed that they share.
-  init = jax.jit(model.init)(jax.random.key(config.init.seed), image)["params"]
+  key = jax.random.key(config.init.seed)
+  init = jax.jit(model.init)(key, *inputs)["params"]
   if not config.init.path:
     logging.warning(
       "init.path is empty: all members start from the same random weights. "
       "Soups need a pretrained model."
     )
     return init
+  if isinstance(model, clip.CLIP):
+    return towers.initial(config, model, init)
   return pretrained.load_pretrained(
     config.init.path,
     model,
     head="new" if config.init.head == "zeroshot" else config.init.head,
-    image_size=size,
+    image_size=config.data.image_size,
     init=init,
     **settings.part_of_start(config),
   )
@@ -233,23 +278,17 @@ def _initial_params(config, model) -> PyTree:
 def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
   """Starts the head from the names of the classes (arXiv 2109.01903).
 
+  Returns:
+    Parameters, and what is recorded beside them, by name.
+
   Raises:
     ValueError: if names or text tower cannot be used.
   """
-  c = config.init
-  names = zeroshot.names_of(
-    config.zeroshot,
-    train.num_classes,
-    train.name,
-    train.class_names,
-    settings.detect_start(config).classes,
-  )
-  kernel, record = zeroshot.head(
-    c.path,
-    names,
-    config.zeroshot.templates,
-    **settings.part_of_start(config),
-  )
+  c, part = config.init, settings.part_of_start(config)
+  names = towers.names_of(config, train)
+  templates = config.zeroshot.templates
+  kernel, record = zeroshot.head(c.path, names, templates, **part)
+  records: dict[str, Any] = {"zeroshot": record}
   head = params["head"]
   if kernel.shape != head["kernel"].shape:
     raise ValueError(
@@ -257,7 +296,17 @@ def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
       f"features of the model {len(head['kernel'])}: set model.proj_size="
       f"{len(kernel)}, as in the checkpoint."
     )
-  return {**params, "head": {**head, "kernel": kernel}}, record
+  if "context" in recipes.of(config.recipe).shared:
+    weights = zeroshot.context(c.path, names, templates, **part)
+    records["context"] = weights.tolist()
+  return {**params, "head": {**head, "kernel": kernel}}, records
+
+
+def _context(workdir: pathlib.Path) -> np.ndarray:
+  """Reads the weights of contexts that were made with the start."""
+  return np.asarray(
+    workdir_lib.read(workdir / "initial" / "context.json"), np.float32
+  )
 
 
 def init_hash(start: Ingredient) -> str:

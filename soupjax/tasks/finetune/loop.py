@@ -55,7 +55,7 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
     _stacked([settings.hyper(m.config, num_train) for m in members]),
     _stacked([np.uint32(m.config.seed) for m in members]),
   )
-  start = job.params if job.l2_sp else None
+  shared = step.shared_of(config, job.l2_sp, job.params, job.shared)
   batches = batches_lib.open_batches(job, [m.config for m in members])
   stack.callback(batches.close)
 
@@ -97,9 +97,9 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
     if i >= end or len(run.failed) == len(members):
       break
     # Launches one more call without waiting for the devices.
-    images, labels = batches.next()
+    batch = batches.next()
     with jax.transfer_guard("disallow"), step.memory_advice(config):
-      state, metrics = compiled.step(state, images, labels, keys, hyper, start)
+      state, metrics = compiled.step(state, batch, keys, hyper, shared)
     run.log(i, metrics)
     count = min(per_call, end - i)
     progress.step(count, images=count * config.data.batch_size * len(members))
@@ -225,7 +225,7 @@ class _Run:
       adapted = params()
       full = self._merged(adapted, member)
       try:
-        metrics = self.job.minival.metrics(full)
+        metrics = self.job.metrics(full)
       except ValueError as e:
         self.failed[member.name] = f"{member.name}, {name}: {e}"
         return
@@ -282,6 +282,7 @@ def _hyperparameters(config) -> dict[str, Any]:
   return varied | {
     "seed": config.seed,
     "batch_size": config.data.batch_size,
+    "recipe": config.recipe,
     "loss": config.loss,
     "optimizer": config.optimizer.name,
   }

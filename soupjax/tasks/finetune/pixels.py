@@ -123,7 +123,11 @@ def check_shapes(
     ]
     _check_equal(shapes, train_ops, eval_ops)
     size = config.data.image_size
-    if config.model.name in ("vit", "mixer") and shapes[0] != (size, size, 3):
+    if config.model.name in ("vit", "mixer", "clip") and shapes[0] != (
+      size,
+      size,
+      3,
+    ):
       raise ValueError(
         f"data.train_ops={train_ops!r} makes images of {shapes[0]}, but the "
         f"model is built for data.image_size={size} and 3 channels: change one "

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
+from soupjax import sharding
 from soupjax.evaluators import Evaluator
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import pixels, run, step
+from soupjax.tasks.finetune import objective, pixels, run, step, towers
 from soupjax.tasks.programs.report import (
   Program,
   bytes_on_each,
@@ -70,9 +71,8 @@ def _train_step(chunks, model, params, devices, *, count, off, l2_sp):
   compiled = step.compile_step(
     config, model, mesh, params, off=off, l2_sp=l2_sp, count=count
   )
-  args = step.abstract_arguments(
-    config, mesh, compiled, start if l2_sp else None, count
-  )
+  shared = step.abstract_shared(config, mesh, model, l2_sp, start)
+  args = step.abstract_arguments(config, mesh, compiled, shared, count)
   names = [member.name for chunk in chunks for member in chunk]
   of = "" if names == ["run"] else f" of {names[0]}"
   if len(names) > 1:
@@ -82,7 +82,9 @@ def _train_step(chunks, model, params, devices, *, count, off, l2_sp):
     name=f"train step{of}",
     function=compiled.step,
     args=args,
-    beside={} if l2_sp else {"start, for the next member": begin},
+    beside={}
+    if "start" in (shared or {})
+    else {"start, for the next member": begin},
     advice=functools.partial(
       _advice, config, mesh.shape["data"], state + 2 * begin
     ),
@@ -131,9 +133,15 @@ def _evaluation(config, model, mesh, params, state_bytes: int) -> Program:
   """Returns the evaluation of minival, which takes place between steps."""
   size = config.data.image_size
   count = settings.eval_batch_size(config, mesh.shape["data"])
-  evaluator = Evaluator(model, (), mesh=mesh)
   places = step.param_shardings(config, model, mesh)
   start = on_mesh(params, places)
+  forward = model
+  if objective.recipe_of(config).pairs:
+    forward = towers.forward(model)
+    start = towers.abstract_head(
+      config, model, start, sharding.replicated(mesh)
+    )
+  evaluator = Evaluator(forward, (), mesh=mesh)
   return Program(
     name=f"evaluation of {count} images",
     function=evaluator.program(),

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from soupjax import models, sharding
+from soupjax import sharding
 from soupjax.tasks.finetune import config as settings
+from soupjax.tasks.finetune import objective, towers
 from soupjax.train import adapters, optimizers
 from soupjax.train import step as train_step
 
@@ -26,10 +27,10 @@ class Compiled:
   """Functions of one static config, compiled at their first call.
 
   Attributes:
-    step: `step(state, images, labels, key, hyper, start) -> state, metrics`;
-      the state is donated. Images, labels and metrics have an axis of
+    step: `step(state, batch, key, hyper, shared) -> state, metrics`; the state
+      is donated. The arrays of the batch and metrics have an axis of
       `config.steps_per_call` steps in front. With several members all but
-      `start` have an axis of members, after that of the steps.
+      `shared` have an axis of members, after that of the steps.
     begin: parameters -> initial state.
     ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
     shapes: of the state.
@@ -77,11 +78,7 @@ def shardings(config, mesh, state: PyTree, params: PyTree) -> PyTree:
 
 def abstract_params(config, model) -> PyTree:
   """Returns shapes and dtypes of a model's parameters; computes nothing."""
-  size = config.data.image_size
-  inputs = [jax.ShapeDtypeStruct((1, size, size, 3), np.float32)]
-  if isinstance(model, models.CLIP):
-    length = models.Text(**model.text).context_length
-    inputs.append(jax.ShapeDtypeStruct((1, length), np.int32))
+  inputs = towers.inputs(config, model)
   return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
 
@@ -111,7 +108,7 @@ def compile_step(
 
   Args:
     config: of a member.
-    model: with `num_classes`.
+    model: with `num_classes`, or a CLIP.
     mesh: with axes "data" and, for several members, "member".
     params: of the start, or their shapes.
     off: hyperparameters of batch ops that are 0 in all members.
@@ -132,6 +129,7 @@ def compile_step(
     model,
     tx,
     settings.build_augment(config, off),
+    recipe=objective.recipe_of(config),
     loss=config.loss,
     frozen=frozen,
     decay=config.decay,
@@ -179,7 +177,7 @@ def compile_step(
 
 
 def abstract_arguments(
-  config, mesh, compiled: Compiled, start: PyTree | None, count: int = 1
+  config, mesh, compiled: Compiled, shared: PyTree | None, count: int = 1
 ) -> tuple[Any, ...]:
   """Returns shapes, dtypes and shardings of the arguments of `Compiled.step`.
 
@@ -187,10 +185,13 @@ def abstract_arguments(
     config: of a member.
     mesh: of the step.
     compiled: from `compile_step`.
-    start: of the parameters, if members are pulled to it.
+    shared: from `abstract_shared`.
     count: members side by side.
   """
   size, batch = config.data.image_size, config.data.batch_size
+  image = (size, size, 3)
+  if objective.recipe_of(config).embedded:
+    image = towers.embedding_shape(config, settings.build_model(config))
   members = (count,) * (count > 1)
   shape = (config.steps_per_call, *members, batch)
   batches = sharding.along(mesh, None, *["member"] * len(members), "data")
@@ -209,30 +210,65 @@ def abstract_arguments(
   )
   return (
     jax.tree.map(placed, compiled.shapes, compiled.places),
-    jax.ShapeDtypeStruct((*shape, size, size, 3), np.float32, sharding=batches),
-    jax.ShapeDtypeStruct(shape, np.int32, sharding=batches),
+    {
+      "images": jax.ShapeDtypeStruct(
+        (*shape, *image), np.float32, sharding=batches
+      ),
+      "labels": jax.ShapeDtypeStruct(shape, np.int32, sharding=batches),
+    },
     keys,
     hyper,
-    start,
+    shared,
   )
+
+
+def shared_of(config, l2_sp: bool, start: PyTree, arrays) -> PyTree | None:
+  """Returns the last argument of `Compiled.step`, None if it is not used.
+
+  Args:
+    config: of a member.
+    l2_sp: whether any member is pulled to the start.
+    start: parameters of the start.
+    arrays: from `Job.shared`.
+  """
+  recipe = objective.recipe_of(config)
+  names = {*recipe.shared, *["start"] * l2_sp, *["prompts"] * recipe.pairs}
+  available = {**arrays, "start": start}
+  return {name: available[name] for name in sorted(names)} or None
+
+
+def abstract_shared(config, mesh, model, l2_sp: bool, start: PyTree) -> PyTree:
+  """Returns shapes and shardings in place of the arrays of `shared_of`."""
+  place, arrays = sharding.replicated(mesh), {}
+  recipe = objective.recipe_of(config)
+  if recipe.pairs:
+    arrays["prompts"] = jax.ShapeDtypeStruct(
+      towers.prompt_shape(config, model), np.int32, sharding=place
+    )
+  if "context" in recipe.shared:
+    arrays["context"] = jax.ShapeDtypeStruct(
+      towers.context_shape(config, start), np.float32, sharding=place
+    )
+  return shared_of(config, l2_sp, start, arrays)
 
 
 def several_steps(step, count: int):
   """Makes a step of `count` steps; those past the end change nothing."""
   if count == 1:
 
-    def single(state, images, labels, keys, hyper, start):
-      state, metrics = step(state, images[0], labels[0], keys, hyper, start)
+    def single(state, batch, keys, hyper, shared):
+      batch = jax.tree.map(lambda x: x[0], batch)
+      state, metrics = step(state, batch, keys, hyper, shared)
       return state, jax.tree.map(lambda x: x[None], metrics)
 
     return single
 
-  def several(state, images, labels, keys, hyper, start):
+  def several(state, batches, keys, hyper, shared):
     def body(state, batch):
-      moved, metrics = step(state, *batch, keys, hyper, start)
+      moved, metrics = step(state, batch, keys, hyper, shared)
       return unless_ended(moved, state, hyper), metrics
 
-    return jax.lax.scan(body, state, (images, labels))
+    return jax.lax.scan(body, state, batches)
 
   return several
 
@@ -255,24 +291,24 @@ def side_by_side(step, mesh):
   once, a CPU one after another, since batched kernels are not faster there.
   """
 
-  def share(state, images, labels, keys, hyper, start):
-    members = state, images, labels, keys, hyper
+  def part(state, batch, keys, hyper, shared):
+    members = state, batch, keys, hyper
     if mesh.devices.flat[0].platform == "cpu":
-      return jax.lax.map(lambda member: step(*member, start), members)
-    return jax.vmap(lambda *member: step(*member, start))(*members)
+      return jax.lax.map(lambda member: step(*member, shared), members)
+    return jax.vmap(lambda *member: step(*member, shared))(*members)
 
   members, everywhere = PartitionSpec("member"), PartitionSpec()
   mapped = jax.shard_map(
-    share,
+    part,
     mesh=mesh,
-    in_specs=(*[members] * 5, everywhere),
+    in_specs=(*[members] * 4, everywhere),
     out_specs=members,
     axis_names={"member"},
     check_vma=False,
   )
 
-  def together(state, images, labels, keys, hyper, start):
-    moved, metrics = mapped(state, images, labels, keys, hyper, start)
+  def together(state, batch, keys, hyper, shared):
+    moved, metrics = mapped(state, batch, keys, hyper, shared)
     return unless_ended(moved, state, hyper), metrics
 
   return together

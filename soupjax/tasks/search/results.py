@@ -114,7 +114,34 @@ def record(work: Work, outcome: Outcome) -> dict[str, Any]:
     "greedy": dict(outcome.greedy),
     "learned": dict(outcome.learned),
     "tables": tables(work, outcome),
+    "differences": differences(work),
   }
+
+
+def differences(work: Work) -> list[str]:
+  """Compares the chosen with the initial model on test, image by image.
+
+  Returns:
+    A title, and a line for each task; [] without a test set or initial model.
+  """
+  names = [name for name, task in work.inputs.tasks.items() if task.test]
+  if PRETRAINED not in work.results or not names:
+    return []
+  found = work.evaluations.differences(
+    PRETRAINED,
+    {model: work.results[model] for model in (PRETRAINED, CHOSEN)},
+    {f"{name}/{TEST}" for name in names},
+  )
+  lines = ["Chosen minus initial model on test (paired bootstrap, McNemar):"]
+  for name in names:
+    one = found.get((CHOSEN, f"{name}/{TEST}"))
+    if one is not None:
+      value, low, high = (100 * x for x in (one.value, one.low, one.high))
+      lines.append(
+        f"{name}: {value:+.2f} points, 95 % interval {low:+.2f} to "
+        f"{high:+.2f}, p = {one.p:.2g}"
+      )
+  return lines if len(lines) > 1 else []
 
 
 def rows(results: Mapping[str, tuple[str, Any]]) -> list[dict[str, Any]]:
@@ -151,9 +178,11 @@ def write(work: Work, outcome: Outcome) -> pathlib.Path:
 def summary(workdir: pathlib.Path) -> str:
   """Returns what a finished search prints."""
   made = files.read_json(workdir / "search.json")
+  changes = "\n  ".join(made["differences"])
   return "\n\n".join(
     [
       report.tables_text(made["tables"]),
+      *filter(None, [changes]),
       f"{made['summary']}. Report: {workdir / 'report.html'}",
     ]
   )
@@ -162,7 +191,8 @@ def summary(workdir: pathlib.Path) -> str:
 def save(work: Work, outcome: Outcome) -> None:
   """Writes the chosen model, also under the names of the ingredients' files.
 
-  What an earlier run wrote is kept.
+  What an earlier run wrote is kept. With frozen heads, leaves outside of the
+  encoder are those of the initial model, such as its text tower.
   """
   inputs, workdir = work.inputs, work.workdir
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
@@ -183,4 +213,8 @@ def save(work: Work, outcome: Outcome) -> None:
     )
   # Without heads, even checkpoints with our names are read by a table.
   if not set(inputs.ingredients[0].specs) <= set(inputs.original.specs):
-    export.write(inputs, folder, workdir / "export" / CHOSEN, made)
+    rest = None
+    if inputs.frozen and inputs.initial:
+      family = inputs.initial.hyperparameters.get("family")
+      rest = inputs.start if family == inputs.family else None
+    export.write(inputs, folder, workdir / "export" / CHOSEN, made, rest)

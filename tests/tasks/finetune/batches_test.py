@@ -52,7 +52,7 @@ def test_memory_and_grain_give_the_same_batches(axes, members):
   read = three_calls(axes, members, **{"data.in_memory": False})
   automatic = three_calls(axes, members)
   chex.assert_trees_all_equal(held, read, automatic)
-  (images, labels), _ = held
+  images, labels = held[0]["images"], held[0]["labels"]
   beside = (members,) * (members > 1)
   assert images.shape == (2, *beside, 16, 16, 16, 3)
   assert labels.shape == (2, *beside, 16)

@@ -65,6 +65,10 @@ def test_every_config_and_its_sweep_have_a_plan(path, arg):
     with pytest.raises(ValueError, match="needs init.path, a checkpoint with"):
       dry_run.plan(config, sweep)
     return
+  if config.model.variant == "init" and not config.init.path:
+    with pytest.raises(ValueError, match="init.path, which is empty"):
+      dry_run.plan(config, sweep)
+    return
   said = dry_run.plan(config, sweep)
   assert f"{len(sweep)} members" in said
   assert f"Mesh {{'data': {jax.device_count()}}}" in said

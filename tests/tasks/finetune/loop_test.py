@@ -429,9 +429,7 @@ def three_steps(config, mesh):
   hyper = settings.hyper(config, 100)
   state = compiled.begin(params)
   for _ in range(3):
-    state, metrics = compiled.step(
-      state, batch["images"], batch["labels"], jax.random.key(0), hyper, None
-    )
+    state, metrics = compiled.step(state, batch, jax.random.key(0), hyper, None)
   return state, metrics
 
 
@@ -511,9 +509,7 @@ def test_members_spread_over_devices_are_those_alone():
     hyper, keys = compiled.ready(hyper, seeds)
     batch = sharding.put_batch(mesh, batch, axes)
     for _ in range(2):
-      state, _ = compiled.step(
-        state, batch["images"], batch["labels"], keys, hyper, None
-      )
+      state, _ = compiled.step(state, batch, keys, hyper, None)
     return state
 
   together = two_steps(
@@ -624,9 +620,9 @@ def test_a_diverging_run_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
   def poisoned(*args, **kwargs):
     step = train_lib_make_step(*args, **kwargs)
 
-    def poison(state, images, *rest):
-      images = jnp.where(state.step == 7, jnp.nan, images)
-      return step(state, images, *rest)
+    def poison(state, batch, *rest):
+      images = jnp.where(state.step == 7, jnp.nan, batch["images"])
+      return step(state, {**batch, "images": images}, *rest)
 
     return poison
 

@@ -11,6 +11,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
+from soupjax.models import tiny_clip
 from soupjax.tasks.search import run as search
 from soupjax.tasks.search import work as work_lib
 
@@ -87,6 +88,10 @@ def test_addition_from_the_shell(sweep, added):
     a - b for a, b in zip(test["member_001"][:2], test["pretrained"][:2])
   ]
   assert "Accuracy on test (%)" in printed and record["summary"] in printed
+  for task, line in zip(("blurred", "sharp"), record["differences"][1:]):
+    gain = change["chosen"][("blurred", "sharp").index(task)]
+    assert line.startswith(f"{task}: {100 * gain:+.2f} points, 95 % interval")
+    assert line in printed
   assert "at most 3 candidates on the 200 images" in printed
   page = (workdir / "report.html").read_text()
   assert "normalised" in page and "data:image/png" in page
@@ -154,3 +159,33 @@ def test_wise_ft_chooses_alpha_on_minival(sweep, tmp_path):
   assert curve[2]["scores"]["digits"] == rows[better][0]
   assert curve[0]["scores"]["digits"] == rows["pretrained"][0]
   assert "head" in sj.load_params(tmp_path / "chosen")
+
+
+def test_a_clip_keeps_its_text_tower(tmp_path):
+  for folder, seed in (("start", 0), ("tuned", 1)):
+    tiny_clip.save(tmp_path / folder, seed)
+  task = "digits:minival=minival[:40]:head=zeroshot"
+  values = {
+    "initial": str(tmp_path / "start"),
+    "ingredients": str(tmp_path / "tuned"),
+    "tasks": f"a={task}|crop_border(1)|resize(16),control={task}",
+    "data.eval_ops": 'standardize("clip")',
+    "zeroshot.names": "zero|one|two|three|four|five|six|seven|eight|nine",
+    "search.points": 2,
+    "search.patching": "a",
+  }
+  search.run(config_lib.load(CONFIG, "paint", **values), tmp_path / "run")
+  with np.load(tmp_path / "run/heads/a.npz") as head:
+    norms = np.linalg.norm(head["head/kernel"], axis=0)
+  np.testing.assert_allclose(norms, norms[0], rtol=1e-5)  # One logit scale.
+  curve = record_of(tmp_path / "run")["searches"]["paint"]
+  best = next(c for c in curve if c["chosen"])["coefficients"][0]
+  folders = [tmp_path / k for k in ("start", "tuned", "run/export/chosen")]
+  start, tuned, chosen = map(sj.open_ingredient, folders)
+  assert {*chosen.specs} == {*start.specs}
+  assert (folders[2] / "open_clip_config.json").exists()
+  for leaf in start.specs:
+    a, b, x = (np.asarray(i.read(leaf)) for i in (start, tuned, chosen))
+    expected = a + best * (b - a) if leaf.startswith("visual.") else a
+    np.testing.assert_allclose(x, expected, atol=1e-5, err_msg=leaf)
+  assert sj.provenance(folders[2])["search"] == "paint"

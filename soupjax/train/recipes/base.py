@@ -1,0 +1,85 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The interface of training objectives, and the plain one."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+
+from soupjax import registry
+
+PyTree = Any
+# Functions that return a `Recipe`. `@RECIPES.register` adds one for use in
+# configs.
+RECIPES = registry.Registry("recipe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """An objective of training.
+
+  Attributes:
+    objective: `objective(params, batch, key, *, model, loss, hyper, shared)`
+      returns a scalar. A batch has "images", "labels", "targets" (batch,
+      classes) and, for pairs, "tokens" (batch, tokens), but no targets. The key
+      is for dropout. `loss` is the function that the config names, `hyper` the
+      `train.step.Hyper`, `shared` the arrays named below.
+    pairs: whether images are compared with texts: the model is a `models.CLIP`,
+      and the loss one of `losses.PAIR_LOSSES`.
+    embedded: whether "images" are embeddings, each computed once by the image
+      tower of the start.
+    frozen: regular expressions of leaves that are not trained.
+    shared: arrays that the objective reads, of "start" (initial parameters) and
+      "context" (size of the embedding, templates).
+    weight: hyperparameter that multiplies the part which a plain objective does
+      not have. If it is 0, the plain one is used.
+  """
+
+  objective: Callable[..., jax.Array]
+  pairs: bool = False
+  embedded: bool = False
+  frozen: tuple[str, ...] = ()
+  shared: tuple[str, ...] = ()
+  weight: str = ""
+
+
+def of(text: str) -> Recipe:
+  """Makes the recipe of a text such as "flyp(mask_same_class=True)".
+
+  Raises:
+    ValueError: if there is no such recipe or argument.
+
+  Examples:
+    >>> of("lit").frozen
+    ('^img/',)
+  """
+  name, args, kwargs = registry.parse_call(text)
+  make = RECIPES.get(name)
+  try:
+    recipe = make(*args, **kwargs)
+  except TypeError as e:
+    raise ValueError(f"recipe={text!r}: {e}") from e
+  if not isinstance(recipe, Recipe):
+    raise ValueError(
+      f"recipe={text!r} must return a train.recipes.Recipe, got {recipe!r:.80}."
+    )
+  return recipe
+
+
+def _plain(params, batch, key, *, model, loss, hyper, shared):
+  del hyper, shared
+  logits, _ = model.apply(
+    {"params": params}, batch["images"], train=True, rngs={"dropout": key}
+  )
+  return loss(logits, batch["targets"])
+
+
+PLAIN = Recipe(_plain)
+
+
+@RECIPES.register
+def plain() -> Recipe:
+  """Compares logits with labels."""
+  return PLAIN
