@@ -88,6 +88,7 @@ COVERED_BY = {
   "tasks/reasons/base": "tasks/reasons/run",
   "tasks/reasons/ensemble": "tasks/reasons/run",
   "tasks/reasons/features": "tasks/reasons/run",
+  "tasks/reasons/greedy": "tasks/reasons/run",
   "tasks/reasons/pairs": "tasks/reasons/run",
   "tasks/reasons/plane": "tasks/reasons/run",
   "tasks/search/config": "tasks/search/inputs",

@@ -222,3 +222,37 @@ def _band(axes, values, color: str, label: str) -> None:
   low, mean, high = ([f(v) for v in values] for f in (min, np.mean, max))
   axes.fill_between(range(len(values)), low, high, color=color, alpha=0.2, lw=0)
   axes.plot(mean, "-o", color=color, markersize=3, label=label)
+
+
+@styled
+def growth_figure(record: Mapping[str, Any]) -> Figure:
+  """Draws size and score of greedy soups against the number of models.
+
+  Args:
+    record: `reasons/greedy.json`: "metric"; "counts" (C,); "sizes", "scores"
+      and "best", each (orders, C).
+
+  Returns:
+    The figure, with means and standard deviations over orders.
+  """
+  figure = Figure(figsize=(7.2, 2.9), dpi=DPI)
+  left, right = figure.subplots(1, 2)
+  percent = 100 if record["metric"] == "prec@1" else 1
+  for axes, key, scale, color, label in (
+    (left, "sizes", 1, BLUE, "greedy soup"),
+    (right, "scores", percent, BLUE, "greedy soup"),
+    (right, "best", percent, ORANGE, "best model"),
+  ):
+    values = scale * np.array(record[key], float)
+    # With one order there is no deviation.
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else None
+    axes.errorbar(
+      record["counts"], values.mean(axis=0), yerr=spread, color=color,
+      label=label, marker="o", markersize=3, capsize=2, linewidth=1.2,
+    )  # fmt: skip
+    axes.set_xlabel("Models to choose from")
+  left.set_ylabel("Models in the greedy soup")
+  unit = "Accuracy on minival (%)" if percent == 100 else "Score on minival"
+  right.set_ylabel(unit)
+  right.legend()
+  return figure

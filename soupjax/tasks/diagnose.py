@@ -124,7 +124,8 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   # --- Reasons on request -----------------------------------------------------
   if reasons.names_of(opened.config):
     record = workdir_lib.read(workdir / "diagnosis.json")
-    known = base.Diagnosed(opened, ingredients, evaluations, record)
+    selected = workdir_lib.read(workdir / "greedy.json")["selected"]
+    known = base.Diagnosed(opened, ingredients, evaluations, record, selected)
     lines = reasons.run(known, workdir)
     if _first():
       print("\n".join(lines), f"\n\nReport: {workdir / 'diagnosis.html'}")

@@ -31,12 +31,14 @@ class Diagnosed:
     ingredients: the best on minival first.
     evaluations: evaluators of all sets.
     diagnosis: the content of `diagnosis.json`.
+    selected: names of the ingredients of the greedy soup.
   """
 
   opened: CookInputs
   ingredients: Sequence[Ingredient]
   evaluations: Evaluations
   diagnosis: dict[str, Any]
+  selected: Sequence[str]
 
   def models(self, names: Sequence[str]) -> list[Ingredient]:
     """Returns models in memory, with the selected leaves of all candidates."""

@@ -18,6 +18,7 @@ from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Resumed
 from soupjax.tasks.reasons.ensemble import ENSEMBLE
 from soupjax.tasks.reasons.features import FEATURES
+from soupjax.tasks.reasons.greedy import GREEDY
 from soupjax.tasks.reasons.pairs import PAIRS
 from soupjax.tasks.reasons.plane import PLANE
 
@@ -26,6 +27,7 @@ REASONS = {
   "pairs": PAIRS,
   "ensemble": ENSEMBLE,
   "features": FEATURES,
+  "greedy": GREEDY,
 }
 
 
