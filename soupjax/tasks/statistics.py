@@ -19,7 +19,7 @@ from soupjax.progress import Progress
 from soupjax.soups.rules import estimate
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import inputs
+from soupjax.tasks.cook import export, inputs
 
 KINDS = ("fisher", "grams")
 
@@ -129,7 +129,7 @@ def _images(batches):
 
 
 def _fisher(opened, ingredient, batches, folder) -> None:
-  is_npz = opened.family in ("big_vision", "mixer")
+  is_npz = opened.family in export.NPZ
   path = folder / ("fisher.npz" if is_npz else "fisher.safetensors")
   if path.exists():
     return
