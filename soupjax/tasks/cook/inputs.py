@@ -586,12 +586,10 @@ def plan(inputs: CookInputs) -> str:
   lines = [*about_models(inputs), f"start: {start}", *about_sets(inputs)]
   if not inputs.tests:
     lines.append("no test set: name one with tests= to measure gains of soups")
-  points = inputs.config.cook.wise_ft_points if inputs.initial else 0
   names = ["uniform", *inputs.greedy, *inputs.learned]
-  names += ["wise_ft"] if points else []
+  names += ["wise_ft"] if _wise_ft_points(inputs) else []
   lines.append(f"soups: {', '.join(names)}")
-  models = len(inputs.ingredients) + bool(inputs.initial) + len(names) + points
-  candidates = len(inputs.greedy) * len(inputs.ingredients)
+  models, candidates = evaluations(inputs)
   lines.append(
     f"evaluations: {models} models on all {inputs.num_images:,} images; at "
     f"most {candidates} candidates on the {len(inputs.minival):,} of minival"
@@ -609,6 +607,18 @@ def plan(inputs: CookInputs) -> str:
     + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
   )
   return "\n".join(lines)
+
+
+def evaluations(inputs: CookInputs) -> tuple[int, int]:
+  """Returns how many models are evaluated on all sets, and on minival alone."""
+  count, points = len(inputs.ingredients), _wise_ft_points(inputs)
+  soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
+  models = count + bool(inputs.initial) + soups + points
+  return models, len(inputs.greedy) * count
+
+
+def _wise_ft_points(inputs: CookInputs) -> int:
+  return inputs.config.cook.wise_ft_points if inputs.initial else 0
 
 
 def about_models(inputs: CookInputs, kind: str = "ingredients") -> list[str]:

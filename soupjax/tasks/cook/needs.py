@@ -1,15 +1,19 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and disk of cooking, evaluations and a diagnosis, from metadata."""
+"""Memory, disk and time of cooking, evaluations and a diagnosis."""
 
 import math
 import os
+import pathlib
 
 import jax
+import numpy as np
 
 from soupjax import buckets, files
+from soupjax.soups.core.ingredient import sharding_of
 from soupjax.tasks import estimate
-from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.cook import evaluate
+from soupjax.tasks.cook.inputs import CookInputs, Inputs
 
 # Measured copies of a model: sums, candidates, soups, gradients, and memory of
 # theirs that the allocator keeps.
@@ -67,6 +71,48 @@ def evaluation(
   disk = {"logits": models * logits * inputs.config.save_logits}
   copies = _COPIES["evaluation"]
   return _estimate(inputs, workdir, 0, copies, logits, disk, compiling=_FORWARD)
+
+
+def print_duration(inputs: Inputs, dataset: str, images: int) -> None:
+  """Prints how long forward passes take, by one batch that is timed.
+
+  Prints nothing in several processes, if a command evaluates, or if the model
+  is too large to be compiled for a CPU.
+
+  Args:
+    inputs: the opened inputs.
+    dataset: the set that the batch is taken from.
+    images: that all models see together.
+  """
+  first = inputs.ingredients[0]
+  count = sum(spec.size for spec in first.specs.values())
+  if inputs.place is None or jax.process_count() > 1:
+    return
+  if not estimate.can_compile(jax.devices(), count):
+    return
+  leaves = [
+    jax.device_put(
+      np.zeros(spec.shape, spec.dtype), sharding_of(inputs.place, leaf, spec)
+    )
+    for leaf, spec in first.specs.items()
+  ]
+  evaluations = evaluate.Evaluations(inputs, pathlib.Path())
+  evaluator = evaluations.minival(inputs.metrics[0], dataset)
+  params = jax.tree.unflatten(first.treedef, leaves)
+  size = min(inputs.config.data.batch_size, len(inputs.sets[dataset]))
+  speed = size / max(evaluator.seconds_per_batch(params), 1e-9)
+  print(
+    f"  forward passes {_time(images / speed)}: {images:,} images at "
+    f"{speed:,.0f}/s, by one batch; steps of learned soups are not counted"
+  )
+
+
+def _time(seconds: float) -> str:
+  """Writes a duration in one unit."""
+  for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+    if seconds >= 2 * unit:
+      return f"{seconds / unit:.1f} {name}"
+  return f"{seconds:.0f} s"
 
 
 def _estimate(inputs, workdir, pool, copies, logits, disk, **more):

@@ -72,6 +72,10 @@ def run(
     needed = needs.cooking(opened, path)
     if _first():
       print(needed)
+    if not opened.is_judged:
+      models, candidates = inputs.evaluations(opened)
+      images = models * opened.num_images + candidates * len(opened.minival)
+      needs.print_duration(opened, "minival", images)
     return None
   with contextlib.ExitStack() as stack:
     if _first():

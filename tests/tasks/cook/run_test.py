@@ -275,6 +275,11 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
   assert "3 ingredients" in text and "digits/blur, 499 images" in text
   assert "uniform, greedy, greedy_loss, learned_layer, wise_ft" in text
   assert "12 models on all 1,298 images; at most 6 candidates" in text
+  # 12 x 1,298 and 6 x 300 images.
+  line = r"forward passes ([\d.]+) (s|min|h|days): 17,376 images at ([\d,]+)/s"
+  seconds, unit, speed = re.search(line, text).groups()
+  if unit == "s":
+    assert abs(17376 / int(speed.replace(",", "")) - float(seconds)) <= 1
   assert sorted(tmp_path.rglob("*")) == before
 
 

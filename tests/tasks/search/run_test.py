@@ -3,6 +3,7 @@
 """Searches on digits: choices, tables, records, resumption."""
 
 import json
+import re
 import shutil
 
 import helpers
@@ -143,6 +144,19 @@ def test_goes_on_where_it_was(sweep, added, tmp_path, monkeypatch):
   search.run(config, workdir)
   assert len(scored) == 1
   assert before == {name: (workdir / name).read_bytes() for name in before}
+
+
+def test_a_dry_run_says_how_long_it_takes(sweep, tmp_path, capsys):
+  config = config_of(sweep, "wise_ft", **{"search.points": 5})
+  assert search.run(config, tmp_path / "run", dry_run=True) is None
+  text = capsys.readouterr().out
+  seen = re.search(r"(\d+) candidates on the (\d+) images of minival", text)
+  all_images = re.search(r"checkpoints and the result on all ([\d,]+)", text)
+  (models,) = re.findall(r"; (\d+) checkpoints", text)
+  total = int(seen[1]) * int(seen[2])
+  total += (int(models) + 1) * int(all_images[1].replace(",", ""))
+  assert re.search(rf"forward passes [\d.]+ s: {total:,} images at", text)
+  assert not (tmp_path / "run").exists()
 
 
 def test_wise_ft_chooses_alpha_on_minival(sweep, tmp_path):
