@@ -59,8 +59,9 @@ def splits_of(pattern: str | os.PathLike) -> dict[str, Split]:
   missing = [
     p for shards in by_name.values() for p in shards if not p.is_file()
   ]
-  if missing or not by_name:
-    what = missing[0] if missing else f"{path}/*.tar"
+  if missing or not any(by_name.values()):
+    folder = path / "*.tar" if path.is_dir() else path
+    what = missing[0] if missing else folder
     raise ValueError(
       f"There is no {what}: give a folder of SPLIT-000000.tar, or shards such "
       "as wds:train-{000000..000146}.tar or 'wds:train-*.tar'."

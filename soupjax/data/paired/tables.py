@@ -126,6 +126,11 @@ def _cached_table(path, size, mtime) -> _Content:
 
 
 def _check_columns(path, columns) -> None:
+  for name in _COLUMNS:
+    if columns.count(name) > 1:
+      raise ValueError(
+        f"The first line of {path} has {name!r} twice: rename one column."
+      )
   if "path" in columns and ("label" in columns or "caption" in columns):
     return
   raise ValueError(

@@ -4,13 +4,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
 import jax
 import ml_collections
 
-from soupjax import data, sharding
+from soupjax import buckets, data, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
@@ -200,6 +201,26 @@ def open_inputs(
       if task in frozen_heads
     },
   )
+
+
+def other_files(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:
+  """Identifies the files of heads, class names and templates, by what they are.
+
+  Args:
+    config: as in configs/search.py.
+  """
+  paths = {
+    f"the head of {name}": spec.head.partition(":")[2]
+    for name, spec in search_config.tasks(config).items()
+  }
+  for key in ("names", "templates"):
+    paths[f"zeroshot.{key}"] = config.zeroshot[key]
+  paths = {name: os.path.expanduser(path) for name, path in paths.items()}
+  return {
+    name: cook_inputs.identity(path)
+    for name, path in paths.items()
+    if path and (buckets.is_remote(path) or os.path.exists(path))
+  }
 
 
 def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:

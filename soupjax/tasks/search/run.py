@@ -72,7 +72,9 @@ def run(
       workdir_lib.open_workdir(workdir, inputs.config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    cook_inputs.check_unchanged(config, inputs, workdir / _RECORD)
+    cook_inputs.check_unchanged(
+      config, inputs, workdir / _RECORD, inputs_lib.other_files(config)
+    )
     return _run(inputs, workdir)
 
 
@@ -163,9 +165,13 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Prints the tables of a finished run of these inputs; otherwise False."""
   finished = False
   if _first():
-    finished = cook_inputs.is_record_of(workdir / _RECORD, config) and all(
+    record = workdir / _RECORD
+    finished = cook_inputs.is_record_of(record, config) and all(
       (workdir / name).exists() for name in ("search.json", "report.html")
     )
+    if finished:
+      recorded = files.read_json(record)["inputs"].items()
+      finished = inputs_lib.other_files(config).items() <= recorded
   if not workdir_lib.agreed(finished):
     return False
   if _first():

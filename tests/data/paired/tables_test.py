@@ -104,6 +104,7 @@ def test_batches_are_the_same_on_any_hosts_and_after_a_restart(place):
     ),
     ("", "first line of .*train.csv is : it must name"),
     ("path,name\nimages/0.jpg,cat\n", "'path' and 'label' or 'caption'"),
+    ("path,label,label\nimages/0.jpg,a,b\n", "train.csv has 'label' twice"),
     (rows("cat", ""), "train.csv, line 3 has no label"),
     (rows("a", " ", header="path,caption"), "line 3 has no caption"),
     ("path,label\n,cat\n", "line 2 has no path"),

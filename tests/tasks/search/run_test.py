@@ -159,6 +159,23 @@ def test_a_dry_run_says_how_long_it_takes(sweep, tmp_path, capsys):
   assert not (tmp_path / "run").exists()
 
 
+def test_another_head_is_another_search(sweep, tmp_path, monkeypatch):
+  head, workdir = tmp_path / "head.npz", tmp_path / "run"
+  sj.save_params(head, {"kernel": np.zeros((16, 10), "f")})
+  tasks = f"a=digits:minival=minival:head=file:{head}"
+  config = config_of(sweep, "wise_ft", tasks=tasks)
+  monkeypatch.setattr(search, "_run", lambda inputs, workdir: None)
+  search.run(config, workdir)
+  search.run(config, workdir)
+  head.unlink()
+  sj.save_params(head, {"kernel": np.ones((16, 10), "f")})
+  for _ in range(2):
+    with pytest.raises(ValueError, match="the head of a changed"):
+      search.run(config, workdir)
+    for name in ("search.json", "report.html"):  # As a finished search.
+      (workdir / name).write_text("{}")
+
+
 def test_wise_ft_chooses_alpha_on_minival(sweep, tmp_path):
   tasks = "digits=digits:minival=minival[:100]:test=test[:100]"
   config = config_of(sweep, "wise_ft", tasks=tasks, **{"search.points": 3})
