@@ -223,7 +223,7 @@ def test_reasons_are_added_to_a_finished_diagnosis(
   diagnose.run(config, whole)
   assert len(calls) == 4 + 3  # Three of them by the run that was killed.
   assert record_of(whole, "plane")["names"] == ["initial", *last]
-  assert "The lowest loss of the grid is" in capsys.readouterr().out
+  assert "The lowest loss on the grid is" in capsys.readouterr().out
   assert (whole / "diagnosis.json").read_bytes() == before
 
 
