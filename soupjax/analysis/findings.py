@@ -99,9 +99,9 @@ def recorded_starts(ingredients: Sequence[Ingredient]) -> list[str]:
   """Reports models that record different initial weights."""
   groups = sorted(recorded_inits(ingredients).values(), key=len, reverse=True)
   return [
-    f"{', '.join(map(repr, names))} record a different start (init_hash) from "
-    f"{groups[0][0]!r}: their average is meaningless. Use the ingredients of "
-    "one sweep."
+    f"The start (init_hash) recorded by {', '.join(map(repr, names))} differs "
+    f"from that of {groups[0][0]!r}: their average is meaningless. Use the "
+    "ingredients of one sweep."
     for names in groups[1:]
   ]
 
@@ -224,7 +224,7 @@ def weak(
     texts.append(
       f"{lossy} of {len(barriers)} midpoints are worse than the mean of their "
       f"two models ({pair[0]!r} and {pair[1]!r} lose {worst:.4g}): there are "
-      "barriers. Lower the learning rate, or fine-tune for fewer steps; without "
+      "barriers. Lower the learning rate, or train for fewer steps; without "
       "a pretrained start, soups do not work at all."
     )
   return texts

@@ -10,8 +10,8 @@ def flyp(mask_same_class: bool = False) -> base.Recipe:
   """Trains both towers with CLIP's contrastive loss (arXiv 2212.00638).
 
   The text of an image is its caption, or a prompt for its class, drawn at
-  random for every image and step. Images are compared with all texts of the batch,
-  across all devices. The loss "sigmoid" is SigLIP's (arXiv 2303.15343).
+  random for every image and step. Images are compared with all texts of the
+  batch, across all devices. The loss "sigmoid" is SigLIP's (arXiv 2303.15343).
 
   Args:
     mask_same_class: whether to leave out pairs of an image with the text of
