@@ -189,7 +189,7 @@ def test_the_greedy_soup_of_all_is_the_last_point(opened, whole):
   assert sorted(chosen) == sorted(rates[name] for name in greedy["selected"])
   assert "weight_decay" not in record["hyperparameters"]  # All are the same.
   text = "\n".join(reasons.REASONS["greedy"].describe(record))
-  assert "learning_rate: chosen" in text and "Of the first 3 models" in text
+  assert "learning_rate: selected" in text and "Of the first 3 models" in text
 
 
 def test_reasons_are_added_to_a_finished_diagnosis(
