@@ -13,13 +13,13 @@ from soupjax.soups.greedy import decisions
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Growth:
-  """Greedy soups of the first models of several orders.
+  """Greedy soups of the first k models in several orders.
 
   Attributes:
-    counts: (C,) numbers of models.
-    sizes: (orders, C) ingredients of the greedy soup.
-    scores: (orders, C) of the greedy soup.
-    best: (orders, C) score of the best of the models.
+    counts: (C,) values of k.
+    sizes: (orders, C) number of ingredients in the greedy soup.
+    scores: (orders, C) score of the greedy soup.
+    best: (orders, C) score of the best of the k models.
   """
 
   counts: np.ndarray
@@ -39,21 +39,21 @@ def growth(
 ) -> Growth:
   """Makes greedy soups of the first k models in several orders, for several k.
 
-  Each greedy soup tries its models best first, as `greedy_soup`. A subset of
-  models is evaluated once.
+  Each greedy soup tries its models from best to worst, as `greedy_soup` does.
+  Each subset of models is evaluated once.
 
   Args:
-    names: of all models, the best first.
+    names: names of all models, the best first.
     evaluate: maps names of models, in the order of `names`, to the score of
       their average; higher is better.
-    orders: of all names, such as from `random_orders`.
-    counts: numbers of models k.
+    orders: permutations of `names`, such as from `random_orders`.
+    counts: values of k.
     accept: as in `greedy_soup`.
     min_delta: as in `greedy_soup`.
 
   Raises:
-    ValueError: if an order does not have all names, a count is not between 1
-      and their number, or a score is not finite.
+    ValueError: if an order does not have all names, a count is not from 1 to
+      the number of models, or a score is not finite.
   """
   rule = decisions.AcceptanceRule.of(accept, min_delta)
   for order in orders:
@@ -94,15 +94,15 @@ def growth(
 def hyperparameters_of(
   chosen: Sequence[str], hyperparameters: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[list[Any], list[Any]]]:
-  """Returns the values that differ between models, of chosen and other models.
+  """Splits hyperparameters that differ into those of chosen and other models.
 
   Args:
-    chosen: names of models.
-    hyperparameters: name -> its hyperparameters, of all models.
+    chosen: names of the chosen models.
+    hyperparameters: name of a model -> its hyperparameters.
 
   Returns:
-    Name of a hyperparameter -> its values in the chosen and in the other
-    models, None where it is missing.
+    Hyperparameter -> its values in the chosen models and in the others; None
+    where it is missing.
   """
   keys = dict.fromkeys(k for values in hyperparameters.values() for k in values)
   columns = {

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a comparison of models: every set, every model, probes."""
+"""Tables that compare models on test sets and probes."""
 
 from collections.abc import Sequence
 import html
@@ -10,7 +10,7 @@ from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
 _WIDTH, _NAME, _CELL = 100, 25, 25
-_FIRST = {"minival": 0, "test": 1}  # Other sets follow in their order.
+_FIRST = {"minival": 0, "test": 1}  # Other sets follow in their own order.
 
 
 def comparison_table(results: Results) -> str:
@@ -20,9 +20,9 @@ def comparison_table(results: Results) -> str:
     results: with `Choices.reference`.
 
   Returns:
-    Blocks of a few sets, of at most 100 columns, with one line a model: its
-    accuracy and its difference to the reference with the 95 % interval. Ends
-    without a newline.
+    Blocks of a few sets, at most 100 characters wide, with a line per model:
+    its accuracy and its difference from the reference with the 95 % interval.
+    Ends without a newline.
   """
   splits = sorted(results.splits, key=lambda s: _FIRST.get(s, len(_FIRST)))
   if len(results.shifts) > 1:
@@ -46,7 +46,8 @@ def comparison_table(results: Results) -> str:
   notes = (
     f"Percent correct, and points above {results.best} with the 95 % interval "
     "over images (paired bootstrap). ~: the interval contains zero, so no "
-    "difference is shown. p, losses and calibration are in report.html"
+    "difference is shown. p-values, losses and calibration are in "
+    "report.html"
   )
   if len(results.shifts) > 1:
     notes += f". mean: over {', '.join(results.shifts)}"
@@ -63,7 +64,7 @@ def probe_means(results: Results) -> list[str]:
 
 
 def probes_section(results: Results) -> str:
-  """Returns a table of each probe over several datasets, as HTML, or ""."""
+  """Returns HTML tables of probes on several datasets, or ""."""
   parts = []
   for mean in probe_means(results):
     members = results.choices.means[mean]
@@ -91,8 +92,8 @@ def probes_section(results: Results) -> str:
   note = (
     "Percent correct of probes of frozen features, and points above the "
     "reference with the 95 % interval of the paired bootstrap over images. "
-    "Mean logit: of accuracies, over datasets. Mean rank: 1 is the best model "
-    "of a dataset."
+    "Mean logit: mean over datasets of the logit of the accuracy. Mean rank: 1 "
+    "is the best model on a dataset."
   )
   return "\n".join([*parts, f"<p><small>{note}</small></p>"])
 

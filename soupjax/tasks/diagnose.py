@@ -121,7 +121,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   if not finished:
     _diagnose(opened, workdir, ingredients, evaluations, pairs)
 
-  # --- Reasons on request -----------------------------------------------------
+  # --- Further analyses -------------------------------------------------------
   if reasons.names_of(opened.config):
     record = workdir_lib.read(workdir / "diagnosis.json")
     selected = workdir_lib.read(workdir / "greedy.json")["selected"]

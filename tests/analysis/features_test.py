@@ -154,7 +154,10 @@ def test_a_model_without_layers_is_refused():
     (lambda: lib.hsic([np.ones((4, 2)), np.ones((5, 2))]), "same images"),
     (lambda: lib.class_separation(np.eye(3), [0, 1, 2]), "got 0 of 3"),
     (lambda: lib.class_separation(np.eye(3), [0, 1]), "and .2,."),
-    (lambda: lib.class_separation(np.ones((4, 2)), [0, 0, 1, 1]), "one direct"),
+    (
+      lambda: lib.class_separation(np.ones((4, 2)), [0, 0, 1, 1]),
+      "same direct",
+    ),
   ],
 )
 def test_refuses(call, message):

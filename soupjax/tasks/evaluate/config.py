@@ -13,44 +13,43 @@ from soupjax.tasks.evaluate import transfer
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Returns the settings of this task: those of cooking, and its own."""
+  """Returns the settings of this task: those of cooking and its own."""
   c = cook_config.default_config()
   c.task = "evaluate"
-  # The model that all others are compared with; "" is the first one.
+  # The model that all others are compared with; "" for the first.
   c.reference = ""
   # Whether to write the logits of every model on every set to logits/.
   c.save_logits = False
   # Name -> "DATASET:train=SPLIT:test=SPLIT:minival=SPLIT|OPS", of which only
-  # DATASET is needed, or a dict with "data" and these keys: other datasets, on
-  # which probes of frozen features are fitted (docs/evaluate.md).
+  # DATASET is needed, or a dict with "data" and these keys. Probes of frozen
+  # features are fitted on these datasets (docs/evaluate.md).
   c.transfer = config_lib.NamedTexts()
   for key, options in transfer.default_options().items():
     c[key] = ml_collections.ConfigDict(options)
-  # Held-out images serve only for temperatures; without minival and train there
-  # are none.
+  # Held-out images only serve to fit temperatures; by default there are none.
   c.data.train = ""
   return c
 
 
 def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
-  """Fills in the settings, soups and ingredients of a run of cooking.
+  """Fills in the settings, soups and ingredients of a cooking run.
 
-  The ingredients are left out if the run gave `prefix`.
+  The ingredients are left out if the run set `prefix`.
 
   Args:
     config: from `default_config`; changed in place.
-    directory: the `--workdir` of cooking.
+    directory: the `--workdir` of the cooking run.
 
   Raises:
-    ValueError: if the directory does not hold such a run.
+    ValueError: if the directory does not contain such a run.
   """
   root = files.path_of(directory)
   record = root / "config.json"
   recorded = files.read_json(record) if record.exists() else {}
   if recorded.get("task") != "cook" or recorded.get("evaluate_command"):
     raise ValueError(
-      f"{root} is not a finished run of cooking with images: give soups= the "
-      "--workdir of one, or sweep= that of a fine-tuning sweep."
+      f"{root} is not a finished run of cooking with images: set soups= to the "
+      "--workdir of one, or sweep= to that of a fine-tuning sweep."
     )
   config.model = ml_collections.ConfigDict(recorded["model"])
   for part in ("data", "sharding", "zeroshot"):
@@ -60,10 +59,10 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
   for key in ("tests", "means"):
     config[key] = config_lib.NamedTexts(recorded[key])
   soups = os.path.join(root, "soups", "*")
-  if recorded.get("prefix"):  # Soups do not have it.
+  if recorded.get("prefix"):  # Soups have no prefix.
     config.ingredients = soups
     return
-  if (root / "export").exists():  # Soups of the family of the ingredients.
+  if (root / "export").exists():  # Soups with the ingredients' leaf names.
     soups = os.path.join(root, "export", "*")
   config.ingredients = f"{soups},{recorded['ingredients']}"
 
@@ -71,7 +70,7 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
 def with_dataset(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Returns a config with a name for the results if `data.name` is empty."""
+  """Returns the config with `data.name`, the name of the results, filled in."""
   if config.data.name:
     return config
   full = ml_collections.ConfigDict(config.to_dict())
@@ -96,11 +95,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_sets(config) -> None:
   if config.tests or config.data.minival or config.data.train:
     return
-  if config.transfer:  # Classes and image size are those of the models' sets.
+  if config.transfer:  # Classes and image size come from the models' own sets.
     raise ValueError(
-      "transfer needs at least one set of the models' own classes: add tests="
+      "transfer needs at least one test set with the models' own classes: add "
+      "tests="
     )
   raise ValueError(
-    "tests is empty: name the sets to evaluate on, such as "
+    "tests is empty: give the sets to evaluate on, such as "
     "--config.tests=test=folder:photos/val"
   )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Logits on disk: written for each model and set, and read in their place."""
+"""Logits on disk: written for each model and set, or read instead of models."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -32,7 +32,7 @@ _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 
 
 class Evaluations(evaluate.Evaluations):
-  """Evaluations that can keep a file of logits for each model and set."""
+  """Evaluations that can write a file of logits for each model and set."""
 
   def __init__(
     self,
@@ -44,7 +44,7 @@ class Evaluations(evaluate.Evaluations):
 
     Args:
       opened: the models and sets.
-      workdir: of the run.
+      workdir: directory of the run.
       transfer: probes on other datasets.
     """
     super().__init__(opened, workdir)
@@ -54,7 +54,7 @@ class Evaluations(evaluate.Evaluations):
   def evaluate(
     self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
   ) -> dict[str, dict[str, float]]:
-    """As `evaluate.Evaluations.evaluate`; files are in `logits/`."""
+    """As `evaluate.Evaluations.evaluate`; logits are written to `logits/`."""
 
     def loaded():
       params = load()
@@ -68,7 +68,7 @@ class Evaluations(evaluate.Evaluations):
     return self._transfer(params)
 
   def means(self) -> dict[str, tuple[str, ...]]:
-    """Returns name -> sets, and the name of a probe -> its results."""
+    """Returns mean -> its sets, and probe -> its results."""
     return {**super().means(), **self._transfer.means()}
 
   def _kept(self, name: str) -> bool:
@@ -111,7 +111,7 @@ class Evaluations(evaluate.Evaluations):
 
 
 def _digest(params: PyTree) -> str:
-  """Returns a hash of the weights; "" if other processes hold parts of them."""
+  """Returns a hash of the weights; "" if they are spread over processes."""
   if all(
     getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(params)
   ):
@@ -124,19 +124,19 @@ def _digest(params: PyTree) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LogitFile:
-  """A file of logits, without them.
+  """The content of a file of logits, except the logits.
 
   Attributes:
-    path: of the file.
-    model: its name.
-    dataset: the name of the set.
-    data: title of the results.
+    path: path of the file.
+    model: name of the model.
+    dataset: name of the test set.
+    data: name of the dataset, the title of the results.
     test: entry of `config.tests`.
-    labels: (n,) class indices, or numbers of `space.answers`.
-    num_classes: outputs of the model.
-    images: (n,) names, or None.
+    labels: (n,) class indices, or indices into `space.answers`.
+    num_classes: number of outputs of the model.
+    images: (n,) names of the images, or None.
     classes: names of the outputs, or None.
-    space: the classes of the set among the outputs, or None for all.
+    space: the outputs that are classes of the set, or None for all.
   """
 
   path: str
@@ -153,7 +153,7 @@ class LogitFile:
 
   @property
   def name(self) -> str:
-    """The model and the set, for messages."""
+    """The model and the set, for error messages."""
     return f"{self.model}@{self.dataset}"
 
 
@@ -169,7 +169,7 @@ def are_given(config: ml_collections.ConfigDict) -> bool:
   others += [path for path in [config.initial] if path]
   if any(kinds) and others:
     raise ValueError(
-      f"{paths[kinds.index(True)]} has logits, and {others[0]} is a "
+      f"{paths[kinds.index(True)]} has logits, but {others[0]} is a "
       "checkpoint: evaluate the checkpoints with --config.save_logits=True "
       "first, and then give only files of logits."
     )
@@ -185,7 +185,7 @@ def _has_logits(path: str) -> bool:
     with zipfile.ZipFile(path) as archive:
       return {f"{name}.npy" for name in _NEEDED} <= set(archive.namelist())
   except _DAMAGED:
-    return False  # Its error is that of a checkpoint.
+    return False  # Opening it as a checkpoint reports the error.
 
 
 def open_inputs(
@@ -200,7 +200,7 @@ def open_inputs(
     The inputs, with one ingredient for each file; and model -> set -> file.
 
   Raises:
-    ValueError: naming the file that is damaged or does not fit the others.
+    ValueError: naming a file that is damaged or does not match the others.
   """
   opened = [_open(path) for path in inputs.matches(inputs.patterns(config))]
   models = _by_model(opened)
@@ -209,8 +209,8 @@ def open_inputs(
     if missing := [name for name in sets if name not in by_set]:
       other = next(f.path for f in opened if f.dataset == missing[0])
       raise ValueError(
-        f"{other} has logits on {missing[0]!r}, but {model!r} has none there: "
-        f"save them, or leave the files of {missing[0]!r} out."
+        f"{other} has logits on {missing[0]!r}, but {model!r} has none: save "
+        f"them, or leave the files of {missing[0]!r} out."
       )
   first = next(iter(models.values()))
   for by_set in models.values():
@@ -259,7 +259,7 @@ def open_inputs(
 
 
 def _open(path: str) -> LogitFile:
-  """Reads a file of logits and checks it by itself."""
+  """Reads a single file of logits and checks it."""
   try:
     stored = files.read_arrays(path)
     logits, labels = (stored[key] for key in _NEEDED)
@@ -274,7 +274,7 @@ def _open(path: str) -> LogitFile:
   dataset = str(stored.get("set", named if stem else "test"))
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
     raise ValueError(
-      f"{path}: logits {logits.shape} and labels {labels.shape} do not fit: "
+      f"{path}: logits {logits.shape} and labels {labels.shape} do not match: "
       "they must be (n, classes) and (n,)."
     )
   if not (logits < np.inf).all():
@@ -321,14 +321,14 @@ def _space(values: Any) -> LabelSpace:
 
 
 def _check_labels(labels, num: int, space: LabelSpace | None) -> None:
-  """Raises a ValueError if a label is not one of the outputs that count."""
+  """Raises a ValueError if a label is not an output that metrics cover."""
   if labels.dtype.kind not in "iu":
     raise ValueError(f"labels must be integers, got {labels.dtype}.")
   count = len(space.answers) if space and space.answers else num
   if labels.min() < 0 or labels.max() >= count:
     raise ValueError(
-      f"labels run from {labels.min()} to {labels.max()}, but there are "
-      f"{count}, from 0."
+      f"labels range from {labels.min()} to {labels.max()}, but must be from 0 "
+      f"to {count - 1}."
     )
   if space and space.groups is not None and space.answers is None:
     heads = [group[0] for group in space.groups]
@@ -336,13 +336,13 @@ def _check_labels(labels, num: int, space: LabelSpace | None) -> None:
     if outside.any():
       raise ValueError(
         f"image {int(outside.argmax())} has the label {labels[outside][0]}, "
-        f"which is not among the {len(heads)} outputs of space= that count: "
-        "add it there, or leave the image out."
+        f"which is not among the {len(heads)} outputs of space: add it there, "
+        "or leave the image out."
       )
 
 
 def _by_model(opened: Sequence[LogitFile]) -> dict[str, dict[str, LogitFile]]:
-  """Groups files by model; those of one name in several folders are several."""
+  """Groups files by model; the same name in two folders is two models."""
   folders: dict[str, set[str]] = {}
   for file in opened:
     folders.setdefault(file.model, set()).add(os.path.dirname(file.path))
@@ -364,7 +364,7 @@ def _by_model(opened: Sequence[LogitFile]) -> dict[str, dict[str, LogitFile]]:
 
 
 def _check_alike(first: LogitFile, other: LogitFile) -> None:
-  """Raises a ValueError if two files of a set have other images or classes."""
+  """Raises a ValueError if images or classes differ between two files."""
   problem, fix = "", "save both with the same software and settings"
   if first.num_classes != other.num_classes:
     problem = f"{first.num_classes} and {other.num_classes} classes"
@@ -373,8 +373,8 @@ def _check_alike(first: LogitFile, other: LogitFile) -> None:
       k for k, (a, b) in enumerate(zip(first.classes, other.classes)) if a != b
     )
     problem = (
-      f"other classes or another order: output {k} is {first.classes[k]!r} and "
-      f"{other.classes[k]!r}"
+      f"different classes or class orders: output {k} is {first.classes[k]!r} "
+      f"and {other.classes[k]!r}"
     )
   elif len(first.labels) != len(other.labels):
     problem = f"{len(first.labels)} and {len(other.labels)} images"
@@ -385,22 +385,22 @@ def _check_alike(first: LogitFile, other: LogitFile) -> None:
   ):
     k = int(wrong.argmax())
     problem = (
-      f"other images or another order: image {k} is {str(first.images[k])!r} "
+      f"different images or orders: image {k} is {str(first.images[k])!r} "
       f"and {str(other.images[k])!r}"
     )
   elif (wrong := first.labels != other.labels).any():
     k = int(wrong.argmax())
     problem = (
-      f"other labels or another order of images: image {k} has "
+      f"different labels or orders of images: image {k} has label "
       f"{first.labels[k]} and {other.labels[k]}"
     )
   elif first.space != other.space:
-    problem = "metrics over other outputs"
+    problem = "metrics over different outputs"
     fix = "evaluate both with the same tests="
   if problem:
     raise ValueError(
       f"{first.path} and {other.path} have {problem}. Paired statistics need "
-      f"the same images in one order: {fix}."
+      f"the same images in the same order: {fix}."
     )
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates checkpoints or saved logits, and compares them with a reference."""
+"""Evaluates checkpoints or saved logits and compares them with a reference."""
 
 from collections.abc import Sequence
 import contextlib
@@ -32,7 +32,7 @@ def run(
   *,
   dry_run: bool = False,
 ) -> pathlib.Path | None:
-  """Evaluates every model on every set; skips what an earlier run finished.
+  """Evaluates every model on every set; finished evaluations are skipped.
 
   Args:
     config: as in configs/evaluate.py.
@@ -43,7 +43,7 @@ def run(
     The path of the report; None after a dry run.
 
   Raises:
-    ValueError: if the config cannot work, or models and sets do not fit
+    ValueError: if the config is invalid, or models and sets do not fit
       together.
   """
   workdir = files.path_of(path) if path else None
@@ -89,7 +89,7 @@ def _first() -> bool:
 
 
 def _open(config):
-  """Opens checkpoints, or logits and their files by model and set."""
+  """Opens checkpoints; or logits, with their files by model and set."""
   if not logits_lib.are_given(config):
     evaluate_config.check(config)
     return inputs.open_inputs(evaluate_config.with_dataset(config)), {}
@@ -97,14 +97,14 @@ def _open(config):
   if given:
     key = given[0]
     raise ValueError(
-      f"{config.ingredients} are logits, whose sets are those of the files: "
+      f"{config.ingredients} are logits, and the files determine the sets: "
       f"leave --config.{key} out."
     )
   return logits_lib.open_inputs(config)
 
 
 def _models(opened, by_model) -> dict[str, tuple[str, Any]]:
-  """Returns name -> kind and function that loads the model."""
+  """Returns name -> kind of the model, and a function that loads it."""
   loads = {
     name: functools.partial(logits_lib.read, by_set)
     for name, by_set in by_model.items()
@@ -145,7 +145,7 @@ def _run(opened, models, evaluations, probes, reference, workdir):
     choices = evaluate.choices(opened)
     choices["protocols"] |= choices.pop("unseen")
     choices |= {"best": {}, "greedy": {}, "reference": reference}
-    # Sets of probes are no shifts.
+    # Sets of probes are not shifts.
     choices["means"] = {report.SHIFTS: (), **evaluations.means()}
     files.write_json(workdir / "choices.json", choices)
     report.write_report(workdir)
@@ -188,7 +188,7 @@ def _where(workdir: pathlib.Path) -> str:
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the table of a finished run of these inputs; otherwise False."""
+  """Prints the table if a run of these inputs has finished; else False."""
   finished = False
   if _first():
     finished = inputs.is_record_of(workdir / _RECORD, config) and all(

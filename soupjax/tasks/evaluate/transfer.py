@@ -33,9 +33,9 @@ _KEYS = ("train", "minival", "test", "ops")
 def default_options() -> dict[str, Any]:
   """Returns the settings `config.fewshot` and `config.probe`."""
   return {
-    # Images of each class for ridge regression with penalty l2; () is none.
+    # Images per class for ridge regression with penalty l2; () for none.
     "fewshot": {"shots": (5, 10), "l2": 1024.0, "seed": 0},
-    # Penalties of linear probes, of which minival chooses one; () is no probe.
+    # Penalties of linear probes, one chosen on minival; () for no linear probe.
     "probe": {"l2": tuple(10.0**k for k in range(-6, 2)), "steps": 200},
   }
 
@@ -46,9 +46,9 @@ class Spec:
 
   Attributes:
     dataset: for `data.open_source`.
-    train: split of the probes' images.
-    test: split of accuracies.
-    minival: split that chooses the penalty of linear probes; "" for none.
+    train: split on which probes are fitted.
+    test: split on which accuracies are measured.
+    minival: split on which the penalty of linear probes is chosen; "" for none.
     ops: image operations before `data.eval_ops`.
   """
 
@@ -63,7 +63,7 @@ def specs(config: ml_collections.ConfigDict) -> dict[str, Spec]:
   """Returns name -> entry of `config.transfer`.
 
   Raises:
-    ValueError: if an entry cannot be read or an option is out of range.
+    ValueError: if an entry cannot be parsed or an option is out of range.
   """
   shots = list(config.fewshot.shots)
   if shots != sorted({arguments.count("fewshot.shots", k) for k in shots}):
@@ -89,7 +89,7 @@ def specs(config: ml_collections.ConfigDict) -> dict[str, Spec]:
     if not shots and not found[name].minival:
       raise ValueError(
         f"transfer.{name}: without fewshot.shots there is only a linear "
-        "probe, which chooses its penalty on held-out images: add "
+        "probe, whose penalty is chosen on held-out images: add "
         ":minival=SPLIT, such as :train=train[:80%]:minival=train[80%:]"
       )
   return found
@@ -110,8 +110,8 @@ def _parse(name: str, value: Any) -> Spec:
     or not re.fullmatch(r"[\w-]+", name)
   ):
     raise ValueError(
-      f"transfer.{name}={value!r:.80}: give NAME=DATASET and of "
-      f"{', '.join(_KEYS)} what is needed, such as "
+      f"transfer.{name}={value!r:.80}: give NAME=DATASET and any of "
+      f"{', '.join(_KEYS)}, such as "
       "'pets=oxford_iiit_pet:train=train:test=test'"
     )
   spec = Spec(dataset, **options)
@@ -137,12 +137,12 @@ class Dataset:
   Attributes:
     name: key of `config.transfer`.
     train: all images of train.
-    test: images of accuracies.
-    minival: images that choose penalties, or None.
-    shots: number -> indices of the few-shot images in train; each contains the
-      smaller ones.
-    ops: all operations.
-    penalties: of linear probes.
+    test: images on which accuracies are measured.
+    minival: images on which penalties are chosen, or None.
+    shots: images per class -> indices of the few-shot images in train. The sets
+      are nested.
+    ops: all image operations.
+    penalties: penalties of linear probes to try.
   """
 
   name: str
@@ -165,39 +165,39 @@ class Dataset:
 
   @property
   def few(self) -> np.ndarray:
-    """Indices of all few-shot images, sorted."""
+    """Sorted indices of all few-shot images."""
     return self.shots[max(self.shots)]
 
   def record(self) -> list[Any]:
-    """Returns what results depend on, as JSON."""
+    """Returns the sets and operations that results depend on, as JSON."""
     parts = [self.train, self.test, *filter(None, [self.minival])]
     return [[s.name, len(s), s.num_classes] for s in parts] + [self.ops]
 
   def describe(self) -> str:
-    """Describes the dataset in a line for the plan."""
+    """Describes the dataset in one line, for the plan."""
     linear = ""
     if not self.has_linear:
-      linear = "; no linear probe, which needs :minival=SPLIT and probe.l2"
+      linear = "; no linear probe (it needs :minival=SPLIT and probe.l2)"
     return (
-      f"{self.name}: {', '.join(self.kinds)} of {len(self.train):,} images of "
+      f"{self.name}: {', '.join(self.kinds)} on {len(self.train):,} images of "
       f"{self.train.num_classes:,} classes, tested on {len(self.test):,} of "
       f"{self.test.name}{linear}"
     )
 
 
 def open_datasets(config: ml_collections.ConfigDict) -> list[Dataset]:
-  """Opens all datasets and chooses the few-shot images by label.
+  """Opens all datasets and selects the few-shot images of each class.
 
   Args:
-    config: with all values filled in.
+    config: the resolved config.
 
   Raises:
-    ValueError: if splits share images or have other classes, a class of train
+    ValueError: if splits share images or differ in classes, a class of train
       has too few images, or there are several processes.
   """
   if config.transfer and jax.process_count() > 1:
     raise ValueError(
-      "transfer= works in one process: leave --distributed or transfer out."
+      "transfer= works only in a single process: leave --distributed out."
     )
   opened = []
   for name, spec in specs(config).items():
@@ -233,40 +233,39 @@ def _check_parts(name: str, parts: Mapping[str, data.Source]) -> None:
   for key, source in parts.items():
     if source.several:
       raise ValueError(
-        f"transfer.{name}: {source.name} has several right labels an image, "
-        "but probes need one."
+        f"transfer.{name}: {source.name} has several right labels per image, "
+        "but probes need exactly one."
       )
     same = source.num_classes == train.num_classes
     if not same or source.class_names != train.class_names:
       raise ValueError(
-        f"transfer.{name}: {source.name} and {train.name} have other classes: "
-        "take splits of one dataset."
+        f"transfer.{name}: {source.name} and {train.name} have different "
+        "classes: use splits of one dataset."
       )
     for other, second in parts.items():
       if key < other and (shared := data.shared_examples(source, second)):
         raise ValueError(
           f"transfer.{name}: {key} and {other} share {shared} images of "
-          f"{source.name}: take other splits."
+          f"{source.name}: use other splits."
         )
 
 
 def few_shot_images(
   source: data.Source, shots: Sequence[int], seed: int, what: str
 ) -> dict[int, np.ndarray]:
-  """Chooses images of each class at random; fewer shots are a part of more.
+  """Selects random images of each class; smaller sets are in larger ones.
 
-  The first images of each class in the order of
-  `numpy.random.default_rng(seed).permutation(n)`, the rule of
-  `data.split_minival`.
+  Takes the first images of each class in the order of
+  `numpy.random.default_rng(seed).permutation(n)`, like `data.split_minival`.
 
   Args:
-    source: of train.
-    shots: numbers of images of each class.
-    seed: of the order.
-    what: the name of the dataset in errors.
+    source: the train split.
+    shots: numbers of images per class.
+    seed: seed of the order.
+    what: name of the dataset, for errors.
 
   Returns:
-    Shots -> sorted indices.
+    Images per class -> sorted indices.
 
   Raises:
     ValueError: naming a class with too few images.
@@ -280,7 +279,7 @@ def few_shot_images(
     named = repr(source.class_names[k]) if source.class_names else k
     raise ValueError(
       f"{what}: the class {named} has {counts[k]} images in {source.name}, but "
-      f"fewshot.shots wants {max(shots)}: give smaller --config.fewshot.shots."
+      f"fewshot.shots needs {max(shots)}: lower --config.fewshot.shots."
     )
   order = np.random.default_rng(seed).permutation(len(labels))
   by_class = [order[labels[order] == k] for k in range(source.num_classes)]
@@ -296,7 +295,7 @@ class Transfer:
   """Probes of many models on the same datasets."""
 
   def __init__(self, opened: inputs.CookInputs, datasets: Sequence[Dataset]):
-    """Sets up the reading of images; decodes nothing yet.
+    """Prepares batches; no image is decoded yet.
 
     Args:
       opened: the models.
@@ -308,7 +307,7 @@ class Transfer:
     self._batches = {d.name: self._parts(d) for d in datasets}
 
   def means(self) -> dict[str, tuple[str, ...]]:
-    """Returns the name of each probe -> its results on several datasets."""
+    """Returns probe -> its results, for probes on several datasets."""
     found: dict[str, tuple[str, ...]] = {}
     for dataset in self.datasets:
       for kind in dataset.kinds:
@@ -321,7 +320,7 @@ class Transfer:
     """Returns lines of `results.jsonl` with mean logits and mean ranks.
 
     Args:
-      results: model -> (kind, values by set, those of a call among them).
+      results: model -> (kind, set -> values), including the results of calls.
     """
     title = pathlib.PurePath(self._opened.config.data.name).name
     rows = []
@@ -351,8 +350,8 @@ class Transfer:
     """Fits and tests all probes of a model.
 
     Returns:
-      "DATASET_PROBE" -> "prec@1" and "n"; and -> (n,) whether each image of
-      test was right.
+      "DATASET_PROBE" -> "prec@1" and "n"; and "DATASET_PROBE" -> (n,) whether
+      each test image is classified correctly.
     """
     results, correct = {}, {}
     for dataset in self.datasets:
@@ -365,7 +364,7 @@ class Transfer:
   def _probes(
     self, params: PyTree, dataset: Dataset
   ) -> dict[str, tuple[np.ndarray, dict[str, float]]]:
-    """Returns kind -> whether images of test are right, and further values."""
+    """Returns probe -> whether test images are right, and further values."""
     c = self._opened.config
     parts = {
       key: self._features(params, batches)
@@ -445,19 +444,19 @@ def best_linear_probe(
   *,
   num_classes: int,
 ) -> tuple[dict[str, np.ndarray], float]:
-  """Fits linear probes on standardised features; minival chooses the penalty.
+  """Fits linear probes on standardised features; picks a penalty on minival.
 
   Args:
     train: (n, width) features and (n,) labels.
-    minival: the same of held-out images.
-    penalties: see `l2` of `probe.linear_probe`, whose range depends little on
-      the model, since features are standardised.
-    steps: of L-BFGS for each penalty, from the probe of the next larger one.
+    minival: the same for held-out images.
+    penalties: see `l2` of `probe.linear_probe`. Since features are
+      standardised, good values depend little on the model.
+    steps: L-BFGS steps per penalty, from the probe of the next larger penalty.
     num_classes: number of classes.
 
   Returns:
-    The head for features as they are given, in float64, and its penalty. Of
-    equally accurate ones, that with the largest penalty.
+    The head for unstandardised features, in float64, and its penalty. Ties go
+    to the largest penalty.
   """
   mean, scale = probe.standardisation(train[0])
   scaled = ((train[0] - mean) / scale).astype(np.float32)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reason "greedy": its size for growing sweeps, and what it chooses."""
+"""The reason "greedy": size and score of greedy soups of growing sweeps."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def _problems(problems) -> None:
 
 
 def _check(opened: CookInputs) -> None:
-  del opened  # A diagnosis has two ingredients at least.
+  del opened  # A diagnosis has at least two ingredients.
 
 
 def _compute(diagnosed: Diagnosed, resume):
@@ -40,7 +40,7 @@ def _compute(diagnosed: Diagnosed, resume):
   counts = np.unique(np.round(counts).astype(int)).tolist()
   found = growth_lib.growth(
     names,
-    # Fewer if subsets are the same.
+    # An upper bound: each subset is evaluated once.
     resume(evaluate, config.orders * sum(counts)),
     random_orders(ingredients, config.orders, seed=opened.config.seed),
     counts,
@@ -69,15 +69,15 @@ def _describe(record) -> list[str]:
   scale, unit = (100, " points") if record["metric"] == "prec@1" else (1, "")
   gains = scale * (np.array(record["scores"]) - record["best"])
   lines = [
-    f"Of the first {count} models, greedy takes {size:.1f} and gains "
-    f"{gain:+.3g}{unit} over the best (mean over {len(sizes)} orders)."
+    f"Of the first {count} models, greedy selects {size:.1f} and gains "
+    f"{gain:+.3g}{unit} over the best one (mean over {len(sizes)} orders)."
     for count, size, gain in zip(
       record["counts"], sizes.mean(axis=0), gains.mean(axis=0)
     )
   ]
   for key, values in record["hyperparameters"].items():
     chosen, others = (_values(values[k]) for k in ("chosen", "others"))
-    lines.append(f"{key}: chosen {chosen}; others {others}.")
+    lines.append(f"{key}: selected {chosen}; others {others}.")
   return lines
 
 
@@ -95,14 +95,14 @@ def _values(values: list) -> str:
 
 
 GREEDY = Reason(
-  heading="The greedy soup of growing sweeps",
-  caption="Size and score on minival of the greedy soup of the first models, "
-  "in random orders: mean and standard deviation over orders (arXiv "
-  "2203.05482, Figure B.1). Below: hyperparameters of the ingredients that the "
-  "greedy soup of all chose, and of the others.",
+  heading="Greedy soups of growing sweeps",
+  caption="Size and score on minival of greedy soups of the first models in "
+  "random orders: mean and standard deviation over orders (arXiv 2203.05482, "
+  "Figure B.1). Below: hyperparameters of the ingredients in the greedy soup "
+  "of all models, and of the others.",
   settings={
     "orders": 3,
-    "points": 6,  # Numbers of models, up to all.
+    "points": 6,  # Different numbers of models, from one to all.
   },
   problems=_problems,
   check=_check,

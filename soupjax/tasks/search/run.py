@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches for coefficients on held-out data of one or several tasks.
+"""Searches for coefficients on held-out data of one or more tasks.
 
 Reads top to bottom: inputs, every checkpoint on every set, the search on
 minival, the chosen model on test, results.
@@ -36,7 +36,7 @@ def run(
   *,
   dry_run: bool = False,
 ) -> pathlib.Path | None:
-  """Runs a search; skips what an earlier run of it finished.
+  """Runs a search; outputs that an earlier run finished are skipped.
 
   Args:
     config: as in configs/search.py.
@@ -47,7 +47,7 @@ def run(
     The path of the report; None after a dry run.
 
   Raises:
-    ValueError: if the config cannot work, or checkpoints, tasks and heads do
+    ValueError: if the config is invalid, or checkpoints, tasks and heads do
       not fit together.
   """
   workdir = files.path_of(path) if path else None
@@ -162,7 +162,7 @@ def _minival_images(inputs) -> int:
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the tables of a finished run of these inputs; otherwise False."""
+  """Prints the tables if a run of these inputs has finished; else False."""
   finished = False
   if _first():
     record = workdir / _RECORD

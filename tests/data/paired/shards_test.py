@@ -71,7 +71,7 @@ def test_captions(place):
   assert source.captions == ("a cat", "an ant")
   assert [x[1] for x in contents(paired.by_caption(source))] == [0, 1, 0]
   with pytest.raises(
-    ValueError, match="texts.tar, ./a.b/0001 has a caption and"
+    ValueError, match="texts.tar, ./a.b/0001 has a caption but"
   ):
     source.label(1)
 

@@ -124,10 +124,10 @@ def test_metrics_are_over_the_outputs_of_the_space(tmp_path):
     ({"classes": ["bee", "ant", "cat"]}, "output 0 is 'ant' and 'bee'"),
     ({"images": list("vwxzy")}, "image 3 is 'y' and 'z'"),
     ({"images": list("vwx")}, r"images has the shape \(3,\)"),
-    ({"labels": np.array([0, 1, 2, 0, 1])}, "image 3 has 1 and 0"),
-    ({"labels": np.array([0, 1, 3, 1, 0])}, "from 0 to 3, but there are 3"),
+    ({"labels": np.array([0, 1, 2, 0, 1])}, "image 3 has label 1 and 0"),
+    ({"labels": np.array([0, 1, 3, 1, 0])}, "from 0 to 3, but must be"),
     ({"labels": np.zeros(5)}, "labels must be integers"),
-    ({"labels": np.zeros(4, int)}, r"\(5, 3\) and labels \(4,\) do not fit"),
+    ({"labels": np.zeros(4, int)}, r"\(5, 3\) and labels \(4,\) do not match"),
     ({"logits": np.full((5, 3), np.nan)}, "image 0 are NaN"),
     (
       {"space": json.dumps({"groups": [[0], [1]]})},

@@ -189,7 +189,7 @@ def test_the_greedy_soup_of_all_is_the_last_point(opened, whole):
   assert sorted(chosen) == sorted(rates[name] for name in greedy["selected"])
   assert "weight_decay" not in record["hyperparameters"]  # All are the same.
   text = "\n".join(reasons.REASONS["greedy"].describe(record))
-  assert "learning_rate: chosen" in text and "Of the first 3 models" in text
+  assert "learning_rate: selected" in text and "Of the first 3 models" in text
 
 
 def test_reasons_are_added_to_a_finished_diagnosis(
@@ -223,7 +223,7 @@ def test_reasons_are_added_to_a_finished_diagnosis(
   diagnose.run(config, whole)
   assert len(calls) == 4 + 3  # Three of them by the run that was killed.
   assert record_of(whole, "plane")["names"] == ["initial", *last]
-  assert "The lowest loss of the grid is" in capsys.readouterr().out
+  assert "The lowest loss on the grid is" in capsys.readouterr().out
   assert (whole / "diagnosis.json").read_bytes() == before
 
 
