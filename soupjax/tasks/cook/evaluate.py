@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 import zipfile
 
+from absl import logging
 import jax
 import numpy as np
 
@@ -24,6 +25,7 @@ from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
 LABELS = ".labels"  # Name of the labels among the files of logits.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Evaluations:
@@ -101,9 +103,8 @@ class Evaluations:
     Raises:
       ValueError: if the weights diverged.
     """
-    record = self._workdir / "metrics" / f"{name}.json"
-    done = record.exists() and not (keep_logits and not self._kept(name))
-    if workdir_lib.agreed(done):
+    record = self._record(name)
+    if workdir_lib.agreed(self._is_done(name, keep_logits)):
       return workdir_lib.read(record)
     params, results, correct, outputs = load(), {}, {}, {}
     ready: dict[Any, PyTree] = {None: params}  # By head, which sets may share.
@@ -179,6 +180,25 @@ class Evaluations:
   def _calibration(self) -> "_Calibration":
     return _Calibration(self._inputs.calibration, self._inputs.spaces)
 
+  def _record(self, name: str) -> pathlib.Path:
+    return self._workdir / "metrics" / f"{name}.json"
+
+  def _is_done(self, name: str, keep_logits: bool) -> bool:
+    """Whether all files of an evaluated model are there and can be read."""
+    record = self._record(name)
+    if not record.exists() or (keep_logits and not self._kept(name)):
+      return False
+    # Without it, differences to this model would have no intervals.
+    if self._correct(name, files.read_json(record)) is not None:
+      return True
+    if jax.process_index() == 0:
+      logging.warning(
+        "%s is missing or damaged: %s is evaluated again.",
+        self._file("correct", name),
+        name,
+      )
+    return False
+
   def _kept(self, name: str) -> bool:
     """Whether the logits of a model were kept."""
     return self.logits(name) is not None
@@ -191,7 +211,7 @@ class Evaluations:
     try:
       stored = files.read_arrays(file)
       return {dataset: stored[dataset] for dataset in self._evaluators}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _DAMAGED:
       return None
 
   def _labels(self) -> Mapping[str, np.ndarray]:
@@ -309,15 +329,25 @@ class Evaluations:
     return found
 
   def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
-    """Reads whether each image was right, as float64; None if it is missing."""
+    """Reads whether each image was right, as float64.
+
+    Returns:
+      Set -> (n,) values; None if the file is missing, damaged, or does not have
+      the accuracies of `results`.
+    """
     try:
       stored = files.read_arrays(self._file("correct", name))
-      return {
+      found = {
         dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
         for dataset, values in results.items()
       }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*_DAMAGED, TypeError):  # Of values that are not bytes.
       return None
+    for dataset, values in results.items():
+      right, n = found[dataset], values["n"]
+      if len(right) != n or abs(right.sum() - n * values["prec@1"]) > 0.5:
+        return None
+    return found
 
   def _write_correct(self, name: str, correct) -> None:
     """Writes whether each image was classified correctly, as bits."""

@@ -277,6 +277,11 @@ def _open(path: str) -> LogitFile:
       f"{path}: logits {logits.shape} and labels {labels.shape} do not match: "
       "they must be (n, classes) and (n,)."
     )
+  if logits.dtype.kind not in "fiu":
+    raise ValueError(
+      f"{path}: logits must be real numbers, got {logits.dtype}: save them as "
+      "float32."
+    )
   if not (logits < np.inf).all():
     row = int((~(logits < np.inf)).any(axis=1).argmax())
     raise ValueError(
@@ -284,7 +289,7 @@ def _open(path: str) -> LogitFile:
       "diverged. Leave it out."
     )
   try:
-    read = None if space is None else _space(space)
+    read = None if space is None else _space(space, logits.shape[1])
     _check_labels(labels, logits.shape[1], read)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from e
@@ -312,11 +317,24 @@ def _open(path: str) -> LogitFile:
   )
 
 
-def _space(values: Any) -> LabelSpace:
-  parts = {
-    key: None if values.get(key) is None else tuple(map(tuple, values[key]))
-    for key in ("groups", "answers")
-  }
+def _space(values: Any, num: int) -> LabelSpace:
+  """Returns the space of a file; a ValueError if it has no such outputs."""
+  try:
+    parts = {
+      key: None if values.get(key) is None else tuple(map(tuple, values[key]))
+      for key in ("groups", "answers")
+    }
+  except (AttributeError, TypeError) as e:
+    raise ValueError(
+      f"space={values!r:.80} must be an object with lists of outputs, such as "
+      '{"groups": [[0, 2], [1]]}.'
+    ) from e
+  for key, lists in parts.items():
+    for k in [k for one in lists or () for k in one]:
+      if type(k) is not int or not 0 <= k < num:
+        raise ValueError(
+          f"{key} of space has {k!r}, but outputs are from 0 to {num - 1}."
+        )
   return LabelSpace(**parts)
 
 
