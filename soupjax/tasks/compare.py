@@ -13,8 +13,8 @@ import ml_collections
 from soupjax import config as config_lib
 from soupjax import files
 from soupjax.evaluators import statistics
-from soupjax.report import comparison
 from soupjax.report.results import Gain, Results, read_run
+from soupjax.report.web import runs as runs_lib
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -63,11 +63,11 @@ def run(
   compared = {}
   for dataset, group in datasets.items():
     differing = _differing([paths[name] for name in group])
-    note = comparison.about(group, differing)
-    cells = comparison.compare(group, _over_runs)
+    note = runs_lib.about(group, differing)
+    cells = runs_lib.compare_runs(group, _over_runs)
     compared[dataset] = group, cells, note
-    print(f"{dataset}\n{comparison.table(cells, note)}\n")
-  page = comparison.write_comparison(config.out, compared)
+    print(f"{dataset}\n{runs_lib.table(cells, note)}\n")
+  page = runs_lib.write_comparison(config.out, compared)
   print(f"Report: {page}")
   return page
 

@@ -48,7 +48,7 @@ class Cell:
     return f"{'' if self.gain.is_shown else '~'}{text} [{ends}]"
 
 
-def compare(
+def compare_runs(
   runs: Mapping[str, Results], interval: Callable[[Sequence[float]], Gain]
 ) -> dict[str, dict[str, Cell]]:
   """Returns label -> set -> accuracies of models, which runs have in common.
@@ -172,7 +172,7 @@ def write_comparison(
 
   Args:
     path: of the page.
-    datasets: name -> runs, cells of `compare`, and the text of `about`.
+    datasets: name -> runs, cells of `compare_runs`, and the text of `about`.
 
   Returns:
     Path of the page.

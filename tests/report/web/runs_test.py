@@ -9,8 +9,8 @@ import numpy as np
 
 from soupjax import report
 from soupjax.evaluators import statistics
-from soupjax.report import comparison
 from soupjax.report.results import Gain
+from soupjax.report.web import runs as runs_lib
 
 
 def over_runs(gains):
@@ -32,7 +32,7 @@ def runs(*tests, **more):
 
 
 def test_means_and_intervals_are_over_runs():
-  cells = report.compare(runs(0.96, 0.97, 0.95), over_runs)
+  cells = report.compare_runs(runs(0.96, 0.97, 0.95), over_runs)
   greedy = cells["Greedy soup"]["test"]
   np.testing.assert_allclose(greedy.mean, 96.0)
   expected = statistics.over_seeds([1.0, 2.0, 0.0])
@@ -49,23 +49,23 @@ def test_means_and_intervals_are_over_runs():
 
 def test_one_run_has_no_interval_and_says_so():
   one = runs(0.96)
-  cells = report.compare(one, over_runs)
+  cells = report.compare_runs(one, over_runs)
   assert cells["Greedy soup"]["test"].text() == "+1.0"
-  note = comparison.about(one, [])
+  note = runs_lib.about(one, [])
   assert "one run: an interval over seeds needs two" in note
-  assert "+1.0" in comparison.table(cells, note)
+  assert "+1.0" in runs_lib.table(cells, note)
   # A soup of one of two runs has none either.
   lines = helpers.records() + helpers.records_of("own", "soup", 0.9, 0.97, 0.8)
   two = runs(0.96) | {"b": report.Results.from_records(lines)}
-  cells = report.compare(two, over_runs)
+  cells = report.compare_runs(two, over_runs)
   assert cells["own (soup)"]["test"].text() == "+2.0"
-  assert "a model of one run alone has none" in comparison.about(two, ["seed"])
+  assert "a model of one run alone has none" in runs_lib.about(two, ["seed"])
 
 
 def test_the_page_has_means_and_every_run(tmp_path):
   both = runs(0.96, 0.97)
-  note = comparison.about(both, ["seed<x>"])
-  compared = {"digits": (both, report.compare(both, over_runs), note)}
+  note = runs_lib.about(both, ["seed<x>"])
+  compared = {"digits": (both, report.compare_runs(both, over_runs), note)}
   page = report.write_comparison(tmp_path / "x.html", compared).read_text()
   rows = re.findall(r'<th scope="row">Greedy soup</th>(.*?)</tr>', page)
   cells = [re.findall("<td>(.*?)</td>", row) for row in rows]
@@ -79,4 +79,4 @@ def test_sets_of_other_sizes_are_named():
   both = runs(0.96) | runs(0.96, 0.97)
   lines = [line | {"n": 100} for line in helpers.records()]
   both["small"] = report.Results.from_records(lines)
-  assert "test has 100 or 200 images" in comparison.about(both, [])
+  assert "test has 100 or 200 images" in runs_lib.about(both, [])
