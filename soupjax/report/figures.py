@@ -40,15 +40,17 @@ _MARKS = {
   "pretrained": ("initial model", "s", 42, "white", "black", 1.0),
   "soup": ("soup (cost of one)", "*", 130, ORANGE, "black", 0.6),
   "ensemble": ("ensemble (cost of all)", "^", 52, BLUE, "black", 0.6),
+  "model": ("model", "o", 42, ORANGE, "black", 0.6),
 }
 # Kind of mark -> the group that the page switches on and off.
 _GROUPS = {
   "ingredient": "ingredients",
   "mean": "ingredients",
-  "best": "best ingredient",
+  "best": "best or reference",
   "pretrained": "initial model",
   "soup": "soups",
   "ensemble": "ensembles",
+  "model": "models",
 }
 _COLOURS = [to_hex(c) for c in matplotlib.colormaps["tab20"].colors]
 _WISE_FT = "WiSE-FT"
@@ -101,7 +103,10 @@ def accuracy_plane(results: Results) -> Figure | None:
     grouped(dots, _WISE_FT)
   for order, (kind, places) in enumerate(points.items()):
     if places:
-      drawn = scatter(axes, places, zorder=3 + order / 10, **_mark(kind))
+      style = _mark(kind)
+      if kind == "best" and results.choices.reference:
+        style["label"] = "reference"
+      drawn = scatter(axes, places, zorder=3 + order / 10, **style)
       grouped(drawn, _GROUPS[kind])
   low = limits[0][0], limits[1][0]
   if outside := len([1 for x, y in rest if x < low[0] or y < low[1]]):
@@ -141,14 +146,16 @@ def _shifts(results: Results) -> str:
 def _label_plane(axes, results, points, path) -> None:
   """Names all models but plain ingredients, and the middle of the path."""
   places, texts, groups = [], [], []
-  for kind in ("pretrained", "best", "soup", "ensemble"):
+  for kind in ("pretrained", "best", "soup", "ensemble", "model"):
     for model, place in points[kind].items():
       places.append(place)
       groups.append(_GROUPS[kind])
       text = tables.label(model, kind, results)
       if tables.is_labelled(model, results):
         text = text[0].lower() + text[1:]
-      texts.append("best ingredient" if kind == "best" else text)
+      if kind == "best" and not results.choices.reference:
+        text = "best ingredient"
+      texts.append(text)
   if 0.5 in path:
     places.append(path[0.5])
     groups.append(_WISE_FT)

@@ -9,7 +9,14 @@ import pathlib
 from typing import Any
 
 from soupjax import files
-from soupjax.report import figures, heatmaps, robustness, sections, unseen
+from soupjax.report import (
+  comparison,
+  figures,
+  heatmaps,
+  robustness,
+  sections,
+  unseen,
+)
 from soupjax.report.results import Results, in_words, read_run
 from soupjax.report.web import document
 
@@ -124,7 +131,8 @@ def _page(
   rho,
   models,
 ) -> str:
-  title = f"Model soups on {html.escape(results.dataset)}"
+  kind = "Models" if results.choices.reference else "Model soups"
+  title = f"{kind} on {html.escape(results.dataset)}"
   body = [f"<h1>{title}</h1>", sections.summary(results, sizes, greedy)]
 
   def show(name, heading, caption):
@@ -141,6 +149,8 @@ def _page(
   body.append(sections.results_section(results, sizes))
   if table := unseen.section(results, sizes):
     body.append(f"<h2>{unseen.TITLE}</h2>\n{table}")
+  if table := comparison.probes_section(results):
+    body.append(f"<h2>Probes on other datasets</h2>\n{table}")
   metrics = results.choices.greedy
   for name, trace in greedy.items():
     by = f" by {html.escape(in_words(metrics[name]))}" * (len(metrics) > 1)
@@ -161,8 +171,9 @@ def _page(
     body.append(robustness.section(rho, results, sizes))
   if table := sections.calibration_section(results, sizes):
     body.append(f"<h2>Calibration</h2>\n{table}")
-  body.append("<h2>The ingredients</h2>")
-  body.append(sections.ingredients_section(results, greedy, hyperparameters))
+  if results.models("ingredient"):
+    body.append("<h2>The ingredients</h2>")
+    body.append(sections.ingredients_section(results, greedy, hyperparameters))
   if config is not None:
     body.append(document.configuration(config))
   return document.document(title, body, models)

@@ -86,7 +86,8 @@ def _labelled(results: Results) -> Iterator[tuple[str, tables.Row]]:
   """Yields rows of the table with labels that do not depend on the run."""
   for row in tables.rows(results):
     if row.kind == "best":
-      yield "Best ingredient", row
+      reference = results.choices.reference
+      yield ("Reference" if reference else "Best ingredient"), row
     elif row.kind == "interpolation":
       for alpha, label in (
         (results.best_wise_ft, "WiSE-FT, alpha by minival"),

@@ -164,7 +164,7 @@ def test_tables_sort_by_numbers_and_names(page, answers):
 
 def test_groups_can_be_switched_off(answers):
   plane, shifts = answers["switches"][:2]
-  kinds = ["ingredients", "best ingredient", "initial model", "soups"]
+  kinds = ["ingredients", "best or reference", "initial model", "soups"]
   assert set(plane) == {*kinds, "ensembles", "WiSE-FT"}
   # The points and the labels of all soups.
   assert plane["soups"] == 6 * [["soups"]]
@@ -172,6 +172,6 @@ def test_groups_can_be_switched_off(answers):
   assert set(shifts) == {*helpers.SHIFTS, *kinds, "ensembles"}
   assert shifts[first] == [
     [first, group] for group in
-    ("ingredients", "best ingredient", "initial model", "soups", "ensembles")
+    ("ingredients", "best or reference", "initial model", "soups", "ensembles")
   ]  # fmt: skip
   assert len(shifts["soups"]) == len(helpers.SHIFTS)
