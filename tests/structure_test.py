@@ -73,7 +73,7 @@ REMOVE = {
   "checkpoints/train_state.py",
   "evaluators/by_command.py",
   "files.py",
-  "report/page.py",
+  "report/web/document.py",
   "tasks/compilation_cache.py",
   "tasks/cook/run.py",
   "tasks/diagnose.py",

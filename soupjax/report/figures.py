@@ -8,7 +8,10 @@ Without pyplot, the backend and settings of a notebook stay as they are.
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
@@ -16,7 +19,18 @@ from soupjax.report import tables
 from soupjax.report.heatmaps import name_ticks
 from soupjax.report.labels import place_labels
 from soupjax.report.results import SHIFTS, Results
-from soupjax.report.style import BLUE, DPI, GREEN, ORANGE, frame, styled
+from soupjax.report.style import (
+  BLUE,
+  DPI,
+  GREEN,
+  MODEL,
+  ORANGE,
+  frame,
+  grouped,
+  quoted,
+  scatter,
+  styled,
+)
 
 # Legend, marker, its size, colour, colour of the edge and its width.
 _MARKS = {
@@ -28,6 +42,18 @@ _MARKS = {
   "ensemble": ("ensemble (cost of all)", "^", 52, BLUE, "black", 0.6),
   "model": ("model", "o", 42, ORANGE, "black", 0.6),
 }
+# Kind of mark -> the group that the page switches on and off.
+_GROUPS = {
+  "ingredient": "ingredients",
+  "mean": "ingredients",
+  "best": "best or reference",
+  "pretrained": "initial model",
+  "soup": "soups",
+  "ensemble": "ensembles",
+  "model": "models",
+}
+_COLOURS = [to_hex(c) for c in matplotlib.colormaps["tab20"].colors]
+_WISE_FT = "WiSE-FT"
 _ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 
 
@@ -69,22 +95,19 @@ def accuracy_plane(results: Results) -> Figure | None:
   if path:
     style = {"color": "black", "linewidth": 1.1, "markersize": 2.4, "zorder": 2}
     label = "WiSE-FT, initial to best"
-    axes.plot(*zip(*path.values()), "-o", label=label, **style)
+    (line,) = axes.plot(*zip(*path.values()), "-o", label=label, **style)
+    grouped(line, _WISE_FT)
+    # Points of the path, to point at.
+    names = {results.wise_ft[alpha]: place for alpha, place in path.items()}
+    dots = scatter(axes, names, s=9, c="black", zorder=2.1)
+    grouped(dots, _WISE_FT)
   for order, (kind, places) in enumerate(points.items()):
     if places:
-      label, marker, size, colour, edge, width = _MARKS[kind]
+      style = _mark(kind)
       if kind == "best" and results.choices.reference:
-        label = "reference"
-      axes.scatter(
-        *zip(*places.values()),
-        label=label,
-        zorder=3 + order / 10,
-        marker=marker,
-        s=size,
-        c=colour,
-        edgecolors=edge,
-        linewidths=width,
-      )
+        style["label"] = "reference"
+      drawn = scatter(axes, places, zorder=3 + order / 10, **style)
+      grouped(drawn, _GROUPS[kind])
   low = limits[0][0], limits[1][0]
   if outside := len([1 for x, y in rest if x < low[0] or y < low[1]]):
     axes.text(
@@ -101,6 +124,13 @@ def accuracy_plane(results: Results) -> Figure | None:
   return figure
 
 
+def _mark(kind: str) -> dict[str, Any]:
+  """Returns the style of the points of a kind."""
+  label, marker, size, colour, edge, width = _MARKS[kind]
+  style = {"label": label, "marker": marker, "s": size, "c": colour}
+  return style | {"edgecolors": edge, "linewidths": width}
+
+
 def _point(results: Results, *models: str) -> tuple[float, float] | None:
   """Returns the mean accuracy of models on test and shifts, or None."""
   row = tables.Row(label="", models=models, kind="")
@@ -115,10 +145,11 @@ def _shifts(results: Results) -> str:
 
 def _label_plane(axes, results, points, path) -> None:
   """Names all models but plain ingredients, and the middle of the path."""
-  places, texts = [], []
+  places, texts, groups = [], [], []
   for kind in ("pretrained", "best", "soup", "ensemble", "model"):
     for model, place in points[kind].items():
       places.append(place)
+      groups.append(_GROUPS[kind])
       text = tables.label(model, kind, results)
       if tables.is_labelled(model, results):
         text = text[0].lower() + text[1:]
@@ -127,12 +158,73 @@ def _label_plane(axes, results, points, path) -> None:
       texts.append(text)
   if 0.5 in path:
     places.append(path[0.5])
+    groups.append(_WISE_FT)
     texts.append(f"{_ALPHA} = 0.5")
   obstacles = [p for kind in points.values() for p in kind.values()]
   line = list(path.values())
   for start, end in zip(line, line[1:]):
     obstacles += [tuple(p) for p in np.linspace(start, end, 6)]
-  place_labels(axes, places, texts, obstacles, fontsize=8)
+  labels = place_labels(axes, places, texts, obstacles, fontsize=8)
+  for drawn, group in zip(labels, groups):
+    grouped(drawn, group)
+
+
+@styled
+def shift_plane(results: Results) -> Figure | None:
+  """Draws accuracy on test against accuracy on each shift, a colour a shift.
+
+  Returns:
+    The figure, in percent; None without test or with fewer than two shifts,
+    whose figure is `accuracy_plane`.
+  """
+  kinds = {
+    model: "best" if model == results.best else kind
+    for model, kind in results.kinds.items()
+    if kind in _MARKS
+  }
+  points = {
+    (split, kind): {
+      model: (x, y)
+      for model in kinds
+      if kinds[model] == kind
+      and (x := results.accuracy(model, "test")) is not None
+      and (y := results.accuracy(model, split)) is not None
+    }
+    for split in results.shifts
+    for kind in _GROUPS
+  }
+  inside, rest = [], []
+  for (_, kind), places in points.items():
+    (rest if kind == "ingredient" else inside).extend(places.values())
+  if len(results.shifts) < 2 or not inside:
+    return None
+  figure = Figure(figsize=(5.6, 5.6), dpi=DPI)
+  axes = figure.add_subplot()
+  limits = [frame([p[i] for p in inside], [p[i] for p in rest]) for i in (0, 1)]
+  axes.set(xlim=limits[0], ylim=limits[1])
+  axes.set_xlabel("Accuracy on test (%)")
+  axes.set_ylabel("Accuracy on the shift (%)")
+  handles = []
+  for k, split in enumerate(results.shifts):
+    colour = _COLOURS[k % len(_COLOURS)]
+    for order, kind in enumerate(_GROUPS):
+      places = points[split, kind]
+      if places:
+        style = _mark(kind) | {"c": colour, "label": split}
+        style |= {"s": style["s"] / 2, "edgecolors": "black"}
+        style |= {"alpha": 0.4 if kind == "ingredient" else 1}
+        style["linewidths"] = 0.3
+        drawn = scatter(axes, places, zorder=3 + order / 10, **style)
+        grouped(drawn, split, _GROUPS[kind])
+    name = split if len(split) <= 24 else split[:22] + "..."
+    handles.append(Patch(color=colour, label=f" {name}"))
+  # A name that starts with an underscore would have no place in the legend.
+  legend = figure.legend(
+    handles=handles, loc="outside lower center", ncols=4, fontsize=7
+  )
+  for text in legend.get_texts():
+    text.set_parse_math(False)
+  return figure
 
 
 @styled
@@ -183,7 +275,9 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
 
   def mark(rows, heights, label, **style):
     if rows.any():
-      axes.scatter(places[rows], heights[rows], zorder=3, label=label, **style)
+      urls = [quoted(MODEL, d["name"]) for d, row in zip(history, rows) if row]
+      style |= {"label": label, "urls": urls}
+      axes.scatter(places[rows], heights[rows], zorder=3, **style)
 
   below = ~taken & ~early & (scores < low)
   edge = {"edgecolors": "black", "linewidths": 0.6}

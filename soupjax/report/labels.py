@@ -8,6 +8,7 @@ import itertools
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 import numpy as np
 
 _DISTANCES = np.array([7.0, 10.0, 15.0, 22.0, 30.0, 40.0, 52.0])  # points
@@ -22,7 +23,7 @@ def place_labels(
   texts: Sequence[str],
   obstacles: Sequence[tuple[float, float]],
   **style,
-) -> None:
+) -> list[Annotation]:
   """Writes each text near its point, away from the others.
 
   Places on a few rings around each point have costs, and so do pairs of places.
@@ -34,9 +35,12 @@ def place_labels(
     texts: the labels.
     obstacles: (x, y) that labels should not cover, in data coordinates.
     **style: properties of the texts.
+
+  Returns:
+    The labels, in the order of the points.
   """
   if not points:
-    return
+    return []
   figure = axes.figure
   renderer = FigureCanvasAgg(figure).get_renderer()
   figure.draw_without_rendering()  # Runs the layout: pixels are final now.
@@ -57,7 +61,7 @@ def place_labels(
   leader = {"arrowstyle": "-", "linewidth": 0.6, "color": "0.35"}
   leader |= {"shrinkA": 0, "shrinkB": 4}
   offsets = _arrange(anchors, halves, dots, frame)
-  for point, text, (dx, dy, distance) in zip(points, texts, offsets):
+  return [
     axes.annotate(
       text,
       point,
@@ -71,6 +75,8 @@ def place_labels(
       zorder=6,
       **style,
     )
+    for point, text, (dx, dy, distance) in zip(points, texts, offsets)
+  ]
 
 
 def _arrange(anchors, halves, dots, frame):

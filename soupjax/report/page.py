@@ -2,16 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a run: one self-contained HTML page."""
 
-import base64
 from collections.abc import Sequence
 import html
-import io
-import json
 import os
 import pathlib
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from soupjax import files
 from soupjax.report import (
@@ -23,55 +18,17 @@ from soupjax.report import (
   unseen,
 )
 from soupjax.report.results import Results, in_words, read_run
-
-_CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 70rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; margin: .5rem 0; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-figure { margin: 1rem 0; }
-figure img { display: block; width: 100%; max-width: 40rem; height: auto; }
-figcaption { color: #444; font-size: .9rem; max-width: 46rem;
-  margin: .5rem 0 0; overflow-wrap: anywhere; }
-p, ul { max-width: 46rem; }
-p, li { overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 0;
-  font-size: .78rem; line-height: 1.3;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .4rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
-th:first-child { text-align: left; position: sticky; left: 0;
-  background: #fff; }
-tbody th { font-weight: normal; white-space: normal; min-width: 6rem;
-  overflow-wrap: anywhere; }
-td small { display: block; color: #555; font-size: .72rem; }
-td.mean, th.mean { border-left: 1px solid #999; }
-tr.best > *, tr.best > th:first-child { background: #eef6f2; }
-tr.ensemble > * { font-style: italic; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
-@media print {
-  @page { size: A4; margin: 14mm; }
-  body { font-size: 10pt; max-width: none; padding: 0; }
-  figure, tr, p, li { break-inside: avoid; }
-  h2 { break-after: avoid; }
-  figure img { max-width: 13.5cm; }
-  .wide { overflow: visible; }
-  table { font-size: 6.6pt; width: 100%; }
-  th, td { padding: 1.2pt 2pt; }
-  td small { font-size: 5.2pt; }
-  thead th { white-space: normal; }
-}
-"""
+from soupjax.report.web import document
 
 
 def write_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Writes `report.html` and `figures/*.png` for a finished run.
+  """Writes `report.html` and `figures/` for a finished run.
 
-  The page embeds its figures and has neither scripts nor links. A figure
-  without its input is left out.
+  The page embeds its figures, their data and the values of `results.jsonl`,
+  and loads nothing. Points of figures tell their model when pointed at, groups
+  can be switched off, and tables sort; without JavaScript, all can be read. A
+  figure without its input is left out. `figures/` has each as PNG, SVG and PDF,
+  and its data as CSV.
 
   Args:
     workdir: directory of the run, with `results.jsonl`. Used if they exist:
@@ -109,6 +66,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   )
   drawn = {
     "accuracy_plane": figures.accuracy_plane(results),
+    "shift_plane": figures.shift_plane(results),
     "coefficients": heatmaps.coefficients(learned),
     "wise_ft_curve": figures.wise_ft_curve(results),
   }
@@ -123,8 +81,13 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     drawn[_picture_of(name)] = (
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
     )
+  hyperparameters = document.hyperparameters_of(
+    workdir / "ingredients", results.models("ingredient")
+  )
+  models = document.models_of(workdir / "results.jsonl", hyperparameters)
+  names = [model["name"] for model in models]
   pictures = {
-    name: _save(figure, workdir / "figures" / f"{name}.png")
+    name: document.save(figure, workdir / "figures" / f"{name}.png", names)
     for name, figure in drawn.items()
   }
   config = workdir / "config.json"
@@ -133,9 +96,10 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     {name: len(trace["selected"]) for name, trace in members.items()},
     greedy,
     pictures,
-    _hyperparameters(workdir / "ingredients", results.models("ingredient")),
+    hyperparameters,
     files.read_json(config) if config.is_file() else None,
     rho,
+    models,
   )
   files.write_text(workdir / "report.html", page)
   return workdir / "report.html"
@@ -157,49 +121,30 @@ def _read(path: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
   return record
 
 
-def _hyperparameters(
-  folder: pathlib.Path, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-  """Reads the hyperparameters of the ingredients that have them on disk."""
-  # A name such as "../x" is not in this set and is not opened.
-  present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
-  paths = {n: folder / n / "hyperparameters.json" for n in names}
-  values = {
-    name: files.read_json(path)
-    for name, path in paths.items()
-    if name in present and path.is_file()
-  }
-  return {k: v for k, v in values.items() if isinstance(v, dict)}
-
-
-def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
-  """Saves a figure; None removes the file of an earlier report."""
-  if figure is None:
-    path.unlink(missing_ok=True)
-    return None
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=figures.DPI)
-  files.make_directory(path.parent)
-  path.write_bytes(buffer.getvalue())
-  return buffer.getvalue()
-
-
 def _page(
-  results: Results, sizes, greedy, pictures, hyperparameters, config, rho
+  results: Results,
+  sizes,
+  greedy,
+  pictures,
+  hyperparameters,
+  config,
+  rho,
+  models,
 ) -> str:
   kind = "Models" if results.choices.reference else "Model soups"
   title = f"{kind} on {html.escape(results.dataset)}"
   body = [f"<h1>{title}</h1>", sections.summary(results, sizes, greedy)]
 
   def show(name, heading, caption):
-    if png := pictures.get(name):
-      body.append(_embedded(png, heading, caption))
+    if saved := pictures.get(name):
+      body.append(document.figure(saved, heading, caption))
 
   show(
     "accuracy_plane",
     "Accuracy on test and under shift",
     sections.plane_caption(results),
   )
+  show("shift_plane", "Accuracy on each shift", sections.SHIFTS_CAPTION)
   body.append("<h2>Every split</h2>")
   body.append(sections.results_section(results, sizes))
   if table := unseen.section(results, sizes):
@@ -230,43 +175,5 @@ def _page(
     body.append("<h2>The ingredients</h2>")
     body.append(sections.ingredients_section(results, greedy, hyperparameters))
   if config is not None:
-    body.append(configuration(config))
-  return document(title, body)
-
-
-def _embedded(png: bytes, heading: str, caption: str) -> str:
-  """Returns a heading and a picture as HTML."""
-  data = base64.b64encode(png).decode("ascii")
-  return (
-    f"<h2>{heading}</h2>\n"
-    f'<figure><img alt="{heading}" src="data:image/png;base64,{data}">\n'
-    f"<figcaption>{caption}</figcaption></figure>"
-  )
-
-
-def picture(
-  figure: Figure | None, path: pathlib.Path, heading: str, caption: str = ""
-) -> str:
-  """Saves a figure and returns it as HTML; "" without a figure."""
-  png = _save(figure, path)
-  return _embedded(png, heading, caption) if png else ""
-
-
-def configuration(config: Any) -> str:
-  """Returns a config as HTML."""
-  text = html.escape(json.dumps(config, indent=2))
-  return (
-    "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
-    f"<pre>{text}</pre></details>"
-  )
-
-
-def document(title: str, body: Sequence[str]) -> str:
-  """Returns a page of a title and of parts, which are HTML."""
-  return (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-    + "\n".join(body)
-    + "\n</body>\n</html>\n"
-  )
+    body.append(document.configuration(config))
+  return document.document(title, body, models)

@@ -13,7 +13,15 @@ import numpy as np
 
 from soupjax.report import tables
 from soupjax.report.results import Results
-from soupjax.report.style import BLUE, DPI, GREEN, ORANGE, styled
+from soupjax.report.style import (
+  BLUE,
+  DPI,
+  GREEN,
+  ORANGE,
+  grouped,
+  scatter,
+  styled,
+)
 
 TITLE = "Effective robustness"
 _COLORS = {"soup": ORANGE, "ensemble": BLUE, "pretrained": "white"}
@@ -55,11 +63,8 @@ def section(
     f"<td>{_ends(rho)}</td></tr>"
     for name, rho in _rows(record, results, sizes)
   ]
-  return (
-    '<div class="wide"><table>\n<thead><tr><th scope="col">model</th>'
-    '<th scope="col">rho</th><th scope="col">95 % interval</th></tr></thead>\n'
-    "<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>"
-  )
+  columns = ("model", "rho", "95 % interval")
+  return tables.as_html(columns, body)
 
 
 def _rows(record, results, sizes) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -93,22 +98,26 @@ def robustness_figure(
   axes = figure.add_subplot()
   points = np.array(list(record["points"].values()), float)
   style = {"s": 18, "c": "#B0B0B0", "edgecolors": "#555555", "linewidths": 0.5}
-  axes.scatter(*_logit(points).T, label="baseline", **style)
+  named = dict(zip(record["points"], _logit(points).tolist()))
+  drawn = scatter(axes, named, label="baseline", **style)
+  grouped(drawn, "baselines")
   shown, places = dict.fromkeys(kinds.values()), [points]
   for kind in shown:
-    found = [
-      (model["accuracy"], model["shifted"])
+    found = {
+      name: (model["accuracy"], model["shifted"])
       for name, model in record["models"].items()
       if kinds.get(name) == kind and 0 < model["shifted"] < 1
-    ]
+    }
     if kind == "ingredient" and record["baselines"] == "the ingredients":
       continue
     if found:
-      places.append(np.array(found))
-      axes.scatter(
-        *_logit(places[-1]).T, label=kind, s=34, zorder=3, linewidths=0.6,
+      places.append(np.array(list(found.values())))
+      named = dict(zip(found, _logit(places[-1]).tolist()))
+      drawn = scatter(
+        axes, named, label=kind, s=34, zorder=3, linewidths=0.6,
         c=_COLORS.get(kind, GREEN), edgecolors="black",
       )  # fmt: skip
+      grouped(drawn, kind)
   xs = _logit(np.concatenate(places)[:, 0])
   ends = np.array([xs.min(), xs.max()])
   line = record["line"]

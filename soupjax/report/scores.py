@@ -142,7 +142,9 @@ def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: as `read_scores`.
   """
-  from soupjax.report import figures, page  # Imports matplotlib.
+  # These import matplotlib.
+  from soupjax.report import figures
+  from soupjax.report.web import document
 
   workdir = files.path_of(workdir)
   scores = read_scores(workdir)
@@ -161,23 +163,28 @@ def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
     '<div class="wide"><table><thead><tr><th></th>'
     f"{head}</tr></thead><tbody>{body}</tbody></table></div>",
   ]
+  names = [name for name, kind in scores.kinds.items() if kind == "ingredient"]
+  models = document.models_of(
+    workdir / "results.jsonl",
+    document.hyperparameters_of(workdir / "ingredients", names),
+  )
   for name, metric in scores.choices["greedy"].items():
     record = workdir / "soups" / name / "greedy.json"
     if record.is_file():
       trace = files.read_json(record)
       heading = f"The decisions of the greedy soup by {html.escape(metric)}"
-      parts.append(
-        page.picture(
-          figures.greedy_trajectory(trace),
-          workdir / "figures" / f"{name}_trajectory.png",
-          heading,
-        )
+      saved = document.save(
+        figures.greedy_trajectory(trace),
+        workdir / "figures" / f"{name}_trajectory.png",
+        [model["name"] for model in models],
       )
+      if saved:
+        parts.append(document.figure(saved, heading, ""))
   config = workdir / "config.json"
   if config.is_file():
-    parts.append(page.configuration(files.read_json(config)))
+    parts.append(document.configuration(files.read_json(config)))
   files.write_text(
     workdir / "report.html",
-    page.document("Model soups, evaluated by a command", parts),
+    document.document("Model soups, evaluated by a command", parts, models),
   )
   return workdir / "report.html"

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from soupjax import files
-from soupjax.report import figures, heatmaps, page
+from soupjax.report import figures, heatmaps
 from soupjax.report.style import BLUE, DPI, ORANGE, styled
+from soupjax.report.web import document
 
 
 @styled
@@ -118,7 +119,7 @@ def _html_table(table) -> str:
 
 
 def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
-  """Writes `report.html` and `figures/*.png` of a finished search.
+  """Writes `report.html` and `figures/` of a finished search.
 
   Args:
     workdir: directory of `search.json`, and optionally of `config.json`.
@@ -137,7 +138,7 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
     body.append(f"<p>{heading}</p><ul>{items}</ul>")
   for name, history in record["searches"].items():
     body.append(
-      page.picture(
+      document.picture(
         search_figure(name, history, record["axis"]),
         workdir / "figures" / f"{name}.png",
         html.escape(name),
@@ -147,13 +148,13 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
   for name, trace in record.get("greedy", {}).items():
     figure = figures.greedy_trajectory(trace)
     path = workdir / "figures" / f"{name}.png"
-    body.append(page.picture(figure, path, html.escape(name), "Decisions."))
+    body.append(document.picture(figure, path, html.escape(name), "Decisions."))
   if record.get("learned"):
     figure = heatmaps.coefficients(record["learned"])
     path = workdir / "figures" / "coefficients.png"
-    body.append(page.picture(figure, path, "Learned coefficients"))
+    body.append(document.picture(figure, path, "Learned coefficients"))
   config = workdir / "config.json"
   if config.is_file():
-    body.append(page.configuration(files.read_json(config)))
-  files.write_text(workdir / "report.html", page.document(title, body))
+    body.append(document.configuration(files.read_json(config)))
+  files.write_text(workdir / "report.html", document.document(title, body))
   return workdir / "report.html"

@@ -24,6 +24,10 @@ LEARNED_CAPTION = (
   "(columns), for the whole model or for each layer (rows); each row sums to "
   "1. The mark 1/K on the colour bar is the uniform soup, where they start."
 )
+SHIFTS_CAPTION = (
+  "The same models on each shift alone; colours are shifts, markers as in the "
+  "figure above. Switch off what hides the rest."
+)
 WISE_FT_CAPTION = (
   f"Accuracy of (1 {_MINUS} {_ALPHA}) initial + {_ALPHA} best ingredient, "
   "weight by weight. The panels have different scales. Grey: 95 % "
@@ -198,7 +202,7 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
     return max((v for v in values if v is not None), default=None)
 
   best = {split: top(split) for split in columns}
-  head = "".join(_column_head(results, split) for split in columns)
+  head = [_column_head(results, split) for split in columns]
   body = []
   for row in rows:
     cells = "".join(_cell(row, results, s, best[s]) for s in columns)
@@ -206,7 +210,7 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
       f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>'
       f"<td>{tables.cost_text(row, results, _TIMES)}</td>{cells}</tr>"
     )
-  table = _table(f'<th scope="col">cost</th>{head}', body)
+  table = tables.as_html(["model", "cost", *head], body)
   protocols = html.escape(
     f"{results.choices.about_outputs} {results.about_mce}"
   )
@@ -216,11 +220,11 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
 
 def _column_head(results, split) -> str:
   if split == SHIFTS:
-    return '<th scope="col" class="mean">mean of<br>shifts</th>'
+    return "mean of<br>shifts"
   counts = {results.images(model, split) for model in results.kinds} - {None}
   # Models that saw different images share no count, so none is printed.
   n = f"<br><small>n = {counts.pop()}</small>" if len(counts) == 1 else ""
-  return f'<th scope="col">{html.escape(split)}{n}</th>'
+  return f"{html.escape(split)}{n}"
 
 
 def _cell(row, results, split, best) -> str:
@@ -316,11 +320,11 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
     )
   if not body:
     return ""
-  head = "".join(
-    f'<th scope="col">{"shifts" if split == SHIFTS else split}<br>{title}</th>'
+  head = [
+    f"{'shifts' if split == SHIFTS else split}<br>{title}"
     for split in places
     for title in metrics.values()
-  )
+  ]
   note = (
     "ECE: expected calibration error over 15 bins of equally many images. "
     "Temperature: one number for each model, fitted to the loss on minival."
@@ -330,7 +334,8 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
       " Averaging weights does not calibrate as ensembles do (arXiv "
       "2203.05482, appendix B)."
     )
-  return f"{_table(head, body)}\n<p><small>{note}</small></p>"
+  table = tables.as_html(["model", *head], body)
+  return f"{table}\n<p><small>{note}</small></p>"
 
 
 def ingredients_section(
@@ -373,17 +378,7 @@ def ingredients_section(
       + "".join(f"<td>{html.escape(c)}</td>" for c in cells)
       + "</tr>"
     )
-  head = "".join(
-    # Long names of hyperparameters may break at their underscores.
-    f'<th scope="col">{html.escape(str(h)).replace("_", "_<wbr>")}</th>'
-    for h in [*selected, *titles.values(), "minival loss", *keys]
-  )
-  return _table(head, body)
-
-
-def _table(head: str, body: Sequence[str]) -> str:
-  return (
-    '<div class="wide"><table>\n<thead><tr><th scope="col">model</th>'
-    f"{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table>"
-    "</div>"
-  )
+  columns = ["model", *selected, *titles.values(), "minival loss", *keys]
+  # Long names of hyperparameters may break at their underscores.
+  head = [html.escape(str(h)).replace("_", "_<wbr>") for h in columns]
+  return tables.as_html(head, body)

@@ -2,10 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings, colours and axis limits that all figures share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
+import json
+from typing import Any
+import urllib.parse
 
 import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 import numpy as np
 
 DPI = 200
@@ -57,3 +63,25 @@ def frame(
   shown = values[values >= floor]
   margin = max(0.08 * (shown.max() - shown.min()), 0.2 * unit)
   return shown.min() - margin, shown.max() + margin
+
+
+# Prefixes of quoted names in SVG files, for `report.web.drawings`.
+MODEL, GROUPS = "model:", "groups:"
+
+
+def quoted(prefix: str, text: str) -> str:
+  """Returns a text as part of an URL, in ASCII without quotes and brackets."""
+  return prefix + urllib.parse.quote(text, safe="", errors="surrogateescape")
+
+
+def scatter(
+  axes: Axes, places: Mapping[str, tuple[float, float]], **style: Any
+) -> PathCollection:
+  """Draws points that are named after models, as `axes.scatter`."""
+  names = [quoted(MODEL, name) for name in places]
+  return axes.scatter(*zip(*places.values()), urls=names, **style)
+
+
+def grouped(artist: Artist, *groups: str) -> None:
+  """Puts an artist into groups that the page can switch off."""
+  artist.set_gid(quoted(GROUPS, json.dumps(groups)))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of the table of results, and the table as plain text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import statistics
@@ -250,6 +250,21 @@ def gain_text(row: Row, results: Results, split: str, minus: str = "-") -> str:
     return text
   ends = f"{found.low:.1f}, {found.high:.1f}".replace("-", minus)
   return f"{'' if found.is_shown else '~'}{text} [{ends}]"
+
+
+def as_html(columns: Sequence[str], rows: Sequence[str]) -> str:
+  """Returns a table, which the page's script can sort.
+
+  Args:
+    columns: titles, HTML.
+    rows: each a `tr`, HTML.
+  """
+  head = "".join(f'<th scope="col">{title}</th>' for title in columns)
+  return (
+    f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
+    + "\n".join(rows)
+    + "\n</tbody></table></div>"
+  )
 
 
 def signed(points: float, minus: str = "-") -> str:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zero-shot accuracy on classes of a test set's own, beside the start's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import html
 import textwrap
 
@@ -43,9 +43,8 @@ def section(results: Results, sizes: Mapping[str, int]) -> str:
       f"<td>{value:.1f}</td><td>{_text(gain)}{_p(gain)}</td></tr>"
       for row, value, gain in _rows(results, sizes, split)
     ]
-    head = '<th scope="col">accuracy</th><th scope="col">d(start)</th>'
     parts.append(f"<p>{html.escape(f'{split}: {about}')}.</p>")
-    parts.append(_html(head, body))
+    parts.append(tables.as_html(("model", "accuracy", "d(start)"), body))
   if not parts:
     return ""
   note = f"{_NOTE} p: McNemar's exact test."
@@ -75,11 +74,3 @@ def _text(gain: Gain | None) -> str:
 
 def _p(gain: Gain | None) -> str:
   return "" if gain is None or gain.p is None else f", p {gain.p:.2g}"
-
-
-def _html(head: str, body: Sequence[str]) -> str:
-  return (
-    '<div class="wide"><table>\n<thead><tr><th scope="col">model</th>'
-    f"{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table>"
-    "</div>"
-  )

@@ -31,6 +31,7 @@ TASKS = {
   "search": ("workdir",),
   "statistics": ("workdir",),
   "mix": ("topology",),
+  "report": ("workdir",),
 }
 
 # Task -> keys of its config that it takes over from another task and ignores.
@@ -186,7 +187,10 @@ def run(command: Command) -> None:
       )
   dry_run = given.get("dry_run", False)
   if "workdir" in TASKS[task] and not (given.get("workdir") or dry_run):
-    raise ValueError("Give --workdir, a directory for the results.")
+    what = "a directory for the results"
+    if task == "report":
+      what = "the directories of finished runs, joined by commas"
+    raise ValueError(f"Give --workdir, {what}.")
   for flag in ("fake_devices", "topology"):
     if flag in given and not dry_run:
       raise ValueError(f"--{flag} is for --dry_run, which is not given.")
@@ -270,6 +274,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks import statistics
 
     statistics.run(command.config, workdir, dry_run=dry_run)
+  elif task == "report":
+    from soupjax.tasks import compare
+
+    compare.run(command.config, workdir, dry_run=dry_run)
   else:
     from soupjax.tasks import mix
 

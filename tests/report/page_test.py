@@ -9,9 +9,11 @@ import pytest
 
 from soupjax import report
 from soupjax.report import figures
+from soupjax.report.web import drawings
 
 FIGURES = {
   "accuracy_plane",
+  "shift_plane",
   "greedy_trajectory",
   "coefficients",
   "wise_ft_curve",
@@ -22,7 +24,7 @@ EVIL = "<script>alert('x')</script>&\""
 class Tags(parser.HTMLParser):
   """Checks that tags are closed in order, and collects them."""
 
-  VOID = ("meta", "img", "br", "wbr")
+  VOID = ("meta", "br", "wbr")
 
   def __init__(self, text):
     super().__init__()
@@ -45,13 +47,23 @@ class Tags(parser.HTMLParser):
 
 
 @pytest.fixture(autouse=True)
-def coarse(monkeypatch):
-  """Draws at a low resolution, which is fast."""
-  monkeypatch.setattr(figures, "DPI", 40)
+def svg_alone(monkeypatch):
+  """Draws each figure once, which is fast."""
+  monkeypatch.setattr(drawings, "FORMATS", ("svg",))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Writes the page of a whole run, with all files."""
+  workdir = helpers.write_run(tmp_path_factory.mktemp("run"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(figures, "DPI", 40)
+    report.write_report(workdir)
+  return workdir
 
 
 def drawn(workdir):
-  return {p.stem for p in (workdir / "figures").glob("*.png")}
+  return {p.stem for p in (workdir / "figures").glob("*.svg")}
 
 
 def write(workdir):
@@ -65,20 +77,25 @@ def cells(page, label):
   return re.findall(r"<td[^>]*>(.*?)</td>", row)
 
 
-def test_whole_page(tmp_path):
-  page = write(helpers.write_run(tmp_path))
+def test_whole_page(whole):
+  page = (whole / "report.html").read_text()
   tags = Tags(page)
-  assert drawn(tmp_path) == FIGURES
-  assert tags.tags.count("img") == 4
-  assert "script" not in tags.tags and "link" not in tags.tags
-  # The page loads nothing.
-  sources = [v for k, v in tags.attributes if k in ("src", "href")]
-  assert all(v.startswith("data:image/png;base64,") for v in sources)
-  assert "http" not in page and "url(" not in page
+  assert drawn(whole) == FIGURES
+  assert tags.tags.count("svg") == len(FIGURES)
+  assert tags.tags.count("script") == 2
+  # The page loads nothing: it refers to itself, and links to files beside it.
+  assert {"link", "img"}.isdisjoint(tags.tags)
+  assert "http" not in page and "src=" not in page
+  assert page.count("url(") == page.count("url(#")
+  for name, value in tags.attributes:
+    if name == "xlink:href":
+      assert value.startswith(("#", "data:image/png;base64,"))
+    elif name == "href" and not value.startswith("data:text/csv;base64,"):
+      assert (whole / value).is_file()
 
 
-def test_table_cells(tmp_path):
-  page = write(helpers.write_run(tmp_path))
+def test_table_cells(whole):
+  page = (whole / "report.html").read_text()
   # cost, minival, test, three shifts, their mean.
   greedy = cells(page, "Greedy soup")
   assert greedy[0] == "1\N{MULTIPLICATION SIGN}"
@@ -131,14 +148,14 @@ def test_calibration(tmp_path):
   assert "Uniform soup" not in part
 
 
-def test_ties_are_all_bold(tmp_path):
-  page = write(helpers.write_run(tmp_path))
+def test_ties_are_all_bold(whole):
+  page = (whole / "report.html").read_text()
   for label in ("Initial model", "Greedy soup"):
     assert cells(page, label)[-1] == "<b>81.0</b>"
 
 
-def test_summary_tells_gains_and_losses(tmp_path):
-  text = Tags(write(helpers.write_run(tmp_path))).text
+def test_summary_tells_gains_and_losses(whole):
+  text = Tags((whole / "report.html").read_text()).text
   minus = "\N{MINUS SIGN}"
   assert (
     "4 models were fine-tuned from one initial model. The best of them on "
@@ -179,17 +196,20 @@ def test_summary_when_soups_lose(tmp_path):
 )
 def test_missing_files(tmp_path, missing, gone):
   helpers.write_run(tmp_path)
-  write(tmp_path)  # leaves figures that must not stay
+  # Figures of an earlier report, which must not stay.
+  (tmp_path / "figures").mkdir()
+  for name in FIGURES:
+    (tmp_path / "figures" / f"{name}.svg").touch()
   (tmp_path / missing).unlink()
   page = write(tmp_path)
   assert drawn(tmp_path) == FIGURES - gone
-  assert Tags(page).tags.count("img") == 4 - len(gone)
+  assert Tags(page).tags.count("svg") == len(FIGURES - gone)
 
 
 def test_results_alone_are_enough(tmp_path):
   helpers.write_results(tmp_path, helpers.records())
   Tags(write(tmp_path))
-  assert drawn(tmp_path) == {"accuracy_plane", "wise_ft_curve"}
+  assert drawn(tmp_path) == {"accuracy_plane", "shift_plane", "wise_ft_curve"}
 
 
 def test_single_ingredient(tmp_path):
@@ -200,7 +220,7 @@ def test_single_ingredient(tmp_path):
 
 def test_no_shifts(tmp_path):
   text = Tags(write(helpers.write_run(tmp_path, shifts=()))).text
-  assert drawn(tmp_path) == FIGURES - {"accuracy_plane"}
+  assert drawn(tmp_path) == FIGURES - {"accuracy_plane", "shift_plane"}
   assert "Greedy soup (2 models): +1.0 points on test." in text
   assert "mean of" not in text
 
@@ -220,15 +240,15 @@ def test_text_from_files_is_escaped(tmp_path):
   path.write_text(json.dumps({EVIL: EVIL}))
   page = write(tmp_path)
   tags = Tags(page)
-  assert "script" not in tags.tags
+  assert tags.tags.count("script") == 2  # the page's own
   assert page.count("&lt;script&gt;") >= 10
-  assert tags.tags.count("img") == 4
+  assert tags.tags.count("svg") == len(FIGURES)
 
 
 def test_name_of_a_single_shift_is_escaped(tmp_path):
   helpers.write_results(tmp_path, helpers.records(shifts=(EVIL,)))
   tags = Tags(write(tmp_path))
-  assert "script" not in tags.tags
+  assert tags.tags.count("script") == 2
   assert f"on the shift {EVIL}" in tags.text
 
 
@@ -245,8 +265,8 @@ def test_members_of_the_greedy_ensemble(tmp_path):
   )
 
 
-def test_ingredients_table(tmp_path):
-  page = write(helpers.write_run(tmp_path))
+def test_ingredients_table(whole):
+  page = (whole / "report.html").read_text()
   best = cells(page, "ingredient_01")
   # in greedy soup, minival, test, mean of shifts, loss, hyperparameters.
   assert best == ["", "97.0", "95.0", "76.0", "0.100", "0.002", "none"]
@@ -278,6 +298,11 @@ def test_damaged_files(tmp_path):
     report.write_report(tmp_path)
 
 
-def test_same_run_same_page(tmp_path):
-  helpers.write_run(tmp_path)
-  assert write(tmp_path) == write(tmp_path)
+def test_same_run_same_page(whole, monkeypatch):
+  monkeypatch.setattr(figures, "DPI", 40)
+  monkeypatch.setattr(drawings, "FORMATS", ("png", "svg", "pdf"))
+  paths = [whole / "report.html", *sorted((whole / "figures").iterdir())]
+  assert len(paths) == 1 + 4 * len(FIGURES)
+  before = [path.read_bytes() for path in paths]
+  report.write_report(whole)
+  assert [path.read_bytes() for path in paths] == before

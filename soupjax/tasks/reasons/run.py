@@ -11,8 +11,8 @@ import jax
 import ml_collections
 
 from soupjax import config as config_lib
-from soupjax import files, processes, registry, report
-from soupjax.report import page
+from soupjax import files, processes, registry
+from soupjax.report.web import document
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Resumed
@@ -91,8 +91,8 @@ def run(diagnosed: Diagnosed, workdir: pathlib.Path) -> list[str]:
 
   Args:
     diagnosed: the diagnosis and its inputs.
-    workdir: `reasons/NAME.json` and `reasons/NAME.png` of each reason are
-      written here, and `diagnosis.html` with all of them.
+    workdir: `reasons/NAME.json` and `reasons/NAME.png` of each reason (also as
+      SVG, PDF and CSV) are written here, and `diagnosis.html` with all of them.
 
   Returns:
     Lines of text about the requested reasons.
@@ -136,9 +136,9 @@ def _page(diagnosed: Diagnosed, workdir: pathlib.Path) -> str:
     record = files.read_json(path)
     caption = " ".join([reason.caption, *reason.describe(record)])
     body.append(
-      page.picture(
+      document.picture(
         reason.draw(record), path.with_suffix(".png"), reason.heading,
         html.escape(caption),
       )
     )  # fmt: skip
-  return report.page.document(title, body)
+  return document.document(title, body)

@@ -1,0 +1,214 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Self-contained HTML documents: style, script, figures and their files."""
+
+import base64
+from collections.abc import Mapping, Sequence
+import functools
+import html
+import json
+import pathlib
+from typing import Any
+import urllib.parse
+
+from matplotlib.figure import Figure
+
+from soupjax import files
+from soupjax.report.web import drawings
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
+  max-width: 70rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+figure { margin: 1rem 0; }
+figure > svg { display: block; width: 100%; max-width: 40rem; height: auto; }
+figcaption { color: #444; font-size: .9rem; max-width: 46rem;
+  margin: .5rem 0 0; overflow-wrap: anywhere; }
+p, ul { max-width: 46rem; }
+p, li { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 0;
+  font-size: .78rem; line-height: 1.3;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .4rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid #ddd; }
+thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
+th:first-child { text-align: left; position: sticky; left: 0;
+  background: #fff; }
+tbody th { font-weight: normal; white-space: normal; min-width: 6rem;
+  overflow-wrap: anywhere; }
+td small { display: block; color: #555; font-size: .72rem; }
+td.mean, th.mean { border-left: 1px solid #999; }
+tr.best > *, tr.best > th:first-child { background: #eef6f2; }
+tr.ensemble > * { font-style: italic; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+thead th[tabindex] { cursor: pointer; }
+th[aria-sort="ascending"]::after { content: " \\2191"; }
+th[aria-sort="descending"]::after { content: " \\2193"; }
+.switches { margin: .2rem 0; font-size: .85rem; max-width: none; }
+.switches label { margin-right: .8rem; white-space: nowrap; }
+[data-model] { cursor: help; }
+#tip { position: fixed; z-index: 1; max-width: 30rem; max-height: 90vh;
+  overflow: hidden; padding: .4rem .6rem; font-size: .75rem; line-height: 1.35;
+  white-space: pre-line; overflow-wrap: anywhere; pointer-events: none;
+  background: #fff; border: 1px solid #333; }
+#tip[hidden] { display: none; }
+@media print {
+  @page { size: A4; margin: 14mm; }
+  body { font-size: 10pt; max-width: none; padding: 0; }
+  figure, tr, p, li { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  figure > svg { max-width: 13.5cm; }
+  .switches, #tip, figcaption a { display: none; }
+  .wide { overflow: visible; }
+  table { font-size: 6.6pt; width: 100%; }
+  th, td { padding: 1.2pt 2pt; }
+  td small { font-size: 5.2pt; }
+  thead th { white-space: normal; }
+}
+"""
+
+
+def save(
+  drawn: Figure | None, path: pathlib.Path, models: Sequence[str] = ()
+) -> tuple[str, str] | None:
+  """Saves a figure as PNG, SVG and PDF, and its data as CSV.
+
+  Args:
+    drawn: the figure; None removes the files of an earlier report.
+    path: of the PNG; the others are beside it.
+    models: names of the models of the page's data, in order. Points that are
+      named after one of them refer to it.
+
+  Returns:
+    The figure as inline SVG, and links to its files; None without a figure.
+  """
+  if drawn is None:
+    for suffix in (*drawings.FORMATS, "csv"):
+      path.with_suffix(f".{suffix}").unlink(missing_ok=True)
+    return None
+  saved = drawings.save(drawn)
+  files.make_directory(path.parent)
+  for suffix, data in saved.items():
+    path.with_suffix(f".{suffix}").write_bytes(data)
+  svg = drawings.inline(saved["svg"], path.stem, models)
+  here = urllib.parse.quote(f"{path.parent.name}/{path.stem}", errors="replace")
+  # The data travels with the page; pictures stay beside it.
+  table = base64.b64encode(saved["csv"]).decode("ascii")
+  links = [
+    f'<a href="data:text/csv;base64,{table}" download="data.csv">CSV</a>',
+    *(f'<a href="{here}.{x}">{x.upper()}</a>' for x in drawings.FORMATS),
+  ]
+  return svg, " ".join(links)
+
+
+def figure(saved: tuple[str, str], heading: str, caption: str) -> str:
+  """Returns a figure of `save` with its heading and caption, as HTML."""
+  svg, links = saved
+  return (
+    f"<h2>{heading}</h2>\n"
+    f'<figure aria-label="{heading}">{svg}\n'
+    f"<figcaption>{caption} <small>{links}</small></figcaption></figure>"
+  )
+
+
+def picture(
+  drawn: Figure | None, path: pathlib.Path, heading: str, caption: str = ""
+) -> str:
+  """Saves a figure and returns it as HTML; "" without a figure."""
+  saved = save(drawn, path)
+  return figure(saved, heading, caption) if saved else ""
+
+
+def models_of(
+  results: pathlib.Path,
+  hyperparameters: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """Returns what points of figures tell about models.
+
+  Args:
+    results: `results.jsonl`.
+    hyperparameters: model -> its hyperparameters, where known.
+
+  Returns:
+    In the order of the file, objects with "name", "kind", "hyperparameters" and
+    "scores": dataset -> metric -> the other fields of its line, unchanged.
+  """
+  models: dict[str, dict[str, Any]] = {}
+  for line in results.read_text("utf-8").splitlines():
+    cell = json.loads(line)
+    name, kind, dataset, metric = (
+      cell.pop(k) for k in ("model", "kind", "dataset", "metric")
+    )
+    known = {"hyperparameters": hyperparameters.get(name, {}), "scores": {}}
+    model = models.setdefault(name, {"name": name, "kind": kind, **known})
+    model["scores"].setdefault(dataset, {})[metric] = cell
+  return list(models.values())
+
+
+def hyperparameters_of(
+  folder: pathlib.Path, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """Reads the hyperparameters of the ingredients that have them on disk."""
+  # A name such as "../x" is not in this set and is not opened.
+  present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+  paths = {n: folder / n / "hyperparameters.json" for n in names}
+  values = {
+    name: files.read_json(path)
+    for name, path in paths.items()
+    if name in present and path.is_file()
+  }
+  return {k: v for k, v in values.items() if isinstance(v, dict)}
+
+
+def configuration(config: Any) -> str:
+  """Returns a config as HTML."""
+  text = html.escape(json.dumps(config, indent=2))
+  return (
+    "<h2>Configuration</h2>\n<details><summary>config.json</summary>"
+    f"<pre>{text}</pre></details>"
+  )
+
+
+def document(
+  title: str,
+  body: Sequence[str],
+  models: Sequence[Mapping[str, Any]] = (),
+) -> str:
+  """Returns a page.
+
+  Args:
+    title: HTML.
+    body: its parts, HTML.
+    models: of `models_of`, for the points of its figures.
+  """
+  data = json.dumps(_finite(models), separators=(",", ":"), allow_nan=False)
+  # In a script, only "<" can end it or open a comment.
+  data = data.replace("<", "\\u003c")
+  return (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+    + "\n".join(body)
+    + f'\n<script type="application/json" id="results">{data}</script>'
+    + f"\n<script>\n{_script()}</script>\n</body>\n</html>\n"
+  )
+
+
+@functools.cache
+def _script() -> str:
+  path = pathlib.Path(__file__).with_name("page.js")
+  return path.read_text("utf-8")
+
+
+def _finite(value: Any) -> Any:
+  """Returns a value with NaN and infinities, which JSON lacks, as text."""
+  if isinstance(value, Mapping):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(v) for v in value]
+  if isinstance(value, float) and value - value != 0:
+    return str(value)
+  return value

@@ -1,0 +1,120 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Comparison of finished runs, such as those of several seeds."""
+
+from collections.abc import Mapping, Sequence
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from soupjax import config as config_lib
+from soupjax import files
+from soupjax.evaluators import statistics
+from soupjax.report.results import Gain, Results, read_run
+from soupjax.report.web import runs as runs_lib
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns all settings of this task."""
+  c = ml_collections.ConfigDict()
+  c.task = "report"
+  c.out = "comparison.html"  # The page.
+  return c
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  workdirs: str | None,
+  *,
+  dry_run: bool = False,
+) -> Any:
+  """Compares runs of cooking on one page, and prints a table.
+
+  Args:
+    config: as in configs/report.py.
+    workdirs: directories of finished runs, joined by commas. Nothing is
+      written there.
+    dry_run: reads the runs, prints which ones, and stops.
+
+  Returns:
+    The path of the page; None after a dry run.
+
+  Raises:
+    ValueError: if a directory is not that of a finished run that was evaluated
+      on images, or is given twice, or `config.out` is not a page.
+  """
+  problems = config_lib.Problems(config)
+  problems.expect("out", "a path that ends in .html", _is_page)
+  problems.raise_if_any()
+  paths = _paths(workdirs)
+  runs = {name: read_run(path) for name, path in paths.items()}
+  datasets: dict[str, dict[str, Results]] = {}
+  for name, results in runs.items():
+    datasets.setdefault(results.dataset, {})[name] = results
+  if jax.process_index():
+    return None
+  if dry_run:
+    for dataset, group in datasets.items():
+      print(f"{dataset}: {', '.join(group)}")
+    return None
+  compared = {}
+  for dataset, group in datasets.items():
+    differing = _differing([paths[name] for name in group])
+    note = runs_lib.about(group, differing)
+    cells = runs_lib.compare_runs(group, _over_runs)
+    compared[dataset] = group, cells, note
+    print(f"{dataset}\n{runs_lib.table(cells, note)}\n")
+  page = runs_lib.write_comparison(config.out, compared)
+  print(f"Report: {page}")
+  return page
+
+
+def _is_page(path: str) -> bool:
+  return path.endswith(".html") and not os.path.isdir(path)
+
+
+def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
+  """Returns the shortest names that differ -> directories."""
+  texts = [text.strip() for text in (workdirs or "").split(",")]
+  paths = [files.path_of(text) for text in texts if text]
+  if not paths:
+    raise ValueError("Give --workdir=A,B,C, the directories of finished runs.")
+  seen = set()
+  for path in paths:
+    place = os.path.realpath(path)
+    if place in seen:
+      raise ValueError(f"--workdir has {path} twice: leave one out.")
+    seen.add(place)
+  names = [path.name for path in paths]
+  if len(set(names)) < len(names):
+    names = list(map(str, paths))
+  return dict(zip(names, paths))
+
+
+def _over_runs(gains: Sequence[float]) -> Gain:
+  found = statistics.over_seeds(gains)
+  return Gain(found.value, found.low, found.high, found.p)
+
+
+def _differing(paths: Sequence[pathlib.Path]) -> list[str]:
+  """Returns the keys in which the recorded configs differ, sorted."""
+  records = [path / "config.json" for path in paths]
+  configs = [_flat(files.read_json(r)) for r in records if r.is_file()]
+  keys = {key for values in configs for key in values}
+  return sorted(
+    key
+    for key in keys
+    if any(values.get(key) != configs[0].get(key) for values in configs)
+  )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(value, Mapping):
+    return {prefix: value}
+  flat = {}
+  for key, below in value.items():
+    flat |= _flat(below, f"{prefix}.{key}" if prefix else str(key))
+  return flat
