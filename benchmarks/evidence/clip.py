@@ -65,6 +65,8 @@ DOMAINS = {
 }
 # Percent of every domain: pretraining, its held-out images, and the others.
 CAPTIONED, TRAIN, MINIVAL = (0, 38, 40), 70, 85
+# Of CIFAR-10: pretraining, its held-out images, test.
+SMALL = ("train[:10000]", "train[10000:10400]", "test[:2000]")
 # Set -> where it is, below the images.
 TESTS = {
   "test": "test",
@@ -158,10 +160,7 @@ def write_images(
   photos = [domains["photo"], domains["art_painting"]]
   seen = set(every[0][0].class_names) - set(UNSEEN)
   begin, held_out, end = CAPTIONED
-  small = [
-    (data.open_source(cifar_name, split), "photo")
-    for split in ("train[:10000]", "train[10000:10400]", "test[:2000]")
-  ]
+  small = [(data.open_source(cifar_name, s), "photo") for s in SMALL]
   sets = {
     "captions/train-000000": choose(every, begin, held_out)
     + choose(small[:1], 0, 100),
@@ -209,7 +208,23 @@ def write_vocabulary(folder: pathlib.Path, texts: Sequence[str]) -> None:
 # --- Runs ---------------------------------------------------------------------
 
 
-def cook(config: str, start: str, images: pathlib.Path, workdir: pathlib.Path):
+def tests_of(images: pathlib.Path) -> str:
+  """Returns the setting `tests` of cooking."""
+  return ",".join(
+    f"{name}=folder:{images}/{place}:names=own"
+    if "/" in place
+    else f"{name}={place}"
+    for name, place in TESTS.items()
+  )
+
+
+def cook(
+  config: str,
+  start: str,
+  images: pathlib.Path,
+  workdir: pathlib.Path,
+  short: bool,
+) -> None:
   """Fine-tunes a sweep from `start`, "" for random weights, and cooks it."""
   cifar10.soupjax(
     config,
@@ -217,18 +232,13 @@ def cook(config: str, start: str, images: pathlib.Path, workdir: pathlib.Path):
     "--sweep",
     f"--config.init.path={start}",
   )
-  tests = ",".join(
-    f"{name}=folder:{images}/{place}:names=own" if "/" in place
-    else f"{name}={place}"
-    for name, place in TESTS.items()
-  )  # fmt: skip
   cifar10.soupjax(
     f"--config={cifar10.CONFIGS / 'cook.py'}:sweep={workdir / 'sweep'}",
     f"--workdir={workdir / 'soups'}",
-    f"--config.tests={tests}",
+    f"--config.tests={tests_of(images)}",
     "--config.cook.metric=loss,prec@1",
     "--config.cook.learned.granularities=()",
-    "--config.cook.wise_ft_points=11",
+    f"--config.cook.wise_ft_points={3 if short else 11}",
   )
 
 
@@ -364,7 +374,8 @@ def main() -> None:
       base = workdir / f"pretrained_{seed}"
       cifar10.soupjax(f"{config},seed={seed},pretrain", f"--workdir={base}")
       start = str(base / "ingredients" / "last")
-    cook(f"{config},seed={seed}", start, images, workdir / f"sweep_{sweep}")
+    folder = workdir / f"sweep_{sweep}"
+    cook(f"{config},seed={seed}", start, images, folder, args.short)
     record = record_of(workdir, sweeps, name)
     if not args.short:
       RESULTS.write_text(json.dumps(record, indent=1) + "\n")
