@@ -11,7 +11,7 @@ CIFAR-10 is that of TFDS. Needs soupjax[clip].
 
 A tiny CLIP is pretrained from scratch with captions ("a sketch of a dog") on
 40 % of PACS, all four domains and seven classes, and on 10,000 images of
-CIFAR-10 (pacs.py: 1,500 steps of 128 images of 32 pixels). From it, 8 models
+CIFAR-10 (pacs.py: 800 steps of 128 images of 32 pixels). From it, 8 models
 are fine-tuned by FLYP (arXiv 2212.00638) on photos and paintings of five
 classes, 30 % of these images. All choices, WiSE-FT's alpha among them, are made
 on another 15 %, photos and paintings. The sets that serve no choice:
@@ -347,6 +347,8 @@ def main() -> None:
   parser.add_argument("--short", action="store_true")
   args = parser.parse_args()
   if args.report:
+    if not RESULTS.exists():
+      parser.error(f"there is no {RESULTS}: run the benchmark first")
     print(_shown(json.loads(RESULTS.read_text("utf-8"))))
     return
   if args.workdir is None or args.images is None:

@@ -20,7 +20,7 @@ TEMPLATES = (
   "a photo of a {}|a painting of a {}|a cartoon of a {}|a sketch of a {}"
 )
 # Steps of pretraining; epochs of fine-tuning, fewest and most.
-STEPS, EPOCHS = 1500, (5, 10)
+STEPS, EPOCHS = 800, (5, 10)
 # Of tiny models, and of real ones, as in flyp.py.
 LOG_RATES, REAL_LOG_RATES = (-4, -3), (-5.5, -4.5)
 MEMBERS = 8
