@@ -18,8 +18,8 @@ Evaluates every ingredient, a greedy soup and the midpoints of pairs on minival
 (at most max_pairs, neighbours in the order of scores first; 0 for none). Prints
 a table and findings and writes them to WORKDIR/diagnosis.txt, with a figure
 beside it. --dry_run prints the plan. --config.reasons=NAMES adds some
-of plane, pairs, ensemble and features (docs/diagnose.md), also to a finished
-run, and writes WORKDIR/diagnosis.html.
+of plane, pairs, ensemble, features and greedy (docs/diagnose.md), also to a
+finished run, and writes WORKDIR/diagnosis.html.
 """
 
 from soupjax.config import parse_arg

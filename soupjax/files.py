@@ -138,8 +138,12 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
   remote = buckets.is_remote(path)
   # An object is read whole, in place of a request for each member.
   source = io.BytesIO(buckets.read(path)) if remote else path
-  with np.load(source, allow_pickle=False) as stored:
-    return dict(stored)
+  try:
+    with np.load(source, allow_pickle=False) as stored:
+      return dict(stored)
+  # Compressed data; an unknown compression; one array without a name.
+  except (zlib.error, NotImplementedError, TypeError) as e:
+    raise ValueError(f"{path} is damaged: {e}") from e
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -164,7 +168,9 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(text)
   # Invalid JSON or encoding, or brackets nested too deeply.
   except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not valid JSON: {e}. Delete it.") from e
+    raise ValueError(
+      f"{path} is not valid JSON: {e}. Copy it again or delete it."
+    ) from e
 
 
 def check_regular(path: str | os.PathLike) -> os.stat_result:

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from soupjax import files
@@ -47,8 +48,21 @@ def test_nan_is_no_json(tmp_path):
 
 def test_damaged_json_is_named(tmp_path):
   (tmp_path / "a.json").write_text('{"x": 1')
-  with pytest.raises(ValueError, match=r"a\.json"):
+  with pytest.raises(ValueError, match=r"a\.json is not.*Copy it again or"):
     files.read_json(tmp_path / "a.json")
+
+
+def test_damaged_arrays_are_named(tmp_path):
+  path = tmp_path / "a.npz"
+  np.savez_compressed(path, a=np.random.default_rng(0).normal(size=1000))
+  whole = path.read_bytes()
+  path.write_bytes(whole[:500] + b"\xff" * 500 + whole[1000:])
+  with pytest.raises(ValueError, match="a.npz is damaged"):
+    files.read_arrays(path)
+  with path.open("wb") as f:
+    np.save(f, np.zeros(3))
+  with pytest.raises(ValueError, match="a.npz is damaged"):
+    files.read_arrays(path)
 
 
 def test_a_directory_takes_its_name_on_success_only(tmp_path):

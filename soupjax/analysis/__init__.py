@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnosis and geometry of the ingredients of a soup."""
+"""Analyses of ingredients: diagnosis, geometry, planes, pairs, features."""
 
 from soupjax.analysis.diagnose import Diagnosis as Diagnosis
 from soupjax.analysis.diagnose import diagnose as diagnose

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measures ingredients to explain why their soup gains or loses."""
+"""Diagnoses why a soup of some ingredients gains or loses."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -36,8 +36,8 @@ class Diagnosis:
     scores: name -> held-out score of the ingredient alone.
     midpoints: pair of names -> score of their average.
     geometry: distances and angles, from the pretrained model if given.
-    layers: layer -> (K,) distance of each ingredient's layer from the origin's,
-      relative to the norm of the latter; NaN where that is zero.
+    layers: layer -> (K,) distance of each ingredient from the origin in this
+      layer, relative to the origin's norm there; NaN if that norm is zero.
     groups: names of models that share a start, the largest group first.
     findings: problems and advice as text, the most serious first.
   """
@@ -54,8 +54,8 @@ class Diagnosis:
   def barriers(self) -> dict[tuple[str, str], float]:
     """Returns pair -> mean score of the two minus the score of their average.
 
-    A positive value is a barrier: the average is worse. Negative: averaging
-    the two helps (arXiv 2203.05482, Figure 3).
+    A positive value is a barrier: the average is worse. If it is negative,
+    averaging the two helps (arXiv 2203.05482, Figure 3).
     """
     return {
       (a, b): (self.scores[a] + self.scores[b]) / 2 - score
@@ -105,21 +105,21 @@ def diagnose(
   """Looks for reasons why averaging these models does not help.
 
   Evaluates every ingredient and the midpoints of up to `max_pairs` pairs,
-  neighbours in the given order first. Distances and angles read every model
-  once, with K copies of one leaf in memory.
+  neighbours in the given order first. To measure distances and angles, every
+  model is read once, with one leaf of each of the K models in memory.
 
   Args:
     ingredients: at least two, of one architecture.
     evaluate: maps parameters to a held-out score; higher is better, so negate
       losses.
-    pretrained: the model they were fine-tuned from, with the head that they
-      started with; without it, distances and angles are measured from their
-      mean, which is less informative.
-    greedy: a greedy soup of them, to explain its rejections.
+    pretrained: the model that they were fine-tuned from, with their initial
+      head. Without it, distances and angles are measured from the mean of the
+      ingredients, which is less informative.
+    greedy: a greedy soup of the ingredients, whose rejections are explained.
     max_pairs: maximum number of midpoints; 0 for none.
     select: leaves that are not averaged like the others, as in `mix`, with
-      `pretrained` as the base. They are the same in all models that are
-      evaluated, and the distances leave out those that are not averaged.
+      `pretrained` as the base. Leaves that are not averaged are the same in all
+      evaluated models, and do not count in distances.
     dtype: of the floating leaves of midpoints; None keeps those of the first
       ingredient.
     sharding: of the models, as in `Ingredient.load`.
@@ -128,9 +128,8 @@ def diagnose(
     The measurements, and findings as text.
 
   Raises:
-    ValueError: for fewer than two ingredients, different trees, weights or
-      scores that are not finite, or an `evaluate` whose lower values are
-      better.
+    ValueError: for fewer than two ingredients, different trees, non-finite
+      weights or scores, or an `evaluate` for which lower is better.
     TypeError: if an argument has a wrong type.
   """
   ingredients = as_ingredients(ingredients)
@@ -139,8 +138,7 @@ def diagnose(
   _check(evaluate, greedy, max_pairs)
   if len(ingredients) < 2:
     raise ValueError(
-      f"A diagnosis compares ingredients: give at least two, got "
-      f"{len(ingredients)}."
+      f"A diagnosis needs at least two ingredients, got {len(ingredients)}."
     )
   means = Means(
     ingredients, base=pretrained, select=select, dtype=dtype, sharding=sharding

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A soup of two models against their ensemble (arXiv 2203.05482, section 4)."""
+"""Soups of two models against logit ensembles (arXiv 2203.05482, section 4)."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -17,18 +17,18 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """Loss of a soup minus loss of the ensemble, and its approximation (1).
+  """Loss of a soup minus loss of the ensemble, and its approximation.
 
   Attributes:
-    predicted: a(1 - a)/2 times (variance - curvature), in nats.
-    true: the difference of the losses, in nats.
+    predicted: a (1 - a) / 2 (variance - curvature), in nats (equation 1).
+    true: the difference between the losses, in nats.
     curvature: second derivative of the soup's loss along the line between the
-      models. If it is positive, averaging weights gains: it favours the soup.
-    variance: b^2 times the mean variance of the difference of the models'
-      logits, over classes drawn from the soup's predictions. It is small if the
-      models agree or the soup is confident; it favours the ensemble.
-    soup_error: fraction of images.
-    ensemble_error: fraction of images.
+      models. Positive values favour the soup.
+    variance: b^2 times the mean variance of the difference between the models'
+      logits, over classes drawn from the soup's predictions. Small if the
+      models agree or the soup is confident; large values favour the ensemble.
+    soup_error: fraction of images that the soup gets wrong.
+    ensemble_error: fraction of images that the ensemble gets wrong.
   """
 
   predicted: float
@@ -51,17 +51,17 @@ def terms(
 ) -> dict[str, jax.Array]:
   """Computes the terms of equation (1) of arXiv 2203.05482 for every image.
 
-  The soup is f(x; t_a) with t_a = (1 - a) t_0 + a t_1, the ensemble has the
+  The soup is f(x; t_a) with t_a = (1 - a) t_0 + a t_1; the ensemble has the
   logits (1 - a) f(x; t_0) + a f(x; t_1). The loss is the cross-entropy of b
-  times the logits. Derivatives are exact: `jax.jvp` of `jax.jvp`. Can be
-  traced, and runs in float32, or in float64 if the weights have it.
+  times the logits. Derivatives are exact, by nested `jax.jvp`. Can be traced.
+  Computes in float32, or in float64 if the weights are float64.
 
   Args:
-    forward: maps parameters and images to (n, classes) logits. It needs
-      forward-mode derivatives.
-    first: parameters t_0; narrow floats are widened to float32.
+    forward: maps parameters and images to (n, classes) logits. Must support
+      forward-mode differentiation.
+    first: parameters t_0; narrower floats are widened to float32.
     second: parameters t_1, with the same integer leaves.
-    images: as for `forward`.
+    images: inputs of `forward`.
     labels: (n,) class indices.
     share: a, the share of the second model.
     beta: b, the inverse of the temperature that calibrates the soup.
@@ -121,15 +121,15 @@ def _losses(logits, labels):
 
 
 def relation(values: Mapping[str, np.ndarray], share: float = 0.5) -> Relation:
-  """Averages `terms` over images, and predicts the difference of the losses.
+  """Averages `terms` over images, and predicts the difference in loss.
 
-  The error of the prediction falls with the fourth power of the distance of the
-  models at a share of 1/2, and with the third power at others, while the
-  difference falls with the second.
+  The difference is of second order in the distance between the models. The
+  error of the prediction is of fourth order for a share of 1/2, and of third
+  order for other shares.
 
   Args:
-    values: of all images.
-    share: of the second model.
+    values: `terms` of all images.
+    share: the share of the second model.
 
   Raises:
     ValueError: if a value is not finite, or the share is not between 0 and 1.

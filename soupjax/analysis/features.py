@@ -1,8 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Features of layers: similarity of models (CKA) and separation of classes."""
+"""Layer features: similarity between models (CKA), separation of classes."""
 
 from collections.abc import Sequence
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -12,10 +13,12 @@ import numpy as np
 
 PyTree = Any
 
-# Modules this deep in a model are its layers, such as Transformer/encoderblock.
+# Maximum depth of modules that are layers, such as Transformer/encoderblock.
 _DEPTH = 2
 _SCANNED = "encoderblock"
-# Images of a minibatch of CKA.
+# Modules that do nothing in evaluation.
+_IDLE = ("Dropout", "DropPath")
+# Images per minibatch of CKA.
 _BATCH = 256
 
 
@@ -24,24 +27,32 @@ def layer_features(
 ) -> list[tuple[str, jax.Array]]:
   """Returns the outputs of the layers of a model, from input to output.
 
-  Layers are the modules at the first two levels of the model, such as the
-  embedding, the blocks of an encoder and the head. Can be traced.
+  Layers are the modules at the first two levels of the model, except parts of a
+  numbered block: the embedding, the blocks of an encoder and the head, for
+  example. Can be traced.
 
   Args:
     model: any Linen module.
-    params: of the model.
-    images: (n, ...), as the model takes them.
+    params: parameters of the model.
+    images: (n, ...) inputs of the model.
 
   Returns:
-    (name, (n, channels) float32) of each layer; outputs with more axes, such as
-    tokens, are averaged over the axes between the first and the last.
+    (name, (n, channels) float32) for each layer. Outputs with more axes, such
+    as tokens, are averaged over the axes between the first and the last.
 
   Raises:
-    ValueError: if no module returns an array of n rows.
+    ValueError: if no module returns an array with n rows.
   """
 
   def is_layer(module, method):
-    return method == "__call__" and 0 < len(module.path) <= _DEPTH
+    path = module.path
+    return (
+      method == "__call__"
+      and 0 < len(path) <= _DEPTH
+      and type(module).__name__ not in _IDLE
+      # The parts of a block, such as MixerBlock_0/LayerNorm_0.
+      and not any(re.search(r"_\d+$", name) for name in path[:-1])
+    )
 
   _, state = model.apply(
     {"params": params}, images, capture_intermediates=is_layer,
@@ -60,16 +71,23 @@ def layer_features(
         if len(x) == len(images):
           x = x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1])
           layers.append((name, x.mean(axis=1)))
+  names = [name for name, _ in layers]
+  layers = [
+    (name, x)
+    for name, x in layers
+    # The output of a stack equals the output of its last layer.
+    if not any(other.startswith(f"{name}/") for other in names)
+  ]
   if not layers:
     raise ValueError(
-      f"{type(model).__name__} has no module whose output has a row for each "
-      "image, so that it has no layers to compare."
+      f"{type(model).__name__} has no module whose output has one row per "
+      "image, so there are no layers to compare."
     )
   return layers
 
 
 def _leaves(tree, path=()):
-  """Yields the path and the outputs of every module, in order of the calls."""
+  """Yields the path and the outputs of every module, in call order."""
   for key, value in tree.items():
     if key == "__call__":
       yield path, value
@@ -78,21 +96,21 @@ def _leaves(tree, path=()):
 
 
 def hsic(features: Sequence[np.ndarray]) -> np.ndarray:
-  """Unbiased estimates of HSIC of all pairs of features, with linear kernels.
+  """Estimates HSIC for all pairs of features, unbiased, with linear kernels.
 
-  With K = X X^T and L = Y Y^T, zero on their diagonals (Song et al. 2012, JMLR
+  With K = X X^T and L = Y Y^T, diagonals set to zero (Song et al. 2012, JMLR
   13, equation 5):
 
     HSIC = (tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'K L1) / (n(n-3))
 
   Args:
-    features: M arrays (n, channels) of the same images, n at least 4.
+    features: M arrays (n, channels) for the same images, n at least 4.
 
   Returns:
     (M, M) float64.
 
   Raises:
-    ValueError: with fewer than four images, or other numbers of images.
+    ValueError: for fewer than four images, or different numbers of images.
   """
   counts = {len(x) for x in features}
   if len(counts) != 1 or (n := counts.pop()) < 4:
@@ -103,7 +121,7 @@ def hsic(features: Sequence[np.ndarray]) -> np.ndarray:
   flat, sums = [], []
   for x in features:
     x = np.asarray(x, np.float64)
-    x = x - x.mean(axis=0)  # Changes nothing but rounding.
+    x = x - x.mean(axis=0)  # Only affects rounding.
     gram = x @ x.T
     np.fill_diagonal(gram, 0)
     flat.append(gram.ravel())
@@ -115,21 +133,21 @@ def hsic(features: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def cka(features: Sequence[np.ndarray]) -> np.ndarray:
-  """Similarity of all pairs of features by minibatch CKA, 1 if they are alike.
+  """Computes the minibatch CKA of all pairs of features; 1 is most similar.
 
   HSIC is averaged over minibatches before it is normalised (arXiv 2010.15327,
-  section 2.1), so that the estimate does not depend on their size. It does not
-  change if features are rotated or scaled.
+  section 2.1), so the estimate does not depend on the minibatch size. CKA is
+  invariant to rotation and scaling of the features.
 
   Args:
-    features: M arrays (n, channels) of the same images, in random order; the
-      channels may differ.
+    features: M arrays (n, channels) for the same images, in random order; the
+      numbers of channels may differ.
 
   Returns:
-    (M, M) float64; NaN for features that do not differ between images.
+    (M, M) float64; NaN for features that are constant over images.
 
   Raises:
-    ValueError: as `hsic`.
+    ValueError: as for `hsic`.
   """
   count = max(1, min(map(len, features), default=0) // _BATCH)
   parts = zip(*(np.array_split(np.asarray(x), count) for x in features))
@@ -141,20 +159,19 @@ def cka(features: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def class_separation(features: np.ndarray, labels: np.ndarray) -> float:
-  """Returns 1 - mean cosine distance within classes / that of all images.
+  """Returns 1 - mean cosine distance within classes / mean over all images.
 
-  Both means give each class the same weight (R^2 of arXiv 2010.16402, section
-  3.3). It is 1 if images of a class have one direction, and 0 if classes do not
-  differ. High values on the training task went with worse transfer there.
+  Both means weight classes equally (R^2 of arXiv 2010.16402, section 3.3). The
+  result is 1 if all images of a class have the same direction, and 0 if classes
+  do not differ. In that paper, higher values came with worse transfer.
 
   Args:
     features: (n, channels).
-    labels: (n,) class indices. Classes with one image are left out, since they
-      have no distance.
+    labels: (n,) class indices. Classes with a single image are left out.
 
   Raises:
-    ValueError: if fewer than two classes have two images, shapes differ, or all
-      features have one direction.
+    ValueError: if fewer than two classes have two images, shapes do not match,
+      or all features have the same direction.
   """
   features = np.asarray(features, np.float64)
   labels = np.asarray(labels)
@@ -167,15 +184,15 @@ def class_separation(features: np.ndarray, labels: np.ndarray) -> float:
   classes = classes[counts > 1]
   if len(classes) < 2:
     raise ValueError(
-      "Class separation needs two classes with two images each, got "
+      "Class separation needs at least two classes with two images each, got "
       f"{len(classes)} of {len(counts)}."
     )
   norms = np.linalg.norm(features, axis=1, keepdims=True)
   units = features / np.where(norms > 0, norms, 1)
   means = np.stack([units[labels == k].mean(axis=0) for k in classes])
-  # The mean cosine over pairs is the product of the means.
+  # The mean cosine over pairs is the inner product of the means.
   within = 1 - (means**2).sum(axis=1).mean()
   total = 1 - (means.mean(axis=0) ** 2).sum()
   if total <= 1e-12:
-    raise ValueError("All features have one direction: classes do not differ.")
+    raise ValueError("All features have the same direction.")
   return float(1 - within / total)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The checks of a diagnosis, with their findings as text."""
+"""Checks of a diagnosis, which report their findings as text."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -18,14 +18,14 @@ from soupjax.soups.greedy.soup import GreedySoup
 Pair = tuple[str, str]
 Groups = Sequence[Sequence[int]]
 
-# Models whose weights have a lower cosine come from different starts. It is 0.5
-# for models that moved by the norm of their start in independent directions,
-# and about 0 for two initialisations. (On digits: 0.97 to 0.99 within a sweep,
-# 0.01 between sweeps from two pretrainings; heads 0.96 to 0.99 from one start,
-# at most 0.14 from random ones.)
+# Models whose weights have a lower cosine come from different starts. The
+# cosine is 0.5 for models that moved by the norm of their start in independent
+# directions, and about 0 for two random initialisations. (On digits: 0.97 to
+# 0.99 within a sweep, 0.01 between sweeps from two pretrained models; for
+# heads, 0.96 to 0.99 from a shared start, at most 0.14 from random ones.)
 SHARED = 0.5
 
-# Normalisation statistics, which are valid for one set of weights only.
+# Normalisation statistics, which are only valid for one set of weights.
 _STATISTICS = re.compile(
   r"(^|[/.])(batch_stats|running_mean|running_var|moving_mean|moving_variance)"
   r"|(^|[/._])(batch_?norm|bn)[^/.]*[/.](mean|var)$",
@@ -35,16 +35,16 @@ _HEAD = re.compile(r"head|classifier|(^|[/.])fc$")
 
 
 def groups_of(shape: Geometry) -> list[list[int]]:
-  """Groups models that share a start, by the weights outside of heads.
+  """Groups models that share a start, by their weights outside the head.
 
   Returns:
-    Positions of models, the largest group first. Models are in one group if a
-    chain of similar models, including the pretrained one, connects them.
+    Indices of models, the largest group first. Models are in the same group if
+    a chain of similar models, which may include the pretrained one, links them.
   """
   from scipy.sparse import csgraph  # Comes with jax.
 
   cosines = shape.weight_cosines(_body(shape))
-  # NaN, for weights that are all zero, does not separate models.
+  # Cosines of zero weights are NaN, and do not separate models.
   _, labels = csgraph.connected_components(~(cosines < SHARED))
   groups = {}
   for k, label in enumerate(labels[: len(shape.names)].tolist()):
@@ -75,16 +75,16 @@ def _within(cosines: np.ndarray, groups: Groups) -> np.ndarray:
 
 
 def duplicates(shape: Geometry) -> list[str]:
-  """Reports models that are equal, also to the pretrained model."""
+  """Reports models that equal another one or the pretrained model."""
   texts = []
   if _has_origin(shape):
     texts += [
       f"{name!r} is {shape.origin!r} itself: it was not fine-tuned. Leave it "
-      "out, or find the weights that training saved."
+      "out, or find the fine-tuned weights."
       for name, norm in zip(shape.names, shape.norms)
       if norm <= 1e-6 * shape.scale
     ]
-  # Distances of equal models, from rounding of inner products in float32.
+  # Equal models have this distance, from float32 rounding of inner products.
   floor = 1e-5 * max(shape.norms.max(), 1e-30)
   distances = shape.distances
   return texts + [
@@ -99,9 +99,9 @@ def recorded_starts(ingredients: Sequence[Ingredient]) -> list[str]:
   """Reports models that record different initial weights."""
   groups = sorted(recorded_inits(ingredients).values(), key=len, reverse=True)
   return [
-    f"{', '.join(map(repr, names))} record another start (init_hash) than "
-    f"{groups[0][0]!r}: their average is meaningless. Use the ingredients of "
-    "one sweep."
+    f"The start (init_hash) recorded by {', '.join(map(repr, names))} differs "
+    f"from that of {groups[0][0]!r}: their average is meaningless. Use the "
+    "ingredients of one sweep."
     for names in groups[1:]
   ]
 
@@ -111,13 +111,13 @@ def strangers(shape: Geometry, groups: Groups) -> list[str]:
   cosines = shape.weight_cosines(_body(shape))
   texts, home = [], None
   if _has_origin(shape):
-    # All models that are similar to the pretrained one are in one group.
+    # All models similar to the pretrained one are in the same group.
     home = next((g for g in groups if max(cosines[-1, g]) >= SHARED), None)
     if home is None and np.isfinite(cosines[-1]).all():
       texts.append(
-        f"None of the models comes from {shape.origin!r}: the cosine of their "
-        f"weights with its weights is at most {cosines[-1, :-1].max():.2g}. "
-        "Give the model that they were fine-tuned from."
+        f"None of the models comes from {shape.origin!r}: the cosine between "
+        f"their weights and its is at most {cosines[-1, :-1].max():.2g}. Pass "
+        "the model that they were fine-tuned from."
       )
     texts += _far(shape, home or ())
   if len(groups) == 1:
@@ -130,10 +130,10 @@ def strangers(shape: Geometry, groups: Groups) -> list[str]:
     )
     parts = "; ".join(_listed(shape, group) for group in groups)
     return [
-      f"The models come from {len(groups)} starts (another initialisation, "
-      f"or a learning rate that left the basin): {parts}. The cosine of their "
-      f"weights between groups is at most {highest:.2g}. Only models of one "
-      "start average well: make a soup of each group.",
+      f"The models come from {len(groups)} starts (other initialisations, or "
+      f"a learning rate that left the basin): {parts}. The cosine between "
+      f"weights of different groups is at most {highest:.2g}. Only models that "
+      "share a start average well: make a soup of each group.",
       *texts,
     ]
   usual = _within(cosines, [home])
@@ -148,8 +148,8 @@ def strangers(shape: Geometry, groups: Groups) -> list[str]:
     texts.append(
       f"{_listed(shape, group)} {do} not share a start with "
       f"{_listed(shape, home)}: the cosine of their weights is at most "
-      f"{highest:.2g}{text}. {they} to be trained from another initialisation, "
-      f"or with a learning rate that left the basin. Leave {them} out."
+      f"{highest:.2g}{text}. {they} to come from another initialisation, or "
+      f"from a learning rate that left the basin. Leave {them} out."
     )
   return texts
 
@@ -184,11 +184,11 @@ def heads(shape: Geometry, groups: Groups) -> list[str]:
     cosines = _within(shape.weight_cosines(leaves), groups)
     if len(cosines) and np.median(cosines) < SHARED:
       texts.append(
-        f"Layer {layer!r} differs from model to model: the median cosine of "
-        f"its weights over pairs is {np.median(cosines):.2g}, and "
+        f"Layer {layer!r} differs between models: the median cosine of its "
+        f"weights over pairs is {np.median(cosines):.2g}, but "
         f"{np.median(usual):.2g} in other layers. The heads do not share a "
         "start. Fit one head first (a linear probe) and fine-tune all models "
-        "from it, or average the backbone alone."
+        "from it, or average only the backbone."
       )
   return texts
 
@@ -201,7 +201,7 @@ def statistics(ingredient: Ingredient) -> list[str]:
   return [
     f"The models have normalisation statistics ({leaves[0]!r} and "
     f"{len(leaves) - 1} more): their average does not fit the averaged "
-    "weights. Compute them again on training images with the soup's weights."
+    "weights. Recompute them on training images with the soup's weights."
   ]
 
 
@@ -213,8 +213,8 @@ def weak(
   lower, median, upper = np.percentile(values, [25, 50, 75])
   spread = max(float(upper - lower), 1e-3)
   texts = [
-    f"{name!r} scores {score:.4g} alone, the median is {median:.4g}: it makes "
-    "a uniform soup worse. Use a greedy soup, or leave it out."
+    f"{name!r} scores {score:.4g} alone, but the median is {median:.4g}: it "
+    "makes a uniform soup worse. Use a greedy soup, or leave it out."
     for name, score in scores.items()
     if median - score > 4 * spread
   ]
@@ -222,10 +222,10 @@ def weak(
   if lossy > len(barriers) / 2:
     pair, worst = max(barriers.items(), key=lambda item: item[1])
     texts.append(
-      f"{lossy} of {len(barriers)} midpoints are worse than their ends "
-      f"({pair[0]!r} and {pair[1]!r} lose {worst:.4g}): there are barriers "
-      "between the models. Lower the learning rate, or fine-tune for fewer "
-      "steps; without pretraining, soups do not work at all."
+      f"{lossy} of {len(barriers)} midpoints are worse than the mean of their "
+      f"two models ({pair[0]!r} and {pair[1]!r} lose {worst:.4g}): there are "
+      "barriers. Lower the learning rate, or train for fewer steps; without "
+      "a pretrained start, soups do not work at all."
     )
   return texts
 

@@ -24,8 +24,8 @@ class Geometry:
     origin: name of the origin, or "their mean".
     grams: leaf -> (K, K) inner products of the differences from the origin.
     scales: leaf -> norm of the origin's leaf.
-    products: leaf -> inner products of the weights themselves: (K, K), or
-      (K + 1, K + 1) with a pretrained model as origin, which is then the last.
+    products: leaf -> inner products of the weights themselves, (K, K); with a
+      pretrained model as the origin, (K + 1, K + 1) with the origin last.
     sizes: leaf -> number of elements.
   """
 
@@ -68,14 +68,14 @@ class Geometry:
   def weight_cosines(self, leaves: Iterable[str]) -> np.ndarray:
     """Returns cosines between weights, about 0 for different starts.
 
-    Leaves are averaged by their number of elements, so that norms and biases,
-    which are similar in all models, hardly count.
+    Leaves are weighted by their number of elements, so normalisation scales and
+    biases, which are similar in all models, hardly count.
 
     Args:
       leaves: names of the leaves to average over.
 
     Returns:
-      An array with the shape of `products`; NaN for a pair if one of the two is
+      An array with the shape of `products`; NaN for pairs in which one model is
       zero in every leaf.
     """
     total = weight = 0.0
@@ -115,11 +115,11 @@ def _floats(model: Ingredient) -> Ingredient:
 def geometry(
   ingredients: Sequence[Ingredient], origin: Ingredient | None = None
 ) -> Geometry:
-  """Measures distances and angles, with K copies of one leaf in memory.
+  """Measures distances and angles, one leaf of K models at a time.
 
   Args:
     ingredients: of one architecture.
-    origin: the pretrained model; None measures from the ingredients' mean.
+    origin: the pretrained model; None for the mean of the ingredients.
 
   Returns:
     Inner products of all floating leaves.
@@ -130,7 +130,7 @@ def geometry(
   ingredients = list(ingredients)
   if origin is not None and origin.name in {i.name for i in ingredients}:
     origin = dataclasses.replace(origin, name=f"{origin.name} (origin)")
-  # Integers have no distance, and may differ from those of the origin.
+  # Integer leaves have no distance, and may differ from those of the origin.
   ingredients, origin = (
     [_floats(i) for i in ingredients],
     origin and _floats(origin),

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of models: gains of averaging, angles, curves between two models."""
+"""Pairs of models: gains of averaging, angles, and curves in between."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -23,12 +23,12 @@ class Pair:
 
   Attributes:
     names: of the two models.
-    score: of their average.
-    gain: the score minus the mean of the scores of the two; arXiv 2203.05482
-      calls it the interpolation advantage.
-    distance: between their weights.
-    angle: in degrees, between their differences from the origin; NaN for a
-      model that equals it.
+    score: score of their average.
+    gain: that score minus the mean score of the two models; the interpolation
+      advantage of arXiv 2203.05482.
+    distance: distance between their weights.
+    angle: angle between their differences from the origin, in degrees; NaN if
+      one of them equals the origin.
   """
 
   names: tuple[str, str]
@@ -58,7 +58,7 @@ def pairs_of(diagnosis: Diagnosis) -> list[Pair]:
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
   """Returns Spearman's rank correlation of the finite values.
 
-  Returns NaN with fewer than three of them, or if either is constant.
+  Returns NaN for fewer than three pairs of values, or if x or y is constant.
   """
   from scipy import stats  # Slow to import.
 
@@ -77,12 +77,12 @@ def curve(
   points: int = 9,
   sharding: Any = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-  """Evaluates models on the line between two models.
+  """Evaluates interpolations between two models.
 
   Args:
     models: two models of one architecture, in any form.
     evaluate: maps parameters to a metric, or to several by name.
-    points: on the line, both models among them.
+    points: number of models on the line, including both ends.
     sharding: of the models, as in `Ingredient.load`.
 
   Returns:

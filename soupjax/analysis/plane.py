@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics on the plane through three models (arXiv 2203.05482, Figure 2)."""
+"""Metrics in the plane through three models (arXiv 2203.05482, Figure 2)."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -16,9 +16,9 @@ from soupjax.soups.search.interpolate import Blend
 
 PyTree = Any
 
-# Models closer to each other than this part of the plane's size are the same,
-# and a third model this close to the line of two does not span a plane.
-# (Inner products in float32 give distances to about 3e-4.)
+# Two models closer than this fraction of the plane's size count as the same,
+# and a third model this close to the line through two does not span a plane.
+# (With float32 inner products, distances are accurate to about 3e-4.)
 _SAME = 1e-3
 
 
@@ -26,16 +26,16 @@ _SAME = 1e-3
 class Plane:
   """Metrics on a grid in the plane through three models.
 
-  The axes are orthonormal in the space of the parameters, by Gram-Schmidt: the
-  origin is the first model, and the second lies on the x axis.
+  The axes are orthonormal in parameter space, by Gram-Schmidt: the first model
+  is the origin, and the second lies on the x axis.
 
   Attributes:
     names: of the three models.
     corners: (3, 2) coordinates of the models.
     xs: (columns,) coordinates of the grid.
     ys: (rows,) coordinates of the grid.
-    values: metric -> (rows, columns).
-    at_corners: metric -> (3,) of the models themselves.
+    values: metric -> (rows, columns) values on the grid.
+    at_corners: metric -> (3,) values of the three models themselves.
   """
 
   names: tuple[str, str, str]
@@ -46,7 +46,7 @@ class Plane:
   at_corners: dict[str, np.ndarray]
 
   def weights(self, x: float, y: float) -> np.ndarray:
-    """Returns (3,) weights of the models, of sum 1, at a point of the plane."""
+    """Returns the (3,) weights of the models at a point; they sum to 1."""
     along, (across, height) = self.corners[1, 0], self.corners[2]
     second = y / height
     first = (x - second * across) / along
@@ -54,7 +54,7 @@ class Plane:
 
 
 def corners_of(models: Models) -> np.ndarray:
-  """Returns (3, 2) coordinates of three models in the plane through them.
+  """Returns the (3, 2) coordinates of three models in their plane.
 
   Args:
     models: three models of one architecture, in any form.
@@ -79,14 +79,14 @@ def corners_of(models: Models) -> np.ndarray:
     if length <= _SAME * size:
       raise ValueError(
         f"{models[a].name!r} and {models[b].name!r} are the same model, so "
-        "that no plane is defined: give three different models."
+        "they define no plane: give three different models."
       )
   x = ab / math.sqrt(aa)
   height = math.sqrt(max(bb - x**2, 0.0))
   if height <= _SAME * size:
     raise ValueError(
-      f"{', '.join(repr(m.name) for m in models)} lie on one line, so that no "
-      "plane is defined: replace one of them."
+      f"{', '.join(repr(m.name) for m in models)} lie on one line, so they "
+      "define no plane: replace one of them."
     )
   return np.array([(0.0, 0.0), (math.sqrt(aa), 0.0), (x, height)])
 
@@ -101,14 +101,14 @@ def plane(
 ) -> Plane:
   """Evaluates models on a grid in the plane through three models.
 
-  Holds the three models and one point of the grid in memory.
+  Keeps the three models and one grid point in memory.
 
   Args:
     models: three models of one architecture, in any form, such as the start and
       two ingredients.
     evaluate: maps parameters to a metric, or to several by name.
     points: rows and columns of the grid; `points**2 + 3` models are evaluated.
-    margin: of the grid around the models, as a part of its size.
+    margin: margin of the grid around the models, as a fraction of their extent.
     sharding: of the models, as in `Ingredient.load`.
 
   Returns:
@@ -131,7 +131,7 @@ def plane(
   margin = arguments.real("margin", margin)
   if points < 2 or margin < 0:
     raise ValueError(
-      "A plane needs at least 2 points a side and a margin from 0, got "
+      "A plane needs at least 2 points per side and a margin >= 0, got "
       f"points={points}, margin={margin:g}."
     )
   corners = corners_of(models)

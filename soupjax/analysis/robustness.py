@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Effective robustness: accuracy under shift above that of baselines.
+"""Effective robustness: accuracy under shift beyond that of baselines.
 
-Accuracies in distribution and under shift of many models lie close to a line if
-both are put through the logit (arXiv 2007.00644, section 2; arXiv 2107.04649).
-The effective robustness rho of a model is its accuracy under shift minus the
-one that this line predicts from its accuracy in distribution.
+Over many models, accuracy under shift is close to a linear function of accuracy
+in distribution, both on a logit scale (arXiv 2007.00644, section 2; arXiv
+2107.04649). The effective robustness rho of a model is its accuracy under shift
+minus the accuracy that this line predicts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ class Rho:
 
   Attributes:
     value: the accuracy under shift minus the predicted one.
-    low: the lower end of the interval.
-    high: its upper end.
+    low: the lower end of the confidence interval.
+    high: the upper end.
   """
 
   value: float
@@ -40,10 +40,10 @@ class Line:
 
   Attributes:
     slope: of the line.
-    intercept: at an accuracy of 1/2 in distribution.
+    intercept: logit under shift at an accuracy of 1/2 in distribution.
     n: number of baselines.
-    center: mean logit of their accuracies in distribution.
-    spread: sum of the squared distances from the center.
+    center: mean logit of the baselines' accuracies in distribution.
+    spread: sum of the squared distances of these logits from the center.
     noise: standard deviation of the residuals, with n - 2 degrees of freedom.
   """
 
@@ -55,19 +55,19 @@ class Line:
   noise: float
 
   def predict(self, accuracy: float) -> float:
-    """Returns the accuracy under shift of a baseline with this accuracy."""
+    """Returns the accuracy under shift that the line predicts."""
     return _sigmoid(self.intercept + self.slope * _logit("accuracy", accuracy))
 
   def rho(self, accuracy: float, shifted: float, *, level: float = 0.95) -> Rho:
     """Returns the effective robustness of a model.
 
-    The interval is that of the line at this accuracy, by Student's t with n - 2
-    degrees of freedom. It takes the model's own accuracies as known.
+    The confidence interval is that of the line at this accuracy, by Student's t
+    with n - 2 degrees of freedom. The model's own accuracies count as exact.
 
     Args:
-      accuracy: of the model in distribution, above 0 and below 1.
+      accuracy: accuracy of the model in distribution, above 0 and below 1.
       shifted: its accuracy under shift.
-      level: coverage.
+      level: coverage of the interval.
 
     Raises:
       ValueError: if an accuracy or the level is out of range.
@@ -101,13 +101,13 @@ def fit_line(baselines: Mapping[str, Sequence[float]]) -> Line:
       above 0 and below 1.
 
   Raises:
-    ValueError: with fewer than three baselines, an accuracy out of range, or if
-      all have the same accuracy in distribution.
+    ValueError: for fewer than three baselines, accuracies out of range, or if
+      all baselines have the same accuracy in distribution.
 
   Examples:
     >>> line = fit_line({"a": (0.5, 0.3), "b": (0.8, 0.6), "c": (0.9, 0.8)})
     >>> round(line.slope, 2), round(line.predict(0.85), 2)
-    (1.02, 0.7)
+    (1.0, 0.7)
   """
   if len(baselines) < 3:
     raise ValueError(
@@ -126,7 +126,7 @@ def fit_line(baselines: Mapping[str, Sequence[float]]) -> Line:
     accuracy = next(iter(baselines.values()))[0]
     raise ValueError(
       f"All {len(baselines)} baselines have an accuracy of {accuracy:g} in "
-      "distribution, so that no line is defined: give models of different "
+      "distribution, so they define no line: give models with different "
       "accuracies."
     )
   slope = ((x - center) * y).sum() / spread

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """An evaluator that lets a program of the user score checkpoints."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 import concurrent.futures
 import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -71,6 +72,7 @@ class CommandEvaluator:
     *,
     metric: str,
     lower_is_better: bool = False,
+    also: Sequence[str] = (),
     jobs: int = 1,
   ):
     """Opens the folder, and reads the scores of an earlier run.
@@ -83,6 +85,8 @@ class CommandEvaluator:
         `scores.json`, the output of the programs, and `candidates/` meanwhile.
       metric: the score of calls, a name that the command prints.
       lower_is_better: of this metric; calls then return its negative.
+      also: other metrics that must be numbers. A model for which an earlier run
+        lacks one is evaluated again, as the program may have been corrected.
       jobs: programs side by side, see `ahead`.
 
     Raises:
@@ -98,7 +102,12 @@ class CommandEvaluator:
     self._scores = self._folder / "scores.json"
     self._known: dict[str, dict[str, float]] = {}
     if self._scores.exists():
-      self._known = files.read_json(self._scores)
+      needed = {command_lib.full_name(name) for name in (metric, *also)}
+      self._known = {
+        digest: values
+        for digest, values in files.read_json(self._scores).items()
+        if all(math.isfinite(values.get(name, math.nan)) for name in needed)
+      }
     self._pool = concurrent.futures.ThreadPoolExecutor(
       jobs, initializer=self._number_thread
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
 import functools
 import math
+import time
 from typing import Any
 
 import jax
@@ -253,7 +254,8 @@ class Evaluator:
 
     Args:
       params: of the model.
-      logits: whether to return "logits" (n, classes) and "labels" (n,), too.
+      logits: whether to return "logits" (n, classes), "labels" (n,) and
+        "position" (n,), the number of each image in the set, too.
 
     Returns:
       Metric -> (n,) float32 values in the order of the set; every process gets
@@ -267,7 +269,8 @@ class Evaluator:
     if "right" in outputs:
       values["right"] = outputs["right"]
     if logits:
-      values |= {name: outputs[name] for name in ("logits", "labels")}
+      names = ("logits", "labels", "position")
+      values |= {name: outputs[name] for name in names}
     return values
 
   def logits(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:
@@ -373,6 +376,22 @@ class Evaluator:
     """Returns the jitted function of parameters and one batch."""
     space = () if self._space is None else (self._space,)
     return _compiled(self._model, self.names, with_logits, self._mesh, *space)
+
+  def seconds_per_batch(self, params: PyTree) -> float:
+    """Times one batch: its images, if they are not kept, and its forward pass.
+
+    The batch runs twice, and the second time counts. The first one compiles.
+
+    Args:
+      params: as for a call, of any values.
+    """
+    params, program, seconds = self._prepared(params), self.program(), 0.0
+    for _ in range(2):
+      began = time.perf_counter()
+      batch = next(iter(self._batches))
+      jax.block_until_ready(program(params, batch))
+      seconds = time.perf_counter() - began
+    return seconds
 
   def abstract_batch(self, count: int, shape: Sequence[int]) -> Batch:
     """Returns shapes and shardings of a batch of `program`.

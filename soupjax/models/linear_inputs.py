@@ -15,23 +15,21 @@ import numpy as np
 def linear_inputs(
   model: nn.Module,
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-  """Returns a function to the inputs of all linear layers, by kernel.
+  """Returns a function that computes the inputs of all linear layers.
 
-  These are the layers `nn.Dense` and `nn.DenseGeneral`, such as the projections
-  of attention, found by `nn.intercept_methods` while the model runs. Several
-  axes of inputs, such as the heads before the output of attention, become one.
+  Linear layers are `nn.Dense` and `nn.DenseGeneral`, such as the attention
+  projections. They are found by `nn.intercept_methods` while the model runs. If
+  the input has several feature axes, such as attention heads, they are merged.
 
   Args:
-    model: without `nn.scan` over layers. It maps (batch, height, width,
-      channels) images.
+    model: a model of (batch, height, width, channels) images, without
+      `nn.scan` over layers.
 
   Returns:
-    A function of parameters and images, for `soupjax.activation_grams`. Its
-    results are kernel name ("Transformer/encoderblock_0/.../kernel") ->
-    (examples and tokens, inputs).
-
-  Raises:
-    ValueError: on calling, if the model scans its layers.
+    A function of parameters and images, for `soupjax.activation_grams`. It
+    returns kernel name ("Transformer/encoderblock_0/.../kernel") -> (examples
+    and tokens, inputs). If the model scans its layers, calling it raises a
+    ValueError.
   """
 
   def activations(params, images):

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNet-v2 of Big Transfer (BiT, arXiv 1912.11370).
 
-Bottleneck units with pre-activation, group normalisation and weight
+Pre-activation bottleneck units with group normalisation and weight
 standardisation (arXiv 1903.10520). Parameters have the names and shapes of
-big_vision's `bit_paper`, so that its checkpoints fit without renaming.
+big_vision's `bit_paper`, so its checkpoints load without renaming.
 """
 
 import functools
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from soupjax.models import layers
 
-# Layers -> units of each stage.
+# Number of layers -> units per stage.
 _DEPTHS = {
   26: (2, 2, 2, 2),
   50: (3, 4, 6, 3),
@@ -25,7 +25,7 @@ _DEPTHS = {
   152: (3, 8, 36, 3),
   200: (3, 24, 36, 3),
 }
-# Groups of all norms, and their epsilon.
+# Groups and epsilon of all group norms.
 _GROUPS, _NORM_EPS = 32, 1e-5
 
 
@@ -33,7 +33,7 @@ def resnet_variant(name: str) -> dict[str, Any]:
   """Decodes a name like "50x1" into arguments of `ResNet`.
 
   Args:
-    name: number of layers, "x" and the factor of the width.
+    name: number of layers, "x" and the width multiplier.
 
   Returns:
     Keyword arguments: depths, width.
@@ -49,26 +49,26 @@ def resnet_variant(name: str) -> dict[str, Any]:
   if not match or int(match[1]) not in _DEPTHS:
     raise ValueError(
       f"Unknown ResNet variant {name!r}: give the number of layers "
-      f"({', '.join(map(str, _DEPTHS))}), x and the factor of the width, such "
+      f"({', '.join(map(str, _DEPTHS))}), x and the width multiplier, such "
       "as '50x1'."
     )
   return {"depths": _DEPTHS[int(match[1])], "width": 64 * int(match[2])}
 
 
 def _standardized(x: jax.Array, axes: tuple[int, ...], eps: float) -> jax.Array:
-  """Shifts and scales to mean 0 and variance 1 over axes."""
+  """Normalises to mean 0 and variance 1 over axes."""
   x = x - x.mean(axes, keepdims=True)
   return x * jax.lax.rsqrt(jnp.square(x).mean(axes, keepdims=True) + eps)
 
 
 class StdConv(nn.Module):
-  """Convolution without bias, with a standardised kernel (1903.10520).
+  """Convolution with a standardised kernel and no bias (arXiv 1903.10520).
 
   Attributes:
     features: output channels.
-    kernel_size: side of the kernel; images are padded by half of it.
-    stride: in both directions.
-    eps: added to the variance of the kernel of an output channel.
+    kernel_size: side length of the kernel; images are padded by half of it.
+    stride: stride in both directions.
+    eps: added to the variance of each output channel's kernel.
     dtype_mm: dtype of the convolution; the kernel is standardised in float32.
   """
 
@@ -80,7 +80,7 @@ class StdConv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, height, width, channels) to such images, float32."""
+    """Maps (batch, height, width, channels) to float32 images."""
     side, pad = self.kernel_size, self.kernel_size // 2
     kernel = self.param(
       "kernel",
@@ -99,7 +99,7 @@ class StdConv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Group normalisation (1803.08494) in float32, then ReLU."""
+  """Group normalisation (arXiv 1803.08494) in float32, then ReLU."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ class GroupNorm(nn.Module):
 
 
 class RootBlock(nn.Module):
-  """A strided convolution and maximum pooling."""
+  """A strided convolution and max pooling."""
 
   width: int
   conv_eps: float
@@ -126,14 +126,14 @@ class RootBlock(nn.Module):
     conv = StdConv(
       self.width, 7, 2, self.conv_eps, self.dtype_mm, name="conv_root"
     )
-    # Padded with zeros, as in the original code and timm, though values are
-    # below zero, too; big_vision pads with -inf.
+    # Zero padding as in the original code and timm, although values can be
+    # negative; big_vision pads with -inf.
     x = jnp.pad(conv(images), ((0, 0), (1, 1), (1, 1), (0, 0)))
     return nn.max_pool(x, (3, 3), strides=(2, 2))
 
 
 class Unit(nn.Module):
-  """A bottleneck of three convolutions, each after a norm."""
+  """A bottleneck unit: three convolutions, each after a group norm."""
 
   width: int
   stride: int
@@ -142,7 +142,7 @@ class Unit(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps images to images of 4 * width channels."""
+    """Maps images to images with 4 * width channels."""
     conv = functools.partial(StdConv, eps=self.conv_eps, dtype_mm=self.dtype_mm)
     outputs = 4 * self.width
     y = GroupNorm(name="gn1")(x)
@@ -156,7 +156,7 @@ class Unit(nn.Module):
 
 
 class _Stage(nn.Module):
-  """Units of one resolution."""
+  """Units at one resolution."""
 
   depth: int
   width: int
@@ -178,13 +178,13 @@ class _Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-  """ResNet-v2 of BiT with a linear head on the mean of the last stage.
+  """BiT's ResNet-v2, with a linear head on the mean of the last stage.
 
   Attributes:
     num_classes: outputs of the head; None for features only.
-    width: channels after the first convolution, a multiple of 32; stages have
-      4, 8, 16 and 32 times as many.
-    depths: units of each stage.
+    width: channels after the first convolution, a multiple of 32; the outputs
+      of the stages have 4, 8, 16 and 32 times as many.
+    depths: units per stage.
     conv_eps: epsilon of the standardised kernels: 1e-8 in timm, 1e-10 in the
       original code.
     head_zeroinit: whether the head starts at zero.
@@ -206,12 +206,12 @@ class ResNet(nn.Module):
 
     Args:
       images: (batch, height, width, channels) floats.
-      train: not used: nothing differs in training.
+      train: unused, since training and evaluation do not differ.
 
     Returns:
       Logits (batch, num_classes) in float32, and the features (batch, channels
-      of the last stage) that the head saw; the features twice if num_classes is
-      None.
+      of the last stage) that the head receives; the features twice if
+      num_classes is None.
 
     Raises:
       ValueError: if the width is not a multiple of 32, or a stage is empty.

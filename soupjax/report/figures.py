@@ -26,6 +26,7 @@ _MARKS = {
   "pretrained": ("initial model", "s", 42, "white", "black", 1.0),
   "soup": ("soup (cost of one)", "*", 130, ORANGE, "black", 0.6),
   "ensemble": ("ensemble (cost of all)", "^", 52, BLUE, "black", 0.6),
+  "model": ("model", "o", 42, ORANGE, "black", 0.6),
 }
 _ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 
@@ -72,6 +73,8 @@ def accuracy_plane(results: Results) -> Figure | None:
   for order, (kind, places) in enumerate(points.items()):
     if places:
       label, marker, size, colour, edge, width = _MARKS[kind]
+      if kind == "best" and results.choices.reference:
+        label = "reference"
       axes.scatter(
         *zip(*places.values()),
         label=label,
@@ -113,13 +116,15 @@ def _shifts(results: Results) -> str:
 def _label_plane(axes, results, points, path) -> None:
   """Names all models but plain ingredients, and the middle of the path."""
   places, texts = [], []
-  for kind in ("pretrained", "best", "soup", "ensemble"):
+  for kind in ("pretrained", "best", "soup", "ensemble", "model"):
     for model, place in points[kind].items():
       places.append(place)
       text = tables.label(model, kind, results)
       if tables.is_labelled(model, results):
         text = text[0].lower() + text[1:]
-      texts.append("best ingredient" if kind == "best" else text)
+      if kind == "best" and not results.choices.reference:
+        text = "best ingredient"
+      texts.append(text)
   if 0.5 in path:
     places.append(path[0.5])
     texts.append(f"{_ALPHA} = 0.5")

@@ -14,7 +14,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from soupjax import files
-from soupjax.report import figures, heatmaps, robustness, sections, unseen
+from soupjax.report import (
+  comparison,
+  figures,
+  heatmaps,
+  robustness,
+  sections,
+  unseen,
+)
 from soupjax.report.results import Results, in_words, read_run
 
 _CSS = """
@@ -180,7 +187,8 @@ def _save(figure: Figure | None, path: pathlib.Path) -> bytes | None:
 def _page(
   results: Results, sizes, greedy, pictures, hyperparameters, config, rho
 ) -> str:
-  title = f"Model soups on {html.escape(results.dataset)}"
+  kind = "Models" if results.choices.reference else "Model soups"
+  title = f"{kind} on {html.escape(results.dataset)}"
   body = [f"<h1>{title}</h1>", sections.summary(results, sizes, greedy)]
 
   def show(name, heading, caption):
@@ -196,6 +204,8 @@ def _page(
   body.append(sections.results_section(results, sizes))
   if table := unseen.section(results, sizes):
     body.append(f"<h2>{unseen.TITLE}</h2>\n{table}")
+  if table := comparison.probes_section(results):
+    body.append(f"<h2>Probes on other datasets</h2>\n{table}")
   metrics = results.choices.greedy
   for name, trace in greedy.items():
     by = f" by {html.escape(in_words(metrics[name]))}" * (len(metrics) > 1)
@@ -216,8 +226,9 @@ def _page(
     body.append(robustness.section(rho, results, sizes))
   if table := sections.calibration_section(results, sizes):
     body.append(f"<h2>Calibration</h2>\n{table}")
-  body.append("<h2>The ingredients</h2>")
-  body.append(sections.ingredients_section(results, greedy, hyperparameters))
+  if results.models("ingredient"):
+    body.append("<h2>The ingredients</h2>")
+    body.append(sections.ingredients_section(results, greedy, hyperparameters))
   if config is not None:
     body.append(configuration(config))
   return document(title, body)

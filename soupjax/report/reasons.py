@@ -16,15 +16,15 @@ _LABELS = {"loss": "Loss (nats)", "error": "Error (%)"}
 
 @styled
 def plane_figure(record: Mapping[str, Any]) -> Figure:
-  """Draws metrics on the plane through three models.
+  """Draws metrics in the plane through three models.
 
   Args:
-    record: `reasons/plane.json`: the fields of `analysis.plane.Plane`; "error"
+    record: `reasons/plane.json`, the fields of `analysis.plane.Plane`; "error"
       is a fraction.
 
   Returns:
-    The figure, with one panel for each metric: levels are denser near the
-    minimum, the models are marked, and a star is the lowest point of the grid.
+    The figure, with one panel per metric. Contour levels are denser near the
+    minimum, the models are marked, and a star marks the lowest grid point.
   """
   values = {k: np.asarray(v, float) for k, v in record["values"].items()}
   figure = Figure(figsize=(4.1 * len(values), 3.6), dpi=DPI)
@@ -60,17 +60,16 @@ def plane_figure(record: Mapping[str, Any]) -> Figure:
 
 @styled
 def pairs_figure(record: Mapping[str, Any]) -> Figure:
-  """Draws the gain of averaging pairs against angle and distance.
+  """Draws gains of averaging pairs against angle and distance.
 
   Args:
     record: `reasons/pairs.json`: "pairs", a list of objects with "gain",
       "angle" (degrees or None), "distance", "color" (a number or None) and
-      "seed_only"; "metric" and "color", names; "curves", a list of objects with
-      "pair", "at" and a list for each metric.
+      "seed_only"; the names "metric" and "color"; "curves", a list of objects
+      with "pair", "at" and a list per metric.
 
   Returns:
-    The figure: two scatter plots, and below them the curves between models, if
-    there are any.
+    The figure: two scatter plots, with any curves between models below.
   """
   pairs, curves = record["pairs"], record["curves"]
   rows = 2 if curves else 1
@@ -85,7 +84,7 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
   image = None
   for axes, key, label in (
     (panels[0, 0], "angle", "Angle at the start (degrees)"),
-    (panels[0, 1], "distance", "Distance of the two models"),
+    (panels[0, 1], "distance", "Distance between the two models"),
   ):
     places = np.array([p[key] for p in pairs], float)  # None becomes NaN.
     axes.axhline(0, color="0.5", linewidth=0.8)
@@ -131,7 +130,7 @@ def ensemble_figure(record: Mapping[str, Any]) -> Figure:
       of `analysis.ensembles.Relation`.
 
   Returns:
-    The figure: predicted and true differences of the loss in nats on the left,
+    The figure: predicted and true differences in loss, in nats, on the left;
     errors in percent on the right.
   """
   figure = Figure(figsize=(7.2, 3.3), dpi=DPI)
@@ -162,11 +161,11 @@ def ensemble_figure(record: Mapping[str, Any]) -> Figure:
 
 
 def mean_of_pairs(matrix: Any, first: int = 0) -> float:
-  """Returns the mean above the diagonal; NaN without finite values.
+  """Returns the mean of the finite values above the diagonal, or NaN.
 
   Args:
     matrix: (M, M) numbers or None.
-    first: rows and columns before it are left out.
+    first: index of the first row and column to include.
   """
   return float(np.mean(_pairs_of(matrix, first) or [np.nan]))
 
@@ -179,12 +178,12 @@ def _pairs_of(matrix, first: int) -> list[float]:
 
 @styled
 def features_figure(record: Mapping[str, Any]) -> Figure:
-  """Draws similarity and class separation over the layers.
+  """Draws CKA and class separation by layer.
 
   Args:
-    record: `reasons/features.json`: "names" of the models, of which "initial"
-      can be the first; "layers", names from input to output; "cka", layer ->
-      (M, M) similarities; "separation", layer -> M values.
+    record: `reasons/features.json`: "names" of the M models, optionally with
+      "initial" first; "layers", names from input to output; "cka", layer -> (M,
+      M) similarities; "separation", layer -> M values.
   """
   layers = record["layers"]
   first = int("initial" in record["names"])
@@ -217,8 +216,42 @@ def features_figure(record: Mapping[str, Any]) -> Figure:
 
 
 def _band(axes, values, color: str, label: str) -> None:
-  """Draws the mean of each list over its range; gaps where lists are empty."""
+  """Draws the mean and range of each list, with gaps for empty lists."""
   values = [v or [np.nan] for v in values]
   low, mean, high = ([f(v) for v in values] for f in (min, np.mean, max))
   axes.fill_between(range(len(values)), low, high, color=color, alpha=0.2, lw=0)
   axes.plot(mean, "-o", color=color, markersize=3, label=label)
+
+
+@styled
+def growth_figure(record: Mapping[str, Any]) -> Figure:
+  """Draws the size and score of greedy soups against the number of models.
+
+  Args:
+    record: `reasons/greedy.json`: "metric"; "counts" (C,); "sizes", "scores"
+      and "best", each (orders, C).
+
+  Returns:
+    The figure, with means and standard deviations over orders.
+  """
+  figure = Figure(figsize=(7.2, 2.9), dpi=DPI)
+  left, right = figure.subplots(1, 2)
+  percent = 100 if record["metric"] == "prec@1" else 1
+  for axes, key, scale, color, label in (
+    (left, "sizes", 1, BLUE, "greedy soup"),
+    (right, "scores", percent, BLUE, "greedy soup"),
+    (right, "best", percent, ORANGE, "best model"),
+  ):
+    values = scale * np.array(record[key], float)
+    # A single order has no standard deviation.
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else None
+    axes.errorbar(
+      record["counts"], values.mean(axis=0), yerr=spread, color=color,
+      label=label, marker="o", markersize=3, capsize=2, linewidth=1.2,
+    )  # fmt: skip
+    axes.set_xlabel("Models to choose from")
+  left.set_ylabel("Models in the greedy soup")
+  unit = "Accuracy on minival (%)" if percent == 100 else "Score on minival"
+  right.set_ylabel(unit)
+  right.legend()
+  return figure

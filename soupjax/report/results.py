@@ -13,7 +13,10 @@ from typing import Any
 
 from soupjax import files
 
-KINDS = ("pretrained", "ingredient", "soup", "ensemble", "interpolation")
+# A "model" is one of a comparison, of which it is not known what it is.
+KINDS = (
+  *("pretrained", "ingredient", "soup", "ensemble", "interpolation", "model"),
+)
 SHIFTS = "shifts"  # The name of the mean over all shifts.
 
 
@@ -33,6 +36,8 @@ class Choices:
       outputs of the models), for splits with only some of the classes.
     unseen: split -> description of its classes, for splits with classes of
       their own.
+    reference: the model that a comparison names, which takes the place of the
+      best ingredient; "" in a run that chose.
   """
 
   metrics: tuple[str, ...] = ("prec@1",)
@@ -47,6 +52,7 @@ class Choices:
   protocols: Mapping[str, str] = dataclasses.field(default_factory=dict)
   means: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   unseen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  reference: str = ""
 
   @property
   def about_outputs(self) -> str:
@@ -230,11 +236,12 @@ class Results:
 
   @functools.cached_property
   def best(self) -> str | None:
-    """The recorded best ingredient by the first metric.
+    """The reference, or the recorded best ingredient by the first metric.
 
     If none is recorded, the most accurate one on minival, ties by lower loss.
     """
-    recorded = self.choices.best.get(self.choices.metrics[0])
+    recorded = self.choices.reference
+    recorded = recorded or self.choices.best.get(self.choices.metrics[0])
     if recorded in self.kinds:
       return recorded
 
@@ -338,6 +345,7 @@ def read_run(workdir: str | os.PathLike) -> Results:
         },
         protocols=dict(values.get("protocols", {})),
         unseen=dict(values.get("unseen", {})),
+        reference=str(values.get("reference", "")),
       )
     except (ValueError, TypeError, KeyError) as e:
       raise ValueError(f"{path} is damaged ({e}): delete it.") from e

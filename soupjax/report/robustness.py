@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Effective robustness: accuracy under shift above a line of baselines."""
+"""Effective robustness: accuracy under shift above the baselines' line."""
 
 from collections.abc import Iterator, Mapping
 import html
@@ -23,11 +23,11 @@ def about(record: Mapping[str, Any]) -> str:
   """Describes the line and the interval."""
   line = record["line"]
   return (
-    "rho: points of accuracy under shift (mean over shifts) above those that a "
+    "rho: accuracy under shift (mean over shifts) minus the accuracy that a "
     f"line through {record['baselines']} (n = {line['n']}, slope "
     f"{line['slope']:.2f} on logit axes) predicts from the accuracy on test, "
-    "with the 95 % interval of the line (arXiv 2007.00644). ~: the interval "
-    "contains zero."
+    "in points, with the 95 % interval of the line (arXiv 2007.00644). ~: the "
+    "interval contains zero."
   )
 
 
@@ -36,7 +36,7 @@ def table(
   results: Results,
   sizes: Mapping[str, int] | None = None,
 ) -> str:
-  """Formats rho of all rows as plain text; "" without a record."""
+  """Formats the rho of all models as plain text; "" without a record."""
   if record is None:
     return ""
   lines = [f"{TITLE}{'':<36}{'rho':>10}{'interval':>20}"]
@@ -49,7 +49,7 @@ def table(
 def section(
   record: Mapping[str, Any], results: Results, sizes: Mapping[str, int]
 ) -> str:
-  """Returns the same as HTML."""
+  """Formats the same table as HTML."""
   body = [
     f'<tr><th scope="row">{html.escape(name)}</th><td>{_value(rho)}</td>'
     f"<td>{_ends(rho)}</td></tr>"
@@ -85,8 +85,8 @@ def robustness_figure(
 
   Args:
     record: `robustness.json`: "points", baseline -> accuracies on test and
-      under shift; "line", with "slope" and "intercept"; "models", model ->
-      an object with "accuracy" and "shifted".
+      under shift; "line", with "slope" and "intercept"; "models", model -> an
+      object with "accuracy" (on test) and "shifted".
     kinds: model -> one of `KINDS`.
   """
   figure = Figure(figsize=(5.2, 4.2), dpi=DPI)

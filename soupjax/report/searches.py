@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables, pictures and the page of a search."""
+"""Tables, figures and the HTML report of a search."""
 
 from collections.abc import Mapping, Sequence
 import html
@@ -22,20 +22,21 @@ def search_figure(
   history: Sequence[Mapping[str, Any]],
   axis: str = "Coefficient",
 ) -> Figure:
-  """Draws scores along one coefficient, or the value trial by trial.
+  """Draws scores against one coefficient, or the objective by evaluation.
 
   Args:
-    title: of the picture.
+    title: title of the figure.
     history: candidates with "coefficients", "scores" (dataset -> score),
-      "value" (the objective) and "chosen", as of `soupjax.search.Search`.
+      "value" (the objective) and "chosen", as in `soupjax.search.Search`.
     axis: name of the coefficient.
 
   Returns:
     The figure. With one coefficient, a line for each dataset and a thick one
-    for the objective; otherwise points for candidates and the best so far.
+    for the objective; otherwise points for candidates and a line for the best
+    so far.
 
   Raises:
-    ValueError: if there are none.
+    ValueError: if there are no candidates.
   """
   if not history:
     raise ValueError("There is nothing to draw: the search has no candidates.")
@@ -80,8 +81,8 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
   """Formats tables as plain text.
 
   Args:
-    tables: with "title", "columns", "rows" (label -> fractions, None for a gap)
-      and "signed", whether the numbers are differences.
+    tables: objects with "title", "columns", "rows" (label -> fractions, None
+      for an empty cell) and "signed", whether the values are differences.
   """
   parts = []
   for table in tables:
@@ -120,10 +121,10 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes `report.html` and `figures/*.png` of a finished search.
 
   Args:
-    workdir: with `search.json`, and `config.json` if it exists.
+    workdir: directory of `search.json`, and optionally of `config.json`.
 
   Returns:
-    Path of the page.
+    The path of the report.
   """
   workdir = files.path_of(workdir)
   record = files.read_json(workdir / "search.json")
@@ -140,7 +141,7 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
         search_figure(name, history, record["axis"]),
         workdir / "figures" / f"{name}.png",
         html.escape(name),
-        "Every candidate on minival, by which the choice was made.",
+        "All candidates on minival, where the choice was made.",
       )
     )
   for name, trace in record.get("greedy", {}).items():

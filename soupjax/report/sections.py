@@ -34,12 +34,16 @@ WISE_FT_CAPTION = (
 
 def plane_caption(results: Results) -> str:
   """Describes the plane of test against shifts."""
-  return (
+  text = (
     "Each point is one model: accuracy on test against the mean accuracy over "
-    f"{html.escape(', '.join(results.shifts))}. Up and to the right is better. "
-    "The line is WiSE-FT, from the initial model to the best ingredient. "
-    "Ensembles run all their members on every image; everything else costs "
-    "one model."
+    f"{html.escape(', '.join(results.shifts))}. Up and to the right is better."
+  )
+  if results.choices.reference:
+    return text
+  return (
+    f"{text} The line is WiSE-FT, from the initial model to the best "
+    "ingredient. Ensembles run all their members on every image; everything "
+    "else costs one model."
   )
 
 
@@ -73,6 +77,8 @@ def summary(
 ) -> str:
   """Returns the paragraphs at the top: gains and losses in numbers."""
   rows = tables.rows(results, sizes)
+  if results.choices.reference:
+    return _compared(rows, results)
   soups = [r for r in rows if r.kind in ("soup", "interpolation")]
   ensembles = [r for r in rows if r.kind == "ensemble"]
   count, choices = len(results.models("ingredient")), results.choices
@@ -102,6 +108,18 @@ def summary(
     }
     paragraphs += [f"<p>{text}</p>", *_gains(ensembles, results, costs)]
   return "\n".join([*paragraphs, _verdict(soups, results)])
+
+
+def _compared(rows: Sequence[tables.Row], results: Results) -> str:
+  """Returns the paragraphs at the top of a comparison."""
+  others = [row for row in rows if row.kind != "best"]
+  text = (
+    f"<p>{len(rows)} models were evaluated; none was chosen or averaged. The "
+    f"reference is <b>{html.escape(results.best)}</b>."
+  )
+  if not others or not any(s in results.splits for s in ("test", SHIFTS)):
+    return f"{text}</p>"
+  return "\n".join([f"{text} Against it:</p>", *_gains(others, results, {})])
 
 
 def _places(results: Results) -> list[tuple[str, str]]:
@@ -172,9 +190,7 @@ def results_section(results: Results, sizes: Mapping[str, int]) -> str:
   columns += results.others
   rows = tables.rows(results, sizes)
   single = [
-    row
-    for row in rows
-    if row.kind in ("pretrained", "best", "soup", "interpolation")
+    row for row in rows if row.kind not in ("mean", "ingredient", "ensemble")
   ]
 
   def top(split):
@@ -228,20 +244,31 @@ def _cell(row, results, split, best) -> str:
 
 
 def _table_note(results) -> str:
-  count = len(results.models("ingredient"))
-  return (
+  count, reference = (
+    len(results.models("ingredient")),
+    results.choices.reference,
+  )
+  other = "reference" if reference else "best ingredient"
+  spread = (
+    " (for the mean ingredient: the standard deviation over the "
+    f"{count} ingredients)"
+  )
+  text = (
     "Percent correct; below it the 95 % Clopper-Pearson interval of that one "
-    "model on those images (for the mean ingredient: the standard deviation "
-    f"over the {count} ingredients). Means over shifts have no interval, since "
-    "shifts may be made of the same images. Intervals do not cover the "
-    "variation between runs. Models share images, so two intervals "
-    "that overlap do not show that two models are equal. Last line of a cell: "
-    "points above the best ingredient, with the 95 % interval of the paired "
-    "bootstrap over images and p of McNemar's exact test; ~ marks an interval "
-    "that contains zero. Bold: the best value "
-    "in a column at the cost of one model. Cost: models run per image. "
-    "Nothing was chosen on test or on a shift. The best ingredient and the "
-    "soups were chosen or trained on minival, so its column is optimistic."
+    f"model on those images{spread * (not reference)}. Means over shifts have "
+    "no interval, since shifts may be made of the same images. Intervals do "
+    "not cover the variation between runs. Models share images, so two "
+    "intervals that overlap do not show that two models are equal. Last line "
+    f"of a cell: points above the {other}, with the 95 % interval of the "
+    "paired bootstrap over images and p of McNemar's exact test; ~ marks an "
+    "interval that contains zero. Bold: the best value "
+    "in a column at the cost of one model. Cost: models run per image."
+  )
+  if reference:
+    return text
+  return (
+    f"{text} Nothing was chosen on test or on a shift. The best ingredient and "
+    "the soups were chosen or trained on minival, so its column is optimistic."
   )
 
 
@@ -296,10 +323,13 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
   )
   note = (
     "ECE: expected calibration error over 15 bins of equally many images. "
-    "Temperature: one number for each model, fitted to the loss on minival. "
-    "Averaging weights does not calibrate as ensembles do (arXiv 2203.05482, "
-    "appendix B)."
+    "Temperature: one number for each model, fitted to the loss on minival."
   )
+  if not results.choices.reference:
+    note += (
+      " Averaging weights does not calibrate as ensembles do (arXiv "
+      "2203.05482, appendix B)."
+    )
   return f"{_table(head, body)}\n<p><small>{note}</small></p>"
 
 

@@ -69,15 +69,30 @@ def label(model: str, kind: str, results: Results) -> str:
   choices = results.choices
   if model == "pretrained" and choices.initial_head:
     return f"Initial: {choices.initial_head}"
+  if kind == "model":
+    return model
+  if model == "wise_ft":
+    if _accuracy_chose(results) and results.best_wise_ft is not None:
+      return f"WiSE-FT, alpha {results.best_wise_ft:g} (by minival)"
+    return f"WiSE-FT, alpha by {in_words(choices.metrics[0])}"
   by_accuracy = set(choices.greedy.values()) == {"prec@1"}
   if model in choices.greedy and not by_accuracy:
     return f"Greedy soup by {in_words(choices.greedy[model])}"
   return LABELS.get(model, f"{model} ({kind})")
 
 
+def _accuracy_chose(results: Results) -> bool:
+  """Whether the soup "wise_ft" has the alpha of the best accuracy."""
+  chosen = results.kinds.get("wise_ft") == "soup"
+  return chosen and results.choices.metrics[0] == "prec@1"
+
+
 def is_labelled(model: str, results: Results) -> bool:
   """Whether `label` has words for a model instead of its name."""
-  return model in LABELS or model in results.choices.greedy
+  if results.kinds.get(model) == "model":
+    return False
+  names = (*LABELS, *results.choices.greedy, "wise_ft")
+  return model in names
 
 
 def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
@@ -88,6 +103,8 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
     sizes: ensemble -> number of members, where known. The one called "ensemble"
       has all ingredients.
   """
+  if results.choices.reference:
+    return _compared(results)
   mean, choices = mean_row(results), results.choices
   sizes = {"ensemble": len(mean.models), **(sizes or {})}
 
@@ -127,12 +144,24 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
       kind="interpolation",
     )
     for alpha, model in results.wise_ft.items()
-    if alpha == 0.5 or alpha == chosen
+    if (alpha == 0.5 or alpha == chosen)
+    and not (alpha == chosen and _accuracy_chose(results))
   ]
   soups = of_kind("soup")
   return [
     *of_kind("pretrained"), mean, *best, *soups, *middle, *of_kind("ensemble")
   ]  # fmt: skip
+
+
+def _compared(results: Results) -> list[Row]:
+  """Returns the rows of a comparison, in the order of the file."""
+  rows = []
+  for model, kind in results.kinds.items():
+    text = label(model, kind, results)
+    if model == results.best:
+      text, kind = f"{text} (reference)", "best"
+    rows.append(Row(label=text, models=(model,), kind=kind))
+  return rows
 
 
 def mean_row(results: Results) -> Row:

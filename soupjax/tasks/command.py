@@ -27,6 +27,7 @@ TASKS = {
   "finetune": ("workdir", "sweep", "sweep_index", "fake_devices", "topology"),
   "cook": ("workdir", "topology"),
   "diagnose": ("workdir",),
+  "evaluate": ("workdir",),
   "search": ("workdir",),
   "statistics": ("workdir",),
   "mix": ("topology",),
@@ -51,6 +52,19 @@ UNUSED = {
     "select",
     "tests",
     "zeroshot",
+  ),
+  "evaluate": (
+    "cook.greedy",
+    "cook.learned",
+    "cook.wise_ft_points",
+    "cook.ensembles_gb",
+    "cook.baselines",
+    "select",
+    "evaluate_command",
+    "evaluate_timeout",
+    "evaluate_retries",
+    "evaluate_jobs",
+    "evaluate_lower",
   ),
 }
 
@@ -244,6 +258,10 @@ def _run(task, command, dry_run):
     from soupjax.tasks import diagnose
 
     diagnose.run(command.config, workdir, dry_run=dry_run)
+  elif task == "evaluate":
+    from soupjax.tasks.evaluate import run as evaluate
+
+    evaluate.run(command.config, workdir, dry_run=dry_run)
   elif task == "search":
     from soupjax.tasks.search import run as search
 

@@ -121,10 +121,11 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   if not finished:
     _diagnose(opened, workdir, ingredients, evaluations, pairs)
 
-  # --- Reasons on request -----------------------------------------------------
+  # --- Further analyses -------------------------------------------------------
   if reasons.names_of(opened.config):
     record = workdir_lib.read(workdir / "diagnosis.json")
-    known = base.Diagnosed(opened, ingredients, evaluations, record)
+    selected = workdir_lib.read(workdir / "greedy.json")["selected"]
+    known = base.Diagnosed(opened, ingredients, evaluations, record, selected)
     lines = reasons.run(known, workdir)
     if _first():
       print("\n".join(lines), f"\n\nReport: {workdir / 'diagnosis.html'}")

@@ -175,8 +175,9 @@ def evaluating(
   report: float,
   disk: Mapping[str, float],
   free: float | None,
+  compiling: float = _COMPILING,
 ) -> Estimate:
-  """Estimates cooking or a diagnosis.
+  """Estimates cooking, a diagnosis or an evaluation.
 
   Args:
     program: bytes of the process after its inputs were opened.
@@ -190,6 +191,7 @@ def evaluating(
     report: bytes for figures and the page of results.
     disk: part -> bytes.
     free: bytes of the disk.
+    compiling: bytes of compilers and threads.
   """
   device = {
     "ingredients": pool / shards,
@@ -199,7 +201,7 @@ def evaluating(
   return Estimate(
     host={
       "the program": program,
-      "compiling": _COMPILING,
+      "compiling": compiling,
       "decoded images": images,
       "logits": logits,
       "the report": report,

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads for an encoder: fitted probes, heads of checkpoints, heads in files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from soupjax import data, sharding
+from soupjax import data, models, sharding
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks.finetune import config as settings
 from soupjax.train import probe
@@ -60,25 +60,57 @@ def fit(
     preprocess=preprocess,
   )
 
-  @jax.jit
-  def features_of(params, images):
-    return model.apply({"params": params}, images)[1]
-
+  place = sharding.along(mesh, "data")
+  placed = (
+    {**batch, "images": jax.device_put(batch["images"], place)}
+    for batch in batches
+  )
   params = jax.device_put(params, sharding.replicated(mesh))
-  features, labels = [], []
-  for batch in batches:
-    mask = batch["mask"]
-    images = jax.device_put(batch["images"], sharding.along(mesh, "data"))
-    features.append(np.asarray(features_of(params, images))[mask])
-    labels.append(batch["labels"][mask])
   return probe.linear_probe(
-    np.concatenate(features),
-    np.concatenate(labels),
+    *features(features_program(model), params, placed),
     num_classes=num_classes,
     l2=l2,
     steps=steps,
     init=init,
   )
+
+
+def features_program(model) -> Callable[[PyTree, jax.Array], jax.Array]:
+  """Returns the jitted features of a model: the input of its head.
+
+  Of a whole CLIP they are the embeddings of images.
+  """
+  tower, output = model, 1
+  if isinstance(model, models.CLIP):
+    tower, output = models.ViT(**model.image), 0
+
+  @jax.jit
+  def program(params, images):
+    params = params["img"] if isinstance(model, models.CLIP) else params
+    return tower.apply({"params": params}, images)[output]
+
+  return program
+
+
+def features(
+  program: Callable[[PyTree, jax.Array], jax.Array],
+  params: PyTree,
+  batches: Iterable[Mapping[str, Any]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (n, width) features and (n,) labels of all images, in order.
+
+  Args:
+    program: from `features_program`.
+    params: of the model.
+    batches: "images" on the devices, "labels" and "mask".
+  """
+  parts = []
+  for batch in batches:
+    rows = np.asarray(batch["mask"])
+    found = np.asarray(program(params, batch["images"]))
+    parts.append((found[rows], np.asarray(batch["labels"])[rows]))
+  found, labels = map(np.concatenate, zip(*parts))
+  return found, labels
 
 
 def leaves_of(ingredient: Ingredient) -> dict[str, Any]:

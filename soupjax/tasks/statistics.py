@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of checkpoints on images, for the rules fisher and regmean."""
+"""Fisher information and Gram matrices, for the rules fisher and regmean."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ from soupjax.progress import Progress
 from soupjax.soups.rules import estimate
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import inputs
+from soupjax.tasks.cook import export, inputs
 
 KINDS = ("fisher", "grams")
 
@@ -28,11 +28,11 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns all settings of this task."""
   c = cook_config.default_config()
   c.task = "statistics"
-  c.data.minival = "train"  # The split of the images.
+  c.data.minival = "train"  # The split that statistics are computed on.
   c.data.batch_size = 32
   c.kinds = "fisher+grams"
-  # Images, evenly spread over the split; 0 is all. The paper on RegMean takes
-  # about a thousand examples, that on Fisher merging a few thousand.
+  # Number of images, evenly spread over the split; 0 for all. The RegMean paper
+  # uses about a thousand examples, the Fisher merging paper a few thousand.
   c.images = 1024
   return c
 
@@ -43,31 +43,31 @@ def run(
   *,
   dry_run: bool = False,
 ) -> None:
-  """Writes Fisher information and Grams; skips files that exist.
+  """Writes Fisher information and Gram matrices; skips existing files.
 
   Args:
     config: as in configs/statistics.py.
     path: the directory of the run. `NAME/fisher.safetensors` (`.npz` for
-      checkpoints of big_vision) has the leaf names of the ingredient's file,
-      and `NAME/grams.safetensors` those of our models. If the names differ,
-      `NAME/model.safetensors` is the ingredient with the latter.
+      big_vision checkpoints) has the leaf names of the ingredient's file, and
+      `NAME/grams.safetensors` has soupjax's leaf names. If these differ,
+      `NAME/model.safetensors` is the ingredient with soupjax's names.
     dry_run: opens everything, prints the plan and stops.
 
   Raises:
-    ValueError: if the config cannot work, or checkpoints and data do not fit
+    ValueError: if the config is invalid, or checkpoints and data do not fit
       together.
   """
   kinds = _check(config)
   opened = inputs.open_inputs(config)
   if opened.heads or not hasattr(opened.model, "num_classes"):
     raise ValueError(
-      f"{opened.original.path} is a CLIP with both towers, but statistics are "
-      "of the outputs of a classifier: give checkpoints with a head."
+      f"{opened.original.path} is a CLIP with both towers, but statistics need "
+      "the outputs of a classifier: give checkpoints with a head."
     )
   if "grams" in kinds and getattr(opened.model, "scan", False):
     raise ValueError(
-      f"{opened.original.path} has the layers of its blocks in one array, for "
-      "which regmean does not work: set --config.kinds=fisher."
+      f"{opened.original.path} has scanned layers, which regmean does not "
+      "support: set --config.kinds=fisher."
     )
   source = opened.minival
   if 0 < config.images < len(source):
@@ -100,7 +100,7 @@ def _check(config) -> list[str]:
   problems.expect("evaluate_command", "empty", lambda v: not v)
   problems.raise_if_any()
   if jax.process_count() > 1:
-    raise ValueError("Statistics are of one process: leave --distributed out.")
+    raise ValueError("Statistics need a single process: omit --distributed.")
   return kinds
 
 
@@ -129,7 +129,7 @@ def _images(batches):
 
 
 def _fisher(opened, ingredient, batches, folder) -> None:
-  is_npz = opened.family in ("big_vision", "mixer")
+  is_npz = opened.family in export.NPZ
   path = folder / ("fisher.npz" if is_npz else "fisher.safetensors")
   if path.exists():
     return

@@ -1,11 +1,16 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Linear probes on frozen features (the LP of LP-FT, arXiv 2202.10054)."""
+"""Linear probes on frozen features (the LP of LP-FT, arXiv 2202.10054).
+
+By logistic regression, or with few examples by ridge regression.
+"""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from soupjax.train import losses
@@ -58,3 +63,54 @@ def linear_probe(
 
   (head, _), _ = jax.lax.scan(step, (head, solver.init(head)), length=steps)
   return head
+
+
+def ridge_probe(
+  features: np.ndarray, labels: np.ndarray, *, num_classes: int, l2: float
+) -> dict[str, np.ndarray]:
+  """Fits ridge regression to one-hot labels in closed form, in float64.
+
+  The few-shot probe of arXiv 1912.11370 (section 3.3.1) and 2106.04560. Each
+  feature is standardised by its mean and its standard deviation (plus 1e-5) in
+  these examples; targets are 1 for the class and -1 for the others; the bias is
+  not penalised. It is solved for features or examples, whichever are fewer.
+
+  Args:
+    features: (n, width) floats.
+    labels: (n,) class indices.
+    num_classes: number of classes.
+    l2: factor of the squared norm of the kernel of standardised features, added
+      to the sum of squared errors; `alpha` of scikit-learn's `Ridge`.
+
+  Returns:
+    `{"kernel": (width, num_classes), "bias": (num_classes,)}` in float64, for
+    features as they are given.
+
+  Raises:
+    ValueError: if `l2` is not positive, or a feature is not finite.
+  """
+  if not 0 < l2 < math.inf:
+    raise ValueError(f"l2 must be positive and finite, got {l2!r}.")
+  mean, scale = standardisation(features)
+  x = (np.asarray(features, np.float64) - mean) / scale
+  y = 2 * np.eye(num_classes)[np.asarray(labels)] - 1
+  bias = y.mean(axis=0)
+  if len(x) < x.shape[1]:
+    kernel = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), y - bias)
+  else:
+    gram = x.T @ x + l2 * np.eye(x.shape[1])
+    kernel = np.linalg.solve(gram, x.T @ (y - bias))
+  kernel = kernel / scale[:, None]
+  return {"kernel": kernel, "bias": bias - mean @ kernel}
+
+
+def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns mean and standard deviation plus 1e-5 of each feature, in float64.
+
+  Raises:
+    ValueError: if a feature is not finite.
+  """
+  features = np.asarray(features, np.float64)
+  if not np.isfinite(features).all():
+    raise ValueError("The features are not finite: the model diverged.")
+  return features.mean(axis=0), features.std(axis=0) + 1e-5

@@ -181,7 +181,7 @@ def test_heads_without_a_common_start_are_named(size, origin):
     models[k] = model(ingredient.name, params)
   findings = findings_of(models, origin)
   assert any(
-    "'head' differs from model to model" in f and "linear probe" in f
+    "'head' differs between models" in f and "linear probe" in f
     for f in findings
   )
   assert not any("'head'" in f for f in findings_of(some(4, size=size), origin))
@@ -248,7 +248,7 @@ def test_barriers_and_weak_models_and_rejections_are_named():
   greedy = sj.greedy_soup(ranked, two_bowls, accept="gt")
   report = sj.diagnose(ranked, two_bowls, greedy=greedy)
   text = " ".join(report.findings)
-  assert "midpoints are worse than their ends" in text
+  assert "midpoints are worse than the mean of their" in text
   assert "Greedy left 'b' out: lowers the score by 100." in text
   assert text.count("Greedy left") == sum(
     not d.accepted for d in greedy.history
@@ -345,7 +345,7 @@ def test_recorded_starts_that_differ_are_a_finding():
     ]
     return "\n".join(sj.diagnose(models, near_start).findings)
 
-  assert "'m2' record another start (init_hash) than 'm0'" in findings("aab")
+  assert "recorded by 'm2' differs from that of 'm0'" in findings("aab")
   assert "init_hash" not in findings(["a", "a", None])
 
 

@@ -89,8 +89,8 @@ def test_layers_come_in_order_and_scanned_ones_are_the_same():
   params = model.init(jax.random.key(0), images)["params"]
   found = named_layers(model, params, images)
   blocks = [f"Transformer/encoderblock_{k}" for k in range(3)]
-  assert [n for n in found if "block" in n] == blocks
-  assert list(found)[0] == "embedding" and list(found)[-1] == "head"
+  rest = ["Transformer/encoder_norm", "head"]
+  assert list(found) == ["embedding", *blocks, *rest]
   logits, features = model.apply({"params": params}, images)
   np.testing.assert_allclose(found["head"], logits, rtol=1e-5, atol=1e-5)
   last = found["Transformer/encoder_norm"]
@@ -104,6 +104,36 @@ def test_layers_come_in_order_and_scanned_ones_are_the_same():
   assert list(other) == list(found)
   for name in found:
     np.testing.assert_allclose(other[name], found[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "model,names",
+  [
+    (
+      models.Mixer(
+        num_classes=3, patch_size=4, width=4, depth=2, tokens_dim=4,
+        channels_dim=4,
+      ),
+      ["stem", "MixerBlock_0", "MixerBlock_1", "pre_head_layer_norm", "head"],
+    ),
+    (
+      models.ResNet(num_classes=3, width=32, depths=(1, 2)),
+      ["root_block/conv_root", "block1/unit01", "block2/unit01"]
+      + ["block2/unit02", "norm-pre-head", "head"],
+    ),
+  ],
+)  # fmt: skip
+def test_layers_of_other_models(model, names):
+  images = np.ones((2, 8, 8, 3), np.float32)
+  found = []
+
+  def collect(params):
+    layers = lib.layer_features(model, params["params"], images)
+    found.extend(name for name, _ in layers)
+    return 0
+
+  jax.eval_shape(collect, jax.eval_shape(model.init, jax.random.key(0), images))
+  assert found == names
 
 
 class Odd(nn.Module):
@@ -124,7 +154,10 @@ def test_a_model_without_layers_is_refused():
     (lambda: lib.hsic([np.ones((4, 2)), np.ones((5, 2))]), "same images"),
     (lambda: lib.class_separation(np.eye(3), [0, 1, 2]), "got 0 of 3"),
     (lambda: lib.class_separation(np.eye(3), [0, 1]), "and .2,."),
-    (lambda: lib.class_separation(np.ones((4, 2)), [0, 0, 1, 1]), "one direct"),
+    (
+      lambda: lib.class_separation(np.ones((4, 2)), [0, 0, 1, 1]),
+      "same direct",
+    ),
   ],
 )
 def test_refuses(call, message):

@@ -58,6 +58,18 @@ def test_scores_are_remembered(tmp_path):
   assert calls(tmp_path) == 2
 
 
+@pytest.mark.parametrize("first", ['{"acc": NaN}', '{"top1": 0.5}'])
+def test_a_score_that_cannot_decide_is_made_again(tmp_path, first):
+  with evaluator(tmp_path, f"echo '{first}'") as evaluate:
+    with pytest.raises(ValueError, match="acc"):
+      evaluate({"w": np.ones(2)})
+  with evaluator(tmp_path, COUNT) as evaluate:
+    assert evaluate({"w": np.ones(2)}) == 0.5
+  with evaluator(tmp_path, COUNT, also=["f1"]) as evaluate:
+    evaluate({"w": np.ones(2)})
+  assert calls(tmp_path) == 2
+
+
 def test_a_program_that_changes_the_checkpoint(tmp_path):
   for script in ("echo >> $1", "rm $1", "mv $1 $1.x; cp $1.x $1"):
     with evaluator(tmp_path, f"{script}; {COUNT}") as evaluate:

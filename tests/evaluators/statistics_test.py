@@ -186,3 +186,15 @@ def test_nll_and_brier_are_scikit_learns():
 def test_bad_input(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_over_datasets():
+  accuracies = np.array([[0.9, 0.5], [0.8, 0.5], [0.7, 1.0]])
+  logits, ranks = statistics.over_datasets(accuracies, [10, 4])
+  assert ranks.tolist() == [1.75, 2.25, 2]  # Equal models share 2.5.
+  expected = special.logit([[9.5 / 11, 0.5], [8.5 / 11, 0.5], [7.5 / 11, 0.9]])
+  np.testing.assert_allclose(logits, expected.mean(1), rtol=1e-12)
+  with pytest.raises(ValueError, match=r"\(3, 2\) and sizes \(1,\)"):
+    statistics.over_datasets(accuracies, [10])
+  with pytest.raises(ValueError, match="fractions"):
+    statistics.over_datasets(100 * accuracies, [10, 4])

@@ -113,3 +113,23 @@ def test_features_have_gaps_where_nothing_is_known():
   np.testing.assert_allclose(initial, [0.1, 0.2, np.nan])
   names = [text.get_text() for text in left.get_xticklabels()]
   assert names == ["embedding", "block 0", "head"]
+
+
+def test_growing_sweeps_have_error_bars_over_orders():
+  record = {
+    "metric": "prec@1",
+    "counts": [1, 4],
+    "sizes": [[1, 2], [1, 4]],
+    "scores": [[0.5, 0.7], [0.6, 0.8]],
+    "best": [[0.5, 0.6], [0.6, 0.6]],
+  }
+  figure = reasons.growth_figure(record)
+  assert saved(figure)
+  sizes, scores = (axes.containers[0] for axes in figure.axes)
+  np.testing.assert_allclose(sizes[0].get_ydata(), [1, 3])
+  np.testing.assert_allclose(scores[0].get_ydata(), [55, 75])
+  ends = sizes[2][0].get_segments()[1][:, 1]
+  np.testing.assert_allclose(ends, [3 - 2**0.5, 3 + 2**0.5])
+  alone = {k: v[:1] for k, v in record.items() if isinstance(v, list)}
+  alone |= {"counts": [1, 4], "metric": "loss"}
+  assert saved(reasons.growth_figure(alone))

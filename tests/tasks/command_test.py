@@ -38,6 +38,7 @@ def test_help_lists_tasks_and_flags():
     ("cook", "fake_devices"),
     ("diagnose", "sweep_index"),
     ("diagnose", "topology"),
+    ("evaluate", "topology"),
   ],
 )
 def test_a_flag_that_the_task_does_not_use_is_an_error(task, flag):

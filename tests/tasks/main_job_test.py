@@ -82,7 +82,7 @@ def test_every_model_is_evaluated_on_everything(done):
   assert kinds == {
     "pretrained": "pretrained",
     **dict.fromkeys(("member_000", "member_001"), "ingredient"),
-    **dict.fromkeys(("uniform", "greedy", "learned_layer"), "soup"),
+    **dict.fromkeys(("uniform", "greedy", "learned_layer", "wise_ft"), "soup"),
     **dict.fromkeys(("ensemble", "greedy_ensemble"), "ensemble"),
     **{f"wise_ft_{a}": "interpolation" for a in ("0.00", "0.50", "1.00")},
   }

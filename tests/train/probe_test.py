@@ -37,3 +37,30 @@ def test_a_linear_probe_is_a_head():
   chex.assert_trees_all_equal_shapes(head, params["head"])
   logits, _ = model.apply({"params": {**params, "head": head}}, images)
   assert (logits.argmax(axis=1) == labels).all()
+
+
+@pytest.mark.parametrize("n, width", [(40, 9), (9, 40)])
+def test_ridge_probe_is_scikit_learns(n, width):
+  linear_model = pytest.importorskip("sklearn.linear_model")
+  preprocessing = pytest.importorskip("sklearn.preprocessing")
+  scales = np.geomspace(1e-2, 1e2, width)
+  features = (RNG.normal(size=(n, width)) + 3) * scales
+  labels = np.arange(n) % 3
+  head = probe.ridge_probe(features, labels, num_classes=3, l2=5.0)
+  scaler = preprocessing.StandardScaler().fit(features)
+  scaler.scale_ = scaler.scale_ + 1e-5
+  reference = linear_model.Ridge(alpha=5.0)
+  reference.fit(scaler.transform(features), 2 * np.eye(3)[labels] - 1)
+  new = (RNG.normal(size=(50, width)) + 3) * scales
+  expected = reference.predict(scaler.transform(new))
+  found = new @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+  assert head["kernel"].dtype == np.float64
+
+
+def test_ridge_probe_rejects_what_has_no_solution():
+  features, labels = np.ones((2, 3)), np.array([0, 1])
+  with pytest.raises(ValueError, match="l2 .*got 0"):
+    probe.ridge_probe(features, labels, num_classes=2, l2=0)
+  with pytest.raises(ValueError, match="not finite"):
+    probe.ridge_probe(features * np.nan, labels, num_classes=2, l2=1.0)

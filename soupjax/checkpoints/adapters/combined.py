@@ -84,7 +84,7 @@ def mix_adapters(
   Raises:
     ValueError: if an adapter is DoRA, whose weights are not linear in the
       product; if they differ in kind, base or modules that are saved whole; or
-      if `out` exists.
+      if `out` exists or has the suffix of a file.
 
   Examples:
     >>> factors = {"q.lora_A.weight": jnp.ones((1, 3)),
@@ -100,7 +100,7 @@ def mix_adapters(
   """
   if rank is not None and (not isinstance(rank, int) or rank < 1):
     raise ValueError(f"rank must be a whole number above 0, got {rank!r:.80}.")
-  peft_files.check_local(out)
+  peft_files.check_new(out)
   loaded = _opened(list(adapters), weights, normalize)
   kind = loaded[0].config.kind
   if kind == "IA3" and rank is not None:

@@ -14,6 +14,8 @@ from soupjax.checkpoints import save
 from soupjax.checkpoints.adapters import peft_config
 
 PREFIX = "base_model.model."
+# Suffixes of single files of weights.
+_FILES = frozenset((".safetensors", ".npz", ".pt", ".pth", ".bin"))
 
 
 def check_local(path: str | os.PathLike) -> None:
@@ -23,6 +25,19 @@ def check_local(path: str | os.PathLike) -> None:
       f"{os.fspath(path)}: adapters are written to local disks. Choose a local "
       "path and copy what is written there."
     )
+
+
+def check_new(path: str | os.PathLike) -> None:
+  """Raises a ValueError if a path cannot become the folder of an adapter."""
+  check_local(path)
+  path = pathlib.Path(path).expanduser()
+  if path.suffix in _FILES:
+    raise ValueError(
+      f"{path}: an adapter is a folder of several files. Choose a name without "
+      f"{path.suffix}."
+    )
+  if os.path.lexists(path):
+    raise ValueError(f"{path} exists already: delete it, or choose another.")
 
 
 def write(

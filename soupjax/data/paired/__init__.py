@@ -1,5 +1,5 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images with a class or a caption each: CSV files and WebDataset shards."""
+"""Images with classes or captions, in CSV files or WebDataset shards."""
 
 from soupjax.data.paired.base import by_caption as by_caption

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images whose classes and captions are listed."""
+"""Sources of images with listed classes and captions."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -15,9 +15,9 @@ class Lists:
   """Classes and captions of the images of one split.
 
   Attributes:
-    labels: text of each image's class, None if the images have captions only.
-    captions: of each image, None if there are only classes.
-    where: index -> the file and row of an image, for errors.
+    labels: the class of each image, as text; None if there are only captions.
+    captions: the caption of each image; None if there are only classes.
+    where: index -> file and row of the image, for errors.
   """
 
   labels: Sequence[str] | None
@@ -26,9 +26,9 @@ class Lists:
 
 
 class Paired(Source):
-  """Images with a class, a caption, or both; subclasses read them.
+  """Images with a class, a caption, or both; subclasses read the images.
 
-  Reading a label of images that have captions only is an error.
+  Reading a label raises a ValueError if the images have only captions.
   """
 
   def __init__(self, name: str, size: int, own: Lists, all_lists):
@@ -54,9 +54,9 @@ class Paired(Source):
   def _label(self, index):
     if self._labels is None:
       raise ValueError(
-        f"{self.describe(index)} has a caption and no class, which is needed "
-        "here: give the images of this split a label. Captions alone serve "
-        "data.train of recipe='flyp' and 'lit'."
+        f"{self.describe(index)} has a caption but no class, which is needed "
+        "here: give the images of this split labels. Captions alone are enough "
+        "only for data.train of recipe='flyp' and 'lit'."
       )
     return self._labels[index]
 
@@ -65,16 +65,17 @@ class Paired(Source):
 
 
 def classes_of(lists: Sequence[Lists]) -> tuple[list[str] | None, int]:
-  """Numbers the classes of all splits together.
+  """Numbers the classes over all splits.
 
-  Labels that are all whole numbers are the numbers of the classes. Others are
-  names, numbered in their order.
+  If all labels are whole numbers, they are class indices. Otherwise they are
+  class names, numbered in alphabetical order.
 
   Returns:
-    The names, None for numbers; and the number of classes, 0 without labels.
+    The class names, or None for indices; and the number of classes, 0 without
+    labels.
 
   Raises:
-    ValueError: naming the row of a number that is not a class.
+    ValueError: naming the row of a number that is not a class index.
   """
   given = [own for own in lists if own.labels is not None]
   texts = set().union(*(own.labels for own in given))
@@ -84,9 +85,8 @@ def classes_of(lists: Sequence[Lists]) -> tuple[list[str] | None, int]:
     for k, text in enumerate(own.labels):
       if not text.isdecimal():
         raise ValueError(
-          f"{own.where(k)} has the label {text!r}: where all labels are "
-          "numbers, they are those of the classes, 0 and above. Write whole "
-          "numbers, or names."
+          f"{own.where(k)} has the label {text!r}: if all labels are numbers, "
+          "they are class indices, from 0. Use whole numbers, or names."
         )
   return None, max(map(int, texts)) + 1
 
@@ -123,6 +123,6 @@ def by_caption(source: Source) -> Source:
   """Makes a source whose labels are the indices of `source.captions`.
 
   Args:
-    source: with captions.
+    source: a source with captions.
   """
   return _ByCaption(source)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images in the tar files of WebDataset, read by random access."""
+"""Images in WebDataset tar files, read by random access."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ import numpy as np
 from soupjax.data import folders
 from soupjax.data.paired import base
 
-# The number of a shard at the end of its name.
+# The shard number at the end of a file name.
 _NUMBER = re.compile(r"[-_.]\d+([-_.]of[-_.]\d+)?$")
 
 
@@ -25,8 +25,8 @@ class Split:
   """Location of the images of one split.
 
   Attributes:
-    shards: its tar files, in order.
-    siblings: the shards of all splits that share the numbering of classes.
+    shards: the tar files of the split, in order.
+    siblings: the shards of all splits over which classes are numbered.
   """
 
   shards: tuple[pathlib.Path, ...]
@@ -34,12 +34,12 @@ class Split:
 
 
 def splits_of(pattern: str | os.PathLike) -> dict[str, Split]:
-  """Finds the splits of shards.
+  """Finds the splits of WebDataset shards.
 
   Args:
     pattern: a folder of SPLIT-000000.tar, SPLIT-000001.tar and so on; or a path
-      of shards with `*`, or with numbers and alternatives in braces, such as
-      "train-{000000..000146}.tar", whose split is "all".
+      with `*`, or with ranges or alternatives in braces, such as
+      "train-{000000..000146}.tar", whose split is called "all".
 
   Returns:
     Splits by name.
@@ -59,8 +59,9 @@ def splits_of(pattern: str | os.PathLike) -> dict[str, Split]:
   missing = [
     p for shards in by_name.values() for p in shards if not p.is_file()
   ]
-  if missing or not by_name:
-    what = missing[0] if missing else f"{path}/*.tar"
+  if missing or not any(by_name.values()):
+    folder = path / "*.tar" if path.is_dir() else path
+    what = missing[0] if missing else folder
     raise ValueError(
       f"There is no {what}: give a folder of SPLIT-000000.tar, or shards such "
       "as wds:train-{000000..000146}.tar or 'wds:train-*.tar'."
@@ -72,7 +73,7 @@ def splits_of(pattern: str | os.PathLike) -> dict[str, Split]:
 
 
 def _expanded(text: str) -> list[str]:
-  """Returns the texts that braces stand for, as in a shell."""
+  """Expands braces as a shell does."""
   parts = []
   for k, part in enumerate(re.split(r"\{([^{}]*)\}", text)):
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part)
@@ -86,11 +87,11 @@ def _expanded(text: str) -> list[str]:
 
 
 def open_split(split: Split) -> base.Paired:
-  """Opens a split of `splits_of`.
+  """Opens a split from `splits_of`.
 
-  Members with the same name up to the first dot belong together: an image, and
-  its class (.cls), caption (.txt), or both. Others are not read. Classes are
-  numbered over all splits; see `base.classes_of`.
+  Members with the same name up to the first dot form an example: an image with
+  its class (.cls), its caption (.txt), or both. Other members are not read.
+  Classes are numbered over all splits; see `base.classes_of`.
 
   Args:
     split: the split to open.
@@ -99,8 +100,8 @@ def open_split(split: Split) -> base.Paired:
     The source, in the order of the shards.
 
   Raises:
-    ValueError: naming a member without image, class or caption, a shard that is
-      damaged or compressed, or two splits that spell a class differently.
+    ValueError: naming an example without image, class or caption, a shard that
+      is damaged or compressed, or two splits that spell a class differently.
   """
   contents = [_content(shards) for shards in split.siblings]
   folders.check_spelling(
@@ -116,8 +117,8 @@ class _Content:
   """Content of the shards of a split.
 
   Attributes:
-    keys: (n,) bytes, the name of every image without its suffix.
-    places: (n, 3) index of the shard, offset and size of every image.
+    keys: (n,) names of the images as bytes, without suffix.
+    places: (n, 3) shard index, offset and size of each image.
     lists: classes and captions.
   """
 
@@ -170,7 +171,7 @@ def _all_or_none(texts, suffix: str, where):
 
 
 def _samples(shard):
-  """Lists (key, (offset, size), class, caption) of a shard."""
+  """Returns (key, (offset, size), class, caption) of each image in a shard."""
   samples: dict[str, dict[str, tuple[int, int]]] = {}
   texts: dict[tuple[str, str], str] = {}
   try:
@@ -191,13 +192,13 @@ def _samples(shard):
         if kind in sample:
           raise ValueError(
             f"{shard} has two members for the {kind} of {key}: give every "
-            "image a name of its own."
+            "image a unique name."
           )
         sample[kind] = member.offset_data, member.size
   except (tarfile.TarError, UnicodeDecodeError) as e:
     raise ValueError(
       f"Cannot read {shard} as a tar file: {e}. It must be complete and not "
-      "compressed, and texts in UTF-8."
+      "compressed, with texts in UTF-8."
     ) from e
   for key, sample in samples.items():
     _check_sample(
@@ -228,7 +229,7 @@ class _Shards(base.Paired):
   """Images in shards."""
 
   def __init__(self, split: Split, content: _Content, all_lists):
-    # Without parent folders: results and states do not depend on them.
+    # Without parent folders, so that results and states do not depend on them.
     first = split.shards[0]
     name = f"{first.parent.name}/{_NUMBER.sub('', first.stem)}"
     super().__init__(name, len(content.keys), content.lists, all_lists)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images that CSV files list."""
+"""Images listed in CSV files."""
 
 import csv
 import dataclasses
@@ -20,13 +20,13 @@ def splits_of(path: str | os.PathLike) -> dict[str, folders.Split]:
   """Finds the splits of CSV files.
 
   Args:
-    path: a file, whose split is "all", or a folder of SPLIT.csv.
+    path: a file, whose split is "all", or a folder of SPLIT.csv files.
 
   Returns:
     Splits by name.
 
   Raises:
-    ValueError: if there is no file.
+    ValueError: if there is no CSV file.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_file():
@@ -34,14 +34,14 @@ def splits_of(path: str | os.PathLike) -> dict[str, folders.Split]:
   files = tuple(sorted(path.glob("*.csv"))) if path.is_dir() else ()
   if not files:
     raise ValueError(
-      f"There is no {path}, and no .csv file in it: give the path of a CSV "
-      "file, or of a folder with SPLIT.csv."
+      f"{path} does not exist, or is a folder without .csv files: give the "
+      "path of a CSV file, or of a folder with SPLIT.csv."
     )
   return {file.stem: folders.Split(file, files) for file in files}
 
 
 def open_split(split: folders.Split) -> base.Paired:
-  """Opens a split of `splits_of`.
+  """Opens a split from `splits_of`.
 
   The first line of a file names its columns: "path", relative to the file, and
   "label", "caption" or both. Other columns are ignored. Classes are numbered
@@ -70,8 +70,8 @@ class _Content:
 
   Attributes:
     path: of the file.
-    images: (n,) bytes, the path of every image.
-    lines: (n,) number of its line in the file.
+    images: (n,) paths of the images, as bytes.
+    lines: (n,) line numbers of the images in the file.
     lists: classes and captions.
   """
 
@@ -102,7 +102,7 @@ def _cached_table(path, size, mtime) -> _Content:
         if None in row or None in row.values():
           count = len(columns)
           raise ValueError(
-            f"{where} does not have {count} columns, as the first line: put "
+            f"{where} does not have {count} columns like the first line: put "
             "texts with commas in double quotes."
           )
         for name, texts in values.items():
@@ -126,16 +126,21 @@ def _cached_table(path, size, mtime) -> _Content:
 
 
 def _check_columns(path, columns) -> None:
+  for name in _COLUMNS:
+    if columns.count(name) > 1:
+      raise ValueError(
+        f"The first line of {path} has {name!r} twice: rename one column."
+      )
   if "path" in columns and ("label" in columns or "caption" in columns):
     return
   raise ValueError(
     f"The first line of {path} is {', '.join(map(repr, columns))!s:.200}: it "
-    "must name the columns, 'path' and 'label' or 'caption'."
+    "must name the columns: 'path', and 'label' or 'caption' or both."
   )
 
 
 def _check_images(path, names, lines) -> None:
-  """Lists every folder once, rather than asking for every file."""
+  """Checks that all images exist, listing every folder only once."""
   known: dict[str, set[str]] = {}
   for name, line in zip(names, lines):
     folder, file = os.path.split(os.path.join(path.parent, name))
@@ -155,7 +160,7 @@ class _Table(base.Paired):
 
   def __init__(self, content: _Content, tables):
     path = content.path
-    # Without parent folders: results and states do not depend on them.
+    # Without parent folders, so that results and states do not depend on them.
     super().__init__(
       f"{path.parent.name}/{path.stem}",
       len(content.images),

@@ -107,7 +107,8 @@ def under(source: Ingredient, prefix: str) -> Ingredient:
 
   Args:
     source: the checkpoint.
-    prefix: start of the model's names, such as "module.base_encoder.".
+    prefix: start of the model's names, such as "module.base_encoder."; "" keeps
+      all.
 
   Returns:
     `source` with the leaves of this model only, under their names.
@@ -115,10 +116,10 @@ def under(source: Ingredient, prefix: str) -> Ingredient:
   Raises:
     ValueError: as for `with_prefix`.
   """
-  *_, pattern = with_prefix(source, [], prefix)
+  patterns = with_prefix(source, [], prefix)
   if all(leaf.startswith(prefix) for leaf in source.specs):
     return source
-  return without(source, pattern)
+  return without(source, patterns[-1])
 
 
 def _models_in(leaves: Collection[str]) -> dict[str, str]:

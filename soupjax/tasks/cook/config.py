@@ -328,6 +328,11 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
       raise ValueError(f"tests.{name}: this name is reserved, choose another")
     place, options = _parse_test(name, value)
     dataset, _, split = place.rpartition("/")
+    if not (dataset or config.data.name):
+      raise ValueError(
+        f"tests.{name}={place!r} has no dataset: write DATASET/{split}, or "
+        "give data.name"
+      )
     if not split or not re.fullmatch(r"[\w-]+", name):
       raise ValueError(
         f"tests.{name}={place!r}: give a name of letters and digits, and as "
@@ -480,7 +485,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   expect = problems.expect
 
   expect("ingredients", "a path with * in it, or several", bool)
-  if not config.evaluate_command:
+  if not config.evaluate_command and config.task != "evaluate":
     expect("data.name", "the name of a dataset", bool)
   problems.expect_counts("evaluate_jobs")
   problems.expect_counts("evaluate_retries", least=0)

@@ -2,26 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates each model once on all sets and records the results on disk."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 import dataclasses
+import json
 import math
 import pathlib
 from typing import Any
 import zipfile
 
+from absl import logging
 import jax
 import numpy as np
 
-from soupjax import data, files, processes
+from soupjax import data, files, processes, report
 from soupjax.evaluators import Evaluator, label_spaces, statistics
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import protocols
 from soupjax.tasks.cook.inputs import Inputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
 LABELS = ".labels"  # Name of the labels among the files of logits.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Evaluations:
@@ -99,11 +103,10 @@ class Evaluations:
     Raises:
       ValueError: if the weights diverged.
     """
-    record = self._workdir / "metrics" / f"{name}.json"
-    done = record.exists() and not (keep_logits and self.logits(name) is None)
-    if workdir_lib.agreed(done):
+    record = self._record(name)
+    if workdir_lib.agreed(self._is_done(name, keep_logits)):
       return workdir_lib.read(record)
-    params, results, correct, logits, labels = load(), {}, {}, {}, {}
+    params, results, correct, outputs = load(), {}, {}, {}
     ready: dict[Any, PyTree] = {None: params}  # By head, which sets may share.
     calibration = self._calibration()
     for dataset, evaluator in self._evaluators.items():
@@ -121,12 +124,13 @@ class Evaluations:
       )
       correct[dataset] = values["prec@1"]
       if keep_logits:
-        logits[dataset], labels[dataset] = values["logits"], values["labels"]
+        outputs[dataset] = values
+    more, right = self._more(params)
+    results, correct = {**results, **more}, {**correct, **right}
     if jax.process_index() == 0:
       self._write_correct(name, correct)
       if keep_logits:
-        files.write_arrays(self._file("logits", LABELS), labels)
-        files.write_arrays(self._file("logits", name), logits)
+        self._write_logits(name, outputs)
       files.make_directory(record.parent)
       files.write_json(record, results)
     processes.barrier(f"evaluated {name}")
@@ -136,7 +140,7 @@ class Evaluations:
     self, name: str, logits: Mapping[str, np.ndarray]
   ) -> dict[str, dict[str, float]]:
     """Evaluates an ensemble by its logits; returns the same as `evaluate`."""
-    labels, calibration = self.logits(LABELS), self._calibration()
+    labels, calibration = self._labels(), self._calibration()
     results, correct = {}, {}
     for dataset, outputs in logits.items():
       evaluator = Evaluator.from_arrays(
@@ -153,8 +157,51 @@ class Evaluations:
       self._write_correct(name, correct)
     return results
 
+  def _more(self, params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns further results by name, and whether each image was right."""
+    del params
+    return {}, {}
+
+  def means(self) -> dict[str, tuple[str, ...]]:
+    """Returns name -> sets of which the mean is reported."""
+    return cook_config.means(self._inputs.config)
+
+  def _write_logits(self, name: str, outputs: Mapping[str, Any]) -> None:
+    """Writes the logits and labels of a model, for ensembles.
+
+    Args:
+      name: of the model.
+      outputs: set -> values from `Evaluator.per_example`.
+    """
+    for file, key in ((LABELS, "labels"), (name, "logits")):
+      arrays = {dataset: values[key] for dataset, values in outputs.items()}
+      files.write_arrays(self._file("logits", file), arrays)
+
   def _calibration(self) -> "_Calibration":
     return _Calibration(self._inputs.calibration, self._inputs.spaces)
+
+  def _record(self, name: str) -> pathlib.Path:
+    return self._workdir / "metrics" / f"{name}.json"
+
+  def _is_done(self, name: str, keep_logits: bool) -> bool:
+    """Whether all files of an evaluated model are there and can be read."""
+    record = self._record(name)
+    if not record.exists() or (keep_logits and not self._kept(name)):
+      return False
+    # Without it, differences to this model would have no intervals.
+    if self._correct(name, files.read_json(record)) is not None:
+      return True
+    if jax.process_index() == 0:
+      logging.warning(
+        "%s is missing or damaged: %s is evaluated again.",
+        self._file("correct", name),
+        name,
+      )
+    return False
+
+  def _kept(self, name: str) -> bool:
+    """Whether the logits of a model were kept."""
+    return self.logits(name) is not None
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
     """Returns the logits of a model by set; None if missing or damaged."""
@@ -164,8 +211,12 @@ class Evaluations:
     try:
       stored = files.read_arrays(file)
       return {dataset: stored[dataset] for dataset in self._evaluators}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _DAMAGED:
       return None
+
+  def _labels(self) -> Mapping[str, np.ndarray]:
+    """Returns the labels of kept logits by set."""
+    return self.logits(LABELS)
 
   def rows(
     self,
@@ -188,7 +239,7 @@ class Evaluations:
         "start".
     """
     title = pathlib.PurePath(self._inputs.config.data.name).name
-    for mean, members in cook_config.means(self._inputs.config).items():
+    for mean, members in self.means().items():
       if mean == cook_config.SHIFTS and (name, mean) not in differences:
         continue
       parts = [results[member] for member in members]
@@ -268,7 +319,7 @@ class Evaluations:
           *(int((column == sign).sum()) for sign in (1, -1))
         )
         found[name, dataset] = dataclasses.replace(one, p=p)
-    means = cook_config.means(self._inputs.config) if sets is None else {}
+    means = self.means() if sets is None else {}
     for mean, members in means.items():
       values = [by_set[member] for member in members if member in by_set]
       if not values:
@@ -278,15 +329,25 @@ class Evaluations:
     return found
 
   def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
-    """Reads whether each image was right, as float64; None if it is missing."""
+    """Reads whether each image was right, as float64.
+
+    Returns:
+      Set -> (n,) values; None if the file is missing, damaged, or does not have
+      the accuracies of `results`.
+    """
     try:
       stored = files.read_arrays(self._file("correct", name))
-      return {
+      found = {
         dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
         for dataset, values in results.items()
       }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*_DAMAGED, TypeError):  # Of values that are not bytes.
       return None
+    for dataset, values in results.items():
+      right, n = found[dataset], values["n"]
+      if len(right) != n or abs(right.sum() - n * values["prec@1"]) > 0.5:
+        return None
+    return found
 
   def _write_correct(self, name: str, correct) -> None:
     """Writes whether each image was classified correctly, as bits."""
@@ -302,14 +363,64 @@ class Evaluations:
     return path
 
 
+def choices(inputs: Inputs) -> dict[str, Any]:
+  """Returns what `choices.json` tells the report about metrics and sets."""
+  names = inputs.metrics
+  return {
+    "metrics": list(names),
+    "modes": {name: inputs.mode(name) for name in names},
+    "initial_head": inputs.config.initial_head
+    or "zero-shot" * ("minival" in inputs.heads),
+    "outputs": {
+      name: (space.num_outputs, inputs.config.data.num_classes)
+      for name, space in inputs.spaces.items()
+      if space.num_outputs
+    },
+    "means": {} if inputs.is_judged else cook_config.means(inputs.config),
+    "protocols": protocols.described(inputs.spaces, inputs.ops),
+    "unseen": dict(inputs.unseen),
+  }
+
+
+def write_rows(
+  workdir: pathlib.Path,
+  evaluations: Any,
+  results: Mapping[str, tuple[str, Any]],
+  differences: Mapping[tuple[str, str], statistics.Difference],
+  above_start: Mapping[tuple[str, str], statistics.Difference] | None = None,
+  more: Iterable[Mapping[str, Any]] = (),
+) -> None:
+  """Writes `results.jsonl`, ordered by kind.
+
+  Args:
+    workdir: of the run.
+    evaluations: `Evaluations`, or those of `judge`.
+    results: model -> (kind, values from `evaluate`).
+    differences: as for `Evaluations.rows`.
+    above_start: as for `Evaluations.rows`.
+    more: further lines.
+  """
+  rows = [
+    row
+    for group in report.KINDS
+    for name, (kind, values) in results.items()
+    if kind == group
+    for row in evaluations.rows(name, kind, values, differences, above_start)
+  ]
+  lines = "".join(json.dumps(row) + "\n" for row in [*rows, *more])
+  files.write_text(workdir / "results.jsonl", lines)
+
+
 class _Calibration:
   """Calibration of one model on its sets, minival first.
 
-  On minival it fits the temperature that the other sets use.
+  On minival it fits the temperature that the other sets use. Without minival,
+  there is none.
   """
 
   def __init__(self, wanted: bool, spaces: Mapping[str, LabelSpace]):
-    self.wanted, self._spaces, self._temperature = wanted, spaces, 1.0
+    self.wanted, self._spaces = wanted, spaces
+    self._temperature: float | None = None
 
   def of(self, dataset: str, logits, labels) -> dict[str, float]:
     """Returns "ece", and with the temperature "ece_t" and "loss_t"."""
@@ -322,9 +433,11 @@ class _Calibration:
     if dataset == "minival":
       self._temperature = statistics.temperature(logits, labels)
       found["temperature"] = self._temperature
+    found["ece"] = statistics.ece(logits, labels)
+    if self._temperature is None:
+      return found
     scaled = logits / self._temperature
     return found | {
-      "ece": statistics.ece(logits, labels),
       "ece_t": statistics.ece(scaled, labels),
       "loss_t": statistics.nll(scaled, labels),
     }

@@ -18,7 +18,7 @@ from soupjax.tasks import workdir as workdir_lib
 
 PyTree = Any
 # Families whose files are npz.
-_NPZ = ("big_vision", "mixer", "bit", "bit_original")
+NPZ = ("big_vision", "mixer", "bit", "bit_original")
 
 
 def _weights_name(opened) -> str:
@@ -27,7 +27,7 @@ def _weights_name(opened) -> str:
   if opened.is_judged:
     kind, name, is_directory = layout(opened.original)
     return name if kind == "safetensors" and is_directory else ""
-  if opened.family in (None, *_NPZ) or not model_card.is_known(first.configs):
+  if opened.family in (None, *NPZ) or not model_card.is_known(first.configs):
     return ""
   return model_card.weights_name(first.configs, first.name)
 
@@ -121,7 +121,7 @@ def write(
   if opened.family is None:
     return
   beside = companions.beside(companions.home(rest or opened.ingredients[0]))
-  suffix = "npz" if opened.family in _NPZ else "safetensors"
+  suffix = "npz" if opened.family in NPZ else "safetensors"
   file = path.with_name(f"{path.name}.{suffix}")
   if beside:
     file = path / (_weights_name(opened) or "model.safetensors")
@@ -197,6 +197,10 @@ def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
     record = files.read_json(folder / "greedy.json")
     keys = ("metric", "accept", "min_delta", "selected")
     return recipe | {key: record[key] for key in keys}, record["selected"]
+  if soup == "wise_ft":
+    record = files.read_json(folder / "wise_ft.json")
+    keys = ("metric", "alpha", "initial")
+    return recipe | {k: record[k] for k in keys}, [record["fine-tuned"]]
   if soup in opened.learned:
     record = files.read_json(folder / "learned.json")
     alphas = {

@@ -24,6 +24,7 @@ from soupjax.data.folders import spelling
 from soupjax.models import clip, pretrained, tokens, zeroshot
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import zeroshot as settings
+from soupjax.tasks.cook import config as cook_config
 
 PyTree = Any
 # Rules of `Detected.ignored` for leaves that whole CLIPs have.
@@ -177,10 +178,12 @@ def whole_clips(
 
 def count_names(config) -> int:
   """Returns the number of classes of whole CLIPs."""
-  c = config.data
-  return data.open_source(
-    c.name, c.minival or c.train, data_dir=c.data_dir or None
-  ).num_classes
+  c, split = config.data, config.data.minival or config.data.train
+  name = c.name
+  if not split:  # A task without minival has its classes from a test set.
+    first = next(iter(cook_config.tests(config).values()))
+    name, split = first.dataset, first.split
+  return data.open_source(name, split, data_dir=c.data_dir or None).num_classes
 
 
 def _check_alike(ingredients, described) -> None:
@@ -375,13 +378,16 @@ def unseen_head(
   )
 
 
-def about(config, head: Head, minival: data.Source) -> str:
+def about(
+  config, head: Head, minival: data.Source, where: str = "minival"
+) -> str:
   """Describes the classes of a test set with names of its own.
 
   Args:
     config: with `zeroshot.names`, if the classes of minival have others.
     head: of the set.
     minival: the source of held-out images.
+    where: its name in the text.
   """
   classes = list(minival.class_names or ())
   if config.zeroshot.names:
@@ -390,10 +396,10 @@ def about(config, head: Head, minival: data.Source) -> str:
   shared = [name for name in head.names if spelling(name) in known]
   text = f"zero-shot on {len(head.names):,} classes of its own"
   if not classes:
-    return f"{text}; the names of minival's classes are unknown"
+    return f"{text}; the names of the classes of {where} are unknown"
   if not shared:
-    return f"{text}, none of which is in minival"
+    return f"{text}, none of which is in {where}"
   return (
-    f"{text}, of which {len(shared):,} are also in minival: "
+    f"{text}, of which {len(shared):,} are also in {where}: "
     f"{', '.join(shared[:3])}{', ...' * (len(shared) > 3)}"
   )

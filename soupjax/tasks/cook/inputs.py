@@ -23,7 +23,11 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.models import pretrained
-from soupjax.soups.core.ingredient import Ingredient, check_ingredients
+from soupjax.soups.core.ingredient import (
+  Ingredient,
+  check_ingredients,
+  check_names,
+)
 from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection, reordered
 from soupjax.tasks import mix, preprocessing
@@ -128,7 +132,8 @@ class CookInputs(Inputs):
   """The opened checkpoints, model, mesh and datasets of cooking.
 
   Attributes:
-    minival: the source of held-out images; None if a command evaluates.
+    minival: the source of held-out images; None if a command evaluates, or the
+      task "evaluate" has none.
     tests: name -> source of a test set.
   """
 
@@ -138,9 +143,8 @@ class CookInputs(Inputs):
   @property
   def sets(self) -> dict[str, data.Source]:
     """All sets by name, minival first."""
-    if self.minival is None:
-      return {}
-    return {"minival": self.minival, **self.tests}
+    minival = {} if self.minival is None else {"minival": self.minival}
+    return {**minival, **self.tests}
 
   @property
   def greedy(self) -> dict[str, str]:
@@ -209,7 +213,9 @@ def adapt(
     image_size=config.data.image_size,
   )
   ingredients = [
-    dataclasses.replace(adapted(original), name=safe_name(original.name))
+    dataclasses.replace(
+      adapted(original), name=safe_name(original.name, config.task)
+    )
     for original in opened
   ]
   # The folder of the start may have the name of an ingredient's.
@@ -238,15 +244,18 @@ def open_inputs(
   if whole is not None and not isinstance(model, models.CLIP):
     model = heads.clip_of(model, whole.options)
   ingredients, initial = adapt(config, model, opened, start)
-  check_same_init(ingredients)
-  select = check_selection(config, ingredients, initial)
-  if not select:
-    check_ingredients([*ingredients, *filter(None, [initial])])
+  if config.task == "evaluate":
+    check_names(ingredients)
+  else:
+    check_same_init(ingredients)
+    if not check_selection(config, ingredients, initial):
+      check_ingredients([*ingredients, *filter(None, [initial])])
   mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
-  sharding.share(
-    mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
-  )
-  minival, tests, spaces, made = _open_sources(
+  if config.task != "evaluate":
+    sharding.share(
+      mesh, "data", config.cook.learned.batch_size, "cook.learned.batch_size"
+    )
+  minival, tests, spaces, made, labels = _open_sources(
     config, detected, notes, model, opened[0]
   )
   if whole is not None:
@@ -263,7 +272,9 @@ def open_inputs(
     ops={k: t.ops for k, t in cook_config.tests(config).items() if t.ops},
     heads=made,
     unseen={
-      name: heads.about(config, made[name], minival)
+      name: heads.about(
+        config, made[name], labels, "minival" if minival else labels.name
+      )
       for name, test in cook_config.tests(config).items()
       if test.names
     },
@@ -323,27 +334,31 @@ def patterns(config: ml_collections.ConfigDict) -> list[str]:
   return open_lib.split_patterns(config.ingredients)
 
 
-def safe_name(name: str) -> str:
-  """Makes a name safe as a file name and distinct from the names of soups."""
+def safe_name(name: str, task: str = "cook") -> str:
+  """Makes a name safe as a file name and distinct from those of the task."""
   name = name.replace("/", ".").lstrip(".")
-  return f"ingredient_{name}" if _RESERVED.match(name) else name
+  taken = name == "pretrained" if task == "evaluate" else _RESERVED.match(name)
+  return f"ingredient_{name}" if taken else name
 
 
 def _open_sources(config, detected, notes, model, origin):
   """Opens minival and the test sets, labelled by the models' outputs.
 
   Returns:
-    Minival; test sets, spaces and zero-shot heads by name.
+    Minival or None; test sets, spaces and zero-shot heads by name; a source
+    with the classes of the models.
   """
   c, asked = config.data, cook_config.tests(config)
   options = {"data_dir": c.data_dir or None}
-  minival = data.open_source(c.name, c.minival or c.train, **options)
+  minival = None
+  if split := c.minival or c.train:
+    minival = data.open_source(c.name, split, **options)
   tests = {
     name: data.open_source(test.dataset, test.split, **options)
     for name, test in asked.items()
   }
   for name, test in tests.items():
-    if shared := data.shared_examples(minival, test):
+    if minival and (shared := data.shared_examples(minival, test)):
       use = "on which every choice is made" if c.minival else (
         "of which a part is minival, and the rest trained the models"
       )  # fmt: skip
@@ -351,18 +366,22 @@ def _open_sources(config, detected, notes, model, origin):
         f"tests.{name}: {test.name} has {shared} images of {minival.name}, "
         f"{use}. Take other images."
       )
-  classes = classes_lib.classes_of(config, detected, minival)
+  # Without minival, the classes are those of a test set that has all of them.
+  every = [s for s in tests.values() if s.num_classes == c.num_classes]
+  labels = minival or [*every, *tests.values()][0]
+  classes = classes_lib.classes_of(config, detected, labels)
   label = functools.partial(
     classes_lib.labelled, classes=classes, num=c.num_classes
   )
-  minival = label(minival, what="data.name")
-  if not c.minival:
-    _, minival = data.split_minival(minival, per_class=c.minival_per_class)
+  if minival:
+    minival = labels = label(minival, what="data.name")
+    if not c.minival:
+      _, minival = data.split_minival(minival, per_class=c.minival_per_class)
   spaces: dict[str, LabelSpace] = {}
   made: dict[str, heads.Head] = {}
   if isinstance(model, models.CLIP):
     own = heads.own_head(
-      config, model, origin, minival, classes, detected.classes
+      config, model, origin, labels, classes, detected.classes
     )
     made = dict.fromkeys(["minival", *tests], own)
   for name, source in tests.items():
@@ -391,6 +410,8 @@ def _open_sources(config, detected, notes, model, origin):
     if chosen is not None:
       spaces[name] = LabelSpace.of_outputs(chosen)
   for name, source in {"minival": minival, **tests}.items():
+    if source is None:
+      continue
     known = classes
     if name == "minival" and not c.classes:
       known = detected.classes
@@ -398,7 +419,7 @@ def _open_sources(config, detected, notes, model, origin):
       notes += classes_lib.incomparable(source, known, name)
     before = asked[name].ops if name in asked else ""
     infer.check_images(config, source, before)
-  return minival, tests, spaces, made
+  return minival, tests, spaces, made, labels
 
 
 def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
@@ -442,7 +463,10 @@ def check_workdir(opened: Inputs, path: str | os.PathLike | None) -> None:
 
 
 def check_unchanged(
-  config: ml_collections.ConfigDict, inputs: Inputs, record: pathlib.Path
+  config: ml_collections.ConfigDict,
+  inputs: Inputs,
+  record: pathlib.Path,
+  more: Mapping[str, Any] | None = None,
 ) -> None:
   """Records the inputs at the first start and compares them at later ones.
 
@@ -450,6 +474,7 @@ def check_unchanged(
     config: of the user, with gaps.
     inputs: of this start.
     record: a file of the workdir.
+    more: further inputs by name, as JSON.
 
   Raises:
     ValueError: naming the inputs that changed.
@@ -474,6 +499,7 @@ def check_unchanged(
     f"names or templates of {k}": head.record()
     for k, head in inputs.heads.items()
   }
+  present |= more or {}
   recorded = workdir_lib.read(record)
   if recorded is None:
     if jax.process_index() == 0:
@@ -506,13 +532,19 @@ def is_record_of(
 
 def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
+  found = matches([*patterns(config), config.initial, config.base])
+  return [identity(path) for path in found]
+
+
+def matches(given: Iterable[str]) -> list[str]:
+  """Returns all paths that match some patterns, sorted."""
   paths: list[str] = []
-  for pattern in [*patterns(config), config.initial, config.base]:
+  for pattern in given:
     if buckets.is_remote(pattern):
       paths += open_lib.matches(pattern)
     else:
       paths += glob.glob(os.path.expanduser(pattern), recursive=True)
-  return [identity(path) for path in sorted(paths)]
+  return sorted(paths)
 
 
 def changed(
@@ -550,20 +582,63 @@ def identity(path: str) -> list[Any]:
 
 def plan(inputs: CookInputs) -> str:
   """Describes the inputs and the work to be done, as text."""
+  start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
+  lines = [*about_models(inputs), f"start: {start}", *about_sets(inputs)]
+  if not inputs.tests:
+    lines.append("no test set: name one with tests= to measure gains of soups")
+  names = ["uniform", *inputs.greedy, *inputs.learned]
+  names += ["wise_ft"] if _wise_ft_points(inputs) else []
+  lines.append(f"soups: {', '.join(names)}")
+  models, candidates = evaluations(inputs)
+  lines.append(
+    f"evaluations: {models} models on all {inputs.num_images:,} images; at "
+    f"most {candidates} candidates on the {len(inputs.minival):,} of minival"
+  )
+  lines += _about_metrics(inputs)
+  size = inputs.config.data.image_size
+  needed = 12 * size**2 * len(inputs.minival) / 1e9
+  if needed > inputs.config.data.cache_gb:
+    lines.append(
+      f"minival takes {needed:.1f} GB decoded, more than data.cache_gb: it is "
+      "decoded again for every candidate"
+    )
+  lines.append(
+    f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
+    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
+  )
+  return "\n".join(lines)
+
+
+def evaluations(inputs: CookInputs) -> tuple[int, int]:
+  """Returns how many models are evaluated on all sets, and on minival alone."""
+  count, points = len(inputs.ingredients), _wise_ft_points(inputs)
+  soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
+  models = count + bool(inputs.initial) + soups + points
+  return models, len(inputs.greedy) * count
+
+
+def _wise_ft_points(inputs: CookInputs) -> int:
+  return inputs.config.cook.wise_ft_points if inputs.initial else 0
+
+
+def about_models(inputs: CookInputs, kind: str = "ingredients") -> list[str]:
+  """Describes the checkpoints in lines for the plan."""
   ingredients = inputs.ingredients
   values = [i.metrics.get("minival/prec@1") for i in ingredients]
   lines = [
-    f"{len(ingredients)} ingredients of {ingredients[0].num_bytes / 1e6:,.1f} "
+    f"{len(ingredients)} {kind} of {ingredients[0].num_bytes / 1e6:,.1f} "
     "MB" + (f", read as {inputs.family!r}" if inputs.family else "")
   ]
   lines += [
     f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
     for i, value in zip(ingredients, values)
   ]
-  lines += inputs.notes
-  start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
-  lines.append(f"start: {start}")
-  lines += [
+  return [*lines, *inputs.notes]
+
+
+def about_sets(inputs: CookInputs) -> list[str]:
+  """Describes the sets and their protocols in lines for the plan."""
+  lines = [
     "; ".join(
       [
         f"{name}: {source.name}, {len(source)} images",
@@ -583,23 +658,7 @@ def plan(inputs: CookInputs) -> str:
       "whole CLIPs: each is judged with the head of its own text tower, "
       f"{len(own.names):,} names x {len(own.templates):,} templates"
     )
-  if not inputs.tests:
-    lines.append("no test set: name one with tests= to measure gains of soups")
-  names = ["uniform", *inputs.greedy, *inputs.learned]
-  lines.append(f"soups: {', '.join(names)}")
-  lines += _about_metrics(inputs)
-  size = inputs.config.data.image_size
-  needed = 12 * size**2 * len(inputs.minival) / 1e9
-  if needed > inputs.config.data.cache_gb:
-    lines.append(
-      f"minival takes {needed:.1f} GB decoded, more than data.cache_gb: it is "
-      "decoded again for every candidate"
-    )
-  lines.append(
-    f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
-    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
-  )
-  return "\n".join(lines)
+  return lines
 
 
 def _about_metrics(inputs: CookInputs) -> Iterable[str]:

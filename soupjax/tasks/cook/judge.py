@@ -145,6 +145,7 @@ class Evaluations:
       functools.partial(export.write_like, opened.original),
       workdir / "evaluations",
       metric=opened.metrics[0],
+      also=opened.metrics[1:],
       jobs=config.evaluate_jobs,
     )
 

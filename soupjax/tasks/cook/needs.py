@@ -1,21 +1,27 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and disk of cooking and of a diagnosis, from metadata."""
+"""Memory, disk and time of cooking, evaluations and a diagnosis."""
 
 import math
 import os
+import pathlib
 
 import jax
+import numpy as np
 
 from soupjax import buckets, files
+from soupjax.soups.core.ingredient import sharding_of
 from soupjax.tasks import estimate
-from soupjax.tasks.cook.inputs import CookInputs
+from soupjax.tasks.cook import evaluate
+from soupjax.tasks.cook.inputs import CookInputs, Inputs
 
 # Measured copies of a model: sums, candidates, soups, gradients, and memory of
 # theirs that the allocator keeps.
-_COPIES = {"greedy": 9.0, "learned": 10.5}
+_COPIES = {"greedy": 9.0, "learned": 10.5, "evaluation": 1.2}
 # Measured bytes of the figures and the page of results.
 _REPORT = 60_000_000
+# Measured bytes of compiling forward passes alone.
+_FORWARD = 40_000_000
 
 
 def cooking(
@@ -28,7 +34,8 @@ def cooking(
     workdir: of the run; None if it is not known yet.
   """
   weights = inputs.ingredients[0].num_bytes
-  soups = 1 + len(inputs.greedy) + len(inputs.learned)
+  interpolates = inputs.initial and inputs.config.cook.wise_ft_points
+  soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(interpolates)
   logits = inputs.logits_bytes if inputs.ensembles else 0
   limit = inputs.config.cook.learned.memory_gb
   pool = len(inputs.ingredients) * weights if inputs.learned else 0
@@ -55,7 +62,60 @@ def diagnosis(
   return _estimate(inputs, workdir, 0, _COPIES["greedy"], 0, {})
 
 
-def _estimate(inputs, workdir, pool, copies, logits, disk):
+def evaluation(
+  inputs: CookInputs, workdir: str | os.PathLike | None
+) -> estimate.Estimate:
+  """Estimates memory and disk of the task "evaluate"; see `cooking`."""
+  models = len(inputs.ingredients) + (inputs.initial is not None)
+  logits = inputs.logits_bytes / len(inputs.ingredients)
+  disk = {"logits": models * logits * inputs.config.save_logits}
+  copies = _COPIES["evaluation"]
+  return _estimate(inputs, workdir, 0, copies, logits, disk, compiling=_FORWARD)
+
+
+def print_duration(inputs: Inputs, dataset: str, images: int) -> None:
+  """Prints how long forward passes take, by one batch that is timed.
+
+  Prints nothing in several processes, if a command evaluates, or if the model
+  is too large to be compiled for a CPU.
+
+  Args:
+    inputs: the opened inputs.
+    dataset: the set that the batch is taken from.
+    images: that all models see together.
+  """
+  first = inputs.ingredients[0]
+  count = sum(spec.size for spec in first.specs.values())
+  if inputs.place is None or jax.process_count() > 1:
+    return
+  if not estimate.can_compile(jax.devices(), count):
+    return
+  leaves = [
+    jax.device_put(
+      np.zeros(spec.shape, spec.dtype), sharding_of(inputs.place, leaf, spec)
+    )
+    for leaf, spec in first.specs.items()
+  ]
+  evaluations = evaluate.Evaluations(inputs, pathlib.Path())
+  evaluator = evaluations.minival(inputs.metrics[0], dataset)
+  params = jax.tree.unflatten(first.treedef, leaves)
+  size = min(inputs.config.data.batch_size, len(inputs.sets[dataset]))
+  speed = size / max(evaluator.seconds_per_batch(params), 1e-9)
+  print(
+    f"  forward passes {_time(images / speed)}: {images:,} images at "
+    f"{speed:,.0f}/s, by one batch; steps of learned soups are not counted"
+  )
+
+
+def _time(seconds: float) -> str:
+  """Writes a duration in one unit."""
+  for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+    if seconds >= 2 * unit:
+      return f"{seconds / unit:.1f} {name}"
+  return f"{seconds:.0f} s"
+
+
+def _estimate(inputs, workdir, pool, copies, logits, disk, **more):
   return estimate.evaluating(
     program=estimate.program_bytes(),
     weights=inputs.ingredients[0].num_bytes,
@@ -70,6 +130,7 @@ def _estimate(inputs, workdir, pool, copies, logits, disk):
     free=None
     if buckets.is_remote(workdir or "")
     else files.free_bytes(os.path.abspath(workdir or ".")),
+    **more,
   )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -37,7 +36,6 @@ from soupjax.tasks.cook import (
   inputs,
   judge,
   needs,
-  protocols,
   soups,
 )
 from soupjax.tasks.reasons import robustness
@@ -74,6 +72,10 @@ def run(
     needed = needs.cooking(opened, path)
     if _first():
       print(needed)
+    if not opened.is_judged:
+      models, candidates = inputs.evaluations(opened)
+      images = models * opened.num_images + candidates * len(opened.minival)
+      needs.print_duration(opened, "minival", images)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
@@ -174,6 +176,10 @@ def _run(
     load = functools.partial(load, sharding=place)
     results[name] = kind, evaluations.evaluate(name, load)
     progress.step(images=opened.num_images)
+  if points:
+    names.append("wise_ft")
+    load = _chosen_wise_ft(opened, best, results, models, workdir)
+    results["wise_ft"] = "soup", evaluations.evaluate("wise_ft", load)
   sizes = {}
   if opened.ensembles:
     ensembles, sizes = soups.ensembles(
@@ -195,15 +201,7 @@ def _run(
     above = {}
     if initial and opened.unseen:
       above = evaluations.differences("pretrained", results, opened.unseen)
-    rows = [
-      row
-      for group in report.KINDS
-      for name, (kind, values) in results.items()
-      if kind == group
-      for row in evaluations.rows(name, kind, values, differences, above)
-    ]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    files.write_text(workdir / "results.jsonl", lines)
+    evaluate.write_rows(workdir, evaluations, results, differences, above)
     if not opened.is_judged:
       shifts = cook_config.means(config).get(cook_config.SHIFTS, ())
       found = robustness.record(config.cook.baselines, shifts, results)
@@ -235,24 +233,12 @@ def _table(config, workdir: pathlib.Path, sizes) -> str:
 
 def _write_choices(opened, ingredients, workdir) -> None:
   """Records the metrics of every choice, for the report."""
-  names = opened.metrics
-  choices = {
-    "metrics": list(names),
-    "modes": {name: opened.mode(name) for name in names},
+  choices = evaluate.choices(opened) | {
     "best": {
-      name: _ranked(opened, ingredients, name)[0].name for name in names
+      name: _ranked(opened, ingredients, name)[0].name
+      for name in opened.metrics
     },
     "greedy": opened.greedy,
-    "initial_head": opened.config.initial_head
-    or "zero-shot" * ("minival" in opened.heads),
-    "outputs": {
-      name: (space.num_outputs, opened.config.data.num_classes)
-      for name, space in opened.spaces.items()
-      if space.num_outputs
-    },
-    "means": {} if opened.is_judged else cook_config.means(opened.config),
-    "protocols": protocols.described(opened.spaces, opened.ops),
-    "unseen": dict(opened.unseen),
   }
   if _first():
     files.write_json(workdir / "choices.json", choices)
@@ -338,6 +324,40 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
   for name in names:
     export.write(opened, folder / name, workdir / "export" / name)
   return names
+
+
+def _chosen_wise_ft(opened, best, results, models, workdir):
+  """Saves the interpolation that is best on minival; returns its loader.
+
+  Ties go to the alpha that is closest to the middle, as in the report.
+  """
+  metric, folder = opened.metrics[0], workdir / "soups" / "wise_ft"
+  sign = 1 if opened.mode(metric) == "max" else -1
+  alphas = {
+    name: float(name.removeprefix("wise_ft_"))
+    for name, (kind, _) in models.items()
+    if kind == "interpolation"
+  }
+  chosen = max(
+    alphas,
+    key=lambda name: (
+      sign * results[name][1]["minival"][metric],
+      -abs(alphas[name] - 0.5),
+    ),
+  )
+  if not workdir_lib.has_model(folder):
+    record = {
+      "alpha": alphas[chosen],
+      "metric": metric,
+      "initial": opened.initial.path,
+      "fine-tuned": best.name,
+      "scores": {name: results[name][1]["minival"][metric] for name in alphas},
+    }
+    _, load = models[chosen]
+    params = load(sharding=opened.place)
+    workdir_lib.save_model(folder, params, wise_ft=record)
+  export.write(opened, folder, workdir / "export" / "wise_ft")
+  return functools.partial(open_lib.load_params, folder, sharding=opened.place)
 
 
 def _batches(opened):

@@ -1,3 +1,3 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reasons of a diagnosis on request: planes, pairs."""
+"""Optional analyses of a diagnosis: planes, pairs, ensembles and more."""

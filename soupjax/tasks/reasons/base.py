@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What all reasons have in common."""
+"""The interface of reasons, and evaluations that can be resumed."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -24,22 +24,24 @@ INITIAL = "initial"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diagnosed:
-  """What reasons are computed from.
+  """A diagnosis and its inputs, from which reasons are computed.
 
   Attributes:
     opened: the inputs.
-    ingredients: the best on minival first.
+    ingredients: sorted by score on minival, the best first.
     evaluations: evaluators of all sets.
     diagnosis: the content of `diagnosis.json`.
+    selected: names of the ingredients of the greedy soup.
   """
 
   opened: CookInputs
   ingredients: Sequence[Ingredient]
   evaluations: Evaluations
   diagnosis: dict[str, Any]
+  selected: Sequence[str]
 
   def models(self, names: Sequence[str]) -> list[Ingredient]:
-    """Returns models in memory, with the selected leaves of all candidates."""
+    """Returns models in memory, with `select` applied as in all candidates."""
     opened, named = self.opened, {i.name: i for i in self.ingredients}
     ingredients = [named[name] for name in names if name != INITIAL]
     select = opened.selection(self.ingredients).get("select")
@@ -57,7 +59,7 @@ class Diagnosed:
     return [opened.initial if n == INITIAL else made[n] for n in names]
 
   def totals(self, params: Any) -> dict[str, float]:
-    """Returns "loss" and "error", a fraction, on minival."""
+    """Returns "loss" and "error" (a fraction) on minival."""
     evaluator = self.evaluations.minival(self.opened.metrics[0])
     totals = evaluator.totals(params)
     return {"loss": totals["loss"], "error": 1 - totals["prec@1"]}
@@ -65,18 +67,18 @@ class Diagnosed:
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-  """One reason.
+  """An analysis of why averages gain or lose.
 
   Attributes:
-    heading: of its section.
-    caption: of its figure, plain text.
-    settings: the defaults of the key of the config that has its name.
-    problems: adds the errors of these settings.
-    check: raises a ValueError if the inputs do not have what it needs.
-    compute: what it is computed from, and a function that makes an evaluation
-      `Resumed` from itself and the number of its calls -> a record for JSON.
-    draw: record -> figure.
-    describe: record -> lines of text.
+    heading: heading of its section.
+    caption: caption of its figure, plain text.
+    settings: defaults of its settings, under its name in the config.
+    problems: collects errors in these settings.
+    check: raises a ValueError if the inputs lack something that it needs.
+    compute: maps the diagnosis, and a function that wraps an evaluation with a
+      number of calls as `Resumed`, to a JSON record.
+    draw: maps the record to a figure.
+    describe: maps the record to lines of text.
   """
 
   heading: str
@@ -92,7 +94,7 @@ class Reason:
 class Resumed:
   """An evaluation whose first calls return the values of an earlier run.
 
-  This works because models are always evaluated in the same order.
+  Models must be evaluated in the same order in every run.
   """
 
   def __init__(
@@ -109,9 +111,9 @@ class Resumed:
     Args:
       evaluate: maps parameters to JSON.
       total: number of calls.
-      path: a JSON file of values; those of another key are not used.
-      stage: for the progress.
-      key: JSON on which the order of the models depends.
+      path: a JSON file of values; values of a different key are ignored.
+      stage: name in the progress output.
+      key: JSON that determines the order of the models.
     """
     self._evaluate, self._path, self._calls = evaluate, path, 0
     self._key = key

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reason "ensemble": soups of two models against their ensembles."""
+"""The reason "ensemble": soups of two models against their logit ensembles."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def _problems(problems) -> None:
 def _check(opened: CookInputs) -> None:
   if not opened.config.max_pairs:
     raise ValueError(
-      "The reason 'ensemble' is about pairs, but max_pairs=0: give at least 1."
+      "The reason 'ensemble' is about pairs, but max_pairs=0: set at least 1."
     )
 
 
@@ -75,9 +75,10 @@ def _describe(record) -> list[str]:
 ENSEMBLE = Reason(
   heading="Soups of two models against their ensembles",
   caption="Left: loss of the soup minus loss of the ensemble on minival, both "
-  "with the temperature that calibrates the soup, against its prediction from "
-  "flatness and confidence (arXiv 2203.05482, equation 1): exact on the line. "
-  "Right: their errors (Figure 4); below the line, the soup is better.",
+  "with the temperature that calibrates the soup, against the prediction from "
+  "flatness and confidence (arXiv 2203.05482, equation 1). Points on the line "
+  "are predicted exactly. Right: error of the soup against error of the "
+  "ensemble (Figure 4). The soup is better below the line.",
   settings={
     "pairs": 10,  # The first pairs; each costs about 12 forward passes.
     "share": 0.5,  # Of the second model.

@@ -20,13 +20,13 @@ def _problems(problems) -> None:
 def _check(opened: CookInputs) -> None:
   if "minival" in opened.heads:
     raise ValueError(
-      "The reason 'features' is for models with a head, but these are whole "
-      "CLIPs, whose features are compared with texts: leave it out."
+      "The reason 'features' needs models with a head, but these are whole "
+      "CLIPs: leave it out."
     )
 
 
 def _compute(diagnosed: Diagnosed, resume):
-  del resume  # Features are not kept; a model takes one pass.
+  del resume  # Features are not saved: a model takes only one pass.
   opened = diagnosed.opened
   start = [INITIAL] if opened.initial else []
   names = [*start, *(i.name for i in diagnosed.ingredients)]
@@ -66,7 +66,7 @@ def _compute(diagnosed: Diagnosed, resume):
 def _separation(features, labels) -> float | None:
   try:
     return features_lib.class_separation(features, labels)
-  except ValueError:  # Features such as those of a head of zeros.
+  except ValueError:  # Constant features, as of a head of zeros.
     return None
 
 
@@ -85,7 +85,7 @@ def _describe(record) -> list[str]:
   if means:
     layer = min(means, key=means.__getitem__)
     lines.append(
-      f"Ingredients differ most at {layer}: mean CKA of their pairs "
+      f"Ingredients differ most at {layer}: mean CKA over pairs "
       f"{means[layer]:.3f}."
     )
   last = record["layers"][-1]
@@ -103,10 +103,11 @@ FEATURES = Reason(
   heading="Features of the layers",
   caption="Left: similarity of the features of each layer on minival (unbiased "
   "minibatch CKA, arXiv 2010.15327, of outputs averaged over tokens); bands "
-  "are the range over models. Right: class separation, one minus the mean "
-  "cosine distance within classes over that of all images (arXiv 2010.16402).",
+  "are the range over models. Right: class separation, 1 minus the ratio of "
+  "the mean cosine distance within classes to that between all images (arXiv "
+  "2010.16402).",
   settings={
-    "images": 1024,  # Of minival, at most.
+    "images": 1024,  # Maximum number of images of minival.
   },
   problems=_problems,
   check=_check,

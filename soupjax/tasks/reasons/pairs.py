@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reason "pairs": gains of midpoints against angles and distances."""
+"""The reason "pairs": gains of midpoints by angle and distance."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from soupjax.tasks.reasons.base import Diagnosed, Reason
 def _check(opened: CookInputs) -> None:
   if not opened.config.max_pairs:
     raise ValueError(
-      "The reason 'pairs' is about midpoints, but max_pairs=0: give at least 1."
+      "The reason 'pairs' is about midpoints, but max_pairs=0: set at least 1."
     )
 
 
@@ -78,13 +78,13 @@ def _problems(problems) -> None:
 
 PAIRS = Reason(
   heading="Gains of averaging two models",
-  caption="The score on minival of the midpoint of two models, minus the mean "
-  "of their scores, against the angle of their differences from the start and "
-  "their distance (arXiv 2203.05482, Figure 3).",
+  caption="Score of the midpoint of two models on minival, minus the mean of "
+  "their scores, against the angle between their updates from the start and "
+  "against their distance (arXiv 2203.05482, Figure 3).",
   settings={
-    "color": "learning_rate",  # A hyperparameter; the larger of the two.
-    "curves": 3,  # Lines between models, of the first pairs; 0 for none.
-    "points": 9,  # Of each line, with both models.
+    "color": "learning_rate",  # The larger value of the two models.
+    "curves": 3,  # Curves between models, for the first pairs; 0 for none.
+    "points": 9,  # Points per curve, including both models.
   },
   problems=_problems,
   check=_check,

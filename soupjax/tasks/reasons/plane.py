@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reason "plane": loss and error on the plane through three models."""
+"""The reason "plane": loss and error in the plane through three models."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from soupjax.tasks.reasons.base import INITIAL, Diagnosed, Reason
 
 
 def _corner_names(opened: CookInputs) -> list[str]:
-  """Returns the names given for the plane; [] for the default."""
+  """Returns the names in `plane.models`; [] for the default."""
   text = opened.config.plane.models
   return [part for part in map(str.strip, text.split(",")) if part]
 
@@ -23,7 +23,7 @@ def _check(opened: CookInputs) -> None:
   known += [INITIAL] if opened.initial else []
   if not names and len(known) < 3:
     raise ValueError(
-      f"The plane goes through three models, but there are only "
+      f"The plane needs three models, but there are only "
       f"{', '.join(known)}: give more ingredients, or --config.initial."
     )
   if names and len(names) != 3:
@@ -39,8 +39,8 @@ def _check(opened: CookInputs) -> None:
       )
     if names.count(name) > 1:
       raise ValueError(
-        f"plane.models={opened.config.plane.models!r} names {name!r} twice: a "
-        "plane goes through three different models."
+        f"plane.models={opened.config.plane.models!r} names {name!r} twice: "
+        "a plane needs three different models."
       )
 
 
@@ -77,7 +77,7 @@ def _describe(record) -> list[str]:
     weights = zip(lowest["weights"], record["names"])
     corners = zip(record["names"], record["at_corners"][metric])
     lines.append(
-      f"The lowest {metric} of the grid is {scale * lowest['value']:.4g}{unit},"
+      f"The lowest {metric} on the grid is {scale * lowest['value']:.4g}{unit},"
       f" at {' + '.join(f'{w:.2f} {name}' for w, name in weights)} ("
       + ", ".join(f"{name}: {scale * v:.4g}{unit}" for name, v in corners)
       + ")."
@@ -93,13 +93,13 @@ def _problems(problems) -> None:
 PLANE = Reason(
   heading="The plane through three models",
   caption="Metrics on minival in the plane through the marked models (axes "
-  "orthonormal in the space of the parameters; arXiv 2203.05482, Figure 2). "
-  "The star is the lowest point of the grid.",
+  "orthonormal in parameter space; arXiv 2203.05482, Figure 2). The star "
+  "marks the lowest point on the grid.",
   settings={
-    # Three names of ingredients or "initial"; "" is initial and the best two.
+    # Three ingredients or "initial"; "" for initial and the best two.
     "models": "",
-    "points": 11,  # A side of the grid, so 124 evaluations.
-    "margin": 0.25,  # Around the models, as a part of the plane's size.
+    "points": 11,  # Per side of the grid: 11 x 11 + 3 evaluations.
+    "margin": 0.25,  # Around the models, as a fraction of their extent.
   },
   problems=_problems,
   check=_check,

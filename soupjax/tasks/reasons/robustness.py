@@ -18,16 +18,16 @@ SHIFTS = "shifts"
 def read_baselines(
   path: str | os.PathLike, shifts: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-  """Reads accuracies of baselines.
+  """Reads the accuracies of baselines.
 
   Args:
-    path: a JSON object, model -> set -> accuracy, or a CSV file whose first
-      column names models, with a column for each set. Accuracies are fractions.
-    shifts: the sets of the mean over shifts. A file needs "test" and all of
-      them, or "test" and "shifts", their mean.
+    path: a JSON object, model -> set -> accuracy; or a CSV file with model
+      names in the first column, and a column per set. Accuracies are fractions.
+    shifts: names of the shifted sets. A file needs "test" and either all of
+      these or their mean, called "shifts".
 
   Returns:
-    Model -> its accuracies on test and under shift.
+    Model -> accuracy on test, accuracy under shift.
 
   Raises:
     ValueError: naming the file and what is wrong or missing.
@@ -58,7 +58,7 @@ def read_baselines(
 
 
 def _table_of(lines: Sequence[Sequence[str]], path) -> dict[str, Any]:
-  """Returns the rows of a CSV file by their first column."""
+  """Returns the rows of a CSV file, keyed by their first column."""
   lines = [[c.strip() for c in line] for line in lines if any(line)]
   rows: dict[str, Any] = {}
   for name, *values in lines[1:]:
@@ -80,8 +80,8 @@ def _accuracy(path, name: str, row: Mapping[str, Any], sets) -> float:
     if dataset not in row:
       raise ValueError(
         f"{path}: {name!r} has no accuracy on {dataset!r}, only on "
-        f"{', '.join(row) or 'no set'}. Give 'test' and each"
-        " shift, or 'shifts'."
+        f"{', '.join(row) or 'no set'}. Give 'test' and either every shifted "
+        "set or 'shifts'."
       )
     try:
       value = float(row[dataset])
@@ -97,12 +97,12 @@ def _accuracy(path, name: str, row: Mapping[str, Any], sets) -> float:
 
 
 def check(path: str, sets: Sequence[str], shifts: Sequence[str]) -> None:
-  """Checks that effective robustness can be computed with given baselines.
+  """Checks that effective robustness can be computed from the baselines.
 
   Args:
-    path: of the baselines; "" for none.
+    path: path of the baselines; "" for none.
     sets: names of the test sets.
-    shifts: those of the mean over shifts.
+    shifts: names of the shifted sets.
 
   Raises:
     ValueError: naming what is wrong or missing.
@@ -128,13 +128,13 @@ def record(
   """Computes the effective robustness of all models.
 
   Args:
-    path: of the baselines; "" takes the ingredients.
-    shifts: the sets of the mean over shifts.
-    results: model -> kind, and its metrics by set.
+    path: path of the baselines; "" for the ingredients.
+    shifts: names of the shifted sets.
+    results: model -> (kind, set -> metric -> value).
 
   Returns:
-    JSON; None without test or shifts, or if the ingredients do not define a
-    line. Models whose accuracy on test is 0 or 1 are left out.
+    JSON; None without test or shifted sets, or if the ingredients do not define
+    a line. Models with an accuracy of 0 or 1 on test are left out.
   """
   points = {}
   for name, (_, values) in results.items():

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reasons of a diagnosis that are computed on request (docs/diagnose.md)."""
+"""Computes the reasons that a config asks for (docs/diagnose.md)."""
 
 import functools
 import html
@@ -18,6 +18,7 @@ from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Resumed
 from soupjax.tasks.reasons.ensemble import ENSEMBLE
 from soupjax.tasks.reasons.features import FEATURES
+from soupjax.tasks.reasons.greedy import GREEDY
 from soupjax.tasks.reasons.pairs import PAIRS
 from soupjax.tasks.reasons.plane import PLANE
 
@@ -26,18 +27,19 @@ REASONS = {
   "pairs": PAIRS,
   "ensemble": ENSEMBLE,
   "features": FEATURES,
+  "greedy": GREEDY,
 }
 
 
 def settings() -> dict[str, Any]:
-  """Returns the keys of a config about reasons, with their defaults."""
+  """Returns the config keys of reasons, with their defaults."""
   # Some of the names of `REASONS`, joined by commas.
   defaults: dict[str, Any] = {"reasons": ""}
   return defaults | {name: dict(r.settings) for name, r in REASONS.items()}
 
 
 def names_of(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the names of the reasons asked for.
+  """Returns the names of the requested reasons.
 
   Raises:
     ValueError: if one is unknown.
@@ -56,7 +58,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Checks the settings of reasons.
 
   Raises:
-    ValueError: listing the settings that cannot work.
+    ValueError: listing the invalid settings.
   """
   problems = config_lib.Problems(config)
   problems.attempt(names_of, config)
@@ -66,7 +68,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_inputs(opened: CookInputs) -> None:
-  """Checks that the reasons asked for can be computed from these inputs.
+  """Checks that the requested reasons can be computed from these inputs.
 
   Raises:
     ValueError: naming what is missing.
@@ -78,22 +80,22 @@ def check_inputs(opened: CookInputs) -> None:
 def without(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Returns a config without the keys of reasons.
 
-  A diagnosis does not depend on them, so they can be added when it is finished.
+  A diagnosis does not depend on these, so reasons can be added afterwards.
   """
   values = {k: v for k, v in config.to_dict().items() if k not in settings()}
   return ml_collections.ConfigDict(values).lock()
 
 
 def run(diagnosed: Diagnosed, workdir: pathlib.Path) -> list[str]:
-  """Computes the reasons asked for that are not there yet.
+  """Computes the requested reasons, unless they are finished.
 
   Args:
-    diagnosed: what they are computed from.
-    workdir: gets `reasons/NAME.json` and `reasons/NAME.png` of each, and
-      `diagnosis.html` with all of them.
+    diagnosed: the diagnosis and its inputs.
+    workdir: `reasons/NAME.json` and `reasons/NAME.png` of each reason are
+      written here, and `diagnosis.html` with all of them.
 
   Returns:
-    Lines of text about those asked for.
+    Lines of text about the requested reasons.
   """
   folder, first = workdir / "reasons", jax.process_index() == 0
   if first:

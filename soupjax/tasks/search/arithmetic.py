@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""WiSE-FT, task addition and negation, analogies."""
+"""WiSE-FT, task addition, negation and analogies."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ def grid(inputs: SearchInputs) -> list[float]:
 
 
 def wise_ft(work: Work) -> Outcome:
-  """Chooses alpha from the initial model to the best ingredient."""
+  """Chooses alpha between the initial model and the best ingredient."""
   evaluate, names = work.with_mean(deciding(work.inputs))
   best = work.best(names)
   found = search.wise_ft_curve(
@@ -38,7 +38,7 @@ def wise_ft(work: Work) -> Outcome:
 
 
 def deciding(inputs: SearchInputs) -> list[str]:
-  """Returns the tasks of `search.choose_on`, all if it is empty."""
+  """Returns the tasks of `search.choose_on`, or all if it is empty."""
   names = search_config.names_of(inputs.config, "choose_on")
   return names or list(inputs.tasks)
 
@@ -55,7 +55,7 @@ def own_scores(work: Work) -> dict[str, float]:
 def addition(work: Work) -> Outcome:
   """Chooses one scale for the sum of all task vectors."""
   own = own_scores(work)
-  # Shares of losses, or of a score of 0, mean nothing.
+  # Ratios of losses, or to a score of 0, are meaningless.
   complete = len(own) == len(work.inputs.tasks) and min(own.values()) > 0
   found = search.task_scale(
     work.inputs.initial,
@@ -89,34 +89,34 @@ def forgotten(inputs: SearchInputs) -> list[str]:
 
 
 def check_negation(inputs: SearchInputs) -> None:
-  """Checks that the control is a task that is not to be forgotten.
+  """Checks the tasks to forget and the control.
 
   Raises:
-    ValueError: if it is, is missing, or a task has no ingredient; or if lower
-      is better for the metric.
+    ValueError: if the control is missing or is itself to be forgotten, a task
+      to forget has no ingredient, or lower is better for the metric.
   """
   metric = inputs.metrics[0]
   if inputs.mode(metric) != "max":
     raise ValueError(
-      f"cook.metric={metric!r} is lower for better models, and the control "
-      "must keep a share of its score: take one such as prec@1."
+      f"cook.metric={metric!r} is lower for better models, but negation "
+      "needs a metric where higher is better, such as prec@1."
     )
   names, control = forgotten(inputs), inputs.config.search.control
   if control not in inputs.tasks:
     raise ValueError(
       f"search.control={control!r} must be one of the tasks "
-      f"{', '.join(inputs.tasks)}: the model must stay good at it."
+      f"{', '.join(inputs.tasks)}: one on which accuracy must not drop."
     )
   check_control("forget", names, [control])
   _check_own(inputs, "forget", names)
 
 
 def check_control(key: str, names: list[str], controls: list[str]) -> None:
-  """Raises a ValueError if a task to change is a control, too."""
+  """Raises a ValueError if a task to change is also a control."""
   if both := sorted(set(names) & set(controls)):
     raise ValueError(
-      f"The task {both[0]!r} is both a control and in search.{key}: a control "
-      "measures what the change of other tasks costs. Leave it out of one."
+      f"The task {both[0]!r} is both a control and in search.{key}, but a "
+      "control measures side effects on other tasks. Remove it from one."
     )
 
 
@@ -131,7 +131,7 @@ def _check_own(inputs, key, names) -> None:
 
 
 def negation(work: Work) -> Outcome:
-  """Chooses the scale that forgets most while the control stays."""
+  """Chooses the scale that forgets most while the control keeps its score."""
   c, names = work.config.search, forgotten(work.inputs)
   models = [work.inputs.of_task(name) for name in names]
   models = list(dict.fromkeys(models))

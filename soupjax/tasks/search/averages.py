@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Averages of runs (DiWA, ratatouille) and along one run; merge rules."""
+"""Averages of runs (DiWA, ratatouille) or of one run; merge rules."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -41,7 +41,7 @@ def count_diwa(inputs: SearchInputs) -> int:
 
 
 def diwa(work: Work) -> Outcome:
-  """Averages all runs, or those that do not make the best one worse."""
+  """Averages all runs, or those in their greedy soup."""
   c, names = work.config.search, deciding(work.inputs)
   scored = [
     dataclasses.replace(
@@ -77,14 +77,14 @@ def diwa(work: Work) -> Outcome:
   )
 
 
-# --- Along one run ------------------------------------------------------------
+# --- Checkpoints of one run ---------------------------------------------------
 
 
 def schedules(inputs: SearchInputs) -> dict[str, dict[str, Any]]:
   """Returns title -> arguments of `rules.schedule` for `search.kinds`.
 
   Raises:
-    ValueError: if a kind is unknown, or the decay of "ema" is no number.
+    ValueError: if a kind is unknown, or the decay of "ema" is not a number.
   """
   found = {}
   for text in inputs.config.search.kinds.split("+"):
@@ -143,7 +143,7 @@ def window(work: Work) -> Outcome:
 
 
 def merger(work: Work, models: Sequence[Ingredient]):
-  """Returns a function from the arguments of a rule to the merged model."""
+  """Returns a function that maps the arguments of a rule to a merged model."""
   inputs = work.inputs
   base, place = inputs.initial, inputs.place
   if work.config.in_memory:
@@ -171,11 +171,11 @@ def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:
   """Returns argument -> (lowest, highest) of `search.ranges`.
 
   Raises:
-    ValueError: if the text cannot be read, or the rule lacks an argument.
+    ValueError: if the text cannot be parsed, or the rule has no such argument.
   """
   c, found = inputs.config.search, {}
   if not c.rule:
-    raise ValueError("search.rule is missing: a merge rule, such as ties.")
+    raise ValueError("search.rule is empty: give a merge rule, such as ties.")
   known = rules.RULES.signature(c.rule).parameters
   for part in filter(None, map(str.strip, c.ranges.split(","))):
     name, _, bounds = part.partition("=")
@@ -188,8 +188,8 @@ def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:
     rises = -math.inf < low < high < math.inf
     if name not in known or name in found or not rises:
       raise ValueError(
-        f"search.ranges has {part!r}: bounds must be finite and rise, and each "
-        f"name once one of the arguments of {c.rule!r}, {', '.join(known)}."
+        f"search.ranges has {part!r}: write NAME=LOW..HIGH with finite LOW < "
+        f"HIGH, once per argument of {c.rule!r} ({', '.join(known)})."
       )
     found[name] = low, high
   if not found:
@@ -198,11 +198,11 @@ def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:
 
 
 def check_rule(inputs: SearchInputs) -> None:
-  """Checks the rule with all bounds, its base and the budget.
+  """Checks the bounds of a rule, its base and the budget.
 
   Raises:
-    ValueError: if the rule refuses a bound, lacks the initial model, or the
-      budget is too small.
+    ValueError: if the rule rejects a bound or needs the missing initial model,
+      or the budget is too small.
   """
   name, bounds = inputs.config.search.rule, ranges(inputs)
   check_budget(inputs.config.search.budget, 1, len(bounds))
@@ -211,8 +211,8 @@ def check_rule(inputs: SearchInputs) -> None:
   made = mix.rule_of({"name": name, **start}, count)
   if made.needs_base and inputs.initial is None:
     raise ValueError(
-      f"The rule {name!r} averages changes from the model that all were "
-      "fine-tuned from: give --config.initial."
+      f"The rule {name!r} needs the model that all ingredients were fine-tuned "
+      "from: give --config.initial."
     )
   for argument, pair in bounds.items():
     for bound in pair:
@@ -221,12 +221,12 @@ def check_rule(inputs: SearchInputs) -> None:
       except ValueError as e:
         raise ValueError(
           f"search.ranges has {argument}={pair[0]:g}..{pair[1]:g}, but "
-          f"{name!r} refuses {bound:g}: {e}"
+          f"{name!r} rejects {bound:g}: {e}"
         ) from e
 
 
 def _first(inputs: SearchInputs) -> list[float]:
-  """Returns the defaults of the rule, or the middle of a range."""
+  """Returns the first point: defaults of the rule, or midpoints of ranges."""
   known = rules.RULES.signature(inputs.config.search.rule).parameters
   first = []
   for name, (low, high) in ranges(inputs).items():
@@ -241,7 +241,7 @@ def _first(inputs: SearchInputs) -> list[float]:
 
 
 def budget(inputs: SearchInputs) -> int:
-  """Returns the most candidates of a search within a budget."""
+  """Returns the maximum number of candidates of a search with a budget."""
   return inputs.config.search.budget
 
 
@@ -274,7 +274,7 @@ def rule(work: Work) -> Outcome:
 
 
 def check_depth(inputs: SearchInputs) -> None:
-  """Checks the numbers over depth and the budget."""
+  """Checks the number of knots and the budget."""
   c = inputs.config.search
   if c.knots < 2:
     raise ValueError(f"search.knots={c.knots} must be at least 2.")
@@ -284,8 +284,8 @@ def check_depth(inputs: SearchInputs) -> None:
 def depth(work: Work) -> Outcome:
   """Chooses the scale of task vectors at a few depths (arXiv 2410.17146).
 
-  The first candidates have one scale everywhere. Between the depths, which are
-  evenly spaced from the first layer to the last, scales are interpolated.
+  The first candidates have the same scale at all depths. The depths are evenly
+  spaced from the first layer to the last; in between, scales are interpolated.
   """
   c, names = work.config.search, deciding(work.inputs)
   merge = merger(work, work.inputs.ingredients)

@@ -18,10 +18,10 @@ from soupjax.tasks import zeroshot
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.finetune import config as finetune_config
 
-# "merged": the head is averaged like the other leaves; the others are frozen.
+# With "merged", the head is averaged like other leaves; other heads are frozen.
 HEADS = ("merged", "own", "initial", "probe", "zeroshot")
 _KEYS = ("train", "minival", "test", "head", "model", "ops")
-# Parts of the config of cooking that searches have, too.
+# Keys shared with the config of cooking.
 _SHARED = (
   *("seed", "ingredients", "base", "initial", "family"),
   *(
@@ -106,11 +106,11 @@ def default_config(method: str = "wise_ft") -> ml_collections.ConfigDict:
   c.cook = {key: cook.cook[key] for key in ("metric", "greedy")}
   # Name -> "DATASET:minival=SPLIT:test=SPLIT:head=HEAD|OPS", of which only
   # DATASET is needed; or a dict with the keys "data", "train", "minival",
-  # "test", "head", "model" and "ops". Without minival, it is a part of train.
-  # The head is one of `HEADS` or "file:PATH"; "own" is that of the ingredient
-  # `model`, by default the one with the name of the task (docs/search.md).
+  # "test", "head", "model" and "ops". By default, minival is a part of train.
+  # The head is one of `HEADS` or "file:PATH"; "own" is the head of the
+  # ingredient `model`, by default the one named like the task (docs/search.md).
   c.tasks = config_lib.NamedTexts()
-  # Keep all models in memory; otherwise each candidate reads them again.
+  # Keep all models in memory; otherwise, every candidate reads them again.
   c.in_memory = True
   c.zeroshot = zeroshot.default_config()
   c.probe = {"l2": 1e-3, "steps": 200, "max_examples": 0}
@@ -125,12 +125,12 @@ class TaskSpec:
   Attributes:
     name: of the task.
     dataset: for `data.open_source`.
-    train: the split of probes, and of minival if that is "".
-    minival: the split of choices.
-    test: the split that is only shown; "" for none.
+    train: the split on which probes are fitted; minival is a part of it if "".
+    minival: the split on which choices are made.
+    test: the split that is only reported; "" for none.
     head: one of `HEADS`, or "file:PATH".
     model: name of the ingredient that was fine-tuned on the task; "" for the
-      one with the name of the task, if there is one.
+      one named like the task, if there is one.
     ops: image operations before `data.eval_ops`.
   """
 
@@ -148,8 +148,8 @@ def tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
   """Returns name -> entry of `config.tasks`.
 
   Raises:
-    ValueError: if a value cannot be read, a head is unknown, or two names are
-      the same images with the same head.
+    ValueError: if a value cannot be parsed, a head is unknown, or two tasks
+      have the same images and head.
   """
   specs: dict[str, TaskSpec] = {}
   first: dict[TaskSpec, str] = {}
@@ -165,8 +165,8 @@ def tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
     other = first.setdefault(dataclasses.replace(spec, name=""), name)
     if other != name:
       raise ValueError(
-        f"tasks.{other} and tasks.{name} are the same images and head, "
-        f"{spec.dataset}: remove one of them, or it counts twice"
+        f"tasks.{other} and tasks.{name} have the same images and head, "
+        f"{spec.dataset}: remove one of them, or they count twice"
       )
     specs[name] = spec
   return specs
@@ -174,7 +174,9 @@ def tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
 
 def _parse(name: str, value: Any) -> TaskSpec:
   if not re.fullmatch(r"[\w-]+", name):
-    raise ValueError(f"tasks has the name {name!r}: use letters and digits")
+    raise ValueError(
+      f"tasks has the name {name!r}: use letters, digits, - and _"
+    )
   if isinstance(value, Mapping | ml_collections.ConfigDict):
     options = {k: str(v) for k, v in dict(value).items()}
     dataset = options.pop("data", "")
@@ -187,9 +189,10 @@ def _parse(name: str, value: Any) -> TaskSpec:
   unknown = sorted(set(options) - set(_KEYS))
   if not dataset or unknown:
     raise ValueError(
-      f"tasks.{name}={value!r:.80}: give DATASET and of {', '.join(_KEYS)} "
-      "what is needed, such as 'folder:cars:minival=val:test=test:head=probe'"
-      + (f"; {unknown[0]!r} is none of these" if unknown else "")
+      f"tasks.{name}={value!r:.80}: give DATASET and any of "
+      f"{', '.join(_KEYS)}, such as "
+      "'folder:cars:minival=val:test=test:head=probe'"
+      + (f"; {unknown[0]!r} is not one of them" if unknown else "")
     )
   return TaskSpec(name=name, dataset=dataset, **options)
 
@@ -207,7 +210,7 @@ def _check_ops(spec: TaskSpec) -> None:
 
 
 def names_of(config: ml_collections.ConfigDict, key: str) -> list[str]:
-  """Returns the tasks that an option of the search names, joined by "+".
+  """Returns the tasks named by an option of the search, joined by "+".
 
   Raises:
     ValueError: if one is not a task, or given twice.
@@ -220,7 +223,7 @@ def names_of(config: ml_collections.ConfigDict, key: str) -> list[str]:
         f"{suggestion(name, list(config.tasks))}"
       )
   if len(set(names)) < len(names):
-    raise ValueError(f"search.{key}={config.search[key]!r} has a task twice")
+    raise ValueError(f"search.{key}={config.search[key]!r} repeats a task")
   return names
 
 
@@ -239,14 +242,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   problems = config_lib.Problems(config)
   expect, options = problems.expect, config.search
-  expect("ingredients", "a path with * in it, or several", bool)
+  expect("ingredients", "a path with *, or several paths", bool)
   expect("tasks", "at least one dataset, NAME=DATASET:test=SPLIT", len)
   problems.expect_counts("data.num_classes", "data.image_size", least=0)
   problems.expect_counts("data.batch_size", "probe.steps")
   problems.expect_counts("probe.max_examples", least=0)
   expect("probe.l2", "a number from 0", lambda v: 0 <= v < math.inf)
   expect("data.cache_gb", "a number from 0", lambda v: v >= 0)
-  expect("evaluate_command", "empty in a search", lambda v: not v)
+  expect("evaluate_command", "empty for a search", lambda v: not v)
   expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
   expect("cook.greedy.min_delta", "a finite number", math.isfinite)
   expect(

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen heads of a search: read from files, fitted, or of a text tower."""
+"""Frozen heads: read from files, fitted, or computed by a text tower."""
 
 import pathlib
 
@@ -18,12 +18,12 @@ from soupjax.tasks.search.inputs import SearchInputs
 
 
 def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
-  """Reads, makes or fits the frozen heads.
+  """Reads or makes the frozen heads of all tasks.
 
   Args:
-    inputs: its `frozen_heads` get their leaves, on the mesh.
-    folder: gets `TASK.npz` with the leaves of each head, and those that are
-      there are used; None only checks the heads that exist, in a dry run.
+    inputs: the leaves of its `frozen_heads` are set, on the mesh.
+    folder: directory of `TASK.npz`, the leaves of each head. Existing files are
+      reused. None (a dry run) only checks heads that need not be made.
 
   Raises:
     ValueError: if a head is missing, or does not fit the encoder or the data.
@@ -73,7 +73,7 @@ def _nested(flat) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _features(inputs: SearchInputs) -> dict[str, int]:
-  """Returns module -> number of features that this head of the model gets."""
+  """Returns head module -> number of its input features."""
   task = next(iter(inputs.tasks.values()))
   shapes = abstract_params(inputs.config, task.model.clone(num_classes=1))
   return {
@@ -122,7 +122,7 @@ def _probe(inputs, task, where):
 
 
 def _names(inputs, task, where) -> list[str]:
-  """Returns the names of the classes for a zero-shot head."""
+  """Returns the class names for a zero-shot head."""
   try:
     return zeroshot.names_of(
       inputs.config.zeroshot,

@@ -4,13 +4,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
 import jax
 import ml_collections
 
-from soupjax import data, sharding
+from soupjax import buckets, data, sharding
 from soupjax.checkpoints import open as open_lib
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
@@ -25,7 +26,7 @@ from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search.config import TaskSpec
 
 PyTree = Any
-# Images of a set that are compared with the size of the model.
+# Names of the two sets of a task.
 MINIVAL, TEST = "minival", "test"
 
 
@@ -36,12 +37,12 @@ class Task:
   Attributes:
     spec: the entry of the config.
     model: the encoder with a head for the classes.
-    minival: the images of all choices.
-    test: the images that are only shown, or None.
-    train: the images of a probe, or None.
+    minival: the images on which choices are made.
+    test: the images that are only reported, or None.
+    train: the images on which a probe is fitted, or None.
     own: name of the ingredient that was fine-tuned on the task, or None.
-    head_source: the checkpoint or file that has the frozen head, with the
-      leaves of its file; None if the head is made, or merged.
+    head_source: the checkpoint or file of the frozen head, with the leaf names
+      of the file; None if the head is fitted, computed or merged.
   """
 
   spec: TaskSpec
@@ -60,7 +61,7 @@ class Task:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FrozenHead:
-  """Completes an encoder with the head of a task, as a `cook.heads.Head` does.
+  """Adds the frozen head of a task to an encoder, like `cook.heads.Head`.
 
   Attributes:
     classifier: the encoder with a head.
@@ -85,9 +86,9 @@ class SearchInputs(cook_inputs.Inputs):
   """The opened checkpoints, encoder and tasks.
 
   Attributes:
-    tasks: by name.
-    start: the initial model or None, with the leaves of its file.
-    frozen_heads: task -> its head, without leaves until `make_heads`.
+    tasks: tasks by name.
+    start: the initial model or None, with the leaf names of its file.
+    frozen_heads: task -> its head; `make_heads` sets the leaves.
   """
 
   tasks: Mapping[str, Task]
@@ -96,7 +97,7 @@ class SearchInputs(cook_inputs.Inputs):
 
   @property
   def sets(self) -> dict[str, data.Source]:
-    """All sets as "TASK/minival" and "TASK/test"."""
+    """All sets, named "TASK/minival" and "TASK/test"."""
     sets = {f"{name}/{MINIVAL}": t.minival for name, t in self.tasks.items()}
     for name, task in self.tasks.items():
       if task.test is not None:
@@ -124,8 +125,8 @@ def open_inputs(
 
   Args:
     config: as in configs/search.py.
-    same_init: whether ingredients that record different starts are an error.
-    devices: of the mesh; None takes those of JAX.
+    same_init: whether it is an error if ingredients record different starts.
+    devices: devices of the mesh; None for all of JAX.
 
   Raises:
     ValueError: if checkpoints, tasks and heads do not fit together.
@@ -136,8 +137,8 @@ def open_inputs(
     other = next(name for name in specs if name not in frozen)
     raise ValueError(
       f"tasks.{frozen[0]} has a frozen head and tasks.{other} a merged one: "
-      "give all tasks a head (own, initial, probe, zeroshot or file:PATH), or "
-      "none."
+      "give all tasks a frozen head (own, initial, probe, zeroshot or "
+      "file:PATH), or none."
     )
   opened, start = cook_inputs.open_checkpoints(config)
   config, detected, whole, notes = infer.resolve(
@@ -202,16 +203,37 @@ def open_inputs(
   )
 
 
+def other_files(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:
+  """Identifies the files of heads, class names and templates, by what they are.
+
+  Args:
+    config: as in configs/search.py.
+  """
+  paths = {
+    f"the head of {name}": spec.head.partition(":")[2]
+    for name, spec in search_config.tasks(config).items()
+  }
+  for key in ("names", "templates"):
+    paths[f"zeroshot.{key}"] = config.zeroshot[key]
+  paths = {name: os.path.expanduser(path) for name, path in paths.items()}
+  return {
+    name: cook_inputs.identity(path)
+    for name, path in paths.items()
+    if path and (buckets.is_remote(path) or os.path.exists(path))
+  }
+
+
 def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   """Opens the sets of a task.
 
   Args:
-    config: without gaps.
+    config: the resolved config.
     spec: the entry of the task.
     model: the encoder, or the model with a head that is averaged.
-    detected: from the first ingredient.
-    checkpoints: name -> ingredient with the leaves of its file; None -> start.
-    notes: gets lines for the plan.
+    detected: the model detected from the first ingredient.
+    checkpoints: name -> ingredient with the leaf names of its file; None ->
+      start.
+    notes: lines for the plan are added here.
   """
   where = f"tasks.{spec.name}"
   options = {"data_dir": config.data.data_dir or None}
@@ -220,7 +242,7 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   head_source = _head_source(spec, checkpoints, own)
   if own is None and spec.model:
     raise ValueError(
-      f"{where}: model={spec.model!r} is not an ingredient; these are "
+      f"{where}: model={spec.model!r} is not an ingredient, one of "
       f"{', '.join(filter(None, checkpoints))}."
     )
   try:
@@ -234,7 +256,7 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
     raise ValueError(f"{where}: {e}") from e
   classes, count = part.class_names, part.num_classes
   if kind == "merged" or heads_lib.has_encoder(head_source):
-    # The head has an order of classes of its own.
+    # The head has its own class order.
     if head_source is not None:
       detected = pretrained.detect(head_source, family=config.family or None)
     classes = classes_lib.classes_of(config, detected, part)
@@ -253,8 +275,8 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   for other, use in ((part, "minival"), (train, "train, which fits the probe")):
     if test and other and (shared := data.shared_examples(other, test)):
       raise ValueError(
-        f"{where}: {shared} images of the test set {test.name} are in {use}. "
-        "Take other images."
+        f"{where}: {shared} images of the test set {test.name} are also in "
+        f"{use}. Use other images."
       )
   sources = [
     source and classes_lib.labelled(source, classes, count, f"{where}.{split}")
@@ -278,7 +300,7 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
 
 
 def _head_source(spec, checkpoints, own: str | None) -> Ingredient | None:
-  """Returns the checkpoint of a frozen head; arguments as of `_open_task`.
+  """Returns the checkpoint of a frozen head; arguments as for `_open_task`.
 
   Raises:
     ValueError: if it is missing.
@@ -301,19 +323,19 @@ def _head_source(spec, checkpoints, own: str | None) -> Ingredient | None:
 
 
 def named(names: Iterable[str], name: str) -> str | None:
-  """Returns the ingredient of a name, with or without suffix, or None."""
+  """Finds a name among ingredients, with or without its suffix, or None."""
   names = list(names)
   stems = [n for n in names if pathlib.PurePath(n).stem == name]
   return name if name in names else (stems[0] if len(stems) == 1 else None)
 
 
 def _check_apart(tasks: Mapping[str, Task]) -> None:
-  """Rejects a test set whose images decide as another task's minival."""
+  """Rejects test images that are in the minival of another task."""
   for name, task in tasks.items():
     for other, held_out in tasks.items():
       shared = task.test and data.shared_examples(task.test, held_out.minival)
       if shared and name != other:
         raise ValueError(
           f"tasks.{name}: {shared} images of its test set are in the minival "
-          f"of {other}, on which choices are made. Take other images."
+          f"of {other}, on which choices are made. Use other images."
         )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Learned coefficients of task vectors: with labels, or by entropy."""
+"""Coefficients of task vectors, learned from labels or by entropy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +20,7 @@ GRANULARITIES = ("model", "layer", "tensor")
 
 
 def check(inputs: SearchInputs) -> None:
-  """Raises a ValueError if the granularity is unknown or batches do not fit."""
+  """Raises a ValueError for an unknown granularity or a bad batch size."""
   c = inputs.config.search
   if c.granularity not in GRANULARITIES:
     raise ValueError(
@@ -31,13 +31,13 @@ def check(inputs: SearchInputs) -> None:
   for name in deciding(inputs):
     if len(inputs.tasks[name].minival) < c.batch_size:
       raise ValueError(
-        f"search.batch_size={c.batch_size} is more than the "
-        f"{len(inputs.tasks[name].minival)} images of minival of {name}."
+        f"search.batch_size={c.batch_size} exceeds the "
+        f"{len(inputs.tasks[name].minival)} images in the minival of {name}."
       )
 
 
 def signed(work: Work) -> Outcome:
-  """Learns coefficients of any sign by the cross-entropy of labels."""
+  """Learns coefficients of any sign by cross-entropy on labels."""
   models = _models(work)
 
   def loss(params, beta, batch):
@@ -53,7 +53,7 @@ def signed(work: Work) -> Outcome:
 
 
 def entropy(work: Work) -> Outcome:
-  """Learns coefficients by entropy, without labels (arXiv 2310.02575)."""
+  """Learns coefficients by entropy minimisation (arXiv 2310.02575)."""
   models = _models(work)
 
   def predict(params, batch):
@@ -66,7 +66,7 @@ def entropy(work: Work) -> Outcome:
 
 
 def _models(work: Work) -> dict[str, Any]:
-  """Returns task -> model of the tasks that decide."""
+  """Returns task -> model, for the tasks that decide."""
   tasks = work.inputs.tasks
   return {name: tasks[name].model for name in deciding(work.inputs)}
 
@@ -97,7 +97,7 @@ def _learn(work: Work, loss, how: str) -> Outcome:
 
 
 def _batches(work: Work) -> Iterator[dict[str, tuple[Any, Any, Any]]]:
-  """Yields task -> images and labels of minival in random order, and head."""
+  """Yields task -> images and labels of shuffled minival, and the head."""
   inputs, config = work.inputs, work.config
   loaders = {
     name: iter(

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of a search: each chooses one model on minival."""
+"""Search methods: each chooses one model on minival."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -20,15 +20,15 @@ def _points(inputs: SearchInputs) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-  """A method of `config.method`.
+  """A value of `config.method`.
 
   Attributes:
-    run: makes the choice.
-    count: the most candidates that it evaluates.
-    check: raises a ValueError before any work if the inputs do not do.
-    least: the fewest ingredients.
-    same_init: whether ingredients must have one start.
-    needs_initial: whether `config.initial` is needed.
+    run: chooses the model.
+    count: returns the maximum number of candidates.
+    check: raises a ValueError, before any work, for unsuitable inputs.
+    least: minimum number of ingredients.
+    same_init: whether ingredients must share a start.
+    needs_initial: whether `config.initial` is required.
   """
 
   run: Callable[[Work], Outcome]
@@ -43,7 +43,7 @@ _RULE = Method(
   run=averages.rule,
   count=averages.budget,
   check=averages.check_rule,
-  needs_initial=False,  # If the rule does.
+  needs_initial=False,  # `check_rule` decides.
 )
 _WINDOW = Method(
   run=averages.window,
@@ -80,7 +80,7 @@ METHODS: Mapping[str, Method] = {
     run=patching.paint_sequential,
     count=lambda inputs: _points(inputs) * len(patching.stages(inputs)),
     check=patching.check_sequential,
-    same_init=False,  # Each starts from the model before.
+    same_init=False,  # Each starts from the previous stage.
   ),
   "paint_parallel": Method(
     run=patching.paint_parallel,
@@ -89,7 +89,7 @@ METHODS: Mapping[str, Method] = {
     least=2,
   ),
   "diwa": _DIWA,
-  # Each run starts from another auxiliary task.
+  # Runs start from different auxiliary tasks.
   "ratatouille": dataclasses.replace(_DIWA, same_init=False),
   "depth": Method(
     run=averages.depth, count=averages.budget, check=averages.check_depth
@@ -105,23 +105,23 @@ METHODS: Mapping[str, Method] = {
 
 
 def check(inputs: SearchInputs) -> None:
-  """Checks that the inputs do for the method.
+  """Checks that the inputs suit the method.
 
   Raises:
-    ValueError: if `config.initial` or an ingredient is missing, or as the
-      method says.
+    ValueError: if `config.initial` or an ingredient is missing, or the check of
+      the method fails.
   """
   name = inputs.config.method
   method = METHODS[name]
   if method.needs_initial and inputs.initial is None:
     raise ValueError(
-      f"The search {name!r} starts from the model that all were fine-tuned "
-      "from: give --config.initial."
+      f"The search {name!r} needs the model that all ingredients were "
+      "fine-tuned from: give --config.initial."
     )
   if len(inputs.ingredients) < method.least:
     present = ", ".join(i.name for i in inputs.ingredients)
     raise ValueError(
-      f"The search {name!r} needs {method.least} ingredients, and "
+      f"The search {name!r} needs at least {method.least} ingredients, but "
       f"--config.ingredients matches only {present}."
     )
   method.check(inputs)

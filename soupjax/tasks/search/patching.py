@@ -17,7 +17,7 @@ _AXIS = "Alpha (0: initial, 1: fine-tuned)"
 
 
 def split(inputs: SearchInputs) -> tuple[list[str], list[str]]:
-  """Returns the patching tasks and the supported ones, the controls."""
+  """Returns the patching tasks and the supported tasks (controls)."""
   config = inputs.config
   patching = search_config.names_of(config, "patching")
   supported = search_config.names_of(config, "supported")
@@ -34,15 +34,15 @@ def check(inputs: SearchInputs) -> None:
   """Checks that there are tasks to patch, and other tasks as controls.
 
   Raises:
-    ValueError: if one kind is missing, or a task is both.
+    ValueError: if there are none of one kind, or a task is both.
   """
   patching, supported = split(inputs)
   check_control("patching", patching, supported)
   if not patching or not supported:
     missing = "patching" if not patching else "supported"
     raise ValueError(
-      f"There is no task in search.{missing}: patching needs a task to learn, "
-      "and another one, the control, that must not be forgotten."
+      f"There is no task in search.{missing}: patching needs a task to learn "
+      "and a control task that must not be forgotten."
     )
 
 
@@ -53,7 +53,7 @@ def _check_own(inputs: SearchInputs) -> None:
   if None in own:
     raise ValueError(
       f"The patching task {patching[own.index(None)]!r} has no ingredient: "
-      "give tasks.NAME the key model, one of "
+      "set the key model of tasks.NAME to one of "
       f"{', '.join(i.name for i in inputs.ingredients)}."
     )
 
@@ -62,18 +62,18 @@ def _check_own(inputs: SearchInputs) -> None:
 
 
 def check_single(inputs: SearchInputs) -> None:
-  """As `check`; also, there must be one ingredient."""
+  """As `check`, and requires a single ingredient."""
   check(inputs)
   if len(inputs.ingredients) > 1:
     raise ValueError(
-      f"paint patches with one ingredient, and there are "
-      f"{len(inputs.ingredients)}: give one that was fine-tuned on all "
-      "patching tasks together, or take paint_sequential or paint_parallel."
+      f"paint patches with one ingredient, but got "
+      f"{len(inputs.ingredients)}: give one that was fine-tuned jointly on all "
+      "patching tasks, or use paint_sequential or paint_parallel."
     )
 
 
 def paint(work: Work) -> Outcome:
-  """Chooses alpha from the initial model to the ingredient."""
+  """Chooses alpha between the initial model and the ingredient."""
   patching, supported = split(work.inputs)
   (ingredient,) = work.inputs.ingredients
   found = search.paint(
@@ -114,19 +114,18 @@ def stages(inputs: SearchInputs) -> list[str]:
 
 
 def check_sequential(inputs: SearchInputs) -> None:
-  """As `check`; also, the first task needs an ingredient."""
+  """As `check`, and requires an ingredient for the first task."""
   check(inputs)
   if not stages(inputs):
     _check_own(inputs)
 
 
 def paint_sequential(work: Work) -> Outcome:
-  """Chooses alpha of one task after another, each from the model before.
+  """Chooses alpha for one task after another, from the model patched so far.
 
-  The ingredient of a task is to be fine-tuned from the model that the tasks
-  before it have patched. That model is in `stages/TASK`, with the head of TASK.
-  If the ingredient of a task is missing, the search ends before it, and the
-  summary says how to fine-tune it.
+  The ingredient of each task must be fine-tuned from that model, which is
+  written to `stages/TASK` with the head of TASK. The search stops before the
+  first task without an ingredient, and the summary says how to fine-tune it.
   """
   inputs = work.inputs
   patching, supported = split(inputs)
@@ -151,7 +150,7 @@ def paint_sequential(work: Work) -> Outcome:
     summary += (
       f". Next, fine-tune on {following} from {start} with a frozen head "
       f"(--config.init.path={start} --config.init.head=keep "
-      "--config.freeze='(\"^head/\",)'), and start again in another --workdir "
+      "--config.freeze='(\"^head/\",)'), and search again in another --workdir "
       f"with the result as the ingredient of tasks.{following}"
     )
   return Outcome(
@@ -173,10 +172,10 @@ def _held(params):
 
 
 def _finetuned(work: Work, params, task: str) -> Ingredient:
-  """Writes the start of a stage, and returns its ingredient."""
+  """Writes the initial model of a stage, and returns its ingredient."""
   _save_stage(work, params, task)
   ingredient = work.inputs.of_task(task)
-  assert ingredient is not None  # `stages` ends before it.
+  assert ingredient is not None  # `stages` stops before such a task.
   return ingredient
 
 
@@ -189,17 +188,17 @@ def _save_stage(work: Work, params: Any, task: str):
   return path
 
 
-# --- All tasks side by side ---------------------------------------------------
+# --- All tasks in parallel ----------------------------------------------------
 
 
 def check_parallel(inputs: SearchInputs) -> None:
-  """As `check`; also, every patching task needs an ingredient and a budget."""
+  """As `check`, and checks the ingredients of all tasks and the budget."""
   _check_own(inputs)
   c = inputs.config.search
   patching, _ = split(inputs)
   if len(patching) < 2:
     raise ValueError(
-      "paint_parallel needs two patching tasks; with one, take paint."
+      "paint_parallel needs at least two patching tasks; for one, use paint."
     )
   check_budget(c.budget, c.points, len(patching))
 
@@ -225,6 +224,6 @@ def paint_parallel(work: Work) -> Outcome:
     searches={"paint_parallel": found},
     patching=patching,
     supported=supported,
-    summary="Patched side by side: "
+    summary="Patched in parallel: "
     + ", ".join(f"{name} {c:.3g}" for name, c in chosen),
   )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tables, records and the written model of a search."""
+"""Tables, records and the saved model of a search."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -22,13 +22,13 @@ PRETRAINED = "pretrained"
 
 
 def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
-  """Returns the tables of all models, as `report.tables_text` takes them.
+  """Returns tables of all models, for `report.tables_text`.
 
-  One on test, if all tasks have a test set, and one on minival: accuracy by
-  task, the mean, the normalised accuracy (arXiv 2212.04089, section 4) if every
-  task has its own ingredient, and the combined accuracy of patching (arXiv
-  2208.05592). With several tasks, the change from the initial model follows:
-  the matrix of forgetting.
+  There is one for test, if all tasks have a test set, and one for minival: the
+  accuracy on each task, the mean, the normalised accuracy (arXiv 2212.04089,
+  section 4) if every task has its own ingredient, and the combined accuracy of
+  patching (arXiv 2208.05592). With several tasks, each is followed by the
+  changes from the initial model, as a matrix of forgetting.
   """
   tasks = work.inputs.tasks
   splits = {"minival, where the choice was made": MINIVAL}
@@ -83,7 +83,7 @@ def _accuracies(work, outcome, title, split) -> dict[str, Any]:
 
 
 def _forgetting(work, title, split) -> dict[str, Any]:
-  """Returns accuracies minus the initial model's, by model and task."""
+  """Returns changes in accuracy from the initial model, by model and task."""
   start = _values(work, PRETRAINED, split)
   rows: dict[str, Sequence[float]] = {
     model: [
@@ -119,10 +119,10 @@ def record(work: Work, outcome: Outcome) -> dict[str, Any]:
 
 
 def differences(work: Work) -> list[str]:
-  """Compares the chosen with the initial model on test, image by image.
+  """Compares the chosen and the initial model on test, image by image.
 
   Returns:
-    A title, and a line for each task; [] without a test set or initial model.
+    A title, and a line per task; [] without a test set or initial model.
   """
   names = [name for name, task in work.inputs.tasks.items() if task.test]
   if PRETRAINED not in work.results or not names:
@@ -176,7 +176,7 @@ def write(work: Work, outcome: Outcome) -> pathlib.Path:
 
 
 def summary(workdir: pathlib.Path) -> str:
-  """Returns what a finished search prints."""
+  """Returns the text that a finished search prints."""
   made = files.read_json(workdir / "search.json")
   changes = "\n  ".join(made["differences"])
   return "\n\n".join(
@@ -189,10 +189,10 @@ def summary(workdir: pathlib.Path) -> str:
 
 
 def save(work: Work, outcome: Outcome) -> None:
-  """Writes the chosen model, also under the names of the ingredients' files.
+  """Writes the chosen model, also with the ingredients' own leaf names.
 
-  What an earlier run wrote is kept. With frozen heads, leaves outside of the
-  encoder are those of the initial model, such as its text tower.
+  Finished outputs of an earlier run are kept. With frozen heads, leaves outside
+  the encoder, such as a text tower, are those of the initial model.
   """
   inputs, workdir = work.inputs, work.workdir
   ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
@@ -211,7 +211,7 @@ def save(work: Work, outcome: Outcome) -> None:
     workdir_lib.save_model(
       folder, outcome.params, metadata={"soupjax": made}, chosen=made
     )
-  # Without heads, even checkpoints with our names are read by a table.
+  # Without heads, even checkpoints with our leaf names go through a mapping.
   if not set(inputs.ingredients[0].specs) <= set(inputs.original.specs):
     rest = None
     if inputs.frozen and inputs.initial:

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches for coefficients on held-out data of one or several tasks.
+"""Searches for coefficients on held-out data of one or more tasks.
 
 Reads top to bottom: inputs, every checkpoint on every set, the search on
 minival, the chosen model on test, results.
@@ -21,6 +21,7 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import inputs as cook_inputs
+from soupjax.tasks.cook import needs
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search import frozen_heads, methods, results
 from soupjax.tasks.search import inputs as inputs_lib
@@ -35,7 +36,7 @@ def run(
   *,
   dry_run: bool = False,
 ) -> pathlib.Path | None:
-  """Runs a search; skips what an earlier run of it finished.
+  """Runs a search; outputs that an earlier run finished are skipped.
 
   Args:
     config: as in configs/search.py.
@@ -46,7 +47,7 @@ def run(
     The path of the report; None after a dry run.
 
   Raises:
-    ValueError: if the config cannot work, or checkpoints, tasks and heads do
+    ValueError: if the config is invalid, or checkpoints, tasks and heads do
       not fit together.
   """
   workdir = files.path_of(path) if path else None
@@ -61,13 +62,19 @@ def run(
     print(plan(inputs))
   if dry_run:
     frozen_heads.make_heads(inputs, None)
+    models, candidates = _evaluations(inputs)
+    images = models * inputs.num_images + candidates * _minival_images(inputs)
+    first = next(iter(inputs.tasks))
+    needs.print_duration(inputs, f"{first}/{inputs_lib.MINIVAL}", images)
     return None
   with contextlib.ExitStack() as stack:
     if _first():
       workdir_lib.open_workdir(workdir, inputs.config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    cook_inputs.check_unchanged(config, inputs, workdir / _RECORD)
+    cook_inputs.check_unchanged(
+      config, inputs, workdir / _RECORD, inputs_lib.other_files(config)
+    )
     return _run(inputs, workdir)
 
 
@@ -117,7 +124,6 @@ def _evaluate(work: Work, models, stage: str) -> None:
 def plan(inputs: inputs_lib.SearchInputs) -> str:
   """Describes the inputs and the work to be done, as text."""
   first = inputs.ingredients[0]
-  method = methods.METHODS[inputs.config.method]
   lines = [
     f"search: {inputs.config.method}",
     f"{len(inputs.ingredients)} ingredients of {first.num_bytes / 1e6:,.1f} MB"
@@ -133,25 +139,39 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     size = f"minival {len(task.minival)} images, {test}"
     parts = [task.minival.name, size, head, own, task.spec.ops]
     lines.append(f"task {name}: {'; '.join(filter(None, parts))}")
-  c, count = inputs.config.search, method.count(inputs)
+  c = inputs.config.search
   if "steps" in c:
     lines.append(f"training: {c.steps:,} steps of {c.batch_size} images a task")
-  models = len(inputs.ingredients) + (inputs.initial is not None)
-  images = sum(len(task.minival) for task in inputs.tasks.values())
+  models, candidates = _evaluations(inputs)
   lines.append(
-    f"evaluations: at most {count:,} candidates on the {images:,} images of "
-    f"minival; {models} checkpoints and the result on all {inputs.num_images:,}"
+    f"evaluations: at most {candidates:,} candidates on the "
+    f"{_minival_images(inputs):,} images of minival; {models - 1} checkpoints "
+    f"and the result on all {inputs.num_images:,}"
   )
   return "\n".join(lines)
 
 
+def _evaluations(inputs) -> tuple[int, int]:
+  """Returns the number of models on all sets, and of candidates on minival."""
+  models = len(inputs.ingredients) + (inputs.initial is not None) + 1
+  return models, methods.METHODS[inputs.config.method].count(inputs)
+
+
+def _minival_images(inputs) -> int:
+  return sum(len(task.minival) for task in inputs.tasks.values())
+
+
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the tables of a finished run of these inputs; otherwise False."""
+  """Prints the tables if a run of these inputs has finished; else False."""
   finished = False
   if _first():
-    finished = cook_inputs.is_record_of(workdir / _RECORD, config) and all(
+    record = workdir / _RECORD
+    finished = cook_inputs.is_record_of(record, config) and all(
       (workdir / name).exists() for name in ("search.json", "report.html")
     )
+    if finished:
+      recorded = files.read_json(record)["inputs"].items()
+      finished = inputs_lib.other_files(config).items() <= recorded
   if not workdir_lib.agreed(finished):
     return False
   if _first():

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""State that the methods share: scores, records of candidates, results."""
+"""State shared by the methods: scores, candidates and results."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -31,13 +31,14 @@ class Outcome:
   Attributes:
     params: the chosen model.
     searches: title -> all candidates.
-    models: name -> function of `sharding` that returns the parameters of
-      another model for the table.
+    models: other models for the table: name -> a function of `sharding` that
+      returns the parameters.
     greedy: title -> record of a greedy soup.
     learned: title -> record of a learned soup.
-    patching: tasks whose mean is half of the combined accuracy; () for none.
-    supported: tasks whose mean is the other half.
-    axis: name of the coefficient in pictures.
+    patching: tasks whose mean counts for one half of the combined accuracy; ()
+      for none.
+    supported: tasks whose mean counts for the other half.
+    axis: name of the coefficient in figures.
     summary: one sentence on the choice.
   """
 
@@ -59,9 +60,9 @@ class Work:
     """Sets up the evaluators.
 
     Args:
-      inputs: with heads.
-      workdir: of the run.
-      total: the most candidates.
+      inputs: the inputs, with the leaves of the heads.
+      workdir: directory of the run.
+      total: the maximum number of candidates.
     """
     self.inputs, self.workdir = inputs, workdir
     self.config = inputs.config
@@ -72,11 +73,11 @@ class Work:
 
   @property
   def metric(self) -> str:
-    """The metric of all choices."""
+    """The metric by which choices are made."""
     return self.inputs.metrics[0]
 
   def reading(self, models: Sequence[Ingredient]) -> dict[str, Any]:
-    """Returns keyword arguments of searches: where and how models are read."""
+    """Returns keyword arguments of searches about reading models."""
     return {
       "in_memory": self.config.in_memory,
       "sharding": self.inputs.place,
@@ -96,8 +97,8 @@ class Work:
     """Evaluates a candidate on the minival of tasks.
 
     Args:
-      params: of the candidate.
-      names: of the tasks; None is all.
+      params: the candidate.
+      names: names of the tasks; None for all.
 
     Returns:
       Task -> score; higher is better.
@@ -116,7 +117,7 @@ class Work:
     return {task: self.score_of(model, task) for task in self.inputs.tasks}
 
   def with_mean(self, names: Sequence[str]):
-    """Returns an evaluation with the mean over the tasks that decide."""
+    """Returns an evaluation that adds the mean of some tasks, and the names."""
 
     def evaluate(params):
       scores = self.scores(params)
@@ -132,7 +133,7 @@ class Work:
     return path
 
   def stage(self, title: str) -> dict[str, Any]:
-    """Returns `resume` and `on_candidate` of a search with its own record."""
+    """Returns `resume` and `on_candidate` for a search with its own file."""
     path = self.file(title)
     history = workdir_lib.read(path, [])
     if not isinstance(history, list):
@@ -149,7 +150,7 @@ class Work:
     return {"resume": list(history), "on_candidate": save}
 
   def best(self, names: Sequence[str]) -> Ingredient:
-    """Returns the ingredient of the highest mean score over some tasks."""
+    """Returns the ingredient with the highest mean score over some tasks."""
     return max(
       self.inputs.ingredients,
       key=lambda ingredient: mean(self.scores_of(ingredient.name), names),

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training objectives beyond a loss of logits, one file each.
+"""Training objectives beyond a loss on logits, one file each.
 
-A function that returns a `Recipe` can be named in a config once it is decorated
-with `register`, or by its import path.
+Configs can name a function that returns a `Recipe` by its import path, or by
+its name if it is decorated with `register`.
 """
 
 from soupjax.train.recipes.base import PLAIN as PLAIN

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of training objectives, and the plain one."""
+"""The interface of training objectives, and plain supervised training."""
 
 from collections.abc import Callable
 import dataclasses
@@ -11,30 +11,30 @@ import jax
 from soupjax import registry
 
 PyTree = Any
-# Functions that return a `Recipe`. `@RECIPES.register` adds one for use in
+# Functions that return a `Recipe`; `@RECIPES.register` makes one available to
 # configs.
 RECIPES = registry.Registry("recipe")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """An objective of training.
+  """A training objective.
 
   Attributes:
     objective: `objective(params, batch, key, *, model, loss, hyper, shared)`
-      returns a scalar. A batch has "images", "labels", "targets" (batch,
-      classes) and, for pairs, "tokens" (batch, tokens), but no targets. The key
-      is for dropout. `loss` is the function that the config names, `hyper` the
-      `train.step.Hyper`, `shared` the arrays named below.
+      returns a scalar. A batch has "images", "labels" and "targets" (batch,
+      classes), or for pairs "tokens" (batch, tokens) instead of targets. The
+      key is for dropout. `loss` is the function that the config names, `hyper`
+      the `train.step.Hyper`, and `shared` the arrays named below.
     pairs: whether images are compared with texts: the model is a `models.CLIP`,
       and the loss one of `losses.PAIR_LOSSES`.
-    embedded: whether "images" are embeddings, each computed once by the image
-      tower of the start.
+    embedded: whether "images" are embeddings, computed once by the initial
+      image tower.
     frozen: regular expressions of leaves that are not trained.
-    shared: arrays that the objective reads, of "start" (initial parameters) and
-      "context" (size of the embedding, templates).
-    weight: hyperparameter that multiplies the part which a plain objective does
-      not have. If it is 0, the plain one is used.
+    shared: names of the arrays that the objective reads: "start" (initial
+      parameters) or "context" (embedding size, templates).
+    weight: hyperparameter that multiplies the term added to the plain
+      objective. If it is 0, the plain objective is used.
   """
 
   objective: Callable[..., jax.Array]
@@ -46,7 +46,7 @@ class Recipe:
 
 
 def of(text: str) -> Recipe:
-  """Makes the recipe of a text such as "flyp(mask_same_class=True)".
+  """Returns the recipe for a text such as "flyp(mask_same_class=True)".
 
   Raises:
     ValueError: if there is no such recipe or argument.
@@ -81,5 +81,5 @@ PLAIN = Recipe(_plain)
 
 @RECIPES.register
 def plain() -> Recipe:
-  """Compares logits with labels."""
+  """Trains with the loss between logits and targets."""
   return PLAIN

@@ -10,11 +10,11 @@ from soupjax.train.recipes import base
 
 @base.RECIPES.register
 def car_ft() -> base.Recipe:
-  """Keeps what CLIP says about the context of an image (arXiv 2211.16175).
+  """Preserves CLIP's predictions of image context (arXiv 2211.16175).
 
-  The loss of the labels plus `hyper.context` times the divergence of the
-  context distributions of the start and of the model in training. With 0, it is
-  plain fine-tuning.
+  The objective is the classification loss plus `hyper.context` times the KL
+  divergence between the context distributions of the initial and the trained
+  model. With a weight of 0, it is plain fine-tuning.
   """
   return base.Recipe(_objective, shared=("start", "context"), weight="context")
 
@@ -32,12 +32,12 @@ def _objective(params, batch, key, *, model, loss, hyper, shared):
 def context_kl(
   before: jax.Array, features: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-  """Returns the mean divergence KL(before || now) of contexts, in nats.
+  """Returns the mean KL(before || now) between context distributions, in nats.
 
-  A context is a template of prompts, such as "a sketch of a {}."
+  A context is a prompt template, such as "a sketch of a {}."
 
   Args:
-    before: (batch, size) features of the start, of length 1.
+    before: (batch, size) unit-length features of the initial model.
     features: (batch, size) features of the model in training.
     kernel: (size, templates), from `zeroshot.context_kernel`.
 

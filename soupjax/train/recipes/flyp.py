@@ -9,13 +9,13 @@ from soupjax.train.recipes import base, pairs
 def flyp(mask_same_class: bool = False) -> base.Recipe:
   """Trains both towers with CLIP's contrastive loss (arXiv 2212.00638).
 
-  The text of an image is its caption, or a prompt of its class, drawn anew for
-  every image and step. Images are compared with all texts of the batch, over
-  all devices. With the loss "sigmoid", it is SigLIP's (arXiv 2303.15343).
+  The text of an image is its caption, or a prompt for its class, drawn at
+  random for every image and step. Images are compared with all texts of the
+  batch, across all devices. The loss "sigmoid" is SigLIP's (arXiv 2303.15343).
 
   Args:
-    mask_same_class: whether to leave out pairs of an image and the text of
-      another image of the same class. The paper's code keeps them.
+    mask_same_class: whether to leave out pairs of an image with the text of
+      another image of the same class. The paper's code keeps these pairs.
   """
 
   def objective(params, batch, key, *, model, loss, hyper, shared):

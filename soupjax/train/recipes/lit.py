@@ -1,16 +1,16 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""LiT: tuning of the text tower with a locked image tower."""
+"""LiT: locked-image tuning of the text tower (arXiv 2111.07991)."""
 
 from soupjax.train.recipes import base, pairs
 
 
 @base.RECIPES.register
 def lit(mask_same_class: bool = False) -> base.Recipe:
-  """Trains the text tower and the scale of a CLIP (arXiv 2111.07991).
+  """Trains the text tower and logit scale of a CLIP (arXiv 2111.07991).
 
-  The image tower is locked. Its embedding of every image is computed once, so
-  images are not augmented (section 5.2 of the paper).
+  The image tower is locked. Image embeddings are computed once, so images are
+  not augmented (section 5.2 of the paper).
 
   Args:
     mask_same_class: as for `flyp`.

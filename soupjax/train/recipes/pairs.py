@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Texts of images, for recipes that compare both."""
+"""Texts for images, for contrastive recipes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def draw_prompts(
   """Draws a prompt for each label.
 
   Args:
-    key: of the draw.
+    key: random key.
     labels: (batch,) class indices.
     prompts: (classes, templates, tokens), from `zeroshot.prompt_tokens`.
 
@@ -24,6 +24,6 @@ def draw_prompts(
 
 
 def same_class(labels: jax.Array) -> jax.Array:
-  """Marks pairs of different examples of one class, (batch, batch)."""
+  """Marks pairs of distinct examples with the same class, (batch, batch)."""
   same = labels[:, None] == labels[None]
   return same & ~jnp.eye(len(labels), dtype=bool)

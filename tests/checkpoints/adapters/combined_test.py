@@ -209,7 +209,13 @@ def test_names_of_two_versions_of_one_library(tmp_path):
 def test_nothing_is_replaced(tmp_path, three):
   with pytest.raises(ValueError, match="s3://b/a: adapters .* local"):
     sj.mix_adapters(three, "s3://b/a")
+  # Before anything is read: the other adapters do not exist.
   with pytest.raises(ValueError, match="a exists already"):
-    sj.mix_adapters(three, three[0])
+    sj.mix_adapters([three[0], tmp_path / "missing"], three[0])
+  for name in ("out.safetensors", "out.bin"):
+    with pytest.raises(ValueError, match=rf"{name}: .*folder .*without"):
+      sj.mix_adapters(three, tmp_path / name)
+    assert not (tmp_path / name).exists()
+  sj.mix_adapters(three, tmp_path / "lr_0.1")
   with pytest.raises(ValueError, match="rank must.*0"):
     sj.mix_adapters(three, tmp_path / "out", rank=0)

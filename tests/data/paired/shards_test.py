@@ -71,7 +71,7 @@ def test_captions(place):
   assert source.captions == ("a cat", "an ant")
   assert [x[1] for x in contents(paired.by_caption(source))] == [0, 1, 0]
   with pytest.raises(
-    ValueError, match="texts.tar, ./a.b/0001 has a caption and"
+    ValueError, match="texts.tar, ./a.b/0001 has a caption but"
   ):
     source.label(1)
 
@@ -109,3 +109,8 @@ def test_shards_that_are_missing_or_damaged_are_named(place):
     ValueError, match="val-000000.tar as a tar file.*compressed"
   ):
     data.open_source(f"wds:{place}", "val")
+
+
+def test_numbers_in_braces_that_fall(tmp_path):
+  with pytest.raises(ValueError, match=r"There is no .*x-\{3..0\}.tar"):
+    data.open_source(f"wds:{tmp_path}/x-{{3..0}}.tar", "all")

@@ -103,7 +103,8 @@ def test_batches_are_the_same_on_any_hosts_and_after_a_restart(place):
       "first line of .*train.csv is 'images/0.jpg', 'cat'",
     ),
     ("", "first line of .*train.csv is : it must name"),
-    ("path,name\nimages/0.jpg,cat\n", "'path' and 'label' or 'caption'"),
+    ("path,name\nimages/0.jpg,cat\n", "'path', and 'label' or 'caption'"),
+    ("path,label,label\nimages/0.jpg,a,b\n", "train.csv has 'label' twice"),
     (rows("cat", ""), "train.csv, line 3 has no label"),
     (rows("a", " ", header="path,caption"), "line 3 has no caption"),
     ("path,label\n,cat\n", "line 2 has no path"),
@@ -126,5 +127,5 @@ def test_rows_that_cannot_be_read_are_named(text, message, tmp_path):
 
 
 def test_a_folder_without_tables_is_named(tmp_path):
-  with pytest.raises(ValueError, match="no .csv file in it"):
+  with pytest.raises(ValueError, match="a folder without .csv files"):
     data.open_source(f"csv:{tmp_path}", "train")

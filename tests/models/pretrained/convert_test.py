@@ -398,6 +398,7 @@ def test_a_prefix_chooses_one_of_several_models():
   source = sj.Ingredient.from_params("moco", both)
   assert pretrained.detect(source, prefix=prefix).options["depth"] == 3
   chex.assert_trees_all_equal(load(both, model, prefix=prefix), params)
+  assert pretrained.under(source, "") is source
   lazy = pretrained.as_ingredient(source, model, prefix=prefix)
   chex.assert_trees_all_equal(lazy.load(), params)
 

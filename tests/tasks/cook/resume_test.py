@@ -106,9 +106,17 @@ def test_damaged_caches_are_made_again(sweep, whole, tmp_path):
   logits = workdir / "logits" / "member_001.npz"
   logits.write_bytes(logits.read_bytes()[:1000])
   (workdir / "logits" / "member_002.npz").write_bytes(b"")
+  # Whether each image was right: gone, cut off, and of another model.
+  correct = workdir / "correct"
+  (correct / "member_000.npz").unlink()
+  cut = correct / "uniform.npz"
+  cut.write_bytes(cut.read_bytes()[:200])
+  shutil.copy(correct / "pretrained.npz", correct / "greedy.npz")
   (workdir / "results.jsonl").unlink()
-  finish(sweep, workdir)
+  done = finish(sweep, workdir)
   assert (workdir / "results.jsonl").read_bytes() == expected
+  for name in ("member_000", "uniform", "greedy"):
+    assert f"{name}.npz is missing or damaged: {name} is" in done.stderr
 
 
 def test_two_runs_do_not_share_a_directory(sweep, tmp_path):

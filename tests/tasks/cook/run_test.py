@@ -56,7 +56,7 @@ def test_every_model_is_evaluated_on_every_set(cooked):
     "pretrained": "pretrained",
     **{f"member_00{k}": "ingredient" for k in range(3)},
     **dict.fromkeys(
-      ("uniform", "greedy", "greedy_loss", "learned_layer"), "soup"
+      ("uniform", "greedy", "greedy_loss", "learned_layer", "wise_ft"), "soup"
     ),
     **{f"wise_ft_{a}": "interpolation" for a in ("0.00", "0.50", "1.00")},
     **dict.fromkeys(("ensemble", "greedy_ensemble"), "ensemble"),
@@ -88,6 +88,23 @@ def test_numbers_are_those_of_the_saved_models(sweep, cooked):
   ingredients = sj.find_ingredients(sweep / "member_*/ingredients/last")
   for i in ingredients:  # Measured by the sweep itself.
     assert i.metrics["minival/prec@1"] == result[i.name, "digits/minival"]
+
+
+def test_wise_ft_is_a_soup_chosen_on_minival(sweep, cooked):
+  record = json.loads((cooked / "soups/wise_ft/wise_ft.json").read_text())
+  values = helpers.result_values(cooked)
+  curve = {a: values[f"wise_ft_{a:.2f}", "digits/minival"] for a in (0, 0.5, 1)}
+  assert curve[record["alpha"]] == max(curve.values())
+  best = sweep / record["fine-tuned"] / "ingredients" / "last"
+  expected = sj.wise_ft(sweep / "initial", best, record["alpha"])
+  soup = sj.load_params(cooked / "soups" / "wise_ft")
+  jax.tree.map(np.testing.assert_array_equal, soup, expected)
+  for split in ("minival", "test", "blur"):
+    name = f"wise_ft_{record['alpha']:.2f}"
+    shown = values["wise_ft", f"digits/{split}"]
+    assert shown == values[name, f"digits/{split}"]
+  page = (cooked / "report.html").read_text()
+  assert f"WiSE-FT, alpha {record['alpha']:g} (by minival)" in page
 
 
 def test_accuracies_are_compared_with_the_best_ingredient(cooked):
@@ -256,7 +273,13 @@ def test_dry_run_touches_nothing(sweep, tmp_path, capsys):
   assert cook.run(helpers.cook_config(sweep), None, dry_run=True) is None
   text = capsys.readouterr().out
   assert "3 ingredients" in text and "digits/blur, 499 images" in text
-  assert "uniform, greedy, greedy_loss, learned_layer" in text
+  assert "uniform, greedy, greedy_loss, learned_layer, wise_ft" in text
+  assert "12 models on all 1,298 images; at most 6 candidates" in text
+  # 12 x 1,298 and 6 x 300 images.
+  line = r"forward passes ([\d.]+) (s|min|h|days): 17,376 images at ([\d,]+)/s"
+  seconds, unit, speed = re.search(line, text).groups()
+  if unit == "s":
+    assert abs(17376 / int(speed.replace(",", "")) - float(seconds)) <= 1
   assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -25,6 +25,8 @@ SMALL = {
   "pairs.curves": 1,
   "pairs.points": 3,
   "ensemble.pairs": 1,
+  "greedy.orders": 1,
+  "greedy.points": 2,
 }
 
 
@@ -169,6 +171,27 @@ def test_features_are_those_of_the_layers(opened, whole):
   np.testing.assert_allclose(record["separation"][layer], want, rtol=1e-3)
 
 
+def test_the_greedy_soup_of_all_is_the_last_point(opened, whole):
+  record = record_of(whole, "greedy")
+  greedy = json.loads((whole / "greedy.json").read_text())
+  assert record["counts"] == [1, 3]
+  assert record["selected"] == greedy["selected"]
+  assert record["sizes"][0][1] == len(greedy["selected"])
+  scores = json.loads((whole / "diagnosis.json").read_text())["scores"]
+  assert record["best"][0][1] == max(scores.values())
+  assert record["best"][0][0] == record["scores"][0][0]
+  last = [d["score"] for d in greedy["history"] if d["accepted"]][-1]
+  assert record["scores"][0][1] == last
+  rates = {
+    i.name: i.hyperparameters["learning_rate"] for i in opened.ingredients
+  }
+  chosen = record["hyperparameters"]["learning_rate"]["chosen"]
+  assert sorted(chosen) == sorted(rates[name] for name in greedy["selected"])
+  assert "weight_decay" not in record["hyperparameters"]  # All are the same.
+  text = "\n".join(reasons.REASONS["greedy"].describe(record))
+  assert "learning_rate: selected" in text and "Of the first 3 models" in text
+
+
 def test_reasons_are_added_to_a_finished_diagnosis(
   sweep, whole, monkeypatch, capsys
 ):
@@ -200,7 +223,7 @@ def test_reasons_are_added_to_a_finished_diagnosis(
   diagnose.run(config, whole)
   assert len(calls) == 4 + 3  # Three of them by the run that was killed.
   assert record_of(whole, "plane")["names"] == ["initial", *last]
-  assert "The lowest loss of the grid is" in capsys.readouterr().out
+  assert "The lowest loss on the grid is" in capsys.readouterr().out
   assert (whole / "diagnosis.json").read_bytes() == before
 
 
@@ -213,6 +236,8 @@ def test_reasons_are_added_to_a_finished_diagnosis(
     ({"pairs.points": 1}, "pairs.points must be"),
     ({"pairs.curves": -1}, "pairs.curves must be"),
     ({"features.images": 3}, "features.images must be"),
+    ({"greedy.orders": 0}, "greedy.orders must be"),
+    ({"greedy.points": 0}, "greedy.points must be"),
     ({"ensemble.pairs": 0}, "ensemble.pairs must be"),
     ({"ensemble.share": 1.0}, "ensemble.share must be between 0 and 1"),
   ],
@@ -260,3 +285,12 @@ def test_inputs_are_checked_before_any_work(sweep, tmp_path):
   )
   with pytest.raises(ValueError, match="must name three models"):
     diagnose.run(config, tmp_path / "why", dry_run=True)
+
+
+def test_values_of_other_settings_are_not_used(tmp_path):
+  path = tmp_path / "values.json"
+  base.Resumed(lambda x: x + 1, 2, path=path, key={"points": 2})(1)
+  again = base.Resumed(pytest.fail, 2, path=path, key={"points": 2})
+  assert again(1) == 2
+  other = base.Resumed(lambda x: x + 5, 2, path=path, key={"points": 3})
+  assert other(1) == 6

@@ -3,6 +3,7 @@
 """Searches on digits: choices, tables, records, resumption."""
 
 import json
+import re
 import shutil
 
 import helpers
@@ -143,6 +144,36 @@ def test_goes_on_where_it_was(sweep, added, tmp_path, monkeypatch):
   search.run(config, workdir)
   assert len(scored) == 1
   assert before == {name: (workdir / name).read_bytes() for name in before}
+
+
+def test_a_dry_run_says_how_long_it_takes(sweep, tmp_path, capsys):
+  config = config_of(sweep, "wise_ft", **{"search.points": 5})
+  assert search.run(config, tmp_path / "run", dry_run=True) is None
+  text = capsys.readouterr().out
+  seen = re.search(r"(\d+) candidates on the (\d+) images of minival", text)
+  all_images = re.search(r"checkpoints and the result on all ([\d,]+)", text)
+  (models,) = re.findall(r"; (\d+) checkpoints", text)
+  total = int(seen[1]) * int(seen[2])
+  total += (int(models) + 1) * int(all_images[1].replace(",", ""))
+  assert re.search(rf"forward passes [\d.]+ s: {total:,} images at", text)
+  assert not (tmp_path / "run").exists()
+
+
+def test_another_head_is_another_search(sweep, tmp_path, monkeypatch):
+  head, workdir = tmp_path / "head.npz", tmp_path / "run"
+  sj.save_params(head, {"kernel": np.zeros((16, 10), "f")})
+  tasks = f"a=digits:minival=minival:head=file:{head}"
+  config = config_of(sweep, "wise_ft", tasks=tasks)
+  monkeypatch.setattr(search, "_run", lambda inputs, workdir: None)
+  search.run(config, workdir)
+  search.run(config, workdir)
+  head.unlink()
+  sj.save_params(head, {"kernel": np.ones((16, 10), "f")})
+  for _ in range(2):
+    with pytest.raises(ValueError, match="the head of a changed"):
+      search.run(config, workdir)
+    for name in ("search.json", "report.html"):  # As a finished search.
+      (workdir / name).write_text("{}")
 
 
 def test_wise_ft_chooses_alpha_on_minival(sweep, tmp_path):

@@ -1,0 +1,131 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables that compare models on test sets and probes."""
+
+from collections.abc import Sequence
+import html
+import textwrap
+
+from soupjax.report import tables
+from soupjax.report.results import SHIFTS, Results
+
+_WIDTH, _NAME, _CELL = 100, 25, 25
+_FIRST = {"minival": 0, "test": 1}  # Other sets follow in their own order.
+
+
+def comparison_table(results: Results) -> str:
+  """Formats the accuracies of all models on all sets, in percent.
+
+  Args:
+    results: with `Choices.reference`.
+
+  Returns:
+    Blocks of a few sets, at most 100 characters wide, with a line per model:
+    its accuracy and its difference from the reference with the 95 % interval.
+    Ends without a newline.
+  """
+  splits = sorted(results.splits, key=lambda s: _FIRST.get(s, len(_FIRST)))
+  if len(results.shifts) > 1:
+    splits.append(SHIFTS)
+  rows, lines = tables.rows(results), []
+  per_block = (_WIDTH - _NAME) // _CELL
+  for start in range(0, len(splits), per_block):
+    block = splits[start : start + per_block]
+    heads = [_head(results, split) for split in block]
+    lines.append(_line("", heads))
+    lines.append("-" * (_NAME + _CELL * len(block)))
+    for row in rows:
+      lines.append(_line(row.label, [_cell(row, results, s) for s in block]))
+    lines.append(lines[-len(rows) - 1])
+  for mean in probe_means(results):
+    members = results.choices.means[mean]
+    lines += textwrap.wrap(f"{mean}: {', '.join(members)}", _WIDTH)
+    lines.append(_line("", ["mean logit", "mean rank"]))
+    lines += [_line(row.label, _summary(row, results, mean)) for row in rows]
+    lines.append("-" * (_NAME + 2 * _CELL))
+  notes = (
+    f"Percent correct, and points above {results.best} with the 95 % interval "
+    "over images (paired bootstrap). ~: the interval contains zero, so no "
+    "difference is shown. p-values, losses and calibration are in "
+    "report.html"
+  )
+  if len(results.shifts) > 1:
+    notes += f". mean: over {', '.join(results.shifts)}"
+  lines += textwrap.wrap(f"{notes}.", _WIDTH)
+  for text in (results.choices.about_outputs, results.about_mce):
+    lines += textwrap.wrap(text, _WIDTH)
+  return "\n".join(lines)
+
+
+def probe_means(results: Results) -> list[str]:
+  """Returns the names of probes with mean logits and ranks over datasets."""
+  named = {split for _, split, metric in results.cells if metric == "mean_rank"}
+  return [mean for mean in results.choices.means if mean in named]
+
+
+def probes_section(results: Results) -> str:
+  """Returns HTML tables of probes on several datasets, or ""."""
+  parts = []
+  for mean in probe_means(results):
+    members = results.choices.means[mean]
+    columns = [*members, mean]
+    titles = [m.removesuffix(f"_{mean}") for m in members]
+    titles += ["mean", "mean logit", "mean rank"]
+    head = "".join(f'<th scope="col">{html.escape(t)}</th>' for t in titles)
+    body = []
+    for row in tables.rows(results):
+      cells = [_cell(row, results, split) for split in columns]
+      cells += _summary(row, results, mean)
+      body.append(
+        f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+      )
+    parts.append(
+      f'<h3>{html.escape(mean)}</h3>\n<div class="wide"><table>\n<thead><tr>'
+      f'<th scope="col">model</th>{head}</tr></thead>\n<tbody>\n'
+      + "\n".join(body)
+      + "\n</tbody></table></div>"
+    )
+  if not parts:
+    return ""
+  note = (
+    "Percent correct of probes of frozen features, and points above the "
+    "reference with the 95 % interval of the paired bootstrap over images. "
+    "Mean logit: mean over datasets of the logit of the accuracy. Mean rank: 1 "
+    "is the best model on a dataset."
+  )
+  return "\n".join([*parts, f"<p><small>{note}</small></p>"])
+
+
+def _summary(row: tables.Row, results: Results, mean: str) -> Sequence[str]:
+  """Returns the mean logit and the mean rank of a row, as text."""
+  cells = [
+    results.cells.get((row.models[0], mean, metric))
+    for metric in ("mean_logit", "mean_rank")
+  ]
+  return ["-" if cell is None else f"{cell[0]:.2f}" for cell in cells]
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+  name = "".join(c if c.isprintable() else "?" for c in name)
+  if len(name) > _NAME - 1:
+    name = f"{name[: _NAME - 4]}..."
+  text = f"{name:<{_NAME}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+  return text.rstrip()
+
+
+def _head(results: Results, split: str) -> str:
+  if split == SHIFTS:
+    return "mean"
+  n = results.images(results.best, split)
+  return split[: _CELL - 2] if n is None else f"{split[:14]} ({n:,})"
+
+
+def _cell(row: tables.Row, results: Results, split: str) -> str:
+  value = row.accuracy(results, split)
+  if value is None:
+    return "-"
+  if row.kind == "best":
+    return f"{value:.1f}"
+  return f"{value:.1f} {tables.gain_text(row, results, split)}"

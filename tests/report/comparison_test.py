@@ -1,0 +1,48 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+import helpers
+import pytest
+
+from soupjax import report
+from soupjax.report import figures, sections, tables
+from soupjax.report.results import Choices
+
+
+@pytest.fixture
+def results():
+  lines = helpers.records_of("greedy", "model", 0.97, 0.95, 0.8)
+  other = helpers.records_of("x\n" * 20, "model", 0.98, 0.94, 0.7)
+  for line in other:
+    if line["metric"] == "prec@1" and "test" in line["dataset"]:
+      line |= {"difference": -0.01, "low": -0.02, "high": 0.001, "p": 0.08}
+  means = {"shifts": helpers.SHIFTS}
+  choices = Choices(means=means, reference="greedy", best={}, greedy={})
+  return report.Results.from_records([*lines, *other][::-1], choices)
+
+
+def test_every_set_has_a_column_with_differences(results):
+  lines = report.comparison_table(results).splitlines()
+  assert max(map(len, lines)) <= 100
+  heads = [line.split() for line in lines if "(200)" in line]
+  assert heads[0] == ["minival", "(200)", "test", "(200)", "writers", "(200)"]
+  assert heads[1] == ["noise", "(200)", "rotate", "(200)", "mean"]
+  rows = [line for line in lines if line.startswith(("greedy", "x?x"))]
+  assert len(rows) == 4
+  assert rows[0].split()[1:] == [
+    *("98.0", "+1.0", "94.0", "~-1.0", "[-2.0,", "0.1]", "72.0", "-10.0")
+  ]
+  assert rows[1].split() == ["greedy", "(reference)", "97.0", "95.0", "82.0"]
+  assert rows[2].split()[-2:] == ["71.0", "-10.0"]  # The mean.
+
+
+def test_the_page_speaks_of_a_reference(results):
+  text = sections.summary(results, {}, {})
+  text += sections.results_section(results, {})
+  text += sections.plane_caption(results)
+  assert "The reference is <b>greedy</b>" in text
+  assert "no difference is shown" in text and "p 0.08" in text
+  assert "ingredient" not in text and "soup" not in text
+  assert tables.label("greedy", "model", results) == "greedy"
+  figure = figures.accuracy_plane(results)
+  legend = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert legend == ["reference", "model"]
