@@ -93,15 +93,17 @@ def inline(svg: bytes, prefix: str, models: Sequence[str]) -> str:
 def data_of(figure: Figure) -> Iterator[tuple]:
   """Yields rows of `COLUMNS`: the numbers that a figure shows.
 
-  Points of lines and of scatters, steps, bands and cells of images have x and
-  y as on the axes; cells and coloured points also have a value. Contours have
-  no rows.
+  Points of lines and of scatters, steps, bands, and cells of images and of
+  `style.contours` have x and y as on the axes; cells and coloured points also
+  have a value.
   """
   for axes in figure.axes:
     if axes.get_label() == "<colorbar>":
       continue
     title = axes.get_title() or axes.get_title(loc="left")
     head = title, axes.get_xlabel(), axes.get_ylabel()
+    for x, y, value in vars(axes).get("cells", ()):
+      yield *head, "", "", x, y, value
     for line in axes.lines:
       if not isinstance(line, AxLine):
         for x, y in line.get_xydata().tolist():
