@@ -21,6 +21,11 @@ from soupjax.report.style import GROUPS, MODEL
 
 # All are drawn with the layout of the first.
 FORMATS = ("png", "svg", "pdf")
+_SETTINGS = {
+  "svg.hashsalt": "soupjax",
+  "figure.autolayout": False,
+  "figure.constrained_layout.use": False,
+}
 COLUMNS = ("panel", "x_axis", "y_axis", "series", "name", "x", "y", "value")
 
 
@@ -36,9 +41,10 @@ def save(figure: Figure) -> dict[str, bytes]:
     options: dict[str, Any] = {}
     if form != "png":
       options["metadata"] = {"Date" if form == "svg" else "CreationDate": None}
-    with matplotlib.rc_context({"svg.hashsalt": "soupjax"}):
+    with matplotlib.rc_context(_SETTINGS):
       figure.savefig(buffer, format=form, **options)
-    figure.set_layout_engine("none")
+      # Another layout would draw the figure once more for each format.
+      figure.set_layout_engine(None)
     written = buffer.getvalue()
     saved[form] = _encoded(written) if form == "svg" else written
   table = io.StringIO(newline="")
