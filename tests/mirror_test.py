@@ -112,6 +112,7 @@ COVERED_BY = {
 SEAMS = {
   "benchmarks/accelerator": "mirrors benchmarks/",
   "benchmarks/evidence/cifar10": "mirrors benchmarks/",
+  "benchmarks/evidence/clip": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/run": "mirrors benchmarks/",

@@ -21,7 +21,7 @@ shows nothing but that it works.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import io
 import json
 import os
@@ -77,25 +77,39 @@ def corrupted(name: str) -> Callable:
   return change
 
 
-def write_tar(
-  path: pathlib.Path, source: data.Source, change: Callable
-) -> None:
-  """Writes images as LABEL/NUMBER.png, each changed by its own draws."""
+def png(pixels: np.ndarray) -> bytes:
+  """Encodes an image of bytes."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+  return file.getvalue()
+
+
+def write_files(path: pathlib.Path, members: Iterable[tuple[str, bytes]]):
+  """Writes (name, content) as a tar file, unless it exists."""
   if path.exists():
     return
   part = path.with_suffix(".part")
   with tarfile.open(part, "w") as tar:
+    for name, content in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+  part.rename(path)
+
+
+def write_tar(
+  path: pathlib.Path, source: data.Source, change: Callable
+) -> None:
+  """Writes images as LABEL/NUMBER.png, each changed by its own draws."""
+
+  def members():
     for i in range(len(source)):
       example = source[i]
       pixels = np.asarray(data.Preprocess("")(example["image"]))
       pixels = change(pixels, np.random.default_rng(i))
-      file = io.BytesIO()
-      Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-      info = tarfile.TarInfo(f"{example['label']}/{i:05d}.png")
-      info.size = file.tell()
-      file.seek(0)
-      tar.addfile(info, file)
-  part.rename(path)
+      yield f"{example['label']}/{i:05d}.png", png(pixels)
+
+  write_files(path, members())
 
 
 def write_images(name: str, folder: pathlib.Path, short: bool) -> None:
@@ -197,32 +211,45 @@ def correct(soups: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
   return answers
 
 
-def summary(sweeps: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict:
-  """Returns set -> row -> percent and difference to the best, with interval.
+def summary(
+  sweeps: Sequence[dict[str, dict[str, np.ndarray]]],
+  rows: Mapping[str, str] = ROWS,
+  reference: str = "best",
+) -> dict:
+  """Returns set -> row -> percent and difference to a row, with interval.
 
   Images and sweeps are resampled, as the sweeps share their test images
   (`statistics.hierarchical_bootstrap`); of a single sweep, the images alone.
   """
   table: dict[str, dict[str, dict[str, float]]] = {}
-  for name in ("test", "corrupted"):
+  for name in sweeps[0]:
     table[name] = {}
-    for row in filter(sweeps[0][name].__contains__, ROWS):
+    for row in filter(sweeps[0][name].__contains__, rows):
       right = 100 * np.stack([sweep[name][row] for sweep in sweeps])
       table[name][row] = {"accuracy": float(right.mean())}
-      if row == "best":
+      if row == reference:
         continue
-      best = 100 * np.stack([sweep[name]["best"] for sweep in sweeps])
+      other = 100 * np.stack([sweep[name][reference] for sweep in sweeps])
       if len(sweeps) > 1:
-        gain = statistics.hierarchical_bootstrap(right - best)
+        gain = statistics.hierarchical_bootstrap(right - other)
       else:
-        (gain,) = statistics.paired_bootstrap((right - best).T)
+        (gain,) = statistics.paired_bootstrap((right - other).T)
       table[name][row] |= {
         "difference": gain.value, "low": gain.low, "high": gain.high
       }  # fmt: skip
       table[name][row]["each"] = [
-        float(value) for value in (right - best).mean(axis=1)
+        float(value) for value in (right - other).mean(axis=1)
       ]
   return table
+
+
+def difference(cell: Mapping[str, float]) -> str:
+  """Returns a difference with its interval; "" for the reference."""
+  if "difference" not in cell:
+    return ""
+  unclear = " ~" * (cell["low"] <= 0 <= cell["high"])
+  ends = f"[{cell['low']:+.2f}, {cell['high']:+.2f}]"
+  return f"{cell['difference']:+.2f} {ends}{unclear}"
 
 
 def markdown(table: dict) -> str:
@@ -232,15 +259,7 @@ def markdown(table: dict) -> str:
     for name in ("test", "corrupted"):
       yield f"{table[name][row]['accuracy']:.1f}"
     for name in ("test", "corrupted"):
-      gain = table[name][row]
-      if "difference" not in gain:
-        yield ""
-        continue
-      unclear = " ~" * (gain["low"] <= 0 <= gain["high"])
-      yield (
-        f"{gain['difference']:+.2f} [{gain['low']:+.2f}, "
-        f"{gain['high']:+.2f}]{unclear}"
-      )
+      yield difference(table[name][row])
 
   lines = [
     "| | test | corrupted | test, difference | corrupted, difference |",

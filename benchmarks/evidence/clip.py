@@ -1,0 +1,388 @@
+# Copyright 2026 The soupjax Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Do soups of whole CLIPs win on unseen domains, and forget fewer classes?
+
+python benchmarks/evidence/clip.py --workdir=runs/clip --images=PACS \
+  [--cifar10=DIR] [--clip=DIR]
+
+PACS has photo.tar, art_painting.tar, cartoon.tar and sketch.tar of CLASS/*.jpg,
+or such folders. DIR of --cifar10 has train.tar and test.tar; without it,
+CIFAR-10 is that of TFDS. Needs soupjax[clip].
+
+A tiny CLIP is pretrained from scratch with captions ("a sketch of a dog") on
+40 % of PACS, all four domains and seven classes, and on 10,000 images of
+CIFAR-10 (pacs.py: 800 steps of 128 images of 32 pixels). From it, 8 models
+are fine-tuned by FLYP (arXiv 2212.00638) on photos and paintings of five
+classes, 30 % of these images. All choices, WiSE-FT's alpha among them, are made
+on another 15 %, photos and paintings. The sets that serve no choice:
+
+  test      the last 15 % of the photos and paintings, five classes
+  cartoon, sketch   60 % of the cartoons and sketches, five classes
+  unseen    60 % of all domains of the two other classes, zero-shot
+  others    CIFAR-10's test images (2,000) of its eight other classes, zero-shot
+
+The domains and classes of all of them are known from pretraining, as those of
+most test sets are to a real CLIP. Three seeds have a pretraining, an order of
+data and a sweep of their own. Fixed before the first run: the classes held out,
+elephant and horse, which look alike; learning rates from 1e-4 to 1e-3, weight
+decay from 1e-3 to 0.3, 5 to 10 epochs, drawn at random. The control is seed 0's
+sweep from random weights, in which soups should win nothing.
+
+With --clip=DIR a real CLIP (docs/clip.md) takes the place of pretraining and
+control, images have --size=224 pixels, and learning rates are from 3e-6 to
+3e-5. Its pretraining may have seen the test images.
+
+What is there is not done again: start the same command after an interruption.
+Writes ../results/clip.json after every sweep, and prints the tables of
+benchmarks/README.md; --report does only that. About ten CPU minutes a seed;
+--short takes minutes and shows nothing but that it works.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+import json
+import pathlib
+import platform
+
+import cifar10
+import jax
+import numpy as np
+import pacs
+
+import soupjax as sj
+from soupjax import data, report
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "clip.json"
+SEEDS = ("0", "1", "2")
+UNSEEN = ("elephant", "horse")
+# Domain -> its word in captions.
+DOMAINS = {
+  "photo": "photo",
+  "art_painting": "painting",
+  "cartoon": "cartoon",
+  "sketch": "sketch",
+}
+# Percent of every domain: pretraining, its held-out images, and the others.
+CAPTIONED, TRAIN, MINIVAL = (0, 38, 40), 70, 85
+# Of CIFAR-10: pretraining, its held-out images, test.
+SMALL = ("train[:10000]", "train[10000:10400]", "test[:2000]")
+# Set -> where it is, below the images.
+TESTS = {
+  "test": "test",
+  "cartoon": "cartoon",
+  "sketch": "sketch",
+  "unseen": "unseen/pacs",
+  "others": "others/cifar10",
+}
+ROWS = {
+  "pretrained": "zero-shot, the start",
+  "mean": "mean ingredient",
+  "best": "best ingredient by loss",
+  "uniform": "uniform soup",
+  "greedy": "greedy soup by loss",
+  "greedy_prec1": "greedy soup by accuracy",
+  "wise_ft": "WiSE-FT, start to best",
+  "ensemble": "ensemble of all, at 8 x the cost",
+}
+REFERENCES = {
+  "best": "Points above the best ingredient",
+  "pretrained": "Points above the zero-shot start",
+}
+
+# (source, index, word in captions) of an image.
+Image = tuple[data.Source, int, str]
+
+
+# --- Images -------------------------------------------------------------------
+
+
+def choose(
+  sources: Iterable[tuple[data.Source, str]],
+  start: float,
+  stop: float,
+  without: Sequence[str] = (),
+) -> list[Image]:
+  """Returns the images from `start` to `stop` percent of every source.
+
+  Args:
+    sources: with the word of their domain.
+    start: first image, in percent.
+    stop: end, in percent.
+    without: classes to leave out.
+  """
+  chosen = []
+  for source, word in sources:
+    first, last = (round(p / 100 * len(source)) for p in (start, stop))
+    chosen += [
+      (source, i, word)
+      for i in range(first, last)
+      if _name(source, i) not in without
+    ]
+  return chosen
+
+
+def _name(source: data.Source, index: int) -> str:
+  return source.class_names[source.label(index)]
+
+
+def members(
+  images: Sequence[Image], size: int, captions: bool
+) -> Iterator[tuple[str, bytes]]:
+  """Yields names and contents of files, for `cifar10.write_files`.
+
+  Args:
+    images: of `choose`.
+    size: of the images, in pixels.
+    captions: whether to write NUMBER.png, .cls and .txt (WebDataset), and not
+      CLASS/NUMBER.png.
+  """
+  resize = data.Preprocess(
+    f"resize_small({size}, 'bicubic')|central_crop({size})"
+  )
+  for k, (source, index, word) in enumerate(images):
+    name = _name(source, index)
+    pixels = np.asarray(resize(source[index]["image"]))
+    pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    if captions:
+      yield f"{k:05d}.cls", name.encode()
+      yield f"{k:05d}.txt", f"a {word} of a {name}".encode()
+    folder = "" if captions else f"{name}/"
+    yield f"{folder}{k:05d}.png", cifar10.png(pixels)
+
+
+def write_images(
+  pacs_name: str, cifar_name: str, folder: pathlib.Path, size: int, short: bool
+) -> None:
+  """Writes all sets that the commands read, and the vocabulary of captions."""
+  domains = {k: (data.open_source(pacs_name, k), w) for k, w in DOMAINS.items()}
+  every = list(domains.values())
+  photos = [domains["photo"], domains["art_painting"]]
+  seen = set(every[0][0].class_names) - set(UNSEEN)
+  begin, held_out, end = CAPTIONED
+  small = [(data.open_source(cifar_name, s), "photo") for s in SMALL]
+  sets = {
+    "captions/train-000000": choose(every, begin, held_out)
+    + choose(small[:1], 0, 100),
+    "captions/minival-000000": choose(every, held_out, end)
+    + choose(small[1:2], 0, 100),
+    "seen/train": choose(photos, end, TRAIN, UNSEEN),
+    "seen/minival": choose(photos, TRAIN, MINIVAL, UNSEEN),
+    "seen/test": choose(photos, MINIVAL, 100, UNSEEN),
+    "seen/cartoon": choose([domains["cartoon"]], end, 100, UNSEEN),
+    "seen/sketch": choose([domains["sketch"]], end, 100, UNSEEN),
+    "unseen/pacs": choose(every, end, 100, seen),
+    "others/cifar10": choose(small[2:], 0, 100, [*seen, *UNSEEN]),
+  }
+  for name, images in sets.items():
+    if short:  # Some of every domain.
+      images = images[:: max(1, len(images) // 120)]
+    path = folder / f"{name}.tar"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cifar10.write_files(path, members(images, size, "captions" in name))
+  names = {n for source, _ in (*every, *small) for n in source.class_names}
+  write_vocabulary(folder / "vocabulary", [f"a {n}" for n in sorted(names)])
+
+
+def write_vocabulary(folder: pathlib.Path, texts: Sequence[str]) -> None:
+  """Trains byte pairs on the words of captions."""
+  import tokenizers
+
+  tokenizer = tokenizers.Tokenizer(
+    tokenizers.models.BPE(end_of_word_suffix="</w>")
+  )
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=1000,
+    special_tokens=["<|startoftext|>", "<|endoftext|>"],
+    initial_alphabet=[chr(c) for c in range(ord("a"), ord("z") + 1)],
+    end_of_word_suffix="</w>",
+    show_progress=False,
+  )
+  prompts = pacs.TEMPLATES.replace("|", " ").replace("{}", "")
+  tokenizer.train_from_iterator([prompts, *texts], trainer)
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizer.save(str(folder / "tokenizer.json"))
+
+
+# --- Runs ---------------------------------------------------------------------
+
+
+def tests_of(images: pathlib.Path) -> str:
+  """Returns the setting `tests` of cooking."""
+  return ",".join(
+    f"{name}=folder:{images}/{place}:names=own"
+    if "/" in place
+    else f"{name}={place}"
+    for name, place in TESTS.items()
+  )
+
+
+def cook(
+  config: str,
+  start: str,
+  images: pathlib.Path,
+  workdir: pathlib.Path,
+  short: bool,
+) -> None:
+  """Fine-tunes a sweep from `start`, "" for random weights, and cooks it."""
+  cifar10.soupjax(
+    config,
+    f"--workdir={workdir / 'sweep'}",
+    "--sweep",
+    f"--config.init.path={start}",
+  )
+  cifar10.soupjax(
+    f"--config={cifar10.CONFIGS / 'cook.py'}:sweep={workdir / 'sweep'}",
+    f"--workdir={workdir / 'soups'}",
+    f"--config.tests={tests_of(images)}",
+    "--config.cook.metric=loss,prec@1",
+    "--config.cook.learned.granularities=()",
+    f"--config.cook.wise_ft_points={3 if short else 11}",
+  )
+
+
+# --- Results ------------------------------------------------------------------
+
+
+def correct(soups: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+  """Returns set -> row -> right answers of every image, (n,) of 0 to 1.
+
+  The alpha of WiSE-FT is that of the highest accuracy on minival.
+  """
+  results = report.read_run(soups)
+  ingredients = results.models("ingredient")
+  models = {row: row for row in ROWS if row in results.kinds}
+  models |= {
+    "best": results.best, "wise_ft": results.wise_ft[results.best_wise_ft]
+  }  # fmt: skip
+  models |= {name: name for name in ingredients}
+  answers: dict[str, dict[str, np.ndarray]] = {name: {} for name in TESTS}
+  for row, model in models.items():
+    with np.load(soups / "correct" / f"{model}.npz") as packed:
+      for name, rows in answers.items():
+        count = results.images(model, name)
+        rows[row] = np.unpackbits(packed[name], count=count).astype(float)
+  for rows in answers.values():
+    rows["mean"] = np.mean([rows.pop(k) for k in ingredients], axis=0)
+  return answers
+
+
+def choices(soups: pathlib.Path) -> dict:
+  """Returns the alpha of WiSE-FT and the sizes of the greedy soups."""
+  sizes = {
+    name: len(json.loads(path.read_text("utf-8"))["selected"])
+    for name in ("greedy", "greedy_prec1")
+    if (path := soups / "soups" / name / "greedy.json").exists()
+  }
+  return {"alpha": report.read_run(soups).best_wise_ft, **sizes}
+
+
+def summaries(sweeps: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict:
+  """Returns reference -> set -> row -> percent, difference and interval."""
+  return {
+    name: cifar10.summary(sweeps, ROWS, reference=name) for name in REFERENCES
+  }
+
+
+def markdown(tables: dict) -> str:
+  """Returns the tables of benchmarks/README.md: accuracies, differences."""
+  sets = list(tables["best"])
+  head = [f"| | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+
+  def table(reference, show):
+    return head + [
+      f"| {title} | "
+      + " | ".join(show(tables[reference][name][row]) for name in sets)
+      + " |"
+      for row, title in ROWS.items()
+      if row in tables[reference][sets[0]]
+    ]
+
+  lines = table("best", lambda cell: f"{cell['accuracy']:.1f}")
+  for reference, title in REFERENCES.items():
+    lines += ["", f"{title}:", "", *table(reference, cifar10.difference)]
+  return "\n".join(lines)
+
+
+def record_of(workdir: pathlib.Path, sweeps: Sequence[str], start: str) -> dict:
+  """Returns the results of the sweeps that are complete."""
+  done = [
+    sweep
+    for sweep in sweeps
+    if (workdir / f"sweep_{sweep}" / "soups" / "results.jsonl").exists()
+  ]
+  answers = {s: correct(workdir / f"sweep_{s}" / "soups") for s in done}
+  record = {
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "soupjax": sj.__version__,
+    "device": jax.devices()[0].device_kind,
+    "start": start,
+    "choices": {s: choices(workdir / f"sweep_{s}" / "soups") for s in done},
+    "sweeps": summaries([answers[s] for s in done if s != "control"]),
+  }
+  if "control" in done:
+    record["control"] = summaries([answers["control"]])
+  return record
+
+
+def _shown(record: dict) -> str:
+  seeds = [s for s in record["choices"] if s != "control"]
+  lines = [f"Seeds {', '.join(seeds)}, from {record['start']}:", ""]
+  lines += [markdown(record["sweeps"])]
+  if "control" in record:
+    lines += ["", "From random weights:", "", markdown(record["control"])]
+  return "\n".join([*lines, "", f"Choices: {json.dumps(record['choices'])}"])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--images", type=pathlib.Path)
+  parser.add_argument("--cifar10", type=pathlib.Path)
+  parser.add_argument("--clip", type=pathlib.Path)
+  parser.add_argument("--size", type=int)
+  parser.add_argument("--workdir", type=pathlib.Path)
+  parser.add_argument("--report", action="store_true")
+  parser.add_argument("--short", action="store_true")
+  args = parser.parse_args()
+  if args.report:
+    if not RESULTS.exists():
+      parser.error(f"there is no {RESULTS}: run the benchmark first")
+    print(_shown(json.loads(RESULTS.read_text("utf-8"))))
+    return
+  if args.workdir is None or args.images is None:
+    parser.error("give --workdir, for images and runs, and --images, PACS")
+  workdir = args.workdir.expanduser().absolute()
+  size = args.size or (224 if args.clip else 32)
+  small = f"folder:{args.cifar10.absolute()}" if args.cifar10 else "cifar10"
+  images = workdir / "images"
+  write_images(
+    f"folder:{args.images.absolute()}", small, images, size, args.short
+  )
+  config = f"--config={HERE / 'pacs.py'}:images={images},size={size}"
+  config += ",clip" * bool(args.clip) + ",short" * args.short
+  sweeps = SEEDS[:1] if args.short else SEEDS
+  if not args.clip:
+    sweeps = (sweeps[0], "control", *sweeps[1:])
+  name = args.clip.name if args.clip else "a tiny CLIP"
+  for sweep in sweeps:
+    seed = 0 if sweep == "control" else int(sweep)
+    if args.clip:
+      start = str(args.clip.absolute())
+    elif sweep == "control":
+      start = ""
+    else:
+      base = workdir / f"pretrained_{seed}"
+      cifar10.soupjax(f"{config},seed={seed},pretrain", f"--workdir={base}")
+      start = str(base / "ingredients" / "last")
+    folder = workdir / f"sweep_{sweep}"
+    cook(f"{config},seed={seed}", start, images, folder, args.short)
+    record = record_of(workdir, sweeps, name)
+    if not args.short:
+      RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+  print(_shown(record))
+
+
+if __name__ == "__main__":
+  main()
