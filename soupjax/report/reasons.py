@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from soupjax.report.style import BLUE, DPI, ORANGE, styled
+from soupjax.report.style import BLUE, DPI, ORANGE, contours, styled
 
 # Name of a metric -> label of its colour bar.
 _LABELS = {"loss": "Loss (nats)", "error": "Error (%)"}
@@ -36,7 +36,8 @@ def plane_figure(record: Mapping[str, Any]) -> Figure:
     # A flat plane has one level.
     room = max(high - low, 1e-9 * max(abs(low), 1.0))
     levels = low + room * np.linspace(0, 1, 15) ** 2
-    image = axes.contourf(xs, ys, grid, levels, cmap="viridis_r", extend="both")
+    shades = {"levels": levels, "cmap": "viridis_r", "extend": "both"}
+    image = contours(axes, xs, ys, grid, **shades)
     row, column = np.unravel_index(grid.argmin(), grid.shape)
     star = {"marker": "*", "s": 90, "c": ORANGE, "edgecolors": "black"}
     axes.scatter(xs[column], ys[row], zorder=3, linewidths=0.5, **star)

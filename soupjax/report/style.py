@@ -82,6 +82,23 @@ def scatter(
   return axes.scatter(*zip(*places.values()), urls=names, **style)
 
 
+def contours(
+  axes: Axes, xs: np.ndarray, ys: np.ndarray, values: np.ndarray, **style: Any
+) -> Any:
+  """Draws filled contours, as `axes.contourf`, and keeps their values.
+
+  Args:
+    axes: gets (x, y, value) of each cell as the attribute `cells`.
+    xs: (n,)
+    ys: (m,)
+    values: (m, n)
+    **style: of `axes.contourf`.
+  """
+  grid = np.stack([*np.meshgrid(xs, ys), values], -1)
+  vars(axes)["cells"] = grid.reshape(-1, 3).tolist()
+  return axes.contourf(xs, ys, values, **style)
+
+
 def grouped(artist: Artist, *groups: str) -> None:
   """Puts an artist into groups that the page can switch off."""
   artist.set_gid(quoted(GROUPS, json.dumps(groups)))

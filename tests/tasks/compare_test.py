@@ -30,7 +30,7 @@ def run(workdirs, **changes):
 
 
 def test_from_the_shell(pair):
-  out = pair / "both.html"
+  out = pair / "new" / "both.html"
   text = helpers.soupjax(
     f"--config={CONFIG}",
     f"--workdir={pair}/seed0,{pair}/seed1",

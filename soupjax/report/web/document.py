@@ -97,8 +97,9 @@ def save(
   here = urllib.parse.quote(f"{path.parent.name}/{path.stem}", errors="replace")
   # The data travels with the page; pictures stay beside it.
   table = base64.b64encode(saved["csv"]).decode("ascii")
+  name = html.escape(path.stem)
   links = [
-    f'<a href="data:text/csv;base64,{table}" download="data.csv">CSV</a>',
+    f'<a href="data:text/csv;base64,{table}" download="{name}.csv">CSV</a>',
     *(f'<a href="{here}.{x}">{x.upper()}</a>' for x in drawings.FORMATS),
   ]
   return svg, " ".join(links)

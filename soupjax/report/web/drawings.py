@@ -21,6 +21,11 @@ from soupjax.report.style import GROUPS, MODEL
 
 # All are drawn with the layout of the first.
 FORMATS = ("png", "svg", "pdf")
+_SETTINGS = {
+  "svg.hashsalt": "soupjax",
+  "figure.autolayout": False,
+  "figure.constrained_layout.use": False,
+}
 COLUMNS = ("panel", "x_axis", "y_axis", "series", "name", "x", "y", "value")
 
 
@@ -36,9 +41,10 @@ def save(figure: Figure) -> dict[str, bytes]:
     options: dict[str, Any] = {}
     if form != "png":
       options["metadata"] = {"Date" if form == "svg" else "CreationDate": None}
-    with matplotlib.rc_context({"svg.hashsalt": "soupjax"}):
+    with matplotlib.rc_context(_SETTINGS):
       figure.savefig(buffer, format=form, **options)
-    figure.set_layout_engine("none")
+      # Another layout would draw the figure once more for each format.
+      figure.set_layout_engine(None)
     written = buffer.getvalue()
     saved[form] = _encoded(written) if form == "svg" else written
   table = io.StringIO(newline="")
@@ -93,15 +99,17 @@ def inline(svg: bytes, prefix: str, models: Sequence[str]) -> str:
 def data_of(figure: Figure) -> Iterator[tuple]:
   """Yields rows of `COLUMNS`: the numbers that a figure shows.
 
-  Points of lines and of scatters, steps, bands and cells of images have x and
-  y as on the axes; cells and coloured points also have a value. Contours have
-  no rows.
+  Points of lines and of scatters, steps, bands, and cells of images and of
+  `style.contours` have x and y as on the axes; cells and coloured points also
+  have a value.
   """
   for axes in figure.axes:
     if axes.get_label() == "<colorbar>":
       continue
     title = axes.get_title() or axes.get_title(loc="left")
     head = title, axes.get_xlabel(), axes.get_ylabel()
+    for x, y, value in vars(axes).get("cells", ()):
+      yield *head, "", "", x, y, value
     for line in axes.lines:
       if not isinstance(line, AxLine):
         for x, y in line.get_xydata().tolist():

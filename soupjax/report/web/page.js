@@ -130,5 +130,5 @@ function start() {
   }
 }
 
-if (typeof module === "object") module.exports = { describe, key, order, start };
-else start();
+if (typeof window === "object") start();
+else module.exports = { describe, key, order, start };

@@ -205,6 +205,7 @@ def write_comparison(
       ),
     ]
   path = files.path_of(path)
+  files.make_directory(path.parent)
   files.write_text(path, document.document(TITLE, body))
   return path
 

@@ -151,6 +151,31 @@ def test_pointing_tells_name_scores_and_hyperparameters(page, answers):
   )
 
 
+def test_a_browser_shows_the_values_without_errors(page, tmp_path):
+  names = ("chromium", "chromium-browser", "google-chrome")
+  browser = next(filter(None, map(shutil.which, names)), None)
+  if browser is None:
+    pytest.skip(f"none of {', '.join(names)} is installed")
+  place = [model["name"] for model in data_of(page)].index("greedy")
+  point = f"document.querySelector('[data-model=\"{place}\"]')"
+  event = "new PointerEvent('pointerover', {bubbles: true})"
+  harness = f"<script>{point}.dispatchEvent({event})</script></body>"
+  text = page.read_text().replace("</body>", harness)
+  (tmp_path / "page.html").write_text(text)
+  options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+  options += ["--enable-logging=stderr", "--virtual-time-budget=2000"]
+  done = subprocess.run(
+    [browser, *options, f"--user-data-dir={tmp_path / 'profile'}"]
+    + [(tmp_path / "page.html").as_uri()],
+    capture_output=True, text=True, check=False, timeout=120,
+  )  # fmt: skip
+  assert "CONSOLE" not in done.stderr, done.stderr
+  (tip,) = re.findall(r'<div id="tip".*?>(.*?)</div>', done.stdout, re.S)
+  assert tip.startswith("greedy (soup)")
+  assert "test, n = 200: 96.0 % (+1.0 [0.2, 1.8])" in tip
+  assert 'type="checkbox"' in done.stdout
+
+
 def test_tables_sort_by_numbers_and_names(page, answers):
   columns = answers["tables"][0]
   test = columns[3]

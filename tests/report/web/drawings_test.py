@@ -38,6 +38,17 @@ def test_the_data_of_a_figure_is_what_it_shows(monkeypatch):
   assert len([r for r in rows if r["series"] == "soup so far"]) == 4
 
 
+def test_cells_of_contours_are_kept(monkeypatch):
+  monkeypatch.setattr(drawings, "FORMATS", ())
+  figure = Figure()
+  grid = np.arange(6.0).reshape(2, 3)
+  style.contours(figure.add_subplot(), np.arange(3), np.arange(2), grid)
+  cells = [
+    [float(row[k]) for k in ("x", "y", "value")] for row in rows_of(figure)
+  ]
+  assert cells == [[k % 3, k // 3, k] for k in range(6)]
+
+
 def test_all_formats_are_written_and_files_have_no_dates():
   figure = Figure(figsize=(2, 2))
   style.scatter(figure.add_subplot(), {"a": (0, 1)})
