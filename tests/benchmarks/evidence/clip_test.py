@@ -3,6 +3,7 @@
 """The images, configs and tables of the benchmark of whole CLIPs."""
 
 import importlib
+import json
 import pathlib
 import sys
 
@@ -180,3 +181,42 @@ def test_nothing_is_done_without_images(monkeypatch, capsys):
   with pytest.raises(SystemExit):
     clip.main()
   assert "--images" in capsys.readouterr().err
+
+
+def test_rows_of_a_cooked_run(tmp_path):
+  right = {
+    "pretrained": [0, 0, 0],
+    "member_000": [1, 1, 0],
+    "member_001": [1, 0, 0],
+    "uniform": [1, 1, 1],
+    "wise_ft": [0, 1, 1],
+    "wise_ft_0.50": [0, 0, 1],
+  }
+  kinds = {"pretrained": "pretrained", "wise_ft_0.50": "interpolation"}
+  lines = []
+  (tmp_path / "correct").mkdir()
+  for model, bits in right.items():
+    kind = "ingredient" if model.startswith("member") else "soup"
+    for name in ("minival", *clip.TESTS):
+      row = {"model": model, "kind": kinds.get(model, kind)}
+      row |= {"dataset": f"pacs/{name}", "metric": "prec@1"}
+      lines.append(json.dumps(row | {"value": np.mean(bits), "n": 3}))
+    packed = dict.fromkeys(clip.TESTS, np.packbits(bits))
+    np.savez(tmp_path / "correct" / f"{model}.npz", **packed)
+  (tmp_path / "results.jsonl").write_text("\n".join(lines))
+  for name, key, value in (
+    ("greedy", "selected", ["a", "b"]),
+    ("greedy_prec1", "selected", ["a"]),
+    ("wise_ft", "alpha", 0.3),
+  ):
+    folder = tmp_path / "soups" / name
+    folder.mkdir(parents=True)
+    file = "wise_ft.json" if name == "wise_ft" else "greedy.json"
+    (folder / file).write_text(json.dumps({key: value}))
+  for rows in clip.correct(tmp_path).values():
+    assert rows["mean"].tolist() == [1, 0.5, 0]
+    assert rows["best"].tolist() == [1, 1, 0]
+    assert rows["wise_ft"].tolist() == [0, 1, 1]
+    assert set(rows) == {"pretrained", "mean", "best", "uniform", "wise_ft"}
+  chosen = {"alpha": 0.3, "greedy": 2, "greedy_prec1": 1}
+  assert clip.choices(tmp_path) == chosen
