@@ -11,6 +11,9 @@ from soupjax.soups.greedy.permutations import random_orders
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Reason
 
+# "steps" has the length of a run as a number, and seeds have no order.
+_OMITTED = ("seed", "total", "warmup")
+
 
 def _problems(problems) -> None:
   problems.expect_counts("greedy.orders", "greedy.points")
@@ -48,7 +51,11 @@ def _compute(diagnosed: Diagnosed, resume):
     min_delta=rule.min_delta,
   )
   split = growth_lib.hyperparameters_of(
-    diagnosed.selected, {i.name: dict(i.hyperparameters) for i in ingredients}
+    diagnosed.selected,
+    {
+      i.name: {k: v for k, v in i.hyperparameters.items() if k not in _OMITTED}
+      for i in ingredients
+    },
   )
   return {
     "metric": opened.metrics[0],

@@ -187,6 +187,7 @@ def test_the_greedy_soup_of_all_is_the_last_point(opened, whole):
   }
   chosen = record["hyperparameters"]["learning_rate"]["chosen"]
   assert sorted(chosen) == sorted(rates[name] for name in greedy["selected"])
+  assert "seed" not in record["hyperparameters"]
   assert "weight_decay" not in record["hyperparameters"]  # All are the same.
   text = "\n".join(reasons.REASONS["greedy"].describe(record))
   assert "learning_rate: selected" in text and "Of the first 3 models" in text
