@@ -15,9 +15,9 @@ the same camera, and on 2,000 of them under each of the 15 corruptions of arXiv
 The control is a sweep without pretraining, in which soups should win nothing.
 
 What is there is not done again: start the same command after an interruption.
-Writes ../results/cifar10.json and prints the table of benchmarks/README.md;
---report does only that. About three CPU hours; --runlocal takes minutes and
-shows nothing but that it works.
+Writes ../results/cifar10.json after every sweep, and prints the table of
+benchmarks/README.md; --report does only that. About three CPU hours, estimated;
+--runlocal takes minutes and shows nothing but that it works.
 """
 
 import argparse
@@ -287,28 +287,38 @@ def main() -> None:
     config = f"--config={CONFIGS / 'finetune' / 'cifar10.py'}:hybrid"
     config += f",images={workdir / 'images'}" + ",runlocal" * args.runlocal
     pretrain(config, workdir / "pretrained")
+    answers = {}
     for seed, sweep in enumerate(SWEEPS):
       base = workdir / "pretrained" if sweep != "control" else None
       folder = workdir / f"sweep_{sweep}"
       cook(f"{config},seed={seed}", base, folder, args.runlocal)
-    answers = {
-      sweep: correct(workdir / f"sweep_{sweep}" / "soups") for sweep in SWEEPS
-    }
-    record = {
-      "python": platform.python_version(),
-      "jax": jax.__version__,
-      "soupjax": sj.__version__,
-      "device": jax.devices()[0].device_kind,
-      "sweeps": summary([answers[k] for k in SWEEPS if k != "control"]),
-      "control": summary([answers["control"]]),
-    }
-    if not args.runlocal:
-      RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+      answers[sweep] = correct(folder / "soups")
+      record = record_of(answers)
+      if not args.runlocal:
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
   else:
     record = json.loads(RESULTS.read_text())
+  print(f"Sweeps: {len(record['finished'])} of {len(SWEEPS) - 1}\n")
   print(markdown(record["sweeps"]))
-  print("\nWithout pretraining:\n")
-  print(markdown(record["control"]))
+  if "control" in record:
+    print("\nWithout pretraining:\n")
+    print(markdown(record["control"]))
+
+
+def record_of(answers: Mapping[str, dict]) -> dict:
+  """Returns the results of the sweeps that are finished."""
+  finished = [sweep for sweep in answers if sweep != "control"]
+  record = {
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "soupjax": sj.__version__,
+    "device": jax.devices()[0].device_kind,
+    "finished": finished,
+    "sweeps": summary([answers[sweep] for sweep in finished]),
+  }
+  if "control" in answers:
+    record["control"] = summary([answers["control"]])
+  return record
 
 
 if __name__ == "__main__":
