@@ -276,8 +276,10 @@ def local_processes(tmp_path, *arguments, soupjax="", seconds=60):
 def test_local_processes_are_those_of_one_job(tmp_path):
   done = local_processes(
     *(tmp_path, "--count=3", "--devices=2", "--", "--config=c.py", "--x=a b"),
-    soupjax='printf "<%s>" "$@"; echo " $JAX_COORDINATOR_ADDRESS '
-    '$JAX_NUM_PROCESSES $JAX_PROCESS_ID $JAX_LOCAL_DEVICE_IDS"',
+    # One write a line, so that lines of processes do not mix.
+    soupjax='words=$(printf "<%s>" "$@"); echo "$words '
+    "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID "
+    '$JAX_LOCAL_DEVICE_IDS"',
   )
   assert done.returncode == 0, done.stderr
   lines = sorted(done.stdout.splitlines(), reverse=True)
