@@ -159,6 +159,11 @@ def _say_who_is_late(address: str | None) -> None:
   )
 
 
+def is_first() -> bool:
+  """Whether this is the process that prints and writes."""
+  return jax.process_index() == 0
+
+
 def barrier(name: str) -> None:
   """Waits until all processes have reached this call."""
   if jax.process_count() > 1:

@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 
-import jax
 import ml_collections
 
 from soupjax import config as config_lib
@@ -61,7 +60,7 @@ def run(
       f"A diagnosis needs two ingredients: {config.ingredients!r} is only one."
     )
   start = opened.initial.path if opened.initial else "unknown"
-  if _first():
+  if processes.is_first():
     print(
       f"{count} ingredients and {pairs} midpoints, on {len(opened.minival)} "
       f"images of {opened.minival.name}; start: {start}"
@@ -70,23 +69,18 @@ def run(
       print(line)
   if dry_run:
     needed = needs.diagnosis(opened, path)
-    if _first():
+    if processes.is_first():
       print(needed)
     return None
   workdir = files.path_of(path)
   with contextlib.ExitStack() as stack:
-    if _first():
+    if processes.is_first():
       workdir_lib.open_workdir(workdir, reasons.without(resolved))
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
     record = workdir / "diagnosed.json"
     inputs.check_unchanged(reasons.without(config), opened, record)
     return _run(opened, workdir, pairs)
-
-
-def _first() -> bool:
-  """Whether this is the process that prints and writes."""
-  return jax.process_index() == 0
 
 
 def _check(config) -> None:
@@ -100,7 +94,7 @@ def _check(config) -> None:
 def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
   text = workdir / "diagnosis.txt"
   finished = workdir_lib.exists(text)
-  if finished and _first():
+  if finished and processes.is_first():
     print(text.read_text("utf-8"))
   if finished and not reasons.names_of(opened.config):
     return text
@@ -127,7 +121,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
     selected = workdir_lib.read(workdir / "greedy.json")["selected"]
     known = base.Diagnosed(opened, ingredients, evaluations, record, selected)
     lines = reasons.run(known, workdir)
-    if _first():
+    if processes.is_first():
       print("\n".join(lines), f"\n\nReport: {workdir / 'diagnosis.html'}")
   return text
 
@@ -149,7 +143,7 @@ def _diagnose(opened, workdir, ingredients, evaluations, pairs: int) -> None:
     opened.place,
     selection,
   )
-  if _first():
+  if processes.is_first():
     files.write_json(
       workdir / "greedy.json", soups.greedy_record(settings, metric, greedy)
     )
@@ -165,7 +159,7 @@ def _diagnose(opened, workdir, ingredients, evaluations, pairs: int) -> None:
     select=selection.get("select"),
     sharding=opened.place,
   )
-  if _first():
+  if processes.is_first():
     files.write_json(workdir / "diagnosis.json", _as_json(diagnosis))
     picture = workdir / "diagnosis.png"
     figure = report.diagnosis_figure(

@@ -70,7 +70,7 @@ def run(
   opened = planned(config, workdir)
   if dry_run:
     needed = needs.cooking(opened, path)
-    if _first():
+    if processes.is_first():
       print(needed)
     if not opened.is_judged:
       models, candidates = inputs.evaluations(opened)
@@ -78,7 +78,7 @@ def run(
       needs.print_duration(opened, "minival", images)
     return None
   with contextlib.ExitStack() as stack:
-    if _first():
+    if processes.is_first():
       record = cook_config.record_of(opened.config)
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
@@ -110,14 +110,9 @@ def planned(
   else:
     opened, plan = inputs.open_inputs(config, devices), inputs.plan
   inputs.check_workdir(opened, workdir)
-  if _first():
+  if processes.is_first():
     print(plan(opened))
   return opened
-
-
-def _first() -> bool:
-  """Whether this is the process that prints and writes."""
-  return jax.process_index() == 0
 
 
 def _run(
@@ -139,7 +134,7 @@ def _run(
     results[name] = "ingredient", values
     metrics = {f"minival/{k}": v for k, v in values["minival"].items()}
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
-    if _first():
+    if processes.is_first():
       record = workdir / "ingredients" / name / "hyperparameters.json"
       files.make_directory(record.parent)
       files.write_json(record, dict(ingredient.hyperparameters))
@@ -196,7 +191,7 @@ def _run(
 
   # --- Results ----------------------------------------------------------------
   page = workdir / "report.html"
-  if _first():
+  if processes.is_first():
     differences = evaluations.differences(best.name, results)
     above = {}
     if initial and opened.unseen:
@@ -240,7 +235,7 @@ def _write_choices(opened, ingredients, workdir) -> None:
     },
     "greedy": opened.greedy,
   }
-  if _first():
+  if processes.is_first():
     files.write_json(workdir / "choices.json", choices)
 
 
@@ -256,7 +251,7 @@ def _warn_of_chance(opened, best) -> None:
     return
   accuracy = best.metrics["minival/prec@1"]
   chance = 1 / opened.config.data.num_classes
-  if accuracy - chance < 0.1 * (1 - chance) and _first():
+  if accuracy - chance < 0.1 * (1 - chance) and processes.is_first():
     logging.warning(
       "The best ingredient has %.1f %% on minival, hardly better than chance. "
       "If you expect more, check the preprocessing of images (data.eval_ops), "
@@ -277,7 +272,7 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
       return
     params, records = make(name, state)
     workdir_lib.save_model(folder / name, params, **records)
-    if _first():
+    if processes.is_first():
       state.unlink(missing_ok=True)
 
   def uniform(name, state):
@@ -386,13 +381,13 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   neither checkpoints nor data.
   """
   finished = False
-  if _first():
+  if processes.is_first():
     finished = inputs.is_record_of(workdir / _RECORD, config) and all(
       (workdir / name).exists() for name in ("results.jsonl", "report.html")
     )
   if not workdir_lib.agreed(finished):
     return False
-  if _first():
+  if processes.is_first():
     record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
     sizes = {}
     if record.exists():

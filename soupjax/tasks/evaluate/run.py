@@ -10,7 +10,6 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import ml_collections
 
 from soupjax import files, processes, registry, report
@@ -59,16 +58,16 @@ def run(
       f"{registry.suggestion(config.reference, models)}"
     )
   inputs.check_workdir(opened, workdir)
-  if _first():
+  if processes.is_first():
     print(plan(opened, list(models), reference, datasets))
   if dry_run:
     if not by_model:
       needed = needs.evaluation(opened, path)
-      if _first():
+      if processes.is_first():
         print(needed)
     return None
   with contextlib.ExitStack() as stack:
-    if _first():
+    if processes.is_first():
       record = cook_config.record_of(opened.config)
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
@@ -81,11 +80,6 @@ def run(
     else:
       evaluations = logits_lib.Evaluations(opened, workdir, probes)
     return _run(opened, models, evaluations, probes, reference, workdir)
-
-
-def _first() -> bool:
-  """Whether this is the process that prints and writes."""
-  return jax.process_index() == 0
 
 
 def _open(config):
@@ -137,7 +131,7 @@ def _run(opened, models, evaluations, probes, reference, workdir):
     values = evaluations.evaluate(name, load, keep_logits=config.save_logits)
     results[name] = kind, values
     progress.step(images=opened.num_images)
-  if _first():
+  if processes.is_first():
     differences = evaluations.differences(reference, results)
     evaluate.write_rows(
       workdir, evaluations, results, differences, more=probes.rows(results)
@@ -190,13 +184,13 @@ def _where(workdir: pathlib.Path) -> str:
 def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Prints the table if a run of these inputs has finished; else False."""
   finished = False
-  if _first():
+  if processes.is_first():
     finished = inputs.is_record_of(workdir / _RECORD, config) and all(
       (workdir / name).exists() for name in ("results.jsonl", "report.html")
     )
   if not workdir_lib.agreed(finished):
     return False
-  if _first():
+  if processes.is_first():
     print(_table(workdir))
     print(f"Finished before. {_where(workdir)}")
   return True

@@ -13,7 +13,6 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import ml_collections
 
 from soupjax import files, processes
@@ -58,7 +57,7 @@ def run(
   inputs = inputs_lib.open_inputs(config, same_init=method.same_init)
   cook_inputs.check_workdir(inputs, workdir)
   methods.check(inputs)
-  if _first():
+  if processes.is_first():
     print(plan(inputs))
   if dry_run:
     frozen_heads.make_heads(inputs, None)
@@ -68,7 +67,7 @@ def run(
     needs.print_duration(inputs, f"{first}/{inputs_lib.MINIVAL}", images)
     return None
   with contextlib.ExitStack() as stack:
-    if _first():
+    if processes.is_first():
       workdir_lib.open_workdir(workdir, inputs.config)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
@@ -76,11 +75,6 @@ def run(
       config, inputs, workdir / _RECORD, inputs_lib.other_files(config)
     )
     return _run(inputs, workdir)
-
-
-def _first() -> bool:
-  """Whether this is the process that prints and writes."""
-  return jax.process_index() == 0
 
 
 def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
@@ -107,7 +101,7 @@ def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
   models[results.CHOSEN] = "soup", load
   _evaluate(work, models, "chosen")
   page = results.write(work, outcome)
-  if _first():
+  if processes.is_first():
     print(f"{time.monotonic() - began:.0f} s in total.")
   return page
 
@@ -164,7 +158,7 @@ def _minival_images(inputs) -> int:
 def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Prints the tables if a run of these inputs has finished; else False."""
   finished = False
-  if _first():
+  if processes.is_first():
     record = workdir / _RECORD
     finished = cook_inputs.is_record_of(record, config) and all(
       (workdir / name).exists() for name in ("search.json", "report.html")
@@ -174,7 +168,7 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
       finished = inputs_lib.other_files(config).items() <= recorded
   if not workdir_lib.agreed(finished):
     return False
-  if _first():
+  if processes.is_first():
     print(results.summary(workdir))
     print("Finished before.")
   return True
