@@ -93,7 +93,7 @@ def _forgetting(work, title, split) -> dict[str, Any]:
     if model != PRETRAINED
   }
   return {
-    "title": f"Learned and forgotten on {title} (points)",
+    "title": f"Change from the initial model on {title} (points)",
     "columns": list(start),
     "rows": rows,
     "signed": True,

@@ -249,6 +249,11 @@ def test_a_browser_switches_groups(tab):
       assert visible == (group not in groups)
     tab.click(x, y)
   assert all(visible for _, visible in tab.evaluate(shown))
+  button = 'document.querySelectorAll("figure")[1].querySelector("button")'
+  for text, visible in (("none", False), ("all", True)):
+    assert tab.evaluate(f"{button}.innerText") == text
+    tab.evaluate(f"{button}.click()")
+    assert {v for _, v in tab.evaluate(shown)} == {visible}
 
 
 def test_a_browser_sorts_tables(tab):
@@ -280,6 +285,8 @@ def test_a_page_in_a_browser_can_be_read_without_scripts(page, tab):
     "n = 200",
   ):
     assert words in text and words in with_scripts
+  hint = "Point at a mark in a figure to see its model."
+  assert hint in with_scripts and hint not in text
 
 
 def test_links_of_a_figure_give_its_data_and_pictures(tmp_path, tab):

@@ -83,7 +83,7 @@ def test_addition_from_the_shell(sweep, added):
   best = next(c for c in curve if c["chosen"])
   assert best["value"] == max(c["value"] for c in curve)
   assert minival["rows"]["chosen"][:2] == list(best["scores"].values())
-  change = tables["Learned and forgotten on test (points)"]["rows"]
+  change = tables["Change from the initial model on test (points)"]["rows"]
   test = tables["Accuracy on test (%)"]["rows"]
   assert change["member_001"] == [
     a - b for a, b in zip(test["member_001"][:2], test["pretrained"][:2])
