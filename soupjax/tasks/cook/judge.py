@@ -20,6 +20,7 @@ from soupjax import files
 from soupjax.checkpoints import open as open_lib
 from soupjax.evaluators import command as command_lib
 from soupjax.evaluators.by_command import CommandEvaluator
+from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.soups.core.ingredient import (
   Ingredient,
@@ -172,14 +173,19 @@ class Evaluations:
     )
 
   def evaluate(
-    self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
+    self,
+    name: str,
+    load: Callable[[], PyTree],
+    *,
+    keep_logits: bool = False,
+    progress: Progress | None = None,
   ) -> dict[str, dict[str, float]]:
     """Evaluates a model, or reads the results of an earlier run.
 
     Returns:
       Set -> metric -> value.
     """
-    del keep_logits
+    del keep_logits, progress
     record = self._workdir / "metrics" / f"{name}.json"
     if record.exists():
       return files.read_json(record)

@@ -17,10 +17,9 @@ import ml_collections
 
 from soupjax import files, processes
 from soupjax.checkpoints import open as open_lib
-from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import evaluate, needs
 from soupjax.tasks.cook import inputs as cook_inputs
-from soupjax.tasks.cook import needs
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search import frozen_heads, methods, results
 from soupjax.tasks.search import inputs as inputs_lib
@@ -108,11 +107,12 @@ def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
 
 def _evaluate(work: Work, models, stage: str) -> None:
   """Evaluates models on all sets, and adds them to `work.results`."""
-  progress = Progress(stage, len(models), unit="models")
+  progress = evaluate.progress(work.inputs, stage, len(models))
   for name, (kind, load) in models.items():
     load = functools.partial(load, sharding=work.inputs.place)
-    work.results[name] = kind, work.evaluations.evaluate(name, load)
-    progress.step(images=work.inputs.num_images)
+    values = work.evaluations.evaluate(name, load, progress=progress)
+    work.results[name] = kind, values
+    progress.step()
 
 
 def plan(inputs: inputs_lib.SearchInputs) -> str:
