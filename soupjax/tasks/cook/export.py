@@ -93,6 +93,21 @@ def write_like(
   return folder if is_directory else path
 
 
+def write_new(
+  original: Ingredient, params: PyTree, folder: pathlib.Path
+) -> pathlib.Path:
+  """As `write_like`, whole or not at all; keeps a folder that exists.
+
+  Returns:
+    The path of the model.
+  """
+  if not folder.exists():
+    with files.new_directory(folder) as new:
+      write_like(original, params, new)
+  _, name, is_directory = layout(original)
+  return folder if is_directory else folder / name
+
+
 def write(
   opened,
   soup: pathlib.Path,
@@ -115,8 +130,7 @@ def write(
   if opened.is_judged:
     # Orbax checkpoints are those of `soups/`.
     if layout(opened.original)[0] != "orbax" and not path.exists():
-      with files.new_directory(path) as folder:
-        write_like(opened.original, open_lib.load_params(soup), folder)
+      write_new(opened.original, open_lib.load_params(soup), path)
     return
   if opened.family is None:
     return

@@ -98,8 +98,9 @@ def check_negation(inputs: SearchInputs) -> None:
   metric = inputs.metrics[0]
   if inputs.mode(metric) != "max":
     raise ValueError(
-      f"cook.metric={metric!r} is lower for better models, but negation "
-      "needs a metric where higher is better, such as prec@1."
+      f"{'metric' if inputs.is_judged else 'cook.metric'}={metric!r} is lower "
+      "for better models, but negation needs a metric where higher is better, "
+      "such as an accuracy."
     )
   names, control = forgotten(inputs), inputs.config.search.control
   if control not in inputs.tasks:

@@ -67,6 +67,7 @@ def diwa(work: Work) -> Outcome:
     work.file("greedy"),
     place,
     selection,
+    work.evaluations.before_turn(ranked, selection),
   )
   record = soups.greedy_record(work.config.cook.greedy, work.metric, soup)
   return Outcome(
@@ -274,11 +275,14 @@ def rule(work: Work) -> Outcome:
 
 
 def check_depth(inputs: SearchInputs) -> None:
-  """Checks the number of knots and the budget."""
-  c = inputs.config.search
+  """Checks the number of knots, the budget, and that leaves have a depth."""
+  c, models = inputs.config.search, inputs.ingredients
   if c.knots < 2:
     raise ValueError(f"search.knots={c.knots} must be at least 2.")
   check_budget(c.budget, c.points, c.knots)
+  arguments = {"name": "task_arithmetic", "scale": [0.0] * c.knots}
+  made = mix.rule_of(arguments, len(models))
+  mix_lib.mix(made, models, base=inputs.initial, dry_run=True)
 
 
 def depth(work: Work) -> Outcome:
