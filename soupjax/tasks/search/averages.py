@@ -121,7 +121,7 @@ def window(work: Work) -> Outcome:
   searches = {
     title: search.tune(
       functools.partial(make, options),
-      work.scores,
+      work.evaluator(),
       [[n] for n in range(1, len(models) + 1)],
       value=lambda scores: mean(scores, names),
       method=title,
@@ -256,7 +256,7 @@ def rule(work: Work) -> Outcome:
   merge = merger(work, work.inputs.ingredients)
   found = search.tune(
     lambda point: merge({"name": c.rule, **dict(zip(bounds, point))}),
-    work.scores,
+    work.evaluator(),
     [_first(work.inputs)],
     ranges=bounds,
     budget=c.budget,
@@ -296,7 +296,7 @@ def depth(work: Work) -> Outcome:
   equal = [[c.most * k / (c.points - 1)] * c.knots for k in range(c.points)]
   found = search.tune(
     lambda point: merge({"name": "task_arithmetic", "scale": list(point)}),
-    work.scores,
+    work.evaluator(),
     equal,
     ranges={f"scale {k}": (0.0, c.most) for k in range(c.knots)},
     budget=c.budget,

@@ -6,7 +6,8 @@ Each task is a metric that the program prints. One run of it scores a candidate
 on all tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -104,6 +105,13 @@ class Evaluations(judge.Evaluations):
       * self._value(metrics, name)
       for name in names
     }
+
+  def ahead_of_candidates(
+    self, models: Mapping[Hashable, Callable[[], PyTree]]
+  ) -> None:
+    """Evaluates the next candidates in the background, as many as jobs."""
+    jobs = self._opened.config.evaluate_jobs
+    self._evaluator.ahead(dict(itertools.islice(models.items(), jobs)))
 
   def _value(self, metrics, name: str) -> float:
     return command.value_of(metrics, self._tasks[name].dataset, f"tasks.{name}")

@@ -80,7 +80,7 @@ def paint(work: Work) -> Outcome:
   found = search.paint(
     work.inputs.initial,
     ingredient,
-    work.scores,
+    work.evaluator(),
     grid(work.inputs),
     patching=patching,
     supported=supported,
@@ -134,7 +134,7 @@ def paint_sequential(work: Work) -> Outcome:
   found = search.paint_sequential(
     inputs.initial,
     lambda params, task: _finetuned(work, params, task),
-    work.scores,
+    work.evaluator(),
     grid(inputs),
     patching=done,
     supported=supported,
@@ -219,7 +219,7 @@ def paint_parallel(work: Work) -> Outcome:
   found = search.paint_parallel(
     work.inputs.initial,
     models,
-    work.scores,
+    work.evaluator(),
     grid(work.inputs),
     patching=patching,
     supported=supported,

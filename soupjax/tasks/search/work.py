@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State shared by the methods: scores, candidates and results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -133,14 +133,23 @@ class Work:
     """Returns task -> `score_of` a model."""
     return {task: self.score_of(model, task) for task in self.inputs.tasks}
 
-  def with_mean(self, names: Sequence[str]):
-    """Returns an evaluation that adds the mean of some tasks, and the names."""
+  def evaluator(
+    self, names: Sequence[str] | None = None, *, mean_of: Sequence[str] = ()
+  ) -> Callable[[PyTree], dict[str, float]]:
+    """Returns `scores` as an evaluator for searches.
+
+    Args:
+      names: names of the tasks; None for all.
+      mean_of: tasks whose mean is added as `MEAN`.
+    """
 
     def evaluate(params):
-      scores = self.scores(params)
-      return {**scores, MEAN: mean(scores, names)}
+      scores = self.scores(params, names)
+      return scores | ({MEAN: mean(scores, mean_of)} if mean_of else {})
 
-    return evaluate, list(names)
+    if isinstance(self.evaluations, judge.Evaluations):
+      evaluate.ahead = self.evaluations.ahead_of_candidates
+    return evaluate
 
   def file(self, title: str) -> pathlib.Path:
     """Returns the path of a state to resume from."""

@@ -19,14 +19,14 @@ from soupjax.tasks.search import run as search
 CONFIG = str(helpers.ROOT / "configs" / "search.py")
 # It starts in 20 ms, knows nothing of soupjax, and writes down each call.
 PROGRAM = """
-import json, struct, sys
+import json, os, struct, sys
 with open(sys.argv[1], "rb") as f:
   header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
   start, stop = header["blocks.0.norm.w"]["data_offsets"]
   f.seek(start, 1)
   w = struct.unpack("<3f", f.read(stop - start))
 with open(sys.argv[2], "a") as log:
-  log.write(sys.argv[1] + "\\n")
+  log.write(os.environ["SOUPJAX_EVALUATE_JOB"] + " " + sys.argv[1] + "\\n")
 goals = {"a": (0.9, 0.1, 0.2), "b": (0.1, 0.8, 0.2), "control": (0.2, 0.2, 0.2)}
 off = {t: sum((x - y) ** 2 for x, y in zip(w, g)) for t, g in goals.items()}
 print(json.dumps({
@@ -166,7 +166,7 @@ def test_nothing_is_judged_twice(folder, added, tmp_path):
   given = calls(log)
   # The start, two ingredients and four scales; the chosen model is known.
   assert len(given) == len(set(given)) == 1 + 2 + 4
-  assert not any(pathlib.Path(path).exists() for path in given)
+  assert not any(pathlib.Path(line[2:]).exists() for line in given)
   workdir = tmp_path / "run"
   shutil.copytree(before, workdir, copy_function=shutil.copy2)
   results = {
@@ -186,6 +186,16 @@ def test_nothing_is_judged_twice(folder, added, tmp_path):
   assert calls(log) == given
   assert results == {name: (workdir / name).read_bytes() for name in results}
   assert not (workdir / "evaluations/candidates").exists()
+
+
+def test_several_jobs_make_the_same_choice(folder, added, tmp_path):
+  workdir, log = tmp_path / "run", tmp_path / "log"
+  search.run(config_of(folder, log, evaluate_jobs=3), workdir)
+  for name in ("search.json", "results.jsonl"):
+    assert (workdir / name).read_text() == (added[0] / name).read_text()
+  jobs = [line.partition(" ")[0] for line in calls(log)]
+  assert {*jobs[:3]} == {*jobs[3:]} == {"0", "1", "2"}
+  assert len(jobs) == len(calls(f"{added[0]}_log"))
 
 
 def test_one_task_of_which_lower_is_better(folder, tmp_path):
