@@ -157,7 +157,8 @@ def test_the_command_decides(folder, added):
   np.testing.assert_allclose(
     weights(workdir / "export/chosen/a.safetensors"), models[best], rtol=1e-6
   )
-  assert sj.provenance(workdir / "chosen")["search"] == "addition"
+  for path in ("chosen", "export/chosen/a.safetensors"):
+    assert sj.provenance(workdir / path)["search"] == "addition"
 
 
 def test_nothing_is_judged_twice(folder, added, tmp_path):
