@@ -83,12 +83,13 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
   """Formats tables as plain text.
 
   Args:
-    tables: objects with "title", "columns", "rows" (label -> fractions, None
-      for an empty cell) and "signed", whether the values are differences.
+    tables: objects with "title", "columns", "rows" (label -> values, None for
+      an empty cell), "signed", whether the values are differences, and
+      "percent", whether they are fractions (by default) or in any unit.
   """
   parts = []
   for table in tables:
-    rows = {k: _cells(v, table["signed"]) for k, v in table["rows"].items()}
+    rows = _rows(table)
     width = max(map(len, rows))
     sizes = [max(7, len(column)) for column in table["columns"]]
     lines = [table["title"]]
@@ -99,15 +100,19 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
   return "\n\n".join(parts)
 
 
-def _cells(values, signed: bool) -> list[str]:
-  sign = "+" if signed else ""
-  return ["" if v is None else f"{100 * v:{sign}.2f}" for v in values]
+def _rows(table) -> dict[str, list[str]]:
+  """Returns label -> cells of a table."""
+  sign = "+" if table["signed"] else ""
+  scale, form = (100, ".2f") if table.get("percent", True) else (1, ".4g")
+  return {
+    label: ["" if v is None else f"{scale * v:{sign}{form}}" for v in values]
+    for label, values in table["rows"].items()
+  }
 
 
 def _html_table(table) -> str:
   rows = []
-  for label, values in table["rows"].items():
-    cells = _cells(values, table["signed"])
+  for label, cells in _rows(table).items():
     texts = (cell.replace("-", "\N{MINUS SIGN}") for cell in cells)
     rows.append(
       f'<tr><th scope="row">{html.escape(label)}</th>'

@@ -67,7 +67,10 @@ def layout(original: Ingredient) -> tuple[str, str, bool]:
 
 
 def write_like(
-  original: Ingredient, params: PyTree, folder: pathlib.Path
+  original: Ingredient,
+  params: PyTree,
+  folder: pathlib.Path,
+  metadata: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Writes a model in the format of a checkpoint, with its config files.
 
@@ -75,6 +78,7 @@ def write_like(
     original: the checkpoint, with the same leaves.
     params: the weights.
     folder: a new directory.
+    metadata: JSON to store with the weights.
 
   Returns:
     The path of the model: the folder if that of the checkpoint is one.
@@ -83,14 +87,33 @@ def write_like(
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / name
   if kind == "orbax":
-    save.save_params(path, params)
+    record = {"soupjax": metadata} if metadata else None
+    save.save_params(path, params, metadata=record)
   else:
     keys = ("format",) if kind == "safetensors" else ()
     text = {k: original.text[k] for k in keys if k in original.text}
-    save.write(path, params, text=text or None)
+    save.write(path, params, metadata, text=text or None)
   beside = companions.beside(companions.home(original))
   companions.copy(beside, folder, original)
   return folder if is_directory else path
+
+
+def write_new(
+  original: Ingredient,
+  params: PyTree,
+  folder: pathlib.Path,
+  metadata: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """As `write_like`, whole or not at all; keeps a folder that exists.
+
+  Returns:
+    The path of the model.
+  """
+  if not folder.exists():
+    with files.new_directory(folder) as new:
+      write_like(original, params, new, metadata)
+  _, name, is_directory = layout(original)
+  return folder if is_directory else folder / name
 
 
 def write(
@@ -115,8 +138,8 @@ def write(
   if opened.is_judged:
     # Orbax checkpoints are those of `soups/`.
     if layout(opened.original)[0] != "orbax" and not path.exists():
-      with files.new_directory(path) as folder:
-        write_like(opened.original, open_lib.load_params(soup), folder)
+      params = open_lib.load_params(soup)
+      write_new(opened.original, params, path, metadata)
     return
   if opened.family is None:
     return

@@ -164,7 +164,7 @@ def test_another_head_is_another_search(sweep, tmp_path, monkeypatch):
   sj.save_params(head, {"kernel": np.zeros((16, 10), "f")})
   tasks = f"a=digits:minival=minival:head=file:{head}"
   config = config_of(sweep, "wise_ft", tasks=tasks)
-  monkeypatch.setattr(search, "_run", lambda inputs, workdir: None)
+  monkeypatch.setattr(search, "_run", lambda *args: None)
   search.run(config, workdir)
   search.run(config, workdir)
   head.unlink()
