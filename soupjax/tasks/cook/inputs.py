@@ -19,8 +19,8 @@ import numpy as np
 
 from soupjax import buckets, data, evaluators, files, models, sharding
 from soupjax import config as config_lib
+from soupjax.checkpoints import companions, replaceable
 from soupjax.checkpoints import open as open_lib
-from soupjax.checkpoints import replaceable
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import (
@@ -30,7 +30,7 @@ from soupjax.soups.core.ingredient import (
 )
 from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection, reordered
-from soupjax.tasks import mix, preprocessing
+from soupjax.tasks import mix
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
@@ -424,7 +424,7 @@ def _open_sources(config, detected, notes, model, origin):
 
 def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
   """Rejects tests with images on which our own run trained an ingredient."""
-  config = preprocessing.recorded_config(path)
+  config = companions.recorded_config(path)
   trained = config.get("data", {})
   if not tests or config.get("task") != "finetune":
     return
