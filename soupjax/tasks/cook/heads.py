@@ -166,7 +166,9 @@ def whole_clips(
   first = described[known[0] if known else 0]
   text = first.options["text"]
   if not known and config.zeroshot.text:
-    text = pretrained.detect(config.zeroshot.text, text=True).options["text"]
+    c = config.zeroshot
+    skip = [c.skip] if c.skip else []
+    text = pretrained.detect(c.text, skip=skip, text=True).options["text"]
   if text["num_heads"] is None:
     raise ValueError(
       f"The number of attention heads of the text tower of "
