@@ -14,9 +14,10 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
 from soupjax.models import CLIP, pretrained, tiny_clip, tokens, zeroshot
+from soupjax.tasks import estimate
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import job, step, towers
+from soupjax.tasks.finetune import job, needs, step, towers
 from soupjax.tasks.finetune import run as finetune_run
 
 for _package in ("tokenizers", "ftfy"):
@@ -324,6 +325,20 @@ def test_captions_take_the_place_of_prompts(clip, tmp_path):
     changes = {"data.train": "val", "data.minival": "train[:1]"}
     plain = config_lib.updated(config, changes, what="The test")
     job.open_job(plain, members, tmp_path / "other")
+
+
+def test_tokens_of_captions_are_in_the_estimate(clip, tmp_path, monkeypatch):
+  monkeypatch.setattr(estimate, "can_compile", lambda *_: False)
+  changes = {"data.name": f"csv:{tmp_path}", "data.num_train": 10**6}
+  config = config_of("flyp", clip, **changes)
+  model = settings.build_model(settings.with_model_of_start(config))
+  assert towers.prompt_shape(config, model) == (10**6, 1, 32)
+  needed = needs.needs(config, None, None, str(tmp_path))
+  assert needed.host["tokens"] == 4 * 32 * 10**6
+  config = config_of("flyp", clip, **{**changes, "data.num_train": 0})
+  needed = needs.needs(config, None, None, str(tmp_path))
+  assert needed.host["tokens"] == 4 * 32 * 20  # Of 10 classes, 2 prompts.
+  assert any("captions: data.num_train" in note for note in needed.notes)
 
 
 def test_labels_that_are_alike_are_named(clip):
