@@ -134,8 +134,8 @@ def whole_clips(
     A description with the options of `models.CLIP`; None if they have heads.
 
   Raises:
-    ValueError: naming two ingredients that differ in their towers, or one whose
-      text tower cannot be used.
+    ValueError: naming two ingredients that differ in their towers or
+      vocabularies, or one whose text tower cannot be used.
   """
 
   def is_whole(model):
@@ -165,6 +165,7 @@ def whole_clips(
   known = [k for k, model in enumerate(described) if model.config]
   first = described[known[0] if known else 0]
   text = first.options["text"]
+  companions.check_vocabularies(ingredients, [(text["vocab_size"],)])
   if not known and config.zeroshot.text:
     c = config.zeroshot
     skip = [c.skip] if c.skip else []
