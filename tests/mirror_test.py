@@ -135,6 +135,7 @@ SEAMS = {
   "checkpoints/mix_processes": "checkpoints/mix in several processes",
   "evaluators/processes": "evaluators/evaluator in several processes",
   "tasks/cook/backbones_torch": "tasks/cook on models of timm",
+  "tasks/cook/export_torch": "soups of CLIPs in the libraries of their start",
   "tasks/cook/judge_torch": "the torch program of docs/judge.md",
   "tasks/cook/processes": "tasks/cook in several processes",
   "tasks/finetune/processes": "tasks/finetune in several processes",

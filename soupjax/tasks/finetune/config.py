@@ -208,6 +208,9 @@ def with_model_of_start(
     known = _towers(config, known if text else {"image": known})
   else:
     known.pop("num_classes", None)
+    # A layer that the checkpoint lacks is not one that it leaves open.
+    absent = {"proj_size", "rep_size"} & set(config.model) - set(known)
+    known |= dict.fromkeys(absent if name == "vit" else (), 0)
   known = {k: v for k, v in known.items() if v is not None}
   resolved = ml_collections.ConfigDict(config.to_dict())
   resolved.model = ml_collections.ConfigDict(
