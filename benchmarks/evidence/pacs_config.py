@@ -45,7 +45,6 @@ def get_config(arg=None):
   c.hyper.warmup = "1epochs"
   c.optimizer.clip_norm = 1.0
   c.decay = "kernel$"
-  c.steps_per_call = 5
   return c.lock()
 
 
