@@ -75,7 +75,6 @@ def _tiny(c, images, pretrain):
   c.zeroshot.vocabulary = str(vocabulary.parent)
   c.optimizer.clip_norm = 1.0
   c.hyper.learning_rate = 1e-3
-  c.steps_per_call = 5
   c.checkpoint = "200steps"
 
 

@@ -55,7 +55,6 @@ def get_config(arg=None):
     c.hyper.augment = 1.0
   c.tests.test = "test"
 
-  c.steps_per_call = 10
   c.model.update(
     variant="", patch_size=8, width=128, depth=6, mlp_dim=256, num_heads=4,
     pool_type="gap", scan=False,
@@ -63,7 +62,6 @@ def get_config(arg=None):
   if arg.hybrid:
     c.model.name = "hybrid_vit.HybridViT"
     c.model.update(patch_size=2, depth=4)
-    c.steps_per_call = 1  # Four times as fast: convolutions, on a CPU.
   c.probe.total = "0steps" if arg.pretrain else "100steps"
   c.hyper.learning_rate = 2e-3 if arg.pretrain else 1e-3
   c.hyper.weight_decay = 0.05
