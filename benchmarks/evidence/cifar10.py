@@ -17,8 +17,8 @@ severity 3. Each sweep has hyperparameters and seeds of its own. The control is
 a sweep without pretraining, in which soups should win nothing.
 
 "mild" was fixed first. It did not win, and "grey" was then chosen on the held-
-out images among six cameras and two numbers of images, each by one model of 450
-steps: benchmarks/README.md has their gains over the probe.
+out images among five cameras, one of them with two numbers of images, each by
+one model of 450 steps: benchmarks/README.md has their gains over the probe.
 
 What is there is not done again: start the same command after an interruption.
 Writes ../results/cifar10.json after every sweep, and prints the tables of

@@ -79,8 +79,8 @@ def test_a_camera_without_colours_or_details():
   seen = cifar10.Setting(contrast=1, noise=0, grey=True).camera(image, rng)
   assert (seen[:, :16] == 0).all() and (seen[:, 16:] == 60).all()
   setting = cifar10.Setting(contrast=1, noise=0, blur=1, grey=True)
-  edge = setting.camera(image, rng)[0, 12:20, 0].astype(int)
-  assert (np.diff(edge) > 0).all() and edge[[0, -1]].tolist() == [0, 60]
+  edge = setting.camera(image, rng)[0, 14:18, 0].astype(int)
+  assert 0 < edge[0] and (np.diff(edge) > 0).all() and edge[-1] < 60
 
 
 def test_corruptions_come_before_the_camera():
