@@ -113,6 +113,8 @@ SEAMS = {
   "benchmarks/accelerator": "mirrors benchmarks/",
   "benchmarks/evidence/cifar10": "mirrors benchmarks/",
   "benchmarks/evidence/clip": "mirrors benchmarks/",
+  "benchmarks/evidence/common": "mirrors benchmarks/",
+  "benchmarks/evidence/pacs": "mirrors benchmarks/",
   "benchmarks/digit_tasks": "mirrors benchmarks/",
   "benchmarks/kills": "mirrors benchmarks/",
   "benchmarks/run": "mirrors benchmarks/",
