@@ -144,7 +144,7 @@ def test_the_command_decides(folder, added):
   np.testing.assert_allclose(
     test["a.safetensors"][0], (1 + score(W["a"], "a")) / 2
   )
-  change = tables["Changes from the initial model on test"]
+  change = tables["Change from the initial model on test"]
   assert change["chosen"] == [
     a - b for a, b in zip(test["chosen"][:3], test["pretrained"][:3])
   ]
