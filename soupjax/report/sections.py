@@ -354,8 +354,9 @@ def ingredients_section(
   # Columns of one value would hide the others.
   fixed = {}
   for key in keys if len(models) > 1 else ():
-    values = [hyperparameters.get(m, {}).get(key) for m in models]
-    if None not in values and all(v == values[0] for v in values):
+    known = [hyperparameters.get(m, {}) for m in models]
+    values = [v[key] for v in known if key in v]
+    if len(values) == len(models) and all(v == values[0] for v in values):
       fixed[key] = values[0]
   keys = [key for key in keys if key not in fixed]
   selected = {

@@ -23,7 +23,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
 h1 { font-size: 1.6rem; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 figure { margin: 1rem 0; }
-figure svg { display: block; max-width: max(100%, 34rem); height: auto; }
+figure svg { display: block; max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: .9rem; max-width: 46rem;
   margin: .5rem 0 0; overflow-wrap: anywhere; }
 p, ul { max-width: 46rem; }
@@ -31,8 +31,8 @@ p, li { overflow-wrap: anywhere; }
 p > small { display: block; line-height: 1.4; }
 .hint { color: #555; font-size: .85rem; margin: 0; }
 /* A shadow tells that there is more to the right. */
-.wide { overflow-x: auto; background:
-  linear-gradient(to left, #fff, #fff0) right / 1.5rem 100% no-repeat local,
+.wide { overflow-x: auto; width: fit-content; max-width: 100%; background:
+  linear-gradient(to left, #fff 50%, #fff0) right / 2rem 100% no-repeat local,
   linear-gradient(to left, #0004, #0000) right / .7rem 100% no-repeat scroll; }
 table { border-collapse: separate; border-spacing: 0;
   font-size: .78rem; line-height: 1.3;
@@ -64,6 +64,7 @@ th[aria-sort="descending"]::after { content: " \\2193"; }
   white-space: pre-line; overflow-wrap: anywhere; pointer-events: none;
   background: #fff; border: 1px solid #333; }
 #tip[hidden] { display: none; }
+@media (max-width: 30rem) { pre { font-size: .55rem; } }
 @media print {
   @page { size: A4; margin: 14mm; }
   body { font-size: 10pt; max-width: none; padding: 0; }
@@ -118,7 +119,7 @@ def figure(saved: tuple[str, str], heading: str, caption: str) -> str:
   svg, links = saved
   return (
     f"<h2>{heading}</h2>\n"
-    f'<figure aria-label="{heading}"><div class="wide">{svg}</div>\n'
+    f'<figure aria-label="{heading}">{svg}\n'
     f"<figcaption>{caption} <small>{links}</small></figcaption></figure>"
   )
 
