@@ -27,6 +27,7 @@ import scipy.optimize
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax.soups.search import blackbox
+from soupjax.tasks.cook import evaluate
 from soupjax.tasks.search import frozen_heads
 from soupjax.tasks.search import inputs as inputs_lib
 from soupjax.tasks.search.work import Work
@@ -121,7 +122,8 @@ def objective(lab, patching):
   config = config_lib.load(str(SEARCH), "paint_parallel", **values)
   inputs = inputs_lib.open_inputs(config)
   frozen_heads.make_heads(inputs, None)
-  work = Work(inputs, lab.workdir / "blackbox", 0)
+  folder = lab.workdir / "blackbox"
+  work = Work(inputs, folder, 0, evaluate.Evaluations(inputs, folder))
   models = [inputs.of_task(task) for task in patching]
   blend = sj.search.Blend(inputs.initial, models, **work.reading(models))
 

@@ -83,7 +83,7 @@ def test_addition_from_the_shell(sweep, added):
   best = next(c for c in curve if c["chosen"])
   assert best["value"] == max(c["value"] for c in curve)
   assert minival["rows"]["chosen"][:2] == list(best["scores"].values())
-  change = tables["Learned and forgotten on test (points)"]["rows"]
+  change = tables["Change from the initial model on test (points)"]["rows"]
   test = tables["Accuracy on test (%)"]["rows"]
   assert change["member_001"] == [
     a - b for a, b in zip(test["member_001"][:2], test["pretrained"][:2])
@@ -165,7 +165,7 @@ def test_another_head_is_another_search(sweep, tmp_path, monkeypatch):
   sj.save_params(head, {"kernel": np.zeros((16, 10), "f")})
   tasks = f"a=digits:minival=minival:head=file:{head}"
   config = config_of(sweep, "wise_ft", tasks=tasks)
-  monkeypatch.setattr(search, "_run", lambda inputs, workdir: None)
+  monkeypatch.setattr(search, "_run", lambda *args: None)
   search.run(config, workdir)
   search.run(config, workdir)
   head.unlink()
