@@ -35,7 +35,6 @@ LONG = (
   "tasks/finetune/loop_test.py",
   "docs_commands_test.py",
   "tasks/cook/resume_test.py",
-  "benchmarks/digit_tasks_test.py",
   "notebooks_test.py",
   "tasks/finetune/resume_test.py",
   "tasks/cook/run_test.py",

@@ -8,6 +8,9 @@ python benchmarks/digit_tasks/blackbox.py --workdir=runs/searches [--seeds=3]
 Takes the models of finished runs of run.py in `workdir`, and searches the
 coefficients of 2 and 4 tasks with 39 evaluations each, from the best equal
 ones. Prints the gain over those in points of combined minival accuracy.
+
+Models and scores are those of the task "search". It has a single optimiser; the
+others are here, as they would only be options of it if they won.
 """
 
 import argparse
@@ -18,17 +21,19 @@ import warnings
 import cma
 import nevergrad
 import numpy as np
+from run import PATCHING, SEARCH, SUPPORTED, Lab
 import scipy.optimize
-from tasks import DigitTasks, Settings
 
 import soupjax as sj
+from soupjax import config as config_lib
 from soupjax.soups.search import blackbox
+from soupjax.tasks.cook import evaluate
+from soupjax.tasks.search import frozen_heads
+from soupjax.tasks.search import inputs as inputs_lib
+from soupjax.tasks.search.work import Work
 
 BUDGET = 39
-PATCHING = (
-  ("rotated", "mirrored"),
-  ("rotated", "mirrored", "rotated_inverted", "parity"),
-)
+SETS = PATCHING, [*PATCHING, "rotated_inverted", "parity"]
 
 
 class Spent(Exception):
@@ -36,29 +41,29 @@ class Spent(Exception):
 
 
 class Objective:
-  """What is to be minimised, within the budget."""
+  """A function to be minimised, within the budget."""
 
   def __init__(self, value):
-    self.value, self.left, self.best, self.seen = value, BUDGET, -np.inf, {}
+    self.value, self.best, self.seen = value, -np.inf, {}
 
   def __call__(self, x):
     at = tuple(np.round(np.clip(np.asarray(x, float), 0, 1), 4))
     if at not in self.seen:
-      if self.left < 1:
+      if len(self.seen) == BUDGET:
         raise Spent
-      self.left -= 1
       self.seen[at] = self.value(at)
       self.best = max(self.best, self.seen[at])
     return -self.seen[at]
 
 
-def minimize(method, **options):
-  def run(f, x0, seed):
-    del seed
-    box = [(0, 1)] * len(x0)
-    scipy.optimize.minimize(f, x0, method=method, bounds=box, options=options)
+def box(x0):
+  return [(0, 1)] * len(x0)
 
-  return run
+
+def scipy_of(method, **options):
+  return lambda f, x0, seed: scipy.optimize.minimize(
+    f, x0, method=method, bounds=box(x0), options=options
+  )
 
 
 def nevergrad_of(name):
@@ -69,18 +74,6 @@ def nevergrad_of(name):
     nevergrad.optimizers.registry[name](p, budget=BUDGET).minimize(f)
 
   return run
-
-
-def evolution(f, x0, seed):
-  scipy.optimize.differential_evolution(
-    f,
-    [(0, 1)] * len(x0),
-    x0=x0,
-    popsize=-(-10 // len(x0)),
-    seed=seed,
-    polish=False,
-    tol=0,
-  )
 
 
 def cma_es(f, x0, seed):
@@ -94,48 +87,48 @@ def draw(f, x0, seed):
     f(rng.uniform(0, 1, len(x0)))
 
 
-# Name -> optimiser, and whether it draws at random.
-METHODS = {
-  "ours (Nelder-Mead)": (
-    lambda f, x0, seed: blackbox.maximize(lambda x: -f(x), x0, BUDGET),
-    False,
+# Name -> optimiser; the second group draws at random.
+FIXED = {
+  "ours (Nelder-Mead)": lambda f, x0, seed: blackbox.maximize(
+    lambda x: -f(x), x0, BUDGET
   ),
-  "COBYQA": (
-    minimize(
-      "COBYQA",
-      initial_tr_radius=0.25,
-      final_tr_radius=1e-3,
-      maxfev=2 * BUDGET,
-    ),
-    False,
+  "COBYQA": scipy_of(
+    "COBYQA", initial_tr_radius=0.25, final_tr_radius=1e-3, maxfev=2 * BUDGET
   ),
-  "Powell": (minimize("Powell"), False),
-  "DIRECT": (
-    lambda f, x0, seed: scipy.optimize.direct(
-      f, [(0, 1)] * len(x0), maxfun=3 * BUDGET
-    ),
-    False,
+  "Powell": scipy_of("Powell"),
+  "DIRECT": lambda f, x0, seed: scipy.optimize.direct(
+    f, box(x0), maxfun=3 * BUDGET
   ),
-  "differential evolution": (evolution, True),
-  "cma": (cma_es, True),
-  "nevergrad NGOpt": (nevergrad_of("NGOpt"), True),
-  "nevergrad OnePlusOne": (nevergrad_of("OnePlusOne"), True),
-  "random": (draw, True),
+}
+RANDOM = {
+  "differential evolution": lambda f, x0, seed: (
+    scipy.optimize.differential_evolution(
+      *(f, box(x0)),
+      **{"x0": x0, "popsize": -(-10 // len(x0)), "seed": seed},
+      **{"polish": False, "tol": 0},
+    )
+  ),
+  "cma": cma_es,
+  "nevergrad NGOpt": nevergrad_of("NGOpt"),
+  "nevergrad OnePlusOne": nevergrad_of("OnePlusOne"),
+  "random": draw,
 }
 
 
 def objective(lab, patching):
-  """The combined accuracy on minival, by coefficients."""
-  supported = [
-    t for t in ("upright", "inverted", "parity") if t not in patching
-  ]
-  evaluate = lab.evaluator(lab.splits.minival, [*patching, *supported])
-  blend = sj.search.Blend(
-    lab.encoder, [lab.finetuned(task, [task]) for task in patching]
-  )
+  """Returns a function from coefficients to the combined minival accuracy."""
+  supported = [task for task in SUPPORTED if task not in patching]
+  values = lab.inputs(patching, [*patching, *supported])
+  config = config_lib.load(str(SEARCH), "paint_parallel", **values)
+  inputs = inputs_lib.open_inputs(config)
+  frozen_heads.make_heads(inputs, None)
+  folder = lab.workdir / "blackbox"
+  work = Work(inputs, folder, 0, evaluate.Evaluations(inputs, folder))
+  models = [inputs.of_task(task) for task in patching]
+  blend = sj.search.Blend(inputs.initial, models, **work.reading(models))
 
   def value(x):
-    scores = evaluate(blend(x))
+    scores = work.scores(blend(x))
     means = [np.mean([scores[t] for t in ts]) for ts in (patching, supported)]
     return float(np.mean(means))
 
@@ -149,28 +142,25 @@ def main() -> None:
   args = parser.parse_args()
   warnings.filterwarnings("ignore")
   logging.disable(logging.CRITICAL)
-  gains = {(name, len(p)): [] for name in METHODS for p in PATCHING}
+  gains = {(name, k): [] for name in {**FIXED, **RANDOM} for k in (0, 1)}
   for seed in range(args.seeds):
-    workdir = args.workdir.expanduser().absolute() / f"seed_{seed}"
-    lab = DigitTasks(Settings(seed=seed), workdir)
-    for patching in PATCHING:
+    lab = Lab(args.workdir.expanduser().absolute() / f"seed_{seed}", seed)
+    for k, patching in enumerate(SETS):
       value = objective(lab, patching)
       equal = [[a] * len(patching) for a in np.linspace(0, 1, 11)]
       x0 = max(equal, key=value)
-      for name, (method, is_random) in METHODS.items():
-        for repetition in range(3 if is_random else 1):
+      for name, method in {**FIXED, **RANDOM}.items():
+        for repetition in range(3 if name in RANDOM else 1):
           f = Objective(value)
           try:
             method(f, x0, repetition)
           except Spent:
             pass
           gain = max(0.0, f.best - value(x0))
-          gains[name, len(patching)].append((seed, 100 * gain))
-  for (name, size), pairs in gains.items():
-    means = [
-      np.mean([g for s, g in pairs if s == seed]) for seed in range(args.seeds)
-    ]
-    print(f"{name:<24} K = {size}: {np.mean(means):.2f}")
+          # The same weight for every seed.
+          gains[name, k] += [100 * gain] * (1 if name in RANDOM else 3)
+  for (name, k), values in gains.items():
+    print(f"{name:<24} K = {len(SETS[k])}: {np.mean(values):.2f}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from soupjax.tasks.finetune.step import leaf_sharding
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
   "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft|"
-  "wise_ft_.*|chosen|after_.*)$"
+  "wise_ft_.*|chosen|after_.*|at_.*)$"
 )
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3

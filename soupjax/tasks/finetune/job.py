@@ -65,7 +65,8 @@ class Job:
     train: the images to train on.
     minival: evaluates parameters on held-out images.
     params: the shared start, on the mesh.
-    init_hash: of the shared start.
+    init_hashes: "init_hash" of the shared start, and "encoder_init_hash"
+      without its head.
     off: hyperparameters of batch ops that are 0 in all members.
     l2_sp: whether any member is pulled to the start.
     compiled: by static config and number of members.
@@ -82,7 +83,7 @@ class Job:
   train: data.Source
   minival: Evaluator
   params: PyTree
-  init_hash: str
+  init_hashes: dict[str, str]
   off: tuple[str, ...]
   l2_sp: bool
   compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -138,7 +139,7 @@ def open_job(
     shared["prompts"] = prompts
     if train is not labelled:
       shared["prompts"] = towers.open_captions(config, model, train)
-  init_hash = _shared_start(config, model, labelled, mesh, workdir, record)
+  init_hashes = _shared_start(config, model, labelled, mesh, workdir, record)
   if any("context" in objective.recipe_of(m.config).shared for m in members):
     shared["context"] = _context(workdir)
   base = None
@@ -158,7 +159,7 @@ def open_job(
     params=open_lib.load_params(
       workdir / "initial", sharding=step.leaf_sharding(config, model, mesh)
     ),
-    init_hash=init_hash,
+    init_hashes=init_hashes,
     base=base,
     prompts=prompts,
     shared=jax.device_put(shared, sharding.replicated(mesh)),
@@ -205,8 +206,8 @@ def open_data(config) -> tuple[data.Source, data.Source]:
 
 def _shared_start(
   config, model, train: data.Source, mesh, workdir: pathlib.Path, record=None
-) -> str:
-  """Makes `initial/` in workdir unless it exists; returns its hash.
+) -> dict[str, str]:
+  """Makes `initial/` in workdir unless it exists; returns its hashes.
 
   With `record`, it becomes `initial/zeroshot.json`.
   """
@@ -223,9 +224,15 @@ def _shared_start(
       if _probe_steps(config):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
       host = jax.tree.map(np.asarray, params)
-      value = init_hash(Ingredient.from_params("initial", host))
-      workdir_lib.save_model(start, host, init={"init_hash": value}, **records)
-    return files.read_json(start / "init.json")["init_hash"]
+      encoder = {k: v for k, v in host.items() if k not in heads.MODULES}
+      hashes = {
+        "init_hash": init_hash(Ingredient.from_params("initial", host)),
+        "encoder_init_hash": init_hash(
+          Ingredient.from_params("encoder", encoder)
+        ),
+      }
+      workdir_lib.save_model(start, host, init=hashes, **records)
+    return files.read_json(start / "init.json")
 
 
 def _check_classes(config, train: data.Source) -> None:

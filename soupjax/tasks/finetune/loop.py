@@ -232,7 +232,7 @@ class _Run:
       records = {
         "metrics": metrics,
         "hyperparameters": _hyperparameters(member.config)
-        | {"steps": i, "ema": decay, "init_hash": self.job.init_hash},
+        | {"steps": i, "ema": decay, **self.job.init_hashes},
       }
       if self.job.base is not None:
         self._save_adapter(name, adapted, member, records)

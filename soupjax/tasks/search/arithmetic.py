@@ -30,6 +30,7 @@ def wise_ft(work: Work) -> Outcome:
   return Outcome(
     params=found.params,
     searches={"wise_ft": found},
+    models=work.shown(work.inputs.initial, [best], 1.0),
     axis="Alpha (0: initial, 1: fine-tuned)",
     summary=f"WiSE-FT from the initial model to {best.name}: alpha {alpha:.3g}",
   )
@@ -55,24 +56,26 @@ def addition(work: Work) -> Outcome:
   own = own_scores(work)
   # Ratios of losses, or to a score of 0, are meaningless.
   complete = len(own) == len(work.inputs.tasks) and min(own.values()) > 0
+  models = list(work.inputs.ingredients)
   found = search.task_scale(
     work.inputs.initial,
-    list(work.inputs.ingredients),
+    models,
     work.evaluator(),
     grid(work.inputs),
     finetuned_scores=own if complete else None,
     **work.stage("addition"),
-    **work.reading(work.inputs.ingredients),
+    **work.reading(models),
   )
   scale = found.best.coefficients[0]
   by = "normalised accuracy" if complete else "mean score"
   return Outcome(
     params=found.params,
     searches={"addition": found},
+    models=work.shown(work.inputs.initial, models, *[1.0] * len(models)),
     axis="Scale",
     summary=(
       f"The initial model plus {scale:.3g} times the sum of "
-      f"{len(work.inputs.ingredients)} task vectors, by {by}"
+      f"{len(models)} task vectors, by {by}"
     ),
   )
 
@@ -148,6 +151,7 @@ def negation(work: Work) -> Outcome:
   return Outcome(
     params=found.params,
     searches={"negation": found},
+    models=work.shown(work.inputs.initial, models, *[-1.0] * len(models)),
     axis="Scale",
     summary=(
       f"The initial model minus {found.best.coefficients[0]:.3g} times the "
@@ -194,6 +198,7 @@ def analogy(work: Work) -> Outcome:
   return Outcome(
     params=found.params,
     searches={"analogy": found},
+    models=work.shown(c, [b, a], 1.0, -1.0),
     axis="Scale",
     summary=(
       f"{c.name} + {scale:.3g} ({b.name} - {a.name}), by {', '.join(names)}"

@@ -42,18 +42,17 @@ _UNUSED_DATA = ("name", "train", "minival")
 _LEARNED = {"granularity": "layer", "steps": 200, "learning_rate": 0.0}
 _LEARNED |= {"batch_size": 64, "memory_gb": -1.0, "choose_on": ""}
 _PATCHING = {"points": 11, "patching": "", "supported": ""}
+_CURVE = {"points": 11, "most": 1.0, "show": ""}
 _POOL = {"average": "greedy", "choose_on": ""}
 # Method -> the options under `config.search`; docs/search.md explains them.
 OPTIONS: dict[str, dict[str, Any]] = {
-  "wise_ft": {"points": 11, "choose_on": ""},
-  "addition": {"points": 21, "most": 1.0},
+  "wise_ft": {"points": 11, "choose_on": "", "show": ""},
+  "addition": {**_CURVE, "points": 21},
   "negation": {
-    **{"points": 21, "most": 1.0, "forget": "", "control": "", "keep": 0.95},
+    **{**_CURVE, "points": 21, "forget": "", "control": "", "keep": 0.95},
   },
-  "analogy": {
-    **{"points": 11, "most": 1.0, "a": "", "b": "", "c": "", "choose_on": ""},
-  },
-  "paint": _PATCHING,
+  "analogy": {**_CURVE, "a": "", "b": "", "c": "", "choose_on": ""},
+  "paint": {**_PATCHING, "show": ""},
   "paint_sequential": _PATCHING,
   "paint_parallel": {**_PATCHING, "budget": 50},
   "diwa": _POOL,
@@ -299,6 +298,25 @@ def grid(config: ml_collections.ConfigDict) -> list[float]:
   return [most * k / (count - 1) for k in range(count)]
 
 
+def shown(config: ml_collections.ConfigDict) -> list[float]:
+  """Returns the numbers of `search.show`, joined by "+"; [] if there are none.
+
+  Raises:
+    ValueError: if one is not a finite number.
+  """
+  values = []
+  for part in str(config.search.get("show", "")).split("+"):
+    try:
+      values += [float(part)] if part.strip() else []
+    except ValueError:
+      values.append(math.nan)
+    if not all(map(math.isfinite, values)):
+      raise ValueError(
+        f"search.show has {part!r}: give coefficients joined by +, such as 0.5"
+      )
+  return list(dict.fromkeys(values))
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
@@ -346,7 +364,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if key in options:
       expect(f"search.{key}", what, holds)
   parts = (cook_config.metrics, cook_config.eval_ops, tasks, _one_metric)
-  for part in (tasks, _default_metric) if judged else parts:
+  parts = (tasks, _default_metric) if judged else parts
+  for part in (*parts, shown):
     problems.attempt(part, config)
   problems.attempt(lambda c: zeroshot.check(c.zeroshot), config)
   problems.attempt(finetune_config.sharding_rules, config)

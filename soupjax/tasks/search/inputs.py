@@ -161,6 +161,8 @@ def open_inputs(
   if frozen:
     model = model.clone(num_classes=None)
   ingredients, initial = cook_inputs.adapt(config, model, opened, start)
+  if frozen:
+    ingredients = [_encoder_record(i) for i in ingredients]
   if same_init:
     check_same_init(ingredients)
   check_ingredients([*ingredients, *filter(None, [initial])])
@@ -209,6 +211,14 @@ def open_inputs(
       if task in frozen_heads
     },
   )
+
+
+def _encoder_record(ingredient: Ingredient) -> Ingredient:
+  """Makes an encoder record the start of the encoder: heads may differ."""
+  values = dict(ingredient.hyperparameters)
+  encoder_hash = values.pop("encoder_init_hash", None)
+  values["init_hash"] = encoder_hash  # None, if unknown, is never compared.
+  return dataclasses.replace(ingredient, hyperparameters=values)
 
 
 def other_files(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:

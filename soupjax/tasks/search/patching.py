@@ -90,6 +90,7 @@ def paint(work: Work) -> Outcome:
   return Outcome(
     params=found.params,
     searches={"paint": found},
+    models=work.shown(work.inputs.initial, [ingredient], 1.0),
     patching=patching,
     supported=supported,
     axis=_AXIS,
@@ -213,7 +214,7 @@ def check_parallel(inputs: SearchInputs) -> None:
 
 
 def paint_parallel(work: Work) -> Outcome:
-  """Chooses a coefficient for every task."""
+  """Chooses a coefficient for every task, and shows the best equal ones."""
   patching, supported = split(work.inputs)
   models = [work.inputs.of_task(name) for name in patching]
   found = search.paint_parallel(
@@ -227,10 +228,16 @@ def paint_parallel(work: Work) -> Outcome:
     **work.stage("paint_parallel"),
     **work.reading(models),
   )
+  equal = max(
+    (c for c in found.history if len(set(c.coefficients)) == 1),
+    key=lambda c: c.value,
+  )
+  blend = work.blend(work.inputs.initial, models, equal.coefficients)
   chosen = zip(patching, found.best.coefficients)
   return Outcome(
     params=found.params,
     searches={"paint_parallel": found},
+    models={"at_equal": blend},
     patching=patching,
     supported=supported,
     summary="Patched in parallel: "

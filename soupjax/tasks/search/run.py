@@ -147,10 +147,13 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
   if "steps" in c:
     lines.append(f"training: {c.steps:,} steps of {c.batch_size} images a task")
   models, candidates = _evaluations(inputs)
+  shown = len(search_config.shown(inputs.config))
   lines.append(
     f"evaluations: at most {candidates:,} candidates on the "
-    f"{_minival_images(inputs):,} images of minival; {models - 1} checkpoints "
-    f"and the result on all {inputs.num_images:,}"
+    f"{_minival_images(inputs):,} images of minival; "
+    f"{models - 1 - shown} checkpoints "
+    + f"and {shown} models of search.show " * bool(shown)
+    + f"and the result on all {inputs.num_images:,}"
   )
   return "\n".join(lines)
 
@@ -158,6 +161,7 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
 def _evaluations(inputs) -> tuple[int, int]:
   """Returns the number of models on all sets, and of candidates on minival."""
   models = len(inputs.ingredients) + (inputs.initial is not None) + 1
+  models += len(search_config.shown(inputs.config))
   return models, methods.METHODS[inputs.config.method].count(inputs)
 
 

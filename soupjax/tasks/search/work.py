@@ -13,10 +13,11 @@ import jax
 
 from soupjax import files
 from soupjax.progress import Progress
+from soupjax.soups import search
 from soupjax.soups.core.ingredient import Ingredient
-from soupjax.soups.search import Search
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import evaluate
+from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search import judge
 from soupjax.tasks.search.inputs import MINIVAL, SearchInputs
 
@@ -44,7 +45,9 @@ class Outcome:
   """
 
   params: PyTree
-  searches: Mapping[str, Search] = dataclasses.field(default_factory=dict)
+  searches: Mapping[str, search.Search] = dataclasses.field(
+    default_factory=dict
+  )
   models: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   greedy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   learned: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -174,6 +177,37 @@ class Work:
       self._progress.step(note=f"{title} at {values}: {shown}")
 
     return {"resume": list(history), "on_candidate": save}
+
+  def shown(
+    self, base: Ingredient, models: Sequence[Ingredient], *factors: float
+  ) -> dict[str, Any]:
+    """Returns the models at the coefficients of `search.show`, for the tables.
+
+    Args:
+      base: the model at 0.
+      models: the directions.
+      *factors: of the coefficient, one for each direction.
+    """
+
+    return {
+      f"at_{x:g}": self.blend(base, models, [x * factor for factor in factors])
+      for x in search_config.shown(self.config)
+    }
+
+  def blend(
+    self,
+    base: Ingredient,
+    models: Sequence[Ingredient],
+    coefficients: Sequence[float],
+  ) -> Any:
+    """Returns a function of `sharding` that computes an affine combination."""
+
+    def load(sharding=None):
+      del sharding  # That of `reading`.
+      reading = self.reading(models)
+      return search.Blend(base, models, **reading)(coefficients)
+
+    return load
 
   def best(self, names: Sequence[str]) -> Ingredient:
     """Returns the ingredient with the highest mean score over some tasks."""

@@ -22,7 +22,7 @@ def job_of(config, axes):
   mesh = sharding.make_mesh(axes)
   return job_lib.Job(
     config=config, mesh=mesh, model=None, train=train, minival=None,
-    params=None, init_hash="", off=(), l2_sp=False,
+    params=None, init_hashes={}, off=(), l2_sp=False,
   )  # fmt: skip
 
 

@@ -163,6 +163,7 @@ def test_ingredients_are_complete_and_share_their_start(swept):
   for i in result:
     assert set(i.metrics) == {"minival/prec@1", "minival/loss"}
     assert i.hyperparameters["init_hash"] == start
+    assert i.hyperparameters["encoder_init_hash"] not in ("", start)
   lasts = sj.find_ingredients(workdir / "member_*" / "ingredients" / "last")
   assert [i.hyperparameters["steps"] for i in lasts] == [12, 9, 6]
   assert [i.hyperparameters["seed"] for i in lasts] == [1, 2, 3]

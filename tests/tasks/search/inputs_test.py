@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks, their heads, and inputs that do not fit."""
 
+import json
+import shutil
+
 import helpers
 import jax
 import numpy as np
@@ -75,6 +78,29 @@ def opened(sweep, tasks, **changes):
 def test_tasks_that_cannot_be(sweep, tasks, message):
   with pytest.raises(ValueError, match=message):
     opened(sweep, tasks)
+
+
+def test_only_encoders_must_share_their_start(sweep, tmp_path):
+  """Tasks with other classes start from other frozen heads."""
+  for k in (1, 2):
+    folder = tmp_path / f"member_{k:03d}/ingredients/last"
+    shutil.copytree(sweep / folder.relative_to(tmp_path), folder)
+  record = folder / "hyperparameters.json"
+  values = json.loads(record.read_text())
+  pattern = str(tmp_path / "member_*/ingredients/last")
+  merged = "a=digits:minival=minival"
+  frozen = f"{merged}:head=own:model=member_001"
+
+  def rewrite(**changes):
+    record.write_text(json.dumps({**values, **changes}))
+
+  rewrite(init_hash="0123456789")
+  opened(sweep, frozen, ingredients=pattern)
+  with pytest.raises(ValueError, match="'member_001' and 'member_002'"):
+    opened(sweep, merged, ingredients=pattern)
+  rewrite(encoder_init_hash="0123456789")
+  with pytest.raises(ValueError, match="'member_001' and 'member_002'"):
+    opened(sweep, frozen, ingredients=pattern)
 
 
 def test_heads_that_do_not_fit(sweep, tmp_path):

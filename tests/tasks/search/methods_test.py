@@ -84,16 +84,23 @@ def run(pool, workdir, method, **changes):
 # Method -> options, other inputs, title -> number of candidates.
 ALL = {
   "negation": (
-    {"points": 3, "control": "control"},
+    {"points": 3, "control": "control", "show": "1"},
     {},
     {"negation": 3},
   ),
   "analogy": (
-    {"points": 2, "a": "a", "b": "b", "c": "c", "choose_on": "control"},
+    {
+      **{"points": 2, "a": "a", "b": "b", "c": "c", "choose_on": "control"},
+      "show": "1",
+    },
     {"ingredients": "[abc]"},
     {"analogy": 2},
   ),
-  "paint": ({"points": 3}, {"ingredients": "a"}, {"paint": 3}),
+  "paint": (
+    {"points": 3, "show": "0.5+1"},
+    {"ingredients": "a"},
+    {"paint": 3},
+  ),
   "paint_sequential": (
     {"points": 2, "patching": "b+a"},
     {},
@@ -217,6 +224,29 @@ def test_combined_accuracy_and_the_control(found):
   assert chosen["scores"]["control"] >= 0.95 * start
 
 
+@pytest.mark.parametrize(
+  "method,at", [("negation", 1), ("analogy", 1), ("paint", 0.5)]
+)
+def test_tables_show_other_coefficients(found, method, at):
+  _, record = found(method)
+  (curve,) = record["searches"].values()
+  scores = next(c for c in curve if c["coefficients"] == [at])["scores"]
+  minival = record["tables"][2]
+  row = dict(zip(minival["columns"], minival["rows"][f"at_{at}"]))
+  for task in scores.keys() & row.keys():
+    assert row[task] == scores[task]
+  if method == "paint":
+    assert minival["rows"]["at_1"] == minival["rows"]["a.safetensors"]
+
+
+def test_the_best_equal_coefficients_are_shown(found):
+  _, record = found("paint_parallel")
+  (history,) = record["searches"].values()
+  equal = [c["value"] for c in history if len(set(c["coefficients"])) == 1]
+  shown = record["tables"][2]["rows"]["at_equal"][-1]
+  assert shown == pytest.approx(max(equal))
+
+
 def test_stages_of_sequential_patching(pool, found, tmp_path):
   workdir, record = found("paint_sequential")
   start, a, b = (leaf(tuned(pool, n)) for n in ("start", "a", "b"))
@@ -322,6 +352,7 @@ def opened(pool):
       "'paint_parallel' needs at least 2 ingredients, .* only a.safetensors",
     ),
     ("diwa", {"kept": 1}, "'diwa' needs at least 2 ingredients"),
+    ("analogy", {"search.show": "0.5+x"}, "search.show has 'x'"),
     ("diwa", {"search.average": "best"}, "search.average='best'"),
     ("window", {"search.kinds": "cosine"}, "search.kinds has 'cosine'"),
     ("analogy", {}, "'analogy' needs at least 3 ingredients"),

@@ -147,14 +147,15 @@ def test_goes_on_where_it_was(sweep, added, tmp_path, monkeypatch):
 
 
 def test_a_dry_run_says_how_long_it_takes(sweep, tmp_path, capsys):
-  config = config_of(sweep, "wise_ft", **{"search.points": 5})
+  options = {"search.points": 5, "search.show": "0.5+0.7"}
+  config = config_of(sweep, "wise_ft", **options)
   assert search.run(config, tmp_path / "run", dry_run=True) is None
   text = capsys.readouterr().out
   seen = re.search(r"(\d+) candidates on the (\d+) images of minival", text)
-  all_images = re.search(r"checkpoints and the result on all ([\d,]+)", text)
+  all_images = re.search(r"2 models .* and the result on all ([\d,]+)", text)
   (models,) = re.findall(r"; (\d+) checkpoints", text)
   total = int(seen[1]) * int(seen[2])
-  total += (int(models) + 1) * int(all_images[1].replace(",", ""))
+  total += (int(models) + 3) * int(all_images[1].replace(",", ""))
   assert re.search(rf"forward passes [\d.]+ s: {total:,} images at", text)
   assert not (tmp_path / "run").exists()
 
