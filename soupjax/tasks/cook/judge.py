@@ -26,9 +26,8 @@ from soupjax.soups.core.ingredient import (
   as_ingredients,
   check_ingredients,
 )
-from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection
-from soupjax.tasks.cook import export, inputs
+from soupjax.tasks.cook import export, inputs, window
 
 PyTree = Any
 
@@ -65,11 +64,10 @@ def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
   ingredients = [
     dataclasses.replace(i, name=inputs.safe_name(i.name)) for i in opened
   ]
-  check_same_init(ingredients)
   if initial is not None:
     initial = dataclasses.replace(initial, name="initial")
-  if not inputs.check_selection(config, ingredients, initial):
-    check_ingredients([*ingredients, *filter(None, [initial])])
+  along = window.by_ingredient(ingredients, window.open_runs(config, opened))
+  inputs.check_models(config, ingredients, initial, along)
   return inputs.CookInputs(
     config=config,
     model=None,
@@ -85,6 +83,7 @@ def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
     initial=initial,
     original=original,
     notes=[],
+    along=along,
   )
 
 
@@ -122,7 +121,9 @@ def plan(opened: inputs.CookInputs) -> str:
       + " is better)"
       for soup, metric in opened.greedy.items()
     ),
-    f"soups: {', '.join(['uniform', *opened.greedy])}",
+    *window.plan_lines(opened.along),
+    "soups: "
+    + ", ".join(["uniform", *opened.greedy, *["window"] * bool(opened.along)]),
   ]
   if config.cook.learned.granularities and len(ingredients) > 1:
     lines.append("no learned soups: a command has no gradients")

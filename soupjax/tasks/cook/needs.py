@@ -36,6 +36,7 @@ def cooking(
   weights = inputs.ingredients[0].num_bytes
   interpolates = inputs.initial and inputs.config.cook.wise_ft_points
   soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(interpolates)
+  soups += bool(inputs.along)
   logits = inputs.logits_bytes if inputs.ensembles else 0
   limit = inputs.config.cook.learned.memory_gb
   pool = len(inputs.ingredients) * weights if inputs.learned else 0

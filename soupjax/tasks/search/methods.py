@@ -29,6 +29,7 @@ class Method:
     least: minimum number of ingredients.
     same_init: whether ingredients must share a start.
     needs_initial: whether `config.initial` is required.
+    one_run: whether ingredients are checkpoints along one run.
   """
 
   run: Callable[[Work], Outcome]
@@ -37,6 +38,7 @@ class Method:
   least: int = 1
   same_init: bool = True
   needs_initial: bool = True
+  one_run: bool = False
 
 
 _RULE = Method(
@@ -51,6 +53,7 @@ _WINDOW = Method(
   check=lambda inputs: averages.schedules(inputs) and None,
   least=2,
   needs_initial=False,
+  one_run=True,
 )
 _DIWA = Method(
   run=averages.diwa,

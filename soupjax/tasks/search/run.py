@@ -54,7 +54,9 @@ def run(
     return workdir / "report.html"
   search_config.check(config)
   method = methods.METHODS[config.method]
-  inputs = inputs_lib.open_inputs(config, same_init=method.same_init)
+  inputs = inputs_lib.open_inputs(
+    config, same_init=method.same_init, one_run=method.one_run
+  )
   cook_inputs.check_workdir(inputs, workdir)
   methods.check(inputs)
   if processes.is_first():
