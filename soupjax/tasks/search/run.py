@@ -63,6 +63,8 @@ def run(
     print(plan(inputs))
   if dry_run:
     frozen_heads.make_heads(inputs, None)
+    if processes.is_first():
+      print(needs.searching(inputs, path))
     models, candidates = _evaluations(inputs)
     images = models * inputs.num_images + candidates * _minival_images(inputs)
     first = next(iter(inputs.tasks))
