@@ -328,8 +328,11 @@ def check_models(
   if not check_selection(config, ingredients, initial):
     check_ingredients([*ingredients, *filter(None, [initial])])
   for run in along.values():
-    # Names may be those of ingredients.
-    check_ingredients([dataclasses.replace(ingredients[0], name="//"), *run])
+    # A checkpoint may have the name of an ingredient.
+    first = dataclasses.replace(
+      ingredients[0], name=f"ingredient {ingredients[0].name}"
+    )
+    check_ingredients([first, *run])
 
 
 def check_selection(
@@ -540,7 +543,10 @@ def check_unchanged(
     if i.base
   }
   present |= {
-    f"the set {name}": [source.name, len(source), source.num_classes]
+    f"the set {name}": [
+      *(source.name, len(source), source.num_classes),
+      *source.identity(),
+    ]
     for name, source in inputs.sets.items()
   }
   present |= {
