@@ -87,12 +87,13 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
   """Formats tables as plain text.
 
   Args:
-    tables: objects with "title", "columns", "rows" (label -> fractions, None
-      for an empty cell) and "signed", whether the values are differences.
+    tables: objects with "title", "columns", "rows" (label -> values, None for
+      an empty cell) and "signed", whether the values are differences. They are
+      fractions, shown in percent, unless "percent" is False.
   """
   parts = []
   for table in tables:
-    rows = {k: _cells(v, table["signed"]) for k, v in table["rows"].items()}
+    rows = {k: _cells(v, table) for k, v in table["rows"].items()}
     width = max(map(len, rows))
     sizes = [max(7, len(column)) for column in table["columns"]]
     lines = [table["title"]]
@@ -103,16 +104,17 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
   return "\n\n".join(parts)
 
 
-def _cells(values, signed: bool) -> list[str]:
-  sign = "+" if signed else ""
-  return ["" if v is None else f"{100 * v:{sign}.2f}" for v in values]
+def _cells(values, table) -> list[str]:
+  sign = "+" if table["signed"] else ""
+  scale, digits = (100, 2) if table.get("percent", True) else (1, 4)
+  return ["" if v is None else f"{scale * v:{sign}.{digits}f}" for v in values]
 
 
 def _html_table(table) -> str:
   head = "".join(f"<th>{html.escape(c)}</th>" for c in table["columns"])
   body = "\n".join(
     f"<tr><th>{html.escape(label)}</th>"
-    + "".join(f"<td>{cell}</td>" for cell in _cells(values, table["signed"]))
+    + "".join(f"<td>{cell}</td>" for cell in _cells(values, table))
     + "</tr>"
     for label, values in table["rows"].items()
   )

@@ -291,7 +291,7 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
     infer.check_images(config, source, spec.ops)
     notes += classes_lib.incomparable(source, classes, spec.name)
   made = model.clone(num_classes=count)
-  if kind == "zeroshot":
+  if kind == "zeroshot" or heads_lib.normalizes(head_source):
     made = made.clone(normalize=True)
   return Task(
     spec=spec,

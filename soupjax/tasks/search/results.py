@@ -27,8 +27,9 @@ def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
   There is one for test, if all tasks have a test set, and one for minival: the
   accuracy on each task, the mean, the normalised accuracy (arXiv 2212.04089,
   section 4) if every task has its own ingredient, and the combined accuracy of
-  patching (arXiv 2208.05592). With several tasks, each is followed by the
-  changes from the initial model, as a matrix of forgetting.
+  patching (arXiv 2208.05592). If another metric decides, a table of it comes
+  before each. With several tasks, each is followed by the changes from the
+  initial model, as a matrix of forgetting.
   """
   tasks = work.inputs.tasks
   splits = {"minival, where the choice was made": MINIVAL}
@@ -36,15 +37,37 @@ def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
     splits = {"test": TEST, **splits}
   made = []
   for title, split in splits.items():
+    if work.metric != "prec@1":
+      made.append(_deciding(work, title, split))
     made.append(_accuracies(work, outcome, title, split))
     if len(tasks) > 1 and PRETRAINED in work.results:
       made.append(_forgetting(work, title, split))
   return made
 
 
-def _values(work: Work, model: str, split: str) -> dict[str, float]:
+def _values(
+  work: Work, model: str, split: str, metric: str = "prec@1"
+) -> dict[str, float]:
   values = work.results[model][1]
-  return {t: values[f"{t}/{split}"]["prec@1"] for t in work.inputs.tasks}
+  return {t: values[f"{t}/{split}"][metric] for t in work.inputs.tasks}
+
+
+def _deciding(work: Work, title: str, split: str) -> dict[str, Any]:
+  """Returns the values of the metric by which choices are made."""
+  tasks, mode = list(work.inputs.tasks), work.inputs.mode(work.metric)
+  better = "higher" if mode == "max" else "lower"
+  rows = {}
+  for model in work.results:
+    values = _values(work, model, split, work.metric)
+    total = [mean(values, tasks)] if len(tasks) > 1 else []
+    rows[model] = [*values.values(), *total]
+  return {
+    "title": f"{work.metric} on {title} ({better} is better)",
+    "columns": [*tasks, *["mean"] * (len(tasks) > 1)],
+    "rows": rows,
+    "signed": False,
+    "percent": False,
+  }
 
 
 def _accuracies(work, outcome, title, split) -> dict[str, Any]:
