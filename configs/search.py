@@ -18,6 +18,14 @@ Every choice is made on minival; test is only shown. The chosen model is
 WORKDIR/chosen, the report WORKDIR/report.html. --dry_run prints the plan and
 the number of evaluations.
 
+A program of your own can take the place of datasets (docs/judge.md). Then each
+task is NAME=METRIC, a metric that it prints:
+
+  soupjax --config=configs/search.py:addition --workdir=runs/addition \
+    --config.initial=start.safetensors --config.ingredients='tuned/*' \
+    --config.evaluate_command='python my_eval.py {checkpoint}' \
+    --config.tasks=cars=cars/acc,dtd=dtd/acc
+
 WiSE-FT on digits takes seconds, after the two commands of
 configs/finetune/digits.py:
 

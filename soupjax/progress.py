@@ -3,6 +3,7 @@
 """Progress on the terminal: stage, steps, rate, time left."""
 
 import contextlib
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -22,6 +23,7 @@ class Progress:
     *,
     unit: str = "steps",
     start: int = 0,
+    step_images: int = 0,
     file: TextIO | None = None,
   ):
     """Starts the clock.
@@ -31,10 +33,13 @@ class Progress:
       total: steps in all.
       unit: what one step is called, in the plural; "bytes" are shown in GB.
       start: steps done before, by a run that was cut short.
+      step_images: images of one step, if `add_images` counts them. A step in
+        which it counts none was done before.
       file: the stream to print to; None is stdout.
     """
     self.stage, self.total, self.unit = stage, total, unit
     self.done, self.start, self.images = start, start, 0
+    self.step_images, self.under_way = step_images, 0
     self.began = self.printed = time.monotonic()
     self.compiled = None  # Time of the first call's end; it compiles.
     self.untimed = start  # Steps done by then.
@@ -45,39 +50,69 @@ class Progress:
     """Counts steps, and the images that they took."""
     now = time.monotonic()
     self.done += count
-    if self.compiled is None:
+    if self.step_images and not self.under_way:
+      self.untimed += count
+    elif self.compiled is None:
       self.compiled, self.untimed = now, self.done
     else:
       self.images += images
+    self.under_way = 0
+    self._print_if_due(now, note)
+
+  def add_images(self, count: int, note: str = "") -> None:
+    """Counts images of the step under way."""
+    now = time.monotonic()
+    self.under_way += count
+    if self.compiled is None:
+      self.compiled = now
+    else:
+      self.images += count
+    self._print_if_due(now, note)
+
+  def _print_if_due(self, now: float, note: str) -> None:
     wait = 0.2 if self.terminal else 10.0
     if self.done >= self.total or now - self.printed >= wait:
       self.printed = now
-      self._print(now - self.began, note)
+      self._print(now, note)
 
-  def _print(self, seconds: float, note: str) -> None:
+  def _print(self, now: float, note: str) -> None:
     amount = f"{self.done}/{self.total} {self.unit}"
     if self.unit == "bytes":
       amount = f"{self.done / 1e9:.3f}/{self.total / 1e9:.3f} GB"
     parts = [f"{self.stage:<12} {amount}"]
-    timed = self.done - self.untimed
-    steady = max(time.monotonic() - self.compiled, 1e-9)
+    timed, ahead = self.done - self.untimed, self.total - self.done
+    if self.step_images:
+      timed = self.images / self.step_images
+      ahead -= self.under_way / self.step_images
+    start = now if self.compiled is None else self.compiled
+    steady = max(now - start, 1e-9)
     if self.images:
-      parts.append(f"{self.images / steady:,.0f} images/s")
+      rate = self.images / steady
+      parts.append(f"{rate:{',.0f' if rate >= 10 else '.2g'}} images/s")
     if self.unit == "bytes" and timed:
       parts.append(f"{timed / steady / 1e9:.2f} GB/s")
     if self.done < self.total and timed:
-      pace = steady / timed
-      parts.append(f"{pace * (self.total - self.done):.0f} s left")
+      parts.append(f"{_duration(steady / timed * ahead)} left")
     elif self.done >= self.total:
-      parts.append(f"{seconds:.1f} s")
+      parts.append(f"{now - self.began:.1f} s")
     if note:
-      parts.append(note)
+      parts.append("".join(c if c.isprintable() else "?" for c in note))
     line = ", ".join(parts)
     if self.file is None:
       return
     end = "\n"
     if self.terminal:
-      line = f"\r\033[K{line}"
+      # A longer line would wrap, and could not be overwritten.
+      line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}"
       end = "\n" if self.done >= self.total else ""
     with contextlib.suppress(OSError):  # Work goes on if nobody reads this.
       print(line, end=end, file=self.file, flush=True)
+
+
+def _duration(seconds: float) -> str:
+  """Formats a time, such as "90 s", "15 min" or "3.2 h"."""
+  if seconds < 120:
+    return f"{seconds:.0f} s"
+  if seconds < 120 * 60:
+    return f"{seconds / 60:.0f} min"
+  return f"{seconds / 3600:.1f} h"

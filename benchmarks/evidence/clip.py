@@ -11,8 +11,8 @@ CIFAR-10 is that of TFDS. Needs soupjax[clip].
 
 A tiny CLIP is pretrained from scratch with captions ("a sketch of a dog") on
 40 % of PACS, all four domains and seven classes, and on 10,000 images of
-CIFAR-10 (pacs.py: 800 steps of 128 images of 32 pixels). From it, 8 models
-are fine-tuned by FLYP (arXiv 2212.00638) on photos and paintings of five
+CIFAR-10 (clip_config.py: 800 steps of 128 images of 32 pixels). From it, 8
+models are fine-tuned by FLYP (arXiv 2212.00638) on photos and paintings of five
 classes, 30 % of these images. All choices, WiSE-FT's alpha among them, are made
 on another 15 %, photos and paintings. The sets that serve no choice:
 
@@ -42,18 +42,13 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 import json
 import pathlib
-import platform
 
-import cifar10
-import jax
-import numpy as np
-import pacs
+import clip_config
+import common
 
-import soupjax as sj
-from soupjax import data, report
+from soupjax import data
 
-HERE = pathlib.Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "clip.json"
+RESULTS = common.RESULTS / "clip.json"
 SEEDS = ("0", "1", "2")
 UNSEEN = ("elephant", "horse")
 # Domain -> its word in captions.
@@ -75,19 +70,9 @@ TESTS = {
   "unseen": "unseen/pacs",
   "others": "others/cifar10",
 }
-ROWS = {
+ROWS = common.ROWS | {
   "pretrained": "zero-shot, the start",
-  "mean": "mean ingredient",
-  "best": "best ingredient by loss",
-  "uniform": "uniform soup",
-  "greedy": "greedy soup by loss",
-  "greedy_prec1": "greedy soup by accuracy",
-  "wise_ft": "WiSE-FT, start to best, alpha by loss",
-  "ensemble": "ensemble of all, at 8 x the cost",
-}
-REFERENCES = {
-  "best": "Points above the best ingredient",
-  "pretrained": "Points above the zero-shot start",
+  "wise_ft_0.50": "WiSE-FT, alpha 0.5",
 }
 
 # (source, index, word in captions) of an image.
@@ -129,7 +114,7 @@ def _name(source: data.Source, index: int) -> str:
 def members(
   images: Sequence[Image], size: int, captions: bool
 ) -> Iterator[tuple[str, bytes]]:
-  """Yields names and contents of files, for `cifar10.write_files`.
+  """Yields names and contents of files, for `common.write_files`.
 
   Args:
     images: of `choose`.
@@ -137,18 +122,15 @@ def members(
     captions: whether to write NUMBER.png, .cls and .txt (WebDataset), and not
       CLASS/NUMBER.png.
   """
-  resize = data.Preprocess(
-    f"resize_small({size}, 'bicubic')|central_crop({size})"
-  )
+  resize = common.resize(size)
   for k, (source, index, word) in enumerate(images):
     name = _name(source, index)
-    pixels = np.asarray(resize(source[index]["image"]))
-    pixels = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    pixels = resize(source[index]["image"])
     if captions:
       yield f"{k:05d}.cls", name.encode()
       yield f"{k:05d}.txt", f"a {word} of a {name}".encode()
     folder = "" if captions else f"{name}/"
-    yield f"{folder}{k:05d}.png", cifar10.png(pixels)
+    yield f"{folder}{k:05d}.png", common.png(pixels)
 
 
 def write_images(
@@ -178,8 +160,7 @@ def write_images(
     if short:  # Some of every domain.
       images = images[:: max(1, len(images) // 120)]
     path = folder / f"{name}.tar"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cifar10.write_files(path, members(images, size, "captions" in name))
+    common.write_files(path, members(images, size, "captions" in name))
   names = {n for source, _ in (*every, *small) for n in source.class_names}
   write_vocabulary(folder / "vocabulary", [f"a {n}" for n in sorted(names)])
 
@@ -199,7 +180,7 @@ def write_vocabulary(folder: pathlib.Path, texts: Sequence[str]) -> None:
     end_of_word_suffix="</w>",
     show_progress=False,
   )
-  prompts = pacs.TEMPLATES.replace("|", " ").replace("{}", "")
+  prompts = clip_config.TEMPLATES.replace("|", " ").replace("{}", "")
   tokenizer.train_from_iterator([prompts, *texts], trainer)
   folder.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(folder / "tokenizer.json"))
@@ -218,123 +199,6 @@ def tests_of(images: pathlib.Path) -> str:
   )
 
 
-def cook(
-  config: str,
-  start: str,
-  images: pathlib.Path,
-  workdir: pathlib.Path,
-  short: bool,
-) -> None:
-  """Fine-tunes a sweep from `start`, "" for random weights, and cooks it."""
-  cifar10.soupjax(
-    config,
-    f"--workdir={workdir / 'sweep'}",
-    "--sweep",
-    f"--config.init.path={start}",
-  )
-  cifar10.soupjax(
-    f"--config={cifar10.CONFIGS / 'cook.py'}:sweep={workdir / 'sweep'}",
-    f"--workdir={workdir / 'soups'}",
-    f"--config.tests={tests_of(images)}",
-    "--config.cook.metric=loss,prec@1",
-    "--config.cook.learned.granularities=()",
-    f"--config.cook.wise_ft_points={3 if short else 11}",
-  )
-
-
-# --- Results ------------------------------------------------------------------
-
-
-def correct(soups: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-  """Returns set -> row -> right answers of every image, (n,) of 0 to 1."""
-  results = report.read_run(soups)
-  ingredients = results.models("ingredient")
-  models = {row: row for row in ROWS if row in results.kinds}
-  models["best"] = results.best
-  models |= {name: name for name in ingredients}
-  answers: dict[str, dict[str, np.ndarray]] = {name: {} for name in TESTS}
-  for row, model in models.items():
-    with np.load(soups / "correct" / f"{model}.npz") as packed:
-      for name, rows in answers.items():
-        count = results.images(model, name)
-        rows[row] = np.unpackbits(packed[name], count=count).astype(float)
-  for rows in answers.values():
-    rows["mean"] = np.mean([rows.pop(k) for k in ingredients], axis=0)
-  return answers
-
-
-def choices(soups: pathlib.Path) -> dict[str, float]:
-  """Returns the alpha of WiSE-FT and the sizes of the greedy soups."""
-
-  def record(soup, name):
-    path = soups / "soups" / soup / name
-    return json.loads(path.read_text("utf-8"))
-
-  sizes = {
-    name: len(record(name, "greedy.json")["selected"])
-    for name in ("greedy", "greedy_prec1")
-  }
-  return {"alpha": record("wise_ft", "wise_ft.json")["alpha"], **sizes}
-
-
-def summaries(sweeps: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict:
-  """Returns reference -> set -> row -> percent, difference and interval."""
-  return {
-    name: cifar10.summary(sweeps, ROWS, reference=name) for name in REFERENCES
-  }
-
-
-def markdown(tables: dict) -> str:
-  """Returns the tables of benchmarks/README.md: accuracies, differences."""
-  sets = list(tables["best"])
-  head = [f"| | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
-
-  def table(reference, show):
-    return head + [
-      f"| {title} | "
-      + " | ".join(show(tables[reference][name][row]) for name in sets)
-      + " |"
-      for row, title in ROWS.items()
-      if row in tables[reference][sets[0]]
-    ]
-
-  lines = table("best", lambda cell: f"{cell['accuracy']:.1f}")
-  for reference, title in REFERENCES.items():
-    lines += ["", f"{title}:", "", *table(reference, cifar10.difference)]
-  return "\n".join(lines)
-
-
-def record_of(workdir: pathlib.Path, sweeps: Sequence[str], start: str) -> dict:
-  """Returns the results of the sweeps that are complete."""
-  done = [
-    sweep
-    for sweep in sweeps
-    if (workdir / f"sweep_{sweep}" / "soups" / "results.jsonl").exists()
-  ]
-  answers = {s: correct(workdir / f"sweep_{s}" / "soups") for s in done}
-  record = {
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "soupjax": sj.__version__,
-    "device": jax.devices()[0].device_kind,
-    "start": start,
-    "choices": {s: choices(workdir / f"sweep_{s}" / "soups") for s in done},
-    "sweeps": summaries([answers[s] for s in done if s != "control"]),
-  }
-  if "control" in done:
-    record["control"] = summaries([answers["control"]])
-  return record
-
-
-def _shown(record: dict) -> str:
-  seeds = [s for s in record["choices"] if s != "control"]
-  lines = [f"Seeds {', '.join(seeds)}, from {record['start']}:", ""]
-  lines += [markdown(record["sweeps"])]
-  if "control" in record:
-    lines += ["", "From random weights:", "", markdown(record["control"])]
-  return "\n".join([*lines, "", f"Choices: {json.dumps(record['choices'])}"])
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--images", type=pathlib.Path)
@@ -348,7 +212,7 @@ def main() -> None:
   if args.report:
     if not RESULTS.exists():
       parser.error(f"there is no {RESULTS}: run the benchmark first")
-    print(_shown(json.loads(RESULTS.read_text("utf-8"))))
+    print(common.shown(json.loads(RESULTS.read_text("utf-8")), ROWS))
     return
   if args.workdir is None or args.images is None:
     parser.error("give --workdir, for images and runs, and --images, PACS")
@@ -359,12 +223,15 @@ def main() -> None:
   write_images(
     f"folder:{args.images.absolute()}", small, images, size, args.short
   )
-  config = f"--config={HERE / 'pacs.py'}:images={images},size={size}"
+  config = (
+    f"--config={common.HERE / 'clip_config.py'}:images={images},size={size}"
+  )
   config += ",clip" * bool(args.clip) + ",short" * args.short
   sweeps = SEEDS[:1] if args.short else SEEDS
   if not args.clip:
     sweeps = (sweeps[0], "control", *sweeps[1:])
   name = args.clip.name if args.clip else "a tiny CLIP"
+  answers, chosen = {}, {}
   for sweep in sweeps:
     seed = 0 if sweep == "control" else int(sweep)
     if args.clip:
@@ -373,14 +240,28 @@ def main() -> None:
       start = ""
     else:
       base = workdir / f"pretrained_{seed}"
-      cifar10.soupjax(f"{config},seed={seed},pretrain", f"--workdir={base}")
+      common.soupjax(f"{config},seed={seed},pretrain", f"--workdir={base}")
       start = str(base / "ingredients" / "last")
     folder = workdir / f"sweep_{sweep}"
-    cook(f"{config},seed={seed}", start, images, folder, args.short)
-    record = record_of(workdir, sweeps, name)
+    common.cook(
+      f"{config},seed={seed}",
+      folder,
+      tests_of(images),
+      finetune=[f"--config.init.path={start}"],
+      cook=[
+        "--config.cook.learned.granularities=()",
+        f"--config.cook.wise_ft_points={3 if args.short else 11}",
+      ],
+    )
+    soups = folder / "soups"
+    answers[sweep] = common.correct(
+      soups, {name: [name] for name in TESTS}, ROWS
+    )
+    chosen[sweep] = common.choices(soups)
+    record = common.record_of(answers, chosen, ROWS) | {"start": name}
     if not args.short:
       RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-  print(_shown(record))
+  print(common.shown(record, ROWS))
 
 
 if __name__ == "__main__":

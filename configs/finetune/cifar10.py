@@ -69,7 +69,6 @@ def get_config(arg=None):
   c.hyper.warmup = "1000steps" if arg.pretrain else "50steps"
   c.hyper.label_smoothing = 0.1
   c.decay = "kernel$"
-  c.steps_per_call = 10
   if arg.runlocal:
     c.hyper.total = "20steps"
     c.hyper.warmup = "5steps"

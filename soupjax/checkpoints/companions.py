@@ -104,6 +104,20 @@ def _is_model(config) -> bool:
   return bool({*keys, "_class_name"} & set(config))  # The last of diffusers.
 
 
+def recorded_config(path: str | None) -> dict[str, Any]:
+  """Returns the config of the soupjax run that wrote a checkpoint, or {}."""
+  if not path:
+    return {}
+  for directory in list(files.path_of(path).parents)[:3]:
+    if os.fspath(directory).endswith("://"):  # Above the bucket.
+      break
+    record = directory / "config.json"
+    config = files.read_json(record) if record.is_file() else None
+    if isinstance(config, dict) and config.get("task") in ("finetune", "cook"):
+      return config
+  return {}
+
+
 def beside(path: str | None) -> list[pathlib.Path]:
   """Returns the files beside a checkpoint to copy beside its soup."""
   found = (file_beside(path, name) for name in NAMES)

@@ -238,12 +238,15 @@ def full_name(metric: str) -> str:
   return metric if "/" in metric else f"minival/{metric}"
 
 
-def value_of(metrics: Mapping[str, float], metric: str) -> float:
+def value_of(
+  metrics: Mapping[str, float], metric: str, key: str = "cook.metric"
+) -> float:
   """Returns the value of a metric that decides.
 
   Args:
     metrics: from `read_metrics`.
     metric: its name, with or without the set.
+    key: of the config that names the metric, for errors.
 
   Raises:
     ValueError: if the program did not print it, or it is not finite.
@@ -251,7 +254,7 @@ def value_of(metrics: Mapping[str, float], metric: str) -> float:
   name = full_name(metric)
   if name not in metrics:
     raise ValueError(
-      f"cook.metric={metric!r} is not among what evaluate_command printed: "
+      f"{key}={metric!r} is not among what evaluate_command printed: "
       f"{', '.join(sorted(metrics))}."
     )
   if not math.isfinite(metrics[name]):

@@ -248,7 +248,11 @@ class Evaluator:
     return means | {"n": len(values[self.names[0]])}
 
   def per_example(
-    self, params: PyTree, *, logits: bool = False
+    self,
+    params: PyTree,
+    *,
+    logits: bool = False,
+    on_images: Callable[[int], None] | None = None,
   ) -> dict[str, np.ndarray]:
     """Returns the metrics of every image.
 
@@ -256,6 +260,7 @@ class Evaluator:
       params: of the model.
       logits: whether to return "logits" (n, classes), "labels" (n,) and
         "position" (n,), the number of each image in the set, too.
+      on_images: called after each batch with its number of images.
 
     Returns:
       Metric -> (n,) float32 values in the order of the set; every process gets
@@ -264,7 +269,7 @@ class Evaluator:
     Raises:
       ValueError: if the loss of an image is not finite.
     """
-    outputs = self._evaluate(params, logits)
+    outputs = self._evaluate(params, logits, on_images)
     values = dict(zip(self.names, outputs["values"].T))
     if "right" in outputs:
       values["right"] = outputs["right"]
@@ -402,16 +407,25 @@ class Evaluator:
     """
     return self._batches.abstract(count, shape)
 
-  def _evaluate(self, params, with_logits=False) -> dict[str, np.ndarray]:
+  def _evaluate(
+    self, params, with_logits=False, on_images=None
+  ) -> dict[str, np.ndarray]:
     """Evaluates all images; rows come in the order of the set."""
     params = self._prepared(params)
     program, parts, waiting = self.program(with_logits), [], []
+
+    def read():
+      parts.append(self._checked(jax.device_get(waiting.pop(0))))
+      if on_images:
+        on_images(len(parts[-1]["position"]))
+
     for batch in self._batches:
       # Two run while the next is prepared; more would need more memory.
       waiting.append(program(params, batch))
       if len(waiting) > 2:
-        parts.append(self._checked(jax.device_get(waiting.pop(0))))
-    parts += [self._checked(jax.device_get(x)) for x in waiting]
+        read()
+    while waiting:
+      read()
     return self._ordered(parts)
 
   def _prepared(self, params: PyTree) -> PyTree:

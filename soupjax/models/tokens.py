@@ -33,6 +33,8 @@ _CLIP_ENDS = (
 )
 # Merges that the file of OpenAI has and CLIP uses.
 _NUM_MERGES = 49_152 - 256 - 2
+# Texts that are encoded at a time: the library takes some kB for each.
+_AT_ONCE = 4096
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -94,23 +96,24 @@ class Tokenizer:
     for text in texts:
       if not isinstance(text, str):
         raise ValueError(f"{text!r:.80} is not a text: give strings.")
-    encoded = self._backend.encode_batch(
-      [self._clean(text) for text in texts], add_special_tokens=False
-    )
-    shape = (len(encoded), self.context_length)
+    shape = (len(texts), self.context_length)
     tokens = np.full(shape, self._padding, np.int32)
     room = self.context_length - len(self._start) - 1
-    lengths = [len(encoding.ids) for encoding in encoded]
-    for row, encoding in zip(tokens, encoded):
-      ids = [*self._start, *encoding.ids[:room], self.end]
-      row[: len(ids)] = ids
-    if lengths and max(lengths) > room:
-      k = int(np.argmax(lengths))
+    lengths = np.zeros(len(texts), np.int64)
+    for first in range(0, len(texts), _AT_ONCE):
+      part = [self._clean(text) for text in texts[first : first + _AT_ONCE]]
+      encoded = self._backend.encode_batch(part, add_special_tokens=False)
+      for row, encoding in enumerate(encoded, first):
+        ids = [*self._start, *encoding.ids[:room], self.end]
+        tokens[row, : len(ids)] = ids
+        lengths[row] = len(encoding.ids)
+    if len(texts) and lengths.max() > room:
+      k = int(lengths.argmax())
       logging.warning(
         "%d of %d texts have more than %d tokens and are cut; the longest has "
         "%d: %r",
-        *(sum(n > room for n in lengths), len(lengths), room),
-        *(lengths[k], texts[k]),
+        *(int((lengths > room).sum()), len(texts), room),
+        *(int(lengths[k]), texts[k]),
       )
     return tokens
 

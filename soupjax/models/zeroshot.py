@@ -329,7 +329,7 @@ def check_names(
   for k, name in enumerate(names):
     if not isinstance(name, str) or not name.strip():
       raise ValueError(
-        f"{where}: the name of class {k} is {name!r}, not a text."
+        f"{where}: the name of class {k} is {name!r}: give every class a name."
       )
     if is_number(name):
       raise ValueError(

@@ -9,6 +9,7 @@ import textwrap
 from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
+_MINUS = "\N{MINUS SIGN}"
 _WIDTH, _NAME, _CELL = 100, 25, 25
 _FIRST = {"minival": 0, "test": 1}  # Other sets follow in their own order.
 
@@ -71,22 +72,17 @@ def probes_section(results: Results) -> str:
     columns = [*members, mean]
     titles = [m.removesuffix(f"_{mean}") for m in members]
     titles += ["mean", "mean logit", "mean rank"]
-    head = "".join(f'<th scope="col">{html.escape(t)}</th>' for t in titles)
     body = []
     for row in tables.rows(results):
-      cells = [_cell(row, results, split) for split in columns]
-      cells += _summary(row, results, mean)
+      cells = [_html_cell(row, results, split) for split in columns]
+      cells += [t.replace("-", _MINUS) for t in _summary(row, results, mean)]
       body.append(
         f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{cell}</td>" for cell in cells)
         + "</tr>"
       )
-    parts.append(
-      f'<h3>{html.escape(mean)}</h3>\n<div class="wide"><table>\n<thead><tr>'
-      f'<th scope="col">model</th>{head}</tr></thead>\n<tbody>\n'
-      + "\n".join(body)
-      + "\n</tbody></table></div>"
-    )
+    table = tables.as_html(["model", *map(html.escape, titles)], body)
+    parts.append(f"<h3>{html.escape(mean)}</h3>\n{table}")
   if not parts:
     return ""
   note = (
@@ -129,3 +125,8 @@ def _cell(row: tables.Row, results: Results, split: str) -> str:
   if row.kind == "best":
     return f"{value:.1f}"
   return f"{value:.1f} {tables.gain_text(row, results, split)}"
+
+
+def _html_cell(row: tables.Row, results: Results, split: str) -> str:
+  value, gain = _cell(row, results, split).partition(" ")[::2]
+  return f"{value}<small>{gain.replace('-', _MINUS)}</small>" if gain else value

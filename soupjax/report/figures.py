@@ -93,6 +93,9 @@ def accuracy_plane(results: Results) -> Figure | None:
   axes.set(xlim=limits[0], ylim=limits[1])
   axes.set_xlabel("Accuracy on test (%)")
   axes.set_ylabel(f"Mean accuracy over {_shifts(results)} (%)")
+  if len(results.shifts) == 1:
+    shift = results.shifts[0]
+    axes.set_ylabel(f"Accuracy on {shift} (%)", parse_math=False)
   if path:
     style = {"color": "black", "linewidth": 1.1, "markersize": 2.4, "zorder": 2}
     label = "WiSE-FT, initial to best"
@@ -154,8 +157,9 @@ def _label_plane(axes, results, points, path) -> None:
       text = tables.label(model, kind, results)
       if tables.is_labelled(model, results):
         text = text[0].lower() + text[1:]
-      if kind == "best" and not results.choices.reference:
-        text = "best ingredient"
+      if kind == "best":
+        reference = results.choices.reference
+        text = f"{model} (reference)" if reference else "best ingredient"
       texts.append(text)
   if 0.5 in path:
     places.append(path[0.5])

@@ -151,7 +151,7 @@ def _page(
     sections.plane_caption(results),
   )
   show("shift_plane", "Accuracy on each shift", sections.SHIFTS_CAPTION)
-  body.append("<h2>Every split</h2>")
+  body.append("<h2>Accuracy on every set</h2>")
   body.append(sections.results_section(results, sizes))
   if table := unseen.section(results, sizes):
     body.append(f"<h2>{unseen.TITLE}</h2>\n{table}")

@@ -145,25 +145,23 @@ def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
     ValueError: as `read_scores`.
   """
   # These import matplotlib.
-  from soupjax.report import figures, searches
+  from soupjax.report import figures, searches, sections
   from soupjax.report.web import document
 
   workdir = files.path_of(workdir)
   scores = read_scores(workdir)
-  head = "".join(f"<th>{html.escape(c)}</th>" for c in scores.columns)
-  body = "\n".join(
-    f"<tr><th>{html.escape(label)}</th>"
+  body = [
+    f'<tr><th scope="row">{html.escape(label)}</th>'
     + "".join(
       f"<td>{_text(scores.value(model, column))}</td>"
       for column in scores.columns
     )
     + "</tr>"
     for label, model in scores.rows(all_ingredients=True)
-  )
+  ]
   parts = [
     "<h1>Model soups, evaluated by a command</h1>",
-    '<div class="wide"><table><thead><tr><th></th>'
-    f"{head}</tr></thead><tbody>{body}</tbody></table></div>",
+    tables.as_html(["model", *map(html.escape, scores.columns)], body),
   ]
   names = [name for name, kind in scores.kinds.items() if kind == "ingredient"]
   models = document.models_of(
@@ -181,7 +179,8 @@ def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
         [model["name"] for model in models],
       )
       if saved:
-        parts.append(document.figure(saved, heading, ""))
+        caption = sections.greedy_caption(trace)
+        parts.append(document.figure(saved, heading, caption))
   record = workdir / "soups" / "window" / "window.json"
   if record.is_file():
     parts.append(

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from soupjax import files
-from soupjax.report import figures, heatmaps
+from soupjax.report import figures, heatmaps, sections
+from soupjax.report import tables as report_tables
 from soupjax.report.style import BLUE, DPI, ORANGE, styled
 from soupjax.report.web import document
 
@@ -88,12 +89,12 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
 
   Args:
     tables: objects with "title", "columns", "rows" (label -> values, None for
-      an empty cell) and "signed", whether the values are differences. They are
-      fractions, shown in percent, unless "percent" is False.
+      an empty cell), "signed", whether the values are differences, and
+      "percent", whether they are fractions (by default) or in any unit.
   """
   parts = []
   for table in tables:
-    rows = {k: _cells(v, table) for k, v in table["rows"].items()}
+    rows = _rows(table)
     width = max(map(len, rows))
     sizes = [max(7, len(column)) for column in table["columns"]]
     lines = [table["title"]]
@@ -104,25 +105,28 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
   return "\n\n".join(parts)
 
 
-def _cells(values, table) -> list[str]:
+def _rows(table) -> dict[str, list[str]]:
+  """Returns label -> cells of a table."""
   sign = "+" if table["signed"] else ""
-  scale, digits = (100, 2) if table.get("percent", True) else (1, 4)
-  return ["" if v is None else f"{scale * v:{sign}.{digits}f}" for v in values]
+  scale, form = (100, ".2f") if table.get("percent", True) else (1, ".4g")
+  return {
+    label: ["" if v is None else f"{scale * v:{sign}{form}}" for v in values]
+    for label, values in table["rows"].items()
+  }
 
 
 def _html_table(table) -> str:
-  head = "".join(f"<th>{html.escape(c)}</th>" for c in table["columns"])
-  body = "\n".join(
-    f"<tr><th>{html.escape(label)}</th>"
-    + "".join(f"<td>{cell}</td>" for cell in _cells(values, table))
-    + "</tr>"
-    for label, values in table["rows"].items()
-  )
-  return (
-    f"<h2>{html.escape(table['title'])}</h2>\n"
-    f'<div class="wide"><table>\n<thead><tr><th></th>{head}</tr></thead>\n'
-    f"<tbody>\n{body}\n</tbody></table></div>"
-  )
+  rows = []
+  for label, cells in _rows(table).items():
+    texts = (cell.replace("-", "\N{MINUS SIGN}") for cell in cells)
+    rows.append(
+      f'<tr><th scope="row">{html.escape(label)}</th>'
+      + "".join(f"<td>{text}</td>" for text in texts)
+      + "</tr>"
+    )
+  columns = ["model", *map(html.escape, table["columns"])]
+  heading = f"<h2>{html.escape(table['title'])}</h2>"
+  return f"{heading}\n{report_tables.as_html(columns, rows)}"
 
 
 def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
@@ -148,14 +152,16 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
       document.picture(
         search_figure(name, history, record["axis"]),
         workdir / "figures" / f"{name}.png",
-        html.escape(name),
+        f"The candidates of {html.escape(name)}",
         "All candidates on minival, where the choice was made.",
       )
     )
   for name, trace in record.get("greedy", {}).items():
     figure = figures.greedy_trajectory(trace)
     path = workdir / "figures" / f"{name}.png"
-    body.append(document.picture(figure, path, html.escape(name), "Decisions."))
+    heading = f"The decisions of {html.escape(name)}"
+    caption = sections.greedy_caption(trace)
+    body.append(document.picture(figure, path, heading, caption))
   if record.get("learned"):
     figure = heatmaps.coefficients(record["learned"])
     path = workdir / "figures" / "coefficients.png"

@@ -42,8 +42,9 @@ WISE_FT_CAPTION = (
 
 def plane_caption(results: Results) -> str:
   """Describes the plane of test against shifts."""
+  mean = "that on " if len(results.shifts) == 1 else "the mean accuracy over "
   text = (
-    "Each point is one model: accuracy on test against the mean accuracy over "
+    f"Each point is one model: accuracy on test against {mean}"
     f"{html.escape(', '.join(results.shifts))}. Up and to the right is better."
   )
   if results.choices.reference:
@@ -179,10 +180,10 @@ def _verdict(rows, results: Results) -> str:
   if interval := tables.interval(results, results.best, "test"):
     n = results.images(results.best, "test")
     sentences.append(
-      f"With {n} test images, one image is {100 / n:.2g} points and the 95 % "
-      "interval of the best ingredient is "
-      f"{interval[0]:.1f} to {interval[1]:.1f} %: differences on test that "
-      "are small against that may be chance."
+      f"With {n:,} test images, one image is {100 / n:.2g} points and the "
+      "95 % interval of the best ingredient is "
+      f"{interval[0]:.1f} to {interval[1]:.1f} %: much smaller differences on "
+      "test may be chance."
     )
   sentences.append(f"<b>{html.escape(tables.one_run_note(results))}</b>")
   return f"<p>{' '.join(sentences)}</p>"
@@ -194,7 +195,8 @@ def _verdict(rows, results: Results) -> str:
 def results_section(results: Results, sizes: Mapping[str, int]) -> str:
   """Returns the table of all splits, with a note on how to read it."""
   columns = [s for s in ("minival", "test") if s in results.splits]
-  columns += [*results.shifts, SHIFTS] if results.shifts else []
+  # Many shifts would hide their mean.
+  columns += [SHIFTS, *results.shifts] if results.shifts else []
   columns += results.others
   rows = tables.rows(results, sizes)
   single = [
@@ -287,9 +289,9 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
   """
   metrics = {
     "ece": "ECE, %",
-    "ece_t": "with temperature",
+    "ece_t": "ECE, %, with T",
     "loss": "loss",
-    "loss_t": "with temperature",
+    "loss_t": "loss with T",
   }
   places = [s for s in ("minival", "test") if s in results.splits]
   places += [SHIFTS] if results.shifts else []
@@ -325,13 +327,14 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
   if not body:
     return ""
   head = [
-    f"{'shifts' if split == SHIFTS else split}<br>{title}"
+    f"{'mean of shifts' if split == SHIFTS else split}<br>{title}"
     for split in places
     for title in metrics.values()
   ]
   note = (
     "ECE: expected calibration error over 15 bins of equally many images. "
-    "Temperature: one number for each model, fitted to the loss on minival."
+    "With T: with the logits divided by a temperature, one number for each "
+    "model, fitted to the loss on minival."
   )
   if not results.choices.reference:
     note += (
@@ -350,7 +353,15 @@ def ingredients_section(
   """Returns the table of ingredients, best on minival first."""
   titles = {s: s for s in ("minival", "test") if s in results.splits}
   titles |= {SHIFTS: "mean of shifts"} if results.shifts else {}
+  models = results.models("ingredient")
   keys = list(dict.fromkeys(k for v in hyperparameters.values() for k in v))
+  # Columns of one value would hide the others.
+  fixed = {}
+  for key in keys if len(models) > 1 else ():
+    values = [hyperparameters.get(m, {}).get(key) for m in models]
+    if None not in values and all(v == values[0] for v in values):
+      fixed[key] = values[0]
+  keys = [key for key in keys if key not in fixed]
   selected = {
     f"in {tables.label(name, 'soup', results).lower()}": set(trace["selected"])
     for name, trace in greedy.items()
@@ -367,7 +378,7 @@ def ingredients_section(
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
   body = []
-  for model in sorted(results.models("ingredient"), key=rank):
+  for model in sorted(models, key=rank):
     loss, _ = results.cells.get((model, "minival", "loss"), (None, 0))
     values = hyperparameters.get(model, {})
     cells = [
@@ -385,4 +396,9 @@ def ingredients_section(
   columns = ["model", *selected, *titles.values(), "minival loss", *keys]
   # Long names of hyperparameters may break at their underscores.
   head = [html.escape(str(h)).replace("_", "_<wbr>") for h in columns]
-  return tables.as_html(head, body)
+  table = tables.as_html(head, body)
+  if not fixed:
+    return table
+  same = ", ".join(f"{key} {plain(value)}" for key, value in fixed.items())
+  note = html.escape(f"The same in all ingredients: {same}.")
+  return f"{table}\n<p><small>{note}</small></p>"

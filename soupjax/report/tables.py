@@ -176,8 +176,8 @@ def mean_row(results: Results) -> Row:
 def one_run_note(results: Results) -> str:
   """Returns a warning about results of a single run, with its remedy."""
   text = (
-    "This is one run, and one run proves little: another seed can turn the "
-    "order of two close models around."
+    "This is one run, and one run proves little: another seed can reverse the "
+    "order of two close models."
   )
   if results.dataset.partition(":")[0] == "digits_row":
     return (

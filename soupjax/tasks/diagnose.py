@@ -15,7 +15,6 @@ from soupjax import config as config_lib
 from soupjax import files, processes, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.analysis.pairs import pairs_of
-from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs, soups
@@ -104,13 +103,14 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
 
   # --- Every ingredient, best first -------------------------------------------
   ingredients = []
-  progress = Progress("ingredients", len(opened.ingredients), unit="models")
+  progress = evaluate.progress(opened, "ingredients", len(opened.ingredients))
   for ingredient in opened.ingredients:
     load = functools.partial(ingredient.load, sharding=opened.place)
-    values = evaluations.evaluate(ingredient.name, load)["minival"]
+    values = evaluations.evaluate(ingredient.name, load, progress=progress)
+    values = values["minival"]
     metrics = {f"minival/{k}": v for k, v in values.items()}
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
-    progress.step(images=len(opened.minival))
+    progress.step()
   ingredients = soups.ranked(ingredients, opened.metrics[0])
   if not finished:
     _diagnose(opened, workdir, ingredients, evaluations, pairs)

@@ -115,6 +115,7 @@ def training(
   at_once: int,
   ingredients: int,
   states: int,
+  tokens: float = 0.0,
   share: float = 1.0,
   free: float | None = None,
   notes: tuple[str, ...] = (),
@@ -133,6 +134,7 @@ def training(
     at_once: members that are trained side by side.
     ingredients: checkpoints of one member, moving averages included.
     states: number of train states saved by members that train together.
+    tokens: bytes of the tokens of prompts or captions.
     share: fraction of the arrays that one process holds.
     free: bytes of the disk.
     notes: lines on what is not counted.
@@ -153,6 +155,7 @@ def training(
       "saving states": _COPIES_OF_STATE * state * share if states else 0,
       "decoded images": images,
       "batches ahead": batches,
+      "tokens": tokens,
       "arrays on devices": devices_on_host * total(device),
     },
     device=device,

@@ -10,7 +10,6 @@ here is an error that names it.
 
 from collections.abc import Callable, Mapping, Sequence
 import math
-import os
 import pathlib
 import re
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from soupjax import files
+from soupjax.checkpoints import companions
 from soupjax.data import image_ops
 from soupjax.data.preprocess import Preprocess
 from soupjax.models import pretrained
@@ -84,23 +84,9 @@ def _comparable(ops: str, values_alone: bool) -> str:
   return re.sub(r', like="\w+"', "", ops)
 
 
-def recorded_config(path: str) -> dict[str, Any]:
-  """Returns the config of the soupjax run that wrote a checkpoint, or {}."""
-  if not path:
-    return {}
-  for directory in list(files.path_of(path).parents)[:3]:
-    if os.fspath(directory).endswith("://"):  # Above the bucket.
-      break
-    record = directory / "config.json"
-    config = files.read_json(record) if record.is_file() else None
-    if isinstance(config, dict) and config.get("task") in ("finetune", "cook"):
-      return config
-  return {}
-
-
 def recorded(path: str) -> str | None:
   """Returns `data.eval_ops` of the soupjax run that wrote a checkpoint."""
-  data = recorded_config(path).get("data", {})
+  data = companions.recorded_config(path).get("data", {})
   values = {"image_size": data.get("image_size"), **data.get("augment", {})}
   try:
     return data.get("eval_ops", "").format(**values) or None

@@ -65,11 +65,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   Raises:
     ValueError: if a file is missing, or an entry cannot be used.
   """
-  if config.names:
-    names = parse_names(config.names)
-    zeroshot.check_names(names, where="zeroshot.names")
-  templates = parse_templates(config.templates)
-  zeroshot.check_templates(templates, "zeroshot.templates")
+  if names := config.names:
+    where = "zeroshot.names" + ("" if "|" in names else f"={names!r}")
+    zeroshot.check_names(parse_names(names), where=where)
+  templates = config.templates
+  where = "zeroshot.templates" + (
+    "" if "{}" in templates else f"={templates!r}"
+  )
+  zeroshot.check_templates(parse_templates(templates), where)
 
 
 def names_of(

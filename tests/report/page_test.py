@@ -96,13 +96,13 @@ def test_whole_page(whole):
 
 def test_table_cells(whole):
   page = (whole / "report.html").read_text()
-  # cost, minival, test, three shifts, their mean.
+  # cost, minival, test, the mean of three shifts, these.
   greedy = cells(page, "Greedy soup")
   assert greedy[0] == "1\N{MULTIPLICATION SIGN}"
   low, high = report.clopper_pearson(192, 200)
   interval = f"{100 * low:.1f}\N{EN DASH}{100 * high:.1f}"
   assert greedy[2] == f"96.0<small>{interval}</small>"
-  assert greedy[-1] == "<b>81.0</b>"  # no interval of a mean
+  assert greedy[3] == "<b>81.0</b>"  # no interval of a mean
   # The ensemble is better, but not one model.
   assert cells(page, "Learned soup, per layer")[2].startswith("<b>96.5</b>")
   assert cells(page, "Ensemble of all")[0] == "4\N{MULTIPLICATION SIGN}"
@@ -121,7 +121,7 @@ def test_differences_with_intervals(tmp_path):
   assert cells(page, "Greedy soup")[2] == (
     f"96.0<small>92.3{dash}98.3<br>+1.0 [0.2, 1.8], p 0.04</small>"
   )
-  assert cells(page, "Greedy soup")[-1].endswith(
+  assert cells(page, "Greedy soup")[3].endswith(
     f"<small>~+5.0 [{minus}1.0, 11.0]</small>"
   )
   text = Tags(page).text
@@ -151,7 +151,7 @@ def test_calibration(tmp_path):
 def test_ties_are_all_bold(whole):
   page = (whole / "report.html").read_text()
   for label in ("Initial model", "Greedy soup"):
-    assert cells(page, label)[-1] == "<b>81.0</b>"
+    assert cells(page, label)[3] == "<b>81.0</b>"
 
 
 def test_summary_tells_gains_and_losses(whole):
@@ -268,8 +268,9 @@ def test_members_of_the_greedy_ensemble(tmp_path):
 def test_ingredients_table(whole):
   page = (whole / "report.html").read_text()
   best = cells(page, "ingredient_01")
-  # in greedy soup, minival, test, mean of shifts, loss, hyperparameters.
-  assert best == ["", "97.0", "95.0", "76.0", "0.100", "0.002", "none"]
+  # in greedy soup, minival, test, mean of shifts, loss, learning rate.
+  assert best == ["", "97.0", "95.0", "76.0", "0.100", "0.002"]
+  assert "The same in all ingredients: augment none." in page
   assert cells(page, "ingredient_00")[0] == "yes"
   order = re.findall(r'<th scope="row">(ingredient_\d\d)</th>', page)
   assert order == [f"ingredient_0{i}" for i in (1, 0, 2, 3)]

@@ -94,6 +94,23 @@ def test_starts_that_cannot_work(changes, message, clip, tmp_path):
   assert not (tmp_path / "initial").exists()
 
 
+@pytest.mark.parametrize(
+  "key, lines, message",
+  [
+    ("names", "ant\n\ncow", "class 1 is ''"),
+    ("templates", "a {}\nb", "has 'b'"),
+  ],
+)
+def test_files_with_a_bad_line_are_named(key, lines, message, tmp_path):
+  settings = tasks_zeroshot.default_config()
+  settings[key] = str(tmp_path / "list.txt")
+  (tmp_path / "list.txt").write_text(lines)
+  with pytest.raises(
+    ValueError, match=f"zeroshot.{key}=.*list.txt'.*{message}"
+  ):
+    tasks_zeroshot.check(settings)
+
+
 def test_an_image_tower_alone_has_no_names(clip, tmp_path):
   leaves = sj.open_ingredient(clip)
   tower = {k: leaves.read(k) for k in leaves.specs if k.startswith("visual.")}

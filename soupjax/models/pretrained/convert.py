@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from soupjax.checkpoints import companions, save
 from soupjax.checkpoints import open as open_lib
-from soupjax.checkpoints import save
 from soupjax.models import clip, layers, own
 from soupjax.models.pretrained import (
   detect,
@@ -131,7 +131,7 @@ def load_pretrained(
       init=None if init is None else init["img"],
     )
     return two_towers.load(table, model, image)
-  _check_model(model, table)
+  _check_model(model, table, companions.home(source))
   specs, grid = _model_specs(model, table, image_size)
   skipped = _skipped(specs, table, skip, init)
   specs = {leaf: spec for leaf, spec in specs.items() if leaf not in skipped}
@@ -193,7 +193,7 @@ def as_ingredient(
       skip=dropped,
     )
     return two_towers.as_ingredient(source, table, model, image)
-  _check_model(model, table)
+  _check_model(model, table, companions.home(source))
   blocks, grid = _model_specs(model, table, image_size)
   _check_computation(model, table, [])
   dropped = table.dropped_leaves() & set(blocks)
@@ -328,7 +328,20 @@ def save_exported(
   save.write(path, leaves, metadata, overwrite=overwrite, text=text)
 
 
-def _check_model(model: nn.Module, table: foreign.SourceTable) -> None:
+def _check_model(
+  model: nn.Module, table: foreign.SourceTable, path: str | None = None
+) -> None:
+  """Checks the kind of a model, and warns of an unusual activation.
+
+  Args:
+    model: that is compared.
+    table: of the checkpoint.
+    path: of the checkpoint. A run of soupjax that wrote it has recorded the
+      activation.
+
+  Raises:
+    ValueError: if the family is of another kind.
+  """
   family = table.family
   kind = type(model).__name__
   if kind != family.model:
@@ -336,8 +349,10 @@ def _check_model(model: nn.Module, table: foreign.SourceTable) -> None:
       f"{table.name!r} is for models.{family.model}, and the model is a {kind}."
     )
   act = getattr(model, "act", None)
-  said = table.said.options.get("act")
-  if act is not None and act not in family.acts and act != said:
+  if act is None or act in family.acts or act == table.said.options.get("act"):
+    return
+  recorded = companions.recorded_config(path).get("model", {})
+  if act != (recorded.get("image") or recorded).get("act"):
     warnings.warn(
       f"Models of {table.name!r} have act={family.acts[0]!r}, and this one has "
       f"{act!r}: it computes something else, unless the weights were trained "

@@ -35,7 +35,9 @@ RULES = ("text tower", "temperature")
 _OTHER_KINDS = {
   r"^text_decoder\.|^(text\.)?cls_emb$": "CoCa",
   r"\.encoder\.block\.\d": "T5 or mT5",
-  r"^text\.transformer\.|[Bb]ert": "BERT, RoBERTa or another of transformers",
+  r"^text\.transformer\.(?!resblocks\.)|[Bb]ert": (
+    "BERT, RoBERTa or another of transformers"
+  ),
 }
 # Prefixes of image towers inside their checkpoint.
 _IMAGE_PREFIXES = ("visual.trunk.", "img/")
@@ -106,7 +108,7 @@ def _kind(entries, prefix) -> str:
   for pattern, kind in _OTHER_KINDS.items():
     for name in entries:
       name = name.removeprefix(prefix)
-      if re.search(pattern, name) and ".resblocks." not in name:
+      if re.search(pattern, name):
         return f" ({kind}, by {name!r})"
   return ""
 
@@ -123,6 +125,13 @@ def options(
   text = open_text(table)
   leaves = set(text.leaves())
   measured = _sizes(text)
+  sizes = image.get("proj_size"), measured.get("proj_size")
+  if "num_classes" not in image and all(sizes) and sizes[0] != sizes[1]:
+    raise ValueError(
+      f"The projections of {text.where} differ: embeddings of images have size "
+      f"{sizes[0]}, and those of texts {sizes[1]}. Its towers belong to "
+      "different models: take both from one."
+    )
   usual = {**text.family.options, "num_heads": _usual_heads(measured)}
   if "MAPHead_0/probe" in leaves:
     measured["pool_type"] = "map"

@@ -23,24 +23,32 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
 h1 { font-size: 1.6rem; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 figure { margin: 1rem 0; }
-figure > svg { display: block; width: 100%; max-width: 40rem; height: auto; }
+figure svg { display: block; max-width: max(100%, 34rem); height: auto; }
 figcaption { color: #444; font-size: .9rem; max-width: 46rem;
   margin: .5rem 0 0; overflow-wrap: anywhere; }
 p, ul { max-width: 46rem; }
 p, li { overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
+p > small { display: block; line-height: 1.4; }
+.hint { color: #555; font-size: .85rem; margin: 0; }
+/* A shadow tells that there is more to the right. */
+.wide { overflow-x: auto; background:
+  linear-gradient(to left, #fff, #fff0) right / 1.5rem 100% no-repeat local,
+  linear-gradient(to left, #0004, #0000) right / .7rem 100% no-repeat scroll; }
 table { border-collapse: separate; border-spacing: 0;
   font-size: .78rem; line-height: 1.3;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .4rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #333; vertical-align: bottom; }
+thead th { border-bottom: 2px solid #333; vertical-align: bottom;
+  white-space: normal; }
+th small { white-space: nowrap; }
 th:first-child { text-align: left; position: sticky; left: 0;
   background: #fff; }
 tbody th { font-weight: normal; white-space: normal; min-width: 6rem;
   overflow-wrap: anywhere; }
 td small { display: block; color: #555; font-size: .72rem; }
-td.mean, th.mean { border-left: 1px solid #999; }
+td.mean { border: 0 solid #999; border-width: 0 1px;
+  border-bottom: 1px solid #ddd; }
 tr.best > *, tr.best > th:first-child { background: #eef6f2; }
 tr.ensemble > * { font-style: italic; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
@@ -49,6 +57,7 @@ th[aria-sort="ascending"]::after { content: " \\2191"; }
 th[aria-sort="descending"]::after { content: " \\2193"; }
 .switches { margin: .2rem 0; font-size: .85rem; max-width: none; }
 .switches label { margin-right: .8rem; white-space: nowrap; }
+.switches button { font: inherit; }
 [data-model] { cursor: help; }
 #tip { position: fixed; z-index: 1; max-width: 30rem; max-height: 90vh;
   overflow: hidden; padding: .4rem .6rem; font-size: .75rem; line-height: 1.35;
@@ -60,13 +69,12 @@ th[aria-sort="descending"]::after { content: " \\2193"; }
   body { font-size: 10pt; max-width: none; padding: 0; }
   figure, tr, p, li { break-inside: avoid; }
   h2 { break-after: avoid; }
-  figure > svg { max-width: 13.5cm; }
-  .switches, #tip, figcaption a { display: none; }
-  .wide { overflow: visible; }
+  figure svg { max-width: 13.5cm; }
+  .hint, .switches, #tip, figcaption a { display: none; }
+  .wide { overflow: visible; background: none; }
   table { font-size: 6.6pt; width: 100%; }
   th, td { padding: 1.2pt 2pt; }
   td small { font-size: 5.2pt; }
-  thead th { white-space: normal; }
 }
 """
 
@@ -110,7 +118,7 @@ def figure(saved: tuple[str, str], heading: str, caption: str) -> str:
   svg, links = saved
   return (
     f"<h2>{heading}</h2>\n"
-    f'<figure aria-label="{heading}">{svg}\n'
+    f'<figure aria-label="{heading}"><div class="wide">{svg}</div>\n'
     f"<figcaption>{caption} <small>{links}</small></figcaption></figure>"
   )
 

@@ -26,6 +26,7 @@ _SETTINGS = {
   "figure.autolayout": False,
   "figure.constrained_layout.use": False,
 }
+_PIXELS_A_POINT = 1.5  # Of figures on a wide page.
 COLUMNS = ("panel", "x_axis", "y_axis", "series", "name", "x", "y", "value")
 
 
@@ -79,6 +80,11 @@ def inline(svg: bytes, prefix: str, models: Sequence[str]) -> str:
   text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.S)
   text = text[text.index("<svg") :]
   text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
+  # Texts of all figures have the same size, whatever the figure's width.
+  size = re.search(r' width="([\d.]+)pt" height="[\d.]+pt"', text)
+  if size:
+    width = f' style="width: {_PIXELS_A_POINT * float(size[1]):.0f}px"'
+    text = text.replace(size[0], "", 1).replace("<svg", f"<svg{width}", 1)
   prefix = re.sub(r"[^\w-]", "_", prefix, flags=re.A)
   index = {name: i for i, name in enumerate(models)}
 

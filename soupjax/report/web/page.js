@@ -72,27 +72,48 @@ function sort(header) {
 
 function addSwitches(figure) {
   const members = [...figure.querySelectorAll("[data-groups]")];
-  const groupsOf = (member) => JSON.parse(member.getAttribute("data-groups"));
-  const groups = [...new Set(members.flatMap(groupsOf))];
-  if (groups.length < 2) return;
-  const off = new Set();
-  const bar = document.createElement("p");
-  bar.setAttribute("class", "switches");
-  for (const group of groups) {
-    const [label, box] = ["label", "input"].map((t) => document.createElement(t));
-    box.setAttribute("type", "checkbox");
-    box.checked = true;
-    box.addEventListener("change", () => {
-      off[box.checked ? "delete" : "add"](group);
-      for (const member of members) {
-        const hidden = groupsOf(member).some((g) => off.has(g));
-        member.style.display = hidden ? "none" : "";
-      }
+  const lists = members.map((m) => JSON.parse(m.getAttribute("data-groups")));
+  const bars = [];
+  const boxes = []; // By place in the lists, such as shift and kind, and group.
+  const update = () => {
+    members.forEach((member, i) => {
+      const hidden = lists[i].some((g, k) => boxes[k].get(g)?.checked === false);
+      member.style.display = hidden ? "none" : "";
     });
-    label.append(box, ` ${group}`);
-    bar.append(label);
+  };
+  for (let k = 0; k < Math.max(...lists.map((list) => list.length)); k++) {
+    const groups = [...new Set(lists.map((list) => list[k]))];
+    boxes.push(new Map());
+    if (groups.length < 2) continue;
+    const bar = document.createElement("p");
+    bar.setAttribute("class", "switches");
+    for (const group of groups.filter((g) => g !== undefined)) {
+      const label = document.createElement("label");
+      const box = document.createElement("input");
+      box.setAttribute("type", "checkbox");
+      box.checked = true;
+      box.addEventListener("change", update);
+      boxes[k].set(group, box);
+      label.append(box, ` ${group}`);
+      bar.append(label);
+    }
+    if (groups.length > 4) bar.append(switchOfAll([...boxes[k].values()], update));
+    bars.push(bar);
   }
-  figure.prepend(bar);
+  figure.prepend(...bars);
+}
+
+/** Returns a button that switches all boxes off, or on again. */
+function switchOfAll(boxes, update) {
+  const button = document.createElement("button");
+  button.textContent = "none";
+  button.addEventListener("click", () => {
+    const on = button.textContent === "all";
+    for (const box of boxes) box.checked = on;
+    button.textContent = on ? "none" : "all";
+    update();
+  });
+  return button;
 }
 
 function start() {
@@ -120,12 +141,24 @@ function start() {
     tip.style.top = inside(y + 14, tip.offsetHeight + 8, innerHeight);
   });
   document.querySelectorAll("figure").forEach(addSwitches);
-  for (const header of document.querySelectorAll("thead th")) {
+  const headers = document.querySelectorAll("thead th");
+  const hints = [];
+  if (document.querySelectorAll("[data-model]").length) {
+    hints.push("Point at a mark in a figure to see its model.");
+  }
+  if (headers.length) hints.push("Click on the head of a column to sort.");
+  const hint = document.createElement("p");
+  hint.setAttribute("class", "hint");
+  hint.textContent = hints.join(" ");
+  document.querySelector("h1")?.after(hint);
+  for (const header of headers) {
     header.setAttribute("tabindex", "0");
     header.setAttribute("title", "Sort");
     header.addEventListener("click", () => sort(header));
     header.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") sort(header);
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // Space would scroll the page.
+      sort(header);
     });
   }
 }

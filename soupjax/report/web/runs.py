@@ -100,14 +100,14 @@ def _labelled(results: Results) -> Iterator[tuple[str, tables.Row]]:
 
 
 def _splits(runs: Mapping[str, Results]) -> list[str]:
-  """Returns the columns: minival, test, shifts, their mean, others."""
+  """Returns the columns: minival, test, the mean of shifts, shifts, others."""
   columns: dict[str, None] = {}
   for results in runs.values():
     known = [s for s in ("minival", "test") if s in results.splits]
-    shifts = [*results.shifts, SHIFTS] if results.shifts else []
+    shifts = [SHIFTS, *results.shifts] if results.shifts else []
     columns |= dict.fromkeys([*known, *shifts, *results.others])
-  order = {"minival": 0, "test": 1, SHIFTS: 3}
-  return sorted(columns, key=lambda split: order.get(split, 2))
+  order = {"minival": 0, "test": 1, SHIFTS: 2}
+  return sorted(columns, key=lambda split: order.get(split, 3))
 
 
 def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
@@ -118,8 +118,8 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
     differing: keys of the configs in which the runs differ.
   """
   notes = [
-    "Percent correct, mean over runs. d: points above the best ingredient of "
-    "the same run, mean over runs"
+    "Percent correct, mean over runs. Differences (d) are points above the "
+    "best ingredient of the same run, mean over runs"
   ]
   if len(runs) < 2:
     notes[0] += ". This is one run: an interval over seeds needs two."
@@ -183,7 +183,9 @@ def write_comparison(
   body = [f"<h1>{TITLE}</h1>"]
   for dataset, (runs, cells, note) in datasets.items():
     columns = _splits(runs)
-    head = [html.escape(c) for c in columns]
+    head = [
+      "mean of shifts" if c == SHIFTS else html.escape(c) for c in columns
+    ]
     names = html.escape(", ".join(runs))
     body += [
       f"<h2>{html.escape(dataset)}</h2>",

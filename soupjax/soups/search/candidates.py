@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Candidates of a search, their scores, and the choice among them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -130,6 +131,21 @@ class Scorer:
           f"this search has {blend.size}."
         )
       self._past[coefficients] = scores
+
+  def each(self, points: Iterable[Sequence[float]]) -> None:
+    """Evaluates candidates in this order.
+
+    If the evaluator has a method `ahead`, it is called before each with those
+    that follow, as key -> function that returns the model, to begin with them.
+    The key stands for the same model in all calls.
+    """
+    left = [tuple(map(float, point)) for point in points]
+    ahead = getattr(self.evaluate, "ahead", None)
+    while left:
+      if ahead is not None:
+        new = [c for c in left if c not in self.scored and c not in self._past]
+        ahead({(self, c): functools.partial(self.blend, c) for c in new})
+      self(left.pop(0))
 
   def __call__(self, coefficients: Sequence[float]) -> Scores:
     """Returns the scores of a candidate.

@@ -129,8 +129,7 @@ def _line(method, blend, evaluate, values, choose_on, resume, on_candidate):
       )
 
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
-  for value in values:
-    scorer([value])
+  scorer.each([value] for value in values)
   name = choose_on or next(iter(next(iter(scorer.scored.values()))))
   label = "score" if name == "score" else f"score on {name}"
   return candidates.choose(method, scorer, lambda s: s[name], label=label)
@@ -227,9 +226,8 @@ def task_scale(
   factors = [-1.0 if negate else 1.0] * len(tasks)
   blend = _SharedScale(Blend(pretrained, tasks, **reading), factors)
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
+  scorer.each([scale] for scale in [0.0, *scales])
   start = scorer([0.0])
-  for scale in scales:
-    scorer([scale])
 
   def forbidden(scores):
     if control is None or scores[control] >= keep * start[control]:

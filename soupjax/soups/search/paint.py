@@ -78,8 +78,7 @@ def paint(
   objective, check = _objective(patching, supported)
   blend = Blend(pretrained, [finetuned], **reading)
   scorer = Scorer(blend, evaluate, check, resume, on_candidate)
-  for alpha in alphas:
-    scorer([alpha])
+  scorer.each([alpha] for alpha in alphas)
   return candidates.choose("paint", scorer, objective, label=_LABEL)
 
 
@@ -199,6 +198,7 @@ def paint_parallel(
     return objective(scorer(coefficients))
 
   equal = [[alpha] * len(tasks) for alpha in alphas]
+  scorer.each(equal)
   start = max(equal, key=value)
   blackbox.maximize(
     value, start, budget - len(scorer.scored), known=scorer.scored

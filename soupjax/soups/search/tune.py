@@ -94,8 +94,7 @@ def tune(
   if ranges is not None:
     count = check_budget(budget, len(points), size)
     lows, highs = _bounds(ranges, points)
-  for point in points:
-    scorer(point)
+  scorer.each(points)
   if ranges is not None and budget is not None:
     best = max(points, key=lambda point: value(scorer.scored[point]))
     _maximize(scorer, value, best, lows, highs, count - len(scorer.scored))

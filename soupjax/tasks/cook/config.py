@@ -208,11 +208,11 @@ def of_sweep(
   whole = recorded["model"]["name"] == "clip"
   if named or whole:
     config.zeroshot.update(recorded["zeroshot"])
-  if named:
+  zero_shot = named or (whole and init["text"] != "new")
+  if zero_shot and not (whole and init.get("prefix")):
     config.zeroshot.text, config.zeroshot.skip = init["path"], init["skip"]
   if whole:
     config.zeroshot.vocabulary = config.zeroshot.vocabulary or init["path"]
-  zero_shot = named or (whole and init["text"] != "new")
   config.initial_head = "zero-shot" if zero_shot else ""
   if probed:
     config.initial_head = "linear probe"

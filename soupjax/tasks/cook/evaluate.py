@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Container, Iterable, Mapping
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 from soupjax import data, files, processes, report
 from soupjax.evaluators import Evaluator, label_spaces, statistics
 from soupjax.evaluators.label_spaces import LabelSpace
+from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import protocols
@@ -88,7 +90,12 @@ class Evaluations:
     return evaluator if head is None else evaluator.preparing(head)
 
   def evaluate(
-    self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
+    self,
+    name: str,
+    load: Callable[[], PyTree],
+    *,
+    keep_logits: bool = False,
+    progress: Progress | None = None,
   ) -> dict[str, dict[str, float]]:
     """Evaluates a model on all sets, or reads the results of an earlier run.
 
@@ -96,6 +103,7 @@ class Evaluations:
       name: of the model, and of its files.
       load: returns its parameters; called only if they are needed.
       keep_logits: whether to write the logits, for ensembles.
+      progress: gets the images as they are evaluated.
 
     Returns:
       Set -> metric -> value, and "n", the number of images.
@@ -115,7 +123,12 @@ class Evaluations:
         ready[head] = head(params)
       try:
         values = evaluator.per_example(
-          ready[head], logits=keep_logits or calibration.wanted
+          ready[head],
+          logits=keep_logits or calibration.wanted,
+          on_images=progress
+          and functools.partial(
+            progress.add_images, note=f"{name} on {dataset}"
+          ),
         )
       except ValueError as e:
         raise ValueError(f"{name} on {dataset}: {e}") from e
@@ -361,6 +374,11 @@ class Evaluations:
     path = self._workdir / folder / f"{name}.npz"
     files.make_directory(path.parent)
     return path
+
+
+def progress(inputs: Inputs, stage: str, count: int) -> Progress:
+  """Returns the progress of `count` models, each evaluated on all sets."""
+  return Progress(stage, count, unit="models", step_images=inputs.num_images)
 
 
 def choices(inputs: Inputs) -> dict[str, Any]:

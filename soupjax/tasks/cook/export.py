@@ -3,31 +3,98 @@
 """Soups under the names of another library, as folders for the hub."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from soupjax import files
 from soupjax.checkpoints import companions, model_card, save
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.formats.recognise import absolute, recognise
-from soupjax.models import pretrained
+from soupjax.models import clip, pretrained
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks import workdir as workdir_lib
 
 PyTree = Any
 # Families whose files are npz.
 NPZ = ("big_vision", "mixer", "bit", "bit_original")
+# The family with our names.
+OWN = "big_vision"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+  """The CLIP that a sweep started from, which gives its soups their names.
+
+  Attributes:
+    file: the checkpoint, with all leaves of its file.
+    like: the same, with the leaves that are read.
+    family: of its names.
+    model: the whole CLIP, or its image tower if the soups have no text tower.
+  """
+
+  file: Ingredient
+  like: Ingredient
+  family: str
+  model: nn.Module
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether the soups have a text tower of their own."""
+    return isinstance(self.model, clip.CLIP)
+
+
+def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
+  """Opens the CLIP that a sweep of soupjax started from.
+
+  Args:
+    config: with `zeroshot.text`.
+    model: of the ingredients.
+    ingredient: the first one.
+
+  Returns:
+    The start; None if the ingredients have names of another library, or the
+    CLIP is unknown or has our names.
+
+  Raises:
+    ValueError: if it cannot be opened, or has leaves of other shapes.
+  """
+  c = config.zeroshot
+  family = ingredient.hyperparameters.get("family", OWN)
+  recorded = companions.recorded_config(ingredient.path)
+  if not c.text or family != OWN or recorded.get("task") != "finetune":
+    return None
+  file = like = open_lib.open_ingredient(c.text)
+  if c.skip:
+    like = pretrained.without(file, c.skip)
+  if not isinstance(model, clip.CLIP):
+    model = model.clone(num_classes=None, normalize=None)
+  adapted = pretrained.as_ingredient(like, model)
+  for leaf, spec in adapted.specs.items():
+    found = ingredient.specs[leaf].shape
+    if found != spec.shape:
+      raise ValueError(
+        f"{leaf} has shape {found} in {ingredient.name!r}, and {spec.shape} in "
+        f"{c.text}"
+      )
+  family = adapted.hyperparameters.get("family")
+  if family is None:
+    return None
+  return Start(file=file, like=like, family=family, model=model)
 
 
 def _weights_name(opened) -> str:
   """Returns the name of the weights in a folder of the hub, "" without one."""
-  first = opened.ingredients[0]
   if opened.is_judged:
     kind, name, is_directory = layout(opened.original)
     return name if kind == "safetensors" and is_directory else ""
-  if opened.family in (None, *NPZ) or not model_card.is_known(first.configs):
+  first, family = opened.ingredients[0], opened.family
+  if opened.clip_start:
+    first, family = opened.clip_start.file, opened.clip_start.family
+  if family in (None, *NPZ) or not model_card.is_known(first.configs):
     return ""
   return model_card.weights_name(first.configs, first.name)
 
@@ -67,7 +134,10 @@ def layout(original: Ingredient) -> tuple[str, str, bool]:
 
 
 def write_like(
-  original: Ingredient, params: PyTree, folder: pathlib.Path
+  original: Ingredient,
+  params: PyTree,
+  folder: pathlib.Path,
+  metadata: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Writes a model in the format of a checkpoint, with its config files.
 
@@ -75,6 +145,7 @@ def write_like(
     original: the checkpoint, with the same leaves.
     params: the weights.
     folder: a new directory.
+    metadata: JSON to store with the weights.
 
   Returns:
     The path of the model: the folder if that of the checkpoint is one.
@@ -83,14 +154,33 @@ def write_like(
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / name
   if kind == "orbax":
-    save.save_params(path, params)
+    record = {"soupjax": metadata} if metadata else None
+    save.save_params(path, params, metadata=record)
   else:
     keys = ("format",) if kind == "safetensors" else ()
     text = {k: original.text[k] for k in keys if k in original.text}
-    save.write(path, params, text=text or None)
+    save.write(path, params, metadata, text=text or None)
   beside = companions.beside(companions.home(original))
   companions.copy(beside, folder, original)
   return folder if is_directory else path
+
+
+def write_new(
+  original: Ingredient,
+  params: PyTree,
+  folder: pathlib.Path,
+  metadata: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """As `write_like`, whole or not at all; keeps a folder that exists.
+
+  Returns:
+    The path of the model.
+  """
+  if not folder.exists():
+    with files.new_directory(folder) as new:
+      write_like(original, params, new, metadata)
+  _, name, is_directory = layout(original)
+  return folder if is_directory else folder / name
 
 
 def write(
@@ -101,6 +191,9 @@ def write(
   rest: Ingredient | None = None,
 ) -> None:
   """Writes a soup with the leaf names of the ingredients' files.
+
+  Soups of a sweep that started from a CLIP are written as whole CLIPs, without
+  a trained head.
 
   Args:
     opened: the `inputs.Inputs`.
@@ -115,13 +208,18 @@ def write(
   if opened.is_judged:
     # Orbax checkpoints are those of `soups/`.
     if layout(opened.original)[0] != "orbax" and not path.exists():
-      with files.new_directory(path) as folder:
-        write_like(opened.original, open_lib.load_params(soup), folder)
+      params = open_lib.load_params(soup)
+      write_new(opened.original, params, path, metadata)
     return
-  if opened.family is None:
+  family, model, like = opened.family, opened.model, opened.original
+  first, start = opened.ingredients[0], opened.clip_start
+  if start:
+    family, model, like = start.family, start.model, start.like
+    first = rest = start.file
+  if family is None:
     return
-  beside = companions.beside(companions.home(rest or opened.ingredients[0]))
-  suffix = "npz" if opened.family in NPZ else "safetensors"
+  beside = companions.beside(companions.home(rest or first))
+  suffix = "npz" if family in NPZ else "safetensors"
   file = path.with_name(f"{path.name}.{suffix}")
   if beside:
     file = path / (_weights_name(opened) or "model.safetensors")
@@ -129,16 +227,12 @@ def write(
     return
   files.make_directory(file.parent)
   if jax.process_index() == 0:
-    companions.copy(beside, path, opened.ingredients[0])
+    companions.copy(beside, path, first)
   params = open_lib.load_params(soup)
+  if start and not start.is_whole:
+    params = {name: value for name, value in params.items() if name != "head"}
   pretrained.save_exported(
-    file,
-    params,
-    opened.model,
-    opened.family,
-    like=rest or opened.original,
-    metadata=metadata,
-    rest=rest,
+    file, params, model, family, like=like, metadata=metadata, rest=rest
   )
 
 
@@ -158,8 +252,9 @@ def write_cards(
     results: model -> kind, and set -> metric -> value.
     workdir: of the run.
   """
-  if not _weights_name(opened):
-    return
+  headless = opened.clip_start and not opened.clip_start.is_whole
+  if headless or not _weights_name(opened):
+    return  # Scores with the trained head are not those of the folder.
   best = ingredients[0].name
   for soup in soups:
     names = [soup, best, *(["pretrained"] if "pretrained" in results else [])]
@@ -170,7 +265,10 @@ def write_cards(
       | i.metrics
       for i in ingredients
     ]
-    card = model_card.text(soup, ingredients[0].configs, recipe, rows, scores)
+    configs = (
+      opened.clip_start.file if opened.clip_start else ingredients[0]
+    ).configs
+    card = model_card.text(soup, configs, recipe, rows, scores)
     model_card.write(workdir / "export" / soup, card)
 
 

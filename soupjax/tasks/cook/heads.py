@@ -134,8 +134,8 @@ def whole_clips(
     A description with the options of `models.CLIP`; None if they have heads.
 
   Raises:
-    ValueError: naming two ingredients that differ in their towers, or one whose
-      text tower cannot be used.
+    ValueError: naming two ingredients that differ in their towers or
+      vocabularies, or one whose text tower cannot be used.
   """
 
   def is_whole(model):
@@ -165,8 +165,11 @@ def whole_clips(
   known = [k for k, model in enumerate(described) if model.config]
   first = described[known[0] if known else 0]
   text = first.options["text"]
+  companions.check_vocabularies(ingredients, [(text["vocab_size"],)])
   if not known and config.zeroshot.text:
-    text = pretrained.detect(config.zeroshot.text, text=True).options["text"]
+    c = config.zeroshot
+    skip = [c.skip] if c.skip else []
+    text = pretrained.detect(c.text, skip=skip, text=True).options["text"]
   if text["num_heads"] is None:
     raise ValueError(
       f"The number of attention heads of the text tower of "

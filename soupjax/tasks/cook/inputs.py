@@ -20,8 +20,8 @@ import numpy as np
 
 from soupjax import buckets, data, evaluators, files, models, sharding
 from soupjax import config as config_lib
+from soupjax.checkpoints import companions, replaceable
 from soupjax.checkpoints import open as open_lib
-from soupjax.checkpoints import replaceable
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import (
@@ -31,11 +31,11 @@ from soupjax.soups.core.ingredient import (
 )
 from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection, reordered
-from soupjax.tasks import mix, preprocessing
+from soupjax.tasks import mix
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import heads, infer, protocols, window
+from soupjax.tasks.cook import export, heads, infer, protocols, window
 from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
@@ -66,6 +66,7 @@ class Inputs:
     initial: the start, or None if unknown.
     original: the first ingredient with the leaves of its file.
     notes: lines for the plan about the checkpoints.
+    clip_start: the CLIP of a sweep, whose leaf names soups get, or None.
   """
 
   config: ml_collections.ConfigDict
@@ -80,6 +81,7 @@ class Inputs:
   initial: Ingredient | None
   original: Ingredient
   notes: Sequence[str]
+  clip_start: export.Start | None = None
 
   @property
   def sets(self) -> dict[str, data.Source]:
@@ -287,6 +289,9 @@ def open_inputs(
         *itertools.chain(*along.values()),
       ]
     )
+  clip_start = None
+  if config.task == "cook":
+    clip_start = _clip_start(config, model, ingredients[0], notes)
   _check_untrained(opened[0].path, tests)
   return CookInputs(
     config=config,
@@ -310,7 +315,25 @@ def open_inputs(
     original=opened[0],
     notes=notes,
     along=along,
+    clip_start=clip_start,
   )
+
+
+def _clip_start(
+  config, model, ingredient, notes: list[str]
+) -> export.Start | None:
+  """Opens the CLIP of a sweep, or notes why soups do not get its names."""
+  try:
+    start = export.start_of(config, model, ingredient)
+  except ValueError as e:
+    notes.append(f"WARNING: soups are not written as CLIPs. {e}")
+    return None
+  if start:
+    text = "" if start.is_whole else " and text tower, without their heads"
+    notes.append(
+      f"export/: the soups with the leaf names{text} of {start.file.path}"
+    )
+  return start
 
 
 def check_models(
@@ -318,13 +341,16 @@ def check_models(
   ingredients: Sequence[Ingredient],
   initial: Ingredient | None,
   along: Mapping[str, Sequence[Ingredient]],
+  *,
+  same_init: bool = True,
 ) -> None:
   """Checks that models of cooking can be averaged.
 
   Raises:
     ValueError: if starts, leaves, shapes or dtypes differ.
   """
-  check_same_init([*ingredients, *itertools.chain(*along.values())])
+  if same_init:
+    check_same_init([*ingredients, *itertools.chain(*along.values())])
   if not check_selection(config, ingredients, initial):
     check_ingredients([*ingredients, *filter(None, [initial])])
   for run in along.values():
@@ -479,7 +505,7 @@ def _open_sources(config, detected, notes, model, origin):
 
 def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
   """Rejects tests with images on which our own run trained an ingredient."""
-  config = preprocessing.recorded_config(path)
+  config = companions.recorded_config(path)
   trained = config.get("data", {})
   if not tests or config.get("task") != "finetune":
     return

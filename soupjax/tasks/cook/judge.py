@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cooking with a program of the user as the judge: `evaluate_command`.
+"""Evaluating with a program of the user as the judge: `evaluate_command`.
 
 Ingredients keep the leaves of their files, so that soups and candidates can be
 written like them. No model is built, and no dataset is read.
@@ -20,6 +20,7 @@ from soupjax import files
 from soupjax.checkpoints import open as open_lib
 from soupjax.evaluators import command as command_lib
 from soupjax.evaluators.by_command import CommandEvaluator
+from soupjax.progress import Progress
 from soupjax.soups import average
 from soupjax.soups.core.ingredient import (
   Ingredient,
@@ -33,10 +34,21 @@ PyTree = Any
 
 
 def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
+  """Opens the checkpoints; see `fields`."""
+  return inputs.CookInputs(**fields(config), minival=None, tests={})
+
+
+def fields(
+  config: ml_collections.ConfigDict, *, same_init: bool = True
+) -> dict[str, Any]:
   """Opens the checkpoints; reads metadata only.
 
   Args:
-    config: as in configs/cook.py, with `evaluate_command`.
+    config: as in configs/cook.py or configs/search.py, with `evaluate_command`.
+    same_init: whether it is an error if ingredients record different starts.
+
+  Returns:
+    The fields of `inputs.Inputs`.
 
   Raises:
     ValueError: if the command cannot work, or the checkpoints do not fit
@@ -62,29 +74,32 @@ def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
     export.layout(ingredient)
   original = opened[0]
   ingredients = [
-    dataclasses.replace(i, name=inputs.safe_name(i.name)) for i in opened
+    dataclasses.replace(i, name=inputs.safe_name(i.name, config.task))
+    for i in opened
   ]
   if initial is not None:
     initial = dataclasses.replace(initial, name="initial")
-  along = window.by_ingredient(ingredients, window.open_runs(config, opened))
-  inputs.check_models(config, ingredients, initial, along)
-  return inputs.CookInputs(
-    config=config,
-    model=None,
-    mesh=None,
-    place=None,
-    minival=None,
-    tests={},
-    spaces={},
-    ops={},
-    heads={},
-    unseen={},
-    ingredients=ingredients,
-    initial=initial,
-    original=original,
-    notes=[],
-    along=along,
-  )
+  more = {}
+  if config.task == "cook":
+    runs = window.open_runs(config, opened)
+    more = {"along": window.by_ingredient(ingredients, runs)}
+  along = more.get("along", {})
+  inputs.check_models(config, ingredients, initial, along, same_init=same_init)
+  return {
+    "config": config,
+    "model": None,
+    "mesh": None,
+    "place": None,
+    "spaces": {},
+    "ops": {},
+    "heads": {},
+    "unseen": {},
+    "ingredients": ingredients,
+    "initial": initial,
+    "original": original,
+    "notes": [],
+    **more,
+  }
 
 
 def command_of(config: ml_collections.ConfigDict) -> command_lib.Command:
@@ -99,9 +114,6 @@ def command_of(config: ml_collections.ConfigDict) -> command_lib.Command:
 def plan(opened: inputs.CookInputs) -> str:
   """Describes the inputs and the work to be done, as text."""
   config, ingredients = opened.config, opened.ingredients
-  command = command_of(config)
-  kind, name, is_directory = export.layout(opened.original)
-  limit = f"{command.timeout:g} s" if command.timeout else "no time limit"
   lines = [
     f"{len(ingredients)} ingredients of {ingredients[0].num_bytes / 1e6:,.1f} "
     "MB",
@@ -109,11 +121,7 @@ def plan(opened: inputs.CookInputs) -> str:
     f"start: {opened.initial.path}"
     if opened.initial
     else "start: unknown, so no WiSE-FT",
-    f"evaluated by: {command.text}",
-    f"  {command_lib.CHECKPOINT} is "
-    + ("a folder with " if is_directory else "")
-    + f"{name} ({kind}); {limit}, {command.retries} more attempts, "
-    f"{config.evaluate_jobs} side by side",
+    *about_command(opened),
     "chosen by minival of this command: "
     + ", ".join(
       f"{soup} by {metric} ("
@@ -131,14 +139,39 @@ def plan(opened: inputs.CookInputs) -> str:
   return "\n".join(lines)
 
 
+def about_command(opened: inputs.Inputs) -> list[str]:
+  """Describes the command and its argument in lines for the plan."""
+  command = command_of(opened.config)
+  kind, name, is_directory = export.layout(opened.original)
+  limit = f"{command.timeout:g} s" if command.timeout else "no time limit"
+  return [
+    f"evaluated by: {command.text}",
+    f"  {command_lib.CHECKPOINT} is "
+    + ("a folder with " if is_directory else "")
+    + f"{name} ({kind}); {limit}, {command.retries} more attempts, "
+    f"{opened.config.evaluate_jobs} side by side",
+  ]
+
+
 class Evaluations:
   """Results of models by a command: the counterpart of `evaluate.Evaluations`.
 
   A context manager, which ends all programs.
   """
 
-  def __init__(self, opened: inputs.CookInputs, workdir: pathlib.Path):
-    """Opens the scores of an earlier run."""
+  def __init__(
+    self,
+    opened: inputs.Inputs,
+    workdir: pathlib.Path,
+    also: Sequence[str] = (),
+  ):
+    """Opens the scores of an earlier run.
+
+    Args:
+      opened: the inputs.
+      workdir: directory of the run.
+      also: metrics that must be numbers besides those that decide.
+    """
     config = opened.config
     self._opened, self._workdir = opened, workdir
     self._evaluator = CommandEvaluator(
@@ -146,7 +179,7 @@ class Evaluations:
       functools.partial(export.write_like, opened.original),
       workdir / "evaluations",
       metric=opened.metrics[0],
-      also=opened.metrics[1:],
+      also=[*opened.metrics[1:], *also],
       jobs=config.evaluate_jobs,
     )
 
@@ -173,30 +206,44 @@ class Evaluations:
     )
 
   def evaluate(
-    self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
+    self,
+    name: str,
+    load: Callable[[], PyTree],
+    *,
+    keep_logits: bool = False,
+    progress: Progress | None = None,
   ) -> dict[str, dict[str, float]]:
     """Evaluates a model, or reads the results of an earlier run.
 
     Returns:
       Set -> metric -> value.
     """
-    del keep_logits
+    del keep_logits, progress
     record = self._workdir / "metrics" / f"{name}.json"
     if record.exists():
       return files.read_json(record)
     metrics = self._evaluator.scores(load(), name)
+    try:
+      results = self._by_set(metrics)
+    except ValueError as e:
+      raise ValueError(f"{name}: {e}") from e
+    files.make_directory(record.parent)
+    files.write_json(record, results)
+    return results
+
+  def _by_set(self, metrics) -> dict[str, dict[str, float]]:
+    """Groups metrics by set, without those that are not finite.
+
+    Raises:
+      ValueError: if one that decides is missing or not finite.
+    """
     for metric in self._opened.metrics:
-      try:
-        command_lib.value_of(metrics, metric)
-      except ValueError as e:
-        raise ValueError(f"{name}: {e}") from e
+      command_lib.value_of(metrics, metric)
     results: dict[str, dict[str, float]] = {"minival": {}}
     for key, value in metrics.items():
       dataset, _, metric = key.partition("/")
       if math.isfinite(value):
         results.setdefault(dataset, {})[metric] = value
-    files.make_directory(record.parent)
-    files.write_json(record, results)
     return results
 
   def before_turn(

@@ -51,9 +51,7 @@ def cooking(
     pool = min(pool, max(limit * 1e9, 2 * weights))
   disk = {
     "soups": soups * weights,
-    "soups for other libraries": soups * weights
-    if inputs.family or inputs.is_judged
-    else 0,
+    "soups for other libraries": soups * _exported(inputs, weights),
     "logits": logits,
     "candidates": weights * inputs.config.evaluate_jobs
     if inputs.is_judged
@@ -61,6 +59,13 @@ def cooking(
   }
   copies = _COPIES["learned" if inputs.learned else "greedy"]
   return _estimate(inputs, workdir, pool, copies, logits, disk)
+
+
+def _exported(inputs: CookInputs, weights: int) -> int:
+  """Returns the bytes of a soup that is written for another library."""
+  if inputs.clip_start:
+    return inputs.clip_start.file.num_bytes
+  return weights if inputs.family or inputs.is_judged else 0
 
 
 def diagnosis(

@@ -24,7 +24,6 @@ import numpy as np
 
 from soupjax import data, files, processes, report, sharding
 from soupjax.checkpoints import open as open_lib
-from soupjax.progress import Progress
 from soupjax.report import robustness as rho
 from soupjax.report import unseen
 from soupjax.soups import average
@@ -129,11 +128,13 @@ def _run(
   # --- Every ingredient, on every set -----------------------------------------
   results, ingredients = {}, []
   evaluations.ahead({i.name: i.load for i in opened.ingredients})
-  progress = Progress("ingredients", len(opened.ingredients), unit="models")
+  progress = evaluate.progress(opened, "ingredients", len(opened.ingredients))
   for ingredient in opened.ingredients:
     name = ingredient.name
     load = functools.partial(ingredient.load, sharding=place)
-    values = evaluations.evaluate(name, load, keep_logits=opened.ensembles)
+    values = evaluations.evaluate(
+      name, load, keep_logits=opened.ensembles, progress=progress
+    )
     results[name] = "ingredient", values
     metrics = {f"minival/{k}": v for k, v in values["minival"].items()}
     ingredients.append(dataclasses.replace(ingredient, metrics=metrics))
@@ -141,7 +142,7 @@ def _run(
       record = workdir / "ingredients" / name / "hyperparameters.json"
       files.make_directory(record.parent)
       files.write_json(record, dict(ingredient.hyperparameters))
-    progress.step(images=opened.num_images)
+    progress.step()
   ingredients = _ranked(opened, ingredients, metric)
   _warn_of_chance(opened, ingredients[0])
 
@@ -169,11 +170,12 @@ def _run(
     )
     models[f"wise_ft_{alpha:.{digits}f}"] = "interpolation", load
   evaluations.ahead({name: load for name, (_, load) in models.items()})
-  progress = Progress("evaluate", len(models), unit="models")
+  progress = evaluate.progress(opened, "evaluate", len(models))
   for name, (kind, load) in models.items():
     load = functools.partial(load, sharding=place)
-    results[name] = kind, evaluations.evaluate(name, load)
-    progress.step(images=opened.num_images)
+    values = evaluations.evaluate(name, load, progress=progress)
+    results[name] = kind, values
+    progress.step()
   if points:
     names.append("wise_ft")
     load = _chosen_wise_ft(opened, best, results, models, workdir)

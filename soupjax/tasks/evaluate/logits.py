@@ -18,6 +18,7 @@ from soupjax import buckets, data, files
 from soupjax import config as config_lib
 from soupjax.evaluators import by_command
 from soupjax.evaluators.label_spaces import LabelSpace
+from soupjax.progress import Progress
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.evaluate.transfer import Transfer
@@ -55,7 +56,12 @@ class Evaluations(evaluate.Evaluations):
     self._digests: dict[str, str] = {}
 
   def evaluate(
-    self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
+    self,
+    name: str,
+    load: Callable[[], PyTree],
+    *,
+    keep_logits: bool = False,
+    progress: Progress | None = None,
   ) -> dict[str, dict[str, float]]:
     """As `evaluate.Evaluations.evaluate`; logits are written to `logits/`."""
 
@@ -65,7 +71,9 @@ class Evaluations(evaluate.Evaluations):
         self._digests[name] = _digest(params)
       return params
 
-    return super().evaluate(name, loaded, keep_logits=keep_logits)
+    return super().evaluate(
+      name, loaded, keep_logits=keep_logits, progress=progress
+    )
 
   def _more(self, params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
     return self._transfer(params)
@@ -495,7 +503,12 @@ class FromFiles(evaluate.Evaluations):
     self._of_sets = {name: first[name].labels for name in opened.sets}
 
   def evaluate(
-    self, name: str, load: Callable[[], PyTree], *, keep_logits: bool = False
+    self,
+    name: str,
+    load: Callable[[], PyTree],
+    *,
+    keep_logits: bool = False,
+    progress: Progress | None = None,
   ) -> dict[str, dict[str, float]]:
     """Returns set -> metric -> value, and writes them to `metrics/`."""
     del keep_logits
@@ -505,6 +518,8 @@ class FromFiles(evaluate.Evaluations):
       results = self.evaluate_logits(name, ordered)
     except ValueError as e:
       raise ValueError(f"{name}: {e}") from e
+    if progress:
+      progress.add_images(sum(map(len, ordered.values())), name)
     if jax.process_index() == 0:
       files.make_directory(record.parent)
       files.write_json(record, results)

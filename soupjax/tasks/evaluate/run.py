@@ -14,7 +14,6 @@ from typing import Any
 import ml_collections
 
 from soupjax import files, processes, registry, report
-from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs
@@ -129,11 +128,13 @@ def _default(models) -> str:
 def _run(opened, models, evaluations, probes, reference, workdir):
   """Evaluates, writes and prints; returns the path of the report."""
   began, config, results = time.monotonic(), opened.config, {}
-  progress = Progress("evaluate", len(models), unit="models")
+  progress = evaluate.progress(opened, "evaluate", len(models))
   for name, (kind, load) in models.items():
-    values = evaluations.evaluate(name, load, keep_logits=config.save_logits)
+    values = evaluations.evaluate(
+      name, load, keep_logits=config.save_logits, progress=progress
+    )
     results[name] = kind, values
-    progress.step(images=opened.num_images)
+    progress.step()
   if processes.is_first():
     differences = evaluations.differences(reference, results)
     evaluate.write_rows(

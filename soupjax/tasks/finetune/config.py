@@ -3,6 +3,7 @@
 """Settings of a fine-tuning run: defaults, derived values, checks."""
 
 from collections.abc import Sequence
+import itertools
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from soupjax import config as config_lib
-from soupjax import models, sharding
+from soupjax import files, models, sharding
 from soupjax.data import batch_ops
 from soupjax.models.pretrained import mappings
 from soupjax.tasks import zeroshot
@@ -33,6 +34,8 @@ SHARED = (
 )
 # Exceptions below `SHARED`, which change no weights of the start.
 FREE = ("model.dropout", "model.stochastic_depth")
+# Options of a model that change neither its leaves nor what it computes.
+_SPEED = ("dtype_mm", "scan", "remat_policy", "attention")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -179,8 +182,10 @@ def with_model_of_start(
 ) -> ml_collections.ConfigDict:
   """Replaces the variant "init" by the options of the model of `init.path`.
 
-  Options that the checkpoint leaves open are those of the config, and so is the
-  number of classes.
+  A checkpoint that a run of soupjax wrote has the model of the run's config,
+  which may be one outside of soupjax; others are detected. Options that the
+  checkpoint leaves open are those of the config, and so is the number of
+  classes.
 
   Raises:
     ValueError: if there is no checkpoint, or it is that of another model than
@@ -194,6 +199,14 @@ def with_model_of_start(
       "model.variant='init' is the model of init.path, which is empty: give "
       "--config.init.path, or a variant such as B/16."
     )
+  recorded = _recorded_model(c.path)
+  if recorded and config.model.name in ("vit", recorded["name"]):
+    free = {
+      k: v
+      for k, v in config.model.to_dict().items()
+      if k in recorded and (f"model.{k}" in FREE or k in _SPEED)
+    }
+    return _with_model(config, {**recorded, **free})
   is_clip = config.model.name == "clip"
   text = is_clip and c.text != "new"
   found = detect_start(config, text=text)
@@ -208,12 +221,33 @@ def with_model_of_start(
     known = _towers(config, known if text else {"image": known})
   else:
     known.pop("num_classes", None)
+    # A layer that the checkpoint lacks is not one that it leaves open.
+    absent = {"proj_size", "rep_size"} & set(config.model) - set(known)
+    known |= dict.fromkeys(absent if name == "vit" else (), 0)
   known = {k: v for k, v in known.items() if v is not None}
+  given = config.model.to_dict()
+  return _with_model(config, {**given, "name": name, "variant": "", **known})
+
+
+def _with_model(config, model: dict[str, Any]) -> ml_collections.ConfigDict:
   resolved = ml_collections.ConfigDict(config.to_dict())
-  resolved.model = ml_collections.ConfigDict(
-    {**config.model.to_dict(), "name": name, "variant": "", **known}
-  )
+  resolved.model = ml_collections.ConfigDict(model)
   return resolved.lock()
+
+
+def _recorded_model(path: str) -> dict[str, Any] | None:
+  """Returns config.model of the run that wrote a checkpoint, None if unknown.
+
+  That is RUN/ingredients/NAME/params, or RUN/initial/params of fine-tuning, and
+  the folders above.
+  """
+  for folder in itertools.islice(files.path_of(path).parents, 3):
+    record = folder / "config.json"
+    if record.exists():
+      recorded = files.read_json(record)
+      if isinstance(recorded, dict) and recorded.get("task") == "finetune":
+        return recorded["model"]
+  return None
 
 
 def _towers(config, known: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 from soupjax import buckets, data, files
 from soupjax.tasks import estimate
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import programs, run, step
+from soupjax.tasks.finetune import objective, programs, run, step, towers
 
 PyTree = Any
 
@@ -53,6 +53,11 @@ def needs(
   else:
     device["next batch"] = batch / jax.device_count()
     device["decoded images"] = held + (minival if minival <= 1e9 else 0)
+  tokens = 0
+  if objective.recipe_of(config).pairs:
+    tokens = 4 * math.prod(towers.prompt_shape(config, model))
+    if towers.may_have_captions(config) and not config.data.num_train:
+      notes.append("tokens of captions: data.num_train is not set")
   share = 1 / jax.process_count()
   states, along = _saves(config, members, notes)
   threads = min(os.cpu_count() or 1, 8)
@@ -64,6 +69,7 @@ def needs(
     state=state,
     images=held + minival * share,
     batches=0 if held else (threads + 1) * batch * share,
+    tokens=tokens,
     members=len(members),
     at_once=at_once,
     ingredients=(1 + along) * (1 + len(config.hyper.ema)),

@@ -193,9 +193,22 @@ def embedded(job, ops: str) -> in_memory.Held:
 
 
 def prompt_shape(config, model: clip.CLIP) -> tuple[int, int, int]:
-  """Returns the largest possible shape of the prompts, before they are read."""
+  """Returns the largest possible shape of the prompts, before they are read.
+
+  Every image may have a caption of its own.
+  """
+  c = config.data
   templates = len(task_zeroshot.parse_templates(config.zeroshot.templates))
-  return config.data.num_classes, templates, model.txt_length
+  captions = c.num_train if may_have_captions(config) else 0
+  if captions > c.num_classes * templates:
+    return captions, 1, model.txt_length
+  return c.num_classes, templates, model.txt_length
+
+
+def may_have_captions(config) -> bool:
+  """Whether the images may have captions that are trained on."""
+  paired_data = config.data.name.startswith(("csv:", "wds:"))
+  return paired_data and objective.recipe_of(config).pairs
 
 
 def context_shape(config, params: PyTree) -> tuple[int, int]:

@@ -83,6 +83,8 @@ def _describe(record) -> list[str]:
     )
   ]
   for key, values in record["hyperparameters"].items():
+    if key == "seed":  # Its size means nothing.
+      continue
     chosen, others = (_values(values[k]) for k in ("chosen", "others"))
     lines.append(f"{key}: selected {chosen}; others {others}.")
   return lines
@@ -98,6 +100,8 @@ def _values(values: list) -> str:
     )
   texts = [str(v) for v in values]
   counts = {text: texts.count(text) for text in texts}
+  if len(counts) > 6:
+    return f"{len(counts)} different values"
   return ", ".join(f"{text} ({n})" for text, n in counts.items())
 
 

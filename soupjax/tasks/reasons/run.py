@@ -134,11 +134,16 @@ def _page(diagnosed: Diagnosed, workdir: pathlib.Path) -> str:
     if not path.exists():
       continue
     record = files.read_json(path)
-    caption = " ".join([reason.caption, *reason.describe(record)])
+    lines = [html.escape(line) for line in reason.describe(record)]
+    caption = html.escape(reason.caption)
+    if len(lines) > 4:
+      items = "".join(f"<li>{line}</li>" for line in lines)
+      caption = f"{caption}<ul>{items}</ul>"
+    else:
+      caption = " ".join([caption, *lines])
     body.append(
       document.picture(
-        reason.draw(record), path.with_suffix(".png"), reason.heading,
-        html.escape(caption),
+        reason.draw(record), path.with_suffix(".png"), reason.heading, caption
       )
     )  # fmt: skip
   return document.document(title, body)

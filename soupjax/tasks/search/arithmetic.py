@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """WiSE-FT, task addition, negation and analogies."""
 
-from collections.abc import Mapping
-
 from soupjax.soups import search
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search.inputs import SearchInputs, named
@@ -17,12 +15,12 @@ def grid(inputs: SearchInputs) -> list[float]:
 
 def wise_ft(work: Work) -> Outcome:
   """Chooses alpha between the initial model and the best ingredient."""
-  evaluate, names = work.with_mean(deciding(work.inputs))
+  names = deciding(work.inputs)
   best = work.best(names)
   found = search.wise_ft_curve(
     work.inputs.initial,
     best,
-    evaluate,
+    work.evaluator(mean_of=names),
     grid(work.inputs),
     choose_on=MEAN,
     **work.stage("wise_ft"),
@@ -60,7 +58,7 @@ def addition(work: Work) -> Outcome:
   found = search.task_scale(
     work.inputs.initial,
     list(work.inputs.ingredients),
-    work.scores,
+    work.evaluator(),
     grid(work.inputs),
     finetuned_scores=own if complete else None,
     **work.stage("addition"),
@@ -98,8 +96,9 @@ def check_negation(inputs: SearchInputs) -> None:
   metric = inputs.metrics[0]
   if inputs.mode(metric) != "max":
     raise ValueError(
-      f"cook.metric={metric!r} is lower for better models, but negation "
-      "needs a metric where higher is better, such as prec@1."
+      f"{'metric' if inputs.is_judged else 'cook.metric'}={metric!r} is lower "
+      "for better models, but negation needs a metric where higher is better, "
+      "such as an accuracy."
     )
   names, control = forgotten(inputs), inputs.config.search.control
   if control not in inputs.tasks:
@@ -135,14 +134,10 @@ def negation(work: Work) -> Outcome:
   c, names = work.config.search, forgotten(work.inputs)
   models = [work.inputs.of_task(name) for name in names]
   models = list(dict.fromkeys(models))
-
-  def evaluate(params) -> Mapping[str, float]:
-    return work.scores(params, [*names, c.control])
-
   found = search.task_scale(
     work.inputs.initial,
     models,
-    evaluate,
+    work.evaluator([*names, c.control]),
     grid(work.inputs),
     negate=True,
     control=c.control,
@@ -184,12 +179,12 @@ def analogy(work: Work) -> Outcome:
   """Chooses the scale of c + scale (b - a) on the new task."""
   by_name = {i.name: i for i in work.inputs.ingredients}
   a, b, c = (by_name[named(by_name, work.config.search[k])] for k in "abc")
-  evaluate, names = work.with_mean(deciding(work.inputs))
+  names = deciding(work.inputs)
   found = search.analogy(
     a,
     b,
     c,
-    evaluate,
+    work.evaluator(mean_of=names),
     grid(work.inputs),
     choose_on=MEAN,
     **work.stage("analogy"),

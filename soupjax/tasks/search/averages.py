@@ -9,6 +9,7 @@ import inspect
 import math
 from typing import Any
 
+from soupjax.checkpoints import mix as mix_lib
 from soupjax.soups import average, rules, search
 from soupjax.soups.core.ingredient import Ingredient, rank_by
 from soupjax.soups.search.tune import check_budget
@@ -67,6 +68,7 @@ def diwa(work: Work) -> Outcome:
     work.file("greedy"),
     place,
     selection,
+    work.evaluations.before_turn(ranked, selection),
   )
   record = soups.greedy_record(work.config.cook.greedy, work.metric, soup)
   return Outcome(
@@ -115,7 +117,7 @@ def window(work: Work) -> Outcome:
   searches = {
     title: window_lib.choose(
       models,
-      work.scores,
+      work.evaluator(),
       merge=merge,
       options=options,
       value=lambda scores: mean(scores, names),
@@ -238,7 +240,7 @@ def rule(work: Work) -> Outcome:
   merge = merger(work, work.inputs.ingredients)
   found = search.tune(
     lambda point: merge({"name": c.rule, **dict(zip(bounds, point))}),
-    work.scores,
+    work.evaluator(),
     [_first(work.inputs)],
     ranges=bounds,
     budget=c.budget,
@@ -257,11 +259,14 @@ def rule(work: Work) -> Outcome:
 
 
 def check_depth(inputs: SearchInputs) -> None:
-  """Checks the number of knots and the budget."""
-  c = inputs.config.search
+  """Checks the number of knots, the budget, and that leaves have a depth."""
+  c, models = inputs.config.search, inputs.ingredients
   if c.knots < 2:
     raise ValueError(f"search.knots={c.knots} must be at least 2.")
   check_budget(c.budget, c.points, c.knots)
+  arguments = {"name": "task_arithmetic", "scale": [0.0] * c.knots}
+  made = mix.rule_of(arguments, len(models))
+  mix_lib.mix(made, models, base=inputs.initial, dry_run=True)
 
 
 def depth(work: Work) -> Outcome:
@@ -275,7 +280,7 @@ def depth(work: Work) -> Outcome:
   equal = [[c.most * k / (c.points - 1)] * c.knots for k in range(c.points)]
   found = search.tune(
     lambda point: merge({"name": "task_arithmetic", "scale": list(point)}),
-    work.scores,
+    work.evaluator(),
     equal,
     ranges={f"scale {k}": (0.0, c.most) for k in range(c.knots)},
     budget=c.budget,

@@ -12,6 +12,7 @@ import ml_collections
 
 from soupjax import config as config_lib
 from soupjax import data
+from soupjax.evaluators import command
 from soupjax.models.pretrained import mappings
 from soupjax.registry import suggestion
 from soupjax.tasks import zeroshot
@@ -21,6 +22,8 @@ from soupjax.tasks.finetune import config as finetune_config
 # With "merged", the head is averaged like other leaves; other heads are frozen.
 HEADS = ("merged", "own", "initial", "probe", "zeroshot")
 _KEYS = ("train", "minival", "test", "head", "model", "ops")
+# Of tasks that a command evaluates.
+_JUDGED_KEYS = ("test", "model")
 # Keys shared with the config of cooking.
 _SHARED = (
   *("seed", "ingredients", "base", "initial", "family"),
@@ -31,8 +34,9 @@ _SHARED = (
     "model",
     "sharding",
     "select",
-    "evaluate_command",
   ),
+  *(f"evaluate_{key}" for key in ("command", "timeout", "retries", "jobs")),
+  "evaluate_lower",
 )
 _UNUSED_DATA = ("name", "train", "minival")
 _LEARNED = {"granularity": "layer", "steps": 200, "learning_rate": 0.0}
@@ -109,6 +113,10 @@ def default_config(method: str = "wise_ft") -> ml_collections.ConfigDict:
   # "test", "head", "model" and "ops". By default, minival is a part of train.
   # The head is one of `HEADS` or "file:PATH"; "own" is the head of the
   # ingredient `model`, by default the one named like the task (docs/search.md).
+  # With `evaluate_command`, a task is the name of a metric that the command
+  # prints: "METRIC:test=METRIC:model=INGREDIENT", or a dict with "metric"
+  # (docs/judge.md); `cook.metric`, `data`, `model`, `zeroshot` and `probe` are
+  # not used.
   c.tasks = config_lib.NamedTexts()
   # Keep all models in memory; otherwise, every candidate reads them again.
   c.in_memory = True
@@ -124,10 +132,12 @@ class TaskSpec:
 
   Attributes:
     name: of the task.
-    dataset: for `data.open_source`.
+    dataset: for `data.open_source`; with `evaluate_command`, the metric on
+      which choices are made.
     train: the split on which probes are fitted; minival is a part of it if "".
     minival: the split on which choices are made.
-    test: the split that is only reported; "" for none.
+    test: the split, or with `evaluate_command` the metric, that is only
+      reported; "" for none.
     head: one of `HEADS`, or "file:PATH".
     model: name of the ingredient that was fine-tuned on the task; "" for the
       one named like the task, if there is one.
@@ -149,8 +159,10 @@ def tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
 
   Raises:
     ValueError: if a value cannot be parsed, a head is unknown, or two tasks
-      have the same images and head.
+      have the same images and head, or the same metric of a command.
   """
+  if config.evaluate_command:
+    return _judged_tasks(config)
   specs: dict[str, TaskSpec] = {}
   first: dict[TaskSpec, str] = {}
   for name, value in config.tasks.items():
@@ -172,26 +184,79 @@ def tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
   return specs
 
 
-def _parse(name: str, value: Any) -> TaskSpec:
+def _judged_tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
+  """Returns name -> task that `evaluate_command` evaluates."""
+  specs = {
+    name: _parse(name, value, "metric", _JUDGED_KEYS)
+    for name, value in config.tasks.items()
+  }
+  chosen: dict[str, str] = {}
+  for name, spec in specs.items():
+    metric = command.full_name(spec.dataset)
+    if metric.startswith("test/"):
+      raise ValueError(
+        f"tasks.{name}={spec.dataset!r}: test decides nothing. Give a metric "
+        "on held-out images, without the prefix test/"
+      )
+    if metric in chosen:
+      raise ValueError(
+        f"tasks.{chosen[metric]} and tasks.{name} have the same metric, "
+        f"{spec.dataset}: remove one of them, or it counts twice"
+      )
+    chosen[metric] = name
+  for name, spec in specs.items():
+    if spec.test and (other := chosen.get(command.full_name(spec.test))):
+      raise ValueError(
+        f"tasks.{name}: test={spec.test!r} is the metric on which choices are "
+        f"made for {other}. A test decides nothing: give another metric"
+      )
+  modes = {
+    s.dataset: cook_config.mode(config, s.dataset) for s in specs.values()
+  }
+  if len(set(modes.values())) > 1:
+    low, high = ([k for k in modes if modes[k] == m][0] for m in ("min", "max"))
+    raise ValueError(
+      f"tasks: lower is better for {low!r} and higher for {high!r}, but the "
+      "mean over tasks decides. Give metrics of one direction, or correct "
+      "evaluate_lower"
+    )
+  return specs
+
+
+def _parse(
+  name: str, value: Any, kind: str = "data", keys: Sequence[str] = _KEYS
+) -> TaskSpec:
+  """Parses an entry of `config.tasks`.
+
+  Args:
+    name: of the task.
+    value: text or dict.
+    kind: key in a dict of the dataset or metric, with which the text starts.
+    keys: all other keys.
+  """
   if not re.fullmatch(r"[\w-]+", name):
     raise ValueError(
       f"tasks has the name {name!r}: use letters, digits, - and _"
     )
+  if name == "mean":
+    raise ValueError("tasks.mean: this name is reserved, choose another")
   if isinstance(value, Mapping | ml_collections.ConfigDict):
     options = {k: str(v) for k, v in dict(value).items()}
-    dataset = options.pop("data", "")
+    dataset = options.pop(kind, "")
   else:
     text, _, ops = str(value).partition("|")
     dataset, *given = re.split(f":(?=(?:{'|'.join(_KEYS)})=)", text)
     options = dict(part.split("=", 1) for part in given)
     if ops:
       options["ops"] = "|".join(filter(None, [options.get("ops"), ops]))
-  unknown = sorted(set(options) - set(_KEYS))
+  unknown = sorted(set(options) - set(keys))
   if not dataset or unknown:
+    what, example = "DATASET", "folder:cars:minival=val:test=test:head=probe"
+    if kind == "metric":
+      what, example = "METRIC of evaluate_command", "cars/acc:model=cars_lr3e-5"
     raise ValueError(
-      f"tasks.{name}={value!r:.80}: give DATASET and any of "
-      f"{', '.join(_KEYS)}, such as "
-      "'folder:cars:minival=val:test=test:head=probe'"
+      f"tasks.{name}={value!r:.80}: give {what} and any of "
+      f"{', '.join(keys)}, such as {example!r}"
       + (f"; {unknown[0]!r} is not one of them" if unknown else "")
     )
   return TaskSpec(name=name, dataset=dataset, **options)
@@ -242,14 +307,23 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   problems = config_lib.Problems(config)
   expect, options = problems.expect, config.search
+  judged = bool(config.evaluate_command)
   expect("ingredients", "a path with *, or several paths", bool)
-  expect("tasks", "at least one dataset, NAME=DATASET:test=SPLIT", len)
+  expect(
+    "tasks",
+    "at least one metric that evaluate_command prints, NAME=METRIC"
+    if judged
+    else "at least one dataset, NAME=DATASET:test=SPLIT",
+    len,
+  )
+  problems.expect_counts("evaluate_jobs")
+  problems.expect_counts("evaluate_retries", least=0)
+  problems.expect_numbers("evaluate_timeout")
   problems.expect_counts("data.num_classes", "data.image_size", least=0)
   problems.expect_counts("data.batch_size", "probe.steps")
   problems.expect_counts("probe.max_examples", least=0)
   expect("probe.l2", "a number from 0", lambda v: 0 <= v < math.inf)
   expect("data.cache_gb", "a number from 0", lambda v: v >= 0)
-  expect("evaluate_command", "empty for a search", lambda v: not v)
   expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
   expect("cook.greedy.min_delta", "a finite number", math.isfinite)
   expect(
@@ -271,13 +345,23 @@ def check(config: ml_collections.ConfigDict) -> None:
   for key, (what, holds) in tests.items():
     if key in options:
       expect(f"search.{key}", what, holds)
-  for part in (cook_config.metrics, cook_config.eval_ops, tasks, _one_metric):
+  parts = (cook_config.metrics, cook_config.eval_ops, tasks, _one_metric)
+  for part in (tasks, _default_metric) if judged else parts:
     problems.attempt(part, config)
   problems.attempt(lambda c: zeroshot.check(c.zeroshot), config)
   problems.attempt(finetune_config.sharding_rules, config)
   for key in _NAMING & set(options):
     problems.attempt(lambda c, key=key: names_of(c, key), config)
   problems.raise_if_any()
+
+
+def _default_metric(config) -> None:
+  metric = config.cook.metric
+  if metric != cook_config.default_config().cook.metric:
+    raise ValueError(
+      f"cook.metric={metric!r} is not used with evaluate_command: give "
+      f"--config.tasks=NAME={metric} instead"
+    )
 
 
 def _one_metric(config) -> None:

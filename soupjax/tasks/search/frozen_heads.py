@@ -29,6 +29,8 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
   Raises:
     ValueError: if a head is missing, or does not fit the encoder or the data.
   """
+  if not inputs.frozen:
+    return
   features = _features(inputs)
   for name, task in inputs.tasks.items():
     if not task.frozen:

@@ -32,26 +32,26 @@ MINIVAL, TEST = "minival", "test"
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
-  """A dataset and the model with its head.
+  """A dataset and the model with its head, or a metric of a command.
 
   Attributes:
     spec: the entry of the config.
-    model: the encoder with a head for the classes.
-    minival: the images on which choices are made.
+    own: name of the ingredient that was fine-tuned on the task, or None.
+    model: the encoder with a head for the classes; None if a command evaluates.
+    minival: the images on which choices are made; None if a command evaluates.
     test: the images that are only reported, or None.
     train: the images on which a probe is fitted, or None.
-    own: name of the ingredient that was fine-tuned on the task, or None.
     head_source: the checkpoint or file of the frozen head, with the leaf names
       of the file; None if the head is fitted, computed or merged.
   """
 
   spec: TaskSpec
-  model: Any
-  minival: data.Source
-  test: data.Source | None
-  train: data.Source | None
   own: str | None
-  head_source: Ingredient | None
+  model: Any = None
+  minival: data.Source | None = None
+  test: data.Source | None = None
+  train: data.Source | None = None
+  head_source: Ingredient | None = None
 
   @property
   def frozen(self) -> bool:
@@ -98,11 +98,19 @@ class SearchInputs(cook_inputs.Inputs):
   @property
   def sets(self) -> dict[str, data.Source]:
     """All sets, named "TASK/minival" and "TASK/test"."""
-    sets = {f"{name}/{MINIVAL}": t.minival for name, t in self.tasks.items()}
-    for name, task in self.tasks.items():
-      if task.test is not None:
-        sets[f"{name}/{TEST}"] = task.test
-    return sets
+    return {
+      f"{name}/{split}": source
+      for split in (MINIVAL, TEST)
+      for name, task in self.tasks.items()
+      if (source := getattr(task, split)) is not None
+    }
+
+  @property
+  def metrics(self) -> tuple[str, ...]:
+    """Names of the metrics that decide."""
+    if self.is_judged:
+      return tuple(task.spec.dataset for task in self.tasks.values())
+    return super().metrics
 
   @property
   def frozen(self) -> bool:
@@ -243,13 +251,8 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
   where = f"tasks.{spec.name}"
   options = {"data_dir": config.data.data_dir or None}
   kind = spec.head.partition(":")[0]
-  own = named(filter(None, checkpoints), spec.model or spec.name)
+  own = own_model(spec, list(filter(None, checkpoints)))
   head_source = _head_source(spec, checkpoints, own)
-  if own is None and spec.model:
-    raise ValueError(
-      f"{where}: model={spec.model!r} is not an ingredient, one of "
-      f"{', '.join(filter(None, checkpoints))}."
-    )
   try:
     part = data.open_source(spec.dataset, spec.minival or spec.train, **options)
     test = train = None
@@ -325,6 +328,25 @@ def _head_source(spec, checkpoints, own: str | None) -> Ingredient | None:
     raise ValueError(f"{where}: head={kind} needs --config.initial.")
   sources = {"own": own, "initial": None}
   return checkpoints[sources[kind]] if kind in sources else None
+
+
+def own_model(spec: TaskSpec, names: Sequence[str]) -> str | None:
+  """Returns the ingredient that was fine-tuned on a task, or None.
+
+  Args:
+    spec: the entry of the task.
+    names: of all ingredients.
+
+  Raises:
+    ValueError: if the entry names another model.
+  """
+  own = named(names, spec.model or spec.name)
+  if own is None and spec.model:
+    raise ValueError(
+      f"tasks.{spec.name}: model={spec.model!r} is not an ingredient, one of "
+      f"{', '.join(names)}."
+    )
+  return own
 
 
 def named(names: Iterable[str], name: str) -> str | None:

@@ -30,6 +30,7 @@ class Method:
     same_init: whether ingredients must share a start.
     needs_initial: whether `config.initial` is required.
     one_run: whether ingredients are checkpoints along one run.
+    learned: whether it needs gradients, which a command does not have.
   """
 
   run: Callable[[Work], Outcome]
@@ -39,6 +40,7 @@ class Method:
   same_init: bool = True
   needs_initial: bool = True
   one_run: bool = False
+  learned: bool = False
 
 
 _RULE = Method(
@@ -66,6 +68,7 @@ _LEARNED = Method(
   run=learned.entropy,
   count=lambda inputs: 0,  # Each step is a gradient.
   check=learned.check,
+  learned=True,
 )
 METHODS: Mapping[str, Method] = {
   "wise_ft": Method(run=arithmetic.wise_ft),
@@ -111,11 +114,17 @@ def check(inputs: SearchInputs) -> None:
   """Checks that the inputs suit the method.
 
   Raises:
-    ValueError: if `config.initial` or an ingredient is missing, or the check of
-      the method fails.
+    ValueError: if `config.initial` or an ingredient is missing, a command
+      cannot evaluate for the method, or the check of the method fails.
   """
   name = inputs.config.method
   method = METHODS[name]
+  if method.learned and inputs.is_judged:
+    raise ValueError(
+      f"The search {name!r} learns by gradients, which evaluate_command does "
+      "not have. Choose another method, such as depth or ties, or give tasks "
+      "with datasets."
+    )
   if method.needs_initial and inputs.initial is None:
     raise ValueError(
       f"The search {name!r} needs the model that all ingredients were "

@@ -8,6 +8,7 @@ from soupjax.soups import search
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.search.tune import check_budget
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import export
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search.arithmetic import check_control, grid
 from soupjax.tasks.search.inputs import SearchInputs
@@ -79,7 +80,7 @@ def paint(work: Work) -> Outcome:
   found = search.paint(
     work.inputs.initial,
     ingredient,
-    work.scores,
+    work.evaluator(),
     grid(work.inputs),
     patching=patching,
     supported=supported,
@@ -133,7 +134,7 @@ def paint_sequential(work: Work) -> Outcome:
   found = search.paint_sequential(
     inputs.initial,
     lambda params, task: _finetuned(work, params, task),
-    work.scores,
+    work.evaluator(),
     grid(inputs),
     patching=done,
     supported=supported,
@@ -147,11 +148,14 @@ def paint_sequential(work: Work) -> Outcome:
   if len(done) < len(patching):
     following = patching[len(done)]
     start = _save_stage(work, found.params, following)
+    how = "" if inputs.is_judged else (
+      f" with a frozen head (--config.init.path={start} "
+      "--config.init.head=keep --config.freeze='(\"^head/\",)')"
+    )  # fmt: skip
     summary += (
-      f". Next, fine-tune on {following} from {start} with a frozen head "
-      f"(--config.init.path={start} --config.init.head=keep "
-      "--config.freeze='(\"^head/\",)'), and search again in another --workdir "
-      f"with the result as the ingredient of tasks.{following}"
+      f". Next, fine-tune on {following} from {start}{how}, and search again "
+      "in another --workdir with the result as the ingredient of "
+      f"tasks.{following}"
     )
   return Outcome(
     params=found.params,
@@ -180,8 +184,13 @@ def _finetuned(work: Work, params, task: str) -> Ingredient:
 
 
 def _save_stage(work: Work, params: Any, task: str):
-  """Writes a model with the frozen head of a task to `stages/TASK`."""
+  """Writes a model with the frozen head of a task to `stages/TASK`.
+
+  If a command evaluates, the file and its leaves are like the ingredients'.
+  """
   path = work.workdir / "stages" / task
+  if work.inputs.is_judged:
+    return export.write_new(work.inputs.original, params, path)
   if not workdir_lib.has_model(path):
     head = work.inputs.frozen_heads.get(task, lambda params: params)
     workdir_lib.save_model(path, head(params))
@@ -210,7 +219,7 @@ def paint_parallel(work: Work) -> Outcome:
   found = search.paint_parallel(
     work.inputs.initial,
     models,
-    work.scores,
+    work.evaluator(),
     grid(work.inputs),
     patching=patching,
     supported=supported,

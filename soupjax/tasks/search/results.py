@@ -24,20 +24,25 @@ PRETRAINED = "pretrained"
 def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
   """Returns tables of all models, for `report.tables_text`.
 
-  There is one for test, if all tasks have a test set, and one for minival: the
-  accuracy on each task, the mean, the normalised accuracy (arXiv 2212.04089,
-  section 4) if every task has its own ingredient, and the combined accuracy of
-  patching (arXiv 2208.05592). If another metric decides, a table of it comes
-  before each. With several tasks, each is followed by the changes from the
-  initial model, as a matrix of forgetting.
+  There is one for test, if all models have results on test for all tasks, and
+  one for minival: the accuracy on each task, the mean, the normalised accuracy
+  (arXiv 2212.04089, section 4) if every task has its own ingredient, and the
+  combined accuracy of patching (arXiv 2208.05592). With several tasks, each is
+  followed by the changes from the initial model, as a matrix of forgetting. If
+  another metric decides, a table of it comes before each. If
+  a command evaluates, its metrics take the place of accuracies, as they are.
   """
   tasks = work.inputs.tasks
   splits = {"minival, where the choice was made": MINIVAL}
-  if all(task.test is not None for task in tasks.values()):
+  if all(
+    f"{task}/{TEST}" in sets
+    for _, sets in work.results.values()
+    for task in tasks
+  ):
     splits = {"test": TEST, **splits}
   made = []
   for title, split in splits.items():
-    if work.metric != "prec@1":
+    if work.metric != "prec@1" and not work.inputs.is_judged:
       made.append(_deciding(work, title, split))
     made.append(_accuracies(work, outcome, title, split))
     if len(tasks) > 1 and PRETRAINED in work.results:
@@ -48,8 +53,17 @@ def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
 def _values(
   work: Work, model: str, split: str, metric: str = "prec@1"
 ) -> dict[str, float]:
-  values = work.results[model][1]
-  return {t: values[f"{t}/{split}"][metric] for t in work.inputs.tasks}
+  values, judged = work.results[model][1], work.inputs.is_judged
+  return {
+    task: values[f"{task}/{split}"][work.metric_of(task) if judged else metric]
+    for task in work.inputs.tasks
+  }
+
+
+def _title(work: Work, accuracies: str, scores: str) -> dict[str, Any]:
+  """Returns the title of a table and whether it is in percent."""
+  judged = work.inputs.is_judged
+  return {"title": scores if judged else accuracies, "percent": not judged}
 
 
 def _deciding(work: Work, title: str, split: str) -> dict[str, Any]:
@@ -71,13 +85,14 @@ def _deciding(work: Work, title: str, split: str) -> dict[str, Any]:
 
 
 def _accuracies(work, outcome, title, split) -> dict[str, Any]:
-  tasks = work.inputs.tasks
+  inputs, tasks = work.inputs, work.inputs.tasks
   own = {
     name: _values(work, task.own, split)[name]
     for name, task in tasks.items()
     if task.own
   }
-  normalised = len(own) == len(tasks) and all(own.values())
+  higher = not inputs.is_judged or inputs.mode(inputs.metrics[0]) == "max"
+  normalised = higher and len(own) == len(tasks) and min(own.values()) > 0
   patching, supported = outcome.patching, outcome.supported
   columns = list(tasks)
   if len(tasks) > 1:
@@ -98,7 +113,7 @@ def _accuracies(work, outcome, title, split) -> dict[str, Any]:
       row.append((mean(values, patching) + mean(values, supported)) / 2)
     rows[model] = row
   return {
-    "title": f"Accuracy on {title} (%)",
+    **_title(work, f"Accuracy on {title} (%)", f"Metrics on {title}"),
     "columns": columns,
     "rows": rows,
     "signed": False,
@@ -116,7 +131,11 @@ def _forgetting(work, title, split) -> dict[str, Any]:
     if model != PRETRAINED
   }
   return {
-    "title": f"Learned and forgotten on {title} (points)",
+    **_title(
+      work,
+      f"Change from the initial model on {title} (points)",
+      f"Change from the initial model on {title}",
+    ),
     "columns": list(start),
     "rows": rows,
     "signed": True,
@@ -176,8 +195,8 @@ def rows(results: Mapping[str, tuple[str, Any]]) -> list[dict[str, Any]]:
       "dataset": dataset,
       "metric": metric,
       "value": value,
-      "n": values["n"],
     }
+    | ({"n": values["n"]} if "n" in values else {})
     for model, (kind, sets) in results.items()
     for dataset, values in sets.items()
     for metric, value in values.items()
@@ -235,7 +254,8 @@ def save(work: Work, outcome: Outcome) -> None:
       folder, outcome.params, metadata={"soupjax": made}, chosen=made
     )
   # Without heads, even checkpoints with our leaf names go through a mapping.
-  if not set(inputs.ingredients[0].specs) <= set(inputs.original.specs):
+  known = set(inputs.ingredients[0].specs) <= set(inputs.original.specs)
+  if inputs.is_judged or not known:
     rest = None
     if inputs.frozen and inputs.initial:
       family = inputs.initial.hyperparameters.get("family")

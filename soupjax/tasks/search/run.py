@@ -17,12 +17,12 @@ import ml_collections
 
 from soupjax import files, processes
 from soupjax.checkpoints import open as open_lib
-from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
+from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import evaluate, needs
 from soupjax.tasks.cook import inputs as cook_inputs
-from soupjax.tasks.cook import needs
 from soupjax.tasks.search import config as search_config
-from soupjax.tasks.search import frozen_heads, methods, results
+from soupjax.tasks.search import frozen_heads, judge, methods, results
 from soupjax.tasks.search import inputs as inputs_lib
 from soupjax.tasks.search.work import Work
 
@@ -54,13 +54,15 @@ def run(
     return workdir / "report.html"
   search_config.check(config)
   method = methods.METHODS[config.method]
-  inputs = inputs_lib.open_inputs(
-    config, same_init=method.same_init, one_run=method.one_run
-  )
+  kind = judge if config.evaluate_command else inputs_lib
+  more = {} if config.evaluate_command else {"one_run": method.one_run}
+  inputs = kind.open_inputs(config, same_init=method.same_init, **more)
   cook_inputs.check_workdir(inputs, workdir)
   methods.check(inputs)
   if processes.is_first():
     print(plan(inputs))
+  if dry_run and inputs.is_judged:
+    return None
   if dry_run:
     frozen_heads.make_heads(inputs, None)
     if processes.is_first():
@@ -72,20 +74,23 @@ def run(
     return None
   with contextlib.ExitStack() as stack:
     if processes.is_first():
-      workdir_lib.open_workdir(workdir, inputs.config)
+      record = cook_config.record_of(inputs.config)
+      workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
     cook_inputs.check_unchanged(
       config, inputs, workdir / _RECORD, inputs_lib.other_files(config)
     )
-    return _run(inputs, workdir)
+    evaluating = judge if inputs.is_judged else evaluate
+    frozen_heads.make_heads(inputs, workdir / "heads")
+    evaluations = stack.enter_context(evaluating.Evaluations(inputs, workdir))
+    return _run(inputs, workdir, evaluations)
 
 
-def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
+def _run(inputs, workdir: pathlib.Path, evaluations) -> pathlib.Path:
   began = time.monotonic()
   method = methods.METHODS[inputs.config.method]
-  frozen_heads.make_heads(inputs, workdir / "heads")
-  work = Work(inputs, workdir, method.count(inputs))
+  work = Work(inputs, workdir, method.count(inputs), evaluations)
 
   # --- Every checkpoint, on every set -----------------------------------------
   models: dict[str, Any] = {}
@@ -112,11 +117,13 @@ def _run(inputs, workdir: pathlib.Path) -> pathlib.Path:
 
 def _evaluate(work: Work, models, stage: str) -> None:
   """Evaluates models on all sets, and adds them to `work.results`."""
-  progress = Progress(stage, len(models), unit="models")
+  work.evaluations.ahead({name: load for name, (_, load) in models.items()})
+  progress = evaluate.progress(work.inputs, stage, len(models))
   for name, (kind, load) in models.items():
     load = functools.partial(load, sharding=work.inputs.place)
-    work.results[name] = kind, work.evaluations.evaluate(name, load)
-    progress.step(images=work.inputs.num_images)
+    values = work.evaluations.evaluate(name, load, progress=progress)
+    work.results[name] = kind, values
+    progress.step()
 
 
 def plan(inputs: inputs_lib.SearchInputs) -> str:
@@ -130,6 +137,8 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     *inputs.notes,
     f"start: {inputs.initial.path if inputs.initial else 'none'}",
   ]
+  if inputs.is_judged:
+    return "\n".join([*lines, *judge.about(inputs, sum(_evaluations(inputs)))])
   for name, task in inputs.tasks.items():
     head = f"head {task.spec.head}, {task.model.num_classes} classes"
     own = f"fine-tuned: {task.own}" if task.own else ""

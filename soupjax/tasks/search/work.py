@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State shared by the methods: scores, candidates and results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
-from soupjax import evaluators, files
+from soupjax import files
 from soupjax.progress import Progress
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.search import Search
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import evaluate
+from soupjax.tasks.search import judge
 from soupjax.tasks.search.inputs import MINIVAL, SearchInputs
 
 PyTree = Any
@@ -56,25 +57,39 @@ class Outcome:
 class Work:
   """Evaluates candidates and records them in `candidates/`."""
 
-  def __init__(self, inputs: SearchInputs, workdir: pathlib.Path, total: int):
-    """Sets up the evaluators.
+  def __init__(
+    self,
+    inputs: SearchInputs,
+    workdir: pathlib.Path,
+    total: int,
+    evaluations: evaluate.Evaluations | judge.Evaluations,
+  ):
+    """Begins without results.
 
     Args:
       inputs: the inputs, with the leaves of the heads.
       workdir: directory of the run.
       total: the maximum number of candidates.
+      evaluations: of all sets.
     """
     self.inputs, self.workdir = inputs, workdir
     self.config = inputs.config
-    self.evaluations = evaluate.Evaluations(inputs, workdir)
+    self.evaluations = evaluations
     # Model -> (kind, set -> metric -> value).
     self.results: dict[str, tuple[str, Any]] = {}
     self._progress = Progress("search", total, unit="candidates")
 
   @property
   def metric(self) -> str:
-    """The metric by which choices are made."""
-    return self.inputs.metrics[0]
+    """The metric by which choices are made; "score" if tasks differ in it."""
+    metrics = self.inputs.metrics
+    return metrics[0] if len(metrics) == 1 else "score"
+
+  def metric_of(self, task: str) -> str:
+    """Returns the metric of a task by which choices are made."""
+    if self.inputs.is_judged:
+      return self.inputs.tasks[task].spec.dataset
+    return self.metric
 
   def reading(self, models: Sequence[Ingredient]) -> dict[str, Any]:
     """Returns keyword arguments of searches about reading models."""
@@ -103,27 +118,38 @@ class Work:
     Returns:
       Task -> score; higher is better.
     """
-    return {
-      name: self._minival[name](params) for name in names or self.inputs.tasks
-    }
+    names = names or list(self.inputs.tasks)
+    if isinstance(self.evaluations, judge.Evaluations):
+      return self.evaluations.scores(params, names)
+    return {name: self._minival[name](params) for name in names}
 
   def score_of(self, model: str, task: str) -> float:
     """Returns the score of a model that was evaluated on all sets."""
-    sign = evaluators.get_metric(self.metric).sign
-    return sign * self.results[model][1][f"{task}/{MINIVAL}"][self.metric]
+    metric = self.metric_of(task)
+    sign = 1 if self.inputs.mode(metric) == "max" else -1
+    return sign * self.results[model][1][f"{task}/{MINIVAL}"][metric]
 
   def scores_of(self, model: str) -> dict[str, float]:
     """Returns task -> `score_of` a model."""
     return {task: self.score_of(model, task) for task in self.inputs.tasks}
 
-  def with_mean(self, names: Sequence[str]):
-    """Returns an evaluation that adds the mean of some tasks, and the names."""
+  def evaluator(
+    self, names: Sequence[str] | None = None, *, mean_of: Sequence[str] = ()
+  ) -> Callable[[PyTree], dict[str, float]]:
+    """Returns `scores` as an evaluator for searches.
+
+    Args:
+      names: names of the tasks; None for all.
+      mean_of: tasks whose mean is added as `MEAN`.
+    """
 
     def evaluate(params):
-      scores = self.scores(params)
-      return {**scores, MEAN: mean(scores, names)}
+      scores = self.scores(params, names)
+      return scores | ({MEAN: mean(scores, mean_of)} if mean_of else {})
 
-    return evaluate, list(names)
+    if isinstance(self.evaluations, judge.Evaluations):
+      evaluate.ahead = self.evaluations.ahead_of_candidates
+    return evaluate
 
   def file(self, title: str) -> pathlib.Path:
     """Returns the path of a state to resume from."""

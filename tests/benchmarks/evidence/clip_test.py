@@ -3,7 +3,6 @@
 """The images, configs and tables of the benchmark of whole CLIPs."""
 
 import importlib
-import json
 import pathlib
 import sys
 
@@ -21,12 +20,12 @@ from soupjax.tasks.finetune import run as finetune
 
 FOLDER = pathlib.Path(__file__).parents[3] / "benchmarks" / "evidence"
 sys.path.insert(0, str(FOLDER))
-cifar10 = importlib.import_module("cifar10")
-pacs = importlib.import_module("pacs")
+common = importlib.import_module("common")
+clip_config = importlib.import_module("clip_config")
 clip = importlib.import_module("clip")
 sys.path.remove(str(FOLDER))
 
-CONFIG = str(FOLDER / "pacs.py")
+CONFIG = str(FOLDER / "clip_config.py")
 SEEN = ["dog", "giraffe", "guitar", "house", "person"]
 SMALL = [
   *("airplane", "automobile", "bird", "cat", "deer"),
@@ -41,8 +40,8 @@ def draw(folder, classes, count, color):
   for k, name in enumerate(classes):
     for i in range(count):
       pixels = np.full((24, 16, 3), (20 * k, color, i), np.uint8)
-      files.append((f"{name}/{i:04d}.png", cifar10.png(pixels)))
-  cifar10.write_files(folder, files)
+      files.append((f"{name}/{i:04d}.png", common.png(pixels)))
+  common.write_files(folder, files)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def test_captions_name_domain_and_class(images):
   words = list(clip.DOMAINS.values())
   texts = {f"a {w} of a {n}" for w in words for n in (*SEEN, *clip.UNSEEN)}
   assert set(source.captions) == texts | {f"a photo of a {n}" for n in SMALL}
-  assert texts >= {t.format("dog") for t in pacs.TEMPLATES.split("|")}
+  assert texts >= {t.format("dog") for t in clip_config.TEMPLATES.split("|")}
   labelled = paired.by_caption(source)
   for index in (0, len(source) // 2, len(source) - 1):
     name = source.class_names[source.label(index)]
@@ -160,63 +159,8 @@ def test_sets_of_cooking_have_a_meaning(images):
   assert cook_config.means(config) == {"shifts": ("cartoon", "sketch")}
 
 
-def test_differences_to_the_best_and_to_the_start():
-  rng = np.random.default_rng(0)
-  best = rng.integers(0, 2, 60).astype(float)
-  rows = {"pretrained": best * 0, "mean": best, "best": best}
-  sweep = dict.fromkeys(clip.TESTS, rows)
-  tables = clip.summaries([sweep, sweep])
-  assert "difference" not in tables["pretrained"]["test"]["pretrained"]
-  gain = tables["pretrained"]["unseen"]["best"]
-  assert gain["difference"] == pytest.approx(100 * best.mean())
-  assert gain["low"] > 0 and gain["each"] == [gain["difference"]] * 2
-  assert tables["best"]["sketch"]["mean"]["difference"] == 0
-  text = clip.markdown(tables)
-  assert "| zero-shot, the start | 0.0 |" in text
-  assert text.count("best ingredient by loss") == 3
-
-
 def test_nothing_is_done_without_images(monkeypatch, capsys):
   monkeypatch.setattr(sys, "argv", ["clip.py", "--workdir=w"])
   with pytest.raises(SystemExit):
     clip.main()
   assert "--images" in capsys.readouterr().err
-
-
-def test_rows_of_a_cooked_run(tmp_path):
-  right = {
-    "pretrained": [0, 0, 0],
-    "member_000": [1, 1, 0],
-    "member_001": [1, 0, 0],
-    "uniform": [1, 1, 1],
-    "wise_ft": [0, 1, 1],
-    "wise_ft_0.50": [0, 0, 1],
-  }
-  kinds = {"pretrained": "pretrained", "wise_ft_0.50": "interpolation"}
-  lines = []
-  (tmp_path / "correct").mkdir()
-  for model, bits in right.items():
-    kind = "ingredient" if model.startswith("member") else "soup"
-    for name in ("minival", *clip.TESTS):
-      row = {"model": model, "kind": kinds.get(model, kind)}
-      row |= {"dataset": f"pacs/{name}", "metric": "prec@1"}
-      lines.append(json.dumps(row | {"value": np.mean(bits), "n": 3}))
-    packed = dict.fromkeys(clip.TESTS, np.packbits(bits))
-    np.savez(tmp_path / "correct" / f"{model}.npz", **packed)
-  (tmp_path / "results.jsonl").write_text("\n".join(lines))
-  for name, key, value in (
-    ("greedy", "selected", ["a", "b"]),
-    ("greedy_prec1", "selected", ["a"]),
-    ("wise_ft", "alpha", 0.3),
-  ):
-    folder = tmp_path / "soups" / name
-    folder.mkdir(parents=True)
-    file = "wise_ft.json" if name == "wise_ft" else "greedy.json"
-    (folder / file).write_text(json.dumps({key: value}))
-  for rows in clip.correct(tmp_path).values():
-    assert rows["mean"].tolist() == [1, 0.5, 0]
-    assert rows["best"].tolist() == [1, 1, 0]
-    assert rows["wise_ft"].tolist() == [0, 1, 1]
-    assert set(rows) == {"pretrained", "mean", "best", "uniform", "wise_ft"}
-  chosen = {"alpha": 0.3, "greedy": 2, "greedy_prec1": 1}
-  assert clip.choices(tmp_path) == chosen

@@ -3,10 +3,12 @@
 """Images in the tar files of WebDataset."""
 
 import io
+import itertools
 import pickle
 import tarfile
 
 import helpers
+import numpy as np
 import pytest
 
 from soupjax import data
@@ -74,6 +76,28 @@ def test_captions(place):
     ValueError, match="texts.tar, ./a.b/0001 has a caption but"
   ):
     source.label(1)
+
+
+def test_two_hosts_read_the_batches_of_one(place):
+  """Over several epochs of 5 images."""
+  source = data.open_source(f"wds:{place}", "train")
+
+  def batches(index, count):
+    loader = data.train_loader(
+      source,
+      batch_size=4,
+      seed=0,
+      preprocess="resize(4)|flip_lr",
+      process_index=index,
+      process_count=count,
+    )
+    return list(itertools.islice(loader, 6))
+
+  whole, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
+  for batch, *parts in zip(whole, first, second, strict=True):
+    for key, value in batch.items():
+      joint = np.concatenate([part[key] for part in parts])
+      np.testing.assert_array_equal(joint, value, key)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from scipy import ndimage
 
 import soupjax as sj
+from soupjax import files
 from soupjax.models import pretrained
 from soupjax.models.pretrained import foreign, mappings, mismatch, positions
 from soupjax.soups.core import tree
@@ -523,6 +524,26 @@ def test_another_activation_is_warned_about():
     exported = pretrained.export(params_of(model), model, "timm")
   with pytest.warns(UserWarning, match="'gelu_exact'.*'gelu'"):
     load(exported, model)
+
+
+@pytest.mark.parametrize("towers", [False, True])
+def test_the_record_of_a_run_says_the_activation(towers, tmp_path, recwarn):
+  """As for the members of a sweep that started from CLIP."""
+  model = vit(act="quick_gelu")
+  path = tmp_path / "ingredients" / "last" / "params"
+  sj.save_params(path, params_of(model))
+  options = {"act": "quick_gelu"}
+  record = {"task": "finetune", "model": options}
+  if towers:
+    record["model"] = {"name": "clip", "image": options}
+  files.write_json(tmp_path / "config.json", record)
+  pretrained.load_pretrained(path, model)
+  pretrained.as_ingredient(sj.open_ingredient(path), model)
+  assert not [str(w.message) for w in recwarn if w.category is UserWarning]
+  options["act"] = "silu"
+  files.write_json(tmp_path / "config.json", record)
+  with pytest.warns(UserWarning, match="'gelu'.*'quick_gelu'"):
+    pretrained.load_pretrained(path, model)
 
 
 def test_a_file_at_the_path_stays(tmp_path):

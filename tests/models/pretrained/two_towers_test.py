@@ -8,7 +8,7 @@ import pytest
 import torch_models
 
 import soupjax as sj
-from soupjax.models import CLIP, pretrained
+from soupjax.models import CLIP, pretrained, tiny_clip
 
 IMAGES = torch_models.IMAGES
 # The highest id is the end of a text, which may be followed by others.
@@ -362,3 +362,20 @@ def test_configs_of_text_towers(text, message, tmp_path):
   path.write_text(json.dumps({"model_cfg": config}))
   with pytest.raises(ValueError, match=message):
     pretrained.load_pretrained(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+  "leaf, shape, message",
+  [
+    ("text_projection", (16, 6), "projections of .*x.safetensors.* 8.* 6"),
+    ("text_decoder.resblocks.0.ln_1.weight", (4,), "x.safetensors.*CoCa"),
+  ],
+)
+def test_towers_that_do_not_belong_together(leaf, shape, message, tmp_path):
+  tiny_clip.save(tmp_path / "whole")
+  source = sj.open_ingredient(tmp_path / "whole")
+  leaves = {name: source.read(name) for name in source.specs}
+  leaves[leaf] = np.zeros(shape, np.float32)
+  sj.save_params(tmp_path / "x.safetensors", leaves)
+  with pytest.raises(ValueError, match=message):
+    pretrained.detect(tmp_path / "x.safetensors", text=True)

@@ -2,17 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page's data, its script, and the ids by which they meet."""
 
+import csv
 from html import parser
+import io
 import json
 import pathlib
 import re
 import shutil
 import subprocess
+import urllib.parse
+import urllib.request
+from xml.etree import ElementTree
 
+import browser
 import helpers
+from PIL import Image
 import pytest
 
 from soupjax import report
+from soupjax.report import figures
 from soupjax.report.web import document, drawings
 
 HERE = pathlib.Path(__file__).parent
@@ -151,29 +159,162 @@ def test_pointing_tells_name_scores_and_hyperparameters(page, answers):
   )
 
 
-def test_a_browser_shows_the_values_without_errors(page, tmp_path):
-  names = ("chromium", "chromium-browser", "google-chrome")
-  browser = next(filter(None, map(shutil.which, names)), None)
-  if browser is None:
-    pytest.skip(f"none of {', '.join(names)} is installed")
-  place = [model["name"] for model in data_of(page)].index("greedy")
-  point = f"document.querySelector('[data-model=\"{place}\"]')"
-  event = "new PointerEvent('pointerover', {bubbles: true})"
-  harness = f"<script>{point}.dispatchEvent({event})</script></body>"
-  text = page.read_text().replace("</body>", harness)
-  (tmp_path / "page.html").write_text(text)
-  options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-  options += ["--enable-logging=stderr", "--virtual-time-budget=2000"]
-  done = subprocess.run(
-    [browser, *options, f"--user-data-dir={tmp_path / 'profile'}"]
-    + [(tmp_path / "page.html").as_uri()],
-    capture_output=True, text=True, check=False, timeout=120,
-  )  # fmt: skip
-  assert "CONSOLE" not in done.stderr, done.stderr
-  (tip,) = re.findall(r'<div id="tip".*?>(.*?)</div>', done.stdout, re.S)
-  assert tip.startswith("greedy (soup)")
-  assert "test, n = 200: 96.0 % (+1.0 [0.2, 1.8])" in tip
-  assert 'type="checkbox"' in done.stdout
+@pytest.fixture(scope="module")
+def tab(page):
+  """Opens the page in a browser, once for the tests that question it."""
+  if browser.executable() is None:
+    pytest.skip(f"none of {', '.join(browser.NAMES)} is installed")
+  with browser.Browser() as opened:
+    opened.open(page)
+    yield opened
+
+
+def test_a_browser_loads_the_page_and_nothing_else(page, tab):
+  assert tab.problems == []
+  own = page.resolve().as_uri()
+  others = [r for r in tab.requests if not r.startswith("data:image/png;")]
+  assert others == [own]
+  # Only tables may be wider than the window, and scroll.
+  for width in (1280, 390):
+    tab.resize(width, 900)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+  tab.resize(1280, 900)
+
+
+def expected_tip(page, name):
+  """Returns the text about a model, from the files of the run."""
+  lines = (page.parent / "results.jsonl").read_text().splitlines()
+  cells = [c for c in map(json.loads, lines) if c["model"] == name]
+  texts = [f"{name} ({cells[0]['kind']})"]
+  path = page.parent / "ingredients" / name / "hyperparameters.json"
+  if path.is_file():
+    for key, value in json.loads(path.read_text()).items():
+      plain = value if isinstance(value, str) else json.dumps(value)
+      texts.append(f"{key} = {plain}".replace(": ", ":"))
+  for dataset in dict.fromkeys(c["dataset"] for c in cells):
+    values = {c["metric"]: c for c in cells if c["dataset"] == dataset}
+    top = values["prec@1"]
+    text = (
+      f"{dataset.split('/')[1]}, n = {top['n']}: {100 * top['value']:.1f} %"
+    )
+    if "difference" in top:
+      points = (100 * top[k] for k in ("difference", "low", "high"))
+      text += " ({:+.1f} [{:.1f}, {:.1f}])".format(*points)
+    if "loss" in values:
+      text += f", loss {values['loss']['value']:.4g}"
+    texts.append(text)
+  return "\n".join(texts)
+
+
+def test_a_browser_tells_models_pointed_at(page, tab):
+  names = [model["name"] for model in data_of(page)]
+  for name in ("ingredient_00", "ingredient_02", "greedy", EVIL):
+    points = (
+      f"document.querySelectorAll('[data-model=\"{names.index(name)}\"]')"
+    )
+    # In the first figure, points of several ingredients cover each other.
+    x, y = tab.evaluate(f"""(() => {{
+      const point = [...{points}].at(-1);
+      point.scrollIntoView({{block: "center"}});
+      const box = point.getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2];
+    }})()""")
+    tab.point(x, y)
+    tip = "document.getElementById('tip')"
+    text = tab.evaluate(f"{tip}.innerText")
+    assert expected_tip(page, name) in text.split("\n\n"), name
+    box = tab.evaluate(f"{tip}.getBoundingClientRect().toJSON()")
+    assert 0 <= box["left"] < box["right"] <= 1280
+    assert 0 <= box["top"] < box["bottom"] <= 900
+    tab.point(1, 1)
+    assert tab.evaluate(f"{tip}.offsetWidth") == 0
+
+
+def test_a_browser_switches_groups(tab):
+  shown = """[...document.querySelectorAll("figure")[1]
+    .querySelectorAll("[data-groups]")].map((member) => [
+      JSON.parse(member.dataset.groups), member.getClientRects().length > 0])"""
+  assert all(visible for _, visible in tab.evaluate(shown))
+  for group in ("soups", helpers.SHIFTS[0]):
+    x, y = tab.evaluate(f"""(() => {{
+      const bar = document.querySelectorAll("figure")[1];
+      const box = [...bar.querySelectorAll("label")].find(
+        (label) => label.textContent.trim() === "{group}").firstChild;
+      box.scrollIntoView({{block: "center"}});
+      const place = box.getBoundingClientRect();
+      return [place.x + place.width / 2, place.y + place.height / 2];
+    }})()""")
+    tab.click(x, y)
+    for groups, visible in tab.evaluate(shown):
+      assert visible == (group not in groups)
+    tab.click(x, y)
+  assert all(visible for _, visible in tab.evaluate(shown))
+  button = 'document.querySelectorAll("figure")[1].querySelector("button")'
+  for text, visible in (("none", False), ("all", True)):
+    assert tab.evaluate(f"{button}.innerText") == text
+    tab.evaluate(f"{button}.click()")
+    assert {v for _, v in tab.evaluate(shown)} == {visible}
+
+
+def test_a_browser_sorts_tables(tab):
+  table = "document.querySelector('table')"
+  column = f"""[...{table}.querySelectorAll("tbody tr")].map(
+    (row) => parseFloat(row.children[3].firstChild.textContent))"""
+  for reverse in (True, False):
+    x, y = tab.evaluate(f"""(() => {{
+      const head = {table}.querySelectorAll("thead th")[3];
+      head.scrollIntoView({{block: "center"}});
+      const place = head.getBoundingClientRect();
+      return [place.x + place.width / 2, place.y + place.height / 2];
+    }})()""")
+    tab.click(x, y)
+    values = tab.evaluate(column)
+    assert len(set(values)) > 3
+    assert values == sorted(values, reverse=reverse)
+
+
+def test_a_page_in_a_browser_can_be_read_without_scripts(page, tab):
+  reader = "document.body.innerText"
+  with_scripts = tab.evaluate(reader)
+  tab.open(page, scripts=False)
+  text = tab.evaluate(reader)
+  tab.open(page)
+  for words in (
+    "Against it, at the same inference cost",
+    "Greedy soup",
+    "n = 200",
+  ):
+    assert words in text and words in with_scripts
+  hint = "Point at a mark in a figure to see its model."
+  assert hint in with_scripts and hint not in text
+
+
+def test_links_of_a_figure_give_its_data_and_pictures(tmp_path, tab):
+  drawn = figures.accuracy_plane(report.read_run(helpers.write_run(tmp_path)))
+  drawn.set_dpi(40)
+  part = document.picture(drawn, tmp_path / "figures/a plane.png", "A plane")
+  page = tmp_path / "page.html"
+  page.write_text(document.document("x", [part]))
+  tab.open(page)
+  links = tab.evaluate("""Promise.all([...document.links].map(async (link) => [
+    link.innerText, link.protocol === "data:"
+      ? await (await fetch(link.href)).text() : link.href]))""")
+  links = dict(links)
+  assert list(links) == ["CSV", "PNG", "SVG", "PDF"]
+  rows = list(csv.DictReader(io.StringIO(links.pop("CSV"))))
+  (row,) = [r for r in rows if r["name"] == "greedy"]
+  assert (float(row["x"]), float(row["y"])) == (96.0, 81.0)
+  paths = {
+    form: pathlib.Path(
+      urllib.request.url2pathname(urllib.parse.urlsplit(url).path)
+    )
+    for form, url in links.items()
+  }
+  with Image.open(paths["PNG"]) as image:
+    image.load()
+  assert ElementTree.parse(paths["SVG"]).getroot().tag.endswith("svg")
+  pdf = paths["PDF"].read_bytes()
+  assert pdf.startswith(b"%PDF-") and pdf.rstrip().endswith(b"%%EOF")
 
 
 def test_tables_sort_by_numbers_and_names(page, answers):

@@ -39,6 +39,10 @@ class Node {
   }
   append(...nodes) { this.insert(nodes, true); }
   prepend(...nodes) { this.insert(nodes, false); }
+  after(...nodes) {
+    const siblings = this.parentNode.childNodes;
+    siblings.splice(siblings.indexOf(this) + 1, 0, ...nodes);
+  }
   is(word) {
     return word[0] === "[" ? word.slice(1, -1) in this.attributes : word === this.tag;
   }

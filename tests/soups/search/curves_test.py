@@ -51,6 +51,22 @@ def test_the_curve_is_wise_ft_and_alpha_comes_from_one_dataset():
   assert search.table().count("\n") == 4
 
 
+def test_an_evaluator_hears_of_the_next_candidates():
+  heard = []
+
+  def evaluate(params):
+    return -abs(float(params["w"]) - 1.2)
+
+  evaluate.ahead = heard.append
+  args = scalar(0), scalar(2), evaluate, [0, 0.5, 1]
+  sj.search.wise_ft_curve(
+    *args, resume=[{"coefficients": [0.5], "scores": {"score": -0.2}}]
+  )
+  weights = [[float(m()["w"]) for m in models.values()] for models in heard]
+  assert weights == [[0, 2], [2], [2]]  # The known one is left out.
+  assert {*heard[1]} < {*heard[0]}  # The same model has the same key.
+
+
 def test_the_best_alpha_for_one_score():
   search = sj.search.wise_ft_curve(
     scalar(0), scalar(2), lambda p: -abs(float(p["w"]) - 1.2)

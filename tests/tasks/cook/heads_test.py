@@ -208,6 +208,16 @@ def test_unseen_classes_are_compared_with_the_start(cooked):
   assert choices["initial_head"] == "zero-shot"
 
 
+def test_tokens_of_other_numbers_are_refused(place, tmp_path):
+  for k in range(2):
+    shutil.copytree(place / f"runs/{k}", tmp_path / str(k))
+  vocab = json.loads((tmp_path / "1/vocab.json").read_text())
+  vocab["b"], vocab["c"] = vocab["c"], vocab["b"]
+  (tmp_path / "1/vocab.json").write_text(json.dumps(vocab))
+  with pytest.raises(ValueError, match="'b' is 1 in .*0/vocab.*2 in .*1/vocab"):
+    inputs.open_inputs(config_of(place, ingredients=f"{tmp_path}/*"))
+
+
 # --- A frozen text tower ------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparisons of checkpoints of a sweep, without soups."""
 
+import collections
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data
+from soupjax.progress import Progress
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import evaluate as evaluate_lib
 from soupjax.tasks.cook import inputs
@@ -71,15 +73,25 @@ def test_a_killed_run_goes_on_and_a_finished_one_prints(
   workdir = shutil.copytree(compared, tmp_path / "killed")
   for name in ("results.jsonl", "report.html", "metrics/member_002.json"):
     (workdir / name).unlink()
-  written = []
+  written, add = [], Progress.add_images
   write = evaluate_lib.Evaluations._write_correct
   monkeypatch.setattr(
     evaluate_lib.Evaluations,
     "_write_correct",
     lambda self, name, x: written.append(name) or write(self, name, x),
   )
+  counts = collections.Counter()
+  monkeypatch.setattr(
+    Progress,
+    "add_images",
+    lambda self, count, note: (
+      counts.update({note: count}) or add(self, count, note)
+    ),
+  )
   evaluate.run(config_of(sweep, tests=TESTS), workdir)
   assert written == ["member_002"]
+  sizes = {"minival": 300, "test": 499, "fog": 499}
+  assert counts == {f"member_002 on {name}": n for name, n in sizes.items()}
   for name in ("results.jsonl", "choices.json"):
     assert (workdir / name).read_bytes() == (compared / name).read_bytes()
   table = capsys.readouterr().out.split("images/s")[-1]

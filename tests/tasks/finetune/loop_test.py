@@ -359,6 +359,22 @@ def test_the_model_of_the_start_needs_a_start():
     settings.with_model_of_start(config)
 
 
+@pytest.mark.parametrize("name", ["ingredients/last", "initial/params"])
+def test_the_start_is_of_a_run_with_a_model_of_ones_own(tmp_path, name):
+  model = {"name": "outside.Tiny", "variant": "", "width": 8}
+  record = {"task": "finetune", "model": {**model, "dropout": 0.1}}
+  (tmp_path / "config.json").write_text(json.dumps(record))
+  config = helpers.finetune_config(
+    **{"model.variant": "init", "init.path": str(tmp_path / name)}
+  )
+  found = settings.with_model_of_start(config).model.to_dict()
+  assert found == {**model, "dropout": 0.0}
+  # A config.json of another kind is not that of a run.
+  (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+  with pytest.raises(ValueError, match=str(tmp_path)):
+    settings.with_model_of_start(config)
+
+
 def test_a_resnet_is_the_start(tmp_path):
   [model] = family_models.MODELS["bit_original"]
   images = np.zeros((1, 8, 8, 3), np.float32)

@@ -14,9 +14,10 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax import data, sharding
 from soupjax.models import CLIP, pretrained, tiny_clip, tokens, zeroshot
+from soupjax.tasks import estimate
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.finetune import config as settings
-from soupjax.tasks.finetune import job, step, towers
+from soupjax.tasks.finetune import job, needs, step, towers
 from soupjax.tasks.finetune import run as finetune_run
 
 for _package in ("tokenizers", "ftfy"):
@@ -80,9 +81,8 @@ def test_an_ingredient_is_a_clip_with_a_head_of_its_own(clip, flyp):
   assert accuracy == pytest.approx(right.mean())
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(
-  clip, flyp, tmp_path, monkeypatch
-):
+def run_stopped_once(config, folder, steps, monkeypatch):
+  """Runs; stops before a step, and starts again."""
   compile_step = step.compile_step
   calls = []
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     compiled = compile_step(*args, **kwargs)
 
     def stopped(*args):
-      if len(calls) == 5:
+      if len(calls) == steps:
         raise KeyboardInterrupt
       calls.append(None)
       return compiled.step(*args)
@@ -98,16 +98,63 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     return step.dataclasses.replace(compiled, step=stopped)
 
   monkeypatch.setattr(step, "compile_step", stopping)
-  config = config_of("flyp", clip, **{"hyper.ema": (0.9,)})
   with pytest.raises(KeyboardInterrupt):
-    finetune_run.run(config, tmp_path)
+    finetune_run.run(config, folder)
   monkeypatch.undo()
-  assert (tmp_path / "state_00000004").exists()
-  finetune_run.run(config, tmp_path)
+  assert (folder / "state_00000004").exists()
+  finetune_run.run(config, folder)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+  clip, flyp, tmp_path, monkeypatch
+):
+  config = config_of("flyp", clip, **{"hyper.ema": (0.9,)})
+  run_stopped_once(config, tmp_path, 5, monkeypatch)
   for name in ("last", "last_ema_0.9"):
     chex.assert_trees_all_equal(
       *(sj.load_params(run / "ingredients" / name) for run in (flyp, tmp_path))
     )
+
+
+def test_a_run_on_shards_that_was_stopped_ends_with_the_same_bits(
+  clip, tmp_path, monkeypatch
+):
+  """In its second epoch of 20 images with captions, after 4 steps of 8."""
+  texts = [f"a {'cat' * (k % 3)} {chr(97 + k)}" for k in range(23)]
+  for shard, numbers in {
+    "train-000000": range(12), "train-000001": range(12, 20),
+    "val-000000": range(20, 23),
+  }.items():  # fmt: skip
+    folder = tmp_path / shard
+    folder.mkdir()
+    for k in numbers:
+      (folder / f"{k:02d}.jpg").write_bytes(helpers.encoded_image(k))
+      (folder / f"{k:02d}.txt").write_text(texts[k])
+      (folder / f"{k:02d}.cls").write_text(str(k % 10))
+    (tmp_path / "shards").mkdir(exist_ok=True)
+    helpers.write_tar(tmp_path / "shards" / f"{shard}.tar", folder)
+  ops = "resize(16)|standardize('clip')"
+  changes = {
+    "data.name": f"wds:{tmp_path}/shards",
+    "data.train": "train",
+    "data.minival": "val",
+    "data.batch_size": 8,
+    "data.eval_batch_size": 8,
+    "data.train_ops": f"flip_lr|{ops}",
+    "data.eval_ops": ops,
+  }
+  config = config_of("flyp", clip, **changes)
+  finetune_run.run(config, tmp_path / "whole")
+  run_stopped_once(config, tmp_path / "stopped", 5, monkeypatch)
+  whole, stopped = (
+    sj.load_params(tmp_path / name / "ingredients" / "last")
+    for name in ("whole", "stopped")
+  )
+  chex.assert_trees_all_equal(whole, stopped)
+  start = sj.load_params(tmp_path / "whole" / "initial")
+  assert np.any(
+    start["txt"]["proj"]["kernel"] != whole["txt"]["proj"]["kernel"]
+  )
 
 
 def stepped(config, count, params, batch, prompts, steps=2, **arrays):
@@ -278,6 +325,20 @@ def test_captions_take_the_place_of_prompts(clip, tmp_path):
     changes = {"data.train": "val", "data.minival": "train[:1]"}
     plain = config_lib.updated(config, changes, what="The test")
     job.open_job(plain, members, tmp_path / "other")
+
+
+def test_tokens_of_captions_are_in_the_estimate(clip, tmp_path, monkeypatch):
+  monkeypatch.setattr(estimate, "can_compile", lambda *_: False)
+  changes = {"data.name": f"csv:{tmp_path}", "data.num_train": 10**6}
+  config = config_of("flyp", clip, **changes)
+  model = settings.build_model(settings.with_model_of_start(config))
+  assert towers.prompt_shape(config, model) == (10**6, 1, 32)
+  needed = needs.needs(config, None, None, str(tmp_path))
+  assert needed.host["tokens"] == 4 * 32 * 10**6
+  config = config_of("flyp", clip, **{**changes, "data.num_train": 0})
+  needed = needs.needs(config, None, None, str(tmp_path))
+  assert needed.host["tokens"] == 4 * 32 * 20  # Of 10 classes, 2 prompts.
+  assert any("captions: data.num_train" in note for note in needed.notes)
 
 
 def test_labels_that_are_alike_are_named(clip):
