@@ -95,7 +95,7 @@ def find_ingredients(
     if not opened:
       raise ValueError(f"No ingredients: {patterns} match {files_passed}.")
     logging.warning("%s: passed over %s", patterns, files_passed)
-  names = _short_names([path for path, _ in opened.values()])
+  names = short_names([path for path, _ in opened.values()])
   ingredients = [
     dataclasses.replace(ingredient, name=_with_entry(name, entry))
     for (_, entry), (_, ingredient), name in zip(opened, opened.values(), names)
@@ -308,7 +308,7 @@ def _open(path: str, inner: str, file_format, entry: str | None) -> Ingredient:
   """Opens the checkpoint at a path together with its JSON files."""
   if os.path.isdir(path):
     peft_config.refuse_without_base(path)
-  name = _with_entry(_short_names([path])[0], entry)
+  name = _with_entry(short_names([path])[0], entry)
   with byte_ranges.naming(inner), tree.without_collection():
     ingredient = file_format.open_checkpoint(inner, name, entry)
   return dataclasses.replace(
@@ -351,7 +351,7 @@ def _natural(path: str) -> list[Any]:
   ]
 
 
-def _short_names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
   """Drops the leading and trailing path components that all paths share."""
   parts = [pathlib.PurePath(path).parts for path in paths]
   # A last component "params" is dropped unless two names would be equal.

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import tarfile
+from typing import Any
 import unicodedata
 
 import numpy as np
@@ -24,6 +25,7 @@ SUFFIXES = frozenset(
     *(".jpf", ".jpc", ".j2c", ".pbm", ".pnm", ".dib", ".tga", ".qoi"),
   )
 )
+_MOST_LOOKED_AT = 100_000  # Files whose sizes and times are compared.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +264,23 @@ class _Files(Source):
     return f"{self._path}/{os.fsdecode(self._files[index])}"
 
 
+def identity_of(folder: str, names: Sequence[bytes | str]) -> list[int]:
+  """Returns the total size of files, and the newest time in nanoseconds.
+
+  Of more than 100,000 files, it looks at as many, evenly spread.
+
+  Args:
+    folder: of the names.
+    names: of the files.
+  """
+  count = min(len(names), _MOST_LOOKED_AT)
+  chosen = np.linspace(0, len(names) - 1, count).astype(int)
+  paths = (os.path.join(folder, os.fsdecode(names[k])) for k in chosen)
+  stats = [os.stat(path) for path in paths]
+  newest = max(stat.st_mtime_ns for stat in stats)
+  return [sum(stat.st_size for stat in stats), newest]
+
+
 class _Folder(_Files):
   def __init__(self, path: pathlib.Path, class_names: list[str]):
     files, ignored = [], []
@@ -270,6 +289,11 @@ class _Folder(_Files):
       (files if in_class else ignored).append(name)
     super().__init__(path, class_names, sorted(files, key=_hashed))
     self.notes = _note(path, ignored)
+
+  def identity(self) -> list[Any]:
+    """See `Source`; with a hash of the files' names."""
+    names = hashlib.sha256(self._files.tobytes()).hexdigest()
+    return [names, *identity_of(os.fspath(self._path), self._files)]
 
   def _read(self, index):
     name = os.fsdecode(self._files[index])
@@ -284,6 +308,10 @@ class _Tar(_Files):
     self.notes = _note(path, content.ignored)
     self._ranges = np.array([m[1:] for m in members], np.int64)
     self._file = None
+
+  def identity(self) -> list[Any]:
+    """See `Source`."""
+    return identity_of("", [os.fspath(self._path)])
 
   def _read(self, index):
     if self._file is None:

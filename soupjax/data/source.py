@@ -82,6 +82,11 @@ class Source:
     """Names one example in messages."""
     return f"example {index} of {self.name}"
 
+  def identity(self) -> list[Any]:
+    """Returns sizes and times of the files as JSON; [] if they are unknown."""
+    parent = getattr(self, "_parent", None)
+    return [] if parent is None else parent.identity()
+
   def _checked(self, index: int, label: Any) -> int:
     if isinstance(label, tuple):
       raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 import numpy as np
@@ -222,6 +223,12 @@ def shift_plane(results: Results) -> Figure | None:
         grouped(drawn, split, _GROUPS[kind])
     name = split if len(split) <= 24 else split[:22] + "..."
     handles.append(Patch(color=colour, label=f" {name}"))
+  for kind in _GROUPS:
+    if any(points[split, kind] for split in results.shifts):
+      text, marker, _, _, _, _ = _MARKS[kind]
+      handles.append(
+        Line2D([], [], linestyle="", marker=marker, color="0.6", label=text)
+      )
   # A name that starts with an underscore would have no place in the legend.
   legend = figure.legend(
     handles=handles, loc="outside lower center", ncols=4, fontsize=7

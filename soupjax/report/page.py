@@ -14,6 +14,7 @@ from soupjax.report import (
   figures,
   heatmaps,
   robustness,
+  searches,
   sections,
   unseen,
 )
@@ -33,6 +34,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   Args:
     workdir: directory of the run, with `results.jsonl`. Used if they exist:
       `choices.json`, `config.json`, `soups/NAME/greedy.json`,
+      `soups/window/window.json`,
       `soups/learned_model/learned.json`, `soups/learned_layer/learned.json`,
       `ensembles/greedy_ensemble/greedy.json` (for the number of members),
       `robustness.json` and `ingredients/NAME/hyperparameters.json`.
@@ -77,6 +79,10 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   drawn["robustness"] = (
     robustness.robustness_figure(rho, results.kinds) if rho else None
   )
+  (window,) = read(
+    ("last", "history"), {"window": "soups/window/window"}
+  ).values() or (None,)
+  drawn["window_curve"] = window and searches.window_figure(window)
   for name in chosen:  # None removes an older picture.
     drawn[_picture_of(name)] = (
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
@@ -165,6 +171,7 @@ def _page(
     "Between the initial model and the best ingredient",
     sections.WISE_FT_CAPTION,
   )
+  show("window_curve", "The last checkpoints of a run", sections.WINDOW_CAPTION)
   if rho:
     caption = html.escape(robustness.about(rho))
     show("robustness", robustness.TITLE, caption)

@@ -36,6 +36,8 @@ class Choices:
       outputs of the models), for splits with only some of the classes.
     unseen: split -> description of its classes, for splits with classes of
       their own.
+    window: description of the checkpoints in the soup "window", such as "Last 2
+      of 6 checkpoints"; "" if it is unknown.
     reference: the model that a comparison names, which takes the place of the
       best ingredient; "" in a run that chose.
   """
@@ -52,6 +54,7 @@ class Choices:
   protocols: Mapping[str, str] = dataclasses.field(default_factory=dict)
   means: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   unseen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  window: str = ""
   reference: str = ""
 
   @property
@@ -345,6 +348,7 @@ def read_run(workdir: str | os.PathLike) -> Results:
         },
         protocols=dict(values.get("protocols", {})),
         unseen=dict(values.get("unseen", {})),
+        window=str(values.get("window", "")),
         reference=str(values.get("reference", "")),
       )
     except (ValueError, TypeError, KeyError) as e:

@@ -54,6 +54,8 @@ class Scores:
       return chosen[model]
     if model in greedy:
       return f"Greedy soup by {greedy[model]}"
+    if model == "window" and "window" in self.choices:
+      return self.choices["window"]
     return tables.LABELS.get(model, model)
 
   def value(self, model: str, column: str) -> float | None:
@@ -143,7 +145,7 @@ def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
     ValueError: as `read_scores`.
   """
   # These import matplotlib.
-  from soupjax.report import figures, sections
+  from soupjax.report import figures, searches, sections
   from soupjax.report.web import document
 
   workdir = files.path_of(workdir)
@@ -179,6 +181,15 @@ def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
       if saved:
         caption = sections.greedy_caption(trace)
         parts.append(document.figure(saved, heading, caption))
+  record = workdir / "soups" / "window" / "window.json"
+  if record.is_file():
+    parts.append(
+      document.picture(
+        searches.window_figure(files.read_json(record)),
+        workdir / "figures" / "window_curve.png",
+        "The last checkpoints of a run",
+      )
+    )
   config = workdir / "config.json"
   if config.is_file():
     parts.append(document.configuration(files.read_json(config)))

@@ -60,6 +60,11 @@ def search_figure(
   return figure
 
 
+def window_figure(record: Mapping[str, Any]) -> Figure:
+  """Draws the scores of all windows in `window.json` of cooking."""
+  return search_figure("", record["history"], "Checkpoints at the end of a run")
+
+
 def _draw_curve(axes, curve, best, axis):
   at = [c["coefficients"][0] for c in curve]
   values = [c["value"] for c in curve]

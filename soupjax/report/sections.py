@@ -28,6 +28,10 @@ SHIFTS_CAPTION = (
   "The same models on each shift alone; colours are shifts, markers as in the "
   "figure above. Switch off what hides the rest."
 )
+WINDOW_CAPTION = (
+  "Score on minival of the mean of the last checkpoints, by their number; the "
+  "dashed line is the soup."
+)
 WISE_FT_CAPTION = (
   f"Accuracy of (1 {_MINUS} {_ALPHA}) initial + {_ALPHA} best ingredient, "
   "weight by weight. The panels have different scales. Grey: 95 % "

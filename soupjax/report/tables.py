@@ -16,6 +16,7 @@ LABELS = {
   "greedy": "Greedy soup",
   "learned_model": "Learned soup, per model",
   "learned_layer": "Learned soup, per layer",
+  "window": "Last checkpoints of a run",
   "ensemble": "Ensemble of all",
   "greedy_ensemble": "Greedy ensemble",
 }
@@ -75,6 +76,8 @@ def label(model: str, kind: str, results: Results) -> str:
     if _accuracy_chose(results) and results.best_wise_ft is not None:
       return f"WiSE-FT, alpha {results.best_wise_ft:g} (by minival)"
     return f"WiSE-FT, alpha by {in_words(choices.metrics[0])}"
+  if model == "window" and choices.window:
+    return choices.window
   by_accuracy = set(choices.greedy.values()) == {"prec@1"}
   if model in choices.greedy and not by_accuracy:
     return f"Greedy soup by {in_words(choices.greedy[model])}"

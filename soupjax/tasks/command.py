@@ -39,6 +39,7 @@ UNUSED = {
   "diagnose": (
     "cook.learned",
     "cook.wise_ft_points",
+    "cook.window",
     "cook.ensembles_gb",
     "cook.calibration",
     "initial_head",
@@ -58,6 +59,7 @@ UNUSED = {
     "cook.greedy",
     "cook.learned",
     "cook.wise_ft_points",
+    "cook.window",
     "cook.ensembles_gb",
     "cook.baselines",
     "select",

@@ -16,6 +16,8 @@ from soupjax.train import probe
 PyTree = Any
 # Top-level names of the leaves of a head; the second is that of DeiT.
 MODULES = ("head", "head_dist")
+# Leaf of a file with a head: whether it takes features of length 1.
+NORMALIZE = "normalize"
 
 
 def fit(
@@ -148,6 +150,8 @@ def of_file(source: Ingredient, where: str) -> dict[str, dict[str, np.ndarray]]:
   path = source.path or source.name
   heads: dict[str, dict[str, np.ndarray]] = {}
   for leaf in source.specs:
+    if leaf == NORMALIZE:
+      continue
     prefix, _, name = leaf.replace(".", "/").rpartition("/")
     module = prefix if prefix in MODULES else MODULES[0]
     value = np.asarray(source.read(leaf))
@@ -167,6 +171,13 @@ def of_file(source: Ingredient, where: str) -> dict[str, dict[str, np.ndarray]]:
       )
     head.setdefault("bias", np.zeros(head["kernel"].shape[1], np.float32))
   return heads
+
+
+def normalizes(source: Ingredient | None) -> bool:
+  """Whether a file that holds nothing but a head takes features of length 1."""
+  if source is None or has_encoder(source) or NORMALIZE not in source.specs:
+    return False
+  return bool(np.asarray(source.read(NORMALIZE)))
 
 
 def check(

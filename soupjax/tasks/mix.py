@@ -3,7 +3,7 @@
 """Mixes checkpoint files into one, without data or evaluation."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import inspect
 from typing import Any
 
@@ -17,6 +17,7 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints.adapters import combined
 from soupjax.registry import parse_call, suggestion
 from soupjax.soups import rules
+from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.engine import plan
 from soupjax.tasks import estimate
 from soupjax.tasks.programs import averaging
@@ -145,6 +146,42 @@ def rule_of(rule: str | Mapping[str, Any], count: int) -> rules.Rule:
       f"{name!r} must return a soupjax.rules.Rule, got {made!r}."
     )
   return made
+
+
+def merger(
+  models: Sequence[Ingredient],
+  *,
+  base: Ingredient | None = None,
+  select: Mapping[str, Any] | None = None,
+  sharding: Any = None,
+  in_memory: bool = False,
+) -> Callable[[Mapping[str, Any]], Any]:
+  """Returns a function that maps a rule, as for `rule_of`, to a merged model.
+
+  Args:
+    models: the ingredients.
+    base: of rules and selections that need one.
+    select: as for `soupjax.mix`.
+    sharding: as for `soupjax.mix`.
+    in_memory: reads the models once; otherwise, every call reads them.
+  """
+  if in_memory:
+    # On the host: the engine reads any part of a leaf in every process.
+    models = [Ingredient.from_params(m.name, m.load()) for m in models]
+    base = base and Ingredient.from_params(base.name, base.load())
+
+  def merge(rule: Mapping[str, Any]):
+    made = rule_of(rule, len(models))
+    return mix_lib.mix(
+      made,
+      models,
+      base=base if made.needs_base or select else None,
+      select=select or None,
+      sharding=sharding,
+      progress=False,
+    ).params
+
+  return merge
 
 
 def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from soupjax.progress import Progress
 from soupjax.soups.rules import estimate
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import export, inputs
+from soupjax.tasks.cook import export, inputs, needs
 
 KINDS = ("fisher", "grams")
 
@@ -78,6 +78,7 @@ def run(
   print("\n".join([f"{len(source)} images of {source.name}", *opened.notes]))
   inputs.check_workdir(opened, path)
   if dry_run:
+    print(needs.statistics(opened, path, kinds))
     return
   workdir = files.path_of(path)
   workdir_lib.open_workdir(workdir, opened.config)

@@ -4,6 +4,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -14,6 +15,7 @@ import ml_collections
 from soupjax import buckets, files, processes
 from soupjax import config as config_lib
 from soupjax.checkpoints.save import save_params
+from soupjax.progress import Progress
 
 PyTree = Any
 
@@ -173,3 +175,28 @@ def exists(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path, default: Any = None) -> Any:
   """Returns a JSON file as the first process sees it, or the default."""
   return agreed(files.read_json(path) if path.exists() else default)
+
+
+def resumed_search(
+  path: pathlib.Path, progress: Progress, title: str
+) -> dict[str, Any]:
+  """Returns `resume` and `on_candidate` for a search that a file records.
+
+  Args:
+    path: the file, which gets every candidate.
+    progress: gets a step for every candidate.
+    title: of the lines of progress.
+  """
+  history = read(path, [])
+  if not isinstance(history, list):
+    raise ValueError(f"{path} is not a list of candidates: delete it.")
+
+  def save(candidate):
+    history.append(dataclasses.asdict(candidate))
+    if jax.process_index() == 0:
+      files.write_json(path, history)
+    values = ", ".join(f"{c:.3g}" for c in candidate.coefficients)
+    shown = ", ".join(f"{k} {v:.4f}" for k, v in candidate.scores.items())
+    progress.step(note=f"{title} at {values}: {shown}")
+
+  return {"resume": list(history), "on_candidate": save}

@@ -61,7 +61,7 @@ def test_names_are_the_unique_parts_of_paths(checkpoint, tmp_path):
   ],
 )
 def test_short_names(paths, expected):
-  assert open_lib._short_names(paths) == expected
+  assert open_lib.short_names(paths) == expected
   assert len(set(expected)) == len(paths)
 
 

@@ -234,3 +234,31 @@ def test_class_folders_in_a_folder_of_a_tar_file(tmp_path):
   helpers.write_tar(tmp_path / "x.tar", tmp_path / "x")
   with pytest.raises(ValueError, match="x.tar has images both in train"):
     data.open_source(f"folder:{tmp_path / 'x.tar'}", "all")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_other_images_of_the_same_size_are_another_identity(tmp_path, kind):
+  helpers.write_image_folder(tmp_path / "set" / "val", {"a": 3, "b": 2})
+  changed = tmp_path / "set" / "val" / "a"
+  changed = sorted(changed.iterdir())[0]
+  if kind == "tar":
+    (tmp_path / "tars").mkdir()
+    helpers.write_tar(tmp_path / "tars" / "val.tar", tmp_path / "set" / "val")
+    changed = tmp_path / "tars" / "val.tar"
+  root = tmp_path / ("tars" if kind == "tar" else "set")
+  source = data.open_source(f"folder:{root}", "val")
+  before = source.identity()
+  assert before == data.open_source(f"folder:{root}", "val").identity() != []
+  _, minival = data.split_minival(source, per_class=1)
+  assert minival.identity() == before
+  changed.write_bytes(changed.read_bytes())
+  assert data.open_source(f"folder:{root}", "val").identity() != before
+
+
+def test_identities_look_at_many_files_evenly(tmp_path, monkeypatch):
+  helpers.write_image_folder(tmp_path / "val", {"a": 9})
+  monkeypatch.setattr(folders, "_MOST_LOOKED_AT", 2)
+  source = data.open_source(f"folder:{tmp_path}", "val")
+  _, size, _ = source.identity()
+  sizes = [len(source[k]["image"]) for k in (0, 8)]
+  assert size == sum(sizes)

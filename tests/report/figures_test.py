@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from soupjax import report
-from soupjax.report import labels
+from soupjax.report import figures, labels
 
 NAMES = [f"ingredient_{i:02d}" for i in range(4)]
 
@@ -53,6 +53,13 @@ def test_plane_shows_a_soup_however_bad():
   lines += helpers.records_of("bad", "soup", 0.1, 0.1, 0.1)
   axes = report.accuracy_plane(report.Results.from_records(lines)).axes[0]
   assert axes.get_xlim()[0] < 10 and axes.get_ylim()[0] < 10
+
+
+def test_shifts_name_their_markers():
+  names = [name.strip() for name in legend(figures.shift_plane(results()))]
+  assert {*helpers.SHIFTS} < {*names}
+  assert "best ingredient on minival" in names and "soup (cost of one)" in names
+  assert "model" not in names  # There is none.
 
 
 def test_figures_that_cannot_be_drawn():

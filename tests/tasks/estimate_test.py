@@ -161,14 +161,40 @@ def models(request, tmp_path):
 @pytest.mark.parametrize("task", ["cook", "diagnose"])
 def test_cook_and_diagnose(models, tmp_path, task):
   more = ["--config.cook.learned.steps=2"] if task == "cook" else []
+  check(task, models + more, tmp_path, has_disk=task == "cook")
+
+
+@pytest.mark.slow
+@needs_status
+@pytest.mark.parametrize("models", [1], indirect=True)
+@pytest.mark.parametrize("method", ["addition", "window"])
+def test_search(models, tmp_path, method):
+  unused = ("name", "minival", "num_classes")  # The sets are in `tasks`.
+  unused = tuple(f"--config.data.{key}=" for key in unused)
+  more = ["--config.tasks=a=digits_row:0:minival=minival:test=test"]
+  if method == "addition":
+    more += [f"--config.initial={tmp_path / 'm0.safetensors'}"]
+    more += ["--config.search.points=3"]
+  models = [flag for flag in models if not flag.startswith(unused)]
+  check("search", models + more, tmp_path, method)
+
+
+@pytest.mark.slow
+@needs_status
+@pytest.mark.parametrize("models", [1], indirect=True)
+def test_statistics(models, tmp_path):
+  check("statistics", [*models, "--config.images=40"], tmp_path)
+
+
+def check(task, flags, tmp_path, arg="", *, has_disk=True):
+  """Compares the estimates of a task with its peaks."""
   command = (
-    f"--config={helpers.ROOT / 'configs' / task}.py",
+    f"--config={helpers.ROOT / 'configs' / task}.py:{arg}".rstrip(":"),
     f"--workdir={tmp_path / 'run'}",
-    *models,
-    *more,
+    *flags,
   )
   sizes = dry_run(*command)
   peak, disk = helpers.peaks(*command)
   assert sizes["host memory"] == pytest.approx(peak, rel=0.2)
-  if task == "cook":
+  if has_disk:
     assert sizes["disk space"] == pytest.approx(disk, rel=0.2)

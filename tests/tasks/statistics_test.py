@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics from the shell, and merges with their files."""
 
+import re
 import shutil
 
 import helpers
@@ -174,3 +175,17 @@ def test_files_of_other_libraries(pool, made, tmp_path):
 def test_statistics_that_cannot_be(pool, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     statistics.run(config_of(pool, **changes), tmp_path / "run")
+
+
+def test_a_dry_run_says_what_it_needs(pool, made, tmp_path, capsys):
+  statistics.run(config_of(pool), tmp_path / "run", dry_run=True)
+  text = capsys.readouterr().out
+  sizes = {"fisher": 0, "grams": 0}
+  for name in sizes:
+    for path in made.glob(f"*/{name}.safetensors"):
+      leaves = sj.open_ingredient(path).specs.values()
+      sizes[name] += sum(4 * leaf.size for leaf in leaves)
+    assert f"{name} {sizes[name] / 1e3:.3g} kB" in text
+  assert re.search(r"host memory .*the program", text)
+  assert "Gram matrices" in text
+  assert not (tmp_path / "run").exists()

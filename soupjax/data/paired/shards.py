@@ -236,6 +236,10 @@ class _Shards(base.Paired):
     self._shards = split.shards
     self._keys, self._places = content.keys, content.places
 
+  def identity(self):
+    """See `Source`."""
+    return folders.identity_of("", self._shards)
+
   def _image(self, index):
     shard, offset, size = map(int, self._places[index])
     with open(self._shards[shard], "rb") as file:

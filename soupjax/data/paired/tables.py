@@ -169,6 +169,12 @@ class _Table(base.Paired):
     )
     self._path, self._images, self._lines = path, content.images, content.lines
 
+  def identity(self):
+    """See `Source`; of the table and its images."""
+    folder = os.fspath(self._path.parent)
+    table = folders.identity_of("", [os.fspath(self._path)])
+    return [*table, *folders.identity_of(folder, self._images)]
+
   def _image(self, index):
     name = os.fsdecode(self._images[index])
     return (self._path.parent / name).read_bytes()

@@ -150,6 +150,11 @@ def default_config() -> ml_collections.ConfigDict:
     "memory_gb": -1.0,
   }
   c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
+  # Checkpoints along one run, paths and patterns joined by commas, of which the
+  # soup "window" averages the last, as many as are best on minival. "{run}" is
+  # the directory in which the best ingredient lies:
+  # --config.cook.window='{run}/step_*,{run}/last'
+  c.cook.window = ""
   # Ensembles are made if the logits of all ingredients take no more than this.
   c.cook.ensembles_gb = 8.0
   # Calibration errors of all models, with and without a temperature fitted on

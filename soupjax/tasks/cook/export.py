@@ -299,6 +299,10 @@ def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
     record = files.read_json(folder / "wise_ft.json")
     keys = ("metric", "alpha", "initial")
     return recipe | {k: record[k] for k in keys}, [record["fine-tuned"]]
+  if soup == "window":
+    record = files.read_json(folder / "window.json")
+    keys = ("metric", "checkpoints", "selected")
+    return recipe | {key: record[key] for key in keys}, None
   if soup in opened.learned:
     record = files.read_json(folder / "learned.json")
     alphas = {

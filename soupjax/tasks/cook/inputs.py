@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -34,13 +35,13 @@ from soupjax.tasks import mix
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import export, heads, infer, protocols
+from soupjax.tasks.cook import export, heads, infer, protocols, window
 from soupjax.tasks.finetune.step import leaf_sharding
 
 # Names that the report uses for models other than ingredients.
 _RESERVED = re.compile(
   "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft|"
-  "wise_ft_.*|chosen|after_.*|at_.*)$"
+  "wise_ft_.*|window|chosen|after_.*|at_.*)$"
 )
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
@@ -137,10 +138,15 @@ class CookInputs(Inputs):
     minival: the source of held-out images; None if a command evaluates, or the
       task "evaluate" has none.
     tests: name -> source of a test set.
+    along: ingredient -> checkpoints of its run, oldest first; or "" -> those
+      of the only run of `cook.window`. {} without a window.
   """
 
   minival: data.Source | None
   tests: Mapping[str, data.Source]
+  along: Mapping[str, Sequence[Ingredient]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def sets(self) -> dict[str, data.Source]:
@@ -190,15 +196,25 @@ def open_checkpoints(
   opened = open_lib.find_ingredients(
     patterns(config), base=config.base or config.initial or None
   )
+  opened = [chosen_leaves(config, ingredient) for ingredient in opened]
   start = open_lib.open_ingredient(config.initial) if config.initial else None
-  if config.skip:
-    opened = [pretrained.without(i, config.skip) for i in opened]
-    start = start and pretrained.without(start, config.skip)
-  if config.prefix:
-    opened = [pretrained.under(i, config.prefix) for i in opened]
-    if start and any(leaf.startswith(config.prefix) for leaf in start.specs):
+  if start and config.skip:
+    start = pretrained.without(start, config.skip)
+  if start and config.prefix:
+    if any(leaf.startswith(config.prefix) for leaf in start.specs):
       start = pretrained.under(start, config.prefix)
   return opened, start
+
+
+def chosen_leaves(
+  config: ml_collections.ConfigDict, ingredient: Ingredient
+) -> Ingredient:
+  """Returns an ingredient with leaves chosen by `config.skip` and `.prefix`."""
+  if config.skip:
+    ingredient = pretrained.without(ingredient, config.skip)
+  if config.prefix:
+    ingredient = pretrained.under(ingredient, config.prefix)
+  return ingredient
 
 
 def adapt(
@@ -239,19 +255,24 @@ def open_inputs(
     ValueError: if checkpoints, model and data do not fit together.
   """
   opened, start = open_checkpoints(config)
+  runs: list[list[Ingredient]] = []
+  if config.task == "cook":
+    choose = functools.partial(chosen_leaves, config)
+    runs = window.open_runs(config, opened, choose)
   config, detected, whole, notes = infer.resolve(
-    config, [*opened, *filter(None, [start])]
+    config, [*opened, *filter(None, [start]), *itertools.chain(*runs)]
   )
   model = cook_config.build_model(config)
   if whole is not None and not isinstance(model, models.CLIP):
     model = heads.clip_of(model, whole.options)
   ingredients, initial = adapt(config, model, opened, start)
+  along = window.by_ingredient(
+    ingredients, [adapt(config, model, run, None)[0] for run in runs]
+  )
   if config.task == "evaluate":
     check_names(ingredients)
   else:
-    check_same_init(ingredients)
-    if not check_selection(config, ingredients, initial):
-      check_ingredients([*ingredients, *filter(None, [initial])])
+    check_models(config, ingredients, initial, along)
   mesh = sharding.make_mesh(dict(config.sharding.mesh), devices)
   if config.task != "evaluate":
     sharding.share(
@@ -261,7 +282,13 @@ def open_inputs(
     config, detected, notes, model, opened[0]
   )
   if whole is not None:
-    heads.check_scales([*ingredients, *filter(None, [initial])])
+    heads.check_scales(
+      [
+        *ingredients,
+        *filter(None, [initial]),
+        *itertools.chain(*along.values()),
+      ]
+    )
   clip_start = None
   if config.task == "cook":
     clip_start = _clip_start(config, model, ingredients[0], notes)
@@ -287,6 +314,7 @@ def open_inputs(
     initial=initial,
     original=opened[0],
     notes=notes,
+    along=along,
     clip_start=clip_start,
   )
 
@@ -308,6 +336,31 @@ def _clip_start(
   return start
 
 
+def check_models(
+  config: ml_collections.ConfigDict,
+  ingredients: Sequence[Ingredient],
+  initial: Ingredient | None,
+  along: Mapping[str, Sequence[Ingredient]],
+  *,
+  same_init: bool = True,
+) -> None:
+  """Checks that models of cooking can be averaged.
+
+  Raises:
+    ValueError: if starts, leaves, shapes or dtypes differ.
+  """
+  if same_init:
+    check_same_init([*ingredients, *itertools.chain(*along.values())])
+  if not check_selection(config, ingredients, initial):
+    check_ingredients([*ingredients, *filter(None, [initial])])
+  for run in along.values():
+    # A checkpoint may have the name of an ingredient.
+    first = dataclasses.replace(
+      ingredients[0], name=f"ingredient {ingredients[0].name}"
+    )
+    check_ingredients([first, *run])
+
+
 def check_selection(
   config: ml_collections.ConfigDict,
   ingredients: Sequence[Ingredient],
@@ -318,7 +371,12 @@ def check_selection(
   for pattern, action in select.items():
     listed = np.ndim(action) > 0
     fix = None
-    if action == "skip":
+    if listed and config.task == "cook" and config.cook.window:
+      fix = (
+        "the window averages other checkpoints; take 'keep' or one number, or "
+        "leave cook.window out"
+      )
+    elif action == "skip":
       fix = "a model without a leaf cannot be evaluated; take 'keep' or numbers"
     elif (
       listed
@@ -482,6 +540,7 @@ def check_workdir(opened: Inputs, path: str | os.PathLike | None) -> None:
   """
   if path:
     given = [*opened.ingredients, *([opened.initial] if opened.initial else [])]
+    given += itertools.chain(*getattr(opened, "along", {}).values())
     replaceable.check_outside(os.path.expanduser(path), given)
 
 
@@ -510,7 +569,10 @@ def check_unchanged(
     if i.base
   }
   present |= {
-    f"the set {name}": [source.name, len(source), source.num_classes]
+    f"the set {name}": [
+      *(source.name, len(source), source.num_classes),
+      *source.identity(),
+    ]
     for name, source in inputs.sets.items()
   }
   present |= {
@@ -538,6 +600,17 @@ def check_unchanged(
     )
 
 
+def along_files(opened: CookInputs) -> dict[str, list[Any]]:
+  """Identifies the checkpoints of `cook.window`, by what they are."""
+  return {
+    f"{checkpoint.name} along the run {name}".rstrip(): identity(
+      str(checkpoint.path)
+    )
+    for name, run in opened.along.items()
+    for checkpoint in run
+  }
+
+
 def is_record_of(
   record: pathlib.Path, config: ml_collections.ConfigDict
 ) -> bool:
@@ -556,7 +629,10 @@ def is_record_of(
 def _matches(config) -> list[list[Any]]:
   """Identifies all paths that match `ingredients`, and `initial`."""
   found = matches([*patterns(config), config.initial, config.base])
-  return [identity(path) for path in found]
+  along = config.cook.get("window", "")
+  for path in matches(patterns(config)) if along else ():
+    found += matches(window.patterns(along, path))
+  return [identity(path) for path in dict.fromkeys(found)]
 
 
 def matches(given: Iterable[str]) -> list[str]:
@@ -610,7 +686,9 @@ def plan(inputs: CookInputs) -> str:
   if not inputs.tests:
     lines.append("no test set: name one with tests= to measure gains of soups")
   names = ["uniform", *inputs.greedy, *inputs.learned]
+  names += ["window"] if inputs.along else []
   names += ["wise_ft"] if _wise_ft_points(inputs) else []
+  lines += window.plan_lines(inputs.along)
   lines.append(f"soups: {', '.join(names)}")
   models, candidates = evaluations(inputs)
   lines.append(
@@ -636,8 +714,9 @@ def evaluations(inputs: CookInputs) -> tuple[int, int]:
   """Returns how many models are evaluated on all sets, and on minival alone."""
   count, points = len(inputs.ingredients), _wise_ft_points(inputs)
   soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
-  models = count + bool(inputs.initial) + soups + points
-  return models, len(inputs.greedy) * count
+  models = count + bool(inputs.initial) + soups + bool(inputs.along) + points
+  windows = max(map(len, inputs.along.values()), default=0)
+  return models, len(inputs.greedy) * count + windows
 
 
 def _wise_ft_points(inputs: CookInputs) -> int:

@@ -27,9 +27,8 @@ from soupjax.soups.core.ingredient import (
   as_ingredients,
   check_ingredients,
 )
-from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection
-from soupjax.tasks.cook import export, inputs
+from soupjax.tasks.cook import export, inputs, window
 
 PyTree = Any
 
@@ -78,12 +77,14 @@ def fields(
     dataclasses.replace(i, name=inputs.safe_name(i.name, config.task))
     for i in opened
   ]
-  if same_init:
-    check_same_init(ingredients)
   if initial is not None:
     initial = dataclasses.replace(initial, name="initial")
-  if not inputs.check_selection(config, ingredients, initial):
-    check_ingredients([*ingredients, *filter(None, [initial])])
+  more = {}
+  if config.task == "cook":
+    runs = window.open_runs(config, opened)
+    more = {"along": window.by_ingredient(ingredients, runs)}
+  along = more.get("along", {})
+  inputs.check_models(config, ingredients, initial, along, same_init=same_init)
   return {
     "config": config,
     "model": None,
@@ -97,6 +98,7 @@ def fields(
     "initial": initial,
     "original": original,
     "notes": [],
+    **more,
   }
 
 
@@ -127,7 +129,9 @@ def plan(opened: inputs.CookInputs) -> str:
       + " is better)"
       for soup, metric in opened.greedy.items()
     ),
-    f"soups: {', '.join(['uniform', *opened.greedy])}",
+    *window.plan_lines(opened.along),
+    "soups: "
+    + ", ".join(["uniform", *opened.greedy, *["window"] * bool(opened.along)]),
   ]
   if config.cook.learned.granularities and len(ingredients) > 1:
     lines.append("no learned soups: a command has no gradients")

@@ -1,7 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory, disk and time of cooking, evaluations and a diagnosis."""
+"""Memory, disk and time of tasks that open checkpoints and evaluate them."""
 
+from collections.abc import Sequence
+import dataclasses
 import math
 import os
 import pathlib
@@ -10,6 +12,7 @@ import jax
 import numpy as np
 
 from soupjax import buckets, files
+from soupjax.models.linear_inputs import linear_inputs
 from soupjax.soups.core.ingredient import sharding_of
 from soupjax.tasks import estimate
 from soupjax.tasks.cook import evaluate
@@ -18,10 +21,14 @@ from soupjax.tasks.cook.inputs import CookInputs, Inputs
 # Measured copies of a model: sums, candidates, soups, gradients, and memory of
 # theirs that the allocator keeps.
 _COPIES = {"greedy": 9.0, "learned": 10.5, "evaluation": 1.2}
+_COPIES |= {"search": 5.0, "statistics": 6.0}
+_GRAMS = 4.0  # Measured copies of Gram matrices.
 # Measured bytes of the figures and the page of results.
 _REPORT = 60_000_000
 # Measured bytes of compiling forward passes alone.
 _FORWARD = 40_000_000
+# The same, with programs and buffers that make candidates.
+_CANDIDATES = 80_000_000
 
 
 def cooking(
@@ -36,6 +43,7 @@ def cooking(
   weights = inputs.ingredients[0].num_bytes
   interpolates = inputs.initial and inputs.config.cook.wise_ft_points
   soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(interpolates)
+  soups += bool(inputs.along)
   logits = inputs.logits_bytes if inputs.ensembles else 0
   limit = inputs.config.cook.learned.memory_gb
   pool = len(inputs.ingredients) * weights if inputs.learned else 0
@@ -76,6 +84,64 @@ def evaluation(
   disk = {"logits": models * logits * inputs.config.save_logits}
   copies = _COPIES["evaluation"]
   return _estimate(inputs, workdir, 0, copies, logits, disk, compiling=_FORWARD)
+
+
+def searching(
+  inputs: Inputs, workdir: str | os.PathLike | None
+) -> estimate.Estimate:
+  """Estimates memory and disk of a search; see `cooking`."""
+  weights = inputs.ingredients[0].num_bytes
+  models = len(inputs.ingredients) + (inputs.initial is not None)
+  learns = "memory_gb" in inputs.config.search
+  pool = models * weights * (inputs.config.in_memory or learns)
+  limit = inputs.config.search.get("memory_gb", -1)
+  if limit >= 0:
+    pool = min(pool, max(limit * 1e9, 2 * weights))
+  disk = {
+    "the chosen model": weights,
+    "for other libraries": weights if inputs.family else 0,
+  }
+  copies = _COPIES["learned" if learns else "search"]
+  more = {} if learns else {"compiling": _CANDIDATES}
+  return _estimate(inputs, workdir, pool, copies, 0, disk, **more)
+
+
+def statistics(
+  inputs: CookInputs, workdir: str | os.PathLike | None, kinds: Sequence[str]
+) -> estimate.Estimate:
+  """Estimates memory and disk of the task "statistics"; see `cooking`."""
+  weights, count = inputs.ingredients[0].num_bytes, len(inputs.ingredients)
+  grams = _gram_bytes(inputs) if "grams" in kinds else 0
+  disk = {
+    "fisher": count * weights * ("fisher" in kinds),
+    "grams": count * grams,
+    "models with soupjax's names": count * weights
+    if inputs.family and "grams" in kinds
+    else 0,
+  }
+  copies = _COPIES["statistics"]
+  needed = _estimate(inputs, workdir, _GRAMS * grams, copies, 0, disk)
+  names = {
+    "ingredients": "Gram matrices",
+    "sums, candidates, soups and gradients": "a model and its gradients",
+  }
+  device = {names.get(k, k): v for k, v in needed.device.items()}
+  return dataclasses.replace(needed, device=device)
+
+
+def _gram_bytes(inputs: CookInputs) -> int:
+  """Returns the bytes of the Gram matrices of a model, in float32."""
+  first, side = inputs.ingredients[0], inputs.config.data.image_size
+  shapes = [
+    jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+    for spec in first.specs.values()
+  ]
+  rows = jax.eval_shape(
+    linear_inputs(inputs.model),
+    jax.tree.unflatten(first.treedef, shapes),
+    jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
+  )
+  return sum(4 * x.shape[-1] ** 2 for x in rows.values())
 
 
 def print_duration(inputs: Inputs, dataset: str, images: int) -> None:

@@ -36,6 +36,7 @@ from soupjax.tasks.cook import (
   judge,
   needs,
   soups,
+  window,
 )
 from soupjax.tasks.reasons import robustness
 
@@ -82,7 +83,9 @@ def run(
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    inputs.check_unchanged(config, opened, workdir / _RECORD)
+    inputs.check_unchanged(
+      config, opened, workdir / _RECORD, inputs.along_files(opened)
+    )
     kind = judge if opened.is_judged else evaluate
     evaluations = stack.enter_context(kind.Evaluations(opened, workdir))
     return _run(opened, workdir, evaluations)
@@ -140,12 +143,12 @@ def _run(
       files.make_directory(record.parent)
       files.write_json(record, dict(ingredient.hyperparameters))
     progress.step()
-  _write_choices(opened, ingredients, workdir)
   ingredients = _ranked(opened, ingredients, metric)
   _warn_of_chance(opened, ingredients[0])
 
   # --- Soups, by minival alone ------------------------------------------------
   names = _cook(opened, ingredients, evaluations, workdir)
+  _write_choices(opened, ingredients, workdir)
 
   # --- Evaluation -------------------------------------------------------------
   initial, best = opened.initial, ingredients[0]
@@ -237,6 +240,9 @@ def _write_choices(opened, ingredients, workdir) -> None:
     },
     "greedy": opened.greedy,
   }
+  if opened.along:
+    record = workdir_lib.read(workdir / "soups" / "window" / "window.json")
+    choices["window"] = window.about(record)
   if processes.is_first():
     files.write_json(workdir / "choices.json", choices)
 
@@ -312,12 +318,19 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
     )
     return params, {"learned": record}
 
+  def last_of_run(name, state):
+    params, record = window.soup(opened, ingredients[0], evaluations, state)
+    return params, {"window": record}
+
   cook("uniform", uniform, workdir / "uniform_state.json")
   for name in opened.greedy:
     cook(name, greedy, workdir / f"{name}_trace.json")
   for name in opened.learned:
     cook(name, learned, workdir / f"{name}_state.json")
   names = ["uniform", *opened.greedy, *opened.learned]
+  if opened.along:
+    cook("window", last_of_run, workdir / "window_state.json")
+    names.append("window")
   for name in names:
     export.write(opened, folder / name, workdir / "export" / name)
   return names

@@ -2,13 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of the task "evaluate"."""
 
+from collections.abc import Sequence
+import dataclasses
+import glob
 import os
 
 import ml_collections
 
 from soupjax import config as config_lib
 from soupjax import files
+from soupjax.checkpoints import open as open_lib
+from soupjax.soups.core.ingredient import Ingredient
 from soupjax.tasks.cook import config as cook_config
+from soupjax.tasks.cook import inputs
 from soupjax.tasks.evaluate import transfer
 
 
@@ -65,6 +71,39 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
   if (root / "export").exists():  # Soups with the ingredients' leaf names.
     soups = os.path.join(root, "export", "*")
   config.ingredients = f"{soups},{recorded['ingredients']}"
+
+
+def plainly_named(
+  config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
+) -> list[Ingredient]:
+  """Names models as their own pattern alone would, where that is unambiguous.
+
+  The soups and ingredients of a run are thus called "greedy" and "member_001",
+  although they are in different places.
+
+  Args:
+    config: as in configs/evaluate.py.
+    ingredients: named by the parts of all paths that differ.
+  """
+  given = open_lib.split_patterns(config.ingredients)
+  names: dict[str, str] = {}
+  for pattern in given if len(given) > 1 else ():
+    if glob.has_magic(pattern):
+      paths = open_lib.paths_of([pattern])
+      places = [os.path.abspath(os.path.expanduser(path)) for path in paths]
+      names |= dict(zip(places, open_lib.short_names(places)))
+
+  def plain(ingredient):
+    inside = [p for p in names if f"{ingredient.path}/".startswith(f"{p}/")]
+    if not inside or "#" in ingredient.name:
+      return ingredient.name
+    return inputs.safe_name(names[max(inside, key=len)], config.task)
+
+  found = list(map(plain, ingredients))
+  return [
+    i if found.count(name) > 1 else dataclasses.replace(i, name=name)
+    for i, name in zip(ingredients, found)
+  ]
 
 
 def with_dataset(

@@ -26,6 +26,9 @@ from soupjax.version import __version__
 
 PyTree = Any
 _NEEDED = ("logits", "labels")
+# All entries of the files that `Evaluations` writes.
+_KNOWN = {*_NEEDED, "images", "model", "weights", "set", "data", "test"}
+_KNOWN |= {"soupjax", "classes", "space"}
 _DAMAGED = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
 
 
@@ -189,11 +192,15 @@ def _has_logits(path: str) -> bool:
     return False
   try:
     if buckets.is_remote(path):
-      return set(_NEEDED) <= set(files.read_arrays(path))
-    with zipfile.ZipFile(path) as archive:
-      return {f"{name}.npy" for name in _NEEDED} <= set(archive.namelist())
+      names = set(files.read_arrays(path))
+    else:
+      with zipfile.ZipFile(path) as archive:
+        names = {n.removesuffix(".npy") for n in archive.namelist()}
   except _DAMAGED:
     return False  # Opening it as a checkpoint reports the error.
+  # A file that lacks one of both is not a checkpoint, either.
+  some = bool(names & {*_NEEDED}) and names <= _KNOWN
+  return some or {*_NEEDED} <= names
 
 
 def open_inputs(
@@ -270,16 +277,24 @@ def _open(path: str) -> LogitFile:
   """Reads a single file of logits and checks it."""
   try:
     stored = files.read_arrays(path)
+    if missing := [key for key in _NEEDED if key not in stored]:
+      raise ValueError(f"it has no {missing[0]!r}")
     logits, labels = (stored[key] for key in _NEEDED)
     space = json.loads(str(stored["space"])) if "space" in stored else None
     test = json.loads(str(stored["test"])) if "test" in stored else None
   except _DAMAGED as e:
     raise ValueError(
-      f"{path} is not a file of logits ({e}): leave it out."
+      f"{path} is not a file of logits ({e}): it needs 'logits' (n, classes) "
+      "and 'labels' (n,). Complete it, or leave it out."
     ) from e
   stem, _, named = os.path.basename(path).removesuffix(".npz").rpartition("@")
   name = str(stored.get("model", stem or named)).replace("/", ".").lstrip(".")
   dataset = str(stored.get("set", named if stem else "test"))
+  if not name:
+    raise ValueError(
+      f"{path} has the model {str(stored['model'])!r}: give a name that can be "
+      "that of a file."
+    )
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
     raise ValueError(
       f"{path}: logits {logits.shape} and labels {labels.shape} do not match: "
@@ -294,11 +309,14 @@ def _open(path: str) -> LogitFile:
     row = int((~(logits < np.inf)).any(axis=1).argmax())
     raise ValueError(
       f"{path}: the logits of image {row} are NaN or infinite: the model "
-      "diverged. Leave it out."
+      "diverged, or the file is damaged. Leave it out."
     )
   try:
+    if test is not None and dataset != "minival":
+      _check_test(dataset, test)
     read = None if space is None else _space(space, logits.shape[1])
     _check_labels(labels, logits.shape[1], read)
+    _check_finite(logits, labels, read)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from e
   classes, images = stored.get("classes"), stored.get("images")
@@ -325,6 +343,22 @@ def _open(path: str) -> LogitFile:
   )
 
 
+def _check_test(dataset: str, test: Any) -> None:
+  """Raises a ValueError if an entry of `config.tests` cannot be read."""
+  if not isinstance(test, str | dict):
+    raise ValueError(
+      f"test={test!r:.80} must be a text or an object, as in config.tests."
+    )
+  cook_config.tests(
+    ml_collections.ConfigDict(
+      {
+        "tests": config_lib.NamedTexts({dataset: test}),
+        "data": {"name": "logits"},
+      }
+    )
+  )
+
+
 def _space(values: Any, num: int) -> LabelSpace:
   """Returns the space of a file; a ValueError if it has no such outputs."""
   try:
@@ -337,6 +371,11 @@ def _space(values: Any, num: int) -> LabelSpace:
       f"space={values!r:.80} must be an object with lists of outputs, such as "
       '{"groups": [[0, 2], [1]]}.'
     ) from e
+  if unknown := sorted({*values} - {*parts}):
+    raise ValueError(
+      f"space has the key {unknown[0]!r}, which is not one of groups and "
+      "answers: correct it, or leave it out."
+    )
   for key, lists in parts.items():
     for k in [k for one in lists or () for k in one]:
       if type(k) is not int or not 0 <= k < num:
@@ -365,6 +404,19 @@ def _check_labels(labels, num: int, space: LabelSpace | None) -> None:
         f"which is not among the {len(heads)} outputs of space: add it there, "
         "or leave the image out."
       )
+
+
+def _check_finite(logits, labels, space: LabelSpace | None) -> None:
+  """Raises a ValueError if the logit of a label is -inf: its loss is inf."""
+  if space is not None:
+    logits, labels = space.reduced(logits, labels)
+  without = logits[np.arange(len(labels)), labels] == -np.inf
+  if without.any():
+    raise ValueError(
+      f"the logit of image {int(without.argmax())} for its label is -inf, so "
+      "that its loss is infinite. Outputs may be -inf only if they are not "
+      "classes of the set; better, write them all and list classes in 'space'."
+    )
 
 
 def _by_model(opened: Sequence[LogitFile]) -> dict[str, dict[str, LogitFile]]:

@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -85,7 +86,9 @@ def _open(config):
   """Opens checkpoints; or logits, with their files by model and set."""
   if not logits_lib.are_given(config):
     evaluate_config.check(config)
-    return inputs.open_inputs(evaluate_config.with_dataset(config)), {}
+    opened = inputs.open_inputs(evaluate_config.with_dataset(config))
+    named = evaluate_config.plainly_named(config, opened.ingredients)
+    return dataclasses.replace(opened, ingredients=named), {}
   given = [key for key in ("tests", "save_logits", "transfer") if config[key]]
   if given:
     key = given[0]

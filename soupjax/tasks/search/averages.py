@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages of runs (DiWA, ratatouille) or of one run; merge rules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import inspect
@@ -15,6 +15,7 @@ from soupjax.soups.core.ingredient import Ingredient, rank_by
 from soupjax.soups.search.tune import check_budget
 from soupjax.tasks import mix
 from soupjax.tasks.cook import soups
+from soupjax.tasks.cook import window as window_lib
 from soupjax.tasks.search.arithmetic import deciding
 from soupjax.tasks.search.inputs import SearchInputs
 from soupjax.tasks.search.work import Outcome, Work, mean
@@ -113,16 +114,12 @@ def window(work: Work) -> Outcome:
   """Chooses how many of the last checkpoints of a run to average, and how."""
   models, names = work.inputs.ingredients, deciding(work.inputs)
   merge = merger(work, models)
-
-  def make(options, point):
-    weights = rules.schedule(count=len(models), last=int(point[0]), **options)
-    return merge({"name": "weighted", "weights": weights})
-
   searches = {
-    title: search.tune(
-      functools.partial(make, options),
+    title: window_lib.choose(
+      models,
       work.evaluator(),
-      [[n] for n in range(1, len(models) + 1)],
+      merge=merge,
+      options=options,
       value=lambda scores: mean(scores, names),
       method=title,
       label=f"mean of {', '.join(names)}",
@@ -146,26 +143,13 @@ def window(work: Work) -> Outcome:
 def merger(work: Work, models: Sequence[Ingredient]):
   """Returns a function that maps the arguments of a rule to a merged model."""
   inputs = work.inputs
-  base, place = inputs.initial, inputs.place
-  if work.config.in_memory:
-    # On the host: the engine reads any part of a leaf in every process.
-    models = [Ingredient.from_params(m.name, m.load()) for m in models]
-    base = base and Ingredient.from_params(base.name, base.load())
-  select = inputs.selection(inputs.ingredients).get("select")
-
-  def merge(rule: Mapping[str, Any]):
-    made = mix.rule_of(rule, len(models))
-    base_of = base if made.needs_base or select else None
-    return mix_lib.mix(
-      made,
-      models,
-      base=base_of,
-      select=select,
-      sharding=place,
-      progress=False,
-    ).params
-
-  return merge
+  return mix.merger(
+    models,
+    base=inputs.initial,
+    select=inputs.selection(inputs.ingredients).get("select"),
+    sharding=inputs.place,
+    in_memory=work.config.in_memory,
+  )
 
 
 def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:

@@ -22,7 +22,8 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
 
   Args:
     inputs: the leaves of its `frozen_heads` are set, on the mesh.
-    folder: directory of `TASK.npz`, the leaves of each head. Existing files are
+    folder: directory of `TASK.npz`, the leaves of each head, with "normalize"
+      if it takes features of length 1. Existing files are
       reused. None (a dry run) only checks heads that need not be made.
 
   Raises:
@@ -48,14 +49,12 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
       heads_lib.check(head, features, task.model.num_classes, where)
       head = jax.tree.map(np.asarray, head)
       if file is not None and jax.process_index() == 0:
-        files.write_arrays(
-          file,
-          {
-            f"{m}/{k}": v
-            for m, leaves in head.items()
-            for k, v in leaves.items()
-          },
-        )
+        arrays = {
+          f"{m}/{k}": v for m, leaves in head.items() for k, v in leaves.items()
+        }
+        if getattr(task.model, "normalize", False):
+          arrays[heads_lib.NORMALIZE] = np.array(True)
+        files.write_arrays(file, arrays)
       processes.barrier(f"head of {name}")
     place = sharding.replicated(inputs.mesh)
     inputs.frozen_heads[name].leaves = jax.tree.map(
@@ -69,6 +68,8 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
 def _nested(flat) -> dict[str, dict[str, np.ndarray]]:
   head: dict[str, dict[str, np.ndarray]] = {}
   for key, value in flat.items():
+    if key == heads_lib.NORMALIZE:
+      continue
     module, _, name = key.partition("/")
     head.setdefault(module, {})[name] = value
   return head

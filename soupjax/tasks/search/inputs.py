@@ -19,7 +19,7 @@ from soupjax.soups.core.records import check_same_init
 from soupjax.tasks import heads as heads_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import infer
+from soupjax.tasks.cook import infer, window
 from soupjax.tasks.cook import inputs as cook_inputs
 from soupjax.tasks.finetune.step import leaf_sharding
 from soupjax.tasks.search import config as search_config
@@ -127,6 +127,7 @@ def open_inputs(
   config: ml_collections.ConfigDict,
   *,
   same_init: bool = True,
+  one_run: bool = False,
   devices: Sequence[jax.Device] | None = None,
 ) -> SearchInputs:
   """Opens checkpoints and data; reads metadata and one image of each set.
@@ -134,6 +135,8 @@ def open_inputs(
   Args:
     config: as in configs/search.py.
     same_init: whether it is an error if ingredients record different starts.
+    one_run: whether the ingredients are checkpoints along one run, which are
+      then sorted from the oldest to the newest.
     devices: devices of the mesh; None for all of JAX.
 
   Raises:
@@ -149,6 +152,8 @@ def open_inputs(
       "file:PATH), or none."
     )
   opened, start = cook_inputs.open_checkpoints(config)
+  if one_run:
+    opened = window.in_order(opened, cook_inputs.patterns(config))
   config, detected, whole, notes = infer.resolve(
     config, [*opened, *filter(None, [start])], headless=bool(frozen)
   )
@@ -299,7 +304,7 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
     infer.check_images(config, source, spec.ops)
     notes += classes_lib.incomparable(source, classes, spec.name)
   made = model.clone(num_classes=count)
-  if kind == "zeroshot":
+  if kind == "zeroshot" or heads_lib.normalizes(head_source):
     made = made.clone(normalize=True)
   return Task(
     spec=spec,

@@ -29,6 +29,7 @@ class Method:
     least: minimum number of ingredients.
     same_init: whether ingredients must share a start.
     needs_initial: whether `config.initial` is required.
+    one_run: whether ingredients are checkpoints along one run.
     learned: whether it needs gradients, which a command does not have.
   """
 
@@ -38,6 +39,7 @@ class Method:
   least: int = 1
   same_init: bool = True
   needs_initial: bool = True
+  one_run: bool = False
   learned: bool = False
 
 
@@ -53,6 +55,7 @@ _WINDOW = Method(
   check=lambda inputs: averages.schedules(inputs) and None,
   least=2,
   needs_initial=False,
+  one_run=True,
 )
 _DIWA = Method(
   run=averages.diwa,

@@ -29,6 +29,7 @@ def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
   (arXiv 2212.04089, section 4) if every task has its own ingredient, and the
   combined accuracy of patching (arXiv 2208.05592). With several tasks, each is
   followed by the changes from the initial model, as a matrix of forgetting. If
+  another metric decides, a table of it comes before each. If
   a command evaluates, its metrics take the place of accuracies, as they are.
   """
   tasks = work.inputs.tasks
@@ -41,18 +42,20 @@ def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
     splits = {"test": TEST, **splits}
   made = []
   for title, split in splits.items():
+    if work.metric != "prec@1" and not work.inputs.is_judged:
+      made.append(_deciding(work, title, split))
     made.append(_accuracies(work, outcome, title, split))
     if len(tasks) > 1 and PRETRAINED in work.results:
       made.append(_forgetting(work, title, split))
   return made
 
 
-def _values(work: Work, model: str, split: str) -> dict[str, float]:
+def _values(
+  work: Work, model: str, split: str, metric: str = "prec@1"
+) -> dict[str, float]:
   values, judged = work.results[model][1], work.inputs.is_judged
   return {
-    task: values[f"{task}/{split}"][
-      work.metric_of(task) if judged else "prec@1"
-    ]
+    task: values[f"{task}/{split}"][work.metric_of(task) if judged else metric]
     for task in work.inputs.tasks
   }
 
@@ -61,6 +64,24 @@ def _title(work: Work, accuracies: str, scores: str) -> dict[str, Any]:
   """Returns the title of a table and whether it is in percent."""
   judged = work.inputs.is_judged
   return {"title": scores if judged else accuracies, "percent": not judged}
+
+
+def _deciding(work: Work, title: str, split: str) -> dict[str, Any]:
+  """Returns the values of the metric by which choices are made."""
+  tasks, mode = list(work.inputs.tasks), work.inputs.mode(work.metric)
+  better = "higher" if mode == "max" else "lower"
+  rows = {}
+  for model in work.results:
+    values = _values(work, model, split, work.metric)
+    total = [mean(values, tasks)] if len(tasks) > 1 else []
+    rows[model] = [*values.values(), *total]
+  return {
+    "title": f"{work.metric} on {title} ({better} is better)",
+    "columns": [*tasks, *["mean"] * (len(tasks) > 1)],
+    "rows": rows,
+    "signed": False,
+    "percent": False,
+  }
 
 
 def _accuracies(work, outcome, title, split) -> dict[str, Any]:

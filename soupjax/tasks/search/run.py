@@ -55,7 +55,8 @@ def run(
   search_config.check(config)
   method = methods.METHODS[config.method]
   kind = judge if config.evaluate_command else inputs_lib
-  inputs = kind.open_inputs(config, same_init=method.same_init)
+  more = {} if config.evaluate_command else {"one_run": method.one_run}
+  inputs = kind.open_inputs(config, same_init=method.same_init, **more)
   cook_inputs.check_workdir(inputs, workdir)
   methods.check(inputs)
   if processes.is_first():
@@ -64,6 +65,8 @@ def run(
     return None
   if dry_run:
     frozen_heads.make_heads(inputs, None)
+    if processes.is_first():
+      print(needs.searching(inputs, path))
     models, candidates = _evaluations(inputs)
     images = models * inputs.num_images + candidates * _minival_images(inputs)
     first = next(iter(inputs.tasks))

@@ -163,20 +163,7 @@ class Work:
 
   def stage(self, title: str) -> dict[str, Any]:
     """Returns `resume` and `on_candidate` for a search with its own file."""
-    path = self.file(title)
-    history = workdir_lib.read(path, [])
-    if not isinstance(history, list):
-      raise ValueError(f"{path} is not a list of candidates: delete it.")
-
-    def save(candidate):
-      history.append(dataclasses.asdict(candidate))
-      if jax.process_index() == 0:
-        files.write_json(path, history)
-      values = ", ".join(f"{c:.3g}" for c in candidate.coefficients)
-      shown = ", ".join(f"{k} {v:.4f}" for k, v in candidate.scores.items())
-      self._progress.step(note=f"{title} at {values}: {shown}")
-
-    return {"resume": list(history), "on_candidate": save}
+    return workdir_lib.resumed_search(self.file(title), self._progress, title)
 
   def shown(
     self, base: Ingredient, models: Sequence[Ingredient], *factors: float

@@ -66,6 +66,7 @@ def config_of(folder, log, **changes):
     "evaluate_command": command,
     "cook.metric": "acc,val_loss",
     "cook.wise_ft_points": 3,
+    "cook.window": f"{folder}/runs/[012]",
   }
   return config_lib.load(helpers.COOK_CONFIG, **{**values, **changes})
 
@@ -118,17 +119,32 @@ def test_soups_are_written_like_the_ingredients(cooked):
   assert "minival/acc" in (folder / "README.md").read_text()
 
 
+def test_the_command_chooses_a_window(cooked):
+  record = json.loads((cooked / "soups/window/window.json").read_text())
+  expected = [score_of(W[[0, 1, 2][-n:]].mean(0)) for n in (1, 2, 3)]
+  scores = [c["scores"]["score"] for c in record["history"]]
+  assert scores == pytest.approx(expected, abs=1e-6)
+  assert record["last"] == 1 + int(np.argmax(expected)) > 1
+  found = helpers.result_values(cooked, "acc")["window", "command/minival"]
+  assert found == pytest.approx(max(expected), abs=1e-6)
+  page = (cooked / "report.html").read_text()
+  assert f"Last {record['last']} of 3 checkpoints" in page
+  assert "The last checkpoints of a run" in page
+  assert (cooked / "export/window/model.safetensors").exists()
+
+
 def test_nothing_is_judged_twice(folder, cooked, tmp_path):
   log, evaluations = f"{cooked}_log", cooked / "evaluations"
   given = calls(log)
   paths = [line.rpartition(" ")[0] for line in given]
   assert not any(pathlib.Path(path).exists() for path in paths)
   assert not (evaluations / "candidates").exists()
-  # The ingredients; three candidates of both greedy soups; and uniform, start
-  # and middle. WiSE-FT's ends and the greedy soups themselves are known.
+  # The ingredients; three candidates of both greedy soups; uniform, start and
+  # middle; windows of two and three. WiSE-FT's ends and the greedy soups
+  # themselves are known.
   scores = json.loads((evaluations / "scores.json").read_text())
   assert len(given) == len(set(paths)) == len(scores)
-  assert len(given) == 4 + 3 + 3
+  assert len(given) == 4 + 3 + 3 + 2
   # As a kill leaves it, with the candidate of that moment.
   for path in ("results.jsonl", "metrics/greedy.json", "metrics/1.json"):
     (cooked / path).unlink()

@@ -1,5 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import json
 import re
 import shutil
@@ -221,6 +222,25 @@ def test_other_checkpoints_need_another_directory(sweep, cooked, tmp_path):
   shutil.rmtree(sweep / "member_001")
   with pytest.raises(ValueError, match="member_001.*gone.*--workdir"):
     cook.run(config, workdir)
+
+
+def test_other_images_need_another_directory(sweep, tmp_path):
+  helpers.write_image_folder(tmp_path / "images/val", {"a": 1, "b": 1})
+  config = helpers.cook_config(sweep)
+
+  def start():
+    source = sj.data.open_source(f"folder:{tmp_path}/images", "val")
+    opened = dataclasses.replace(
+      inputs.open_inputs(config), tests={"x": source}
+    )
+    inputs.check_unchanged(config, opened, tmp_path / "record.json")
+
+  start()
+  start()
+  image = next((tmp_path / "images/val/a").iterdir())
+  image.write_bytes(image.read_bytes())
+  with pytest.raises(ValueError, match="the set x changed"):
+    start()
 
 
 @pytest.mark.filterwarnings("ignore:Models of")

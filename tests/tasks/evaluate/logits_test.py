@@ -142,6 +142,14 @@ def test_metrics_are_over_the_outputs_of_the_space(tmp_path):
     ({"logits": np.ones((5, 3), complex)}, "real numbers, got complex"),
     ({"space": "no"}, "is not a file of logits"),
     ({"set": "other"}, "'other', but 'a' has none"),
+    ({"model": ""}, "the model ''"),
+    ({"model": ".."}, "the model '..'"),
+    ({"labels": None}, "no 'labels'"),
+    ({"logits": None}, "no 'logits'"),
+    ({"logits": np.full((5, 3), -np.inf)}, "logit of image 0 .* is -inf"),
+    ({"space": json.dumps({"group": [[0]]})}, "the key 'group'"),
+    ({"test": json.dumps({"split": "t", "clases": "all"})}, "clases"),
+    ({"test": json.dumps(["t"])}, "test="),
   ],
 )
 def test_files_that_do_not_fit_are_named(tmp_path, changes, problem):

@@ -4,6 +4,7 @@
 
 import collections
 import json
+import re
 import shutil
 
 import helpers
@@ -123,7 +124,7 @@ def test_the_soups_of_a_run_of_cooking(sweep, tmp_path, capsys):
   evaluate.run(config, None, dry_run=True)
   text = capsys.readouterr().out
   assert "4 models" in text and "blur: digits/blur" in text
-  assert "uniform" in text.split("member_000")[0]
+  assert re.search(r"^  uniform\n  member_000\b", text, re.M)
   with pytest.raises(ValueError, match="not a finished run of cooking"):
     config_lib.load(CONFIG, f"soups={sweep}")
 

@@ -141,6 +141,26 @@ def test_heads_of_files(sweep, tmp_path):
   assert not any("head" in leaf for leaf in inputs.ingredients[0].specs)
 
 
+def test_heads_in_files_record_that_features_have_length_1(sweep, tmp_path):
+  kernel = np.arange(160, dtype="f").reshape(16, 10)
+  for name, more in (("yes", {"normalize": np.array(True)}), ("no", {})):
+    np.savez(tmp_path / f"{name}.npz", **{"head/kernel": kernel, **more})
+  tasks = [
+    f"{name}=digits:minival=minival:head=file:{tmp_path / name}.npz"
+    for name in ("yes", "no")
+  ]
+  inputs = opened(sweep, ",".join(tasks))
+  assert inputs.tasks["yes"].model.normalize
+  assert not inputs.tasks["no"].model.normalize
+  frozen_heads.make_heads(inputs, tmp_path / "heads")
+  for name in ("yes", "no"):
+    with np.load(tmp_path / "heads" / f"{name}.npz") as stored:
+      assert ("normalize" in stored.files) == (name == "yes")
+  frozen_heads.make_heads(inputs, tmp_path / "heads")  # Those of the files.
+  leaves = inputs.frozen_heads["yes"].leaves["head"]
+  np.testing.assert_array_equal(leaves["kernel"], kernel)
+
+
 def test_a_probe_is_that_of_finetuning(sweep, tmp_path):
   tasks = "a=digits:minival=minival:head=probe"
   config = config_of(sweep, tasks, **{"probe.steps": 5})

@@ -119,7 +119,7 @@ ALL = {
   ),
   "schedule": (
     {"kinds": "uniform+ema:0.5"},
-    {"ingredients": "[abc]"},
+    {"ingredients": "a,b,c"},  # Names without numbers: the order given.
     {"uniform": 3, "ema_0.5": 3},
   ),
   "ties": ({"budget": 4}, {}, {"ties": 4}),
@@ -142,8 +142,10 @@ def found(pool, tmp_path_factory):
       options, inputs, _ = ALL[method]
       changes = {f"search.{k}": v for k, v in options.items()}
       if "ingredients" in inputs:
-        pattern = f"{inputs['ingredients']}.safetensors"
-        changes["ingredients"] = str(pool / "tuned" / pattern)
+        changes["ingredients"] = ",".join(
+          f"{pool}/tuned/{part}.safetensors"
+          for part in inputs["ingredients"].split(",")
+        )
       workdir = tmp_path_factory.mktemp("methods") / method
       done[method] = workdir, run(pool, workdir, method, **changes)
     return done[method]

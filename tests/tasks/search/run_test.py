@@ -12,6 +12,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import config as config_lib
+from soupjax import report
 from soupjax.models import tiny_clip
 from soupjax.tasks.search import run as search
 from soupjax.tasks.search import work as work_lib
@@ -156,6 +157,8 @@ def test_a_dry_run_says_how_long_it_takes(sweep, tmp_path, capsys):
   (models,) = re.findall(r"; (\d+) checkpoints", text)
   total = int(seen[1]) * int(seen[2])
   total += (int(models) + 3) * int(all_images[1].replace(",", ""))
+  assert re.search(r"host memory .*arrays on devices", text)
+  assert re.search(r"disk space .*the chosen model", text)
   assert re.search(rf"forward passes [\d.]+ s: {total:,} images at", text)
   assert not (tmp_path / "run").exists()
 
@@ -179,17 +182,29 @@ def test_another_head_is_another_search(sweep, tmp_path, monkeypatch):
 
 def test_wise_ft_chooses_alpha_on_minival(sweep, tmp_path):
   tasks = "digits=digits:minival=minival[:100]:test=test[:100]"
-  config = config_of(sweep, "wise_ft", tasks=tasks, **{"search.points": 3})
+  config = config_of(
+    sweep,
+    "wise_ft",
+    tasks=tasks,
+    **{"search.points": 3, "cook.metric": "loss"},
+  )
   search.run(config, tmp_path)
   record = record_of(tmp_path)
+  assert [table["title"].split(" (")[0] for table in record["tables"]] == [
+    "loss on test",
+    "Accuracy on test",
+    "loss on minival, where the choice was made",
+    "Accuracy on minival, where the choice was made",
+  ]
   curve = record["searches"]["wise_ft"]
   assert [c["coefficients"] for c in curve] == [[0.0], [0.5], [1.0]]
   best = next(c for c in curve if c["chosen"])
   assert best["value"] == max(c["value"] for c in curve)
-  rows = record["tables"][-1]["rows"]
-  better = max(("member_001", "member_002"), key=lambda n: rows[n])
-  assert curve[2]["scores"]["digits"] == rows[better][0]
-  assert curve[0]["scores"]["digits"] == rows["pretrained"][0]
+  rows = record["tables"][-2]["rows"]
+  better = min(("member_001", "member_002"), key=lambda n: rows[n])
+  assert curve[2]["scores"]["digits"] == pytest.approx(-rows[better][0])
+  assert curve[0]["scores"]["digits"] == pytest.approx(-rows["pretrained"][0])
+  assert f"{rows['pretrained'][0]:.4g}" in report.tables_text(record["tables"])
   assert "head" in sj.load_params(tmp_path / "chosen")
 
 
