@@ -247,8 +247,8 @@ def check_rank(module, a, b, config) -> None:
   if len(a) < 2 or len(b) < 2 or not a[0] == b[1] == rank:
     raise ValueError(
       f"{config.path}: the factors of {module!r} have shapes {a} and {b}, but "
-      f"the config says rank {rank}, which must be the first dimension of A and "
-      "the second of B."
+      f"the config says rank {rank}, which must be the first dimension of A "
+      "and the second of B."
     )
 
 
