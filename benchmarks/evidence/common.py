@@ -33,7 +33,7 @@ ROWS = {
   "greedy_prec1": "greedy soup by accuracy",
   "learned_layer": "learned soup, per layer",
   "wise_ft": "WiSE-FT, start to best, alpha by loss",
-  "ensemble": "ensemble of all ingredients, at their cost",
+  "ensemble": "ensemble of all ingredients, at their total cost",
 }
 REFERENCES = {
   "best": "Points above the best ingredient",

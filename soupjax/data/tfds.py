@@ -140,6 +140,6 @@ def _not_found(name: str, data_dir: str | None, tfds) -> str:
 
 def _how_to(name: str) -> str:
   return (
-    "pip install 'soupjax[prepare]', then `tfds build "
+    "run `pip install 'soupjax[prepare]'`, then `tfds build "
     f"{name} --file_format=array_record --data_dir=...`."
   )

@@ -396,5 +396,5 @@ def ingredients_section(
   if not fixed:
     return table
   same = ", ".join(f"{key} {plain(value)}" for key, value in fixed.items())
-  note = html.escape(f"The same in all ingredients: {same}.")
+  note = html.escape(f"The same for all ingredients: {same}.")
   return f"{table}\n<p><small>{note}</small></p>"

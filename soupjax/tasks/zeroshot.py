@@ -132,8 +132,8 @@ def check_order(
   if places := displaced(names, dataset_names):
     k, at = places
     raise ValueError(
-      f"{where}: {names[k]!r} is name {k}, but class {at} of {dataset}: give "
-      "names in the order of its classes, such as "
+      f"{where}: {names[k]!r} has index {k}, but is class {at} of {dataset}: "
+      "give names in the order of its classes, which begins with "
       f"{', '.join(map(repr, dataset_names[:3]))}."
     )
 
