@@ -105,7 +105,7 @@ class Progress:
       # A longer line would wrap and could not be overwritten.
       line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}"
       end = "\n" if self.done >= self.total else ""
-    with contextlib.suppress(OSError):  # Nobody reads this: carry on.
+    with contextlib.suppress(OSError):  # Carry on if nobody reads this.
       print(line, end=end, file=self.file, flush=True)
 
 

@@ -232,7 +232,7 @@ def table(plan, pieces, target, host_bytes: int) -> str:
         "files are already beside out"
       )
   lines.append(
-    f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, beyond imports"
+    f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, excl. imports"
   )
   lines += [f"note    {note}" for note in plan.notes]
   return "\n".join(lines)

@@ -294,7 +294,7 @@ def _safe(name: str, digest: str) -> str:
 
 
 def _state(directory: pathlib.Path) -> dict[pathlib.Path, Any]:
-  """Returns the `_state_of` all files in a directory."""
+  """Returns the `_state_of` every file in a directory."""
   paths = sorted(p for p in directory.rglob("*") if p.is_file())
   return {path: _state_of(path) for path in paths}
 

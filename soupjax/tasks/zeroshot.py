@@ -41,7 +41,7 @@ def cooking_config() -> ml_collections.ConfigDict:
   # names. It also provides the config and vocabulary for whole CLIPs that have
   # none beside them.
   c.text = ""
-  c.skip = ""  # Regular expression: leaves of it to leave out.
+  c.skip = ""  # Regular expression for its leaves to leave out.
   return c
 
 

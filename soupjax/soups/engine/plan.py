@@ -36,7 +36,7 @@ class Plan:
     treedef: tree structure of the output.
     order: leaves of the output, in the order in which they are streamed.
     groups: leaf -> its group.
-    chunks: leaf -> shape that pieces are aligned with, for chunked sources.
+    chunks: leaf -> chunk shape to align pieces with, for chunked sources.
     select: the selection, as given.
     notes: notes for the user, one sentence each.
     threads: number of threads that read and merge.
@@ -228,7 +228,7 @@ def pieces(
   Args:
     plan: of the mix.
     parts: leaf -> boxes that this process needs.
-    chunks: leaf -> shape that pieces are aligned with.
+    chunks: leaf -> chunk shape to align pieces with.
 
   Returns:
     (leaf, box), in the order of the plan.
