@@ -216,7 +216,7 @@ def main() -> None:
     print(common.shown(json.loads(RESULTS.read_text("utf-8")), ROWS))
     return
   if args.workdir is None or args.images is None:
-    parser.error("give --workdir, for images and runs, and --images, PACS")
+    parser.error("give --workdir (for images and runs) and --images (PACS)")
   workdir = args.workdir.expanduser().absolute()
   size = args.size or (224 if args.clip else 32)
   small = f"folder:{args.cifar10.absolute()}" if args.cifar10 else "cifar10"

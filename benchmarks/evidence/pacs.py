@@ -98,7 +98,7 @@ def main() -> None:
       print(f"From {name}:\n\n{common.shown(record)}\n")
     return
   if None in (args.workdir, args.images, args.weights):
-    parser.error("give --workdir, --images (PACS) and --weights, the start")
+    parser.error("give --workdir, --images (PACS) and --weights (the start)")
   workdir = args.workdir.expanduser().absolute()
   images = workdir / "images"
   name = f"folder:{args.images.absolute()}"
