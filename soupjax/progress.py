@@ -10,10 +10,10 @@ from typing import TextIO
 
 
 class Progress:
-  """Counts steps of one stage and prints now and then.
+  """Counts the steps of one stage and prints progress from time to time.
 
-  On a terminal one line is overwritten; elsewhere (a log) a line is printed
-  every ten seconds and at the end.
+  On a terminal, one line is overwritten; elsewhere, such as in a log, a line is
+  printed every ten seconds and at the end.
   """
 
   def __init__(
@@ -29,25 +29,25 @@ class Progress:
     """Starts the clock.
 
     Args:
-      stage: what to call it.
-      total: steps in all.
-      unit: what one step is called, in the plural; "bytes" are shown in GB.
-      start: steps done before, by a run that was cut short.
-      step_images: images of one step, if `add_images` counts them. A step in
-        which it counts none was done before.
+      stage: name of the stage.
+      total: total number of steps.
+      unit: name of the steps, in the plural; "bytes" are shown in GB.
+      start: number of steps done before, by an interrupted run.
+      step_images: images per step, if `add_images` counts them. A step without
+        counted images was done before.
       file: the stream to print to; None is stdout.
     """
     self.stage, self.total, self.unit = stage, total, unit
     self.done, self.start, self.images = start, start, 0
     self.step_images, self.under_way = step_images, 0
     self.began = self.printed = time.monotonic()
-    self.compiled = None  # Time of the first call's end; it compiles.
-    self.untimed = start  # Steps done by then.
-    self.file = file or sys.stdout  # None if it was closed.
+    self.compiled = None  # When the first call, which compiles, ended.
+    self.untimed = start  # Steps done until then.
+    self.file = file or sys.stdout  # None if stdout is closed.
     self.terminal = self.file is not None and self.file.isatty()
 
   def step(self, count: int = 1, images: int = 0, note: str = "") -> None:
-    """Counts steps, and the images that they took."""
+    """Counts finished steps and their images."""
     now = time.monotonic()
     self.done += count
     if self.step_images and not self.under_way:
@@ -60,7 +60,7 @@ class Progress:
     self._print_if_due(now, note)
 
   def add_images(self, count: int, note: str = "") -> None:
-    """Counts images of the step under way."""
+    """Counts images of the current step."""
     now = time.monotonic()
     self.under_way += count
     if self.compiled is None:
@@ -102,10 +102,10 @@ class Progress:
       return
     end = "\n"
     if self.terminal:
-      # A longer line would wrap, and could not be overwritten.
+      # A longer line would wrap and could not be overwritten.
       line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}"
       end = "\n" if self.done >= self.total else ""
-    with contextlib.suppress(OSError):  # Work goes on if nobody reads this.
+    with contextlib.suppress(OSError):  # Carry on if nobody reads this.
       print(line, end=end, file=self.file, flush=True)
 
 

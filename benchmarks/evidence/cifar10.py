@@ -1,29 +1,30 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Do soups win on CIFAR-10, seen through a fixed camera? Three sweeps.
+"""Tests on three sweeps whether soups win on CIFAR-10, seen by a fixed camera.
 
 python benchmarks/evidence/cifar10.py --workdir=runs/cifar10 [--images=DIR] \
   [--setting=grey]
 
 DIR has train/CLASS/*.jpg and test/CLASS/*.jpg, or train.tar and test.tar;
-without it, CIFAR-10 is that of TFDS. A small hybrid ViT (hybrid_vit.py) is
+without it, CIFAR-10 is read from TFDS. A small hybrid ViT (hybrid_vit.py) is
 pretrained on half of train with broad augmentation. Then sweeps of 16 models
-are fine-tuned from it on other images, seen through a camera: 5,000 with less
-contrast and more noise, or with --setting=grey 20,000 also without colours and
-blurred. 5,000 more images are held out, and every choice is made on them, by
-the loss. Soups are evaluated on all 10,000 test images through the same camera,
-and on 2,000 of them under each of the 15 corruptions of arXiv 1903.12261 at
-severity 3. Each sweep has hyperparameters and seeds of its own. The control is
-a sweep without pretraining, in which soups should win nothing.
+are fine-tuned from it on other images, seen through a simulated camera: 5,000
+images with less contrast and more noise or, with --setting=grey, 20,000 that
+are also grey and blurred. 5,000 more images are held out, and every choice is
+made on them, by the loss. Soups are evaluated on all 10,000 test images through
+the same camera, and on 2,000 of them under each of the 15 corruptions of arXiv
+1903.12261 at severity 3. Each sweep has its own hyperparameters and seeds. The
+control is a sweep without pretraining, in which soups should not win.
 
-"mild" was fixed first. It did not win, and "grey" was then chosen on the held-
-out images among five cameras, one of them with two numbers of images, each by
-one model of 450 steps: benchmarks/README.md has their gains over the probe.
+"mild" was fixed first. Soups did not win with it, and "grey" was then chosen on
+the held-out images from five cameras, one of them with two numbers of images,
+by one model of 450 steps each: benchmarks/README.md has their gains over the
+probe.
 
-What is there is not done again: start the same command after an interruption.
+Finished steps are skipped: after an interruption, run the same command again.
 Writes ../results/cifar10.json after every sweep, and prints the tables of
-benchmarks/README.md; --report does only that. --runlocal takes minutes and
-shows nothing but that it works.
+benchmarks/README.md; --report only prints them. --runlocal takes minutes and
+only checks that the script works.
 """
 
 import argparse
@@ -47,14 +48,14 @@ COLUMNS = {"test": ["test"], "corrupted": [*corruptions.CORRUPTIONS]}
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A target: what a fixed camera sees of images that pretraining did not have.
+  """A target domain: images new to the model, seen through a fixed camera.
 
   Attributes:
-    contrast: of the camera, 1 keeps it.
-    noise: standard deviation, in levels of 255.
+    contrast: factor of the contrast; 1 keeps it.
+    noise: standard deviation, for pixels in 0..255.
     blur: standard deviation of a Gaussian, in pixels.
     grey: whether the camera sees no colours.
-    train: images to fine-tune on, a split.
+    train: split of images to fine-tune on.
   """
 
   contrast: float = 0.7
@@ -64,7 +65,7 @@ class Setting:
   train: str = "train[25000:30000]"
 
   def camera(self, image: np.ndarray, rng) -> np.ndarray:
-    """Returns what the camera sees of an image, (height, width, 3) of bytes."""
+    """Returns the camera's view of an image, (height, width, 3) of bytes."""
     pixels = np.asarray(image, np.float64)
     if self.grey:
       pixels = np.repeat(pixels.mean(-1, keepdims=True), 3, axis=-1)
@@ -94,7 +95,7 @@ SETTINGS = {
 def write_tar(
   path: pathlib.Path, source: data.Source, change: Callable
 ) -> None:
-  """Writes images as LABEL/NUMBER.png, each changed by its own draws."""
+  """Writes images as LABEL/NUMBER.png, each changed with its own seed."""
 
   def members():
     for i in range(len(source)):
@@ -109,7 +110,7 @@ def write_tar(
 def write_images(
   name: str, folder: pathlib.Path, setting: Setting, short: bool
 ) -> None:
-  """Writes all sets that the commands read; `short` ones of 200 images."""
+  """Writes all sets that the commands read, with `short` of 200 images."""
 
   def opened(split, step=1):
     source = data.open_source(name, split)
@@ -122,7 +123,7 @@ def write_images(
     "minival": (opened("train[45000:]"), setting.camera),
     "test": (opened("test"), setting.camera),
   }
-  # Every fifth image, since a folder is in the order of its classes.
+  # Every fifth image, since folders are sorted by class.
   some = opened("test", 5)
   for title in corruptions.CORRUPTIONS:
     sets[title] = some, setting.corrupted(title)
@@ -134,12 +135,12 @@ def write_images(
 
 
 def sets_of(train: str) -> list[str]:
-  """Returns flags of the sets of fine-tuning."""
+  """Returns the flags that set the data of fine-tuning."""
   return [f"--config.data.train={train}", "--config.data.minival=minival"]
 
 
 def run(args, workdir: pathlib.Path) -> None:
-  """Runs the sweeps of a setting; writes results after each."""
+  """Runs the sweeps of a setting, and writes the results after each."""
   folder = workdir / args.setting
   images = f"folder:{args.images.absolute()}" if args.images else "cifar10"
   setting = SETTINGS[args.setting]

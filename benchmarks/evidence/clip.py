@@ -1,41 +1,41 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Do soups of whole CLIPs win on unseen domains, and forget fewer classes?
+"""Tests whether soups of whole CLIPs win on unseen domains and forget less.
 
 python benchmarks/evidence/clip.py --workdir=runs/clip --images=PACS \
   [--cifar10=DIR] [--clip=DIR]
 
 PACS has photo.tar, art_painting.tar, cartoon.tar and sketch.tar of CLASS/*.jpg,
-or such folders. DIR of --cifar10 has train.tar and test.tar; without it,
-CIFAR-10 is that of TFDS. Needs soupjax[clip].
+or folders of these names. DIR of --cifar10 has train.tar and test.tar; without
+it, CIFAR-10 is read from TFDS. Needs soupjax[clip].
 
 A tiny CLIP is pretrained from scratch with captions ("a sketch of a dog") on
-40 % of PACS, all four domains and seven classes, and on 10,000 images of
+40 % of PACS, with all four domains and seven classes, and on 10,000 images of
 CIFAR-10 (clip_config.py: 800 steps of 128 images of 32 pixels). From it, 8
-models are fine-tuned by FLYP (arXiv 2212.00638) on photos and paintings of five
-classes, 30 % of these images. All choices, WiSE-FT's alpha among them, are made
-on another 15 %, photos and paintings. The sets that serve no choice:
+models are fine-tuned with FLYP (arXiv 2212.00638) on 30 % of the photos and
+paintings, of five classes only. All choices, including WiSE-FT's alpha, are
+made on another 15 % of them. The test sets, on which nothing is chosen:
 
   test      the last 15 % of the photos and paintings, five classes
   cartoon, sketch   60 % of the cartoons and sketches, five classes
-  unseen    60 % of all domains of the two other classes, zero-shot
-  others    CIFAR-10's test images (2,000) of its eight other classes, zero-shot
+  unseen    60 % of all domains, the two other classes, zero-shot
+  others    2,000 test images of CIFAR-10, its eight other classes, zero-shot
 
-The domains and classes of all of them are known from pretraining, as those of
-most test sets are to a real CLIP. Three seeds have a pretraining, an order of
-data and a sweep of their own. Fixed before the first run: the classes held out,
-elephant and horse, which look alike; learning rates from 1e-4 to 1e-3, weight
-decay from 1e-3 to 0.3, 5 to 10 epochs, drawn at random. The control is seed 0's
-sweep from random weights, in which soups should win nothing.
+All these domains and classes occur in pretraining, as those of most test sets
+do for a real CLIP. Each of three seeds has its own pretraining, data order and
+sweep. Fixed before the first run: the classes held out, elephant and horse,
+which look alike; and the ranges of random hyperparameters, with learning rates
+from 1e-4 to 1e-3, weight decay from 1e-3 to 0.3, and 5 to 10 epochs. The
+control is seed 0's sweep from random weights, in which soups should not win.
 
-With --clip=DIR a real CLIP (docs/clip.md) takes the place of pretraining and
-control, images have --size=224 pixels, and learning rates are from 3e-6 to
-3e-5. Its pretraining may have seen the test images.
+With --clip=DIR, a real CLIP (docs/clip.md) replaces pretraining and control,
+images have --size=224 pixels, and learning rates are from 3e-6 to 3e-5. A real
+CLIP may have seen the test images in pretraining.
 
-What is there is not done again: start the same command after an interruption.
+Finished steps are skipped: after an interruption, run the same command again.
 Writes ../results/clip.json after every sweep, and prints the tables of
-benchmarks/README.md; --report does only that. About ten CPU minutes a seed;
---short takes minutes and shows nothing but that it works.
+benchmarks/README.md; --report only prints them. Takes about ten CPU minutes per
+seed; --short takes minutes and only checks that the script works.
 """
 
 import argparse
@@ -51,18 +51,19 @@ from soupjax import data
 RESULTS = common.RESULTS / "clip.json"
 SEEDS = ("0", "1", "2")
 UNSEEN = ("elephant", "horse")
-# Domain -> its word in captions.
+# Domain -> the word for it in captions.
 DOMAINS = {
   "photo": "photo",
   "art_painting": "painting",
   "cartoon": "cartoon",
   "sketch": "sketch",
 }
-# Percent of every domain: pretraining, its held-out images, and the others.
+# Ends of the parts of every domain, in percent: pretraining (start, end of
+# training, end of held-out images), train and minival; the rest is test.
 CAPTIONED, TRAIN, MINIVAL = (0, 38, 40), 70, 85
-# Of CIFAR-10: pretraining, its held-out images, test.
+# Splits of CIFAR-10: pretraining, its held-out images, and test.
 SMALL = ("train[:10000]", "train[10000:10400]", "test[:2000]")
-# Set -> where it is, below the images.
+# Test set -> its path below the folder of images.
 TESTS = {
   "test": "test",
   "cartoon": "cartoon",
@@ -75,7 +76,7 @@ ROWS = common.ROWS | {
   "wise_ft_0.50": "WiSE-FT, alpha 0.5",
 }
 
-# (source, index, word in captions) of an image.
+# Source, index and caption word of an image.
 Image = tuple[data.Source, int, str]
 
 
@@ -91,9 +92,9 @@ def choose(
   """Returns the images from `start` to `stop` percent of every source.
 
   Args:
-    sources: with the word of their domain.
-    start: first image, in percent.
-    stop: end, in percent.
+    sources: the sources, each with the word for its domain.
+    start: position of the first image, in percent.
+    stop: position after the last image, in percent.
     without: classes to leave out.
   """
   chosen = []
@@ -117,9 +118,9 @@ def members(
   """Yields names and contents of files, for `common.write_files`.
 
   Args:
-    images: of `choose`.
-    size: of the images, in pixels.
-    captions: whether to write NUMBER.png, .cls and .txt (WebDataset), and not
+    images: from `choose`.
+    size: size of the images, in pixels.
+    captions: whether to write NUMBER.png, .cls and .txt (WebDataset) instead of
       CLASS/NUMBER.png.
   """
   resize = common.resize(size)
@@ -136,7 +137,7 @@ def members(
 def write_images(
   pacs_name: str, cifar_name: str, folder: pathlib.Path, size: int, short: bool
 ) -> None:
-  """Writes all sets that the commands read, and the vocabulary of captions."""
+  """Writes all sets that the commands read and the vocabulary of captions."""
   domains = {k: (data.open_source(pacs_name, k), w) for k, w in DOMAINS.items()}
   every = list(domains.values())
   photos = [domains["photo"], domains["art_painting"]]
@@ -157,7 +158,7 @@ def write_images(
     "others/cifar10": choose(small[2:], 0, 100, [*seen, *UNSEEN]),
   }
   for name, images in sets.items():
-    if short:  # Some of every domain.
+    if short:  # A few images of every domain.
       images = images[:: max(1, len(images) // 120)]
     path = folder / f"{name}.tar"
     common.write_files(path, members(images, size, "captions" in name))
@@ -166,7 +167,7 @@ def write_images(
 
 
 def write_vocabulary(folder: pathlib.Path, texts: Sequence[str]) -> None:
-  """Trains byte pairs on the words of captions."""
+  """Trains a byte-pair encoding on the words of captions."""
   import tokenizers
 
   tokenizer = tokenizers.Tokenizer(
@@ -190,7 +191,7 @@ def write_vocabulary(folder: pathlib.Path, texts: Sequence[str]) -> None:
 
 
 def tests_of(images: pathlib.Path) -> str:
-  """Returns the setting `tests` of cooking."""
+  """Returns the value of the cooking setting `tests`."""
   return ",".join(
     f"{name}=folder:{images}/{place}:names=own"
     if "/" in place
@@ -215,7 +216,7 @@ def main() -> None:
     print(common.shown(json.loads(RESULTS.read_text("utf-8")), ROWS))
     return
   if args.workdir is None or args.images is None:
-    parser.error("give --workdir, for images and runs, and --images, PACS")
+    parser.error("give --workdir (for images and runs) and --images (PACS)")
   workdir = args.workdir.expanduser().absolute()
   size = args.size or (224 if args.clip else 32)
   small = f"folder:{args.cifar10.absolute()}" if args.cifar10 else "cifar10"

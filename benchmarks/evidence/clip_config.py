@@ -4,8 +4,8 @@
 
 :pretrain trains a tiny CLIP from scratch, on captions of photos, paintings,
 cartoons and sketches. Otherwise this is FLYP (configs/finetune/flyp.py) on
-photos and paintings of five classes, from config.init.path: a tiny CLIP, or
-with :clip a real one.
+photos and paintings of five classes, from config.init.path: a tiny CLIP or,
+with :clip, a real one.
 """
 
 import json
@@ -19,9 +19,9 @@ FLYP = pathlib.Path(__file__).parents[2] / "configs" / "finetune" / "flyp.py"
 TEMPLATES = (
   "a photo of a {}|a painting of a {}|a cartoon of a {}|a sketch of a {}"
 )
-# Steps of pretraining; epochs of fine-tuning, fewest and most.
+# Steps of pretraining; minimum and maximum epochs of fine-tuning.
 STEPS, EPOCHS = 800, (5, 10)
-# Of tiny models, and of real ones, as in flyp.py.
+# Ranges for tiny models and, as in flyp.py, for real ones.
 LOG_RATES, REAL_LOG_RATES = (-4, -3), (-5.5, -4.5)
 MEMBERS = 8
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks of this folder share: commands, images, tables."""
+"""Commands, images and tables shared by the benchmarks in this folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import io
@@ -23,7 +23,7 @@ from soupjax.evaluators import statistics
 HERE = pathlib.Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
 RESULTS = HERE.parent / "results"
-# Model of a cooked run -> title of its row. "mean" is that of the ingredients.
+# Model of a cooked run -> title of its row. "mean" is the mean ingredient.
 ROWS = {
   "pretrained": "linear probe, the start",
   "mean": "mean ingredient",
@@ -33,13 +33,13 @@ ROWS = {
   "greedy_prec1": "greedy soup by accuracy",
   "learned_layer": "learned soup, per layer",
   "wise_ft": "WiSE-FT, start to best, alpha by loss",
-  "ensemble": "ensemble of all ingredients, at their cost",
+  "ensemble": "ensemble of all ingredients, at their total cost",
 }
 REFERENCES = {
   "best": "Points above the best ingredient",
   "pretrained": "Points above the start",
 }
-# Set -> row -> right answers of every image, (n,) of 0 to 1.
+# Set -> row -> share of right answers for every image, (n,) of 0 to 1.
 Answers = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -47,14 +47,14 @@ Answers = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def png(pixels: np.ndarray) -> bytes:
-  """Encodes an image of bytes."""
+  """Encodes an image of bytes as PNG."""
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG", compress_level=1)
   return file.getvalue()
 
 
 def resize(size: int) -> data.Preprocess:
-  """Returns preprocessing to squares of bytes, as (size, size, 3)."""
+  """Returns a function that makes images (size, size, 3) bytes."""
   ops = f"resize_small({size}, 'bicubic')|central_crop({size})"
   preprocess = data.Preprocess(ops)
 
@@ -66,7 +66,7 @@ def resize(size: int) -> data.Preprocess:
 
 
 def write_files(path: pathlib.Path, members: Iterable[tuple[str, bytes]]):
-  """Writes (name, content) as a tar file, unless it exists."""
+  """Writes (name, content) pairs to a tar file, unless it exists."""
   if path.exists():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def write_files(path: pathlib.Path, members: Iterable[tuple[str, bytes]]):
 
 
 def soupjax(*arguments: str) -> None:
-  """Runs a command, and shows it."""
+  """Prints and runs a command."""
   print("soupjax", *arguments, flush=True)
   command = [sys.executable, "-m", "soupjax.main", *arguments]
   path = os.pathsep.join(filter(None, [str(HERE), os.getenv("PYTHONPATH")]))
@@ -101,11 +101,11 @@ def cook(
   """Fine-tunes a sweep, and cooks it: greedy soups by loss and by accuracy.
 
   Args:
-    config: flag of the config of fine-tuning.
-    workdir: gets sweep/ and soups/.
-    tests: setting `tests` of cooking.
-    finetune: more flags of fine-tuning.
-    cook: more flags of cooking.
+    config: the flag that sets the config of fine-tuning.
+    workdir: the directory for sweep/ and soups/.
+    tests: the setting `tests` of cooking.
+    finetune: more flags for fine-tuning.
+    cook: more flags for cooking.
   """
   sweep = workdir / "sweep"
   soupjax(config, f"--workdir={sweep}", "--sweep", *finetune)
@@ -130,7 +130,8 @@ def correct(
 
   Args:
     soups: workdir of cooking.
-    columns: title -> names of test sets. Of several, an image has the mean.
+    columns: title -> names of test sets. The answers to several are averaged
+      image by image.
     rows: as `ROWS`.
   """
   results = report.read_run(soups)
@@ -173,10 +174,10 @@ def summary(
   rows: Mapping[str, str] = ROWS,
   reference: str = "best",
 ) -> dict:
-  """Returns set -> row -> percent and difference to a row, with interval.
+  """Returns set -> row -> percent and difference from a row, with interval.
 
   Images and sweeps are resampled, as the sweeps share their test images
-  (`statistics.hierarchical_bootstrap`); of a single sweep, the images alone.
+  (`statistics.hierarchical_bootstrap`); for a single sweep, only the images.
   """
   table: dict[str, dict[str, dict[str, float]]] = {}
   for name in sweeps[0]:
@@ -241,7 +242,7 @@ def difference(cell: Mapping[str, float]) -> str:
 
 
 def markdown(tables: Mapping, rows: Mapping[str, str] = ROWS) -> str:
-  """Returns the tables of benchmarks/README.md: accuracies, differences.
+  """Returns the tables of benchmarks/README.md: accuracies and differences.
 
   Args:
     tables: reference -> `summary`.
@@ -265,7 +266,7 @@ def markdown(tables: Mapping, rows: Mapping[str, str] = ROWS) -> str:
 
 
 def shown(record: Mapping, rows: Mapping[str, str] = ROWS) -> str:
-  """Returns all tables of `record_of`, and what was chosen."""
+  """Returns all tables of `record_of` and the choices that were made."""
   lines = [f"Sweeps: {', '.join(record['finished'])}", ""]
   lines += [markdown(record["sweeps"], rows)]
   if "control" in record:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A ViT on the output of a few convolutions (arXiv 2106.14881).
 
-An example of a model outside of soupjax. With this folder on PYTHONPATH, it is
-used by --config.model.name=hybrid_vit.HybridViT.
+An example of a model defined outside soupjax. With this folder on PYTHONPATH,
+--config.model.name=hybrid_vit.HybridViT selects it.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from soupjax.models import vit
 
 
 class HybridViT(vit.ViT):
-  """A ViT whose patches are cut from the feature maps of a stem.
+  """A ViT whose patches are taken from the feature maps of a stem.
 
   Attributes:
-    stem: channels of the 3 x 3 convolutions of the stem. Each halves height and
+    stem: channels of each 3 x 3 convolution in the stem. Each halves height and
       width, so a patch has 2 ** len(stem) * patch_size pixels on a side.
   """
 

@@ -1,29 +1,29 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Do soups of a pretrained model win on domains without training images?
+"""Tests whether soups win on domains without training images.
 
 python benchmarks/evidence/pacs.py --workdir=runs/pacs --images=PACS \
   --weights=CHECKPOINT [--size=32] [--log_rate=-3.5] [flags of fine-tuning]
 
 PACS has photo.tar, art_painting.tar, cartoon.tar and sketch.tar of CLASS/*.jpg,
-or such folders. CHECKPOINT is the start: any that `models.pretrained` knows, or
-a run of one's own, such as that of cifar10.py (runs/cifar10/pretrained/
-ingredients/last). Further flags, such as --config.data.eval_ops, go to
-fine-tuning.
+or folders of these names. CHECKPOINT is the start: any checkpoint that
+`models.pretrained` can read, or one from your own run, such as that of
+cifar10.py (runs/cifar10/pretrained/ingredients/last). Further flags, such as
+--config.data.eval_ops, are passed to fine-tuning.
 
 Three sweeps of 12 models (pacs_config.py) are fine-tuned on 60 % of the photos
 and paintings, after a linear probe. All choices are made on another 20 %. The
-sets that serve no choice are the last 20 % ("test"), and all cartoons and
-sketches. Each sweep has a probe, hyperparameters and an order of data of its
-own; all share the split of the images. Fixed before the first run: the split,
-and the rates, which are drawn within a factor of 10 around 10 ** log_rate. The
-uniform soup is DiWA (arXiv 2205.09739), and the greedy soup is its "restricted"
-selection.
+test sets, on which nothing is chosen, are the last 20 % ("test"), all cartoons
+and all sketches. Each sweep has its own probe, hyperparameters and data order;
+all share the split of the images. Fixed before the first run: the split, and
+the range of learning rates, which spans a factor of 10 around 10 ** log_rate.
+The uniform soup is DiWA (arXiv 2205.09739), and the greedy soup is its
+"restricted" selection.
 
-What is there is not done again: start the same command after an interruption.
+Finished steps are skipped: after an interruption, run the same command again.
 Writes ../results/pacs.json after every sweep, and prints the tables of
-benchmarks/README.md; --report does only that. --short takes minutes and shows
-nothing but that it works.
+benchmarks/README.md; --report only prints them. --short takes minutes and only
+checks that the script works.
 """
 
 import argparse
@@ -39,20 +39,20 @@ from soupjax import data
 RESULTS = common.RESULTS / "pacs.json"
 SEEDS = (0, 1, 2)
 TRAINED, SHIFTS = ("photo", "art_painting"), ("cartoon", "sketch")
-# Set -> the first and last of five parts of the photos and paintings.
+# Set -> start and end, in fifths of the photos and paintings.
 PARTS = {"train": (0, 3), "minival": (3, 4), "test": (4, 5)}
 
 
 def members(
   sources: Sequence[data.Source], first: int, last: int, size: int
 ) -> Iterator[tuple[str, bytes]]:
-  """Yields CLASS/NUMBER.png and content, for `common.write_files`.
+  """Yields (CLASS/NUMBER.png, content) for `common.write_files`.
 
   Args:
     sources: one for each domain.
     first: first of five parts of every source; image i is in part i % 5.
-    last: end of the parts.
-    size: of the images, in pixels.
+    last: number after the last part.
+    size: size of the images, in pixels.
   """
   resize = common.resize(size)
   for k, source in enumerate(sources):
@@ -66,7 +66,7 @@ def members(
 def write_images(
   name: str, folder: pathlib.Path, size: int, short: bool
 ) -> None:
-  """Writes all sets that the commands read; `short` ones of some images."""
+  """Writes all sets that the commands read, with `short` of fewer images."""
 
   def opened(domain):
     source = data.open_source(name, domain)
@@ -98,7 +98,7 @@ def main() -> None:
       print(f"From {name}:\n\n{common.shown(record)}\n")
     return
   if None in (args.workdir, args.images, args.weights):
-    parser.error("give --workdir, --images (PACS) and --weights, the start")
+    parser.error("give --workdir, --images (PACS) and --weights (the start)")
   workdir = args.workdir.expanduser().absolute()
   images = workdir / "images"
   name = f"folder:{args.images.absolute()}"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config of pacs.py: 12 models, fine-tuned on photos and paintings.
 
-The start is config.init.path, any checkpoint that `models.pretrained` knows or
-a run of one's own: it says what the model is.
+The start, config.init.path, determines the model. It can be any checkpoint that
+`models.pretrained` can read, or one from your own run.
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Draws hyperparameters at random, rates within a factor of 10."""
+  """Draws random hyperparameters; learning rates span a factor of 10."""
   arg = _parsed(arg)
   for k in range(2 if arg.short else MEMBERS):
     rng = np.random.default_rng([arg.seed, k, 2205])

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The record that is stored with a soup, and the table of a plan."""
+"""The provenance record stored with a soup, and the table of a plan."""
 
 from collections.abc import Collection, Mapping, Sequence
 import math
@@ -18,18 +18,18 @@ from soupjax.soups.core.ingredient import Ingredient, storage_of
 from soupjax.version import __version__
 
 _UNKNOWN = "0" * 64
-# Whether checksums of all leaves, some or none were compared. The record before
-# the mix has the longest, so that the final one has room.
+# Whether checksums of all, some or no leaves were compared. The record written
+# before the mix takes the longest of these, so that the final one fits.
 _VERIFIED = ("verified", "partly verified", "not verified")
 
 
 def content_hash(
   specs: Mapping[str, jax.ShapeDtypeStruct], checksums: Mapping[str, int]
 ) -> str:
-  """Returns the SHA-256 of names, shapes, dtypes and CRC-32 of all leaves.
+  """Returns the SHA-256 of the names, shapes, dtypes and CRC-32s of all leaves.
 
   Checkpoints with the same leaves have the same hash in any format. CRC-32
-  finds damage and copies, but it does not prevent forgery.
+  detects damage and copies, but does not protect against forgery.
 
   Args:
     specs: leaf -> shape and dtype.
@@ -68,10 +68,10 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def of(plan, hash_inputs: bool) -> dict[str, Any]:
-  """Returns the record of a mix before it runs, with dummy content hashes."""
+  """Returns the record of a mix before it runs, with placeholder hashes."""
 
   def entry(source: Ingredient):
-    # If only some sources are hashed in the end, the record gets shorter.
+    # If a source is not hashed after all, the record only gets shorter.
     known = storage_of(source).checksums.keys() | _empty(source)
     hashed = hash_inputs or known >= source.specs.keys()
     return {
@@ -118,14 +118,14 @@ def _json(value):
 
 
 def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
-  """Fills in the content hashes from a mix and warns of equal ingredients.
+  """Fills in the hashes from a mix and warns about identical ingredients.
 
-  The hash of a source is None unless all its leaves were read whole, by all
-  processes together.
+  The hash of a source is None unless the processes together read all of its
+  leaves completely.
   """
   hashes: list[str | None] = []
   for source, checksums in zip(plan.sources, report.checksums):
-    # Recorded checksums do not count: only those that were verified are true.
+    # Recorded checksums do not count: only verified ones can be trusted.
     checksums = {**_empty(source), **checksums}
     whole = checksums.keys() >= source.specs.keys()
     hashes.append(content_hash(source.specs, checksums) if whole else None)
@@ -157,11 +157,11 @@ def complete(provenance: dict[str, Any], plan, report) -> dict[str, Any]:
 
 
 def _verified(plan, leaves: Sequence[Collection[str]]) -> list[str | None]:
-  """Tells of each source whether all, some or none of the leaves are compared.
+  """Returns, by source, whether all, some or no checksums are compared.
 
   Args:
     plan: of the mix; only leaves that it reads count.
-    leaves: those of each source that are compared.
+    leaves: leaves whose checksums are compared, for each source.
   """
   read, compared = ([0] * len(plan.sources) for _ in range(2))
   for leaf, group in plan.groups.items():
@@ -181,7 +181,7 @@ def _verified(plan, leaves: Sequence[Collection[str]]) -> list[str | None]:
 
 
 def _checks(plan) -> str:
-  """Describes which sources have checksums of all leaves that are read."""
+  """Describes which sources have checksums for all leaves that are read."""
   storages = map(storage_of, plan.sources)
   verified = _verified(plan, [s.summed.union(s.self_checked) for s in storages])
   sources = [s for s in zip(plan.sources, verified) if s[0].path is not None]
@@ -210,8 +210,8 @@ def table(plan, pieces, target, host_bytes: int) -> str:
   if plan.select:
     lines.append(f"select  {plan.select}")
   lines.append(
-    f"reads   {plan.read_bytes / 1e9:.3f} GB in all, in {len(pieces)} pieces "
-    "here"
+    f"reads   {plan.read_bytes / 1e9:.3f} GB in total, in {len(pieces)} pieces "
+    "on this process"
   )
   if any(source.path for source in plan.sources):
     lines.append(f"checks  checksums of {_checks(plan)}")
@@ -228,11 +228,11 @@ def table(plan, pieces, target, host_bytes: int) -> str:
     if target.left_beside:
       names = ", ".join(target.left_beside)
       lines.append(
-        f"note    {names} of {plan.sources[0].name}: not copied, since out has "
-        "other files beside it"
+        f"note    {names} of {plan.sources[0].name}: not copied, since other "
+        "files are already beside out"
       )
   lines.append(
-    f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, without imports"
+    f"memory  {host_bytes / 1e6:.1f} MB of buffers per process, excl. imports"
   )
   lines += [f"note    {note}" for note in plan.notes]
   return "\n".join(lines)

@@ -9,13 +9,13 @@ from typing import Any
 from soupjax import registry
 from soupjax.data.source import Source, shared_examples
 
-# Features with all right labels of an image, in imagenet2012_real (arXiv
-# 2006.07159) and imagenet2012_multilabel.
+# Features that hold all right labels of an image: of imagenet2012_real (arXiv
+# 2006.07159) and of imagenet2012_multilabel.
 _SEVERAL = ("real_label", "correct_multi_labels")
 
 
 class _Tfds(Source):
-  """A part of a TFDS dataset; images stay encoded."""
+  """A split of a TFDS dataset, or a slice of one; images stay encoded."""
 
   def __init__(self, name: str, records, labels):
     super().__init__(name, len(records), labels.num_classes, labels.names)
@@ -50,12 +50,12 @@ def open_tfds(
 
   Args:
     name: a TFDS name, such as "cifar10" or "dataset/config:1.0.0".
-    split: with any slicing of TFDS.
+    split: a split in the syntax of TFDS, including slices.
     data_dir: directory of datasets; default ~/tensorflow_datasets.
 
   Raises:
-    ValueError: if it is unknown, not prepared, not array_record, empty, or has
-      no "image" or no class "label".
+    ValueError: if the dataset is unknown, unprepared, empty or not stored as
+      array_record, or lacks an "image" or a class "label".
   """
   import tensorflow_datasets as tfds
 
@@ -71,7 +71,7 @@ def open_tfds(
   if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise ValueError(
       f"{builder.data_dir} holds {info.file_format.value} files; only "
-      f"array_record can be read at random: {_how_to(name)}"
+      f"array_record supports random access: {_how_to(name)}"
     )
   features = dict(info.features or {})
   several = next(
@@ -86,8 +86,8 @@ def open_tfds(
     several or hasattr(features.get("label"), "num_classes")
   ):
     raise ValueError(
-      f"{name} has the features {sorted(features)}: an 'image' and a 'label' "
-      "that is a class are needed."
+      f"{name} has the features {sorted(features)}, but an 'image' and a class "
+      "'label' are needed."
     )
   base = split.partition("[")[0]
   if "+" not in split and base not in info.splits:
@@ -120,13 +120,13 @@ def open_tfds(
   )
   if shared := shared_examples(source, source) - size:
     raise ValueError(
-      f"{label} has {shared // 2} images twice: join parts that do not overlap."
+      f"{label} has {shared // 2} images twice: join slices without overlap."
     )
   return source
 
 
 def _not_found(name: str, data_dir: str | None, tfds) -> str:
-  """Returns the error for a dataset without files."""
+  """Returns the error message for a dataset without files."""
   base = name.partition(":")[0].partition("/")[0]
   directory = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR)
   known = set(tfds.list_builders(with_community_datasets=False))
@@ -140,6 +140,6 @@ def _not_found(name: str, data_dir: str | None, tfds) -> str:
 
 def _how_to(name: str) -> str:
   return (
-    "pip install 'soupjax[prepare]', then `tfds build "
+    "run `pip install 'soupjax[prepare]'`, then `tfds build "
     f"{name} --file_format=array_record --data_dir=...`."
   )

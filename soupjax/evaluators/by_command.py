@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluator that lets a program of the user score checkpoints."""
+"""An evaluator that scores checkpoints with the user's own program."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 import concurrent.futures
@@ -24,7 +24,7 @@ from soupjax.evaluators import command as command_lib
 from soupjax.soups.core import tree
 
 PyTree = Any
-# Variable with the number of the job, from 0, such as for the choice of a GPU.
+# Environment variable with the index of the job, from 0, e.g. to choose a GPU.
 JOB = "SOUPJAX_EVALUATE_JOB"
 
 
@@ -40,12 +40,12 @@ def weights_digest(params: PyTree) -> str:
 
 
 class CommandEvaluator:
-  r"""Scores models with a command, each once.
+  r"""Scores models with a command, each model only once.
 
   Each model is written to a directory of its own, which is removed after the
-  evaluation. Scores are remembered on disk by the digest of the weights, so
-  that no model is evaluated twice, also after a restart. It may be called from
-  several threads, and is used as a context manager, which ends all programs.
+  evaluation. Scores are cached on disk by the digest of the weights, so no
+  model is evaluated twice, even after a restart. Calls may come from several
+  threads. Use it as a context manager, which terminates all programs on exit.
 
   Examples:
     >>> import pathlib
@@ -62,7 +62,7 @@ class CommandEvaluator:
     0.5
   """
 
-  mode = "max"  # Of the scores of calls.
+  mode = "max"  # Of the scores that calls return.
 
   def __init__(
     self,
@@ -80,14 +80,15 @@ class CommandEvaluator:
     Args:
       command: evaluates a checkpoint.
       write: `write(params, directory)` writes a checkpoint into a new
-        directory, and returns the path that the command gets.
-      folder: a local directory, which no other evaluator uses: gets
-        `scores.json`, the output of the programs, and `candidates/` meanwhile.
-      metric: the score of calls, a name that the command prints.
-      lower_is_better: of this metric; calls then return its negative.
-      also: other metrics that must be numbers. A model for which an earlier run
-        lacks one is evaluated again, as the program may have been corrected.
-      jobs: programs side by side, see `ahead`.
+        directory, and returns the path to pass to the command.
+      folder: a local directory that no other evaluator uses, for `scores.json`,
+        the output of the programs and, temporarily, `candidates/`.
+      metric: the printed metric that calls return as the score.
+      lower_is_better: whether lower values of this metric are better; calls
+        then return its negative.
+      also: other metrics that must be finite. A model that lacks one in an
+        earlier run is evaluated again, as the program may have been corrected.
+      jobs: number of programs to run in parallel; see `ahead`.
 
     Raises:
       ValueError: if `scores.json` is damaged.
@@ -96,7 +97,7 @@ class CommandEvaluator:
     self._command, self._write, self._jobs = command, write, jobs
     self._folder = pathlib.Path(folder).absolute()
     self._candidates = self._folder / "candidates"
-    # A run that was killed leaves its candidates.
+    # A killed run leaves its candidates behind.
     shutil.rmtree(self._candidates, ignore_errors=True)
     self._candidates.mkdir(parents=True)
     self._scores = self._folder / "scores.json"
@@ -129,31 +130,31 @@ class CommandEvaluator:
   def for_metric(
     self, metric: str, *, lower_is_better: bool = False
   ) -> "CommandEvaluator":
-    """Returns an evaluator by another metric that shares all scores."""
+    """Returns an evaluator for another metric that shares all scores."""
     other = copy.copy(self)
     other.metric, other._sign = metric, -1 if lower_is_better else 1
     return other
 
   @property
   def count(self) -> int:
-    """Number of models that the command has evaluated, without those known."""
+    """Number of models that the command evaluated, without cached ones."""
     return self._shared.evaluated
 
   def __call__(self, params: PyTree) -> float:
     """Returns the score of a model; higher is better.
 
     Raises:
-      ValueError: as `scores`, or if the metric is missing or not finite.
+      ValueError: as for `scores`, or if the metric is missing or not finite.
     """
     value = command_lib.value_of(self.scores(params), self.metric)
     return self._sign * value
 
   def scores(self, params: PyTree, name: str = "candidate") -> dict[str, float]:
-    """Returns all metrics of a model as "SET/METRIC".
+    """Returns all metrics of a model, as "SET/METRIC" -> value.
 
     Args:
-      params: of the model.
-      name: of its files of output.
+      params: the weights of the model.
+      name: name of its output files.
 
     Raises:
       ValueError: if the command fails, prints no metrics, or changes the
@@ -171,13 +172,13 @@ class CommandEvaluator:
   def ahead(self, models: Mapping[Hashable, Callable[[], PyTree]]) -> None:
     """Evaluates models in the background, if several jobs are allowed.
 
-    Ends the evaluations of earlier calls that are not among these. An error is
-    raised when the scores of the model are asked for.
+    Cancels evaluations from earlier calls whose models are not among these. If
+    an evaluation fails, the error is raised when its scores are requested.
 
     Args:
-      models: key -> function that returns the parameters; the keys stand for
-        the same weights in all calls. The first ones are evaluated first. Text
-        is the name of the model in `scores`.
+      models: key -> function that returns the parameters, in the order in which
+        to evaluate them. A key stands for the same weights in all calls. If it
+        is a string, it is also the name of the model, as in `scores`.
     """
     if self._jobs == 1:
       return
@@ -231,7 +232,7 @@ class CommandEvaluator:
         if other is None:
           return self._run(digest, ours, checkpoint, directory, path, stop)
       with contextlib.suppress(command_lib.Stopped):
-        return other.result()  # Else it was stopped for others: once more.
+        return other.result()  # If it was stopped, try again.
 
   def _run(self, digest, ours, checkpoint, directory, name, stop):
     """Runs the command for a checkpoint in a directory."""
@@ -246,8 +247,8 @@ class CommandEvaluator:
       if changed := [k for k, v in before.items() if v != _state_of(k)]:
         raise ValueError(
           f"evaluate_command changed the checkpoint that it was given: "
-          f"{changed[0].name} of {name}. Its scores may be of other weights: "
-          "let it write elsewhere."
+          f"{changed[0].name} of {name}. Its scores may belong to other "
+          "weights: make it write elsewhere."
         )
     except BaseException as e:
       self._finish(digest, ours, error=e)
@@ -261,7 +262,7 @@ class CommandEvaluator:
       if error is None:
         self._known[digest] = metrics
         self._shared.evaluated += 1
-        # NaN of metrics that do not decide is stored, so not `write_json`.
+        # Metrics that do not decide may be NaN, which `write_json` rejects.
         text = json.dumps(self._known, indent=1)
         files.write_text(self._scores, text + "\n")
     if error is None:
@@ -271,14 +272,14 @@ class CommandEvaluator:
 
 
 class _Counts:
-  """State that evaluators by several metrics share."""
+  """State shared by the evaluators for several metrics."""
 
   def __init__(self):
     self.evaluated, self.stop = 0, threading.Event()
 
 
 class _Either:
-  """An event that is set when one of two is."""
+  """An event that is set when any of several events is."""
 
   def __init__(self, *events: threading.Event):
     self._events = events
@@ -288,12 +289,12 @@ class _Either:
 
 
 def _safe(name: str, digest: str) -> str:
-  """Returns a file name of a model."""
+  """Returns a file name for a model."""
   return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)[:80]}.{digest[:12]}"
 
 
 def _state(directory: pathlib.Path) -> dict[pathlib.Path, Any]:
-  """Returns the size and the time of all files in a directory."""
+  """Returns the `_state_of` every file in a directory."""
   paths = sorted(p for p in directory.rglob("*") if p.is_file())
   return {path: _state_of(path) for path in paths}
 

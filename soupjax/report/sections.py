@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Texts and tables of the page, as HTML computed from the numbers.
+"""Text and tables of the report page, as HTML computed from the numbers.
 
-All texts from files go through `html.escape`.
+All text read from files goes through `html.escape`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,58 +20,58 @@ _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 LEARNED_CAPTION = (
-  "Coefficients that gradient descent on minival gave to each ingredient "
-  "(columns), for the whole model or for each layer (rows); each row sums to "
-  "1. The mark 1/K on the colour bar is the uniform soup, where they start."
+  "Coefficient of each ingredient (columns), learned by gradient descent on "
+  "minival, for the whole model or for each layer (rows); each row sums to 1. "
+  "The mark 1/K on the colour bar is the uniform soup, where training starts."
 )
 SHIFTS_CAPTION = (
-  "The same models on each shift alone; colours are shifts, markers as in the "
-  "figure above. Switch off what hides the rest."
+  "The same models on each shift separately. Colours are shifts; markers are "
+  "as in the figure above. Switch off points that hide others."
 )
 WINDOW_CAPTION = (
   "Score on minival of the mean of the last checkpoints, by their number; the "
   "dashed line is the soup."
 )
 WISE_FT_CAPTION = (
-  f"Accuracy of (1 {_MINUS} {_ALPHA}) initial + {_ALPHA} best ingredient, "
-  "weight by weight. The panels have different scales. Grey: 95 % "
-  "Clopper-Pearson intervals; the mean over shifts has none, since shifts "
-  f"share images. No {_ALPHA} was chosen by this figure."
+  f"Accuracy of the weights (1 {_MINUS} {_ALPHA}) initial + {_ALPHA} best "
+  "ingredient. The panels have different scales. Grey: 95 % Clopper-Pearson "
+  "intervals; the mean over shifts has none, since shifts may share images. "
+  f"No {_ALPHA} was chosen with this figure."
 )
 
 
 def plane_caption(results: Results) -> str:
-  """Describes the plane of test against shifts."""
-  mean = "that on " if len(results.shifts) == 1 else "the mean accuracy over "
+  """Returns the caption of the scatter plot of shifts against test."""
+  mean = "accuracy on " if len(results.shifts) == 1 else "mean accuracy over "
   text = (
-    f"Each point is one model: accuracy on test against {mean}"
-    f"{html.escape(', '.join(results.shifts))}. Up and to the right is better."
+    f"Each point is one model: {mean}{html.escape(', '.join(results.shifts))} "
+    "against accuracy on test. Up and to the right is better."
   )
   if results.choices.reference:
     return text
   return (
     f"{text} The line is WiSE-FT, from the initial model to the best "
-    "ingredient. Ensembles run all their members on every image; everything "
-    "else costs one model."
+    "ingredient. Ensembles run all their members on every image; all others "
+    "run a single model."
   )
 
 
 def greedy_caption(greedy: Mapping[str, Any]) -> str:
-  """Describes the rule by which candidates were accepted."""
+  """Returns the caption of a greedy soup, with its rule of acceptance."""
   rules = {"ge": "at least as high as", "gt": "higher than"}
   rule = rules.get(greedy.get("accept"), "high enough against")
   history = greedy["history"]
   caption = "Held-out score of the soup with each candidate added"
   if history and history[0].get("score", 0) < 0:
-    caption += " (the metric with a minus sign: higher is better)"
+    caption += " (the negative of the metric, so higher is better)"
   caption += (
-    f". A candidate stays in if that score is {rule} that of the soup so far "
+    f". A candidate is kept if this score is {rule} that of the soup so far "
     f"(the line). {len(greedy['selected'])} of {len(history)} were kept."
   )
   if any(d.get("score") is None for d in history):
     caption += (
       " Arrows: rejected before all images were evaluated; the bar is the best "
-      "score that was still possible."
+      "score that was still attainable."
     )
   return caption
 
@@ -84,7 +84,7 @@ def summary(
   sizes: Mapping[str, int],
   greedy: Mapping[str, Mapping[str, Any]],
 ) -> str:
-  """Returns the paragraphs at the top: gains and losses in numbers."""
+  """Returns the opening paragraphs, which state gains and losses."""
   rows = tables.rows(results, sizes)
   if results.choices.reference:
     return _compared(rows, results)
@@ -120,7 +120,7 @@ def summary(
 
 
 def _compared(rows: Sequence[tables.Row], results: Results) -> str:
-  """Returns the paragraphs at the top of a comparison."""
+  """Returns the opening paragraphs of a comparison."""
   others = [row for row in rows if row.kind != "best"]
   text = (
     f"<p>{len(rows)} models were evaluated; none was chosen or averaged. The "
@@ -132,7 +132,7 @@ def _compared(rows: Sequence[tables.Row], results: Results) -> str:
 
 
 def _places(results: Results) -> list[tuple[str, str]]:
-  """Returns test and shifts with their names in running text."""
+  """Returns test and shifts with the words for them in running text."""
   shifts = f"the mean of {len(results.shifts)} shifts"
   if len(results.shifts) == 1:
     shifts = f"the shift {html.escape(results.shifts[0])}"
@@ -183,7 +183,7 @@ def _verdict(rows, results: Results) -> str:
       f"With {n:,} test images, one image is {100 / n:.2g} points and the "
       "95 % interval of the best ingredient is "
       f"{interval[0]:.1f} to {interval[1]:.1f} %: much smaller differences on "
-      "test may be chance."
+      "test may be due to chance."
     )
   sentences.append(f"<b>{html.escape(tables.one_run_note(results))}</b>")
   return f"<p>{' '.join(sentences)}</p>"
@@ -195,7 +195,7 @@ def _verdict(rows, results: Results) -> str:
 def results_section(results: Results, sizes: Mapping[str, int]) -> str:
   """Returns the table of all splits, with a note on how to read it."""
   columns = [s for s in ("minival", "test") if s in results.splits]
-  # Many shifts would hide their mean.
+  # Their mean comes first, as it would be lost after many shifts.
   columns += [SHIFTS, *results.shifts] if results.shifts else []
   columns += results.others
   rows = tables.rows(results, sizes)
@@ -228,7 +228,7 @@ def _column_head(results, split) -> str:
   if split == SHIFTS:
     return "mean of<br>shifts"
   counts = {results.images(model, split) for model in results.kinds} - {None}
-  # Models that saw different images share no count, so none is printed.
+  # If models were evaluated on different numbers of images, none is printed.
   n = f"<br><small>n = {counts.pop()}</small>" if len(counts) == 1 else ""
   return f"{html.escape(split)}{n}"
 
@@ -264,26 +264,26 @@ def _table_note(results) -> str:
     f"{count} ingredients)"
   )
   text = (
-    "Percent correct; below it the 95 % Clopper-Pearson interval of that one "
+    "Percent correct; below it, the 95 % Clopper-Pearson interval of that "
     f"model on those images{spread * (not reference)}. Means over shifts have "
     "no interval, since shifts may be made of the same images. Intervals do "
-    "not cover the variation between runs. Models share images, so two "
-    "intervals that overlap do not show that two models are equal. Last line "
+    "not cover the variation between runs. All models see the same images, so "
+    "overlapping intervals do not show that two models are equal. Last line "
     f"of a cell: points above the {other}, with the 95 % interval of the "
-    "paired bootstrap over images and p of McNemar's exact test; ~ marks an "
-    "interval that contains zero. Bold: the best value "
-    "in a column at the cost of one model. Cost: models run per image."
+    "paired bootstrap over images and the p-value of McNemar's exact test; ~ "
+    "marks an interval that contains zero. Bold: the best value in a column "
+    "at the cost of one model. Cost: models run per image."
   )
   if reference:
     return text
   return (
     f"{text} Nothing was chosen on test or on a shift. The best ingredient and "
-    "the soups were chosen or trained on minival, so its column is optimistic."
+    "the soups were chosen or trained on minival, so that column is optimistic."
   )
 
 
 def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
-  """Returns the table of calibration errors and losses; "" if none are known.
+  """Returns the table of calibration errors and losses; "" if there are none.
 
   The columns are minival, test and the mean over shifts.
   """
@@ -332,14 +332,14 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
     for title in metrics.values()
   ]
   note = (
-    "ECE: expected calibration error over 15 bins of equally many images. "
-    "With T: with the logits divided by a temperature, one number for each "
-    "model, fitted to the loss on minival."
+    "ECE: expected calibration error, over 15 bins with equally many images. "
+    "With T: after dividing the logits by a temperature, a single number per "
+    "model that minimises the loss on minival."
   )
   if not results.choices.reference:
     note += (
-      " Averaging weights does not calibrate as ensembles do (arXiv "
-      "2203.05482, appendix B)."
+      " Averaging weights does not improve calibration as ensembling does "
+      "(arXiv 2203.05482, appendix B)."
     )
   table = tables.as_html(["model", *head], body)
   return f"{table}\n<p><small>{note}</small></p>"
@@ -355,7 +355,7 @@ def ingredients_section(
   titles |= {SHIFTS: "mean of shifts"} if results.shifts else {}
   models = results.models("ingredient")
   keys = list(dict.fromkeys(k for v in hyperparameters.values() for k in v))
-  # Columns of one value would hide the others.
+  # Columns with a single value would distract from the others.
   fixed = {}
   for key in keys if len(models) > 1 else ():
     known = [hyperparameters.get(m, {}) for m in models]
@@ -401,5 +401,5 @@ def ingredients_section(
   if not fixed:
     return table
   same = ", ".join(f"{key} {plain(value)}" for key, value in fixed.items())
-  note = html.escape(f"The same in all ingredients: {same}.")
+  note = html.escape(f"The same for all ingredients: {same}.")
   return f"{table}\n<p><small>{note}</small></p>"

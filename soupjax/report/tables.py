@@ -27,7 +27,7 @@ class Row:
   """One row of the table.
 
   Attributes:
-    label: its name in the table.
+    label: name of the row in the table.
     models: the model, or all ingredients for their mean.
     kind: "mean", "best" or one of `results.KINDS`.
     cost: inference cost, in models run per image; None if unknown.
@@ -59,7 +59,7 @@ class Row:
     return None if value is None or best is None else value - best
 
   def gain_interval(self, results: Results, split: str) -> Gain | None:
-    """The recorded difference to the best ingredient; None for means."""
+    """The recorded difference from the best ingredient; None for means."""
     if self.kind == "mean":
       return None
     return results.gains.get((self.models[0], split))
@@ -85,13 +85,13 @@ def label(model: str, kind: str, results: Results) -> str:
 
 
 def _accuracy_chose(results: Results) -> bool:
-  """Whether the soup "wise_ft" has the alpha of the best accuracy."""
+  """Whether accuracy chose the alpha of the soup "wise_ft"."""
   chosen = results.kinds.get("wise_ft") == "soup"
   return chosen and results.choices.metrics[0] == "prec@1"
 
 
 def is_labelled(model: str, results: Results) -> bool:
-  """Whether `label` has words for a model instead of its name."""
+  """Whether `label` describes a model in words, not by its name."""
   if results.kinds.get(model) == "model":
     return False
   names = (*LABELS, *results.choices.greedy, "wise_ft")
@@ -103,8 +103,8 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
 
   Args:
     results: the results.
-    sizes: ensemble -> number of members, where known. The one called "ensemble"
-      has all ingredients.
+    sizes: ensemble -> number of members, where known. The ensemble called
+      "ensemble" has all ingredients.
   """
   if results.choices.reference:
     return _compared(results)
@@ -174,7 +174,7 @@ def mean_row(results: Results) -> Row:
 
 
 def one_run_note(results: Results) -> str:
-  """Returns a warning about results of a single run, with its remedy."""
+  """Returns a warning about results of a single run, with advice."""
   text = (
     "This is one run, and one run proves little: another seed can reverse the "
     "order of two close models."
@@ -188,7 +188,7 @@ def one_run_note(results: Results) -> str:
 
 
 def cost_text(row: Row, results: Results, times: str = "x") -> str:
-  """Returns the inference cost, such as "16x"; an upper bound if unknown."""
+  """Returns the inference cost, such as "16x", or its upper bound."""
   if row.cost is None:
     return f"up to {len(results.models('ingredient'))}{times}"
   return f"{row.cost}{times}"
@@ -212,12 +212,12 @@ def clopper_pearson(
   """Returns the exact binomial confidence interval of a fraction.
 
   Args:
-    correct: successes.
-    n: trials, at least 1.
+    correct: number of successes.
+    n: number of trials, at least 1.
     level: coverage, above 0 and below 1.
 
   Returns:
-    The two ends, fractions.
+    The two ends, as fractions.
 
   Raises:
     ValueError: if `correct` is not in 0..n, or n or level is out of range.
@@ -243,7 +243,7 @@ def clopper_pearson(
 def gain_text(row: Row, results: Results, split: str, minus: str = "-") -> str:
   """Formats a gain over the best ingredient: "~+0.5 [-0.1, 1.1]".
 
-  "~" marks an interval that contains zero; "-" is an unknown gain.
+  "~" marks an interval that contains zero; "-" stands for an unknown gain.
   """
   gain, found = row.gain(results, split), row.gain_interval(results, split)
   if gain is None:
@@ -256,11 +256,11 @@ def gain_text(row: Row, results: Results, split: str, minus: str = "-") -> str:
 
 
 def as_html(columns: Sequence[str], rows: Sequence[str]) -> str:
-  """Returns a table, which the page's script can sort.
+  """Returns an HTML table that the page's script can sort.
 
   Args:
-    columns: titles, HTML.
-    rows: each a `tr`, HTML.
+    columns: titles, as HTML.
+    rows: `tr` elements, as HTML.
   """
   head = "".join(f'<th scope="col">{title}</th>' for title in columns)
   return (
@@ -291,10 +291,10 @@ def results_table(
     sizes: ensemble -> number of members, where known.
 
   Returns:
-    One line per row of `rows`: inference cost, accuracy on minival, test and
-    the mean over shifts, and the differences on test and shifts from the best
-    ingredient, in points, with 95 % intervals where they are recorded. Ends
-    without a newline.
+    One line per row of `rows`: inference cost; accuracy on minival, on test and
+    as the mean over shifts; and the differences from the best ingredient on
+    test and shifts, in points, with 95 % intervals where recorded. There is no
+    newline at the end.
   """
   shifts = f"{len(results.shifts)} shifts"
   titles = ("cost", "minival", "test", shifts, "d(test)", "d(shifts)")
@@ -328,9 +328,7 @@ def results_table(
       f"{results.best}, with the 95 % interval over images (paired bootstrap). "
       "~: the interval contains zero, so no difference is shown"
     )
-  notes += (
-    ". Choices were made on minival, none on test. cost: models run per image."
-  )
+  notes += ". All choices were made on minival. cost: models run per image."
   lines += [
     lines[1],
     *textwrap.wrap(notes, 100),

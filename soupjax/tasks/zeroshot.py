@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot heads of the text tower in a checkpoint, for tasks."""
+"""Zero-shot heads, computed by the text tower of a checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +21,15 @@ from soupjax.soups.core.ingredient import Ingredient
 def default_config() -> ml_collections.ConfigDict:
   """Returns the settings of zero-shot heads."""
   c = ml_collections.ConfigDict()
-  # Names of the classes in the order of the outputs, separated by "|"; a file
-  # with one a line; or "open_clip:imagenet". Empty takes those of the dataset,
-  # or, if these are missing or numbers, those in a config beside the weights.
+  # Class names in the order of the outputs: separated by "|", a file with one
+  # per line, or "open_clip:imagenet". If empty, those of the dataset or, if
+  # these are missing or numbers, those in a config beside the weights.
   c.names = ""
-  # Prompts with {} for the name, separated by "|"; a file with one a line; or
-  # "open_clip:openai" (80 of them).
+  # Prompts with {} in place of the class name: separated by "|", a file with
+  # one per line, or "open_clip:openai" (80 prompts).
   c.templates = "a photo of a {}."
-  # Path beside which the vocabulary is, for recipes that train a text tower;
-  # empty takes `init.path`.
+  # Path with a vocabulary beside it, for recipes that train a text tower; if
+  # empty, `init.path`.
   c.vocabulary = ""
   return c
 
@@ -37,30 +37,30 @@ def default_config() -> ml_collections.ConfigDict:
 def cooking_config() -> ml_collections.ConfigDict:
   """Returns the settings of zero-shot heads in cooking."""
   c = default_config()
-  # A CLIP with the text tower of the start, for test sets with names of their
-  # own. Whole CLIPs without a config or vocabulary beside them take it from
-  # there.
+  # A CLIP with the text tower of the start, for test sets with their own class
+  # names. It also provides the config and vocabulary for whole CLIPs that have
+  # none beside them.
   c.text = ""
-  c.skip = ""  # Regular expression of its leaves to leave out.
+  c.skip = ""  # Regular expression for its leaves to leave out.
   return c
 
 
 def parse_names(text: str, what: str = "zeroshot.names") -> list[str]:
-  """Returns the names of a setting, not yet checked."""
+  """Returns the class names of a setting, without checking them."""
   if "|" in text:
     return text.split("|")
   return zeroshot.read_list(text, what)
 
 
 def parse_templates(text: str) -> list[str]:
-  """Returns the prompts of a setting, not yet checked."""
+  """Returns the prompts of a setting, without checking them."""
   if "{}" in text:
     return text.split("|")
   return zeroshot.read_list(text, "zeroshot.templates")
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Checks `zeroshot.names` and `zeroshot.templates`, as far as given.
+  """Checks `zeroshot.names`, if given, and `zeroshot.templates`.
 
   Raises:
     ValueError: if a file is missing, or an entry cannot be used.
@@ -87,12 +87,12 @@ def names_of(
   Args:
     config: with `names`, as in `default_config`.
     num_classes: number of outputs.
-    dataset: its name, for errors.
-    dataset_names: of its classes, None if unknown.
-    checkpoint_names: of the checkpoint's outputs, None if unknown.
+    dataset: name of the dataset, for errors.
+    dataset_names: names of its classes; None if unknown.
+    checkpoint_names: names of the checkpoint's outputs; None if unknown.
 
   Raises:
-    ValueError: if no list has one usable name a class.
+    ValueError: if no list has one usable name per class.
   """
   where = f"zeroshot.names={config.names!r:.60}"
   if config.names:
@@ -104,8 +104,8 @@ def names_of(
       where, names = "the config beside the checkpoint", checkpoint_names
     if not names:
       raise ValueError(
-        f"The classes of {dataset} have no names: give zeroshot.names, a file "
-        f"with {num_classes} lines."
+        f"The classes of {dataset} have no names: set zeroshot.names to a "
+        f"file with {num_classes} lines."
       )
   zeroshot.check_names(names, num_classes, where, of=dataset)
   check_order(names, dataset_names, where, dataset)
@@ -118,22 +118,22 @@ def check_order(
   where: str,
   dataset: str,
 ) -> None:
-  """Checks that names are not those of a dataset in another order.
+  """Checks that names are not those of a dataset in a different order.
 
   Args:
     names: in the order of the labels.
-    dataset_names: of the dataset's classes, None if unknown.
+    dataset_names: names of the dataset's classes; None if unknown.
     where: the setting, for errors.
-    dataset: its name, for errors.
+    dataset: name of the dataset, for errors.
 
   Raises:
-    ValueError: naming a class that is given another label.
+    ValueError: naming a class that would get the wrong label.
   """
   if places := displaced(names, dataset_names):
     k, at = places
     raise ValueError(
-      f"{where}: {names[k]!r} is name {k}, but class {at} of {dataset}: give "
-      "names in the order of its classes, such as "
+      f"{where}: {names[k]!r} has index {k}, but is class {at} of {dataset}: "
+      "give names in the order of its classes, which begins with "
       f"{', '.join(map(repr, dataset_names[:3]))}."
     )
 
@@ -145,17 +145,17 @@ def head(
   skip: Sequence[str] = (),
   prefix: str = "",
 ) -> tuple[np.ndarray, dict[str, Any]]:
-  """Makes the head of the text tower in a checkpoint; reads no image tower.
+  """Computes a head by a checkpoint's text tower; reads no image tower.
 
   Args:
     source: a checkpoint of a whole CLIP, or its path.
     names: of the classes.
     templates: as in `default_config`.
     skip: regular expressions of leaves of the file to leave out.
-    prefix: start of the model's names if the file has several models.
+    prefix: prefix of the model's leaf names, if the file has several models.
 
   Returns:
-    The kernel (size of the embedding, classes), and a record of names,
+    The kernel (embedding size, classes), and a record of the names,
     templates, vocabulary and their hash.
 
   Raises:
@@ -175,7 +175,7 @@ def context(
   skip: Sequence[str] = (),
   prefix: str = "",
 ) -> np.ndarray:
-  """Makes the weights of contexts; see `models.zeroshot.context_kernel`.
+  """Computes the weights of contexts; see `models.zeroshot.context_kernel`.
 
   Args:
     source: as for `head`.
@@ -198,7 +198,7 @@ def prompts(
   names: Sequence[str],
   config: ml_collections.ConfigDict,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-  """Tokenizes the prompts of classes for a text tower in training.
+  """Tokenizes the prompts of classes, to train a text tower on them.
 
   Args:
     path: of the start.
@@ -207,11 +207,11 @@ def prompts(
     config: as in `default_config`.
 
   Returns:
-    (classes, templates, tokens) int32, and a record of names, templates and
+    (classes, templates, tokens) int32, and a record of the names, templates and
     vocabulary.
 
   Raises:
-    ValueError: if the vocabulary is missing or not that of the text tower.
+    ValueError: if the vocabulary is missing or does not fit the text tower.
   """
   tokenizer = _tokenizer(path, model, config)
   templates = parse_templates(config.templates)
@@ -225,7 +225,7 @@ def captions(
   texts: Sequence[str],
   config: ml_collections.ConfigDict,
 ) -> np.ndarray:
-  """Tokenizes captions, as `prompts` does.
+  """Tokenizes captions in the same way as `prompts`.
 
   Args:
     path: of the start.

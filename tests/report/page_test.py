@@ -270,7 +270,7 @@ def test_ingredients_table(whole):
   best = cells(page, "ingredient_01")
   # in greedy soup, minival, test, mean of shifts, loss, learning rate.
   assert best == ["", "97.0", "95.0", "76.0", "0.100", "0.002"]
-  assert "The same in all ingredients: augment none." in page
+  assert "The same for all ingredients: augment none." in page
   assert cells(page, "ingredient_00")[0] == "yes"
   order = re.findall(r'<th scope="row">(ingredient_\d\d)</th>', page)
   assert order == [f"ingredient_0{i}" for i in (1, 0, 2, 3)]

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the leaves of the base that the leaves of an adapter belong to."""
+"""Matches the leaves of an adapter with the leaves of its base."""
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
@@ -42,8 +42,8 @@ class Adapted:
 
   Attributes:
     specs: leaf -> shape and dtype, of all leaves of the adapted model.
-    updates: leaf -> the way to compute it.
-    factors: name of a module in the adapter -> factor -> name in its file.
+    updates: leaf -> the update that computes it.
+    factors: module of the adapter -> factor -> leaf name in the file.
   """
 
   specs: dict[str, jax.ShapeDtypeStruct]
@@ -57,11 +57,11 @@ def find(adapter: Specs, base: Specs, config: AdapterConfig) -> Adapted:
   Args:
     adapter: leaf -> shape and dtype.
     base: leaf -> shape and dtype.
-    config: of the adapter.
+    config: the config of the adapter.
 
   Raises:
     ValueError: naming a leaf that does not fit the base, lacks its other
-      factor, or has another rank than the config.
+      factor, or has a rank that differs from the config.
   """
   modules, whole = grouped(adapter)
   locate = _located(modules, whole, base, config)
@@ -89,10 +89,10 @@ def find(adapter: Specs, base: Specs, config: AdapterConfig) -> Adapted:
 def grouped(
   names: Iterable[str],
 ) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-  """Sorts the leaves of an adapter.
+  """Separates the factors of an adapter from leaves that are saved whole.
 
   Returns:
-    Module -> factor -> name; and name -> leaf of those that are saved whole.
+    Module -> factor -> name; and name -> leaf, for leaves that are saved whole.
   """
   modules: dict[str, dict[str, str]] = {}
   whole: dict[str, str] = {}
@@ -110,13 +110,13 @@ def grouped(
 
 
 def _located(modules, whole, base, config) -> Callable[[str], str]:
-  """Returns the function from names in the adapter to those in the base.
+  """Returns a function that maps names in the adapter to names in the base.
 
   Files of models without a head may lack the name of the model ("vit."), and
-  transformers 5 has other names in memory than in files.
+  transformers 5 uses different names in memory and in files.
 
   Raises:
-    ValueError: if no function finds all leaves.
+    ValueError: if no such function finds all leaves.
   """
   required = [
     leaf for leaf in whole.values() if not config.saves(leaf.rpartition(".")[0])
@@ -154,11 +154,11 @@ def _located(modules, whole, base, config) -> Callable[[str], str]:
 
 
 def check_one_naming(modules: Iterable[str], source: str) -> None:
-  """Rejects modules that are one layer under two names.
+  """Rejects two names for the same layer.
 
   Args:
-    modules: names in one adapter, or in adapters that become one.
-    source: to name in the message.
+    modules: names in one adapter, or in adapters to be merged into one.
+    source: the source to name in the error message.
 
   Raises:
     ValueError: naming two modules.
@@ -171,14 +171,14 @@ def check_one_naming(modules: Iterable[str], source: str) -> None:
     other = names.setdefault(plain, module)
     if other != module:
       raise ValueError(
-        f"{source}: {other!r} and {module!r} are names of one layer in two "
-        "versions of transformers, which finds only one of them. Open the "
-        "adapters as models, with base=."
+        f"{source}: {other!r} and {module!r} name the same layer in two "
+        "versions of transformers, and each version finds only one of them. "
+        "Open the adapters as models, with base=."
       )
 
 
 def _changes_of_prefix(base) -> list[Callable[[str], str]]:
-  """Returns functions that keep, cut or lengthen the first part of a name."""
+  """Returns functions that keep, remove or extend the prefix of a name."""
   changes: list[Callable[[str], str]] = [
     lambda name: name,
     lambda name: name.split(".", 1)[-1],
@@ -195,13 +195,13 @@ def _check_no_attention(modules, locate, base, config) -> None:
   """Rejects torch.nn.MultiheadAttention.
 
   PEFT 0.21 adds the product to out_proj twice, in training and in merging. The
-  files do not show whether a version added it once or twice.
+  files do not show whether the version that wrote them added it once or twice.
   """
   for module in modules:
     if f"{locate(module)}.in_proj_weight" in base:
       raise ValueError(
-        f"{config.path}: {module!r} is a torch.nn.MultiheadAttention, to whose "
-        "out_proj PEFT adds the product twice: merge it in PEFT "
+        f"{config.path}: {module!r} is a torch.nn.MultiheadAttention, and PEFT "
+        "adds the product to its out_proj twice: merge the adapter in PEFT "
         "(merge_and_unload) and open the merged model."
       )
 
@@ -232,13 +232,13 @@ def check_factors(module, factors, config) -> None:
   if others := factors.keys() - needed - {"lora_B.bias"}:
     raise ValueError(
       f"{config.path}: {module!r} has {sorted(others)}, which do not belong to "
-      f"{config.kind} with use_dora={config.is_dora}: the config is of another "
-      "adapter."
+      f"{config.kind} with use_dora={config.is_dora}: the config belongs to "
+      "another adapter."
     )
 
 
 def check_rank(module, a, b, config) -> None:
-  """Checks that the shapes of two factors have the rank of the config.
+  """Checks that the shapes of two factors match the rank in the config.
 
   Raises:
     ValueError: if they do not.
@@ -247,8 +247,8 @@ def check_rank(module, a, b, config) -> None:
   if len(a) < 2 or len(b) < 2 or not a[0] == b[1] == rank:
     raise ValueError(
       f"{config.path}: the factors of {module!r} have shapes {a} and {b}, but "
-      f"the config gives it the rank {rank}, which must be the first number of "
-      "A and the second of B."
+      f"the config says rank {rank}, which must be the first dimension of A "
+      "and the second of B."
     )
 
 
@@ -316,8 +316,8 @@ def _add_whole(adapted, leaf, name, spec, is_saved, config) -> None:
   base = adapted.specs.get(leaf)
   if base is not None and leaf in adapted.updates:
     raise ValueError(
-      f"{config.path}: {leaf!r} is adapted and saved whole, so that its value "
-      "is ambiguous. Merge it in PEFT (merge_and_unload) and open the merged "
+      f"{config.path}: {leaf!r} is adapted and saved whole, so its value is "
+      "ambiguous. Merge it in PEFT (merge_and_unload) and open the merged "
       "model."
     )
   if not is_saved and base.shape != spec.shape:
@@ -336,8 +336,8 @@ def _float_spec(adapted, leaf, config) -> jax.ShapeDtypeStruct:
   spec = adapted.specs[leaf]
   if not tree.is_float(spec) or spec.dtype.itemsize < 2:
     raise ValueError(
-      f"{config.path}: leaf {leaf!r} of the base is {spec.dtype}, which is "
-      "quantised: give the base in the dtype before its quantisation."
+      f"{config.path}: leaf {leaf!r} of the base is {spec.dtype}, so it is "
+      "quantised: give the base in its dtype before quantisation."
     )
   return spec
 

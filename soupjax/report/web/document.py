@@ -30,7 +30,7 @@ p, ul { max-width: 46rem; }
 p, li { overflow-wrap: anywhere; }
 p > small { display: block; line-height: 1.4; }
 .hint { color: #555; font-size: .85rem; margin: 0; }
-/* A shadow tells that there is more to the right. */
+/* A shadow shows that there is more to the right. */
 .wide { overflow-x: auto; width: fit-content; max-width: 100%; background:
   linear-gradient(to left, #fff 50%, #fff0) right / 2rem 100% no-repeat local,
   linear-gradient(to left, #0004, #0000) right / .7rem 100% no-repeat scroll; }
@@ -87,12 +87,12 @@ def save(
 
   Args:
     drawn: the figure; None removes the files of an earlier report.
-    path: of the PNG; the others are beside it.
-    models: names of the models of the page's data, in order. Points that are
-      named after one of them refer to it.
+    path: path of the PNG; the other files are written beside it.
+    models: names of the models in the page's data, in order. A point with the
+      name of a model refers to that model.
 
   Returns:
-    The figure as inline SVG, and links to its files; None without a figure.
+    The figure as inline SVG and links to its files; None without a figure.
   """
   if drawn is None:
     for suffix in (*drawings.FORMATS, "csv"):
@@ -104,7 +104,7 @@ def save(
     path.with_suffix(f".{suffix}").write_bytes(data)
   svg = drawings.inline(saved["svg"], path.stem, models)
   here = urllib.parse.quote(f"{path.parent.name}/{path.stem}", errors="replace")
-  # The data travels with the page; pictures stay beside it.
+  # The data is embedded in the page; pictures stay beside it.
   table = base64.b64encode(saved["csv"]).decode("ascii")
   name = html.escape(path.stem)
   links = [
@@ -115,7 +115,7 @@ def save(
 
 
 def figure(saved: tuple[str, str], heading: str, caption: str) -> str:
-  """Returns a figure of `save` with its heading and caption, as HTML."""
+  """Returns the result of `save` with heading and caption, as HTML."""
   svg, links = saved
   return (
     f"<h2>{heading}</h2>\n"
@@ -136,15 +136,15 @@ def models_of(
   results: pathlib.Path,
   hyperparameters: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """Returns what points of figures tell about models.
+  """Returns the data on models that is shown for points of figures.
 
   Args:
     results: `results.jsonl`.
     hyperparameters: model -> its hyperparameters, where known.
 
   Returns:
-    In the order of the file, objects with "name", "kind", "hyperparameters" and
-    "scores": dataset -> metric -> the other fields of its line, unchanged.
+    Dicts in the order of the file, with "name", "kind", "hyperparameters" and
+    "scores": dataset -> metric -> the remaining fields of the line, unchanged.
   """
   models: dict[str, dict[str, Any]] = {}
   for line in results.read_text("utf-8").splitlines():
@@ -162,7 +162,7 @@ def hyperparameters_of(
   folder: pathlib.Path, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
   """Reads the hyperparameters of the ingredients that have them on disk."""
-  # A name such as "../x" is not in this set and is not opened.
+  # A name such as "../x" is never in this set, so it is not opened.
   present = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
   paths = {n: folder / n / "hyperparameters.json" for n in names}
   values = {
@@ -187,15 +187,15 @@ def document(
   body: Sequence[str],
   models: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-  """Returns a page.
+  """Returns a page as HTML.
 
   Args:
-    title: HTML.
-    body: its parts, HTML.
-    models: of `models_of`, for the points of its figures.
+    title: the title, as HTML.
+    body: the parts of the page, as HTML.
+    models: from `models_of`, for the points of the figures.
   """
   data = json.dumps(_finite(models), separators=(",", ":"), allow_nan=False)
-  # In a script, only "<" can end it or open a comment.
+  # Only "<" can end a script or open a comment in it.
   data = data.replace("<", "\\u003c")
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -214,7 +214,7 @@ def _script() -> str:
 
 
 def _finite(value: Any) -> Any:
-  """Returns a value with NaN and infinities, which JSON lacks, as text."""
+  """Returns a value with NaN and infinity, which JSON lacks, as text."""
   if isinstance(value, Mapping):
     return {k: _finite(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

@@ -18,25 +18,25 @@ from soupjax.soups.core.ingredient import Ingredient, check_names, storage_of
 from soupjax.soups.engine import groups as group_lib
 from soupjax.soups.rules import rule_inputs
 
-# Bytes per thread over all ingredients, see `make`.
+# Bytes per thread over all ingredients; see `make`.
 BLOCK_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-  """A mix that has passed all checks of metadata.
+  """A mix that has passed all metadata checks.
 
   Attributes:
     rule: the merge rule.
     sources: the ingredients, then the base if there is one, then the extra
       sources of the rule.
     count: the number of ingredients.
-    base: position of the base in `sources`, None if there is none.
+    base: position of the base in `sources`; None without a base.
     specs: leaf -> shape and dtype of the output, in the order of `treedef`.
-    treedef: of the output.
+    treedef: tree structure of the output.
     order: leaves of the output, in the order in which they are streamed.
     groups: leaf -> its group.
-    chunks: leaf -> shape that pieces are aligned with, for chunked sources.
+    chunks: leaf -> chunk shape to align pieces with, for chunked sources.
     select: the selection, as given.
     notes: notes for the user, one sentence each.
     threads: number of threads that read and merge.
@@ -80,19 +80,19 @@ def make(
   block_bytes: int = BLOCK_BYTES,
   threads: int = 4,
 ) -> Plan:
-  """Makes all checks that need only metadata, and plans a mix.
+  """Runs all checks that need only metadata, and plans a mix.
 
   Args:
     rule: from `soupjax.soups.rules`.
     ingredients: at least one.
     base: the model that the rule or `select` refers to.
-    dtype: of the floating leaves of the output. None keeps that of the
-      ingredients; if they differ, the smallest that holds all of them.
-    select: regular expression -> action for the leaves whose name matches it;
-      the first match counts. "keep" takes them from the base, "skip" leaves
-      them out, K numbers average them with these weights, and one number goes
-      that share of the way from the base to the result of the rule.
-    block_bytes: size of the blocks of all ingredients together, per thread.
+    dtype: dtype of the floating-point leaves of the output. None keeps that of
+      the ingredients; if they differ, the smallest that can hold all of them.
+    select: regular expression -> action for the leaves whose names match it;
+      the first match wins. "keep" takes them from the base, "skip" leaves them
+      out, K numbers average them with these weights, and a single number
+      interpolates by that fraction from the base to the result of the rule.
+    block_bytes: bytes per thread for the blocks of all ingredients together.
     threads: number of threads that read and merge.
 
   Raises:
@@ -131,7 +131,7 @@ def make(
     if action != "skip"
   }
   if not groups:
-    raise ValueError(f"select={select} skips every leaf: skip fewer.")
+    raise ValueError(f"select={select} skips every leaf: leave at least one.")
   specs = {
     leaf: tree.shared_spec(
       sources[group.sources[0]].specs[leaf].shape, group.out_dtype
@@ -174,7 +174,7 @@ def _averaged(actions) -> set[str]:
 def _order(sources, groups) -> tuple[str, ...]:
   order = dict.fromkeys(storage_of(sources[0]).order)
   order |= dict.fromkeys(groups)
-  # Integers first, so that differences between them are an error early on.
+  # Integers come first, so that differences between them fail early.
   return tuple(
     sorted(
       (leaf for leaf in order if leaf in groups),
@@ -184,7 +184,7 @@ def _order(sources, groups) -> tuple[str, ...]:
 
 
 def _chunks(sources, groups) -> dict[str, tuple[int, ...]]:
-  """Chunk shapes that are aligned with the chunks of all sources, by leaf."""
+  """Returns leaf -> chunk shape that is aligned with those of all sources."""
   stored = [storage_of(source).chunks for source in sources]
   chunks = {}
   for leaf, group in groups.items() if any(stored) else ():
@@ -195,12 +195,12 @@ def _chunks(sources, groups) -> dict[str, tuple[int, ...]]:
 
 
 def align(chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-  """Returns the smallest chunk whose edges are edges of all given chunks."""
+  """Returns the smallest chunk shape that is a multiple of all given ones."""
   return tuple(math.lcm(*(max(1, n) for n in axis)) for axis in zip(*chunks))
 
 
 def _twins(sources) -> tuple[str, ...]:
-  """Warns of sources with the same path or recorded checksums."""
+  """Warns about sources with the same path or the same recorded checksums."""
   names, notes = {}, []
   for source in sources:
     checksums = storage_of(source).checksums
@@ -228,7 +228,7 @@ def pieces(
   Args:
     plan: of the mix.
     parts: leaf -> boxes that this process needs.
-    chunks: leaf -> shape that pieces are aligned with.
+    chunks: leaf -> chunk shape to align pieces with.
 
   Returns:
     (leaf, box), in the order of the plan.
@@ -237,13 +237,13 @@ def pieces(
   room: dict[group_lib.Group, int] = {}
   for leaf in plan.order:
     group, chunk = plan.groups[leaf], chunks.get(leaf)
-    # Each size of a layered block is compiled, so these are of about one size.
+    # Layered blocks compile once per size, so their sizes should be similar.
     fills = chunk is None and not group.layered
     for box in parts.get(leaf, ()):
       size, left = slices.size(box), room.get(group, group.limit)
       if not size:
         continue
-      if size <= left:  # As `split` and `room_after`, which take longer.
+      if size <= left:  # The result of `split` and `room_after`, but faster.
         cut, room[group] = [box], left - size
       else:
         cut = slices.split(box, group.limit, chunk, left if fills else None)
@@ -255,7 +255,7 @@ def pieces(
 def share(
   items: Sequence[Any], sizes: Sequence[int], index: int, count: int
 ) -> list[Any]:
-  """Returns the consecutive items of one of `count` processes, of even size."""
+  """Returns the consecutive items of process `index`, balanced by size."""
   ends = np.cumsum(sizes)
   total = int(ends[-1]) if len(ends) else 0
   middle = ends - np.asarray(sizes) / 2

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Soups under the names of another library, as folders for the hub."""
+"""Soups with the leaf names of other libraries, as folders for the hub."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -21,18 +21,18 @@ from soupjax.tasks import workdir as workdir_lib
 PyTree = Any
 # Families whose files are npz.
 NPZ = ("big_vision", "mixer", "bit", "bit_original")
-# The family with our names.
+# The family whose leaf names are ours.
 OWN = "big_vision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-  """The CLIP that a sweep started from, which gives its soups their names.
+  """The CLIP that a sweep started from, whose leaf names its soups take.
 
   Attributes:
     file: the checkpoint, with all leaves of its file.
-    like: the same, with the leaves that are read.
-    family: of its names.
+    like: the same checkpoint, with only the leaves that are read.
+    family: family of its leaf names.
     model: the whole CLIP, or its image tower if the soups have no text tower.
   """
 
@@ -51,16 +51,16 @@ def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
   """Opens the CLIP that a sweep of soupjax started from.
 
   Args:
-    config: with `zeroshot.text`.
-    model: of the ingredients.
-    ingredient: the first one.
+    config: the config, with `zeroshot.text`.
+    model: the model of the ingredients.
+    ingredient: the first ingredient.
 
   Returns:
-    The start; None if the ingredients have names of another library, or the
-    CLIP is unknown or has our names.
+    The start; None if the ingredients have leaf names of another library, or if
+    the CLIP is unknown or has our leaf names.
 
   Raises:
-    ValueError: if it cannot be opened, or has leaves of other shapes.
+    ValueError: if the CLIP cannot be opened or its leaves differ in shape.
   """
   c = config.zeroshot
   family = ingredient.hyperparameters.get("family", OWN)
@@ -77,7 +77,7 @@ def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
     found = ingredient.specs[leaf].shape
     if found != spec.shape:
       raise ValueError(
-        f"{leaf} has shape {found} in {ingredient.name!r}, and {spec.shape} in "
+        f"{leaf} has shape {found} in {ingredient.name!r}, but {spec.shape} in "
         f"{c.text}"
       )
   family = adapted.hyperparameters.get("family")
@@ -87,7 +87,7 @@ def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
 
 
 def _weights_name(opened) -> str:
-  """Returns the name of the weights in a folder of the hub, "" without one."""
+  """Returns the name of the weights file in a hub folder; "" without one."""
   if opened.is_judged:
     kind, name, is_directory = layout(opened.original)
     return name if kind == "safetensors" and is_directory else ""
@@ -100,14 +100,15 @@ def _weights_name(opened) -> str:
 
 
 def layout(original: Ingredient) -> tuple[str, str, bool]:
-  """Returns how to write a model like a checkpoint.
+  """Returns the format and path in which a checkpoint is stored.
 
   Returns:
     The format ("orbax", "safetensors", "npz" or "torch"), the name of the file
-    or Orbax directory, and whether its path is that of a directory around it.
+    or Orbax directory, and whether the checkpoint's path is the directory that
+    contains the file.
 
   Raises:
-    ValueError: if the format cannot be written.
+    ValueError: if soupjax cannot write the format.
   """
   home = absolute(str(companions.home(original)))
   inner, module = recognise(home)
@@ -118,14 +119,14 @@ def layout(original: Ingredient) -> tuple[str, str, bool]:
     return kind, pathlib.PurePath(home).name, False
   if kind not in ("safetensors", "npz", "torch"):
     raise ValueError(
-      f"{home}: soupjax does not write this format, so evaluate_command cannot "
-      "get soups like it. Convert the ingredients to safetensors first, with "
+      f"{home}: soupjax cannot write this format, which evaluate_command would "
+      "need for the soups. Convert the ingredients to safetensors first, with "
       "configs/mix.py."
     )
   suffixes = {"torch": (".pt", ".pth", ".bin")}.get(kind, (f".{kind}",))
   if pathlib.Path(inner).is_file() and file.suffix in suffixes:
     return kind, file.name, is_directory
-  # A directory of shards, its index, or another suffix of torch.
+  # A directory of shards, an index of shards, or another suffix of torch.
   stem = {"safetensors": "model", "torch": "pytorch_model"}.get(kind, "model")
   suffix = ".bin" if kind == "torch" else suffixes[0]
   if not is_directory and file.suffix != ".json":
@@ -148,7 +149,7 @@ def write_like(
     metadata: JSON to store with the weights.
 
   Returns:
-    The path of the model: the folder if that of the checkpoint is one.
+    The path of the model: the folder, if the checkpoint's path is a folder.
   """
   kind, name, is_directory = layout(original)
   folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +172,7 @@ def write_new(
   folder: pathlib.Path,
   metadata: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-  """As `write_like`, whole or not at all; keeps a folder that exists.
+  """Like `write_like`, but atomically; an existing folder is kept.
 
   Returns:
     The path of the model.
@@ -198,15 +199,15 @@ def write(
   Args:
     opened: the `inputs.Inputs`.
     soup: path of the soup.
-    path: of the output, without a suffix. It is a folder if there are configs
-      beside the ingredients, so that other libraries open it.
+    path: path of the output, without a suffix. It becomes a folder if there are
+      configs beside the ingredients, so that other libraries can open it.
     metadata: JSON to store with the weights.
     rest: a checkpoint of the same family whose other leaves and configs are
-      copied, as of `pretrained.save_exported`; None has no other leaves, and
-      the configs of the first ingredient.
+      copied, as in `pretrained.save_exported`. With None, no other leaves are
+      copied, and the configs are those of the first ingredient.
   """
   if opened.is_judged:
-    # Orbax checkpoints are those of `soups/`.
+    # Orbax soups are already in `soups/`.
     if layout(opened.original)[0] != "orbax" and not path.exists():
       params = open_lib.load_params(soup)
       write_new(opened.original, params, path, metadata)
@@ -243,18 +244,18 @@ def write_cards(
   results: Mapping[str, tuple[str, Mapping[str, Mapping[str, float]]]],
   workdir: pathlib.Path,
 ) -> None:
-  """Writes the model card of every soup that is a folder for the hub.
+  """Writes a model card for every soup that is exported as a hub folder.
 
   Args:
     opened: the `inputs.CookInputs`.
-    ingredients: with their metrics, best first.
+    ingredients: the ingredients with their metrics, best first.
     soups: names of the soups.
     results: model -> kind, and set -> metric -> value.
     workdir: of the run.
   """
   headless = opened.clip_start and not opened.clip_start.is_whole
   if headless or not _weights_name(opened):
-    return  # Scores with the trained head are not those of the folder.
+    return  # Scores with the trained head do not apply to the exported CLIP.
   best = ingredients[0].name
   for soup in soups:
     names = [soup, best, *(["pretrained"] if "pretrained" in results else [])]
@@ -283,7 +284,7 @@ def _score_row(name, best, values) -> dict[str, Any]:
 
 
 def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
-  """Returns the settings of a soup, and the ingredients in a greedy one."""
+  """Returns the settings of a soup, and the ingredients chosen for it."""
   recipe = {
     "soup": soup,
     "select": str(opened.config.select or ""),

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches on the devices, drawn from memory or read ahead by Grain.
 
-Both draw the same examples at the same step, so a run that is started again may
-change from one to the other.
+Both draw the same examples at the same step, so a restarted run may switch from
+one to the other.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Batches:
     self._axes = (None, *["member"] * (len(loaders) > 1), "data")
 
   def next(self) -> dict[str, jax.Array]:
-    """Returns the batches of the next call.
+    """Returns the batches for the next call of the train step.
 
     Returns:
       "images" (steps, batch, height, width, 3) and "labels" (steps, batch),
@@ -50,7 +50,7 @@ class Batches:
     return [loader.get_state() for loader in self._loaders]
 
   def set_state(self, states: Sequence[dict[str, Any]]) -> None:
-    """Continues from the position of an earlier `get_state`."""
+    """Continues from the positions that `get_state` returned."""
     for loader, state in zip(self._loaders, states):
       loader.set_state(state)
 
@@ -78,7 +78,7 @@ class HeldOnDevices:
     self._arrays = {"images": held.images, "labels": held.labels}
     self._takers: dict[Any, Any] = {}
     cpu = mesh.devices.flat[0].platform == "cpu"
-    copies = len(mesh.local_devices) if cpu else 1  # In one memory.
+    copies = len(mesh.local_devices) if cpu else 1  # Shared memory.
     self._on_devices = copies * held.images.nbytes <= room
     if self._on_devices:
       everywhere = sharding.replicated(mesh)
@@ -87,7 +87,7 @@ class HeldOnDevices:
       }
 
   def take(self, indices: np.ndarray, axes) -> dict[str, jax.Array]:
-    """Gathers examples, sharded along `axes`, by index over all processes."""
+    """Gathers examples by their global index, sharded along `axes`."""
     place = sharding.along(self._mesh, *axes)
     if not self._on_devices:
       return {
@@ -103,7 +103,7 @@ class HeldOnDevices:
 
 
 def _place(array, place, read=lambda part: part) -> jax.Array:
-  """Moves an array to the devices, or what `read` returns for its parts."""
+  """Places an array, or the result of `read` for its parts, on the devices."""
   shape = array.shape + read(array[:0]).shape[array.ndim :]
   return jax.make_array_from_callback(
     shape, place, lambda index: read(array[index[: array.ndim]])
@@ -111,18 +111,18 @@ def _place(array, place, read=lambda part: part) -> jax.Array:
 
 
 def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
-  """Decodes the train set into memory if the config and its size allow it.
+  """Decodes the train set into memory if its size and the config allow it.
 
   Args:
     config: with `data.in_memory`, `data.cache_gb` and `data.train_ops`.
     train: the train set.
-    mesh: of the devices.
+    mesh: the device mesh.
 
   Returns:
     The decoded set, or None if Grain should read it.
 
   Raises:
-    ValueError: if `data.in_memory` is set and the set does not fit, or
+    ValueError: if `data.in_memory` is True, but the set does not fit or
       `data.train_ops` draws random numbers.
   """
   required, ops = config.data.in_memory, settings.ops(config, "train_ops")
@@ -142,7 +142,7 @@ def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
       )
     return None
   stats = mesh.local_devices[0].memory_stats() or {}
-  # Most of an accelerator's memory is left to the model.
+  # Most of an accelerator's memory is reserved for the model.
   room = min(room, stats.get("bytes_limit", np.inf) / 5)
   return HeldOnDevices(mesh, in_memory.hold(train, ops), room)
 
@@ -151,8 +151,8 @@ def open_batches(job, configs: Sequence[Any]) -> Batches:
   """Opens the batches of members that are trained side by side.
 
   Args:
-    job: of the sweep; keeps train sets that are held in memory.
-    configs: one a member.
+    job: the job of the sweep, which caches the train sets in memory.
+    configs: one per member.
   """
   ops, *others = {settings.ops(config, "train_ops") for config in configs}
   held = None
@@ -168,7 +168,7 @@ def open_batches(job, configs: Sequence[Any]) -> Batches:
 
 
 def _embedded(job, config, ops: str) -> HeldOnDevices:
-  """Embeds the train set by the locked image tower, once for all members."""
+  """Embeds the train set with the locked image tower, once for all members."""
   room = config.data.cache_gb * 1e9
   return HeldOnDevices(job.mesh, towers.embedded(job, ops), room)
 

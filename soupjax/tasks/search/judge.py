@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches with a program of the user as the judge: `evaluate_command`.
+"""Searches whose candidates the user's own program scores: `evaluate_command`.
 
-Each task is a metric that the program prints. One run of it scores a candidate
-on all tasks.
+Each task is a metric that the program prints. One run of the program scores a
+candidate on all tasks.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -35,8 +35,8 @@ def open_inputs(
   """Opens the checkpoints; reads metadata only.
 
   Args:
-    config: as in configs/search.py, with `evaluate_command`.
-    same_init: whether it is an error if ingredients record different starts.
+    config: a config like configs/search.py, with `evaluate_command`.
+    same_init: whether ingredients that record different starts are an error.
 
   Raises:
     ValueError: if the command cannot work, checkpoints do not fit together, or
@@ -56,7 +56,7 @@ def open_inputs(
 
 
 def about(inputs: SearchInputs, most: int) -> list[str]:
-  """Describes the command and the tasks in lines for the plan.
+  """Returns lines for the plan that describe the command and the tasks.
 
   Args:
     inputs: the inputs.
@@ -72,19 +72,19 @@ def about(inputs: SearchInputs, most: int) -> list[str]:
       f"task {name}: chosen by {metric} ({better} is better); test {test}{own}"
     )
   lines.append(
-    f"commands: at most {most:,}, as each model is evaluated once, on all tasks"
+    f"commands: at most {most:,}, each scoring one model on all tasks"
   )
   return lines
 
 
 def test_of(spec: TaskSpec) -> str:
-  """Returns the metric of a task that is only reported."""
+  """Returns the metric that a task reports without choosing by it."""
   name = command.full_name(spec.dataset).removeprefix("minival/")
   return command.full_name(spec.test or f"test/{name}")
 
 
 class Evaluations(judge.Evaluations):
-  """Results of models by a command, for each task."""
+  """Results of models on each task, as measured by a command."""
 
   def __init__(self, inputs: SearchInputs, workdir: pathlib.Path):
     """Opens the scores of an earlier run."""
@@ -93,10 +93,10 @@ class Evaluations(judge.Evaluations):
     super().__init__(inputs, workdir, also=given)
 
   def scores(self, params: PyTree, names: Sequence[str]) -> dict[str, float]:
-    """Evaluates a candidate with one run of the command, at most.
+    """Evaluates a candidate with at most one run of the command.
 
     Returns:
-      Task -> score of these tasks; higher is better.
+      Task -> score, for the tasks in `names`; higher is better.
     """
     metrics = self._evaluator.scores(params)
     signs = {"max": 1, "min": -1}
@@ -109,7 +109,7 @@ class Evaluations(judge.Evaluations):
   def ahead_of_candidates(
     self, models: Mapping[Hashable, Callable[[], PyTree]]
   ) -> None:
-    """Evaluates the next candidates in the background, as many as jobs."""
+    """Evaluates the next candidates in the background, one per job."""
     jobs = self._opened.config.evaluate_jobs
     self._evaluator.ahead(dict(itertools.islice(models.items(), jobs)))
 
@@ -117,7 +117,7 @@ class Evaluations(judge.Evaluations):
     return command.value_of(metrics, self._tasks[name].dataset, f"tasks.{name}")
 
   def _by_set(self, metrics) -> dict[str, dict[str, float]]:
-    """Groups metrics by "TASK/minival" and "TASK/test", the rest as printed."""
+    """Groups metrics by "TASK/minival" and "TASK/test"; keeps others as is."""
     results, rest = {}, dict(metrics)
     for name, spec in self._tasks.items():
       value = self._value(metrics, name)

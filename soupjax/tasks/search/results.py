@@ -25,12 +25,12 @@ def tables(work: Work, outcome: Outcome) -> list[dict[str, Any]]:
   """Returns tables of all models, for `report.tables_text`.
 
   There is one for test, if all models have results on test for all tasks, and
-  one for minival: the accuracy on each task, the mean, the normalised accuracy
-  (arXiv 2212.04089, section 4) if every task has its own ingredient, and the
-  combined accuracy of patching (arXiv 2208.05592). With several tasks, each is
-  followed by the changes from the initial model, as a matrix of forgetting. If
-  another metric decides, a table of it comes before each. If
-  a command evaluates, its metrics take the place of accuracies, as they are.
+  one for minival. Each has the accuracy on each task, the mean, the normalised
+  accuracy (arXiv 2212.04089, section 4) if every task has its own ingredient,
+  and the combined accuracy of patching (arXiv 2208.05592). With several tasks,
+  each is followed by a table of changes from the initial model, which shows
+  forgetting. If another metric decides, a table of it comes before each. If a
+  command evaluates, its raw metrics replace accuracies.
   """
   tasks = work.inputs.tasks
   splits = {"minival, where the choice was made": MINIVAL}
@@ -61,7 +61,7 @@ def _values(
 
 
 def _title(work: Work, accuracies: str, scores: str) -> dict[str, Any]:
-  """Returns the title of a table and whether it is in percent."""
+  """Returns the title of a table and whether its values are in percent."""
   judged = work.inputs.is_judged
   return {"title": scores if judged else accuracies, "percent": not judged}
 
@@ -143,7 +143,7 @@ def _forgetting(work, title, split) -> dict[str, Any]:
 
 
 def record(work: Work, outcome: Outcome) -> dict[str, Any]:
-  """Returns `search.json`: candidates, choice and tables."""
+  """Returns the contents of `search.json`: candidates, choice and tables."""
   return {
     "method": work.config.method,
     "metric": work.metric,
@@ -164,7 +164,7 @@ def differences(work: Work) -> list[str]:
   """Compares the chosen and the initial model on test, image by image.
 
   Returns:
-    A title, and a line per task; [] without a test set or initial model.
+    A title and one line per task; [] without test sets or an initial model.
   """
   names = [name for name, task in work.inputs.tasks.items() if task.test]
   if PRETRAINED not in work.results or not names:
@@ -218,7 +218,7 @@ def write(work: Work, outcome: Outcome) -> pathlib.Path:
 
 
 def summary(workdir: pathlib.Path) -> str:
-  """Returns the text that a finished search prints."""
+  """Returns the text to print when a search is finished."""
   made = files.read_json(workdir / "search.json")
   changes = "\n  ".join(made["differences"])
   return "\n\n".join(
@@ -231,7 +231,7 @@ def summary(workdir: pathlib.Path) -> str:
 
 
 def save(work: Work, outcome: Outcome) -> None:
-  """Writes the chosen model, also with the ingredients' own leaf names.
+  """Writes the chosen model, and a copy with the ingredients' leaf names.
 
   Finished outputs of an earlier run are kept. With frozen heads, leaves outside
   the encoder, such as a text tower, are those of the initial model.
@@ -253,7 +253,7 @@ def save(work: Work, outcome: Outcome) -> None:
     workdir_lib.save_model(
       folder, outcome.params, metadata={"soupjax": made}, chosen=made
     )
-  # Without heads, even checkpoints with our leaf names go through a mapping.
+  # Without heads, even checkpoints with our leaf names need converting.
   known = set(inputs.ingredients[0].specs) <= set(inputs.original.specs)
   if inputs.is_judged or not known:
     rest = None

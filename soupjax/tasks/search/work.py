@@ -22,7 +22,7 @@ from soupjax.tasks.search import judge
 from soupjax.tasks.search.inputs import MINIVAL, SearchInputs
 
 PyTree = Any
-# The key of the mean over several tasks among the scores of a candidate.
+# Key of a candidate's mean score over several tasks.
 MEAN = "mean"
 
 
@@ -37,9 +37,9 @@ class Outcome:
       returns the parameters.
     greedy: title -> record of a greedy soup.
     learned: title -> record of a learned soup.
-    patching: tasks whose mean counts for one half of the combined accuracy; ()
-      for none.
-    supported: tasks whose mean counts for the other half.
+    patching: tasks whose mean has weight 1/2 in the combined accuracy; () for
+      none.
+    supported: tasks whose mean has the other half of the weight.
     axis: name of the coefficient in figures.
     summary: one sentence on the choice.
   """
@@ -67,13 +67,13 @@ class Work:
     total: int,
     evaluations: evaluate.Evaluations | judge.Evaluations,
   ):
-    """Begins without results.
+    """Starts without results.
 
     Args:
       inputs: the inputs, with the leaves of the heads.
       workdir: directory of the run.
       total: the maximum number of candidates.
-      evaluations: of all sets.
+      evaluations: evaluates models on all sets.
     """
     self.inputs, self.workdir = inputs, workdir
     self.config = inputs.config
@@ -84,18 +84,18 @@ class Work:
 
   @property
   def metric(self) -> str:
-    """The metric by which choices are made; "score" if tasks differ in it."""
+    """The metric that decides; "score" if it differs between tasks."""
     metrics = self.inputs.metrics
     return metrics[0] if len(metrics) == 1 else "score"
 
   def metric_of(self, task: str) -> str:
-    """Returns the metric of a task by which choices are made."""
+    """Returns the metric that decides for a task."""
     if self.inputs.is_judged:
       return self.inputs.tasks[task].spec.dataset
     return self.metric
 
   def reading(self, models: Sequence[Ingredient]) -> dict[str, Any]:
-    """Returns keyword arguments of searches about reading models."""
+    """Returns the arguments of searches that set how models are read."""
     return {
       "in_memory": self.config.in_memory,
       "sharding": self.inputs.place,
@@ -112,7 +112,7 @@ class Work:
   def scores(
     self, params: PyTree, names: Sequence[str] | None = None
   ) -> dict[str, float]:
-    """Evaluates a candidate on the minival of tasks.
+    """Evaluates a candidate on the minival of each task.
 
     Args:
       params: the candidate.
@@ -127,13 +127,13 @@ class Work:
     return {name: self._minival[name](params) for name in names}
 
   def score_of(self, model: str, task: str) -> float:
-    """Returns the score of a model that was evaluated on all sets."""
+    """Returns the score on a task of a model evaluated on all sets."""
     metric = self.metric_of(task)
     sign = 1 if self.inputs.mode(metric) == "max" else -1
     return sign * self.results[model][1][f"{task}/{MINIVAL}"][metric]
 
   def scores_of(self, model: str) -> dict[str, float]:
-    """Returns task -> `score_of` a model."""
+    """Returns `score_of` a model for every task."""
     return {task: self.score_of(model, task) for task in self.inputs.tasks}
 
   def evaluator(
@@ -155,14 +155,14 @@ class Work:
     return evaluate
 
   def file(self, title: str) -> pathlib.Path:
-    """Returns the path of a state to resume from."""
+    """Returns the path of the file that a search resumes from."""
     path = self.workdir / "candidates" / f"{title}.json"
     if jax.process_index() == 0:
       files.make_directory(path.parent)
     return path
 
   def stage(self, title: str) -> dict[str, Any]:
-    """Returns `resume` and `on_candidate` for a search with its own file."""
+    """Returns the arguments `resume` and `on_candidate` of a search."""
     return workdir_lib.resumed_search(self.file(title), self._progress, title)
 
   def shown(

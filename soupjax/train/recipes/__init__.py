@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training objectives beyond a loss on logits, one file each.
+"""Training objectives beyond a loss on logits, one per file.
 
-Configs can name a function that returns a `Recipe` by its import path, or by
-its name if it is decorated with `register`.
+A config refers to a function that returns a `Recipe` by its import path, or by
+its name alone if it is decorated with `register`.
 """
 
 from soupjax.train.recipes.base import PLAIN as PLAIN
