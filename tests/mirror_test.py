@@ -85,6 +85,7 @@ COVERED_BY = {
   "tasks/finetune/step": "tasks/finetune/loop",
   "tasks/heads": "tasks/search/inputs",
   "tasks/programs/averaging": "tasks/cook/programs",
+  "tasks/records": "tasks/cook/run",
   "tasks/reasons/base": "tasks/reasons/run",
   "tasks/reasons/ensemble": "tasks/reasons/run",
   "tasks/reasons/features": "tasks/reasons/run",

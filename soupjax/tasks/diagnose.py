@@ -15,6 +15,7 @@ from soupjax import config as config_lib
 from soupjax import files, processes, report
 from soupjax.analysis.diagnose import Diagnosis, diagnose
 from soupjax.analysis.pairs import pairs_of
+from soupjax.tasks import records
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs, soups
@@ -50,7 +51,7 @@ def run(
   _check(config)
   opened = inputs.open_inputs(config)
   reasons.check_inputs(opened)
-  inputs.check_workdir(opened, path)
+  records.check_workdir(opened, path)
   resolved = opened.config
   count = len(opened.ingredients)
   pairs = min(config.max_pairs, count * (count - 1) // 2)
@@ -78,7 +79,7 @@ def run(
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
     record = workdir / "diagnosed.json"
-    inputs.check_unchanged(reasons.without(config), opened, record)
+    records.check_unchanged(reasons.without(config), opened, record)
     return _run(opened, workdir, pairs)
 
 

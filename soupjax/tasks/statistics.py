@@ -17,6 +17,7 @@ from soupjax.models import pretrained
 from soupjax.models.linear_inputs import linear_inputs
 from soupjax.progress import Progress
 from soupjax.soups.rules import estimate
+from soupjax.tasks import records
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import export, inputs, needs
@@ -76,14 +77,14 @@ def run(
   names = ", ".join(i.name for i in opened.ingredients)
   print(f"{' and '.join(kinds)} of {names}")
   print("\n".join([f"{len(source)} images of {source.name}", *opened.notes]))
-  inputs.check_workdir(opened, path)
+  records.check_workdir(opened, path)
   if dry_run:
     print(needs.statistics(opened, path, kinds))
     return
   workdir = files.path_of(path)
   workdir_lib.open_workdir(workdir, opened.config)
   with workdir_lib.locked(workdir):
-    inputs.check_unchanged(config, opened, workdir / "statistics.json")
+    records.check_unchanged(config, opened, workdir / "statistics.json")
     _run(opened, source, kinds, workdir)
 
 

@@ -2,15 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens the inputs of cooking: checkpoints, a model that fits, datasets."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-import glob
-import hashlib
 import itertools
-import json
-import os
-import pathlib
 import re
 from typing import Any
 
@@ -18,9 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from soupjax import buckets, data, evaluators, files, models, sharding
-from soupjax import config as config_lib
-from soupjax.checkpoints import companions, replaceable
+from soupjax import data, models, sharding
+from soupjax.checkpoints import companions
 from soupjax.checkpoints import open as open_lib
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.models import pretrained
@@ -32,7 +26,6 @@ from soupjax.soups.core.ingredient import (
 from soupjax.soups.core.records import check_same_init
 from soupjax.soups.core.select import Selection, reordered
 from soupjax.tasks import mix
-from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import export, heads, infer, protocols, window
@@ -43,8 +36,6 @@ _RESERVED = re.compile(
   "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft|"
   "wise_ft_.*|window|chosen|after_.*|at_.*)$"
 )
-# If one image changes accuracy by more than this, the plan warns of ties.
-_COARSE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -523,257 +514,3 @@ def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
         f"tests.{name}: the models were trained on {shared} images of "
         f"{test.name}, in {train.name}. Take other images."
       )
-
-
-# --- The record of inputs -----------------------------------------------------
-
-
-def check_workdir(opened: Inputs, path: str | os.PathLike | None) -> None:
-  """Checks that results are not written into the folder of a checkpoint.
-
-  Args:
-    opened: the inputs.
-    path: the directory of the run, None in a dry run.
-
-  Raises:
-    ValueError: naming the checkpoint.
-  """
-  if path:
-    given = [*opened.ingredients, *([opened.initial] if opened.initial else [])]
-    given += itertools.chain(*getattr(opened, "along", {}).values())
-    replaceable.check_outside(os.path.expanduser(path), given)
-
-
-def check_unchanged(
-  config: ml_collections.ConfigDict,
-  inputs: Inputs,
-  record: pathlib.Path,
-  more: Mapping[str, Any] | None = None,
-) -> None:
-  """Records the inputs at the first start and compares them at later ones.
-
-  Args:
-    config: of the user, with gaps.
-    inputs: of this start.
-    record: a file of the workdir.
-    more: further inputs by name, as JSON.
-
-  Raises:
-    ValueError: naming the inputs that changed.
-  """
-  ingredients = [*inputs.ingredients, *filter(None, [inputs.initial])]
-  present = {i.name: identity(i.path) for i in ingredients}
-  present |= {
-    f"the base of {i.name}": identity(i.base.path)
-    for i in ingredients
-    if i.base
-  }
-  present |= {
-    f"the set {name}": [
-      *(source.name, len(source), source.num_classes),
-      *source.identity(),
-    ]
-    for name, source in inputs.sets.items()
-  }
-  present |= {
-    f"the classes of {name}": space.record()
-    for name, space in inputs.spaces.items()
-  }
-  present |= {f"the operations of {k}": ops for k, ops in inputs.ops.items()}
-  present |= {
-    f"names or templates of {k}": head.record()
-    for k, head in inputs.heads.items()
-  }
-  present |= more or {}
-  recorded = workdir_lib.read(record)
-  if recorded is None:
-    if jax.process_index() == 0:
-      record_of = cook_config.record_of(config)
-      values = {"config": config_lib.to_dict(record_of), "inputs": present}
-      files.write_json(record, values | {"files": _matches(config)})
-    return
-  if changes := changed(recorded.get("inputs", recorded), present):
-    raise ValueError(
-      f"{record.parent} holds results of other checkpoints or images: "
-      f"{', '.join(changes[:5])}{', ...' * (len(changes) > 5)}. Choose another "
-      "--workdir."
-    )
-
-
-def along_files(opened: CookInputs) -> dict[str, list[Any]]:
-  """Identifies the checkpoints of `cook.window`, by what they are."""
-  return {
-    f"{checkpoint.name} along the run {name}".rstrip(): identity(
-      str(checkpoint.path)
-    )
-    for name, run in opened.along.items()
-    for checkpoint in run
-  }
-
-
-def is_record_of(
-  record: pathlib.Path, config: ml_collections.ConfigDict
-) -> bool:
-  """Whether a record is of this config and of unchanged checkpoints.
-
-  Compares paths, sizes and times of files, without opening any.
-  """
-  recorded = files.read_json(record) if record.exists() else {}
-  return (
-    recorded.get("config") == config_lib.to_dict(cook_config.record_of(config))
-    and "files" in recorded
-    and recorded["files"] == _matches(config)
-  )
-
-
-def _matches(config) -> list[list[Any]]:
-  """Identifies all paths that match `ingredients`, and `initial`."""
-  found = matches([*patterns(config), config.initial, config.base])
-  along = config.cook.get("window", "")
-  for path in matches(patterns(config)) if along else ():
-    found += matches(window.patterns(along, path))
-  return [identity(path) for path in dict.fromkeys(found)]
-
-
-def matches(given: Iterable[str]) -> list[str]:
-  """Returns all paths that match some patterns, sorted."""
-  paths: list[str] = []
-  for pattern in given:
-    if buckets.is_remote(pattern):
-      paths += open_lib.matches(pattern)
-    else:
-      paths += glob.glob(os.path.expanduser(pattern), recursive=True)
-  return sorted(paths)
-
-
-def changed(
-  recorded: Mapping[str, Any], present: Mapping[str, Any]
-) -> list[str]:
-  """Lists inputs that differ between two starts, in words."""
-  changes = []
-  for name in sorted({*recorded, *present}):
-    if name not in recorded:
-      changes.append(f"{name} is new")
-    elif name not in present:
-      changes.append(f"{name} is gone")
-    elif recorded[name] != present[name]:
-      changes.append(f"{name} changed")
-  return changes
-
-
-def identity(path: str) -> list[Any]:
-  """Returns a path with the size and the time of its files."""
-  if buckets.is_remote(path):
-    if not buckets.is_directory(path):
-      return [path, *buckets.identity(path)]
-    text = json.dumps(buckets.objects(path)).encode()
-    return [path, hashlib.sha256(text).hexdigest()]
-  root = pathlib.Path(path)
-  # Overwriting a file does not change the time of its directory.
-  contents = [p for p in root.rglob("*") if p.is_file()]
-  stats = [p.stat() for p in (contents if root.is_dir() else [root])]
-  size = sum(stat.st_size for stat in stats)
-  return [path, size, max((stat.st_mtime_ns for stat in stats), default=0)]
-
-
-# --- The plan -----------------------------------------------------------------
-
-
-def plan(inputs: CookInputs) -> str:
-  """Describes the inputs and the work to be done, as text."""
-  start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
-  lines = [*about_models(inputs), f"start: {start}", *about_sets(inputs)]
-  if not inputs.tests:
-    lines.append("no test set: name one with tests= to measure gains of soups")
-  names = ["uniform", *inputs.greedy, *inputs.learned]
-  names += ["window"] if inputs.along else []
-  names += ["wise_ft"] if _wise_ft_points(inputs) else []
-  lines += window.plan_lines(inputs.along)
-  lines.append(f"soups: {', '.join(names)}")
-  models, candidates = evaluations(inputs)
-  lines.append(
-    f"evaluations: {models} models on all {inputs.num_images:,} images; at "
-    f"most {candidates} candidates on the {len(inputs.minival):,} of minival"
-  )
-  lines += _about_metrics(inputs)
-  size = inputs.config.data.image_size
-  needed = 12 * size**2 * len(inputs.minival) / 1e9
-  if needed > inputs.config.data.cache_gb:
-    lines.append(
-      f"minival takes {needed:.1f} GB decoded, more than data.cache_gb: it is "
-      "decoded again for every candidate"
-    )
-  lines.append(
-    f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
-    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
-  )
-  return "\n".join(lines)
-
-
-def evaluations(inputs: CookInputs) -> tuple[int, int]:
-  """Returns how many models are evaluated on all sets, and on minival alone."""
-  count, points = len(inputs.ingredients), _wise_ft_points(inputs)
-  soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
-  models = count + bool(inputs.initial) + soups + bool(inputs.along) + points
-  windows = max(map(len, inputs.along.values()), default=0)
-  return models, len(inputs.greedy) * count + windows
-
-
-def _wise_ft_points(inputs: CookInputs) -> int:
-  return inputs.config.cook.wise_ft_points if inputs.initial else 0
-
-
-def about_models(inputs: CookInputs, kind: str = "ingredients") -> list[str]:
-  """Describes the checkpoints in lines for the plan."""
-  ingredients = inputs.ingredients
-  values = [i.metrics.get("minival/prec@1") for i in ingredients]
-  lines = [
-    f"{len(ingredients)} {kind} of {ingredients[0].num_bytes / 1e6:,.1f} "
-    "MB" + (f", read as {inputs.family!r}" if inputs.family else "")
-  ]
-  lines += [
-    f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
-    for i, value in zip(ingredients, values)
-  ]
-  return [*lines, *inputs.notes]
-
-
-def about_sets(inputs: CookInputs) -> list[str]:
-  """Describes the sets and their protocols in lines for the plan."""
-  lines = [
-    "; ".join(
-      [
-        f"{name}: {source.name}, {len(source)} images",
-        *filter(None, [inputs.ops.get(name)]),
-        *source.notes,
-      ]
-    )
-    for name, source in inputs.sets.items()
-  ]
-  lines += [
-    f"{name}: {text}"
-    for name, text in protocols.described(inputs.spaces, {}).items()
-  ]
-  lines += [f"{name}: {text}" for name, text in inputs.unseen.items()]
-  if own := inputs.heads.get("minival"):
-    lines.append(
-      "whole CLIPs: each is judged with the head of its own text tower, "
-      f"{len(own.names):,} names x {len(own.templates):,} templates"
-    )
-  return lines
-
-
-def _about_metrics(inputs: CookInputs) -> Iterable[str]:
-  """Yields lines on the metrics of choices, and on their resolution."""
-  first, count = inputs.metrics[0], len(inputs.minival)
-  chosen = [f"{name} by {metric}" for name, metric in inputs.greedy.items()]
-  yield f"chosen on minival: ranks by {first}, " + ", ".join(chosen)
-  for metric in inputs.metrics:
-    if evaluators.get_metric(metric).bound is None:
-      yield f"{metric} has no bound: no early rejection by it"
-  if first == "prec@1" and 1 / count > _COARSE:
-    yield (
-      f"WARNING: with {count} images, accuracy moves in steps of "
-      f"{100 / count:.2g} points: small differences cannot be told apart. "
-      "--config.cook.metric=loss is recommended."
-    )

@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory, disk and time of tasks that open checkpoints and evaluate them."""
+"""The plan of a run: inputs and work in words, memory, disk and time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import math
 import os
@@ -11,13 +11,15 @@ import pathlib
 import jax
 import numpy as np
 
-from soupjax import buckets, files
+from soupjax import buckets, evaluators, files
 from soupjax.models.linear_inputs import linear_inputs
 from soupjax.soups.core.ingredient import sharding_of
 from soupjax.tasks import estimate
-from soupjax.tasks.cook import evaluate
+from soupjax.tasks.cook import evaluate, protocols, window
 from soupjax.tasks.cook.inputs import CookInputs, Inputs
 
+# If one image changes accuracy by more than this, the plan warns of ties.
+_COARSE = 1e-3
 # Measured copies of a model: sums, candidates, soups, gradients, and memory of
 # theirs that the allocator keeps.
 _COPIES = {"greedy": 9.0, "learned": 10.5, "evaluation": 1.2}
@@ -224,3 +226,106 @@ def _decoded(inputs) -> float:
     needed = 12 * config.image_size**2 * len(source)
     total += needed if total + needed <= config.cache_gb * 1e9 else 0.0
   return total / jax.process_count()
+
+
+# --- Inputs and work in words -------------------------------------------------
+
+
+def plan(inputs: CookInputs) -> str:
+  """Describes the inputs and the work to be done, as text."""
+  start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
+  lines = [*about_models(inputs), f"start: {start}", *about_sets(inputs)]
+  if not inputs.tests:
+    lines.append("no test set: name one with tests= to measure gains of soups")
+  names = ["uniform", *inputs.greedy, *inputs.learned]
+  names += ["window"] if inputs.along else []
+  names += ["wise_ft"] if _wise_ft_points(inputs) else []
+  lines += window.plan_lines(inputs.along)
+  lines.append(f"soups: {', '.join(names)}")
+  models, candidates = evaluations(inputs)
+  lines.append(
+    f"evaluations: {models} models on all {inputs.num_images:,} images; at "
+    f"most {candidates} candidates on the {len(inputs.minival):,} of minival"
+  )
+  lines += _about_metrics(inputs)
+  size = inputs.config.data.image_size
+  needed = 12 * size**2 * len(inputs.minival) / 1e9
+  if needed > inputs.config.data.cache_gb:
+    lines.append(
+      f"minival takes {needed:.1f} GB decoded, more than data.cache_gb: it is "
+      "decoded again for every candidate"
+    )
+  lines.append(
+    f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
+    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
+  )
+  return "\n".join(lines)
+
+
+def evaluations(inputs: CookInputs) -> tuple[int, int]:
+  """Returns how many models are evaluated on all sets, and on minival alone."""
+  count, points = len(inputs.ingredients), _wise_ft_points(inputs)
+  soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
+  models = count + bool(inputs.initial) + soups + bool(inputs.along) + points
+  windows = max(map(len, inputs.along.values()), default=0)
+  return models, len(inputs.greedy) * count + windows
+
+
+def _wise_ft_points(inputs: CookInputs) -> int:
+  return inputs.config.cook.wise_ft_points if inputs.initial else 0
+
+
+def about_models(inputs: CookInputs, kind: str = "ingredients") -> list[str]:
+  """Describes the checkpoints in lines for the plan."""
+  ingredients = inputs.ingredients
+  values = [i.metrics.get("minival/prec@1") for i in ingredients]
+  lines = [
+    f"{len(ingredients)} {kind} of {ingredients[0].num_bytes / 1e6:,.1f} "
+    "MB" + (f", read as {inputs.family!r}" if inputs.family else "")
+  ]
+  lines += [
+    f"  {i.name}" + ("" if value is None else f"  {value:.4f} on its minival")
+    for i, value in zip(ingredients, values)
+  ]
+  return [*lines, *inputs.notes]
+
+
+def about_sets(inputs: CookInputs) -> list[str]:
+  """Describes the sets and their protocols in lines for the plan."""
+  lines = [
+    "; ".join(
+      [
+        f"{name}: {source.name}, {len(source)} images",
+        *filter(None, [inputs.ops.get(name)]),
+        *source.notes,
+      ]
+    )
+    for name, source in inputs.sets.items()
+  ]
+  lines += [
+    f"{name}: {text}"
+    for name, text in protocols.described(inputs.spaces, {}).items()
+  ]
+  lines += [f"{name}: {text}" for name, text in inputs.unseen.items()]
+  if own := inputs.heads.get("minival"):
+    lines.append(
+      "whole CLIPs: each is judged with the head of its own text tower, "
+      f"{len(own.names):,} names x {len(own.templates):,} templates"
+    )
+  return lines
+
+
+def _about_metrics(inputs: CookInputs) -> Iterable[str]:
+  """Yields lines on the metrics of choices, and on their resolution."""
+  first, count = inputs.metrics[0], len(inputs.minival)
+  chosen = [f"{name} by {metric}" for name, metric in inputs.greedy.items()]
+  yield f"chosen on minival: ranks by {first}, " + ", ".join(chosen)
+  for metric in inputs.metrics:
+    if evaluators.get_metric(metric).bound is None:
+      yield f"{metric} has no bound: no early rejection by it"
+  if first == "prec@1" and 1 / count > _COARSE:
+    yield (
+      f"WARNING: with {count} images, accuracy moves in steps of "
+      f"{100 / count:.2g} points: small differences cannot be told apart. "
+      "--config.cook.metric=loss is recommended."
+    )

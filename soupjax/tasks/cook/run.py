@@ -27,6 +27,7 @@ from soupjax.checkpoints import open as open_lib
 from soupjax.report import robustness as rho
 from soupjax.report import unseen
 from soupjax.soups import average
+from soupjax.tasks import records
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import (
@@ -73,7 +74,7 @@ def run(
     if processes.is_first():
       print(needed)
     if not opened.is_judged:
-      models, candidates = inputs.evaluations(opened)
+      models, candidates = needs.evaluations(opened)
       images = models * opened.num_images + candidates * len(opened.minival)
       needs.print_duration(opened, "minival", images)
     return None
@@ -83,8 +84,8 @@ def run(
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    inputs.check_unchanged(
-      config, opened, workdir / _RECORD, inputs.along_files(opened)
+    records.check_unchanged(
+      config, opened, workdir / _RECORD, records.along_files(opened)
     )
     kind = judge if opened.is_judged else evaluate
     evaluations = stack.enter_context(kind.Evaluations(opened, workdir))
@@ -110,8 +111,8 @@ def planned(
   if config.evaluate_command:
     opened, plan = judge.open_inputs(config), judge.plan
   else:
-    opened, plan = inputs.open_inputs(config, devices), inputs.plan
-  inputs.check_workdir(opened, workdir)
+    opened, plan = inputs.open_inputs(config, devices), needs.plan
+  records.check_workdir(opened, workdir)
   if processes.is_first():
     print(plan(opened))
   return opened
@@ -278,8 +279,8 @@ def _cook(opened, ingredients, evaluations, workdir) -> list[str]:
     """Makes and saves a soup; `state` resumes it after a kill."""
     if workdir_lib.has_model(folder / name):
       return
-    params, records = make(name, state)
-    workdir_lib.save_model(folder / name, params, **records)
+    params, more = make(name, state)
+    workdir_lib.save_model(folder / name, params, **more)
     if processes.is_first():
       state.unlink(missing_ok=True)
 
@@ -397,7 +398,7 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   """
   finished = False
   if processes.is_first():
-    finished = inputs.is_record_of(workdir / _RECORD, config) and all(
+    finished = records.is_record_of(workdir / _RECORD, config) and all(
       (workdir / name).exists() for name in ("results.jsonl", "report.html")
     )
   if not workdir_lib.agreed(finished):

@@ -19,6 +19,7 @@ from soupjax import config as config_lib
 from soupjax.evaluators import by_command
 from soupjax.evaluators.label_spaces import LabelSpace
 from soupjax.progress import Progress
+from soupjax.tasks import records
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs
 from soupjax.tasks.evaluate.transfer import Transfer
@@ -174,7 +175,7 @@ def are_given(config: ml_collections.ConfigDict) -> bool:
   Raises:
     ValueError: if only some of them are.
   """
-  paths = inputs.matches(inputs.patterns(config))
+  paths = records.matches(inputs.patterns(config))
   kinds = [_has_logits(path) for path in paths]
   others = [p for p, kind in zip(paths, kinds) if not kind]
   others += [path for path in [config.initial] if path]
@@ -217,7 +218,7 @@ def open_inputs(
   Raises:
     ValueError: naming a file that is damaged or does not match the others.
   """
-  opened = [_open(path) for path in inputs.matches(inputs.patterns(config))]
+  opened = [_open(path) for path in records.matches(inputs.patterns(config))]
   models = _by_model(opened)
   sets = sorted({f.dataset for f in opened}, key=lambda s: (s != "minival", s))
   for model, by_set in models.items():

@@ -14,6 +14,7 @@ from typing import Any
 import ml_collections
 
 from soupjax import files, processes, registry, report
+from soupjax.tasks import records
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, inputs, needs
@@ -57,7 +58,7 @@ def run(
       f"reference={config.reference!r} is not a model"
       f"{registry.suggestion(config.reference, models)}"
     )
-  inputs.check_workdir(opened, workdir)
+  records.check_workdir(opened, workdir)
   if processes.is_first():
     print(plan(opened, list(models), reference, datasets))
   if dry_run:
@@ -73,7 +74,7 @@ def run(
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
     more = {f"the dataset {d.name}": d.record() for d in datasets}
-    inputs.check_unchanged(config, opened, workdir / _RECORD, more)
+    records.check_unchanged(config, opened, workdir / _RECORD, more)
     probes = transfer.Transfer(opened, datasets)
     if by_model:
       evaluations = logits_lib.FromFiles(opened, workdir, by_model)
@@ -163,10 +164,10 @@ def plan(
   if opened.model is None:
     lines = [f"{len(names)} models by their logits", *(f"  {n}" for n in names)]
   else:
-    lines = inputs.about_models(opened, "models")
+    lines = needs.about_models(opened, "models")
     if opened.initial:
       lines.append(f"and the initial model: {opened.initial.path}")
-  lines += inputs.about_sets(opened)
+  lines += needs.about_sets(opened)
   lines += [dataset.describe() for dataset in datasets]
   if opened.minival is None:
     lines.append("no minival: calibration without temperatures")
@@ -189,7 +190,7 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Prints the table if a run of these inputs has finished; else False."""
   finished = False
   if processes.is_first():
-    finished = inputs.is_record_of(workdir / _RECORD, config) and all(
+    finished = records.is_record_of(workdir / _RECORD, config) and all(
       (workdir / name).exists() for name in ("results.jsonl", "report.html")
     )
   if not workdir_lib.agreed(finished):

@@ -17,6 +17,7 @@ from soupjax.models import pretrained
 from soupjax.soups.core.ingredient import Ingredient, check_ingredients
 from soupjax.soups.core.records import check_same_init
 from soupjax.tasks import heads as heads_lib
+from soupjax.tasks import records
 from soupjax.tasks.cook import classes as classes_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import infer, window
@@ -240,7 +241,7 @@ def other_files(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:
     paths[f"zeroshot.{key}"] = config.zeroshot[key]
   paths = {name: os.path.expanduser(path) for name, path in paths.items()}
   return {
-    name: cook_inputs.identity(path)
+    name: records.identity(path)
     for name, path in paths.items()
     if path and (buckets.is_remote(path) or os.path.exists(path))
   }

@@ -17,10 +17,10 @@ import ml_collections
 
 from soupjax import files, processes
 from soupjax.checkpoints import open as open_lib
+from soupjax.tasks import records
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import evaluate, needs
-from soupjax.tasks.cook import inputs as cook_inputs
 from soupjax.tasks.search import config as search_config
 from soupjax.tasks.search import frozen_heads, judge, methods, results
 from soupjax.tasks.search import inputs as inputs_lib
@@ -57,7 +57,7 @@ def run(
   kind = judge if config.evaluate_command else inputs_lib
   more = {} if config.evaluate_command else {"one_run": method.one_run}
   inputs = kind.open_inputs(config, same_init=method.same_init, **more)
-  cook_inputs.check_workdir(inputs, workdir)
+  records.check_workdir(inputs, workdir)
   methods.check(inputs)
   if processes.is_first():
     print(plan(inputs))
@@ -78,7 +78,7 @@ def run(
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    cook_inputs.check_unchanged(
+    records.check_unchanged(
       config, inputs, workdir / _RECORD, inputs_lib.other_files(config)
     )
     evaluating = judge if inputs.is_judged else evaluate
@@ -177,7 +177,7 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
   finished = False
   if processes.is_first():
     record = workdir / _RECORD
-    finished = cook_inputs.is_record_of(record, config) and all(
+    finished = records.is_record_of(record, config) and all(
       (workdir / name).exists() for name in ("search.json", "report.html")
     )
     if finished:

@@ -17,8 +17,9 @@ import soupjax as sj
 from soupjax import config as config_lib
 from soupjax.evaluators import statistics
 from soupjax.models import pretrained
+from soupjax.tasks import records
 from soupjax.tasks.cook import config as cook_config
-from soupjax.tasks.cook import evaluate, inputs
+from soupjax.tasks.cook import evaluate, inputs, needs
 from soupjax.tasks.cook import run as cook
 from soupjax.tasks.finetune import config as finetune_config
 
@@ -233,7 +234,7 @@ def test_other_images_need_another_directory(sweep, tmp_path):
     opened = dataclasses.replace(
       inputs.open_inputs(config), tests={"x": source}
     )
-    inputs.check_unchanged(config, opened, tmp_path / "record.json")
+    records.check_unchanged(config, opened, tmp_path / "record.json")
 
   start()
   start()
@@ -429,7 +430,7 @@ def test_on_a_mesh_and_with_protocols(sweep, cooked, tmp_path):
   )
   assert jax.device_count() > 1
   line = r'fog: digits/test, \d+ images; corrupt\("fog", 3\)\n'
-  assert re.search(line, inputs.plan(inputs.open_inputs(config)))
+  assert re.search(line, needs.plan(inputs.open_inputs(config)))
   cook.run(config, tmp_path / "soups")
   same = ("uniform", "pretrained", "member_000")
   here, there = (

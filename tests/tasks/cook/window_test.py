@@ -13,6 +13,7 @@ import pytest
 
 import soupjax as sj
 from soupjax import files
+from soupjax.tasks import records
 from soupjax.tasks import workdir as workdir_lib
 from soupjax.tasks.cook import inputs, window
 from soupjax.tasks.cook import run as cook
@@ -138,17 +139,17 @@ def test_other_checkpoints_along_the_run(sweep, cooked, tmp_path):
   cook_config = config_of(sweep)
   opened = inputs.open_inputs(cook_config)
   record = tmp_path / "record.json"
-  inputs.check_unchanged(
-    cook_config, opened, record, inputs.along_files(opened)
+  records.check_unchanged(
+    cook_config, opened, record, records.along_files(opened)
   )
-  assert inputs.is_record_of(record, cook_config)
+  assert records.is_record_of(record, cook_config)
   shutil.rmtree(sweep / "member_001/ingredients/step_10")
-  assert not inputs.is_record_of(record, cook_config)
+  assert not records.is_record_of(record, cook_config)
   opened = inputs.open_inputs(cook_config)
   message = "step_10 along the run member_001 is gone"
   with pytest.raises(ValueError, match=message):
-    inputs.check_unchanged(
-      cook_config, opened, record, inputs.along_files(opened)
+    records.check_unchanged(
+      cook_config, opened, record, records.along_files(opened)
     )
   assert not workdir.exists()
 
