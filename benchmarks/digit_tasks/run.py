@@ -10,8 +10,9 @@ its head frozen on tasks made from digits of other writers. Then every search is
 a command of configs/search.py: WiSE-FT, task addition, negation, an analogy,
 PAINT, DiWA, ratatouille and AdaMerging. All commands are printed.
 
-Prints tables of the accuracy on test, and writes ../results/search.json. What
-is there is not done again: start the same command after an interruption.
+Prints tables of the accuracy on test, and writes ../results/search.json, or
+WORKDIR/search.json with other than three seeds. Finished steps are skipped:
+start the same command after an interruption.
 
 Heads are not merged: the pretrained head is frozen and serves every task that
 asks for the digit. The head of "parity" is made from it, as a text tower would
@@ -368,13 +369,13 @@ def main() -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True)
   parser.add_argument("--seeds", type=int, default=3)
   args = parser.parse_args()
-  runs = []
+  root, runs = args.workdir.expanduser().absolute(), []
   for seed in range(args.seeds):
-    workdir = args.workdir.expanduser().absolute() / f"seed_{seed}"
-    run(Lab(workdir, seed))
-    runs.append(record_of(Lab(workdir, seed)))
+    lab = Lab(root / f"seed_{seed}", seed)
+    run(lab)
+    runs.append(record_of(lab))
   record = {"jax": jax.__version__, "soupjax": sj.__version__, "runs": runs}
-  files.write_json(RESULTS, record)
+  files.write_json(RESULTS if args.seeds == 3 else root / RESULTS.name, record)
   for name in TABLES:
     print(f"\n{markdown(name, runs)}")
   for search in runs[0]["chosen"]:

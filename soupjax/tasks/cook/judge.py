@@ -148,7 +148,7 @@ def about_command(opened: inputs.Inputs) -> list[str]:
     f"evaluated by: {command.text}",
     f"  {command_lib.CHECKPOINT} is "
     + ("a folder with " if is_directory else "")
-    + f"{name} ({kind}); {limit}, {command.retries} more attempts, "
+    + f"{name} ({kind}); {limit}, up to {1 + command.retries} attempts, "
     f"{opened.config.evaluate_jobs} side by side",
   ]
 

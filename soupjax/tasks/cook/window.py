@@ -21,6 +21,7 @@ from soupjax.tasks import workdir as workdir_lib
 PyTree = Any
 # In `cook.window`: the directory in which an ingredient lies.
 _RUN = "{run}"
+_BRACES = re.compile(r"\{.*?\}")
 # Hyperparameters in which checkpoints of one run differ.
 _ALONG = ("steps", "family")
 
@@ -62,6 +63,11 @@ def open_runs(
   window = config.cook.window
   if not window:
     return []
+  if unknown := _BRACES.findall(window.replace(_RUN, "")):
+    raise ValueError(
+      f"cook.window={window!r}: {unknown[0]} is unknown; {_RUN} stands for the "
+      "directory of the best ingredient."
+    )
   matches = open_lib.paths_of(open_lib.split_patterns(config.ingredients))
   runs = []
   for ingredient in ingredients if _RUN in window else ingredients[:1]:

@@ -136,6 +136,7 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     *(f"  {ingredient.name}" for ingredient in inputs.ingredients),
     *inputs.notes,
     f"start: {inputs.initial.path if inputs.initial else 'none'}",
+    *_about_addition(inputs),
   ]
   if inputs.is_judged:
     return "\n".join([*lines, *judge.about(inputs, sum(_evaluations(inputs)))])
@@ -159,6 +160,20 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     + f"and the result on all {inputs.num_images:,}"
   )
   return "\n".join(lines)
+
+
+def _about_addition(inputs) -> list[str]:
+  """Says which task vectors `addition` adds, and how it chooses."""
+  if inputs.config.method != "addition":
+    return []
+  own = [task.own for task in inputs.tasks.values()]
+  others = [i.name for i in inputs.ingredients if i.name not in own]
+  lines = []
+  if others:
+    lines.append(f"added too, though of no task: {', '.join(others)}")
+  if all(own):
+    lines.append("chosen by normalised accuracy, or by the mean of losses")
+  return lines
 
 
 def _evaluations(inputs) -> tuple[int, int]:

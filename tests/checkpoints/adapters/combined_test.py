@@ -199,10 +199,10 @@ def test_names_of_two_versions_of_one_library(tmp_path):
     {f"{n}.lora_A.weight": (2, 12), f"{n}.lora_B.weight": (9, 2)} for n in names
   ]
   paths = [save(tmp_path / n, k, leaves[k]) for k, n in enumerate("ab")]
-  with pytest.raises(ValueError, match="query' and 'vit.layers.*one layer"):
+  with pytest.raises(ValueError, match="query' and 'vit.layers.*same layer"):
     sj.mix_adapters(paths, tmp_path / "out")
   both = save(tmp_path / "c", 2, leaves[0] | leaves[1])
-  with pytest.raises(ValueError, match="query' and 'vit.layers.*one layer"):
+  with pytest.raises(ValueError, match="query' and 'vit.layers.*same layer"):
     sj.open_adapter(both, {f"{names[0]}.weight": BASE["q.weight"]})
 
 

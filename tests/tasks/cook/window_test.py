@@ -157,6 +157,7 @@ def test_other_checkpoints_along_the_run(sweep, cooked, tmp_path):
 @pytest.mark.parametrize(
   "pattern, message",
   [
+    ("{rum}/last", r"{rum} is unknown; {run} stands"),
     ("{run}/last", "for 'member_000'.*only .*last.* matches"),
     ("{sweep}/member_*/ingredients/last", "not of one run: .*learning_rate"),
     ("{run}/last,{run}/twin", "both record 60 steps"),
