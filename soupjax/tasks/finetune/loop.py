@@ -102,6 +102,8 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
       state, metrics = compiled.step(state, batch, keys, hyper, shared)
     run.log(i, metrics)
     count = min(per_call, end - i)
+    if i + count == end:
+      jax.block_until_ready(metrics)  # The last line has the time of all steps.
     progress.step(count, images=count * config.data.batch_size * len(members))
 
   # --- End --------------------------------------------------------------------
