@@ -224,13 +224,12 @@ def _shared_start(
       if _probe_steps(config):
         params = {**params, "head": _probed(config, model, params, train, mesh)}
       host = jax.tree.map(np.asarray, params)
+      hashes = {"init_hash": init_hash(Ingredient.from_params("initial", host))}
       encoder = {k: v for k, v in host.items() if k not in heads.MODULES}
-      hashes = {
-        "init_hash": init_hash(Ingredient.from_params("initial", host)),
-        "encoder_init_hash": init_hash(
+      if encoder:  # Some models are a head alone.
+        hashes["encoder_init_hash"] = init_hash(
           Ingredient.from_params("encoder", encoder)
-        ),
-      }
+        )
       workdir_lib.save_model(start, host, init=hashes, **records)
     return files.read_json(start / "init.json")
 

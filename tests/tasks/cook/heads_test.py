@@ -321,9 +321,13 @@ def without_text(*names):
   return change
 
 
-def narrow(leaves):
-  text = leaves["text_projection"][:, :6]
-  return leaves | {"text_projection": np.ascontiguousarray(text)}
+def narrow(leaves, names=("text_projection", "visual.proj")):
+  cut = {name: np.ascontiguousarray(leaves[name][:, :6]) for name in names}
+  return leaves | cut
+
+
+def uneven(leaves):
+  return narrow(leaves, ["text_projection"])
 
 
 @pytest.mark.parametrize(
@@ -349,7 +353,8 @@ def narrow(leaves):
       lambda leaves: leaves | {"text_decoder.ln_final.weight": np.ones(2)},
       "runs/1.*CoCa.*'text_decoder",
     ),
-    (narrow, "'0' and '1' differ in proj_size of the text tower: 8 and 6"),
+    (narrow, "has proj_size=8, but the weights of .*runs/1 have 6"),
+    (uneven, "The projections of .*runs/1.* differ"),
     (
       lambda leaves: leaves | {"head.weight": np.zeros((3, 8), np.float32)},
       "runs/0 is a CLIP with both towers.*runs/1 has a head of 3 outputs",
