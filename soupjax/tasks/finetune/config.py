@@ -199,7 +199,7 @@ def with_model_of_start(
       "model.variant='init' is the model of init.path, which is empty: give "
       "--config.init.path, or a variant such as B/16."
     )
-  recorded = _recorded_model(c.path)
+  recorded = None if c.text == "new" else _recorded_model(c.path)
   if recorded and config.model.name in ("vit", recorded["name"]):
     free = {
       k: v
