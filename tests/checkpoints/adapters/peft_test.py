@@ -47,6 +47,7 @@ def small(torch):
 
 def adapted(peft, torch, model, config, folder, seed=0):
   """Saves an adapter with random values; returns the PEFT model."""
+  torch.manual_seed(seed)  # PEFT draws the first values of some factors.
   model = peft.get_peft_model(model, config)
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
