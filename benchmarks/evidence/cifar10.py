@@ -169,9 +169,8 @@ def run(args, workdir: pathlib.Path) -> None:
     if args.runlocal:
       print(common.shown(record))
     else:
-      records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-      records[args.setting] = dataclasses.asdict(setting) | record
-      RESULTS.write_text(json.dumps(records, indent=1) + "\n")
+      record = dataclasses.asdict(setting) | record
+      common.save(RESULTS, args.setting, record)
 
 
 def main() -> None:

@@ -232,6 +232,12 @@ def record_of(
   return record
 
 
+def save(path: pathlib.Path, name: str, record: Mapping) -> None:
+  """Sets a record in a JSON file of records by name."""
+  records = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  path.write_text(json.dumps({**records, name: record}, indent=1) + "\n")
+
+
 def difference(cell: Mapping[str, float]) -> str:
   """Returns a difference with its interval; "" for the reference."""
   if "difference" not in cell:

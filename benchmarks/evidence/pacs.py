@@ -122,9 +122,7 @@ def main() -> None:
     chosen[str(seed)] = common.choices(folder / "soups")
     record = common.record_of(answers, chosen)
     if not args.short:
-      records = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-      records[workdir.name] = record | {"size": args.size}
-      RESULTS.write_text(json.dumps(records, indent=1) + "\n")
+      common.save(RESULTS, workdir.name, record | {"size": args.size})
   print(common.shown(record))
 
 

@@ -93,3 +93,11 @@ def test_rows_of_a_cooked_run(tmp_path):
     assert set(rows) == {"pretrained", "mean", "best", "uniform", "wise_ft"}
   chosen = {"wise_ft": 0.3, "greedy": 2, "greedy_prec1": 1}
   assert common.choices(tmp_path) == chosen
+
+
+def test_records_are_kept_by_name(tmp_path):
+  path = tmp_path / "results.json"
+  for name, value in (("a", 1), ("b", 2), ("a", 3)):
+    common.save(path, name, {"value": value})
+  records = json.loads(path.read_text())
+  assert records == {"a": {"value": 3}, "b": {"value": 2}}
