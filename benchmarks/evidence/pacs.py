@@ -3,20 +3,23 @@
 """Tests whether soups win on domains without training images.
 
 python benchmarks/evidence/pacs.py --workdir=runs/pacs --images=PACS \
-  --weights=CHECKPOINT [--size=32] [--log_rate=-3.5] [flags of fine-tuning]
+  --weights=CHECKPOINT [--size=32] [--log_rate=-3.5] [--epochs=5] \
+  [--cook=FLAG] [flags of fine-tuning]
 
 PACS has photo.tar, art_painting.tar, cartoon.tar and sketch.tar of CLASS/*.jpg,
 or folders of these names. CHECKPOINT is the start: any checkpoint that
 `models.pretrained` can read, or one from your own run, such as that of
 cifar10.py (runs/cifar10/pretrained/ingredients/last). Further flags, such as
---config.data.eval_ops, are passed to fine-tuning.
+--config.data.eval_ops, are passed to fine-tuning, and those of --cook (give it
+once for each flag) to cooking.
 
 Three sweeps of 12 models (pacs_config.py) are fine-tuned on 60 % of the photos
 and paintings, after a linear probe. All choices are made on another 20 %. The
 test sets, on which nothing is chosen, are the last 20 % ("test"), all cartoons
 and all sketches. Each sweep has its own probe, hyperparameters and data order;
 all share the split of the images. Fixed before the first run: the split, and
-the range of learning rates, which spans a factor of 10 around 10 ** log_rate.
+the ranges. Learning rates span a factor of 10 around 10 ** log_rate; members
+train for one to two times the number of epochs.
 The uniform soup is DiWA (arXiv 2205.09739), and the greedy soup is its
 "restricted" selection.
 
@@ -89,6 +92,8 @@ def main() -> None:
   parser.add_argument("--weights", type=pathlib.Path)
   parser.add_argument("--size", type=int, default=32)
   parser.add_argument("--log_rate", type=float, default=-3.5)
+  parser.add_argument("--epochs", type=int, default=5)
+  parser.add_argument("--cook", action="append", default=[])
   parser.add_argument("--workdir", type=pathlib.Path)
   parser.add_argument("--report", action="store_true")
   parser.add_argument("--short", action="store_true")
@@ -104,7 +109,7 @@ def main() -> None:
   name = f"folder:{args.images.absolute()}"
   write_images(name, images, args.size, args.short)
   config = f"--config={common.HERE / 'pacs_config.py'}:images={images}"
-  config += f",size={args.size},log_rate={args.log_rate}"
+  config += f",size={args.size},log_rate={args.log_rate},epochs={args.epochs}"
   config += ",short" * args.short
   sets = ("test", *SHIFTS)
   answers, chosen = {}, {}
@@ -115,7 +120,7 @@ def main() -> None:
       folder,
       ",".join(f"{name}={name}" for name in sets),
       finetune=[f"--config.init.path={args.weights.absolute()}", *flags],
-      cook=["--config.cook.learned.steps=2"] * args.short,
+      cook=[*args.cook, *["--config.cook.learned.steps=2"] * args.short],
     )
     columns = {name: [name] for name in sets}
     answers[str(seed)] = common.correct(folder / "soups", columns)

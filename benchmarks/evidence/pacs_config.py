@@ -16,7 +16,7 @@ MEMBERS = 12
 
 def _parsed(arg):
   return config_lib.parse_arg(
-    arg, images="", size=32, seed=0, log_rate=-3.5, short=False
+    arg, images="", size=32, seed=0, log_rate=-3.5, epochs=5, short=False
   )
 
 
@@ -49,13 +49,14 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Draws random hyperparameters; learning rates span a factor of 10."""
+  """Draws hyperparameters: learning rates within a factor of 10, steps of 2."""
   arg = _parsed(arg)
   for k in range(2 if arg.short else MEMBERS):
     rng = np.random.default_rng([arg.seed, k, 2205])
     low, high = arg.log_rate - 0.5, arg.log_rate + 0.5
     rate, decay = 10 ** rng.uniform((low, -3), (high, -0.5))
-    steps = int(rng.integers(175, 351))  # Five to ten epochs.
+    # One to two times the number of epochs, of 35 steps each.
+    steps = int(rng.integers(35 * arg.epochs, 70 * arg.epochs + 1))
     if arg.short:
       steps = 10
     yield {

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from soupjax import buckets, files
+from soupjax import buckets, files, processes
 from soupjax import config as config_lib
 from soupjax.checkpoints import open as open_lib
 from soupjax.checkpoints import replaceable
@@ -107,19 +107,34 @@ def along_files(opened: CookInputs) -> dict[str, list[Any]]:
   }
 
 
-def is_record_of(
-  record: pathlib.Path, config: ml_collections.ConfigDict
+def is_finished(
+  record: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  outputs: Iterable[str],
+  more: Mapping[str, Any] | None = None,
 ) -> bool:
-  """Whether a record is of this config and of unchanged checkpoints.
+  """Whether a run of this config and of unchanged files has finished.
 
-  Compares paths, sizes and times of files, without opening any.
+  Compares paths, sizes and times of files as the first process sees them, and
+  opens neither checkpoints nor data.
+
+  Args:
+    record: of `check_unchanged`.
+    config: of the user, with gaps.
+    outputs: files beside the record that a finished run has.
+    more: as in `check_unchanged`.
   """
-  recorded = files.read_json(record) if record.exists() else {}
-  return (
-    recorded.get("config") == config_lib.to_dict(cook_config.record_of(config))
-    and "files" in recorded
-    and recorded["files"] == _matches(config)
-  )
+  finished = False
+  if processes.is_first() and record.exists():
+    recorded = files.read_json(record)
+    values = config_lib.to_dict(cook_config.record_of(config))
+    finished = (
+      recorded.get("config") == values
+      and recorded.get("files") == _matches(config)
+      and (more or {}).items() <= recorded["inputs"].items()
+      and all((record.parent / name).exists() for name in outputs)
+    )
+  return workdir_lib.agreed(finished)
 
 
 def _matches(config) -> list[list[Any]]:

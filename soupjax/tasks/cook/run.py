@@ -391,17 +391,9 @@ def _batches(opened):
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the table of a finished run of these inputs; otherwise False.
-
-  Compares the config and the checkpoints' files with the record and opens
-  neither checkpoints nor data.
-  """
-  finished = False
-  if processes.is_first():
-    finished = records.is_record_of(workdir / _RECORD, config) and all(
-      (workdir / name).exists() for name in ("results.jsonl", "report.html")
-    )
-  if not workdir_lib.agreed(finished):
+  """Prints the table if a run of these inputs has finished; else False."""
+  outputs = ("results.jsonl", "report.html")
+  if not records.is_finished(workdir / _RECORD, config, outputs):
     return False
   if processes.is_first():
     record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"

@@ -188,12 +188,8 @@ def _where(workdir: pathlib.Path) -> str:
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Prints the table if a run of these inputs has finished; else False."""
-  finished = False
-  if processes.is_first():
-    finished = records.is_record_of(workdir / _RECORD, config) and all(
-      (workdir / name).exists() for name in ("results.jsonl", "report.html")
-    )
-  if not workdir_lib.agreed(finished):
+  outputs = ("results.jsonl", "report.html")
+  if not records.is_finished(workdir / _RECORD, config, outputs):
     return False
   if processes.is_first():
     print(_table(workdir))

@@ -189,16 +189,9 @@ def _minival_images(inputs) -> int:
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Prints the tables if a run of these inputs has finished; else False."""
-  finished = False
-  if processes.is_first():
-    record = workdir / _RECORD
-    finished = records.is_record_of(record, config) and all(
-      (workdir / name).exists() for name in ("search.json", "report.html")
-    )
-    if finished:
-      recorded = files.read_json(record)["inputs"].items()
-      finished = inputs_lib.other_files(config).items() <= recorded
-  if not workdir_lib.agreed(finished):
+  outputs = ("search.json", "report.html")
+  others = inputs_lib.other_files(config)
+  if not records.is_finished(workdir / _RECORD, config, outputs, others):
     return False
   if processes.is_first():
     print(results.summary(workdir))

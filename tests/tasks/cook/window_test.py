@@ -142,9 +142,9 @@ def test_other_checkpoints_along_the_run(sweep, cooked, tmp_path):
   records.check_unchanged(
     cook_config, opened, record, records.along_files(opened)
   )
-  assert records.is_record_of(record, cook_config)
+  assert records.is_finished(record, cook_config, ())
   shutil.rmtree(sweep / "member_001/ingredients/step_10")
-  assert not records.is_record_of(record, cook_config)
+  assert not records.is_finished(record, cook_config, ())
   opened = inputs.open_inputs(cook_config)
   message = "step_10 along the run member_001 is gone"
   with pytest.raises(ValueError, match=message):
