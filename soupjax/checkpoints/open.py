@@ -16,7 +16,7 @@ from absl import logging
 
 from soupjax.checkpoints import companions
 from soupjax.checkpoints.adapters import peft_config
-from soupjax.checkpoints.adapters.opened import open_adapter
+from soupjax.checkpoints.adapters.opened import BASE_HASH, open_adapter
 from soupjax.checkpoints.formats import byte_ranges
 from soupjax.checkpoints.formats.foreign import dcp
 from soupjax.checkpoints.formats.params_of_state import NotAModel
@@ -101,6 +101,7 @@ def find_ingredients(
     for (_, entry), (_, ingredient), name in zip(opened, opened.values(), names)
   ]
   _warn_of_ignored(ingredients)
+  _warn_of_bases(ingredients)
   return ingredients
 
 
@@ -326,6 +327,25 @@ def _with_entry(name: str, entry: str | None) -> str:
 def _warn_of_ignored(ingredients: Sequence[Ingredient]) -> None:
   for sentence in records.ignored(ingredients):
     warnings.warn(sentence, stacklevel=3)
+
+
+def _warn_of_bases(ingredients: Sequence[Ingredient]) -> None:
+  """Warns if adapters record different bases, and no hashes to compare."""
+  recorded: dict[str, str] = {}
+  for ingredient in ingredients:
+    if ingredient.base and BASE_HASH not in ingredient.hyperparameters:
+      folder = pathlib.Path(str(ingredient.path))
+      name = peft_config.read(folder).base_name
+      recorded.setdefault(name, ingredient.name)
+  recorded.pop("", None)
+  if len(recorded) > 1:
+    listed = ", ".join(f"{name!r} ({i})" for name, i in recorded.items())
+    warnings.warn(
+      f"The adapters record several bases, {listed}, and all are merged into "
+      "the one that was given. Unless these are copies of one model, average "
+      "the adapters of each base apart.",
+      stacklevel=3,
+    )
 
 
 def load_params(model: Any, *, sharding: Any = None) -> PyTree:

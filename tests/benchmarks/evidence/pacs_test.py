@@ -69,6 +69,10 @@ def test_the_config_and_its_sweep(images):
   sweep = config_lib.load_sweep(CONFIG, arg)
   rates = [member["hyper.learning_rate"] for member in sweep]
   assert len(set(rates)) == 12 and 10**-4.5 < min(rates) < max(rates) < 10**-3.5
+  for epochs, argument in ((5, arg), (1, f"{arg},epochs=1")):
+    for member in config_lib.load_sweep(CONFIG, argument):
+      steps = int(member["hyper.total"].removesuffix("steps"))
+      assert 35 * epochs <= steps <= 70 * epochs
   other = config_lib.load_sweep(CONFIG, f"images={images},seed=1,log_rate=-4.0")
   assert sweep != other
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 import json
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -261,3 +262,24 @@ def test_a_base_in_chunks(tmp_path):
   out = tmp_path / "soup.npz"
   sj.mix(sj.rules.linear(), [model], out=out, block_bytes=1 << 12)
   np.testing.assert_array_equal(sj.load_params(out)["q.weight"], expected)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("recorded", [("vit-b",) * 2, ("vit-b", None)])
+def test_adapters_of_one_base_do_not_warn(tmp_path, recorded):
+  for k, name in enumerate(recorded):
+    save(tmp_path / f"m{k}", lora(), base_model_name_or_path=name)
+  assert len(sj.find_ingredients(tmp_path / "m*", base=BASE)) == 2
+
+
+def test_adapters_of_two_bases_are_named(tmp_path):
+  for k, name in enumerate(("vit-b", "vit-b", "deit-b")):
+    save(tmp_path / f"m{k}", lora(), base_model_name_or_path=name)
+  with pytest.warns(UserWarning, match=r"'vit-b' \(m0\), 'deit-b' \(m2\)"):
+    sj.find_ingredients(tmp_path / "m*", base=BASE)
+  for k in range(3):  # Hashes were compared instead, where they are recorded.
+    path = tmp_path / f"m{k}" / "hyperparameters.json"
+    path.write_text(json.dumps({"base_hash": "1234"}))
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    sj.find_ingredients(tmp_path / "m*", base=BASE)
