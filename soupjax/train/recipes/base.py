@@ -81,5 +81,5 @@ PLAIN = Recipe(_plain)
 
 @RECIPES.register
 def plain() -> Recipe:
-  """Plain supervised training: the loss of logits and targets."""
+  """Trains with the plain loss of logits and targets."""
   return PLAIN
