@@ -8,8 +8,8 @@
     --dtype=bfloat16 --repeat=3   # on a GPU
 
 All use the same model, batch, AdamW, clipping and loss, on images in memory.
-Each library runs in its own process, in turn; the figure is the median over its
-steps after the first two. big_vision and timm are skipped if they are missing.
+Each library runs in its own process, in turn; its speed is the median over all
+steps but the first two. big_vision and timm are skipped if they are missing.
 On an accelerator, soupjax's process also measures the rate of a large matrix
 product, and the share of it that each step reaches is printed.
 """

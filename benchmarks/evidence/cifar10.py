@@ -51,10 +51,10 @@ class Setting:
   """A target domain: images new to the model, seen through a fixed camera.
 
   Attributes:
-    contrast: contrast factor; 1 leaves images unchanged.
+    contrast: contrast factor; 1 keeps the contrast.
     noise: standard deviation, for pixels in 0..255.
     blur: standard deviation of a Gaussian, in pixels.
-    grey: whether the camera sees no colour.
+    grey: whether the camera is monochrome.
     train: split of images to fine-tune on.
   """
 

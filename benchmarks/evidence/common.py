@@ -272,7 +272,7 @@ def markdown(tables: Mapping, rows: Mapping[str, str] = ROWS) -> str:
 
 
 def shown(record: Mapping, rows: Mapping[str, str] = ROWS) -> str:
-  """Returns all tables of a `record_of`, and its choices."""
+  """Returns all tables and choices of a record made by `record_of`."""
   lines = [f"Sweeps: {', '.join(record['finished'])}", ""]
   lines += [markdown(record["sweeps"], rows)]
   if "control" in record:

@@ -125,7 +125,7 @@ def _make_private(root: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _remove_oldest(root: pathlib.Path) -> None:
-  """Removes the least recently used programs if all exceed `_MAX_BYTES`.
+  """Removes the least recently used programs beyond `_MAX_BYTES` in total.
 
   JAX can do this too, but needs the package filelock for it, and reads the time
   of every entry whenever it writes one.

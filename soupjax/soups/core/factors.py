@@ -53,7 +53,7 @@ _GROUP = re.compile(r"[./](meta|quant_state)$")
 
 
 def check(specs: Mapping[str, Any], name: str) -> None:
-  """Rejects leaves whose averages do not make the average of the models.
+  """Rejects leaves that cannot be averaged one by one.
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged. One
@@ -100,8 +100,8 @@ def check_scales(
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged.
-    beside: the same for all leaves of the model. A scale that `select` keeps
-      does not fit the average of leaves that had scales of their own.
+    beside: as `specs`, but of all leaves of the model. A scale that `select`
+      keeps does not fit the average of leaves that had scales of their own.
     name: of the ingredient.
 
   Raises:
@@ -234,7 +234,7 @@ def _scale_suffix(last_name: str) -> str:
 
 @functools.cache
 def _kind(dtype: Any) -> tuple[bool, bool]:
-  """Returns whether a dtype is an 8-bit float, and whether a quantised int."""
+  """Returns (is an 8-bit float, is an integer type of quantised weights)."""
   dtype = np.dtype(dtype)
   is_float8 = dtype.name.startswith("float") and dtype.itemsize == 1
   return is_float8, dtype.name in _INTEGERS
