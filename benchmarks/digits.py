@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Do soups win on noisy digits in a row? Twenty runs, and the control.
+"""Tests whether soups win on noisy digits among neighbours, in twenty runs.
 
 python benchmarks/digits.py --workdir=runs/benchmark [--report]
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Damage for `fuzz_readers.py`: to bytes, to structure and to directories.
+"""Mutations for `fuzz_readers.py`: of bytes, structure and directories.
 
 A checkpoint is a dict from relative path to bytes. The path of a single file
-is "". Values other than bytes stand for what is not a regular file.
+is "". Values other than bytes are keys of `SPECIAL`.
 """
 
 import io
@@ -13,7 +13,7 @@ import pathlib
 import struct
 import zipfile
 
-# Not regular files, and how to make them.
+# Paths that are not regular files -> functions that make them.
 SPECIAL = {
   "pipe": os.mkfifo,
   "device": lambda path: os.symlink("/dev/zero", path),
@@ -24,7 +24,7 @@ _NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 
 
 def _json_values(rng):
-  """Returns values that no reader expects."""
+  """Returns JSON values that no reader expects."""
   return [
     None,
     True,
@@ -63,13 +63,13 @@ def of_bytes(data: bytes, rng, other: bytes = b"") -> bytes:
   Args:
     data: the file.
     rng: a `random.Random`.
-    other: another file, of which parts are copied in.
+    other: another file, parts of which are copied in.
   """
   damaged = bytearray(data)
   for _ in range(rng.choice((1, 1, 1, 2, 4))):
     size = len(damaged)
     at = rng.randrange(size + 1)
-    # Most of the structure is at the beginning or the end.
+    # Most structure is near the beginning or the end.
     at = rng.choice(
       (at, min(at, rng.randrange(300)), size - min(size, at % 300))
     )
@@ -137,22 +137,22 @@ def of_json(text: bytes, rng) -> bytes:
 
 
 def of_safetensors(data: bytes, rng) -> bytes:
-  """Damages the header as a JSON document and keeps its length right."""
+  """Damages the JSON header, and updates its recorded length."""
   (length,) = struct.unpack("<Q", data[:8])
   header = of_json(data[8 : 8 + length], rng)
   return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
 def of_zip(data: bytes, rng) -> bytes:
-  """Damages one member and writes the archive again, checksums included."""
+  """Damages one member, and rewrites the archive with matching checksums."""
   out = io.BytesIO()
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     members = [(i, archive.read(i)) for i in archive.infolist()]
     comment = archive.comment
   victim = rng.randrange(len(members))
-  lists = [k for k, (i, _) in enumerate(members) if "data.pkl" in i.filename]
-  if lists and rng.random() < 0.7:
-    victim = lists[0]
+  pickles = [k for k, (i, _) in enumerate(members) if "data.pkl" in i.filename]
+  if pickles and rng.random() < 0.7:
+    victim = pickles[0]
   with zipfile.ZipFile(out, "w") as archive:
     archive.comment = comment
     for k, (info, content) in enumerate(members):
@@ -175,7 +175,7 @@ def of_zip(data: bytes, rng) -> bytes:
 
 
 def of_folder(files: dict, rng) -> dict:
-  """Removes, exchanges or replaces a file of a directory."""
+  """Removes, empties, swaps or replaces a file of a directory."""
   files = dict(files)
   name = rng.choice(list(files))
   kind = rng.randrange(4)
@@ -192,12 +192,12 @@ def of_folder(files: dict, rng) -> dict:
 
 
 def of_store(files: dict, rng, folder: pathlib.Path) -> dict:
-  """Damages the metadata of an array inside the database of an Orbax tree.
+  """Damages the metadata of an array in the database of an Orbax checkpoint.
 
   Args:
-    files: of the checkpoint.
+    files: the files of the checkpoint.
     rng: a `random.Random`.
-    folder: an empty directory.
+    folder: an empty directory for the damaged copy.
   """
   import tensorstore as ts
 

@@ -243,7 +243,7 @@ def wrapped(text: str, **options) -> str:
 
 
 def costs(record: dict) -> str:
-  """What README.md says of time and memory."""
+  """Returns README.md's sentences about time and memory."""
 
   def figures(name):
     return record["rows"].get(name, {}).get("figures")
@@ -251,8 +251,8 @@ def costs(record: dict) -> str:
   sentences = []
   if job := figures("main_job"):
     sentences.append(
-      "`launch/local.sh` makes one of these runs from a fresh clone: "
-      f"{job['first_s']:.0f} seconds on two cores, once all is installed. It "
+      "`launch/local.sh` repeats one of these runs from a fresh clone, in "
+      f"{job['first_s']:.0f} seconds on two cores after installation, and "
       "prints its three commands."
     )
   if soup := figures("vit_b"):
@@ -263,8 +263,8 @@ def costs(record: dict) -> str:
     )
   if memory := figures("memory"):
     sentences.append(
-      f"It needs {memory['most_mb']:.0f} MB of memory beyond imports, and so "
-      "do larger models and 32 of them."
+      f"It needs at most {memory['most_mb']:.0f} MB of memory beyond imports, "
+      "and the same for larger models and for 32 of them."
     )
   return wrapped(" ".join(sentences))
 

@@ -1,17 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The training step against big_vision's and timm's, on one machine.
+"""Compares the speed of the train step with big_vision's and timm's.
 
   git clone https://github.com/google-research/big_vision /tmp/big_vision
   python benchmarks/train.py --big_vision=/tmp/big_vision
   python benchmarks/train.py --variants=B/16,L/16,G/14 --batch=32 \
     --dtype=bfloat16 --repeat=3   # on a GPU
 
-All take the same model, batch, AdamW, clipping and loss, on images that lie in
-memory. Every contestant runs in a process of its own, in turn, and reports the
-median of its steps after the first two. big_vision and timm are left out where
-they are not there. Where there is an accelerator, the rate of a large matrix
-product is measured in the same process, and the step's share of it is shown.
+All use the same model, batch, AdamW, clipping and loss, on images in memory.
+Each library runs in its own process, in turn; its speed is the median over all
+steps but the first two. big_vision and timm are skipped if they are missing.
+On an accelerator, soupjax's process also measures the rate of a large matrix
+product, and the share of it that each step reaches is printed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import types
 
 CLASSES, CLIP, RATE, DECAY = 1000, 1.0, 1e-3, 1e-4
 SCANNED = "LHgG"
-# Ours -> timm's.
+# Our name of a size -> timm's.
 TIMM = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
 
 
@@ -40,17 +40,17 @@ def batch(args):
 
 
 def timed(step, ready, steps):
-  """Seconds of each of some steps."""
-  found = []
+  """Returns the seconds of each step, after two steps of warmup."""
+  seconds = []
   for _ in range(steps + 2):
     start = time.perf_counter()
     ready(step())
-    found.append(time.perf_counter() - start)
-  return found[2:]
+    seconds.append(time.perf_counter() - start)
+  return seconds[2:]
 
 
 def soupjax(args):
-  """The step that `soupjax --config=configs/finetune/...` runs."""
+  """Times the step that `soupjax --config=configs/finetune/...` runs."""
   import jax
   import numpy as np
 
@@ -91,8 +91,7 @@ def soupjax(args):
 
 
 def matrix_rate(dtype):
-  """Floating-point operations a second of a large matrix product; on an
-  accelerator only."""
+  """Returns the FLOP/s of a large matrix product; None on a CPU."""
   import jax
   import jax.numpy as jnp
 
@@ -106,9 +105,9 @@ def matrix_rate(dtype):
 
 
 def big_vision(args):
-  import flax.training.checkpoints  # noqa: F401 - looks for TensorFlow itself.
+  import flax.training.checkpoints  # noqa: F401 - before TensorFlow's stub.
 
-  # All it takes of TensorFlow are file names that begin with gs://.
+  # big_vision uses TensorFlow only for gs:// paths, so a stub is enough.
   for name in ("tensorflow", "tensorflow.io", "tensorflow.io.gfile"):
     sys.modules.setdefault(name, types.ModuleType(name))
   sys.modules["tensorflow.io"].gfile = sys.modules["tensorflow.io.gfile"]
@@ -176,8 +175,8 @@ def timm_step(args):
   import torch
 
   if not torch.cuda.is_available():
-    # A torchvision built for CUDA does not import beside a torch without it;
-    # it lacks operators that nothing here calls: to declare them is enough.
+    # torchvision built for CUDA cannot be imported with a CPU-only torch, which
+    # lacks some operators. None is called here, so declaring them is enough.
     operators = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
       operators.define(
@@ -225,10 +224,10 @@ CONTESTANTS = {f.__name__: f for f in (soupjax, big_vision, timm_step)}
 
 
 def flops_of(variant: str, image_size: int) -> float:
-  """Operations of one image, forward and backward, without recomputation.
+  """Returns the FLOPs of the blocks for one image, forward and backward.
 
-  Six for every parameter of a matrix and token, and twelve for every pair of
-  tokens, channel and layer (arXiv 2204.02311, appendix B).
+  Counts 6 per matrix parameter and token, and 12 per pair of tokens, channel
+  and layer (arXiv 2204.02311, appendix B), without recomputation.
   """
   from soupjax.models import vit
 
@@ -244,11 +243,11 @@ def contestants(args):
   if args.big_vision and importlib.util.find_spec("einops"):
     names.append("big_vision")
   else:
-    print("big_vision is left out: it wants --big_vision=DIR, and einops.")
+    print("big_vision is skipped: it needs --big_vision=DIR and einops.")
   if importlib.util.find_spec("timm"):
     names.append("timm_step")
   else:
-    print("timm is not installed: its row is left out.")
+    print("timm is skipped: it is not installed.")
   return names
 
 
@@ -256,29 +255,29 @@ def launch(name, variant):
   command = [sys.executable, __file__, *sys.argv[1:]]
   command += ["--worker", name, "--variant", variant]
   done = subprocess.run(command, capture_output=True, text=True)
-  found = [x for x in done.stdout.splitlines() if x.startswith("FIGURES")]
-  if not found:
+  lines = [x for x in done.stdout.splitlines() if x.startswith("FIGURES")]
+  if not lines:
     raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
-  return json.loads(found[0].removeprefix("FIGURES"))
+  return json.loads(lines[0].removeprefix("FIGURES"))
 
 
 def compare(variant, names, args):
-  """Prints one table; the rounds go through all contestants in turn."""
+  """Prints one table. Every round runs all libraries, one after another."""
   rows = {name: [] for name in names}
   rate = None
   for _ in range(args.repeat):
     for name in names:
-      found = launch(name, variant)
-      rows[name].append(args.batch / statistics.median(found["seconds"]))
-      rate = found.get("matrix_flops") or rate
-  speeds = {name: statistics.median(found) for name, found in rows.items()}
+      figures = launch(name, variant)
+      rows[name].append(args.batch / statistics.median(figures["seconds"]))
+      rate = figures.get("matrix_flops") or rate
+  speeds = {name: statistics.median(values) for name, values in rows.items()}
   print(
     f"\nViT-{variant}, {args.image_size} px, batch {args.batch}, {args.dtype}: "
-    f"images/s, median of {args.repeat} (least to most), and soupjax / it"
+    f"images/s, median of {args.repeat} (min to max), and speedup of soupjax"
   )
-  for name, found in rows.items():
+  for name, values in rows.items():
     line = (
-      f"{name:12s} {speeds[name]:9.2f} ({min(found):.2f} to {max(found):.2f})"
+      f"{name:12s} {speeds[name]:9.2f} ({min(values):.2f} to {max(values):.2f})"
     )
     line += f"  {speeds['soupjax'] / speeds[name]:5.2f}"
     if rate:
@@ -294,12 +293,12 @@ def main():
   parser.add_argument("--batch", type=int, default=8)
   parser.add_argument("--image_size", type=int, default=224)
   parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--attention", help="of jax.nn.dot_product_attention")
+  parser.add_argument("--attention", help="cudnn or xla, for JAX's attention")
   parser.add_argument("--remat", action="store_true")
   parser.add_argument("--steps", type=int, default=5)
   parser.add_argument("--repeat", type=int, default=3)
-  parser.add_argument("--big_vision", help="a checkout of it")
-  parser.add_argument("--out", help="JSON with all figures")
+  parser.add_argument("--big_vision", help="path of its checkout")
+  parser.add_argument("--out", help="JSON file for all figures")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   parser.add_argument("--variant", help=argparse.SUPPRESS)
   args = parser.parse_args()

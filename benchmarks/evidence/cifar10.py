@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tests on three sweeps whether soups win on CIFAR-10, seen by a fixed camera.
+"""Tests whether soups win on CIFAR-10 seen through a fixed camera (3 sweeps).
 
 python benchmarks/evidence/cifar10.py --workdir=runs/cifar10 [--images=DIR] \
   [--setting=grey]
@@ -10,16 +10,16 @@ without it, CIFAR-10 is read from TFDS. A small hybrid ViT (hybrid_vit.py) is
 pretrained on half of train with broad augmentation. Then sweeps of 16 models
 are fine-tuned from it on other images, seen through a simulated camera: 5,000
 images with less contrast and more noise or, with --setting=grey, 20,000 that
-are also grey and blurred. 5,000 more images are held out, and every choice is
-made on them, by the loss. Soups are evaluated on all 10,000 test images through
-the same camera, and on 2,000 of them under each of the 15 corruptions of arXiv
-1903.12261 at severity 3. Each sweep has its own hyperparameters and seeds. The
-control is a sweep without pretraining, in which soups should not win.
+are also grey and blurred. All choices are made on another 5,000 images, by loss
+unless a row says otherwise. Soups are evaluated on all 10,000 test images
+through the same camera, and on 2,000 of them under each of the 15 corruptions
+of arXiv 1903.12261 at severity 3. Each sweep has its own hyperparameters and
+seeds. The control is a sweep without pretraining, in which soups should not
+win.
 
-"mild" was fixed first. Soups did not win with it, and "grey" was then chosen on
-the held-out images from five cameras, one of them with two numbers of images,
-by one model of 450 steps each: benchmarks/README.md has their gains over the
-probe.
+"mild" was fixed first. Soups did not win with it, so "grey" was chosen on the
+held-out images among the settings that benchmarks/README.md lists, by the gain
+of one model over the probe.
 
 Finished steps are skipped: after an interruption, run the same command again.
 Writes ../results/cifar10.json after every sweep, and prints the tables of
@@ -51,10 +51,10 @@ class Setting:
   """A target domain: images new to the model, seen through a fixed camera.
 
   Attributes:
-    contrast: factor of the contrast; 1 keeps it.
+    contrast: contrast factor; 1 keeps the contrast.
     noise: standard deviation, for pixels in 0..255.
     blur: standard deviation of a Gaussian, in pixels.
-    grey: whether the camera sees no colours.
+    grey: whether the camera is monochrome.
     train: split of images to fine-tune on.
   """
 
@@ -110,7 +110,7 @@ def write_tar(
 def write_images(
   name: str, folder: pathlib.Path, setting: Setting, short: bool
 ) -> None:
-  """Writes all sets that the commands read, with `short` of 200 images."""
+  """Writes all image sets; `short` takes the first 200 images of each split."""
 
   def opened(split, step=1):
     source = data.open_source(name, split)
@@ -124,9 +124,9 @@ def write_images(
     "test": (opened("test"), setting.camera),
   }
   # Every fifth image, since folders are sorted by class.
-  some = opened("test", 5)
+  fifth = opened("test", 5)
   for title in corruptions.CORRUPTIONS:
-    sets[title] = some, setting.corrupted(title)
+    sets[title] = fifth, setting.corrupted(title)
   for title, (source, change) in sets.items():
     write_tar(folder / f"{title}.tar", source, change)
 
@@ -135,7 +135,7 @@ def write_images(
 
 
 def sets_of(train: str) -> list[str]:
-  """Returns the flags that set the data of fine-tuning."""
+  """Returns the flags for the data of fine-tuning."""
   return [f"--config.data.train={train}", "--config.data.minival=minival"]
 
 
@@ -147,7 +147,7 @@ def run(args, workdir: pathlib.Path) -> None:
   write_images(images, folder / "images", setting, args.runlocal)
   config = f"--config={common.CONFIGS / 'finetune' / 'cifar10.py'}:hybrid"
   config += f",images={folder / 'images'}" + ",runlocal" * args.runlocal
-  base = workdir / "pretrained"  # The start of the sweeps of all settings.
+  base = workdir / "pretrained"  # Shared by all settings.
   if not (base / "done.json").exists():
     flags = sets_of("pretrain")
     common.soupjax(f"{config},pretrain", f"--workdir={base}", *flags)

@@ -39,7 +39,7 @@ REFERENCES = {
   "best": "Points above the best ingredient",
   "pretrained": "Points above the start",
 }
-# Set -> row -> share of right answers for every image, (n,) of 0 to 1.
+# Set -> row -> share of correct answers per image, (n,), from 0 to 1.
 Answers = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -47,14 +47,14 @@ Answers = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def png(pixels: np.ndarray) -> bytes:
-  """Encodes an image of bytes as PNG."""
+  """Encodes a uint8 image as PNG."""
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG", compress_level=1)
   return file.getvalue()
 
 
 def resize(size: int) -> data.Preprocess:
-  """Returns a function that makes images (size, size, 3) bytes."""
+  """Returns a function that resizes and crops to (size, size, 3), uint8."""
   ops = f"resize_small({size}, 'bicubic')|central_crop({size})"
   preprocess = data.Preprocess(ops)
 
@@ -83,7 +83,7 @@ def write_files(path: pathlib.Path, members: Iterable[tuple[str, bytes]]):
 
 
 def soupjax(*arguments: str) -> None:
-  """Prints and runs a command."""
+  """Prints and runs a command of soupjax."""
   print("soupjax", *arguments, flush=True)
   command = [sys.executable, "-m", "soupjax.main", *arguments]
   path = os.pathsep.join(filter(None, [str(HERE), os.getenv("PYTHONPATH")]))
@@ -98,12 +98,12 @@ def cook(
   finetune: Sequence[str] = (),
   cook: Sequence[str] = (),
 ) -> None:
-  """Fine-tunes a sweep, and cooks it: greedy soups by loss and by accuracy.
+  """Fine-tunes a sweep and cooks it, with greedy soups by loss and accuracy.
 
   Args:
-    config: the flag that sets the config of fine-tuning.
+    config: the flag `--config=...` of fine-tuning.
     workdir: the directory for sweep/ and soups/.
-    tests: the setting `tests` of cooking.
+    tests: value of `--config.tests` in cooking.
     finetune: more flags for fine-tuning.
     cook: more flags for cooking.
   """
@@ -126,7 +126,7 @@ def correct(
   columns: Mapping[str, Sequence[str]],
   rows: Mapping[str, str] = ROWS,
 ) -> Answers:
-  """Returns the right answers of a cooked run.
+  """Returns which images each model of a cooked run classifies correctly.
 
   Args:
     soups: workdir of cooking.
@@ -149,8 +149,8 @@ def correct(
           ],
           axis=0,
         )
-  for found in answers.values():
-    found["mean"] = np.mean([found.pop(member) for member in members], axis=0)
+  for by_row in answers.values():
+    by_row["mean"] = np.mean([by_row.pop(member) for member in members], axis=0)
   return answers
 
 
@@ -174,9 +174,9 @@ def summary(
   rows: Mapping[str, str] = ROWS,
   reference: str = "best",
 ) -> dict:
-  """Returns set -> row -> percent and difference from a row, with interval.
+  """Returns set -> row -> accuracy and its difference from a reference row.
 
-  Images and sweeps are resampled, as the sweeps share their test images
+  Images and sweeps are resampled, since the sweeps share their test images
   (`statistics.hierarchical_bootstrap`); for a single sweep, only the images.
   """
   table: dict[str, dict[str, dict[str, float]]] = {}
@@ -206,7 +206,7 @@ def record_of(
   chosen: Mapping[str, Mapping[str, float]],
   rows: Mapping[str, str] = ROWS,
 ) -> dict:
-  """Returns the results of the sweeps that are finished.
+  """Returns the results of the finished sweeps.
 
   Args:
     answers: sweep -> `correct`; "control" is not pooled with the others.
@@ -233,7 +233,7 @@ def record_of(
 
 
 def save(path: pathlib.Path, name: str, record: Mapping) -> None:
-  """Sets a record in a JSON file of records by name."""
+  """Adds or replaces a named record in a JSON file of records."""
   records = json.loads(path.read_text("utf-8")) if path.exists() else {}
   path.write_text(json.dumps({**records, name: record}, indent=1) + "\n")
 
@@ -272,7 +272,7 @@ def markdown(tables: Mapping, rows: Mapping[str, str] = ROWS) -> str:
 
 
 def shown(record: Mapping, rows: Mapping[str, str] = ROWS) -> str:
-  """Returns all tables of `record_of` and the choices that were made."""
+  """Returns all tables and choices of a record made by `record_of`."""
   lines = [f"Sweeps: {', '.join(record['finished'])}", ""]
   lines += [markdown(record["sweeps"], rows)]
   if "control" in record:

@@ -49,13 +49,13 @@ def get_config(arg=None):
 
 
 def get_sweep(arg=None):
-  """Draws hyperparameters: learning rates within a factor of 10, steps of 2."""
+  """Draws hyperparameters, with learning rates within a factor of 10."""
   arg = _parsed(arg)
   for k in range(2 if arg.short else MEMBERS):
     rng = np.random.default_rng([arg.seed, k, 2205])
     low, high = arg.log_rate - 0.5, arg.log_rate + 0.5
     rate, decay = 10 ** rng.uniform((low, -3), (high, -0.5))
-    # One to two times the number of epochs, of 35 steps each.
+    # Between `epochs` and twice as many, at 35 steps per epoch.
     steps = int(rng.integers(35 * arg.epochs, 70 * arg.epochs + 1))
     if arg.short:
       steps = 10

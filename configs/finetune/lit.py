@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""LiT: a text tower for a locked image tower, from prompts of ImageNet.
+"""LiT: trains a text tower for a locked image tower, on ImageNet's prompts.
 
   soupjax --config=configs/finetune/lit.py --workdir=runs/lit --sweep \
     --config.init.path=IMAGE_TOWER
@@ -8,16 +8,16 @@
 IMAGE_TOWER is any ViT of docs/pretrained.md. Its embedding of every image is
 computed once and kept in memory; a new text tower and the scale are trained
 with CLIP's contrastive loss (arXiv 2111.07991). With :tuned, init.path is a
-CLIP, whose text tower is trained further. :siglip takes SigLIP's sigmoid loss
+CLIP, whose text tower is trained further. :siglip uses SigLIP's sigmoid loss
 (arXiv 2303.15343). Every ingredient is a whole CLIP. Needs soupjax[clip], and
 OpenCLIP for class names, prompts and vocabulary; to use your own, set
 --config.zeroshot.names, templates and vocabulary.
 
 The paper trains on millions of captions (--config.data.name=csv:PATH or
-wds:PATH, docs/data.md). Prompts of one dataset teach the text tower the names
-of its classes only. Neither accuracy nor time was measured.
+wds:PATH, docs/data.md). Prompts of one dataset teach the text tower only the
+names of its classes. Neither accuracy nor time has been measured.
 
-On a laptop, in a minute, from a tiny CLIP with random weights on digits:
+On digits, from a tiny CLIP with random weights, in a minute on a laptop:
 
   soupjax --config=configs/finetune/lit.py:runlocal --sweep --workdir=/tmp/lit
 """

@@ -31,20 +31,20 @@ def run(
   *,
   dry_run: bool = False,
 ) -> Any:
-  """Compares runs of cooking on one page, and prints a table.
+  """Compares cooked runs on one page, and prints a table.
 
   Args:
     config: as in configs/report.py.
     workdirs: directories of finished runs, joined by commas. Nothing is
       written there.
-    dry_run: reads the runs, prints which ones, and stops.
+    dry_run: reads the runs, prints their names by dataset, and stops.
 
   Returns:
     The path of the page; None after a dry run.
 
   Raises:
-    ValueError: if a directory is not that of a finished run that was evaluated
-      on images, or is given twice, or `config.out` is not a page.
+    ValueError: if a directory has no finished run that was evaluated on images,
+      or is given twice, or `config.out` is not the path of an .html file.
   """
   problems = config_lib.Problems(config)
   problems.expect("out", "a path that ends in .html", _is_page)
@@ -77,17 +77,17 @@ def _is_page(path: str) -> bool:
 
 
 def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
-  """Returns the shortest names that differ -> directories."""
+  """Returns name -> directory; names are whole paths if last parts coincide."""
   texts = [text.strip() for text in (workdirs or "").split(",")]
   paths = [files.path_of(text) for text in texts if text]
   if not paths:
     raise ValueError("Give --workdir=A,B,C, the directories of finished runs.")
   seen = set()
   for path in paths:
-    place = os.path.realpath(path)
-    if place in seen:
+    real_path = os.path.realpath(path)
+    if real_path in seen:
       raise ValueError(f"--workdir has {path} twice: leave one out.")
-    seen.add(place)
+    seen.add(real_path)
   names = [path.name for path in paths]
   if len(set(names)) < len(names):
     names = list(map(str, paths))
@@ -95,8 +95,8 @@ def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
 
 
 def _over_runs(gains: Sequence[float]) -> Gain:
-  found = statistics.over_seeds(gains)
-  return Gain(found.value, found.low, found.high, found.p)
+  mean = statistics.over_seeds(gains)
+  return Gain(mean.value, mean.low, mean.high, mean.p)
 
 
 def _differing(paths: Sequence[pathlib.Path]) -> list[str]:

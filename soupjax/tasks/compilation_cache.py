@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled programs on disk, so that a command started again need not compile.
+"""Compiled programs on disk, so that repeated commands need not compile again.
 
-JAX's persistent compilation cache in a folder of the user. Commands turn it on;
-the library does not.
+Sets up JAX's persistent compilation cache in the user's cache folder. Commands
+do so by default; importing the library does not.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ import jax
 import jaxlib
 
 _MAX_BYTES = 2**30
-# Small programs, too: a command runs hundreds that compile in 10 to 50 ms each,
-# and reading one takes 2 ms.
+# Keep small programs too: a command runs hundreds that compile in 10 to 50 ms
+# each, and reading one takes 2 ms.
 _SETTINGS = {
   "jax_persistent_cache_min_compile_time_secs": 0.0,
   "jax_persistent_cache_min_entry_size_bytes": -1,
 }
-# Lines of /proc/cpuinfo that tell which machine code runs, on x86 and on ARM.
+# Lines of /proc/cpuinfo that determine which machine code runs, on x86 and ARM.
 _CPU = re.compile(
   r"(vendor_id|cpu family|model|model name|flags|Features|CPU \w+)\s*:"
 )
@@ -37,11 +37,11 @@ _FAILED = re.compile(
 
 
 def use(enabled: bool = True) -> pathlib.Path | None:
-  """Lets JAX keep compiled programs in the user's cache folder.
+  """Makes JAX keep compiled programs in the user's cache folder.
 
-  A cache that the user has set up, such as by JAX_COMPILATION_CACHE_DIR, stays
-  as it is. If the folder cannot be used, a warning says so and the command goes
-  on without. Call this before anything is compiled.
+  A cache that the user has set up, for instance by JAX_COMPILATION_CACHE_DIR,
+  is left alone. If the folder cannot be used, a warning says so, and the
+  command continues without a cache. Call this before anything is compiled.
 
   Args:
     enabled: False turns off all caches of compiled programs.
@@ -56,8 +56,8 @@ def use(enabled: bool = True) -> pathlib.Path | None:
     return None
   if not jax.config.jax_enable_compilation_cache:
     return None
-  # XLA compiles for several GPUs in all processes together: one that finds its
-  # program on disk would leave the others waiting.
+  # To compile for several GPUs, XLA's processes work together. A process that
+  # found its program on disk would leave the others waiting.
   if jax.distributed.is_initialized():
     return None
   root = _root()
@@ -84,16 +84,17 @@ def use(enabled: bool = True) -> pathlib.Path | None:
 def _root() -> pathlib.Path:
   """Returns the folder for all versions of jaxlib and kinds of CPUs."""
   cache = os.environ.get("XDG_CACHE_HOME", "")
-  if not os.path.isabs(cache):  # As the XDG specification says.
+  if not os.path.isabs(cache):  # The XDG specification ignores these.
     cache = os.path.expanduser("~/.cache")
   return pathlib.Path(cache) / "soupjax" / "compiled"
 
 
 def _machine() -> str:
-  """Returns a hash of what XLA compiles for, beyond the key that JAX makes.
+  """Returns a hash of properties of the CPU that JAX's cache key leaves out.
 
-  A home directory may be shared by machines with other CPUs, whose programs
-  would end in SIGILL. XLA also splits loops for the number of usable cores.
+  Machines with different CPUs may share a home directory; the program of
+  another CPU could die of SIGILL. XLA also splits loops by the number of cores
+  that the process may use.
   """
   cores = os.cpu_count()
   if hasattr(os, "sched_getaffinity"):
@@ -107,10 +108,10 @@ def _machine() -> str:
 
 
 def _make_private(root: pathlib.Path, folder: pathlib.Path) -> None:
-  """Makes the folder; programs in it are run, so that no other may write.
+  """Makes folders that only this user can write to: their programs are run.
 
   Raises:
-    OSError: if it cannot be written, or others can write it.
+    OSError: if a folder cannot be written to, or others can write to it.
   """
   root.parent.mkdir(parents=True, exist_ok=True)
   for path in (root, folder):
@@ -118,16 +119,16 @@ def _make_private(root: pathlib.Path, folder: pathlib.Path) -> None:
     status = path.stat()
     others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if others or status.st_uid != os.geteuid():
-      raise PermissionError(f"other users may write {path}")
+      raise PermissionError(f"other users can write to {path}")
   with tempfile.TemporaryFile(dir=folder):
     pass
 
 
 def _remove_oldest(root: pathlib.Path) -> None:
-  """Removes the programs that were used longest ago, above `_MAX_BYTES`.
+  """Removes the least recently used programs beyond `_MAX_BYTES` in total.
 
-  JAX can do this, too, but needs the package filelock, and reads the time of
-  every entry whenever it writes one.
+  JAX can do this too, but needs the package filelock for it, and reads the time
+  of every entry whenever it writes one.
   """
   entries = []
   for path in root.rglob("*"):
@@ -147,11 +148,10 @@ def _remove_oldest(root: pathlib.Path) -> None:
 def _removes_damaged(folder: pathlib.Path, show):
   """Wraps `warnings.showwarning`: removes entries that JAX could not read.
 
-  JAX compiles such a program again, but would not replace its entry. The first
-  failure is shown.
+  JAX compiles such a program again, but would not replace its entry. Only the
+  first failure to read and the first to write are shown.
   """
-
-  said = set()
+  shown = set()
 
   def show_and_remove(message, *args, **kwargs):
     match = _FAILED.match(str(message))
@@ -161,8 +161,8 @@ def _removes_damaged(folder: pathlib.Path, show):
     with contextlib.suppress(OSError):
       for path in folder.glob(f"{match[2]}-*-cache"):
         path.unlink(missing_ok=True)
-    if match[1] not in said:
-      said.add(match[1])
+    if match[1] not in shown:
+      shown.add(match[1])
       done = "read" if match[1] == "reading" else "written"
       message = (
         f"Compiled programs in {folder} cannot be {done} "

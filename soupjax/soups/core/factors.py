@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves that have a meaning only together with others.
+"""Leaves that are meaningful only together, such as factors of adapters.
 
 The mean of two products is not the product of the means of their factors, so
 such leaves cannot be averaged one by one. Tied weights may be stored twice.
@@ -31,53 +31,54 @@ _IA3 = re.compile(r"(?<![a-z])ia3_", re.IGNORECASE)
 # Norm and direction of weight normalisation (1602.07868) in torch.nn.utils, and
 # in its parametrizations.
 _NORM_OF_WEIGHT = re.compile(r"(weight\w*_)g$|(parametrizations.+original)0$")
-# The numbers by which a quantised weight is multiplied.
+# Scales and zero points of quantised weights.
 _SCALE = re.compile(
   r"(^|[._/])(\w*scale\w*|absmax|scb|q?zeros|zero_points?)$", re.IGNORECASE
 )
 _INTEGERS = ("int8", "uint8", "int32", "int4", "uint4")
-# Names of the last and first matrix of a language model, which it may share.
+# Names of the last and the first matrix of a language model, which may be tied.
 _HEAD = re.compile(
   r"(^|[._/])(lm_head|output|head|decoder|predictions)([._/]|$)"
 )
 _EMBEDDING = re.compile(r"embed|wte|shared")
 # Every name that `_ADAPTER` matches contains one of them.
 _WORDS = ("lora", "hada", "lokr", "vera", "dora", "oft")
-# Also names of HQQ, AQT and Qwix, and quanto.
+# Names of weights, including those of HQQ, AQT, Qwix and quanto.
 _WEIGHT = re.compile(
   r"(weight|kernel|blocks|packed)[^./]*$|(^|[./])(w_q|qvalue|_data)$",
   re.IGNORECASE,
 )
-# Groups of the numbers that describe a quantised weight, in HQQ and in
-# bitsandbytes; AQT has a list of scales.
+# Groups of leaves that describe a quantised weight, in HQQ and bitsandbytes.
 _GROUP = re.compile(r"[./](meta|quant_state)$")
 
 
 def check(specs: Mapping[str, Any], name: str) -> None:
-  """Rejects leaves whose average would not be that of the models.
+  """Rejects leaves that cannot be averaged one by one.
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged. One
       factor alone passes, for example if `select` keeps the others.
-    name: of an ingredient that has them.
+    name: of an ingredient with these leaves.
 
   Raises:
-    ValueError: naming two factors of one product, or a vector of IA3.
+    ValueError: if there are factors of an adapter, a rotation (OFT), a vector
+      of IA3, the norm and direction of a weight, or a quantised weight with its
+      scale. The message names the leaves.
   """
   if names := _adapter(list(specs)):
     raise ValueError(
-      f"{' and '.join(map(repr, names))} are factors of an adapter, such as "
-      "LoRA. The product of averaged factors is not the average of the "
-      "products. Give the folders of adapters of PEFT with their base "
-      "(sj.find_ingredients(pattern, base=...)); merge others into the base "
-      "first (merge_and_unload() in peft, fuse_lora() in diffusers), and "
+      f"{' and '.join(map(repr, names))}: factors of an adapter, such as LoRA. "
+      "The product of averaged factors is not the average of the products. "
+      "Pass folders of PEFT adapters with their base "
+      "(sj.find_ingredients(pattern, base=...)). Merge other adapters into the "
+      "base first (merge_and_unload() in peft, fuse_lora() in diffusers), and "
       "average the merged models."
     )
   if leaf := _ia3(specs):
     raise ValueError(
       f"{leaf!r} of {name!r} multiplies a weight that is not in the file: it "
-      "is part of an adapter (IA3). Give the folders of adapters of PEFT with "
-      "their base (sj.find_ingredients(pattern, base=...)), or average them "
+      "is part of an adapter (IA3). Pass folders of PEFT adapters with their "
+      "base (sj.find_ingredients(pattern, base=...)), or average the adapters "
       "into an adapter (sj.mix_adapters, format=adapter)."
     )
   if names := _weight_norm(specs):
@@ -86,8 +87,8 @@ def check(specs: Mapping[str, Any], name: str) -> None:
       "direction of one weight (weight normalisation). The product of their "
       "averages is not the average of the products. Remove the normalisation "
       "first, with torch.nn.utils.remove_weight_norm or "
-      "parametrize.remove_parametrizations, or select={regex: 'keep'} takes "
-      "these leaves from the base."
+      "parametrize.remove_parametrizations, or take these leaves from the base "
+      "with select={regex: 'keep'}."
     )
   check_scales(specs, specs, name)
 
@@ -99,12 +100,12 @@ def check_scales(
 
   Args:
     specs: leaf -> shape and dtype, of the leaves that would be averaged.
-    beside: of all leaves. A scale that is kept from one model does not fit the
-      average of integers or 8-bit floats that had scales of their own.
+    beside: as `specs`, but of all leaves of the model. A scale that `select`
+      keeps does not fit the average of leaves that had scales of their own.
     name: of the ingredient.
 
   Raises:
-    ValueError: naming a leaf and its scale.
+    ValueError: if there is such a leaf. The message names it and its scale.
   """
   if names := _quantised(specs, beside):
     leaf, scale = names
@@ -112,21 +113,21 @@ def check_scales(
       f"Leaf {leaf!r} of {name!r} is quantised ({specs[leaf].dtype}), with the "
       f"scale {scale!r}. The product of their averages is not the average of "
       "the products. Dequantise the checkpoints first, for instance to "
-      "bfloat16, or take those from before the quantisation."
+      "bfloat16, or use the checkpoints from before quantisation."
     )
 
 
 def advice_on_tied(trees: Mapping[str, Mapping[str, Any]]) -> str:
-  """Returns a sentence on embeddings that only some models store twice.
+  """Returns advice on embeddings that only some models store twice.
 
-  Language models often share the first and the last matrix. Some programs save
-  it under both names and some under one.
+  Language models often tie the first and the last matrix. Some programs save it
+  under both names, and some under one.
 
   Args:
     trees: model -> leaf -> shape and dtype.
 
   Returns:
-    The sentence with the fix; "" if no leaf looks like such a copy.
+    The advice; "" if no leaf looks like such a copy.
   """
   everywhere = set.intersection(*map(set, trees.values()))
   for specs in trees.values():
@@ -162,7 +163,7 @@ def _adapter(leaves: Sequence[str]) -> list[str]:
 
 
 def _ia3(leaves: Iterable[str]) -> str | None:
-  """Returns a vector of IA3, None if there is none."""
+  """Returns a vector of IA3; None if there is none."""
   if "ia3_" not in "\n".join(leaves).lower():
     return None
   return next(filter(_IA3.search, leaves), None)
@@ -179,7 +180,7 @@ def _weight_norm(specs: Mapping[str, Any]) -> list[str]:
     twin = leaf[:-1] + ("v" if match[1] else "1")
     if twin not in specs:
       continue
-    # One number for all weights, or along one axis.
+    # The norm of the whole weight, or one for each index of an axis.
     shape, full = spec.shape, specs[twin].shape
     axes = [(m, n) for m, n in zip(shape, full) if m != 1]
     is_norm = len(shape) == len(full) and len(axes) <= 1
@@ -191,7 +192,7 @@ def _weight_norm(specs: Mapping[str, Any]) -> list[str]:
 def _quantised(
   specs: Mapping[str, Any], beside: Mapping[str, Any]
 ) -> tuple[str, str] | None:
-  """Returns a quantised leaf and its scale, None if there is none."""
+  """Returns a quantised leaf and its scale; None if there is none."""
   scales: dict[str, str] = {}
   for leaf in beside:
     name = leaf
@@ -211,7 +212,7 @@ def _quantised(
     scale = scales.get(leaf) or scales.get(_parent(leaf) or leaf)
     if scale in (None, leaf):
       continue
-    # A whole model in 8 bits has norms with a scale, too.
+    # In an 8-bit model, normalisation layers also have leaves called scale.
     if is_float8 and beside[scale].dtype != spec.dtype:
       return leaf, scale
     if is_integer and spec.shape and _WEIGHT.search(leaf):
@@ -224,7 +225,7 @@ def _parent(leaf: str) -> str:
   return leaf[: max(leaf.rfind("."), leaf.rfind("/"), 0)]
 
 
-# Most leaves of a model have one of a few last names and dtypes.
+# Cached, since most leaves of a model share a few last names and dtypes.
 @functools.lru_cache(maxsize=4096)
 def _scale_suffix(last_name: str) -> str:
   match = _SCALE.search(last_name)
@@ -233,7 +234,7 @@ def _scale_suffix(last_name: str) -> str:
 
 @functools.cache
 def _kind(dtype: Any) -> tuple[bool, bool]:
-  """Whether a dtype is a float of 8 bits, or an integer of quantisation."""
+  """Returns (is an 8-bit float, is an integer type of quantised weights)."""
   dtype = np.dtype(dtype)
   is_float8 = dtype.name.startswith("float") and dtype.itemsize == 1
   return is_float8, dtype.name in _INTEGERS

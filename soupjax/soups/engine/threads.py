@@ -21,21 +21,21 @@ def for_each(
 ) -> None:
   """Calls `do(item, buffer)` for every item; raises the first error of a call.
 
+  No thread is running afterwards, even after an error, so callers may close the
+  files that the threads write to.
+
   Args:
     items: taken in order, each by the next free thread.
     do: called in several threads. After an error or an interrupt (Ctrl-C), no
       thread takes more items.
     count: maximum number of threads.
-    name: of the threads.
+    name: prefix of the threads' names.
     make_buffer: called once in each thread.
-
-  No thread is running afterwards, even after an error, so callers may close the
-  files that the threads write to.
   """
   waiting, lock = iter(items), threading.Lock()
   do_in_mode = precision.inherited(do)
   errors: list[BaseException] = []
-  # Thread -> set when it is done. `Thread.join` is unreliable here: after an
+  # Thread -> event set at its end. `Thread.join` is unreliable here: after an
   # interrupted join, Python 3.11 treats a running thread as ended.
   ends: dict[threading.Thread, threading.Event] = {}
 
@@ -77,7 +77,7 @@ def for_each(
 
 
 def _wait(ends: Mapping[threading.Thread, threading.Event]) -> None:
-  """Waits for threads, through further interrupts."""
+  """Waits for all threads, ignoring further interrupts."""
   while True:
     try:
       for worker, end in ends.items():

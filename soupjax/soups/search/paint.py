@@ -71,8 +71,8 @@ def paint(
     The curve, and the patched model.
 
   Raises:
-    ValueError: if models or alphas do not fit, a task has no score, or one is
-      not finite.
+    ValueError: if models do not fit together, alphas are invalid, or the score
+      of a task is missing or not finite.
   """
   alphas = candidates.grid("alphas", alphas)
   objective, check = _objective(patching, supported)
@@ -114,10 +114,10 @@ def paint_sequential(
     The searches, and the model after the last task.
 
   Raises:
-    ValueError: as `paint`.
+    ValueError: as in `paint`.
   """
   alphas = candidates.grid("alphas", alphas)
-  # Before any fine-tuning.
+  # Check the arguments before any fine-tuning.
   _objective(patching, supported)
   arguments.higher_is_better(evaluate)
   model, rounds = pretrained, []
@@ -154,9 +154,9 @@ def paint_parallel(
 ) -> Search:
   """Parallel patching: `pretrained + sum_k a_k tau_k`, searched over all a_k.
 
-  First tries equal coefficients like task arithmetic (coefficients of 1 / K are
-  the uniform soup of the fine-tuned models). Then searches [0, 1]^K from the
-  best of these. The search is deterministic.
+  First tries equal coefficients, as in task arithmetic (1 / K gives the uniform
+  soup of the fine-tuned models). Then searches [0, 1]^K from the best of these.
+  The search is deterministic.
 
   Args:
     pretrained: a model in any form.
@@ -174,9 +174,9 @@ def paint_parallel(
     The search, and the patched model.
 
   Raises:
-    ValueError: as `paint`, or if the budget does not cover `alphas`, or one of
-      these is outside [0, 1].
-    TypeError: if one of `tasks` is not a model.
+    ValueError: as in `paint`, or if the budget does not cover `alphas`, or one
+      of `alphas` is outside [0, 1].
+    TypeError: if one of `tasks` is neither a model nor a task vector.
   """
   tasks = directions_of(tasks)
   alphas = candidates.grid("alphas", alphas)
@@ -207,7 +207,7 @@ def paint_parallel(
 
 
 def _objective(patching, supported):
-  """Returns the objective of the scores and a check of the scores."""
+  """Returns two functions of scores: the objective, and a check of names."""
   for name, tasks in (("patching", patching), ("supported", supported)):
     if isinstance(tasks, str) or not tasks:
       raise ValueError(f"{name} must be a list of names, got {tasks!r}.")

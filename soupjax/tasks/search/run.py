@@ -100,7 +100,7 @@ def _run(inputs, workdir: pathlib.Path, evaluations) -> pathlib.Path:
     models[ingredient.name] = "ingredient", ingredient.load
   _evaluate(work, models, "checkpoints")
 
-  # --- The search, by minival alone -------------------------------------------
+  # --- The search, on minival alone -------------------------------------------
   outcome = method.run(work)
   results.save(work, outcome)
 
@@ -149,7 +149,7 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     lines.append(f"task {name}: {'; '.join(filter(None, parts))}")
   c = inputs.config.search
   if "steps" in c:
-    lines.append(f"training: {c.steps:,} steps of {c.batch_size} images a task")
+    lines.append(f"training: {c.steps:,} steps, {c.batch_size} images per task")
   models, candidates = _evaluations(inputs)
   shown = len(search_config.shown(inputs.config))
   lines.append(
@@ -157,27 +157,27 @@ def plan(inputs: inputs_lib.SearchInputs) -> str:
     f"{_minival_images(inputs):,} images of minival; "
     f"{models - 1 - shown} checkpoints "
     + f"and {shown} models of search.show " * bool(shown)
-    + f"and the result on all {inputs.num_images:,}"
+    + f"and the result on all {inputs.num_images:,} images"
   )
   return "\n".join(lines)
 
 
 def _about_addition(inputs) -> list[str]:
-  """Says which task vectors `addition` adds, and how it chooses."""
+  """Describes the task vectors that `addition` adds, and how it chooses."""
   if inputs.config.method != "addition":
     return []
   own = [task.own for task in inputs.tasks.values()]
   others = [i.name for i in inputs.ingredients if i.name not in own]
   lines = []
   if others:
-    lines.append(f"added too, though of no task: {', '.join(others)}")
+    lines.append(f"also added, without a task: {', '.join(others)}")
   if all(own):
     lines.append("chosen by normalised accuracy, or by the mean of losses")
   return lines
 
 
 def _evaluations(inputs) -> tuple[int, int]:
-  """Returns the number of models on all sets, and of candidates on minival."""
+  """Returns the numbers of models on all sets and of candidates on minival."""
   models = len(inputs.ingredients) + (inputs.initial is not None) + 1
   models += len(search_config.shown(inputs.config))
   return models, methods.METHODS[inputs.config.method].count(inputs)
@@ -188,7 +188,7 @@ def _minival_images(inputs) -> int:
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the tables if a run of these inputs has finished; else False."""
+  """Returns whether this run has already finished; if so, prints its tables."""
   outputs = ("search.json", "report.html")
   others = inputs_lib.other_files(config)
   if not records.is_finished(workdir / _RECORD, config, outputs, others):

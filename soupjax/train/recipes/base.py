@@ -26,15 +26,15 @@ class Recipe:
       classes), or for pairs "tokens" (batch, tokens) instead of targets. The
       key is for dropout. `loss` is the function that the config names, `hyper`
       the `train.step.Hyper`, and `shared` the arrays named below.
-    pairs: whether images are compared with texts: the model is a `models.CLIP`,
-      and the loss one of `losses.PAIR_LOSSES`.
+    pairs: whether images are compared with texts. Then the model is a
+      `models.CLIP`, and the loss one of `losses.PAIR_LOSSES`.
     embedded: whether "images" are embeddings, computed once by the initial
       image tower.
     frozen: regular expressions of leaves that are not trained.
     shared: names of the arrays that the objective reads: "start" (initial
       parameters) or "context" (embedding size, templates).
-    weight: hyperparameter that multiplies the term added to the plain
-      objective. If it is 0, the plain objective is used.
+    weight: name of the hyperparameter that multiplies the term added to the
+      plain objective. If its value is 0, the plain objective is used.
   """
 
   objective: Callable[..., jax.Array]
@@ -81,5 +81,5 @@ PLAIN = Recipe(_plain)
 
 @RECIPES.register
 def plain() -> Recipe:
-  """Trains with the loss between logits and targets."""
+  """Trains with the plain loss of logits and targets."""
   return PLAIN
