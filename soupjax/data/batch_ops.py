@@ -295,15 +295,14 @@ def cutmix(
   targets: jax.Array,
   alpha: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, jax.Array]:
-  """Pastes a box of the next image into every image (arXiv 1905.04899).
+  """Pastes a box of its neighbour into every image (arXiv 1905.04899).
 
   Args:
     key: a JAX random key.
     images: (batch, height, width, channels).
     targets: (batch, classes) probabilities.
-    alpha: one fraction is drawn from Beta(alpha, alpha) for the batch, and all
-      images get the same box, of about that fraction of their area; 0 pastes
-      nothing.
+    alpha: one weight w is drawn from Beta(alpha, alpha) for the batch, and all
+      images get the same box, of about 1 - w of their area; 0 pastes nothing.
 
   Returns:
     Images, and targets mixed by the area that was pasted.

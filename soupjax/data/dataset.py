@@ -141,7 +141,7 @@ def _permutation(size: int, seed: int) -> np.ndarray:
       result[outside] = _encrypt(result[outside], bits, keys)
       outside = outside[result[outside] >= size]
     return result.astype(np.int32)
-  # Small sets take hundreds of steps to return: jump 32 steps at a time.
+  # In small sets, walks take hundreds of steps: jump 32 steps at a time.
   block = np.arange(2**bits, dtype=np.uint16)
   encrypted = _encrypt(block, bits, keys).astype(np.intp)
   jump = np.where(block < size, block, encrypted)

@@ -137,7 +137,7 @@ def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _double(image: np.ndarray) -> np.ndarray:
-  """Doubles the resolution bilinearly, with aligned pixel grids."""
+  """Doubles the resolution bilinearly, with half-pixel centres."""
   return scipy.ndimage.zoom(
     image, 2, order=1, mode="nearest", grid_mode=True, prefilter=False
   )
@@ -207,8 +207,8 @@ def open_row(split: str, *, seed: int = 0) -> Source:
   """Opens noisy digits in a row: the label is that of the middle digit.
 
   The source ("pretrain") has 12 copies of each image, each with its own
-  neighbours: on either side one with probability 0.8, 9 to 14 pixels away. In
-  all other splits, images have two neighbours, 9 to 11 pixels away; then the
+  neighbours: on each side one with probability 0.8, 9 to 14 pixels away. In all
+  other splits, images have two neighbours, 9 to 11 pixels away; then the
   shift, if any, changes the whole image, and Gaussian noise with a standard
   deviation of 0.15 of the range is added. Neighbours come from the same split.
   Test, its shifts and the new writers have every image twice, with different
@@ -265,7 +265,7 @@ def _base_of(split: str) -> str:
 
 
 def _rows(rng, images, digits, distances, probability) -> np.ndarray:
-  """Adds random neighbours on either side; ink that overlaps is the maximum."""
+  """Adds a random neighbour on either side, by the pixel-wise maximum."""
   width = images.shape[2]
   pictures = images[digits]
   # Leaves room for a neighbour to move in from either side.

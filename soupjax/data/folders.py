@@ -98,8 +98,7 @@ def open_split(split: Split) -> Source:
 
   Raises:
     ValueError: if the split has no images, a class folder has none in any
-      split, two splits spell a class differently, or a tar file is damaged or
-      compressed.
+      split, a class has two spellings, or a tar file is damaged or compressed.
   """
   names = [_class_names(path) for path in split.siblings]
   known = set().union(*names)
@@ -132,8 +131,7 @@ def displaced(
       several times in it is not compared.
 
   Returns:
-    The index of the first such name in `names`, and its index in `others`; None
-    if there is no such name.
+    The index of the first such name in `names`, and that in `others`; or None.
 
   Examples:
     >>> displaced(["cat", "dog"], ["Dog", "Cat"])
@@ -148,12 +146,7 @@ def displaced(
 
 
 def check_spelling(paths, names: Sequence[set[str]]) -> None:
-  """Raises a ValueError if two splits spell a class differently.
-
-  Args:
-    paths: the path of each split.
-    names: the class names of each split.
-  """
+  """Raises a ValueError if two splits spell a class differently."""
   by_spelling: dict[str, set[str]] = {}
   for name in set().union(*names):
     by_spelling.setdefault(spelling(name), set()).add(name)

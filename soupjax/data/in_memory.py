@@ -76,7 +76,7 @@ def hold(
   Args:
     source: labelled images.
     preprocess: deterministic operations that give all images the same shape.
-    num_threads: number of threads; by default that of the cores, at most 8.
+    num_threads: number of threads; by default the number of cores, at most 8.
     max_corrupt: number of images that may be damaged. Each is replaced by its
       neighbour, as in `pipeline.train_loader`, and named in a warning; one more
       is an error.

@@ -54,7 +54,7 @@ def train_loader(
       process, which is enough if most time is spent decoding and resizing.
       Workers are spawned, so a script needs `if __name__ == "__main__":`.
     num_threads: number of threads, each of which reads a batch ahead; by
-      default that of the cores, at most 8.
+      default the number of cores, at most 8.
     process_index: index of this process, `jax.process_index()`.
     process_count: number of processes.
     max_corrupt: number of images that may be damaged. Each is replaced by its
@@ -94,7 +94,7 @@ def eval_batches(
     preprocess: deterministic operations, such as
       "resize_small(256)|central_crop(224)|value_range(-1, 1)".
     num_threads: number of threads, each of which reads a batch ahead; by
-      default that of the cores, at most 8.
+      default the number of cores, at most 8.
     process_index: index of this process.
     process_count: number of processes.
     max_corrupt: number of images that may be damaged. Each is masked, and named
