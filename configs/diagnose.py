@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Explains why averages of checkpoints gain or lose (docs/diagnose.md).
 
-For a sweep that was fine-tuned with configs/finetune, which recorded model,
+For a sweep that was fine-tuned with configs/finetune, which recorded its model,
 data and start:
 
   soupjax --config=configs/diagnose.py:sweep=runs/b16 --workdir=runs/b16_why
@@ -15,11 +15,11 @@ For other checkpoints, with the settings of configs/cook.py:
     --config.data.minival=val --config.data.num_classes=37
 
 Evaluates every ingredient, a greedy soup and the midpoints of pairs on minival
-(at most max_pairs, neighbours in the order of scores first; 0 for none). Prints
-a table and findings and writes them to WORKDIR/diagnosis.txt, with a figure
-beside it. --dry_run prints the plan. --config.reasons=NAMES adds some
-of plane, pairs, ensemble, features and greedy (docs/diagnose.md), also to a
-finished run, and writes WORKDIR/diagnosis.html.
+(at most max_pairs pairs, those next to each other by score first; 0 for none).
+Prints a table and findings and writes them to WORKDIR/diagnosis.txt, with a
+figure beside it. --dry_run prints the plan. --config.reasons=NAMES adds
+analyses, some of plane, pairs, ensemble, features and greedy
+(docs/diagnose.md), even to a finished run, and writes WORKDIR/diagnosis.html.
 """
 
 from soupjax.config import parse_arg

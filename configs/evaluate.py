@@ -8,7 +8,7 @@ Checkpoints of one architecture, read and described as in configs/cook.py:
     --config.ingredients='runs/*/model.safetensors' \
     --config.tests=test=folder:photos/test,street=folder:street_photos/all
 
-The soups and ingredients of a run of cooking, on further sets, or those of a
+The soups and ingredients of a cooking run, on further sets, or the members of a
 fine-tuning sweep:
 
   soupjax --config=configs/evaluate.py:soups=runs/soups --workdir=runs/fog \
@@ -16,8 +16,8 @@ fine-tuning sweep:
   soupjax --config=configs/evaluate.py:sweep=runs/b16 --workdir=runs/members
 
 Each model is compared with `reference`, by default the first. With
---config.save_logits=True, WORKDIR/logits gets a file for each model and set,
-and such files can take the place of checkpoints, also of other architectures:
+--config.save_logits=True, WORKDIR/logits gets a file for each model and set.
+Such files can take the place of checkpoints, even for other architectures:
 
   soupjax --config=configs/evaluate.py --workdir=runs/both \
     --config.ingredients='runs/fog/logits/*.npz,runs/other/logits/*.npz'

@@ -33,8 +33,8 @@ ingredient and a model card: --config.out=soup --config.format=hub
 
 Ingredients are in the order of the patterns, and within a pattern in natural
 order (2 before 10). --dry_run checks everything, prints the order and the plan,
-and stops. A mean takes about as long as reading the ingredients twice; one of
-the two is for the content hashes that are stored with the soup, which
+and stops. A mean takes about as long as reading the ingredients twice: once for
+the mean, and once for the content hashes that are stored with the soup, which
 --config.hash_inputs=False leaves out.
 """
 

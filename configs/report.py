@@ -5,9 +5,9 @@
   soupjax --config=configs/report.py --workdir=runs/seed0,runs/seed1,runs/seed2
 
 Writes one page, --config.out=comparison.html, and prints its main table: the
-accuracy of each soup, ensemble and best ingredient on each set, mean over the
-runs that have it, and the gain over the best ingredient of the same run with
-its interval over runs. Runs on different datasets get tables of their own.
+accuracy of each soup, ensemble and best ingredient on each set, averaged over
+the runs that have it, and the gain over the best ingredient of the same run
+with its interval over runs. Runs on different datasets get separate tables.
 Nothing is written to the runs.
 """
 

@@ -14,19 +14,19 @@ In a config file, a task may also be a dict:
   c.tasks.cars = {"data": "folder:cars", "minival": "val", "test": "test",
                   "head": "file:heads/cars.npz", "model": "cars_lr3e-5"}
 
-Every choice is made on minival; test is only shown. The chosen model is
+Every choice is made on minival; test is only reported. The chosen model is
 WORKDIR/chosen, the report WORKDIR/report.html. --dry_run prints the plan and
 the number of evaluations.
 
-A program of your own can take the place of datasets (docs/judge.md). Then each
-task is NAME=METRIC, a metric that it prints:
+Your own program can take the place of datasets (docs/judge.md). Then each task
+is NAME=METRIC, where METRIC is a metric that the program prints:
 
   soupjax --config=configs/search.py:addition --workdir=runs/addition \
     --config.initial=start.safetensors --config.ingredients='tuned/*' \
     --config.evaluate_command='python my_eval.py {checkpoint}' \
     --config.tasks=cars=cars/acc,dtd=dtd/acc
 
-WiSE-FT on digits takes seconds, after the two commands of
+WiSE-FT on digits takes seconds, after the first two commands of
 configs/finetune/digits.py:
 
   soupjax --config=configs/search.py:wise_ft --workdir=runs/alpha \

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Estimates statistics for the rules fisher and regmean (docs/rules.md).
 
-Each ingredient needs the images that it was fine-tuned on, so that every
-dataset is a run of its own:
+Each ingredient needs the images that it was fine-tuned on, so every dataset
+needs a separate run:
 
   soupjax --config=configs/statistics.py --workdir=runs/cars_statistics \
     --config.ingredients=cars.safetensors --config.data.name=folder:cars \

@@ -18,17 +18,17 @@
 # the last train state. So --workdir must outlive them and be shared by all: put
 # it in a bucket, or on a ReadWriteMany claim, which is mounted at /mnt/soupjax.
 #
-#   --name=NAME         of the JobSet
-#   --image=IMAGE       made by launch/Dockerfile
+#   --name=NAME         name of the JobSet
+#   --image=IMAGE       image built from launch/Dockerfile
 #   --members=N         pod i fine-tunes member i of get_sweep()
-#   --parallel=P        members that run at a time, at most (default: all)
+#   --parallel=P        maximum number of members at a time (default: all)
 #   --hosts=N           N pods are the processes of one job (--distributed)
 #   --accelerator=TYPE  GKE's node label, such as nvidia-h100-80gb
-#   --topology=AxB      of the whole TPU slice, such as 4x4
+#   --topology=AxB      topology of the whole TPU slice, such as 4x4
 #   --chips=N           GPUs or TPU chips of each pod
 #   --claim=CLAIM       PersistentVolumeClaim mounted at /mnt/soupjax
 #   --retries=N         restarts, not counting preemptions (default: 20)
-#   --context=C, --namespace=N    of kubectl (default: its configuration)
+#   --context=C, --namespace=N    for kubectl (default: its configuration)
 #   --dry_run           prints the JobSet and stops
 set -euo pipefail
 
@@ -63,8 +63,8 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
   shift
 done
 [[ -n "$name" && -n "$image" ]] ||
-  fail "--name and --image are needed; --help tells more"
-# Pods are called NAME-run-0-INDEX-xxxxx, and such a name has 63 characters.
+  fail "--name and --image are needed; see --help"
+# Pods are called NAME-run-0-INDEX-xxxxx, which may have at most 63 characters.
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "--name=$name: at most 40 lower-case letters, digits and dashes"
 for option in image accelerator topology claim; do
@@ -75,7 +75,7 @@ done
   fail "give --members=N for a sweep, or --hosts=N for one job"
 [[ -z "$members" ]] || [[ -z "$hosts" ]] ||
   fail "--members and --hosts exclude each other: a member has one pod here;" \
-    "start one JobSet a member, with --hosts=$hosts and -- --sweep_index=..."
+    "start one JobSet per member, with --hosts=$hosts and -- --sweep_index=..."
 [[ -z "$parallel" || -n "$members" ]] || fail "--parallel is for --members"
 for option in members hosts parallel chips; do
   [[ "${!option}" =~ ^([1-9][0-9]*)?$ ]] ||
@@ -114,7 +114,7 @@ case "$workdir" in
     ;;
 esac
 
-# A YAML string. Kubernetes replaces $(VAR), but not $$(VAR).
+# Prints a YAML string. Kubernetes replaces $(VAR), but not $$(VAR).
 quoted() {
   local text="$1"
   [[ "$text" != *[[:cntrl:]]* ]] || fail "an argument has a line break: $text"

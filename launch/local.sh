@@ -2,13 +2,13 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Sets up and runs the whole story on a laptop's CPU, from a fresh clone with
+# Sets up and runs the whole workflow on a laptop's CPU, from a fresh clone with
 # Python 3.11+ and pip: pretraining, a sweep of fine-tunes, soups and a report.
 # The three commands are printed as they run; change them for your own data.
 #
-#   launch/local.sh                         into runs/digits
-#   launch/local.sh DIR                     into DIR; goes on after a kill
-#   launch/local.sh DIR --dry_run           only shows the plan of each command
+#   launch/local.sh                         writes to runs/digits
+#   launch/local.sh DIR                     writes to DIR; resumes after a kill
+#   launch/local.sh DIR --dry_run           only prints the plan of each command
 #
 # Environment: see launch/setup.sh.
 set -euo pipefail
@@ -42,7 +42,7 @@ if [[ $# -eq 1 && "$1" =~ ^--dry_run(=true)?$ ]]; then
   dry_run=" --dry_run"
 elif [[ $# -gt 0 ]]; then
   echo "launch/local.sh takes a directory and --dry_run, not: $*" >&2
-  echo "Type and change the commands that it runs:" >&2
+  echo "To change anything else, edit and type the commands that it runs:" >&2
   printf '  %s\n' "${commands[@]}" >&2
   exit 2
 fi
@@ -52,7 +52,7 @@ step=0
 for command in "${commands[@]}"; do
   step=$((step + 1))
   printf '\n[%s/%s] %s\n' "$step" "${#commands[@]}" "$command$dry_run"
-  # The plan of cooking reads the sweep, which a dry run does not make.
+  # The plan of cooking reads the sweep, which a dry run does not write.
   if [[ -n "$dry_run" && $step -eq 3 && ! -e "$sweep/config.json" ]]; then
     echo "$sweep is made by step 2; the plan of this step reads it."
     continue

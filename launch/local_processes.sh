@@ -14,10 +14,10 @@
 # Ctrl-C, all are stopped; the same command then continues. The exit code is
 # that of the process that failed first.
 #
-#   --count=N      processes
+#   --count=N      number of processes
 #   --devices=D    local GPUs per process (default: every process sees all, as
 #                  on CPUs)
-#   --port=P       of the coordinator, on localhost (default: a free one)
+#   --port=P       port of the coordinator on localhost (default: a free one)
 #   --dry_run      prints the commands and stops
 set -euo pipefail
 
@@ -85,7 +85,7 @@ if [[ -n "$dry_run" ]]; then
 fi
 
 processes=()
-# A process has 5 s to end by itself, so that it can report the reason.
+# Each process has 5 s to end by itself, so that it can report the reason.
 stop() {
   trap '' INT TERM
   kill -TERM "${processes[@]}" 2> /dev/null || return 0
@@ -119,7 +119,7 @@ while [[ ${#left[@]} -gt 0 ]]; do
       code=0
       wait "$process" || code=$?
       if [[ $code -ne 0 ]]; then
-        sleep 1 # Other processes often report more.
+        sleep 1 # Other processes often print more about the failure.
         echo "local_processes.sh: a process failed (exit code $code)" >&2
         stop
         exit "$code"

@@ -8,7 +8,7 @@
 Ray schedules members on free workers. If a worker dies, its member is restarted
 and continues from its last train state. Finished members stop at once, so the
 same command completes an interrupted sweep. A member that raises an error, such
-as for a wrong setting, is not retried; the others go on.
+as for a wrong setting, is not retried; the others continue.
 
 Without --address it joins the cluster of RAY_ADDRESS or of this machine
 (`ray start --head`), or else starts a temporary one on this machine. All
@@ -39,20 +39,21 @@ _RESOURCES = flags.DEFINE_multi_string(
 _RETRIES = flags.DEFINE_integer(
   "retries",
   20,
-  "How often a member is restarted after its worker died.",
+  "How often a member is restarted after its worker has died.",
   lower_bound=0,
 )
 
 
 def train(member: command.Command, mark: pathlib.Path | None) -> None:
-  """Fine-tunes one member, in a process of a Ray worker.
+  """Fine-tunes one member, in the process of a Ray worker.
 
   Args:
     member: the command, with `sweep_index`.
     mark: a file that the driver has written to the workdir; None for a bucket.
 
   Raises:
-    ValueError: if the member cannot be trained, as one line for the driver.
+    ValueError: if the member cannot be trained; a one-line message for the
+      driver.
   """
   if mark is not None and not mark.exists():
     raise ValueError(
@@ -74,7 +75,7 @@ def train(member: command.Command, mark: pathlib.Path | None) -> None:
 
 
 def needs() -> dict[str, float]:
-  """Returns what a member needs, by Ray's name of the resource."""
+  """Returns the amounts that a member needs, by Ray's names of resources."""
   amounts = {"CPU": _CPUS.value, "GPU": _GPUS.value}
   for text in _RESOURCES.value:
     name, _, amount = text.partition("=")
@@ -88,10 +89,10 @@ def needs() -> dict[str, float]:
 
 
 def check(given: command.Command) -> list[dict]:
-  """Returns the members of the sweep.
+  """Checks the command and returns the members of the sweep.
 
   Raises:
-    ValueError: if the command is not one that fine-tunes a sweep.
+    ValueError: if the command does not fine-tune a sweep.
   """
   if given.config.get("task") != "finetune":
     raise ValueError(
@@ -154,7 +155,7 @@ def check_room(ray) -> None:
 
 
 def run(ray, given: command.Command, count: int) -> dict[int, str]:
-  """Trains all members; returns the reasons of those that failed."""
+  """Trains all members; returns why members failed, by index."""
   amounts = needs()
   task = ray.remote(
     num_cpus=amounts.pop("CPU"),
@@ -180,7 +181,7 @@ def run(ray, given: command.Command, count: int) -> dict[int, str]:
       except ray.exceptions.RayTaskError as e:
         reason = str(e.cause)
       except ray.exceptions.RayError as e:
-        reason = f"{type(e).__name__}, also after {_RETRIES.value} retries"
+        reason = f"{type(e).__name__}, even after {_RETRIES.value} retries"
       failed[tasks[ended]] = reason
       print(f"{name} failed: {reason}", file=sys.stderr, flush=True)
   return failed
@@ -210,7 +211,7 @@ def main(argv: list[str]) -> None:
     return
   needs()
   check_address()
-  # Progress of members differs only in numbers.
+  # Ray would drop progress lines of members, which differ only in numbers.
   os.environ.setdefault("RAY_DEDUP_LOGS", "0")
   try:
     import ray

@@ -2,12 +2,12 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Sets up and passes the tests, from a fresh clone with Python 3.11+ and pip.
+# Sets up and runs the tests, from a fresh clone with Python 3.11+ and pip.
 #
 #   launch/test.sh                          everything
 #   launch/test.sh tests/soups -x           arguments go to pytest
 #
-#   EXTRAS   what is installed besides soupjax (default: test);
+#   EXTRAS   extras of soupjax to install (default: test);
 #            test,torch-tests also compares with PyTorch's models
 #
 # Environment: see launch/setup.sh.
@@ -17,6 +17,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/setup.sh "${EXTRAS:-test}"
 ruff check .
 ruff format --check .
-# Two cores are what continuous integration has; a file stays on one of them, in
-# the order of tests/conftest.py.
+# Continuous integration has two cores; each file stays on one of them, in the
+# order that tests/conftest.py sets.
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -11,7 +11,7 @@
 #   launch/tpu_vm.sh ... --dry_run -- ...       prints the commands, and checks
 #     that the job fits by compiling it here for these TPUs (docs/tpu.md)
 #   for i in 0 1 2 3; do launch/tpu_vm.sh --name=soup-$i ... -- \
-#     ... --sweep_index=$i & done; wait         members on TPUs of their own
+#     ... --sweep_index=$i & done; wait         one TPU per member
 #
 # Arguments after `--` go to soupjax. A preempted TPU is deleted and requested
 # again; the run continues from the last train state. So --workdir must outlive
@@ -19,15 +19,15 @@
 # (docs/buckets.md), or on an NFS share that is mounted at /mnt/soupjax (a
 # Filestore instance in the same network). Other failures are not retried.
 #
-#   --name=NAME       of the queued resource and of its node
-#   --zone=ZONE
-#   --type=TYPE       accelerator type, as v5litepod-16
+#   --name=NAME       name of the queued resource and of its node
+#   --zone=ZONE       zone of the TPU
+#   --type=TYPE       accelerator type, such as v5litepod-16
 #   --share=HOST:/DIR mounted at /mnt/soupjax (default: none)
 #   --version=V       runtime version (default: v2-alpha-tpuv5-lite)
-#   --project=P       (default: that of gcloud's configuration)
-#   --spot            cheaper, may be preempted
-#   --retries=N       how often to ask again after a preemption (default: 20)
-#   --poll=SECONDS    between looks at the state (default: 30)
+#   --project=P       project (default: that of gcloud's configuration)
+#   --spot            asks for a cheaper TPU that may be preempted
+#   --retries=N       new requests after preemptions, at most (default: 20)
+#   --poll=SECONDS    time between checks of the state (default: 30)
 #   --keep            does not delete the TPU at the end
 #   --dry_run         prints the commands, compiles and stops
 set -euo pipefail
@@ -57,12 +57,12 @@ while [[ $# -gt 0 && "$1" != "--" ]]; do
       sed -n '5,39s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    *) fail "unknown option $1; what goes to soupjax comes after --" ;;
+    *) fail "unknown option $1; arguments for soupjax come after --" ;;
   esac
   shift
 done
 [[ -n "$name" && -n "$zone" && -n "$type" ]] ||
-  fail "--name, --zone and --type are needed; --help tells more"
+  fail "--name, --zone and --type are needed; see --help"
 case "$share" in
   "") mount="" ;;
   gs://*) fail "--share=$share: a bucket is not mounted; give --workdir=$share/DIR" ;;
@@ -87,7 +87,7 @@ done
   fail "--workdir=${workdir:-(none)}: disks of TPU workers are lost with them;" \
     "give gs://BUCKET/DIR, or /mnt/soupjax/... with --share=HOST:/DIR"
 
-# The checkout, whatever directory this is called from.
+# The checkout, from whatever directory this is called.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 where=(--zone="$zone")
 [[ -z "$project" ]] || where+=(--project="$project")
@@ -123,10 +123,10 @@ delete() {
     --quiet --force
 }
 
-# Waits until the TPU is there; fails if it never will be.
+# Waits until the TPU is ready; fails if it cannot become ready.
 wait_for_it() {
   [[ -z "$dry_run" ]] || {
-    echo "# wait until its state is ACTIVE, looking every $poll s"
+    echo "# wait until its state is ACTIVE, checking every $poll s"
     return 0
   }
   local now=""
@@ -142,7 +142,7 @@ wait_for_it() {
 }
 
 set_up_and_run() {
-  # From git's list: no runs, no virtual environments.
+  # Packs only the files that git tracks: no runs, no virtual environments.
   local archive
   archive="$(mktemp -d)/soupjax.tar.gz"
   if [[ -z "$dry_run" ]]; then
@@ -150,11 +150,11 @@ set_up_and_run() {
       tar -C "$root" --null --files-from=- -czf "$archive"
   else
     archive="soupjax.tar.gz"
-    echo "# pack what git knows of the checkout into $archive"
+    echo "# pack the files of the checkout that git tracks into $archive"
   fi
   run gcloud compute tpus tpu-vm scp "$archive" "$name:soupjax.tar.gz" \
     "${where[@]}" --worker=all || return
-  # Runtimes come with an old Python; uv brings a new one.
+  # Runtimes come with an old Python; uv installs a newer one.
   on_all_workers "\
 ${mount}mkdir -p soupjax && tar -C soupjax -xzf soupjax.tar.gz && cd soupjax &&\
  python3 -m pip install --quiet --user uv &&\
@@ -173,7 +173,7 @@ compile() {
       "pip install '.[tpu]' to check whether the job fits --type=$type." >&2
     return 0
   fi
-  echo "# compile for $type, here"
+  echo "# compile for $type on this machine"
   soupjax "$@" --dry_run --topology="$type"
 }
 
@@ -188,16 +188,16 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
       [[ -z "$dry_run" ]] || compile "$@"
       exit 0
     fi
-    # Why did it end? Only a TPU that is gone is worth another try; and one that
-    # is preempted needs a while until it says so.
+    # Only the loss of the TPU is worth another try, and a preemption takes a
+    # while to show in the state.
     sleep "$poll"
     if [[ "$(state)" == ACTIVE ]]; then
-      echo "tpu_vm.sh: soupjax failed (exit code $code); not tried again." >&2
+      echo "tpu_vm.sh: soupjax failed (exit code $code); not retried." >&2
       [[ -n "$keep" ]] || delete
       exit "$code"
     fi
   fi
-  echo "# $name was preempted or not given ($(state)): asking again"
+  echo "# $name was preempted or not allocated ($(state)): asking again"
   delete || true
 done
 echo "tpu_vm.sh: given up after $retries retries." >&2

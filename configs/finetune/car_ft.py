@@ -1,16 +1,16 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CAR-FT: CLIP ViT-B/32 on ImageNet, with the contexts of the start kept.
+"""CAR-FT: CLIP ViT-B/32 on ImageNet, preserving its predictions of context.
 
   soupjax --config=configs/finetune/car_ft.py --workdir=runs/car_ft --sweep \
     --config.init.path=CLIP
 
-It is configs/finetune/clip_b32_i1k.py with one more term in the loss: the
-divergence KL(start || model) of the distribution over prompts, such as "a
-sketch of a {}.", that an image has (arXiv 2211.16175), multiplied by
-hyper.context (1 in the paper). The sweep is the random search of that config
-with the factor drawn from 0.3 to 3. Neither accuracy nor time was measured
-here.
+This is configs/finetune/clip_b32_i1k.py with one more term in the loss: the
+divergence KL(start || model) between the distributions of each image over
+prompts such as "a sketch of a {}." (arXiv 2211.16175), multiplied by
+hyper.context (1 in the paper). The sweep is the random search of that config,
+with this factor drawn log-uniformly from 0.3 to 3. Neither accuracy nor time
+was measured here.
 
 On a laptop, in a minute, from a tiny CLIP with random weights on digits:
 

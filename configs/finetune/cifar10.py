@@ -3,7 +3,7 @@
 """Ingredients from CIFAR-10: a small ViT is pretrained, then a sweep of 16.
 
 DIR has class folders, DIR/train/CLASS/*.png and DIR/test/CLASS/*.png, or
-train.tar and test.tar of CLASS/*.png; JPEG files work, too:
+train.tar and test.tar of CLASS/*.png; JPEG files also work:
 
   soupjax --config=configs/finetune/cifar10.py:pretrain,images=DIR \
     --workdir=runs/base
@@ -17,8 +17,8 @@ is for pretraining, 20,000 images are for the sweep, and 5,000 are held out.
 Images are decoded once and stay in memory; the devices augment them.
 
 Pretraining takes 1.3 million images and about 40 CPU minutes, the sweep 0.5
-million images. `:seed=1` is another sweep, `:runlocal` two short members,
-`:hybrid` the model of benchmarks/evidence, which must be on PYTHONPATH.
+million images. `:seed=1` gives another sweep, `:runlocal` two short members,
+and `:hybrid` the model of benchmarks/evidence, which must be on PYTHONPATH.
 """
 
 import numpy as np

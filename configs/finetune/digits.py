@@ -3,7 +3,7 @@
 """Ingredients from noisy digits in a row: pretraining, then a sweep of 16.
 
 A small ViT is trained on the digits of some writers, then fine-tuned on 150
-images of others, seen through a noisy sensor (`data.digits`):
+noisy images of digits by other writers (`data.digits`):
 
   soupjax --config=configs/finetune/digits.py:pretrain --workdir=runs/base
   soupjax --config=configs/finetune/digits.py --workdir=runs/sweep --sweep \
@@ -12,11 +12,11 @@ images of others, seen through a noisy sensor (`data.digits`):
     --config.cook.metric=loss,prec@1
 
 The first two take about half a minute each on 2 cores; launch/local.sh runs all
-three. Ranges were fixed before the published runs; benchmarks/README.md has
-their results. `:seed=1` is another split, pretraining and sweep. The negative
-control leaves --config.init.path out. `:runlocal` trains two short members, and
-`:lora` eight adapters of rank 4 at ten times the learning rate
-(benchmarks/adapter_soups.py).
+three. The ranges of the sweep were fixed before the published runs, whose
+results are in benchmarks/README.md. `:seed=1` gives another split, pretraining
+and sweep. The negative control leaves out --config.init.path. `:runlocal`
+trains two short members, and `:lora` eight adapters of rank 4 at ten times the
+learning rate (benchmarks/adapter_soups.py).
 """
 
 import numpy as np

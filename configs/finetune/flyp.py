@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""FLYP: CLIP ViT-B/16 on ImageNet, fine-tuned like it was pretrained.
+"""FLYP: CLIP ViT-B/16 on ImageNet, fine-tuned with its pretraining loss.
 
   soupjax --config=configs/finetune/flyp.py --workdir=runs/flyp --sweep \
     --config.init.path=CLIP
@@ -13,11 +13,11 @@ and prompts; to use your own, set --config.zeroshot.names=FILE and
 --config.zeroshot.templates=FILE.
 
 Settings are those of the paper's code: AdamW, learning rate 1e-5, weight decay
-0.1, batch 512, 10 epochs, 500 steps of warmup and a cosine, no clipping of
-gradients, pairs of one class not masked. :mask masks them. :siglip takes
-SigLIP's sigmoid loss (arXiv 2303.15343). The sweep varies learning rate, weight
-decay, epochs and seed. Neither accuracy nor time was measured here. The paper
-reports 82.6 % for ViT-B/16.
+0.1, batch 512, 10 epochs, 500 steps of warmup and a cosine, no gradient
+clipping. Pairs of different images of one class are not masked, unless :mask is
+given. :siglip uses SigLIP's sigmoid loss (arXiv 2303.15343). The sweep varies
+learning rate, weight decay, epochs and seed. Neither accuracy nor time was
+measured here. The paper reports 82.6 % for ViT-B/16.
 
 On a laptop, in a minute, from a tiny CLIP with random weights on digits:
 
@@ -57,7 +57,7 @@ def get_config(arg=None):
   c.recipe = "flyp(mask_same_class=True)" if arg.mask else "flyp"
   c.loss = "sigmoid" if arg.siglip else "softmax"
   c.model.name = "clip"
-  c.model.variant = "init"  # Of both towers, as in the checkpoint.
+  c.model.variant = "init"  # Both towers are as in the checkpoint.
   placeholder = ml_collections.config_dict.placeholder
   c.model.image = {"act": placeholder(str)}  # For weights without a config.
   c.model.text = {"act": placeholder(str)}

@@ -5,14 +5,14 @@
   soupjax --config=configs/finetune/vit_b16_i1k.py --workdir=runs/b16 --sweep \
     --config.init.path=CHECKPOINT
 
-CHECKPOINT is AugReg's B/16 of ImageNet-21k (.npz), whose images were resized by
-OpenCV (pip install 'soupjax[opencv]'), or with :clip the vision tower of CLIP;
-docs/pretrained.md has these and others. Settings are those of arXiv
+CHECKPOINT is AugReg's ViT-B/16 of ImageNet-21k (.npz), for which OpenCV resizes
+the images (pip install 'soupjax[opencv]'), or with :clip the vision tower of
+CLIP; docs/pretrained.md has these and others. Settings are those of arXiv
 2203.05482, appendix J: AdamW, batch 512, gradients clipped at 1, 500 steps of
 warmup and a cosine, weight decay on all parameters; the head is fitted first
 (LP-FT). The sweep is the random search of 72 members; :sweep=standard and
-:sweep=extreme are the grids, :sweep=seeds five seeds of one setting. One member
-of an array of jobs:
+:sweep=extreme are the grids, :sweep=seeds five seeds of one setting. In a job
+array, each task trains one member:
 
   soupjax --config=configs/finetune/vit_b16_i1k.py --workdir=runs/b16 \
     --config.init.path=CHECKPOINT --sweep_index=$SLURM_ARRAY_TASK_ID
@@ -69,17 +69,17 @@ def get_config(arg=None):
 
 def _ops(arg):
   """Returns the preprocessing of training and evaluation, as in pretraining."""
-  # AugReg resized without smoothing, as "linear" (OpenCV) does, which is fast.
+  # AugReg resized without antialiasing, as OpenCV's "linear" does, and fast.
   method, pixels = "linear", "value_range(-1, 1)"
   if arg.clip:
     method, pixels = "bicubic", 'standardize("clip")'
-  # Fractions of a pixel are rounded as where the weights are from.
+  # Rounds fractions of a pixel as the code that trained the weights does.
   like = "" if arg.clip else ", 'big_vision'"
   small = (
     f"resize_small({{image_size}}, {method!r}{like})|"
     f"central_crop({{image_size}}{like})|"
   )
-  if arg.runlocal:  # Digits are small already; works without OpenCV.
+  if arg.runlocal:  # Digits are already small, and this needs no OpenCV.
     method, small = "bilinear", ""
   return (
     f"inception_crop({{image_size}}, {{crop_min}}, method={method!r})|flip_lr|"

@@ -1,20 +1,20 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""ViT-G/14 of JFT on ImageNet at 518 pixels, as in model soups, appendix J.
+"""ViT-G/14, pretrained on JFT, on ImageNet at 518 pixels (arXiv 2203.05482).
 
   soupjax --config=configs/finetune/vit_g14_i1k.py --workdir=gs://... --sweep \
     --config.init.path=CHECKPOINT
 
-The memory it needs on 32 fake devices, without data or weights:
+To see the memory it needs, on 32 fake devices and without data or weights:
 
   soupjax --config=configs/finetune/vit_g14_i1k.py --dry_run --fake_devices=32
 
-58 members of arXiv 2203.05482, appendix J: batch 512, 10,000 or 20,000 steps,
-518 pixels; learning rate, schedule, loss, smallest crop, RandAugment, mixup and
-CutMix vary, 4 members use SAM. Two moving averages a run: the low decay is for
-soups, the high one best alone. The paper does not print the values of all
-ranges; those below are ours. Its weights were never published: use any ViT-G in
-the layout of big_vision.
+The sweep has 58 members, as in appendix J of the paper: batch 512, 10,000 or
+20,000 steps; learning rate, schedule, loss, smallest crop, RandAugment, mixup
+and CutMix vary, and 4 members use SAM. Each run has two moving averages: the
+one with the low decay is for soups, the one with the high decay is better
+alone. The paper does not give the values of all ranges; those below are ours.
+Its weights were never published: use any ViT-G in the layout of big_vision.
 
 Table 4 of the paper: 90.94 % for a greedy soup of 14, 90.72 % for the best
 member on held-out data. Neither that nor the time was measured here.
@@ -39,7 +39,7 @@ def get_config(arg=None):
   c.data.num_train = 1_281_167 - 26_000
   c.data.image_size = 518
   c.data.batch_size = 512
-  # As in big_vision, every operation is applied and goes on linearly above 10.
+  # As in big_vision: no operation is skipped, and magnitudes may exceed 10.
   c.data.train_ops = (
     "inception_crop({image_size}, {crop_min})|flip_lr|"
     "randaug_linear({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)"

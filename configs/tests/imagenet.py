@@ -1,25 +1,25 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-r"""Cooks soups of ImageNet models and evaluates them as the paper does.
+r"""Cooks soups of ImageNet models and evaluates them as in arXiv 2203.05482.
 
   soupjax --config=configs/tests/imagenet.py:sweep=runs/b16 \
     --workdir=runs/b16_soups
 
 The sets are ImageNet (validation), the three variants of V2, R, A, Sketch and
 ReaL, from TFDS, prepared as array_record (docs/data.md). "shifts" is the mean
-over those of V2 (matched frequency), R, Sketch, ObjectNet and A that are there,
-as in arXiv 2203.05482; with objectnet=FOLDER it is the paper's.
+over those of V2 (matched frequency), R, Sketch, ObjectNet and A that are used;
+with objectnet=FOLDER it is the paper's mean over shifts.
 
   objectnet=FOLDER   the download with images/ and mappings/: images of the 113
-                     classes of the map, without the border of 2 pixels
+                     classes of the map, without their 2-pixel border
   c=True             ImageNet-C, 75 sets: plain mean and mCE
-  folder=FOLDER      folders of class folders in place of TFDS: val,
+  folder=FOLDER      folders of class folders instead of TFDS: val,
                      v2_matched, v2_threshold, v2_top, r, a, sketch, and
                      c/fog/3 and so on; ReaL's labels come from timm
   sweep, which, family  as in configs/cook.py
 
-Without sweep, give --config.ingredients; minival is then a part of ImageNet's
-train. In a config of your own `del c.tests.v2_top` leaves out a set.
+Without sweep, give --config.ingredients; minival is then part of ImageNet's
+train split. In your own config, `del c.tests.v2_top` leaves out a set.
 
 One evaluation of ViT-B/16 reads 218,000 images, 3.9 million more with c=True.
 """
@@ -53,7 +53,7 @@ _FOLDERS = {
 
 
 def _place(folder: str, path: str) -> str:
-  """Returns the set of a folder of class folders."""
+  """Returns the name of the test set in a folder of class folders."""
   path, colon, options = path.partition(":")
   return f"folder:{os.path.join(folder, path)}/all{colon}{options}"
 

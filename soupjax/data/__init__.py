@@ -18,7 +18,7 @@ from soupjax.data.source import split_minival as split_minival
 from soupjax.data.source import subset as subset
 from soupjax.lazy import submodules
 
-# Decorators that register operations of one's own.
+# Decorators that register user-defined operations.
 image_op = image_ops.OPS.register
 batch_op = batch_ops.OPS.register
 

@@ -28,18 +28,19 @@ _GIVEN_LATER = ("images", "targets", "key")
 def batch_augment(
   text: str, *, names: Collection[str] = (), off: Collection[str] = ()
 ) -> Augment:
-  """Makes one function of a text such as "flip_lr|mixup({mixup})".
+  """Builds one function from a text such as "flip_lr|mixup({mixup})".
 
-  Operation i draws its random numbers from `fold_in(key, i)`. Where both mixup
-  and cutmix have an alpha above 0, each batch gets one of the two, by a coin.
+  Operation i draws its random numbers from `fold_in(key, i)`. If both mixup and
+  cutmix have an alpha above 0, each batch gets only one of the two, chosen at
+  random with equal probability.
 
   Args:
     text: operations joined by "|": registered ones (`OPS`) or import paths. An
-      operation is a function with a parameter `images` and, where it needs
-      them, `targets` and `key`; it returns images, or images and targets.
-    names: the hyperparameters that may stand in braces.
+      operation is a function with a parameter `images` and, if it needs them,
+      `targets` and `key`; it returns images, or images and targets.
+    names: the hyperparameters that are allowed in braces.
     off: hyperparameters that are 0 for all members of a sweep. An operation
-      whose hyperparameters are all off is left out, with its cost.
+      whose hyperparameters are all off is left out and costs nothing.
 
   Returns:
     `augment(key, images, targets, values) -> (images, targets)`, to be used
@@ -76,12 +77,15 @@ def batch_augment(
 def active(
   text: str, off: Collection[str], names: Collection[str] = ()
 ) -> dict[str, bool]:
-  """Names the operations that are on, and whether each may mix targets.
+  """Lists the operations that are on, and whether each may mix targets.
 
   Args:
     text: as for `batch_augment`.
     off: as for `batch_augment`.
     names: as for `batch_augment`.
+
+  Returns:
+    Maps the name of each operation to whether it takes targets.
   """
   return {
     name: "targets" in inspect.signature(op.func).parameters
@@ -104,7 +108,7 @@ def _arguments(op: functools.partial, values: Mapping[str, Any]):
 
 
 def _choose_one(key, ops, arguments) -> None:
-  """Turns off either mixup or cutmix where both are on."""
+  """Turns off mixup or cutmix, at random, if both are on."""
   alphas = {
     function: [arguments[i] for i, op in ops if op.func is function]
     for function in (mixup, cutmix)
@@ -135,14 +139,14 @@ def affine(
   Args:
     key: a JAX random key.
     images: (batch, height, width, channels).
-    degrees: rotation up to this, either way.
-    pixels: shift up to this, either way, in rows and columns.
-    scale: size changes by a factor in [1 - scale, 1 + scale].
-    shear: shear factor up to this, either way.
+    degrees: largest rotation in either direction.
+    pixels: largest shift of rows and of columns in either direction.
+    scale: height and width change by factors in [1 - scale, 1 + scale].
+    shear: largest shear factor in either direction.
     strength: multiplies the four numbers above.
 
   Returns:
-    Images of the same shape, bilinearly resampled, borders repeated.
+    Images of the same shape, bilinearly resampled, with border pixels repeated.
   """
   batch, height, width, _ = images.shape
   draw = jax.random.uniform(key, (6, batch), minval=-1.0)
@@ -153,7 +157,7 @@ def affine(
   size_y, size_x = 1 + draw[3] * scale, 1 + draw[4] * scale
   slant = draw[5] * shear
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  # Coordinates of the output pixels, from the centre.
+  # Coordinates of the output pixels, relative to the centre.
   y = jnp.arange(height)[:, None] - (height - 1) / 2
   x = jnp.arange(width)[None, :] - (width - 1) / 2
 
@@ -169,7 +173,7 @@ def affine(
 
 
 def _bilinear(image, y, x):
-  """Samples (height, width, channels) at real coordinates."""
+  """Samples (height, width, channels) at fractional coordinates."""
   height, width, _ = image.shape
   y, x = jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)
   top = jnp.minimum(jnp.floor(y), height - 2).astype(jnp.int32)
@@ -197,13 +201,13 @@ def jitter(
   Args:
     key: a JAX random key.
     images: (batch, height, width, channels) in [-1, 1].
-    contrast: range shrinks by a factor down to 1 - contrast, towards a random
-      grey.
-    noise: Gaussian noise of a standard deviation up to this.
-    blur: share of a 3 x 3 binomial blur, up to this; at most 1.
+    contrast: contrast shrinks by a factor in [1 - contrast, 1], towards a
+      random grey.
+    noise: largest standard deviation of the Gaussian noise.
+    blur: largest weight of a 3 x 3 binomial blur; at most 1.
     strength: multiplies the three numbers above.
     per_channel: whether channels get different noise. Grey images need the same
-      noise in all of them, or a model can average it away.
+      noise in all channels, or a model can average it away.
 
   Returns:
     Images of the same shape, clipped to [-1, 1].
@@ -246,7 +250,7 @@ def flip_lr(
   Args:
     key: a JAX random key.
     images: (batch, height, width, channels).
-    probability: share of images that are mirrored.
+    probability: probability that an image is mirrored.
 
   Returns:
     Images of the same shape.
@@ -268,8 +272,8 @@ def mixup(
     key: a JAX random key.
     images: (batch, height, width, channels).
     targets: (batch, classes) probabilities.
-    alpha: one share is drawn from Beta(alpha, alpha) for the batch; 0 mixes
-      nothing.
+    alpha: one weight w is drawn from Beta(alpha, alpha) for the batch, and
+      every image keeps the weight max(w, 1 - w); 0 mixes nothing.
 
   Returns:
     Mixed images and targets.
@@ -297,8 +301,8 @@ def cutmix(
     key: a JAX random key.
     images: (batch, height, width, channels).
     targets: (batch, classes) probabilities.
-    alpha: one share is drawn from Beta(alpha, alpha) for the batch, and one box
-      of about that area for all images; 0 pastes nothing.
+    alpha: one weight w is drawn from Beta(alpha, alpha) for the batch, and all
+      images get the same box, of about 1 - w of their area; 0 pastes nothing.
 
   Returns:
     Images, and targets mixed by the area that was pasted.
@@ -326,18 +330,18 @@ def erasing(
   area: tuple[float, float] = (0.02, 0.4),
   aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> jax.Array:
-  """Replaces a box by noise, in some images (arXiv 1708.04896).
+  """Replaces a box by noise in some images (arXiv 1708.04896).
 
   Args:
     key: a JAX random key.
     images: (batch, height, width, channels) floats.
-    probability: share of images that lose a box.
-    area: range of the box, as a share of the image; section 4.1 of the paper.
-    aspect: range of its height / width, drawn in its logarithm.
+    probability: probability that an image loses a box.
+    area: range of the box's area, as a fraction of the image (section 4.1 of
+      the paper).
+    aspect: range of the box's height / width, drawn log-uniformly.
 
   Returns:
-    Images of the same shape; the noise is normal of standard deviation 1,
-    clipped to [-1, 1].
+    Images of the same shape; the noise is standard normal, clipped to [-1, 1].
   """
   keys = jax.random.split(key, 3)
   batch, height, width, _ = images.shape
@@ -346,7 +350,7 @@ def erasing(
   share = area[0] + share * (area[1] - area[0])
   low, high = jnp.log(aspect[0]), jnp.log(aspect[1])
   ratio = jnp.exp(low + shape * (high - low))
-  # A side may be no longer than the image's; the box lies wholly inside.
+  # No side is longer than the image's, and the box lies wholly inside.
   tall = jnp.minimum(jnp.sqrt(share * ratio), 1)
   wide = jnp.minimum(jnp.sqrt(share / ratio), 1)
   y, x = tall / 2 + y * (1 - tall), wide / 2 + x * (1 - wide)
@@ -357,7 +361,7 @@ def erasing(
 
 
 def _box(height, width, y, x, tall, wide):
-  """Marks the pixels of a box about (y, x); all in shares of the image."""
+  """Marks the pixels of a box centred at (y, x); units are image sides."""
   rows = (jnp.arange(height) + 0.5) / height
   columns = (jnp.arange(width) + 0.5) / width
   in_rows = jnp.abs(rows - y) < tall / 2
@@ -370,13 +374,16 @@ def value_range(
 ) -> jax.Array:
   """Maps uint8 images, 0 to 255, to float32 in [low, high].
 
-  A pipeline whose preprocessing has no `value_range` hands over uint8: a
-  quarter of the bytes between processes and to the device.
+  A pipeline whose preprocessing has no `value_range` passes uint8 images, which
+  take a quarter of the bytes between processes and to the device.
 
   Args:
     images: (batch, height, width, channels) uint8.
-    low: what 0 becomes.
-    high: what 255 becomes.
+    low: the value that 0 becomes.
+    high: the value that 255 becomes.
+
+  Returns:
+    Images of the same shape, float32.
 
   Raises:
     ValueError: if the images are not uint8.

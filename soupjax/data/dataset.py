@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labelled images in memory, and the order in which training sees them.
 
-The order is that of Grain's `shuffle`, which computes each index alone: a few
-microseconds, and a fifth of a millisecond in sets of 100 images. Here a whole
+The order is that of Grain's `shuffle`. Grain computes each index separately,
+which takes a few microseconds, or 0.2 ms in sets of 100 images; here a whole
 epoch is shuffled at once.
 """
 
@@ -19,7 +19,7 @@ class Dataset:
   """Labelled images.
 
   Attributes:
-    name: as in reports, such as "digits/test".
+    name: name shown in reports, such as "digits/test".
     images: (n, height, width, channels) float32 in [-1, 1].
     labels: (n,) int32 class indices.
   """
@@ -42,16 +42,16 @@ class Dataset:
 
 
 class Stream:
-  """The order of a training stream, and the number of its next batch."""
+  """The order of a training stream, and the index of its next batch."""
 
   def __init__(self, source, *, batch_size: int, seed: int, preprocess: str):
     """Starts at batch 0.
 
     Args:
-      source: has a `name` and a length.
-      batch_size: images in a batch over all processes.
-      seed: of the order.
-      preprocess: text of the operations; part of the state only.
+      source: any object with a `name` and a length.
+      batch_size: number of images in a batch over all processes.
+      seed: seed of the order.
+      preprocess: text of the operations; only recorded in the state.
 
     Raises:
       ValueError: if batch_size or seed is out of range.
@@ -72,7 +72,7 @@ class Stream:
     self._seed = seed
 
   def example_at(self, position: int) -> int:
-    """Returns the index of the example at a position."""
+    """Returns the index of the example at a position in the stream."""
     epoch, index = divmod(position, self._size)
     return shuffled_index(index, self._size, self._seed, epoch)
 
@@ -81,32 +81,32 @@ class Stream:
     return {"next_batch": self.next_batch, **self._identity}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Continues from a state; raises ValueError if it is of another stream."""
+    """Continues from a state; raises ValueError if the streams differ."""
     for name, value in self._identity.items():
       if state.get(name) != value:
         raise ValueError(
           f"The state is of a stream with {name} {state.get(name)!r}, not "
-          f"{value!r}: it cannot go on from there."
+          f"{value!r}: this stream cannot continue from it."
         )
     self.next_batch = int(state["next_batch"])
 
 
-# Epochs of larger sets are not cached: 4 bytes per example.
+# Epochs of larger sets are not cached; they would take 4 bytes per example.
 _LARGEST_EPOCH = 2**22
 
 
 def shuffled_index(index: int, size: int, seed: int, epoch: int) -> int:
-  """Returns the example at a place of an epoch.
+  """Returns the index of the example at a position in an epoch.
 
   Args:
-    index: place in the epoch, in [0, size).
-    size: examples in the dataset.
-    seed: of the stream.
-    epoch: from 0.
+    index: position in the epoch, in [0, size).
+    size: number of examples in the dataset.
+    seed: seed of the stream.
+    epoch: number of the epoch, from 0.
 
   Returns:
-    What `grain.MapDataset.range(size).seed(seed).shuffle().repeat()` has at
-    index + epoch * size.
+    The element of `grain.MapDataset.range(size).seed(seed).shuffle().repeat()`
+    at index + epoch * size.
   """
   epoch_seed = (_stream_seed(seed) + epoch) % 2**32
   if size <= _LARGEST_EPOCH:
@@ -118,7 +118,7 @@ def shuffled_index(index: int, size: int, seed: int, epoch: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _stream_seed(seed: int) -> int:
-  """Derives a shuffle's seed as Grain does for one that follows `seed`."""
+  """Derives the seed that Grain uses in `.seed(seed).shuffle()`."""
   return int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint32)[0])
 
 
@@ -141,7 +141,7 @@ def _permutation(size: int, seed: int) -> np.ndarray:
       result[outside] = _encrypt(result[outside], bits, keys)
       outside = outside[result[outside] >= size]
     return result.astype(np.int32)
-  # A small set leaves its range for hundreds of steps: walk 32 at a time.
+  # In small sets, walks take hundreds of steps: jump 32 steps at a time.
   block = np.arange(2**bits, dtype=np.uint16)
   encrypted = _encrypt(block, bits, keys).astype(np.intp)
   jump = np.where(block < size, block, encrypted)
@@ -171,7 +171,7 @@ def _encrypt(values: np.ndarray, bits: int, keys: list[int]) -> np.ndarray:
 
 
 def _round_keys(seed: int) -> list[int]:
-  """Returns four keys: C++'s `std::seed_seq{seed}` (ISO 14882, rand.util)."""
+  """Returns the four keys of C++'s `std::seed_seq{seed}` (ISO 14882)."""
   count = 4
   keys = [0x8B8B8B8B] * count
   for k in range(2 * count):

@@ -3,19 +3,19 @@
 """Handwritten digits that come with scikit-learn: 1,797 real images, offline.
 
 They are the test half of the UCI set "Optical Recognition of Handwritten
-Digits" (Alpaydin and Kaynak, 1998), 8 x 8 pixels, in 14 runs of one to several
-writers each. Splits follow the runs:
+Digits" (Alpaydin and Kaynak, 1998), 8 x 8 pixels, in 14 runs of one or more
+writers each. The splits follow these runs:
 
   runs 0-4    the source: pretraining only
   runs 5-11   the target, shuffled by the seed: fine-tuning, minival and test
   runs 12-13  new writers, in no other split: a natural shift
 
 So no writer of the source is in the target, and the new writers are in neither.
-The other shifts are made from the test images, and only from them.
+The other shifts are made only from the test images.
 
 There are two datasets: the plain digits (`load_digits`), and noisy digits in a
-row (`open_row`), where the middle digit is to be read among its neighbours
-through a noisy sensor. The second is hard enough that fine-tuning matters.
+row (`open_row`), where the middle digit must be recognised between its
+neighbours in a noisy image. The second is hard enough that fine-tuning matters.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ import scipy.ndimage
 from soupjax.data.dataset import Dataset
 from soupjax.data.source import Source, from_dataset
 
-# First image of every run of writers, and the end.
+# The first image of every run of writers, and the number of images.
 _RUNS = (
   *(0, 130, 256, 386, 516, 646, 776, 906),
   *(1029, 1157, 1287, 1415, 1545, 1667, 1797),
@@ -41,14 +41,14 @@ _SHIFT_SEED = 2203_05482
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-  """The digits, split.
+  """The splits of the digits.
 
   Attributes:
-    pretrain: the source.
-    train: for fine-tuning.
-    minival: held out of fine-tuning; every choice is made on it.
-    test: looked at once, for the report.
-    shifts: images like those of test, but changed, or by other writers.
+    pretrain: the source, for pretraining.
+    train: images for fine-tuning.
+    minival: images held out of fine-tuning; every choice is made on them.
+    test: images evaluated once, for the report.
+    shifts: changed versions of the test images, and digits by new writers.
   """
 
   pretrain: Dataset
@@ -62,7 +62,7 @@ class Digits:
 
   @property
   def evaluations(self) -> tuple[Dataset, ...]:
-    """Everything that models are evaluated on, minival first."""
+    """All datasets that models are evaluated on, minival first."""
     return (self.minival, self.test, *self.shifts)
 
 
@@ -73,16 +73,18 @@ def load_digits(
   """Loads and splits the digits.
 
   Args:
-    seed: of the shuffling of the target.
-    num_train: images to fine-tune on.
-    num_minival: images to make choices on; the rest of the 899 is test.
+    seed: seed of the shuffling of the target.
+    num_train: number of images to fine-tune on.
+    num_minival: number of images to make choices on; the rest of the 899 is
+      test.
 
   Returns:
-    The splits; images are (n, 16, 16, 1), bilinearly doubled, in [-1, 1]. All
-    calls share their arrays, which are read-only.
+    The splits; images are (n, 16, 16, 1) in [-1, 1], upsampled bilinearly by 2.
+    All calls with equal arguments share their arrays, which are read-only.
 
   Raises:
-    ValueError: if the split leaves less than 100 images for test.
+    ValueError: if `num_train` or `num_minival` is below 1, or fewer than 100
+      images are left for test.
     ImportError: if scikit-learn is missing, saying how to install it.
   """
   images, labels = _images_and_labels()
@@ -122,7 +124,7 @@ def load_digits(
 
 @functools.cache
 def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
-  """Returns (1797, 16, 16) in [0, 1], and the digits."""
+  """Returns images (1797, 16, 16) in [0, 1], and labels (1797,) int32."""
   try:
     import sklearn.datasets
   except ImportError as e:
@@ -135,13 +137,13 @@ def _images_and_labels() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _double(image: np.ndarray) -> np.ndarray:
-  """Doubles the resolution, bilinearly, pixel centres in place."""
+  """Doubles the resolution bilinearly, with half-pixel centres."""
   return scipy.ndimage.zoom(
     image, 2, order=1, mode="nearest", grid_mode=True, prefilter=False
   )
 
 
-# The shifts change one image, (16, 16) in [0, 1], ink high.
+# Each shift changes one image, (16, 16) in [0, 1], where ink is 1.
 
 
 def _rotate(rng, image):
@@ -190,33 +192,34 @@ SHIFTS: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
 }
 
 
-# Digits in a row. All that is drawn follows from the seed of the dataset.
+# Digits in a row. All random numbers follow from the seed of the dataset.
 
 ROW_SPLITS = ("pretrain", "train", "minival", "test", *SHIFTS, "new_writers")
 _NUM_TRAIN, _NUM_MINIVAL = 150, 300
 _COPIES = 12
 _DRAWS = 2
 _SENSOR_NOISE = 0.15
-# First member of the seed of each kind of random numbers.
+# The first element of the seed, for each kind of random numbers.
 _SPLIT, _NEIGHBOURS, _SHIFT, _SENSOR = range(4)
 
 
 def open_row(split: str, *, seed: int = 0) -> Source:
   """Opens noisy digits in a row: the label is that of the middle digit.
 
-  The source has 12 copies of each image, each with neighbours of its own: one
-  on either side with probability 0.8, 9 to 14 pixels away. All other splits
-  have two neighbours, 9 to 11 pixels away; then the shift, if any, changes the
-  whole picture, and Gaussian noise of standard deviation 0.15 of the range is
-  added. Neighbours come from the same split. Test, its shifts and the new
-  writers have two draws of each image, one set after the other.
+  The source ("pretrain") has 12 copies of each image, each with its own
+  neighbours: on each side one with probability 0.8, 9 to 14 pixels away. In all
+  other splits, images have two neighbours, 9 to 11 pixels away; then the
+  shift, if any, changes the whole image, and Gaussian noise with a standard
+  deviation of 0.15 of the range is added. Neighbours come from the same split.
+  Test, its shifts and the new writers have every image twice, with different
+  neighbours and noise: first all images, then all again.
 
   Args:
     split: one of `ROW_SPLITS`.
-    seed: of the split of the target, neighbours, shifts and noise.
+    seed: seed of the split of the target, neighbours, shifts and noise.
 
   Returns:
-    Images (16, 16, 3), uint8, ink high; 10 classes.
+    Images (16, 16, 3), uint8, where ink is 255; 10 classes.
   """
   images, labels = _images_and_labels()
   base = _base_of(split)
@@ -225,7 +228,7 @@ def open_row(split: str, *, seed: int = 0) -> Source:
   def rng(kind, name):
     return np.random.default_rng([kind, ROW_SPLITS.index(name), seed])
 
-  # A shift has the neighbours of test.
+  # A shift has the same neighbours as test.
   neighbours = rng(_NEIGHBOURS, base)
   if split == "pretrain":
     pictures = _rows(neighbours, images, digits, (9, 14), 0.8)
@@ -243,7 +246,7 @@ def open_row(split: str, *, seed: int = 0) -> Source:
 
 
 def row_digits(split: str, seed: int) -> np.ndarray:
-  """Returns which of the 1,797 digits is the middle one of each example."""
+  """Returns the index of the middle digit (of the 1,797) of each example."""
   rng = np.random.default_rng([_SPLIT, 0, seed])
   train, minival, test = np.split(
     rng.permutation(_TARGET), [_NUM_TRAIN, _NUM_TRAIN + _NUM_MINIVAL]
@@ -262,10 +265,10 @@ def _base_of(split: str) -> str:
 
 
 def _rows(rng, images, digits, distances, probability) -> np.ndarray:
-  """Draws a neighbour on either side; overlapping ink takes the maximum."""
+  """Adds a random neighbour on either side, by the pixel-wise maximum."""
   width = images.shape[2]
   pictures = images[digits]
-  # Room for a neighbour to move in from either side.
+  # Leaves room for a neighbour to move in from either side.
   padded = np.pad(images, ((0, 0), (0, 0), (width, width)))
   for side in (-1, 1):
     neighbours = rng.choice(digits, len(digits))

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Image folders, one sub-folder a class, also as uncompressed tar files."""
+"""Image folders with one subfolder per class, or uncompressed tars of them."""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ SUFFIXES = frozenset(
     *(".jpf", ".jpc", ".j2c", ".pbm", ".pnm", ".dib", ".tga", ".qoi"),
   )
 )
-_MOST_LOOKED_AT = 100_000  # Files whose sizes and times are compared.
+_MOST_LOOKED_AT = 100_000  # At most this many sizes and times are compared.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Split:
 
   Attributes:
     path: a folder of class folders, or a tar file.
-    siblings: all splits that share the numbering of classes, this one too.
+    siblings: all splits with the same numbering of classes, including this one.
   """
 
   path: pathlib.Path
@@ -50,11 +50,11 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
       split, "all". Images may also be in folders below CLASS.
 
   Returns:
-    Splits by name. Where a child of PATH has both images and folders of images,
-    it may be a class or a split, and both are offered.
+    Splits by name. A child of PATH with both images and folders of images may
+    be a class or a split, and both are offered.
 
   Raises:
-    ValueError: if it does not exist or has no images.
+    ValueError: if `path` does not exist or has no images.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_file():
@@ -84,11 +84,11 @@ def splits_of(path: str | os.PathLike) -> dict[str, Split]:
 
 
 def open_split(split: Split) -> Source:
-  """Opens a split of `splits_of`.
+  """Opens a split from `splits_of`.
 
   Classes are numbered in the order of their names over all splits, so that a
-  class that is missing from one of them does not shift the others. `notes` of
-  the source count the files that are not read.
+  class that is missing from one split does not renumber the others. `notes` of
+  the source counts the files that are not read.
 
   Args:
     split: the split to open.
@@ -97,8 +97,8 @@ def open_split(split: Split) -> Source:
     The source, in the order of a hash of "CLASS/NAME".
 
   Raises:
-    ValueError: if it has no images, a class folder has none in any split, two
-      splits spell a class differently, or a tar file is damaged or compressed.
+    ValueError: if the split has no images, a class folder has none in any
+      split, a class has two spellings, or a tar file is damaged or compressed.
   """
   names = [_class_names(path) for path in split.siblings]
   known = set().union(*names)
@@ -115,7 +115,7 @@ def open_split(split: Split) -> Source:
 
 
 def spelling(name: str) -> str:
-  """Returns a name without differences of case, "_", "-" and Unicode forms."""
+  """Normalizes the case, Unicode form, whitespace, "_" and "-" of a name."""
   name = unicodedata.normalize("NFC", name).casefold()
   return " ".join(name.replace("_", " ").replace("-", " ").split())
 
@@ -123,15 +123,15 @@ def spelling(name: str) -> str:
 def displaced(
   names: Sequence[str], others: Sequence[str] | None
 ) -> tuple[int, int] | None:
-  """Finds a name that another list has at another place.
+  """Finds a name that is at another position in another list.
 
   Args:
-    names: of classes, in order.
-    others: names of the same classes, None if unknown. A name that occurs
+    names: names of classes, in order.
+    others: names of the same classes, or None if unknown. A name that occurs
       several times in it is not compared.
 
   Returns:
-    The first such index in `names`, and that in `others`; None without one.
+    The index of the first such name in `names`, and that in `others`; or None.
 
   Examples:
     >>> displaced(["cat", "dog"], ["Dog", "Cat"])
@@ -146,7 +146,7 @@ def displaced(
 
 
 def check_spelling(paths, names: Sequence[set[str]]) -> None:
-  """Rejects classes that two splits spell differently."""
+  """Raises a ValueError if two splits spell a class differently."""
   by_spelling: dict[str, set[str]] = {}
   for name in set().union(*names):
     by_spelling.setdefault(spelling(name), set()).add(name)
@@ -175,14 +175,14 @@ def _hidden(folder: str) -> bool:
 
 
 def is_image(name: str) -> bool:
-  """Whether a file has the suffix of images and is not hidden."""
+  """Whether a file name has the suffix of an image and is not hidden."""
   base = name.rpartition("/")[2]
   _, dot, suffix = base.rpartition(".")
   return dot + suffix.lower() in SUFFIXES and base[0] != "."
 
 
 def _has_images(path: pathlib.Path) -> bool:
-  """Whether images are directly in a folder."""
+  """Whether a folder has images directly in it."""
   with os.scandir(path) as entries:
     return any(is_image(e.name) and e.is_file() for e in entries)
 
@@ -190,7 +190,7 @@ def _has_images(path: pathlib.Path) -> bool:
 def _files_in(path: str, prefix: str, above: tuple = ()) -> Iterator[str]:
   """Yields "PREFIX/NAME" of all files in a folder and below it.
 
-  Follows links, but not into a folder that they are in. A hidden folder is
+  Follows links, except those to a folder that contains them. A hidden folder is
   yielded as one name that ends in "/".
   """
   status = os.stat(path)
@@ -212,7 +212,7 @@ def _files_in(path: str, prefix: str, above: tuple = ()) -> Iterator[str]:
 
 
 def _class_names(path: pathlib.Path) -> set[str]:
-  """Returns the class folders with images, of a folder or tar file."""
+  """Returns the classes of a folder or tar file that have images."""
   if path.is_file():
     return {name.split("/")[0] for name, _, _ in _members(path).images}
   return {
@@ -223,7 +223,7 @@ def _class_names(path: pathlib.Path) -> set[str]:
 
 
 def _empty_classes(path: pathlib.Path, names: set[str]) -> set[str]:
-  """Returns the class folders that have no images; `names` have some."""
+  """Returns the class folders without images; `names` are those with images."""
   if path.is_file():
     return set(_members(path).empty)
   return {p.name for p in _folders(path)} - names
@@ -243,12 +243,12 @@ def _hashed(name: str) -> bytes:
 
 
 class _Files(Source):
-  """Images that are files, by "CLASS/NAME"."""
+  """Images in files named "CLASS/NAME"."""
 
   def __init__(
     self, path: pathlib.Path, class_names: list[str], files: list[str]
   ):
-    # Without parent folders: results and states do not depend on them.
+    # Without parent folders, so that results and states do not depend on them.
     name = f"{path.parent.name}/{path.name.removesuffix('.tar')}"
     super().__init__(name, len(files), len(class_names), class_names)
     number = {name: i for i, name in enumerate(class_names)}
@@ -265,13 +265,13 @@ class _Files(Source):
 
 
 def identity_of(folder: str, names: Sequence[bytes | str]) -> list[int]:
-  """Returns the total size of files, and the newest time in nanoseconds.
+  """Returns the total bytes of files, and their newest mtime in nanoseconds.
 
-  Of more than 100,000 files, it looks at as many, evenly spread.
+  Of more than 100,000 files, only 100,000 evenly spaced ones are examined.
 
   Args:
-    folder: of the names.
-    names: of the files.
+    folder: the folder that the names are relative to.
+    names: names of the files.
   """
   count = min(len(names), _MOST_LOOKED_AT)
   chosen = np.linspace(0, len(names) - 1, count).astype(int)
@@ -291,7 +291,7 @@ class _Folder(_Files):
     self.notes = _note(path, ignored)
 
   def identity(self) -> list[Any]:
-    """See `Source`; with a hash of the files' names."""
+    """See `Source`; includes a hash of the file names."""
     names = hashlib.sha256(self._files.tobytes()).hexdigest()
     return [names, *identity_of(os.fspath(self._path), self._files)]
 
@@ -317,7 +317,7 @@ class _Tar(_Files):
     if self._file is None:
       self._file = open(self._path, "rb")
     offset, size = map(int, self._ranges[index])
-    # pread has no shared position: threads may read at once.
+    # pread does not move the file position, so threads can read at once.
     data = os.pread(self._file.fileno(), size, offset)
     return data, self._labels[index]
 
@@ -330,7 +330,7 @@ class _Members:
   """Content of a tar file.
 
   Attributes:
-    images: ("CLASS/NAME", offset, size) of each.
+    images: ("CLASS/NAME", offset, bytes) of each image.
     ignored: names of the other files.
     empty: names of class folders without images.
   """
@@ -386,7 +386,7 @@ def _cached_members(path, size, mtime) -> _Members:
 
 
 def _depth_of_classes(path, folders: set[tuple[str, ...]]) -> int:
-  """Returns how many folders are around the class folders of a tar file."""
+  """Returns the number of folders above the class folders in a tar file."""
   common = os.path.commonprefix(sorted(folders))
   if common not in folders:
     return len(common)

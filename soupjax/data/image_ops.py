@@ -39,7 +39,7 @@ Picture = Image.Image | np.ndarray
 
 @functools.cache
 def opencv():
-  """Imports cv2; raises ValueError, saying what to install, without it."""
+  """Imports cv2; if it is missing, a ValueError says what to install."""
   try:
     import cv2
   except ImportError as e:
@@ -47,7 +47,7 @@ def opencv():
       "The method 'linear' needs OpenCV: pip install 'soupjax[opencv]', or use "
       "'bilinear'."
     ) from e
-  # Batches are made in parallel already; waking threads costs more than this.
+  # Batches are already made in parallel; more threads would only cost time.
   cv2.setNumThreads(0)
   return cv2
 
@@ -59,7 +59,7 @@ def _height_width(image: Picture) -> tuple[int, int]:
 
 
 def _cropped(image: Picture, box: tuple[int, int, int, int]) -> Picture:
-  """Crops to (left, top, right, bottom); black outside the image."""
+  """Crops to (left, top, right, bottom); pixels outside the image are black."""
   if isinstance(image, np.ndarray):
     left, top, right, bottom = box
     height, width = image.shape[:2]
@@ -70,7 +70,7 @@ def _cropped(image: Picture, box: tuple[int, int, int, int]) -> Picture:
 
 
 def _resized(image: Picture, size, method, box=None) -> Picture:
-  """Resizes (left, top, right, bottom) of an image to (height, width)."""
+  """Resizes a box (left, top, right, bottom) of an image to (height, width)."""
   height, width = size
   if method == "linear":
     pixels = np.asarray(image if box is None else _cropped(image, box))
@@ -87,7 +87,7 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
   """Returns (height, width)."""
   pair = (size, size) if isinstance(size, int) else tuple(size)
   if len(pair) != 2 or any(not isinstance(s, int) or s < 1 for s in pair):
-    raise ValueError(f"A size is a positive int or two of them, not {size!r}.")
+    raise ValueError(f"A size must be a positive int or two, not {size!r}.")
   return pair
 
 
@@ -104,18 +104,22 @@ def inception_crop(
   """Crops a random box and resizes it (arXiv 1409.4842, section 6).
 
   Args:
-    image: any size.
-    rng: for the box.
-    size: of the result, an int or (height, width), in pixels.
-    area_min: least area of the box, in percent of the image.
+    image: image of any size.
+    rng: generator that draws the box.
+    size: size of the result, an int or (height, width), in pixels.
+    area_min: smallest area of the box, in percent of the image.
     area_max: largest area of the box, in percent of the image.
-    aspect: range of width / height of the box, drawn in its logarithm.
-    method: "nearest", or "box", "bilinear", "bicubic", "hamming" or "lanczos",
-      which smooth as they shrink; or OpenCV's "linear", which does not, like
-      big_vision's, and is about eight times faster.
+    aspect: range of width / height of the box, drawn log-uniformly.
+    method: "nearest"; or "box", "bilinear", "bicubic", "hamming" or "lanczos",
+      which antialias when shrinking; or OpenCV's "linear", which does not, as
+      in big_vision, and is about eight times faster.
 
   Returns:
-    An image of the given size: of the whole image if ten draws do not fit.
+    An image of the given size, made from the whole image if none of ten drawn
+    boxes fits.
+
+  Raises:
+    ValueError: if an argument is out of its range.
   """
   height, width = _size(size)
   if not 0 < area_min <= area_max <= 100:
@@ -124,7 +128,7 @@ def inception_crop(
       f"100, not {area_min} and {area_max}."
     )
   if not 0 < aspect[0] <= aspect[1]:
-    raise ValueError(f"aspect is (low, high) above 0, not {aspect}.")
+    raise ValueError(f"aspect must be (low, high) above 0, not {aspect}.")
   rows, columns = _height_width(image)
   box = (0, 0, columns, rows)
   for _ in range(10):
@@ -144,7 +148,7 @@ def inception_crop(
 def resize(
   image: Picture, size: int | tuple[int, int], method: str = "bilinear"
 ) -> Picture:
-  """Resizes to an int or (height, width), whatever the aspect ratio."""
+  """Resizes to an int or (height, width), ignoring the aspect ratio."""
   return _resized(image, _size(size), method)
 
 
@@ -158,12 +162,12 @@ def resize_small(
   """Resizes so that the shorter side has `size` pixels; keeps the aspect.
 
   Args:
-    image: any size.
-    size: of the shorter side, in pixels.
+    image: image of any size.
+    size: length of the shorter side, in pixels.
     method: see `inception_crop`.
-    like: the library whose rounding of the longer side is followed:
-      "torchvision" cuts off fractions of a pixel, and so do timm, OpenCLIP and
-      transformers; "big_vision" rounds.
+    like: the library whose rounding of the longer side is used: "torchvision"
+      rounds down, as do timm, OpenCLIP and "transformers"; "big_vision" rounds
+      to the nearest pixel.
 
   Returns:
     The resized image.
@@ -191,14 +195,14 @@ def resize_ratio(
 ) -> Picture:
   """Resizes to just cover (height, width), or to just fit into it.
 
-  Keeps the aspect ratio, as timm does for images that are not square
-  and for `crop_mode="border"`, and OpenCLIP for `resize_mode="longest"`.
+  Keeps the aspect ratio, as timm does for images that are not square and for
+  `crop_mode="border"`, and OpenCLIP for `resize_mode="longest"`.
 
   Args:
-    image: any size.
+    image: image of any size.
     size: an int or (height, width), in pixels.
     method: see `inception_crop`.
-    longest: whether the result fits into `size`; otherwise it covers it.
+    longest: whether the result fits into `size`; otherwise it covers `size`.
 
   Returns:
     The resized image, with at least one side as in `size`.
@@ -231,12 +235,13 @@ def central_crop(
   """Crops to the central (height, width).
 
   Args:
-    image: any size.
+    image: image of any size.
     size: an int or (height, width), in pixels.
-    like: the library that decides on which side an odd margin is larger:
-      "torchvision", like timm and OpenCLIP, rounds half of it to an even
-      number; "transformers" and "big_vision" round it down.
-    fill: the colour outside the image, of each channel in 0..255.
+    like: the library whose rounding of half an odd margin is used:
+      "torchvision", like timm and OpenCLIP, rounds it to an even number;
+      "transformers" and "big_vision" round it down.
+    fill: the colour outside the image, one number for all channels or one per
+      channel, in 0..255.
 
   Returns:
     An image of exactly the given size.
@@ -272,7 +277,7 @@ def central_crop(
 
 @OPS.register
 def crop_border(image: Picture, pixels: int) -> Picture:
-  """Cuts off pixels on all sides, such as the 2 of ObjectNet's red border."""
+  """Cuts `pixels` off every side, such as 2 for ObjectNet's red border."""
   height, width = _height_width(image)
   if (
     not isinstance(pixels, int)
@@ -293,7 +298,7 @@ def random_crop(
   size: int | tuple[int, int],
   padding: int = 0,
 ) -> Picture:
-  """Crops to (height, width) at a random place, after a black border."""
+  """Adds a black border of `padding`, then crops a random (height, width)."""
   height, width = _size(size)
   rows, columns = _height_width(image)
   free = (columns + 2 * padding - width, rows + 2 * padding - height)
@@ -310,13 +315,15 @@ def random_crop(
 def flip_lr(
   image: Picture, rng: np.random.Generator, probability: float = 0.5
 ) -> Picture:
-  """Mirrors left to right, with some probability."""
+  """Mirrors left to right with the given probability."""
   if not 0 <= probability <= 1:
-    raise ValueError(f"flip_lr takes a probability, not {probability}.")
+    raise ValueError(
+      f"flip_lr takes a probability from 0 to 1, not {probability}."
+    )
   if rng.random() >= probability:
     return image
   if isinstance(image, np.ndarray):
-    # A copy of a view that runs backwards would take 30 times as long.
+    # Copying a view with a negative stride would take 30 times as long.
     return opencv().flip(image, 1)
   return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
@@ -325,15 +332,15 @@ def flip_lr(
 def value_range(
   image: Picture, low: float = -1.0, high: float = 1.0
 ) -> np.ndarray:
-  """Returns (height, width, 3) float32, 0 to 255 mapped to [low, high]."""
+  """Maps 0 to 255 to [low, high]; returns (height, width, 3) float32."""
   x = np.asarray(image, np.float32)
   x *= np.float32((high - low) / 255)
   x += np.float32(low)
   return x
 
 
-# Mean and deviation of the channels, on a scale of 1: CLIP's (arXiv 2103.00020,
-# in its released code), and those of most PyTorch models of ImageNet.
+# Mean and standard deviation of each channel, for pixels in [0, 1]: those of
+# CLIP (released code of arXiv 2103.00020) and of most PyTorch ImageNet models.
 STATISTICS = {
   "clip": (
     (0.48145466, 0.4578275, 0.40821073),
@@ -349,12 +356,20 @@ def standardize(
   statistics: str | tuple[float, float, float] = "clip",
   deviation: tuple[float, float, float] | None = None,
 ) -> np.ndarray:
-  """Subtracts a mean and divides by a deviation; (height, width, 3) float32.
+  """Subtracts a mean and divides by a standard deviation, per channel.
 
   Args:
-    image: of 0 to 255.
-    statistics: a key of `STATISTICS`, or the mean of each channel, of 1.
-    deviation: with a mean, that of each channel.
+    image: image with values 0 to 255.
+    statistics: a key of `STATISTICS`, or the mean of each channel, for pixels
+      in [0, 1].
+    deviation: the standard deviation of each channel, if `statistics` is a
+      mean.
+
+  Returns:
+    (height, width, 3) float32.
+
+  Raises:
+    ValueError: for an unknown key, or if the mean or deviation is invalid.
   """
   if deviation is None:
     if statistics not in STATISTICS:

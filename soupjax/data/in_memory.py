@@ -1,10 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training sets that are held in memory: decoded once, drawn by index.
+"""Training sets held in memory: decoded once, drawn by index.
 
 The order is that of `pipeline.TrainLoader`, so a run has the same batches
-whether its data is held or not, and may be resumed either way. Since images are
-preprocessed once, random operations belong on the device; see `batch_ops`.
+whether its data is held in memory or not, and may be resumed either way. Since
+images are preprocessed only once, random operations belong on the device; see
+`batch_ops`.
 """
 
 from concurrent import futures
@@ -26,8 +27,8 @@ class Held:
   """A preprocessed set in memory.
 
   Attributes:
-    name: of the source.
-    images: (n, height, width, 3) float32 or uint8, as `preprocess` returns.
+    name: name of the source.
+    images: (n, height, width, 3), float32 or uint8 as `preprocess` returns.
     labels: (n,) int32.
   """
 
@@ -43,7 +44,7 @@ def bytes_needed(source: Source, preprocess: str) -> int:
   """Returns the bytes that `hold` would allocate; reads one image.
 
   Raises:
-    ValueError: if preprocess is wrong or does not fit the first image.
+    ValueError: if preprocess is wrong or fails on the first image.
   """
   image = pipeline.Reader(source, Preprocess(preprocess), 0).blank()
   return len(source) * (image.nbytes + np.dtype(np.int32).itemsize)
@@ -53,7 +54,7 @@ def check_deterministic(preprocess: str) -> None:
   """Rejects random operations, which would be drawn only once.
 
   Raises:
-    ValueError: naming each of them.
+    ValueError: naming every random operation.
   """
   if random_ops := Preprocess(preprocess).random_ops:
     raise ValueError(
@@ -74,11 +75,11 @@ def hold(
 
   Args:
     source: labelled images.
-    preprocess: deterministic operations that give all images one shape.
-    num_threads: default the cores, at most 8.
-    max_corrupt: images that may be damaged. Each is replaced by its neighbour,
-      as in `pipeline.train_loader`, and named in a warning; one more is an
-      error.
+    preprocess: deterministic operations that give all images the same shape.
+    num_threads: number of threads; by default the number of cores, at most 8.
+    max_corrupt: number of images that may be damaged. Each is replaced by its
+      neighbour, as in `pipeline.train_loader`, and named in a warning; one more
+      is an error.
 
   Raises:
     ValueError: if preprocess is random or wrong, images differ in shape, or too
@@ -119,10 +120,10 @@ class IndexLoader:
     """Starts at batch 0.
 
     Args:
-      source: the set, held or not.
-      batch_size: images in a batch over all processes.
-      seed: of the order.
-      preprocess: the operations that the images were held with.
+      source: the set, held in memory or not.
+      batch_size: number of images in a batch over all processes.
+      seed: seed of the order.
+      preprocess: the operations that the held images were preprocessed with.
 
     Raises:
       ValueError: if batch_size or seed is out of range.
@@ -136,7 +137,7 @@ class IndexLoader:
     """Draws the next batches.
 
     Args:
-      count: how many.
+      count: number of batches.
 
     Returns:
       (count, batch_size) int32 indices of examples, over all processes.
@@ -161,4 +162,4 @@ class IndexLoader:
     self._stream.set_state(state)
 
   def close(self) -> None:
-    """Does nothing; a `TrainLoader` has threads to stop."""
+    """Does nothing; it is here because a `TrainLoader` has threads to stop."""

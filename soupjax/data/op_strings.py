@@ -28,18 +28,18 @@ def parse(
   """Turns "name(1, key={hyper})|name" into functions with bound arguments.
 
   Args:
-    text: calls joined by "|"; brackets may be omitted where there are no
+    text: calls joined by "|"; parentheses may be omitted if there are no
       arguments. A name is registered, or an import path such as
       `my_ops.sharpen`. Arguments are literals, or hyperparameters in braces.
       An empty text means no operation.
     ops: the registered functions.
     given_later: parameters that are passed when the function is called; every
       function must have the first of them.
-    names: the hyperparameters that may stand in braces.
+    names: the hyperparameters that are allowed in braces.
 
   Returns:
-    (name, partial function) in order. Its keywords hold the arguments, with a
-    `Hyperparameter` for those in braces; picklable.
+    (name, partial function) of each call, in order. The keywords of the partial
+    hold the arguments, with a `Hyperparameter` for each in braces; picklable.
 
   Raises:
     ValueError: for an unknown operation or hyperparameter, with suggestions,
@@ -47,7 +47,7 @@ def parse(
   """
   if not isinstance(text, str):
     raise ValueError(
-      f"Operations are a text such as 'flip_lr|resize(224)', not {text!r}."
+      f"Operations must be text such as 'flip_lr|resize(224)', not {text!r}."
     )
   calls = [part for part in map(str.strip, text.split("|")) if part]
   return [_bind(call, ops, tuple(given_later), names) for call in calls]
@@ -60,7 +60,7 @@ def _bind(call, ops, given_later, names) -> tuple[str, functools.partial]:
   if given_later[0] not in {p.name for p in parameters}:
     raise ValueError(
       f"{name!r} cannot be used as {ops.kind}: it needs a parameter called "
-      f"{given_later[0]!r}, and has "
+      f"{given_later[0]!r}, but has "
       f"{', '.join(p.name for p in parameters) or 'none'}."
     )
   parameters = [p for p in parameters if p.name not in given_later]
@@ -99,4 +99,4 @@ def _value(node: ast.expr) -> Any:
   # Python parses {name} as a set.
   if len(node.elts) == 1 and isinstance(node.elts[0], ast.Name):
     return Hyperparameter(node.elts[0].id)
-  raise ValueError("braces hold one name")
+  raise ValueError("braces must hold exactly one name")

@@ -28,11 +28,11 @@ def open_source(
       `paired.tables.open_split`; "wds:PATH" for the shards of WebDataset, see
       `paired.shards.open_split`; else a TFDS name such as "imagenet2012" or
       "cifar10:3.0.2", prepared as array_record.
-    split: the name of a split, or a part of it as "train[:98%]", "train[98%:]",
-      "train[:5000]"; TFDS datasets take all that TFDS does. A folder without
-      splits in it has one, "all". Folders are in the order of a hash of the
-      file names, so that a part holds images of all classes. CSV files and
-      shards keep their order.
+    split: the name of a split, or a part of one such as "train[:98%]",
+      "train[98%:]" or "train[:5000]"; for TFDS datasets, anything that TFDS
+      accepts. A folder without splits has one, "all". Folders are in the order
+      of a hash of the file names, so that a part has images of all classes. CSV
+      files and shards keep their order.
     data_dir: directory of TFDS datasets; default ~/tensorflow_datasets.
 
   Returns:
@@ -87,7 +87,9 @@ def open_source(
 def _open_row(name: str, split: str) -> source_lib.Source:
   seed = name.partition(":")[2] or "0"
   if not seed.isdecimal():
-    raise ValueError(f"{name!r}: write digits_row:SEED, with a number.")
+    raise ValueError(
+      f"{name!r}: the seed must be a number, as in digits_row:1000."
+    )
   seed = int(seed)
   source = _part_of(
     name,
@@ -96,7 +98,7 @@ def _open_row(name: str, split: str) -> source_lib.Source:
     lambda key: digits.open_row(key, seed=seed),
     str,
   )
-  # By digit: a shift is made of the test images, and seeds split differently.
+  # One range per digit: shifts reuse test images, and seeds split differently.
   ((base, start, stop),) = source.ranges
   source.ranges = tuple(
     ("digits", int(i), int(i) + 1)
@@ -109,11 +111,11 @@ def _part_of(name, split, splits, open_split, identity) -> source_lib.Source:
   """Opens a split, or a part of one such as "train[:10%]".
 
   Args:
-    name: of the dataset.
-    split: to be opened.
-    splits: name of a split -> its location.
-    open_split: location -> source.
-    identity: location -> text that no other dataset's split has.
+    name: name of the dataset.
+    split: the split or part to open.
+    splits: maps the name of a split to its location.
+    open_split: maps a location to a source.
+    identity: maps a location to text that no split of other datasets has.
   """
   match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
   if match is None:
@@ -135,7 +137,7 @@ def _part_of(name, split, splits, open_split, identity) -> source_lib.Source:
   start, stop = start or 0, size if stop is None else stop
   if start >= stop:
     raise ValueError(
-      f"{name}/{split} is empty: it would go from {start} to {stop} of {size}."
+      f"{name}/{split} is empty: its range is {start} to {stop} of {size}."
     )
   part = split.removeprefix(base)
   source = source_lib.subset(source, np.arange(start, stop), source.name + part)

@@ -6,8 +6,8 @@ Training is an endless stream of positions: epochs joined without a gap, each
 with its own shuffle. The example at a position (`dataset.Stream`) and the
 random numbers of its augmentation follow from (seed, position) alone. Batch k
 starts at position k * batch_size; process p of P reads the p-th of P equal
-blocks of it. So the joint batch does not depend on processes, workers or
-threads, and the state of the stream is the number of the next batch.
+blocks of it. So the global batch does not depend on processes, workers or
+threads, and the state of the stream is the index of the next batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ from soupjax.data.source import Source
 Batch = dict[str, np.ndarray]
 
 
-# More corrupt images than this in a row are not an accident.
+# This many corrupt images in a row are an error.
 _IN_A_ROW = 16
 
 
@@ -46,25 +46,26 @@ def train_loader(
 
   Args:
     source: labelled images.
-    batch_size: images in a batch over all processes.
-    seed: of order and augmentation.
+    batch_size: number of images in a batch over all processes.
+    seed: seed of order and augmentation.
     preprocess: operations, such as "inception_crop(224)|flip_lr"; see
       `Preprocess`.
-    num_workers: processes that read ahead; 0 reads in threads of this one,
-      which is enough where most time is spent decoding and resizing. Workers
-      are spawned: a script needs `if __name__ == "__main__":`.
-    num_threads: each reads a batch ahead; default the cores, at most 8.
+    num_workers: number of processes that read ahead; 0 reads in threads of this
+      process, which is enough if most time is spent decoding and resizing.
+      Workers are spawned, so a script needs `if __name__ == "__main__":`.
+    num_threads: number of threads, each of which reads a batch ahead; by
+      default the number of cores, at most 8.
     process_index: index of this process, `jax.process_index()`.
     process_count: number of processes.
-    max_corrupt: images that may turn out to be damaged. Each is replaced by
-      its neighbour, and named in a warning; one more is an error.
+    max_corrupt: number of images that may be damaged. Each is replaced by its
+      neighbour, and named in a warning; one more is an error.
 
   Returns:
     The stream; see `TrainLoader`.
 
   Raises:
-    ValueError: if batch_size does not divide by process_count, preprocess is
-      wrong, or the first image does not fit it.
+    ValueError: if batch_size is not a multiple of process_count, or preprocess
+      is wrong or fails on the first image.
   """
   return TrainLoader(
     Reader(source, Preprocess(preprocess), seed),
@@ -89,26 +90,27 @@ def eval_batches(
 
   Args:
     source: labelled images.
-    batch_size: images in a batch over all processes.
+    batch_size: number of images in a batch over all processes.
     preprocess: deterministic operations, such as
       "resize_small(256)|central_crop(224)|value_range(-1, 1)".
-    num_threads: each reads a batch ahead; default the cores, at most 8.
+    num_threads: number of threads, each of which reads a batch ahead; by
+      default the number of cores, at most 8.
     process_index: index of this process.
     process_count: number of processes.
-    max_corrupt: images that may turn out to be damaged. Each is masked, and
-      named in a warning; one more is an error.
+    max_corrupt: number of images that may be damaged. Each is masked, and named
+      in a warning; one more is an error.
 
   Returns:
     Batches that can be iterated over repeatedly; see `EvalBatches`.
 
   Raises:
-    ValueError: if batch_size does not divide by process_count, preprocess is
-      wrong or random, or the first image does not fit it.
+    ValueError: if batch_size is not a multiple of process_count, or preprocess
+      is wrong, random or fails on the first image.
   """
   parsed = Preprocess(preprocess)
   if parsed.random_ops:
     raise ValueError(
-      f"Evaluation draws no random numbers, but {preprocess!r} does: use "
+      f"Evaluation must not draw random numbers, but {preprocess!r} does: use "
       "resize, resize_small or central_crop."
     )
   return EvalBatches(
@@ -122,8 +124,9 @@ def eval_batches(
 class TrainLoader:
   """An endless iterator of training batches.
 
-  A batch is {"images": (b, height, width, 3) float32, or uint8 where preprocess
-  has no `value_range`; "labels": (b,) int32}, b = batch_size / process_count.
+  A batch is {"images": (b, height, width, 3) float32, or uint8 if preprocess
+  has no `value_range` or `standardize`; "labels": (b,) int32}, where
+  b = batch_size / process_count.
   """
 
   def __init__(self, reader, share, *, num_workers, num_threads, max_corrupt):
@@ -160,8 +163,8 @@ class TrainLoader:
     """Continues from the state of another stream, bit for bit.
 
     Args:
-      state: of `get_state`, here or of an `in_memory.IndexLoader`; the number
-        of processes, workers and threads may differ.
+      state: from `get_state` of this class or of `in_memory.IndexLoader`; the
+        number of processes, workers and threads may differ.
 
     Raises:
       ValueError: if the stream had other data, preprocessing, seed or batch
@@ -194,11 +197,11 @@ class TrainLoader:
 
 
 class EvalBatches:
-  """All examples once, padded to equal batches, as many on each process.
+  """All examples once, in equal batches, the same number on each process.
 
   A batch is {"images": (b, height, width, 3), "labels": (b,) int32, "mask":
-  (b,) bool}, b = batch_size / process_count. The mask is False for padding and
-  corrupt examples, whose image is zeros and label 0.
+  (b,) bool}, where b = batch_size / process_count. The mask is False for
+  padding and corrupt examples, whose image is zeros and whose label is 0.
   """
 
   def __init__(self, reader, share, *, num_threads, max_corrupt):
@@ -244,7 +247,7 @@ def _example(stream: Stream, reader: "Reader", position: int, _: int):
 
 
 class Reader:
-  """Reads and preprocesses examples; is sent to worker processes."""
+  """Reads and preprocesses examples; it is sent to worker processes."""
 
   def __init__(self, source: Source, preprocess: Preprocess, seed: int):
     self.source = source
@@ -252,7 +255,7 @@ class Reader:
     self.seed = seed
 
   def read(self, index: int, position: int = 0):
-    """Returns (image, label) or None where the image is corrupt."""
+    """Returns (image, label), or None if the image is corrupt."""
     example = self.source[index]
     rng = np.random.default_rng((self.seed, position))
     try:
@@ -264,7 +267,7 @@ class Reader:
 
   def train(self, position: int, index: int) -> dict[str, Any]:
     """Returns the example for a position, or the next that is not corrupt."""
-    # Batches keep their size: a neighbour takes the place of a corrupt image.
+    # A neighbour replaces a corrupt image, so that batches keep their size.
     for offset in range(_IN_A_ROW):
       example = self.read((index + offset) % len(self.source), position)
       if example is not None:
@@ -279,7 +282,7 @@ class Reader:
     )
 
   def blank(self) -> np.ndarray:
-    """Reads one image, so that mistakes show early; returns zeros like it."""
+    """Returns zeros like the first image, reading it to show errors early."""
     return np.zeros_like(self.train(0, 0)["images"])
 
 
@@ -299,13 +302,13 @@ class _Share:
     self.count = count
 
   def of(self, examples, first: int):
-    """Batches a `grain.MapDataset` from batch `first` on."""
+    """Batches a `grain.MapDataset` for this process, from batch `first` on."""
     blocks = examples.batch(self.batch_size // self.count, batch_fn=_stacked)
     return blocks[self.index + first * self.count :: self.count]
 
 
 def _stacked(examples: list[dict[str, Any]]) -> Batch:
-  """Stacks examples; they must be of one shape."""
+  """Stacks examples, whose images must have the same shape."""
   check_one_shape(example["images"] for example in examples)
   return {
     key: np.stack([example[key] for example in examples]) for key in examples[0]
@@ -318,8 +321,8 @@ def check_one_shape(images: Iterable[np.ndarray]) -> None:
   if len(shapes) > 1:
     raise ValueError(
       f"Images of one batch have the shapes {sorted(shapes)}: end preprocess "
-      "with an operation that gives all of them one size, such as resize(224) "
-      "or central_crop(224)."
+      "with an operation that gives all images the same size, such as "
+      "resize(224) or central_crop(224)."
     )
 
 
@@ -332,7 +335,7 @@ class Corrupt:
     self._seen = set()
 
   def add(self, skipped: np.ndarray) -> None:
-    """Counts and names new ones; -1 is not corrupt. Raises at the limit."""
+    """Counts new corrupt images (-1: none) and warns; raises over the limit."""
     for index in sorted({int(i) for i in skipped if i >= 0} - self._seen):
       self._seen.add(index)
       where = self._source.describe(index)
@@ -362,8 +365,8 @@ def _read_options(num_threads: int | None):
 
 
 def _allow_workers() -> None:
-  # Grain 0.2.18 reads an absl flag when it starts workers, and fails where
-  # nobody has parsed the flags, as in a notebook.
+  # Grain 0.2.18 reads an absl flag when it starts workers, and fails if the
+  # flags have not been parsed, as in a notebook.
   from absl import flags
 
   if not flags.FLAGS.is_parsed():

@@ -20,15 +20,15 @@ def write_tfds(
   """Writes a dataset that `open_source(name, split, data_dir=...)` reads.
 
   A folder of many small files becomes a few array_record files, which any
-  program that knows TFDS can read. TFDS writes beside the final name and
-  renames; an existing dataset is left unchanged.
+  program that uses TFDS can read. TFDS writes to a temporary directory and
+  renames it; an existing dataset is left unchanged.
 
   Args:
-    name: of the dataset, in snake_case.
-    splits: sources to write; all with the same classes. Encoded images are kept
-      byte for byte, arrays are stored as PNG.
+    name: name of the dataset, in snake_case.
+    splits: sources to write by split name, all with the same classes. Encoded
+      images are kept byte for byte, arrays are stored as PNG.
     data_dir: directory of TFDS datasets.
-    version: of the dataset.
+    version: version of the dataset.
 
   Raises:
     ValueError: if `splits` is empty, or their classes differ.
@@ -65,7 +65,7 @@ def write_tfds(
       return {key: _examples(source) for key, source in splits.items()}
 
     def _generate_examples(self):
-      raise NotImplementedError  # The base class asks for the method.
+      raise NotImplementedError  # Abstract in the base class.
 
   Dataset.name = name
   builder = Dataset(data_dir=os.fspath(data_dir), file_format="array_record")

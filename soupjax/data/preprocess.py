@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Preprocessing on the host: from encoded bytes to the array of a model."""
+"""Preprocessing on the host: from encoded bytes to a model's input array."""
 
 import dataclasses
 import inspect
@@ -20,12 +20,12 @@ class CorruptImage(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class PixelValues:
-  """The values that preprocessing gives black and white, by channel.
+  """The values of black and white after preprocessing, by channel.
 
   Attributes:
-    dtype: of the result, "uint8" or "float32".
-    black: the values of 0, one for each channel.
-    white: the values of 255.
+    dtype: dtype of the preprocessed image, "uint8" or "float32".
+    black: the values that 0 becomes, one per channel.
+    white: the values that 255 becomes, one per channel.
   """
 
   dtype: str
@@ -33,18 +33,19 @@ class PixelValues:
   white: tuple[float, ...]
 
   def close_to(self, other: "PixelValues", tolerance: float = 1e-3) -> bool:
-    """Whether both are equal, up to a share of the range from black to white.
+    """Whether both are equal, up to a fraction of the range.
 
     Args:
-      other: of other preprocessing.
-      tolerance: the share, such as 0.001.
+      other: values to compare with.
+      tolerance: largest difference, as a fraction of the range of `other` from
+        black to white.
     """
     if len(self.black) != len(other.black):
       return False
-    mine = np.array((self.black, self.white))
-    others = np.array((other.black, other.white))
-    span = np.abs(others[1] - others[0]).max()
-    return bool(np.abs(mine - others).max() <= tolerance * span)
+    values = np.array((self.black, self.white))
+    other_values = np.array((other.black, other.white))
+    span = np.abs(other_values[1] - other_values[0]).max()
+    return bool(np.abs(values - other_values).max() <= tolerance * span)
 
   def __str__(self) -> str:
     def text(values):
@@ -56,16 +57,16 @@ class PixelValues:
 
 
 class Preprocess:
-  """Decodes an image and applies the operations of a short text.
+  """Decodes an image and applies operations that are given as text.
 
   Attributes:
     text: operations joined by "|", such as
       "inception_crop(224)|flip_lr|randaug(2, 10)|value_range(-1, 1)":
       registered ones (`image_ops.OPS`) or import paths. An operation is a
-      function with a parameter `image`, and `rng` where it draws random
-      numbers. Images are decoded to RGB first. Without `value_range` the
-      result is uint8, a quarter of the bytes; `batch_ops.value_range` converts
-      it on the device.
+      function with a parameter `image`, and `rng` if it draws random numbers.
+      Images are first decoded to RGB. Without `value_range` the result is
+      uint8, a quarter of the size; `batch_ops.value_range` converts it on the
+      device.
     random_ops: names of the operations that draw random numbers.
   """
 
@@ -95,9 +96,9 @@ class Preprocess:
 
   @property
   def values(self) -> PixelValues:
-    """The values of black and white pixels, which the last operation decides.
+    """The values of black and white pixels, set by the last operation.
 
-    All operations but the last give uint8.
+    All operations before the last return uint8.
     """
     if not self._ops:
       return PixelValues("uint8", (0.0,) * 3, (255.0,) * 3)
@@ -119,7 +120,7 @@ class Preprocess:
 
     Args:
       image: encoded bytes, or (height, width, 3) uint8.
-      rng: for the random operations; may be None where there are none.
+      rng: generator for random operations; may be None if there are none.
 
     Returns:
       (height, width, 3), uint8, or float32 after `value_range` or
@@ -127,7 +128,7 @@ class Preprocess:
 
     Raises:
       CorruptImage: if the bytes cannot be decoded.
-      ValueError: if an operation does not fit the image.
+      ValueError: if an operation cannot be applied to the image.
     """
     x = decode(image, opencv=self._opencv)
     for name, op, draws in self._ops:
@@ -148,12 +149,12 @@ def decode(
   Args:
     image: encoded bytes of any format that Pillow reads, or (height, width, 3)
       uint8.
-    opencv: whether arrays are accepted, so that OpenCV can decode JPEGs. Pixels
-      are the same: both use libjpeg-turbo.
+    opencv: whether an array may be returned, so that OpenCV can decode JPEGs.
+      The pixels are the same, since both libraries use libjpeg-turbo.
 
   Returns:
-    A PIL image; or, with `opencv`, (height, width, 3) uint8 where Pillow is not
-    needed.
+    A PIL image; or, with `opencv` and where Pillow is not needed, an array
+    (height, width, 3) uint8.
 
   Raises:
     CorruptImage: if the bytes cannot be decoded.
@@ -165,24 +166,24 @@ def decode(
     file = io.BytesIO(image)
     decoded = Image.open(file)
     if opencv and decoded.format == "JPEG" and decoded.mode == "RGB":
-      # Pillow stops where the pixels begin.
+      # Pillow has read the file up to the start of the pixels.
       pixels = _decode_jpeg(image, file.tell())
       if pixels is not None:
         return pixels
-    decoded.load()  # All of it: so far Pillow has only read the header.
-    # Of what is RGB already, convert would make a copy.
+    decoded.load()  # Until now, Pillow has only read the header.
+    # `convert` would copy an image that is already RGB.
     return decoded if decoded.mode == "RGB" else _eight_bits(decoded)
   except _UNREADABLE as e:
     raise CorruptImage(f"{type(e).__name__}: {e}") from e
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-  """Returns any image as RGB. Pillow would clip 16 bits to 255: all white."""
+  """Converts an image to RGB. Pillow would clip 16-bit pixels, to all white."""
   if image.mode.startswith("I;16") or (image.mode, image.format) == (
     "I",
     "PNG",
   ):
-    upper = np.asarray(image).astype(np.uint16) >> 8  # As of 16 bits of RGB.
+    upper = np.asarray(image).astype(np.uint16) >> 8  # As in 16-bit RGB.
     image = Image.fromarray(upper.astype(np.uint8))
   elif image.mode in ("I", "F"):
     raise ValueError(
@@ -194,23 +195,23 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _decode_jpeg(image: bytes, start: int) -> np.ndarray | None:
   """Decodes a JPEG with pixels from `start` on; None leaves it to Pillow."""
-  # OpenCV takes broken files without a word, before 4.11 truncated ones too.
-  # Here it gets files of one scan without markers but the end, where the
-  # file ends: no truncated file is so, and of broken ones those that Pillow
-  # takes as well.
+  # OpenCV decodes broken files without an error, and before 4.11 truncated ones
+  # too. So it only gets files whose pixels are one scan, with no marker but the
+  # one that ends the file. No truncated file is like this, and broken files
+  # that are like this are decoded by Pillow as well.
   marker = _MARKER.search(image, start)
   if marker is None or image[marker.start() :] != b"\xff\xd9":
     return None
   cv2 = image_ops.opencv()
-  # Pillow does not turn images as their EXIF data say.
+  # Pillow does not rotate images by their EXIF orientation.
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
   return cv2.imdecode(np.frombuffer(image, np.uint8), flags)
 
 
-# Not those of restarts; 0xff among pixels is followed by 0.
+# Any marker but a restart; among pixels, 0xff is followed by 0.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
-# Errors of Pillow on damaged files, depending on the format.
+# Errors that Pillow raises for damaged files, depending on the format.
 _UNREADABLE = (
   OSError,
   SyntaxError,

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """RandAugment (arXiv 1909.13719) with Pillow, in two versions.
 
-`randaug` is timm's, with which the paper's models were fine-tuned, and takes
-timm's notation, such as "rand-m9-n2-mstd0.5". An operation is applied with
-probability 0.5, and magnitudes end at 10. `randaug_linear` applies every
-operation that it draws, and magnitudes above 10 continue linearly.
+`randaug` is timm's version, with which the models of the soups paper (arXiv
+2203.05482) were fine-tuned, and takes timm's notation, such as
+"rand-m9-n2-mstd0.5". By default, an operation is applied with probability 0.5,
+and magnitudes are clipped at 10. `randaug_linear` applies every operation that
+it draws, and magnitudes above 10 continue linearly.
 """
 
 from collections.abc import Callable
@@ -37,24 +38,26 @@ def randaug(
   fill: tuple[int, int, int] = _GREY,
   method: str = "random",
 ) -> Image.Image:
-  """Draws operations one after another, as timm's RandAugment does.
+  """Applies random operations one after another, as timm's RandAugment does.
 
   Args:
     image: a PIL image (RGB), or (height, width, 3) uint8.
-    rng: for the operations, their strengths and signs.
-    num_layers: how many are drawn, with replacement; 0 changes nothing. Or
-      all numbers here in timm's notation, such as "rand-m9-n2-mstd0.5-inc1".
-    magnitude: their strength, on a scale where 10 is the full range.
-    probability: that an operation, once drawn, is applied.
-    magnitude_std: of normal noise on the magnitude of each operation; above
-      100, magnitudes are uniform in [0, magnitude].
+    rng: generator for the operations, their strengths and signs.
+    num_layers: number of operations drawn, with replacement; 0 changes nothing.
+      Or text in timm's notation that sets all numbers here, such as
+      "rand-m9-n2-mstd0.5-inc1".
+    magnitude: strength of the operations, where 10 is the full range.
+    probability: probability that a drawn operation is applied.
+    magnitude_std: standard deviation of normal noise on the magnitude of each
+      operation; above 100, magnitudes are uniform in [0, magnitude].
     magnitude_max: magnitudes are clipped to [0, magnitude_max].
-    increasing: whether every operation grows stronger with the magnitude. timm
-      leaves it off: then posterize and solarize grow weaker, and colour,
-      contrast, brightness and sharpness go from 0.1 to 1.9 times the original.
+    increasing: whether every operation grows stronger with the magnitude. By
+      timm's default it does not: posterize and solarize grow weaker, and
+      colour, contrast, brightness and sharpness go from 0.1 to 1.9 times the
+      original.
     fill: the colour outside the original image.
-    method: how rotated, sheared and shifted images are interpolated:
-      "bilinear", "bicubic", or "random" for either.
+    method: interpolation of rotated, sheared and shifted images: "bilinear",
+      "bicubic", or "random" for a random choice between the two.
 
   Returns:
     A PIL image of the same size.
@@ -93,7 +96,7 @@ def randaug(
   return image
 
 
-# Keys of timm's notation -> our arguments and their types.
+# Maps the keys of timm's notation to arguments here and their types.
 _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
   "m": ("magnitude", int),
   "n": ("num_layers", int),
@@ -106,7 +109,7 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> dict[str, Any]:
-  """Parses timm's notation; keys that are left out have timm's defaults."""
+  """Parses timm's notation; n and m have timm's defaults if left out."""
   name, *parts = text.split("-")
   settings: dict[str, Any] = {"num_layers": 2, "magnitude": 10}
   for part in parts:
@@ -145,14 +148,14 @@ def _check(settings: dict[str, Any], method: str) -> None:
       )
   if method not in ("random", *_FILTERS):
     raise ValueError(
-      f"randaug takes method 'random', {', '.join(map(repr, _FILTERS))}, not "
-      f"{method!r}."
+      "randaug takes the methods 'random', "
+      f"{', '.join(map(repr, _FILTERS))}, not {method!r}."
     )
 
 
 # --- timm's fifteen operations ------------------------------------------------
 # Each takes an image, a level (1 is the full range), a sign, whether strengths
-# increase with the level, and how to fill what comes from outside the image.
+# increase with the level, and Pillow's arguments for resampling and filling.
 
 
 def _timm_auto_contrast(image, level, sign, increasing, place):
@@ -178,7 +181,7 @@ def _timm_rotate(image, level, sign, increasing, place):
 def _timm_posterize(image, level, sign, increasing, place):
   del sign, place
   bits = 4 - int(4 * level) if increasing else int(4 * level)
-  # 0 bits give black. Pillow's own posterize rejects them from version 13 on.
+  # 0 bits give black; Pillow's own posterize rejects 0 from version 13 on.
   mask = 0xFF << (8 - bits) if bits < 8 else 0xFF
   return image.point([i & mask for i in range(256)] * 3)
 
@@ -257,15 +260,16 @@ def randaug_linear(
 ) -> Image.Image:
   """Applies `num_layers` random operations, one after another.
 
-  The fourteen operations of the paper's Figure 2. Magnitudes are on the usual
-  scale where 10 is the full range of AutoAugment (arXiv 1805.09501, Table 6);
-  above 10 they continue linearly, and at 20 a third of the images show nothing.
+  They are the fourteen operations of the paper's Figure 2. Magnitudes are on
+  the usual scale, where 10 is the full range of AutoAugment (arXiv 1805.09501,
+  Table 6); above 10 they continue linearly, and at 20 a third of the images no
+  longer show anything.
 
   Args:
     image: a PIL image (RGB), or (height, width, 3) uint8.
-    rng: for the operations and their signs.
-    num_layers: how many; 0 changes nothing.
-    magnitude: their strength, 0 to 30.
+    rng: generator for the operations and their signs.
+    num_layers: number of operations; 0 changes nothing.
+    magnitude: strength of the operations, 0 to 30.
 
   Returns:
     A PIL image of the same size; grey outside the original image.
@@ -320,7 +324,7 @@ def _enhance(enhancer, image, level, sign):
 
 
 def _affine(image, a, b, c, d, e, f):
-  """Output pixel (x, y) comes from (ax + by + c, dx + ey + f)."""
+  """Fills output pixel (x, y) from (ax + by + c, dx + ey + f)."""
   return image.transform(
     image.size,
     Image.Transform.AFFINE,
@@ -345,7 +349,7 @@ def _shear_y(image, level, sign):
 
 
 def _translate_x(image, level, sign):
-  # 150 of 331 pixels in AutoAugment: a share of the width here.
+  # AutoAugment shifts by up to 150 of 331 pixels, a fraction of 0.45.
   return _affine(image, 1, 0, sign * 0.45 * level * image.width, 0, 1, 0)
 
 

@@ -14,14 +14,14 @@ class Source:
   """Labelled images by index. Subclasses implement `_read`.
 
   Attributes:
-    name: as in reports, such as "cifar10/train[:98%]".
-    num_classes: labels are in [0, num_classes).
-    class_names: one for each class, or None where they are unknown.
-    ranges: (stored split of a dataset, start, stop) of the examples; empty
-      where they are unknown.
+    name: name shown in reports, such as "cifar10/train[:98%]".
+    num_classes: number of classes; labels are in [0, num_classes).
+    class_names: one per class, or None if they are unknown.
+    ranges: (stored split of a dataset, start, stop) of the examples; empty if
+      they are unknown.
     notes: lines for the plan, for example about files that are not read.
-    several: whether images have several right labels, or none.
-    captions: the distinct captions; empty where images have none.
+    several: whether an image may have several right labels, or none.
+    captions: the distinct captions; empty if images have none.
   """
 
   several = False
@@ -50,7 +50,7 @@ class Source:
     """Reads one example.
 
     Args:
-      index: in [0, len).
+      index: index of the example, in [0, len).
 
     Returns:
       {"image": encoded bytes, or (height, width, 3) uint8; "label": int}.
@@ -75,11 +75,11 @@ class Source:
     return self._checked(index, self._label(index))
 
   def right_labels(self, index: int) -> tuple[int, ...]:
-    """Returns all labels that are right; sets with several override this."""
+    """Returns all right labels; sources with `several` override this."""
     return (self.label(index),)
 
   def describe(self, index: int) -> str:
-    """Names one example in messages."""
+    """Returns a description of one example, for messages."""
     return f"example {index} of {self.name}"
 
   def identity(self) -> list[Any]:
@@ -138,8 +138,8 @@ class _Arrays(Source):
     ):
       raise ValueError(
         f"{dataset.name} has labels {self._labels.dtype}"
-        f"{list(self._labels.shape)}: class indices are needed, whole numbers, "
-        "one for each image."
+        f"{list(self._labels.shape)}: one integer class index per image is "
+        "needed."
       )
     wrong = (self._labels < 0) | (self._labels >= num_classes)
     for index in np.flatnonzero(wrong)[:1]:
@@ -183,16 +183,17 @@ def from_dataset(
   *,
   class_names: Sequence[str] | None = None,
 ) -> Source:
-  """Makes a source of images in memory.
+  """Makes a source from images in memory.
 
   Args:
     dataset: images (n, height, width, 1 or 3), uint8, or floats in [-1, 1],
       which are rounded to 256 levels; one channel is repeated.
     num_classes: number of classes.
-    class_names: one for each class, where they are known.
+    class_names: one per class, if they are known.
 
   Raises:
-    ValueError: if the shape does not fit or a label is out of range.
+    ValueError: if a shape is wrong, labels are not integers, or a label is out
+      of range.
   """
   return _Arrays(dataset, num_classes, class_names)
 
@@ -200,12 +201,12 @@ def from_dataset(
 def subset(
   source: Source, indices: Sequence[int] | np.ndarray, name: str
 ) -> Source:
-  """Makes a source of some examples of another one.
+  """Makes a source from some examples of another one.
 
   Args:
     source: any source.
-    indices: (n,) of the examples, in order.
-    name: of the new source.
+    indices: (n,) indices of the examples, in order.
+    name: name of the new source.
 
   Raises:
     ValueError: if `indices` is empty.
@@ -217,11 +218,11 @@ def shared_examples(a: Source, b: Source) -> int:
   """Counts the examples that two sources have in common.
 
   Args:
-    a: from `open_source`.
-    b: from `open_source`.
+    a: a source from `open_source`.
+    b: another source from `open_source`.
 
   Returns:
-    The number; 0 for different datasets, and where the ranges of either are
+    The number; 0 for different datasets, and if the ranges of either source are
     unknown.
   """
   return sum(
@@ -237,22 +238,23 @@ def split_minival(
 ) -> tuple[Source, Source]:
   """Holds out the same number of images of every class.
 
-  The paper's minival is about 2 % of ImageNet's training set, 26 images a class
-  (arXiv 2203.05482, section 3.1). The rule: in the order of NumPy's
+  The paper's minival is about 2 % of ImageNet's training set, 26 images per
+  class (arXiv 2203.05482, section 3.1). In the order of NumPy's
   `default_rng(seed).permutation(n)`, the first `per_class` images of each class
-  are minival, all others train; both keep the order of the source. Labels are
-  read in that order until every class is full, a small part of a large set.
+  are minival and all others are train; both keep the order of the source. Only
+  as many labels are read as are needed to see `per_class` + 1 of each class.
 
   Args:
-    source: to split.
-    per_class: images of each class in minival.
-    seed: of the order.
+    source: the source to split.
+    per_class: number of images of each class in minival.
+    seed: seed of the permutation.
 
   Returns:
-    (train, minival), named "NAME-minival26" and so on.
+    (train, minival), named "NAME-train" and "NAME-minival".
 
   Raises:
-    ValueError: if a class has not more than `per_class` images.
+    ValueError: if `per_class` is below 1, or a class has no more than
+      `per_class` images.
   """
   if per_class < 1:
     raise ValueError(f"per_class must be positive, not {per_class}.")

@@ -9,13 +9,13 @@ from typing import Any
 from soupjax import registry
 from soupjax.data.source import Source, shared_examples
 
-# Features that hold all right labels of an image: of imagenet2012_real (arXiv
-# 2006.07159) and of imagenet2012_multilabel.
+# Features that hold all right labels of an image, in imagenet2012_real (arXiv
+# 2006.07159) and imagenet2012_multilabel.
 _SEVERAL = ("real_label", "correct_multi_labels")
 
 
 class _Tfds(Source):
-  """A split of a TFDS dataset, or a slice of one; images stay encoded."""
+  """A split of a TFDS dataset, or part of one; images stay encoded."""
 
   def __init__(self, name: str, records, labels):
     super().__init__(name, len(records), labels.num_classes, labels.names)
@@ -50,12 +50,13 @@ def open_tfds(
 
   Args:
     name: a TFDS name, such as "cifar10" or "dataset/config:1.0.0".
-    split: a split in the syntax of TFDS, including slices.
+    split: a split in TFDS syntax, including slices such as "train[:10%]".
     data_dir: directory of datasets; default ~/tensorflow_datasets.
 
   Raises:
     ValueError: if the dataset is unknown, unprepared, empty or not stored as
-      array_record, or lacks an "image" or a class "label".
+      array_record, if it lacks an "image" or a class "label", or if the slices
+      of `split` overlap.
   """
   import tensorflow_datasets as tfds
 

@@ -17,7 +17,7 @@ from soupjax.soups.core import layers, tree
 PyTree = Any
 
 KINDS = ("lora", "ia3")
-# Attention as in the paper of each method, by the names of our models.
+# Default targets, as in the paper of each method, by their names in our models.
 _TARGETS = {
   "lora": r"(query|value)/kernel$",
   "ia3": r"(key|value|Dense_1)/kernel$",
@@ -33,8 +33,8 @@ class Adapter:
 
   Attributes:
     kind: "lora" (arXiv 2106.09685) or "ia3" (arXiv 2205.05638).
-    rank: of the factors of LoRA.
-    alpha: the product is multiplied by alpha / rank.
+    rank: rank of LoRA's factors.
+    alpha: the product of LoRA's factors is multiplied by alpha / rank.
     targets: regular expression of the kernels to adapt; "" takes queries and
       values for LoRA, and keys, values and the second layers of MLPs for IA3.
   """
@@ -78,11 +78,11 @@ class Adapter:
     return rf"^(?!head(_dist)?/)(?!.*({suffixes})$)"
 
   def added(self, params: PyTree, key: jax.Array) -> PyTree:
-    """Adds leaves that change nothing yet.
+    """Returns parameters with adapter leaves that do not change the model yet.
 
     Args:
-      params: nested dicts.
-      key: of the random factors.
+      params: parameters of the model, as nested dicts.
+      key: random key of LoRA's first factors.
     """
     for k, (name, kernel) in enumerate(self.kernels(params).items()):
       count, inputs, outputs = _sizes(name, kernel)
@@ -106,7 +106,7 @@ class Adapter:
     return params
 
   def merged(self, params: PyTree) -> PyTree:
-    """Returns the parameters of the model that an adapted tree stands for."""
+    """Returns the model's parameters, with the adapter merged into them."""
     own = tuple(_LEAVES[self.kind])
     leaves, _ = tree.flatten(params)
     for name in [k for k in leaves if k.endswith(own[0])]:
@@ -140,18 +140,23 @@ def _scaled(name, kernel, vector):
 
 
 def scales_inputs(kernel: str) -> bool:
-  """Whether IA3 scales the inputs of a kernel, not the outputs."""
+  """Whether IA3 scales the inputs of a kernel rather than its outputs."""
   return _INPUTS.search(kernel) is not None
 
 
 class Adapted:
-  """A model whose parameters have the leaves of an adapter.
+  """A model whose parameters include the leaves of an adapter.
 
   It has the methods and attributes that a training step uses.
   """
 
   def __init__(self, model: nn.Module, adapter: Adapter):
-    """Wraps a model."""
+    """Wraps a model.
+
+    Args:
+      model: the model without adapter.
+      adapter: the adapter to merge before each call.
+    """
     self._model, self._adapter = model, adapter
     self.num_classes = model.num_classes
     self.apply: Callable[..., Any] = self._apply
@@ -169,7 +174,7 @@ def _sizes(name: str, kernel: Any) -> tuple[int, int, int]:
   """Returns the number of stacked blocks (0 if none), inputs and outputs."""
   stacked = bool(layers.block_names(name, kernel.shape[0]))
   shape = kernel.shape[int(stacked) :]
-  # Attention has (width, heads, size), and (heads, size, width) at its end.
+  # Kernels of attention are (width, heads, size), "out" (heads, size, width).
   split = len(shape) - 1 if name.endswith("/out/kernel") else 1
   count = kernel.shape[0] if stacked else 0
   return count, math.prod(shape[:split]), math.prod(shape[split:])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step directions (AdamW, SGD, Adafactor), frozen leaves, layer-wise decay.
 
-The transformations do not contain learning rate and weight decay: the step
+The transformations do not include learning rate and weight decay: the step
 takes both from a `Hyper`, so that a sweep over them compiles once.
 """
 
@@ -23,7 +23,7 @@ PyTree = Any
 def make(
   name: str, *, clip_norm: float = 0.0, **options: Any
 ) -> optax.GradientTransformation:
-  """Makes the transformation from gradients to a direction.
+  """Makes the transformation from gradients to the direction of a step.
 
   Args:
     name: "adamw", "sgd" or "adafactor".
@@ -69,8 +69,8 @@ def _adafactor(
 ):
   """Makes Adafactor as in arXiv 2106.04560, section 3.4, and big_vision.
 
-  The second moment of a matrix is a row and a column; the first moment has half
-  precision. Updates are not scaled by parameters.
+  The second moment of a matrix is factored into a row and a column; by default,
+  the first moment is in bfloat16. Updates are not scaled by the parameters.
   """
 
   def decay(step, exponent):
@@ -135,7 +135,7 @@ def join(trained: PyTree, frozen: PyTree) -> PyTree:
 
 
 def matches(params: PyTree, pattern: str) -> PyTree:
-  """Marks the leaves whose names match a regular expression in part."""
+  """Returns a tree of bools: whether part of each leaf's name matches."""
   leaves, treedef = tree.flatten(params)
   return treedef.unflatten([bool(re.search(pattern, n)) for n in leaves])
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear probes on frozen features (the LP of LP-FT, arXiv 2202.10054).
 
-By logistic regression, or with few examples by ridge regression.
+They are fitted by logistic regression or, for few examples, ridge regression.
 """
 
 import functools
@@ -70,10 +70,11 @@ def ridge_probe(
 ) -> dict[str, np.ndarray]:
   """Fits ridge regression to one-hot labels in closed form, in float64.
 
-  The few-shot probe of arXiv 1912.11370 (section 3.3.1) and 2106.04560. Each
-  feature is standardised by its mean and its standard deviation (plus 1e-5) in
-  these examples; targets are 1 for the class and -1 for the others; the bias is
-  not penalised. It is solved for features or examples, whichever are fewer.
+  This is the few-shot probe of arXiv 1912.11370 (section 3.3.1) and 2106.04560.
+  Each feature is standardised by its mean and its standard deviation (plus
+  1e-5) in these examples; targets are 1 for the class and -1 for the others;
+  the bias is not penalised. The linear system has the size of the features or
+  of the examples, whichever are fewer.
 
   Args:
     features: (n, width) floats.
@@ -105,7 +106,9 @@ def ridge_probe(
 
 
 def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns mean and standard deviation plus 1e-5 of each feature, in float64.
+  """Returns the mean and the standard deviation plus 1e-5 of each feature.
+
+  Both are (width,) float64.
 
   Raises:
     ValueError: if a feature is not finite.

@@ -10,7 +10,7 @@ NAMES = ("cosine", "rsqrt", "linear", "constant")
 
 
 def index(name: str) -> int:
-  """Returns the number of a schedule.
+  """Returns the index of a schedule in `NAMES`.
 
   Raises:
     ValueError: if the schedule does not exist.
@@ -32,13 +32,13 @@ def learning_rate(
   """Computes a rate: linear warmup, a schedule, linear cooldown to 0.
 
   Args:
-    step: from 0; the rate of the first step is above 0.
+    step: number of the step, from 0; the rate of step 0 is above 0.
     schedule: from `index`. "cosine" and "linear" fall to 0 at the end; "rsqrt"
       falls as 1 / sqrt(step) after the warmup, independent of the total (arXiv
       2106.04560, section 3.5); "constant" stays at the peak.
     peak: the highest rate.
-    total_steps: length of the schedule.
-    warmup_steps: length of the warmup; 0 is off.
+    total_steps: length of the schedule, in steps.
+    warmup_steps: length of the warmup, in steps; 0 is off.
     cooldown_steps: number of last steps over which the rate falls to 0; 0 is
       off.
 

@@ -24,12 +24,13 @@ class Hyper:
 
   Attributes:
     learning_rate: the peak rate.
-    weight_decay: decoupled, multiplied by the learning rate.
+    weight_decay: decoupled weight decay, multiplied by the learning rate.
     label_smoothing: in [0, 1).
     layer_decay: factor of the learning rate per layer, from the head down; 1 is
       off.
-    l2_sp: pull towards the start (arXiv 1802.01483), a factor of the difference
-      that is added to the gradient; needs `make_step(l2_sp=True)`.
+    l2_sp: strength of the pull towards the initial parameters (arXiv
+      1802.01483): this times the difference is added to the gradient; needs
+      `make_step(l2_sp=True)`.
     sam_rho: radius of SAM's ascent; needs `make_step(sam=True)`.
     context: factor of CAR-FT's divergence; needs `make_step` with that recipe.
     schedule: from `schedules.index`.
@@ -39,7 +40,7 @@ class Hyper:
     ema_rates: (averages,) 1 - decay of each moving average of the parameters.
       The decay itself would lose precision: in float32, 0.9999999 equals
       0.9999999 + 2e-8.
-    op_values: the values of names in `data.batch_ops`.
+    op_values: the values of the hyperparameters named in `data.batch_ops`.
   """
 
   learning_rate: jax.typing.ArrayLike
@@ -69,7 +70,7 @@ class Hyper:
     Args:
       schedule: one of `schedules.NAMES`.
       ema: decays of the moving averages.
-      op_values: values of names in `data.batch_ops`.
+      op_values: values of the hyperparameters named in `data.batch_ops`.
       **values: the other attributes.
     """
     defaults = dict.fromkeys(cls.__dataclass_fields__, 0.0)
@@ -152,11 +153,11 @@ def make_step(
   sam: bool = False,
   l2_sp: bool = False,
 ) -> Callable[..., tuple[FineTuneState, dict[str, jax.Array]]]:
-  """Makes the update, a pure function for `jax.jit`.
+  """Makes the update step, a pure function for `jax.jit`.
 
   Args:
     model: a module that returns logits and features, with `num_classes`; or a
-      `models.CLIP`, for recipes of pairs.
+      `models.CLIP`, for recipes of image-text pairs.
     tx: from `optimizers.make`.
     augment: `augment(key, images, targets, values)`, with the values of
       `Hyper.op_values`.
@@ -170,16 +171,16 @@ def make_step(
     sam: whether to use sharpness-aware minimisation (arXiv 2010.01412), with
       the gradient after a step of length `hyper.sam_rho` uphill. The norm is
       that of the whole batch's gradient, not of one device's share.
-    l2_sp: whether to pull towards the start.
+    l2_sp: whether to pull towards the initial parameters.
 
   Returns:
     `step(state, batch, key, hyper, shared) -> state, metrics`. A batch has
-    "images" and "labels", and perhaps "tokens" (batch, tokens) of captions;
+    "images" and "labels", and optionally "tokens" (batch, tokens) of captions;
     without them, recipes of pairs draw a prompt for each label from
-    `shared["prompts"]` (classes, templates, tokens). `shared` has what the
-    recipe names, and "start", the initial parameters, if `l2_sp`. Randomness
-    depends on `key` and `state.step`. Metrics are "loss" (of the first
-    gradient), "learning_rate" and "grad_norm".
+    `shared["prompts"]` (classes, templates, tokens). `shared` has the arrays
+    that the recipe names, and "start", the initial parameters, if `l2_sp`.
+    Randomness depends on `key` and `state.step`. Metrics are "loss" (of the
+    parameters before the step), "learning_rate" and "grad_norm".
 
   Raises:
     ValueError: if the loss does not exist.
@@ -191,7 +192,7 @@ def make_step(
     targets = None
     if recipe.pairs:
       if "tokens" not in batch:
-        # Its numbers are not those of the two keys that `split` returns.
+        # A key that differs from both keys that `split` returned.
         key_prompt = jax.random.fold_in(key, 2)
         tokens = recipes.draw_prompts(
           key_prompt, batch["labels"], shared["prompts"]

@@ -8,7 +8,10 @@ from scipy import ndimage, signal
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-  """Convolves (height, width, channels) with (2r + 1, 2r + 1); mirrors."""
+  """Convolves (height, width, channels) with a (2r + 1, 2r + 1) kernel.
+
+  The kernel is divided by its sum, and the image is mirrored at its borders.
+  """
   radius = len(kernel) // 2
   padded = np.pad(x, ((radius, radius), (radius, radius), (0, 0)), "symmetric")
   kernel = (kernel / kernel.sum())[..., None]
@@ -16,7 +19,7 @@ def convolve(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def smooth(x: np.ndarray, deviation: float) -> np.ndarray:
-  """Blurs the first two axes by a Gaussian."""
+  """Blurs the first two axes with a Gaussian."""
   sigma = (deviation, deviation, *(0,) * (x.ndim - 2))
   return ndimage.gaussian_filter(x, sigma)
 
@@ -45,7 +48,7 @@ def defocus_blur(x, rng, radius: float) -> np.ndarray:
 def glass_blur(
   x, rng, deviation: float, distance: float, rounds: int
 ) -> np.ndarray:
-  """Takes each pixel from a random place near it, between two blurs.
+  """Takes each pixel from a random nearby position, between two blurs.
 
   The displacement of a pixel is a sum of `rounds` steps, each uniform up to
   `distance` in either direction.
@@ -83,7 +86,7 @@ def along_line(x, angle: float, length: float, deviation: float) -> np.ndarray:
 
 
 def zoom_blur(x, rng, largest: float) -> np.ndarray:
-  """Averages the image with copies enlarged up to a factor."""
+  """Averages the image with copies enlarged by factors up to `largest`."""
   del rng
   height, width = x.shape[:2]
   image = Image.fromarray(np.round(x * 255).astype(np.uint8))

@@ -19,10 +19,10 @@ _SIDE = 224
 
 @dataclasses.dataclass(frozen=True)
 class _Corruption:
-  """A function and its strengths.
+  """A corruption function and its strengths.
 
   Attributes:
-    function: see `noise`.
+    function: the corruption; `noise` describes its arguments.
     strengths: the arguments of severities 1 to 5.
     lengths: the number of leading arguments that are lengths in pixels.
   """
@@ -79,14 +79,14 @@ def corrupt(
 ) -> np.ndarray:
   """Corrupts an image as ImageNet-C does (arXiv 1903.12261).
 
-  The 15 corruptions at five severities, written from the paper's description:
-  pixels are not those of the published images. Lengths, such as the radius of a
-  blur, are for a shorter side of 224 pixels and scale with it. Random numbers
-  follow from the pixels, the name and the seed, so that an image is always
-  corrupted in the same way.
+  The 15 corruptions at five severities are written from the paper's
+  description, so the pixels differ from those of the published images. Lengths,
+  such as the radius of a blur, are for a shorter side of 224 pixels and scale
+  with it. Random numbers follow from the pixels, the name and the seed, so that
+  an image is always corrupted in the same way.
 
   Args:
-    image: of 0 to 255.
+    image: image with values 0 to 255.
     name: one of `CORRUPTIONS`.
     severity: from 1 to 5.
     seed: selects the random draws.
@@ -111,11 +111,11 @@ def corrupt(
     )
   if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
     raise ValueError(
-      f"corrupt({name!r}, {severity!r}): the severity is 1, 2, 3, 4 or 5."
+      f"corrupt({name!r}, {severity!r}): severity must be 1, 2, 3, 4 or 5."
     )
   if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
     raise ValueError(
-      f"corrupt({name!r}, {severity}, {seed!r}): the seed is an integer from 0."
+      f"corrupt({name!r}, {severity}, {seed!r}): seed must be an integer >= 0."
     )
   pixels = np.ascontiguousarray(image)
   strengths = corruption.strengths[int(severity) - 1]

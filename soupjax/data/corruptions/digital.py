@@ -22,9 +22,9 @@ def elastic_transform(x, rng, distance: float, width: float) -> np.ndarray:
 
   Args:
     x: the image.
-    rng: for the field.
+    rng: generator that draws the field.
     distance: root mean square of either component of the field, in pixels.
-    width: over which the field is smooth, in pixels.
+    width: standard deviation of the Gaussian that smooths the field, in pixels.
   """
   field = rng.standard_normal((2, *x.shape[:2]))
   field = np.stack([blur.smooth(part, width) for part in field])

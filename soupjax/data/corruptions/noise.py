@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Noise, independent for each pixel.
 
-Functions of corruptions take an image (height, width, 3) of float64 in [0, 1],
-a generator, and strengths; results may leave [0, 1]. The random draws do not
-depend on the strengths, so severities differ in strength alone.
+Corruption functions take an image (height, width, 3) of float64 in [0, 1], a
+generator, and strengths; results may leave [0, 1]. Except for shot noise, the
+random draws do not depend on the strengths, so severities differ only in
+strength.
 """
 
 import numpy as np
@@ -16,11 +17,11 @@ def gaussian_noise(x, rng, deviation: float) -> np.ndarray:
 
 
 def shot_noise(x, rng, photons: float) -> np.ndarray:
-  """Adds Poisson noise: a white value counts `photons` photons."""
+  """Adds Poisson noise, where the value 1 is `photons` photons."""
   return rng.poisson(x * photons) / photons
 
 
 def impulse_noise(x, rng, share: float) -> np.ndarray:
-  """Sets a share of all values to 0 or 1, with equal probability."""
+  """Sets a random share of all values to 0 or 1, with equal probability."""
   replaced = rng.random(x.shape) < share
   return np.where(replaced, rng.integers(2, size=x.shape), x)

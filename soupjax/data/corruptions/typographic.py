@@ -10,9 +10,9 @@ import zlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Of the text and of its outline.
+# The colours of the text and of its outline.
 _COLOURS = ("white", "black", "red", "green", "blue", "yellow", "magenta")
-# The height of the letters as a share of the shorter side of the image.
+# The range of font sizes, as a fraction of the shorter side of the image.
 _SIZES = (0.1, 0.2)
 
 
@@ -36,14 +36,14 @@ def typographic(
   """Writes a word on an image, as a typographic attack (arXiv 2208.05592).
 
   Models that match images with text tend to read the word instead of looking at
-  the object. Word, place, size and colours follow from the pixels and the seed,
-  so that an image always gets the same word. The font is Pillow's own; other
-  versions of Pillow may draw other pixels. The word may be that of the right
-  class, if it is among the words.
+  the object. Word, position, size and colours follow from the pixels and the
+  seed, so that an image always gets the same word. The font is Pillow's
+  default; other versions of Pillow may draw other pixels. The word may be the
+  name of the right class, if that is among the words.
 
   Args:
-    image: of 0 to 255.
-    words: a list; words joined by "+"; or a file with one in each line.
+    image: image with values 0 to 255.
+    words: a list; words joined by "+"; or the path of a file with one per line.
     seed: selects the random draws.
 
   Returns:
@@ -71,7 +71,7 @@ def typographic(
     )
   if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
     raise ValueError(
-      f"typographic(..., seed={seed!r}): the seed is an integer from 0."
+      f"typographic(..., seed={seed!r}): seed must be an integer >= 0."
     )
   pixels = np.ascontiguousarray(image)
   rng = np.random.default_rng((seed, zlib.crc32(pixels)))

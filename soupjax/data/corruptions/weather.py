@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weather: fractal fog, ice crystals, flakes of snow, light; see `noise`.
+"""Weather: fog, frost, snow and brightness; see `noise`.
 
-ImageNet-C mixes in photos of frost. Here frost is drawn.
+ImageNet-C blends in photos of frost. Here frost is generated.
 """
 
 import numpy as np
@@ -13,14 +13,14 @@ from soupjax.data.corruptions import blur
 def fractal(
   rng: np.random.Generator, shape: tuple[int, int], decay: float
 ) -> np.ndarray:
-  """Draws a random texture of clouds, (height, width), from 0 to 1.
+  """Draws a random cloud texture, (height, width), in [0, 1].
 
   Args:
-    rng: for the phases.
+    rng: generator that draws the texture.
     shape: height and width.
     decay: amplitudes fall as frequency to the power -decay; higher is smoother.
   """
-  size = 2 * max(shape)  # Twice as large, since opposite edges fit together.
+  size = 2 * max(shape)  # Opposite edges match, so only a part is used.
   frequencies = np.hypot(
     np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
   )
@@ -44,7 +44,7 @@ def frost(x, rng, ice: float) -> np.ndarray:
 
   Args:
     x: the image.
-    rng: for the crystals.
+    rng: generator that draws the crystals.
     ice: weight of the ice where it is thickest.
   """
   crystals = [fractal(rng, x.shape[:2], decay) for decay in (1.2, 1.5)]
@@ -61,11 +61,11 @@ def snow(
 
   Args:
     x: the image.
-    rng: for the positions and the direction of the flakes.
-    size: of a flake, in pixels.
-    length: of its streak.
-    share: of the pixels under flakes, before they move.
-    keep: weight of the original scene; the rest is a paler, greyer one.
+    rng: generator that draws the positions and direction of the flakes.
+    size: size of a flake, in pixels.
+    length: length of its streak, in pixels.
+    share: fraction of the pixels under flakes, before they are streaked.
+    keep: weight of the original scene; the rest is a paler, greyer version.
   """
   field = blur.smooth(rng.standard_normal(x.shape[:2]), size / 2)
   spread = max(field.std(), 1e-12)
@@ -80,7 +80,7 @@ def snow(
 
 
 def brightness(x, rng, amount: float) -> np.ndarray:
-  """Adds to the V of HSV; hue and saturation do not change."""
+  """Adds to V of HSV; hue and saturation do not change."""
   del rng
   value = x.max(axis=-1, keepdims=True)
   brighter = np.minimum(value + amount, 1)

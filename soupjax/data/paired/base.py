@@ -17,7 +17,7 @@ class Lists:
   Attributes:
     labels: the class of each image, as text; None if there are only captions.
     captions: the caption of each image; None if there are only classes.
-    where: index -> file and row of the image, for errors.
+    where: maps an index to the file and row of the image, for errors.
   """
 
   labels: Sequence[str] | None
@@ -28,7 +28,8 @@ class Lists:
 class Paired(Source):
   """Images with a class, a caption, or both; subclasses read the images.
 
-  Reading a label raises a ValueError if the images have only captions.
+  Reading a label raises a ValueError if the images have only captions. Classes
+  are numbered over `all_lists`, those of all splits; `own` is one of them.
   """
 
   def __init__(self, name: str, size: int, own: Lists, all_lists):
@@ -55,8 +56,8 @@ class Paired(Source):
     if self._labels is None:
       raise ValueError(
         f"{self.describe(index)} has a caption but no class, which is needed "
-        "here: give the images of this split labels. Captions alone are enough "
-        "only for data.train of recipe='flyp' and 'lit'."
+        "here: label the images of this split. Captions alone are enough only "
+        "for data.train of recipe='flyp' and 'lit'."
       )
     return self._labels[index]
 
@@ -71,8 +72,8 @@ def classes_of(lists: Sequence[Lists]) -> tuple[list[str] | None, int]:
   class names, numbered in alphabetical order.
 
   Returns:
-    The class names, or None for indices; and the number of classes, 0 without
-    labels.
+    The class names, or None if labels are indices; and the number of classes, 0
+    without labels.
 
   Raises:
     ValueError: naming the row of a number that is not a class index.

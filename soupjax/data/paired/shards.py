@@ -39,7 +39,7 @@ def splits_of(pattern: str | os.PathLike) -> dict[str, Split]:
   Args:
     pattern: a folder of SPLIT-000000.tar, SPLIT-000001.tar and so on; or a path
       with `*`, or with ranges or alternatives in braces, such as
-      "train-{000000..000146}.tar", whose split is called "all".
+      "train-{000000..000146}.tar", all of whose shards are the split "all".
 
   Returns:
     Splits by name.
@@ -73,7 +73,7 @@ def splits_of(pattern: str | os.PathLike) -> dict[str, Split]:
 
 
 def _expanded(text: str) -> list[str]:
-  """Expands braces as a shell does."""
+  """Expands ranges and alternatives in braces, as a shell does."""
   parts = []
   for k, part in enumerate(re.split(r"\{([^{}]*)\}", text)):
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part)
@@ -118,7 +118,7 @@ class _Content:
 
   Attributes:
     keys: (n,) names of the images as bytes, without suffix.
-    places: (n, 3) shard index, offset and size of each image.
+    places: (n, 3) shard index, byte offset and bytes of each image.
     lists: classes and captions.
   """
 
@@ -222,7 +222,7 @@ def _check_sample(where: str, sample, label, caption) -> None:
   elif "" in (label, caption):
     fix = f"text in .{'txt' if caption == '' else 'cls'}"
   if fix:
-    raise ValueError(f"{where} has no {fix}: add it, or remove it.")
+    raise ValueError(f"{where} has no {fix}: add it, or remove the example.")
 
 
 class _Shards(base.Paired):

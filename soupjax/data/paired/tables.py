@@ -109,7 +109,7 @@ def _cached_table(path, size, mtime) -> _Content:
           text = row[name].strip()
           if not text:
             raise ValueError(
-              f"{where} has no {name}: fill it in, or remove it."
+              f"{where} has no {name}: fill it in, or remove the line."
             )
           texts.append(text)
         lines.append(reader.line_num)
@@ -170,7 +170,7 @@ class _Table(base.Paired):
     self._path, self._images, self._lines = path, content.images, content.lines
 
   def identity(self):
-    """See `Source`; of the table and its images."""
+    """See `Source`; covers the table and its images."""
     folder = os.fspath(self._path.parent)
     table = folders.identity_of("", [os.fspath(self._path)])
     return [*table, *folders.identity_of(folder, self._images)]
