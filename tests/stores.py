@@ -188,7 +188,7 @@ class GoogleStore:
             super().do_DELETE()
 
       def _is_met(self) -> bool:
-        """Returns whether the generation matches; answers 412 if it does not."""
+        """Returns whether the generation matches; answers 412 otherwise."""
         url = parse.urlparse(self.path)
         query = parse.parse_qs(url.query)
         if "ifGenerationMatch" not in query:
