@@ -1,22 +1,23 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One accelerator: its ceilings, and how close soupjax comes to them.
+"""Measures one accelerator's peak rates, and how close soupjax comes to them.
 
   python benchmarks/accelerator.py          # one GPU, at most 8 minutes
   python benchmarks/accelerator.py --tiny   # every part on a CPU, for tests
 
-1. Ceilings: bf16 matrix products, copies on the device and from the host.
+1. Peak rates: bf16 matrix products, copies on the device and from the host.
 2. The train step of ViT-B/16, L/16 and G/14 at the largest batch that fits,
-   with every implementation of attention; MFU is its share of the matrix rate.
-3. A population of 8 tiny members against the same members one by one.
+   with every implementation of attention. MFU is relative to the measured rate
+   of matrix products.
+3. 8 tiny members at once, compared with the same members one by one.
 4. Averaging files onto the device.
 5. Steps of a learned soup with its ingredients on device, host and disk.
 6. Images per second of evaluation.
 
-Each part runs in a process of its own, which is stopped when its time is up. A
-failure is recorded, and the other parts go on. Figures count with jax 0.11 or
-newer and Python 3.12; older ones run, too. Writes --out and prints tables.
-Checkpoints lie in a temporary folder in --folder, 3 GB.
+Each part runs in its own process, which is stopped when its time is up. A
+failure is recorded, and the other parts continue. Figures for publication need
+jax 0.11 or newer and Python 3.12; older versions run, too. Writes --out and
+prints tables. Checkpoints are written to a temporary folder in --folder, 3 GB.
 """
 
 import argparse
@@ -40,7 +41,7 @@ MINUTES = 8.0
 
 
 def sizes(tiny: bool) -> types.SimpleNamespace:
-  """Returns what is measured."""
+  """Returns the sizes of all parts; tiny ones for tests on a CPU."""
   if tiny:
     return types.SimpleNamespace(
       matrix=64,
@@ -48,7 +49,7 @@ def sizes(tiny: bool) -> types.SimpleNamespace:
       turns=2,
       image_size=16,
       train={"mu/16": (2, True)},
-      attention=(None, "cudnn"),  # Of which one fails.
+      attention=(None, "cudnn"),  # "cudnn" fails on a CPU.
       steps=1,
       members=2,
       overrides={"model.depth": 1, "model.width": 16, "model.mlp_dim": 16},
@@ -87,7 +88,7 @@ def sizes(tiny: bool) -> types.SimpleNamespace:
 
 
 def ceilings(size, folder):
-  """Rates of a large matrix product and of copies."""
+  """Measures the rates of a large matrix product and of copies."""
   del folder
   import jax
   import jax.numpy as jnp
@@ -110,7 +111,7 @@ def ceilings(size, folder):
 
 
 def train_step(size, folder, variant):
-  """The train step with each implementation of attention."""
+  """Measures the train step with each implementation of attention."""
   del folder
   import jax
   import train
@@ -147,11 +148,12 @@ def train_step(size, folder, variant):
 
 
 def first_batch(variant, most, remat, image_size) -> int:
-  """Returns the power of two that should fit, by the sizes of activations.
+  """Returns the largest power of two of images that should fit, at most `most`.
 
-  About 34 bytes for each token, channel and block, and 5 for each pair of
-  tokens and head (arXiv 2205.05198, section 4.1), in 16 bits. If blocks are
-  recomputed, those of one block and the inputs of all.
+  Activations take about 34 bytes for each token, channel and block, and 5 for
+  each pair of tokens and head (arXiv 2205.05198, section 4.1), in 16 bits. If
+  blocks are recomputed, only those of one block and the inputs of all blocks
+  are counted.
   """
   import jax
 
@@ -174,7 +176,7 @@ def first_batch(variant, most, remat, image_size) -> int:
 
 
 def population(size, folder):
-  """Tiny members of a sweep at once, and one by one."""
+  """Measures tiny members of a sweep at once and one by one."""
   del folder
   import population as population_lib
 
@@ -186,7 +188,7 @@ def population(size, folder):
 
 
 def averaging(size, folder):
-  """A uniform soup of files onto the device, and one file."""
+  """Measures loading a uniform soup of files, and one file, onto the device."""
   import jax
 
   import soupjax as sj
@@ -212,7 +214,7 @@ def averaging(size, folder):
 
 
 def learned(size, folder):
-  """Steps of a learned soup, by the place of the ingredients."""
+  """Measures steps of a learned soup, by the place of the ingredients."""
   import learned as learned_lib
 
   variant, pixels, count = size.files
@@ -231,7 +233,7 @@ def learned(size, folder):
 
 
 def evaluation(size, folder):
-  """Images per second of an evaluator whose images are in memory."""
+  """Measures images per second of an evaluator with images in memory."""
   del folder
   import jax
   import numpy as np
@@ -255,7 +257,7 @@ def evaluation(size, folder):
 
 
 def parts(size):
-  """Returns name -> generator of figures, and seconds that it may take."""
+  """Returns name -> (generator function of figures, time limit in seconds)."""
   budgets = dict(zip(size.train, (90, 75, 100)))
   return {
     "ceilings": (ceilings, 30),
@@ -288,14 +290,14 @@ def timed(run, turns: int) -> list[float]:
 
 
 def files_of(size, folder) -> list[str]:
-  """Writes the checkpoints unless they are there; returns their paths."""
+  """Writes the checkpoints unless they exist; returns their paths."""
   import learned as learned_lib
 
   return learned_lib.make(folder, *size.files)
 
 
 def first_line(error) -> str:
-  """Returns one line about an error."""
+  """Returns the type of an error and the first line of its message."""
   text = str(error).strip().splitlines() or [""]
   return f"{type(error).__name__}: {text[0]:.200}"
 
@@ -315,7 +317,7 @@ def run_here(name: str, size, folder: str, say) -> None:
 
 
 def run_apart(name: str, arguments, folder: str, limit: float, say) -> None:
-  """Runs a part in a process of its own, for at most `limit` seconds."""
+  """Runs a part in its own process, for at most `limit` seconds."""
   command = [sys.executable, __file__, "--worker", name, "--folder", folder]
   command += ["--tiny"] * arguments.tiny
   start = time.perf_counter()
@@ -434,7 +436,7 @@ def table(results: dict) -> str:
     rows.append(f"| file to device, {name[:-6]} | {value / 1e9:.2f} GB/s |")
   for name, value in figures_of(parts_of, "learned").items():
     if name != "ingredients":
-      rows.append(f"| learned soup from {name} | {value:.3f} s a step |")
+      rows.append(f"| learned soup from {name} | {value:.3f} s per step |")
   for name, value in figures_of(parts_of, "evaluation").items():
     rows.append(f"| evaluation, ViT-{name} | {value:,.0f} images/s |")
   for name, part in parts_of.items():
@@ -459,7 +461,7 @@ def main() -> None:
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   sys.path.insert(0, str(HERE))
-  if arguments.tiny:  # Compiling takes longer than what is compiled.
+  if arguments.tiny:  # Compilation takes longer than running the programs.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
   if arguments.worker:
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-r"""Soups of products against soups of factors, of LoRA on digits.
+r"""Compares soups of LoRA's products with soups of its factors, on digits.
 
   soupjax --config=configs/finetune/digits.py:pretrain --workdir=runs/base
   soupjax --config=configs/finetune/digits.py:lora --workdir=runs/lora \
@@ -10,7 +10,8 @@ r"""Soups of products against soups of factors, of LoRA on digits.
 Averages the eight adapters in four ways: as models (products), leaf by leaf
 (factors), and as adapters of ranks 8 and 4 by SVD. Prints accuracy and loss on
 minival and on the test set, and the distance of each average to the mean of the
-products. The first two take a minute on 2 cores, the last half a minute.
+products. The first two commands take a minute on 2 cores, the last one half a
+minute.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def factor_mean(folders, out: pathlib.Path) -> pathlib.Path:
-  """Averages the factors of adapters leaf by leaf, which is wrong."""
+  """Writes an adapter with the mean of each factor, a wrong way to average."""
   trees = [sj.load_params(f / peft_config.WEIGHTS[0]) for f in folders]
   mean = {k: np.mean([tree[k] for tree in trees], axis=0) for k in trees[0]}
   peft_files.write(out, mean, peft_config.read(folders[0]).content)
@@ -39,7 +40,7 @@ def factor_mean(folders, out: pathlib.Path) -> pathlib.Path:
 
 
 def distance(model, base, soup) -> float:
-  """Distance to the soup, relative to that of the soup to the base."""
+  """Returns a model's distance to the soup over the base's distance to it."""
 
   def norm(a, b):
     return sum(

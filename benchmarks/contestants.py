@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to average checkpoints, for `stream.py`.
 
-Each imports what it needs, and returns a function that does the work alone.
+Each takes the paths of the inputs and of the output, does its imports, and
+returns a function that does only the work.
 """
 
 import os
@@ -49,7 +50,7 @@ def numpy_dicts(paths, out):
 
 
 def torch_soup(paths, out):
-  """The loop of the model-soups release: a weighted sum of state dicts."""
+  """Sums weighted state dicts, as the model-soups release does."""
   import safetensors.torch as st
 
   def run():
@@ -66,7 +67,7 @@ def torch_soup(paths, out):
 
 
 def torch_double(paths, out):
-  """As timm averages checkpoints: summed in float64, cast at the end."""
+  """Sums in float64 and casts at the end, as timm's averaging does."""
   import safetensors.torch as st
 
   def run():
@@ -83,7 +84,7 @@ def torch_double(paths, out):
 
 
 def orbax_itself(paths, out):
-  """Orbax restores all models onto the mesh and saves their mean."""
+  """Restores all models onto the mesh with Orbax, and saves their mean."""
   import jax
   from orbax.checkpoint import v1 as ocp
 
@@ -124,7 +125,7 @@ def sd_mecha(paths, out):
 
 
 def mergekit(paths, out):
-  """What the command mergekit-pytorch runs, with equal weights."""
+  """Runs what the command mergekit-pytorch does, with equal weights."""
   from mergekit.graph import Executor
   from mergekit.options import MergeOptions
   from mergekit.scripts import merge_raw_pytorch as raw
@@ -135,7 +136,7 @@ def mergekit(paths, out):
     config = raw.RawPyTorchMergeConfig.model_validate(
       {"merge_method": "linear", "models": models}
     )
-    # A directory, which replaces no file.
+    # mergekit writes a directory.
     tasks = raw.plan_flat_merge(
       config, f"{out}.d", False, False, MergeOptions()
     )
@@ -168,17 +169,17 @@ CONTESTANTS = {
 
 
 def python_for(name: str) -> str:
-  """The interpreter of a contestant: peers may have one of their own."""
+  """Returns the interpreter of a contestant; other tools may have their own."""
   if name in PACKAGES:
     return os.environ.get("PEERS_PYTHON", sys.executable)
   return sys.executable
 
 
 def versions(python: str | None = None) -> dict[str, str]:
-  """Versions of the peers' packages, of those that are installed.
+  """Returns the versions of the other tools' packages that are installed.
 
   Args:
-    python: the interpreter that is asked; None is that of the peers.
+    python: the interpreter to ask; None for that of the other tools.
   """
   code = (
     "import importlib.metadata as m, sys\n"
@@ -197,7 +198,7 @@ def versions(python: str | None = None) -> dict[str, str]:
 
 
 def others() -> list[str]:
-  """The contestants besides soupjax whose packages are installed."""
+  """Returns the contestants besides soupjax whose packages are installed."""
   installed, names = versions(), ["numpy_dicts"]
   for name, package in PACKAGES.items():
     if package in installed:

@@ -1,20 +1,21 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cooking from the shell against the forward passes that it needs.
+"""Compares the time of cooking with that of the forward passes it needs.
 
   python benchmarks/cook.py                 # a quarter of an hour, 3 GB
 
-Sixteen ViT-S/16 at 64 px around one start, with a head that was fitted to
-2,000 JPEGs of ten classes; the noise on their weights gives them different
-accuracy. The command cooks them (uniform and greedy soups with early rejection,
-ensembles, report) in a process of its own, twice: the first run compiles, the
-second finds its programs. Every eighth compiled forward pass is repeated by
-itself, with weights and batch in memory. Pure time is the mean time of these,
-times the number of passes that the command made; repeats do not count.
+The models are sixteen ViT-S/16 at 64 px around one start, whose head was fitted
+to 2,000 JPEGs of ten classes; noise on the weights gives them different
+accuracies. The command cooks them (uniform and greedy soups with early
+rejection, ensembles, report) in its own process, twice: the first run compiles
+programs, and the second finds them in the cache. Every eighth forward pass is
+repeated with weights and batch in memory. The pure time is the mean time of
+the repeats, times the number of forward passes; the repeats themselves are
+subtracted from the time of the command.
 
 Prints seconds: of start-up, from the shell to the task; of tracing and
-compiling; of pure forward passes; and the ratio of all but the first two to the
-last. Writes results/cook.json.
+compilation; of pure forward passes; and the ratio of the time without start-up
+and compilation to that of pure forward passes. Writes results/cook.json.
 """
 
 import argparse
@@ -35,7 +36,11 @@ PIXELS, CLASSES = 64, 10
 
 
 def make_images(folder: pathlib.Path, count: int):
-  """Writes JPEGs of ten classes; returns them as the model takes them."""
+  """Writes JPEGs of ten classes.
+
+  Returns:
+    The images, (count, 64, 64, 3) in [-1, 1], and their labels, (count,).
+  """
   import numpy as np
   from PIL import Image
 
@@ -55,7 +60,7 @@ def make_images(folder: pathlib.Path, count: int):
 
 
 def make_models(folder: pathlib.Path, variant: str, count: int, images, labels):
-  """Writes models around one start."""
+  """Writes models around one start with a fitted head."""
   import jax
   import numpy as np
 
@@ -95,8 +100,8 @@ def make_models(folder: pathlib.Path, variant: str, count: int, images, labels):
 class Calls:
   """Counts the calls of compiled forward passes and repeats some of them.
 
-  A repeated call has its weights and batch in memory and nothing beside it. Its
-  time does not count as that of the command.
+  A call is repeated with its weights and batch in memory and nothing else
+  running. The time of repeats does not count as time of the command.
   """
 
   def __init__(self, make, every: int):
@@ -124,7 +129,7 @@ class Calls:
 
 
 def child(record: str, every: int, argv: list[str]) -> None:
-  """Runs soupjax with arguments; writes times to a file."""
+  """Runs soupjax with arguments `argv`; writes times to the file `record`."""
   import jax
 
   from soupjax import main
@@ -159,7 +164,7 @@ def child(record: str, every: int, argv: list[str]) -> None:
 
 
 def cook(folder: pathlib.Path, name: str, every: int, more) -> dict:
-  """Cooks in a new process; returns seconds."""
+  """Cooks in a new process; returns seconds, counts and the ratio by name."""
   workdir, record = folder / name, folder / f"{name}.json"
   shutil.rmtree(workdir, ignore_errors=True)
   command = [sys.executable, __file__, f"--child={record}"]

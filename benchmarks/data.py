@@ -1,15 +1,15 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How fast does the input pipeline read, next to what Pillow can decode?
+"""Compares the speed of the input pipeline with that of decoding by Pillow.
 
 python benchmarks/data.py [--rounds=150]
 
-Makes JPEGs of ImageNet's usual size (500 x 375, about 110 kB) and measures, in
-turns within one run: Pillow decoding alone (the limit), and OpenCV; decoding, a
-random crop to 224 px and a flip; and `train_loader` doing the same, batches and
-all. Turns are of 8 images, so that what else the machine does meets all alike.
-Prints images a second of CPU time, that is per core, and medians of the ratios
-to the limit. Needs OpenCV, which the method "linear" uses.
+Makes JPEGs of ImageNet's usual size (500 x 375, about 110 kB) and measures in
+turns: decoding alone by Pillow (the limit) and by OpenCV; decoding, a random
+crop to 224 px and a flip; and `train_loader` doing the same and forming
+batches. A turn has 8 images, so that other load on the machine affects all
+alike. Prints images per second of CPU time, that is per core, and medians of
+the ratios to the limit. Needs OpenCV, which the method "linear" uses.
 """
 
 import argparse
@@ -33,7 +33,7 @@ IMAGES, BATCH = 64, 8
 
 
 def make_jpeg(seed: int) -> bytes:
-  """A picture with detail at all scales, as photographs have."""
+  """Returns a JPEG of 500 x 375 pixels with detail at all scales."""
   rng = np.random.default_rng(seed)
   picture = np.zeros((375, 500, 3))
   for scale in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -51,8 +51,8 @@ def make_jpeg(seed: int) -> bytes:
 
 class Jpegs(data.Source):
   def __init__(self, encoded: list[bytes]):
-    # Grain's shuffle takes 9 ms an index among 16 and less than 0.1 among
-    # thousands: as many as there are in real sets.
+    # Grain's shuffle takes 9 ms per index for 16 examples and less than 0.1 ms
+    # for thousands, so the source claims to be as large as real datasets.
     super().__init__("jpegs", 1_000_000, 1)
     self._encoded = encoded
 
@@ -61,7 +61,7 @@ class Jpegs(data.Source):
 
 
 def seconds(work) -> float:
-  """CPU seconds."""
+  """Returns the CPU seconds of a call."""
   begun = time.process_time()
   work()
   return time.process_time() - begun
@@ -72,8 +72,8 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=150)
   args = parser.parse_args()
   if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-    # Else glibc gives the memory of an image back after each, or not, depending
-    # on what ran before: page faults, up to twice the time of decoding.
+    # Otherwise, depending on what ran before, glibc returns memory to the
+    # system after each image, and page faults may double the decoding time.
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**30)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**30)
     os.execv(sys.executable, [sys.executable, *sys.argv])
@@ -83,21 +83,21 @@ def main() -> None:
 
   turn = itertools.count()
 
-  def some():
+  def next_images():
     start = next(turn) * BATCH % IMAGES
     return encoded[start : start + BATCH]
 
   def decode_only():
-    for one in some():
-      Image.open(io.BytesIO(one)).load()
+    for jpeg in next_images():
+      Image.open(io.BytesIO(jpeg)).load()
 
   def opencv_only():
-    for one in some():
-      cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR_RGB)
+    for jpeg in next_images():
+      cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
 
   def preprocess_only(preprocess):
-    for i, one in enumerate(some()):
-      preprocess(one, np.random.default_rng((next(turn), i)))
+    for i, jpeg in enumerate(next_images()):
+      preprocess(jpeg, np.random.default_rng((next(turn), i)))
 
   ways = {
     "Pillow, decoding alone": decode_only,
@@ -114,7 +114,7 @@ def main() -> None:
     )
     ways[f"train_loader, {method}"] = functools.partial(next, loader)
   for work in ways.values():
-    work()  # Imports, and whatever is only done once.
+    work()  # Includes imports and other work that is done only once.
   spent = {name: [] for name in ways}
   order = list(ways)
   for _ in range(args.rounds):
@@ -125,8 +125,8 @@ def main() -> None:
   for name, found in spent.items():
     ratio = statistics.median(b / a for a, b in zip(found, limit, strict=True))
     print(
-      f"{name}: {BATCH / statistics.median(found):.0f} images/s a core, "
-      f"{ratio:.2f} of decoding alone"
+      f"{name}: {BATCH / statistics.median(found):.0f} images/s per core, "
+      f"{ratio:.2f} relative to decoding alone"
     )
 
 

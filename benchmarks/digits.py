@@ -1,17 +1,18 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tests whether soups win on noisy digits among neighbours, in twenty runs.
+"""Tests in twenty runs whether soups win on noisy digits among neighbours.
 
 python benchmarks/digits.py --workdir=runs/benchmark [--report]
 
-Runs the three commands of launch/local.sh for each of the seeds 1000 to 1019:
-every run has its own split, pretraining and sweep. Then the same without
-pretraining for the first five, where soups should win nothing. Two runs go side
-by side, one on each core. A run that is finished is not repeated. Writes
-results/digits.json (accuracies by method and set), results/digits_correct.npz
-(whether each image was right, packed) and docs/images/digits.png, and prints
-the tables of README.md and benchmarks/README.md; --report does only that, from
-the files. About 40 minutes on 2 cores.
+Runs the three commands of launch/local.sh for each of the seeds 1000 to 1019;
+every run has its own split, pretraining and sweep. Then runs the last two
+commands without pretraining for the first five seeds, where soups should not
+win. Two runs at a time share the machine. Finished runs are not repeated.
+Writes results/digits.json (accuracies by method and set) and
+results/digits_correct.npz (packed bits: whether each image is classified
+correctly), draws docs/images/digits.png, and prints the tables of
+benchmarks/README.md. --report only draws and prints, from the stored results.
+Takes about 40 minutes on 2 cores.
 """
 
 import argparse
@@ -37,7 +38,7 @@ CORRECT = HERE / "results" / "digits_correct.npz"
 PICTURE = ROOT / "docs" / "images" / "digits.png"
 SEEDS, CONTROLS = range(1000, 1020), range(1000, 1005)
 METRIC = "loss,prec@1"
-# Name in a run's results -> row of the tables; "best_*" and "mean" are derived.
+# Name in a run's results -> title of its row; "best_*" and "mean" are derived.
 METHODS = {
   "pretrained": "linear probe, the start",
   "mean": "mean ingredient",
@@ -73,7 +74,7 @@ def run(seed: int, workdir: pathlib.Path, pretrained: bool) -> pathlib.Path:
   if not pretrained:
     commands = [commands[1][:-1], commands[2]]
   if not (soups / "report.html").exists():
-    # One core each; all runs share what they compile.
+    # All runs share the programs that they compile.
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(workdir / "cache")}
     for command in commands:
       with open(workdir / f"{root.name}.log", "a") as log:
@@ -86,7 +87,15 @@ def run(seed: int, workdir: pathlib.Path, pretrained: bool) -> pathlib.Path:
 
 
 def record_of(soups: pathlib.Path) -> dict:
-  """Returns {"accuracy": model -> set -> percent, "loss": model -> minival}."""
+  """Returns the record of a run in results/digits.json.
+
+  Args:
+    soups: workdir of the cooking.
+
+  Returns:
+    "ingredients" (names), "accuracy" (model -> set -> percent), "minival_loss"
+    (ingredient -> loss) and "selected" (names in the greedy soup by loss).
+  """
   accuracy, loss, ingredients = {}, {}, []
   for line in (soups / "results.jsonl").read_text().splitlines():
     row = json.loads(line)
@@ -108,7 +117,7 @@ def record_of(soups: pathlib.Path) -> dict:
 
 
 def correct_of(soups: pathlib.Path) -> dict[str, np.ndarray]:
-  """Returns "METHOD/SET" -> packed bits, and those of the ingredients."""
+  """Returns "MODEL/SET" -> packed bits, for the methods and the ingredients."""
   packed = {}
   for path in sorted((soups / "correct").glob("*.npz")):
     if path.stem in METHODS or path.stem.startswith("member_"):
@@ -121,7 +130,7 @@ def correct_of(soups: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def table_of(record: dict) -> dict[str, tuple[float, float]]:
-  """Returns method -> accuracy on test and its mean over the shifts."""
+  """Returns method -> percent accuracy on test, and mean over the shifts."""
   accuracy = record["accuracy"]
 
   def columns(model):
@@ -144,13 +153,13 @@ def table_of(record: dict) -> dict[str, tuple[float, float]]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-  """Returns mean, standard error and half of the 95 % interval (t)."""
+  """Returns the mean, its standard error and half of its 95 % t interval."""
   error = values.std(ddof=1) / np.sqrt(len(values))
   return values.mean(), error, error * scipy.stats.t.ppf(0.975, len(values) - 1)
 
 
 def markdown(records: list[dict], baseline: str) -> str:
-  """Formats one row a method, with paired differences from a baseline."""
+  """Formats one row per method, with paired differences from a baseline."""
   tables = [table_of(r) for r in records]
   lines = [
     "| | test | 8 shifts | test, difference (se) [95 %] | > 0 "

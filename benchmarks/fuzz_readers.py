@@ -7,9 +7,9 @@
 
 A case is a small checkpoint with damage that its number determines. It must
 give the same values, or a ValueError that names the checkpoint. Other values
-are a failure where the format has checksums, unless the damage renewed them.
-Cases run in a process of limited memory; one that ends or hangs is reported,
-and the next process goes on after it.
+are a failure if the format has checksums, unless the damage updated them too.
+Cases run in a process of limited memory. A case that ends the process or hangs
+is reported, and a new process continues with the next case.
 """
 
 import argparse
@@ -35,21 +35,21 @@ import zipfile
 
 import mutations
 
-# Seconds after which a case hangs, and the memory of a process, beyond what
-# imports take.
+# Seconds after which a case counts as hanging, and the address space of a
+# process in bytes, beyond what the imports take.
 PATIENCE = 30
 MEMORY = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Seed:
-  """A sound checkpoint.
+  """An undamaged checkpoint.
 
   Attributes:
     files: relative path -> bytes; a single file has the path "".
     has_checksums: whether damage to any weight must be noticed.
-    share: how often it is drawn; Orbax is fifty times as slow as the others.
-    suffix: of its name, for formats without a magic number.
+    share: relative number of cases; Orbax is fifty times as slow as the others.
+    suffix: suffix of the name, for formats without a magic number.
   """
 
   files: dict[str, bytes]
@@ -59,14 +59,14 @@ class Seed:
 
 
 class _Reference:
-  """A tensor in a torch file, by the storage that it covers."""
+  """A tensor in a torch file that covers the storage with the given key."""
 
   def __init__(self, key, array):
     self.key, self.array = key, array
 
 
 class _Pickler(pickle._Pickler):
-  """Writes references as torch does."""
+  """Pickles references as torch pickles tensors."""
 
   def save(self, obj, save_persistent_id=True):
     if not isinstance(obj, _Reference):
@@ -124,7 +124,7 @@ def weights():
 
 
 def make_seeds(folder: pathlib.Path) -> dict[str, Seed]:
-  """Makes a sound checkpoint of every kind.
+  """Makes an undamaged checkpoint of every kind.
 
   Args:
     folder: an empty directory.
@@ -179,7 +179,7 @@ def make_seeds(folder: pathlib.Path) -> dict[str, Seed]:
 
 
 def _of_extras(tree, folder: pathlib.Path) -> dict[str, Seed]:
-  """Makes checkpoints whose packages are installed: onnx and torch."""
+  """Makes the checkpoints that need onnx or torch, if these are installed."""
   seeds = {}
   with contextlib.suppress(ImportError):
     from onnx import helper, numpy_helper
@@ -207,7 +207,7 @@ def _of_extras(tree, folder: pathlib.Path) -> dict[str, Seed]:
 
 
 def _read(path: pathlib.Path) -> dict[str, bytes]:
-  """Returns the files at a path."""
+  """Returns relative path -> bytes of a file or directory."""
   if path.is_file():
     return {"": path.read_bytes()}
   files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -215,7 +215,7 @@ def _read(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def _write(path: pathlib.Path, files) -> None:
-  """Writes files, and what stands for others, at a path."""
+  """Writes files at a path, and pipes, devices and so on (`SPECIAL`)."""
   for name, content in files.items():
     file = path / name if name else path
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -229,13 +229,13 @@ def mutate(seeds, kind: str, number: int, folder: pathlib.Path):
   """Damages a checkpoint.
 
   Args:
-    seeds: the sound checkpoints.
-    kind: one of them.
+    seeds: kind -> undamaged checkpoint.
+    kind: the kind to damage.
     number: determines the damage.
     folder: an empty directory.
 
   Returns:
-    The files, and whether checksums were renewed.
+    The files, and whether the damage updated checksums too.
   """
   rng = random.Random(f"{kind}:{number}")
   files = dict(seeds[kind].files)
@@ -315,7 +315,7 @@ def outcome(seeds, kind: str, number: int, folder: pathlib.Path) -> str:
 
 
 def cases(seeds, count: int, first: int = 0) -> list[tuple[str, int]]:
-  """Returns kind and number of each case."""
+  """Returns (kind, number) of each case."""
   total = sum(seed.share for seed in seeds.values())
   return [
     (kind, first + k)

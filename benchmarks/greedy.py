@@ -1,17 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measures greedy soups: images evaluated, and time besides evaluation.
+"""Measures the images that greedy soups evaluate, and their overhead in time.
 
 python benchmarks/greedy.py --workdir=runs/greedy --sweep=runs/sweep
 
-Two settings, with ingredients on disk. "digits": a finished sweep of
+There are two settings, with ingredients on disk. "digits": a finished sweep of
 configs/finetune/digits.py (`--sweep`) and its 300 held-out images. "synthetic":
-noisy copies of a wide network on 8,192 held-out images, the best of which is
-right on five of eight. Each is cooked with and without early rejection, in
-turns; medians over rounds. Pure evaluation time is that of the evaluator once a
-candidate's weights are on the device; "alone" is the time of the same calls
-with nothing else going on. Writes results/greedy.json. About ten minutes on 2
-cores.
+noisy copies of a wide network on 8,192 held-out images; the best copy is right
+on five of eight images. Each is cooked with and without early rejection, in
+turns; figures are medians over rounds. Pure evaluation time is that of the
+evaluator once a candidate's weights are on the device; "alone" is the time of
+the same calls with nothing in between. Writes results/greedy.json. Takes about
+ten minutes on 2 cores.
 """
 
 import argparse
@@ -34,12 +34,12 @@ HERE = pathlib.Path(__file__).parent
 
 
 class Timed:
-  """Counts the seconds of an evaluator, once the weights are on the device."""
+  """Measures an evaluator's seconds, once the weights are on the device."""
 
   mode = "max"
 
   def __init__(self, evaluator: Evaluator, calls: list | None = None):
-    # A list of calls holds all candidates: none while time is measured.
+    # `calls` keeps all candidates in memory, so it is None in timed runs.
     self.evaluator, self.seconds, self.calls = evaluator, 0.0, calls
 
   def _time(self, name, *args):
@@ -66,7 +66,7 @@ class Timed:
 
 
 def alone(evaluator: Evaluator, calls: list[tuple]) -> float:
-  """Seconds of the same calls with nothing beside them."""
+  """Returns the seconds of recorded calls with nothing in between."""
   began = time.perf_counter()
   for name, *args in calls:
     getattr(evaluator, name)(*args)
@@ -74,7 +74,16 @@ def alone(evaluator: Evaluator, calls: list[tuple]) -> float:
 
 
 def digits(sweep: pathlib.Path, workdir: pathlib.Path):
-  """A sweep of configs/finetune/digits.py and its 300 held-out images."""
+  """Returns the ranked ingredients of a sweep on digits, and an evaluator.
+
+  Args:
+    sweep: workdir of a finished sweep of configs/finetune/digits.py.
+    workdir: directory for cached evaluations.
+
+  Returns:
+    The ingredients, best first, and a function that makes an evaluator on the
+    300 held-out images.
+  """
   path = str(HERE.parent / "configs" / "cook.py")
   config = config_lib.load(path, f"sweep={sweep}", **{"tests": {}})
   opened = inputs.open_inputs(config)
@@ -95,7 +104,12 @@ def digits(sweep: pathlib.Path, workdir: pathlib.Path):
 
 
 def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
-  """Noisy copies of one network: 1024 -> 2048 -> 2048 -> 100 classes."""
+  """Writes noisy copies of one network: 1024 -> 2048 -> 2048 -> 100 classes.
+
+  Returns:
+    The ingredients, best first, and a function that makes an evaluator on
+    8,192 images.
+  """
   rng = np.random.default_rng(seed)
   prototypes = rng.normal(size=(100, 1024)).astype("f")
 
@@ -116,7 +130,7 @@ def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
     "hidden_0": 0.1 * rng.normal(size=(1024, 2048)).astype("f") / 32,
     "hidden_1": rng.normal(size=(2048, 2048)).astype("f") / 45,
   }
-  # The head by ridge regression: the network is as good as it can be.
+  # Ridge regression fits the head, so that the network is accurate.
   x, labels = draw(16_384)
   f = np.asarray(jax.jit(features)(params, x), np.float64)
   gram = f.T @ f
@@ -147,9 +161,16 @@ def synthetic(directory: pathlib.Path, count: int = 16, seed: int = 0):
 def measure(
   ingredients, make_evaluator, rounds: int, by_itself: bool = True
 ) -> dict:
-  """Cooks with and without early rejection; medians over rounds.
+  """Cooks with and without early rejection.
 
-  `by_itself` also repeats the evaluations with nothing beside them.
+  Args:
+    ingredients: best first.
+    make_evaluator: makes a new evaluator.
+    rounds: number of timed rounds, after one that compiles.
+    by_itself: whether to also time the evaluations with nothing in between.
+
+  Returns:
+    Figure -> value; times are medians over rounds.
   """
   runs = {True: [], False: []}
   for k in range(rounds + 1):  # The first compiles.

@@ -1,16 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second of training on CIFAR-10: in memory, by Grain, the step alone.
+"""Measures training on CIFAR-10 with data in memory, by Grain, and without.
 
 python benchmarks/input_pipeline.py --images=DIR [--seconds=20] [--rounds=3]
 
 DIR has train.tar with CLASS/*.jpg in it, or class folders in train/. The step
-is that of configs/finetune/cifar10.py, or with --small of a model of a tenth of
-its cost, as on an accelerator. Three ways are measured in turns within one
-process: all images held in memory and augmented on the device; the same
-augmentation, images decoded by Grain's threads; and the step on a batch that is
-already on the device, which is the limit. Prints medians over rounds, their
-ratios, and whether the step or the reading is the limit of each way.
+is that of configs/finetune/cifar10.py or, with --small, of a model that costs a
+tenth as much, to imitate an accelerator. Three ways are measured in turns
+within one process: all images in memory and augmented on the device; the same
+augmentation of images that Grain's threads decode; and the step alone on a
+batch that is already on the device, which is the upper limit. Prints medians
+over rounds of images per second, their ratios, and whether the step or reading
+limits each way.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from soupjax.tasks.finetune import config as finetune_config
 from soupjax.tasks.finetune import step as finetune_step
 
 CONFIG = "configs/finetune/cifar10.py"
-# At this share of the step's speed and above, the step is the limit.
+# From this share of the step's speed on, the step counts as the limit.
 NEAR = 0.9
 
 
@@ -42,7 +43,7 @@ def rate(call, images: int, seconds: float) -> float:
 
 
 def ways(config, train: data.Source):
-  """Returns name -> function that trains for one call, and its images."""
+  """Returns name -> function that trains for one call, and images per call."""
   mesh = finetune_step.make_mesh(config)
   model = finetune_config.build_model(config)
   size = config.data.image_size
@@ -62,7 +63,7 @@ def ways(config, train: data.Source):
       state, metrics = compiled.step(state, next_batch(), key, hyper, None)
       jax.block_until_ready(metrics)
 
-    call()  # Compiles, and fills what is read ahead.
+    call()  # Compiles, and fills the read-ahead buffers.
     return call
 
   def opened(in_memory):
@@ -85,7 +86,7 @@ def main() -> None:
   parser.add_argument("--images", required=True)
   parser.add_argument("--seconds", type=float, default=20)
   parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--limit", type=int, help="use that many images only")
+  parser.add_argument("--limit", type=int, help="use only so many images")
   parser.add_argument("--small", action="store_true")
   args = parser.parse_args()
   config = config_lib.load(CONFIG, f"pretrain,images={args.images}")

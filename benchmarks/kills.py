@@ -1,21 +1,23 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Interrupts, ends and starves runs at random moments.
+"""Interrupts runs, kills processes and fills disks at random moments.
 
   python benchmarks/kills.py                    # all of it, about 40 minutes
   python benchmarks/kills.py --only=calls --count=5
 
-Three kinds of trials:
+There are four kinds of trials:
 
-- calls: Ctrl-C in `sj.mix`, `sj.save_params`, greedy and learned soups, as in a
-  notebook. No thread may be left at work, and no half-written output.
+- calls: Ctrl-C in `sj.mix`, `sj.save_params`, `sj.load_params`, greedy and
+  learned soups, as in a notebook. No thread may be left running, and no
+  half-written output.
 - commands: Ctrl-C or SIGTERM to a mix and a fine-tuning from the shell. They
-  end with one line, leave nothing half written, and end well when started
+  must end with one line, leave nothing half written, and succeed when started
   again.
 - disks: a mix, a save and a fine-tuning on a disk that fills up (a tmpfs, which
-  needs the rights to mount it). They end with a line or two that name the disk.
+  needs permission to mount it). They must end with one line that reports the
+  full disk.
 - peers: one of two processes of a mix, a cook or a fine-tuning is killed. The
-  other ends within two minutes with a line that says so.
+  other must end within two minutes with a line that says so.
 """
 
 import argparse
@@ -49,7 +51,7 @@ KINDS = ("calls", "commands", "disks", "peers")
 
 
 def write_models(folder: pathlib.Path, megabytes: float, count: int = 3):
-  """Writes models whose mean is known: model k is all k."""
+  """Writes models m0.npz, m1.npz and so on; all values of model k are k."""
   rows = max(1, int(megabytes * 2**20 / 4 / 1024 / 8))
   for k in range(count):
     tree = {f"leaf_{i}": np.full((rows, 1024), k, "f") for i in range(8)}
@@ -57,7 +59,13 @@ def write_models(folder: pathlib.Path, megabytes: float, count: int = 3):
 
 
 def problems_of(folder: pathlib.Path, out: pathlib.Path, value: float | None):
-  """Returns what is wrong after a run: leftovers, or a bad output."""
+  """Returns the problems after a run: leftovers or a bad output.
+
+  Args:
+    folder: the directory of the run.
+    out: the output, which may be missing.
+    value: what all values of the output must be; None for any.
+  """
   problems = [
     f"left {path.name}"
     for path in folder.iterdir()
@@ -76,7 +84,7 @@ def problems_of(folder: pathlib.Path, out: pathlib.Path, value: float | None):
 
 
 def _call(name: str, folder: pathlib.Path, out: pathlib.Path):
-  """Returns a call and the value of its output, None if it has no output."""
+  """Returns a call, and the value that its output must have, None if none."""
   models = folder / "m?.npz"
 
   def evaluate(params):
@@ -98,7 +106,7 @@ def _call(name: str, folder: pathlib.Path, out: pathlib.Path):
 
 
 def at_work(prefix: str) -> list[str]:
-  """Returns the names of the threads that begin with a prefix."""
+  """Returns the names of the running threads that begin with a prefix."""
   return [t.name for t in threading.enumerate() if t.name.startswith(prefix)]
 
 
@@ -129,11 +137,11 @@ def interrupt_calls(name, count, folder, rng, megabytes=64.0):
     else:
       seconds = min(seconds, took)
     if at_work("soupjax"):
-      # A thread that was started but had not begun ends without any work.
+      # A thread that was created but has not begun ends without doing work.
       time.sleep(0.02)
     busy = at_work("soupjax")
     if at_work("ThreadPool"):
-      time.sleep(0.5)  # A thread that reads ahead ends after one model.
+      time.sleep(0.5)  # A read-ahead thread ends after one model.
       busy += at_work("ThreadPool")
     problems += [f"{name} {trial}: {thread} is at work" for thread in busy]
     problems += [
@@ -148,7 +156,7 @@ def interrupt_calls(name, count, folder, rng, megabytes=64.0):
 
 
 def start(arguments, log: pathlib.Path, **variables) -> subprocess.Popen:
-  """Starts the console script; its output goes to a file."""
+  """Starts soupjax in a new process; its output goes to a file."""
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **variables}
   command = [sys.executable, "-m", "soupjax.main", *map(str, arguments)]
@@ -220,7 +228,7 @@ def stop_commands(task, number, count, folder, rng, megabytes=128.0):
 
 @contextlib.contextmanager
 def small_disk(path: pathlib.Path, kilobytes: int):
-  """Mounts a small disk in memory."""
+  """Mounts a small tmpfs at a path while the block runs."""
   path.mkdir()
   options = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", path]
   subprocess.run(options, check=True)
@@ -241,7 +249,7 @@ def fill_disks(task, count, folder, rng):
     disk = folder / "model_disk"
     with small_disk(disk, rng.randrange(8, largest)):
       out = disk / OUTPUTS[trial % 3]
-      # Others fill it after the check of free space.
+      # As if another program filled the disk after the check of free space.
       code = (
         "from soupjax import files; import sys; "
         "files.free_bytes = lambda path: 1 << 50; "
@@ -362,7 +370,7 @@ def kill_peers(task, count, folder, rng):
 
 
 def trials(kind: str, count: int):
-  """Yields the name and function of each series of a kind."""
+  """Yields the title, function and first arguments of each series of trials."""
   if kind == "calls":
     for name in ("mix", "save", "load", "greedy", "learned"):
       yield f"Ctrl-C in {name}()", interrupt_calls, (name, count)

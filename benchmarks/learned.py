@@ -1,16 +1,16 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Learned soups: memory against the number of models, and the plain graph.
+"""Compares learned soups of few and many models, and with a plain graph.
 
   python benchmarks/learned.py               # about ten minutes, 7 GB of disk
 
-1. Peak memory with ingredients on disk, 8 against 72 of them.
-2. Time a step and peak memory, against one graph that holds all models.
-3. Coefficients after 50 steps, against the same graph.
+1. Peak memory of 8 and of 72 ingredients on disk.
+2. Time per step and peak memory, compared with one graph that holds all models.
+3. Coefficients after 50 steps, compared with the same graph.
 
-Makes its checkpoints itself, in --folder, and removes them at the end. Every
-run has a process of its own; memory is the peak of anonymous memory beyond what
-imports took, seconds are the median of the steps after the first.
+Makes its own checkpoints in --folder and removes them at the end. Each run has
+its own process. Memory is the peak of anonymous memory beyond what the imports
+take, and seconds are the median over the steps after the first.
 """
 
 import argparse
@@ -30,7 +30,11 @@ LEARNING_RATE = 0.05
 
 
 def model_and_data(variant: str, pixels: int, count: int):
-  """A ViT, the layers of its leaves, and a loss on a few random images."""
+  """Returns a ViT, `count` random images, and a loss on them.
+
+  The images are (count, pixels, pixels, 3) in float32. The loss is a function
+  of the parameters and the logit scale beta.
+  """
   import numpy as np
   import optax
 
@@ -51,7 +55,11 @@ def model_and_data(variant: str, pixels: int, count: int):
 
 
 def make(folder, variant, pixels, count) -> list[str]:
-  """Writes `count` models around one start, unless they are there."""
+  """Writes `count` models around one start unless they exist.
+
+  Returns:
+    The paths of the models.
+  """
   import jax
   import numpy as np
 
@@ -77,7 +85,10 @@ def make(folder, variant, pixels, count) -> list[str]:
 
 
 def ours(job):
-  """Learned soups as they are; returns what runs them."""
+  """Returns a function that runs a learned soup of soupjax.
+
+  The function returns the end time of every step, and group -> coefficients.
+  """
   import soupjax as sj
 
   _, _, loss = model_and_data(job["variant"], job["pixels"], job["images"])
@@ -98,7 +109,10 @@ def ours(job):
 
 
 def graph(job):
-  """All models in memory, and one gradient through their mixture."""
+  """Returns a function like that of `ours`, with one gradient of all models.
+
+  All models are in memory, and the gradient goes through their mixture.
+  """
   import jax
   import jax.numpy as jnp
   import optax
@@ -141,14 +155,14 @@ def graph(job):
 
 
 def status(field: str) -> float:
-  """A field of /proc/self/status in MB."""
+  """Returns a field of /proc/self/status in MB."""
   with open("/proc/self/status", encoding="utf-8") as f:
     line = next(line for line in f if line.startswith(field))
   return int(line.split()[1]) * 1024 / 1e6
 
 
 def worker(job) -> None:
-  """Does one run and prints its figures."""
+  """Runs one job and prints its figures."""
   run = {"ours": ours, "graph": graph}[job["what"]](job)
   before, peak, done = status("RssAnon"), [0.0], threading.Event()
 
@@ -169,7 +183,7 @@ def worker(job) -> None:
 
 
 def launch(**job):
-  """Does one run in a process of its own and returns its figures."""
+  """Runs one job in its own process and returns its figures."""
   process = subprocess.run(
     [sys.executable, __file__, "--worker", json.dumps(job)],
     capture_output=True,
@@ -183,11 +197,11 @@ def launch(**job):
 
 
 def memory(folder) -> dict[str, float]:
-  """Table 1."""
+  """Measures table 1: memory of 8 and 72 ingredients on disk."""
   setting = {"variant": "S/16", "pixels": 224, "images": 1}
   paths = make(folder, setting["variant"], setting["pixels"], 72)
   rows = {}
-  print("| K | anonymous MB | s a step |\n|---|---|---|")
+  print("| K | anonymous MB | s per step |\n|---|---|---|")
   for count in (8, 72):
     found = launch(
       what="ours", paths=paths[:count], steps=2, residency="disk", **setting
@@ -206,7 +220,7 @@ def memory(folder) -> dict[str, float]:
 
 
 def speed(folder, repeat, counts=(2, 8)) -> dict[str, dict[str, float]]:
-  """Table 2; the rounds go through all runs in turn."""
+  """Measures table 2: time and memory of a step, all runs in turn."""
   setting = {"variant": "S/16", "pixels": 112, "images": 8, "steps": 6}
   paths = make(folder, setting["variant"], setting["pixels"], max(counts))
   runs = {
@@ -225,7 +239,7 @@ def speed(folder, repeat, counts=(2, 8)) -> dict[str, dict[str, float]]:
       rows[name].append(found)
       print(f"{name}: {found['seconds_per_step']:.3f} s", file=sys.stderr)
   table = {}
-  print("| K | s a step | ratio | anonymous MB |\n|---|---|---|---|")
+  print("| K | s per step | ratio | anonymous MB |\n|---|---|---|---|")
   for name, found in rows.items():
     table[name] = {
       key: statistics.median(one[key] for one in found)
@@ -243,7 +257,7 @@ def speed(folder, repeat, counts=(2, 8)) -> dict[str, dict[str, float]]:
 
 
 def agreement(folder) -> dict[str, float]:
-  """Table 3."""
+  """Measures table 3: the largest difference between coefficients."""
   setting = {"variant": "Ti/16", "pixels": 64, "images": 16, "steps": 50}
   paths = make(folder, setting["variant"], setting["pixels"], 4)
   want = launch(what="graph", paths=paths, **setting)["alphas"]

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Mutations for `fuzz_readers.py`: of bytes, structure and directories.
+"""Mutations of bytes, structure and directories for `fuzz_readers.py`.
 
-A checkpoint is a dict from relative path to bytes. The path of a single file
-is "". Values other than bytes are keys of `SPECIAL`.
+A checkpoint is a dict from relative path to bytes; the path of a single file
+is "". Values that are not bytes are keys of `SPECIAL`.
 """
 
 import io
@@ -24,7 +24,7 @@ _NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 
 
 def _json_values(rng):
-  """Returns JSON values that no reader expects."""
+  """Returns JSON values that readers do not expect."""
   return [
     None,
     True,
@@ -63,7 +63,10 @@ def of_bytes(data: bytes, rng, other: bytes = b"") -> bytes:
   Args:
     data: the file.
     rng: a `random.Random`.
-    other: another file, parts of which are copied in.
+    other: another file, parts of which may be copied in.
+
+  Returns:
+    The damaged file.
   """
   damaged = bytearray(data)
   for _ in range(rng.choice((1, 1, 1, 2, 4))):

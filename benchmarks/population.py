@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A population of tiny members against the same members one by one.
+"""Compares training tiny members at once with training them one by one.
 
   python benchmarks/population.py             # two minutes on 2 cores
 
-Every contestant runs in a process of its own, one after another, in turns; what
-counts is the ratio of medians within one run.
+Each way runs in its own process, in turns. The result is the ratio of the
+medians within one run of this script.
 """
 
 import argparse
@@ -21,7 +21,13 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs" / "finetune"
 
 
 def images_a_second(step, images: int, seconds: float) -> float:
-  """Times `step()`, which waits for its result, after two warm-up calls."""
+  """Returns images per second of `step()`, after two warm-up calls.
+
+  Args:
+    step: function that waits for its result.
+    images: number of images in a call.
+    seconds: minimum duration of the measurement.
+  """
   step(), step()
   count, began = 0, time.perf_counter()
   while time.perf_counter() - began < seconds:
@@ -33,7 +39,14 @@ def images_a_second(step, images: int, seconds: float) -> float:
 def members(
   together: bool, count: int, seconds: float, overrides=None
 ) -> float:
-  """Images a second of a sweep of tiny models on digits."""
+  """Returns images per second of a sweep of tiny models on random images.
+
+  Args:
+    together: whether all members are trained at once, or only one of them.
+    count: number of members.
+    seconds: minimum duration of the measurement.
+    overrides: changes of configs/finetune/digits.py.
+  """
   import jax
   import numpy as np
 
@@ -62,7 +75,7 @@ def members(
   }
   seed, axes = np.uint32(0), (None, "data")
   if together:
-    # Long enough that nobody comes to its end.
+    # So many steps that no member finishes.
     one = jax.tree.map(lambda x: np.stack([x] * count), one)
     one = one.replace(total_steps=np.full(count, 1e9, np.float32))
     data = {k: np.stack([v] * count, axis=1) for k, v in data.items()}
@@ -82,7 +95,7 @@ def members(
 
 
 def run(name: str, *arguments, devices: int = 1) -> float:
-  """Runs a contestant in a process of its own."""
+  """Calls a function of this file in a new process; returns its result."""
   env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
   code = f"import population; print('R', population.{name}(*{arguments!r}))"
   done = subprocess.run(
@@ -99,7 +112,14 @@ def run(name: str, *arguments, devices: int = 1) -> float:
 
 
 def compare(title, ours, theirs, repeat: int) -> dict[str, float]:
-  """Runs two contestants in turns; prints and returns their medians."""
+  """Runs two functions in turns; prints and returns their medians.
+
+  Args:
+    title: text before the figures.
+    ours: positional and keyword arguments of `run`.
+    theirs: those of the baseline.
+    repeat: number of turns.
+  """
   found = [(run(*theirs[0], **theirs[1]), run(*ours[0], **ours[1]))
            for _ in range(repeat)]  # fmt: skip
   base, mine = (statistics.median(x) for x in zip(*found))

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Size of the report of 100 models on 20 sets, and the time to open it.
+"""Measures the report of 100 models on 20 sets: its size and opening time.
 
   python benchmarks/report_page.py      # half a minute; needs Chromium
 
@@ -8,7 +8,7 @@ The results are made up: 88 ingredients with 12 hyperparameters, soups, WiSE-FT
 and ensembles, each with accuracy, loss, calibration and a recorded difference
 on minival, test and 18 shifts. A headless browser opens the page five times.
 Prints megabytes, and the milliseconds from the start of the navigation to the
-load event and to the second frame after it, when all is drawn.
+load event and to the second frame after it, when everything is drawn.
 """
 
 import json

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the table of `run.py`: what is measured, its bars, its figures.
+"""Rows of the table of `run.py`: measurements, their bars and their figures.
 
-A measurement returns a flat dict of numbers; `run.py` calls it in a process of
-its own. Ways of measuring are those of the other scripts of this folder.
+A measurement returns a flat dict of numbers; `run.py` calls it in its own
+process. Most measurements use functions of the other scripts in this folder.
 """
 
 from collections.abc import Callable
@@ -24,18 +24,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 class SkippedError(Exception):
-  """What a row needs is not here."""
+  """Something that a row needs is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-  """A limit for one figure.
+  """An upper limit for one figure.
 
   Attributes:
     label: name of the figure in the table.
     key: its name in the dict of the measurement.
     at_most: the limit.
-    unit: what follows the number, such as " s".
+    unit: text after the number, such as " s".
   """
 
   label: str
@@ -49,12 +49,12 @@ class Row:
   """One row of the table.
 
   Attributes:
-    name: for --only.
-    title: what is measured.
-    measure: takes a folder that all rows share and returns the figures.
+    name: name of the row for --only.
+    title: description of the measurement.
+    measure: function of a folder that all rows share; returns the figures.
     bars: the limits.
-    note: writes the figures that have no bar.
-    seconds: the row is stopped after that time.
+    note: formats the figures that have no bar.
+    seconds: time limit after which the row is stopped.
   """
 
   name: str
@@ -74,7 +74,7 @@ def medians(turns: list[dict]) -> dict[str, float]:
 
 
 def shell(folder: str, script: str, *arguments: str, **env: str):
-  """Starts a script of launch/ with this interpreter; pip installs nothing."""
+  """Starts a script of launch/ with this interpreter and without pip."""
   programs = pathlib.Path(folder) / "venv" / "bin"
   programs.mkdir(parents=True, exist_ok=True)
   for name, text in {
@@ -102,7 +102,7 @@ def shell(folder: str, script: str, *arguments: str, **env: str):
 
 
 def main_job(folder):
-  """launch/local.sh, from nothing and again with the programs it compiled."""
+  """Times launch/local.sh twice; the second run finds compiled programs."""
   figures = {}
   for turn in ("first", "second"):
     workdir = os.path.join(folder, f"digits_{turn}")
@@ -125,7 +125,7 @@ def main_job(folder):
 
 
 def suite(folder):
-  """launch/test.sh, with PyTorch's models where torch is installed."""
+  """Times launch/test.sh, with PyTorch's models if torch is installed."""
   extras = "test"
   if "torch" in contestants.versions(sys.executable):
     extras += ",torch-tests"
@@ -177,7 +177,7 @@ main.run()
 
 
 def first_step(folder):
-  """Seconds from the end of imports until the first step is on its way."""
+  """Measures seconds from the end of imports to the start of the first step."""
   import json
 
   figures = {}
@@ -200,7 +200,7 @@ def first_step(folder):
 
 
 def sweep(folder):
-  """Programs that each of four members of the digits' sweep compiles."""
+  """Counts the programs that the first and later members of a sweep compile."""
   import jax
 
   from soupjax import config as config_lib
@@ -275,7 +275,7 @@ def peers_note(figures):
     for name, seconds in figures.items()
     if name.endswith("_seconds") and name != "soupjax_seconds"
   ]
-  return f"times soupjax's {figures['soupjax_seconds']:.2f} s: " + ", ".join(
+  return f"ratio to soupjax's {figures['soupjax_seconds']:.2f} s: " + ", ".join(
     ratios
   )
 
@@ -474,7 +474,7 @@ def copying_note(figures):
 ROWS = (
   Row(
     "main_job",
-    "the three commands of `launch/local.sh` on digits, from nothing, without "
+    "the three commands of `launch/local.sh` on digits, from scratch, without "
     "pip",
     main_job,
     (Bar("wall", "first_s", 120, " s"),),
@@ -486,8 +486,8 @@ ROWS = (
   ),
   Row(
     "vit_b",
-    "uniform soup of 8 ViT-B (fp32), safetensors to safetensors, page cache "
-    "warm, fresh process and warm one",
+    "uniform soup of 8 ViT-B (fp32), safetensors to safetensors, warm page "
+    "cache, in a fresh process and a warm one",
     vit_b,
     (
       Bar("CPU, fresh", "fresh_cpu_s", 1.15, " s"),
@@ -499,7 +499,7 @@ ROWS = (
   ),
   Row(
     "peers",
-    "wall clock of other tools for the same (`mergekit`, `sd_mecha`, the "
+    "wall clock of other tools for the same soup (`mergekit`, `sd_mecha`, the "
     "model-soups loop, timm's average in float64, NumPy)",
     peers,
     (Bar("soupjax over the fastest", "fastest_ratio", 1, " x"),),
@@ -507,7 +507,8 @@ ROWS = (
   ),
   Row(
     "vit_b_bf16",
-    "the same soup of bf16 files, and of four fp32 and four bf16 files, warm",
+    "the same soup of bf16 files, and of four fp32 and four bf16 files, in a "
+    "warm process",
     vit_b_bf16,
     (
       Bar("CPU, bf16", "bf16_warm_cpu_s", 0.8, " s"),
@@ -517,7 +518,7 @@ ROWS = (
   ),
   Row(
     "orbax",
-    "8 x ViT-B to Orbax over the same to safetensors, warm",
+    "soup of 8 ViT-B to Orbax over the same to safetensors, in a warm process",
     orbax,
     (
       Bar("CPU", "warm_cpu_ratio", 1.8, " x"),
@@ -559,22 +560,22 @@ ROWS = (
   ),
   Row(
     "memory",
-    "anonymous memory beyond imports of a uniform soup, ViT-S to L, K = 2 and "
+    "anonymous memory of a uniform soup beyond imports, ViT-S to L, K = 2 and "
     "32",
     memory,
     (
-      Bar("most", "most_mb", 60, " MB"),
-      Bar("K = 32 over 2, most", "by_k", 1.1, " x"),
+      Bar("maximum", "most_mb", 60, " MB"),
+      Bar("K = 32 over 2, maximum", "by_k", 1.1, " x"),
       Bar("ViT-B", "b_by_k", 1.03, " x"),
       Bar("largest over smallest ViT", "by_size", 1.1, " x"),
     ),
   ),
   Row(
     "bytes_read",
-    "bytes of weights that one of two processes reads, over half of all",
+    "bytes of weights that one of two processes reads, over half of all bytes",
     bytes_read,
-    (Bar("most", "most", 1.1, " x"),),
-    lambda f: f"least {f['least']:.2f} x",
+    (Bar("maximum", "most", 1.1, " x"),),
+    lambda f: f"minimum {f['least']:.2f} x",
   ),
   Row(
     "learned_memory",
@@ -585,8 +586,8 @@ ROWS = (
   ),
   Row(
     "learned_step",
-    "learned soup, a step over that of a graph with all models in memory, "
-    "K = 8 ViT-S at 112 px",
+    "learned soup: time of a step over that of a graph with all models in "
+    "memory, K = 8 ViT-S at 112 px",
     learned_step,
     (Bar("from disk", "disk_ratio", 1.5, " x"),),
     lambda f: (
@@ -631,8 +632,8 @@ ROWS = (
   ),
   Row(
     "first_step",
-    "time from imports to the first step of pretraining on digits, the second "
-    "time over the first, empty cache",
+    "time from imports to the first step of pretraining on digits, twice with "
+    "one cache that is empty at first; second time over first",
     first_step,
     (Bar("programs compiled the second time", "second_compiled", 0),),
     lambda f: (

@@ -1,19 +1,19 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the numbers that the project holds to, and writes its tables.
+"""Compares figures with the bars of the project, and writes the tables.
 
   python benchmarks/run.py                      # at most 40 minutes, 2 cores
   python benchmarks/run.py --only=vit_b,orbax   # these rows; others stay
   python benchmarks/run.py --report             # only writes, from the JSON
 
-The rows are those of `rows.py`. Each is measured in a process of its own, with
-empty caches of compiled programs; one that fails says so in the table, and the
-others go on. A row that no longer fits into --minutes keeps its figures and
-their date. Figures are stored in results/numbers.json. From there, and from
-results/digits.json, come the lines between markers in README.md and
-benchmarks/README.md. Checkpoints lie in a temporary folder, --folder, at most
-12 GB. Peers that are not installed here are looked for in --peers-python, an
-interpreter of another environment.
+The rows are those of `rows.py`. Each is measured in its own process, with an
+empty cache of compiled programs. If a row fails, the table says so, and the
+others continue. A row that no longer fits into --minutes keeps its figures and
+their date. Figures are stored in results/numbers.json. The lines between
+markers in README.md and benchmarks/README.md are made from this file and from
+results/digits.json. Checkpoints are written to a temporary folder in --folder,
+at most 12 GB. Other tools run with the interpreter --peers-python, which may
+be that of another environment; by default it is this one.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def git(*arguments: str) -> str | None:
 
 def environment() -> dict:
   """The commit, versions and machine of a run."""
-  # What this script writes is no change of the code.
+  # Files that this script writes do not count as changes of the code.
   written = [f":!{p.relative_to(ROOT)}" for p in (RESULTS, TABLE, README)]
   commit = git("rev-parse", "--short", "HEAD")
   return {
@@ -96,10 +96,10 @@ def rounded(value):
 
 
 def measure(row: rows.Row, folder: str, seconds: float) -> dict:
-  """Measures a row in a process of its own; returns its entry of the JSON."""
+  """Measures a row in its own process; returns its entry in the JSON."""
   result = os.path.join(folder, f"{row.name}.json")
   cache = tempfile.mkdtemp(prefix="cache_", dir=folder)
-  # This checkout, whatever is installed.
+  # This checkout takes precedence over an installed soupjax.
   path = os.pathsep.join(
     filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
   )
@@ -119,7 +119,7 @@ def measure(row: rows.Row, folder: str, seconds: float) -> dict:
   except subprocess.TimeoutExpired:
     error = f"stopped after {seconds:.0f} s"
   finally:
-    # With what it has started.
+    # Kills the processes that the row has started, too.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -146,7 +146,7 @@ def measure_here(name: str, folder: str) -> None:
 def measure_all(names: list[str], folder: str, minutes: float) -> bool:
   """Measures rows and stores each at once; returns whether all worked.
 
-  A row for which the time is too short, by what it took last, keeps its entry.
+  A row whose last measurement took longer than the time left keeps its entry.
   """
   deadline = time.monotonic() + 60 * minutes
   stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -185,7 +185,7 @@ def number(value: float) -> str:
 
 
 def today(row: rows.Row, entry: dict | None) -> str:
-  """The cell of a row's figures, with what is missed."""
+  """Formats the figures of a row, and marks those that exceed their bars."""
   if entry is None:
     return "not measured"
   if "figures" not in entry:
@@ -206,7 +206,7 @@ def today(row: rows.Row, entry: dict | None) -> str:
 
 
 def numbers_table(record: dict) -> str:
-  """The table of all rows, and when and where they were measured."""
+  """Formats the table of all rows, and when and where they were measured."""
   lines = ["| `--only=` | what | bar | today |", "|---|---|---|---|"]
   for row in rows.ROWS:
     bars = "; ".join(
@@ -270,7 +270,7 @@ def costs(record: dict) -> str:
 
 
 def blocks() -> dict[tuple[pathlib.Path, str], str]:
-  """The lines between markers: (file, name) -> text."""
+  """Returns the lines between markers: (file, name) -> text."""
   import digits
 
   record = json.loads(RESULTS.read_text())
@@ -308,7 +308,7 @@ def main() -> int:
   parser.add_argument("--skip", help="names of rows, with commas")
   parser.add_argument("--minutes", type=float, default=40)
   parser.add_argument("--report", action="store_true")
-  parser.add_argument("--folder", help="for checkpoints, removed at the end")
+  parser.add_argument("--folder", help="parent of the folder for checkpoints")
   parser.add_argument("--peers-python", default=sys.executable)
   parser.add_argument("--measure", help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -322,7 +322,7 @@ def main() -> int:
     if unknown := {*names, *skipped} - ROWS.keys():
       parser.error(f"unknown rows {sorted(unknown)}; there are {[*ROWS]}")
     os.environ["PEERS_PYTHON"] = args.peers_python
-    # Ends through the blocks that stop the row and remove the folder.
+    # sys.exit runs the blocks that stop the row and remove the folder.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = tempfile.mkdtemp(prefix="soupjax_numbers_", dir=args.folder)
     try:

@@ -1,14 +1,14 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming soups against plain copying and against other ways to average.
+"""Compares streaming soups with plain copying and other ways to average.
 
   python benchmarks/stream.py --tables=1,2,4            # a few minutes, 12 GB
   python benchmarks/stream.py --tables=3 --repeat=1     # 30 GB of disk
   python benchmarks/stream.py --tables=5 --repeat=3     # 25 GB of disk
 
-Makes its checkpoints itself, in --folder, and removes them at the end. Every
-contestant runs in a process of its own; seconds are those of the work, after
-imports; memory is the peak of anonymous memory beyond what imports took.
+Makes its own checkpoints in --folder and removes them at the end. Each
+contestant runs in its own process. Seconds are those of the work after imports,
+and memory is the peak of anonymous memory beyond what the imports take.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SIZES = {  # Width, depth, MLP, heads, patch, tokens.
 
 
 def vit_shapes(size: str, scan: bool = False) -> dict[str, tuple[int, ...]]:
-  """Leaves of a ViT as big_vision names them; `scan` stacks the blocks."""
+  """Returns leaf -> shape of a ViT of big_vision; `scan` stacks the blocks."""
   width, depth, mlp, heads, patch, tokens = SIZES[size]
   head = width // heads
   block = {
@@ -76,13 +76,24 @@ def vit_shapes(size: str, scan: bool = False) -> dict[str, tuple[int, ...]]:
 
 
 def make(folder, size, count, scan=False, dtype="F32") -> list[str]:
-  """Writes `count` ViTs, unless they are there."""
+  """Writes `count` ViTs unless they exist; returns their paths."""
   stem = f"{size}{'_scan' * scan}{'_bf16' * (dtype == 'BF16')}"
   return write_models(folder, stem, vit_shapes(size, scan), count, dtype)
 
 
 def write_models(folder, stem, shapes, count, dtype="F32") -> list[str]:
-  """Writes `count` models of random values, leaf by leaf."""
+  """Writes `count` models of random values unless they exist.
+
+  Args:
+    folder: the directory to write to.
+    stem: start of the file names.
+    shapes: leaf -> shape.
+    count: number of models.
+    dtype: "F32" or "BF16".
+
+  Returns:
+    The paths of the safetensors files.
+  """
   import numpy as np
 
   itemsize = {"F32": 4, "BF16": 2}[dtype]
@@ -116,15 +127,16 @@ def write_models(folder, stem, shapes, count, dtype="F32") -> list[str]:
           start = rng.integers(0, len(pool) - n + 1)
           f.write(pool[start : start + n].data)
           left -= n
-  # What was written long ago does not compete with what is measured.
+  # So that no write-back of these files disturbs the measurements.
   os.sync()
   return paths
 
 
 def hard_links(folder, paths, count) -> list[str]:
-  """Gives files `count` names: reading one again under another is as much work.
+  """Gives `count` names to a few files, which stand in for as many models.
 
-  The names are replaced, and removed with the folder.
+  Reading a file again under another name is the same work. Old links are
+  replaced; they are removed with the folder.
   """
   links = []
   for k in range(count):
@@ -136,7 +148,7 @@ def hard_links(folder, paths, count) -> list[str]:
 
 
 def status(field: str) -> float:
-  """A field of /proc/self/status in MB."""
+  """Returns a field of /proc/self/status in MB."""
   with open("/proc/self/status", encoding="utf-8") as f:
     line = next(line for line in f if line.startswith(field))
   return int(line.split()[1]) * 1024 / 1e6
@@ -181,7 +193,7 @@ def worker(name: str, paths: list[str], out: str) -> None:
     "rss": status("VmHWM"),
     "read": getattr(report, "bytes_read", 0),
     "rchar": read,
-    # Medians of later turns in this process.
+    # Medians over the later turns in this process.
     **{
       f"warm_{key}": statistics.median(figures[key] for figures in again)
       for key in ("seconds", "cpu")
@@ -192,10 +204,18 @@ def worker(name: str, paths: list[str], out: str) -> None:
 
 
 def launch(name, paths, out, **env) -> list[dict[str, float]]:
-  """Runs a contestant in `COUNT` processes; returns the figures of each.
+  """Runs a contestant in new processes; returns the figures of each.
 
-  With `TURNS` it works that often in one process: the figures are those of the
-  first turn, and "warm_seconds" and "warm_cpu" medians of the others.
+  Args:
+    name: a key of `contestants.CONTESTANTS`.
+    paths: the inputs.
+    out: the output.
+    **env: environment variables. COUNT is the number of processes. TURNS is the
+      number of turns in each process: figures are those of the first turn, and
+      "warm_seconds" and "warm_cpu" are medians over the others.
+
+  Raises:
+    RuntimeError: if a process prints no figures.
   """
   remove(out)
   remove(f"{out}.d")
@@ -253,10 +273,11 @@ def cool(paths):
 
 
 def in_turns(paths, out, names, repeat, cold=False, **env):
-  """Goes through all contestants in turn, `repeat` times.
+  """Runs all contestants in turn, `repeat` times.
 
-  Returns the figures of every turn by contestant; those of copying, with and
-  without a flush, come first.
+  Returns:
+    Contestant -> figures of its turns. Copying without and with a flush comes
+    first.
   """
   rows = {"cat + cp": [], "cat + cp + fsync": [], **{n: [] for n in names}}
   for _ in range(repeat):
@@ -273,7 +294,7 @@ def in_turns(paths, out, names, repeat, cold=False, **env):
 
 
 def compare(title, paths, folder, names, repeat, out_name, cold=False):
-  """Prints one table."""
+  """Measures contestants and prints one table."""
   out = os.path.join(folder, out_name)
   total = sum(os.path.getsize(p) for p in paths)
   rows = in_turns(paths, out, names, repeat, cold)
@@ -308,7 +329,7 @@ def table_1(folder, repeat):
 
 
 def memory(folder, sizes, counts, repeat) -> dict[str, dict[str, float]]:
-  """Peak anonymous memory of soupjax beyond imports, MB, by size and K."""
+  """Returns size -> K -> peak anonymous memory beyond imports, in MB."""
   out = os.path.join(folder, "out.safetensors")
   peaks = {}
   for size in sizes:
@@ -341,7 +362,7 @@ def table_3(folder, repeat):
 
 
 def make_orbax(folder, size, count) -> list[str]:
-  """Writes `count` ViTs with Orbax from 8 devices."""
+  """Writes `count` ViTs as Orbax checkpoints from 8 devices."""
   code = (
     "import sys, jax, soupjax as sj\n"
     "from soupjax import sharding\n"
@@ -365,9 +386,10 @@ def bytes_of(directory) -> int:
 
 
 def shared_reading(paths, out, processes) -> list[dict[str, float]]:
-  """Figures of processes that mix together, 8 devices in all.
+  """Returns the figures of processes that mix together, with 8 devices in all.
 
-  "share" is what one reads of weights, over all weights / `processes`.
+  "share" is the bytes of weights that a process reads, over all bytes of the
+  inputs / `processes`.
   """
   import socket
 

@@ -7,7 +7,7 @@ import pathlib
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Page of the site: its source.
+# Page of the site -> its source file.
 PAGES = {
   "benchmarks.md": "benchmarks/README.md",
   "changelog.md": "CHANGELOG.md",
@@ -15,7 +15,7 @@ PAGES = {
 
 
 def on_files(files, config):
-  """Adds the pages and the results that benchmarks link to."""
+  """Adds these pages and the result files that the benchmarks link to."""
   for page, source in PAGES.items():
     text = (ROOT / source).read_text(encoding="utf-8")
     files.append(File.generated(config, page, content=text))

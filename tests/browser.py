@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A page in a headless Chromium, driven over the DevTools protocol."""
+"""A headless Chromium, driven over the DevTools protocol."""
 
 import base64
 import json
@@ -29,18 +29,18 @@ _ENDINGS = ("Load", "Exception", "Request", "Console", "Log")
 
 
 def executable() -> str | None:
-  """Returns the path of a browser, or None where none is installed."""
+  """Returns the path of a browser, or None if none is installed."""
   return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Browser:
   """One tab of a headless browser.
 
-  The protocol goes through pipes, so that no port and no library is needed.
+  Messages go through pipes, so no port and no library is needed.
 
   Attributes:
-    problems: errors on the console and exceptions of scripts, as text.
-    requests: addresses that the page asked for, its own included.
+    problems: console messages and exceptions of scripts, as text.
+    requests: addresses that the page requested, including its own.
   """
 
   def __init__(self, width: int = 1280, height: int = 900):
@@ -86,7 +86,13 @@ class Browser:
     self._profile.cleanup()
 
   def call(self, method: str, **params: Any) -> dict[str, Any]:
-    """Calls a method of the protocol and returns its result."""
+    """Calls a method of the protocol and returns its result.
+
+    Raises:
+      RuntimeError: if the browser reports an error.
+      TimeoutError: if it sends nothing for a minute.
+      EOFError: if it has ended.
+    """
     self._id += 1
     message = {"id": self._id, "method": method, "params": params}
     if self._session:
@@ -101,7 +107,7 @@ class Browser:
         return answer["result"]
 
   def _read(self) -> dict[str, Any]:
-    """Reads one message, and keeps what events tell."""
+    """Reads one message, and records events in the attributes."""
     pipe, deadline = self._process.stdout, time.monotonic() + 60
     while b"\0" not in self._buffer:
       if not select.select([pipe], [], [], deadline - time.monotonic())[0]:
@@ -145,7 +151,7 @@ class Browser:
       self._read()
 
   def evaluate(self, expression: str) -> Any:
-    """Returns the value of an expression, or of a promise, as JSON has it."""
+    """Returns the JSON value of an expression, or of its promise."""
     done = self.call(
       "Runtime.evaluate",
       expression=expression,
@@ -157,11 +163,11 @@ class Browser:
     return done["result"].get("value")
 
   def point(self, x: float, y: float) -> None:
-    """Moves the pointer to a place in the window."""
+    """Moves the pointer to a position in the window, in CSS pixels."""
     self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
   def click(self, x: float, y: float) -> None:
-    """Clicks on a place in the window."""
+    """Clicks at a position in the window, in CSS pixels."""
     for event in ("mousePressed", "mouseReleased"):
       self.call(
         "Input.dispatchMouseEvent",

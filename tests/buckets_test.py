@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs and outputs in buckets, with connections that break."""
+"""Inputs and outputs in buckets, over connections that break."""
 
 import pathlib
 import signal
@@ -22,7 +22,7 @@ RULE = sj.rules.linear()
 
 @pytest.fixture
 def few_tries(monkeypatch):
-  """Two tries, without waiting long."""
+  """Limits requests to two attempts with short waits."""
   import s3fs
 
   monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -39,7 +39,7 @@ def tree(k):
 
 
 def put(bucket, tmp_path, count=2, suffix="safetensors"):
-  """Puts models into a bucket; returns their mean."""
+  """Uploads models to a bucket; returns the mean of their leaf "w"."""
   for k in range(count):
     local = tmp_path / f"m{k}.{suffix}"
     sj.save_params(local, tree(k))
@@ -54,7 +54,7 @@ def same(path, expected):
 
 @pytest.fixture
 def staging(tmp_path, monkeypatch):
-  """The directory in which outputs are written before they are uploaded."""
+  """Sets the directory in which outputs are written before their upload."""
   monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
   monkeypatch.setattr("tempfile.tempdir", None)
   (tmp_path / "tmp").mkdir()
@@ -90,7 +90,7 @@ def test_outputs(store, bucket, tmp_path, staging, out):
   expected = put(bucket, tmp_path, suffix="npz")
   sj.mix(RULE, f"{bucket}/in/m?.npz", out=f"{bucket}/{out}")
   same(f"{bucket}/{out}", expected)
-  # Outputs are inputs again.
+  # Outputs can be inputs.
   sj.mix(RULE, [f"{bucket}/{out}"] * 1, out=tmp_path / out)
   same(tmp_path / out, expected)
   assert not [name for name in store.names(bucket[5:]) if ".tmp" in name]
@@ -303,7 +303,7 @@ def test_nothing_is_half_published(
   with pytest.raises(ValueError, match=f"{bucket}/{out}"):
     sj.open_ingredient(f"{bucket}/{out}")
   assert not leftovers(staging)
-  # The same command goes on.
+  # The same call succeeds afterwards.
   sj.mix(RULE, models, out=f"{bucket}/{out}")
   same(f"{bucket}/{out}", sj.mix(RULE, models).params["w"])
 
@@ -315,7 +315,7 @@ def test_a_directory_without_its_last_object_is_refused(
   models = f"{bucket}/in/*"
   begin = len(store.proxy.seen)
   sj.mix(RULE, models, out=f"{bucket}/o")
-  # Orbax asks for this object in gs:// buckets.
+  # Orbax requires this object in gs:// buckets.
   puts = [line for line in store.proxy.seen[begin:] if line.startswith("PUT")]
   assert puts[-1].split()[1].endswith("/o/commit_success.txt")
   # As a kill between the last two objects leaves it.

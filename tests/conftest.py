@@ -8,8 +8,9 @@ import shutil
 import signal
 import tempfile
 
-# A directory that all workers and all processes that tests start share: what
-# one has compiled, and what helpers.py trains once. Set before jax is imported.
+# A directory shared by all workers and by the processes that tests start, for
+# compiled programs and the models that helpers.py trains once. Its variables
+# must be set before jax is imported.
 _SHARED = None
 if "SOUPJAX_TESTS_SHARED" not in os.environ:
   _SHARED = tempfile.mkdtemp(prefix="soupjax_tests_")
@@ -26,10 +27,10 @@ import pytest  # noqa: E402
 from stores import bucket, google_bucket, google_store, store  # noqa: E402, F401
 
 HERE = pathlib.Path(__file__).parent
-# A shell that starts the tests in the background makes them, and the processes
-# that they start, ignore Ctrl-C.
+# If a shell starts the tests in the background, they ignore Ctrl-C, and so do
+# the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Files that take longest; first, so that no core waits for them at the end.
+# The slowest files run first, so that no core waits for them at the end.
 LONG = (
   "tasks/main_job_test.py",
   "tasks/finetune/loop_test.py",
@@ -44,8 +45,8 @@ LONG = (
   "models/pretrained/convert_torch_test.py",
   "soups/rules/every_rule_test.py",
 )
-# Compiling takes longer here than running what is compiled. Not rules and their
-# engine, whose bits are compared as users get them.
+# Tests in which compilation takes longer than running the programs. Merge rules
+# and their engine are not among them: their bits must be those that users get.
 SLOW_TO_COMPILE = (
   "analysis/",
   "docs_commands_test.py",
@@ -56,7 +57,7 @@ SLOW_TO_COMPILE = (
   "train/",
 )
 
-# Before anything starts the backend.
+# These must be set before anything starts the backend.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -66,14 +67,14 @@ if not flags.FLAGS.is_parsed():
 
 
 def pytest_collection_modifyitems(items):
-  """Begins with the longest files."""
+  """Runs the slowest files first."""
   order = {HERE / name: k for k, name in enumerate(LONG)}
   items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_fast(request):
-  """Compiles without most optimizations where that is enough."""
+  """Compiles the files in `SLOW_TO_COMPILE` without most optimizations."""
   path = request.path.relative_to(HERE).as_posix()
   if path.startswith(SLOW_TO_COMPILE):
     jax.config.update("jax_disable_most_optimizations", True)

@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Commands and Python of README and docs/ run, shortened where they are long.
+"""Runs the commands and the Python of README and docs/, shortened if long.
 
-Whatever is new there runs as it stands, or gets an entry in a table here.
+New commands and code there run as written, unless a table here changes them.
 """
 
 import doctest
@@ -47,19 +47,19 @@ ELSEWHERE = {
   r"soupjax --config=configs/mix\.py:fisher .*": "tasks/statistics_test.py",
   r"tfds build.*": "needs TensorFlow and data",
 }
-# Changes of a command, from the first pattern that matches. Other commands run
-# as they stand.
+# Pattern -> changes of the commands that it matches; the first match counts.
+# Other commands run as written.
 SHORTER = {
   # The lists of OpenCLIP, which may not be installed.
   r"soupjax --config=configs/finetune/clip_b32_i1k\.py.*": [
     (r"$", " --dry_run --config.zeroshot.names= --config.zeroshot.templates={}")
   ],
-  # Their model is that of the checkpoint.
+  # Their model comes from a checkpoint that is not here.
   r"soupjax --config=configs/finetune/(flyp|lit|car_ft)\.py.*": [
     (r"\.py ", ".py:runlocal "),
     (r"--config\.init\.path=\S+", "--dry_run"),
   ],
-  # Weights and images that are not here: the plan alone.
+  # Weights and images are not here, so these only print the plan.
   r"soupjax --config=configs/finetune/.*": [(r"$", " --dry_run")],
   # A sweep of digits stands for ImageNet's.
   r"soupjax --config=configs/cook\.py:sweep=.*": [
@@ -73,13 +73,13 @@ SHORTER = {
     (r"--config\.tasks=\S+", "--config.tasks=cars=folder:photos:minival=val"),
     (r"$", " --config.search.points=2"),
   ],
-  # Two models and one dataset of this place.
+  # Two models and one dataset that `write_models` writes.
   r"soupjax --config=configs/statistics\.py .*": [
     (r"ingredients=\S+", "ingredients=runs/[01]/model.safetensors"),
     (r"folder:cars", "folder:photos"),
     (r"minival=train", "minival=val"),
   ],
-  # The same as docs/cook.md has with one more test set.
+  # docs/cook.md has the same command with one more test set.
   r"soupjax --config=configs/cook\.py .*tests=test=test": [
     (r"$", " --dry_run")
   ],
@@ -88,7 +88,7 @@ SHORTER = {
     (r"$", " --config.cook.wise_ft_points=2"),
   ],
 }
-# The same for blocks of Python, by what is found in them; None does not run.
+# The same for blocks of Python that contain a pattern; None skips the block.
 PYTHON = {
   r"sj\.search\.paint_sequential\(.*\.\.\.": None,  # Signatures, cut short.
   r"timm\.|transformers\.": None,  # test_other_libraries_load_soups
@@ -107,7 +107,7 @@ PYTHON = {
     (r"num_classes=10", "num_classes=3"),
   ],
   r"steps=\d+": [(r"steps=\d+", "steps=2")],
-  r"load_digits\(\)": [(r"depth=4", "depth=1")],  # Of the sweep here.
+  r"load_digits\(\)": [(r"depth=4", "depth=1")],  # As in TINY_SWEEP.
 }
 
 
@@ -124,7 +124,7 @@ def commands(path: pathlib.Path) -> list[str]:
     for line in block.replace("\\\n", " ").splitlines():
       words = shlex.split(line, comments=True)
       line = shlex.join(words)
-      if line.startswith("soupjax ..."):  # The command above, once more.
+      if line.startswith("soupjax ..."):  # Repeats the command above.
         line = before + line.removeprefix("soupjax ...")
       elif line.startswith("soupjax"):
         before = line
@@ -162,7 +162,7 @@ def get_sweep():
 
 
 def write_models(directory: pathlib.Path):
-  """Writes the checkpoints and images that the pages speak of."""
+  """Writes the checkpoints and images that the pages mention."""
   rng = np.random.default_rng(0)
   tree = {
     "encoderblock_0": {"w": np.ones((2, 2), "f")},
@@ -234,7 +234,7 @@ def place(tmp_path_factory):
 
 
 def run(command: str, place: pathlib.Path):
-  """Runs a command as it is typed; returns its exit code and its output."""
+  """Runs a command of soupjax; returns its exit code and its output."""
   done = helpers.soupjax(*shlex.split(command)[1:], cwd=place)
   return done.returncode, done.stdout + done.stderr
 
@@ -252,7 +252,7 @@ def sweeps(place):
 )
 def test_commands_run(sweeps, place, number, command):
   short = shorter(command, first_match(SHORTER, command, []))
-  # Pages write to the same places.
+  # Different commands write to the same paths.
   short = re.sub(r"--(workdir|config\.out)=", rf"--\1=out/{number}/", short)
   (place / f"out/{number}").mkdir(parents=True)
   code, output = run(short, place)
@@ -313,7 +313,7 @@ def loss(params, beta, batch=0.0):
 
 
 def namespace(page: str) -> dict:
-  """Names that a page uses and leaves to the reader."""
+  """Returns the variables that a page uses without defining them."""
   a, b = in_memory("a", 0.5), in_memory("b", 1.0)
   names = dict(sj=sj, jax=jax, jnp=jnp, np=np, json=json, TINY=MODEL)
   names |= dict(ingredients=[a, b], pretrained=in_memory("pretrained", 0.0))
@@ -334,7 +334,7 @@ def namespace(page: str) -> dict:
     names |= dict(targets=jnp.eye(4))
   elif page == "learned.md":
     names |= dict(finetuned=[a, b], path=pathlib.Path("state.json"))
-    # Of AdaMerging: one task, whose head does not matter here.
+    # For AdaMerging: one task, whose head does not matter here.
     names |= dict(heads={"cars": jnp.ones(2)}, batches=[{"cars": 1.0}] * 9)
     names |= dict(apply=lambda params, x: x * params["encoderblock_0"]["w"])
   return names

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation names all that is public, and its links lead somewhere."""
+"""The documentation has all public names, and its links are not broken."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ import soupjax
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-# Pages of the site that are made of files outside docs/ (docs/site_hooks.py).
+# Pages of the site that are made from files outside docs/ (docs/site_hooks.py).
 GENERATED = {"benchmarks.md", "changelog.md"}
 NAMESPACES = [
   "soupjax",
@@ -30,7 +30,7 @@ NAMESPACES = [
 
 
 def attribute(name: str):
-  """Returns the object of a dotted name, and imports what it needs."""
+  """Returns the object with a dotted name, importing modules as needed."""
   value, path = soupjax, "soupjax"
   for word in name.split(".")[1:]:
     path += f".{word}"
@@ -49,7 +49,7 @@ def exists(name: str) -> bool:
 
 
 def exported(namespace: str) -> set[str]:
-  """Returns the names that a package imports as themselves: its public ones."""
+  """Returns the public names of a package: `import x as x`, or `__all__`."""
   package = attribute(namespace)
   if hasattr(package, "__all__"):  # It imports them when they are first used.
     return {f"{namespace}.{name}" for name in package.__all__}

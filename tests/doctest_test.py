@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The examples in docstrings run, and print what they say."""
+"""The examples in docstrings run and print the outputs shown."""
 
 import doctest
 import importlib
@@ -26,7 +26,7 @@ def with_examples() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def as_a_user_has_it(tmp_path, monkeypatch):
-  """An empty directory, and jax without the strictness of the tests."""
+  """Provides an empty directory, and jax without the tests' strict settings."""
   monkeypatch.chdir(tmp_path)
   with jax.numpy_rank_promotion("allow"), np.printoptions(legacy=False):
     yield

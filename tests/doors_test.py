@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every function that takes models takes them in any form, with equal bits."""
+"""Every function of models accepts them in any form, with the same bits."""
 
 import pathlib
 
@@ -32,8 +32,8 @@ def save(params):
   return sj.load_params("saved.npz")
 
 
-# Name -> function of three models in one form. What it returns is compared
-# with what it returns for trees.
+# Name -> function of three models in one form. Its result is compared with its
+# result for trees.
 ONE_MODEL = {
   "base of uniform_soup": lambda a, b, c: sj.uniform_soup(
     [b, c], base=a, select={"w": 0.25}
@@ -182,7 +182,7 @@ def test_submodules_are_attributes():
     sj.tasks.nothing_there  # noqa: B018
 
 
-# select= and dtype= mean the same wherever a model is made.
+# select= and dtype= mean the same in every function that makes a model.
 
 
 BASE = jax.tree.map(lambda x: x + np.float32(1), TREES[0])

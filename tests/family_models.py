@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny models with random weights, of every family of pretrained weights."""
+"""Tiny models of every family of pretrained weights, and random weights."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ SIZES = {
 IMAGES = np.random.default_rng(0).normal(size=(2, 12, 12, 1))
 IMAGES = IMAGES.astype(np.float32)
 CLIP = {**SIZES, "num_classes": None, "proj_size": 6}
-# With the leaves that other libraries have in addition.
+# Options that add all optional leaves of other libraries.
 ALL_PARTS = {
   "pool_type": "tok",
   "layer_scale": 1e-5,
@@ -56,7 +56,7 @@ def load(leaves, model, **options):
   return pretrained.load_pretrained(source, model, **options)
 
 
-# Family -> models that it has names for.
+# Family -> models that can have its leaf names.
 MODELS = {
   "big_vision": [
     vit(pool_type="map"),

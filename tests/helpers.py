@@ -47,11 +47,14 @@ def run_workers(
   Args:
     worker: the script; finds ADDRESS, COUNT and INDEX in its environment, and
       the variables that `soupjax --distributed` reads.
-    logs: a directory for what they print.
-    *arguments: of the script.
-    count: of processes.
-    seconds: they may take.
-    **variables: more of the environment.
+    logs: a directory for the output of each process.
+    *arguments: arguments of the script.
+    count: number of processes.
+    seconds: time limit.
+    **variables: more environment variables.
+
+  Raises:
+    AssertionError: if a process fails or the time is up.
   """
   with socket.socket() as s:
     s.bind(("localhost", 0))
@@ -60,14 +63,14 @@ def run_workers(
   for index in range(count):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {"ADDRESS": f"localhost:{port}", "COUNT": str(count)}
-    # As in setup.cfg: workers import the helpers of tests, too.
+    # As in setup.cfg, so that workers can import the tests' helpers.
     paths = (ROOT, ROOT / "tests")
     env |= {"INDEX": str(index)}
     env |= {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     env |= {"JAX_COORDINATOR_ADDRESS": env["ADDRESS"]}
     env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
     env |= variables
-    # Never a pipe: one that is full stops the worker.
+    # Not a pipe: a full pipe would block the worker.
     with open(logs / f"log_{index}", "wb") as log:
       workers.append(
         subprocess.Popen(
@@ -109,7 +112,7 @@ def join_workers() -> None:
 
 # --- The console script -------------------------------------------------------
 
-# Runs each command in a fork: all of them import once.
+# Runs each command in a fork, so that modules are imported only once.
 _SERVER = """
 import json, os, sys
 import grain.python, matplotlib.figure
@@ -141,11 +144,11 @@ else:
 
 @functools.cache
 def _server() -> subprocess.Popen:
-  # One device, not the eight of the tests.
+  # With one device instead of the eight of the tests.
   skipped = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
   env = {k: v for k, v in os.environ.items() if k not in skipped}
   env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  # Compiling takes longer than what is compiled.
+  # Compilation takes longer than running the programs.
   env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
   command = [sys.executable, "-c", _SERVER]
@@ -153,14 +156,14 @@ def _server() -> subprocess.Popen:
 
 
 def _start(arguments, logs, cwd=ROOT, path=(), code=None) -> int:
-  """Starts soupjax, or code, in a fork; returns the process id."""
+  """Starts soupjax, or the code, in a fork; returns the process id."""
   request = {
     "arguments": list(map(str, arguments)),
     "code": code,
     "logs": str(logs),
     "cwd": str(cwd),
     "path": list(map(str, path)),
-    # Of a store that was started later than the server.
+    # Variables of a store that was started after the server.
     "env": {k: v for k, v in os.environ.items() if k.startswith("AWS_")},
   }
   _server().stdin.write(json.dumps(request).encode() + b"\n")
@@ -180,14 +183,17 @@ def soupjax(
   """Runs the console script with one device.
 
   Args:
-    *arguments: of the command.
-    cwd: its working directory.
-    path: directories from which it may import, too.
+    *arguments: arguments of the command.
+    cwd: working directory of the command.
+    path: additional directories to import from.
     code: Python to run in place of the script.
-    timeout: seconds that it may take.
+    timeout: time limit in seconds.
 
   Returns:
     The exit code and the output.
+
+  Raises:
+    AssertionError: if the time is up.
   """
   with tempfile.TemporaryDirectory() as logs:
     pid = _start(arguments, logs, cwd, path, code)
@@ -201,7 +207,11 @@ def soupjax(
 
 
 def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
-  """Starts a command, and kills it (-9) once a file matches the pattern."""
+  """Starts a command and kills it once a file in a directory matches a pattern.
+
+  Raises:
+    AssertionError: if the command ends, or the time is up, before that.
+  """
   with tempfile.TemporaryDirectory() as logs:
     pid = _start(arguments, logs)
     deadline, code = time.monotonic() + 200, None
@@ -214,8 +224,8 @@ def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
   assert code is None, f"ended with {code} before {pattern} was there\n{error}"
 
 
-# Samples the anonymous memory and the size of --workdir while the script runs,
-# and prints the peaks.
+# Samples anonymous memory and the size of --workdir while the script runs, and
+# prints the peaks.
 _WATCHED = """
 import os, threading
 peak, disk, done = [0], [0], threading.Event()
@@ -247,7 +257,7 @@ finally:
 
 
 def peaks(*arguments, **options) -> tuple[int, int]:
-  """Returns the peaks of a command: anonymous memory and size of --workdir."""
+  """Returns a command's peak anonymous memory and peak --workdir, in bytes."""
   done = soupjax(*arguments, code=_WATCHED, **options)
   assert done.returncode == 0, done.stderr
   memory, disk = done.stdout.rpartition("PEAK ")[2].split()
@@ -258,7 +268,7 @@ def peaks(*arguments, **options) -> tuple[int, int]:
 
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
 FINETUNE = {
-  "data.name": "digits",  # 100 images, of which augmentation is on the host.
+  "data.name": "digits",  # 100 images, with augmentation on the host.
   "data.train_ops": "random_crop({image_size}, 2)|value_range(-1, 1)",
   "data.batch_ops": "erasing({erasing})|mixup({mixup})|cutmix({cutmix})",
   "optimizer.b2": 0.999,
@@ -282,9 +292,12 @@ def finetune_config(**changes):
 
 
 def three_members() -> pathlib.Path:
-  """Trains three members of one start, far enough apart to differ.
+  """Trains three members from one start, until they clearly differ.
 
-  All tests of a run share them; one that changes them takes a copy.
+  All tests of a run share them; a test that changes them must copy them.
+
+  Returns:
+    The workdir of the sweep.
   """
   from soupjax.tasks.finetune import run as finetune_run
 
@@ -299,7 +312,7 @@ def three_members() -> pathlib.Path:
 
 
 def saved_adapter(folder: pathlib.Path, config):
-  """Writes an adapter of random values, without training.
+  """Writes an adapter with random values, without training.
 
   Returns:
     The paths of the adapter and of its base, and the merged parameters.
@@ -373,7 +386,7 @@ def result_values(workdir, metric="prec@1"):
 
 
 def mix_trees(rule, trees, base=None, **more):
-  """Merges trees in memory, or arrays as the leaf "w"."""
+  """Merges trees in memory; an array stands for a tree with one leaf "w"."""
 
   def named(name, tree):
     tree = tree if isinstance(tree, dict) else {"w": tree}
@@ -396,7 +409,7 @@ IMAGE_CLASSES = ("ant", "bee", "cat")
 
 
 def fake_image(index: int) -> np.ndarray:
-  """A (20 + index % 3, 24, 3) image of its own, smooth enough for JPEG."""
+  """Returns a (20 + index % 3, 24, 3) image, smooth enough for JPEG."""
   rng = np.random.default_rng(index)
   small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
   return np.asarray(small.resize((24, 20 + index % 3), Image.BILINEAR))
@@ -409,7 +422,7 @@ def encoded_image(index: int, kind: str = "JPEG") -> bytes:
 
 
 def write_image_folder(path: pathlib.Path, counts: dict[str, int]) -> None:
-  """Writes CLASS/NN.jpg; the n-th image of all is `encoded_image(n)`."""
+  """Writes CLASS/NN.jpg; the n-th image overall is `encoded_image(n)`."""
   n = 0
   for name, count in counts.items():
     (path / name).mkdir(parents=True)
@@ -434,12 +447,15 @@ _OLD_NAMES = {
 
 
 def flat_leaves(params):
-  """Leaves by name."""
+  """Returns leaf name -> array."""
   return {k: np.asarray(v) for k, v in tree_lib.flatten(params)[0].items()}
 
 
 def old_layout(params, class_position=0.5):
-  """Parameters as vision_transformer saved them until 2021 (AugReg)."""
+  """Renames parameters as vision_transformer saved them until 2021 (AugReg).
+
+  `class_position` is the position embedding of the class token.
+  """
   result = {}
   for name, value in flat_leaves(params).items():
     if name.startswith("Transformer/encoderblock_"):
@@ -464,7 +480,7 @@ LABELS = RNG.integers(3, size=32)
 
 
 def vit_specs(**options):
-  """Shapes of a tiny ViT's parameters, as a tree."""
+  """Returns the shapes of a tiny ViT's parameters, as a tree."""
   model = models.ViT(
     num_classes=3, patch_size=4, num_heads=2, pool_type="map", **options
   )
@@ -505,7 +521,7 @@ def loss_of(params, beta, keep=None):
 TREES = [make(k) for k in range(COUNT)]
 POOL = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(TREES)]
 
-# (granularity, stacked): the groups of every leaf, one or one a layer.
+# (granularity, stacked) -> leaf -> its group, or a list of one per layer.
 LAYERS = ["blocks[0]", "blocks[1]"]
 GROUPS = {
   ("model", None): dict.fromkeys(
@@ -555,12 +571,12 @@ GROUPS = {
     "head/bias": "head/bias",
   },
 }
-# A model-wide coefficient does not care how layers are stored.
+# A coefficient for the whole model does not depend on how layers are stored.
 GROUPS["model", "blocks/"] = GROUPS["model", None]
 
 
 def mixture(logits, groups, trees=None):
-  """The soup as one differentiable expression that holds all models."""
+  """Returns the soup as one differentiable expression of all models."""
   trees = TREES if trees is None else trees
 
   def mix(path, *leaves):
@@ -601,7 +617,7 @@ def records_of(model, kind, minival, test, shift, shifts=SHIFTS, loss=0.1):
 
 
 def records(size=4, shifts=SHIFTS):
-  """Records of all kinds; the best ingredient is ingredient_01."""
+  """Returns records of all kinds; the best ingredient is ingredient_01."""
   out = records_of("pretrained", "pretrained", 0.93, 0.92, 0.80, shifts)
   for i in range(size):
     minival = 0.97 if i == min(1, size - 1) else 0.95
@@ -684,7 +700,7 @@ def learned_trace(names, groups=("model",)):
 
 
 def write_run(workdir, size=4, shifts=SHIFTS):
-  """Writes a whole workdir."""
+  """Writes the workdir of a finished cooking run; returns it."""
   workdir = pathlib.Path(workdir)
   write_results(workdir, records(size, shifts))
   names = [f"ingredient_{i:02d}" for i in range(size)]

@@ -41,7 +41,7 @@ def test_what_a_killed_run_will_write_again_is_taken_out(tmp_path):
   writer.close()
   seen = [(line["run"], line["step"]) for line in read(tmp_path)]
   assert seen == [("a", 10), ("a", 20), ("b", 10), ("b", 20), ("a", 30)]
-  # From the beginning.
+  # With done=-1, all lines of the run are removed.
   metric_writers.MetricWriter(tmp_path, "b", done=-1).close()
   assert [line["run"] for line in read(tmp_path)] == ["a", "a", "a"]
 

@@ -8,9 +8,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Sources without a test file of their own -> the tests that reach them.
+# Sources without their own test file -> the tests that cover them.
 COVERED_BY = {
-  # Pieces of what a user calls: tested through it.
+  # Parts of public functions, tested through these.
   "analysis/findings": "analysis/diagnose",
   "analysis/geometry": "analysis/diagnose",
   "checkpoints/adapters/peft_config": "checkpoints/adapters/opened",
@@ -101,7 +101,7 @@ COVERED_BY = {
   "tasks/search/results": "tasks/search/run",
   "tasks/search/work": "tasks/search/run",
   "train/recipes/lit": "train/recipes/flyp",
-  # The program, and what its files on disk do under kills.
+  # The program, and its files on disk after kills.
   "main": "tasks/command",
   "report/unseen": "tasks/cook/heads",
   "processes": "tasks/finetune/processes",
@@ -109,7 +109,7 @@ COVERED_BY = {
   "version": "packaging",
 }
 
-# Tests without a source file of their own -> why.
+# Tests without a source file of the same name -> what they test.
 SEAMS = {
   "benchmarks/accelerator": "mirrors benchmarks/",
   "benchmarks/evidence/cifar10": "mirrors benchmarks/",
@@ -123,7 +123,7 @@ SEAMS = {
   "launch/gke": "mirrors launch/",
   "launch/launch": "mirrors launch/",
   "tasks/finetune/bucket": "runs whose directory is in a bucket",
-  "tasks/cook/bucket": "the same, of soups",
+  "tasks/cook/bucket": "the same for cooking runs",
   "launch/ray_sweep": "mirrors launch/",
   "notebooks": "mirrors notebooks/",
   "docs": "the site and its links",
@@ -132,13 +132,13 @@ SEAMS = {
   "packaging": "the wheel",
   "mirror": "the tests themselves",
   "structure": "imports of all modules",
-  "doors": "models of any kind, wherever one is asked for",
+  "doors": "models in any form, in every function of models",
   "open_lists": "functions and models from outside the package",
   # One module in several processes, which start slowly.
   "checkpoints/mix_processes": "checkpoints/mix in several processes",
   "evaluators/processes": "evaluators/evaluator in several processes",
   "tasks/cook/backbones_torch": "tasks/cook on models of timm",
-  "tasks/cook/export_torch": "soups of CLIPs in the libraries of their start",
+  "tasks/cook/export_torch": "soups of CLIPs, opened by the original libraries",
   "tasks/cook/judge_torch": "the torch program of docs/judge.md",
   "tasks/cook/processes": "tasks/cook in several processes",
   "tasks/finetune/processes": "tasks/finetune in several processes",
@@ -156,10 +156,10 @@ SEAMS = {
   "models/pretrained/other_models/timm_torch": "Mixers and ResNets of timm",
   "models/pretrained/zoo_torch": "all vision transformers of timm",
   "report/choices": "report after cooking by several metrics",
-  "soups/greedy/soup_turns": "soups/greedy/soup with options of each turn",
+  "soups/greedy/soup_turns": "soups/greedy/soup with the options of `Turns`",
   "soups/learned/soup_base": "soups/learned/soup with a base",
-  "soups/evaluators": "evaluators that change their trees, at every door",
-  "soups/linear_combination": "all doors give equal sums",
+  "soups/evaluators": "evaluators that modify trees, in every function",
+  "soups/linear_combination": "all functions give equal sums",
   "soups/rules/coefficients_by_layer": "rules with coefficients by layer",
   "soups/rules/every_rule": "properties of all rules",
   "soups/rules/peers": "rules against other libraries' formulas",
@@ -174,7 +174,7 @@ def names(folder: pathlib.Path, ending: str) -> set[str]:
 def differences(
   sources: set[str], tests: set[str], covered_by: dict, seams: dict
 ) -> list[str]:
-  """Returns what is missing, and entries of the lists that are not needed."""
+  """Returns missing tests, and wrong or superfluous entries of the lists."""
   return [
     *(f"{name} has no test" for name in sources - tests - covered_by.keys()),
     *(f"{name} has a test" for name in covered_by.keys() & tests),

@@ -47,13 +47,13 @@ def test_outputs_are_kept_and_metadata_stripped(path):
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
   shutil.copytree(ROOT / "configs", tmp_path / "configs")
   (tmp_path / "notebooks").mkdir()
-  # The kernel and the commands in cells are those of this environment.
+  # The kernel and the commands in cells use this environment.
   bin_dir = str(pathlib.Path(sys.executable).parent)
   monkeypatch.setenv("PATH", bin_dir + os.pathsep + os.environ["PATH"])
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
   notebook = nbformat.read(path, as_version=4)
-  # Two members, few steps, two test sets; the stored outputs are of whole runs.
+  # Two members, few steps, two test sets; stored outputs come from full runs.
   for cell in notebook.cells:
     for command, shorter in SHORTER.items():
       cell.source = cell.source.replace(command, shorter)

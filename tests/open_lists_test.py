@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Configs name a rule, a model and an image op of a module outside soupjax."""
+"""Configs can name rules, models and image ops of modules outside soupjax."""
 
 import helpers
 import numpy as np

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel holds all of soupjax and works outside the checkout."""
+"""The wheel contains all of soupjax and works outside the checkout."""
 
 import configparser
 import os
@@ -26,9 +26,9 @@ def run(*command, **kwargs):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-  # Of the test extra: older ones cannot build wheels by themselves.
+  # From the test extra; older versions cannot build wheels by themselves.
   pytest.importorskip("setuptools", minversion="77")
-  # In a copy: a build in the checkout would pick up what earlier ones left.
+  # In a copy: a build in the checkout would pick up files of earlier builds.
   source = tmp_path_factory.mktemp("source")
   for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, source)
@@ -45,9 +45,14 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outside(wheel, tmp_path_factory):
-  """Runs a command in an empty directory with only the wheel's soupjax."""
+  """Installs the wheel.
+
+  Returns:
+    Its directory, and a function that runs a command with it in an empty
+    directory.
+  """
   site = tmp_path_factory.mktemp("site")
-  # Not again what soupjax needs: that comes from the environment of the tests.
+  # Without dependencies, which come from the environment of the tests.
   pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps")
   code, output = run(*pip, f"--target={site}", str(wheel))
   assert code == 0, output

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Object stores on the loopback: S3 behind connections that break, and gs://."""
+"""Local object stores: S3 behind a proxy that cuts connections, and gs://."""
 
 import contextlib
 import functools
@@ -32,8 +32,7 @@ class Proxy:
     self._server = port
     self._listener = socket.create_server(("127.0.0.1", 0))
     self.port = self._listener.getsockname()[1]
-    # Bytes until connections break, for each of so many of them; which of the
-    # two directions counts.
+    # Bytes left before the next cut, cuts left, and the direction that counts.
     self._left, self._cuts, self._direction = 0, 0, "up"
     self._lock = threading.Lock()
     self.seen = []  # First lines of requests.
@@ -41,7 +40,13 @@ class Proxy:
 
   @contextlib.contextmanager
   def breaking(self, direction: str, after: int, times: int = 10**6):
-    """Cuts `times` connections after so many bytes "up" or "down"."""
+    """Cuts connections while the block runs.
+
+    Args:
+      direction: "up" (from clients) or "down".
+      after: bytes in this direction before each cut.
+      times: number of cuts.
+    """
     self._left, self._cuts, self._direction = after, times, direction
     self._after = after
     try:
@@ -82,7 +87,12 @@ class Proxy:
 
 
 class Store:
-  """An S3 server in this process; `proxy` is in front of it."""
+  """An S3 server in this process, behind a proxy.
+
+  Attributes:
+    proxy: the `Proxy` in front of the server.
+    env: environment variables that make clients use the proxy.
+  """
 
   def __init__(self):
     from moto.server import ThreadedMotoServer
@@ -117,7 +127,7 @@ class Store:
 
 @pytest.fixture(scope="session")
 def store():
-  """The server, one for all tests of a process."""
+  """An S3 server that all tests of a process share."""
   if MISSING:
     pytest.skip(f"pip install soupjax[bucket-tests] ({MISSING})")
   before = dict(os.environ)
@@ -145,16 +155,20 @@ def bucket(store, request):
 class GoogleStore:
   """A gs:// server in this process.
 
-  It is `gcp-storage-emulator` with three things it lacks: conditions on
-  generations, which locks need; generations of the objects that are read; and
-  uploads of bytes that are not text.
+  It is `gcp-storage-emulator` with three additions: conditions on generations,
+  which locks need; generations of the objects that are read; and uploads of
+  bytes that are not text.
+
+  Attributes:
+    create_bucket: function that creates a bucket by name.
+    env: environment variables that make clients use the server.
   """
 
   def __init__(self):
     from gcp_storage_emulator import server, storage
     from gcp_storage_emulator.handlers import buckets, objects
 
-    # Every object that is not there would be logged as an error.
+    # Otherwise, every request for a missing object would be logged as an error.
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     logging.getLogger("api").setLevel(logging.CRITICAL)
     self._storage = storage.Storage(use_memory_fs=True)
@@ -174,7 +188,7 @@ class GoogleStore:
             super().do_DELETE()
 
       def _is_met(self) -> bool:
-        """Whether the object has the generation that a client asks for."""
+        """Returns whether the generation matches; answers 412 otherwise."""
         url = parse.urlparse(self.path)
         query = parse.parse_qs(url.query)
         if "ifGenerationMatch" not in query:
@@ -224,14 +238,14 @@ class GoogleStore:
       "STORAGE_EMULATOR_HOST": url,
       "TENSORSTORE_GCS_HTTP_URL": url,
       "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-      # gcsfs would ask Google for the kind of the bucket.
+      # Otherwise, gcsfs would ask Google for the type of the bucket.
       "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
 
 
 @pytest.fixture(scope="session")
 def google_store():
-  """The gs:// server, one for all tests of a process."""
+  """A gs:// server that all tests of a process share."""
   for module in ("gcp_storage_emulator", "gcsfs"):
     if not importlib.util.find_spec(module):
       pytest.skip(f"pip install soupjax[bucket-tests] ({module})")

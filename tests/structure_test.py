@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dependencies point one way, and dangerous calls are where they belong."""
+"""Imports point one way, and dangerous calls are only in certain files."""
 
 import ast
 import pathlib
@@ -10,13 +10,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# The imports that each part of soupjax may have. A part is the longest
-# entry that a file's path begins with; a file without one fails the test.
+# Part -> parts that it may import. The part of a file is the longest entry that
+# its path begins with; a file without one fails the test.
 _BASE = {"version", "buckets", "files", "progress", "registry", "lazy"}
 _MIDDLE = _BASE | {"soups", "checkpoints", "sharding", "config", "processes"}
 _SIBLINGS = ("models", "data", "train", "evaluators", "analysis", "report")
 _TOP = _MIDDLE | {*_SIBLINGS, "metric_writers"}
-# The layers of soups/, each may import those before it.
+# The layers of soups/; each may import those before it.
 _SOUPS = (
   "soups/core",
   "soups/rules",
@@ -51,21 +51,21 @@ ALLOWED = {
   # The public names.
   "__init__": {"soups", "checkpoints", "analysis", "version", "lazy"},
 }
-# Packages from elsewhere that only some files, or none, may import.
+# Other packages that only some files, or none, may import.
 ONLY_IN = {
   "orbax": {
     "checkpoints/formats/orbax.py",
     "checkpoints/formats/orbax_writer.py",
   },
   "flax.nnx": set(),
-  # Programs inside data.
+  # These run code that is inside data.
   "pickle": {"checkpoints/formats/unpickle.py"},
   "pickletools": {"checkpoints/formats/unpickle.py"},
   "marshal": set(),
-  # The program that evaluates checkpoints.
+  # Runs the user's program that evaluates checkpoints.
   "subprocess": {"evaluators/command.py"},
 }
-# The modules that may remove files; each removes only what it made, or what
+# The modules that may remove files. Each removes only what it made, or what
 # `checkpoints/replaceable.py` allows.
 REMOVE = {
   "checkpoints/destination.py",
@@ -80,10 +80,10 @@ REMOVE = {
   "tasks/reasons/run.py",
   "tasks/workdir.py",
 }
-# The most .py files in a folder, besides __init__.py.
+# Maximum number of .py files in a folder, besides __init__.py.
 MOST_FILES = 14
 PURE = {"jax", "numpy"} | sys.stdlib_module_names
-# Files of soups/ that wrap other libraries; jax needs scipy itself.
+# Files of soups/ that wrap other libraries; scipy is a dependency of jax.
 ALSO = {
   "soups/core/crc32.py": {"google_crc32c", "isal"},
   "soups/learned/host_optimizers.py": {"scipy"},
@@ -113,7 +113,7 @@ def part_of(dotted: str) -> str:
 
 
 def is_allowed(part: str, target: str) -> bool:
-  """Whether a part may import another; an entry includes what is below it."""
+  """Returns whether a part may import another; entries include subfolders."""
   if part == target:
     return True
   words = target.split("/")
@@ -122,7 +122,7 @@ def is_allowed(part: str, target: str) -> bool:
 
 
 def problems_in(package: pathlib.Path) -> list[str]:
-  """Returns what breaks the rules, one line each."""
+  """Returns one line for each import or file that breaks the rules."""
   problems = []
   for path in sorted(package.rglob("*.py")):
     relative = path.relative_to(package)
@@ -151,7 +151,7 @@ def problems_in(package: pathlib.Path) -> list[str]:
 
 
 def dangerous_calls(package: pathlib.Path) -> list[str]:
-  """Returns calls that run data as code or remove files, one line each."""
+  """Returns one line for each call that runs data as code or removes files."""
   problems = []
   for path in sorted(package.rglob("*.py")):
     relative = path.relative_to(package).as_posix()
@@ -172,7 +172,7 @@ def dangerous_calls(package: pathlib.Path) -> list[str]:
 
 
 def module_graph(package: pathlib.Path) -> dict[str, set[str]]:
-  """Returns the imports of every module among each other, in functions too."""
+  """Returns module -> modules of the package that it imports anywhere."""
   modules = {}
   for path in sorted(package.rglob("*.py")):
     words = ("soupjax", *path.relative_to(package).with_suffix("").parts)
@@ -180,14 +180,14 @@ def module_graph(package: pathlib.Path) -> dict[str, set[str]]:
   graph = {}
   for module, path in modules.items():
     names = [name for _, name in imports_of(path)]
-    # `from a import b` is the module a.b, if there is one, else a.
+    # `from a import b` imports the module a.b if there is one, otherwise a.
     targets = {n if n in modules else n.rpartition(".")[0] for n in names}
     graph[module] = (targets & modules.keys()) - {module}
   return graph
 
 
 def cycles_in(graph: dict[str, set[str]]) -> list[str]:
-  """Returns a cycle for every module that imports itself in the end."""
+  """Returns the import cycles, one line each."""
   cycles = {}
   for start in graph:
     paths, seen = [[start]], set()
@@ -203,7 +203,7 @@ def cycles_in(graph: dict[str, set[str]]) -> list[str]:
 
 
 def same_names_in(package: pathlib.Path) -> list[str]:
-  """Returns files that import two modules of one name without an alias."""
+  """Returns files that import two modules of the same name without alias."""
   problems = []
   modules = module_graph(package).keys()
   for path in sorted(package.rglob("*.py")):

@@ -12,7 +12,7 @@ import pytest
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
 IMAGES = IMAGES.astype(np.float32)
 _REASON = "needs pip install soupjax[torch-tests]"
-_LIBRARIES = []  # Declarations live as long as the object.
+_LIBRARIES = []  # Keeps libraries alive, and with them their declarations.
 
 
 def torch():
@@ -24,15 +24,15 @@ def torch():
 
 
 def _import_torchvision(torch):
-  """Imports torchvision, also beside a torch that was built for the CPU.
+  """Imports torchvision, even if torch was built for the CPU only.
 
-  The wheels of package registries ask for a torch built for CUDA, but only for
-  operators that nothing here calls: to declare them is enough.
+  The wheels of package registries expect a torch built for CUDA, but only for
+  operators that nothing here calls, so declaring them is enough.
   """
   try:
     importlib.import_module("torchvision")
   except ImportError:
-    return  # Only timm and OpenCLIP cannot do without.
+    return  # Only timm and OpenCLIP need it.
   except RuntimeError:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
@@ -50,7 +50,7 @@ def package(name):
 
 
 def randomize(model, seed=0):
-  """Gives all parameters values that no two layouts could confuse."""
+  """Gives all parameters random values, which reveal a confusion of layouts."""
   module = torch()
   generator = module.Generator().manual_seed(seed)
   with module.no_grad():
@@ -64,7 +64,7 @@ def randomize(model, seed=0):
 
 
 def outputs(model, call=None):
-  """Returns what a model makes of `IMAGES`."""
+  """Returns the outputs of a model for `IMAGES`, as a NumPy array."""
   module = torch()
   with module.no_grad():
     x = module.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())

@@ -1,16 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which optimiser for parallel patching? On real held-out scores.
+"""Compares optimisers for parallel patching on real held-out scores.
 
 pip install cma nevergrad
 python benchmarks/digit_tasks/blackbox.py --workdir=runs/searches [--seeds=3]
 
-Takes the models of finished runs of run.py in `workdir`, and searches the
-coefficients of 2 and 4 tasks with 39 evaluations each, from the best equal
-ones. Prints the gain over those in points of combined minival accuracy.
+Takes the models of finished runs of run.py in --workdir, and searches the
+coefficients of 2 and of 4 tasks with 39 evaluations each, starting from the
+best equal coefficients. Prints the gain over these in points of combined
+minival accuracy.
 
-Models and scores are those of the task "search". It has a single optimiser; the
-others are here, as they would only be options of it if they won.
+Models are scored as in `config.task="search"`, which has a single optimiser.
+The others are only here, since none is clearly better.
 """
 
 import argparse
@@ -37,11 +38,17 @@ SETS = PATCHING, [*PATCHING, "rotated_inverted", "parity"]
 
 
 class Spent(Exception):
-  """The budget is gone."""
+  """The budget of evaluations is spent."""
 
 
 class Objective:
-  """A function to be minimised, within the budget."""
+  """A function to be minimised, which raises `Spent` after `BUDGET` points.
+
+  Attributes:
+    value: the function to be maximised, whose negative is returned.
+    best: the largest value so far.
+    seen: point, clipped to [0, 1] and rounded to four digits -> value.
+  """
 
   def __init__(self, value):
     self.value, self.best, self.seen = value, -np.inf, {}
@@ -87,7 +94,7 @@ def draw(f, x0, seed):
     f(rng.uniform(0, 1, len(x0)))
 
 
-# Name -> optimiser; the second group draws at random.
+# Name -> optimiser; those in RANDOM depend on a seed.
 FIXED = {
   "ours (Nelder-Mead)": lambda f, x0, seed: blackbox.maximize(
     lambda x: -f(x), x0, BUDGET

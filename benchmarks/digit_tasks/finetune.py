@@ -1,10 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Config of run.py: configs/finetune/digits.py on the images that it writes.
+"""Config of run.py: configs/finetune/digits.py on the images of run.py.
 
-:pretrain trains a small ViT from scratch. Otherwise, one is fine-tuned on the
-task from config.init.path, with its head frozen; with :pool, the head is fitted
-on few images and trained, too. The sweep of :pool has five learning rates.
+:pretrain trains a small ViT from scratch. Otherwise the model of
+config.init.path is fine-tuned on a task, with its head frozen. With :pool, it
+is fine-tuned on few images and the head is trained, too, from a linear probe.
+The sweep of :pool has five learning rates.
 """
 
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 from soupjax import config as config_lib
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "finetune"
-# Of the runs of DiWA and ratatouille.
+# Learning rates of the runs of DiWA and ratatouille.
 RATES = (2e-3 * np.geomspace(0.5, 2.0, 5)).tolist()
 
 
@@ -41,7 +42,7 @@ def get_config(arg=None):
     c.freeze = () if arg.pool else ("^head/",)
     c.probe.total = "100steps" if arg.pool else "0steps"
     c.hyper.total, c.hyper.warmup = "300steps", "30steps"
-    del c.optimizer.b2  # That of digits.py is for short runs.
+    del c.optimizer.b2  # The value of digits.py is for short runs.
   if arg.short:
     c.model.depth = 1
     c.hyper.total = "60steps" if arg.pretrain else "8steps"

@@ -1,23 +1,23 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Searches for coefficients on tasks made from real digits: README.md.
+"""Searches for coefficients on tasks made from real digits.
 
 python benchmarks/digit_tasks/run.py --workdir=runs/searches [--seeds=3]
 
 Writes scikit-learn's digits as tar files, upright and changed. A small ViT is
 pretrained on upright and inverted digits of some writers, and fine-tuned with
-its head frozen on tasks made from digits of other writers. Then every search is
-a command of configs/search.py: WiSE-FT, task addition, negation, an analogy,
+its head frozen on tasks made from digits of other writers. Each search is then
+a command with configs/search.py: WiSE-FT, task addition, negation, an analogy,
 PAINT, DiWA, ratatouille and AdaMerging. All commands are printed.
 
-Prints tables of the accuracy on test, and writes ../results/search.json, or
-WORKDIR/search.json with other than three seeds. Finished steps are skipped:
-start the same command after an interruption.
+Prints the tables of benchmarks/README.md (accuracy on test), and writes
+../results/search.json, or WORKDIR/search.json if --seeds is not 3. Finished
+steps are skipped: after an interruption, run the same command again.
 
-Heads are not merged: the pretrained head is frozen and serves every task that
-asks for the digit. The head of "parity" is made from it, as a text tower would
-make one from names: the mean of the columns of the even digits, and of the odd
-ones.
+Except for DiWA and ratatouille, heads are not merged: the pretrained head is
+frozen and used for every task whose labels are digits. The head of "parity" is
+made from it, in place of one made by a text tower: its columns are the means of
+those of the even digits and of the odd digits.
 """
 
 import argparse
@@ -63,7 +63,7 @@ ADDED = ["rotated", "mirrored", "parity"]
 PATCHING, SUPPORTED = ["rotated", "mirrored"], ["upright", "inverted", "parity"]
 # Tasks that ratatouille recycles, in the order of the learning rates.
 AUXILIARY = ["rotated", "mirrored", "rotated_inverted", "parity"]
-# Table -> searches whose models are its rows.
+# Table -> searches whose models are the rows of the table.
 TABLES = {
   "wise_ft": ["wise_ft"],
   "addition": ["addition", "uniform", "entropy_model", "entropy_layer"],
@@ -78,7 +78,7 @@ TABLES = {
 
 
 def variant(dataset: data.Dataset, task: str) -> data.Dataset:
-  """Turns digits into another task on the same digits, in the same order."""
+  """Returns the task made from a dataset's digits, in the same order."""
   return data.Dataset(
     f"{dataset.name}/{task}",
     np.ascontiguousarray(VARIANTS[task](dataset.images)),
@@ -87,7 +87,14 @@ def variant(dataset: data.Dataset, task: str) -> data.Dataset:
 
 
 def write_tar(path: pathlib.Path, dataset, tasks, most: int) -> None:
-  """Writes images as LABEL/NUMBER.png, unless the file exists."""
+  """Writes a tar file of LABEL/NUMBER.png, unless it exists.
+
+  Args:
+    path: the tar file.
+    dataset: the digits.
+    tasks: keys of `VARIANTS` whose images are mixed.
+    most: maximum number of images per task.
+  """
   if path.exists():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +113,14 @@ def write_tar(path: pathlib.Path, dataset, tasks, most: int) -> None:
 
 
 def write_images(folder: pathlib.Path, seed: int, most: int) -> None:
-  """Writes FOLDER/SPLIT.tar of at most so many images, for all of `FOLDERS`.
+  """Writes FOLDER/SPLIT.tar for all of `FOLDERS`.
 
   The splits "few" and "rest" are parts of train, for DiWA and ratatouille.
+
+  Args:
+    folder: the directory of all images.
+    seed: seed of the splits.
+    most: maximum number of images per task in a file.
   """
   own = data.load_digits(seed=seed, num_train=300, num_minival=200)
   train = own.train
@@ -131,7 +143,7 @@ def write_images(folder: pathlib.Path, seed: int, most: int) -> None:
 
 
 def soupjax(config: str, workdir: pathlib.Path, *flags: str, **values) -> None:
-  """Shows and runs a command; `values` are dotted keys of the config."""
+  """Prints and runs a command; `values` are dotted keys of the config."""
   values = {f"config.{key}": value for key, value in values.items()}
   values = {"config": config, "workdir": workdir, **values}
   arguments = [f"--{key}={value}" for key, value in values.items()]
@@ -145,10 +157,10 @@ class Lab:
   """The models and searches of one seed; finished ones are skipped.
 
   Attributes:
-    workdir: gets images/, models/, tuned/ (links to models by name), starts/
-      (encoders with other heads) and searches/.
-    seed: of the split, pretraining and fine-tuning.
-    short: whether to train and search for a moment on few images, for a test.
+    workdir: directory of images/, models/, tuned/ (links to models by name),
+      starts/ (encoders with other heads) and searches/.
+    seed: seed of the split, pretraining and fine-tuning.
+    short: whether to train and search only briefly on few images, for a test.
   """
 
   workdir: pathlib.Path
@@ -156,7 +168,7 @@ class Lab:
   short: bool = False
 
   def tuned(self, name: str) -> pathlib.Path:
-    """Returns the path of a fine-tuned model; its name is in all tables."""
+    """Returns the path of a fine-tuned model, by its name in the tables."""
     return self.workdir / "tuned" / name
 
   def start(self, task: str) -> pathlib.Path:
@@ -174,7 +186,7 @@ class Lab:
   def finetune(self, name: str, folder: str, *flags: str, kind="", **values):
     """Fine-tunes on a key of `FOLDERS`; for `kind`, see finetune.py."""
     workdir, link = self.workdir / "models" / name, self.tuned(name)
-    if link.is_symlink():  # That of a sweep leads nowhere.
+    if link.is_symlink():  # Even if dangling, as the link of a sweep is.
       return
     if kind != "pretrain":
       values = {"init.path": str(self.start(folder))} | values
@@ -185,7 +197,14 @@ class Lab:
     link.symlink_to(workdir / "ingredients" / "last")
 
   def search(self, name, method, *inputs, **options) -> None:
-    """Runs a search of `inputs`; `options` are keys of `config.search`."""
+    """Runs a search unless it is finished.
+
+    Args:
+      name: directory of the search.
+      method: argument of configs/search.py.
+      *inputs: arguments of `inputs`.
+      **options: keys of `config.search`.
+    """
     workdir = self.workdir / "searches" / name
     if not (workdir / "report.html").exists():
       options = {f"search.{key}": value for key, value in options.items()}
@@ -202,8 +221,8 @@ class Lab:
     Args:
       models: names of fine-tuned models, or absolute patterns.
       tasks: keys of `VARIANTS` or shifts, also as TASK:model=NAME.
-      initial: None for the pretrained model and frozen heads; with another
-        one, heads are averaged, too.
+      initial: the initial model, whose head is averaged, too; None for the
+        pretrained model and frozen heads.
     """
     texts = []
     for name in tasks:
@@ -255,7 +274,7 @@ def run(lab: Lab) -> None:
 
 
 def parity_head(head: PyTree) -> PyTree:
-  """Makes a head of the means of even and odd columns."""
+  """Makes a head of two classes: the means of even and of odd columns."""
   return {
     name: np.stack([leaf[..., k::2].mean(-1) for k in (0, 1)], -1)
     for name, leaf in head.items()
@@ -263,7 +282,7 @@ def parity_head(head: PyTree) -> PyTree:
 
 
 def paint(lab: Lab, points: int) -> None:
-  """Patches rotated and mirrored digits; supports what was known before."""
+  """Patches the model on `PATCHING`; `SUPPORTED` are the control tasks."""
   tasks, (first, second) = [*PATCHING, *SUPPORTED], PATCHING
   options = {"points": points, "supported": "+".join(SUPPORTED)}
   for name in PATCHING:
@@ -276,7 +295,7 @@ def paint(lab: Lab, points: int) -> None:
     *("paint_parallel", "paint_parallel", PATCHING, tasks),
     **{"budget": budget, **options},
   )
-  # The second task is learned from the model that knows the first.
+  # The second task is fine-tuned from the model patched on the first.
   lab.search("paint_first", "paint_sequential", [first], tasks, **options)
   stage = lab.workdir / "searches" / "paint_first" / "stages" / second
   lab.finetune("second", second, **{"init.path": str(stage)})
@@ -285,7 +304,10 @@ def paint(lab: Lab, points: int) -> None:
 
 
 def pools(lab: Lab) -> None:
-  """Averages five runs on few images, from one encoder or from five."""
+  """Averages five runs on few images, from one encoder or from five.
+
+  One encoder is DiWA, and five are ratatouille.
+  """
   runs = lab.workdir / "models" / "diwa"
   inputs, options = [["upright", *SHIFTS], runs / "initial"], {}
   options["choose_on"] = "upright"
@@ -293,10 +315,10 @@ def pools(lab: Lab) -> None:
   pool = [f"{runs}/member_*/ingredients/last"]
   lab.search("diwa", "diwa", pool, *inputs, **options)
   head = sj.load_params(runs / "initial")["head"]
-  # Both have the same first run.
+  # The first run of both is the same.
   pool = [f"{runs}/member_000/ingredients/last"]
   for task, rate in zip(AUXILIARY, RATES[1:]):
-    # On other images than the target.
+    # Auxiliary tasks have other images than the target task.
     lab.finetune(f"auxiliary_{task}", task, **{"data.train": "rest"})
     encoder = sj.load_params(lab.tuned(f"auxiliary_{task}"))
     start = lab.write_start(f"auxiliary_{task}", encoder, head)
@@ -311,13 +333,13 @@ def pools(lab: Lab) -> None:
 
 
 def table_of(lab: Lab, name: str) -> dict[str, dict[str, float]]:
-  """Returns row -> column -> accuracy on test, of the searches of a table."""
+  """Returns row -> column -> accuracy on test, for a key of `TABLES`."""
   made: dict[str, dict[str, float]] = {}
   for search in TABLES[name]:
     record = files.read_json(lab.workdir / "searches" / search / "search.json")
     table = record["tables"][0]
     rows = {k: dict(zip(table["columns"], v)) for k, v in table["rows"].items()}
-    if name == "pools":  # Of the runs, the one that greedy soups start with.
+    if name == "pools":  # The best run is where the greedy soup starts.
       best = record["greedy"]["greedy"]["selected"][0]
       rows["best run"] = rows[best]
       models = "pretrained", "best run", "uniform", "chosen"
@@ -326,7 +348,7 @@ def table_of(lab: Lab, name: str) -> dict[str, dict[str, float]]:
       if "noise" in scores:
         shifts = np.mean([scores[shift] for shift in SHIFTS])
         scores = {"test": scores["upright"], "8 shifts": float(shifts)}
-      if name == "paint":  # Of both tasks, also where one was patched.
+      if name == "paint":  # Over both tasks, even if only one was patched.
         means = [
           np.mean([scores[t] for t in group]) for group in (PATCHING, SUPPORTED)
         ]

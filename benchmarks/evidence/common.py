@@ -132,7 +132,10 @@ def correct(
     soups: workdir of cooking.
     columns: title -> names of test sets. The answers to several are averaged
       image by image.
-    rows: as `ROWS`.
+    rows: model -> title, as in `ROWS`.
+
+  Returns:
+    Title of `columns` -> row -> share of correct answers per image.
   """
   results = report.read_run(soups)
   members = results.models("ingredient")
@@ -209,9 +212,10 @@ def record_of(
   """Returns the results of the finished sweeps.
 
   Args:
-    answers: sweep -> `correct`; "control" is not pooled with the others.
-    chosen: sweep -> `choices`.
-    rows: as `ROWS`.
+    answers: sweep -> result of `correct`; "control" is not pooled with the
+      others.
+    chosen: sweep -> result of `choices`.
+    rows: model -> title, as in `ROWS`.
   """
 
   def tables(sweeps):
@@ -251,8 +255,8 @@ def markdown(tables: Mapping, rows: Mapping[str, str] = ROWS) -> str:
   """Returns the tables of benchmarks/README.md: accuracies and differences.
 
   Args:
-    tables: reference -> `summary`.
-    rows: as `ROWS`.
+    tables: reference -> result of `summary`.
+    rows: model -> title, as in `ROWS`.
   """
   first = next(iter(tables.values()))
   head = [f"| | {' | '.join(first)} |", "|---" * (len(first) + 1) + "|"]
