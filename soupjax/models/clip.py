@@ -93,8 +93,8 @@ class CLIP(nn.Module):
     ztxt = self.embed_texts(tokens, train=train)
     if zimg.shape[-1] != ztxt.shape[-1]:
       raise ValueError(
-        f"Image embeddings have size {zimg.shape[-1]}, but text embeddings have "
-        f"size {ztxt.shape[-1]}: give both towers projections of the same size."
+        f"Image embeddings have size {zimg.shape[-1]}, but text embeddings "
+        f"{ztxt.shape[-1]}: give both towers projections of the same size."
       )
     logits = self.scale() * zimg @ ztxt.T
     return ztxt, logits + self.b[0] if self.bias else logits
