@@ -196,7 +196,7 @@ def test_configs_of_clip(tmp_path):
     ({"image_size": 16}, "16 patches of 16 x 16 .* 9"),
     ({"model_type": "vit_xyz"}, "'vit_xyz'.* not known"),
     ({"architectures": ["MyViT"]}, "'vit MyViT'.* not known"),
-    ({"qkv_bias": False}, "qkv_bias=False, and our ViT only computes True"),
+    ({"qkv_bias": False}, "qkv_bias=False, but our ViT only supports True"),
     ({"rotary": {"theta": 3}}, "rotary=.*remove it"),
     ({"hidden_size": "wide"}, "hidden_size='wide', .*positive integer"),
     ({"model_type": "clip"}, r"transformers \(model_type 'clip'\).*'hf_vit'"),
