@@ -219,7 +219,7 @@ def test_a_model_must_compute_what_the_config_says(tmp_path, changes):
   said = {k: HF_OPTIONS[k] for k in SILENT}
   pretrained.load_pretrained(path, model.clone(**said))
   [(key, value)] = changes.items()
-  message = f"means {key}={said[key]!r}, but this ViT has {key}={value!r}"
+  message = f"implies {key}={said[key]!r}, but this ViT has {key}={value!r}"
   other = model.clone(**{**said, **changes})
   with pytest.raises(ValueError, match=message):
     pretrained.load_pretrained(path, other)
