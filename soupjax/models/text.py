@@ -71,8 +71,8 @@ class Text(nn.Module):
       train: as for `ViT`, but without effect: there is no dropout.
 
     Returns:
-      (batch, size) in float32. The size is num_classes, or else proj_size, or
-      else width.
+      (batch, size) in float32, where size is num_classes if that is set, else
+      proj_size if that is set, else width.
 
     Raises:
       ValueError: if an option is unknown or the sizes do not fit.

@@ -63,7 +63,7 @@ def read(path: str, family: str | None) -> Said:
 
   Args:
     path: path of the checkpoint, "" if it is not in a file.
-    family: family of its leaves, a key of `mappings.FAMILIES`; None allows any.
+    family: family of the leaves, a key of `mappings.FAMILIES`; None for any.
 
   Returns:
     Options of our ViT and sizes; empty if no file is a config of a known
@@ -71,7 +71,7 @@ def read(path: str, family: str | None) -> Said:
 
   Raises:
     ValueError: if the config belongs to another library than the weights or to
-      an unknown architecture, or has a key or value that we do not support.
+      an unknown architecture, or has a key or value that is not supported.
   """
   configs = []
   for name in _NAMES:

@@ -56,7 +56,7 @@ _SILENT = (
 
 
 def options(family: str) -> dict[str, Any]:
-  """Returns the options with which our model computes those of a family.
+  """Returns the options that our model needs to match models of a family.
 
   Args:
     family: a key of `mappings.FAMILIES`.
@@ -97,9 +97,9 @@ def load_pretrained(
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
-    head: "keep" the checkpoint's head; "new" starts a head at zero; "auto"
-      keeps the head if it has as many outputs as the model and starts a new one
-      otherwise. A model without a head ignores that of the checkpoint.
+    head: "keep" keeps the checkpoint's head; "new" starts a head at zero;
+      "auto" keeps the head if it has as many outputs as the model and starts a
+      new one otherwise. A model without a head ignores the checkpoint's.
     skip: regular expressions of leaves that are not loaded, by our names or
       those in the file.
     prefix: start of the model's names if the file has several models, such as

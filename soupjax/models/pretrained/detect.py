@@ -61,7 +61,10 @@ class Detected:
 
   @property
   def model(self) -> str:
-    """Name in configs, without text tower: "vit", "mixer" or "resnet"."""
+    """Name of the model in configs: "vit", "mixer" or "resnet".
+
+    For a CLIP it is "vit", that of the image tower.
+    """
     return mappings.FAMILIES[self.family].model.lower()
 
 

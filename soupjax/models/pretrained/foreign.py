@@ -210,7 +210,7 @@ class SourceTable:
     return leaf_of(self.family, name[len(self.prefix) :])
 
   def leaves(self) -> list[str]:
-    """Returns our names of its leaves, of those that we have."""
+    """Returns our names for those of its leaves that we have."""
     names = map(self.leaf_of, self.entries)
     return [name for name in names if name is not None]
 
@@ -256,12 +256,15 @@ class SourceTable:
     )
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
-    """Returns the names in the file of our leaves, of those that it has."""
+    """Returns the file's names for those of our leaves that it has."""
     names = (self.locate(leaf)[1] for leaf in leaves)
     return {name for name in names if name is not None}
 
   def shape(self, leaf: str) -> tuple[int, ...] | None:
-    """Returns our shape of a leaf, maybe with heads merged; None if unknown."""
+    """Returns the shape of our leaf in our layout, None if it is unknown.
+
+    Heads may share an axis with features.
+    """
     row, name = self.locate(leaf)
     if name is None:
       return None

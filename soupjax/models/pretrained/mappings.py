@@ -74,7 +74,7 @@ def _big_vision() -> tuple[tables.Row, ...]:
 
 
 def _hf_vit(base: str, *heads: str) -> tuple[tables.Row, ...]:
-  """Returns the names in classifiers and in bare models, also transformers 5's.
+  """Returns the names in classifiers and bare models, and in transformers 5.
 
   Args:
     base: name of the model inside a classifier.
@@ -129,7 +129,7 @@ def _hf_deit() -> tuple[tables.Row, ...]:
 
 
 def _hf_dinov2(base: str) -> tuple[tables.Row, ...]:
-  """Returns the names in classifiers and in bare models, also transformers 5's.
+  """Returns the names in classifiers and bare models, and in transformers 5.
 
   Args:
     base: name of the model inside a classifier.

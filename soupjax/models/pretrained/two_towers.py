@@ -148,7 +148,7 @@ def options(
 
 
 def _sizes(text: foreign.SourceTable) -> dict[str, Any]:
-  """Returns the options that are sizes of leaves; checks them in the config."""
+  """Returns the options that are sizes of leaves; checks the config by them."""
   norm = re.compile(r"Transformer/encoderblock_\d+/LayerNorm_0/scale")
   sizes: dict[str, Any] = {
     "depth": sum(bool(norm.fullmatch(k)) for k in text.leaves())
