@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models in Flax Linen; `pretrained` converts weights of other libraries.
 
-A function that returns a Flax module, or a module class, can be named in a
-config once it is decorated with `register`, or by its import path.
+A config names a module class, or a function that returns a Flax module, either
+as it was registered with `register` or by its import path.
 """
 
 from soupjax.lazy import submodules

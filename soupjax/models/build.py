@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models by the names that configs give them."""
+"""Builds models from the names and options in configs."""
 
 from collections.abc import Mapping
 import inspect
@@ -14,14 +14,14 @@ from soupjax.models import resnet as resnet_lib
 from soupjax.models import vit as vit_lib
 from soupjax.registry import Registry, suggestion
 
-# Functions of `num_classes` and options that return a Flax module, or module
-# classes.
+# Module classes, or functions that return a Flax module, with the arguments
+# `num_classes` and options.
 MODELS = Registry("model")
 
 
 @MODELS.register
 def vit(num_classes: int | None, variant: str = "", **options) -> vit_lib.ViT:
-  """Makes a ViT of a variant such as "B/16", with options that change it."""
+  """Makes a ViT from a variant such as "B/16"; options override its sizes."""
   size = vit_lib.variant(variant) if variant else {}
   return vit_lib.ViT(num_classes=num_classes, **size | options)
 
@@ -30,7 +30,7 @@ def vit(num_classes: int | None, variant: str = "", **options) -> vit_lib.ViT:
 def mixer(
   num_classes: int | None, variant: str = "", **options
 ) -> mixer_lib.Mixer:
-  """Makes an MLP-Mixer of a variant such as "B/16"."""
+  """Makes an MLP-Mixer from a variant such as "B/16", as for `vit`."""
   size = mixer_lib.mixer_variant(variant) if variant else {}
   return mixer_lib.Mixer(num_classes=num_classes, **size | options)
 
@@ -48,19 +48,19 @@ def clip(
   scan: bool = False,
   remat_policy: str | None = None,
 ) -> clip_lib.CLIP:
-  """Makes a CLIP, whose outputs do not depend on a number of classes.
+  """Makes a CLIP model, whose outputs do not depend on `num_classes`.
 
   Args:
     num_classes: ignored.
-    variant: of the image tower, such as "B/32", or "".
-    image: options of the image tower.
+    variant: variant of the image tower, such as "B/32", or "".
+    image: options of the image tower, which override its variant.
     text: options of the text tower.
     bias: whether logits have a bias.
-    dropout: of the image tower.
-    stochastic_depth: of the image tower.
-    dtype_mm: of both towers, as in `ViT`.
-    scan: of both towers.
-    remat_policy: of both towers.
+    dropout: rate in the image tower.
+    stochastic_depth: rate in the image tower, as in `ViT`.
+    dtype_mm: dtype of the matrix products of both towers, as in `ViT`.
+    scan: whether both towers scan their blocks.
+    remat_policy: policy of both towers, as in `ViT`.
   """
   del num_classes
   both = {"dtype_mm": dtype_mm, "scan": scan, "remat_policy": remat_policy}
@@ -75,7 +75,7 @@ def clip(
 def resnet(
   num_classes: int | None, variant: str = "", **options
 ) -> resnet_lib.ResNet:
-  """Makes a ResNet-v2 of BiT, of a variant such as "50x1"."""
+  """Makes BiT's ResNet-v2 from a variant such as "50x1", as for `vit`."""
   size = resnet_lib.resnet_variant(variant) if variant else {}
   options = size | options
   if "depths" in options:  # Configs have lists.
@@ -83,7 +83,7 @@ def resnet(
   return resnet_lib.ResNet(num_classes=num_classes, **options)
 
 
-# Module classes of functions that accept their options as **options.
+# Module classes of the functions above that take **options.
 _CLASSES = {
   "vit": vit_lib.ViT,
   "mixer": mixer_lib.Mixer,
@@ -96,12 +96,13 @@ def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
 
   Args:
     name: a registered model, or the import path of a function or module class.
-    num_classes: outputs of the head.
+    num_classes: outputs of the head; None for no head.
     **options: further arguments. Unknown ones are ignored if they are off (0,
       "", False or None).
 
   Raises:
-    ValueError: if the model or an option does not exist.
+    ValueError: if the model or an option does not exist, or if the result is
+      not a Flax module.
 
   Examples:
     >>> build("vit", 10, variant="mu/16", dropout=0.1).depth
@@ -129,7 +130,7 @@ def build(name: str, num_classes: int | None, **options: Any) -> nn.Module:
 
 
 def _options(name: str) -> set[str] | None:
-  """Returns the names of all options, None if the model accepts any name."""
+  """Returns the names of all options, or None if the model accepts any."""
   parameters = dict(MODELS.signature(name).parameters)
   if name in _CLASSES:
     parameters |= inspect.signature(_CLASSES[name]).parameters

@@ -4,7 +4,7 @@
 SigLIP (2303.15343).
 
 Parameters have the names of big_vision's two_towers: `img`, `txt`, `t` (the
-logarithm of the scale of logits) and `b` (their bias).
+logarithm of the logit scale) and `b` (the logit bias).
 """
 
 from collections.abc import Mapping
@@ -39,11 +39,11 @@ class CLIP(nn.Module):
 
   @property
   def txt_length(self) -> int:
-    """The most tokens of a text."""
+    """The maximum number of tokens of a text."""
     return text_lib.Text(**self.text).context_length
 
   def setup(self):
-    """Makes the towers and the scale."""
+    """Makes the towers, the logit scale and, if any, the logit bias."""
     self.img = vit.ViT(**self.image)
     self.txt = text_lib.Text(**self.text)
     scale = nn.initializers.constant(math.log(self.init_scale))
@@ -81,19 +81,19 @@ class CLIP(nn.Module):
 
     Args:
       zimg: (batch, size) embeddings of length 1.
-      tokens: as for a call.
-      train: as for a call.
+      tokens: as for `__call__`.
+      train: as for `__call__`.
 
     Returns:
       Embeddings (texts, size) of length 1, and logits (batch, texts).
 
     Raises:
-      ValueError: as for a call.
+      ValueError: as for `__call__`.
     """
     ztxt = self.embed_texts(tokens, train=train)
     if zimg.shape[-1] != ztxt.shape[-1]:
       raise ValueError(
-        f"Embeddings of images have size {zimg.shape[-1]} and those of texts "
+        f"Image embeddings have size {zimg.shape[-1]}, but text embeddings "
         f"{ztxt.shape[-1]}: give both towers projections of the same size."
       )
     logits = self.scale() * zimg @ ztxt.T
@@ -114,5 +114,5 @@ class CLIP(nn.Module):
 
 
 def normalized(x: jax.Array) -> jax.Array:
-  """Scales vectors, on the last axis, to length 1."""
+  """Scales the vectors along the last axis to length 1."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that several models use."""
+"""Layers and checks that several models share."""
 
 from collections.abc import Mapping
 import functools
@@ -13,8 +13,8 @@ import numpy as np
 
 from soupjax.registry import suggestion
 
-# "gelu" is the tanh approximation, as in big_vision; PyTorch's is "gelu_exact"
-# and OpenAI's CLIP has "quick_gelu".
+# "gelu" is the tanh approximation, as in big_vision; PyTorch's default is
+# "gelu_exact", and OpenAI's CLIP uses "quick_gelu".
 ACTIVATIONS = {
   "gelu": nn.gelu,
   "gelu_exact": functools.partial(nn.gelu, approximate=False),
@@ -24,7 +24,7 @@ ACTIVATIONS = {
 
 
 def check_choice(what: str, value: Any, choices: Any) -> None:
-  """Checks an option.
+  """Checks that the value of an option named `what` is a valid choice.
 
   Raises:
     ValueError: if the value is not among the choices, listing the nearest.
@@ -44,7 +44,7 @@ def decode_variant(
     variants: name -> keyword arguments.
 
   Returns:
-    Keyword arguments, with patch_size.
+    Keyword arguments of the variant, and patch_size.
 
   Raises:
     ValueError: if the variant does not exist, listing those that do.
@@ -112,9 +112,9 @@ class DropPath(nn.Module):
 
     Args:
       x: output of the branch.
-      rate: probability of dropping it, may be traced; None for never. Branches
-        that stay are scaled, so that the mean is unchanged.
-      deterministic: whether to drop nothing.
+      rate: probability of dropping it, possibly traced; None drops nothing.
+        Other branches are divided by 1 - rate, so the mean is unchanged.
+      deterministic: drops nothing if True.
     """
     if rate is None or deterministic:
       return x
@@ -132,8 +132,8 @@ class MlpBlock(nn.Module):
     dropout: rate after the activation.
     act: a key of `ACTIVATIONS`.
     dtype_mm: dtype of the matrix products.
-    gated: whether the hidden values are multiplied by a second dense layer's,
-      which has the activation instead (arXiv 2002.05202).
+    gated: whether the activation is applied to a second dense layer, whose
+      output multiplies the hidden values (arXiv 2002.05202).
     norm_eps: epsilon of a norm of the hidden values; None for no norm.
   """
 
@@ -168,18 +168,18 @@ class MlpBlock(nn.Module):
 def classify(
   x: jax.Array, num_classes: int | None, zeroinit: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """Applies the layer "head", in a compact method of a model.
+  """Applies the layer "head"; must be called in a compact method of a model.
 
   Args:
     x: (..., width).
-    num_classes: None for no head.
+    num_classes: outputs of the head; None for no head.
     zeroinit: whether the head starts at zero.
 
   Returns:
     Logits (..., num_classes) and features (..., width), both float32; without
     a head, the features twice.
   """
-  # The head is always float32: it is cheap, and rounding would change answers.
+  # The head is in float32: it is cheap, and rounding may change predictions.
   features = x.astype(jnp.float32)
   if num_classes is None:
     return features, features

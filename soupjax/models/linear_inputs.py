@@ -27,9 +27,9 @@ def linear_inputs(
 
   Returns:
     A function of parameters and images, for `soupjax.activation_grams`. It
-    returns kernel name ("Transformer/encoderblock_0/.../kernel") -> (examples
-    and tokens, inputs). If the model scans its layers, calling it raises a
-    ValueError.
+    returns kernel name ("Transformer/encoderblock_0/.../kernel") -> (rows,
+    inputs), with a row for each token of each example. If the model scans its
+    layers, calling it raises a ValueError.
   """
 
   def activations(params, images):

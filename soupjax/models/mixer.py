@@ -3,7 +3,7 @@
 """MLP-Mixer (arXiv 2105.01601).
 
 Parameters have the names and shapes of the vision_transformer repository, so
-that its checkpoints fit without renaming.
+its checkpoints load without renaming.
 """
 
 from typing import Any
@@ -104,7 +104,7 @@ class Mixer(nn.Module):
   def __call__(
     self, images: jax.Array, *, train: bool = False
   ) -> tuple[jax.Array, jax.Array]:
-    """Classifies images of one fixed size, which its parameters depend on.
+    """Classifies images of one fixed size, on which the parameters depend.
 
     Args:
       images: (batch, height, width, channels) floats; the patch size divides
@@ -113,7 +113,7 @@ class Mixer(nn.Module):
 
     Returns:
       Logits (batch, num_classes) in float32, and the features (batch, width)
-      that the head saw; the features twice if num_classes is None.
+      that the head receives; the features twice if num_classes is None.
 
     Raises:
       ValueError: if the sizes do not fit.

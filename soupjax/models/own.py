@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of models outside of soupjax, which files have under their own names.
+"""Loads weights of models defined outside soupjax, under their own leaf names.
 
 See docs/finetune.md for how a config names such a model.
 """
@@ -16,12 +16,12 @@ from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 from soupjax.soups.core.tree import PyTree
 
-# Leaves of the head, which may be new.
+# Start of the names of the head's leaves; a new head may replace them.
 _HEAD = "head/"
 
 
 def is_own(model: nn.Module | Callable) -> bool:
-  """Whether a model, or what makes it, is defined outside of soupjax."""
+  """Whether a model, or the function that makes it, is not from soupjax."""
   return not model.__module__.startswith("soupjax.")
 
 
@@ -37,19 +37,20 @@ def load(
   """Reads the parameters of a model from a checkpoint of the same model.
 
   Args:
-    source: with the names and shapes of the model's leaves.
-    model: outside of soupjax.
+    source: a checkpoint with the names and shapes of the model's leaves.
+    model: a model defined outside soupjax.
     image_size: side of the images in pixels, or (height, width).
     head: as for `pretrained.load_pretrained`; the leaves of a head begin with
       "head/".
-    skip: regular expressions of leaves that are taken from `init`.
-    init: parameters of the model.
+    skip: regular expressions of leaves to take from `init` instead.
+    init: parameters of the model, with the leaves that `skip` matches.
 
   Returns:
-    Nested dicts of NumPy arrays, in the form of `model.init`.
+    Nested dicts of NumPy arrays, with the structure of the model's parameters.
 
   Raises:
-    ValueError: listing the leaves that are missing, unexpected or misshapen.
+    ValueError: if leaves are missing, unexpected or misshapen, listing them; or
+      if `image_size`, or `init` for skipped leaves, is not given.
   """
   specs, treedef = _specs(model, image_size)
   new = {leaf for leaf in specs if leaf.startswith(_HEAD)}
@@ -66,8 +67,8 @@ def load(
   first = {} if init is None else tree.flatten(init)[0]
   if lost := sorted(skipped & {*specs} - {*first}):
     raise ValueError(
-      f"skip= leaves out {lost[0]} of the model: give init=, parameters of the "
-      "model to take it from."
+      f"skip= leaves out {lost[0]} of the model: give init=, parameters that "
+      "contain it."
     )
   read = {leaf: s for leaf, s in specs.items() if leaf not in new | skipped}
   old = {leaf for leaf in shapes if new and leaf.startswith(_HEAD)}

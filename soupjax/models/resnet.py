@@ -142,7 +142,7 @@ class Unit(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps images to images with 4 * width channels."""
+    """Maps (batch, height, width, channels) to 4 * `self.width` channels."""
     conv = functools.partial(StdConv, eps=self.conv_eps, dtype_mm=self.dtype_mm)
     outputs = 4 * self.width
     y = GroupNorm(name="gn1")(x)

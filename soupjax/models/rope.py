@@ -18,14 +18,16 @@ class Rope(NamedTuple):
 
   Attributes:
     temperature: the lowest frequency is nearly 1 / temperature.
-    centered: whether coordinates are centers of patches in [-1, 1], in full
-      turns, instead of numbers of rows and columns.
-    offset: added to numbers of rows and columns.
-    columns_first: whether columns turn the first channels and rows the others.
-    halves: whether channels i and i + size / 2 form a pair, instead of
-      neighbours.
-    learned: whether every head of every block has learned frequencies along
-      both axes, instead of channels that see one axis.
+    centered: whether coordinates are the centers of patches, scaled to [-1, 1]
+      and multiplied by 2 pi, instead of row and column indices.
+    offset: added to row and column indices.
+    columns_first: whether the first half of the pairs (if `learned`, the first
+      frequencies) goes with the column and the second with the row, instead of
+      the reverse.
+    halves: whether channels i and i + size / 2 form a pair, instead of adjacent
+      channels.
+    learned: whether each head of each block learns frequencies along both axes,
+      instead of fixed frequencies along one axis per pair.
   """
 
   temperature: float = 10_000.0
@@ -50,7 +52,7 @@ ROPES = {
 
 
 def _coordinates(kind: Rope, rows: int, columns: int, grid: int) -> np.ndarray:
-  """Returns (2, patches): one number per patch along both axes."""
+  """Returns the coordinates of patches along both axes, (2, patches)."""
   axes = []
   for count in (rows, columns):
     axis = np.arange(count, dtype=np.float32)
@@ -70,11 +72,11 @@ def angles(
   """Returns the angles of patches, for fixed frequencies.
 
   Args:
-    name: a key of `ROPES`, not a learned one.
-    rows: of patches.
-    columns: of patches.
+    name: a key of `ROPES` whose frequencies are fixed.
+    rows: number of rows of patches.
+    columns: number of columns of patches.
     size: channels of a head, a multiple of 4.
-    grid: side of the grid that coordinates are scaled to; 0 for none.
+    grid: side of the grid that coordinates are scaled to; 0 for no scaling.
 
   Returns:
     (patches, 1, size / 2) float32, in radians.
@@ -97,13 +99,13 @@ def learned_angles(
   """Returns the angles of patches, for learned frequencies.
 
   Args:
-    name: a learned kind, a key of `ROPES`.
+    name: a key of `ROPES` whose frequencies are learned.
     frequencies: (2, depth, heads, size / 2).
-    rows: of patches.
-    columns: of patches.
+    rows: number of rows of patches.
+    columns: number of columns of patches.
 
   Returns:
-    (depth, patches, heads, size / 2) in radians.
+    (depth, patches, heads, size / 2), in radians.
   """
   both = jnp.asarray(_coordinates(ROPES[name], rows, columns, 0))
   first, second = frequencies[:, :, None]
@@ -126,7 +128,7 @@ def initial_frequencies(
 
 
 def rotate(x: jax.Array, turns: jax.Array, name: str) -> jax.Array:
-  """Rotates pairs of channels.
+  """Rotates pairs of channels; keeps shape and dtype.
 
   Args:
     x: (batch, tokens, heads, size) queries or keys.
@@ -148,6 +150,6 @@ def check_size(size: int) -> None:
   """Raises ValueError if a head cannot be rotated along two axes."""
   if size % 4:
     raise ValueError(
-      f"Rotary positions need heads of a multiple of 4 channels, got {size}: "
+      f"Rotary positions need heads with a multiple of 4 channels, got {size}: "
       "change width or num_heads."
     )

@@ -14,8 +14,8 @@ import numpy as np
 from soupjax.models import encoder, layers
 
 POOLS = ("last", "first", "gap", "argmax", "eos", "map")
-# Pools whose token is the end of the text: with a causal mask, the tokens after
-# it change nothing.
+# Pools that take the end-of-text token: with a causal mask, the tokens after it
+# change nothing.
 END_POOLS = ("argmax", "eos")
 
 
@@ -24,16 +24,16 @@ class Text(nn.Module):
 
   Attributes:
     vocab_size: rows of the token embedding.
-    context_length: positions, the most tokens of a text.
+    context_length: number of positions, the maximum tokens of a text.
     width: size of a token.
     depth: number of blocks.
     mlp_dim: hidden size of the MLPs; None is 4 * width.
     num_heads: attention heads; None raises an error that asks for it.
     causal: whether a token attends only to itself and to those before it.
-    pool_type: the token that stands for the text: "last" (big_vision), "first",
-      "argmax" (the highest id, OpenAI's end of text), "eos" (the first that is
-      `eos_id`); or "gap" (their mean) or "map" (attention).
-    eos_id: id of the end of a text, for `pool_type` "eos".
+    pool_type: the token that represents the text: "last" (big_vision), "first",
+      "argmax" (with the highest id, OpenAI's end of text) or "eos" (the first
+      with `eos_id`); or "gap" (mean of the tokens) or "map" (attention).
+    eos_id: id of the end-of-text token, for `pool_type` "eos".
     proj_size: size of a projection without bias (CLIP); 0 for none.
     num_classes: size of a projection with bias (big_vision, SigLIP); None for
       none.
@@ -67,11 +67,12 @@ class Text(nn.Module):
 
     Args:
       tokens: (batch, tokens) integers in [0, vocab_size), at most
-        `context_length` a text.
-      train: as for `ViT`; there is no dropout.
+        `context_length` tokens per text.
+      train: as for `ViT`, but without effect: there is no dropout.
 
     Returns:
-      (batch, num_classes, proj_size or width) in float32.
+      (batch, size) in float32, where size is num_classes if that is set, else
+      proj_size if that is set, else width.
 
     Raises:
       ValueError: if an option is unknown or the sizes do not fit.
@@ -109,7 +110,7 @@ class Text(nn.Module):
     return x
 
   def _position(self, tokens):
-    """Returns the position of the token that stands for each text."""
+    """Returns the position of the token that represents each text."""
     if self.pool_type == "argmax":
       return jnp.argmax(tokens, axis=1)
     if self.pool_type == "eos":
@@ -134,7 +135,7 @@ class Text(nn.Module):
       raise ValueError("pool_type='eos' needs eos_id=, the id of that token.")
     if tokens.shape[1] > self.context_length:
       raise ValueError(
-        f"The texts have {tokens.shape[1]} tokens, and the text tower has "
+        f"The texts have {tokens.shape[1]} tokens, but the text tower has "
         f"{self.context_length} positions: cut them to "
         f"context_length={self.context_length}."
       )

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny CLIP with random weights, for trials without a download."""
+"""A tiny CLIP with random weights, to try things without a download."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ from soupjax.models.clip import CLIP
 _VISION = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 4}
 _TEXT = {"layers": 1, "width": 16, "heads": 2, "context_length": 32}
 _IMAGE_SIZE, _EMBED_DIM = 16, 8
-# Letters, inside and at the end of a word, and two merges.
+# Letters within a word and at its end, two merges, and the special tokens.
 _LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 _WORDS = [*_LETTERS, *(f"{c}</w>" for c in _LETTERS), "ca", "cat</w>"]
 _WORDS += ["<|startoftext|>", "<|endoftext|>"]
@@ -25,7 +25,7 @@ VOCAB_SIZE = len(_WORDS)
 
 
 def write_vocabulary(folder: pathlib.Path) -> None:
-  """Writes letters and the merges "c a" and "ca t</w>"."""
+  """Writes vocab.json, and merges.txt with "c a" and "ca t</w>"."""
   vocab = {word: k for k, word in enumerate(_WORDS)}
   files.write_json(folder / "vocab.json", vocab)
   merges = "#version: 0.2\nc a\nca t</w>\n"
@@ -33,7 +33,7 @@ def write_vocabulary(folder: pathlib.Path) -> None:
 
 
 def model() -> CLIP:
-  """Returns the model; its patches have 4 pixels and its images 16."""
+  """Returns the model, for images of 16 x 16 pixels and patches of 4 x 4."""
   clip = pretrained.options("openclip")
   image = {"patch_size": 4, "width": 32, "depth": 1, "num_heads": 2, **clip}
   text = {"vocab_size": len(_WORDS), "context_length": 32, "width": 16}
@@ -44,21 +44,21 @@ def model() -> CLIP:
 
 
 def params(seed: int = 0) -> dict[str, Any]:
-  """Draws its parameters."""
+  """Draws random parameters of the model."""
   rng = np.random.default_rng(seed)
   images = np.zeros((1, _IMAGE_SIZE, _IMAGE_SIZE, 3), np.float32)
   tokens = np.zeros((1, 32), np.int32)
   shapes = jax.eval_shape(model().init, jax.random.key(0), images, tokens)
 
   def random(x):
-    # Norms with scales near 1, as they are.
+    # Leaves with one axis, such as the scales of norms, are near 1.
     return rng.normal(x.ndim == 1, 0.2, x.shape).astype(x.dtype)
 
   return jax.tree.map(random, shapes["params"])
 
 
 def save(folder: str | os.PathLike, seed: int = 0) -> None:
-  """Writes weights, config and vocabulary, as users of OpenCLIP have them."""
+  """Writes weights, config and vocabulary, in a folder as for OpenCLIP."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   write_vocabulary(folder)
@@ -79,7 +79,7 @@ def save(folder: str | os.PathLike, seed: int = 0) -> None:
 
 
 def saved() -> str:
-  """Returns the path of a saved one, in the folder for temporary files."""
+  """Returns the path of a saved model in the temporary folder."""
   folder = pathlib.Path(tempfile.gettempdir()) / "soupjax_tiny_clip"
   if not folder.exists():
     save(folder)

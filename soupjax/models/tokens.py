@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens of texts, as OpenCLIP makes them.
+"""Tokenizes texts as OpenCLIP does.
 
-The vocabulary is that of the checkpoint: the library `tokenizers` reads
-tokenizer.json, or vocab.json and merges.txt, or the vocabulary of an installed
-OpenCLIP. Texts are first cleaned as in OpenCLIP: ftfy and html.unescape, then
-lower case (CLIP), without punctuation (SigLIP).
+The library `tokenizers` applies the vocabulary beside the checkpoint
+(tokenizer.json, or vocab.json and merges.txt) or else that of an installed
+OpenCLIP. Texts are first cleaned as in OpenCLIP: ftfy, html.unescape and lower
+case; for SigLIP, punctuation is removed too.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,28 +24,28 @@ import numpy as np
 from soupjax import files
 from soupjax.checkpoints import companions
 
-# How OpenAI's tokenizer splits texts into words.
+# The words into which OpenAI's tokenizer splits texts.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-# Start and end of a text in CLIP's vocabularies: transformers', OpenCLIP's.
+# Start and end tokens of CLIP in transformers and in OpenCLIP.
 _CLIP_ENDS = (
   ("<|startoftext|>", "<|endoftext|>"),
   ("<start_of_text>", "<end_of_text>"),
 )
-# Merges that the file of OpenAI has and CLIP uses.
+# Number of merges in OpenAI's file that CLIP uses.
 _NUM_MERGES = 49_152 - 256 - 2
-# Texts that are encoded at a time: the library takes some kB for each.
+# Texts encoded at a time: the library needs a few kB for each.
 _AT_ONCE = 4096
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Tokenizer:
-  """Turns texts into tokens of a fixed number.
+  """Converts texts into token ids, the same number for each text.
 
   Attributes:
     vocab_size: number of ids.
-    context_length: tokens of a text, with start, end and padding.
+    context_length: tokens per text, including start, end and padding.
     source: the file of the vocabulary.
-    end: id of the end of a text.
+    end: id of the end-of-text token.
   """
 
   def __init__(self, backend: Any, source: pathlib.Path, context_length: int):
@@ -53,11 +53,11 @@ class Tokenizer:
 
     Args:
       backend: a `tokenizers.Tokenizer`.
-      source: its file.
+      source: the file of the vocabulary.
       context_length: as for `open_tokenizer`.
 
     Raises:
-      ValueError: if it has no known end of a text.
+      ValueError: if it has no known end-of-text token.
     """
     self._backend, self.source = backend, source
     self.context_length = context_length
@@ -68,34 +68,34 @@ class Tokenizer:
       (start, self.end), self._padding = ends[0], 0
       self._start, self._clean = [start], _lower
     elif (end := backend.token_to_id("</s>")) is not None:
-      # SigLIP repeats the end up to the last position, which is pooled.
+      # SigLIP pads with the end token, since it pools the last position.
       self._start, self.end, self._padding = [], end, end
       self._clean = _canonical
     else:
       raise ValueError(
-        f"{source} has no end of a text ({_CLIP_ENDS[0][1]!r}, "
+        f"{source} has no end-of-text token ({_CLIP_ENDS[0][1]!r}, "
         f"{_CLIP_ENDS[1][1]!r} or '</s>'): it belongs to a text tower that "
-        "soupjax does not compute."
+        "soupjax does not support."
       )
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
     """Tokenizes texts.
 
-    A text that is too long is cut and keeps its end; one warning names the
-    longest.
+    A text that is too long is cut, but still ends with the end token; a single
+    warning quotes the longest text.
 
     Args:
-      texts: any strings.
+      texts: strings of any length.
 
     Returns:
-      (len(texts), context_length) int32.
+      Token ids, (len(texts), context_length) int32.
 
     Raises:
       ValueError: if a text is not a string.
     """
     for text in texts:
       if not isinstance(text, str):
-        raise ValueError(f"{text!r:.80} is not a text: give strings.")
+        raise ValueError(f"Texts must be strings, got {text!r:.80}.")
     shape = (len(texts), self.context_length)
     tokens = np.full(shape, self._padding, np.int32)
     room = self.context_length - len(self._start) - 1
@@ -130,13 +130,14 @@ def open_tokenizer(
   merges.txt, then for the vocabulary of OpenAI's CLIP in an installed OpenCLIP.
 
   Args:
-    path: of a checkpoint; "" for the vocabulary of OpenCLIP.
+    path: path of a checkpoint; "" for the vocabulary of OpenCLIP.
     context_length: positions of the text tower.
-    vocab_size: rows of its token embedding, which are compared with the
-      vocabulary; None does not compare.
+    vocab_size: rows of its token embedding, which must equal the size of the
+      vocabulary; None skips this check.
 
   Raises:
-    ValueError: if a package or the vocabulary is missing, or its size differs.
+    ValueError: if a package is missing; or if the vocabulary is missing or
+      unreadable, or has another size.
   """
   tokenizers = _package("tokenizers")
   _package("ftfy")
@@ -169,7 +170,7 @@ def open_tokenizer(
 def _package(name: str):
   if importlib.util.find_spec(name) is None:
     raise ValueError(
-      f"Texts need the package {name}: pip install 'soupjax[clip]'."
+      f"Tokenizing texts needs the package {name}: pip install 'soupjax[clip]'."
     )
   return importlib.import_module(name)
 
@@ -177,12 +178,12 @@ def _package(name: str):
 def _read(file: pathlib.Path, read: Callable[[], Any]):
   try:
     return read()
-  except Exception as e:  # The library raises plain exceptions.
-    raise ValueError(f"{file} is not a vocabulary of CLIP: {e}") from e
+  except Exception as e:  # tokenizers raises plain Exceptions.
+    raise ValueError(f"{file} is not a vocabulary for CLIP: {e}") from e
 
 
 def _openclip_vocabulary(path: str) -> pathlib.Path:
-  """Finds the vocabulary in OpenCLIP without importing it."""
+  """Finds the vocabulary of an installed OpenCLIP without importing it."""
   spec = importlib.util.find_spec("open_clip")
   for folder in (spec and spec.submodule_search_locations) or ():
     file = pathlib.Path(folder) / "bpe_simple_vocab_16e6.txt.gz"
@@ -197,7 +198,7 @@ def _openclip_vocabulary(path: str) -> pathlib.Path:
 
 
 def _of_openclip(file: pathlib.Path) -> tuple[dict[str, int], list[str]]:
-  """Returns token -> id, and the merges, in the order of their ids."""
+  """Returns token -> id, and the merges in the order of their ids."""
   with gzip.open(file, "rt", encoding="utf-8") as lines:
     merges = lines.read().split("\n")[1 : _NUM_MERGES + 1]
   # Printable bytes come first, in the order of their codes.
@@ -210,7 +211,7 @@ def _of_openclip(file: pathlib.Path) -> tuple[dict[str, int], list[str]]:
 
 
 def _byte_pairs(tokenizers, vocab: dict[str, int], merges: list[str]):
-  """Returns the backend of a vocabulary of byte pairs."""
+  """Returns a byte-pair tokenizer with this vocabulary."""
   pairs = [tuple(merge.split(" ")) for merge in merges]
   backend = tokenizers.Tokenizer(
     tokenizers.models.BPE(vocab, pairs, end_of_word_suffix="</w>")

@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Vision Transformer (arXiv 2010.11929), from a toy to ViT-G (2106.04560).
+"""Vision Transformer (arXiv 2010.11929), from a toy to ViT-e (2209.06794).
 
-Parameters have big_vision's names and shapes, so that its checkpoints fit
-without renaming.
+Parameters have big_vision's names and shapes, so its checkpoints load without
+renaming.
 """
 
 from typing import Any
@@ -16,7 +16,8 @@ import numpy as np
 from soupjax.models import encoder, layers, rope
 
 POOLS = ("gap", "tok", "tok+gap", "0", "map", "none")
-# Table 2 of arXiv 2106.04560; mu is for tests, So400m is from 2305.13035.
+# Table 2 of arXiv 2106.04560, except So400m (2305.13035), e (2209.06794), and
+# mu, which is for tests.
 VARIANTS = {
   "mu": {"width": 32, "depth": 1, "mlp_dim": 128, "num_heads": 2},
   "Ti": {"width": 192, "depth": 12, "mlp_dim": 768, "num_heads": 3},
@@ -89,15 +90,15 @@ class ViT(nn.Module):
     mlp_dim: hidden size of the MLPs; None is 4 * width.
     num_heads: attention heads; None raises an error that asks for it.
     posemb: position embeddings, "learn", "sincos2d" (fixed) or "none".
-    pool_type: "gap" (mean), "tok" (class token), "tok+gap" (both, one after the
-      other), "0" (first patch), "map" (attention) or "none" (every token has
-      its logits).
+    pool_type: "gap" (mean), "tok" (class token), "tok+gap" (both,
+      concatenated), "0" (first patch), "map" (attention) or "none" (logits for
+      every token).
     class_token: adds a class token even if `pool_type` does not need one.
     rep_size: size of a tanh layer before the head; 0 for none.
     proj_size: size of a projection without bias before the head (CLIP); 0 for
       none.
-    normalize: whether features are scaled to length 1 before the head, as for
-      zero-shot weights of CLIP; None (not specified) does not scale.
+    normalize: whether features are scaled to length 1 before the head, as
+      zero-shot weights of CLIP require; None (not specified) does not scale.
     dropout: rate, in training.
     stochastic_depth: probability that an example skips the last block in
       training; it grows linearly from 0 in the first block.
@@ -105,33 +106,33 @@ class ViT(nn.Module):
     act: "gelu" (the tanh approximation), "gelu_exact", "quick_gelu" or "silu".
     norm_eps: epsilon of all norms.
     pre_norm: adds a norm before the first block (CLIP).
-    post_norm: whether the norms of a block follow its branches, instead of
+    post_norm: whether the norms of a block follow its branches instead of
       preceding them.
     final_norm: whether a norm follows the last block.
     fc_norm: applies the final norm after pooling instead of before (timm).
-    patch_bias: whether the embedding of patches has a bias.
-    qkv_bias: the projections with a bias, first letters of query, key, value.
+    patch_bias: whether the patch embedding has a bias.
+    qkv_bias: which projections have a bias: initials of query, key and value.
     qk_norm: adds norms of queries and keys, per head (arXiv 2302.05442).
     attention_norm: adds a norm before the output projection of attention.
-    gated: whether MLPs are gated, as SwiGLU with act="silu" (2002.05202).
+    gated: whether MLPs are gated; SwiGLU if act="silu" (2002.05202).
     mlp_norm: adds a norm of the hidden values of MLPs.
-    layer_scale: initial factor of the channels of each branch (2103.17239); 0
-      for no such factors.
+    layer_scale: initial value of the learned factors of the channels of each
+      branch (2103.17239); 0 for no factors.
     registers: number of register tokens (2309.16588).
     distilled: adds a distillation token (2012.12877).
-    distilled_head: whether that token has a head of its own; logits are the
+    distilled_head: whether that token has its own head; logits are then the
       mean of both heads.
     pool_prefix: whether "gap" and "map" include the tokens before the patches.
     pool_heads: heads of attention pooling; None is num_heads.
     pool_mlp_dim: hidden size in attention pooling; None is mlp_dim.
     rope: rotary position embeddings, a key of `rope.ROPES`; "" for none. None
       raises an error that asks for it.
-    rope_grid: side of the grid of patches that their coordinates are scaled to;
-      0 for no scaling.
+    rope_grid: side of the grid that coordinates of patches are scaled to; 0 for
+      no scaling.
     attention: implementation of `jax.nn.dot_product_attention`: "xla", "cudnn"
-      (GPU, 16 bits), or None for the default.
-    scan: scans one block with stacked parameters, which compiles in constant
-      time, instead of `depth` blocks.
+      (GPU, 16-bit dtypes), or None for the default.
+    scan: scans over one block with stacked parameters instead of unrolling
+      `depth` blocks; compile time then does not depend on depth.
     remat_policy: a name in `jax.checkpoint_policies`, such as
       "nothing_saveable", to recompute blocks in the backward pass; None keeps
       all activations.
@@ -193,10 +194,11 @@ class ViT(nn.Module):
         "dropout" then.
 
     Returns:
-      Logits (batch, num_classes) in float32, and the input of the head (batch,
-      width, rep_size or proj_size); the latter twice if num_classes is None.
-      With pool_type "none" both have an axis for tokens after the first. The
-      features of a distilled model are those of its class token.
+      Logits (batch, num_classes) and features (batch, size), the input of the
+      head, in float32; the features twice if num_classes is None. Their size is
+      that of the last layer before the head. With pool_type "none" both have an
+      axis for tokens after the first. The features of a distilled model are
+      those of its class token.
 
     Raises:
       ValueError: if an option is unknown or the sizes do not fit.
@@ -239,7 +241,7 @@ class ViT(nn.Module):
     return logits, features
 
   def _tokens(self, images):
-    """Returns tokens (batch, tokens, width), and how many precede patches."""
+    """Returns (batch, tokens, width), and how many precede the patches."""
     x = layers.patch_conv(
       self.width,
       self.patch_size,
@@ -251,7 +253,7 @@ class ViT(nn.Module):
     x = x.reshape(batch, rows * columns, width)
     if self.posemb != "none":
       x = x + self._position_embedding(rows, columns)
-    # Residuals are float32.
+    # The residual stream is float32.
     x = x.astype(jnp.float32)
     extra = []
     for name, count in (
@@ -261,19 +263,19 @@ class ViT(nn.Module):
     ):
       if count:
         init = nn.initializers.zeros
-        if name == "reg_tokens":  # Equal ones would stay equal.
+        if name == "reg_tokens":  # Equal tokens would stay equal.
           init = nn.initializers.normal(0.02)
         token = self.param(name, init, (1, count, width), x.dtype)
         extra.append(jnp.tile(token, (batch, 1, 1)))
-    prefix = x.shape[1]
+    patches = x.shape[1]
     if extra:
       x = jnp.concatenate([*extra, x], axis=1)
     if self.pre_norm:
       x = nn.LayerNorm(self.norm_eps, name="pre_norm")(x)
-    return x, x.shape[1] - prefix
+    return x, x.shape[1] - patches
 
   def _turns(self, images, prefix):
-    """Returns the angles of all tokens for `rope.rotate`, None without."""
+    """Returns the angles of all tokens for `rope.rotate`, None for no rope."""
     if not self.rope:
       return None
     rows, columns = (n // self.patch_size for n in images.shape[1:3])
@@ -290,7 +292,7 @@ class ViT(nn.Module):
       turns = rope.learned_angles(self.rope, frequencies, rows, columns)
     else:
       turns = rope.angles(self.rope, rows, columns, size, self.rope_grid)
-    # Tokens before the patches are not turned.
+    # Tokens before the patches are not rotated.
     pads = [(0, 0)] * turns.ndim
     pads[-3] = (prefix, 0)
     return jnp.pad(turns, pads)
@@ -312,8 +314,8 @@ class ViT(nn.Module):
     given = self.get_variable("params", "pos_embedding")
     if given is not None and given.shape[1] != shape[1]:
       raise ValueError(
-        f"The position embeddings are of {given.shape[1]} patches, and images "
-        f"of {rows} x {columns} patches have {shape[1]}: resize the images, or "
+        f"There are position embeddings for {given.shape[1]} patches, but the "
+        f"images have {rows} x {columns} = {shape[1]}: resize the images, or "
         f"load the weights with image_size=({rows * self.patch_size}, "
         f"{columns * self.patch_size})."
       )
@@ -342,13 +344,12 @@ class ViT(nn.Module):
       layers.check_choice("remat_policy", self.remat_policy, policies)
     if self.class_token and self.pool_type in ("tok", "tok+gap", "0"):
       raise ValueError(
-        f"class_token goes with pool_type 'gap', 'map' or 'none', not with "
+        "class_token needs pool_type 'gap', 'map' or 'none', not "
         f"{self.pool_type!r}. 'tok' and 'tok+gap' always have a class token."
       )
     if self.distilled and self.pool_type != "tok":
       raise ValueError(
-        "distilled=True needs pool_type 'tok', with the heads of both tokens, "
-        f"not {self.pool_type!r}."
+        f"distilled=True needs pool_type 'tok', not {self.pool_type!r}."
       )
     if self.num_heads is None:
       raise ValueError(

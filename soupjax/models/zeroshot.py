@@ -33,9 +33,9 @@ OPENCLIP_LISTS = {
   "openai": "OPENAI_IMAGENET_TEMPLATES",
   "simple": "SIMPLE_IMAGENET_TEMPLATES",
 }
-# Names of two classes in OpenAI's list for ImageNet.
+# Names that OpenAI's list for ImageNet gives to two classes each.
 _IMAGENET_TWICE = {"missile", "sunglasses"}
-# Tokens of prompts are padded to a multiple of this.
+# The number of tokens per prompt is rounded up to a multiple of this.
 _TOKENS = 8
 
 
@@ -49,7 +49,7 @@ def zeroshot_head(
   batch_size: int = 512,
   cache: str | os.PathLike | None = None,
 ) -> np.ndarray:
-  """Makes the kernel of a linear head from the names of classes.
+  """Makes the kernel of a linear head from class names.
 
   The weights of a class are the mean embedding of its prompts, scaled to length
   1 and multiplied by the logit scale, exp(t), as in OpenCLIP. The head has no
@@ -58,19 +58,19 @@ def zeroshot_head(
   Args:
     model: the model.
     params: its parameters; only the text tower and the scale are used.
-    names: of the classes, in the order of the outputs.
+    names: names of the classes, in the order of the outputs.
     templates: prompts with one `{}` for the name.
     tokenizer: from `tokens.open_tokenizer`.
-    batch_size: the least number of prompts at a time; those of a class stay
-      together.
-    cache: directory of stored heads, by the hash of tower, names and templates.
+    batch_size: maximum number of prompts at a time, but at least those of one
+      class, which stay together.
+    cache: directory of stored heads, by `head_hash`; None for no cache.
 
   Returns:
-    (size of the embedding, classes) float32.
+    (embedding size, classes) float32.
 
   Raises:
-    ValueError: if names or templates cannot be used, or the vocabulary is not
-      that of the text tower.
+    ValueError: if names or templates are invalid, or the vocabulary is not that
+      of the text tower.
   """
   check_names(names)
   check_templates(templates)
@@ -95,17 +95,17 @@ def zeroshot_head(
 def check_tokenizer(
   model: clip_lib.CLIP, tokenizer: tokens_lib.Tokenizer
 ) -> None:
-  """Checks that a vocabulary is that of a text tower.
+  """Checks that a tokenizer has the vocabulary of a text tower.
 
   Raises:
-    ValueError: if its size or its end of a text differs.
+    ValueError: if the number of tokens or the end-of-text token differs.
   """
   tower = text_lib.Text(**model.text)
   if tokenizer.vocab_size != tower.vocab_size:
     raise ValueError(
       f"The vocabulary of {tokenizer.source} has {tokenizer.vocab_size} "
-      f"tokens, but the token embedding has {tower.vocab_size} rows: take that "
-      "of the checkpoint."
+      f"tokens, but the token embedding has {tower.vocab_size} rows: use the "
+      "vocabulary of the checkpoint."
     )
   last = tokenizer.vocab_size - 1
   end = {"eos": tower.eos_id, "argmax": last}.get(tower.pool_type)
@@ -113,7 +113,7 @@ def check_tokenizer(
     raise ValueError(
       f"Texts end with token {tokenizer.end} in the vocabulary of "
       f"{tokenizer.source}, but the text tower pools token {end} "
-      f"(pool_type={tower.pool_type!r}): take that of the checkpoint."
+      f"(pool_type={tower.pool_type!r}): use the vocabulary of the checkpoint."
     )
 
 
@@ -126,8 +126,9 @@ def prompt_tokens(
   """Tokenizes the prompts of all classes.
 
   Returns:
-    (classes, templates, tokens) int32. Where the tokens after the end of a text
-    change nothing, only as many as the longest prompt needs.
+    (classes, templates, tokens) int32. If tokens after the end of a text change
+    nothing, there are only as many as the longest prompt needs, rounded up to a
+    multiple of 8.
   """
   texts = [
     template.replace("{}", name) for name in names for template in templates
@@ -148,17 +149,17 @@ def kernel_of(
   batch_size: int = 512,
   progress: bool = False,
 ) -> jax.Array:
-  """Makes the kernel from tokens; compiled once for a model.
+  """Makes the kernel from tokens; compiles once per text tower.
 
   Args:
     model: as for `zeroshot_head`.
     params: as for `zeroshot_head`; may be traced.
     tokens: (classes, templates, tokens), from `prompt_tokens`.
     batch_size: as for `zeroshot_head`.
-    progress: whether to print it.
+    progress: whether to print progress.
 
   Returns:
-    (size of the embedding, classes) float32.
+    (embedding size, classes) float32.
   """
   step = max(1, batch_size // tokens.shape[1])
   step = min(step, len(tokens))
@@ -169,7 +170,7 @@ def kernel_of(
   for start in range(0, len(tokens), step):
     part = tokens[start : start + step]
     count = len(part)
-    # The last classes are padded to reuse the compiled program.
+    # The last batch is padded to reuse the compiled program.
     part = np.pad(part, ((0, step - count), (0, 0), (0, 0)), mode="edge")
     columns.append(_class_embeddings(tower, text, part)[:count])
     if progress:
@@ -182,7 +183,7 @@ def kernel_of(
 def _class_embeddings(tower, params, tokens):
   """Embeds (classes, templates, tokens) as (classes, size).
 
-  Gradients compute it again, so that they hold the activations of one batch.
+  Gradients recompute it, so only one batch of activations is in memory.
   """
   classes, templates, length = tokens.shape
   flat = tower.apply(
@@ -200,7 +201,7 @@ def context_kernel(
   *,
   batch_size: int = 512,
 ) -> np.ndarray:
-  """Makes the weights of contexts, one per template (arXiv 2211.16175).
+  """Makes one weight vector per template, or context (arXiv 2211.16175).
 
   The weights of a template are the mean embedding of its prompts over all
   classes, scaled to length 1 and multiplied by the logit scale.
@@ -212,16 +213,16 @@ def context_kernel(
     batch_size: as for `zeroshot_head`.
 
   Returns:
-    (size of the embedding, templates) float32.
+    (embedding size, templates) float32.
   """
-  # A template of all classes takes the place of a class of all templates.
+  # With the first two axes swapped, templates take the place of classes.
   return np.asarray(
     kernel_of(model, params, tokens.swapaxes(0, 1), batch_size=batch_size)
   )
 
 
 def head_hash(model: clip_lib.CLIP, params: PyTree, tokens: np.ndarray) -> str:
-  """Hashes the text tower, the scale and the tokens of all prompts."""
+  """Hashes the text tower, the scale and all prompts, as 16 hex digits."""
   digest = hashlib.sha256(json.dumps(dict(model.text), sort_keys=True).encode())
   leaves, _ = tree.flatten({"txt": params["txt"], "t": params["t"]})
   for leaf, value in [*leaves.items(), ("tokens", tokens)]:
@@ -235,16 +236,17 @@ def head_hash(model: clip_lib.CLIP, params: PyTree, tokens: np.ndarray) -> str:
 
 
 def read_list(source: str | Sequence[str], what: str) -> list[str]:
-  """Reads names or templates.
+  """Reads a list of names or templates.
 
   Args:
-    source: the list itself; a file with one entry a line, a JSON list, or a
+    source: the list itself; a file with one entry per line, a JSON list, or a
       JSON object with the keys "0", "1", ...; or "open_clip:NAME" for a list
       of `OPENCLIP_LISTS`.
     what: name of the setting, for errors.
 
   Raises:
-    ValueError: if there is no such file or list, or an entry is not a text.
+    ValueError: if there is no such file or list, or if a JSON file holds
+      neither a list nor an object with these keys.
   """
   if not isinstance(source, str):
     return list(source)
@@ -252,23 +254,23 @@ def read_list(source: str | Sequence[str], what: str) -> list[str]:
     return _openclip_list(source, what)
   if not os.path.isfile(source):
     raise ValueError(
-      f"{what}={source!r} is not a file. Give a file with one entry a line, "
-      "prompts with {} for the name, or one of "
+      f"{what}={source!r} is not a file. Give a file with one entry per line "
+      "(prompts have {} for the name), or one of "
       f"{', '.join(f'open_clip:{name}' for name in OPENCLIP_LISTS)}."
     )
   if source.endswith(".json"):
     entries = files.read_json(source)
     if isinstance(entries, Mapping):
-      # Files may be sorted as texts: 0, 1, 10, 2.
+      # Keys may be sorted as strings: 0, 1, 10, 2.
       numbers = [str(k) for k in range(len(entries))]
       if set(entries) != set(numbers):
         raise ValueError(
-          f"{source} ({what}) has the keys {list(entries)[:3]}, and not the "
-          "numbers of outputs from 0: give a list."
+          f"{source} ({what}) has the keys {list(entries)[:3]}, which are not "
+          "the indices of outputs from 0: give a list."
         )
       entries = [entries[number] for number in numbers]
     if not isinstance(entries, list):
-      raise ValueError(f"{source} ({what}) must be a JSON list of texts.")
+      raise ValueError(f"{source} ({what}) must be a JSON list of strings.")
     return entries
   lines = pathlib.Path(source).read_text(encoding="utf-8").splitlines()
   while lines and not lines[-1].strip():
@@ -287,7 +289,7 @@ def _openclip_list(source: str, what: str) -> list[str]:
   if package is None:
     raise ValueError(
       f"{what}={source!r} needs OpenCLIP: pip install open_clip_torch, or give "
-      "a file with one entry a line."
+      "a file with one entry per line."
     )
   # Loads this module alone, since the package imports torch.
   [folder, *_] = package.submodule_search_locations
@@ -307,25 +309,26 @@ def check_names(
   where: str = "names",
   of: str = "the model",
 ) -> None:
-  """Checks the names of classes.
+  """Checks class names.
 
   Args:
     names: in the order of the outputs.
-    num_classes: number of outputs, None if any.
-    where: their file or setting, for errors.
+    num_classes: number of outputs; None allows any.
+    where: file or setting of the names, for errors.
     of: the model or dataset with `num_classes`, for errors.
 
   Raises:
-    ValueError: if their number differs, or a name is empty, a number or that of
-      two classes. The two pairs in OpenAI's list for ImageNet get a warning.
+    ValueError: if there are no names or not `num_classes`, or if a name is
+      empty, a number, or used twice; only the two names that OpenAI's list for
+      ImageNet uses twice get a warning instead.
   """
   if num_classes is not None and len(names) != num_classes:
     raise ValueError(
       f"{where} has {len(names)} names, but {of} has {num_classes} classes: "
-      "give one name a class, in the order of the outputs."
+      "give one name per class, in the order of the outputs."
     )
   if not len(names):
-    raise ValueError(f"{where} has no names of classes.")
+    raise ValueError(f"{where} has no class names.")
   for k, name in enumerate(names):
     if not isinstance(name, str) or not name.strip():
       raise ValueError(
@@ -334,7 +337,7 @@ def check_names(
     if is_number(name):
       raise ValueError(
         f"{where}: the name of class {k} is the number {name!r}, which says "
-        "nothing of the class: give names in words (zeroshot.names)."
+        "nothing about the class: give names in words (zeroshot.names)."
       )
   twice = sorted(k for k, n in collections.Counter(names).items() if n > 1)
   if twice:
@@ -342,14 +345,14 @@ def check_names(
     message = f"{where}: {twice[0]!r} is the name of classes {at}"
     if len(names) != 1000 or not _IMAGENET_TWICE.issuperset(twice):
       raise ValueError(
-        f"{message}, whose logits would be equal: give every class a name of "
-        "its own."
+        f"{message}, whose logits would be equal: give every class a different "
+        "name."
       )
     logging.warning("%s, as in OpenAI's list: their logits are equal.", message)
 
 
 def is_number(name: str) -> bool:
-  """Whether a name is a number, or one of WordNet, such as n01440764."""
+  """Whether a name is a number or a WordNet id, such as n01440764."""
   return re.fullmatch(r"\d+|n\d{8}", name.strip()) is not None
 
 
@@ -357,7 +360,7 @@ def check_templates(templates: Sequence[str], where: str = "templates") -> None:
   """Checks the prompts.
 
   Raises:
-    ValueError: if there is none, or one without exactly one `{}`.
+    ValueError: if there are none, or if one does not have exactly one `{}`.
   """
   if isinstance(templates, str) or not len(templates):
     raise ValueError(f"{where}={templates!r} must be a list of prompts.")

@@ -71,7 +71,7 @@ def test_tokenizer_json_comes_first(tiny):
 def test_vocabularies_that_do_not_fit(tiny, monkeypatch):
   with pytest.raises(ValueError, match="vocab.json has 56.*has 57 rows"):
     tokens.open_tokenizer(tiny, vocab_size=57)
-  with pytest.raises(ValueError, match="3 is not a text"):
+  with pytest.raises(ValueError, match="must be strings, got 3"):
     tokens.open_tokenizer(tiny)(["cat", 3])
   (tiny / "tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match="tokenizer.json is not a vocabulary"):
@@ -96,5 +96,5 @@ def test_an_end_of_text_that_is_unknown(tiny):
   vocab = json.loads((tiny / "vocab.json").read_text())
   del vocab["<|endoftext|>"]
   (tiny / "vocab.json").write_text(json.dumps(vocab))
-  with pytest.raises(ValueError, match="no end of a text"):
+  with pytest.raises(ValueError, match="no end-of-text token"):
     tokens.open_tokenizer(tiny)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models of other libraries that our ViT computes, by name."""
+"""Architectures of other libraries that our ViT implements, by name."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,8 +14,8 @@ class TransformersModel:
   """A model type of transformers.
 
   Attributes:
-    family: of its leaves.
-    defaults: of our options, where the config lacks a key.
+    family: family of its leaves.
+    defaults: values of our options where the config lacks a key.
     architectures: name of each class -> options that it implies. Classes
       without a head leave the pooling open.
   """
@@ -101,26 +101,26 @@ _TRANSFORMERS |= {
 }
 TRANSFORMERS_FAMILIES = frozenset(m.family for m in _TRANSFORMERS.values())
 # Keys of transformers' configs that do not change outputs in inference, or
-# whose values the leaves show.
+# whose values can be inferred from the leaves.
 TRANSFORMERS_FREE = "|".join(
   (
-    # Of the file, of training, and of the form of results.
+    # About the file, training, and the format of results.
     "_name_or_path|_commit_hash|_attn_implementation.*|transformers_version",
     "model_type|architectures|(torch_)?dtype|torchscript|use_bfloat16",
     "return_dict|use_return_dict|output_.*|use_cache|problem_type|id2label",
     "label2id|num_labels|_num_labels|finetuning_task|gradient_checkpointing",
     "initializer_.*|logit_scale_init_value|.*dropout(_prob)?|drop_path_rate",
-    # Of backbones in other models.
+    # For backbones in other models.
     "out_(features|indices)|_out_(features|indices)|stage_names",
     "apply_layernorm|reshape_hidden_states|pos_embed_(shift|jitter|rescale)",
-    # Of decoders and text towers.
+    # For decoders and text towers.
     "text_config(_dict)?|vision_config(_dict)?|decoder_.*|mask_ratio",
     "norm_pix_loss|encoder_stride|use_mask_token|tokenizer_class|.*_token_id",
     "tie_.*|is_(encoder_)?decoder|is_encoder_decoder|chunk_size_feed_forward",
-    # Generation of text, which older versions write into every config.
+    # For generating text: older versions write these into every config.
     "padding|(max|min)_length|num_beams?.*|num_return_sequences|temperature|top_[kp]",
     "typical_p|.*_penalty|length_penalty|.*no_repeat_ngram_size",
-    # Of the pooler, which is left out, and sizes that the leaves show.
+    # For the pooler, which is left out, and sizes that the leaves have.
     "pooler_.*|num_channels|projection_dim|projection_size|mlp_ratio",
     "(query|key|value)_bias|num_patches|layerscale_value",
   )
@@ -128,10 +128,10 @@ TRANSFORMERS_FREE = "|".join(
 
 
 def transformers_model(config: Mapping[str, Any]) -> TransformersModel | None:
-  """Returns the model of a config, None if one of its names is not known.
+  """Returns the model of a config, None if one of its names is unknown.
 
   Args:
-    config: with "model_type", or else with "architectures".
+    config: a config with "model_type", or else with "architectures".
   """
   names, kind = class_names(config), config.get("model_type")
   for model_type, model in _TRANSFORMERS.items():
@@ -142,7 +142,7 @@ def transformers_model(config: Mapping[str, Any]) -> TransformersModel | None:
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
-  """Returns the names of classes in a config of transformers."""
+  """Returns the class names in a config of transformers."""
   names = config.get("architectures") or []
   return list(map(str, names if isinstance(names, list) else [names]))
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the config of another library beside the weights.
+"""Reads another library's config beside the weights.
 
-Such a file determines the forward pass. Every key of it is obeyed, known not to
-change outputs in inference, or refused by name. An architecture that is not in
-the tables is refused too, even if all leaves fit.
+Such a file determines the forward pass. Each of its keys is obeyed, known to
+leave outputs in inference unchanged, or refused by name. An architecture that
+is not in the tables is refused too, even if all leaves fit.
 """
 
 from collections.abc import Collection, Mapping
@@ -40,13 +40,14 @@ class Said:
   """The computation that a config beside the weights describes.
 
   Attributes:
-    options: of `models.ViT`; {} without a config.
+    options: options of `models.ViT`; {} without a config.
     image_size: (height, width) in pixels that the weights were trained with.
-    class_position: whether the class token has a position embedding.
-    heads_of: the width for which `num_heads` holds, if it follows from a name
-      alone; for models of that name and another width it is unknown.
+    class_position: whether the class token has a position embedding; None if
+      the config does not tell.
+    heads_of: the width for which `num_heads` holds, if it follows only from the
+      architecture's name; at another width the number of heads is unknown.
     config: contents of the file, {} without one.
-    path: of the file.
+    path: path of the file.
   """
 
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,17 +62,16 @@ def read(path: str, family: str | None) -> Said:
   """Reads the config beside a checkpoint.
 
   Args:
-    path: of the checkpoint, "" if it is not in a file.
-    family: of its leaves, a key of `mappings.FAMILIES`; None fits all.
+    path: path of the checkpoint, "" if it is not in a file.
+    family: family of the leaves, a key of `mappings.FAMILIES`; None for any.
 
   Returns:
     Options of our ViT and sizes; empty if no file is a config of a known
     library.
 
   Raises:
-    ValueError: if the config is of another library than the weights, of an
-      architecture that is not known, or has a value or key that our ViT does
-      not have.
+    ValueError: if the config belongs to another library than the weights or to
+      an unknown architecture, or has a key or value that is not supported.
   """
   configs = []
   for name in _NAMES:
@@ -86,8 +86,9 @@ def read(path: str, family: str | None) -> Said:
   if configs and not fitting:
     library, config, file = configs[0]
     raise ValueError(
-      f"{file} is of {_described(library, config)}, and the weights beside it "
-      f"have the names of {family!r}: move it if it belongs to other weights."
+      f"{file} is a config of {_described(library, config)}, but the weights "
+      f"beside it have the names of {family!r}: move it if it belongs to other "
+      "weights."
     )
   if not fitting:
     return Said()
@@ -131,9 +132,9 @@ class Keys(NamedTuple):
 
   Attributes:
     obeyed: key -> (option, function that converts the value).
-    only: key -> values that our ViT computes.
+    only: key -> values that our ViT supports.
     free: regular expression of keys that do not change outputs in inference, or
-      whose values the leaves show.
+      whose values can be inferred from the leaves.
   """
 
   obeyed: Mapping[str, tuple[str, Any]]
@@ -176,7 +177,7 @@ class _Reader:
           raise self.refuse(
             key,
             value,
-            f", and our ViT only computes {keys.only[key][0]!r}.",
+            f", but our ViT only supports {keys.only[key][0]!r}.",
           )
       elif value and not re.fullmatch(keys.free, key):
         raise self.refuse(
@@ -273,8 +274,8 @@ def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
   if model is None:
     names = [config.get("model_type"), *architectures.class_names(config)]
     raise ValueError(
-      f"{reader.path} is of {' '.join(str(n) for n in names if n)!r}, which "
-      "our ViT is not known to compute. It computes "
+      f"{reader.path} is a config of {' '.join(str(n) for n in names if n)!r}, "
+      "which is not known to soupjax. It supports "
       f"{', '.join(architectures.transformers_names())}."
     )
   options = dict(model.defaults)
@@ -288,9 +289,9 @@ def _of_transformers(config: Mapping[str, Any], reader: _Reader) -> Said:
     options |= reader.at("vision_config").options(vision, _TRANSFORMERS)
   else:
     options |= reader.options(config, _TRANSFORMERS)
-  if config.get("use_swiglu_ffn"):  # It ignores hidden_act.
+  if config.get("use_swiglu_ffn"):  # SwiGLU ignores hidden_act.
     options["act"] = "silu"
-  if model.family.startswith("hf_dinov2"):  # They ignore intermediate_size.
+  if model.family.startswith("hf_dinov2"):  # DINOv2 ignores intermediate_size.
     options.pop("mlp_dim", None)
   for name in architectures.class_names(config):
     options |= model.architectures[name]
@@ -334,13 +335,13 @@ _TIMM_ARGS = Keys(
 )
 _TIMM = Keys(
   obeyed={"global_pool": ("pool_type", _timm_pool)},
-  # transformers writes timm's models with a config of its own.
+  # transformers saves timm's models with additional keys.
   only={"model_type": ("timm_wrapper",), "do_pooling": (True,)},
   free=f"{timm_models.FREE}|{architectures.TRANSFORMERS_FREE}",
 )
 
 
-# Of timm's models other than ViTs.
+# Arguments of timm's models other than ViTs.
 _FREE_ARGS = "num_classes|in_chans|.*drop_rate|drop_path_rate|zero_init_last"
 _OTHER_ARGS = {
   "timm_mixer": Keys(
@@ -374,7 +375,7 @@ def _of_other_timm(config, family: str, reader: _Reader) -> Said:
   options |= reader.at("model_args").options(model_args, _OTHER_ARGS[family])
   reader.options(config, _OTHER)
   size = options.pop("image_size", None)
-  if family == "timm_bit":  # Images of any size fit: that of training.
+  if family == "timm_bit":  # Any image size fits: take that of training.
     sides = reader.mapping(config, "pretrained_cfg").get("input_size")
     if isinstance(sides, list) and len(sides) == 3 and sides[1] == sides[2]:
       size = _pair(reader.at("pretrained_cfg"), "input_size", sides[1:])
@@ -401,7 +402,7 @@ def _of_timm(config: Mapping[str, Any], reader: _Reader) -> Said:
 
 
 def _timm_said(named: dict[str, Any], given: dict[str, Any]) -> Said:
-  """Joins the options of an architecture with those that are given."""
+  """Merges the options of an architecture with those that a config gives."""
   sized = {"width", "num_heads"} & set(given)
   heads_of = None if sized else named["width"]
   options = {**named, **given}
@@ -418,7 +419,7 @@ def _timm_architecture(reader: _Reader, key: str, name: Any) -> dict[str, Any]:
     raise reader.refuse(
       key,
       name,
-      ", an architecture that our ViT is not known to compute. It computes "
+      ", an architecture that is not known to soupjax. It supports "
       f"{timm_models.ABOUT}.",
     )
   return options
@@ -428,12 +429,12 @@ def _timm_architecture(reader: _Reader, key: str, name: Any) -> dict[str, Any]:
 
 
 def _only_key(name: str, convert: Any):
-  """Returns a converter of a mapping with one key."""
+  """Returns a converter of a mapping that has a single key."""
 
   def get(reader, key, value):
     if not isinstance(value, dict) or set(value) - {name}:
       raise reader.refuse(
-        key, value, f", of which our ViT has only the key {name!r}."
+        key, value, f", of which our ViT supports only the key {name!r}."
       )
     return convert(reader, key, value[name]) if value else None
 
@@ -478,7 +479,7 @@ _TRUNK = Keys(
     "timm_proj": ("linear", "none", ""),
     "timm_proj_bias": (False,),
   },
-  # OpenCLIP ignores the sizes of its own tower if timm has the trunk.
+  # OpenCLIP ignores the sizes of its own tower if the trunk is timm's.
   free="timm_(model_name|pool|model_pretrained|drop|drop_path)|patch_dropout|"
   "layers|width|head_width|mlp_ratio|patch_size|output_tokens",
 )
@@ -501,7 +502,7 @@ def _of_openclip(config: Mapping[str, Any], reader: _Reader) -> Said:
   quick = given.get("quick_gelu", False)
   if quick and approximate:
     raise reader.refuse(
-      "act_kwargs", vision["act_kwargs"], ", which quick_gelu does not have."
+      "act_kwargs", vision["act_kwargs"], ", which quick_gelu does not accept."
     )
   options["act"] = "quick_gelu" if quick else approximate or "gelu_exact"
   # The norm of a single token is the same before and after its selection.
@@ -520,7 +521,7 @@ def _of_trunk(vision: Mapping[str, Any], reader: _Reader) -> Said:
   if pool:
     given["pool_type"] = _timm_pool(reader, "timm_pool", pool)
   elif not vision.get("timm_proj", "linear"):
-    raise reader.refuse("timm_pool", pool, " without a projection.")
+    raise reader.refuse("timm_pool", pool, ", but no projection.")
   return _timm_said(options, given)
 
 

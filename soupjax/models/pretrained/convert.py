@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Converts weights of other libraries to our models, and exports ours to them.
+"""Converts weights of other libraries to our models, and ours to theirs.
 
 The tables are in `mappings`. Names and shapes are checked first; then weights
 are read leaf by leaf.
@@ -37,7 +37,7 @@ from soupjax.soups.core.ingredient import Ingredient
 PyTree = Any
 
 HEAD = ("head/", "head_dist/", "pre_logits/", "proj/")
-# Our models -> the family with our names.
+# Our models -> the family that has our names.
 _OWN = {"ViT": "big_vision", "Mixer": "mixer", "ResNet": "bit"}
 # Options that change outputs without changing names and shapes.
 _SILENT = (
@@ -56,7 +56,7 @@ _SILENT = (
 
 
 def options(family: str) -> dict[str, Any]:
-  """Returns the options of our model that models of a family need.
+  """Returns the options that our model needs to match models of a family.
 
   Args:
     family: a key of `mappings.FAMILIES`.
@@ -86,33 +86,33 @@ def load_pretrained(
   """Reads weights of another library into the parameters of a model.
 
   Scanned and looped blocks are converted into each other. Position embeddings
-  are resampled to `image_size`, as the library of the weights does. Positions
-  of tokens before the patches are added to these tokens, which computes the
-  same.
+  are resampled to `image_size`, as the library of the weights does. Those of
+  tokens before the patches are added to these tokens, which does not change
+  outputs.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    model: `models.ViT`, `Mixer`, `ResNet` or `CLIP`; or a model outside of
-      soupjax, of which the checkpoint has the same leaves, by the same names.
+    model: `models.ViT`, `Mixer`, `ResNet` or `CLIP`; or a model defined outside
+      soupjax, if the checkpoint has the same leaves under the same names.
     family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     image_size: side of the images in pixels, or (height, width); None for the
       size that the checkpoint was trained with.
-    head: "keep" the checkpoint's head; "new" starts a head at zero; "auto"
-      keeps the head if its shape fits and starts a new one otherwise. A model
-      without a head ignores that of the checkpoint.
-    skip: regular expressions of leaves that are not loaded, in our names or
-      those of the file.
+    head: "keep" keeps the checkpoint's head; "new" starts a head at zero;
+      "auto" keeps the head if it has as many outputs as the model and starts a
+      new one otherwise. A model without a head ignores the checkpoint's.
+    skip: regular expressions of leaves that are not loaded, by our names or
+      those in the file.
     prefix: start of the model's names if the file has several models, such as
       "module.base_encoder."; other leaves are not loaded.
-    init: parameters of the model, for its leaves that are skipped.
+    init: parameters of the model, from which skipped leaves are taken.
 
   Returns:
-    Nested dicts of NumPy arrays, in the form of `model.init`.
+    Nested dicts of NumPy arrays, with the structure of the model's parameters.
 
   Raises:
-    ValueError: if the family is unknown or ambiguous; if a config beside the
-      weights says that the model computes something else; or listing all
-      leaves that are missing, unexpected or misshapen, with the nearest names.
+    ValueError: if the family is unknown or ambiguous; if the model's options
+      differ from a config beside the weights; or if leaves are missing,
+      unexpected or misshapen, listing all of them with the nearest names.
   """
   layers.check_choice("head", head, ("auto", "keep", "new"))
   if not isinstance(source, Ingredient):
@@ -164,18 +164,18 @@ def as_ingredient(
   """Adapts a checkpoint of another library to a model; reads no weights yet.
 
   Args:
-    source: of any family, with a head if the model has one. A checkpoint with
-      exactly the model's leaves is returned unchanged.
+    source: a checkpoint of any family, with a head if the model has one. If it
+      has exactly the model's leaves, it is returned unchanged.
     model: as for `load_pretrained`.
     family: as for `load_pretrained`.
     image_size: as for `load_pretrained`.
-    skip: regular expressions of leaves of the file that are not read.
+    skip: regular expressions of leaves in the file that are not read.
     prefix: as for `load_pretrained`.
 
   Returns:
-    An ingredient with the names, shapes and dtypes of `model.init`; name, path,
-    metrics and hyperparameters are those of the source. It is read leaf by
-    leaf. "family" is added to its hyperparameters.
+    An ingredient with the leaf names, shapes and dtypes of the model, which is
+    read leaf by leaf. Name, path, metrics and hyperparameters are those of the
+    source, with "family" added to the hyperparameters.
 
   Raises:
     ValueError: as for `load_pretrained`.
@@ -217,7 +217,7 @@ def as_ingredient(
 
   def read(leaf, index):
     names = names_of[leaf]
-    # The positions of tokens before the patches are added to them.
+    # Positions of tokens before the patches are added to these tokens.
     if leaf in table.family.positioned and "pos_embedding" in blocks:
       names = (leaf, "pos_embedding")
     arrays = table.read({name: blocks[name] for name in names}, grid)
@@ -309,8 +309,8 @@ def save_exported(
     like: as for `export`.
     overwrite: whether to replace a file at `path`.
     metadata: JSON to store with the weights, see `sj.provenance`.
-    rest: a checkpoint of the family whose leaves outside of the model are
-      copied, such as a text tower.
+    rest: a checkpoint of the family whose leaves outside the model are copied,
+      such as a text tower.
 
   Raises:
     ValueError: as for `export`, or if the file cannot be written.
@@ -331,22 +331,22 @@ def save_exported(
 def _check_model(
   model: nn.Module, table: foreign.SourceTable, path: str | None = None
 ) -> None:
-  """Checks the kind of a model, and warns of an unusual activation.
+  """Checks the class of a model, and warns of an unusual activation.
 
   Args:
-    model: that is compared.
-    table: of the checkpoint.
-    path: of the checkpoint. A run of soupjax that wrote it has recorded the
-      activation.
+    model: the model to check.
+    table: the checkpoint.
+    path: path of the checkpoint. If a run of soupjax wrote it, the activation
+      is recorded beside it.
 
   Raises:
-    ValueError: if the family is of another kind.
+    ValueError: if the family is for another model class.
   """
   family = table.family
   kind = type(model).__name__
   if kind != family.model:
     raise ValueError(
-      f"{table.name!r} is for models.{family.model}, and the model is a {kind}."
+      f"{table.name!r} is for models.{family.model}, but the model is a {kind}."
     )
   act = getattr(model, "act", None)
   if act is None or act in family.acts or act == table.said.options.get("act"):
@@ -354,9 +354,8 @@ def _check_model(
   recorded = companions.recorded_config(path).get("model", {})
   if act != (recorded.get("image") or recorded).get("act"):
     warnings.warn(
-      f"Models of {table.name!r} have act={family.acts[0]!r}, and this one has "
-      f"{act!r}: it computes something else, unless the weights were trained "
-      "with it.",
+      f"Models of {table.name!r} have act={family.acts[0]!r}, but this one has "
+      f"{act!r}: its outputs differ, unless the weights were trained with it.",
       stacklevel=3,
     )
 
@@ -364,11 +363,11 @@ def _check_model(
 def _check_computation(
   model: nn.Module, table: foreign.SourceTable, new_head: Sequence[str]
 ) -> None:
-  """Rejects a model that does not compute what the files say.
+  """Rejects a model whose outputs would differ from those that files imply.
 
   Raises:
-    ValueError: if an option that leaves do not show differs from the config
-      beside the weights, or must be given.
+    ValueError: if an option that cannot be inferred from leaves differs from
+      the config beside the weights, or must be given.
   """
   said = dict(table.said.options)
   if "rope" in table.family.options:
@@ -390,9 +389,9 @@ def _check_computation(
     has = ", ".join(f"{key}={getattr(model, key)!r}" for key in differ)
     origin = table.said.path or repr(table.name)
     raise ValueError(
-      f"{origin} means {meant}, but this {type(model).__name__} has "
-      f"{has}: build it as in pretrained.detect({table.where!r}).options; in a "
-      f"config file of fine-tuning, config.model.update({meant})."
+      f"{origin} implies {meant}, but this {type(model).__name__} has "
+      f"{has}: build it with pretrained.detect({table.where!r}).options; in a "
+      f"fine-tuning config, use config.model.update({meant})."
     )
   outer_head = "head/kernel" in table.outer and not new_head
   if (
@@ -402,7 +401,7 @@ def _check_computation(
     and getattr(model, "normalize", None) is None
   ):
     raise ValueError(
-      f"{table.where} has a head outside of CLIP, "
+      f"{table.where} has a head outside CLIP, "
       f"{table.outer['head/kernel']}, and no file says whether the features "
       "are scaled to length 1 before it: build the model with normalize=True "
       "(as model-soups does) or normalize=False."
@@ -430,13 +429,13 @@ def _log_unread(table: foreign.SourceTable, specs: Iterable[str]) -> None:
 
 
 def _model_specs(model, table, image_size):
-  """Returns leaf -> spec with blocks one by one, and the grid of patches.
+  """Returns leaf -> spec, with one leaf per block, and the grid of patches.
 
-  The grid is None where the position embeddings of the checkpoint are kept.
+  The grid is None if the position embeddings of the checkpoint are kept.
   """
   if isinstance(image_size, int):
     image_size = (image_size, image_size)
-  # By default patches are one above the other: only their number counts.
+  # By default, patches form a single column, since only their number matters.
   patch = getattr(model, "patch_size", 1)
   height, width = image_size or (table.tokens() * patch, patch)
   if getattr(model, "attention", None):
@@ -522,17 +521,17 @@ def _new_head(specs, table, head) -> list[str]:
     return []
   kernel = table.shape("head/kernel")
   if head == "auto" and kernel is not None:
-    # A head of as many classes that does not fit is an error, not a new one.
+    # If a head with as many classes does not fit, this is an error.
     if kernel[-1:] == specs["head/kernel"].shape[-1:]:
       return []
-  logging.info("A new head of zeros on the weights of %s", table.where)
+  logging.info("Starting a new head at zero for %s", table.where)
   return leaves
 
 
 def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   """Returns our leaves that are taken from `init`."""
   names = [*specs, *(leaf for leaf in table.leaves() if leaf not in specs)]
-  # Names of the file stand for our leaves, if there are any.
+  # Names in the file may match, too.
   names += [*table.entries, *(k for v in table.ignored.values() for k in v)]
   matches = tree.matches("skip", skip, list(dict.fromkeys(names)))
   matched = {k for _, leaves in matches for k in leaves}
@@ -543,7 +542,7 @@ def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   if init is None:
     raise ValueError(
       f"skip= leaves out {len(skipped)} leaves of the model, such as "
-      f"{skipped[:3]}: give init=, parameters of the model to take them from."
+      f"{skipped[:3]}: give init=, parameters of the model that contain them."
     )
   leaves = foreign.unstacked(tree.flatten(init)[0])
   bad = [
@@ -553,7 +552,7 @@ def _skipped(specs, table, skip, init) -> Mapping[str, Any]:
   ]
   if bad:
     raise ValueError(
-      f"init= does not have {bad} in the model's shapes, which is "
-      f"{specs[bad[0]].shape} for the first: give parameters of this model."
+      f"init= does not have {bad} with the model's shapes (for the first, "
+      f"{specs[bad[0]].shape}): give parameters of this model."
     )
   return {leaf: np.asarray(leaves[leaf]) for leaf in skipped}

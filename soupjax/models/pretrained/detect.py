@@ -36,14 +36,15 @@ class Detected:
 
   Attributes:
     family: a key of `mappings.FAMILIES`.
-    options: of `models.ViT`, `Mixer` or `ResNet`, with num_classes. `num_heads`
-      of a ViT is None if it is unknown: the model asks for it.
+    options: options of `models.ViT`, `Mixer`, `ResNet` or `CLIP`, with
+      num_classes if there is a head. `num_heads` of a ViT is None if it is
+      unknown; the model then raises an error that asks for it.
     said: the options that a config beside the weights gives.
-    assumed: the options that neither the config nor the weights give, which
-      have the usual values of the family; and "image_size", if it only follows
-      from a square number of position embeddings.
+    assumed: the options that neither the config nor the weights give, with the
+      usual values of the family; and "image_size", if it is inferred only from
+      a square number of position embeddings.
     image_size: side of the images in pixels, None if they are not square or the
-      position embeddings leave it open.
+      position embeddings do not determine it.
     classes: names of the outputs in order, if a config has them.
     config: contents of `config.json` beside the weights, {} without one.
     ignored: rule -> leaves of the file that are not read, such as "text tower".
@@ -60,7 +61,10 @@ class Detected:
 
   @property
   def model(self) -> str:
-    """Name of the model in configs: "vit", "mixer" or "resnet"."""
+    """Name of the model in configs: "vit", "mixer" or "resnet".
+
+    For a CLIP it is "vit", that of the image tower.
+    """
     return mappings.FAMILIES[self.family].model.lower()
 
 
@@ -74,30 +78,32 @@ def detect(
 ) -> Detected:
   """Detects the model of a checkpoint; reads no weights.
 
-  Names and shapes of leaves give sizes, norms and classes. They do not give the
-  number of heads, activation, epsilon and, with a class token, pooling: these
-  are read from a `config.json` beside the weights (of transformers, timm, or
-  open_clip_config.json). Without one, the number of heads is that of the
-  variant with this width and depth, or None; the others are the family's.
+  Sizes, norms and the number of classes follow from names and shapes of leaves.
+  The number of heads, activation, epsilon and, with a class token, pooling do
+  not: these are read from a config beside the weights (`config.json` of
+  transformers or timm, or `open_clip_config.json`). Without one, the number of
+  heads is that of the variant with the same width, depth and mlp_dim, or None;
+  the others are the family's.
 
   Args:
     source: path of a checkpoint, as for `open_ingredient`, or an ingredient.
-    family: a key of `mappings.FAMILIES`; None recognises it by its names.
+    family: a key of `mappings.FAMILIES`; None recognises it by leaf names.
     skip: regular expressions of leaves of the file to leave out.
     prefix: start of the model's names if the file has several models.
     text: whether to include the text tower; the options are then those of
       `models.CLIP`.
 
   Returns:
-    A description; `ViT(**detect(path).options)` is the model of a ViT, and with
-    `text`, `CLIP(**detect(path, text=True).options)`. For any model,
-    `models.build(detected.model, **detected.options)` is it.
+    A description. `ViT(**detect(path).options)` makes the model of a ViT, and
+    `CLIP(**detect(path, text=True).options)` that of a CLIP. Without `text`,
+    `models.build(detected.model, **{"num_classes": None, **detected.options})`
+    makes any model.
 
   Raises:
-    ValueError: if the family is unknown or ambiguous; or if the config beside
-      the weights is of another model or an unknown architecture, or has a value
-      that our ViT does not compute; with `text`, also if there is no text
-      tower or one of another kind.
+    ValueError: if the family is unknown or ambiguous; if the config beside the
+      weights belongs to another model or an unknown architecture, or has a key
+      or value that soupjax does not support; with `text`, also if there is no
+      text tower or one of an unsupported kind.
   """
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
@@ -150,13 +156,13 @@ def _check_config(table: foreign.SourceTable) -> None:
     measured = measure(table)
   else:
     parts = _parts(table)
-    # A norm after pooling can be another name for that before it.
+    # The norms before and after pooling can have the same name.
     del parts["fc_norm"]
     measured = {**parts, **_sizes(table), "has_cls": "cls" in names}
   sizes = {
     k: (v, measured[k]) for k, v in said.options.items() if k in measured
   }
-  if "layer_scale" in sizes:  # The config has its initial value.
+  if "layer_scale" in sizes:  # The config has the initial value.
     sizes["layer_scale"] = tuple(v > 0 for v in sizes["layer_scale"])
   patch = measured.get("patch_size")
   sized = "pos_embedding" in names or table.family.model == "Mixer"
@@ -176,7 +182,7 @@ def _check_config(table: foreign.SourceTable) -> None:
 
 
 def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
-  """Returns the fields of `Detected` that only a ViT has."""
+  """Returns the fields of `Detected` that depend on the model, for a ViT."""
   measured = _options_of_leaves(table)
   said = dict(table.said.options)
   said.pop("has_cls", None)
@@ -202,7 +208,7 @@ def _detect_vit(table: foreign.SourceTable) -> dict[str, Any]:
 
 
 def _detect_other(table: foreign.SourceTable) -> dict[str, Any]:
-  """Returns the fields of `Detected` for a Mixer or a ResNet."""
+  """Returns the same fields of `Detected` for a Mixer or a ResNet."""
   kind, said = table.family, dict(table.said.options)
   usual = dict(kind.options)
   if kind.model == "Mixer":
@@ -224,7 +230,7 @@ def _detect_other(table: foreign.SourceTable) -> dict[str, Any]:
 
 
 def _image_size(table: foreign.SourceTable, patch_size: int) -> int | None:
-  """Returns the side of images, None if it is open or they are not square."""
+  """Returns the side of images, None if unknown or they are not square."""
   if table.said.image_size is not None:
     height, width = table.said.image_size
     return height if height == width else None
@@ -258,13 +264,13 @@ def _sizes(table: foreign.SourceTable) -> dict[str, int]:
 
 
 def _parts(table: foreign.SourceTable) -> dict[str, Any]:
-  """Returns the options that decide whether leaves exist."""
+  """Returns the options that determine which leaves exist."""
 
   def has(leaf):
     return table.locate(leaf)[1] is not None
 
   final = has("Transformer/encoder_norm/scale")
-  # If both norms share a name, it is the first.
+  # A name that both norms share stands for the one before pooling.
   pooled = "fc_norm/scale" in table.leaves()
   biases = (k[0] for k in tables.QKV if has(f"{_ATTENTION}{k}/bias"))
   return {
@@ -306,9 +312,10 @@ def _options_of_leaves(table: foreign.SourceTable) -> dict[str, Any]:
 
 
 def _beyond_big_vision(options) -> bool:
-  """Whether big_vision has no such model: ours, with the same names.
+  """Whether a model with big_vision's names is one that only soupjax has.
 
-  It computes sines where positions have no leaves; we may rotate instead.
+  Without a leaf for positions, big_vision's models use sincos2d; ours may have
+  rotary positions instead.
   """
   return bool(
     options["layer_scale"]
@@ -368,7 +375,7 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
       numbered = {int(k): name for k, name in names.items()}
     except ValueError:
       return None
-    # Outputs between those that are named have names, too.
+    # Unnamed outputs between named ones get names, too.
     count = max(numbered, default=-1) + 1
     if count > _MOST_CLASSES or min(numbered, default=0) < 0:
       return None

@@ -11,38 +11,38 @@ from soupjax.models.pretrained import foreign, mappings, tables
 from soupjax.soups.core import tree
 from soupjax.soups.core.ingredient import Ingredient
 
-# Rules for leaves that no family computes with.
+# Rules for leaves that no family uses.
 _IGNORED = {
   "loss": r"^(criterion|loss|loss_fn|loss_function)\.",
   "counter of averaged models": r"^n_averaged$",
 }
-# A linear layer on the features, in modules that users write around a model.
+# A linear layer on the features, in modules that users wrap around a model.
 _HEAD = re.compile(
   r"((cls_|class_|linear_|lin_)?head|heads|classifier|classification_head|fc"
   r"|clf|linear|probe)([./](head|fc|linear|classifier|0))?[./](\w+)"
 )
-# OpenCLIP's projection on a model of timm.
+# OpenCLIP's projection on top of a model of timm.
 _PROJECTION = re.compile(r"head\.proj\.(\w+)")
 _WEIGHTS = {"weight": "kernel", "kernel": "kernel", "bias": "bias"}
-# Our first layers.
+# Kernels of the first layers of our models.
 _STEMS = {"embedding/kernel", "stem/kernel", "root_block/conv_root/kernel"}
 
 
 def recognise(
   source: Ingredient, family: str | None, skip: Sequence[str] = ()
 ) -> foreign.SourceTable:
-  """Tells the family of a checkpoint from the names in its first block.
+  """Determines the family of a checkpoint from the names in its first block.
 
   Args:
     source: a checkpoint; its weights are not read.
-    family: its family if that is known.
+    family: its family if it is known.
     skip: regular expressions of names to leave out.
 
   Returns:
     Its leaves with the table of the family.
 
   Raises:
-    ValueError: if the family does not exist, or none fits or several do.
+    ValueError: if the family does not exist, or if none or several fit.
   """
   if family is not None:
     layers.check_choice("family", family, mappings.FAMILIES)
@@ -80,12 +80,15 @@ def with_prefix(
 
   Args:
     source: the checkpoint.
-    skip: expressions of other names to leave out.
-    prefix: start of the names of a model in it; "" for any.
+    skip: regular expressions of other names to leave out.
+    prefix: start of the names of a model in it; "" adds nothing.
+
+  Returns:
+    The expressions.
 
   Raises:
-    ValueError: if no model starts there, listing the prefixes of those that
-      the checkpoint has.
+    ValueError: if no model has the prefix, listing the prefixes of the models
+      in the checkpoint.
   """
   if not prefix:
     return skip
@@ -111,7 +114,7 @@ def under(source: Ingredient, prefix: str) -> Ingredient:
       all.
 
   Returns:
-    `source` with the leaves of this model only, under their names.
+    `source` with only the leaves of this model, under the same names.
 
   Raises:
     ValueError: as for `with_prefix`.
@@ -147,10 +150,10 @@ def without(source: Ingredient, skip: str) -> Ingredient:
     skip: regular expression of the names to remove.
 
   Returns:
-    `source` with the other leaves only.
+    `source` with only the other leaves.
 
   Raises:
-    ValueError: if the expression is invalid, or matches no leaf or all.
+    ValueError: if the expression is invalid, or matches all leaves or none.
   """
   kept = {k: v for k, v in source.specs.items() if not _search(skip, k)}
   if len(kept) in (0, len(source.specs)):
@@ -177,7 +180,7 @@ def _unknown(leaves: list[str], where: str) -> ValueError:
   return ValueError(
     f"{where} does not belong to a known family ({known}): its leaves have "
     f"names such as {', '.join(map(repr, leaves[:3]))}. Rename them, or "
-    "give family= to list what is missing."
+    "give family= to list the missing leaves."
   )
 
 
@@ -224,7 +227,7 @@ def _best(
 ) -> list[tuple[str, str]]:
   """Drops pairs whose leaves are a subset of another pair's, or equal.
 
-  Names of a family can contain each other, such as "vit.layers" and "layers".
+  Names of a family can contain others, as "vit.layers" contains "layers".
   """
   named = {pair: _named(*pair, leaves) for pair in fits}
   # Text towers can have the blocks of a family, but embed no patches.
@@ -243,7 +246,7 @@ def _best(
 
 
 def _embeds(family, found, leaves) -> bool:
-  """Whether the embedding of patches has the number of axes of a family."""
+  """Whether the patch embedding has as many axes as in the family."""
   if "embedding/kernel" not in found:
     return True
   row = foreign.rows_of(mappings.FAMILIES[family], "embedding/kernel")[0]
@@ -252,7 +255,7 @@ def _embeds(family, found, leaves) -> bool:
 
 
 def _named(family, prefix, leaves) -> dict[str, str]:
-  """Returns our leaf -> name, for the names of a family after a prefix."""
+  """Returns our leaf -> its name, for names that follow the prefix."""
   kind, result = mappings.FAMILIES[family], {}
   for name in leaves:
     if name.startswith(prefix):
@@ -275,7 +278,7 @@ def _first_block(family: tables.Family, norm: bool = False) -> list[str]:
 
 
 def _outer_prefixes(family: tables.Family, leaves: Collection[str]) -> set[str]:
-  """Returns the prefixes of a model inside other modules of any name."""
+  """Returns the prefixes of models inside other modules of any name."""
   return {
     leaf.removesuffix(name)
     for leaf in leaves
@@ -288,7 +291,7 @@ def _outer_prefixes(family: tables.Family, leaves: Collection[str]) -> set[str]:
 
 
 def _relative(name: str, prefix: str) -> Iterator[str]:
-  """Yields a name without each part of the prefix, the longest first."""
+  """Yields a name without the prefix, then without ever shorter parts of it."""
   for end in range(len(prefix), -1, -1):
     if name.startswith(prefix[:end]) and (not end or prefix[end - 1] in "./"):
       yield name[end:]
@@ -315,8 +318,8 @@ def _outer_layers(
 ) -> dict[str, str]:
   """Returns our leaf -> name of a head or projection outside the model.
 
-  It must be the only one: of several, only the code around the model shows
-  which computes the outputs.
+  Each must be the only candidate: of several, only the code around the model
+  shows which one computes the outputs.
   """
   kind = mappings.FAMILIES[family]
   inner = set(_named(family, prefix, leaves))
@@ -337,7 +340,7 @@ def _outer_layers(
     if len(found) == 1 and f"{layer}/kernel" not in inner:
       [names] = found
       module = re.sub(r"\b0[./]\w+$", "", next(iter(names.values())))
-      # The first layer of several is not the head.
+      # The first of several layers is not the head.
       if not any(
         k.startswith(module) and k not in names.values()
         for k in leaves

@@ -23,7 +23,7 @@ from soupjax.models.pretrained import (
 from soupjax.soups.core import layers
 from soupjax.soups.core.ingredient import Ingredient
 
-# Names of our blocks up to their number.
+# Names of our blocks, up to the block number.
 _BLOCKS = ("Transformer/encoderblock_", "MixerBlock_")
 
 
@@ -41,7 +41,7 @@ class Entry:
 
 
 def entries(ingredient: Ingredient) -> dict[str, Entry]:
-  """Lists all leaves of a checkpoint, those of scanned blocks one by one."""
+  """Returns name -> leaf of a checkpoint, with scanned blocks split."""
   result = {}
   for leaf, spec in ingredient.specs.items():
     blocks = _block_names(leaf, spec)
@@ -73,7 +73,7 @@ def unstacked(flat: Mapping[str, Any]) -> dict[str, Any]:
     flat: leaf -> array or `jax.ShapeDtypeStruct`, of one of our models.
 
   Returns:
-    The same with blocks one by one; other leaves are unchanged.
+    The same with one leaf per block; other leaves are unchanged.
   """
   result: dict[str, Any] = {}
   for leaf, value in flat.items():
@@ -89,13 +89,13 @@ def unstacked(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split_block(leaf: str) -> tuple[str, int, str] | None:
-  """Splits the name of a leaf of our blocks at their number."""
+  """Splits the name of a leaf of our blocks at the block number."""
   parts = layers.split_number(leaf)
   return parts if parts and parts[0] in _BLOCKS else None
 
 
 def stacked(leaves: dict[str, Any], scan: bool) -> dict[str, Any]:
-  """Stacks blocks where the model scans; empties `leaves` to save memory."""
+  """Stacks blocks if the model scans them; empties `leaves` to save memory."""
   return {
     leaf: leaves.pop(leaf)
     if names == (leaf,)
@@ -108,7 +108,7 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
   """Groups leaves by the leaf of the model that contains them.
 
   Args:
-    names: our leaves, with blocks one by one.
+    names: names of our leaves, with one leaf per block.
     scan: whether the model stacks them.
 
   Returns:
@@ -126,7 +126,7 @@ def blocks_of(names: Iterable[str], scan: bool) -> dict[str, tuple[str, ...]]:
 
 
 def rows_of(family: tables.Family, leaf: str) -> tuple[tables.Row, ...]:
-  """Returns the rows of one of our leaves, for its block; () without one."""
+  """Returns the rows of our leaf, with its block number; () if it has none."""
   block = _split_block(leaf)
   template = f"{block[0]}{{i}}{block[2]}" if block else leaf
   rows = _rows(family.rows).get(template, ())
@@ -151,7 +151,7 @@ def _rows(rows):
 
 @functools.lru_cache
 def _templates(rows):
-  # A name that belongs to several leaves stands for the first.
+  # A name that several leaves share stands for the first.
   return {name: row.leaf for row in reversed(rows) for name in row.names}
 
 
@@ -174,15 +174,14 @@ class SourceTable:
   Attributes:
     name: its family, a key of `mappings.FAMILIES`.
     entries: its leaves by name, without those of `ignored`.
-    prefix: text in front of the names of the model.
+    prefix: start of the names of the model.
     where: path or name, for errors.
-    outer: our leaf -> name of a head or projection that stands outside the
-      prefix.
+    outer: our leaf -> name of a head or projection outside the prefix.
     ignored: name of a rule -> leaves that are not weights of the tower.
-    dropped: names that the user leaves out.
+    dropped: names that the user leaves out with `skip`.
     said: the computation that a config beside the weights describes.
     unread: the leaves of `ignored`, by name.
-    kind: the table if it is not that of the family.
+    kind: the table, if it is not the one of the family in `mappings`.
   """
 
   name: str
@@ -211,7 +210,7 @@ class SourceTable:
     return leaf_of(self.family, name[len(self.prefix) :])
 
   def leaves(self) -> list[str]:
-    """Returns our names of its leaves, where we have one."""
+    """Returns our names for those of its leaves that we have."""
     names = map(self.leaf_of, self.entries)
     return [name for name in names if name is not None]
 
@@ -230,7 +229,7 @@ class SourceTable:
       if row.packed in (None, self.packed)
     ]
     names = [(row, k) for row in rows for k in row.names if k in self.entries]
-    if names:  # Of two, the one that is not left out.
+    if names:  # Of several, prefers one that is not left out.
       return min(names, key=lambda pair: pair[1] in self.dropped)
     return (rows[0] if rows else None), None
 
@@ -241,7 +240,7 @@ class SourceTable:
 
   @functools.cached_property
   def packed(self) -> bool:
-    """Whether both matrices of gated MLPs are in one."""
+    """Whether the two matrices of gated MLPs are stored as one."""
     mlp = f"{tables.BLOCK_0}MlpBlock_0/"
     inner, outer = (
       [
@@ -257,12 +256,15 @@ class SourceTable:
     )
 
   def names_of(self, leaves: Iterable[str]) -> set[str]:
-    """Returns the names in the file of those of our leaves that it has."""
+    """Returns the file's names for those of our leaves that it has."""
     names = (self.locate(leaf)[1] for leaf in leaves)
     return {name for name in names if name is not None}
 
   def shape(self, leaf: str) -> tuple[int, ...] | None:
-    """Returns a shape in our layout; heads may share an axis with features."""
+    """Returns the shape of our leaf in our layout, None if it is unknown.
+
+    Heads may share an axis with features.
+    """
     row, name = self.locate(leaf)
     if name is None:
       return None
@@ -273,7 +275,7 @@ class SourceTable:
       return None
 
   def tokens(self) -> int:
-    """Returns the number of patches of an image, 1 if the leaves lack it."""
+    """Returns the number of patches of an image, 1 if leaves do not tell."""
     mixing = self.shape("MixerBlock_0/token_mixing/Dense_0/kernel")
     if mixing:
       return mixing[0]
@@ -283,7 +285,7 @@ class SourceTable:
     return table[1] - self.positions_before_patches(table[1], None)
 
   def channels(self) -> int:
-    """Returns the number of image channels, 3 if the leaves lack it."""
+    """Returns the number of image channels, 3 if leaves do not tell."""
     stems = ("embedding/kernel", "stem/kernel", "root_block/conv_root/kernel")
     for leaf in stems:
       shape = self.shape(leaf)
@@ -299,10 +301,10 @@ class SourceTable:
     return self.said.class_position
 
   def class_position_is_open(self) -> bool:
-    """Whether a class token may have one of the position embeddings.
+    """Whether it is unknown if the class token has a position embedding.
 
-    A square number of them can belong to the patches alone, or to a class token
-    and the patches of images that are not square.
+    A square number of embeddings can belong to the patches alone, or to a class
+    token and the patches of images that are not square.
     """
     return (
       self.family.class_position == "usually"
@@ -313,11 +315,11 @@ class SourceTable:
     )
 
   def positions_before_patches(self, tokens: int, patches: int | None) -> int:
-    """Tells how many position embeddings precede those of the patches.
+    """Returns how many position embeddings precede those of the patches.
 
     Args:
       tokens: number of position embeddings.
-      patches: number of patches of the model, None if any.
+      patches: number of patches of the model, None if it may be any.
     """
     counts = {leaf: self._count(leaf) for leaf in self.family.positioned}
     count = sum(counts.values())
@@ -339,7 +341,7 @@ class SourceTable:
     return shape[1] if shape is not None and len(shape) == 3 else 1
 
   def fits(self, leaf: str, shape: tuple[int, ...]) -> bool:
-    """Tells whether our leaf can be read in a shape."""
+    """Whether our leaf can be read with this shape."""
     row, name = self.locate(leaf)
     if name is None:
       return False
@@ -373,7 +375,7 @@ class SourceTable:
     unexpected, twice = {}, {}
     for name in self.entries:
       leaf = self.leaf_of(name)
-      # Of a layer outside the model, all leaves are used or none.
+      # A layer outside the model must be used with all its leaves or none.
       partly = leaf in self.outer and _module(leaf) in map(_module, specs)
       if name not in used | self.dropped and not (
         leaf
@@ -394,8 +396,12 @@ class SourceTable:
     """Reads leaves, one after the other.
 
     Args:
-      specs: our leaves, which fit.
+      specs: our leaves, which must fit.
       grid: rows and columns of patches, None to keep those of the checkpoint.
+
+    Returns:
+      Our leaf -> array. Position embeddings of tokens before the patches are
+      added to these tokens.
 
     Raises:
       ValueError: if position embeddings cannot be resampled.
@@ -439,7 +445,7 @@ def _module(leaf: str) -> str:
 
 
 def _view(shape: tuple[int, ...]) -> np.ndarray:
-  """Returns an array of that shape that takes no memory."""
+  """Returns an array of this shape that takes no memory."""
   return np.broadcast_to(np.float32(0), shape)
 
 
@@ -457,15 +463,15 @@ def write(
   """Converts our leaves to the names and layout of a family.
 
   Args:
-    family: with a row for every leaf.
-    leaves: ours, with blocks one by one.
-    like: a checkpoint whose names, and prefix, are preferred; None takes the
-      first name of every row.
+    family: a table with a row for every leaf.
+    leaves: our leaves, with one leaf per block.
+    like: a checkpoint whose names and prefix to use; None uses the first name
+      of every row.
 
   Returns:
     Name in the family -> array. Tokens before the patches keep the positions
-    that were added to them, and their positions are zero, where the family, or
-    `like`, has them.
+    that were added to them; if the family, or `like`, has position embeddings
+    for these tokens, they are zero.
   """
   parts: dict[str, dict[int, np.ndarray]] = {}
   before = _positions_to_write(family, leaves, like)
@@ -507,7 +513,7 @@ def _positions_to_write(family, leaves, like) -> int:
 
 
 def rows_to_write(family, leaves) -> dict[str, tables.Row]:
-  """Returns leaf -> its first row whose array has all of its parts."""
+  """Returns leaf -> the first of its rows whose parts are all there."""
   packed = any("/gate/" in leaf for leaf in leaves)
   rows = {
     leaf: [r for r in rows_of(family, leaf) if r.packed in (None, packed)]

@@ -12,10 +12,10 @@ from soupjax.models.pretrained.other_models import bit, mixer
 
 
 def _big_vision() -> tuple[tables.Row, ...]:
-  """Returns our own names, with older ones.
+  """Returns our own names, followed by older ones of big_vision.
 
-  Until 2021 layers of a block were numbered regardless of their kind. MAP heads
-  were inlined for a while.
+  Until 2021, all layers of a block shared one numbering, whatever their type.
+  For a while, the layers of MAP heads were at the top level.
   """
   old = {
     "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
@@ -46,7 +46,7 @@ def _big_vision() -> tuple[tables.Row, ...]:
     "Transformer/posembed_input/pos_embedding",
   )
   norms = ("Transformer/encoder_norm", "pre_norm", "fc_norm")
-  # Of soupjax alone.
+  # Leaves that only soupjax has.
   inner = (
     f"{tables.ATTENTION}query_norm",
     f"{tables.ATTENTION}key_norm",
@@ -74,11 +74,11 @@ def _big_vision() -> tuple[tables.Row, ...]:
 
 
 def _hf_vit(base: str, *heads: str) -> tuple[tables.Row, ...]:
-  """Returns the names in files, those of models inside, and of transformers 5.
+  """Returns the names in classifiers and bare models, and in transformers 5.
 
   Args:
     base: name of the model inside a classifier.
-    *heads: names of the classifier.
+    *heads: names of the classifier's head.
   """
 
   def block(old, new):
@@ -129,7 +129,7 @@ def _hf_deit() -> tuple[tables.Row, ...]:
 
 
 def _hf_dinov2(base: str) -> tuple[tables.Row, ...]:
-  """Returns the names in files, those of models inside, and of transformers 5.
+  """Returns the names in classifiers and bare models, and in transformers 5.
 
   Args:
     base: name of the model inside a classifier.
@@ -301,7 +301,7 @@ def _openclip() -> tuple[tables.Row, ...]:
       mlp=((f"{block}mlp.c_fc.",), (f"{block}mlp.c_proj.",)),
     ),
     *tables.layer("norm", "Transformer/encoder_norm", "visual.ln_post."),
-    *tables.layer("norm", "fc_norm", "visual.ln_post."),  # CLIPA's place of it.
+    *tables.layer("norm", "fc_norm", "visual.ln_post."),  # In CLIPA.
     tables.Row("proj/kernel", ("visual.proj",)),
   )
 
@@ -327,7 +327,7 @@ def _timm() -> tuple[tables.Row, ...]:
       mlp=((one,), (f"{block}mlp.fc2.",)),
       packed=False,
     ),
-    # Eva's biases are parameters of their own, or projections are apart.
+    # Eva has biases as separate parameters, or separate projections.
     *(
       tables.Row(
         f"{attention}{name}/bias", (f"{block}attn.{name[0]}_bias",), "flat"
@@ -338,7 +338,7 @@ def _timm() -> tuple[tables.Row, ...]:
       tables.BLOCK,
       {name: (f"{block}attn.{name[0]}_proj.",) for name in tables.QKV},
     ),
-    # Gated MLPs: in one matrix, or apart.
+    # The two matrices of gated MLPs, stored as one or separately.
     *tables.layer("dense", f"{mlp}gate", one, part=(0, 2), packed=True),
     *tables.layer("dense", f"{mlp}Dense_0", one, part=(1, 2), packed=True),
     *tables.layer("dense", f"{mlp}gate", f"{block}mlp.fc1_g."),
@@ -502,7 +502,7 @@ FAMILIES = {
     rows=_hf_clip(),
     ignored=_TRANSFORMERS_TEXT,
     resample="bicubic",
-    not_heads=r"^classifier\.",  # CLIPForImageClassification's: of the mean.
+    not_heads=r"^classifier\.",  # CLIPForImageClassification's, on the mean.
     options=_CLIP,
     acts=("quick_gelu", "gelu_exact"),
   ),
@@ -510,7 +510,7 @@ FAMILIES = {
     about="SiglipModel and SiglipVisionModel of transformers: the vision tower",
     rows=_hf_siglip(),
     ignored=_TRANSFORMERS_TEXT,
-    not_heads=r"^classifier\.",  # SiglipForImageClassification's: of the mean.
+    not_heads=r"^classifier\.",  # SiglipForImageClassification's, on the mean.
     resample="bicubic",
     options=_SIGLIP,
     acts=("gelu", "gelu_exact"),

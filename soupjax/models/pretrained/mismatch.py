@@ -8,7 +8,7 @@ import re
 import types
 from typing import Any
 
-# Part of the names of our leaves -> the option that makes a model have them.
+# Pattern of our leaf names -> the option with which a model has these leaves.
 HINTS = {
   r"LayerScale_\d": "layer_scale=1e-5",
   r"MlpBlock_0/gate": "gated=True",
@@ -48,7 +48,7 @@ _PARTS = {
 
 
 def hint(leaf: str | None) -> str:
-  """Returns the option that goes with one of our leaves, "" without one."""
+  """Returns the option with which a model has our leaf, "" if there is none."""
   options = (v for k, v in HINTS.items() if re.search(k, leaf or ""))
   return next(options, "")
 
@@ -72,7 +72,7 @@ def describe(
     Indented lines, "" if everything fits.
   """
   unexpected_groups = _grouped(unexpected)
-  # A name that we do not know at all is a likelier slip than a known one.
+  # Unknown names are more likely to be misspelled than known ones.
   unknown = _grouped([k for k, leaf in unexpected.items() if leaf is None])
   near = {
     _key(name): text
@@ -113,14 +113,14 @@ def describe(
 
 
 def _key(name: str) -> str:
-  """Replaces the first number of a name, that of the block."""
+  """Replaces the first number of a name, the block number, by "*"."""
   return re.sub(r"\d+", "*", name, count=1)
 
 
 def _grouped(
   names: Iterable[str], value_of: Callable[[str], Any] = lambda name: None
 ) -> list[tuple[str, list[str]]]:
-  """Groups names with equal values that differ in the number of a block."""
+  """Groups names with equal values that differ only in the block number."""
   groups: dict[tuple[str, Any], list[str]] = {}
   for name in names:
     groups.setdefault((_key(name), value_of(name)), []).append(name)

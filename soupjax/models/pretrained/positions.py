@@ -10,14 +10,14 @@ import numpy as np
 def before_patches(
   tokens: int, patches: int | None, count: int, expected: int
 ) -> int:
-  """Tells how many position embeddings precede those of the patches.
+  """Returns how many position embeddings precede those of the patches.
 
   Args:
     tokens: number of position embeddings.
-    patches: number of patches of the model, None if any.
-    count: number of tokens before the patches; either all have a position or
-      none.
-    expected: the answer where the numbers leave it open.
+    patches: number of patches of the model, None if it may be any.
+    count: number of tokens before the patches; either all or none of them have
+      a position.
+    expected: the result if the numbers do not determine it.
   """
   if patches is not None and tokens - patches in (0, count):
     return tokens - patches
@@ -32,7 +32,7 @@ def _is_square(n: int) -> bool:
 
 # Name -> half the width of the filter, the parameter of cubic filters, and
 # whether the filter widens when the table shrinks. "corners" is big_vision's:
-# bilinear, corners on corners (arXiv 2010.11929, section 3.2).
+# bilinear, with aligned corners (arXiv 2010.11929, section 3.2).
 METHODS: dict[str, tuple[int, float, bool] | None] = {
   "corners": None,
   "bilinear_antialias": (1, 0.0, True),
@@ -47,20 +47,20 @@ def resample(
   method: str = "corners",
   old_grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-  """Resamples position embeddings, as the library they are from does.
+  """Resamples position embeddings, as the library they come from does.
 
   Args:
-    table: (1, patches, width), of `old_grid`.
+    table: (1, patches, width), on `old_grid`.
     grid: rows and columns of the result; None changes nothing.
     method: a key of `METHODS`.
-    old_grid: rows and columns of the table; None is `grid` if the numbers are
-      equal, else a square.
+    old_grid: rows and columns of the table; None means `grid` if that has as
+      many patches, or else a square.
 
   Returns:
-    (1, rows * columns, width) of the same dtype.
+    (1, rows * columns, width), of the same dtype.
 
   Raises:
-    ValueError: if the patches do not form the grid, or a square one.
+    ValueError: if the patches do not form `old_grid`, or a square without it.
   """
   _, tokens, width = table.shape
   if grid is None:
@@ -92,9 +92,9 @@ def resample(
 def _weights(
   old: int, new: int, radius: int, cubic: float, antialias: bool
 ) -> np.ndarray:
-  """Returns the weights (new, old) of the old points in each new one.
+  """Returns the weights (new, old) of the old points for each new point.
 
-  They are those of torch.nn.functional.interpolate, without aligned corners.
+  They are those of torch.nn.functional.interpolate with align_corners=False.
   """
   scale = old / new
   centers = (np.arange(new) + 0.5) * scale - 0.5
@@ -102,7 +102,7 @@ def _weights(
   reach = math.ceil(radius * widening) + 1
   near = np.floor(centers)[:, None] + np.arange(-reach, reach + 1)
   values = _kernel(np.abs(near - centers[:, None]) / widening, radius, cubic)
-  if antialias:  # Points outside do not count; otherwise edges are repeated.
+  if antialias:  # Ignores points outside; without it, edges are repeated.
     values = np.where((near >= 0) & (near < old), values, 0)
     values /= values.sum(axis=1, keepdims=True)
   weights = np.zeros((new, old))
@@ -112,7 +112,7 @@ def _weights(
 
 
 def _kernel(x: np.ndarray, radius: int, a: float) -> np.ndarray:
-  """Returns a triangle, or Keys's cubic filter with parameter a."""
+  """Evaluates a triangle filter, or Keys's cubic one with parameter a."""
   if radius == 1:
     return np.maximum(1 - x, 0)
   inner = ((a + 2) * x - (a + 3)) * x**2 + 1

@@ -3,7 +3,8 @@
 """Rows of the tables of `mappings`, and functions that make several of them.
 
 A row has the name of one of our leaves, its names in a family, and the layout
-of its array there. A leaf with several rows has the first whose name exists.
+of its array there. If a leaf has several rows, the first with a name that the
+checkpoint has applies.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class Layout(NamedTuple):
-  """A change of layout in both directions.
+  """Conversion between the layouts of a family and of our models.
 
   Attributes:
     read: `read(array, shape)` converts to our layout, with that shape.
@@ -27,13 +28,15 @@ class Layout(NamedTuple):
 
 
 def _patches(matrix: Any) -> tuple[int, ...]:
-  """Returns the shape of a convolution for a matrix (width, pixels)."""
+  """Returns (side, side, channels, width) for a matrix (width, values)."""
   width, pixels = matrix.shape
   for channels in (3, 1):
     side = math.isqrt(pixels // channels)
     if side**2 * channels == pixels:
       return (side, side, channels, width)
-  raise ValueError(f"{pixels} values are not a square patch of 3 or 1 colours.")
+  raise ValueError(
+    f"{pixels} values do not form a square patch of 3 or 1 channels."
+  )
 
 
 LAYOUTS = {
@@ -45,7 +48,7 @@ LAYOUTS = {
     lambda x: x.transpose(3, 2, 0, 1),
     ndim=4,
   ),
-  # We have (width, heads, size) or (heads, size, width).
+  # Ours are (width, heads, size) and (heads, size, width).
   "to_heads": Layout(
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(len(x), -1).T
   ),
@@ -53,19 +56,19 @@ LAYOUTS = {
     lambda x, shape: x.T.reshape(shape), lambda x: x.reshape(-1, x.shape[-1]).T
   ),
   "flat": Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1)),
-  # A matrix on flattened patches (height, width, colours).
+  # A matrix on flattened patches (height, width, channels).
   "patches": Layout(
     lambda x, shape: x.T.reshape(shape or _patches(x)),
     lambda x: x.reshape(-1, x.shape[-1]).T,
     ndim=2,
   ),
-  # Position embeddings without an axis for the batch.
+  # Position embeddings without a batch axis.
   "table": Layout(lambda x, _: x[None], lambda x: x[0]),
-  # Numbers of channels, which we keep with the axes of images.
+  # One value per channel, which we store as (1, 1, 1, channels).
   "channels": Layout(
     lambda x, _: x[None, None, None], lambda x: x.reshape(-1), ndim=1
   ),
-  # A dense layer as a convolution of single pixels, in TensorFlow and PyTorch.
+  # A dense layer stored as a 1 x 1 convolution, in TensorFlow and PyTorch.
   "pixel_dense": Layout(lambda x, _: x[0, 0], lambda x: x[None, None], ndim=4),
   "dense_pixel": Layout(
     lambda x, _: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None], ndim=4
@@ -76,15 +79,16 @@ LAYOUTS = {
 
 
 class Row(NamedTuple):
-  """One leaf.
+  """The names and layout of one leaf in a family.
 
   Attributes:
     leaf: our name.
     names: its names in the family; the first one is written.
     layout: a key of `LAYOUTS`.
-    part: (k, n) if it is the k-th of n equal parts of an array, on axis 0.
-    packed: whether the row is only for gated MLPs whose two matrices are in one
-      (True) or only for all others (False); None for any.
+    part: (k, n) if it is part k (from 0) of n equal parts of an array, along
+      axis 0.
+    packed: whether the row is only for gated MLPs whose two matrices are stored
+      as one (True) or only for all others (False); None for any.
   """
 
   leaf: str
@@ -102,21 +106,21 @@ class Family:
     about: libraries and models, for errors.
     rows: the table.
     model: name of our model class.
-    prefixes: texts that may precede all names.
+    prefixes: strings that may precede all names.
     class_position: whether the class token has a position embedding, the
-      first: "always", "usually" or "seldom". Our ViT adds it to the token.
-    positioned: the tokens before the patches that have positions if the class
-      token has one, in order.
+      first: "always", "usually" or "seldom". Reading adds it to the token.
+    positioned: the tokens before the patches that have position embeddings if
+      the class token has one, in order.
     resample: how the library resizes position embeddings, a key of
       `positions.METHODS`.
-    without_positions: `posemb` of models without position embeddings.
+    without_positions: `posemb` of models without a leaf for positions.
     ignored: name of a rule -> regular expression of leaves that are left out,
       by their names after the prefix or any part of it.
     not_heads: regular expression of linear layers that are not a head of the
       pooled features, despite their name.
-    first_norm: our leaf of the first norm of a block, which tells the prefix of
-      a model inside other modules.
-    options: of the model, for the same computation.
+    first_norm: our leaf of the first norm of a block, by which the prefix of a
+      model inside other modules is found.
+    options: options of our model that reproduce the library's outputs.
     acts: activations that models of this family have.
   """
 
@@ -157,7 +161,7 @@ def layer(
   part: tuple[int, int] = (0, 1),
   packed: bool | None = None,
 ) -> tuple[Row, ...]:
-  """Returns the rows of a weight and a bias in a PyTorch module."""
+  """Returns the rows of a weight and a bias, in any of PyTorch's `modules`."""
   weight, layout, bias_layout = _KINDS[kind]
   weights = tuple(f"{module}weight" for module in modules)
   biases = tuple(f"{module}bias" for module in modules)
@@ -168,7 +172,7 @@ def layer(
 
 
 def fused(ours: str, parts: tuple[str, ...], *modules: str) -> tuple[Row, ...]:
-  """Returns the rows of projections that are stacked in one matrix."""
+  """Returns the rows of projections that are stored as one matrix."""
   rows: tuple[Row, ...] = ()
   for k, name in enumerate(parts):
     leaf, part = f"{ours}{ATTENTION}{name}", (k, len(parts))
@@ -177,7 +181,7 @@ def fused(ours: str, parts: tuple[str, ...], *modules: str) -> tuple[Row, ...]:
 
 
 def split(ours: str, modules: Mapping[str, tuple[str, ...]]):
-  """Returns the rows of projections in matrices of their own."""
+  """Returns the rows of projections that are stored as separate matrices."""
   rows: tuple[Row, ...] = ()
   for name, names in modules.items():
     rows += layer("to_heads", f"{ours}{ATTENTION}{name}", *names)
@@ -203,7 +207,7 @@ def block(
 
 
 def scales(*names: tuple[str, ...]) -> tuple[Row, ...]:
-  """Returns the rows of layer scale, after attention and MLP."""
+  """Returns the rows of the layer scales after attention and after the MLP."""
   return tuple(
     Row(f"{BLOCK}LayerScale_{k}/gamma", n) for k, n in enumerate(names)
   )

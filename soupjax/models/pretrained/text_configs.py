@@ -12,7 +12,7 @@ _act, _choice, _only_key = configs._act, configs._choice, configs._only_key
 
 def _token(reader, key, value) -> int:
   if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-    raise reader.refuse(key, value, ", which should be the id of a token.")
+    raise reader.refuse(key, value, ", which should be a token id.")
   return value
 
 
@@ -70,10 +70,10 @@ def read(said: configs.Said) -> dict[str, Any]:
   """Returns the options of `models.Text` that a config gives.
 
   Args:
-    said: the config, as read for the image tower.
+    said: the config, as `configs.read` returns it.
 
   Raises:
-    ValueError: if the config has a value or key that `models.Text` lacks.
+    ValueError: if `models.Text` does not support a key or value.
   """
   if said.path is None:
     return {}
@@ -89,7 +89,7 @@ def _of_transformers(said, reader) -> dict[str, Any]:
   model = architectures.transformers_model(said.config)
   text = {
     **reader.mapping(said.config, "text_config"),
-    # Overrides the former, as in transformers.
+    # The second overrides the first, as in transformers.
     **reader.mapping(said.config, "text_config_dict"),
   }
   given = reader.at("text_config").options(text, _TRANSFORMERS)
@@ -100,7 +100,7 @@ def _of_transformers(said, reader) -> dict[str, Any]:
   if siglip:
     return {**options, "pool_type": "last", "causal": False}
   options["causal"] = True
-  # transformers treats this id, an error in old configs, as OpenAI's rule.
+  # Old configs have this id by mistake; transformers then pools as OpenAI does.
   if eos == 2:
     return {**options, "pool_type": "argmax"}
   return {**options, "pool_type": "eos", "eos_id": eos}
@@ -114,12 +114,12 @@ def _of_openclip(said, reader) -> dict[str, Any]:
     raise reader.refuse(
       "hf_model_name",
       text["hf_model_name"],
-      ", a text tower of transformers that soupjax does not compute: it "
-      "computes those of OpenAI's CLIP, OpenCLIP, SigLIP and big_vision.",
+      ", a text tower of transformers that soupjax does not support: it "
+      "supports those of OpenAI's CLIP, OpenCLIP, SigLIP and big_vision.",
     )
   if "multimodal_cfg" in model:
     raise reader.refuse(
-      "multimodal_cfg", "...", ": soupjax does not compute CoCa."
+      "multimodal_cfg", "...", ": soupjax does not support CoCa."
     )
   options = {**_TEXT_DEFAULTS, **reader.options(text, _TEXT)}
   options["causal"] = not options.pop("bidirectional")
@@ -127,7 +127,7 @@ def _of_openclip(said, reader) -> dict[str, Any]:
   quick = bool(model.get("quick_gelu"))
   if quick and approximate:
     raise reader.refuse(
-      "act_kwargs", text["act_kwargs"], ", which quick_gelu does not have."
+      "act_kwargs", text["act_kwargs"], ", which quick_gelu does not accept."
     )
   options["act"] = "quick_gelu" if quick else approximate or "gelu_exact"
   if options["pool_type"] == "eos":

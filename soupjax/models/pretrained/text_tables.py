@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter names of text towers: one table per family of image towers.
 
-Our names are those of `models.Text`, with the image tower's names for blocks
-(`tree_name` converts them), and "t" and "b".
+Our names here are those of `models.Text`, but with the image tower's names for
+blocks (`tree_name` converts them), and "t" and "b".
 """
 
 from soupjax.models.pretrained import mappings, tables
@@ -13,14 +13,14 @@ _ENCODER, _TEXT_ENCODER = "Transformer/", "Encoder_0/"
 
 
 def tree_name(leaf: str) -> str:
-  """Returns the name of a leaf of a table in the parameters of `CLIP`."""
+  """Converts a leaf name of the tables to that in parameters of `CLIP`."""
   if leaf in ("t", "b"):
     return leaf
   return f"txt/{leaf.replace(_ENCODER, _TEXT_ENCODER, 1)}"
 
 
 def table_name(leaf: str) -> str:
-  """Returns the name in the tables of a leaf of `CLIP`."""
+  """Converts a leaf name in parameters of `CLIP` to that of the tables."""
   return leaf.removeprefix("txt/").replace(_TEXT_ENCODER, _ENCODER, 1)
 
 

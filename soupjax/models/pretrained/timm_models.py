@@ -1,17 +1,17 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Models of timm that our ViT computes, by name.
+"""Architectures of timm that soupjax implements, by name.
 
-The tables have the options that leaves do not show. The others, such as layer
-scale, registers, gates and biases, follow from names and shapes.
+The tables list options that cannot be inferred from leaves. The others, such as
+layer scale, registers, gates and biases, follow from names and shapes.
 """
 
 import re
 from typing import Any
 
 NORMS = {"layernorm": 1e-6, "layernormfp32": 1e-6}
-# Arguments that do not change outputs at the size of training, or that the
-# leaves show.
+# Arguments that do not change outputs at training resolution, or whose values
+# can be inferred from the leaves.
 FREE_ARGS = "|".join(
   (
     "num_classes|in_chans|.*drop_rate|drop_path_rate|weight_init|fix_init",
@@ -75,7 +75,7 @@ _TANH = "base_patch32|so400m_patch16|giantopt_patch16"
 _ERF = "(base|large)_patch16|so400m_patch14"
 _PIXELS = "(224|240|256|336|378|384|448|512|896)"
 # Names of timm's architectures -> options that differ from timm's defaults. All
-# patterns that match a name count, the last one most.
+# patterns that match a name apply; later ones override earlier ones.
 _TIMM = (
   (r"vit_(tiny|small|base)_patch(8|16|32)_(224|384)", {}),
   (r"vit_large_patch(14|16|32)_(224|384)", {}),
@@ -89,7 +89,7 @@ _TIMM = (
   (r"deit_(tiny|small|base)_(distilled_)?patch16_(224|384)", {}),
   (r"deit3_(small|medium|base|large|huge)_patch1[46]_(224|384)", _NO_EMBED),
   (r"flexivit_(small|base|large)", _NO_EMBED),
-  # Mean of the patches.
+  # Pooling by the mean of the patches.
   (r"vit_(medium|betwixt)_patch16_gap_(240|256|384)", _GAP),
   (r"vit_base_patch16_gap_224", {**_GAP, "num_heads": 16}),
   (r"vit_(huge|giant)_patch1[46]_gap_(224|448)", _GAP),
@@ -99,7 +99,7 @@ _TIMM = (
   ),
   (r"vit_so150m2?_patch16_reg[14]_gap_(256|384|448)", _GAP),
   (r"vit_so150m_patch16_reg4_map_256", _MAP),
-  # DINOv2, and models of its form.
+  # DINOv2 and models like it.
   (r"vit_(small|base|large|giant)_patch14_dinov2", {}),
   (r"vit_(small|base|large|giant)_patch14_reg4_dinov2", _NO_EMBED),
   (r"vit_(base|large|so400m|giant)_patch14_reg1_tipsv2", _NO_EMBED),
@@ -161,7 +161,7 @@ _TIMM = (
 )
 
 
-# Models other than ViTs: architectures of a family, and its options.
+# Models other than ViTs: family -> architectures, and family -> options.
 _OTHER = {
   "timm_mixer": r"mixer_[sbl](16|32)_224(_(in21k|miil(_in21k)?))?",
   "timm_bit": r"resnetv2_\d+x\d_bit[a-z]*(_.*)?",
@@ -173,7 +173,7 @@ OTHER_OPTIONS = {
 
 
 def families(name: Any) -> tuple[str, ...]:
-  """Returns the family of an architecture of timm, all if it is not known."""
+  """Returns the family of an architecture of timm; all if it is unknown."""
   name = str(name).partition(".")[0]
   if options(name) is not None:
     return ("timm",)
@@ -182,14 +182,14 @@ def families(name: Any) -> tuple[str, ...]:
 
 
 def options(name: str) -> dict[str, Any] | None:
-  """Returns the options of an architecture of timm, None if it is not known.
+  """Returns the options of a ViT architecture of timm, None if it is unknown.
 
   Args:
     name: with or without a tag, such as "vit_base_patch16_224.augreg_in1k".
 
   Returns:
-    Options of `models.ViT`; "no_embed_class" of timm; and "has_cls", where the
-    name says whether there is a class token.
+    Options of `models.ViT`; timm's "no_embed_class"; and "has_cls" if the name
+    tells whether there is a class token.
   """
   name = name.partition(".")[0]
   size = re.match(

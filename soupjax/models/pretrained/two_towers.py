@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text towers beside the image towers that the rest of the package reads.
+"""Reads and writes text towers; other modules handle image towers.
 
 A checkpoint of `models.CLIP` is read as two: the image tower by the table of
-its family, and the leaves which that table ignores by one of `text_tables`.
+its family, and the leaves that this table ignores by one of `text_tables`.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
 
-# Rules of image towers for the leaves of text towers.
+# Rules by which tables of image towers ignore the leaves of text towers.
 RULES = ("text tower", "temperature")
-# Names in text towers that our Text does not have.
+# Pattern of leaf names -> kind of text tower, if our Text does not support it.
 _OTHER_KINDS = {
   r"^text_decoder\.|^(text\.)?cls_emb$": "CoCa",
   r"\.encoder\.block\.\d": "T5 or mT5",
@@ -47,17 +47,17 @@ _SILENT = ("num_heads", "act", "norm_eps", "pool_type", "causal", "eos_id")
 
 
 def open_text(table: foreign.SourceTable) -> foreign.SourceTable:
-  """Opens the text tower, scale and bias beside an image tower.
+  """Opens the text tower, logit scale and bias beside an image tower.
 
   Args:
-    table: the checkpoint, as the family of its image tower.
+    table: the checkpoint, with the table of its image tower.
 
   Returns:
-    All leaves outside the image tower, with the names of `text_tables`.
+    All leaves outside the image tower, with one of `text_tables`.
 
   Raises:
     ValueError: if there is no text tower, or one that `models.Text` does not
-      compute.
+      support.
   """
   names = [name for rule in RULES for name in table.ignored.get(rule, ())]
   names += table.ignored.get("position numbers", ())
@@ -92,13 +92,13 @@ def open_text(table: foreign.SourceTable) -> foreign.SourceTable:
     raise ValueError(
       f"The text tower of {table.where} has no token embedding with a known "
       f"name, only leaves such as {example!r}{_kind(entries, prefix)}: soupjax "
-      "computes those of OpenAI's CLIP, OpenCLIP, SigLIP and big_vision."
+      "supports those of OpenAI's CLIP, OpenCLIP, SigLIP and big_vision."
     )
   other = _kind(entries, prefix)
   if other:
     raise ValueError(
       f"The text tower of {table.where} is of another kind{other}: soupjax "
-      "computes those of OpenAI's CLIP, OpenCLIP, SigLIP and big_vision."
+      "supports those of OpenAI's CLIP, OpenCLIP, SigLIP and big_vision."
     )
   _sizes(text)
   return text
@@ -121,6 +121,10 @@ def options(
   Args:
     table: the checkpoint, as for `open_text`.
     image: options of its image tower.
+
+  Raises:
+    ValueError: as for `open_text`, or if the projections of the towers differ
+      in size.
   """
   text = open_text(table)
   leaves = set(text.leaves())
@@ -128,8 +132,8 @@ def options(
   sizes = image.get("proj_size"), measured.get("proj_size")
   if "num_classes" not in image and all(sizes) and sizes[0] != sizes[1]:
     raise ValueError(
-      f"The projections of {text.where} differ: embeddings of images have size "
-      f"{sizes[0]}, and those of texts {sizes[1]}. Its towers belong to "
+      f"The projections of {text.where} differ: image embeddings have size "
+      f"{sizes[0]}, but text embeddings {sizes[1]}. Its towers belong to "
       "different models: take both from one."
     )
   usual = {**text.family.options, "num_heads": _usual_heads(measured)}
@@ -144,7 +148,7 @@ def options(
 
 
 def _sizes(text: foreign.SourceTable) -> dict[str, Any]:
-  """Returns the options that are sizes of leaves, and checks the config's."""
+  """Returns the options that are sizes of leaves; checks the config by them."""
   norm = re.compile(r"Transformer/encoderblock_\d+/LayerNorm_0/scale")
   sizes: dict[str, Any] = {
     "depth": sum(bool(norm.fullmatch(k)) for k in text.leaves())
@@ -181,7 +185,7 @@ def _usual_heads(sizes) -> int | None:
 
 
 def load(table: foreign.SourceTable, model: clip.CLIP, image: PyTree) -> PyTree:
-  """Reads the text tower, scale and bias.
+  """Reads the text tower, logit scale and bias.
 
   Args:
     table: the checkpoint, as for `open_text`.
@@ -192,7 +196,7 @@ def load(table: foreign.SourceTable, model: clip.CLIP, image: PyTree) -> PyTree:
     Parameters of the model.
 
   Raises:
-    ValueError: as for `open_text`, or if they do not fit the model.
+    ValueError: as for `open_text`, or if the text tower does not fit the model.
   """
   text, specs = _fitting(table, model)
   leaves = foreign.stacked(text.read(specs, None), _tower(model).scan)
@@ -213,7 +217,7 @@ def as_ingredient(
 
   Args:
     source: the checkpoint.
-    table: the same, as for `open_text`.
+    table: the same checkpoint, as for `open_text`.
     model: the whole model.
     image: `source`, adapted to the image tower.
 
@@ -256,7 +260,7 @@ def export(
   image: Mapping[str, Any],
   like: foreign.SourceTable | None,
 ) -> dict[str, Any]:
-  """Adds the text tower, scale and bias to an exported image tower.
+  """Adds the text tower, logit scale and bias to an exported image tower.
 
   Args:
     params: parameters of the whole model.
@@ -264,6 +268,9 @@ def export(
     family: a key of `text_tables.FAMILIES`.
     image: name -> array of the image tower.
     like: a checkpoint of the family, None for the usual names.
+
+  Returns:
+    Name -> array of the whole model.
 
   Raises:
     ValueError: if the family lacks a name for a leaf, or the parameters do not
@@ -276,8 +283,8 @@ def export(
     )
   if family == "timm" and like is None:
     raise ValueError(
-      "family='timm' is OpenCLIP's model around an image tower of timm: give "
-      "like=, a checkpoint of it, for the names."
+      "family='timm' is a model of OpenCLIP with an image tower of timm: give "
+      "like=, a checkpoint of such a model, for the names."
     )
   rest = {name: value for name, value in params.items() if name != "img"}
   leaves = {
@@ -294,14 +301,14 @@ def export(
       if k not in specs or shapes.get(k) != specs[k].shape
     )
     raise ValueError(
-      f"These are not the parameters of this CLIP: {len(bad)} leaves beside "
+      f"These are not the parameters of this CLIP: {len(bad)} leaves outside "
       f"the image tower differ, such as {text_tables.tree_name(bad[0])}."
     )
   kind = text_tables.FAMILIES[family]
   unnamed = [leaf for leaf in leaves if not foreign.rows_of(kind, leaf)]
   if unnamed:
     raise ValueError(
-      f"{family!r} has no name for {len(unnamed)} leaves beside the image "
+      f"{family!r} has no name for {len(unnamed)} leaves outside the image "
       f"tower, such as {text_tables.tree_name(unnamed[0])}: choose another "
       "family."
     )
@@ -314,14 +321,14 @@ def export(
 def _fitting(
   table: foreign.SourceTable, model: clip.CLIP
 ) -> tuple[foreign.SourceTable, dict[str, jax.ShapeDtypeStruct]]:
-  """Opens the text tower and returns the specs of its leaves, which fit."""
+  """Opens the text tower, checks that it fits, and returns it with specs."""
   text, specs = open_text(table), specs_of(model)
   _check_computation(model, text)
   problems = text.compare(specs, ())
   positions = text.shape("pos_embedding")
   if not problems and positions != specs["pos_embedding"].shape:
     problems = (
-      f"positions of {positions[1]} tokens, and context_length is "
+      f"positions of {positions[1]} tokens, but context_length is "
       f"{_tower(model).context_length}"
     )
   if problems:
@@ -340,7 +347,7 @@ def _fitting(
 
 
 def _check_computation(model: clip.CLIP, text: foreign.SourceTable) -> None:
-  """Rejects a model that does not compute what the files say.
+  """Rejects a model whose text tower differs from the config.
 
   Raises:
     ValueError: if an option of the text tower differs from the config beside
@@ -351,8 +358,8 @@ def _check_computation(model: clip.CLIP, text: foreign.SourceTable) -> None:
   differ = {k: v for k, v in said.items() if k in tower and tower[k] != v}
   if differ:
     raise ValueError(
-      f"{text.said.path} means {differ} of the text tower, but this CLIP has "
-      f"{ {k: tower[k] for k in differ} }: build it with the options of "
+      f"{text.said.path} implies {differ} for the text tower, but this CLIP "
+      f"has { {k: tower[k] for k in differ} }: build it with the options of "
       f"pretrained.detect({text.where!r}, text=True)."
     )
 
@@ -367,7 +374,7 @@ def _tower(model: clip.CLIP) -> text_lib.Text:
 
 
 def specs_of(model: clip.CLIP) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns leaf of the tables -> spec, of all but the image tower."""
+  """Returns table leaf -> spec, for all leaves outside the image tower."""
   specs = dict(_traced_specs(_tower(model)))
   scalar = jax.ShapeDtypeStruct((1,), np.float32)
   specs |= {"t": scalar, **({"b": scalar} if model.bias else {})}

@@ -196,7 +196,7 @@ def test_configs_of_clip(tmp_path):
     ({"image_size": 16}, "16 patches of 16 x 16 .* 9"),
     ({"model_type": "vit_xyz"}, "'vit_xyz'.* not known"),
     ({"architectures": ["MyViT"]}, "'vit MyViT'.* not known"),
-    ({"qkv_bias": False}, "qkv_bias=False, and our ViT only computes True"),
+    ({"qkv_bias": False}, "qkv_bias=False, but our ViT only supports True"),
     ({"rotary": {"theta": 3}}, "rotary=.*remove it"),
     ({"hidden_size": "wide"}, "hidden_size='wide', .*positive integer"),
     ({"model_type": "clip"}, r"transformers \(model_type 'clip'\).*'hf_vit'"),
@@ -219,7 +219,7 @@ def test_a_model_must_compute_what_the_config_says(tmp_path, changes):
   said = {k: HF_OPTIONS[k] for k in SILENT}
   pretrained.load_pretrained(path, model.clone(**said))
   [(key, value)] = changes.items()
-  message = f"means {key}={said[key]!r}, but this ViT has {key}={value!r}"
+  message = f"implies {key}={said[key]!r}, but this ViT has {key}={value!r}"
   other = model.clone(**{**said, **changes})
   with pytest.raises(ValueError, match=message):
     pretrained.load_pretrained(path, other)

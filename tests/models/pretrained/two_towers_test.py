@@ -340,7 +340,7 @@ def test_text_towers_that_do_not_fit(change, drop, message):
 @pytest.mark.parametrize(
   "text, message",
   [
-    ({"heads": 4}, "means.*'num_heads': 4"),
+    ({"heads": 4}, "implies.*'num_heads': 4"),
     ({"layers": 5}, "depth=5 for the text tower.*have 2"),
     ({"hf_model_name": "roberta-base"}, "hf_model_name='roberta-base'"),
     ({"ls_init_value": 0.1}, "ls_init_value=0.1"),

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter names of BiT's ResNets, and the options that leaves show."""
+"""Parameter names of BiT's ResNets, and options inferred from leaves."""
 
 import re
 from typing import Any
@@ -93,7 +93,7 @@ def timm_rows() -> tuple[tables.Row, ...]:
 
 
 def measured(table: Any) -> dict[str, Any]:
-  """Returns the options of `models.ResNet` that names and shapes give.
+  """Infers options of `models.ResNet` from names and shapes.
 
   Args:
     table: a `foreign.SourceTable`.

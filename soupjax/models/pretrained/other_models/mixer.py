@@ -1,13 +1,13 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter names of MLP-Mixers, and the options that leaves show."""
+"""Parameter names of MLP-Mixers, and options inferred from leaves."""
 
 from typing import Any
 
 from soupjax.models.pretrained import tables
 
 FIRST_NORM = "MixerBlock_{i}/LayerNorm_0/scale"
-# Our layers of a block, and outside of blocks -> kind and name in timm.
+# Our layers within and outside blocks -> kind and name in timm.
 _BLOCK = {
   "LayerNorm_0": ("norm", "norm1"),
   "LayerNorm_1": ("norm", "norm2"),
@@ -21,7 +21,7 @@ _TOP = {
   "pre_head_layer_norm": ("norm", "norm"),
   "head": ("dense", "head"),
 }
-# Option -> the leaf and the axis of its size.
+# Option -> leaf and axis that have this size.
 _SIZES = {
   "patch_size": ("stem/kernel", 0),
   "width": ("stem/kernel", 3),
@@ -55,7 +55,7 @@ def timm_rows() -> tuple[tables.Row, ...]:
 
 
 def measured(table: Any) -> dict[str, Any]:
-  """Returns the options of `models.Mixer` that shapes give.
+  """Infers options of `models.Mixer` from names and shapes.
 
   Args:
     table: a `foreign.SourceTable`.
