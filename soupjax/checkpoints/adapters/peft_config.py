@@ -130,9 +130,9 @@ def refuse_without_base(path: str) -> None:
   """
   if is_adapter(path):
     raise ValueError(
-      f"{path} is a PEFT adapter, which needs its base to be a model: "
-      "sj.open_adapter(path, base), sj.find_ingredients(pattern, base=...), or "
-      "--config.base."
+      f"{path} is an adapter saved by PEFT, which is a model only with its "
+      "base: sj.open_adapter(path, base), sj.find_ingredients(pattern, "
+      "base=...), or --config.base."
     )
 
 

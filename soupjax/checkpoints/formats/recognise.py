@@ -178,7 +178,7 @@ def _of_file(path) -> types.ModuleType:
 
 
 def _explain_file(path: str, head: bytes) -> str:
-  """Returns an error message: what a file is instead, and what to do.
+  """Returns an error message with the kind of a file and what to do.
 
   Args:
     path: path of the file.
