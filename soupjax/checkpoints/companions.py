@@ -104,7 +104,8 @@ def sidecar(path: str, name: str) -> dict[str, Any]:
 
 def _is_model(config) -> bool:
   keys = {"model_type", "architectures", "architecture", "model_cfg"}
-  return bool({*keys, "_class_name"} & set(config))  # The last by diffusers.
+  # diffusers writes `_class_name`.
+  return bool({*keys, "_class_name"} & set(config))
 
 
 def recorded_config(path: str | None) -> dict[str, Any]:
@@ -123,8 +124,8 @@ def recorded_config(path: str | None) -> dict[str, Any]:
 
 def beside(path: str | None) -> list[pathlib.Path]:
   """Returns the files beside a checkpoint to copy beside its soup."""
-  found = (file_beside(path, name) for name in NAMES)
-  return [file for file in found if file]
+  candidates = (file_beside(path, name) for name in NAMES)
+  return [file for file in candidates if file]
 
 
 def check_vocabularies(

@@ -222,7 +222,8 @@ class Destination:
       replaceable.check_replaceable(self.path, self.is_directory)
     elif exists:
       replaceable.check_object(self.path, self.is_directory)
-    if jax.process_index() == 0:  # It removes them, maybe before others look.
+    # Only the first process removes these, perhaps before others look.
+    if jax.process_index() == 0:
       if os.path.lexists(self.temporary):
         replaceable.check_leftover(self.temporary, self.is_directory)
       if os.path.lexists(self.aside):

@@ -43,11 +43,11 @@ class Mixed:
     table: the plan, which a dry run prints.
     provenance: the record that is stored with the soup.
     report: bytes and seconds of this process; None after a dry run.
-    host_bytes: host memory for the buffers of this process, without imports
-      and compilation.
-    temporary_bytes: temporary memory of the compiled rule over all threads;
-      None without a dry run.
-    disk_bytes: size of the output; 0 without `out`. A checkpoint that it
+    host_bytes: bytes of this process's buffers, without imports and
+      compilation.
+    temporary_bytes: bytes of temporary memory that the compiled rule needs in
+      all threads together; None without a dry run.
+    disk_bytes: bytes of the output; 0 without `out`. A checkpoint that it
       replaces is removed only afterwards.
   """
 

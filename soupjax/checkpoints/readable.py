@@ -72,19 +72,19 @@ def check_written(temporary: str, path: str, expected: Specs) -> None:
   try:
     inner, file_format = recognise(temporary)
     try:
-      found = file_format.open_checkpoint(inner, "").specs
+      stored = file_format.open_checkpoint(inner, "").specs
     except params_of_state.NotOneModel:
-      found = file_format.open_checkpoint(inner, "", "").specs
+      stored = file_format.open_checkpoint(inner, "", "").specs
   except ValueError as e:
     raise ValueError(
       f"{path} was not published, since it could not be opened again: {e}"
     ) from e
-  for leaf in [*expected, *(expected.keys() ^ found.keys())]:
-    a, b = expected.get(leaf), found.get(leaf)
+  for leaf in [*expected, *(expected.keys() ^ stored.keys())]:
+    a, b = expected.get(leaf), stored.get(leaf)
     if None not in (a, b) and (a.shape, a.dtype) == (b.shape, b.dtype):
       continue
     raise ValueError(
       f"{path} was not published, since leaf {leaf!r} would be read as "
-      f"{found.get(leaf)} instead of {expected.get(leaf)}. Rename it or choose "
-      "another format."
+      f"{stored.get(leaf)} instead of {expected.get(leaf)}. Rename it or "
+      "choose another format."
     )

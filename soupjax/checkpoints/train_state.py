@@ -146,7 +146,11 @@ class StateSaver:
     self._executor.shutdown()
 
   def remove(self) -> None:
-    """Removes all states after a run is finished."""
+    """Removes all states after a run is finished.
+
+    Raises:
+      ValueError: if the last state could not be written.
+    """
     self.wait()
     if jax.process_index() == 0:
       for pattern in (f".{_PREFIX}*.tmp", f"{_PREFIX}*"):
@@ -199,7 +203,7 @@ def _candidates(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _remove_object(path) -> None:
-  """Removes a state from a bucket, beginning with the completing object."""
+  """Removes a state from a bucket, starting with its record."""
   buckets.remove(path / "record.json")
   buckets.remove(path)
 

@@ -303,7 +303,7 @@ def _truncated(a: np.ndarray, b: np.ndarray, rank: int):
   Args:
     a: (full_rank, inputs, ...)
     b: (outputs, full_rank, ...)
-    rank: of the new factors.
+    rank: rank of the new factors.
 
   Returns:
     The new factors, and the squared Frobenius norms of the part that is lost

@@ -189,7 +189,7 @@ def _numbered(config: dict[str, Any], outputs: int | None) -> dict[str, Any]:
 
 
 def _storage(adapter, base, adapted) -> Storage:
-  """Returns the storage: it reads leaves of both files and computes others."""
+  """Returns a storage that reads leaves of both and computes adapted leaves."""
   below, beside = storage_of(base), storage_of(adapter)
   changes = adapted.updates
   direct = {

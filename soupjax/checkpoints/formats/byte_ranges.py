@@ -169,7 +169,7 @@ class ByteFile:
 
   def stream(self) -> io.BufferedReader:
     """Returns a stream of the file, for libraries that need one."""
-    # Each read from a bucket is a request, so make them larger.
+    # Each read from a bucket is a request, so reads are larger.
     size = io.DEFAULT_BUFFER_SIZE if self._lock is None else 1 << 20
     return io.BufferedReader(_Stream(self), size)
 

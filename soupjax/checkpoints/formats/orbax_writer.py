@@ -102,7 +102,7 @@ def num_bytes(
   specs: Mapping[str, jax.ShapeDtypeStruct],
   chunks: Mapping[str, tuple[int, ...]],
 ) -> int:
-  """Estimates the bytes of a checkpoint on disk, more likely too high.
+  """Estimates the bytes of a checkpoint on disk, on the high side.
 
   Args:
     specs: leaf -> shape and dtype.

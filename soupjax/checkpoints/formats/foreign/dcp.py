@@ -177,8 +177,8 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 def _path(paths: Any, key: str) -> Sequence[Any]:
   """Returns the path of an entry, which the planner joined by dots."""
-  found = paths.get(key) if type(paths) is dict else None
-  return found if type(found) is tuple and found else (key,)
+  path = paths.get(key) if type(paths) is dict else None
+  return path if type(path) is tuple and path else (key,)
 
 
 def _box(chunk) -> slices.Slices:

@@ -135,7 +135,7 @@ def open_checkpoint(
 
   Returns:
     The ingredient. Weights of linear layers that have lost their names are
-    named after the graph's nodes, in the layout of torch, (outputs, inputs).
+    named after the graph's nodes and have torch's layout, (outputs, inputs).
     Constants of the graph are ignored.
 
   Raises:
