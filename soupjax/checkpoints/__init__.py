@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The only package that touches files of weights."""
+"""Checkpoints: the only package that reads and writes weight files."""
 
 from collections.abc import Sequence
 import os
@@ -16,7 +16,7 @@ from soupjax.soups.core.ingredient import Ingredient, open_models
 def _(
   first: Any, models: Sequence[Any], names: Sequence[str]
 ) -> list[Ingredient]:
-  """Opens paths and patterns wherever a model is asked for."""
+  """Opens paths and patterns where a function takes models."""
   del first, names
   return find_ingredients(models)
 

@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a tree on a mesh into a bucket, as a checkpoint that Orbax restores.
+"""Writes a tree on a mesh to a bucket, as a checkpoint that Orbax restores.
 
 Orbax 0.12 writes to gs:// and local paths. This writer uses tensorstore's own
-drivers for gs:// and s3://, and one object for each chunk, so that processes
-need no common index: each writes the chunks on its own devices. Every chunk has
-a CRC-32C. The files that readers require come last: `_CHECKPOINT_METADATA`, and
+drivers for gs:// and s3://, and one object per chunk, so that processes need no
+shared index: each writes the chunks on its own devices. Every chunk has a
+CRC-32C. The files that readers require come last: `_CHECKPOINT_METADATA`, and
 then `commit_success.txt`, which Orbax requires in gs:// buckets.
 """
 
@@ -22,14 +22,15 @@ from soupjax import buckets, processes
 from soupjax.checkpoints.formats import orbax_arrays, orbax_writer
 from soupjax.soups.core import slices, tree
 
-# Bytes of a chunk. Each chunk is one object and is read whole.
+# Most bytes in a chunk, unless one row is larger. Each chunk is one object and
+# is read whole.
 _CHUNK_BYTES = 16 << 20
 
 
 def start(
   path: str, params: Any, metadata: dict[str, Any] | None = None
 ) -> Callable[[], None]:
-  """Starts to write a tree.
+  """Starts writing a tree.
 
   Args:
     path: address of a new checkpoint.
@@ -40,6 +41,9 @@ def start(
     A function that waits for the writes and completes the checkpoint. All
     processes must call it. It raises a ValueError if the store cannot be
     reached.
+
+  Raises:
+    ValueError: if Orbax cannot store a leaf, or the store cannot be reached.
   """
   leaves, treedef = tree.flatten(params)
   specs = tree.value_specs(leaves, "the tree to save")
@@ -55,7 +59,7 @@ def start(
   context = orbax_arrays.new_context()
   store = ts.KvStore.open(orbax_arrays.store(root), context=context).result()
   if first:
-    buckets.remove(path)  # The remains of a save that was interrupted.
+    buckets.remove(path)  # Remains of an interrupted save.
     buckets.write(f"{path}/{buckets.UNFINISHED}", b"")
     texts = orbax_writer.array_metadata(specs, chunks)
     with buckets.explained(path):
@@ -119,7 +123,7 @@ def _chunk(value) -> tuple[int, ...]:
 
 
 def _owned(value, first: bool) -> list[tuple[Any, np.ndarray]]:
-  """Returns boxes of an array that this process writes, and their values."""
+  """Returns the boxes of an array that this process writes, with values."""
   if isinstance(value, jax.Array) and not value.is_fully_replicated:
     return [
       (slices.normalise(shard.index, value.shape), np.asarray(shard.data))

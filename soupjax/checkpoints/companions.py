@@ -51,7 +51,7 @@ def _as_path(path: str):
 
 
 def home(ingredient: Ingredient) -> str | None:
-  """Returns the path beside which the config files of a model are.
+  """Returns the path of the checkpoint that a model's config files are beside.
 
   An adapter has the files of its base, unless its own folder has the config of
   a model.
@@ -86,9 +86,12 @@ def read(path: str) -> dict[str, dict[str, Any]]:
 
 
 def sidecar(path: str, name: str) -> dict[str, Any]:
-  """Returns the JSON object in a file beside a checkpoint, {} if none exists.
+  """Returns the JSON object in a file of a checkpoint directory, {} if absent.
 
   For a directory called `params`, the file may also be in its parent.
+
+  Raises:
+    ValueError: if the file is not valid JSON or not an object.
   """
   file = _as_path(path) / name
   if file.parent.name == "params" and not file.exists():
@@ -101,7 +104,8 @@ def sidecar(path: str, name: str) -> dict[str, Any]:
 
 def _is_model(config) -> bool:
   keys = {"model_type", "architectures", "architecture", "model_cfg"}
-  return bool({*keys, "_class_name"} & set(config))  # The last of diffusers.
+  # diffusers writes `_class_name`.
+  return bool({*keys, "_class_name"} & set(config))
 
 
 def recorded_config(path: str | None) -> dict[str, Any]:
@@ -120,8 +124,8 @@ def recorded_config(path: str | None) -> dict[str, Any]:
 
 def beside(path: str | None) -> list[pathlib.Path]:
   """Returns the files beside a checkpoint to copy beside its soup."""
-  found = (file_beside(path, name) for name in NAMES)
-  return [file for file in found if file]
+  candidates = (file_beside(path, name) for name in NAMES)
+  return [file for file in candidates if file]
 
 
 def check_vocabularies(
@@ -130,12 +134,12 @@ def check_vocabularies(
   """Checks that a row of embeddings means the same token in all models.
 
   Args:
-    ingredients: of one mix.
-    shapes: of the leaves that are averaged. The order of the tokens does not
-      matter if none of them has a row for each.
+    ingredients: the models to average.
+    shapes: shapes of the leaves that are averaged. If none has an axis as long
+      as the vocabulary, the order of the tokens does not matter.
 
   Raises:
-    ValueError: naming a token with two numbers.
+    ValueError: naming a token that has different indices in two models.
   """
   longest = max((n for shape in shapes for n in shape), default=0)
   first, *others = ingredients
@@ -162,7 +166,7 @@ def check_vocabularies(
 
 
 def _vocabulary(file: pathlib.Path) -> dict[str, int]:
-  """Returns the number of each token, {} if it is written in another way."""
+  """Returns token -> index; {} if the file has another structure."""
   if file.suffix == ".txt":
     text = file.read_text(encoding="utf-8", errors="replace")
     return {token: k for k, token in enumerate(text.split("\n"))}
@@ -224,8 +228,8 @@ def copy(
   Args:
     sources: the files, which replace those of the same names.
     folder: the directory.
-    model: the ingredient that they are beside. Where its configs are not those
-      of the files, as for adapters with a new head, its configs are written.
+    model: the ingredient that they are beside. If its configs differ from the
+      files, as for adapters with a new head, its configs are written instead.
   """
   for source in sources:
     with files.replacing(files.path_of(folder) / source.name) as f:

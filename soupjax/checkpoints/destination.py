@@ -72,8 +72,8 @@ _FOREIGN = frozenset(
 def format_of(out: str, format: str | None, sharded: bool = False) -> str:
   """Returns the format of an output, by its suffix unless it is given.
 
-  A suffix that is not one of weight files, as in "soup-v1.5", is part of the
-  name of a directory.
+  A suffix that weight files do not have, as in "soup-v1.5", is part of the name
+  of a directory.
 
   Args:
     out: the path.
@@ -81,8 +81,8 @@ def format_of(out: str, format: str | None, sharded: bool = False) -> str:
     sharded: whether to write a directory of safetensors shards.
 
   Raises:
-    ValueError: if the format is unknown, or the suffix promises another one, or
-      the path is a bucket or in a store that cannot be written.
+    ValueError: if the format is unknown or contradicts the suffix, or the path
+      is a whole bucket or in a store that cannot be written.
   """
   if buckets.is_remote(out):
     buckets.check_output(out)
@@ -119,8 +119,8 @@ class Destination:
     on_mesh: whether several processes write into a bucket. They share no disk,
       so the soup is made on their devices, and each writes its own part.
     chunks: leaf -> shape that blocks are aligned with.
-    num_bytes: size on disk, without headers.
-    host_bytes: host memory of the writer, without the blocks.
+    num_bytes: bytes on disk, without headers.
+    host_bytes: bytes of host memory for the writer, without the blocks.
     beside: files beside the first ingredient that are copied to the output.
     left_beside: names of files beside the first ingredient that are not copied,
       since the directory of the output has other files.
@@ -142,12 +142,13 @@ class Destination:
       format: one of `FORMATS` or None.
       shard_bytes: the size of safetensors shards, None for one file.
       overwrite: whether to replace an existing checkpoint.
-      plan: of the mix.
-      text: more metadata, of safetensors only.
+      plan: the plan of the mix.
+      text: text metadata, for safetensors only; None takes the texts that all
+        ingredients share.
 
     Raises:
       ValueError: if format and path contradict each other, or the address is
-        of another kind.
+        of an unsupported kind.
     """
     out = absolute(out)
     self._in_bucket = buckets.is_remote(out)
@@ -198,11 +199,11 @@ class Destination:
     """Checks everything that can be checked before reading weights.
 
     Args:
-      provenance: of the same length as the one that the writer's `finish` gets.
+      provenance: a record as long as the one that the writer's `finish` gets.
 
     Raises:
-      ValueError: if the path is taken, the format cannot hold the leaves, or
-        the disk is too full.
+      ValueError: if the path is taken or is one of the sources, the format
+        cannot hold the leaves, or the disk is too full.
     """
     exists = self._exists()
     if exists and not self._overwrite:
@@ -221,7 +222,8 @@ class Destination:
       replaceable.check_replaceable(self.path, self.is_directory)
     elif exists:
       replaceable.check_object(self.path, self.is_directory)
-    if jax.process_index() == 0:  # Others may see it remove these files.
+    # Only the first process removes these, perhaps before others look.
+    if jax.process_index() == 0:
       if os.path.lexists(self.temporary):
         replaceable.check_leftover(self.temporary, self.is_directory)
       if os.path.lexists(self.aside):
@@ -252,8 +254,8 @@ class Destination:
     if self.on_mesh and self.format != "orbax":
       raise ValueError(
         f"{self.path}: into a bucket, several processes write Orbax "
-        f"directories only, not {self.format}. Choose an out= without suffix, "
-        "mix in one process, or write to a disk that they share."
+        f"directories only, not {self.format}. Choose an out= without a "
+        "suffix, mix in one process, or write to a disk that they share."
       )
     buckets.check_bucket(self.path)
     if self.is_directory and replaceable.is_interrupted(self.path):
@@ -261,7 +263,7 @@ class Destination:
     return buckets.exists(self.path)
 
   def describe(self, provenance: Mapping[str, Any]) -> None:
-    """Makes the model card of a directory for the hub from a full record."""
+    """Makes the model card of a hub directory from a complete record."""
     if self.format == "hub":
       sources = self._plan.sources[: self._plan.count]
       title = os.path.basename(self.path)
@@ -272,7 +274,7 @@ class Destination:
     """Opens a writer and publishes its output on success.
 
     Args:
-      provenance: of the same length as the one that the writer's `finish` gets.
+      provenance: a record as long as the one that the writer's `finish` gets.
 
     Yields:
       A `soupjax.checkpoints.formats.block_writer.BlockWriter`.
@@ -314,7 +316,7 @@ class Destination:
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[None]:
-    """Holds a lock beside an output in a bucket, against other machines."""
+    """Locks an output in a bucket against other machines."""
     if not self._in_bucket or jax.process_index() > 0:
       yield
       return
@@ -327,7 +329,7 @@ class Destination:
       yield
 
   def _check_free(self):
-    """Checks that nothing was written at an address since `check`."""
+    """Checks that nothing has been written to the address since `check`."""
     if self._exists() and not self._overwrite:
       raise ValueError(
         f"{self.path} was written by another program meanwhile: delete it or "
@@ -335,14 +337,14 @@ class Destination:
       )
 
   def save(self, params: Any, provenance: Mapping[str, Any]) -> None:
-    """Writes a tree on the devices of several processes into a bucket.
+    """Writes a tree that is spread over several processes to a bucket.
 
     Args:
       params: the soup.
       provenance: its record.
 
     Raises:
-      ValueError: as `opened`.
+      ValueError: as in `opened`.
     """
     first = jax.process_index() == 0
     with self._locked():
@@ -373,7 +375,7 @@ class Destination:
     if self._in_bucket:
       return lock
     # A run was killed while it replaced a directory, after or before the new
-    # one had its name.
+    # one got its final name.
     if os.path.exists(self.path):
       remove(self.aside)
     elif os.path.exists(self.aside):
@@ -468,15 +470,15 @@ class Destination:
       self._complete(self.temporary)
       self._check_free()
       if self.format == "orbax":
-        for name in _COMMITTED:  # Orbax asks for them in gs:// buckets.
+        for name in _COMMITTED:  # Orbax requires them in gs:// buckets.
           pathlib.Path(self.temporary, name).touch()
-      buckets.remove(self.path)  # The remains of an upload.
+      buckets.remove(self.path)  # Remains of an interrupted upload.
       buckets.upload_directory(self.temporary, self.path, _LAST)
     remove(self.temporary)
 
 
 def _staged(out: str) -> str:
-  """Returns where the output at an address is written before it is uploaded.
+  """Returns the local path of an output until it is uploaded to its address.
 
   An address always maps to the same path, so that the remains of a killed run
   are found and removed.
@@ -502,7 +504,7 @@ def make_private(folder: str) -> None:
 
 
 def _texts(ingredients) -> dict[str, str]:
-  """Returns the free texts of a soup: those that all ingredients agree on.
+  """Returns the text metadata of a soup: entries that all ingredients share.
 
   "format" is taken from the first ingredient, since some readers require it.
   """

@@ -26,7 +26,7 @@ def _leaf_sharding(plan, sharding, leaf):
 
 
 def _device_slices(sharding, shape) -> dict[Any, slices.Slices]:
-  """Returns device of this process -> its slices of a leaf."""
+  """Returns each device of this process -> its slices of a leaf."""
   if sharding is None:
     return {jax.local_devices()[0]: slices.whole(shape)}
   indices = sharding.addressable_devices_indices_map(shape)
@@ -53,7 +53,7 @@ def parts(plan: planning.Plan, sharding: Any) -> dict[str, list[slices.Slices]]:
   """Returns leaf -> slices that this process needs.
 
   Args:
-    plan: of the mix.
+    plan: the plan of the mix.
     sharding: as in `Ingredient.load`.
   """
   return {
@@ -85,7 +85,7 @@ def owned_slices(source: Ingredient) -> dict[str, list[slices.Slices]]:
 
 
 def host_bytes(plan: planning.Plan, sharding: Any) -> int:
-  """Returns the host memory of the largest leaves, one per thread."""
+  """Returns the bytes in host memory of the largest leaves, one per thread."""
   sizes = [
     sum(map(slices.size, boxes)) * plan.specs[leaf].dtype.itemsize
     for leaf, boxes in parts(plan, sharding).items()
@@ -134,7 +134,7 @@ class MeshWriter:
     spec, leaf_parts = self._plan.specs[leaf], self._parts.pop(leaf)
     sharding = _leaf_sharding(self._plan, self._sharding, leaf)
     if sharding is None:
-      # Leaves of 64 bits stay on the host where JAX would cut them to 32.
+      # 64-bit leaves stay on the host if JAX would cut them to 32 bits.
       whole = leaf_parts[0][1]
       self._arrays[leaf] = whole if is_cut(spec) else jax.device_put(whole)
       return

@@ -38,16 +38,17 @@ class Mixed:
   """The result of a mix.
 
   Attributes:
-    params: the tree, None if it was written to a file.
-    path: of the file, None without `out`.
+    params: the tree; None if it was written to a file, and after a dry run.
+    path: path of the output; None without `out`, and after a dry run.
     table: the plan, which a dry run prints.
     provenance: the record that is stored with the soup.
     report: bytes and seconds of this process; None after a dry run.
-    host_bytes: of the buffers of this process, without imports and compilers.
-    temporary_bytes: of the compiled rule, in all threads; None without a dry
-      run.
-    disk_bytes: of the output, before another checkpoint that it replaces is
-      removed; 0 without `out`.
+    host_bytes: bytes of this process's buffers, without imports and
+      compilation.
+    temporary_bytes: bytes of temporary memory that the compiled rule needs in
+      all threads together; None without a dry run.
+    disk_bytes: bytes of the output; 0 without `out`. A checkpoint that it
+      replaces is removed only afterwards.
   """
 
   params: PyTree | None
@@ -82,9 +83,9 @@ def mix(
 ) -> Mixed:
   """Merges checkpoints of any size, block by block.
 
-  All checks that need only metadata come before any weights are read. Several
-  processes all call this with the same arguments; each reads and writes its
-  share.
+  All checks that need only metadata come before any weights are read. With
+  several processes, all must call this with the same arguments; each reads and
+  writes its share.
 
   Args:
     rule: from `soupjax.soups.rules`, such as `rules.linear()`.
@@ -93,22 +94,25 @@ def mix(
     out: path of a new file (`*.safetensors`, `*.npz`, or `*.pt`, `*.pth` and
       `*.bin` for torch) or Orbax directory (any other name, unless `format` is
       given). None returns the tree.
-    sharding: of the returned tree, as in `Ingredient.load`. Each process reads
-      only the slices on its own devices. None: the default device.
-    dtype: of the floating leaves; None keeps that of the ingredients.
+    sharding: sharding of the returned tree, as in `Ingredient.load`. Each
+      process reads only the slices on its own devices. None: the default
+      device.
+    dtype: dtype of the floating-point leaves; None keeps that of the
+      ingredients.
     select: regular expression -> "keep", "skip", a number or K numbers; see
       `soupjax.soups.engine.plan.make`.
     block_bytes: size of the blocks of all ingredients together, per thread.
-    threads: number of threads that read and merge; None: one more than CPUs, at
-      most 8.
+    threads: number of threads that read and merge; None: one more than the
+      number of CPUs, at most 8.
     format: "orbax", "safetensors", "npz", "torch" or "hub" (a directory for
-      the Hugging Face hub with a model card); None: by the suffix of `out`.
+      the Hugging Face hub with a model card); None goes by the suffix of `out`.
     shard_bytes: the size of safetensors shards in a directory `out` with an
       index; None writes one file.
     overwrite: replaces an existing checkpoint or empty directory at `out`, and
       nothing else.
     hash_inputs: records content hashes of all inputs (CRC-32 of every leaf;
-      takes about as long as reading them again) and warns of equal inputs.
+      takes about as long as reading them again) and warns about identical
+      inputs.
     check_finite: refuses a soup with NaN or infinity.
     max_host_bytes: limit on host memory; larger mixes are refused.
     dry_run: stops after all checks and the plan.
@@ -116,10 +120,11 @@ def mix(
       if it is a terminal. A function is called with bytes read and total bytes.
 
   Returns:
-    The tree or its path, and the provenance record.
+    The tree or its path, the provenance record and more; see `Mixed`.
 
   Raises:
-    ValueError: naming ingredient, leaf, value and fix of a mismatch.
+    ValueError: if inputs, output or settings do not fit together, naming
+      ingredient, leaf, value and fix.
     TypeError: if an argument has the wrong type.
 
   Examples:
@@ -252,7 +257,7 @@ def _check_sharding(plan, sharding):
         leaf_sharding.shard_shape(spec.shape)
     except Exception as e:  # The class that JAX raises is not public.
       raise ValueError(
-        f"Leaf {leaf!r} of shape {spec.shape} cannot be cut as "
+        f"Leaf {leaf!r} of shape {spec.shape} cannot be sharded as "
         f"{leaf_sharding}: {str(e).splitlines()[0]:.200} Give a function "
         "of leaf name and spec that returns another sharding for this leaf."
       ) from e

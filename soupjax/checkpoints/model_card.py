@@ -19,7 +19,7 @@ from soupjax.soups.core import tree
 from soupjax.version import __version__
 
 NAME = "README.md"
-# Key of a config -> library, name of the weights, how to load them.
+# Key of a config -> library, name of the weights file, code that loads it.
 _LIBRARIES = {
   "model_cfg": (
     "open_clip",
@@ -44,7 +44,7 @@ _SEAL = "<!-- soupjax {:08x} -->\n"
 
 
 def _library(configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, str]:
-  """Returns library, name of the weights and code, or three empty texts."""
+  """Returns library, weights file and loading code, or three empty strings."""
   for key, (library, weights, code) in _LIBRARIES.items():
     for config in configs.values():
       if key in config:
@@ -59,7 +59,7 @@ def _library(configs: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, str]:
 
 
 def is_known(configs: Mapping[str, Mapping[str, Any]]) -> bool:
-  """Whether a config is of a library that opens folders of the hub."""
+  """Whether a config belongs to a library that loads folders of the hub."""
   return bool(_library(configs)[0])
 
 
@@ -70,18 +70,19 @@ def weights_name(
 
   Args:
     configs: file name -> content, as `Ingredient.configs`.
-    where: the name of the ingredient that they are beside.
+    where: name of the ingredient that has these configs, for errors.
     sharded: whether the weights are in several files.
 
   Raises:
-    ValueError: if no config names a library, or it does not read shards.
+    ValueError: if no config names a library, or the library does not read
+      shards.
   """
   library, weights, _ = _library(configs)
   if not library:
     raise ValueError(
       f"There is no config.json or open_clip_config.json of a model beside "
-      f"{where!r}, and no library opens a folder of the hub without one. Put "
-      "it there, or choose format='safetensors'."
+      f"{where!r}, and no library loads a folder of the hub without one. Put "
+      "one there, or choose format='safetensors'."
     )
   if sharded and library != "transformers":
     raise ValueError(
@@ -97,14 +98,14 @@ def text(
   ingredients: Sequence[Mapping[str, Any]],
   scores: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-  """Returns a model card.
+  """Returns a model card as text.
 
   Args:
-    title: of the model.
+    title: name of the model.
     configs: file name -> content, as `Ingredient.configs`.
-    recipe: setting -> value; those that are empty are left out.
+    recipe: setting -> value; empty values are left out.
     ingredients: one row each, column -> value. A column may be missing.
-    scores: likewise, of the soup and of models to compare it with.
+    scores: rows of the same form, for the soup and models to compare it with.
   """
   library, _, code = _library(configs)
   parts = [
@@ -134,7 +135,7 @@ def of_mix(title: str, provenance: Mapping[str, Any], sources) -> str:
   """Returns the model card of a mix.
 
   Args:
-    title: of the model.
+    title: name of the model.
     provenance: the complete record.
     sources: the ingredients, in the order of the record.
   """
@@ -168,12 +169,12 @@ def write(
 ) -> None:
   """Writes a model card, and the dtype of the weights into `config.json`.
 
-  transformers converts weights to the dtype in the config, so that of the
-  ingredients would round a soup of another dtype.
+  transformers converts weights to the dtype in the config, so a config copied
+  from the ingredients would round a soup of another dtype.
 
   Args:
-    folder: with the weights and configs.
-    card: from `text`.
+    folder: the directory with the weights and configs.
+    card: the result of `text`.
     specs: leaf -> shape and dtype of the weights; None changes no config.
   """
   place = files.path_of(folder)
@@ -194,7 +195,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-  """Returns a value as text in a table of Markdown."""
+  """Returns a value as the text of a Markdown table cell."""
   if type(value) is float:
     value = f"{value:.6g}"
   elif not isinstance(value, str):

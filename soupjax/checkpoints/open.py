@@ -26,7 +26,7 @@ from soupjax.soups.core.ingredient import Ingredient, as_ingredient
 
 PyTree = Any
 
-# Files of a directory that is one checkpoint.
+# Names of files whose directory is one checkpoint.
 _SHARDS = (
   *("*.safetensors.index.json", "*.bin.index.json"),
   *("*-00001-of-*.safetensors", "*-00001-of-*.bin"),
@@ -47,17 +47,17 @@ def find_ingredients(
   Args:
     pattern: a path or several, which may contain `*`, `?`, `[...]` or `**`. A
       path that exists is taken literally. Wildcards do not match names that
-      start with a dot. `**` passes over files and directories without a model,
-      such as states of optimizers, and names them in a log line. `#ENTRY` at
-      the end reads one entry of train states, see `open_ingredient`.
-    base: the model below all adapters of PEFT that match, in any form; see
+      start with a dot. `**` skips files and directories without a model, such
+      as optimizer states, and logs their names. `#ENTRY` at the end reads one
+      entry of train states, see `open_ingredient`.
+    base: the base model of all PEFT adapters that match, in any form; see
       `open_adapter`. Full checkpoints do not need it.
 
   Returns:
     Ingredients in natural order of their paths (2 before 10), without
-    duplicates, named by the parts of the paths that differ. `metrics.json` and
-    `hyperparameters.json` are read from the directory of each checkpoint, or
-    from the parent of a directory called `params`.
+    duplicates, named after the parts of the paths that differ. `metrics.json`
+    and `hyperparameters.json` are read from the directory of each checkpoint,
+    or from the parent of a directory called `params`.
 
   Raises:
     ValueError: if nothing matches, or a match is not a checkpoint or contains
@@ -136,7 +136,7 @@ def split_patterns(text: str) -> list[str]:
 
   Args:
     text: paths and patterns, joined by commas. A comma belongs to a path or
-      pattern if this matches something.
+      pattern if the text with it matches a file.
 
   Returns:
     The parts, as few as possible.
@@ -164,7 +164,7 @@ def split_patterns(text: str) -> list[str]:
 
 def _is_joined(part: str) -> bool:
   """Whether a text with a comma is one path or pattern."""
-  # Addresses are never joined, since asking for them takes time.
+  # Remote addresses are never joined, since looking them up takes time.
   if byte_ranges.is_remote(part):
     return False
   paths, entry = _matches(part)
@@ -187,7 +187,7 @@ def _matches(pattern: str) -> tuple[list[str], str | None]:
 
 
 def _split_entry(path: str) -> tuple[str, str | None]:
-  """Splits off the entry after '#', unless it is part of the path's name."""
+  """Splits off the entry after '#', unless '#' is part of an existing path."""
   if "#" not in path:
     return path, None
   if byte_ranges.is_remote(path):
@@ -280,11 +280,11 @@ def open_ingredient(path: str | os.PathLike) -> Ingredient:
   MessagePack files of Flax, and ONNX files.
 
   Args:
-    path: of the checkpoint. `FILE#ENTRY` reads one entry of a train state, such
-      as "last.pth#teacher"; `FILE#` reads all of it.
+    path: path of the checkpoint. `FILE#ENTRY` reads one entry of a train state,
+      such as "last.pth#teacher"; `FILE#` reads all of it.
 
   Returns:
-    The ingredient, named by the last part of its path that is not `params`.
+    The ingredient, named after the last part of its path that is not `params`.
 
   Raises:
     ValueError: if the path does not exist, is damaged or has an unknown format,
@@ -330,7 +330,7 @@ def _warn_of_ignored(ingredients: Sequence[Ingredient]) -> None:
 
 
 def _warn_of_bases(ingredients: Sequence[Ingredient]) -> None:
-  """Warns if adapters record different bases, and no hashes to compare."""
+  """Warns if adapters record different bases but no hashes to compare."""
   recorded: dict[str, str] = {}
   for ingredient in ingredients:
     if ingredient.base and BASE_HASH not in ingredient.hyperparameters:
@@ -343,7 +343,7 @@ def _warn_of_bases(ingredients: Sequence[Ingredient]) -> None:
     warnings.warn(
       f"The adapters record several bases, {listed}, and all are merged into "
       "the one that was given. Unless these are copies of one model, average "
-      "the adapters of each base apart.",
+      "the adapters of each base separately.",
       stacklevel=3,
     )
 

@@ -19,7 +19,7 @@ from soupjax.version import __version__
 
 _UNKNOWN = "0" * 64
 # Whether checksums of all, some or no leaves were compared. The record written
-# before the mix takes the longest of these, so that the final one fits.
+# before the mix uses the longest of these, so that the final one fits.
 _VERIFIED = ("verified", "partly verified", "not verified")
 
 
@@ -45,11 +45,12 @@ def provenance(path: str | os.PathLike) -> dict[str, Any]:
   """Returns the record of how a soup was made.
 
   Args:
-    path: of a soup that `mix` wrote.
+    path: path of a soup that `mix` wrote.
 
   Returns:
     Rule, weights, inputs with sizes and content hashes, version, dtype policy
-    and a checksum of every leaf; {} if the file has no such record.
+    and usually a checksum of every leaf (npz files have their own); {} if the
+    file has no such record.
 
   Raises:
     ValueError: if the checkpoint is missing or damaged.
@@ -160,7 +161,7 @@ def _verified(plan, leaves: Sequence[Collection[str]]) -> list[str | None]:
   """Returns, by source, whether all, some or no checksums are compared.
 
   Args:
-    plan: of the mix; only leaves that it reads count.
+    plan: the plan of the mix; only leaves that it reads count.
     leaves: leaves whose checksums are compared, for each source.
   """
   read, compared = ([0] * len(plan.sources) for _ in range(2))

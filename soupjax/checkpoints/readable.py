@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that an output will be opened as it was written, names included."""
+"""Checks that an output can be read back with the same leaves and names."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from soupjax.soups.core import records
 
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
-# Bytes. No format stores longer names; real ones have about 100 bytes.
+# Bytes. No format stores longer names; typical names have about 100 bytes.
 _MAX_NAME = 1 << 15
 
 
@@ -20,15 +20,16 @@ def check_names(path: str, specs: Specs) -> Specs:
   """Checks names of leaves before anything is written.
 
   Args:
-    path: of the output, for errors.
+    path: path of the output, for errors.
     specs: leaf -> shape and dtype.
 
   Returns:
-    The leaves that a reader of the output will find: all, or the weights of a
-    train state, since checkpoints of train states are read without the rest.
+    The leaves that a reader of the output will find: all of them, or only the
+    weights if it will be read as a train state.
 
   Raises:
-    ValueError: naming a leaf that no reader would find.
+    ValueError: naming a leaf whose name is invalid or too long, or that no
+      reader would find.
   """
   for leaf in specs:
     try:
@@ -60,29 +61,30 @@ def check_written(temporary: str, path: str, expected: Specs) -> None:
   """Checks that a complete output can be opened, before it is published.
 
   Args:
-    temporary: its name while it is written.
-    path: its final name, for errors.
+    temporary: path of the output while it is written.
+    path: its final path, for errors.
     expected: the leaves to find, from `check_names`.
 
   Raises:
-    ValueError: naming a leaf that is missing or differs.
+    ValueError: if the output cannot be opened, or naming a leaf that is
+      missing, unexpected or different.
   """
   try:
     inner, file_format = recognise(temporary)
     try:
-      found = file_format.open_checkpoint(inner, "").specs
+      stored = file_format.open_checkpoint(inner, "").specs
     except params_of_state.NotOneModel:
-      found = file_format.open_checkpoint(inner, "", "").specs
+      stored = file_format.open_checkpoint(inner, "", "").specs
   except ValueError as e:
     raise ValueError(
       f"{path} was not published, since it could not be opened again: {e}"
     ) from e
-  for leaf in [*expected, *(expected.keys() ^ found.keys())]:
-    a, b = expected.get(leaf), found.get(leaf)
+  for leaf in [*expected, *(expected.keys() ^ stored.keys())]:
+    a, b = expected.get(leaf), stored.get(leaf)
     if None not in (a, b) and (a.shape, a.dtype) == (b.shape, b.dtype):
       continue
     raise ValueError(
       f"{path} was not published, since leaf {leaf!r} would be read as "
-      f"{found.get(leaf)} instead of {expected.get(leaf)}. Rename it or choose "
-      "another format."
+      f"{stored.get(leaf)} instead of {expected.get(leaf)}. Rename it or "
+      "choose another format."
     )

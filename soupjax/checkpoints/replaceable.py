@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that an output replaces at most a checkpoint, and no source."""
+"""Checks that an output replaces nothing but a checkpoint, and no source."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -19,7 +19,7 @@ def check_replaceable(path: str, is_directory: bool) -> None:
   """Checks that a path is nothing but a checkpoint or an empty directory.
 
   Args:
-    path: of an existing file or directory.
+    path: path of an existing file or directory.
     is_directory: whether a directory will replace it.
 
   Raises:
@@ -64,7 +64,7 @@ def check_object(path: str, is_directory: bool) -> None:
   """Checks that an output in a bucket replaces nothing but a checkpoint.
 
   Args:
-    path: the address of an existing object, or a prefix of some.
+    path: the address of an existing object, or a prefix of several.
     is_directory: whether the output has several objects.
 
   Raises:
@@ -88,7 +88,7 @@ def check_object(path: str, is_directory: bool) -> None:
 def is_interrupted(path: str) -> bool:
   """Whether an upload of several objects to an address was interrupted.
 
-  Names of weights and configs do not tell: they may be another program's.
+  File names do not show this: another program may have written them.
   """
   return buckets.exists(f"{path}/{buckets.UNFINISHED}") and not (
     buckets.exists(f"{path}/commit_success.txt")
@@ -96,10 +96,10 @@ def is_interrupted(path: str) -> bool:
 
 
 def check_leftover(path: str, is_directory: bool) -> None:
-  """Checks that a temporary name was left by a run that was killed.
+  """Checks that a temporary file or directory was left by a killed run.
 
   Args:
-    path: of an existing file or directory.
+    path: path of an existing file or directory.
     is_directory: whether the run writes a directory.
 
   Raises:
@@ -124,7 +124,7 @@ def check_leftover(path: str, is_directory: bool) -> None:
 
 
 def _is_part(name: str) -> bool:
-  """Whether a name occurs at the top of a directory that soupjax writes."""
+  """Whether soupjax writes a name at the top level of output directories."""
   return name in (
     *(
       "state",
@@ -160,7 +160,7 @@ def check_sources(path: str, sources: Iterable[Ingredient]) -> None:
   """Checks that a soup does not replace or change any of its sources.
 
   Args:
-    path: of the soup.
+    path: path of the soup.
     sources: the ingredients that are read.
 
   Raises:
@@ -211,7 +211,7 @@ def check_outside(path: str | os.PathLike, sources: Iterable[Ingredient]):
   """Checks that a directory of results is not in the folder of an ingredient.
 
   Args:
-    path: of the directory.
+    path: path of the directory.
     sources: the ingredients that are read.
 
   Raises:
@@ -227,7 +227,7 @@ def check_folder(path: str | os.PathLike, checkpoint: str) -> None:
   """Checks that a directory of results is not in the folder of a checkpoint.
 
   Args:
-    path: of the directory.
+    path: path of the directory.
     checkpoint: path of the checkpoint.
 
   Raises:

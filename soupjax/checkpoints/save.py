@@ -35,7 +35,7 @@ def save_params(
   """Writes parameters, whole or not at all.
 
   Args:
-    path: of a new file (`*.safetensors`, `*.npz`, or `*.pt`, `*.pth` and
+    path: path of a new file (`*.safetensors`, `*.npz`, or `*.pt`, `*.pth` and
       `*.bin` for torch) or Orbax directory (anything else, without `*`, `?` and
       `[`).
     params: a pytree of arrays, on the host or on a mesh; or an Ingredient, or
@@ -45,7 +45,7 @@ def save_params(
   Raises:
     ValueError: if `path` exists or has the suffix of another format, or the
       tree cannot be stored: it has no leaves, a leaf is not an array, two
-      leaves would get one name, or a reader would lose one.
+      leaves would get the same name, or a reader would miss one.
 
   Examples:
     >>> sj.save_params("a.safetensors", {"w": jnp.arange(3.0)})
@@ -76,7 +76,7 @@ def save_params(
 
 
 def _write_orbax(path, params, metadata):
-  # Imported here because Orbax takes a second.
+  # Imported here because importing Orbax takes a second.
   from soupjax.checkpoints.formats import orbax
 
   leaves, _ = tree.flatten(params)
@@ -119,8 +119,8 @@ def write(
     path: `*.safetensors`, `*.npz` or `*.pt`.
     params: a pytree of arrays.
     metadata: JSON to store with the weights.
-    overwrite: replaces an existing checkpoint.
-    text: more metadata, of safetensors only, such as `{"format": "pt"}`.
+    overwrite: whether to replace an existing checkpoint.
+    text: text metadata, for safetensors only, such as `{"format": "pt"}`.
 
   Raises:
     ValueError: if `path` exists or cannot be written.

@@ -19,11 +19,11 @@ Model = Ingredient | str | os.PathLike | PyTree
 
 
 class TaskVector:
-  """The difference `finetuned - pretrained` (arXiv 2212.04089), computed late.
+  """The difference `finetuned - pretrained` (arXiv 2212.04089), kept lazy.
 
   A task vector is a list of models with coefficients. It can be negated, added,
   subtracted and multiplied by a number. Weights are read block by block when it
-  is applied, so that a sum of many costs one pass.
+  is applied, so that a sum of many task vectors costs one pass.
 
   Examples:
     >>> pretrained = {"w": jnp.array([1.0, 1.0])}
@@ -106,13 +106,13 @@ class TaskVector:
     Args:
       target: the model to edit, in any form.
       scale: one number, or one for each leaf, as in `rules.task_arithmetic`.
-      **settings: of `soupjax.mix`: `out`, `sharding`, `dtype`, `select`, ...
-        The base of `select` is the target.
+      **settings: other arguments of `soupjax.mix`: `out`, `sharding`, `dtype`,
+        `select`, ... The base of `select` is the target.
 
     Returns:
-      The tree; or with `out`, what `mix` returns. With scale 1, the task vector
-      of the target itself and one fine-tuned model gives that model, bit for
-      bit.
+      The tree; or the result of `mix` with `out` or `dry_run`. With scale 1,
+      the task vector from the target to one fine-tuned model gives that model,
+      bit for bit.
 
     Raises:
       ValueError: if the models do not fit together.
@@ -130,8 +130,8 @@ class TaskVector:
     rule = rule_base.scaled_rule(
       "task_vector",
       _combine,
-      # Coefficients of a task vector sum to zero, so that differences can be
-      # taken from any model. From the target, its own term is zero.
+      # Coefficients of a task vector sum to zero, so all models may be replaced
+      # by their differences from the target. Its own term is then zero.
       lambda number, _, count: compensated.delta_coefficients(weights, number),
       scale,
       settings={"terms": terms},

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Train states, saved during training and restored after a kill.
+"""Train states, saved during training and restored after an interruption.
 
 A state is a directory `state_STEP` with the Orbax checkpoint `arrays/` and
 `record.json`, which holds other state of the run and a checksum of every file.
@@ -39,7 +39,7 @@ class StateSaver:
     self._pending: concurrent.futures.Future[None] | None = None
 
   def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
-    """Starts to write a state after the previous one is finished.
+    """Waits for the previous state, then starts writing this one.
 
     Args:
       step: number of the step.
@@ -71,7 +71,7 @@ class StateSaver:
         )
 
   def _save_object(self, final, state, record):
-    """Writes a state into a bucket; `record.json` is last and completes it."""
+    """Writes a state to a bucket; `record.json` is last and completes it."""
     leaves = dict(_numbered(jax.tree.leaves(state)))
     finish = bucket_writer.start(f"{final}/arrays", leaves)
 
@@ -140,13 +140,17 @@ class StateSaver:
         raise ValueError(f"Cannot write {path}: {e}") from e
 
   def close(self) -> None:
-    """Waits for the last state, whether it can be written or not."""
+    """Waits for the last state and ignores a failure to write it."""
     with contextlib.suppress(ValueError):
       self.wait()
     self._executor.shutdown()
 
   def remove(self) -> None:
-    """Removes all states after a run is finished."""
+    """Removes all states after a run is finished.
+
+    Raises:
+      ValueError: if the last state could not be written.
+    """
     self.wait()
     if jax.process_index() == 0:
       for pattern in (f".{_PREFIX}*.tmp", f"{_PREFIX}*"):
@@ -163,7 +167,7 @@ def restore(
   """Reads the newest undamaged state and logs those that it skips.
 
   Args:
-    directory: of the `StateSaver`.
+    directory: the directory of the `StateSaver`.
     like: a tree of arrays or specs of the same structure.
     shardings: a tree of shardings, one per leaf; None for the first device.
 
@@ -193,13 +197,13 @@ def restore(
 def _candidates(directory: pathlib.Path) -> list[pathlib.Path]:
   """Returns the directories of all states, newest first."""
   paths = sorted(directory.glob(f"{_PREFIX}*"), reverse=True)
-  if buckets.is_remote(directory):  # Others are not complete.
+  if buckets.is_remote(directory):  # Without a record, it is incomplete.
     paths = [path for path in paths if (path / "record.json").exists()]
   return paths
 
 
 def _remove_object(path) -> None:
-  """Removes a state in a bucket, first the object that completes it."""
+  """Removes a state from a bucket, starting with its record."""
   buckets.remove(path / "record.json")
   buckets.remove(path)
 

@@ -27,10 +27,10 @@ class AdapterMix:
   """The result of `mix_adapters`.
 
   Attributes:
-    path: of the new adapter.
+    path: path of the new adapter.
     ranks: module -> rank; {} for IA3.
-    errors: module -> relative error of its weights' change in Frobenius norm; 0
-      if the rank was not reduced.
+    errors: module -> relative error, in Frobenius norm, of the change of its
+      weights; 0 if the rank was not reduced. {} for IA3.
     error: the same over all modules together.
   """
 
@@ -49,7 +49,7 @@ class _Adapter:
   source: Ingredient
   config: AdapterConfig
   modules: Mapping[str, Mapping[str, str]]
-  whole: Mapping[str, str]  # Leaf -> name.
+  whole: Mapping[str, str]  # Leaf that is saved whole -> name in the file.
 
   def read(self, name: str) -> np.ndarray:
     return np.asarray(self.source.read(name), np.float64)
@@ -74,9 +74,9 @@ def mix_adapters(
   Args:
     adapters: folders that PEFT saved, trained on one base.
     out: path of a new folder, which PEFT loads.
-    weights: one number per adapter; None is equal weights.
+    weights: one number per adapter; None gives equal weights.
     normalize: whether to divide by the sum of the weights.
-    rank: of the result for LoRA, None for the sum of the ranks.
+    rank: rank of the result, for LoRA only; None gives the sum of the ranks.
 
   Returns:
     Ranks and the errors of the approximation.
@@ -179,14 +179,14 @@ def _check_same_kind(loaded) -> None:
     one, other, *_ = hashes.values()
     raise ValueError(
       f"{one} and {other} record different hashes of their bases: their mean "
-      "is no model of either. Average adapters of one base."
+      "does not fit either. Average adapters of one base."
     )
   for adapter in loaded:
     config = adapter.config
     if config.kind == "LORA" and config.is_dora:
       raise ValueError(
-        f"{config.path} is DoRA, whose weights are not linear in a product: "
-        "average the models instead, with base=."
+        f"{config.path} is a DoRA adapter, whose weights are not linear in a "
+        "product: average the models instead, with base=."
       )
     for key in ("kind", "fan_in_fan_out", "base_name"):
       values = getattr(first, key), getattr(config, key)
@@ -236,7 +236,7 @@ def _mean_vector(loaded, module) -> dict[str, np.ndarray]:
   inputs = {a.config.scales_inputs(module) for a in owners}
   if len(inputs) > 1:
     raise ValueError(
-      f"{module!r} is one of feedforward_modules in some adapters only."
+      f"{module!r} is in feedforward_modules of some adapters only."
     )
   return {name: value.astype(owners[0].source.specs[name].dtype)}
 
@@ -250,7 +250,8 @@ def _mean_product(loaded, module, rank):
     rank: the largest to keep; None keeps all.
 
   Returns:
-    Name -> factor, and the squares of the norms of what is lost and of all.
+    Name -> factor, and the squared Frobenius norms of the part that is lost
+    and of the whole product; 0 and 1 if nothing is lost.
   """
   owners = [a for a in loaded if module in a.modules]
   names = owners[0].modules[module]
@@ -298,6 +299,15 @@ def _truncated(a: np.ndarray, b: np.ndarray, rank: int):
   """Returns the best approximation of a product B A by factors of a lower rank.
 
   QR of both factors reduces the SVD to a square matrix as small as their rank.
+
+  Args:
+    a: (full_rank, inputs, ...)
+    b: (outputs, full_rank, ...)
+    rank: rank of the new factors.
+
+  Returns:
+    The new factors, and the squared Frobenius norms of the part that is lost
+    and of the whole product.
   """
   columns, rows = b.reshape(len(b), -1), a.reshape(len(a), -1)
   q_b, r_b = np.linalg.qr(columns)

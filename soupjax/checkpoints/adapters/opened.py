@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Opens an adapter on its base as an ingredient of the full model."""
+"""Opens an adapter together with its base, as one full model."""
 
 import dataclasses
 import os
@@ -34,18 +34,19 @@ _HEAD = re.compile(r"(^|[./])(classifier|head|score|fc)[./](weight|kernel)$")
 def open_adapter(path: str | os.PathLike, base: Any) -> Ingredient:
   """Opens an adapter that PEFT saved, as a model; reads metadata only.
 
-  Weights under LoRA (with rsLoRA and DoRA) or IA3 are computed when they are
-  read: a slice of a leaf needs that slice of the base and the factors of the
-  leaf. Recipes accept the result like a full checkpoint.
+  Weights that LoRA (with rsLoRA and DoRA) or IA3 adapts are computed when they
+  are read: a slice of a leaf needs that slice of the base and the factors of
+  the leaf. Recipes accept the result like a full checkpoint.
 
   Args:
-    path: of the folder with `adapter_config.json` and the weights.
+    path: path of the folder with `adapter_config.json` and the weights.
     base: the model that the adapter was trained on, in any form.
 
   Returns:
-    An ingredient with the leaves of the base, named by its folder. Modules that
-    the adapter saves whole replace those of the base, in their own shapes.
-    Values are computed in float64 and rounded once to the dtype of the base.
+    An ingredient with the leaves of the base, named after the adapter's folder.
+    Modules that the adapter saves whole replace those of the base, in their own
+    shapes. Values are computed in float64 and rounded once to the dtype of the
+    base.
 
   Raises:
     ValueError: if a file is missing, the adapter does not fit the base, or is
@@ -100,7 +101,8 @@ def open_factors(
     The folder, the leaves of the adapter, and its config.
 
   Raises:
-    ValueError: if a file is missing or damaged, or of a kind that is refused.
+    ValueError: if a file is missing or damaged, or the method of the adapter is
+      not supported.
   """
   place = pathlib.Path(absolute(path))
   if byte_ranges.is_remote(os.fspath(path)):
@@ -153,8 +155,8 @@ def _ingredient(path, adapter, base, adapted) -> Ingredient:
 def _configs_of(base, adapted) -> dict[str, Any]:
   """Returns the configs of the base, with the outputs of a new head.
 
-  Its classes are not those of the base: they are numbered, as transformers does
-  for a model without names.
+  The classes of a new head are not those of the base, so they are numbered, as
+  transformers does for a model without class names.
   """
   new = {
     leaf: update.shape
@@ -187,7 +189,7 @@ def _numbered(config: dict[str, Any], outputs: int | None) -> dict[str, Any]:
 
 
 def _storage(adapter, base, adapted) -> Storage:
-  """Reads leaves of the base, leaves of the adapter, and computed leaves."""
+  """Returns a storage that reads leaves of both and computes adapted leaves."""
   below, beside = storage_of(base), storage_of(adapter)
   changes = adapted.updates
   direct = {

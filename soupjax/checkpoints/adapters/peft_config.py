@@ -22,7 +22,7 @@ _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Options that change how an adapter computes -> reason to refuse them.
 _REFUSED = {
   "alora_invocation_tokens": "it acts on some tokens only",
-  "arrow_config": "it mixes several adapters by the input",
+  "arrow_config": "it mixes several adapters depending on the input",
   "kasa_config": "it changes the base weights",
   "layer_replication": "it repeats layers of the base",
   "megatron_config": "its layers are split over machines",
@@ -40,7 +40,7 @@ class AdapterConfig:
   """The settings of an adapter.
 
   Attributes:
-    path: of `adapter_config.json`.
+    path: path of `adapter_config.json`.
     content: its JSON object.
   """
 
@@ -64,7 +64,7 @@ class AdapterConfig:
 
   @property
   def is_dora(self) -> bool:
-    """Whether the lengths of rows are trained as well (arXiv 2402.09353)."""
+    """Whether the norms of rows are trained as well (arXiv 2402.09353)."""
     return bool(self.content.get("use_dora"))
 
   def rank(self, module: str) -> int:
@@ -75,7 +75,7 @@ class AdapterConfig:
     """Returns the number that multiplies the product of the factors."""
     rank = self.rank(module)
     alpha = self._number("alpha_pattern", "lora_alpha", module)
-    # rsLoRA (arXiv 2312.03732) divides by the root.
+    # rsLoRA (arXiv 2312.03732) divides by the square root of the rank.
     return alpha / (math.sqrt(rank) if self.content.get("use_rslora") else rank)
 
   def _number(self, patterns: str, default: str, module: str) -> float:
@@ -126,13 +126,13 @@ def refuse_without_base(path: str) -> None:
   """Rejects the folder of an adapter where a model is expected.
 
   Raises:
-    ValueError: with the ways to give a base.
+    ValueError: if it is one, naming the ways to give a base.
   """
   if is_adapter(path):
     raise ValueError(
-      f"{path} is an adapter of PEFT, which needs its base to be a model: "
-      "sj.open_adapter(path, base), sj.find_ingredients(pattern, base=...), or "
-      "--config.base."
+      f"{path} is an adapter saved by PEFT, which is a model only with its "
+      "base: sj.open_adapter(path, base), sj.find_ingredients(pattern, "
+      "base=...), or --config.base."
     )
 
 
@@ -140,7 +140,7 @@ def read(folder: pathlib.Path) -> AdapterConfig:
   """Reads and checks the config in the folder of an adapter.
 
   Raises:
-    ValueError: if it is missing, or of a method that is not supported.
+    ValueError: if it is missing, or its method is not supported.
   """
   path = folder / CONFIG
   if not path.exists():

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the folder of an adapter, as PEFT reads it."""
+"""Writes an adapter as a folder that PEFT reads."""
 
 from collections.abc import Mapping
 import os
@@ -50,7 +50,7 @@ def write(
   """Writes an adapter, whole or not at all.
 
   Args:
-    path: of a new folder.
+    path: path of a new folder.
     leaves: name -> array, with the names of PEFT.
     config: content of `adapter_config.json`.
     metadata: JSON to store with the weights.

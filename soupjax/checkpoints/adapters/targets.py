@@ -59,6 +59,9 @@ def find(adapter: Specs, base: Specs, config: AdapterConfig) -> Adapted:
     base: leaf -> shape and dtype.
     config: the config of the adapter.
 
+  Returns:
+    The leaves of the adapted model, and updates for those that change.
+
   Raises:
     ValueError: naming a leaf that does not fit the base, lacks its other
       factor, or has a rank that differs from the config.

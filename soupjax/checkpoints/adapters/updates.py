@@ -4,7 +4,7 @@
 
 All arithmetic is in float64 and is rounded once, to the dtype of the leaf. The
 product of factors is computed on a fixed grid of rows, so that the bits do not
-depend on how a leaf is cut.
+depend on how a leaf is sliced.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ ReadBase = Callable[[slices.Slices], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-  """How the value of one leaf follows from the base and the adapter.
+  """The computation of one leaf from the base and the adapter.
 
   Attributes:
-    shape: of the leaf.
+    shape: shape of the leaf.
     names: leaves of the adapter that are needed.
   """
 
@@ -61,10 +61,10 @@ class Product(Update):
 
   Attributes:
     scale: multiplies the product.
-    transposed: whether rows of the leaf are columns of the second factor, for
-      embeddings and weights whose first axis is the inputs.
+    transposed: whether the transpose of B A is added, for embeddings and for
+      weights whose first axis is the inputs.
     has_magnitude: whether the third name holds DoRA's magnitudes (arXiv
-      2402.09353, eq. 5), the lengths to which the weights of each output are
+      2402.09353, eq. 5), the norms to which the weights of each output are
       scaled.
   """
 
@@ -76,11 +76,11 @@ class Product(Update):
   def tile(self) -> int:
     """Rows that are computed together."""
     if self.has_magnitude and self.transposed:
-      return self.shape[0]  # The length of a column needs all rows.
+      return self.shape[0]  # The norm of a column needs all rows.
     return max(1, _TILE // max(1, int(np.prod(self.shape[1:]))))
 
   def compute(self, arrays, base, box):
-    """Returns base + scale * B A, rescaled to the trained lengths for DoRA."""
+    """Returns base + scale * B A, rescaled to the trained norms for DoRA."""
     start = box[0].start // self.tile * self.tile
     rows = slice(start, min(start + self.tile, self.shape[0]))
     left, right = self._matrices(arrays)
@@ -109,7 +109,7 @@ class Scaled(Update):
   """Multiplies by a vector along one axis: IA3 (arXiv 2205.05638).
 
   Attributes:
-    axis: of the leaf.
+    axis: axis of the leaf that the vector belongs to.
   """
 
   axis: int
@@ -124,7 +124,7 @@ class Scaled(Update):
 
 @dataclasses.dataclass(frozen=True)
 class Shifted(Update):
-  """Adds a scaled vector: the bias of the second factor.
+  """Adds a scaled vector: the bias of lora_B.
 
   Attributes:
     scale: multiplies the vector.

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Base classes of the writers: block by block, compared with the disk."""
+"""Base classes of the writers, which write blocks and read them back."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -15,15 +15,16 @@ from soupjax.checkpoints.formats import byte_ranges
 from soupjax.soups.core import crc32, slices
 from soupjax.soups.engine import blocks, threads
 
-# Elements that are read at once for the checksum of a leaf in its own order.
+# Elements per read when the checksum of a leaf is computed in row-major order.
 _ELEMENTS = 1 << 18
 
 
 class BlockWriter:
-  """Writes blocks in any order and verifies them before the headers.
+  """Writes blocks in any order and verifies them before writing the headers.
 
   Subclasses store a block in `_store`, read it back in `_load`, make all blocks
-  readable in `_flush`, and write the metadata in `_write_headers`.
+  readable in `_flush`, write the metadata in `_write_headers`, and flush all to
+  disk in `_sync`.
   """
 
   def __init__(self, specs: Mapping[str, jax.ShapeDtypeStruct], *, first: bool):
@@ -98,8 +99,9 @@ class BlockWriter:
     for span, before, now in zip(spans, expected, _checksums(spans, row)):
       if before != now:
         raise ValueError(
-          f"Leaf {span.leaf!r} was not written as it is: the bytes on disk "
-          f"have checksum {now:08x} instead of {before:08x}. Is the disk sound?"
+          f"Leaf {span.leaf!r} was not written correctly: the bytes on disk "
+          f"have checksum {now:08x} instead of {before:08x}. Is the disk "
+          "faulty?"
         )
 
   def _joined(self, leaf: str, parts: Sequence[tuple[int, int, int]]) -> int:
@@ -166,8 +168,8 @@ class RangeWriter(BlockWriter):
         item = row.dtype.itemsize
         leaf = next(s.leaf for s in spans if s.stop * item > start)
         raise ValueError(
-          f"Leaf {leaf!r} was not written as it is: the file ends before "
-          "it. Is the disk sound?"
+          f"Leaf {leaf!r} was not written correctly: the file ends before "
+          "it. Is the disk faulty?"
         )
 
   def _ranges(self, spans):
@@ -193,9 +195,9 @@ def write_all(fd: int, data: Any, offset: int) -> None:
   """Writes bytes at an offset.
 
   Args:
-    fd: of the file.
+    fd: file descriptor.
     data: bytes, or a list of at most 1,000 parts that follow one another.
-    offset: of the first byte.
+    offset: offset of the first byte.
 
   Raises:
     ValueError: if the disk is full.
@@ -211,9 +213,9 @@ def read_all(fd: int, data: Any, offset: int) -> int:
   """Fills memory with the bytes at an offset.
 
   Args:
-    fd: of the file.
+    fd: file descriptor.
     data: memory, or a list of at most 1,000 parts to fill one after the other.
-    offset: of the first byte.
+    offset: offset of the first byte.
 
   Returns:
     The number of bytes read; fewer only if the file ends.
@@ -222,7 +224,7 @@ def read_all(fd: int, data: Any, offset: int) -> int:
 
 
 def _all(move, fd, data, offset) -> int:
-  """Repeats a call that may move fewer bytes than it is asked for."""
+  """Repeats a read or write, which may transfer fewer bytes than asked for."""
   parts, total = data if isinstance(data, list) else [data], 0
   while parts:
     n = move(fd, parts, offset + total)

@@ -3,7 +3,8 @@
 """Reads leaves that are byte ranges of a file.
 
 Reads fill memory that the caller owns and reuses. This is several times faster
-than new arrays, and memory-mapped files would count as memory of the process.
+than allocating new arrays. Files are not memory-mapped, since the system would
+count them as memory of the process.
 """
 
 from collections.abc import (
@@ -65,7 +66,7 @@ def names_in(path: str) -> list[str]:
 
 
 def as_path(path: str) -> Any:
-  """Returns a `pathlib.Path`, or an `epath.Path` of an address."""
+  """Returns a `pathlib.Path`, or an `epath.Path` for a remote address."""
   return remote_path(path) if is_remote(path) else pathlib.Path(path)
 
 
@@ -114,7 +115,7 @@ class ByteFile:
     """Opens the file for `input_files.OpenFiles`.
 
     Raises:
-      ValueError: if it has changed since.
+      ValueError: if it has changed since its identity was recorded.
     """
     if self._lock is not None:
       now = identity(self.path)
@@ -168,7 +169,7 @@ class ByteFile:
 
   def stream(self) -> io.BufferedReader:
     """Returns a stream of the file, for libraries that need one."""
-    # A read from a bucket is a request.
+    # Each read from a bucket is a request, so reads are larger.
     size = io.DEFAULT_BUFFER_SIZE if self._lock is None else 1 << 20
     return io.BufferedReader(_Stream(self), size)
 
@@ -177,8 +178,8 @@ class Window:
   """A range of a `ByteFile`, read like a file of its own.
 
   Attributes:
-    path: of the file.
-    start: the first byte in it.
+    path: path of the file.
+    start: offset of the range in the file, in bytes.
     size: bytes in the range.
   """
 
@@ -210,7 +211,7 @@ class Window:
 
 
 class _Stream(io.RawIOBase):
-  """The bytes of a `ByteFile`, one after the other."""
+  """A seekable stream of the bytes of a `ByteFile` or a `Window`."""
 
   def __init__(self, file: ByteFile | Window):
     self._file, self._position = file, 0
@@ -293,7 +294,7 @@ def _too_large(shape: tuple[int, ...], dtype: np.dtype) -> str:
 
 
 class Place(NamedTuple):
-  """The start of a leaf, which is row-major and little-endian."""
+  """The location of a leaf, which is stored row-major and little-endian."""
 
   file: Any
   offset: int
@@ -304,15 +305,15 @@ def ranges(
   places: Mapping[str, tuple[Any, int]],
   specs: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Iterator[tuple[Any, int, int, int]]:
-  """Joins spans that follow one another in a file as they do in a flat array.
+  """Joins spans that are adjacent both in a file and in a flat array.
 
   Args:
     spans: boxes of leaves of the same dtype.
-    places: leaf -> file and byte at which it starts.
+    places: leaf -> file and the offset at which it starts, in bytes.
     specs: leaf -> shape and dtype.
 
   Yields:
-    File, first byte in it, and first and last byte (exclusive) in the array.
+    File, offset in it, and first and last byte (exclusive) in the array.
   """
   if not spans:
     return
@@ -348,10 +349,10 @@ def ingredient(
   """Makes an ingredient from the places of its leaves.
 
   Args:
-    name: of the ingredient.
-    path: of its file or directory.
+    name: name of the ingredient.
+    path: path of its file or directory.
     specs: leaf -> shape and dtype.
-    places: leaf -> place.
+    places: leaf -> location of its first byte.
     order: leaves in file order; None sorts by offset.
     checksums: leaf -> CRC-32, where known.
     shared: checksums over several leaves.
@@ -451,9 +452,9 @@ def with_whole_leaves(
 
   Args:
     ingredient: reads all other leaves.
-    path: of the file, for errors.
-    leaves: names of such leaves.
-    read_whole: returns one of them.
+    path: path of the file, for errors.
+    leaves: names of the leaves that can only be read whole.
+    read_whole: returns one of them, given its name.
     self_checked: leaves that `read_whole` itself compares with a checksum.
   """
   read_ranges = ingredient.storage.read

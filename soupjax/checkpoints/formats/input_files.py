@@ -48,7 +48,7 @@ def difference(path: str, before: Identity, now: Identity) -> str:
     return f"{path} {cut}has {now[0]} bytes instead of {before[0]}"
   if before[2] != now[2]:
     return f"{path} has been replaced by another file"
-  return f"{path} has been written again"
+  return f"{path} has been rewritten"
 
 
 def first_difference(
@@ -138,7 +138,7 @@ class OpenFiles:
     if self._most is not None:
       return self._most
     soft = files.open_limit()
-    # The other half is for outputs, Orbax and the program around us.
+    # The other half is for outputs, Orbax and the rest of the program.
     if len(self._order) > soft // 2:
       soft = files.raise_open_limit()
     return max(1, soft // 2)

@@ -43,9 +43,9 @@ def _described(shape: tuple[int, ...], dtype: Any) -> str:
 def seal(
   specs: Mapping[str, jax.ShapeDtypeStruct], record: Mapping[str, Any]
 ) -> str:
-  """Returns digests of all leaves and of the record that is stored with them.
+  """Returns the seal of a file: digests of all leaves and of its record.
 
-  `check` detects a change of either, and the loss of the record.
+  With it, `check` detects a change of either, and the loss of the record.
   """
   return digest(specs) + _digest_of(json.loads(json.dumps(record)))
 
@@ -67,18 +67,18 @@ def check(
   """Compares the leaves and the record of a file with its seal.
 
   Args:
-    path: of the file.
+    path: path of the file.
     specs: leaf -> shape and dtype, from the file.
     sealed: the seal in the file; None if it has none.
-    record: of soupjax in the file; None if it has none.
+    record: the record that soupjax left in the file; None if it has none.
     has_checksums: whether the record has the checksum of every leaf.
 
   Returns:
     Leaf -> CRC-32; empty if the file has no record with checksums.
 
   Raises:
-    ValueError: if there is a seal without a record or the other way round, or
-      naming the leaves that differ.
+    ValueError: if the seal, the record or its checksums are missing while the
+      others are present, or if leaves or record have changed.
   """
   if sealed is None and record is None:
     return {}

@@ -43,7 +43,7 @@ _MAX_DEFLATED = 1040
 def bad(path: str, reason: Any) -> ValueError:
   """Returns the error for a damaged archive."""
   return ValueError(
-    f"{path} is not a sound archive: {reason}. Copy it again or leave it out."
+    f"{path} is not a valid archive: {reason}. Copy it again or leave it out."
   )
 
 
@@ -105,8 +105,8 @@ def data_offset(file: byte_ranges.ByteFile, info: zipfile.ZipInfo) -> int:
   if info.file_size > most:
     raise bad(
       file.path,
-      f"member {info.filename!r} claims {info.file_size} bytes, which do not "
-      f"fit into {info.compress_size} compressed ones",
+      f"member {info.filename!r} claims {info.file_size} bytes, too many for "
+      f"{info.compress_size} compressed ones",
     )
   return start
 
@@ -140,11 +140,11 @@ def _array_header(
   """Returns spec, whether the order is column-major, and header length.
 
   Args:
-    path: of the file.
-    leaf: its name.
-    start: of the member; at least its array header.
+    path: path of the file.
+    leaf: name of the leaf.
+    start: the first bytes of the member, at least its array header.
   """
-  # Leaves of one shape share a header, whose parser is slow.
+  # Leaves of one shape share a header. It is parsed once, since this is slow.
   (length,) = struct.unpack_from("<H", start.ljust(10), 8)
   head = start[: 10 + length] if start[6:7] == b"\1" else start
   try:
@@ -188,18 +188,19 @@ def open_checkpoint(
   """Opens an archive lazily: reads its list and the array headers.
 
   Args:
-    path: of the file.
-    name: of the ingredient.
-    entry: of a train state that is the model; None follows the rule of
+    path: path of the file.
+    name: name of the ingredient.
+    entry: the model's entry in a train state; None follows the rule of
       `params_of_state`.
 
   Returns:
-    The ingredient. Names with '/' make nested dicts; a train state is cut to
-    its weights; arrays of text or objects are ignored. CRC-32 values of
+    The ingredient. Names with '/' make nested dicts; a train state is reduced
+    to its weights; arrays of text or objects are ignored. CRC-32 values of
     uncompressed members are verified when these are read whole.
 
   Raises:
-    ValueError: if it is damaged or has other members than arrays of numbers.
+    ValueError: if it is damaged, has members that are not arrays, or has no
+      arrays of numbers.
   """
   file = byte_ranges.ByteFile(path)
   specs, places, packed, checksums, ends = {}, {}, {}, {}, []
@@ -354,7 +355,7 @@ class NpzWriter(block_writer.RangeWriter):
     """Opens the file and leaves room for the headers.
 
     Args:
-      path: of the file.
+      path: path of the file.
       specs: leaf -> shape and dtype.
       order: the order of the members.
       first: whether this process creates the file and writes the headers.
@@ -362,7 +363,7 @@ class NpzWriter(block_writer.RangeWriter):
     Raises:
       ValueError: if the format lacks a dtype, or the disk is full.
     """
-    # Leaf -> offset and bytes of its array header, size of its data.
+    # Leaf -> offset of its member, array header, bytes of its data.
     self._heads: dict[str, tuple[int, bytes, int]] = {}
     at, places = 0, {}
     for leaf in order:
@@ -388,7 +389,7 @@ class NpzWriter(block_writer.RangeWriter):
     for leaf, (at, head, num_bytes) in self._heads.items():
       parts = [(zlib.crc32(head), len(head)), (checksums[leaf], num_bytes)]
       infos.append(self._info(leaf, crc32.combine(parts)))
-      # With 64-bit sizes, so that the length does not depend on the size.
+      # With 64-bit sizes, so that the header's length does not depend on them.
       header = infos[-1].FileHeader(zip64=True) + head
       block_writer.write_all(fd, header, at)
     with open(self._path, "r+b") as file:

@@ -4,7 +4,7 @@
 
 Orbax reads the metadata, since it knows its own layouts (V0 and V1, OCDBT or
 one file per chunk). Leaves are read directly with tensorstore, which takes a
-tenth of the CPU time of an Orbax restore and only the chunks of a slice.
+tenth of the CPU time of an Orbax restore and reads only the chunks of a slice.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,10 +43,13 @@ def save(
   """Writes a tree as an Orbax checkpoint; see `save_params`.
 
   Args:
-    path: to write to.
+    path: path of a new directory.
     params: a tree of arrays.
     metadata: JSON to store with it.
-    name: the path in errors.
+    name: the path to name in errors.
+
+  Raises:
+    ValueError: if Orbax cannot store the tree, or the disk is full.
   """
   _check_savable(name, params)
   # Orbax would report this in pages of log.
@@ -90,7 +93,7 @@ def quiet() -> Iterator[None]:
 
 
 def save_async(path: str, params: PyTree) -> Any:
-  """Starts to write a tree as an Orbax checkpoint.
+  """Starts writing a tree as an Orbax checkpoint.
 
   Args:
     path: a new directory.
@@ -106,7 +109,7 @@ def save_async(path: str, params: PyTree) -> Any:
 
 def _uncompressed() -> ocp.Context:
   context = ocp.Context()
-  # Float weights hardly shrink: this is twice as fast and 7 % larger.
+  # Float weights hardly compress: this is twice as fast for 7% larger files.
   context.array.saving.use_compression = False
   return context
 
@@ -139,8 +142,9 @@ def explained(path: str):
   except Exception as e:
     reason = (str(e).splitlines() or ["no reason given"])[0]
     raise ValueError(
-      f"{path} is not a whole Orbax checkpoint ({type(e).__name__}: {reason}). "
-      "It may be an interrupted save: save it again or leave it out."
+      f"{path} is not a complete Orbax checkpoint ({type(e).__name__}: "
+      f"{reason}). It may be an interrupted save: save it again or leave it "
+      "out."
     ) from e
 
 
@@ -174,13 +178,13 @@ def open_checkpoint(
 
   Args:
     path: a checkpoint directory.
-    name: of the ingredient.
-    entry: of a train state that is the model; None follows the rule of
+    name: name of the ingredient.
+    entry: the model's entry in a train state; None follows the rule of
       `params_of_state`.
 
   Returns:
-    The ingredient. A train state is cut to its `params`, or to `params` and
-    `batch_stats`.
+    The ingredient. A train state is reduced to its weights, such as `params`,
+    or `params` and `batch_stats`.
 
   Raises:
     ValueError: if the checkpoint is damaged or incomplete.
@@ -188,10 +192,10 @@ def open_checkpoint(
   items = _items(path)
   roots = [epath.Path(path) / item for item in items]
   if byte_ranges.is_remote(path) and items[:1] == ["state"]:
-    # It is uploaded last.
+    # `_CHECKPOINT_METADATA` is uploaded last.
     if not (epath.Path(path) / "_CHECKPOINT_METADATA").exists():
       raise ValueError(
-        f"{path} is not a whole Orbax checkpoint: it has no "
+        f"{path} is not a complete Orbax checkpoint: it has no "
         "_CHECKPOINT_METADATA. It may be an interrupted save: save it again or "
         "leave it out."
       )
@@ -283,7 +287,7 @@ class _Described(NamedTuple):
 
 
 def _describe(path: str, items: Sequence[str]) -> Any:
-  """Returns the metadata of the first item, or Orbax's if it knows more."""
+  """Returns the metadata of the first item, read by Orbax where necessary."""
   place = epath.Path(path)
   outer = place / "_CHECKPOINT_METADATA"
   if items and items[0] and outer.exists():

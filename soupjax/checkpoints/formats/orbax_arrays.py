@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The files and arrays of an Orbax tree, and the index of new ones.
+"""The files and arrays of an Orbax tree, and the index of a new tree.
 
-Arrays are read with tensorstore. Metadata is untrusted: what it claims is
-compared with the size of the files before tensorstore reserves memory for it.
+Arrays are read with tensorstore. Metadata is untrusted: the sizes it claims are
+compared with those of the files before tensorstore reserves memory for them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +26,14 @@ from soupjax.checkpoints.formats import byte_ranges, input_files
 from soupjax.soups.core import crc32
 
 _COMPRESSION = 1 << 16  # Highest compression ratio of zstd.
-_SMALL = 64 << 20  # Bytes that are never too many to claim.
-_COPIES = 4  # Of a chunk in memory, while it is decoded.
+_SMALL = 64 << 20  # Bytes that any array may claim.
+_COPIES = 4  # Copies of a chunk in memory while it is decoded.
 
 
 def identities(path: str, root: epath.Path) -> dict[str, input_files.Identity]:
-  """Returns file -> identity of the metadata and data of a tree.
+  """Returns path -> identity of the metadata and data files of a tree.
 
-  In a bucket, these are the metadata only.
+  In a bucket, only the metadata files are included.
 
   Raises:
     ValueError: if one is not a regular file: tensorstore could block on it.
@@ -79,8 +79,8 @@ def check_index(root: epath.Path) -> None:
   Orbax only logs such an error and returns a tree without leaves.
 
   Raises:
-    ValueError: naming a file that is missing or damaged. Damage in the database
-      is an error of tensorstore.
+    ValueError: naming a file that is missing or damaged. For damage in the
+      database, tensorstore raises its own errors.
   """
   described = metadata(root / "_METADATA")
   leaves = described.get("tree_metadata")
@@ -98,7 +98,7 @@ def check_index(root: epath.Path) -> None:
 
 
 def folder(key: str) -> str:
-  """Returns the place of an array in a database, by its keys with dots."""
+  """Returns the prefix of an array in a database, from keys joined by dots."""
   return f"{key}/" if key else ""
 
 
@@ -108,10 +108,11 @@ def tree_of_specs(root: epath.Path) -> Any:
   Orbax opens each array to describe it, which takes half a millisecond.
 
   Args:
-    root: of a tree that `check_index` has accepted.
+    root: directory of a tree that `check_index` has accepted.
 
   Returns:
-    The tree; None if it has other leaves than arrays in zarr3 and OCDBT.
+    The tree; None if it has leaves other than zarr3 arrays, or if a local tree
+    does not use OCDBT.
   """
   described = metadata(root / "_METADATA")
   leaves = described["tree_metadata"].values()
@@ -182,11 +183,11 @@ def _database(root: str) -> dict[str, Any]:
 
 
 def opener(root: str, num_bytes: float) -> Callable[[str], ts.TensorStore]:
-  """Returns a function that opens an array of a tree, and remembers it.
+  """Returns a function that opens an array of a tree, and caches it.
 
   Args:
     root: the directory with its `_METADATA`.
-    num_bytes: of all files of the tree.
+    num_bytes: total size of the files of the tree.
 
   Returns:
     A function of the keys of a leaf, joined by dots. It raises a ValueError if
@@ -246,8 +247,8 @@ def store(root: str) -> dict[str, Any]:
   return {"driver": "file", "path": f"{root}/"}
 
 
-# A key of a database, and its value or the bytes of the data file that hold it:
-# the first one, and their number.
+# A key of a database, and its value, or the offset and number of the bytes that
+# hold it in the data file.
 Entry = tuple[bytes, bytes | tuple[int, int]]
 
 _MANIFEST, _NODE = 0x0CDB3A2A, 0x0CDB20DE  # Magic numbers.
@@ -259,8 +260,8 @@ def index(
 ) -> tuple[bytes, bytes]:
   """Encodes the index of an OCDBT database with one data file.
 
-  The format is version 0 of tensorstore's, not compressed: a tree of nodes in
-  the data file, and a manifest that refers to the root, all with a CRC-32C.
+  The format is tensorstore's version 0, uncompressed: a tree of nodes in the
+  data file, and a manifest that refers to the root, all with a CRC-32C.
 
   Args:
     entries: the keys and values of the database, in any order.
@@ -322,7 +323,11 @@ def _split(items, size):
 
 
 def _leaf_node(entries, name):
-  """Encodes keys with values, and counts keys, nodes and bytes below."""
+  """Encodes keys with values.
+
+  Returns:
+    First key, node, number of keys, and bytes of nodes and of values below it.
+  """
   keys, values = zip(*entries)
   inline = [v for v in values if isinstance(v, bytes)]
   places = [v for v in values if not isinstance(v, bytes)]
@@ -332,7 +337,7 @@ def _leaf_node(entries, name):
     *keys,
     *map(_varint, lengths),
     bytes(not isinstance(v, bytes) for v in values),
-    bytes(len(places)),  # The number of the data file.
+    bytes(len(places)),  # The index of the data file, 0, for each.
     *(_varint(at) for at, _ in places),
     *inline,
   ]
@@ -341,14 +346,14 @@ def _leaf_node(entries, name):
 
 
 def _inner_node(children, name, height):
-  """Encodes references to nodes, and counts keys, nodes and bytes below."""
+  """Encodes references to nodes; returns the same as `_leaf_node`."""
   keys, places, statistics = zip(*children)
   columns = (*zip(*places), *zip(*statistics))
   body = [
     *_header(height, name, keys),
-    bytes(len(keys)),  # Prefixes of all keys below are not left out.
+    bytes(len(keys)),  # No common prefixes of the keys below are left out.
     *keys,
-    bytes(len(keys)),  # The number of the data file.
+    bytes(len(keys)),  # The index of the data file, 0, for each.
     *(_varint(n) for column in columns for n in column),
   ]
   node = _sealed(_NODE, b"".join(body))
@@ -356,7 +361,7 @@ def _inner_node(children, name, height):
 
 
 def _header(height, name, keys):
-  """Returns the beginning of a node; keys do not share prefixes."""
+  """Returns the beginning of a node, whose keys are stored in full."""
   return [
     bytes([height]),
     _file_table(name),

@@ -6,7 +6,7 @@ Orbax itself needs whole leaves in memory, and tensorstore copies and encodes
 every chunk. An uncompressed chunk of zarr3 is its elements and their CRC-32C,
 without which a flipped bit is restored silently. This writer puts them straight
 into the data file of an OCDBT database, and adds the index of the database and
-Orbax's metadata at the end. Float weights hardly shrink if they are compressed.
+Orbax's metadata at the end. Compression would hardly shrink float weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ def chunk_shape(
     if n > 1 and (together > 1 or row <= most):
       units = -(-n // together)
       count = -(-units // max(1, most // (row * together)))
-      # Of about the same size, since the last one is stored in full.
+      # Chunks of about the same size, since the last one is stored in full.
       rows = min(n, -(-units // count) * together)
       return (*[1] * axis, rows, *shape[axis + 1 :])
   return (1,) * len(shape)
@@ -102,7 +102,7 @@ def num_bytes(
   specs: Mapping[str, jax.ShapeDtypeStruct],
   chunks: Mapping[str, tuple[int, ...]],
 ) -> int:
-  """Estimates the size of a checkpoint on disk, rather too high.
+  """Estimates the bytes of a checkpoint on disk, on the high side.
 
   Args:
     specs: leaf -> shape and dtype.
@@ -122,8 +122,9 @@ class _Layout(NamedTuple):
 
   Attributes:
     start: byte of the file at which the first chunk begins.
-    line: elements that are cut into chunks, of which the last is padded.
-    chunk: elements of a chunk.
+    line: number of elements in each contiguous run that is cut into chunks; the
+      last chunk of a run is padded.
+    chunk: number of elements in a chunk.
     count: number of chunks.
     itemsize: bytes of an element.
   """
@@ -155,11 +156,14 @@ class _Layout(NamedTuple):
     return self.start + self.count * self.stride
 
   def chunks(self, first: int, n: int) -> Iterator[tuple[int, int]]:
-    """Yields byte in the file and number of elements of the chunks of a run.
+    """Yields the offset in the file and the size of each chunk in a run.
 
     Args:
       first: the first element, at which a chunk begins.
       n: number of elements, up to the end of a chunk.
+
+    Yields:
+      Offset in bytes and number of elements, without padding.
     """
     end = first + n
     while first < end:
@@ -189,7 +193,7 @@ class OrbaxWriter(block_writer.RangeWriter):
       path: an existing directory.
       specs: leaf -> shape and dtype, in the order of `treedef`.
       order: the order of the leaves in the file.
-      treedef: of the tree.
+      treedef: treedef of the tree.
       chunks: leaf -> chunk shape, from `chunk_shape`.
       first: whether this process creates the files and writes the headers.
 
@@ -201,7 +205,7 @@ class OrbaxWriter(block_writer.RangeWriter):
     self._arrays = array_metadata(specs, chunks)
     self._keys = keys_of(specs, treedef)
     self._state = os.path.join(path, "state")
-    # Readers may cache data files by name, so that it is never used again.
+    # A name that is never used again, since readers may cache files by name.
     self._name = f"d/{processes.gather_json(uuid.uuid4().hex)[0]}"
     file = os.path.join(self._state, self._name)
     os.makedirs(os.path.dirname(file), exist_ok=True)
@@ -239,8 +243,8 @@ class OrbaxWriter(block_writer.RangeWriter):
         zeros = bytes(len(tail) - _CRC_BYTES)
         if n < 0 or tail != zeros + self._crcs[offset]:
           raise ValueError(
-            f"Leaf {leaf!r} was not written as it is: a chunk is cut short or "
-            "has another checksum. Is the disk sound?"
+            f"Leaf {leaf!r} was not written correctly: a chunk is cut short or "
+            "has another checksum. Is the disk faulty?"
           )
 
   def _batches(self, spans, row):
@@ -321,7 +325,7 @@ def tree_metadata(
   """Returns the content of `_METADATA`, which describes a tree.
 
   Args:
-    keys: from `keys_of`.
+    keys: the result of `keys_of`.
     custom_metadata: JSON to store with it.
     use_ocdbt: whether the arrays are in a database, or each in a directory.
   """
@@ -370,7 +374,11 @@ def array_metadata(
   specs: Mapping[str, jax.ShapeDtypeStruct],
   chunks: Mapping[str, tuple[int, ...]],
 ) -> dict[str, bytes]:
-  """Returns leaf -> zarr.json, as tensorstore writes it."""
+  """Returns leaf -> zarr.json, as tensorstore writes it.
+
+  Raises:
+    ValueError: naming a leaf whose dtype zarr does not know.
+  """
   texts: dict[Any, bytes] = {}
   for leaf, spec in specs.items():
     key = (spec.shape, spec.dtype, chunks[leaf])
@@ -443,8 +451,8 @@ def explain(error: Exception, path: str) -> None:
     error = OSError(errno.ENOSPC, text)
   elif "DATA_LOSS" in text:
     raise ValueError(
-      f"{path} was not written as it is: {text.splitlines()[0]}. Is the disk "
-      "sound?"
+      f"{path} was not written correctly: {text.splitlines()[0]}. Is the disk "
+      "faulty?"
     ) from error
   if isinstance(error, OSError):
     files.explain(error, path)

@@ -22,7 +22,7 @@ from soupjax.soups.core import crc32, records, slices, tree
 from soupjax.soups.core.ingredient import Ingredient
 
 PyTree = Any
-# The names of the containers of an array, from the outside in, and its own.
+# Names of the containers around an array, outermost first, and of the array.
 Keys = tuple[str, ...]
 
 # Entries of a train state that are not part of the model. If any other entry is
@@ -98,12 +98,16 @@ def choose(
   """Chooses the model in a tree.
 
   Args:
-    path: of the checkpoint, for errors.
+    path: path of the checkpoint, for errors.
     sizes: keys of an array -> number of elements.
     entry: the path of the model in the tree, with '/' between names; "" takes
       all of the tree, None follows the rule of this module.
-    plain: names of the entries of a container that are not arrays and contain
-      none. Only torch files have such entries; None for the other formats.
+    plain: returns the names of the entries of a container that are not arrays
+      and contain none. Only torch files have such entries; None for the other
+      formats.
+
+  Returns:
+    The part of the tree that is the model, and the entries that are left out.
 
   Raises:
     NotAModel: if all arrays belong to an optimizer or to random states.
@@ -176,10 +180,10 @@ class _Level:
 
   Attributes:
     heads: name of an entry -> its arrays.
-    loose: entries that are arrays, without those of a training script.
+    loose: entries that are arrays and not training state.
     optimizers: entries that hold the state of an optimizer.
     models: entries that contain arrays and are not training state.
-    states: those of them that are train states themselves.
+    states: those of `models` that are train states themselves.
   """
 
   def __init__(self, path, sizes, prefix, plain):
@@ -254,7 +258,7 @@ class _Level:
     """Returns the entry with the most elements.
 
     Raises:
-      ValueError: if there are two of them.
+      NotOneModel: if several are equally large.
     """
     sizes = {h: self._size(h) for h in names}
     most = max(sizes.values())
@@ -269,7 +273,7 @@ class _Level:
   def training_state(self):
     """Returns the entries of optimizers and of training scripts."""
     names = {
-      # Of names that are joined by dots, the first part stands for all.
+      # Names that are joined by dots are reported by their first part.
       h.split(".")[0] if h in self.optimizers and len(ks[0]) == 1 else h
       for h, ks in self.heads.items()
       if h in self.optimizers or is_training(h)
@@ -288,7 +292,7 @@ class _Level:
     }
 
   def has_alternatives(self):
-    """Whether the models are alternatives, of which the user needs one."""
+    """Whether there is only one model, or they are alternatives."""
     names = map(_ALTERNATIVE.fullmatch, self.models)
     return len(self.models) == 1 or any(names)
 
@@ -323,7 +327,7 @@ class _Level:
     several = ", ".join(f"{h!r} ({len(self.heads[h])} arrays)" for h in names)
     return NotOneModel(
       f"{self._path} holds several models: {several}. Add the name of one to "
-      f"the path, such as {self._path}#{entry}, or only # to read all of them."
+      f"the path, such as {self._path}#{entry}, or just # to read all of them."
     )
 
 
@@ -343,14 +347,17 @@ def of_state(
   """Returns the weights in a train state of nested dicts and lists.
 
   Args:
-    path: of the checkpoint, for errors.
+    path: path of the checkpoint, for errors.
     state: its leaves may have any type; those without a shape count as one
       element.
     entry: see `choose`.
 
   Returns:
     The weights, the names of the containers around them, and ignored entries
-    with the reason.
+    with reasons.
+
+  Raises:
+    ValueError: as in `choose`.
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   sizes = {
@@ -377,7 +384,7 @@ def _items(container) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _is_model(names: tuple[str, ...]) -> bool:
-  """Whether a tree is a model as it is; its shapes do not matter for that.
+  """Whether a whole tree is one model, which does not depend on its shapes.
 
   Checkpoints of the same model share one result.
   """
@@ -392,12 +399,16 @@ def of(
   entry: str | None = None,
   plain: Callable[[Keys], Collection[str]] | None = None,
 ) -> Ingredient:
-  """Cuts an ingredient whose file holds a train state to its weights.
+  """Reduces an ingredient to its weights if its file holds a train state.
 
   Args:
-    ingredient: with names from its file, where '/' makes nested dicts.
+    ingredient: its leaves have the names in its file, where '/' makes nested
+      dicts.
     entry: see `choose`.
     plain: see `choose`.
+
+  Raises:
+    ValueError: as in `choose`.
   """
   if not entry and plain is None and _is_model(tuple(ingredient.specs)):
     return ingredient

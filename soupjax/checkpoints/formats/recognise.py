@@ -14,7 +14,7 @@ from soupjax.checkpoints.formats.foreign import dcp, msgpack, onnx
 # The weights in a directory that transformers or timm saved.
 TORCH_FILE = "pytorch_model.bin"
 _INDEX = ".safetensors.index.json"
-# Bytes of a file that tell its kind.
+# Bytes at the start of a file, enough to recognise its kind.
 _HEAD_BYTES = 512
 
 _CONVERT = (
@@ -27,7 +27,7 @@ _PICKLE = (
   "Pickles are programs and are not run. Load it where you trust it, and save "
   "the weights as safetensors or npz"
 )
-# (offset, bytes, description, fix), the first that matches.
+# (offset, bytes, description, fix); the first that matches is used.
 _MAGIC = (
   (
     0,
@@ -54,7 +54,7 @@ _MAGIC = (
     "a GGUF file, with quantised weights",
     "Take the checkpoint that it was made from",
   ),
-  (0, b"\x93NUMPY", "a single NumPy array", "Save arrays by numpy.savez"),
+  (0, b"\x93NUMPY", "a single NumPy array", "Save arrays with numpy.savez"),
   (4, b"TFL3", "a TensorFlow Lite model", "Take the original checkpoint"),
   (0, b"PAR1", "a Parquet table", "Give the path of the weights"),
   (0, b"\x89PNG", "a PNG image", "Give the path of the weights"),
@@ -70,7 +70,7 @@ _MAGIC = (
 )
 # Suffix -> description, for formats without magic bytes.
 _SUFFIXES = {
-  ".onnx": "not a sound ONNX graph",
+  ".onnx": "not a valid ONNX graph",
   ".pb": "a TensorFlow graph",
   ".h5": "an HDF5 file (Keras, TensorFlow)",
   ".keras": "a Keras archive",
@@ -82,7 +82,7 @@ _TF_SHARD = re.compile(r"\.data-\d+-of-\d+$")
 
 
 def absolute(path: str | os.PathLike) -> str:
-  """Returns a local path without `~` and relative parts, a remote one as is."""
+  """Returns a local path made absolute, or a remote one unchanged."""
   path = os.fspath(path)
   if byte_ranges.is_remote(path):
     return path
@@ -111,7 +111,7 @@ def recognise(path: str) -> tuple[str, types.ModuleType]:
     raise ValueError(f"There is no checkpoint at {path}.")
   if not place.is_dir():
     return path, _of_file(path)
-  # Imported here because Orbax takes a second.
+  # Imported here because importing Orbax takes a second.
   from soupjax.checkpoints.formats import orbax
 
   for folder in (place, place / "params"):
@@ -160,7 +160,7 @@ def _of_file(path) -> types.ModuleType:
     )
   file = byte_ranges.ByteFile(path)
   head = file.read(0, min(_HEAD_BYTES, file.size))
-  # The second one starts an archive without members.
+  # The second signature starts an archive without members.
   if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
     members = npz.members(file)
     if torch.is_torch(members):
@@ -178,10 +178,10 @@ def _of_file(path) -> types.ModuleType:
 
 
 def _explain_file(path: str, head: bytes) -> str:
-  """Returns a sentence on what a file is and what to do.
+  """Returns an error message with the kind of a file and what to do.
 
   Args:
-    path: of the file.
+    path: path of the file.
     head: its first `_HEAD_BYTES`.
   """
   name = os.path.basename(path)
@@ -204,8 +204,8 @@ def _explain_file(path: str, head: bytes) -> str:
         "a login: download the file itself."
       )
     return (
-      f"{path} is a text that begins with {text.splitlines()[0][:60]!r}. Give "
-      "the path of the weights."
+      f"{path} is a text file that begins with "
+      f"{text.splitlines()[0][:60]!r}. Give the path of the weights."
     )
   return (
     f"{path} is not a checkpoint: expected a safetensors, npz, torch zip or "
@@ -215,7 +215,7 @@ def _explain_file(path: str, head: bytes) -> str:
 
 
 def _explain_archive(path: str, members: Sequence[str]) -> str:
-  """Returns a sentence on a zip file that contains no arrays."""
+  """Returns an error message about a zip file that contains no arrays."""
   if path.endswith(".keras") or "model.weights.h5" in members:
     return f"{path} is a Keras archive. {_CONVERT}."
   return (
@@ -224,10 +224,10 @@ def _explain_archive(path: str, members: Sequence[str]) -> str:
 
 
 def _explain_directory(path: str, entries: Sequence[str]) -> str:
-  """Returns a sentence on a directory without a checkpoint that is readable.
+  """Returns an error message about a directory without a readable checkpoint.
 
   Args:
-    path: of the directory.
+    path: path of the directory.
     entries: names in it.
   """
   if "saved_model.pb" in entries:

@@ -70,7 +70,7 @@ NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 def _bad(path, reason):
   return ValueError(
-    f"{path} is not a sound safetensors file: {reason}. Copy it again or leave "
+    f"{path} is not a valid safetensors file: {reason}. Copy it again or leave "
     "it out."
   )
 
@@ -92,8 +92,8 @@ def _parsed(text: str) -> Any:
   """
   header = json.loads(text)
   try:
-    # Colons are in strings or behind keys. If there are no more of them than
-    # the parsed header has, no key was dropped. This is faster than a hook that
+    # Colons occur in strings and after keys. If there are no more of them than
+    # in the parsed header, no key was dropped. This is faster than a hook that
     # is called for every object. An escaped colon would spoil the count.
     metadata = header.get("__metadata__", {}).items()
     strings = "".join([*header, *itertools.chain(*metadata)])
@@ -171,7 +171,7 @@ def _record(path, text) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _spec(dtype: str, shape: tuple[int, ...]) -> tuple[Any, int]:
-  """Returns the spec of leaves, and their number of bytes."""
+  """Returns the spec of leaves with this dtype and shape, and their bytes."""
   spec = tree.shared_spec(shape, np.dtype(_DTYPES[dtype]))
   return spec, spec.size * spec.dtype.itemsize
 
@@ -212,8 +212,8 @@ def index_of(
   """Returns the path of the index of a checkpoint, and leaf -> shard.
 
   Args:
-    path: of a file, a directory or an index.
-    suffixes: of the shards.
+    path: path of a file, a directory or an index.
+    suffixes: suffixes of the shards.
 
   Raises:
     ValueError: if a directory has several indices, or the index is damaged.
@@ -261,10 +261,10 @@ def models_of(names: Iterable[str]) -> dict[str, list[str]]:
   """Groups the files of a directory by model.
 
   Args:
-    names: of files; training state, such as optimizer.bin, is left out.
+    names: names of files; training state, such as optimizer.bin, is left out.
 
   Returns:
-    Name of one file -> all files of this model: shards such as
+    First file of each model -> all its files: shards such as
     "model-00001-of-00002.safetensors" belong together.
   """
   models: dict[str, list[str]] = {}
@@ -282,12 +282,12 @@ def files_of(path: str, suffixes: Sequence[str] = (SUFFIX,)) -> list[str]:
   """Returns the files of a checkpoint, from its index if it has one.
 
   Args:
-    path: of a file, a directory or an index.
-    suffixes: of the shards.
+    path: path of a file, a directory or an index.
+    suffixes: suffixes of the shards.
 
   Raises:
     ValueError: if shards are missing, or a directory without an index has
-      several models.
+      no models or several.
   """
   index, shards = index_of(path, suffixes)
   if index is not None:
@@ -342,17 +342,18 @@ def open_checkpoint(
   """Opens a file, an index or a directory of shards; reads headers only.
 
   Args:
-    path: of a file, an index or a directory.
-    name: of the ingredient.
-    entry: of a train state that is the model; None follows the rule of
+    path: path of a file, an index or a directory.
+    name: name of the ingredient.
+    entry: the model's entry in a train state; None follows the rule of
       `params_of_state`.
 
   Returns:
-    The ingredient. Names with '/' make nested dicts; a train state is cut to
-    its weights.
+    The ingredient. Names with '/' make nested dicts; a train state is reduced
+    to its weights.
 
   Raises:
-    ValueError: if a file is damaged or missing, or two shards have one leaf.
+    ValueError: if a file is damaged or missing, two shards have the same leaf,
+      or there is no single model.
   """
   specs, places, checksums = {}, {}, {}
   order: list[str] = []
@@ -391,7 +392,7 @@ def open_checkpoint(
 
 
 def _in_order(path, spans, size) -> list[str]:
-  """Returns leaves in file order; there must be no overlap or gap."""
+  """Returns leaves in file order; raises a ValueError at an overlap or gap."""
   end, before = 0, "the header"
   spans = sorted(spans)
   for start, stop, leaf in spans:
@@ -412,9 +413,9 @@ def check_index(
   """Checks that the index of a checkpoint, if any, lists its leaves.
 
   Args:
-    path: of the checkpoint.
-    leaves: names and paths of their shards.
-    suffixes: of the shards.
+    path: path of the checkpoint.
+    leaves: names of leaves, and paths of their shards.
+    suffixes: suffixes of the shards.
 
   Returns:
     The path of the index, None if there is none.
@@ -430,6 +431,6 @@ def check_index(
   if wrong:
     raise ValueError(
       f"{index} and its shards disagree on {len(wrong)} leaves: {wrong[:10]}. "
-      "Are they from one save?"
+      "Are they from the same save?"
     )
   return index

@@ -27,7 +27,7 @@ def check(
   """Checks that the format can hold these leaves.
 
   Raises:
-    ValueError: naming a leaf whose dtype the format lacks.
+    ValueError: naming a leaf whose name or dtype the format cannot hold.
   """
   del provenance  # It can have any size.
   for leaf, spec in specs.items():
@@ -63,9 +63,9 @@ class SafetensorsWriter(block_writer.RangeWriter):
       path: a file; an existing directory if `shard_bytes` is given.
       specs: leaf -> shape and dtype.
       order: the order of the leaves.
-      provenance: of the same length as the one that `finish` gets.
-      shard_bytes: the most data in one shard; a larger leaf gets its own.
-      text: more metadata.
+      provenance: a record as long as the one that `finish` gets.
+      shard_bytes: most bytes of data in a shard; a larger leaf gets its own.
+      text: additional metadata.
       first: whether this process creates the files and writes the headers.
 
     Raises:
@@ -105,7 +105,8 @@ class SafetensorsWriter(block_writer.RangeWriter):
       "soupjax": json.dumps(record),
       leaf_digest.KEY: seal,
     }
-    # Without a dict of all entries, which takes most of the time and memory.
+    # Joined as text, since a dict of all entries would take most of the time
+    # and memory.
     head = json.dumps({"__metadata__": metadata}, separators=(",", ":"))
     return f"{head[:-1]}{self._entries[shard]}}}".encode()
 
@@ -135,7 +136,7 @@ def _entry(shape, dtype) -> tuple[str, int]:
 
 
 def _laid_out(leaves, specs) -> tuple[dict[str, int], str, int]:
-  """Returns leaf -> first byte, their JSON with commas, and the last byte."""
+  """Returns leaf -> first byte, the JSON of all leaves, and the total size."""
   starts, entries, at = {}, [], 0
   quoted = json.JSONEncoder().encode
   for leaf in leaves:

@@ -3,9 +3,9 @@
 """PyTorch `.pt` and `.bin` zip files, read without torch.
 
 The list of tensors in such a file is a pickle, which is a program. `unpickle`
-interprets it without imports: it knows a dozen names, each bound to a harmless
-function in this file. Objects of all other classes are passed over, unless they
-are among the weights. Numbers are read by ranges.
+interprets it without imports: it knows a few dozen names, each bound to a dtype
+or a harmless function in this file. Objects of all other classes are skipped,
+unless they are among the weights. Values are read as byte ranges.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,7 +93,7 @@ class _Listing(NamedTuple):
 
   Attributes:
     tensors: leaf -> tensor.
-    prefix: of the names of all members.
+    prefix: the prefix of all member names.
     members: name -> member of the archive.
     ignored: other entries that may belong to the model -> reason.
     sealed: the record of soupjax and its digest, {} if another program wrote
@@ -128,10 +128,10 @@ def _v3(storage, offset, shape, strides, grad, hooks, dtype, metadata=None):
   if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
     raise unpickle.refused("a tensor has an invalid shape, offset or stride")
   if metadata:
-    # Negative and conjugate views differ from the numbers in the file.
+    # Negative and conjugate views differ from the values in the file.
     kinds = sorted(map(str, metadata)) if type(metadata) is dict else "metadata"
     return unpickle.Opaque(
-      f"lazy view ({kinds!s:.80}), which differs from the stored numbers: save "
+      f"lazy view ({kinds!s:.80}), which differs from the stored values: save "
       "its .resolve_neg().resolve_conj()"
     )
   return _Tensor(storage, offset, shape, strides, dtype)
@@ -143,7 +143,7 @@ def _parameter(data, *rest):
 
 
 def _of_subclass(function, kind, arguments, *state):
-  """Makes a plain tensor from one of a subclass, with the same numbers."""
+  """Makes a plain tensor from one of a subclass, with the same values."""
   del kind, state
   if type(function) is not unpickle.Function or type(arguments) is not tuple:
     raise unpickle.refused("a tensor is made by an unknown function")
@@ -151,7 +151,7 @@ def _of_subclass(function, kind, arguments, *state):
 
 
 def _setting(*arguments):
-  """Replaces settings and metrics that training scripts save."""
+  """Stands in for settings and metrics that training scripts save."""
   del arguments
   return ""
 
@@ -185,7 +185,7 @@ _FUNCTIONS = {
   ("numpy._core.multiarray", "scalar"): _setting,
   ("_codecs", "encode"): _setting,
 }
-# Names that pickles of torch may use.
+# Names that torch pickles may use.
 ALLOWED: Mapping[tuple[str, str], Any] = {
   **{name: unpickle.Function(call) for name, call in _FUNCTIONS.items()},
   **{
@@ -212,7 +212,11 @@ def listing_of(file: Any, entry: str | None) -> _Listing:
 
   Args:
     file: a `byte_ranges.ByteFile` or a `byte_ranges.Window`.
-    entry: of a train state that is the model.
+    entry: the model's entry in a train state.
+
+  Raises:
+    ValueError: if the file is damaged, holds no model or several, or has
+      objects among the weights.
   """
   path = file.path
   with npz.open_archive(file) as archive:
@@ -239,17 +243,17 @@ def listing_of(file: Any, entry: str | None) -> _Listing:
     content = unpickle.interpret(data, ALLOWED, reference)
     tensors, opaque = unpickle.flatten(content, (_Tensor,))
     if not tensors:
-      # A file with numbers may be a model that was pickled as a whole.
+      # A file with storages may be a model that was pickled as a whole.
       error = unpickle.refused if storages else params_of_state.NotAModel
       raise error(f"it holds no tensors in dicts{_kinds(opaque)}")
     try:
       choice = params_of_state.Choice()
-      if not sealed:  # Otherwise names with '/' tell.
+      if not sealed:  # soupjax joins names by '/', which are split later.
         choice = _choose(path, content, tensors, entry)
     except params_of_state.NotAModel as e:
       if len(storages) <= len(tensors):
         raise
-      # The numbers of some object cannot be reached: it may be the model.
+      # The values of some object cannot be reached: it may be the model.
       raise unpickle.refused(f"it holds no model{_kinds(opaque)}") from e
     inside = {k: o for k, o in opaque.items() if not k or choice.has(k)}
     depth = len(choice.prefix)
@@ -377,7 +381,8 @@ def record(path: str) -> dict[str, Any]:
 def kinds_of(dtype: Any) -> tuple[str, str | None]:
   """Returns the names of a storage and of a dtype in torch.
 
-  The dtype is None if the storage determines it, as in all versions of torch.
+  The dtype is None if the storage determines it, which all versions of torch
+  can read.
 
   Raises:
     KeyError: if torch lacks the dtype.
@@ -401,17 +406,17 @@ def open_checkpoint(
 ) -> Ingredient:
   """Opens a file, an index or a directory of shards lazily.
 
-  Reads the lists of tensors, but no numbers.
+  Reads the lists of tensors, but no values.
 
   Args:
-    path: of a file, an index or a directory.
-    name: of the ingredient.
-    entry: of a train state that is the model; None follows the rule of
+    path: path of a file, an index or a directory.
+    name: name of the ingredient.
+    entry: the model's entry in a train state; None follows the rule of
       `params_of_state`.
 
   Returns:
-    The ingredient. A training checkpoint is cut to its weights, such as its
-    entry `state_dict` or `model`.
+    The ingredient. A train state is reduced to its weights, such as its entry
+    `state_dict` or `model`.
 
   Raises:
     ValueError: if objects are among the weights, or the file is damaged or
@@ -490,12 +495,17 @@ def _reach(tensor: _Tensor) -> int:
 
 
 def member_of(path, listing, leaf, tensor) -> zipfile.ZipInfo:
-  """Returns the member with the numbers of a tensor, which must contain it."""
+  """Returns the member with the values of a tensor.
+
+  Raises:
+    ValueError: if it is missing, is compressed or does not contain the tensor,
+      or if the tensor is an expanded view that is too large.
+  """
   info = listing.members.get(f"{listing.prefix}data/{tensor.storage.key}")
   if info is None:
-    raise npz.bad(path, f"the numbers of {leaf!r} are missing")
+    raise npz.bad(path, f"the values of {leaf!r} are missing")
   if info.compress_type != zipfile.ZIP_STORED:
-    raise npz.bad(path, f"the numbers of {leaf!r} are compressed")
+    raise npz.bad(path, f"the values of {leaf!r} are compressed")
   item, count = tensor.dtype.itemsize, math.prod(tensor.shape)
   reach = _reach(tensor)
   if count and (tensor.offset + reach) * item > info.file_size:
@@ -507,7 +517,7 @@ def member_of(path, listing, leaf, tensor) -> zipfile.ZipInfo:
   if count > 2 * reach and count * item > _MAX_EXPANDED:
     raise npz.bad(
       path,
-      f"{leaf!r} is an expanded view, which repeats {reach} numbers to "
+      f"{leaf!r} is an expanded view, which repeats {reach} values to "
       f"{count * item} bytes (at most {_MAX_EXPANDED}): save its .clone()",
     )
   return info
@@ -528,7 +538,7 @@ class _Views:
     self._parts.setdefault(key, {}).setdefault(offset, (leaf, num_bytes))
 
   def shared(self) -> list[crc32.Shared]:
-    """Returns the checksums of storages that leaves cover without overlap."""
+    """Returns checksums of storages that leaves tile without overlap."""
     shared = []
     for key, parts in self._parts.items():
       end, sizes, member = 0, {}, self._members[key]

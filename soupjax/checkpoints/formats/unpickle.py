@@ -70,7 +70,7 @@ class Opaque:
 
   Attributes:
     kind: the name of the class or function, such as "datetime.datetime".
-    items: what the pickle puts into it, as into a dict.
+    items: items that the pickle puts into it, as if it were a dict.
   """
 
   __slots__ = ("items", "kind")
@@ -139,7 +139,7 @@ class _Machine:
     elif name in _GETS:
       stack.append(self._memory[argument])
     elif name in _PUTS:
-      # Honest pickles count from 0; the pickle module would reserve memory for
+      # Real pickles count up from 0. The pickle module would reserve memory for
       # any number.
       if not 0 <= argument <= step:
         raise refused(f"it stores a value under the number {argument}")
@@ -275,8 +275,8 @@ def flatten(
   """Names all leaves in nested containers, which may share parts.
 
   Args:
-    content: from `interpret`.
-    leaf_types: of the leaves; other values are passed over.
+    content: the result of `interpret`.
+    leaf_types: types of the leaves; other values are skipped.
 
   Returns:
     Keys of the containers -> leaf, and likewise for each `Opaque` that holds no
@@ -289,7 +289,7 @@ def flatten(
   leaves: dict[tuple[str, ...], Any] = {}
   opaque: dict[tuple[str, ...], Opaque] = {}
   kinds = (*_CONTAINERS, *leaf_types)
-  # Parts of each container that are of interest. Containers may be shared.
+  # Parts to visit in each container, listed once: containers may be shared.
   parts_of: dict[int, list[tuple[str, Any]]] = {}
   stack: list[tuple[tuple[str, ...], Any]] = [((), content)]
   parts = characters = 0

@@ -145,7 +145,7 @@ def test_heads_are_averaged(tmp_path):
         "q.lora_magnitude_vector": (9,),
       },
       {"use_dora": True},
-      "b/adapter_config.json is DoRA.*base=",
+      "b/adapter_config.json is a DoRA adapter.*base=",
     ),
   ],
 )

@@ -622,6 +622,6 @@ def test_padding_is_compared_but_not_kept(tmp_path):
   with open(file, "r+b") as f:
     f.seek(-100, 2)
     f.write(b"x")
-  with pytest.raises(ValueError, match="'w' was not written as it is"):
+  with pytest.raises(ValueError, match="'w' was not written correctly"):
     writer.finish({})
   writer.close()

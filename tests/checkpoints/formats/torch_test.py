@@ -413,7 +413,7 @@ def test_a_pickle_bomb_is_refused_and_nothing_runs(tmp_path, place):
   [
     ((0, (61,), (1,)), "'w'.* 244 .* 240"),
     ((50, (11,), (1,)), "'w'.* 244 "),
-    ((0, (10**12,), (0,)), "view.*1 numbers"),
+    ((0, (10**12,), (0,)), "view.*1 values"),
     ((-1, (3,), (1,)), "refused"),
     ((0, (3,), (1, 1)), "refused"),
     ((0, (1,) * 65, (1,) * 65), "axes"),

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directories of torch.distributed.checkpoint, read without torch.
 
-`.metadata` is a pickle: for each tensor its shape, dtype and chunks, and for
-each chunk the range of a `.distcp` file with a small torch zip file in it.
-Chunks are boxes of the tensor, as FSDP and tensor parallelism cut it.
+`.metadata` is a pickle with the shape, dtype and chunks of each tensor. A chunk
+is a small torch zip file in a range of a `.distcp` file. It holds a box of the
+tensor, as FSDP and tensor parallelism cut it.
 """
 
 from collections.abc import Sequence
@@ -77,14 +77,14 @@ def open_checkpoint(
   """Opens a directory lazily: reads its metadata and the headers of all chunks.
 
   Args:
-    path: of the directory.
-    name: of the ingredient.
-    entry: of a train state that is the model; None follows the rule of
+    path: path of the directory.
+    name: name of the ingredient.
+    entry: the model's entry in a train state; None follows the rule of
       `params_of_state` for torch files.
 
   Returns:
-    The ingredient. Checksums of tensors that are cut along their first axis
-    only, or not at all, are compared.
+    The ingredient. Checksums are verified for tensors that are cut along their
+    first axis only, or not at all.
 
   Raises:
     ValueError: if a file is damaged or missing, or chunks do not make up their
@@ -131,7 +131,7 @@ def open_checkpoint(
       first = chunks[leaf][0]
       places[leaf] = byte_ranges.Place(first.file, first.offset)
   order = sorted(places, key=lambda k: (places[k].file.path, places[k].offset))
-  order += [leaf for leaf in specs if leaf not in places]  # Empty ones.
+  order += [leaf for leaf in specs if leaf not in places]  # Empty leaves.
   ingredient = byte_ranges.ingredient(
     name,
     path,
@@ -177,8 +177,8 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 def _path(paths: Any, key: str) -> Sequence[Any]:
   """Returns the path of an entry, which the planner joined by dots."""
-  found = paths.get(key) if type(paths) is dict else None
-  return found if type(found) is tuple and found else (key,)
+  path = paths.get(key) if type(paths) is dict else None
+  return path if type(path) is tuple and path else (key,)
 
 
 def _box(chunk) -> slices.Slices:
@@ -272,7 +272,7 @@ def _reader(specs, chunks):
       if part is None:
         continue
       into = target[slices.inside(part, box)]
-      # At most one block: a part that is not contiguous in the box.
+      # A part that is not contiguous in the box is copied, at most one block.
       values = (
         into if into.flags.c_contiguous else np.empty(into.shape, into.dtype)
       )
@@ -293,7 +293,7 @@ def _fill(chunk: _Chunk, box: slices.Slices, out: np.ndarray) -> None:
 
 
 def _plain(specs, paths: Sequence[tuple[str, ...]]):
-  """Returns `plain` of `params_of_state.choose`."""
+  """Returns the argument `plain` of `params_of_state.choose`."""
   containers = {
     keys[:n]
     for keys in (tuple(leaf.split("/")) for leaf in specs)

@@ -54,7 +54,7 @@ _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 
 
 class _Array(NamedTuple):
-  """The shape and dtype of an array, and the offset of its numbers."""
+  """The shape and dtype of an array, and the offset of its values in bytes."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -77,7 +77,7 @@ class _Other(NamedTuple):
 
 def _bad(path: str, reason: str) -> ValueError:
   return ValueError(
-    f"{path} is not a sound MessagePack file of Flax: {reason}. Copy it again "
+    f"{path} is not a valid MessagePack file of Flax: {reason}. Copy it again "
     "or leave it out."
   )
 
@@ -153,7 +153,7 @@ class _Scanner:
     return sys.intern(self.take(size).decode("utf-8"))
 
   def array(self, end: int) -> _Array:
-    """Returns the array in an extension that ends at a byte."""
+    """Returns the array in an extension that ends before byte `end`."""
     if self.head() != ("list", 3):
       raise self.bad("an array has no shape, dtype and bytes")
     kind, axes = self.head()
@@ -173,7 +173,7 @@ class _Scanner:
       raise self.bad(f"an array has shape {list(shape)}")
     if math.prod(shape) * dtype.itemsize != size:
       raise self.bad(
-        f"an array {dtype}{list(shape)} has {size} bytes, which does not fit"
+        f"an array {dtype}{list(shape)} has {size} bytes, which do not fit"
       )
     self.skip(size)
     return _Array(shape, dtype, offset)
@@ -183,7 +183,7 @@ class _Scanner:
     try:
       dtype = jnp.dtype(name)
       if dtype.name != name or not tree.is_number(dtype):
-        raise TypeError("no number has it")
+        raise TypeError("not a dtype of numbers")
     except TypeError as e:
       raise self.bad(f"an array has the dtype {name!r:.40} ({e})") from e
     return dtype
@@ -253,7 +253,7 @@ def is_name(name: str) -> bool:
 
 
 def record(path: str) -> dict[str, Any]:
-  """Returns {}: soupjax writes no MessagePack."""
+  """Returns {}: soupjax writes no MessagePack files."""
   del path
   return {}
 
@@ -268,17 +268,17 @@ def open_checkpoint(
 ) -> Ingredient:
   """Opens a file, an index or a directory of shards lazily.
 
-  Reads the keys and the headers of the arrays, but no numbers. The format has
-  no checksums.
+  Reads the keys and the headers of the arrays, but no values. The format has no
+  checksums.
 
   Args:
-    path: of a file, an index or a directory.
-    name: of the ingredient.
-    entry: of a train state that is the model; None follows the rule of
+    path: path of a file, an index or a directory.
+    name: name of the ingredient.
+    entry: the model's entry in a train state; None follows the rule of
       `params_of_state`.
 
   Returns:
-    The ingredient. A train state is cut to its weights.
+    The ingredient. A train state is reduced to its weights.
 
   Raises:
     ValueError: if a file is damaged, has arrays elsewhere, or holds no model.
@@ -325,7 +325,7 @@ def _leaves(content, keys) -> Iterator[tuple[str, Any]]:
 
 
 def _check_here(path, leaf, value):
-  """Checks that a text does not stand for an array in another directory."""
+  """Raises a ValueError if a text stands for an array in another directory."""
   if isinstance(value, str) and value.startswith(_ELSEWHERE):
     raise ValueError(
       f"{path}: the array {leaf!r} is in the directory {path}_gda, which "
@@ -360,7 +360,7 @@ def _with_chunks(ingredient, path, places, chunked) -> Ingredient:
 def _parts(
   array: _Chunked, start: int, count: int
 ) -> Iterator[tuple[int, int]]:
-  """Yields offset in the file and length of the pieces of a run."""
+  """Yields the offset in bytes and number of elements of each part of a run."""
   (size,) = array.chunks[0].shape
   while count:
     chunk, first = divmod(start, size)

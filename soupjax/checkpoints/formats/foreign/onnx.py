@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Initialisers of ONNX graphs, read by ranges without the package onnx.
+"""Initialisers of ONNX graphs, read as byte ranges without the package onnx.
 
 A file is a protocol buffer message (ModelProto). Opening it reads everything
 but the values. torch.onnx names weights as in the state_dict, but folds the
@@ -42,7 +42,7 @@ _LOST = re.compile(r"onnx::(\w+)_\d+")
 
 
 class _Tensor(NamedTuple):
-  """An initialiser: `start` and `size` of its bytes in a file."""
+  """An initialiser, whose values start at byte `start` of a file."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -52,7 +52,7 @@ class _Tensor(NamedTuple):
 
 def _bad(path: str, reason: str) -> ValueError:
   return ValueError(
-    f"{path} is not a sound ONNX file: {reason}. Copy it again or leave it out."
+    f"{path} is not a valid ONNX file: {reason}. Copy it again or leave it out."
   )
 
 
@@ -63,7 +63,7 @@ class _Message:
     self._file, self._window, self._start = file, b"", 0
 
   def fields(self, at: int, end: int) -> Iterator[tuple[int, Any]]:
-    """Yields number and value: an integer, or the range of bytes."""
+    """Yields field number and value: an integer, or a range of bytes."""
     while at < end:
       tag, at = self._varint(at, end)
       number, wire = tag >> 3, tag & 7
@@ -129,18 +129,18 @@ def open_checkpoint(
   """Opens the initialisers of a graph lazily. The format has no checksums.
 
   Args:
-    path: of the file.
-    name: of the ingredient.
+    path: path of the file.
+    name: name of the ingredient.
     entry: see `params_of_state.choose`.
 
   Returns:
-    The ingredient. Weights of linear layers that have lost their names get them
-    from the graph, in the layout of torch, (outputs, inputs). Constants of the
-    graph are ignored.
+    The ingredient. Weights of linear layers that have lost their names are
+    named after the graph's nodes and have torch's layout, (outputs, inputs).
+    Constants of the graph are ignored.
 
   Raises:
-    ValueError: if the file is damaged, or numbers are stored in a form that
-      cannot be read by ranges.
+    ValueError: if the file is damaged, has no weights, or stores values in a
+      form that cannot be read as byte ranges.
   """
   file = byte_ranges.ByteFile(path)
   message = _Message(file)
@@ -216,7 +216,7 @@ def _tensor(message, files, path, span) -> tuple[str, _Tensor]:
   if code not in _DTYPES:
     raise ValueError(
       f"{path}: the initialiser {name!r:.80} has the data type {code} of ONNX, "
-      "which is not read. Export the model in another precision."
+      "which is not supported. Export the model in another precision."
     )
   dtype = jnp.dtype(_DTYPES[code])
   num_bytes = math.prod(shape) * dtype.itemsize
@@ -232,7 +232,7 @@ def _tensor(message, files, path, span) -> tuple[str, _Tensor]:
       if not _LOST.fullmatch(name):
         raise ValueError(
           f"{path}: the initialiser {name!r:.80} is not stored as raw_data: "
-          "save it by onnx.numpy_helper.from_array."
+          "save it with onnx.numpy_helper.from_array."
         )
       size = num_bytes  # A constant of the graph, which is not read.
   if size != num_bytes or not inside:
@@ -241,16 +241,16 @@ def _tensor(message, files, path, span) -> tuple[str, _Tensor]:
 
 
 def _external(files, path, name, external):
-  """Returns the file beside the graph with the numbers, and their offset."""
+  """Returns the file beside the graph with the values, and their offset."""
   location = external.get("location", "")
   if not location or pathlib.PurePath(location).name != location:
-    raise _bad(path, f"the numbers of {name!r:.80} are in {location!r:.80}")
+    raise _bad(path, f"the values of {name!r:.80} are in {location!r:.80}")
   if location not in files:
     place = os.path.join(os.path.dirname(path), location)
     files[location] = byte_ranges.ByteFile(place)
   offset = int(external.get("offset", 0))
   if offset < 0:
-    raise _bad(path, f"the numbers of {name!r:.80} are at byte {offset}")
+    raise _bad(path, f"the values of {name!r:.80} are at byte {offset}")
   return files[location], offset
 
 
@@ -299,7 +299,7 @@ def _array(tensor: _Tensor) -> np.ndarray:
 
 
 def _positions(leaves, users) -> dict[str, tuple[str, str]]:
-  """Finds position embeddings that torch.onnx cut for their interpolation.
+  """Finds position embeddings that torch.onnx split to interpolate them.
 
   DINOv2 of transformers resizes those of patches, (1, patches, width), and puts
   that of the class token, (1, 1, width), before them.
@@ -331,8 +331,8 @@ def _positions(leaves, users) -> dict[str, tuple[str, str]]:
 def _module(path: str) -> str:
   """Returns the name of a module from the scope of its node.
 
-  "/net/net.0/attention" is "net.0.attention": a module inside a container that
-  is called itself repeats its name.
+  "/net/net.0/attention" is "net.0.attention": if a container is called, scopes
+  of the modules inside it repeat its name.
   """
   parts: list[str] = []
   for part in path.strip("/").split("/"):

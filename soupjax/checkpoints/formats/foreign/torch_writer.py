@@ -90,7 +90,7 @@ def check(
   """Checks that torch can hold these leaves.
 
   Raises:
-    ValueError: naming a leaf whose dtype torch lacks.
+    ValueError: naming a leaf with a dtype that torch lacks.
   """
   del provenance  # It can have any size.
   for leaf, spec in specs.items():
@@ -121,7 +121,7 @@ class TorchWriter(block_writer.RangeWriter):
     """Opens the file and leaves room for the headers.
 
     Args:
-      path: of the file.
+      path: path of the file.
       specs: leaf -> shape and dtype.
       order: the order of the leaves.
       first: whether this process creates the file and writes the headers.
