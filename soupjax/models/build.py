@@ -53,8 +53,9 @@ def clip(
   Args:
     num_classes: ignored.
     variant: variant of the image tower, such as "B/32", or "".
-    image: options of the image tower, which override its variant.
-    text: options of the text tower.
+    image: options of the image tower, which override its variant and the
+      arguments below.
+    text: options of the text tower, which override the arguments below.
     bias: whether logits have a bias.
     dropout: rate in the image tower.
     stochastic_depth: rate in the image tower, as in `ViT`.
@@ -67,7 +68,7 @@ def clip(
   noise = {"dropout": dropout, "stochastic_depth": stochastic_depth}
   size = vit_lib.variant(variant) if variant else {}
   return clip_lib.CLIP(
-    {**size, **(image or {}), **both, **noise}, {**(text or {}), **both}, bias
+    {**size, **both, **noise, **(image or {})}, {**both, **(text or {})}, bias
   )
 
 

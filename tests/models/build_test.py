@@ -26,6 +26,15 @@ def test_lists_of_configs_make_a_model_that_compiles_once():
   assert hash(model) == hash(models.ResNet(depths=(1,)))
 
 
+def test_options_of_a_tower_override_those_of_both():
+  model = models.build(
+    "clip", None, variant="mu/16", dropout=0.2, scan=True,
+    image={"dropout": 0.1}, text={"scan": False},
+  )  # fmt: skip
+  assert model.image["dropout"] == 0.1 and model.image["scan"]
+  assert not model.text["scan"] and model.image["dtype_mm"] == "float32"
+
+
 def test_a_module_class_is_built_by_its_import_path():
   model = models.build("soupjax.models.ViT", 3, depth=1, variant="")
   assert isinstance(model, nn.Module) and model.depth == 1

@@ -341,7 +341,7 @@ def _config(loaded, ranks: Mapping[str, int]) -> dict[str, Any]:
       )
     ]
     return {k: v for k, v in config.items() if k not in _SELECTION[:2]}
-  most = max(ranks.values())
+  most = max(ranks.values(), default=config["r"])
   others = {f"^{m}": rank for m, rank in ranks.items() if rank != most}
   return config | {
     "r": most,

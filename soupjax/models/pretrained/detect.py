@@ -169,7 +169,7 @@ def _check_config(table: foreign.SourceTable) -> None:
   if said.image_size is not None and patch and sized:
     height, width = said.image_size
     patches = (height // patch) * (width // patch)
-    sizes[f"{patches} patches of {height} x {width} pixels"] = (
+    sizes[f"patches ({height} x {width} pixels)"] = (
       patches,
       table.tokens(),
     )

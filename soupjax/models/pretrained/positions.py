@@ -70,8 +70,9 @@ def resample(
     old_grid = grid if tokens == math.prod(grid) else (side, side)
   if math.prod(old_grid) != tokens:
     raise ValueError(
-      f"{tokens} position embeddings do not form a square grid, so they cannot "
-      f"be resampled to {grid}: load them without image_size=."
+      f"{tokens} position embeddings do not form a grid of {old_grid[0]} x "
+      f"{old_grid[1]}, so they cannot be resampled to {grid[0]} x {grid[1]}: "
+      "load them without image_size=."
     )
   if old_grid == grid:
     return table

@@ -122,6 +122,21 @@ def test_heads_are_averaged(tmp_path):
     sj.mix_adapters(paths, tmp_path / "new")
 
 
+def test_adapters_of_heads_alone(tmp_path):
+  leaves = {"head.weight": (3, 7)}
+  paths = [
+    save(tmp_path / name, k, leaves, modules_to_save=["head"])
+    for k, name in enumerate("ab")
+  ]
+  mixed = sj.mix_adapters(paths, tmp_path / "out")
+  assert mixed.ranks == {}
+  models = [sj.open_adapter(path, BASE).load() for path in paths]
+  expected = {
+    leaf: (models[0][leaf] + models[1][leaf]) / 2 for leaf in models[0]
+  }
+  near(sj.open_adapter(tmp_path / "out", BASE).load(), expected)
+
+
 @pytest.mark.parametrize(
   "leaves,config,message",
   [

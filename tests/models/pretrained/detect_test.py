@@ -193,7 +193,7 @@ def test_configs_of_clip(tmp_path):
   [
     ({"hidden_size": 16}, "config.json has width=16.* 8"),
     ({"hidden_act": "relu"}, "hidden_act='relu': .* no such activation"),
-    ({"image_size": 16}, "16 patches of 16 x 16 .* 9"),
+    ({"image_size": 16}, r"has patches \(16 x 16 pixels\)=16, .* 9:"),
     ({"model_type": "vit_xyz"}, "'vit_xyz'.* not known"),
     ({"architectures": ["MyViT"]}, "'vit MyViT'.* not known"),
     ({"qkv_bias": False}, "qkv_bias=False, but our ViT only supports True"),

@@ -136,7 +136,11 @@ def test_the_original_files_of_bit(tmp_path):
     ("timm_mixer", {"architecture": "gmixer_12_224"}, "'gmixer_12_224'.*not k"),
     ("timm_bit", {"architecture": "resnetv2_50"}, "'resnetv2_50', an arch"),
     ("timm_bit", {"architecture": "mixer_b16_224"}, "mixer.*'timm_bit': move"),
-    ("timm_mixer", {"model_args": {"img_size": 64}}, "16 patches of 64 x 64"),
+    (
+      "timm_mixer",
+      {"model_args": {"img_size": 64}},
+      r"patches \(64 x 64 pixels\)=16",
+    ),
     ("timm_mixer", {"model_args": {"num_blocks": 3}}, "depth=3, but .* have 2"),
     ("timm_mixer", {"model_args": {"stem_norm": True}}, "args.stem_norm=True"),
     ("timm_mixer", {"global_pool": ""}, "global_pool=''"),
