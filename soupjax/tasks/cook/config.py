@@ -23,7 +23,7 @@ from soupjax.tasks import zeroshot
 from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
-# The report's name for the mean over shifts.
+# Names that reports use for other sets, so that test sets cannot have them.
 SHIFTS = "shifts"
 _RESERVED = ("minival", SHIFTS)
 
