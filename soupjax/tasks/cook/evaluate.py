@@ -211,7 +211,7 @@ class Evaluations:
       return True
     if jax.process_index() == 0:
       logging.warning(
-        "%s is missing or damaged: evaluating %s again.",
+        "%s is missing or damaged: %s is evaluated again.",
         self._file("correct", name),
         name,
       )
