@@ -224,7 +224,7 @@ def of_sweep(
   ]
   if missing:
     logging.warning(
-      "%s: the soups leave out %s: no ingredients/%s yet.",
+      "%s: the soups leave out %s (no ingredients/%s yet).",
       root,
       ", ".join(missing),
       which,

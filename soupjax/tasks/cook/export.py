@@ -88,7 +88,7 @@ def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
 
 
 def _weights_name(opened) -> str:
-  """Returns the name of the weights file in a hub folder; "" if not one."""
+  """Returns the name of a hub folder's weights file; "" if it is not one."""
   if opened.is_judged:
     kind, name, is_directory = layout(opened.original)
     return name if kind == "safetensors" and is_directory else ""

@@ -269,7 +269,7 @@ def plan(inputs: CookInputs) -> str:
 
 
 def evaluations(inputs: CookInputs) -> tuple[int, int]:
-  """Returns the number of models on all sets, and at most of candidates."""
+  """Returns the number of models, and the maximum number of candidates."""
   count, points = len(inputs.ingredients), _wise_ft_points(inputs)
   soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
   models = count + bool(inputs.initial) + soups + bool(inputs.along) + points

@@ -188,8 +188,7 @@ def described(
   """Describes the protocols of test sets with changed labels or images.
 
   Args:
-    spaces: test set -> its classes among the outputs; left out if each is one
-      output.
+    spaces: test set -> its label space; classes of one output are left out.
     ops: test set -> image operations that change it.
   """
   texts: dict[str, list[str]] = {}

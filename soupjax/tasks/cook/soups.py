@@ -117,7 +117,7 @@ def greedy_record(
 
 
 def granularity_of(model, name: str) -> Granularity:
-  """Returns the granularity with a name, for the leaves of a model."""
+  """Returns a granularity by its name, for the leaves of a model."""
   scan = model.image["scan"] if isinstance(model, CLIP) else model.scan
   return Granularity(name, stacked="encoderblock/" if scan else None)
 

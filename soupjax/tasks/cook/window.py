@@ -138,8 +138,8 @@ def in_order(
     for key in sorted({*a, *b} - {*_ALONG}):
       if a.get(key) != b.get(key):
         raise ValueError(
-          f"{first.name!r} and {other.name!r} are not from one run: they have "
-          f"recorded {key} {a.get(key)!r} and {b.get(key)!r}. Give checkpoints "
+          f"{first.name!r} and {other.name!r} are not from one run: they "
+          f"record {key} {a.get(key)!r} and {b.get(key)!r}. Give checkpoints "
           "of one run, and either the weights or one of their moving averages."
         )
   steps = {c.name: c.hyperparameters.get("steps") for c in checkpoints}

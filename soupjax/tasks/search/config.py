@@ -195,8 +195,8 @@ def _judged_tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
     metric = command.full_name(spec.dataset)
     if metric.startswith("test/"):
       raise ValueError(
-        f"tasks.{name}={spec.dataset!r}: test must not decide. Give a metric on "
-        "held-out images, without the prefix test/"
+        f"tasks.{name}={spec.dataset!r}: test must not decide. Give a metric "
+        "on held-out images, without the prefix test/"
       )
     if metric in chosen:
       raise ValueError(
