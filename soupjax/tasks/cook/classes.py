@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of models and datasets: their order, and labels mapped to outputs."""
+"""Class order of models and datasets; maps labels to outputs of the model."""
 
 from collections.abc import Sequence
 import pathlib
@@ -17,10 +17,10 @@ from soupjax.models import pretrained
 
 
 class _Relabelled(data.Source):
-  """A source whose labels are the numbers of a model's outputs.
+  """A source whose labels are indices of a model's outputs.
 
   Attributes:
-    outputs: the model's output of each class of the parent.
+    outputs: the output index of each class of the parent.
   """
 
   def __init__(
@@ -54,7 +54,7 @@ class _Relabelled(data.Source):
 
 
 def _natural_key(name: str) -> list[Any]:
-  """Returns the sort key of timm for folders: 2 before 10, a before B."""
+  """Returns timm's sort key for folders: 2 before 10, a before B."""
   parts = re.split(r"(\d+)", name.lower())
   return [int(part) if part.isdigit() else part for part in parts]
 
@@ -67,12 +67,13 @@ def classes_of(
   """Returns the names of the models' outputs in order, or None if unknown.
 
   Args:
-    config: with `data.classes`.
-    detected: the model.
-    source: of `data.name`, on which the models were trained.
+    config: as in configs/cook.py.
+    detected: the detected model.
+    source: a set with the classes of the models, such as minival.
 
   Raises:
-    ValueError: if `data.classes` cannot be read, or is missing but needed.
+    ValueError: if `data.classes` cannot be read, contradicts the config.json
+      beside the checkpoints, or is empty but needed.
   """
   order, names = config.data.classes, source.class_names
   if order:
@@ -97,14 +98,14 @@ def classes_of(
 
 
 def _given(order: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
-  """Returns the classes in the order that `data.classes` gives.
+  """Returns the classes in the order of `data.classes`, or None if unknown.
 
   Args:
     order: the value of `data.classes`.
-    names: classes of the dataset; without them an order cannot be followed.
+    names: class names of the dataset; None if unknown.
 
   Raises:
-    ValueError: if it is neither the name of an order nor a file.
+    ValueError: if `order` is neither the name of an order nor a file.
   """
   if order in ("text", "natural"):
     key = _natural_key if order == "natural" else None
@@ -122,7 +123,7 @@ def _given(order: str, names: Sequence[str] | None) -> tuple[str, ...] | None:
 def _check_order(
   order: str, given: Sequence[str], recorded: Sequence[str] | None
 ) -> None:
-  """Raises a ValueError if `data.classes` contradicts the models' files."""
+  """Raises a ValueError if `data.classes` contradicts the config.json."""
   if places := displaced(given, recorded):
     k, at = places
     raise ValueError(
@@ -135,7 +136,7 @@ def _check_order(
 def incomparable(
   source: data.Source, classes: Sequence[str] | None, name: str
 ) -> list[str]:
-  """Warns in a line for the plan if a set and models share no class name."""
+  """Returns a warning for the plan if a set and models share no class name."""
   names = source.class_names
   if not classes or not names or _comparable(classes, names):
     return []
@@ -152,18 +153,18 @@ def labelled(
   """Maps the labels of a source to the models' outputs.
 
   Args:
-    source: with the models' classes, or some of them.
+    source: a set with all or some of the models' classes.
     classes: names of the outputs, or None if unknown.
     num: number of outputs.
     what: the name of the source in errors.
 
   Raises:
-    ValueError: if the source has other classes.
+    ValueError: if the source has other classes, or `classes` does not have one
+      name per output.
   """
   if classes is not None and len(classes) != num:
     raise ValueError(
-      f"{what}: {len(classes)} names of classes, but the models have {num} "
-      "outputs."
+      f"{what}: {len(classes)} class names, but the models have {num} outputs."
     )
   names = source.class_names
   if names and classes and tuple(names) == tuple(classes):
@@ -171,14 +172,14 @@ def labelled(
   if _comparable(classes, names):
     return _Relabelled(source, classes, _numbers(source, classes, what))
   if names and set(names) == set(map(str, range(num))):
-    # As ImageNet-V2's folders, whose names are the numbers of the outputs.
+    # Folders may be named by output index, as in ImageNet-V2.
     called = classes or tuple(map(str, range(num)))
     return _Relabelled(source, called, [int(name) for name in names])
   if source.num_classes != num:
     raise ValueError(
       f"{what}: {source.name} has {source.num_classes} classes, but the models "
-      f"data.num_classes={num}. A set of some of the classes needs the names "
-      "of all, or labels of the whole set."
+      f"have data.num_classes={num}. A set with only some of the classes needs "
+      "class names on both sides, or labels that index all classes."
     )
   return source
 
@@ -193,11 +194,12 @@ def _numbers(
 ) -> list[int]:
   """Returns the model's output of each class of a source.
 
-  Names that are equal but for case, "_" and "-" are the same class, unless one
-  is exactly equal.
+  Names that differ only in case, spaces, "_", "-" and Unicode form match,
+  unless another name matches exactly.
 
   Raises:
-    ValueError: if a name fits no output or several, or two fit the same.
+    ValueError: if a name matches no output or several, or two names match the
+      same output.
   """
   exact: dict[str, list[int]] = {}
   alike: dict[str, list[int]] = {}
@@ -212,18 +214,17 @@ def _numbers(
     unused = [n for k, n in enumerate(classes) if k not in taken] or classes
     raise ValueError(
       f"{what}: {source.name} has classes that the models do not have: "
-      f"{', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}. Those of the "
-      f"models are called, for instance, {', '.join(unused[:3])}."
+      f"{', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}. The models "
+      f"have classes such as {', '.join(unused[:3])}."
     )
   first: dict[int, str] = {}
   for name, numbers in zip(names, fits):
     if len(numbers) > 1:
       raise ValueError(
-        f"{what}: the class {name!r} of {source.name} may be any of the "
+        f"{what}: the class {name!r} of {source.name} could be any of the "
         f"models' outputs {', '.join(map(str, numbers))}, which are called "
-        f"{', '.join(repr(classes[k]) for k in numbers)}. Give data.classes a "
-        "file with one name per line, in which each name is unique and is that "
-        "of a class folder."
+        f"{', '.join(repr(classes[k]) for k in numbers)}. Set data.classes to "
+        "a file with one class folder name per line, each of them unique."
       )
     other = first.setdefault(numbers[0], name)
     if other != name or list(names).count(name) > 1:
@@ -236,8 +237,8 @@ def _numbers(
 
 # --- Metrics over some of the classes -----------------------------------------
 
-# TFDS declares all of ImageNet's classes for these sets, of which 200 occur.
-# Their papers (1907.07174, 2006.16241) take the highest of the 200 outputs.
+# TFDS declares all ImageNet classes for these sets, but only 200 occur. Their
+# papers (1907.07174, 2006.16241) predict the highest of these 200 outputs.
 _OF_200 = tuple(label_spaces.MASKS)
 # The plan reads the labels of sets with at most this many images.
 _FEW = 10_000
@@ -251,21 +252,22 @@ def evaluated(
   classes: Sequence[str] | None,
   what: str,
 ) -> tuple[int, ...] | None:
-  """Returns the outputs over which a test set is evaluated, None for all.
+  """Returns the outputs over which a test set is evaluated; None for all.
 
   Args:
-    source: the set, labelled by the models' outputs.
+    source: the set, with labels that index the models' outputs.
     dataset: its name for `data.open_source`.
-    option: "all"; "present", the classes that occur; "imagenet_a" or
-      "imagenet_r", those of timm's lists; a file with one name per line; or
-      names. "" takes the set's own classes if it has only some of the models',
-      the 200 classes of ImageNet-A and -R, and all otherwise.
+    option: "all"; "present" for the classes that occur; "imagenet_a" or
+      "imagenet_r" for timm's lists; a file with one name per line; or names. ""
+      stands for the set's own classes if it has only some of the models', for
+      the 200 classes of ImageNet-A and -R, and for all classes otherwise.
     own_classes: the number of classes that the set itself has.
-    classes: names of the models' outputs, None if unknown.
+    classes: names of the models' outputs; None if unknown.
     what: the name of the set in errors.
 
   Raises:
-    ValueError: if a name is unknown, or an image is of another class.
+    ValueError: if a name is unknown or ambiguous, or an image has a class that
+      is not among the outputs.
   """
   total = source.num_classes
   if option == "all":
@@ -275,7 +277,8 @@ def evaluated(
     chosen = set(getattr(source, "outputs", ()))
   elif option == "present" or (option == "" and base in _OF_200):
     chosen = {source.label(k) for k in range(len(source))}
-    if option == "" and total == 1000 and len(chosen) != 200:  # Of a part.
+    if option == "" and total == 1000 and len(chosen) != 200:
+      # Not the whole set.
       chosen = _chosen(source, base, classes or source.class_names, what)
   elif option == "":
     return None
@@ -287,12 +290,12 @@ def evaluated(
 def about_outputs(
   source: data.Source, outputs: Sequence[int] | None, name: str
 ) -> list[str]:
-  """Returns lines for the plan about the outputs that metrics are over.
+  """Returns lines for the plan about the outputs over which metrics are taken.
 
   Args:
-    source: the set.
-    outputs: from `evaluated`.
-    name: of the set.
+    source: the test set.
+    outputs: the result of `evaluated`.
+    name: the name of the set.
   """
   total = source.num_classes
   if outputs is not None:
@@ -312,7 +315,7 @@ def about_outputs(
 
 
 def _mask(source, option, classes, what) -> list[str]:
-  """Returns the classes of ImageNet-A or -R by WordNet id, or by number."""
+  """Returns the classes of ImageNet-A or -R as WordNet ids, or as indices."""
   try:
     synsets, indices = label_spaces.read_mask(option)
   except ValueError as e:
@@ -321,14 +324,15 @@ def _mask(source, option, classes, what) -> list[str]:
     return synsets
   if source.num_classes != 1000:
     raise ValueError(
-      f"{what}: classes={option} needs models of ImageNet's 1,000 classes, or "
-      f"WordNet ids as names; these have {source.num_classes} outputs."
+      f"{what}: classes={option} needs models with ImageNet's 1,000 classes or "
+      "with WordNet ids as class names; these have "
+      f"{source.num_classes} outputs."
     )
   return list(map(str, indices))
 
 
 def _chosen(source, option, classes, what) -> set[int]:
-  """Returns the outputs that are named; all labels must be among them."""
+  """Returns the outputs that `option` names; they must include all labels."""
   names = [option] if isinstance(option, str) else list(option)
   if isinstance(option, str) and pathlib.Path(option).expanduser().is_file():
     text = pathlib.Path(option).expanduser().read_text(encoding="utf-8")
@@ -341,7 +345,7 @@ def _chosen(source, option, classes, what) -> set[int]:
   if not classes:
     raise ValueError(
       f"{what}: the classes have no names, so classes={option!r:.100} cannot "
-      "be found: give 'present', 'all', or data.classes."
+      "be resolved: use 'present' or 'all', or set data.classes."
     )
   numbers: dict[str, list[int]] = {}
   for k, name in enumerate(classes):
@@ -357,7 +361,7 @@ def _chosen(source, option, classes, what) -> set[int]:
     if source.label(k) not in chosen:
       raise ValueError(
         f"{what}: {source.describe(k)} is of class "
-        f"{classes[source.label(k)]!r}, which classes= leaves out: add it, or "
-        "use classes=present."
+        f"{classes[source.label(k)]!r}, which classes= omits: add it, or use "
+        "classes=present."
       )
   return chosen

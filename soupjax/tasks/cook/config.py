@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of cooking: defaults, values that a sweep recorded, checks."""
+"""Settings of cooking: defaults, values recorded by a sweep, checks."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -23,12 +23,12 @@ from soupjax.tasks import zeroshot
 from soupjax.tasks.finetune import config as finetune_config
 
 LEARNED = ("model", "layer", "tensor")
-# Names in `tests` that have another meaning in the report.
+# Names that reports use for other sets, so that test sets cannot have them.
 SHIFTS = "shifts"
 _RESERVED = ("minival", SHIFTS)
 
-# Options of our models in which foreign checkpoints differ, or that control
-# the computation.
+# Options of our models that may differ between checkpoints of other libraries,
+# or that control the computation.
 _OPTIONS = (
   *("patch_size", "width", "depth", "mlp_dim", "num_heads", "posemb"),
   *("pool_type", "class_token", "rep_size", "proj_size", "act", "norm_eps"),
@@ -39,7 +39,7 @@ _OPTIONS = (
   *("attention", "scan", "dtype_mm"),
   *("tokens_dim", "channels_dim", "depths", "conv_eps"),
 )
-# Types of options that can be None.
+# Types of options that may be None, and their types when set.
 _KINDS = {
   int | None: int,
   str | None: str,
@@ -49,41 +49,42 @@ _KINDS = {
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Returns the settings that all configs of this task have."""
+  """Returns all settings of the task "cook" with their defaults."""
   c = ml_collections.ConfigDict()
   c.task = "cook"
-  c.seed = 0  # Of the order of held-out images in learned soups.
+  c.seed = 0  # For the order of held-out images in learned soups.
   c.ingredients = ""  # A pattern, or several joined by commas.
-  # The model below ingredients that are adapters of PEFT; "" is `initial`.
+  # The base model, if ingredients are PEFT adapters; "" is `initial`.
   c.base = ""
-  # The model that all were fine-tuned from, with its head, for WiSE-FT; or "".
+  # The model, with a head, from which all were fine-tuned, for WiSE-FT; or "".
   c.initial = ""
   # Describes the head of `initial`, such as "linear probe"; "" is unknown.
   c.initial_head = ""
   c.family = ""  # Of the checkpoints, see docs/pretrained.md; "" detects it.
-  # Regular expression of leaves of the files to leave out, such as a decoder.
+  # Regular expression for leaves of the files to leave out, such as a decoder.
   c.skip = ""
-  # Start of the names of the model in files that have several, such as
-  # "module.base_encoder." of MoCo v3. In `initial` it selects, too, if there.
+  # Prefix of the model's leaf names in files with several models, such as
+  # "module.base_encoder." of MoCo v3. Also used for `initial`, if it occurs.
   c.prefix = ""
   # Name -> "SPLIT" of data.name, or "DATASET/SPLIT". "test" is the test set,
-  # all others are shifts; they serve no choice. From the shell:
+  # and all others are shifts; nothing is chosen on them. From the shell:
   # --config.tests=test=validation,sketch=imagenet_sketch/test
   # A value may end in ":classes=" and "all", "present" (those that occur), a
-  # file with one class per line, or names as "cat+dog": metrics are over these
-  # outputs alone. Operations of images may follow, which come before eval_ops:
+  # file with one class per line, or names such as "cat+dog": metrics are taken
+  # over these outputs only. Image operations may follow, to apply before
+  # eval_ops:
   # --config.tests='test=test,fog=test|corrupt("fog", 3)'
-  # ":map=FILE" joins outputs to classes, and ":labels=FILE" gives several right
-  # labels (docs/cook.md). ":names=NAMES", a file, names as "cat+dog", or "own"
-  # for those of the dataset, is for classes that the models do not have, with a
-  # zero-shot head (docs/clip.md). A dict has the keys "split", "classes",
-  # "map", "labels", "names" and "ops".
+  # ":map=FILE" maps several outputs to one class, and ":labels=FILE" gives
+  # several right labels (docs/cook.md). ":names=NAMES" evaluates classes that
+  # the models lack with a zero-shot head; NAMES is a file, names such as
+  # "cat+dog", or "own" for those of the dataset (docs/clip.md). A dict has the
+  # keys "split", "classes", "map", "labels", "names" and "ops".
   c.tests = config_lib.NamedTexts()
-  # Name -> test sets joined by "+", or a pattern such as "c_*", of which the
-  # unweighted mean is reported. "shifts" replaces the mean over all but test:
+  # Name -> test sets joined by "+", or a pattern such as "c_*", to report their
+  # unweighted mean. "shifts" replaces the mean over all sets but test:
   # --config.means=shifts=v2+r+sketch+objectnet+a
-  # Of sets with names such as c_fog_3, 15 corruptions at five severities, the
-  # mean corruption error (mCE) is reported, too.
+  # For sets with names such as c_fog_3, 15 corruptions at five severities, the
+  # mean corruption error (mCE) is also reported.
   c.means = config_lib.NamedTexts()
 
   c.data = ml_collections.ConfigDict()
@@ -92,21 +93,21 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.train = "train"  # Minival is a part of it if data.minival is "".
   c.data.minival = ""
   c.data.minival_per_class = 26
-  # 0 and "" take the value of the checkpoints or of files beside them.
+  # 0 and "" stand for the value found in the checkpoints or files beside them.
   c.data.num_classes = 0
   c.data.image_size = 0
   c.data.eval_ops = ""
   # The order of the models' outputs: "text", "natural" (as timm sorts folders),
-  # or a file with one class per line. "": as in config.json, else "text".
+  # or a file with one class per line. "": as in config.json, or else "text".
   c.data.classes = ""
   c.data.augment = ml_collections.ConfigDict()
   c.data.batch_size = 256
-  # Decoded images stay in memory, minival first, up to this size; sets that do
-  # not fit are decoded again for every model.
+  # Decoded images are kept in memory, minival first, up to this size; sets that
+  # do not fit are decoded again for every model.
   c.data.cache_gb = 8.0
 
-  # Options of `models.ViT`, `Mixer` or `ResNet`; the model and those that are
-  # not set are detected (docs/cook.md).
+  # Options of `models.ViT`, `Mixer` or `ResNet`. The class and all options that
+  # are not set are detected (docs/cook.md).
   c.model = ml_collections.ConfigDict({"name": "vit", "variant": ""})
   classes = (models.ViT, models.Mixer, models.ResNet)
   for field in itertools.chain(*map(dataclasses.fields, classes)):
@@ -114,30 +115,30 @@ def default_config() -> ml_collections.ConfigDict:
       kind = _KINDS.get(field.type, field.type)
       c.model[field.name] = ml_collections.config_dict.placeholder(kind)
   c.sharding = finetune_config.default_config().sharding
-  # Names and prompts of whole CLIPs, which have no head (docs/clip.md).
+  # Class names and prompts for whole CLIPs, which have no head (docs/clip.md).
   c.zeroshot = zeroshot.cooking_config()
 
   # Leaves that soups do not average like the others, as in configs/mix.py, such
   # as "head/kernel=keep,head/bias=[0, 1, 0]"; the base is `initial`.
   c.select = ""
 
-  # A program of yours in place of a dataset, such as
+  # Your own program in place of a dataset, such as
   # "python my_eval.py {checkpoint}" (docs/judge.md): its last line of output is
   # a JSON object of metrics, or names a file with one. Then cook.metric is one
   # of these metrics, and `data`, `tests` and `model` are not used.
   c.evaluate_command = ""
   c.evaluate_timeout = 0.0  # Seconds for one checkpoint; 0 is no limit.
   c.evaluate_retries = 1  # Further attempts after a failure.
-  c.evaluate_jobs = 1  # Programs side by side.
-  # Words of names of metrics of which lower is better, such as "val_loss".
+  c.evaluate_jobs = 1  # Programs that run in parallel.
+  # Words that mark metrics where lower is better, such as "val_loss".
   c.evaluate_lower = (
     "loss,error,nll,perplexity,ppl,mse,rmse,mae,fid,wer,cer,ece"
   )
 
   c.cook = ml_collections.ConfigDict()
-  # On minival: "prec@1", "loss", a registered metric or an import path. Of
+  # On minival: "prec@1", "loss", a registered metric or an import path. With
   # "loss,prec@1", the first ranks the ingredients and makes the soup "greedy";
-  # each other one makes one more greedy soup, here "greedy_prec1".
+  # each further metric makes another greedy soup, here "greedy_prec1".
   c.cook.metric = "prec@1"
   c.cook.greedy = {"accept": "ge", "min_delta": 0.0, "early_reject": True}
   c.cook.learned = {
@@ -145,23 +146,23 @@ def default_config() -> ml_collections.ConfigDict:
     "steps": 100,
     "learning_rate": 0.1,
     "batch_size": 256,
-    # Ingredients stay in memory up to this size; 0 reads all in every step, and
-    # -1 allows half of the free memory.
+    # Ingredients are kept in memory up to this size; 0 reads all of them in
+    # every step, and -1 allows half of the free memory.
     "memory_gb": -1.0,
   }
-  c.cook.wise_ft_points = 5  # From 0 to 1; 0 is none.
-  # Checkpoints along one run, paths and patterns joined by commas, of which the
-  # soup "window" averages the last, as many as are best on minival. "{run}" is
-  # the directory in which the best ingredient lies:
+  c.cook.wise_ft_points = 5  # Values of alpha from 0 to 1; 0 for none.
+  # Checkpoints along one run, as paths and patterns joined by commas. The soup
+  # "window" averages the last of them, as many as are best on minival. "{run}"
+  # is the directory of the best ingredient:
   # --config.cook.window='{run}/step_*,{run}/last'
   c.cook.window = ""
-  # Ensembles are made if the logits of all ingredients take no more than this.
+  # Ensembles are made if the logits of all ingredients fit into this size.
   c.cook.ensembles_gb = 8.0
   # Calibration errors of all models, with and without a temperature fitted on
-  # minival. The logits of a set are in memory meanwhile.
+  # minival. Holds the logits of one set at a time in memory.
   c.cook.calibration = True
   # A JSON or CSV file with accuracies of other models on test and shifts, for
-  # effective robustness (docs/cook.md); "" takes the ingredients.
+  # effective robustness (docs/cook.md); "" uses the ingredients.
   c.cook.baselines = ""
   return c
 
@@ -174,11 +175,11 @@ def of_sweep(
   Args:
     config: from `default_config`; changed in place.
     directory: the sweep's `--workdir`.
-    which: the name of the ingredient of each member, such as "last" or
+    which: the name of each member's ingredient, such as "last" or
       "last_ema_0.999".
 
   Raises:
-    ValueError: if the directory does not hold such a run.
+    ValueError: if the directory is not that of a fine-tuning run.
   """
   root = files.path_of(directory)
   record = root / "config.json"
@@ -192,7 +193,7 @@ def of_sweep(
   task = recorded.get("task") if isinstance(recorded, dict) else None
   if task != "finetune":
     raise ValueError(
-      f"{root} is a run of task {task!r}, but sweep= needs one of 'finetune'."
+      f"{root} is a run of task {task!r}, but sweep= needs task 'finetune'."
     )
   config.model = ml_collections.ConfigDict(recorded["model"])
   for part in ("data", "sharding"):
@@ -223,7 +224,7 @@ def of_sweep(
   ]
   if missing:
     logging.warning(
-      "%s: the soups leave out %s, without ingredients/%s so far.",
+      "%s: the soups leave out %s (no ingredients/%s yet).",
       root,
       ", ".join(missing),
       which,
@@ -233,20 +234,20 @@ def of_sweep(
 
 
 def means(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
-  """Returns name -> test sets of `config.means`, and those of "shifts".
+  """Returns name -> test sets of `config.means`, including "shifts".
 
-  Without "shifts" these are all sets but "test", those of other means, and
-  those with classes of their own.
+  If `config.means` does not define "shifts", these are all sets except "test",
+  those of other means, and those with class names of their own.
 
   Raises:
-    ValueError: if a set is unknown or a name is taken.
+    ValueError: if a set is unknown or a name is that of a set.
   """
   sets = list(config.tests)
   result: dict[str, tuple[str, ...]] = {}
   for name, text in config.means.items():
     if name in sets or name == "minival":
       raise ValueError(
-        f"means.{name}: this is the name of a set, choose another"
+        f"means.{name}: this is the name of a set; choose another"
       )
     members: dict[str, None] = {}
     for part in map(str.strip, str(text).split("+")):
@@ -266,7 +267,7 @@ def means(config: ml_collections.ConfigDict) -> dict[str, tuple[str, ...]]:
 
 
 def _with_names(config: ml_collections.ConfigDict) -> list[str]:
-  """Returns the test sets with names of classes."""
+  """Returns the test sets with class names of their own."""
   return [
     name
     for name, value in config.tests.items()
@@ -281,7 +282,7 @@ def _with_names(config: ml_collections.ConfigDict) -> list[str]:
 def corruptions_of(sets: Sequence[str]) -> dict[tuple[str, int], str]:
   """Returns (corruption, severity) -> set, for names such as "c_fog_3".
 
-  Returns {} if the sets are not those of the mCE, each of them once.
+  Returns {} unless the sets are exactly the 75 of the mCE.
   """
   found = {}
   for name in sets:
@@ -298,17 +299,19 @@ class TestSet:
   """An entry of `config.tests`.
 
   Attributes:
-    dataset: for `data.open_source`.
-    split: of the dataset.
-    classes: as in `classes.evaluated`; "" if it is not given.
-    ops: image operations that come before `data.eval_ops`; "" for none.
-    map: a file with the outputs of each class, see `label_spaces.read_map`.
+    dataset: the name for `data.open_source`.
+    split: the split of the dataset.
+    classes: the `option` of `classes.evaluated`; "" if it is not given.
+    ops: image operations before `data.eval_ops`; "" for none.
+    map: a file with the outputs of each class, see `label_spaces.read_map`; ""
+      for none.
     labels: a file with the right labels of each image, see
-      `label_spaces.read_answers`.
-    names: as in `heads.unseen_head`; "" if the classes are the models'.
+      `label_spaces.read_answers`; "" for none.
+    names: class names, as in `heads.unseen_head`; "" if the set has the models'
+      classes.
   """
 
-  __test__ = False  # Not a test of pytest.
+  __test__ = False  # Not a test for pytest.
 
   dataset: str
   split: str
@@ -320,17 +323,17 @@ class TestSet:
 
 
 def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
-  """Returns name -> set of `config.tests`.
+  """Returns name -> entry of `config.tests`.
 
   Raises:
     ValueError: if a name is reserved, a value is not a split, an operation is
-      unknown or random, or two names are the same set.
+      unknown or random, or two names stand for the same set.
   """
   sets: dict[str, TestSet] = {}
   names: dict[TestSet, str] = {}
   for name, value in config.tests.items():
     if name in _RESERVED:
-      raise ValueError(f"tests.{name}: this name is reserved, choose another")
+      raise ValueError(f"tests.{name}: this name is reserved; choose another")
     place, options = _parse_test(name, value)
     dataset, _, split = place.rpartition("/")
     if not (dataset or config.data.name):
@@ -340,8 +343,8 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
       )
     if not split or not re.fullmatch(r"[\w-]+", name):
       raise ValueError(
-        f"tests.{name}={place!r}: give a name of letters and digits, and as "
-        "its value SPLIT or DATASET/SPLIT, such as 'imagenet_sketch/test'"
+        f"tests.{name}={place!r}: use letters, digits, - and _ for the name, "
+        "and as value SPLIT or DATASET/SPLIT, such as 'imagenet_sketch/test'"
       )
     sets[name] = TestSet(dataset or config.data.name, split, **options)
     other = names.setdefault(sets[name], name)
@@ -354,16 +357,17 @@ def tests(config: ml_collections.ConfigDict) -> dict[str, TestSet]:
 
 
 def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
-  """Returns the place and the other fields of a `TestSet`.
+  """Returns "SPLIT" or "DATASET/SPLIT", and the other fields of a `TestSet`.
 
   Args:
-    name: of the set, for errors.
-    value: "PLACE:classes=CLASSES|OPS", of which only PLACE is needed, or
-      PLACE with ":map=FILE", ":labels=FILE" or ":names=NAMES"; or a dict with
-      "split" and fields of `TestSet`.
+    name: the name of the set, for errors.
+    value: "SPLIT:classes=CLASSES|OPS", of which only SPLIT is needed, or SPLIT
+      with ":map=FILE", ":labels=FILE" or ":names=NAMES"; or a dict with "split"
+      and fields of `TestSet`.
 
   Raises:
-    ValueError: if a dict has other keys, or an operation is unknown or random.
+    ValueError: if a dict has other keys, fields exclude each other, or an
+      operation is unknown or random.
   """
   exclusive = ("classes", "map", "labels", "names")
   keys = (*exclusive, "ops")
@@ -373,7 +377,7 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
     if not place or set(options) - set(keys):
       raise ValueError(
         f"tests.{name} has the keys {sorted(value)}: give 'split', such as "
-        f"'imagenet_a/test', and of {', '.join(keys)} what is needed"
+        f"'imagenet_a/test', and any of {', '.join(keys)}"
       )
   else:
     text, _, ops = str(value).partition("|")
@@ -404,10 +408,10 @@ def _parse_test(name: str, value: Any) -> tuple[str, dict[str, Any]]:
 
 
 def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """Returns the names of the metrics of `cook.metric`; the first one ranks.
+  """Returns the metrics of `cook.metric`; the first one ranks ingredients.
 
   Raises:
-    ValueError: if there is none, or one is unknown or given twice.
+    ValueError: if one is unknown, given twice, or not on minival.
   """
   names = [name.strip() for name in config.cook.metric.split(",")]
   if config.evaluate_command:
@@ -415,8 +419,8 @@ def metrics(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     for name in names:
       if not name or "/" in name:
         raise ValueError(
-          f"cook.metric={config.cook.metric!r}: only minival decides. Let the "
-          "program print this metric as NAME or minival/NAME, and give NAME."
+          f"cook.metric={config.cook.metric!r}: only metrics on minival can "
+          "decide. Let the program print NAME or minival/NAME, and give NAME."
         )
   for name in names if not config.evaluate_command else ():
     evaluators.get_metric(name)
@@ -436,7 +440,7 @@ def mode(config: ml_collections.ConfigDict, metric: str) -> str:
 
 
 def record_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns a config as it is recorded, without limits on running commands.
+  """Returns a config to record, with default limits on running commands.
 
   These may change when a run is continued, since results do not depend on them.
   """
@@ -458,8 +462,8 @@ def eval_ops(config: ml_collections.ConfigDict, before: str = "") -> str:
   """Returns `data.eval_ops` with its numbers filled in.
 
   Args:
-    config: of the run.
-    before: operations of one set that come first.
+    config: the config of the run.
+    before: operations of a test set to apply first; "" for none.
   """
   return "|".join(
     filter(None, [before, finetune_config.ops(config, "eval_ops")])
@@ -467,10 +471,10 @@ def eval_ops(config: ml_collections.ConfigDict, before: str = "") -> str:
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
-  """Builds the model from the options that are set.
+  """Builds the model from the options of `config.model` that are set.
 
   Raises:
-    ValueError: if a model, variant or option is unknown.
+    ValueError: if the model, the variant or an option is unknown.
   """
   given = {k: v for k, v in config.model.to_dict().items() if v is not None}
   if given["name"] == "mixer":
@@ -489,7 +493,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   problems = config_lib.Problems(config)
   expect = problems.expect
 
-  expect("ingredients", "a path with * in it, or several", bool)
+  expect("ingredients", "a path with *, or several paths", bool)
   if not config.evaluate_command and config.task != "evaluate":
     expect("data.name", "the name of a dataset", bool)
   problems.expect_counts("evaluate_jobs")
@@ -499,12 +503,12 @@ def check(config: ml_collections.ConfigDict) -> None:
   problems.expect_counts("data.batch_size", "cook.learned.steps")
   problems.expect_counts("cook.learned.batch_size")
   for key in ("data.cache_gb", "cook.ensembles_gb"):
-    expect(key, "a number from 0", lambda v: v >= 0)
+    expect(key, "at least 0", lambda v: v >= 0)
   expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
   expect("cook.greedy.min_delta", "a finite number", math.isfinite)
   expect(
     "cook.learned.granularities",
-    f"some of {', '.join(LEARNED)}",
+    f"distinct values among {', '.join(LEARNED)}",
     lambda v: set(v) <= set(LEARNED) and len(set(v)) == len(v),
   )
   expect(
@@ -512,7 +516,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     lambda v: 0 < v < math.inf,
   )  # fmt: skip
   expect(
-    "cook.learned.memory_gb", "a number from 0, or -1",
+    "cook.learned.memory_gb", "at least 0, or -1",
     lambda v: v >= 0 or v == -1,
   )  # fmt: skip
   expect("cook.wise_ft_points", "0, or at least 2", lambda v: v == 0 or v >= 2)

@@ -26,12 +26,12 @@ from soupjax.tasks.cook.inputs import Inputs
 from soupjax.tasks.finetune import config as finetune_config
 
 PyTree = Any
-LABELS = ".labels"  # Name of the labels among the files of logits.
+LABELS = ".labels"  # The file with the labels, in `logits/`.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Evaluations:
-  """Results of models by set, in `metrics/`, `correct/` and `logits/`."""
+  """Results of models per set, in `metrics/`, `correct/` and `logits/`."""
 
   def __init__(self, inputs: Inputs, workdir: pathlib.Path):
     """Sets up one evaluator for each set; decodes nothing yet."""
@@ -71,19 +71,19 @@ class Evaluations:
     pass
 
   def ahead(self, models: Mapping[str, Callable[[], PyTree]]) -> None:
-    """Does nothing: all devices work on one model after another."""
+    """Does nothing: all devices evaluate one model after another."""
 
   def before_turn(self, ranked, selection) -> Callable[[Any], None]:
-    """Returns a function that does nothing, see `judge.Evaluations`."""
+    """Returns a function that does nothing; see `judge.Evaluations`."""
     del ranked, selection
     return lambda history: None
 
   def minival(self, metric: str, dataset: str = "minival") -> Evaluator:
-    """Returns an evaluator of candidates on minival by a metric.
+    """Returns an evaluator that scores candidates by a metric on minival.
 
     Args:
-      metric: its name.
-      dataset: the name of the set, if there are several.
+      metric: the name of the metric.
+      dataset: the name of the set, if it is not "minival".
     """
     evaluator = self._evaluators[dataset].for_metric(metric)
     head = self._inputs.heads.get(dataset)
@@ -100,22 +100,22 @@ class Evaluations:
     """Evaluates a model on all sets, or reads the results of an earlier run.
 
     Args:
-      name: of the model, and of its files.
+      name: the name of the model, and of its files.
       load: returns its parameters; called only if they are needed.
       keep_logits: whether to write the logits, for ensembles.
-      progress: gets the images as they are evaluated.
+      progress: counts the images as they are evaluated.
 
     Returns:
       Set -> metric -> value, and "n", the number of images.
 
     Raises:
-      ValueError: if the weights diverged.
+      ValueError: if the loss of an image is not finite.
     """
     record = self._record(name)
     if workdir_lib.agreed(self._is_done(name, keep_logits)):
       return workdir_lib.read(record)
     params, results, correct, outputs = load(), {}, {}, {}
-    ready: dict[Any, PyTree] = {None: params}  # By head, which sets may share.
+    ready: dict[Any, PyTree] = {None: params}  # By head: sets may share one.
     calibration = self._calibration()
     for dataset, evaluator in self._evaluators.items():
       head = self._inputs.heads.get(dataset)
@@ -152,7 +152,12 @@ class Evaluations:
   def evaluate_logits(
     self, name: str, logits: Mapping[str, np.ndarray]
   ) -> dict[str, dict[str, float]]:
-    """Evaluates an ensemble by its logits; returns the same as `evaluate`."""
+    """Evaluates an ensemble from its logits; returns the same as `evaluate`.
+
+    Args:
+      name: the name of the ensemble.
+      logits: set -> (n, classes).
+    """
     labels, calibration = self._labels(), self._calibration()
     results, correct = {}, {}
     for dataset, outputs in logits.items():
@@ -171,19 +176,19 @@ class Evaluations:
     return results
 
   def _more(self, params: PyTree) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns further results by name, and whether each image was right."""
+    """Returns further results by set, and whether each image was correct."""
     del params
     return {}, {}
 
   def means(self) -> dict[str, tuple[str, ...]]:
-    """Returns name -> sets of which the mean is reported."""
+    """Returns name -> the sets whose mean is reported."""
     return cook_config.means(self._inputs.config)
 
   def _write_logits(self, name: str, outputs: Mapping[str, Any]) -> None:
     """Writes the logits and labels of a model, for ensembles.
 
     Args:
-      name: of the model.
+      name: the name of the model.
       outputs: set -> values from `Evaluator.per_example`.
     """
     for file, key in ((LABELS, "labels"), (name, "logits")):
@@ -197,11 +202,11 @@ class Evaluations:
     return self._workdir / "metrics" / f"{name}.json"
 
   def _is_done(self, name: str, keep_logits: bool) -> bool:
-    """Whether all files of an evaluated model are there and can be read."""
+    """Whether all files of an evaluated model exist and can be read."""
     record = self._record(name)
     if not record.exists() or (keep_logits and not self._kept(name)):
       return False
-    # Without it, differences to this model would have no intervals.
+    # Without these values, differences to this model would have no intervals.
     if self._correct(name, files.read_json(record)) is not None:
       return True
     if jax.process_index() == 0:
@@ -213,11 +218,11 @@ class Evaluations:
     return False
 
   def _kept(self, name: str) -> bool:
-    """Whether the logits of a model were kept."""
+    """Whether the logits of a model exist and can be read."""
     return self.logits(name) is not None
 
   def logits(self, name: str) -> dict[str, np.ndarray] | None:
-    """Returns the logits of a model by set; None if missing or damaged."""
+    """Returns set -> logits (n, classes); None if missing or damaged."""
     file = self._file("logits", name)
     if not file.exists():
       return None
@@ -228,7 +233,7 @@ class Evaluations:
       return None
 
   def _labels(self) -> Mapping[str, np.ndarray]:
-    """Returns the labels of kept logits by set."""
+    """Returns set -> labels (n,) of the saved logits."""
     return self.logits(LABELS)
 
   def rows(
@@ -242,14 +247,13 @@ class Evaluations:
     """Returns the lines of `results.jsonl` for one model.
 
     Args:
-      name: of the model.
+      name: the name of the model.
       kind: one of `report.KINDS`.
-      results: from `evaluate`.
-      differences: from `differences`. Accuracies carry theirs: "difference",
-        its interval from "low" to "high", and "p". The mean over shifts has a
-        line of its own.
-      above_start: the same against the initial model; its fields are in
-        "start".
+      results: the values from `evaluate`.
+      differences: the result of `differences`. Lines with an accuracy get the
+        fields "difference", "low" and "high" (its interval), and "p". The mean
+        over shifts is left out if it has no difference.
+      above_start: the same against the initial model, for the field "start".
     """
     title = pathlib.PurePath(self._inputs.config.data.name).name
     for mean, members in self.means().items():
@@ -300,17 +304,19 @@ class Evaluations:
     results: Mapping[str, tuple[str, Any]],
     sets: Container[str] | None = None,
   ) -> dict[tuple[str, str], statistics.Difference]:
-    """Compares all accuracies with those of a model, image by image.
+    """Compares all accuracies with those of one model, image by image.
 
     Args:
-      best: its name, usually the best ingredient's.
+      best: the name of this model, usually the best ingredient.
       results: model -> (kind, values from `evaluate`).
-      sets: names of the sets to compare on, without means; None for all.
+      sets: names of the sets to compare on, without means; None for all sets
+        and means.
 
     Returns:
-      (model, set) -> the difference as a fraction, with its 95 % interval by
-      paired bootstrap and the p of McNemar's exact test. Means of
-      `cook_config.means` have no p.
+      (model, set) -> the difference in accuracy as a fraction, with its 95 %
+      interval by the paired bootstrap and the p-value of McNemar's exact test.
+      Means over sets have no p-value. Models without readable files in
+      `correct/` are left out; {} if `best` is one of them.
     """
     correct = {name: self._correct(name, v) for name, (_, v) in results.items()}
     reference = correct.pop(best)
@@ -342,11 +348,11 @@ class Evaluations:
     return found
 
   def _correct(self, name: str, results) -> dict[str, np.ndarray] | None:
-    """Reads whether each image was right, as float64.
+    """Reads whether each image was classified correctly.
 
     Returns:
-      Set -> (n,) values; None if the file is missing, damaged, or does not have
-      the accuracies of `results`.
+      Set -> (n,) float64 of 0 and 1; None if the file is missing, damaged, or
+      does not have the accuracies of `results`.
     """
     try:
       stored = files.read_arrays(self._file("correct", name))
@@ -354,7 +360,7 @@ class Evaluations:
         dataset: np.unpackbits(stored[dataset])[: values["n"]].astype(float)
         for dataset, values in results.items()
       }
-    except (*_DAMAGED, TypeError):  # Of values that are not bytes.
+    except (*_DAMAGED, TypeError):  # TypeError: the values are not bytes.
       return None
     for dataset, values in results.items():
       right, n = found[dataset], values["n"]
@@ -377,12 +383,12 @@ class Evaluations:
 
 
 def progress(inputs: Inputs, stage: str, count: int) -> Progress:
-  """Returns the progress of `count` models, each evaluated on all sets."""
+  """Returns the progress line of `count` models, evaluated on all sets."""
   return Progress(stage, count, unit="models", step_images=inputs.num_images)
 
 
 def choices(inputs: Inputs) -> dict[str, Any]:
-  """Returns what `choices.json` tells the report about metrics and sets."""
+  """Returns the part of `choices.json` about metrics and sets."""
   names = inputs.metrics
   return {
     "metrics": list(names),
@@ -411,12 +417,12 @@ def write_rows(
   """Writes `results.jsonl`, ordered by kind.
 
   Args:
-    workdir: of the run.
-    evaluations: `Evaluations`, or those of `judge`.
+    workdir: the directory of the run.
+    evaluations: `Evaluations`, or `judge.Evaluations`.
     results: model -> (kind, values from `evaluate`).
     differences: as for `Evaluations.rows`.
     above_start: as for `Evaluations.rows`.
-    more: further lines.
+    more: further lines, written last.
   """
   rows = [
     row
@@ -430,9 +436,9 @@ def write_rows(
 
 
 class _Calibration:
-  """Calibration of one model on its sets, minival first.
+  """Calibration of one model on its sets, of which minival must come first.
 
-  On minival it fits the temperature that the other sets use. Without minival,
+  The temperature is fitted on minival and used on all sets. Without minival,
   there is none.
   """
 
@@ -441,7 +447,15 @@ class _Calibration:
     self._temperature: float | None = None
 
   def of(self, dataset: str, logits, labels) -> dict[str, float]:
-    """Returns "ece", and with the temperature "ece_t" and "loss_t"."""
+    """Returns "ece" and, given a temperature, "ece_t" and "loss_t".
+
+    On minival, it also fits and returns "temperature".
+
+    Args:
+      dataset: the name of the set.
+      logits: (n, outputs).
+      labels: (n,), as in the set.
+    """
     if not self.wanted:
       return {}
     logits = np.asarray(logits, np.float64)
@@ -462,6 +476,6 @@ class _Calibration:
 
 
 def _unchanged(params, logits):
-  """The forward pass of a model whose inputs are its logits."""
+  """The forward pass of a model whose images are its logits."""
   del params
   return logits

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Soups with the leaf names of other libraries, as folders for the hub."""
+"""Writes soups with the leaf names of other libraries, as hub folders."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -21,18 +21,18 @@ from soupjax.tasks import workdir as workdir_lib
 PyTree = Any
 # Families whose files are npz.
 NPZ = ("big_vision", "mixer", "bit", "bit_original")
-# The family whose leaf names are ours.
+# The family with the same leaf names as our models.
 OWN = "big_vision"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-  """The CLIP that a sweep started from, whose leaf names its soups take.
+  """The CLIP from which a sweep started; soups are exported with its names.
 
   Attributes:
     file: the checkpoint, with all leaves of its file.
-    like: the same checkpoint, with only the leaves that are read.
-    family: family of its leaf names.
+    like: the same checkpoint, without the leaves of `zeroshot.skip`.
+    family: the family of its leaf names.
     model: the whole CLIP, or its image tower if the soups have no text tower.
   """
 
@@ -43,24 +43,25 @@ class Start:
 
   @property
   def is_whole(self) -> bool:
-    """Whether the soups have a text tower of their own."""
+    """Whether the soups have their own text tower."""
     return isinstance(self.model, clip.CLIP)
 
 
 def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
-  """Opens the CLIP that a sweep of soupjax started from.
+  """Opens the CLIP from which a sweep of soupjax started.
 
   Args:
-    config: the config, with `zeroshot.text`.
+    config: the config; `zeroshot.text` is the path of the CLIP.
     model: the model of the ingredients.
     ingredient: the first ingredient.
 
   Returns:
-    The start; None if the ingredients have leaf names of another library, or if
-    the CLIP is unknown or has our leaf names.
+    The start; None if the ingredients have leaf names of another library or
+    are not from fine-tuning, or if the CLIP is unknown or has our leaf names.
 
   Raises:
-    ValueError: if the CLIP cannot be opened or its leaves differ in shape.
+    ValueError: if the CLIP cannot be opened, or if its leaves and those of the
+      ingredient differ in shape.
   """
   c = config.zeroshot
   family = ingredient.hyperparameters.get("family", OWN)
@@ -87,7 +88,7 @@ def start_of(config, model: nn.Module, ingredient: Ingredient) -> Start | None:
 
 
 def _weights_name(opened) -> str:
-  """Returns the name of the weights file in a hub folder; "" without one."""
+  """Returns the name of a hub folder's weights file; "" if it is not one."""
   if opened.is_judged:
     kind, name, is_directory = layout(opened.original)
     return name if kind == "safetensors" and is_directory else ""
@@ -100,7 +101,7 @@ def _weights_name(opened) -> str:
 
 
 def layout(original: Ingredient) -> tuple[str, str, bool]:
-  """Returns the format and path in which a checkpoint is stored.
+  """Returns the format and file name in which to write models like this one.
 
   Returns:
     The format ("orbax", "safetensors", "npz" or "torch"), the name of the file
@@ -119,14 +120,15 @@ def layout(original: Ingredient) -> tuple[str, str, bool]:
     return kind, pathlib.PurePath(home).name, False
   if kind not in ("safetensors", "npz", "torch"):
     raise ValueError(
-      f"{home}: soupjax cannot write this format, which evaluate_command would "
-      "need for the soups. Convert the ingredients to safetensors first, with "
+      f"{home}: soupjax cannot write this format, but evaluate_command needs "
+      "soups in it. Convert the ingredients to safetensors first, with "
       "configs/mix.py."
     )
   suffixes = {"torch": (".pt", ".pth", ".bin")}.get(kind, (f".{kind}",))
   if pathlib.Path(inner).is_file() and file.suffix in suffixes:
     return kind, file.name, is_directory
-  # A directory of shards, an index of shards, or another suffix of torch.
+  # A directory of shards, an index of shards, or a torch file with another
+  # suffix.
   stem = {"safetensors": "model", "torch": "pytorch_model"}.get(kind, "model")
   suffix = ".bin" if kind == "torch" else suffixes[0]
   if not is_directory and file.suffix != ".json":
@@ -149,7 +151,7 @@ def write_like(
     metadata: JSON to store with the weights.
 
   Returns:
-    The path of the model: the folder, if the checkpoint's path is a folder.
+    The path of the model: that of the folder if the original is a folder.
   """
   kind, name, is_directory = layout(original)
   folder.mkdir(parents=True, exist_ok=True)
@@ -194,16 +196,17 @@ def write(
   """Writes a soup with the leaf names of the ingredients' files.
 
   Soups of a sweep that started from a CLIP are written as whole CLIPs, without
-  a trained head.
+  a trained head. Nothing is written if the output exists, or if the soup itself
+  has the leaf names (and for a command, the format) of the ingredients.
 
   Args:
     opened: the `inputs.Inputs`.
-    soup: path of the soup.
-    path: path of the output, without a suffix. It becomes a folder if there are
-      configs beside the ingredients, so that other libraries can open it.
+    soup: the path of the soup.
+    path: the path of the output, without a suffix. It becomes a folder if there
+      are configs beside the ingredients, so that other libraries can open it.
     metadata: JSON to store with the weights.
     rest: a checkpoint of the same family whose other leaves and configs are
-      copied, as in `pretrained.save_exported`. With None, no other leaves are
+      copied, as in `pretrained.save_exported`. If None, no other leaves are
       copied, and the configs are those of the first ingredient.
   """
   if opened.is_judged:
@@ -250,8 +253,8 @@ def write_cards(
     opened: the `inputs.CookInputs`.
     ingredients: the ingredients with their metrics, best first.
     soups: names of the soups.
-    results: model -> kind, and set -> metric -> value.
-    workdir: of the run.
+    results: model -> (kind, set -> metric -> value).
+    workdir: the directory of the run.
   """
   headless = opened.clip_start and not opened.clip_start.is_whole
   if headless or not _weights_name(opened):
@@ -284,7 +287,7 @@ def _score_row(name, best, values) -> dict[str, Any]:
 
 
 def _recipe(opened, soup, folder) -> tuple[dict[str, Any], list[str] | None]:
-  """Returns the settings of a soup, and the ingredients chosen for it."""
+  """Returns the settings of a soup, and its chosen ingredients, if known."""
   recipe = {
     "soup": soup,
     "select": str(opened.config.select or ""),

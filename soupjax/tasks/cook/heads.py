@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot heads: of whole CLIPs, and for classes that models do not have.
+"""Zero-shot heads: of whole CLIPs, and for classes that models lack.
 
-A whole CLIP, such as a soup of both towers, is judged with the head that its
-own text tower makes of the class names (arXiv 2103.00020, 3.1.2). A model with
-a head that was fine-tuned beside a frozen text tower is judged on other classes
-with a head that this text tower makes (arXiv 2203.05482, 3.3).
+A whole CLIP, such as a soup of both towers, is evaluated with the head that its
+own text tower computes from the class names (arXiv 2103.00020, 3.1.2). A model
+fine-tuned from a zero-shot head is evaluated on other classes with a head that
+the original text tower computes (arXiv 2203.05482, 3.3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,22 +27,22 @@ from soupjax.tasks import zeroshot as settings
 from soupjax.tasks.cook import config as cook_config
 
 PyTree = Any
-# Rules of `Detected.ignored` for leaves that whole CLIPs have.
+# Keys of `Detected.ignored` with leaves that whole CLIPs use.
 RULES = ("text tower", "temperature")
 # A learned soup passes all prompts through the text tower in every step.
 _MOST_PROMPTS = 4096
-# Logarithms of scales are about 2.3 (SigLIP's start) to 4.8; scales are above.
+# Log scales are about 2.3 (SigLIP's start) to 4.8; the scales are 10 to 120.
 _MOST_LOG_SCALE, _MOST_APART = 7.0, 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """Classifies images by a kernel of class embeddings.
+  """Classifies images with a kernel of class embeddings.
 
   Attributes:
     tower: an image tower.
-    output: 0 if its embedding is its first output, 1 if it is the input of a
-      head, which is not used.
+    output: index of the embedding among the outputs of the tower: 0 without a
+      head, 1 with a head, which is not used.
   """
 
   tower: nn.Module
@@ -53,7 +53,7 @@ class Classifier:
 
     Args:
       params: "tower", "kernel" (size, classes) and "bias" (1,), from a `Head`.
-      images: as for the tower.
+      images: the input of the tower.
     """
     outputs = self.tower.apply({"params": params["tower"]}, images)
     embeddings = clip.normalized(outputs[self.output])
@@ -62,15 +62,16 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Head:
-  """The zero-shot head of a set of images.
+  """The zero-shot head for a set of images.
 
   Attributes:
-    classifier: takes what a call returns.
-    names: of the classes, in the order of the labels.
-    templates: prompts.
-    model: the whole CLIP, whose own text tower makes the head of `tokens`.
-    tokens: (classes, templates, tokens) of all prompts.
-    kernel: (size, classes), of a frozen text tower, in place of the former two.
+    classifier: the model that uses the parameters that a call returns.
+    names: class names, in the order of the labels.
+    templates: prompts with {} in place of the class name.
+    model: the whole CLIP, whose text tower computes the head from `tokens`;
+      None with a `kernel`.
+    tokens: (classes, templates, tokens) int32 of all prompts, with `model`.
+    kernel: (size, classes) from a frozen text tower; None with a `model`.
   """
 
   classifier: Classifier
@@ -81,10 +82,10 @@ class Head:
   kernel: np.ndarray | None = None
 
   def __call__(self, params: PyTree) -> dict[str, Any]:
-    """Makes the head of a model; compiled once. May be traced.
+    """Computes the head of a model; compiled once. May be traced.
 
     Args:
-      params: of the ingredient or soup.
+      params: the parameters of an ingredient or soup.
 
     Returns:
       Parameters for `classifier`.
@@ -99,7 +100,7 @@ class Head:
     }
 
   def abstract(self, params: PyTree, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Returns the shapes of a call, with the shardings of the tower."""
+    """Returns the result of a call as shapes; the head is replicated."""
     made = jax.eval_shape(self, params)
     place = sharding.replicated(mesh)
     made = {
@@ -111,7 +112,7 @@ class Head:
     return {**made, "tower": params if self.model is None else params["img"]}
 
   def record(self) -> str:
-    """Returns a hash of names and prompts."""
+    """Returns a hash of the names, the prompts and the kernel, if any."""
     text = repr((list(self.names), list(self.templates)))
     kernel = b"" if self.kernel is None else self.kernel.tobytes()
     return hashlib.sha256(text.encode() + kernel).hexdigest()[:16]
@@ -123,15 +124,16 @@ class Head:
 def whole_clips(
   config, ingredients: Sequence[Ingredient], detected
 ) -> pretrained.Detected | None:
-  """Detects whole CLIPs: models with a text tower and without a head.
+  """Detects whole CLIPs: models with a text tower and no head.
 
   Args:
-    config: with `family` and `zeroshot.text`.
-    ingredients: with the leaves of their files, and the start.
-    detected: their models.
+    config: the config, with `family` and `zeroshot.text`.
+    ingredients: the ingredients and the start, with the leaves of their files.
+    detected: the detected model of each of them.
 
   Returns:
-    A description with the options of `models.CLIP`; None if they have heads.
+    A description with the options of `models.CLIP`; None if the models are not
+    whole CLIPs.
 
   Raises:
     ValueError: naming two ingredients that differ in their towers or
@@ -152,9 +154,9 @@ def whole_clips(
     if "num_classes" in model.options and not is_whole(model):
       first = ingredients[kinds.index(True)]
       raise ValueError(
-        f"{first.path} is a CLIP with both towers and without a head, but "
+        f"{first.path} is a CLIP with both towers and no head, but "
         f"{ingredient.path} has a head of {model.options['num_classes']} "
-        "outputs: take checkpoints of one kind."
+        "outputs: use checkpoints of one kind."
       )
   described = [
     pretrained.detect(i, family=config.family or None, text=True)
@@ -180,25 +182,25 @@ def whole_clips(
 
 
 def count_names(config) -> int:
-  """Returns the number of classes of whole CLIPs."""
+  """Returns the number of classes on which whole CLIPs are evaluated."""
   c, split = config.data, config.data.minival or config.data.train
   name = c.name
-  if not split:  # A task without minival has its classes from a test set.
+  if not split:  # Without minival, the first test set gives the classes.
     first = next(iter(cook_config.tests(config).values()))
     name, split = first.dataset, first.split
   return data.open_source(name, split, data_dir=c.data_dir or None).num_classes
 
 
 def _check_alike(ingredients, described) -> None:
-  """Rejects CLIPs whose text towers or logits mean different things."""
+  """Rejects CLIPs that differ in text tower settings or in a logit bias."""
   biased = [model.options["bias"] for model in described]
   if any(biased) and not all(biased):
     sigmoid = ingredients[biased.index(True)].path
     softmax = ingredients[biased.index(False)].path
     raise ValueError(
-      f"{sigmoid} has a bias of logits (SigLIP, a sigmoid of every pair), and "
-      f"{softmax} has none (CLIP, a softmax): they cannot be averaged. Take "
-      "checkpoints of one kind."
+      f"{sigmoid} has a logit bias (SigLIP, sigmoid loss), but {softmax} has "
+      "none (CLIP, softmax loss): they cannot be averaged. Use checkpoints of "
+      "one kind."
     )
   known = [
     (ingredient, model.options["text"])
@@ -234,7 +236,7 @@ def check_scales(ingredients: Sequence[Ingredient]) -> None:
   """Checks that the logit scales of whole CLIPs are logarithms.
 
   Raises:
-    ValueError: naming an ingredient whose scale is not one.
+    ValueError: naming an ingredient whose scale is not a logarithm.
   """
   logs = {i.name: np.ravel(i.read("t"))[0].item() for i in ingredients}
   for name, value in logs.items():
@@ -249,7 +251,7 @@ def check_scales(ingredients: Sequence[Ingredient]) -> None:
     raise ValueError(
       f"The logit scales of {low!r} and {high!r} are {logs[low]:g} and "
       f"{logs[high]:g}. They should be logarithms of similar scales: one of "
-      "the files may have the scale itself."
+      "the files may contain the scale itself."
     )
 
 
@@ -261,18 +263,19 @@ def own_head(
   classes: Sequence[str] | None,
   described: Sequence[str] | None,
 ) -> Head:
-  """Makes the head of minival and of test sets with its classes.
+  """Makes the head for minival and for test sets with the same classes.
 
   Args:
-    config: of the run.
+    config: the config of the run.
     model: the whole CLIP.
-    source: an ingredient; its vocabulary lies beside it.
-    minival: the source of held-out images.
-    classes: names of its labels, None if unknown.
-    described: names of classes in the config beside the checkpoint.
+    source: an ingredient; the vocabulary may be beside it.
+    minival: the held-out images.
+    classes: class names of `minival`; None if unknown.
+    described: class names in the config beside the checkpoint; None if unknown.
 
   Raises:
-    ValueError: if names, prompts or vocabulary cannot be used.
+    ValueError: if names, prompts or vocabulary cannot be used, or there are too
+      many prompts for a learned soup.
   """
   names = settings.names_of(
     config.zeroshot, config.data.num_classes, minival.name, classes, described
@@ -284,8 +287,8 @@ def own_head(
     raise ValueError(
       f"A learned soup of whole CLIPs passes all {prompts:,} prompts "
       f"({len(names):,} names x {len(head.templates):,} templates) through the "
-      "text tower and back in every step, which is possible for "
-      f"{_MOST_PROMPTS:,}. Give fewer zeroshot.templates, or no learned soups: "
+      f"text tower in every step, but at most {_MOST_PROMPTS:,} are supported. "
+      "Use fewer zeroshot.templates, or no learned soups: "
       "--config.cook.learned.granularities='()'."
     )
   return head
@@ -322,19 +325,20 @@ def unseen_head(
   names: str | Sequence[str],
   what: str,
 ) -> Head:
-  """Makes the head of a test set with classes of its own.
+  """Makes the zero-shot head for a test set with its own classes.
 
   Args:
-    config: with `zeroshot`.
+    config: the config, with `zeroshot`.
     model: a whole CLIP, or a ViT with a head.
     source: an ingredient.
-    test: the source, with its own labels.
-    names: "own" for the names of the dataset, a file, or the names.
+    test: the test set, with its own labels.
+    names: "own" for the names of the dataset, a file with one name per line, or
+      the names.
     what: the name of the set in errors.
 
   Raises:
-    ValueError: if names do not fit, or the text tower is unknown or does not
-      belong to the model.
+    ValueError: if the names do not fit, or the text tower is unknown or does
+      not belong to the model.
   """
   if names == "own":
     names = test.class_names or ()
@@ -353,14 +357,14 @@ def unseen_head(
   path, c = config.zeroshot.text, config.zeroshot
   if not path:
     raise ValueError(
-      f"{what} has names of classes, which need a text tower, but the "
-      "ingredients have none: give --config.zeroshot.text, the CLIP whose "
-      "zero-shot head they started from."
+      f"{what} has names=, which needs a text tower, but the ingredients have "
+      "none: give --config.zeroshot.text, the CLIP whose zero-shot head they "
+      "started from."
     )
   if not getattr(model, "normalize", None) or model.num_classes is None:
     raise ValueError(
-      f"{what} has names of classes, which need features of length 1, as those "
-      "of models that started from a zero-shot head: the models have "
+      f"{what} has names=, which needs features of length 1, as in models that "
+      "started from a zero-shot head, but these have "
       f"model.normalize={getattr(model, 'normalize', None)}."
     )
   kernel, _ = settings.head(
@@ -369,9 +373,9 @@ def unseen_head(
   size = source.specs["head/kernel"].shape[0]
   if len(kernel) != size:
     raise ValueError(
-      f"{what}: embeddings of texts have size {len(kernel)} in {path}, and "
-      f"features of the ingredients {size}: give zeroshot.text, the CLIP that "
-      "they were fine-tuned from."
+      f"{what}: text embeddings of {path} have size {len(kernel)}, but the "
+      f"ingredients' features have size {size}: set zeroshot.text to the CLIP "
+      "from which they were fine-tuned."
     )
   return Head(
     classifier=Classifier(model, 1),
@@ -384,13 +388,13 @@ def unseen_head(
 def about(
   config, head: Head, minival: data.Source, where: str = "minival"
 ) -> str:
-  """Describes the classes of a test set with names of its own.
+  """Describes the classes of a test set with its own class names.
 
   Args:
-    config: with `zeroshot.names`, if the classes of minival have others.
-    head: of the set.
-    minival: the source of held-out images.
-    where: its name in the text.
+    config: the config; `zeroshot.names` are other names for minival's classes.
+    head: the head of the set.
+    minival: the held-out images, or the set that gives the models' classes.
+    where: the name of `minival` in the text.
   """
   classes = list(minival.class_names or ())
   if config.zeroshot.names:
@@ -399,7 +403,7 @@ def about(
   shared = [name for name in head.names if spelling(name) in known]
   text = f"zero-shot on {len(head.names):,} classes of its own"
   if not classes:
-    return f"{text}; the names of the classes of {where} are unknown"
+    return f"{text}; the class names of {where} are unknown"
   if not shared:
     return f"{text}, none of which is in {where}"
   return (

@@ -20,7 +20,7 @@ _EXAMPLES = """
   resize_small(256, "bicubic")|central_crop(224)|standardize("imagenet")
   resize_small(248, "bicubic")|central_crop(224)|value_range(-1, 1)
   resize(224)|value_range(-1, 1)"""
-# Options that do not change shapes, which are compared leaf by leaf.
+# Options that do not affect shapes; shapes are compared leaf by leaf.
 _SILENT = (
   *("num_heads", "act", "norm_eps", "pool_type", "post_norm"),
   *("pool_prefix", "pool_heads", "rope", "rope_grid", "conv_eps"),
@@ -42,18 +42,19 @@ def resolve(
 
   Args:
     config: as in configs/cook.py.
-    ingredients: with the leaves of their files, and the start.
-    headless: whether only image towers without heads are averaged, which may
-      then be of different classes.
+    ingredients: the ingredients, the start and checkpoints along runs, with
+      the leaves of their files.
+    headless: whether only image towers without heads are averaged, whose heads
+      may then have different classes.
 
   Returns:
     The config without gaps, the detected model of the first ingredient, the
-    same with both towers if the ingredients are whole CLIPs, and lines for the
-    plan about detected and assumed settings.
+    same with both towers if the ingredients are whole CLIPs (else None), and
+    lines for the plan about detected and assumed settings.
 
   Raises:
     ValueError: if ingredients differ in their settings or contradict the
-      config, or if a setting is in neither.
+      config, or if a required setting is in neither.
   """
   if own.is_own(models.MODELS.get(config.model.name)):
     unknown = pretrained.Detected(family="", classes=None, config={})
@@ -68,7 +69,7 @@ def resolve(
   prepared, warnings = _prepared(config, ingredients, detected)
   _check_alike(ingredients, detected, prepared, headless)
   origin, first = ingredients[0], detected[0]
-  # An ingredient without files has the settings of the others.
+  # Ingredients without config files have the settings of the others.
   named = (model.classes for model in detected)
   first = dataclasses.replace(first, classes=next(filter(None, named), None))
 
@@ -76,7 +77,7 @@ def resolve(
   written = config.model.to_dict()
   given = {k: v for k, v in written.items() if v is not None}
   name, variant = given.pop("name"), given.pop("variant")
-  if name == "vit" and first.model != "vit":  # The default; files know better.
+  if name == "vit" and first.model != "vit":  # Only a default.
     name = written["name"] = first.model
   if variant and name == "vit":
     given = {**models.variant(variant), **given}
@@ -95,15 +96,17 @@ def resolve(
   options = {**given, **filled}
   if "num_heads" in gaps and name == "vit" and "num_heads" not in options:
     raise ValueError(
-      f"The number of attention heads of {origin.path} is unknown: it is in no "
-      "file beside it, and its size is unusual. Give --config.model.num_heads, "
-      f"a divisor of the width {options['width']}, or its config.json."
+      f"The number of attention heads of {origin.path} is unknown: no file "
+      "beside it gives it, and its size is unusual. Set "
+      "--config.model.num_heads to a divisor of the width "
+      f"{options['width']}, or put its config.json beside it."
     )
   if first.options.get("rope", "") is None and "rope" not in given:
     raise ValueError(
-      f"It is unknown whether {origin.path} has rotary positions: its leaves "
-      "do not show it. Give --config.model.rope, one of "
-      f"{', '.join(map(repr, rope.ROPES))} or '' for none, or its config.json."
+      f"It is unknown whether {origin.path} uses rotary position embeddings: "
+      "its leaves do not show it. Give --config.model.rope, one of "
+      f"{', '.join(map(repr, rope.ROPES))} or '' for none, or put its "
+      "config.json beside it."
     )
 
   # --- The config without gaps ------------------------------------------------
@@ -128,10 +131,11 @@ def resolve(
 
 
 def _prepared(config, ingredients, detected):
-  """Returns the preprocessing that files describe, and lines for the plan.
+  """Returns each ingredient's preprocessing, if described, and warnings.
 
   Raises:
-    ValueError: if files cannot be followed and `data.eval_ops` is empty.
+    ValueError: if files describe unsupported preprocessing and `data.eval_ops`
+      is empty.
   """
   prepared, warnings = [], []
   for ingredient, model in zip(ingredients, detected):
@@ -147,10 +151,10 @@ def _prepared(config, ingredients, detected):
 
 
 def _eval_ops(config, ingredients, prepared):
-  """Returns the operations of evaluation, "" if they are unknown.
+  """Returns the image operations of evaluation; "" if they are unknown.
 
   Raises:
-    ValueError: if an ingredient was trained on pixels of other values.
+    ValueError: if an ingredient was trained on pixels with other values.
   """
   texts = [
     ops or preprocessing.recorded(companions.home(ingredient))
@@ -194,7 +198,7 @@ def _check_full(config, path: str, headless: bool) -> None:
   if not headless and not config.data.num_classes:
     raise ValueError(
       f"{path} has no known head and no text tower, but cooking needs "
-      "classifiers. sj.mix averages any models."
+      "classifiers. sj.mix averages models of any kind."
     )
   if not config.data.image_size:
     raise ValueError(
@@ -204,7 +208,7 @@ def _check_full(config, path: str, headless: bool) -> None:
     raise ValueError(
       f"The preprocessing of images is unknown, since no file beside {path} "
       "describes it: give --config.data.eval_ops, as in training. Usual values "
-      "are, for timm's models of ImageNet, AugReg, and transformers' ViT:"
+      "for timm's ImageNet models, AugReg and transformers' ViT are:"
       f"{_EXAMPLES}"
     )
 
@@ -212,13 +216,13 @@ def _check_full(config, path: str, headless: bool) -> None:
 def check_images(
   config: ml_collections.ConfigDict, source: data.Source, before: str = ""
 ) -> None:
-  """Raises a ValueError if prepared images do not have the model's size."""
+  """Raises a ValueError if preprocessed images lack the model's size."""
   ops, side = cook_config.eval_ops(config, before), config.data.image_size
-  # The first image that can be decoded.
+  # Has the shape of the first image that can be decoded.
   shape = pipeline.Reader(source, data.Preprocess(ops), 0).blank().shape
   if shape != (side, side, 3):
     raise ValueError(
-      f"data.eval_ops={ops!r} makes images of {shape[0]} x {shape[1]}, but the "
+      f"data.eval_ops={ops!r} gives images of {shape[0]} x {shape[1]}, but the "
       f"model takes data.image_size={side}: change one of them."
     )
 
@@ -226,7 +230,7 @@ def check_images(
 def _lines(config, detected, filled, prepared):
   """Describes model and preprocessing for the plan."""
   options = config.model.to_dict()
-  options |= options.get("image") or {}  # Of a sweep of whole CLIPs.
+  options |= options.get("image") or {}  # For a sweep of whole CLIPs.
 
   def listed(keys):
     keys = [k for k in keys if options.get(k) not in (None, "")]
@@ -240,8 +244,8 @@ def _lines(config, detected, filled, prepared):
   values = data.Preprocess(cook_config.eval_ops(config)).values
   if values.dtype == "uint8" and not prepared:
     lines.append(
-      f"WARNING: data.eval_ops gives pixels in {values}; most models take "
-      "those of value_range(-1, 1) or standardize"
+      f"WARNING: data.eval_ops gives pixels in {values}; most models need "
+      "value_range(-1, 1) or standardize"
     )
   assumed = listed(sorted(detected.assumed & set(filled)))
   if "image_size" in detected.assumed and (
@@ -250,7 +254,7 @@ def _lines(config, detected, filled, prepared):
     square = f"square images of {detected.image_size} px"
     assumed = f"{assumed}, {square}" if assumed else square
   if assumed:
-    lines.append(f"assumed, since no file says it: {assumed}")
+    lines.append(f"assumed, since no file specifies it: {assumed}")
   for rule, leaves in detected.ignored.items():
     lines.append(f"not read, {rule}: {len(leaves)} leaves, such as {leaves[0]}")
   if prepared and prepared != cook_config.eval_ops(config):

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Opens the inputs of cooking: checkpoints, a model that fits, datasets."""
+"""Opens the inputs of cooking: checkpoints, a matching model, datasets."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -31,7 +31,7 @@ from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.cook import export, heads, infer, protocols, window
 from soupjax.tasks.finetune.step import leaf_sharding
 
-# Names that the report uses for models other than ingredients.
+# Names that reports use for models other than ingredients.
 _RESERVED = re.compile(
   "(pretrained|uniform|greedy|greedy_.*|ensemble|learned_.*|wise_ft|"
   "wise_ft_.*|window|chosen|after_.*|at_.*)$"
@@ -44,20 +44,22 @@ class Inputs:
 
   Attributes:
     config: as in configs/cook.py, with all values filled in.
-    model: with a head for the data's classes, or a whole CLIP, or an encoder
-      without a head; None if a command evaluates.
-    mesh: with an axis "data"; None if a command evaluates.
-    place: leaf name and spec -> its sharding on the mesh; None if a command
-      evaluates.
-    spaces: name -> the classes of a test set among the outputs, if not all.
-    ops: name -> operations of a test set that come before `data.eval_ops`.
-    heads: name -> zero-shot head of a set, if the models do not have one.
-    unseen: name -> what is known of the classes of a test set with its own.
-    ingredients: with the leaves of the model.
+    model: a model with a head for the classes of the data, a whole CLIP, or an
+      encoder without a head; None if a command evaluates.
+    mesh: a mesh with an axis "data"; None if a command evaluates.
+    place: function of leaf name and spec that returns the sharding on the mesh;
+      None if a command evaluates.
+    spaces: test set -> its classes among the outputs, if not all.
+    ops: test set -> image operations that come before `data.eval_ops`.
+    heads: set -> its head, if that is not part of the models.
+    unseen: test set with its own classes -> a description of them.
+    ingredients: the ingredients, with the leaves of the model or, if a command
+      evaluates, of their files.
     initial: the start, or None if unknown.
-    original: the first ingredient with the leaves of its file.
+    original: the first ingredient, with the leaves of its file.
     notes: lines for the plan about the checkpoints.
-    clip_start: the CLIP of a sweep, whose leaf names soups get, or None.
+    clip_start: the CLIP from which a sweep started, whose leaf names exported
+      soups get; or None.
   """
 
   config: ml_collections.ConfigDict
@@ -96,7 +98,7 @@ class Inputs:
 
   @property
   def is_judged(self) -> bool:
-    """Whether a command evaluates, see `judge`."""
+    """Whether a command evaluates the models; see `judge`."""
     return bool(self.config.evaluate_command)
 
   def mode(self, metric: str) -> str:
@@ -126,11 +128,11 @@ class CookInputs(Inputs):
   """The opened checkpoints, model, mesh and datasets of cooking.
 
   Attributes:
-    minival: the source of held-out images; None if a command evaluates, or the
-      task "evaluate" has none.
-    tests: name -> source of a test set.
-    along: ingredient -> checkpoints of its run, oldest first; or "" -> those
-      of the only run of `cook.window`. {} without a window.
+    minival: the held-out images; None if a command evaluates, or if the task
+      "evaluate" has none.
+    tests: name -> test set.
+    along: ingredient -> checkpoints of its run, oldest first; or "" -> those of
+      the only run of `cook.window`; {} without a window.
   """
 
   minival: data.Source | None
@@ -163,7 +165,7 @@ class CookInputs(Inputs):
 
   @property
   def ensembles(self) -> bool:
-    """Whether the logits that ensembles need may be kept."""
+    """Whether ensembles are made: their logits fit `cook.ensembles_gb`."""
     if self.is_judged:
       return False
     return self.logits_bytes <= self.config.cook.ensembles_gb * 1e9
@@ -183,6 +185,9 @@ def open_checkpoints(
 
   Returns:
     The ingredients, and the start or None, with the leaves of their files.
+
+  Raises:
+    ValueError: if nothing matches, or a file or leaves cannot be found.
   """
   opened = open_lib.find_ingredients(
     patterns(config), base=config.base or config.initial or None
@@ -214,7 +219,14 @@ def adapt(
   opened: Sequence[Ingredient],
   start: Ingredient | None,
 ) -> tuple[list[Ingredient], Ingredient | None]:
-  """Gives checkpoints the leaves of a model; see `open_checkpoints`."""
+  """Converts checkpoints from `open_checkpoints` to the leaves of a model.
+
+  Returns:
+    The ingredients, with names that are safe as file names, and the start.
+
+  Raises:
+    ValueError: if a checkpoint does not fit the model.
+  """
   adapted = functools.partial(
     pretrained.as_ingredient,
     model=model,
@@ -227,7 +239,7 @@ def adapt(
     )
     for original in opened
   ]
-  # The folder of the start may have the name of an ingredient's.
+  # The folders of the start and an ingredient may have the same name.
   initial = start and dataclasses.replace(adapted(start), name="initial")
   return ingredients, initial
 
@@ -240,7 +252,7 @@ def open_inputs(
 
   Args:
     config: as in configs/cook.py.
-    devices: of the mesh; None takes those of JAX.
+    devices: devices of the mesh; None for all of JAX.
 
   Raises:
     ValueError: if checkpoints, model and data do not fit together.
@@ -313,16 +325,16 @@ def open_inputs(
 def _clip_start(
   config, model, ingredient, notes: list[str]
 ) -> export.Start | None:
-  """Opens the CLIP of a sweep, or notes why soups do not get its names."""
+  """Opens the CLIP of a sweep's start, or notes why it cannot be used."""
   try:
     start = export.start_of(config, model, ingredient)
   except ValueError as e:
     notes.append(f"WARNING: soups are not written as CLIPs. {e}")
     return None
   if start:
-    text = "" if start.is_whole else " and text tower, without their heads"
+    text = "" if start.is_whole else ", its text tower and no trained heads"
     notes.append(
-      f"export/: the soups with the leaf names{text} of {start.file.path}"
+      f"export/: the soups with the leaf names of {start.file.path}{text}"
     )
   return start
 
@@ -337,6 +349,13 @@ def check_models(
 ) -> None:
   """Checks that models of cooking can be averaged.
 
+  Args:
+    config: the config, with `select`.
+    ingredients: the ingredients.
+    initial: the start, or None if unknown.
+    along: as in `CookInputs`.
+    same_init: whether it is an error if ingredients record different starts.
+
   Raises:
     ValueError: if starts, leaves, shapes or dtypes differ.
   """
@@ -345,7 +364,7 @@ def check_models(
   if not check_selection(config, ingredients, initial):
     check_ingredients([*ingredients, *filter(None, [initial])])
   for run in along.values():
-    # A checkpoint may have the name of an ingredient.
+    # A checkpoint may have the same name as an ingredient.
     first = dataclasses.replace(
       ingredients[0], name=f"ingredient {ingredients[0].name}"
     )
@@ -357,18 +376,22 @@ def check_selection(
   ingredients: Sequence[Ingredient],
   initial: Ingredient | None,
 ) -> dict[str, Any]:
-  """Checks `config.select` against the leaves; returns it as a dict."""
+  """Checks `config.select` against the leaves; returns it as a dict.
+
+  Raises:
+    ValueError: if an expression has no effect, or its action is not valid.
+  """
   select = mix.selection_of(config.select)
   for pattern, action in select.items():
     listed = np.ndim(action) > 0
     fix = None
     if listed and config.task == "cook" and config.cook.window:
       fix = (
-        "the window averages other checkpoints; take 'keep' or one number, or "
+        "the window averages other checkpoints; use 'keep' or one number, or "
         "leave cook.window out"
       )
     elif action == "skip":
-      fix = "a model without a leaf cannot be evaluated; take 'keep' or numbers"
+      fix = "a model without a leaf cannot be evaluated; use 'keep' or numbers"
     elif (
       listed
       and config.task == "cook"
@@ -376,7 +399,7 @@ def check_selection(
       and (config.cook.wise_ft_points)
     ):
       fix = (
-        "WiSE-FT has one ingredient, not a list of them; take 'keep', or set "
+        "WiSE-FT uses only one ingredient; use 'keep', or set "
         "cook.wise_ft_points=0"
       )
     elif (
@@ -407,17 +430,17 @@ def patterns(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def safe_name(name: str, task: str = "cook") -> str:
-  """Makes a name safe as a file name and distinct from those of the task."""
+  """Makes a name safe as a file name and distinct from reserved names."""
   name = name.replace("/", ".").lstrip(".")
   taken = name == "pretrained" if task == "evaluate" else _RESERVED.match(name)
   return f"ingredient_{name}" if taken else name
 
 
 def _open_sources(config, detected, notes, model, origin):
-  """Opens minival and the test sets, labelled by the models' outputs.
+  """Opens minival and the test sets, with labels that index the outputs.
 
   Returns:
-    Minival or None; test sets, spaces and zero-shot heads by name; a source
+    Minival or None; test sets, spaces and zero-shot heads by name; and a set
     with the classes of the models.
   """
   c, asked = config.data, cook_config.tests(config)
@@ -431,12 +454,12 @@ def _open_sources(config, detected, notes, model, origin):
   }
   for name, test in tests.items():
     if minival and (shared := data.shared_examples(minival, test)):
-      use = "on which every choice is made" if c.minival else (
-        "of which a part is minival, and the rest trained the models"
+      use = "on which all choices are made" if c.minival else (
+        "part of which is minival; the models were trained on the rest"
       )  # fmt: skip
       raise ValueError(
         f"tests.{name}: {test.name} has {shared} images of {minival.name}, "
-        f"{use}. Take other images."
+        f"{use}. Use other images."
       )
   # Without minival, the classes are those of a test set that has all of them.
   every = [s for s in tests.values() if s.num_classes == c.num_classes]
@@ -495,7 +518,12 @@ def _open_sources(config, detected, notes, model, origin):
 
 
 def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
-  """Rejects tests with images on which our own run trained an ingredient."""
+  """Rejects test sets with images on which soupjax trained an ingredient.
+
+  Args:
+    path: the path of the ingredient.
+    tests: name -> test set.
+  """
   config = companions.recorded_config(path)
   trained = config.get("data", {})
   if not tests or config.get("task") != "finetune":
@@ -507,10 +535,10 @@ def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
       data_dir=trained.get("data_dir") or None,
     )
   except (ValueError, KeyError):
-    return  # It may have been moved since.
+    return  # The dataset may have been moved since.
   for name, test in tests.items():
     if shared := data.shared_examples(train, test):
       raise ValueError(
         f"tests.{name}: the models were trained on {shared} images of "
-        f"{test.name}, in {train.name}. Take other images."
+        f"{test.name}, from {train.name}. Use other images."
       )

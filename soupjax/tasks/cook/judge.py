@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluating with a program of the user as the judge: `evaluate_command`.
+"""Evaluates models with the user's own program: `evaluate_command`.
 
 Ingredients keep the leaves of their files, so that soups and candidates can be
-written like them. No model is built, and no dataset is read.
+written in the same format. No model is built, and no dataset is read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ PyTree = Any
 
 
 def open_inputs(config: ml_collections.ConfigDict) -> inputs.CookInputs:
-  """Opens the checkpoints; see `fields`."""
+  """Opens the checkpoints; arguments and errors as for `fields`."""
   return inputs.CookInputs(**fields(config), minival=None, tests={})
 
 
@@ -51,7 +51,7 @@ def fields(
     The fields of `inputs.Inputs`.
 
   Raises:
-    ValueError: if the command cannot work, or the checkpoints do not fit
+    ValueError: if the command cannot be run, or the checkpoints do not fit
       together.
   """
   if jax.process_count() > 1:
@@ -122,7 +122,7 @@ def plan(opened: inputs.CookInputs) -> str:
     if opened.initial
     else "start: unknown, so no WiSE-FT",
     *about_command(opened),
-    "chosen by minival of this command: "
+    "chosen by this command's metrics on minival: "
     + ", ".join(
       f"{soup} by {metric} ("
       + ("higher" if opened.mode(metric) == "max" else "lower")
@@ -134,13 +134,13 @@ def plan(opened: inputs.CookInputs) -> str:
     + ", ".join(["uniform", *opened.greedy, *["window"] * bool(opened.along)]),
   ]
   if config.cook.learned.granularities and len(ingredients) > 1:
-    lines.append("no learned soups: a command has no gradients")
-  lines.append("no ensembles: a command gives no logits")
+    lines.append("no learned soups: a command provides no gradients")
+  lines.append("no ensembles: a command provides no logits")
   return "\n".join(lines)
 
 
 def about_command(opened: inputs.Inputs) -> list[str]:
-  """Describes the command and its argument in lines for the plan."""
+  """Describes the command and its checkpoints in lines for the plan."""
   command = command_of(opened.config)
   kind, name, is_directory = export.layout(opened.original)
   limit = f"{command.timeout:g} s" if command.timeout else "no time limit"
@@ -149,14 +149,14 @@ def about_command(opened: inputs.Inputs) -> list[str]:
     f"  {command_lib.CHECKPOINT} is "
     + ("a folder with " if is_directory else "")
     + f"{name} ({kind}); {limit}, up to {1 + command.retries} attempts, "
-    f"{opened.config.evaluate_jobs} side by side",
+    f"{opened.config.evaluate_jobs} in parallel",
   ]
 
 
 class Evaluations:
-  """Results of models by a command: the counterpart of `evaluate.Evaluations`.
+  """Results of models from a command, like those of `evaluate.Evaluations`.
 
-  A context manager, which ends all programs.
+  Use it as a context manager, which terminates all programs on exit.
   """
 
   def __init__(
@@ -169,8 +169,8 @@ class Evaluations:
 
     Args:
       opened: the inputs.
-      workdir: directory of the run.
-      also: metrics that must be numbers besides those that decide.
+      workdir: the directory of the run.
+      also: metrics that must be finite, besides the deciding ones.
     """
     config = opened.config
     self._opened, self._workdir = opened, workdir
@@ -190,12 +190,12 @@ class Evaluations:
     self._evaluator.__exit__(*exception)
 
   def minival(self, metric: str) -> CommandEvaluator:
-    """Returns an evaluator of candidates on minival by a metric."""
+    """Returns an evaluator that scores candidates by a metric on minival."""
     lower = self._opened.mode(metric) == "min"
     return self._evaluator.for_metric(metric, lower_is_better=lower)
 
   def ahead(self, models: Mapping[str, Callable[[], PyTree]]) -> None:
-    """Evaluates models without results side by side, in the background."""
+    """Evaluates models that have no results yet, in the background."""
     folder = self._workdir / "metrics"
     self._evaluator.ahead(
       {
@@ -215,8 +215,18 @@ class Evaluations:
   ) -> dict[str, dict[str, float]]:
     """Evaluates a model, or reads the results of an earlier run.
 
+    Args:
+      name: the name of the model.
+      load: returns its parameters; called only if they are needed.
+      keep_logits: ignored, like `progress`.
+      progress: ignored.
+
     Returns:
       Set -> metric -> value.
+
+    Raises:
+      ValueError: if the command fails, or a deciding metric is missing or not
+        finite.
     """
     del keep_logits, progress
     record = self._workdir / "metrics" / f"{name}.json"
@@ -235,7 +245,7 @@ class Evaluations:
     """Groups metrics by set, without those that are not finite.
 
     Raises:
-      ValueError: if one that decides is missing or not finite.
+      ValueError: if a deciding metric is missing or not finite.
     """
     for metric in self._opened.metrics:
       command_lib.value_of(metrics, metric)
@@ -251,12 +261,12 @@ class Evaluations:
   ) -> Callable[[Sequence[Mapping[str, Any]]], None]:
     """Returns a function that evaluates what a greedy soup may try next.
 
-    It gets the decisions so far, and starts the candidates of the next turns
-    for both outcomes. They have the bits of the soup's own candidates, so that
-    their scores are found by the digest of the weights.
+    It takes the decisions so far, and starts to evaluate the candidates of the
+    next turns, for either outcome of each. They equal the soup's own candidates
+    bit for bit, so that their scores are found by the digest of the weights.
 
     Args:
-      ranked: the ingredients in the order of the soup.
+      ranked: the ingredients, in the order of the soup.
       selection: `select` and `base`, as for `greedy_soup`.
     """
     if self._opened.config.evaluate_jobs == 1:
@@ -300,7 +310,7 @@ class Evaluations:
     ]
 
   def differences(self, best: str, results) -> dict[tuple[str, str], Any]:
-    """Returns {}: a command gives no results of single images."""
+    """Returns {}: a command gives no results for single images."""
     del best, results
     return {}
 
@@ -312,12 +322,12 @@ def frontier(
 
   Args:
     history: the decisions so far, with "name" and "accepted".
-    names: of all ingredients, in their order.
-    count: the most candidates.
+    names: names of all ingredients, in the order of the soup.
+    count: maximum number of candidates.
 
   Returns:
-    Names of the members; the next candidate first, then those of the turn after
-    it if it is rejected and if it is accepted, and so on.
+    Names of each candidate's members: first the next candidate, then those of
+    the turn after it if it is rejected or accepted, and so on.
 
   Examples:
     >>> from soupjax.tasks.cook import judge

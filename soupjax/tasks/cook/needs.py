@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a run: inputs and work in words, memory, disk and time."""
+"""The plan of a run: its inputs and work, memory, disk and time."""
 
 from collections.abc import Iterable, Sequence
 import dataclasses
@@ -20,16 +20,16 @@ from soupjax.tasks.cook.inputs import CookInputs, Inputs
 
 # If one image changes accuracy by more than this, the plan warns of ties.
 _COARSE = 1e-3
-# Measured copies of a model: sums, candidates, soups, gradients, and memory of
-# theirs that the allocator keeps.
+# Measured memory in copies of a model: sums, candidates, soups, gradients, and
+# freed memory that the allocator keeps.
 _COPIES = {"greedy": 9.0, "learned": 10.5, "evaluation": 1.2}
 _COPIES |= {"search": 5.0, "statistics": 6.0}
-_GRAMS = 4.0  # Measured copies of Gram matrices.
-# Measured bytes of the figures and the page of results.
+_GRAMS = 4.0  # Measured memory in copies of all Gram matrices.
+# Measured bytes of the figures and the report page.
 _REPORT = 60_000_000
-# Measured bytes of compiling forward passes alone.
+# Measured bytes for compiling forward passes.
 _FORWARD = 40_000_000
-# The same, with programs and buffers that make candidates.
+# The same, with programs and buffers that compute candidates.
 _CANDIDATES = 80_000_000
 
 
@@ -40,7 +40,7 @@ def cooking(
 
   Args:
     inputs: the opened inputs.
-    workdir: of the run; None if it is not known yet.
+    workdir: the directory of the run; None if unknown.
   """
   weights = inputs.ingredients[0].num_bytes
   interpolates = inputs.initial and inputs.config.cook.wise_ft_points
@@ -64,7 +64,7 @@ def cooking(
 
 
 def _exported(inputs: CookInputs, weights: int) -> int:
-  """Returns the bytes of a soup that is written for another library."""
+  """Returns the bytes of a soup as written to `export/`; 0 if it is not."""
   if inputs.clip_start:
     return inputs.clip_start.file.num_bytes
   return weights if inputs.family or inputs.is_judged else 0
@@ -111,7 +111,13 @@ def searching(
 def statistics(
   inputs: CookInputs, workdir: str | os.PathLike | None, kinds: Sequence[str]
 ) -> estimate.Estimate:
-  """Estimates memory and disk of the task "statistics"; see `cooking`."""
+  """Estimates memory and disk of the task "statistics".
+
+  Args:
+    inputs: as for `cooking`.
+    workdir: as for `cooking`.
+    kinds: the statistics to compute: "fisher", "grams" or both.
+  """
   weights, count = inputs.ingredients[0].num_bytes, len(inputs.ingredients)
   grams = _gram_bytes(inputs) if "grams" in kinds else 0
   disk = {
@@ -147,15 +153,15 @@ def _gram_bytes(inputs: CookInputs) -> int:
 
 
 def print_duration(inputs: Inputs, dataset: str, images: int) -> None:
-  """Prints how long forward passes take, by one batch that is timed.
+  """Times one batch, and prints how long all forward passes will take.
 
-  Prints nothing in several processes, if a command evaluates, or if the model
-  is too large to be compiled for a CPU.
+  Prints nothing if there are several processes, if a command evaluates, or if
+  the model is too large to be compiled for a CPU.
 
   Args:
     inputs: the opened inputs.
-    dataset: the set that the batch is taken from.
-    images: that all models see together.
+    dataset: the set from which the batch is taken.
+    images: number of images that all models evaluate together.
   """
   first = inputs.ingredients[0]
   count = sum(spec.size for spec in first.specs.values())
@@ -176,12 +182,12 @@ def print_duration(inputs: Inputs, dataset: str, images: int) -> None:
   speed = size / max(evaluator.seconds_per_batch(params), 1e-9)
   print(
     f"  forward passes {_time(images / speed)}: {images:,} images at "
-    f"{speed:,.0f}/s, by one batch; steps of learned soups are not counted"
+    f"{speed:,.0f}/s, timed on one batch; steps of learned soups not counted"
   )
 
 
 def _time(seconds: float) -> str:
-  """Writes a duration in one unit."""
+  """Formats a duration in one unit."""
   for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
     if seconds >= 2 * unit:
       return f"{seconds / unit:.1f} {name}"
@@ -208,7 +214,7 @@ def _estimate(inputs, workdir, pool, copies, logits, disk, **more):
 
 
 def _shards(inputs) -> float:
-  """Returns the bytes of a model over those on one device."""
+  """Returns the ratio of a model's bytes to its bytes on one device."""
   if inputs.place is None:
     return 1
   whole = on_each = 0
@@ -220,7 +226,7 @@ def _shards(inputs) -> float:
 
 
 def _decoded(inputs) -> float:
-  """Returns bytes of the decoded sets that stay in memory."""
+  """Returns the bytes of decoded images that a process keeps in memory."""
   config, total = inputs.config.data, 0.0
   for source in inputs.sets.values():
     needed = 12 * config.image_size**2 * len(source)
@@ -228,7 +234,7 @@ def _decoded(inputs) -> float:
   return total / jax.process_count()
 
 
-# --- Inputs and work in words -------------------------------------------------
+# --- Inputs and work as text --------------------------------------------------
 
 
 def plan(inputs: CookInputs) -> str:
@@ -236,7 +242,7 @@ def plan(inputs: CookInputs) -> str:
   start = inputs.initial.path if inputs.initial else "unknown, so no WiSE-FT"
   lines = [*about_models(inputs), f"start: {start}", *about_sets(inputs)]
   if not inputs.tests:
-    lines.append("no test set: name one with tests= to measure gains of soups")
+    lines.append("no test set: give one with tests= to measure soup gains")
   names = ["uniform", *inputs.greedy, *inputs.learned]
   names += ["window"] if inputs.along else []
   names += ["wise_ft"] if _wise_ft_points(inputs) else []
@@ -257,13 +263,13 @@ def plan(inputs: CookInputs) -> str:
     )
   lines.append(
     f"ensembles: {inputs.logits_bytes / 1e6:,.1f} MB of logits"
-    + ("" if inputs.ensembles else ", more than cook.ensembles_gb: none")
+    + ("" if inputs.ensembles else ", more than cook.ensembles_gb, so none")
   )
   return "\n".join(lines)
 
 
 def evaluations(inputs: CookInputs) -> tuple[int, int]:
-  """Returns how many models are evaluated on all sets, and on minival alone."""
+  """Returns the number of models, and the maximum number of candidates."""
   count, points = len(inputs.ingredients), _wise_ft_points(inputs)
   soups = 1 + len(inputs.greedy) + len(inputs.learned) + bool(points)
   models = count + bool(inputs.initial) + soups + bool(inputs.along) + points
@@ -309,20 +315,20 @@ def about_sets(inputs: CookInputs) -> list[str]:
   lines += [f"{name}: {text}" for name, text in inputs.unseen.items()]
   if own := inputs.heads.get("minival"):
     lines.append(
-      "whole CLIPs: each is judged with the head of its own text tower, "
+      "whole CLIPs: each is evaluated with the head of its own text tower, "
       f"{len(own.names):,} names x {len(own.templates):,} templates"
     )
   return lines
 
 
 def _about_metrics(inputs: CookInputs) -> Iterable[str]:
-  """Yields lines on the metrics of choices, and on their resolution."""
+  """Yields lines about the deciding metrics and their resolution."""
   first, count = inputs.metrics[0], len(inputs.minival)
   chosen = [f"{name} by {metric}" for name, metric in inputs.greedy.items()]
-  yield f"chosen on minival: ranks by {first}, " + ", ".join(chosen)
+  yield f"chosen on minival: ranking by {first}, " + ", ".join(chosen)
   for metric in inputs.metrics:
     if evaluators.get_metric(metric).bound is None:
-      yield f"{metric} has no bound: no early rejection by it"
+      yield f"{metric} has no bound, so it rejects no candidate early"
   if first == "prec@1" and 1 / count > _COARSE:
     yield (
       f"WARNING: with {count} images, accuracy moves in steps of "

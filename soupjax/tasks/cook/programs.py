@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The programs of cooking with shapes in place of arrays."""
+"""The compiled programs of cooking, with shapes in place of arrays."""
 
 from collections.abc import Iterator
 import pathlib
@@ -22,7 +22,7 @@ def programs(inputs: CookInputs) -> Iterator[Program]:
   """Yields evaluation, the uniform soup and a step of a learned soup.
 
   Args:
-    inputs: opened for devices that need not exist.
+    inputs: the inputs, opened for devices that need not exist.
   """
   first = inputs.ingredients[0]
   leaves = [
@@ -56,11 +56,11 @@ def _evaluation(inputs: CookInputs, params) -> Program:
 
 
 def _learned_step(inputs: CookInputs, num_bytes: int) -> Program:
-  """Returns loss and gradient of a learned soup.
+  """Returns the program for the loss and gradient of a learned soup.
 
   Args:
     inputs: as above.
-    num_bytes: of a model on each device.
+    num_bytes: bytes of a model on each device.
   """
   config, model = inputs.config, inputs.model
   count, size = config.cook.learned.batch_size, config.data.image_size
@@ -82,7 +82,7 @@ def _learned_step(inputs: CookInputs, num_bytes: int) -> Program:
     name=f"learned soup, gradient on {count} images",
     function=function,
     args=args,
-    # The others stay on the devices only where there is room.
+    # Further ingredients stay on the devices only if there is room.
     beside={"first ingredient": num_bytes, "a block of others": num_bytes},
     advice=lambda needed, room: _fewer(
       inputs,
@@ -96,11 +96,11 @@ def _learned_step(inputs: CookInputs, num_bytes: int) -> Program:
 
 
 def _fewer(inputs, key: str, count: int, needed, room, fixed) -> str:
-  """Says by how much to lower a batch size."""
+  """Advises on a smaller batch, or on more devices if no batch fits."""
   fits = fewer(count, needed, room, fixed, inputs.mesh.shape["data"])
   if fits:
     return f"Set {key} to about {fits} (now {count})."
-  advice = "The weights alone do not leave room: "
+  advice = "The weights alone leave no room: "
   if inputs.config.sharding.preset == "replicated":
     advice += "set sharding.preset='fsdp', or "
-  return f"{advice}take a slice of {-(-needed // room)} times as many devices."
+  return f"{advice}use a slice with {-(-needed // room)} times as many devices."

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Test sets with protocols: maps to several outputs, several right labels."""
+"""Protocols of test sets: classes with several outputs, or several labels."""
 
 from collections.abc import Mapping, Sequence
 import pathlib
@@ -14,7 +14,7 @@ from soupjax.evaluators.label_spaces import LabelSpace
 
 
 class _Chosen(data.Source):
-  """Some images of a source with labels of their own."""
+  """A part of a source's images, with other labels."""
 
   def __init__(
     self,
@@ -47,22 +47,27 @@ def mapped(
   num: int,
   what: str,
 ) -> tuple[data.Source, LabelSpace]:
-  """Keeps the images whose class is in a map, and joins outputs to classes.
+  """Keeps the images whose class is in a map from classes to outputs.
 
   Args:
-    source: with names of classes.
-    path: of the map, see `label_spaces.read_map`.
+    source: a set with class names.
+    path: the path of the map; see `label_spaces.read_map`.
     classes: names of the models' outputs, or None if unknown.
     num: number of outputs.
     what: the name of the set in errors.
 
+  Returns:
+    The images, labelled by the first output of their class, and the classes
+    among the outputs.
+
   Raises:
-    ValueError: if names are missing or unknown, or an output is in two classes.
+    ValueError: if names are missing or unknown, an output is in two classes, or
+      no image is left.
   """
   if not source.class_names:
     raise ValueError(
-      f"{what}: {source.name} has no names of classes, so map={path} cannot be "
-      "followed: give a folder with one sub-folder a class."
+      f"{what}: {source.name} has no names for its classes, so map={path} "
+      "cannot be used: give a folder with one sub-folder per class."
     )
   try:
     table = label_spaces.read_map(path)
@@ -83,10 +88,8 @@ def mapped(
   labels = [source.label(k) for k in range(len(source))]
   indices = [k for k, label in enumerate(labels) if names[label] in groups]
   if not indices:
-    raise ValueError(
-      f"{what}: no image of {source.name} is of a class in {path}"
-    )
-  note = f"{len(indices):,} of {len(labels):,} images are of a class in {path}"
+    raise ValueError(f"{what}: no image of {source.name} has a class in {path}")
+  note = f"{len(indices):,} of {len(labels):,} images have a class in {path}"
   chosen = _Chosen(
     source, indices, [groups[names[labels[k]]][0] for k in indices], num, note
   )
@@ -96,7 +99,7 @@ def mapped(
 def _output(
   given: str | int, classes: Sequence[str] | None, num: int, path: str
 ) -> int:
-  """Returns the number of an output that is given by name or number."""
+  """Returns the index of an output that is given by name or index."""
   if isinstance(given, str):
     if not classes or given not in classes:
       why = registry.suggestion(given, classes) if classes else (
@@ -106,7 +109,8 @@ def _output(
     return list(classes).index(given)
   if not 0 <= given < num:
     raise ValueError(
-      f"{path} has output {given}, but the models have {num}, 0 to {num - 1}."
+      f"{path} has output {given}, but the models have {num} outputs, 0 to "
+      f"{num - 1}."
     )
   return given
 
@@ -117,13 +121,17 @@ def answered(
   """Gives images several right labels, and leaves out those without any.
 
   Args:
-    source: images in files, or with several labels of its own.
-    path: see `label_spaces.read_answers`; "" takes the source's own.
+    source: a set of image files, or one with several labels per image.
+    path: the labels, see `label_spaces.read_answers`; "" for those of `source`.
     num: number of outputs.
     what: the name of the set in errors.
 
+  Returns:
+    The images, whose labels index `answers` of the label space, and this space.
+
   Raises:
-    ValueError: if an image is not in the file, or a label is out of range.
+    ValueError: if an image is not in the file, a label is out of range, or no
+      image is left.
   """
   try:
     answers = _of_files(source, path) if path else _own(source)
@@ -167,8 +175,8 @@ def _of_files(source: data.Source, path: str) -> list[tuple[int, ...]]:
       right = table[at] if 0 <= at < len(table) else None
     if right is None:
       raise ValueError(
-        f"labels={path} has nothing for {source.describe(k)}: labels are by "
-        "the name of the file, or by the number at its end."
+        f"labels={path} has nothing for {source.describe(k)}: labels are found "
+        "by file name, or by the number at its end."
       )
     result.append(tuple(sorted(set(right))))
   return result
@@ -177,11 +185,11 @@ def _of_files(source: data.Source, path: str) -> list[tuple[int, ...]]:
 def described(
   spaces: Mapping[str, LabelSpace], ops: Mapping[str, str]
 ) -> dict[str, str]:
-  """Describes how test sets are evaluated, if not over their own labels.
+  """Describes the protocols of test sets with changed labels or images.
 
   Args:
-    spaces: name -> space of a set; those of single outputs are left out.
-    ops: name -> operations that change its images.
+    spaces: test set -> its label space; classes of one output are left out.
+    ops: test set -> image operations that change it.
   """
   texts: dict[str, list[str]] = {}
   for name, space in spaces.items():

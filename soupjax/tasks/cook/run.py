@@ -3,8 +3,8 @@
 """Cooks soups of checkpoints on disk and evaluates them on held-out sets.
 
 Reads top to bottom: ingredients, soups, evaluation, results. Settings are in
-`config`, opened checkpoints and datasets in `inputs`, scores in `evaluate`, the
-single soups in `soups`.
+`config`, opened checkpoints and datasets in `inputs`, scores in `evaluate`, and
+the individual soups in `soups`.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def run(
     The path of the report; None after a dry run.
 
   Raises:
-    ValueError: if the config cannot work, or checkpoints, model and data do not
+    ValueError: if the config is invalid, or checkpoints, model and data do not
       fit together.
   """
   workdir = files.path_of(path) if path else None
@@ -102,7 +102,10 @@ def planned(
   Args:
     config: as in `run`.
     workdir: as in `run`; None in a dry run.
-    devices: of the mesh; None takes those of JAX.
+    devices: devices of the mesh; None for all of JAX.
+
+  Raises:
+    ValueError: as for `run`.
   """
   cook_config.check(config)
   sets = () if config.evaluate_command else tuple(config.tests)
@@ -147,7 +150,7 @@ def _run(
   ingredients = _ranked(opened, ingredients, metric)
   _warn_of_chance(opened, ingredients[0])
 
-  # --- Soups, by minival alone ------------------------------------------------
+  # --- Soups, chosen on minival -----------------------------------------------
   names = _cook(opened, ingredients, evaluations, workdir)
   _write_choices(opened, ingredients, workdir)
 
@@ -233,7 +236,7 @@ def _table(config, workdir: pathlib.Path, sizes) -> str:
 
 
 def _write_choices(opened, ingredients, workdir) -> None:
-  """Records the metrics of every choice, for the report."""
+  """Records metrics, best ingredients and the window, for the report."""
   choices = evaluate.choices(opened) | {
     "best": {
       name: _ranked(opened, ingredients, name)[0].name
@@ -262,8 +265,8 @@ def _warn_of_chance(opened, best) -> None:
   chance = 1 / opened.config.data.num_classes
   if accuracy - chance < 0.1 * (1 - chance) and processes.is_first():
     logging.warning(
-      "The best ingredient has %.1f %% on minival, hardly better than chance. "
-      "If you expect more, check the preprocessing of images (data.eval_ops), "
+      "The best ingredient has %.1f %% accuracy on minival, hardly better than "
+      "chance. If you expect more, check the preprocessing (data.eval_ops), "
       "order of classes (data.classes), model.num_heads and model.act.",
       100 * accuracy,
     )
@@ -391,7 +394,7 @@ def _batches(opened):
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the table if a run of these inputs has finished; else False."""
+  """Returns whether this run has already finished; if so, prints its table."""
   outputs = ("results.jsonl", "report.html")
   if not records.is_finished(workdir / _RECORD, config, outputs):
     return False

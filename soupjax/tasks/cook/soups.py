@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Soups and ensembles of a run; each resumes after a kill."""
+"""Soups of a run, which resume after a kill, and ensembles."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
@@ -34,10 +34,11 @@ def ranked(
   """Sorts by a metric on minival, best first; ties by accuracy, then by loss.
 
   Args:
-    ingredients: with "minival/METRIC" among their metrics.
-    metric: its name.
-    mode: "max" or "min" for a metric of a command, which alone decides; None
-      for a registered metric.
+    ingredients: ingredients with the metric "minival/METRIC" and, without a
+      `mode`, "minival/prec@1" and "minival/loss".
+    metric: the name of the metric.
+    mode: "max" or "min" for a metric of a command, which then decides alone;
+      None for a registered metric.
   """
   if mode is not None:
     return list(rank_by(ingredients, f"minival/{metric}", mode=mode))
@@ -60,14 +61,17 @@ def greedy(
   """Runs `greedy_soup` and saves every decision in the file `trace`.
 
   Args:
-    config: with "accept", "min_delta" and "early_reject".
+    config: the keys "accept", "min_delta" and "early_reject".
     stage: the name of the progress line.
-    ingredients: best first.
+    ingredients: the ingredients, best first.
     evaluate: as for `greedy_soup`.
     trace: a file to resume from after a kill.
     sharding: as for `greedy_soup`.
     selection: `select` and `base`, as for `greedy_soup`.
     before_turn: called with the decisions so far, as dicts.
+
+  Raises:
+    ValueError: if `trace` is damaged, or as for `greedy_soup`.
   """
   history = workdir_lib.read(trace, [])
   if not isinstance(history, list):
@@ -102,7 +106,7 @@ def greedy(
 def greedy_record(
   config, metric: str, soup: GreedySoup | GreedyEnsemble
 ) -> dict[str, Any]:
-  """Returns the record of a greedy choice, as JSON."""
+  """Returns the record of a greedy selection, as JSON."""
   return {
     "metric": metric,
     "accept": config.accept,
@@ -113,17 +117,18 @@ def greedy_record(
 
 
 def granularity_of(model, name: str) -> Granularity:
-  """Returns the granularity of a name for the leaves of a model."""
+  """Returns a granularity by its name, for the leaves of a model."""
   scan = model.image["scan"] if isinstance(model, CLIP) else model.scan
   return Granularity(name, stacked="encoderblock/" if scan else None)
 
 
 def learned_loss(model, head: Head | None = None) -> Callable[..., Any]:
-  """Returns the loss of learned soups, `loss(params, beta, batch)`.
+  """Returns the cross-entropy `loss(params, beta, batch)` of learned soups.
 
   Args:
-    model: with logits first.
-    head: of a whole CLIP; gradients pass through its text tower, too.
+    model: a Linen module that returns logits first.
+    head: the head of a whole CLIP, instead of the model's own; gradients also
+      pass through the text tower.
   """
 
   def loss(params, beta, batch):
@@ -155,20 +160,25 @@ def learned(
   """Runs `learned_soup` and saves every step in the file `state`.
 
   Args:
-    config: with "steps", "learning_rate" (0 is the default) and "memory_gb".
-    granularity: as for `learned_soup`.
+    config: the keys "steps", "learning_rate" (0 for the default) and
+      "memory_gb".
+    granularity: "model", "layer" or "tensor".
     model: as for `learned_loss`.
     ingredients: at least two.
-    batches: of held-out images and labels, from the first step on.
+    batches: held-out (images, labels), beginning with those of the first step.
     state: a file to resume from after a kill.
     sharding: as for `learned_soup`.
     select: as for `learned_soup`.
     head: as for `learned_loss`.
-    loss: of parameters, logit scale and a batch; None is that of the model.
+    loss: a function of parameters, logit scale and batch; None for
+      `learned_loss`.
     base: as for `learned_soup`.
 
   Returns:
     The soup and its record, as JSON.
+
+  Raises:
+    ValueError: if `state` is damaged, or as for `learned_soup`.
   """
   resume = workdir_lib.read(state)
   if resume is not None and not isinstance(resume, dict):
@@ -214,12 +224,13 @@ def ensembles(
   """Averages the logits of all ingredients and of a greedy selection.
 
   Args:
-    config: with "accept" and "min_delta".
-    metric: of the greedy selection, on minival.
-    names: of the ingredients, best first.
-    labels: of minival.
+    config: the keys "accept" and "min_delta".
+    metric: the metric of the greedy selection, on minival.
+    names: names of the ingredients, best first.
+    labels: (n,) labels of minival.
     logits: ingredient -> set -> (n, classes).
-    workdir: gets `ensembles/greedy_ensemble/greedy.json`.
+    workdir: directory of the run; gets
+      `ensembles/greedy_ensemble/greedy.json`.
 
   Returns:
     Ensemble -> set -> (n, classes), and ensemble -> number of members.

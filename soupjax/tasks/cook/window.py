@@ -19,10 +19,10 @@ from soupjax.tasks import mix
 from soupjax.tasks import workdir as workdir_lib
 
 PyTree = Any
-# In `cook.window`: the directory in which an ingredient lies.
+# Placeholder in `cook.window` for the directory of an ingredient.
 _RUN = "{run}"
 _BRACES = re.compile(r"\{.*?\}")
-# Hyperparameters in which checkpoints of one run differ.
+# Hyperparameters that may differ between checkpoints of one run.
 _ALONG = ("steps", "family")
 
 
@@ -31,8 +31,8 @@ def patterns(window: str, ingredient: str) -> list[str]:
 
   Args:
     window: paths and patterns joined by commas, with "{run}" for the directory
-      in which the ingredient lies; "" for none.
-    ingredient: its path, as `config.ingredients` matches it.
+      of the ingredient; "" for none.
+    ingredient: the path of the ingredient, as matched by `config.ingredients`.
   """
   run = os.path.dirname(ingredient.removesuffix("/params"))
   if not buckets.is_remote(ingredient):
@@ -45,20 +45,20 @@ def open_runs(
   ingredients: Sequence[Ingredient],
   read_as: Callable[[Ingredient], Ingredient] = lambda i: i,
 ) -> list[list[Ingredient]]:
-  """Opens the checkpoints of runs that `cook.window` names.
+  """Opens the checkpoints along runs that `cook.window` names.
 
   Args:
     config: as in configs/cook.py.
-    ingredients: with their paths.
-    read_as: chooses leaves of every checkpoint.
+    ingredients: the ingredients, with the paths of their files.
+    read_as: a function that chooses the leaves of a checkpoint.
 
   Returns:
-    The checkpoints of one run, oldest first; of one for each ingredient if the
-    window has "{run}". [] without a window.
+    The checkpoints of every run, oldest first: one run per ingredient if the
+    window has "{run}", otherwise a single run; [] without a window.
 
   Raises:
-    ValueError: if a run has fewer than two checkpoints, or they are not of one
-      run, or have no order.
+    ValueError: if a run has fewer than two checkpoints, or if checkpoints are
+      not from one run or their order is unknown.
   """
   window = config.cook.window
   if not window:
@@ -79,7 +79,7 @@ def open_runs(
       runs.append(list(map(read_as, in_order(run, given))))
       if len(run) < 2:
         raise ValueError(
-          f"only {run[0].path} matches, but a window needs two or more "
+          f"only {run[0].path} matches, but a window needs at least two "
           "checkpoints of a run. Runs of task 'finetune' keep them with "
           "--config.ingredients=1epochs."
         )
@@ -90,7 +90,7 @@ def open_runs(
 
 
 def _matched(path: str, matches: Sequence[str]) -> str:
-  """Returns which match a checkpoint is, or is in; its path without one."""
+  """Returns the longest match that is or contains a path; else the path."""
   places = [m if buckets.is_remote(m) else os.path.abspath(m) for m in matches]
   inside = [m for m in places if f"{path}/".startswith(f"{m}/")]
   return max(inside, key=len, default=path)
@@ -99,7 +99,7 @@ def _matched(path: str, matches: Sequence[str]) -> str:
 def by_ingredient(
   ingredients: Sequence[Ingredient], runs: Sequence[Sequence[Ingredient]]
 ) -> dict[str, Sequence[Ingredient]]:
-  """Returns ingredient -> its run, or "" -> the only one, from `open_runs`."""
+  """Returns ingredient -> its run from `open_runs`, or "" -> the only run."""
   if len(runs) == 1 < len(ingredients):
     return {"": runs[0]}
   return {i.name: run for i, run in zip(ingredients, runs)}
@@ -119,16 +119,17 @@ def in_order(
 ) -> list[Ingredient]:
   """Sorts the checkpoints of one run, oldest first.
 
-  The order is that of the steps that they record. Without records, it is that
-  of the patterns, and within a pattern that of the numbers in the paths.
+  They are sorted by their recorded steps. If any has none, they keep the order
+  of the patterns and, within a pattern, of the numbers in the paths.
 
   Args:
     checkpoints: from `find_ingredients`.
     given: the patterns that found them.
 
   Raises:
-    ValueError: if they record different hyperparameters, moving averages among
-      them, or the same steps, or if paths differ in more than numbers.
+    ValueError: if they record different hyperparameters (which include moving
+      averages) or the same steps, or if the paths of one pattern differ in more
+      than numbers and steps are missing.
   """
   recorded = [c for c in checkpoints if c.hyperparameters]
   for other in recorded[1:]:
@@ -137,9 +138,9 @@ def in_order(
     for key in sorted({*a, *b} - {*_ALONG}):
       if a.get(key) != b.get(key):
         raise ValueError(
-          f"{first.name!r} and {other.name!r} are not of one run: they record "
-          f"{key} {a.get(key)!r} and {b.get(key)!r}. Give checkpoints of one "
-          "run, and either weights or one of their moving averages."
+          f"{first.name!r} and {other.name!r} are not from one run: they "
+          f"record {key} {a.get(key)!r} and {b.get(key)!r}. Give checkpoints "
+          "of one run, and either the weights or one of their moving averages."
         )
   steps = {c.name: c.hyperparameters.get("steps") for c in checkpoints}
   if None not in steps.values():
@@ -147,7 +148,7 @@ def in_order(
     for one, two in zip(ordered, ordered[1:]):
       if steps[one.name] == steps[two.name]:
         raise ValueError(
-          f"{one.name!r} and {two.name!r} are not of one run: both record "
+          f"{one.name!r} and {two.name!r} are not from one run: both record "
           f"{steps[one.name]} steps. Leave one of them out."
         )
     return ordered
@@ -157,8 +158,8 @@ def in_order(
       if re.sub(r"\d+", "0", first) != re.sub(r"\d+", "0", other):
         raise ValueError(
           f"The order of {first} and {other} is unknown: they record no steps, "
-          "and their names differ in more than a number. List the checkpoints "
-          "from the first to the last, joined by commas."
+          "and their names differ in more than numbers. List the checkpoints "
+          "from oldest to newest, joined by commas."
         )
   return list(checkpoints)
 
@@ -176,7 +177,7 @@ def choose(
   Args:
     checkpoints: oldest first.
     evaluate: as in `soupjax.search`.
-    merge: from `mix.merger`, of the checkpoints.
+    merge: the result of `mix.merger` for the checkpoints.
     options: "kind" and "decay" of `rules.schedule`.
     settings: further arguments of `soupjax.search.tune`.
 
@@ -200,8 +201,8 @@ def soup(
 
   Args:
     opened: the `inputs.CookInputs`.
-    best: the best ingredient, whose run is taken if there are several.
-    evaluations: of `evaluate` or `judge`.
+    best: the best ingredient, whose run is used if there are several.
+    evaluations: `evaluate.Evaluations` or `judge.Evaluations`.
     state: a file to resume from after a kill.
 
   Returns:

@@ -99,15 +99,15 @@ def check_negation(inputs: SearchInputs) -> None:
   metric = inputs.metrics[0]
   if inputs.mode(metric) != "max":
     raise ValueError(
-      f"{'metric' if inputs.is_judged else 'cook.metric'}={metric!r} is lower "
-      "for better models, but negation needs a metric where higher is better, "
-      "such as an accuracy."
+      f"{'metric' if inputs.is_judged else 'cook.metric'}={metric!r}: lower is "
+      "better, but negation needs a metric where higher is better, such as an "
+      "accuracy."
     )
   names, control = forgotten(inputs), inputs.config.search.control
   if control not in inputs.tasks:
     raise ValueError(
       f"search.control={control!r} must be one of the tasks "
-      f"{', '.join(inputs.tasks)}: one on which accuracy must not drop."
+      f"{', '.join(inputs.tasks)}: a task on which accuracy must not drop."
     )
   check_control("forget", names, [control])
   _check_own(inputs, "forget", names)
@@ -127,7 +127,7 @@ def _check_own(inputs, key, names) -> None:
   if missing or not names:
     raise ValueError(
       f"search.{key} needs an ingredient for {missing or 'at least one task'}: "
-      "give tasks.NAME the key model, one of "
+      "set the key model of tasks.NAME to one of "
       f"{', '.join(i.name for i in inputs.ingredients)}."
     )
 
@@ -164,7 +164,7 @@ def negation(work: Work) -> Outcome:
 
 
 def check_analogy(inputs: SearchInputs) -> None:
-  """Raises a ValueError if a, b and c are not three ingredients."""
+  """Raises a ValueError if a, b and c are not three different ingredients."""
   given = {key: inputs.config.search[key] for key in "abc"}
   present = [ingredient.name for ingredient in inputs.ingredients]
   for key, name in given.items():
@@ -175,12 +175,12 @@ def check_analogy(inputs: SearchInputs) -> None:
       )
   if len({named(present, name) for name in given.values()}) < 3:
     raise ValueError(
-      f"search.a, b and c must be three ingredients, got {given}."
+      f"search.a, b and c must be three different ingredients, got {given}."
     )
 
 
 def analogy(work: Work) -> Outcome:
-  """Chooses the scale of c + scale (b - a) on the new task."""
+  """Chooses the scale in c + scale (b - a) by the score on the new task."""
   by_name = {i.name: i for i in work.inputs.ingredients}
   a, b, c = (by_name[named(by_name, work.config.search[k])] for k in "abc")
   names = deciding(work.inputs)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Averages of runs (DiWA, ratatouille) or of one run; merge rules."""
+"""Averages of several runs (DiWA, ratatouille) or along one; merge rules."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -42,7 +42,7 @@ def count_diwa(inputs: SearchInputs) -> int:
 
 
 def diwa(work: Work) -> Outcome:
-  """Averages all runs, or those in their greedy soup."""
+  """Averages all runs, or those that a greedy soup selects."""
   c, names = work.config.search, deciding(work.inputs)
   scored = [
     dataclasses.replace(
@@ -98,8 +98,8 @@ def schedules(inputs: SearchInputs) -> dict[str, dict[str, Any]]:
       rules.schedule(count=len(inputs.ingredients), **options)
     except ValueError as e:
       raise ValueError(
-        f"search.kinds has {text!r}: give uniform, linear, minus-sqrt and "
-        f"ema:DECAY, such as ema:0.9, joined by +. {e}"
+        f"search.kinds has {text!r}: give any of uniform, linear, minus-sqrt "
+        f"and ema:DECAY, such as ema:0.9, joined by +. {e}"
       ) from e
     found[text.strip().replace(":", "_")] = options
   return found
@@ -183,7 +183,7 @@ def ranges(inputs: SearchInputs) -> dict[str, tuple[float, float]]:
 
 
 def check_rule(inputs: SearchInputs) -> None:
-  """Checks the bounds of a rule, its base and the budget.
+  """Checks the ranges of a rule's arguments, its base and the budget.
 
   Raises:
     ValueError: if the rule rejects a bound or needs the missing initial model,
@@ -211,7 +211,7 @@ def check_rule(inputs: SearchInputs) -> None:
 
 
 def _first(inputs: SearchInputs) -> list[float]:
-  """Returns the first point: defaults of the rule, or midpoints of ranges."""
+  """Returns the first candidate: defaults of the rule, or mid-ranges."""
   known = rules.RULES.signature(inputs.config.search.rule).parameters
   first = []
   for name, (low, high) in ranges(inputs).items():
@@ -226,7 +226,7 @@ def _first(inputs: SearchInputs) -> list[float]:
 
 
 def budget(inputs: SearchInputs) -> int:
-  """Returns the maximum number of candidates of a search with a budget."""
+  """Returns the maximum number of candidates, if a budget limits it."""
   return inputs.config.search.budget
 
 
@@ -259,7 +259,11 @@ def rule(work: Work) -> Outcome:
 
 
 def check_depth(inputs: SearchInputs) -> None:
-  """Checks the number of knots, the budget, and that leaves have a depth."""
+  """Checks the number of knots, the budget, and that leaves have depths.
+
+  Raises:
+    ValueError: if one of these checks fails.
+  """
   c, models = inputs.config.search, inputs.ingredients
   if c.knots < 2:
     raise ValueError(f"search.knots={c.knots} must be at least 2.")

@@ -19,10 +19,10 @@ from soupjax.tasks import zeroshot
 from soupjax.tasks.cook import config as cook_config
 from soupjax.tasks.finetune import config as finetune_config
 
-# With "merged", the head is averaged like other leaves; other heads are frozen.
+# "merged" heads are averaged like other leaves; all others are frozen.
 HEADS = ("merged", "own", "initial", "probe", "zeroshot")
 _KEYS = ("train", "minival", "test", "head", "model", "ops")
-# Of tasks that a command evaluates.
+# Keys of tasks that a command evaluates.
 _JUDGED_KEYS = ("test", "model")
 # Keys shared with the config of cooking.
 _SHARED = (
@@ -130,10 +130,11 @@ class TaskSpec:
   """An entry of `config.tasks`.
 
   Attributes:
-    name: of the task.
-    dataset: for `data.open_source`; with `evaluate_command`, the metric on
-      which choices are made.
-    train: the split on which probes are fitted; minival is a part of it if "".
+    name: the name of the task.
+    dataset: the name for `data.open_source`; with `evaluate_command`, the
+      metric by which choices are made.
+    train: the split on which probes are fitted; minival is a part of it if
+      `minival` is "".
     minival: the split on which choices are made.
     test: the split, or with `evaluate_command` the metric, that is only
       reported; "" for none.
@@ -194,7 +195,7 @@ def _judged_tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
     metric = command.full_name(spec.dataset)
     if metric.startswith("test/"):
       raise ValueError(
-        f"tasks.{name}={spec.dataset!r}: test decides nothing. Give a metric "
+        f"tasks.{name}={spec.dataset!r}: test must not decide. Give a metric "
         "on held-out images, without the prefix test/"
       )
     if metric in chosen:
@@ -206,8 +207,8 @@ def _judged_tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
   for name, spec in specs.items():
     if spec.test and (other := chosen.get(command.full_name(spec.test))):
       raise ValueError(
-        f"tasks.{name}: test={spec.test!r} is the metric on which choices are "
-        f"made for {other}. A test decides nothing: give another metric"
+        f"tasks.{name}: test={spec.test!r} is the metric by which choices are "
+        f"made for {other}, but must not be one: give another metric"
       )
   modes = {
     s.dataset: cook_config.mode(config, s.dataset) for s in specs.values()
@@ -216,8 +217,8 @@ def _judged_tasks(config: ml_collections.ConfigDict) -> dict[str, TaskSpec]:
     low, high = ([k for k in modes if modes[k] == m][0] for m in ("min", "max"))
     raise ValueError(
       f"tasks: lower is better for {low!r} and higher for {high!r}, but the "
-      "mean over tasks decides. Give metrics of one direction, or correct "
-      "evaluate_lower"
+      "mean over tasks decides. Give metrics with the same direction, or "
+      "correct evaluate_lower"
     )
   return specs
 
@@ -228,17 +229,20 @@ def _parse(
   """Parses an entry of `config.tasks`.
 
   Args:
-    name: of the task.
-    value: text or dict.
-    kind: key in a dict of the dataset or metric, with which the text starts.
-    keys: all other keys.
+    name: the name of the task.
+    value: a string or a dict.
+    kind: the dict key of the dataset or metric, which comes first in a string.
+    keys: all other allowed keys.
+
+  Raises:
+    ValueError: if the name or a key is not allowed, or the dataset is missing.
   """
   if not re.fullmatch(r"[\w-]+", name):
     raise ValueError(
       f"tasks has the name {name!r}: use letters, digits, - and _"
     )
   if name == "mean":
-    raise ValueError("tasks.mean: this name is reserved, choose another")
+    raise ValueError("tasks.mean: this name is reserved; choose another")
   if isinstance(value, Mapping | ml_collections.ConfigDict):
     options = {k: str(v) for k, v in dict(value).items()}
     dataset = options.pop(kind, "")
@@ -340,8 +344,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   problems.expect_counts("data.num_classes", "data.image_size", least=0)
   problems.expect_counts("data.batch_size", "probe.steps")
   problems.expect_counts("probe.max_examples", least=0)
-  expect("probe.l2", "a number from 0", lambda v: 0 <= v < math.inf)
-  expect("data.cache_gb", "a number from 0", lambda v: v >= 0)
+  expect("probe.l2", "at least 0 and finite", lambda v: 0 <= v < math.inf)
+  expect("data.cache_gb", "at least 0", lambda v: v >= 0)
   expect("cook.greedy.accept", "'ge' or 'gt'", lambda v: v in ("ge", "gt"))
   expect("cook.greedy.min_delta", "a finite number", math.isfinite)
   expect(
@@ -350,15 +354,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     lambda v: not v or v in mappings.FAMILIES,
   )
   tests = {
-    "points": ("a whole number from 2", lambda v: v >= 2),
-    "knots": ("a whole number from 2", lambda v: v >= 2),
-    "budget": ("a positive number", lambda v: v >= 1),
-    "steps": ("a positive number", lambda v: v >= 1),
-    "batch_size": ("a positive number", lambda v: v >= 1),
-    "most": ("positive", lambda v: 0 < v < math.inf),
+    "points": ("at least 2", lambda v: v >= 2),
+    "knots": ("at least 2", lambda v: v >= 2),
+    "budget": ("at least 1", lambda v: v >= 1),
+    "steps": ("at least 1", lambda v: v >= 1),
+    "batch_size": ("at least 1", lambda v: v >= 1),
+    "most": ("positive and finite", lambda v: 0 < v < math.inf),
     "keep": ("from 0 to 1", lambda v: 0 <= v <= 1),
     "learning_rate": ("positive, or 0", lambda v: 0 <= v < math.inf),
-    "memory_gb": ("a number from 0, or -1", lambda v: v >= 0 or v == -1),
+    "memory_gb": ("at least 0, or -1", lambda v: v >= 0 or v == -1),
   }
   for key, (what, holds) in tests.items():
     if key in options:
@@ -387,5 +391,5 @@ def _one_metric(config) -> None:
   names: Sequence[str] = cook_config.metrics(config)
   if len(names) > 1:
     raise ValueError(
-      f"cook.metric={config.cook.metric!r}: a search chooses by one metric"
+      f"cook.metric={config.cook.metric!r}: a search takes only one metric"
     )

@@ -21,10 +21,10 @@ def make_heads(inputs: SearchInputs, folder: pathlib.Path | None) -> None:
   """Reads or makes the frozen heads of all tasks.
 
   Args:
-    inputs: the leaves of its `frozen_heads` are set, on the mesh.
+    inputs: the inputs; sets the leaves of `frozen_heads`, on the mesh.
     folder: directory of `TASK.npz`, the leaves of each head, with "normalize"
-      if it takes features of length 1. Existing files are
-      reused. None (a dry run) only checks heads that need not be made.
+      if it takes features of length 1. Existing files are reused. None (a dry
+      run) writes nothing, and neither fits nor computes heads.
 
   Raises:
     ValueError: if a head is missing, or does not fit the encoder or the data.

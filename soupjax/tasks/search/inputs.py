@@ -78,7 +78,7 @@ class FrozenHead:
     return {**params, **self.leaves}
 
   def record(self) -> str:
-    """Returns "", as `searched_from.json` has the config of the head."""
+    """Returns "": `searched_from.json` already has the config of the head."""
     return ""
 
 
@@ -220,7 +220,7 @@ def open_inputs(
 
 
 def _encoder_record(ingredient: Ingredient) -> Ingredient:
-  """Makes an encoder record the start of the encoder: heads may differ."""
+  """Replaces the recorded start by that of the encoder; heads may differ."""
   values = dict(ingredient.hyperparameters)
   encoder_hash = values.pop("encoder_init_hash", None)
   values["init_hash"] = encoder_hash  # None, if unknown, is never compared.
@@ -228,10 +228,13 @@ def _encoder_record(ingredient: Ingredient) -> Ingredient:
 
 
 def other_files(config: ml_collections.ConfigDict) -> dict[str, list[Any]]:
-  """Identifies the files of heads, class names and templates, by what they are.
+  """Identifies the files of heads, class names and templates.
 
   Args:
     config: as in configs/search.py.
+
+  Returns:
+    Description -> path, size and time of the file, for files that exist.
   """
   paths = {
     f"the head of {name}": spec.head.partition(":")[2]
@@ -255,8 +258,8 @@ def _open_task(config, spec, model, detected, checkpoints, notes) -> Task:
     spec: the entry of the task.
     model: the encoder, or the model with a head that is averaged.
     detected: the model detected from the first ingredient.
-    checkpoints: name -> ingredient with the leaf names of its file; None ->
-      start.
+    checkpoints: name -> ingredient with the leaf names of its file; None -> the
+      start, or None.
     notes: lines for the plan are added here.
   """
   where = f"tasks.{spec.name}"
@@ -346,10 +349,10 @@ def own_model(spec: TaskSpec, names: Sequence[str]) -> str | None:
 
   Args:
     spec: the entry of the task.
-    names: of all ingredients.
+    names: names of all ingredients.
 
   Raises:
-    ValueError: if the entry names another model.
+    ValueError: if the entry names a model that is not an ingredient.
   """
   own = named(names, spec.model or spec.name)
   if own is None and spec.model:
@@ -361,7 +364,7 @@ def own_model(spec: TaskSpec, names: Sequence[str]) -> str | None:
 
 
 def named(names: Iterable[str], name: str) -> str | None:
-  """Finds a name among ingredients, with or without its suffix, or None."""
+  """Returns the ingredient with a name or stem; None if absent or ambiguous."""
   names = list(names)
   stems = [n for n in names if pathlib.PurePath(n).stem == name]
   return name if name in names else (stems[0] if len(stems) == 1 else None)

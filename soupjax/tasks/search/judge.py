@@ -35,12 +35,12 @@ def open_inputs(
   """Opens the checkpoints; reads metadata only.
 
   Args:
-    config: a config like configs/search.py, with `evaluate_command`.
-    same_init: whether ingredients that record different starts are an error.
+    config: as in configs/search.py, with `evaluate_command`.
+    same_init: whether it is an error if ingredients record different starts.
 
   Raises:
-    ValueError: if the command cannot work, checkpoints do not fit together, or
-      a task names a model that is not an ingredient.
+    ValueError: if the command cannot be run, checkpoints do not fit together,
+      or a task names a model that is not an ingredient.
   """
   fields = judge.fields(config, same_init=same_init)
   names = [ingredient.name for ingredient in fields["ingredients"]]
@@ -117,7 +117,11 @@ class Evaluations(judge.Evaluations):
     return command.value_of(metrics, self._tasks[name].dataset, f"tasks.{name}")
 
   def _by_set(self, metrics) -> dict[str, dict[str, float]]:
-    """Groups metrics by "TASK/minival" and "TASK/test"; keeps others as is."""
+    """Groups task metrics by "TASK/minival" and "TASK/test", others by set.
+
+    Raises:
+      ValueError: if a metric of a task is missing or not finite.
+    """
     results, rest = {}, dict(metrics)
     for name, spec in self._tasks.items():
       value = self._value(metrics, name)

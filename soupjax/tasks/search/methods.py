@@ -27,10 +27,10 @@ class Method:
     count: returns the maximum number of candidates.
     check: raises a ValueError, before any work, for unsuitable inputs.
     least: minimum number of ingredients.
-    same_init: whether ingredients must share a start.
+    same_init: whether ingredients must have the same start.
     needs_initial: whether `config.initial` is required.
     one_run: whether ingredients are checkpoints along one run.
-    learned: whether it needs gradients, which a command does not have.
+    learned: whether it needs gradients, which a command does not provide.
   """
 
   run: Callable[[Work], Outcome]
@@ -121,8 +121,8 @@ def check(inputs: SearchInputs) -> None:
   method = METHODS[name]
   if method.learned and inputs.is_judged:
     raise ValueError(
-      f"The search {name!r} learns by gradients, which evaluate_command does "
-      "not have. Choose another method, such as depth or ties, or give tasks "
+      f"The search {name!r} needs gradients, which evaluate_command does not "
+      "provide. Choose another method, such as depth or ties, or give tasks "
       "with datasets."
     )
   if method.needs_initial and inputs.initial is None:

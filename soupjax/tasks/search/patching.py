@@ -35,7 +35,7 @@ def check(inputs: SearchInputs) -> None:
   """Checks that there are tasks to patch, and other tasks as controls.
 
   Raises:
-    ValueError: if there are none of one kind, or a task is both.
+    ValueError: if either kind is missing, or a task is of both kinds.
   """
   patching, supported = split(inputs)
   check_control("patching", patching, supported)
@@ -63,7 +63,7 @@ def _check_own(inputs: SearchInputs) -> None:
 
 
 def check_single(inputs: SearchInputs) -> None:
-  """As `check`, and requires a single ingredient."""
+  """Like `check`, but also requires that there is only one ingredient."""
   check(inputs)
   if len(inputs.ingredients) > 1:
     raise ValueError(
@@ -116,7 +116,7 @@ def stages(inputs: SearchInputs) -> list[str]:
 
 
 def check_sequential(inputs: SearchInputs) -> None:
-  """As `check`, and requires an ingredient for the first task."""
+  """Like `check`, but also requires an ingredient for the first task."""
   check(inputs)
   if not stages(inputs):
     _check_own(inputs)
@@ -202,7 +202,7 @@ def _save_stage(work: Work, params: Any, task: str):
 
 
 def check_parallel(inputs: SearchInputs) -> None:
-  """As `check`, and checks the ingredients of all tasks and the budget."""
+  """Like `check`, but also checks all tasks' ingredients and the budget."""
   _check_own(inputs)
   c = inputs.config.search
   patching, _ = split(inputs)
@@ -214,7 +214,7 @@ def check_parallel(inputs: SearchInputs) -> None:
 
 
 def paint_parallel(work: Work) -> Outcome:
-  """Chooses a coefficient for every task, and shows the best equal ones."""
+  """Chooses one coefficient per task, and also shows the best equal ones."""
   patching, supported = split(work.inputs)
   models = [work.inputs.of_task(name) for name in patching]
   found = search.paint_parallel(

@@ -67,7 +67,7 @@ def _title(work: Work, accuracies: str, scores: str) -> dict[str, Any]:
 
 
 def _deciding(work: Work, title: str, split: str) -> dict[str, Any]:
-  """Returns the values of the metric by which choices are made."""
+  """Returns a table of the metric by which choices are made."""
   tasks, mode = list(work.inputs.tasks), work.inputs.mode(work.metric)
   better = "higher" if mode == "max" else "lower"
   rows = {}
@@ -121,7 +121,7 @@ def _accuracies(work, outcome, title, split) -> dict[str, Any]:
 
 
 def _forgetting(work, title, split) -> dict[str, Any]:
-  """Returns changes in accuracy from the initial model, by model and task."""
+  """Returns a table of changes from the initial model, by model and task."""
   start = _values(work, PRETRAINED, split)
   rows: dict[str, Sequence[float]] = {
     model: [

@@ -133,7 +133,7 @@ class Work:
     return sign * self.results[model][1][f"{task}/{MINIVAL}"][metric]
 
   def scores_of(self, model: str) -> dict[str, float]:
-    """Returns `score_of` a model for every task."""
+    """Returns task -> `score_of` a model."""
     return {task: self.score_of(model, task) for task in self.inputs.tasks}
 
   def evaluator(
@@ -171,9 +171,12 @@ class Work:
     """Returns the models at the coefficients of `search.show`, for the tables.
 
     Args:
-      base: the model at 0.
+      base: the model at coefficient 0.
       models: the directions.
-      *factors: of the coefficient, one for each direction.
+      *factors: factors of the coefficient, one for each direction.
+
+    Returns:
+      "at_COEFFICIENT" -> function of `sharding` that returns the parameters.
     """
 
     return {
@@ -187,10 +190,19 @@ class Work:
     models: Sequence[Ingredient],
     coefficients: Sequence[float],
   ) -> Any:
-    """Returns a function of `sharding` that computes an affine combination."""
+    """Returns a function that computes an affine combination of models.
+
+    Args:
+      base: the model at coefficients 0.
+      models: the directions.
+      coefficients: one for each direction.
+
+    Returns:
+      A function of `sharding`, which it ignores: `reading` sets the sharding.
+    """
 
     def load(sharding=None):
-      del sharding  # That of `reading`.
+      del sharding
       reading = self.reading(models)
       return search.Blend(base, models, **reading)(coefficients)
 

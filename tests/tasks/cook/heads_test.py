@@ -338,7 +338,7 @@ def uneven(leaves):
     (scaled(np.nan), "scale of '1' is nan"),
     (
       lambda leaves: leaves | {"logit_bias": np.float32(-10)},
-      "runs/1.* has a bias of logits .SigLIP.*runs/0.* has none",
+      "runs/1.* has a logit bias .SigLIP.*runs/0.* has none",
     ),
     (without_text(), "runs/1.* has an image tower only"),
     (

@@ -247,7 +247,7 @@ def test_what_no_file_says_is_asked_for(place, capsys):
   heads = {"model.num_heads": 4}
   cook.run(config_of(place, **heads), None, dry_run=True)
   text = capsys.readouterr().out
-  assert "assumed, since no file says it: act gelu_exact" in text
+  assert "assumed, since no file specifies it: act gelu_exact" in text
   for k in range(2):
     (place / f"runs/{k}/preprocessor_config.json").unlink()
   with pytest.raises(ValueError, match="--config.data.eval_ops"):

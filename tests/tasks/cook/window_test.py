@@ -159,7 +159,7 @@ def test_other_checkpoints_along_the_run(sweep, cooked, tmp_path):
   [
     ("{rum}/last", r"{rum} is unknown; {run} stands"),
     ("{run}/last", "for 'member_000'.*only .*last.* matches"),
-    ("{sweep}/member_*/ingredients/last", "not of one run: .*learning_rate"),
+    ("{sweep}/member_*/ingredients/last", "not from one run: .*learning_rate"),
     ("{run}/last,{run}/twin", "both record 60 steps"),
     ("{run}/nothing_*,{run}/last", "nothing matches .*nothing_"),
     ("{sweep}/unnamed/*", "order of .*unnamed/a and .*unnamed/b is unknown"),
