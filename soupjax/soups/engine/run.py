@@ -5,8 +5,8 @@
 Each of a few threads takes the next block, reads its part of every ingredient
 into its buffer, runs the rule and passes the result to the writer. There are no
 queues: while one thread waits for the disk, another computes. Memory depends
-only on block size and number of threads. The bits of a rule depend only on the
-numbers (see `core.compensated`), so they do not depend on the blocks.
+only on block size and number of threads. The bits of a result depend only on
+the numbers (see `core.compensated`), not on the blocks.
 """
 
 import collections
@@ -63,7 +63,7 @@ class Report:
 
 
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
-  """Bytes of all block buffers of this process, and of decoding."""
+  """Returns the bytes of this process's buffers, for blocks or first passes."""
   per_thread = blocks.host_bytes(plan, pieces)
   per_thread += blocks.decoding_bytes(plan, pieces)
   return max(plan.threads * per_thread, first_pass.host_bytes(plan))
@@ -264,7 +264,7 @@ class _Work:
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""
-    row = row[: block.filled]  # The rest has numbers of an earlier block.
+    row = row[: block.filled]  # The rest may hold numbers of an earlier block.
     # The leaves of a group have the same dtype in each source.
     dtype = self.plan.sources[k].specs[block.spans[0].leaf].dtype
     part = row
@@ -376,7 +376,7 @@ class _Work:
   def verified(
     self, checksums: Sequence[Mapping[str, int]]
   ) -> tuple[Collection[str], ...]:
-    """Returns the leaves of every source that were compared.
+    """Returns the leaves of every source whose checksums were compared.
 
     Args:
       checksums: from `checksums`.
