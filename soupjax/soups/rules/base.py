@@ -33,7 +33,7 @@ class Rule:
       define it at module level.
     values: `values(count)` returns the values for `count` ingredients: a dict
       of arrays. They are traced, so that other numbers need no compilation.
-      Raises if it cannot merge so many.
+      Raises a ValueError if the rule cannot merge that many.
     leaf_values: `leaf_values(specs, count, all_specs)` returns more values for
       each of the leaves that are merged, from names and shapes alone;
       `all_specs` has all leaves, including those that `select` keeps or skips.
@@ -83,7 +83,7 @@ class Rule:
 
   @property
   def by_leaf(self) -> bool:
-    """Tells whether leaves need their own values and cannot share a block."""
+    """Whether leaves need separate values and cannot share a block."""
     random = self.indexed or self.seed is not None
     own_values = self.leaf_values or self.measure or self.extra
     return bool(own_values or random or self.whole)
@@ -101,7 +101,7 @@ def check_share(name: str, value: Any, *, zero: bool = False) -> float:
   number = arguments.real(name, value)
   if not (0 <= number <= 1) or (number == 0 and not zero):
     raise ValueError(
-      f"{name} must be a share in {'[' if zero else '('}0, 1], got {value!r}."
+      f"{name} must be in {'[' if zero else '('}0, 1], got {value!r}."
     )
   return number
 

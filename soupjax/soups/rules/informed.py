@@ -133,7 +133,7 @@ def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
       `soupjax.activation_grams`), an Ingredient, or a path. The inputs of
       kernels (heads, channels, outputs) whose names end in "out/kernel", as
       after attention, are heads * channels.
-    share: factor of elements off the diagonal of G_k; the paper's alpha.
+    share: factor for the off-diagonal elements of G_k; the paper's alpha.
 
   Returns:
     The rule. It reads whole leaves into memory.
