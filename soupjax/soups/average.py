@@ -293,7 +293,7 @@ def _in_parts(reads, specs, coefficients, end, small, **options):
   all_flags = []
   for start in range(0, len(reads), _WIDTH):
     part = slice(start, start + _WIDTH)
-    jax.block_until_ready(value)  # Then the previous part is not in memory.
+    jax.block_until_ready(value)  # Frees the previous part before reading.
     leaves = [read() for read in reads[part]]
     first = leaves[0] if first is None else first
     numbers = {"weights": coefficients["weights"][:, part]}

@@ -38,7 +38,7 @@ def as_number(value: Any) -> float | None:
 
 
 def has_bool(value: Any) -> bool:
-  """Whether a value is or contains a boolean, a number to NumPy."""
+  """Whether a value is or contains a boolean, which NumPy takes as a number."""
   if isinstance(value, list | tuple):
     return any(map(has_bool, value))
   return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
@@ -144,7 +144,7 @@ def call(function: Callable[..., Any], params: Any, *args: Any) -> Any:
     The result of the function.
 
   Raises:
-    ValueError: if it donated the arrays to a compiled function.
+    ValueError: if the function donated the arrays to a compiled function.
   """
   result = function(tree.owned(params), *args)
   for leaf in jax.tree.leaves(params):

@@ -198,7 +198,7 @@ def _families(names):
 
 
 def _refuse_scanned(family, specs):
-  """Raises if the leaves around a family share a first axis, of the layers."""
+  """Raises if the leaves around a family seem to share an axis of layers."""
   inside = [k for k in specs if family.parent and k.startswith(family.parent)]
   shapes = [tuple(specs[leaf].shape) for leaf in inside]
   if not shapes or min(map(len, shapes)) < 2:

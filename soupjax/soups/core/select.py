@@ -184,7 +184,7 @@ def _is_one_hot(action: Action) -> bool:
 
 
 def _compared(ingredients, mixed, chosen):
-  """Returns specs that must agree, replacing those of weight 0."""
+  """Returns specs that must agree, with substitutes for those of weight 0."""
   trees = {model.name: _only(model, mixed) for model in ingredients}
   for leaf in mixed:
     weights = chosen[leaf]
@@ -331,7 +331,7 @@ class Selection:
     }
     if not mixed:
       raise ValueError(
-        f"select={self.select} leaves nothing to mix: keep or skip fewer."
+        f"select={self.select} leaves nothing to mix: select fewer leaves."
       )
     first = self._base if mixes_base else self._all[0]
     specs = {

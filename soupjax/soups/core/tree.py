@@ -318,7 +318,7 @@ def differing(
     leaf: its name.
     specs: of all leaves.
     names: the names of two models that disagree on it.
-    count: the number of models that `select` takes numbers for.
+    count: the number of weights that `select` expects for a leaf.
     has_base: whether `select` can keep the leaf of a base.
   """
   return ValueError(

@@ -87,7 +87,7 @@ def pack(plan, pieces) -> Iterator[Block]:
     group, n = plan.groups[leaf], slices.size(box)
     first = slices.first_of(plan.specs[leaf].shape, box)
     if group.layered:
-      # In a block of its own size, so that it can be shaped as layers.
+      # Gets a block of exactly its size, which can be reshaped to layers.
       yield Block(group, [slices.Span(leaf, box, 0, n, first)], n)
       continue
     if last is not group and last in waiting and _of_one_leaf(plan, last):

@@ -27,7 +27,7 @@ def _combine(old, stack, base, values, *, combine, dtype):
   del old
   base = None if base is None else _widened(base)
   if len(stack) <= compensated.UNROLLED:
-    stack = _widened(stack)  # A loop would need all of it in memory.
+    stack = _widened(stack)  # For a loop, all of it would be in memory.
   result = combine(stack, base, values)
   return _as_bfloat16(result) if dtype == jnp.bfloat16 else result.astype(dtype)
 

@@ -20,7 +20,7 @@ class Decision:
     score: held-out score of the soup with this ingredient; None if it was
       rejected before all data were evaluated.
     bar: score of the soup without it; None for the first ingredient.
-    accepted: whether it stayed in.
+    accepted: whether the ingredient was kept.
     reason: the reason in words.
     size: number of ingredients in the soup after the decision.
     bound: the best score that was still possible at an early rejection.
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class AcceptanceRule:
-  """The condition on which a candidate stays in; see `greedy_soup`."""
+  """The condition under which a candidate is kept; see `greedy_soup`."""
 
   accept: str
   min_delta: float
@@ -85,7 +85,7 @@ class AcceptanceRule:
     )
 
   def accepts(self, score: float, bar: float) -> bool:
-    """Whether a candidate of that score stays in a soup of score `bar`."""
+    """Whether to keep a candidate of that score if the soup scores `bar`."""
     if self.mode == "min":
       score, bar = -score, -bar
     if self.accept == "ge":
@@ -171,7 +171,7 @@ class Schedule:
     return len(self.names) * self.turns.rounds
 
   def end_reason(self, history: Sequence[Decision]) -> str | None:
-    """Returns why the trials end after these decisions; None if they go on."""
+    """Returns why the trials end after these decisions; None if they do not."""
     patience, max_size = self.turns.patience, self.turns.max_size
     if history and history[-1].size == max_size:
       return f"the soup has max_size={max_size}"

@@ -16,7 +16,7 @@ from soupjax.soups.core import arguments, nonfinite
 from soupjax.soups.core.ingredient import sharding_of
 from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 
-# Advice if a soup overflows, or a gradient, which has differences of models.
+# Advice for a soup that overflows.
 TOO_FAR = (
   "their differences are beyond the range in which coefficients can be "
   "learned. Leave out the model with such weights, or make a greedy soup."

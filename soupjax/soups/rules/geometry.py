@@ -66,7 +66,8 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
     The rule; it reads all weights one more time.
 
   Raises:
-    ValueError: if an argument is invalid; on merging, without two ingredients.
+    ValueError: if an argument is invalid; on merging, if there are not exactly
+      two ingredients.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -181,7 +182,7 @@ def stock_ratio(gram: np.ndarray, *, mean_angle: bool = False) -> float:
 def geometric_median(
   weights: coefficients.Weights = None, *, scope: str = "model"
 ) -> Rule:
-  """Finds the least sum of distances to all models (arXiv 1912.13445).
+  """Minimises the sum of distances to all models (arXiv 1912.13445).
 
   `argmin_x sum_k w_k |x - t_k|`, by Weiszfeld's algorithm. Unlike the mean, it
   hardly moves if a minority of the models are outliers.

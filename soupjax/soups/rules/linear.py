@@ -75,8 +75,9 @@ def linear(
     The rule. It warns about negative weights before it merges.
 
   Raises:
-    ValueError: if weights are not finite numbers, or missing without
-      `normalize`; on merging, if their number is wrong, or they sum to zero.
+    ValueError: if weights are not finite numbers, or `normalize` is False
+      without weights; on merging, if there are not as many weights as
+      ingredients, or weights to normalise sum to zero.
 
   Examples:
     >>> make = sj.Ingredient.from_params

@@ -61,7 +61,7 @@ def _drop_at_random(stack, base, values, share_of, *, divide):
       weight = weight / share
     return consensus.keep(leaf, base, mask), weight
 
-  # To sort and to compute norms takes longer than to store the results.
+  # Sorts and norms take longer than storing their results.
   store = divide or "by_norm" in values
   kept = compensated.once(len(stack), kept, store=store)
   return _merge(len(stack), base, kept, values)
