@@ -51,7 +51,7 @@ class Storage:
       read in any parts.
     checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, if the
       file records one.
-    num_bytes: bytes on disk, None if unknown.
+    num_bytes: bytes on disk; None if unknown.
     shared: checksums over several leaves.
     self_checked: leaves that `read` compares with a checksum itself.
   """
@@ -102,13 +102,13 @@ class Ingredient:
     hyperparameters: of its fine-tuning.
     configs: file name -> content of the JSON files beside the weights that
       describe the model, such as `config.json` of transformers.
-    path: of its file or directory, None for trees in memory.
+    path: of its file or directory; None for trees in memory.
     storage: for reading in blocks; None reads whole leaves with `reader`.
-    ignored: entries of its file that are not read, though they may belong to
-      the model -> reason.
+    ignored: entry of its file that is not read, though it may belong to the
+      model -> reason.
     text: free text that its file stores with the weights, by key.
     changed: `changed()` describes the first of its files that has changed since
-      it was opened, "" if none has; None for trees in memory.
+      it was opened, or returns ""; None for trees in memory.
     base: the base model of an adapter; None for a full model.
 
   Examples:

@@ -81,8 +81,8 @@ def ignored(
     if key:
       owners.setdefault(key, []).append(ingredient)
   return [
-    f"{_named([str(i.path or i.name) for i in group])}: not read, and not in a "
-    f"soup: {_shortened([f'{name!r} ({why})' for name, why in entries])}."
+    f"{_named([str(i.path or i.name) for i in group])}: not read, so left out "
+    f"of soups: {_shortened([f'{name!r} ({why})' for name, why in entries])}."
     + _advice(group[0], entries)
     for entries, group in owners.items()
   ]

@@ -25,7 +25,7 @@ class Group:
       that the sources are equal.
     values: the numbers for `combine`.
     sources: positions in `Plan.sources` that form the stack.
-    base: position of the base, None if `combine` needs no base.
+    base: position of the base; None if `combine` needs no base.
     stack_dtype: of the stack; float32 if the sources differ.
     base_dtype: of the base.
     out_dtype: of the result.
@@ -101,7 +101,7 @@ class GroupMaker:
     with_extra: leaves that need the extra sources of the rule.
     ingredients: at least one.
     base: the base model, if any.
-    dtype: of the floating leaves of the output, None to keep theirs.
+    dtype: of the floating leaves of the output; None keeps their dtypes.
     block_bytes: of all ingredients together, per thread.
     made: the groups so far.
     notes: notes for the user so far.

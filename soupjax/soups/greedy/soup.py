@@ -115,8 +115,8 @@ def greedy_soup(
   possible score on the remaining data makes `can_reach(score)` true. Its method
   `set_incumbent()` is called when the last candidate stayed in.
   `evaluators.Evaluator` begins with the images that the soup finds hardest.
-  Decisions and soup are those of the full pass; the record of a rejected
-  candidate has a bound instead of a score.
+  Decisions and soup are the same as without early rejection; the record of a
+  candidate that was rejected early has a bound instead of a score.
 
   Args:
     ingredients: models in any form, in the order to try, best first.

@@ -60,8 +60,8 @@ class LearnedSoup:
     params: the soup, with the dtypes of the first ingredient, or of the base.
     names: names of the ingredients, in the order of the coefficients.
     alphas: group of leaves -> (K,) coefficients, which are positive and sum to
-      1, or have any sign and sum with a base. Granularity "model" has the one
-      group "model".
+      1, or have any sign and sum with a base. Granularity "model" has a single
+      group, "model".
     beta: the learned logit scale. It changes no prediction.
     history: `{"step", "loss", "beta"}` for every step. Its loss is from before
       the step, so the first one belongs to the initial soup.

@@ -133,9 +133,10 @@ def ties(
 ) -> Rule:
   """Trims, elects signs and averages those that agree (arXiv 2306.01708).
 
-  d_k is the share `density` of largest magnitude of t_k - base, the rest zero;
-  s = sign(sum_k d_k), element by element; the result is `base + scale * mean of
-  the d_k with sign s`, or the base where no d_k has it or the sum is zero.
+  d_k keeps the share `density` of the elements of t_k - base that are largest
+  in magnitude, and is zero elsewhere; s = sign(sum_k d_k), element by element;
+  the result is `base + scale * mean of the d_k with sign s`, or the base where
+  s is zero.
 
   Args:
     density: share of the elements of every task vector that is kept. All

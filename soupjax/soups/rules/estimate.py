@@ -22,8 +22,8 @@ def diagonal_fisher(
   """Estimates the diagonal of the Fisher information (arXiv 2111.09832).
 
   It is the mean over examples x of the squared gradients of log p(y | x), with
-  one y drawn from the model's own p(. | x). (With labels from the data, it
-  would be the "empirical Fisher".)
+  one y per example, drawn from the model's p(. | x). (With labels from the
+  data, it would be the "empirical Fisher".)
 
   Args:
     log_probs: `log_probs(params, batch)` returns (n, classes) log-probabilities

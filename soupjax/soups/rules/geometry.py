@@ -278,8 +278,9 @@ def karcher(
 ) -> Rule:
   """Computes the Karcher mean of directions (Karcher, 1977).
 
-  `argmin_u sum_k w_k angle(u, t_k)^2` over unit vectors u, times the mean norm
-  of the t_k. For two models of equal norm it is `slerp` halfway.
+  `argmin_u sum_k w_k angle(u, t_k)^2` over unit vectors u, times the weighted
+  mean norm of the t_k. For two models of equal norm and weight, it is `slerp`
+  with t = 0.5.
 
   Args:
     weights: as for `geometric_median`.

@@ -288,9 +288,9 @@ def della(
   """Drops small changes with higher probability (arXiv 2406.11617).
 
   An element is kept with probability `q = density - epsilon / 2 + epsilon * r`,
-  where r rises from 0 for the smallest magnitude of its row (the last axis) to
-  1 for the largest (1/2 in a row of one), and divided by q. Signs are elected,
-  and those that agree are averaged, as in `ties`.
+  and then divided by q; r rises from 0 for the smallest magnitude of a row (the
+  last axis) to 1 for the largest (1/2 in a row of one). Signs are elected, and
+  the elements that agree are averaged, as in `ties`.
 
   Args:
     density: share of the elements that is kept on average.
