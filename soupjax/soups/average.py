@@ -36,7 +36,7 @@ from soupjax.soups.core.select import Selection
 PyTree = Any
 
 
-# Models whose leaves are in memory together.
+# Maximum number of models whose leaves are in memory at once.
 _WIDTH = 16
 
 
@@ -56,22 +56,23 @@ def _sum_and_check(
   factor,
   dtype,
 ):
-  """Adds some models to a sum; the last ones return the mean.
+  """Adds some models to a sum; with the last ones, returns the mean.
 
   Args:
-    total: the packed sum so far, None at the first models.
-    first: leaf of the first model of all.
+    total: the packed sum so far; None for the first models.
+    first: leaf of the very first model.
     leaves: of these models.
     coefficients: their weights, and the scale if they are the last.
     end: as in `select.finish`.
     small: the mean from a smaller `factor`, if differences may overflow.
     weighted: False if all weights are 1.
     wide: dtype of the sum.
-    factor: of all leaves. If it is not 1, the mean is returned unrounded.
+    factor: multiplies all leaves. If it is not 1, the mean is returned in the
+      dtype of the sum.
     dtype: of the result.
 
   Returns:
-    Sum or mean, and whether each leaf, and the mean, is finite.
+    The sum or mean, and flags: whether each leaf, and the mean, is finite.
   """
   flags = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
   first, *leaves = [leaf.astype(wide) for leaf in (first, *leaves)]
@@ -131,6 +132,7 @@ def uniform_soup(
   Raises:
     ValueError: if the list is empty, trees differ, an ingredient has NaN or
       infinity, or the weights, `select` or `dtype` are not valid.
+    TypeError: if an ingredient is not a model.
 
   Examples:
     >>> a, b = {"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([3.0, 8.0])}
@@ -173,7 +175,7 @@ class Means:
     """Checks the ingredients; see `uniform_soup` for the arguments.
 
     Raises:
-      ValueError: as `uniform_soup`.
+      ValueError: as in `uniform_soup`.
     """
     self.selection = Selection(
       ingredients,
@@ -282,7 +284,7 @@ def _in_parts(reads, specs, coefficients, end, small, **options):
     reads: functions that return the leaf of each model.
     specs: their shapes and dtypes.
     coefficients: weights of all models, and the scale.
-    end: as in `_sum_and_check`, as is all that follows.
+    end: this and all that follows are as in `_sum_and_check`.
 
   Returns:
     The mean, and for each part the flags of `_sum_and_check`.
@@ -291,7 +293,7 @@ def _in_parts(reads, specs, coefficients, end, small, **options):
   all_flags = []
   for start in range(0, len(reads), _WIDTH):
     part = slice(start, start + _WIDTH)
-    jax.block_until_ready(value)  # So that the part before is not in memory.
+    jax.block_until_ready(value)  # Frees the previous part before reading.
     leaves = [read() for read in reads[part]]
     first = leaves[0] if first is None else first
     numbers = {"weights": coefficients["weights"][:, part]}
@@ -308,7 +310,7 @@ def _in_parts(reads, specs, coefficients, end, small, **options):
 def abstract_sum(
   ingredients: Sequence[Ingredient], leaf: str, sharding: Any
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-  """Returns the largest program of a mean of one leaf, to be compiled.
+  """Returns the largest program for the mean of one leaf, to be compiled.
 
   Args:
     ingredients: from `check_ingredients`.

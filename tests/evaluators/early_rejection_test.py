@@ -62,11 +62,11 @@ def test_decisions_and_soup_are_those_of_the_full_pass(seed, accept, metric):
     if a.score is None:
       assert not a.accepted and a.evaluated < 1
       assert b.score <= a.bound < a.bar + (accept == "gt") * 1e-12
-      text = f"cannot score more than {a.bound:.6g}, which is not enough: "
+      text = f"would score at most {a.bound:.6g}, "
       if a.bound < a.bar:
         text += f"{a.bar - a.bound:.6g} below the bar of {a.bar:.6g}"
       else:
-        text += f"it must beat {a.bar:.6g}"
+        text += f"but must beat {a.bar:.6g}"
       assert a.reason == text
     else:
       assert a.score == b.score and a.evaluated == 1

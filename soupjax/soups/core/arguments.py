@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of numbers that callers pass in, and calls of their functions."""
+"""Checks of arguments, and calls of functions that callers pass in."""
 
 from collections.abc import Callable, Iterator, Sequence
 import math
@@ -38,7 +38,7 @@ def as_number(value: Any) -> float | None:
 
 
 def has_bool(value: Any) -> bool:
-  """Whether a value is or contains a boolean, which numpy takes as a number."""
+  """Whether a value is or contains a boolean, which NumPy takes as a number."""
   if isinstance(value, list | tuple):
     return any(map(has_bool, value))
   return isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
@@ -144,7 +144,7 @@ def call(function: Callable[..., Any], params: Any, *args: Any) -> Any:
     The result of the function.
 
   Raises:
-    ValueError: if it donated the arrays to a compiled function.
+    ValueError: if the function donated the arrays to a compiled function.
   """
   result = function(tree.owned(params), *args)
   for leaf in jax.tree.leaves(params):
@@ -175,6 +175,8 @@ def higher_is_better(evaluate: Any) -> None:
 def soup_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
   """Returns soup weights as float64, of magnitude at most 1; ones if None.
 
+  Warns of negative weights.
+
   Args:
     weights: one number per ingredient, or None.
     count: the number of ingredients.
@@ -183,8 +185,8 @@ def soup_weights(weights: Sequence[float] | None, count: int) -> np.ndarray:
     (count,) weights, all divided by the same power of two.
 
   Raises:
-    ValueError: if they are not numbers, their number is wrong, one is not
-      finite, or they sum to 0.
+    ValueError: if they are not `count` finite numbers, or sum to zero (up to
+      1e-6 of the largest).
   """
   if weights is None:
     return np.ones(count)

@@ -4,22 +4,21 @@
 
 A compiler may fuse `a * b + c` into one operation, and XLA decides this for
 every program separately: the last bits of the plain formula change with block
-size, mesh and number of ingredients. Here every product is of two 12-bit
-halves, hence exact in float32, so that fusing changes nothing. The rounding
-errors of the sums are carried along (two-sum of Knuth, TAOCP 4.2.2). The result
-is
+size, mesh and number of ingredients. Here every product has two 12-bit factors
+and is exact in float32, so fusing changes nothing. The rounding errors of the
+sums are carried along (Knuth's two-sum, TAOCP 4.2.2). The result is
 
   t_0 + sum_k w_k (t_k - t_0) / sum_k w_k
 
-in float32. Its error is about 1 ulp (1.11 is the largest that was measured)
-unless the models cancel to less than a thousandth of their size; in general it
-is 2**-35 relative to the differences t_k - t_0. Weights from `pair` have 36
-bits. Differences, and rounding errors of numbers below 1e-30, may count as zero
-where they are below the normal numbers of float32 (1.2e-38); this depends on
-the processor. The mean of equal leaves has exactly their bits.
+in float32. Its error is about 1 ulp (the largest measured is 1.11) unless the
+models cancel to less than a thousandth of their size; in general it is 2**-35
+relative to the differences t_k - t_0. Weights from `pair` have 36 bits.
+Differences, and rounding errors of numbers below 1e-30, may count as zero if
+they are below the smallest normal float32 (1.2e-38); this depends on the
+processor. The mean of equal leaves has exactly their bits.
 
-Leaves of float64 are treated likewise, with halves of 26 bits and weights of
-53; the error is 2**-70 of the differences.
+Leaves of float64 are treated the same way, with 26-bit halves and 53-bit
+weights; the error is 2**-70 of the differences.
 
 Integer and boolean leaves are not supported.
 """
@@ -36,9 +35,9 @@ import numpy as np
 
 # Factor of `of_large`, small enough for the differences of 2**30 models.
 SMALLER = 2.0**-40
-# More models than this are added in a loop, some at a time: programs, and the
-# time and memory of the compiler, do not grow with the number of models. For
-# fewer, a loop would cost the compiler 10 MB more.
+# More models than this are added in a loop, `_STEP` at a time, so that programs
+# and the time and memory of their compilation do not grow with the number of
+# models. For fewer models, compiling a loop would take 10 MB more.
 UNROLLED = 32
 _STEP = 8
 
@@ -89,7 +88,7 @@ def add(
   Args:
     total: the sum so far.
     first: the reference leaf.
-    leaf: of another model.
+    leaf: the same leaf of another model.
     weight: a number, or one per element; None is 1.
     rest: the part of the weight beyond float32, see `pair`; None is 0.
     last: the part beyond `rest`, which only float64 leaves need.
@@ -119,7 +118,7 @@ def over_models(
   """Applies `state = step(k, state)` for k = 0, ..., count - 1.
 
   The size of the program is bounded for any number of models. The bits are the
-  same in a loop or without one.
+  same with a loop as without one.
 
   Args:
     count: number of models.
@@ -145,8 +144,8 @@ def over_models(
 def packed(state: jax.Array | Pair) -> jax.Array:
   """Returns a state of `over_models` as one array: pairs become complex.
 
-  XLA's CPU compiler keeps the common terms of several outputs in memory, also
-  in loops; that takes 2 to 10 times as long.
+  If there are several outputs, XLA's CPU compiler stores their common terms in
+  memory, even in loops; that takes 2 to 10 times as long.
   """
   return jax.lax.complex(*state) if isinstance(state, tuple) else state
 
@@ -190,13 +189,16 @@ def each(count: int, function: Callable[[Any], jax.Array]) -> jax.Array:
 def once(
   count: int, function: Callable[[Any], Any], *, store: bool = False
 ) -> Callable[[Any], Any]:
-  """Returns a function of the model for several calls of `over_models`.
+  """Prepares a function of the model for several calls of `over_models`.
 
   Args:
     count: number of models.
-    function: of k, which may be traced; returns arrays.
-    store: whether to keep the values of all models. False computes them again
-      in each loop, in less memory. (Without loops the compiler decides.)
+    function: takes k, which may be traced, and returns arrays.
+    store: whether to keep the values of all models. False recomputes them in
+      each loop, to save memory. (Without loops, the compiler decides.)
+
+  Returns:
+    The function of k to call instead.
   """
   if count <= UNROLLED:
     return [function(k) for k in range(count)].__getitem__
@@ -256,8 +258,8 @@ def reciprocal(
   """Returns 1 / total in the form of `parts`.
 
   Args:
-    total: a number, or (K,) numbers whose sum it is.
-    exact: the intended total, if rounding makes the numbers miss it.
+    total: a number, or (K,) numbers to sum.
+    exact: the intended total, if rounded numbers may not sum to it exactly.
   """
   numbers = np.atleast_1d(np.asarray(total, np.float64))
   if exact is None:  # The exact sum, which may not be a float.
@@ -268,9 +270,9 @@ def reciprocal(
 
 
 def parts(number: float, exact: fractions.Fraction | None = None) -> np.ndarray:
-  """Returns a number as float32 numbers of 12 bits each, (6,).
+  """Splits a number into a sum of float32 numbers of 12 bits each, (6,).
 
-  Means of float32 use the first three of them.
+  Means of float32 leaves use the first three of them.
 
   Args:
     number: the number.
@@ -287,7 +289,7 @@ def parts(number: float, exact: fractions.Fraction | None = None) -> np.ndarray:
 
 
 def pair(numbers: Sequence[float] | np.ndarray) -> np.ndarray:
-  """Splits float64 numbers into float32 and two rests, (3, K) float32."""
+  """Splits float64 numbers into float32 and two remainders, (3, K) float32."""
   rest, rows = np.asarray(numbers, np.float64), []
   for _ in range(3):
     rows.append(rest.astype(np.float32))
@@ -327,14 +329,14 @@ def delta_coefficients(
 
   Args:
     weights: one number per model except the first.
-    scale: of the sum.
+    scale: the factor of the sum.
   """
   weights = np.append(0.0, np.asarray(weights, np.float64))
   return {"weights": pair(weights), "scale": parts(scale)}
 
 
 def halves(numbers: jax.Array) -> jax.Array:
-  """Splits float32 numbers, one per element, for `mean`; (3, ...)."""
+  """Splits float32 scales, one per element, for `mean`; returns (3, ...)."""
   head = _head(numbers)
   return jnp.stack([head, numbers - head, jnp.zeros_like(head)])
 
@@ -356,7 +358,7 @@ def linear(
       (3, K, ...), with axes that broadcast to those of the leaf.
     scale: `reciprocal` of the sum of the weights, (6,) or (6, ...).
     first: the reference leaf, to which the first weight belongs; the stack then
-      has one leaf less. None is the first leaf of the stack.
+      has one leaf fewer. None is the first leaf of the stack.
     weighted: False if all weights are 1, to save the products.
 
   Returns:
@@ -440,9 +442,9 @@ def running_add(
     total: the sums so far; their memory is reused.
     first: leaves of the reference model.
     leaves: of the model to add.
-    weights: of all leaves.
+    weights: passed to `weights_of`.
     weights_of: `weights_of(weights, k)` returns the weight of leaf k and its
-      rest; by default every leaf has weight 1. It is a static argument.
+      remainders; by default every leaf has weight 1. It is a static argument.
   """
   high, low = total
   low = _running_low(high, low, first, leaves, weights, weights_of=weights_of)
@@ -451,7 +453,7 @@ def running_add(
 
 
 def weight_parts(weights: jax.Array, k: Any) -> Sequence[jax.Array]:
-  """Returns the k-th weight, and its rests if there are any.
+  """Returns the k-th weight, and its remainders if there are any.
 
   Args:
     weights: (K,), or (3, K, ...) from `pair`.

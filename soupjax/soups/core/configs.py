@@ -1,9 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of the config files that lie beside the weights of ingredients.
+"""Comparison of the config files beside the weights of ingredients.
 
 Equal shapes do not mean equal models: the order of the classes, the number of
-attention heads and the activation are in `config.json`.
+attention heads and the activation are recorded only in `config.json`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -12,7 +12,7 @@ from typing import Any
 import warnings
 
 # Keys, at any depth, that change the result of a forward pass with the same
-# weights. They are those of transformers, timm and OpenCLIP.
+# weights, as named by transformers, timm and OpenCLIP.
 _DECISIVE = re.compile(
   r"architectures?|model_type|(.*_)?num_(attention_)?heads|n_heads?|heads|"
   r"head_(width|dim)|num_key_value_heads|(.*_)?act(ivation)?(_layer|_fn|"
@@ -22,7 +22,7 @@ _DECISIVE = re.compile(
   r"attn_scale|.*sliding_window|.*logit_softcapping|pre_norm|class_token|"
   r"num_prefix_tokens|reg_tokens|interpolate_mode|timm_(model_name|pool|proj)"
 )
-# Keys of training, of bookkeeping, and those of labels, which are compared
+# Keys for training and bookkeeping, and for labels, which are compared
 # separately.
 _IRRELEVANT = re.compile(
   r"_.*|transformers_version|(torch_)?dtype|.*drop(out|_path|_rate)?(_.*)?|"
@@ -48,7 +48,7 @@ _ABSENT = _Absent()
 
 
 def labels(configs: Mapping[str, Any]) -> list[str] | None:
-  """Returns the names of the outputs in order, None if no config has them.
+  """Returns the names of the outputs in order; None if no config has them.
 
   Args:
     configs: file name -> content, as `Ingredient.configs`.
@@ -77,13 +77,13 @@ def check_configs(
 ) -> None:
   """Compares the configs of all ingredients with those of the first.
 
-  Warns of differences whose meaning is unknown.
+  Warns of other differences, which may not matter.
 
   Args:
-    ingredients: each an `Ingredient`, to average.
-    leaves: those that are averaged. The order of the classes does not matter if
-      none of them has an axis of that length.
-    base: may be another class of the same architecture.
+    ingredients: the models to average, each an `Ingredient`.
+    leaves: names of the averaged leaves. The order of the classes matters only
+      if one of them has an axis as long as the number of classes.
+    base: the base model, whose "architectures" may differ.
 
   Raises:
     ValueError: if two differ in the order of their classes, or in a setting
@@ -109,7 +109,7 @@ def check_configs(
       is_flag = (a is True or b is True) and _ABSENT in (a, b)
       if _DECISIVE.fullmatch(name) and (is_flag or _ABSENT not in (a, b)):
         raise ValueError(
-          f"{message} With equal shapes these are different models, whose "
+          f"{message} Despite equal shapes, these are different models, whose "
           "weights cannot be averaged. If one of the files is wrong, correct "
           "or remove it."
         )
@@ -119,7 +119,7 @@ def check_configs(
 
 
 def _check_labels(first, other, leaves) -> None:
-  """Raises a ValueError if a head is averaged whose classes differ."""
+  """Raises a ValueError if heads with different classes are averaged."""
   a, b = labels(first.configs), labels(other.configs)
   if a is None or b is None or a == b:
     return
@@ -143,10 +143,10 @@ def _check_labels(first, other, leaves) -> None:
 def _differences(
   a: Mapping[str, Any], b: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Any, Any]]:
-  """Yields (file, dotted key, value, value) of what differs.
+  """Yields (file, dotted key, value, value) for every difference.
 
-  A key that one lacks is a difference only in files of OpenCLIP, which leave
-  out what has its default. Programs of other versions have other keys.
+  A key that one file lacks counts only in files of OpenCLIP, which omit
+  defaults. Other files lack keys when other versions of a program wrote them.
   """
   for file in (file for file in a if file in b):
     has_defaults = file == "open_clip_config.json"
@@ -166,7 +166,7 @@ def _pairs(a, b, prefix="") -> Iterator[tuple[str, Any, Any]]:
     parts = [{} if v in (None, _ABSENT) else v for v in (x, y)]
     are_dicts = [isinstance(part, dict) for part in parts]
     if not all(are_dicts):
-      # Versions write sizes of images as numbers or dicts.
+      # Image sizes are numbers in some versions, and dicts in others.
       if not any(are_dicts) or _DECISIVE.fullmatch(key):
         yield prefix + key, x, y
     elif _DECISIVE.fullmatch(key) and not all(parts):

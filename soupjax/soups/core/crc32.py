@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CRC-32 (the one of zip files) of data that arrives in pieces; CRC-32C."""
+"""CRC-32 (that of zip files) of data that arrives in pieces; CRC-32C."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import functools
@@ -19,7 +19,7 @@ try:
 except ImportError:  # There are no wheels for this platform.
   from zlib import crc32 as _crc32
 
-# With more boxes than this, overlaps are not looked for.
+# With more boxes than this, overlaps cannot be ruled out.
 _MOST_BOXES = 5_000
 _POLYNOMIAL = 0xEDB88320  # Bit-reversed: bit 31 is the constant term.
 
@@ -109,15 +109,15 @@ def whole(pieces: Iterable[tuple[int, int, int]], num_bytes: int) -> int | None:
 
 
 def of_runs(array: np.ndarray, runs: Iterable[tuple[int, int]]) -> int:
-  """Returns the share of some runs of the data in its CRC-32.
+  """Returns the contribution of some runs of the data to its CRC-32.
 
   Args:
     array: contiguous; holds the runs one after the other.
     runs: first element and number of elements of each run, ascending.
 
   Returns:
-    The CRC-32 up to the end of the last run; the parts of different runs are
-    joined by exclusive or.
+    The contribution, up to the end of the last run. Contributions up to the
+    same end are combined by exclusive or; see `joined`.
   """
   data = memoryview(array.reshape(-1).view(np.uint8))
   item = array.dtype.itemsize
@@ -139,7 +139,7 @@ def of_runs(array: np.ndarray, runs: Iterable[tuple[int, int]]) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _tables(num_bytes: int) -> tuple[list[int], ...]:
-  """Tables of `_moved` for each of the four bytes; ten times as fast."""
+  """Returns a table of `_moved` for each of four bytes; ten times as fast."""
   power, tables = _zeros(num_bytes), []
   for byte in range(4):
     table = [0]
@@ -162,8 +162,8 @@ def joined(parts: Iterable[Part], num_bytes: int) -> int | None:
   """Combines boxes of an array; a box may be given twice.
 
   Args:
-    parts: start and stop on every axis of each box, the byte at which it
-      begins, the one after its last, its number of bytes, and `of_runs`.
+    parts: for each box, start and stop on every axis, its first byte, the byte
+      after its last, its number of bytes, and `of_runs`.
     num_bytes: of the array.
 
   Returns:
@@ -228,7 +228,7 @@ class Shared(NamedTuple):
   sizes: Mapping[str, int]
 
   def check(self, source: str, values: Mapping[str, int]) -> bool:
-    """Compares the checksum if that of every leaf is known.
+    """Compares the checksum if the checksums of all its leaves are known.
 
     Args:
       source: name in the error.
@@ -250,7 +250,7 @@ class Shared(NamedTuple):
 
 
 class Ledger:
-  """Compares checksums of leaves that are read in parts, once complete."""
+  """Compares the checksums of leaves, once all of their parts are read."""
 
   def __init__(
     self,

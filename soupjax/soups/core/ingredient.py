@@ -51,7 +51,7 @@ class Storage:
       read in any parts.
     checksums: leaf -> CRC-32 of its bytes, row-major and little-endian, if the
       file records one.
-    num_bytes: bytes on disk, None if unknown.
+    num_bytes: bytes on disk; None if unknown.
     shared: checksums over several leaves.
     self_checked: leaves that `read` compares with a checksum itself.
   """
@@ -102,13 +102,13 @@ class Ingredient:
     hyperparameters: of its fine-tuning.
     configs: file name -> content of the JSON files beside the weights that
       describe the model, such as `config.json` of transformers.
-    path: of its file or directory, None for trees in memory.
+    path: of its file or directory; None for trees in memory.
     storage: for reading in blocks; None reads whole leaves with `reader`.
-    ignored: entries of its file that are not read, though they may belong to
-      the model -> reason.
+    ignored: entry of its file that is not read, though it may belong to the
+      model -> reason.
     text: free text that its file stores with the weights, by key.
     changed: `changed()` describes the first of its files that has changed since
-      it was opened, "" if none has; None for trees in memory.
+      it was opened, or returns ""; None for trees in memory.
     base: the base model of an adapter; None for a full model.
 
   Examples:
@@ -155,7 +155,7 @@ class Ingredient:
     """
     leaves, treedef = tree.flatten(params)
     specs = tree.value_specs(leaves, repr(name))
-    # Python numbers are arrays of NumPy's dtypes.
+    # Python numbers become NumPy arrays.
     leaves = {
       leaf: value if hasattr(value, "dtype") else np.asarray(value)
       for leaf, value in leaves.items()
@@ -191,15 +191,15 @@ class Ingredient:
       sharding: of the whole leaf. Each process reads only the slices that its
         own devices hold. A recorded checksum is compared once this process has
         read all of the leaf, whole or in slices. Leaves of 64 bits stay on
-        the host where JAX would cut them to 32. None returns the array of the
-        reader.
+        the host if JAX would cut them to 32. None returns the reader's array.
 
     Returns:
-      An array of the leaf's dtype.
+      The leaf, or the slice of it, in the leaf's dtype.
 
     Raises:
       ValueError: if the leaf does not exist, the index does not fit it, index
-        and sharding are both given, or a file has changed since it was opened.
+        and sharding are both given, or a file is damaged or has changed since
+        it was opened.
     """
     with explaining_changes([self]):
       value = self._read(leaf, index, sharding)
@@ -222,8 +222,8 @@ class Ingredient:
         isinstance(value, jax.Array) or sharding.is_fully_addressable
       ):
         return jax.device_put(value, sharding)
-      # device_put would compare the values of all processes: a collective that
-      # blocks those of an evaluation in another thread.
+      # device_put would compare the values of all processes, by a collective
+      # that blocks those of an evaluation in another thread.
       return jax.make_array_from_callback(
         spec.shape, sharding, lambda index: value[index]
       )
@@ -320,10 +320,10 @@ def _check_index(name, leaf, spec, index):
 def open_models(
   first: Any, models: Sequence[Any], names: Sequence[str]
 ) -> list[Ingredient]:
-  """Opens models of one kind: here trees and ingredients.
+  """Opens models of one kind; this module handles trees and ingredients.
 
-  Other packages register more kinds with `@open_models.register`, such as
-  `soupjax.checkpoints` the paths.
+  Other packages register more kinds with `@open_models.register`; for example,
+  `soupjax.checkpoints` registers paths.
 
   Args:
     first: `models[0]`, whose type decides the kind.
@@ -394,7 +394,7 @@ def as_ingredients(models: Models) -> list[Ingredient]:
 def _in_shared_containers(ingredients: list[Ingredient]) -> list[Ingredient]:
   """Gives models from files the containers of the first tree in memory.
 
-  Most formats record only names of leaves, and lists are read as dicts.
+  Most formats record only the names of leaves, so lists are read as dicts.
   """
   model = next((i for i in ingredients if i.path is None), None)
   if model is None:
@@ -486,9 +486,9 @@ def check_unchanged(ingredients: Iterable[Ingredient]) -> None:
 
 @contextlib.contextmanager
 def explaining_changes(ingredients: Sequence[Ingredient]) -> Iterator[None]:
-  """Replaces an error in a block by that of `check_unchanged`, if there is one.
+  """Replaces errors of a block by that of `check_unchanged`, if it raises one.
 
-  A file that changed while it was read causes errors of many kinds.
+  Files that change while they are read cause errors of many kinds.
   """
   try:
     yield
@@ -510,13 +510,13 @@ def check_ingredients(
     has_base: whether the first is a base, whose leaves `select` can keep.
 
   Returns:
-    The ingredients, those from files in the containers of the first tree in
+    The ingredients; those from files get the containers of the first tree in
     memory.
 
   Raises:
-    ValueError: if the list is empty, two ingredients share a name, or trees or
-      integer leaves or the config files beside them differ; naming the
-      ingredients and the leaves.
+    ValueError: if the list is empty, two ingredients share a name, or their
+      trees, integer leaves or config files differ; naming the ingredients and
+      the leaves.
   """
   check_names(ingredients)
   ingredients = _in_shared_containers(list(ingredients))
@@ -555,7 +555,8 @@ def rank_by(
     A new list.
 
   Raises:
-    ValueError: if an ingredient lacks the metric, or its value is not a number.
+    ValueError: if an ingredient lacks the metric, its value is not a number, or
+      the mode is unknown.
 
   Examples:
     >>> tree = {"w": jnp.zeros(2)}

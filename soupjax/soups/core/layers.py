@@ -60,7 +60,7 @@ def layer_of(leaf: str) -> str:
   Returns:
     The path up to the first numbered part ("Transformer/encoderblock_3",
     "blocks.3"); if there is none, the path without its last part ("head" for
-    "head/kernel"), or the name of a leaf at the top.
+    "head/kernel"), or the whole name of a top-level leaf.
   """
   parts = split_number(leaf)
   if parts is not None:
@@ -69,7 +69,7 @@ def layer_of(leaf: str) -> str:
 
 
 def block_names(leaf: str, count: int) -> list[str]:
-  """Names a leaf of scanned blocks in every block of an unscanned model.
+  """Returns the names that a leaf of scanned blocks has when not scanned.
 
   Example:
     >>> block_names("Transformer/encoderblock/LayerNorm_0/scale", 2)[1]
@@ -90,14 +90,19 @@ def block_names(leaf: str, count: int) -> list[str]:
 
 @dataclasses.dataclass
 class _Family:
-  """Modules that differ in a number: the stem, and number -> rests of names."""
+  """Modules whose names differ in one number.
+
+  Attributes:
+    stem: the name up to the number.
+    members: number -> the rests of the leaves' names.
+  """
 
   stem: str
   members: dict[int, set[str]] = dataclasses.field(default_factory=dict)
 
   @property
   def parent(self) -> str:
-    """Path of the module around them, such as "" or "Transformer/"."""
+    """Path of the enclosing module, such as "" or "Transformer/"."""
     return self.stem[: re.search(r"[^/.]*$", self.stem).start()]
 
   @property
@@ -106,14 +111,14 @@ class _Family:
     return re.search(r"[^/.]*[/.]?$", self.stem).group()
 
   def holds_modules(self) -> bool:
-    """Whether they contain modules, as blocks do, or only weights."""
+    """Whether the members contain modules, as blocks do, or only weights."""
     rests = set().union(*self.members.values())
     return any(len(re.findall(r"[^/.]+", rest)) > 1 for rest in rests)
 
   def alike(self) -> bool:
-    """Whether they share half of the names in the smallest of them.
+    """Whether all share at least half of the names of the smallest member.
 
-    Stages of a ResNet do, though their numbers of blocks differ.
+    The stages of a ResNet do, though their numbers of blocks differ.
     """
     rests = self.members.values()
     return 2 * len(set.intersection(*rests)) >= min(map(len, rests))
@@ -138,7 +143,8 @@ def ranks(leaves: Iterable[str]) -> tuple[dict[str, int], int]:
     patches, positions, tokens or a stem, else n.
 
   Raises:
-    ValueError: if the model has no such layers, or they are ambiguous.
+    ValueError: if the model has no such layers, or they are ambiguous or too
+      different from one another.
   """
   names = list(leaves)
   families, first = _families(names)
@@ -158,11 +164,11 @@ def depths(leaves: Iterable[str] | Mapping[str, Any]) -> dict[str, float]:
   """Returns the depth of each leaf in the network, from 0 to 1; see `ranks`.
 
   Args:
-    leaves: names of all leaves of the model. A mapping from names to specs also
-      detects models whose layers are an axis.
+    leaves: names of all leaves of the model; or a mapping from names to specs,
+      to detect scanned models, whose layers are an axis.
 
   Raises:
-    ValueError: if the model has no such layers, or they are ambiguous.
+    ValueError: as in `ranks`, or if layers seem to be an axis.
   """
   if isinstance(leaves, Mapping):
     for family in _families(leaves)[0].values():
@@ -192,7 +198,7 @@ def _families(names):
 
 
 def _refuse_scanned(family, specs):
-  """Raises if the leaves beside a family share their first axis: the layers."""
+  """Raises if the leaves around a family seem to share an axis of layers."""
   inside = [k for k in specs if family.parent and k.startswith(family.parent)]
   shapes = [tuple(specs[leaf].shape) for leaf in inside]
   if not shapes or min(map(len, shapes)) < 2:
@@ -220,10 +226,10 @@ def _refuse_stacks(specs):
 
 
 def _scanned(module, count, leaf):
-  """The error for layers that are an axis."""
+  """Returns the error for layers that are an axis."""
   return ValueError(
-    f"The layers of {module[:-1]!r} seem to be the first axis of its leaves, "
-    f"{count} in each, such as {leaf!r}: a scanned model. Give a mapping such "
+    f"The leaves of {module[:-1]!r}, such as {leaf!r}, seem to stack {count} "
+    "layers along their first axis, as in a scanned model. Give a mapping such "
     f"as {{{module!r}: [...], '': 0.5}}: the list goes along the first axis, "
     "and the number is for all other leaves."
   )

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leaves of 64 bits, which JAX cuts to 32 unless jax_enable_x64 is set.
 
-They are computed with all of their bits, on the CPU, and stay on the host as
-NumPy arrays where JAX would cut them.
+Their soups are computed with all bits, on the CPU, and stay on the host as
+NumPy arrays if JAX would cut them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +26,8 @@ def is_cut(leaf: Any) -> bool:
 def kept(leaves: Iterable[Any]) -> Iterator[None]:
   """Lets JAX compute with all bits of these leaves, in this thread.
 
-  Has no effect if JAX does so anyway. Results of 64 bits must be taken out with
-  `placed`.
+  Has no effect if JAX does so anyway. After the block, pass 64-bit results
+  through `placed`.
 
   Args:
     leaves: arrays or specs.
@@ -35,7 +35,7 @@ def kept(leaves: Iterable[Any]) -> Iterator[None]:
   if not any(map(is_cut, leaves)):
     yield
     return
-  # Accelerators have no, or slow, arithmetic of 64 bits.
+  # On accelerators, 64-bit arithmetic is slow or missing.
   cpu = jax.local_devices(backend="cpu")[0]
   with jax.enable_x64(True), jax.default_device(cpu):
     yield

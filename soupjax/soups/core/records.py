@@ -1,13 +1,13 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Records beside the weights: initial weights, unread entries and texts."""
+"""Metadata beside the weights: initial weights, unread entries and texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import warnings
 
 from soupjax.soups.core.ingredient import Ingredient
 
-# The reason for leaving out an entry that certainly is no part of the model.
+# The reason given for entries that are certainly not part of the model.
 TRAINING = "training state"
 _MOST_SHOWN = 10
 
@@ -20,7 +20,7 @@ def recorded_inits(ingredients: Iterable[Ingredient]) -> dict[str, list[str]]:
       out.
 
   Returns:
-    Hash of the initial weights -> names, in order.
+    Hash of the initial weights -> names of ingredients, in the order given.
   """
   inits: dict[str, list[str]] = {}
   for ingredient in ingredients:
@@ -31,7 +31,7 @@ def recorded_inits(ingredients: Iterable[Ingredient]) -> dict[str, list[str]]:
 
 
 def _mismatch(ingredients: Iterable[Ingredient]) -> str | None:
-  """Describes the first two initial weights that differ; None if none do."""
+  """Describes two ingredients with different initial weights, else None."""
   inits = list(recorded_inits(ingredients).items())
   if len(inits) < 2:
     return None
@@ -47,7 +47,7 @@ def warn_of_other_inits(ingredients: Iterable[Ingredient]) -> None:
   mismatch = _mismatch(ingredients)
   if mismatch:
     warnings.warn(
-      mismatch + "unless these are close, the average means nothing. "
+      mismatch + "unless these are close, the average is meaningless. "
       "sj.diagnose looks for barriers.",
       stacklevel=3,
     )
@@ -58,7 +58,7 @@ def check_same_init(ingredients: Iterable[Ingredient]) -> None:
   mismatch = _mismatch(ingredients)
   if mismatch:
     raise ValueError(
-      mismatch + "their average means nothing. Take ingredients of one sweep."
+      mismatch + "their average is meaningless. Use ingredients of one sweep."
     )
 
 
@@ -69,7 +69,7 @@ def ignored(
 
   Args:
     ingredients: those with the same set share a sentence.
-    training: whether to name the state of optimizers and scripts, too.
+    training: whether to include the state of optimizers and scripts.
   """
   owners: dict[tuple[tuple[str, str], ...], list[Ingredient]] = {}
   for ingredient in ingredients:
@@ -81,8 +81,8 @@ def ignored(
     if key:
       owners.setdefault(key, []).append(ingredient)
   return [
-    f"{_named([str(i.path or i.name) for i in group])}: not read, and not in a "
-    f"soup: {_shortened([f'{name!r} ({why})' for name, why in entries])}."
+    f"{_named([str(i.path or i.name) for i in group])}: not read, so left out "
+    f"of soups: {_shortened([f'{name!r} ({why})' for name, why in entries])}."
     + _advice(group[0], entries)
     for entries, group in owners.items()
   ]
@@ -127,7 +127,7 @@ def notes(ingredients: Sequence[Ingredient]) -> list[str]:
     key for i in ingredients for key in i.text if key not in shared
   )
   differ = [
-    "The soup lacks texts (__metadata__) that are not equal in all "
+    "The soup lacks texts (__metadata__) that are not the same in all "
     f"ingredients: {_shortened([repr(key) for key in keys])}."
   ]
   return [*ignored(ingredients, training=True), *(differ if keys else [])]

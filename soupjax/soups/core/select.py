@@ -33,7 +33,7 @@ def actions(
   base: Ingredient | None,
   select: Mapping[str, Any],
 ) -> dict[str, Action]:
-  """Resolves a selection.
+  """Resolves a selection to one action per leaf.
 
   Args:
     ingredients: at least one.
@@ -115,7 +115,7 @@ def _check_action(pattern, action, count, base):
       raise ValueError(f"select[{pattern!r}] must be finite, got {action}.")
     if base is None:
       raise ValueError(
-        f"select has {action} for {pattern!r}, a share of the way from a base. "
+        f"select has {action} for {pattern!r}, which interpolates from a base. "
         f"Pass base=, or {count} weights."
       )
     return float(action)
@@ -184,7 +184,7 @@ def _is_one_hot(action: Action) -> bool:
 
 
 def _compared(ingredients, mixed, chosen):
-  """Specs that must agree; those of ingredients with weight 0 are replaced."""
+  """Returns specs that must agree, with substitutes for those of weight 0."""
   trees = {model.name: _only(model, mixed) for model in ingredients}
   for leaf in mixed:
     weights = chosen[leaf]
@@ -331,7 +331,7 @@ class Selection:
     }
     if not mixed:
       raise ValueError(
-        f"select={self.select} leaves nothing to mix: keep or skip fewer."
+        f"select={self.select} leaves nothing to mix: select fewer leaves."
       )
     first = self._base if mixes_base else self._all[0]
     specs = {
@@ -350,15 +350,16 @@ class Selection:
       self.base = restricted(self._base, mixed)
 
   def share(self, leaf: str) -> float | None:
-    """Returns the selected share of the way from the base; None for all."""
+    """Returns the selected fraction of the way from the base; else None."""
     share = self._actions.get(leaf)
     return share if isinstance(share, float) else None
 
   def ends(self, leaves: Sequence[str], sharding: Any) -> list[Any]:
-    """Reads the base of leaves that go only a share of the way from it.
+    """Reads base leaves from which the selection interpolates.
 
     Returns:
-      For each leaf None, or that of the base and the coefficients of both ends.
+      For each leaf None, or that of the base and the coefficients of
+      `compensated.linear`.
     """
 
     def end(leaf):
@@ -372,7 +373,7 @@ class Selection:
     return [end(leaf) for leaf in leaves]
 
   def check_base(self, leaf: str, sharding: Any) -> None:
-    """Raises a ValueError if a leaf is blended with a base that has NaN."""
+    """Raises a ValueError if the base of a blended leaf is not finite."""
     if self.share(leaf) is not None:
       flags = nonfinite.all_finite([self._read(self._base, leaf, sharding)])
       nonfinite.raise_if_not_finite(self._base.name, [leaf], flags)
@@ -383,7 +384,8 @@ class Selection:
     They are kept from the base, or averaged with selected weights.
 
     Raises:
-      ValueError: if an ingredient of such an average is not finite.
+      ValueError: if leaves of such an average are not finite, or integers
+        differ.
     """
     fixed = {}
     for leaf, spec in self.specs.items():

@@ -22,7 +22,7 @@ class Span(NamedTuple):
     leaf: its name.
     box: part of the leaf, stored in row-major order.
     start: element of the flat array at which it begins.
-    stop: the one after its last.
+    stop: the element after its last.
     first: position of the first element in the whole leaf, if the box is known
       to be contiguous there.
   """
@@ -105,7 +105,7 @@ def size(box: Slices) -> int:
 
 
 def bounding(boxes: Sequence[Slices]) -> Slices:
-  """Returns the smallest box that contains several."""
+  """Returns the smallest box that contains all of several boxes."""
   return tuple(
     slice(min(s.start for s in axis), max(s.stop for s in axis))
     for axis in zip(*boxes)
@@ -147,7 +147,9 @@ def touched(shape: Shape, box: Slices, chunk: Shape | None) -> int:
 
 
 def first_of(shape: Shape, box: Slices) -> int | None:
-  """Returns the first element of a contiguous box; None for any other.
+  """Returns the position of the first element of a box, in row-major order.
+
+  Returns None if the box is not contiguous.
 
   Args:
     shape: of the whole array.
@@ -210,15 +212,15 @@ def split(
   Args:
     box: the part to cut.
     limit: maximum number of elements per piece.
-    chunk: shape of the stored chunks, None if the array can be cut anywhere.
-      Pieces end at edges of chunks; a chunk with more than `limit` elements is
-      one piece.
+    chunk: shape of the stored chunks; None if the array can be cut anywhere.
+      Pieces end at the edges of chunks, even if they then have more than
+      `limit` elements.
     room: maximum number of elements in the first piece, if it can be that
-      small; then all pieces but the last are as large as possible. None: all
+      small; then all pieces but the last are as large as possible. If None, all
       pieces are of about the same size.
 
   Returns:
-    Boxes.
+    The pieces, as boxes.
   """
   shape = shape_of(box)
   axis = next((i for i, n in enumerate(shape) if n > 1), None)
@@ -250,12 +252,12 @@ def split(
 
 
 def room_after(pieces: Sequence[Slices], limit: int, room: int) -> int:
-  """Returns the elements left in the last block after packing pieces.
+  """Returns the number of free elements in the last block after packing pieces.
 
   Args:
     pieces: in order; one that does not fit begins a new block.
     limit: elements per block.
-    room: elements left before.
+    room: free elements before.
   """
   for piece in pieces:
     n = size(piece)

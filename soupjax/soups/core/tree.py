@@ -46,11 +46,11 @@ def flatten(params: PyTree) -> tuple[dict[str, Any], Any]:
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
   except (TypeError, ValueError) as e:
     raise ValueError(
-      f"The tree cannot be flattened: {e} The keys of a dict must be of one "
-      "type, such as all strings, to be put in order."
+      f"The tree cannot be flattened: {e} The keys of a dict must all be of "
+      "one type, such as str, so that they can be sorted."
     ) from e
   if not paths:
-    raise ValueError("The tree has no leaves: it needs one array at least.")
+    raise ValueError("The tree has no leaves: it needs at least one array.")
   leaves: dict[str, Any] = {}
   for path, leaf in paths:
     name = name_of(path)
@@ -91,12 +91,12 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
   dtype = leaf.dtype
   try:
     is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
-  except TypeError:  # Of another library.
+  except TypeError:  # A dtype of another library.
     is_key = False
   if is_key:
     raise ValueError(
       f"{where} has dtype {dtype}: random keys cannot be averaged. Drop it, or "
-      "replace it by its jax.random.key_data."
+      "replace it with its jax.random.key_data."
     )
   try:
     dtype = np.dtype(dtype)
@@ -127,7 +127,7 @@ def spec(leaf: Any, where: str = "A leaf") -> jax.ShapeDtypeStruct:
 
 
 def _fix(leaf: Any) -> str:
-  """Advice on a leaf that is not an array."""
+  """Returns advice on a leaf that is not an array."""
   if hasattr(leaf, "load"):
     return "Give its parameters, from .load()."
   if dataclasses.is_dataclass(leaf):
@@ -173,13 +173,13 @@ def _is_floating(dtype: Any) -> bool:
 
 
 def is_float(leaf: Any) -> bool:
-  """Whether a leaf (or its spec) has a floating dtype, bfloat16 and fp8 too."""
+  """Whether a leaf or spec has a floating dtype, including bfloat16 and fp8."""
   return _is_floating(leaf.dtype)
 
 
 def num_bytes(specs: Iterable[Any]) -> int:
   """Returns the bytes of several leaves (or their specs) together."""
-  # `ShapeDtypeStruct.size` takes as long as all the rest.
+  # `ShapeDtypeStruct.size` takes as long as everything else here.
   return sum(math.prod(s.shape) * s.dtype.itemsize for s in specs)
 
 
@@ -189,10 +189,12 @@ def check_alike(
   *,
   has_base: bool = False,
 ) -> None:
-  """Checks that all trees have the leaves, shapes and kinds of the first.
+  """Checks that all trees have the leaves and shapes of the first.
+
+  Dtypes may differ if both are floating.
 
   Args:
-    trees: ingredient name -> leaf name -> spec, or an array with a shape.
+    trees: ingredient name -> leaf name -> spec or array.
     treedefs: ingredient name -> treedef, to compare containers as well.
     has_base: whether `select` can keep leaves of a base.
 
@@ -211,8 +213,8 @@ def check_alike(
     problems += [problem for _, problem in differences]
     if not problems and treedefs and treedefs[name] != treedefs[first]:
       problems.append(
-        f"{name!r} holds the same leaves as {first!r} in other containers: "
-        f"{treedefs[name]} against {treedefs[first]}"
+        f"{name!r} has the same leaves as {first!r} in other containers: "
+        f"{treedefs[name]}, not {treedefs[first]}"
       )
   if problems:
     all_specs = {
@@ -315,8 +317,8 @@ def differing(
   Args:
     leaf: its name.
     specs: of all leaves.
-    names: of two models that disagree on it.
-    count: the number of models that `select` takes numbers for.
+    names: the names of two models that disagree on it.
+    count: the number of weights that `select` expects for a leaf.
     has_base: whether `select` can keep the leaf of a base.
   """
   return ValueError(
@@ -356,13 +358,13 @@ def advice(
 
 
 def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
-  """Returns a pattern for a leaf, or for all of its name if none is float.
+  """Returns a pattern for a leaf, or for its namesakes if none is float.
 
-  Counters have the same name in every layer.
+  Counters have the same last name in every layer.
   """
   last = re.escape(re.split("[/.]", leaf)[-1]) + "$"
-  others = [name for name in specs if re.search(last, name)]
-  if any(is_float(specs[name]) for name in others) or last == "$":
+  namesakes = [name for name in specs if re.search(last, name)]
+  if any(is_float(specs[name]) for name in namesakes) or last == "$":
     return f"^{re.escape(leaf)}$"
   return last
 
@@ -370,7 +372,7 @@ def _pattern(leaf: str, specs: Mapping[str, jax.ShapeDtypeStruct]) -> str:
 def owned(params: PyTree) -> PyTree:
   """Returns a tree whose containers and NumPy arrays belong to the caller.
 
-  Arrays of JAX are shared, since nobody can change them.
+  JAX arrays are shared, since they are immutable.
   """
   return jax.tree.map(
     lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, params
@@ -391,16 +393,16 @@ def nest(leaves: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     ValueError: if `leaves` is empty.
   """
   if not leaves:
-    raise ValueError("The tree has no leaves: it needs one array at least.")
+    raise ValueError("The tree has no leaves: it needs at least one array.")
   names, treedef = _nested(tuple(leaves))
   return {name: leaves[name] for name in names}, treedef
 
 
 @functools.lru_cache(maxsize=16)
 def _nested(names: tuple[str, ...]) -> tuple[tuple[str, ...], Any]:
-  """Names in the order of their tree, and its treedef.
+  """Returns the names in the order of their tree, and its treedef.
 
-  Checkpoints of the same model share one result, in time and in memory.
+  The cache saves time and memory for further checkpoints of the same model.
   """
   nested: dict[str, Any] = {}
   for name in names:
@@ -459,10 +461,10 @@ def matches(
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-  """Pauses Python's collector of cycles while many leaves are described.
+  """Pauses Python's garbage collector while specs of many leaves are made.
 
-  It would walk through all of them again and again, which is a third of the
-  time that opening a file of 300,000 leaves takes.
+  It would traverse all of them again and again, which takes a third of the time
+  of opening a file with 300,000 leaves.
   """
   was_enabled = gc.isenabled()
   gc.disable()

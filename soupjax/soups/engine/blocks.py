@@ -54,7 +54,7 @@ def whole_leaf(group: groups.Group, leaf: str, shape: tuple[int, ...]) -> Block:
 
 
 def _capacities(plan, pieces) -> dict[groups.Group, int]:
-  """Returns the elements of the blocks of every group."""
+  """Returns the number of elements in each group's blocks."""
   largest: dict[groups.Group, int] = {}
   total: dict[groups.Group, int] = collections.Counter()
   for leaf, box in pieces:
@@ -70,7 +70,7 @@ def _capacities(plan, pieces) -> dict[groups.Group, int]:
 
 
 def host_bytes(plan, pieces) -> int:
-  """Returns the memory of the largest block."""
+  """Returns the bytes of the largest block."""
   sizes = [
     capacity * group.bytes_an_element
     for group, capacity in _capacities(plan, pieces).items()
@@ -87,7 +87,7 @@ def pack(plan, pieces) -> Iterator[Block]:
     group, n = plan.groups[leaf], slices.size(box)
     first = slices.first_of(plan.specs[leaf].shape, box)
     if group.layered:
-      # In a block of its own size, so that it can be shaped as layers.
+      # Gets a block of exactly its size, which can be reshaped to layers.
       yield Block(group, [slices.Span(leaf, box, 0, n, first)], n)
       continue
     if last is not group and last in waiting and _of_one_leaf(plan, last):
@@ -108,13 +108,13 @@ def _of_one_leaf(plan, group) -> bool:
   return group.by_rule and plan.rule.by_leaf
 
 
-# Copies of a chunk during decoding: 2 to 4 were measured, the most for
-# compressed Orbax checkpoints.
+# Copies of a chunk in memory during decoding. Measured: 2 to 4, with the most
+# for compressed Orbax checkpoints.
 _DECODING = 4
 
 
 def decoding_bytes(plan, pieces) -> int:
-  """Host memory for one read of a source, in addition to its row of a block.
+  """Returns the bytes for one read of a source, besides its row of a block.
 
   Chunks are decoded outside the row, and dtypes other than that of the row are
   cast from a buffer.
@@ -153,7 +153,7 @@ def _sixteens(n):
 
 
 def _width(n):
-  """Rounds up the width of blocks of single leaves: each width is compiled."""
+  """Rounds up the width of single-leaf blocks, as each width is compiled."""
   if n >= 1 << 16:
     return -(-n // (1 << 16)) << 16
   return max(1 << 10, 1 << (n - 1).bit_length())

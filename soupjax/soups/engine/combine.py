@@ -13,8 +13,8 @@ from soupjax.soups.core import compensated, precision
 from soupjax.soups.engine import blocks, groups
 from soupjax.soups.rules import rule_inputs
 
-# Uses 512-bit vectors where the CPU has them, and no threads besides ours. Both
-# leave the bits of elementwise functions as they are.
+# Uses 512-bit vectors if the CPU has them, and no threads besides ours. Neither
+# changes the bits of elementwise functions.
 _OPTIONS = {
   "xla_cpu_prefer_vector_width": 512,
   "xla_cpu_multi_thread_eigen": False,
@@ -23,17 +23,17 @@ _OPTIONS = {
 
 def _combine(old, stack, base, values, *, combine, dtype):
   # Only one output: a second one, such as a flag for finite results, doubles
-  # time and memory of the compiler and slows the sums by a fifth.
+  # the time and memory of compilation and slows the sums by a fifth.
   del old
   base = None if base is None else _widened(base)
   if len(stack) <= compensated.UNROLLED:
-    stack = _widened(stack)  # A loop would need all of it in memory.
+    stack = _widened(stack)  # For a loop, all of it would be in memory.
   result = combine(stack, base, values)
   return _as_bfloat16(result) if dtype == jnp.bfloat16 else result.astype(dtype)
 
 
-# Conversions of bfloat16 by their bits. The bits are those of XLA, which takes
-# a third longer for a mean.
+# Conversions from and to bfloat16 by integer operations. They give the same
+# bits as XLA's conversions, with which a mean takes a third longer.
 
 
 def _widened(array):
@@ -46,7 +46,7 @@ def _widened(array):
 def _as_bfloat16(array):
   array = array.astype(jnp.float32)
   bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
-  # Half of the last place, to even.
+  # Rounds to the nearest, ties to even.
   rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
   nan = ((bits >> 16) & 0x8000) | 0x7FC0
   bits = jnp.where(jnp.isnan(array), nan, rounded).astype(jnp.uint16)
@@ -54,13 +54,14 @@ def _as_bfloat16(array):
 
 
 class Program:
-  """Runs the functions of groups; each of a group's shapes is compiled once."""
+  """Runs the functions of groups, compiling each once per shape."""
 
   def __init__(self, options: dict[str, Any] | None = None):
     """Compiles nothing yet.
 
     Args:
-      options: of XLA for elementwise functions, dropped if they are unknown.
+      options: compiler options for elementwise functions; dropped if XLA does
+        not know them.
     """
     settings = {
       "static_argnames": ("combine", "dtype"),
@@ -87,8 +88,8 @@ class Program:
       stack: (K, ...).
       base: (...), or None.
       values: for `combine`.
-      results: shape and dtype -> an earlier result, whose memory is reused and
-        which is replaced; None allocates.
+      results: (shape, dtype) -> an earlier result, whose memory is reused for
+        the new one, which takes its place; None allocates.
     """
     shape, dtype = stack.shape[1:], group.out_dtype
     inputs = [stack, *([] if base is None else [base])]
@@ -147,10 +148,10 @@ run = Program(_OPTIONS)
 
 
 def temporary_bytes(plan, pieces) -> int:
-  """Returns the bytes of temporary arrays of all threads, by the compiler.
+  """Returns the compiler's figure for the temporary bytes of all threads.
 
-  Rules that measure something first, or read statistics, count as none: the
-  shapes of their values are not known before.
+  It is 0 for rules that measure values first or read statistics, since the
+  shapes of their values are not known yet.
   """
   if plan.rule.measure is not None:
     return 0

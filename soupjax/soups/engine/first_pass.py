@@ -24,8 +24,8 @@ from soupjax.soups.engine import plan as planning
 from soupjax.soups.rules import rule_inputs
 
 # Bytes per thread over all ingredients, and the least number of elements, which
-# keeps a unit larger than its histogram. With more than 128 ingredients it is
-# smaller, so that its bytes stay bounded.
+# keeps a unit larger than its histogram. With more than 128 ingredients, units
+# have fewer elements, so that their bytes stay bounded.
 _UNIT_BYTES = 8 << 20
 _UNIT_ELEMENTS = 1 << 17
 _MOST_BYTES = 4 * 129 * _UNIT_ELEMENTS
@@ -38,8 +38,8 @@ class Processes:
   Attributes:
     index: of this process.
     count: number of processes.
-    gather: returns the data that every process passed, in their order. All
-      processes must call it equally often.
+    gather: takes data of this process, and returns those of all processes, in
+      their order. All processes must call it the same number of times.
   """
 
   index: int = 0
@@ -77,7 +77,7 @@ class LeafReader:
     self._lock = threading.Lock()
 
   def host_bytes(self) -> int:
-    """Memory for the units of all threads."""
+    """Returns the host memory for the units of all threads, in bytes."""
     pieces = [
       (leaf, box) for leaf in self.specs for box in self._cut(leaf, self.count)
     ]
@@ -88,7 +88,7 @@ class LeafReader:
     return self._plan.threads * (biggest * rows * 4 + decoding)
 
   def _cut(self, leaf: str, count: int) -> list[slices.Slices]:
-    """Cuts a leaf into units of `count` models; those of chunks are larger."""
+    """Cuts a leaf into units for `count` models; chunks may enlarge them."""
     shape, chunk = self.specs[leaf].shape, self._plan.chunks.get(leaf)
     unit = max(_UNIT_ELEMENTS, _UNIT_BYTES // (4 * (count + 1)))
     unit = max(1, min(unit, _MOST_BYTES // (4 * (count + 1))))
@@ -106,6 +106,9 @@ class LeafReader:
       reduce: as in `each`.
       leaves: their names.
       models: positions of the ingredients that are read; None is all.
+
+    Returns:
+      The sum; None if the leaves have no elements.
     """
     keys = [(None, leaf) for leaf in leaves]
     return self._fold(reduce, keys, models).get(None)
@@ -241,5 +244,5 @@ def measured(
 
 
 def host_bytes(plan: planning.Plan) -> int:
-  """Host memory of the first passes."""
+  """Returns the host memory of the first passes, in bytes."""
   return 0 if plan.rule.measure is None else LeafReader(plan).host_bytes()

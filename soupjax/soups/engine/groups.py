@@ -21,11 +21,11 @@ class Group:
   """Leaves that go through one compiled function.
 
   Attributes:
-    combine: as in `rules.Rule`; None copies the first source, after a check
+    combine: as in `rules.Rule`; None copies the first source, after checking
       that the sources are equal.
     values: the numbers for `combine`.
     sources: positions in `Plan.sources` that form the stack.
-    base: position of the base, None if `combine` needs no base.
+    base: position of the base; None if `combine` needs no base.
     stack_dtype: of the stack; float32 if the sources differ.
     base_dtype: of the base.
     out_dtype: of the result.
@@ -53,7 +53,7 @@ class Group:
 
   @property
   def layered(self) -> bool:
-    """Whether blocks keep the first axis of a leaf: its layers."""
+    """Whether blocks keep the first axis of a leaf, which is its layers."""
     return "by_layer" in (self.values or {}) and not self.whole
 
   @functools.cached_property
@@ -66,7 +66,7 @@ class Group:
     """Host bytes for one element: its stack, base and result."""
     base = self.base_dtype.itemsize if self.base is not None else 0
     base += 4 * len(self.extra) + 8 * self.indexed
-    # Other dtypes are cast from float32, and both arrays may exist.
+    # Other dtypes are cast from float32, and both arrays may exist at once.
     result = self.out_dtype.itemsize
     result += 0 if self.out_dtype == np.float32 else 4
     return self.stack_dtype.itemsize * len(self.sources) + base + result
@@ -74,7 +74,7 @@ class Group:
 
 @functools.cache
 def of_large(combine: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Returns an affine `combine` whose differences may overflow."""
+  """Wraps an affine `combine` so that differences may overflow."""
 
   def run(stack, base, values):
     return compensated.of_large(
@@ -101,7 +101,7 @@ class GroupMaker:
     with_extra: leaves that need the extra sources of the rule.
     ingredients: at least one.
     base: the base model, if any.
-    dtype: of the floating leaves of the output, None to keep theirs.
+    dtype: of the floating leaves of the output; None keeps their dtypes.
     block_bytes: of all ingredients together, per thread.
     made: the groups so far.
     notes: notes for the user so far.
@@ -128,7 +128,7 @@ class GroupMaker:
     specs = [specs.get(leaf) for specs in self.models]
     if leaf in self.with_extra:
       specs += [source.specs[leaf] for source in self.rule.extra]
-    # Sources are cast block by block, so all leaves have the same dtypes.
+    # A block is read from each source in one dtype, which its leaves share.
     dtypes = [None if spec is None else spec.dtype for spec in specs]
     by_rule = not isinstance(action, str | tuple) and tree.is_float(specs[0])
     alone = leaf if by_rule and self.rule.by_leaf else None
@@ -190,7 +190,7 @@ class GroupMaker:
     )
 
   def _in_float32(self, leaf, out, *dtypes):
-    """Returns dtypes with float32 for float64; rejects float64 results."""
+    """Replaces float64 by float32 in dtypes; rejects float64 results."""
     if out == np.float64:
       raise ValueError(
         f"Leaf {leaf!r} is float64, but the rule {self.rule.name!r} computes "

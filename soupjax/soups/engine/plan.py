@@ -95,6 +95,10 @@ def make(
     block_bytes: bytes per thread for the blocks of all ingredients together.
     threads: number of threads that read and merge.
 
+  Returns:
+    The plan. Warns if ingredients have different recorded initial weights,
+    equal contents, or configs that differ in a way that may not matter.
+
   Raises:
     ValueError: listing the problems by ingredient and leaf.
   """

@@ -5,8 +5,8 @@
 Each of a few threads takes the next block, reads its part of every ingredient
 into its buffer, runs the rule and passes the result to the writer. There are no
 queues: while one thread waits for the disk, another computes. Memory depends
-only on block size and number of threads. The bits of a rule depend only on the
-numbers (see `core.compensated`), so they do not depend on the blocks.
+only on block size and number of threads. The bits of a result depend only on
+the numbers (see `core.compensated`), not on the blocks.
 """
 
 import collections
@@ -46,13 +46,13 @@ class Report:
   """Bytes, seconds and checksums of one process in a mix.
 
   Attributes:
-    bytes_read: of weights, at their size in memory; leaves in chunks (Orbax, or
-      compressed) count all decoded chunks.
+    bytes_read: of weights, at their size in memory; for chunked leaves (of
+      Orbax, or compressed), all decoded chunks count.
     bytes_written: of weights.
-    seconds: from the first block to the last.
-    checksums: source -> leaf -> CRC-32, for leaves that were read whole over
-      all processes.
-    verified: source -> leaves whose recorded checksum was compared.
+    seconds: duration of `run`, including first passes and compilation.
+    checksums: for each source, leaf -> CRC-32, if all processes together read
+      the whole leaf.
+    verified: for each source, the leaves whose recorded checksum was compared.
   """
 
   bytes_read: int
@@ -63,7 +63,7 @@ class Report:
 
 
 def host_bytes(plan: planning.Plan, pieces: Sequence[Piece]) -> int:
-  """Bytes of all block buffers of this process, and of decoding."""
+  """Returns the bytes of this process's buffers, for blocks or first passes."""
   per_thread = blocks.host_bytes(plan, pieces)
   per_thread += blocks.decoding_bytes(plan, pieces)
   return max(plan.threads * per_thread, first_pass.host_bytes(plan))
@@ -85,16 +85,20 @@ def run(
     plan: from `plan.make`.
     pieces: of this process, from `plan.pieces`.
     writer: gets every piece once, in any order.
-    hash_inputs: computes the checksum of every leaf of every source. If False,
-      only leaves with recorded checksums are checked.
-    check_finite: refuses a result with NaN or infinity.
+    hash_inputs: whether to compute the checksum of every leaf of every source.
+      If False, only leaves with recorded checksums are checked.
+    check_finite: whether to reject a result with NaN or infinity.
     progress: called with the bytes read so far and in total.
     processes: those that mix together, each with its own pieces.
 
+  Returns:
+    The report of this process.
+
   Raises:
     ValueError: naming ingredient and leaf, if integers differ, a recorded
-      checksum does not match, or a result is not finite; or naming ingredient
-      and file, if an input has changed since it was opened.
+      checksum does not match, or a result is not finite; naming ingredient and
+      file, if an input has changed since it was opened; or if there is not
+      enough memory.
   """
   start = time.perf_counter()
   with explaining_changes(plan.sources):
@@ -103,7 +107,7 @@ def run(
   packed = list(blocks.pack(plan, pieces))
   costs = [work.cost(block) for block in packed]
   total = sum(costs)
-  # Compiles first, so that the compiler's memory is free before buffers fill.
+  # Compiles first, to free the compiler's memory before buffers are filled.
   counts = collections.Counter(block.group for block in packed)
   for block in {block.group: block for block in packed}.values():
     if counts[block.group] > plan.threads:
@@ -264,7 +268,7 @@ class _Work:
 
   def _fill(self, k, block, row, buffer):
     """Reads a block of one source into a row."""
-    row = row[: block.filled]  # The rest has numbers of an earlier block.
+    row = row[: block.filled]  # The rest may hold numbers of an earlier block.
     # The leaves of a group have the same dtype in each source.
     dtype = self.plan.sources[k].specs[block.spans[0].leaf].dtype
     part = row
@@ -376,7 +380,7 @@ class _Work:
   def verified(
     self, checksums: Sequence[Mapping[str, int]]
   ) -> tuple[Collection[str], ...]:
-    """Returns the leaves of every source that were compared.
+    """Returns the leaves of every source whose checksums were compared.
 
     Args:
       checksums: from `checksums`.

@@ -20,7 +20,7 @@ class Decision:
     score: held-out score of the soup with this ingredient; None if it was
       rejected before all data were evaluated.
     bar: score of the soup without it; None for the first ingredient.
-    accepted: whether it stayed in.
+    accepted: whether the ingredient was kept.
     reason: the reason in words.
     size: number of ingredients in the soup after the decision.
     bound: the best score that was still possible at an early rejection.
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class AcceptanceRule:
-  """The condition on which a candidate stays in; see `greedy_soup`."""
+  """The condition under which a candidate is kept; see `greedy_soup`."""
 
   accept: str
   min_delta: float
@@ -71,7 +71,7 @@ class AcceptanceRule:
   def of(
     cls, accept: str, min_delta: Any, mode: str = "max"
   ) -> "AcceptanceRule":
-    """Makes a rule of arguments of `greedy_soup`.
+    """Makes a rule from arguments of `greedy_soup`.
 
     Raises:
       ValueError: if an argument has an invalid value.
@@ -85,7 +85,7 @@ class AcceptanceRule:
     )
 
   def accepts(self, score: float, bar: float) -> bool:
-    """Whether a candidate of that score stays in a soup of score `bar`."""
+    """Whether to keep a candidate of that score if the soup scores `bar`."""
     if self.mode == "min":
       score, bar = -score, -bar
     if self.accept == "ge":
@@ -101,7 +101,7 @@ class AcceptanceRule:
     change = f"{abs(gain):.6g}"
     if change == min_delta and gain != self.min_delta:
       change = repr(abs(gain))  # They differ after the sixth digit.
-    reason = "leaves the score as it is"
+    reason = "leaves the score unchanged"
     if gain:
       reason = f"{better if gain > 0 else worse} the score by {change}"
     if self.accepts(score, bar) or gain < 0:
@@ -112,16 +112,16 @@ class AcceptanceRule:
     return reason + f", {least} min_delta ({min_delta}): not enough"
 
   def reason_of_bound(self, bound: float, bar: float) -> str:
-    """Describes by how much a candidate that reaches at most `bound` fails."""
-    least, side, sign = "more", "below", 1
+    """Describes by how much a candidate that reaches at best `bound` fails."""
+    extreme, side, sign = "most", "below", 1
     if self.mode == "min":
-      least, side, sign = "less", "above", -1
+      extreme, side, sign = "least", "above", -1
     required = bar + sign * self.min_delta
-    reason = f"cannot score {least} than {bound:.6g}, which is not enough: "
+    reason = f"would score at {extreme} {bound:.6g}, "
     if sign * (required - bound) > 0:
       reason += f"{abs(required - bound):.6g} {side} the bar of {required:.6g}"
     else:
-      reason += f"it must beat {required:.6g}"
+      reason += f"but must beat {required:.6g}"
     if self.min_delta:
       reason += f" ({bar:.6g} and min_delta {self.min_delta:.6g})"
     return reason
@@ -133,7 +133,7 @@ class Turns:
 
   Attributes:
     order: names of all ingredients, to try them in another order.
-    rounds: the most times each ingredient is tried.
+    rounds: maximum number of times that each ingredient is tried.
     patience: stops after this many rejections in a row.
     max_size: stops when the soup has this many ingredients; an ingredient that
       was added twice counts twice.
@@ -154,7 +154,7 @@ class Schedule:
 
   @classmethod
   def of(cls, names: Sequence[str], turns: Turns) -> "Schedule":
-    """Checks the numbers.
+    """Checks the numbers in `turns`.
 
     Raises:
       ValueError: if one is not a positive whole number.
@@ -171,7 +171,7 @@ class Schedule:
     return len(self.names) * self.turns.rounds
 
   def end_reason(self, history: Sequence[Decision]) -> str | None:
-    """Returns why the trials end after these decisions; None if they go on."""
+    """Returns why the trials end after these decisions; None if they do not."""
     patience, max_size = self.turns.patience, self.turns.max_size
     if history and history[-1].size == max_size:
       return f"the soup has max_size={max_size}"
@@ -191,10 +191,10 @@ def checked(trial: Trial, names: Sequence[str]) -> Trial:
   """Checks the result of an evaluator for the soup of `names`.
 
   Returns:
-    The same with floats.
+    The trial, with its score or bound as a float.
 
   Raises:
-    ValueError: if it is not a finite number.
+    ValueError: if that is not a finite number.
   """
   field = "bound" if trial.score is None else "score"
   value = getattr(trial, field)
@@ -255,6 +255,9 @@ def replayed(
     resume: the decisions, or their fields as dicts.
     rule: the acceptance rule.
 
+  Returns:
+    The decisions.
+
   Raises:
     ValueError: naming the first decision that does not fit.
   """
@@ -294,7 +297,7 @@ def _problem(past: Decision, bar, size, rule: AcceptanceRule) -> str | None:
     return "has no score"
   for field in ("score", "bound", "bar", "evaluated"):
     value = getattr(past, field)
-    # A trace holds plain numbers: strings and arrays are damage.
+    # Traces hold plain numbers: strings and arrays are damage.
     if value is not None and not (
       isinstance(value, numbers.Real) and math.isfinite(value)
     ):

@@ -59,7 +59,7 @@ def greedy_ensemble(
     The ensemble and the record of every decision.
 
   Raises:
-    ValueError: as `greedy_soup`, or if logits are not an array of numbers.
+    ValueError: as in `greedy_soup`, or if logits are not an array of numbers.
 
   Examples:
     >>> labels = jnp.array([0, 1, 1])
@@ -96,7 +96,7 @@ def greedy_ensemble(
 
 
 class _OnTrees:
-  """An evaluator of logits as an evaluator of trees that hold them."""
+  """Makes an evaluator of logits accept trees that contain them."""
 
   def __init__(self, evaluate):
     self.evaluate = evaluate

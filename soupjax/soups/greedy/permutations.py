@@ -21,7 +21,7 @@ class BestOrder:
   """The best of several greedy soups.
 
   Attributes:
-    soup: the best soup; the first of those with the same score.
+    soup: the best soup; the first one of a tie.
     orders: the names in every order that was tried.
     histories: the decisions in every order.
     scores: held-out score of every soup.
@@ -84,7 +84,7 @@ def best_order(
   Args:
     ingredients: as in `greedy_soup`.
     evaluate: as in `greedy_soup`; it also decides between the soups.
-    orders: for every order the names of all ingredients; see `random_orders`.
+    orders: for every order, the names of all ingredients; see `random_orders`.
     turns: as in `greedy_soup`; its order is ignored.
     resume: the decisions of an earlier run, one list per order.
     on_decision: called with the position of the order and every new decision.
@@ -94,7 +94,7 @@ def best_order(
     The best soup and the decisions in every order.
 
   Raises:
-    ValueError: as `greedy_soup`, or if there are no orders, or more lists to
+    ValueError: as in `greedy_soup`, or if there are no orders, or more lists to
       resume from than orders.
 
   Examples:

@@ -49,7 +49,7 @@ class GreedySoup:
     history: every decision, in order.
   """
 
-  params: PyTree = dataclasses.field(repr=False)  # Pages of numbers.
+  params: PyTree = dataclasses.field(repr=False)  # Too long to print.
   selected: tuple[str, ...]
   history: tuple[Decision, ...]
 
@@ -107,7 +107,7 @@ def greedy_soup(
 
   With replacement (`turns.rounds` above 1), all ingredients are tried again. An
   ingredient that is added a second time counts twice, so the soup is a weighted
-  mean. The trials stop when all ingredients were rejected in a row, because
+  mean. The trials stop once all ingredients have been rejected in a row, since
   another round would change nothing.
 
   Early rejection: an evaluator may have a method `evaluate_until(params,
@@ -115,14 +115,14 @@ def greedy_soup(
   possible score on the remaining data makes `can_reach(score)` true. Its method
   `set_incumbent()` is called when the last candidate stayed in.
   `evaluators.Evaluator` begins with the images that the soup finds hardest.
-  Decisions and soup are those of the full pass; the record of a rejected
-  candidate has a bound instead of a score.
+  Decisions and soup are the same as without early rejection; the record of a
+  candidate that was rejected early has a bound instead of a score.
 
   Args:
     ingredients: models in any form, in the order to try, best first.
-    evaluate: maps parameters to a held-out score. Each call gets a tree of its
-      own: changes to it do not reach the soup. It must not donate the arrays to
-      a compiled function (`donate_argnums`), since those of a candidate that
+    evaluate: maps parameters to a held-out score. Each call gets a new tree, so
+      changes to it do not reach the soup. It must not donate the arrays to a
+      compiled function (`donate_argnums`), since those of a candidate that
       stays in are used again. If it has an attribute `mode`, that must be the
       `mode` below.
     mode: "max" if a higher score is better, "min" if a lower one is, such as a
@@ -197,7 +197,7 @@ def greedy_soup(
   for (position, ingredient), leaves in _read_ahead(turns_left, sharding):
     is_new = position >= len(history)
     if is_new and schedule.end_reason(history):
-      break  # It was read ahead of the last decision.
+      break  # It was read before the last decision was made.
     floats = [leaves[name] for name in names]
     if first is None:
       with precision.kept(all_floats):

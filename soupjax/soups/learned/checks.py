@@ -16,7 +16,7 @@ from soupjax.soups.core import arguments, nonfinite
 from soupjax.soups.core.ingredient import sharding_of
 from soupjax.soups.learned.options import CoefficientOptimizer, Granularity
 
-# Advice for a soup that overflows; gradients are of differences, too.
+# Advice for a soup that overflows.
 TOO_FAR = (
   "their differences are beyond the range in which coefficients can be "
   "learned. Leave out the model with such weights, or make a greedy soup."
@@ -32,10 +32,10 @@ def settings(
     The number of steps, and the optimizer with its learning rate.
 
   Raises:
-    ValueError: if one is out of range, or two do not fit together.
+    ValueError: if an argument is out of range, or two do not fit together.
   """
   if len(ingredients) < (2 if base is None else 1):
-    least = "two ingredients" if base is None else "one beside its base"
+    least = "two ingredients" if base is None else "one besides its base"
     raise ValueError(
       f"A learned soup needs at least {least}, got {len(ingredients)}."
     )
@@ -73,8 +73,8 @@ def _check_lbfgs(batches, learning_rate, decay):
   if batches is not None:
     raise ValueError(
       "optimizer 'lbfgs' needs one loss on all held-out data, not batches, "
-      "because its line search compares losses. Let loss go over all data, or "
-      "use 'adamw'."
+      "because its line search compares losses. Compute the loss on all data, "
+      "or use 'adamw'."
     )
   if learning_rate is not None or decay:
     name = "weight_decay" if learning_rate is None else "learning_rate"
@@ -89,7 +89,7 @@ def lower_is_better(loss: Any) -> None:
   if mode != "min":
     raise ValueError(
       f"The loss has mode={mode!r}, but a learned soup minimises it: negate "
-      "its values, and give mode='min' or none."
+      "its values, and set mode='min' or remove the attribute."
     )
 
 
@@ -193,5 +193,5 @@ def gradient(
     raise ValueError(
       f"The gradient for {of} is not finite at step {step} of the learned "
       f"soup, although the loss is {value}. Common causes in the loss are a "
-      "square root or a logarithm at 0, and a division by 0 behind jnp.where."
+      "square root or a logarithm at 0, and a division by 0 inside jnp.where."
     )

@@ -14,18 +14,18 @@ PyTree = Any
 def entropy_loss(
   predict: Callable[[PyTree, Any], Any], images: Any = None
 ) -> Callable[..., jax.Array]:
-  """Makes a loss of unlabelled data: the entropy of the predictions.
+  """Makes a loss for unlabelled data: the entropy of the predictions.
 
-  This is the mean entropy of the predicted classes, as in AdaMerging (arXiv
-  2310.02575, Section 3.2), for `learned_soup` with a base and images of all
-  tasks.
+  This is the mean entropy of the predicted class probabilities, as in
+  AdaMerging (arXiv 2310.02575, Section 3.2), for `learned_soup` with a base and
+  images of all tasks.
 
   It ignores the logit scale beta, which therefore stays 1: a larger scale would
   lower the entropy of any prediction.
 
   Args:
     predict: `predict(params, images)` returns logits, (n, classes), or a tree
-      of logits, one array per task, whose mean entropies are summed. A logit of
+      of logits, one array per task; their mean entropies are summed. A logit of
       -inf leaves its class out.
     images: the second argument of `predict`; None if it comes in `batches`.
 

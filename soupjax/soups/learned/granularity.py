@@ -20,8 +20,8 @@ class CoefficientLayout:
   Attributes:
     groups: names of the sets of leaves (or layers) that share coefficients.
     slot_groups: position of the group of every slot.
-    leaves: first slot of every leaf, and the number of its layers, or None if
-      it is not a stack of layers; None for integers, which have no slot.
+    leaves: for every leaf, its first slot and its number of layers, which is
+      None unless it is a stack of layers; None for integers, without slots.
     ndims: number of axes of every leaf.
     chunks: positions of the floating leaves of every layer.
   """
@@ -69,9 +69,9 @@ class CoefficientLayout:
     return sum(map(len, groups)) == len(self.groups)
 
   def part(self, leaves: Sequence[int]) -> "CoefficientLayout":
-    """Returns the layout of some floating leaves; equal layers have the same.
+    """Returns the layout of some floating leaves; the same for equal layers.
 
-    Without names of groups, compiled functions are shared by all layers.
+    It has no names of groups, so that all layers share compiled functions.
     """
     start, starts = 0, []
     for leaf in leaves:
@@ -82,8 +82,8 @@ class CoefficientLayout:
 
   def sums(self, leaf: int, products: Sequence[jax.Array]) -> jax.Array:
     """Sums products of a leaf, one per model, into (models, slots)."""
-    # One loop over the products of all models, which reads the terms that they
-    # share once. Sums of rows first are more exact, too.
+    # One loop over the products of all models, which reads their common terms
+    # only once. Summing rows first is also more accurate.
     kept = min(1 if self.leaves[leaf][1] is None else 2, self.ndims[leaf])
     axes = tuple(range(kept, self.ndims[leaf]))
     if axes:

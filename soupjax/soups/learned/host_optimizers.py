@@ -32,8 +32,8 @@ def adamw(
   """AdamW (arXiv 1711.05101) with a constant learning rate.
 
   Args:
-    evaluate: evaluates the gradient at the numbers and passes it to an
-      `Update`, every number once, as soon as it is known.
+    evaluate: `evaluate(x, update)` computes the gradient at x and passes every
+      part of it to the `Update`, once, as soon as it is known.
     x: (n,) numbers to start from.
     steps: total number of steps, including those of a resumed state.
     learning_rate: of all numbers.
@@ -84,7 +84,7 @@ def lbfgs(
   Args:
     evaluate: returns loss and gradient; deterministic.
     x: (n,) numbers to start from.
-    steps: the most evaluations, including those of a resumed state.
+    steps: maximum number of evaluations, including those of a resumed state.
     state: a state from `on_state` to resume from; None starts from `x`.
     on_state: called after every evaluation.
 
@@ -92,7 +92,7 @@ def lbfgs(
     (n,) the evaluated numbers with the lowest loss.
 
   Raises:
-    ValueError: if `state` is of a run from other numbers.
+    ValueError: if `state` is from a run that started from other numbers.
   """
   # Imported late: it takes as long as all of soupjax. JAX depends on SciPy.
   from scipy import optimize
@@ -110,7 +110,7 @@ def lbfgs(
       on_state({"evaluations": list(past)})
     elif not np.array_equal(past[turn]["x"], x):
       raise ValueError(
-        f"resume does not fit: L-BFGS evaluates other numbers at step {turn} "
+        f"resume does not fit: at step {turn}, L-BFGS evaluates other numbers "
         "than in that run. Resume with the same init and the same version of "
         "SciPy, or start without resume."
       )

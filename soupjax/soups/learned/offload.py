@@ -20,7 +20,7 @@ from soupjax.soups.core.ingredient import Ingredient, sharding_of
 CHOICES = ("device", "host", "disk")
 _ALIGNMENT = 64
 
-# The standard logger: absl, where it is used, shows its messages too.
+# The standard logger, whose messages absl also shows if it is used.
 _log = logging.getLogger(__name__)
 
 
@@ -29,7 +29,7 @@ class Residency(NamedTuple):
 
   Attributes:
     place: one of `CHOICES`.
-    host_bytes: of the leaves that stay on the host.
+    host_bytes: limit in bytes for the leaves that stay on the host.
   """
 
   place: str
@@ -51,8 +51,8 @@ def choose(
     sharding: as in `Ingredient.load`.
 
   Returns:
-    The place. If all ingredients do not fit, it is "disk", and the leaves that
-    fit stay on the host; none do if "disk" was requested.
+    The place. If not all ingredients fit, it is "disk", and the leaves that fit
+    stay on the host; none do if "disk" was requested.
 
   Raises:
     ValueError: for another word or a negative number.
@@ -90,9 +90,9 @@ def choose(
 
 
 class Memory:
-  """Memory on the host that is filled again when its arrays are gone.
+  """Memory on the host that is reused when no array refers to it any more.
 
-  Reading into new memory takes three times as long. One thread may use it.
+  Reading into new memory takes three times as long. Only one thread may use it.
   """
 
   def __init__(self, num_bytes: int):
@@ -109,7 +109,7 @@ class Memory:
   def filled(self) -> Iterator[None]:
     """Takes memory that no array uses any more, or new memory, for a block."""
     slab = self._free.pop() if self._free else _aligned(self._num_bytes)
-    # Its base is not an array: all arrays in it will refer to this one.
+    # Its base is not an array, so all arrays made from it will refer to it.
     self._rest = np.frombuffer(memoryview(slab), np.uint8)
     weakref.finalize(self._rest, self._free.append, slab).atexit = False
     try:
@@ -134,7 +134,7 @@ def _aligned(num_bytes: int) -> np.ndarray:
 
 
 def padded_bytes(spec: jax.ShapeDtypeStruct) -> int:
-  """Bytes of a leaf in `Memory`."""
+  """Returns the bytes that a leaf takes in `Memory`."""
   num_bytes = spec.size * spec.dtype.itemsize
   return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
@@ -142,11 +142,11 @@ def padded_bytes(spec: jax.ShapeDtypeStruct) -> int:
 def cached_on_host(
   ingredients: Sequence[Ingredient], limit: float, memory: Memory
 ) -> list[Ingredient]:
-  """Returns ingredients that keep on the host the first leaves that they read.
+  """Returns ingredients that keep leaves on the host, up to a limit in bytes.
 
   Args:
     ingredients: those that are already in memory stay as they are.
-    limit: bytes of all that they keep.
+    limit: bytes that all of them may keep; leaves read first are kept.
     memory: for the other leaves.
   """
   left = [limit]
@@ -172,7 +172,7 @@ def _cached(ingredient, left, memory):
     left[0] -= num_bytes
     cache[key] = np.asarray(ingredient.reader(leaf, index))
     if ledger is not None and not steps:
-      # A checksum may be over leaves that stay and leaves that do not.
+      # A checksum may cover both leaves that stay and leaves that do not.
       ledger.add(leaf, box, np.ascontiguousarray(cache[key]))
     return cache[key]
 
@@ -208,7 +208,7 @@ def _reader(ingredient, memory, ledger):
 
 
 def _needed_bytes(ingredients, sharding) -> dict[str, float]:
-  """Bytes on all devices of this process together, and on the host."""
+  """Returns the bytes on all devices of this process, and on the host."""
   on_devices = 0
   for leaf, spec in ingredients[0].specs.items():
     placement = sharding_of(sharding, leaf, spec)
@@ -223,7 +223,7 @@ def _needed_bytes(ingredients, sharding) -> dict[str, float]:
 
 
 def _allowed_bytes(limit, ingredients, sharding) -> dict[str, float]:
-  """Bytes that may be used on all devices together, and on the host."""
+  """Returns the bytes that may be used on all devices, and on the host."""
   devices = set()
   for leaf, spec in ingredients[0].specs.items():
     placement = sharding_of(sharding, leaf, spec)

@@ -14,7 +14,7 @@ class Granularity:
 
   Attributes:
     name: "model" learns K coefficients, "layer" K for every layer, "tensor" K
-      for every leaf (like the released code of both papers).
+      for every leaf (like the released code of model soups and AdaMerging).
     layer_of: leaf name -> layer name, for "layer".
     stacked: regex of leaves whose leading axis counts layers (a scanned
       encoder, `"encoderblock/"`), for "layer" and "tensor". For "layer", the
@@ -35,7 +35,7 @@ class CoefficientOptimizer:
     name: "adamw" or "lbfgs". L-BFGS needs a loss on all held-out data (no
       batches), stops when it converges, and returns the best soup it evaluated.
     learning_rate: constant learning rate of AdamW; None is 0.1, or 0.001 with a
-      base (the values of the papers).
+      base (the values of these papers).
     weight_decay: decoupled weight decay of AdamW, towards the uniform soup, or
       towards the base.
     learn_beta: whether the logit scale is learned; otherwise it stays 1.

@@ -17,8 +17,8 @@ A step is therefore one ordinary gradient and one dot product per ingredient,
 without a graph over K models. Memory holds the soup, the first model and two
 blocks of others (`streamed_passes`). The coefficients of a layer depend on that
 layer alone, so AdamW needs one pass: it moves the coefficients of a layer and
-mixes the layer again while this layer of all ingredients is in memory. Where
-layers depend on each other, a step takes two passes.
+mixes the layer again while this layer of all ingredients is in memory. If
+layers share coefficients, a step takes two passes.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,10 +60,10 @@ class LearnedSoup:
     params: the soup, with the dtypes of the first ingredient, or of the base.
     names: names of the ingredients, in the order of the coefficients.
     alphas: group of leaves -> (K,) coefficients, which are positive and sum to
-      1, or have any sign and sum with a base. Granularity "model" has the one
-      group "model".
+      1, or have any sign and sum with a base. Granularity "model" has a single
+      group, "model".
     beta: the learned logit scale. It changes no prediction.
-    history: `{"step", "loss", "beta"}` of every step. The loss is that before
+    history: `{"step", "loss", "beta"}` for every step. Its loss is from before
       the step, so the first one belongs to the initial soup.
     base: name of the base, or None.
     residency: place of the ingredients between passes: "device", "host" or
@@ -109,9 +109,9 @@ def learned_soup(
   ingredient (or the base) and two blocks of the others, each no larger than a
   model, whatever the number of ingredients. A step reads every ingredient once
   if coefficients are per layer or tensor, the optimizer is AdamW and there are
-  no more than 9 ingredients, and otherwise up to twice. The result
-  does not depend on the residency. Unlike those of `uniform_soup`, its
-  last bits may depend on the mesh.
+  no more than 9 ingredients, and otherwise up to twice. The result does not
+  depend on the residency. Unlike those of `uniform_soup`, its last bits may
+  depend on the mesh.
 
   Args:
     ingredients: models in any form, at least two; with a base, at least one.
@@ -124,9 +124,9 @@ def learned_soup(
     granularity: "model", "layer" or "tensor", or a `Granularity`.
     init: K coefficients to start from, or a mapping from every group to K, such
       as `alphas` of another learned soup. Without a base they must be positive
-      and are scaled to sum 1; with a base, one number can stand for all.
-    steps: number of optimisation steps; for L-BFGS the most evaluations of loss
-      and gradient.
+      and are scaled to sum to 1; with a base, one number can stand for all.
+    steps: number of optimisation steps; for L-BFGS, the maximum number of
+      evaluations of loss and gradient.
     optimizer: "adamw" or "lbfgs", or a `CoefficientOptimizer`.
     batches: an iterable with at least `steps` batches.
     select: leaves that are not mixed with learned coefficients, as in `mix`;
@@ -142,10 +142,12 @@ def learned_soup(
       stay on the host. None allows half of the free memory.
     on_step: called with every entry of the history.
     resume: the last state of an interrupted run with the same arguments. Only
-      `steps` may be larger. Give `batches` from the start: those of finished
-      steps are skipped. The result has the bits of an uninterrupted run.
-    on_state: called after every step with the state that `resume` needs, as
-      JSON: a few numbers per coefficient; for L-BFGS, of every evaluation.
+      `steps` may be larger. Pass the same `batches` from the start: those of
+      finished steps are skipped. The result has the same bits as that of an
+      uninterrupted run.
+    on_state: called after every step with the state that `resume` needs, which
+      can be saved as JSON. It has a few numbers per coefficient; with L-BFGS,
+      for each evaluation.
 
   Returns:
     The soup, its coefficients and the losses of all steps.
@@ -256,7 +258,7 @@ def abstract_step(
   pool = types.SimpleNamespace(
     anchor=anchor,
     layout=make_layout(anchor.specs, granularity),
-    # Only leaves of integers are used.
+    # Only integer leaves are used.
     first=[
       None if tree.is_float(spec) else anchor.read(leaf)
       for leaf, spec in anchor.specs.items()
@@ -297,7 +299,7 @@ class _Problem:
       "fixed": {k: x for k, x in self.fixed.items() if tree.is_float(x)},
       "bases": {k: end[0] for k, end in zip(floats, self.ends) if end},
     }
-    # The soup that was mixed beside the last gradient, and its numbers.
+    # The next soup, mixed along with the last gradient, and its numbers.
     self._next: tuple[np.ndarray, list[Any]] | None = None
     # Skip the batches of finished steps.
     self.batches = itertools.islice(batches, len(history), None)
@@ -365,8 +367,8 @@ class _Problem:
 
     Args:
       x: the numbers.
-      update: moves numbers whose gradient is known. If layers have coefficients
-        of their own, the next soup is then mixed layer by layer while their
+      update: moves numbers whose gradient is known. If no layers share
+        coefficients, the next soup is then mixed layer by layer, while their
         leaves are in memory for the gradient.
     """
     step, pool = len(self.history), self.pool

@@ -12,11 +12,11 @@ from soupjax.soups.core import arguments
 
 
 def start(init, base, groups: Sequence[str], count: int) -> np.ndarray:
-  """Returns the initial logits, or with a base the initial coefficients.
+  """Returns the initial logits or, with a base, the initial coefficients.
 
   Args:
     init: as in `learned_soup`.
-    base: the base, None for a softmax.
+    base: the base; None for a softmax.
     groups: names of the groups of leaves.
     count: K, the number of ingredients.
 
@@ -36,7 +36,7 @@ def start(init, base, groups: Sequence[str], count: int) -> np.ndarray:
       "init must have coefficients for every group of leaves. Missing: "
       f"{sorted(missing)[:10]}, unknown: {sorted(map(str, unknown))[:10]}. "
       "Give a sequence, such as soup.alphas['model'], to start all groups "
-      "alike."
+      "from the same coefficients."
     )
   return np.stack(
     [_row(f"init[{group!r}]", init[group], base, count) for group in groups]
@@ -69,7 +69,7 @@ class State:
   """The settings and the history of a run.
 
   Attributes:
-    history: entries of the finished steps.
+    history: one entry per finished step.
     steps: the number of steps of the whole run.
     run: the settings that a resumed run must share.
   """
@@ -90,7 +90,7 @@ class State:
     }
 
   def saved(self, optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the state of run and optimizer as JSON."""
+    """Returns the state of the run and its optimizer, for JSON."""
     return {
       "run": self.run,
       "history": [dict(entry) for entry in self.history],
@@ -105,10 +105,10 @@ class State:
       count: how many numbers are optimised.
 
     Returns:
-      The state of the optimizer, None without `resume`.
+      The state of the optimizer; None without `resume`.
 
     Raises:
-      ValueError: if it is damaged, or of another run.
+      ValueError: if `resume` is damaged, or from another run.
     """
     if resume is None:
       return None
@@ -120,7 +120,7 @@ class State:
     for key, value in self.run.items():
       if run.get(key) != value:
         raise ValueError(
-          f"resume is of a run with {key} {run.get(key)!r:.80}, not "
+          f"resume is from a run with {key} {run.get(key)!r:.80}, not "
           f"{value!r:.80}. Give the same arguments, or start without resume."
         )
     try:

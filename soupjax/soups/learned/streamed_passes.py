@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over ingredients for the mixture and for the dot products."""
+"""Passes over ingredients that compute mixtures and dot products."""
 
 from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
@@ -29,7 +29,7 @@ Leaves = list[Any]
 Stack = list[Leaves]  # Of several models.
 Key = tuple[int, int]  # Positions of a chunk, and of one of its blocks.
 
-# Models in a block at most: programs grow with it, and so does memory.
+# Maximum number of models in a block; programs and memory grow with it.
 _MOST_MODELS = 8
 
 
@@ -66,8 +66,8 @@ class Chunk:
   Attributes:
     names: of the leaves.
     leaves: their positions.
-    slots: of their coefficients.
-    groups: of their slots, each once.
+    slots: those of their coefficients.
+    groups: the distinct groups of these slots.
     layout: of these leaves alone.
     blocks: positions of ingredients that are read together.
     num_bytes: of the leaves of one ingredient.
@@ -102,7 +102,7 @@ def _make_chunks(
   for leaves in layout.chunks:
     slots = np.concatenate([layout.slots(leaf) for leaf in leaves])
     part, size = layout.part(leaves), num_bytes(leaves)
-    # No more than the size of a model at once.
+    # A block is no larger than a model.
     width = max(1, min(_MOST_MODELS, all_bytes // max(size, 1)))
     blocks = [
       tuple(positions[k : k + width]) for k in range(0, len(positions), width)
@@ -190,7 +190,7 @@ class Pool:
       self._on_devices = dict(zip(keys, stacks))
 
   def _keys(self) -> list[Key]:
-    """Returns the positions of all chunks, and of their blocks."""
+    """Returns the keys of all blocks of all chunks, in order."""
     return [
       (k, n)
       for k, chunk in enumerate(self.chunks)
@@ -205,7 +205,7 @@ class Pool:
     """
     if any(map(precision.is_cut, self._float_specs)):
       return stack
-    # Arrays that are on devices may span those of several processes.
+    # Arrays already on devices may span several processes.
     return jax.tree.map(
       lambda x: x if isinstance(x, jax.Array) else jax.device_put(x), stack
     )
@@ -215,7 +215,7 @@ class Pool:
     return precision.kept(self._float_specs)
 
   def _load(self, key: Key) -> Stack:
-    """Reads a block: of several ingredients, the leaves of a chunk."""
+    """Reads a block: the leaves of a chunk, of several ingredients."""
     chunk, stack = self.chunks[key[0]], []
     with self._memory.filled():
       for position in chunk.blocks[key[1]]:
@@ -230,8 +230,8 @@ class Pool:
   def _read(self, keys: Sequence[Key]) -> Iterator[Stack]:
     """Yields blocks in turn while the next one is read.
 
-    Callers must drop a block (`del`) before they ask for the next, and wait for
-    the functions that use it: its memory is filled again.
+    Before callers ask for the next block, they must drop this one (`del`) and
+    wait for the functions that use it, because its memory is reused.
     """
     if self._on_devices is not None:
       yield from (self._on_devices[key] for key in keys)
@@ -246,7 +246,7 @@ class Pool:
       else:
         pending = thread.submit(load, turns[0][0])
       for k, (key, turn) in enumerate(turns):
-        # Drops the block before, so that its memory can be filled.
+        # Drops the previous block, so that its memory can be reused.
         recent = stack = None
         stack = pending.result()
         pending = None

@@ -22,7 +22,7 @@ RULES = Registry("rule")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
-  """One way to merge.
+  """A way to merge models.
 
   Attributes:
     name: name in reports.
@@ -32,8 +32,8 @@ class Rule:
       of the files, so cast first. Compiled once for each function object:
       define it at module level.
     values: `values(count)` returns the values for `count` ingredients: a dict
-      of arrays. They are traced, so that other numbers need no compilation.
-      Raises if it cannot merge so many.
+      of arrays. They are traced, so that new numbers need no compilation.
+      Raises a ValueError if the rule cannot merge that many.
     leaf_values: `leaf_values(specs, count, all_specs)` returns more values for
       each of the leaves that are merged, from names and shapes alone;
       `all_specs` has all leaves, including those that `select` keeps or skips.
@@ -49,19 +49,18 @@ class Rule:
     extra_optional: whether all of `extra` may lack a leaf.
     extra_least: smallest valid number in `extra`.
     indexed: whether `combine` needs `values["index"]`, (2, n) uint32: low and
-      high word of the index of every element in its leaf, row-major.
+      high words of the row-major index of every element in its leaf.
     seed: of random rules; `values["keys"]`, (K, 2) uint32, are then random
-      keys made from it, from the name of the leaf and from those of the
-      ingredients.
+      keys made from the seed and the names of the leaf and the ingredients.
     whole: whether `combine` must see whole leaves, in their own shape.
     weights: of a weighted mean, one per ingredient; ingredients of weight 0 are
       not read.
-    settings: JSON of the options, for the provenance.
+    settings: the options as JSON values, for the provenance.
     needs_base: whether the rule requires a base model.
     affine: whether `combine` is an affine combination by `core.compensated`,
       `sum_k c_k t_k` with coefficients that do not depend on the weights. It
-      then keeps all bits of float64 leaves, and values near the ends of the
-      range of a dtype are no problem. Other rules compute in float32.
+      then keeps all bits of float64 leaves, and may merge values near the
+      limits of a dtype's range. Other rules compute in float32.
   """
 
   name: str
@@ -83,7 +82,7 @@ class Rule:
 
   @property
   def by_leaf(self) -> bool:
-    """Tells whether leaves need their own values and cannot share a block."""
+    """Whether leaves need separate values and cannot share a block."""
     random = self.indexed or self.seed is not None
     own_values = self.leaf_values or self.measure or self.extra
     return bool(own_values or random or self.whole)
@@ -101,7 +100,7 @@ def check_share(name: str, value: Any, *, zero: bool = False) -> float:
   number = arguments.real(name, value)
   if not (0 <= number <= 1) or (number == 0 and not zero):
     raise ValueError(
-      f"{name} must be a share in {'[' if zero else '('}0, 1], got {value!r}."
+      f"{name} must be in {'[' if zero else '('}0, 1], got {value!r}."
     )
   return number
 

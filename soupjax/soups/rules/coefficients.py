@@ -12,7 +12,8 @@ from soupjax.soups.core import arguments, layers, tree
 # A number; regular expression -> number, or numbers along the first axis; or
 # numbers over depth.
 Coefficient = float | Mapping[str, float | Sequence[float]] | Sequence[float]
-# One number per ingredient, or regular expression -> such; None is 1 for each.
+# One number per ingredient, or regular expression -> such numbers; None is 1
+# for each.
 Weights = Sequence[float] | Mapping[str, Sequence[float]] | None
 
 
@@ -115,7 +116,7 @@ def split(
 def by_layer(
   value: float | np.ndarray, numbers: Callable[[float], Mapping[str, Any]]
 ) -> dict[str, Any]:
-  """Returns the values of a leaf whose first axis may be that of layers.
+  """Returns the values of a leaf, whose first axis may be its layers.
 
   Args:
     value: the coefficient of the leaf, or (L,) one for each of its layers.
@@ -175,7 +176,7 @@ def resolve(
       lists are interpolated over the layers on the first axis of leaves.
     leaves: their names, or their specs, which lists in a mapping need.
     all_specs: specs of all leaves of the model, including those that are not
-      merged, to determine depth; None if `leaves` are all.
+      merged, to determine depth; None if `leaves` has all of them.
 
   Returns:
     Leaf -> number, or (L,) numbers for the L layers on its first axis.
@@ -200,16 +201,16 @@ def _interpolated(depth, values):
 
 
 def _along(name, values, leaves, specs):
-  """Returns the numbers of leaves whose first axis is that of layers."""
+  """Returns the numbers of leaves whose first axis is their layers."""
   counts = {leaf: (specs[leaf].shape or (0,))[0] for leaf in leaves}
   deepest = max(leaves, key=counts.__getitem__)
   for leaf, count in counts.items():
     if count < 2 or count != counts[deepest]:
       raise ValueError(
-        f"{name} is a list, for leaves with the same two or more layers on "
-        f"their first axis, but {leaf!r} has the shape {specs[leaf].shape} and "
-        f"{deepest!r} {specs[deepest].shape}. Let the expression match the "
-        "scanned blocks alone."
+        f"{name} is a list, for leaves with the same number of layers, two or "
+        f"more, on their first axis, but {leaf!r} has the shape "
+        f"{specs[leaf].shape} and {deepest!r} has {specs[deepest].shape}. "
+        "Let the expression match scanned blocks only."
       )
   numbers = _interpolated(np.linspace(0, 1, counts[deepest]), values)
   return dict.fromkeys(leaves, numbers)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Merging of trimmed task vectors whose signs agree."""
+"""Rules that average the elements of task vectors whose signs agree."""
 
 from collections.abc import Callable
 import functools
@@ -18,7 +18,7 @@ from soupjax.soups.rules.base import RULES, Rule, Values
 
 
 def float32_delta(leaf: jax.Array, base: jax.Array) -> jax.Array:
-  """Returns a task vector in float32, bit for bit as `thresholds` sees it."""
+  """Returns a task vector in float32, with the same bits as in `thresholds`."""
   return leaf.astype(np.float32) - base.astype(np.float32)
 
 
@@ -53,8 +53,8 @@ def elected_mean(
     values: those of `election_values`.
     votes: returns the weight of a delta in the election of the sign.
     weights: returns its weight in the mean.
-    sizes: returns what is summed over those that agree to divide by; None is
-      the weights.
+    sizes: returns its part of the divisor, a sum over the deltas that agree;
+      None is the weights.
   """
   sizes = weights if sizes is None else sizes
   high, low = compensated.sum_of(count, base, lambda k: (leaf_of(k), votes(k)))
@@ -133,9 +133,10 @@ def ties(
 ) -> Rule:
   """Trims, elects signs and averages those that agree (arXiv 2306.01708).
 
-  d_k is the share `density` of largest magnitude of t_k - base, the rest zero;
-  s = sign(sum_k d_k), element by element; the result is `base + scale * mean of
-  the d_k with sign s`, or the base where no d_k has it or the sum is zero.
+  d_k keeps the share `density` of the elements of t_k - base that are largest
+  in magnitude, and is zero elsewhere; s = sign(sum_k d_k), element by element;
+  the result is `base + scale * mean of the d_k with sign s`, or the base where
+  s is zero.
 
   Args:
     density: share of the elements of every task vector that is kept. All
@@ -143,15 +144,15 @@ def ties(
     scale: as for `task_arithmetic`.
     scope: "model" ranks the elements of all leaves together, as in the paper;
       "leaf" ranks each leaf alone. None is "model", or "leaf" with `compat`.
-    weights: as for `task_arithmetic`; scale the task vectors in the election,
-      and make the mean a weighted one.
+    weights: as for `task_arithmetic`; they scale the task vectors in the
+      election, and weight the mean.
     compat: None is the paper. "mergekit" and "peft" trim leaf by leaf and
       resolve a tied election to the positive sign; peft elects without weights
       and divides the weighted sum by the number that agree.
 
   Returns:
-    The rule; it needs a base, and reads all weights twice more (two histograms
-    give the exact thresholds).
+    The rule; it needs a base, and reads all weights two more times (two
+    histograms give the exact thresholds).
 
   Raises:
     ValueError: if an argument is invalid.
@@ -255,8 +256,11 @@ def sce(density: float = 0.1, scale: coefficients.Coefficient = 1.0) -> Rule:
     scale: as for `task_arithmetic`.
 
   Returns:
-    The rule; it needs a base and two ingredients, and reads whole leaves of all
-    ingredients into memory.
+    The rule; it needs a base and at least two ingredients, and reads whole
+    leaves of all ingredients into memory.
+
+  Raises:
+    ValueError: if an argument is invalid.
 
   Examples:
     >>> make = sj.Ingredient.from_params

@@ -22,8 +22,8 @@ def diagonal_fisher(
   """Estimates the diagonal of the Fisher information (arXiv 2111.09832).
 
   It is the mean over examples x of the squared gradients of log p(y | x), with
-  one y drawn from the model's own p(. | x). (With the label of the data instead
-  it would be the "empirical Fisher".)
+  one y per example, drawn from the model's p(. | x). (With labels from the
+  data, it would be the "empirical Fisher".)
 
   Args:
     log_probs: `log_probs(params, batch)` returns (n, classes) log-probabilities
@@ -47,7 +47,7 @@ def diagonal_fisher(
     def log_prob(params):
       # Turns logits into log-probabilities, and leaves the latter unchanged.
       row = jax.nn.log_softmax(log_probs(params, example)[0].astype(np.float32))
-      # The label is drawn, and then constant.
+      # The drawn label is a constant for the gradient.
       label = jax.random.categorical(key, jax.lax.stop_gradient(row))
       return row[label]
 
@@ -96,7 +96,7 @@ def activation_grams(
     activations: `activations(params, batch)` returns the input (..., inputs) of
       every kernel of interest, by its name ("block_0/mlp/kernel").
     params: of the model.
-    batches: second arguments of `activations`.
+    batches: each is passed to `activations`.
 
   Returns:
     Kernel name -> (inputs, inputs) float32.

@@ -18,8 +18,8 @@ from soupjax.soups.rules.arithmetic import combine_deltas
 from soupjax.soups.rules.base import RULES, Rule
 from soupjax.soups.rules.linear import combine_sum, sum_values
 
-# Above this number of models, `median_weights` takes a formula that costs K**2
-# instead of K**3 operations for each iteration.
+# Above this number of models, `median_weights` uses a formula that takes K**2
+# instead of K**3 operations per iteration.
 _EXPLICIT = 64
 
 
@@ -54,9 +54,9 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
   """Interpolates two ingredients spherically (Shoemake, 1985).
 
   `(sin((1 - t) w) a + sin(t w) b) / sin(w)`, with w the angle between the
-  weights a and b themselves. Where these are parallel it is the limit, `(1 - t)
-  a + t b`; also where they are opposite (within 1e-3 rad) or one is zero, since
-  the shortest arc is not unique there.
+  weights a and b themselves. If these are parallel, it is the limit, `(1 - t) a
+  + t b`; so it is if they are opposite (within 1e-3 rad), where the shortest
+  arc is not unique, or if one is zero.
 
   Args:
     t: share of the second ingredient; one number, or one per leaf.
@@ -64,6 +64,10 @@ def slerp(t: coefficients.Coefficient, *, scope: str = "leaf") -> Rule:
 
   Returns:
     The rule; it reads all weights one more time.
+
+  Raises:
+    ValueError: if an argument is invalid; on merging, if there are not exactly
+      two ingredients.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -116,9 +120,9 @@ def slerp_weights(gram: np.ndarray, t: float) -> np.ndarray:
 def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
   """Interpolates base and mean by the angle (arXiv 2403.19522).
 
-  `(1 - r) base + r mean_k t_k` with `r = K c / (1 + (K - 1) c)` and c the mean
-  cosine between the task vectors of all pairs, 0 where it is negative or a leaf
-  has not changed.
+  `(1 - r) base + r mean_k t_k` with `r = K c / (1 + (K - 1) c)`, where c is the
+  mean cosine between two task vectors, over all pairs; 0 if that is negative or
+  a leaf has not changed.
 
   Args:
     scope: whether r is computed per "leaf" (layer-wise in the paper) or for the
@@ -127,8 +131,8 @@ def model_stock(*, scope: str = "leaf", compat: str | None = None) -> Rule:
       mean angle; they differ for more than two ingredients.
 
   Returns:
-    The rule; it needs a base and two ingredients, and reads all weights one
-    more time.
+    The rule; it needs a base and at least two ingredients, and reads all
+    weights one more time.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -178,14 +182,14 @@ def stock_ratio(gram: np.ndarray, *, mean_angle: bool = False) -> float:
 def geometric_median(
   weights: coefficients.Weights = None, *, scope: str = "model"
 ) -> Rule:
-  """Finds the point of least summed distance (Weiszfeld; arXiv 1912.13445).
+  """Minimises the sum of distances to all models (arXiv 1912.13445).
 
-  `argmin_x sum_k w_k |x - t_k|`: unlike the mean, a minority of outlying models
-  hardly moves it.
+  `argmin_x sum_k w_k |x - t_k|`, by Weiszfeld's algorithm. Unlike the mean, it
+  hardly moves if a minority of the models are outliers.
 
   Args:
-    weights: one positive number per ingredient, or a mapping from regular
-      expressions to such sequences; None is equal weights.
+    weights: one number per ingredient, none of them negative, or a mapping from
+      regular expressions to such sequences; None is equal weights.
     scope: whether to measure distances for the whole "model" or per "leaf".
 
   Returns:
@@ -204,7 +208,7 @@ def geometric_median(
 
 
 def _centre(name, weights, scope, weights_of, products) -> Rule:
-  """Makes the rule of a sum with weights from a Gram matrix."""
+  """Makes a rule that sums models with weights from a Gram matrix."""
   rule_base.check_choice("scope", scope, "model", "leaf")
   weights = rule_base.check_weights(weights)
 
@@ -212,7 +216,9 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
     del number
     array = rule_base.per_model(weights, count)
     if (array < 0).any() or not array.any():
-      raise ValueError(f"Weights must be positive, got {weights}.")
+      raise ValueError(
+        f"Weights must be positive, or 0 for some models, got {weights}."
+      )
     return {}
 
   def measured(reader):
@@ -239,11 +245,11 @@ def _centre(name, weights, scope, weights_of, products) -> Rule:
 
 
 def median_weights(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Returns the coefficients of the median as a mean of the models.
+  """Returns (K,) coefficients of the models in the median, which sum to 1.
 
   Args:
     gram: (K, K) dot products, of differences from any one point.
-    weights: (K,) positive.
+    weights: (K,), not negative.
   """
   mean = weights / weights.sum()
   size = math.sqrt(max(0.0, float(np.diag(gram).max(initial=0))))
@@ -272,12 +278,12 @@ def karcher(
 ) -> Rule:
   """Computes the Karcher mean of directions (Karcher, 1977).
 
-  `argmin_u sum_k w_k angle(u, t_k)^2` over unit vectors u, times the mean norm
-  of the t_k. For two models of equal norm it is `slerp` halfway.
+  `argmin_u sum_k w_k angle(u, t_k)^2` over unit vectors u, times the weighted
+  mean norm of the t_k. For two models of equal norm and weight, it is `slerp`
+  with t = 0.5.
 
   Args:
-    weights: one positive number per ingredient, or a mapping from regular
-      expressions to such sequences; None is equal weights.
+    weights: as for `geometric_median`.
     scope: whether to measure angles per "leaf" or for the whole "model".
 
   Returns:
@@ -295,7 +301,7 @@ def karcher(
 
 
 def karcher_weights(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Returns the coefficients of the Karcher mean as a sum of the models."""
+  """Returns (K,) coefficients of the models in the Karcher mean."""
   weights = weights / weights.sum()
   norms = np.sqrt(np.maximum(np.diag(gram), 0))
   used = norms > 0

@@ -124,16 +124,17 @@ def _regmean(stack, base, values):
 def regmean(grams: Sequence[Any], *, share: float = 0.9) -> Rule:
   """Merges linear layers by regression on their inputs (arXiv 2212.09849).
 
-  `W = (sum_k G_k)^-1 sum_k G_k W_k`, the best fit to the outputs of all models
-  on their own inputs X_k; G_k = X_k^T X_k. All other leaves are averaged.
+  `W = (sum_k G_k)^-1 sum_k G_k W_k`, the least-squares fit to the outputs of
+  every model on its inputs X_k, with G_k = X_k^T X_k. All other leaves are
+  averaged.
 
   Args:
-    grams: one tree per ingredient, in their order, of matrices G_k, (inputs,
-      inputs), under the names of their kernels (inputs, ...); in memory (see
-      `soupjax.activation_grams`), an Ingredient, or a path. The inputs of
-      kernels (heads, channels, outputs) whose names end in "out/kernel", as
-      after attention, are heads * channels.
-    share: factor of elements off the diagonal of G_k; the paper's alpha.
+    grams: one tree per ingredient, in their order, with a matrix G_k, (inputs,
+      inputs), under the name of each kernel (inputs, ...); in memory (see
+      `soupjax.activation_grams`), an Ingredient, or a path. Kernels (heads,
+      channels, outputs) whose names end in "out/kernel", as after attention,
+      have heads * channels inputs.
+    share: factor for the off-diagonal elements of G_k; the paper's alpha.
 
   Returns:
     The rule. It reads whole leaves into memory.

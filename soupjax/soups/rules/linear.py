@@ -51,7 +51,7 @@ def sum_values(weights: np.ndarray) -> Values:
   """Returns the values for `combine_sum`."""
   weights = np.asarray(weights, np.float64)
   excess = math.fsum([*weights, -1.0])
-  is_rounding = abs(excess) <= len(weights) * 2.0**-53  # As of 1/3.
+  is_rounding = abs(excess) <= len(weights) * 2.0**-53  # Such as from 1/3.
   return {
     "weights": compensated.pair(weights),
     "excess": compensated.pair([0 if is_rounding else excess])[:, 0],
@@ -73,6 +73,11 @@ def linear(
 
   Returns:
     The rule. It warns about negative weights before it merges.
+
+  Raises:
+    ValueError: if weights are not finite numbers, or `normalize` is False
+      without weights; on merging, if there are not as many weights as
+      ingredients, or weights to normalise sum to zero.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -146,14 +151,14 @@ def schedule(
 
   A mean of checkpoints imitates a learning rate that decays over them (arXiv
   2507.17634): the n weights are the steps by which the decay curve falls from 1
-  to 0 over n stretches.
+  to 0 over n equal intervals.
 
   Args:
     kind: "uniform", equal weights, which imitates a linear decay; "minus-sqrt",
       the steps of 1 - sqrt(x); "linear", weights 1, 2, ..., n; "ema", an
       exponential moving average that starts at the oldest.
     count: number of ingredients.
-    last: number of ingredients at the end with weights above 0; None is all.
+    last: how many of the last ingredients get weights above 0; None is all.
     decay: of "ema", such as 0.9.
 
   Returns:

@@ -118,7 +118,7 @@ def spread(values, box, ndim):
   Args:
     values: for `combine`; see `coefficients.by_layer`.
     box: slices of the part of the leaf.
-    ndim: number of axes in `combine`, the first of them that of the layers.
+    ndim: number of axes of the leaf in `combine`; the first is its layers.
 
   Returns:
     The values, without "by_layer".

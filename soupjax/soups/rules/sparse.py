@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that drop elements of task vectors at random, by size, or by both."""
+"""Rules that drop elements of task vectors at random, by size, or both."""
 
 import functools
 
@@ -61,7 +61,7 @@ def _drop_at_random(stack, base, values, share_of, *, divide):
       weight = weight / share
     return consensus.keep(leaf, base, mask), weight
 
-  # Sorting and norms take longer than storing.
+  # Sorts and norms take longer than storing their results.
   store = divide or "by_norm" in values
   kept = compensated.once(len(stack), kept, store=store)
   return _merge(len(stack), base, kept, values)
@@ -148,8 +148,8 @@ def dare(
       index in the leaf; not on the order of the ingredients, blocks, threads or
       mesh.
     weights: as for `task_arithmetic`.
-    elect: merges the rest like `ties`: elects signs and takes the mean of those
-      that agree, instead of the sum.
+    elect: whether to merge the rest like `ties`: elect signs, and average the
+      elements that agree instead of summing all.
     compat: None is the paper. "mergekit" scales the rest to the former L1 norm
       of the leaf instead of dividing by the density (unless `rescale` is off),
       and resolves a tied election to the positive sign. (mergekit 0.1.5:
@@ -229,10 +229,13 @@ def breadcrumbs(
     gamma: share of the largest elements that is dropped; may be 0.
     scale: as for `task_arithmetic`.
     weights: as for `task_arithmetic`.
-    elect: merges the rest like `ties`, instead of the sum.
+    elect: whether to merge the rest like `ties`, instead of summing.
 
   Returns:
     The rule; it needs a base, and reads all weights two more times.
+
+  Raises:
+    ValueError: if an argument is invalid.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -285,9 +288,9 @@ def della(
   """Drops small changes with higher probability (arXiv 2406.11617).
 
   An element is kept with probability `q = density - epsilon / 2 + epsilon * r`,
-  where r rises from 0 for the smallest magnitude of its row (the last axis) to
-  1 for the largest (1/2 in a row of one), and divided by q. Signs are elected,
-  and those that agree are averaged, as in `ties`.
+  and then divided by q; r rises from 0 for the smallest magnitude of a row (the
+  last axis) to 1 for the largest (1/2 in a row of one). Signs are elected, and
+  the elements that agree are averaged, as in `ties`.
 
   Args:
     density: share of the elements that is kept on average.
@@ -295,7 +298,7 @@ def della(
     scale: as for `task_arithmetic`.
     seed: as for `dare`.
     weights: as for `task_arithmetic`.
-    elect: False takes the sum instead.
+    elect: whether to elect signs; False sums all elements instead.
     compat: None is the paper. With "mergekit" q ranges from density - epsilon
       to density + epsilon; the rest is scaled to the former L1 norm of the leaf
       instead of being divided by q; a tied election resolves to the positive

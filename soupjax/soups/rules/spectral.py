@@ -64,7 +64,7 @@ def _orthogonal(matrix):
 
 
 def _isotropic(total):
-  """Gives all singular values of a matrix their mean."""
+  """Replaces all singular values of a matrix by their mean."""
   left, size, right = jnp.linalg.svd(total, full_matrices=False)
   return size.mean() * (left @ right)
 
@@ -114,7 +114,7 @@ def _row_axes(rows, specs):
           f"one axis of its shape {specs[leaf].shape} must be columns."
         )
       axes[leaf] = number
-  # A matrix without elements does not have singular vectors.
+  # A matrix without elements has no singular vectors.
   return {leaf: n if specs[leaf].size else 0 for leaf, n in axes.items()}
 
 
@@ -141,6 +141,9 @@ def tsv(
   Returns:
     The rule; it needs a base. Leaves that are not matrices become `base + scale
     * mean_k (t_k - base)`.
+
+  Raises:
+    ValueError: if an argument is invalid; on merging, if `rows` does not fit.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -172,6 +175,9 @@ def iso_c(
   Returns:
     The rule; it needs a base. Leaves that are not matrices become `base + scale
     * mean_k (t_k - base)`.
+
+  Raises:
+    ValueError: as in `tsv`.
 
   Examples:
     >>> make = sj.Ingredient.from_params

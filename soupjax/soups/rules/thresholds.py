@@ -19,7 +19,7 @@ def gram(stack: np.ndarray, base: np.ndarray | None) -> np.ndarray:
     base: (n,), or None for products of the rows themselves.
   """
   total = np.zeros((len(stack), len(stack)))
-  # Fits in the cache. It only depends on K, for the same bits everywhere.
+  # Fits in the cache. Depends only on K, so that the bits are always the same.
   step = min(1 << 15, max(1, (1 << 22) // len(stack)))
   for start in range(0, stack.shape[1], step):
     part = stack[:, start : start + step].astype(np.float64)

@@ -7,9 +7,9 @@ from names of datasets to scores. Higher is better, so negate losses (`diwa` and
 `ratatouille` take `mode="min"` instead). The scores decide the result, so
 `evaluate` should use held-out data only. Evaluate `Search.params` on the test
 set afterwards, once. (`wise_ft_curve` may also record scores on other datasets;
-it chooses alpha on the dataset named by `choose_on`.) If it has a method
-`ahead(models)`, that is called with the candidates that follow on a grid, as
-key -> function that returns the model, so that it can begin with them.
+it chooses alpha on the dataset named by `choose_on`.) If `evaluate` has a
+method `ahead(models)`, this is called with the remaining candidates of a grid,
+as key -> function that returns the model, so that it can begin with them.
 """
 
 from soupjax.soups.search.candidates import Candidate as Candidate

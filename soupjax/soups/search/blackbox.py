@@ -22,12 +22,12 @@ def maximize(
   The result is not returned: `value` should record its points. Held-out scores
   are step functions, on which gradients and surrogate models are of little use.
   The first simplex is wide enough to step over plateaus. When it has shrunk to
-  a point, the search restarts there with a smaller one.
+  a point, the search restarts there with a smaller simplex.
 
   Args:
     value: maps a point to its value; deterministic.
     start: the first point.
-    budget: the most points to evaluate.
+    budget: maximum number of points to evaluate.
     known: points that do not count towards the budget.
   """
   import scipy.optimize  # Imported late, as it takes a tenth of a second.
@@ -41,7 +41,7 @@ def maximize(
 
   def negated(x):
     nonlocal best, best_value, left
-    # With fewer digits a resumed run meets the same points again.
+    # Thanks to the rounding, a resumed run meets exactly the same points.
     point = rounded(x)
     point = known_by_rounded.get(point, point)
     if point not in known:

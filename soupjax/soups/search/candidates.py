@@ -57,7 +57,7 @@ class Search:
     return next(c for c in self.history if c.chosen)
 
   def curve(self, name: str) -> list[tuple[float, float]]:
-    """Returns (coefficient, score on `name`) pairs by rising coefficient.
+    """Returns pairs (coefficient, score on `name`), lowest coefficient first.
 
     Raises:
       ValueError: if there are several directions, or no such dataset.
@@ -135,9 +135,9 @@ class Scorer:
   def each(self, points: Iterable[Sequence[float]]) -> None:
     """Evaluates candidates in this order.
 
-    If the evaluator has a method `ahead`, it is called before each with those
-    that follow, as key -> function that returns the model, to begin with them.
-    The key stands for the same model in all calls.
+    If the evaluator has a method `ahead`, it is called before each evaluation
+    with all remaining new candidates, as key -> function that returns the
+    model, so that it can begin with them. Keys stay the same in all calls.
     """
     left = [tuple(map(float, point)) for point in points]
     ahead = getattr(self.evaluate, "ahead", None)
@@ -204,11 +204,11 @@ def choose(
   label: str,
   forbidden: Callable[[Scores], str | None] = lambda scores: None,
 ) -> Search:
-  """Chooses the candidate of the highest value; the first one of a tie.
+  """Chooses the candidate with the highest value; the first one of a tie.
 
   Args:
     method: see `Search`.
-    scorer: has the candidates.
+    scorer: holds the candidates and their scores.
     value: the objective, which is maximised.
     label: the objective in words, such as "mean of ...".
     forbidden: returns why a candidate may not be chosen, None if it may. At

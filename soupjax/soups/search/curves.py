@@ -44,8 +44,8 @@ def wise_ft_curve(
     The curve, and the model at the best alpha.
 
   Raises:
-    ValueError: if models or alphas do not fit, a score is not finite, or
-      `choose_on` is not a dataset of the scores.
+    ValueError: if models do not fit together, alphas are invalid, a score is
+      not finite, or `choose_on` is not a dataset of the scores.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -98,7 +98,7 @@ def analogy(
     The curve, and the model at the best scale.
 
   Raises:
-    ValueError: as `wise_ft_curve`.
+    ValueError: as in `wise_ft_curve`.
   """
   scales = candidates.grid("scales", scales)
   # The directions are b - c and a - c, so c cancels in their difference.
@@ -177,7 +177,8 @@ def task_scale(
     The curve, and the model at the best scale.
 
   Raises:
-    ValueError: as `wise_ft_curve`, or if the control is the only dataset.
+    ValueError: if models do not fit together, scales or `keep` are invalid, a
+      score is not finite, or scores have the wrong datasets.
 
   Examples:
     >>> pretrained = {"w": jnp.array([0.0, 0.0])}

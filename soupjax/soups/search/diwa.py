@@ -20,13 +20,13 @@ from soupjax.soups.greedy.decisions import AcceptanceRule
 from soupjax.soups.greedy.soup import GreedySoup, greedy_soup
 
 PyTree = Any
-# Settings of `greedy_soup` that every average has.
+# Settings of `greedy_soup` that apply to both kinds of averages.
 _PLACING = ("base", "select", "dtype", "sharding")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pool:
-  """An average of runs.
+  """An average of fine-tuning runs, and their scores.
 
   Attributes:
     params: the average.
@@ -73,8 +73,7 @@ def diwa(
     The average, and the score of every run.
 
   Raises:
-    ValueError: if `average` or `mode` is invalid, a score is not a finite
-      number, or as `greedy_soup`.
+    ValueError: as in `greedy_soup`, or if `average` is invalid.
 
   Examples:
     >>> make = sj.Ingredient.from_params
@@ -150,11 +149,11 @@ def ratatouille(
     initialisations.
 
   Raises:
-    ValueError: as `diwa`.
+    ValueError: as in `diwa`.
   """
   starts = as_ingredients(starts)
   _check(evaluate, average, mode, settings)
-  # Before hours of fine-tuning.
+  # Checks the arguments before hours of fine-tuning.
   Means(starts, **{k: settings[k] for k in _PLACING if k in settings})
   runs = []
   for start in starts:

@@ -61,7 +61,7 @@ class Blend:
 
     Args:
       base: the model at coefficients of 0, in any form.
-      directions: models or `sj.TaskVector`s, also of checkpoints on disk. The
+      directions: models or `sj.TaskVector`s, in memory or on disk. The
         direction of a model is its difference from the base.
       in_memory: whether to keep all models in memory. False reads every leaf
         again for every candidate, which is slower but holds only one leaf of

@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class _Made:
-  """A function of coefficients with their number, as `Scorer` takes it."""
+  """A function of coefficients that knows their number, for `Scorer`."""
 
   def __init__(self, make: Callable[[tuple[float, ...]], PyTree], size: int):
     self._make, self.size = make, size
@@ -45,8 +45,8 @@ def tune(
 ) -> Search:
   """Searches arguments of a function that makes a model, such as a merge rule.
 
-  Evaluates the points of `first`. With `ranges`, the simplex of Nelder and Mead
-  goes on from the best of them, until the budget is spent. Deterministic.
+  Evaluates the points of `first`. With `ranges`, a Nelder-Mead simplex then
+  starts from the best of them, until the budget is spent. Deterministic.
 
   Args:
     make: maps a point to a model.
@@ -102,12 +102,15 @@ def tune(
 
 
 def check_budget(budget: Any, first: int, size: int) -> int:
-  """Returns a budget, or raises a ValueError if it does not reach all corners.
+  """Returns a budget as an int; checks that it covers the first simplex.
 
   Args:
     budget: total number of evaluations.
-    first: points that are tried first, of which the best is a corner.
-    size: number of arguments; the simplex has one corner more.
+    first: number of points tried first, the best of which is a corner.
+    size: number of arguments; the simplex has one more corner.
+
+  Raises:
+    ValueError: if the budget is not a positive whole number, or too small.
   """
   count = arguments.count("budget", budget)
   if count < first + size:
@@ -131,11 +134,13 @@ def _bounds(ranges, points):
     )
   for name, (low, high) in zip(ranges, pairs):
     if not low < high:
-      raise ValueError(f"ranges[{name!r}] must rise, got {low} to {high}.")
+      raise ValueError(
+        f"ranges[{name!r}] must be (lowest, highest), got {low} and {high}."
+      )
   for point in points:
     for name, (low, high), x in zip(ranges, pairs, point):
       if not low <= x <= high:
-        raise ValueError(f"{name}={x} of first is outside {low} to {high}.")
+        raise ValueError(f"first has {name}={x}, outside {low} to {high}.")
   return np.array(pairs).T
 
 

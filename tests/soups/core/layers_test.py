@@ -46,7 +46,7 @@ def test_layers_that_are_an_axis_beside_numbered_modules():
     "head/Dense_1/bias": (3,),
   }
   specs = {k: jax.ShapeDtypeStruct(v, "f") for k, v in specs.items()}
-  with pytest.raises(ValueError, match="'layers'.*6 in each"):
+  with pytest.raises(ValueError, match="'layers'.*stack 6 layers"):
     layers.depths(specs)
 
 

@@ -154,7 +154,7 @@ def test_an_object_in_place_of_a_tree_is_an_error():
 
 
 def test_keys_that_cannot_be_put_in_order():
-  with pytest.raises(ValueError, match="keys of a dict must be of one type"):
+  with pytest.raises(ValueError, match="dict must all be of one type"):
     tree.flatten({1: np.ones(1), "1": np.zeros(1)})
 
 

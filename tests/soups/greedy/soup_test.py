@@ -141,7 +141,7 @@ def test_ge_takes_a_duplicate_and_gt_does_not():
   assert gt.selected == ("m0",)
   assert [d.reason for d in gt.history] == [
     "the first ingredient",
-    "leaves the score as it is, which is not enough",
+    "leaves the score unchanged, which is not enough",
     "lowers the score by 0.1",
   ]
 

@@ -62,7 +62,7 @@ def test_without_ranges_only_the_first_points_are_tried():
   "first,changes,message",
   [
     ([(0.5, 1.0)], {"budget": 2}, "budget=2 does not cover 3 evaluations"),
-    ([(0.5, 3.0)], {}, r"scale=3.0 .* outside -2.0 to 2.0"),
+    ([(0.5, 3.0)], {}, r"scale=3.0.* outside -2.0 to 2.0"),
     ([(0.5,)], {}, "each of 1 arguments"),
     ([(0.5,), (1.0, 2.0)], {}, "points of one length"),
     ([(0.5, 1.0)], {"ranges": {"a": (1, 0), "b": (0, 1)}}, r"ranges\['a'\]"),
