@@ -120,7 +120,7 @@ class _Object:
 
 
 def _is_valid(line: str, run: str, done: int) -> bool:
-  """Returns whether a line is complete, and of another run or an earlier step."""
+  """Returns whether a line is complete and was not written after step `done`."""
   try:
     entry = json.loads(line)
   except ValueError:
