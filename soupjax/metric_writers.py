@@ -120,7 +120,7 @@ class _Object:
 
 
 def _is_valid(line: str, run: str, done: int) -> bool:
-  """Returns whether a line is complete and was not written after step `done`."""
+  """Whether a line is complete, and of another run or a step up to `done`."""
   try:
     entry = json.loads(line)
   except ValueError:
