@@ -148,7 +148,7 @@ def save_model(
 
 
 def has_model(path: pathlib.Path) -> bool:
-  """Whether `save_model` has completed a model, as the first process sees it."""
+  """Whether `save_model` has completed a model; the first process decides."""
   if buckets.is_remote(path):
     path = path / "params" / "commit_success.txt"
   return agreed(path.exists())
