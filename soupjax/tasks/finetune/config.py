@@ -508,7 +508,7 @@ def _check_recipe(config, problems: config_lib.Problems) -> None:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-  """Checks all values before any work, which might fail only after minutes.
+  """Checks values that would otherwise fail after minutes of work.
 
   Raises:
     ValueError: if a value is invalid. The message lists all invalid keys.
