@@ -470,7 +470,7 @@ def check_room(path: str, needed: int) -> None:
   """Checks that the disk of an output has enough free space.
 
   Args:
-    path: of the output, which need not exist.
+    path: path of the output, which need not exist.
     needed: its size in bytes.
 
   Raises:

@@ -37,7 +37,7 @@ class Estimate:
     device: cause -> bytes on each device, at its peak.
     disk: cause -> bytes of all processes together, at their peak.
     free: bytes free on the disk that the run writes to; None if unknown.
-    notes: lines about memory that is not counted.
+    notes: lines about memory and disk space that are not counted.
   """
 
   host: Mapping[str, float]
@@ -142,7 +142,7 @@ def training(
     tokens: bytes of the tokens of prompts or captions.
     share: fraction of the arrays that one process holds.
     free: free bytes on the disk; None if unknown.
-    notes: lines about memory that is not counted.
+    notes: lines about memory and disk space that are not counted.
   """
   saved = min(states, 3)  # The newest two, and one that is being written.
   done = (members - at_once) * ingredients * weights

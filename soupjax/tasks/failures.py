@@ -218,7 +218,7 @@ def _show_uncaught(kind, error, trace):
 def _show_unraisable(unraisable):
   """Like `_show_uncaught`, for errors that Python cannot raise anywhere."""
   if isinstance(unraisable.exc_value, KeyboardInterrupt):
-    # Python ignores errors in destructors and callbacks: interrupt it again.
+    # Python ignores errors in destructors and callbacks: send the signal again.
     threading.Timer(0.01, _thread.interrupt_main).start()
   elif "Event loop is closed" not in str(
     unraisable.exc_value

@@ -32,7 +32,8 @@ def check_workdir(opened: Inputs, path: str | os.PathLike | None) -> None:
     path: the directory of the run; None if none was given.
 
   Raises:
-    ValueError: if the directory is in a checkpoint, which the message names.
+    ValueError: if the directory is in the folder of a checkpoint. The message
+      names the checkpoint.
   """
   if path:
     given = [*opened.ingredients, *([opened.initial] if opened.initial else [])]
