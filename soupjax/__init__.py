@@ -3,8 +3,8 @@
 """soupjax: one better model out of many fine-tuned ones.
 
 Names imported here are the public API. The subpackages (`soupjax.models`,
-`soupjax.data`, `soupjax.evaluators`, `soupjax.report`, ...) are public too and
-are imported when first used.
+`soupjax.data`, `soupjax.evaluators`, `soupjax.report`, ...) are also public;
+they are imported at first use.
 """
 
 from soupjax.analysis.diagnose import Diagnosis as Diagnosis

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects in buckets: gs://, s3:// and az:// addresses.
 
-An object is replaced in one step, when its upload is complete; there is no
-rename and there are no directories. So a file is uploaded under another name,
-read back, and copied to its own name inside the store.
+Stores replace an object in one step, at the end of its upload, but have neither
+renames nor directories. A file is therefore uploaded under a temporary name,
+read back, and copied to its final name inside the store.
 """
 
 from collections.abc import Iterator
@@ -38,16 +38,17 @@ _NO_ACCESS = (
   "CredentialRetrievalError ProfileNotFound PermissionError RefreshError "
   "TokenRetrievalError UnauthorizedSSOTokenError"
 ).split()
-# Drivers of tensorstore, which writes and locks need.
+# Drivers of tensorstore, which is used for writes and locks.
 _DRIVERS = {"gs": "gcs", "s3": "s3"}
-# Kinds and names of buckets that could be reached.
+# (kind, name) of the buckets that were reached.
 _CHECKED: set[tuple[str, str]] = set()
-_BLOCK = 32 << 20  # Bytes read back at a time.
-# Retries of tensorstore, about a minute. s3fs and gcsfs retry 5 or 6 times.
+_BLOCK = 32 << 20  # Bytes that are read back at a time.
+# Retries of tensorstore: about a minute. s3fs and gcsfs retry 5 or 6 times.
 RETRIES = {"max_retries": 6, "initial_delay": "500ms", "max_delay": "16s"}
-# An object below a prefix whose upload has not been completed.
+# Name of an object that marks an incomplete upload below its prefix.
 UNFINISHED = ".soupjax_upload"
-# Seconds between renewals of a lock, and until a lock without them expires.
+# Seconds between renewals of a lock, and until a lock that is not renewed
+# expires.
 RENEW, EXPIRES = 15.0, 60.0
 # Sizes that bound the memory of an upload.
 _PARTS = {
@@ -57,15 +58,15 @@ _PARTS = {
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether a path is an address such as gs://bucket/file."""
+  """Returns whether a path is an address such as gs://bucket/file."""
   return "://" in os.fspath(path)
 
 
 def kind_of(path: str | os.PathLike) -> str:
-  """Returns the kind of a store, such as "s3".
+  """Returns the kind of store that an address belongs to: "gs", "s3" or "az".
 
   Raises:
-    ValueError: if there is no such kind.
+    ValueError: if it is another kind.
   """
   text = os.fspath(path)
   kind = text.split("://")[0]
@@ -78,10 +79,10 @@ def kind_of(path: str | os.PathLike) -> str:
 
 
 def check_output(path: str | os.PathLike) -> None:
-  """Checks that soupjax can write to a kind of store.
+  """Checks that soupjax can write to the kind of store of an address.
 
   Raises:
-    ValueError: if not, naming those that it can.
+    ValueError: if it cannot. The message names the kinds that it can write to.
   """
   if (kind := kind_of(path)) not in _DRIVERS:
     raise ValueError(
@@ -100,7 +101,7 @@ def filesystem(path: str | os.PathLike) -> Any:
   try:
     import fsspec
 
-    # Cached listings would hide objects that other processes write. The setting
+    # Cached listings would hide objects written by other processes. The setting
     # also applies to the file systems that etils and Orbax create.
     for name in (kind, "gcs") if kind == "gs" else (kind,):
       defaults = fsspec.config.conf.setdefault(name, {})
@@ -116,9 +117,9 @@ def filesystem(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike) -> Iterator[None]:
-  """Turns errors of a store into a ValueError with the fix.
+  """Turns errors of a store into a ValueError with a fix.
 
-  Errors for objects that do not exist stay as they are.
+  A FileNotFoundError, FileExistsError or ValueError is left as it is.
   """
   text = os.fspath(path)
   try:
@@ -136,17 +137,17 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
         "may read and write this bucket."
       ) from e
     raise ValueError(
-      f"{text}: the connection to the store failed, also after retries "
+      f"{text}: the connection to the store failed, even after retries "
       f"({type(e).__name__}: {reason}). Finished work is kept: run the same "
       "command again to continue."
     ) from e
 
 
 def check_bucket(path: str | os.PathLike) -> None:
-  """Checks that the bucket of an address exists and can be listed.
+  """Checks that the bucket of an address exists and can be reached.
 
   Raises:
-    ValueError: if it cannot be reached, naming the fix.
+    ValueError: if it cannot. The message has a fix.
   """
   text = os.fspath(path)
   kind = kind_of(text)
@@ -170,7 +171,7 @@ def info(path: str | os.PathLike) -> dict[str, Any]:
   """Returns the store's metadata of an object or a prefix.
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: if there is neither.
     ValueError: if the store cannot be reached.
   """
   with explained(path):
@@ -178,7 +179,7 @@ def info(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def listdir(path: str | os.PathLike) -> list[str]:
-  """Returns the names directly below a prefix, in order."""
+  """Returns the names directly below a prefix, sorted."""
   with explained(path):
     found = filesystem(path).ls(os.fspath(path), detail=False)
   names = {name.rstrip("/").rpartition("/")[2] for name in found}
@@ -187,7 +188,7 @@ def listdir(path: str | os.PathLike) -> list[str]:
 
 
 def find(path: str | os.PathLike) -> list[str]:
-  """Returns the names of all objects below a prefix, relative to it."""
+  """Returns the names of all objects below a prefix, relative to it, sorted."""
   with explained(path):
     found = filesystem(path).find(os.fspath(path))
   prefix = os.fspath(path).partition("://")[2].rstrip("/") + "/"
@@ -195,7 +196,7 @@ def find(path: str | os.PathLike) -> list[str]:
 
 
 def is_directory(path: str | os.PathLike) -> bool:
-  """Whether there are objects below a prefix, but no object of that name."""
+  """Returns whether there are objects below a prefix, but none of that name."""
   try:
     return info(path)["type"] == "directory"
   except FileNotFoundError:
@@ -203,7 +204,7 @@ def is_directory(path: str | os.PathLike) -> bool:
 
 
 def exists(path: str | os.PathLike) -> bool:
-  """Whether there is an object of this name, or some below it."""
+  """Returns whether there is an object of this name, or any below it."""
   try:
     info(path)
     return True
@@ -212,12 +213,12 @@ def exists(path: str | os.PathLike) -> bool:
 
 
 def identity(path: str | os.PathLike) -> tuple[int, int, int]:
-  """Returns the size of an object, 0, and a number for its version.
+  """Returns the size of an object in bytes, 0, and a hash of its version.
 
-  The version is that of the store: its ETag or generation.
+  The version is the store's generation or ETag, or else the modification time.
 
   Raises:
-    ValueError: if there is no such object.
+    ValueError: if there is no such object, or it is a directory.
   """
   try:
     found = info(path)
@@ -231,7 +232,7 @@ def identity(path: str | os.PathLike) -> tuple[int, int, int]:
 
 
 def _version(found) -> int:
-  """Returns a number for the version of an object in a store's answer."""
+  """Hashes the version of an object, from the store's metadata."""
   keys = ("generation", "etag", "ETag", "LastModified", "mtime")
   version = next((str(found[key]) for key in keys if found.get(key)), "")
   digest = hashlib.sha256(version.encode()).digest()
@@ -239,7 +240,7 @@ def _version(found) -> int:
 
 
 def objects(path: str | os.PathLike) -> dict[str, list[int]]:
-  """Returns the size and version of all objects below a prefix, by name."""
+  """Returns name -> [bytes, hash of the version] of objects below a prefix."""
   with explained(path):
     found = filesystem(path).find(os.fspath(path), detail=True)
   prefix = os.fspath(path).partition("://")[2].rstrip("/") + "/"
@@ -250,10 +251,10 @@ def objects(path: str | os.PathLike) -> dict[str, list[int]]:
 
 
 def read(path: str | os.PathLike, start: int = 0, stop: int | None = None):
-  """Returns the bytes of an object, or a range of them.
+  """Returns the bytes of an object; with `stop`, those in [start, stop).
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: if there is no such object.
     ValueError: if the store cannot be reached.
   """
   with explained(path):
@@ -266,12 +267,12 @@ def read(path: str | os.PathLike, start: int = 0, stop: int | None = None):
 def open_object(path: str | os.PathLike) -> Any:
   """Opens an object for `read_range`."""
   with explained(path):
-    # Without a buffer, which would be 50 MB a file; S3 compares the ETag.
+    # No buffer, which would take 50 MB per file. S3 compares the ETag.
     return filesystem(path).open(os.fspath(path), "rb", cache_type="none")
 
 
 def read_range(handle: Any, start: int, num_bytes: int) -> bytes:
-  """Returns bytes of an open object, fewer only at its end.
+  """Returns bytes of an open object; fewer than `num_bytes` only at its end.
 
   Raises:
     ValueError: if the store cannot be reached, or the object has changed.
@@ -290,7 +291,7 @@ def read_range(handle: Any, start: int, num_bytes: int) -> bytes:
 
 
 def write(path: str | os.PathLike, data: bytes) -> None:
-  """Replaces an object, in one step.
+  """Creates or replaces an object in one step.
 
   Raises:
     ValueError: if the store cannot be reached.
@@ -300,20 +301,20 @@ def write(path: str | os.PathLike, data: bytes) -> None:
 
 
 def remove(path: str | os.PathLike) -> None:
-  """Removes an object, or all objects below a name, if there are any."""
+  """Removes an object and all objects below its name, if there are any."""
   with explained(path), contextlib.suppress(FileNotFoundError):
     filesystem(path).rm(os.fspath(path), recursive=True)
 
 
 def upload(local: str | os.PathLike, path: str | os.PathLike) -> None:
-  """Copies a file into a bucket: verified first, then visible in one step.
+  """Copies a file into a bucket; verifies it before it becomes visible.
 
   Args:
-    local: of the file.
-    path: of the object, which is replaced.
+    local: path of the file.
+    path: address of the object, which is replaced in one step.
 
   Raises:
-    ValueError: if the store cannot be reached, or has other bytes.
+    ValueError: if the store cannot be reached, or returns different bytes.
   """
   text, fs = os.fspath(path), filesystem(path)
   folder, _, name = text.rpartition("/")
@@ -345,21 +346,24 @@ def _compare(local, temporary: str, name: str) -> None:
       else:
         return
   raise ValueError(
-    f"{name} was not published, since the store returned other bytes than were "
-    f"uploaded ({there} of {size} bytes). Start again."
+    f"{name} was not published, since the uploaded copy ({there} bytes) is not "
+    f"identical to the file ({size} bytes). Run the command again."
   )
 
 
 def upload_directory(
   local: str | os.PathLike, path: str | os.PathLike, last: tuple[str, ...]
 ) -> None:
-  """Copies a directory into a bucket; the files named `last` come last.
+  """Copies a directory into a bucket, the files that `last` names at the end.
 
   Args:
-    local: of the directory.
-    path: the address that its files are below.
-    last: names or patterns of files that complete the directory, in order.
-      Without them, readers treat it as an interrupted save.
+    local: path of the directory.
+    path: address of the prefix for its files.
+    last: names or patterns of the files that complete the directory, in order.
+      Readers treat a directory without them as an interrupted save.
+
+  Raises:
+    ValueError: as in `upload`.
   """
   local = pathlib.Path(local)
   names = [p.relative_to(local) for p in local.rglob("*") if p.is_file()]
@@ -375,32 +379,32 @@ def upload_directory(
   remove(f"{prefix}/{UNFINISHED}")
 
 
-# --- Through tensorstore ------------------------------------------------------
+# --- Access through tensorstore -----------------------------------------------
 
 
 def kvstore(path: str | os.PathLike) -> dict[str, Any]:
-  """Returns the tensorstore spec of what is below an address.
+  """Returns the tensorstore spec of the key-value store below an address.
 
   Raises:
-    ValueError: if tensorstore has no driver for it.
+    ValueError: if tensorstore has no driver for this kind of address.
   """
   text = os.fspath(path)
   kind, _, rest = text.partition("://")
   if kind not in _DRIVERS:
     raise ValueError(
-      f"{text}: Orbax checkpoints and run directories can be in gs:// and "
-      "s3:// only. Copy it to a local path."
+      f"{text}: Orbax checkpoints and run directories can only be in gs:// or "
+      "s3://. Use one of these, or a local path."
     )
   bucket, _, key = rest.partition("/")
   spec = {"driver": _DRIVERS[kind], "bucket": bucket, "path": f"{key}/"}
   if kind == "s3":
     env = os.environ
-    # The address of another S3 store, which tensorstore does not look up.
+    # tensorstore does not read the address of another S3 store from these.
     if url := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
       region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
       spec |= {"endpoint": url, "aws_region": region or "us-east-1"}
     if env.get("AWS_ACCESS_KEY_ID"):
-      # Otherwise it also looks for files, and logs that they are missing.
+      # By default it also looks for files, and logs that they are missing.
       spec["aws_credentials"] = {"type": "environment"}
   return spec
 
@@ -412,16 +416,16 @@ def retries() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
-  """Holds a lock: an object that is created only if there is none.
+  """Holds a lock during a block: an object that only one process can create.
 
-  The holder renews it every `RENEW` seconds. A lock that is not renewed for
-  `EXPIRES` seconds while another process watches it, or whose process on the
-  same machine is gone, is taken over. A process that loses its lock ends
-  itself, so that two processes never write at the same time.
+  The holder renews it every `RENEW` seconds. Another process takes the lock
+  over if it sees no renewal for `EXPIRES` seconds, or if the holder ran on the
+  same machine and has ended. A process that loses its lock ends itself, so that
+  two processes never write at the same time.
 
   Args:
     path: address of the lock.
-    busy: the error message if another process holds it; None waits.
+    busy: error message if another process holds the lock; None to wait for it.
 
   Raises:
     ValueError: with the message `busy`, or if the store cannot be reached.
@@ -451,7 +455,7 @@ def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
         if time.monotonic() - last < EXPIRES - RENEW:
           continue
       if renewed is None:
-        logging.error("%s is lost to another run, so this one ends.", path)
+        logging.error("Another run has taken the lock %s: this run ends.", path)
         os.kill(os.getpid(), signal.SIGTERM)
         return
       held, last = renewed, time.monotonic()
@@ -469,19 +473,19 @@ def locked(path: str | os.PathLike, busy: str | None = None) -> Iterator[None]:
 
 def _write(store, key, owner, generation) -> bytes | None:
   """Writes a lock if its version is the given one; returns the new version."""
-  # The content decides the version in some stores, so it is never the same.
+  # In some stores the version is a hash of the content, so the content varies.
   text = json.dumps({**owner, "id": uuid.uuid4().hex}).encode()
   written = store.write(key, text, if_equal=generation).result()
   if written.generation:
     return written.generation
-  # A write whose answer was lost has changed the version.
+  # If the store's reply was lost, the write may still have changed the version.
   found = store.read(key).result()
   is_ours = owner["holder"].encode() in (found.value or b"")
   return found.stamp.generation if is_ours else None
 
 
 def _take(store, key, owner, busy) -> bytes:
-  """Returns the version of a lock that this process now holds."""
+  """Takes a lock, waiting if necessary; returns its version."""
   seen, since = None, 0.0
   while True:
     found = store.read(key).result()
@@ -500,7 +504,7 @@ def _take(store, key, owner, busy) -> bytes:
 
 
 def _is_dead(text: bytes) -> bool:
-  """Whether the holder of a lock was a process of this machine that is gone."""
+  """Returns whether the holder of a lock ran on this machine and has ended."""
   try:
     owner = json.loads(text)
     if owner["host"] != socket.gethostname() or owner["pid"] == os.getpid():

@@ -37,13 +37,13 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
   Args:
     arg: comma-separated `name=value`; a bare `name` means True. None and ""
       leave all defaults.
-    **defaults: every allowed name with its default, which sets the type.
+    **defaults: every allowed name and its default value, which sets the type.
 
   Returns:
     A locked ConfigDict with a value for every name.
 
   Raises:
-    ValueError: for a name without a default, or a value of another type.
+    ValueError: if a name has no default, or a value has the wrong type.
 
   Examples:
     >>> arg = parse_arg("size=4,quick", size=16, quick=False, name="digits")
@@ -55,7 +55,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     name, is_pair, text = part.partition("=")
     if name not in defaults:
       raise ValueError(
-        f"Unknown config argument {name!r}: allowed are {sorted(defaults)}."
+        f"Unknown config argument {name!r}: it must be one of "
+        f"{sorted(defaults)}."
       )
     values[name] = _cast(name, text if is_pair else "true", defaults[name])
   return ml_collections.ConfigDict(values).lock()
@@ -78,7 +79,7 @@ def _cast(name: str, text: str, default: Any) -> Any:
 
 
 class _NamedTextsParser(flags.ArgumentParser):
-  """Reads the short form of `NamedTexts` from a flag."""
+  """Parses a flag in the short form of `NamedTexts`."""
 
   def parse(self, argument: Any) -> "NamedTexts":
     if isinstance(argument, str):
@@ -88,14 +89,14 @@ class _NamedTextsParser(flags.ArgumentParser):
 
 @config_flags.register_flag_parser(parser=_NamedTextsParser())
 class NamedTexts(ml_collections.ConfigDict):
-  """A dict of texts, which a flag may give in short, such as `a=x,b=y`.
+  """A dict of strings that a flag can set in a short form, such as `a=x,b=y`.
 
-  In a config file an entry is set as usual: `c.tests.sketch = "sketch/test"`.
+  In a config file, set entries as usual: `c.tests.sketch = "sketch/test"`.
   """
 
 
 def parse_named(text: str) -> dict[str, str]:
-  """Parses the short form of a dict of texts.
+  """Parses the short form of a dict of strings.
 
   Examples:
     >>> parse_named("test=validation, sketch=imagenet_sketch/test")
@@ -107,7 +108,7 @@ def parse_named(text: str) -> dict[str, str]:
     ValueError: if a part is not NAME=VALUE, or a name occurs twice.
   """
   values: dict[str, str] = {}
-  # A comma in brackets separates arguments.
+  # A comma inside parentheses separates arguments, not parts.
   parts = re.split(r",(?![^()]*\))", text)
   for part in filter(None, (p.strip() for p in parts)):
     name, is_pair, value = part.partition("=")
@@ -157,13 +158,14 @@ def load_sweep(
     path: a file that defines `get_sweep()`, or `get_sweep(arg)`, a generator of
       dicts of dotted overrides.
     arg: the text that would follow the colon.
-    required: whether the file must have a sweep that is not empty.
+    required: whether the file must define a sweep with at least one member.
 
   Returns:
-    One dict for each member.
+    One dict of overrides per member; [] if there is no sweep.
 
   Raises:
-    ValueError: if there is no such sweep, but it is required.
+    ValueError: if the file does not exist, or a required sweep is missing or
+      empty.
   """
   module = _module(path)
   if not hasattr(module, "get_sweep"):
@@ -190,7 +192,8 @@ def updated(
     what: the subject of error messages.
 
   Raises:
-    ValueError: if a key does not exist, or a value has the wrong type.
+    ValueError: if a key does not exist, or a value has the wrong type or cannot
+      be parsed.
 
   Examples:
     >>> config = ml_collections.ConfigDict({"hyper": {"rate": 0.1}})
@@ -228,12 +231,22 @@ def value_of(config: ml_collections.ConfigDict, key: str) -> Any:
 
 
 def to_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the config as plain JSON: dicts, lists, numbers and strings."""
+  """Returns the config as JSON values: dicts, lists, numbers and strings.
+
+  Raises:
+    ValueError: if a value is NaN or infinite.
+    TypeError: if a value cannot be written as JSON.
+  """
   return json.loads(json.dumps(config.to_dict(), allow_nan=False))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Lists the differences of two configs from `to_dict`, one line per key.
+  """Lists the differences between two configs, one line per key.
+
+  Args:
+    old: from `to_dict`.
+    new: from `to_dict`.
+    path: dotted key of `old` and `new`, if they are parts of configs.
 
   Examples:
     >>> differences({"hyper": {"rate": 0.1}}, {"hyper": {"rate": 0.3}})
@@ -256,7 +269,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def steps(
   duration: str, *, batch_size: int, num_examples: int | None, name: str = ""
 ) -> int:
-  """Converts a duration to steps, rounded to the nearest.
+  """Converts a duration to a number of steps, rounded to the nearest.
 
   Args:
     duration: a number with a unit, such as "10epochs", "0.5epochs", "500steps"
@@ -303,7 +316,7 @@ class Problems:
   """Collects the errors of a config and raises them together.
 
   Attributes:
-    errors: one line each.
+    errors: the messages so far.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
@@ -311,7 +324,13 @@ class Problems:
     self.errors: list[str] = []
 
   def expect(self, key: str, what: str, holds: Callable[[Any], bool]) -> None:
-    """Adds an error unless the value of a dotted key passes a test."""
+    """Adds an error unless the value of a dotted key passes a test.
+
+    Args:
+      key: the dotted key.
+      what: completes the message "KEY must be ...".
+      holds: the test. A TypeError or ValueError in it counts as a failure.
+    """
     value = value_of(self._config, key)
     try:
       ok = holds(value)
@@ -321,18 +340,18 @@ class Problems:
       self.errors.append(f"{key} must be {what}, got {value!r}")
 
   def expect_counts(self, *keys: str, least: int = 1) -> None:
-    """Adds an error for each key that is not a whole number from `least`."""
+    """Adds an error for each key that is not a whole number >= `least`."""
     for key in keys:
-      what = f"a whole number from {least}"
+      what = f"a whole number >= {least}"
       self.expect(key, what, lambda v: v >= least and v == int(v))
 
   def expect_numbers(self, *keys: str) -> None:
-    """Adds an error for each key that is not a finite number from 0."""
+    """Adds an error for each key that is not a finite number >= 0."""
     for key in keys:
-      self.expect(key, "a finite number from 0", lambda v: 0 <= v < math.inf)
+      self.expect(key, "a finite number >= 0", lambda v: 0 <= v < math.inf)
 
   def attempt(self, function: Callable, *arguments: Any) -> None:
-    """Calls a function, and adds the ValueError that it raises, if any."""
+    """Calls a function and, if it raises a ValueError, adds its message."""
     try:
       function(*arguments)
     except ValueError as e:

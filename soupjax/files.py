@@ -31,25 +31,25 @@ _MAX_JSON = 100_000_000
 
 
 def temporary_name(path: str | os.PathLike) -> pathlib.Path:
-  """Returns the name of a file or directory while it is written."""
+  """Returns the temporary name of a file or directory while it is written."""
   path = pathlib.Path(path)
   name, encoded = path.name, os.fsencode(path.name)
-  if len(encoded) > 200:  # Most file systems take 255 bytes.
+  if len(encoded) > 200:  # Most file systems allow 255 bytes.
     name = f"{zlib.crc32(encoded):08x}"
   return path.with_name(f".{name}.tmp")
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-  """Postpones Ctrl-C and SIGTERM to the end of a block.
+  """Delays Ctrl-C and SIGTERM until the end of a block.
 
   Steps that belong together, such as two renames, or creating a file and
   removing it after an error, are not interrupted halfway.
   """
   received: list[int] = []
   handlers: dict[int, Any] = {}
-  # Only the main thread gets signals. A handler that is not a Python function
-  # ends the process at once or ignores the signal.
+  # Only the main thread receives signals. A handler that is not a Python
+  # function ends the process at once or ignores the signal; it is left alone.
   if threading.current_thread() is threading.main_thread():
     for number in (signal.SIGINT, signal.SIGTERM):
       if callable(handler := signal.getsignal(number)):
@@ -66,7 +66,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def path_of(path: str | os.PathLike) -> Any:
-  """Returns an absolute `pathlib.Path`, or an `epath.Path` of an address.
+  """Returns an absolute `pathlib.Path`, or an `epath.Path` for an address.
 
   Raises:
     ValueError: if the bucket of an address cannot be reached.
@@ -80,14 +80,20 @@ def path_of(path: str | os.PathLike) -> Any:
 
 
 def make_directory(path: str | os.PathLike) -> None:
-  """Makes a directory and those above it; buckets have none."""
+  """Makes a directory and its parents; does nothing for an address."""
   if not buckets.is_remote(path):
     os.makedirs(path, exist_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a temporary file that takes its final name on success."""
+  """Opens a temporary file that gets its final name if the block succeeds.
+
+  For an address, yields a buffer that is uploaded if the block succeeds.
+
+  Raises:
+    ValueError: if the disk is full or the path cannot be written.
+  """
   if buckets.is_remote(path):
     buffer = io.BytesIO()
     yield buffer
@@ -110,38 +116,42 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file, whole or not at all."""
+  """Writes a text file completely or not at all."""
   with replacing(path) as f:
-    # Surrogates are bytes of file names that are not valid UTF-8.
+    # Surrogates stand for bytes of file names that are not valid UTF-8.
     f.write(text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes JSON, whole or not at all; NaN is refused, since JSON has none."""
+  """Writes JSON completely or not at all.
+
+  Raises:
+    ValueError: if a number is NaN or infinite, which JSON does not allow.
+  """
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
-  """Writes named arrays as an `.npz`, whole or not at all."""
+  """Writes named arrays to an `.npz` file completely or not at all."""
   make_directory(os.path.dirname(path) or ".")
   with replacing(path) as f:
     np.savez(f, **arrays)
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Reads what `write_arrays` wrote.
+  """Reads an `.npz` file of `write_arrays`; returns name -> array.
 
   Raises:
     OSError, ValueError, EOFError, zipfile.BadZipFile: if it is missing or
       damaged.
   """
   remote = buckets.is_remote(path)
-  # An object is read whole, in place of a request for each member.
+  # One request for the whole object, instead of one for each array.
   source = io.BytesIO(buckets.read(path)) if remote else path
   try:
     with np.load(source, allow_pickle=False) as stored:
       return dict(stored)
-  # Compressed data; an unknown compression; one array without a name.
+  # Damaged data; an unknown compression; a single array without a name.
   except (zlib.error, NotImplementedError, TypeError) as e:
     raise ValueError(f"{path} is damaged: {e}") from e
 
@@ -150,7 +160,8 @@ def read_json(path: str | os.PathLike) -> Any:
   """Reads a JSON file.
 
   Raises:
-    ValueError: if it is damaged or not a regular file, naming the file.
+    ValueError: if it is missing, damaged, larger than 100 MB or not a regular
+      file. The message names the file.
   """
   with contextlib.ExitStack() as stack:
     if buckets.is_remote(path):
@@ -174,11 +185,11 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def check_regular(path: str | os.PathLike) -> os.stat_result:
-  """Returns the status of an input, with links followed.
+  """Returns the status of an input file, following links.
 
   Raises:
-    ValueError: if it is missing or not a regular file. Reading a pipe or a
-      device could block or never end.
+    ValueError: if it is missing or not a regular file. Reading from a pipe or a
+      device could block, or never end.
   """
   try:
     status = os.stat(path)
@@ -194,15 +205,15 @@ def check_regular(path: str | os.PathLike) -> os.stat_result:
 
 
 def open_input(path: str | os.PathLike) -> io.FileIO:
-  """Opens a regular file for reading, without a buffer.
+  """Opens a regular file for unbuffered reading.
 
   Raises:
-    ValueError: naming the file and the reason if it cannot be opened.
+    ValueError: if it cannot be opened. The message names the file and reason.
     OSError: if too many files are open.
   """
   check_regular(path)
   try:
-    # Otherwise a pipe that has taken the file's place since would block.
+    # O_NONBLOCK, in case a pipe has replaced the file since the check.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
   except OSError as e:
     if e.errno in TOO_MANY_OPEN:
@@ -227,15 +238,15 @@ def open_limit() -> int:
 
 
 def raise_open_limit() -> int:
-  """Lets this process open as many files as the system allows it to.
+  """Raises the limit on open files of this process as far as the system allows.
 
   Returns:
-    The number of files that it may have open.
+    The number of files that the process may now have open.
   """
   _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   most = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN)
   if open_limit() < most:
-    # Some systems allow less than they report.
+    # Some systems allow fewer than they report.
     with contextlib.suppress(OSError, ValueError):
       resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
   return open_limit()
@@ -243,7 +254,7 @@ def raise_open_limit() -> int:
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Makes a temporary directory that takes its final name on success.
+  """Makes a temporary directory that gets its final name if the block succeeds.
 
   Args:
     path: the final name; it must not exist.
@@ -271,9 +282,15 @@ def new_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def mark(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Creates an empty file with a unique name, and removes it at the end.
+  """Creates an empty file with a unique name, and removes it after the block.
 
-  A process that sees the file shares the directory, not only its path.
+  A process that sees the file sees the same directory, not just the same path.
+
+  Args:
+    directory: an existing directory.
+
+  Yields:
+    The path of the file.
   """
   path = pathlib.Path(directory, f".mark_{secrets.token_hex(8)}")
   try:
@@ -288,14 +305,14 @@ def lock(path: str | os.PathLike, busy: str | None = None) -> int:
   """Locks a file or directory until the process ends, even if it is killed.
 
   Args:
-    path: of a file, which is created if it does not exist, or of a directory.
-    busy: the error message if another process holds the lock; None waits.
+    path: a file, which is created if it does not exist, or a directory.
+    busy: error message if another process holds the lock; None to wait for it.
 
   Returns:
-    A file descriptor; closing it ends the lock.
+    A file descriptor; closing it releases the lock.
 
   Raises:
-    ValueError: with the message `busy`.
+    ValueError: with the message `busy`, if another process holds the lock.
   """
   flags = os.O_RDONLY | (0 if os.path.isdir(path) else os.O_CREAT)
   fd = os.open(path, flags, 0o666)
@@ -315,17 +332,18 @@ def open_for_writing(
   """Opens files for reading and writing at their final size.
 
   Args:
-    sizes: path -> bytes; existing content is dropped.
-    create: False if another process gives them their size.
+    sizes: path -> bytes.
+    create: whether to drop existing content and reserve the space; False if
+      another process does so.
 
   Returns:
     Path -> file descriptor.
 
   Raises:
-    ValueError: if the disk is too full for them, or they are too many.
-    OSError: if they cannot be opened.
+    ValueError: if the disk lacks the space, or there are too many files.
+    OSError: if a file cannot be opened.
   """
-  # Processes may come here in any order.
+  # O_CREAT always: processes may get here in any order.
   flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if create else 0)
   if len(sizes) > open_limit() // 4:  # Inputs are open at the same time.
     raise_open_limit()
@@ -352,21 +370,21 @@ def open_for_writing(
 
 
 def _allocate(fd, num_bytes, path):
-  """Reserves the space of a file, so that a full disk shows at once."""
+  """Reserves the space of a file, so that a full disk is noticed at once."""
   try:
     os.posix_fallocate(fd, 0, max(num_bytes, 1))
   except OSError as e:
-    # Only a full disk matters here; not every file system can reserve.
+    # Only a full disk matters here: some file systems cannot reserve space.
     if e.errno in _FULL:
       explain(e, f"{path} ({num_bytes / 1e9:.3f} GB)")
     os.ftruncate(fd, num_bytes)
 
 
 def explain(error: OSError, path: str) -> None:
-  """Raises a clear error for a full disk or a missing permission.
+  """Raises a clear error if the cause is a full disk or a missing permission.
 
   Args:
-    error: the error that is being handled. If it is neither, nothing is raised.
+    error: the error that is being handled. Nothing is raised for other causes.
     path: the output that was being written.
 
   Raises:
@@ -385,7 +403,10 @@ def explain(error: OSError, path: str) -> None:
 
 
 class Flusher:
-  """Flushes files to disk in the background, so that the last sync is short."""
+  """Flushes files to disk in the background, so that the final sync is short.
+
+  A thread runs from the start until `stop`.
+  """
 
   def __init__(self, fds: Iterable[int]):
     self._fds = list(fds)
@@ -401,13 +422,13 @@ class Flusher:
           os.fdatasync(fd)
 
   def stop(self) -> None:
-    """Waits for the last flush; then the files may be closed."""
+    """Ends the thread and waits for it; then the files may be closed."""
     self._stopped.set()
     self._thread.join()
 
 
 def above(path: str) -> str:
-  """Returns the nearest existing ancestor of a path, directory or not."""
+  """Returns the nearest ancestor of a path that exists, which may be a file."""
   folder = os.path.dirname(path)
   while not os.path.lexists(folder):
     folder = os.path.dirname(folder)
@@ -446,14 +467,18 @@ def check_writable(path: str) -> None:
 
 
 def check_room(path: str, needed: int) -> None:
-  """Checks that the disk of an output has enough free bytes.
+  """Checks that the disk of an output has enough free space.
+
+  Args:
+    path: path of the output, which need not exist.
+    needed: its size in bytes.
 
   Raises:
-    ValueError: if it has not.
+    ValueError: if the disk has fewer free bytes.
   """
   free = free_bytes(path)
   if needed > free:
     raise ValueError(
-      f"{path} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free. "
-      "Free some space or choose another path."
+      f"{path} needs {needed / 1e9:.3f} GB, but only {free / 1e9:.3f} GB are "
+      "free. Free some space or choose another path."
     )

@@ -15,11 +15,11 @@ def submodules(
   """Makes `__getattr__` and `__dir__` of a package.
 
   Args:
-    package: its `__name__`.
-    path: its `__path__`.
+    package: `__name__` of the package.
+    path: `__path__` of the package.
 
   Returns:
-    Both functions: `__getattr__, __dir__ = submodules(__name__, __path__)`.
+    Both, to use as `__getattr__, __dir__ = submodules(__name__, __path__)`.
   """
   names = {module.name for module in pkgutil.iter_modules(path)}
 

@@ -4,10 +4,10 @@
 
   soupjax --config=FILE.py[:ARGUMENT] [--config.KEY=VALUE ...] [--workdir=DIR]
 
-The task is that of the config: fine-tuning, cooking soups of fine-tuned models,
-diagnosis, or mixing files. A config sets all of its keys, and each key is a
-flag. --dry_run checks everything and prints what would be done. Started again,
-a command continues where it stopped.
+The config names the task: fine-tuning, cooking soups of fine-tuned models,
+evaluation, diagnosis, a search, statistics, mixing files, or a report. Each key
+of the config is a flag. --dry_run checks the inputs and prints the plan. A
+command that is started again continues where it stopped.
 """
 
 import sys
@@ -21,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Python file with get_config(arg).", lock_config=True
 )
 _FLAGS = (
-  flags.DEFINE_string("workdir", None, "Directory of the results."),
+  flags.DEFINE_string("workdir", None, "Directory for the results."),
   flags.DEFINE_bool("dry_run", None, "Check, print the plan, and stop."),
   flags.DEFINE_bool("sweep", None, "Fine-tune all members of get_sweep()."),
   flags.DEFINE_integer(
@@ -30,12 +30,12 @@ _FLAGS = (
   flags.DEFINE_integer(
     "fake_devices", None, "With --dry_run: plan for that many devices."
   ),
-  flags.DEFINE_string("topology", None, "With --dry_run: TPUs, as v5e:4x4."),
+  flags.DEFINE_string("topology", None, "With --dry_run: TPUs, e.g. v5e:4x4."),
   flags.DEFINE_bool(
     "distributed",
     None,
-    "Work together with other processes: on Cloud TPU, under Slurm, or as "
-    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
+    "Join other processes: on Cloud TPU, Slurm, Open MPI or Kubernetes, or by "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
   ),
   flags.DEFINE_bool("compilation_cache", None, "Keep compiled programs."),
 )
@@ -49,11 +49,11 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-  """Runs the console script; an error ends it with one message."""
-  # Orbax logs a page for each checkpoint at level info; --verbosity=0 shows it.
+  """Runs the console script; on an error, prints one message and exits."""
+  # At level INFO, Orbax logs a page per checkpoint; --verbosity=0 shows it.
   logging.set_verbosity(logging.WARNING)
   flags.mark_flag_as_required("config")
-  # --help shows the text and flags of the script, which is not this module.
+  # --help shows the docstring and flags of the script, not of this module.
   sys.modules["__main__"].__doc__ = __doc__
   for flag in (_CONFIG, *_FLAGS):
     flags.FLAGS.register_key_flag_for_module(

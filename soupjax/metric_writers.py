@@ -19,9 +19,9 @@ _UPLOAD_SECONDS = 60
 class MetricWriter:
   """Appends scalars to `metrics.jsonl`, in process 0 only.
 
-  Lines are `{"run", "step", NAME: value, ...}`. With tensorboardX installed
-  (the extra `tensorboard`), event files go to `tensorboard/RUN/`, if the
-  directory is not in a bucket.
+  Each line is `{"run": ..., "step": ..., NAME: value, ...}`. If tensorboardX
+  (the extra `tensorboard`) is installed and the directory is not in a bucket,
+  event files are written to `tensorboard/RUN/`, too.
   """
 
   def __init__(self, workdir: str | os.PathLike, run: str, *, done: int):
@@ -29,9 +29,9 @@ class MetricWriter:
 
     Args:
       workdir: an existing directory.
-      run: "pretrain" or the name of an ingredient.
-      done: last step of the checkpoint that the run continues from, -1 without
-        one; lines of later steps, from before a kill, are removed.
+      run: name of the run, such as "member_003".
+      done: number of steps of the train state that the run continues from, 0
+        at its start. Lines of later steps, from before a kill, are removed.
     """
     self.run, self._file, self._board = run, None, None
     if jax.process_index() != 0:
@@ -56,14 +56,18 @@ class MetricWriter:
   def write(
     self, step: int, scalars: Mapping[str, jax.typing.ArrayLike]
   ) -> None:
-    """Writes scalars of one step; waits for them if they are on a device."""
+    """Writes the scalars of one step; waits for those still being computed.
+
+    Raises:
+      ValueError: if the disk is full or the file cannot be written.
+    """
     if self._file is None:
       return
     values = {name: float(value) for name, value in scalars.items()}
     line = {"run": self.run, "step": step, **values}
     try:
       self._file.write(json.dumps(line) + "\n")
-      self._file.flush()  # So that a kill loses nothing.
+      self._file.flush()  # A kill then loses nothing.
     except OSError as e:
       files.explain(e, self._file.name)
       raise
@@ -72,7 +76,7 @@ class MetricWriter:
         self._board.add_scalar(name, value, step)
 
   def sync(self) -> None:
-    """Uploads what was written, if the file is in a bucket."""
+    """Uploads the lines written so far, if the file is in a bucket."""
     if isinstance(self._file, _Object):
       self._file.sync()
 
@@ -80,17 +84,16 @@ class MetricWriter:
     """Closes the files."""
     for file in (self._file, self._board):
       if file is not None:
-        with contextlib.suppress(
-          OSError
-        ):  # From an earlier write to a full disk.
+        # Closing may repeat the error of an earlier write to a full disk.
+        with contextlib.suppress(OSError):
           file.close()
 
 
 class _Object:
-  """A text in a bucket, uploaded as a whole at intervals.
+  """A text file in a bucket, uploaded as a whole at intervals.
 
-  Objects cannot be appended to. A kill loses the lines since the last upload; a
-  train state comes after an upload, so that a resumed run has them all.
+  Objects cannot be appended to. A kill loses the lines since the last upload,
+  but train states are saved after an upload, so a resumed run lacks no lines.
   """
 
   def __init__(self, path):
@@ -99,11 +102,11 @@ class _Object:
     self._stored, self._time = self._text, time.monotonic()
 
   def write(self, text: str) -> None:
-    """Appends a text."""
+    """Appends text, without uploading it."""
     self._text += text
 
   def flush(self) -> None:
-    """Uploads the text if the last upload was some time ago."""
+    """Uploads the text if the last upload is over `_UPLOAD_SECONDS` ago."""
     if time.monotonic() - self._time > _UPLOAD_SECONDS:
       self.sync()
 
@@ -117,7 +120,7 @@ class _Object:
 
 
 def _is_valid(line: str, run: str, done: int) -> bool:
-  """Tells whether a line is complete, and of another run or an earlier step."""
+  """Whether a line is complete, and of another run or a step up to `done`."""
   try:
     entry = json.loads(line)
   except ValueError:

@@ -20,7 +20,7 @@ import numpy as np
 from soupjax import files
 from soupjax.soups.engine import first_pass
 
-# Seconds that JAX waits for all processes, and this module for the first.
+# Seconds that JAX waits for all processes, and this module for the first one.
 _SECONDS = 300
 _VARIABLES = (
   "JAX_COORDINATOR_ADDRESS",
@@ -43,15 +43,15 @@ _CLUSTERS = {
 
 
 def join() -> None:
-  """Connects the processes that were started together.
+  """Connects this process to those that were started with it.
 
-  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, the
-  environment of each process needs JAX_COORDINATOR_ADDRESS (host:port of the
-  first one), JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0).
+  Slurm, Open MPI, Kubernetes and Cloud TPU are recognised. Elsewhere, set
+  JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES
+  and JAX_PROCESS_ID (from 0) in the environment of each process.
 
   Raises:
-    ValueError: if the environment does not define the processes, or the first
-      one does not answer.
+    ValueError: if the environment does not describe the processes, the first
+      one does not answer, or its port is in use.
   """
   numbers: dict[str, Any] = {}
   for name in ("num_processes", "process_id"):
@@ -69,11 +69,11 @@ def join() -> None:
       "JAX_COORDINATOR_ADDRESS=host:port of the first process."
     )
   if len(numbers) == 2 and "KUBERNETES_SERVICE_HOST" in os.environ:
-    # The environment is complete. JAX would need a package to ask the API.
+    # The environment is complete. JAX would need a package to query Kubernetes.
     numbers["cluster_detection_method"] = "deactivate"
   terminate = signal.getsignal(signal.SIGTERM)
-  # If the first process dies, JAX says so and aborts the others. Their stack
-  # traces would only hide that message.
+  # If the first process dies, JAX aborts the others with a message, which their
+  # stack traces would bury.
   if not logging.vlog_is_on(1):
     faulthandler.disable()
   late = threading.Timer(_SECONDS / 10, _say_who_is_late, (address,))
@@ -85,7 +85,7 @@ def join() -> None:
     _initialize(numbers, address)
   finally:
     late.cancel()
-  # JAX only records SIGTERM, so the process would run on until it is killed.
+  # JAX's handler only records SIGTERM; the process would run until killed.
   signal.signal(signal.SIGTERM, terminate)
 
 
@@ -97,23 +97,23 @@ def _initialize(numbers: dict[str, Any], address: str | None) -> None:
 
 
 def _looked_for() -> str:
-  """Names the variables that describe processes, and those that are set."""
+  """Lists the variables that describe processes, and those that are set."""
   every = [*_VARIABLES, *(v for names in _CLUSTERS.values() for v in names)]
   given = [v for v in every if v in os.environ]
   clusters = "; ".join(f"{k}: {', '.join(v)}" for k, v in _CLUSTERS.items())
   return (
     f"It looked for {', '.join(_VARIABLES)} in the environment, and for those "
     f"of clusters ({clusters}). Set: {', '.join(given) or 'none of them'}. "
-    "Set the first three in each process, start it by the cluster's launcher "
+    "Set the first three in each process, start it with the cluster's launcher "
     "or launch/local_processes.sh, or leave --distributed out."
   )
 
 
 def _check_coordinator(address: str, index: int) -> None:
-  """Waits for the first process, at an address that the user gave.
+  """Waits for the first process at the address that the user gave.
 
-  JAX would abort with a stack trace if it is not there in time, or if the first
-  process cannot listen there.
+  JAX would abort with a stack trace if the first process did not answer in time
+  or could not listen at the address.
 
   Raises:
     ValueError: if the address is malformed, nothing answers there, or the port
@@ -145,7 +145,7 @@ def _check_coordinator(address: str, index: int) -> None:
           f"--distributed: process {index} waited {_SECONDS} s for the first "
           f"one, but nothing answers at JAX_COORDINATOR_ADDRESS={address} "
           f"({e.strerror or e}). Start the process with JAX_PROCESS_ID=0 on "
-          "that host, and let the others reach that port."
+          "that host, and make its port reachable for the others."
         ) from e
     time.sleep(0.1)
 
@@ -153,14 +153,14 @@ def _check_coordinator(address: str, index: int) -> None:
 def _say_who_is_late(address: str | None) -> None:
   logging.warning(
     "Some processes of this run have not joined yet (coordinator: %s). Start "
-    "all of them; after %s s those that wait are aborted.",
+    "all of them; the waiting ones are aborted after %s s.",
     address or "that of the cluster",
     _SECONDS,
   )
 
 
 def is_first() -> bool:
-  """Whether this is the process that prints and writes."""
+  """Returns whether this is the process that prints and writes."""
   return jax.process_index() == 0
 
 
@@ -173,10 +173,13 @@ def barrier(name: str) -> None:
 
 
 def gather(data: bytes) -> list[bytes]:
-  """Returns the data of all processes, in their order.
+  """Gathers bytes from every process; all processes must call this.
 
   Args:
-    data: of this process, of any length. Every process must call this.
+    data: the bytes of this process; lengths may differ.
+
+  Returns:
+    The bytes of all processes, by process index.
   """
   if jax.process_count() == 1:
     return [data]
@@ -189,7 +192,7 @@ def gather(data: bytes) -> list[bytes]:
 
 
 def gather_json(value: Any) -> list[Any]:
-  """Gathers a JSON value from every process."""
+  """Gathers a JSON value from every process, as `gather` does bytes."""
   return [json.loads(data) for data in gather(json.dumps(value).encode())]
 
 
@@ -197,12 +200,12 @@ def check_shared(directory: str | os.PathLike) -> None:
   """Checks that all processes see the same directory; also a barrier.
 
   Args:
-    directory: exists where the first process runs. A bucket (`gs://...`) is
+    directory: a directory that the first process sees. A bucket (`gs://...`) is
       assumed to be shared.
 
   Raises:
-    ValueError: in every process, naming those that do not see a file that the
-      first one has created there.
+    ValueError: in every process, if some do not see a file that the first one
+      creates there. The message lists their indices.
   """
   if jax.process_count() == 1:
     return
@@ -217,11 +220,11 @@ def check_shared(directory: str | os.PathLike) -> None:
     blind = [str(k) for k, sees in enumerate(seen) if not sees]
     raise ValueError(
       f"{directory} is not shared: of {len(seen)} processes, number "
-      f"{', '.join(blind)} does not see files that the first one writes there. "
+      f"{', '.join(blind)} cannot see files that the first one writes there. "
       "Choose a directory on a disk that all hosts mount."
     )
 
 
 def all_of_them() -> first_pass.Processes:
-  """Returns the processes of `jax.distributed` for the engine."""
+  """Describes the processes of `jax.distributed` to the averaging engine."""
   return first_pass.Processes(jax.process_index(), jax.process_count(), gather)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Progress on the terminal: stage, steps, rate, time left."""
+"""Lines of progress: stage, steps, images per second, time left."""
 
 import contextlib
 import shutil
@@ -12,8 +12,8 @@ from typing import TextIO
 class Progress:
   """Counts the steps of one stage and prints progress from time to time.
 
-  On a terminal, one line is overwritten; elsewhere, such as in a log, a line is
-  printed every ten seconds and at the end.
+  On a terminal, one line is overwritten. Elsewhere, such as in a log file, a
+  line is printed about every ten seconds and at the end.
   """
 
   def __init__(
@@ -32,22 +32,28 @@ class Progress:
       stage: name of the stage.
       total: total number of steps.
       unit: name of the steps, in the plural; "bytes" are shown in GB.
-      start: number of steps done before, by an interrupted run.
+      start: number of steps that an interrupted run has done.
       step_images: images per step, if `add_images` counts them. A step without
-        counted images was done before.
-      file: the stream to print to; None is stdout.
+        counted images is taken as done by an earlier run, and is not timed.
+      file: the stream to print to; None for stdout.
     """
     self.stage, self.total, self.unit = stage, total, unit
     self.done, self.start, self.images = start, start, 0
     self.step_images, self.under_way = step_images, 0
     self.began = self.printed = time.monotonic()
-    self.compiled = None  # When the first call, which compiles, ended.
-    self.untimed = start  # Steps done until then.
+    self.compiled = None  # Time at which the first call, which compiles, ended.
+    self.untimed = start  # Steps done by then.
     self.file = file or sys.stdout  # None if stdout is closed.
     self.terminal = self.file is not None and self.file.isatty()
 
   def step(self, count: int = 1, images: int = 0, note: str = "") -> None:
-    """Counts finished steps and their images."""
+    """Counts finished steps and their images; prints a line if it is due.
+
+    Args:
+      count: number of steps.
+      images: number of images in them, unless `add_images` counts these.
+      note: text at the end of the line.
+    """
     now = time.monotonic()
     self.done += count
     if self.step_images and not self.under_way:
@@ -60,7 +66,7 @@ class Progress:
     self._print_if_due(now, note)
 
   def add_images(self, count: int, note: str = "") -> None:
-    """Counts images of the current step."""
+    """Counts images of the current step; prints a line if it is due."""
     now = time.monotonic()
     self.under_way += count
     if self.compiled is None:
@@ -105,12 +111,12 @@ class Progress:
       # A longer line would wrap and could not be overwritten.
       line = f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}"
       end = "\n" if self.done >= self.total else ""
-    with contextlib.suppress(OSError):  # Carry on if nobody reads this.
+    with contextlib.suppress(OSError):  # Continue if the stream is closed.
       print(line, end=end, file=self.file, flush=True)
 
 
 def _duration(seconds: float) -> str:
-  """Formats a time, such as "90 s", "15 min" or "3.2 h"."""
+  """Formats a duration, such as "90 s", "15 min" or "3.2 h"."""
   if seconds < 120:
     return f"{seconds:.0f} s"
   if seconds < 120 * 60:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registries of functions that configs name: rules, image ops, losses, models.
 
-A name with a dot is an import path, so that a config can use code outside of
-this package.
+A name with a dot is an import path, so configs can use code outside of this
+package.
 """
 
 import ast
@@ -32,7 +32,7 @@ class Registry:
   """
 
   def __init__(self, kind: str):
-    """Makes an empty registry; `kind`, such as "image op", is for errors."""
+    """Makes an empty registry of a kind, such as "image op", for errors."""
     self.kind = kind
     self._members: dict[str, Any] = {}
 
@@ -55,7 +55,7 @@ class Registry:
       The target, unchanged.
 
     Raises:
-      ValueError: if another function already has the name.
+      ValueError: if another function or class already has the name.
     """
     if target is None:
       return lambda target: self.register(target, name=name)
@@ -74,7 +74,7 @@ class Registry:
     """Returns the member called `name`, or the object at an import path.
 
     Raises:
-      ValueError: if neither exists, with suggestions.
+      ValueError: if neither exists. The message suggests names.
     """
     if name in self._members:
       return self._members[name]
@@ -85,10 +85,10 @@ class Registry:
     )
 
   def signature(self, name: str) -> inspect.Signature:
-    """Returns the parameters of a member.
+    """Returns the signature of a member.
 
     Raises:
-      ValueError: if the member or its parameters are unknown.
+      ValueError: if the member does not exist, or has no signature.
     """
     target = self.get(name)
     try:
@@ -118,8 +118,8 @@ class Registry:
 def _origin(target: Any) -> str:
   """Describes a function or class by its name and its file or module."""
   target = inspect.unwrap(target)
-  # The module of a config file has no name of its own, so the file counts; of a
-  # class, that of its methods.
+  # All config files are loaded under one module name, so compare their paths.
+  # The path of a class is that of its first method.
   parts = vars(target).values() if inspect.isclass(target) else [target]
   codes = (
     getattr(inspect.unwrap(part), "__code__", None)
@@ -128,14 +128,19 @@ def _origin(target: Any) -> str:
   )
   code = next(filter(None, codes), None)
   file = code.co_filename if code else getattr(target, "__module__", "?")
-  # The same file may be loaded by a relative and by an absolute path.
+  # The same file may be loaded by a relative and an absolute path.
   if os.path.exists(file):
     file = os.path.abspath(file)
   return f"{getattr(target, '__qualname__', target)} of {file}"
 
 
 def suggestion(name: Any, known: Iterable[str], show: int = 20) -> str:
-  """Ends a sentence about an unknown name: close matches, or the whole list.
+  """Returns the end of an error about an unknown name: names to use instead.
+
+  Args:
+    name: the unknown name.
+    known: the names that exist.
+    show: maximum number of names to list, if none is similar.
 
   Examples:
     >>> suggestion("tie", ["ties", "dare", "linear"])
@@ -160,10 +165,10 @@ def parse_call(
 
   Args:
     text: a name or an import path, alone or with arguments.
-    value: returns the value of an argument, or raises a ValueError.
+    value: evaluates the syntax tree of an argument, or raises a ValueError.
 
   Returns:
-    The name, the positional arguments and the arguments by name.
+    The name, the positional arguments and the keyword arguments.
 
   Raises:
     ValueError: if the text is not such a call.
@@ -189,5 +194,5 @@ def parse_call(
   except (SyntaxError, ValueError) as e:
     raise ValueError(
       f"Cannot read {text!r}: write a name, or name(1, key=2) with numbers, "
-      "quoted words, lists and dicts as arguments."
+      "quoted strings, lists and dicts as arguments."
     ) from e

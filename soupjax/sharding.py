@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes and shardings, which are all made here."""
+"""All meshes and shardings of the package are made here."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -29,20 +29,20 @@ TENSOR_PARALLEL = (
 def make_mesh(
   axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Makes a mesh with axes of type Auto, over which `jit` shards by itself.
+  """Makes a mesh with axes of type Auto, for which `jit` chooses the shardings.
 
-  The axes of `jax.make_mesh` are Explicit; gradients of Linen modules fail on
-  them.
+  The axes of `jax.make_mesh` are Explicit by default, and gradients of Linen
+  modules fail on these.
 
   Args:
-    axes: name -> number of devices; one may be -1, for the remaining ones.
-    devices: all devices if None.
+    axes: name -> number of devices; one of them may be -1, for the rest.
+    devices: None for all devices.
 
   Returns:
     The mesh.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = list(axes.values())
@@ -51,8 +51,8 @@ def make_mesh(
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices) or min(sizes, default=1) < 1:
     raise ValueError(
-      f"Axes {dict(axes)} do not fit {len(devices)} devices: sizes must "
-      "multiply to their number."
+      f"Axes {dict(axes)} do not fit {len(devices)} devices: the product of "
+      "the sizes must be the number of devices."
     )
   return Mesh(
     np.asarray(devices).reshape(sizes),
@@ -69,7 +69,8 @@ def fsdp(
   Args:
     mesh: from `make_mesh`.
     axis: the mesh axis to shard over.
-    min_size: leaves with fewer elements are replicated.
+    min_size: leaves with fewer elements are replicated, like those without such
+      a dimension.
 
   Returns:
     A function of leaf name and spec, for `Ingredient.load(sharding=...)`.
@@ -125,12 +126,15 @@ def _checked(mesh, pattern, parts, leaf, shape) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Replicates arrays on every device."""
+  """Returns the sharding that copies arrays to every device of a mesh."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def along(mesh: Mesh, *axes: str | None) -> NamedSharding:
-  """Shards the first dimensions over mesh axes, such as a batch over "data"."""
+  """Returns a sharding of leading dimensions over mesh axes.
+
+  For example, `along(mesh, "data")` splits a batch over the axis "data".
+  """
   return NamedSharding(mesh, PartitionSpec(*axes))
 
 
@@ -141,8 +145,11 @@ def put_batch(
 
   Args:
     mesh: from `make_mesh`.
-    batch: arrays on the host.
-    axes: mesh axes, or None, of the first dimensions.
+    batch: name -> array on the host.
+    axes: a mesh axis or None for each of the leading dimensions.
+
+  Returns:
+    Name -> array of the whole batch, over all processes.
   """
   place = along(mesh, *axes)
   return {
@@ -164,16 +171,16 @@ def of_state(
 
   Args:
     mesh: from `make_mesh`.
-    state: any tree of arrays or specs. A leaf is sharded like a parameter if
-      its name ends with that of the parameter and their shapes are equal, such
-      as moments and moving averages. Other leaves (rows and columns of
-      Adafactor) are sharded only under "fsdp".
+    state: any tree of arrays or specs. A leaf, such as a moment or a moving
+      average, is sharded like a parameter if its name ends with the parameter's
+      and their shapes are equal. If only the names match (rows and columns of
+      Adafactor), it is sharded only under "fsdp". Other leaves are replicated.
     params: tree of arrays or specs.
-    rules: the first whose regex matches part of the parameter's name counts.
-      Rules are "replicated", "fsdp" (see `fsdp`), or a tuple of one mesh axis
+    rules: the first whose regex matches part of the parameter's name applies.
+      Rules are "replicated", "fsdp" (see `fsdp`), or a tuple with a mesh axis
       or None for each of the last dimensions, so that one rule fits both
       looped and scanned blocks. Leaves without a rule are replicated.
-    fsdp_axis: the mesh axis of "fsdp".
+    fsdp_axis: the mesh axis that "fsdp" shards over.
     fsdp_min_size: leaves with fewer elements are replicated under "fsdp".
 
   Returns:
@@ -200,7 +207,7 @@ def of_state(
     elif len(rule) > len(spec.shape):
       raise ValueError(
         f"Rule {pattern!r} -> {rule} does not fit leaf {name!r} of shape "
-        f"{tuple(spec.shape)}: it has fewer dimensions."
+        f"{tuple(spec.shape)}, which has fewer dimensions."
       )
     else:
       parts = (None,) * (len(spec.shape) - len(rule)) + tuple(rule)
@@ -208,7 +215,7 @@ def of_state(
       shardings[name] = _checked(mesh, pattern, parts, name, spec.shape)
 
   def sharding_of(path, leaf):
-    # The longest name counts: "mu/head/bias" goes with "head/bias", not "bias".
+    # The longest match wins: "mu/head/bias" belongs to "head/bias", not "bias".
     parts = tree_lib.name_of(path).split("/")
     suffixes = ("/".join(parts[k:]) for k in range(len(parts)))
     name = next((name for name in suffixes if name in specs), None)
@@ -245,10 +252,16 @@ def _check_rules(mesh, rules, names):
 
 
 def share(mesh: Mesh, axis: str, count: int, what: str) -> None:
-  """Checks that a count divides evenly over a mesh axis.
+  """Checks that a mesh axis splits a count evenly.
+
+  Args:
+    mesh: from `make_mesh`.
+    axis: name of the axis.
+    count: such as a batch size.
+    what: name of the count, for errors.
 
   Raises:
-    ValueError: if it does not, with the nearest counts that do.
+    ValueError: if it does not. The message has the nearest counts that fit.
   """
   devices = mesh.shape[axis]
   if count % devices:

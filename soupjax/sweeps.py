@@ -1,8 +1,8 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps of arXiv 2203.05482, appendix J, over keys of fine-tuning configs.
+"""The sweeps of arXiv 2203.05482, appendix J, as overrides of config keys.
 
-`soupjax.config` has them, too, for `get_sweep()` in config files.
+`soupjax.config` re-exports them for `get_sweep()` in config files.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Strengths of augmentation. The default crop of a config is medium.
+# Strengths of augmentation. Crops are medium in the default config.
 MINIMAL = {"data.augment.crop_min": 90.0, "data.augment.randaug_layers": 0}
 MEDIUM = {"data.augment.crop_min": 8.0, "data.augment.randaug_layers": 0}
 STRONG = {
@@ -22,7 +22,7 @@ STRONG = {
 
 
 def seeds(size: int) -> Iterator[dict[str, Any]]:
-  """Yields runs that differ only in their seed: data order, augmentation.
+  """Yields members that differ only in the seed of data order and augmentation.
 
   Examples:
     >>> list(seeds(2))
@@ -37,9 +37,9 @@ def random_search(size: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
 
   Learning rate 10^-U(4, 6), weight decay 10^-U(0.2, 4), 4 to 16 epochs, label
   smoothing 0 or U(0, 0.25), mixup 0 or U(0, 0.9). Augmentation is minimal in a
-  third of the runs; in the others RandAugment has 0 to 2 layers and magnitude 1
-  to 20, as in the runs that the authors released. Those are timm's
-  "rand-mM-nN", which end at magnitude 10: use the image op `randaug`.
+  third of the runs; in the others, RandAugment has 0 to 2 layers and a
+  magnitude of 1 to 20, as in the runs that the authors released. They used timm
+  ("rand-mM-nN"), which clips magnitudes to 10, as does the image op `randaug`.
 
   Args:
     size: number of members. A larger search begins with the members of a
@@ -82,8 +82,8 @@ def _grid(rates, num_seeds):
 def standard_grid() -> Iterator[dict[str, Any]]:
   """Yields the 48 members of the paper's standard grid (appendix J).
 
-  Four learning rates, three strengths of augmentation, mixup off or 0.5, two
-  seeds.
+  Four learning rates, three strengths of augmentation, mixup off or 0.5, and
+  two runs of each combination. Every member has a seed of its own.
 
   Examples:
     >>> members = list(standard_grid())
@@ -94,10 +94,10 @@ def standard_grid() -> Iterator[dict[str, Any]]:
 
 
 def extreme_grid() -> Iterator[dict[str, Any]]:
-  """Yields the 48 members of the paper's extreme grid, some of them bad.
+  """Yields the 48 members of the paper's extreme grid; some models are poor.
 
   Eight learning rates from 3e-4 to 1e-7, three strengths of augmentation, mixup
-  off or 0.5, one seed.
+  off or 0.5. Every member has a seed of its own.
   """
   rates = (3e-4, 1e-4, 3e-5, 2e-5, 1e-5, 3e-6, 1e-6, 1e-7)
   return _grid(rates, num_seeds=1)

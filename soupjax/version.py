@@ -1,5 +1,5 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The version, alone, so that building a wheel imports nothing else."""
+"""The version, in its own module so that building a wheel imports no other."""
 
 __version__ = "0.1.0"

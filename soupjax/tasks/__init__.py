@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One readable function a job; the only place where packages meet."""
+"""The tasks of the command line, which combine the other subpackages."""
 
 from soupjax.lazy import submodules
 

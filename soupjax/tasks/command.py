@@ -34,7 +34,7 @@ TASKS = {
   "report": ("workdir",),
 }
 
-# Task -> keys of its config that it takes over from another task and ignores.
+# Task -> keys that its config inherits from another task and that it ignores.
 UNUSED = {
   "diagnose": (
     "cook.learned",
@@ -78,9 +78,9 @@ class Command:
 
   Attributes:
     config: the config, with the overrides applied.
-    config_file: path of the config, with a colon and an argument if given.
-    overrides: the dotted keys that flags set.
-    flags: values of the other flags that were given.
+    config_file: path of the config file, with ":ARGUMENT" if given.
+    overrides: dotted keys that flags set.
+    flags: name -> value of the other flags that were given.
   """
 
   config: ml_collections.ConfigDict
@@ -90,7 +90,14 @@ class Command:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses flags like absl, but with short messages for errors in configs."""
+  """Parses flags as absl does; exits with one short message on an error.
+
+  Args:
+    argv: the command line, with the name of the program.
+
+  Returns:
+    The remaining arguments.
+  """
   keys = [a.lstrip("-").partition("=")[0] for a in argv if a[:2] == "--"]
   for key in keys:
     below = [k for k in keys if k.startswith(f"{key}.") and key != "config"]
@@ -102,7 +109,7 @@ def parse(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as e:
-    # ml_collections puts a traceback of an error in a config into the message.
+    # For an error in a config, the message of ml_collections has a traceback.
     wrapped = e.__context__
     cause = wrapped.__context__ if wrapped else None
     in_config = isinstance(cause, ValueError) and "config file" in str(wrapped)
@@ -114,7 +121,7 @@ def parse(argv: list[str]) -> list[str]:
       sys.exit(f"soupjax: {where}: {e}\n(--verbosity=1 shows where.)")
     if not isinstance(e, AttributeError | KeyError):
       raise
-    # A repr of the key, and on a second line a key that is similar.
+    # The text is a repr of the key and, on a second line, a similar key.
     text = str(e).replace("\\n", "\n").replace("\\", "")
     key, *similar = [line.strip("\"'") for line in text.splitlines()]
     hint = "".join(f" {line}" for line in similar)
@@ -122,8 +129,8 @@ def parse(argv: list[str]) -> list[str]:
       hint += " Give all tests at once, --config.tests=NAME=SPLIT,NAME=SPLIT."
     sys.exit(
       f"soupjax: The config has no key {key!r}, so flags cannot "
-      f"set it.{hint} Further options of the model or the optimizer can be set "
-      "only in a config file."
+      f"set it.{hint} Other options of the model or the optimizer can only be "
+      "set in a config file."
     )
   path, _, _ = config_flags.get_config_filename(
     flags.FLAGS["config"]
@@ -169,7 +176,7 @@ def run(command: Command) -> None:
       task, or the config cannot work.
   """
   task = command.config.get("task")
-  # --nosweep is the same as no flag, but --sweep_index=0, which equals it, not.
+  # --nosweep means no flag. `is not` keeps --sweep_index=0, since 0 == False.
   given = {k: v for k, v in command.flags.items() if v is not False}
   if task not in TASKS:
     raise ValueError(
@@ -195,7 +202,7 @@ def run(command: Command) -> None:
     raise ValueError(f"Give --workdir, {what}.")
   for flag in ("fake_devices", "topology"):
     if flag in given and not dry_run:
-      raise ValueError(f"--{flag} is for --dry_run, which is not given.")
+      raise ValueError(f"--{flag} only works with --dry_run: add it.")
   if given.get("fake_devices", 1) < 1:
     raise ValueError(
       f"--fake_devices={given['fake_devices']} must be positive."
@@ -213,7 +220,7 @@ def run(command: Command) -> None:
   if given.get("distributed"):
     processes.join()
   if "topology" in given:
-    # Programs for devices that are not there cannot be read back.
+    # Cached programs cannot be loaded for devices that do not exist here.
     compilation_cache.use(False)
     _compile(task, command, topology.get(given["topology"]))
     return
@@ -222,7 +229,7 @@ def run(command: Command) -> None:
 
 
 def _compile(task, command, tpu: topology.Topology):
-  """Prints the plan of a task, and what its programs need on a TPU slice."""
+  """Prints the plan of a task, and the resources it needs on a TPU slice."""
   with topology.explained(tpu):
     programs = list(_programs(task, command, tpu.devices))
   print()
@@ -299,7 +306,7 @@ def _finetune(command, dry_run):
       jax.config.update("jax_platforms", "cpu")
       jax.config.update("jax_num_cpu_devices", devices)
     text = plan_lib.plan(command.config, members, index)
-    if not devices:  # Fake ones have no memory.
+    if not devices:  # Fake devices have no memory to report.
       runs = members if in_sweep else None
       workdir = command.flags.get("workdir")
       text += f"\n\n{needs.needs(command.config, runs, index, workdir)}"
@@ -312,7 +319,7 @@ def _finetune(command, dry_run):
 
 
 def _members(command, dry_run):
-  """Returns the sweep, an index, and whether flags ask for members."""
+  """Returns the sweep, the given index, and whether flags ask for members."""
   index = command.flags.get("sweep_index")
   in_sweep = bool(command.flags.get("sweep") or index is not None)
   members = None
@@ -325,7 +332,7 @@ def _members(command, dry_run):
 
 
 def _check_overrides(overrides, members):
-  """Raises a ValueError if the sweep would undo an override."""
+  """Raises a ValueError if all members of the sweep replace an override."""
   for key in overrides:
     if all(key in member for member in members or ()):
       raise ValueError(

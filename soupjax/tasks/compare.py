@@ -100,7 +100,7 @@ def _over_runs(gains: Sequence[float]) -> Gain:
 
 
 def _differing(paths: Sequence[pathlib.Path]) -> list[str]:
-  """Returns the keys in which the recorded configs differ, sorted."""
+  """Returns the dotted keys in which the recorded configs differ, sorted."""
   records = [path / "config.json" for path in paths]
   configs = [_flat(files.read_json(r)) for r in records if r.is_file()]
   keys = {key for values in configs for key in values}

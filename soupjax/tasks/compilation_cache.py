@@ -56,8 +56,8 @@ def use(enabled: bool = True) -> pathlib.Path | None:
     return None
   if not jax.config.jax_enable_compilation_cache:
     return None
-  # To compile for several GPUs, XLA's processes work together. A process that
-  # found its program on disk would leave the others waiting.
+  # Processes with GPUs compile each program together. One that found it on disk
+  # would leave the others waiting.
   if jax.distributed.is_initialized():
     return None
   root = _root()
@@ -108,7 +108,7 @@ def _machine() -> str:
 
 
 def _make_private(root: pathlib.Path, folder: pathlib.Path) -> None:
-  """Makes folders that only this user can write to: their programs are run.
+  """Makes folders that only this user can write to, since programs are run.
 
   Raises:
     OSError: if a folder cannot be written to, or others can write to it.

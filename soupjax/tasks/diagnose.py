@@ -31,15 +31,16 @@ def run(
 ) -> pathlib.Path | None:
   """Explains why averages of checkpoints gain or lose; see docs/diagnose.md.
 
-  Several processes evaluate together; the first one prints and writes.
+  Several processes evaluate together; the first one prints and writes. A run
+  that was killed continues without repeating evaluations. A finished run can be
+  started again with more `config.reasons`.
 
   Args:
     config: as in configs/diagnose.py.
     path: the directory of the run; gets `diagnosis.txt` (the printed text),
-      `diagnosis.json`, `diagnosis.png`, `greedy.json` and what
-      `config.reasons` asks for. A run that was killed does not repeat
-      evaluations, and a finished one can be asked for more reasons.
-    dry_run: opens everything, prints the plan and stops.
+      `diagnosis.json`, `diagnosis.png`, `greedy.json` and the files of
+      `config.reasons`.
+    dry_run: opens checkpoints and data, prints the plan and stops.
 
   Returns:
     The path of `diagnosis.txt`; None after a dry run.
@@ -128,7 +129,7 @@ def _run(opened, workdir: pathlib.Path, pairs: int) -> pathlib.Path:
 
 
 def _diagnose(opened, workdir, ingredients, evaluations, pairs: int) -> None:
-  """Writes the diagnosis of ranked ingredients."""
+  """Writes and prints the diagnosis of ranked ingredients."""
   text, metric = workdir / "diagnosis.txt", opened.metrics[0]
   minival = evaluations.minival(metric)
 
@@ -176,7 +177,7 @@ def _diagnose(opened, workdir, ingredients, evaluations, pairs: int) -> None:
 
 
 def _as_json(diagnosis: Diagnosis) -> dict:
-  """Returns a diagnosis as JSON."""
+  """Returns a diagnosis as JSON values."""
   shape = diagnosis.geometry
   return {
     "scores": diagnosis.scores,
@@ -186,7 +187,7 @@ def _as_json(diagnosis: Diagnosis) -> dict:
         "score": pair.score,
         "barrier": -pair.gain,
         "distance": pair.distance,
-        # NaN is not JSON.
+        # JSON has no NaN.
         "angle": pair.angle if math.isfinite(pair.angle) else None,
       }
       for pair in pairs_of(diagnosis)

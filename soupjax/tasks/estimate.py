@@ -1,10 +1,10 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates of the memory and disk that a run will take.
+"""Estimates of the memory and disk space that a run will take.
 
-Host memory is the peak of anonymous memory of one process: what it allocates,
-imports included, without files that the system caches or maps and can drop.
-Where the CPU is the device, the arrays on it are part of the host memory.
+Host memory is the peak anonymous memory of one process: all that it allocates,
+including imports, but no cached or mapped files, which the system can drop. If
+CPUs are the devices, their arrays are part of the host memory.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,27 +17,27 @@ from soupjax.tasks.programs.report import Program
 
 # Anonymous memory of the imports, for systems that do not report it.
 _IMPORTS = 200_000_000
-# The rest was measured on Linux with glibc's allocator, which keeps some of
-# what is freed. Compilers and threads of libraries:
+# These were measured on Linux with glibc's allocator, which keeps part of the
+# freed memory. Bytes of compilers and of libraries' threads:
 _COMPILING = 180_000_000
 # Copies of the weights while the start is made and ingredients are written.
 _COPIES_OF_WEIGHTS = 1.8
 # Copies of a train state while it is written in the background.
 _COPIES_OF_STATE = 1.7
-# On CPUs, larger models take minutes to compile.
+# Parameters; larger models take minutes to compile for CPUs.
 _LARGEST_ON_CPU = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-  """Bytes that a run will take, by cause.
+  """Bytes that a run will take.
 
   Attributes:
-    host: of a process, when it takes most.
-    device: of each device, when it takes most.
-    disk: of all processes together, when the run takes most.
-    free: bytes that are free where the run writes; None if unknown.
-    notes: lines on what is not counted.
+    host: cause -> bytes of one process, at its peak.
+    device: cause -> bytes on each device, at its peak.
+    disk: cause -> bytes of all processes together, at their peak.
+    free: bytes free on the disk that the run writes to; None if unknown.
+    notes: lines about memory and disk space that are not counted.
   """
 
   host: Mapping[str, float]
@@ -61,12 +61,12 @@ class Estimate:
 
 
 def total(parts: Mapping[str, float]) -> float:
-  """Returns the sum of parts, in bytes."""
+  """Returns the sum of the bytes of all parts."""
   return sum(parts.values())
 
 
 def program_bytes() -> int:
-  """Returns the anonymous memory of this process now: imports, mostly."""
+  """Returns the current anonymous memory of this process: mostly imports."""
   try:
     with open("/proc/self/status", encoding="utf-8") as f:
       for line in f:
@@ -78,7 +78,12 @@ def program_bytes() -> int:
 
 
 def can_compile(devices: Iterable[jax.Device], parameters: int) -> bool:
-  """Whether a dry run compiles the programs of a model for its devices."""
+  """Returns whether a dry run should compile a model's programs.
+
+  Args:
+    devices: to compile for.
+    parameters: number of parameters of the model.
+  """
   on_cpu = any(device.platform == "cpu" for device in devices)
   return not on_cpu or parameters <= _LARGEST_ON_CPU
 
@@ -87,7 +92,7 @@ def of_programs(programs: Iterable[Program]) -> dict[str, float]:
   """Compiles programs for the devices of this process.
 
   Returns:
-    Part -> bytes on each device, of the program that needs most.
+    Part -> bytes on each device, of the program that needs the most.
   """
   largest: dict[str, float] = {}
   for program in programs:
@@ -124,24 +129,24 @@ def training(
 
   Args:
     program: bytes of the process before the run.
-    device: bytes on each device.
-    devices_on_host: devices of a process that are CPUs.
-    weights: bytes of the parameters of a model.
-    state: bytes of a train state, of all members at once.
+    device: part -> bytes on each device.
+    devices_on_host: number of devices of a process that are CPUs.
+    weights: bytes of the parameters of one model.
+    state: bytes of the train state of all members that are trained at once.
     images: bytes of decoded images that a process keeps.
     batches: bytes of batches that a process reads ahead.
-    members: number of runs in total.
-    at_once: members that are trained side by side.
-    ingredients: checkpoints of one member, moving averages included.
-    states: number of train states saved by members that train together.
+    members: total number of members.
+    at_once: number of members that are trained side by side.
+    ingredients: number of ingredients of a member, with moving averages.
+    states: number of train states saved by members that are trained at once.
     tokens: bytes of the tokens of prompts or captions.
     share: fraction of the arrays that one process holds.
-    free: bytes of the disk.
-    notes: lines on what is not counted.
+    free: free bytes on the disk; None if unknown.
+    notes: lines about memory and disk space that are not counted.
   """
-  saved = min(states, 3)  # The newest two, and the one that is being written.
+  saved = min(states, 3)  # The newest two, and one that is being written.
   done = (members - at_once) * ingredients * weights
-  # States are removed at the end, when the last ingredients are there.
+  # States are removed at the end, after the last ingredients are written.
   disk = {
     "the start": weights,
     "ingredients": done + at_once * ingredients * weights,
@@ -183,17 +188,17 @@ def evaluating(
   """Estimates cooking, a diagnosis or an evaluation.
 
   Args:
-    program: bytes of the process after its inputs were opened.
-    weights: bytes of the parameters of a model.
+    program: bytes of the process after it has opened its inputs.
+    weights: bytes of the parameters of one model.
     pool: bytes of the models that stay in memory for learned soups.
-    copies: of a model, in sums, candidates, soups and gradients.
-    shards: bytes of a model over those on one device.
-    devices_on_host: devices of a process that are CPUs.
+    copies: number of models in sums, candidates, soups and gradients.
+    shards: bytes of a model divided by its bytes on one device.
+    devices_on_host: number of devices of a process that are CPUs.
     images: bytes of decoded images that a process keeps.
     logits: bytes of the logits of all ingredients.
     report: bytes for figures and the page of results.
     disk: part -> bytes.
-    free: bytes of the disk.
+    free: free bytes on the disk; None if unknown.
     compiling: bytes of compilers and threads.
   """
   device = {
@@ -221,14 +226,14 @@ def _line(parts, each=""):
   parts = {name: size for name, size in parts.items() if size}
   if not parts:
     return "none"
-  # The largest first.
+  # Largest first.
   listed = sorted(parts.items(), key=lambda part: -part[1])
   text = ", ".join(f"{name} {_size(size)}" for name, size in listed)
   return f"{_size(total(parts))}{each}: {text}"
 
 
 def _size(size: float) -> str:
-  """Formats bytes with three digits."""
+  """Formats a number of bytes with three significant digits."""
   for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
     if size >= scale:
       return f"{size / scale:.3g} {unit}"

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One short message for each error of the user, the system or a signal."""
+"""Short messages for errors of the user or the system, and for signals."""
 
 import _thread
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ import jax
 _FIXES = {
   errno.EACCES: "Change its permissions or choose another path.",
   errno.EPERM: "Change its permissions or choose another path.",
-  errno.EROFS: "Choose a path that can be written.",
-  errno.ENOENT: "Was it deleted or renamed meanwhile? Start again then.",
+  errno.EROFS: "Choose a path that can be written to.",
+  errno.ENOENT: "If it was deleted or renamed during the run, start again.",
   errno.ENOTDIR: "Choose another path.",
   errno.EISDIR: "Choose another path.",
   errno.EEXIST: "Choose another path.",
@@ -43,11 +43,11 @@ _PEER = re.compile(
 
 
 class Terminated(KeyboardInterrupt):
-  """SIGTERM, such as from a scheduler."""
+  """Raised on SIGTERM, for example from a scheduler."""
 
 
 def message(error: BaseException) -> str | None:
-  """Returns the message for the user; None for a bug in the program.
+  """Returns the message for the user; None if the error looks like a bug.
 
   Examples:
     >>> message(ValueError("data.name is empty."))
@@ -72,11 +72,11 @@ def message(error: BaseException) -> str | None:
     )
   if _is_of_jax(error, _PEER) and _is_one_of_several():
     return (
-      "Another process of this run has ended; see its output. Then start all "
-      "of them again to go on."
+      "Another process of this run has ended: see its output for the reason. "
+      "To go on, start all processes again."
     )
   if isinstance(error, RuntimeError) and "start new thread" in text:
-    return "No more threads can be started: raise the limit (ulimit -u)."
+    return "No more threads can be started: raise their limit (ulimit -u)."
   if isinstance(error, ValueError):
     return text or "A value is wrong."
   return None
@@ -104,12 +104,12 @@ def _is_one_of_several() -> bool:
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-  """Ends the process with a short message and a code if a block fails.
+  """Ends the process with a short message and an exit code if a block fails.
 
-  The codes are 1 for an error, 130 for Ctrl-C and 143 for SIGTERM.
-  --verbosity=1 shows where an error was raised. Warnings are shown without
-  source lines. Text that cannot be written to standard output is dropped and
-  reported as an error at the end, so that a closed pipe does not stop the work.
+  The code is 1 for an error, 130 for Ctrl-C and 143 for SIGTERM. With
+  --verbosity=1, the traceback is shown. Warnings are shown without source
+  lines. If standard output fails, for example a closed pipe, the work goes on;
+  the lost text is reported as an error at the end.
   """
   output, shown = _prepared(), _Warnings()
   try:
@@ -134,8 +134,8 @@ def reported() -> Iterator[None]:
     )
   if output.error is not None:
     _say(
-      f"Standard output cannot be written ({output.error.strerror}). The "
-      "command ran to its end, but some of its text is lost: redirect it "
+      f"Standard output cannot be written to ({output.error.strerror}). The "
+      "command has finished, but part of its output is lost: redirect it "
       "elsewhere."
     )
     _exit(1)
@@ -151,7 +151,7 @@ def _say(text: str) -> None:
 
 def _exit(code: int) -> None:
   if _is_one_of_several():
-    # A normal exit would wait for the other processes, which wait for this one.
+    # A normal exit would wait for the other processes, which wait for us.
     os._exit(code)
   sys.exit(code)
 
@@ -181,7 +181,7 @@ class _Output:
       function(*arguments)
     except OSError as e:
       self.error = e
-      # What is buffered would fail again when the interpreter ends.
+      # Flushing the buffer would fail again when the interpreter exits.
       null = os.open(os.devnull, os.O_WRONLY)
       os.dup2(null, self._stream.fileno())
       os.close(null)
@@ -189,7 +189,7 @@ class _Output:
 
 def _prepared() -> _Output:
   """Sets up streams and signals."""
-  # A closed descriptor would be reused by the next file that is opened.
+  # The next file that is opened would otherwise reuse a closed descriptor.
   for number in range(3):
     try:
       os.fstat(number)
@@ -198,7 +198,7 @@ def _prepared() -> _Output:
   if sys.stderr is None:
     sys.stderr = open(os.devnull, "w", encoding="utf-8")
   if sys.stdout is not None:
-    # File names may have characters that the terminal lacks.
+    # File names may contain characters that the terminal cannot show.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore
   if not isinstance(sys.stdout, _Output):
     sys.stdout = _Output(sys.stdout)  # type: ignore
@@ -209,16 +209,16 @@ def _prepared() -> _Output:
 
 
 def _show_uncaught(kind, error, trace):
-  """Shows an error that nobody catches, except for one of tensorstore."""
-  # After an error that Orbax also raises, its other tasks find the loop closed.
+  """Shows an uncaught error, unless it follows from an earlier one of Orbax."""
+  # After Orbax has raised an error, its other tasks find the event loop closed.
   if "Event loop is closed" not in str(error) or absl_logging.vlog_is_on(1):
     sys.__excepthook__(kind, error, trace)
 
 
 def _show_unraisable(unraisable):
-  """Like `_show_uncaught`, for errors that have no caller."""
+  """Like `_show_uncaught`, for errors that Python cannot raise anywhere."""
   if isinstance(unraisable.exc_value, KeyboardInterrupt):
-    # Python ignores errors at such moments: send the interrupt again.
+    # Python ignores errors in destructors and callbacks: send the signal again.
     threading.Timer(0.01, _thread.interrupt_main).start()
   elif "Event loop is closed" not in str(
     unraisable.exc_value
@@ -231,7 +231,7 @@ def _terminate(number, frame):
 
 
 class _Warnings(warnings.catch_warnings):
-  """Shows warnings and logs without source lines, and each kind once."""
+  """Shows warnings and logs without source lines, each kind of warning once."""
 
   def __enter__(self):
     super().__enter__()
@@ -247,7 +247,7 @@ class _Warnings(warnings.catch_warnings):
 
   def _show(self, message, category, filename, lineno, file=None, line=None):
     text = str(message)
-    # Warnings of several ingredients differ in names, paths and numbers.
+    # The same warning for several ingredients differs in names and numbers.
     kind = re.sub(r"'[^']*'|\"[^\"]*\"|\S*/\S*|\d[\d.e+-]*", "_", text)
     self._kinds[kind] = self._kinds.get(kind, 0) + 1
     if self._kinds[kind] == 1 or absl_logging.vlog_is_on(1):

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Heads for an encoder: fitted probes, heads of checkpoints, heads in files."""
+"""Heads for encoders: linear probes, heads of checkpoints, heads in files."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,9 +14,9 @@ from soupjax.tasks.finetune import config as settings
 from soupjax.train import probe
 
 PyTree = Any
-# Top-level names of the leaves of a head; the second is that of DeiT.
+# Top-level names of a head's leaves; the second is DeiT's distillation head.
 MODULES = ("head", "head_dist")
-# Leaf of a file with a head: whether it takes features of length 1.
+# Leaf of a head's file: whether the head takes features scaled to length 1.
 NORMALIZE = "normalize"
 
 
@@ -38,22 +38,25 @@ def fit(
 
   Args:
     model: returns logits and features.
-    params: of the model, in host memory.
+    params: the model's parameters, in host memory.
     source: labelled images.
-    preprocess: operations of images.
-    batch_size: rounded up to a multiple of the devices.
-    num_classes: of the head.
+    preprocess: operations that prepare images, as for `data.Preprocess`.
+    batch_size: rounded up to a multiple of the number of devices.
+    num_classes: number of outputs of the head.
     l2: see `probe.linear_probe`.
     steps: see `probe.linear_probe`.
-    max_examples: images, evenly spread over the source; 0 is all.
-    mesh: with an axis "data". Of several processes, each fits the same head
-      by itself, on its own devices.
-    init: the head to start from, None for zeros.
+    max_examples: number of images, spread evenly over the source; 0 for all.
+    mesh: with an axis "data". If there are several processes, each fits the
+      same head on its own devices instead.
+    init: the head to start from; None for zeros.
+
+  Returns:
+    "kernel" (features, classes) and "bias" (classes,).
   """
   if jax.process_count() > 1:
     mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
   if 0 < max_examples < len(source):
-    # Evenly spread, since some sets are sorted by class.
+    # Spread evenly, since some sets are sorted by class.
     indices = np.arange(max_examples) * len(source) // max_examples
     source = data.subset(source, indices, source.name)
   batches = data.eval_batches(
@@ -78,9 +81,10 @@ def fit(
 
 
 def features_program(model) -> Callable[[PyTree, jax.Array], jax.Array]:
-  """Returns the jitted features of a model: the input of its head.
+  """Returns a jitted function that computes the inputs of a model's head.
 
-  Of a whole CLIP they are the embeddings of images.
+  It maps parameters and images (n, height, width, 3) to features (n, width):
+  for a CLIP with both towers, the embeddings of the images.
   """
   tower, output = model, 1
   if isinstance(model, models.CLIP):
@@ -103,8 +107,9 @@ def features(
 
   Args:
     program: from `features_program`.
-    params: of the model.
-    batches: "images" on the devices, "labels" and "mask".
+    params: the model's parameters.
+    batches: with "images" on the devices, "labels", and "mask", which is False
+      for padding.
   """
   parts = []
   for batch in batches:
@@ -116,7 +121,7 @@ def features(
 
 
 def leaves_of(ingredient: Ingredient) -> dict[str, Any]:
-  """Reads the head of a checkpoint that has the leaves of our models.
+  """Reads the head of a checkpoint with soupjax's leaf names.
 
   Returns:
     Module -> name -> array; {} if there is none.
@@ -130,22 +135,25 @@ def leaves_of(ingredient: Ingredient) -> dict[str, Any]:
 
 
 def has_encoder(source: Ingredient | None) -> bool:
-  """Whether a checkpoint has more leaves than those of one or two heads."""
+  """Whether a checkpoint has more leaves than two heads have."""
   return source is not None and len(source.specs) > 2 * len(MODULES)
 
 
 def of_file(source: Ingredient, where: str) -> dict[str, dict[str, np.ndarray]]:
-  """Reads a file that holds nothing but a head.
+  """Reads a file that contains only a head.
 
   Args:
-    source: with the leaves "kernel" (width, classes) and "bias", as our models
-      have them, or "weight" (classes, width) and "bias", as torch has them;
-      they may have a prefix, such as "fc.". A missing bias is 0. The two heads
-      of DeiT have the prefixes "head" and "head_dist".
-    where: the key of the config, for errors.
+    source: with the leaves "kernel" (width, classes) and "bias", as in our
+      models, or "weight" (classes, width) and "bias", as in torch. There may be
+      a prefix, such as "fc.". A missing bias is 0. The two heads of DeiT have
+      the prefixes "head" and "head_dist".
+    where: the config key, for errors.
+
+  Returns:
+    Module -> "kernel" (width, classes) and "bias" (classes,).
 
   Raises:
-    ValueError: if it has other leaves.
+    ValueError: if there are other leaves, or a matrix is missing.
   """
   path = source.path or source.name
   heads: dict[str, dict[str, np.ndarray]] = {}
@@ -167,14 +175,14 @@ def of_file(source: Ingredient, where: str) -> dict[str, dict[str, np.ndarray]]:
   for module, head in heads.items():
     if getattr(head.get("kernel"), "ndim", 0) != 2:
       raise ValueError(
-        f"{where}: {path} has no matrix 'kernel' or 'weight' of {module!r}."
+        f"{where}: {path} has no matrix 'kernel' or 'weight' for {module!r}."
       )
     head.setdefault("bias", np.zeros(head["kernel"].shape[1], np.float32))
   return heads
 
 
 def normalizes(source: Ingredient | None) -> bool:
-  """Whether a file that holds nothing but a head takes features of length 1."""
+  """Whether a head from a file of its own takes features scaled to length 1."""
   if source is None or has_encoder(source) or NORMALIZE not in source.specs:
     return False
   return bool(np.asarray(source.read(NORMALIZE)))
@@ -186,13 +194,13 @@ def check(
   classes: int,
   where: str,
 ) -> None:
-  """Compares a head with the encoder and the data.
+  """Checks that a head fits the encoder and the data.
 
   Args:
-    head: module -> leaves; for each module a "kernel" (features, classes).
+    head: module -> leaves, with a "kernel" (features, classes) in each.
     features: module -> number of features of the encoder.
-    classes: of the data.
-    where: the key of the config, for errors.
+    classes: number of classes of the data.
+    where: the config key, for errors.
 
   Raises:
     ValueError: if a module is missing, or a shape does not fit.

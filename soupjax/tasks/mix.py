@@ -23,7 +23,7 @@ from soupjax.tasks import estimate
 from soupjax.tasks.programs import averaging
 from soupjax.tasks.programs.report import Program
 
-# Measured host memory of the compiler and of what it leaves behind.
+# Bytes of host memory that compilation takes and leaves in use, as measured.
 _COMPILING = 30_000_000
 
 
@@ -43,15 +43,16 @@ def default_config(rule: str = "uniform") -> ml_collections.ConfigDict:
   c.rule = config_dict.FieldReference(_rule_keys(rule), field_type=object)
   # A path or pattern, or several joined by commas; each may end in #ENTRY.
   c.ingredients = ""
-  # The model of rules and `select` that need one, and below adapters of PEFT.
+  # The model that some rules and actions of `select` need, and that PEFT
+  # adapters are added to.
   c.base = ""
   c.out = ""
-  # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as text,
+  # {"head": "keep", "pos_embedding": [0, 1], "": 0.5} or, as a string,
   # "head=keep,pos_embedding=[0, 1],=0.5"; the actions are those of `sj.mix`.
   c.select = config_dict.placeholder(object)
   c.dtype = ""
-  # "adapter" writes an adapter of PEFT: with the sum of the ranks, which is
-  # exact, or of `rank`.
+  # "adapter" writes a PEFT adapter. Its rank is the sum of the ranks, which is
+  # exact, or `rank`.
   c.format = ""
   c.rank = 0
   c.shard_bytes = 0
@@ -77,7 +78,7 @@ def _rule_keys(text):
 
 
 def _parts(rule):
-  """Splits a rule into name, configurable parameters and arguments."""
+  """Splits a rule into its name, its parameters, and the arguments given."""
   if isinstance(rule, str):
     name, positional, given = parse_call(rule)
   elif isinstance(rule, Mapping) and isinstance(rule.get("name"), str):
@@ -86,11 +87,11 @@ def _parts(rule):
     if "(" in name:
       raise ValueError(
         f"rule.name={name!r} has arguments, but rule also has the keys "
-        f"{sorted(given)}. Write either the text or the dict."
+        f"{sorted(given)}. Write either the string or the dict."
       )
   else:
     raise ValueError(
-      "rule must be a text such as 'ties(density=0.2)' or a dict such as "
+      "rule must be a string such as 'ties(density=0.2)' or a dict such as "
       f"{{'name': 'ties', 'density': 0.2}}, got {rule!r}."
     )
   signature = rules.RULES.signature(name)
@@ -120,10 +121,10 @@ def rule_of(rule: str | Mapping[str, Any], count: int) -> rules.Rule:
   """Makes the rule that a config names.
 
   Args:
-    rule: a text such as "ties(density=0.2)", or a dict such as {"name": "ties",
-      "density": 0.2}. The name is a registered one, or the import path of a
-      function that returns a `Rule`. Arguments of None take their defaults.
-    count: number of ingredients, for rules with a parameter of that name.
+    rule: a string such as "ties(density=0.2)", or a dict such as {"name":
+      "ties", "density": 0.2}. The name is a registered one, or the import path
+      of a function that returns a `Rule`. An argument of None has its default.
+    count: number of ingredients, for rules with a parameter called `count`.
 
   Raises:
     ValueError: if the rule is unknown, or an argument is missing, unknown or
@@ -156,14 +157,15 @@ def merger(
   sharding: Any = None,
   in_memory: bool = False,
 ) -> Callable[[Mapping[str, Any]], Any]:
-  """Returns a function that maps a rule, as for `rule_of`, to a merged model.
+  """Returns a function that merges models by a rule, given as for `rule_of`.
 
   Args:
     models: the ingredients.
-    base: of rules and selections that need one.
+    base: the base model, for rules and selections that need one.
     select: as for `soupjax.mix`.
     sharding: as for `soupjax.mix`.
-    in_memory: reads the models once; otherwise, every call reads them.
+    in_memory: whether to read the models once and keep them on the host;
+      otherwise, every call reads them.
   """
   if in_memory:
     # On the host: the engine reads any part of a leaf in every process.
@@ -185,11 +187,14 @@ def merger(
 
 
 def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:
-  """Returns regular expressions and actions, from a dict or a text.
+  """Parses `config.select`, a dict or a string.
 
   Args:
-    select: a dict, pairs, or a text such as "head=keep,pos_embedding=[0, 1]".
-      A regular expression with a comma outside of brackets needs the dict.
+    select: a dict, pairs, or a string such as "head=keep,pos_embedding=[0, 1]".
+      For a regular expression with a comma outside of brackets, use a dict.
+
+  Returns:
+    Regular expression -> action.
 
   Raises:
     ValueError: if it cannot be parsed, or an expression occurs twice.
@@ -203,7 +208,7 @@ def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:
       pairs = list(dict(select or {}).items())
     except (TypeError, ValueError) as e:
       raise ValueError(
-        "select must be a dict {regex: action} or a text "
+        "select must be a dict {regex: action} or a string "
         f"'regex=action,...', got {select!r}."
       ) from e
   selection: dict[str, Any] = {}
@@ -215,7 +220,7 @@ def selection_of(select: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _split_at_commas(text):
-  """Splits a text at commas outside of brackets."""
+  """Splits a string at commas outside of brackets."""
   parts, depth = [""], 0
   for character in text:
     depth += (character in "([{") - (character in ")]}")
@@ -233,7 +238,7 @@ def _select_pair(part):
   try:
     return regex, ast.literal_eval(action)
   except (SyntaxError, ValueError):
-    return regex, action  # "keep" or "skip"; others are rejected with the leaf.
+    return regex, action  # "keep" or "skip"; `mix` rejects other strings.
 
 
 def run(
@@ -241,16 +246,16 @@ def run(
 ) -> mix_lib.Mixed | combined.AdapterMix | None:
   """Mixes checkpoints by a config; prints the plan and the throughput.
 
-  Each of several processes reads and writes its share of one output; the first
-  one prints.
+  Several processes each read and write a share of one output; the first one
+  prints.
 
   Args:
     config: with the keys of `default_config`.
     dry_run: checks, prints the plan and stops.
 
   Returns:
-    The result of `soupjax.mix`, or of `soupjax.mix_adapters`, which has no dry
-    run.
+    The result of `soupjax.mix`. For `format="adapter"`, that of
+    `soupjax.mix_adapters`; None after a dry run, and outside the first process.
 
   Raises:
     ValueError: if a setting is missing, or checkpoints do not fit together.
@@ -299,7 +304,7 @@ def run(
 
 
 def _estimate(mixed, program: int, out: str) -> estimate.Estimate:
-  """Returns what a mix takes, from its plan."""
+  """Estimates memory and disk space from the plan of a mix."""
   return estimate.Estimate(
     host={
       "the program": program,
@@ -316,22 +321,22 @@ def _estimate(mixed, program: int, out: str) -> estimate.Estimate:
 def programs(
   config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
 ) -> list[Program]:
-  """Prints the plan, and returns the program of a mean onto a mesh.
+  """Prints the plan, and returns the program that averages onto a mesh.
 
-  A mix into a file runs on the CPUs of hosts. `sj.uniform_soup` with a sharding
-  computes the same mean on the devices.
+  `sj.mix` into a file runs on the hosts' CPUs. `sj.uniform_soup` with a
+  sharding computes the same mean on the devices, with this program.
 
   Args:
     config: with the keys of `default_config`.
-    devices: over which leaves are split; they need not exist.
+    devices: the devices to split leaves over; they need not exist.
 
   Raises:
-    ValueError: as `run`, or if the rule has no program for devices.
+    ValueError: as in `run`, or if the rule has no program for devices.
   """
   if config.rule.name not in ("uniform", "linear"):
     raise ValueError(
       f"The rule {config.rule.name!r} runs on the CPUs of hosts: leave "
-      "--topology out. Only the mean, configs/mix.py:uniform, has a program "
+      "--topology out. Only the mean (configs/mix.py:uniform) has a program "
       "for devices."
     )
   run(config, dry_run=True)
@@ -343,7 +348,7 @@ def programs(
 
 
 def _mix_adapters(config, dry_run: bool) -> combined.AdapterMix | None:
-  """Writes the mean of adapters as an adapter; prints ranks and errors."""
+  """Writes the mean of adapters as an adapter; prints its ranks and errors."""
   for key in ("select", "dtype", "shard_bytes", "overwrite"):
     if config[key]:
       raise ValueError(
@@ -358,8 +363,8 @@ def _mix_adapters(config, dry_run: bool) -> combined.AdapterMix | None:
   if rule.name not in ("uniform", "weighted") or isinstance(weights, dict):
     raise ValueError(
       f"The rule {rule.name!r} gives no adapter: format='adapter' takes "
-      "'uniform' and 'weighted' with one number for each ingredient. Leave "
-      "format out for the merged model, with --config.base."
+      "'uniform', or 'weighted' with one number per ingredient. For a merged "
+      "model, leave format out and set --config.base."
     )
   print("\n".join(paths))
   if dry_run or jax.process_index() > 0:

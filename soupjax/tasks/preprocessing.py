@@ -1,11 +1,11 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Preprocessing that files beside a checkpoint describe, as operations.
+"""Reads the preprocessing of a checkpoint from the files beside it.
 
-These files are read: `preprocessor_config.json` and `processor_config.json` of
-transformers, timm's `config.json`, OpenCLIP's `open_clip_config.json`, and the
-`config.json` of our own runs. A value that changes pixels and has no operation
-here is an error that names it.
+Reads `preprocessor_config.json` and `processor_config.json` of transformers,
+timm's `config.json`, OpenCLIP's `open_clip_config.json`, and the `config.json`
+of soupjax runs. A value that changes pixels in a way that soupjax cannot follow
+is an error.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from soupjax.data import image_ops
 from soupjax.data.preprocess import Preprocess
 from soupjax.models import pretrained
 
-# Numbers of Pillow, written by transformers; the others write names.
+# Pillow's numbers, which transformers writes; the other libraries write names.
 _METHODS = {
   **{0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"},
   **{4: "box", 5: "hamming"},
@@ -33,19 +33,19 @@ _HALF = (0.5,) * 3, (0.5,) * 3
 
 
 def of_files(path: str, family: str | None = None) -> str | None:
-  """Returns the operations of evaluation, from the files beside a checkpoint.
+  """Returns the evaluation operations that files beside a checkpoint describe.
 
   Args:
-    path: of the checkpoint.
-    family: of the checkpoint, a key of `mappings.FAMILIES`. Where a folder has
-      files of several libraries, that of the family is followed.
+    path: path of the checkpoint.
+    family: the checkpoint's family, a key of `mappings.FAMILIES`. If a folder
+      has files of several libraries, that of the family is used.
 
   Returns:
     Operations for `data.Preprocess`; None if there are no such files.
 
   Raises:
-    ValueError: if a file has a value that changes pixels and has no operation
-      here, or two files contradict each other.
+    ValueError: if a file has a value that soupjax cannot follow, or two files
+      contradict each other.
   """
   described = {}
   for name, read in _READERS.items():
@@ -59,7 +59,7 @@ def of_files(path: str, family: str | None = None) -> str | None:
     return None
   first = _of_family(described, family)
   for file, ops in described.items():
-    # timm's default crop is smaller than that of the CLIP beside it.
+    # timm's default crop is smaller than that in a CLIP's files beside it.
     timm = "config.json" in (first.name, file.name)
     if _comparable(ops, timm) != _comparable(described[first], timm):
       raise ValueError(
@@ -78,14 +78,14 @@ def _of_family(described: Mapping[pathlib.Path, str], family) -> pathlib.Path:
 
 
 def _comparable(ops: str, values_alone: bool) -> str:
-  """Returns operations in a form that is the same for all libraries."""
+  """Returns operations in a form that can be compared between libraries."""
   if values_alone:
     ops = ops.rpartition("|")[2]
   return re.sub(r', like="\w+"', "", ops)
 
 
 def recorded(path: str) -> str | None:
-  """Returns `data.eval_ops` of the soupjax run that wrote a checkpoint."""
+  """Returns `data.eval_ops` of the run that wrote a checkpoint, or None."""
   data = companions.recorded_config(path).get("data", {})
   values = {"image_size": data.get("image_size"), **data.get("augment", {})}
   try:
@@ -95,14 +95,17 @@ def recorded(path: str) -> str | None:
 
 
 def check_values(ops: str, described: str, where: str) -> None:
-  """Raises a ValueError if operations give pixels other values than described.
+  """Checks that operations scale pixels as a checkpoint expects.
 
-  Resizing and cropping may differ, as between resolutions.
+  Resizing and cropping may differ, for instance between resolutions.
 
   Args:
     ops: the operations of evaluation.
-    described: the operations that a checkpoint was trained with.
-    where: the checkpoint in errors.
+    described: the operations that the checkpoint was trained with.
+    where: path of the checkpoint, for errors.
+
+  Raises:
+    ValueError: if the values of black or white pixels differ.
   """
   given, expected = Preprocess(ops).values, Preprocess(described).values
   if not given.close_to(expected):
@@ -115,7 +118,7 @@ def check_values(ops: str, described: str, where: str) -> None:
 
 
 class _Values:
-  """The values of a file, and errors that name it."""
+  """The values in a file, with errors that name the file and the key."""
 
   def __init__(
     self, file: pathlib.Path, values: Mapping[str, Any], of: str = ""
@@ -123,7 +126,7 @@ class _Values:
     self.file, self.values, self._of = file, values, of
 
   def part(self, key: str) -> "_Values":
-    """Returns the values of a nested dict; none if it is absent."""
+    """Returns the values of a nested dict, which are empty if it is absent."""
     value = self.values.get(key)
     if value is None:
       value = {}
@@ -132,12 +135,12 @@ class _Values:
     return _Values(self.file, value, f"{self._of}{key}.")
 
   def get(self, key: str, default: Any = None) -> Any:
-    """Returns a value; null is as good as absent."""
+    """Returns a value; null means absent."""
     value = self.values.get(key)
     return default if value is None else value
 
   def error(self, key: str, why: str) -> ValueError:
-    """Returns the error for a value."""
+    """Returns an error for a value; `why` completes "which ..."."""
     return ValueError(
       f"{self.file} has {self._of}{key}={self.values.get(key)!r}, which {why}. "
       "Correct the file, or remove it and describe the preprocessing in "
@@ -149,11 +152,11 @@ class _Values:
     value = self.get(key, default)
     name = _METHODS.get(value, value) if isinstance(value, int) else value
     if name not in _METHODS.values():
-      raise self.error(key, f"is none of {', '.join(_METHODS.values())}")
+      raise self.error(key, f"is not one of {', '.join(_METHODS.values())}")
     return name
 
   def sides(self, key: str, default: Any = None) -> tuple[int, int] | None:
-    """Returns (height, width) of a number, a pair or a dict of them."""
+    """Returns (height, width) from a number, a pair or a dict."""
     value = self.get(key, default)
     if isinstance(value, dict):
       value = [value.get("height"), value.get("width")]
@@ -171,14 +174,14 @@ class _Values:
     return int(value[0]), int(value[1])
 
   def number(self, key: str, default: float) -> float:
-    """Returns a finite number above 0."""
+    """Returns a number, which must be finite and above 0."""
     value = self.get(key, default)
     if not isinstance(value, (int, float)) or not 0 < value < math.inf:
       raise self.error(key, "is not a number above 0")
     return float(value)
 
   def channels(self, key: str, default: Sequence[float]) -> tuple[float, ...]:
-    """Returns a number for each of three channels."""
+    """Returns one number for each of the three channels."""
     value = self.get(key, default)
     if isinstance(value, (int, float)):
       value = [value]
@@ -222,7 +225,7 @@ _OF_CLIP = dict(zip(("image_mean", "image_std"), _CLIP))
 _OF_IMAGENET = dict(zip(("image_mean", "image_std"), _IMAGENET))
 _SHORTEST = {**_CROPPED, "size": {"shortest_edge": 224}, "resample": 3}
 # Image processors that resize, crop, rescale and normalize -> their defaults.
-# "shortest" tells what a number as size means.
+# With "shortest", a number as size is the shorter side, not that of a square.
 _PROCESSORS: dict[str, dict[str, Any]] = {
   "ViT": {**_ON, **_OF_HALF, "size": 224},
   "DeiT": {**_CROPPED, **_OF_HALF, "size": 256, "resample": 3},
@@ -237,7 +240,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     **_CROPPED, **_OF_HALF, "size": {"shortest_edge": 256}, "shortest": True,
   },
 }  # fmt: skip
-# model_type of config.json -> its image processor, if the file does not say it.
+# model_type of config.json -> image processor, for files that do not name it.
 _OF_MODELS = {
   **{"vit": "ViT", "vit_mae": "ViT", "ijepa": "ViT", "vit_msn": "ViT"},
   **{"deit": "DeiT", "beit": "Beit", "data2vec-vision": "Beit"},
@@ -253,8 +256,8 @@ _KNOWN = (
   *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
   *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 )
-# Keys that do not change the pixels of RGB images. Any other key may, unless it
-# is null or false.
+# Keys that do not change the pixels of RGB images. Other unknown keys might,
+# unless they are null or false.
 _WITHOUT_EFFECT = re.compile(
   "image_processor_type|feature_extractor_type|processor_class|auto_map|_.*|"
   "do_convert_rgb|data_format|input_data_format|return_tensors|device|"
@@ -264,13 +267,13 @@ _WITHOUT_EFFECT = re.compile(
 
 
 def _of_preprocessor(c: _Values) -> str | None:
-  if "image_processor" in c.values:  # Some are saved like a processor.
+  if "image_processor" in c.values:  # Saved like a processor_config.json.
     return _of_processor(c)
   return _of_transformers(c)
 
 
 def _of_processor(c: _Values) -> str | None:
-  """Reads the image part of a processor of images and texts."""
+  """Reads the image part of the config of a processor of images and texts."""
   part = c.part("image_processor")
   return _of_transformers(part) if part.values else None
 
@@ -306,7 +309,7 @@ def _of_transformers(c: _Values) -> str | None:
 
 
 def _defaults(c: _Values) -> Mapping[str, Any]:
-  """Returns the defaults of the file's image processor, {} if unknown."""
+  """Returns the defaults of the file's image processor; {} if unknown."""
   for key in ("image_processor_type", "feature_extractor_type"):
     kind = c.get(key)
     if kind is None:
@@ -315,7 +318,7 @@ def _defaults(c: _Values) -> Mapping[str, Any]:
       r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", str(kind)
     )
     if base not in _PROCESSORS:
-      raise c.error(key, f"is none of {', '.join(_PROCESSORS)}")
+      raise c.error(key, f"is not one of {', '.join(_PROCESSORS)}")
     return _PROCESSORS[base]
   beside = c.file.with_name("config.json")
   config = files.read_json(beside) if beside.is_file() else {}
@@ -357,14 +360,14 @@ def _resize_of(c: _Values, defaults: Mapping[str, Any]) -> str:
 def _of_timm(c: _Values) -> str | None:
   if "architecture" not in c.values:
     return None
-  # Before timm 0.9 all keys were in one dict.
+  # Before timm 0.9, all keys were in one dict.
   cfg = c.part("pretrained_cfg") if "pretrained_cfg" in c.values else c
   keys = ("input_size", "mean", "std")
   if not set(keys) & set(cfg.values):
     return None
   for key in keys:
     if cfg.get(key) is None:
-      raise cfg.error(key, "timm takes from the architecture's own defaults")
+      raise cfg.error(key, "makes timm use defaults of the architecture")
   size = cfg.get("input_size")
   if not isinstance(size, (list, tuple)) or len(size) != 3 or size[0] != 3:
     raise cfg.error("input_size", "is not (3, height, width)")
@@ -382,7 +385,7 @@ def _of_timm(c: _Values) -> str | None:
     resize = f'resize_ratio({_text(larger)}, "{method}", longest=True)'
     fill = f", fill={tuple(round(255 * value) for value in mean)}"
   elif mode != "center":
-    raise cfg.error("crop_mode", "is none of center, squash, border")
+    raise cfg.error("crop_mode", "is not one of center, squash, border")
   elif larger[0] == larger[1]:
     resize = f'resize_small({larger[0]}, "{method}")'
   else:
@@ -406,7 +409,7 @@ def _of_openclip(c: _Values) -> str | None:
   method = cfg.get("interpolation", "bicubic")
   if method not in ("bicubic", "bilinear", "random"):
     raise cfg.error("interpolation", "is neither bicubic nor bilinear")
-  method = "bicubic" if method == "random" else method  # As it evaluates.
+  method = "bicubic" if method == "random" else method  # As in its evaluation.
   mode, fill = cfg.get("resize_mode", "shortest"), cfg.get("fill_color", 0)
   crop = [f"central_crop({_text(sides)})"]
   if mode == "squash":
@@ -417,11 +420,11 @@ def _of_openclip(c: _Values) -> str | None:
     resize = f'resize_ratio({_text(sides)}, "{method}", longest=True)'
     crop = [f"central_crop({_text(sides)}, fill={fill})"] if fill else crop
   elif mode != "shortest":
-    raise cfg.error("resize_mode", "is none of shortest, longest, squash")
+    raise cfg.error("resize_mode", "is not one of shortest, longest, squash")
   elif sides[0] == sides[1]:
     resize = f'resize_small({sides[0]}, "{method}")'
   else:
-    resize = f'resize_ratio({sides}, "bicubic")'  # Whatever the file says.
+    resize = f'resize_ratio({sides}, "bicubic")'  # OpenCLIP ignores the method.
   return "|".join([resize, *crop, _normalize(mean, deviation)])
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Records of what a run reads: checkpoints, sets, classes and heads."""
+"""Records of a run's inputs: checkpoints, datasets, classes and heads."""
 
 from collections.abc import Iterable, Mapping
 import glob
@@ -29,10 +29,11 @@ def check_workdir(opened: Inputs, path: str | os.PathLike | None) -> None:
 
   Args:
     opened: the inputs.
-    path: the directory of the run, None in a dry run.
+    path: the directory of the run; None if none was given.
 
   Raises:
-    ValueError: naming the checkpoint.
+    ValueError: if the directory is in the folder of a checkpoint. The message
+      names the checkpoint.
   """
   if path:
     given = [*opened.ingredients, *([opened.initial] if opened.initial else [])]
@@ -46,16 +47,16 @@ def check_unchanged(
   record: pathlib.Path,
   more: Mapping[str, Any] | None = None,
 ) -> None:
-  """Records the inputs at the first start and compares them at later ones.
+  """Records the inputs at the first start, and compares them at later ones.
 
   Args:
-    config: of the user, with gaps.
-    opened: of this start.
-    record: a file of the workdir.
-    more: further inputs by name, as JSON.
+    config: the user's config, before missing values are filled in.
+    opened: the inputs, opened at this start.
+    record: path of the record, in the directory of the run.
+    more: name -> JSON value of further inputs.
 
   Raises:
-    ValueError: naming the inputs that changed.
+    ValueError: if inputs have changed. The message names them.
   """
   ingredients = [*opened.ingredients, *filter(None, [opened.initial])]
   present = {i.name: identity(i.path) for i in ingredients}
@@ -97,7 +98,7 @@ def check_unchanged(
 
 
 def along_files(opened: CookInputs) -> dict[str, list[Any]]:
-  """Identifies the checkpoints of `cook.window`, by what they are."""
+  """Returns description -> identity of the checkpoints of `cook.window`."""
   return {
     f"{checkpoint.name} along the run {name}".rstrip(): identity(
       str(checkpoint.path)
@@ -113,15 +114,15 @@ def is_finished(
   outputs: Iterable[str],
   more: Mapping[str, Any] | None = None,
 ) -> bool:
-  """Whether a run of this config and of unchanged files has finished.
+  """Whether a run with this config and unchanged files has finished.
 
-  Compares paths, sizes and times of files as the first process sees them, and
-  opens neither checkpoints nor data.
+  Compares paths, sizes and modification times of files, as the first process
+  sees them. Opens neither checkpoints nor data.
 
   Args:
-    record: of `check_unchanged`.
-    config: of the user, with gaps.
-    outputs: files beside the record that a finished run has.
+    record: path of the record of `check_unchanged`.
+    config: as in `check_unchanged`.
+    outputs: names of files that a finished run has, beside the record.
     more: as in `check_unchanged`.
   """
   finished = False
@@ -138,7 +139,7 @@ def is_finished(
 
 
 def _matches(config) -> list[list[Any]]:
-  """Identifies all paths that match `ingredients`, and `initial`."""
+  """Returns the identities of the paths of all checkpoints of a config."""
   found = matches([*inputs.patterns(config), config.initial, config.base])
   along = config.cook.get("window", "")
   for path in matches(inputs.patterns(config)) if along else ():
@@ -147,7 +148,7 @@ def _matches(config) -> list[list[Any]]:
 
 
 def matches(given: Iterable[str]) -> list[str]:
-  """Returns all paths that match some patterns, sorted."""
+  """Returns all paths that match any of the patterns, sorted."""
   paths: list[str] = []
   for pattern in given:
     if buckets.is_remote(pattern):
@@ -160,7 +161,7 @@ def matches(given: Iterable[str]) -> list[str]:
 def changed(
   recorded: Mapping[str, Any], present: Mapping[str, Any]
 ) -> list[str]:
-  """Lists inputs that differ between two starts, in words."""
+  """Describes the inputs that differ between two starts, one text each."""
   changes = []
   for name in sorted({*recorded, *present}):
     if name not in recorded:
@@ -173,7 +174,10 @@ def changed(
 
 
 def identity(path: str) -> list[Any]:
-  """Returns a path with the size and the time of its files."""
+  """Returns a path, and the size and modification time of its files.
+
+  In a bucket, the versions of objects take the place of times.
+  """
   if buckets.is_remote(path):
     if not buckets.is_directory(path):
       return [path, *buckets.identity(path)]

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fisher information and Gram matrices, for the rules fisher and regmean."""
+"""Fisher information and Gram matrices for the rules `fisher` and `regmean`."""
 
 import os
 import pathlib
@@ -29,10 +29,10 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns all settings of this task."""
   c = cook_config.default_config()
   c.task = "statistics"
-  c.data.minival = "train"  # The split that statistics are computed on.
+  c.data.minival = "train"  # The split to compute statistics on.
   c.data.batch_size = 32
   c.kinds = "fisher+grams"
-  # Number of images, evenly spread over the split; 0 for all. The RegMean paper
+  # Number of images, spread evenly over the split; 0 for all. The RegMean paper
   # uses about a thousand examples, the Fisher merging paper a few thousand.
   c.images = 1024
   return c
@@ -48,15 +48,16 @@ def run(
 
   Args:
     config: as in configs/statistics.py.
-    path: the directory of the run. `NAME/fisher.safetensors` (`.npz` for
-      big_vision checkpoints) has the leaf names of the ingredient's file, and
-      `NAME/grams.safetensors` has soupjax's leaf names. If these differ,
-      `NAME/model.safetensors` is the ingredient with soupjax's names.
-    dry_run: opens everything, prints the plan and stops.
+    path: the directory of the run; may be None in a dry run.
+      `NAME/fisher.safetensors` (`.npz` for big_vision checkpoints) has the leaf
+      names of the ingredient's file, and `NAME/grams.safetensors` has soupjax's
+      leaf names. If these differ, `NAME/model.safetensors` is the ingredient
+      with soupjax's names.
+    dry_run: opens checkpoints and data, prints the plan and stops.
 
   Raises:
-    ValueError: if the config is invalid, or checkpoints and data do not fit
-      together.
+    ValueError: if the config is invalid, checkpoints and data do not fit
+      together, or there are several processes.
   """
   kinds = _check(config)
   opened = inputs.open_inputs(config)

@@ -26,15 +26,15 @@ def open_workdir(
   """Makes the directory of a run, or continues an earlier run in it.
 
   Args:
-    path: a new or empty directory, or that of an earlier run of this config.
+    path: a new or empty directory, or that of an earlier run with this config.
     config: written to `config.json` at the first start.
 
   Returns:
     The absolute path.
 
   Raises:
-    ValueError: if the directory has a run of another config, or other files, or
-      is in a store that cannot be written.
+    ValueError: if the directory has a run with another config or other files,
+      or cannot be written to.
   """
   if buckets.is_remote(path):
     buckets.check_output(path)
@@ -60,7 +60,7 @@ def open_workdir(
     )
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"{workdir} is a file: choose a directory.")
-  # A start that was killed early leaves only its temporary record.
+  # A run that was killed early leaves only its hidden temporary record.
   if names := _visible(workdir):
     raise ValueError(
       f"{workdir} has no config.json but other files, such as {min(names)}: "
@@ -76,7 +76,7 @@ def open_workdir(
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Locks a directory for one run, until the process ends at the latest.
+  """Locks a directory for one run during a block, or until the process ends.
 
   Raises:
     ValueError: if another run has locked it.
@@ -97,7 +97,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting(lock: pathlib.Path) -> Iterator[None]:
-  """Locks a file, after waiting for other processes that have locked it."""
+  """Locks a file during a block, after waiting for processes that hold it."""
   if buckets.is_remote(lock):
     with buckets.locked(lock):
       yield
@@ -119,17 +119,19 @@ def save_model(
 ) -> None:
   """Writes a model's directory completely or not at all.
 
+  All processes must call this.
+
   Args:
-    path: the final name; gets `params/`, an Orbax checkpoint.
+    path: the directory to create; gets `params/`, an Orbax checkpoint.
     params: the weights.
-    metadata: JSON to store inside the checkpoint.
-    **sidecars: `name=value` is written to `name.json` beside it.
+    metadata: JSON values to store inside the checkpoint.
+    **sidecars: `name=value` is written to `name.json`, beside `params/`.
   """
   if buckets.is_remote(path):
     if jax.process_index() == 0:
       for name, value in sidecars.items():
         files.write_json(path / f"{name}.json", value)
-    # The last object of the weights completes the model.
+    # Written last: the last object of the weights completes the model.
     save_params(path / "params", params, metadata=metadata)
     return
   with contextlib.ExitStack() as stack:
@@ -146,14 +148,14 @@ def save_model(
 
 
 def has_model(path: pathlib.Path) -> bool:
-  """Whether `save_model` has completed a model at a path."""
+  """Whether `save_model` has completed a model; the first process decides."""
   if buckets.is_remote(path):
     path = path / "params" / "commit_success.txt"
   return agreed(path.exists())
 
 
 def forget(workdir: pathlib.Path) -> None:
-  """Removes the record of a run that has failed before it made anything."""
+  """Removes the record of a run that failed before it wrote other files."""
   if _visible(workdir) == ["config.json"]:
     (workdir / "config.json").unlink()
 
@@ -180,12 +182,18 @@ def read(path: pathlib.Path, default: Any = None) -> Any:
 def resumed_search(
   path: pathlib.Path, progress: Progress, title: str
 ) -> dict[str, Any]:
-  """Returns `resume` and `on_candidate` for a search that a file records.
+  """Returns the arguments that record a search in a file and resume it.
 
   Args:
-    path: the file, which gets every candidate.
-    progress: gets a step for every candidate.
-    title: of the lines of progress.
+    path: the JSON file that every candidate is added to.
+    progress: counts one step for every candidate.
+    title: start of the note in lines of progress.
+
+  Returns:
+    The arguments `resume` and `on_candidate` of searches.
+
+  Raises:
+    ValueError: if the file is not a list.
   """
   history = read(path, [])
   if not isinstance(history, list):

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot heads, computed by the text tower of a checkpoint."""
+"""Zero-shot heads, computed with the text tower of a checkpoint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,15 +21,15 @@ from soupjax.soups.core.ingredient import Ingredient
 def default_config() -> ml_collections.ConfigDict:
   """Returns the settings of zero-shot heads."""
   c = ml_collections.ConfigDict()
-  # Class names in the order of the outputs: separated by "|", a file with one
-  # per line, or "open_clip:imagenet". If empty, those of the dataset or, if
-  # these are missing or numbers, those in a config beside the weights.
+  # Class names in the order of the outputs: separated by "|", in a file with
+  # one per line, or "open_clip:imagenet". If empty, the dataset's names or, if
+  # these are missing or numbers, the names in a config beside the weights.
   c.names = ""
-  # Prompts with {} in place of the class name: separated by "|", a file with
+  # Prompts with {} in place of the class name: separated by "|", in a file with
   # one per line, or "open_clip:openai" (80 prompts).
   c.templates = "a photo of a {}."
-  # Path with a vocabulary beside it, for recipes that train a text tower; if
-  # empty, `init.path`.
+  # Path with a vocabulary beside it, for recipes that train a text tower; empty
+  # for the vocabulary beside `init.path`.
   c.vocabulary = ""
   return c
 
@@ -37,11 +37,11 @@ def default_config() -> ml_collections.ConfigDict:
 def cooking_config() -> ml_collections.ConfigDict:
   """Returns the settings of zero-shot heads in cooking."""
   c = default_config()
-  # A CLIP with the text tower of the start, for test sets with their own class
-  # names. It also provides the config and vocabulary for whole CLIPs that have
-  # none beside them.
+  # A CLIP with the start's text tower, for test sets with their own class
+  # names. CLIPs with both towers that have no config or vocabulary beside them
+  # use its files.
   c.text = ""
-  c.skip = ""  # Regular expression for its leaves to leave out.
+  c.skip = ""  # Regular expression of its leaves to leave out.
   return c
 
 
@@ -82,7 +82,7 @@ def names_of(
   dataset_names: Sequence[str] | None,
   checkpoint_names: Sequence[str] | None,
 ) -> list[str]:
-  """Returns the names of the classes.
+  """Returns the names of the classes, in the order of the outputs.
 
   Args:
     config: with `names`, as in `default_config`.
@@ -92,7 +92,8 @@ def names_of(
     checkpoint_names: names of the checkpoint's outputs; None if unknown.
 
   Raises:
-    ValueError: if no list has one usable name per class.
+    ValueError: if there is not one usable name per class, or the names have
+      another order than those of the dataset.
   """
   where = f"zeroshot.names={config.names!r:.60}"
   if config.names:
@@ -118,16 +119,16 @@ def check_order(
   where: str,
   dataset: str,
 ) -> None:
-  """Checks that names are not those of a dataset in a different order.
+  """Checks that names are not a dataset's class names in a different order.
 
   Args:
-    names: in the order of the labels.
+    names: class names, in the order of the outputs.
     dataset_names: names of the dataset's classes; None if unknown.
-    where: the setting, for errors.
+    where: origin of the names, for errors.
     dataset: name of the dataset, for errors.
 
   Raises:
-    ValueError: naming a class that would get the wrong label.
+    ValueError: if they are. The message names a class with the wrong index.
   """
   if places := displaced(names, dataset_names):
     k, at = places
@@ -145,18 +146,18 @@ def head(
   skip: Sequence[str] = (),
   prefix: str = "",
 ) -> tuple[np.ndarray, dict[str, Any]]:
-  """Computes a head by a checkpoint's text tower; reads no image tower.
+  """Computes a head with a checkpoint's text tower; reads no image tower.
 
   Args:
-    source: a checkpoint of a whole CLIP, or its path.
-    names: of the classes.
+    source: a checkpoint of a CLIP with both towers, or its path.
+    names: names of the classes.
     templates: as in `default_config`.
     skip: regular expressions of leaves of the file to leave out.
     prefix: prefix of the model's leaf names, if the file has several models.
 
   Returns:
-    The kernel (embedding size, classes), and a record of the names,
-    templates, vocabulary and their hash.
+    The kernel (embedding size, classes), and a record: the names, templates,
+    vocabulary, and a hash of the text tower, logit scale and prompt tokens.
 
   Raises:
     ValueError: if there is no text tower, or its vocabulary is missing.
@@ -179,10 +180,13 @@ def context(
 
   Args:
     source: as for `head`.
-    names: of the classes.
+    names: names of the classes.
     templates: as for `head`.
     skip: as for `head`.
     prefix: as for `head`.
+
+  Returns:
+    (embedding size, templates) float32.
 
   Raises:
     ValueError: as for `head`.
@@ -201,9 +205,9 @@ def prompts(
   """Tokenizes the prompts of classes, to train a text tower on them.
 
   Args:
-    path: of the start.
-    model: with the text tower.
-    names: of the classes.
+    path: checkpoint of the start, whose vocabulary is used by default.
+    model: the CLIP whose text tower is trained.
+    names: names of the classes.
     config: as in `default_config`.
 
   Returns:
@@ -228,8 +232,8 @@ def captions(
   """Tokenizes captions in the same way as `prompts`.
 
   Args:
-    path: of the start.
-    model: with the text tower.
+    path: as for `prompts`.
+    model: as for `prompts`.
     texts: distinct captions.
     config: as in `default_config`.
 
@@ -264,7 +268,7 @@ def _record(names, templates, tokenizer) -> dict[str, Any]:
 
 
 def _opened(source, templates: str, skip, prefix: str):
-  """Opens the text tower of a checkpoint, its tokenizer and the prompts."""
+  """Returns a model, parameters of its text tower, tokenizer and templates."""
   if not isinstance(source, Ingredient):
     source = open_lib.open_ingredient(source)
   part = {"skip": skip, "prefix": prefix}

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes trained adapters as PEFT files, with the names of a library."""
+"""Writes trained adapters as PEFT files, with the leaf names of a library."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -25,9 +25,10 @@ _LAYOUTS = ("dense", "to_heads", "from_heads")
 
 
 def family_of(config) -> str:
-  """Returns the library whose names the files use.
+  """Returns the library whose leaf names the files use.
 
-  It is `adapter.family`, or that of the start if this has names of its own.
+  That is `adapter.family` or, if it is empty, the library of `init.path`. A
+  start from big_vision or from random weights gets timm's names.
   """
   if config.adapter.family:
     return config.adapter.family
@@ -39,12 +40,12 @@ def family_of(config) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """The file of the base model of a sweep's adapters.
+  """The base model's file for the adapters of a sweep.
 
   Attributes:
-    path: of the shared start, in the names of the family.
-    rows: our leaf -> its names and layout in the family.
-    content_hash: of its leaves, which every adapter records.
+    path: path of the file: the shared start with the family's leaf names.
+    rows: leaf in our names -> its names and layout in the family.
+    content_hash: hash of the file's leaves, which every adapter records.
   """
 
   path: pathlib.Path
@@ -53,22 +54,23 @@ class Base:
 
 
 def base_of(config, model, workdir: pathlib.Path) -> Base:
-  """Writes the shared start with the names of a library, once.
+  """Writes the shared start with a library's leaf names, unless it exists.
 
   Args:
-    config: of the sweep.
-    model: of the start.
-    workdir: with `initial/`; gets `base/`.
+    config: the sweep's config.
+    model: the model of the start.
+    workdir: directory of the sweep, with `initial/`; gets `base/`.
 
   Raises:
-    ValueError: if the library has no name for a leaf.
+    ValueError: if the library has no name for a leaf, or an adapted kernel is
+      not that of a linear layer there.
   """
   family = family_of(config)
   path = workdir / "base" / "model.safetensors"
   params = open_lib.load_params(workdir / "initial")
   kernels = foreign.unstacked(settings.adapter_of(config).kernels(params))
   if jax.process_index() == 0:
-    # Members that run side by side share it.
+    # Several jobs may train members of the sweep at the same time.
     with workdir_lib.waiting(workdir / ".base.lock"):
       if not path.exists():
         path.parent.mkdir(exist_ok=True)
@@ -80,7 +82,7 @@ def base_of(config, model, workdir: pathlib.Path) -> Base:
     if rows[kernel].layout not in _LAYOUTS:
       raise ValueError(
         f"adapter.targets matches {kernel!r}, which is not a linear layer in "
-        f"{family!r}: leave it out."
+        f"{family!r}: change adapter.targets."
       )
   recorded = opened.hash_of(open_lib.open_ingredient(path))
   return Base(path, rows, recorded or "")
@@ -89,12 +91,12 @@ def base_of(config, model, workdir: pathlib.Path) -> Base:
 def write(
   path: pathlib.Path, params: PyTree, config, base: Base, **sidecars: Any
 ) -> None:
-  """Writes the trained leaves as an adapter, unless it is there.
+  """Writes the trained leaves as a PEFT adapter, unless it exists.
 
   Args:
-    path: of a new folder.
-    params: with the leaves of the adapter.
-    config: of the member.
+    path: the folder to create.
+    params: the model's parameters, with the leaves of the adapter.
+    config: the member's config.
     base: from `base_of`.
     **sidecars: as for `peft_files.write`; `hyperparameters` also gets the hash
       of the base.
@@ -148,12 +150,12 @@ def write(
 
 @dataclasses.dataclass
 class _Parts:
-  """The adapted parts of one weight, such as queries and values of three.
+  """The adapted parts of one weight, such as queries and values of a joint QKV.
 
   Attributes:
-    count: of equal parts in the weight.
-    scales_inputs: whether IA3 scales its inputs.
-    values: number of the part -> its leaves.
+    count: number of equal parts in the weight, adapted or not.
+    scales_inputs: whether IA3 scales the weight's inputs.
+    values: index of the part -> leaves of its adapter.
   """
 
   count: int
@@ -162,7 +164,7 @@ class _Parts:
 
 
 def _grouped(adapter, leaves, names, rows):
-  """Sorts the trained leaves into modules, and name -> value of whole ones."""
+  """Returns module -> adapted parts, and name -> other trained leaf."""
   modules: dict[str, _Parts] = {}
   whole: dict[str, np.ndarray] = {}
   first, *_ = adapter.leaves_of("")
@@ -185,7 +187,11 @@ def _grouped(adapter, leaves, names, rows):
 def _factors(parts: _Parts) -> tuple[np.ndarray, np.ndarray]:
   """Joins the factors of parts of one weight, such as queries and values.
 
-  The joint rank is the sum of theirs, with zeros for the other outputs.
+  The joint rank is the sum of the parts' ranks. The outputs of parts that are
+  not adapted get zeros.
+
+  Returns:
+    PEFT's lora_A (rank, inputs) and lora_B (outputs, rank).
   """
   a = np.concatenate([values[0].T for values in parts.values.values()])
   size = next(iter(parts.values.values()))[1].shape[1]
@@ -197,7 +203,7 @@ def _factors(parts: _Parts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _vector(parts: _Parts) -> np.ndarray:
-  """Joins vectors of parts of one weight, with ones for the other outputs."""
+  """Joins the vectors of parts of one weight, with ones for the other parts."""
   size = next(iter(parts.values.values()))[0].size
   vector = np.ones(parts.count * size, np.float32)
   for k, (values,) in parts.values.items():

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches on the devices, drawn from memory or read ahead by Grain.
 
-Both draw the same examples at the same step, so a restarted run may switch from
-one to the other.
+Both ways give the same examples at every step, so a restarted run may switch
+between them.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Batches:
   """Batches of one member, or of several that are trained side by side."""
 
   def __init__(self, mesh, loaders, steps: int, held: "HeldOnDevices | None"):
-    """Wraps one loader for each member; see `open_batches`."""
+    """Wraps one loader per member; see `open_batches`."""
     self._mesh, self._loaders, self._steps = mesh, loaders, steps
     self._held = held
     self._axes = (None, *["member"] * (len(loaders) > 1), "data")
@@ -33,7 +33,7 @@ class Batches:
     Returns:
       "images" (steps, batch, height, width, 3) and "labels" (steps, batch),
       sharded over the batch; with several members, (steps, members, batch,
-      ...).
+      ...). Recipes that embed images have (..., batch, size) as "images".
     """
     if self._held is not None:
       indices = [loader.next_indices(self._steps) for loader in self._loaders]
@@ -46,7 +46,7 @@ class Batches:
     return sharding.put_batch(self._mesh, batch, self._axes)
 
   def get_state(self) -> list[dict[str, Any]]:
-    """Returns the position of every member, as JSON."""
+    """Returns the position of every member in its data, as JSON values."""
     return [loader.get_state() for loader in self._loaders]
 
   def set_state(self, states: Sequence[dict[str, Any]]) -> None:
@@ -65,20 +65,20 @@ def _stacked(arrays):
 
 
 def _joined(arrays):
-  """Joins members along a second axis."""
+  """Joins the arrays of several members along a new second axis."""
   return arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=1)
 
 
 class HeldOnDevices:
-  """A decoded train set, copied to every device or, if large, kept on hosts."""
+  """A decoded train set, copied to every device or, if too large, on hosts."""
 
   def __init__(self, mesh, held: in_memory.Held, room: float):
-    """Moves the set to the devices if it takes at most `room` bytes there."""
+    """Copies the set to the devices if it takes at most `room` bytes there."""
     self._mesh = mesh
     self._arrays = {"images": held.images, "labels": held.labels}
     self._takers: dict[Any, Any] = {}
     cpu = mesh.devices.flat[0].platform == "cpu"
-    copies = len(mesh.local_devices) if cpu else 1  # Shared memory.
+    copies = len(mesh.local_devices) if cpu else 1  # CPUs share one memory.
     self._on_devices = copies * held.images.nbytes <= room
     if self._on_devices:
       everywhere = sharding.replicated(mesh)
@@ -87,7 +87,7 @@ class HeldOnDevices:
       }
 
   def take(self, indices: np.ndarray, axes) -> dict[str, jax.Array]:
-    """Gathers examples by their global index, sharded along `axes`."""
+    """Gathers examples by their index in the set, sharded along `axes`."""
     place = sharding.along(self._mesh, *axes)
     if not self._on_devices:
       return {
@@ -103,7 +103,7 @@ class HeldOnDevices:
 
 
 def _place(array, place, read=lambda part: part) -> jax.Array:
-  """Places an array, or the result of `read` for its parts, on the devices."""
+  """Places an array on the devices, after applying `read` to each part."""
   shape = array.shape + read(array[:0]).shape[array.ndim :]
   return jax.make_array_from_callback(
     shape, place, lambda index: read(array[index[: array.ndim]])
@@ -111,7 +111,7 @@ def _place(array, place, read=lambda part: part) -> jax.Array:
 
 
 def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
-  """Decodes the train set into memory if its size and the config allow it.
+  """Decodes the train set into memory, if its size and the config allow it.
 
   Args:
     config: with `data.in_memory`, `data.cache_gb` and `data.train_ops`.
@@ -122,8 +122,8 @@ def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
     The decoded set, or None if Grain should read it.
 
   Raises:
-    ValueError: if `data.in_memory` is True, but the set does not fit or
-      `data.train_ops` draws random numbers.
+    ValueError: if `data.in_memory` is True, but the set exceeds `data.cache_gb`
+      or `data.train_ops` draws random numbers.
   """
   required, ops = config.data.in_memory, settings.ops(config, "train_ops")
   if required is False:
@@ -136,13 +136,13 @@ def hold(config, train: data.Source, mesh) -> HeldOnDevices | None:
   if needed > room:
     if required:
       raise ValueError(
-        f"data.in_memory: {train.name} takes {needed:,} bytes decoded, more "
+        f"data.in_memory: decoded, {train.name} takes {needed:,} bytes, more "
         f"than data.cache_gb={config.data.cache_gb:g} ({room:,.0f} bytes). "
         "Raise data.cache_gb, or leave data.in_memory unset."
       )
     return None
   stats = mesh.local_devices[0].memory_stats() or {}
-  # Most of an accelerator's memory is reserved for the model.
+  # Most of an accelerator's memory is left for the model.
   room = min(room, stats.get("bytes_limit", np.inf) / 5)
   return HeldOnDevices(mesh, in_memory.hold(train, ops), room)
 
@@ -151,8 +151,8 @@ def open_batches(job, configs: Sequence[Any]) -> Batches:
   """Opens the batches of members that are trained side by side.
 
   Args:
-    job: the job of the sweep, which caches the train sets in memory.
-    configs: one per member.
+    job: the sweep's job, which keeps decoded train sets in `held`.
+    configs: one config per member.
   """
   ops, *others = {settings.ops(config, "train_ops") for config in configs}
   held = None
@@ -168,7 +168,7 @@ def open_batches(job, configs: Sequence[Any]) -> Batches:
 
 
 def _embedded(job, config, ops: str) -> HeldOnDevices:
-  """Embeds the train set with the locked image tower, once for all members."""
+  """Embeds the train set once for all members, with the locked image tower."""
   room = config.data.cache_gb * 1e9
   return HeldOnDevices(job.mesh, towers.embedded(job, ops), room)
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a fine-tuning run: defaults, derived values, checks."""
+"""Config of a fine-tuning run: defaults, derived values, checks."""
 
 from collections.abc import Sequence
 import itertools
@@ -32,9 +32,10 @@ SHARED = (
   *("data.num_classes", "data.num_train"),
   *("adapter.kind", "adapter.family"),
 )
-# Exceptions below `SHARED`, which change no weights of the start.
+# Exceptions among the keys below `SHARED`: they do not change the start.
 FREE = ("model.dropout", "model.stochastic_depth")
-# Options of a model that change neither its leaves nor what it computes.
+# Options of a model that affect only speed, memory, precision and how leaves
+# are stacked.
 _SPEED = ("dtype_mm", "scan", "remat_policy", "attention")
 
 
@@ -42,7 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
   """Returns the settings that all configs of this task have."""
   c = ml_collections.ConfigDict()
   c.task = "finetune"
-  c.seed = 0  # Of data order, augmentation and dropout, but not of the start.
+  c.seed = 0  # For data order, augmentation and dropout, but not for the start.
   # Test sets by name, "SPLIT" or "DATASET/SPLIT". Fine-tuning records them for
   # cooking and never opens them.
   c.tests = ml_collections.ConfigDict()
@@ -54,13 +55,13 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.minival = ""  # A split; empty takes minival_per_class from train.
   c.data.minival_per_class = 26
   c.data.num_classes = 1000
-  c.data.num_train = 0  # For --dry_run, which opens no data; 0 is unknown.
+  c.data.num_train = 0  # For --dry_run, which opens no data; 0: unknown.
   c.data.image_size = 224
   c.data.batch_size = 512
-  c.data.eval_batch_size = 0  # 0 means batch_size.
+  c.data.eval_batch_size = 0  # 0: same as batch_size.
   c.data.num_workers = 0
-  # Whether the decoded train set is kept in memory, which needs train_ops
-  # without random numbers; unset: if it takes at most cache_gb.
+  # Whether to keep the decoded train set in memory, which needs train_ops
+  # without random numbers. If unset, it is kept if it takes at most cache_gb.
   c.data.in_memory = ml_collections.config_dict.placeholder(bool)
   c.data.cache_gb = 8.0
   c.data.train_ops = (
@@ -68,8 +69,8 @@ def default_config() -> ml_collections.ConfigDict:
     "randaug({randaug_layers}, {randaug_magnitude})|value_range(-1, 1)"
   )
   c.data.eval_ops = "resize({image_size})|value_range(-1, 1)"
-  # Augmentation of batches on the devices. A name in braces is a key of hyper
-  # and is traced; an operation whose names are 0 in all members is left out.
+  # Augmentation of batches, on the devices. A name in braces is a key of hyper
+  # and is traced. An operation whose names are 0 in all members is left out.
   c.data.batch_ops = "erasing({erasing})|mixup({mixup})|cutmix({cutmix})"
   # Values of the names in train_ops.
   c.data.augment = ml_collections.ConfigDict()
@@ -78,9 +79,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.augment.randaug_magnitude = 0.0
 
   c.model = ml_collections.ConfigDict()
-  # Or "mixer", "resnet", or "clip" for recipes of pairs.
+  # Or "mixer", "resnet", or "clip" for recipes that compare images with texts.
   c.model.name = "vit"
-  # Of `models.variant`; "init" is the model of init.path, also of its name.
+  # As for `models.variant`. "init" takes all options, including the model's
+  # name, from init.path.
   c.model.variant = "B/16"
   c.model.dropout = 0.0
   c.model.stochastic_depth = 0.0
@@ -88,15 +90,15 @@ def default_config() -> ml_collections.ConfigDict:
   c.init = ml_collections.ConfigDict()
   c.init.path = ""  # A checkpoint; empty starts from random weights.
   # See `models.pretrained.load_pretrained`; or "zeroshot": the names of the
-  # classes, through the text tower of the checkpoint.
+  # classes, embedded by the checkpoint's text tower.
   c.init.head = "auto"
   # Regular expression of leaves of the checkpoint to leave out.
   c.init.skip = ""
-  # Text tower of model.name="clip": that of the "checkpoint", or a "new" one of
-  # model.text.
+  # Text tower for model.name="clip": that of the "checkpoint", or a "new" one
+  # with the options model.text.
   c.init.text = "checkpoint"
-  # Start of the model's names if the checkpoint has several, such as
-  # "module.base_encoder." in those of MoCo v3.
+  # Prefix of the model's leaf names if the checkpoint has several models, such
+  # as "module.base_encoder." in those of MoCo v3.
   c.init.prefix = ""
   c.init.seed = 0
   c.zeroshot = zeroshot.default_config()
@@ -104,10 +106,11 @@ def default_config() -> ml_collections.ConfigDict:
   c.probe = ml_collections.ConfigDict()
   c.probe.total = "0steps"  # Of L-BFGS; 0 keeps the initial head.
   c.probe.l2 = 1e-3
-  c.probe.max_examples = 0  # Evenly spread over train; 0 is all.
+  c.probe.max_examples = 0  # Spread evenly over train; 0: all.
 
-  # All of these are traced, so that a sweep over them compiles once. A config
-  # may add keys for the names in data.batch_ops.
+  # These are traced, so a sweep over them compiles once, except if it turns
+  # sam_rho or context on or off, or varies the number of decays. A config may
+  # add keys for the names in data.batch_ops.
   c.hyper = ml_collections.ConfigDict()
   c.hyper.learning_rate = 3e-5
   c.hyper.weight_decay = 0.1
@@ -122,48 +125,50 @@ def default_config() -> ml_collections.ConfigDict:
   c.hyper.layer_decay = 1.0
   c.hyper.l2_sp = 0.0
   c.hyper.sam_rho = 0.0
-  c.hyper.context = 0.0  # Of recipe="car_ft".
+  c.hyper.context = 0.0  # For recipe="car_ft".
   c.hyper.ema = ()  # Decays, such as (0.999, 0.9999999).
 
-  # Or "flyp", "lit", "car_ft", or a registered or imported one; also with
+  # Or "flyp", "lit", "car_ft", or a registered or imported one; may have
   # arguments, as in "flyp(mask_same_class=True)".
   c.recipe = "plain"
   c.loss = "softmax"  # Or "sigmoid", or a registered or imported one.
-  c.freeze = ()  # Regular expressions of leaves.
-  # Trains an adapter and the head, and writes files of PEFT beside every
+  c.freeze = ()  # Regular expressions of leaves that are not trained.
+  # Trains an adapter and the head, and writes PEFT files beside every
   # ingredient (docs/adapters.md).
   c.adapter = ml_collections.ConfigDict()
   c.adapter.kind = ""  # "lora" or "ia3"; "" trains all weights.
   c.adapter.rank = 8
   c.adapter.alpha = 8.0
   c.adapter.targets = ""  # Regular expression of kernels; "": attention.
-  c.adapter.family = ""  # Of the names in the files; "": as `init.path`.
+  c.adapter.family = ""  # Whose leaf names the files have; "": as `init.path`.
   c.decay = "."  # Regular expression of the leaves with weight decay.
-  c.accumulate = 1  # Parts of a batch, one after another.
-  # Steps in one call of the devices; more than one helps if a step takes only
-  # milliseconds. Ingredients along the run are saved at multiples of it.
+  c.accumulate = 1  # Parts of a batch, whose gradients are computed in turn.
+  # Steps per call of the compiled step; more than one helps if a step takes
+  # only milliseconds. Ingredients along the run are saved at multiples of it.
   c.steps_per_call = 1
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.name = "adamw"
   c.optimizer.clip_norm = 1.0
 
   c.log = "50steps"
-  c.checkpoint = "1000steps"  # Train states, to resume from.
-  c.ingredients = ""  # Also along the run, every "1epochs"; empty: at the end.
-  c.population = 0  # Members of a sweep that are trained at once; 0 is one.
+  c.checkpoint = "1000steps"  # Interval of train states, to resume from.
+  # Interval at which to save ingredients along the run, such as "1epochs"; "":
+  # only at the end.
+  c.ingredients = ""
+  c.population = 0  # Members of a sweep that are trained at once; 0: one.
 
   c.sharding = ml_collections.ConfigDict()
   c.sharding.mesh = {"data": -1}
   c.sharding.preset = "replicated"  # Or "fsdp", "tensor".
-  # Pairs of a regular expression and a rule, tried before those of the preset;
-  # see `sharding.of_state`.
+  # Pairs of a regular expression and a rule, tried before the preset's; see
+  # `sharding.of_state`.
   c.sharding.rules = ()
   c.sharding.fsdp_min_size = 2**20
   return c
 
 
 def part_of_start(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the arguments of `pretrained` that select the model of a start."""
+  """Returns arguments for `pretrained` that select the start's leaves."""
   c = config.init
   return {"skip": [c.skip] if c.skip else [], "prefix": c.prefix}
 
@@ -180,16 +185,15 @@ def detect_start(
 def with_model_of_start(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
-  """Replaces the variant "init" by the options of the model of `init.path`.
+  """Replaces `model.variant="init"` by the options of the model of `init.path`.
 
-  A checkpoint that a run of soupjax wrote has the model of the run's config,
-  which may be one outside of soupjax; others are detected. Options that the
-  checkpoint leaves open are those of the config, and so is the number of
-  classes.
+  For a checkpoint that a soupjax run wrote, these are the options in the run's
+  config, whose model may be user code; for others, they are detected. `config`
+  sets the number of classes, and options that the checkpoint leaves open.
 
   Raises:
-    ValueError: if there is no checkpoint, or it is that of another model than
-      `model.name`, unless that is the default.
+    ValueError: if `init.path` is empty, or `model.name` is neither that of its
+      model nor the default, "vit".
   """
   if config.model.get("variant") != "init":
     return config
@@ -221,7 +225,7 @@ def with_model_of_start(
     known = _towers(config, known if text else {"image": known})
   else:
     known.pop("num_classes", None)
-    # A layer that the checkpoint lacks is not one that it leaves open.
+    # A layer that the checkpoint lacks is absent, rather than left open.
     absent = {"proj_size", "rep_size"} & set(config.model) - set(known)
     known |= dict.fromkeys(absent if name == "vit" else (), 0)
   known = {k: v for k, v in known.items() if v is not None}
@@ -236,10 +240,10 @@ def _with_model(config, model: dict[str, Any]) -> ml_collections.ConfigDict:
 
 
 def _recorded_model(path: str) -> dict[str, Any] | None:
-  """Returns config.model of the run that wrote a checkpoint, None if unknown.
+  """Returns config.model of the run that wrote a checkpoint; None if unknown.
 
-  That is RUN/ingredients/NAME/params, or RUN/initial/params of fine-tuning, and
-  the folders above.
+  Recognises RUN/ingredients/NAME/params and RUN/initial/params of fine-tuning
+  runs, and the folders between RUN and `params`.
   """
   for folder in itertools.islice(files.path_of(path).parents, 3):
     record = folder / "config.json"
@@ -251,7 +255,7 @@ def _recorded_model(path: str) -> dict[str, Any] | None:
 
 
 def _towers(config, known: dict[str, Any]) -> dict[str, Any]:
-  """Completes the options of both towers by those of the config."""
+  """Merges known options of both towers with those of the config."""
   given = config.model.to_dict()
   for tower in ("image", "text"):
     own = {k: v for k, v in given.get(tower, {}).items() if v is not None}
@@ -283,7 +287,7 @@ def build_tx(config: ml_collections.ConfigDict):
 
 
 def adapter_of(config: ml_collections.ConfigDict) -> adapters.Adapter | None:
-  """Returns the adapter that a config trains, None if it trains the model."""
+  """Returns the adapter that a config trains; None if it trains the model."""
   options = config.adapter.to_dict()
   del options["family"]
   return adapters.Adapter(**options) if options["kind"] else None
@@ -297,7 +301,11 @@ def frozen(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 
 def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
-  """Returns the (regex, rule) list that a config names."""
+  """Returns the (regex, rule) pairs of a config, its own before the preset's.
+
+  Raises:
+    ValueError: if the preset is unknown.
+  """
   presets = {
     "replicated": [],
     "fsdp": [(".", "fsdp")],
@@ -312,14 +320,18 @@ def sharding_rules(config: ml_collections.ConfigDict) -> list[tuple[str, Any]]:
 
 
 def ops(config: ml_collections.ConfigDict, which: str) -> str:
-  """Fills in the numbers of `data.train_ops` or `data.eval_ops`."""
+  """Fills in the names in braces of `data.train_ops` or `data.eval_ops`.
+
+  Raises:
+    ValueError: if a name is unknown.
+  """
   values = {"image_size": config.data.image_size}
   values |= config.data.augment.to_dict()
   try:
     return config.data[which].format(**values)
   except (KeyError, IndexError, ValueError) as e:
     raise ValueError(
-      f"data.{which}={config.data[which]!r} names {e} in braces. The names are "
+      f"data.{which}={config.data[which]!r} has {e} in braces. Valid names are "
       f"{', '.join(values)}."
     ) from e
 
@@ -332,7 +344,7 @@ def op_values(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 
 def off(configs: Sequence[ml_collections.ConfigDict]) -> tuple[str, ...]:
-  """Names the hyperparameters of `data.batch_ops` that are 0 in all configs."""
+  """Lists the hyperparameters of `data.batch_ops` that are 0 in all configs."""
   values = [op_values(config) for config in configs]
   return tuple(sorted(k for k in values[0] if not any(v[k] for v in values)))
 
@@ -349,8 +361,8 @@ def build_augment(config: ml_collections.ConfigDict, off: Sequence[str] = ()):
   """Builds the augmentation of `data.batch_ops`; see `batch_ops.batch_augment`.
 
   Args:
-    config: of one member.
-    off: from `off`.
+    config: the config of one member.
+    off: hyperparameters that are 0 in all members, from `off`.
 
   Raises:
     ValueError: if an operation or a name in braces does not exist.
@@ -361,13 +373,13 @@ def build_augment(config: ml_collections.ConfigDict, off: Sequence[str] = ()):
 
 
 def eval_batch_size(config, devices: int) -> int:
-  """Returns the batch size of evaluation, a multiple of the devices."""
+  """Returns the evaluation batch size, rounded up for a number of devices."""
   size = config.data.eval_batch_size or config.data.batch_size
   return rounded_up(size, devices)
 
 
 def rounded_up(size: int, devices: int) -> int:
-  """Returns the next multiple of the number of devices."""
+  """Rounds a size up to a multiple of `devices`."""
   return -(-size // devices) * devices
 
 
@@ -384,9 +396,14 @@ def steps(config, key: str, num_train: int | None) -> int:
 def check_lengths(config, num_train: int, name: str) -> None:
   """Checks that durations fit together.
 
+  Args:
+    config: the config of a member.
+    num_train: number of images to train on.
+    name: name of the member, for errors.
+
   Raises:
-    ValueError: if warmup and cooldown exceed the run, or ingredients are due
-      within a call.
+    ValueError: if warmup and cooldown exceed the run, or the interval of
+      ingredients is not a multiple of `steps_per_call`.
   """
   if config.ingredients:
     every = steps(config, "ingredients", num_train)
@@ -402,13 +419,14 @@ def check_lengths(config, num_train: int, name: str) -> None:
   if 0 < total < warmup + cooldown:
     raise ValueError(
       f"{name}: hyper.warmup is {warmup} steps and hyper.cooldown {cooldown}, "
-      f"longer than hyper.total, {total} steps: the rate would never be "
-      f"hyper.learning_rate. Shorten them ({num_train} images to train on)."
+      f"together more than hyper.total, {total} steps: the rate would never "
+      f"reach hyper.learning_rate. Shorten them ({num_train} images to train "
+      "on)."
     )
 
 
 def hyper(config, num_train: int) -> train_step.Hyper:
-  """Turns `config.hyper` into numpy arrays, durations into steps."""
+  """Converts `config.hyper` to numpy arrays, and its durations to steps."""
   for_ops = op_values(config)
   values = {k: v for k, v in config.hyper.to_dict().items() if k not in for_ops}
   total = steps(config, "hyper.total", num_train)
@@ -421,7 +439,10 @@ def hyper(config, num_train: int) -> train_step.Hyper:
 
 
 def static(config, *, off: Sequence[str], l2_sp: bool) -> str:
-  """Serialises the settings of a compiled step; equal texts share one step."""
+  """Serialises the settings that a compiled step depends on.
+
+  Members with equal strings share one compiled step.
+  """
   keys = (
     "model",
     "optimizer",
@@ -448,7 +469,8 @@ def member_config(
   """Applies the overrides of one member of a sweep.
 
   Raises:
-    ValueError: if one changes what all members must share.
+    ValueError: if an override changes a key that all members must share, does
+      not exist, or has the wrong type.
   """
   for key in overrides:
     shared = any(key == s or key.startswith(f"{s}.") for s in SHARED)
@@ -461,7 +483,7 @@ def member_config(
 
 
 def _check_zeroshot(config: ml_collections.ConfigDict) -> None:
-  """Checks that a model can start from a zero-shot head."""
+  """Raises a ValueError if the model cannot start from a zero-shot head."""
   if not config.init.path:
     raise ValueError(
       "init.head='zeroshot' needs init.path, a checkpoint with a text tower"
@@ -474,12 +496,12 @@ def _check_zeroshot(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_recipe(config, problems: config_lib.Problems) -> None:
-  """Adds what cannot work with `recipe`; raises if it does not exist."""
+  """Adds settings that do not work with `recipe`; raises if it is unknown."""
   if config.model.name == "clip":
     problems.attempt(zeroshot.check, config.zeroshot)
   objective.recipe_of(config)
   if problems.errors:
-    return  # The model may not be built.
+    return  # The model might not build.
   problems.errors += objective.problems(
     config, build_model(config), ops(config, "train_ops"), off([config])
   )
@@ -489,7 +511,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """Checks values that would otherwise fail after minutes of work.
 
   Raises:
-    ValueError: listing every key whose value cannot work.
+    ValueError: if a value is invalid. The message lists all invalid keys.
   """
   problems = config_lib.Problems(config)
   expect = problems.expect

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Plan of a fine-tuning run, made without data, weights or computation."""
+"""Plans of fine-tuning runs, made without reading data or computing."""
 
 from collections.abc import Sequence
 import json
@@ -24,20 +24,20 @@ def plan(
   index: int | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> str:
-  """Describes a run on the present devices, which may be fake, or on others.
+  """Describes a run on some devices, which may be fake.
 
   Args:
     config: with the keys of `config.default_config`.
-    sweep: dotted overrides, one dict per member, or None.
-    index: of the one member to run; None runs all.
-    devices: of the mesh; None takes those of JAX.
+    sweep: dotted overrides, one dict per member; None runs the config itself.
+    index: index of the one member to run; None runs all.
+    devices: devices of the mesh; None for all devices of JAX.
 
   Returns:
-    The config, parameters, bytes on each device, sharding of each leaf, steps
-    and members.
+    A text with the config, number of parameters, bytes on each device, sharding
+    of each leaf, and the steps of each member.
 
   Raises:
-    ValueError: if the config, or that of a member, cannot work, or there is no
+    ValueError: if the config or that of a member is invalid, or there is no
       member with the index.
   """
   config = settings.with_model_of_start(config)
@@ -50,7 +50,7 @@ def plan(
   l2_sp = config.hyper.l2_sp > 0
   compiled = step.compile_step(config, model, mesh, params, l2_sp=l2_sp)
   state, places = compiled.shapes, compiled.places
-  # Gradients and averages have the size of the parameters that are trained.
+  # Gradients and moving averages cover only the parameters that are trained.
   trained = state.ema[0] if state.ema else state.params
   trained_places = places.ema[0] if state.ema else places.params
   parts = {
@@ -102,7 +102,7 @@ def _bytes_table(parts) -> list[str]:
 
 
 def _places_table(params, places) -> list[str]:
-  """Lists leaves; those of different blocks that are alike share a row."""
+  """Lists the leaves; leaves that differ only in the block share a row."""
   groups: dict[tuple[str, str, str], int] = {}
   for (name, spec), (_, place) in zip(
     sharding.named(params), sharding.named(places)
@@ -122,7 +122,7 @@ def _places_table(params, places) -> list[str]:
 
 
 def _steps(config, members) -> list[str]:
-  """Lists the steps and images of every run, if known without data."""
+  """Lists the steps and images of every member, if known without data."""
   num_train = config.data.num_train or None
   lines = []
   for member in members:
@@ -135,7 +135,7 @@ def _steps(config, members) -> list[str]:
     differs = config_lib.differences(
       config_lib.to_dict(config), config_lib.to_dict(member.config)
     )
-    # Members differ from the config on purpose: prints "key=b" alone.
+    # Members differ from the config on purpose: show "key=b", not "a before".
     changed = [re.sub(r": .* before, (.*) now$", r"=\1", d) for d in differs]
     lines.append(f"  {member.name}: {'; '.join([length, *changed])}")
   chunks = run.chunked(members, max(config.population, 1))

@@ -1,8 +1,9 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the members of a sweep share: data, model and start.
+"""Data, model and start, which the members of a sweep share.
 
-The start is made once: pretrained weights and a head fitted by linear probing.
+The start is made once, for instance from pretrained weights and a head fitted
+by linear probing.
 """
 
 from collections.abc import Sequence
@@ -55,26 +56,26 @@ class Member:
 
 @dataclasses.dataclass(eq=False)
 class Job:
-  """Everything that the members of a sweep share, compiled functions included.
+  """Everything that the members of a sweep share, including compiled functions.
 
   Attributes:
-    config: of the sweep, before a member's overrides.
-    mesh: "data" and other axes of `config.sharding.mesh`; preceded by "member"
-      if members are trained at once.
-    model: with a head for the data's classes.
+    config: the sweep's config, without a member's overrides.
+    mesh: with the axes of `config.sharding.mesh`, or "member" and "data" if
+      several members are trained at once.
+    model: the model, with a head for the data's classes.
     train: the images to train on.
     minival: evaluates parameters on held-out images.
     params: the shared start, on the mesh.
-    init_hashes: "init_hash" of the shared start, and "encoder_init_hash"
-      without its head.
+    init_hashes: "init_hash" of the shared start, and "encoder_init_hash" of the
+      start without its head.
     off: hyperparameters of batch ops that are 0 in all members.
     l2_sp: whether any member is pulled to the start.
-    compiled: by static config and number of members.
-    held: train sets in memory, by their operations; None for one that is not.
-    base: of the files of adapters; None if the whole model is trained.
+    compiled: (static config, number of members) -> compiled functions.
+    held: operations -> decoded train set; None if it is not kept in memory.
+    base: base model of the adapters; None if the whole model is trained.
     prompts: tokens of the prompts of all classes, on the host; None if the
-      model has no text tower.
-    shared: arrays of recipes, on the mesh; see `train.recipes.Recipe`.
+      recipe does not use texts.
+    shared: arrays that recipes read, on the mesh; see `train.recipes.Recipe`.
   """
 
   config: Any
@@ -93,7 +94,13 @@ class Job:
   shared: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
   def metrics(self, params: PyTree) -> dict[str, float]:
-    """Evaluates a model on minival, a CLIP with the head of its text tower.
+    """Evaluates a model on minival; a CLIP gets a head from its text tower.
+
+    Args:
+      params: parameters of the model, without adapters.
+
+    Returns:
+      Metric -> value.
 
     Raises:
       ValueError: if the loss of an image is not finite.
@@ -109,10 +116,10 @@ def open_job(
   """Opens the data, builds the model and makes or reads the shared start.
 
   Args:
-    config: of the sweep.
-    members: all of the sweep, also those that this process does not train.
-    workdir: gets `initial/`.
-    at_once: members that are trained side by side.
+    config: the sweep's config.
+    members: all members, including those that this process does not train.
+    workdir: directory of the sweep; gets `initial/`.
+    at_once: number of members that are trained side by side.
 
   Raises:
     ValueError: if data, model, start and devices do not fit together.
@@ -168,11 +175,11 @@ def open_job(
 
 
 def open_data(config) -> tuple[data.Source, data.Source]:
-  """Opens the images to train on and those held out.
+  """Opens the images to train on, and the held-out images (minival).
 
   Raises:
-    ValueError: if they do not exist, do not have `data.num_classes` classes, or
-      some are in both.
+    ValueError: if they do not exist, some are in both sets, or their number or
+      that of their classes is not the one in the config.
   """
   c = config.data
   options = {"data_dir": c.data_dir or None}
@@ -209,7 +216,7 @@ def _shared_start(
 ) -> dict[str, str]:
   """Makes `initial/` in workdir unless it exists; returns its hashes.
 
-  With `record`, it becomes `initial/zeroshot.json`.
+  If there is a `record`, it is written to `initial/zeroshot.json`.
   """
   start = workdir / "initial"
   with contextlib.ExitStack() as stack:
@@ -226,7 +233,7 @@ def _shared_start(
       host = jax.tree.map(np.asarray, params)
       hashes = {"init_hash": init_hash(Ingredient.from_params("initial", host))}
       encoder = {k: v for k, v in host.items() if k not in heads.MODULES}
-      if encoder:  # Some models are a head alone.
+      if encoder:  # Some models are only a head.
         hashes["encoder_init_hash"] = init_hash(
           Ingredient.from_params("encoder", encoder)
         )
@@ -235,10 +242,10 @@ def _shared_start(
 
 
 def _check_classes(config, train: data.Source) -> None:
-  """Rejects a head that is kept, but has the classes in another order.
+  """Rejects a start whose head has the classes in another order than the data.
 
   Raises:
-    ValueError: naming a class that is another output of the checkpoint.
+    ValueError: if it does. The message names such a class.
   """
   c = config.init
   if not c.path or c.head in ("new", "zeroshot") or _probe_steps(config):
@@ -260,7 +267,7 @@ def _check_classes(config, train: data.Source) -> None:
 def _initial_params(config, model) -> PyTree:
   """Reads pretrained weights, or draws random ones."""
   inputs = towers.inputs(config, model)
-  # Members differ in config.seed; their start has a seed that they share.
+  # Members differ in config.seed, but share the seed of their start.
   key = jax.random.key(config.init.seed)
   init = jax.jit(model.init)(key, *inputs)["params"]
   if not config.init.path:
@@ -282,13 +289,13 @@ def _initial_params(config, model) -> PyTree:
 
 
 def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
-  """Starts the head from the names of the classes (arXiv 2109.01903).
+  """Makes the initial head from the names of the classes (arXiv 2109.01903).
 
   Returns:
-    Parameters, and what is recorded beside them, by name.
+    The parameters, and name -> JSON value of records to write beside them.
 
   Raises:
-    ValueError: if names or text tower cannot be used.
+    ValueError: if the names or the text tower cannot be used.
   """
   c, part = config.init, settings.part_of_start(config)
   names = towers.names_of(config, train)
@@ -298,9 +305,9 @@ def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
   head = params["head"]
   if kernel.shape != head["kernel"].shape:
     raise ValueError(
-      f"Embeddings of texts have size {len(kernel)} in {c.path}, and the "
-      f"features of the model {len(head['kernel'])}: set model.proj_size="
-      f"{len(kernel)}, as in the checkpoint."
+      f"Embeddings of texts have size {len(kernel)} in {c.path}, but the "
+      f"features of the model have size {len(head['kernel'])}: set "
+      f"model.proj_size={len(kernel)}, as in the checkpoint."
     )
   if "context" in recipes.of(config.recipe).shared:
     weights = zeroshot.context(c.path, names, templates, **part)
@@ -309,7 +316,7 @@ def _zeroshot(config, params, train) -> tuple[PyTree, dict[str, Any]]:
 
 
 def _context(workdir: pathlib.Path) -> np.ndarray:
-  """Reads the weights of contexts that were made with the start."""
+  """Reads the weights of contexts, which were recorded beside the start."""
   return np.asarray(
     workdir_lib.read(workdir / "initial" / "context.json"), np.float32
   )
@@ -329,7 +336,7 @@ def _probe_steps(config) -> int:
 
 
 def _probed(config, model, params, train, mesh) -> PyTree:
-  """Fits the head on frozen features of train."""
+  """Fits the head on frozen features of the train set."""
   return heads.fit(
     model,
     params,

@@ -1,9 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes one member of a sweep, or several side by side.
-
-Reads top to bottom: state, loop, bookkeeping, ingredients.
-"""
+"""Fine-tunes one member of a sweep, or several side by side."""
 
 from collections.abc import Sequence
 import contextlib
@@ -28,24 +25,24 @@ PyTree = Any
 
 
 def train(job: Job, members: Sequence[Member]) -> dict[str, str]:
-  """Trains members from the shared start, several of them at once.
+  """Trains one member from the shared start, or several at once.
 
-  Continues from the newest complete train state. Leaves ingredients on disk, or
-  the train state from before the loss became NaN.
+  Continues from the newest complete train state, and writes ingredients. After
+  a failure, such as a loss of NaN, keeps the last train state from before.
 
   Args:
     job: from `open_job`.
-    members: of one static config; see `config.static`.
+    members: members with equal static configs; see `config.static`.
 
   Returns:
-    Name -> reason, for members that failed.
+    Name -> reason of the members that failed.
   """
   with contextlib.ExitStack() as stack:
     return _train(job, members, stack)
 
 
 def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
-  """See `train`; `stack` closes what is open if the run is interrupted."""
+  """See `train`; `stack` closes files and threads, also after an error."""
   config, num_train = members[0].config, len(job.train)
   per_call = config.steps_per_call
 
@@ -85,8 +82,8 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
   for i in range(
     first, settings.rounded_up(max(end, 1), per_call) + 1, per_call
   ):
-    # Work that is due after i steps. The state is saved last, so that a restart
-    # repeats none of it.
+    # Do the work that is due after i steps. The state is saved last, so that a
+    # restart does not repeat this work.
     run.save_ingredients(i, state, metrics)
     if i and i % checkpoint == 0 and first < i < end:
       run.check_finite(i, metrics)
@@ -103,7 +100,7 @@ def _train(job, members, stack: contextlib.ExitStack) -> dict[str, str]:
     run.log(i, metrics)
     count = min(per_call, end - i)
     if i + count == end:
-      jax.block_until_ready(metrics)  # The last line has the time of all steps.
+      jax.block_until_ready(metrics)  # So that the last line times all steps.
     progress.step(count, images=count * config.data.batch_size * len(members))
 
   # --- End --------------------------------------------------------------------
@@ -153,14 +150,15 @@ class _Run:
       max(duration(m, "ingredients"), 1) if m.config.ingredients else 0
       for m in members
     ]
-    # Metrics of an earlier call, read when the next ones are due.
+    # Number of steps before an earlier call, and its metrics, which are read
+    # when the next ones are due.
     self._pending: tuple[int, Any] | None = None
     self._writers = [
       MetricWriter(m.directory, m.name, done=first) for m in members
     ]
 
   def log(self, i: int, metrics) -> None:
-    """Keeps the metrics of the call that began after i steps, if due."""
+    """Keeps the metrics of the call after step i, if they are to be logged."""
     if (i + self._per_call) // self._log == i // self._log:
       return
     if self._pending is not None:
@@ -170,7 +168,7 @@ class _Run:
     self._pending = i, metrics
 
   def flush(self) -> None:
-    """Writes pending metrics to the log files, once the devices have them."""
+    """Writes pending metrics to the log files; waits for the devices."""
     if self._pending is None:
       return
     (i, metrics), self._pending = self._pending, None
@@ -182,9 +180,9 @@ class _Run:
           writer.write(at, {n: v[offset, k] for n, v in metrics.items()})
 
   def check_finite(self, i: int, metrics) -> None:
-    """Records members as failed whose loss after i steps is not finite."""
+    """Records members as failed if their loss after i steps is not finite."""
     if metrics is None:
-      return  # No step has been done yet.
+      return  # This start has not done any step yet.
     last = jax.device_get((metrics["loss"], metrics["grad_norm"]))
     losses, norms = (_by_member(x)[-1] for x in last)
     for member, total, loss, norm in zip(
@@ -195,8 +193,8 @@ class _Run:
       rate = member.config.hyper.learning_rate
       self.failed.setdefault(
         member.name,
-        f"The loss of {member.name} is {loss} after {i} steps, the norm of its "
-        f"gradient {norm}. Lower hyper.learning_rate (now {rate:g}) or "
+        f"The loss of {member.name} is {loss} after {i} steps, and the norm of "
+        f"its gradient is {norm}. Lower hyper.learning_rate (now {rate:g}) or "
         "optimizer.clip_norm, or warm up longer, in a new --workdir. "
         "Ingredients saved earlier are still good.",
       )
@@ -215,7 +213,7 @@ class _Run:
         self._save(member, own, min(i, total), name)
 
   def _save(self, member: Member, state, i: int, name: str) -> None:
-    """Saves weights and moving averages after i steps, with their metrics."""
+    """Saves the weights and moving averages after i steps, with metrics."""
     versions = {name: (None, lambda: state.params)}
     for k, decay in enumerate(member.config.hyper.ema):
       average = functools.partial(train_step.ema_params, state, k)
@@ -241,12 +239,12 @@ class _Run:
       workdir_lib.save_model(path, full, **records)
 
   def _merged(self, params, member: Member):
-    """Returns the parameters of the model, without the leaves of an adapter."""
+    """Returns the parameters with an adapter merged into the weights."""
     adapter = settings.adapter_of(member.config)
     return jax.jit(adapter.merged)(params) if adapter else params
 
   def _save_adapter(self, name, params, member: Member, records) -> None:
-    """Writes the trained leaves as an adapter, before the ingredient."""
+    """Writes the trained leaves as an adapter, before the ingredient exists."""
     if jax.process_index() == 0:
       adapter_files.write(
         member.directory / "adapters" / name,
@@ -257,7 +255,7 @@ class _Run:
       )
 
   def sync_files(self) -> None:
-    """Uploads the log files in a bucket."""
+    """Uploads the log files, if they are in a bucket."""
     for writer in self._writers:
       writer.sync()
 
@@ -267,7 +265,7 @@ class _Run:
     self.close_files()
 
   def close_files(self) -> None:
-    """Closes the log files; drops metrics that devices still compute."""
+    """Closes the log files, without waiting for pending metrics."""
     for writer in self._writers:
       writer.close()
 
@@ -279,7 +277,7 @@ def _by_member(metric) -> np.ndarray:
 
 
 def _hyperparameters(config) -> dict[str, Any]:
-  """Returns the values that are recorded beside an ingredient."""
+  """Returns the hyperparameters that are recorded beside an ingredient."""
   varied = config.hyper.to_dict() | config.data.augment.to_dict()
   return varied | {
     "seed": config.seed,
@@ -291,7 +289,7 @@ def _hyperparameters(config) -> dict[str, Any]:
 
 
 def _finish(member: Member) -> None:
-  """Marks a run as done, with the metrics of its ingredients."""
+  """Marks a member as done; records the metrics of its ingredients."""
   metrics = {
     path.parent.name: files.read_json(path)
     for path in sorted(member.directory.glob("ingredients/*/metrics.json"))

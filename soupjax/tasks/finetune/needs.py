@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and disk of a fine-tuning run, estimated without data or weights."""
+"""Estimates a fine-tuning run's memory and disk space, without reading data."""
 
 from collections.abc import Sequence
 import math
@@ -23,15 +23,15 @@ def needs(
   index: int | None,
   workdir: str | None,
 ) -> estimate.Estimate:
-  """Estimates memory and disk of a run on the present devices.
+  """Estimates the memory and disk space of a run on the present devices.
 
   Compiles the programs, unless the devices are CPUs and the model is large.
 
   Args:
     config: with the keys of `config.default_config`.
     sweep: dotted overrides, one dict per member; None runs the config itself.
-    index: of the one member to run; None runs all.
-    workdir: of the run; None if it is not known yet.
+    index: index of the one member to run; None runs all.
+    workdir: directory of the run; None for the working directory.
   """
   config = settings.with_model_of_start(config)
   program = estimate.program_bytes()
@@ -46,8 +46,8 @@ def needs(
   device, state = _device(config, sweep, index, at_once, model, params)
   if device is None:
     notes.append(
-      "all device memory: --topology=v5e:4x4 compiles the step for a TPU; "
-      "otherwise, make the dry run on the accelerators"
+      "all device memory: --topology=v5e:4x4 compiles the step for a TPU; for "
+      "other accelerators, do the dry run on them"
     )
     device = {}
   else:
@@ -86,7 +86,7 @@ def _bytes(specs: PyTree) -> int:
 
 
 def _device(config, sweep, index, at_once, model, params):
-  """Returns the parts of device memory, and the bytes of a train state.
+  """Returns part -> bytes on each device, and the bytes of a train state.
 
   The parts are None if the programs are not compiled.
   """
@@ -103,7 +103,10 @@ def _device(config, sweep, index, at_once, model, params):
 
 
 def _saves(config, members, notes: list[str]) -> tuple[int, int]:
-  """Returns the numbers of train states and of ingredients along a run."""
+  """Returns how many train states and ingredients are saved along a run.
+
+  The counts leave out the end. Appends notes on those that are unknown.
+  """
 
   def count(key):
     lengths = [_steps(m.config, "hyper.total") for m in members]
@@ -125,7 +128,12 @@ def _steps(config, key: str) -> int | None:
 
 
 def _decoded(config, image: int) -> tuple[float, float, list[str]]:
-  """Returns bytes of decoded images to train on and of minival, and notes."""
+  """Returns the bytes of the decoded train set and minival, and notes.
+
+  Args:
+    config: with `data`.
+    image: bytes of one decoded image.
+  """
   c = config.data
   room, notes = c.cache_gb * 1e9, []
   minival = held = 0.0
@@ -147,7 +155,7 @@ def _decoded(config, image: int) -> tuple[float, float, list[str]]:
 
 
 def _free(workdir) -> float | None:
-  """Returns the free bytes of a disk; None for a bucket."""
+  """Returns the free bytes on the disk of a directory; None for a bucket."""
   if buckets.is_remote(workdir):
     return None
   return files.free_bytes(os.path.abspath(workdir))

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The training objective of a config, and the settings that it excludes."""
+"""The training objective of a config, and settings that conflict with it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from soupjax.train import losses, recipes
 
 
 def recipe_of(config) -> recipes.Recipe:
-  """Returns the recipe of a config, the plain one if its weight is 0.
+  """Returns the recipe of a config, or the plain one if its weight is 0.
 
   Raises:
     ValueError: if there is no such recipe.
@@ -28,12 +28,12 @@ def recipe_of(config) -> recipes.Recipe:
 def problems(
   config, model: Any, train_ops: str, off: Sequence[str]
 ) -> Iterator[str]:
-  """Yields what cannot work together with `config.recipe`.
+  """Yields an error message for each setting that conflicts with the recipe.
 
   Args:
-    config: of a member.
-    model: that it names.
-    train_ops: of the images, with their numbers.
+    config: the config of a member.
+    model: the model that it names.
+    train_ops: `data.train_ops`, with names in braces filled in.
     off: hyperparameters of `data.batch_ops` that are 0.
   """
   recipe, name = recipes.of(config.recipe), f"recipe={config.recipe!r}"
@@ -65,17 +65,17 @@ def problems(
 def _context(config, name: str) -> Iterator[str]:
   if config.init.head != "zeroshot":
     yield (
-      f"{name} needs init.head='zeroshot': contexts are read by the text tower "
-      "of init.path"
+      f"{name} needs init.head='zeroshot': contexts are embedded by the text "
+      "tower of init.path"
     )
     return
   try:
     count = len(zeroshot.parse_templates(config.zeroshot.templates))
   except ValueError:
-    return  # `zeroshot.check` names it.
+    return  # `zeroshot.check` reports it.
   if count < 2:
     yield (
-      f"{name} compares contexts, and zeroshot.templates="
+      f"{name} compares contexts, but zeroshot.templates="
       f"{config.zeroshot.templates!r} has {count}: give several prompts, such "
       "as open_clip:openai"
     )
@@ -84,9 +84,9 @@ def _context(config, name: str) -> Iterator[str]:
 def _pairs(config, name: str) -> Iterator[str]:
   needed = {
     "accumulate": (1, "images are compared with all texts of the batch"),
-    "hyper.label_smoothing": (0, "it has no labels to smooth"),
+    "hyper.label_smoothing": (0, "there are no labels to smooth"),
     "adapter.kind": ("", "it trains whole towers"),
-    "init.head": ("auto", "the head is made by the text tower in training"),
+    "init.head": ("auto", "the text tower makes the head during training"),
   }
   for key, (value, reason) in needed.items():
     given = config_lib.value_of(config, key)
@@ -96,12 +96,12 @@ def _pairs(config, name: str) -> Iterator[str]:
     yield f"{name} needs probe.total='0steps': no head is trained"
   if config.data.batch_size == 1:
     yield (
-      f"{name} compares the images of a batch with each other's texts, and "
+      f"{name} compares the images of a batch with each other's texts, but "
       "data.batch_size=1 leaves nothing to compare: raise it"
     )
   if config.data.num_classes == 1:
     yield (
-      f"{name} tells texts apart, and data.num_classes=1 gives all images the "
+      f"{name} tells texts apart, but data.num_classes=1 gives all images the "
       "same prompts: use data of several classes"
     )
 
@@ -123,7 +123,7 @@ def _operations(config, recipe, name, train_ops, off) -> Iterator[str]:
   if random_ops := data.Preprocess(train_ops).random_ops:
     yield (
       f"{name} embeds every image once, but data.train_ops draws random "
-      f"numbers in {', '.join(random_ops)}: use data.eval_ops for it"
+      f"numbers in {', '.join(random_ops)}: set it to data.eval_ops"
     )
   if config.data.in_memory is False:
     yield f"{name} keeps embeddings in memory: leave data.in_memory unset"

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training and evaluation must give the model the same kind of pixels."""
+"""Checks that a model is trained and evaluated on the same kind of pixels."""
 
 from collections.abc import Iterable
 import functools
@@ -23,13 +23,14 @@ _SAME_RANGE = (
 
 
 def check(config) -> None:
-  """Checks what `data.train_ops`, `batch_ops` and `eval_ops` make of pixels.
+  """Checks the pixels that `data.train_ops`, `batch_ops` and `eval_ops` give.
 
-  Opens no data: black, white and square images stand in for it.
+  Opens no data; tries black, white and square images.
 
   Raises:
-    ValueError: if training and evaluation, or the files beside `init.path`,
-      differ in the values of pixels, or training and evaluation in their shape.
+    ValueError: if training and evaluation differ in the values of pixels or in
+      the shape of images, or `data.eval_ops` gives other values than the files
+      beside `init.path` describe.
   """
   train_ops = settings.ops(config, "train_ops")
   eval_ops = settings.ops(config, "eval_ops")
@@ -43,7 +44,7 @@ def check(config) -> None:
     preprocessing.check_values(eval_ops, described, path)
 
 
-# Members of a sweep often share their operations.
+# Cached, since members of a sweep often share their operations.
 @functools.lru_cache(maxsize=128)
 def _check_ops(train_ops, eval_ops, batch_text, names, size) -> None:
   train, evaluation = data.Preprocess(train_ops), data.Preprocess(eval_ops)
@@ -59,8 +60,8 @@ def _check_ops(train_ops, eval_ops, batch_text, names, size) -> None:
       f"data.train_ops={train_ops!r} with data.batch_ops={batch_text!r} gives "
       f"pixels in {given} of {len(given.black)} channels, but data.eval_ops="
       f"{eval_ops!r} gives pixels in {expected} of {len(expected.black)}: the "
-      "model would be evaluated on other pixels than it was trained on. End "
-      f"both with the same operation, such as {_last(eval_ops)}."
+      "model would be evaluated on different pixels than it was trained on. "
+      f"End both with the same operation, such as {_last(eval_ops)}."
     )
   image = np.zeros((size, size, 3), np.uint8)
   try:
@@ -72,14 +73,14 @@ def _check_ops(train_ops, eval_ops, batch_text, names, size) -> None:
 
 
 def _last(ops: str) -> str:
-  """Returns the last operation if it converts to floats."""
+  """Returns the last operation if it sets pixels' range, else an example."""
   last = ops.rpartition("|")[2].strip()
   converts = last.startswith(("value_range", "standardize"))
   return last if converts else "value_range(-1, 1)"
 
 
 def _converting(batch_text: str) -> list[str]:
-  """Returns the operations of `batch_ops` that may change pixels' range."""
+  """Returns the operations of a text that may change the range of pixels."""
   parts = [part.strip() for part in batch_text.split("|") if part.strip()]
   return [
     part
@@ -89,7 +90,7 @@ def _converting(batch_text: str) -> list[str]:
 
 
 def _converted(values: PixelValues, text: str, names) -> PixelValues:
-  """Returns the values after batch ops with hyperparameters of 0."""
+  """Returns the values after batch ops, with all hyperparameters at 0."""
   levels = np.array((values.black, values.white)).astype(values.dtype)
   images = np.broadcast_to(levels[:, None, None], (2, 32, 32, levels.shape[1]))
   augment = batch_ops.batch_augment(text, names=names)
@@ -104,15 +105,15 @@ def _converted(values: PixelValues, text: str, names) -> PixelValues:
 def check_shapes(
   configs: Iterable, train: data.Source, minival: data.Source
 ) -> None:
-  """Compares the shapes of one image of each set.
+  """Checks the shape of a preprocessed image of each set.
 
   Args:
-    configs: one per member.
+    configs: one config per member.
     train: the images to train on.
     minival: the held-out images.
 
   Raises:
-    ValueError: if they differ, or a model of a fixed size takes another.
+    ValueError: if the shapes differ, or the model needs another shape.
   """
   texts = {settings.ops(config, "train_ops"): config for config in configs}
   for train_ops, config in texts.items():
@@ -130,8 +131,8 @@ def check_shapes(
     ):
       raise ValueError(
         f"data.train_ops={train_ops!r} makes images of {shapes[0]}, but the "
-        f"model is built for data.image_size={size} and 3 channels: change one "
-        "of them."
+        f"model is built for data.image_size={size} and 3 channels: change "
+        "data.train_ops or data.image_size."
       )
 
 

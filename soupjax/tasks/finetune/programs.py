@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The programs of a fine-tuning run with shapes in place of arrays."""
+"""The programs of a fine-tuning run, with shapes in place of arrays."""
 
 from collections.abc import Iterator, Sequence
 import functools
@@ -29,16 +29,16 @@ def programs(
   index: int | None,
   devices: Sequence[jax.Device],
 ) -> Iterator[Program]:
-  """Yields the programs of a run: a step of each kind, and the evaluation.
+  """Yields the programs of a run: every different train step, and evaluation.
 
   Args:
     config: with the keys of `config.default_config`.
     sweep: dotted overrides, one dict per member; None runs the config itself.
-    index: of the one member to run; None runs all.
-    devices: those of the mesh; they need not exist.
+    index: index of the one member to run; None runs all.
+    devices: devices of the mesh; they need not exist.
 
   Raises:
-    ValueError: if the config cannot work, or does not fit the devices.
+    ValueError: if the config is invalid, or does not fit the devices.
   """
   config = settings.with_model_of_start(config)
   settings.check(config)
@@ -64,7 +64,7 @@ def programs(
 
 
 def _train_step(chunks, model, params, devices, *, count, off, l2_sp):
-  """Returns the step of one kind, and the bytes of its state."""
+  """Returns the train step of some groups, and the bytes of its state."""
   config = chunks[0][0].config
   mesh = step.make_mesh(config, count, devices)
   start = on_mesh(params, step.param_shardings(config, model, mesh))
@@ -93,13 +93,13 @@ def _train_step(chunks, model, params, devices, *, count, off, l2_sp):
 
 
 def _advice(config, devices: int, fixed: int, needed: int, room: int) -> str:
-  """Says what to change for a train step that needs too much memory.
+  """Lists settings to change if a train step needs too much memory.
 
   Args:
-    config: of a member.
-    devices: over which a batch is split.
+    config: the config of a member.
+    devices: number of devices that a batch is split over.
     fixed: bytes of state, start and gradient on each device.
-    needed: bytes on each device.
+    needed: bytes that the step needs on each device.
     room: bytes available on each device.
   """
   batch = config.data.batch_size
@@ -130,7 +130,7 @@ def _advice(config, devices: int, fixed: int, needed: int, room: int) -> str:
 
 
 def _evaluation(config, model, mesh, params, state_bytes: int) -> Program:
-  """Returns the evaluation of minival, which takes place between steps."""
+  """Returns the evaluation of minival, which runs between train steps."""
   size = config.data.image_size
   count = settings.eval_batch_size(config, mesh.shape["data"])
   places = step.param_shardings(config, model, mesh)
@@ -156,5 +156,5 @@ def _evaluation(config, model, mesh, params, state_bytes: int) -> Program:
 def _fewer_images(mesh, count, needed, room, fixed) -> str:
   fits = fewer(count, needed, room, fixed, mesh.shape["data"])
   if not fits:
-    return "The state alone does not leave room: see the train step."
+    return "The state alone leaves no room for images: see the train step."
   return f"Set data.eval_batch_size to about {fits} (now {count})."

@@ -34,15 +34,15 @@ def run(
   Args:
     config: with the keys of `config.default_config`.
     path: the directory of the run, or of all members of the sweep.
-    sweep: dotted overrides, one dict a member; None runs the config itself.
-    index: of the one member to run; None runs all.
+    sweep: dotted overrides, one dict per member; None runs the config itself.
+    index: index of the one member to run; None runs all.
 
   Returns:
-    The directories of the runs, each with `ingredients/NAME`.
+    The directories of the members, each with `ingredients/NAME`.
 
   Raises:
-    ValueError: if the config cannot work, or a run failed, after the others
-      were run.
+    ValueError: if the config is invalid. Also if members failed, but only after
+      the others have run.
   """
   config = settings.with_model_of_start(config)
   settings.check(config)
@@ -52,15 +52,14 @@ def run(
     peft_files.check_local(workdir)
     if jax.process_count() > 1:
       raise ValueError(
-        f"adapter.kind={config.adapter.kind!r} is for one process, since the "
-        "first one alone would write the files of adapters: leave "
-        "--distributed out."
+        f"adapter.kind={config.adapter.kind!r} is for one process, since only "
+        "the first one writes the files of adapters: leave --distributed out."
       )
   remote = buckets.is_remote(config.init.path) or buckets.is_remote(workdir)
   if config.init.path and not remote:
     replaceable.check_folder(workdir, os.path.expanduser(config.init.path))
-  # Compiled functions depend on all members, so that a member run by itself
-  # gives the same numbers.
+  # Compile for all members even if only one is run, so that it gives the same
+  # numbers.
   members = all_members = members_of(config, workdir, sweep)
   members = chosen(members, index)
   # All jobs of a Slurm array may get here at the same time.
@@ -71,7 +70,7 @@ def run(
     with workdir_lib.waiting(workdir / ".start.lock"):
       workdir_lib.open_workdir(workdir, _recorded(config))
     for member in members if sweep is not None else ():
-      if member.done:  # Rejects results of a sweep that has changed.
+      if member.done:  # Reject results of a sweep that has changed.
         workdir_lib.open_workdir(member.directory, _recorded(member.config))
   processes.check_shared(workdir)
   done = workdir_lib.agreed([m.name for m in members if m.done])
@@ -108,10 +107,16 @@ def run(
 def members_of(
   config, workdir: str | os.PathLike, sweep: Sequence[dict[str, Any]] | None
 ) -> list[Member]:
-  """Lists the runs, with resolved and checked configs.
+  """Lists the members of a sweep, with resolved and checked configs.
+
+  Args:
+    config: the sweep's config.
+    workdir: directory of the sweep.
+    sweep: dotted overrides, one dict per member. None gives one member, "run",
+      with the config itself, unchecked.
 
   Raises:
-    ValueError: if the config of one cannot work, naming it.
+    ValueError: if a member's config is invalid. The message names the member.
   """
   workdir = files.path_of(workdir)
   if sweep is None:
@@ -147,8 +152,12 @@ def chosen(members: Sequence[Member], index: int | None) -> list[Member]:
 def chunked(members: Sequence[Member], size: int) -> list[list[Member]]:
   """Splits members into groups that are trained at once.
 
-  A group compiles to one step. Members that are done stay in their groups, so
-  that a sweep that is started again has the same groups.
+  Members of a group share a compiled step. Those that are done stay in their
+  groups, so that the groups are the same when a sweep is started again.
+
+  Args:
+    members: the members to train.
+    size: maximum number of members in a group.
   """
   options = settings.shared_options([m.config for m in members])
   kinds: dict[str, list[Member]] = {}
@@ -163,7 +172,7 @@ def chunked(members: Sequence[Member], size: int) -> list[list[Member]]:
 
 
 def _recorded(config) -> ml_collections.ConfigDict:
-  """Returns the config without keys that change no result."""
+  """Returns the config without keys that do not affect the results."""
   recorded = ml_collections.ConfigDict(config.to_dict())
   for name in ("population", "log", "checkpoint"):
     del recorded[name]

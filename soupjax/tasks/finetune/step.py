@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, shardings and compiled steps of one member or several at once."""
+"""Devices, shardings and compiled steps, of one member or several at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -28,13 +28,13 @@ class Compiled:
 
   Attributes:
     step: `step(state, batch, key, hyper, shared) -> state, metrics`; the state
-      is donated. The arrays of the batch and metrics have an axis of
-      `config.steps_per_call` steps in front. With several members all but
-      `shared` have an axis of members, after that of the steps.
-    begin: parameters -> initial state.
-    ready: hyperparameters and seed on the host -> `hyper` and `key` for `step`.
-    shapes: of the state.
-    places: shardings of its leaves.
+      is donated. Arrays in the batch and the metrics have a leading axis of
+      `config.steps_per_call` steps. With several members, all arguments but
+      `shared` have an axis of members, after that of the steps if there is one.
+    begin: maps parameters to the initial state.
+    ready: maps hyperparameters and seed, on the host, to `hyper` and `key`.
+    shapes: shapes and dtypes of the state.
+    places: shardings of the state.
   """
 
   step: Callable[..., Any]
@@ -47,13 +47,25 @@ class Compiled:
 def make_mesh(
   config, at_once: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """Makes the mesh of a config; members at once get devices of their own."""
+  """Makes the mesh of a config.
+
+  Args:
+    config: the config of the sweep.
+    at_once: number of members that are trained side by side. Several of them
+      are split over an axis "member", in place of the config's axes.
+    devices: devices of the mesh; None for all devices of JAX.
+
+  Raises:
+    ValueError: if mesh, batch size and devices do not fit together, or there
+      are sharding rules for several members.
+  """
   axes = dict(config.sharding.mesh)
   devices = jax.devices() if devices is None else devices
   if at_once > 1:
     if settings.sharding_rules(config):
       raise ValueError(
-        "population trains small models: use sharding.preset='replicated'."
+        "The parameters of members trained at once (population) cannot be "
+        "sharded: use sharding.preset='replicated' without rules."
       )
     axes = {"member": math.gcd(at_once, len(devices)), "data": -1}
   mesh = sharding.make_mesh(axes, devices)
@@ -66,7 +78,7 @@ def make_mesh(
 
 
 def shardings(config, mesh, state: PyTree, params: PyTree) -> PyTree:
-  """Returns the shardings of a state by the rules of a config."""
+  """Returns the shardings of a state, by the rules of a config."""
   return sharding.of_state(
     mesh,
     state,
@@ -77,7 +89,7 @@ def shardings(config, mesh, state: PyTree, params: PyTree) -> PyTree:
 
 
 def abstract_params(config, model) -> PyTree:
-  """Returns shapes and dtypes of a model's parameters; computes nothing."""
+  """Returns the shapes and dtypes of a model's parameters; computes nothing."""
   inputs = towers.inputs(config, model)
   return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
 
@@ -89,7 +101,10 @@ def param_shardings(config, model, mesh) -> PyTree:
 
 
 def leaf_sharding(config, model, mesh) -> Callable[..., jax.sharding.Sharding]:
-  """Returns a function of leaf name and spec, as `load_params` takes it."""
+  """Returns the shardings of a model's parameters as `load_params` takes them.
+
+  They are a function of leaf name and spec.
+  """
   by_name = dict(sharding.named(param_shardings(config, model, mesh)))
   return lambda leaf, _: by_name[leaf]
 
@@ -107,19 +122,23 @@ def compile_step(
   """Builds the functions, which compile at their first call.
 
   Args:
-    config: of a member.
+    config: the config of a member.
     model: with `num_classes`, or a CLIP.
     mesh: with axes "data" and, for several members, "member".
-    params: of the start, or their shapes.
+    params: parameters of the start, or their shapes.
     off: hyperparameters of batch ops that are 0 in all members.
     l2_sp: whether any member is pulled to the start.
-    count: members side by side.
+    count: number of members side by side.
+
+  Raises:
+    ValueError: if `config.decay` does not match any leaf.
   """
   # A match among frozen leaves is enough; then nothing decays.
   if not any(jax.tree.leaves(optimizers.matches(params, config.decay))):
     raise ValueError(
       f"decay={config.decay!r} matches none of the leaves that --dry_run "
-      "lists, so no weight would decay. hyper.weight_decay=0 turns it off."
+      "lists, so no weight would decay. To turn decay off, set "
+      "hyper.weight_decay=0."
     )
   tx, adapter = settings.build_tx(config), settings.adapter_of(config)
   frozen = settings.frozen(config)
@@ -141,7 +160,7 @@ def compile_step(
   def adapted(params):
     if not adapter:
       return params
-    # Members start from the same factors, as from the same weights.
+    # Like the weights, the initial factors are the same for all members.
     return adapter.added(params, jax.random.key(config.init.seed))
 
   def begin(params):
@@ -182,11 +201,11 @@ def abstract_arguments(
   """Returns shapes, dtypes and shardings of the arguments of `Compiled.step`.
 
   Args:
-    config: of a member.
-    mesh: of the step.
+    config: the config of a member.
+    mesh: the mesh of the step.
     compiled: from `compile_step`.
     shared: from `abstract_shared`.
-    count: members side by side.
+    count: number of members side by side.
   """
   size, batch = config.data.image_size, config.data.batch_size
   image = (size, size, 3)
@@ -195,7 +214,7 @@ def abstract_arguments(
   members = (count,) * (count > 1)
   shape = (config.steps_per_call, *members, batch)
   batches = sharding.along(mesh, None, *["member"] * len(members), "data")
-  # Any number of images: only the shapes of the values count.
+  # Any number of images will do: only the shapes of the values matter.
   values = settings.hyper(config, config.data.num_train or 10**6)
   values = values, np.uint32(0)
   values = jax.tree.map(lambda x: np.broadcast_to(x, members + x.shape), values)
@@ -223,13 +242,13 @@ def abstract_arguments(
 
 
 def shared_of(config, l2_sp: bool, start: PyTree, arrays) -> PyTree | None:
-  """Returns the last argument of `Compiled.step`, None if it is not used.
+  """Returns the argument `shared` of `Compiled.step`; None if it is not used.
 
   Args:
-    config: of a member.
+    config: the config of a member.
     l2_sp: whether any member is pulled to the start.
     start: parameters of the start.
-    arrays: from `Job.shared`.
+    arrays: the arrays in `Job.shared`.
   """
   recipe = objective.recipe_of(config)
   names = {*recipe.shared, *["start"] * l2_sp, *["prompts"] * recipe.pairs}
@@ -253,7 +272,10 @@ def abstract_shared(config, mesh, model, l2_sp: bool, start: PyTree) -> PyTree:
 
 
 def several_steps(step, count: int):
-  """Makes a step of `count` steps; those past the end change nothing."""
+  """Makes a function of `count` steps; steps past the end change nothing.
+
+  Its batches and metrics have a leading axis of steps, even for one step.
+  """
   if count == 1:
 
     def single(state, batch, keys, hyper, shared):
@@ -274,7 +296,7 @@ def several_steps(step, count: int):
 
 
 def unless_ended(moved: PyTree, state: PyTree, hyper) -> PyTree:
-  """Returns the new state of members, or the old one after their end."""
+  """Returns the new state of each member, or the old one if it has ended."""
   active = state.step < hyper.total_steps
 
   def choose(new, old):
@@ -285,10 +307,10 @@ def unless_ended(moved: PyTree, state: PyTree, hyper) -> PyTree:
 
 
 def side_by_side(step, mesh):
-  """Makes a step of several members; those at their end stay unchanged.
+  """Makes a step of several members; those past their end stay unchanged.
 
-  Members are split over the devices. An accelerator then takes its share at
-  once, a CPU one after another, since batched kernels are not faster there.
+  Members are split over the devices. An accelerator computes its members at
+  once. A CPU computes them in turn, since batched kernels are not faster there.
   """
 
   def part(state, batch, keys, hyper, shared):
@@ -324,7 +346,7 @@ def select(state: PyTree, k: jax.typing.ArrayLike) -> PyTree:
 
 @contextlib.contextmanager
 def memory_advice(config) -> Iterator[None]:
-  """Turns JAX's out-of-memory error into a ValueError that lists remedies."""
+  """Turns JAX's out-of-memory error into a ValueError with advice."""
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
@@ -332,7 +354,7 @@ def memory_advice(config) -> Iterator[None]:
       raise
     raise ValueError(
       "The devices are out of memory. In order of cost: raise accumulate (now "
-      f"{config.accumulate}), which without dropout changes no numbers; set "
+      f"{config.accumulate}), which without dropout changes no results; set "
       "model.remat_policy='nothing_saveable' and model.scan=True; "
       "sharding.preset='fsdp' on several devices; model.dtype_mm='bfloat16'; "
       f"fewer moving averages (now {len(config.hyper.ema)}); lower population "

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Both towers of a CLIP in training: prompts, heads, embedded images."""
+"""Training of CLIPs with both towers: prompts, heads, embedded images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,15 @@ from soupjax.tasks.finetune import config as settings
 from soupjax.tasks.finetune import objective
 
 PyTree = Any
-# Labels that are read to see whether all are alike.
+# Number of labels that are read to see whether all are equal.
 _LABELS = 256
 
 
 def inputs(config, model) -> tuple[np.ndarray, ...]:
-  """Returns zeros of the shapes that a model is initialised with."""
+  """Returns the inputs, of zeros, to initialise a model with.
+
+  These are images (1, height, width, 3) and, for a CLIP, tokens (1, length).
+  """
   size = config.data.image_size
   images = np.zeros((1, size, size, 3), np.float32)
   if not isinstance(model, clip.CLIP):
@@ -33,12 +36,12 @@ def inputs(config, model) -> tuple[np.ndarray, ...]:
 
 
 def initial(config, model: clip.CLIP, init: PyTree) -> PyTree:
-  """Reads the towers of `init.path`.
+  """Reads one or both towers from `init.path`.
 
   Args:
     config: with `init`; `init.text` says whether the text tower is new.
-    model: the whole model.
-    init: random parameters, for what is not read.
+    model: the CLIP with both towers.
+    init: random parameters, used for leaves that are not read.
 
   Raises:
     ValueError: as for `pretrained.load_pretrained`.
@@ -83,14 +86,14 @@ def open_prompts(
 
 
 def by_text(config, train: data.Source) -> data.Source:
-  """Labels images by their captions, if they have any that are trained on."""
+  """Labels images by their captions, if there are any and they are used."""
   if train.captions and objective.recipe_of(config).pairs:
     return paired.by_caption(train)
   return train
 
 
 def open_captions(config, model: clip.CLIP, train: data.Source) -> np.ndarray:
-  """Tokenizes the captions of `by_text`, as `open_prompts` does.
+  """Tokenizes the captions of `by_text`, as `open_prompts` does prompts.
 
   Returns:
     (captions, 1, tokens) int32.
@@ -101,10 +104,12 @@ def open_captions(config, model: clip.CLIP, train: data.Source) -> np.ndarray:
 
 
 def check_labels(config, train: data.Source) -> None:
-  """Checks that images have different texts.
+  """Checks that not all images have the same text.
+
+  Warns if a batch must have several images of a class.
 
   Raises:
-    ValueError: if all labels that are read are alike.
+    ValueError: if all labels that are read are equal.
   """
   count = min(len(train), _LABELS)
   indices = np.arange(count) * len(train) // count
@@ -118,15 +123,15 @@ def check_labels(config, train: data.Source) -> None:
   batch = config.data.batch_size
   if batch > train.num_classes and "mask_same_class" not in config.recipe:
     logging.warning(
-      "Batches of %d images of %d classes have several images of a class, "
-      "which are told apart as if their texts differed (as in arXiv "
-      "2212.00638). recipe='%s(mask_same_class=True)' leaves these pairs out.",
+      "Batches of %d images of %d classes have several images of a class. The "
+      "loss treats their texts as different, as in arXiv 2212.00638; "
+      "recipe='%s(mask_same_class=True)' leaves these pairs out.",
       *(batch, train.num_classes, config.recipe.partition("(")[0]),
     )
 
 
 def forward(model: clip.CLIP) -> Callable[[PyTree, jax.Array], jax.Array]:
-  """Returns the function of `with_head` and images that gives logits."""
+  """Returns a function from `with_head`'s result and images to logits."""
 
   def logits(params, images):
     features = model.apply(
@@ -138,7 +143,13 @@ def forward(model: clip.CLIP) -> Callable[[PyTree, jax.Array], jax.Array]:
 
 
 def with_head(model: clip.CLIP, params: PyTree, prompts: np.ndarray) -> PyTree:
-  """Adds the head that the text tower in `params` makes of all prompts."""
+  """Returns the parameters as "model", and the "head" of their text tower.
+
+  Args:
+    model: the CLIP with both towers.
+    params: parameters of the model.
+    prompts: tokens (classes, templates, tokens).
+  """
   return {
     "model": params,
     "head": zeroshot.kernel_of(model, params, prompts),
@@ -146,15 +157,15 @@ def with_head(model: clip.CLIP, params: PyTree, prompts: np.ndarray) -> PyTree:
 
 
 def embedded(job, ops: str) -> in_memory.Held:
-  """Embeds every image of the train set once.
+  """Embeds every image of the train set once, with the start's image tower.
 
   Args:
-    job: of the sweep; its image tower is that of the start.
+    job: the sweep's job.
     ops: preprocessing without random numbers.
 
   Returns:
-    The set with embeddings (n, size) of length 1 in place of images. An image
-    that cannot be decoded has the embedding and label of its neighbour.
+    The set, with embeddings (n, size) of length 1 in place of images. An image
+    that cannot be decoded gets the embedding and label of the next good one.
   """
   mesh, processes = job.mesh, jax.process_count()
   size = settings.eval_batch_size(job.config, mesh.shape["data"])
@@ -193,9 +204,9 @@ def embedded(job, ops: str) -> in_memory.Held:
 
 
 def prompt_shape(config, model: clip.CLIP) -> tuple[int, int, int]:
-  """Returns the largest possible shape of the prompts, before they are read.
+  """Returns the largest possible shape of the prompts, without reading them.
 
-  Every image may have a caption of its own.
+  Assumes that every image has a caption of its own, if it may have any.
   """
   c = config.data
   templates = len(task_zeroshot.parse_templates(config.zeroshot.templates))
@@ -206,19 +217,19 @@ def prompt_shape(config, model: clip.CLIP) -> tuple[int, int, int]:
 
 
 def may_have_captions(config) -> bool:
-  """Whether the images may have captions that are trained on."""
+  """Whether the images may have captions and the recipe uses them."""
   paired_data = config.data.name.startswith(("csv:", "wds:"))
   return paired_data and objective.recipe_of(config).pairs
 
 
 def context_shape(config, params: PyTree) -> tuple[int, int]:
-  """Returns the shape of the weights of contexts."""
+  """Returns the shape of the weights of contexts: (features, templates)."""
   templates = len(task_zeroshot.parse_templates(config.zeroshot.templates))
   return params["head"]["kernel"].shape[0], templates
 
 
 def embedding_shape(config, model: clip.CLIP) -> tuple[int]:
-  """Returns the shape of the embedding of an image."""
+  """Returns the shape of an image's embedding: (size,)."""
   shapes = jax.eval_shape(
     model.init_with_output, jax.random.key(0), *inputs(config, model)
   )
@@ -226,7 +237,7 @@ def embedding_shape(config, model: clip.CLIP) -> tuple[int]:
 
 
 def abstract_head(config, model: clip.CLIP, params: PyTree, place) -> PyTree:
-  """Returns `with_head` of shapes in place of arrays."""
+  """Returns the result of `with_head`, with shapes in place of arrays."""
   shape = (*embedding_shape(config, model), config.data.num_classes)
   head = jax.ShapeDtypeStruct(shape, np.float32, sharding=place)
   return {"model": params, "head": head}

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The mean of checkpoint files on the devices of a mesh, to be compiled."""
+"""The program that averages checkpoint files on a mesh, ready to compile."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from soupjax.tasks.programs.report import Program, bytes_on_each, on_mesh
 
 
 def program(ingredients: Sequence[Ingredient], sharding: Any) -> Program:
-  """Returns the program that takes most memory in `sj.uniform_soup`.
+  """Returns the program of `sj.uniform_soup` that takes the most memory.
 
-  Leaves are averaged one after another, so this is that of the largest leaf,
-  beside the soup.
+  Leaves are averaged one after another, so it is the mean of the largest leaf,
+  computed while the soup is in memory.
 
   Args:
-    ingredients: of one architecture.
-    sharding: of the soup, as in `Ingredient.load`.
+    ingredients: the models, of one architecture.
+    sharding: sharding of the soup, as in `Ingredient.load`.
   """
   specs = {
     leaf: on_mesh(spec, sharding_of(sharding, leaf, spec))

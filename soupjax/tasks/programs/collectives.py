@@ -24,13 +24,14 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Operations of one kind in a program.
+  """Communication of one kind in a program.
 
   Attributes:
     kind: one of `KINDS`.
-    count: calls in one run of the program, every round of a loop counted.
-    num_bytes: of all calls, on each device: the larger of what a device has
-      before and after a call.
+    count: number of calls in one run of the program, counting every iteration
+      of a loop.
+    num_bytes: bytes on each device, summed over calls. Of a call, the larger of
+      its operands and its result.
   """
 
   kind: str
@@ -46,7 +47,7 @@ class _Instruction:
   rest: str
 
   def called(self) -> Iterator[tuple[str, str]]:
-    """Yields the attribute and the name of each computation it runs."""
+    """Yields (attribute, name) of each computation that it runs."""
     for attribute, names in _CALLED.findall(self.rest):
       for name in names.strip("{}").split(","):
         yield attribute, name.strip().removeprefix("%")
@@ -56,11 +57,11 @@ def collectives(text: str) -> list[Collective]:
   """Lists the communication of a program by kind.
 
   Args:
-    text: of the optimised program, from `jax.stages.Compiled.as_text`.
+    text: the optimised program, from `jax.stages.Compiled.as_text`.
 
   Returns:
-    The kinds that occur, the largest first. Rounds of loops whose number the
-    compiler does not know count once.
+    The kinds that occur, by decreasing bytes. Loops of unknown length count as
+    one iteration.
   """
   computations, entry = _parse(text)
   rounds = _rounds(computations, entry)
@@ -75,7 +76,7 @@ def collectives(text: str) -> list[Collective]:
       if kind not in KINDS:
         continue
       if kind == "all-reduce" and "all-reduce-scatter" in name:
-        kind = "reduce-scatter"  # As compilers for TPUs write it.
+        kind = "reduce-scatter"  # The form in which TPU compilers write it.
       channel = re.search(r"channel_id=(\d+)", instruction.rest)
       key = channel.group(1) if channel else f"{name}/{instruction.name}"
       part = (kind, rounds[name], _size(instruction, shapes))
@@ -105,14 +106,14 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _rounds(computations, entry: str) -> dict[str, int]:
-  """Returns how often a run of the program runs each computation."""
+  """Returns how often one run of the program runs each computation."""
   rounds = dict.fromkeys(computations, 0)
 
   def visit(name, times):
     rounds[name] += times
     for instruction in computations.get(name, ()):
       if instruction.opcode.endswith(("-done", "-update")):
-        continue  # Its start has been counted.
+        continue  # Counted at its start.
       for attribute, called in instruction.called():
         if called not in computations:
           continue
@@ -128,7 +129,7 @@ def _rounds(computations, entry: str) -> dict[str, int]:
 
 
 def _trips(computations, loop: _Instruction) -> int:
-  """Returns the number of rounds of a loop; 1 if it is not known."""
+  """Returns the number of iterations of a loop; 1 if it is unknown."""
   if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
     return int(known.group(1))
   condition = dict(loop.called()).get("condition", "")
@@ -144,17 +145,17 @@ def _trips(computations, loop: _Instruction) -> int:
 
 
 def _size(instruction: _Instruction, shapes) -> int:
-  """Returns the bytes of a collective on a device."""
+  """Returns the bytes of one call of a collective, on a device."""
   operands = re.findall(r"%([\w.-]+)", instruction.rest.split(")")[0])
   before = sum(_bytes(shapes.get(name, "")) for name in operands)
   after = _bytes(instruction.shape)
   if instruction.opcode.endswith("-start") and instruction.shape[0] == "(":
-    after -= before  # The result of a start holds its operands, too.
+    after -= before  # The result of a start also contains its operands.
   return max(before, after)
 
 
 def _bytes(shape: str) -> int:
-  """Returns the bytes of an array or of all arrays of a tuple."""
+  """Returns the bytes of an array or a tuple of arrays, from its HLO shape."""
   total = 0
   for dtype, sizes in _ARRAY.findall(shape.replace("/*index=", " ")):
     number = re.search(r"\d+", dtype)

@@ -11,14 +11,14 @@ import jax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-  """Bytes of a compiled program on each device, from the buffers of XLA.
+  """Bytes of a compiled program on each device, as XLA plans its buffers.
 
   Attributes:
-    arguments: of all arguments.
-    outputs: of all results.
-    temporaries: peak of intermediate values.
-    aliased: of arguments whose memory the results reuse (donated arguments).
-    code: of the program.
+    arguments: bytes of all arguments.
+    outputs: bytes of all results.
+    temporaries: peak bytes of intermediate values.
+    aliased: bytes of results that reuse the memory of donated arguments.
+    code: bytes of the program itself.
   """
 
   arguments: int
@@ -29,7 +29,7 @@ class Memory:
 
   @property
   def peak(self) -> int:
-    """Bytes that must be free for a call, arguments included."""
+    """Bytes that a call needs, including its arguments."""
     kept = self.arguments + self.outputs - self.aliased
     return kept + self.temporaries + self.code
 
@@ -51,14 +51,18 @@ def memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def flops(jaxpr: Any) -> int:
-  """Counts the operations of matrix products and convolutions.
+  """Counts the floating-point operations of matrix products and convolutions.
 
-  A multiplication and an addition are two. Every round of a scan counts, which
-  XLA's own analysis leaves out, and so does what rematerialisation repeats.
-  Loops of unknown length count once.
+  A multiplication and an addition count as two. Unlike in XLA's own analysis,
+  every iteration of a scan counts. So do repetitions by rematerialisation.
+  Loops of unknown length count as one iteration, and a conditional as its most
+  expensive branch.
 
   Args:
-    jaxpr: such as `jax.jit(f).trace(*args).jaxpr`; of all devices together.
+    jaxpr: such as `jax.jit(f).trace(*args).jaxpr`.
+
+  Returns:
+    The number of operations, of all devices together.
   """
   total = 0
   for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -81,10 +85,10 @@ def flops(jaxpr: Any) -> int:
 
 
 def _rounds(eqn) -> int:
-  """Returns how often an equation runs the programs inside it."""
+  """Returns how often an equation runs its inner jaxprs, over all devices."""
   if eqn.primitive.name == "scan":
     return eqn.params["length"]
-  if eqn.primitive.name == "shard_map":  # Its shapes are those of a device.
+  if eqn.primitive.name == "shard_map":  # Inner shapes are those on a device.
     mesh = eqn.params["mesh"]
     return math.prod(
       mesh.shape[axis] for axis in eqn.params.get("manual_axes", mesh.shape)
@@ -93,7 +97,7 @@ def _rounds(eqn) -> int:
 
 
 def _inner(params) -> list[Any]:
-  """Returns the programs among the parameters of an equation."""
+  """Returns the jaxprs among the parameters of an equation."""
   values = []
   for value in params.values():
     values += value if isinstance(value, tuple | list) else [value]

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the programs of a task for a TPU slice and tells what they need."""
+"""Compiles a task's programs for a TPU slice and reports what they need."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
@@ -21,14 +21,14 @@ class Program:
   """A program that a task runs on its devices.
 
   Attributes:
-    name: for the table.
-    function: compiled by `jax.jit`, as the task calls it.
+    name: heading in the table.
+    function: a function of `jax.jit`, as the task calls it.
     args: shapes, dtypes and shardings of its arguments.
-    options: its static arguments.
-    beside: name -> bytes on each device of other arrays that exist during a
-      call.
-    advice: maps the bytes that a device needs, and those it has, to settings
-      to change.
+    options: name -> value of its static arguments.
+    beside: name -> bytes on each device of other arrays that are in memory
+      during a call.
+    advice: maps the bytes that a device needs, and those that it has, to a text
+      on which settings to change.
   """
 
   name: str
@@ -45,11 +45,11 @@ class Result:
 
   Attributes:
     program: the program.
-    memory: of a device; None if it does not fit.
-    needed: bytes on a device, with those beside the program.
-    flops: of matrix products, on a device.
-    collectives: on a device.
-    seconds: of compilation.
+    memory: its memory on each device; None if it does not fit.
+    needed: bytes on each device, including the arrays beside the program.
+    flops: floating-point operations in matrix products, on each device.
+    collectives: its communication, on each device.
+    seconds: duration of the compilation.
   """
 
   program: Program
@@ -61,7 +61,12 @@ class Result:
 
 
 def on_mesh(specs: PyTree, places: PyTree) -> PyTree:
-  """Returns shapes and dtypes with shardings, one for all or a tree of them."""
+  """Adds shardings to shapes and dtypes.
+
+  Args:
+    specs: tree of shapes and dtypes.
+    places: one sharding for all of them, or a tree of shardings.
+  """
   if isinstance(places, jax.sharding.Sharding):
     places = jax.tree.map(lambda _: places, specs)
   return jax.tree.map(
@@ -74,7 +79,7 @@ def on_mesh(specs: PyTree, places: PyTree) -> PyTree:
 
 
 def bytes_on_each(specs: PyTree) -> int:
-  """Returns the bytes on each device of arrays with shardings."""
+  """Returns the bytes that arrays with shardings take on each device."""
   return sum(
     math.prod(spec.sharding.shard_shape(spec.shape)) * spec.dtype.itemsize
     for spec in jax.tree.leaves(specs)
@@ -82,7 +87,7 @@ def bytes_on_each(specs: PyTree) -> int:
 
 
 def compile_program(program: Program, slice_: topology.Topology) -> Result:
-  """Compiles a program for a slice; runs nothing."""
+  """Compiles a program for a TPU slice, without running it."""
   start = time.perf_counter()
   traced = program.function.trace(*program.args, **program.options)
   flops = cost.flops(traced.jaxpr) / len(slice_.devices)
@@ -113,15 +118,15 @@ def run(programs: Iterable[Program], slice_: topology.Topology) -> str:
   """Compiles programs one after another and describes them.
 
   Args:
-    programs: of a task.
-    slice_: their devices.
+    programs: the programs of a task.
+    slice_: the TPU slice that they run on.
 
   Returns:
-    The table.
+    The text of `table`.
 
   Raises:
-    ValueError: with the table, if a program does not fit, saying what to lower
-      and by how much.
+    ValueError: if a program does not fit. The message has the table, the
+      missing bytes and advice.
   """
   results = []
   for program in programs:
@@ -139,7 +144,7 @@ def run(programs: Iterable[Program], slice_: topology.Topology) -> str:
 
 
 def table(results: Iterable[Result], slice_: topology.Topology) -> str:
-  """Returns bytes, operations and communication of programs as text."""
+  """Returns a table of programs' bytes, operations and communication."""
   room = slice_.memory
   lines = [
     f"Compiled for {slice_.layout}: {len(slice_.devices)} devices "
@@ -154,7 +159,7 @@ def table(results: Iterable[Result], slice_: topology.Topology) -> str:
 
 
 def _rows(result: Result, room: int | None) -> Iterator[tuple[str, str]]:
-  """Yields the lines of one program: amounts, and what they are."""
+  """Yields (amount, meaning) for each line about one program."""
   memory, parts = result.memory, {}
   if memory is not None:
     parts = {
@@ -189,7 +194,7 @@ def _problem(result: Result, slice_: topology.Topology) -> str:
 
 
 def _size(count: float, unit: str = "B") -> str:
-  """Writes an amount with three digits, such as "1.23 GB"."""
+  """Formats an amount with three significant digits, such as "1.23 GB"."""
   names = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1: ""}
   scale = next(s for s in names if abs(count) >= s or s == 1)
   value = count / scale
@@ -198,17 +203,17 @@ def _size(count: float, unit: str = "B") -> str:
 
 
 def fewer(count: int, needed: int, room: int, fixed: int, step: int) -> int:
-  """Estimates how many images fit, in proportion to the bytes they take.
+  """Estimates how many images fit, assuming that bytes grow in proportion.
 
   Args:
-    count: images that need too much.
-    needed: bytes on each device.
+    count: a number of images that does not fit.
+    needed: bytes that they need on each device.
     room: bytes available on each device.
-    fixed: bytes that do not depend on the images.
+    fixed: bytes on each device that do not depend on the images.
     step: the result is a multiple of it.
 
   Returns:
-    0 if not even the first `step` images fit.
+    The number of images; 0 if not even `step` images fit.
   """
   share = max(room - fixed, 0) / max(needed - fixed, 1)
   return int(count * min(share, 1.0)) // step * step

@@ -15,18 +15,18 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
-# Without them libtpu asks the metadata server of Google Cloud, and waits. The
-# last is safe since no chip is used: compilers may share a machine.
 _ENVIRONMENT = {
+  # Without these, libtpu queries Google Cloud's metadata server, and waits.
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
+  # Allows several compilers on a machine: safe, since no chip is used.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  # Any value avoids a warning; the layout is given.
+  # Any value avoids a warning; the layout is given elsewhere.
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
 _STACK = "fibers_default_thread_stack_size"  # A flag of libtpu, in bytes.
-# Generation -> its smallest layout of whole hosts, and the chips of its largest
-# slice; libtpu describes any size.
+# Generation -> smallest layout of whole hosts, and number of chips of the
+# largest slice, which libtpu does not check.
 _GENERATIONS = {
   "v4": ("2x2x1", 4096),
   "v5e": ("2x2", 256),
@@ -34,7 +34,7 @@ _GENERATIONS = {
   "v6e": ("2x2", 256),
   "tpu7x": ("2x2x1", 9216),
 }
-# Prefix of an accelerator type -> generation, and cores that count as a chip.
+# Prefix of an accelerator type -> generation, and units of its number per chip.
 _TYPES = {
   "v4": ("v4", 2),
   "v5litepod": ("v5e", 1),
@@ -50,11 +50,11 @@ class Topology:
   """A TPU slice.
 
   Attributes:
-    name: as the user wrote it.
+    name: the name that the user gave.
     layout: generation and chips along each axis, such as "v5e:4x4".
-    devices: for `sharding.make_mesh`; programs can be compiled for them, not
-      run. A device is a chip, except for tpu7x, whose chips are two devices.
-    memory: bytes of a device that programs can use; None if unknown.
+    devices: for `sharding.make_mesh`. Programs can be compiled for them, but
+      not run. A device is a chip, but a chip of tpu7x is two devices.
+    memory: bytes of each device that programs can use; None if unknown.
   """
 
   name: str
@@ -71,10 +71,11 @@ class Topology:
 def get(name: str) -> Topology:
   """Returns a slice by its layout or its accelerator type.
 
-  Uses the compiler in libtpu and no TPU. From then on JAX computes on the CPU.
+  Needs the compiler in libtpu, but no TPU. Makes JAX compute on the CPU.
 
   Args:
-    name: such as "v5e:4x4", or "v5litepod-16" as in Google Cloud.
+    name: a layout such as "v5e:4x4", or a type of Google Cloud such as
+      "v5litepod-16".
 
   Raises:
     ValueError: if libtpu is missing or does not know the slice.
@@ -100,8 +101,8 @@ def get(name: str) -> Topology:
 def _enlarge_stacks() -> None:
   """Gives the compiler's threads more than 64 kB of stack.
 
-  They recurse over fused convolutions, and a step of ViT-G/14 would end the
-  process with a segmentation fault (libtpu 0.0.42).
+  They recurse over fused convolutions. With the default size, compiling a train
+  step of ViT-G/14 ends in a segmentation fault (libtpu 0.0.42).
   """
   flags = os.environ.get("LIBTPU_INIT_ARGS", "")
   if _STACK not in flags:
@@ -109,14 +110,15 @@ def _enlarge_stacks() -> None:
 
 
 def layout_of(name: str) -> str:
-  """Returns generation and layout, also of an accelerator type.
+  """Returns the layout of a slice, such as "v5e:4x4".
 
   Args:
-    name: "v5e:4x4", or a type such as "v5litepod-16" or "v5p-32", whose number
-      counts chips, for v4 and v5p cores, of which a chip has two.
+    name: a layout, or a type such as "v5litepod-16" or "v5p-32". Its number
+      counts chips or, for v4 and v5p, cores, of which a chip has two.
 
   Raises:
-    ValueError: if it is neither.
+    ValueError: if it is neither, or a layout has more chips than the largest
+      slice of its generation.
   """
   if match := re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name):
     generation, shape = match.groups()
@@ -135,9 +137,9 @@ def layout_of(name: str) -> str:
   power = chips.bit_length() - 1
   if rest or chips != 2**power or chips < 4:
     raise _unknown(name, "give the layout of this number of chips")
-  if generation in ("v5e", "v6e"):  # Near a square: 2x4, 4x4.
+  if generation in ("v5e", "v6e"):  # Close to a square: 2x4, 4x4.
     exponents = [power // 2, power - power // 2]
-  else:  # Near a cube: 2x2x1, 2x2x2, 2x2x4.
+  else:  # Close to a cube: 2x2x1, 2x2x2, 2x2x4.
     exponents = [power // 3, (power + 1) // 3, (power + 2) // 3]
     if chips == 4:
       exponents = [1, 1, 0]
@@ -146,7 +148,7 @@ def layout_of(name: str) -> str:
 
 @contextlib.contextmanager
 def explained(slice_: Topology) -> Iterator[None]:
-  """Names the slice in errors of a mesh that does not fit it."""
+  """Adds the name of a slice to the message of a ValueError in a block."""
   try:
     yield
   except ValueError as e:
@@ -157,7 +159,7 @@ def _devices(layout: str) -> tuple[jax.Device, ...]:
   """Asks libtpu for the devices of a layout."""
   options: dict[str, Any] = {}
   generation, _, shape = layout.partition(":")
-  if generation == "v4":  # One device a chip, as programs see them.
+  if generation == "v4":  # One device per chip, as programs see it.
     options["chip_config_name"] = "megacore"
   if math.prod(map(int, shape.split("x"))) == 1:
     options["chips_per_host_bounds"] = [1, 1, 1]
@@ -168,7 +170,7 @@ def _devices(layout: str) -> tuple[jax.Device, ...]:
 
 
 def _unknown(name: str, reason: str) -> ValueError:
-  """Returns the error that lists the slices that libtpu knows."""
+  """Returns an error that lists the slices that libtpu knows."""
   known = []
   for generation, (smallest, _) in _GENERATIONS.items():
     try:
@@ -185,7 +187,7 @@ def _unknown(name: str, reason: str) -> ValueError:
 
 
 def _memory(device: jax.Device) -> int | None:
-  """Finds the memory for programs, which the compiler's own error tells."""
+  """Finds the memory that programs can use, from an error of the compiler."""
   place = jax.sharding.SingleDeviceSharding(device)
   spec = jax.ShapeDtypeStruct((2**40,), jnp.float32, sharding=place)
   try:
@@ -197,13 +199,14 @@ def _memory(device: jax.Device) -> int | None:
 
 
 def needed(error: str) -> tuple[int, int] | None:
-  """Returns bytes that a program needs, and that there are.
+  """Parses a compiler's out-of-memory error.
 
   Args:
     error: message of the compiler.
 
   Returns:
-    None if the error is another one.
+    The bytes that the program needs, and those that a device has; None if it is
+    another error.
   """
   if "RESOURCE_EXHAUSTED" not in error:
     return None

@@ -232,7 +232,7 @@ def test_reasons_are_added_to_a_finished_diagnosis(
   "changes,message",
   [
     ({"reasons": "plain"}, "no reason 'plain': did you mean 'plane'"),
-    ({"plane.points": 1}, "plane.points must be a whole number from 2"),
+    ({"plane.points": 1}, "plane.points must be a whole number >= 2"),
     ({"plane.margin": -1.0}, "plane.margin must be"),
     ({"pairs.points": 1}, "pairs.points must be"),
     ({"pairs.curves": -1}, "pairs.curves must be"),
