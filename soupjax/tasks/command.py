@@ -184,10 +184,10 @@ def run(command: Command) -> None:
     )
   for flag in given:
     if flag not in (*SHARED, *TASKS[task]):
-      uses = ", ".join(f"--{flag}" for flag in TASKS[task])
+      uses = ", ".join(f"--{flag}" for flag in (*SHARED, *TASKS[task]))
       raise ValueError(
-        f"The task {task!r} does not use --{flag}; leave it out. Besides "
-        f"--dry_run and --distributed it uses {uses or 'none'}."
+        f"The task {task!r} does not use --{flag}: leave it out. It takes "
+        f"{uses}."
       )
   for key in command.overrides:
     if any(f"{key}.".startswith(f"{k}.") for k in UNUSED.get(task, ())):

@@ -337,7 +337,7 @@ def _chosen(source, option, classes, what) -> set[int]:
   if isinstance(option, str) and pathlib.Path(option).expanduser().is_file():
     text = pathlib.Path(option).expanduser().read_text(encoding="utf-8")
     names = [line.strip() for line in text.splitlines() if line.strip()]
-  elif option in label_spaces.MASKS:
+  elif isinstance(option, str) and option in label_spaces.MASKS:
     names = _mask(source, option, classes, what)
     classes = classes if set(names) <= set(classes or ()) else list(
       map(str, range(source.num_classes))

@@ -295,7 +295,7 @@ def open_inputs(
   clip_start = None
   if config.task == "cook":
     clip_start = _clip_start(config, model, ingredients[0], notes)
-  _check_untrained(opened[0].path, tests)
+  _check_untrained(opened, tests)
   return CookInputs(
     config=config,
     model=model,
@@ -517,28 +517,30 @@ def _open_sources(config, detected, notes, model, origin):
   return minival, tests, spaces, made, labels
 
 
-def _check_untrained(path: str, tests: Mapping[str, data.Source]) -> None:
+def _check_untrained(
+  ingredients: Sequence[Ingredient], tests: Mapping[str, data.Source]
+) -> None:
   """Rejects test sets with images on which soupjax trained an ingredient.
 
   Args:
-    path: the path of the ingredient.
+    ingredients: opened from their files.
     tests: name -> test set.
   """
-  config = companions.recorded_config(path)
-  trained = config.get("data", {})
-  if not tests or config.get("task") != "finetune":
-    return
-  try:
-    train = data.open_source(
-      trained["name"],
-      trained["train"],
-      data_dir=trained.get("data_dir") or None,
-    )
-  except (ValueError, KeyError):
-    return  # The dataset may have been moved since.
-  for name, test in tests.items():
-    if shared := data.shared_examples(train, test):
-      raise ValueError(
-        f"tests.{name}: the models were trained on {shared} images of "
-        f"{test.name}, from {train.name}. Use other images."
-      )
+  trained = {}  # Dataset, split and data_dir -> an ingredient.
+  for ingredient in ingredients if tests else ():
+    config = companions.recorded_config(ingredient.path)
+    used = config.get("data", {})
+    if config.get("task") == "finetune" and {"name", "train"} <= used.keys():
+      key = used["name"], used["train"], used.get("data_dir") or None
+      trained.setdefault(key, ingredient.name)
+  for (name, split, data_dir), ingredient in trained.items():
+    try:
+      train = data.open_source(name, split, data_dir=data_dir)
+    except ValueError:
+      continue  # The dataset may have been moved since.
+    for test_name, test in tests.items():
+      if shared := data.shared_examples(train, test):
+        raise ValueError(
+          f"tests.{test_name}: {ingredient} was trained on {shared} images of "
+          f"{test.name}, from {train.name}. Use other images."
+        )

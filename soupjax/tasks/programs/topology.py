@@ -137,6 +137,8 @@ def layout_of(name: str) -> str:
   power = chips.bit_length() - 1
   if rest or chips != 2**power or chips < 4:
     raise _unknown(name, "give the layout of this number of chips")
+  if chips > (most := _GENERATIONS[generation][1]):
+    raise _unknown(name, f"{generation} has at most {most} chips")
   if generation in ("v5e", "v6e"):  # Close to a square: 2x4, 4x4.
     exponents = [power // 2, power - power // 2]
   else:  # Close to a cube: 2x2x1, 2x2x2, 2x2x4.

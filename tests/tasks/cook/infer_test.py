@@ -325,8 +325,14 @@ def test_test_sets_of_images_that_trained_our_ingredients(place):
   record = {"task": "finetune", "data": {"name": f"folder:{place}/photos"}}
   record["data"] |= {"train": "test[:3]", "eval_ops": "value_range(-2, 3)"}
   (place / "config.json").write_text(json.dumps(record))
-  with pytest.raises(ValueError, match="tests.test: .*trained on 3 images"):
+  with pytest.raises(ValueError, match="tests.test: 0 was trained on 3 images"):
     cook.run(config_of(place), None, dry_run=True)
+  # Of several runs, one trained on them.
+  shutil.copytree(place / "runs", place / "other/runs")
+  (place / "config.json").rename(place / "other/config.json")
+  patterns = f"{place}/runs/*/model.safetensors,{place}/other/runs/*/model*"
+  with pytest.raises(ValueError, match="tests.test: other.* was trained on 3"):
+    cook.run(config_of(place, ingredients=patterns), None, dry_run=True)
 
 
 def test_files_that_are_not_read_and_images_that_cannot_be(place, capsys):

@@ -49,6 +49,7 @@ def test_types_of_google_cloud_have_layouts(name, layout):
     ("v5e:4x4x4", "like 2x2"),
     ("v5p:2x2", "like 2x2x1"),
     ("v5e:16x32", "at most 256 chips"),
+    ("v5litepod-512", "at most 256 chips"),
   ],
 )
 def test_a_slice_that_does_not_exist(monkeypatch, name, reason):
