@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnoses why a soup of some ingredients gains or loses."""
+"""Diagnoses why averaging a set of ingredients helps or hurts."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -32,13 +32,15 @@ class Diagnosis:
   """Measurements and findings about a set of ingredients.
 
   Attributes:
-    names: of the ingredients.
+    names: names of the ingredients.
     scores: name -> held-out score of the ingredient alone.
     midpoints: pair of names -> score of their average.
-    geometry: distances and angles, from the pretrained model if given.
-    layers: layer -> (K,) distance of each ingredient from the origin in this
-      layer, relative to the origin's norm there; NaN if that norm is zero.
-    groups: names of models that share a start, the largest group first.
+    geometry: distances and angles, measured from the pretrained model if given,
+      else from the mean of the ingredients.
+    layers: layer -> (K,) distance of each ingredient from this origin in the
+      layer, relative to the norm of the origin there; NaN if the norm is zero.
+    groups: names of models that seem to share a start (the same initial or
+      pretrained weights), the largest group first.
     findings: problems and advice as text, the most serious first.
   """
 
@@ -54,8 +56,8 @@ class Diagnosis:
   def barriers(self) -> dict[tuple[str, str], float]:
     """Returns pair -> mean score of the two minus the score of their average.
 
-    A positive value is a barrier: the average is worse. If it is negative,
-    averaging the two helps (arXiv 2203.05482, Figure 3).
+    A positive value is a barrier; a negative one means that averaging the two
+    helps (arXiv 2203.05482, Figure 3).
     """
     return {
       (a, b): (self.scores[a] + self.scores[b]) / 2 - score
@@ -84,7 +86,7 @@ class Diagnosis:
       "",
       f"distance: from {self.geometry.origin}; relative: distance / its norm; "
       "angle: mean over the other ingredients, in degrees, at that origin; "
-      "barrier: mean loss at midpoints with others (negative: a gain).",
+      "barrier: mean drop in score at midpoints (negative: a gain).",
       "",
     ]
     lines += [f"- {finding}" for finding in self.findings]
@@ -102,14 +104,14 @@ def diagnose(
   dtype: Any = None,
   sharding: Any = None,
 ) -> Diagnosis:
-  """Looks for reasons why averaging these models does not help.
+  """Looks for reasons why averaging models does not help.
 
   Evaluates every ingredient and the midpoints of up to `max_pairs` pairs,
-  neighbours in the given order first. To measure distances and angles, every
-  model is read once, with one leaf of each of the K models in memory.
+  starting with neighbours in the given order. To measure distances and angles,
+  every model is read once, with one leaf of each of the K models in memory.
 
   Args:
-    ingredients: at least two, of one architecture.
+    ingredients: at least two models of one architecture.
     evaluate: maps parameters to a held-out score; higher is better, so negate
       losses.
     pretrained: the model that they were fine-tuned from, with their initial
@@ -120,17 +122,18 @@ def diagnose(
     select: leaves that are not averaged like the others, as in `mix`, with
       `pretrained` as the base. Leaves that are not averaged are the same in all
       evaluated models, and do not count in distances.
-    dtype: of the floating leaves of midpoints; None keeps those of the first
-      ingredient.
-    sharding: of the models, as in `Ingredient.load`.
+    dtype: dtype of the floating-point leaves of midpoints; None keeps those of
+      the first ingredient.
+    sharding: sharding of the models, as in `Ingredient.load`.
 
   Returns:
     The measurements, and findings as text.
 
   Raises:
     ValueError: for fewer than two ingredients, different trees, non-finite
-      weights or scores, or an `evaluate` for which lower is better.
-    TypeError: if an argument has a wrong type.
+      weights or scores, a negative `max_pairs`, or an `evaluate` for which
+      lower is better.
+    TypeError: if an argument has the wrong type.
   """
   ingredients = as_ingredients(ingredients)
   if pretrained is not None:
@@ -146,7 +149,7 @@ def diagnose(
   start = pretrained
   if select and start is not None:
     start = restricted(start, means.mixed[0].specs)
-  shape = geometry(means.mixed, start)
+  measured = geometry(means.mixed, start)
   nonfinite.check_finite(means.mixed)
 
   def score(params, name):
@@ -165,21 +168,21 @@ def diagnose(
   for pair in pairs:
     names = tuple(ingredients[k].name for k in pair)
     midpoints[names] = score(means.mean(pair), f"the midpoint of {names}")
-  groups = findings.groups_of(shape)
+  groups = findings.groups_of(measured)
   diagnosis = Diagnosis(
-    names=shape.names,
+    names=measured.names,
     scores=scores,
     midpoints=midpoints,
-    geometry=shape,
-    layers=_layers(shape),
-    groups=tuple(tuple(shape.names[k] for k in group) for group in groups),
+    geometry=measured,
+    layers=_layers(measured),
+    groups=tuple(tuple(measured.names[k] for k in group) for group in groups),
     findings=(),
   )
   texts = [
-    *findings.duplicates(shape),
+    *findings.duplicates(measured),
     *findings.recorded_starts(ingredients),
-    *findings.strangers(shape, groups),
-    *findings.heads(shape, groups),
+    *findings.strangers(measured, groups),
+    *findings.heads(measured, groups),
     *findings.statistics(ingredients[0]),
     *findings.weak(scores, diagnosis.barriers),
     *findings.rejections(scores, diagnosis.barriers, greedy),
@@ -200,13 +203,13 @@ def _check(evaluate, greedy, max_pairs):
     arguments.count("max_pairs", max_pairs)
 
 
-def _layers(shape: Geometry) -> dict[str, np.ndarray]:
+def _layers(measured: Geometry) -> dict[str, np.ndarray]:
   """Returns layer -> relative distance of each ingredient from the origin."""
   squares, scales = {}, {}
-  for leaf, gram in shape.grams.items():
+  for leaf, gram in measured.grams.items():
     layer = layer_of(leaf)
     squares[layer] = squares.get(layer, 0) + np.maximum(np.diag(gram), 0)
-    scales[layer] = scales.get(layer, 0.0) + shape.scales[leaf] ** 2
+    scales[layer] = scales.get(layer, 0.0) + measured.scales[leaf] ** 2
   return {
     layer: np.sqrt(square / scales[layer] if scales[layer] else square * np.nan)
     for layer, square in squares.items()

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Soups of two models against logit ensembles (arXiv 2203.05482, section 4)."""
+"""Soups of two models and their ensembles (arXiv 2203.05482, section 4)."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -19,9 +19,11 @@ PyTree = Any
 class Relation:
   """Loss of a soup minus loss of the ensemble, and its approximation.
 
+  Below, a is the share of the second model and b the inverse temperature.
+
   Attributes:
-    predicted: a (1 - a) / 2 (variance - curvature), in nats (equation 1).
-    true: the difference between the losses, in nats.
+    predicted: a (1 - a) (variance - curvature) / 2, in nats (equation 1).
+    true: the actual difference, in nats.
     curvature: second derivative of the soup's loss along the line between the
       models. Positive values favour the soup.
     variance: b^2 times the mean variance of the difference between the models'
@@ -53,15 +55,15 @@ def terms(
 
   The soup is f(x; t_a) with t_a = (1 - a) t_0 + a t_1; the ensemble has the
   logits (1 - a) f(x; t_0) + a f(x; t_1). The loss is the cross-entropy of b
-  times the logits. Derivatives are exact, by nested `jax.jvp`. Can be traced.
-  Computes in float32, or in float64 if the weights are float64.
+  times the logits. Derivatives are exact, by nested `jax.jvp`. The function can
+  be traced, and computes in float32, or in float64 if the weights are float64.
 
   Args:
     forward: maps parameters and images to (n, classes) logits. Must support
       forward-mode differentiation.
     first: parameters t_0; narrower floats are widened to float32.
     second: parameters t_1, with the same integer leaves.
-    images: inputs of `forward`.
+    images: (n, ...) inputs of `forward`.
     labels: (n,) class indices.
     share: a, the share of the second model.
     beta: b, the inverse of the temperature that calibrates the soup.
@@ -129,7 +131,7 @@ def relation(values: Mapping[str, np.ndarray], share: float = 0.5) -> Relation:
 
   Args:
     values: `terms` of all images.
-    share: the share of the second model.
+    share: the share of the second model, as in `terms`.
 
   Raises:
     ValueError: if a value is not finite, or the share is not between 0 and 1.

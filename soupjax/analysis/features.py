@@ -13,12 +13,12 @@ import numpy as np
 
 PyTree = Any
 
-# Maximum depth of modules that are layers, such as Transformer/encoderblock.
+# Maximum depth of layers in the module tree: Transformer/encoderblock has 2.
 _DEPTH = 2
 _SCANNED = "encoderblock"
-# Modules that do nothing in evaluation.
+# Modules that do nothing at evaluation time.
 _IDLE = ("Dropout", "DropPath")
-# Images per minibatch of CKA.
+# Minimum number of images per CKA minibatch, if there are that many.
 _BATCH = 256
 
 
@@ -27,9 +27,9 @@ def layer_features(
 ) -> list[tuple[str, jax.Array]]:
   """Returns the outputs of the layers of a model, from input to output.
 
-  Layers are the modules at the first two levels of the model, except parts of a
-  numbered block: the embedding, the blocks of an encoder and the head, for
-  example. Can be traced.
+  Layers are the modules at the first two levels of the model, such as the
+  embedding, the encoder blocks and the head, but not the parts of a numbered
+  block. Can be traced.
 
   Args:
     model: any Linen module.
@@ -75,7 +75,7 @@ def layer_features(
   layers = [
     (name, x)
     for name, x in layers
-    # The output of a stack equals the output of its last layer.
+    # The output of a stack of layers is that of its last layer.
     if not any(other.startswith(f"{name}/") for other in names)
   ]
   if not layers:
@@ -96,15 +96,15 @@ def _leaves(tree, path=()):
 
 
 def hsic(features: Sequence[np.ndarray]) -> np.ndarray:
-  """Estimates HSIC for all pairs of features, unbiased, with linear kernels.
+  """Returns unbiased HSIC estimates (linear kernel) for all pairs of features.
 
-  With K = X X^T and L = Y Y^T, diagonals set to zero (Song et al. 2012, JMLR
-  13, equation 5):
+  With K = X X^T and L = Y Y^T, whose diagonals are set to zero (Song et al.
+  2012, JMLR 13, equation 5):
 
     HSIC = (tr(K L) + 1'K1 1'L1 / ((n-1)(n-2)) - 2/(n-2) 1'K L1) / (n(n-3))
 
   Args:
-    features: M arrays (n, channels) for the same images, n at least 4.
+    features: M arrays (n, channels) for the same images; n is at least 4.
 
   Returns:
     (M, M) float64.
@@ -115,13 +115,13 @@ def hsic(features: Sequence[np.ndarray]) -> np.ndarray:
   counts = {len(x) for x in features}
   if len(counts) != 1 or (n := counts.pop()) < 4:
     raise ValueError(
-      "HSIC needs features of the same images, at least four, got shapes "
-      f"{[np.shape(x) for x in features]}."
+      "HSIC needs features of the same images, at least four of them, got "
+      f"shapes {[np.shape(x) for x in features]}."
     )
   flat, sums = [], []
   for x in features:
     x = np.asarray(x, np.float64)
-    x = x - x.mean(axis=0)  # Only affects rounding.
+    x = x - x.mean(axis=0)  # Only reduces rounding errors.
     gram = x @ x.T
     np.fill_diagonal(gram, 0)
     flat.append(gram.ravel())
@@ -136,15 +136,16 @@ def cka(features: Sequence[np.ndarray]) -> np.ndarray:
   """Computes the minibatch CKA of all pairs of features; 1 is most similar.
 
   HSIC is averaged over minibatches before it is normalised (arXiv 2010.15327,
-  section 2.1), so the estimate does not depend on the minibatch size. CKA is
-  invariant to rotation and scaling of the features.
+  section 2.1), so small minibatches do not bias it. CKA is invariant to
+  rotation and scaling of the features.
 
   Args:
     features: M arrays (n, channels) for the same images, in random order; the
       numbers of channels may differ.
 
   Returns:
-    (M, M) float64; NaN for features that are constant over images.
+    (M, M) float64; NaN for features whose HSIC with themselves is not positive,
+    such as constant ones.
 
   Raises:
     ValueError: as for `hsic`.
@@ -152,18 +153,18 @@ def cka(features: Sequence[np.ndarray]) -> np.ndarray:
   count = max(1, min(map(len, features), default=0) // _BATCH)
   parts = zip(*(np.array_split(np.asarray(x), count) for x in features))
   total = sum(hsic(part) for part in parts)
-  # An estimate of a variance may be negative by chance or rounding.
+  # The unbiased estimate may be negative, by chance or rounding.
   own = np.diag(total)
   scale = np.sqrt(np.where(own > 0, own, np.nan))
   return total / np.outer(scale, scale)
 
 
 def class_separation(features: np.ndarray, labels: np.ndarray) -> float:
-  """Returns 1 - mean cosine distance within classes / mean over all images.
+  """Returns 1 - (mean cosine distance within classes) / (mean over all pairs).
 
   Both means weight classes equally (R^2 of arXiv 2010.16402, section 3.3). The
   result is 1 if all images of a class have the same direction, and 0 if classes
-  do not differ. In that paper, higher values came with worse transfer.
+  do not differ. In that paper, models with higher values transferred worse.
 
   Args:
     features: (n, channels).

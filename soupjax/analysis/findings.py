@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a diagnosis, which report their findings as text."""
+"""The checks of a diagnosis; each returns its findings as text."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -18,14 +18,14 @@ from soupjax.soups.greedy.soup import GreedySoup
 Pair = tuple[str, str]
 Groups = Sequence[Sequence[int]]
 
-# Models whose weights have a lower cosine come from different starts. The
-# cosine is 0.5 for models that moved by the norm of their start in independent
-# directions, and about 0 for two random initialisations. (On digits: 0.97 to
-# 0.99 within a sweep, 0.01 between sweeps from two pretrained models; for
-# heads, 0.96 to 0.99 from a shared start, at most 0.14 from random ones.)
+# A lower cosine between the weights of two models means different starts. It is
+# 0.5 if both moved by the norm of their start, in orthogonal directions, and
+# about 0 for two random initialisations. (On digits: 0.97 to 0.99 within a
+# sweep, 0.01 between sweeps from two pretrained models; for heads, 0.96 to 0.99
+# from a shared start, at most 0.14 from random starts.)
 SHARED = 0.5
 
-# Normalisation statistics, which are only valid for one set of weights.
+# Normalisation statistics, which are valid for one set of weights only.
 _STATISTICS = re.compile(
   r"(^|[/.])(batch_stats|running_mean|running_var|moving_mean|moving_variance)"
   r"|(^|[/._])(batch_?norm|bn)[^/.]*[/.](mean|var)$",
@@ -34,35 +34,35 @@ _STATISTICS = re.compile(
 _HEAD = re.compile(r"head|classifier|(^|[/.])fc$")
 
 
-def groups_of(shape: Geometry) -> list[list[int]]:
+def groups_of(geometry: Geometry) -> list[list[int]]:
   """Groups models that share a start, by their weights outside the head.
 
   Returns:
-    Indices of models, the largest group first. Models are in the same group if
-    a chain of similar models, which may include the pretrained one, links them.
+    Indices of models, the largest group first. Two models are in the same group
+    if a chain of similar models links them; it may include the pretrained one.
   """
   from scipy.sparse import csgraph  # Comes with jax.
 
-  cosines = shape.weight_cosines(_body(shape))
-  # Cosines of zero weights are NaN, and do not separate models.
+  cosines = geometry.weight_cosines(_body(geometry))
+  # The cosine is NaN if a model is zero, which must not separate models.
   _, labels = csgraph.connected_components(~(cosines < SHARED))
   groups = {}
-  for k, label in enumerate(labels[: len(shape.names)].tolist()):
+  for k, label in enumerate(labels[: len(geometry.names)].tolist()):
     groups.setdefault(label, []).append(k)
   return sorted(groups.values(), key=lambda group: (-len(group), group))
 
 
-def _body(shape: Geometry) -> list[str]:
-  leaves = list(shape.products)
+def _body(geometry: Geometry) -> list[str]:
+  leaves = list(geometry.products)
   return [x for x in leaves if not _HEAD.search(layer_of(x))] or leaves
 
 
-def _has_origin(shape: Geometry) -> bool:
-  return len(next(iter(shape.products.values()))) > len(shape.names)
+def _has_origin(geometry: Geometry) -> bool:
+  return len(next(iter(geometry.products.values()))) > len(geometry.names)
 
 
-def _listed(shape: Geometry, group: Sequence[int]) -> str:
-  names = [repr(shape.names[k]) for k in group]
+def _listed(geometry: Geometry, group: Sequence[int]) -> str:
+  names = [repr(geometry.names[k]) for k in group]
   rest = f" and {len(names) - 8} more" if len(names) > 9 else ""
   return ", ".join(names[:8] if rest else names) + rest
 
@@ -74,24 +74,24 @@ def _within(cosines: np.ndarray, groups: Groups) -> np.ndarray:
   return values[np.isfinite(values)]
 
 
-def duplicates(shape: Geometry) -> list[str]:
-  """Reports models that equal another one or the pretrained model."""
+def duplicates(geometry: Geometry) -> list[str]:
+  """Reports models that equal another model or the pretrained one."""
   texts = []
-  if _has_origin(shape):
+  if _has_origin(geometry):
     texts += [
-      f"{name!r} is {shape.origin!r} itself: it was not fine-tuned. Leave it "
-      "out, or find the fine-tuned weights."
-      for name, norm in zip(shape.names, shape.norms)
-      if norm <= 1e-6 * shape.scale
+      f"{name!r} is {geometry.origin!r} itself: it was not fine-tuned. Leave "
+      "it out, or find the fine-tuned weights."
+      for name, norm in zip(geometry.names, geometry.norms)
+      if norm <= 1e-6 * geometry.scale
     ]
-  # Equal models have this distance, from float32 rounding of inner products.
-  floor = 1e-5 * max(shape.norms.max(), 1e-30)
-  distances = shape.distances
+  # Float32 rounding of inner products can give equal models this distance.
+  floor = 1e-5 * max(geometry.norms.max(), 1e-30)
+  names, distances = geometry.names, geometry.distances
   return texts + [
-    f"{shape.names[a]!r} and {shape.names[b]!r} are the same model: it counts "
-    "twice in a uniform soup. Leave one out."
-    for a, b in itertools.combinations(range(len(shape.names)), 2)
-    if distances[a, b] <= max(floor, 3e-4 * shape.norms[a])
+    f"{names[a]!r} and {names[b]!r} are the same model: it counts twice in a "
+    "uniform soup. Leave one out."
+    for a, b in itertools.combinations(range(len(names)), 2)
+    if distances[a, b] <= max(floor, 3e-4 * geometry.norms[a])
   ]
 
 
@@ -106,20 +106,21 @@ def recorded_starts(ingredients: Sequence[Ingredient]) -> list[str]:
   ]
 
 
-def strangers(shape: Geometry, groups: Groups) -> list[str]:
-  """Reports models that cannot come from the same start as the others."""
-  cosines = shape.weight_cosines(_body(shape))
+def strangers(geometry: Geometry, groups: Groups) -> list[str]:
+  """Reports models that seem not to come from the start of the others."""
+  cosines = geometry.weight_cosines(_body(geometry))
   texts, home = [], None
-  if _has_origin(shape):
+  if _has_origin(geometry):
     # All models similar to the pretrained one are in the same group.
     home = next((g for g in groups if max(cosines[-1, g]) >= SHARED), None)
     if home is None and np.isfinite(cosines[-1]).all():
       texts.append(
-        f"None of the models comes from {shape.origin!r}: the cosine between "
-        f"their weights and its is at most {cosines[-1, :-1].max():.2g}. Pass "
-        "the model that they were fine-tuned from."
+        f"None of the models comes from {geometry.origin!r}: the cosine of "
+        "their weights with its weights is at most "
+        f"{cosines[-1, :-1].max():.2g}. Pass the model that they were "
+        "fine-tuned from."
       )
-    texts += _far(shape, home or ())
+    texts += _far(geometry, home or ())
   if len(groups) == 1:
     return texts
   if home is None and len(groups[0]) > len(groups[1]):
@@ -128,16 +129,18 @@ def strangers(shape: Geometry, groups: Groups) -> list[str]:
     highest = max(
       cosines[np.ix_(a, b)].max() for a, b in itertools.combinations(groups, 2)
     )
-    parts = "; ".join(_listed(shape, group) for group in groups)
+    parts = "; ".join(_listed(geometry, group) for group in groups)
     return [
-      f"The models come from {len(groups)} starts (other initialisations, or "
-      f"a learning rate that left the basin): {parts}. The cosine between "
-      f"weights of different groups is at most {highest:.2g}. Only models that "
-      "share a start average well: make a soup of each group.",
+      f"The models come from {len(groups)} starts (different initialisations, "
+      f"or too high a learning rate): {parts}. The cosine between weights of "
+      f"different groups is at most {highest:.2g}. Only models that share a "
+      "start average well: make a soup of each group.",
       *texts,
     ]
   usual = _within(cosines, [home])
-  text = f" (within the latter {np.median(usual):.2g})" if len(usual) else ""
+  text = ""
+  if len(usual):
+    text = f" (median within the latter: {np.median(usual):.2g})"
   for group in groups:
     if group is home:
       continue
@@ -146,42 +149,44 @@ def strangers(shape: Geometry, groups: Groups) -> list[str]:
       do, they, them = ("does", "It seems", "it")
     highest = cosines[np.ix_(group, home)].max()
     texts.append(
-      f"{_listed(shape, group)} {do} not share a start with "
-      f"{_listed(shape, home)}: the cosine of their weights is at most "
+      f"{_listed(geometry, group)} {do} not share a start with "
+      f"{_listed(geometry, home)}: the cosine of their weights is at most "
       f"{highest:.2g}{text}. {they} to come from another initialisation, or "
-      f"from a learning rate that left the basin. Leave {them} out."
+      f"from training with too high a learning rate. Leave {them} out."
     )
   return texts
 
 
-def _far(shape: Geometry, home: Sequence[int]) -> list[str]:
+def _far(geometry: Geometry, home: Sequence[int]) -> list[str]:
   """Reports models that are far from the pretrained model."""
-  if not shape.scale or not home:
+  if not geometry.scale or not home:
     return []
-  relative = shape.norms / shape.scale
+  relative = geometry.norms / geometry.scale
   usual = float(np.median(relative[list(home)]))
   return [
-    f"{shape.names[k]!r} is {relative[k]:.2g} times the norm of "
-    f"{shape.origin!r} away from it (median {usual:.2g}): its learning rate "
-    "probably left the basin. Leave it out."
+    f"{geometry.names[k]!r} is {relative[k]:.2g} times the norm of "
+    f"{geometry.origin!r} away from it (median {usual:.2g}): its learning rate "
+    "was probably too high. Leave it out."
     for k in home
     if relative[k] > 1 or (relative[k] > 0.5 and relative[k] > 4 * usual)
   ]
 
 
-def heads(shape: Geometry, groups: Groups) -> list[str]:
+def heads(geometry: Geometry, groups: Groups) -> list[str]:
   """Reports heads that differ between models that are similar elsewhere."""
-  body = _body(shape)
+  body = _body(geometry)
   layers: dict[str, list[str]] = {}
-  for leaf in shape.products.keys() - set(body):
+  for leaf in geometry.products.keys() - set(body):
     layers.setdefault(layer_of(leaf), []).append(leaf)
-  usual = _within(shape.weight_cosines(body), groups)
+  usual = _within(geometry.weight_cosines(body), groups)
   texts = []
   for layer, leaves in sorted(layers.items()):
     # Heads that start at zero differ in direction even from the same start.
-    if _has_origin(shape) and not any(shape.scales[leaf] for leaf in leaves):
+    if _has_origin(geometry) and not any(
+      geometry.scales[leaf] for leaf in leaves
+    ):
       continue
-    cosines = _within(shape.weight_cosines(leaves), groups)
+    cosines = _within(geometry.weight_cosines(leaves), groups)
     if len(cosines) and np.median(cosines) < SHARED:
       texts.append(
         f"Layer {layer!r} differs between models: the median cosine of its "
@@ -223,9 +228,9 @@ def weak(
     pair, worst = max(barriers.items(), key=lambda item: item[1])
     texts.append(
       f"{lossy} of {len(barriers)} midpoints are worse than the mean of their "
-      f"two models ({pair[0]!r} and {pair[1]!r} lose {worst:.4g}): there are "
-      "barriers. Lower the learning rate, or train for fewer steps; without "
-      "a pretrained start, soups do not work at all."
+      f"two models (at worst by {worst:.4g}, for {pair[0]!r} and {pair[1]!r}): "
+      "there are barriers. Lower the learning rate, train for fewer steps, or "
+      "start from a pretrained model."
     )
   return texts
 

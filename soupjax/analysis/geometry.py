@@ -17,10 +17,10 @@ from soupjax.soups.core.select import restricted
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Geometry:
-  """Inner products of K models, measured from an origin.
+  """Inner products of K models, relative to an origin.
 
   Attributes:
-    names: of the models.
+    names: names of the models.
     origin: name of the origin, or "their mean".
     grams: leaf -> (K, K) inner products of the differences from the origin.
     scales: leaf -> norm of the origin's leaf.
@@ -66,17 +66,18 @@ class Geometry:
       return np.clip(self.gram / np.outer(norms, norms), -1, 1)
 
   def weight_cosines(self, leaves: Iterable[str]) -> np.ndarray:
-    """Returns cosines between weights, about 0 for different starts.
+    """Returns the cosines between the weights of models, averaged over leaves.
 
-    Leaves are weighted by their number of elements, so normalisation scales and
-    biases, which are similar in all models, hardly count.
+    They are about 0 for models from different starts. Leaves are weighted by
+    their number of elements, so normalisation scales and biases, which are
+    similar in all models, hardly count.
 
     Args:
       leaves: names of the leaves to average over.
 
     Returns:
-      An array with the shape of `products`; NaN for pairs in which one model is
-      zero in every leaf.
+      An array with the shape of an entry of `products`; NaN for pairs without
+      a leaf in which neither model is zero.
     """
     total = weight = 0.0
     for leaf in leaves:
@@ -99,7 +100,7 @@ def _gram(stack, origin):
     models = jnp.concatenate([stack, origin[None]])
 
   def products(x):
-    # HIGHEST, since bfloat16 products are too coarse for small differences.
+    # HIGHEST: products in bfloat16 are too coarse for small differences.
     return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
 
   gram = products(stack - origin[None])
@@ -118,14 +119,14 @@ def geometry(
   """Measures distances and angles, one leaf of K models at a time.
 
   Args:
-    ingredients: of one architecture.
+    ingredients: K models of one architecture.
     origin: the pretrained model; None for the mean of the ingredients.
 
   Returns:
-    Inner products of all floating leaves.
+    Inner products of the floating-point leaves.
 
   Raises:
-    ValueError: if trees differ.
+    ValueError: if the trees differ.
   """
   ingredients = list(ingredients)
   if origin is not None and origin.name in {i.name for i in ingredients}:

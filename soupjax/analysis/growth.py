@@ -52,19 +52,19 @@ def growth(
     min_delta: as in `greedy_soup`.
 
   Raises:
-    ValueError: if an order does not have all names, a count is not from 1 to
-      the number of models, or a score is not finite.
+    ValueError: if there is no order, one is not a permutation of `names`, a
+      count is not from 1 to the number of models, or a score is not finite.
   """
   rule = decisions.AcceptanceRule.of(accept, min_delta)
   for order in orders:
     if sorted(order) != sorted(names):
       raise ValueError(
-        f"Every order must have all {len(names)} names once, got {order}."
+        f"Every order must contain all {len(names)} names once, got {order}."
       )
   if not orders or not counts or not all(1 <= k <= len(names) for k in counts):
     raise ValueError(
-      f"Give an order, and counts from 1 to {len(names)}, got {list(counts)} "
-      f"and {len(orders)} orders."
+      f"Give at least one order and counts from 1 to {len(names)}, got "
+      f"{list(counts)} and {len(orders)} orders."
     )
   rank = {name: k for k, name in enumerate(names)}
   known: dict[tuple[str, ...], float] = {}
@@ -94,7 +94,7 @@ def growth(
 def hyperparameters_of(
   chosen: Sequence[str], hyperparameters: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, tuple[list[Any], list[Any]]]:
-  """Splits hyperparameters that differ into those of chosen and other models.
+  """Returns hyperparameters that differ, of the chosen and of other models.
 
   Args:
     chosen: names of the chosen models.

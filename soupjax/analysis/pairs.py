@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of models: gains of averaging, angles, and curves in between."""
+"""Pairs of models: gains from averaging, angles, and curves between them."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -22,13 +22,13 @@ class Pair:
   """Two models and their average.
 
   Attributes:
-    names: of the two models.
+    names: names of the two models.
     score: score of their average.
-    gain: that score minus the mean score of the two models; the interpolation
-      advantage of arXiv 2203.05482.
+    gain: that score minus the mean score of the two models, called the
+      interpolation advantage in arXiv 2203.05482.
     distance: distance between their weights.
-    angle: angle between their differences from the origin, in degrees; NaN if
-      one of them equals the origin.
+    angle: angle between their differences from the origin (of `Geometry`), in
+      degrees; NaN if one of them equals the origin.
   """
 
   names: tuple[str, str]
@@ -40,15 +40,15 @@ class Pair:
 
 def pairs_of(diagnosis: Diagnosis) -> list[Pair]:
   """Returns the pairs whose midpoints a diagnosis has evaluated."""
-  shape = diagnosis.geometry
-  row = {name: k for k, name in enumerate(shape.names)}
-  angles = np.degrees(np.arccos(shape.cosines))
+  measured = diagnosis.geometry
+  row = {name: k for k, name in enumerate(measured.names)}
+  angles = np.degrees(np.arccos(measured.cosines))
   return [
     Pair(
       names=pair,
       score=diagnosis.midpoints[pair],
       gain=-barrier,
-      distance=float(shape.distances[row[pair[0]], row[pair[1]]]),
+      distance=float(measured.distances[row[pair[0]], row[pair[1]]]),
       angle=float(angles[row[pair[0]], row[pair[1]]]),
     )
     for pair, barrier in diagnosis.barriers.items()
@@ -81,17 +81,17 @@ def curve(
 
   Args:
     models: two models of one architecture, in any form.
-    evaluate: maps parameters to a metric, or to several by name.
+    evaluate: maps parameters to a metric, or to several metrics by name.
     points: number of models on the line, including both ends.
-    sharding: of the models, as in `Ingredient.load`.
+    sharding: sharding of the models, as in `Ingredient.load`.
 
   Returns:
     (points,) shares of the second model, from 0 to 1, and metric -> (points,)
     values; a single metric is called "score".
 
   Raises:
-    ValueError: if there are not two models, or weights or values are not
-      finite.
+    ValueError: if there are not two models, `points` is below 2, or weights or
+      values are not finite.
 
   Examples:
     >>> ends = [{"w": np.float32([-1])}, {"w": np.float32([3])}]
@@ -109,9 +109,9 @@ def curve(
   shares = np.linspace(0, 1, points)
   values: dict[str, list[float]] = {}
   for share in shares:
-    found = arguments.call(evaluate, between([share]))
-    found = found if isinstance(found, Mapping) else {"score": found}
-    for metric, value in found.items():
+    metrics = arguments.call(evaluate, between([share]))
+    metrics = metrics if isinstance(metrics, Mapping) else {"score": metrics}
+    for metric, value in metrics.items():
       place = f"{metric} at {share:.4g} of the way"
       values.setdefault(metric, []).append(arguments.number(place, value))
   return shares, {k: np.array(v) for k, v in values.items()}

@@ -16,9 +16,10 @@ from soupjax.soups.search.interpolate import Blend
 
 PyTree = Any
 
-# Two models closer than this fraction of the plane's size count as the same,
-# and a third model this close to the line through two does not span a plane.
-# (With float32 inner products, distances are accurate to about 3e-4.)
+# Two models count as the same if they are closer than this fraction of the
+# larger distance from the first model; a third model this close to the line
+# through two does not span a plane. (With float32 inner products, distances are
+# accurate to about 3e-4.)
 _SAME = 1e-3
 
 
@@ -30,10 +31,10 @@ class Plane:
   is the origin, and the second lies on the x axis.
 
   Attributes:
-    names: of the three models.
+    names: names of the three models.
     corners: (3, 2) coordinates of the models.
-    xs: (columns,) coordinates of the grid.
-    ys: (rows,) coordinates of the grid.
+    xs: (columns,) x coordinates of the grid.
+    ys: (rows,) y coordinates of the grid.
     values: metric -> (rows, columns) values on the grid.
     at_corners: metric -> (3,) values of the three models themselves.
   """
@@ -60,8 +61,8 @@ def corners_of(models: Models) -> np.ndarray:
     models: three models of one architecture, in any form.
 
   Raises:
-    ValueError: if there are not three models, two are the same, or all lie on
-      one line.
+    ValueError: if there are not three models, two are the same, all lie on one
+      line, or trees differ.
   """
   models = as_ingredients(models)
   if len(models) != 3:
@@ -70,8 +71,7 @@ def corners_of(models: Models) -> np.ndarray:
       f"{[model.name for model in models]}."
     )
   first, *others = models
-  shape = geometry(others, first)
-  (aa, ab), (_, bb) = shape.gram
+  (aa, ab), (_, bb) = geometry(others, first).gram
   size = max(math.sqrt(max(aa, bb, 0.0)), 1e-30)
   gap = math.sqrt(max(aa + bb - 2 * ab, 0.0))
   sides = zip((math.sqrt(aa), math.sqrt(bb), gap), ((0, 1), (0, 2), (1, 2)))
@@ -106,17 +106,18 @@ def plane(
   Args:
     models: three models of one architecture, in any form, such as the start and
       two ingredients.
-    evaluate: maps parameters to a metric, or to several by name.
-    points: rows and columns of the grid; `points**2 + 3` models are evaluated.
+    evaluate: maps parameters to a metric, or to several metrics by name.
+    points: rows and columns of the grid; evaluates `points**2 + 3` models.
     margin: margin of the grid around the models, as a fraction of their extent.
-    sharding: of the models, as in `Ingredient.load`.
+    sharding: sharding of the models, as in `Ingredient.load`.
 
   Returns:
-    The values; a single metric is called "score".
+    The grid and its values; a single metric is called "score".
 
   Raises:
-    ValueError: if two models are the same, all lie on one line, trees differ,
-      or weights or values are not finite.
+    ValueError: if there are not three models, two are the same, all lie on one
+      line, trees differ, `points` is below 2, `margin` is negative, or weights
+      or values are not finite.
 
   Examples:
     >>> models = [{"w": np.array(w)} for w in ([0.0, 0], [2.0, 0], [1.0, 1])]
@@ -139,7 +140,7 @@ def plane(
   room = margin * (high - low)
   xs, ys = np.linspace(low - room, high + room, points).T
   at = Blend(models[0], models[1:], sharding=sharding)
-  shape = Plane(
+  result = Plane(
     names=tuple(model.name for model in models),
     corners=corners,
     xs=xs,
@@ -149,16 +150,16 @@ def plane(
   )
 
   def values_at(x, y):
-    found = arguments.call(evaluate, at(shape.weights(x, y)[1:]))
-    found = found if isinstance(found, Mapping) else {"score": found}
+    metrics = arguments.call(evaluate, at(result.weights(x, y)[1:]))
+    metrics = metrics if isinstance(metrics, Mapping) else {"score": metrics}
     place = f"at ({x:.4g}, {y:.4g})"
-    return {k: arguments.number(f"{k} {place}", v) for k, v in found.items()}
+    return {k: arguments.number(f"{k} {place}", v) for k, v in metrics.items()}
 
   for k, corner in enumerate(corners):
     for metric, value in values_at(*corner).items():
-      shape.at_corners.setdefault(metric, np.zeros(3))[k] = value
+      result.at_corners.setdefault(metric, np.zeros(3))[k] = value
   for row, column in np.ndindex(points, points):
     for metric, value in values_at(xs[column], ys[row]).items():
-      grid = shape.values.setdefault(metric, np.zeros((points, points)))
+      grid = result.values.setdefault(metric, np.zeros((points, points)))
       grid[row, column] = value
-  return shape
+  return result

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Effective robustness: accuracy under shift beyond that of baselines.
+"""Effective robustness: accuracy under shift beyond a line through baselines.
 
 Over many models, accuracy under shift is close to a linear function of accuracy
 in distribution, both on a logit scale (arXiv 2007.00644, section 2; arXiv
@@ -24,9 +24,9 @@ class Rho:
   """Effective robustness, as a fraction.
 
   Attributes:
-    value: the accuracy under shift minus the predicted one.
-    low: the lower end of the confidence interval.
-    high: the upper end.
+    value: accuracy under shift minus the predicted accuracy under shift.
+    low: lower end of the confidence interval.
+    high: upper end of the confidence interval.
   """
 
   value: float
@@ -36,14 +36,14 @@ class Rho:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A line through baselines, on logit axes, by least squares.
+  """A least-squares line through baselines on logit axes.
 
   Attributes:
-    slope: of the line.
+    slope: slope of the line.
     intercept: logit under shift at an accuracy of 1/2 in distribution.
     n: number of baselines.
     center: mean logit of the baselines' accuracies in distribution.
-    spread: sum of the squared distances of these logits from the center.
+    spread: sum of the squared differences of these logits from `center`.
     noise: standard deviation of the residuals, with n - 2 degrees of freedom.
   """
 
@@ -62,12 +62,12 @@ class Line:
     """Returns the effective robustness of a model.
 
     The confidence interval is that of the line at this accuracy, by Student's t
-    with n - 2 degrees of freedom. The model's own accuracies count as exact.
+    with n - 2 degrees of freedom. The model's accuracies are taken as exact.
 
     Args:
       accuracy: accuracy of the model in distribution, above 0 and below 1.
       shifted: its accuracy under shift.
-      level: coverage of the interval.
+      level: coverage of the interval, above 0 and below 1.
 
     Raises:
       ValueError: if an accuracy or the level is out of range.
@@ -97,7 +97,7 @@ def fit_line(baselines: Mapping[str, Sequence[float]]) -> Line:
   """Fits a line through baselines on logit axes.
 
   Args:
-    baselines: name -> its accuracies in distribution and under shift, fractions
+    baselines: name -> accuracies in distribution and under shift, as fractions
       above 0 and below 1.
 
   Raises:
