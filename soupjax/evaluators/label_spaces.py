@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Protocols of test sets: which outputs count, and which labels are right.
+"""Protocols of test sets: the outputs that count, and the right labels.
 
 Lists and maps are read from the packages and downloads that publish them.
 """
@@ -21,14 +21,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LabelSpace:
-  """Classes of a test set among the outputs of a model.
+  """Maps the outputs of a model to the classes of a test set.
 
   Attributes:
-    groups: the outputs of each class of the set; the highest logit of a group
-      counts, and outputs outside all groups do not. None if every output is a
-      class. The first output of a group stands for it in labels.
-    answers: label -> the outputs that are right, of which the one with the
-      highest logit counts as the label; None if labels are outputs.
+    groups: the outputs of each class; the logit of a class is the highest of
+      its group, and outputs outside all groups are ignored. None if every
+      output is a class. Labels name a class by the first output of its group.
+    answers: label -> the outputs that are right answers; the one with the
+      highest logit is used as the label. None if labels are outputs.
 
   Examples:
     >>> import numpy as np
@@ -45,7 +45,9 @@ class LabelSpace:
     for name in ("groups", "answers"):
       parts = getattr(self, name)
       if parts is not None and (not parts or not all(parts)):
-        raise ValueError(f"{name} of a label space must not be empty.")
+        raise ValueError(
+          f"{name} of a label space must not be empty, nor have empty entries."
+        )
     outputs = list(itertools.chain.from_iterable(self.groups or ()))
     if len(set(outputs)) < len(outputs):
       twice = next(k for k in outputs if outputs.count(k) > 1)
@@ -54,13 +56,13 @@ class LabelSpace:
       unknown = {*itertools.chain(*self.answers)} - {g[0] for g in self.groups}
       if unknown:
         raise ValueError(
-          f"Output {min(unknown)} is a right answer, but not the first of a "
-          "group."
+          f"Output {min(unknown)} is a right answer, but not the first output "
+          "of a group."
         )
 
   @classmethod
   def of_outputs(cls, outputs: Iterable[int]) -> "LabelSpace":
-    """Returns the space in which only some outputs count, each a class."""
+    """Returns a space in which only these outputs count, each as a class."""
     return cls(groups=tuple((int(k),) for k in outputs))
 
   @property
@@ -69,7 +71,11 @@ class LabelSpace:
     return None if self.groups is None else sum(map(len, self.groups))
 
   def record(self) -> list[Any]:
-    """Returns the space as JSON; outputs alone where each is a class."""
+    """Returns the space as JSON.
+
+    This is [groups, answers] if there are answers or no groups, else the list
+    of groups, or of outputs if every group has one.
+    """
     if self.answers is None and self.groups is not None:
       flat = [k for group in self.groups for k in group]
       return flat if len(flat) == len(self.groups) else _lists(self.groups)
@@ -78,24 +84,24 @@ class LabelSpace:
   def scored(
     self, logits: jax.Array, labels: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns logits and labels as metrics take them, in any `jit`.
+    """Returns logits and labels for metrics; can be traced by `jax.jit`.
 
     Args:
       logits: (n, outputs).
-      labels: (n,), as in the set.
+      labels: (n,) labels of the test set.
 
     Returns:
-      (n, outputs) logits, very low where an output does not count and the
-      maximum of the group at its first output; and (n,) right outputs.
+      (n, outputs) logits: the maximum of each group at its first output, and
+      very low values elsewhere; and the (n,) right outputs.
     """
     if self.groups is not None:
-      heads = np.array([group[0] for group in self.groups])
-      if self.num_outputs > len(heads):
+      firsts = np.array([group[0] for group in self.groups])
+      if self.num_outputs > len(firsts):
         best = logits[:, _padded(self.groups)].max(axis=-1)
-        logits = logits.at[:, heads].set(best)
+        logits = logits.at[:, firsts].set(best)
       keep = np.zeros(logits.shape[-1], bool)
-      keep[heads] = True
-      # Half of the lowest, so that subtracting a maximum cannot overflow.
+      keep[firsts] = True
+      # Half the lowest float, so that subtracting a maximum cannot overflow.
       logits = jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
     if self.answers is not None:
       right = jnp.asarray(_padded(self.answers))[labels]
@@ -106,14 +112,15 @@ class LabelSpace:
   def reduced(
     self, logits: np.ndarray, labels: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns logits of the classes alone, and labels among them, on the host.
+    """Returns logits of the classes only, and labels among them, in NumPy.
 
     Args:
       logits: (n, outputs).
-      labels: (n,), as in the set.
+      labels: (n,) labels of the test set.
 
     Returns:
-      (n, classes), in the order of the first outputs, and (n,) from 0.
+      (n, classes) logits, sorted by the first output of each class; and the
+      (n,) indices of the right classes, from 0.
 
     Raises:
       ValueError: if a label is not a class of the space.
@@ -122,22 +129,22 @@ class LabelSpace:
     if self.groups is not None:
       best = logits[:, _padded(self.groups)].max(axis=-1)
       logits = np.full(logits.shape, -np.inf, best.dtype)
-      heads = np.array([group[0] for group in self.groups])
-      logits[:, heads] = best
+      firsts = np.array([group[0] for group in self.groups])
+      logits[:, firsts] = best
     if self.answers is not None:
       right = _padded(self.answers)[labels]
       best = np.take_along_axis(logits, right, axis=-1).argmax(axis=-1)
       labels = np.take_along_axis(right, best[:, None], axis=-1)[:, 0]
     if self.groups is None:
       return logits, labels
-    heads = np.sort(heads)
-    outside = ~np.isin(labels, heads)
+    firsts = np.sort(firsts)
+    outside = ~np.isin(labels, firsts)
     if outside.any():
       raise ValueError(
-        f"Label {labels[outside][0]} is not among the {len(heads)} classes of "
+        f"Label {labels[outside][0]} is not among the {len(firsts)} classes of "
         "the set."
       )
-    return logits[:, heads], np.searchsorted(heads, labels)
+    return logits[:, firsts], np.searchsorted(firsts, labels)
 
 
 def _lists(parts: Iterable[Iterable[int]]) -> list[list[int]]:
@@ -145,15 +152,15 @@ def _lists(parts: Iterable[Iterable[int]]) -> list[list[int]]:
 
 
 def _padded(parts: Sequence[Sequence[int]]) -> np.ndarray:
-  """Returns (n, longest) integers; shorter rows repeat their first."""
+  """Returns (n, longest) integers; shorter rows repeat their first entry."""
   longest = max(map(len, parts))
   return np.array([[*p, *[p[0]] * (longest - len(p))] for p in parts])
 
 
 # --- ImageNet-C ---------------------------------------------------------------
 
-# AlexNet's errors on ImageNet-C, means over five severities (arXiv 1903.12261,
-# table 1, with the digits of the published evaluation).
+# AlexNet's error rates on ImageNet-C, averaged over five severities (arXiv
+# 1903.12261, table 1, with all digits of the published evaluation).
 ALEXNET = {
   "gaussian_noise": 0.886428,
   "shot_noise": 0.894468,
@@ -177,13 +184,13 @@ def mce(accuracies: Mapping[tuple[str, int], float]) -> float:
   """Computes the mean corruption error (arXiv 1903.12261, section 4).
 
   The errors of a corruption, summed over five severities, are divided by
-  AlexNet's; the mean over 15 corruptions is returned. AlexNet has 1.
+  AlexNet's; the result is the mean over 15 corruptions, which is 1 for AlexNet.
 
   Args:
     accuracies: (corruption, severity) -> accuracy as a fraction.
 
   Raises:
-    ValueError: if one of the 75 is missing, or there are others.
+    ValueError: if one of the 75 pairs is missing, or there are others.
   """
   needed = {(name, s) for name in ALEXNET for s in range(1, 6)}
   if needed != set(accuracies):
@@ -191,7 +198,7 @@ def mce(accuracies: Mapping[tuple[str, int], float]) -> float:
       set(accuracies) - needed
     )
     raise ValueError(
-      f"mCE needs 15 corruptions at severities 1 to 5, {len(needed)} sets; got "
+      f"mCE needs {len(needed)} sets, 15 corruptions at severities 1 to 5; got "
       f"{len(accuracies)}, and {missing[0]} is missing or unknown."
     )
   ratios = [
@@ -201,9 +208,9 @@ def mce(accuracies: Mapping[tuple[str, int], float]) -> float:
   return sum(ratios) / len(ratios)
 
 
-# --- Lists and maps of others -------------------------------------------------
+# --- Published lists and maps -------------------------------------------------
 
-# Names of masks -> the file of timm with their classes, and how many there are.
+# Test set, as in the names of timm's files -> its number of classes.
 MASKS = {"imagenet_a": 200, "imagenet_r": 200}
 
 
@@ -214,7 +221,7 @@ def read_mask(name: str) -> tuple[list[str], list[int]]:
     name: one of `MASKS`.
 
   Returns:
-    WordNet ids, and their numbers among ImageNet's 1,000 classes.
+    WordNet ids, and their indices among ImageNet's 1,000 classes.
 
   Raises:
     ValueError: if timm is not installed or its lists are not as expected.
@@ -225,8 +232,8 @@ def read_mask(name: str) -> tuple[list[str], list[int]]:
   ]
   if not len(synsets) == len(set(indices)) == MASKS[name]:
     raise ValueError(
-      f"timm lists {len(synsets)} classes of {name}, not {MASKS[name]}: give "
-      "classes= a file with one class per line."
+      f"timm lists {len(synsets)} classes of {name}, not {MASKS[name]}: set "
+      "classes to a file with one class per line."
     )
   return synsets, indices
 
@@ -235,8 +242,8 @@ def read_real() -> list[list[int]]:
   """Reads ReaL's labels (arXiv 2006.07159) from an installed timm.
 
   Returns:
-    The right classes of the 50,000 validation images, in the order of their
-    numbers; empty where there is none.
+    The right classes of each of the 50,000 validation images, in the order of
+    the numbers in their file names; an empty list where there is none.
 
   Raises:
     ValueError: if timm is not installed.
@@ -265,15 +272,15 @@ _OBJECTNET = (
 
 
 def read_map(path: str | os.PathLike) -> dict[str, list[str | int]]:
-  """Reads the outputs of each class of a set.
+  """Reads the outputs of each class of a test set.
 
   Args:
-    path: a JSON file {"class of the set": outputs}, where outputs are a number,
-      the name of a class of the models, or a list of these; or the folder
+    path: a JSON file {"class of the set": outputs}, where outputs are the index
+      or class name of a model output, or a list of these; or the folder
       `mappings` of ObjectNet's download, with its four files.
 
   Returns:
-    Class of the set -> names or numbers of outputs.
+    Class of the set -> names or indices of outputs.
 
   Raises:
     ValueError: if a file is missing or malformed.
@@ -294,8 +301,8 @@ def read_map(path: str | os.PathLike) -> dict[str, list[str | int]]:
     outputs = outputs if isinstance(outputs, list) else [outputs]
     if not outputs or not all(type(k) in (int, str) for k in outputs):
       raise ValueError(
-        f"{path}: {name!r} has {outputs!r:.100}; outputs are numbers or names "
-        "of classes."
+        f"{path}: the outputs of {name!r} must be class indices or names, got "
+        f"{outputs!r:.100}."
       )
     result[name] = outputs
   return result
@@ -318,7 +325,7 @@ def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
       )
   folders, classes, numbers = (_read_json(folder / n) for n in _OBJECTNET[:3])
   lines = (folder / _OBJECTNET[3]).read_text("utf-8").splitlines()
-  # Keys are PyTorch's numbers of classes, values the lines of the last file.
+  # Keys are class indices in PyTorch, values are lines of the last file.
   by_line = {int(line): int(number) for number, line in numbers.items()}
   by_label = {text.strip(): by_line.get(k) for k, text in enumerate(lines)}
   folder_of = {label: name for name, label in folders.items()}
@@ -327,8 +334,8 @@ def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
     outputs = [by_label.get(text.strip()) for text in joined.split(";")]
     if label not in folder_of or None in outputs:
       raise ValueError(
-        f"{folder}: the class {label!r} ({joined!r}) has no folder, or a label "
-        "without a number."
+        f"{folder}: the class {label!r} ({joined!r}) has no folder, or has an "
+        "ImageNet label without a number."
       )
     result[folder_of[label]] = [int(k) for k in outputs if k is not None]
   return result
@@ -341,6 +348,9 @@ def read_answers(path: str | os.PathLike) -> dict[str, list[int]] | list:
     path: "real" for ReaL's, from an installed timm; or a JSON file: an object
       {"FILE NAME": [labels]}, or a list whose entry k belongs to the image with
       the number k + 1 at the end of its name, as in ILSVRC2012_val_00000001.
+
+  Returns:
+    The content of the file: right labels by file name, or in order.
 
   Raises:
     ValueError: if the file is missing or malformed.

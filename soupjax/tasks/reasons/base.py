@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of reasons, and evaluations that can be resumed."""
+"""The interface of analyses ("reasons"), and resumable evaluations."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -28,7 +28,7 @@ class Diagnosed:
 
   Attributes:
     opened: the inputs.
-    ingredients: sorted by score on minival, the best first.
+    ingredients: ingredients sorted by score on minival, the best first.
     evaluations: evaluators of all sets.
     diagnosis: the content of `diagnosis.json`.
     selected: names of the ingredients of the greedy soup.
@@ -41,7 +41,11 @@ class Diagnosed:
   selected: Sequence[str]
 
   def models(self, names: Sequence[str]) -> list[Ingredient]:
-    """Returns models in memory, with `select` applied as in all candidates."""
+    """Returns models by name, with `select` applied as in all candidates.
+
+    Args:
+      names: names of ingredients, or `INITIAL` for the initial model.
+    """
     opened, named = self.opened, {i.name: i for i in self.ingredients}
     ingredients = [named[name] for name in names if name != INITIAL]
     select = opened.selection(self.ingredients).get("select")
@@ -67,7 +71,7 @@ class Diagnosed:
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-  """An analysis of why averages gain or lose.
+  """An analysis of why averaging models helps or hurts.
 
   Attributes:
     heading: heading of its section.
@@ -75,8 +79,8 @@ class Reason:
     settings: defaults of its settings, under its name in the config.
     problems: collects errors in these settings.
     check: raises a ValueError if the inputs lack something that it needs.
-    compute: maps the diagnosis, and a function that wraps an evaluation with a
-      number of calls as `Resumed`, to a JSON record.
+    compute: returns a JSON record, given the diagnosis and a function that
+      turns an evaluation and its number of calls into a `Resumed`.
     draw: maps the record to a figure.
     describe: maps the record to lines of text.
   """
@@ -109,9 +113,9 @@ class Resumed:
     """Reads the earlier values.
 
     Args:
-      evaluate: maps parameters to JSON.
+      evaluate: maps parameters, or other inputs, to a JSON value.
       total: number of calls.
-      path: a JSON file of values; values of a different key are ignored.
+      path: a JSON file of values; values with a different key are ignored.
       stage: name in the progress output.
       key: JSON that determines the order of the models.
     """

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reason "ensemble": soups of two models against their logit ensembles."""
+"""The reason "ensemble": soups of two models and their logit ensembles."""
 
 import dataclasses
 
@@ -25,7 +25,8 @@ def _problems(problems) -> None:
 def _check(opened: CookInputs) -> None:
   if not opened.config.max_pairs:
     raise ValueError(
-      "The reason 'ensemble' is about pairs, but max_pairs=0: set at least 1."
+      "The reason 'ensemble' is computed for pairs, but max_pairs=0: set it to "
+      "at least 1."
     )
 
 
@@ -43,11 +44,11 @@ def _compute(diagnosed: Diagnosed, resume):
       first.load(sharding=place), second.load(sharding=place),
       share=np.float32(config.share), beta=np.float32(1 / temperature),
     )  # fmt: skip
-    found = ensembles_lib.relation(values, config.share)
+    relation = ensembles_lib.relation(values, config.share)
     return {
       "pair": pair,
       "temperature": temperature,
-      **dataclasses.asdict(found),
+      **dataclasses.asdict(relation),
     }
 
   chosen = diagnosed.diagnosis["midpoints"][: config.pairs]
@@ -61,27 +62,28 @@ def _describe(record) -> list[str]:
     np.array([pair[key] for pair in pairs]) for key in ("true", "predicted")
   )
   lines = [
-    f"Of {len(pairs)} pairs, the soup has a lower loss than the ensemble for "
-    f"{int((true < 0).sum())}, and equation (1) predicts the sign for "
-    f"{int((np.sign(true) == np.sign(predicted)).sum())}. Mean difference "
-    f"{true.mean():+.3g} nats, predicted {predicted.mean():+.3g}."
+    f"For {int((true < 0).sum())} of {len(pairs)} pairs, the soup has a lower "
+    "loss than the ensemble; equation (1) predicts the sign of the difference "
+    f"for {int((np.sign(true) == np.sign(predicted)).sum())}. The mean "
+    f"difference is {true.mean():+.3g} nats, its prediction "
+    f"{predicted.mean():+.3g}."
   ]
   rank = pairs_lib.rank_correlation(predicted, true)
   if np.isfinite(rank):
-    lines.append(f"Rank correlation of predicted and true: {rank:+.2f}.")
+    lines.append(f"Rank correlation of prediction and difference: {rank:+.2f}.")
   return lines
 
 
 ENSEMBLE = Reason(
-  heading="Soups of two models against their ensembles",
+  heading="Soups of two models and their ensembles",
   caption="Left: loss of the soup minus loss of the ensemble on minival, both "
   "with the temperature that calibrates the soup, against the prediction from "
   "flatness and confidence (arXiv 2203.05482, equation 1). Points on the line "
   "are predicted exactly. Right: error of the soup against error of the "
   "ensemble (Figure 4). The soup is better below the line.",
   settings={
-    "pairs": 10,  # The first pairs; each costs about 12 forward passes.
-    "share": 0.5,  # Of the second model.
+    "pairs": 10,  # Number of pairs; each costs about 12 forward passes.
+    "share": 0.5,  # Share of the second model.
   },
   problems=_problems,
   check=_check,

@@ -26,7 +26,7 @@ def _check(opened: CookInputs) -> None:
 
 
 def _compute(diagnosed: Diagnosed, resume):
-  del resume  # Features are not saved: a model takes only one pass.
+  del resume  # Features are not saved: each model takes only one pass.
   opened = diagnosed.opened
   start = [INITIAL] if opened.initial else []
   names = [*start, *(i.name for i in diagnosed.ingredients)]
@@ -34,27 +34,27 @@ def _compute(diagnosed: Diagnosed, resume):
 
   def values(forward, params, images, labels):
     del forward
-    found = features_lib.layer_features(opened.model, params, images)
-    layers[:] = [name for name, _ in found]
-    outputs = {str(k): x for k, (_, x) in enumerate(found)}
+    named = features_lib.layer_features(opened.model, params, images)
+    layers[:] = [name for name, _ in named]
+    outputs = {str(k): x for k, (_, x) in enumerate(named)}
     return {**outputs, "labels": labels}
 
   minival = diagnosed.evaluations.minival(opened.metrics[0])
-  run, kept = minival.mapped(values), []
+  run, per_model = minival.mapped(values), []
   progress = Progress("features", len(names), unit="models")
   for name in names:
     (model,) = diagnosed.models([name])
     outputs = run(model.load(sharding=opened.place))
     labels = outputs.pop("labels")
-    # Minival may be sorted by class; minibatches should not be.
+    # Minival may be sorted by class, but CKA needs a random order.
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[: opened.config.features.images]
-    kept.append({k: x[order] for k, x in outputs.items()})
+    per_model.append({k: x[order] for k, x in outputs.items()})
     progress.step(images=len(labels))
   labels = labels[order]
   similar, separation = {}, {}
   for k, layer in enumerate(layers):
-    features = [outputs[str(k)] for outputs in kept]
+    features = [outputs[str(k)] for outputs in per_model]
     similar[layer] = _json(features_lib.cka(features))
     separated = functools.partial(_separation, labels=labels)
     separation[layer] = [separated(x) for x in features]
@@ -66,7 +66,7 @@ def _compute(diagnosed: Diagnosed, resume):
 def _separation(features, labels) -> float | None:
   try:
     return features_lib.class_separation(features, labels)
-  except ValueError:  # Constant features, as of a head of zeros.
+  except ValueError:  # Constant features, such as those of a zero head.
     return None
 
 
@@ -85,7 +85,7 @@ def _describe(record) -> list[str]:
   if means:
     layer = min(means, key=means.__getitem__)
     lines.append(
-      f"Ingredients differ most at {layer}: mean CKA over pairs "
+      f"Ingredients differ most at {layer}: the mean CKA over pairs is "
       f"{means[layer]:.3f}."
     )
   last = record["layers"][-1]

@@ -11,7 +11,7 @@ from soupjax.soups.greedy.permutations import random_orders
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Reason
 
-# "steps" has the length of a run as a number, and seeds have no order.
+# Seeds have no order, and "steps" has the length of a run as a number.
 _OMITTED = ("seed", "total", "warmup")
 
 
@@ -20,7 +20,7 @@ def _problems(problems) -> None:
 
 
 def _check(opened: CookInputs) -> None:
-  del opened  # A diagnosis has at least two ingredients.
+  del opened  # The two ingredients of any diagnosis are enough.
 
 
 def _compute(diagnosed: Diagnosed, resume):
@@ -41,7 +41,7 @@ def _compute(diagnosed: Diagnosed, resume):
 
   counts = np.linspace(1, len(names), min(config.points, len(names)))
   counts = np.unique(np.round(counts).astype(int)).tolist()
-  found = growth_lib.growth(
+  growth = growth_lib.growth(
     names,
     # An upper bound: each subset is evaluated once.
     resume(evaluate, config.orders * sum(counts)),
@@ -60,7 +60,7 @@ def _compute(diagnosed: Diagnosed, resume):
   return {
     "metric": opened.metrics[0],
     **{
-      key: getattr(found, key).tolist()
+      key: getattr(growth, key).tolist()
       for key in ("counts", "sizes", "scores", "best")
     },
     "selected": list(diagnosed.selected),
@@ -77,13 +77,13 @@ def _describe(record) -> list[str]:
   gains = scale * (np.array(record["scores"]) - record["best"])
   lines = [
     f"Of the first {count} models, greedy selects {size:.1f} and gains "
-    f"{gain:+.3g}{unit} over the best one (mean over {len(sizes)} orders)."
+    f"{gain:+.3g}{unit} over the best one (means over {len(sizes)} orders)."
     for count, size, gain in zip(
       record["counts"], sizes.mean(axis=0), gains.mean(axis=0)
     )
   ]
   for key, values in record["hyperparameters"].items():
-    if key == "seed":  # Its size means nothing.
+    if key == "seed":  # In older records; its size means nothing.
       continue
     chosen, others = (_values(values[k]) for k in ("chosen", "others"))
     lines.append(f"{key}: selected {chosen}; others {others}.")
@@ -91,7 +91,7 @@ def _describe(record) -> list[str]:
 
 
 def _values(values: list) -> str:
-  """Returns the range of numbers, or how often each value occurs."""
+  """Returns the range and median of numbers, or the count of each value."""
   if not values:
     return "none"
   if all(isinstance(v, int | float) for v in values):
@@ -113,7 +113,7 @@ GREEDY = Reason(
   "of all models, and of the others.",
   settings={
     "orders": 3,
-    "points": 6,  # Different numbers of models, from one to all.
+    "points": 6,  # How many numbers of models to try, from one to all.
   },
   problems=_problems,
   check=_check,

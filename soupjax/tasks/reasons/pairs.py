@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The reason "pairs": gains of midpoints by angle and distance."""
+"""The reason "pairs": gains at midpoints against angle and distance."""
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from soupjax.tasks.reasons.base import Diagnosed, Reason
 def _check(opened: CookInputs) -> None:
   if not opened.config.max_pairs:
     raise ValueError(
-      "The reason 'pairs' is about midpoints, but max_pairs=0: set at least 1."
+      "The reason 'pairs' is computed from midpoints, but max_pairs=0: set it "
+      "to at least 1."
     )
 
 
@@ -23,10 +24,10 @@ def _compute(diagnosed: Diagnosed, resume):
   midpoints = diagnosed.diagnosis["midpoints"]
   pairs = []
   for entry in midpoints:
-    one, other = (known[name] for name in entry["pair"])
-    colors = [h.get(config.color) for h in (one, other)]
+    first, second = (known[name] for name in entry["pair"])
+    colors = [h.get(config.color) for h in (first, second)]
     numbers = all(isinstance(c, int | float) for c in colors)
-    differ = {k for k in {*one, *other} if one.get(k) != other.get(k)}
+    differ = {k for k in {*first, *second} if first.get(k) != second.get(k)}
     pairs.append(
       {
         "pair": entry["pair"],
@@ -60,7 +61,7 @@ def _describe(record) -> list[str]:
   gains = [pair["gain"] for pair in pairs]
   scale, unit = (100, " points") if record["metric"] == "prec@1" else (1, "")
   text = f"Midpoints of {len(pairs)} pairs gain {scale * np.mean(gains):+.3g}"
-  text += f"{unit} ({record['metric']}) on average over the mean of their ends"
+  text += f"{unit} ({record['metric']}) on average over the mean of both models"
   text += f"; {sum(g > 0 for g in gains)} gain and {sum(g < 0 for g in gains)}"
   lines = [f"{text} lose."]
   for key in ("angle", "distance"):
@@ -82,8 +83,8 @@ PAIRS = Reason(
   "their scores, against the angle between their updates from the start and "
   "against their distance (arXiv 2203.05482, Figure 3).",
   settings={
-    "color": "learning_rate",  # The larger value of the two models.
-    "curves": 3,  # Curves between models, for the first pairs; 0 for none.
+    "color": "learning_rate",  # The larger of the values of the two models.
+    "curves": 3,  # Curves between the models of the first pairs; 0 for none.
     "points": 9,  # Points per curve, including both models.
   },
   problems=_problems,

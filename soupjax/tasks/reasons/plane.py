@@ -96,7 +96,7 @@ PLANE = Reason(
   "orthonormal in parameter space; arXiv 2203.05482, Figure 2). The star "
   "marks the lowest point on the grid.",
   settings={
-    # Three ingredients or "initial"; "" for initial and the best two.
+    # Names of three models; "" for "initial" (if given) and the best two.
     "models": "",
     "points": 11,  # Per side of the grid: 11 x 11 + 3 evaluations.
     "margin": 0.25,  # Around the models, as a fraction of their extent.

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Effective robustness of cooked models, against given baselines."""
+"""Effective robustness of cooked models, relative to baselines."""
 
 from collections.abc import Mapping, Sequence
 import csv
@@ -21,13 +21,14 @@ def read_baselines(
   """Reads the accuracies of baselines.
 
   Args:
-    path: a JSON object, model -> set -> accuracy; or a CSV file with model
-      names in the first column, and a column per set. Accuracies are fractions.
+    path: path of a JSON object, model -> set -> accuracy; or of a CSV file with
+      model names in the first column and one column per set. Accuracies are
+      fractions.
     shifts: names of the shifted sets. A file needs "test" and either all of
       these or their mean, called "shifts".
 
   Returns:
-    Model -> accuracy on test, accuracy under shift.
+    Model -> accuracy on test, mean accuracy on the shifted sets.
 
   Raises:
     ValueError: naming the file and what is wrong or missing.
@@ -58,7 +59,7 @@ def read_baselines(
 
 
 def _table_of(lines: Sequence[Sequence[str]], path) -> dict[str, Any]:
-  """Returns the rows of a CSV file, keyed by their first column."""
+  """Returns the rows of a CSV file by the name in their first column."""
   lines = [[c.strip() for c in line] for line in lines if any(line)]
   rows: dict[str, Any] = {}
   for name, *values in lines[1:]:
@@ -128,13 +129,13 @@ def record(
   """Computes the effective robustness of all models.
 
   Args:
-    path: path of the baselines; "" for the ingredients.
+    path: path of the baselines; "" to use the ingredients.
     shifts: names of the shifted sets.
     results: model -> (kind, set -> metric -> value).
 
   Returns:
-    JSON; None without test or shifted sets, or if the ingredients do not define
-    a line. Models with an accuracy of 0 or 1 on test are left out.
+    A JSON record; None without test or shifted sets, or if the ingredients do
+    not define a line. Models with an accuracy of 0 or 1 on test are left out.
   """
   points = {}
   for name, (_, values) in results.items():

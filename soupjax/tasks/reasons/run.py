@@ -91,11 +91,11 @@ def run(diagnosed: Diagnosed, workdir: pathlib.Path) -> list[str]:
 
   Args:
     diagnosed: the diagnosis and its inputs.
-    workdir: `reasons/NAME.json` and `reasons/NAME.png` of each reason (also as
-      SVG, PDF and CSV) are written here, and `diagnosis.html` with all of them.
+    workdir: gets `reasons/NAME.json` and `reasons/NAME.png` of each reason
+      (also as SVG, PDF and CSV), and `diagnosis.html` with all of them.
 
   Returns:
-    Lines of text about the requested reasons.
+    Lines of text that describe the requested reasons.
   """
   folder, first = workdir / "reasons", jax.process_index() == 0
   if first:
