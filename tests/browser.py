@@ -36,7 +36,7 @@ def executable() -> str | None:
 class Browser:
   """One tab of a headless browser.
 
-  Messages go through pipes, so no port and no library is needed.
+  Messages go through pipes, so neither a port nor a library is needed.
 
   Attributes:
     problems: console messages and exceptions of scripts, as text.
@@ -91,7 +91,7 @@ class Browser:
     Raises:
       RuntimeError: if the browser reports an error.
       TimeoutError: if it sends nothing for a minute.
-      EOFError: if it has ended.
+      EOFError: if it has exited.
     """
     self._id += 1
     message = {"id": self._id, "method": method, "params": params}
@@ -114,7 +114,7 @@ class Browser:
         raise TimeoutError("The browser has not answered for a minute.")
       data = pipe.read1(1 << 20)
       if not data:
-        raise EOFError("The browser has ended.")
+        raise EOFError("The browser has exited.")
       self._buffer += data
     line, self._buffer = self._buffer.split(b"\0", 1)
     message = json.loads(line)
@@ -151,7 +151,7 @@ class Browser:
       self._read()
 
   def evaluate(self, expression: str) -> Any:
-    """Returns the JSON value of an expression, or of its promise."""
+    """Returns the JSON value of an expression; promises are awaited."""
     done = self.call(
       "Runtime.evaluate",
       expression=expression,

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings for all tests: eight fake devices, no silent broadcasting."""
+"""Settings for all tests, such as eight fake devices, and shared fixtures."""
 
 import os
 import pathlib
@@ -9,8 +9,8 @@ import signal
 import tempfile
 
 # A directory shared by all workers and by the processes that tests start, for
-# compiled programs and the models that helpers.py trains once. Its variables
-# must be set before jax is imported.
+# compiled programs and for the models that helpers.py trains once. Variables
+# that refer to it must be set before jax is imported.
 _SHARED = None
 if "SOUPJAX_TESTS_SHARED" not in os.environ:
   _SHARED = tempfile.mkdtemp(prefix="soupjax_tests_")
@@ -46,7 +46,7 @@ LONG = (
   "soups/rules/every_rule_test.py",
 )
 # Tests in which compilation takes longer than running the programs. Merge rules
-# and their engine are not among them: their bits must be those that users get.
+# and their engine are not among them: tests must see the bits that users get.
 SLOW_TO_COMPILE = (
   "analysis/",
   "docs_commands_test.py",
@@ -61,7 +61,7 @@ SLOW_TO_COMPILE = (
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Grain reads absl flags, which nobody parses under pytest.
+# Grain reads absl flags, which pytest does not parse.
 if not flags.FLAGS.is_parsed():
   flags.FLAGS.mark_as_parsed()
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny models of every family of pretrained weights, and random weights."""
+"""Tiny models for every family of pretrained weights, with random weights."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def load(leaves, model, **options):
   return pretrained.load_pretrained(source, model, **options)
 
 
-# Family -> models that can have its leaf names.
+# Family -> models whose leaves have names in this family.
 MODELS = {
   "big_vision": [
     vit(pool_type="map"),

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Builders and process starters that several tests share."""
+"""Shared builders of models, data and configs, and starters of processes."""
 
 import fcntl
 import functools
@@ -63,9 +63,9 @@ def run_workers(
   for index in range(count):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env |= {"ADDRESS": f"localhost:{port}", "COUNT": str(count)}
+    env |= {"INDEX": str(index)}
     # As in setup.cfg, so that workers can import the tests' helpers.
     paths = (ROOT, ROOT / "tests")
-    env |= {"INDEX": str(index)}
     env |= {"PYTHONPATH": os.pathsep.join(map(str, paths))}
     env |= {"JAX_COORDINATOR_ADDRESS": env["ADDRESS"]}
     env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
@@ -144,11 +144,11 @@ else:
 
 @functools.cache
 def _server() -> subprocess.Popen:
-  # With one device instead of the eight of the tests.
+  # Commands get one device instead of the eight of the tests.
   skipped = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
   env = {k: v for k, v in os.environ.items() if k not in skipped}
   env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  # Compilation takes longer than running the programs.
+  # Compiling takes longer than running the programs.
   env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
   command = [sys.executable, "-c", _SERVER]
@@ -171,7 +171,7 @@ def _start(arguments, logs, cwd=ROOT, path=(), code=None) -> int:
 
 
 def _exit_code(seconds: float) -> int | None:
-  """Returns the exit code of the command, or None if it still runs."""
+  """Returns the exit code of the command, or None if it is still running."""
   if select.select([_server().stdout], [], [], seconds)[0]:
     return int(_server().stdout.readline())
   return None
@@ -186,11 +186,11 @@ def soupjax(
     *arguments: arguments of the command.
     cwd: working directory of the command.
     path: additional directories to import from.
-    code: Python to run in place of the script.
+    code: Python code to run instead of the script.
     timeout: time limit in seconds.
 
   Returns:
-    The exit code and the output.
+    The exit code, and stdout and stderr as text.
 
   Raises:
     AssertionError: if the time is up.
@@ -264,7 +264,7 @@ def peaks(*arguments, **options) -> tuple[int, int]:
   return int(memory), int(disk)
 
 
-# --- Fine-tuning and cooking that take seconds --------------------------------
+# --- Configs that fine-tune and cook in seconds -------------------------------
 
 DIGITS = str(ROOT / "configs" / "finetune" / "digits.py")
 FINETUNE = {
@@ -382,7 +382,7 @@ def result_values(workdir, metric="prec@1"):
   }
 
 
-# --- Merge rules of small trees -----------------------------------------------
+# --- Merge rules on small trees -----------------------------------------------
 
 
 def mix_trees(rule, trees, base=None, **more):
@@ -422,7 +422,7 @@ def encoded_image(index: int, kind: str = "JPEG") -> bytes:
 
 
 def write_image_folder(path: pathlib.Path, counts: dict[str, int]) -> None:
-  """Writes CLASS/NN.jpg; the n-th image overall is `encoded_image(n)`."""
+  """Writes CLASS/NN.jpg; image n overall, from 0, is `encoded_image(n)`."""
   n = 0
   for name, count in counts.items():
     (path / name).mkdir(parents=True)
@@ -437,7 +437,7 @@ def write_tar(path: pathlib.Path, folder: pathlib.Path, mode="w") -> None:
       archive.add(folder / name, arcname=name)
 
 
-# --- Parameters under other names ---------------------------------------------
+# --- Parameters with old names ------------------------------------------------
 
 _OLD_NAMES = {
   "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
@@ -521,7 +521,7 @@ def loss_of(params, beta, keep=None):
 TREES = [make(k) for k in range(COUNT)]
 POOL = [sj.Ingredient.from_params(f"m{k}", t) for k, t in enumerate(TREES)]
 
-# (granularity, stacked) -> leaf -> its group, or a list of one per layer.
+# (granularity, stacked) -> leaf -> its group, or one group per stacked layer.
 LAYERS = ["blocks[0]", "blocks[1]"]
 GROUPS = {
   ("model", None): dict.fromkeys(
@@ -571,12 +571,18 @@ GROUPS = {
     "head/bias": "head/bias",
   },
 }
-# A coefficient for the whole model does not depend on how layers are stored.
+# One coefficient for the whole model does not depend on how layers are stored.
 GROUPS["model", "blocks/"] = GROUPS["model", None]
 
 
 def mixture(logits, groups, trees=None):
-  """Returns the soup as one differentiable expression of all models."""
+  """Returns the soup as one differentiable expression of all models.
+
+  Args:
+    logits: group -> (K,) logits of the coefficients.
+    groups: leaf -> its group or groups; other leaves are those of the first.
+    trees: K models; `TREES` by default.
+  """
   trees = TREES if trees is None else trees
 
   def mix(path, *leaves):
@@ -617,7 +623,7 @@ def records_of(model, kind, minival, test, shift, shifts=SHIFTS, loss=0.1):
 
 
 def records(size=4, shifts=SHIFTS):
-  """Returns records of all kinds; the best ingredient is ingredient_01."""
+  """Returns result lines of all kinds; ingredient_01 is the best ingredient."""
   out = records_of("pretrained", "pretrained", 0.93, 0.92, 0.80, shifts)
   for i in range(size):
     minival = 0.97 if i == min(1, size - 1) else 0.95
@@ -639,7 +645,7 @@ def records(size=4, shifts=SHIFTS):
 
 
 def with_gains(lines):
-  """Adds a recorded difference to the greedy and the uniform soup."""
+  """Adds differences, as cooking records them, to two of the soups."""
   changes = {
     ("greedy", "digits/test"): (0.01, 0.002, 0.018, 0.04),
     ("greedy", "digits/shifts"): (0.05, -0.01, 0.11, None),

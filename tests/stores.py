@@ -26,13 +26,13 @@ needed = pytest.mark.skipif(
 
 
 class Proxy:
-  """Passes bytes between clients and a server, and cuts connections."""
+  """Passes bytes between clients and a server, and can cut connections."""
 
   def __init__(self, port: int):
     self._server = port
     self._listener = socket.create_server(("127.0.0.1", 0))
     self.port = self._listener.getsockname()[1]
-    # Bytes left before the next cut, cuts left, and the direction that counts.
+    # Bytes before the next cut, remaining cuts, and the direction that counts.
     self._left, self._cuts, self._direction = 0, 0, "up"
     self._lock = threading.Lock()
     self.seen = []  # First lines of requests.
@@ -157,7 +157,7 @@ class GoogleStore:
 
   It is `gcp-storage-emulator` with three additions: conditions on generations,
   which locks need; generations of the objects that are read; and uploads of
-  bytes that are not text.
+  binary data.
 
   Attributes:
     create_bucket: function that creates a bucket by name.

@@ -26,8 +26,8 @@ def torch():
 def _import_torchvision(torch):
   """Imports torchvision, even if torch was built for the CPU only.
 
-  The wheels of package registries expect a torch built for CUDA, but only for
-  operators that nothing here calls, so declaring them is enough.
+  Wheels from package registries expect a torch built for CUDA, but only for
+  operators that no test calls, so declaring these is enough.
   """
   try:
     importlib.import_module("torchvision")
@@ -50,7 +50,7 @@ def package(name):
 
 
 def randomize(model, seed=0):
-  """Gives all parameters random values, which reveal a confusion of layouts."""
+  """Gives all parameters random values, which reveal mixed-up layouts."""
   module = torch()
   generator = module.Generator().manual_seed(seed)
   with module.no_grad():

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes of `processes_test`; not a test by itself."""
+"""One of several processes of `mix_processes_test`; not a test by itself."""
 
 import faulthandler
 import json
@@ -12,7 +12,7 @@ import jax
 
 
 def rchar() -> int:
-  """Bytes this process has read so far, from files and the page cache."""
+  """Returns how many bytes this process has read so far, cached or not."""
   with open("/proc/self/io", encoding="utf-8") as f:
     return int(f.readline().split()[1])
 
@@ -33,7 +33,7 @@ def work(folder: str) -> None:
       ("", jax.P()),
     ],
   )
-  # So that modules which are imported late do not count as reads.
+  # Imports all modules now, so that they do not count as reads below.
   for first in ("in_0.safetensors", "orbax_0"):
     sj.mix(sj.rules.linear(), f"{folder}/{first}", sharding=place)
   results = {}
@@ -56,7 +56,7 @@ def work(folder: str) -> None:
       hash_inputs=True,
     )
     results[out] = {"rchar": rchar() - before, "read": mixed.report.bytes_read}
-  # Into a bucket, where no disk is shared.
+  # Into a bucket, without a shared disk.
   refused = ""
   if bucket := os.environ.get("BUCKET"):
     models = f"{bucket}/in/*.safetensors"
@@ -118,7 +118,7 @@ def main() -> None:
   except BaseException:
     traceback.print_exc()
     sys.stderr.flush()
-    # Not through the barrier at exit, where the others are not.
+    # Skips the barrier at exit, which the other processes may not reach.
     os._exit(1)
   jax.distributed.shutdown()
 

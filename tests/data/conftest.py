@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images in folders and as a TFDS dataset, written once a file."""
+"""Images in folders and as a TFDS dataset, written once per test file."""
 
 import helpers
 import pytest
@@ -9,7 +9,7 @@ from soupjax import data
 
 
 class Encoded(data.Source):
-  """JPEGs in memory, with names of classes."""
+  """JPEGs in memory, with class names."""
 
   def __init__(self, size):
     super().__init__("encoded", size, 3, helpers.IMAGE_CLASSES)

@@ -11,7 +11,11 @@ import numpy as np
 
 
 def greedy_soups(process: int, count: int) -> list[list]:
-  """Cooks with this process's part of each batch, held in memory or not."""
+  """Makes greedy soups with this process's part of each batch, cached or not.
+
+  Returns:
+    For each soup, its decisions: name, accepted, bar, rejected early.
+  """
   import soupjax as sj
   from soupjax import sharding
   from soupjax.evaluators import Evaluator

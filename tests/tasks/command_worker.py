@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes of `command_test`: soupjax with its arguments."""
+"""One of several processes of `command_test`: runs soupjax with arguments."""
 
 import faulthandler
 import json
@@ -19,7 +19,7 @@ def save_bytes_read(mixed, folder=pathlib.Path(os.environ["LOGS"])):
 
 if __name__ == "__main__":
   faulthandler.dump_traceback_later(110, exit=True)
-  if "HOMES" in os.environ:  # ~ is a directory of its own.
+  if "HOMES" in os.environ:  # Each process has its own home directory.
     home = f"{os.environ['HOMES']}/home_{os.environ['INDEX']}"
     os.environ["HOME"] = home
   run = mix.run

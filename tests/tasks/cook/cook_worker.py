@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes that cook and diagnose; no test by itself."""
+"""One of several processes that cook and diagnose; not a test by itself."""
 
 import sys
 
@@ -22,7 +22,7 @@ def main(sweep: str, workdir: str, why: str) -> None:
     sweep, **{"sharding.preset": "fsdp", "sharding.fsdp_min_size": 64}
   )
   diagnose.run(config, why)
-  diagnose.run(config, why)  # Prints it again.
+  diagnose.run(config, why)  # Prints the diagnosis again.
 
 
 if __name__ == "__main__":

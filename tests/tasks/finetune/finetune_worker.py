@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One of several processes of `finetune_processes_test`; no test by itself."""
+"""One of several processes of `processes_test`; not a test by itself."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import helpers
 
 
 def main(workdir: str, stop: str) -> None:
-  """Trains a run under FSDP; exits at step `stop`, as a kill would."""
+  """Trains a run under FSDP; exits after saving step `stop`, as if killed."""
   helpers.join_workers()
 
   from soupjax.checkpoints import train_state
