@@ -25,7 +25,6 @@ _OPTIONS = (
   "--disable-sync",
   "--no-first-run",
 )
-_ENDINGS = ("Load", "Exception", "Request", "Console", "Log")
 
 
 def executable() -> str | None:

@@ -58,7 +58,7 @@ def randomize(model, seed=0):
       noise = module.randn(p.shape, generator=generator)
       fan = p.shape[-1] if p.ndim > 1 else 4
       p.copy_(noise / fan**0.5)
-      if p.ndim == 1 and "norm" in name.lower() + "ln_" and "weight" in name:
+      if p.ndim == 1 and "norm" in name.lower() and "weight" in name:
         p.add_(1.0)
   return model.eval()
 

@@ -232,8 +232,9 @@ def read_mask(name: str) -> tuple[list[str], list[int]]:
   ]
   if not len(synsets) == len(set(indices)) == MASKS[name]:
     raise ValueError(
-      f"timm lists {len(synsets)} classes of {name}, not {MASKS[name]}: set "
-      "classes to a file with one class per line."
+      f"timm lists {len(synsets)} names and {len(set(indices))} indices of "
+      f"{name}, not {MASKS[name]}: set classes to a file with one class per "
+      "line."
     )
   return synsets, indices
 

@@ -96,7 +96,11 @@ def run(task, **flags):
       {"dry_run": True, "fake_devices": 2, "distributed": True},
       "--fake_devices and --distributed",
     ),
-    ("finetune", {"workdir": "x", "topology": "v5e:4x4"}, "--topology only works"),
+    (
+      "finetune",
+      {"workdir": "x", "topology": "v5e:4x4"},
+      "--topology only works",
+    ),
     (
       "finetune",
       {"dry_run": True, "fake_devices": 2, "topology": "v5e:4x4"},
