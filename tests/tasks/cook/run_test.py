@@ -404,16 +404,18 @@ def test_short_forms_that_cannot_be_read(sweep, text):
 
 
 def test_on_a_mesh_and_with_protocols(sweep, cooked, tmp_path):
+  answers = {}
   for name in ("even", "odd", "other"):
     place = tmp_path / "images" / name
     place.mkdir(parents=True)
     for k in (1, 2):
       image = np.full((16, 16, 3), 100 * k, np.uint8)
       PIL.Image.fromarray(image).save(place / f"{name}_{k}.png")
+      answers[f"{name}_{k}.png"] = list(range(10)) if k == 1 else []
   (tmp_path / "map.json").write_text(
     json.dumps({"even": [0, 2, 4, 6, 8], "odd": [1, 3, 5, 7, 9]})
   )
-  (tmp_path / "real.json").write_text(json.dumps([list(range(10)), []]))
+  (tmp_path / "real.json").write_text(json.dumps(answers))
   place = f"folder:{tmp_path}/images/all"
   config = helpers.cook_config(
     sweep,
