@@ -11,6 +11,7 @@ from soupjax.report.results import SHIFTS, Results
 
 _MINUS = "\N{MINUS SIGN}"
 _WIDTH, _NAME, _CELL = 100, 25, 25
+_SHORTEST_NAME = 16
 _FIRST = {"minival": 0, "test": 1}  # Other sets follow in their own order.
 
 
@@ -29,14 +30,22 @@ def comparison_table(results: Results) -> str:
   if len(results.shifts) > 1:
     splits.append(SHIFTS)
   rows, lines = tables.rows(results), []
-  per_block = (_WIDTH - _NAME) // _CELL
+  cells = {
+    split: [_cell(row, results, split) for row in rows] for split in splits
+  }
+  longest = max(
+    (len(c) for column in cells.values() for c in column), default=0
+  )
+  size = max(_CELL, longest + 1)
+  per_block = (_WIDTH - _SHORTEST_NAME) // size
+  name = min(_NAME, _WIDTH - per_block * size)
   for start in range(0, len(splits), per_block):
     block = splits[start : start + per_block]
     heads = [_head(results, split) for split in block]
-    lines.append(_line("", heads))
-    lines.append("-" * (_NAME + _CELL * len(block)))
-    for row in rows:
-      lines.append(_line(row.label, [_cell(row, results, s) for s in block]))
+    lines.append(_line("", heads, name, size))
+    lines.append("-" * (name + size * len(block)))
+    for row, *texts in zip(rows, *(cells[split] for split in block)):
+      lines.append(_line(row.label, texts, name, size))
     lines.append(lines[-len(rows) - 1])
   for mean in probe_means(results):
     members = results.choices.means[mean]
@@ -103,11 +112,13 @@ def _summary(row: tables.Row, results: Results, mean: str) -> Sequence[str]:
   return ["-" if cell is None else f"{cell[0]:.2f}" for cell in cells]
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
+def _line(
+  name: str, cells: Sequence[str], width: int = _NAME, size: int = _CELL
+) -> str:
   name = "".join(c if c.isprintable() else "?" for c in name)
-  if len(name) > _NAME - 1:
-    name = f"{name[: _NAME - 4]}..."
-  text = f"{name:<{_NAME}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+  if len(name) > width - 1:
+    name = f"{name[: width - 4]}..."
+  text = f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell in cells)
   return text.rstrip()
 
 

@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import helpers
 import pytest
 
@@ -33,6 +35,23 @@ def test_every_set_has_a_column_with_differences(results):
   ]
   assert rows[1].split() == ["greedy", "(reference)", "97.0", "95.0", "82.0"]
   assert rows[2].split()[-2:] == ["71.0", "-10.0"]  # The mean.
+
+
+def test_wide_columns_stay_apart():
+  def of(model, accuracy):
+    lines = helpers.records_of(model, "model", accuracy, accuracy, accuracy)
+    for line in lines:
+      if line["metric"] == "prec@1":
+        line |= {"difference": -0.153, "low": -0.187, "high": -0.119, "p": 0.0}
+    return lines
+
+  choices = Choices(reference="a", best={}, greedy={})
+  results = report.Results.from_records([*of("a", 0.9), *of("b", 0.7)], choices)
+  lines = report.comparison_table(results).splitlines()
+  assert max(map(len, lines)) <= 100
+  row = next(line for line in lines if line.startswith("b "))
+  assert re.findall(r"\d\d\.\d (\S+)", row) == ["-20.0"] * 3
+  assert row.count("  ") >= 3 and "]7" not in row
 
 
 def test_the_page_speaks_of_a_reference(results):

@@ -152,7 +152,7 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
 def table(cells: Mapping[str, Mapping[str, Cell]], note: str) -> str:
   """Formats test and the mean over shifts as plain text."""
   head = ("runs", "test", "d(test)", "shifts", "d(shifts)")
-  widths = (6, 8, 20, 8, 20)
+  widths = (6, 8, 21, 8, 21)
   lines = [f"{'':<36}" + "".join(f"{h:>{w}}" for h, w in zip(head, widths))]
   for label, splits in cells.items():
     shown = [str(max(len(c.values) for c in splits.values()))]
