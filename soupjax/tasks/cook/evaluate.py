@@ -310,7 +310,8 @@ class Evaluations:
     Returns:
       (model, set) -> the difference as a fraction, with its 95 % interval by
       paired bootstrap and the p of McNemar's exact test. Means of
-      `cook_config.means` have no p.
+      `cook_config.means` have no p. Sets of one image, and means over them,
+      have no difference.
     """
     correct = {name: self._correct(name, v) for name, (_, v) in results.items()}
     reference = correct.pop(best)
@@ -334,9 +335,9 @@ class Evaluations:
         found[name, dataset] = dataclasses.replace(one, p=p)
     means = self.means() if sets is None else {}
     for mean, members in means.items():
-      values = [by_set[member] for member in members if member in by_set]
-      if not values:
-        continue
+      if any(member not in by_set for member in members):
+        continue  # A single image has no interval.
+      values = [by_set[member] for member in members]
       for name, one in zip(others, statistics.paired_bootstrap(values)):
         found[name, mean] = one
     return found
