@@ -497,3 +497,22 @@ def test_baselines_are_checked_before_any_work(sweep, tmp_path):
   with pytest.raises(ValueError, match="/no/where.csv"):
     cook.run(config, tmp_path / "soups")
   assert not (tmp_path / "soups").exists()
+
+
+def test_other_baselines_need_another_directory(sweep, tmp_path, capsys):
+  path = tmp_path / "baselines.csv"
+  path.write_text("model,test,shifts\na,0.6,0.5\nb,0.7,0.6\nc,0.8,0.7\n")
+  config = helpers.cook_config(
+    sweep,
+    **{
+      "cook.baselines": str(path),
+      "cook.learned.granularities": (),
+      "cook.wise_ft_points": 0,
+    },
+  )
+  for _ in range(2):
+    cook.run(config, tmp_path / "soups")
+  assert "Finished before" in capsys.readouterr().out
+  path.write_text("model,test,shifts\na,0.6,0.5\nb,0.7,0.6\nc,0.8,0.65\n")
+  with pytest.raises(ValueError, match="the baselines changed"):
+    cook.run(config, tmp_path / "soups")
