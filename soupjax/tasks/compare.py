@@ -44,7 +44,8 @@ def run(
 
   Raises:
     ValueError: if a directory is not that of a finished run that was evaluated
-      on images, or is given twice, or `config.out` is not a page.
+      on images, or is given twice, runs on one dataset have different
+      references, or `config.out` is not a page.
   """
   problems = config_lib.Problems(config)
   problems.expect("out", "a path that ends in .html", _is_page)
@@ -54,6 +55,8 @@ def run(
   datasets: dict[str, dict[str, Results]] = {}
   for name, results in runs.items():
     datasets.setdefault(results.dataset, {})[name] = results
+  for group in datasets.values():
+    _check_references(group)
   if jax.process_index():
     return None
   if dry_run:
@@ -92,6 +95,20 @@ def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
   if len(set(names)) < len(names):
     names = list(map(str, paths))
   return dict(zip(names, paths))
+
+
+def _check_references(runs: Mapping[str, Results]) -> None:
+  """Raises a ValueError if differences are to models of different roles."""
+  first, *others = runs
+  for name in others:
+    here, there = (runs[k].choices.reference for k in (name, first))
+    if here != there:
+      best = "its best ingredient"
+      raise ValueError(
+        f"{name} compares with {here or best}, but {first} with "
+        f"{there or best}: give only runs of cooking, or only evaluations with "
+        "the same --config.reference."
+      )
 
 
 def _over_runs(gains: Sequence[float]) -> Gain:

@@ -59,6 +59,15 @@ def test_runs_on_other_datasets_are_apart(pair, capsys):
   assert "other: seed1" in capsys.readouterr().out
 
 
+def test_references_must_be_the_same(pair):
+  choices = {"metrics": ["prec@1"], "best": {}, "greedy": {}}
+  choices |= {"initial_head": "", "reference": "greedy"}
+  (pair / "seed1" / "choices.json").write_text(json.dumps(choices))
+  problem = "seed1 compares with greedy, but .*seed0 with its best ingredient"
+  with pytest.raises(ValueError, match=problem):
+    run(f"{pair}/seed0,{pair}/seed1", out=str(pair / "x.html"))
+
+
 def test_bad_inputs(pair):
   with pytest.raises(ValueError, match="workdir.*seed0 twice"):
     run(f"{pair}/seed0,{pair}/./seed0")

@@ -15,6 +15,8 @@ from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Gain, Results
 
 TITLE = "Comparison of runs"
+_BY_MINIVAL = "WiSE-FT, alpha by minival"
+_MIDDLE = "WiSE-FT, alpha 0.5"
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -25,8 +27,8 @@ class Cell:
 
   Attributes:
     values: run -> accuracy in percent.
-    gain: mean difference to the best ingredient of the same run, in points; its
-      ends are NaN with fewer than two runs. None if no run has one.
+    gain: mean difference to the best ingredient or the reference, in points;
+      its ends are NaN with fewer than two runs. None if no run has one.
   """
 
   values: Mapping[str, float]
@@ -84,14 +86,21 @@ def compare_runs(
 
 def _labelled(results: Results) -> Iterator[tuple[str, tables.Row]]:
   """Yields rows of the table with labels that do not depend on the run."""
+  by_accuracy = results.choices.metrics[0] == "prec@1"
   for row in tables.rows(results):
     if row.kind == "best":
-      reference = results.choices.reference
-      yield ("Reference" if reference else "Best ingredient"), row
+      compared = results.choices.reference
+      yield (row.label if compared else "Best ingredient"), row
+    elif row.models == ("wise_ft",) and row.kind == "soup" and by_accuracy:
+      yield _BY_MINIVAL, row
+      if results.best_wise_ft == 0.5:  # This alpha has no row of its own.
+        yield _MIDDLE, row
+    elif row.models == ("window",) and row.kind == "soup":
+      yield tables.LABELS["window"], row
     elif row.kind == "interpolation":
       for alpha, label in (
-        (results.best_wise_ft, "WiSE-FT, alpha by minival"),
-        (0.5, "WiSE-FT, alpha 0.5"),
+        (results.best_wise_ft, _BY_MINIVAL),
+        (0.5, _MIDDLE),
       ):
         if results.wise_ft.get(alpha) == row.models[0]:
           yield label, row
@@ -114,12 +123,14 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
   """Describes what the intervals of runs on one dataset cover.
 
   Args:
-    runs: name -> results.
+    runs: name -> results, all with the same reference.
     differing: keys of the configs in which the runs differ.
   """
+  above = next(iter(runs.values())).choices.reference
+  above = above or "the best ingredient of the same run"
   notes = [
-    "Percent correct, mean over runs. Differences (d) are points above the "
-    "best ingredient of the same run, mean over runs"
+    f"Percent correct, mean over runs. Differences (d) are points above {above}"
+    ", mean over runs"
   ]
   if len(runs) < 2:
     notes[0] += ". This is one run: an interval over seeds needs two."
