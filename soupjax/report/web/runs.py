@@ -138,8 +138,8 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
     notes[0] += (
       ", with the 95 % interval and p of Student's t over runs. ~: the "
       "interval contains zero, so no difference is shown. The interval covers "
-      "other runs on the same images, not other images; a model of one run "
-      "alone has none."
+      "other runs on the same images, not other images; it has no width if "
+      "all runs have the same difference; a model of one run alone has none."
     )
     notes.append(
       f"The configs differ in {', '.join(differing)}."
