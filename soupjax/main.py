@@ -5,9 +5,10 @@
   soupjax --config=FILE.py[:ARGUMENT] [--config.KEY=VALUE ...] [--workdir=DIR]
 
 The task is that of the config: fine-tuning, cooking soups of fine-tuned models,
-diagnosis, or mixing files. A config sets all of its keys, and each key is a
-flag. --dry_run checks everything and prints what would be done. Started again,
-a command continues where it stopped.
+searching for coefficients, evaluating checkpoints, comparing runs, diagnosis,
+statistics for rules, or mixing files. A config sets all of its keys, and each
+key is a flag. --dry_run checks everything and prints what would be done.
+Started again, a command continues where it stopped.
 """
 
 import sys
