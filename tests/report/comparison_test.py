@@ -37,6 +37,22 @@ def test_every_set_has_a_column_with_differences(results):
   assert rows[2].split()[-2:] == ["71.0", "-10.0"]  # The mean.
 
 
+def test_every_model_has_its_corruption_error():
+  lines = [
+    line
+    for name in ("a", "b", "pretrained")
+    for line in helpers.records_of(
+      name, "pretrained" if name == "pretrained" else "model", 0.9, 0.9, 0.8
+    )
+  ]
+  for k, name in enumerate(("a", "b")):
+    value = 0.5 + k / 10
+    lines.append(helpers.record(name, "model", "c", value, 600, "mce"))
+  choices = Choices(reference="a", best={}, greedy={}, means={"c": ("test",)})
+  results = report.Results.from_records(lines, choices)
+  assert results.about_mce == "mCE on c (AlexNet: 100): a 50.0, b 60.0."
+
+
 def test_wide_columns_stay_apart():
   def of(model, accuracy):
     lines = helpers.records_of(model, "model", accuracy, accuracy, accuracy)
