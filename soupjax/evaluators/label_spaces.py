@@ -5,7 +5,7 @@
 Lists and maps are read from the packages and downloads that publish them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import importlib.util
 import itertools
@@ -46,6 +46,12 @@ class LabelSpace:
       parts = getattr(self, name)
       if parts is not None and (not parts or not all(parts)):
         raise ValueError(f"{name} of a label space must not be empty.")
+    for k in self._outputs():
+      if not isinstance(k, (int, np.integer)) or k < 0:
+        raise ValueError(
+          f"Output {k} is in the label space, but outputs are whole numbers "
+          "from 0."
+        )
     outputs = list(itertools.chain.from_iterable(self.groups or ()))
     if len(set(outputs)) < len(outputs):
       twice = next(k for k in outputs if outputs.count(k) > 1)
@@ -61,7 +67,22 @@ class LabelSpace:
   @classmethod
   def of_outputs(cls, outputs: Iterable[int]) -> "LabelSpace":
     """Returns the space in which only some outputs count, each a class."""
-    return cls(groups=tuple((int(k),) for k in outputs))
+    plain = (k.item() if isinstance(k, np.generic) else k for k in outputs)
+    return cls(groups=tuple((k,) for k in plain))
+
+  def _outputs(self) -> Iterator[int]:
+    """Yields all outputs in groups and answers."""
+    for part in (*(self.groups or ()), *(self.answers or ())):
+      yield from part
+
+  def _check_outputs(self, count: int) -> None:
+    """Raises a ValueError if a model with this many outputs lacks one."""
+    largest = max(self._outputs(), default=0)
+    if largest >= count:
+      raise ValueError(
+        f"Output {largest} is in the label space, but the model has {count} "
+        "outputs."
+      )
 
   @property
   def num_outputs(self) -> int | None:
@@ -86,8 +107,13 @@ class LabelSpace:
 
     Returns:
       (n, outputs) logits, very low where an output does not count and the
-      maximum of the group at its first output; and (n,) right outputs.
+      maximum of the group at its first output; and (n,) right outputs. A label
+      that is no index of `answers` becomes one past the last output.
+
+    Raises:
+      ValueError: if the model lacks an output.
     """
+    self._check_outputs(logits.shape[-1])
     if self.groups is not None:
       heads = np.array([group[0] for group in self.groups])
       if self.num_outputs > len(heads):
@@ -98,7 +124,11 @@ class LabelSpace:
       # Half of the lowest, so that subtracting a maximum cannot overflow.
       logits = jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
     if self.answers is not None:
-      right = jnp.asarray(_padded(self.answers))[labels]
+      right = (
+        jnp.asarray(_padded(self.answers))
+        .at[labels]
+        .get(mode="fill", fill_value=logits.shape[-1])
+      )
       best = jnp.take_along_axis(logits, right, axis=-1).argmax(axis=-1)
       labels = jnp.take_along_axis(right, best[:, None], axis=-1)[:, 0]
     return logits, labels
@@ -116,9 +146,11 @@ class LabelSpace:
       (n, classes), in the order of the first outputs, and (n,) from 0.
 
     Raises:
-      ValueError: if a label is not a class of the space.
+      ValueError: if a label is not a class of the space, or the model lacks an
+        output.
     """
     logits = np.asarray(logits)
+    self._check_outputs(logits.shape[-1])
     if self.groups is not None:
       best = logits[:, _padded(self.groups)].max(axis=-1)
       logits = np.full(logits.shape, -np.inf, best.dtype)

@@ -92,6 +92,21 @@ def test_spaces_that_cannot_be(fields, message):
     LabelSpace(**fields)
 
 
+@pytest.mark.parametrize(
+  "space, labels, message",
+  [
+    ([0, 3, 7], [0, 0, 3, 3], "Output 7 .* has 5 outputs"),
+    (LabelSpace(answers=((0,), (9,))), [0, 0, 1, 1], "Output 9 .* 5 outputs"),
+    ([-1, 0, 3], [0, 0, 3, 3], "Output -1 .* from 0"),
+    ([0, 3.5], [0, 0, 3, 3], "Output 3.5 .* from 0"),
+    (LabelSpace(answers=((0,), (3,))), [0, 0, 1, 2], "label"),
+  ],
+)
+def test_outputs_that_a_model_does_not_have(space, labels, message):
+  with pytest.raises(ValueError, match=message):
+    evaluated(space, LOGITS, labels)
+
+
 def test_labels_outside_of_the_space():
   with pytest.raises(ValueError, match="set has a label"):
     evaluated(MAP, LOGITS, [0, 1, 3, 3])
