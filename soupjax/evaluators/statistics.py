@@ -197,6 +197,9 @@ def mcnemar_p(b: int, c: int) -> float:
 def over_seeds(differences: np.ndarray, *, level: float = 0.95) -> Difference:
   """Student's t interval and test of a mean over independent runs.
 
+  If all differences are equal, the statistic is not defined: the interval has
+  no width, and p is None.
+
   Args:
     differences: (seeds,) one difference for each run, such as soup minus best
       ingredient. Runs that share test images are not independent of each other:

@@ -3,6 +3,7 @@
 """Comparison of finished runs, such as those of several seeds."""
 
 from collections.abc import Mapping, Sequence
+import math
 import os
 import pathlib
 from typing import Any
@@ -113,6 +114,8 @@ def _check_references(runs: Mapping[str, Results]) -> None:
 
 def _over_runs(gains: Sequence[float]) -> Gain:
   found = statistics.over_seeds(gains)
+  if found.p is None:  # Equal gains, as of one model in all runs.
+    return Gain(found.value, math.nan, math.nan, None)
   return Gain(found.value, found.low, found.high, found.p)
 
 

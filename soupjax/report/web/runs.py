@@ -28,7 +28,8 @@ class Cell:
   Attributes:
     values: run -> accuracy in percent.
     gain: mean difference to the best ingredient or the reference, in points;
-      its ends are NaN with fewer than two runs. None if no run has one.
+      its ends are NaN with fewer than two runs or equal differences. None if no
+      run has one.
   """
 
   values: Mapping[str, float]
@@ -138,8 +139,8 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
     notes[0] += (
       ", with the 95 % interval and p of Student's t over runs. ~: the "
       "interval contains zero, so no difference is shown. The interval covers "
-      "other runs on the same images, not other images; it has no width if "
-      "all runs have the same difference; a model of one run alone has none."
+      "other runs on the same images, not other images; there is none "
+      "for a model of one run alone, or with the same difference in all runs."
     )
     notes.append(
       f"The configs differ in {', '.join(differing)}."
