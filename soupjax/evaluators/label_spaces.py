@@ -334,10 +334,24 @@ def read_map(path: str | os.PathLike) -> dict[str, list[str | int]]:
 
 
 def _read_json(path: pathlib.Path):
+  def unique(pairs):
+    values = {}
+    for key, value in pairs:
+      if key in values:  # `json` would take the last one.
+        twice.append(key)
+      values[key] = value
+    return values
+
+  twice: list[str] = []
   try:
-    return json.loads(path.read_text("utf-8"))
+    found = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
   except (UnicodeDecodeError, json.JSONDecodeError) as e:
     raise ValueError(f"{path} is not JSON: {e}.") from e
+  if twice:
+    raise ValueError(
+      f"{path} has {twice[0]!r} twice: join both, or remove one."
+    )
+  return found
 
 
 def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:

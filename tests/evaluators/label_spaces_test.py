@@ -208,6 +208,14 @@ def test_maps_that_cannot_be_read(tmp_path, text, message):
     label_spaces.read_map(tmp_path / "nowhere")
 
 
+def test_keys_that_occur_twice(tmp_path):
+  file = tmp_path / "file.json"
+  file.write_text('{"a": [1], "b": [2], "a": [3]}')
+  for read in (label_spaces.read_map, label_spaces.read_answers):
+    with pytest.raises(ValueError, match="file.json has 'a' twice"):
+      read(file)
+
+
 @pytest.mark.parametrize("text", ["3", '{"a": 1}', "[[1], 2]", '[["cat"]]'])
 def test_answers_that_cannot_be_read(tmp_path, text):
   file = tmp_path / "answers.json"
