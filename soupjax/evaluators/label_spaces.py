@@ -5,6 +5,7 @@
 Lists and maps are read from the packages and downloads that publish them.
 """
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import importlib.util
@@ -333,25 +334,26 @@ def read_map(path: str | os.PathLike) -> dict[str, list[str | int]]:
   return result
 
 
-def _read_json(path: pathlib.Path):
-  def unique(pairs):
-    values = {}
-    for key, value in pairs:
-      if key in values:  # `json` would take the last one.
-        twice.append(key)
-      values[key] = value
-    return values
-
+def _read_json(path: pathlib.Path, unique: bool = True):
+  """Reads JSON; with `unique`, an object with a key twice is an error."""
   twice: list[str] = []
+
+  def as_dict(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    twice.extend(key for key, count in counts.items() if count > 1)
+    return dict(pairs)  # `json` alone would silently take the last value.
+
   try:
-    found = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
+    values = json.loads(
+      path.read_text("utf-8"), object_pairs_hook=as_dict if unique else None
+    )
   except (UnicodeDecodeError, json.JSONDecodeError) as e:
     raise ValueError(f"{path} is not JSON: {e}.") from e
   if twice:
     raise ValueError(
       f"{path} has {twice[0]!r} twice: join both, or remove one."
     )
-  return found
+  return values
 
 
 def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
@@ -362,7 +364,9 @@ def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
         f"{folder} has no {name}: give the folder mappings/ of ObjectNet's "
         "download."
       )
-  folders, classes, numbers = (_read_json(folder / n) for n in _OBJECTNET[:3])
+  folders, classes, numbers = (
+    _read_json(folder / n, unique=False) for n in _OBJECTNET[:3]
+  )
   lines = (folder / _OBJECTNET[3]).read_text("utf-8").splitlines()
   # Keys are PyTorch's numbers of classes, values the lines of the last file.
   by_line = {int(line): int(number) for number, line in numbers.items()}
