@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables that compare models on test sets and probes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import html
+import math
 import textwrap
 
 from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
+_DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _WIDTH, _NAME, _CELL = 100, 25, 25
 _SHORTEST_NAME = 16
@@ -101,6 +103,45 @@ def probes_section(results: Results) -> str:
     "is the best model on a dataset."
   )
   return "\n".join([*parts, f"<p><small>{note}</small></p>"])
+
+
+def metrics_section(
+  results: Results, sizes: Mapping[str, int] | None = None
+) -> str:
+  """Returns HTML tables of metrics besides accuracy and loss, or "".
+
+  Args:
+    results: with `Choices.metrics`.
+    sizes: ensemble -> number of members, where known.
+  """
+  splits = [s for s in _FIRST if s in results.splits]
+  splits += [SHIFTS] * (len(results.shifts) > 1)
+  splits += [*results.shifts, *results.others]
+
+  def text(model, split, metric):
+    parts = results.shifts if split == SHIFTS else [split]
+    parts = results.choices.means.get(split, parts)
+    cells = [results.cells.get((model, s, metric)) for s in parts]
+    if None in cells:
+      return _DASH
+    return f"{math.fsum(cell[0] for cell in cells) / len(cells):.4f}"
+
+  parts = []
+  for metric in results.choices.metrics:
+    body = []
+    for row in tables.rows(results, sizes):
+      if row.kind != "mean" and metric not in ("prec@1", "loss"):
+        texts = [text(row.models[0], split, metric) for split in splits]
+        if set(texts) != {_DASH}:
+          body.append(
+            f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}'
+            f"</th>{''.join(f'<td>{cell}</td>' for cell in texts)}</tr>"
+          )
+    if body:
+      heads = ["mean of shifts" if s == SHIFTS else s for s in splits]
+      table = tables.as_html(["model", *map(html.escape, heads)], body)
+      parts.append(f"<h3>{html.escape(metric)}</h3>\n{table}")
+  return "\n".join(parts)
 
 
 def _summary(row: tables.Row, results: Results, mean: str) -> Sequence[str]:

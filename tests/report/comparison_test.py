@@ -6,7 +6,7 @@ import helpers
 import pytest
 
 from soupjax import report
-from soupjax.report import figures, sections, tables
+from soupjax.report import comparison, figures, sections, tables
 from soupjax.report.results import Choices
 
 
@@ -51,6 +51,27 @@ def test_every_model_has_its_corruption_error():
   choices = Choices(reference="a", best={}, greedy={}, means={"c": ("test",)})
   results = report.Results.from_records(lines, choices)
   assert results.about_mce == "mCE on c (AlexNet: 100): a 50.0, b 60.0."
+
+
+def test_further_metrics_have_tables_of_their_own(results):
+  assert comparison.metrics_section(results, {}) == ""
+  lines = helpers.records_of("a", "model", 0.9, 0.9, 0.8)
+  lines += helpers.records_of("b", "model", 0.9, 0.9, 0.8)
+  for k, split in enumerate(("test", *helpers.SHIFTS)):
+    value = 0.5 + k / 10
+    lines.append(helpers.record("b", "model", split, value, metric="my<f1>"))
+  choices = Choices(
+    metrics=("prec@1", "my<f1>"), reference="a", best={}, greedy={},
+    means={"shifts": helpers.SHIFTS},
+  )  # fmt: skip
+  text = comparison.metrics_section(
+    report.Results.from_records(lines, choices), {}
+  )
+  (row,) = re.findall(r'scope="row">(.*?)</tr>', text)
+  assert re.findall(r"<td>(.*?)</td>", row) == [
+    *("\N{EN DASH}", "0.5000", "0.7000", "0.6000", "0.7000", "0.8000")
+  ]
+  assert row.startswith("b<") and "<h3>my&lt;f1&gt;</h3>" in text
 
 
 def test_wide_columns_stay_apart():
