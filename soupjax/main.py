@@ -5,9 +5,10 @@
   soupjax --config=FILE.py[:ARGUMENT] [--config.KEY=VALUE ...] [--workdir=DIR]
 
 The config names the task: fine-tuning, cooking soups of fine-tuned models,
-evaluation, diagnosis, a search, statistics, mixing files, or a report. Each key
-of the config is a flag. --dry_run checks the inputs and prints the plan. A
-command that is started again continues where it stopped.
+searching for coefficients, evaluating checkpoints, comparing runs, diagnosis,
+statistics for rules, or mixing files. Each key of the config is a flag.
+--dry_run checks the inputs and prints the plan. A command that is started again
+continues where it stopped.
 """
 
 import sys

@@ -172,7 +172,7 @@ def class_separation(features: np.ndarray, labels: np.ndarray) -> float:
 
   Raises:
     ValueError: if fewer than two classes have two images, shapes do not match,
-      or all features have the same direction.
+      a feature is not finite, or all have the same direction.
   """
   features = np.asarray(features, np.float64)
   labels = np.asarray(labels)
@@ -188,6 +188,8 @@ def class_separation(features: np.ndarray, labels: np.ndarray) -> float:
       "Class separation needs at least two classes with two images each, got "
       f"{len(classes)} of {len(counts)}."
     )
+  if not np.isfinite(features).all():
+    raise ValueError("The features are not finite: the model diverged.")
   norms = np.linalg.norm(features, axis=1, keepdims=True)
   units = features / np.where(norms > 0, norms, 1)
   means = np.stack([units[labels == k].mean(axis=0) for k in classes])

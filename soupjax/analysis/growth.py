@@ -61,7 +61,8 @@ def growth(
       raise ValueError(
         f"Every order must contain all {len(names)} names once, got {order}."
       )
-  if not orders or not counts or not all(1 <= k <= len(names) for k in counts):
+  possible = range(1, len(names) + 1)
+  if not orders or not counts or not all(k in possible for k in counts):
     raise ValueError(
       f"Give at least one order and counts from 1 to {len(names)}, got "
       f"{list(counts)} and {len(orders)} orders."

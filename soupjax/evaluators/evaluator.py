@@ -48,6 +48,12 @@ def _compiled(
     mask = position >= 0
     scored, right = (space or LabelSpace()).scored(logits, labels)
     values = [f(scored, right, mask).astype(jnp.float32) for f in functions]
+    for name, value in zip(names, values):
+      if value.shape != labels.shape:
+        raise ValueError(
+          f"The metric {name!r} must return one value per image, an array of "
+          f"the shape {labels.shape}, not {value.shape}."
+        )
     outputs = {"values": jnp.stack(values, axis=-1), "position": position}
     if any(metric.summary for metric in metrics):
       outputs["right"] = right
@@ -122,7 +128,8 @@ class Evaluator:
         outputs to classes, and give images several right labels.
 
     Raises:
-      ValueError: if a metric is unknown, or an output is given twice.
+      ValueError: if a metric is unknown, or an output is given twice or is no
+        whole number from 0.
     """
     if not (outputs is None or isinstance(outputs, LabelSpace)):
       try:

@@ -5,7 +5,8 @@
 Lists and maps are read from the packages and downloads that publish them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import importlib.util
 import itertools
@@ -48,6 +49,12 @@ class LabelSpace:
         raise ValueError(
           f"{name} of a label space must not be empty, nor have empty entries."
         )
+    for k in self._outputs():
+      if not isinstance(k, (int, np.integer)) or k < 0:
+        raise ValueError(
+          f"Output {k} is in the label space, but outputs are whole numbers "
+          "from 0."
+        )
     outputs = list(itertools.chain.from_iterable(self.groups or ()))
     if len(set(outputs)) < len(outputs):
       twice = next(k for k in outputs if outputs.count(k) > 1)
@@ -63,7 +70,22 @@ class LabelSpace:
   @classmethod
   def of_outputs(cls, outputs: Iterable[int]) -> "LabelSpace":
     """Returns a space in which only these outputs count, each as a class."""
-    return cls(groups=tuple((int(k),) for k in outputs))
+    plain = (k.item() if isinstance(k, np.generic) else k for k in outputs)
+    return cls(groups=tuple((k,) for k in plain))
+
+  def _outputs(self) -> Iterator[int]:
+    """Yields all outputs in groups and answers."""
+    for part in (*(self.groups or ()), *(self.answers or ())):
+      yield from part
+
+  def _check_outputs(self, count: int) -> None:
+    """Raises a ValueError if a model with this many outputs lacks one."""
+    largest = max(self._outputs(), default=0)
+    if largest >= count:
+      raise ValueError(
+        f"Output {largest} is in the label space, but the model has {count} "
+        "outputs."
+      )
 
   @property
   def num_outputs(self) -> int | None:
@@ -92,8 +114,13 @@ class LabelSpace:
 
     Returns:
       (n, outputs) logits: the maximum of each group at its first output, and
-      very low values elsewhere; and the (n,) right outputs.
+      very low values elsewhere; and the (n,) right outputs. A label that is no
+      index of `answers` becomes one past the last output.
+
+    Raises:
+      ValueError: if the model lacks an output of the space.
     """
+    self._check_outputs(logits.shape[-1])
     if self.groups is not None:
       firsts = np.array([group[0] for group in self.groups])
       if self.num_outputs > len(firsts):
@@ -104,7 +131,11 @@ class LabelSpace:
       # Half the lowest float, so that subtracting a maximum cannot overflow.
       logits = jnp.where(keep, logits, jnp.finfo(logits.dtype).min / 2)
     if self.answers is not None:
-      right = jnp.asarray(_padded(self.answers))[labels]
+      right = (
+        jnp.asarray(_padded(self.answers))
+        .at[labels]
+        .get(mode="fill", fill_value=logits.shape[-1])
+      )
       best = jnp.take_along_axis(logits, right, axis=-1).argmax(axis=-1)
       labels = jnp.take_along_axis(right, best[:, None], axis=-1)[:, 0]
     return logits, labels
@@ -123,9 +154,11 @@ class LabelSpace:
       (n,) indices of the right classes, from 0.
 
     Raises:
-      ValueError: if a label is not a class of the space.
+      ValueError: if a label is not a class of the space, or the model lacks an
+        output.
     """
     logits = np.asarray(logits)
+    self._check_outputs(logits.shape[-1])
     if self.groups is not None:
       best = logits[:, _padded(self.groups)].max(axis=-1)
       logits = np.full(logits.shape, -np.inf, best.dtype)
@@ -309,11 +342,26 @@ def read_map(path: str | os.PathLike) -> dict[str, list[str | int]]:
   return result
 
 
-def _read_json(path: pathlib.Path):
+def _read_json(path: pathlib.Path, unique: bool = True):
+  """Reads JSON; with `unique`, an object with a key twice is an error."""
+  twice: list[str] = []
+
+  def as_dict(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    twice.extend(key for key, count in counts.items() if count > 1)
+    return dict(pairs)  # `json` alone would silently take the last value.
+
   try:
-    return json.loads(path.read_text("utf-8"))
+    values = json.loads(
+      path.read_text("utf-8"), object_pairs_hook=as_dict if unique else None
+    )
   except (UnicodeDecodeError, json.JSONDecodeError) as e:
     raise ValueError(f"{path} is not JSON: {e}.") from e
+  if twice:
+    raise ValueError(
+      f"{path} has {twice[0]!r} twice: join both, or remove one."
+    )
+  return values
 
 
 def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
@@ -324,7 +372,9 @@ def _read_objectnet(folder: pathlib.Path) -> dict[str, list[str | int]]:
         f"{folder} has no {name}: give the folder mappings/ of ObjectNet's "
         "download."
       )
-  folders, classes, numbers = (_read_json(folder / n) for n in _OBJECTNET[:3])
+  folders, classes, numbers = (
+    _read_json(folder / n, unique=False) for n in _OBJECTNET[:3]
+  )
   lines = (folder / _OBJECTNET[3]).read_text("utf-8").splitlines()
   # Keys are class indices in PyTorch, values are lines of the last file.
   by_line = {int(line): int(number) for number, line in numbers.items()}

@@ -196,7 +196,7 @@ def check_logits(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
   Raises:
     ValueError: if there are none, shapes do not fit, a label is not a class
-      index or out of range, or a logit is NaN.
+      index or out of range, a logit is NaN or inf, or all of an image are -inf.
   """
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
@@ -210,8 +210,12 @@ def check_logits(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
       f"Labels run from {labels.min()} to {labels.max()}, but the model has "
       f"{logits.shape[1]} classes."
     )
-  if np.isnan(logits).any():
-    raise ValueError("The model's logits are NaN: its weights diverged.")
+  top = logits.max(axis=1)
+  if not np.isfinite(top).all():
+    raise ValueError(
+      f"The logits of image {int((~np.isfinite(top)).argmax())} are NaN or "
+      "infinite: the model's weights diverged."
+    )
   return logits, labels
 
 
@@ -229,8 +233,7 @@ def classification_metrics(
     "loss", the mean cross-entropy in nats.
 
   Raises:
-    ValueError: if shapes do not fit, a label is not a class index or out of
-      range, or a logit is NaN.
+    ValueError: as `check_logits`.
   """
   logits, labels = check_logits(logits, labels)
   top = logits.max(axis=1)

@@ -93,10 +93,10 @@ def paired_bootstrap(
   sets = _sets(differences)
   draws = arguments.count("draws", draws)
   _check_level(level)
-  rng, total = np.random.default_rng(seed), 0.0
-  for n in dict.fromkeys(map(len, sets)):
+  total = 0.0
+  for k, n in enumerate(dict.fromkeys(map(len, sets))):
     same = sum(values for values in sets if len(values) == n)
-    total = total + _resampled_means(same, draws, rng)
+    total = total + _resampled_means(same, draws, [seed, k] if k else seed)
   tail = 100 * (1 - level) / 2
   ends = np.percentile(total / len(sets), [tail, 100 - tail], axis=0)
   value = sum(values.mean(axis=0) for values in sets) / len(sets)
@@ -128,18 +128,22 @@ def _sets(differences) -> list[np.ndarray]:
   return sets
 
 
-def _resampled_means(values, draws, rng) -> np.ndarray:
+def _resampled_means(values, draws, seed) -> np.ndarray:
   """Means (draws, models) over images drawn with replacement."""
-  n, parts = len(values), []
+  n, means = len(values), np.empty((draws, values.shape[1]))
   kinds = [np.unique(column, return_counts=True) for column in values.T]
-  if max(len(found) for found, _ in kinds) <= min(_KINDS, n // 2):
+  few = np.array([len(x) <= min(_KINDS, n // 2) for x, _ in kinds])
+  for k in np.flatnonzero(few):
     # How often each value is drawn is multinomial: no need to draw images.
-    return np.stack(
-      [rng.multinomial(n, count / n, draws) @ x / n for x, count in kinds], 1
-    )
-  for start in range(0, draws, _DRAWS):
-    parts.append(_counts(rng, n, min(_DRAWS, draws - start)) @ values / n)
-  return np.concatenate(parts)
+    x, count = kinds[k]
+    rng = np.random.default_rng(seed)
+    means[:, k] = rng.multinomial(n, count / n, draws) @ x / n
+  if not few.all():
+    rng, many = np.random.default_rng(seed), values[:, ~few]
+    for start in range(0, draws, _DRAWS):
+      part = slice(start, min(start + _DRAWS, draws))
+      means[part, ~few] = _counts(rng, n, part.stop - start) @ many / n
+  return means
 
 
 def _counts(rng, n: int, draws: int) -> np.ndarray:
@@ -192,6 +196,9 @@ def mcnemar_p(b: int, c: int) -> float:
 
 def over_seeds(differences: np.ndarray, *, level: float = 0.95) -> Difference:
   """Student's t interval and test of a mean over independent runs.
+
+  If all differences are equal, the statistic is not defined: the interval has
+  no width, and p is None.
 
   Args:
     differences: (seeds,) one difference for each run, such as soup minus best
@@ -328,8 +335,8 @@ def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
     bins: at most n are used. Few images per bin bias the value upwards.
 
   Raises:
-    ValueError: if shapes do not fit, labels are out of range, or a logit is
-      NaN.
+    ValueError: if shapes do not fit, labels are out of range, a logit is NaN or
+      inf, or all of an image are -inf.
   """
   logits, labels = check_logits(logits, labels)
   bins = arguments.count("bins", bins)
@@ -354,11 +361,18 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     T, between 0.01 and 100.
 
   Raises:
-    ValueError: as `ece`.
+    ValueError: as `ece`; or if the logit of a label is -inf, so that the loss
+      is infinite at every T.
   """
   from scipy import optimize  # Slow to import.
 
   logits, labels = check_logits(logits, labels)
+  without = np.isneginf(logits[np.arange(len(labels)), labels])
+  if without.any():
+    raise ValueError(
+      f"The logit of image {int(without.argmax())} for its label is -inf: the "
+      "loss is infinite at every temperature."
+    )
   return math.exp(
     optimize.minimize_scalar(
       lambda t: _nll(logits * math.exp(-t), labels),

@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables that compare models on test sets and probes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import html
+import math
 import textwrap
 
 from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Results
 
+_DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _WIDTH, _NAME, _CELL = 100, 25, 25
+_SHORTEST_NAME = 16
 _FIRST = {"minival": 0, "test": 1}  # Other sets follow in their own order.
 
 
@@ -29,14 +32,22 @@ def comparison_table(results: Results) -> str:
   if len(results.shifts) > 1:
     splits.append(SHIFTS)
   rows, lines = tables.rows(results), []
-  per_block = (_WIDTH - _NAME) // _CELL
+  cells = {
+    split: [_cell(row, results, split) for row in rows] for split in splits
+  }
+  longest = max(
+    (len(c) for column in cells.values() for c in column), default=0
+  )
+  size = max(_CELL, longest + 1)
+  per_block = (_WIDTH - _SHORTEST_NAME) // size
+  name = min(_NAME, _WIDTH - per_block * size)
   for start in range(0, len(splits), per_block):
     block = splits[start : start + per_block]
     heads = [_head(results, split) for split in block]
-    lines.append(_line("", heads))
-    lines.append("-" * (_NAME + _CELL * len(block)))
-    for row in rows:
-      lines.append(_line(row.label, [_cell(row, results, s) for s in block]))
+    lines.append(_line("", heads, name, size))
+    lines.append("-" * (name + size * len(block)))
+    for row, *texts in zip(rows, *(cells[split] for split in block)):
+      lines.append(_line(row.label, texts, name, size))
     lines.append(lines[-len(rows) - 1])
   for mean in probe_means(results):
     members = results.choices.means[mean]
@@ -94,6 +105,45 @@ def probes_section(results: Results) -> str:
   return "\n".join([*parts, f"<p><small>{note}</small></p>"])
 
 
+def metrics_section(
+  results: Results, sizes: Mapping[str, int] | None = None
+) -> str:
+  """Returns HTML tables of metrics besides accuracy and loss, or "".
+
+  Args:
+    results: with `Choices.metrics`.
+    sizes: ensemble -> number of members, where known.
+  """
+  splits = [s for s in _FIRST if s in results.splits]
+  splits += [SHIFTS] * (len(results.shifts) > 1)
+  splits += [*results.shifts, *results.others]
+
+  def text(model, split, metric):
+    parts = results.shifts if split == SHIFTS else [split]
+    parts = results.choices.means.get(split, parts)
+    cells = [results.cells.get((model, s, metric)) for s in parts]
+    if None in cells:
+      return _DASH
+    return f"{math.fsum(cell[0] for cell in cells) / len(cells):.4f}"
+
+  parts = []
+  for metric in results.choices.metrics:
+    body = []
+    for row in tables.rows(results, sizes):
+      if row.kind != "mean" and metric not in ("prec@1", "loss"):
+        texts = [text(row.models[0], split, metric) for split in splits]
+        if set(texts) != {_DASH}:
+          body.append(
+            f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}'
+            f"</th>{''.join(f'<td>{cell}</td>' for cell in texts)}</tr>"
+          )
+    if body:
+      heads = ["mean of shifts" if s == SHIFTS else s for s in splits]
+      table = tables.as_html(["model", *map(html.escape, heads)], body)
+      parts.append(f"<h3>{html.escape(metric)}</h3>\n{table}")
+  return "\n".join(parts)
+
+
 def _summary(row: tables.Row, results: Results, mean: str) -> Sequence[str]:
   """Returns the mean logit and the mean rank of a row, as text."""
   cells = [
@@ -103,11 +153,13 @@ def _summary(row: tables.Row, results: Results, mean: str) -> Sequence[str]:
   return ["-" if cell is None else f"{cell[0]:.2f}" for cell in cells]
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
+def _line(
+  name: str, cells: Sequence[str], width: int = _NAME, size: int = _CELL
+) -> str:
   name = "".join(c if c.isprintable() else "?" for c in name)
-  if len(name) > _NAME - 1:
-    name = f"{name[: _NAME - 4]}..."
-  text = f"{name:<{_NAME}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+  if len(name) > width - 1:
+    name = f"{name[: width - 4]}..."
+  text = f"{name:<{width}}" + "".join(f"{cell:>{size}}" for cell in cells)
   return text.rstrip()
 
 

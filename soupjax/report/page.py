@@ -153,6 +153,8 @@ def _page(
   show("shift_plane", "Accuracy on each shift", sections.SHIFTS_CAPTION)
   body.append("<h2>Accuracy on every set</h2>")
   body.append(sections.results_section(results, sizes))
+  if table := comparison.metrics_section(results, sizes):
+    body.append(f"<h2>Further metrics</h2>\n{table}")
   if table := unseen.section(results, sizes):
     body.append(f"<h2>{unseen.TITLE}</h2>\n{table}")
   if table := comparison.probes_section(results):

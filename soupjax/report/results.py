@@ -205,14 +205,14 @@ class Results:
 
   @property
   def about_mce(self) -> str:
-    """Lists mean corruption errors of soups and the best; "" if none are."""
+    """Lists mean corruption errors of soups, compared models and the best."""
     parts = []
     for mean in self.choices.means:
       models = [m for m in self.kinds if (m, mean, "mce") in self.cells]
       shown = [
         f"{m} {100 * self.cells[m, mean, 'mce'][0]:.1f}"
         for m in models
-        if self.kinds[m] == "soup" or m == self.best
+        if self.kinds[m] in ("soup", "model") or m == self.best
       ]
       if shown:
         parts.append(f"mCE on {mean} (AlexNet: 100): {', '.join(shown)}.")

@@ -298,7 +298,7 @@ def results_table(
   """
   shifts = f"{len(results.shifts)} shifts"
   titles = ("cost", "minival", "test", shifts, "d(test)", "d(shifts)")
-  widths = (8, 8, 6, 10, 20, 20) if results.gains else (10,) * 6
+  widths = (8, 8, 6, 10, 21, 21) if results.gains else (10,) * 6
   width = 100 - sum(widths) if results.gains else 36
 
   def line(name, cells):

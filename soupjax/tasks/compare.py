@@ -3,6 +3,7 @@
 """Comparison of finished runs, such as those of several seeds."""
 
 from collections.abc import Mapping, Sequence
+import math
 import os
 import pathlib
 from typing import Any
@@ -44,7 +45,8 @@ def run(
 
   Raises:
     ValueError: if a directory has no finished run that was evaluated on images,
-      or is given twice, or `config.out` is not the path of an .html file.
+      or is given twice, runs on one dataset have different references, or
+      `config.out` is not the path of an .html file.
   """
   problems = config_lib.Problems(config)
   problems.expect("out", "a path that ends in .html", _is_page)
@@ -54,6 +56,8 @@ def run(
   datasets: dict[str, dict[str, Results]] = {}
   for name, results in runs.items():
     datasets.setdefault(results.dataset, {})[name] = results
+  for group in datasets.values():
+    _check_references(group)
   if jax.process_index():
     return None
   if dry_run:
@@ -94,8 +98,24 @@ def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
   return dict(zip(names, paths))
 
 
+def _check_references(runs: Mapping[str, Results]) -> None:
+  """Raises a ValueError if differences are to models of different roles."""
+  first, *others = runs
+  for name in others:
+    here, there = (runs[k].choices.reference for k in (name, first))
+    if here != there:
+      best = "its best ingredient"
+      raise ValueError(
+        f"{name} compares with {here or best}, but {first} with "
+        f"{there or best}: give only runs of cooking, or only evaluations with "
+        "the same --config.reference."
+      )
+
+
 def _over_runs(gains: Sequence[float]) -> Gain:
   mean = statistics.over_seeds(gains)
+  if mean.p is None:  # Equal gains, as of one model in all runs.
+    return Gain(mean.value, math.nan, math.nan, None)
   return Gain(mean.value, mean.low, mean.high, mean.p)
 
 

@@ -88,13 +88,24 @@ def ridge_probe(
     features as they are given.
 
   Raises:
-    ValueError: if `l2` is not positive, or a feature is not finite.
+    ValueError: if `l2` is not positive, a feature is not finite, or labels are
+      not class indices, one for each example.
   """
+  labels = np.asarray(labels)
+  if (
+    labels.shape != (len(features),)
+    or labels.dtype.kind not in "iu"
+    or not ((labels >= 0) & (labels < num_classes)).all()
+  ):
+    raise ValueError(
+      f"labels must be {len(features)} class indices from 0 to "
+      f"{num_classes - 1}, got {labels!r:.100}."
+    )
   if not 0 < l2 < math.inf:
     raise ValueError(f"l2 must be positive and finite, got {l2!r}.")
   mean, scale = standardisation(features)
   x = (np.asarray(features, np.float64) - mean) / scale
-  y = 2 * np.eye(num_classes)[np.asarray(labels)] - 1
+  y = 2 * np.eye(num_classes)[labels] - 1
   bias = y.mean(axis=0)
   if len(x) < x.shape[1]:
     kernel = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), y - bias)

@@ -158,6 +158,10 @@ def test_a_model_without_layers_is_refused():
       lambda: lib.class_separation(np.ones((4, 2)), [0, 0, 1, 1]),
       "same direct",
     ),
+    (
+      lambda: lib.class_separation(np.full((4, 2), np.nan), [0, 0, 1, 1]),
+      "not finite",
+    ),
   ],
 )
 def test_refuses(call, message):

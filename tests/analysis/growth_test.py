@@ -62,6 +62,7 @@ def test_hyperparameters_that_differ_are_split_by_the_choice():
     ({"orders": [["a"]]}, "all 2 names"),
     ({"counts": [0]}, "counts from 1 to 2, got .0."),
     ({"counts": [3]}, "counts from 1 to 2, got .3."),
+    ({"counts": [1.5]}, "counts from 1 to 2, got .1.5"),
     ({"orders": []}, "0 orders"),
     ({"accept": "lt"}, "'lt'"),
     ({"evaluate": lambda names: np.nan}, "scores nan"),

@@ -92,6 +92,21 @@ def test_spaces_that_cannot_be(fields, message):
     LabelSpace(**fields)
 
 
+@pytest.mark.parametrize(
+  "space, labels, message",
+  [
+    ([0, 3, 7], [0, 0, 3, 3], "Output 7 .* has 5 outputs"),
+    (LabelSpace(answers=((0,), (9,))), [0, 0, 1, 1], "Output 9 .* 5 outputs"),
+    ([-1, 0, 3], [0, 0, 3, 3], "Output -1 .* from 0"),
+    ([0, 3.5], [0, 0, 3, 3], "Output 3.5 .* from 0"),
+    (LabelSpace(answers=((0,), (3,))), [0, 0, 1, 2], "label"),
+  ],
+)
+def test_outputs_that_a_model_does_not_have(space, labels, message):
+  with pytest.raises(ValueError, match=message):
+    evaluated(space, LOGITS, labels)
+
+
 def test_labels_outside_of_the_space():
   with pytest.raises(ValueError, match="set has a label"):
     evaluated(MAP, LOGITS, [0, 1, 3, 3])
@@ -191,6 +206,14 @@ def test_maps_that_cannot_be_read(tmp_path, text, message):
     label_spaces.read_map(file)
   with pytest.raises(ValueError, match="nowhere does not exist"):
     label_spaces.read_map(tmp_path / "nowhere")
+
+
+def test_keys_that_occur_twice(tmp_path):
+  file = tmp_path / "file.json"
+  file.write_text('{"a": [1], "b": [2], "a": [3]}')
+  for read in (label_spaces.read_map, label_spaces.read_answers):
+    with pytest.raises(ValueError, match="file.json has 'a' twice"):
+      read(file)
 
 
 @pytest.mark.parametrize("text", ["3", '{"a": 1}', "[[1], 2]", '[["cat"]]'])

@@ -34,6 +34,19 @@ def test_macro_f1_and_the_worst_class_by_hand():
   assert trial.score == evaluator(1.0)
 
 
+def test_a_metric_returns_a_value_per_image():
+  @metric("mean_of_a_batch")
+  def _mean(logits, labels, mask):
+    return (logits.argmax(-1) == labels).mean()
+
+  evaluator = Evaluator.from_arrays(
+    lambda params, x: x, np.eye(3, dtype=np.float32), np.arange(3),
+    batch_size=4, metric="mean_of_a_batch",
+  )  # fmt: skip
+  with pytest.raises(ValueError, match=r"'mean_of_a_batch' .*\(4,\), not \(\)"):
+    evaluator(None)
+
+
 def test_one_image_in_a_class_and_joined_outputs():
   space = LabelSpace(groups=((0, 2), (1,)))
   logits = np.array([[0, 1, 3], [0, 2, 1], [2, 5, 0]], np.float32)

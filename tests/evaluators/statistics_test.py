@@ -79,6 +79,26 @@ def test_models_share_their_resamples():
   assert both[1].low == pytest.approx(both[0].low + 1, abs=1e-12)
 
 
+def test_an_interval_does_not_depend_on_other_models():
+  sets = [
+    np.stack(
+      [
+        RNG.normal(0, 1, n),
+        RNG.choice([-1.0, 1], n),
+        RNG.choice([-1.0, 0, 1], n, p=[0.1, 0.6, 0.3]),
+      ],
+      axis=1,
+    )
+    for n in (60, 200)
+  ]
+  together = statistics.paired_bootstrap(sets, draws=500)
+  for k, found in enumerate(together):
+    (alone,) = statistics.paired_bootstrap([x[:, k] for x in sets], draws=500)
+    np.testing.assert_allclose(
+      [found.low, found.high], [alone.low, alone.high], atol=1e-12
+    )
+
+
 @pytest.mark.parametrize("b, c", [(0, 0), (7, 0), (12, 3), (5, 5), (40, 61)])
 def test_mcnemar(b, c):
   ours = np.array([1] * b + [0] * c + [1] * 20 + [0] * 5)
@@ -180,6 +200,12 @@ def test_nll_and_brier_are_scikit_learns():
     ),
     (lambda: statistics.ece(np.zeros((2, 2)), [0, 2]), "2 classes"),
     (lambda: statistics.nll(np.full((1, 2), np.nan), [0]), "NaN"),
+    (lambda: statistics.ece(np.array([[np.inf, 0]]), [0]), "infinite"),
+    (lambda: statistics.brier(np.full((1, 2), -np.inf), [0]), "infinite"),
+    (
+      lambda: statistics.temperature(np.array([[-np.inf, 0], [0, 1]]), [0, 1]),
+      "image 0 .* -inf",
+    ),
     (lambda: statistics.brier(np.zeros((0, 2)), np.zeros(0, int)), "at least"),
   ],
 )

@@ -1,5 +1,7 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import helpers
 import pytest
 from scipy import stats
@@ -81,10 +83,20 @@ def test_table_of_differences_with_intervals():
   text = results_table(results)
   assert all(len(line) <= 100 for line in text.splitlines())
   rows = {line[:20].strip(): line for line in text.splitlines()}
-  assert rows["Greedy soup"].endswith("  +1.0 [0.2, 1.8]  ~+5.0 [-1.0, 11.0]")
+  assert rows["Greedy soup"].endswith("  +1.0 [0.2, 1.8]   ~+5.0 [-1.0, 11.0]")
   assert "  -1.0 [-2.0, -0.1]" in rows["Uniform soup"]
   assert rows["Ensemble of all"].split()[-2:] == ["+2.0", "+7.0"]
   assert "ingredient_01, with the 95 %" in " ".join(text.split())
+  # The longest cells do not touch.
+  lines = helpers.with_gains(helpers.records())
+  for line in lines:
+    if line["model"] == "greedy" and line["metric"] == "prec@1":
+      line["value"] -= 0.2
+    if "low" in line:
+      line |= {"difference": -0.153, "low": -0.187, "high": -0.119}
+  text = results_table(Results.from_records(lines))
+  assert "-19.0 [-18.7, -11.9]" in text
+  assert not re.search(r"\d-\d|\]\d|\]-", text.partition("Percent")[0])
 
 
 @pytest.mark.parametrize("value", ["1", True, None])

@@ -36,7 +36,9 @@ def test_from_the_shell(pair):
     f"--workdir={pair}/seed0,{pair}/seed1",
     f"--config.out={out}",
   )
-  assert "Greedy soup" in str(text) and "+1.0 [1.0, 1.0]" in str(text)
+  # Equal differences have no spread to infer an interval from.
+  assert "Greedy soup" in str(text) and "+1.0" in str(text)
+  assert "[" not in str(text).partition("Percent")[0]
   page = out.read_text()
   assert "2 runs: seed0, seed1." in page
   assert "The configs differ in c.seed." in page
@@ -57,6 +59,15 @@ def test_runs_on_other_datasets_are_apart(pair, capsys):
   config = config_lib.load(str(CONFIG), "")
   assert compare.run(config, workdirs, dry_run=True) is None
   assert "other: seed1" in capsys.readouterr().out
+
+
+def test_references_must_be_the_same(pair):
+  choices = {"metrics": ["prec@1"], "best": {}, "greedy": {}}
+  choices |= {"initial_head": "", "reference": "greedy"}
+  (pair / "seed1" / "choices.json").write_text(json.dumps(choices))
+  problem = "seed1 compares with greedy, but .*seed0 with its best ingredient"
+  with pytest.raises(ValueError, match=problem):
+    run(f"{pair}/seed0,{pair}/seed1", out=str(pair / "x.html"))
 
 
 def test_bad_inputs(pair):

@@ -64,3 +64,6 @@ def test_ridge_probe_rejects_what_has_no_solution():
     probe.ridge_probe(features, labels, num_classes=2, l2=0)
   with pytest.raises(ValueError, match="not finite"):
     probe.ridge_probe(features * np.nan, labels, num_classes=2, l2=1.0)
+  for wrong in ([0, 2], [0, -1], [0, 1, 1], [0.0, 1.0]):
+    with pytest.raises(ValueError, match="2 class indices from 0 to 1"):
+      probe.ridge_probe(features, np.array(wrong), num_classes=2, l2=1.0)

@@ -11,7 +11,8 @@ function score(metric, cell) {
   const points = (x) => (100 * x).toFixed(1);
   const text = `${points(cell.value)} %`;
   if (typeof cell.difference !== "number") return text;
-  const sign = cell.difference > 0 ? "+" : "";
+  const unclear = cell.low <= 0 && cell.high >= 0 ? "~" : "";
+  const sign = cell.difference > 0 ? `${unclear}+` : unclear;
   const ends = `[${points(cell.low)}, ${points(cell.high)}]`;
   return `${text} (${sign}${points(cell.difference)} ${ends})`;
 }

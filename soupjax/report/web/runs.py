@@ -15,6 +15,8 @@ from soupjax.report import tables
 from soupjax.report.results import SHIFTS, Gain, Results
 
 TITLE = "Comparison of runs"
+_BY_MINIVAL = "WiSE-FT, alpha by minival"
+_MIDDLE = "WiSE-FT, alpha 0.5"
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 
@@ -25,8 +27,9 @@ class Cell:
 
   Attributes:
     values: run -> accuracy in percent.
-    gain: mean difference to the best ingredient of the same run, in points; its
-      ends are NaN with fewer than two runs. None if no run has one.
+    gain: mean difference to the best ingredient or the reference, in points;
+      its ends are NaN with fewer than two runs or equal differences. None if no
+      run has one.
   """
 
   values: Mapping[str, float]
@@ -84,14 +87,21 @@ def compare_runs(
 
 def _labelled(results: Results) -> Iterator[tuple[str, tables.Row]]:
   """Yields rows of the table with labels that do not depend on the run."""
+  by_accuracy = results.choices.metrics[0] == "prec@1"
   for row in tables.rows(results):
     if row.kind == "best":
-      reference = results.choices.reference
-      yield ("Reference" if reference else "Best ingredient"), row
+      compared = results.choices.reference
+      yield (row.label if compared else "Best ingredient"), row
+    elif row.models == ("wise_ft",) and row.kind == "soup" and by_accuracy:
+      yield _BY_MINIVAL, row
+      if results.best_wise_ft == 0.5:  # This alpha has no row of its own.
+        yield _MIDDLE, row
+    elif row.models == ("window",) and row.kind == "soup":
+      yield tables.LABELS["window"], row
     elif row.kind == "interpolation":
       for alpha, label in (
-        (results.best_wise_ft, "WiSE-FT, alpha by minival"),
-        (0.5, "WiSE-FT, alpha 0.5"),
+        (results.best_wise_ft, _BY_MINIVAL),
+        (0.5, _MIDDLE),
       ):
         if results.wise_ft.get(alpha) == row.models[0]:
           yield label, row
@@ -114,12 +124,14 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
   """Describes what the intervals of runs on one dataset cover.
 
   Args:
-    runs: name -> results.
+    runs: name -> results, all with the same reference.
     differing: keys of the configs in which the runs differ.
   """
+  above = next(iter(runs.values())).choices.reference
+  above = above or "the best ingredient of the same run"
   notes = [
-    "Percent correct, mean over runs. Differences (d) are points above the "
-    "best ingredient of the same run, mean over runs"
+    f"Percent correct, mean over runs. Differences (d) are points above {above}"
+    ", mean over runs"
   ]
   if len(runs) < 2:
     notes[0] += ". This is one run: an interval over seeds needs two."
@@ -127,8 +139,8 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
     notes[0] += (
       ", with the 95 % interval and p of Student's t over runs. ~: the "
       "interval contains zero, so no difference is shown. The interval covers "
-      "other runs on the same images, not other images; a model of one run "
-      "alone has none."
+      "other runs on the same images, not other images; there is none "
+      "for a model of one run alone, or with the same difference in all runs."
     )
     notes.append(
       f"The configs differ in {', '.join(differing)}."
@@ -152,7 +164,7 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
 def table(cells: Mapping[str, Mapping[str, Cell]], note: str) -> str:
   """Formats test and the mean over shifts as plain text."""
   head = ("runs", "test", "d(test)", "shifts", "d(shifts)")
-  widths = (6, 8, 20, 8, 20)
+  widths = (6, 8, 21, 8, 21)
   lines = [f"{'':<36}" + "".join(f"{h:>{w}}" for h, w in zip(head, widths))]
   for label, splits in cells.items():
     shown = [str(max(len(c.values) for c in splits.values()))]

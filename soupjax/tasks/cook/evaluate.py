@@ -315,8 +315,9 @@ class Evaluations:
     Returns:
       (model, set) -> the difference in accuracy as a fraction, with its 95 %
       interval by the paired bootstrap and the p-value of McNemar's exact test.
-      Means over sets have no p-value. Models without readable files in
-      `correct/` are left out; {} if `best` is one of them.
+      Means over sets have no p-value. Sets of one image, and means over them,
+      have no difference. Models without readable files in `correct/` are left
+      out; {} if `best` is one of them.
     """
     correct = {name: self._correct(name, v) for name, (_, v) in results.items()}
     reference = correct.pop(best)
@@ -340,9 +341,9 @@ class Evaluations:
         found[name, dataset] = dataclasses.replace(one, p=p)
     means = self.means() if sets is None else {}
     for mean, members in means.items():
-      values = [by_set[member] for member in members if member in by_set]
-      if not values:
-        continue
+      if any(member not in by_set for member in members):
+        continue  # A single image has no interval.
+      values = [by_set[member] for member in members]
       for name, one in zip(others, statistics.paired_bootstrap(values)):
         found[name, mean] = one
     return found

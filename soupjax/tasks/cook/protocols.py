@@ -61,8 +61,8 @@ def mapped(
     among the outputs.
 
   Raises:
-    ValueError: if names are missing or unknown, an output is in two classes, or
-      no image is left.
+    ValueError: if names are missing, unknown or those of several outputs, an
+      output is in two classes, or no image is left.
   """
   if not source.class_names:
     raise ValueError(
@@ -106,7 +106,13 @@ def _output(
         ": the models' classes have no names; give numbers, or data.classes"
       )  # fmt: skip
       raise ValueError(f"{path}: {given!r} is not a class of the models{why}")
-    return list(classes).index(given)
+    numbers = [k for k, name in enumerate(classes) if name == given]
+    if len(numbers) > 1:
+      raise ValueError(
+        f"{path}: {given!r} is the name of the models' outputs "
+        f"{', '.join(map(str, numbers))}: give the number."
+      )
+    return numbers[0]
   if not 0 <= given < num:
     raise ValueError(
       f"{path} has output {given}, but the models have {num} outputs, 0 to "
@@ -130,8 +136,8 @@ def answered(
     The images, whose labels index `answers` of the label space, and this space.
 
   Raises:
-    ValueError: if an image is not in the file, a label is out of range, or no
-      image is left.
+    ValueError: if an image is not in the file, two images have one entry, a
+      label is out of range, or no image is left.
   """
   try:
     answers = _of_files(source, path) if path else _own(source)
@@ -165,18 +171,25 @@ def _of_files(source: data.Source, path: str) -> list[tuple[int, ...]]:
   """Returns the right labels of every image, by the names of their files."""
   table = label_spaces.read_answers(path)
   result = []
+  images: dict[str | int, int] = {}
   for k in range(len(source)):
     name = pathlib.PurePath(source.describe(k)).name
+    key: str | int = name
     if isinstance(table, Mapping):
       right = table.get(name)
     else:
       digits = re.search(r"(\d+)\.\w+$", name)
-      at = int(digits[1]) - 1 if digits else -1
-      right = table[at] if 0 <= at < len(table) else None
+      key = number = int(digits[1]) if digits else 0
+      right = table[number - 1] if 0 < number <= len(table) else None
     if right is None:
       raise ValueError(
         f"labels={path} has nothing for {source.describe(k)}: labels are found "
         "by file name, or by the number at its end."
+      )
+    if (other := images.setdefault(key, k)) != k:
+      raise ValueError(
+        f"labels={path} has one entry for both {source.describe(other)} and "
+        f"{source.describe(k)}: rename one, and give each its own labels."
       )
     result.append(tuple(sorted(set(right))))
   return result

@@ -84,9 +84,8 @@ def run(
       workdir_lib.open_workdir(workdir, record)
       stack.enter_context(workdir_lib.locked(workdir))
     processes.check_shared(workdir)
-    records.check_unchanged(
-      config, opened, workdir / _RECORD, records.along_files(opened)
-    )
+    more = records.along_files(opened) | _baselines(config)
+    records.check_unchanged(config, opened, workdir / _RECORD, more)
     kind = judge if opened.is_judged else evaluate
     evaluations = stack.enter_context(kind.Evaluations(opened, workdir))
     return _run(opened, workdir, evaluations)
@@ -396,7 +395,8 @@ def _batches(opened):
 def _print_finished(config, workdir: pathlib.Path) -> bool:
   """Returns whether this run has already finished; if so, prints its table."""
   outputs = ("results.jsonl", "report.html")
-  if not records.is_finished(workdir / _RECORD, config, outputs):
+  more = _baselines(config)
+  if not records.is_finished(workdir / _RECORD, config, outputs, more):
     return False
   if processes.is_first():
     record = workdir / "ensembles" / "greedy_ensemble" / "greedy.json"
@@ -406,3 +406,11 @@ def _print_finished(config, workdir: pathlib.Path) -> bool:
     print(_table(config, workdir, sizes))
     print(f"Finished before. Report: {workdir / 'report.html'}")
   return True
+
+
+def _baselines(config) -> dict[str, Any]:
+  """Returns the identity of `cook.baselines`, as an input of the run."""
+  path = os.path.expanduser(config.cook.baselines)
+  if not os.path.isfile(path):
+    return {}  # Opening the inputs reports a missing file.
+  return {"the baselines": records.identity(path)}

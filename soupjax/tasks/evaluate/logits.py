@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 import zipfile
 
@@ -149,6 +150,7 @@ class LogitFile:
     images: (n,) names of the images, or None.
     classes: names of the outputs, or None.
     space: the outputs that are classes of the set, or None for all.
+    sum_to_one: whether the logits look like probabilities.
   """
 
   path: str
@@ -161,6 +163,7 @@ class LogitFile:
   images: np.ndarray | None
   classes: tuple[str, ...] | None
   space: LabelSpace | None
+  sum_to_one: bool = False
   base: None = None
 
   @property
@@ -269,7 +272,12 @@ def open_inputs(
     ingredients=opened,
     initial=None,
     original=None,
-    notes=[],
+    notes=[
+      f"WARNING: every row of {f.path} sums to 1, as probabilities do: losses "
+      "and calibration need logits, such as the logarithms of probabilities"
+      for f in opened
+      if f.sum_to_one
+    ],
   )
   return result, models
 
@@ -313,8 +321,8 @@ def _open(path: str) -> LogitFile:
       "diverged, or the file is damaged. Leave it out."
     )
   try:
-    if test is not None and dataset != "minival":
-      _check_test(dataset, test)
+    if dataset != "minival":
+      _check_test(dataset, dataset if test is None else test)
     read = None if space is None else _space(space, logits.shape[1])
     _check_labels(labels, logits.shape[1], read)
     _check_finite(logits, labels, read)
@@ -341,11 +349,20 @@ def _open(path: str) -> LogitFile:
     images=images,
     classes=None if classes is None else tuple(map(str, classes)),
     space=read,
+    sum_to_one=bool(
+      logits.shape[1] > 1
+      and (logits >= 0).all()
+      and np.allclose(logits.sum(axis=1, dtype=np.float64), 1, atol=1e-3)
+    ),
   )
 
 
 def _check_test(dataset: str, test: Any) -> None:
   """Raises a ValueError if an entry of `config.tests` cannot be read."""
+  if not re.fullmatch(r"[\w-]+", dataset):
+    raise ValueError(
+      f"the set is called {dataset!r}: give it a name of letters and digits."
+    )
   if not isinstance(test, str | dict):
     raise ValueError(
       f"test={test!r:.80} must be a text or an object, as in config.tests."
@@ -533,6 +550,14 @@ class FromFiles(evaluate.Evaluations):
 def read(by_set: Mapping[str, LogitFile]) -> dict[str, np.ndarray]:
   """Returns set -> (n, classes) float32 logits of one model."""
   return {
-    name: files.read_arrays(file.path)["logits"].astype(np.float32)
+    name: _narrowed(files.read_arrays(file.path)["logits"])
     for name, file in by_set.items()
   }
+
+
+def _narrowed(logits: np.ndarray) -> np.ndarray:
+  """Returns float32 logits; large common offsets do not cost digits."""
+  if logits.dtype.itemsize > 4:  # Metrics do not depend on the offset.
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+  return logits.astype(np.float32)

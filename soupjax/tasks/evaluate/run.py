@@ -163,6 +163,7 @@ def plan(
   """Describes models, sets and the comparison, as text."""
   if opened.model is None:
     lines = [f"{len(names)} models by their logits", *(f"  {n}" for n in names)]
+    lines += opened.notes
   else:
     lines = needs.about_models(opened, "models")
     if opened.initial:

@@ -225,7 +225,30 @@ def open_datasets(config: ml_collections.ConfigDict) -> list[Dataset]:
         tuple(config.probe.l2),
       )
     )
+  _check_names(config, opened)
   return opened
+
+
+def _check_names(config, datasets: Sequence[Dataset]) -> None:
+  """Raises a ValueError if probes are called like test sets or means."""
+  taken = {"minival", *config.tests, *cook_config.means(config)}
+  names = {f"{d.name}_{kind}": d.name for d in datasets for kind in d.kinds}
+  for probe_name in (*names, *means_of(datasets)):
+    if probe_name in taken:
+      what = ".".join(filter(None, ["transfer", names.get(probe_name)]))
+      raise ValueError(
+        f"{what}: results of probes are called {probe_name!r}, as is a test "
+        "set or a mean: rename it."
+      )
+
+
+def means_of(datasets: Sequence[Dataset]) -> dict[str, tuple[str, ...]]:
+  """Returns probe -> its results, for probes on several datasets."""
+  found: dict[str, tuple[str, ...]] = {}
+  for dataset in datasets:
+    for kind in dataset.kinds:
+      found[kind] = (*found.get(kind, ()), f"{dataset.name}_{kind}")
+  return {kind: names for kind, names in found.items() if len(names) > 1}
 
 
 def _check_parts(name: str, parts: Mapping[str, data.Source]) -> None:
@@ -308,11 +331,7 @@ class Transfer:
 
   def means(self) -> dict[str, tuple[str, ...]]:
     """Returns probe -> its results, for probes on several datasets."""
-    found: dict[str, tuple[str, ...]] = {}
-    for dataset in self.datasets:
-      for kind in dataset.kinds:
-        found[kind] = (*found.get(kind, ()), f"{dataset.name}_{kind}")
-    return {kind: names for kind, names in found.items() if len(names) > 1}
+    return means_of(self.datasets)
 
   def rows(
     self, results: Mapping[str, tuple[str, Any]]
@@ -365,18 +384,23 @@ class Transfer:
     self, params: PyTree, dataset: Dataset
   ) -> dict[str, tuple[np.ndarray, dict[str, float]]]:
     """Returns probe -> whether test images are right, and further values."""
-    c = self._opened.config
-    parts = {
-      key: self._features(params, batches)
-      for key, batches in self._batches[dataset.name].items()
-    }
+    c, parts = self._opened.config, {}
+    for key, batches in self._batches[dataset.name].items():
+      parts[key], position = self._features(params, batches)
+      if key == "train":
+        rows = position
     features, labels = parts["train"]
-    # Without linear probes, only the few-shot images of train are read.
-    every = np.arange(len(dataset.train))
-    rows = every if dataset.has_linear else dataset.few
+    if not dataset.has_linear:  # Only the few-shot images of train are read.
+      rows = dataset.few[rows]
     options = {"num_classes": dataset.train.num_classes}
     found = {}
     for n, indices in dataset.shots.items():
+      if missing := sorted(set(indices.tolist()) - set(rows.tolist())):
+        raise ValueError(
+          f"transfer.{dataset.name}: {dataset.train.describe(missing[0])} is "
+          f"one of the images of {n}shot, but it cannot be decoded: repair or "
+          "remove it."
+        )
       some = np.isin(rows, indices)
       head = probe.ridge_probe(
         features[some], labels[some], l2=c.fewshot.l2, **options
@@ -420,14 +444,21 @@ class Transfer:
 
   def _features(
     self, params: PyTree, batches: CachedBatches
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (n, width) float32 features and (n,) labels, in order."""
-    masked = ({**b, "mask": b["position"] >= 0} for b in batches)
-    features, labels = heads.features(self._program, params, masked)
+  ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Returns (n, width) float32 features and (n,) labels, and their places."""
+    places = []
+
+    def masked():
+      for batch in batches:
+        mask = np.asarray(batch["position"]) >= 0
+        places.append(np.asarray(batch["position"])[mask])
+        yield {**batch, "mask": mask}
+
+    features, labels = heads.features(self._program, params, masked())
     features = features.astype(np.float32)
     if not np.isfinite(features).all():
       raise ValueError("the features are not finite: the weights diverged.")
-    return features, labels
+    return (features, labels), np.concatenate(places)
 
 
 def _right(head, features, labels) -> np.ndarray:

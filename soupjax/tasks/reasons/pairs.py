@@ -4,10 +4,17 @@
 
 import numpy as np
 
+from soupjax import registry
 from soupjax.analysis import pairs as pairs_lib
 from soupjax.report import reasons as figures
 from soupjax.tasks.cook.inputs import CookInputs
 from soupjax.tasks.reasons.base import Diagnosed, Reason
+
+SETTINGS = {
+  "color": "learning_rate",  # The larger value of the two models; "" for none.
+  "curves": 3,  # Curves between models, for the first pairs; 0 for none.
+  "points": 9,  # Points per curve, including both models.
+}
 
 
 def _check(opened: CookInputs) -> None:
@@ -15,6 +22,14 @@ def _check(opened: CookInputs) -> None:
     raise ValueError(
       "The reason 'pairs' is computed from midpoints, but max_pairs=0: set it "
       "to at least 1."
+    )
+  color = opened.config.pairs.color
+  known = {k for i in opened.ingredients for k in i.hyperparameters}
+  # Checkpoints of other libraries may have none of the default.
+  if color not in {"", SETTINGS["color"], *known}:
+    raise ValueError(
+      f"pairs.color: no ingredient has a hyperparameter {color!r}"
+      f"{registry.suggestion(color, known)}"
     )
 
 
@@ -82,11 +97,7 @@ PAIRS = Reason(
   caption="Score of the midpoint of two models on minival, minus the mean of "
   "their scores, against the angle between their updates from the start and "
   "against their distance (arXiv 2203.05482, Figure 3).",
-  settings={
-    "color": "learning_rate",  # The larger of the values of the two models.
-    "curves": 3,  # Curves between the models of the first pairs; 0 for none.
-    "points": 9,  # Points per curve, including both models.
-  },
+  settings=SETTINGS,
   problems=_problems,
   check=_check,
   compute=_compute,

@@ -153,6 +153,7 @@ def test_pointing_tells_name_scores_and_hyperparameters(page, answers):
     ),
   ]
   assert "test, n = 200: 96.0 % (+1.0 [0.2, 1.8])" in texts["greedy"]
+  assert "81.0 % (~+5.0 [-1.0, 11.0])" in texts["greedy"]
   assert "loss nan" in texts[EVIL]
   assert (
     f'augment = {EVIL}\noptimizer = {{"beta":0.9}}' in (texts["ingredient_00"])
@@ -199,7 +200,8 @@ def expected_tip(page, name):
     )
     if "difference" in top:
       points = (100 * top[k] for k in ("difference", "low", "high"))
-      text += " ({:+.1f} [{:.1f}, {:.1f}])".format(*points)
+      mark = "~" * (top["low"] <= 0 <= top["high"])
+      text += " ({}{:+.1f} [{:.1f}, {:.1f}])".format(mark, *points)
     if "loss" in values:
       text += f", loss {values['loss']['value']:.4g}"
     texts.append(text)

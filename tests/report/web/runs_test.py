@@ -9,7 +9,7 @@ import numpy as np
 
 from soupjax import report
 from soupjax.evaluators import statistics
-from soupjax.report.results import Gain
+from soupjax.report.results import Choices, Gain
 from soupjax.report.web import runs as runs_lib
 
 
@@ -47,6 +47,39 @@ def test_means_and_intervals_are_over_runs():
   assert "WiSE-FT, alpha 0.5" in cells and "WiSE-FT, alpha by minival" in cells
 
 
+def test_labels_do_not_depend_on_the_run():
+  both = {}
+  for alpha in (0.25, 0.75):
+    lines = helpers.records()
+    for line in lines:  # Makes this alpha the best on minival.
+      if (line["dataset"], line["metric"]) == ("digits/minival", "prec@1"):
+        line["value"] -= 0.5 * (line["model"] != f"wise_ft_{alpha:.2f}")
+    lines += helpers.records_of("wise_ft", "soup", 0.9, 0.96, 0.8)
+    lines += helpers.records_of("window", "soup", 0.9, 0.97, 0.8)
+    choices = Choices(
+      best={"prec@1": "ingredient_01"}, window=f"Last {alpha:g} of 6"
+    )
+    both[f"run{alpha}"] = report.Results.from_records(lines, choices)
+  cells = report.compare_runs(both, over_runs)
+  counts = {
+    label: len(splits["test"].values) for label, splits in cells.items()
+  }
+  assert set(counts.values()) == {2}
+  assert cells["WiSE-FT, alpha by minival"]["test"].text() == "+1.0 [1.0, 1.0]"
+  assert cells["Last checkpoints of a run"]["test"].text() == "+2.0 [2.0, 2.0]"
+
+
+def test_comparisons_speak_of_their_reference():
+  choices = Choices(reference="mine", best={}, greedy={})
+  lines = helpers.records_of("mine", "model", 0.9, 0.9, 0.8)
+  lines += helpers.records_of("other", "model", 0.9, 0.95, 0.8)
+  both = {name: report.Results.from_records(lines, choices) for name in "ab"}
+  cells = report.compare_runs(both, over_runs)
+  assert list(cells) == ["mine (reference)", "other"]
+  note = runs_lib.about(both, [])
+  assert "points above mine, mean" in note and "best ingr" not in note
+
+
 def test_one_run_has_no_interval_and_says_so():
   one = runs(0.96)
   cells = report.compare_runs(one, over_runs)
@@ -59,7 +92,7 @@ def test_one_run_has_no_interval_and_says_so():
   two = runs(0.96) | {"b": report.Results.from_records(lines)}
   cells = report.compare_runs(two, over_runs)
   assert cells["own (soup)"]["test"].text() == "+2.0"
-  assert "a model of one run alone has none" in runs_lib.about(two, ["seed"])
+  assert "for a model of one run alone" in runs_lib.about(two, ["seed"])
 
 
 def test_the_page_has_means_and_every_run(tmp_path):

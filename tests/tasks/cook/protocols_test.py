@@ -16,11 +16,11 @@ MODEL = ("analog", "digital", "cat", "pan")
 
 @pytest.fixture
 def photos(tmp_path):
-  for name, count in (("clock", 2), ("pan", 1), ("shoe", 3)):
+  for name, numbers in (("clock", (1, 2)), ("pan", (3,)), ("shoe", (4, 5, 6))):
     (tmp_path / "set/all" / name).mkdir(parents=True)
-    for k in range(count):
+    for k in numbers:
       pixels = np.full((4, 4, 3), 40 * k, np.uint8)
-      file = tmp_path / f"set/all/{name}/{name}_{k + 1:03}.png"
+      file = tmp_path / f"set/all/{name}/{name}_{k:03}.png"
       PIL.Image.fromarray(pixels).save(file)
   return data.open_source(f"folder:{tmp_path}/set", "all")
 
@@ -42,7 +42,7 @@ def test_a_map_keeps_the_images_of_its_classes(photos, tmp_path):
   path = write(tmp_path, {"clock": ["digital", "analog"], "pan": 3})
   source, space = protocols.mapped(photos, path, MODEL, 4, "tests.o")
   assert space.groups == ((0, 1), (3,))
-  expected = {"clock_001.png": 0, "clock_002.png": 0, "pan_001.png": 3}
+  expected = {"clock_001.png": 0, "clock_002.png": 0, "pan_003.png": 3}
   assert by_file(source) == expected
   assert "3 of 6 images" in source.notes[-1]
   assert source[0]["image"][:4] == b"\x89PNG"
@@ -59,6 +59,7 @@ def test_a_map_keeps_the_images_of_its_classes(photos, tmp_path):
     ({"clock": "analog"}, None, "'analog'.*no names"),
     ({"clock": 4}, MODEL, "output 4.*0 to 3"),
     ({"clock": [0, 1], "pan": 1}, MODEL, "Output 1 .*twice"),
+    ({"pan": "crane"}, ("cat", "crane", "crane"), "'crane'.*outputs 1, 2.*num"),
   ],
 )
 def test_maps_that_do_not_fit(photos, tmp_path, table, names, message):
@@ -85,27 +86,39 @@ def test_images_with_several_labels_and_with_none(photos, tmp_path):
   }  # fmt: skip
   assert "4 of 6 images" in source.notes[-1]
   # By the number at its end.
-  path = write(tmp_path, [[0], [], [2, 3]])
+  path = write(tmp_path, [[0], [], [0], [0], [], [2, 3]])
   source, space = protocols.answered(photos, path, 4, "real")
   assert {k: space.answers[v] for k, v in by_file(source).items()} == {
-    "clock_001.png": (0,), "pan_001.png": (0,), "shoe_001.png": (0,),
-    "shoe_003.png": (2, 3),
+    "clock_001.png": (0,), "pan_003.png": (0,), "shoe_004.png": (0,),
+    "shoe_006.png": (2, 3),
   }  # fmt: skip
 
 
 @pytest.mark.parametrize(
   "answers, message",
   [
-    ([[0], [4], [1]], "tests.real.*_002.png.*4.*0 to 3"),
-    ([[0], [-1], [1]], "-1"),
-    ([[0]], "nothing for .*00[23].png"),
-    ([[], [], []], "no image"),
+    ([[0], [4], *[[1]] * 4], "tests.real.*_002.png.*4.*0 to 3"),
+    ([[0], [-1], *[[1]] * 4], "-1"),
+    ([[0]], "nothing for .*00[2-6].png"),
+    ([[]] * 6, "no image"),
   ],
 )
 def test_answers_that_do_not_fit(photos, tmp_path, answers, message):
   path = write(tmp_path, answers)
   with pytest.raises(ValueError, match=message):
     protocols.answered(photos, path, 4, "tests.real")
+
+
+@pytest.mark.parametrize("other", ["pan_001.png", "clock_001.png"])
+def test_one_answer_for_two_images_is_an_error(photos, tmp_path, other):
+  # By the number at the end, or by the name of the file in another folder.
+  folder = tmp_path / "set/all/pan"
+  (folder / "pan_003.png").rename(folder / other)
+  source = data.open_source(f"folder:{tmp_path}/set", "all")
+  names = [f"{c}_{k:03}.png" for c in ("clock", "shoe") for k in range(7)]
+  answers = dict.fromkeys(names, [1]) if "clock" in other else [[0]] * 6
+  with pytest.raises(ValueError, match="tests.real.*both.*_001.png"):
+    protocols.answered(source, write(tmp_path, answers), 4, "tests.real")
 
 
 class _Several(data.Source):

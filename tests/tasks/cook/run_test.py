@@ -404,16 +404,18 @@ def test_short_forms_that_cannot_be_read(sweep, text):
 
 
 def test_on_a_mesh_and_with_protocols(sweep, cooked, tmp_path):
+  answers = {}
   for name in ("even", "odd", "other"):
     place = tmp_path / "images" / name
     place.mkdir(parents=True)
     for k in (1, 2):
       image = np.full((16, 16, 3), 100 * k, np.uint8)
       PIL.Image.fromarray(image).save(place / f"{name}_{k}.png")
+      answers[f"{name}_{k}.png"] = list(range(10)) if k == 1 else []
   (tmp_path / "map.json").write_text(
     json.dumps({"even": [0, 2, 4, 6, 8], "odd": [1, 3, 5, 7, 9]})
   )
-  (tmp_path / "real.json").write_text(json.dumps([list(range(10)), []]))
+  (tmp_path / "real.json").write_text(json.dumps(answers))
   place = f"folder:{tmp_path}/images/all"
   config = helpers.cook_config(
     sweep,
@@ -495,3 +497,22 @@ def test_baselines_are_checked_before_any_work(sweep, tmp_path):
   with pytest.raises(ValueError, match="/no/where.csv"):
     cook.run(config, tmp_path / "soups")
   assert not (tmp_path / "soups").exists()
+
+
+def test_other_baselines_need_another_directory(sweep, tmp_path, capsys):
+  path = tmp_path / "baselines.csv"
+  path.write_text("model,test,shifts\na,0.6,0.5\nb,0.7,0.6\nc,0.8,0.7\n")
+  config = helpers.cook_config(
+    sweep,
+    **{
+      "cook.baselines": str(path),
+      "cook.learned.granularities": (),
+      "cook.wise_ft_points": 0,
+    },
+  )
+  for _ in range(2):
+    cook.run(config, tmp_path / "soups")
+  assert "Finished before" in capsys.readouterr().out
+  path.write_text("model,test,shifts\na,0.6,0.5\nb,0.7,0.6\nc,0.8,0.65\n")
+  with pytest.raises(ValueError, match="the baselines changed"):
+    cook.run(config, tmp_path / "soups")

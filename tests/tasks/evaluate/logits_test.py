@@ -101,6 +101,44 @@ def test_logits_of_other_programs(tmp_path, capsys):
   assert "a.mine (reference)" in capsys.readouterr().out
 
 
+def test_wide_logits_keep_their_differences(tmp_path):
+  logits = np.random.default_rng(1).normal(size=(5, 3))
+  write(tmp_path, "plain@test.npz", logits=logits)
+  write(tmp_path, "shifted@test.npz", logits=logits + 1e9)
+  evaluate.run(of_logits(tmp_path / "*.npz"), tmp_path / "run")
+  for metric in ("prec@1", "loss", "ece"):
+    plain, shifted = helpers.result_values(tmp_path / "run", metric).values()
+    assert shifted == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_mean_with_a_set_of_one_image_has_no_difference(tmp_path):
+  for name in ("a", "bb"):
+    write(tmp_path, f"{name}@test.npz")
+    write(tmp_path, f"{name}@two.npz")
+    one = {"logits": np.eye(3)[[len(name)]], "labels": [1], "images": ["v"]}
+    write(tmp_path, f"{name}@one.npz", **one)
+  evaluate.run(of_logits(tmp_path / "*.npz"), tmp_path / "run")
+  found = {
+    row["dataset"]: "difference" in row
+    for row in helpers.result_rows(tmp_path / "run")
+    if (row["model"], row["metric"]) == ("bb", "prec@1")
+  }
+  # The mean over shifts, "one" and "two", has no line.
+  assert found == {
+    "logits/test": True, "logits/two": True, "logits/one": False,
+  }  # fmt: skip
+  assert helpers.result_values(tmp_path / "run")["bb", "logits/one"] == 0
+
+
+def test_probabilities_in_place_of_logits_are_pointed_out(tmp_path, capsys):
+  write(tmp_path, "a@test.npz", logits=np.full((5, 3), 1 / 3))
+  write(tmp_path, "b@test.npz")
+  evaluate.run(of_logits(tmp_path / "*.npz"), None, dry_run=True)
+  text = capsys.readouterr().out
+  assert "a@test.npz" in text and "b@test.npz" not in text
+  assert "probabilities" in text and "logarithms" in text
+
+
 def test_metrics_are_over_the_outputs_of_the_space(tmp_path):
   space = {"space": json.dumps({"groups": [[0, 2], [1]]})}
   labels = np.array([0, 1, 0, 1, 1])
@@ -142,6 +180,9 @@ def test_metrics_are_over_the_outputs_of_the_space(tmp_path):
     ({"logits": np.ones((5, 3), complex)}, "real numbers, got complex"),
     ({"space": "no"}, "is not a file of logits"),
     ({"set": "other"}, "'other', but 'a' has none"),
+    ({"set": "te st"}, "'te st'.* letters"),
+    ({"set": "../y"}, "'../y'.* letters"),
+    ({"set": "shifts"}, "shifts: this name is reserved"),
     ({"model": ""}, "the model ''"),
     ({"model": ".."}, "the model '..'"),
     ({"labels": None}, "no 'labels'"),

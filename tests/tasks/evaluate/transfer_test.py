@@ -5,6 +5,7 @@
 import helpers
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from sklearn import linear_model, preprocessing
 
@@ -138,9 +139,43 @@ def test_probes_of_checkpoints(probed, capsys):
   assert "mean logit" in capsys.readouterr().out
 
 
+def test_images_that_cannot_be_decoded(tmp_path):
+  rng = np.random.default_rng(0)
+  for split, count in (("train", 6), ("val", 4), ("test", 9)):
+    for k, name in enumerate(("ant", "bee")):
+      folder = tmp_path / "photos" / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(90 * k, 90 * k + 150, (16, 16, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{split}_{i}.png")
+  photos = f"folder:{tmp_path}/photos"
+  config = config_of(transfer=f"x={photos}:minival=val")
+  source = data.open_source(photos, "train")
+  few = transfer.few_shot_images(source, (3,), 0, "")[3]
+  others = np.setdiff1d(np.arange(12), few)
+
+  def accuracies(name):
+    evaluate.run(config, tmp_path / name)
+    values = helpers.result_values(tmp_path / name)
+    return {key: value for key, value in values.items() if "3shot" in key[1]}
+
+  config.unlock()
+  config.fewshot.shots = (3,)
+  expected = accuracies("whole")
+  for index in (others[0], few[0]):
+    (tmp_path / "photos" / source.describe(int(index))).write_bytes(b"no image")
+    if index in few:
+      with pytest.raises(ValueError, match="x: .*train_.*3shot.*decoded"):
+        accuracies("few")
+    else:
+      assert accuracies("other") == expected
+
+
 @pytest.mark.parametrize(
   "changes, problem",
   [
+    ({"tests": "fog_3shot=test"}, "transfer.fog: .*'fog_3shot'.*rename"),
+    ({"means": "3shot=test"}, "transfer: .*'3shot'.*rename"),
     ({"transfer": "x=digits:train=minival:tset=test"}, "transfer.x"),
     ({"transfer": "x=digits:train=minival:test=minival"}, "x: .* 300 images"),
     ({"fewshot.shots": (5, 500)}, "fog: the class 7 has 19 images .* 500"),

@@ -257,6 +257,10 @@ def test_refuses_settings(sweep, tmp_path, changes, message):
     ({"plane.models": "initial,{name},mender_001"}, "no model 'mender_001': d"),
     ({"count": 2, "initial": None}, "there are only"),
     ({"reasons": "pairs", "max_pairs": 0}, "'pairs' is .* max_pairs=0"),
+    (
+      {"reasons": "pairs", "pairs.color": "lerning_rate"},
+      "pairs.color: no ingredient .* 'lerning_rate': did you mean 'learning_ra",
+    ),
     ({"reasons": "features", "heads": {"minival": None}}, "whole CLIPs"),
     ({"reasons": "ensemble", "max_pairs": 0}, "'ensemble' is .* max_pairs=0"),
   ],
