@@ -47,7 +47,7 @@ def test_bad_labels_and_shapes_are_refused():
   with pytest.raises(ValueError, match="label -1"):
     small(4, 3, [0, 1, 2, -1])
   for labels in ([0, 1, np.nan, 2], [0.0, 1, 2, 1], [True, False] * 2):
-    with pytest.raises(ValueError, match="small/train.*whole numbers"):
+    with pytest.raises(ValueError, match="small/train.*integer class index"):
       small(4, 3, labels)
   with pytest.raises(ValueError, match="start at 1"):
     small(4, 3, [1, 2, 3, 1])

@@ -286,7 +286,7 @@ def test_a_directory_that_is_not_shared_is_an_error(tmp_path, task):
     ],
     "finetune": [f"--config={helpers.DIGITS}:runlocal", "--workdir=~/soups"],
   }
-  with pytest.raises(AssertionError, match="2 processes, number 1 does not"):
+  with pytest.raises(AssertionError, match="2 processes, number 1 cannot see"):
     helpers.run_workers(
       pathlib.Path(__file__).with_name("command_worker.py"),
       tmp_path,

@@ -96,8 +96,8 @@ def test_lengths_scale_with_the_image(name):
     (("fog", 2.5), "'fog', 2.5"),
     (("fog", True), "'fog', True"),
     (("fog", "3"), "'fog', '3'"),
-    (("fog", 3, -1), "-1.*from 0"),
-    (("fog", 3, "a"), "'a'.*from 0"),
+    (("fog", 3, -1), "-1.*integer >= 0"),
+    (("fog", 3, "a"), "'a'.*integer >= 0"),
   ],
 )
 def test_bad_names_severities_and_seeds(arguments, message):

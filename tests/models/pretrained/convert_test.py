@@ -408,7 +408,7 @@ def test_positions_without_a_square_grid_are_not_resampled():
   model = vit(pool_type="tok", layer_scale=1e-5, registers=2, act="gelu_exact")
   images = np.zeros((1, 8, 12, 1), np.float32)
   leaves = pretrained.export(params_of(model, images), model, "timm")
-  with pytest.raises(ValueError, match="6 position embeddings.*square"):
+  with pytest.raises(ValueError, match="6 position embeddings .*grid of 2 x 2"):
     load(leaves, model, image_size=12)
 
 
