@@ -112,17 +112,17 @@ class Evaluator:
     Args:
       model: a Linen module that returns logits first, such as `models.ViT`, or
         a function of parameters and images that returns logits.
-      batches: such as `data.eval_batches`: dicts of "images" (size, ...),
-        "labels" (size,) and "mask" (size,), False for padding, of the same size
-        in all batches; of each batch, this process's part. Must be iterable
-        many times and, for a cache, have a length.
+      batches: dicts of "images" (size, ...), "labels" (size,) and "mask"
+        (size,), False for padding, all of one size, such as `data.eval_batches`.
+        With several processes, this process's part of each batch. Must be
+        iterable many times and, for a cache, have a length.
       metric: name of the metric that is the score: "prec@1", "loss", another
         registered metric, or an import path.
       more_metrics: further metrics to report, besides accuracy and loss.
       name: name of the set, in metrics and errors.
       mesh: batches are sharded along its axis "data". None leaves the sharding
         to `jit`.
-      cache_gb: keeps decoded images in memory if they take at most so many GB
+      cache_gb: keeps decoded images in memory if they take at most this many GB
         (1e9 bytes) in this process. Early rejection then begins with the images
         that are hardest for the soup.
       outputs: outputs of the model that are classes of the set, such as the 200

@@ -34,8 +34,7 @@ class Difference:
     high: its upper end.
     level: coverage of the interval.
     n: number of images, or of runs.
-    p: two-sided p-value of the test that the function performs; None if it
-      performs none.
+    p: two-sided p-value of the function's test; None if it has no test.
   """
 
   value: float
@@ -65,7 +64,7 @@ def paired_bootstrap(
 
   Each interval compares one model with the reference. With several sets, such
   as distribution shifts, the statistic is the unweighted mean of their means;
-  the interval is about the choice of images, not of sets. Sets of equal size
+  the interval reflects the sampling of images, not of sets. Sets of equal size
   are resampled with the same indices, as they may be corruptions of the same
   images, whose differences are correlated. For different images, the interval
   is also valid.
@@ -215,6 +214,9 @@ def over_seeds(differences: np.ndarray, *, level: float = 0.95) -> Difference:
       see `hierarchical_bootstrap`.
     level: coverage.
 
+  Returns:
+    The mean difference; `n` counts runs.
+
   Raises:
     ValueError: with fewer than two runs, or values that are not finite.
   """
@@ -363,7 +365,7 @@ def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
   """Fits the T > 0 that minimises the loss of logits / T (arXiv 1706.04599).
 
-  Use minival for it. Dividing by T changes no prediction, only confidences.
+  Fit it on minival. Dividing by T changes no prediction, only confidences.
 
   Args:
     logits: (n, classes).

@@ -54,8 +54,8 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
   recorded = files.read_json(record) if record.exists() else {}
   if recorded.get("task") != "cook" or recorded.get("evaluate_command"):
     raise ValueError(
-      f"{root} is not the --workdir of a cooking run with images: set soups= to "
-      "that of one, or sweep= to that of a fine-tuning sweep."
+      f"{root} is not the --workdir of a cooking run with images: set soups= "
+      "to that of one, or sweep= to that of a fine-tuning sweep."
     )
   config.model = ml_collections.ConfigDict(recorded["model"])
   for part in ("data", "sharding", "zeroshot"):
