@@ -113,7 +113,7 @@ class Evaluator:
       model: a Linen module that returns logits first, such as `models.ViT`, or
         a function of parameters and images that returns logits.
       batches: dicts of "images" (size, ...), "labels" (size,) and "mask"
-        (size,), False for padding, all of one size, such as `data.eval_batches`.
+        (size,), False for padding, all of one size; see `data.eval_batches`.
         With several processes, this process's part of each batch. Must be
         iterable many times and, for a cache, have a length.
       metric: name of the metric that is the score: "prec@1", "loss", another
