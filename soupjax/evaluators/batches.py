@@ -12,7 +12,7 @@ import numpy as np
 from soupjax import sharding
 
 Batch = Mapping[str, Any]
-# A cache of at most so many bytes is kept on the devices, too.
+# A cache of at most this many bytes is also kept on the devices.
 _ON_DEVICES = 1e9
 
 
@@ -20,7 +20,7 @@ def forward_of(model: Any) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns a function of parameters and images that returns logits.
 
   Args:
-    model: a Linen module that returns logits first, or such a function.
+    model: a Linen module that returns logits first, or already such a function.
   """
   if not hasattr(model, "apply"):
     return model
@@ -36,16 +36,17 @@ def mapped(
   batches: Iterable[Batch],
   mesh: jax.sharding.Mesh | None,
 ) -> Callable[..., dict[str, np.ndarray]]:
-  """Compiles a function of arguments, images and labels, for all images.
+  """Compiles a function to apply to all images of a set.
 
   Args:
-    function: returns values by name, whose first axis is that of the images.
-    batches: as of `CachedBatches`.
-    mesh: on which the batches are.
+    function: takes arguments, a batch of images and their labels. Returns
+      arrays by name whose first axis is that of the images.
+    batches: such as `CachedBatches`.
+    mesh: the mesh on which the batches are, or None.
 
   Returns:
-    A function of the arguments that returns the values of all images on the
-    host, in the order of the set; every process gets all.
+    A function of the arguments. It returns these arrays for all images, on the
+    host, in the order of the set, in every process.
   """
 
   @jax.jit
@@ -76,12 +77,12 @@ def mapped(
 class CachedBatches:
   """An iterable of batches on the devices: "images", "labels", "position".
 
-  The position of an example is its number in the set, or -1 for padding.
+  The position of an example is its index in the set, or -1 for padding.
 
   Attributes:
-    cached: this process's examples without padding, once they are in memory.
-    order: rows of `cached` in the order in which batches are cut; None is that
-      of the set.
+    cached: this process's examples without padding; None unless in memory.
+    order: rows of `cached` in the order in which they go into batches; None for
+      the order of the set.
   """
 
   def __init__(
@@ -95,19 +96,20 @@ class CachedBatches:
     """Reads nothing yet; the arguments are those of `Evaluator`."""
     self._batches, self._name, self._mesh = batches, name, mesh
     self._room = 1e9 * cache_gb
-    self._shape = (0, 0)  # Batches, and examples of this process in each.
+    # Number of batches, and of this process's examples in each.
+    self._shape = (0, 0)
     self._on_devices: dict[int, Any] = {}
     self.cached: dict[str, np.ndarray] | None = None
     self.order: np.ndarray | None = None
 
   def fill(self, images: np.ndarray, labels: np.ndarray, size: int) -> None:
-    """Caches arrays, to be cut into batches of a size."""
+    """Caches (n, ...) images and (n,) labels, for batches of `size`."""
     self._shape = -(-len(images) // size), size
     position = np.arange(len(images), dtype=np.int32)
     self.cached = {"images": images, "labels": labels, "position": position}
 
   def reorder(self, order: np.ndarray) -> None:
-    """Cuts batches in another order of the rows of the cache."""
+    """Makes batches from the cache in another order of its rows."""
     self.order, self._on_devices = order, {}
 
   def examples(self) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +124,7 @@ class CachedBatches:
     return np.concatenate(images), np.concatenate(labels)
 
   def __iter__(self) -> Iterator[Batch]:
-    """Yields batches in the present order."""
+    """Yields batches in the current order."""
     if self.cached is None:
       yield from self._read()
       return
@@ -147,7 +149,7 @@ class CachedBatches:
     }
 
   def _cut(self, k: int) -> dict[str, np.ndarray]:
-    """Cuts one padded batch out of the cache."""
+    """Returns batch `k` of the cache, padded."""
     size = self._shape[1]
     rows = slice(k * size, (k + 1) * size)
     if self.order is not None:
@@ -195,8 +197,8 @@ class CachedBatches:
     if needed <= self._room:
       return True
     logging.warning(
-      "%s takes %.1f GB decoded, more than is left of data.cache_gb (%.1f): it "
-      "is decoded again for every model.",
+      "%s takes %.1f GB when decoded, more than cache_gb=%.1f: it is decoded "
+      "again for every model.",
       self._name,
       needed / 1e9,
       self._room / 1e9,
@@ -205,7 +207,7 @@ class CachedBatches:
     return False
 
   def _put(self, batch: Batch) -> Batch:
-    """Spreads this process's part of a batch over its devices."""
+    """Puts this process's part of a batch on its devices."""
     if self._mesh is None:
       return jax.device_put(batch)
     return sharding.put_batch(self._mesh, batch)

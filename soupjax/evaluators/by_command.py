@@ -62,7 +62,7 @@ class CommandEvaluator:
     0.5
   """
 
-  mode = "max"  # Of the scores that calls return.
+  mode = "max"  # Higher scores are better.
 
   def __init__(
     self,
@@ -78,7 +78,7 @@ class CommandEvaluator:
     """Opens the folder, and reads the scores of an earlier run.
 
     Args:
-      command: evaluates a checkpoint.
+      command: the command that evaluates a checkpoint.
       write: `write(params, directory)` writes a checkpoint into a new
         directory, and returns the path to pass to the command.
       folder: a local directory that no other evaluator uses, for `scores.json`,
@@ -86,8 +86,8 @@ class CommandEvaluator:
       metric: the printed metric that calls return as the score.
       lower_is_better: whether lower values of this metric are better; calls
         then return its negative.
-      also: other metrics that must be finite. A model that lacks one in an
-        earlier run is evaluated again, as the program may have been corrected.
+      also: other metrics that must be finite. A model whose stored scores lack
+        one is evaluated again, as the program may have been corrected.
       jobs: number of programs to run in parallel; see `ahead`.
 
     Raises:
@@ -137,7 +137,7 @@ class CommandEvaluator:
 
   @property
   def count(self) -> int:
-    """Number of models that the command evaluated, without cached ones."""
+    """Number of models that the command evaluated, not counting cached ones."""
     return self._shared.evaluated
 
   def __call__(self, params: PyTree) -> float:
@@ -177,8 +177,8 @@ class CommandEvaluator:
 
     Args:
       models: key -> function that returns the parameters, in the order in which
-        to evaluate them. A key stands for the same weights in all calls. If it
-        is a string, it is also the name of the model, as in `scores`.
+        to evaluate them. A key must stand for the same weights in all calls. If
+        it is a string, it is also the name of the model, as in `scores`.
     """
     if self._jobs == 1:
       return
@@ -200,6 +200,7 @@ class CommandEvaluator:
       self._local.number = next(self._numbers)
 
   def _evaluate(self, load, name: str, stop) -> Mapping[str, float]:
+    """Returns cached scores, those of another thread, or runs the command."""
     while True:
       if stop.is_set():
         raise command_lib.Stopped
@@ -232,7 +233,7 @@ class CommandEvaluator:
         if other is None:
           return self._run(digest, ours, checkpoint, directory, path, stop)
       with contextlib.suppress(command_lib.Stopped):
-        return other.result()  # If it was stopped, try again.
+        return other.result()  # If the other was stopped, try again.
 
   def _run(self, digest, ours, checkpoint, directory, name, stop):
     """Runs the command for a checkpoint in a directory."""
@@ -257,12 +258,13 @@ class CommandEvaluator:
     return metrics
 
   def _finish(self, digest, ours, metrics=None, error=None) -> None:
+    """Stores the metrics, and passes them or the error to waiting threads."""
     with self._lock:
       self._running.pop(digest)
       if error is None:
         self._known[digest] = metrics
         self._shared.evaluated += 1
-        # Metrics that do not decide may be NaN, which `write_json` rejects.
+        # Metrics that no decision uses may be NaN, which `write_json` rejects.
         text = json.dumps(self._known, indent=1)
         files.write_text(self._scores, text + "\n")
     if error is None:
@@ -294,12 +296,13 @@ def _safe(name: str, digest: str) -> str:
 
 
 def _state(directory: pathlib.Path) -> dict[pathlib.Path, Any]:
-  """Returns the `_state_of` every file in a directory."""
+  """Returns path -> `_state_of` for every file in a directory."""
   paths = sorted(p for p in directory.rglob("*") if p.is_file())
   return {path: _state_of(path) for path in paths}
 
 
 def _state_of(path: pathlib.Path) -> tuple[int, ...] | None:
+  """Returns size, modification time and inode; None if the file is missing."""
   if not path.is_file():
     return None
   status = path.stat()

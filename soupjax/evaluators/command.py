@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A program that evaluates one checkpoint: its arguments, output and end."""
+"""Runs a program that evaluates one checkpoint, and reads its metrics."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -19,9 +19,9 @@ from typing import Any
 CHECKPOINT = "{checkpoint}"
 # Seconds between SIGTERM and SIGKILL.
 _GRACE = 2.0
-# Seconds between looks at a running program.
+# Seconds between checks on a running program.
 _POLL = 0.05
-# Bytes of output that are read, and characters of it that errors quote.
+# Bytes read from the end of the output, and characters that errors quote.
 _MOST = 1 << 20
 _QUOTED = 600
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 
 class _Failed(ValueError):
-  """The program failed in a way that another attempt may not."""
+  """The program failed, but another attempt may succeed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Command:
   Attributes:
     text: the command, split as a POSIX shell does; no shell runs it. Every
       "{checkpoint}" stands for the path of the checkpoint.
-    timeout: seconds for one attempt; 0 is no limit.
-    retries: further attempts after a failure.
+    timeout: time limit of one attempt in seconds; 0 for none.
+    retries: number of further attempts after a failure.
   """
 
   text: str
@@ -62,14 +62,14 @@ class Command:
       raise ValueError(f"evaluate_command={self.text!r}: {e}.") from e
     if not any(CHECKPOINT in word for word in words[1:]):
       raise ValueError(
-        f"evaluate_command={self.text!r} must contain {CHECKPOINT}, which "
-        "stands for the path of the checkpoint, after the program, such as "
+        f"evaluate_command={self.text!r} must contain {CHECKPOINT} after the "
+        "program, in place of the path of the checkpoint, such as "
         f"'python my_eval.py {CHECKPOINT}'."
       )
     if shutil.which(words[0]) is None:
       raise ValueError(
         f"evaluate_command: the program {words[0]!r} does not exist or cannot "
-        "be run. No shell reads the command: put pipes and variables into a "
+        "be run. No shell runs the command: put pipes and variables into a "
         "script."
       )
     return [word.replace(CHECKPOINT, os.fspath(checkpoint)) for word in words]
@@ -85,17 +85,18 @@ class Command:
     """Evaluates a checkpoint.
 
     Args:
-      checkpoint: its path.
-      output: a path without suffix; ".out" and ".err" beside it get the output
-        of the last attempt.
+      checkpoint: path of the checkpoint.
+      output: path without suffix: with ".out" and ".err" appended, these files
+        get standard output and standard error of the last attempt.
       stop: a `threading.Event` that ends the program when it is set.
-      environment: variables besides those of this process.
+      environment: environment variables to add to those of this process.
 
     Returns:
       Metric -> value, such as {"minival/acc": 0.9}; see `read_metrics`.
 
     Raises:
-      ValueError: if the program fails in all attempts, or prints no metrics.
+      ValueError: as for `arguments`, or if in all attempts the program fails or
+        prints no metrics.
       Stopped: if `stop` was set.
     """
     for attempt in range(self.retries + 1):
@@ -119,7 +120,7 @@ class Command:
         stdout=stdout,
         stderr=stderr,
         env={**os.environ, **(environment or {})},
-        # Of its own process group, so that its children can be ended, too.
+        # In a process group of its own, so that its children can be ended, too.
         start_new_session=True,
       )
       try:
@@ -133,7 +134,7 @@ class Command:
         f"{self.timeout:g} seconds and was killed.{_quoted(out, err)}"
       )
     if code:
-      how = f"with {code}" if code > 0 else f"by signal {-code}"
+      how = f"with exit code {code}" if code > 0 else f"by signal {-code}"
       raise _Failed(f"{shlex.join(arguments)} ended {how}.{_quoted(out, err)}")
     try:
       return read_metrics(_tail(out))
@@ -143,7 +144,7 @@ class Command:
       ) from None
 
   def _wait(self, process, stop) -> int | None:
-    """Returns the exit code, None after the time limit."""
+    """Returns the exit code, or None after the time limit."""
     began = time.monotonic()
     while True:
       with contextlib.suppress(subprocess.TimeoutExpired):
@@ -155,13 +156,15 @@ class Command:
 
 
 def _end(process: subprocess.Popen) -> None:
-  """Ends a program with all of its process group."""
+  """Ends a program and its process group.
+
+  SIGKILL is always sent: children that ignore SIGTERM outlive their parent.
+  """
   for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, number)
     with contextlib.suppress(subprocess.TimeoutExpired):
       process.wait(seconds)
-  # Children that ignored the first signal outlive their parent.
 
 
 def _tail(path: pathlib.Path) -> str:
@@ -175,7 +178,7 @@ def _quoted(*paths: pathlib.Path) -> str:
   """Quotes the end of the last file that is not empty, for an error."""
   for path in reversed(paths):
     if text := _tail(path).strip():
-      return f" Its output, in {path}, ends in:\n{text[-_QUOTED:]}"
+      return f" Its output, in {path}, ends with:\n{text[-_QUOTED:]}"
   return " It printed nothing."
 
 
@@ -183,10 +186,10 @@ def read_metrics(output: str) -> dict[str, float]:
   """Reads the metrics that a program has printed.
 
   Args:
-    output: of which the last line that is not empty is a JSON object, or the
-      path of a file that contains one. Numbers of nested objects are joined by
-      slashes: {"test": {"acc": 0.9}} is "test/acc". Names without a slash are
-      of minival. Values that are not numbers are left out.
+    output: standard output. Its last line that is not empty is a JSON object,
+      or the path of a file that contains one. Keys of nested objects are joined
+      by slashes: {"test": {"acc": 0.9}} is "test/acc". Names without a slash
+      are metrics on minival. Values that are not numbers are left out.
 
   Returns:
     "SET/METRIC" -> value, which may be NaN.
@@ -224,7 +227,7 @@ def _json(text: str):
 
 
 def _numbers(value: Mapping, path: Sequence[str]):
-  """Yields name and value of all numbers below an object."""
+  """Yields the name and value of every number in nested objects."""
   for key, item in value.items():
     name = "/".join([*path, str(key)])
     if isinstance(item, Mapping):
@@ -234,19 +237,19 @@ def _numbers(value: Mapping, path: Sequence[str]):
 
 
 def full_name(metric: str) -> str:
-  """Returns "SET/METRIC" for a name; without a set it is of minival."""
+  """Returns "SET/METRIC"; a name without a set is a metric on minival."""
   return metric if "/" in metric else f"minival/{metric}"
 
 
 def value_of(
   metrics: Mapping[str, float], metric: str, key: str = "cook.metric"
 ) -> float:
-  """Returns the value of a metric that decides.
+  """Returns the value of a metric that decisions use.
 
   Args:
     metrics: from `read_metrics`.
     metric: its name, with or without the set.
-    key: of the config that names the metric, for errors.
+    key: the config key that names the metric, for errors.
 
   Raises:
     ValueError: if the program did not print it, or it is not finite.
@@ -254,12 +257,12 @@ def value_of(
   name = full_name(metric)
   if name not in metrics:
     raise ValueError(
-      f"{key}={metric!r} is not among what evaluate_command printed: "
-      f"{', '.join(sorted(metrics))}."
+      f"{key}={metric!r} is not among the metrics that evaluate_command "
+      f"printed: {', '.join(sorted(metrics))}."
     )
   if not math.isfinite(metrics[name]):
     raise ValueError(
-      f"evaluate_command printed {metrics[name]} for {name}, which decides: it "
-      "must be a finite number."
+      f"evaluate_command printed {metrics[name]} for {name}, a metric that "
+      "decisions use: it must be a finite number."
     )
   return metrics[name]

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluator of classification, for one device or many hosts."""
+"""Evaluates classifiers, on one device or many hosts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
@@ -31,11 +31,11 @@ _METRICS = ("prec@1", "loss")
 def _compiled(
   model, names: tuple[str, ...], with_logits: bool, mesh, space=None
 ):
-  """Compiles a forward pass that all sets and candidates share.
+  """Returns a jitted evaluation of a batch, shared by candidates and sets.
 
-  It returns values of single examples, not sums of a batch, since their exact
-  sum on the host does not depend on the order of the examples, the batch size
-  or the number of processes.
+  The function returns one value per example, not sums over the batch: their
+  exact sum on the host does not depend on the order of the examples, the batch
+  size or the number of processes.
   """
   forward = batches_lib.forward_of(model)
   metrics = [get_metric(name) for name in names]
@@ -52,7 +52,7 @@ def _compiled(
       if value.shape != labels.shape:
         raise ValueError(
           f"The metric {name!r} must return one value per image, an array of "
-          f"the shape {labels.shape}, not {value.shape}."
+          f"shape {labels.shape}, not {value.shape}."
         )
     outputs = {"values": jnp.stack(values, axis=-1), "position": position}
     if any(metric.summary for metric in metrics):
@@ -73,13 +73,13 @@ _MASKED = 1e30
 
 
 class Evaluator:
-  """Scores parameters on one labelled set; call it with parameters.
+  """Scores the parameters it is called with on one labelled set.
 
   A call returns the mean of a metric, negated if lower is better, so that
-  higher scores are better. Equal logits give a score of equal bits, whatever
-  the batch size, the order of the images and the number of processes.
+  higher scores are better. Equal logits give the same score, bit for bit, for
+  any batch size, order of the images and number of processes.
 
-  With `evaluate_until` and `set_incumbent`, `greedy_soup` rejects candidates
+  `greedy_soup` uses `evaluate_until` and `set_incumbent` to reject candidates
   early, in one process or several.
 
   Examples:
@@ -93,7 +93,7 @@ class Evaluator:
     1.0
   """
 
-  mode = "max"  # Of the scores of calls.
+  mode = "max"  # Higher scores are better.
 
   def __init__(
     self,
@@ -112,24 +112,27 @@ class Evaluator:
     Args:
       model: a Linen module that returns logits first, such as `models.ViT`, or
         a function of parameters and images that returns logits.
-      batches: an iterable that can be iterated many times, such as
-        `data.eval_batches`: dicts of "images", "labels" and "mask", all of one
-        shape. In several processes, this process's part of each batch.
-      metric: the score: "prec@1", "loss", another registered metric, or an
-        import path.
-      more_metrics: others to report beside accuracy and loss.
-      name: the name of the set, for metrics and errors.
-      mesh: its axis "data" shards batches. None leaves the sharding to `jit`.
-      cache_gb: decoded images are kept in memory if they take no more. Early
-        rejection then begins with the images that are hardest for the soup.
-      outputs: the classes over which metrics are computed, such as the 200 of
-        ImageNet-A; None for all. Logits of other classes count as the lowest;
-        `per_example` returns them unchanged. A `LabelSpace` can also join
-        outputs to classes, and give images several right labels.
+      batches: dicts of "images" (size, ...), "labels" (size,) and "mask"
+        (size,), False for padding, all of one size; see `data.eval_batches`.
+        With several processes, this process's part of each batch. Must be
+        iterable many times and, for a cache, have a length.
+      metric: name of the metric that is the score: "prec@1", "loss", another
+        registered metric, or an import path.
+      more_metrics: further metrics to report, besides accuracy and loss.
+      name: name of the set, in metrics and errors.
+      mesh: batches are sharded along its axis "data". None leaves the sharding
+        to `jit`.
+      cache_gb: keeps decoded images in memory if they take at most this many GB
+        (1e9 bytes) in this process. Early rejection then begins with the images
+        that are hardest for the soup.
+      outputs: outputs of the model that are classes of the set, such as the 200
+        of ImageNet-A; None for all. Metrics ignore the other logits, but
+        `per_example` returns them unchanged. A `LabelSpace` can also merge
+        outputs into classes, and allow several right labels per image.
 
     Raises:
-      ValueError: if a metric is unknown, or an output is given twice or is no
-        whole number from 0.
+      ValueError: if a metric is unknown, or `outputs` is empty or has an output
+        twice or one that is not a whole number from 0.
     """
     if not (outputs is None or isinstance(outputs, LabelSpace)):
       try:
@@ -164,26 +167,30 @@ class Evaluator:
     name: str = "minival",
     outputs: Iterable[int] | LabelSpace | None = None,
   ) -> "Evaluator":
-    """Makes an evaluator of images in memory, in one process.
+    """Makes an evaluator on images in memory, for a single process.
 
     Args:
-      model: as above.
+      model: as for the constructor.
       images: (n, ...), as the model takes them.
       labels: (n,) class indices.
       batch_size: images in a batch; the last is padded and masked.
-      metric: as above.
-      more_metrics: as above.
-      name: as above.
-      outputs: as above.
+      metric: as for the constructor.
+      more_metrics: as for the constructor.
+      name: as for the constructor.
+      outputs: as for the constructor.
 
     Raises:
-      ValueError: if `images` is empty, labels are not class indices, the
-        batch size is not positive, or the metric is unknown.
+      ValueError: if there are no images or not as many labels, labels are not
+        class indices, the batch size is not positive, or as for the
+        constructor.
     """
     batch_size = arguments.count("batch_size", batch_size)
     images, labels = np.asarray(images), metrics_lib.check_labels(labels)
     if not len(images) or len(images) != len(labels):
-      raise ValueError(f"Got {len(images)} images, {len(labels)} labels.")
+      raise ValueError(
+        f"Got {len(images)} images and {len(labels)} labels: give as many "
+        "labels as images, and at least one."
+      )
     self = cls(
       model, (), metric=metric, more_metrics=more_metrics, name=name,
       outputs=outputs,
@@ -194,10 +201,11 @@ class Evaluator:
   def for_metric(self, metric: str) -> "Evaluator":
     """Returns an evaluator of the same images that scores by another metric.
 
-    The decoded images are shared; the order for early rejection is not.
+    Decoded images are shared if they are in memory by now; their order for
+    early rejection is not.
 
     Raises:
-      ValueError: if the metric is not one of this evaluator.
+      ValueError: if this evaluator does not compute the metric.
     """
     if metric not in self.names:
       raise ValueError(
@@ -210,12 +218,12 @@ class Evaluator:
     return other
 
   def preparing(self, prepare: Callable[[PyTree], PyTree]) -> "Evaluator":
-    """Returns an evaluator of the same images for models in another form.
+    """Returns an evaluator of the same images that converts parameters first.
 
     Args:
-      prepare: turns the parameters of a candidate into those of the model that
-        is evaluated, such as a whole CLIP into an image tower with a zero-shot
-        head. Called once for every candidate, not for every batch.
+      prepare: maps the parameters of a candidate to those of the model that is
+        evaluated, such as a whole CLIP to an image tower with a zero-shot head.
+        Called once for every candidate, not for every batch.
     """
     other = self.for_metric(self.metric)
     other._prepare = prepare
@@ -223,7 +231,7 @@ class Evaluator:
 
   @property
   def cached_bytes(self) -> int:
-    """Bytes of the decoded images that are kept in memory."""
+    """Size of the decoded images in memory, in bytes; 0 without a cache."""
     cached = self._batches.cached
     return 0 if cached is None else cached["images"].nbytes
 
@@ -247,7 +255,7 @@ class Evaluator:
     return {f"{self.name}/{metric}": totals[metric] for metric in self.names}
 
   def means(self, values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Averages the values from `per_example`, in the form of `totals`."""
+    """Averages values from `per_example`; returns the same as `totals`."""
     means = {
       name: _mean(get_metric(name), values[name], values.get("right"))
       for name in self.names
@@ -264,14 +272,15 @@ class Evaluator:
     """Returns the metrics of every image.
 
     Args:
-      params: of the model.
-      logits: whether to return "logits" (n, classes), "labels" (n,) and
-        "position" (n,), the number of each image in the set, too.
+      params: parameters of the model.
+      logits: whether to also return "logits" (n, outputs), "labels" (n,) and
+        "position" (n,), the index of each image in the set.
       on_images: called after each batch with its number of images.
 
     Returns:
-      Metric -> (n,) float32 values in the order of the set; every process gets
-      all. "right" has the labels (n,), if a metric is a summary of them.
+      Metric -> (n,) float32 values of all images, in the order of the set, in
+      every process. If a metric has a summary, "right" has the (n,) labels to
+      which it compares predictions.
 
     Raises:
       ValueError: if the loss of an image is not finite.
@@ -286,7 +295,7 @@ class Evaluator:
     return values
 
   def logits(self, params: PyTree) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (n, classes) float32 logits and (n,) labels of all images."""
+    """Returns (n, outputs) float32 logits and (n,) labels of all images."""
     values = self.per_example(params, logits=True)
     return values["logits"], values["labels"]
 
@@ -297,16 +306,16 @@ class Evaluator:
   def mapped(
     self, function: Callable[..., dict[str, jax.Array]]
   ) -> Callable[..., dict[str, np.ndarray]]:
-    """Compiles any function of models and images, such as derivatives.
+    """Compiles a function to apply to all images, such as a derivative.
 
     Args:
-      function: of the forward pass (candidate, images -> logits), the arguments
-        of a call, images and labels. It returns values by name, whose first
-        axis is that of the images.
+      function: takes the forward pass (params, images -> logits), the arguments
+        of the call, a batch of images and their labels. Returns arrays by name
+        whose first axis is that of the images.
 
     Returns:
-      A function of these arguments. It returns the values of all images in the
-      order of the set; every process gets all.
+      A function of the arguments of a call. It returns these arrays for all
+      images, in the order of the set, in every process.
     """
     forward = batches_lib.forward_of(self._model)
 
@@ -321,17 +330,18 @@ class Evaluator:
   def evaluate_until(
     self, params: PyTree, can_reach: Callable[[float], bool]
   ) -> decisions.Trial:
-    """Evaluates until a sufficient score is impossible.
+    """Evaluates a candidate until it can no longer reach a sufficient score.
 
-    Sums over all processes decide, so that all of them stop together.
+    All processes see the values of all images, so they stop together. The first
+    candidate of all, and metrics without a bound, are evaluated in full.
 
     Args:
-      params: of the candidate.
+      params: parameters of the candidate.
       can_reach: whether a score is sufficient; if one is, so are higher ones.
 
     Returns:
-      The score, or an upper bound that gives the remaining images the best
-      possible value of the metric.
+      The score; or, after an early stop, an upper bound on it, with the best
+      possible value of the metric for the remaining images.
     """
     if self._count is None or self._metric.bound is None:
       return decisions.Trial(score=self(params))
@@ -348,8 +358,8 @@ class Evaluator:
 
     launch()
     while waiting:
-      # The next batch runs while this one is read, unless another one as bad as
-      # the last would end the evaluation.
+      # The next batch runs while this one is read, unless another batch as bad
+      # as the last would end the evaluation.
       if can_reach(self._bound([*done, *last])):
         launch()
       outputs = self._checked(jax.device_get(waiting.pop(0)))
@@ -367,7 +377,7 @@ class Evaluator:
     return decisions.Trial(score=self._score(self._ordered(parts)))
 
   def set_incumbent(self) -> None:
-    """Puts the images first that are hardest for the soup.
+    """Reorders the cached images so that those hardest for the soup come first.
 
     The soup is the last model that was evaluated in full. Without a cache, the
     order does not change.
@@ -378,7 +388,7 @@ class Evaluator:
     position, values = self._last
     value = self._metric.sign * values[:, self.names.index(self.metric)]
     loss = values[:, self.names.index("loss")]
-    # This process's images; the worst by the metric first, then by the loss.
+    # Sorts this process's images by the metric, then the loss, worst first.
     rows = np.searchsorted(position, cached["position"])
     self._batches.reorder(np.lexsort((-loss[rows], value[rows])))
 
@@ -390,12 +400,12 @@ class Evaluator:
     return _compiled(self._model, self.names, with_logits, self._mesh, *space)
 
   def seconds_per_batch(self, params: PyTree) -> float:
-    """Times one batch: its images, if they are not kept, and its forward pass.
+    """Times one batch: decoding, unless it is cached, and the forward pass.
 
-    The batch runs twice, and the second time counts. The first one compiles.
+    The batch runs twice: the first run compiles, the second is timed.
 
     Args:
-      params: as for a call, of any values.
+      params: as for a call; their values do not matter.
     """
     params, program, seconds = self._prepared(params), self.program(), 0.0
     for _ in range(2):
@@ -406,18 +416,18 @@ class Evaluator:
     return seconds
 
   def abstract_batch(self, count: int, shape: Sequence[int]) -> Batch:
-    """Returns shapes and shardings of a batch of `program`.
+    """Returns shapes and shardings of a batch, as `program` takes it.
 
     Args:
-      count: images in all processes together.
-      shape: of an image.
+      count: number of images, in all processes together.
+      shape: shape of one image, such as (height, width, channels).
     """
     return self._batches.abstract(count, shape)
 
   def _evaluate(
     self, params, with_logits=False, on_images=None
   ) -> dict[str, np.ndarray]:
-    """Evaluates all images; rows come in the order of the set."""
+    """Evaluates all images; returns rows in the order of the set."""
     params = self._prepared(params)
     program, parts, waiting = self.program(with_logits), [], []
 
@@ -427,7 +437,7 @@ class Evaluator:
         on_images(len(parts[-1]["position"]))
 
     for batch in self._batches:
-      # Two run while the next is prepared; more would need more memory.
+      # Two batches run while the next is read; more would need more memory.
       waiting.append(program(params, batch))
       if len(waiting) > 2:
         read()
@@ -452,7 +462,7 @@ class Evaluator:
     if len(wrong):
       raise ValueError(
         f"The loss on {self.name} is {wrong[0]}: the model's weights diverged, "
-        "or a label is not below the model's number of classes."
+        "or a label is out of range for the model's outputs."
       )
     return outputs
 
@@ -488,5 +498,5 @@ def _mean(metric: metrics_lib.Metric, values, labels) -> float:
 
 
 def _sum(values: np.ndarray) -> float:
-  """Returns the correctly rounded sum, which is the same for any order."""
+  """Returns the correctly rounded sum, which does not depend on the order."""
   return math.fsum(values.tolist())

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Registry of metrics of classification, each a value per example."""
+"""Registry of classification metrics, each with one value per example."""
 
 from collections.abc import Callable
 import dataclasses
@@ -25,10 +25,11 @@ class Metric:
       to one value per example. It is traced by `jax.jit`. Values where the mask
       is False are ignored.
     mode: "max" if higher means are better, "min" if lower ones are.
-    bound: the best value that an example can have, with which greedy soups
+    bound: the best value that an example can have, so that greedy soups can
       reject candidates early; None if values are unbounded.
     summary: replaces the mean: maps the values (n,) and the right labels (n,),
-      both NumPy arrays, to a number; None for the mean. Without a bound.
+      both NumPy arrays, to a number; None for the mean. A metric with a summary
+      has no bound.
   """
 
   function: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -38,7 +39,7 @@ class Metric:
 
   @property
   def __wrapped__(self) -> Callable:
-    """The function, by which a registry tells metrics apart."""
+    """The function; registries identify a metric by its name and file."""
     return self.function
 
   @property
@@ -84,8 +85,8 @@ def metric(
 
   if bound is not None and summary is not None:
     raise ValueError(
-      f"Metric {name!r} has a bound and a summary: the values of examples only "
-      "bound means."
+      f"Metric {name!r} has a bound and a summary: a bound on the values of "
+      "examples only bounds their mean. Leave one out."
     )
   limit = None if bound is None else float(bound)
 
@@ -99,7 +100,7 @@ def get_metric(name: str) -> Metric:
   """Returns a metric by its name or import path.
 
   Raises:
-    ValueError: if the name is unknown, or the path is not that of a metric.
+    ValueError: if the name is unknown, or the path leads to something else.
   """
   member = METRICS.get(name)
   if not isinstance(member, Metric):
@@ -149,7 +150,7 @@ def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def worst_class(correct: np.ndarray, labels: np.ndarray) -> float:
-  """Returns the lowest accuracy of a class that occurs.
+  """Returns the lowest accuracy among the classes that occur as labels.
 
   Args:
     correct: (n,) whether the prediction is right.
@@ -192,17 +193,18 @@ def check_labels(labels: Any) -> np.ndarray:
 
 
 def check_logits(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Returns logits in float64 and labels as class indices.
+  """Returns (n, classes) logits in float64 and (n,) labels as class indices.
 
   Raises:
-    ValueError: if there are none, shapes do not fit, a label is not a class
-      index or out of range, a logit is NaN or inf, or all of an image are -inf.
+    ValueError: if there are none, shapes do not match, a label is not a class
+      index or is out of range, a logit is NaN or inf, or all logits of an image
+      are -inf.
   """
   logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
     raise ValueError(
-      f"Logits {logits.shape} and labels {labels.shape} do not fit: expected "
-      "(n, classes) and (n,), n at least 1."
+      f"Logits {logits.shape} and labels {labels.shape} do not match: expected "
+      "(n, classes) and (n,), with n at least 1."
     )
   check_labels(labels)
   if labels.max() >= logits.shape[1]:
@@ -229,11 +231,11 @@ def classification_metrics(
     labels: (n,) class indices.
 
   Returns:
-    "prec@1", the share of images whose highest logit is the label's, and
+    "prec@1", the fraction of images whose highest logit is the label's, and
     "loss", the mean cross-entropy in nats.
 
   Raises:
-    ValueError: as `check_logits`.
+    ValueError: as for `check_logits`.
   """
   logits, labels = check_logits(logits, labels)
   top = logits.max(axis=1)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Paired intervals and tests of differences, and calibration.
+"""Intervals and tests of paired differences, and calibration.
 
 Everything runs on the host in float64. For other tests, call the libraries:
 `scipy.stats.permutation_test(..., permutation_type="samples")` for sign-flip
@@ -19,8 +19,8 @@ from soupjax.soups.core import arguments
 
 # Draws processed at a time: their image counts take 5 MB at 10,000 images.
 _DRAWS = 64
-# Values of a difference up to which they are drawn instead of images: those of
-# accuracies are -1, 0 and 1, and their sums over sets are not many more.
+# Differences with at most this many distinct values are resampled by value, not
+# by image. Those of accuracies are -1, 0 and 1; sums over sets have few more.
 _KINDS = 256
 
 
@@ -33,8 +33,8 @@ class Difference:
     low: the lower end of the interval.
     high: its upper end.
     level: coverage of the interval.
-    n: images, or runs.
-    p: two-sided, of the test that the function names; None if it has none.
+    n: number of images, or of runs.
+    p: two-sided p-value of the function's test; None if it has no test.
   """
 
   value: float
@@ -60,13 +60,14 @@ def paired_bootstrap(
   level: float = 0.95,
   seed: int = 0,
 ) -> list[Difference]:
-  """Percentile intervals of mean differences, resampling images.
+  """Returns percentile intervals of mean differences, by resampling images.
 
-  Each interval is that of one model against the reference. With several sets,
-  such as shifts, the statistic is the unweighted mean of the means of sets: the
-  spread is that of images, not of sets. Sets of one size are resampled
-  together, position by position: they may be corruptions of the same images,
-  which gain together. If they are other images, this costs nothing.
+  Each interval compares one model with the reference. With several sets, such
+  as distribution shifts, the statistic is the unweighted mean of their means;
+  the interval reflects the sampling of images, not of sets. Sets of equal size
+  are resampled with the same indices, as they may be corruptions of the same
+  images, whose differences are correlated. For different images, the interval
+  is also valid.
 
   Examples:
     >>> rng = np.random.default_rng(0)
@@ -78,17 +79,19 @@ def paired_bootstrap(
   Args:
     differences: (n,) or (n, models) values of each model minus those of the
       reference, per image; or a sequence of such arrays, one per set.
-    draws: resamples.
+    draws: number of resamples.
     level: coverage, above 0 and below 1.
-    seed: of the resamples. With one set of many different values they are those
-      of `scipy.stats.bootstrap(method="percentile")` for `default_rng(seed)`.
+    seed: seed of the resamples. For one set with many distinct values, these
+      are the same as in `scipy.stats.bootstrap(method="percentile")` with
+      `default_rng(seed)`.
 
   Returns:
     One difference for each model; `n` counts the images of all sets.
 
   Raises:
-    ValueError: if a set is empty or has one image, numbers of models differ, or
-      a value is not finite.
+    ValueError: if there are no sets, a set has fewer than two images, numbers
+      of models differ, a value is not finite, or `draws` or `level` is out of
+      range.
   """
   sets = _sets(differences)
   draws = arguments.count("draws", draws)
@@ -115,7 +118,7 @@ def _sets(differences) -> list[np.ndarray]:
   sets = [d[:, None] if d.ndim == 1 else d for d in sets]
   if not sets or any(d.ndim != 2 or len(d) < 2 for d in sets):
     raise ValueError(
-      "differences must be (n,) or (n, models) with at least 2 images a set, "
+      "differences must be (n,) or (n, models) with at least 2 images per set, "
       f"got shapes {[d.shape for d in sets]}."
     )
   if len({d.shape[1] for d in sets}) > 1:
@@ -124,12 +127,12 @@ def _sets(differences) -> list[np.ndarray]:
       f"{[d.shape for d in sets]}."
     )
   if not all(np.isfinite(d).all() for d in sets):
-    raise ValueError("differences hold NaN or infinity: a model diverged.")
+    raise ValueError("differences have NaN or infinity: a model diverged.")
   return sets
 
 
 def _resampled_means(values, draws, seed) -> np.ndarray:
-  """Means (draws, models) over images drawn with replacement."""
+  """Returns (draws, models) means over images drawn with replacement."""
   n, means = len(values), np.empty((draws, values.shape[1]))
   kinds = [np.unique(column, return_counts=True) for column in values.T]
   few = np.array([len(x) <= min(_KINDS, n // 2) for x, _ in kinds])
@@ -147,7 +150,7 @@ def _resampled_means(values, draws, seed) -> np.ndarray:
 
 
 def _counts(rng, n: int, draws: int) -> np.ndarray:
-  """How often each of n items is drawn: (draws, n) float64."""
+  """Returns how often each of n items is drawn: (draws, n) float64."""
   chosen = rng.integers(0, n, (draws, n))
   chosen += n * np.arange(draws)[:, None]
   counts = np.bincount(chosen.ravel(), minlength=draws * n)
@@ -159,17 +162,22 @@ def mcnemar(
 ) -> Difference:
   """Exact McNemar test of two accuracies on the same images.
 
-  Let b images be right for the first model alone, and c for the other alone. If
-  both models are equally good, b is Binomial(b + c, 1/2). The interval of the
-  difference (b - c) / n is that of the paired bootstrap.
+  Let b be the number of images that only the first model classifies correctly,
+  and c the number for the other. If both models are equally good, b follows
+  Binomial(b + c, 1/2).
 
   Args:
     correct: (n,) whether the first model is right.
     other: (n,) the same for the other model.
     level: coverage of the interval.
 
+  Returns:
+    The difference (b - c) / n with its interval from `paired_bootstrap`, and
+    the p-value of the test.
+
   Raises:
-    ValueError: if shapes differ, or values are neither 0 nor 1.
+    ValueError: if shapes differ, a value is neither 0 nor 1, or there are fewer
+      than two images.
   """
   pair = [np.asarray(x) for x in (correct, other)]
   if pair[0].ndim != 1 or pair[0].shape != pair[1].shape:
@@ -177,7 +185,7 @@ def mcnemar(
       f"correct and other must be (n,), got {pair[0].shape}, {pair[1].shape}."
     )
   if any(not np.isin(x, (0, 1)).all() for x in pair):
-    raise ValueError("correct and other must hold 0 and 1, or booleans.")
+    raise ValueError("correct and other must have only 0 and 1, or booleans.")
   ours, theirs = (x.astype(bool) for x in pair)
   b, c = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
   found = paired_bootstrap(ours * 1.0 - theirs, level=level)[0]
@@ -185,7 +193,7 @@ def mcnemar(
 
 
 def mcnemar_p(b: int, c: int) -> float:
-  """Two-sided exact p of b against c discordant pairs; 1 if there are none."""
+  """Two-sided exact p-value for b and c discordant pairs; 1 for none."""
   from scipy import stats  # Slow to import.
 
   return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
@@ -205,6 +213,9 @@ def over_seeds(differences: np.ndarray, *, level: float = 0.95) -> Difference:
       ingredient. Runs that share test images are not independent of each other:
       see `hierarchical_bootstrap`.
     level: coverage.
+
+  Returns:
+    The mean difference; `n` counts runs.
 
   Raises:
     ValueError: with fewer than two runs, or values that are not finite.
@@ -231,17 +242,17 @@ def hierarchical_bootstrap(
   level: float = 0.95,
   seed: int = 0,
 ) -> Difference:
-  """Percentile interval over runs whose test images are the same.
+  """Percentile interval of a mean over runs with the same test images.
 
   Runs and images are drawn independently of each other, both with replacement:
   a bootstrap of a crossed design (Owen 2007, arXiv 0712.1111: it is
   conservative).
 
   Args:
-    differences: (seeds, n) of each run on each image.
-    draws: resamples.
+    differences: (seeds, n), the difference of each run on each image.
+    draws: number of resamples.
     level: coverage.
-    seed: of the resamples.
+    seed: seed of the resamples.
 
   Returns:
     The difference; `n` counts runs.
@@ -268,11 +279,11 @@ def _runs(differences, ndim: int) -> np.ndarray:
   if values.ndim != ndim or min(values.shape) < 2:
     expected = "(seeds,)" if ndim == 1 else "(seeds, n)"
     raise ValueError(
-      f"differences must be {expected} with at least 2 of each, got "
+      f"differences must be {expected}, at least 2 along each axis, got "
       f"{values.shape}: one run has no interval over seeds."
     )
   if not np.isfinite(values).all():
-    raise ValueError("differences hold NaN or infinity: a model diverged.")
+    raise ValueError("differences have NaN or infinity: a model diverged.")
   return values
 
 
@@ -291,29 +302,32 @@ def over_datasets(
 
   Logits ln(p / (1 - p)) give gains on easy and hard datasets similar weight
   (arXiv 1805.08974, section 2). With k of n images right, p is (k + 1/2) / (n +
-  1), so that 0 and 1 are finite. The best model of a dataset has rank 1, and
-  equal ones share the mean of their ranks.
+  1), so that accuracies of 0 and 1 have finite logits. The best model on a
+  dataset has rank 1, and ties get the mean of their ranks.
 
   Args:
     accuracies: (models, datasets) fractions.
     sizes: (datasets,) numbers of images.
 
   Returns:
-    The mean logit and the mean rank of each model, (models,) both.
+    The mean logit and the mean rank of each model, both (models,).
 
   Raises:
-    ValueError: if shapes do not fit, or a value is not a fraction.
+    ValueError: if shapes do not match, a value is not from 0 to 1, or a size is
+      below 1.
   """
   from scipy import stats  # Slow to import.
 
   values, n = np.asarray(accuracies, np.float64), np.asarray(sizes, np.float64)
   if values.ndim != 2 or n.shape != values.shape[1:] or not values.size:
     raise ValueError(
-      f"accuracies {values.shape} and sizes {n.shape} do not fit: expected "
+      f"accuracies {values.shape} and sizes {n.shape} do not match: expected "
       "(models, datasets) and (datasets,)."
     )
   if not ((values >= 0) & (values <= 1)).all() or not (n >= 1).all():
-    raise ValueError("accuracies must be fractions, and sizes at least 1.")
+    raise ValueError(
+      "accuracies must be fractions from 0 to 1, and sizes at least 1."
+    )
   p = (values * n + 0.5) / (n + 1)
   logits = np.log(p) - np.log1p(-p)
   return logits.mean(axis=1), stats.rankdata(-logits, axis=0).mean(axis=1)
@@ -332,11 +346,11 @@ def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
   Args:
     logits: (n, classes).
     labels: (n,) class indices.
-    bins: at most n are used. Few images per bin bias the value upwards.
+    bins: at most n bins are used. Few images per bin bias the value upwards.
 
   Raises:
-    ValueError: if shapes do not fit, labels are out of range, a logit is NaN or
-      inf, or all of an image are -inf.
+    ValueError: if shapes do not match, labels are out of range, a logit is NaN
+      or inf, all logits of an image are -inf, or `bins` is not positive.
   """
   logits, labels = check_logits(logits, labels)
   bins = arguments.count("bins", bins)
@@ -349,9 +363,9 @@ def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-  """The T > 0 that minimises the loss of logits / T (arXiv 1706.04599).
+  """Fits the T > 0 that minimises the loss of logits / T (arXiv 1706.04599).
 
-  Fit it on minival. It changes no prediction, only confidence.
+  Fit it on minival. Dividing by T changes no prediction, only confidences.
 
   Args:
     logits: (n, classes).
@@ -361,8 +375,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     T, between 0.01 and 100.
 
   Raises:
-    ValueError: as `ece`; or if the logit of a label is -inf, so that the loss
-      is infinite at every T.
+    ValueError: as for `ece`, or if the logit of a label is -inf, so that the
+      loss is infinite at every T.
   """
   from scipy import optimize  # Slow to import.
 
@@ -384,22 +398,30 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Mean negative log-likelihood in nats; the metric "loss", in float64.
+  """Mean negative log-likelihood in nats: the metric "loss", in float64.
+
+  Args:
+    logits: (n, classes).
+    labels: (n,) class indices.
 
   Raises:
-    ValueError: as `ece`.
+    ValueError: as for `ece`.
   """
   return _nll(*check_logits(logits, labels))
 
 
 def brier(logits: np.ndarray, labels: np.ndarray) -> float:
-  """Brier score: mean squared distance of probabilities to the one-hot label.
+  """Brier score: mean squared distance of probabilities from one-hot labels.
 
-  The sum over classes, from 0 to 2; `sklearn.metrics.brier_score_loss` with
-  `scale_by_half=False`.
+  Summed over classes, so from 0 to 2, as in `sklearn.metrics.brier_score_loss`
+  with `scale_by_half=False`.
+
+  Args:
+    logits: (n, classes).
+    labels: (n,) class indices.
 
   Raises:
-    ValueError: as `ece`.
+    ValueError: as for `ece`.
   """
   logits, labels = check_logits(logits, labels)
   p = np.exp(_log_softmax(logits))

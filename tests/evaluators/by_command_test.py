@@ -106,5 +106,5 @@ def test_an_error_of_a_guess_comes_when_it_is_needed(tmp_path):
   with evaluator(tmp_path, "exit 4", jobs=2) as evaluate:
     evaluate.ahead({"a": lambda: {"w": np.ones(2)}})
     evaluate.ahead({})
-    with pytest.raises(ValueError, match="ended with 4"):
+    with pytest.raises(ValueError, match="ended with exit code 4"):
       evaluate({"w": np.ones(2)})

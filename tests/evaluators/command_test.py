@@ -46,7 +46,7 @@ def test_metrics_in_a_file_that_the_program_names(tmp_path):
 @pytest.mark.parametrize(
   "text, message",
   [
-    ("echo wrong path >&2; exit 3", "ended with 3.*out.err, ends in:\nwrong"),
+    ("echo wrong path >&2; exit 3", "code 3.*out.err, ends with:\nwrong"),
     ("kill -9 $$", "by signal 9.*printed nothing"),
     ("", "must be a JSON object.*printed nothing"),
     ("echo 0.9", "'0.9'"),
@@ -72,7 +72,7 @@ def test_a_second_attempt(tmp_path):
     tmp_path,
     f"[ -e {again} ] || {{ touch {again}; exit 1; }}\necho '{{\"acc\": 2}}'",
   )
-  with pytest.raises(ValueError, match="ended with 1"):
+  with pytest.raises(ValueError, match="ended with exit code 1"):
     run(text, tmp_path)
   (tmp_path / "again").unlink()
   assert run(text, tmp_path, retries=1) == {"minival/acc": 2}

@@ -27,7 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
   # Whether to write the logits of every model on every set to logits/.
   c.save_logits = False
   # Name -> "DATASET:train=SPLIT:test=SPLIT:minival=SPLIT|OPS", of which only
-  # DATASET is needed, or a dict with "data" and these keys. Probes of frozen
+  # DATASET is required, or a dict with "data" and these keys. Probes of frozen
   # features are fitted on these datasets (docs/evaluate.md).
   c.transfer = config_lib.NamedTexts()
   for key, options in transfer.default_options().items():
@@ -54,8 +54,8 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
   recorded = files.read_json(record) if record.exists() else {}
   if recorded.get("task") != "cook" or recorded.get("evaluate_command"):
     raise ValueError(
-      f"{root} is not a finished run of cooking with images: set soups= to the "
-      "--workdir of one, or sweep= to that of a fine-tuning sweep."
+      f"{root} is not the --workdir of a cooking run with images: set soups= "
+      "to that of one, or sweep= to that of a fine-tuning sweep."
     )
   config.model = ml_collections.ConfigDict(recorded["model"])
   for part in ("data", "sharding", "zeroshot"):
@@ -76,14 +76,17 @@ def of_soups(config: ml_collections.ConfigDict, directory: str) -> None:
 def plainly_named(
   config: ml_collections.ConfigDict, ingredients: Sequence[Ingredient]
 ) -> list[Ingredient]:
-  """Names models as their own pattern alone would, where that is unambiguous.
+  """Gives models the short names within their own pattern, if these are unique.
 
   The soups and ingredients of a run are thus called "greedy" and "member_001",
-  although they are in different places.
+  although they are in different directories.
 
   Args:
     config: as in configs/evaluate.py.
-    ingredients: named by the parts of all paths that differ.
+    ingredients: the models, with names from all patterns together.
+
+  Returns:
+    The ingredients with their new names, in the same order.
   """
   given = open_lib.split_patterns(config.ingredients)
   names: dict[str, str] = {}

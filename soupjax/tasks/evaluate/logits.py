@@ -46,7 +46,7 @@ class Evaluations(evaluate.Evaluations):
     workdir: pathlib.Path,
     transfer: Transfer,
   ):
-    """As `evaluate.Evaluations`.
+    """Sets up one evaluator for each set; decodes nothing yet.
 
     Args:
       opened: the models and sets.
@@ -65,7 +65,7 @@ class Evaluations(evaluate.Evaluations):
     keep_logits: bool = False,
     progress: Progress | None = None,
   ) -> dict[str, dict[str, float]]:
-    """As `evaluate.Evaluations.evaluate`; logits are written to `logits/`."""
+    """Evaluates as the base class does, but writes a file of logits per set."""
 
     def loaded():
       params = load()
@@ -102,7 +102,7 @@ class Evaluations(evaluate.Evaluations):
       )
 
   def _described(self, name, dataset, position) -> dict[str, Any]:
-    """Returns the other entries of a file."""
+    """Returns the entries of a file besides logits and labels."""
     opened = self._inputs
     source, config = opened.sets[dataset], opened.config
     tests = config_lib.to_dict(config.tests)
@@ -143,7 +143,7 @@ class LogitFile:
     path: path of the file.
     model: name of the model.
     dataset: name of the test set.
-    data: name of the dataset, the title of the results.
+    data: name of the dataset, used as the title of the results.
     test: entry of `config.tests`.
     labels: (n,) class indices, or indices into `space.answers`.
     num_classes: number of outputs of the model.
@@ -202,9 +202,9 @@ def _has_logits(path: str) -> bool:
         names = {n.removesuffix(".npy") for n in archive.namelist()}
   except _DAMAGED:
     return False  # Opening it as a checkpoint reports the error.
-  # A file that lacks one of both is not a checkpoint, either.
-  some = bool(names & {*_NEEDED}) and names <= _KNOWN
-  return some or {*_NEEDED} <= names
+  # A file with only one of the two entries is not a checkpoint, either.
+  incomplete = bool(names & {*_NEEDED}) and names <= _KNOWN
+  return incomplete or {*_NEEDED} <= names
 
 
 def open_inputs(
@@ -301,8 +301,8 @@ def _open(path: str) -> LogitFile:
   dataset = str(stored.get("set", named if stem else "test"))
   if not name:
     raise ValueError(
-      f"{path} has the model {str(stored['model'])!r}: give a name that can be "
-      "that of a file."
+      f"{path} has the model {str(stored['model'])!r}: give a name that a file "
+      "can have."
     )
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
     raise ValueError(
@@ -361,11 +361,11 @@ def _check_test(dataset: str, test: Any) -> None:
   """Raises a ValueError if an entry of `config.tests` cannot be read."""
   if not re.fullmatch(r"[\w-]+", dataset):
     raise ValueError(
-      f"the set is called {dataset!r}: give it a name of letters and digits."
+      f"the set is called {dataset!r}: use only letters, digits, _ and -."
     )
   if not isinstance(test, str | dict):
     raise ValueError(
-      f"test={test!r:.80} must be a text or an object, as in config.tests."
+      f"test={test!r:.80} must be a string or an object, as in config.tests."
     )
   cook_config.tests(
     ml_collections.ConfigDict(
@@ -378,7 +378,7 @@ def _check_test(dataset: str, test: Any) -> None:
 
 
 def _space(values: Any, num: int) -> LabelSpace:
-  """Returns the space of a file; a ValueError if it has no such outputs."""
+  """Returns the space of a file; checks it against the number of outputs."""
   try:
     parts = {
       key: None if values.get(key) is None else tuple(map(tuple, values[key]))
@@ -391,8 +391,8 @@ def _space(values: Any, num: int) -> LabelSpace:
     ) from e
   if unknown := sorted({*values} - {*parts}):
     raise ValueError(
-      f"space has the key {unknown[0]!r}, which is not one of groups and "
-      "answers: correct it, or leave it out."
+      f"space has the key {unknown[0]!r}, which is neither groups nor answers: "
+      "correct it, or leave it out."
     )
   for key, lists in parts.items():
     for k in [k for one in lists or () for k in one]:
@@ -404,7 +404,7 @@ def _space(values: Any, num: int) -> LabelSpace:
 
 
 def _check_labels(labels, num: int, space: LabelSpace | None) -> None:
-  """Raises a ValueError if a label is not an output that metrics cover."""
+  """Raises a ValueError if a label is out of range or not in the space."""
   if labels.dtype.kind not in "iu":
     raise ValueError(f"labels must be integers, got {labels.dtype}.")
   count = len(space.answers) if space and space.answers else num
@@ -414,12 +414,12 @@ def _check_labels(labels, num: int, space: LabelSpace | None) -> None:
       f"to {count - 1}."
     )
   if space and space.groups is not None and space.answers is None:
-    heads = [group[0] for group in space.groups]
-    outside = ~np.isin(labels, heads)
+    firsts = [group[0] for group in space.groups]
+    outside = ~np.isin(labels, firsts)
     if outside.any():
       raise ValueError(
         f"image {int(outside.argmax())} has the label {labels[outside][0]}, "
-        f"which is not among the {len(heads)} outputs of space: add it there, "
+        f"which is not among the {len(firsts)} outputs of space: add it there, "
         "or leave the image out."
       )
 
@@ -438,7 +438,7 @@ def _check_finite(logits, labels, space: LabelSpace | None) -> None:
 
 
 def _by_model(opened: Sequence[LogitFile]) -> dict[str, dict[str, LogitFile]]:
-  """Groups files by model; the same name in two folders is two models."""
+  """Groups files by model; equal names in two folders are two models."""
   folders: dict[str, set[str]] = {}
   for file in opened:
     folders.setdefault(file.model, set()).add(os.path.dirname(file.path))
@@ -501,7 +501,7 @@ def _check_alike(first: LogitFile, other: LogitFile) -> None:
 
 
 class FromFiles(evaluate.Evaluations):
-  """Evaluations of logits in files; `load` returns set -> logits."""
+  """Evaluates logits from files; `load` returns set -> (n, classes) logits."""
 
   def __init__(
     self,
@@ -513,8 +513,8 @@ class FromFiles(evaluate.Evaluations):
 
     Args:
       opened: from `open_inputs`.
-      workdir: of the run.
-      models: from `open_inputs`.
+      workdir: directory of the run.
+      models: model -> set -> file, from `open_inputs`.
     """
     self._inputs, self._workdir = opened, workdir
     first = next(iter(models.values()))
@@ -556,7 +556,7 @@ def read(by_set: Mapping[str, LogitFile]) -> dict[str, np.ndarray]:
 
 
 def _narrowed(logits: np.ndarray) -> np.ndarray:
-  """Returns float32 logits; large common offsets do not cost digits."""
+  """Returns float32 logits, without losing digits to large common offsets."""
   if logits.dtype.itemsize > 4:  # Metrics do not depend on the offset.
     logits = logits.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)

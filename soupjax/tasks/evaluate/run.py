@@ -84,7 +84,7 @@ def run(
 
 
 def _open(config):
-  """Opens checkpoints; or logits, with their files by model and set."""
+  """Opens checkpoints or logits; returns files of logits by model and set."""
   if not logits_lib.are_given(config):
     evaluate_config.check(config)
     opened = inputs.open_inputs(evaluate_config.with_dataset(config))
@@ -101,7 +101,7 @@ def _open(config):
 
 
 def _models(opened, by_model) -> dict[str, tuple[str, Any]]:
-  """Returns name -> kind of the model, and a function that loads it."""
+  """Returns name -> (kind of the model, function that loads it)."""
   loads = {
     name: functools.partial(logits_lib.read, by_set)
     for name, by_set in by_model.items()
@@ -127,7 +127,7 @@ def _default(models) -> str:
 
 
 def _run(opened, models, evaluations, probes, reference, workdir):
-  """Evaluates, writes and prints; returns the path of the report."""
+  """Evaluates models, writes the results and returns the report's path."""
   began, config, results = time.monotonic(), opened.config, {}
   progress = evaluate.progress(opened, "evaluate", len(models))
   for name, (kind, load) in models.items():
@@ -144,7 +144,7 @@ def _run(opened, models, evaluations, probes, reference, workdir):
     choices = evaluate.choices(opened)
     choices["protocols"] |= choices.pop("unseen")
     choices |= {"best": {}, "greedy": {}, "reference": reference}
-    # Sets of probes are not shifts.
+    # No shifts unless configured: sets of probes are not shifts.
     choices["means"] = {report.SHIFTS: (), **evaluations.means()}
     files.write_json(workdir / "choices.json", choices)
     report.write_report(workdir)
@@ -162,7 +162,7 @@ def plan(
 ) -> str:
   """Describes models, sets and the comparison, as text."""
   if opened.model is None:
-    lines = [f"{len(names)} models by their logits", *(f"  {n}" for n in names)]
+    lines = [f"{len(names)} models from logits", *(f"  {n}" for n in names)]
     lines += opened.notes
   else:
     lines = needs.about_models(opened, "models")
@@ -188,7 +188,7 @@ def _where(workdir: pathlib.Path) -> str:
 
 
 def _print_finished(config, workdir: pathlib.Path) -> bool:
-  """Prints the table if a run of these inputs has finished; else False."""
+  """Prints the table and returns True if a run of these inputs has finished."""
   outputs = ("results.jsonl", "report.html")
   if not records.is_finished(workdir / _RECORD, config, outputs):
     return False

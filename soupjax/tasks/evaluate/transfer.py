@@ -31,11 +31,11 @@ _KEYS = ("train", "minival", "test", "ops")
 
 
 def default_options() -> dict[str, Any]:
-  """Returns the settings `config.fewshot` and `config.probe`."""
+  """Returns the defaults of `config.fewshot` and `config.probe`."""
   return {
     # Images per class for ridge regression with penalty l2; () for none.
     "fewshot": {"shots": (5, 10), "l2": 1024.0, "seed": 0},
-    # Penalties of linear probes, one chosen on minival; () for no linear probe.
+    # Penalties of linear probes, of which minival selects one; () for none.
     "probe": {"l2": tuple(10.0**k for k in range(-6, 2)), "steps": 200},
   }
 
@@ -45,7 +45,7 @@ class Spec:
   """An entry of `config.transfer`.
 
   Attributes:
-    dataset: for `data.open_source`.
+    dataset: name or path of the dataset, as for `data.open_source`.
     train: split on which probes are fitted.
     test: split on which accuracies are measured.
     minival: split on which the penalty of linear probes is chosen; "" for none.
@@ -121,7 +121,7 @@ def _parse(name: str, value: Any) -> Spec:
     raise ValueError(f"transfer.{name}: {e}") from e
   if prepared.random_ops or prepared.values.dtype != "uint8":
     raise ValueError(
-      f"transfer.{name}: {spec.ops!r} comes before data.eval_ops, so it must "
+      f"transfer.{name}: {spec.ops!r} runs before data.eval_ops, so it must "
       "neither draw random numbers nor set a value range"
     )
   return spec
@@ -192,8 +192,9 @@ def open_datasets(config: ml_collections.ConfigDict) -> list[Dataset]:
     config: the resolved config.
 
   Raises:
-    ValueError: if splits share images or differ in classes, a class of train
-      has too few images, or there are several processes.
+    ValueError: if a split cannot be opened, splits share images or differ in
+      classes, a class of train has too few images, a name is taken, or there
+      are several processes.
   """
   if config.transfer and jax.process_count() > 1:
     raise ValueError(
@@ -230,15 +231,15 @@ def open_datasets(config: ml_collections.ConfigDict) -> list[Dataset]:
 
 
 def _check_names(config, datasets: Sequence[Dataset]) -> None:
-  """Raises a ValueError if probes are called like test sets or means."""
+  """Raises a ValueError if a probe has the name of a test set or a mean."""
   taken = {"minival", *config.tests, *cook_config.means(config)}
   names = {f"{d.name}_{kind}": d.name for d in datasets for kind in d.kinds}
   for probe_name in (*names, *means_of(datasets)):
     if probe_name in taken:
       what = ".".join(filter(None, ["transfer", names.get(probe_name)]))
       raise ValueError(
-        f"{what}: results of probes are called {probe_name!r}, as is a test "
-        "set or a mean: rename it."
+        f"{what}: results of probes are called {probe_name!r}, but a test set "
+        "or a mean has this name: rename that one."
       )
 
 
@@ -276,7 +277,7 @@ def _check_parts(name: str, parts: Mapping[str, data.Source]) -> None:
 def few_shot_images(
   source: data.Source, shots: Sequence[int], seed: int, what: str
 ) -> dict[int, np.ndarray]:
-  """Selects random images of each class; smaller sets are in larger ones.
+  """Selects random images of each class; larger sets contain smaller ones.
 
   Takes the first images of each class in the order of
   `numpy.random.default_rng(seed).permutation(n)`, like `data.split_minival`.
@@ -383,7 +384,7 @@ class Transfer:
   def _probes(
     self, params: PyTree, dataset: Dataset
   ) -> dict[str, tuple[np.ndarray, dict[str, float]]]:
-    """Returns probe -> whether test images are right, and further values."""
+    """Returns probe -> (n,) whether test images are right, and more values."""
     c, parts = self._opened.config, {}
     for key, batches in self._batches[dataset.name].items():
       parts[key], position = self._features(params, batches)
@@ -445,20 +446,20 @@ class Transfer:
   def _features(
     self, params: PyTree, batches: CachedBatches
   ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Returns (n, width) float32 features and (n,) labels, and their places."""
-    places = []
+    """Returns ((n, width) float32 features, (n,) labels), (n,) positions."""
+    positions = []
 
     def masked():
       for batch in batches:
         mask = np.asarray(batch["position"]) >= 0
-        places.append(np.asarray(batch["position"])[mask])
+        positions.append(np.asarray(batch["position"])[mask])
         yield {**batch, "mask": mask}
 
     features, labels = heads.features(self._program, params, masked())
     features = features.astype(np.float32)
     if not np.isfinite(features).all():
       raise ValueError("the features are not finite: the weights diverged.")
-    return (features, labels), np.concatenate(places)
+    return (features, labels), np.concatenate(positions)
 
 
 def _right(head, features, labels) -> np.ndarray:
@@ -475,19 +476,23 @@ def best_linear_probe(
   *,
   num_classes: int,
 ) -> tuple[dict[str, np.ndarray], float]:
-  """Fits linear probes on standardised features; picks a penalty on minival.
+  """Fits linear probes on standardised features; picks the best on minival.
 
   Args:
     train: (n, width) features and (n,) labels.
     minival: the same for held-out images.
     penalties: see `l2` of `probe.linear_probe`. Since features are
       standardised, good values depend little on the model.
-    steps: L-BFGS steps per penalty, from the probe of the next larger penalty.
+    steps: L-BFGS steps per penalty, starting from the probe of the next larger
+      penalty.
     num_classes: number of classes.
 
   Returns:
     The head for unstandardised features, in float64, and its penalty. Ties go
     to the largest penalty.
+
+  Raises:
+    ValueError: if a feature of `train` is not finite.
   """
   mean, scale = probe.standardisation(train[0])
   scaled = ((train[0] - mean) / scale).astype(np.float32)
@@ -505,8 +510,8 @@ def best_linear_probe(
   _, head, l2 = best
   if len(penalties) > 2 and l2 in (min(penalties), max(penalties)):
     logging.warning(
-      "The best penalty of a linear probe, %g, is at the end of probe.l2: "
-      "extend the list.",
+      "The best penalty of a linear probe, %g, is the smallest or the largest "
+      "of probe.l2: extend the list.",
       l2,
     )
   return head, l2

@@ -125,7 +125,7 @@ def test_the_soups_of_a_run_of_cooking(sweep, tmp_path, capsys):
   text = capsys.readouterr().out
   assert "4 models" in text and "blur: digits/blur" in text
   assert re.search(r"^  uniform\n  member_000\b", text, re.M)
-  with pytest.raises(ValueError, match="not a finished run of cooking"):
+  with pytest.raises(ValueError, match="not the --workdir of a cooking"):
     config_lib.load(CONFIG, f"soups={sweep}")
 
 
