@@ -136,7 +136,7 @@ def scores_table(scores: Scores) -> str:
   decides = ", ".join(scores.columns[: len(scores.choices["metrics"])])
   lines += [lines[1], f"All choices were made by {decides} alone."]
   lines.append(
-    "There are no intervals, since a command gives no results for single images."
+    "There are no intervals: a command gives no results for single images."
   )
   if hidden := len(scores.columns) - len(shown):
     lines.append(f"Further metrics in report.html: {hidden}.")
