@@ -21,7 +21,7 @@ def comparison_table(results: Results) -> str:
   """Formats the accuracies of all models on all sets, in percent.
 
   Args:
-    results: with `Choices.reference`.
+    results: of a comparison, with `Choices.reference` set.
 
   Returns:
     Blocks of a few sets, at most 100 characters wide, with a line per model:
@@ -57,8 +57,8 @@ def comparison_table(results: Results) -> str:
     lines.append("-" * (_NAME + 2 * _CELL))
   notes = (
     f"Percent correct, and points above {results.best} with the 95 % interval "
-    "over images (paired bootstrap). ~: the interval contains zero, so no "
-    "difference is shown. p-values, losses and calibration are in "
+    "over images (paired bootstrap). ~: the interval contains zero, so there "
+    "is no clear difference. p-values, losses and calibration are in "
     "report.html"
   )
   if len(results.shifts) > 1:
@@ -70,13 +70,13 @@ def comparison_table(results: Results) -> str:
 
 
 def probe_means(results: Results) -> list[str]:
-  """Returns the names of probes with mean logits and ranks over datasets."""
+  """Returns names of probes with a mean logit and mean rank over datasets."""
   named = {split for _, split, metric in results.cells if metric == "mean_rank"}
   return [mean for mean in results.choices.means if mean in named]
 
 
 def probes_section(results: Results) -> str:
-  """Returns HTML tables of probes on several datasets, or ""."""
+  """Returns HTML tables of probes on several datasets; "" without any."""
   parts = []
   for mean in probe_means(results):
     members = results.choices.means[mean]
@@ -97,10 +97,10 @@ def probes_section(results: Results) -> str:
   if not parts:
     return ""
   note = (
-    "Percent correct of probes of frozen features, and points above the "
+    "Percent correct of probes on frozen features, and points above the "
     "reference with the 95 % interval of the paired bootstrap over images. "
-    "Mean logit: mean over datasets of the logit of the accuracy. Mean rank: 1 "
-    "is the best model on a dataset."
+    "Mean logit: mean over datasets of the logit of the accuracy. Mean rank: "
+    "mean over datasets of the rank of the model; 1 is the best."
   )
   return "\n".join([*parts, f"<p><small>{note}</small></p>"])
 
@@ -108,10 +108,10 @@ def probes_section(results: Results) -> str:
 def metrics_section(
   results: Results, sizes: Mapping[str, int] | None = None
 ) -> str:
-  """Returns HTML tables of metrics besides accuracy and loss, or "".
+  """Returns HTML tables of metrics besides accuracy and loss; "" without any.
 
   Args:
-    results: with `Choices.metrics`.
+    results: each of its `choices.metrics` gets a table.
     sizes: ensemble -> number of members, where known.
   """
   splits = [s for s in _FIRST if s in results.splits]

@@ -33,17 +33,17 @@ from soupjax.report.style import (
   styled,
 )
 
-# Legend, marker, its size, colour, colour of the edge and its width.
+# Kind -> legend, marker, marker size, fill colour, edge colour, edge width.
 _MARKS = {
   "ingredient": ("ingredient", "o", 22, "#B0B0B0", "#555555", 0.5),
   "mean": ("mean ingredient", "X", 46, "#555555", "white", 0.6),
   "best": ("best ingredient on minival", "D", 42, GREEN, "black", 0.8),
   "pretrained": ("initial model", "s", 42, "white", "black", 1.0),
   "soup": ("soup (cost of one)", "*", 130, ORANGE, "black", 0.6),
-  "ensemble": ("ensemble (cost of all)", "^", 52, BLUE, "black", 0.6),
+  "ensemble": ("ensemble (cost of members)", "^", 52, BLUE, "black", 0.6),
   "model": ("model", "o", 42, ORANGE, "black", 0.6),
 }
-# Kind of mark -> the group that the page switches on and off.
+# Kind -> the group of marks that the page can show and hide.
 _GROUPS = {
   "ingredient": "ingredients",
   "mean": "ingredients",
@@ -60,12 +60,12 @@ _ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 
 @styled
 def accuracy_plane(results: Results) -> Figure | None:
-  """Draws accuracy on test against mean accuracy over the shifts.
+  """Draws mean accuracy over the shifts against accuracy on test.
 
-  Figure 1 of arXiv 2203.05482, for all models, with the WiSE-FT path.
+  As Figure 1 of arXiv 2203.05482, with all models and the WiSE-FT path.
 
   Returns:
-    The figure, in percent; None without test or without shifts.
+    The figure, in percent; None without "test" or without shifts.
   """
   points: dict[str, dict[str, tuple[float, float]]] = {k: {} for k in _MARKS}
   for model, kind in results.kinds.items():
@@ -101,7 +101,7 @@ def accuracy_plane(results: Results) -> Figure | None:
     label = "WiSE-FT, initial to best"
     (line,) = axes.plot(*zip(*path.values()), "-o", label=label, **style)
     grouped(line, _WISE_FT)
-    # Points of the path, to point at.
+    # Named points on the path, for the page's tooltips.
     names = {results.wise_ft[alpha]: place for alpha, place in path.items()}
     dots = scatter(axes, names, s=9, c="black", zorder=2.1)
     grouped(dots, _WISE_FT)
@@ -136,7 +136,7 @@ def _mark(kind: str) -> dict[str, Any]:
 
 
 def _point(results: Results, *models: str) -> tuple[float, float] | None:
-  """Returns the mean accuracy of models on test and shifts, or None."""
+  """Returns the models' mean accuracy on test and on the shifts, or None."""
   row = tables.Row(label="", models=models, kind="")
   x, y = row.accuracy(results, "test"), row.accuracy(results, SHIFTS)
   return None if x is None or y is None else (x, y)
@@ -148,7 +148,7 @@ def _shifts(results: Results) -> str:
 
 
 def _label_plane(axes, results, points, path) -> None:
-  """Names all models but plain ingredients, and the middle of the path."""
+  """Labels all models except other ingredients, and the path's midpoint."""
   places, texts, groups = [], [], []
   for kind in ("pretrained", "best", "soup", "ensemble", "model"):
     for model, place in points[kind].items():
@@ -176,11 +176,11 @@ def _label_plane(axes, results, points, path) -> None:
 
 @styled
 def shift_plane(results: Results) -> Figure | None:
-  """Draws accuracy on test against accuracy on each shift, a colour a shift.
+  """Draws accuracy on each shift against accuracy on test, a colour per shift.
 
   Returns:
-    The figure, in percent; None without test or with fewer than two shifts,
-    whose figure is `accuracy_plane`.
+    The figure, in percent; None without "test" or with fewer than two shifts,
+    for which `accuracy_plane` is enough.
   """
   kinds = {
     model: "best" if model == results.best else kind
@@ -222,6 +222,7 @@ def shift_plane(results: Results) -> Figure | None:
         drawn = scatter(axes, places, zorder=3 + order / 10, **style)
         grouped(drawn, split, _GROUPS[kind])
     name = split if len(split) <= 24 else split[:22] + "..."
+    # Legends leave out names that start with an underscore, hence the space.
     handles.append(Patch(color=colour, label=f" {name}"))
   for kind in _GROUPS:
     if any(points[split, kind] for split in results.shifts):
@@ -229,7 +230,6 @@ def shift_plane(results: Results) -> Figure | None:
       handles.append(
         Line2D([], [], linestyle="", marker=marker, color="0.6", label=text)
       )
-  # A name that starts with an underscore would have no place in the legend.
   legend = figure.legend(
     handles=handles, loc="outside lower center", ncols=4, fontsize=7
   )
@@ -243,12 +243,13 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
   """Draws the held-out score of every candidate of a greedy soup.
 
   Args:
-    trace: `greedy.json`: "history", a list of objects with "name", "score" and
-      "accepted", and "bound" if a candidate was rejected early. "metric" is the
-      metric; without it, scores that are all fractions are accuracies.
+    trace: `greedy.json`: "history", a list of objects with "name", "accepted"
+      and "score" (if None, the candidate was rejected early, and "bound" is the
+      best score it could have reached); and optionally "metric". Without it,
+      scores that are all in [0, 1] are taken for accuracies.
 
   Returns:
-    The figure, accuracies in percent; None if nothing was tried.
+    The figure, with accuracies in percent; None if nothing was tried.
   """
   history = trace["history"]
   if not history:
@@ -322,7 +323,7 @@ def greedy_trajectory(trace: Mapping[str, Any]) -> Figure | None:
 
 @styled
 def wise_ft_curve(results: Results) -> Figure | None:
-  """Draws accuracy from the initial model to the best ingredient.
+  """Draws accuracy on the line from the initial model to the best ingredient.
 
   Returns:
     A figure with a panel for test, with 95 % intervals, and one for the mean

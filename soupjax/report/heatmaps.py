@@ -23,8 +23,8 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
       group of leaves -> K coefficients.
 
   Returns:
-    A figure with one panel for each soup, groups in rows and ingredients in
-    columns, 1/K marked on the colour bar; None without coefficients.
+    A figure with one panel per soup: groups in rows, ingredients in columns,
+    and 1/K marked on the colour bar; None without coefficients.
   """
   learned = {t: v for t, v in learned.items() if v["alphas"] and v["names"]}
   if not learned:
@@ -85,7 +85,7 @@ def _mark_uniform(bar, uniform: float, low: float, high: float) -> None:
 
 
 def name_ticks(axes, names: Sequence[str], title: str) -> None:
-  """Labels the x axis with names; a prefix that all share goes to its title."""
+  """Labels the x axis with names; moves a common "ingredient_" to `title`."""
   if all(n.startswith(_PREFIX) and n != _PREFIX for n in names):
     names = [n.removeprefix(_PREFIX) for n in names]
     title += f" ({_PREFIX}...)"
@@ -109,7 +109,7 @@ def diagnosis_figure(
   barriers: Mapping[tuple[str, str], float],
   cosines: np.ndarray,
 ) -> Figure:
-  """Draws the loss at the midpoint and the angle of every pair of models.
+  """Draws the score lost at the midpoint, and the angle, of pairs of models.
 
   Args:
     names: K models.
@@ -118,8 +118,8 @@ def diagnosis_figure(
     cosines: (K, K) cosines of the angles between their task vectors.
 
   Returns:
-    The figure: midpoints on the left (red loses, blue gains), angles in degrees
-    on the right.
+    The figure: midpoints on the left (red: the score is lower there, blue:
+    higher), angles in degrees on the right.
   """
   row = {name: k for k, name in enumerate(names)}
   losses = np.full((len(names), len(names)), np.nan)

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Labels beside points, placed so that nothing is covered."""
+"""Labels beside points, placed so that they cover as little as possible."""
 
 from collections.abc import Sequence
 import itertools
@@ -14,7 +14,7 @@ import numpy as np
 _DISTANCES = np.array([7.0, 10.0, 15.0, 22.0, 30.0, 40.0, 52.0])  # points
 _ANGLES = np.arange(16) * np.pi / 8
 _LEADER_FROM = 12.0  # points; closer labels are drawn without a leader line
-_PLACES = 64  # candidates per label, the best by their own cost
+_PLACES = 64  # candidates per label, those with the lowest own cost
 
 
 def place_labels(
@@ -26,8 +26,9 @@ def place_labels(
 ) -> list[Annotation]:
   """Writes each text near its point, away from the others.
 
-  Places on a few rings around each point have costs, and so do pairs of places.
-  Coordinate descent from several starts lowers the sum.
+  Candidate places lie on a few rings around each point. Every place and every
+  pair of places has a cost; coordinate descent from several starts reduces the
+  sum.
 
   Args:
     axes: the axes, with final limits and layout.
@@ -80,7 +81,7 @@ def place_labels(
 
 
 def _arrange(anchors, halves, dots, frame):
-  """Chooses (dx, dy, distance) in points for each label."""
+  """Returns (dx, dy, distance) for each label, in points (1/72 inch)."""
   places, own = [], []
   for i, half in enumerate(halves):
     offsets, distances = _rings(np.asarray(half))
@@ -104,14 +105,14 @@ def _arrange(anchors, halves, dots, frame):
 
 
 def _rings(half):
-  """Returns offsets (places, 2) of a label's middle, and its distances."""
+  """Returns offsets (places, 2) of a label's centre, and its distances."""
   directions = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
   offsets = directions * (_DISTANCES[:, None, None] + half)
   return offsets.reshape(-1, 2), np.repeat(_DISTANCES, len(_ANGLES))
 
 
 def _own_cost(anchor, offsets, distances, half, others, dots, frame):
-  """Returns (places,) costs: outside, on markers, near others, far away."""
+  """Returns (places,) costs: outside the axes, on markers, near others, far."""
   centres = anchor + offsets
   low, high = centres - half, centres + half
   outside = (low < frame[:2]).any(1) | (high > frame[2:]).any(1)
@@ -142,7 +143,7 @@ def _away(points, centres, half):
 def _pair_cost(lines, half, other_lines, other_half):
   """Returns (places, other places) costs of overlaps and crossing leaders.
 
-  Lines are (samples, places, 2), from the point to the middle of the label.
+  Lines are (samples, places, 2), from the point to the centre of the label.
   """
   gap = np.abs(lines[-1][:, None] - other_lines[-1]) - half - other_half
   cost = 100.0 * (gap < 0).all(-1)
@@ -169,7 +170,7 @@ def _cross(a, b, c, d):
 
 
 def _descend(own, pairs):
-  """Returns the place of each label, for the lowest sum over several starts."""
+  """Returns the index of each label's place: the best of several starts."""
   rng = np.random.default_rng(0)  # Makes figures reproducible.
   count = len(own)
 

@@ -26,13 +26,13 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes `report.html` and `figures/` for a finished run.
 
   The page embeds its figures, their data and the values of `results.jsonl`,
-  and loads nothing. Points of figures tell their model when pointed at, groups
-  can be switched off, and tables sort; without JavaScript, all can be read. A
-  figure without its input is left out. `figures/` has each as PNG, SVG and PDF,
-  and its data as CSV.
+  and loads nothing else. Pointing at a mark in a figure shows its model, groups
+  of marks can be hidden, and tables can be sorted; everything can be read
+  without JavaScript. Figures whose input is missing are left out. `figures/`
+  has each figure as PNG, SVG and PDF, and its data as CSV.
 
   Args:
-    workdir: directory of the run, with `results.jsonl`. Used if they exist:
+    workdir: directory of the run, with `results.jsonl`. Also read if present:
       `choices.json`, `config.json`, `soups/NAME/greedy.json`,
       `soups/window/window.json`,
       `soups/learned_model/learned.json`, `soups/learned_layer/learned.json`,
@@ -83,7 +83,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     ("last", "history"), {"window": "soups/window/window"}
   ).values() or (None,)
   drawn["window_curve"] = window and searches.window_figure(window)
-  for name in chosen:  # None removes an older picture.
+  for name in chosen:  # None deletes the figure of an earlier report.
     drawn[_picture_of(name)] = (
       figures.greedy_trajectory(greedy[name]) if name in greedy else None
     )
@@ -112,17 +112,17 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _picture_of(greedy: str) -> str:
-  """Returns the name of the picture of a greedy soup."""
+  """Returns the file name, without suffix, of a greedy soup's figure."""
   return greedy.replace("greedy", "greedy_trajectory", 1)
 
 
 def _read(path: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
-  """Reads the record of a soup, or raises a ValueError without the fields."""
+  """Reads a record, or raises a ValueError if a field is missing."""
   record = files.read_json(path)
   if not isinstance(record, dict) or set(fields) - set(record):
     raise ValueError(
-      f"{path} must be an object with {' and '.join(fields)}. Delete it and "
-      "cook the soup again."
+      f"{path} must be a JSON object with {' and '.join(fields)}. Delete it "
+      "and cook again."
     )
   return record
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the reasons why averages gain or lose."""
+"""Figures that explain why averaging weights gains or loses accuracy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def plane_figure(record: Mapping[str, Any]) -> Figure:
   for axes, (metric, grid) in zip(panels, values.items()):
     grid = 100 * grid if metric == "error" else grid
     low, high = grid.min(), grid.max()
-    # A flat plane has one level.
+    # Levels must increase, even if all values are equal.
     room = max(high - low, 1e-9 * max(abs(low), 1.0))
     levels = low + room * np.linspace(0, 1, 15) ** 2
     shades = {"levels": levels, "cmap": "viridis_r", "extend": "both"}
@@ -65,12 +65,13 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
 
   Args:
     record: `reasons/pairs.json`: "pairs", a list of objects with "gain",
-      "angle" (degrees or None), "distance", "color" (a number or None) and
-      "seed_only"; the names "metric" and "color"; "curves", a list of objects
-      with "pair", "at" and a list per metric.
+      "angle" (degrees or None), "distance", "color" (the larger value of a
+      hyperparameter, or None) and "seed_only"; "metric"; "color", the name of
+      the hyperparameter; "curves", a list of objects with "pair" (two names),
+      "at" (shares of the second model) and lists "loss" and "error".
 
   Returns:
-    The figure: two scatter plots, with any curves between models below.
+    The figure: two scatter plots and, if there are curves, their plots below.
   """
   pairs, curves = record["pairs"], record["curves"]
   rows = 2 if curves else 1
@@ -124,7 +125,7 @@ def pairs_figure(record: Mapping[str, Any]) -> Figure:
 
 @styled
 def ensemble_figure(record: Mapping[str, Any]) -> Figure:
-  """Draws soups of two models against their ensembles.
+  """Draws soups of two models against ensembles of the same models.
 
   Args:
     record: `reasons/ensemble.json`: "pairs", a list of objects with the fields
@@ -183,8 +184,8 @@ def features_figure(record: Mapping[str, Any]) -> Figure:
 
   Args:
     record: `reasons/features.json`: "names" of the M models, optionally with
-      "initial" first; "layers", names from input to output; "cka", layer -> (M,
-      M) similarities; "separation", layer -> M values.
+      "initial" first; "layers", names from input to output; "cka", layer ->
+      (M, M) similarities; "separation", layer -> M values.
   """
   layers = record["layers"]
   first = int("initial" in record["names"])

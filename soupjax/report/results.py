@@ -13,7 +13,7 @@ from typing import Any
 
 from soupjax import files
 
-# A "model" is one of a comparison, of which it is not known what it is.
+# "model" is a model of a comparison whose kind is not known.
 KINDS = (
   *("pretrained", "ingredient", "soup", "ensemble", "interpolation", "model"),
 )
@@ -22,24 +22,25 @@ SHIFTS = "shifts"  # The name of the mean over all shifts.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choices:
-  """Metrics on minival by which a run chose, from `choices.json`.
+  """Choices of a run and descriptions of its sets, from `choices.json`.
 
   Attributes:
-    metrics: the first one ranked the ingredients.
+    metrics: metrics on minival by which the run chose; the first ranked the
+      ingredients.
     best: metric -> the best ingredient by it.
     greedy: name of a greedy soup -> its metric.
     initial_head: the head of the initial model, such as "linear probe", or ""
       if it is unknown.
-    means: name -> the splits of a mean; "shifts" is the one of the figures.
-    protocols: split -> how it is evaluated, if not over its own labels.
+    means: name -> the splits of a mean; the figures show the mean "shifts".
+    protocols: split -> how its labels or images are changed, if they are.
     outputs: split -> (number of outputs that its metrics are over, number of
       outputs of the models), for splits with only some of the classes.
     unseen: split -> description of its classes, for splits with classes of
       their own.
     window: description of the checkpoints in the soup "window", such as "Last 2
       of 6 checkpoints"; "" if it is unknown.
-    reference: the model that a comparison names, which takes the place of the
-      best ingredient; "" in a run that chose.
+    reference: the model that a comparison compares all others with, in place
+      of the best ingredient; "" if the run made choices.
   """
 
   metrics: tuple[str, ...] = ("prec@1",)
@@ -59,7 +60,7 @@ class Choices:
 
   @property
   def about_outputs(self) -> str:
-    """Describes the protocols of splits; "" if all are over their labels."""
+    """Describes unusual outputs and protocols of splits; "" without any."""
     parts = [
       f"{split} over the {some:,} of {total:,} outputs that are its classes"
       for split, (some, total) in self.outputs.items()
@@ -79,13 +80,15 @@ def in_words(metric: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-  """An accuracy minus the best ingredient's on the same images, in points.
+  """Difference of accuracies of two models on the same images, in points.
 
   Attributes:
-    value: the difference.
-    low: the lower end of its 95 % interval, by paired bootstrap over images.
-    high: the upper end.
-    p: of McNemar's exact test; None for the mean over shifts.
+    value: accuracy minus that of the best ingredient, reference or start.
+    low: lower end of its 95 % interval: paired bootstrap over images or, over
+      runs, Student's t (NaN if undefined).
+    high: upper end.
+    p: p-value of McNemar's exact test or, over runs, of Student's t; None for
+      the mean over shifts, or if undefined.
   """
 
   value: float
@@ -103,19 +106,19 @@ class Gain:
 class Results:
   """Accuracies and losses of every model on every split.
 
-  A split is the part after the first slash of a dataset's name: "minival", on
-  which every choice was made, "test", or else a shift. "shifts" is the
-  unweighted mean over the shifts. Other means of `Choices.means` are splits.
+  A split is the part of a dataset's name after the first slash: "minival", on
+  which every choice was made, "test", or another test set, such as a shift.
+  "shifts" is the unweighted mean over the shifts; other means in
+  `Choices.means` count as splits.
 
   Attributes:
-    dataset: the part before the slash.
+    dataset: the part of the name before the slash.
     kinds: model -> one of `KINDS`, in the order of the file.
     splits: all splits, in the order of the file.
     cells: (model, split, metric) -> (value, number of images).
-    choices: the metrics by which the run chose.
-    gains: (model, split) -> its difference to the best ingredient, if recorded.
-    above_start: the same against the initial model, on splits with classes of
-      their own.
+    choices: the content of `choices.json`.
+    gains: (model, split) -> its difference from `best`, if recorded.
+    above_start: the same from the initial model, on splits in `unseen`.
   """
 
   dataset: str
@@ -140,8 +143,9 @@ class Results:
       records: objects with "model", "kind", "dataset", "metric", "value" and
         "n". The metric "prec@1" is a fraction, "loss" a mean in nats.
         Accuracies may have "difference", "low", "high" and "p" (see `Gain`),
-        as fractions; "start" has the same fields against the initial model.
-      choices: the metrics by which the run chose.
+        as fractions; "start" may have the same fields for the difference from
+        the initial model.
+      choices: the content of `choices.json`.
 
     Raises:
       ValueError: if a record is malformed or repeated (the message has its
@@ -200,12 +204,12 @@ class Results:
 
   @property
   def unseen(self) -> dict[str, str]:
-    """The splits with classes of their own, each with its description."""
+    """The splits with their own classes, each with its description."""
     return {k: v for k, v in self.choices.unseen.items() if k in self.splits}
 
   @property
   def about_mce(self) -> str:
-    """Lists mean corruption errors of soups, compared models and the best."""
+    """Lists the mCE of soups, compared models and `best`, as a sentence."""
     parts = []
     for mean in self.choices.means:
       models = [m for m in self.kinds if (m, mean, "mce") in self.cells]
@@ -233,7 +237,7 @@ class Results:
     return None if cell is None else 100 * cell[0]
 
   def images(self, model: str, split: str) -> int | None:
-    """Number of images an accuracy was measured on."""
+    """Number of images of an accuracy; None if it is missing."""
     cell = self.cells.get((model, split, "prec@1"))
     return None if cell is None else cell[1]
 
@@ -241,7 +245,8 @@ class Results:
   def best(self) -> str | None:
     """The reference, or the recorded best ingredient by the first metric.
 
-    If none is recorded, the most accurate one on minival, ties by lower loss.
+    If none is recorded, the ingredient with the highest accuracy on minival;
+    ties go to the lower loss. None without such an accuracy.
     """
     recorded = self.choices.reference
     recorded = recorded or self.choices.best.get(self.choices.metrics[0])
@@ -270,7 +275,8 @@ class Results:
   def best_wise_ft(self) -> float | None:
     """The coefficient with the highest accuracy on minival.
 
-    Ties go to the one closest to the middle; None without minival.
+    Ties go to the one closest to 0.5. None if there are no interpolations or
+    any has no accuracy on minival.
     """
     accuracies = {
       alpha: self.accuracy(model, "minival")
@@ -295,7 +301,7 @@ def _checked(record, line: int):
 
   for field in fields[:4]:
     if not isinstance(record[field], str) or not record[field]:
-      fail(f"{field} must be a string that is not empty", record[field])
+      fail(f"{field} must be a non-empty string", record[field])
   if kind not in KINDS:
     fail(f"kind must be one of {', '.join(KINDS)}", kind)
   if not re.fullmatch(r"[^/]+/.+", dataset):
@@ -323,7 +329,7 @@ def _gain(record, line: int) -> Gain:
 
 
 def read_run(workdir: str | os.PathLike) -> Results:
-  """Reads `results.jsonl` and `choices.json` of a directory.
+  """Reads `results.jsonl` and, if present, `choices.json` of a run.
 
   Raises:
     ValueError: if a file is malformed, or `results.jsonl` is missing or empty.
@@ -359,11 +365,11 @@ def read_run(workdir: str | os.PathLike) -> Results:
 def read_results(
   path: str | os.PathLike, choices: Choices = Choices()
 ) -> Results:
-  """Reads `results.jsonl`, one object a line.
+  """Reads `results.jsonl`, with one JSON object per line.
 
   Raises:
-    ValueError: if the file is missing, empty or malformed, naming the line, or
-      `Results.from_records` rejects it.
+    ValueError: if the file is missing or empty, or a line is not JSON (the
+      message has its number), or `Results.from_records` rejects the records.
   """
   path = files.path_of(path)
   run = f"Run `soupjax --config=CONFIG --workdir={path.parent}`"
@@ -376,7 +382,7 @@ def read_results(
     except json.JSONDecodeError as e:
       raise ValueError(f"{path}, line {line}: not JSON: {e}.") from e
   if not records:
-    raise ValueError(f"{path} is empty. {run} to the end.")
+    raise ValueError(f"{path} is empty. {run} until it finishes.")
   try:
     return Results.from_records(records, choices)
   except ValueError as e:

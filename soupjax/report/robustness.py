@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Effective robustness: accuracy under shift above the baselines' line."""
+"""Effective robustness: accuracy under shift above a line through baselines."""
 
 from collections.abc import Iterator, Mapping
 import html
@@ -28,14 +28,14 @@ _COLORS = {"soup": ORANGE, "ensemble": BLUE, "pretrained": "white"}
 
 
 def about(record: Mapping[str, Any]) -> str:
-  """Describes the line and the interval."""
+  """Explains rho, the line and the interval of a `robustness.json`."""
   line = record["line"]
   return (
-    "rho: accuracy under shift (mean over shifts) minus the accuracy that a "
-    f"line through {record['baselines']} (n = {line['n']}, slope "
-    f"{line['slope']:.2f} on logit axes) predicts from the accuracy on test, "
-    "in points, with the 95 % interval of the line (arXiv 2007.00644). ~: the "
-    "interval contains zero."
+    "rho: mean accuracy over shifts minus the accuracy that a line fitted to "
+    f"{record['baselines']} (n = {line['n']}, slope {line['slope']:.2f} on "
+    "logit axes) predicts from the accuracy on test, in points "
+    "(arXiv 2007.00644). The 95 % interval covers the uncertainty of the line "
+    "alone. ~: the interval contains zero."
   )
 
 
@@ -57,7 +57,7 @@ def table(
 def section(
   record: Mapping[str, Any], results: Results, sizes: Mapping[str, int]
 ) -> str:
-  """Formats the same table as HTML."""
+  """Formats the rho of all models as an HTML table."""
   body = [
     f'<tr><th scope="row">{html.escape(name)}</th><td>{_value(rho)}</td>'
     f"<td>{_ends(rho)}</td></tr>"
@@ -74,8 +74,8 @@ def _rows(record, results, sizes) -> Iterator[tuple[str, Mapping[str, float]]]:
 
 
 def _value(rho: Mapping[str, float]) -> str:
-  shown = rho["low"] <= 0 <= rho["high"]
-  return tables.signed(100 * rho["rho"]) + " ~" * shown
+  unclear = rho["low"] <= 0 <= rho["high"]
+  return tables.signed(100 * rho["rho"]) + " ~" * unclear
 
 
 def _ends(rho: Mapping[str, float]) -> str:
@@ -92,7 +92,7 @@ def robustness_figure(
     record: `robustness.json`: "points", baseline -> accuracies on test and
       under shift; "line", with "slope" and "intercept"; "models", model -> an
       object with "accuracy" (on test) and "shifted".
-    kinds: model -> one of `KINDS`.
+    kinds: model -> one of `results.KINDS`.
   """
   figure = Figure(figsize=(5.2, 4.2), dpi=DPI)
   axes = figure.add_subplot()
@@ -122,7 +122,7 @@ def robustness_figure(
   ends = np.array([xs.min(), xs.max()])
   line = record["line"]
   heights = line["intercept"] + line["slope"] * ends
-  axes.plot(ends, heights, color="black", linewidth=1, label="line")
+  axes.plot(ends, heights, color="black", linewidth=1, label="fitted line")
   for axis in (axes.xaxis, axes.yaxis):
     axis.set_major_formatter(lambda x, _: f"{100 / (1 + math.exp(-x)):.3g}")
   axes.set_xlabel("Accuracy on test (%, logit axis)")

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Results of a run that a command evaluated: metrics of any names."""
+"""Results of a run that a command evaluated, with any metrics."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -21,12 +21,13 @@ _NAME = 34
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Metrics of every model.
+  """Metrics of every model on every set.
 
   Attributes:
     kinds: model -> one of `KINDS`, in the order of the file.
     cells: (model, "SET/METRIC") -> value.
-    columns: all "SET/METRIC": those that decide first, then minival's.
+    columns: all "SET/METRIC": first those that made the choices, then the
+      others on minival, then the rest.
     choices: the content of `choices.json`.
   """
 
@@ -36,7 +37,10 @@ class Scores:
   choices: Mapping[str, Any]
 
   def rows(self, *, all_ingredients: bool) -> list[tuple[str, str]]:
-    """Returns label and model of the rows; "" is the mean ingredient."""
+    """Returns the (label, model) of each row; "" is the mean ingredient.
+
+    Without `all_ingredients`, only the mean and the best of them have rows.
+    """
     best = self.choices["best"][self.choices["metrics"][0]]
     rows = []
     for kind in KINDS:
@@ -71,7 +75,7 @@ class Scores:
 
 
 def read_scores(workdir: str | os.PathLike) -> Scores:
-  """Reads `results.jsonl` and `choices.json` of a run by a command.
+  """Reads `results.jsonl` and `choices.json` of a run that a command evaluated.
 
   Raises:
     ValueError: if a file is missing or damaged.
@@ -87,7 +91,9 @@ def read_scores(workdir: str | os.PathLike) -> Scores:
       dataset = row["dataset"].partition("/")[2]
       cells[row["model"], f"{dataset}/{row['metric']}"] = row["value"]
   except (OSError, ValueError, KeyError, TypeError) as e:
-    raise ValueError(f"{path} is damaged or missing ({e}): delete it.") from e
+    raise ValueError(
+      f"{path} is missing or damaged ({e}). Delete it, and run again."
+    ) from e
   choices = files.read_json(workdir / "choices.json")
   first = [f"minival/{metric}" for metric in choices["metrics"]]
   columns = dict.fromkeys([*first, *(column for _, column in cells)])
@@ -106,8 +112,8 @@ def scores_table(scores: Scores) -> str:
   """Formats the metrics as plain text of at most 100 columns.
 
   Returns:
-    One line for each model, ingredients as their mean and the best one. Metrics
-    without room are left out, which the last line says.
+    One line per model; of the ingredients, only their mean and the best one.
+    Metrics that do not fit are left out, and the last line gives their number.
   """
   widths = {column: max(8, len(column)) + 2 for column in scores.columns}
   shown, room = [], _WIDTH - _NAME
@@ -128,15 +134,19 @@ def scores_table(scores: Scores) -> str:
   for label, model in scores.rows(all_ingredients=False):
     lines.append(line(label, [_text(scores.value(model, c)) for c in shown]))
   decides = ", ".join(scores.columns[: len(scores.choices["metrics"])])
-  lines += [lines[1], f"Chosen by {decides}, by nothing else. No intervals: a"]
-  lines.append("command gives no results of single images.")
+  lines += [lines[1], f"All choices were made by {decides} alone."]
+  lines.append(
+    "There are no intervals: a command gives no results for single images."
+  )
   if hidden := len(scores.columns) - len(shown):
-    lines.append(f"{hidden} more metrics are in report.html.")
+    lines.append(f"Further metrics in report.html: {hidden}.")
   return "\n".join(line.rstrip() for line in lines)
 
 
 def write_scores(workdir: str | os.PathLike) -> pathlib.Path:
-  """Writes `report.html` of a run by a command, with all metrics and decisions.
+  """Writes `report.html` and `figures/` of a run that a command evaluated.
+
+  The page has all metrics and the decisions of greedy soups.
 
   Returns:
     Path of the page.

@@ -24,18 +24,18 @@ def search_figure(
   history: Sequence[Mapping[str, Any]],
   axis: str = "Coefficient",
 ) -> Figure:
-  """Draws scores against one coefficient, or the objective by evaluation.
+  """Draws scores against a coefficient, or the objective by evaluation number.
 
   Args:
     title: title of the figure.
     history: candidates with "coefficients", "scores" (dataset -> score),
       "value" (the objective) and "chosen", as in `soupjax.search.Search`.
-    axis: name of the coefficient.
+    axis: name of the coefficient, if there is only one.
 
   Returns:
     The figure. With one coefficient, a line for each dataset and a thick one
-    for the objective; otherwise points for candidates and a line for the best
-    so far.
+    for the objective, unless it is the score on a single dataset; otherwise
+    points for candidates and a line for the best so far.
 
   Raises:
     ValueError: if there are no candidates.
@@ -61,8 +61,8 @@ def search_figure(
 
 
 def window_figure(record: Mapping[str, Any]) -> Figure:
-  """Draws the scores of all windows in `window.json` of cooking."""
-  return search_figure("", record["history"], "Checkpoints at the end of a run")
+  """Draws the scores of all windows in the `window.json` of a cooked run."""
+  return search_figure("", record["history"], "Last checkpoints averaged")
 
 
 def _draw_curve(axes, curve, best, axis):
@@ -89,8 +89,9 @@ def tables_text(tables: Sequence[Mapping[str, Any]]) -> str:
 
   Args:
     tables: objects with "title", "columns", "rows" (label -> values, None for
-      an empty cell), "signed", whether the values are differences, and
-      "percent", whether they are fractions (by default) or in any unit.
+      an empty cell), "signed" (whether the values are differences) and
+      optionally "percent" (whether they are fractions, to be shown in percent;
+      by default, they are).
   """
   parts = []
   for table in tables:
@@ -133,7 +134,7 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
   """Writes `report.html` and `figures/` of a finished search.
 
   Args:
-    workdir: directory of `search.json`, and optionally of `config.json`.
+    workdir: directory with `search.json`, and optionally `config.json`.
 
   Returns:
     The path of the report.
@@ -153,7 +154,7 @@ def write_search_report(workdir: str | os.PathLike) -> pathlib.Path:
         search_figure(name, history, record["axis"]),
         workdir / "figures" / f"{name}.png",
         f"The candidates of {html.escape(name)}",
-        "All candidates on minival, where the choice was made.",
+        "Scores of all candidates on minival, where the choice was made.",
       )
     )
   for name, trace in record.get("greedy", {}).items():

@@ -22,21 +22,21 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 LEARNED_CAPTION = (
   "Coefficient of each ingredient (columns), learned by gradient descent on "
   "minival, for the whole model or for each layer (rows); each row sums to 1. "
-  "The mark 1/K on the colour bar is the uniform soup, where training starts."
+  "1/K on the colour bar marks the uniform soup, where training starts."
 )
 SHIFTS_CAPTION = (
   "The same models on each shift separately. Colours are shifts; markers are "
-  "as in the figure above. Switch off points that hide others."
+  "as in the figure above. Hide groups of points that cover others."
 )
 WINDOW_CAPTION = (
-  "Score on minival of the mean of the last checkpoints, by their number; the "
-  "dashed line is the soup."
+  "Score on minival of the mean of the last checkpoints, against how many are "
+  "averaged; the dashed line marks the number of the soup."
 )
 WISE_FT_CAPTION = (
   f"Accuracy of the weights (1 {_MINUS} {_ALPHA}) initial + {_ALPHA} best "
   "ingredient. The panels have different scales. Grey: 95 % Clopper-Pearson "
   "intervals; the mean over shifts has none, since shifts may share images. "
-  f"No {_ALPHA} was chosen with this figure."
+  f"{_ALPHA} was not chosen on these sets."
 )
 
 
@@ -57,9 +57,9 @@ def plane_caption(results: Results) -> str:
 
 
 def greedy_caption(greedy: Mapping[str, Any]) -> str:
-  """Returns the caption of a greedy soup, with its rule of acceptance."""
+  """Returns the caption of a greedy soup's figure, with its acceptance rule."""
   rules = {"ge": "at least as high as", "gt": "higher than"}
-  rule = rules.get(greedy.get("accept"), "high enough against")
+  rule = rules.get(greedy.get("accept"), "high enough compared with")
   history = greedy["history"]
   caption = "Held-out score of the soup with each candidate added"
   if history and history[0].get("score", 0) < 0:
@@ -132,7 +132,7 @@ def _compared(rows: Sequence[tables.Row], results: Results) -> str:
 
 
 def _places(results: Results) -> list[tuple[str, str]]:
-  """Returns test and shifts with the words for them in running text."""
+  """Returns test and the mean over shifts, each with its name in a sentence."""
   shifts = f"the mean of {len(results.shifts)} shifts"
   if len(results.shifts) == 1:
     shifts = f"the shift {html.escape(results.shifts[0])}"
@@ -152,7 +152,7 @@ def _gains(rows, results: Results, notes: Mapping[str, str]) -> list[str]:
         note = " (worse)" if points.startswith(_MINUS) else ""
         if found:
           note = f" (95 % interval {_ends(found)}"
-          note += ")" if found.is_shown else ": no difference is shown)"
+          note += ")" if found.is_shown else ": no clear difference)"
         parts.append(f"{points}{'' if parts else ' points'} on {words}{note}")
     items.append(
       f"<li>{html.escape(row.label)}{notes.get(row.models[0], '')}: "
@@ -167,7 +167,7 @@ def _ends(gain: results_lib.Gain) -> str:
 
 
 def _verdict(rows, results: Results) -> str:
-  """States whether any soup won, and how little one run proves."""
+  """States whether any soup won, and warns about chance and single runs."""
   sentences = []
   for split, words in (("test", "on test"), (SHIFTS, "under shift")):
     gains = [row.gain(results, split) for row in rows if row.kind == "soup"]
@@ -182,8 +182,8 @@ def _verdict(rows, results: Results) -> str:
     sentences.append(
       f"With {n:,} test images, one image is {100 / n:.2g} points and the "
       "95 % interval of the best ingredient is "
-      f"{interval[0]:.1f} to {interval[1]:.1f} %: much smaller differences on "
-      "test may be due to chance."
+      f"{interval[0]:.1f} to {interval[1]:.1f} %: differences on test that are "
+      "much smaller than this interval may be due to chance."
     )
   sentences.append(f"<b>{html.escape(tables.one_run_note(results))}</b>")
   return f"<p>{' '.join(sentences)}</p>"
@@ -195,7 +195,7 @@ def _verdict(rows, results: Results) -> str:
 def results_section(results: Results, sizes: Mapping[str, int]) -> str:
   """Returns the table of all splits, with a note on how to read it."""
   columns = [s for s in ("minival", "test") if s in results.splits]
-  # Their mean comes first, as it would be lost after many shifts.
+  # The mean over shifts comes first: after many shifts, it would be overlooked.
   columns += [SHIFTS, *results.shifts] if results.shifts else []
   columns += results.others
   rows = tables.rows(results, sizes)
@@ -266,13 +266,13 @@ def _table_note(results) -> str:
   text = (
     "Percent correct; below it, the 95 % Clopper-Pearson interval of that "
     f"model on those images{spread * (not reference)}. Means over shifts have "
-    "no interval, since shifts may be made of the same images. Intervals do "
-    "not cover the variation between runs. All models see the same images, so "
+    "none, since shifts may be made from the same images. No interval here "
+    "covers the variation between runs. All models see the same images, so "
     "overlapping intervals do not show that two models are equal. Last line "
     f"of a cell: points above the {other}, with the 95 % interval of the "
     "paired bootstrap over images and the p-value of McNemar's exact test; ~ "
     "marks an interval that contains zero. Bold: the best value in a column "
-    "at the cost of one model. Cost: models run per image."
+    "among rows with the cost of one model. Cost: models run per image."
   )
   if reference:
     return text
@@ -332,7 +332,7 @@ def calibration_section(results: Results, sizes: Mapping[str, int]) -> str:
     for title in metrics.values()
   ]
   note = (
-    "ECE: expected calibration error, over 15 bins with equally many images. "
+    "ECE: expected calibration error, with 15 bins of equally many images. "
     "With T: after dividing the logits by a temperature, a single number per "
     "model that minimises the loss on minival."
   )

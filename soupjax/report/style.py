@@ -38,7 +38,7 @@ _STYLE = {
 
 
 def styled(function: Callable) -> Callable:
-  """Decorates a function that draws, for the style of the report."""
+  """Decorates a drawing function, to use the style of the report."""
 
   @functools.wraps(function)
   def wrapper(*args, **kwargs):
@@ -55,7 +55,7 @@ def frame(
 
   Values of `rest` far below the others are left out, so that one diverged
   ingredient does not squeeze the others into a corner. `unit` is a small
-  difference on this scale, such as a point of accuracy.
+  difference on this scale, such as one point of accuracy.
   """
   values = np.asarray([*inside, *rest], float)
   quarter, three = np.percentile(values, [25, 75])
@@ -70,14 +70,14 @@ MODEL, GROUPS = "model:", "groups:"
 
 
 def quoted(prefix: str, text: str) -> str:
-  """Returns a text as part of an URL, in ASCII without quotes and brackets."""
+  """Returns prefix and percent-encoded text: ASCII, no quotes or brackets."""
   return prefix + urllib.parse.quote(text, safe="", errors="surrogateescape")
 
 
 def scatter(
   axes: Axes, places: Mapping[str, tuple[float, float]], **style: Any
 ) -> PathCollection:
-  """Draws points that are named after models, as `axes.scatter`."""
+  """Draws points that are named after models; `places` is model -> (x, y)."""
   names = [quoted(MODEL, name) for name in places]
   return axes.scatter(*zip(*places.values()), urls=names, **style)
 
@@ -85,14 +85,17 @@ def scatter(
 def contours(
   axes: Axes, xs: np.ndarray, ys: np.ndarray, values: np.ndarray, **style: Any
 ) -> Any:
-  """Draws filled contours, as `axes.contourf`, and keeps their values.
+  """Draws filled contours with `axes.contourf`, and keeps their values.
 
   Args:
-    axes: gets (x, y, value) of each cell as the attribute `cells`.
-    xs: (n,)
-    ys: (m,)
-    values: (m, n)
-    **style: of `axes.contourf`.
+    axes: gets an attribute `cells`, a list of (x, y, value) of all grid points.
+    xs: (n,) coordinates.
+    ys: (m,) coordinates.
+    values: (m, n) values at the grid points.
+    **style: keyword arguments of `axes.contourf`.
+
+  Returns:
+    The result of `axes.contourf`.
   """
   grid = np.stack([*np.meshgrid(xs, ys), values], -1)
   vars(axes)["cells"] = grid.reshape(-1, 3).tolist()
@@ -100,5 +103,5 @@ def contours(
 
 
 def grouped(artist: Artist, *groups: str) -> None:
-  """Puts an artist into groups that the page can switch off."""
+  """Adds an artist to groups that the page can show and hide."""
   artist.set_gid(quoted(GROUPS, json.dumps(groups)))

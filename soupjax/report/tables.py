@@ -48,25 +48,25 @@ class Row:
     return math.fsum(values) / len(values) if values else None
 
   def spread(self, results: Results, split: str) -> float | None:
-    """Standard deviation over several models, in points."""
+    """Standard deviation over the models, in points; None for fewer than 2."""
     values = self._values(results, split)
     return statistics.stdev(values) if len(values) > 1 else None
 
   def gain(self, results: Results, split: str) -> float | None:
-    """Points above the best ingredient, or None."""
+    """Points above `results.best`, or None if either accuracy is missing."""
     best = results.accuracy(results.best, split)
     value = self.accuracy(results, split)
     return None if value is None or best is None else value - best
 
   def gain_interval(self, results: Results, split: str) -> Gain | None:
-    """The recorded difference from the best ingredient; None for means."""
+    """The recorded difference from `results.best`; None for the mean row."""
     if self.kind == "mean":
       return None
     return results.gains.get((self.models[0], split))
 
 
 def label(model: str, kind: str, results: Results) -> str:
-  """Describes an initial model, a soup or an ensemble in words."""
+  """Returns the label of an initial model, soup, ensemble or other model."""
   choices = results.choices
   if model == "pretrained" and choices.initial_head:
     return f"Initial: {choices.initial_head}"
@@ -103,8 +103,8 @@ def rows(results: Results, sizes: Mapping[str, int] | None = None) -> list[Row]:
 
   Args:
     results: the results.
-    sizes: ensemble -> number of members, where known. The ensemble called
-      "ensemble" has all ingredients.
+    sizes: ensemble -> number of members, where known. By default, only that of
+      "ensemble", which has all ingredients, is known.
   """
   if results.choices.reference:
     return _compared(results)
@@ -174,7 +174,7 @@ def mean_row(results: Results) -> Row:
 
 
 def one_run_note(results: Results) -> str:
-  """Returns a warning about results of a single run, with advice."""
+  """Returns a warning against relying on a single run."""
   text = (
     "This is one run, and one run proves little: another seed can reverse the "
     "order of two close models."
@@ -197,7 +197,7 @@ def cost_text(row: Row, results: Results, times: str = "x") -> str:
 def interval(
   results: Results, model: str, split: str
 ) -> tuple[float, float] | None:
-  """Returns the 95 % interval in percent; None for a mean over shifts."""
+  """Returns the 95 % interval of an accuracy, in percent; None for means."""
   value, n = results.accuracy(model, split), results.images(model, split)
   is_mean = split == SHIFTS or split in results.choices.means
   if value is None or n is None or is_mean:
@@ -326,7 +326,7 @@ def results_table(
   if results.gains:
     notes += (
       f"{results.best}, with the 95 % interval over images (paired bootstrap). "
-      "~: the interval contains zero, so no difference is shown"
+      "~: the interval contains zero, so there is no clear difference"
     )
   notes += ". All choices were made on minival. cost: models run per image."
   lines += [

@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot accuracy on classes of a test set's own, beside the start's."""
+"""Zero-shot accuracy on test sets with their own classes."""
 
 from collections.abc import Iterator, Mapping
 import html
@@ -13,12 +13,13 @@ TITLE = "Zero-shot on classes that the models do not have"
 _NOTE = (
   "Percent correct. d(start): points above the initial model, with the 95 % "
   "interval over images (paired bootstrap). ~: the interval contains zero, so "
-  "no difference is shown. These sets are in no mean and served no choice."
+  "there is no clear difference. No mean includes these sets, and nothing was "
+  "chosen on them."
 )
 
 
 def table(results: Results, sizes: Mapping[str, int] | None = None) -> str:
-  """Formats the accuracies as plain text, one block a set; "" without any.
+  """Formats the accuracies as plain text, one block per set; "" without any.
 
   Args:
     results: the results.
@@ -35,7 +36,7 @@ def table(results: Results, sizes: Mapping[str, int] | None = None) -> str:
 
 
 def section(results: Results, sizes: Mapping[str, int]) -> str:
-  """Returns the same as HTML; "" without any set."""
+  """Formats the same tables as HTML; "" without any set."""
   parts = []
   for split, about in results.unseen.items():
     body = [
@@ -54,7 +55,7 @@ def section(results: Results, sizes: Mapping[str, int]) -> str:
 def _rows(
   results: Results, sizes: Mapping[str, int] | None, split: str
 ) -> Iterator[tuple[tables.Row, float, Gain | None]]:
-  """Yields rows of the table of results with what is known of a set."""
+  """Yields rows, their accuracies on a set and gains over the initial model."""
   for row in tables.rows(results, sizes):
     value = row.accuracy(results, split)
     if value is not None:

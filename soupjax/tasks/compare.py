@@ -45,8 +45,8 @@ def run(
 
   Raises:
     ValueError: if a directory has no finished run that was evaluated on images,
-      or is given twice, runs on one dataset have different references, or
-      `config.out` is not the path of an .html file.
+      or is given twice; if runs on one dataset have different references; or
+      if `config.out` is not the path of an .html file.
   """
   problems = config_lib.Problems(config)
   problems.expect("out", "a path that ends in .html", _is_page)
@@ -81,7 +81,7 @@ def _is_page(path: str) -> bool:
 
 
 def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
-  """Returns name -> directory; names are whole paths if last parts coincide."""
+  """Returns name -> directory; uses whole paths if last parts are repeated."""
   texts = [text.strip() for text in (workdirs or "").split(",")]
   paths = [files.path_of(text) for text in texts if text]
   if not paths:
@@ -99,7 +99,7 @@ def _paths(workdirs: str | None) -> dict[str, pathlib.Path]:
 
 
 def _check_references(runs: Mapping[str, Results]) -> None:
-  """Raises a ValueError if differences are to models of different roles."""
+  """Raises a ValueError if the runs have different references."""
   first, *others = runs
   for name in others:
     here, there = (runs[k].choices.reference for k in (name, first))
@@ -107,14 +107,14 @@ def _check_references(runs: Mapping[str, Results]) -> None:
       best = "its best ingredient"
       raise ValueError(
         f"{name} compares with {here or best}, but {first} with "
-        f"{there or best}: give only runs of cooking, or only evaluations with "
-        "the same --config.reference."
+        f"{there or best}: give only cooked runs, or only evaluations with the "
+        "same --config.reference."
       )
 
 
 def _over_runs(gains: Sequence[float]) -> Gain:
   mean = statistics.over_seeds(gains)
-  if mean.p is None:  # Equal gains, as of one model in all runs.
+  if mean.p is None:  # Gains are equal, such as of one model in all runs.
     return Gain(mean.value, math.nan, math.nan, None)
   return Gain(mean.value, mean.low, mean.high, mean.p)
 

@@ -127,7 +127,7 @@ def test_differences_with_intervals(tmp_path):
   text = Tags(page).text
   assert (
     "+1.0 points on test (95 % interval 0.2 to 1.8), +5.0 on the mean of 3 "
-    f"shifts (95 % interval {minus}1.0 to 11.0: no difference is shown)."
+    f"shifts (95 % interval {minus}1.0 to 11.0: no clear difference)."
   ) in text
   assert f"(95 % interval {minus}2.0 to {minus}0.1)" in text
 

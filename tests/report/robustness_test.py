@@ -32,7 +32,7 @@ def test_rho_is_in_points_and_marked_if_its_interval_holds_zero(tmp_path):
   }
   assert rows["Greedy"][-4:] == ["+3.1", "1.0", "to", "5.0"]
   assert rows["Uniform"][-5:] == ["-2.0", "~", "-6.0", "to", "2.0"]
-  assert "n = 3, slope 1.10" in text
+  assert "n = 3, slope 1.10" in " ".join(text.split())
   assert robustness.table(None, results) == ""
 
 

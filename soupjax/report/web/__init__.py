@@ -1,3 +1,3 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""HTML documents with figures that answer questions."""
+"""HTML documents with interactive figures and tables."""

@@ -88,8 +88,8 @@ def save(
   Args:
     drawn: the figure; None removes the files of an earlier report.
     path: path of the PNG; the other files are written beside it.
-    models: names of the models in the page's data, in order. A point with the
-      name of a model refers to that model.
+    models: names of the models in the page's data, in order. Points named after
+      one of these models refer to it.
 
   Returns:
     The figure as inline SVG and links to its files; None without a figure.
@@ -136,7 +136,7 @@ def models_of(
   results: pathlib.Path,
   hyperparameters: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-  """Returns the data on models that is shown for points of figures.
+  """Returns the data of models that the page shows for points in figures.
 
   Args:
     results: `results.jsonl`.
@@ -192,10 +192,10 @@ def document(
   Args:
     title: the title, as HTML.
     body: the parts of the page, as HTML.
-    models: from `models_of`, for the points of the figures.
+    models: data from `models_of`, for the points in the figures.
   """
   data = json.dumps(_finite(models), separators=(",", ":"), allow_nan=False)
-  # Only "<" can end a script or open a comment in it.
+  # Only "<" can end the script element, or open a comment in it.
   data = data.replace("<", "\\u003c")
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

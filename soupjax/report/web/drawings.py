@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""One figure as PNG, SVG, PDF, inline SVG and as the table of its data."""
+"""A figure as PNG, SVG, PDF and inline SVG, and its data as a table."""
 
 from collections.abc import Iterator, Sequence
 import csv
@@ -19,14 +19,14 @@ import numpy as np
 
 from soupjax.report.style import GROUPS, MODEL
 
-# All are drawn with the layout of the first.
+# The first format decides the layout of all.
 FORMATS = ("png", "svg", "pdf")
 _SETTINGS = {
   "svg.hashsalt": "soupjax",
   "figure.autolayout": False,
   "figure.constrained_layout.use": False,
 }
-_PIXELS_A_POINT = 1.5  # Of figures on a wide page.
+_PIXELS_A_POINT = 1.5  # CSS pixels, on a page that is wide enough.
 COLUMNS = ("panel", "x_axis", "y_axis", "series", "name", "x", "y", "value")
 
 
@@ -37,14 +37,14 @@ def save(figure: Figure) -> dict[str, bytes]:
   """
   saved = {}
   for form in FORMATS:
-    # Names of files that are not UTF-8 are text with surrogates.
+    # Names of files that are not UTF-8 contain surrogates.
     buffer: Any = io.StringIO() if form == "svg" else io.BytesIO()
     options: dict[str, Any] = {}
     if form != "png":
       options["metadata"] = {"Date" if form == "svg" else "CreationDate": None}
     with matplotlib.rc_context(_SETTINGS):
       figure.savefig(buffer, format=form, **options)
-      # Another layout would draw the figure once more for each format.
+      # To compute the layout again, each format would draw the figure twice.
       figure.set_layout_engine(None)
     written = buffer.getvalue()
     saved[form] = _encoded(written) if form == "svg" else written
@@ -68,19 +68,19 @@ def inline(svg: bytes, prefix: str, models: Sequence[str]) -> str:
   """Returns an SVG file as an element of an HTML page.
 
   Args:
-    svg: of `save`.
+    svg: the SVG file, from `save`.
     prefix: goes before all ids, so that those of several figures differ.
     models: names of models; the points of each get its index as "data-model".
 
   Returns:
-    The element. Groups of `style.grouped` have their names as "data-groups",
-    a JSON list.
+    The element. Artists of `style.grouped` have the names of their groups as
+    "data-groups", a JSON list.
   """
   text = svg.decode("utf-8", "surrogateescape")
   text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.S)
   text = text[text.index("<svg") :]
   text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)
-  # Texts of all figures have the same size, whatever the figure's width.
+  # The text of all figures has the same size, whatever their widths.
   size = re.search(r' width="([\d.]+)pt" height="[\d.]+pt"', text)
   if size:
     width = f' style="width: {_PIXELS_A_POINT * float(size[1]):.0f}px"'
@@ -103,11 +103,11 @@ def inline(svg: bytes, prefix: str, models: Sequence[str]) -> str:
 
 
 def data_of(figure: Figure) -> Iterator[tuple]:
-  """Yields rows of `COLUMNS`: the numbers that a figure shows.
+  """Yields the numbers that a figure shows, as rows of `COLUMNS`.
 
-  Points of lines and of scatters, steps, bands, and cells of images and of
-  `style.contours` have x and y as on the axes; cells and coloured points also
-  have a value.
+  There is a row for each point of lines, scatter plots, steps and bands, and
+  for each cell of images and of `style.contours`. x and y are as on the axes;
+  cells and coloured points also have a value.
   """
   for axes in figure.axes:
     if axes.get_label() == "<colorbar>":

@@ -1,10 +1,10 @@
 // Copyright 2026 The soupjax Authors
 // SPDX-License-Identifier: Apache-2.0
-// Lets a reader question the page: points tell their model when pointed at,
-// figures switch groups on and off, tables sort. Without it, all is readable.
+// Makes the page interactive: pointing at a mark shows its model, boxes hide
+// groups of marks, and tables can be sorted. The page is readable without it.
 "use strict";
 
-/** Returns a score as text; accuracies are in percent, with their gain. */
+/** Returns a score as text; accuracies in percent, with gains in points. */
 function score(metric, cell) {
   const number = (x) => (typeof x === "number" ? +x.toPrecision(4) : x);
   if (metric !== "prec@1") return `${metric} ${number(cell.value)}`;
@@ -33,7 +33,7 @@ function describe(model) {
   return lines;
 }
 
-/** Returns what a cell is sorted by: a number, a text, or null for a gap. */
+/** Returns the sort key of a cell: a number, a text, or null if it is empty. */
 function key(text) {
   const plain = text.trim().replace(/\u2212/g, "-");
   if (["", "-", "\u2013"].includes(plain)) return null;
@@ -41,7 +41,7 @@ function key(text) {
   return found && isFinite(found[1]) ? +found[1] : plain.toLowerCase();
 }
 
-/** Returns the order of keys: numbers, then texts, gaps always last. */
+/** Returns indices of keys in order: numbers, then texts; nulls always last. */
 function order(keys, descending) {
   const rank = (k) => (k === null ? 2 : typeof k === "string" ? 1 : 0);
   const sign = descending ? -1 : 1;
@@ -75,7 +75,8 @@ function addSwitches(figure) {
   const members = [...figure.querySelectorAll("[data-groups]")];
   const lists = members.map((m) => JSON.parse(m.getAttribute("data-groups")));
   const bars = [];
-  const boxes = []; // By place in the lists, such as shift and kind, and group.
+  // Group -> box, for each position in the lists (such as shift and kind).
+  const boxes = [];
   const update = () => {
     members.forEach((member, i) => {
       const hidden = lists[i].some((g, k) => boxes[k].get(g)?.checked === false);
@@ -126,7 +127,7 @@ function start() {
   document.body.append(tip);
   const pointOf = (element) => element.closest?.("[data-model]");
   document.addEventListener("pointerover", (event) => {
-    // Models of equal scores lie on top of each other.
+    // Models with equal scores lie on top of each other.
     const { clientX: x, clientY: y } = event;
     const under = [event.target, ...document.elementsFromPoint(x, y)];
     const points = pointOf(event.target) ? under.map(pointOf) : [];
@@ -147,7 +148,7 @@ function start() {
   if (document.querySelectorAll("[data-model]").length) {
     hints.push("Point at a mark in a figure to see its model.");
   }
-  if (headers.length) hints.push("Click on the head of a column to sort.");
+  if (headers.length) hints.push("Click on a column header to sort its table.");
   const hint = document.createElement("p");
   hint.setAttribute("class", "hint");
   hint.textContent = hints.join(" ");

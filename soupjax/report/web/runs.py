@@ -1,6 +1,6 @@
 # Copyright 2026 The soupjax Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several runs on one page: the same models side by side, and over runs."""
+"""Several runs on one page: means over runs, and every run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -27,9 +27,9 @@ class Cell:
 
   Attributes:
     values: run -> accuracy in percent.
-    gain: mean difference to the best ingredient or the reference, in points;
+    gain: mean difference from the best ingredient or the reference, in points;
       its ends are NaN with fewer than two runs or equal differences. None if no
-      run has one.
+      run has a difference.
   """
 
   values: Mapping[str, float]
@@ -54,11 +54,14 @@ class Cell:
 def compare_runs(
   runs: Mapping[str, Results], interval: Callable[[Sequence[float]], Gain]
 ) -> dict[str, dict[str, Cell]]:
-  """Returns label -> set -> accuracies of models, which runs have in common.
+  """Collects the accuracies of models and their gains over runs.
 
   Args:
     runs: name -> results, all of one dataset.
     interval: returns the mean of at least two differences with its interval.
+
+  Returns:
+    Label of a row -> set -> its cell, over the runs that have both.
   """
   rows: dict[str, dict[str, dict[str, tuple[float, float | None]]]] = {}
   for run, results in runs.items():
@@ -86,7 +89,7 @@ def compare_runs(
 
 
 def _labelled(results: Results) -> Iterator[tuple[str, tables.Row]]:
-  """Yields rows of the table with labels that do not depend on the run."""
+  """Yields table rows, each with a label that does not depend on the run."""
   by_accuracy = results.choices.metrics[0] == "prec@1"
   for row in tables.rows(results):
     if row.kind == "best":
@@ -121,7 +124,7 @@ def _splits(runs: Mapping[str, Results]) -> list[str]:
 
 
 def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
-  """Describes what the intervals of runs on one dataset cover.
+  """Describes the table of runs on one dataset, and what its intervals cover.
 
   Args:
     runs: name -> results, all with the same reference.
@@ -137,10 +140,10 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
     notes[0] += ". This is one run: an interval over seeds needs two."
   else:
     notes[0] += (
-      ", with the 95 % interval and p of Student's t over runs. ~: the "
-      "interval contains zero, so no difference is shown. The interval covers "
-      "other runs on the same images, not other images; there is none "
-      "for a model of one run alone, or with the same difference in all runs."
+      ", with the 95 % interval and p-value of Student's t over runs. ~: the "
+      "interval contains zero, so there is no clear difference. The interval "
+      "covers other runs on the same images, not other images; there is none "
+      "for a model in only one run, or with the same difference in all runs."
     )
     notes.append(
       f"The configs differ in {', '.join(differing)}."
@@ -155,8 +158,8 @@ def about(runs: Mapping[str, Results], differing: Sequence[str]) -> str:
     } - {None}
     if len(counts) > 1:
       notes.append(
-        f"{split} has {' or '.join(map(str, sorted(counts)))} images, so the "
-        "runs do not share it."
+        f"{split} has {' or '.join(map(str, sorted(counts)))} images: not all "
+        "accuracies are on the same ones."
       )
   return " ".join(notes)
 
@@ -184,7 +187,7 @@ def write_comparison(
   """Writes a page that compares runs.
 
   Args:
-    path: of the page.
+    path: path of the page.
     datasets: name -> runs, cells of `compare_runs`, and the text of `about`.
 
   Returns:

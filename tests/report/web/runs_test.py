@@ -92,7 +92,7 @@ def test_one_run_has_no_interval_and_says_so():
   two = runs(0.96) | {"b": report.Results.from_records(lines)}
   cells = report.compare_runs(two, over_runs)
   assert cells["own (soup)"]["test"].text() == "+2.0"
-  assert "for a model of one run alone" in runs_lib.about(two, ["seed"])
+  assert "none for a model in only one run" in runs_lib.about(two, ["seed"])
 
 
 def test_the_page_has_means_and_every_run(tmp_path):
