@@ -46,7 +46,7 @@ class Difference:
 
   @property
   def holds_zero(self) -> bool:
-    """Whether the interval contains zero, so that no difference is shown."""
+    """Whether the interval contains zero: there is no clear difference."""
     return self.low <= 0 <= self.high
 
 

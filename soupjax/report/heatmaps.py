@@ -24,7 +24,8 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
 
   Returns:
     A figure with one panel per soup: groups in rows, ingredients in columns,
-    and 1/K marked on the colour bar; None without coefficients.
+    and 1/K marked on the colour bar if all coefficients sum to one, as they do
+    without a base; None without coefficients.
   """
   learned = {t: v for t, v in learned.items() if v["alphas"] and v["names"]}
   if not learned:
@@ -32,7 +33,11 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
   heights = [max(len(v["alphas"]), 1.3) for v in learned.values()]
   names = [v["names"] for v in learned.values()]
   columns = max(map(len, names))
-  top = max(np.max([*v["alphas"].values()]) for v in learned.values())
+  rows = [row for v in learned.values() for row in v["alphas"].values()]
+  low, high = min(map(np.min, rows)), max(map(np.max, rows))
+  limits = 0, max(high, 2 / columns)
+  if low < 0:
+    limits = -max(-low, high), max(-low, high)
   size = max(5.6, 0.13 * columns), 1.6 + 0.21 * sum(heights)
   figure = Figure(figsize=size, dpi=DPI)
   panels = figure.subplots(len(learned), squeeze=False, height_ratios=heights)
@@ -43,9 +48,9 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
       np.asarray([trace["alphas"][group] for group in order], float),
       aspect="auto",
       interpolation="nearest",
-      cmap="YlGnBu",
-      vmin=0,
-      vmax=max(top, 2 / columns),
+      cmap="RdBu" if low < 0 else "YlGnBu",
+      vmin=limits[0],
+      vmax=limits[1],
     )
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -62,7 +67,8 @@ def coefficients(learned: Mapping[str, Mapping[str, Any]]) -> Figure | None:
       axes.set_xticklabels([])
   bar = figure.colorbar(image, ax=list(panels), pad=0.02, aspect=25)
   bar.set_label("Coefficient")
-  _mark_uniform(bar, 1 / columns, *image.get_clim())
+  if np.allclose([np.sum(row) for row in rows], 1, atol=1e-3):
+    _mark_uniform(bar, 1 / columns, *limits)
   return figure
 
 

@@ -122,6 +122,14 @@ def test_coefficients_mark_the_uniform_soup():
   assert bar.lines[-1].get_ydata()[0] == 0.25
 
 
+def test_coefficients_from_a_base_may_be_negative():
+  alphas = {"model": [0.3, -0.5]}
+  figure = report.coefficients({"x": {"names": ["a", "b"], "alphas": alphas}})
+  panel, bar = figure.axes
+  assert panel.images[0].get_clim() == (-0.5, 0.5)
+  assert not any("1/K" in t.get_text() for t in bar.get_yticklabels())
+
+
 def test_wise_ft_curve():
   test, shifts = report.wise_ft_curve(results()).axes
   np.testing.assert_allclose(test.lines[0].get_xdata(), [0, 0.25, 0.5, 0.75, 1])

@@ -301,8 +301,8 @@ def _open(path: str) -> LogitFile:
   dataset = str(stored.get("set", named if stem else "test"))
   if not name:
     raise ValueError(
-      f"{path} has the model {str(stored['model'])!r}: give a name that a file "
-      "can have."
+      f"{path} has the model {str(stored.get('model', stem))!r}: give a name "
+      "that a file can have."
     )
   if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
     raise ValueError(

@@ -200,6 +200,12 @@ def test_files_that_do_not_fit_are_named(tmp_path, changes, problem):
     evaluate.run(of_logits(tmp_path / "x/*"), None, dry_run=True)
 
 
+def test_the_name_of_a_file_without_a_model(tmp_path):
+  write(tmp_path, "..@test.npz", model=None)
+  with pytest.raises(ValueError, match="the model '..': give a name"):
+    evaluate.run(of_logits(tmp_path / "..@test.npz"), None, dry_run=True)
+
+
 def test_logits_and_other_settings_that_exclude_each_other(saved, tmp_path):
   logits = shutil.copytree(saved / "logits", tmp_path / "logits")
   for key, value in (("tests", "test=test"), ("save_logits", True)):
