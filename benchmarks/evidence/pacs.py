@@ -16,12 +16,11 @@ once for each flag) to cooking.
 Three sweeps of 12 models (pacs_config.py) are fine-tuned on 60 % of the photos
 and paintings, after a linear probe. All choices are made on another 20 %. The
 test sets, on which nothing is chosen, are the last 20 % ("test"), all cartoons
-and all sketches. Each sweep has its own probe, hyperparameters and data order;
-all share the split of the images. Fixed before the first run: the split, and
-the ranges. Learning rates span a factor of 10 around 10 ** log_rate; members
-train for one to two times the number of epochs.
-The uniform soup is DiWA (arXiv 2205.09739), and the greedy soup is its
-"restricted" selection.
+and all sketches. Each sweep has its own hyperparameters and data order; all
+share the split of the images and the probe. The split and the ranges are fixed
+before a run: learning rates span a factor of 10 around 10 ** log_rate, and
+members train for one to two times the number of epochs. The uniform soup is
+DiWA (arXiv 2205.09739), and the greedy soup is its "restricted" selection.
 
 Finished steps are skipped: after an interruption, run the same command again.
 Writes ../results/pacs.json after every sweep, and prints the tables of
