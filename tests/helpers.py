@@ -227,7 +227,9 @@ def kill_soupjax_when(directory: pathlib.Path, pattern: str, *arguments):
 # Samples anonymous memory and the size of --workdir while the script runs, and
 # prints the peaks.
 _WATCHED = """
-import os, threading
+import os, threading, jax
+# Compiling needs memory; loading what other tests have compiled does not.
+jax.config.update("jax_enable_compilation_cache", False)
 peak, disk, done = [0], [0], threading.Event()
 workdir = [a[10:] for a in sys.argv if a.startswith("--workdir=")]
 def size():
