@@ -155,7 +155,8 @@ def _label_plane(axes, results, points, path) -> None:
       places.append(place)
       groups.append(_GROUPS[kind])
       text = tables.label(model, kind, results)
-      if tables.is_labelled(model, results):
+      named = tables.is_labelled(model, results)
+      if named and not text.startswith("WiSE-FT"):
         text = text[0].lower() + text[1:]
       if kind == "best":
         reference = results.choices.reference
